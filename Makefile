@@ -1,0 +1,31 @@
+# The verbs of this project. Each installs what it misses first; see CONTRIBUTING.md.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+PY := .venv/bin/python
+NODES ?= 5000
+
+.PHONY: help demo test check bench bench-allocation setup
+
+help: ## Show this list
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: setup ## Run the main job, from `kubectl apply` to pods that ping, on a real control plane
+	@$(PY) -m netloom_e2e.demo
+
+test: check ## Run everything: check, then the tests on a real API server and kernel
+	$(PY) -m pytest e2e/tests
+
+check: setup ## Format, lint, types, layers and unit tests; under a minute
+	.venv/bin/ruff format --check .
+	.venv/bin/ruff check .
+	.venv/bin/mypy
+	.venv/bin/lint-imports --no-logo
+	$(PY) -m pytest operator/tests reconcilers/tests
+
+bench: bench-allocation ## Run all benches; each ends with a line `RESULT {json}`
+
+bench-allocation: setup ## Allocation for NODES new nodes beside the raw create rate
+	@$(PY) e2e/bench/allocation.py --nodes $(NODES)
+
+setup:
+	@e2e/setup
