@@ -28,6 +28,7 @@ _GATEWAY4 = "169.254.1.1"
 _GATEWAY6 = "fe80::1"
 _HOST_MAC = "ee:ee:ee:ee:ee:ee"
 _PR_SET_PDEATHSIG = 1
+_CLONE_NEWNET = 0x40000000
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -40,7 +41,9 @@ def run(*argv: str, check: bool = True, stdin: str | None = None, timeout: float
     """Standard output of a command. Raises RuntimeError with its standard error if it fails and `check` is set."""
     done = subprocess.run(argv, input=stdin, capture_output=True, text=True, timeout=timeout, check=False)
     if check and done.returncode:
-        raise RuntimeError(f"`{' '.join(argv)}` failed ({done.returncode}): {done.stderr.strip() or done.stdout.strip()}")
+        raise RuntimeError(
+            f"`{' '.join(argv)}` failed ({done.returncode}): {done.stderr.strip() or done.stdout.strip()}"
+        )
     return done.stdout
 
 
@@ -65,6 +68,11 @@ class Namespace:
         """Words to put before a command to run it in here. Mounts stay the caller's."""
         return ("nsenter", f"--net={NETNS / self.name}", "--")
 
+    @property
+    def enter_line(self) -> str:
+        """The same, for a person to type."""
+        return " ".join(self.enter[:-1])
+
     def run(self, *argv: str, check: bool = True, stdin: str | None = None, timeout: float = 30) -> str:
         """Run a command in here; see `run`."""
         return run(*self.enter, *argv, check=check, stdin=stdin, timeout=timeout)
@@ -77,7 +85,9 @@ class Namespace:
         """Run many `ip` commands in here, one line each; stops at the first that fails."""
         run("ip", "-n", self.name, "-batch", "-", stdin="\n".join(lines) + "\n")
 
-    def popen(self, argv: Sequence[str], *, stdout: IO[str] | int, env: dict[str, str] | None = None) -> subprocess.Popen[str]:
+    def popen(
+        self, argv: Sequence[str], *, stdout: IO[str] | int, env: dict[str, str] | None = None
+    ) -> subprocess.Popen[str]:
         """Start a command in here, to live no longer than the caller."""
         return subprocess.Popen(
             [*self.enter, *argv],
@@ -116,9 +126,26 @@ class Pod(Namespace):
 
     address: str
 
-    def ping_command(self, to: str, *, count: int = 1, interval: float = 0.2, payload: int = 56, wait: float = 1.0) -> list[str]:
+    def ping_command(
+        self, to: str, *, count: int = 1, interval: float = 0.2, payload: int = 56, wait: float = 1.0
+    ) -> list[str]:
         """A `ping` with DF set whose IP packet carries `payload` + 8 bytes of ICMP."""
-        return ["ping", "-n", "-q", "-M", "do", "-c", str(count), "-i", f"{interval:g}", "-s", str(payload), "-W", f"{wait:g}", to]
+        return [
+            "ping",
+            "-n",
+            "-q",
+            "-M",
+            "do",
+            "-c",
+            str(count),
+            "-i",
+            f"{interval:g}",
+            "-s",
+            str(payload),
+            "-W",
+            f"{wait:g}",
+            to,
+        ]
 
     def ping(self, to: str, *, count: int = 1, interval: float = 0.2, payload: int = 56, wait: float = 1.0) -> Ping:
         """Ping with DF set and count the answers."""
@@ -143,7 +170,22 @@ class Machine(Namespace):
         gateway = _GATEWAY6 if v6 else _GATEWAY4
         family = "-6" if v6 else "-4"
         run("ip", "netns", "add", pod.name)
-        self.ip("link", "add", veth, "address", _HOST_MAC, "mtu", str(mtu), "type", "veth", "peer", "name", "eth0", "netns", pod.name)
+        self.ip(
+            "link",
+            "add",
+            veth,
+            "address",
+            _HOST_MAC,
+            "mtu",
+            str(mtu),
+            "type",
+            "veth",
+            "peer",
+            "name",
+            "eth0",
+            "netns",
+            pod.name,
+        )
         self.batch([f"link set {veth} up", f"route add {ip}/{ip.max_prefixlen} dev {veth}"])
         pod.batch(
             [
@@ -182,8 +224,16 @@ class Lab:
         )
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.sweep()
+
+    def enter_switch(self) -> None:
+        """Move the calling thread, and all that it starts from now on, into the switch's namespace."""
+        with (NETNS / self.switch.name).open() as namespace:
+            if _libc.setns(namespace.fileno(), _CLONE_NEWNET):
+                raise OSError(ctypes.get_errno(), f"cannot enter network namespace {self.switch.name}")
 
     def add_node(self, node: str) -> Machine:
         """A namespace with `eth0` on the segment; addresses count up from .1.1."""
@@ -191,7 +241,9 @@ class Lab:
         machine = Machine(name=f"{self.prefix}-{node}", node=node, address=str(SEGMENT[256 + index]))
         port = f"port{index}"
         run("ip", "netns", "add", machine.name)
-        self.switch.ip("link", "add", port, "mtu", str(self.mtu), "type", "veth", "peer", "name", "eth0", "netns", machine.name)
+        self.switch.ip(
+            "link", "add", port, "mtu", str(self.mtu), "type", "veth", "peer", "name", "eth0", "netns", machine.name
+        )
         self.switch.batch([f"link set {port} master br0 up"])
         machine.batch(
             [

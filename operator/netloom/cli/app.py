@@ -69,9 +69,13 @@ def operator(
     kubeconfig: Kubeconfig = None,
     context: Context = None,
     leader_elect: Annotated[bool, typer.Option(help="Work only while holding the lease.")] = True,
-    lease_namespace: Annotated[str, typer.Option(envvar="POD_NAMESPACE", help="Namespace of the lease.")] = "kube-system",
+    lease_namespace: Annotated[
+        str, typer.Option(envvar="POD_NAMESPACE", help="Namespace of the lease.")
+    ] = "kube-system",
     identity: Annotated[str, typer.Option(envvar="POD_NAME", help="Name of this replica in the lease.")] = _HOST,
-    http_address: Annotated[str, typer.Option(help="Where /healthz, /readyz and /metrics are served.")] = "127.0.0.1:9963",
+    http_address: Annotated[
+        str, typer.Option(help="Where /healthz, /readyz and /metrics are served.")
+    ] = "127.0.0.1:9963",
     log_format: Log = LogFormat.AUTO,
     log_level: Level = "info",
 ) -> None:
