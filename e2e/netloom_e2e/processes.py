@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import select
 import shutil
 import signal
@@ -23,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _MARK = "NETLOOM_E2E_STATE"
+_NAME = r"[a-z0-9-]{1,40}"  # short, as Unix sockets lie in the folder, and their paths end at 107 bytes
 _KILL_SECONDS = 20.0
 
 
@@ -61,12 +63,16 @@ class StateFolder:
 
     def __init__(self, name: str = "") -> None:
         """Raises FileExistsError where there is one of that name. Without a name one is made up."""
-        with _root_locked() as root:
-            self.path = root / name if name else Path(tempfile.mkdtemp(prefix="own-", dir=root))
+        with _root_locked():
             if name:
+                self.path = folder_of(name)
                 self.path.mkdir(mode=0o700)
+            else:
+                self.path = Path(tempfile.mkdtemp(prefix="own-", dir=root()))
             self._lock = (self.path / "owner").open("w")
             fcntl.flock(self._lock, fcntl.LOCK_EX)
+            self._lock.write(f"{os.getpid()}\n")
+            self._lock.flush()
         (self.path / "logs").mkdir()
         self._keeper = _start_keeper(self.path)
 
@@ -110,6 +116,13 @@ def root() -> Path:
     if path.lstat().st_uid != os.getuid() or path.is_symlink():
         raise PermissionError(f"{path} belongs to somebody else")
     return path
+
+
+def folder_of(name: str) -> Path:
+    """Where the state folder of that name is, or would be. Raises ValueError where it can be no name."""
+    if not re.fullmatch(_NAME, name):
+        raise ValueError(f"not a name of 1 to 40 lower-case letters, digits and dashes: {name!r}")
+    return root() / name
 
 
 def folders() -> list[Path]:
@@ -178,12 +191,11 @@ def _kill(pids: list[int]) -> None:
 
 
 @contextmanager
-def _root_locked() -> Iterator[Path]:
+def _root_locked() -> Iterator[None]:
     """Between the making of a folder and the lock on its `owner` file nobody may take it for a stale one."""
-    path = root()
-    with (path / ".lock").open("w") as lock:
+    with (root() / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        yield path
+        yield
 
 
 def _start_keeper(folder: Path) -> subprocess.Popen[bytes]:

@@ -43,8 +43,16 @@ def _duration(seconds: float) -> str:
     return f"{int(seconds) // 60}:{int(seconds) % 60:02}"
 
 
-def follow(command: list[str], *, title: str, log: Path, cwd: Path, env: Mapping[str, str]) -> int:
-    """Runs a command, its output into `log` and the last line of it onto the terminal; its exit status."""
+def follow(
+    command: list[str],
+    *,
+    title: str,
+    log: Path,
+    cwd: Path,
+    env: Mapping[str, str],
+    describe: Callable[[list[str]], str] = lambda output: output[-1] if output else "",
+) -> int:
+    """Runs a command, its output into `log`, and shows what `describe` makes of the lines so far; its exit status."""
     progress = Progress(title)
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("wb") as output:
@@ -55,7 +63,7 @@ def follow(command: list[str], *, title: str, log: Path, cwd: Path, env: Mapping
                     status = process.wait(timeout=1)
                     break
                 except subprocess.TimeoutExpired:
-                    progress.show(_last_line(log))
+                    progress.show(describe(log.read_text(errors="replace").splitlines()))
         except BaseException:
             process.terminate()
             process.wait()
@@ -63,11 +71,6 @@ def follow(command: list[str], *, title: str, log: Path, cwd: Path, env: Mapping
             raise
     progress.end("done" if status == 0 else "failed")
     return status
-
-
-def _last_line(log: Path) -> str:
-    lines = log.read_bytes().splitlines()
-    return f"{len(lines)}: {lines[-1].decode(errors='replace')}" if lines else ""
 
 
 def waiting(take: Callable[[], None], *, title: str) -> None:
