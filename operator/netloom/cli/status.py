@@ -86,7 +86,7 @@ async def collect(kubeconfig: str | None, context: str | None, agent_address: st
         network = group.create_task(_network(api))
         nodes = group.create_task(api.list(NETLOOM_NODES))
         agent = group.create_task(_agent(agent_address))
-    return report(network.result(), nodes.result().items, agent.result())
+    return report(network.result(), nodes.result().objects, agent.result())
 
 
 async def _network(api: Api) -> NetloomNetwork | None:
