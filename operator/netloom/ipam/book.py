@@ -34,9 +34,12 @@ class Want:
     """A node that needs its blocks: those in `cidrs`, or, where that is empty, one of each pool."""
 
     node: str
+    mode: str
     cidrs: tuple[Cidr, ...] = ()
     adopt: bool = False
     """The node holds `cidrs` already: enter what is missing, send nothing."""
+    since: str = ""
+    """Of adoptions that exclude each other, the one that holds for longest counts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,14 +66,13 @@ class Taken:
 
 @dataclass(frozen=True, slots=True)
 class Blocked:
-    """Nothing can be given out of the ledger `name` at the moment."""
+    """Nothing can be given at the moment. `reason` is CamelCase for a condition."""
 
-    cidr: Cidr
-    name: str
-    problem: str
+    reason: str
+    message: str
 
     def __str__(self) -> str:
-        return f"{self.cidr} cannot be given: NetloomLedger {self.name}: {self.problem}"
+        return self.message
 
 
 Refusal = Exhausted | Taken | Blocked
@@ -81,6 +83,7 @@ class Grant:
     """Until `deadline`, requests may be sent that write `cidrs` to `node`. Hand it back by `Book.settle`, once."""
 
     node: str
+    mode: str
     cidrs: tuple[Cidr, ...]
     deadline: float
 
@@ -110,13 +113,20 @@ class Shard:
     ledger: Ledger | None = None
     version: str = ""
     problem: str = ""
-    """Why nothing may be planned here: unreadable, or a commit went wrong and it has to be read again."""
+    """Why the content is not readable."""
     stale: bool = False
+    """A commit went wrong: to be read again before anything is planned here."""
     lineage: int = 0
     """Changes whenever the content was replaced by anything but our own commit."""
     taken: Intervals = field(default_factory=Intervals)
+    marked: set[Cidr] = field(default_factory=set)
+    """Entries with marks."""
     seen: dict[Mark, float] = field(default_factory=dict)
     """When each mark of another incarnation was first seen."""
+
+    @property
+    def mode(self) -> str:
+        return self.ledger.mode if self.ledger is not None else ""
 
     @property
     def entries(self) -> Mapping[Cidr, Entry]:
@@ -158,9 +168,9 @@ class Book:
             for version in self.pools
         }
 
-    def load(self, name: str, region: Cidr, content: Ledger | str | None, version: str, now: float) -> None:
+    def load(self, region: Cidr, content: Ledger | str | None, version: str, now: float) -> None:
         """The server's answer: a ledger, why it is unreadable, or None where there is none."""
-        shard = self.shards.setdefault(name, Shard(name, region))
+        shard = self._shard(region)
         if shard.version == version and not shard.stale and shard.lineage:
             return
         before = shard.entries
@@ -169,7 +179,8 @@ class Book:
         shard.version, shard.stale = version, False
         shard.lineage += 1
         shard.taken = intervals.of(shard.entries)
-        marks = {mark for entry in shard.entries.values() for mark in entry.marks if self._foreign(mark)}
+        shard.marked = {cidr for cidr, entry in shard.entries.items() if entry.marks}
+        marks = {mark for cidr in shard.marked for mark in shard.entries[cidr].marks if self._foreign(mark)}
         shard.seen = {mark: shard.seen.get(mark, now) for mark in marks}
         for cidr in sorted(before.keys() | shard.entries.keys()):
             self._reindex(cidr, before.get(cidr), shard.entries.get(cidr))
@@ -191,9 +202,21 @@ class Book:
         """The blocks that a node holds and that no ledger has for it."""
         return self._loose.get(node, ())
 
-    def nodes(self) -> Collection[str]:
+    def nodes(self) -> list[str]:
         """All nodes with entries."""
-        return self._of_node.keys()
+        return list(self._of_node)
+
+    def unsettled(self) -> list[str]:
+        """All nodes that hold blocks which no ledger has for them."""
+        return list(self._loose)
+
+    def in_use(self) -> bool:
+        """Whether any block is in use, or may be."""
+        return bool(self._of_node or self._held) or any(shard.problem for shard in self.shards.values())
+
+    def shard(self, cidr: Cidr) -> Shard:
+        """What is known of the ledger for a block."""
+        return self._shard(cidr)
 
     def blocks(self) -> Iterable[Cidr]:
         """All blocks in use."""
@@ -204,7 +227,7 @@ class Book:
 
     def lineage(self, cidr: Cidr) -> int:
         """See `Free`."""
-        return self.shards[shard_name(region_of(cidr))].lineage
+        return self._shard(cidr).lineage
 
     # Requests under way
 
@@ -220,11 +243,14 @@ class Book:
 
     def freeable(self, node: str, cidr: Cidr, now: float) -> float:
         """Seconds until the marks let the entry be freed; 0 where they do now. Infinite while we write it ourselves."""
-        shard = self.shards[shard_name(region_of(cidr))]
+        shard = self._shard(cidr)
         entry = shard.entries.get(cidr)
         if entry is None or entry.node != node:
             return 0.0
-        return max((self._expires(shard, node, cidr, mark) - now for mark in entry.marks), default=0.0)
+        flight = self._flights.get((node, cidr))
+        if flight is not None and flight.grants:
+            return float("inf")
+        return max([0.0, *(self._expires(shard, node, cidr, mark) - now for mark in entry.marks)])
 
     # Plans
 
@@ -234,8 +260,12 @@ class Book:
         plan = Plan(Mark(self.incarnation, self._sequence))
         for free in frees:
             self._free(plan, free, now)
-        for want in wants:
-            if want.adopt:
+        for want in sorted(wants, key=lambda want: (not want.adopt, want.since)):
+            if want.mode != self.mode:
+                plan.refused[want.node] = Blocked(
+                    "ModeChanged", f"the network is not in IPAM mode {want.mode} any more"
+                )
+            elif want.adopt:
                 self._adopt(plan, want)
             else:
                 self._grant(plan, want, now)
@@ -245,13 +275,24 @@ class Book:
 
     def tidy(self, now: float) -> Plan:
         """A batch that does nothing but remove marks that are no longer needed."""
-        plan = Plan(Mark(self.incarnation, self._sequence))
+        plan = Plan(Mark(self.incarnation, 0))
         for shard in self.shards.values():
             edit: dict[Cidr, Entry | None] = {}
             self._tidy(shard, edit, plan.mark, now)
             if edit:
                 plan.edits[shard.name] = edit
         return plan
+
+    def next_tidy(self, now: float) -> float | None:
+        """Seconds until a mark is no longer needed; None where there is none that time alone removes."""
+        times = [
+            self._expires(shard, shard.entries[cidr].node, cidr, mark)
+            for shard in self.shards.values()
+            for cidr in shard.marked
+            for mark in shard.entries[cidr].marks
+        ]
+        soonest = min(times, default=float("inf"))
+        return None if soonest == float("inf") else max(0.0, soonest - now)
 
     def committed(self, plan: Plan, name: str, content: Ledger, version: str) -> None:
         """Our write of this ledger succeeded."""
@@ -261,23 +302,24 @@ class Book:
         for cidr, entry in plan.edits[name].items():
             old = before.get(cidr)
             self._reindex(cidr, old, entry)
+            shard.marked.discard(cidr)
+            if entry is not None and entry.marks:
+                shard.marked.add(cidr)
             if old is not None and entry is None:
                 shard.taken.remove(cidr.base, cidr.last)
                 self._put_back(cidr)
 
     def failed(self, name: str) -> None:
         """Our write of this ledger failed or was not answered: nothing is planned there until `load`."""
-        shard = self.shards[name]
-        shard.stale = True
-        shard.problem = "its content has to be read again"
+        self.shards[name].stale = True
 
-    def edited(self, plan: Plan, name: str, mode: str, epoch: int) -> Ledger:
-        """The ledger `name` as the plan wants it; mode and epoch count only where it is (re-)opened."""
+    def edited(self, plan: Plan, name: str, epoch: int) -> Ledger:
+        """The ledger `name` as the plan wants it; `epoch` counts only where it is opened by it."""
         shard = self.shards[name]
         current = shard.ledger or ledger.closed(shard.region, 0)
-        if name not in plan.opens or current.mode:
-            mode, epoch = current.mode, current.epoch
-        return Edit(plan.edits[name]).apply(current, mode, epoch)
+        if current.mode or name not in plan.opens:
+            return Edit(plan.edits[name]).apply(current, current.mode, current.epoch)
+        return Edit(plan.edits[name]).apply(current, self.mode, epoch)
 
     def _grant(self, plan: Plan, want: Want, now: float) -> None:
         chosen = self._choose(want)
@@ -289,7 +331,7 @@ class Book:
             entry = shard.entries.get(cidr)
             self._edit(plan, shard, want.node)[cidr] = ledger.marked(entry or Entry(want.node), plan.mark)
             self._flights.setdefault((want.node, cidr), _Flight()).grants += 1
-        plan.grants[want.node] = Grant(want.node, chosen, now + WINDOW_SECONDS)
+        plan.grants[want.node] = Grant(want.node, self.mode, chosen, now + WINDOW_SECONDS)
 
     def _choose(self, want: Want) -> tuple[Cidr, ...] | Refusal:
         """Blocks for the node, reserved in `taken`; both families or neither."""
@@ -309,12 +351,12 @@ class Book:
                 self._shard(found).taken.add(found.base, found.last)
                 new.append(found)
             chosen.append(found)
-        if refusal is None:
+        if refusal is None and chosen:
             return tuple(chosen)
         for cidr in new:
             self._shard(cidr).taken.remove(cidr.base, cidr.last)
             self._put_back(cidr)
-        return refusal
+        return refusal or Blocked("NoClusterCIDR", "the network has no usable CIDR to give blocks from")
 
     def _asked(self, want: Want, mine: Mapping[Version, Cidr]) -> list[tuple[Version, Cidr | None]]:
         if want.cidrs:
@@ -346,7 +388,7 @@ class Book:
     def _free(self, plan: Plan, free: Free, now: float) -> None:
         shard = self._shard(free.cidr)
         entry = shard.entries.get(free.cidr)
-        if shard.problem or shard.lineage != free.lineage or entry is None or entry.node != free.node:
+        if shard.problem or shard.stale or shard.lineage != free.lineage or entry is None or entry.node != free.node:
             return
         if self.freeable(free.node, free.cidr, now) > 0:
             return
@@ -359,15 +401,13 @@ class Book:
         return plan.edits.setdefault(shard.name, {})
 
     def _tidy(self, shard: Shard, edit: dict[Cidr, Entry | None], mark: Mark, now: float) -> None:
-        if shard.problem:
+        if shard.problem or shard.stale:
             return
-        for cidr, entry in shard.entries.items():
-            if not entry.marks:
-                continue
-            new = edit.get(cidr, entry)
+        for cidr in shard.marked:
+            new = edit.get(cidr, shard.entries[cidr])
             if new is None:
                 continue
-            gone = [each for each in new.marks if each != mark and self._expires(shard, entry.node, cidr, each) <= now]
+            gone = [each for each in new.marks if each != mark and self._expires(shard, new.node, cidr, each) <= now]
             if gone:
                 edit[cidr] = ledger.unmarked(new, gone)
 
@@ -393,17 +433,26 @@ class Book:
             shard = self.shards[name] = Shard(name, region)
         return shard
 
-    def _closed_to_us(self, shard: Shard) -> str:
-        """Why nothing may be entered into a ledger, "" where it may."""
-        mode = shard.ledger.mode if shard.ledger else ""
-        if shard.problem or mode in ("", self.mode):
-            return shard.problem
-        return f"it holds blocks of IPAM mode {mode}, and the mode in force is {self.mode or 'none'}"
+    def _barrier(self, shard: Shard) -> Blocked | None:
+        """Why nothing may be entered into a ledger, None where it may."""
+        if shard.problem:
+            message = (
+                f"NetloomLedger {shard.name} is unreadable: {shard.problem}; docs/allocation.md says how to recover"
+            )
+            return Blocked("LedgerUnreadable", message)
+        if shard.stale:
+            return Blocked("LedgerBusy", f"NetloomLedger {shard.name} has to be read again")
+        if shard.mode not in ("", self.mode):
+            message = (
+                f"NetloomLedger {shard.name} holds blocks of IPAM mode {shard.mode}; the mode in force is {self.mode}"
+            )
+            return Blocked("ModeLocked", message)
+        return None
 
     def _occupied(self, cidr: Cidr) -> int | None:
         """Of what overlaps the block, the last address (see `Pool`)."""
         shard = self._shard(cidr)
-        if self._closed_to_us(shard):
+        if self._barrier(shard):
             return shard.region.last
         found = shard.taken.overlap(cidr.base, cidr.last)
         for ranges in (self._ranges_of_loose(), self._reserved):
@@ -413,9 +462,9 @@ class Book:
     def _obstacle(self, cidr: Cidr, node: str, held: bool = True) -> Refusal | None:
         """Why the node cannot have this very block. `held`: what others hold without an entry counts, too."""
         shard = self._shard(cidr)
-        problem = self._closed_to_us(shard)
-        if problem:
-            return Blocked(cidr, shard.name, problem)
+        barrier = self._barrier(shard)
+        if barrier is not None:
+            return barrier
         entry = shard.entries.get(cidr)
         if entry is not None and entry.node == node:
             return None
@@ -423,7 +472,7 @@ class Book:
             for other, entry in shard.entries.items():
                 if other.overlaps(cidr):
                     return Taken(cidr, other, entry.node)
-            return Blocked(cidr, shard.name, "another node of the same batch was given this space")
+            return Blocked("LedgerBusy", f"{cidr} overlaps what another node is being given at this moment")
         if held:
             for holder, cidrs in self._loose.items():
                 for other in cidrs:

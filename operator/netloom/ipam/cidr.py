@@ -104,3 +104,17 @@ def shard_name(region: Cidr) -> str:
         return f"v4-{address_text(4, region.base)}-{region.length}"
     groups = ((region.base >> 64) >> shift & 0xFFFF for shift in (48, 32, 16, 0))
     return f"v6-{'-'.join(f'{group:x}' for group in groups)}-{region.length}"
+
+
+def region_from_name(name: str) -> Cidr:
+    """The region whose ledger has this name; CidrError where there is none."""
+    family, _, rest = name.partition("-")
+    address, _, length = rest.rpartition("-")
+    text = f"{address}/{length}" if family == "v4" else f"{address.replace('-', ':')}::/{length}"
+    try:
+        region = region_of(parse(text))
+    except CidrError:
+        region = None
+    if region is None or shard_name(region) != name:
+        raise CidrError(f"{name!r} is not the name of a region's ledger")
+    return region
