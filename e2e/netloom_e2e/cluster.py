@@ -190,12 +190,18 @@ class ControlPlane:
         return binaries.find("kubectl")
 
     def kubectl(
-        self, *args: str | Path, input: str | None = None, check: bool = True, user: str = _ADMIN, timeout: float = 60
+        self,
+        *args: str | Path,
+        input: str | None = None,
+        check: bool = True,
+        user: str = _ADMIN,
+        groups: Iterable[str] = (),
+        timeout: float = 60,
     ) -> subprocess.CompletedProcess[str]:
         """Runs the real kubectl; raises KubectlError where `check` is set and it fails."""
         command = [str(self.kubectl_path), *(str(arg) for arg in args)]
         environment = os.environ | {
-            "KUBECONFIG": str(self.kubeconfig(user)),
+            "KUBECONFIG": str(self.kubeconfig(user, groups)),
             "KUBECACHEDIR": str(self.state / "kubectl-cache"),
             "KUBERC": "off",
         }

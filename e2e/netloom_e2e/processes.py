@@ -142,16 +142,24 @@ def members(folder: Path) -> dict[int, str]:
     return found
 
 
+def is_running(pid: int) -> bool:
+    """False for a zombie: a process without a parent may stay one for a while where process 1 is slow to collect it."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0] != b"Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
 def destroy(folder: Path) -> None:
     """Kills what runs in a state folder, etcd last, and removes the folder. Nothing happens where there is none.
 
     SIGKILL, as there is no data to save, and as an API server that lost its etcd would hold its port for minutes.
     """
-    while found := members(folder):
-        _kill([pid for pid, name in found.items() if name != "etcd"] or list(found))
-    shutil.rmtree(folder, ignore_errors=True)
-    if folder.exists():
-        raise OSError(f"could not remove {folder}")
+    while folder.exists() or members(folder):  # again: a program that is just being executed has no environment to see
+        while found := members(folder):
+            _kill([pid for pid, name in found.items() if name != "etcd"] or list(found))
+        with suppress(FileNotFoundError):
+            shutil.rmtree(folder)
 
 
 def sweep() -> list[Path]:
