@@ -116,13 +116,11 @@ class ControlPlane:
         folder, self._folder = self._folder, None
         if folder:
             folder.close()
-        for process in self._processes.values():
-            process.kill()
         self._processes.clear()
         self._free_ports()
 
     def detach(self) -> None:
-        """Leaves it running when this process ends. `processes.destroy(self.state)` takes it away."""
+        """Leaves it running when this process ends; `netloom-e2e down`, or `processes.destroy`, takes it away."""
         assert self._folder
         self._folder.detach()
         self._folder = None

@@ -5,8 +5,10 @@ from netloom_e2e.fixtures import control_plane, crds_installed, kubectl
 
 from __future__ import annotations
 
+import signal
 import subprocess
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -28,11 +30,24 @@ def control_plane(control_plane_binaries: Path) -> Iterator[ControlPlane]:
 
 @pytest.fixture(scope="session")
 def control_plane_binaries(request: pytest.FixtureRequest) -> Path:
-    """Builds them where they are missing, and lets the progress of that through pytest's capture."""
+    """Builds them where they are missing; for tests that start control planes of their own, too.
+
+    The progress of it is let through pytest's capture, and it does not count towards a test's time-out.
+    """
     capture = request.config.pluginmanager.getplugin("capturemanager")
     assert capture
-    with capture.global_and_fixture_disabled():
+    with capture.global_and_fixture_disabled(), _timeout_suspended():
         return binaries.find("kube-apiserver").parent
+
+
+@contextmanager
+def _timeout_suspended() -> Iterator[None]:
+    """pytest-timeout counts with this timer, the fixtures of a test included."""
+    left = signal.setitimer(signal.ITIMER_REAL, 0)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, *left)
 
 
 @pytest.fixture(scope="session")

@@ -74,6 +74,7 @@ class StateFolder:
             self._lock.write(f"{os.getpid()}\n")
             self._lock.flush()
         (self.path / "logs").mkdir()
+        self._spawned: list[Process] = []
         self._keeper = _start_keeper(self.path)
 
     def spawn(
@@ -92,7 +93,8 @@ class StateFolder:
                 cwd=cwd or self.path,
                 start_new_session=True,
             )
-        return Process(name, popen, log)
+        self._spawned.append(Process(name, popen, log))
+        return self._spawned[-1]
 
     def detach(self) -> None:
         """From now on the processes live until somebody calls `destroy`."""
@@ -102,6 +104,8 @@ class StateFolder:
     def close(self) -> None:
         """Kills all that was started and removes the folder."""
         destroy(self.path)
+        for process in self._spawned:
+            process.kill()
         self._release(b"")
 
     def _release(self, last_word: bytes) -> None:

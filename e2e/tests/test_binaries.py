@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from netloom_e2e import binaries
+from netloom_e2e import binaries, processes
+from netloom_e2e.lab import wait_for
 
 HELLO = 'package main\n\nimport "os"\n\nfunc main() { os.Stdout.WriteString("hello " + os.Args[0] + "\\n") }\n'
 BUILDER = """
@@ -71,9 +75,36 @@ def test_of_two_that_need_it_one_builds(source: Path, tmp_path: Path) -> None:
 
 def test_a_build_that_fails_is_told_with_the_compilers_words(source: Path, tmp_path: Path) -> None:
     (source / "main.go").write_text("package main\n\nfunc main() { undefined() }\n")
-    with pytest.raises(binaries.BinariesError, match=r"(?s)failed with status 1.*main\.go:3:15: undefined: undefined"):
+    with pytest.raises(binaries.BinariesError, match=r"failed with status 1") as error:
         binaries.built()
+    assert "main.go:3:15: undefined: undefined" in str(error.value)
+    (log,) = left(tmp_path)
+    assert str(tmp_path / "cache" / "netloom" / log) in str(error.value)
+
+
+def test_ctrl_c_ends_the_compiler_and_leaves_no_half_of_it(source: Path, tmp_path: Path) -> None:
+    pid = tmp_path / "pid"
+    slow = tmp_path / "slow" / "go"
+    slow.parent.mkdir()
+    slow.write_text(f'#!/bin/sh\n[ "$1" = env ] && echo go1.99.0 && exit\necho $$ >{pid}\nexec sleep 1000\n')
+    slow.chmod(0o755)
+    environment = os.environ | {"PATH": f"{slow.parent}:/usr/bin:/bin"}
+    command = [sys.executable, "-c", BUILDER, str(source)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as builder:
+        wait_for("the compiler", lambda: pid.exists() and pid.read_text().endswith("\n"))
+        builder.send_signal(signal.SIGINT)
+        _, said = builder.communicate(timeout=10)
+    assert "stopped after 0:0" in said
+    assert not processes.is_running(int(pid.read_text()))
     assert [name for name in left(tmp_path) if not name.endswith(".log")] == []
+
+
+def test_what_a_killed_build_left_is_removed_by_the_next(source: Path, tmp_path: Path) -> None:
+    name = binaries.built().name
+    shutil.rmtree(tmp_path / "cache")
+    (tmp_path / "cache" / "netloom" / f"{name}.unfinished-x").mkdir(parents=True)
+    binaries.built()
+    assert left(tmp_path) == [name]
 
 
 def test_an_old_go_is_passed_over(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,8 @@ from netloom_e2e.client import ApiFailure
 from netloom_e2e.cluster import ControllerManager, ControlPlane, ControlPlaneError, KubectlError
 from netloom_e2e.lab import wait_for
 
+pytestmark = pytest.mark.usefixtures("control_plane_binaries")
+
 READER = """
 apiVersion: rbac.authorization.k8s.io/v1
 kind: ClusterRole
