@@ -93,6 +93,9 @@ class StateFolder:
                 cwd=cwd or self.path,
                 start_new_session=True,
             )
+        # It is being executed, but for a moment its new environment is not there to see.
+        while popen.poll() is None and not _is_member(popen.pid, self.path):
+            time.sleep(0.0005)
         self._spawned.append(Process(name, popen, log))
         return self._spawned[-1]
 
@@ -135,15 +138,20 @@ def folders() -> list[Path]:
 
 def members(folder: Path) -> dict[int, str]:
     """The processes of a state folder: their pids and programs' names."""
-    mark = f"{_MARK}={folder}\0".encode()
     found = {}
     for process in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
-            if mark in (process / "environ").read_bytes():
-                found[int(process.name)] = (
-                    (process / "cmdline").read_bytes().split(b"\0")[0].decode().rpartition("/")[2]
-                )
+            if _is_member(int(process.name), folder):
+                program = (process / "cmdline").read_bytes().split(b"\0")[0].decode()
+                found[int(process.name)] = program.rpartition("/")[2]
     return found
+
+
+def _is_member(pid: int, folder: Path) -> bool:
+    try:
+        return f"{_MARK}={folder}\0".encode() in Path(f"/proc/{pid}/environ").read_bytes()
+    except OSError:  # it has ended, or it is another user's
+        return False
 
 
 def is_running(pid: int) -> bool:
@@ -159,7 +167,7 @@ def destroy(folder: Path) -> None:
 
     SIGKILL, as there is no data to save, and as an API server that lost its etcd would hold its port for minutes.
     """
-    while folder.exists() or members(folder):  # again: a program that is just being executed has no environment to see
+    while folder.exists() or members(folder):  # again, for what was being executed at the first look
         while found := members(folder):
             _kill([pid for pid, name in found.items() if name != "etcd"] or list(found))
         with suppress(FileNotFoundError):

@@ -44,7 +44,7 @@ def owner() -> Iterator[tuple[subprocess.Popen[str], Path, int]]:
 def test_close_kills_and_removes() -> None:
     folder = StateFolder()
     sleeper = folder.spawn("sleeper", ["sleep", "1000"])
-    wait_for("the sleeper", lambda: processes.members(folder.path) == {sleeper.pid: "sleep"})
+    assert processes.members(folder.path) == {sleeper.pid: "sleep"}
     folder.close()
     assert sleeper.popen.returncode == -signal.SIGKILL, "it was collected, not left a zombie"
     assert not folder.path.exists()
