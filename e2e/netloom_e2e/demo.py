@@ -22,8 +22,9 @@ from types import FrameType
 from rich.console import Console
 from rich.markup import escape
 
+from netloom_e2e import binaries
 from netloom_e2e.cluster import ControlPlane
-from netloom_e2e.lab import Lab, Machine, Pod, parse_ping, run, wait_for
+from netloom_e2e.lab import Lab, Machine, Namespace, Pod, parse_ping, wait_for
 
 ROOT = Path(__file__).resolve().parents[2]
 NETLOOM = Path(sys.executable).with_name("netloom")
@@ -95,19 +96,20 @@ class Demo:
 
     def start_operator(self) -> None:
         """The operator runs beside the control plane."""
-        self._start("operator", self.lab.switch.popen, ["operator", "--kubeconfig", self.kubeconfig("operator")])
+        self._start("operator", self.lab.switch, ["operator", "--kubeconfig", self.kubeconfig("netloom-operator")])
 
     def start_agent(self, machine: Machine) -> None:
         """The agent of a node runs in the node's namespace."""
-        arguments = ["agent", "--kubeconfig", self.kubeconfig("agent"), "--node-name", machine.node]
-        self._start(machine.node, machine.popen, [*arguments, "--run-dir", str(self.state / machine.node)])
+        arguments = ["agent", "--kubeconfig", self.kubeconfig("netloom-agent"), "--node-name", machine.node]
+        self._start(machine.node, machine, [*arguments, "--run-dir", str(self.state / machine.node)])
 
-    def _start(self, name: str, popen, arguments: list[str]) -> None:  # type: ignore[no-untyped-def]
+    def _start(self, name: str, place: Namespace, arguments: list[str]) -> None:
         with (self.state / f"{name}.log").open("a") as log:
-            self.processes[name] = popen([str(NETLOOM), *arguments], stdout=log)
+            self.processes[name] = place.popen([str(NETLOOM), *arguments], stdout=log)
 
     def kubeconfig(self, user: str) -> str:
-        return str(self.plane.kubeconfig(user, groups=("system:masters",)))
+        """Credentials of a user: `admin`, or one of those that docs/examples/rbac.yaml binds."""
+        return str(self.plane.kubeconfig(user))
 
     def kubectl(
         self, *arguments: str, stdin: str | None = None, check: bool = True
@@ -151,6 +153,7 @@ class Demo:
         """Three nodes from nothing to pods that ping each other."""
         self.report.head("1  kubectl apply: CRDs, a network, three nodes")
         self.kubectl("apply", "-f", str(ROOT / "crds"))
+        self.kubectl("apply", "-f", str(ROOT / "docs/examples/rbac.yaml"))
         self.kubectl("wait", "--for=condition=Established", "crd", "--all", "--timeout=20s")
         self.start_operator()
         self.kubectl("apply", "-f", "-", stdin=NETWORK)
@@ -334,7 +337,7 @@ def monitor(node: Machine) -> Iterator[Path]:
 def _listens(pid: int) -> bool:
     """Whether the process, or what it became, has a netlink socket."""
     try:
-        links = [os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")]
+        links = [str(fd.readlink()) for fd in Path(f"/proc/{pid}/fd").iterdir()]
     except FileNotFoundError:
         return False
     return any(link.startswith("socket:") for link in links)
@@ -351,7 +354,7 @@ def _keep(demo: Demo) -> None:
     demo.report.console.print(
         f"""
 It stays up, as KEEP=1 asked. To look around:
-  {enter} {plane.kubectl_path} --kubeconfig {plane.kubeconfig("admin")} get nlnet,nln
+  {enter} {binaries.find("kubectl")} --kubeconfig {plane.kubeconfig("admin")} get nlnet,nln
   {lab.nodes["n1"].enter_line} {NETLOOM} status --kubeconfig {plane.kubeconfig("admin")}
   ip -n {lab.prefix}-n1 route show proto {PROTOCOL};  ip -n {lab.prefix}-n1 nexthop;  ip -n {lab.prefix}-n1 neigh
   {lab.nodes["n1"].pods["pod"].enter_line} ping {lab.nodes["n2"].pods["pod"].address}
@@ -361,7 +364,7 @@ To take it down:
     )
 
 
-def _run(told: Callable[[int], None]) -> int:
+def _run(told: Callable[[int], object]) -> int:
     """Run the demo; the exit status. With KEEP=1, `told` gets the status when the story is over, and all stays up."""
     report = Report()
     with ExitStack() as stack:
@@ -419,7 +422,7 @@ def main() -> int:
         os.setsid()
         os.close(read)
         _catch_signals()
-        return _run(told=lambda status: (os.write(write, bytes([status])), os.close(write)) and None)
+        return _run(told=lambda status: os.write(write, bytes([status])))
     os.close(write)
     for signum in (signal.SIGTERM, signal.SIGINT):
         signal.signal(signum, lambda number, frame: os.kill(child, number))

@@ -3,7 +3,10 @@
 The CustomResourceDefinitions in `crds/` are the documented source for users; `operator/tests/api/test_drift.py`
 compares them with these structs field by field, so neither can change alone. Option names are those of Cilium's Helm
 chart where it has the option. CIDRs and addresses stay text here: an object on the wire may hold anything, and what
-it holds is parsed where an error can be reported with the object's and the field's name.
+it holds is parsed where an error can be reported with the object's and the field's name (`validation.py`).
+
+A field without a default is one that the schema requires: it is always written, even when empty, and an object
+without it is refused. A default here is the default of the schema.
 """
 
 from typing import Literal
@@ -78,9 +81,14 @@ class NetworkSpec(Struct, frozen=True):
 
 
 class NetworkIPAMStatus(Struct, frozen=True):
-    """status.ipam: the mode in force ("" while no node holds an address) and the ledgers that hold allocations."""
+    """status.ipam: the mode in force ("" while no node holds an address) and the ledgers that hold allocations.
+
+    `epoch` grows with every opening of a ledger and every clearing of the mode: each is then a write that really
+    changes the object, and whoever wrote by an older resourceVersion notices.
+    """
 
     mode: IPAMMode | Literal[""] = ""
+    epoch: int = 0
     shards: tuple[str, ...] = ()
 
 
@@ -102,22 +110,59 @@ class NetloomNetwork(Struct, frozen=True):
 class Address(Struct, frozen=True):
     """spec.addresses[] of a NetloomNode, as in Node.status.addresses."""
 
-    type: str = ""
-    ip: str = ""
+    type: str
+    ip: str
+
+
+class NeededAddresses(Struct, frozen=True):
+    """spec.ipam.pools.requested[].needed: addresses in use, and those to be ready for new pods."""
+
+    ipv4_addrs: int = 0
+    ipv6_addrs: int = 0
+
+
+class PoolRequest(Struct, frozen=True):
+    """spec.ipam.pools.requested[]: what a node wants of one NetloomIPPool; its agent writes it."""
+
+    pool: str
+    needed: NeededAddresses = NeededAddresses()
+
+
+class PoolAllocation(Struct, frozen=True):
+    """spec.ipam.pools.allocated[]: blocks a node holds of one pool. The operator adds, the agent takes away."""
+
+    pool: str
+    cidrs: tuple[str, ...] = ()
+
+
+class NodePools(Struct, frozen=True):
+    """spec.ipam.pools of a NetloomNode (`multi-pool`)."""
+
+    requested: tuple[PoolRequest, ...] = ()
+    allocated: tuple[PoolAllocation, ...] = ()
+
+
+class PoolAddress(Struct, frozen=True):
+    """spec.ipam.pool{} of a NetloomNode (`crd`): one address, its user, and what it belongs to outside."""
+
+    owner: str = ""
+    resource: str = ""
 
 
 class NodeIPAM(Struct, frozen=True):
-    """spec.ipam of a NetloomNode: the pod CIDRs it holds, and the mode they come from."""
+    """spec.ipam of a NetloomNode: the addresses it holds, and the mode they come from."""
 
     mode: IPAMMode | Literal[""] = ""
     pod_cidrs: tuple[str, ...] = msgspec.field(name="podCIDRs", default=())
+    pools: NodePools = NodePools()
+    pool: dict[str, PoolAddress] = msgspec.field(default_factory=dict)
 
 
 class AcceptedTunnel(Struct, frozen=True):
     """spec.tunnels[] of a NetloomNode: encapsulated packets that this node accepts."""
 
-    protocol: TunnelProtocol = "vxlan"
-    port: int = 0
+    protocol: TunnelProtocol
+    port: int
 
 
 class NetloomNodeSpec(Struct, frozen=True):
@@ -145,8 +190,8 @@ class NetloomNode(Struct, frozen=True):
 class PoolFamily(Struct, frozen=True):
     """spec.ipv4 or spec.ipv6 of a NetloomIPPool: blocks of `maskSize` are cut from `cidrs`."""
 
-    cidrs: tuple[str, ...] = ()
-    mask_size: int = 0
+    cidrs: tuple[str, ...]
+    mask_size: int
 
 
 class IPPoolSpec(Struct, frozen=True):
@@ -157,7 +202,7 @@ class IPPoolSpec(Struct, frozen=True):
 
 
 class PoolUsage(Struct, frozen=True):
-    """status.ipv4 or status.ipv6 of a NetloomIPPool, counted in blocks."""
+    """status.ipv4 or status.ipv6 of a NetloomIPPool, counted in blocks, up to 2**53 - 1."""
 
     total: int = 0
     used: int = 0

@@ -15,7 +15,8 @@ from rich.table import Table
 
 from netloom.api.meta import Condition
 from netloom.api.v1alpha1 import NETLOOM_NODES, NETWORK_NAME, NETWORKS, NetloomNetwork, NetloomNode
-from netloom.runtime.client import Api, NotFound
+from netloom.runtime.client import Api
+from netloom.runtime.errors import NotFound
 
 _AGENT_TIMEOUT = aiohttp.ClientTimeout(total=2)
 
@@ -86,7 +87,7 @@ async def collect(kubeconfig: str | None, context: str | None, agent_address: st
         network = group.create_task(_network(api))
         nodes = group.create_task(api.list(NETLOOM_NODES))
         agent = group.create_task(_agent(agent_address))
-    return report(network.result(), nodes.result().items, agent.result())
+    return report(network.result(), nodes.result().objects, agent.result())
 
 
 async def _network(api: Api) -> NetloomNetwork | None:

@@ -1,0 +1,149 @@
+"""What can go wrong between Netloom and the API server, by what the caller can do about it.
+
+`ApiError` and its subclasses are for code: a reconciler catches `Conflict` and reads again. `ConfigError` is for
+people: its text is one sentence that names the file, context or address to look at, and the command line prints
+it without a traceback.
+"""
+
+import datetime as dt
+import email.utils
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from netloom.api.errors import UserError
+
+
+class ConfigError(UserError):
+    """The way to the API server is missing or wrong. `str()` is one sentence for people."""
+
+
+class ApiError(Exception):
+    """The API server refused a request, or did not answer it.
+
+    `status` is the HTTP status (0: no answer), `reason` the server's machine-readable reason ("AlreadyExists"),
+    `message` its sentence, `retry_after` seconds it asked to wait, `details` its metav1.StatusDetails.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        reason: str,
+        message: str,
+        retry_after: float | None = None,
+        details: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__(status, reason, message)
+        self.status = status
+        self.reason = reason
+        self.message = message
+        self.retry_after = retry_after
+        self.details: Mapping[str, Any] = details or {}
+
+    def __str__(self) -> str:
+        answer = f"{self.status} {self.reason}".strip() if self.status else self.reason
+        return f"{self.message} ({answer})"
+
+
+class NotFound(ApiError):
+    """404: no such object, or the server does not know the kind."""
+
+
+class Conflict(ApiError):
+    """409: somebody wrote in between; read again, decide again."""
+
+
+class AlreadyExists(ApiError):
+    """409: an object of that name is there."""
+
+
+class Invalid(ApiError):
+    """422 (or 400): the object is refused for what it says; the same request will be refused again."""
+
+
+class Forbidden(ApiError):
+    """403: the server knows who asks and says no."""
+
+
+class Unauthorized(ApiError):
+    """401: the server does not know who asks."""
+
+
+class TooManyRequests(ApiError):
+    """429: wait `retry_after` seconds."""
+
+
+class Gone(ApiError):
+    """410: the resource version (or continue token) is too old; list again."""
+
+
+class Unavailable(ApiError):
+    """No answer, or 5xx. A write may or may not have happened: read, or write again with compare-and-swap."""
+
+
+class Status(msgspec.Struct, rename="camel"):
+    """metav1.Status: how the API server says no."""
+
+    kind: str = ""
+    code: int = 0
+    reason: str = ""
+    message: str = ""
+    details: dict[str, Any] | None = None
+
+
+_BY_STATUS: dict[int, type[ApiError]] = {
+    400: Invalid,
+    401: Unauthorized,
+    403: Forbidden,
+    404: NotFound,
+    409: Conflict,
+    410: Gone,
+    422: Invalid,
+    429: TooManyRequests,
+}
+_STATUS_DECODER = msgspec.json.Decoder(Status)
+_TEXT_LIMIT = 200
+
+
+def from_status(status: Status, retry_after: float | None = None, where: str = "") -> ApiError:
+    """The exception for a metav1.Status, from an answer or from an ERROR event of a watch."""
+    kind = _BY_STATUS.get(status.code, Unavailable if status.code >= 500 else ApiError)
+    if status.reason == "AlreadyExists":
+        kind = AlreadyExists
+    elif status.reason == "Expired":
+        kind = Gone
+    if retry_after is None and status.details:
+        seconds = status.details.get("retryAfterSeconds")
+        retry_after = float(seconds) if isinstance(seconds, int | float) else None
+    message = f"{where}: {status.message}" if where else status.message
+    return kind(status.code, status.reason, message, retry_after, status.details)
+
+
+def from_answer(code: int, phrase: str, body: bytes, retry_after: str | None, where: str) -> ApiError:
+    """The exception for an HTTP answer that is no success; `body` need not be JSON (proxies answer in text)."""
+    try:
+        status = _STATUS_DECODER.decode(body)
+    except msgspec.MsgspecError:
+        status = Status()
+    if status.kind != "Status":
+        text = " ".join(body.decode(errors="replace").split())
+        status = Status(message=text[:_TEXT_LIMIT] or phrase)
+    status.code = code
+    status.reason = status.reason or phrase.replace(" ", "")
+    return from_status(status, parse_retry_after(retry_after), where)
+
+
+def parse_retry_after(value: str | None) -> float | None:
+    """Seconds from a Retry-After header: a number, or an HTTP date (RFC 9110, 10.2.3). None where unreadable."""
+    if not value:
+        return None
+    try:
+        return max(0.0, float(value))
+    except ValueError:
+        pass
+    try:
+        then = email.utils.parsedate_to_datetime(value)
+    except ValueError:
+        return None
+    return max(0.0, (then - dt.datetime.now(dt.UTC)).total_seconds())

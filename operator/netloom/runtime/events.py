@@ -1,0 +1,221 @@
+"""Kubernetes Events without spam.
+
+An event is said for people, and must never cost more than it tells. So: saying one takes no time (it is written in
+the background); the same (object, type, reason, message) is one Event whose count is raised, at growing distances; an
+object that has too much to say is cut short, and so is the process as a whole. What is not written is counted in
+`netloom_events_dropped_total`, never retried for long, and never the concern of a reconciler.
+
+Events of cluster-scoped objects live in the namespace `default`, where the API server demands them and
+`kubectl describe` looks for them.
+"""
+
+import asyncio
+import datetime as dt
+import os
+import time
+import uuid
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Literal
+
+import msgspec
+import structlog
+
+from netloom.api.events import EVENTS, Event, EventSource, ObjectReference
+from netloom.api.meta import Object, ObjectMeta, Resource
+from netloom.runtime import metrics
+from netloom.runtime.client import Api
+from netloom.runtime.errors import ApiError, NotFound
+
+log = structlog.get_logger(__name__)
+
+MESSAGE_LIMIT = 1024
+"""Characters of a message that the API server takes."""
+
+
+class Limits(msgspec.Struct, frozen=True):
+    """How much may be said. Times in seconds."""
+
+    object_burst: int = 10
+    """Writes for one object at once ..."""
+    object_refill: float = 60.0
+    """... and one more after each of these."""
+    burst: int = 50
+    """Writes of the process at once ..."""
+    refill: float = 0.2
+    """... and one more after each of these."""
+    repeat: float = 5.0
+    """A repeated event's count is written after this long, then after twice as long, and so on ..."""
+    repeat_cap: float = 600.0
+    """... up to this."""
+    remembered: int = 4096
+    """Events and objects that are kept in mind."""
+    drain: float = 2.0
+    """For what is unwritten when the process ends."""
+
+
+class _Bucket:
+    """A token bucket: `burst` at once, one more per `refill` seconds."""
+
+    __slots__ = ("_burst", "_refill", "_then", "_tokens")
+
+    def __init__(self, burst: int, refill: float, now: float) -> None:
+        self._burst = burst
+        self._refill = refill
+        self._tokens = float(burst)
+        self._then = now
+
+    def take(self, now: float) -> bool:
+        self._tokens = min(self._burst, self._tokens + (now - self._then) / self._refill)
+        self._then = now
+        if self._tokens < 1:
+            return False
+        self._tokens -= 1
+        return True
+
+
+class _Said:
+    """One event and how often it was said."""
+
+    __slots__ = ("count", "distance", "event", "next_write", "queued", "written")
+
+    def __init__(self, event: Event, distance: float) -> None:
+        self.event = event
+        self.count = 0
+        self.written = 0  # the count that the API server has
+        self.distance = distance
+        self.next_write = 0.0
+        self.queued = False
+
+
+_Key = tuple[str, str, str, str, str, str]
+
+
+class EventRecorder:
+    """Writes events in the background; `run` is the component that does it."""
+
+    def __init__(
+        self,
+        api: Api,
+        component: str,
+        *,
+        host: str = "",
+        limits: Limits | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._api = api
+        self._source = EventSource(component=component, host=host)
+        self._instance = host or os.uname().nodename
+        self._limits = limits or Limits()
+        self._clock = clock
+        self._said: OrderedDict[_Key, _Said] = OrderedDict()
+        self._budgets: OrderedDict[tuple[str, str, str], _Bucket] = OrderedDict()
+        self._budget = _Bucket(self._limits.burst, self._limits.refill, clock())
+        self._queue: asyncio.Queue[_Said] = asyncio.Queue()
+
+    def event(self, ref: ObjectReference, type_: Literal["Normal", "Warning"], reason: str, message: str) -> None:
+        """Says something about an object. Returns at once; never raises for what the API server may think of it."""
+        key = (ref.kind, ref.namespace, ref.name, type_, reason, message)
+        said = self._said.get(key)
+        if said is None:
+            said = _Said(self._new(ref, type_, reason, message[:MESSAGE_LIMIT]), self._limits.repeat)
+            self._said[key] = said
+            if len(self._said) > self._limits.remembered:
+                self._said.popitem(last=False)
+        self._said.move_to_end(key)
+        said.count += 1
+        self._want(said)
+
+    def _want(self, said: _Said) -> None:
+        """Queues a write if it is time for one; else the count grows until it is."""
+        now = self._clock()
+        if said.queued or now < said.next_write:
+            return
+        ref = said.event.involved_object
+        if not self._budget_of((ref.kind, ref.namespace, ref.name), now).take(now):
+            metrics.EVENTS_DROPPED.labels("object").inc()
+        elif not self._budget.take(now):
+            metrics.EVENTS_DROPPED.labels("process").inc()
+        else:
+            said.queued = True
+            self._queue.put_nowait(said)
+
+    def _budget_of(self, object_: tuple[str, str, str], now: float) -> _Bucket:
+        bucket = self._budgets.get(object_)
+        if bucket is None:
+            bucket = _Bucket(self._limits.object_burst, self._limits.object_refill, now)
+            self._budgets[object_] = bucket
+            if len(self._budgets) > self._limits.remembered:
+                self._budgets.popitem(last=False)
+        self._budgets.move_to_end(object_)
+        return bucket
+
+    async def run(self) -> None:
+        """Writes for ever. When cancelled, writes what is queued, for a short while."""
+        try:
+            while True:
+                await self._write(await self._queue.get())
+        finally:
+            try:
+                async with asyncio.timeout(self._limits.drain):
+                    while not self._queue.empty():
+                        await self._write(self._queue.get_nowait())
+            except TimeoutError:
+                metrics.EVENTS_DROPPED.labels("stopping").inc(self._queue.qsize())
+
+    async def _write(self, said: _Said) -> None:
+        said.queued = False
+        said.next_write = self._clock() + said.distance
+        said.distance = min(said.distance * 2, self._limits.repeat_cap)
+        count, now = said.count, _now()
+        try:
+            if said.written:
+                try:
+                    await self._repeat(said, count, now)
+                except NotFound:  # the server keeps events for an hour
+                    said.event = self._renamed(said.event)
+                    said.written = 0
+            if not said.written:
+                first = said.event.first_timestamp or now
+                event = msgspec.structs.replace(said.event, count=count, first_timestamp=first, last_timestamp=now)
+                await self._api.create(EVENTS, event)
+            said.written = count
+        except ApiError as error:
+            metrics.EVENTS_DROPPED.labels("refused").inc()
+            log.warning("event not written", reason=said.event.reason, error=str(error))
+
+    async def _repeat(self, said: _Said, count: int, now: str) -> None:
+        meta = said.event.metadata
+        change = {"count": count, "lastTimestamp": now}
+        await self._api.patch(EVENTS, meta.name, change, namespace=meta.namespace)
+
+    def _new(self, ref: ObjectReference, type_: str, reason: str, message: str) -> Event:
+        event = Event(
+            metadata=ObjectMeta(namespace=ref.namespace or "default"),
+            involved_object=ref,
+            reason=reason,
+            message=message,
+            type=type_,
+            first_timestamp=_now(),
+            source=self._source,
+            reporting_component=self._source.component,
+            reporting_instance=self._instance,
+        )
+        return self._renamed(event)
+
+    def _renamed(self, event: Event) -> Event:
+        # 200 characters leave room for the suffix below the limit of 253.
+        name = f"{event.involved_object.name[:200].rstrip('.-')}.{uuid.uuid4().hex[:16]}"
+        return msgspec.structs.replace(event, metadata=msgspec.structs.replace(event.metadata, name=name))
+
+
+def reference(resource: Resource[Object], obj: Object) -> ObjectReference:
+    """What an event needs to know of the object that it is about."""
+    meta = obj.metadata
+    return ObjectReference(
+        api_version=resource.api_version, kind=resource.kind, name=meta.name, namespace=meta.namespace, uid=meta.uid
+    )
+
+
+def _now() -> str:
+    return dt.datetime.now(dt.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -1,0 +1,108 @@
+"""What the kubelet and Prometheus ask a role: /healthz, /readyz, /metrics.
+
+*Live* means that a restart would not help; *ready* that the role does its work. A check returns "" when all is well,
+else one sentence, and that sentence is in the answer: a probe that only says 503 helps nobody.
+"""
+
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import asynccontextmanager
+
+import structlog
+from aiohttp import web
+from prometheus_client import CollectorRegistry
+from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+
+from netloom.runtime import metrics
+from netloom.runtime.errors import ConfigError
+
+log = structlog.get_logger(__name__)
+
+Check = Callable[[], str]
+
+
+class Health:
+    """Named checks. A check is cheap, does not wait, and returns what is wrong, or ""."""
+
+    def __init__(self) -> None:
+        self._live: dict[str, Check] = {}
+        self._ready: dict[str, Check] = {}
+
+    def live(self, name: str, check: Check) -> None:
+        """Adds a check of liveness: where it fails, the process is to be restarted."""
+        self._live[name] = check
+
+    def ready(self, name: str, check: Check) -> None:
+        """Adds a check of readiness: where it fails, the role does not do its work (yet, or now)."""
+        self._ready[name] = check
+
+    def not_live(self) -> dict[str, str]:
+        """What is wrong, by name of the check; empty if nothing is."""
+        return _failing(self._live)
+
+    def not_ready(self) -> dict[str, str]:
+        """What is wrong, by name of the check; empty if nothing is."""
+        return _failing(self._live) | _failing(self._ready)
+
+    def _report(self, checks: dict[str, Check]) -> web.Response:
+        wrong = _failing(checks)
+        lines = [f"[-] {name}: {wrong[name]}" if name in wrong else f"[+] {name}" for name in sorted(checks)]
+        return web.Response(status=503 if wrong else 200, text="\n".join([*lines, "failed" if wrong else "ok", ""]))
+
+    async def healthz(self, _request: web.Request) -> web.Response:
+        """Handler of /healthz."""
+        return self._report(self._live)
+
+    async def readyz(self, _request: web.Request) -> web.Response:
+        """Handler of /readyz."""
+        return self._report(self._live | self._ready)
+
+
+def _failing(checks: dict[str, Check]) -> dict[str, str]:
+    return {name: wrong for name, check in checks.items() if (wrong := _ask(check))}
+
+
+def _ask(check: Check) -> str:
+    try:
+        return check()
+    except Exception as error:
+        log.exception("health check crashed")
+        return f"the check crashed: {error or type(error).__name__}"
+
+
+@asynccontextmanager
+async def serve(
+    health: Health,
+    host: str = "127.0.0.1",
+    port: int = 0,
+    registry: CollectorRegistry = metrics.REGISTRY,
+    *,
+    routes: Iterable[web.RouteDef] = (),
+) -> AsyncIterator[int]:
+    """Serves the checks, metrics and further `routes` while the context lasts, and gives the port (0: a free one).
+
+    Raises ConfigError if the address cannot be had.
+    """
+
+    async def show_metrics(_request: web.Request) -> web.Response:
+        return web.Response(body=generate_latest(registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+    app = web.Application()
+    app.add_routes(
+        [
+            web.get("/healthz", health.healthz),
+            web.get("/readyz", health.readyz),
+            web.get("/metrics", show_metrics),
+            *routes,
+        ]
+    )
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
+    await runner.setup()
+    try:
+        site = web.TCPSite(runner, host, port)
+        try:
+            await site.start()
+        except OSError as error:
+            raise ConfigError(f"cannot serve HTTP on {host}:{port}: {error.strerror or error}") from error
+        yield runner.addresses[0][1]
+    finally:
+        await runner.cleanup()

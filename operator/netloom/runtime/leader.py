@@ -1,0 +1,320 @@
+"""Leader election whose holder has provably stopped before another can start.
+
+The record is a Lease. Two rules, both on clocks that nobody can set (the boot-time clock, which also counts while
+the machine sleeps):
+
+- **The holder** counts from the moment *before* it sent its last successful renewal. The server cannot have stored it
+  earlier, nobody can have seen it earlier. `renew_deadline` after that moment the work is cancelled, and before
+  `lease_seconds` after it the work has ended, or the process ends: a watchdog thread calls `os._exit`, even if the
+  event loop is blocked.
+- **A candidate** counts `lease_seconds` from the moment *after* it received a record that it had not seen before. Its
+  count therefore ends later than the holder's, whatever their wall clocks say.
+
+Every request has a time-out and is a compare-and-swap, so a renewal that is late by minutes fails. A Lease that is
+missing is created at once; if it was deleted under a holder, candidates that saw it wait for the holder's time to be
+over, and the holder stops at its next renewal.
+
+What this cannot promise: a process that is frozen (SIGSTOP, a paused virtual machine) past its lease and thawed may
+get to finish an instruction, even to send a request, before its watchdog runs. So nothing that must be unique rests
+on the lease: allocation is guarded by the API server's compare-and-swap. The lease saves the work of two.
+"""
+
+import asyncio
+import datetime as dt
+import os
+import threading
+import time
+import uuid
+from collections.abc import Awaitable, Callable
+
+import msgspec
+import structlog
+
+from netloom.api.coordination import LEASES, Lease, LeaseSpec
+from netloom.api.meta import ObjectMeta
+from netloom.runtime import metrics
+from netloom.runtime.backoff import exponential
+from netloom.runtime.client import Api
+from netloom.runtime.errors import AlreadyExists, ApiError, Conflict, NotFound
+
+log = structlog.get_logger(__name__)
+
+Lead = Callable[[], Awaitable[None]]
+
+EXIT_LEASE_LOST = 71
+MARGIN = 0.05
+"""Part of the lease that is kept as distance between the holder's end and another's start: clocks drift."""
+
+
+def boottime() -> float:
+    """Seconds since boot, suspended time included."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+class Lost(Exception):
+    """The lease is no longer ours, or we cannot know it any more."""
+
+
+class LeaderElector:
+    """Competes for the Lease `namespace/name` and runs the work while it is held."""
+
+    def __init__(
+        self,
+        api: Api,
+        name: str,
+        namespace: str,
+        identity: str,
+        *,
+        lease_seconds: float = 15.0,
+        renew_deadline: float = 10.0,
+        retry: float = 2.0,
+        clock: Callable[[], float] = boottime,
+        exit: Callable[[int], None] = os._exit,
+    ) -> None:
+        if not 0 < retry < renew_deadline < lease_seconds * (1 - MARGIN):
+            raise ValueError("a lease needs retry < renew_deadline < lease_seconds, with 5 % to spare")
+        self.identity = f"{identity}_{uuid.uuid4().hex[:8]}"
+        """Unique to this process: a successor of the same name must wait for us, too."""
+        self._api = api
+        self._name = name
+        self._namespace = namespace
+        self._seconds = lease_seconds
+        self._renew_deadline = renew_deadline
+        self._retry = retry
+        self._clock = clock
+        self._watchdog = Watchdog(clock, exit)
+        self._observed: Lease | None = None
+        self._observed_at = 0.0
+        self._renewed_at = 0.0
+        self._held = False
+        self._leading = metrics.LEADING.labels(name)
+
+    @property
+    def leading(self) -> bool:
+        """Whether the lease is held at this moment. Asked right before a write, it makes the thawed process's window
+        small; it cannot close it."""
+        return self._held and self._clock() < self._renewed_at + self._renew_deadline
+
+    async def run(self, lead: Lead) -> None:
+        """Waits for the lease, then runs `lead`. Returns when `lead` returns; raises Lost when the lease is lost (only
+        after `lead` ended), or what `lead` raised. When cancelled, ends `lead` and gives the lease back."""
+        try:
+            await self._acquire()
+            self._held = True
+            self._leading.set(1)
+            log.info("leading", lease=self._name, identity=self.identity)
+            with self._watchdog.armed(self._renewed_at + self._seconds * (1 - MARGIN)):
+                await self._lead(lead)
+        finally:
+            self._leading.set(0)
+            if self._held:
+                self._held = False
+                await self._release()
+
+    async def _lead(self, lead: Lead) -> None:
+        work = asyncio.ensure_future(lead())
+        renewal = asyncio.create_task(self._keep_renewing(), name="lease-renewal")
+        try:
+            await asyncio.wait([work, renewal], return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            # Renewal goes on until the work has ended, so that a slow end of the work is covered by the lease.
+            work.cancel()
+            await asyncio.wait([work])
+            renewal.cancel()
+            await asyncio.wait([renewal])
+        if not renewal.cancelled() and (error := renewal.exception()):
+            self._held = not isinstance(error, Lost) and self._held
+            raise error
+        if not work.cancelled():
+            work.result()
+
+    # Renewal
+
+    async def _keep_renewing(self) -> None:
+        while True:
+            await asyncio.sleep(self._retry)
+            await self._renew_in_time()
+
+    async def _renew_in_time(self) -> None:
+        """Renews, again and again until the deadline. Raises Lost."""
+        deadline = self._renewed_at + self._renew_deadline
+        error = "no answer"
+        attempt = 0
+        while (left := deadline - self._clock()) > 0:
+            try:
+                async with asyncio.timeout(min(left, self._renew_deadline / 2)):
+                    if await self._try_renew():
+                        return
+                raise Lost(f"lease {self._name} was taken by {self._holder}")
+            except NotFound:
+                raise Lost(f"lease {self._name} was deleted") from None
+            except (ApiError, TimeoutError) as failure:
+                error = str(failure) or "no answer"
+                log.warning("lease not renewed", lease=self._name, error=error, left=round(left, 1))
+            await asyncio.sleep(min(exponential(self._retry / 4, self._retry, attempt), max(0.0, left)))
+            attempt += 1
+        raise Lost(f"lease {self._name} could not be renewed in time: {error}")
+
+    async def _try_renew(self) -> bool:
+        """One attempt; False if somebody else holds the lease."""
+        if self._observed is None:
+            self._observe(await self._api.get(LEASES, self._name, self._namespace))
+        assert self._observed is not None
+        if self._holder != self.identity:
+            return False
+        try:
+            await self._write(self._observed, self._observed.spec.acquire_time, self._observed.spec.lease_transitions)
+        except (ApiError, TimeoutError, asyncio.CancelledError):
+            # It may have been written all the same: the next attempt has to look first.
+            self._observed = None
+            raise
+        return True
+
+    async def _write(self, over: Lease, acquired: str | None, transitions: int) -> None:
+        """Writes us as the holder; on success the lease counts from before the request was sent."""
+        sent = self._clock()
+        spec = msgspec.structs.replace(
+            over.spec,
+            holder_identity=self.identity,
+            lease_duration_seconds=max(1, round(self._seconds)),
+            acquire_time=acquired or _now(),
+            renew_time=_now(),
+            lease_transitions=transitions,
+        )
+        lease = msgspec.structs.replace(over, spec=spec)
+        if lease.metadata.resource_version:
+            stored = await self._api.replace(LEASES, lease)
+        else:
+            stored = await self._api.create(LEASES, lease)
+        self._renewed_at = sent
+        self._observe(stored)
+        self._watchdog.extend(sent + self._seconds * (1 - MARGIN))
+
+    # Candidacy
+
+    async def _acquire(self) -> None:
+        attempt = 0
+        while True:
+            wait = self._retry
+            try:
+                async with asyncio.timeout(self._renew_deadline):
+                    wait = await self._try_acquire()
+                if not wait:
+                    return
+                attempt = 0
+            except (Conflict, AlreadyExists):
+                log.info("another candidate was faster", lease=self._name)
+            except (ApiError, TimeoutError) as error:
+                log.warning("lease not readable", lease=self._name, error=str(error) or "no answer")
+                wait = exponential(self._retry, self._seconds, attempt)
+                attempt += 1
+            await asyncio.sleep(wait)
+
+    async def _try_acquire(self) -> float:
+        """One attempt. 0 if the lease is ours now, else the seconds after which to look again."""
+        try:
+            found = await self._api.get(LEASES, self._name, self._namespace)
+        except NotFound:
+            if (left := self._left()) > 0:
+                return min(self._retry, left)
+            found = Lease(metadata=ObjectMeta(name=self._name, namespace=self._namespace), spec=LeaseSpec())
+        else:
+            self._observe(found)
+            if (left := self._left()) > 0:
+                return min(self._retry, left)
+        new = found.spec.holder_identity != self.identity
+        transitions = found.spec.lease_transitions + (new and bool(found.metadata.resource_version))
+        await self._write(found, None if new else found.spec.acquire_time, transitions)
+        return 0.0
+
+    @property
+    def _holder(self) -> str:
+        return self._observed.spec.holder_identity if self._observed else ""
+
+    def _observe(self, found: Lease) -> None:
+        """Notes a record; its holder's time counts from now if it is a new one."""
+        if self._observed is None or self._observed.spec != found.spec:
+            self._observed_at = self._clock()
+        self._observed = found
+
+    def _left(self) -> float:
+        """Seconds for which the holder that we know of may still work."""
+        if self._observed is None or self._holder in ("", self.identity):
+            return 0.0
+        seconds = max(self._seconds, self._observed.spec.lease_duration_seconds)
+        return self._observed_at + seconds - self._clock()
+
+    async def _release(self) -> None:
+        """Gives the lease back, so that the next one need not wait; if that fails, it runs out."""
+        if self._observed is None or self._holder != self.identity:
+            return
+        spec = msgspec.structs.replace(
+            self._observed.spec, holder_identity="", lease_duration_seconds=1, renew_time=_now()
+        )
+        try:
+            async with asyncio.timeout(self._retry):
+                await self._api.replace(LEASES, msgspec.structs.replace(self._observed, spec=spec))
+            log.info("lease released", lease=self._name)
+        except (ApiError, TimeoutError) as error:
+            log.warning("lease not released, it will run out", lease=self._name, error=str(error) or "no answer")
+
+
+class Watchdog:
+    """Ends the process when a deadline passes, from a thread of its own: a blocked event loop cannot hold it up."""
+
+    def __init__(self, clock: Callable[[], float], exit: Callable[[int], None]) -> None:
+        self._clock = clock
+        self._exit = exit
+        self._changed = threading.Condition()
+        self._deadline: float | None = None
+
+    def armed(self, deadline: float) -> "_Armed":
+        """A context within which the deadline counts."""
+        return _Armed(self, deadline)
+
+    def extend(self, deadline: float) -> None:
+        """Moves the deadline, if it counts."""
+        with self._changed:
+            if self._deadline is not None:
+                self._deadline = deadline
+
+    def start(self, deadline: float) -> None:
+        """The deadline counts from now on."""
+        with self._changed:
+            self._deadline = deadline
+        threading.Thread(target=self._watch, name="lease-watchdog", daemon=True).start()
+
+    def stop(self) -> None:
+        """The deadline no longer counts."""
+        with self._changed:
+            self._deadline = None
+            self._changed.notify_all()
+
+    def _watch(self) -> None:
+        with self._changed:
+            while self._deadline is not None:
+                left = self._deadline - self._clock()
+                if left <= 0:
+                    break
+                self._changed.wait(left)
+            else:
+                return
+        # Straight to the file descriptor: the log's locks may be held by the thread that is stuck.
+        os.write(2, b'{"level":"critical","event":"lease ran out before the work of its holder had ended, exiting"}\n')
+        self._exit(EXIT_LEASE_LOST)
+
+
+class _Armed:
+    def __init__(self, watchdog: Watchdog, deadline: float) -> None:
+        self._watchdog = watchdog
+        self._deadline = deadline
+
+    def __enter__(self) -> None:
+        self._watchdog.start(self._deadline)
+
+    def __exit__(self, *_: object) -> None:
+        self._watchdog.stop()
+
+
+def _now() -> str:
+    return dt.datetime.now(dt.UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")

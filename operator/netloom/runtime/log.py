@@ -1,0 +1,55 @@
+"""The log: JSON lines for machines, colours for a terminal, always key and value.
+
+Log lines go to stderr, as stdout belongs to what a command prints. What libraries say through the standard library's
+logging takes the same way out.
+"""
+
+import logging
+import sys
+from typing import Any, Literal
+
+import msgspec
+import structlog
+
+Format = Literal["auto", "json", "console"]
+
+_JSON = msgspec.json.Encoder(enc_hook=str)
+
+
+def _to_json(event: Any, **_options: Any) -> str:
+    return _JSON.encode(event).decode()
+
+
+def configure(format: Format = "auto", level: str = "info") -> None:
+    """Sets up the log of the whole process. `auto`: for people on a terminal, else JSON. Raises ValueError."""
+    number = logging.getLevelNamesMapping().get(level.upper())
+    if number is None:
+        raise ValueError(f"unknown log level {level!r}; known: debug, info, warning, error")
+    console = format == "console" or (format == "auto" and sys.stderr.isatty())
+    shared: list[structlog.types.Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_logger_name,
+        structlog.stdlib.add_log_level,
+        structlog.processors.TimeStamper(fmt="%H:%M:%S.%f" if console else "iso", utc=not console),
+    ]
+    last: list[structlog.types.Processor]
+    if console:
+        last = [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
+    else:
+        last = [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(serializer=_to_json)]
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=shared,
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *last],
+        )
+    )
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(number)
+    structlog.configure(
+        processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        wrapper_class=structlog.make_filtering_bound_logger(number),
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        cache_logger_on_first_use=True,
+    )

@@ -1,0 +1,143 @@
+"""Runs the components of a role together and ends them together.
+
+A component is a coroutine function that runs until it is cancelled. Most are `restart=True`: reconcilers are
+independent, and one that crashes is started again, with a growing delay, while the others go on; readiness shows it.
+The crash of one without `restart` ends the role, and with it the process: whoever started it starts it again.
+
+SIGTERM or SIGINT ends the role in order: every component is cancelled and has `grace` seconds for its last words. A
+second signal, or a component that overstays, ends the process on the spot.
+"""
+
+import asyncio
+import os
+import signal
+from collections.abc import Awaitable, Callable
+
+import msgspec
+import structlog
+
+from netloom.runtime import metrics
+from netloom.runtime.backoff import Backoff
+from netloom.runtime.health import Health
+
+log = structlog.get_logger(__name__)
+
+GRACE_SECONDS = 20.0
+"""How long components may take to end. Below Kubernetes' 30 s, after which SIGKILL comes."""
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+EXIT_OVERSTAYED = 70
+
+Run = Callable[[], Awaitable[None]]
+
+
+class Component(msgspec.Struct, frozen=True):
+    """A named part of a role."""
+
+    name: str
+    run: Run
+    restart: bool
+
+
+class Crashed(Exception):
+    """A component that is not restarted ended by an error; the error is the cause."""
+
+
+class Manager:
+    """The components of one role."""
+
+    def __init__(
+        self,
+        health: Health | None = None,
+        *,
+        grace: float = GRACE_SECONDS,
+        restart_delay: float = 1.0,
+        restart_cap: float = 60.0,
+        exit: Callable[[int], None] = os._exit,
+    ) -> None:
+        self.health = health or Health()
+        self._grace = grace
+        self._delays = (restart_delay, restart_cap)
+        self._exit = exit
+        self._components: list[Component] = []
+        self._stop = asyncio.Event()
+
+    def add(self, name: str, run: Run, *, restart: bool = False) -> None:
+        """Adds a component; to be called before `run`."""
+        self._components.append(Component(name=name, run=run, restart=restart))
+
+    def stop(self) -> None:
+        """Begins the end. A second call ends the process on the spot."""
+        if self._stop.is_set():
+            log.error("second request to stop, ending at once")
+            self._exit(EXIT_OVERSTAYED)
+        self._stop.set()
+
+    async def run(self) -> None:
+        """Runs all components until a signal, `stop`, or a crash. Raises Crashed."""
+        loop = asyncio.get_running_loop()
+        for number in SIGNALS:
+            loop.add_signal_handler(number, self._signalled, number)
+        try:
+            await self._run()
+        finally:
+            for number in SIGNALS:
+                loop.remove_signal_handler(number)
+
+    def _signalled(self, number: int) -> None:
+        log.info("signal received, stopping", signal=signal.Signals(number).name)
+        self.stop()
+
+    async def _run(self) -> None:
+        tasks = [asyncio.create_task(self._supervise(part), name=part.name) for part in self._components]
+        stopping = asyncio.create_task(self._stop.wait(), name="stop")
+        try:
+            pending: set[asyncio.Task[None]] = set(tasks)
+            while pending and not self._stop.is_set():
+                done, _ = await asyncio.wait([*pending, stopping], return_when=asyncio.FIRST_COMPLETED)
+                pending -= done
+                if any(not task.cancelled() and task.exception() for task in done):
+                    break
+        finally:
+            stopping.cancel()
+            await self._end(tasks)
+        for task in tasks:
+            if not task.cancelled() and (error := task.exception()):
+                raise error
+
+    async def _end(self, tasks: list[asyncio.Task[None]]) -> None:
+        running = [task for task in tasks if not task.done()]
+        for task in running:
+            task.cancel()
+        if not running:
+            return
+        _, overstayed = await asyncio.wait(running, timeout=self._grace)
+        if overstayed:
+            names = sorted(task.get_name() for task in overstayed)
+            log.error("components did not stop, ending at once", components=names, grace=self._grace)
+            self._exit(EXIT_OVERSTAYED)
+
+    async def _supervise(self, part: Component) -> None:
+        backoff = Backoff(*self._delays)
+        loop = asyncio.get_running_loop()
+        crash = ""
+        self.health.ready(f"component {part.name}", lambda: crash)
+        while True:
+            began = loop.time()
+            try:
+                await part.run()
+            except Exception as error:
+                if not part.restart:
+                    log.exception("component crashed", component=part.name)
+                    raise Crashed(f"{part.name} crashed: {error or type(error).__name__}") from error
+                if loop.time() - began > backoff.cap:
+                    backoff.reset()
+                crash = f"crashed: {error or type(error).__name__}"
+                delay = backoff.next()
+                log.exception("component crashed, starting it again", component=part.name, delay=round(delay, 3))
+            else:
+                log.info("component ended", component=part.name)
+                return
+            metrics.COMPONENT_RESTARTS.labels(part.name).inc()
+            await asyncio.sleep(delay)
+            # Ready again once it runs: what is still wrong shows in its own check.
+            crash = ""

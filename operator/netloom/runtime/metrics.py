@@ -1,0 +1,37 @@
+"""The metrics that every part of the runtime counts, in a registry of our own.
+
+The default registry of prometheus_client is global to the process and filled by whoever is imported.
+"""
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
+
+REGISTRY = CollectorRegistry(auto_describe=True)
+ProcessCollector(registry=REGISTRY)
+
+RECONCILES = Counter("netloom_reconciles", "Runs of a reconciler.", ["controller", "result"], registry=REGISTRY)
+RECONCILE_SECONDS = Histogram(
+    "netloom_reconcile_seconds",
+    "Duration of a reconciler's run.",
+    ["controller"],
+    buckets=(0.001, 0.005, 0.02, 0.1, 0.5, 2, 10, 60),
+    registry=REGISTRY,
+)
+QUEUE_DEPTH = Gauge("netloom_queue_depth", "Keys that are due and not running.", ["controller"], registry=REGISTRY)
+FAILING_KEYS = Gauge("netloom_failing_keys", "Keys whose last run failed.", ["controller"], registry=REGISTRY)
+
+WATCH_LISTS = Counter("netloom_watch_lists", "Complete lists that were asked for.", ["kind"], registry=REGISTRY)
+WATCH_STARTS = Counter("netloom_watch_starts", "Watches that were begun.", ["kind"], registry=REGISTRY)
+WATCH_ERRORS = Counter(
+    "netloom_watch_errors", "Lists and watches that failed, by reason.", ["kind", "reason"], registry=REGISTRY
+)
+WATCH_EVENTS = Counter("netloom_watch_events", "Events that changed the cache.", ["kind"], registry=REGISTRY)
+UNREADABLE = Counter("netloom_unreadable_objects", "Objects that could not be decoded.", ["kind"], registry=REGISTRY)
+CACHED = Gauge("netloom_cached_objects", "Objects in the cache.", ["kind"], registry=REGISTRY)
+
+LEADING = Gauge("netloom_leading", "1 while this process holds the lease.", ["lease"], registry=REGISTRY)
+EVENTS_DROPPED = Counter(
+    "netloom_events_dropped", "Kubernetes Events that were not written.", ["cause"], registry=REGISTRY
+)
+COMPONENT_RESTARTS = Counter(
+    "netloom_component_restarts", "Components that crashed and were started again.", ["component"], registry=REGISTRY
+)

@@ -1,0 +1,134 @@
+"""From the bytes of a watch to typed events.
+
+A watch answers with one JSON object per line. aiohttp's own line reader refuses a line above its buffer size, and an
+object may be as large as the server stores (1.5 MiB in etcd by default, more where that was raised, and JSON escapes
+enlarge it), so lines are cut here, up to a limit that only guards the process's memory.
+"""
+
+import functools
+from typing import Any, Generic, TypeVar
+
+import msgspec
+
+from netloom.api.meta import Object, ObjectMeta, Resource, Struct
+from netloom.runtime.errors import Status
+
+T = TypeVar("T", bound=Object)
+
+EVENT_LIMIT = 64 << 20
+"""Bytes that one event may have."""
+
+
+class StreamBroken(Exception):
+    """The stream says something that is no event; what came before it counts."""
+
+
+class EventTooLarge(StreamBroken):
+    """An event is longer than the limit."""
+
+
+class Lines:
+    """Cuts chunks of bytes into lines."""
+
+    def __init__(self, limit: int = EVENT_LIMIT) -> None:
+        self._limit = limit
+        self._parts: list[bytes] = []
+        self._size = 0
+
+    def feed(self, chunk: bytes) -> list[bytes]:
+        """The lines that are complete now, without their ends; empty ones are left out. Raises EventTooLarge."""
+        *ended, rest = chunk.split(b"\n")
+        if ended and self._parts:
+            self._parts.append(ended[0])
+            ended[0] = b"".join(self._parts)
+            self._parts.clear()
+            self._size = 0
+        if rest:
+            self._parts.append(rest)
+            self._size += len(rest)
+            if self._size > self._limit:
+                raise EventTooLarge(f"an event is longer than {self._limit} bytes")
+        return [line for line in ended if line]
+
+    @property
+    def pending(self) -> int:
+        """Bytes of a line whose end has not come."""
+        return self._size
+
+
+class Changed(Struct, Generic[T], frozen=True):
+    """ADDED, MODIFIED or DELETED."""
+
+    type: str
+    object: T
+
+
+class Bookmark(Struct, frozen=True):
+    """All events up to this version have been sent."""
+
+    resource_version: str
+
+
+class Failure(Struct, frozen=True):
+    """The server ends the watch and says why."""
+
+    status: Status
+
+
+class Unreadable(Struct, frozen=True):
+    """An event whose object does not fit its struct; `key` may be empty."""
+
+    type: str
+    key: str
+    resource_version: str
+    error: str
+
+
+class Unknown(Struct, frozen=True):
+    """An event of a type that this code does not know."""
+
+    type: str
+
+
+class _Any(Struct, frozen=True):
+    type: str
+    object: msgspec.Raw = msgspec.Raw(b"{}")
+
+
+class _Meta(Struct, frozen=True):
+    metadata: ObjectMeta = ObjectMeta()
+
+
+CHANGES = frozenset({"ADDED", "MODIFIED", "DELETED"})
+
+
+@functools.cache
+def _decoder(kind: Any) -> msgspec.json.Decoder[Any]:
+    return msgspec.json.Decoder(kind)
+
+
+def parse(resource: Resource[T], line: bytes) -> Changed[T] | Bookmark | Failure | Unreadable | Unknown:
+    """One line as an event. Raises StreamBroken if it is no event at all."""
+    error = ""
+    try:
+        # The usual case in one pass: the object is decoded where it stands.
+        event: Changed[T] = _decoder(Changed[resource.type]).decode(line)  # type: ignore[name-defined]
+        if event.type in CHANGES:
+            return event
+    except msgspec.ValidationError as invalid:
+        error = str(invalid)
+    except msgspec.DecodeError as broken:
+        raise StreamBroken(f"not JSON: {broken}") from broken
+    try:
+        other = _decoder(_Any).decode(line)
+        if other.type == "ERROR":
+            return Failure(status=_decoder(Status).decode(other.object))
+        if other.type != "BOOKMARK" and other.type not in CHANGES:
+            return Unknown(type=other.type)
+        meta = _decoder(_Meta).decode(other.object).metadata
+    except msgspec.ValidationError as invalid:
+        raise StreamBroken(f"not an event: {invalid}") from invalid
+    if other.type == "BOOKMARK":
+        return Bookmark(resource_version=meta.resource_version)
+    key = f"{meta.namespace}/{meta.name}" if meta.namespace else meta.name
+    return Unreadable(type=other.type, key=key, resource_version=meta.resource_version, error=error)
