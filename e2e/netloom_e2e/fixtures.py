@@ -13,10 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from netloom_e2e import binaries
+from netloom_e2e import binaries, crds
 from netloom_e2e.cluster import ControlPlane
-
-CRDS = Path(__file__).parent.parent.parent / "crds"
 
 Kubectl = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -52,10 +50,8 @@ def _timeout_suspended() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def crds_installed(control_plane: ControlPlane) -> ControlPlane:
-    """The control plane with the CRDs of this tree, established."""
-    if manifests := sorted(CRDS.glob("*.yaml")):
-        control_plane.kubectl("apply", "--server-side", *(f"--filename={manifest}" for manifest in manifests))
-        control_plane.kubectl("wait", "--for=condition=Established", "--timeout=30s", "crd", "--all")
+    """The control plane with the CRDs of this tree, established and served."""
+    crds.install(control_plane)
     return control_plane
 
 

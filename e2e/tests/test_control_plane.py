@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from netloom_e2e import binaries, processes
+from netloom_e2e import binaries, crds, processes
 from netloom_e2e.client import ApiFailure
 from netloom_e2e.cluster import ControllerManager, ControlPlane, ControlPlaneError, KubectlError
 from netloom_e2e.lab import wait_for
@@ -100,6 +100,16 @@ def test_delete_all_takes_finalizers_off(control_plane: ControlPlane) -> None:
     control_plane.delete_all("leases.v1.coordination.k8s.io", namespace="default")
 
     assert control_plane.kubectl("get", "nodes,leases", "-o", "name").stdout == ""
+
+
+def test_the_crds_of_this_tree_are_served(crds_installed: ControlPlane) -> None:
+    kinds = crds_installed.kubectl("api-resources", "--api-group=netloom.dev", "-o", "name").stdout.split()
+    assert sorted(f"{kind.removesuffix('.netloom.dev')}.yaml" for kind in kinds) == sorted(
+        p.name for p in crds.FOLDER.glob("*.yaml")
+    )
+    for kind in kinds:
+        plural = kind.removesuffix(".netloom.dev")
+        assert crds_installed.client.request("GET", f"/apis/netloom.dev/v1alpha1/{plural}")["items"] == []
 
 
 def test_a_restart_of_the_api_server_keeps_port_and_data() -> None:
