@@ -6,7 +6,7 @@ Field names are the wire's names in snake case; `rename="camel"` translates them
 """
 
 from collections.abc import Mapping
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Literal, Protocol, TypeVar
 
 import msgspec
 
@@ -43,14 +43,14 @@ class ObjectMeta(Struct, frozen=True):
 
 
 class Condition(Struct, frozen=True):
-    """metav1.Condition (KEP-1623). `status` is "True", "False" or "Unknown"; `reason` is CamelCase, never empty."""
+    """metav1.Condition (KEP-1623). `reason` is CamelCase, never empty; `last_transition_time` RFC 3339."""
 
-    type: str = ""
-    status: str = ""
-    reason: str = ""
-    message: str = ""
+    type: str
+    status: Literal["True", "False", "Unknown"]
+    reason: str
+    message: str
+    last_transition_time: str
     observed_generation: int = 0
-    last_transition_time: str = ""
 
 
 class Object(Protocol):

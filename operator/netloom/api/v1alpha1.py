@@ -1,0 +1,279 @@
+"""The objects of group `netloom.dev`, version `v1alpha1`, as typed values.
+
+The CustomResourceDefinitions in `crds/` are the documented source for users; `operator/tests/api/test_drift.py`
+compares them with these structs field by field, so neither can change alone. Option names are those of Cilium's Helm
+chart where it has the option. CIDRs and addresses stay text here: an object on the wire may hold anything, and what
+it holds is parsed where an error can be reported with the object's and the field's name (`validation.py`).
+
+A field without a default is one that the schema requires: it is always written, even when empty, and an object
+without it is refused. A default here is the default of the schema.
+"""
+
+from typing import Literal
+
+import msgspec
+
+from netloom.api.meta import Condition, ObjectMeta, Resource, Struct, T
+
+GROUP = "netloom.dev"
+VERSION = "v1alpha1"
+
+NETWORK_NAME = "default"
+"""The one name a NetloomNetwork may have."""
+
+IPAMMode = Literal["kubernetes", "cluster-pool", "multi-pool", "crd", "eni", "azure", "gke"]
+RoutingMode = Literal["tunnel", "native", "hybrid"]
+TunnelProtocol = Literal["vxlan", "geneve"]
+
+DEFAULT_PORTS: dict[TunnelProtocol, int] = {"vxlan": 8472, "geneve": 6081}
+"""UDP port that `tunnelPort: 0` stands for."""
+
+
+class ClusterPool(Struct, frozen=True):
+    """spec.ipam.clusterPool: each node gets one CIDR of the mask size, per family that has a list."""
+
+    ipv4_pod_cidr_list: tuple[str, ...] = msgspec.field(name="ipv4PodCIDRList", default=())
+    ipv4_mask_size: int = 24
+    ipv6_pod_cidr_list: tuple[str, ...] = msgspec.field(name="ipv6PodCIDRList", default=())
+    ipv6_mask_size: int = 120
+
+
+class NetworkIPAM(Struct, frozen=True):
+    """spec.ipam of a NetloomNetwork."""
+
+    mode: IPAMMode = "cluster-pool"
+    cluster_pool: ClusterPool = ClusterPool()
+
+
+class Routing(Struct, frozen=True):
+    """spec.routing of a NetloomNetwork: how pod traffic gets from node to node."""
+
+    mode: RoutingMode = "tunnel"
+    tunnel_protocol: TunnelProtocol = "vxlan"
+    tunnel_port: int = 0
+    auto_direct_node_routes: bool = False
+    direct_routing_skip_unreachable: bool = False
+    ipv4_native_routing_cidr: str = msgspec.field(name="ipv4NativeRoutingCIDR", default="")
+    ipv6_native_routing_cidr: str = msgspec.field(name="ipv6NativeRoutingCIDR", default="")
+
+    @property
+    def port(self) -> int:
+        """UDP port of the tunnels, 0 resolved to the protocol's default."""
+        return self.tunnel_port or DEFAULT_PORTS[self.tunnel_protocol]
+
+
+class Masquerade(Struct, frozen=True):
+    """spec.masquerade of a NetloomNetwork."""
+
+    ipv4: bool = True
+    ipv6: bool = True
+    non_masquerade_cidrs: tuple[str, ...] = msgspec.field(name="nonMasqueradeCIDRs", default=())
+
+
+class NetworkSpec(Struct, frozen=True):
+    """spec of a NetloomNetwork. `mtu` is in bytes, 0 means: from the devices that carry the traffic."""
+
+    ipam: NetworkIPAM = NetworkIPAM()
+    routing: Routing = Routing()
+    mtu: int = 0
+    devices: tuple[str, ...] = ()
+    masquerade: Masquerade = Masquerade()
+
+
+class NetworkIPAMStatus(Struct, frozen=True):
+    """status.ipam: the mode in force ("" while no node holds an address) and the ledgers that hold allocations.
+
+    `epoch` grows with every opening of a ledger and every clearing of the mode: each is then a write that really
+    changes the object, and whoever wrote by an older resourceVersion notices.
+    """
+
+    mode: IPAMMode | Literal[""] = ""
+    epoch: int = 0
+    shards: tuple[str, ...] = ()
+
+
+class NetworkStatus(Struct, frozen=True):
+    """status of a NetloomNetwork."""
+
+    ipam: NetworkIPAMStatus = NetworkIPAMStatus()
+    conditions: tuple[Condition, ...] = ()
+
+
+class NetloomNetwork(Struct, frozen=True):
+    """The cluster's network: singleton, named `default`."""
+
+    metadata: ObjectMeta = ObjectMeta()
+    spec: NetworkSpec = NetworkSpec()
+    status: NetworkStatus = NetworkStatus()
+
+
+class Address(Struct, frozen=True):
+    """spec.addresses[] of a NetloomNode, as in Node.status.addresses."""
+
+    type: str
+    ip: str
+
+
+class NeededAddresses(Struct, frozen=True):
+    """spec.ipam.pools.requested[].needed: addresses in use, and those to be ready for new pods."""
+
+    ipv4_addrs: int = 0
+    ipv6_addrs: int = 0
+
+
+class PoolRequest(Struct, frozen=True):
+    """spec.ipam.pools.requested[]: what a node wants of one NetloomIPPool; its agent writes it."""
+
+    pool: str
+    needed: NeededAddresses = NeededAddresses()
+
+
+class PoolAllocation(Struct, frozen=True):
+    """spec.ipam.pools.allocated[]: blocks a node holds of one pool. The operator adds, the agent takes away."""
+
+    pool: str
+    cidrs: tuple[str, ...] = ()
+
+
+class NodePools(Struct, frozen=True):
+    """spec.ipam.pools of a NetloomNode (`multi-pool`)."""
+
+    requested: tuple[PoolRequest, ...] = ()
+    allocated: tuple[PoolAllocation, ...] = ()
+
+
+class PoolAddress(Struct, frozen=True):
+    """spec.ipam.pool{} of a NetloomNode (`crd`): one address, its user, and what it belongs to outside."""
+
+    owner: str = ""
+    resource: str = ""
+
+
+class NodeIPAM(Struct, frozen=True):
+    """spec.ipam of a NetloomNode: the addresses it holds, and the mode they come from."""
+
+    mode: IPAMMode | Literal[""] = ""
+    pod_cidrs: tuple[str, ...] = msgspec.field(name="podCIDRs", default=())
+    pools: NodePools = NodePools()
+    pool: dict[str, PoolAddress] = msgspec.field(default_factory=dict)
+
+
+class AcceptedTunnel(Struct, frozen=True):
+    """spec.tunnels[] of a NetloomNode: encapsulated packets that this node accepts."""
+
+    protocol: TunnelProtocol
+    port: int
+
+
+class NetloomNodeSpec(Struct, frozen=True):
+    """spec of a NetloomNode."""
+
+    addresses: tuple[Address, ...] = ()
+    ipam: NodeIPAM = NodeIPAM()
+    tunnels: tuple[AcceptedTunnel, ...] = ()
+
+
+class NetloomNodeStatus(Struct, frozen=True):
+    """status of a NetloomNode. Conditions: `Allocated` (operator), `DataplaneReady` (agent)."""
+
+    conditions: tuple[Condition, ...] = ()
+
+
+class NetloomNode(Struct, frozen=True):
+    """One per Node, of the same name, owned by it."""
+
+    metadata: ObjectMeta = ObjectMeta()
+    spec: NetloomNodeSpec = NetloomNodeSpec()
+    status: NetloomNodeStatus = NetloomNodeStatus()
+
+
+class PoolFamily(Struct, frozen=True):
+    """spec.ipv4 or spec.ipv6 of a NetloomIPPool: blocks of `maskSize` are cut from `cidrs`."""
+
+    cidrs: tuple[str, ...]
+    mask_size: int
+
+
+class IPPoolSpec(Struct, frozen=True):
+    """spec of a NetloomIPPool."""
+
+    ipv4: PoolFamily | None = None
+    ipv6: PoolFamily | None = None
+
+
+class PoolUsage(Struct, frozen=True):
+    """status.ipv4 or status.ipv6 of a NetloomIPPool, counted in blocks, up to 2**53 - 1."""
+
+    total: int = 0
+    used: int = 0
+    free: int = 0
+
+
+class IPPoolStatus(Struct, frozen=True):
+    """status of a NetloomIPPool."""
+
+    ipv4: PoolUsage | None = None
+    ipv6: PoolUsage | None = None
+    conditions: tuple[Condition, ...] = ()
+
+
+class NetloomIPPool(Struct, frozen=True):
+    """Address blocks that nodes draw on as their pods need them (`multi-pool`)."""
+
+    metadata: ObjectMeta = ObjectMeta()
+    spec: IPPoolSpec = IPPoolSpec()
+    status: IPPoolStatus = IPPoolStatus()
+
+
+class PrefilterSpec(Struct, frozen=True):
+    """spec of a NetloomPrefilter: packets from `denyCIDRs` are dropped at the driver's hook of `devices`."""
+
+    devices: tuple[str, ...] = ()
+    node_selector: dict[str, str] = msgspec.field(default_factory=dict)
+    mode: Literal["auto", "native", "generic"] = "auto"
+    deny_cidrs: tuple[str, ...] = msgspec.field(name="denyCIDRs", default=())
+
+
+class PrefilterStatus(Struct, frozen=True):
+    """status of a NetloomPrefilter."""
+
+    conditions: tuple[Condition, ...] = ()
+
+
+class NetloomPrefilter(Struct, frozen=True):
+    """An XDP prefilter on some devices of some nodes."""
+
+    metadata: ObjectMeta = ObjectMeta()
+    spec: PrefilterSpec = PrefilterSpec()
+    status: PrefilterStatus = PrefilterStatus()
+
+
+class LedgerSpec(Struct, frozen=True):
+    """spec of a NetloomLedger: who holds which CIDR inside `region`.
+
+    `entries` is one opaque string on purpose: the API server tracks the ownership of every key of a map, and a write
+    of 1,000 keys takes it 24 ms, of the same content as a string 6 ms.
+    """
+
+    mode: IPAMMode | Literal[""] = ""
+    region: str = ""
+    used: int = 0
+    entries: str = ""
+
+
+class NetloomLedger(Struct, frozen=True):
+    """Internal: the allocations inside one fixed region of the address space, committed by compare-and-swap."""
+
+    metadata: ObjectMeta = ObjectMeta()
+    spec: LedgerSpec = LedgerSpec()
+
+
+def _resource(plural: str, type_: type[T]) -> Resource[T]:
+    return Resource(group=GROUP, version=VERSION, plural=plural, kind=type_.__name__, type=type_)
+
+
+NETWORKS = _resource("netloomnetworks", NetloomNetwork)
+NETLOOM_NODES = _resource("netloomnodes", NetloomNode)
+POOLS = _resource("netloomippools", NetloomIPPool)
+PREFILTERS = _resource("netloomprefilters", NetloomPrefilter)
+LEDGERS = _resource("netloomledgers", NetloomLedger)
