@@ -61,19 +61,21 @@ class Ledgers:
         clock: Callable[[], float],
         *,
         pace: Pace | None = None,
-        settle_nodes: Callable[[Iterable[str]], None] = lambda names: None,
+        settle: Callable[[Iterable[str]], None] = lambda names: None,
         freed: Callable[[int], None] = lambda count: None,
     ) -> None:
-        """`settle_nodes` is told nodes whose blocks have to be compared with the ledgers, `freed` how many came back."""
+        """`settle` is told nodes to compare with what the ledgers say of them, `freed` how many blocks came back."""
         self.book = book
         self.trouble: Exception | None = None
         """Why the last batch could not be committed."""
+        self.loaded = asyncio.Event()
+        """All ledgers were read."""
         self._api = api
         self._lock = lock
         self._nodes = nodes
         self._clock = clock
         self._pace = pace or Pace()
-        self._settle_nodes = settle_nodes
+        self._settle_nodes = settle
         self._freed = freed
         self._wants: dict[str, tuple[Want, asyncio.Future[Decision]]] = {}
         self._frees: dict[tuple[str, Cidr], tuple[Free, asyncio.Future[bool]]] = {}
@@ -121,6 +123,7 @@ class Ledgers:
     async def run(self) -> None:
         """Reads all ledgers, then commits for ever."""
         await self._patiently(self._load_all)
+        self.loaded.set()
         self.look()
         try:
             while True:

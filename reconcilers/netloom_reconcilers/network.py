@@ -14,7 +14,7 @@ from netloom.ipam.book import Book
 from netloom.ipam.cidr import Cidr, Version
 from netloom.ipam.pool import Exhausted
 from netloom.ipam.settings import Problem, Settings
-from netloom.runtime.store import Store
+from netloom.runtime.store import Store, Unsubscribe
 from netloom_reconcilers import node_objects
 from netloom_reconcilers.allocation_metrics import BLOCKS, PROBLEMS, WAITING
 from netloom_reconcilers.conditions import Conditions
@@ -54,10 +54,9 @@ class NetworkReconciler:
         self._told_at = float("-inf")
         self._told = ""
 
-    def watch(self) -> None:
+    def watch(self) -> list[Unsubscribe]:
         """Follows the caches from now on."""
-        self._networks.subscribe(self._network_changed)
-        self._nodes.subscribe(self._node_changed)
+        return [self._networks.subscribe(self._network_changed), self._nodes.subscribe(self._node_changed)]
 
     def changed(self) -> None:
         """There may be news to tell."""

@@ -24,7 +24,7 @@ from netloom.ipam.cidr import Cidr
 from netloom.ipam.pool import Exhausted
 from netloom.ipam.settings import Problem, Settings
 from netloom.runtime.errors import AlreadyExists, ApiError, Conflict, NotFound
-from netloom.runtime.store import Store
+from netloom.runtime.store import Store, Unsubscribe
 from netloom_reconcilers import node_objects
 from netloom_reconcilers.allocation_metrics import WRITES
 from netloom_reconcilers.conditions import Conditions
@@ -79,10 +79,12 @@ class NodesReconciler:
         self._changed = changed
         self._own: str | None = None
 
-    def watch(self) -> None:
+    def watch(self) -> list[Unsubscribe]:
         """Follows the caches from now on."""
-        self._netloom_nodes.subscribe(self._held_changed)
-        self._nodes.subscribe(lambda key, old, new: self._enqueue(key))
+        return [
+            self._netloom_nodes.subscribe(self._held_changed),
+            self._nodes.subscribe(lambda key, old, new: self._enqueue(key)),
+        ]
 
     def wake(self, freed: int | None = None) -> None:
         """Something changed that nodes wait for; `freed`: only that many blocks came back."""

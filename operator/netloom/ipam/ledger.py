@@ -68,7 +68,7 @@ class Ledger:
     region: Cidr
     mode: str = ""
     epoch: int = 0
-    entries: Mapping[Cidr, Entry] = field(default=_NO_ENTRIES)
+    entries: Mapping[Cidr, Entry] = field(default_factory=lambda: _NO_ENTRIES)
 
     @property
     def name(self) -> str:
