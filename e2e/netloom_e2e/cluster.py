@@ -116,13 +116,11 @@ class ControlPlane:
         folder, self._folder = self._folder, None
         if folder:
             folder.close()
-        for process in self._processes.values():
-            process.kill()
         self._processes.clear()
         self._free_ports()
 
     def detach(self) -> None:
-        """Leaves it running when this process ends. `processes.destroy(self.state)` takes it away."""
+        """Leaves it running when this process ends; `netloom-e2e down`, or `processes.destroy`, takes it away."""
         assert self._folder
         self._folder.detach()
         self._folder = None
@@ -190,12 +188,18 @@ class ControlPlane:
         return binaries.find("kubectl")
 
     def kubectl(
-        self, *args: str | Path, input: str | None = None, check: bool = True, user: str = _ADMIN, timeout: float = 60
+        self,
+        *args: str | Path,
+        input: str | None = None,
+        check: bool = True,
+        user: str = _ADMIN,
+        groups: Iterable[str] = (),
+        timeout: float = 60,
     ) -> subprocess.CompletedProcess[str]:
         """Runs the real kubectl; raises KubectlError where `check` is set and it fails."""
         command = [str(self.kubectl_path), *(str(arg) for arg in args)]
         environment = os.environ | {
-            "KUBECONFIG": str(self.kubeconfig(user)),
+            "KUBECONFIG": str(self.kubeconfig(user, groups)),
             "KUBECACHEDIR": str(self.state / "kubectl-cache"),
             "KUBERC": "off",
         }

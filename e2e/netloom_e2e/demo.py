@@ -96,11 +96,11 @@ class Demo:
 
     def start_operator(self) -> None:
         """The operator runs beside the control plane."""
-        self._start("operator", self.lab.switch, ["operator", "--kubeconfig", self.kubeconfig("operator")])
+        self._start("operator", self.lab.switch, ["operator", "--kubeconfig", self.kubeconfig("netloom-operator")])
 
     def start_agent(self, machine: Machine) -> None:
         """The agent of a node runs in the node's namespace."""
-        arguments = ["agent", "--kubeconfig", self.kubeconfig("agent"), "--node-name", machine.node]
+        arguments = ["agent", "--kubeconfig", self.kubeconfig("netloom-agent"), "--node-name", machine.node]
         self._start(machine.node, machine, [*arguments, "--run-dir", str(self.state / machine.node)])
 
     def _start(self, name: str, place: Namespace, arguments: list[str]) -> None:
@@ -108,7 +108,8 @@ class Demo:
             self.processes[name] = place.popen([str(NETLOOM), *arguments], stdout=log)
 
     def kubeconfig(self, user: str) -> str:
-        return str(self.plane.kubeconfig(user, groups=["system:masters"]))
+        """Credentials of a user: `admin`, or one of those that docs/examples/rbac.yaml binds."""
+        return str(self.plane.kubeconfig(user))
 
     def kubectl(
         self, *arguments: str, stdin: str | None = None, check: bool = True
@@ -152,6 +153,7 @@ class Demo:
         """Three nodes from nothing to pods that ping each other."""
         self.report.head("1  kubectl apply: CRDs, a network, three nodes")
         self.kubectl("apply", "-f", str(ROOT / "crds"))
+        self.kubectl("apply", "-f", str(ROOT / "docs/examples/rbac.yaml"))
         self.kubectl("wait", "--for=condition=Established", "crd", "--all", "--timeout=20s")
         self.start_operator()
         self.kubectl("apply", "-f", "-", stdin=NETWORK)

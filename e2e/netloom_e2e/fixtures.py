@@ -5,16 +5,16 @@ from netloom_e2e.fixtures import control_plane, crds_installed, kubectl
 
 from __future__ import annotations
 
+import signal
 import subprocess
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from netloom_e2e import binaries
+from netloom_e2e import binaries, crds
 from netloom_e2e.cluster import ControlPlane
-
-CRDS = Path(__file__).parent.parent.parent / "crds"
 
 Kubectl = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -28,19 +28,30 @@ def control_plane(control_plane_binaries: Path) -> Iterator[ControlPlane]:
 
 @pytest.fixture(scope="session")
 def control_plane_binaries(request: pytest.FixtureRequest) -> Path:
-    """Builds them where they are missing, and lets the progress of that through pytest's capture."""
+    """Builds them where they are missing; for tests that start control planes of their own, too.
+
+    The progress of it is let through pytest's capture, and it does not count towards a test's time-out.
+    """
     capture = request.config.pluginmanager.getplugin("capturemanager")
     assert capture
-    with capture.global_and_fixture_disabled():
+    with capture.global_and_fixture_disabled(), _timeout_suspended():
         return binaries.find("kube-apiserver").parent
+
+
+@contextmanager
+def _timeout_suspended() -> Iterator[None]:
+    """pytest-timeout counts with this timer, the fixtures of a test included."""
+    left = signal.setitimer(signal.ITIMER_REAL, 0)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, *left)
 
 
 @pytest.fixture(scope="session")
 def crds_installed(control_plane: ControlPlane) -> ControlPlane:
-    """The control plane with the CRDs of this tree, established."""
-    if manifests := sorted(CRDS.glob("*.yaml")):
-        control_plane.kubectl("apply", "--server-side", *(f"--filename={manifest}" for manifest in manifests))
-        control_plane.kubectl("wait", "--for=condition=Established", "--timeout=30s", "crd", "--all")
+    """The control plane with the CRDs of this tree, established and served."""
+    crds.install(control_plane)
     return control_plane
 
 

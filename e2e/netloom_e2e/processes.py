@@ -74,6 +74,7 @@ class StateFolder:
             self._lock.write(f"{os.getpid()}\n")
             self._lock.flush()
         (self.path / "logs").mkdir()
+        self._spawned: list[Process] = []
         self._keeper = _start_keeper(self.path)
 
     def spawn(
@@ -92,7 +93,11 @@ class StateFolder:
                 cwd=cwd or self.path,
                 start_new_session=True,
             )
-        return Process(name, popen, log)
+        # It is being executed, but for a moment its new environment is not there to see.
+        while popen.poll() is None and not _is_member(popen.pid, self.path):
+            time.sleep(0.0005)
+        self._spawned.append(Process(name, popen, log))
+        return self._spawned[-1]
 
     def detach(self) -> None:
         """From now on the processes live until somebody calls `destroy`."""
@@ -102,6 +107,8 @@ class StateFolder:
     def close(self) -> None:
         """Kills all that was started and removes the folder."""
         destroy(self.path)
+        for process in self._spawned:
+            process.kill()
         self._release(b"")
 
     def _release(self, last_word: bytes) -> None:
@@ -131,15 +138,28 @@ def folders() -> list[Path]:
 
 def members(folder: Path) -> dict[int, str]:
     """The processes of a state folder: their pids and programs' names."""
-    mark = f"{_MARK}={folder}\0".encode()
     found = {}
     for process in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
-            if mark in (process / "environ").read_bytes():
-                found[int(process.name)] = (
-                    (process / "cmdline").read_bytes().split(b"\0")[0].decode().rpartition("/")[2]
-                )
+            if _is_member(int(process.name), folder):
+                program = (process / "cmdline").read_bytes().split(b"\0")[0].decode()
+                found[int(process.name)] = program.rpartition("/")[2]
     return found
+
+
+def _is_member(pid: int, folder: Path) -> bool:
+    try:
+        return f"{_MARK}={folder}\0".encode() in Path(f"/proc/{pid}/environ").read_bytes()
+    except OSError:  # it has ended, or it is another user's
+        return False
+
+
+def is_running(pid: int) -> bool:
+    """False for a zombie: a process without a parent may stay one for a while where process 1 is slow to collect it."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0] != b"Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
 
 
 def destroy(folder: Path) -> None:
@@ -147,11 +167,11 @@ def destroy(folder: Path) -> None:
 
     SIGKILL, as there is no data to save, and as an API server that lost its etcd would hold its port for minutes.
     """
-    while found := members(folder):
-        _kill([pid for pid, name in found.items() if name != "etcd"] or list(found))
-    shutil.rmtree(folder, ignore_errors=True)
-    if folder.exists():
-        raise OSError(f"could not remove {folder}")
+    while folder.exists() or members(folder):  # again, for what was being executed at the first look
+        while found := members(folder):
+            _kill([pid for pid, name in found.items() if name != "etcd"] or list(found))
+        with suppress(FileNotFoundError):
+            shutil.rmtree(folder)
 
 
 def sweep() -> list[Path]:

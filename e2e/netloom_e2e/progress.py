@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 import time
@@ -65,7 +66,7 @@ def follow(
                 except subprocess.TimeoutExpired:
                     progress.show(describe(log.read_text(errors="replace").splitlines()))
         except BaseException:
-            process.terminate()
+            process.send_signal(signal.SIGINT)  # which `go build` answers by ending its compilers
             process.wait()
             progress.end("stopped")
             raise

@@ -15,7 +15,8 @@ from rich.table import Table
 
 from netloom.api.meta import Condition
 from netloom.api.v1alpha1 import NETLOOM_NODES, NETWORK_NAME, NETWORKS, NetloomNetwork, NetloomNode
-from netloom.runtime.client import Api, NotFound
+from netloom.runtime.client import Api
+from netloom.runtime.errors import NotFound
 
 _AGENT_TIMEOUT = aiohttp.ClientTimeout(total=2)
 

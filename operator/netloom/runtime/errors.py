@@ -12,8 +12,10 @@ from typing import Any
 
 import msgspec
 
+from netloom.api.errors import UserError
 
-class ConfigError(Exception):
+
+class ConfigError(UserError):
     """The way to the API server is missing or wrong. `str()` is one sentence for people."""
 
 

@@ -16,7 +16,7 @@ import time
 import uuid
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, TypeVar
 
 import msgspec
 import structlog
@@ -26,8 +26,11 @@ from netloom.api.meta import Object, ObjectMeta, Resource
 from netloom.runtime import metrics
 from netloom.runtime.client import Api
 from netloom.runtime.errors import ApiError, NotFound
+from netloom.runtime.queue import WorkQueue
 
 log = structlog.get_logger(__name__)
+
+T = TypeVar("T", bound=Object)
 
 MESSAGE_LIMIT = 1024
 """Characters of a message that the API server takes."""
@@ -77,7 +80,7 @@ class _Bucket:
 class _Said:
     """One event and how often it was said."""
 
-    __slots__ = ("count", "distance", "event", "next_write", "queued", "written")
+    __slots__ = ("count", "distance", "event", "next_write", "written")
 
     def __init__(self, event: Event, distance: float) -> None:
         self.event = event
@@ -85,10 +88,6 @@ class _Said:
         self.written = 0  # the count that the API server has
         self.distance = distance
         self.next_write = 0.0
-        self.queued = False
-
-
-_Key = tuple[str, str, str, str, str, str]
 
 
 class EventRecorder:
@@ -108,63 +107,72 @@ class EventRecorder:
         self._instance = host or os.uname().nodename
         self._limits = limits or Limits()
         self._clock = clock
-        self._said: OrderedDict[_Key, _Said] = OrderedDict()
-        self._budgets: OrderedDict[tuple[str, str, str], _Bucket] = OrderedDict()
+        self._said: OrderedDict[str, _Said] = OrderedDict()
+        self._budgets: OrderedDict[str, _Bucket] = OrderedDict()
         self._budget = _Bucket(self._limits.burst, self._limits.refill, clock())
-        self._queue: asyncio.Queue[_Said] = asyncio.Queue()
+        self._queue = WorkQueue()
 
     def event(self, ref: ObjectReference, type_: Literal["Normal", "Warning"], reason: str, message: str) -> None:
         """Says something about an object. Returns at once; never raises for what the API server may think of it."""
-        key = (ref.kind, ref.namespace, ref.name, type_, reason, message)
+        about = f"{ref.kind}\0{ref.namespace}\0{ref.name}\0{ref.uid}"
+        key = f"{about}\0{type_}\0{reason}\0{message}"
         said = self._said.get(key)
         if said is None:
+            if not self._may(about):
+                return
             said = _Said(self._new(ref, type_, reason, message[:MESSAGE_LIMIT]), self._limits.repeat)
             self._said[key] = said
             if len(self._said) > self._limits.remembered:
                 self._said.popitem(last=False)
         self._said.move_to_end(key)
         said.count += 1
-        self._want(said)
+        self._queue.add_after(key, said.next_write - self._clock())
 
-    def _want(self, said: _Said) -> None:
-        """Queues a write if it is time for one; else the count grows until it is."""
+    def _may(self, about: str) -> bool:
+        """Whether something new may be said about this object now."""
         now = self._clock()
-        if said.queued or now < said.next_write:
-            return
-        ref = said.event.involved_object
-        if not self._budget_of((ref.kind, ref.namespace, ref.name), now).take(now):
+        bucket = self._budgets.get(about)
+        if bucket is None:
+            bucket = self._budgets[about] = _Bucket(self._limits.object_burst, self._limits.object_refill, now)
+            if len(self._budgets) > self._limits.remembered:
+                self._budgets.popitem(last=False)
+        self._budgets.move_to_end(about)
+        if not bucket.take(now):
             metrics.EVENTS_DROPPED.labels("object").inc()
         elif not self._budget.take(now):
             metrics.EVENTS_DROPPED.labels("process").inc()
         else:
-            said.queued = True
-            self._queue.put_nowait(said)
-
-    def _budget_of(self, object_: tuple[str, str, str], now: float) -> _Bucket:
-        bucket = self._budgets.get(object_)
-        if bucket is None:
-            bucket = _Bucket(self._limits.object_burst, self._limits.object_refill, now)
-            self._budgets[object_] = bucket
-            if len(self._budgets) > self._limits.remembered:
-                self._budgets.popitem(last=False)
-        self._budgets.move_to_end(object_)
-        return bucket
+            return True
+        return False
 
     async def run(self) -> None:
-        """Writes for ever. When cancelled, writes what is queued, for a short while."""
+        """Writes for ever. When cancelled, writes what is due, for a short while."""
         try:
             while True:
-                await self._write(await self._queue.get())
+                await self._next()
         finally:
+            self._queue.close()
             try:
                 async with asyncio.timeout(self._limits.drain):
-                    while not self._queue.empty():
-                        await self._write(self._queue.get_nowait())
+                    while len(self._queue):
+                        await self._next()
             except TimeoutError:
-                metrics.EVENTS_DROPPED.labels("stopping").inc(self._queue.qsize())
+                metrics.EVENTS_DROPPED.labels("stopping").inc(len(self._queue))
+
+    async def _next(self) -> None:
+        key = await self._queue.get()
+        try:
+            said = self._said.get(key)
+            if said is None or said.count == said.written:
+                return
+            if said.written and not self._budget.take(self._clock()):
+                self._queue.add_after(key, self._limits.repeat)  # a count can wait, nothing is lost
+                return
+            await self._write(said)
+        finally:
+            self._queue.done(key)
 
     async def _write(self, said: _Said) -> None:
-        said.queued = False
         said.next_write = self._clock() + said.distance
         said.distance = min(said.distance * 2, self._limits.repeat_cap)
         count, now = said.count, _now()
@@ -209,7 +217,7 @@ class EventRecorder:
         return msgspec.structs.replace(event, metadata=msgspec.structs.replace(event.metadata, name=name))
 
 
-def reference(resource: Resource[Object], obj: Object) -> ObjectReference:
+def reference(resource: Resource[T], obj: T) -> ObjectReference:
     """What an event needs to know of the object that it is about."""
     meta = obj.metadata
     return ObjectReference(

@@ -4,7 +4,7 @@
 else one sentence, and that sentence is in the answer: a probe that only says 503 helps nobody.
 """
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 
 import structlog
@@ -13,6 +13,7 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
 from netloom.runtime import metrics
+from netloom.runtime.errors import ConfigError
 
 log = structlog.get_logger(__name__)
 
@@ -70,9 +71,17 @@ def _ask(check: Check) -> str:
 
 @asynccontextmanager
 async def serve(
-    health: Health, host: str = "127.0.0.1", port: int = 0, registry: CollectorRegistry = metrics.REGISTRY
+    health: Health,
+    host: str = "127.0.0.1",
+    port: int = 0,
+    registry: CollectorRegistry = metrics.REGISTRY,
+    *,
+    routes: Iterable[web.RouteDef] = (),
 ) -> AsyncIterator[int]:
-    """Serves the checks and metrics while the context lasts, and gives the port (0: a free one)."""
+    """Serves the checks, metrics and further `routes` while the context lasts, and gives the port (0: a free one).
+
+    Raises ConfigError if the address cannot be had.
+    """
 
     async def show_metrics(_request: web.Request) -> web.Response:
         return web.Response(body=generate_latest(registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
@@ -83,13 +92,17 @@ async def serve(
             web.get("/healthz", health.healthz),
             web.get("/readyz", health.readyz),
             web.get("/metrics", show_metrics),
+            *routes,
         ]
     )
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
     await runner.setup()
     try:
         site = web.TCPSite(runner, host, port)
-        await site.start()
+        try:
+            await site.start()
+        except OSError as error:
+            raise ConfigError(f"cannot serve HTTP on {host}:{port}: {error.strerror or error}") from error
         yield runner.addresses[0][1]
     finally:
         await runner.cleanup()

@@ -21,11 +21,13 @@ on the lease: allocation is guarded by the API server's compare-and-swap. The le
 
 import asyncio
 import datetime as dt
+import math
 import os
 import threading
 import time
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 
 import msgspec
 import structlog
@@ -112,18 +114,21 @@ class LeaderElector:
                 await self._release()
 
     async def _lead(self, lead: Lead) -> None:
+        """Returns or raises only after the work has ended, however often it is cancelled itself."""
         work = asyncio.ensure_future(lead())
         renewal = asyncio.create_task(self._keep_renewing(), name="lease-renewal")
         try:
             await asyncio.wait([work, renewal], return_when=asyncio.FIRST_COMPLETED)
+            if renewal.done() and not work.done():
+                log.warning("not leading any more", lease=self._name, why=str(renewal.exception()))
+                self._watchdog.shorten(self._clock() + self._seconds - self._renew_deadline)
         finally:
             # Renewal goes on until the work has ended, so that a slow end of the work is covered by the lease.
-            work.cancel()
-            await asyncio.wait([work])
-            renewal.cancel()
-            await asyncio.wait([renewal])
+            try:
+                await _end(work)
+            finally:
+                await _end(renewal)
         if not renewal.cancelled() and (error := renewal.exception()):
-            self._held = not isinstance(error, Lost) and self._held
             raise error
         if not work.cancelled():
             work.result()
@@ -176,7 +181,7 @@ class LeaderElector:
         spec = msgspec.structs.replace(
             over.spec,
             holder_identity=self.identity,
-            lease_duration_seconds=max(1, round(self._seconds)),
+            lease_duration_seconds=math.ceil(self._seconds),
             acquire_time=acquired or _now(),
             renew_time=_now(),
             lease_transitions=transitions,
@@ -233,7 +238,7 @@ class LeaderElector:
 
     def _observe(self, found: Lease) -> None:
         """Notes a record; its holder's time counts from now if it is a new one."""
-        if self._observed is None or self._observed.spec != found.spec:
+        if self._observed is None or self._observed.metadata.resource_version != found.metadata.resource_version:
             self._observed_at = self._clock()
         self._observed = found
 
@@ -259,8 +264,24 @@ class LeaderElector:
             log.warning("lease not released, it will run out", lease=self._name, error=str(error) or "no answer")
 
 
+async def _end(task: asyncio.Future[None]) -> None:
+    """Cancels the task and waits until it has ended, even if we are cancelled meanwhile; that is then passed on."""
+    cancelled = False
+    while not task.done():
+        task.cancel()
+        try:
+            await asyncio.wait([task])
+        except asyncio.CancelledError:
+            cancelled = True
+    if cancelled:
+        raise asyncio.CancelledError
+
+
 class Watchdog:
     """Ends the process when a deadline passes, from a thread of its own: a blocked event loop cannot hold it up."""
+
+    LOOK_SECONDS = 0.5
+    """A thread's wait does not count the time for which the machine sleeps, so the clock is looked at this often."""
 
     def __init__(self, clock: Callable[[], float], exit: Callable[[int], None]) -> None:
         self._clock = clock
@@ -268,27 +289,31 @@ class Watchdog:
         self._changed = threading.Condition()
         self._deadline: float | None = None
 
-    def armed(self, deadline: float) -> "_Armed":
-        """A context within which the deadline counts."""
-        return _Armed(self, deadline)
+    @contextmanager
+    def armed(self, deadline: float) -> Iterator[None]:
+        """While the context lasts, the deadline counts."""
+        self._deadline = deadline
+        thread = threading.Thread(target=self._watch, name="lease-watchdog", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._deadline = None
+                self._changed.notify_all()
+            thread.join()
 
     def extend(self, deadline: float) -> None:
-        """Moves the deadline, if it counts."""
+        """Moves the deadline, if one counts."""
         with self._changed:
             if self._deadline is not None:
                 self._deadline = deadline
 
-    def start(self, deadline: float) -> None:
-        """The deadline counts from now on."""
+    def shorten(self, deadline: float) -> None:
+        """Moves the deadline, if one counts that is later."""
         with self._changed:
-            self._deadline = deadline
-        threading.Thread(target=self._watch, name="lease-watchdog", daemon=True).start()
-
-    def stop(self) -> None:
-        """The deadline no longer counts."""
-        with self._changed:
-            self._deadline = None
-            self._changed.notify_all()
+            if self._deadline is not None:
+                self._deadline = min(deadline, self._deadline)
 
     def _watch(self) -> None:
         with self._changed:
@@ -296,24 +321,12 @@ class Watchdog:
                 left = self._deadline - self._clock()
                 if left <= 0:
                     break
-                self._changed.wait(left)
+                self._changed.wait(min(left, self.LOOK_SECONDS))
             else:
                 return
         # Straight to the file descriptor: the log's locks may be held by the thread that is stuck.
         os.write(2, b'{"level":"critical","event":"lease ran out before the work of its holder had ended, exiting"}\n')
         self._exit(EXIT_LEASE_LOST)
-
-
-class _Armed:
-    def __init__(self, watchdog: Watchdog, deadline: float) -> None:
-        self._watchdog = watchdog
-        self._deadline = deadline
-
-    def __enter__(self) -> None:
-        self._watchdog.start(self._deadline)
-
-    def __exit__(self, *_: object) -> None:
-        self._watchdog.stop()
 
 
 def _now() -> str:

@@ -34,7 +34,9 @@ def configure(format: Format = "auto", level: str = "info") -> None:
     ]
     last: list[structlog.types.Processor]
     if console:
-        last = [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
+        # The default formatter would print every local variable, tokens included.
+        plain = structlog.dev.plain_traceback
+        last = [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=plain)]
     else:
         last = [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(serializer=_to_json)]
     handler = logging.StreamHandler(sys.stderr)

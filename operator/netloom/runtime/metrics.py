@@ -35,3 +35,4 @@ EVENTS_DROPPED = Counter(
 COMPONENT_RESTARTS = Counter(
     "netloom_component_restarts", "Components that crashed and were started again.", ["component"], registry=REGISTRY
 )
+MANIFEST_PROBLEMS = Gauge("netloom_manifest_problems", "Mistakes in manifest files.", registry=REGISTRY)

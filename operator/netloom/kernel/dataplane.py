@@ -1,0 +1,315 @@
+"""The data path: keeps the kernel at the desired state that was last handed over.
+
+`apply` hands over a whole desired state; `run` then keeps it true: kernel events are followed within milliseconds,
+what failed is tried again with back-off, and a full comparison now and then is the belt. All of them end in the same
+pass: look at the device, then at the tables, and write what differs. A pass that finds no difference writes nothing,
+so a restart writes nothing.
+"""
+
+import asyncio
+import contextlib
+import errno
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TypeVar
+
+import structlog
+
+from netloom.kernel import reader
+from netloom.kernel.capability import require_net_admin
+from netloom.kernel.desired import Desired
+from netloom.kernel.device_keeper import DeviceKeeper, DeviceOutcome
+from netloom.kernel.errors import KernelUnsupported
+from netloom.kernel.events import EventReader
+from netloom.kernel.mesh import Mesh
+from netloom.kernel.netlink import AnswerLost, Commands, CommandSocket, EventSocket, Overflow, RefusedError
+from netloom.kernel.plan import planned_changes
+from netloom.kernel.report import PlannedChange, Report
+from netloom.kernel.sysctl import SysctlRecord
+from netloom.kernel.trouble import Item, Troubles
+from netloom.kernel.wire import NAMES
+from netloom.kernel.writer import Outcome, Writer
+
+log = structlog.get_logger(__name__)
+
+RUN_DIRECTORY = Path("/run/netloom")
+
+COMPARE_SECONDS = 120.0
+"""Between full comparisons. At 10,000 peers one costs 0.1 s of CPU time: 0.1 %."""
+
+ROUNDS = 4
+"""Passes in a row: a refusal can show that more was lost than was known. What is left then waits for its back-off."""
+
+EVENTS_AT_ONCE = 4096
+"""Datagrams read before others get a turn on the event loop."""
+
+_DEVICE_KINDS = ("link", "address", "sysctl")
+_STATE: Item = ("dump", "state of the kernel")
+
+T = TypeVar("T")
+
+
+class Dataplane:
+    """See the module. Only one in a network namespace: two would remove what the other adds."""
+
+    def __init__(
+        self,
+        *,
+        run_directory: Path = RUN_DIRECTORY,
+        compare_seconds: float | None = COMPARE_SECONDS,
+        commands: Callable[[], Commands] = CommandSocket,
+        on_report: Callable[[Report], None] | None = None,
+    ) -> None:
+        """`compare_seconds` None: no full comparison but where something demands it. `on_report` is called after
+        every pass that wrote or failed; it may not block."""
+        self._make_commands = commands
+        self._compare_seconds = compare_seconds
+        self._on_report = on_report
+        self._record = SysctlRecord(run_directory / "sysctl.json")
+        self._mesh = Mesh()
+        self._events = EventReader(self._mesh)
+        self._troubles = Troubles()
+        self._desired = Desired()
+        self._tunnel = self._desired.tunnel
+        self._mtu = 0
+        self._compared = 0.0
+        self._applied = False
+        self._lock = asyncio.Lock()
+        self._wake = asyncio.Event()
+
+    async def open(self) -> None:
+        """Open the sockets and read what is owned in the kernel. Writes nothing, needs no capability.
+
+        Raises KernelUnsupported.
+        """
+        self._executor = ThreadPoolExecutor(1, thread_name_prefix="netloom-netlink")
+        self._commands = self._make_commands()
+        self._writer = Writer(self._mesh, self._commands, self._executor)
+        self._keeper = DeviceKeeper(self._commands, self._record)
+        self._listener = EventSocket(deaf_to=self._commands.port)
+        self._listen()
+        try:
+            await self._compare()
+        except RefusedError as error:
+            await self.close()
+            if error.errno in (errno.EOPNOTSUPP, errno.EINVAL):
+                why = f"this kernel has no nexthop objects (Linux 5.3 or newer is needed): {error.refusal}"
+                raise KernelUnsupported(why) from error
+            raise
+
+    async def close(self) -> None:
+        """Close the sockets. The kernel keeps all that was made."""
+        self._ignore()
+        self._listener.close()
+        self._executor.shutdown()
+        self._commands.close()
+
+    async def apply(self, desired: Desired) -> Report:
+        """Bring the kernel to this state, which stays in force until the next call.
+
+        The same object again costs what was changed through its methods; another object costs one look-up per peer.
+        Entries that fail are named in the report and tried again by `run`. Raises NotPermitted, KernelUnsupported.
+        """
+        require_net_admin()
+        async with self._lock:
+            self._take(desired)
+            report = await self._settle()
+        for failure in report.failures:
+            if failure.kind == "link" and failure.errno == errno.EOPNOTSUPP:
+                raise KernelUnsupported(failure.error)
+        return report
+
+    async def run(self) -> None:
+        """Keep the kernel at the applied state, until cancelled."""
+        while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._idle_seconds()):
+                    await self._wake.wait()
+            self._wake.clear()
+            if not self._applied:
+                continue
+            if self._compare_seconds is not None and time.monotonic() >= self._compared + self._compare_seconds:
+                self._events.compare_due = self._events.device_due = True
+            async with self._lock:
+                await self._settle()
+
+    async def plan(self, desired: Desired) -> list[PlannedChange]:
+        """What `apply` would change, in its order. Writes nothing, needs no capability."""
+        async with self._lock:
+            return await self._in_thread(lambda: planned_changes(self._commands, desired))
+
+    async def cleanup(self) -> Report:
+        """Remove all that is owned, and put the switches back."""
+        report = await self.apply(Desired())
+        for sysctl in await self._in_thread(self._record.restore):
+            log.info("switch restored", sysctl=sysctl.name, value=sysctl.value)
+        return report
+
+    @property
+    def report(self) -> Report:
+        """The state of things now."""
+        underlay = self._events.underlay
+        return Report(
+            peers=len(self._mesh.peers),
+            mtu=self._mtu,
+            underlay=underlay.name if underlay else "",
+            failures=self._troubles.failures,
+            conflicts=tuple(self._mesh.conflicts()),
+            fought=self._troubles.fought,
+            written=self.stats,
+            repaired=self._troubles.repaired,
+        )
+
+    @property
+    def stats(self) -> dict[str, int]:
+        """Requests written since `open`, by message type."""
+        return {NAMES.get(kind, str(kind)): count for kind, count in sorted(self._commands.written.items())}
+
+    # ------------------------------------------------------------------------------------------------- one pass
+
+    def _take(self, desired: Desired) -> None:
+        """Make this the desired state."""
+        touched = desired.take_touched()
+        if desired is not self._desired or not self._applied:
+            self._desired, self._applied = desired, True
+            self._mesh.replace_peers(desired)
+            self._troubles.clear()
+            self._events.device_due = True
+        for name in touched:
+            self._troubles.forget(self._mesh.items_of(name))
+            peer = desired.peers.get(name)
+            if peer is None:
+                self._mesh.remove_peer(name)
+            else:
+                self._mesh.set_peer(peer)
+            self._troubles.forget(self._mesh.items_of(name))
+        if desired.tunnel != self._tunnel:
+            self._tunnel = desired.tunnel
+            self._events.local = desired.tunnel.local if desired.tunnel else b""
+            self._events.device_due = True
+            self._troubles.clear()
+
+    async def _settle(self) -> Report:
+        """Passes until nothing is left that can be done now."""
+        written, failures = sum(self._commands.written.values()), self._troubles.failures
+        if self._troubles.due(_DEVICE_KINDS):
+            self._events.device_due = True
+        if self._troubles.due([_STATE[0]]):
+            self._events.compare_due = self._events.device_due = True
+        for _ in range(ROUNDS):
+            self._drain()
+            try:
+                await self._pass()
+                self._troubles.written([_STATE])
+            except (AnswerLost, OSError) as error:
+                # What the kernel holds is unknown until it has been read.
+                self._troubles.refused(_STATE, str(error), "")
+                self._events.compare_due = self._events.device_due = True
+                if ("dump", _STATE[1]) in self._troubles.held():
+                    break
+            if not self._events.compare_due and not self._events.device_due:
+                break
+        self._troubles.keep([*self._mesh.pending(), _STATE], _DEVICE_KINDS)
+        report = self.report
+        changed = written != sum(self._commands.written.values()) or failures != report.failures
+        if changed and self._on_report is not None:
+            self._on_report(report)
+        return report
+
+    async def _pass(self) -> None:
+        """The device, then the rows on it, then what is no longer needed below them."""
+        events, held, teardown = self._events, self._troubles.held(), False
+        if events.device_due:
+            events.device_due = False
+            outcome = await self._in_thread(lambda: self._keeper.prepare(self._tunnel, held))
+            teardown = outcome.teardown_due
+            self._note_device(outcome)
+            self._mtu, events.underlay = outcome.mtu, outcome.underlay
+            if outcome.flushed:
+                self._mesh.forget_kernel()
+                events.compare_due = True
+            if outcome.carrier.ifindex != self._mesh.carrier.ifindex:
+                events.compare_due = True
+            self._mesh.set_carrier(outcome.carrier)
+        if events.compare_due:
+            events.compare_due = False
+            await self._compare()
+        self._note_rows(await self._writer.write(held))
+        if teardown:
+            self._note_device(await self._in_thread(lambda: self._keeper.tear_down(self._tunnel, held)))
+
+    async def _compare(self) -> None:
+        """Read all that is owned in the kernel. Events wait meanwhile: an event must not be overwritten by a reading
+        that is older."""
+        self._ignore()
+        try:
+            ifindex = self._mesh.carrier.ifindex
+            nexthops = await self._in_thread(lambda: reader.nexthops(self._commands))
+            neighbours = await self._in_thread(lambda: reader.neighbours(self._commands, ifindex))
+            routes = await self._in_thread(lambda: reader.routes(self._commands))
+            self._mesh.load(nexthops, neighbours, routes)
+            self._compared = time.monotonic()
+        finally:
+            self._listen()
+
+    def _note_rows(self, outcome: Outcome) -> None:
+        self._troubles.written(outcome.written)
+        for refused in outcome.refused:
+            peer = self._mesh.peer_of(refused.kind, refused.key)
+            item = (refused.kind, refused.key)
+            if self._troubles.refused(item, str(refused.refusal), peer, refused.refusal.errno):
+                self._events.compare_due = True  # what is known of the kernel may be wrong
+
+    def _note_device(self, outcome: DeviceOutcome) -> None:
+        self._troubles.written(outcome.done)
+        for item, refusal, explanation in outcome.refused:
+            self._troubles.refused(item, explanation, "", refusal.errno)
+
+    # --------------------------------------------------------------------------------------------------- events
+
+    def _listen(self) -> None:
+        asyncio.get_running_loop().add_reader(self._listener.fileno(), self._on_readable)
+
+    def _ignore(self) -> None:
+        asyncio.get_running_loop().remove_reader(self._listener.fileno())
+
+    def _on_readable(self) -> None:
+        self._drain()
+        self._wake.set()
+
+    def _drain(self) -> None:
+        """Take in the events that have arrived."""
+        events = self._events
+        try:
+            for _ in range(EVENTS_AT_ONCE):
+                buffer = self._listener.receive()
+                if buffer is None:
+                    break
+                events.feed(buffer)
+        except Overflow:
+            log.warning("the kernel dropped events: comparing everything")
+            self._ignore()
+            self._listener.close()
+            self._listener = EventSocket(deaf_to=self._commands.port)
+            self._listen()
+            events.compare_due = events.device_due = True
+        events.flush()
+        touched, events.touched = events.touched, []
+        for item in touched:
+            if self._mesh.is_pending(*item):
+                self._troubles.drifted(item)
+
+    def _idle_seconds(self) -> float | None:
+        """Until something has to be done without an event."""
+        now = time.monotonic()
+        due = [self._compared + self._compare_seconds] if self._compare_seconds is not None else []
+        retry = self._troubles.backoff.next(now)
+        if retry is not None:
+            due.append(retry)
+        return max(0.0, min(due) - now) if due else None
+
+    async def _in_thread(self, work: Callable[[], T]) -> T:
+        """The kernel takes a lock that others may hold for seconds; the event loop must not wait for it."""
+        return await asyncio.get_running_loop().run_in_executor(self._executor, work)

@@ -1,0 +1,13 @@
+"""Reasons why there can be no data path at all, each one sentence for the person who runs the cluster."""
+
+
+class DataplaneError(Exception):
+    """Base of the errors that no retry mends."""
+
+
+class KernelUnsupported(DataplaneError):
+    """This kernel lacks what the data path is made of."""
+
+
+class NotPermitted(DataplaneError):
+    """This process may not change the network configuration."""

@@ -1,0 +1,359 @@
+"""From peers to rows: which nexthops, neighbours and routes the kernel should hold, and which it is known to hold.
+
+Pure: peers and what was seen in the kernel go in, three tables with their differences come out. A peer's change costs
+what its own rows cost, whatever the number of peers.
+
+Two peers may claim one underlay address or one pod CIDR (a node that was made anew before the old one was forgotten,
+a hand-edited object). The senior one gets it, the other is reported, and gets it when the senior lets go. The order
+of arrival plays no part, so all nodes and all restarts agree.
+"""
+
+import zlib
+from collections.abc import Hashable, Iterable
+from typing import Any
+
+import msgspec
+
+from netloom.kernel.address import Address, Mac, Prefix, format_address, format_mac
+from netloom.kernel.desired import Desired, Peer
+from netloom.kernel.owned import NEXTHOP_IDS, ROUTE_PROTOCOL, link_local_of
+from netloom.kernel.rows import EDITED, Nexthop, RouteKey, SeenNexthop, SeenRoute, owned_nexthop, route_key
+from netloom.kernel.table import Table
+
+Claim = Address | Mac | Prefix
+"""What no two peers may share. (The MAC gives the IPv6 gateway.)"""
+
+
+class Carrier(msgspec.Struct, frozen=True):
+    """The tunnel device the rows refer to. ifindex 0: there is none yet, and no rows.
+
+    `ipv6`: whether this node has an IPv6 pod CIDR itself; a node without one has no source for such traffic, and
+    often no IPv6 at all.
+    """
+
+    ifindex: int = 0
+    vni: int = 1
+    ipv6: bool = False
+
+
+class Conflict(msgspec.Struct, frozen=True):
+    """A claim (address or CIDR, as text) of `peer` that `holder`, being senior, has."""
+
+    claim: str
+    holder: str
+    peer: str
+
+
+class Rows(msgspec.Struct, frozen=True, gc=False):
+    """What one peer needs in the kernel."""
+
+    nexthops: tuple[tuple[int, Nexthop], ...] = ()
+    neighbours: tuple[tuple[Address, Mac], ...] = ()
+    routes: tuple[tuple[RouteKey, int], ...] = ()
+
+
+_NO_ROWS = Rows()
+
+
+def _claims_of(peer: Peer) -> tuple[Claim, ...]:
+    return (peer.underlay, peer.mac, *peer.cidrs)
+
+
+def _claim_text(claim: Claim) -> str:
+    if isinstance(claim, Prefix):
+        return str(claim)
+    return format_mac(claim) if len(claim) == 6 else format_address(claim)
+
+
+class Mesh:
+    """Peers, and the tables of their rows."""
+
+    def __init__(self) -> None:
+        self.nexthops: Table[int, Nexthop] = Table()
+        self.neighbours: Table[Address, Mac] = Table()
+        self.routes: Table[RouteKey, int] = Table()
+        self.carrier = Carrier()
+        self.peers: dict[str, Peer] = {}
+        self._rows: dict[str, Rows] = {}
+        self._peer_of: dict[int, str] = {}
+        self._ids: dict[tuple[str, int], int] = {}
+        self._foreign_ids: set[int] = set()
+        self._unclaimed: dict[Nexthop, int] = {}
+        self._holders: dict[Claim, str] = {}
+        self._contested: dict[Claim, set[str]] = {}
+
+    # ------------------------------------------------------------------------------------------- what should be
+
+    def set_carrier(self, carrier: Carrier) -> None:
+        """Put all rows on this device."""
+        if carrier == self.carrier:
+            return
+        if carrier.ifindex != self.carrier.ifindex:
+            self.neighbours.load({})  # those of the old device went with it
+        self.carrier = carrier
+        for name in self.peers:
+            self._expand(name)
+
+    def replace_peers(self, desired: Desired) -> None:
+        """Take over a whole state; what is the same object as before costs one look-up."""
+        peers, known = desired.peers, self.peers
+        for name in [name for name in known if name not in peers]:
+            self.remove_peer(name)
+        for name, peer in peers.items():
+            if known.get(name) is not peer:
+                self.set_peer(peer)
+
+    def set_peer(self, peer: Peer) -> None:
+        """Add or change a peer."""
+        name, old = peer.name, self.peers.get(peer.name)
+        if old == peer:
+            return
+        self.peers[name] = peer
+        claims = _claims_of(peer)
+        if old is not None:
+            for claim in set(_claims_of(old)).difference(claims):
+                self._release(claim, name)
+        for claim in claims:
+            self._claim(claim, name)
+        self._expand(name)
+
+    def remove_peer(self, name: str) -> None:
+        """Forget a peer."""
+        peer = self.peers.pop(name, None)
+        if peer is None:
+            return
+        self._expand(name)
+        for claim in _claims_of(peer):
+            self._release(claim, name)
+        for size in (4, 16):
+            identity = self._ids.pop((name, size), None)
+            if identity is not None:
+                del self._peer_of[identity]
+
+    def conflicts(self) -> list[Conflict]:
+        """Claims that are not granted, in order."""
+        return sorted(
+            (
+                Conflict(_claim_text(claim), self._holders[claim], name)
+                for claim, names in self._contested.items()
+                for name in names
+                if name != self._holders[claim]
+            ),
+            key=lambda conflict: (conflict.claim, conflict.peer),
+        )
+
+    def items_of(self, name: str) -> list[tuple[str, Hashable]]:
+        """(kind, key) of the peer's rows."""
+        rows = self._rows.get(name, _NO_ROWS)
+        return [
+            *(("nexthop", key) for key, _ in rows.nexthops),
+            *(("neighbour", key) for key, _ in rows.neighbours),
+            *(("route", key) for key, _ in rows.routes),
+        ]
+
+    def pending(self) -> list[tuple[str, Hashable]]:
+        """(kind, key) of all that differs from the kernel."""
+        return [
+            *(("nexthop", key) for key in self.nexthops.pending),
+            *(("neighbour", key) for key in self.neighbours.pending),
+            *(("route", key) for key in self.routes.pending),
+        ]
+
+    def is_pending(self, kind: str, key: Hashable) -> bool:
+        """Whether this entry differs from the kernel."""
+        pending: set[Any] = getattr(self, kind + "s").pending
+        return key in pending
+
+    def peer_of(self, kind: str, key: Any) -> str:
+        """Whose entry it is; empty if nobody's (any more)."""
+        if kind == "nexthop":
+            return self._peer_of.get(key, "")
+        if kind == "route":
+            return self._holders.get(Prefix(key.address, key.length), "")
+        if len(key) == 4:
+            return self._holders.get(key, "")
+        return next((name for name, rows in self._rows.items() if (key) in dict(rows.neighbours)), "")
+
+    def _claim(self, claim: Claim, name: str) -> None:
+        holder = self._holders.setdefault(claim, name)
+        if holder != name:
+            self._contested.setdefault(claim, {holder}).add(name)
+        if claim in self._contested:
+            self._settle(claim)
+
+    def _release(self, claim: Claim, name: str) -> None:
+        names = self._contested.get(claim)
+        if names is None:
+            if self._holders.get(claim) == name:
+                del self._holders[claim]
+            return
+        names.discard(name)
+        self._settle(claim)
+        if len(names) == 1:
+            del self._contested[claim]
+
+    def _settle(self, claim: Claim) -> None:
+        """Give a contested claim to its senior claimant."""
+        before = self._holders[claim]
+        after = min(self._contested[claim], key=lambda name: self.peers[name].seniority)
+        if after != before:
+            self._holders[claim] = after
+            self._expand(before)
+            self._expand(after)
+
+    def _expand(self, name: str) -> None:
+        """Bring the desired rows of one peer up to date."""
+        old = self._rows.get(name, _NO_ROWS)
+        new = self._rows_of(name)
+        if new == old:
+            return
+        self._rows[name] = new
+        if old is not _NO_ROWS:
+            for table, before, after in (
+                (self.nexthops, old.nexthops, new.nexthops),
+                (self.neighbours, old.neighbours, new.neighbours),
+                (self.routes, old.routes, new.routes),
+            ):
+                for key in {key for key, _ in before}.difference(key for key, _ in after):
+                    table.unwant(key)  # type: ignore[arg-type]
+        for identity, nexthop in new.nexthops:
+            self.nexthops.want(identity, nexthop)
+        for address, mac in new.neighbours:
+            self.neighbours.want(address, mac)
+        for key, identity in new.routes:
+            self.routes.want(key, identity)
+        if new == _NO_ROWS:
+            del self._rows[name]
+
+    def _rows_of(self, name: str) -> Rows:
+        peer, carrier = self.peers.get(name), self.carrier
+        if peer is None or not carrier.ifindex:
+            return _NO_ROWS
+        if self._holders[peer.underlay] != name or self._holders[peer.mac] != name:
+            return _NO_ROWS
+        gateways: dict[int, Address] = {}
+        routes = []
+        for prefix in peer.cidrs:
+            if self._holders[prefix] != name:
+                continue
+            size = len(prefix.address)
+            if size == 4:
+                gateways[size] = peer.underlay
+            elif carrier.ipv6:
+                gateways[size] = link_local_of(peer.mac)
+            else:
+                continue
+            routes.append((size, route_key(prefix.address, prefix.length)))
+        nexthops, ids = [], {}
+        for size, gateway in gateways.items():
+            nexthop = Nexthop(carrier.ifindex, gateway, peer.underlay, carrier.vni)
+            ids[size] = self._id_of(name, size, nexthop)
+            nexthops.append((ids[size], nexthop))
+        return Rows(
+            tuple(nexthops),
+            tuple([(gateway, peer.mac) for gateway in gateways.values()]),
+            tuple([(key, ids[size]) for size, key in routes]),
+        )
+
+    def _id_of(self, name: str, size: int, nexthop: Nexthop) -> int:
+        """The peer's nexthop id: what the kernel has it under already, else a hash of its name.
+
+        An id in use by another peer or by a foreign nexthop is passed over. The peer that was passed over keeps its
+        id after a restart because the content is looked up first.
+        """
+        identity = self._ids.get((name, size))
+        if identity is not None:
+            return identity
+        identity = self._unclaimed.get(nexthop)
+        if identity is None or identity in self._peer_of:
+            at = zlib.crc32(f"{name}/{size}".encode())
+            while True:
+                identity = NEXTHOP_IDS[at % len(NEXTHOP_IDS)]
+                if identity not in self._peer_of and identity not in self._foreign_ids:
+                    break
+                at += 1
+        self._ids[name, size] = identity
+        self._peer_of[identity] = name
+        return identity
+
+    # ----------------------------------------------------------------------------------------- what is there
+
+    def load(
+        self, nexthops: Iterable[SeenNexthop], neighbours: dict[Address, Mac], routes: Iterable[SeenRoute]
+    ) -> None:
+        """Replace what is known of the kernel by full dumps (routes and neighbours: owned ones only)."""
+        owned: dict[int, Nexthop] = {}
+        self._foreign_ids.clear()
+        for seen in nexthops:
+            if owned_nexthop(seen):
+                owned[seen.id] = seen.value
+            elif seen.id in NEXTHOP_IDS:
+                self._foreign_ids.add(seen.id)
+        self.nexthops.load(owned)
+        self._unclaimed = {value: key for key, value in owned.items() if key not in self._peer_of}
+        self.neighbours.load(neighbours)
+        self.routes.load({seen.key: seen.nexthop for seen in routes})
+
+    def forget_kernel(self) -> None:
+        """The device went down or away: the kernel has dropped all that stood on it, mostly without saying so."""
+        self.nexthops.load({})
+        self.neighbours.load({})
+        self.routes.load({})
+
+    def saw_route(self, seen: SeenRoute, *, replaced: bool) -> bool:
+        """A route was made or changed. Returns whether it concerns us.
+
+        A foreign route that *replaced* ours is an edit of ours, and repaired. One that was there first is foreign.
+        """
+        if seen.protocol == ROUTE_PROTOCOL:
+            self.routes.saw(seen.key, seen.nexthop)
+        elif replaced and seen.key in self.routes.kernel:
+            self.routes.saw(seen.key, EDITED)
+        else:
+            return seen.key in self.routes.desired
+        return True
+
+    def lost_route(self, seen: SeenRoute) -> bool:
+        """A route was deleted. Returns whether it concerns us."""
+        if seen.protocol == ROUTE_PROTOCOL or self.routes.kernel.get(seen.key) == EDITED:
+            self.routes.gone(seen.key)
+            return True
+        return seen.key in self.routes.desired
+
+    def saw_nexthop(self, seen: SeenNexthop) -> bool:
+        """A nexthop was made or changed. Returns whether it concerns us."""
+        if seen.id not in NEXTHOP_IDS:
+            return False
+        if owned_nexthop(seen):
+            self.nexthops.saw(seen.id, seen.value)
+        elif seen.id in self.nexthops.kernel:
+            edited = msgspec.structs.replace(seen.value, extra=b"foreign protocol")
+            self.nexthops.saw(seen.id, edited)
+        else:
+            self._foreign_ids.add(seen.id)
+        return True
+
+    def lost_nexthops(self, ids: set[int]) -> None:
+        """Nexthops were deleted, and with them, without another word, all routes that used them."""
+        self._foreign_ids -= ids
+        for identity in ids:
+            self.nexthops.gone(identity)
+            for key, _ in self._rows.get(self._peer_of.get(identity, ""), _NO_ROWS).routes:
+                if self.routes.kernel.get(key) == identity:
+                    self.routes.gone(key)
+        # Only a route that is not as desired can use another nexthop than its peer's own.
+        for key in [key for key in self.routes.pending if self.routes.kernel.get(key) in ids]:
+            self.routes.gone(key)
+
+    def saw_neighbour(self, address: Address, mac: Mac) -> bool:
+        """A neighbour on our device was made or changed (EDITED_MAC: no longer permanent). Whether it concerns us."""
+        if mac or address in self.neighbours.desired:
+            self.neighbours.saw(address, mac)
+            return True
+        self.neighbours.gone(address)
+        return False
+
+    def lost_neighbour(self, address: Address) -> bool:
+        """A neighbour on our device was deleted. Returns whether it concerns us."""
+        self.neighbours.gone(address)
+        return address in self.neighbours.desired

@@ -1,0 +1,50 @@
+"""What in the kernel is Netloom's, and how it is recognised after a restart (invariant K1).
+
+Nothing else is ever changed or removed. Ownership is read off the kernel's own state, so no file has to survive a
+crash for the agent to know what it made:
+
+- a device, by its name `netloom_*`; every address on it, and every *permanent* neighbour on it (the kernel makes
+  entries of other states by itself);
+- a route, by its protocol number, in the main table;
+- a nexthop object, by its id range *and* its protocol number: an id of the range that somebody else uses is left
+  alone and never taken.
+"""
+
+import hashlib
+
+from netloom.kernel.address import Address, Mac
+
+DEVICE_PREFIX = "netloom_"
+VXLAN_DEVICE = "netloom_vxlan"
+GENEVE_DEVICE = "netloom_geneve"
+
+ROUTE_PROTOCOL = 158
+"""rtm_protocol and nh_protocol. Free in iproute2's rt_protos."""
+
+ROUTE_TABLE = 254
+"""RT_TABLE_MAIN: pods' traffic has to find its way without a policy rule."""
+
+NEXTHOP_IDS = range(0x6E00_0000, 0x6F00_0000)
+"""Ids of our nexthop objects ('n' in the first byte). 24 bits: an id is a hash of the peer's name, and at 20,000 of
+them only about 12 collide and have to be moved on; in 16 bits 3,000 would."""
+
+DEFAULT_VNI = 1
+"""What a packet carries when the sender has no identity (R4): the same as flannel's default."""
+
+TUNNEL_TTL = 64
+"""Outer TTL. Has to be given: the kernel's default for an encapsulation route is 0 in places."""
+
+
+def mac_of(node_name: str) -> Mac:
+    """The MAC of the node's tunnel device: locally administered, unicast, and known to every peer without asking.
+
+    The inner frame has to carry the receiver's MAC, or its kernel takes the packet for somebody else's. Derived from
+    the name, it survives restarts and needs no field in the API.
+    """
+    digest = hashlib.sha256(b"netloom:" + node_name.encode()).digest()
+    return bytes([(digest[0] & 0xFC) | 0x02]) + digest[1:6]
+
+
+def link_local_of(mac: Mac) -> Address:
+    """The IPv6 link-local address of a device with this MAC (EUI-64, RFC 4291 appendix A)."""
+    return b"\xfe\x80" + bytes(6) + bytes([mac[0] ^ 0x02]) + mac[1:3] + b"\xff\xfe" + mac[3:6]

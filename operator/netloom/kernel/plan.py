@@ -1,0 +1,100 @@
+"""What would be changed, said as `ip` would say it: the same tables as the real thing, filled from a fresh reading."""
+
+from netloom.kernel import device, reader
+from netloom.kernel.address import format_address, format_mac
+from netloom.kernel.desired import Desired
+from netloom.kernel.mesh import Carrier, Mesh
+from netloom.kernel.netlink import Commands
+from netloom.kernel.owned import ROUTE_PROTOCOL, VXLAN_DEVICE
+from netloom.kernel.report import PlannedChange
+from netloom.kernel.rows import Nexthop, RouteKey
+from netloom.kernel.sysctl import read, wanted
+
+_NO_DEVICE_YET = -1
+
+
+def planned_changes(commands: Commands, desired: Desired) -> list[PlannedChange]:
+    """All changes, in the order in which they would be made."""
+    tunnel, around = desired.tunnel, reader.surroundings(commands)
+    link = around.link(VXLAN_DEVICE)
+    changes, teardown = [], list(device.unwanted(tunnel, around))
+    carrier = Carrier()
+    if tunnel is not None:
+        steps = list(device.replacement(tunnel, around))
+        if steps:
+            link = None
+        if link is not None:
+            steps += [
+                *device.adjustment(tunnel, link, around),
+                *device.missing_addresses(tunnel, link, around),
+            ]
+            teardown = [*device.surplus_addresses(tunnel, link, around), *teardown]
+        else:
+            steps += device.first_steps(tunnel)
+        carrier = Carrier(link.ifindex if link and link.up else _NO_DEVICE_YET, tunnel.vni, device.has_ipv6(tunnel))
+        changes += _switches(ipv6=carrier.ipv6)
+        changes += [PlannedChange(f"ip {step.text}", step.why) for step in steps]
+    changes += _rows(commands, desired, carrier)
+    return changes + [PlannedChange(f"ip {step.text}", step.why) for step in teardown]
+
+
+def _switches(*, ipv6: bool) -> list[PlannedChange]:
+    changes = []
+    for sysctl in wanted(VXLAN_DEVICE, ipv6=ipv6):
+        try:
+            before = read(sysctl.name)
+        except FileNotFoundError:
+            before = "not there yet"
+        if before != sysctl.value:
+            changes.append(PlannedChange(f"sysctl -w {sysctl.name.replace('/', '.')}={sysctl.value}", f"is {before}"))
+    return changes
+
+
+def _rows(commands: Commands, desired: Desired, carrier: Carrier) -> list[PlannedChange]:
+    mesh = Mesh()
+    mesh.load(reader.nexthops(commands), {}, reader.routes(commands))
+    mesh.set_carrier(carrier)
+    mesh.neighbours.load(reader.neighbours(commands, max(carrier.ifindex, 0)))
+    mesh.replace_peers(desired)
+    changes = []
+    for address, mac, _ in sorted(mesh.neighbours.updates()):
+        text = f"neighbour replace {format_address(address)} lladdr {format_mac(mac)} dev {VXLAN_DEVICE} nud permanent"
+        changes.append((text, mesh.peer_of("neighbour", address)))
+    for key, nexthop, before in sorted(mesh.nexthops.updates(), key=lambda update: update[0]):
+        changes.append((nexthop_text("replace" if before else "add", key, nexthop), mesh.peer_of("nexthop", key)))
+    for route, identity, old in sorted(mesh.routes.updates(), key=lambda update: _order(update[0])):
+        verb = "add" if old is None else "replace"
+        changes.append((f"{route_text(verb, route)} nhid {identity}", mesh.peer_of("route", route)))
+    unwanted = "no peer has it"
+    changes += [(route_text("delete", key), unwanted) for key, _ in sorted(mesh.routes.deletions(), key=_first)]
+    changes += [
+        (f"nexthop delete id {key}", unwanted) for key, _ in sorted(mesh.nexthops.deletions(), key=lambda e: e[0])
+    ]
+    changes += [
+        (f"neighbour delete {format_address(address)} dev {VXLAN_DEVICE}", unwanted)
+        for address, _ in sorted(mesh.neighbours.deletions())
+    ]
+    return [PlannedChange(f"ip {text}", why) for text, why in changes]
+
+
+def nexthop_text(verb: str, identity: int, nexthop: Nexthop) -> str:
+    """The nexthop as an `ip` command."""
+    encap = f"encap ip id {nexthop.vni} dst {format_address(nexthop.remote)} ttl {nexthop.ttl}"
+    return (
+        f"nexthop {verb} id {identity} {encap} "
+        f"via {format_address(nexthop.gateway)} dev {VXLAN_DEVICE} onlink proto {ROUTE_PROTOCOL}"
+    )
+
+
+def route_text(verb: str, key: RouteKey) -> str:
+    """The route as an `ip` command."""
+    metric = f" metric {key.metric}" if key.metric else ""
+    return f"route {verb} {format_address(key.address)}/{key.length} proto {ROUTE_PROTOCOL}{metric}"
+
+
+def _order(key: RouteKey) -> tuple[int, bytes, int, int]:
+    return len(key.address), key.address, key.length, key.metric
+
+
+def _first(entry: tuple[RouteKey, int]) -> tuple[int, bytes, int, int]:
+    return _order(entry[0])

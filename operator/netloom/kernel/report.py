@@ -1,0 +1,52 @@
+"""What the data path says about itself after it has tried to bring the kernel to the desired state."""
+
+from collections.abc import Mapping
+
+import msgspec
+
+from netloom.kernel.mesh import Conflict
+
+
+class Failure(msgspec.Struct, frozen=True):
+    """An entry that could not be brought to its desired state. It is tried again by itself.
+
+    kind: link, address, sysctl, nexthop, neighbour, route, or dump (the kernel's state could not be read).
+    key:  as `ip` would name it. peer: whose entry it is, or empty. attempts: in a row.
+    """
+
+    kind: str
+    key: str
+    error: str
+    peer: str = ""
+    attempts: int = 1
+    errno: int = 0
+
+
+class Report(msgspec.Struct, frozen=True):
+    """The state of the data path. It is as desired where there are neither failures nor conflicts.
+
+    written:  requests written since `open`, by message type.
+    repaired: entries that somebody had changed and that were put back, since `open`.
+    fought:   entries that somebody changes again and again; their repair is delayed.
+    """
+
+    peers: int = 0
+    mtu: int = 0
+    underlay: str = ""
+    failures: tuple[Failure, ...] = ()
+    conflicts: tuple[Conflict, ...] = ()
+    fought: tuple[str, ...] = ()
+    written: Mapping[str, int] = {}
+    repaired: int = 0
+
+    @property
+    def in_sync(self) -> bool:
+        """Whether the kernel holds all that is desired."""
+        return not self.failures and not self.conflicts
+
+
+class PlannedChange(msgspec.Struct, frozen=True):
+    """A change that would be made, as `ip` (or sysctl) would say it, and for which peer or reason."""
+
+    text: str
+    why: str = ""

@@ -1,0 +1,73 @@
+"""The difference between what should be in the kernel and what is known to be there, kept up to date entry by entry.
+
+After the delta tracker of Calico's Felix: `desired` and `kernel` are two dictionaries, and `pending` always holds
+exactly the keys at which they differ. Every call costs O(1), so one changed peer of 10,000 costs what one costs; only
+`load`, after a full dump, walks everything. No I/O: who reads `pending` sends the messages.
+"""
+
+from typing import Generic, TypeVar
+
+K = TypeVar("K")
+V = TypeVar("V")
+
+
+class Table(Generic[K, V]):
+    """Entries of one kind. `kernel` holds owned entries only: what is there and not desired is to be deleted."""
+
+    __slots__ = ("desired", "kernel", "pending")
+
+    def __init__(self) -> None:
+        self.desired: dict[K, V] = {}
+        self.kernel: dict[K, V] = {}
+        self.pending: set[K] = set()
+
+    def want(self, key: K, value: V) -> None:
+        """This entry should exist."""
+        self.desired[key] = value
+        if self.kernel.get(key) == value:
+            self.pending.discard(key)
+        else:
+            self.pending.add(key)
+
+    def unwant(self, key: K) -> None:
+        """This entry should not exist."""
+        if self.desired.pop(key, None) is None:
+            return
+        if key in self.kernel:
+            self.pending.add(key)
+        else:
+            self.pending.discard(key)
+
+    def saw(self, key: K, value: V) -> None:
+        """The kernel holds this entry: it said so, or it was just asked to."""
+        self.kernel[key] = value
+        if self.desired.get(key) == value:
+            self.pending.discard(key)
+        else:
+            self.pending.add(key)
+
+    def gone(self, key: K) -> None:
+        """The kernel does not hold this entry."""
+        if self.kernel.pop(key, None) is None:
+            return
+        if key in self.desired:
+            self.pending.add(key)
+        else:
+            self.pending.discard(key)
+
+    def load(self, kernel: dict[K, V]) -> None:
+        """Replace all that was known of the kernel by a full dump of what is owned there."""
+        self.kernel = kernel
+        desired = self.desired
+        self.pending = {key for key, value in desired.items() if kernel.get(key) != value}
+        self.pending.update(kernel.keys() - desired.keys())
+
+    def updates(self) -> list[tuple[K, V, V | None]]:
+        """Pending (key, value, what the kernel holds instead) to create or change."""
+        desired, kernel = self.desired, self.kernel
+        return [(key, desired[key], kernel.get(key)) for key in self.pending if key in desired]
+
+    def deletions(self) -> list[tuple[K, V]]:
+        """Pending (key, value in the kernel) to delete."""
+        desired, kernel = self.desired, self.kernel
+        return [(key, kernel[key]) for key in self.pending if key not in desired]

@@ -1,0 +1,116 @@
+"""What is not as it should be: entries the kernel refused, and entries somebody else keeps changing.
+
+The only place that decides when an entry is tried again, and what is logged about it.
+"""
+
+import time
+from collections.abc import Hashable, Iterable
+
+import structlog
+
+from netloom.kernel.address import format_address
+from netloom.kernel.backoff import Backoff
+from netloom.kernel.report import Failure
+from netloom.kernel.rows import RouteKey
+
+log = structlog.get_logger(__name__)
+
+Item = tuple[str, Hashable]
+"""(kind, key): kind is link, address, sysctl, nexthop, neighbour, route or dump."""
+
+NAMED_IN_LOG = 5
+"""Repairs that are logged one by one; 10,000 deleted routes become one line."""
+
+
+def item_text(item: Item) -> str:
+    """The entry as `ip` would name it, without its kind."""
+    _kind, key = item
+    if isinstance(key, RouteKey):
+        return f"{format_address(key.address)}/{key.length}"
+    return format_address(key) if isinstance(key, bytes) else str(key)
+
+
+class Troubles:
+    """Failures and drift by entry, with their delays."""
+
+    def __init__(self) -> None:
+        self.backoff = Backoff()
+        self.repaired = 0
+        self._failures: dict[Item, Failure] = {}
+        self._drifted: set[Item] = set()
+
+    @property
+    def failures(self) -> tuple[Failure, ...]:
+        """What fails now."""
+        return tuple(self._failures.values())
+
+    @property
+    def fought(self) -> tuple[str, ...]:
+        """Entries that somebody changes again and again."""
+        return tuple(f"{item[0]} {item_text(item)}" for item in self.backoff.fought() if isinstance(item, tuple))
+
+    def held(self) -> set[Hashable]:
+        """Entries that have to wait."""
+        return self.backoff.held(time.monotonic()) if len(self.backoff) else set()
+
+    def due(self, kinds: Iterable[str]) -> bool:
+        """Whether an entry of these kinds that failed may be tried again."""
+        held = self.held()
+        return any(item[0] in kinds and item not in held for item in self._failures)
+
+    def refused(self, item: Item, error: str, peer: str, code: int = 0) -> bool:
+        """The kernel refused the entry. Returns whether this is the first time."""
+        before = self._failures.get(item)
+        attempts = before.attempts + 1 if before else 1
+        delay = self.backoff.failed(item, time.monotonic())
+        kind, text = item[0], item_text(item)
+        self._failures[item] = Failure(kind, text, error, peer, attempts, code)
+        if before is None or before.error != error:
+            log.warning("the kernel refused", kind=kind, key=text, peer=peer, error=error, next_try_at=delay.until)
+        return before is None
+
+    def drifted(self, item: Item) -> None:
+        """Somebody changed the entry."""
+        if item not in self._drifted:
+            self._drifted.add(item)
+            self.backoff.repaired(item, time.monotonic())
+
+    def written(self, items: Iterable[Item]) -> None:
+        """The entries are as they should be."""
+        if not self._failures and not self._drifted:
+            return
+        repaired = []
+        for item in items:
+            if self._failures.pop(item, None) is not None:
+                log.info("done after a failure", kind=item[0], key=item_text(item))
+            if item in self._drifted:
+                self._drifted.discard(item)
+                repaired.append(item)
+            self.backoff.written(item)
+        self.repaired += len(repaired)
+        for item in repaired[:NAMED_IN_LOG]:
+            log.info("repaired", kind=item[0], key=item_text(item))
+        if len(repaired) > NAMED_IN_LOG:
+            log.info("repaired more", count=len(repaired) - NAMED_IN_LOG)
+
+    def keep(self, pending: Iterable[Item], kinds: Iterable[str]) -> None:
+        """Forget failures and drift of entries that are neither pending nor of these kinds."""
+        if not self._failures and not self._drifted:
+            return
+        wanted = set(pending)
+        for gone in [item for item in self._failures if item not in wanted and item[0] not in kinds]:
+            del self._failures[gone]
+        self._drifted &= wanted
+
+    def forget(self, items: Iterable[Item]) -> None:
+        """What is wanted of these entries has changed: try them at once, as if for the first time."""
+        if len(self.backoff) or self._failures:
+            for item in items:
+                self._failures.pop(item, None)
+                self.backoff.forget([item])
+
+    def clear(self) -> None:
+        """Everything that is wanted has changed."""
+        self._failures.clear()
+        self._drifted.clear()
+        self.backoff.clear()

@@ -1,0 +1,244 @@
+"""Fills stores from manifest files in a directory, without a cluster, through the same stores as a watch.
+
+inotify says at once what changed. The rules that keep half-written desired state away from the kernel:
+
+- A file is read when its writer has closed it or renamed it into place, never while it is being written.
+- Changes wait until the directory has been quiet for a moment: an editor that moves a file away and writes it anew
+  does not remove its objects in between, and a set of files that is copied is one change.
+- A file with a mistake keeps its last good objects, whole; what is wrong is in the log, the metric and `problems`.
+- Until every file was good once, the stores are not `synced`: after a restart a typo must not look like a deletion.
+- An object that two files hold is taken from the first by name, and reported.
+
+ConfigMap mounts work: there the files are links, and all change when the link `..data` is replaced. A link that leads
+elsewhere is followed, but its target is not watched; the slow comparison finds such changes, and lost events.
+"""
+
+import asyncio
+import os
+import stat
+from collections.abc import Collection, Iterable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import structlog
+from asyncinotify import Event, Inotify, Mask
+
+from netloom.api.meta import Resource
+from netloom.runtime import manifests, metrics
+from netloom.runtime.errors import ConfigError
+from netloom.runtime.manifests import Kind, Manifest, Problem, Refused
+from netloom.runtime.store import Store
+
+log = structlog.get_logger(__name__)
+
+SUFFIXES = (".yaml", ".yml", ".json")
+_APPEARED = Mask.CLOSE_WRITE | Mask.MOVED_TO
+_GONE = Mask.DELETE | Mask.MOVED_FROM
+_SELF = Mask.DELETE_SELF | Mask.MOVE_SELF | Mask.UNMOUNT | Mask.IGNORED
+_WATCHED = _APPEARED | _GONE | Mask.CREATE | Mask.MODIFY | Mask.DELETE_SELF | Mask.MOVE_SELF | Mask.ONLYDIR
+
+LONGEST_SETTLING = 20
+"""A directory that is never quiet is read after this many times the quiet moment."""
+
+Signature = tuple[int, int, int]
+
+
+class Timing(msgspec.Struct, frozen=True):
+    """Delays in seconds."""
+
+    settle: float = 0.1
+    """So long the directory must be quiet before a change is read."""
+    compare: float = 60.0
+    """Distance of the full comparisons that find what no event told; also of attempts to find a lost directory."""
+
+
+class DirectorySource:
+    """Keeps `stores` equal to the manifest files (*.yaml, *.yml, *.json) in `path`, its subdirectories left out.
+
+    `ignored` are kinds that may be there and are nobody's concern here.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        stores: Iterable[Store[Any]],
+        *,
+        ignored: Iterable[Resource[Any]] = (),
+        timing: Timing | None = None,
+    ) -> None:
+        self._path = Path(path)
+        self._stores: dict[Kind, Store[Any]] = {}
+        for store in stores:
+            self._stores[store.resource.api_version, store.resource.kind] = store
+        self._resources = {kind: store.resource for kind, store in self._stores.items()}
+        self._ignored: Collection[Kind] = {(resource.api_version, resource.kind) for resource in ignored}
+        self._timing = timing or Timing()
+        self._good: dict[str, list[Manifest]] = {}
+        self._bad: dict[str, tuple[Problem, ...]] = {}
+        self._signatures: dict[str, Signature] = {}
+        self._writing: set[str] = set()
+        self._dirty: set[str] = set()
+        self._look_at_all = False
+        self._lost = False
+        self._woken = asyncio.Event()
+        self.problems: tuple[Problem, ...] = ()
+        """What is wrong with the files now; empty if nothing is."""
+        metrics.MANIFEST_PROBLEMS.set_function(lambda: len(self.problems))
+
+    def trouble(self) -> str:
+        """The first problem as a sentence, "" if there is none: a readiness check."""
+        more = f" (and {len(self.problems) - 1} more)" if len(self.problems) > 1 else ""
+        return f"{self.problems[0]}{more}" if self.problems else ""
+
+    async def run(self) -> None:
+        """Reads and follows for ever. Raises ConfigError if the directory is not there at the start."""
+        if not self._path.is_dir():
+            raise ConfigError(f"the directory of manifests {self._path} does not exist or is no directory")
+        while True:
+            self._lost = False
+            try:
+                with Inotify(cache_size=64) as inotify:
+                    inotify.add_watch(self._path, _WATCHED)
+                    await self._follow(inotify)
+            except OSError as error:
+                self._report_lost(error.strerror or str(error))
+            await asyncio.sleep(self._timing.compare)
+
+    async def _follow(self, inotify: Inotify) -> None:
+        """Until the directory is lost. Events are read by a task of their own, as a cancelled read loses some."""
+        self._read_all()
+        async with asyncio.TaskGroup() as group:
+            pump = group.create_task(self._pump(inotify), name="inotify")
+            while not self._lost:
+                try:
+                    async with asyncio.timeout(self._timing.compare):
+                        await self._woken.wait()
+                    await self._settled()
+                except TimeoutError:
+                    self._compare()
+                self._read_changed()
+            pump.cancel()
+        self._report_lost("it was removed, renamed or unmounted")
+
+    async def _settled(self) -> None:
+        for _ in range(LONGEST_SETTLING):
+            self._woken.clear()
+            await asyncio.sleep(self._timing.settle)
+            if not self._woken.is_set():
+                return
+
+    async def _pump(self, inotify: Inotify) -> None:
+        async for event in inotify:
+            if self._note(event):
+                self._woken.set()
+
+    def _note(self, event: Event) -> bool:
+        """Notes what an event means; False if it means nothing here."""
+        name = os.fspath(event.name) if event.name is not None else ""
+        if event.mask & _SELF:
+            self._lost = True
+        elif event.mask & Mask.Q_OVERFLOW or (name == "..data" and event.mask & _APPEARED):
+            self._look_at_all = True
+        elif not _is_manifest(name):
+            return False
+        elif event.mask & Mask.MODIFY or (event.mask & Mask.CREATE and self._has_writer(name)):
+            self._writing.add(name)
+        else:
+            self._writing.discard(name)
+            self._dirty.add(name)
+        return True
+
+    def _has_writer(self, name: str) -> bool:
+        """Whether a new entry is a file that somebody will close, and not a link to one that is complete."""
+        try:
+            found = (self._path / name).lstat()
+        except OSError:
+            return False
+        return stat.S_ISREG(found.st_mode) and found.st_nlink == 1
+
+    def _read_all(self) -> None:
+        self._writing.clear()
+        self._look_at_all = True
+        self._read_changed()
+
+    def _compare(self) -> None:
+        """Finds files that differ from what was read; one that is being written is left to its event."""
+        for name in self._names() | set(self._signatures):
+            if name not in self._writing and self._signature(name) != self._signatures.get(name):
+                self._dirty.add(name)
+
+    def _read_changed(self) -> None:
+        names = self._dirty | (self._names() | set(self._signatures) if self._look_at_all else set())
+        self._look_at_all = False
+        changed = names - self._writing
+        self._dirty = names & self._writing
+        for name in sorted(changed):
+            self._read(name)
+        if changed or not self._synced:
+            self._publish()
+
+    def _read(self, name: str) -> None:
+        signature = self._signature(name)
+        self._bad.pop(name, None)
+        if signature is None:
+            self._signatures.pop(name, None)
+            self._good.pop(name, None)
+            return
+        self._signatures[name] = signature
+        try:
+            content = (self._path / name).read_bytes()
+            self._good[name] = manifests.parse(name, content, self._resources, self._ignored)
+        except Refused as error:
+            self._bad[name] = error.problems
+        except OSError as error:
+            self._bad[name] = (Problem(file=name, document=0, field="", message=error.strerror or str(error)),)
+
+    def _publish(self) -> None:
+        objects: dict[Kind, dict[str, Any]] = {kind: {} for kind in self._stores}
+        owner: dict[tuple[Kind, str], str] = {}
+        problems = [problem for name in sorted(self._bad) for problem in self._bad[name]]
+        for name in sorted(self._good):
+            for manifest in self._good[name]:
+                first = owner.setdefault((manifest.kind, manifest.key), name)
+                if first == name:
+                    objects[manifest.kind][manifest.key] = manifest.object
+                else:
+                    message = f"{manifest.kind[1]} {manifest.key} is taken from {first}"
+                    problems.append(Problem(file=name, document=manifest.document, field="", message=message))
+        self._set_problems(problems)
+        if self._bad and not self._synced:
+            return
+        for kind, store in self._stores.items():
+            store.replace(objects[kind])
+
+    @property
+    def _synced(self) -> bool:
+        return all(store.synced.is_set() for store in self._stores.values())
+
+    def _set_problems(self, problems: list[Problem]) -> None:
+        for problem in problems:
+            if problem not in self.problems:
+                log.error("manifest not used", **msgspec.structs.asdict(problem))
+        if self.problems and not problems:
+            log.info("all manifests are good", directory=str(self._path))
+        self.problems = tuple(problems)
+
+    def _report_lost(self, why: str) -> None:
+        message = f"cannot be watched ({why}), its last objects are kept"
+        self._set_problems([Problem(file=str(self._path), document=0, field="", message=message)])
+
+    def _names(self) -> set[str]:
+        return {entry.name for entry in os.scandir(self._path) if _is_manifest(entry.name)}
+
+    def _signature(self, name: str) -> Signature | None:
+        """What changes when a file does; None if it is gone or no file (reading a pipe would never end)."""
+        try:
+            found = (self._path / name).stat()
+        except OSError:
+            return None
+        return (found.st_ino, found.st_size, found.st_mtime_ns) if stat.S_ISREG(found.st_mode) else None
+
+
+def _is_manifest(name: str) -> bool:
+    return name.endswith(SUFFIXES) and not name.startswith((".", "#"))

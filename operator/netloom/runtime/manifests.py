@@ -1,0 +1,193 @@
+"""From the bytes of a manifest file to typed objects, or to sentences that name file, document and field.
+
+Without an API server nobody else looks at what is written: kubectl's strict field check, the CRD's schema and the
+order of YAML's surprises are all on this side. So unknown fields are errors here, as with `kubectl apply`, and text
+stays text: YAML 1.1 would make a date of `2024-01-01` and the number 36,672,610 of the MAC address `10:20:30:40:50`.
+"""
+
+import functools
+import re
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any
+
+import msgspec
+import msgspec.inspect
+import yaml
+
+from netloom.api.meta import Object, Resource, Struct
+from netloom.runtime.store import key_of
+
+Kind = tuple[str, str]
+"""apiVersion and kind."""
+
+_NAME = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
+_AT = re.compile(r"^(?P<what>.*?) - at `\$\.?(?P<field>.*)`$", re.DOTALL)
+_NOT_TYPED_WHOLE = frozenset({"metadata", "status"})
+"""Sections whose structs hold only some of the fields that an exported object has."""
+
+
+class Problem(Struct, frozen=True):
+    """What is wrong with a manifest. `document` counts from 1, 0 is the file as a whole; `field` may be empty."""
+
+    file: str
+    document: int
+    field: str
+    message: str
+
+    def __str__(self) -> str:
+        place = self.file
+        if self.document:
+            place += f", document {self.document}"
+        if self.field:
+            place += f", {self.field}"
+        return f"{place}: {self.message}"
+
+
+class Manifest(Struct, frozen=True):
+    """One object of a file."""
+
+    file: str
+    document: int
+    kind: Kind
+    key: str
+    object: Any
+
+
+class Refused(Exception):
+    """A file cannot be used as it is; `problems` says why."""
+
+    def __init__(self, problems: list[Problem]) -> None:
+        super().__init__("; ".join(str(problem) for problem in problems))
+        self.problems = tuple(problems)
+
+
+def parse(
+    file: str, content: bytes, resources: Mapping[Kind, Resource[Any]], ignored: Collection[Kind] = ()
+) -> list[Manifest]:
+    """All objects of a file, except those of `ignored` kinds. Raises Refused: a file is taken whole or not at all."""
+    found: list[Manifest] = []
+    problems: list[Problem] = []
+    seen: dict[tuple[Kind, str], int] = {}
+    for number, document in _documents(file, content):
+        try:
+            manifest = _object(file, number, document, resources, ignored)
+        except Refused as error:
+            problems += error.problems
+            continue
+        if manifest is None:
+            continue
+        first = seen.setdefault((manifest.kind, manifest.key), number)
+        if first != number:
+            message = f"{manifest.kind[1]} {manifest.key} is in document {first} already"
+            problems.append(Problem(file=file, document=number, field="", message=message))
+        found.append(manifest)
+    if problems:
+        raise Refused(problems)
+    return found
+
+
+def _documents(file: str, content: bytes) -> Iterator[tuple[int, Any]]:
+    """Number and content of each document; the items of a `kind: List` count as parts of its document."""
+    try:
+        if file.endswith(".json"):
+            documents = [msgspec.json.decode(content)]
+        else:
+            documents = list(yaml.load_all(content, Loader=_Loader))
+    except (yaml.YAMLError, msgspec.DecodeError, UnicodeDecodeError) as error:
+        message = " ".join(str(error).replace('in "<byte string>", ', "").split())
+        raise Refused([Problem(file=file, document=0, field="", message=message)]) from error
+    for number, document in enumerate(documents, start=1):
+        if isinstance(document, dict) and isinstance(document.get("items"), list):
+            for item in document["items"]:
+                yield number, item
+        elif document is not None:
+            yield number, document
+
+
+def _object(
+    file: str, number: int, document: Any, resources: Mapping[Kind, Resource[Any]], ignored: Collection[Kind]
+) -> Manifest | None:
+    def refused(field: str, message: str) -> Refused:
+        return Refused([Problem(file=file, document=number, field=field, message=message)])
+
+    if not isinstance(document, dict):
+        raise refused("", "is no object")
+    document = _without_nulls(document)
+    kind = (str(document.get("apiVersion") or ""), str(document.get("kind") or ""))
+    if kind in ignored:
+        return None
+    resource = resources.get(kind)
+    if resource is None:
+        known = ", ".join(sorted(f"{name} ({version})" for version, name in resources))
+        raise refused("kind", f"{kind[1] or 'nothing'} ({kind[0] or 'no apiVersion'}) is not read here, only {known}")
+    if unknown := unknown_field(document, resource.type):
+        raise refused(unknown, "there is no such field")
+    try:
+        obj: Object = msgspec.convert(document, resource.type)
+    except msgspec.ValidationError as error:
+        match = _AT.match(str(error))
+        raise refused(match["field"] if match else "", match["what"] if match else str(error)) from error
+    if not _NAME.fullmatch(obj.metadata.name) or len(obj.metadata.name) > 253:
+        raise refused("metadata.name", f"{obj.metadata.name!r} is not the name of an object")
+    return Manifest(file=file, document=number, kind=kind, key=key_of(obj), object=obj)
+
+
+def _without_nulls(value: Any) -> Any:
+    """A field that is null is one that is absent, as for the API server (`kubectl create --dry-run` prints such)."""
+    if isinstance(value, dict):
+        return {name: _without_nulls(inner) for name, inner in value.items() if inner is not None}
+    if isinstance(value, list):
+        return [_without_nulls(inner) for inner in value]
+    return value
+
+
+def unknown_field(document: Mapping[str, Any], type_: Any) -> str:
+    """Path of the first field that the struct does not have, "" if it has all."""
+    for name, value in document.items():
+        if name in ("apiVersion", "kind") or name in _NOT_TYPED_WHOLE:
+            continue
+        if found := _unknown(name, value, _fields(type_).get(str(name))):
+            return found
+    return ""
+
+
+def _unknown(path: str, value: Any, type_: msgspec.inspect.Type | None) -> str:
+    if type_ is None:
+        return path
+    match type_:
+        case msgspec.inspect.StructType(cls=cls) if isinstance(value, dict):
+            fields = _fields(cls)
+            parts = ((f"{path}.{name}", inner, fields.get(str(name))) for name, inner in value.items())
+            return next((found for part in parts if (found := _unknown(*part))), "")
+        case msgspec.inspect.ListType(item_type=inner) | msgspec.inspect.VarTupleType(item_type=inner) if isinstance(
+            value, list
+        ):
+            items = ((f"{path}[{index}]", item, inner) for index, item in enumerate(value))
+            return next((found for part in items if (found := _unknown(*part))), "")
+        case msgspec.inspect.UnionType(types=types):
+            answers = [_unknown(path, value, inner) for inner in types]
+            return "" if "" in answers else answers[0]
+    return ""
+
+
+@functools.cache
+def _fields(struct: Any) -> dict[str, msgspec.inspect.Type]:
+    info = msgspec.inspect.type_info(struct)
+    assert isinstance(info, msgspec.inspect.StructType)
+    return {field.encode_name: field.type for field in info.fields}
+
+
+class _Loader(yaml.CSafeLoader):
+    """YAML 1.1 without its dates and its numbers in base 60."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag.rsplit(":", 1)[-1] not in ("timestamp", "int", "float")]
+    for first, resolvers in yaml.CSafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:int", re.compile(r"^[-+]?(0|[1-9][0-9]*|0x[0-9a-fA-F]+)$"), list("-+0123456789")
+)
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?([eE][-+]?[0-9]+)?$"), list("-+0123456789")
+)
