@@ -25,12 +25,10 @@ from rich.markup import escape
 from netloom_e2e import binaries
 from netloom_e2e.cluster import ControlPlane
 from netloom_e2e.lab import Lab, Machine, Namespace, Pod, parse_ping, wait_for
+from netloom_e2e.mesh import NETLOOM, PROTOCOL, TUNNEL, routes, state
 
 ROOT = Path(__file__).resolve().parents[2]
-NETLOOM = Path(sys.executable).with_name("netloom")
 PREFIX = "nldemo"
-TUNNEL = "netloom_vxlan"
-PROTOCOL = "158"
 ICMP_HEADERS = 28
 """Bytes of IPv4 and ICMP header around a ping's payload."""
 
@@ -297,25 +295,6 @@ class Demo:
 
     def mode_in_force(self) -> str:
         return self.kubectl("get", "nlnet", "default", "-o", "jsonpath={.status.ipam.mode}").stdout
-
-
-def routes(node: Machine) -> list[str]:
-    """Netloom's IPv4 routes on a node."""
-    return node.ip("route", "show", "proto", PROTOCOL).splitlines()
-
-
-def state(node: Machine) -> str:
-    """All that Netloom owns on a node, as text; what changes with a new device's index is left out."""
-    link = re.sub(r"^\d+: ", "", node.ip("-o", "link", "show", TUNNEL, check=False))
-    parts = [
-        [link],
-        node.ip("-o", "addr", "show", "dev", TUNNEL, check=False).splitlines(),
-        node.ip("neigh", "show", "dev", TUNNEL, "nud", "permanent", check=False).splitlines(),
-        node.ip("nexthop", "show").splitlines(),
-        routes(node),
-        node.ip("-6", "route", "show", "proto", PROTOCOL).splitlines(),
-    ]
-    return "\n".join(re.sub(r"^\d+: ", "", line) for part in parts for line in sorted(part))
 
 
 @contextmanager

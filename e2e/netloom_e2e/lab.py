@@ -207,11 +207,13 @@ class Machine(Namespace):
 class Lab:
     """A switch and its nodes. `prefix` names the namespaces: at most 8 characters, unique on the machine."""
 
+    address = str(SEGMENT[1])
+    """Of the switch: where the nodes find the control plane."""
+
     def __init__(self, prefix: str, *, mtu: int = 1500) -> None:
         self.prefix = prefix
         self.mtu = mtu
         self.switch = Namespace(f"{prefix}-sw")
-        self.address = str(SEGMENT[1])
         self.nodes: dict[str, Machine] = {}
 
     def __enter__(self) -> "Lab":
