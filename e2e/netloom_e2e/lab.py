@@ -37,6 +37,11 @@ def die_with_parent() -> None:
     _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
+def _environment() -> dict[str, str]:
+    """Ours, but with compiled modules kept: a role starts in half a second with them, in two and a half without."""
+    return {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+
+
 def run(*argv: str, check: bool = True, stdin: str | None = None, timeout: float = 30) -> str:
     """Standard output of a command. Raises RuntimeError with its standard error if it fails and `check` is set."""
     done = subprocess.run(argv, input=stdin, capture_output=True, text=True, timeout=timeout, check=False)
@@ -85,16 +90,14 @@ class Namespace:
         """Run many `ip` commands in here, one line each; stops at the first that fails."""
         run("ip", "-n", self.name, "-batch", "-", stdin="\n".join(lines) + "\n")
 
-    def popen(
-        self, argv: Sequence[str], *, stdout: IO[str] | int, env: dict[str, str] | None = None
-    ) -> subprocess.Popen[str]:
+    def popen(self, argv: Sequence[str], *, stdout: IO[str] | int) -> subprocess.Popen[str]:
         """Start a command in here, to live no longer than the caller."""
         return subprocess.Popen(
             [*self.enter, *argv],
             stdin=subprocess.DEVNULL,
             stdout=stdout,
             stderr=subprocess.STDOUT,
-            env={**os.environ, **(env or {})},
+            env=_environment(),
             preexec_fn=die_with_parent,
             text=True,
         )
