@@ -22,7 +22,8 @@ from types import FrameType
 from rich.console import Console
 from rich.markup import escape
 
-from netloom_e2e import binaries
+from netloom_e2e import binaries, crds
+from netloom_e2e.client import ApiFailure
 from netloom_e2e.cluster import ControlPlane
 from netloom_e2e.lab import Lab, Machine, Namespace, Pod, parse_ping, wait_for
 from netloom_e2e.mesh import NETLOOM, PROTOCOL, TUNNEL, routes, state
@@ -52,7 +53,7 @@ class Stopped(Exception):
 class Report:
     """The table of steps, printed as they end."""
 
-    console: Console = field(default_factory=lambda: Console(highlight=False, width=max(100, Console().width)))
+    console: Console = field(default_factory=lambda: Console(highlight=False, soft_wrap=True))
     failed: int = 0
     began: float = field(default_factory=time.monotonic)
 
@@ -126,8 +127,11 @@ class Demo:
 
     def pod_cidr(self, node: str) -> str:
         """The first pod CIDR of a node, "" while it has none."""
-        done = self.kubectl("get", "nln", node, "-o", "jsonpath={.spec.ipam.podCIDRs[0]}", check=False)
-        return done.stdout if done.returncode == 0 else ""
+        try:
+            found = self.plane.client.request("GET", f"/apis/netloom.dev/v1alpha1/netloomnodes/{node}")
+        except ApiFailure:
+            return ""
+        return str(next(iter(found["spec"]["ipam"].get("podCIDRs", ())), ""))
 
     def add_pod(self, machine: Machine, name: str = "pod") -> Pod:
         """A pod with the sixth address of its node's CIDR and the MTU of the tunnel."""
@@ -150,9 +154,8 @@ class Demo:
     def mesh(self) -> dict[str, Pod]:
         """Three nodes from nothing to pods that ping each other."""
         self.report.head("1  kubectl apply: CRDs, a network, three nodes")
-        self.kubectl("apply", "-f", str(ROOT / "crds"))
+        crds.install(self.plane)
         self.kubectl("apply", "-f", str(ROOT / "docs/examples/rbac.yaml"))
-        self.kubectl("wait", "--for=condition=Established", "crd", "--all", "--timeout=20s")
         self.start_operator()
         self.kubectl("apply", "-f", "-", stdin=NETWORK)
         machines = [self.lab.add_node(f"n{i}") for i in (1, 2, 3)]
@@ -233,8 +236,8 @@ class Demo:
                 wait_for("repair", lambda: state(node) == before, deadline=5, every=0.005)
             except TimeoutError:
                 return None
-        stamps = [datetime.fromisoformat(stamp) for stamp in re.findall(r"\[(\S+)\]", log.read_text())]
-        return Measured((stamps[-1] - stamps[0]).total_seconds() * 1000, len(stamps)) if stamps else None
+        times = [datetime.fromisoformat(stamp) for stamp in re.findall(r"\[(\S+)\]", "".join(log))]
+        return Measured((times[-1] - times[0]).total_seconds() * 1000, len(times)) if times else None
 
     def restart(self, pods: dict[str, Pod]) -> None:
         """An agent dies under a running ping."""
@@ -298,19 +301,22 @@ class Demo:
 
 
 @contextmanager
-def monitor(node: Machine) -> Iterator[Path]:
-    """`ip -ts monitor` of a node, its output in a file that is complete when the block ends."""
-    with tempfile.NamedTemporaryFile("w+", prefix="netloom-monitor-") as log:
-        command = ["stdbuf", "-oL", "ip", "-ts", "-o", "monitor", "link", "address", "route", "neigh", "nexthop"]
-        process = node.popen(command, stdout=log.file)
-        # Events before the deletion are not wanted, and none must be missed: it listens once its sockets are bound.
-        wait_for("ip monitor to listen", lambda: _listens(process.pid), deadline=5, every=0.002)
+def monitor(node: Machine) -> Iterator[list[str]]:
+    """`ip -ts monitor` of a node while the block lasts; its lines are in the list when the block has ended."""
+    lines: list[str] = []
+    command = ["stdbuf", "-oL", "ip", "-ts", "-o", "monitor", "link", "address", "route", "neigh", "nexthop"]
+    with tempfile.TemporaryFile("w+") as log:
+        process = node.popen(command, stdout=log)
         try:
-            yield Path(log.name)
+            # Nothing must be missed: it listens once it has its sockets.
+            wait_for("ip monitor to listen", lambda: _listens(process.pid), deadline=5, every=0.002)
+            yield lines
         finally:
             time.sleep(0.05)
             process.terminate()
             process.wait()
+        log.seek(0)
+        lines += log
 
 
 def _listens(pid: int) -> bool:
