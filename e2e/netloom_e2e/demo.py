@@ -26,7 +26,7 @@ from netloom_e2e import binaries, crds
 from netloom_e2e.client import ApiFailure
 from netloom_e2e.cluster import ControlPlane
 from netloom_e2e.lab import Lab, Machine, Namespace, Pod, parse_ping, wait_for
-from netloom_e2e.mesh import NETLOOM, PROTOCOL, TUNNEL, routes, state
+from netloom_e2e.mesh import NETLOOM, PROTOCOL, TUNNEL, facts, routes, state
 
 ROOT = Path(__file__).resolve().parents[2]
 PREFIX = "nldemo"
@@ -193,15 +193,17 @@ class Demo:
         machine = self.lab.add_node("n4")
         start = time.monotonic()
         self.start_agent(machine)
+        wait_for("the agent of n4 to run", lambda: facts(machine))
+        took = time.monotonic() - start
+        self.report.saw("the agent of n4 started, and waits for its Node", f"{took * 1000:.0f} ms", True)
+        start = time.monotonic()
         self.create_nodes(machine)
         pod = pods["n4"] = self.add_pod(machine)
         source = pods["n1"]
         while time.monotonic() - start < 10 and not source.ping(pod.address, wait=0.05).received:
             pass
         took = time.monotonic() - start
-        self.report.saw(
-            "Node created, its agent started -> pod on n1 pings pod on n4", f"{took * 1000:.0f} ms", took < 1
-        )
+        self.report.saw("kubectl create node -> a pod on n1 pings a pod on n4", f"{took * 1000:.0f} ms", took < 1)
         self.ping_all(pods, "all pairs of four nodes", payload=56)
 
     def drift(self, pods: dict[str, Pod]) -> None:
@@ -250,7 +252,7 @@ class Demo:
             agent.kill()
             agent.wait()
             self.start_agent(node)
-            wait_for("the agent to be in sync", lambda: self.agent_status(node).get("inSync"), deadline=15)
+            wait_for("the agent to be in sync", lambda: facts(node).get("inSync"), deadline=15)
             output, _ = ping.communicate(timeout=30)
         counted = parse_ping(output)
         self.report.saw(
@@ -258,21 +260,13 @@ class Demo:
             f"{counted.lost} lost",
             counted.lost == 0 and counted.sent == count,
         )
-        written = self.agent_status(node).get("netlinkWrites")
+        written = facts(node).get("netlinkWrites")
         self.report.saw(
             "what the new agent wrote to the kernel",
             f"{written} netlink messages",
             written == 0 and state(node) == before,
         )
         self.ping_all(pods, "all pairs ping afterwards", payload=56)
-
-    def agent_status(self, node: Machine) -> dict[str, object]:
-        """The `agent` part of `netloom status` on a node; empty while it does not answer."""
-        output = node.run(str(NETLOOM), "status", "-o", "json", "--kubeconfig", self.kubeconfig("admin"), check=False)
-        try:
-            return dict(json.loads(output)["agent"] or {})
-        except (ValueError, KeyError):
-            return {}
 
     def mode_lock(self) -> None:
         """The IPAM mode cannot change while nodes hold addresses; on an empty cluster it can."""

@@ -1,8 +1,10 @@
 """A node's part of the mesh as text, so that a test compares before and after as a person at a terminal would."""
 
+import json
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 from netloom_e2e.lab import Machine
 
@@ -27,3 +29,9 @@ def state(node: Machine) -> str:
         node.ip("-6", "route", "show", "proto", PROTOCOL).splitlines(),
     ]
     return "\n".join(re.sub(r"^\d+: ", "", line) for part in parts for line in sorted(part))
+
+
+def facts(node: Machine) -> dict[str, Any]:
+    """What the node's agent says of itself at /status; empty while none answers."""
+    answer = node.run("curl", "-s", "--max-time", "2", "http://127.0.0.1:9964/status", check=False)
+    return dict(json.loads(answer)) if answer else {}

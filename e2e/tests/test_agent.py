@@ -13,7 +13,7 @@ import pytest
 from netloom_e2e.cluster import ControlPlane
 from netloom_e2e.gateway import gateway
 from netloom_e2e.lab import Lab, Machine, wait_for
-from netloom_e2e.mesh import NETLOOM, TUNNEL, routes, state
+from netloom_e2e.mesh import NETLOOM, TUNNEL, facts, routes, state
 
 NETWORK = "/apis/netloom.dev/v1alpha1/netloomnetworks"
 NODES = "/apis/netloom.dev/v1alpha1/netloomnodes"
@@ -49,17 +49,12 @@ class Cluster:
     def log(self, machine: Machine) -> str:
         return (self.folder / f"{machine.node}.log").read_text()
 
-    def facts(self, machine: Machine) -> dict[str, object]:
-        """The agent's /status; empty while it does not answer."""
-        answer = machine.run("curl", "-s", "--max-time", "2", "http://127.0.0.1:9964/status", check=False)
-        return dict(json.loads(answer)) if answer else {}
-
     def in_sync(self, *machines: Machine, peers: int) -> None:
         """Wait until these nodes' agents have `peers` peers in the kernel."""
         for machine in machines:
             wait_for(
                 f"{machine.node} in sync with {peers} peers",
-                lambda m=machine: (facts := self.facts(m)).get("inSync") and facts.get("peers") == peers,  # type: ignore[misc]
+                lambda m=machine: (said := facts(m)).get("inSync") and said.get("peers") == peers,  # type: ignore[misc]
                 deadline=20,
             )
 
@@ -162,7 +157,7 @@ def test_a_restart_writes_nothing_and_loses_nothing(cluster: Cluster, mesh: list
         cluster.in_sync(n1, peers=2)
         output, _ = ping.communicate(timeout=60)
     assert "1000 packets transmitted, 1000 received" in output
-    assert cluster.facts(n1)["netlinkWrites"] == 0
+    assert facts(n1)["netlinkWrites"] == 0
     assert state(n1) == before
 
 
@@ -186,9 +181,9 @@ def test_what_is_deleted_by_hand_comes_back(cluster: Cluster, mesh: list[Machine
     before = state(n1)
     n1.ip(*words, check=False)
     wait_for(f"repair after ip {' '.join(words)}", lambda: state(n1) == before)
-    wait_for("the agent to say so", lambda: cluster.facts(n1).get("inSync"))
+    wait_for("the agent to say so", lambda: facts(n1).get("inSync"))
     assert a.ping(b.address).lost == 0
-    assert int(str(cluster.facts(n1)["driftRepaired"])) > 0
+    assert int(str(facts(n1)["driftRepaired"])) > 0
 
 
 def test_the_mesh_is_kept_while_the_api_server_is_away(cluster: Cluster, mesh: list[Machine]) -> None:
@@ -232,8 +227,8 @@ def test_two_nodes_that_claim_one_cidr_are_reported_and_the_older_keeps_it(
     before = state(n1)
     thief = netloom_node("zz-thief", "172.31.9.9", "10.42.2.0/24")
     cluster.plane.client.request("POST", NODES, thief)
-    wait_for("the report", lambda: cluster.facts(n1).get("errors"))
-    assert "10.42.2.0/24 is claimed by n2 and zz-thief; n2 is older and keeps it." in str(cluster.facts(n1)["errors"])
+    wait_for("the report", lambda: facts(n1).get("errors"))
+    assert "10.42.2.0/24 is claimed by n2 and zz-thief; n2 is older and keeps it." in str(facts(n1)["errors"])
     assert [line for line in state(n1).splitlines() if "10.42.2.0/24" in line] == [
         line for line in before.splitlines() if "10.42.2.0/24" in line
     ]
@@ -255,8 +250,8 @@ def test_a_node_with_a_malformed_cidr_does_not_take_the_others_down(cluster: Clu
     command = [str(NETLOOM), "agent", "--manifests", str(folder), "--node-name", "n1", "--run-dir"]
     with (cluster.folder / "manifests.log").open("w") as log:
         cluster.agents["n1"] = n1.popen([*command, cluster.run_dir(n1)], stdout=log)
-    wait_for("the report", lambda: cluster.facts(n1).get("errors"))
-    assert "NetloomNode n2: spec.ipam.podCIDRs: host bits are set in CIDR '10.42.2.1/24'" in str(cluster.facts(n1))
+    wait_for("the report", lambda: facts(n1).get("errors"))
+    assert "NetloomNode n2: spec.ipam.podCIDRs: host bits are set in CIDR '10.42.2.1/24'" in str(facts(n1))
     assert [line.split()[0] for line in routes(n1)] == ["10.42.3.0/24"]
 
 
