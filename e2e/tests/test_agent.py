@@ -16,6 +16,7 @@ from netloom_e2e.lab import Lab, Machine, wait_for
 from netloom_e2e.mesh import NETLOOM, TUNNEL, facts, routes, state
 
 NETWORK = "/apis/netloom.dev/v1alpha1/netloomnetworks"
+THREE = ("n1", "n2", "n3")
 NODES = "/apis/netloom.dev/v1alpha1/netloomnodes"
 
 
@@ -31,8 +32,7 @@ class Cluster:
     def join(self, name: str) -> Machine:
         """A node, its NetloomNode, and its agent."""
         machine = self.lab.add_node(name)
-        index = len(self.lab.nodes)
-        self.plane.client.request("POST", NODES, netloom_node(name, machine.address, f"10.42.{index}.0/24"))
+        self.plane.client.request("POST", NODES, netloom_node(name, machine.address, *cidrs(name)))
         self.start(machine)
         return machine
 
@@ -58,20 +58,43 @@ class Cluster:
                 deadline=20,
             )
 
+    def settle(self) -> list[Machine]:
+        """Back to three nodes in sync, whatever the last test did."""
+        self.plane.client.request("PATCH", f"{NETWORK}/default", network(routing={"mode": "tunnel"}))
+        for name in [name for name in self.agents if name not in THREE]:
+            self.lab.remove_node(name)
+            self.agents.pop(name).wait()
+        for node in self.plane.client.request("GET", NODES)["items"]:
+            if (name := node["metadata"]["name"]) not in THREE:
+                self.plane.client.request("DELETE", f"{NODES}/{name}")
+        machines = [self.lab.nodes.get(name) or self.join(name) for name in THREE]
+        for machine in machines:
+            machine.remove_pods()
+            if self.agents[machine.node].poll() is not None:
+                self.start(machine)
+        self.in_sync(*machines, peers=2)
+        return machines
+
     def stop(self) -> None:
         for agent in self.agents.values():
             agent.kill()
             agent.wait()
 
 
-def netloom_node(name: str, address: str, *cidrs: str) -> dict[str, object]:
+def cidrs(name: str) -> tuple[str, str]:
+    """The pod CIDRs of node `n1`, `n2`, ..."""
+    index = name.removeprefix("n")
+    return f"10.42.{index}.0/24", f"fd00:42:0:{index}::/64"
+
+
+def netloom_node(name: str, address: str, *pod_cidrs: str) -> dict[str, object]:
     return {
         "apiVersion": "netloom.dev/v1alpha1",
         "kind": "NetloomNode",
         "metadata": {"name": name},
         "spec": {
             "addresses": [{"type": "InternalIP", "ip": address}],
-            "ipam": {"mode": "cluster-pool", "podCIDRs": list(cidrs)},
+            "ipam": {"mode": "cluster-pool", "podCIDRs": list(pod_cidrs)},
         },
     }
 
@@ -86,11 +109,11 @@ def network(**spec: object) -> dict[str, object]:
     }
 
 
-@pytest.fixture
-def cluster(crds_installed: ControlPlane, tmp_path: Path) -> Iterator[Cluster]:
+@pytest.fixture(scope="module")
+def cluster(crds_installed: ControlPlane, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     plane = crds_installed
     with Lab(f"nla{os.getpid() % 10000}") as lab, gateway(lab, plane.port):
-        made = Cluster(lab, plane, tmp_path)
+        made = Cluster(lab, plane, tmp_path_factory.mktemp("agents"))
         plane.client.request("POST", NETWORK, network())
         try:
             yield made
@@ -102,9 +125,7 @@ def cluster(crds_installed: ControlPlane, tmp_path: Path) -> Iterator[Cluster]:
 @pytest.fixture
 def mesh(cluster: Cluster) -> list[Machine]:
     """Three nodes in sync."""
-    machines = [cluster.join(name) for name in ("n1", "n2", "n3")]
-    cluster.in_sync(*machines, peers=2)
-    return machines
+    return cluster.settle()
 
 
 def test_nodes_join_and_leave_and_the_others_follow(cluster: Cluster, mesh: list[Machine]) -> None:
@@ -131,12 +152,7 @@ def test_the_host_itself_reaches_remote_pods(cluster: Cluster, mesh: list[Machin
 
 
 def test_ipv6_pods_ping_through_the_ipv4_underlay(cluster: Cluster, mesh: list[Machine]) -> None:
-    n1, n2, n3 = mesh
-    for index, machine in enumerate((n1, n2, n3), 1):
-        patch = {"spec": {"ipam": {"podCIDRs": [f"10.42.{index}.0/24", f"fd00:42:0:{index}::/64"]}}}
-        cluster.plane.client.request("PATCH", f"{NODES}/{machine.node}", patch)
-    for machine in (n1, n2, n3):
-        wait_for("IPv6 routes", lambda m=machine: m.ip("-6", "route", "show", "proto", "158").count("fd00:42") == 2)  # type: ignore[misc]
+    n1, n2, _ = mesh
     a, b = n1.add_pod("a6", "fd00:42:0:1::5", mtu=1450), n2.add_pod("b6", "fd00:42:0:2::5", mtu=1450)
     assert a.ping(b.address, count=3, interval=0.01, payload=1402, wait=2).lost == 0
 
@@ -178,12 +194,12 @@ def test_a_restart_writes_nothing_and_loses_nothing(cluster: Cluster, mesh: list
 def test_what_is_deleted_by_hand_comes_back(cluster: Cluster, mesh: list[Machine], words: list[str]) -> None:
     n1, n2, _ = mesh
     a, b = n1.add_pod("a", "10.42.1.5", mtu=1450), n2.add_pod("b", "10.42.2.5", mtu=1450)
-    before = state(n1)
+    before, repaired = state(n1), facts(n1)["driftRepaired"]
     n1.ip(*words, check=False)
     wait_for(f"repair after ip {' '.join(words)}", lambda: state(n1) == before)
     wait_for("the agent to say so", lambda: facts(n1).get("inSync"))
     assert a.ping(b.address).lost == 0
-    assert int(str(facts(n1)["driftRepaired"])) > 0
+    assert facts(n1)["driftRepaired"] > repaired
 
 
 def test_the_mesh_is_kept_while_the_api_server_is_away(cluster: Cluster, mesh: list[Machine]) -> None:
@@ -237,11 +253,13 @@ def test_two_nodes_that_claim_one_cidr_are_reported_and_the_older_keeps_it(
     assert state(n1) == before
 
 
-def test_a_node_with_a_malformed_cidr_does_not_take_the_others_down(cluster: Cluster, mesh: list[Machine]) -> None:
+def test_a_node_with_a_malformed_cidr_does_not_take_the_others_down(
+    cluster: Cluster, mesh: list[Machine], tmp_path: Path
+) -> None:
     n1 = mesh[0]
     cluster.agents["n1"].kill()
     cluster.agents["n1"].wait()
-    folder = cluster.folder / "manifests"
+    folder = tmp_path / "manifests"
     folder.mkdir()
     nodes = cluster.plane.client.request("GET", NODES)["items"]
     nodes[1]["spec"]["ipam"]["podCIDRs"] = ["10.42.2.1/24"]
@@ -253,6 +271,8 @@ def test_a_node_with_a_malformed_cidr_does_not_take_the_others_down(cluster: Clu
     wait_for("the report", lambda: facts(n1).get("errors"))
     assert "NetloomNode n2: spec.ipam.podCIDRs: host bits are set in CIDR '10.42.2.1/24'" in str(facts(n1))
     assert [line.split()[0] for line in routes(n1)] == ["10.42.3.0/24"]
+    cluster.agents["n1"].kill()
+    cluster.agents["n1"].wait()
 
 
 def with_kind(node: dict[str, object]) -> dict[str, object]:
@@ -293,7 +313,7 @@ def test_status_shows_the_cluster_and_the_agent(cluster: Cluster, mesh: list[Mac
     kubeconfig = str(cluster.plane.kubeconfig(host=cluster.lab.address))
     shown = json.loads(n1.run(str(NETLOOM), "status", "-o", "json", "--kubeconfig", kubeconfig))
     assert [node["name"] for node in shown["nodes"]] == ["n1", "n2", "n3"]
-    assert shown["nodes"][0]["podCIDRs"] == ["10.42.1.0/24"]
+    assert shown["nodes"][0]["podCIDRs"] == list(cidrs("n1"))
     assert (shown["agent"]["node"], shown["agent"]["peers"], shown["agent"]["inSync"]) == ("n1", 2, True)
     text = n1.run(str(NETLOOM), "status", "--kubeconfig", kubeconfig)
     assert "10.42.3.0/24" in text
