@@ -37,7 +37,7 @@ def die_with_parent() -> None:
     _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def _environment() -> dict[str, str]:
+def environment() -> dict[str, str]:
     """Ours, but with compiled modules kept: a role starts in half a second with them, in two and a half without."""
     return {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
 
@@ -97,7 +97,7 @@ class Namespace:
             stdin=subprocess.DEVNULL,
             stdout=stdout,
             stderr=subprocess.STDOUT,
-            env=_environment(),
+            env=environment(),
             preexec_fn=die_with_parent,
             text=True,
         )
