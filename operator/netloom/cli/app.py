@@ -152,14 +152,14 @@ def plan(
 ) -> None:
     """Print what the agent would change in the kernel, as `ip` would say it. Exit status 2 if anything."""
     from netloom.cli import plan as view
-    from netloom.roles.agent import AgentOptions
+    from netloom.roles import agent
     from netloom.runtime import log, loop
 
     log.configure("auto", "warning")
-    options = AgentOptions(
+    options = agent.AgentOptions(
         node_name=node_name, kubeconfig=kubeconfig, context=context, manifests=manifests, run_dir=run_dir
     )
-    changes = loop.run(view.collect(options))
+    changes = loop.run(agent.plan(options))
     view.print_json(changes) if output is Output.JSON else view.print_text(changes)
     if changes:
         raise typer.Exit(EXIT_CHANGES)
@@ -168,11 +168,12 @@ def plan(
 @app.command()
 def cleanup(run_dir: RunDir = _RUN_DIR, output: Format = Output.TEXT) -> None:
     """Remove every device, route, neighbour and nexthop that Netloom made on this machine, and nothing else."""
-    from netloom.cli import cleanup as view
+    from netloom.cli import plan as view
+    from netloom.roles import agent
     from netloom.runtime import log, loop
 
     log.configure("auto", "warning")
-    removed = loop.run(view.cleanup(run_dir))
+    removed = loop.run(agent.cleanup(run_dir))
     view.print_json(removed) if output is Output.JSON else view.print_text(removed)
 
 

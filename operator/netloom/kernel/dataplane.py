@@ -23,8 +23,9 @@ from netloom.kernel.desired import Desired
 from netloom.kernel.device_keeper import DeviceKeeper, DeviceOutcome
 from netloom.kernel.errors import KernelUnsupported
 from netloom.kernel.events import EventReader
-from netloom.kernel.mesh import Mesh
+from netloom.kernel.mesh import Carrier, Mesh
 from netloom.kernel.netlink import AnswerLost, Commands, CommandSocket, EventSocket, Overflow, RefusedError
+from netloom.kernel.owned import VXLAN_DEVICE
 from netloom.kernel.plan import planned_changes
 from netloom.kernel.report import PlannedChange, Report
 from netloom.kernel.sysctl import SysctlRecord
@@ -47,6 +48,7 @@ EVENTS_AT_ONCE = 4096
 
 _DEVICE_KINDS = ("link", "address", "sysctl")
 _STATE: Item = ("dump", "state of the kernel")
+_STATE_DONE = ("dump", ["state of the kernel"])
 
 T = TypeVar("T")
 
@@ -91,6 +93,9 @@ class Dataplane:
         self._listener = EventSocket(deaf_to=self._commands.port)
         self._listen()
         try:
+            around = await self._in_thread(lambda: reader.surroundings(self._commands))
+            link = around.link(VXLAN_DEVICE)
+            self._mesh.set_carrier(Carrier(link.ifindex if link else 0))
             await self._compare()
         except RefusedError as error:
             await self.close()
@@ -202,7 +207,7 @@ class Dataplane:
             self._drain()
             try:
                 await self._pass()
-                self._troubles.written([_STATE])
+                self._troubles.written(*_STATE_DONE)
             except (AnswerLost, OSError) as error:
                 # What the kernel holds is unknown until it has been read.
                 self._troubles.refused(_STATE, str(error), "")
@@ -255,7 +260,8 @@ class Dataplane:
             self._listen()
 
     def _note_rows(self, outcome: Outcome) -> None:
-        self._troubles.written(outcome.written)
+        for kind, keys in outcome.written:
+            self._troubles.written(kind, keys)
         for refused in outcome.refused:
             peer = self._mesh.peer_of(refused.kind, refused.key)
             item = (refused.kind, refused.key)
@@ -263,7 +269,8 @@ class Dataplane:
                 self._events.compare_due = True  # what is known of the kernel may be wrong
 
     def _note_device(self, outcome: DeviceOutcome) -> None:
-        self._troubles.written(outcome.done)
+        for kind, key in outcome.done:
+            self._troubles.written(kind, [key])
         for item, refusal, explanation in outcome.refused:
             self._troubles.refused(item, explanation, "", refusal.errno)
 

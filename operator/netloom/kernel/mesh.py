@@ -16,8 +16,8 @@ import msgspec
 
 from netloom.kernel.address import Address, Mac, Prefix, format_address, format_mac
 from netloom.kernel.desired import Desired, Peer
-from netloom.kernel.owned import NEXTHOP_IDS, ROUTE_PROTOCOL, link_local_of
-from netloom.kernel.rows import EDITED, Nexthop, RouteKey, SeenNexthop, SeenRoute, owned_nexthop, route_key
+from netloom.kernel.owned import NEXTHOP_IDS, ROUTE_PROTOCOL, link_local_of, mac_in
+from netloom.kernel.rows import EDITED, Nexthop, RouteKey, SeenNexthop, SeenRoute, owned_nexthop
 from netloom.kernel.table import Table
 
 Claim = Address | Mac | Prefix
@@ -44,15 +44,17 @@ class Conflict(msgspec.Struct, frozen=True):
     peer: str
 
 
-class Rows(msgspec.Struct, frozen=True, gc=False):
-    """What one peer needs in the kernel."""
+class Leg(msgspec.Struct, frozen=True, gc=False):
+    """What one peer needs in the kernel for one address family: a nexthop object, the neighbour that is its gateway,
+    and a route for each prefix."""
 
-    nexthops: tuple[tuple[int, Nexthop], ...] = ()
-    neighbours: tuple[tuple[Address, Mac], ...] = ()
-    routes: tuple[tuple[RouteKey, int], ...] = ()
+    identity: int
+    nexthop: Nexthop
+    mac: Mac
+    prefixes: tuple[Prefix, ...]
 
 
-_NO_ROWS = Rows()
+Legs = tuple[Leg, ...]
 
 
 def _claims_of(peer: Peer) -> tuple[Claim, ...]:
@@ -74,9 +76,9 @@ class Mesh:
         self.routes: Table[RouteKey, int] = Table()
         self.carrier = Carrier()
         self.peers: dict[str, Peer] = {}
-        self._rows: dict[str, Rows] = {}
+        self._legs: dict[str, Legs] = {}
         self._peer_of: dict[int, str] = {}
-        self._ids: dict[tuple[str, int], int] = {}
+        self._ids: dict[int, dict[str, int]] = {4: {}, 16: {}}
         self._foreign_ids: set[int] = set()
         self._unclaimed: dict[Nexthop, int] = {}
         self._holders: dict[Claim, str] = {}
@@ -113,8 +115,10 @@ class Mesh:
         if old is not None:
             for claim in set(_claims_of(old)).difference(claims):
                 self._release(claim, name)
+        holders = self._holders
         for claim in claims:
-            self._claim(claim, name)
+            if holders.setdefault(claim, name) != name or claim in self._contested:
+                self._contest(claim, name)
         self._expand(name)
 
     def remove_peer(self, name: str) -> None:
@@ -125,8 +129,8 @@ class Mesh:
         self._expand(name)
         for claim in _claims_of(peer):
             self._release(claim, name)
-        for size in (4, 16):
-            identity = self._ids.pop((name, size), None)
+        for ids in self._ids.values():
+            identity = ids.pop(name, None)
             if identity is not None:
                 del self._peer_of[identity]
 
@@ -144,12 +148,11 @@ class Mesh:
 
     def items_of(self, name: str) -> list[tuple[str, Hashable]]:
         """(kind, key) of the peer's rows."""
-        rows = self._rows.get(name, _NO_ROWS)
-        return [
-            *(("nexthop", key) for key, _ in rows.nexthops),
-            *(("neighbour", key) for key, _ in rows.neighbours),
-            *(("route", key) for key, _ in rows.routes),
-        ]
+        items: list[tuple[str, Hashable]] = []
+        for leg in self._legs.get(name, ()):
+            items += [("nexthop", leg.identity), ("neighbour", leg.nexthop.gateway)]
+            items += [("route", prefix) for prefix in leg.prefixes]
+        return items
 
     def pending(self) -> list[tuple[str, Hashable]]:
         """(kind, key) of all that differs from the kernel."""
@@ -168,18 +171,13 @@ class Mesh:
         """Whose entry it is; empty if nobody's (any more)."""
         if kind == "nexthop":
             return self._peer_of.get(key, "")
-        if kind == "route":
-            return self._holders.get(Prefix(key.address, key.length), "")
-        if len(key) == 4:
-            return self._holders.get(key, "")
-        return next((name for name, rows in self._rows.items() if (key) in dict(rows.neighbours)), "")
+        if kind == "neighbour" and len(key) == 16:
+            key = mac_in(key)
+        return self._holders.get(key, "")
 
-    def _claim(self, claim: Claim, name: str) -> None:
-        holder = self._holders.setdefault(claim, name)
-        if holder != name:
-            self._contested.setdefault(claim, {holder}).add(name)
-        if claim in self._contested:
-            self._settle(claim)
+    def _contest(self, claim: Claim, name: str) -> None:
+        self._contested.setdefault(claim, {self._holders[claim]}).add(name)
+        self._settle(claim)
 
     def _release(self, claim: Claim, name: str) -> None:
         names = self._contested.get(claim)
@@ -203,76 +201,67 @@ class Mesh:
 
     def _expand(self, name: str) -> None:
         """Bring the desired rows of one peer up to date."""
-        old = self._rows.get(name, _NO_ROWS)
-        new = self._rows_of(name)
+        old, new = self._legs.get(name, ()), self._legs_of(name)
         if new == old:
             return
-        self._rows[name] = new
-        if old is not _NO_ROWS:
-            for table, before, after in (
-                (self.nexthops, old.nexthops, new.nexthops),
-                (self.neighbours, old.neighbours, new.neighbours),
-                (self.routes, old.routes, new.routes),
-            ):
-                for key in {key for key, _ in before}.difference(key for key, _ in after):
-                    table.unwant(key)  # type: ignore[arg-type]
-        for identity, nexthop in new.nexthops:
-            self.nexthops.want(identity, nexthop)
-        for address, mac in new.neighbours:
-            self.neighbours.want(address, mac)
-        for key, identity in new.routes:
-            self.routes.want(key, identity)
-        if new == _NO_ROWS:
-            del self._rows[name]
+        if old:
+            self._unwant(old, new)
+        nexthops, neighbours, routes = self.nexthops, self.neighbours, self.routes
+        for leg in new:
+            nexthops.want(leg.identity, leg.nexthop)
+            neighbours.want(leg.nexthop.gateway, leg.mac)
+            for prefix in leg.prefixes:
+                routes.want(prefix, leg.identity)
+        if new:
+            self._legs[name] = new
+        else:
+            del self._legs[name]
 
-    def _rows_of(self, name: str) -> Rows:
-        peer, carrier = self.peers.get(name), self.carrier
-        if peer is None or not carrier.ifindex:
-            return _NO_ROWS
-        if self._holders[peer.underlay] != name or self._holders[peer.mac] != name:
-            return _NO_ROWS
-        gateways: dict[int, Address] = {}
-        routes = []
+    def _unwant(self, old: Legs, new: Legs) -> None:
+        for identity in {leg.identity for leg in old} - {leg.identity for leg in new}:
+            self.nexthops.unwant(identity)
+        for gateway in {leg.nexthop.gateway for leg in old} - {leg.nexthop.gateway for leg in new}:
+            self.neighbours.unwant(gateway)
+        for prefix in {p for leg in old for p in leg.prefixes} - {p for leg in new for p in leg.prefixes}:
+            self.routes.unwant(prefix)
+
+    def _legs_of(self, name: str) -> Legs:
+        peer, holders, carrier = self.peers.get(name), self._holders, self.carrier
+        if peer is None or not carrier.ifindex or holders[peer.underlay] != name or holders[peer.mac] != name:
+            return ()
+        four: list[Prefix] = []
+        six: list[Prefix] = []
         for prefix in peer.cidrs:
-            if self._holders[prefix] != name:
-                continue
-            size = len(prefix.address)
-            if size == 4:
-                gateways[size] = peer.underlay
-            elif carrier.ipv6:
-                gateways[size] = link_local_of(peer.mac)
-            else:
-                continue
-            routes.append((size, route_key(prefix.address, prefix.length)))
-        nexthops, ids = [], {}
-        for size, gateway in gateways.items():
-            nexthop = Nexthop(carrier.ifindex, gateway, peer.underlay, carrier.vni)
-            ids[size] = self._id_of(name, size, nexthop)
-            nexthops.append((ids[size], nexthop))
-        return Rows(
-            tuple(nexthops),
-            tuple([(gateway, peer.mac) for gateway in gateways.values()]),
-            tuple([(key, ids[size]) for size, key in routes]),
-        )
+            if holders[prefix] == name:
+                (four if len(prefix.address) == 4 else six).append(prefix)
+        legs: Legs = ()
+        if four:
+            legs = (self._leg(peer, 4, peer.underlay, four),)
+        if six and carrier.ipv6:
+            legs += (self._leg(peer, 16, link_local_of(peer.mac), six),)
+        return legs
 
-    def _id_of(self, name: str, size: int, nexthop: Nexthop) -> int:
-        """The peer's nexthop id: what the kernel has it under already, else a hash of its name.
+    def _leg(self, peer: Peer, size: int, gateway: Address, prefixes: list[Prefix]) -> Leg:
+        nexthop = Nexthop(self.carrier.ifindex, gateway, peer.underlay, self.carrier.vni)
+        ids = self._ids[size]
+        identity = ids.get(peer.name) or self._new_id(peer.name, size, nexthop)
+        return Leg(identity, nexthop, peer.mac, tuple(prefixes))
+
+    def _new_id(self, name: str, size: int, nexthop: Nexthop) -> int:
+        """An id for the peer's nexthop: what the kernel has it under already, else a hash of its name.
 
         An id in use by another peer or by a foreign nexthop is passed over. The peer that was passed over keeps its
         id after a restart because the content is looked up first.
         """
-        identity = self._ids.get((name, size))
-        if identity is not None:
-            return identity
-        identity = self._unclaimed.get(nexthop)
+        identity = self._unclaimed.get(nexthop) if self._unclaimed else None
         if identity is None or identity in self._peer_of:
-            at = zlib.crc32(f"{name}/{size}".encode())
+            at = zlib.crc32(name.encode(), size)
             while True:
                 identity = NEXTHOP_IDS[at % len(NEXTHOP_IDS)]
                 if identity not in self._peer_of and identity not in self._foreign_ids:
                     break
                 at += 1
-        self._ids[name, size] = identity
+        self._ids[size][name] = identity
         self._peer_of[identity] = name
         return identity
 
@@ -338,9 +327,10 @@ class Mesh:
         self._foreign_ids -= ids
         for identity in ids:
             self.nexthops.gone(identity)
-            for key, _ in self._rows.get(self._peer_of.get(identity, ""), _NO_ROWS).routes:
-                if self.routes.kernel.get(key) == identity:
-                    self.routes.gone(key)
+            for leg in self._legs.get(self._peer_of.get(identity, ""), ()):
+                for prefix in leg.prefixes:
+                    if self.routes.kernel.get(prefix) == identity:
+                        self.routes.gone(prefix)
         # Only a route that is not as desired can use another nexthop than its peer's own.
         for key in [key for key in self.routes.pending if self.routes.kernel.get(key) in ids]:
             self.routes.gone(key)

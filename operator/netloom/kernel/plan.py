@@ -7,7 +7,7 @@ from netloom.kernel.mesh import Carrier, Mesh
 from netloom.kernel.netlink import Commands
 from netloom.kernel.owned import ROUTE_PROTOCOL, VXLAN_DEVICE
 from netloom.kernel.report import PlannedChange
-from netloom.kernel.rows import Nexthop, RouteKey
+from netloom.kernel.rows import Nexthop, OddRoute, RouteKey
 from netloom.kernel.sysctl import read, wanted
 
 _NO_DEVICE_YET = -1
@@ -66,13 +66,13 @@ def _rows(commands: Commands, desired: Desired, carrier: Carrier) -> list[Planne
         verb = "add" if old is None else "replace"
         changes.append((f"{route_text(verb, route)} nhid {identity}", mesh.peer_of("route", route)))
     unwanted = "no peer has it"
-    changes += [(route_text("delete", key), unwanted) for key, _ in sorted(mesh.routes.deletions(), key=_first)]
+    changes += [(route_text("delete", key), unwanted) for key, *_ in sorted(mesh.routes.deletions(), key=_first)]
     changes += [
-        (f"nexthop delete id {key}", unwanted) for key, _ in sorted(mesh.nexthops.deletions(), key=lambda e: e[0])
+        (f"nexthop delete id {key}", unwanted) for key, *_ in sorted(mesh.nexthops.deletions(), key=lambda e: e[0])
     ]
     changes += [
         (f"neighbour delete {format_address(address)} dev {VXLAN_DEVICE}", unwanted)
-        for address, _ in sorted(mesh.neighbours.deletions())
+        for address, *_ in sorted(mesh.neighbours.deletions())
     ]
     return [PlannedChange(f"ip {text}", why) for text, why in changes]
 
@@ -88,13 +88,13 @@ def nexthop_text(verb: str, identity: int, nexthop: Nexthop) -> str:
 
 def route_text(verb: str, key: RouteKey) -> str:
     """The route as an `ip` command."""
-    metric = f" metric {key.metric}" if key.metric else ""
-    return f"route {verb} {format_address(key.address)}/{key.length} proto {ROUTE_PROTOCOL}{metric}"
+    return f"route {verb} {key} proto {ROUTE_PROTOCOL}"
 
 
 def _order(key: RouteKey) -> tuple[int, bytes, int, int]:
-    return len(key.address), key.address, key.length, key.metric
+    prefix = key.prefix if isinstance(key, OddRoute) else key
+    return len(prefix.address), prefix.address, prefix.length, key.metric if isinstance(key, OddRoute) else 0
 
 
-def _first(entry: tuple[RouteKey, int]) -> tuple[int, bytes, int, int]:
+def _first(entry: tuple[RouteKey, None, int]) -> tuple[int, bytes, int, int]:
     return _order(entry[0])

@@ -11,7 +11,6 @@ import structlog
 from netloom.kernel.address import format_address
 from netloom.kernel.backoff import Backoff
 from netloom.kernel.report import Failure
-from netloom.kernel.rows import RouteKey
 
 log = structlog.get_logger(__name__)
 
@@ -25,8 +24,6 @@ NAMED_IN_LOG = 5
 def item_text(item: Item) -> str:
     """The entry as `ip` would name it, without its kind."""
     _kind, key = item
-    if isinstance(key, RouteKey):
-        return f"{format_address(key.address)}/{key.length}"
     return format_address(key) if isinstance(key, bytes) else str(key)
 
 
@@ -75,12 +72,13 @@ class Troubles:
             self._drifted.add(item)
             self.backoff.repaired(item, time.monotonic())
 
-    def written(self, items: Iterable[Item]) -> None:
+    def written(self, kind: str, keys: Iterable[Hashable]) -> None:
         """The entries are as they should be."""
         if not self._failures and not self._drifted:
             return
         repaired = []
-        for item in items:
+        for key in keys:
+            item = (kind, key)
             if self._failures.pop(item, None) is not None:
                 log.info("done after a failure", kind=item[0], key=item_text(item))
             if item in self._drifted:

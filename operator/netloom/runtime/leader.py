@@ -177,13 +177,13 @@ class LeaderElector:
 
     async def _write(self, over: Lease, acquired: str | None, transitions: int) -> None:
         """Writes us as the holder; on success the lease counts from before the request was sent."""
-        sent = self._clock()
+        sent, written_at = self._clock(), _now()
         spec = msgspec.structs.replace(
             over.spec,
             holder_identity=self.identity,
             lease_duration_seconds=math.ceil(self._seconds),
-            acquire_time=acquired or _now(),
-            renew_time=_now(),
+            acquire_time=acquired or written_at,
+            renew_time=written_at,
             lease_transitions=transitions,
         )
         lease = msgspec.structs.replace(over, spec=spec)
