@@ -7,6 +7,7 @@ the same of the same object, word by word.
 import copy
 import itertools
 import json
+import random
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ from netloom.api.validation import (
     validate_pool_update,
     validate_prefilter,
 )
+from netloom_e2e.client import ApiFailure
 from netloom_e2e.cluster import ControlPlane
 
 Manifest = dict[str, Any]
@@ -177,3 +179,28 @@ def exists(cluster: ControlPlane, resource: Resource[Any], manifest: Manifest, l
         path = resource.path(manifest["metadata"]["name"], subresource="status")
         stored = cluster.client.request("PATCH", path, {"status": {"ipam": {"mode": locked}}})
     return dict(stored)
+
+
+CHARACTERS = "0123456789abcdefF:./% "
+SEEDS = ["10.0.0.0/8", "192.0.2.128/25", "2001:db8::/32", "fd00:0:0:1::/64", "::ffff:10.0.0.0/104", "::1.2.3.4/128"]
+
+
+def test_the_api_server_and_we_agree_on_what_a_cidr_is(cluster: ControlPlane) -> None:
+    """Texts a few typing errors away from a CIDR: the same ones are refused, in the same words."""
+    typist = random.Random(20)
+    texts = tuple(_mistyped(typist, typist.choice(SEEDS)) for _ in range(3000))
+    prefilter = {"metadata": {"name": "typed"}, "spec": {"denyCIDRs": texts}}
+    header = {"apiVersion": PREFILTERS.api_version, "kind": PREFILTERS.kind}
+    with pytest.raises(ApiFailure) as refusal:
+        cluster.client.request("POST", PREFILTERS.path(), header | prefilter)
+    causes = json.loads(str(refusal.value).partition(": ")[2])["details"]["causes"]
+    theirs = sorted(without_verdict(f"{cause['field']}: {cause['message']}") for cause in causes)
+    assert in_our_words(validate_prefilter(msgspec.convert(prefilter, PREFILTERS.type))) == theirs
+    assert 500 < len({cause["field"] for cause in causes}) < 2900, "both good and bad texts were tried"
+
+
+def _mistyped(typist: random.Random, text: str) -> str:
+    for _ in range(typist.randrange(3)):
+        at = typist.randrange(len(text) + 1)
+        text = text[:at] + typist.choice(["", *CHARACTERS]) + text[at + typist.randrange(2) :]
+    return text[:43]
