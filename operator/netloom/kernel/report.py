@@ -26,6 +26,7 @@ class Report(msgspec.Struct, frozen=True):
     """The state of the data path. It is as desired where there are neither failures nor conflicts.
 
     written:  requests written since `open`, by message type.
+    compared: full comparisons with the kernel since `open`.
     repaired: entries that somebody had changed and that were put back, since `open`.
     fought:   entries that somebody changes again and again; their repair is delayed.
     """
@@ -37,6 +38,7 @@ class Report(msgspec.Struct, frozen=True):
     conflicts: tuple[Conflict, ...] = ()
     fought: tuple[str, ...] = ()
     written: Mapping[str, int] = {}
+    compared: int = 0
     repaired: int = 0
 
     @property

@@ -63,7 +63,9 @@ class Troubles:
         kind, text = item[0], item_text(item)
         self._failures[item] = Failure(kind, text, error, peer, attempts, code)
         if before is None or before.error != error:
-            log.warning("the kernel refused", kind=kind, key=text, peer=peer, error=error, next_try_at=delay.until)
+            log.warning(
+                "the kernel refused", kind=kind, key=text, peer=peer, error=error, retry_in=delay.until - delay.last
+            )
         return before is None
 
     def drifted(self, item: Item) -> None:
@@ -90,6 +92,12 @@ class Troubles:
             log.info("repaired", kind=item[0], key=item_text(item))
         if len(repaired) > NAMED_IN_LOG:
             log.info("repaired more", count=len(repaired) - NAMED_IN_LOG)
+
+    def settled(self, kinds: Iterable[str], unsettled: set[Item]) -> None:
+        """All entries of these kinds but `unsettled` are as they should be, by whatever means."""
+        for item in [item for item in self._failures if item[0] in kinds and item not in unsettled]:
+            del self._failures[item]
+            log.info("failure is over", kind=item[0], key=item_text(item))
 
     def keep(self, pending: Iterable[Item], kinds: Iterable[str]) -> None:
         """Forget failures and drift of entries that are neither pending nor of these kinds."""
