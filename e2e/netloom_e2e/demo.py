@@ -95,7 +95,11 @@ class Demo:
 
     def start_operator(self) -> None:
         """The operator runs beside the control plane."""
-        self._start("operator", self.lab.switch, ["operator", "--kubeconfig", self.kubeconfig("netloom-operator")])
+        self._start(
+            "operator",
+            self.lab.switch,
+            ["operator", "--identity", f"{PREFIX}-operator", "--kubeconfig", self.kubeconfig("netloom-operator")],
+        )
 
     def start_agent(self, machine: Machine) -> None:
         """The agent of a node runs in the node's namespace."""
@@ -343,6 +347,14 @@ To take it down:
     )
 
 
+def _let_go_of_terminal() -> None:
+    """Whoever reads our output shall see its end, though we stay."""
+    sys.stdout.flush()
+    with Path(os.devnull).open("r+") as nothing:
+        for descriptor in (0, 1, 2):
+            os.dup2(nothing.fileno(), descriptor)
+
+
 def _run(told: Callable[[int], object]) -> int:
     """Run the demo; the exit status. With KEEP=1, `told` gets the status when the story is over, and all stays up."""
     report = Report()
@@ -359,6 +371,7 @@ def _run(told: Callable[[int], object]) -> int:
             if os.environ.get("KEEP"):
                 _keep(demo)
                 told(1 if report.failed else 0)
+                _let_go_of_terminal()
                 signal.pause()
         except Stopped as name:
             report.console.print(f"\nstopped by {name}; cleaning up")

@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from netloom import __version__
+from netloom_e2e.certificates import Authority
 from netloom_e2e.cluster import ControlPlane
 from netloom_e2e.lab import Lab, environment
 from netloom_e2e.mesh import NETLOOM
@@ -76,13 +77,8 @@ def test_an_api_server_that_is_not_there(verb: list[str], kubeconfig: Path) -> N
 
 
 def test_a_certificate_of_an_unknown_authority(kubeconfig: Path, tmp_path: Path) -> None:
-    other = tmp_path / "other.pem"
-    subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-keyout",
-         "/dev/null", "-subj", "/CN=other", "-out", other],
-        check=True, capture_output=True,
-    )  # fmt: skip
-    spoil(kubeconfig, **{"certificate-authority": str(other)})
+    other = Authority(tmp_path / "other", "somebody else")
+    spoil(kubeconfig, **{"certificate-authority": str(other.certificate)})
     assert "certificate" in refusal("status", "--kubeconfig", str(kubeconfig))
 
 
