@@ -4,7 +4,6 @@ What is switched on outside our own device is written to a file first, so that `
 written only if it differs; one that was right already is not ours to put back.
 """
 
-import json
 from pathlib import Path
 
 import msgspec
@@ -76,14 +75,14 @@ class SysctlRecord:
         record[name] = (before, ours)
         self._path.parent.mkdir(parents=True, exist_ok=True)
         fresh = self._path.with_suffix(".new")
-        fresh.write_text(json.dumps(record, indent=1), encoding="utf-8")
+        fresh.write_bytes(msgspec.json.encode(record))
         fresh.replace(self._path)
 
     def _load(self) -> dict[str, tuple[str, str]]:
         try:
-            record = json.loads(self._path.read_text(encoding="utf-8"))
+            return msgspec.json.decode(self._path.read_bytes(), type=dict[str, tuple[str, str]])
         except FileNotFoundError:
             return {}
-        except ValueError:
-            return {}  # half a file can only come from a crash of the machine, and then the switches are reset, too
-        return {name: (before, ours) for name, (before, ours) in record.items()}
+        except msgspec.DecodeError:
+            # Half a file can only come from a crash of the machine, and that has reset the switches, too.
+            return {}
