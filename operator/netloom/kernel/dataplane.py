@@ -258,7 +258,11 @@ class Dataplane:
             nexthops = await self._in_thread(lambda: reader.nexthops(self._commands))
             neighbours = await self._in_thread(lambda: reader.neighbours(self._commands, ifindex))
             routes = await self._in_thread(lambda: reader.routes(self._commands))
+            known = set(self._mesh.pending())
             self._mesh.load(nexthops, neighbours, routes)
+            for item in self._mesh.pending():
+                if self._applied and item not in known:
+                    self._troubles.drifted(item)
             self._compared_at = time.monotonic()
             self._comparisons += 1
         finally:
@@ -278,8 +282,6 @@ class Dataplane:
         self._device_expected = False
         self._note_device(outcome, drift=drift)
         self._mtu, self._events.underlay = outcome.mtu, outcome.underlay
-        if outcome.flushed:
-            self._mesh.forget_kernel()
         if outcome.flushed or outcome.carrier.ifindex != self._mesh.carrier.ifindex:
             self._events.compare_due = True
         self._mesh.set_carrier(outcome.carrier)

@@ -246,12 +246,6 @@ class Mesh:
         self.neighbours.load(neighbours)
         self.routes.load({seen.key: seen.nexthop for seen in routes})
 
-    def forget_kernel(self) -> None:
-        """The device went down or away: the kernel has dropped all that stood on it, mostly without saying so."""
-        self.nexthops.load({})
-        self.neighbours.load({})
-        self.routes.load({})
-
     def saw_route(self, seen: SeenRoute, *, replaced: bool) -> bool:
         """A route was made or changed. Returns whether it concerns us.
 

@@ -27,7 +27,8 @@ def planned_changes(commands: Commands, desired: Desired) -> list[PlannedChange]
         if making:
             link = None
         carrier = Carrier(link.ifindex if link and link.up else _NO_DEVICE_YET, tunnel.vni, device.has_ipv6(tunnel))
-        changes += _said(making) + _switches(ipv6=carrier.ipv6)
+        underlay = around.underlay(tunnel.local)
+        changes += _said(making) + _switches(underlay.name if underlay else "", ipv6=carrier.ipv6)
         if link is None:
             changes += _said(device.first_steps(tunnel))
         else:
@@ -42,14 +43,14 @@ def _said(steps: Iterable[Step]) -> list[PlannedChange]:
     return [PlannedChange(f"ip {step.text}", step.why) for step in steps]
 
 
-def _switches(*, ipv6: bool) -> list[PlannedChange]:
+def _switches(underlay: str, *, ipv6: bool) -> list[PlannedChange]:
     changes = []
-    for sysctl in wanted(VXLAN_DEVICE, ipv6=ipv6):
+    for sysctl in wanted(VXLAN_DEVICE, underlay, ipv6=ipv6):
         try:
             before = read(sysctl.name)
         except FileNotFoundError:
             before = "not there yet"
-        if before != sysctl.value:
+        if not sysctl.is_set(before):
             changes.append(PlannedChange(f"sysctl -w {sysctl.name.replace('/', '.')}={sysctl.value}", f"is {before}"))
     return changes
 

@@ -38,6 +38,7 @@ sysctl -w net.ipv4.conf.netloom_vxlan.rp_filter=2
 sysctl -w net.ipv4.ip_forward=1
 sysctl -w net.ipv6.conf.netloom_vxlan.disable_ipv6=0
 sysctl -w net.ipv6.conf.netloom_vxlan.accept_ra=0
+sysctl -w net.ipv6.conf.eth0.accept_ra=2
 sysctl -w net.ipv6.conf.all.forwarding=1
 ip link set netloom_vxlan addrgenmode none
 ip link set netloom_vxlan up
@@ -187,6 +188,18 @@ async def test_cleanup_removes_what_is_owned_and_nothing_else(node: Namespace, p
     assert node.state() == before
     assert [node.sysctl(name) for name in switches] == ["0", "0"]
     assert not (tmp_path / "run" / "sysctl.json").exists()
+
+
+async def test_a_default_route_from_a_router_advertisement_is_not_lost(node: Namespace, planes: Planes) -> None:
+    """With forwarding on, the kernel takes router advertisements only where accept_ra is 2."""
+    plane = await planes.open()
+    await plane.apply(mesh())
+    assert node.sysctl("net.ipv6.conf.eth0.accept_ra") == "2"
+    await plane.cleanup()
+    assert node.sysctl("net.ipv6.conf.eth0.accept_ra") == "1"
+    node.sysctl("net.ipv6.conf.eth0.accept_ra", "0")
+    await plane.apply(mesh())
+    assert node.sysctl("net.ipv6.conf.eth0.accept_ra") == "0", "somebody's choice"
 
 
 async def test_a_switch_that_was_on_stays_on(node: Namespace, planes: Planes) -> None:

@@ -116,12 +116,18 @@ async def test_refused_for_good(foreign: Namespace, planes: Planes, request_type
 async def test_one_refused_nexthop_does_not_stop_the_others(node: Namespace, planes: Planes) -> None:
     story = await Story.begin(node, planes)
     story.commands.refuse("newnexthop", errno.EINVAL, times=1)
-    report = await story.plane.apply(Desired(tunnel(), [peer(n, f"10.{n}.0.0/24") for n in range(2, 12)]))
+    written = story.plane.stats["newroute"]
+    desired = Desired(tunnel(), [peer(n, f"10.{n}.0.0/24") for n in range(2, 12)])
+    report = await story.plane.apply(desired)
     assert [(f.kind, f.errno) for f in report.failures] == [("nexthop", errno.EINVAL)]
     held_back = report.failures[0].peer
     routes = node.ip("route show proto 158")
     assert len(routes.splitlines()) == 9
     assert f"10.{held_back.removeprefix('node-')}.0.0/24" not in routes
+    tried = story.plane.stats["newroute"] - written
+    desired.set_peer(peer(30, "10.30.0.0/24"))
+    await story.plane.apply(desired)
+    assert story.plane.stats["newroute"] - written == tried + 1, "a route waits for its nexthop's back-off"
 
 
 async def test_what_keeps_failing_is_tried_less_and_less_often(node: Namespace, planes: Planes) -> None:
