@@ -167,6 +167,7 @@ class Dataplane:
             underlay=underlay.name if underlay else "",
             failures=self._troubles.failures,
             conflicts=tuple(self._mesh.conflicts()),
+            pending=len(self._mesh.pending()),
             fought=self._troubles.fought,
             written=self.stats,
             compared=self._comparisons,
@@ -230,18 +231,23 @@ class Dataplane:
 
     async def _pass(self) -> None:
         """The device, then the rows on it, then what is no longer needed below them."""
-        events, held, teardown = self._events, self._troubles.held(), False
+        events, held, prepared = self._events, self._troubles.held(), None
         if events.device_due:
             events.device_due = False
-            outcome = await self._in_thread(lambda: self._keeper.prepare(self._tunnel, held))
-            teardown = outcome.teardown_due
-            self._note_prepared(outcome)
+            prepared = await self._in_thread(lambda: self._keeper.prepare(self._tunnel, held))
+            self._note_prepared(prepared)
         if events.compare_due:
             events.compare_due = False
             await self._compare()
         self._note_rows(await self._writer.write(held))
-        if teardown:
-            self._note_device(await self._in_thread(lambda: self._keeper.tear_down(self._tunnel, held)))
+        if prepared is not None:
+            outcomes = [prepared]
+            if prepared.teardown_due:
+                outcomes.append(await self._in_thread(lambda: self._keeper.tear_down(self._tunnel, held)))
+                self._note_device(outcomes[-1])
+            self._device_waiting = {item for outcome in outcomes for item in outcome.waiting}
+            refused = {item for outcome in outcomes for item, _, _ in outcome.refused}
+            self._troubles.settled(_DEVICE_KINDS, self._device_waiting | refused)
 
     async def _compare(self) -> None:
         """Read all that is owned in the kernel. Events wait meanwhile: an event must not be overwritten by a reading
@@ -252,7 +258,11 @@ class Dataplane:
             nexthops = await self._in_thread(lambda: reader.nexthops(self._commands))
             neighbours = await self._in_thread(lambda: reader.neighbours(self._commands, ifindex))
             routes = await self._in_thread(lambda: reader.routes(self._commands))
+            known = set(self._mesh.pending())
             self._mesh.load(nexthops, neighbours, routes)
+            for item in self._mesh.pending():
+                if self._applied and item not in known:
+                    self._troubles.drifted(item)
             self._compared_at = time.monotonic()
             self._comparisons += 1
         finally:
@@ -271,11 +281,7 @@ class Dataplane:
         drift = not self._device_expected
         self._device_expected = False
         self._note_device(outcome, drift=drift)
-        self._device_waiting = outcome.waiting
-        self._troubles.settled(_DEVICE_KINDS, outcome.waiting.union(item for item, _, _ in outcome.refused))
         self._mtu, self._events.underlay = outcome.mtu, outcome.underlay
-        if outcome.flushed:
-            self._mesh.forget_kernel()
         if outcome.flushed or outcome.carrier.ifindex != self._mesh.carrier.ifindex:
             self._events.compare_due = True
         self._mesh.set_carrier(outcome.carrier)

@@ -15,7 +15,7 @@ from netloom.kernel.links import Link
 from netloom.kernel.mesh import Carrier
 from netloom.kernel.netlink import Commands, Refusal
 from netloom.kernel.owned import VXLAN_DEVICE
-from netloom.kernel.sysctl import SysctlRecord, wanted
+from netloom.kernel.sysctl import Sysctl, SysctlRecord, wanted
 from netloom.kernel.trouble import Item
 from netloom.kernel.writer import ALREADY_GONE
 
@@ -60,7 +60,7 @@ class DeviceKeeper:
             return outcome
         outcome.mtu = device.tunnel_mtu(tunnel, around)
         outcome.flushed = outcome.flushed or not link.up
-        self._switch(tunnel, held, outcome)
+        self._switch(wanted(VXLAN_DEVICE, _name(outcome.underlay), ipv6=device.has_ipv6(tunnel)), held, outcome)
         if self._take(device.adjustment(tunnel, link, around), tunnel, held, outcome):
             around = reader.surroundings(self._commands)
             link = around.link(VXLAN_DEVICE)
@@ -104,8 +104,8 @@ class DeviceKeeper:
         outcome.done = [item for item in outcome.done if item not in failed]
         return done
 
-    def _switch(self, tunnel: Tunnel, held: set[Hashable], outcome: DeviceOutcome) -> None:
-        for sysctl in wanted(VXLAN_DEVICE, ipv6=device.has_ipv6(tunnel)):
+    def _switch(self, switches: Iterable[Sysctl], held: set[Hashable], outcome: DeviceOutcome) -> None:
+        for sysctl in switches:
             item = ("sysctl", sysctl.name)
             if item in held:
                 outcome.waiting.add(item)
@@ -117,3 +117,7 @@ class DeviceKeeper:
             except OSError as error:
                 refusal = Refusal(error.errno or 0, str(error))
                 outcome.refused.append((item, refusal, f"cannot set {sysctl.name} to {sysctl.value}: {error}"))
+
+
+def _name(link: Link | None) -> str:
+    return link.name if link is not None else ""

@@ -106,7 +106,6 @@ class EventReader:
             return
         ours = link.ifindex == self._mesh.carrier.ifindex
         if ours and (kind == RTM_DELLINK or not link.up):
-            self._mesh.forget_kernel()
             self.compare_due = True
         underlay = self.underlay
         resized = underlay is not None and link.ifindex == underlay.ifindex and link.mtu != underlay.mtu

@@ -3,9 +3,8 @@
 Pure: peers and what was seen in the kernel go in, three tables with their differences come out. A peer's change costs
 what its own rows cost, whatever the number of peers.
 
-Two peers may claim one underlay address or one pod CIDR (a node that was made anew before the old one was forgotten,
-a hand-edited object). The senior one gets it, the other is reported, and gets it when the senior lets go. The order
-of arrival plays no part, so all nodes and all restarts agree.
+A peer whose underlay address or MAC is somebody else's gets no rows at all, one whose pod CIDR is, no route for that
+CIDR; see `claims`.
 """
 
 import zlib
@@ -15,6 +14,7 @@ from typing import Any
 import msgspec
 
 from netloom.kernel.address import Address, Mac, Prefix, format_address, format_mac
+from netloom.kernel.claims import Claims
 from netloom.kernel.desired import Desired, Peer
 from netloom.kernel.owned import NEXTHOP_IDS, ROUTE_PROTOCOL, link_local_of, mac_in
 from netloom.kernel.rows import EDITED, Nexthop, RouteKey, SeenNexthop, SeenRoute, owned_nexthop
@@ -81,8 +81,7 @@ class Mesh:
         self._ids: dict[int, dict[str, int]] = {4: {}, 16: {}}
         self._foreign_ids: set[int] = set()
         self._unclaimed: dict[Nexthop, int] = {}
-        self._holders: dict[Claim, str] = {}
-        self._contested: dict[Claim, set[str]] = {}
+        self._claims: Claims[Claim] = Claims(lambda name: self.peers[name].seniority)
 
     # ------------------------------------------------------------------------------------------- what should be
 
@@ -93,8 +92,7 @@ class Mesh:
         if carrier.ifindex != self.carrier.ifindex:
             self.neighbours.load({})  # those of the old device went with it
         self.carrier = carrier
-        for name in self.peers:
-            self._expand(name)
+        self._expand(self.peers)
 
     def replace_peers(self, desired: Desired) -> None:
         """Take over a whole state; what is the same object as before costs one look-up."""
@@ -111,24 +109,16 @@ class Mesh:
         if old == peer:
             return
         self.peers[name] = peer
-        claims = _claims_of(peer)
-        if old is not None:
-            for claim in set(_claims_of(old)).difference(claims):
-                self._release(claim, name)
-        holders = self._holders
-        for claim in claims:
-            if holders.setdefault(claim, name) != name or claim in self._contested:
-                self._contest(claim, name)
-        self._expand(name)
+        others = self._claims.change(name, _claims_of(old) if old else (), _claims_of(peer))
+        self._expand((name, *others))
 
     def remove_peer(self, name: str) -> None:
         """Forget a peer."""
         peer = self.peers.pop(name, None)
         if peer is None:
             return
-        self._expand(name)
-        for claim in _claims_of(peer):
-            self._release(claim, name)
+        others = self._claims.change(name, _claims_of(peer), ())
+        self._expand((name, *others))
         for ids in self._ids.values():
             identity = ids.pop(name, None)
             if identity is not None:
@@ -136,15 +126,8 @@ class Mesh:
 
     def conflicts(self) -> list[Conflict]:
         """Claims that are not granted, in order."""
-        return sorted(
-            (
-                Conflict(_claim_text(claim), self._holders[claim], name)
-                for claim, names in self._contested.items()
-                for name in names
-                if name != self._holders[claim]
-            ),
-            key=lambda conflict: (conflict.claim, conflict.peer),
-        )
+        found = [Conflict(_claim_text(claim), holder, name) for claim, holder, name in self._claims.refused()]
+        return sorted(found, key=lambda conflict: (conflict.claim, conflict.peer))
 
     def items_of(self, name: str) -> list[tuple[str, Hashable]]:
         """(kind, key) of the peer's rows."""
@@ -173,49 +156,29 @@ class Mesh:
             return self._peer_of.get(key, "")
         if kind == "neighbour" and len(key) == 16:
             key = mac_in(key)
-        return self._holders.get(key, "")
+        return self._claims.holders.get(key, "")
 
-    def _contest(self, claim: Claim, name: str) -> None:
-        self._contested.setdefault(claim, {self._holders[claim]}).add(name)
-        self._settle(claim)
-
-    def _release(self, claim: Claim, name: str) -> None:
-        names = self._contested.get(claim)
-        if names is None:
-            if self._holders.get(claim) == name:
-                del self._holders[claim]
-            return
-        names.discard(name)
-        self._settle(claim)
-        if len(names) == 1:
-            del self._contested[claim]
-
-    def _settle(self, claim: Claim) -> None:
-        """Give a contested claim to its senior claimant."""
-        before = self._holders[claim]
-        after = min(self._contested[claim], key=lambda name: self.peers[name].seniority)
-        if after != before:
-            self._holders[claim] = after
-            self._expand(before)
-            self._expand(after)
-
-    def _expand(self, name: str) -> None:
-        """Bring the desired rows of one peer up to date."""
-        old, new = self._legs.get(name, ()), self._legs_of(name)
-        if new == old:
-            return
-        if old:
-            self._unwant(old, new)
+    def _expand(self, names: Iterable[str]) -> None:
+        """Bring the desired rows of these peers up to date. What one loses, another may win: first all losses."""
+        gains: list[Legs] = []
+        for name in names:
+            old, new = self._legs.get(name, ()), self._legs_of(name)
+            if new == old:
+                continue
+            if old:
+                self._unwant(old, new)
+            if new:
+                self._legs[name] = new
+                gains.append(new)
+            else:
+                del self._legs[name]
         nexthops, neighbours, routes = self.nexthops, self.neighbours, self.routes
-        for leg in new:
-            nexthops.want(leg.identity, leg.nexthop)
-            neighbours.want(leg.nexthop.gateway, leg.mac)
-            for prefix in leg.prefixes:
-                routes.want(prefix, leg.identity)
-        if new:
-            self._legs[name] = new
-        else:
-            del self._legs[name]
+        for legs in gains:
+            for leg in legs:
+                nexthops.want(leg.identity, leg.nexthop)
+                neighbours.want(leg.nexthop.gateway, leg.mac)
+                for prefix in leg.prefixes:
+                    routes.want(prefix, leg.identity)
 
     def _unwant(self, old: Legs, new: Legs) -> None:
         for identity in {leg.identity for leg in old} - {leg.identity for leg in new}:
@@ -226,7 +189,7 @@ class Mesh:
             self.routes.unwant(prefix)
 
     def _legs_of(self, name: str) -> Legs:
-        peer, holders, carrier = self.peers.get(name), self._holders, self.carrier
+        peer, holders, carrier = self.peers.get(name), self._claims.holders, self.carrier
         if peer is None or not carrier.ifindex or holders[peer.underlay] != name or holders[peer.mac] != name:
             return ()
         four: list[Prefix] = []
@@ -282,12 +245,6 @@ class Mesh:
         self._unclaimed = {value: key for key, value in owned.items() if key not in self._peer_of}
         self.neighbours.load(neighbours)
         self.routes.load({seen.key: seen.nexthop for seen in routes})
-
-    def forget_kernel(self) -> None:
-        """The device went down or away: the kernel has dropped all that stood on it, mostly without saying so."""
-        self.nexthops.load({})
-        self.neighbours.load({})
-        self.routes.load({})
 
     def saw_route(self, seen: SeenRoute, *, replaced: bool) -> bool:
         """A route was made or changed. Returns whether it concerns us.

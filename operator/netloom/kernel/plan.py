@@ -1,8 +1,11 @@
 """What would be changed, said as `ip` would say it: the same tables as the real thing, filled from a fresh reading."""
 
+from collections.abc import Iterable
+
 from netloom.kernel import device, reader
 from netloom.kernel.address import format_address, format_mac
 from netloom.kernel.desired import Desired
+from netloom.kernel.device import Step
 from netloom.kernel.mesh import Carrier, Mesh
 from netloom.kernel.netlink import Commands
 from netloom.kernel.owned import ROUTE_PROTOCOL, VXLAN_DEVICE
@@ -20,32 +23,34 @@ def planned_changes(commands: Commands, desired: Desired) -> list[PlannedChange]
     changes, teardown = [], list(device.unwanted(tunnel, around))
     carrier = Carrier()
     if tunnel is not None:
-        steps = list(device.replacement(tunnel, around))
-        if steps:
+        making = list(device.replacement(tunnel, around))
+        if making:
             link = None
-        if link is not None:
-            steps += [
-                *device.adjustment(tunnel, link, around),
-                *device.missing_addresses(tunnel, link, around),
-            ]
-            teardown = [*device.surplus_addresses(tunnel, link, around), *teardown]
-        else:
-            steps += device.first_steps(tunnel)
         carrier = Carrier(link.ifindex if link and link.up else _NO_DEVICE_YET, tunnel.vni, device.has_ipv6(tunnel))
-        changes += _switches(ipv6=carrier.ipv6)
-        changes += [PlannedChange(f"ip {step.text}", step.why) for step in steps]
+        underlay = around.underlay(tunnel.local)
+        changes += _said(making) + _switches(underlay.name if underlay else "", ipv6=carrier.ipv6)
+        if link is None:
+            changes += _said(device.first_steps(tunnel))
+        else:
+            changes += _said(device.adjustment(tunnel, link, around))
+            changes += _said(device.missing_addresses(tunnel, link, around))
+            teardown = [*device.surplus_addresses(tunnel, link, around), *teardown]
     changes += _rows(commands, desired, carrier)
-    return changes + [PlannedChange(f"ip {step.text}", step.why) for step in teardown]
+    return changes + _said(teardown)
 
 
-def _switches(*, ipv6: bool) -> list[PlannedChange]:
+def _said(steps: Iterable[Step]) -> list[PlannedChange]:
+    return [PlannedChange(f"ip {step.text}", step.why) for step in steps]
+
+
+def _switches(underlay: str, *, ipv6: bool) -> list[PlannedChange]:
     changes = []
-    for sysctl in wanted(VXLAN_DEVICE, ipv6=ipv6):
+    for sysctl in wanted(VXLAN_DEVICE, underlay, ipv6=ipv6):
         try:
             before = read(sysctl.name)
         except FileNotFoundError:
             before = "not there yet"
-        if before != sysctl.value:
+        if not sysctl.is_set(before):
             changes.append(PlannedChange(f"sysctl -w {sysctl.name.replace('/', '.')}={sysctl.value}", f"is {before}"))
     return changes
 

@@ -44,11 +44,16 @@ class Troubles:
     @property
     def fought(self) -> tuple[str, ...]:
         """Entries that somebody changes again and again."""
+        self.backoff.expire(time.monotonic())
         return tuple(f"{item[0]} {item_text(item)}" for item in self.backoff.fought() if isinstance(item, tuple))
 
     def held(self) -> set[Hashable]:
         """Entries that have to wait."""
-        return self.backoff.held(time.monotonic()) if len(self.backoff) else set()
+        if not len(self.backoff):
+            return set()
+        now = time.monotonic()
+        self.backoff.expire(now)
+        return self.backoff.held(now)
 
     def due(self, kinds: Iterable[str]) -> bool:
         """Whether an entry of these kinds that failed may be tried again."""
