@@ -41,7 +41,7 @@ class Controller:
         self._reconcile = reconcile
         self._workers = workers
         self._timeout = timeout
-        self._queue = queue or WorkQueue()
+        self._queue = WorkQueue() if queue is None else queue
         self._seconds = metrics.RECONCILE_SECONDS.labels(name)
         self._succeeded = metrics.RECONCILES.labels(name, "success")
         self._failed = metrics.RECONCILES.labels(name, "error")
