@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable
 import structlog
 
 from netloom.runtime import metrics
+from netloom.runtime.cancellation import only_if_asked
 from netloom.runtime.errors import ApiError, Conflict
 from netloom.runtime.queue import WorkQueue
 
@@ -71,7 +72,7 @@ class Controller:
             began = time.perf_counter()
             try:
                 async with asyncio.timeout(self._timeout):
-                    again = await self._reconcile(key)
+                    again = await only_if_asked(self._reconcile(key))
             except Exception as error:  # noqa: BLE001 - the supervised boundary of a reconciler; logged in _failure
                 self._failure(key, error)
             else:

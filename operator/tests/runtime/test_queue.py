@@ -249,6 +249,21 @@ async def test_a_run_that_hangs_is_ended_and_retried():
 
 
 @in_virtual_time
+async def test_a_run_that_cancels_itself_takes_no_worker_away():
+    runs: list[float] = []
+
+    async def reconcile(_key: str) -> None:
+        runs.append(now())
+        if len(runs) == 1:
+            raise asyncio.CancelledError
+
+    async with Running(Controller("t7", reconcile, queue=exact())) as controller:
+        controller.enqueue("a")
+        await passes(10)
+    assert runs == [0, 1]
+
+
+@in_virtual_time
 async def test_workers_run_at_once_but_never_one_key_twice():
     most = 0
     running: Counter[str] = Counter()
