@@ -25,6 +25,7 @@ from netloom.api.v1alpha1 import (
     NetloomNetwork,
     NetloomNode,
 )
+from netloom.kernel.capability import require_net_admin
 from netloom.kernel.dataplane import Dataplane
 from netloom.kernel.desired import Desired
 from netloom.kernel.errors import DataplaneError
@@ -182,15 +183,16 @@ class Agent:
 
 async def run_agent(options: AgentOptions) -> None:
     """Run until SIGTERM or SIGINT. Raises UserError where there is nothing to run on; leaves the data path as it is."""
+    host, port = health.parse_address(options.http_address)
+    require_net_admin()
     async with AsyncExitStack() as stack:
         found, api = await stack.enter_async_context(sources(options))
         agent = Agent(options, found, api)
         await agent.dataplane.open()
         stack.push_async_callback(agent.dataplane.close)
         dataplane_metrics.register(agent.dataplane, agent.tunnels)
-        host, _, port = options.http_address.rpartition(":")
         routes = [web.get("/status", agent.show_status)]
-        await stack.enter_async_context(health.serve(agent.manager.health, host, int(port), routes=routes))
+        await stack.enter_async_context(health.serve(agent.manager.health, host, port, routes=routes))
         log.info("agent started", node=options.node_name)
         await agent.manager.run()
 
@@ -214,6 +216,7 @@ async def plan(options: AgentOptions) -> list[PlannedChange]:
 
 async def cleanup(run_dir: Path) -> list[PlannedChange]:
     """Remove all that agents made on this machine; what was removed. Raises UserError, naming what would not go."""
+    require_net_admin()
     dataplane = Dataplane(run_directory=run_dir)
     await dataplane.open()
     try:

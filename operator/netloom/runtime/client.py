@@ -10,6 +10,7 @@ compare-and-swap (`replace`), or safe to repeat (`create` says AlreadyExists).
 """
 
 import functools
+import os
 import ssl
 import urllib.parse
 import urllib.request
@@ -372,7 +373,7 @@ def _decode_page(res: Resource[T], body: bytes, unreadable: dict[str, str]) -> P
 
 def _path(res: Resource[T], name: str, namespace: str = "", subresource: str = "") -> str:
     """`Resource.path` with names escaped: a name from outside must not reach another path."""
-    if name and not name.replace("-", "").isalnum():
+    if name and not (name.isascii() and name.replace("-", "").isalnum()):
         name = urllib.parse.quote(name, safe=":")
     return res.path(name, namespace=urllib.parse.quote(namespace, safe=""), subresource=subresource)
 
@@ -403,7 +404,14 @@ def _explain(host: str, error: ApiError) -> str:
     if isinstance(cause, TimeoutError):
         return f"the API server at {host} does not answer"
     if isinstance(cause, aiohttp.ClientConnectorError):
-        return f"the API server at {host} cannot be reached: {cause.os_error.strerror or cause.os_error}"
+        return f"the API server at {host} cannot be reached: {_plain(cause.os_error)}"
     if isinstance(error, Unauthorized):
         return f"the API server at {host} does not accept the credentials (401): {error.message}"
     return f"the API server at {host} refuses to talk: {error}"
+
+
+def _plain(error: OSError) -> str:
+    """What the system calls the error, without the event loop's wrapping ("Connect call failed ('127.0.0.1', 1)")."""
+    if error.errno is not None and error.errno > 0:
+        return os.strerror(error.errno)
+    return error.strerror or str(error)

@@ -103,9 +103,9 @@ def _type(path: str, schema: Schema, kind: inspect.Type) -> list[str]:
     return [f"{path}: {schema['type']} in the schema, {type(kind).__name__} in the struct"]
 
 
-def _values(kind: inspect.Type) -> set[object]:
+def _values(kind: inspect.Type) -> set[str]:
     literals = kind.types if isinstance(kind, inspect.UnionType) else (kind,)
-    return {value for literal in literals if isinstance(literal, inspect.LiteralType) for value in literal.values}
+    return {str(value) for each in literals if isinstance(each, inspect.LiteralType) for value in each.values}
 
 
 _ZERO = {"string": "", "integer": 0, "boolean": False, "array": (), "object": {}}
