@@ -85,6 +85,21 @@ async def test_drift_is_repaired_by_the_event(node: Namespace, planes: Planes, c
     assert plane.report.fought == ()
 
 
+@pytest.mark.parametrize("commands", [["down"], ["down", "up"]])
+async def test_an_ipv4_mesh_loses_its_routes_in_silence_when_the_device_goes_down(
+    node: Namespace, planes: Planes, commands: list[str]
+) -> None:
+    plane = await planes.open()
+    await plane.apply(Desired(tunnel("node-1", "192.168.7.1", "10.1.0.0"), [peer(2), peer(3)]))
+    before = node.state()
+    async with running(plane):
+        for command in commands:
+            node.ip(f"link set netloom_vxlan {command}")
+        await becomes(node.state, before)
+        await eventually(lambda: plane.report.in_sync)
+    assert plane.report.failures == ()
+
+
 @pytest.mark.parametrize(
     ("switch", "value"),
     [
