@@ -141,6 +141,11 @@ class ControlPlane:
     def url(self) -> str:
         return f"https://{_bracketed(self.host)}:{self.port}"
 
+    @property
+    def pids(self) -> dict[str, int]:
+        """Of the components that run, for what the kernel knows of them."""
+        return {name: process.pid for name, process in self._processes.items()}
+
     # Outages
 
     def start_apiserver(self) -> None:

@@ -15,6 +15,7 @@ import pytest
 
 from netloom_e2e import binaries, crds
 from netloom_e2e.cluster import ControlPlane
+from netloom_e2e.lab import Lab
 
 Kubectl = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -22,7 +23,7 @@ Kubectl = Callable[..., subprocess.CompletedProcess[str]]
 @pytest.fixture(scope="session")
 def control_plane(control_plane_binaries: Path) -> Iterator[ControlPlane]:
     """A control plane shared by the session's tests: leave it as you found it (see `ControlPlane.delete_all`)."""
-    with ControlPlane() as running:
+    with ControlPlane(hosts=[Lab.address]) as running:
         yield running
 
 

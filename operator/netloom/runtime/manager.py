@@ -2,7 +2,8 @@
 
 A component is a coroutine function that runs until it is cancelled. Most are `restart=True`: reconcilers are
 independent, and one that crashes is started again, with a growing delay, while the others go on; readiness shows it.
-The crash of one without `restart` ends the role, and with it the process: whoever started it starts it again.
+The crash of one without `restart` ends the role, and with it the process: whoever started it starts it again. So does a
+`UserError`, restart or not: it names what somebody has to mend first.
 
 SIGTERM or SIGINT ends the role in order: every component is cancelled and has `grace` seconds for its last words. A
 second signal, or a component that overstays, ends the process on the spot.
@@ -16,7 +17,7 @@ from collections.abc import Awaitable, Callable
 import msgspec
 import structlog
 
-from netloom.api.errors import UserError
+from netloom.api.errors import UserError, sentences
 from netloom.runtime import metrics
 from netloom.runtime.backoff import Backoff
 from netloom.runtime.cancellation import only_if_asked
@@ -128,10 +129,10 @@ class Manager:
             try:
                 await only_if_asked(part.run())
             except Exception as error:
+                if said := sentences(error):
+                    raise UserError(" ".join(said)) from error
                 crash = f"crashed: {error or type(error).__name__}"
                 if not part.restart:
-                    if isinstance(error, UserError):
-                        raise
                     log.exception("component crashed", component=part.name)
                     raise Crashed(f"{part.name} {crash}") from error
                 if loop.time() - began > backoff.cap:

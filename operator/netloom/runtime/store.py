@@ -23,6 +23,7 @@ log = structlog.get_logger(__name__)
 
 T = TypeVar("T", bound=Object)
 Subscriber = Callable[[str, T | None, T | None], None]
+Unsubscribe = Callable[[], None]
 
 TOMBSTONES = 4096
 """Deletions that are remembered. A late event for an object deleted longer ago than this would bring it back."""
@@ -75,11 +76,15 @@ class Store(Generic[T]):
         async with asyncio.timeout(timeout):
             await self.synced.wait()
 
-    def subscribe(self, fn: Subscriber[T]) -> None:
-        """From now on `fn(key, old, new)` after every change; once for every object that is there already."""
+    def subscribe(self, fn: Subscriber[T]) -> Unsubscribe:
+        """From now on `fn(key, old, new)` after every change; once for every object that is there already.
+
+        Until what it returns is called: a reconciler that loses the lease must not go on listening.
+        """
         self._subscribers.append(fn)
         for key, obj in self.items():
             self._tell(fn, key, None, obj)
+        return lambda: self._subscribers.remove(fn)
 
     def put(self, obj: T, relevant: Callable[[T, T], bool] | None = None) -> bool:
         """Takes in a newer version of an object; False if the cache already had it, or a newer one.

@@ -1,0 +1,127 @@
+"""Where the blocks of `cluster-pool` come from: cluster CIDRs in the order of their list, cut into equal blocks.
+
+Finding the next free block is amortised O(1): a cursor passes over each block of a cluster CIDR once, and a block
+that is freed behind the cursor is queued. Blocks that were never used come first, then the one free for longest, so
+that a block rests before another node gets it and packets for its former holder have died out.
+"""
+
+from collections import deque
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from netloom.ipam.cidr import REGION_LENGTH, WIDTH, Cidr, Version
+
+Occupied = Callable[[Cidr], int | None]
+"""The last address of what overlaps a block, None where it is free."""
+
+
+class Usage(NamedTuple):
+    """Blocks of one cluster CIDR."""
+
+    cidr: Cidr
+    total: int
+    used: int
+
+
+@dataclass(frozen=True, slots=True)
+class Exhausted:
+    """No free block is left in any cluster CIDR of the family."""
+
+    version: Version
+    cidrs: tuple[Cidr, ...]
+    mask: int
+    blocks: int
+
+    def __str__(self) -> str:
+        listed = ", ".join(map(str, self.cidrs))
+        return f"all {self.blocks} IPv{self.version} blocks (/{self.mask}) of {listed} are in use"
+
+
+class _Source:
+    """The blocks of one cluster CIDR."""
+
+    __slots__ = ("_cursor", "_freed", "cidr", "mask", "step", "total")
+
+    def __init__(self, cidr: Cidr, mask: int) -> None:
+        self.cidr = cidr
+        self.mask = mask
+        self.step = WIDTH[cidr.version] - mask
+        self.total = 1 << (mask - cidr.length)
+        self._cursor = 0
+        self._freed: deque[int] = deque()
+
+    def take(self, occupied: Occupied) -> Cidr | None:
+        while self._cursor < self.total:
+            block = self._block(self._cursor)
+            last = occupied(block)
+            if last is None:
+                self._cursor += 1
+                return block
+            self._cursor = max(self._cursor + 1, self._index(last) + 1)
+        while self._freed:
+            block = self._block(self._freed.popleft())
+            if occupied(block) is None:
+                return block
+        return None
+
+    def put_back(self, cidr: Cidr) -> None:
+        if not self.cidr.overlaps(cidr):
+            return
+        first = max(0, self._index(cidr.base))
+        if cidr.length < self.mask:  # it covered many blocks: pass over them again
+            self._cursor = min(self._cursor, first)
+        elif first < self._cursor:
+            self._freed.append(first)
+
+    def used(self, cidrs: Iterable[Cidr]) -> int:
+        indexes: set[int] = set()
+        whole = 0
+        for cidr in cidrs:
+            if not self.cidr.overlaps(cidr):
+                continue
+            if cidr.length <= self.cidr.length:
+                return self.total
+            if cidr.length < self.mask:
+                whole += 1 << (self.mask - cidr.length)
+            else:
+                indexes.add(self._index(cidr.base))
+        return whole + len(indexes)
+
+    def _block(self, index: int) -> Cidr:
+        return Cidr(self.cidr.version, self.cidr.base + (index << self.step), self.mask)
+
+    def _index(self, address: int) -> int:
+        return (address - self.cidr.base) >> self.step
+
+
+class Pool:
+    """The blocks of one family. Knows what may be given, not what is: that, `occupied` says."""
+
+    def __init__(self, version: Version, cidrs: Sequence[Cidr], mask: int) -> None:
+        """`cidrs`: cluster CIDRs that overlap none of the others and are not longer than `mask`."""
+        if mask < REGION_LENGTH[version]:
+            raise ValueError(f"an IPv{version} mask size below {REGION_LENGTH[version]} does not fit into one ledger")
+        if any(cidr.version != version or cidr.length > mask for cidr in cidrs):
+            raise ValueError(f"not all of {', '.join(map(str, cidrs))} hold an IPv{version} /{mask}")
+        self.version = version
+        self.cidrs = tuple(cidrs)
+        self.mask = mask
+        self._sources = [_Source(cidr, mask) for cidr in cidrs]
+
+    def take(self, occupied: Occupied) -> Cidr | Exhausted:
+        """The next free block. It is not remembered as given: `occupied` must say so from now on."""
+        for source in self._sources:
+            block = source.take(occupied)
+            if block is not None:
+                return block
+        return Exhausted(self.version, self.cidrs, self.mask, sum(source.total for source in self._sources))
+
+    def put_back(self, cidr: Cidr) -> None:
+        """`cidr` is (perhaps) free again. To say so too often does no harm."""
+        for source in self._sources:
+            source.put_back(cidr)
+
+    def usage(self, cidrs: Collection[Cidr]) -> list[Usage]:
+        """Blocks per cluster CIDR; used is every block that shares an address with one of `cidrs`."""
+        return [Usage(source.cidr, source.total, source.used(cidrs)) for source in self._sources]

@@ -1,0 +1,125 @@
+"""Puts the parts of the allocation together: one incarnation, from its first read of the ledgers to its end.
+
+Every term of leadership is a new incarnation with a new name and empty memory: the marks it left behind in an
+earlier life are a stranger's to it, and are waited out like any other's.
+"""
+
+import asyncio
+import uuid
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from netloom.api.core import Node
+from netloom.api.v1alpha1 import NetloomNetwork, NetloomNode
+from netloom.ipam.book import Book
+from netloom.runtime.controller import Controller
+from netloom.runtime.leader import boottime
+from netloom.runtime.store import Store
+from netloom_reconcilers.conditions import Conditions, Recorder
+from netloom_reconcilers.ledgers import Ledgers, Pace
+from netloom_reconcilers.lock import ModeLock
+from netloom_reconcilers.network import NetworkReconciler
+from netloom_reconcilers.nodes import Caches, NodesReconciler
+from netloom_reconcilers.writes import Requests
+
+RUN_SECONDS = 600.0
+"""How long a node may wait for its batch: while the API server is away, waiting is all there is to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stores:
+    """The caches that allocation reads; somebody else fills them."""
+
+    networks: Store[NetloomNetwork]
+    nodes: Store[Node]
+    netloom_nodes: Store[NetloomNode]
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Concurrency. `workers` must exceed a batch, the low water and the writers together, or batches stay small."""
+
+    workers: int = 400
+    writers: int = 32
+
+
+class Allocation:
+    """One incarnation of the allocation; `run` it once."""
+
+    def __init__(
+        self,
+        api: Requests,
+        stores: Stores,
+        events: Recorder,
+        *,
+        incarnation: str = "",
+        clock: Callable[[], float] = boottime,
+        pace: Pace | None = None,
+        limits: Limits | None = None,
+    ) -> None:
+        limits = limits or Limits()
+        self.stores = stores
+        self.book = Book(incarnation or uuid.uuid4().hex[:12])
+        self.lock = ModeLock(api, stores.networks, stores.netloom_nodes)
+        self.ledgers = Ledgers(
+            api, self.book, self.lock, stores.netloom_nodes, clock, pace=pace, settle=self._settle, freed=self._freed
+        )
+        conditions = Conditions(api, events)
+        caches = Caches(stores.nodes, stores.netloom_nodes)
+        self.nodes = Controller("nodes", self._node, limits.workers, timeout=RUN_SECONDS)
+        self.network = Controller("network", self._network)
+        self._reconciler = NodesReconciler(
+            api,
+            caches,
+            self.book,
+            self.ledgers,
+            conditions,
+            clock,
+            self.nodes.enqueue,
+            writers=limits.writers,
+            changed=lambda: self._follower.changed(),
+        )
+        self._follower = NetworkReconciler(
+            stores.networks,
+            stores.nodes,
+            self.book,
+            self.ledgers,
+            self._reconciler,
+            conditions,
+            clock,
+            self.network.enqueue_after,
+        )
+
+    async def run(self) -> None:
+        """Works until it is cancelled."""
+        for store in (self.stores.networks, self.stores.nodes, self.stores.netloom_nodes):
+            await store.wait_synced()
+        # The network first: what nodes are given depends on it.
+        leave = [*self._follower.watch(), *self._reconciler.watch()]
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self.ledgers.run(), name="ledgers")
+                group.create_task(self.network.run(), name="network")
+                await self.ledgers.loaded.wait()
+                group.create_task(self.nodes.run(), name="nodes")
+        finally:
+            for unsubscribe in leave:
+                unsubscribe()
+
+    @property
+    def trouble(self) -> str:
+        """What keeps allocation from working, "" if nothing; for the readiness check."""
+        return str(self.ledgers.trouble) if self.ledgers.trouble else ""
+
+    def _settle(self, names: Iterable[str]) -> None:
+        for name in names:
+            self.nodes.enqueue(name)
+
+    def _freed(self, count: int) -> None:
+        self._reconciler.wake(count)
+
+    async def _node(self, name: str) -> float | None:
+        return await self._reconciler.reconcile(name)
+
+    async def _network(self, name: str) -> float | None:
+        return await self._follower.reconcile(name)

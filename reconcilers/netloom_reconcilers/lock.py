@@ -1,0 +1,201 @@
+"""The mode lock: which IPAM mode is in force, and which ledgers may hold blocks.
+
+`status.ipam` of the NetloomNetwork is the root of all allocation. It is written *before* a ledger is opened and
+cleared *after* the last ledger was closed, always by compare-and-swap, so the API server orders it against a user's
+change of `spec.ipam.mode`. `status.ipam.epoch` grows with every opening and clearing: each is a write that really
+changes the object, and whoever works by an older version of it fails.
+
+If the object was deleted and re-created, the lock is gone while nodes hold addresses. It is rebuilt from what the
+ledgers and NetloomNodes say before anything is given.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Collection
+
+import structlog
+
+from netloom.api.v1alpha1 import LEDGERS, NETWORK_NAME, NETWORKS, NetloomLedger, NetloomNetwork, NetloomNode
+from netloom.ipam import ledger
+from netloom.runtime.errors import Conflict, NotFound
+from netloom.runtime.store import Store
+from netloom_reconcilers.allocation_metrics import WRITES
+from netloom_reconcilers.writes import Requests
+
+log = structlog.get_logger(__name__)
+
+FINALIZER = "netloom.dev/in-use"
+ATTEMPTS = 5
+
+
+class LockError(Exception):
+    """Nothing can be given at the moment. `reason` is CamelCase for a condition."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(reason, message)
+        self.reason = reason
+        self.message = message
+
+    def __str__(self) -> str:
+        return self.message
+
+
+class ModeLock:
+    """Writes `status.ipam` and the finalizer of the one NetloomNetwork."""
+
+    def __init__(self, api: Requests, networks: Store[NetloomNetwork], nodes: Store[NetloomNode]) -> None:
+        self._api = api
+        self._networks = networks
+        self._nodes = nodes
+        self._writing = asyncio.Lock()
+
+    @property
+    def network(self) -> NetloomNetwork | None:
+        """The newest version that is known."""
+        return self._networks.get(NETWORK_NAME)
+
+    @property
+    def mode(self) -> str:
+        """The mode in force, else the one asked for; "" without a network."""
+        network = self.network
+        return (network.status.ipam.mode or network.spec.ipam.mode) if network else ""
+
+    async def open(self, mode: str, names: Collection[str]) -> int:
+        """Announces that ledgers are about to be opened for `mode`; returns the epoch. Raises LockError.
+
+        Every call is a new write, even if all names are listed already: a ledger that was closed meanwhile was closed
+        by somebody who may be about to clear the lock, and this write makes that fail.
+        """
+        async with self._writing:
+            for _ in range(ATTEMPTS):
+                network = self._usable()
+                status = network.status.ipam
+                epoch = status.epoch
+                if status.mode not in ("", mode):
+                    raise LockError("ModeLocked", f"the mode in force is {status.mode}, not {mode}")
+                if not status.mode:
+                    recorded, known, listed = await self._evidence()
+                    if (recorded or {network.spec.ipam.mode}) != {mode}:
+                        raise LockError(
+                            "ModeChanged", f"nodes wait for mode {mode}, which is not the network's any more"
+                        )
+                    epoch = max(epoch, known)
+                    names = {*names, *listed}
+                if await self._write(network, mode, sorted({*status.shards, *names}), epoch + 1):
+                    return epoch + 1
+            raise LockError("NetworkBusy", "the NetloomNetwork is being changed by others without a pause")
+
+    async def rebuild(self) -> None:
+        """Where the lock is clear although addresses are in use, sets it to the mode they were given in."""
+        async with self._writing:
+            for _ in range(ATTEMPTS):
+                network = self._usable()
+                status = network.status.ipam
+                if status.mode:
+                    return
+                recorded, known, listed = await self._evidence()
+                if not recorded:
+                    return
+                (mode,) = recorded
+                log.warning("mode lock lost, rebuilt from ledgers and nodes", mode=mode, ledgers=len(listed))
+                epoch = max(status.epoch, known) + 1
+                if await self._write(network, mode, sorted({*status.shards, *listed}), epoch):
+                    return
+
+    async def clear(self, close: Callable[[str, int], Awaitable[bool]]) -> bool:
+        """Clears the lock, if every ledger can be closed: `close(name, epoch)` says whether one was."""
+        async with self._writing:
+            network = await self._api.get(NETWORKS, NETWORK_NAME)
+            self._networks.put(network)
+            status = network.status.ipam
+            if not status.mode:
+                return True
+            for name in status.shards:
+                if not await close(name, status.epoch):
+                    return False
+            if not await self._write(network, "", [], status.epoch + 1):
+                return False
+            log.info("no address is in use, mode lock cleared", mode=status.mode)
+        await self.release_finalizer()
+        return True
+
+    async def release_finalizer(self) -> None:
+        """Lets go of a network whose lock is clear."""
+        async with self._writing:
+            network = self.network
+            if network and not network.status.ipam.mode and FINALIZER in network.metadata.finalizers:
+                await self._set_finalizer(network, present=False)
+
+    def _usable(self) -> NetloomNetwork:
+        network = self.network
+        if network is None:
+            raise LockError("NoNetwork", "there is no NetloomNetwork named default")
+        if network.metadata.deletion_timestamp and not network.status.ipam.mode:
+            raise LockError("NetworkDeleted", "the NetloomNetwork is being deleted")
+        return network
+
+    async def _evidence(self) -> tuple[set[str], int, set[str]]:
+        """Modes of what is in use, the highest epoch, and the open ledgers, read live. Raises LockError."""
+        modes: dict[str, str] = {}
+        epoch = 0
+        listed: set[str] = set()
+        for each in (await self._api.list(LEDGERS)).objects:
+            name = each.metadata.name
+            try:
+                content = decode(each)
+            except ledger.LedgerError as error:
+                raise LockError("LedgerUnreadable", f"{error}. See docs/allocation.md on how to recover it.") from error
+            epoch = max(epoch, content.epoch)
+            if content.mode:
+                listed.add(name)
+                modes.setdefault(content.mode, f"NetloomLedger {name}")
+        for node in self._nodes.values():
+            if node.spec.ipam.pod_cidrs and node.spec.ipam.mode:
+                modes.setdefault(node.spec.ipam.mode, f"NetloomNode {node.metadata.name}")
+        if len(modes) > 1:
+            found = ", ".join(f"{mode} ({where})" for mode, where in sorted(modes.items()))
+            raise LockError(
+                "ModeAmbiguous", f"addresses of several IPAM modes are in use: {found}. Remove all but one."
+            )
+        return set(modes), epoch, listed
+
+    async def _write(self, network: NetloomNetwork, mode: str, shards: list[str], epoch: int) -> bool:
+        """False where somebody else wrote first; the next try sees the newer version."""
+        try:
+            if mode:
+                network = await self._set_finalizer(network, present=True)
+            patch = {
+                "metadata": {"resourceVersion": network.metadata.resource_version, "uid": network.metadata.uid},
+                "status": {"ipam": {"mode": mode, "shards": shards, "epoch": epoch}},
+            }
+            WRITES.labels("NetloomNetwork", "patch").inc()
+            self._networks.put(await self._api.patch(NETWORKS, NETWORK_NAME, patch, subresource="status"))
+        except (Conflict, NotFound):
+            try:
+                self._networks.put(await self._api.get(NETWORKS, NETWORK_NAME))
+            except NotFound:
+                self._networks.remove(NETWORK_NAME)
+            return False
+        return True
+
+    async def _set_finalizer(self, network: NetloomNetwork, present: bool) -> NetloomNetwork:
+        finalizers = network.metadata.finalizers
+        if (FINALIZER in finalizers) == present:
+            return network
+        wanted = [*finalizers, FINALIZER] if present else [each for each in finalizers if each != FINALIZER]
+        patch = {
+            "metadata": {
+                "resourceVersion": network.metadata.resource_version,
+                "uid": network.metadata.uid,
+                "finalizers": wanted,
+            }
+        }
+        WRITES.labels("NetloomNetwork", "patch").inc()
+        network = await self._api.patch(NETWORKS, NETWORK_NAME, patch)
+        self._networks.put(network)
+        return network
+
+
+def decode(obj: NetloomLedger) -> ledger.Ledger:
+    """The ledger that an object holds. Raises LedgerError."""
+    spec = obj.spec
+    return ledger.decode(obj.metadata.name, spec.region, spec.mode, spec.used, spec.entries)

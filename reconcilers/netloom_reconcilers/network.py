@@ -1,0 +1,207 @@
+"""Follows the NetloomNetwork: what it says becomes settings, what is wrong becomes its condition `Ready`.
+
+Everything that keeps a node from its pod CIDR is told in three places: here, in an Event (through the condition) and
+in metrics. The message names the way out.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterable
+
+from netloom.api.core import Node
+from netloom.api.v1alpha1 import NETWORK_NAME, NetloomNetwork
+from netloom.ipam import settings as ipam_settings
+from netloom.ipam.book import Book
+from netloom.ipam.cidr import Cidr, Version
+from netloom.ipam.pool import Exhausted
+from netloom.ipam.settings import Problem, Settings
+from netloom.runtime.store import Store, Unsubscribe
+from netloom_reconcilers import node_objects
+from netloom_reconcilers.allocation_metrics import BLOCKS, PROBLEMS, WAITING
+from netloom_reconcilers.conditions import Conditions
+from netloom_reconcilers.ledgers import Ledgers
+from netloom_reconcilers.nodes import NodesReconciler
+
+GATHER_SECONDS = 0.2
+"""How long news gather before they are told."""
+RETELL_SECONDS = 5.0
+"""How soon a condition is told again of which nothing but the numbers changed."""
+_SHOWN = 3
+
+
+class NetworkReconciler:
+    """Its one key is the network's name."""
+
+    def __init__(
+        self,
+        networks: Store[NetloomNetwork],
+        nodes: Store[Node],
+        book: Book,
+        ledgers: Ledgers,
+        reconciler: NodesReconciler,
+        conditions: Conditions,
+        clock: Callable[[], float],
+        enqueue_after: Callable[[str, float], None],
+    ) -> None:
+        self._networks = networks
+        self._nodes = nodes
+        self._book = book
+        self._ledgers = ledgers
+        self._reconciler = reconciler
+        self._conditions = conditions
+        self._clock = clock
+        self._enqueue_after = enqueue_after
+        self._inside: dict[str, tuple[tuple[Version, int, Cidr], ...]] = {}
+        self._told_at = float("-inf")
+        self._told = ""
+
+    def watch(self) -> list[Unsubscribe]:
+        """Follows the caches from now on."""
+        return [self._networks.subscribe(self._network_changed), self._nodes.subscribe(self._node_changed)]
+
+    def changed(self) -> None:
+        """There may be news to tell."""
+        self._enqueue_after(NETWORK_NAME, GATHER_SECONDS)
+
+    async def reconcile(self, name: str) -> float | None:
+        """Tells what is wrong, or that nothing is."""
+        network = self._networks.get(name)
+        problems = self._problems()
+        self._measure(problems)
+        if network is None or name != NETWORK_NAME:
+            return None
+        reason = problems[0].reason if problems else "Accepted"
+        wait = self._told_at + RETELL_SECONDS - self._clock()
+        if reason == self._told and wait > 0:
+            return wait
+        self._told, self._told_at = reason, self._clock()
+        if problems:
+            written = await self._conditions.network(network, "False", reason, " ".join(map(_sentence, problems)))
+        else:
+            mode = network.status.ipam.mode or network.spec.ipam.mode
+            message = f"Nodes are given their pod CIDRs in IPAM mode {mode}."
+            written = await self._conditions.network(network, "True", reason, message)
+        if written is not None:
+            self._networks.put(written)
+        return None
+
+    # Caches
+
+    def _network_changed(self, key: str, old: NetloomNetwork | None, new: NetloomNetwork | None) -> None:
+        if key != NETWORK_NAME:
+            return
+        self._configure(new)
+        self._ledgers.look()
+        self.changed()
+
+    def _configure(self, network: NetloomNetwork | None) -> None:
+        settings = None
+        if network is not None:
+            ipam = network.status.ipam
+            settings = ipam_settings.read(network.spec.ipam, ipam.mode or network.spec.ipam.mode)
+        if settings == self._reconciler.settings:
+            return
+        self._reconciler.settings = settings
+        self._inside.clear()
+        for name, node in self._nodes.items():
+            self._note_addresses(name, node)
+        self._configure_book()
+        self._reconciler.wake()
+
+    def _node_changed(self, key: str, old: Node | None, new: Node | None) -> None:
+        before = self._inside.get(key)
+        self._note_addresses(key, new)
+        if before != self._inside.get(key):
+            self._configure_book()
+            self.changed()
+
+    def _note_addresses(self, name: str, node: Node | None) -> None:
+        settings = self._reconciler.settings
+        found = []
+        if node is not None and settings is not None and settings.families:
+            for version, address in node_objects.numbers_of(node):
+                cidr = ipam_settings.inside(settings.families, version, address)
+                if cidr is not None:
+                    found.append((version, address, cidr))
+        if found:
+            self._inside[name] = tuple(found)
+        else:
+            self._inside.pop(name, None)
+
+    def _configure_book(self) -> None:
+        settings = self._reconciler.settings or Settings("")
+        reserved = {(version, address) for found in self._inside.values() for version, address, _ in found}
+        self._book.configure(settings.mode, settings.pools(), reserved)
+
+    # What is wrong
+
+    def _problems(self) -> list[Problem]:
+        """The worst first."""
+        settings = self._reconciler.settings
+        found: list[Problem] = []
+        network = self._networks.get(NETWORK_NAME)
+        if network is not None and network.status.ipam.mode not in ("", network.spec.ipam.mode):
+            found.append(_locked(network))
+        found += settings.problems if settings else []
+        found += [
+            Problem("LedgerUnreadable", f"NetloomLedger {shard.name}: {shard.problem}; nothing is given out of it.")
+            for shard in self._book.shards.values()
+            if shard.problem
+        ]
+        found += _waiting(self._reconciler.waiting.items())
+        if self._inside:
+            inside = [(name, *each) for name, addresses in sorted(self._inside.items()) for each in addresses]
+            found.append(ipam_settings.address_problem(inside))
+        return found
+
+    def _measure(self, problems: Iterable[Problem]) -> None:
+        PROBLEMS.clear()
+        for problem in problems:
+            PROBLEMS.labels(problem.reason).set(1)
+        WAITING.clear()
+        for reason, count in Counter(map(_reason, self._reconciler.waiting.values())).items():
+            WAITING.labels(reason).set(count)
+        BLOCKS.clear()
+        blocks = list(self._book.blocks())
+        for pool in self._book.pools.values():
+            for usage in pool.usage(blocks):
+                labels = str(usage.cidr), str(pool.mask)
+                BLOCKS.labels(*labels, "allocated").set(usage.used)
+                BLOCKS.labels(*labels, "free").set(usage.total - usage.used)
+
+
+def _locked(network: NetloomNetwork) -> Problem:
+    force, wanted = network.status.ipam.mode, network.spec.ipam.mode
+    message = (
+        f"spec.ipam.mode is {wanted}, but nodes hold addresses of mode {force}, which stays in force until the last "
+        f"one came back. Set spec.ipam.mode to {force}, or remove all nodes."
+    )
+    return Problem("ModeLocked", message)
+
+
+def _waiting(waiting: Iterable[tuple[str, Problem | Exhausted]]) -> list[Problem]:
+    """One problem per reason, with how many nodes, some of them by name, and what to do."""
+    by_reason: dict[str, list[tuple[str, Problem | Exhausted]]] = {}
+    for name, why in sorted(waiting, key=lambda item: item[0]):
+        by_reason.setdefault(_reason(why), []).append((name, why))
+    return [_group(reason, nodes) for reason, nodes in sorted(by_reason.items()) if reason not in _TOLD_BY_SETTINGS]
+
+
+_TOLD_BY_SETTINGS = frozenset({"IPAMModeNotImplemented", "NoClusterCIDR", "NoNetwork"})
+
+
+def _group(reason: str, nodes: list[tuple[str, Problem | Exhausted]]) -> Problem:
+    names = ", ".join(name for name, _ in nodes[:_SHOWN]) + (", ..." if len(nodes) > _SHOWN else "")
+    why = nodes[0][1]
+    count = f"{len(nodes)} node{'s' if len(nodes) > 1 else ''} ({names})"
+    if isinstance(why, Exhausted):
+        field = f"spec.ipam.clusterPool.ipv{why.version}PodCIDRList"
+        return Problem(reason, f"{count} without a pod CIDR: {why}. Append a CIDR to {field}, or remove nodes.")
+    return Problem(reason, f"{count}: {why.message}")
+
+
+def _reason(why: Problem | Exhausted) -> str:
+    return "ClusterPoolExhausted" if isinstance(why, Exhausted) else why.reason
+
+
+def _sentence(problem: Problem) -> str:
+    return problem.message if problem.message.endswith(".") else f"{problem.message}."

@@ -1,0 +1,105 @@
+"""From a Node to its NetloomNode: what it shall say, and what has to change where it says something else."""
+
+from collections.abc import Collection
+from typing import Any, cast
+
+import msgspec
+
+from netloom.api.core import Node
+from netloom.api.meta import ObjectMeta, OwnerReference
+from netloom.api.v1alpha1 import Address, IPAMMode, NetloomNode, NetloomNodeSpec, NodeIPAM
+from netloom.ipam.cidr import Cidr, CidrError, Version, parse, parse_address, region_of
+
+_ADDRESS_TYPES = frozenset({"InternalIP", "ExternalIP"})
+_MAX_ADDRESSES = 64
+
+
+def addresses_of(node: Node) -> tuple[Address, ...]:
+    """The addresses that others can send to, in the order of Node.status.addresses."""
+    found = (
+        Address(type=each.type, ip=each.address)
+        for each in node.status.addresses
+        if each.type in _ADDRESS_TYPES and _is_address(each.address)
+    )
+    return tuple(dict.fromkeys(found))[:_MAX_ADDRESSES]
+
+
+def owner_of(obj: NetloomNode) -> OwnerReference | None:
+    """The Node that a NetloomNode was made for; None where it was made by hand."""
+    for owner in obj.metadata.owner_references:
+        if owner.kind == "Node" and owner.api_version == "v1" and owner.name == obj.metadata.name:
+            return owner
+    return None
+
+
+def built(node: Node, mode: str, cidrs: Collection[Cidr]) -> NetloomNode:
+    """The NetloomNode to create. Without CIDRs it has no mode either: it holds no address of any."""
+    return NetloomNode(
+        metadata=ObjectMeta(name=node.metadata.name, owner_references=(_owner(node),)),
+        spec=NetloomNodeSpec(
+            addresses=addresses_of(node),
+            ipam=NodeIPAM(mode=cast(IPAMMode, mode), pod_cidrs=tuple(map(str, cidrs))) if cidrs else NodeIPAM(),
+        ),
+    )
+
+
+def difference(node: Node, obj: NetloomNode, mode: str, cidrs: Collection[Cidr] = ()) -> dict[str, Any]:
+    """The merge patch that makes the object follow its Node, fenced by its version; empty where it does already.
+
+    `cidrs`: what it is given now, as it had none. CIDRs that it has are never changed.
+    """
+    meta: dict[str, Any] = {}
+    spec: dict[str, Any] = {}
+    owner = owner_of(obj)
+    if owner is None or owner.uid != node.metadata.uid:
+        others = [each for each in obj.metadata.owner_references if each != owner]
+        meta["ownerReferences"] = [msgspec.to_builtins(each) for each in (*others, _owner(node))]
+    if addresses_of(node) != obj.spec.addresses:
+        spec["addresses"] = [msgspec.to_builtins(each) for each in addresses_of(node)]
+    if cidrs:
+        spec["ipam"] = {"mode": mode, "podCIDRs": [str(cidr) for cidr in cidrs]}
+    elif obj.spec.ipam.pod_cidrs and not obj.spec.ipam.mode:
+        spec["ipam"] = {"mode": mode}
+    if not meta and not spec:
+        return {}
+    meta |= {"resourceVersion": obj.metadata.resource_version, "uid": obj.metadata.uid}
+    return {"metadata": meta, "spec": spec} if spec else {"metadata": meta}
+
+
+def held(obj: NetloomNode) -> tuple[Cidr, ...]:
+    """The pod CIDRs that the object holds, as far as they are CIDRs."""
+    found = []
+    for text in obj.spec.ipam.pod_cidrs:
+        try:
+            found.append(parse(text))
+        except CidrError:
+            continue
+    return tuple(dict.fromkeys(found))
+
+
+def unusable(obj: NetloomNode) -> str:
+    """What is wrong with the pod CIDRs of an object that somebody else wrote, "" if nothing."""
+    for number, text in enumerate(obj.spec.ipam.pod_cidrs):
+        try:
+            region_of(parse(text))
+        except CidrError as error:
+            return f"spec.ipam.podCIDRs[{number}]: {error}"
+    return ""
+
+
+def _owner(node: Node) -> OwnerReference:
+    return OwnerReference(api_version="v1", kind="Node", name=node.metadata.name, uid=node.metadata.uid)
+
+
+def _is_address(text: str) -> bool:
+    """Whether the CRD takes it: an address, and not one of IPv4 in IPv6's clothes."""
+    try:
+        version, number = parse_address(text)
+    except CidrError:
+        return False
+    return version == 4 or number >> 32 != 0xFFFF
+
+
+def numbers_of(node: Node) -> list[tuple[Version, int]]:
+    """The node's addresses as numbers."""
+    return [parse_address(each.ip) for each in addresses_of(node)]
