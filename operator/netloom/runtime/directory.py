@@ -14,6 +14,7 @@ elsewhere is followed, but its target is not watched; the slow comparison finds 
 """
 
 import asyncio
+import contextlib
 import os
 import stat
 from collections.abc import Collection, Iterable
@@ -91,10 +92,16 @@ class DirectorySource:
         more = f" (and {len(self.problems) - 1} more)" if len(self.problems) > 1 else ""
         return f"{self.problems[0]}{more}" if self.problems else ""
 
+    def load(self) -> None:
+        """Reads the directory once, for a command that does not follow it. Raises ConfigError if anything is wrong."""
+        self._check_directory()
+        self._read_all()
+        if self.problems:
+            raise ConfigError("\n".join(str(problem) for problem in self.problems))
+
     async def run(self) -> None:
         """Reads and follows for ever. Raises ConfigError if the directory is not there at the start."""
-        if not self._path.is_dir():
-            raise ConfigError(f"the directory of manifests {self._path} does not exist or is no directory")
+        self._check_directory()
         while True:
             self._lost = False
             try:
@@ -105,28 +112,44 @@ class DirectorySource:
                 self._report_lost(error.strerror or str(error))
             await asyncio.sleep(self._timing.compare)
 
+    def _check_directory(self) -> None:
+        if not self._path.is_dir():
+            raise ConfigError(f"the directory of manifests {self._path} does not exist or is no directory")
+
     async def _follow(self, inotify: Inotify) -> None:
         """Until the directory is lost. Events are read by a task of their own, as a cancelled read loses some."""
         self._read_all()
         async with asyncio.TaskGroup() as group:
             pump = group.create_task(self._pump(inotify), name="inotify")
             while not self._lost:
-                try:
+                with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(self._timing.compare):
                         await self._woken.wait()
-                    await self._settled()
-                except TimeoutError:
-                    self._compare()
-                self._read_changed()
+                self._catch_up(await self._settled())
             pump.cancel()
         self._report_lost("it was removed, renamed or unmounted")
 
-    async def _settled(self) -> None:
+    def _catch_up(self, told: bool) -> None:
+        """Reads what changed. Files that go with their directory are no deletion of objects."""
+        if self._lost:
+            return
+        try:
+            if not told:
+                self._compare()
+            self._read_changed()
+        except OSError:
+            self._lost = True
+
+    async def _settled(self) -> bool:
+        """Waits until the directory is quiet. False if no event had come at all."""
+        if not self._woken.is_set():
+            return False
         for _ in range(LONGEST_SETTLING):
             self._woken.clear()
             await asyncio.sleep(self._timing.settle)
             if not self._woken.is_set():
-                return
+                break
+        return True
 
     async def _pump(self, inotify: Inotify) -> None:
         async for event in inotify:
