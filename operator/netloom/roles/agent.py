@@ -39,6 +39,7 @@ from netloom.runtime.manager import Manager
 from netloom.runtime.store import Store
 from netloom.runtime.watch import ListWatch
 from netloom_reconcilers import dataplane_metrics
+from netloom_reconcilers.conditions import AGENT, Conditions
 from netloom_reconcilers.node_status import NodeStatusReconciler, Verdict, verdict_of
 from netloom_reconcilers.tunnels import TunnelsReconciler
 
@@ -144,7 +145,9 @@ class Agent:
         self.manager.add("dataplane", self.dataplane.run, restart=True)
         if api is not None:
             events = EventRecorder(api, "netloom-agent", host=options.node_name)
-            self.status = NodeStatusReconciler(options.node_name, found.nodes, api, events, self.verdict)
+            self.status = NodeStatusReconciler(
+                options.node_name, found.nodes, Conditions(api, events, AGENT), self.verdict
+            )
             self.manager.add("node status", self.status.controller.run, restart=True)
             self.manager.add("events", events.run, restart=True)
         self.tunnels.on_change = self._changed

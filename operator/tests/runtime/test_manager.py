@@ -11,6 +11,7 @@ import aiohttp
 import pytest
 import structlog
 
+from netloom.api.errors import UserError
 from netloom.runtime import health, log, metrics
 from netloom.runtime.errors import ConfigError
 from netloom.runtime.health import Health
@@ -102,6 +103,14 @@ async def test_a_mistake_of_the_user_stays_the_sentence_that_it_is():
     manager = Manager()
     manager.add("part", Part(ConfigError("the directory is not there")).run)
     with pytest.raises(ConfigError, match=r"^the directory is not there$"):
+        await asyncio.wait_for(manager.run(), 5)
+
+
+async def test_what_no_retry_mends_ends_even_a_component_that_is_restarted():
+    manager = Manager()
+    both = ExceptionGroup("workers", [UserError("no VXLAN"), UserError("no VXLAN")])
+    manager.add("part", Part(both).run, restart=True)
+    with pytest.raises(UserError, match=r"^no VXLAN$"):
         await asyncio.wait_for(manager.run(), 5)
 
 
