@@ -125,7 +125,7 @@ def test_a_peer() -> None:
         (node("node-2", "192.168.7.2", "10.2.0.0/24", "junk"), ["10.2.0.0/24"], ["not a CIDR: 'junk'"]),
         (node("node-2", "192.168.7.2", "junk"), None, ["not a CIDR: 'junk'"]),
         (node("node-2", "192.168.7.2", "10.1.0.0/25"), None, ["10.1.0.0/25 overlaps a pod CIDR of this node"]),
-        (node("node-2", "192.168.7.2", "10.0.0.0/8", "10.2.0.0/24"), None, ["10.0.0.0/8 overlaps"]),
+        (node("node-2", "192.168.7.2", "10.0.0.0/8", "10.2.0.0/24"), ["10.2.0.0/24"], ["10.0.0.0/8 overlaps"]),
     ],
 )
 def test_a_peer_that_is_not_whole_is_named_and_its_good_cidrs_are_routed(
