@@ -9,8 +9,10 @@ Every request has a time-out. A write that was not answered may have happened al
 compare-and-swap (`replace`), or safe to repeat (`create` says AlreadyExists).
 """
 
+import asyncio
 import functools
 import os
+import socket
 import ssl
 import urllib.parse
 import urllib.request
@@ -38,6 +40,13 @@ CONNECT_SECONDS = 5.0
 PAGE = 500
 """Objects per answer of a list."""
 USER_AGENT = "netloom"
+KEEPALIVE = (
+    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 30),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 10),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3),
+)
+"""Socket options of a watch: a peer that is gone is noticed after a minute."""
 
 PATCH_TYPES = {
     "merge": "application/merge-patch+json",
@@ -98,6 +107,8 @@ class Api:
         self.host = auth.host
         self._auth = auth
         self._proxy = _proxy_of(auth)
+        name = auth.configuration.tls_server_name
+        self._tls: Any = {"server_hostname": name} if name else {}
         self._headers = {"User-Agent": user_agent, "Accept": _JSON}
         self._timeout = aiohttp.ClientTimeout(total=timeout, sock_connect=CONNECT_SECONDS)
         auth.configuration.connection_pool_maxsize = connections
@@ -257,7 +268,7 @@ class Api:
                 headers["Content-Type"] = content_type
             try:
                 async with self._requests.request(
-                    method, url, data=body, headers=headers, timeout=limits, allow_redirects=False
+                    method, url, data=body, headers=headers, timeout=limits, allow_redirects=False, **self._tls
                 ) as response:
                     content = await response.read()
             except (aiohttp.ClientError, TimeoutError, OSError) as error:
@@ -284,7 +295,7 @@ class Api:
         headers = {"Authorization": token} if token else {}
         try:
             async with self._watches.get(
-                self._url(path, query), headers=headers, timeout=limits, allow_redirects=False
+                self._url(path, query), headers=headers, timeout=limits, allow_redirects=False, **self._tls
             ) as response:
                 if response.status != 200:
                     if response.status == 401:
@@ -296,7 +307,16 @@ class Api:
                         response.headers.get("Retry-After"),
                         f"GET {path}",
                     )
-                yield response.content
+                transport = response.connection.transport if response.connection else None
+                if transport is not None:
+                    _keep_alive(transport)
+                try:
+                    yield response.content
+                finally:
+                    # Whoever leaves a watch before its end does not wait for a TLS farewell, least of all from a
+                    # server that does not answer any more.
+                    if transport is not None and response.connection is not None:
+                        transport.abort()
         except (aiohttp.ClientError, OSError) as error:
             raise _unanswered("GET", path, error, None) from error
 
@@ -381,6 +401,17 @@ def _path(res: Resource[T], name: str, namespace: str = "", subresource: str = "
     if name and not (name.isascii() and name.replace("-", "").isalnum()):
         name = urllib.parse.quote(name, safe=":")
     return res.path(name, namespace=urllib.parse.quote(namespace, safe=""), subresource=subresource)
+
+
+def _keep_alive(transport: asyncio.Transport) -> None:
+    """Lets the kernel probe the peer of a connection on which nothing may be said for a minute.
+
+    It finds a peer that is gone, and keeps the entry of a NAT or a load balancer between. That the server is alive it
+    cannot tell; the watch's own deadline does.
+    """
+    connection = transport.get_extra_info("socket")
+    for level, option, value in KEEPALIVE:
+        connection.setsockopt(level, option, value)
 
 
 def _proxy_of(auth: Credentials) -> str | None:

@@ -5,6 +5,7 @@ import datetime as dt
 import email.utils
 import json
 import socket
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -194,6 +195,13 @@ async def test_watches_take_no_connection_from_requests(server: ScriptedApi, kub
         async with api.stream("/api/v1/nodes", query) as one, api.stream("/api/v1/nodes", query) as two:
             assert (await api.get(NODES, "a")).metadata.name == "a"
             assert await one.readline() == await two.readline()
+
+
+async def test_the_kernel_probes_the_peer_of_a_watch(server: ScriptedApi, api: Api):
+    async with api.stream("/api/v1/nodes", {"watch": "1", "resourceVersion": "0"}):
+        port = next(iter(server.transports)).get_extra_info("peername")[1]
+        found = subprocess.run(["ss", "-Hnto", f"sport = :{port}"], capture_output=True, text=True, check=True).stdout
+        assert "timer:(keepalive," in found
 
 
 async def test_a_list_is_typed_and_complete(server: ScriptedApi, api: Api):

@@ -167,8 +167,8 @@ def authority(tmp_path: Path) -> Authority:
     return Authority(tmp_path / "pki", "test-ca")
 
 
-def tls(authority: Authority) -> ssl.SSLContext:
-    pair = authority.issue("server", "kube-apiserver", hosts=["127.0.0.1"])
+def tls(authority: Authority, *hosts: str) -> ssl.SSLContext:
+    pair = authority.issue("server", "kube-apiserver", hosts=hosts or ["127.0.0.1"])
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=str(authority.certificate))
     context.load_cert_chain(pair.certificate, pair.key)
     context.verify_mode = ssl.CERT_REQUIRED
@@ -185,6 +185,22 @@ async def test_a_client_certificate_is_shown_to_requests_and_watches(authority: 
             assert await api.check() == "v1.37.2"
             async with api.stream("/api/v1/nodes", {"watch": "1", "resourceVersion": "0"}) as content:
                 assert b"ADDED" in await content.readline()
+
+
+async def test_the_servers_certificate_may_be_for_another_name(authority: Authority, tmp_path: Path):
+    """`tls-server-name`: the API server is reached through a tunnel or by an address of its own."""
+    client = authority.issue("client", "system:node:a")
+    user = {"client-certificate": str(client.certificate), "client-key": str(client.key)}
+    async with serving(ssl_context=tls(authority, "api.example.org")) as server:
+        cluster = {"server": server.url, "certificate-authority": str(authority.certificate)}
+        async with await Api.connect(write_kubeconfig(tmp_path / "k", cluster, user)) as api:
+            with pytest.raises(ConfigError, match="not trusted"):
+                await api.check()
+        cluster["tls-server-name"] = "api.example.org"
+        async with await Api.connect(write_kubeconfig(tmp_path / "k", cluster, user)) as api:
+            assert await api.check() == "v1.37.2"
+            async with api.stream("/api/v1/nodes", {"watch": "1", "resourceVersion": "0"}):
+                pass
 
 
 async def test_an_unknown_authority_is_one_sentence(authority: Authority, tmp_path: Path):

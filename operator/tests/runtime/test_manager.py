@@ -102,7 +102,7 @@ async def test_a_fatal_crash_ends_the_role():
 async def test_a_mistake_of_the_user_stays_the_sentence_that_it_is():
     manager = Manager()
     manager.add("part", Part(ConfigError("the directory is not there")).run)
-    with pytest.raises(ConfigError, match=r"^the directory is not there$"):
+    with pytest.raises(UserError, match=r"^the directory is not there$"):
         await asyncio.wait_for(manager.run(), 5)
 
 
