@@ -84,6 +84,8 @@ def recorded(cluster: Cluster) -> Iterator[History]:
     finally:
         _sever(connection)
         thread.join(10)
+        response.close()
+        connection.close()
 
 
 def _complete(cluster: Cluster, history: History) -> None:

@@ -10,7 +10,7 @@ import asyncio
 import ssl
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import AbstractAsyncContextManager, contextmanager
+from contextlib import AbstractAsyncContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -18,9 +18,9 @@ import aiohttp
 import yaml
 from aiohttp import web
 
-Fate = Literal["lost", "unanswered", "late"]
-"""What becomes of the write at which the process dies: it is never executed; it is executed, but the process does not
-live to read the answer; it is on its way for so long that it is executed after all that follows."""
+Fate = Literal["unanswered", "late"]
+"""What becomes of the write at which the process dies: it is executed, but the process does not live to read the
+answer; or it is on its way for so long that it is executed after all that follows (see `Interception.deliver`)."""
 
 _WRITES = frozenset({"POST", "PUT", "PATCH", "DELETE"})
 _OF_ONE_CONNECTION = frozenset({"connection", "content-length", "host", "keep-alive", "transfer-encoding"})
@@ -35,27 +35,28 @@ class _Request(NamedTuple):
 
 
 class Interception:
-    """Counts the writes of netloom.dev objects; at a chosen one it calls `strike` and lets nothing more pass."""
+    """Counts the writes of netloom.dev objects. At a chosen one it calls `strike`; then nothing passes any more."""
 
     def __init__(self, kubeconfig: Path, folder: Path) -> None:
         """What leads to the API server, and where to write what leads to the proxy."""
         self.writes: list[str] = []
         """Method and path of every write that arrived."""
+        self.strike: Callable[[], None] = lambda: None
+        """Kills the process behind the proxy."""
         self.struck = threading.Event()
         self.kubeconfig = folder / "intercepted.yaml"
         config = yaml.safe_load(kubeconfig.read_text())
         self._cluster, self._user = config["clusters"][0]["cluster"], config["users"][0]["user"]
         self._at = 0
-        self._fate: Fate = "lost"
-        self._strike: Callable[[], None] = lambda: None
+        self._fate: Fate = "late"
         self._late: list[_Request] = []
         self._loop = asyncio.new_event_loop()
         self._stop = asyncio.Event()
         self._one_by_one = asyncio.Lock()
 
-    def arm(self, at: int, fate: Fate, strike: Callable[[], None]) -> None:
-        """At write number `at` (from 1), call `strike`. To be called before the first write."""
-        self._at, self._fate, self._strike = at, fate, strike
+    def arm(self, at: int, fate: Fate) -> None:
+        """Strike at write number `at` (from 1). To be called before the first write."""
+        self._at, self._fate = at, fate
 
     def deliver(self) -> list[int]:
         """Executes what is late; the HTTP statuses of the answers, which nobody waits for any more."""
@@ -118,10 +119,10 @@ class Interception:
             return await self._forward(asked)
         if self._fate == "unanswered":
             await self._forward(asked)
-        elif self._fate == "late":
+        else:
             self._late.append(asked)
-        self._strike()
         self.struck.set()
+        self.strike()
         raise asyncio.CancelledError
 
     async def _forward(self, asked: _Request) -> web.Response:
@@ -132,9 +133,10 @@ class Interception:
         async with self._send(asked) as answer:
             response = web.StreamResponse(status=answer.status, headers=_passed_on(answer))
             await response.prepare(request)
-            async for chunk in answer.content.iter_any():
-                await response.write(chunk)
-            await response.write_eof()
+            with suppress(ConnectionResetError):  # the process was killed
+                async for chunk in answer.content.iter_any():
+                    await response.write(chunk)
+                await response.write_eof()
             return response
 
     def _send(self, asked: _Request) -> AbstractAsyncContextManager[aiohttp.ClientResponse]:
