@@ -49,7 +49,7 @@ class Client:
     ) -> Any:
         """The decoded JSON, or the text where it is none. Raises ApiFailure, or OSError where nobody answers."""
         content_type = "application/merge-patch+json" if method == "PATCH" else "application/json"
-        connection = http.client.HTTPSConnection(self._host, self._port, context=self._tls, timeout=timeout)
+        connection = self.connection(timeout)
         try:
             payload = None if body is None else json.dumps(body)
             connection.request(method, path, payload, {"Content-Type": content_type, "Accept": accept})
@@ -60,6 +60,10 @@ class Client:
         if response.status // 100 != 2:
             raise ApiFailure(response.status, text)
         return json.loads(text) if text.startswith("{") else text
+
+    def connection(self, timeout: float = 10) -> http.client.HTTPSConnection:
+        """For many requests on one connection."""
+        return http.client.HTTPSConnection(self._host, self._port, context=self._tls, timeout=timeout)
 
     def delete_collection(self, resource: str, namespace: str = "") -> None:
         """Returns when no object is left. Finalizers are taken off: what would have served them may have stopped."""

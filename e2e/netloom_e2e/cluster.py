@@ -141,6 +141,11 @@ class ControlPlane:
     def url(self) -> str:
         return f"https://{_bracketed(self.host)}:{self.port}"
 
+    @property
+    def pids(self) -> dict[str, int]:
+        """Of the components that run, for what the kernel knows of them."""
+        return {name: process.pid for name, process in self._processes.items()}
+
     # Outages
 
     def start_apiserver(self) -> None:
@@ -252,6 +257,10 @@ class ControlPlane:
 
         client = Client.from_kubeconfig(self.kubeconfig(), port=port)
         self._wait_until(process, lambda: client.request("GET", "/healthz"))
+
+    def stop_controller_manager(self) -> None:
+        """Kills it, so that tests that share the control plane and come later are alone again."""
+        self._processes.pop("kube-controller-manager").kill()
 
     def _start_etcd(self) -> None:
         # Sockets in the state folder: no ports to collide, and nobody else can reach them.

@@ -22,15 +22,14 @@ from types import FrameType
 from rich.console import Console
 from rich.markup import escape
 
-from netloom_e2e import binaries
+from netloom_e2e import binaries, crds
+from netloom_e2e.client import ApiFailure
 from netloom_e2e.cluster import ControlPlane
 from netloom_e2e.lab import Lab, Machine, Namespace, Pod, parse_ping, wait_for
+from netloom_e2e.mesh import NETLOOM, PROTOCOL, TUNNEL, facts, routes, state
 
 ROOT = Path(__file__).resolve().parents[2]
-NETLOOM = Path(sys.executable).with_name("netloom")
 PREFIX = "nldemo"
-TUNNEL = "netloom_vxlan"
-PROTOCOL = "158"
 ICMP_HEADERS = 28
 """Bytes of IPv4 and ICMP header around a ping's payload."""
 
@@ -54,7 +53,7 @@ class Stopped(Exception):
 class Report:
     """The table of steps, printed as they end."""
 
-    console: Console = field(default_factory=lambda: Console(highlight=False, width=max(100, Console().width)))
+    console: Console = field(default_factory=lambda: Console(highlight=False, soft_wrap=True))
     failed: int = 0
     began: float = field(default_factory=time.monotonic)
 
@@ -96,7 +95,11 @@ class Demo:
 
     def start_operator(self) -> None:
         """The operator runs beside the control plane."""
-        self._start("operator", self.lab.switch, ["operator", "--kubeconfig", self.kubeconfig("netloom-operator")])
+        self._start(
+            "operator",
+            self.lab.switch,
+            ["operator", "--identity", f"{PREFIX}-operator", "--kubeconfig", self.kubeconfig("netloom-operator")],
+        )
 
     def start_agent(self, machine: Machine) -> None:
         """The agent of a node runs in the node's namespace."""
@@ -128,8 +131,11 @@ class Demo:
 
     def pod_cidr(self, node: str) -> str:
         """The first pod CIDR of a node, "" while it has none."""
-        done = self.kubectl("get", "nln", node, "-o", "jsonpath={.spec.ipam.podCIDRs[0]}", check=False)
-        return done.stdout if done.returncode == 0 else ""
+        try:
+            found = self.plane.client.request("GET", f"/apis/netloom.dev/v1alpha1/netloomnodes/{node}")
+        except ApiFailure:
+            return ""
+        return str(next(iter(found["spec"]["ipam"].get("podCIDRs", ())), ""))
 
     def add_pod(self, machine: Machine, name: str = "pod") -> Pod:
         """A pod with the sixth address of its node's CIDR and the MTU of the tunnel."""
@@ -152,9 +158,9 @@ class Demo:
     def mesh(self) -> dict[str, Pod]:
         """Three nodes from nothing to pods that ping each other."""
         self.report.head("1  kubectl apply: CRDs, a network, three nodes")
-        self.kubectl("apply", "-f", str(ROOT / "crds"))
+        self.report.saw("etcd and kube-apiserver are ready", f"after {self.plane.start_seconds:.1f} s", True)
+        crds.install(self.plane)
         self.kubectl("apply", "-f", str(ROOT / "docs/examples/rbac.yaml"))
-        self.kubectl("wait", "--for=condition=Established", "crd", "--all", "--timeout=20s")
         self.start_operator()
         self.kubectl("apply", "-f", "-", stdin=NETWORK)
         machines = [self.lab.add_node(f"n{i}") for i in (1, 2, 3)]
@@ -192,15 +198,17 @@ class Demo:
         machine = self.lab.add_node("n4")
         start = time.monotonic()
         self.start_agent(machine)
+        wait_for("the agent of n4 to run", lambda: facts(machine))
+        took = time.monotonic() - start
+        self.report.saw("the agent of n4 started, and waits for its Node", f"{took * 1000:.0f} ms", True)
+        start = time.monotonic()
         self.create_nodes(machine)
         pod = pods["n4"] = self.add_pod(machine)
         source = pods["n1"]
         while time.monotonic() - start < 10 and not source.ping(pod.address, wait=0.05).received:
             pass
         took = time.monotonic() - start
-        self.report.saw(
-            "Node created, its agent started -> pod on n1 pings pod on n4", f"{took * 1000:.0f} ms", took < 1
-        )
+        self.report.saw("kubectl create node -> a pod on n1 pings a pod on n4", f"{took * 1000:.0f} ms", took < 1)
         self.ping_all(pods, "all pairs of four nodes", payload=56)
 
     def drift(self, pods: dict[str, Pod]) -> None:
@@ -235,8 +243,8 @@ class Demo:
                 wait_for("repair", lambda: state(node) == before, deadline=5, every=0.005)
             except TimeoutError:
                 return None
-        stamps = [datetime.fromisoformat(stamp) for stamp in re.findall(r"\[(\S+)\]", log.read_text())]
-        return Measured((stamps[-1] - stamps[0]).total_seconds() * 1000, len(stamps)) if stamps else None
+        times = [datetime.fromisoformat(stamp) for stamp in re.findall(r"\[(\S+)\]", "".join(log))]
+        return Measured((times[-1] - times[0]).total_seconds() * 1000, len(times)) if times else None
 
     def restart(self, pods: dict[str, Pod]) -> None:
         """An agent dies under a running ping."""
@@ -249,7 +257,7 @@ class Demo:
             agent.kill()
             agent.wait()
             self.start_agent(node)
-            wait_for("the agent to be in sync", lambda: self.agent_status(node).get("inSync"), deadline=15)
+            wait_for("the agent to be in sync", lambda: facts(node).get("inSync"), deadline=15)
             output, _ = ping.communicate(timeout=30)
         counted = parse_ping(output)
         self.report.saw(
@@ -257,21 +265,13 @@ class Demo:
             f"{counted.lost} lost",
             counted.lost == 0 and counted.sent == count,
         )
-        written = self.agent_status(node).get("netlinkWrites")
+        written = facts(node).get("netlinkWrites")
         self.report.saw(
             "what the new agent wrote to the kernel",
             f"{written} netlink messages",
             written == 0 and state(node) == before,
         )
         self.ping_all(pods, "all pairs ping afterwards", payload=56)
-
-    def agent_status(self, node: Machine) -> dict[str, object]:
-        """The `agent` part of `netloom status` on a node; empty while it does not answer."""
-        output = node.run(str(NETLOOM), "status", "-o", "json", "--kubeconfig", self.kubeconfig("admin"), check=False)
-        try:
-            return dict(json.loads(output)["agent"] or {})
-        except (ValueError, KeyError):
-            return {}
 
     def mode_lock(self) -> None:
         """The IPAM mode cannot change while nodes hold addresses; on an empty cluster it can."""
@@ -299,39 +299,23 @@ class Demo:
         return self.kubectl("get", "nlnet", "default", "-o", "jsonpath={.status.ipam.mode}").stdout
 
 
-def routes(node: Machine) -> list[str]:
-    """Netloom's IPv4 routes on a node."""
-    return node.ip("route", "show", "proto", PROTOCOL).splitlines()
-
-
-def state(node: Machine) -> str:
-    """All that Netloom owns on a node, as text; what changes with a new device's index is left out."""
-    link = re.sub(r"^\d+: ", "", node.ip("-o", "link", "show", TUNNEL, check=False))
-    parts = [
-        [link],
-        node.ip("-o", "addr", "show", "dev", TUNNEL, check=False).splitlines(),
-        node.ip("neigh", "show", "dev", TUNNEL, "nud", "permanent", check=False).splitlines(),
-        node.ip("nexthop", "show").splitlines(),
-        routes(node),
-        node.ip("-6", "route", "show", "proto", PROTOCOL).splitlines(),
-    ]
-    return "\n".join(re.sub(r"^\d+: ", "", line) for part in parts for line in sorted(part))
-
-
 @contextmanager
-def monitor(node: Machine) -> Iterator[Path]:
-    """`ip -ts monitor` of a node, its output in a file that is complete when the block ends."""
-    with tempfile.NamedTemporaryFile("w+", prefix="netloom-monitor-") as log:
-        command = ["stdbuf", "-oL", "ip", "-ts", "-o", "monitor", "link", "address", "route", "neigh", "nexthop"]
-        process = node.popen(command, stdout=log.file)
-        # Events before the deletion are not wanted, and none must be missed: it listens once its sockets are bound.
-        wait_for("ip monitor to listen", lambda: _listens(process.pid), deadline=5, every=0.002)
+def monitor(node: Machine) -> Iterator[list[str]]:
+    """`ip -ts monitor` of a node while the block lasts; its lines are in the list when the block has ended."""
+    lines: list[str] = []
+    command = ["stdbuf", "-oL", "ip", "-ts", "-o", "monitor", "link", "address", "route", "neigh", "nexthop"]
+    with tempfile.TemporaryFile("w+") as log:
+        process = node.popen(command, stdout=log)
         try:
-            yield Path(log.name)
+            # Nothing must be missed: it listens once it has its sockets.
+            wait_for("ip monitor to listen", lambda: _listens(process.pid), deadline=5, every=0.002)
+            yield lines
         finally:
             time.sleep(0.05)
             process.terminate()
             process.wait()
+        log.seek(0)
+        lines += log
 
 
 def _listens(pid: int) -> bool:
@@ -364,6 +348,14 @@ To take it down:
     )
 
 
+def _let_go_of_terminal() -> None:
+    """Whoever reads our output shall see its end, though we stay."""
+    sys.stdout.flush()
+    with Path(os.devnull).open("r+") as nothing:
+        for descriptor in (0, 1, 2):
+            os.dup2(nothing.fileno(), descriptor)
+
+
 def _run(told: Callable[[int], object]) -> int:
     """Run the demo; the exit status. With KEEP=1, `told` gets the status when the story is over, and all stays up."""
     report = Report()
@@ -380,6 +372,7 @@ def _run(told: Callable[[int], object]) -> int:
             if os.environ.get("KEEP"):
                 _keep(demo)
                 told(1 if report.failed else 0)
+                _let_go_of_terminal()
                 signal.pause()
         except Stopped as name:
             report.console.print(f"\nstopped by {name}; cleaning up")

@@ -225,6 +225,7 @@ def _start_keeper(folder: Path) -> subprocess.Popen[bytes]:
         [sys.executable, "-m", "netloom_e2e.processes", str(folder)],
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,  # it outlives the owner, and must not hold the owner's terminal or pipe
         env=environment,
         cwd="/",
         start_new_session=True,

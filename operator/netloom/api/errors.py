@@ -6,3 +6,12 @@ class UserError(Exception):
 
     The command line prints it without a traceback and exits with status 1.
     """
+
+
+def sentences(error: BaseException) -> list[str]:
+    """The messages of a UserError, or of a group in which nothing but UserErrors failed; else nothing."""
+    if isinstance(error, UserError):
+        return [str(error)]
+    if not isinstance(error, BaseExceptionGroup) or error.split(UserError)[1] is not None:
+        return []
+    return list(dict.fromkeys(sentence for inner in error.exceptions for sentence in sentences(inner)))

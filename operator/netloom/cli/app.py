@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from netloom import __version__
-from netloom.api.errors import UserError
+from netloom.api.errors import UserError, sentences
 
 app = typer.Typer(
     help="The node-networking control plane of a Kubernetes cluster.",
@@ -29,6 +29,15 @@ class Output(StrEnum):
 
     TEXT = "text"
     JSON = "json"
+
+
+class LogLevel(StrEnum):
+    """The least that is logged."""
+
+    DEBUG = "debug"
+    INFO = "info"
+    WARNING = "warning"
+    ERROR = "error"
 
 
 class LogFormat(StrEnum):
@@ -58,7 +67,7 @@ Manifests = Annotated[
 RunDir = Annotated[Path, typer.Option(metavar="DIR", help="Where the agent keeps what `cleanup` has to restore.")]
 Format = Annotated[Output, typer.Option("-o", "--output", help="text or json.")]
 Log = Annotated[LogFormat, typer.Option("--log-format", envvar="NETLOOM_LOG_FORMAT", help="auto, json or console.")]
-Level = Annotated[str, typer.Option("--log-level", envvar="NETLOOM_LOG_LEVEL", help="debug, info, warning or error.")]
+Level = Annotated[LogLevel, typer.Option("--log-level", envvar="NETLOOM_LOG_LEVEL", help="The least that is logged.")]
 
 _HOST = socket.gethostname().lower()
 _RUN_DIR = Path("/run/netloom")
@@ -77,13 +86,13 @@ def operator(
         str, typer.Option(help="Where /healthz, /readyz and /metrics are served.")
     ] = "127.0.0.1:9963",
     log_format: Log = LogFormat.AUTO,
-    log_level: Level = "info",
+    log_level: Level = LogLevel.INFO,
 ) -> None:
     """Run the role `operator`: a NetloomNode with pod CIDRs for every Node. One leader per cluster."""
     from netloom.roles.operator import OperatorOptions, run_operator
     from netloom.runtime import log, loop
 
-    log.configure(log_format.value, log_level)
+    log.configure(log_format.value, log_level.value)
     options = OperatorOptions(
         kubeconfig=kubeconfig,
         context=context,
@@ -106,13 +115,13 @@ def agent(
         str, typer.Option(help="Where /healthz, /readyz, /metrics and /status are served.")
     ] = "127.0.0.1:9964",
     log_format: Log = LogFormat.AUTO,
-    log_level: Level = "info",
+    log_level: Level = LogLevel.INFO,
 ) -> None:
     """Run the role `agent`: keep this node's tunnels and routes as the cluster's objects say."""
     from netloom.roles.agent import AgentOptions, run_agent
     from netloom.runtime import log, loop
 
-    log.configure(log_format.value, log_level)
+    log.configure(log_format.value, log_level.value)
     options = AgentOptions(
         node_name=node_name,
         kubeconfig=kubeconfig,
@@ -152,14 +161,14 @@ def plan(
 ) -> None:
     """Print what the agent would change in the kernel, as `ip` would say it. Exit status 2 if anything."""
     from netloom.cli import plan as view
-    from netloom.roles.agent import AgentOptions
+    from netloom.roles import agent
     from netloom.runtime import log, loop
 
     log.configure("auto", "warning")
-    options = AgentOptions(
+    options = agent.AgentOptions(
         node_name=node_name, kubeconfig=kubeconfig, context=context, manifests=manifests, run_dir=run_dir
     )
-    changes = loop.run(view.collect(options))
+    changes = loop.run(agent.plan(options))
     view.print_json(changes) if output is Output.JSON else view.print_text(changes)
     if changes:
         raise typer.Exit(EXIT_CHANGES)
@@ -168,11 +177,12 @@ def plan(
 @app.command()
 def cleanup(run_dir: RunDir = _RUN_DIR, output: Format = Output.TEXT) -> None:
     """Remove every device, route, neighbour and nexthop that Netloom made on this machine, and nothing else."""
-    from netloom.cli import cleanup as view
+    from netloom.cli import plan as view
+    from netloom.roles import agent
     from netloom.runtime import log, loop
 
     log.configure("auto", "warning")
-    removed = loop.run(view.cleanup(run_dir))
+    removed = loop.run(agent.cleanup(run_dir))
     view.print_json(removed) if output is Output.JSON else view.print_text(removed)
 
 
@@ -193,17 +203,8 @@ def main() -> None:
     try:
         app()
     except (UserError, BaseExceptionGroup) as error:
-        sentences = _sentences(error)
-        if not sentences:
+        said = sentences(error)
+        if not said:
             raise
-        print("\n".join(f"netloom: {sentence}" for sentence in sentences), file=sys.stderr)
+        print("\n".join(f"netloom: {sentence}" for sentence in said), file=sys.stderr)
         raise SystemExit(1) from None
-
-
-def _sentences(error: BaseException) -> list[str]:
-    """The messages of a UserError, or of a group in which nothing but UserErrors failed; else nothing."""
-    if isinstance(error, UserError):
-        return [str(error)]
-    if not isinstance(error, BaseExceptionGroup) or error.split(UserError)[1] is not None:
-        return []
-    return list(dict.fromkeys(sentence for inner in error.exceptions for sentence in _sentences(inner)))

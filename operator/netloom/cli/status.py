@@ -13,10 +13,10 @@ import msgspec
 from rich.console import Console
 from rich.table import Table
 
-from netloom.api.meta import Condition
+from netloom.api.meta import Condition, Resource, T
 from netloom.api.v1alpha1 import NETLOOM_NODES, NETWORK_NAME, NETWORKS, NetloomNetwork, NetloomNode
 from netloom.runtime.client import Api
-from netloom.runtime.errors import NotFound
+from netloom.runtime.errors import ApiError, ConfigError, NotFound
 
 _AGENT_TIMEOUT = aiohttp.ClientTimeout(total=2)
 
@@ -83,18 +83,24 @@ def _line(node: NetloomNode) -> NodeLine:
 
 async def collect(kubeconfig: str | None, context: str | None, agent_address: str) -> StatusReport:
     """Ask the API server and this machine's agent, at the same time. Raises ConfigError if the cluster is not there."""
-    async with await Api.connect(kubeconfig, context) as api, asyncio.TaskGroup() as group:
-        network = group.create_task(_network(api))
-        nodes = group.create_task(api.list(NETLOOM_NODES))
-        agent = group.create_task(_agent(agent_address))
-    return report(network.result(), nodes.result().objects, agent.result())
+    async with await Api.connect(kubeconfig, context) as api:
+        await api.check()
+        async with asyncio.TaskGroup() as group:
+            networks = group.create_task(_list(api, NETWORKS))
+            nodes = group.create_task(_list(api, NETLOOM_NODES))
+            agent = group.create_task(_agent(agent_address))
+    network = next((each for each in networks.result() if each.metadata.name == NETWORK_NAME), None)
+    return report(network, nodes.result(), agent.result())
 
 
-async def _network(api: Api) -> NetloomNetwork | None:
+async def _list(api: Api, resource: Resource[T]) -> list[T]:
     try:
-        return await api.get(NETWORKS, NETWORK_NAME)
-    except NotFound:
-        return None
+        return (await api.list(resource)).objects
+    except NotFound as error:
+        why = f"the cluster does not know {resource.plural}: install the CRDs with `kubectl apply -f crds/`"
+        raise ConfigError(why) from error
+    except ApiError as error:
+        raise ConfigError(str(error)) from error
 
 
 async def _agent(address: str) -> dict[str, Any] | None:

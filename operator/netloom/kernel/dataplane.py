@@ -23,8 +23,9 @@ from netloom.kernel.desired import Desired
 from netloom.kernel.device_keeper import DeviceKeeper, DeviceOutcome
 from netloom.kernel.errors import KernelUnsupported
 from netloom.kernel.events import EventReader
-from netloom.kernel.mesh import Mesh
-from netloom.kernel.netlink import AnswerLost, Commands, CommandSocket, EventSocket, Overflow, RefusedError
+from netloom.kernel.mesh import Carrier, Mesh
+from netloom.kernel.netlink import BUFFER, AnswerLost, Commands, CommandSocket, EventSocket, Overflow, RefusedError
+from netloom.kernel.owned import VXLAN_DEVICE
 from netloom.kernel.plan import planned_changes
 from netloom.kernel.report import PlannedChange, Report
 from netloom.kernel.sysctl import SysctlRecord
@@ -47,6 +48,7 @@ EVENTS_AT_ONCE = 4096
 
 _DEVICE_KINDS = ("link", "address", "sysctl")
 _STATE: Item = ("dump", "state of the kernel")
+_STATE_DONE = ("dump", ["state of the kernel"])
 
 T = TypeVar("T")
 
@@ -60,10 +62,12 @@ class Dataplane:
         run_directory: Path = RUN_DIRECTORY,
         compare_seconds: float | None = COMPARE_SECONDS,
         commands: Callable[[], Commands] = CommandSocket,
+        event_buffer: int = BUFFER,
         on_report: Callable[[Report], None] | None = None,
     ) -> None:
-        """`compare_seconds` None: no full comparison but where something demands it. `on_report` is called after
-        every pass that wrote or failed; it may not block."""
+        """`compare_seconds` None: no full comparison but where something demands it. `event_buffer`, in bytes, is for
+        tests. `on_report` is called after every pass that wrote or failed; it may not block."""
+        self._event_buffer = event_buffer
         self._make_commands = commands
         self._compare_seconds = compare_seconds
         self._on_report = on_report
@@ -74,7 +78,10 @@ class Dataplane:
         self._desired = Desired()
         self._tunnel = self._desired.tunnel
         self._mtu = 0
-        self._compared = 0.0
+        self._compared_at = 0.0
+        self._comparisons = 0
+        self._device_expected = False
+        self._device_waiting: set[Item] = set()
         self._applied = False
         self._lock = asyncio.Lock()
         self._wake = asyncio.Event()
@@ -88,9 +95,12 @@ class Dataplane:
         self._commands = self._make_commands()
         self._writer = Writer(self._mesh, self._commands, self._executor)
         self._keeper = DeviceKeeper(self._commands, self._record)
-        self._listener = EventSocket(deaf_to=self._commands.port)
+        self._listener = self._new_listener()
         self._listen()
         try:
+            around = await self._in_thread(lambda: reader.surroundings(self._commands))
+            link = around.link(VXLAN_DEVICE)
+            self._mesh.set_carrier(Carrier(link.ifindex if link else 0))
             await self._compare()
         except RefusedError as error:
             await self.close()
@@ -130,7 +140,7 @@ class Dataplane:
             self._wake.clear()
             if not self._applied:
                 continue
-            if self._compare_seconds is not None and time.monotonic() >= self._compared + self._compare_seconds:
+            if self._compare_seconds is not None and time.monotonic() >= self._compared_at + self._compare_seconds:
                 self._events.compare_due = self._events.device_due = True
             async with self._lock:
                 await self._settle()
@@ -157,8 +167,10 @@ class Dataplane:
             underlay=underlay.name if underlay else "",
             failures=self._troubles.failures,
             conflicts=tuple(self._mesh.conflicts()),
+            pending=len(self._mesh.pending()),
             fought=self._troubles.fought,
             written=self.stats,
+            compared=self._comparisons,
             repaired=self._troubles.repaired,
         )
 
@@ -176,7 +188,7 @@ class Dataplane:
             self._desired, self._applied = desired, True
             self._mesh.replace_peers(desired)
             self._troubles.clear()
-            self._events.device_due = True
+            self._events.device_due = self._device_expected = True
         for name in touched:
             self._troubles.forget(self._mesh.items_of(name))
             peer = desired.peers.get(name)
@@ -188,13 +200,13 @@ class Dataplane:
         if desired.tunnel != self._tunnel:
             self._tunnel = desired.tunnel
             self._events.local = desired.tunnel.local if desired.tunnel else b""
-            self._events.device_due = True
+            self._events.device_due = self._device_expected = True
             self._troubles.clear()
 
     async def _settle(self) -> Report:
         """Passes until nothing is left that can be done now."""
         written, failures = sum(self._commands.written.values()), self._troubles.failures
-        if self._troubles.due(_DEVICE_KINDS):
+        if self._device_waiting - self._troubles.held() or self._troubles.due(_DEVICE_KINDS):
             self._events.device_due = True
         if self._troubles.due([_STATE[0]]):
             self._events.compare_due = self._events.device_due = True
@@ -202,13 +214,12 @@ class Dataplane:
             self._drain()
             try:
                 await self._pass()
-                self._troubles.written([_STATE])
+                self._troubles.written(*_STATE_DONE)
             except (AnswerLost, OSError) as error:
                 # What the kernel holds is unknown until it has been read.
                 self._troubles.refused(_STATE, str(error), "")
                 self._events.compare_due = self._events.device_due = True
-                if ("dump", _STATE[1]) in self._troubles.held():
-                    break
+                break
             if not self._events.compare_due and not self._events.device_due:
                 break
         self._troubles.keep([*self._mesh.pending(), _STATE], _DEVICE_KINDS)
@@ -220,25 +231,23 @@ class Dataplane:
 
     async def _pass(self) -> None:
         """The device, then the rows on it, then what is no longer needed below them."""
-        events, held, teardown = self._events, self._troubles.held(), False
+        events, held, prepared = self._events, self._troubles.held(), None
         if events.device_due:
             events.device_due = False
-            outcome = await self._in_thread(lambda: self._keeper.prepare(self._tunnel, held))
-            teardown = outcome.teardown_due
-            self._note_device(outcome)
-            self._mtu, events.underlay = outcome.mtu, outcome.underlay
-            if outcome.flushed:
-                self._mesh.forget_kernel()
-                events.compare_due = True
-            if outcome.carrier.ifindex != self._mesh.carrier.ifindex:
-                events.compare_due = True
-            self._mesh.set_carrier(outcome.carrier)
+            prepared = await self._in_thread(lambda: self._keeper.prepare(self._tunnel, held))
+            self._note_prepared(prepared)
         if events.compare_due:
             events.compare_due = False
             await self._compare()
         self._note_rows(await self._writer.write(held))
-        if teardown:
-            self._note_device(await self._in_thread(lambda: self._keeper.tear_down(self._tunnel, held)))
+        if prepared is not None:
+            outcomes = [prepared]
+            if prepared.teardown_due:
+                outcomes.append(await self._in_thread(lambda: self._keeper.tear_down(self._tunnel, held)))
+                self._note_device(outcomes[-1])
+            self._device_waiting = {item for outcome in outcomes for item in outcome.waiting}
+            refused = {item for outcome in outcomes for item, _, _ in outcome.refused}
+            self._troubles.settled(_DEVICE_KINDS, self._device_waiting | refused)
 
     async def _compare(self) -> None:
         """Read all that is owned in the kernel. Events wait meanwhile: an event must not be overwritten by a reading
@@ -249,25 +258,46 @@ class Dataplane:
             nexthops = await self._in_thread(lambda: reader.nexthops(self._commands))
             neighbours = await self._in_thread(lambda: reader.neighbours(self._commands, ifindex))
             routes = await self._in_thread(lambda: reader.routes(self._commands))
+            known = set(self._mesh.pending())
             self._mesh.load(nexthops, neighbours, routes)
-            self._compared = time.monotonic()
+            for item in self._mesh.pending():
+                if self._applied and item not in known:
+                    self._troubles.drifted(item, alone=False)
+            self._compared_at = time.monotonic()
+            self._comparisons += 1
         finally:
             self._listen()
 
     def _note_rows(self, outcome: Outcome) -> None:
-        self._troubles.written(outcome.written)
+        for kind, keys in outcome.written:
+            self._troubles.written(kind, keys)
         for refused in outcome.refused:
             peer = self._mesh.peer_of(refused.kind, refused.key)
             item = (refused.kind, refused.key)
             if self._troubles.refused(item, str(refused.refusal), peer, refused.refusal.errno):
                 self._events.compare_due = True  # what is known of the kernel may be wrong
 
-    def _note_device(self, outcome: DeviceOutcome) -> None:
-        self._troubles.written(outcome.done)
+    def _note_prepared(self, outcome: DeviceOutcome) -> None:
+        drift = not self._device_expected
+        self._device_expected = False
+        self._note_device(outcome, drift=drift)
+        self._mtu, self._events.underlay = outcome.mtu, outcome.underlay
+        if outcome.flushed or outcome.carrier.ifindex != self._mesh.carrier.ifindex:
+            self._events.compare_due = True
+        self._mesh.set_carrier(outcome.carrier)
+
+    def _note_device(self, outcome: DeviceOutcome, *, drift: bool = False) -> None:
+        for kind, key in dict.fromkeys(outcome.done):
+            if drift:
+                self._troubles.drifted((kind, key))
+            self._troubles.written(kind, [key])
         for item, refusal, explanation in outcome.refused:
             self._troubles.refused(item, explanation, "", refusal.errno)
 
     # --------------------------------------------------------------------------------------------------- events
+
+    def _new_listener(self) -> EventSocket:
+        return EventSocket(deaf_to=self._commands.port, buffer=self._event_buffer)
 
     def _listen(self) -> None:
         asyncio.get_running_loop().add_reader(self._listener.fileno(), self._on_readable)
@@ -292,19 +322,19 @@ class Dataplane:
             log.warning("the kernel dropped events: comparing everything")
             self._ignore()
             self._listener.close()
-            self._listener = EventSocket(deaf_to=self._commands.port)
+            self._listener = self._new_listener()
             self._listen()
             events.compare_due = events.device_due = True
         events.flush()
         touched, events.touched = events.touched, []
         for item in touched:
             if self._mesh.is_pending(*item):
-                self._troubles.drifted(item)
+                self._troubles.drifted(item, alone=not events.compare_due)
 
     def _idle_seconds(self) -> float | None:
         """Until something has to be done without an event."""
         now = time.monotonic()
-        due = [self._compared + self._compare_seconds] if self._compare_seconds is not None else []
+        due = [self._compared_at + self._compare_seconds] if self._compare_seconds is not None else []
         retry = self._troubles.backoff.next(now)
         if retry is not None:
             due.append(retry)

@@ -15,7 +15,7 @@ from netloom.kernel.links import Link
 from netloom.kernel.mesh import Carrier
 from netloom.kernel.netlink import Commands, Refusal
 from netloom.kernel.owned import VXLAN_DEVICE
-from netloom.kernel.sysctl import SysctlRecord, wanted
+from netloom.kernel.sysctl import Sysctl, SysctlRecord, wanted
 from netloom.kernel.trouble import Item
 from netloom.kernel.writer import ALREADY_GONE
 
@@ -23,7 +23,10 @@ log = structlog.get_logger(__name__)
 
 
 class DeviceOutcome(msgspec.Struct):
-    """What came of it. `flushed`: the kernel may have dropped what stood on the device."""
+    """What came of it.
+
+    flushed: the kernel may have dropped what stood on the device. waiting: entries whose back-off has not ended.
+    """
 
     carrier: Carrier = Carrier()
     underlay: Link | None = None
@@ -32,6 +35,7 @@ class DeviceOutcome(msgspec.Struct):
     teardown_due: bool = False
     done: list[Item] = msgspec.field(default_factory=list)
     refused: list[tuple[Item, Refusal, str]] = msgspec.field(default_factory=list)
+    waiting: set[Item] = msgspec.field(default_factory=set)
 
 
 class DeviceKeeper:
@@ -55,15 +59,18 @@ class DeviceKeeper:
         if link is None or device.unfit(link, tunnel):
             return outcome
         outcome.mtu = device.tunnel_mtu(tunnel, around)
-        self._switch(tunnel, held, outcome)
-        self._take(device.adjustment(tunnel, link, around), tunnel, held, outcome)
-        self._take(device.missing_addresses(tunnel, link, around), tunnel, held, outcome)
-        outcome.teardown_due = any(device.surplus_addresses(tunnel, link, around)) or any(
-            device.unwanted(tunnel, around)
-        )
-        if link.up or ("link", link.name) in outcome.done:
-            outcome.carrier = Carrier(link.ifindex, tunnel.vni, device.has_ipv6(tunnel))
         outcome.flushed = outcome.flushed or not link.up
+        self._switch(wanted(VXLAN_DEVICE, _name(outcome.underlay), ipv6=device.has_ipv6(tunnel)), held, outcome)
+        if self._take(device.adjustment(tunnel, link, around), tunnel, held, outcome):
+            around = reader.surroundings(self._commands)
+            link = around.link(VXLAN_DEVICE)
+        if link is None:
+            return outcome
+        self._take(device.missing_addresses(tunnel, link, around), tunnel, held, outcome)
+        surplus = [*device.surplus_addresses(tunnel, link, around), *device.unwanted(tunnel, around)]
+        outcome.teardown_due = bool(surplus)
+        if link.up:
+            outcome.carrier = Carrier(link.ifindex, tunnel.vni, device.has_ipv6(tunnel))
         return outcome
 
     def tear_down(self, tunnel: Tunnel | None, held: set[Hashable]) -> DeviceOutcome:
@@ -83,6 +90,7 @@ class DeviceKeeper:
         for step in steps:
             item = (step.kind, step.key)
             if item in held or item in failed:
+                outcome.waiting.add(item)
                 continue
             refusal = self._commands.execute([step.message]).get(0)
             if refusal is None or (" delete " in step.text and refusal.errno in ALREADY_GONE):
@@ -96,10 +104,11 @@ class DeviceKeeper:
         outcome.done = [item for item in outcome.done if item not in failed]
         return done
 
-    def _switch(self, tunnel: Tunnel, held: set[Hashable], outcome: DeviceOutcome) -> None:
-        for sysctl in wanted(VXLAN_DEVICE, ipv6=device.has_ipv6(tunnel)):
+    def _switch(self, switches: Iterable[Sysctl], held: set[Hashable], outcome: DeviceOutcome) -> None:
+        for sysctl in switches:
             item = ("sysctl", sysctl.name)
             if item in held:
+                outcome.waiting.add(item)
                 continue
             try:
                 if self._record.set(sysctl):
@@ -108,3 +117,7 @@ class DeviceKeeper:
             except OSError as error:
                 refusal = Refusal(error.errno or 0, str(error))
                 outcome.refused.append((item, refusal, f"cannot set {sysctl.name} to {sysctl.value}: {error}"))
+
+
+def _name(link: Link | None) -> str:
+    return link.name if link is not None else ""

@@ -1,7 +1,9 @@
 """Reasons why there can be no data path at all, each one sentence for the person who runs the cluster."""
 
+from netloom.api.errors import UserError
 
-class DataplaneError(Exception):
+
+class DataplaneError(UserError):
     """Base of the errors that no retry mends."""
 
 

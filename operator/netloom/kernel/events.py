@@ -5,6 +5,7 @@ it, and only the nexthop is announced; a device that goes down or away takes nex
 link and neighbour events are sent.
 """
 
+import sys
 from collections.abc import Hashable
 
 from netloom.kernel.address import Address
@@ -23,9 +24,13 @@ from netloom.kernel.wire import (
     RTM_NEWADDR,
     RTM_NEWLINK,
     RTM_NEWNEIGH,
+    RTM_NEWNETCONF,
     RTM_NEWNEXTHOP,
     RTM_NEWROUTE,
+    attributes,
 )
+
+_NETCONFA_IFINDEX, _ALL_DEVICES = 1, -1
 
 
 class EventReader:
@@ -62,6 +67,8 @@ class EventReader:
                     self.touched.append(("nexthop", seen.id))
             elif kind in (RTM_NEWLINK, RTM_DELLINK):
                 self._link(kind, buffer, start, end)
+            elif kind == RTM_NEWNETCONF:
+                self._switch(buffer, start, end)
             elif kind in (RTM_NEWADDR, RTM_DELADDR):
                 self._address(buffer, start, end)
 
@@ -99,11 +106,16 @@ class EventReader:
             return
         ours = link.ifindex == self._mesh.carrier.ifindex
         if ours and (kind == RTM_DELLINK or not link.up):
-            self._mesh.forget_kernel()
             self.compare_due = True
         underlay = self.underlay
         resized = underlay is not None and link.ifindex == underlay.ifindex and link.mtu != underlay.mtu
         if ours or resized or link.name.startswith(DEVICE_PREFIX):
+            self.device_due = True
+
+    def _switch(self, buffer: bytes, start: int, end: int) -> None:
+        """Somebody changed a switch as forwarding or rp_filter, of all devices or of one."""
+        ifindex = attributes(buffer, start + 4, end).get(_NETCONFA_IFINDEX, b"")
+        if int.from_bytes(ifindex, sys.byteorder, signed=True) in (_ALL_DEVICES, self._mesh.carrier.ifindex):
             self.device_due = True
 
     def _address(self, buffer: bytes, start: int, end: int) -> None:

@@ -3,9 +3,8 @@
 Pure: peers and what was seen in the kernel go in, three tables with their differences come out. A peer's change costs
 what its own rows cost, whatever the number of peers.
 
-Two peers may claim one underlay address or one pod CIDR (a node that was made anew before the old one was forgotten,
-a hand-edited object). The senior one gets it, the other is reported, and gets it when the senior lets go. The order
-of arrival plays no part, so all nodes and all restarts agree.
+A peer whose underlay address or MAC is somebody else's gets no rows at all, one whose pod CIDR is, no route for that
+CIDR; see `claims`.
 """
 
 import zlib
@@ -15,9 +14,10 @@ from typing import Any
 import msgspec
 
 from netloom.kernel.address import Address, Mac, Prefix, format_address, format_mac
+from netloom.kernel.claims import Claims
 from netloom.kernel.desired import Desired, Peer
-from netloom.kernel.owned import NEXTHOP_IDS, ROUTE_PROTOCOL, link_local_of
-from netloom.kernel.rows import EDITED, Nexthop, RouteKey, SeenNexthop, SeenRoute, owned_nexthop, route_key
+from netloom.kernel.owned import NEXTHOP_IDS, ROUTE_PROTOCOL, link_local_of, mac_in
+from netloom.kernel.rows import EDITED, Nexthop, RouteKey, SeenNexthop, SeenRoute, owned_nexthop
 from netloom.kernel.table import Table
 
 Claim = Address | Mac | Prefix
@@ -44,15 +44,17 @@ class Conflict(msgspec.Struct, frozen=True):
     peer: str
 
 
-class Rows(msgspec.Struct, frozen=True, gc=False):
-    """What one peer needs in the kernel."""
+class Leg(msgspec.Struct, frozen=True, gc=False):
+    """What one peer needs in the kernel for one address family: a nexthop object, the neighbour that is its gateway,
+    and a route for each prefix."""
 
-    nexthops: tuple[tuple[int, Nexthop], ...] = ()
-    neighbours: tuple[tuple[Address, Mac], ...] = ()
-    routes: tuple[tuple[RouteKey, int], ...] = ()
+    identity: int
+    nexthop: Nexthop
+    mac: Mac
+    prefixes: tuple[Prefix, ...]
 
 
-_NO_ROWS = Rows()
+Legs = tuple[Leg, ...]
 
 
 def _claims_of(peer: Peer) -> tuple[Claim, ...]:
@@ -74,13 +76,12 @@ class Mesh:
         self.routes: Table[RouteKey, int] = Table()
         self.carrier = Carrier()
         self.peers: dict[str, Peer] = {}
-        self._rows: dict[str, Rows] = {}
+        self._legs: dict[str, Legs] = {}
         self._peer_of: dict[int, str] = {}
-        self._ids: dict[tuple[str, int], int] = {}
+        self._ids: dict[int, dict[str, int]] = {4: {}, 16: {}}
         self._foreign_ids: set[int] = set()
         self._unclaimed: dict[Nexthop, int] = {}
-        self._holders: dict[Claim, str] = {}
-        self._contested: dict[Claim, set[str]] = {}
+        self._claims: Claims[Claim] = Claims(lambda name: self.peers[name].seniority)
 
     # ------------------------------------------------------------------------------------------- what should be
 
@@ -91,8 +92,7 @@ class Mesh:
         if carrier.ifindex != self.carrier.ifindex:
             self.neighbours.load({})  # those of the old device went with it
         self.carrier = carrier
-        for name in self.peers:
-            self._expand(name)
+        self._expand(self.peers)
 
     def replace_peers(self, desired: Desired) -> None:
         """Take over a whole state; what is the same object as before costs one look-up."""
@@ -109,47 +109,33 @@ class Mesh:
         if old == peer:
             return
         self.peers[name] = peer
-        claims = _claims_of(peer)
-        if old is not None:
-            for claim in set(_claims_of(old)).difference(claims):
-                self._release(claim, name)
-        for claim in claims:
-            self._claim(claim, name)
-        self._expand(name)
+        others = self._claims.change(name, _claims_of(old) if old else (), _claims_of(peer))
+        self._expand((name, *others))
 
     def remove_peer(self, name: str) -> None:
         """Forget a peer."""
         peer = self.peers.pop(name, None)
         if peer is None:
             return
-        self._expand(name)
-        for claim in _claims_of(peer):
-            self._release(claim, name)
-        for size in (4, 16):
-            identity = self._ids.pop((name, size), None)
+        others = self._claims.change(name, _claims_of(peer), ())
+        self._expand((name, *others))
+        for ids in self._ids.values():
+            identity = ids.pop(name, None)
             if identity is not None:
                 del self._peer_of[identity]
 
     def conflicts(self) -> list[Conflict]:
         """Claims that are not granted, in order."""
-        return sorted(
-            (
-                Conflict(_claim_text(claim), self._holders[claim], name)
-                for claim, names in self._contested.items()
-                for name in names
-                if name != self._holders[claim]
-            ),
-            key=lambda conflict: (conflict.claim, conflict.peer),
-        )
+        found = [Conflict(_claim_text(claim), holder, name) for claim, holder, name in self._claims.refused()]
+        return sorted(found, key=lambda conflict: (conflict.claim, conflict.peer))
 
     def items_of(self, name: str) -> list[tuple[str, Hashable]]:
         """(kind, key) of the peer's rows."""
-        rows = self._rows.get(name, _NO_ROWS)
-        return [
-            *(("nexthop", key) for key, _ in rows.nexthops),
-            *(("neighbour", key) for key, _ in rows.neighbours),
-            *(("route", key) for key, _ in rows.routes),
-        ]
+        items: list[tuple[str, Hashable]] = []
+        for leg in self._legs.get(name, ()):
+            items += [("nexthop", leg.identity), ("neighbour", leg.nexthop.gateway)]
+            items += [("route", prefix) for prefix in leg.prefixes]
+        return items
 
     def pending(self) -> list[tuple[str, Hashable]]:
         """(kind, key) of all that differs from the kernel."""
@@ -168,111 +154,77 @@ class Mesh:
         """Whose entry it is; empty if nobody's (any more)."""
         if kind == "nexthop":
             return self._peer_of.get(key, "")
-        if kind == "route":
-            return self._holders.get(Prefix(key.address, key.length), "")
-        if len(key) == 4:
-            return self._holders.get(key, "")
-        return next((name for name, rows in self._rows.items() if (key) in dict(rows.neighbours)), "")
+        if kind == "neighbour" and len(key) == 16:
+            key = mac_in(key)
+        return self._claims.holders.get(key, "")
 
-    def _claim(self, claim: Claim, name: str) -> None:
-        holder = self._holders.setdefault(claim, name)
-        if holder != name:
-            self._contested.setdefault(claim, {holder}).add(name)
-        if claim in self._contested:
-            self._settle(claim)
-
-    def _release(self, claim: Claim, name: str) -> None:
-        names = self._contested.get(claim)
-        if names is None:
-            if self._holders.get(claim) == name:
-                del self._holders[claim]
-            return
-        names.discard(name)
-        self._settle(claim)
-        if len(names) == 1:
-            del self._contested[claim]
-
-    def _settle(self, claim: Claim) -> None:
-        """Give a contested claim to its senior claimant."""
-        before = self._holders[claim]
-        after = min(self._contested[claim], key=lambda name: self.peers[name].seniority)
-        if after != before:
-            self._holders[claim] = after
-            self._expand(before)
-            self._expand(after)
-
-    def _expand(self, name: str) -> None:
-        """Bring the desired rows of one peer up to date."""
-        old = self._rows.get(name, _NO_ROWS)
-        new = self._rows_of(name)
-        if new == old:
-            return
-        self._rows[name] = new
-        if old is not _NO_ROWS:
-            for table, before, after in (
-                (self.nexthops, old.nexthops, new.nexthops),
-                (self.neighbours, old.neighbours, new.neighbours),
-                (self.routes, old.routes, new.routes),
-            ):
-                for key in {key for key, _ in before}.difference(key for key, _ in after):
-                    table.unwant(key)  # type: ignore[arg-type]
-        for identity, nexthop in new.nexthops:
-            self.nexthops.want(identity, nexthop)
-        for address, mac in new.neighbours:
-            self.neighbours.want(address, mac)
-        for key, identity in new.routes:
-            self.routes.want(key, identity)
-        if new == _NO_ROWS:
-            del self._rows[name]
-
-    def _rows_of(self, name: str) -> Rows:
-        peer, carrier = self.peers.get(name), self.carrier
-        if peer is None or not carrier.ifindex:
-            return _NO_ROWS
-        if self._holders[peer.underlay] != name or self._holders[peer.mac] != name:
-            return _NO_ROWS
-        gateways: dict[int, Address] = {}
-        routes = []
-        for prefix in peer.cidrs:
-            if self._holders[prefix] != name:
+    def _expand(self, names: Iterable[str]) -> None:
+        """Bring the desired rows of these peers up to date. What one loses, another may win: first all losses."""
+        gains: list[Legs] = []
+        for name in names:
+            old, new = self._legs.get(name, ()), self._legs_of(name)
+            if new == old:
                 continue
-            size = len(prefix.address)
-            if size == 4:
-                gateways[size] = peer.underlay
-            elif carrier.ipv6:
-                gateways[size] = link_local_of(peer.mac)
+            if old:
+                self._unwant(old, new)
+            if new:
+                self._legs[name] = new
+                gains.append(new)
             else:
-                continue
-            routes.append((size, route_key(prefix.address, prefix.length)))
-        nexthops, ids = [], {}
-        for size, gateway in gateways.items():
-            nexthop = Nexthop(carrier.ifindex, gateway, peer.underlay, carrier.vni)
-            ids[size] = self._id_of(name, size, nexthop)
-            nexthops.append((ids[size], nexthop))
-        return Rows(
-            tuple(nexthops),
-            tuple([(gateway, peer.mac) for gateway in gateways.values()]),
-            tuple([(key, ids[size]) for size, key in routes]),
-        )
+                del self._legs[name]
+        nexthops, neighbours, routes = self.nexthops, self.neighbours, self.routes
+        for legs in gains:
+            for leg in legs:
+                nexthops.want(leg.identity, leg.nexthop)
+                neighbours.want(leg.nexthop.gateway, leg.mac)
+                for prefix in leg.prefixes:
+                    routes.want(prefix, leg.identity)
 
-    def _id_of(self, name: str, size: int, nexthop: Nexthop) -> int:
-        """The peer's nexthop id: what the kernel has it under already, else a hash of its name.
+    def _unwant(self, old: Legs, new: Legs) -> None:
+        for identity in {leg.identity for leg in old} - {leg.identity for leg in new}:
+            self.nexthops.unwant(identity)
+        for gateway in {leg.nexthop.gateway for leg in old} - {leg.nexthop.gateway for leg in new}:
+            self.neighbours.unwant(gateway)
+        for prefix in {p for leg in old for p in leg.prefixes} - {p for leg in new for p in leg.prefixes}:
+            self.routes.unwant(prefix)
+
+    def _legs_of(self, name: str) -> Legs:
+        peer, holders, carrier = self.peers.get(name), self._claims.holders, self.carrier
+        if peer is None or not carrier.ifindex or holders[peer.underlay] != name or holders[peer.mac] != name:
+            return ()
+        four: list[Prefix] = []
+        six: list[Prefix] = []
+        for prefix in peer.cidrs:
+            if holders[prefix] == name:
+                (four if len(prefix.address) == 4 else six).append(prefix)
+        legs: Legs = ()
+        if four:
+            legs = (self._leg(peer, 4, peer.underlay, four),)
+        if six and carrier.ipv6:
+            legs += (self._leg(peer, 16, link_local_of(peer.mac), six),)
+        return legs
+
+    def _leg(self, peer: Peer, size: int, gateway: Address, prefixes: list[Prefix]) -> Leg:
+        nexthop = Nexthop(self.carrier.ifindex, gateway, peer.underlay, self.carrier.vni)
+        ids = self._ids[size]
+        identity = ids.get(peer.name) or self._new_id(peer.name, size, nexthop)
+        return Leg(identity, nexthop, peer.mac, tuple(prefixes))
+
+    def _new_id(self, name: str, size: int, nexthop: Nexthop) -> int:
+        """An id for the peer's nexthop: what the kernel has it under already, else a hash of its name.
 
         An id in use by another peer or by a foreign nexthop is passed over. The peer that was passed over keeps its
         id after a restart because the content is looked up first.
         """
-        identity = self._ids.get((name, size))
-        if identity is not None:
-            return identity
-        identity = self._unclaimed.get(nexthop)
+        identity = self._unclaimed.get(nexthop) if self._unclaimed else None
         if identity is None or identity in self._peer_of:
-            at = zlib.crc32(f"{name}/{size}".encode())
+            at = zlib.crc32(name.encode(), size)
             while True:
                 identity = NEXTHOP_IDS[at % len(NEXTHOP_IDS)]
                 if identity not in self._peer_of and identity not in self._foreign_ids:
                     break
                 at += 1
-        self._ids[name, size] = identity
+        self._ids[size][name] = identity
         self._peer_of[identity] = name
         return identity
 
@@ -293,12 +245,6 @@ class Mesh:
         self._unclaimed = {value: key for key, value in owned.items() if key not in self._peer_of}
         self.neighbours.load(neighbours)
         self.routes.load({seen.key: seen.nexthop for seen in routes})
-
-    def forget_kernel(self) -> None:
-        """The device went down or away: the kernel has dropped all that stood on it, mostly without saying so."""
-        self.nexthops.load({})
-        self.neighbours.load({})
-        self.routes.load({})
 
     def saw_route(self, seen: SeenRoute, *, replaced: bool) -> bool:
         """A route was made or changed. Returns whether it concerns us.
@@ -338,9 +284,10 @@ class Mesh:
         self._foreign_ids -= ids
         for identity in ids:
             self.nexthops.gone(identity)
-            for key, _ in self._rows.get(self._peer_of.get(identity, ""), _NO_ROWS).routes:
-                if self.routes.kernel.get(key) == identity:
-                    self.routes.gone(key)
+            for leg in self._legs.get(self._peer_of.get(identity, ""), ()):
+                for prefix in leg.prefixes:
+                    if self.routes.kernel.get(prefix) == identity:
+                        self.routes.gone(prefix)
         # Only a route that is not as desired can use another nexthop than its peer's own.
         for key in [key for key in self.routes.pending if self.routes.kernel.get(key) in ids]:
             self.routes.gone(key)

@@ -53,7 +53,17 @@ ANSWER_SECONDS = 10.0
 DUMP_ATTEMPTS = 5
 """A dump that the kernel marks as interrupted (the state changed while it was read) is read again that many times."""
 
-GROUPS = {"link": 1, "neigh": 3, "ipv4-addr": 5, "ipv4-route": 7, "ipv6-addr": 9, "ipv6-route": 11, "nexthop": 32}
+GROUPS = {
+    "link": 1,
+    "neigh": 3,
+    "ipv4-addr": 5,
+    "ipv4-route": 7,
+    "ipv6-addr": 9,
+    "ipv6-route": 11,
+    "ipv4-netconf": 24,
+    "ipv6-netconf": 25,
+    "nexthop": 32,
+}
 """Multicast groups (enum rtnetlink_groups) whose events can mean that something owned has changed."""
 
 

@@ -45,6 +45,11 @@ def mac_of(node_name: str) -> Mac:
     return bytes([(digest[0] & 0xFC) | 0x02]) + digest[1:6]
 
 
+def mac_in(link_local: Address) -> Mac:
+    """The MAC that the link-local address was made of."""
+    return bytes([link_local[8] ^ 0x02]) + link_local[9:11] + link_local[13:16]
+
+
 def link_local_of(mac: Mac) -> Address:
     """The IPv6 link-local address of a device with this MAC (EUI-64, RFC 4291 appendix A)."""
     return b"\xfe\x80" + bytes(6) + bytes([mac[0] ^ 0x02]) + mac[1:3] + b"\xff\xfe" + mac[3:6]

@@ -1,13 +1,16 @@
 """What would be changed, said as `ip` would say it: the same tables as the real thing, filled from a fresh reading."""
 
+from collections.abc import Iterable
+
 from netloom.kernel import device, reader
 from netloom.kernel.address import format_address, format_mac
 from netloom.kernel.desired import Desired
+from netloom.kernel.device import Step
 from netloom.kernel.mesh import Carrier, Mesh
 from netloom.kernel.netlink import Commands
 from netloom.kernel.owned import ROUTE_PROTOCOL, VXLAN_DEVICE
 from netloom.kernel.report import PlannedChange
-from netloom.kernel.rows import Nexthop, RouteKey
+from netloom.kernel.rows import Nexthop, OddRoute, RouteKey
 from netloom.kernel.sysctl import read, wanted
 
 _NO_DEVICE_YET = -1
@@ -20,32 +23,34 @@ def planned_changes(commands: Commands, desired: Desired) -> list[PlannedChange]
     changes, teardown = [], list(device.unwanted(tunnel, around))
     carrier = Carrier()
     if tunnel is not None:
-        steps = list(device.replacement(tunnel, around))
-        if steps:
+        making = list(device.replacement(tunnel, around))
+        if making:
             link = None
-        if link is not None:
-            steps += [
-                *device.adjustment(tunnel, link, around),
-                *device.missing_addresses(tunnel, link, around),
-            ]
-            teardown = [*device.surplus_addresses(tunnel, link, around), *teardown]
-        else:
-            steps += device.first_steps(tunnel)
         carrier = Carrier(link.ifindex if link and link.up else _NO_DEVICE_YET, tunnel.vni, device.has_ipv6(tunnel))
-        changes += _switches(ipv6=carrier.ipv6)
-        changes += [PlannedChange(f"ip {step.text}", step.why) for step in steps]
+        underlay = around.underlay(tunnel.local)
+        changes += _said(making) + _switches(underlay.name if underlay else "", ipv6=carrier.ipv6)
+        if link is None:
+            changes += _said(device.first_steps(tunnel))
+        else:
+            changes += _said(device.adjustment(tunnel, link, around))
+            changes += _said(device.missing_addresses(tunnel, link, around))
+            teardown = [*device.surplus_addresses(tunnel, link, around), *teardown]
     changes += _rows(commands, desired, carrier)
-    return changes + [PlannedChange(f"ip {step.text}", step.why) for step in teardown]
+    return changes + _said(teardown)
 
 
-def _switches(*, ipv6: bool) -> list[PlannedChange]:
+def _said(steps: Iterable[Step]) -> list[PlannedChange]:
+    return [PlannedChange(f"ip {step.text}", step.why) for step in steps]
+
+
+def _switches(underlay: str, *, ipv6: bool) -> list[PlannedChange]:
     changes = []
-    for sysctl in wanted(VXLAN_DEVICE, ipv6=ipv6):
+    for sysctl in wanted(VXLAN_DEVICE, underlay, ipv6=ipv6):
         try:
             before = read(sysctl.name)
         except FileNotFoundError:
             before = "not there yet"
-        if before != sysctl.value:
+        if not sysctl.is_set(before):
             changes.append(PlannedChange(f"sysctl -w {sysctl.name.replace('/', '.')}={sysctl.value}", f"is {before}"))
     return changes
 
@@ -66,13 +71,13 @@ def _rows(commands: Commands, desired: Desired, carrier: Carrier) -> list[Planne
         verb = "add" if old is None else "replace"
         changes.append((f"{route_text(verb, route)} nhid {identity}", mesh.peer_of("route", route)))
     unwanted = "no peer has it"
-    changes += [(route_text("delete", key), unwanted) for key, _ in sorted(mesh.routes.deletions(), key=_first)]
+    changes += [(route_text("delete", key), unwanted) for key, *_ in sorted(mesh.routes.deletions(), key=_first)]
     changes += [
-        (f"nexthop delete id {key}", unwanted) for key, _ in sorted(mesh.nexthops.deletions(), key=lambda e: e[0])
+        (f"nexthop delete id {key}", unwanted) for key, *_ in sorted(mesh.nexthops.deletions(), key=lambda e: e[0])
     ]
     changes += [
         (f"neighbour delete {format_address(address)} dev {VXLAN_DEVICE}", unwanted)
-        for address, _ in sorted(mesh.neighbours.deletions())
+        for address, *_ in sorted(mesh.neighbours.deletions())
     ]
     return [PlannedChange(f"ip {text}", why) for text, why in changes]
 
@@ -88,13 +93,13 @@ def nexthop_text(verb: str, identity: int, nexthop: Nexthop) -> str:
 
 def route_text(verb: str, key: RouteKey) -> str:
     """The route as an `ip` command."""
-    metric = f" metric {key.metric}" if key.metric else ""
-    return f"route {verb} {format_address(key.address)}/{key.length} proto {ROUTE_PROTOCOL}{metric}"
+    return f"route {verb} {key} proto {ROUTE_PROTOCOL}"
 
 
 def _order(key: RouteKey) -> tuple[int, bytes, int, int]:
-    return len(key.address), key.address, key.length, key.metric
+    prefix = key.prefix if isinstance(key, OddRoute) else key
+    return len(prefix.address), prefix.address, prefix.length, key.metric if isinstance(key, OddRoute) else 0
 
 
-def _first(entry: tuple[RouteKey, int]) -> tuple[int, bytes, int, int]:
+def _first(entry: tuple[RouteKey, None, int]) -> tuple[int, bytes, int, int]:
     return _order(entry[0])

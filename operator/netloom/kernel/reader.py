@@ -38,9 +38,10 @@ def surroundings(commands: Commands) -> Surroundings:
 def nexthops(commands: Commands) -> list[SeenNexthop]:
     """All nexthop objects, foreign ones included: their ids are not free."""
     found: list[SeenNexthop] = []
+    read = rows.NexthopReader().read
 
     def visit(_kind: int, buffer: bytes, start: int, end: int) -> None:
-        found.append(rows.read_nexthop(buffer, start, end))
+        found.append(read(buffer, start, end))
 
     _dump(commands, rows.dump_nexthops(), found, visit)
     return found

@@ -23,10 +23,12 @@ class Failure(msgspec.Struct, frozen=True):
 
 
 class Report(msgspec.Struct, frozen=True):
-    """The state of the data path. It is as desired where there are neither failures nor conflicts.
+    """The state of the data path.
 
     written:  requests written since `open`, by message type.
+    compared: full comparisons with the kernel since `open`.
     repaired: entries that somebody had changed and that were put back, since `open`.
+    pending:  entries that are not yet as desired.
     fought:   entries that somebody changes again and again; their repair is delayed.
     """
 
@@ -35,14 +37,16 @@ class Report(msgspec.Struct, frozen=True):
     underlay: str = ""
     failures: tuple[Failure, ...] = ()
     conflicts: tuple[Conflict, ...] = ()
+    pending: int = 0
     fought: tuple[str, ...] = ()
     written: Mapping[str, int] = {}
+    compared: int = 0
     repaired: int = 0
 
     @property
     def in_sync(self) -> bool:
         """Whether the kernel holds all that is desired."""
-        return not self.failures and not self.conflicts
+        return not self.failures and not self.conflicts and not self.pending
 
 
 class PlannedChange(msgspec.Struct, frozen=True):

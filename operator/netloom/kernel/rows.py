@@ -9,11 +9,12 @@ with nexthop objects they are linear, and a replaced nexthop moves all its route
 import socket
 import struct
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import msgspec
 
-from netloom.kernel.address import Address, Mac
+from netloom.kernel.address import Address, Mac, Prefix
 from netloom.kernel.owned import NEXTHOP_IDS, ROUTE_PROTOCOL, ROUTE_TABLE, TUNNEL_TTL
 from netloom.kernel.wire import (
     CREATE,
@@ -29,11 +30,13 @@ from netloom.kernel.wire import (
     RTM_NEWNEXTHOP,
     RTM_NEWROUTE,
     Stamp,
+    Stencil,
     attribute,
     attributes,
     be64,
     message,
     nested,
+    places,
     u8,
     u16,
     u32,
@@ -54,8 +57,10 @@ _ROUTE = struct.Struct("=BBBBBBBBI")  # family, dst_len, src_len, tos, table, pr
 _NEXTHOP = struct.Struct("=BBBBI")  # family, scope, protocol, reserved, flags
 _NEIGHBOUR = struct.Struct("=BxxxiHBB")  # family, ifindex, state, flags, type
 
-_IPV6_METRIC = 1024
-"""What the kernel makes of a metric of 0 in an IPv6 route."""
+_SIZE: dict[int, int] = {socket.AF_INET: 4, socket.AF_INET6: 16}
+_FAMILY: dict[int, int] = {4: socket.AF_INET, 16: socket.AF_INET6}
+_METRIC: dict[int, int] = {socket.AF_INET: 0, socket.AF_INET6: 1024}
+"""What the kernel makes of a metric of 0."""
 
 EDITED = 0
 """Value of a route whose content is not one of ours (we write `nhid` and nothing else), so that it is repaired."""
@@ -64,13 +69,20 @@ EDITED_MAC = b""
 """Value of a neighbour that is no longer a permanent one with a MAC."""
 
 
-class RouteKey(msgspec.Struct, frozen=True, gc=False):
-    """What makes two routes of the main table the same to the kernel. The length of `address` tells the family."""
+class OddRoute(msgspec.Struct, frozen=True, gc=False):
+    """The key of a route with our protocol, but with a metric or TOS that we never write: somebody's work, or an
+    older version's. It is ours, and is removed."""
 
-    address: Address
-    length: int
-    metric: int = 0
-    tos: int = 0
+    prefix: Prefix
+    metric: int
+    tos: int
+
+    def __str__(self) -> str:
+        return f"{self.prefix} metric {self.metric} tos {self.tos}"
+
+
+RouteKey = Prefix | OddRoute
+"""What makes two routes of the main table the same to the kernel. Ours have the default metric and no TOS."""
 
 
 class Nexthop(msgspec.Struct, frozen=True, gc=False):
@@ -84,49 +96,48 @@ class Nexthop(msgspec.Struct, frozen=True, gc=False):
     extra: bytes = b""
 
 
-def route_key(address: Address, length: int) -> RouteKey:
-    """The key of our own route to a prefix."""
-    return RouteKey(address, length, _IPV6_METRIC if len(address) == 16 else 0)
-
-
 # ---------------------------------------------------------------------------------------------- to the kernel
 
-_SIZE = {socket.AF_INET: 4, socket.AF_INET6: 16}
-_FAMILIES = tuple(_SIZE)
+Writes = Iterable[tuple[Any, Any, Any]]
+"""(key, value, what the kernel holds under the key now). A value of None deletes."""
 
 
 def _marker(letter: bytes, size: int) -> bytes:
     return bytes([0xA5]) + letter * (size - 2) + bytes([0x5A])
 
 
-RouteEncoder = Callable[[int, bytes, bytes], bytes]
-
-
 class RouteMessages:
     """Encoders of routes; one template per (family, prefix length, replace or create)."""
 
     def __init__(self) -> None:
-        self._encoders: dict[tuple[int, int, bool], RouteEncoder] = {}
+        self._encoders: dict[tuple[int, int, bool], Callable[[int, bytes, bytes], bytes]] = {}
 
-    def put(self, sequence: int, key: RouteKey, nexthop: int, *, replace: bool) -> bytes:
-        """Create the route, or take the place of the one with this key."""
-        shape = (len(key.address), key.length, replace)
-        encoder = self._encoders.get(shape) or self._encoder(shape)
-        return encoder(sequence, key.address, nexthop.to_bytes(4, sys.byteorder))
+    def encode(self, updates: Writes) -> list[bytes]:
+        """Requests with the sequence numbers 0, 1, ..."""
+        messages, encoders, order = [], self._encoders, sys.byteorder
+        for sequence, (key, nexthop, before) in enumerate(updates):
+            if nexthop is None:
+                messages.append(self._delete(sequence, key))
+                continue
+            address = key.address
+            shape = (len(address), key.length, before is not None)
+            encoder = encoders.get(shape) or self._encoder(shape)
+            messages.append(encoder(sequence, address, nexthop.to_bytes(4, order)))
+        return messages
 
-    def delete(self, sequence: int, key: RouteKey) -> bytes:
-        """Delete the route. The kernel compares the protocol, so this never hits anybody else's route."""
-        family = socket.AF_INET if len(key.address) == 4 else socket.AF_INET6
-        body = _ROUTE.pack(family, key.length, 0, key.tos, ROUTE_TABLE, ROUTE_PROTOCOL, _SCOPE_NOWHERE, 0, 0)
-        parts = [attribute(_RTA_DST, key.address), attribute(_RTA_PRIORITY, u32(key.metric))]
+    def _delete(self, sequence: int, key: RouteKey) -> bytes:
+        """The kernel compares the protocol, so this never hits anybody else's route."""
+        prefix, tos = (key.prefix, key.tos) if isinstance(key, OddRoute) else (key, 0)
+        metric = key.metric if isinstance(key, OddRoute) else _METRIC[prefix.family]
+        body = _ROUTE.pack(prefix.family, prefix.length, 0, tos, ROUTE_TABLE, ROUTE_PROTOCOL, _SCOPE_NOWHERE, 0, 0)
+        parts = [attribute(_RTA_DST, prefix.address), attribute(_RTA_PRIORITY, u32(metric))]
         return message(RTM_DELROUTE, 0, body, *parts, sequence=sequence)
 
-    def _encoder(self, shape: tuple[int, int, bool]) -> RouteEncoder:
+    def _encoder(self, shape: tuple[int, int, bool]) -> Callable[[int, bytes, bytes], bytes]:
         size, length, replace = shape
-        family = socket.AF_INET if size == 4 else socket.AF_INET6
         # Where no route of ours is, a foreign one may be: EXCL makes the kernel refuse instead of replacing it.
         flags = CREATE | (REPLACE if replace else EXCL)
-        body = _ROUTE.pack(family, length, 0, 0, ROUTE_TABLE, ROUTE_PROTOCOL, _SCOPE_UNIVERSE, _RTN_UNICAST, 0)
+        body = _ROUTE.pack(_FAMILY[size], length, 0, 0, ROUTE_TABLE, ROUTE_PROTOCOL, _SCOPE_UNIVERSE, _RTN_UNICAST, 0)
         destination, nexthop = _marker(b"d", size), _marker(b"n", 4)
         template = message(RTM_NEWROUTE, flags, body, attribute(_RTA_DST, destination), attribute(_RTA_NH_ID, nexthop))
         encoder = self._encoders[shape] = Stamp(template, destination, nexthop).two()
@@ -139,27 +150,29 @@ class NexthopMessages:
     def __init__(self) -> None:
         self._encoders: dict[tuple[int, int, int, bool], Callable[[int, bytes, bytes, bytes], bytes]] = {}
 
-    def put(self, sequence: int, key: int, value: Nexthop, *, replace: bool) -> bytes:
-        """Create the nexthop object, or replace it together with what all its routes do."""
-        shape = (len(value.gateway), value.ifindex, value.vni, replace)
-        encoder = self._encoders.get(shape) or self._encoder(shape)
-        return encoder(sequence, key.to_bytes(4, sys.byteorder), value.gateway, value.remote)
-
-    def delete(self, sequence: int, key: int) -> bytes:
-        """Delete the nexthop object, and with it, silently, all routes that use it."""
-        body = _NEXTHOP.pack(0, 0, 0, 0, 0)
-        return message(RTM_DELNEXTHOP, 0, body, attribute(_NHA_ID, u32(key)), sequence=sequence)
+    def encode(self, updates: Writes) -> list[bytes]:
+        """Requests with the sequence numbers 0, 1, ... A replaced nexthop takes all its routes along; a deleted one
+        deletes them."""
+        messages, encoders, order = [], self._encoders, sys.byteorder
+        for sequence, (key, value, before) in enumerate(updates):
+            if value is None:
+                body = _NEXTHOP.pack(0, 0, 0, 0, 0)
+                messages.append(message(RTM_DELNEXTHOP, 0, body, attribute(_NHA_ID, u32(key)), sequence=sequence))
+                continue
+            gateway = value.gateway
+            shape = (len(gateway), value.ifindex, value.vni, before is not None)
+            encoder = encoders.get(shape) or self._encoder(shape)
+            messages.append(encoder(sequence, key.to_bytes(4, order), gateway, value.remote))
+        return messages
 
     def _encoder(self, shape: tuple[int, int, int, bool]) -> Callable[[int, bytes, bytes, bytes], bytes]:
         size, ifindex, vni, replace = shape
-        family = socket.AF_INET if size == 4 else socket.AF_INET6
         flags = CREATE | (REPLACE if replace else EXCL)
-        body = _NEXTHOP.pack(family, 0, ROUTE_PROTOCOL, 0, _RTNH_ONLINK)
         key, gateway, remote = _marker(b"k", 4), _marker(b"g", size), _marker(b"r", 4)
         template = message(
             RTM_NEWNEXTHOP,
             flags,
-            body,
+            _NEXTHOP.pack(_FAMILY[size], 0, ROUTE_PROTOCOL, 0, _RTNH_ONLINK),
             attribute(_NHA_ID, key),
             attribute(_NHA_OIF, u32(ifindex)),
             attribute(_NHA_GATEWAY, gateway),
@@ -179,24 +192,25 @@ class NeighbourMessages:
     """Encoders of neighbours; one template per (family, device)."""
 
     def __init__(self) -> None:
+        self.ifindex = 0
         self._encoders: dict[tuple[int, int], Callable[[int, bytes, bytes], bytes]] = {}
 
-    def put(self, sequence: int, ifindex: int, key: Address, mac: Mac) -> bytes:
-        """Create or replace the permanent neighbour."""
-        shape = (len(key), ifindex)
-        encoder = self._encoders.get(shape) or self._encoder(shape)
-        return encoder(sequence, key, mac)
-
-    def delete(self, sequence: int, ifindex: int, key: Address) -> bytes:
-        """Delete the neighbour."""
-        family = socket.AF_INET if len(key) == 4 else socket.AF_INET6
-        body = _NEIGHBOUR.pack(family, ifindex, 0, 0, 0)
-        return message(RTM_DELNEIGH, 0, body, attribute(_NDA_DST, key), sequence=sequence)
+    def encode(self, updates: Writes) -> list[bytes]:
+        """Requests with the sequence numbers 0, 1, ..., for the device `ifindex`."""
+        messages, encoders, ifindex = [], self._encoders, self.ifindex
+        for sequence, (key, mac, _before) in enumerate(updates):
+            if mac is None:
+                body = _NEIGHBOUR.pack(_FAMILY[len(key)], ifindex, 0, 0, 0)
+                messages.append(message(RTM_DELNEIGH, 0, body, attribute(_NDA_DST, key), sequence=sequence))
+                continue
+            shape = (len(key), ifindex)
+            encoder = encoders.get(shape) or self._encoder(shape)
+            messages.append(encoder(sequence, key, mac))
+        return messages
 
     def _encoder(self, shape: tuple[int, int]) -> Callable[[int, bytes, bytes], bytes]:
         size, ifindex = shape
-        family = socket.AF_INET if size == 4 else socket.AF_INET6
-        body = _NEIGHBOUR.pack(family, ifindex, _NUD_PERMANENT, 0, _RTN_UNICAST)
+        body = _NEIGHBOUR.pack(_FAMILY[size], ifindex, _NUD_PERMANENT, 0, _RTN_UNICAST)
         address, mac = _marker(b"a", size), _marker(b"m", 6)
         parts = [attribute(_NDA_DST, address), attribute(_NDA_LLADDR, mac)]
         template = message(RTM_NEWNEIGH, CREATE | REPLACE, body, *parts)
@@ -236,9 +250,11 @@ def read_route(buffer: bytes, start: int, end: int) -> SeenRoute | None:
     family, length, _source, tos, table, protocol, _scope, kind, _flags = _ROUTE.unpack_from(buffer, start)
     if table != ROUTE_TABLE or family not in _SIZE:
         return None
-    found = attributes(buffer, start + 12, end)
+    # What follows the nexthop's id is the nexthop's content once more.
+    found = attributes(buffer, start + 12, end, _RTA_NH_ID)
     metric = int.from_bytes(found.get(_RTA_PRIORITY, b""), sys.byteorder)
-    key = RouteKey(found.get(_RTA_DST) or bytes(_SIZE[family]), length, metric, tos)
+    prefix = Prefix(found.get(_RTA_DST) or bytes(_SIZE[family]), length)
+    key = prefix if metric == _METRIC[family] and not tos else OddRoute(prefix, metric, tos)
     nexthop = int.from_bytes(found.get(_RTA_NH_ID, b""), sys.byteorder)
     return SeenRoute(key, nexthop if kind == _RTN_UNICAST else EDITED, protocol)
 
@@ -269,12 +285,42 @@ def read_nexthop(buffer: bytes, start: int, end: int) -> SeenNexthop:
     return SeenNexthop(identity, value, protocol)
 
 
+class NexthopReader:
+    """`read_nexthop` for a whole dump: what looks like the one before, but for its id, gateway and remote, is not
+    taken apart again."""
+
+    def __init__(self) -> None:
+        self._stencil: Stencil | None = None
+        self._sample = SeenNexthop(0, Nexthop(0, b"", b"", 0), 0)
+
+    def read(self, buffer: bytes, start: int, end: int) -> SeenNexthop:
+        """An RTM_NEWNEXTHOP."""
+        if self._stencil is not None:
+            fields = self._stencil.match(buffer, start, end)
+            if fields is not None:
+                like = self._sample.value
+                value = Nexthop(like.ifindex, fields[1], fields[2], like.vni, like.ttl, like.extra)
+                return SeenNexthop(int.from_bytes(fields[0], sys.byteorder), value, self._sample.protocol)
+        seen = self._sample = read_nexthop(buffer, start, end)
+        self._stencil = _nexthop_stencil(buffer[start:end])
+        return seen
+
+
+def _nexthop_stencil(sample: bytes) -> Stencil | None:
+    outer = places(sample, 8, len(sample))
+    if _NHA_ENCAP not in outer or _NHA_GATEWAY not in outer:
+        return None
+    remote = places(sample, *outer[_NHA_ENCAP]).get(_ENCAP_DST)
+    fields = [outer[_NHA_ID], outer[_NHA_GATEWAY], remote]
+    return Stencil(sample, fields) if remote and fields == sorted(fields) else None  # type: ignore[arg-type,type-var]
+
+
 def read_neighbour(buffer: bytes, start: int, end: int) -> SeenNeighbour | None:
     """An RTM_NEWNEIGH or RTM_DELNEIGH, or None if it is a bridge's or a proxy entry."""
     family, ifindex, state, flags, _kind = _NEIGHBOUR.unpack_from(buffer, start)
     if family not in _SIZE or flags & _NTF_PROXY:
         return None
-    found = attributes(buffer, start + 12, end)
+    found = attributes(buffer, start + 12, end, _NDA_LLADDR)
     mac = found.get(_NDA_LLADDR, EDITED_MAC) if state == _NUD_PERMANENT else EDITED_MAC
     return SeenNeighbour(ifindex, found.get(_NDA_DST, b""), mac)
 

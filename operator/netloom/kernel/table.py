@@ -5,6 +5,7 @@ exactly the keys at which they differ. Every call costs O(1), so one changed pee
 `load`, after a full dump, walks everything. No I/O: who reads `pending` sends the messages.
 """
 
+from collections.abc import Iterable
 from typing import Generic, TypeVar
 
 K = TypeVar("K")
@@ -62,12 +63,22 @@ class Table(Generic[K, V]):
         self.pending = {key for key, value in desired.items() if kernel.get(key) != value}
         self.pending.update(kernel.keys() - desired.keys())
 
+    def assume(self, writes: Iterable[tuple[K, V | None, V | None]]) -> None:
+        """These writes (key, value or None to delete, what was there) are about to be made."""
+        kernel, pending = self.kernel, self.pending
+        for key, value, _before in writes:
+            if value is None:
+                kernel.pop(key, None)
+            else:
+                kernel[key] = value
+            pending.discard(key)
+
     def updates(self) -> list[tuple[K, V, V | None]]:
         """Pending (key, value, what the kernel holds instead) to create or change."""
         desired, kernel = self.desired, self.kernel
         return [(key, desired[key], kernel.get(key)) for key in self.pending if key in desired]
 
-    def deletions(self) -> list[tuple[K, V]]:
-        """Pending (key, value in the kernel) to delete."""
+    def deletions(self) -> list[tuple[K, None, V]]:
+        """Pending (key, None, what the kernel holds) to delete."""
         desired, kernel = self.desired, self.kernel
-        return [(key, kernel[key]) for key in self.pending if key not in desired]
+        return [(key, None, kernel[key]) for key in self.pending if key not in desired]

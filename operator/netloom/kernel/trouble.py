@@ -11,7 +11,6 @@ import structlog
 from netloom.kernel.address import format_address
 from netloom.kernel.backoff import Backoff
 from netloom.kernel.report import Failure
-from netloom.kernel.rows import RouteKey
 
 log = structlog.get_logger(__name__)
 
@@ -25,8 +24,6 @@ NAMED_IN_LOG = 5
 def item_text(item: Item) -> str:
     """The entry as `ip` would name it, without its kind."""
     _kind, key = item
-    if isinstance(key, RouteKey):
-        return f"{format_address(key.address)}/{key.length}"
     return format_address(key) if isinstance(key, bytes) else str(key)
 
 
@@ -47,11 +44,16 @@ class Troubles:
     @property
     def fought(self) -> tuple[str, ...]:
         """Entries that somebody changes again and again."""
+        self.backoff.expire(time.monotonic())
         return tuple(f"{item[0]} {item_text(item)}" for item in self.backoff.fought() if isinstance(item, tuple))
 
     def held(self) -> set[Hashable]:
         """Entries that have to wait."""
-        return self.backoff.held(time.monotonic()) if len(self.backoff) else set()
+        if not len(self.backoff):
+            return set()
+        now = time.monotonic()
+        self.backoff.expire(now)
+        return self.backoff.held(now)
 
     def due(self, kinds: Iterable[str]) -> bool:
         """Whether an entry of these kinds that failed may be tried again."""
@@ -66,21 +68,25 @@ class Troubles:
         kind, text = item[0], item_text(item)
         self._failures[item] = Failure(kind, text, error, peer, attempts, code)
         if before is None or before.error != error:
-            log.warning("the kernel refused", kind=kind, key=text, peer=peer, error=error, next_try_at=delay.until)
+            log.warning(
+                "the kernel refused", kind=kind, key=text, peer=peer, error=error, retry_in=delay.until - delay.last
+            )
         return before is None
 
-    def drifted(self, item: Item) -> None:
-        """Somebody changed the entry."""
+    def drifted(self, item: Item, *, alone: bool = True) -> None:
+        """Somebody changed the entry; `alone`: the entry itself, and not what it stands on, which flaps for all."""
         if item not in self._drifted:
             self._drifted.add(item)
-            self.backoff.repaired(item, time.monotonic())
+            if alone:
+                self.backoff.repaired(item, time.monotonic())
 
-    def written(self, items: Iterable[Item]) -> None:
+    def written(self, kind: str, keys: Iterable[Hashable]) -> None:
         """The entries are as they should be."""
         if not self._failures and not self._drifted:
             return
         repaired = []
-        for item in items:
+        for key in keys:
+            item = (kind, key)
             if self._failures.pop(item, None) is not None:
                 log.info("done after a failure", kind=item[0], key=item_text(item))
             if item in self._drifted:
@@ -92,6 +98,12 @@ class Troubles:
             log.info("repaired", kind=item[0], key=item_text(item))
         if len(repaired) > NAMED_IN_LOG:
             log.info("repaired more", count=len(repaired) - NAMED_IN_LOG)
+
+    def settled(self, kinds: Iterable[str], unsettled: set[Item]) -> None:
+        """All entries of these kinds but `unsettled` are as they should be, by whatever means."""
+        for item in [item for item in self._failures if item[0] in kinds and item not in unsettled]:
+            del self._failures[item]
+            log.info("failure is over", kind=item[0], key=item_text(item))
 
     def keep(self, pending: Iterable[Item], kinds: Iterable[str]) -> None:
         """Forget failures and drift of entries that are neither pending nor of these kinds."""

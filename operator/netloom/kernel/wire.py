@@ -9,7 +9,7 @@ Integers are in host order, except where a comment says network order.
 """
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 # Message types.
 NLMSG_ERROR, NLMSG_DONE = 2, 3
@@ -17,6 +17,7 @@ RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK = 16, 17, 18
 RTM_NEWADDR, RTM_DELADDR, RTM_GETADDR = 20, 21, 22
 RTM_NEWROUTE, RTM_DELROUTE, RTM_GETROUTE = 24, 25, 26
 RTM_NEWNEIGH, RTM_DELNEIGH, RTM_GETNEIGH = 28, 29, 30
+RTM_NEWNETCONF = 80
 RTM_NEWNEXTHOP, RTM_DELNEXTHOP, RTM_GETNEXTHOP = 104, 105, 106
 
 NAMES = {
@@ -89,8 +90,8 @@ def message(kind: int, flags: int, body: bytes, *attributes: bytes, sequence: in
     return HEADER.pack(HEADER_SIZE + len(payload), kind, flags | REQUEST, sequence, 0) + payload
 
 
-def attributes(buffer: bytes, start: int, end: int) -> dict[int, bytes]:
-    """The attributes between two offsets, by type. The last one of a type wins."""
+def attributes(buffer: bytes, start: int, end: int, until: int = 0) -> dict[int, bytes]:
+    """The attributes between two offsets, by type, up to the first one of type `until` (0: all of them)."""
     found = {}
     unpack = _ATTRIBUTE.unpack_from
     while start + 4 <= end:
@@ -98,8 +99,48 @@ def attributes(buffer: bytes, start: int, end: int) -> dict[int, bytes]:
         if length < 4:
             break
         found[kind & _TYPE_MASK] = buffer[start + 4 : start + length]
+        if kind == until:
+            break
         start += (length + 3) & ~3
     return found
+
+
+def places(buffer: bytes, start: int, end: int) -> dict[int, tuple[int, int]]:
+    """Where the values of the attributes between two offsets start and end, by type."""
+    found = {}
+    while start + 4 <= end:
+        length, kind = _ATTRIBUTE.unpack_from(buffer, start)
+        if length < 4:
+            break
+        found[kind & _TYPE_MASK] = (start + 4, start + length)
+        start += (length + 3) & ~3
+    return found
+
+
+class Stencil:
+    """The inverse of a `Stamp`: takes the varying fields out of a payload that is otherwise like `sample`.
+
+    The kernel writes all objects of one kind in one way; which way depends on its version. So the first one is taken
+    apart attribute by attribute, and serves as the sample for the 9,999 that follow: 1 us instead of 7.
+    """
+
+    def __init__(self, sample: bytes, places: Iterable[tuple[int, int]]) -> None:
+        """`places`: (start, end) of the fields in the sample, from left to right."""
+        layout, at = "=", 0
+        self._constants: list[bytes] = []
+        for start, end in places:
+            self._constants.append(sample[at:start])
+            layout += f"{start - at}s{end - start}s"
+            at = end
+        self._constants.append(sample[at:])
+        self._struct = struct.Struct(layout + f"{len(sample) - at}s")
+
+    def match(self, buffer: bytes, start: int, end: int) -> tuple[bytes, ...] | None:
+        """The fields of a payload, or None if it differs from the sample elsewhere, too."""
+        if end - start != self._struct.size:
+            return None
+        parts = self._struct.unpack_from(buffer, start)
+        return parts[1::2] if list(parts[::2]) == self._constants else None
 
 
 class Stamp:

@@ -10,7 +10,6 @@ import structlog
 
 from netloom import __version__
 from netloom.api.core import NODES
-from netloom.api.errors import UserError
 from netloom.api.v1alpha1 import NETLOOM_NODES, NETWORKS
 from netloom.runtime import health
 from netloom.runtime.client import Api
@@ -42,7 +41,7 @@ class OperatorOptions:
 
 async def run_operator(options: OperatorOptions) -> None:
     """Runs until SIGTERM or SIGINT. Raises UserError (a kubeconfig that is wrong, an API server that is not there)."""
-    host, port = _address(options.http_address)
+    host, port = health.parse_address(options.http_address)
     user_agent = f"netloom-operator/{__version__}"
     async with await Api.connect(
         options.kubeconfig, options.context, connections=CONNECTIONS, user_agent=user_agent
@@ -50,11 +49,8 @@ async def run_operator(options: OperatorOptions) -> None:
         version = await api.check()
         log.info("operator starts", version=__version__, api_server=version, pid=os.getpid())
         operator = _Operator(api, options)
-        try:
-            async with health.serve(operator.manager.health, host, port):
-                await operator.manager.run()
-        except OSError as error:
-            raise UserError(f"cannot listen on {options.http_address}: {error.strerror or error}") from error
+        async with health.serve(operator.manager.health, host, port):
+            await operator.manager.run()
 
 
 class _Operator:
@@ -97,10 +93,3 @@ class _Operator:
 
     def _trouble(self) -> str:
         return self._term.trouble if self._term else ""
-
-
-def _address(text: str) -> tuple[str, int]:
-    host, colon, port = text.rpartition(":")
-    if not colon or not port.isdecimal() or not 0 <= int(port) <= 65535:
-        raise UserError(f"--http-address {text!r} is not HOST:PORT, such as 127.0.0.1:9963")
-    return host.strip("[]"), int(port)

@@ -2,7 +2,7 @@
 
 A reconciler is one coroutine function. It is given a key, makes the world as the caches say it should be for that
 key, and returns; the seconds it may return mean "look again then". If it raises, the key is retried with a growing
-delay, and other keys go on.
+delay, and other keys go on. A `UserError` is what no retry mends: it ends the controller, and with it the role.
 """
 
 import asyncio
@@ -11,7 +11,9 @@ from collections.abc import Awaitable, Callable
 
 import structlog
 
+from netloom.api.errors import UserError
 from netloom.runtime import metrics
+from netloom.runtime.cancellation import only_if_asked
 from netloom.runtime.errors import ApiError, Conflict
 from netloom.runtime.queue import WorkQueue
 
@@ -41,7 +43,7 @@ class Controller:
         self._reconcile = reconcile
         self._workers = workers
         self._timeout = timeout
-        self._queue = queue or WorkQueue()
+        self._queue = WorkQueue() if queue is None else queue
         self._seconds = metrics.RECONCILE_SECONDS.labels(name)
         self._succeeded = metrics.RECONCILES.labels(name, "success")
         self._failed = metrics.RECONCILES.labels(name, "error")
@@ -71,7 +73,9 @@ class Controller:
             began = time.perf_counter()
             try:
                 async with asyncio.timeout(self._timeout):
-                    again = await self._reconcile(key)
+                    again = await only_if_asked(self._reconcile(key))
+            except UserError:
+                raise  # no retry mends it: the role ends, and says so
             except Exception as error:  # noqa: BLE001 - the supervised boundary of a reconciler; logged in _failure
                 self._failure(key, error)
             else:

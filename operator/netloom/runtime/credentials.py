@@ -109,7 +109,9 @@ class Credentials:
             log.warning("credentials not renewed", exc_info=True)
 
 
-async def load(kubeconfig: str | None = None, context: str | None = None) -> Credentials:
+async def load(
+    kubeconfig: str | None = None, context: str | None = None, clock: Callable[[], float] = time.monotonic
+) -> Credentials:
     """The credentials of `kubeconfig`; where it is None, of $KUBECONFIG, ~/.kube/config or the pod, as kubectl does.
 
     Raises ConfigError.
@@ -119,7 +121,7 @@ async def load(kubeconfig: str | None = None, context: str | None = None) -> Cre
     if not paths and default.is_file():
         paths = str(default)
     if paths:
-        return await _from_kubeconfig(paths, context)
+        return await _from_kubeconfig(paths, context, clock)
     if context:
         raise ConfigError(
             f"context {context!r} was asked for, but there is no kubeconfig: "
@@ -145,7 +147,7 @@ def _from_service_account(default: Path) -> Credentials:
     return Credentials(configuration)
 
 
-async def _from_kubeconfig(paths: str, context: str | None) -> Credentials:
+async def _from_kubeconfig(paths: str, context: str | None, clock: Callable[[], float]) -> Credentials:
     context, user = _check_kubeconfig(paths, context)
     configuration = slim.Configuration()
     where = f"kubeconfig {paths}, context {context!r}"
@@ -158,11 +160,18 @@ async def _from_kubeconfig(paths: str, context: str | None) -> Credentials:
         raise ConfigError(f"{where}: the credential plugin did not answer within {PLUGIN_SECONDS:g} s") from error
     except Exception as error:
         raise ConfigError(f"{where}: {error or type(error).__name__}") from error
+
+    async def reload() -> None:
+        # Without this the loader would keep a token that the server refuses until it is about to expire.
+        vars(loader).pop("exec_plugin_expiry", None)
+        await loader.load_and_set(configuration)
+
     return Credentials(
         configuration,
-        reload=lambda: loader.load_and_set(configuration),
+        reload=reload,
         expiry=lambda: getattr(loader, "exec_plugin_expiry", None),
         changes_silently="tokenFile" in user or "auth-provider" in user,
+        clock=clock,
     )
 
 

@@ -14,6 +14,7 @@ elsewhere is followed, but its target is not watched; the slow comparison finds 
 """
 
 import asyncio
+import contextlib
 import os
 import stat
 from collections.abc import Collection, Iterable
@@ -56,7 +57,8 @@ class Timing(msgspec.Struct, frozen=True):
 class DirectorySource:
     """Keeps `stores` equal to the manifest files (*.yaml, *.yml, *.json) in `path`, its subdirectories left out.
 
-    `ignored` are kinds that may be there and are nobody's concern here.
+    `ignored` are kinds that may be there and are nobody's concern here. `validate` says what is wrong with an object;
+    one with an error is refused as the API server would refuse it.
     """
 
     def __init__(
@@ -65,6 +67,7 @@ class DirectorySource:
         stores: Iterable[Store[Any]],
         *,
         ignored: Iterable[Resource[Any]] = (),
+        validate: manifests.Validate = lambda obj: (),
         timing: Timing | None = None,
     ) -> None:
         self._path = Path(path)
@@ -73,6 +76,7 @@ class DirectorySource:
             self._stores[store.resource.api_version, store.resource.kind] = store
         self._resources = {kind: store.resource for kind, store in self._stores.items()}
         self._ignored: Collection[Kind] = {(resource.api_version, resource.kind) for resource in ignored}
+        self._validate = validate
         self._timing = timing or Timing()
         self._good: dict[str, list[Manifest]] = {}
         self._bad: dict[str, tuple[Problem, ...]] = {}
@@ -91,10 +95,16 @@ class DirectorySource:
         more = f" (and {len(self.problems) - 1} more)" if len(self.problems) > 1 else ""
         return f"{self.problems[0]}{more}" if self.problems else ""
 
+    def load(self) -> None:
+        """Reads the directory once, for a command that does not follow it. Raises ConfigError if anything is wrong."""
+        self._check_directory()
+        self._read_all()
+        if self.problems:
+            raise ConfigError("\n".join(str(problem) for problem in self.problems))
+
     async def run(self) -> None:
         """Reads and follows for ever. Raises ConfigError if the directory is not there at the start."""
-        if not self._path.is_dir():
-            raise ConfigError(f"the directory of manifests {self._path} does not exist or is no directory")
+        self._check_directory()
         while True:
             self._lost = False
             try:
@@ -105,28 +115,44 @@ class DirectorySource:
                 self._report_lost(error.strerror or str(error))
             await asyncio.sleep(self._timing.compare)
 
+    def _check_directory(self) -> None:
+        if not self._path.is_dir():
+            raise ConfigError(f"the directory of manifests {self._path} does not exist or is no directory")
+
     async def _follow(self, inotify: Inotify) -> None:
         """Until the directory is lost. Events are read by a task of their own, as a cancelled read loses some."""
         self._read_all()
         async with asyncio.TaskGroup() as group:
             pump = group.create_task(self._pump(inotify), name="inotify")
             while not self._lost:
-                try:
+                with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(self._timing.compare):
                         await self._woken.wait()
-                    await self._settled()
-                except TimeoutError:
-                    self._compare()
-                self._read_changed()
+                self._catch_up(await self._settled())
             pump.cancel()
         self._report_lost("it was removed, renamed or unmounted")
 
-    async def _settled(self) -> None:
+    def _catch_up(self, told: bool) -> None:
+        """Reads what changed. Files that go with their directory are no deletion of objects."""
+        if self._lost:
+            return
+        try:
+            if not told:
+                self._compare()
+            self._read_changed()
+        except OSError:
+            self._lost = True
+
+    async def _settled(self) -> bool:
+        """Waits until the directory is quiet. False if no event had come at all."""
+        if not self._woken.is_set():
+            return False
         for _ in range(LONGEST_SETTLING):
             self._woken.clear()
             await asyncio.sleep(self._timing.settle)
             if not self._woken.is_set():
-                return
+                break
+        return True
 
     async def _pump(self, inotify: Inotify) -> None:
         async for event in inotify:
@@ -188,7 +214,7 @@ class DirectorySource:
         self._signatures[name] = signature
         try:
             content = (self._path / name).read_bytes()
-            self._good[name] = manifests.parse(name, content, self._resources, self._ignored)
+            self._good[name] = manifests.parse(name, content, self._resources, self._ignored, self._validate)
         except Refused as error:
             self._bad[name] = error.problems
         except OSError as error:

@@ -10,6 +10,7 @@ Events of cluster-scoped objects live in the namespace `default`, where the API 
 """
 
 import asyncio
+import contextlib
 import datetime as dt
 import os
 import time
@@ -25,7 +26,7 @@ from netloom.api.events import EVENTS, Event, EventSource, ObjectReference
 from netloom.api.meta import Object, ObjectMeta, Resource
 from netloom.runtime import metrics
 from netloom.runtime.client import Api
-from netloom.runtime.errors import ApiError, NotFound
+from netloom.runtime.errors import AlreadyExists, ApiError, NotFound
 from netloom.runtime.queue import WorkQueue
 
 log = structlog.get_logger(__name__)
@@ -33,7 +34,7 @@ log = structlog.get_logger(__name__)
 T = TypeVar("T", bound=Object)
 
 MESSAGE_LIMIT = 1024
-"""Characters of a message that the API server takes."""
+"""Bytes of a message that events.k8s.io takes; core/v1 would take more, but both show the same objects."""
 
 
 class Limits(msgspec.Struct, frozen=True):
@@ -120,7 +121,10 @@ class EventRecorder:
         if said is None:
             if not self._may(about):
                 return
-            said = _Said(self._new(ref, type_, reason, message[:MESSAGE_LIMIT]), self._limits.repeat)
+            said = _Said(
+                self._new(ref, type_, reason, message.encode()[:MESSAGE_LIMIT].decode(errors="ignore")),
+                self._limits.repeat,
+            )
             self._said[key] = said
             if len(self._said) > self._limits.remembered:
                 self._said.popitem(last=False)
@@ -169,6 +173,9 @@ class EventRecorder:
                 self._queue.add_after(key, self._limits.repeat)  # a count can wait, nothing is lost
                 return
             await self._write(said)
+        except asyncio.CancelledError:
+            self._queue.add(key)  # perhaps not written: once more before the end
+            raise
         finally:
             self._queue.done(key)
 
@@ -186,7 +193,8 @@ class EventRecorder:
             if not said.written:
                 first = said.event.first_timestamp or now
                 event = msgspec.structs.replace(said.event, count=count, first_timestamp=first, last_timestamp=now)
-                await self._api.create(EVENTS, event)
+                with contextlib.suppress(AlreadyExists):  # an attempt whose answer was not waited for
+                    await self._api.create(EVENTS, event)
             said.written = count
         except ApiError as error:
             metrics.EVENTS_DROPPED.labels("refused").inc()

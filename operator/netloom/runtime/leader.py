@@ -20,6 +20,7 @@ on the lease: allocation is guarded by the API server's compare-and-swap. The le
 """
 
 import asyncio
+import contextlib
 import datetime as dt
 import math
 import os
@@ -27,7 +28,6 @@ import threading
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
 
 import msgspec
 import structlog
@@ -145,45 +145,46 @@ class LeaderElector:
         deadline = self._renewed_at + self._renew_deadline
         error = "no answer"
         attempt = 0
-        while (left := deadline - self._clock()) > 0:
-            try:
-                async with asyncio.timeout(min(left, self._renew_deadline / 2)):
-                    if await self._try_renew():
-                        return
-                raise Lost(f"lease {self._name} was taken by {self._holder}")
-            except NotFound:
-                raise Lost(f"lease {self._name} was deleted") from None
-            except (ApiError, TimeoutError) as failure:
-                error = str(failure) or "no answer"
-                log.warning("lease not renewed", lease=self._name, error=error, left=round(left, 1))
-            await asyncio.sleep(min(exponential(self._retry / 4, self._retry, attempt), max(0.0, left)))
-            attempt += 1
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(deadline - self._clock()):
+                # The clock is asked as well: a timer does not count the time for which the machine sleeps.
+                while self._clock() < deadline:
+                    try:
+                        async with asyncio.timeout(self._renew_deadline / 2):
+                            await self._try_renew()
+                            return
+                    except NotFound:
+                        raise Lost(f"lease {self._name} was deleted") from None
+                    except (ApiError, TimeoutError) as failure:
+                        error = str(failure) or "no answer"
+                        log.warning("lease not renewed", lease=self._name, error=error)
+                    await asyncio.sleep(exponential(self._retry / 4, self._retry, attempt))
+                    attempt += 1
         raise Lost(f"lease {self._name} could not be renewed in time: {error}")
 
-    async def _try_renew(self) -> bool:
-        """One attempt; False if somebody else holds the lease."""
+    async def _try_renew(self) -> None:
+        """One attempt. Raises Lost if somebody else holds the lease."""
         if self._observed is None:
             self._observe(await self._api.get(LEASES, self._name, self._namespace))
         assert self._observed is not None
         if self._holder != self.identity:
-            return False
+            raise Lost(f"lease {self._name} was taken by {self._holder or 'nobody'}")
         try:
             await self._write(self._observed, self._observed.spec.acquire_time, self._observed.spec.lease_transitions)
         except (ApiError, TimeoutError, asyncio.CancelledError):
             # It may have been written all the same: the next attempt has to look first.
             self._observed = None
             raise
-        return True
 
     async def _write(self, over: Lease, acquired: str | None, transitions: int) -> None:
         """Writes us as the holder; on success the lease counts from before the request was sent."""
-        sent = self._clock()
+        sent, written_at = self._clock(), _now()
         spec = msgspec.structs.replace(
             over.spec,
             holder_identity=self.identity,
             lease_duration_seconds=math.ceil(self._seconds),
-            acquire_time=acquired or _now(),
-            renew_time=_now(),
+            acquire_time=acquired or written_at,
+            renew_time=written_at,
             lease_transitions=transitions,
         )
         lease = msgspec.structs.replace(over, spec=spec)
@@ -251,13 +252,15 @@ class LeaderElector:
 
     async def _release(self) -> None:
         """Gives the lease back, so that the next one need not wait; if that fails, it runs out."""
-        if self._observed is None or self._holder != self.identity:
-            return
-        spec = msgspec.structs.replace(
-            self._observed.spec, holder_identity="", lease_duration_seconds=1, renew_time=_now()
-        )
         try:
             async with asyncio.timeout(self._retry):
+                if self._observed is None:  # a renewal was cut off, and may have been written
+                    self._observe(await self._api.get(LEASES, self._name, self._namespace))
+                if self._observed is None or self._holder != self.identity:
+                    return
+                spec = msgspec.structs.replace(
+                    self._observed.spec, holder_identity="", lease_duration_seconds=1, renew_time=_now()
+                )
                 await self._api.replace(LEASES, msgspec.structs.replace(self._observed, spec=spec))
             log.info("lease released", lease=self._name)
         except (ApiError, TimeoutError) as error:
@@ -289,7 +292,7 @@ class Watchdog:
         self._changed = threading.Condition()
         self._deadline: float | None = None
 
-    @contextmanager
+    @contextlib.contextmanager
     def armed(self, deadline: float) -> Iterator[None]:
         """While the context lasts, the deadline counts."""
         self._deadline = deadline

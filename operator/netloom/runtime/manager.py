@@ -2,7 +2,8 @@
 
 A component is a coroutine function that runs until it is cancelled. Most are `restart=True`: reconcilers are
 independent, and one that crashes is started again, with a growing delay, while the others go on; readiness shows it.
-The crash of one without `restart` ends the role, and with it the process: whoever started it starts it again.
+The crash of one without `restart` ends the role, and with it the process: whoever started it starts it again. So does a
+`UserError`, restart or not: it names what somebody has to mend first.
 
 SIGTERM or SIGINT ends the role in order: every component is cancelled and has `grace` seconds for its last words. A
 second signal, or a component that overstays, ends the process on the spot.
@@ -16,8 +17,10 @@ from collections.abc import Awaitable, Callable
 import msgspec
 import structlog
 
+from netloom.api.errors import UserError, sentences
 from netloom.runtime import metrics
 from netloom.runtime.backoff import Backoff
+from netloom.runtime.cancellation import only_if_asked
 from netloom.runtime.health import Health
 
 log = structlog.get_logger(__name__)
@@ -73,7 +76,7 @@ class Manager:
         self._stop.set()
 
     async def run(self) -> None:
-        """Runs all components until a signal, `stop`, or a crash. Raises Crashed."""
+        """Runs all components until a signal, `stop`, or a crash. Raises Crashed, or a UserError as it is."""
         loop = asyncio.get_running_loop()
         for number in SIGNALS:
             loop.add_signal_handler(number, self._signalled, number)
@@ -101,7 +104,7 @@ class Manager:
             stopping.cancel()
             await self._end(tasks)
         for task in tasks:
-            if not task.cancelled() and (error := task.exception()):
+            if task.done() and not task.cancelled() and (error := task.exception()):
                 raise error
 
     async def _end(self, tasks: list[asyncio.Task[None]]) -> None:
@@ -124,14 +127,18 @@ class Manager:
         while True:
             began = loop.time()
             try:
-                await part.run()
+                await only_if_asked(part.run())
             except Exception as error:
+                if isinstance(error, UserError):
+                    raise
+                if said := sentences(error):
+                    raise UserError(" ".join(said)) from error
+                crash = f"crashed: {error or type(error).__name__}"
                 if not part.restart:
                     log.exception("component crashed", component=part.name)
-                    raise Crashed(f"{part.name} crashed: {error or type(error).__name__}") from error
+                    raise Crashed(f"{part.name} {crash}") from error
                 if loop.time() - began > backoff.cap:
                     backoff.reset()
-                crash = f"crashed: {error or type(error).__name__}"
                 delay = backoff.next()
                 log.exception("component crashed, starting it again", component=part.name, delay=round(delay, 3))
             else:

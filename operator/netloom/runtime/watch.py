@@ -20,7 +20,7 @@ and asked for again; if it stays so, the server's history went back (a restored 
 
 import asyncio
 import random
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Generic, TypeVar
 
 import msgspec
@@ -73,6 +73,7 @@ class ListWatch(Generic[T]):
         changed: Callable[[T, T], bool] | None = None,
         timing: Timing | None = None,
         event_limit: int = stream.EVENT_LIMIT,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self._api = api
         self._store = store
@@ -81,8 +82,10 @@ class ListWatch(Generic[T]):
         self._changed = changed
         self._timing = timing or Timing()
         self._event_limit = event_limit
+        self._sleep = sleep
         self._backoff = Backoff(self._timing.base, self._timing.cap)
-        self._position = ""  # the version to go on from; "" = list first
+        self.position = ""
+        """The version that the watch goes on from; "": it begins with a list."""
         self._seen = 0  # the highest version that was ever seen
         self._stale = 0
         self._bad = 0
@@ -97,23 +100,23 @@ class ListWatch(Generic[T]):
         while True:
             retry_after = 0.0
             try:
-                if not self._position:
+                if not self.position:
                     await self._list()
                 await self._follow()
             except ApiError as error:
                 retry_after = error.retry_after or 0.0
                 self._failed(error.reason or str(error.status), str(error))
                 if isinstance(error, Gone):
-                    self._position = ""
+                    self.position = ""
             except stream.StreamBroken as error:
                 self._failed("Broken", str(error))
                 self._bad += 1
                 if self._bad >= BAD_STREAMS or isinstance(error, stream.EventTooLarge):
                     self._bad = 0
-                    self._position = ""
+                    self.position = ""
             except TimeoutError:
                 self._failed("Silent", f"nothing came for {self._timing.inactivity:g} s")
-            await asyncio.sleep(max(retry_after, self._backoff.next()))
+            await self._sleep(max(retry_after, self._backoff.next()))
 
     def _failed(self, reason: str, text: str) -> None:
         self.trouble = text
@@ -135,7 +138,7 @@ class ListWatch(Generic[T]):
             log.error("the server's history went back, its list is believed", kind=self._resource.kind, to=version)
         self._stale = 0
         self._seen = version
-        self._position = found.resource_version
+        self.position = found.resource_version
         if found.unreadable:
             metrics.UNREADABLE.labels(self._resource.kind).inc(len(found.unreadable))
         self._store.replace({key_of(obj): obj for obj in found.objects}, self._changed, frozenset(found.unreadable))
@@ -149,7 +152,7 @@ class ListWatch(Generic[T]):
             **self._selectors,
             "watch": "1",
             "allowWatchBookmarks": "true",
-            "resourceVersion": self._position,
+            "resourceVersion": self.position,
             "timeoutSeconds": str(round(random.uniform(*self._timing.lifetime))),
         }
         lines = stream.Lines(self._event_limit)
@@ -202,12 +205,12 @@ class ListWatch(Generic[T]):
         if version and version < self._seen:
             if disorder:
                 log.warning("event out of order", kind=self._resource.kind, version=version, position=self._seen)
-                self._position = ""
+                self.position = ""
             return
         if not version or version > self._seen or age >= self._timing.healthy:
             self._backoff.reset()
             self._bad = 0
         self.trouble = ""
         self._seen = max(self._seen, version)
-        if self._position:
-            self._position = text
+        if self.position:
+            self.position = text

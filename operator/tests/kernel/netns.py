@@ -1,7 +1,7 @@
 """Network namespaces for tests: the kernel is real, the machine's own network is never touched.
 
-`Lab` makes namespaces whose names carry the process id, and removes them also on failure; what a killed run has left
-behind is removed by the next one.
+A `Lab` makes namespaces whose names carry the process id, and removes them also on failure; what a killed run has
+left behind is removed by the next one. State is read with `ip`, which knows nothing of the code under test.
 """
 
 import contextlib
@@ -17,6 +17,10 @@ from typing import Any
 PREFIX = "nlk"
 _CLONE_NEWNET = 0x40000000
 _libc = ctypes.CDLL(None, use_errno=True)
+
+# What differs between two equal states: ifindexes, what a bridge has learned of the devices that were in it, and the
+# moment in which an IPv6 address of somebody else's device is new.
+_VOLATILE = re.compile(r"^\d+: |@if\d+|link-netns \S+|link-netnsid \d+|tso_max_size \d+| tentative")
 
 
 def run(*command: str, check: bool = True) -> str:
@@ -38,23 +42,29 @@ class Namespace:
         return run("ip", "-n", self.name, *arguments.split())
 
     def ip_json(self, arguments: str) -> Any:
-        """`ip -j` decoded."""
+        """`ip -j -d` decoded."""
         return json.loads(run("ip", "-n", self.name, "-j", "-d", *arguments.split()) or "[]")
 
-    def run(self, command: str, *, check: bool = True) -> str:
+    def exec(self, command: str, *, check: bool = True) -> str:
         """A command inside."""
         return run("ip", "netns", "exec", self.name, *command.split(), check=check)
 
     def batch(self, lines: list[str]) -> None:
         """`ip -batch`."""
         command = ["ip", "-n", self.name, "-batch", "-"]
-        subprocess.run(command, input="\n".join(lines), text=True, check=True, capture_output=True, timeout=120)
+        done = subprocess.run(command, input="\n".join(lines), text=True, capture_output=True, timeout=120, check=False)
+        if done.returncode:
+            raise RuntimeError(done.stderr)
+
+    def sysctl(self, name: str, value: str = "") -> str:
+        """Read, or set, `net/...`."""
+        return self.exec(f"sysctl -n {name}" if not value else f"sysctl -qw {name}={value}").strip()
 
     def pings(self, target: str, *, size: int = 0, source: str = "") -> bool:
-        """One answered ping; with `size` (bytes of the whole packet) it must not be fragmented."""
+        """One answered ping; with `size` (bytes of the whole packet) it may not be fragmented."""
         options = f"-s {size - (48 if ':' in target else 28)} -M do" if size else ""
         origin = f"-I {source}" if source else ""
-        return " 0% packet loss" in self.run(f"ping -n -c 1 -W 2 {options} {origin} {target}", check=False)
+        return " 0% packet loss" in self.exec(f"ping -n -c 1 -W 2 {options} {origin} {target}", check=False)
 
     @contextlib.contextmanager
     def entered(self) -> Iterator[None]:
@@ -70,15 +80,37 @@ class Namespace:
             os.close(home)
 
     def state(self) -> str:
-        """All of the network state, as `ip` prints it, without ifindexes, counters and ages."""
-        parts = []
-        commands = "link", "address", "nexthop", "route show table all", "-6 route show table all", "neighbour"
-        for command in commands:
-            shown = self.ip(f"-d {command}") if command in ("link",) else self.ip(command)
-            parts.append(f"# {command}\n{shown}")
-        text = re.sub(r"^\d+: ", "", "\n".join(parts), flags=re.MULTILINE)
-        text = re.sub(r"(@if\d+|link-netns\S* \S+|link-netnsid \d+|qlen \d+| (REACHABLE|STALE|DELAY|PROBE))", "", text)
-        return "\n".join(sorted(line.rstrip() for line in text.splitlines() if "lladdr" not in line or "PERM" in line))
+        """All of the network state, as `ip` prints it, in an order of its own."""
+        lines = []
+        for command in ("link", "address", "nexthop", "route show table all", "-6 route show table all", "neighbour"):
+            for line in self.ip(f"-d {command}" if command == "link" else command).splitlines():
+                # Neighbours that the kernel makes by itself come and go.
+                if "lladdr" in line and "PERMANENT" not in line:
+                    continue
+                lines.append(f"{command}: {_VOLATILE.sub('', line).strip()}")
+        return "\n".join(sorted(lines))
+
+    def owned(self) -> str:
+        """What is Netloom's, one line each, by its marks: device name, protocol number."""
+        lines = []
+        for link in self.ip_json("address"):
+            if not link.get("ifname", "").startswith("netloom_"):
+                continue
+            data = link["linkinfo"].get("info_data", {})
+            lines.append(
+                f"link {link['ifname']} {'up' if 'UP' in link['flags'] else 'down'} mtu {link['mtu']} "
+                f"address {link['address']} {link['linkinfo']['info_kind']}"
+                f"{' external' if data.get('external') else ''} dstport {data.get('port')}"
+            )
+            lines += [f"address {a['local']}/{a['prefixlen']}" for a in link["addr_info"]]
+            neighbours = self.ip(f"neighbour show dev {link['ifname']} nud permanent").splitlines()
+            lines += [f"neighbour {' '.join(line.split())}" for line in sorted(neighbours)]
+        nexthops = [" ".join(line.split()) for line in self.ip("nexthop").splitlines() if "proto 158" in line]
+        lines += [f"nexthop {line.replace(' src 0.0.0.0', '').replace(' tos 0', '')}" for line in nexthops]
+        for family in ("-4", "-6"):
+            for line in self.ip(f"{family} route show proto 158").splitlines():
+                lines.append("route " + re.sub(r" encap .*", "", " ".join(line.split())))
+        return "\n".join(lines)
 
 
 def _setns(descriptor: int) -> None:
@@ -93,10 +125,11 @@ class Lab:
         self._made: list[Namespace] = []
 
     def namespace(self, name: str) -> Namespace:
-        """A new one, with `lo` up."""
+        """A new one, with `lo` up, and link-local addresses that are there at once (no duplicate detection)."""
         namespace = Namespace(f"{PREFIX}-{os.getpid()}-{name}")
         run("ip", "netns", "add", namespace.name)
         self._made.append(namespace)
+        namespace.exec("sysctl -qw net.ipv6.conf.all.accept_dad=0 net.ipv6.conf.default.accept_dad=0")
         namespace.ip("link set lo up")
         return namespace
 

@@ -28,5 +28,5 @@ def test_the_machine_finds_what_a_broken_rule_does(monkeypatch: pytest.MonkeyPat
     """The same search every time, so that it cannot fail by bad luck."""
     broken(monkeypatch)
     search = settings(EXAMPLES, max_examples=1500, derandomize=True, database=None, phases=[Phase.generate])
-    with pytest.raises(AssertionError, match="overlap|lock"):
+    with pytest.raises(AssertionError, match=r"overlap|lock"):
         run_state_machine_as_test(AllocationMachine, settings=search)

@@ -1,0 +1,348 @@
+"""The agent as its users run it: a process per node, real tunnels, the real API server; the kernel's state as text."""
+
+import json
+import os
+import signal
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from netloom_e2e.cluster import ControlPlane
+from netloom_e2e.gateway import gateway
+from netloom_e2e.lab import Lab, Machine, wait_for
+from netloom_e2e.mesh import NETLOOM, TUNNEL, facts, routes, state
+
+NETWORK = "/apis/netloom.dev/v1alpha1/netloomnetworks"
+THREE = ("n1", "n2", "n3")
+NODES = "/apis/netloom.dev/v1alpha1/netloomnodes"
+
+
+@dataclass
+class Cluster:
+    """A lab whose nodes run agents of one control plane. NetloomNodes are written by the test: no operator runs."""
+
+    lab: Lab
+    plane: ControlPlane
+    folder: Path
+    agents: dict[str, subprocess.Popen[str]] = field(default_factory=dict)
+
+    def join(self, name: str) -> Machine:
+        """A node, its NetloomNode, and its agent."""
+        machine = self.lab.add_node(name)
+        self.plane.client.request("POST", NODES, netloom_node(name, machine.address, *cidrs(name)))
+        self.start(machine)
+        return machine
+
+    def start(self, machine: Machine) -> None:
+        """Start the node's agent; its log is appended to."""
+        kubeconfig = self.plane.kubeconfig(host=self.lab.address)
+        command = [str(NETLOOM), "agent", "--kubeconfig", str(kubeconfig), "--node-name", machine.node]
+        with (self.folder / f"{machine.node}.log").open("a") as log:
+            self.agents[machine.node] = machine.popen([*command, "--run-dir", self.run_dir(machine)], stdout=log)
+
+    def run_dir(self, machine: Machine) -> str:
+        return str(self.folder / machine.node)
+
+    def log(self, machine: Machine) -> str:
+        return (self.folder / f"{machine.node}.log").read_text()
+
+    def in_sync(self, *machines: Machine, peers: int) -> None:
+        """Wait until these nodes' agents have `peers` peers in the kernel; else show what the agent says."""
+        for machine in machines:
+            said: dict[str, object] = {}
+
+            def whole(machine: Machine = machine, said: dict[str, object] = said) -> bool:
+                said.clear()
+                said.update(facts(machine))
+                return bool(said.get("inSync")) and said["peers"] == peers
+
+            try:
+                wait_for(f"{machine.node} in sync with {peers} peers", whole, deadline=30)
+            except TimeoutError as error:
+                end = "\n".join(self.log(machine).splitlines()[-20:])
+                status = self.agents[machine.node].poll()
+                raise AssertionError(f"{error}\nexit status {status}, it says {said}\n{end}") from error
+
+    def settle(self) -> list[Machine]:
+        """Back to three nodes in sync, whatever the last test did."""
+        self.plane.client.request("PATCH", f"{NETWORK}/default", network(routing={"mode": "tunnel"}))
+        for name in [name for name in self.agents if name not in THREE]:
+            self.lab.remove_node(name)
+            self.agents.pop(name).wait()
+        for node in self.plane.client.request("GET", NODES)["items"]:
+            if (name := node["metadata"]["name"]) not in THREE:
+                self.plane.client.request("DELETE", f"{NODES}/{name}")
+        machines = [self.lab.nodes.get(name) or self.join(name) for name in THREE]
+        for machine in machines:
+            machine.remove_pods()
+            if self.agents[machine.node].poll() is not None:
+                self.start(machine)
+        self.in_sync(*machines, peers=2)
+        return machines
+
+    def stop(self) -> None:
+        for agent in self.agents.values():
+            agent.kill()
+            agent.wait()
+
+
+def cidrs(name: str) -> tuple[str, str]:
+    """The pod CIDRs of node `n1`, `n2`, ..."""
+    index = name.removeprefix("n")
+    return f"10.42.{index}.0/24", f"fd00:42:0:{index}::/64"
+
+
+def netloom_node(name: str, address: str, *pod_cidrs: str) -> dict[str, object]:
+    return {
+        "apiVersion": "netloom.dev/v1alpha1",
+        "kind": "NetloomNode",
+        "metadata": {"name": name},
+        "spec": {
+            "addresses": [{"type": "InternalIP", "ip": address}],
+            "ipam": {"mode": "cluster-pool", "podCIDRs": list(pod_cidrs)},
+        },
+    }
+
+
+def network(**spec: object) -> dict[str, object]:
+    pool = {"ipv4PodCIDRList": ["10.42.0.0/16"], "ipv6PodCIDRList": ["fd00:42::/56"], "ipv6MaskSize": 64}
+    return {
+        "apiVersion": "netloom.dev/v1alpha1",
+        "kind": "NetloomNetwork",
+        "metadata": {"name": "default"},
+        "spec": {"ipam": {"clusterPool": pool}, **spec},
+    }
+
+
+@pytest.fixture(scope="module")
+def cluster(crds_installed: ControlPlane, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    plane = crds_installed
+    with Lab(f"nla{os.getpid() % 10000}") as lab, gateway(lab, plane.port):
+        made = Cluster(lab, plane, tmp_path_factory.mktemp("agents"))
+        plane.client.request("POST", NETWORK, network())
+        try:
+            yield made
+        finally:
+            made.stop()
+            plane.delete_all("netloomnodes.v1alpha1.netloom.dev", "netloomnetworks.v1alpha1.netloom.dev")
+
+
+@pytest.fixture
+def mesh(cluster: Cluster) -> list[Machine]:
+    """Three nodes in sync."""
+    return cluster.settle()
+
+
+def test_nodes_join_and_leave_and_the_others_follow(cluster: Cluster, mesh: list[Machine]) -> None:
+    n1, n2, _ = mesh
+    a, b = n1.add_pod("a", "10.42.1.5", mtu=1450), n2.add_pod("b", "10.42.2.5", mtu=1450)
+    assert a.ping(b.address, count=3, interval=0.01, payload=1422).lost == 0
+
+    n4 = cluster.join("n4")
+    cluster.in_sync(*mesh, n4, peers=3)
+    assert a.ping(n4.add_pod("d", "10.42.4.5", mtu=1450).address).lost == 0
+
+    before = state(n1)
+    cluster.plane.client.request("DELETE", f"{NODES}/n4")
+    cluster.in_sync(*mesh, peers=2)
+    assert "10.42.4.0/24" in before
+    assert "10.42.4.0/24" not in state(n1)
+    assert a.ping(b.address).lost == 0
+
+
+def test_the_host_itself_reaches_remote_pods(cluster: Cluster, mesh: list[Machine]) -> None:
+    n1, n2, _ = mesh
+    pod = n2.add_pod("b", "10.42.2.5", mtu=1450)
+    assert "1 received" in n1.run("ping", "-n", "-q", "-c", "1", "-W", "2", pod.address, check=False)
+
+
+def test_ipv6_pods_ping_through_the_ipv4_underlay(cluster: Cluster, mesh: list[Machine]) -> None:
+    n1, n2, _ = mesh
+    a, b = n1.add_pod("a6", "fd00:42:0:1::5", mtu=1450), n2.add_pod("b6", "fd00:42:0:2::5", mtu=1450)
+    assert a.ping(b.address, count=3, interval=0.01, payload=1402, wait=2).lost == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_restart_writes_nothing_and_loses_nothing(cluster: Cluster, mesh: list[Machine], number: int) -> None:
+    n1, n2, _ = mesh
+    a, b = n1.add_pod("a", "10.42.1.5", mtu=1450), n2.add_pod("b", "10.42.2.5", mtu=1450)
+    before = state(n1)
+    with subprocess.Popen(
+        [*b.enter, *b.ping_command(a.address, count=1000, interval=0.002)], stdout=subprocess.PIPE, text=True
+    ) as ping:
+        agent = cluster.agents["n1"]
+        agent.send_signal(number)
+        agent.wait(20)
+        assert state(n1) == before, "the data path stays when the agent goes"
+        cluster.start(n1)
+        cluster.in_sync(n1, peers=2)
+        output, _ = ping.communicate(timeout=60)
+    assert "1000 packets transmitted, 1000 received" in output
+    assert facts(n1)["netlinkWrites"] == 0
+    assert state(n1) == before
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["route", "del", "10.42.2.0/24"],
+        ["route", "replace", "10.42.2.0/24", "dev", "eth0"],
+        ["neigh", "flush", "dev", TUNNEL, "nud", "permanent"],
+        ["nexthop", "flush", "proto", "158"],
+        ["link", "set", TUNNEL, "down"],
+        ["link", "del", TUNNEL],
+        ["link", "set", TUNNEL, "mtu", "1300"],
+        ["addr", "flush", "dev", TUNNEL],
+    ],
+    ids=" ".join,
+)
+def test_what_is_deleted_by_hand_comes_back(cluster: Cluster, mesh: list[Machine], words: list[str]) -> None:
+    n1, n2, _ = mesh
+    a, b = n1.add_pod("a", "10.42.1.5", mtu=1450), n2.add_pod("b", "10.42.2.5", mtu=1450)
+    before, repaired = state(n1), facts(n1)["driftRepaired"]
+    n1.ip(*words, check=False)
+    wait_for(f"repair after ip {' '.join(words)}", lambda: state(n1) == before)
+    wait_for("the agent to say so", lambda: facts(n1).get("inSync"))
+    assert a.ping(b.address).lost == 0
+    assert facts(n1)["driftRepaired"] > repaired
+
+
+def test_the_mesh_is_kept_while_the_api_server_is_away(cluster: Cluster, mesh: list[Machine]) -> None:
+    n1 = mesh[0]
+    before = state(n1)
+    cluster.plane.kill_apiserver()
+    try:
+        n1.ip("route", "del", "10.42.2.0/24")
+        wait_for("repair without an API server", lambda: state(n1) == before)
+    finally:
+        cluster.plane.start_apiserver()
+    n4 = cluster.join("n4")
+    cluster.in_sync(*mesh, n4, peers=3)
+
+
+def test_the_condition_tells_and_is_written_only_when_it_changes(cluster: Cluster, mesh: list[Machine]) -> None:
+    def condition() -> dict[str, str]:
+        conditions = cluster.plane.client.request("GET", f"{NODES}/n1").get("status", {}).get("conditions", [])
+        return next((dict(c) for c in conditions if c["type"] == "DataplaneReady"), {})
+
+    wait_for("the condition", lambda: condition().get("status") == "True")
+    version = cluster.plane.client.request("GET", f"{NODES}/n1")["metadata"]["resourceVersion"]
+    cluster.join("n4")
+    cluster.in_sync(*mesh, peers=3)
+    assert cluster.plane.client.request("GET", f"{NODES}/n1")["metadata"]["resourceVersion"] == version, (
+        "no write for a join"
+    )
+
+    cluster.plane.client.request("PATCH", f"{NETWORK}/default", {"spec": {"routing": {"mode": "native"}}})
+    wait_for("the refusal", lambda: condition().get("reason") == "NotImplemented")
+    assert "spec.routing.mode native is not implemented yet" in condition()["message"]
+    events = cluster.plane.kubectl("get", "events", "--field-selector", "involvedObject.name=n1").stdout
+    assert "NotImplemented" in events
+    assert len(routes(mesh[0])) == 3, "the pods keep their network"
+
+
+def test_two_nodes_that_claim_one_cidr_are_reported_and_the_older_keeps_it(
+    cluster: Cluster, mesh: list[Machine]
+) -> None:
+    n1 = mesh[0]
+    before = state(n1)
+    thief = netloom_node("zz-thief", "172.31.9.9", "10.42.2.0/24")
+    cluster.plane.client.request("POST", NODES, thief)
+    wait_for("the report", lambda: facts(n1).get("errors"))
+    assert "10.42.2.0/24 is claimed by n2 and zz-thief; n2 is older and keeps it." in str(facts(n1)["errors"])
+    assert [line for line in state(n1).splitlines() if "10.42.2.0/24" in line] == [
+        line for line in before.splitlines() if "10.42.2.0/24" in line
+    ]
+    cluster.plane.client.request("DELETE", f"{NODES}/zz-thief")
+    cluster.in_sync(n1, peers=2)
+    assert state(n1) == before
+
+
+def test_manifests_steer_an_agent_without_a_cluster_and_a_mistake_in_one_changes_nothing(
+    cluster: Cluster, mesh: list[Machine], tmp_path: Path
+) -> None:
+    n1 = mesh[0]
+    before = state(n1)
+    cluster.agents["n1"].kill()
+    cluster.agents["n1"].wait()
+    items = cluster.plane.client.request("GET", NODES)["items"]
+    nodes = {str(node["metadata"]["name"]): with_kind(node) for node in items}
+    write(tmp_path / "network.json", network())
+    for name, node in nodes.items():
+        write(tmp_path / f"{name}.json", node)
+    command = [str(NETLOOM), "agent", "--manifests", str(tmp_path), "--node-name", "n1", "--run-dir"]
+    with (cluster.folder / "manifests.log").open("w") as log:
+        cluster.agents["n1"] = n1.popen([*command, cluster.run_dir(n1)], stdout=log)
+    cluster.in_sync(n1, peers=2)
+    assert state(n1) == before
+    assert facts(n1)["netlinkWrites"] == 0, "the same objects, from another source"
+
+    good = nodes["n2"]
+    write(tmp_path / "n2.json", netloom_node("n2", "172.31.1.2", "10.42.2.1/24"))
+    wait_for("the report", lambda: "n2.json" in readiness(n1))
+    assert "spec.ipam.podCIDRs[0]: NetloomNode n2: bits are set after the prefix length" in readiness(n1)
+    assert state(n1) == before, "the last good objects stay"
+
+    (tmp_path / "n3.json").unlink()
+    write(tmp_path / "n2.json", good)
+    wait_for("n3 to be gone", lambda: len(routes(n1)) == 1)
+    assert readiness(n1).endswith("ok\n")
+    cluster.agents["n1"].kill()
+    cluster.agents["n1"].wait()
+
+
+def readiness(machine: Machine) -> str:
+    return machine.run("curl", "-s", "--max-time", "2", "http://127.0.0.1:9964/readyz", check=False)
+
+
+def write(path: Path, obj: dict[str, object]) -> None:
+    path.with_suffix(".staged").write_text(json.dumps(obj))
+    path.with_suffix(".staged").rename(path)
+
+
+def with_kind(node: dict[str, object]) -> dict[str, object]:
+    return {"apiVersion": "netloom.dev/v1alpha1", "kind": "NetloomNode", **node}
+
+
+def test_plan_says_what_an_agent_would_do_and_cleanup_leaves_what_is_foreign(
+    cluster: Cluster, mesh: list[Machine]
+) -> None:
+    n1 = mesh[0]
+    kubeconfig = str(cluster.plane.kubeconfig(host=cluster.lab.address))
+    plan = [str(NETLOOM), "plan", "--kubeconfig", kubeconfig, "--node-name", "n1", "--run-dir", cluster.run_dir(n1)]
+    cleanup = [str(NETLOOM), "cleanup", "--run-dir", cluster.run_dir(n1)]
+    assert n1.run(*plan) == "nothing to change\n"
+
+    cluster.agents["n1"].terminate()
+    cluster.agents["n1"].wait(20)
+    foreign = ["route add 10.99.0.0/24 dev eth0 proto 77", "nexthop add id 7 dev eth0"]
+    n1.batch(foreign)
+    n1.ip("route", "del", "10.42.2.0/24")
+    done = subprocess.run([*n1.enter, *plan], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 2
+    assert done.stdout.startswith("ip route add 10.42.2.0/24 proto 158 nhid ")
+    assert len(done.stdout.splitlines()) == 1
+    assert "10.42.2.0/24" not in state(n1), "a plan writes nothing"
+
+    n1.run(*cleanup)
+    assert "netloom" not in n1.ip("link")
+    assert "proto 158" not in n1.ip("route") + n1.ip("-6", "route") + n1.ip("nexthop")
+    assert "10.99.0.0/24" in n1.ip("route")
+    assert "id 7 dev eth0" in n1.ip("nexthop")
+    assert n1.run("cat", "/proc/sys/net/ipv4/ip_forward").strip() == "0", "put back as it was found"
+    assert n1.run(*cleanup) == "nothing to change\n"
+
+
+def test_status_shows_the_cluster_and_the_agent(cluster: Cluster, mesh: list[Machine]) -> None:
+    n1 = mesh[0]
+    kubeconfig = str(cluster.plane.kubeconfig(host=cluster.lab.address))
+    shown = json.loads(n1.run(str(NETLOOM), "status", "-o", "json", "--kubeconfig", kubeconfig))
+    assert [node["name"] for node in shown["nodes"]] == ["n1", "n2", "n3"]
+    assert shown["nodes"][0]["podCIDRs"] == list(cidrs("n1"))
+    assert (shown["agent"]["node"], shown["agent"]["peers"], shown["agent"]["inSync"]) == ("n1", 2, True)
+    text = n1.run(str(NETLOOM), "status", "--kubeconfig", kubeconfig)
+    assert "10.42.3.0/24" in text
+    assert "n1: 2 peers, in sync" in text

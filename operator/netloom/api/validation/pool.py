@@ -1,0 +1,89 @@
+"""NetloomIPPools: each by itself, and beside the other pools, the cluster's CIDRs and the nodes."""
+
+from collections.abc import Iterable
+
+from netloom.api.cidrs import (
+    FAMILIES,
+    Family,
+    Network,
+    NodeAddresses,
+    check_mask_size,
+    check_nodes_outside,
+    check_overlap,
+    parse_cidrs,
+)
+from netloom.api.problem import Problem
+from netloom.api.v1alpha1 import NetloomIPPool, NetloomNetwork, PoolFamily
+from netloom.api.validation.network import cluster_cidrs
+from netloom.api.validation.ranges import check_ranges
+
+_EXAMPLES: dict[Family, str] = {4: "10.245.0.0/16", 6: "fd00:10:245::/56"}
+
+
+def validate_pool(pool: NetloomIPPool, *, node_addresses: NodeAddresses | None = None) -> list[Problem]:
+    """Everything that is wrong with a pool, by itself and beside the nodes that there are."""
+    name = f"NetloomIPPool {pool.metadata.name}"
+    if pool.spec.ipv4 is None and pool.spec.ipv6 is None:
+        message, way_out = "a pool without CIDRs has nothing to give.", "Give spec.ipv4, spec.ipv6 or both."
+        return [Problem(name, "spec", "", "NoCIDR", message, way_out)]
+    numbers = {f"spec.ipv{family}.maskSize": block.mask_size for family, block in _families(pool)}
+    problems = check_ranges("NetloomIPPool", pool.metadata.name, numbers)
+    for family, block in _families(pool):
+        field = f"spec.ipv{family}"
+        networks, wrong = parse_cidrs(
+            block.cidrs, object=name, field=f"{field}.cidrs", example=_EXAMPLES[family], family=family, for_pods=True
+        )
+        problems += check_mask_size(
+            block.cidrs, block.mask_size, family=family, object=name, field=f"{field}.maskSize", block="a block"
+        )
+        problems += wrong
+        so = "a node could be given the same addresses twice"
+        problems += check_overlap(block.cidrs, object=name, field=f"{field}.cidrs", so=so)
+        problems += check_nodes_outside(networks, node_addresses or {}, object=name, reason="PoolOverlapsNodes")
+    return problems
+
+
+def validate_pool_update(old: NetloomIPPool, new: NetloomIPPool) -> list[Problem]:
+    """What a change of a pool breaks for the nodes that hold blocks of it."""
+    name = f"NetloomIPPool {new.metadata.name}"
+    problems: list[Problem] = []
+    after = dict(_families(new))
+    for family, block in _families(old):
+        field = f"spec.ipv{family}"
+        if family not in after:
+            message = "a family cannot be taken away from a pool, as nodes may hold blocks of it."
+            problems.append(Problem(name, field, "", "PoolInUse", message, "Make another pool."))
+        elif after[family].mask_size != block.mask_size:
+            message = "the mask size of a pool cannot change: new blocks would not fit between the old ones."
+            size = str(after[family].mask_size)
+            problems.append(Problem(name, f"{field}.maskSize", size, "PoolInUse", message, "Make another pool."))
+    return problems
+
+
+def validate_pools(pools: Iterable[NetloomIPPool], network: NetloomNetwork | None = None) -> list[Problem]:
+    """CIDRs of a pool that overlap those of another, or of the cluster. Both stay; the overlap is given to nobody.
+
+    The older pool keeps its right: the Problem is the younger's, or that of the later name.
+    """
+    taken = [("spec.ipam.clusterPool of the NetloomNetwork", cidr) for _, cidr in cluster_cidrs(network)]
+    problems: list[Problem] = []
+    for pool in sorted(pools, key=lambda pool: (pool.metadata.creation_timestamp, pool.metadata.name)):
+        name = f"NetloomIPPool {pool.metadata.name}"
+        own: list[tuple[str, Network]] = []
+        for family, block in _families(pool):
+            networks, _ = parse_cidrs(
+                block.cidrs, object=name, field=f"spec.ipv{family}.cidrs", example="", family=family
+            )
+            for field, cidr in networks:
+                owner = next(((owner, other) for owner, other in taken if other.overlaps(cidr)), None)
+                if owner:
+                    message = f"{cidr} overlaps {owner[1]} of {owner[0]}, so two nodes could be given the same address."
+                    way_out = "Remove it from one of them; until then no block of the overlap is given."
+                    problems.append(Problem(name, field, str(cidr), "PoolOverlap", message, way_out))
+                own.append((name, cidr))
+        taken += own
+    return problems
+
+
+def _families(pool: NetloomIPPool) -> list[tuple[Family, PoolFamily]]:
+    return [(family, block) for family, block in zip(FAMILIES, (pool.spec.ipv4, pool.spec.ipv6), strict=True) if block]

@@ -1,0 +1,236 @@
+"""Role `agent`: one per node. Objects in, from a cluster or from a directory; this node's kernel state out.
+
+The order matters for a restart that nobody notices: the data path is opened (it only reads), the caches fill, and only
+then the first whole desired state is applied. Until that moment, and while the API server is away, the kernel keeps
+what it has.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import structlog
+from aiohttp import web
+
+from netloom.api.v1alpha1 import (
+    LEDGERS,
+    NETLOOM_NODES,
+    NETWORKS,
+    POOLS,
+    PREFILTERS,
+    NetloomNetwork,
+    NetloomNode,
+)
+from netloom.api.validation import validate
+from netloom.kernel.capability import require_net_admin
+from netloom.kernel.dataplane import Dataplane
+from netloom.kernel.desired import Desired
+from netloom.kernel.errors import DataplaneError
+from netloom.kernel.report import PlannedChange, Report
+from netloom.runtime import health
+from netloom.runtime.client import Api
+from netloom.runtime.directory import DirectorySource
+from netloom.runtime.errors import ConfigError
+from netloom.runtime.events import EventRecorder
+from netloom.runtime.manager import Manager
+from netloom.runtime.store import Store
+from netloom.runtime.watch import ListWatch
+from netloom_reconcilers import dataplane_metrics
+from netloom_reconcilers.conditions import AGENT, Conditions
+from netloom_reconcilers.node_status import NodeStatusReconciler, Verdict, verdict_of
+from netloom_reconcilers.tunnels import TunnelsReconciler
+
+log = structlog.get_logger(__name__)
+
+PLAN_SYNC_SECONDS = 15.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AgentOptions:
+    """What `netloom agent` was asked to do. `manifests` set: no cluster is spoken to."""
+
+    node_name: str
+    kubeconfig: str | None = None
+    context: str | None = None
+    manifests: Path | None = None
+    run_dir: Path = Path("/run/netloom")
+    http_address: str = "127.0.0.1:9964"
+
+
+class Sources:
+    """Where the desired objects come from, and the components that keep the caches filled."""
+
+    def __init__(self, options: AgentOptions, api: Api | None) -> None:
+        self.networks: Store[NetloomNetwork] = Store(NETWORKS)
+        self.nodes: Store[NetloomNode] = Store(NETLOOM_NODES)
+        self._api = api
+        self._watches: dict[str, ListWatch[Any]] = {}
+        self._directory: DirectorySource | None = None
+        if api is not None:
+            self._watches = {
+                store.resource.kind: ListWatch(api, store, changed=_spec_changed)
+                for store in (self.networks, self.nodes)
+            }
+        elif options.manifests is not None:
+            ignored = (POOLS, PREFILTERS, LEDGERS)
+            self._directory = DirectorySource(
+                options.manifests, [self.networks, self.nodes], ignored=ignored, validate=validate
+            )
+
+    def _parts(self) -> dict[str, tuple[Callable[[], Awaitable[None]], Callable[[], str]]]:
+        """What runs, and how to ask it what is wrong."""
+        parts: dict[str, tuple[Callable[[], Awaitable[None]], Callable[[], str]]] = {}
+        for kind, watch in self._watches.items():
+            parts[f"watch of {kind}"] = watch.run, lambda watch=watch: watch.trouble  # type: ignore[misc]
+        if self._directory is not None:
+            parts["manifests"] = self._directory.run, self._directory.trouble
+        return parts
+
+    def add_to(self, manager: Manager) -> None:
+        """Run under this manager; say in its health what is wrong."""
+        for name, (run, trouble) in self._parts().items():
+            manager.add(name, run, restart=True)
+            manager.health.ready(name, trouble)
+
+    async def fill(self, seconds: float) -> None:
+        """Run until the caches are filled once. Raises ConfigError, which says what was in the way."""
+        parts = self._parts().values()
+        try:
+            async with asyncio.timeout(seconds), asyncio.TaskGroup() as group:
+                running = [group.create_task(_forever(run)) for run, _ in parts]
+                await self.networks.wait_synced()
+                await self.nodes.wait_synced()
+                for task in running:
+                    task.cancel()
+        except TimeoutError:
+            troubles = "; ".join(filter(None, [trouble() for _, trouble in parts]))
+            raise ConfigError(f"the objects could not be read in {seconds:g} s: {troubles}") from None
+
+
+async def _forever(run: Callable[[], Awaitable[None]]) -> None:
+    await run()
+
+
+def _spec_changed(old: NetloomNetwork | NetloomNode, new: NetloomNetwork | NetloomNode) -> bool:
+    """Other nodes' status is nobody's business here: at 5,000 nodes it would be most of what there is to do."""
+    return old.spec != new.spec or old.metadata.creation_timestamp != new.metadata.creation_timestamp
+
+
+@asynccontextmanager
+async def sources(options: AgentOptions) -> AsyncIterator[tuple[Sources, Api | None]]:
+    """The sources, and the connection where there is a cluster. Raises ConfigError."""
+    if options.manifests is not None:
+        if not options.manifests.is_dir():
+            raise ConfigError(f"--manifests {options.manifests}: there is no such directory")
+        yield Sources(options, None), None
+        return
+    async with await Api.connect(options.kubeconfig, options.context, user_agent="netloom-agent") as api:
+        await api.check()
+        yield Sources(options, api), api
+
+
+class Agent:
+    """The parts of a running agent, and what it says about itself."""
+
+    def __init__(self, options: AgentOptions, found: Sources, api: Api | None) -> None:
+        self._options = options
+        self.manager = Manager()
+        self.dataplane = Dataplane(run_directory=options.run_dir, on_report=lambda report: self._changed())
+        self.tunnels = TunnelsReconciler(options.node_name, found.networks, found.nodes, self.dataplane)
+        self.status: NodeStatusReconciler | None = None
+        found.add_to(self.manager)
+        self.manager.health.ready("mesh", lambda: "" if self.tunnels.applied.is_set() else "nothing applied yet")
+        self.manager.add("tunnels", self.tunnels.controller.run, restart=True)
+        self.manager.add("dataplane", self.dataplane.run, restart=True)
+        if api is not None:
+            events = EventRecorder(api, "netloom-agent", host=options.node_name)
+            self.status = NodeStatusReconciler(
+                options.node_name, found.nodes, Conditions(api, events, AGENT), self.verdict
+            )
+            self.manager.add("node status", self.status.controller.run, restart=True)
+            self.manager.add("events", events.run, restart=True)
+        self.tunnels.on_change = self._changed
+
+    def _changed(self) -> None:
+        if self.status is not None:
+            self.status.changed()
+
+    def verdict(self) -> Verdict | None:
+        """The node's condition; None until the objects have been read."""
+        blocked = self.tunnels.blocked
+        if blocked is None and not self.tunnels.applied.is_set():
+            return None
+        return verdict_of(blocked.reason if blocked else "Degraded", self.tunnels.errors(self.dataplane.report))
+
+    async def show_status(self, _request: web.Request) -> web.Response:
+        """GET /status: what `netloom status` prints of this node."""
+        return web.Response(body=msgspec.json.encode(self.facts()), content_type="application/json")
+
+    def facts(self) -> dict[str, object]:
+        """This node's data path, for people and for tests."""
+        report: Report = self.dataplane.report
+        errors = self.tunnels.errors(report)
+        return {
+            "node": self._options.node_name,
+            "inSync": self.tunnels.applied.is_set() and not errors,
+            "peers": report.peers,
+            "mtu": report.mtu,
+            "underlay": report.underlay,
+            "driftRepaired": report.repaired,
+            "netlinkWrites": sum(report.written.values()),
+            "written": dict(report.written),
+            "errors": errors,
+        }
+
+
+async def run_agent(options: AgentOptions) -> None:
+    """Run until SIGTERM or SIGINT. Raises UserError where there is nothing to run on; leaves the data path as it is."""
+    host, port = health.parse_address(options.http_address)
+    require_net_admin()
+    async with AsyncExitStack() as stack:
+        found, api = await stack.enter_async_context(sources(options))
+        agent = Agent(options, found, api)
+        await agent.dataplane.open()
+        stack.push_async_callback(agent.dataplane.close)
+        dataplane_metrics.register(agent.dataplane, agent.tunnels)
+        routes = [web.get("/status", agent.show_status)]
+        await stack.enter_async_context(health.serve(agent.manager.health, host, port, routes=routes))
+        log.info("agent started", node=options.node_name)
+        await agent.manager.run()
+
+
+async def plan(options: AgentOptions) -> list[PlannedChange]:
+    """What an agent with these options would change in the kernel. Writes nothing. Raises UserError."""
+    async with sources(options) as (found, _api):
+        dataplane = Dataplane(run_directory=options.run_dir)
+        tunnels = TunnelsReconciler(options.node_name, found.networks, found.nodes, dataplane)
+        await found.fill(PLAN_SYNC_SECONDS)
+        desired = tunnels.desired()
+        if desired is None:
+            assert tunnels.blocked is not None
+            raise ConfigError(tunnels.blocked.message)
+        await dataplane.open()
+        try:
+            return await dataplane.plan(desired)
+        finally:
+            await dataplane.close()
+
+
+async def cleanup(run_dir: Path) -> list[PlannedChange]:
+    """Remove all that agents made on this machine; what was removed. Raises UserError, naming what would not go."""
+    require_net_admin()
+    dataplane = Dataplane(run_directory=run_dir)
+    await dataplane.open()
+    try:
+        removed = await dataplane.plan(Desired())
+        report = await dataplane.cleanup()
+    finally:
+        await dataplane.close()
+    if report.failures:
+        left = "; ".join(f"{failure.kind} {failure.key}: {failure.error}" for failure in report.failures)
+        raise DataplaneError(f"not everything could be removed: {left}. Run it again once that is out of the way.")
+    return removed

@@ -1,0 +1,57 @@
+"""A node in a network namespace of its own, and data paths on it."""
+
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import pytest
+
+from netloom.kernel.dataplane import Dataplane
+from tests.kernel.netns import Lab, Namespace, sweep
+
+Opener = Callable[..., "AsyncIterator[Dataplane]"]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _swept() -> None:
+    sweep()
+
+
+@pytest.fixture
+def lab() -> Iterator[Lab]:
+    lab = Lab()
+    try:
+        yield lab
+    finally:
+        lab.close()
+
+
+@pytest.fixture
+def node(lab: Lab) -> Iterator[Namespace]:
+    """A node with an underlay device that holds 192.168.7.1; the test runs inside."""
+    node, wire = lab.namespace("node"), lab.namespace("wire")
+    lab.wire(node, "eth0", wire, "node")
+    node.ip("address add 192.168.7.1/24 dev eth0")
+    with node.entered():
+        yield node
+
+
+class Planes:
+    """Opens data paths, and closes them at the end."""
+
+    def __init__(self, run_directory: Path, stack: AsyncExitStack) -> None:
+        self._run_directory = run_directory
+        self._stack = stack
+
+    async def open(self, **options: object) -> Dataplane:
+        """A data path with no belt: what is repaired is repaired by events."""
+        plane = Dataplane(**{"run_directory": self._run_directory, "compare_seconds": None, **options})  # type: ignore[arg-type]
+        await plane.open()
+        self._stack.push_async_callback(plane.close)
+        return plane
+
+
+@pytest.fixture
+async def planes(tmp_path: Path) -> AsyncIterator[Planes]:
+    async with AsyncExitStack() as stack:
+        yield Planes(tmp_path / "run", stack)

@@ -1,0 +1,82 @@
+"""An asking socket that can be told to fail, in front of the real one."""
+
+from collections.abc import Callable, Sequence
+
+from netloom.kernel.netlink import AnswerLost, CommandSocket, Refusal, RefusedError, Visit
+from netloom.kernel.wire import NAMES
+
+FOR_EVER = 1 << 30
+
+
+class FaultyCommands(CommandSocket):
+    """Refuses requests of a type, loses answers, or interrupts dumps, as often as it is told."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.refused = 0
+        self.before_batch: Callable[[], None] = lambda: None
+        self._refuse: dict[str, tuple[int, int]] = {}
+        self._lose = 0
+        self._lose_after_doing = False
+        self._interrupt = 0
+        self._fail_dumps: tuple[int, int] = (0, 0)
+
+    def refuse(self, kind: str, code: int, times: int = FOR_EVER) -> None:
+        """The next requests of this type get this errno, and are not done."""
+        self._refuse[kind] = (code, times)
+
+    def lose_answers(self, times: int, *, after_doing: bool) -> None:
+        """The answers to the next batches are lost, with the batches done or not."""
+        self._lose, self._lose_after_doing = times, after_doing
+
+    def interrupt_dumps(self, times: int) -> None:
+        """The next dumps say that the state changed meanwhile."""
+        self._interrupt = times
+
+    def fail_dumps(self, code: int, times: int) -> None:
+        """The next dumps end in this errno."""
+        self._fail_dumps = (code, times)
+
+    def heal(self) -> None:
+        """No more faults."""
+        self._refuse.clear()
+        self._lose = self._interrupt = 0
+        self._fail_dumps = (0, 0)
+
+    def execute(self, messages: Sequence[bytes]) -> dict[int, Refusal]:
+        self.before_batch()
+        if self._lose:
+            self._lose -= 1
+            if self._lose_after_doing:
+                super().execute(messages)
+            raise AnswerLost(f"{len(messages)} requests: injected")
+        refusals = {i: r for i, m in enumerate(messages) if (r := self._refusal(m)) is not None}
+        self.refused += len(refusals)
+        # One by one: a batch is acknowledged by its last request, which may be the one that is refused here.
+        if not refusals:
+            return super().execute(messages)
+        for i, message in enumerate(messages):
+            if i not in refusals:
+                alone = message[:8] + bytes(4) + message[12:]
+                if answer := super().execute([alone]):
+                    refusals[i] = answer[0]
+        return refusals
+
+    def _refusal(self, message: bytes) -> Refusal | None:
+        kind = NAMES[int.from_bytes(message[4:6], "little")]
+        code, times = self._refuse.get(kind, (0, 0))
+        if not times:
+            return None
+        self._refuse[kind] = (code, times - 1)
+        return Refusal(code, "injected")
+
+    def dump(self, request: bytes, visit: Visit) -> bool:
+        code, times = self._fail_dumps
+        if times:
+            self._fail_dumps = (code, times - 1)
+            raise RefusedError(Refusal(code, "injected"))
+        whole = super().dump(request, visit)
+        if self._interrupt:
+            self._interrupt -= 1
+            return False
+        return whole

@@ -1,0 +1,89 @@
+"""Desired states for tests, and waiting for them to come true."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable
+
+from netloom.kernel.address import Prefix, parse_address
+from netloom.kernel.dataplane import Dataplane
+from netloom.kernel.desired import Desired, Peer, Tunnel
+from netloom.kernel.owned import mac_of
+
+DEADLINE_SECONDS = 20.0
+
+
+def tunnel(name: str = "node-1", local: str = "192.168.7.1", *addresses: str, port: int = 8472, mtu: int = 0) -> Tunnel:
+    """This node's end; `addresses` default to one of each family."""
+    own = addresses or ("10.1.0.0", "fd00:1::")
+    return Tunnel(
+        local=parse_address(local),
+        mac=mac_of(name),
+        port=port,
+        mtu=mtu,
+        addresses=tuple(parse_address(address) for address in own),
+    )
+
+
+def peer(number: int, *cidrs: str, name: str = "", since: str = "") -> Peer:
+    """Node `number` of a mesh: `node-N` at 192.168.7.N with 10.N.0.0/24 and fd00:N::/64."""
+    name = name or f"node-{number}"
+    prefixes = cidrs or (f"10.{number}.0.0/24", f"fd00:{number:x}::/64")
+    underlay = parse_address(f"192.168.{7 + number // 256}.{number % 256}")
+    return Peer(name, underlay, mac_of(name), tuple(Prefix.parse(cidr) for cidr in prefixes), since)
+
+
+def mesh(*numbers: int) -> Desired:
+    """Node 1's view of a mesh with these peers."""
+    return Desired(tunnel(), [peer(number) for number in numbers or (2, 3)])
+
+
+def many(count: int) -> Desired:
+    """Node 1's view of a mesh of `count` peers with an IPv4 CIDR each."""
+    peers = []
+    for i in range(count):
+        name, high, low = f"peer-{i}", i // 250, i % 250 + 1
+        cidr = Prefix.parse(f"10.{100 + high // 256}.{high % 256}.{low}/32")
+        peers.append(Peer(name, parse_address(f"172.16.{high}.{low}"), mac_of(name), (cidr,)))
+    return Desired(tunnel(), peers)
+
+
+@contextlib.asynccontextmanager
+async def running(plane: Dataplane) -> AsyncIterator[None]:
+    """The data path follows events meanwhile."""
+    task = asyncio.create_task(plane.run())
+    try:
+        yield
+    finally:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+
+
+async def eventually(condition: Callable[[], bool], what: Callable[[], str] | str = "it") -> None:
+    """Wait until it is so."""
+    try:
+        async with asyncio.timeout(DEADLINE_SECONDS):
+            while not condition():
+                await asyncio.sleep(0.005)
+    except TimeoutError:
+        raise AssertionError(
+            f"not within {DEADLINE_SECONDS:g} s: {what if isinstance(what, str) else what()}"
+        ) from None
+
+
+async def becomes(read: Callable[[], str], wanted: str) -> None:
+    """Wait until the text is `wanted`; the last text is in the failure."""
+    last = ""
+
+    def same() -> bool:
+        nonlocal last
+        last = read()
+        return last == wanted
+
+    try:
+        await eventually(same)
+    except AssertionError:
+        had, has = wanted.splitlines(), last.splitlines()
+        missing = "\n".join(f"- {line}" for line in had if line not in has)
+        surplus = "\n".join(f"+ {line}" for line in has if line not in had)
+        raise AssertionError(f"not within {DEADLINE_SECONDS:g} s:\n{missing}\n{surplus}") from None

@@ -1,0 +1,187 @@
+"""Peers to rows: claims, ids, and that a mesh changed step by step is the mesh made at once."""
+
+import hashlib
+import zlib
+
+import msgspec
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
+from netloom.kernel.address import Prefix, parse_address
+from netloom.kernel.desired import Desired, Peer
+from netloom.kernel.mesh import Carrier, Conflict, Mesh
+from netloom.kernel.owned import NEXTHOP_IDS, ROUTE_PROTOCOL, mac_of
+from netloom.kernel.rows import SeenNexthop, SeenRoute
+from tests.kernel.meshes import peer
+
+CARRIER = Carrier(ifindex=7, vni=1, ipv6=True)
+
+
+def mesh_of(*peers: Peer) -> Mesh:
+    mesh = Mesh()
+    mesh.set_carrier(CARRIER)
+    for one in peers:
+        mesh.set_peer(one)
+    return mesh
+
+
+def wanted(mesh: Mesh) -> tuple[dict[object, object], ...]:
+    """What the mesh wants in the kernel, without the choice of ids."""
+    gateways = {key: value.gateway for key, value in mesh.nexthops.desired.items()}
+    assert len(set(gateways.values())) == len(gateways)
+    return (
+        {value.gateway: value for value in mesh.nexthops.desired.values()},
+        dict(mesh.neighbours.desired),
+        {key: gateways[identity] for key, identity in mesh.routes.desired.items()},
+    )
+
+
+def test_the_older_has_what_both_claim_in_any_order() -> None:
+    old, young = peer(2, "10.9.0.0/24", since="2026-01"), peer(3, "10.9.0.0/24", "10.3.0.0/24", since="2026-02")
+    for order in ((old, young), (young, old)):
+        mesh = mesh_of(*order)
+        assert mesh.conflicts() == [Conflict("10.9.0.0/24", "node-2", "node-3")]
+        assert mesh.peer_of("route", Prefix.parse("10.9.0.0/24")) == "node-2"
+        assert Prefix.parse("10.3.0.0/24") in mesh.routes.desired
+
+
+def test_who_has_no_address_of_its_own_has_nothing() -> None:
+    twin = msgspec.structs.replace(peer(3, since="2026-02"), underlay=peer(2).underlay)
+    mesh = mesh_of(peer(2, since="2026-01"), twin)
+    assert [(c.claim, c.holder, c.peer) for c in mesh.conflicts()] == [("192.168.7.2", "node-2", "node-3")]
+    assert wanted(mesh) == wanted(mesh_of(peer(2)))
+    mesh.remove_peer("node-2")
+    assert mesh.conflicts() == []
+    assert wanted(mesh) == wanted(mesh_of(twin))
+
+
+def colliding_names() -> tuple[str, str]:
+    """Two names whose nexthop ids are the same."""
+    seen: dict[int, str] = {}
+    for number in range(100_000):
+        name = hashlib.sha256(str(number).encode()).hexdigest()[:12]
+        first = seen.setdefault(zlib.crc32(name.encode(), 4) % len(NEXTHOP_IDS), name)
+        if first != name:
+            return first, name
+    raise AssertionError("no collision among 100,000 names")
+
+
+def test_two_names_with_one_hash_get_two_ids() -> None:
+    one, other = colliding_names()
+    mesh = mesh_of(peer(2, "10.2.0.0/24", name=one), peer(3, "10.3.0.0/24", name=other))
+    ids = sorted(mesh.nexthops.desired)
+    assert len(ids) == 2
+    assert ids[1] == ids[0] + 1
+
+
+def test_ids_survive_a_restart_whatever_the_order_of_peers() -> None:
+    one, other = colliding_names()
+    peers = [peer(2, "10.2.0.0/24", name=one), peer(3, "10.3.0.0/24", name=other)]
+    before = mesh_of(*peers)
+    kernel = [SeenNexthop(key, value, ROUTE_PROTOCOL) for key, value in before.nexthops.desired.items()]
+    routes = [SeenRoute(key, identity, ROUTE_PROTOCOL) for key, identity in before.routes.desired.items()]
+    for order in (peers, peers[::-1]):
+        restarted = Mesh()
+        restarted.load(kernel, dict(before.neighbours.desired), routes)
+        restarted.set_carrier(CARRIER)
+        restarted.neighbours.load(dict(before.neighbours.desired))
+        restarted.replace_peers(Desired(None, order))
+        assert restarted.pending() == []
+
+
+def test_a_foreign_nexthop_keeps_its_id() -> None:
+    own = next(iter(mesh_of(peer(2, "10.2.0.0/24")).nexthops.desired))
+    mesh = Mesh()
+    value = next(iter(mesh_of(peer(5, "10.5.0.0/24")).nexthops.desired.values()))
+    mesh.load([SeenNexthop(own, value, 42)], {}, [])
+    mesh.set_carrier(CARRIER)
+    mesh.set_peer(peer(2, "10.2.0.0/24"))
+    assert list(mesh.nexthops.desired) == [own + 1]
+    assert mesh.nexthops.kernel == {}
+
+
+def test_a_lost_nexthop_takes_its_routes_and_no_others() -> None:
+    mesh = mesh_of(peer(2, "10.2.0.0/24", "10.22.0.0/24"), peer(3, "10.3.0.0/24"))
+    for table in (mesh.nexthops, mesh.neighbours, mesh.routes):
+        table.assume([*table.updates()])  # type: ignore[attr-defined]
+    assert mesh.pending() == []
+    lost = mesh.routes.desired[Prefix.parse("10.2.0.0/24")]
+    mesh.lost_nexthops({lost})
+    assert mesh.nexthops.pending == {lost}
+    assert mesh.routes.pending == {Prefix.parse("10.2.0.0/24"), Prefix.parse("10.22.0.0/24")}
+
+
+CIDRS = [Prefix.parse(text) for text in ("10.1.0.0/24", "10.2.0.0/24", "10.3.0.0/24", "fd00:1::/64", "fd00:2::/64")]
+peers = st.builds(
+    Peer,
+    name=st.sampled_from(["a", "b", "c", "d"]),
+    underlay=st.sampled_from([parse_address(f"192.168.7.{n}") for n in range(2, 6)]),
+    mac=st.sampled_from([mac_of(name) for name in "abcd"]),
+    cidrs=st.lists(st.sampled_from(CIDRS), unique=True, max_size=4).map(tuple),
+    since=st.sampled_from(["", "2026-01", "2026-02"]),
+)
+carriers = st.builds(Carrier, ifindex=st.sampled_from([0, 7, 8]), vni=st.integers(1, 2), ipv6=st.booleans())
+
+
+class MeshMachine(RuleBasedStateMachine):
+    """Whatever came before, the mesh wants what a fresh one with the same peers wants, and holds no row for nobody."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mesh = Mesh()
+        self.peers: dict[str, Peer] = {}
+        self.carrier = Carrier()
+
+    @rule(one=peers)
+    def set_peer(self, one: Peer) -> None:
+        self.mesh.set_peer(one)
+        self.peers[one.name] = one
+
+    @rule(name=st.sampled_from(["a", "b", "c", "d"]))
+    def remove_peer(self, name: str) -> None:
+        self.mesh.remove_peer(name)
+        self.peers.pop(name, None)
+
+    @rule(carrier=carriers)
+    def set_carrier(self, carrier: Carrier) -> None:
+        self.mesh.set_carrier(carrier)
+        self.carrier = carrier
+
+    @rule(some=st.lists(peers, unique_by=lambda one: one.name))
+    def replace_peers(self, some: list[Peer]) -> None:
+        self.mesh.replace_peers(Desired(None, some))
+        self.peers = {one.name: one for one in some}
+
+    @rule()
+    def write(self) -> None:
+        for table in (self.mesh.nexthops, self.mesh.neighbours, self.mesh.routes):
+            table.assume([*table.updates(), *table.deletions()])  # type: ignore[attr-defined]
+        assert self.mesh.pending() == []
+
+    @invariant()
+    def wants_what_a_fresh_one_wants(self) -> None:
+        fresh = Mesh()
+        fresh.set_carrier(self.carrier)
+        for one in sorted(self.peers.values(), key=lambda one: one.name, reverse=True):
+            fresh.set_peer(one)
+        assert wanted(self.mesh) == wanted(fresh)
+        assert self.mesh.conflicts() == fresh.conflicts()
+
+    @invariant()
+    def every_route_has_its_nexthop_and_every_nexthop_its_neighbour(self) -> None:
+        mesh = self.mesh
+        assert set(mesh.routes.desired.values()) <= set(mesh.nexthops.desired)
+        assert {value.gateway for value in mesh.nexthops.desired.values()} == set(mesh.neighbours.desired)
+
+
+TestMesh = MeshMachine.TestCase
+TestMesh.settings = settings(max_examples=200, stateful_step_count=30, deadline=None)
+
+
+@given(st.lists(peers, unique_by=lambda one: one.name), st.randoms())
+def test_the_order_of_arrival_plays_no_part(some: list[Peer], random: object) -> None:
+    shuffled = list(some)
+    random.shuffle(shuffled)  # type: ignore[attr-defined]
+    assert wanted(mesh_of(*some)) == wanted(mesh_of(*shuffled))
+    assert mesh_of(*some).conflicts() == mesh_of(*shuffled).conflicts()

@@ -1,0 +1,85 @@
+"""Messages: stamps make what `message` makes, stencils take out what stamps put in, junk is survived."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from netloom.kernel.address import Prefix
+from netloom.kernel.links import read_address, read_link
+from netloom.kernel.netlink import walk
+from netloom.kernel.rows import (
+    Nexthop,
+    NexthopMessages,
+    NexthopReader,
+    OddRoute,
+    RouteMessages,
+    read_neighbour,
+    read_nexthop,
+    read_route,
+)
+from netloom.kernel.wire import HEADER_SIZE, Stamp, attribute, attributes, message, nested, u32
+
+addresses = st.binary(min_size=4, max_size=4) | st.binary(min_size=16, max_size=16)
+
+
+@given(st.integers(0, 2**32 - 1), st.binary(min_size=4, max_size=4), st.binary(min_size=6, max_size=6))
+def test_a_stamp_makes_what_the_plain_encoder_makes(sequence: int, first: bytes, second: bytes) -> None:
+    def plain(first: bytes, second: bytes, sequence: int = 0) -> bytes:
+        inner = nested(9, attribute(1, first), attribute(2, second))
+        return message(24, 0x500, b"\2\0\0\0", attribute(7, u32(1)), inner, sequence=sequence)
+
+    encode = Stamp(plain(b"\xa5ab\x5a", b"\xa5cdef\x5a"), b"\xa5ab\x5a", b"\xa5cdef\x5a").two()
+    assert encode(sequence, first, second) == plain(first, second, sequence)
+
+
+@given(st.integers(1, 2**32 - 1), addresses, st.binary(min_size=4, max_size=4), st.integers(0, 2**24 - 1))
+def test_a_nexthop_is_read_as_it_was_written(key: int, gateway: bytes, remote: bytes, vni: int) -> None:
+    value = Nexthop(7, gateway, remote, vni)
+    (written,) = NexthopMessages().encode([(key, value, None)])
+    seen = read_nexthop(written, HEADER_SIZE, len(written))
+    assert (seen.id, seen.value) == (key, value)
+
+
+@given(st.lists(st.tuples(st.integers(1, 2**32 - 1), addresses, st.binary(min_size=4, max_size=4)), min_size=1))
+def test_the_learned_stencil_reads_what_the_plain_reader_reads(some: list[tuple[int, bytes, bytes]]) -> None:
+    reader, messages = NexthopReader(), NexthopMessages()
+    for key, gateway, remote in some:
+        for vni in (1, 2):
+            (written,) = messages.encode([(key, Nexthop(7, gateway, remote, vni), None)])
+            assert reader.read(written, HEADER_SIZE, len(written)) == read_nexthop(written, HEADER_SIZE, len(written))
+
+
+def test_sequence_numbers_are_places_in_the_batch() -> None:
+    prefixes = [Prefix.parse(f"10.{n}.0.0/24") for n in range(3)]
+    batch = b"".join(RouteMessages().encode([(prefix, 7, None) for prefix in prefixes]))
+    assert [sequence for _, _, sequence, _, _ in walk(batch)] == [0, 1, 2]
+    seen = [read_route(batch, start, end) for _, _, _, start, end in walk(batch)]
+    assert [one and (one.key, one.nexthop) for one in seen] == [(prefix, 7) for prefix in prefixes]
+
+
+def test_a_route_is_deleted_with_the_metric_and_tos_it_has() -> None:
+    odd = OddRoute(Prefix.parse("10.1.0.0/24"), 7, 4)
+    (deletion,) = RouteMessages().encode([(odd, None, 1)])
+    seen = read_route(deletion, HEADER_SIZE, len(deletion))
+    assert seen is not None
+    assert seen.key == odd
+
+
+@given(st.binary(max_size=200))
+def test_attributes_of_junk_end(junk: bytes) -> None:
+    assert isinstance(attributes(junk, 0, len(junk)), dict)
+    assert isinstance(list(walk(junk)), list)
+
+
+@given(st.binary(min_size=64, max_size=200))
+def test_readers_survive_attributes_they_do_not_know(junk: bytes) -> None:
+    """A newer kernel's attributes are passed over; what cannot be understood differs from all that is desired."""
+    fixed = bytes([2, 24]) + bytes(2) + bytes([254, 3, 0, 1]) + bytes(8)
+    unknown = b"".join(attribute(200, junk[i : i + 8]) for i in range(0, len(junk), 8))
+    buffer = fixed + unknown
+    read_route(buffer, 0, len(buffer))
+    read_neighbour(buffer, 0, len(buffer))
+    read_address(buffer, 0, len(buffer))
+    link = attribute(3, b"eth0\0") + unknown
+    seen = read_link(bytes(16) + link, 0, 16 + len(link))
+    assert seen is not None
+    assert seen.name == "eth0"
