@@ -1,0 +1,115 @@
+"""Which block comes next, and what it costs to find it."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from netloom.ipam.cidr import Cidr, parse
+from netloom.ipam.pool import Exhausted, Pool, Usage
+
+
+class Taken:
+    """What is in use, and how often was asked."""
+
+    def __init__(self) -> None:
+        self.cidrs: list[Cidr] = []
+        self.asked = 0
+
+    def __call__(self, cidr: Cidr) -> int | None:
+        self.asked += 1
+        return max((each.last for each in self.cidrs if each.overlaps(cidr)), default=None)
+
+
+def pool(mask: int, *cidrs: str) -> Pool:
+    parsed = [parse(cidr) for cidr in cidrs]
+    return Pool(parsed[0].version, parsed, mask)
+
+
+def take(pool: Pool, taken: Taken) -> str:
+    found = pool.take(taken)
+    if isinstance(found, Cidr):
+        taken.cidrs.append(found)
+    return str(found)
+
+
+def test_blocks_come_in_the_order_of_the_list() -> None:
+    blocks, taken = pool(24, "10.1.0.0/23", "10.0.0.0/24"), Taken()
+    assert [take(blocks, taken) for _ in range(4)] == [
+        "10.1.0.0/24",
+        "10.1.1.0/24",
+        "10.0.0.0/24",
+        "all 3 IPv4 blocks (/24) of 10.1.0.0/23, 10.0.0.0/24 are in use",
+    ]
+
+
+def test_exhaustion_says_what_is_exhausted() -> None:
+    blocks, taken = pool(120, "fd00::/119"), Taken()
+    take(blocks, taken), take(blocks, taken)
+    assert blocks.take(taken) == Exhausted(6, (parse("fd00::/119"),), 120, 2)
+
+
+def test_a_block_rests_before_it_is_given_again() -> None:
+    blocks, taken = pool(24, "10.0.0.0/22"), Taken()
+    first, second = take(blocks, taken), take(blocks, taken)
+    for each in (second, first):
+        taken.cidrs.remove(parse(each))
+        blocks.put_back(parse(each))
+    assert [take(blocks, taken) for _ in range(4)] == ["10.0.2.0/24", "10.0.3.0/24", second, first]
+
+
+def test_what_overlaps_in_part_is_passed_over_in_one_step() -> None:
+    blocks, taken = pool(24, "10.0.0.0/16"), Taken()
+    taken.cidrs = [parse("10.0.0.0/17"), parse("10.0.128.77/32")]
+    assert take(blocks, taken) == "10.0.129.0/24"
+    assert taken.asked == 3
+
+
+def test_space_of_another_size_that_comes_back_is_found() -> None:
+    blocks, taken = pool(24, "10.0.0.0/23"), Taken()
+    taken.cidrs = [parse("10.0.0.0/23")]
+    assert isinstance(blocks.take(taken), Exhausted)
+    taken.cidrs = []
+    blocks.put_back(parse("10.0.0.0/23"))
+    assert [take(blocks, taken), take(blocks, taken)] == ["10.0.0.0/24", "10.0.1.0/24"]
+
+
+def test_finding_a_block_does_not_walk_over_all_others() -> None:
+    blocks, used = pool(24, "10.0.0.0/8"), set()
+    asked = 0
+
+    def occupied(cidr: Cidr) -> int | None:
+        nonlocal asked
+        asked += 1
+        return cidr.last if cidr in used else None
+
+    for _ in range(20_000):
+        found = blocks.take(occupied)
+        assert isinstance(found, Cidr)
+        used.add(found)
+    for cidr in sorted(used)[:5_000]:
+        used.remove(cidr)
+        blocks.put_back(cidr)
+        found = blocks.take(occupied)
+        assert isinstance(found, Cidr)
+        used.add(found)
+    assert asked == 25_000
+
+
+def test_usage_counts_blocks_touched() -> None:
+    blocks = pool(24, "10.0.0.0/22", "10.1.0.0/24")
+    used = [parse(text) for text in ("10.0.0.0/26", "10.0.0.64/26", "10.0.2.0/23", "10.1.0.0/16", "192.168.0.0/24")]
+    assert blocks.usage(used) == [Usage(parse("10.0.0.0/22"), 4, 3), Usage(parse("10.1.0.0/24"), 1, 1)]
+
+
+@given(st.lists(st.tuples(st.booleans(), st.integers(0, 30)), max_size=80), st.integers(24, 26))
+def test_every_free_block_is_found_and_none_is_given_twice(steps: list[tuple[bool, int]], mask: int) -> None:
+    blocks, taken = pool(mask, "10.0.0.0/23", "10.0.4.0/24"), Taken()
+    total = sum(usage.total for usage in blocks.usage(()))
+    for give, which in steps:
+        if give:
+            found = blocks.take(taken)
+            assert isinstance(found, Exhausted) == (len(taken.cidrs) == total)
+            if isinstance(found, Cidr):
+                assert not any(found.overlaps(each) for each in taken.cidrs)
+                taken.cidrs.append(found)
+        elif taken.cidrs:
+            blocks.put_back(taken.cidrs.pop(which % len(taken.cidrs)))
