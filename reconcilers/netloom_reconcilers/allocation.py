@@ -15,6 +15,7 @@ from netloom.ipam.book import Book
 from netloom.runtime.controller import Controller
 from netloom.runtime.leader import boottime
 from netloom.runtime.store import Store
+from netloom_reconcilers import allocation_metrics
 from netloom_reconcilers.conditions import Conditions, Recorder
 from netloom_reconcilers.ledgers import Ledgers, Pace
 from netloom_reconcilers.lock import ModeLock
@@ -62,7 +63,15 @@ class Allocation:
         self.book = Book(incarnation or uuid.uuid4().hex[:12])
         self.lock = ModeLock(api, stores.networks, stores.netloom_nodes)
         self.ledgers = Ledgers(
-            api, self.book, self.lock, stores.netloom_nodes, clock, pace=pace, settle=self._settle, freed=self._freed
+            api,
+            self.book,
+            self.lock,
+            stores.netloom_nodes,
+            clock,
+            pace=pace,
+            settle=self._settle,
+            freed=self._freed,
+            repaired=self._repaired,
         )
         conditions = Conditions(api, events)
         caches = Caches(stores.nodes, stores.netloom_nodes)
@@ -96,6 +105,7 @@ class Allocation:
             await store.wait_synced()
         # The network first: what nodes are given depends on it.
         leave = [*self._follower.watch(), *self._reconciler.watch()]
+        allocation_metrics.BLOCKS.source = self.book.usage
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self.ledgers.run(), name="ledgers")
@@ -103,6 +113,7 @@ class Allocation:
                 await self.ledgers.loaded.wait()
                 group.create_task(self.nodes.run(), name="nodes")
         finally:
+            allocation_metrics.BLOCKS.source = tuple
             for unsubscribe in leave:
                 unsubscribe()
 
@@ -117,6 +128,10 @@ class Allocation:
 
     def _freed(self, count: int) -> None:
         self._reconciler.wake(count)
+
+    def _repaired(self) -> None:
+        self._reconciler.wake()
+        self._follower.changed()
 
     async def _node(self, name: str) -> float | None:
         return await self._reconciler.reconcile(name)

@@ -39,6 +39,8 @@ class Pace:
     """How long freed blocks wait for company."""
     tidy_after: float = 5.0
     """How long finished marks wait for company."""
+    reread: float = 30.0
+    """How often an unreadable ledger is looked at again."""
     flush: float = 2.0
     """For the last commit of a process that ends."""
     retry: tuple[float, float] = (0.1, 10.0)
@@ -63,8 +65,10 @@ class Ledgers:
         pace: Pace | None = None,
         settle: Callable[[Iterable[str]], None] = lambda names: None,
         freed: Callable[[int], None] = lambda count: None,
+        repaired: Callable[[], None] = lambda: None,
     ) -> None:
-        """`settle` is told nodes to compare with what the ledgers say of them, `freed` how many blocks came back."""
+        """`settle` is told nodes to compare with what the ledgers say of them, `freed` how many blocks came back;
+        `repaired` is called when a ledger became unreadable, or readable again."""
         self.book = book
         self.trouble: Exception | None = None
         """Why the last batch could not be committed."""
@@ -77,11 +81,12 @@ class Ledgers:
         self._pace = pace or Pace()
         self._settle_nodes = settle
         self._freed = freed
+        self._repaired = repaired
         self._wants: dict[str, tuple[Want, asyncio.Future[Decision]]] = {}
         self._frees: dict[tuple[str, Cidr], tuple[Free, asyncio.Future[bool]]] = {}
         self._outstanding = 0
         self._wake = asyncio.Event()
-        self._free_at = self._tidy_at = float("inf")
+        self._free_at = self._tidy_at = self._reread_at = float("inf")
         self._backoff = Backoff(*self._pace.retry)
 
     # For the nodes
@@ -147,10 +152,10 @@ class Ledgers:
             now = self._clock()
             if self._wants and self._outstanding <= self._pace.low_water:
                 return
-            if min(self._free_at, self._tidy_at) <= now or len(self._frees) >= self._pace.batch:
+            due = min(self._free_at, self._tidy_at, self._reread_at)
+            if due <= now or len(self._frees) >= self._pace.batch:
                 return
             self._wake.clear()
-            due = min(self._free_at, self._tidy_at)
             try:
                 async with asyncio.timeout(None if due == float("inf") else due - now):
                     await self._wake.wait()
@@ -314,8 +319,12 @@ class Ledgers:
 
     async def _prepare(self) -> None:
         """Reads again what went wrong, and makes sure that the lock says what is in use."""
-        for shard in [shard for shard in self.book.shards.values() if shard.stale]:
-            await self._load(shard.name)
+        reread = self._reread_at <= self._clock()
+        for shard in list(self.book.shards.values()):
+            if shard.stale or (shard.problem and reread):
+                await self._load(shard.name)
+        unreadable = any(shard.problem for shard in self.book.shards.values())
+        self._reread_at = self._clock() + self._pace.reread if unreadable else float("inf")
         network = self._lock.network
         if network is not None and not network.status.ipam.mode and self.book.in_use():
             try:
@@ -329,6 +338,7 @@ class Ledgers:
         for each in (await self._api.list(LEDGERS)).objects:
             self._take(each, now)
         self._settle_nodes([*self.book.unsettled(), *self.book.nodes()])
+        await self._prepare()
 
     async def _load(self, name: str) -> None:
         shard = self.book.shards[name]
@@ -339,7 +349,10 @@ class Ledgers:
                 await self._lost(name)
             self.book.load(shard.region, None, "", self._clock())
         else:
+            problem = shard.problem
             self._take(found, self._clock())
+            if shard.problem != problem:
+                self._repaired()
         self._settle_nodes([*self.book.unsettled(), *(entry.node for entry in shard.entries.values())])
 
     async def _lost(self, name: str) -> None:

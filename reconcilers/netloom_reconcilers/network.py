@@ -8,15 +8,17 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 
 from netloom.api.core import Node
+from netloom.api.problem import Problem
 from netloom.api.v1alpha1 import NETWORK_NAME, NetloomNetwork
+from netloom.api.validation import validate_network
 from netloom.ipam import settings as ipam_settings
-from netloom.ipam.book import Book
-from netloom.ipam.cidr import Cidr, Version
+from netloom.ipam.book import Book, Shard
+from netloom.ipam.cidr import Cidr, Version, address_text
 from netloom.ipam.pool import Exhausted
-from netloom.ipam.settings import Problem, Settings
+from netloom.ipam.settings import Settings
 from netloom.runtime.store import Store, Unsubscribe
 from netloom_reconcilers import node_objects
-from netloom_reconcilers.allocation_metrics import BLOCKS, PROBLEMS, WAITING
+from netloom_reconcilers.allocation_metrics import PROBLEMS, WAITING
 from netloom_reconcilers.conditions import Conditions
 from netloom_reconcilers.ledgers import Ledgers
 from netloom_reconcilers.nodes import NodesReconciler
@@ -65,21 +67,22 @@ class NetworkReconciler:
     async def reconcile(self, name: str) -> float | None:
         """Tells what is wrong, or that nothing is."""
         network = self._networks.get(name)
-        problems = self._problems()
-        self._measure(problems)
-        if network is None or name != NETWORK_NAME:
+        if name != NETWORK_NAME:
             return None
-        reason = problems[0].reason if problems else "Accepted"
+        problems = self._problems(network)
+        self._measure(problems)
+        if network is None:
+            return None
+        errors = [problem for problem in problems if problem.severity == "error"]
+        reason = errors[0].reason if errors else "Accepted"
         wait = self._told_at + RETELL_SECONDS - self._clock()
         if reason == self._told and wait > 0:
             return wait
         self._told, self._told_at = reason, self._clock()
-        if problems:
-            written = await self._conditions.network(network, "False", reason, " ".join(map(_sentence, problems)))
-        else:
-            mode = network.status.ipam.mode or network.spec.ipam.mode
-            message = f"Nodes are given their pod CIDRs in IPAM mode {mode}."
-            written = await self._conditions.network(network, "True", reason, message)
+        mode = network.status.ipam.mode or network.spec.ipam.mode
+        good = [] if errors else [f"Nodes are given their pod CIDRs in IPAM mode {mode}."]
+        message = " ".join([*good, *map(_said, problems)])
+        written = await self._conditions.network(network, "False" if errors else "True", reason, message)
         if written is not None:
             self._networks.put(written)
         return None
@@ -112,6 +115,7 @@ class NetworkReconciler:
         self._note_addresses(key, new)
         if before != self._inside.get(key):
             self._configure_book()
+            self._reconciler.wake()
             self.changed()
 
     def _note_addresses(self, name: str, node: Node | None) -> None:
@@ -134,24 +138,17 @@ class NetworkReconciler:
 
     # What is wrong
 
-    def _problems(self) -> list[Problem]:
-        """The worst first."""
-        settings = self._reconciler.settings
+    def _problems(self, network: NetloomNetwork | None) -> list[Problem]:
+        """What the network says, then what became of it; errors before warnings."""
         found: list[Problem] = []
-        network = self._networks.get(NETWORK_NAME)
-        if network is not None and network.status.ipam.mode not in ("", network.spec.ipam.mode):
-            found.append(_locked(network))
-        found += settings.problems if settings else []
-        found += [
-            Problem("LedgerUnreadable", f"NetloomLedger {shard.name}: {shard.problem}; nothing is given out of it.")
-            for shard in self._book.shards.values()
-            if shard.problem
-        ]
+        if network is not None:
+            inside = {name: [address_text(*each[:2]) for each in found] for name, found in self._inside.items()}
+            found += validate_network(network, node_addresses=inside)
+            mode = network.status.ipam.mode or network.spec.ipam.mode
+            found += [] if mode in ipam_settings.IMPLEMENTED else [ipam_settings.not_implemented(mode)]
+        found += [_unreadable(shard) for shard in self._book.shards.values() if shard.problem]
         found += _waiting(self._reconciler.waiting.items())
-        if self._inside:
-            inside = [(name, *each) for name, addresses in sorted(self._inside.items()) for each in addresses]
-            found.append(ipam_settings.address_problem(inside))
-        return found
+        return sorted(found, key=lambda problem: problem.severity)
 
     def _measure(self, problems: Iterable[Problem]) -> None:
         PROBLEMS.clear()
@@ -160,22 +157,12 @@ class NetworkReconciler:
         WAITING.clear()
         for reason, count in Counter(map(_reason, self._reconciler.waiting.values())).items():
             WAITING.labels(reason).set(count)
-        BLOCKS.clear()
-        blocks = list(self._book.blocks())
-        for pool in self._book.pools.values():
-            for usage in pool.usage(blocks):
-                labels = str(usage.cidr), str(pool.mask)
-                BLOCKS.labels(*labels, "allocated").set(usage.used)
-                BLOCKS.labels(*labels, "free").set(usage.total - usage.used)
 
 
-def _locked(network: NetloomNetwork) -> Problem:
-    force, wanted = network.status.ipam.mode, network.spec.ipam.mode
-    message = (
-        f"spec.ipam.mode is {wanted}, but nodes hold addresses of mode {force}, which stays in force until the last "
-        f"one came back. Set spec.ipam.mode to {force}, or remove all nodes."
-    )
-    return Problem("ModeLocked", message)
+def _unreadable(shard: Shard) -> Problem:
+    message = f"{shard.problem}; nothing is given out of {shard.region}."
+    way_out = "docs/allocation.md says how to recover it."
+    return Problem(f"NetloomLedger {shard.name}", "spec.entries", "", "LedgerUnreadable", message, way_out)
 
 
 def _waiting(waiting: Iterable[tuple[str, Problem | Exhausted]]) -> list[Problem]:
@@ -195,13 +182,20 @@ def _group(reason: str, nodes: list[tuple[str, Problem | Exhausted]]) -> Problem
     count = f"{len(nodes)} node{'s' if len(nodes) > 1 else ''} ({names})"
     if isinstance(why, Exhausted):
         field = f"spec.ipam.clusterPool.ipv{why.version}PodCIDRList"
-        return Problem(reason, f"{count} without a pod CIDR: {why}. Append a CIDR to {field}, or remove nodes.")
-    return Problem(reason, f"{count}: {why.message}")
+        message = f"{count} without a pod CIDR: {why}."
+        return Problem(_NETWORK, field, "", reason, message, "Append a CIDR to the list, or remove nodes.")
+    return Problem(_NETWORK, "", "", reason, f"{count}: {why.message}", why.way_out)
 
 
 def _reason(why: Problem | Exhausted) -> str:
     return "ClusterPoolExhausted" if isinstance(why, Exhausted) else why.reason
 
 
-def _sentence(problem: Problem) -> str:
-    return problem.message if problem.message.endswith(".") else f"{problem.message}."
+def _said(problem: Problem) -> str:
+    """For a condition of the network; what is another object's is named."""
+    where = "" if problem.object == _NETWORK else f"{problem.object}: "
+    field = " ".join(filter(None, (problem.field, problem.value)))
+    return f"{where}{field}{': ' if field else ''}{problem.text}"
+
+
+_NETWORK = f"NetloomNetwork {NETWORK_NAME}"

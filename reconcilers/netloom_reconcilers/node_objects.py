@@ -5,8 +5,10 @@ from typing import Any, cast
 
 import msgspec
 
+from netloom.api.cidrs import parse_cidr
 from netloom.api.core import Node
 from netloom.api.meta import ObjectMeta, OwnerReference
+from netloom.api.problem import Problem
 from netloom.api.v1alpha1 import Address, IPAMMode, NetloomNode, NetloomNodeSpec, NodeIPAM
 from netloom.ipam.cidr import Cidr, CidrError, Version, parse, parse_address, region_of
 
@@ -67,24 +69,28 @@ def difference(node: Node, obj: NetloomNode, mode: str, cidrs: Collection[Cidr] 
 
 
 def held(obj: NetloomNode) -> tuple[Cidr, ...]:
-    """The pod CIDRs that the object holds, as far as they are CIDRs."""
-    found = []
-    for text in obj.spec.ipam.pod_cidrs:
-        try:
-            found.append(parse(text))
-        except CidrError:
-            continue
-    return tuple(dict.fromkeys(found))
+    """The pod CIDRs that the object holds, as far as they mean any addresses: host bits, say, do not matter here."""
+    return tuple(dict.fromkeys(cidr for text in obj.spec.ipam.pod_cidrs if (cidr := _meant(text)) is not None))
 
 
-def unusable(obj: NetloomNode) -> str:
-    """What is wrong with the pod CIDRs of an object that somebody else wrote, "" if nothing."""
+def _meant(text: str) -> Cidr | None:
+    try:
+        return parse(text)
+    except CidrError:
+        network = parse_cidr(text)
+        return Cidr(network.version, int(network.network_address), network.prefixlen) if network else None
+
+
+def unusable(obj: NetloomNode) -> Problem | None:
+    """What is wrong with the pod CIDRs of an object that somebody else wrote, None if nothing."""
     for number, text in enumerate(obj.spec.ipam.pod_cidrs):
         try:
             region_of(parse(text))
         except CidrError as error:
-            return f"spec.ipam.podCIDRs[{number}]: {error}"
-    return ""
+            field = f"spec.ipam.podCIDRs[{number}]"
+            way_out = "Remove the Node (and this object with it), and let it join again."
+            return Problem(f"NetloomNode {obj.metadata.name}", field, text, "InvalidPodCIDR", f"{error}.", way_out)
+    return None
 
 
 def _owner(node: Node) -> OwnerReference:

@@ -17,12 +17,13 @@ from dataclasses import dataclass
 import structlog
 
 from netloom.api.core import NODES, Node
+from netloom.api.problem import Problem
 from netloom.api.v1alpha1 import NETLOOM_NODES, NetloomNode
 from netloom.ipam import settings as ipam_settings
 from netloom.ipam.book import REQUEST_SECONDS, Book, Free, Grant, Refusal, Taken, Want
 from netloom.ipam.cidr import Cidr
 from netloom.ipam.pool import Exhausted
-from netloom.ipam.settings import Problem, Settings
+from netloom.ipam.settings import Settings
 from netloom.runtime.errors import AlreadyExists, ApiError, Conflict, NotFound
 from netloom.runtime.store import Store, Unsubscribe
 from netloom_reconcilers import node_objects
@@ -120,7 +121,7 @@ class NodesReconciler:
         name = node.metadata.name
         settings = self.settings
         if settings is None:
-            return self._wait(name, Problem("NoNetwork", "there is no NetloomNetwork named default"))
+            return self._wait(name, _about(name, "NoNetwork", "there is no NetloomNetwork.", "Create one."))
         want = self._want(node, settings)
         if isinstance(want, Problem):
             return await self._refuse(node, obj, want)
@@ -132,18 +133,19 @@ class NodesReconciler:
             later = await self._write(node, obj, decision)
             return later if again is None else again
         assert decision is not None, "only adoptions end without a grant"
-        return await self._refuse(node, obj, _problem(decision))
+        return await self._refuse(node, obj, _problem(name, decision))
 
     def _want(self, node: Node, settings: Settings) -> Want | Problem:
         name = node.metadata.name
         if settings.mode not in ipam_settings.IMPLEMENTED:
-            return settings.problems[0]
+            return ipam_settings.not_implemented(settings.mode)
         if settings.mode != "kubernetes":
             return Want(name, settings.mode)
         if not node.spec.pod_cidrs:
-            message = "Node spec.podCIDRs is empty: kube-controller-manager (--allocate-node-cidrs) has not written it"
-            return Problem("PodCIDRsMissing", message)
-        cidrs = ipam_settings.dictated(node.spec.pod_cidrs)
+            message = "Node spec.podCIDRs is empty."
+            way_out = "In IPAM mode kubernetes, kube-controller-manager writes it, if run with --allocate-node-cidrs."
+            return _about(name, "PodCIDRsMissing", message, way_out)
+        cidrs = ipam_settings.dictated(name, node.spec.pod_cidrs)
         return cidrs if isinstance(cidrs, Problem) else Want(name, settings.mode, cidrs)
 
     async def _write(self, node: Node, obj: NetloomNode | None, grant: Grant) -> float | None:
@@ -226,26 +228,23 @@ class NodesReconciler:
 
     async def _doubt(self, node: Node, obj: NetloomNode) -> Problem | None:
         """What is wrong with the CIDRs that a node holds; they stay as they are."""
-        problem = node_objects.unusable(obj)
-        if problem:
-            return Problem("InvalidPodCIDR", problem)
-        return await self._adopt(obj) or self._differs(node, obj)
+        return node_objects.unusable(obj) or await self._adopt(obj) or self._differs(node, obj)
 
     def _cannot_keep(self, node: Node, obj: NetloomNode) -> bool:
         """Whether a re-created Node brings other CIDRs than those of its predecessor's NetloomNode."""
         if self._mode != "kubernetes" or not obj.spec.ipam.pod_cidrs:
             return False
-        cidrs = ipam_settings.dictated(node.spec.pod_cidrs)
+        cidrs = ipam_settings.dictated(node.metadata.name, node.spec.pod_cidrs)
         return isinstance(cidrs, Problem) or set(cidrs) != set(node_objects.held(obj))
 
     def _differs(self, node: Node, obj: NetloomNode) -> Problem | None:
         if not node.spec.pod_cidrs or not self._cannot_keep(node, obj):
             return None
         message = (
-            f"Node spec.podCIDRs is {', '.join(node.spec.pod_cidrs)}, but spec.ipam.podCIDRs is "
-            f"{', '.join(obj.spec.ipam.pod_cidrs)} and is not changed while the node lives"
+            f"Node spec.podCIDRs is {', '.join(node.spec.pod_cidrs)}, but the NetloomNode holds "
+            f"{', '.join(obj.spec.ipam.pod_cidrs)}, which is not changed while the node lives."
         )
-        return Problem("PodCIDRsDiffer", message)
+        return _about(node.metadata.name, "PodCIDRsDiffer", message, "Delete the Node and let it join again.")
 
     async def _follow(self, obj: NetloomNode, patch: dict[str, object]) -> NetloomNode | None:
         """Writes addresses, owner or mode as they are now; None where somebody else wrote in between."""
@@ -265,14 +264,16 @@ class NodesReconciler:
         if not loose or self._mode not in ipam_settings.IMPLEMENTED:
             return None
         if obj.spec.ipam.mode not in ("", self._mode):
-            message = f"its addresses come from IPAM mode {obj.spec.ipam.mode}, and the mode in force is {self._mode}"
-            return Problem("ModeLocked", message)
+            message = f"it holds addresses of IPAM mode {obj.spec.ipam.mode}, and the mode in force is {self._mode}."
+            return _about(
+                name, "ModeLocked", message, "Remove the Node (and this object with it), and let it join again."
+            )
         since = obj.metadata.creation_timestamp
         decision = await self._ledgers.ask(Want(name, self._mode, loose, adopt=True, since=since))
         assert not isinstance(decision, Grant), "an adoption is no grant"
         if decision is None:
             return None
-        problem = _problem(decision)
+        problem = _problem(name, decision)
         assert isinstance(problem, Problem), "an adoption takes nothing from a pool"
         return problem
 
@@ -283,11 +284,10 @@ class NodesReconciler:
         name = obj.metadata.name
         if await self._live_node(name) is not None:
             return LAG_SECONDS
-        problem = node_objects.unusable(obj)
-        why = Problem("InvalidPodCIDR", problem) if problem else await self._adopt(obj)
+        why = node_objects.unusable(obj) or await self._adopt(obj)
         if why is None:
-            message = f"there is no Node {name}. The CIDRs stay reserved; delete this NetloomNode to give them back."
-            why = Problem("NoSuchNode", message)
+            message = f"there is no Node {name}, and nobody else gets the CIDRs of this NetloomNode."
+            why = _about(name, "NoSuchNode", message, "Delete it to give them back, or let the Node join.")
         return await self._reported(obj, why)
 
     async def _remove(self, obj: NetloomNode) -> float | None:
@@ -385,7 +385,7 @@ class NodesReconciler:
 
     async def _complain(self, obj: NetloomNode, why: Problem | Exhausted) -> None:
         reason = why.reason if isinstance(why, Problem) else "ClusterPoolExhausted"
-        message = why.message if isinstance(why, Problem) else f"{why}"
+        message = why.text if isinstance(why, Problem) else f"{why}."
         written = await self._conditions.node(obj, "False", reason, message)
         if written is not None:
             self._store(written)
@@ -410,9 +410,13 @@ _SILENT = _WOKEN | _PASSING
 """Reasons that the NetloomNetwork tells: no object per node is written for them."""
 
 
-def _problem(refusal: Refusal) -> Problem | Exhausted:
+def _about(name: str, reason: str, message: str, way_out: str) -> Problem:
+    return Problem(f"NetloomNode {name}", "", "", reason, message, way_out)
+
+
+def _problem(name: str, refusal: Refusal) -> Problem | Exhausted:
     if isinstance(refusal, Exhausted):
         return refusal
     if isinstance(refusal, Taken):
-        return Problem("PodCIDRConflict", f"{refusal}. Neither node is changed; remove one of them.")
-    return Problem(refusal.reason, refusal.message)
+        return _about(name, "PodCIDRConflict", f"{refusal}.", "Neither is changed; remove one of the two nodes.")
+    return _about(name, refusal.reason, f"{refusal.message}.", "It is tried again.")

@@ -18,7 +18,7 @@ from netloom.ipam import intervals, ledger
 from netloom.ipam.cidr import Cidr, Version, region_of, shard_name
 from netloom.ipam.intervals import Intervals
 from netloom.ipam.ledger import Edit, Entry, Ledger, Mark
-from netloom.ipam.pool import Exhausted, Pool
+from netloom.ipam.pool import Exhausted, Pool, Usage
 
 REQUEST_SECONDS = 10.0
 """Time-out of every request that writes a block to a node."""
@@ -213,6 +213,11 @@ class Book:
     def in_use(self) -> bool:
         """Whether any block is in use, or may be."""
         return bool(self._of_node or self._held) or any(shard.problem for shard in self.shards.values())
+
+    def usage(self) -> list[Usage]:
+        """How much of each cluster CIDR is in use."""
+        blocks = list(self.blocks())
+        return [usage for pool in self.pools.values() for usage in pool.usage(blocks)]
 
     def shard(self, cidr: Cidr) -> Shard:
         """What is known of the ledger for a block."""

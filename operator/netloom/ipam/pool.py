@@ -17,9 +17,10 @@ Occupied = Callable[[Cidr], int | None]
 
 
 class Usage(NamedTuple):
-    """Blocks of one cluster CIDR."""
+    """Blocks of one cluster CIDR, of prefix length `mask`."""
 
     cidr: Cidr
+    mask: int
     total: int
     used: int
 
@@ -124,4 +125,4 @@ class Pool:
 
     def usage(self, cidrs: Collection[Cidr]) -> list[Usage]:
         """Blocks per cluster CIDR; used is every block that shares an address with one of `cidrs`."""
-        return [Usage(source.cidr, source.total, source.used(cidrs)) for source in self._sources]
+        return [Usage(source.cidr, source.mask, source.total, source.used(cidrs)) for source in self._sources]

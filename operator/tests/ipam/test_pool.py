@@ -97,7 +97,7 @@ def test_finding_a_block_does_not_walk_over_all_others() -> None:
 def test_usage_counts_blocks_touched() -> None:
     blocks = pool(24, "10.0.0.0/22", "10.1.0.0/24")
     used = [parse(text) for text in ("10.0.0.0/26", "10.0.0.64/26", "10.0.2.0/23", "10.1.0.0/16", "192.168.0.0/24")]
-    assert blocks.usage(used) == [Usage(parse("10.0.0.0/22"), 4, 3), Usage(parse("10.1.0.0/24"), 1, 1)]
+    assert blocks.usage(used) == [Usage(parse("10.0.0.0/22"), 24, 4, 3), Usage(parse("10.1.0.0/24"), 24, 1, 1)]
 
 
 @given(st.lists(st.tuples(st.booleans(), st.integers(0, 30)), max_size=80), st.integers(24, 26))

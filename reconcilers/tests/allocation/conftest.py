@@ -1,9 +1,11 @@
-"""What the operators of a model log is noise: thousands of interleavings, each with its conflicts."""
+"""A world per test; what the operators of a model log is noise: thousands of interleavings, each with its conflicts."""
 
 from collections.abc import Iterator
 
 import pytest
 import structlog
+
+from tests.allocation.world import World, no_overlap
 
 
 @pytest.fixture(autouse=True)
@@ -11,3 +13,18 @@ def quiet() -> Iterator[None]:
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger("critical"))
     yield
     structlog.reset_defaults()
+
+
+@pytest.fixture
+def empty() -> Iterator[World]:
+    """Overlaps are looked for after every write."""
+    world = World(no_overlap)
+    yield world
+    world.close()
+
+
+@pytest.fixture
+def world(empty: World) -> World:
+    """With a network of four blocks."""
+    empty.apply_network(ipv4PodCIDRList=["10.0.0.0/22"], ipv4MaskSize=24)
+    return empty

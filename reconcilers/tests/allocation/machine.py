@@ -94,7 +94,7 @@ class AllocationMachine(RuleBasedStateMachine):
         if name in self.world.server.all("nodes"):
             self.world.leave(name)
         else:
-            self.world.join(name, pod_cidrs=(dictated,) if self.mode == "kubernetes" else ())
+            self.world.join(name, *([dictated] if self.mode == "kubernetes" else []))
 
     @rule(action=st.sampled_from(("collect", "grow", "cluster-pool", "kubernetes", *WAITS)))
     def interfere(self, action: str | float) -> None:

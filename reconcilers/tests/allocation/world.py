@@ -7,6 +7,7 @@ their events when the test says so.
 
 import asyncio
 import itertools
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
@@ -16,11 +17,12 @@ import msgspec
 from netloom.api.core import NODES
 from netloom.api.events import ObjectReference
 from netloom.api.meta import Object, Resource
-from netloom.api.v1alpha1 import NETLOOM_NODES, NETWORKS
-from netloom.ipam.cidr import Cidr, parse
+from netloom.api.v1alpha1 import NETLOOM_NODES, NETWORKS, NetloomNode
+from netloom.ipam.cidr import Cidr
 from netloom.runtime.client import Listing
 from netloom.runtime.errors import ApiError, Unavailable
 from netloom.runtime.store import Store
+from netloom_reconcilers import node_objects
 from netloom_reconcilers.allocation import Allocation, Limits, Stores, netloom_node_changed, node_changed
 from netloom_reconcilers.ledgers import Pace
 from tests.allocation.server import Json, ModelServer, Request
@@ -127,7 +129,7 @@ class Said:
 class Operator:
     """One process of the operator. `frozen`: stopped by SIGSTOP; `dead`: by SIGKILL."""
 
-    def __init__(self, world: "World", name: str) -> None:
+    def __init__(self, world: "World", name: str, pace: Pace, limits: Limits) -> None:
         self.world = world
         self.name = name
         self.frozen = False
@@ -147,8 +149,8 @@ class Operator:
             self.said,
             incarnation=name,
             clock=self.loop.time,
-            pace=PACE,
-            limits=LIMITS,
+            pace=pace,
+            limits=limits,
         )
         self.task = self.loop.start(self.allocation.run())
 
@@ -226,7 +228,7 @@ class World:
             body = {"metadata": {"name": "default"}, "spec": spec}
             self.server.execute(Request("create", "netloomnetworks", "default", body))
 
-    def join(self, name: str, address: str = "", pod_cidrs: tuple[str, ...] = ()) -> None:
+    def join(self, name: str, *pod_cidrs: str, address: str = "") -> None:
         """A Node registers."""
         addresses = [{"type": "InternalIP", "address": address or f"192.168.0.{len(name) + ord(name[-1])}"}]
         body = {
@@ -261,22 +263,43 @@ class World:
 
     def cidrs(self) -> dict[str, tuple[Cidr, ...]]:
         """What the NetloomNodes hold."""
-        return {
-            name: tuple(parse(text) for text in obj["spec"].get("ipam", {}).get("podCIDRs", ()))
-            for name, obj in self.server.all("netloomnodes").items()
-        }
+        objects = self.server.all("netloomnodes").items()
+        return {name: node_objects.held(msgspec.convert(obj, NetloomNode)) for name, obj in objects}
 
     def condition(self, plural: str, name: str) -> tuple[str, str, str]:
-        """Status, reason and message of the object's one condition."""
-        (found,) = self.server.all(plural)[name]["status"]["conditions"]
-        return found["status"], found["reason"], found["message"]
+        """Status, reason and message of the object's one condition; empty where it has none."""
+        for found in self.server.all(plural)[name].get("status", {}).get("conditions", []):
+            return found["status"], found["reason"], found["message"]
+        return "", "", ""
+
+    def texts(self) -> dict[str, str]:
+        """What the NetloomNodes hold, to read."""
+        return {name: " ".join(map(str, cidrs)) for name, cidrs in sorted(self.cidrs().items())}
+
+    def writes(self, since: int = 0) -> Counter[str]:
+        """The operators' requests that are no reads, since so many were executed."""
+        requests = [each for each in self.server.executed[since:] if each.verb not in ("get", "list")]
+        return Counter(f"{each.verb} {each.plural}" for each in requests if each.plural != "nodes")
+
+    def edit(self, plural: str, name: str, **spec: Any) -> None:
+        """A user changes fields of an object's spec. Raises Invalid where a rule forbids it."""
+        self.server.execute(Request("patch", plural, name, {"spec": spec}, kind="merge"))
+
+    def make(self, name: str, *cidrs: str, mode: str = "cluster-pool") -> None:
+        """A user creates a NetloomNode by hand."""
+        spec = {"ipam": {"mode": mode, "podCIDRs": list(cidrs)}}
+        self.server.execute(Request("create", "netloomnodes", name, {"metadata": {"name": name}, "spec": spec}))
+
+    def delete(self, plural: str, name: str) -> None:
+        """A user deletes an object."""
+        self.server.execute(Request("delete", plural, name))
 
     # Operators
 
-    def start(self) -> Operator:
+    def start(self, pace: Pace = PACE, limits: Limits = LIMITS) -> Operator:
         """A new process; its caches are current."""
         self._born += 1
-        operator = Operator(self, f"op{self._born}")
+        operator = Operator(self, f"op{self._born}", pace, limits)
         self.operators.append(operator)
         operator.run()
         return operator

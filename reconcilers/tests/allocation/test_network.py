@@ -1,0 +1,302 @@
+"""The NetloomNetwork: exhaustion, the mode lock, and what makes no sense."""
+
+import pytest
+from prometheus_client import generate_latest
+
+from netloom.runtime.errors import Invalid
+from netloom.runtime.metrics import REGISTRY
+from tests.allocation.world import World
+
+
+def metric(name: str, **labels: str) -> float | None:
+    """The value of a metric, None where it has none."""
+    return REGISTRY.get_sample_value(name, labels)
+
+
+def ready(world: World) -> tuple[str, str, str]:
+    return world.condition("netloomnetworks", "default")
+
+
+# Exhaustion
+
+
+def test_exhaustion_shows_as_condition_event_and_metric_and_ends_with_another_cidr(empty: World) -> None:
+    empty.apply_network(ipv4PodCIDRList=["10.0.0.0/24"], ipv4MaskSize=24)
+    operator = empty.start()
+    for name in "abc":
+        empty.join(name)
+    empty.calm(20)
+    assert empty.texts() == {"a": "10.0.0.0/24", "b": "", "c": ""}
+    status, reason, message = ready(empty)
+    assert (status, reason) == ("False", "ClusterPoolExhausted")
+    assert message == (
+        "spec.ipam.clusterPool.ipv4PodCIDRList: 2 nodes (b, c) without a pod CIDR: "
+        "all 1 IPv4 blocks (/24) of 10.0.0.0/24 are in use. Append a CIDR to the list, or remove nodes."
+    )
+    assert empty.condition("netloomnodes", "b")[:2] == ("False", "ClusterPoolExhausted")
+    assert operator.said.reasons("NetloomNetwork/default")[-1] == "ClusterPoolExhausted"
+    assert operator.said.reasons("NetloomNode/c") == ["ClusterPoolExhausted"]
+    assert metric("netloom_nodes_waiting", reason="ClusterPoolExhausted") == 2
+    assert metric("netloom_network_problems", reason="ClusterPoolExhausted") == 1
+    assert metric("netloom_ipam_blocks", cidr="10.0.0.0/24", mask="24", state="free") == 0
+
+    since = len(empty.server.executed)
+    empty.calm(600)
+    assert empty.server.executed[since:] == []  # waiting is not spinning
+
+    empty.apply_network(ipv4PodCIDRList=["10.0.0.0/24", "10.7.0.0/23"], ipv4MaskSize=24)
+    empty.calm(20)
+    assert empty.texts() == {"a": "10.0.0.0/24", "b": "10.7.0.0/24", "c": "10.7.1.0/24"}
+    assert ready(empty)[:2] == ("True", "Accepted")
+    assert empty.condition("netloomnodes", "b")[:2] == ("True", "Allocated")
+    assert metric("netloom_nodes_waiting", reason="ClusterPoolExhausted") is None
+    assert metric("netloom_network_problems", reason="ClusterPoolExhausted") is None
+    assert metric("netloom_ipam_blocks", cidr="10.7.0.0/23", mask="24", state="allocated") == 2
+
+
+def test_a_block_that_comes_back_goes_to_one_who_waits(empty: World) -> None:
+    empty.apply_network(ipv4PodCIDRList=["10.0.0.0/24"], ipv4MaskSize=24)
+    empty.start()
+    for name in "abc":
+        empty.join(name)
+    empty.calm(20)
+    empty.leave("a")
+    empty.calm(20)
+    assert sorted(empty.texts().values()) == ["", "10.0.0.0/24"]
+    assert set(empty.texts()) == {"b", "c"}
+
+
+# The mode lock
+
+
+def test_the_mode_is_locked_from_the_first_address_to_the_last(world: World) -> None:
+    world.start()
+    world.calm(10)
+    assert world.mode_in_force == ""
+    world.join("a")
+    world.calm(10)
+    assert world.mode_in_force == "cluster-pool"
+    assert world.network["metadata"]["finalizers"] == ["netloom.dev/in-use"]
+    with pytest.raises(Invalid, match="the IPAM mode of a live cluster cannot change"):
+        world.apply_network(mode="kubernetes")
+    world.leave("a")
+    world.calm(10)
+    assert world.mode_in_force == ""
+    assert world.network["metadata"]["finalizers"] == []
+    world.apply_network(mode="kubernetes")
+    world.join("b", "10.244.0.0/24")
+    world.calm(10)
+    assert world.texts() == {"b": "10.244.0.0/24"}
+    assert world.mode_in_force == "kubernetes"
+
+
+def test_a_network_deleted_while_in_use_stays_until_the_last_node_is_gone(world: World) -> None:
+    world.join("a")
+    world.start()
+    world.calm(10)
+    world.delete("netloomnetworks", "default")
+    world.join("b")
+    world.calm(10)
+    assert set(world.cidrs()) == {"a", "b"}
+    for name in "ab":
+        world.leave(name)
+    world.calm(10)
+    assert "default" not in world.server.all("netloomnetworks")
+    assert world.cidrs() == {}
+
+
+def recreate_by_force(world: World, **network: object) -> None:
+    """`kubectl replace --force` with the finalizer taken off: the lock is gone although nodes hold addresses."""
+    world.server._remove("netloomnetworks", world.network)
+    world.apply_network(**network)
+
+
+def test_a_lost_lock_is_rebuilt_before_anything_is_given(world: World) -> None:
+    world.join("a")
+    world.start()
+    world.calm(10)
+    epoch = world.network["status"]["ipam"]["epoch"]
+    recreate_by_force(world, ipv4PodCIDRList=["10.0.0.0/22"], ipv4MaskSize=24)
+    assert world.mode_in_force == ""
+    world.calm(10)
+    assert world.network["status"]["ipam"]["mode"] == "cluster-pool"
+    assert world.network["status"]["ipam"]["shards"] == ["v4-10.0.0.0-16"]
+    assert world.network["status"]["ipam"]["epoch"] > epoch
+    world.join("b")
+    world.calm(10)
+    assert world.texts() == {"a": "10.0.0.0/24", "b": "10.0.1.0/24"}
+
+
+@pytest.mark.parametrize("running", [True, False])
+def test_the_mode_in_force_is_obeyed_when_the_lock_was_got_around(world: World, running: bool) -> None:
+    world.join("a")
+    operator = world.start()
+    world.calm(10)
+    if not running:
+        world.kill(operator)
+    recreate_by_force(world, mode="kubernetes", ipv4PodCIDRList=["10.0.0.0/22"], ipv4MaskSize=24)
+    if not running:
+        operator = world.start()
+    world.join("b", "10.244.0.0/24")
+    world.calm(20)
+    assert world.mode_in_force == "cluster-pool"
+    assert world.texts() == {"a": "10.0.0.0/24", "b": "10.0.1.0/24"}
+    status, reason, message = ready(world)
+    assert (status, reason) == ("False", "ModeLocked")
+    assert "mode kubernetes is not followed. Set spec.ipam.mode to cluster-pool" in message
+    assert "ModeLocked" in operator.said.reasons("NetloomNetwork/default")
+    assert metric("netloom_network_problems", reason="ModeLocked") == 1
+
+
+def test_addresses_of_two_modes_stop_allocation_and_say_so(empty: World) -> None:
+    empty.make("a", "10.0.0.0/24", mode="cluster-pool")
+    empty.make("b", "10.0.1.0/24", mode="kubernetes")
+    empty.apply_network(ipv4PodCIDRList=["10.0.0.0/22"], ipv4MaskSize=24)
+    for name in "abc":
+        empty.join(name)
+    empty.start()
+    empty.calm(20)
+    assert empty.mode_in_force == ""
+    assert empty.texts()["c"] == ""
+    assert "ModeAmbiguous" in ready(empty)[1]
+    assert "NetloomNode a" in ready(empty)[2]
+
+
+# What makes no sense
+
+
+def test_no_network_is_no_reason_to_crash(empty: World) -> None:
+    empty.join("a")
+    empty.start()
+    empty.calm(200)
+    assert empty.cidrs() == {}
+    assert metric("netloom_nodes_waiting", reason="NoNetwork") == 1
+    empty.apply_network(ipv4PodCIDRList=["10.0.0.0/22"], ipv4MaskSize=24)
+    empty.calm(10)
+    assert empty.texts() == {"a": "10.0.0.0/24"}
+
+
+def test_blocks_with_the_address_of_a_node_are_given_to_nobody(world: World) -> None:
+    world.join("a", address="10.0.1.20")
+    operator = world.start()
+    for name in "bcd":
+        world.join(name)
+    world.calm(20)
+    assert world.texts() == {"a": "10.0.0.0/24", "b": "10.0.2.0/24", "c": "10.0.3.0/24", "d": ""}
+    status, reason, message = ready(world)
+    assert (status, reason) == ("False", "ClusterCIDROverlapsNodes")
+    assert "10.0.1.20 of node a" in message
+    assert "ClusterCIDROverlapsNodes" in operator.said.reasons("NetloomNetwork/default")
+    assert metric("netloom_network_problems", reason="ClusterCIDROverlapsNodes") == 1
+    node = world.server.all("nodes")["a"]
+    moved = [{"type": "InternalIP", "address": "192.168.0.1"}]
+    world.server._update("nodes", node, {**node, "metadata": dict(node["metadata"]), "status": {"addresses": moved}})
+    world.calm(20)
+    assert world.texts()["d"] == "10.0.1.0/24"
+    assert ready(world)[:2] == ("True", "Accepted")
+
+
+def test_cluster_cidrs_that_overlap_are_reported_and_the_first_is_used(empty: World) -> None:
+    empty.apply_network(ipv4PodCIDRList=["10.0.0.0/23", "10.0.1.0/24", "10.0.9.0/24"], ipv4MaskSize=24)
+    operator = empty.start()
+    for name in "abcd":
+        empty.join(name)
+    empty.calm(20)
+    assert empty.texts() == {"a": "10.0.0.0/24", "b": "10.0.1.0/24", "c": "10.0.9.0/24", "d": ""}
+    status, reason, message = ready(empty)
+    assert (status, reason) == ("False", "CIDROverlap")
+    assert "10.0.0.0/23 overlaps 10.0.1.0/24" in message
+    assert operator.said.reasons("NetloomNetwork/default")[0] == "CIDROverlap"
+    assert metric("netloom_network_problems", reason="CIDROverlap") == 1
+
+
+@pytest.mark.parametrize("mode", ["multi-pool", "crd", "eni", "azure", "gke"])
+def test_a_mode_that_is_not_there_yet_says_so(empty: World, mode: str) -> None:
+    empty.apply_network(mode=mode)
+    for name in "ab":
+        empty.join(name)
+    operator = empty.start()
+    empty.calm(20)
+    assert empty.cidrs() == {}
+    assert empty.mode_in_force == ""
+    status, _, message = ready(empty)
+    assert status == "False"
+    assert f"IPAM mode {mode} is not implemented in this version of Netloom, and no node is given addresses." in message
+    assert len(operator.said.reasons("NetloomNetwork/default")) == 1
+    assert metric("netloom_network_problems", reason="IPAMModeNotImplemented") == 1
+    assert metric("netloom_nodes_waiting", reason="IPAMModeNotImplemented") == 2
+
+
+def test_a_network_without_a_usable_cidr_gives_nothing_and_says_so(empty: World) -> None:
+    empty.apply_network(ipv4PodCIDRList=["10.0.0.0/8"], ipv4MaskSize=24, ipv6PodCIDRList=["nonsense"])
+    empty.join("a")
+    empty.start()
+    empty.calm(20)
+    assert empty.texts().get("a", "") == ""
+    assert ready(empty)[:2] == ("False", "InvalidCIDR")
+    assert "nonsense" in ready(empty)[2]
+
+
+# Ledgers that were damaged
+
+
+def damage(world: World, **spec: object) -> None:
+    ledger = world.server.all("netloomledgers")["v4-10.0.0.0-16"]
+    world.server._update(
+        "netloomledgers", ledger, {**ledger, "metadata": dict(ledger["metadata"]), "spec": {**ledger["spec"], **spec}}
+    )
+
+
+def test_an_unreadable_ledger_is_named_and_nothing_is_given_out_of_it(empty: World) -> None:
+    empty.apply_network(ipv4PodCIDRList=["10.0.0.0/22", "10.1.0.0/24"], ipv4MaskSize=24)
+    empty.join("a")
+    first = empty.start()
+    empty.calm(10)
+    empty.kill(first)
+    good = empty.server.all("netloomledgers")["v4-10.0.0.0-16"]["spec"]["entries"]
+    damage(empty, entries="rubbish")
+    operator = empty.start()
+    empty.join("b")
+    empty.calm(20)
+    assert empty.texts() == {"a": "10.0.0.0/24", "b": "10.1.0.0/24"}
+    status, reason, message = ready(empty)
+    assert (status, reason) == ("False", "LedgerUnreadable")
+    assert message.startswith("NetloomLedger v4-10.0.0.0-16: spec.entries: spec.entries begins with 'rubbish'")
+    assert "LedgerUnreadable" in operator.said.reasons("NetloomNetwork/default")
+    assert metric("netloom_network_problems", reason="LedgerUnreadable") == 1
+    empty.join("c")
+    damage(empty, entries=good)
+    empty.calm(100)
+    assert empty.texts()["c"] == "10.0.1.0/24"
+    assert ready(empty)[:2] == ("True", "Accepted")
+
+
+@pytest.mark.parametrize("running", [True, False])
+def test_a_lost_ledger_is_rebuilt_from_the_nodes(world: World, running: bool) -> None:
+    for name in "abc":
+        world.join(name)
+    operator = world.start()
+    world.calm(10)
+    before = world.texts()
+    if not running:
+        world.kill(operator)
+    world.delete("netloomledgers", "v4-10.0.0.0-16")
+    if not running:
+        world.start()
+    world.join("d")
+    world.calm(20)
+    assert world.texts() == {**before, "d": "10.0.3.0/24"}
+    entries = world.server.all("netloomledgers")["v4-10.0.0.0-16"]["spec"]["entries"]
+    assert [line.split()[:2] for line in entries.splitlines()[1:]] == [
+        [cidr, name] for name, cidr in world.texts().items()
+    ]
+
+
+def test_all_metrics_can_be_scraped(world: World) -> None:
+    world.join("a")
+    world.start()
+    world.calm(10)
+    text = generate_latest(REGISTRY).decode()
+    assert 'netloom_ledger_commits_total{result="ok"}' in text
+    assert 'netloom_allocation_writes_total{kind="NetloomNode",verb="create"}' in text
+    assert 'netloom_ipam_blocks{cidr="10.0.0.0/22",mask="24",state="allocated"} 1.0' in text

@@ -1,0 +1,373 @@
+"""What becomes of Nodes: the plain story, and those who come with CIDRs of their own."""
+
+from collections import Counter
+
+import pytest
+
+from netloom.runtime.errors import Invalid
+from netloom_reconcilers.allocation import Limits
+from netloom_reconcilers.ledgers import Pace
+from tests.allocation.world import World
+
+
+def test_a_node_gets_its_cidr_in_the_first_write(world: World) -> None:
+    world.join("a", address="192.168.0.7")
+    world.start()
+    world.calm(10)
+    obj = world.server.all("netloomnodes")["a"]
+    assert obj["spec"] == {
+        "addresses": [{"type": "InternalIP", "ip": "192.168.0.7"}],
+        "ipam": {"mode": "cluster-pool", "podCIDRs": ["10.0.0.0/24"]},
+    }
+    (owner,) = obj["metadata"]["ownerReferences"]
+    assert owner == {
+        "apiVersion": "v1",
+        "kind": "Node",
+        "name": "a",
+        "uid": world.server.all("nodes")["a"]["metadata"]["uid"],
+    }
+    assert world.writes()["create netloomnodes"] == 1
+    assert world.writes()["patch netloomnodes"] == 0
+
+
+def test_many_nodes_cost_hardly_more_than_one_write_each(empty: World) -> None:
+    empty.apply_network(ipv4PodCIDRList=["10.0.0.0/8"], ipv4MaskSize=24)
+    for number in range(1000):
+        empty.join(f"n{number}")
+    empty.start(Pace(), Limits())
+    empty.calm(20)
+    assert len(empty.cidrs()) == 1000
+    writes = empty.writes()
+    assert writes["create netloomnodes"] == 1000
+    assert sum(writes.values()) <= 1025, writes
+    assert writes["create netloomledgers"] == 4
+
+
+def test_a_lone_node_does_not_wait_for_company(world: World) -> None:
+    operator = world.start()
+    world.calm(10)
+    now = world.clock.now
+    world.join("a")
+    world.work(operator, 0.0)
+    assert "a" in world.cidrs()
+    assert world.clock.now == now
+
+
+def test_a_restart_writes_nothing(world: World) -> None:
+    for name in "abc":
+        world.join(name)
+    world.kill(world.start())
+    first = world.start()
+    world.calm(200)
+    world.kill(first)
+    before, since = world.texts(), len(world.server.executed)
+    world.start()
+    world.calm(200)
+    assert world.writes(since) == Counter()
+    assert world.texts() == before
+
+
+def test_a_node_that_leaves_gives_its_block_back(world: World) -> None:
+    world.join("a")
+    world.start()
+    world.calm(10)
+    world.leave("a")
+    world.calm(10)
+    assert world.cidrs() == {}
+    assert "10.0.0.0/24" not in world.server.all("netloomledgers")["v4-10.0.0.0-16"]["spec"]["entries"]
+
+
+def test_a_node_that_was_recreated_keeps_its_cidr(world: World) -> None:
+    world.join("z")
+    world.join("a")
+    world.start()
+    world.calm(10)
+    before = world.texts()
+    world.leave("a")
+    world.join("a")
+    world.calm(10)
+    (owner,) = world.server.all("netloomnodes")["a"]["metadata"]["ownerReferences"]
+    assert owner["uid"] == world.server.all("nodes")["a"]["metadata"]["uid"]
+    assert world.texts() == before
+
+
+def test_a_netloom_node_deleted_by_hand_comes_back_with_its_cidr(world: World) -> None:
+    for name in "ab":
+        world.join(name)
+    world.start()
+    world.calm(10)
+    before = world.texts()
+    world.delete("netloomnodes", "a")
+    world.join("c")
+    world.calm(10)
+    assert {name: world.texts()[name] for name in "ab"} == before
+
+
+def test_addresses_follow_the_node_and_heartbeats_cost_nothing(world: World) -> None:
+    world.join("a", address="192.168.0.7")
+    world.start()
+    world.calm(10)
+    since = len(world.server.executed)
+    node = world.server.all("nodes")["a"]
+    heartbeat = {"status": {"addresses": node["status"]["addresses"], "heartbeat": 1}}
+    world.server._update("nodes", node, {**node, **heartbeat})
+    world.calm(10)
+    assert world.writes(since) == Counter()
+    node = world.server.all("nodes")["a"]
+    moved = [
+        {"type": "InternalIP", "address": "192.168.0.8"},
+        {"type": "ExternalIP", "address": "2001:db8::8"},
+        {"type": "InternalIP", "address": "::ffff:10.0.0.1"},
+        {"type": "Hostname", "address": "a"},
+        {"type": "InternalIP", "address": "not an address"},
+    ]
+    world.server._update("nodes", node, {**node, "metadata": dict(node["metadata"]), "status": {"addresses": moved}})
+    world.calm(10)
+    assert world.server.all("netloomnodes")["a"]["spec"]["addresses"] == [
+        {"type": "InternalIP", "ip": "192.168.0.8"},
+        {"type": "ExternalIP", "ip": "2001:db8::8"},
+    ]
+    assert world.writes(since) == Counter({"patch netloomnodes": 1})
+
+
+# Dual stack
+
+
+def dual(world: World) -> None:
+    world.apply_network(
+        ipv4PodCIDRList=["10.0.0.0/23"], ipv4MaskSize=24, ipv6PodCIDRList=["fd00::/119"], ipv6MaskSize=120
+    )
+
+
+def test_a_node_gets_both_families_in_one_write(empty: World) -> None:
+    dual(empty)
+    empty.join("a")
+    empty.start()
+    empty.calm(10)
+    assert empty.texts() == {"a": "10.0.0.0/24 fd00::/120"}
+    assert empty.writes()["create netloomnodes"] == 1
+
+
+@pytest.mark.parametrize("ledger", ["v4-10.0.0.0-16", "v6-fd00-0-0-0-56"])
+def test_a_crash_between_the_two_ledgers_is_finished_by_the_successor(empty: World, ledger: str) -> None:
+    dual(empty)
+    empty.join("a")
+    first = empty.start()
+    empty.handle(empty.until(first, f"create netloomledgers/{ledger}"))
+    empty.kill(first)
+    empty.start()
+    empty.calm(10)
+    assert empty.texts() == {"a": "10.0.0.0/24 fd00::/120"}
+
+
+def test_a_crash_between_the_two_ledgers_is_freed_if_the_node_is_gone(empty: World) -> None:
+    dual(empty)
+    empty.join("a")
+    first = empty.start()
+    empty.handle(empty.until(first, "create netloomledgers/v4"))
+    empty.kill(first)
+    empty.leave("a")
+    empty.start()
+    empty.calm(200)
+    assert empty.server.all("netloomledgers")["v4-10.0.0.0-16"]["spec"].get("used", 0) == 0
+    assert empty.mode_in_force == ""
+
+
+def test_one_family_alone_is_given_to_nobody(empty: World) -> None:
+    empty.apply_network(
+        ipv4PodCIDRList=["10.0.0.0/22"], ipv4MaskSize=24, ipv6PodCIDRList=["fd00::/120"], ipv6MaskSize=120
+    )
+    for name in "ab":
+        empty.join(name)
+    empty.start()
+    empty.calm(10)
+    assert empty.texts() == {"a": "10.0.0.0/24 fd00::/120", "b": ""}
+    assert empty.server.all("netloomledgers")["v4-10.0.0.0-16"]["spec"]["used"] == 1
+    assert "fd00::/120" in empty.condition("netloomnodes", "b")[2]
+
+
+# Mode kubernetes
+
+
+@pytest.fixture
+def kubernetes(empty: World) -> World:
+    empty.apply_network(mode="kubernetes")
+    return empty
+
+
+def test_pod_cidrs_are_taken_from_the_node(kubernetes: World) -> None:
+    kubernetes.join("a", "10.244.3.0/24", "fd00:1::/64")
+    kubernetes.start()
+    kubernetes.calm(10)
+    assert kubernetes.texts() == {"a": "10.244.3.0/24 fd00:1::/64"}
+    assert kubernetes.server.all("netloomnodes")["a"]["spec"]["ipam"]["mode"] == "kubernetes"
+
+
+def test_a_node_without_pod_cidrs_waits_for_them(kubernetes: World) -> None:
+    operator = kubernetes.start()
+    kubernetes.join("a")
+    kubernetes.calm(10)
+    assert kubernetes.texts() == {}
+    status, reason, message = kubernetes.condition("netloomnetworks", "default")
+    assert (status, reason) == ("False", "PodCIDRsMissing")
+    assert message == (
+        "1 node (a): Node spec.podCIDRs is empty. In IPAM mode kubernetes, kube-controller-manager writes it, "
+        "if run with --allocate-node-cidrs."
+    )
+    assert operator.said.reasons("NetloomNetwork/default") == ["PodCIDRsMissing"]
+    kubernetes.edit("nodes", "a", podCIDRs=["10.244.0.0/24"])
+    kubernetes.calm(10)
+    assert kubernetes.texts() == {"a": "10.244.0.0/24"}
+    assert kubernetes.condition("netloomnetworks", "default")[:2] == ("True", "Accepted")
+
+
+@pytest.mark.parametrize(
+    ("cidrs", "says"),
+    [
+        (("10.244.0.1/24",), "'10.244.0.1/24' has bits set below its mask; did you mean 10.244.0.0/24?"),
+        (("nonsense",), "'nonsense' is not a CIDR"),
+        (("10.0.0.0/8",), "too large for one node: an IPv4 pod CIDR has at least a /16 mask"),
+        (("fd00::/48",), "too large for one node: an IPv6 pod CIDR has at least a /56 mask"),
+        (("10.244.0.0/24", "10.245.0.0/24"), "a second IPv4 CIDR, and a node has one per family"),
+    ],
+)
+def test_pod_cidrs_that_make_no_sense_are_reported_and_the_rest_goes_on(
+    kubernetes: World, cidrs: tuple[str, ...], says: str
+) -> None:
+    kubernetes.join("bad", *cidrs)
+    kubernetes.join("good", "10.244.7.0/24")
+    operator = kubernetes.start()
+    kubernetes.calm(10)
+    assert kubernetes.texts() == {"bad": "", "good": "10.244.7.0/24"}
+    status, reason, message = kubernetes.condition("netloomnodes", "bad")
+    assert (status, reason) == ("False", "InvalidPodCIDR")
+    assert says in message
+    assert operator.said.reasons("NetloomNode/bad") == ["InvalidPodCIDR"]
+    assert kubernetes.condition("netloomnetworks", "default")[1] == "InvalidPodCIDR"
+
+
+def test_overlapping_pod_cidrs_are_given_to_the_first_and_reported_at_the_second(kubernetes: World) -> None:
+    kubernetes.join("first", "10.244.0.0/23")
+    operator = kubernetes.start()
+    kubernetes.calm(10)
+    kubernetes.join("second", "10.244.1.0/24")
+    kubernetes.calm(10)
+    assert kubernetes.texts() == {"first": "10.244.0.0/23", "second": ""}
+    status, reason, message = kubernetes.condition("netloomnodes", "second")
+    assert (status, reason) == ("False", "PodCIDRConflict")
+    assert message == (
+        "10.244.1.0/24 overlaps 10.244.0.0/23, held by node first. Neither is changed; remove one of the two nodes."
+    )
+    assert operator.said.reasons("NetloomNode/second") == ["PodCIDRConflict"]
+    kubernetes.leave("first")
+    kubernetes.calm(10)
+    assert kubernetes.texts() == {"second": "10.244.1.0/24"}
+    assert kubernetes.condition("netloomnodes", "second")[:2] == ("True", "Allocated")
+
+
+def test_a_recreated_node_with_another_pod_cidr_gets_that_one(kubernetes: World) -> None:
+    kubernetes.join("a", "10.244.0.0/24")
+    kubernetes.start()
+    kubernetes.calm(10)
+    kubernetes.leave("a")
+    kubernetes.join("a", "10.244.1.0/24")
+    kubernetes.calm(10)
+    assert kubernetes.texts() == {"a": "10.244.1.0/24"}
+    assert kubernetes.server.all("netloomledgers")["v4-10.244.0.0-16"]["spec"]["used"] == 1
+
+
+def test_pod_cidrs_edited_by_hand_are_reported_and_kept(kubernetes: World) -> None:
+    kubernetes.join("a", "10.244.0.0/24")
+    operator = kubernetes.start()
+    kubernetes.calm(10)
+    kubernetes.edit("nodes", "a", podCIDRs=["10.244.5.0/24"])  # the API server would refuse that; an old one may not
+    kubernetes.calm(10)
+    assert kubernetes.texts() == {"a": "10.244.0.0/24"}
+    assert kubernetes.condition("netloomnodes", "a")[:2] == ("False", "PodCIDRsDiffer")
+    assert operator.said.reasons("NetloomNode/a") == ["PodCIDRsDiffer"]
+
+
+# NetloomNodes made or edited by hand
+
+
+def test_a_name_that_is_no_node_is_reported_and_its_cidr_respected(world: World) -> None:
+    world.make("ghost", "10.0.0.0/24")
+    operator = world.start()
+    world.join("a")
+    world.calm(10)
+    assert world.texts() == {"a": "10.0.1.0/24", "ghost": "10.0.0.0/24"}
+    status, reason, message = world.condition("netloomnodes", "ghost")
+    assert (status, reason) == ("False", "NoSuchNode")
+    assert message.startswith("there is no Node ghost")
+    assert operator.said.reasons("NetloomNode/ghost") == ["NoSuchNode"]
+    assert world.condition("netloomnetworks", "default")[1] == "NoSuchNode"
+    world.calm(300)
+    assert "ghost" in world.cidrs()
+    world.delete("netloomnodes", "ghost")
+    for name in "bcd":
+        world.join(name)
+    world.calm(10)
+    assert world.texts() == {"a": "10.0.1.0/24", "b": "10.0.2.0/24", "c": "10.0.3.0/24", "d": "10.0.0.0/24"}
+
+
+def test_a_ghost_whose_node_comes_is_taken_over(world: World) -> None:
+    world.make("ghost", "10.0.3.0/24", mode="")
+    world.start()
+    world.calm(10)
+    world.join("ghost")
+    world.calm(10)
+    obj = world.server.all("netloomnodes")["ghost"]
+    assert obj["spec"]["ipam"] == {"mode": "cluster-pool", "podCIDRs": ["10.0.3.0/24"]}
+    assert obj["metadata"]["ownerReferences"][0]["kind"] == "Node"
+    assert world.condition("netloomnodes", "ghost")[:2] == ("True", "Allocated")
+
+
+def test_overlaps_that_others_made_are_reported_at_the_younger_and_given_to_nobody() -> None:
+    world = World()  # the overlap is there before the operator
+    world.apply_network(ipv4PodCIDRList=["10.0.0.0/22"], ipv4MaskSize=24)
+    world.make("older", "10.0.0.0/23")
+    world.make("younger", "10.0.1.0/24", "10.0.3.0/24")
+    for name in ("older", "younger", "a", "b"):
+        world.join(name)
+    operator = world.start()
+    world.calm(10)
+    assert world.texts() == {
+        "a": "10.0.2.0/24",
+        "b": "",
+        "older": "10.0.0.0/23",
+        "younger": "10.0.1.0/24 10.0.3.0/24",
+    }
+    assert world.condition("netloomnodes", "older")[1] == ""
+    status, reason, message = world.condition("netloomnodes", "younger")
+    assert (status, reason) == ("False", "PodCIDRConflict")
+    assert message.startswith("10.0.1.0/24 overlaps 10.0.0.0/23, held by node older.")
+    assert operator.said.reasons("NetloomNode/younger") == ["PodCIDRConflict"]
+    world.close()
+
+
+def test_a_cidr_added_by_hand_is_kept_from_others_and_cannot_be_taken_away(world: World) -> None:
+    world.join("a")
+    world.start()
+    world.calm(10)
+    world.edit("netloomnodes", "a", ipam={"podCIDRs": ["10.0.0.0/24", "10.0.1.0/24"]})
+    world.join("b")
+    world.calm(10)
+    assert world.texts() == {"a": "10.0.0.0/24 10.0.1.0/24", "b": "10.0.2.0/24"}
+    with pytest.raises(Invalid):
+        world.edit("netloomnodes", "a", ipam={"podCIDRs": ["10.0.1.0/24"]})
+
+
+@pytest.mark.parametrize(
+    ("cidr", "left"), [("10.0.0.0/8", ""), ("10.0.0.9/24", "10.0.1.0/24"), ("nonsense", "10.0.0.0/24")]
+)
+def test_a_netloom_node_with_unusable_cidrs_is_reported_and_their_space_given_to_nobody(
+    world: World, cidr: str, left: str
+) -> None:
+    world.make("a", cidr)
+    world.join("a")
+    world.join("b")
+    operator = world.start()
+    world.calm(10)
+    assert world.condition("netloomnodes", "a")[:2] == ("False", "InvalidPodCIDR")
+    assert operator.said.reasons("NetloomNode/a")[0] == "InvalidPodCIDR"
+    assert world.texts()["b"] == left
