@@ -50,13 +50,21 @@ class Cluster:
         return (self.folder / f"{machine.node}.log").read_text()
 
     def in_sync(self, *machines: Machine, peers: int) -> None:
-        """Wait until these nodes' agents have `peers` peers in the kernel."""
+        """Wait until these nodes' agents have `peers` peers in the kernel; else show what the agent says."""
         for machine in machines:
-            wait_for(
-                f"{machine.node} in sync with {peers} peers",
-                lambda m=machine: (said := facts(m)).get("inSync") and said.get("peers") == peers,  # type: ignore[misc]
-                deadline=20,
-            )
+            said: dict[str, object] = {}
+
+            def whole(machine: Machine = machine, said: dict[str, object] = said) -> bool:
+                said.clear()
+                said.update(facts(machine))
+                return bool(said.get("inSync")) and said["peers"] == peers
+
+            try:
+                wait_for(f"{machine.node} in sync with {peers} peers", whole, deadline=30)
+            except TimeoutError as error:
+                end = "\n".join(self.log(machine).splitlines()[-20:])
+                status = self.agents[machine.node].poll()
+                raise AssertionError(f"{error}\nexit status {status}, it says {said}\n{end}") from error
 
     def settle(self) -> list[Machine]:
         """Back to three nodes in sync, whatever the last test did."""

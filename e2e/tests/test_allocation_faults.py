@@ -1,0 +1,142 @@
+"""No address is ever given twice: not by an operator that is killed between two writes, not by two at once."""
+
+import ipaddress
+import signal
+from pathlib import Path
+
+import pytest
+
+from netloom_e2e.allocations import LEDGERS, NETLOOM_NODES, NETWORKS, Cluster, condition
+from netloom_e2e.history import recorded
+from netloom_e2e.interception import Fate, Interception, intercepted
+from netloom_e2e.lab import wait_for
+from netloom_e2e.operators import USER, Operators
+
+NODES = [f"node-{number}" for number in range(1, 7)]
+WRITES = [
+    *["PATCH /apis/netloom.dev/v1alpha1/netloomnetworks/default"],  # the finalizer
+    *["PATCH /apis/netloom.dev/v1alpha1/netloomnetworks/default/status"],  # the lock, before the ledger is opened
+    *["POST /apis/netloom.dev/v1alpha1/netloomledgers"],
+    *["POST /apis/netloom.dev/v1alpha1/netloomnodes"] * 6,
+    *["PATCH /apis/netloom.dev/v1alpha1/netloomnetworks/default/status"],  # condition Ready
+    *["PUT /apis/netloom.dev/v1alpha1/netloomledgers/v4-10.40.0.0-16"],  # the marks, when it ends
+]
+"""What a clean run of six nodes needs; the condition comes among the nodes or after them."""
+
+
+def prepare(cluster: Cluster) -> None:
+    """Six nodes, and just as many blocks: a block that leaks would leave a node without."""
+    cluster.create_network(ipv4PodCIDRList=["10.40.0.0/25", "10.40.1.0/26"], ipv4MaskSize=27)
+    cluster.add_nodes(*NODES)
+
+
+def finished(cluster: Cluster) -> bool:
+    return cluster.served() and condition(cluster.network(), "Ready")[0] == "True"
+
+
+def first_life(cluster: Cluster, operators: Operators, proxy: Interception) -> None:
+    """An operator that works behind the proxy, and ends by SIGTERM if nothing ends it before."""
+    operator = operators.start(kubeconfig=proxy.kubeconfig)
+    proxy.strike = operator.kill
+    wait_for("the work is done", lambda: proxy.struck.is_set() or finished(cluster), deadline=30)
+    if not proxy.struck.is_set():
+        operator.process.send(signal.SIGTERM)
+    wait_for("the operator ends", lambda: operator.process.status is not None, deadline=30)
+    assert operator.process.status == (-signal.SIGKILL if proxy.struck.is_set() else 0), operator.process.tail()
+
+
+def assert_as_in_a_clean_run(cluster: Cluster) -> None:
+    held = cluster.check()
+    assert held.keys() == set(NODES)
+    assert sorted(held.values()) == [
+        (cidr,)
+        for part in ("10.40.0.0/25", "10.40.1.0/26")
+        for cidr in ipaddress.IPv4Network(part).subnets(new_prefix=27)
+    ]
+    assert cluster.network()["status"]["ipam"] == {
+        "mode": "cluster-pool",
+        "shards": ["v4-10.40.0.0-16"],
+        "epoch": cluster.network()["status"]["ipam"]["epoch"],
+    }
+
+
+def test_a_clean_run(cluster: Cluster, operators: Operators, tmp_path: Path):
+    prepare(cluster)
+    with intercepted(cluster.plane.kubeconfig(USER), tmp_path) as proxy:
+        first_life(cluster, operators, proxy)
+    assert sorted(proxy.writes) == sorted(WRITES)
+    assert_as_in_a_clean_run(cluster)
+    assert not any(entry.marks for entry in cluster.ledger().values())
+
+
+@pytest.mark.parametrize("fate", ["unanswered", "late"])
+def test_killed_at_any_write(cluster: Cluster, operators: Operators, tmp_path: Path, fate: Fate):
+    for at in range(1, len(WRITES) + 1):
+        prepare(cluster)
+        with recorded(cluster) as history, intercepted(cluster.plane.kubeconfig(USER), tmp_path) as proxy:
+            proxy.arm(at, fate)
+            first_life(cluster, operators, proxy)
+            assert proxy.struck.is_set(), f"write {at} never came, only {proxy.writes}"
+            assert len(proxy.writes) == at
+            operators.start()
+            wait_for(f"all nodes have CIDRs after a death at write {at}", cluster.served)
+            proxy.deliver()
+            assert_as_in_a_clean_run(cluster)
+        history.check()
+        operators.kill()
+        cluster.plane.delete_all(NETWORKS, "nodes", NETLOOM_NODES, LEDGERS)
+
+
+def test_two_operators_at_once_under_load(cluster: Cluster, operators: Operators):
+    """Both believe that they lead. There are hardly more blocks than nodes, so what one frees, the other takes."""
+    cluster.create_network(ipv4PodCIDRList=["10.50.0.0/21"], ipv4MaskSize=28)  # 128 blocks
+    nodes = [f"node-{number}" for number in range(120)]
+    with recorded(cluster) as history:
+        one, two = operators.start(), operators.start()
+        wait_for("both run", lambda: one.healthy() and two.healthy(), deadline=30)
+        cluster.add_nodes(*nodes)
+        wait_for("all nodes have CIDRs", cluster.served, deadline=30)
+
+        cluster.remove_nodes(*nodes[:60])
+        cluster.add_nodes(*(f"new-{number}" for number in range(30)))
+        one.freeze()  # with writes under way, it sleeps through what follows
+        cluster.add_nodes(*nodes[:30])
+        cluster.remove_nodes(*nodes[90:])
+        two.kill()
+        three = operators.start()
+        wait_for("the third runs", three.healthy, deadline=30)
+        cluster.remove_nodes(*(f"new-{number}" for number in range(15)))
+        one.thaw()
+        cluster.add_nodes(*nodes[90:105])
+        cluster.remove_nodes(*nodes[:15])
+        cluster.add_nodes(*nodes[:15])
+
+        # Blocks that the killed one may still be writing rest for two minutes; more space serves who waits for them.
+        lists = {"ipv4PodCIDRList": ["10.50.0.0/21", "10.51.0.0/21"]}
+        patch = {"spec": {"ipam": {"clusterPool": lists}}}
+        cluster.client.request("PATCH", "/apis/netloom.dev/v1alpha1/netloomnetworks/default", patch)
+        wait_for("all nodes have CIDRs", cluster.served, deadline=60)
+    history.check()
+    assert len(history.versions) > len(nodes) * 2
+    entered = {(entry.node, cidr) for cidr, entry in cluster.ledger().items()}
+    assert {(name, cidr) for name, cidrs in cluster.held().items() for cidr in cidrs} <= entered
+    assert min(each.metric("netloom_allocation_writes_total") for each in (one, three)) > 0
+
+
+def test_the_lease_passes_from_a_leader_that_was_killed(cluster: Cluster, operators: Operators):
+    cluster.create_network(ipv4PodCIDRList=["10.60.0.0/16"])
+    first = operators.start(leader_elect=True)
+    cluster.add_nodes("node-1")
+    wait_for("the first one leads", cluster.served, deadline=30)
+    second = operators.start(leader_elect=True)
+    wait_for("the second one runs", second.healthy, deadline=30)
+    cluster.add_nodes("node-2")
+    wait_for("the node has its CIDR", cluster.served)
+    assert first.metric("netloom_allocation_writes_total") > 0
+    assert second.metric("netloom_allocation_writes_total") == 0
+
+    first.kill()
+    cluster.add_nodes("node-3")
+    wait_for("the second one takes over", cluster.served, deadline=60)
+    assert second.metric("netloom_allocation_writes_total", kind="NetloomNode", verb="create") == 1
+    cluster.check()
