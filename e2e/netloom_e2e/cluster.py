@@ -258,6 +258,10 @@ class ControlPlane:
         client = Client.from_kubeconfig(self.kubeconfig(), port=port)
         self._wait_until(process, lambda: client.request("GET", "/healthz"))
 
+    def stop_controller_manager(self) -> None:
+        """Kills it, so that tests that share the control plane and come later are alone again."""
+        self._processes.pop("kube-controller-manager").kill()
+
     def _start_etcd(self) -> None:
         # Sockets in the state folder: no ports to collide, and nobody else can reach them.
         peer = f"unix://{self.state}/etcd-peer.sock"

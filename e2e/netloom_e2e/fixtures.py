@@ -14,8 +14,10 @@ from pathlib import Path
 import pytest
 
 from netloom_e2e import binaries, crds
+from netloom_e2e.allocations import LEDGERS, NETLOOM_NODES, NETWORKS, Cluster
 from netloom_e2e.cluster import ControlPlane
 from netloom_e2e.lab import Lab
+from netloom_e2e.operators import RBAC, Operators, running
 
 Kubectl = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -59,3 +61,20 @@ def crds_installed(control_plane: ControlPlane) -> ControlPlane:
 @pytest.fixture
 def kubectl(control_plane: ControlPlane) -> Kubectl:
     return control_plane.kubectl
+
+
+@pytest.fixture
+def cluster(crds_installed: ControlPlane) -> Iterator[Cluster]:
+    """The shared control plane for tests of the allocation, emptied afterwards."""
+    crds_installed.kubectl("apply", "--server-side", "--filename", RBAC)
+    yield Cluster(crds_installed)
+    crds_installed.delete_all(NETWORKS, "nodes", NETLOOM_NODES, LEDGERS)
+    crds_installed.delete_all("events", namespace="default")
+    crds_installed.delete_all("leases.v1.coordination.k8s.io", namespace="kube-system")
+
+
+@pytest.fixture
+def operators(cluster: Cluster) -> Iterator[Operators]:
+    """Starts operator processes; they are dead before the cluster is emptied."""
+    with running(cluster.plane) as started:
+        yield started

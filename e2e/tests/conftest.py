@@ -1,3 +1,3 @@
-from netloom_e2e.fixtures import control_plane, control_plane_binaries, crds_installed, kubectl
+from netloom_e2e.fixtures import cluster, control_plane, control_plane_binaries, crds_installed, kubectl, operators
 
-__all__ = ["control_plane", "control_plane_binaries", "crds_installed", "kubectl"]
+__all__ = ["cluster", "control_plane", "control_plane_binaries", "crds_installed", "kubectl", "operators"]

@@ -1,4 +1,4 @@
-"""Conditions and Events of the allocation, written only when something changed."""
+"""Conditions and the Events that go with them, written only when something changed."""
 
 import datetime as dt
 from typing import Literal, Protocol, TypeVar
@@ -10,13 +10,13 @@ from netloom.api.meta import Condition, Object, Resource
 from netloom.api.v1alpha1 import NETLOOM_NODES, NETWORKS, NetloomNetwork, NetloomNode
 from netloom.runtime.errors import Conflict, NotFound
 from netloom_reconcilers.allocation_metrics import WRITES
-from netloom_reconcilers.writes import Requests
+from netloom_reconcilers.writes import Patches
 
-FIELD_MANAGER = "netloom-operator"
+OPERATOR, AGENT = "netloom-operator", "netloom-agent"
+"""Field managers: who owns which condition in managedFields."""
 MESSAGE_LIMIT = 32768
 
 Status = Literal["True", "False"]
-T = TypeVar("T", bound=Object)
 
 
 class Recorder(Protocol):
@@ -25,33 +25,46 @@ class Recorder(Protocol):
     def event(self, ref: ObjectReference, type_: Literal["Normal", "Warning"], reason: str, message: str) -> None: ...
 
 
-class Conditions:
-    """Each write is a server-side apply of one condition, so that other writers' conditions stay."""
+class HasConditions(Protocol):
+    """The status of a kind that has conditions."""
 
-    def __init__(self, api: Requests, events: Recorder) -> None:
+    @property
+    def conditions(self) -> tuple[Condition, ...]: ...
+
+
+class Conditioned(Object, Protocol):
+    """An object with conditions."""
+
+    @property
+    def status(self) -> HasConditions: ...
+
+
+T = TypeVar("T", bound=Conditioned)
+
+
+class Conditions:
+    """Each write is a server-side apply of one condition, so that other writers' conditions stay.
+
+    A change is told as an Event, too; that all is well from the beginning is no news.
+    """
+
+    def __init__(self, api: Patches, events: Recorder, field_manager: str = OPERATOR) -> None:
         self._api = api
         self._events = events
+        self._field_manager = field_manager
 
     async def node(self, obj: NetloomNode, status: Status, reason: str, message: str) -> NetloomNode | None:
         """Condition `Allocated`; the object as written, or None where nothing had to be."""
-        return await self._set(NETLOOM_NODES, obj, obj.status.conditions, "Allocated", status, reason, message)
+        return await self.set(NETLOOM_NODES, obj, "Allocated", status, reason, message)
 
     async def network(self, obj: NetloomNetwork, status: Status, reason: str, message: str) -> NetloomNetwork | None:
         """Condition `Ready`; the object as written, or None where nothing had to be."""
-        return await self._set(NETWORKS, obj, obj.status.conditions, "Ready", status, reason, message)
+        return await self.set(NETWORKS, obj, "Ready", status, reason, message)
 
-    async def _set(
-        self,
-        res: Resource[T],
-        obj: T,
-        before: tuple[Condition, ...],
-        type_: str,
-        status: Status,
-        reason: str,
-        message: str,
-    ) -> T | None:
+    async def set(self, res: Resource[T], obj: T, type_: str, status: Status, reason: str, message: str) -> T | None:
+        """The object as written, or None where nothing had to be, or it is not there any more."""
         meta = obj.metadata
-        old = next((each for each in before if each.type == type_), None)
+        old = next((each for each in obj.status.conditions if each.type == type_), None)
         new = Condition(
             type=type_,
             status=status,
@@ -63,7 +76,8 @@ class Conditions:
         if old is not None and (old.status, old.reason, old.message) == (status, reason, new.message):
             return None
         reference = ObjectReference(api_version=res.api_version, kind=res.kind, name=meta.name, uid=meta.uid)
-        self._events.event(reference, "Normal" if status == "True" else "Warning", reason, message)
+        if old is not None or status != "True":
+            self._events.event(reference, "Normal" if status == "True" else "Warning", reason, message)
         patch = {
             "metadata": {"name": meta.name, "uid": meta.uid},
             "status": {"conditions": [msgspec.to_builtins(new)]},
@@ -71,7 +85,7 @@ class Conditions:
         WRITES.labels(res.kind, "apply").inc()
         try:
             return await self._api.patch(
-                res, meta.name, patch, subresource="status", kind="apply", field_manager=FIELD_MANAGER
+                res, meta.name, patch, subresource="status", kind="apply", field_manager=self._field_manager
             )
         except (Conflict, NotFound):
             return None  # it was deleted, or re-created: its next reconcile says what holds then

@@ -6,22 +6,14 @@ leaves the operator's conditions on the same object alone.
 """
 
 from collections.abc import Callable
-from datetime import UTC, datetime
 from typing import NamedTuple
 
-import structlog
-
 from netloom.api.v1alpha1 import NETLOOM_NODES, NetloomNode
-from netloom.runtime.client import Api
 from netloom.runtime.controller import Controller
-from netloom.runtime.errors import NotFound
-from netloom.runtime.events import EventRecorder, reference
 from netloom.runtime.store import Store
-
-log = structlog.get_logger(__name__)
+from netloom_reconcilers.conditions import Conditions
 
 CONDITION = "DataplaneReady"
-FIELD_MANAGER = "netloom-agent"
 SETTLE_SECONDS = 1.0
 """How long a verdict must stand before it is written."""
 _NAMED = 3
@@ -34,11 +26,6 @@ class Verdict(NamedTuple):
     ready: bool
     reason: str
     message: str
-
-    @property
-    def status(self) -> str:
-        """As a condition spells it."""
-        return "True" if self.ready else "False"
 
 
 def verdict_of(reason: str, errors: list[str]) -> Verdict:
@@ -56,15 +43,13 @@ class NodeStatusReconciler:
         self,
         node_name: str,
         nodes: Store[NetloomNode],
-        api: Api,
-        events: EventRecorder,
+        conditions: Conditions,
         verdict: Callable[[], Verdict | None],
     ) -> None:
         self.controller = Controller("node-status", self.reconcile)
         self._node_name = node_name
         self._nodes = nodes
-        self._api = api
-        self._events = events
+        self._conditions = conditions
         self._verdict = verdict
         nodes.subscribe(lambda key, old, new: self.changed() if key == node_name else None)
 
@@ -77,36 +62,8 @@ class NodeStatusReconciler:
         node, wanted = self._nodes.get(key), self._verdict()
         if node is None or wanted is None:
             return
-        held = next((each for each in node.status.conditions if each.type == CONDITION), None)
-        if held is not None and (held.status, held.reason, held.message) == (
-            wanted.status,
-            wanted.reason,
-            wanted.message,
-        ):
-            return
-        since = held.last_transition_time if held is not None and held.status == wanted.status else _now()
-        condition = {
-            "type": CONDITION,
-            "status": wanted.status,
-            "reason": wanted.reason,
-            "message": wanted.message,
-            "lastTransitionTime": since,
-        }
-        try:
-            stored = await self._api.patch(
-                NETLOOM_NODES,
-                key,
-                {"metadata": {"name": key}, "status": {"conditions": [condition]}},
-                subresource="status",
-                kind="apply",
-                field_manager=FIELD_MANAGER,
-            )
-        except NotFound:
-            return
-        self._nodes.put(stored)
-        if not wanted.ready:
-            self._events.event(reference(NETLOOM_NODES, node), "Warning", wanted.reason, wanted.message)
-
-
-def _now() -> str:
-    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        stored = await self._conditions.set(
+            NETLOOM_NODES, node, CONDITION, "True" if wanted.ready else "False", wanted.reason, wanted.message
+        )
+        if stored is not None:
+            self._nodes.put(stored)

@@ -13,16 +13,8 @@ DEFINITE = frozenset({400, 401, 403, 404, 409, 422, 429})
 """Statuses that say: the request was not executed, and will not be. After any other failure it may be, later."""
 
 
-class Requests(Protocol):
-    """The requests of `netloom.runtime.client.Api` that allocation uses; tests put a model of the server here."""
-
-    async def get(self, res: Resource[T], name: str, namespace: str = "") -> T: ...
-
-    async def list(self, res: Resource[T]) -> Listing[T]: ...
-
-    async def create(self, res: Resource[T], obj: T) -> T: ...
-
-    async def replace(self, res: Resource[T], obj: T, subresource: str = "") -> T: ...
+class Patches(Protocol):
+    """A client that can change some fields of an object."""
 
     async def patch(
         self,
@@ -35,6 +27,18 @@ class Requests(Protocol):
         kind: Literal["merge", "json", "apply"] = "merge",
         field_manager: str = "",
     ) -> T: ...
+
+
+class Requests(Patches, Protocol):
+    """The requests of `netloom.runtime.client.Api` that allocation uses; tests put a model of the server here."""
+
+    async def get(self, res: Resource[T], name: str, namespace: str = "") -> T: ...
+
+    async def list(self, res: Resource[T]) -> Listing[T]: ...
+
+    async def create(self, res: Resource[T], obj: T) -> T: ...
+
+    async def replace(self, res: Resource[T], obj: T, subresource: str = "") -> T: ...
 
     async def delete(
         self, res: Resource[T], name: str, *, namespace: str = "", uid: str = "", resource_version: str = ""

@@ -11,8 +11,12 @@ from typing import Any, Generic, Literal, Protocol, TypeVar
 import msgspec
 
 
-class Struct(msgspec.Struct, rename="camel", omit_defaults=True, frozen=True, kw_only=True):
-    """Base of every typed object: immutable, camelCase on the wire, defaults left out when encoded."""
+class Struct(msgspec.Struct, rename="camel", omit_defaults=True, frozen=True, kw_only=True, gc=False):
+    """Base of every typed object: immutable, camelCase on the wire, defaults left out when encoded.
+
+    The garbage collector passes over them (`gc=False`): values that are made once and hold only values cannot form a
+    cycle, and caches hold tens of thousands of them.
+    """
 
 
 class OwnerReference(Struct, frozen=True):

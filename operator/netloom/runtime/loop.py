@@ -1,6 +1,7 @@
 """The event loop that every role runs on."""
 
 import asyncio
+import gc
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
@@ -8,8 +9,18 @@ import uvloop
 
 T = TypeVar("T")
 
+GC_THRESHOLDS = (10_000, 20, 20)
+"""Net allocations before a collection of the youngest, and how many of those before one of the next older objects."""
+
 
 def run(main: Coroutine[Any, Any, T]) -> T:
-    """Runs `main` to its end on a new uvloop event loop: a request costs a third less there than on asyncio's own."""
+    """Runs `main` to its end on a new uvloop event loop: a request costs a third less there than on asyncio's own.
+
+    What was imported stays for good, so the garbage collector is told not to look at it any more, and to look less
+    often at the rest: with its defaults it took a fifth of the operator's time in the allocation of 5,000 nodes.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*GC_THRESHOLDS)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(main)

@@ -129,6 +129,8 @@ class Manager:
             try:
                 await only_if_asked(part.run())
             except Exception as error:
+                if isinstance(error, UserError):
+                    raise
                 if said := sentences(error):
                     raise UserError(" ".join(said)) from error
                 crash = f"crashed: {error or type(error).__name__}"

@@ -11,12 +11,16 @@ import pytest
 
 from netloom.kernel.dataplane import Dataplane
 from netloom.kernel.desired import Desired
+from netloom.kernel.rows import NexthopMessages
 from tests.kernel.conftest import Planes
 from tests.kernel.faults import FOR_EVER, FaultyCommands
 from tests.kernel.meshes import becomes, eventually, peer, running, tunnel
 from tests.kernel.netns import Namespace
 
 ERRNOS = ["EEXIST", "ENOENT", "EINVAL", "ENOBUFS", "EPERM", "ENETUNREACH", "ENODEV", "EBUSY"]
+
+NEXTHOP = 1852444659
+"""Node 2's IPv4 nexthop object: a hash of its name."""
 
 KIND_OF = {
     "newlink": "link",
@@ -130,15 +134,37 @@ async def test_one_refused_nexthop_does_not_stop_the_others(node: Namespace, pla
     assert story.plane.stats["newroute"] - written == tried + 1, "a route waits for its nexthop's back-off"
 
 
-async def test_what_keeps_failing_is_tried_less_and_less_often(node: Namespace, planes: Planes) -> None:
+@pytest.mark.parametrize("request_type", ["newroute", "delneigh", "newneigh"])
+async def test_what_keeps_failing_is_tried_less_and_less_often(
+    node: Namespace, planes: Planes, request_type: str
+) -> None:
     story = await Story.begin(node, planes)
     await story.plane.apply(BEFORE)
-    story.commands.refuse("newroute", errno.EPERM)
+    story.commands.refuse(request_type, errno.EPERM)
     async with running(story.plane):
         await story.plane.apply(after())
         await eventually(lambda: max((f.attempts for f in story.plane.report.failures), default=0) >= 4)
-        # Two routes (one of each family) of one new peer; each attempt doubles the delay.
+        # Two entries (one of each family) of one peer; each attempt doubles the delay.
         assert story.commands.refused <= 12
+        assert not story.plane.report.in_sync
+
+
+async def test_what_is_refused_shows_that_more_is_wrong(node: Namespace, planes: Planes) -> None:
+    """A loss that no event told of (here: our own socket's doing) is found by the first refusal it causes."""
+    plane = await planes.open()
+    desired = Desired(tunnel(), [peer(2, "10.2.0.0/24"), peer(3, "10.3.0.0/24")])
+    await plane.apply(desired)
+    before = node.state()
+    deletions = NexthopMessages().encode([(NEXTHOP, None, None)])
+    assert plane._commands.execute(deletions) == {}
+    assert node.state() != before
+    desired.set_peer(peer(2, "10.2.0.0/24", "10.22.0.0/24"))
+    await plane.apply(desired)
+    async with running(plane):
+        await eventually(lambda: plane.report.in_sync, lambda: str(plane.report))
+    desired.set_peer(peer(2, "10.2.0.0/24"))
+    await plane.apply(desired)
+    assert node.state() == before
 
 
 @pytest.mark.parametrize("after_doing", [True, False])

@@ -85,6 +85,21 @@ async def test_drift_is_repaired_by_the_event(node: Namespace, planes: Planes, c
     assert plane.report.fought == ()
 
 
+@pytest.mark.parametrize("commands", [["down"], ["down", "up"]])
+async def test_an_ipv4_mesh_loses_its_routes_in_silence_when_the_device_goes_down(
+    node: Namespace, planes: Planes, commands: list[str]
+) -> None:
+    plane = await planes.open()
+    await plane.apply(Desired(tunnel("node-1", "192.168.7.1", "10.1.0.0"), [peer(2), peer(3)]))
+    before = node.state()
+    async with running(plane):
+        for command in commands:
+            node.ip(f"link set netloom_vxlan {command}")
+        await becomes(node.state, before)
+        await eventually(lambda: plane.report.in_sync)
+    assert plane.report.failures == ()
+
+
 @pytest.mark.parametrize(
     ("switch", "value"),
     [
@@ -183,6 +198,19 @@ async def test_a_fight_is_bounded_and_reported(node: Namespace, planes: Planes) 
                 break
     assert plane.report.fought == ("route 10.2.0.0/24",)
     assert plane.stats["newroute"] < 20
+
+
+async def test_a_device_that_flaps_is_no_fight_over_its_routes(node: Namespace, planes: Planes) -> None:
+    plane = await planes.open()
+    await plane.apply(mesh())
+    before = node.state()
+    async with running(plane):
+        for _ in range(15):
+            node.ip("link set netloom_vxlan down")
+            node.ip("link set netloom_vxlan up")
+            await eventually(lambda: "route 10.2.0.0/24 nhid" in node.owned())
+        await becomes(node.state, before)
+    assert not [item for item in plane.report.fought if item.startswith(("route", "neighbour", "nexthop"))]
 
 
 async def test_a_foreign_route_that_goes_away_makes_room_at_once(node: Namespace, planes: Planes) -> None:

@@ -312,6 +312,18 @@ async def test_work_that_returns_gives_the_lease_back():
 
 
 @in_virtual_time
+async def test_the_lease_is_given_back_though_a_renewal_was_cut_off():
+    server, stage = LeaseServer(), Stage()
+    one = asyncio.create_task(elector(server, "one", stage).run(stage.work("one")))
+    await passes(1)
+    server.network = lambda who: (0.2, 0.2)
+    await passes(RETRY - 1 + 0.3)  # written, and its answer is on the way
+    await end(one)
+    assert server.lease is not None
+    assert server.lease.spec.holder_identity == ""
+
+
+@in_virtual_time
 async def test_work_that_crashes_gives_the_lease_back_and_is_heard():
     server, stage = LeaseServer(), Stage()
 

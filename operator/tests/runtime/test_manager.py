@@ -106,6 +106,14 @@ async def test_a_mistake_of_the_user_stays_the_sentence_that_it_is():
         await asyncio.wait_for(manager.run(), 5)
 
 
+async def test_what_no_retry_mends_ends_even_a_component_that_is_restarted():
+    manager = Manager()
+    both = ExceptionGroup("workers", [UserError("no VXLAN"), UserError("no VXLAN")])
+    manager.add("part", Part(both).run, restart=True)
+    with pytest.raises(UserError, match=r"^no VXLAN$"):
+        await asyncio.wait_for(manager.run(), 5)
+
+
 async def test_a_component_that_cancels_itself_has_crashed():
     manager, part = Manager(restart_delay=0.001), Part(asyncio.CancelledError())  # type: ignore[arg-type]
     manager.add("part", part.run, restart=True)

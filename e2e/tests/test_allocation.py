@@ -1,0 +1,151 @@
+"""Pod CIDRs for nodes: real operator processes on a real API server, with the rights that they have in production."""
+
+import ipaddress
+
+import pytest
+
+from netloom_e2e import gauges
+from netloom_e2e.allocations import Cluster, condition
+from netloom_e2e.cluster import ControllerManager, ControlPlane
+from netloom_e2e.lab import wait_for
+from netloom_e2e.operators import Operators
+
+
+@pytest.fixture
+def plane(crds_installed: ControlPlane) -> ControlPlane:
+    return crds_installed
+
+
+def names(count: int, prefix: str = "node") -> list[str]:
+    return [f"{prefix}-{number}" for number in range(1, count + 1)]
+
+
+def lines(held: dict[str, tuple[object, ...]]) -> dict[str, str]:
+    """What each node holds, to be compared at a glance."""
+    return {name: " ".join(map(str, cidrs)) for name, cidrs in sorted(held.items())}
+
+
+def writes_of_netloom_nodes(cluster: Cluster) -> dict[str, int]:
+    """By verb, as the API server counted them since it started; of all outcomes."""
+    counts: dict[str, int] = {}
+    for write, count in gauges.writes(cluster.client).items():
+        if write.resource.startswith("netloomnodes"):
+            counts[write.verb] = counts.get(write.verb, 0) + count
+    return counts
+
+
+def test_every_node_gets_its_cidr_in_the_first_write(cluster: Cluster, operators: Operators):
+    before = writes_of_netloom_nodes(cluster)
+    cluster.create_network(ipv4PodCIDRList=["10.244.0.0/16"])
+    cluster.add_nodes(*names(20))
+    operator = operators.start()
+    wait_for("all nodes have CIDRs", cluster.served)
+
+    held = cluster.check()
+    assert sorted(held.values()) == [(ipaddress.ip_network(f"10.244.{block}.0/24"),) for block in range(20)]
+    wait_for("the network is accepted", lambda: condition(cluster.network(), "Ready")[0] == "True")
+    after = writes_of_netloom_nodes(cluster)
+    assert {verb: after[verb] - before.get(verb, 0) for verb in after if after[verb] != before.get(verb, 0)} == {
+        "POST": 20
+    }
+    node = cluster.client.request("GET", "/api/v1/nodes/node-7")
+    obj = cluster.netloom_node("node-7")
+    assert obj["metadata"]["generation"] == 1
+    assert obj["metadata"]["ownerReferences"] == [
+        {"apiVersion": "v1", "kind": "Node", "name": "node-7", "uid": node["metadata"]["uid"]}
+    ]
+    assert obj["spec"]["ipam"]["mode"] == "cluster-pool"
+    assert obj["spec"]["addresses"] == [{"type": "InternalIP", "ip": "192.0.2.1"}]
+    assert operator.metric("netloom_ipam_blocks", cidr="10.244.0.0/16", state="allocated") == 20
+
+    # The node moves; its CIDR stays.
+    moved = [{"type": "InternalIP", "address": "192.0.2.77"}, {"type": "ExternalIP", "address": "203.0.113.7"}]
+    cluster.client.request("PATCH", "/api/v1/nodes/node-7/status", {"status": {"addresses": moved}})
+    wait_for(
+        "the addresses are followed",
+        lambda: (
+            [each["ip"] for each in cluster.netloom_node("node-7")["spec"]["addresses"]]
+            == ["192.0.2.77", "203.0.113.7"]
+        ),
+    )
+    assert cluster.check() == held
+
+
+def test_dual_stack_over_several_cluster_cidrs(cluster: Cluster, operators: Operators):
+    cluster.create_network(
+        ipv4PodCIDRList=["10.10.0.0/23", "10.99.8.0/22"],
+        ipv4MaskSize=24,
+        ipv6PodCIDRList=["fd00:10::/63", "fd00:99::/62"],
+        ipv6MaskSize=64,
+    )
+    operators.start()
+    cluster.add_nodes(*names(5))
+    wait_for("all nodes have CIDRs", cluster.served)
+    assert set(lines(cluster.check()).values()) == {
+        "10.10.0.0/24 fd00:10::/64",
+        "10.10.1.0/24 fd00:10:0:1::/64",
+        "10.99.8.0/24 fd00:99::/64",
+        "10.99.9.0/24 fd00:99:0:1::/64",
+        "10.99.10.0/24 fd00:99:0:2::/64",
+    }
+
+
+def test_kube_controller_manager_gives_the_cidrs(cluster: Cluster, operators: Operators, plane: ControlPlane):
+    cluster.create_network("kubernetes")
+    operators.start()
+    settings = ControllerManager(("10.200.0.0/16", "fd00:200::/56"), controllers=("node-ipam-controller",))
+    cluster.add_nodes(*names(3, "early"))
+    plane.start_controller_manager(settings)
+    try:
+        cluster.add_nodes(*names(3, "late"))
+        wait_for("all nodes have CIDRs", cluster.served, deadline=30)
+    finally:
+        plane.stop_controller_manager()
+    dictated = {node["metadata"]["name"]: node["spec"]["podCIDRs"] for node in cluster.list("nodes")}
+    assert {name: [str(cidr) for cidr in cidrs] for name, cidrs in cluster.check().items()} == dictated
+    assert all(len(cidrs) == 2 for cidrs in dictated.values())
+    assert {obj["spec"]["ipam"]["mode"] for obj in map(cluster.netloom_node, dictated)} == {"kubernetes"}
+
+
+def test_exhaustion_is_told_and_ends_with_more_space(cluster: Cluster, operators: Operators, plane: ControlPlane):
+    cluster.create_network(ipv4PodCIDRList=["10.20.0.0/26"], ipv4MaskSize=27)
+    operator = operators.start()
+    cluster.add_nodes(*names(2))
+    wait_for("two nodes have CIDRs", cluster.served)
+    cluster.add_nodes("node-3", "node-4")
+
+    def told(name: str) -> bool:
+        status, reason, _ = condition(cluster.netloom_node(name), "Allocated")
+        return (status, reason) == ("False", "ClusterPoolExhausted")
+
+    wait_for("two nodes say that they wait", lambda: told("node-3") and told("node-4"))
+    wait_for("the network names both", lambda: "2 nodes (node-3, node-4)" in condition(cluster.network(), "Ready")[2])
+    assert condition(cluster.network(), "Ready") == (
+        "False",
+        "ClusterPoolExhausted",
+        "2 nodes (node-3, node-4) without a pod CIDR: all 2 IPv4 blocks (/27) of 10.20.0.0/26 are in use. "
+        "Append a CIDR to spec.ipam.clusterPool.ipv4PodCIDRList, or remove nodes.",
+    )
+    for name in ("default", "node-3", "node-4"):
+        wait_for("an Event", lambda name=name: ("Warning", "ClusterPoolExhausted") in cluster.events(name))
+    assert operator.metric("netloom_nodes_waiting", reason="ClusterPoolExhausted") == 2
+    assert operator.metric("netloom_network_problems", reason="ClusterPoolExhausted") == 1
+    assert operator.metric("netloom_ipam_blocks", cidr="10.20.0.0/26", state="free") == 0
+
+    # A node leaves: its block is given to one that waits.
+    left = cluster.held()["node-1"]
+    cluster.remove_nodes("node-1")
+    wait_for("the block is given again", lambda: left in cluster.held().values() and "node-1" not in cluster.held())
+    lucky = next(name for name, cidrs in cluster.held().items() if cidrs == left)
+    assert lucky in ("node-3", "node-4")
+
+    # Space is appended: the other one gets some, and all complaints are taken back, by the same process.
+    pool = '{"spec": {"ipam": {"clusterPool": {"ipv4PodCIDRList": ["10.20.0.0/26", "10.30.0.0/26"]}}}}'
+    plane.kubectl("patch", "nlnet", "default", "--type=merge", "--patch", pool)
+    wait_for("all nodes have CIDRs", cluster.served)
+    held = cluster.check()
+    assert sum(cidr.subnet_of(ipaddress.ip_network("10.30.0.0/26")) for (cidr,) in held.values()) == 1  # type: ignore
+    wait_for("the network is well", lambda: condition(cluster.network(), "Ready")[:2] == ("True", "Accepted"))
+    for name in ("node-3", "node-4"):
+        wait_for("the node is well", lambda name=name: condition(cluster.netloom_node(name), "Allocated")[0] == "True")
+    assert operator.metric("netloom_nodes_waiting") == 0
