@@ -112,6 +112,7 @@ class NetworkReconciler:
         self._note_addresses(key, new)
         if before != self._inside.get(key):
             self._configure_book()
+            self._reconciler.wake()
             self.changed()
 
     def _note_addresses(self, name: str, node: Node | None) -> None:
