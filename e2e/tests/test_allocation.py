@@ -73,6 +73,14 @@ def test_every_node_gets_its_cidr_in_the_first_write(cluster: Cluster, operators
     )
     assert cluster.check() == held
 
+    # Another one joins; what is left is counted.
+    cluster.add_nodes("node-21")
+    wait_for("the newcomer has its CIDR", cluster.served)
+    wait_for(
+        "the metric says so",
+        lambda: operator.metric("netloom_ipam_blocks", cidr="10.244.0.0/16", state="free") == 256 - 21,
+    )
+
 
 def test_dual_stack_over_several_cluster_cidrs(cluster: Cluster, operators: Operators):
     cluster.create_network(

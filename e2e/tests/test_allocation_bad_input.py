@@ -242,3 +242,30 @@ def test_who_waits_for_space_that_somebody_blocks_is_served_when_it_is_free(clus
     wait_for("the fourth node has its CIDR", cluster.served)
     cluster.check()
     wait_for("the network is well", lambda: condition(cluster.network(), "Ready")[0] == "True")
+
+
+def test_a_ledger_damaged_by_hand(cluster: Cluster, operators: Operators):
+    cluster.create_network(ipv4PodCIDRList=["10.70.0.0/23", "10.71.0.0/23"], ipv4MaskSize=24)
+    operator = operators.start()
+    cluster.add_nodes("node-1")
+    wait_for("the first node has its CIDR", cluster.served)
+    before = cluster.check()
+    damage = '{"spec": {"entries": "10.70.0.0/24 somebody"}}'
+    cluster.plane.kubectl("patch", "nlledger", "v4-10.70.0.0-16", "--type=merge", "--patch", damage)
+    # Nothing is given out of it; other regions serve.
+    cluster.add_nodes("node-2", "node-3")
+    wait_for("the others have their CIDRs", cluster.served)
+    held = cluster.held()
+    assert_disjoint(held)
+    assert {str(held[name][0]) for name in ("node-2", "node-3")} == {"10.71.0.0/24", "10.71.1.0/24"}
+    wait_for("it is told", lambda: condition(cluster.network(), "Ready")[1] == "LedgerUnreadable")
+    assert "NetloomLedger v4-10.70.0.0-16" in condition(cluster.network(), "Ready")[2]
+    wait_for("an Event", lambda: ("Warning", "LedgerUnreadable") in cluster.events("default"))
+    wait_for("the metric says so", lambda: operator.metric("netloom_network_problems", reason="LedgerUnreadable") == 1)
+
+    cluster.add_nodes("node-4")
+    wait_told(cluster, operator, "node-4", "ClusterPoolExhausted")
+    cluster.plane.kubectl("delete", "nlledger", "v4-10.70.0.0-16")
+    wait_for("the fourth node has its CIDR", cluster.served)
+    assert {name: cluster.check()[name] for name in before} == before
+    wait_for("the network is well", lambda: condition(cluster.network(), "Ready")[0] == "True")
