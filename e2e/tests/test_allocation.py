@@ -56,7 +56,10 @@ def test_every_node_gets_its_cidr_in_the_first_write(cluster: Cluster, operators
     ]
     assert obj["spec"]["ipam"]["mode"] == "cluster-pool"
     assert obj["spec"]["addresses"] == [{"type": "InternalIP", "ip": "192.0.2.1"}]
-    assert operator.metric("netloom_ipam_blocks", cidr="10.244.0.0/16", state="allocated") == 20
+    wait_for(
+        "the metric says so",
+        lambda: operator.metric("netloom_ipam_blocks", cidr="10.244.0.0/16", state="allocated") == 20,
+    )
 
     # The node moves; its CIDR stays.
     moved = [{"type": "InternalIP", "address": "192.0.2.77"}, {"type": "ExternalIP", "address": "203.0.113.7"}]
@@ -69,6 +72,14 @@ def test_every_node_gets_its_cidr_in_the_first_write(cluster: Cluster, operators
         ),
     )
     assert cluster.check() == held
+
+    # Another one joins; what is left is counted.
+    cluster.add_nodes("node-21")
+    wait_for("the newcomer has its CIDR", cluster.served)
+    wait_for(
+        "the metric says so",
+        lambda: operator.metric("netloom_ipam_blocks", cidr="10.244.0.0/16", state="free") == 256 - 21,
+    )
 
 
 def test_dual_stack_over_several_cluster_cidrs(cluster: Cluster, operators: Operators):
@@ -128,9 +139,13 @@ def test_exhaustion_is_told_and_ends_with_more_space(cluster: Cluster, operators
     )
     for name in ("default", "node-3", "node-4"):
         wait_for("an Event", lambda name=name: ("Warning", "ClusterPoolExhausted") in cluster.events(name))
-    assert operator.metric("netloom_nodes_waiting", reason="ClusterPoolExhausted") == 2
-    assert operator.metric("netloom_network_problems", reason="ClusterPoolExhausted") == 1
-    assert operator.metric("netloom_ipam_blocks", cidr="10.20.0.0/26", state="free") == 0
+    wait_for("the metric says so", lambda: operator.metric("netloom_nodes_waiting", reason="ClusterPoolExhausted") == 2)
+    wait_for(
+        "the metric says so", lambda: operator.metric("netloom_network_problems", reason="ClusterPoolExhausted") == 1
+    )
+    wait_for(
+        "the metric says so", lambda: operator.metric("netloom_ipam_blocks", cidr="10.20.0.0/26", state="free") == 0
+    )
 
     # A node leaves: its block is given to one that waits.
     left = cluster.held()["node-1"]
@@ -148,4 +163,4 @@ def test_exhaustion_is_told_and_ends_with_more_space(cluster: Cluster, operators
     wait_for("the network is well", lambda: condition(cluster.network(), "Ready")[:2] == ("True", "Accepted"))
     for name in ("node-3", "node-4"):
         wait_for("the node is well", lambda name=name: condition(cluster.netloom_node(name), "Allocated")[0] == "True")
-    assert operator.metric("netloom_nodes_waiting") == 0
+    wait_for("the metric says so", lambda: operator.metric("netloom_nodes_waiting") == 0)

@@ -62,7 +62,15 @@ class Allocation:
         self.book = Book(incarnation or uuid.uuid4().hex[:12])
         self.lock = ModeLock(api, stores.networks, stores.netloom_nodes)
         self.ledgers = Ledgers(
-            api, self.book, self.lock, stores.netloom_nodes, clock, pace=pace, settle=self._settle, freed=self._freed
+            api,
+            self.book,
+            self.lock,
+            stores.netloom_nodes,
+            clock,
+            pace=pace,
+            settle=self._settle,
+            freed=self._freed,
+            changed=lambda: self._follower.committed(),
         )
         conditions = Conditions(api, events)
         caches = Caches(stores.nodes, stores.netloom_nodes)
@@ -115,7 +123,7 @@ class Allocation:
         for name in names:
             self.nodes.enqueue(name)
 
-    def _freed(self, count: int) -> None:
+    def _freed(self, count: int | None) -> None:
         self._reconciler.wake(count)
 
     async def _node(self, name: str) -> float | None:

@@ -41,6 +41,8 @@ class Pace:
     """How long finished marks wait for company."""
     flush: float = 2.0
     """For the last commit of a process that ends."""
+    reread: float = 5.0
+    """How often a ledger that is unreadable is read again: whoever repairs it should not have to restart us."""
     retry: tuple[float, float] = (0.1, 10.0)
     """Back-off while the API server cannot be read: first delay, longest delay."""
 
@@ -62,9 +64,11 @@ class Ledgers:
         *,
         pace: Pace | None = None,
         settle: Callable[[Iterable[str]], None] = lambda names: None,
-        freed: Callable[[int], None] = lambda count: None,
+        freed: Callable[[int | None], None] = lambda count: None,
+        changed: Callable[[], None] = lambda: None,
     ) -> None:
-        """`settle` is told nodes to compare with what the ledgers say of them, `freed` how many blocks came back."""
+        """`settle` is told nodes to compare with what the ledgers say of them, `freed` how many blocks came back
+        (None: a whole ledger), `changed` that something is different that people are told."""
         self.book = book
         self.trouble: Exception | None = None
         """Why the last batch could not be committed."""
@@ -77,6 +81,7 @@ class Ledgers:
         self._pace = pace or Pace()
         self._settle_nodes = settle
         self._freed = freed
+        self._changed = changed
         self._wants: dict[str, tuple[Want, asyncio.Future[Decision]]] = {}
         self._frees: dict[tuple[str, Cidr], tuple[Free, asyncio.Future[bool]]] = {}
         self._outstanding = 0
@@ -124,6 +129,7 @@ class Ledgers:
         """Reads all ledgers, then commits for ever."""
         await self._patiently(self._load_all)
         self.loaded.set()
+        self._changed()
         self.look()
         try:
             while True:
@@ -184,6 +190,8 @@ class Ledgers:
         ENTRIES.labels("freed").inc(len(freed))
         if freed:
             self._freed(len(freed))
+        if plan.edits:
+            self._changed()
         self._schedule_tidy()
         if not wants and not self.book.in_use():
             await self._clear()
@@ -220,6 +228,8 @@ class Ledgers:
         seconds = self.book.next_tidy(self._clock())
         if seconds is not None:
             self._tidy_at = min(self._tidy_at, self._clock() + max(seconds, self._pace.tidy_after))
+        if any(shard.problem for shard in self.book.shards.values()):
+            self._tidy_at = min(self._tidy_at, self._clock() + self._pace.reread)
 
     # Commits
 
@@ -314,8 +324,12 @@ class Ledgers:
 
     async def _prepare(self) -> None:
         """Reads again what went wrong, and makes sure that the lock says what is in use."""
-        for shard in [shard for shard in self.book.shards.values() if shard.stale]:
+        for shard in [shard for shard in self.book.shards.values() if shard.stale or shard.problem]:
+            before = shard.problem
             await self._load(shard.name)
+            if shard.problem != before:
+                self._changed()
+                self._freed(None)
         network = self._lock.network
         if network is not None and not network.status.ipam.mode and self.book.in_use():
             try:

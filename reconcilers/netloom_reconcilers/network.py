@@ -62,6 +62,10 @@ class NetworkReconciler:
         """There may be news to tell."""
         self._enqueue_after(NETWORK_NAME, GATHER_SECONDS)
 
+    def committed(self) -> None:
+        """Ledgers changed, so the metrics of what is free are old; counting blocks is too dear for every batch."""
+        self._enqueue_after(NETWORK_NAME, RETELL_SECONDS)
+
     async def reconcile(self, name: str) -> float | None:
         """Tells what is wrong, or that nothing is."""
         network = self._networks.get(name)
@@ -112,6 +116,7 @@ class NetworkReconciler:
         self._note_addresses(key, new)
         if before != self._inside.get(key):
             self._configure_book()
+            self._reconciler.wake()
             self.changed()
 
     def _note_addresses(self, name: str, node: Node | None) -> None:

@@ -351,7 +351,10 @@ class NodesReconciler:
 
     def _held_changed(self, key: str, old: NetloomNode | None, new: NetloomNode | None) -> None:
         if old is None or new is None or old.spec.ipam.pod_cidrs != new.spec.ipam.pod_cidrs:
+            loose = self._book.loose(key)
             self._book.hold(key, node_objects.held(new) if new is not None else ())
+            if set(loose).difference(self._book.loose(key)):
+                self.wake()  # no ledger knew of that space, so none will tell that it is free
             if new is None:
                 self._ledgers.look()
         if key != self._own:
