@@ -20,7 +20,7 @@ check: setup ## Format, lint, types, layers and unit tests; under a minute
 	.venv/bin/ruff check .
 	.venv/bin/mypy
 	.venv/bin/lint-imports --no-logo
-	$(PY) -m pytest operator/tests reconcilers/tests
+	$(PY) -m pytest -q -n auto operator/tests reconcilers/tests
 
 bench: bench-allocation ## Run all benches; each ends with a line `RESULT {json}`
 

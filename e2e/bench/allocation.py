@@ -35,6 +35,7 @@ import json
 import os
 import signal
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -49,7 +50,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from netloom.roles.operator import CONNECTIONS
+from netloom.roles.operator import CONNECTIONS, LEASE
 from netloom_e2e import crds, gauges, load
 from netloom_e2e.cluster import ControlPlane
 from netloom_e2e.gauges import Counting, Usage, Write
@@ -248,6 +249,7 @@ class Bench:
         writes = gauges.writes(self._plane.client)
         writes.subtract(before)
         self._plane.delete_all(NETLOOM_NODES, LEDGERS, NETWORKS)
+        self._plane.kubectl("delete", "lease", "--ignore-not-found", "-n", "kube-system", LEASE)
         return Run(timed.nodes, timed.seconds, timed.cpu, timed.server_cpu, memory, +writes)
 
     # The actors
@@ -263,7 +265,7 @@ class Bench:
             yield operator
             operator.send(signal.SIGTERM)
             operator.popen.wait(30)
-        except Exception:
+        except Exception:  # wherever it comes from, the operator's log may say why
             self._console.print(f"--- end of the operator's log\n{operator.tail()}", markup=False)
             raise
         finally:
@@ -404,7 +406,7 @@ def main() -> int:
     except (KeyboardInterrupt, Stopped):
         print("stopped; cleaned up", file=sys.stderr)
         return 130
-    except (Wrong, TimeoutError) as error:
+    except (Wrong, TimeoutError, subprocess.TimeoutExpired) as error:
         print(f"bench-allocation: {error}", file=sys.stderr)
         return 1
     print("RESULT", json.dumps(result))

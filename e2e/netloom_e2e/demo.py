@@ -158,6 +158,7 @@ class Demo:
     def mesh(self) -> dict[str, Pod]:
         """Three nodes from nothing to pods that ping each other."""
         self.report.head("1  kubectl apply: CRDs, a network, three nodes")
+        self.report.saw("etcd and kube-apiserver are ready", f"after {self.plane.start_seconds:.1f} s", True)
         crds.install(self.plane)
         self.kubectl("apply", "-f", str(ROOT / "docs/examples/rbac.yaml"))
         self.start_operator()

@@ -93,6 +93,7 @@ class Counting:
 
     def reach(self, wanted: int, began: float, deadline: float) -> float:
         """When that many were there. Asks seldom at first, and often towards the end: few polls, a sharp result."""
+        self._connection.close()  # the API server has closed it, if it was idle for long; the next request opens it
         while (count := self.count()) < wanted:
             now = time.time()
             if now > deadline:

@@ -50,13 +50,21 @@ class Cluster:
         return (self.folder / f"{machine.node}.log").read_text()
 
     def in_sync(self, *machines: Machine, peers: int) -> None:
-        """Wait until these nodes' agents have `peers` peers in the kernel."""
+        """Wait until these nodes' agents have `peers` peers in the kernel; else show what the agent says."""
         for machine in machines:
-            wait_for(
-                f"{machine.node} in sync with {peers} peers",
-                lambda m=machine: (said := facts(m)).get("inSync") and said.get("peers") == peers,  # type: ignore[misc]
-                deadline=20,
-            )
+            said: dict[str, object] = {}
+
+            def whole(machine: Machine = machine, said: dict[str, object] = said) -> bool:
+                said.clear()
+                said.update(facts(machine))
+                return bool(said.get("inSync")) and said["peers"] == peers
+
+            try:
+                wait_for(f"{machine.node} in sync with {peers} peers", whole, deadline=30)
+            except TimeoutError as error:
+                end = "\n".join(self.log(machine).splitlines()[-20:])
+                status = self.agents[machine.node].poll()
+                raise AssertionError(f"{error}\nexit status {status}, it says {said}\n{end}") from error
 
     def settle(self) -> list[Machine]:
         """Back to three nodes in sync, whatever the last test did."""
@@ -253,26 +261,46 @@ def test_two_nodes_that_claim_one_cidr_are_reported_and_the_older_keeps_it(
     assert state(n1) == before
 
 
-def test_a_node_with_a_malformed_cidr_does_not_take_the_others_down(
+def test_manifests_steer_an_agent_without_a_cluster_and_a_mistake_in_one_changes_nothing(
     cluster: Cluster, mesh: list[Machine], tmp_path: Path
 ) -> None:
     n1 = mesh[0]
+    before = state(n1)
     cluster.agents["n1"].kill()
     cluster.agents["n1"].wait()
-    folder = tmp_path / "manifests"
-    folder.mkdir()
-    nodes = cluster.plane.client.request("GET", NODES)["items"]
-    nodes[1]["spec"]["ipam"]["podCIDRs"] = ["10.42.2.1/24"]
-    (folder / "all.json").write_text("\n---\n".join(json.dumps(each) for each in [network(), *map(with_kind, nodes)]))
-    (folder / "all.json").rename(folder / "all.yaml")
-    command = [str(NETLOOM), "agent", "--manifests", str(folder), "--node-name", "n1", "--run-dir"]
+    items = cluster.plane.client.request("GET", NODES)["items"]
+    nodes = {str(node["metadata"]["name"]): with_kind(node) for node in items}
+    write(tmp_path / "network.json", network())
+    for name, node in nodes.items():
+        write(tmp_path / f"{name}.json", node)
+    command = [str(NETLOOM), "agent", "--manifests", str(tmp_path), "--node-name", "n1", "--run-dir"]
     with (cluster.folder / "manifests.log").open("w") as log:
         cluster.agents["n1"] = n1.popen([*command, cluster.run_dir(n1)], stdout=log)
-    wait_for("the report", lambda: facts(n1).get("errors"))
-    assert "NetloomNode n2: spec.ipam.podCIDRs: host bits are set in CIDR '10.42.2.1/24'" in str(facts(n1))
-    assert [line.split()[0] for line in routes(n1)] == ["10.42.3.0/24"]
+    cluster.in_sync(n1, peers=2)
+    assert state(n1) == before
+    assert facts(n1)["netlinkWrites"] == 0, "the same objects, from another source"
+
+    good = nodes["n2"]
+    write(tmp_path / "n2.json", netloom_node("n2", "172.31.1.2", "10.42.2.1/24"))
+    wait_for("the report", lambda: "n2.json" in readiness(n1))
+    assert "spec.ipam.podCIDRs[0]: NetloomNode n2: bits are set after the prefix length" in readiness(n1)
+    assert state(n1) == before, "the last good objects stay"
+
+    (tmp_path / "n3.json").unlink()
+    write(tmp_path / "n2.json", good)
+    wait_for("n3 to be gone", lambda: len(routes(n1)) == 1)
+    assert readiness(n1).endswith("ok\n")
     cluster.agents["n1"].kill()
     cluster.agents["n1"].wait()
+
+
+def readiness(machine: Machine) -> str:
+    return machine.run("curl", "-s", "--max-time", "2", "http://127.0.0.1:9964/readyz", check=False)
+
+
+def write(path: Path, obj: dict[str, object]) -> None:
+    path.with_suffix(".staged").write_text(json.dumps(obj))
+    path.with_suffix(".staged").rename(path)
 
 
 def with_kind(node: dict[str, object]) -> dict[str, object]:

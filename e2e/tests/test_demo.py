@@ -14,7 +14,7 @@ from netloom_e2e.lab import NETNS, environment, run, wait_for
 
 PREFIX = "nldemo"
 COMMAND = [sys.executable, "-m", "netloom_e2e.demo"]
-STEPS = 17
+STEPS = 18
 
 pytestmark = pytest.mark.usefixtures("control_plane_binaries")
 

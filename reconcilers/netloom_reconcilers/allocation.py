@@ -131,3 +131,22 @@ class Allocation:
 
     async def _network(self, name: str) -> float | None:
         return await self._follower.reconcile(name)
+
+
+def node_changed(old: Node, new: Node) -> bool:
+    """Whether allocation has to look again. Not at heartbeats: 5,000 nodes write 500 of them a second."""
+    return (
+        old.metadata.uid != new.metadata.uid
+        or old.spec.pod_cidrs != new.spec.pod_cidrs
+        or old.status.addresses != new.status.addresses
+    )
+
+
+def netloom_node_changed(old: NetloomNode, new: NetloomNode) -> bool:
+    """Whether allocation has to look again. Not at a status: two operators that disagree would answer each other."""
+    return (
+        old.spec != new.spec
+        or old.metadata.uid != new.metadata.uid
+        or old.metadata.deletion_timestamp != new.metadata.deletion_timestamp
+        or old.metadata.owner_references != new.metadata.owner_references
+    )

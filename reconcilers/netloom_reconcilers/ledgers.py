@@ -223,6 +223,8 @@ class Ledgers:
         future.set_result(grant or refusal)
 
     def _schedule_tidy(self) -> None:
+        if self._tidy_at <= self._clock() + self._pace.tidy_after:
+            return  # it cannot be sooner, and the book would look at every mark to say when
         seconds = self.book.next_tidy(self._clock())
         if seconds is not None:
             self._tidy_at = min(self._tidy_at, self._clock() + max(seconds, self._pace.tidy_after))

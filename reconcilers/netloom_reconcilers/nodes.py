@@ -33,6 +33,8 @@ from netloom_reconcilers.writes import Requests, definite
 
 log = structlog.get_logger(__name__)
 
+_CREATES = WRITES.labels("NetloomNode", "create")
+
 LAG_SECONDS = 1.0
 """When to look again where a cache lags behind what was read live; its event usually comes first."""
 RECHECK_SECONDS = 60.0
@@ -173,7 +175,7 @@ class NodesReconciler:
 
     async def _send(self, node: Node, obj: NetloomNode | None, mode: str, cidrs: Collection[Cidr]) -> NetloomNode:
         if obj is None:
-            WRITES.labels("NetloomNode", "create").inc()
+            _CREATES.inc()
             return await self._api.create(NETLOOM_NODES, node_objects.built(node, mode, cidrs))
         WRITES.labels("NetloomNode", "patch").inc()
         patch = node_objects.difference(node, obj, mode, cidrs)

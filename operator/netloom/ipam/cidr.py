@@ -62,6 +62,7 @@ def address_text(version: Version, address: int) -> str:
     return socket.inet_ntop(_FAMILY[version], address.to_bytes(WIDTH[version] // 8, "big"))
 
 
+@functools.lru_cache(maxsize=16384)
 def parse_address(text: str) -> tuple[Version, int]:
     """An address as (version, integer); CidrError where it is none."""
     version: Version = 6 if ":" in text else 4
@@ -98,6 +99,7 @@ def region_of(cidr: Cidr) -> Cidr:
     return cidr.supernet(length)
 
 
+@functools.lru_cache(maxsize=4096)
 def shard_name(region: Cidr) -> str:
     """The name of the region's ledger: `v4-10.0.0.0-16`, `v6-fd00-0-0-0-56`. An object name may hold no colon."""
     if region.version == 4:

@@ -53,7 +53,10 @@ class Prefix(msgspec.Struct, frozen=True, gc=False):
     def parse(cls, text: str) -> "Prefix":
         """A CIDR with no host bits set, as a pod CIDR has to be. Raises ValueError."""
         address, slash, length = text.partition("/")
-        packed = parse_address(address)
+        try:
+            packed = parse_address(address)
+        except ValueError:
+            raise ValueError(f"not a CIDR: {text!r}") from None
         bits = len(packed) * 8
         if not slash or not length.isascii() or not length.isdigit() or int(length) > bits:
             raise ValueError(f"not a CIDR: {text!r}")

@@ -262,7 +262,7 @@ class Dataplane:
             self._mesh.load(nexthops, neighbours, routes)
             for item in self._mesh.pending():
                 if self._applied and item not in known:
-                    self._troubles.drifted(item)
+                    self._troubles.drifted(item, alone=False)
             self._compared_at = time.monotonic()
             self._comparisons += 1
         finally:
@@ -329,7 +329,7 @@ class Dataplane:
         touched, events.touched = events.touched, []
         for item in touched:
             if self._mesh.is_pending(*item):
-                self._troubles.drifted(item)
+                self._troubles.drifted(item, alone=not events.compare_due)
 
     def _idle_seconds(self) -> float | None:
         """Until something has to be done without an event."""

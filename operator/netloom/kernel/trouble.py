@@ -73,11 +73,12 @@ class Troubles:
             )
         return before is None
 
-    def drifted(self, item: Item) -> None:
-        """Somebody changed the entry."""
+    def drifted(self, item: Item, *, alone: bool = True) -> None:
+        """Somebody changed the entry; `alone`: the entry itself, and not what it stands on, which flaps for all."""
         if item not in self._drifted:
             self._drifted.add(item)
-            self.backoff.repaired(item, time.monotonic())
+            if alone:
+                self.backoff.repaired(item, time.monotonic())
 
     def written(self, kind: str, keys: Iterable[Hashable]) -> None:
         """The entries are as they should be."""

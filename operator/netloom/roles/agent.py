@@ -25,6 +25,7 @@ from netloom.api.v1alpha1 import (
     NetloomNetwork,
     NetloomNode,
 )
+from netloom.api.validation import validate
 from netloom.kernel.capability import require_net_admin
 from netloom.kernel.dataplane import Dataplane
 from netloom.kernel.desired import Desired
@@ -76,7 +77,9 @@ class Sources:
             }
         elif options.manifests is not None:
             ignored = (POOLS, PREFILTERS, LEDGERS)
-            self._directory = DirectorySource(options.manifests, [self.networks, self.nodes], ignored=ignored)
+            self._directory = DirectorySource(
+                options.manifests, [self.networks, self.nodes], ignored=ignored, validate=validate
+            )
 
     def _parts(self) -> dict[str, tuple[Callable[[], Awaitable[None]], Callable[[], str]]]:
         """What runs, and how to ask it what is wrong."""

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import structlog
 
 from netloom import __version__
-from netloom.api.core import NODES, Node
-from netloom.api.v1alpha1 import NETLOOM_NODES, NETWORKS, NetloomNode
+from netloom.api.core import NODES
+from netloom.api.v1alpha1 import NETLOOM_NODES, NETWORKS
 from netloom.runtime import health
 from netloom.runtime.client import Api
 from netloom.runtime.events import EventRecorder
@@ -18,7 +18,7 @@ from netloom.runtime.leader import LeaderElector
 from netloom.runtime.manager import Manager
 from netloom.runtime.store import Store
 from netloom.runtime.watch import ListWatch
-from netloom_reconcilers.allocation import Allocation, Stores
+from netloom_reconcilers.allocation import Allocation, Stores, netloom_node_changed, node_changed
 
 log = structlog.get_logger(__name__)
 
@@ -75,8 +75,8 @@ class _Operator:
     def _add_watches(self) -> None:
         stores = self._stores
         networks = ListWatch(self._api, stores.networks)
-        nodes = ListWatch(self._api, stores.nodes, changed=_node_changed)
-        netloom_nodes = ListWatch(self._api, stores.netloom_nodes, changed=_netloom_node_changed)
+        nodes = ListWatch(self._api, stores.nodes, changed=node_changed)
+        netloom_nodes = ListWatch(self._api, stores.netloom_nodes, changed=netloom_node_changed)
         self.manager.add("watch NetloomNetwork", networks.run, restart=True)
         self.manager.add("watch Node", nodes.run, restart=True)
         self.manager.add("watch NetloomNode", netloom_nodes.run, restart=True)
@@ -93,22 +93,3 @@ class _Operator:
 
     def _trouble(self) -> str:
         return self._term.trouble if self._term else ""
-
-
-def _node_changed(old: Node, new: Node) -> bool:
-    """Not heartbeats: they are 500 writes a second in a cluster of 5,000 nodes."""
-    return (
-        old.metadata.uid != new.metadata.uid
-        or old.spec.pod_cidrs != new.spec.pod_cidrs
-        or old.status.addresses != new.status.addresses
-    )
-
-
-def _netloom_node_changed(old: NetloomNode, new: NetloomNode) -> bool:
-    """Not what agents tell of themselves."""
-    return (
-        old.spec != new.spec
-        or old.metadata.uid != new.metadata.uid
-        or old.metadata.deletion_timestamp != new.metadata.deletion_timestamp
-        or old.metadata.owner_references != new.metadata.owner_references
-    )

@@ -57,7 +57,8 @@ class Timing(msgspec.Struct, frozen=True):
 class DirectorySource:
     """Keeps `stores` equal to the manifest files (*.yaml, *.yml, *.json) in `path`, its subdirectories left out.
 
-    `ignored` are kinds that may be there and are nobody's concern here.
+    `ignored` are kinds that may be there and are nobody's concern here. `validate` says what is wrong with an object;
+    one with an error is refused as the API server would refuse it.
     """
 
     def __init__(
@@ -66,6 +67,7 @@ class DirectorySource:
         stores: Iterable[Store[Any]],
         *,
         ignored: Iterable[Resource[Any]] = (),
+        validate: manifests.Validate = lambda obj: (),
         timing: Timing | None = None,
     ) -> None:
         self._path = Path(path)
@@ -74,6 +76,7 @@ class DirectorySource:
             self._stores[store.resource.api_version, store.resource.kind] = store
         self._resources = {kind: store.resource for kind, store in self._stores.items()}
         self._ignored: Collection[Kind] = {(resource.api_version, resource.kind) for resource in ignored}
+        self._validate = validate
         self._timing = timing or Timing()
         self._good: dict[str, list[Manifest]] = {}
         self._bad: dict[str, tuple[Problem, ...]] = {}
@@ -211,7 +214,7 @@ class DirectorySource:
         self._signatures[name] = signature
         try:
             content = (self._path / name).read_bytes()
-            self._good[name] = manifests.parse(name, content, self._resources, self._ignored)
+            self._good[name] = manifests.parse(name, content, self._resources, self._ignored, self._validate)
         except Refused as error:
             self._bad[name] = error.problems
         except OSError as error:

@@ -252,13 +252,15 @@ class LeaderElector:
 
     async def _release(self) -> None:
         """Gives the lease back, so that the next one need not wait; if that fails, it runs out."""
-        if self._observed is None or self._holder != self.identity:
-            return
-        spec = msgspec.structs.replace(
-            self._observed.spec, holder_identity="", lease_duration_seconds=1, renew_time=_now()
-        )
         try:
             async with asyncio.timeout(self._retry):
+                if self._observed is None:  # a renewal was cut off, and may have been written
+                    self._observe(await self._api.get(LEASES, self._name, self._namespace))
+                if self._observed is None or self._holder != self.identity:
+                    return
+                spec = msgspec.structs.replace(
+                    self._observed.spec, holder_identity="", lease_duration_seconds=1, renew_time=_now()
+                )
                 await self._api.replace(LEASES, msgspec.structs.replace(self._observed, spec=spec))
             log.info("lease released", lease=self._name)
         except (ApiError, TimeoutError) as error:

@@ -7,18 +7,22 @@ stays text: YAML 1.1 would make a date of `2024-01-01` and the number 36,672,610
 
 import functools
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 import msgspec
 import msgspec.inspect
 import yaml
 
+from netloom.api import problem
 from netloom.api.meta import Object, Resource, Struct
 from netloom.runtime.store import key_of
 
 Kind = tuple[str, str]
 """apiVersion and kind."""
+
+Validate = Callable[[Object], Iterable[problem.Problem]]
+"""What is wrong with an object that has the right types."""
 
 _NAME = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
 _AT = re.compile(r"^(?P<what>.*?) - at `\$\.?(?P<field>.*)`$", re.DOTALL)
@@ -62,7 +66,11 @@ class Refused(Exception):
 
 
 def parse(
-    file: str, content: bytes, resources: Mapping[Kind, Resource[Any]], ignored: Collection[Kind] = ()
+    file: str,
+    content: bytes,
+    resources: Mapping[Kind, Resource[Any]],
+    ignored: Collection[Kind] = (),
+    validate: Validate = lambda obj: (),
 ) -> list[Manifest]:
     """All objects of a file, except those of `ignored` kinds. Raises Refused: a file is taken whole or not at all."""
     found: list[Manifest] = []
@@ -81,6 +89,16 @@ def parse(
             message = f"{manifest.kind[1]} {manifest.key} is in document {first} already"
             problems.append(Problem(file=file, document=number, field="", message=message))
         found.append(manifest)
+        problems += [
+            Problem(
+                file=file,
+                document=number,
+                field=wrong.field,
+                message=f"{manifest.kind[1]} {manifest.key}: {wrong.text}",
+            )
+            for wrong in validate(manifest.object)
+            if wrong.severity == "error"
+        ]
     if problems:
         raise Refused(problems)
     return found

@@ -18,8 +18,9 @@ PREFIX = "nlk"
 _CLONE_NEWNET = 0x40000000
 _libc = ctypes.CDLL(None, use_errno=True)
 
-# What differs between two equal states: ifindexes, and what a bridge has learned of the devices that were in it.
-_VOLATILE = re.compile(r"^\d+: |@if\d+|link-netns \S+|link-netnsid \d+|tso_max_size \d+")
+# What differs between two equal states: ifindexes, what a bridge has learned of the devices that were in it, and the
+# moment in which an IPv6 address of somebody else's device is new.
+_VOLATILE = re.compile(r"^\d+: |@if\d+|link-netns \S+|link-netnsid \d+|tso_max_size \d+| tentative")
 
 
 def run(*command: str, check: bool = True) -> str:

@@ -36,9 +36,9 @@ def test_prefixes_are_those_of_the_standard_library(
         ("10.0.0.0/²", "not a CIDR: '10.0.0.0/²'"),
         ("fd00::/129", "not a CIDR: 'fd00::/129'"),
         ("10.0.0.1/24", "host bits are set in CIDR '10.0.0.1/24'"),
-        ("10.0.0/24", "not an IP address: '10.0.0'"),
-        ("node-1/24", "not an IP address: 'node-1'"),
-        ("", "not an IP address: ''"),
+        ("10.0.0/24", "not a CIDR: '10.0.0/24'"),
+        ("node-1/24", "not a CIDR: 'node-1/24'"),
+        ("", "not a CIDR: ''"),
     ],
 )
 def test_what_is_no_cidr_is_refused_by_name(text: str, message: str) -> None:

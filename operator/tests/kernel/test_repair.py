@@ -200,6 +200,19 @@ async def test_a_fight_is_bounded_and_reported(node: Namespace, planes: Planes) 
     assert plane.stats["newroute"] < 20
 
 
+async def test_a_device_that_flaps_is_no_fight_over_its_routes(node: Namespace, planes: Planes) -> None:
+    plane = await planes.open()
+    await plane.apply(mesh())
+    before = node.state()
+    async with running(plane):
+        for _ in range(15):
+            node.ip("link set netloom_vxlan down")
+            node.ip("link set netloom_vxlan up")
+            await eventually(lambda: "route 10.2.0.0/24 nhid" in node.owned())
+        await becomes(node.state, before)
+    assert not [item for item in plane.report.fought if item.startswith(("route", "neighbour", "nexthop"))]
+
+
 async def test_a_foreign_route_that_goes_away_makes_room_at_once(node: Namespace, planes: Planes) -> None:
     node.ip("route add 10.2.0.0/24 via 192.168.7.99")
     plane = await planes.open()

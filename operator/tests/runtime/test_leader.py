@@ -312,6 +312,18 @@ async def test_work_that_returns_gives_the_lease_back():
 
 
 @in_virtual_time
+async def test_the_lease_is_given_back_though_a_renewal_was_cut_off():
+    server, stage = LeaseServer(), Stage()
+    one = asyncio.create_task(elector(server, "one", stage).run(stage.work("one")))
+    await passes(1)
+    server.network = lambda who: (0.2, 0.2)
+    await passes(RETRY - 1 + 0.3)  # written, and its answer is on the way
+    await end(one)
+    assert server.lease is not None
+    assert server.lease.spec.holder_identity == ""
+
+
+@in_virtual_time
 async def test_work_that_crashes_gives_the_lease_back_and_is_heard():
     server, stage = LeaseServer(), Stage()
 
@@ -401,7 +413,7 @@ def test_a_lease_that_leaves_no_time_is_refused(numbers: tuple[float, float, flo
         LeaderElector(None, "l", "n", "i", lease_seconds=lease, renew_deadline=deadline, retry=retry)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("seed", range(40))
+@pytest.mark.parametrize("seed", range(25))
 def test_two_never_work_at_the_same_time(seed: int):
     """Three candidates for half an hour: slow, lost, late and unanswered requests, partitions, clocks that are set,
     that run 1 % fast or slow, crashes, graceful stops, restarts, and work that takes its time to end."""

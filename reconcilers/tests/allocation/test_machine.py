@@ -1,0 +1,32 @@
+"""Up to three operators that all believe they lead, in every order that Hypothesis finds."""
+
+import os
+
+import pytest
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis.stateful import run_state_machine_as_test
+
+from tests.allocation.machine import AllocationMachine
+from tests.allocation.test_rules import Break, no_heed_of_foreign_marks, no_marks
+
+EXAMPLES = settings(
+    max_examples=int(os.environ.get("NETLOOM_EXAMPLES", "250")),
+    stateful_step_count=40,
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+    print_blob=True,
+)
+"""For a long search: NETLOOM_EXAMPLES=20000."""
+
+
+def test_no_interleaving_gives_a_block_to_two_nodes() -> None:
+    run_state_machine_as_test(AllocationMachine, settings=EXAMPLES)
+
+
+@pytest.mark.parametrize("broken", [no_heed_of_foreign_marks, no_marks])
+def test_the_machine_finds_what_a_broken_rule_does(monkeypatch: pytest.MonkeyPatch, broken: Break) -> None:
+    """The same search every time, so that it cannot fail by bad luck."""
+    broken(monkeypatch)
+    search = settings(EXAMPLES, max_examples=1500, derandomize=True, database=None, phases=[Phase.generate])
+    with pytest.raises(AssertionError, match=r"overlap|lock"):
+        run_state_machine_as_test(AllocationMachine, settings=search)

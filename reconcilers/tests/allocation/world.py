@@ -1,0 +1,421 @@
+"""A cluster in a model: one API server, operators on it, and full control of what happens when.
+
+Every request of an operator waits until the test lets the server execute it, and its answer until the test lets it
+through. A request whose client gave up, or died, can still be executed for as long as the real one could. Caches get
+their events when the test says so.
+"""
+
+import asyncio
+import itertools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar
+
+import msgspec
+
+from netloom.api.core import NODES
+from netloom.api.events import ObjectReference
+from netloom.api.meta import Object, Resource
+from netloom.api.v1alpha1 import NETLOOM_NODES, NETWORKS
+from netloom.ipam.cidr import Cidr, parse
+from netloom.runtime.client import Listing
+from netloom.runtime.errors import ApiError, Unavailable
+from netloom.runtime.store import Store
+from netloom_reconcilers.allocation import Allocation, Limits, Stores, netloom_node_changed, node_changed
+from netloom_reconcilers.ledgers import Pace
+from tests.allocation.server import Json, ModelServer, Request
+from tests.allocation.virtual import VirtualClock, VirtualLoop
+
+T = TypeVar("T", bound=Object)
+
+CLIENT_SECONDS = 10.0
+SERVER_SECONDS = 60.0
+"""A request is executed before its client gave up plus this, or never."""
+
+PACE = Pace(batch=4, low_water=2, retry=(0.1, 2.0))
+LIMITS = Limits(workers=8, writers=3)
+
+_RELEVANT: dict[str, Callable[[Any, Any], bool]] = {
+    "nodes": node_changed,
+    "netloomnodes": netloom_node_changed,
+}
+
+Outcome = Literal["done", "lost", "refused", "unavailable"]
+
+
+@dataclass(eq=False, repr=False)
+class Pending:
+    """A request on its way."""
+
+    operator: "Operator"
+    request: Request
+    sent: float
+    answer: "asyncio.Future[Any]"
+    executed: bool = False
+
+    def __repr__(self) -> str:
+        return f"<{self.operator.name}: {self.request}>"
+
+
+class ModelApi:
+    """What an operator takes for its API client."""
+
+    def __init__(self, operator: "Operator") -> None:
+        self._operator = operator
+
+    async def _ask(self, request: Request) -> Any:
+        operator = self._operator
+        if operator.dead:
+            raise Unavailable(0, "Dead", "the process is gone")
+        pending = Pending(operator, request, operator.world.clock.now, operator.loop.create_future())
+        operator.world.pending.append(pending)
+        try:
+            async with asyncio.timeout(CLIENT_SECONDS):
+                return await pending.answer
+        except TimeoutError as error:
+            raise Unavailable(0, "Timeout", f"{request}: no answer") from error
+
+    async def get(self, res: Resource[T], name: str, namespace: str = "") -> T:
+        return msgspec.convert(await self._ask(Request("get", res.plural, name)), res.type)
+
+    async def list(self, res: Resource[T]) -> Listing[T]:
+        answer = await self._ask(Request("list", res.plural))
+        objects = [msgspec.convert(each, res.type) for each in answer["items"]]
+        return Listing(objects=objects, resource_version=answer["resourceVersion"])
+
+    async def create(self, res: Resource[T], obj: T) -> T:
+        request = Request("create", res.plural, obj.metadata.name, res.encode(obj))
+        return msgspec.convert(await self._ask(request), res.type)
+
+    async def replace(self, res: Resource[T], obj: T, subresource: str = "") -> T:
+        request = Request("replace", res.plural, obj.metadata.name, res.encode(obj), subresource)
+        return msgspec.convert(await self._ask(request), res.type)
+
+    async def patch(
+        self,
+        res: Resource[T],
+        name: str,
+        patch: Mapping[str, Any],
+        *,
+        namespace: str = "",
+        subresource: str = "",
+        kind: Literal["merge", "json", "apply"] = "merge",
+        field_manager: str = "",
+    ) -> T:
+        body = msgspec.json.decode(msgspec.json.encode(patch))
+        return msgspec.convert(await self._ask(Request("patch", res.plural, name, body, subresource, kind)), res.type)
+
+    async def delete(
+        self, res: Resource[T], name: str, *, namespace: str = "", uid: str = "", resource_version: str = ""
+    ) -> None:
+        await self._ask(Request("delete", res.plural, name, uid=uid, version=resource_version))
+
+
+@dataclass
+class Said:
+    """A recorder of Events."""
+
+    events: list[tuple[str, str, str, str]] = field(default_factory=list)
+
+    def event(self, ref: ObjectReference, type_: Literal["Normal", "Warning"], reason: str, message: str) -> None:
+        self.events.append((f"{ref.kind}/{ref.name}", type_, reason, message))
+
+    def reasons(self, about: str) -> list[str]:
+        return [reason for ref, _, reason, _ in self.events if ref == about]
+
+
+class Operator:
+    """One process of the operator. `frozen`: stopped by SIGSTOP; `dead`: by SIGKILL."""
+
+    def __init__(self, world: "World", name: str) -> None:
+        self.world = world
+        self.name = name
+        self.frozen = False
+        self.dead = False
+        self.said = Said()
+        self.loop = VirtualLoop(world.clock)
+        self._position = 0
+        self.stores = Stores(Store(NETWORKS), Store(NODES), Store(NETLOOM_NODES))
+        self._by_plural: dict[str, Store[Any]] = {
+            store.resource.plural: store
+            for store in (self.stores.networks, self.stores.nodes, self.stores.netloom_nodes)
+        }
+        self.relist()
+        self.allocation = Allocation(
+            ModelApi(self),
+            self.stores,
+            self.said,
+            incarnation=name,
+            clock=self.loop.time,
+            pace=PACE,
+            limits=LIMITS,
+        )
+        self.task = self.loop.start(self.allocation.run())
+
+    def __repr__(self) -> str:
+        return f"<{self.name}>"
+
+    @property
+    def runs(self) -> bool:
+        return not self.dead and not self.frozen
+
+    @property
+    def behind(self) -> int:
+        """Events that its caches have not seen."""
+        return len(self.world.server.events) - self._position
+
+    def run(self) -> None:
+        """All it can do now."""
+        if self.runs:
+            self.loop.settle()
+            if self.task.done():
+                self.task.result()
+                raise AssertionError(f"operator {self.name} ended")
+
+    def see(self, count: int = 1 << 30, blind: str = "") -> None:
+        """Its caches get the next events; those of the kind `blind` never learn of theirs."""
+        events = self.world.server.events[self._position : self._position + count]
+        self._position += len(events)
+        for event in events:
+            store = self._by_plural.get(event.plural)
+            if store is None or event.plural == blind:
+                continue
+            obj = msgspec.convert(event.object, store.resource.type)
+            if event.type == "DELETED":
+                self.loop.call_soon(store.remove, obj.metadata.name, obj.metadata.resource_version)
+            else:
+                self.loop.call_soon(store.put, obj, _RELEVANT.get(event.plural))
+
+    def relist(self) -> None:
+        """Its watches broke, and begin anew with a list."""
+        self._position = len(self.world.server.events)
+        for plural, store in self._by_plural.items():
+            listed = [msgspec.convert(each, store.resource.type) for each in self.world.server.all(plural).values()]
+            self.loop.call_soon(store.replace, {each.metadata.name: each for each in listed}, _RELEVANT.get(plural))
+
+    def bury(self) -> None:
+        """Ends its tasks, after the test, without letting them do anything more."""
+        self.dead = True
+        self.frozen = False
+        for task in asyncio.all_tasks(self.loop):
+            task.cancel()
+        self.loop.settle()
+        self.loop.close()
+
+
+class World:
+    """See the module. `invariant` is checked after every write to the server."""
+
+    def __init__(self, invariant: Callable[["World"], None] | None = None) -> None:
+        self.clock = VirtualClock()
+        self.server = ModelServer(lambda: invariant(self) if invariant else None)
+        self.pending: list[Pending] = []
+        self.delayed: list[Pending] = []
+        self.operators: list[Operator] = []
+        self._born = 0
+
+    # Objects
+
+    def apply_network(self, **cluster_pool: Any) -> None:
+        """Creates or changes the NetloomNetwork, as a user does. Raises Invalid where a rule forbids it."""
+        mode = cluster_pool.pop("mode", "cluster-pool")
+        spec = {"ipam": {"mode": mode, "clusterPool": cluster_pool}}
+        if "default" in self.server.all("netloomnetworks"):
+            self.server.execute(Request("patch", "netloomnetworks", "default", {"spec": spec}, kind="merge"))
+        else:
+            body = {"metadata": {"name": "default"}, "spec": spec}
+            self.server.execute(Request("create", "netloomnetworks", "default", body))
+
+    def join(self, name: str, address: str = "", pod_cidrs: tuple[str, ...] = ()) -> None:
+        """A Node registers."""
+        addresses = [{"type": "InternalIP", "address": address or f"192.168.0.{len(name) + ord(name[-1])}"}]
+        body = {
+            "metadata": {"name": name},
+            "spec": {"podCIDRs": list(pod_cidrs)},
+            "status": {"addresses": addresses},
+        }
+        self.server.execute(Request("create", "nodes", name, body))
+
+    def leave(self, name: str) -> None:
+        """A Node is deleted."""
+        self.server.execute(Request("delete", "nodes", name))
+
+    def collect_garbage(self) -> None:
+        """The garbage collector deletes what belongs to Nodes that are gone."""
+        uids = {each["metadata"]["uid"] for each in self.server.all("nodes").values()}
+        for name, obj in list(self.server.all("netloomnodes").items()):
+            owners = [owner["uid"] for owner in obj["metadata"].get("ownerReferences", ())]
+            if owners and not uids & set(owners):
+                self.server.execute(Request("delete", "netloomnodes", name, uid=obj["metadata"]["uid"]))
+
+    @property
+    def network(self) -> Json:
+        return self.server.all("netloomnetworks")["default"]
+
+    @property
+    def mode_in_force(self) -> str:
+        """The mode lock; "" while it is clear."""
+        network = self.server.all("netloomnetworks").get("default", {})
+        mode: str = network.get("status", {}).get("ipam", {}).get("mode", "")
+        return mode
+
+    def cidrs(self) -> dict[str, tuple[Cidr, ...]]:
+        """What the NetloomNodes hold."""
+        return {
+            name: tuple(parse(text) for text in obj["spec"].get("ipam", {}).get("podCIDRs", ()))
+            for name, obj in self.server.all("netloomnodes").items()
+        }
+
+    def condition(self, plural: str, name: str) -> tuple[str, str, str]:
+        """Status, reason and message of the object's one condition."""
+        (found,) = self.server.all(plural)[name]["status"]["conditions"]
+        return found["status"], found["reason"], found["message"]
+
+    # Operators
+
+    def start(self) -> Operator:
+        """A new process; its caches are current."""
+        self._born += 1
+        operator = Operator(self, f"op{self._born}")
+        self.operators.append(operator)
+        operator.run()
+        return operator
+
+    def kill(self, operator: Operator) -> None:
+        """SIGKILL: nothing of it runs any more, what it sent is on its way."""
+        operator.dead = True
+
+    @property
+    def running(self) -> list[Operator]:
+        return [operator for operator in self.operators if operator.runs]
+
+    # Time and requests
+
+    def wait(self, seconds: float) -> None:
+        """Time passes for all; a frozen process finds out when it is thawed."""
+        until = self.clock.now + seconds
+        while True:
+            due = [
+                handle.when()
+                for operator in self.running
+                for handle in operator.loop._scheduled  # type: ignore[attr-defined]
+                if not handle.cancelled()
+            ]
+            self.clock.now = min([until, *(when for when in due if when > self.clock.now)])
+            self._run()
+            if self.clock.now >= until:
+                return
+
+    def handle(self, pending: Pending, outcome: Outcome = "done") -> None:
+        """What becomes of a request.
+
+        done: executed and answered. lost: executed, but the answer is lost and the client times out. refused: 429,
+        not executed. unavailable: 503, not executed now, but still on its way.
+        """
+        if outcome in ("done", "lost"):
+            self._execute(pending, answer=outcome == "done")
+        else:
+            error = {
+                "refused": ApiError(429, "TooManyRequests", "slow down"),
+                "unavailable": Unavailable(503, "ServiceUnavailable", "who knows"),
+            }[outcome]
+            if outcome == "refused":
+                self.pending.remove(pending)
+            else:
+                self.delay(pending)
+            if not pending.answer.done():
+                pending.answer.set_exception(error)
+        self._run()
+
+    def _execute(self, pending: Pending, answer: bool) -> None:
+        self.pending.remove(pending)
+        if pending in self.delayed:
+            self.delayed.remove(pending)
+        pending.executed = True
+        result: Any = None
+        error: ApiError | None = None
+        if self.clock.now <= pending.sent + CLIENT_SECONDS + SERVER_SECONDS:
+            try:
+                result = self.server.execute(pending.request)
+            except ApiError as problem:
+                error = problem
+        else:
+            error = Unavailable(504, "Timeout", "too late")
+        if pending.answer.done() or pending.operator.dead or not answer:
+            return
+        if error is not None:
+            pending.answer.set_exception(error)
+        else:
+            pending.answer.set_result(result)
+
+    def _run(self) -> None:
+        for operator in self.running:
+            operator.run()
+
+    def see_all(self) -> None:
+        """All caches become current."""
+        for operator in self.running:
+            operator.see()
+        self._run()
+
+    def of(self, operator: Operator) -> list[Pending]:
+        """The requests that an operator has under way."""
+        return [each for each in self.pending if each.operator is operator]
+
+    def until(self, operator: Operator, request: str, blind: str = "", patience: float = 10.0) -> Pending:
+        """One operator works, all others stand still, until it sends a request that begins so; it is not executed."""
+        return self._work(operator, request, blind, patience) or self._never(operator, request)
+
+    def work(self, operator: Operator, seconds: float = 10.0, blind: str = "") -> None:
+        """One operator works, all others stand still, for so long."""
+        self._work(operator, "nothing", blind, seconds)
+
+    def _work(self, operator: Operator, request: str, blind: str, seconds: float) -> Pending | None:
+        until = self.clock.now + seconds
+        while True:
+            operator.see(blind=blind)
+            operator.run()
+            mine = [each for each in self.of(operator) if each not in self.delayed]
+            found = [each for each in mine if str(each.request).startswith(request)]
+            if found:
+                return found[0]
+            if mine:
+                self.handle(mine[0])
+            elif self.clock.now >= until:
+                return None
+            else:
+                self.wait(min(0.5, until - self.clock.now))
+
+    def _never(self, operator: Operator, request: str) -> Pending:
+        raise AssertionError(f"{operator.name} never sends {request!r}; under way: {self.of(operator)}")
+
+    def delay(self, pending: Pending) -> Pending:
+        """The request is held up on its way until `handle` is called for it; `work` passes it over."""
+        self.delayed.append(pending)
+        return pending
+
+    def calm(self, seconds: float = 0.0, limit: int = 20000) -> None:
+        """No faults any more: everything is executed and seen at once, for so long, until nothing happens."""
+        until = self.clock.now + seconds
+        for _ in range(limit):
+            if self.pending:
+                self.handle(self.pending[0])
+            elif any(operator.behind for operator in self.running):
+                self.see_all()
+            elif self.clock.now < until:
+                self.wait(min(5.0, until - self.clock.now))
+            else:
+                return
+        raise AssertionError("it does not come to rest")
+
+    def close(self) -> None:
+        for operator in self.operators:
+            operator.bury()
+
+
+def no_overlap(world: World) -> None:
+    """A1: no two NetloomNodes hold overlapping CIDRs."""
+    held = [(cidr, name) for name, cidrs in world.cidrs().items() for cidr in cidrs]
+    held.sort()
+    for (cidr, name), (other, another) in itertools.pairwise(held):
+        assert not cidr.overlaps(other), f"overlap: {name} holds {cidr}, {another} holds {other}"

@@ -1,0 +1,233 @@
+"""Objects to a desired mesh: what is taken, what is refused with which words, and that one change costs one peer."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from netloom.api.meta import ObjectMeta
+from netloom.api.v1alpha1 import (
+    NETLOOM_NODES,
+    NETWORKS,
+    Address,
+    NetloomNetwork,
+    NetloomNode,
+    NetloomNodeSpec,
+    NetworkSpec,
+    NodeIPAM,
+    Routing,
+)
+from netloom.kernel.address import Prefix, format_address
+from netloom.kernel.dataplane import Dataplane
+from netloom.kernel.desired import Tunnel
+from netloom.kernel.mesh import Conflict
+from netloom.kernel.owned import mac_of
+from netloom.kernel.report import Failure, Report
+from netloom.runtime.store import Store
+from netloom_reconcilers.tunnels import Blocked, TunnelsReconciler, overlap, peer_of, tunnel_of
+
+
+def node(name: str, ip: str = "192.168.7.1", *cidrs: str, since: str = "", kind: str = "InternalIP") -> NetloomNode:
+    addresses = (Address(type=kind, ip=ip),) if ip else ()
+    return NetloomNode(
+        metadata=ObjectMeta(name=name, creation_timestamp=since),
+        spec=NetloomNodeSpec(addresses=addresses, ipam=NodeIPAM(mode="cluster-pool", pod_cidrs=cidrs)),
+    )
+
+
+def network(mtu: int = 0, **routing: object) -> NetloomNetwork:
+    return NetloomNetwork(
+        metadata=ObjectMeta(name="default"),
+        spec=NetworkSpec(mtu=mtu, routing=Routing(**routing)),  # type: ignore[arg-type]
+    )
+
+
+class Setting:
+    """A reconciler of node-1 over caches that the test fills; the data path is never opened."""
+
+    def __init__(self, tmp_path: Path) -> None:
+        self.networks: Store[NetloomNetwork] = Store(NETWORKS)
+        self.nodes: Store[NetloomNode] = Store(NETLOOM_NODES)
+        self.tunnels = TunnelsReconciler("node-1", self.networks, self.nodes, Dataplane(run_directory=tmp_path))
+
+    def names(self) -> list[str]:
+        desired = self.tunnels.desired()
+        assert desired is not None
+        return sorted(desired.peers)
+
+
+@pytest.fixture
+def setting(tmp_path: Path) -> Setting:
+    setting = Setting(tmp_path)
+    setting.networks.put(network())
+    setting.nodes.put(node("node-1", "192.168.7.1", "10.1.0.0/24", "fd00:1::/64"))
+    setting.nodes.put(node("node-2", "192.168.7.2", "10.2.0.0/24", "fd00:2::/64"))
+    return setting
+
+
+def test_the_nodes_own_end() -> None:
+    tunnel = tunnel_of(network(), node("node-1", "192.168.7.1", "10.1.0.0/24", "fd00:1::/64"), "node-1")
+    assert isinstance(tunnel, Tunnel)
+    assert (format_address(tunnel.local), tunnel.mac, tunnel.port, tunnel.mtu) == (
+        "192.168.7.1",
+        mac_of("node-1"),
+        8472,
+        0,
+    )
+    assert [format_address(address) for address in tunnel.addresses] == ["10.1.0.0", "fd00:1::"]
+
+
+def test_the_port_and_mtu_that_are_asked_for() -> None:
+    tunnel = tunnel_of(network(mtu=1400, tunnel_port=4789), node("node-1"), "node-1")
+    assert isinstance(tunnel, Tunnel)
+    assert (tunnel.port, tunnel.mtu) == (4789, 1350)
+
+
+@pytest.mark.parametrize(
+    ("found", "own", "reason", "words"),
+    [
+        (None, node("node-1"), "NoNetwork", 'there is no NetloomNetwork "default": apply one'),
+        (network(), None, "NoNode", "there is no NetloomNode node-1: the operator makes it once a Node exists"),
+        (network(mode="native"), node("node-1"), "NotImplemented", "spec.routing.mode native is not implemented yet"),
+        (network(tunnel_protocol="geneve"), node("node-1"), "NotImplemented", "tunnelProtocol geneve is not"),
+        (network(), node("node-1", ""), "NoAddress", "has no IPv4 address of type InternalIP"),
+        (network(), node("node-1", "fd00::1"), "NoAddress", "has no IPv4 address of type InternalIP"),
+        (network(), node("node-1", "8.8.8.8", kind="ExternalIP"), "NoAddress", "of type InternalIP"),
+        (network(), node("node-1", "192.168.7.300"), "NoAddress", "not an IP address: '192.168.7.300'"),
+        (network(), node("node-1", "192.168.7.1", "10.1.0.0"), "InvalidPodCIDR", "not a CIDR: '10.1.0.0'"),
+        (network(), node("node-1", "192.168.7.1", "10.1.0.7/24"), "InvalidPodCIDR", "host bits are set"),
+    ],
+)
+def test_what_blocks_the_whole_node_is_said_with_the_way_out(
+    found: NetloomNetwork | None, own: NetloomNode | None, reason: str, words: str
+) -> None:
+    blocked = tunnel_of(found, own, "node-1")
+    assert isinstance(blocked, Blocked)
+    assert blocked.reason == reason
+    assert words in blocked.message
+
+
+def test_a_peer() -> None:
+    peer, problems = peer_of(node("node-2", "192.168.7.2", "10.2.0.0/24", since="2026-01-01T00:00:00Z"))
+    assert problems == ()
+    assert peer is not None
+    assert (peer.name, format_address(peer.underlay), peer.mac) == ("node-2", "192.168.7.2", mac_of("node-2"))
+    assert [str(prefix) for prefix in peer.cidrs] == ["10.2.0.0/24"]
+    assert peer.since == "2026-01-01T00:00:00Z"
+
+
+@pytest.mark.parametrize(
+    ("remote", "routed", "words"),
+    [
+        (node("node-2", "192.168.7.2"), None, []),
+        (node("node-2", "", "10.2.0.0/24"), None, ["has no IPv4 address of type InternalIP"]),
+        (node("node-2", "192.168.7.2", "10.2.0.0/24", "junk"), ["10.2.0.0/24"], ["not a CIDR: 'junk'"]),
+        (node("node-2", "192.168.7.2", "junk"), None, ["not a CIDR: 'junk'"]),
+        (node("node-2", "192.168.7.2", "10.1.0.0/25"), None, ["10.1.0.0/25 overlaps a pod CIDR of this node"]),
+        (node("node-2", "192.168.7.2", "10.0.0.0/8", "10.2.0.0/24"), ["10.2.0.0/24"], ["10.0.0.0/8 overlaps"]),
+    ],
+)
+def test_a_peer_that_is_not_whole_is_named_and_its_good_cidrs_are_routed(
+    remote: NetloomNode, routed: list[str] | None, words: list[str]
+) -> None:
+    peer, problems = peer_of(remote, (Prefix.parse("10.1.0.0/24"),))
+    assert (peer and [str(prefix) for prefix in peer.cidrs]) == routed
+    assert len(problems) == len(words)
+    for problem, word in zip(problems, words, strict=True):
+        assert problem.startswith("NetloomNode node-2: ")
+        assert word in problem
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "shared"),
+    [
+        ("10.0.0.0/8", "10.1.0.0/24", True),
+        ("10.1.0.0/24", "10.1.0.128/25", True),
+        ("10.1.0.0/25", "10.1.0.128/25", False),
+        ("0.0.0.0/0", "10.1.0.0/24", True),
+        ("0.0.0.0/0", "::/0", False),
+        ("fd00::/16", "fd00:1::/64", True),
+    ],
+)
+def test_overlap(one: str, other: str, shared: bool) -> None:
+    assert overlap(Prefix.parse(one), Prefix.parse(other)) is shared
+    assert overlap(Prefix.parse(other), Prefix.parse(one)) is shared
+
+
+def test_a_change_of_one_node_touches_one_peer(setting: Setting) -> None:
+    for number in range(3, 50):
+        setting.nodes.put(node(f"node-{number}", f"192.168.7.{number}", f"10.{number}.0.0/24"))
+    desired = setting.tunnels.desired()
+    assert desired is not None
+    assert len(desired.take_touched()) == 48
+    setting.nodes.put(node("node-7", "192.168.7.7", "10.77.0.0/24"))
+    setting.nodes.remove("node-8")
+    again = setting.tunnels.desired()
+    assert again is desired, "the same object, so that the data path reads its journal"
+    assert desired.take_touched() == {"node-7", "node-8"}
+    assert "node-8" not in desired.peers
+    setting.nodes.put(node("node-7", "192.168.7.7", "10.77.0.0/24"))
+    setting.tunnels.desired()
+    assert desired.take_touched() == set()
+
+
+def test_a_peer_comes_with_its_address_and_goes_with_its_object(setting: Setting) -> None:
+    assert setting.names() == ["node-2"]
+    setting.nodes.put(node("node-3", "", "10.3.0.0/24"))
+    assert setting.names() == ["node-2"]
+    assert list(setting.tunnels.problems) == ["node-3"]
+    setting.nodes.put(node("node-3", "192.168.7.3", "10.3.0.0/24"))
+    assert setting.names() == ["node-2", "node-3"]
+    assert setting.tunnels.problems == {}
+    setting.nodes.remove("node-2")
+    assert setting.names() == ["node-3"]
+
+
+def test_a_new_pod_cidr_of_this_node_is_held_against_all_peers(setting: Setting) -> None:
+    setting.nodes.put(node("node-3", "192.168.7.3", "10.3.0.0/24"))
+    assert setting.names() == ["node-2", "node-3"]
+    setting.nodes.put(node("node-1", "192.168.7.1", "10.1.0.0/24", "10.3.0.0/24"))
+    assert setting.names() == ["node-2"]
+    assert "overlaps a pod CIDR of this node" in setting.tunnels.problems["node-3"][0]
+
+
+@pytest.mark.parametrize(
+    "mistake",
+    [
+        lambda s: s.networks.remove("default"),
+        lambda s: s.nodes.remove("node-1"),
+        lambda s: s.networks.put(network(mode="native")),
+        lambda s: s.nodes.put(node("node-1", "")),
+    ],
+)
+def test_a_mistake_in_the_api_takes_nothing_away(setting: Setting, mistake: Callable[[Setting], None]) -> None:
+    desired = setting.tunnels.desired()
+    assert desired is not None
+    before = dict(desired.peers)
+    mistake(setting)
+    assert setting.tunnels.desired() is None, "nothing is applied, so the kernel stays as it is"
+    assert setting.tunnels.blocked is not None
+    assert dict(desired.peers) == before
+    setting.networks.put(network())
+    setting.nodes.put(node("node-1", "192.168.7.1", "10.1.0.0/24", "fd00:1::/64"))
+    assert setting.tunnels.desired() is desired
+    assert setting.tunnels.blocked is None
+
+
+def test_all_that_is_wrong_is_said(setting: Setting) -> None:
+    setting.nodes.put(node("node-3", "192.168.7.3", "junk"))
+    setting.tunnels.desired()
+    report = Report(
+        failures=(Failure("route", "10.2.0.0/24", "EEXIST: File exists", "node-2"),),
+        conflicts=(Conflict("10.9.0.0/24", "node-4", "node-5"),),
+        fought=("route 10.6.0.0/24",),
+    )
+    assert setting.tunnels.errors(report) == [
+        "NetloomNode node-3: spec.ipam.podCIDRs: not a CIDR: 'junk'.",
+        "route 10.2.0.0/24: EEXIST: File exists",
+        "10.9.0.0/24 is claimed by node-4 and node-5; node-4 is older and keeps it. Delete the Node node-5, or give it "
+        "another.",
+        "route 10.6.0.0/24: somebody else keeps changing it; its repair is delayed",
+    ]
+    assert setting.tunnels.errors(msgspec.structs.replace(report, failures=(), conflicts=(), fought=()))[1:] == []
