@@ -16,6 +16,8 @@ from urllib.parse import urlsplit
 import yaml
 
 _DELETE_SECONDS = 60.0
+_TOO_MANY_REQUESTS = 429
+_RETRY_SECONDS = 0.1
 _METADATA_ONLY = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
 
 
@@ -47,19 +49,27 @@ class Client:
     def request(
         self, method: str, path: str, body: object = None, *, accept: str = "application/json", timeout: float = 10
     ) -> Any:
-        """The decoded JSON, or the text where it is none. Raises ApiFailure, or OSError where nobody answers."""
+        """The decoded JSON, or the text where it is none. Raises ApiFailure, or OSError where nobody answers.
+
+        429 says that nothing was done and that it may be asked again (a cache is filled after a start, for one): it
+        is, as kubectl does.
+        """
         content_type = "application/merge-patch+json" if method == "PATCH" else "application/json"
-        connection = self.connection(timeout)
-        try:
-            payload = None if body is None else json.dumps(body)
-            connection.request(method, path, payload, {"Content-Type": content_type, "Accept": accept})
-            response = connection.getresponse()
-            text = response.read().decode()
-        finally:
-            connection.close()
-        if response.status // 100 != 2:
-            raise ApiFailure(response.status, text)
-        return json.loads(text) if text.startswith("{") else text
+        headers = {"Content-Type": content_type, "Accept": accept}
+        deadline = time.monotonic() + timeout
+        while True:
+            connection = self.connection(timeout)
+            try:
+                connection.request(method, path, None if body is None else json.dumps(body), headers)
+                response = connection.getresponse()
+                text = response.read().decode()
+            finally:
+                connection.close()
+            if response.status // 100 == 2:
+                return json.loads(text) if text.startswith("{") else text
+            if response.status != _TOO_MANY_REQUESTS or time.monotonic() > deadline:
+                raise ApiFailure(response.status, text)
+            time.sleep(_RETRY_SECONDS)
 
     def connection(self, timeout: float = 10) -> http.client.HTTPSConnection:
         """For many requests on one connection."""

@@ -10,6 +10,8 @@ from netloom_e2e.cluster import ControllerManager, ControlPlane
 from netloom_e2e.lab import wait_for
 from netloom_e2e.operators import Operators
 
+BLOCKS = "netloom_ipam_blocks"
+
 
 @pytest.fixture
 def plane(crds_installed: ControlPlane) -> ControlPlane:
@@ -56,7 +58,10 @@ def test_every_node_gets_its_cidr_in_the_first_write(cluster: Cluster, operators
     ]
     assert obj["spec"]["ipam"]["mode"] == "cluster-pool"
     assert obj["spec"]["addresses"] == [{"type": "InternalIP", "ip": "192.0.2.1"}]
-    assert operator.metric("netloom_ipam_blocks", cidr="10.244.0.0/16", state="allocated") == 20
+    wait_for(
+        "the metric says so",
+        lambda: operator.metric(BLOCKS, cidr="10.244.0.0/16", state="allocated") == 20,
+    )
 
     # The node moves; its CIDR stays.
     moved = [{"type": "InternalIP", "address": "192.0.2.77"}, {"type": "ExternalIP", "address": "203.0.113.7"}]
@@ -69,6 +74,13 @@ def test_every_node_gets_its_cidr_in_the_first_write(cluster: Cluster, operators
         ),
     )
     assert cluster.check() == held
+
+    # Others join, one after the other; what is left is counted. (The first two may be counted with what was before.)
+    for number in (21, 22, 23):
+        cluster.add_nodes(f"node-{number}")
+        wait_for("the newcomer has its CIDR", cluster.served)
+        left = 256 - number
+        wait_for("the metric says so", lambda left=left: operator.metric(BLOCKS, state="free") == left)
 
 
 def test_dual_stack_over_several_cluster_cidrs(cluster: Cluster, operators: Operators):
@@ -128,9 +140,11 @@ def test_exhaustion_is_told_and_ends_with_more_space(cluster: Cluster, operators
     )
     for name in ("default", "node-3", "node-4"):
         wait_for("an Event", lambda name=name: ("Warning", "ClusterPoolExhausted") in cluster.events(name))
-    assert operator.metric("netloom_nodes_waiting", reason="ClusterPoolExhausted") == 2
-    assert operator.metric("netloom_network_problems", reason="ClusterPoolExhausted") == 1
-    assert operator.metric("netloom_ipam_blocks", cidr="10.20.0.0/26", state="free") == 0
+    wait_for("the metric says so", lambda: operator.metric("netloom_nodes_waiting", reason="ClusterPoolExhausted") == 2)
+    wait_for(
+        "the metric says so", lambda: operator.metric("netloom_network_problems", reason="ClusterPoolExhausted") == 1
+    )
+    wait_for("the metric says so", lambda: operator.metric(BLOCKS, cidr="10.20.0.0/26", state="free") == 0)
 
     # A node leaves: its block is given to one that waits.
     left = cluster.held()["node-1"]
@@ -148,4 +162,4 @@ def test_exhaustion_is_told_and_ends_with_more_space(cluster: Cluster, operators
     wait_for("the network is well", lambda: condition(cluster.network(), "Ready")[:2] == ("True", "Accepted"))
     for name in ("node-3", "node-4"):
         wait_for("the node is well", lambda name=name: condition(cluster.netloom_node(name), "Allocated")[0] == "True")
-    assert operator.metric("netloom_nodes_waiting") == 0
+    wait_for("the metric says so", lambda: operator.metric("netloom_nodes_waiting") == 0)

@@ -23,6 +23,15 @@ def apply_netloom_node(cluster: Cluster, name: str, *cidrs: str, mode: str = "cl
     cluster.plane.kubectl("apply", "--filename=-", input=json.dumps(obj))
 
 
+def add_cidrs(cluster: Cluster, name: str, *cidrs: str) -> None:
+    change = json.dumps({"spec": {"ipam": {"podCIDRs": cidrs}}})
+    cluster.plane.kubectl("patch", "nln", name, "--type=merge", "--patch", change)
+
+
+def addresses(ip: str) -> dict[str, object]:
+    return {"status": {"addresses": [{"type": "InternalIP", "address": ip}]}}
+
+
 def wait_told(cluster: Cluster, operator: Operator, name: str, reason: str, *words: str) -> None:
     """The NetloomNode's condition, an Event and a metric say the same, and the network's condition names the node."""
     wait_for(
@@ -31,7 +40,7 @@ def wait_told(cluster: Cluster, operator: Operator, name: str, reason: str, *wor
     _, _, message = condition(cluster.netloom_node(name), "Allocated")
     assert all(word in message for word in words), message
     wait_for(f"an Event says {reason}", lambda: ("Warning", reason) in cluster.events(name))
-    assert operator.metric("netloom_nodes_waiting", reason=reason) >= 1
+    wait_for(f"a metric says {reason}", lambda: operator.metric("netloom_nodes_waiting", reason=reason) >= 1)
     wait_for("the network names it", lambda: name in condition(cluster.network(), "Ready")[2])
     assert condition(cluster.network(), "Ready")[0] == "False"
 
@@ -51,7 +60,7 @@ def test_a_netloom_node_without_a_node(cluster: Cluster, operators: Operators):
     cluster.plane.kubectl("delete", "nln", "stranger")
     wait_for("the ledger has forgotten it", lambda: "stranger" not in {e.node for e in cluster.ledger().values()})
     wait_for("the network is well", lambda: condition(cluster.network(), "Ready")[0] == "True")
-    assert operator.metric("netloom_nodes_waiting") == 0
+    wait_for("the metric says so", lambda: operator.metric("netloom_nodes_waiting") == 0)
 
 
 def test_a_netloom_node_that_overlaps_another(cluster: Cluster, operators: Operators):
@@ -100,8 +109,8 @@ def test_pod_cidrs_of_nodes_that_make_no_sense(cluster: Cluster, operators: Oper
     wait_for("the other good node has its CIDR", lambda: cluster.held().get("good-too"))
     held = cluster.check()
     assert {name for name, cidrs in held.items() if cidrs} == {"good", "good-too"}
-    assert operator.metric("netloom_nodes_waiting", reason="InvalidPodCIDR") == 2
-    assert operator.metric("netloom_nodes_waiting", reason="PodCIDRConflict") == 3
+    wait_for("the metric says so", lambda: operator.metric("netloom_nodes_waiting", reason="InvalidPodCIDR") == 2)
+    wait_for("the metric says so", lambda: operator.metric("netloom_nodes_waiting", reason="PodCIDRConflict") == 3)
     assert operator.healthy()
 
     # The holder leaves; of those who wait for its space one can have it.
@@ -119,9 +128,12 @@ def test_cluster_cidrs_that_contain_nodes(cluster: Cluster, operators: Operators
     wait_for("it is told", lambda: condition(cluster.network(), "Ready")[1] == "ClusterCIDROverlapsNodes")
     status, _, message = condition(cluster.network(), "Ready")
     assert status == "False"
-    assert "10.90.1.10 of node inside (10.90.0.0/22)" in message
+    assert "10.90.0.0/22: it holds addresses of nodes (10.90.1.10 of node inside)" in message
     wait_for("an Event", lambda: ("Warning", "ClusterCIDROverlapsNodes") in cluster.events("default"))
-    assert operator.metric("netloom_network_problems", reason="ClusterCIDROverlapsNodes") == 1
+    wait_for(
+        "the metric says so",
+        lambda: operator.metric("netloom_network_problems", reason="ClusterCIDROverlapsNodes") == 1,
+    )
     cluster.add_nodes("third")
     wait_for("the third node has its CIDR", cluster.served)
     held = {str(cidr) for cidrs in cluster.check().values() for cidr in cidrs}
@@ -160,7 +172,9 @@ def test_a_mode_that_is_not_implemented(cluster: Cluster, operators: Operators):
     assert status == "False"
     assert "multi-pool is not implemented" in message
     wait_for("an Event", lambda: ("Warning", "IPAMModeNotImplemented") in cluster.events("default"))
-    assert operator.metric("netloom_network_problems", reason="IPAMModeNotImplemented") == 1
+    wait_for(
+        "the metric says so", lambda: operator.metric("netloom_network_problems", reason="IPAMModeNotImplemented") == 1
+    )
     assert operator.healthy()
     assert not cluster.held()
 
@@ -168,4 +182,90 @@ def test_a_mode_that_is_not_implemented(cluster: Cluster, operators: Operators):
     patch = '{"spec": {"ipam": {"mode": "cluster-pool", "clusterPool": {"ipv4PodCIDRList": ["10.70.0.0/16"]}}}}'
     cluster.plane.kubectl("patch", "nlnet", "default", "--type=merge", "--patch", patch)
     wait_for("the node has its CIDR", cluster.served)
+    wait_for("the network is well", lambda: condition(cluster.network(), "Ready")[0] == "True")
+
+
+def test_pod_cidrs_edited_by_hand(cluster: Cluster, operators: Operators):
+    cluster.create_network(ipv4PodCIDRList=POOL)
+    operator = operators.start()
+    cluster.add_nodes("node-1", "node-2")
+    wait_for("both nodes have CIDRs", cluster.served)
+    mine, theirs = (str(cluster.held()[name][0]) for name in ("node-1", "node-2"))
+    # CIDRs can be added. What is free is entered, what is another node's is a conflict.
+    add_cidrs(cluster, "node-1", mine, "10.70.9.0/24")
+    wait_for("the new CIDR is entered", lambda: len(cluster.ledger()) == 3)
+    cluster.check()
+    add_cidrs(cluster, "node-1", mine, "10.70.9.0/24", theirs)
+    wait_told(cluster, operator, "node-1", "PodCIDRConflict", theirs, "node-2")
+    cluster.add_nodes("node-3")
+    wait_for("the third node has its CIDR", cluster.served)
+    held = cluster.held()
+    assert_disjoint({name: held[name] for name in ("node-2", "node-3")})
+    cluster.remove_nodes("node-2")
+    wait_for("the conflict is over", lambda: condition(cluster.netloom_node("node-1"), "Allocated")[0] == "True")
+    cluster.check()
+
+
+def test_who_waits_for_space_that_somebody_blocks_is_served_when_it_is_free(cluster: Cluster, operators: Operators):
+    cluster.create_network(ipv4PodCIDRList=["10.70.0.0/26"], ipv4MaskSize=27)
+    operator = operators.start()
+    cluster.add_nodes("node-1")
+    wait_for("the first node has its CIDR", cluster.served)
+    # By an object that is in conflict with the first node, so that no ledger knows of it.
+    apply_netloom_node(cluster, "intruder", "10.70.0.0/26")
+    wait_told(cluster, operator, "intruder", "PodCIDRConflict", "10.70.0.0/27", "node-1")
+    cluster.add_nodes("node-2")
+    wait_told(cluster, operator, "node-2", "ClusterPoolExhausted")
+    cluster.plane.kubectl("delete", "nln", "intruder")
+    wait_for("the second node has its CIDR", cluster.served)
+    cluster.check()
+
+    # By an object that is larger than any ledger.
+    cluster.remove_nodes("node-2")
+    wait_for("it has left", lambda: len(cluster.ledger()) == 1)
+    apply_netloom_node(cluster, "giant", "10.0.0.0/8")
+    wait_told(cluster, operator, "giant", "InvalidPodCIDR", "10.0.0.0/8 is too large")
+    cluster.add_nodes("node-3")
+    wait_told(cluster, operator, "node-3", "ClusterPoolExhausted")
+    cluster.plane.kubectl("delete", "nln", "giant")
+    wait_for("the third node has its CIDR", cluster.served)
+    cluster.check()
+
+    # By the address of a node.
+    cluster.remove_nodes("node-3")
+    wait_for("it has left", lambda: len(cluster.ledger()) == 1)
+    cluster.client.request("PATCH", "/api/v1/nodes/node-1/status", addresses("10.70.0.40"))
+    wait_for("it is told", lambda: condition(cluster.network(), "Ready")[1] == "ClusterCIDROverlapsNodes")
+    cluster.add_nodes("node-4")
+    wait_told(cluster, operator, "node-4", "ClusterPoolExhausted")
+    cluster.client.request("PATCH", "/api/v1/nodes/node-1/status", addresses("192.0.2.4"))
+    wait_for("the fourth node has its CIDR", cluster.served)
+    cluster.check()
+    wait_for("the network is well", lambda: condition(cluster.network(), "Ready")[0] == "True")
+
+
+def test_a_ledger_damaged_by_hand(cluster: Cluster, operators: Operators):
+    cluster.create_network(ipv4PodCIDRList=["10.70.0.0/23", "10.71.0.0/23"], ipv4MaskSize=24)
+    operator = operators.start()
+    cluster.add_nodes("node-1")
+    wait_for("the first node has its CIDR", cluster.served)
+    before = cluster.check()
+    damage = '{"spec": {"entries": "10.70.0.0/24 somebody"}}'
+    cluster.plane.kubectl("patch", "nlledger", "v4-10.70.0.0-16", "--type=merge", "--patch", damage)
+    # Nothing is given out of it; other regions serve.
+    cluster.add_nodes("node-2", "node-3")
+    wait_for("the others have their CIDRs", cluster.served)
+    held = cluster.held()
+    assert_disjoint(held)
+    assert {str(held[name][0]) for name in ("node-2", "node-3")} == {"10.71.0.0/24", "10.71.1.0/24"}
+    wait_for("it is told", lambda: condition(cluster.network(), "Ready")[1] == "LedgerUnreadable")
+    assert "NetloomLedger v4-10.70.0.0-16" in condition(cluster.network(), "Ready")[2]
+    wait_for("an Event", lambda: ("Warning", "LedgerUnreadable") in cluster.events("default"))
+    wait_for("the metric says so", lambda: operator.metric("netloom_network_problems", reason="LedgerUnreadable") == 1)
+
+    cluster.add_nodes("node-4")
+    wait_told(cluster, operator, "node-4", "ClusterPoolExhausted")
+    cluster.plane.kubectl("delete", "nlledger", "v4-10.70.0.0-16")
+    wait_for("the fourth node has its CIDR", cluster.served)
+    assert {name: cluster.check()[name] for name in before} == before
     wait_for("the network is well", lambda: condition(cluster.network(), "Ready")[0] == "True")

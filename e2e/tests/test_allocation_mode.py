@@ -73,9 +73,9 @@ def test_a_network_forced_away_and_made_anew_in_another_mode(cluster: Cluster, o
     wait_for("it is told", lambda: condition(cluster.network(), "Ready")[1] == "ModeLocked")
     status, _, message = condition(cluster.network(), "Ready")
     assert status == "False"
-    assert "spec.ipam.mode is kubernetes, but nodes hold addresses of mode cluster-pool" in message
+    assert "spec.ipam.mode kubernetes: nodes hold addresses of mode cluster-pool, which stays in force" in message
     wait_for("an Event", lambda: ("Warning", "ModeLocked") in cluster.events("default"))
-    assert operator.metric("netloom_network_problems", reason="ModeLocked") == 1
+    wait_for("the metric says so", lambda: operator.metric("netloom_network_problems", reason="ModeLocked") == 1)
     assert cluster.check() == before, "nothing is given in the other mode"
 
     # A successor that knows nothing of this but what the API server says obeys, too.
@@ -83,7 +83,7 @@ def test_a_network_forced_away_and_made_anew_in_another_mode(cluster: Cluster, o
     cluster.add_node("node-4", pod_cidrs=["10.72.0.0/24"])
     successor = operators.start()
     wait_for("it is told", lambda: successor.healthy() and successor.metric("netloom_network_problems") > 0)
-    assert successor.metric("netloom_network_problems", reason="ModeLocked") == 1
+    wait_for("the metric says so", lambda: successor.metric("netloom_network_problems", reason="ModeLocked") == 1)
     assert cluster.check() == before
 
     # The way back that the condition names.

@@ -22,9 +22,7 @@ pytestmark = pytest.mark.usefixtures("control_plane_binaries")
 def leftovers() -> list[str]:
     """Namespaces and processes of a demo, and its folders."""
     found = [path.name for path in NETNS.glob(f"{PREFIX}-*")] if NETNS.is_dir() else []
-    found += [
-        line for line in run("ps", "-eo", "args").splitlines() if "netloom agent" in line or "netloom oper" in line
-    ]
+    found += [line for line in run("ps", "-eo", "args").splitlines() if PREFIX in line or "/netloom-demo-" in line]
     return found + [str(path) for path in Path("/tmp").glob("netloom-demo-*")]
 
 

@@ -71,7 +71,7 @@ class Allocation:
             pace=pace,
             settle=self._settle,
             freed=self._freed,
-            repaired=self._repaired,
+            changed=lambda: self._follower.committed(),
         )
         conditions = Conditions(api, events)
         caches = Caches(stores.nodes, stores.netloom_nodes)
@@ -126,12 +126,8 @@ class Allocation:
         for name in names:
             self.nodes.enqueue(name)
 
-    def _freed(self, count: int) -> None:
+    def _freed(self, count: int | None) -> None:
         self._reconciler.wake(count)
-
-    def _repaired(self) -> None:
-        self._reconciler.wake()
-        self._follower.changed()
 
     async def _node(self, name: str) -> float | None:
         return await self._reconciler.reconcile(name)

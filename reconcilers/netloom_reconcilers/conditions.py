@@ -7,6 +7,7 @@ import msgspec
 
 from netloom.api.events import ObjectReference
 from netloom.api.meta import Condition, Object, Resource
+from netloom.api.problem import Problem
 from netloom.api.v1alpha1 import NETLOOM_NODES, NETWORKS, NetloomNetwork, NetloomNode
 from netloom.runtime.errors import Conflict, NotFound
 from netloom_reconcilers.allocation_metrics import WRITES
@@ -89,6 +90,13 @@ class Conditions:
             )
         except (Conflict, NotFound):
             return None  # it was deleted, or re-created: its next reconcile says what holds then
+
+
+def said(problem: Problem, about: str) -> str:
+    """A problem as a sentence in a condition of the object `about`; one of another object names that."""
+    where = "" if problem.object == about else f"{problem.object}: "
+    field = " ".join(filter(None, (problem.field, problem.value)))
+    return f"{where}{field}{': ' if field else ''}{problem.text}".rstrip()
 
 
 def _now() -> str:

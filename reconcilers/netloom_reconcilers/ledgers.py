@@ -39,10 +39,10 @@ class Pace:
     """How long freed blocks wait for company."""
     tidy_after: float = 5.0
     """How long finished marks wait for company."""
-    reread: float = 30.0
-    """How often an unreadable ledger is looked at again."""
     flush: float = 2.0
     """For the last commit of a process that ends."""
+    reread: float = 5.0
+    """How often a ledger that is unreadable is read again: whoever repairs it should not have to restart us."""
     retry: tuple[float, float] = (0.1, 10.0)
     """Back-off while the API server cannot be read: first delay, longest delay."""
 
@@ -64,11 +64,11 @@ class Ledgers:
         *,
         pace: Pace | None = None,
         settle: Callable[[Iterable[str]], None] = lambda names: None,
-        freed: Callable[[int], None] = lambda count: None,
-        repaired: Callable[[], None] = lambda: None,
+        freed: Callable[[int | None], None] = lambda count: None,
+        changed: Callable[[], None] = lambda: None,
     ) -> None:
-        """`settle` is told nodes to compare with what the ledgers say of them, `freed` how many blocks came back;
-        `repaired` is called when a ledger became unreadable, or readable again."""
+        """`settle` is told nodes to compare with what the ledgers say of them, `freed` how many blocks came back
+        (None: a whole ledger), `changed` that something is different that people are told."""
         self.book = book
         self.trouble: Exception | None = None
         """Why the last batch could not be committed."""
@@ -81,7 +81,7 @@ class Ledgers:
         self._pace = pace or Pace()
         self._settle_nodes = settle
         self._freed = freed
-        self._repaired = repaired
+        self._changed = changed
         self._wants: dict[str, tuple[Want, asyncio.Future[Decision]]] = {}
         self._frees: dict[tuple[str, Cidr], tuple[Free, asyncio.Future[bool]]] = {}
         self._outstanding = 0
@@ -129,6 +129,7 @@ class Ledgers:
         """Reads all ledgers, then commits for ever."""
         await self._patiently(self._load_all)
         self.loaded.set()
+        self._changed()
         self.look()
         try:
             while True:
@@ -189,6 +190,8 @@ class Ledgers:
         ENTRIES.labels("freed").inc(len(freed))
         if freed:
             self._freed(len(freed))
+        if plan.edits:
+            self._changed()
         self._schedule_tidy()
         if not wants and not self.book.in_use():
             await self._clear()
@@ -320,11 +323,18 @@ class Ledgers:
     async def _prepare(self) -> None:
         """Reads again what went wrong, and makes sure that the lock says what is in use."""
         reread = self._reread_at <= self._clock()
-        for shard in list(self.book.shards.values()):
-            if shard.stale or (shard.problem and reread):
-                await self._load(shard.name)
+        for shard in [shard for shard in self.book.shards.values() if shard.stale or (shard.problem and reread)]:
+            before = shard.problem
+            await self._load(shard.name)
+            if shard.problem != before:
+                self._changed()
+                self._freed(None)
         unreadable = any(shard.problem for shard in self.book.shards.values())
-        self._reread_at = self._clock() + self._pace.reread if unreadable else float("inf")
+        if reread or not unreadable:
+            self._reread_at = float("inf")
+        if unreadable:
+            # Not with every batch: reading one makes its nodes ask, and their asking makes the next batch.
+            self._reread_at = min(self._reread_at, self._clock() + self._pace.reread)
         network = self._lock.network
         if network is not None and not network.status.ipam.mode and self.book.in_use():
             try:
@@ -338,7 +348,6 @@ class Ledgers:
         for each in (await self._api.list(LEDGERS)).objects:
             self._take(each, now)
         self._settle_nodes([*self.book.unsettled(), *self.book.nodes()])
-        await self._prepare()
 
     async def _load(self, name: str) -> None:
         shard = self.book.shards[name]
@@ -349,10 +358,7 @@ class Ledgers:
                 await self._lost(name)
             self.book.load(shard.region, None, "", self._clock())
         else:
-            problem = shard.problem
             self._take(found, self._clock())
-            if shard.problem != problem:
-                self._repaired()
         self._settle_nodes([*self.book.unsettled(), *(entry.node for entry in shard.entries.values())])
 
     async def _lost(self, name: str) -> None:

@@ -19,7 +19,7 @@ from netloom.ipam.settings import Settings
 from netloom.runtime.store import Store, Unsubscribe
 from netloom_reconcilers import node_objects
 from netloom_reconcilers.allocation_metrics import PROBLEMS, WAITING
-from netloom_reconcilers.conditions import Conditions
+from netloom_reconcilers.conditions import Conditions, said
 from netloom_reconcilers.ledgers import Ledgers
 from netloom_reconcilers.nodes import NodesReconciler
 
@@ -64,6 +64,10 @@ class NetworkReconciler:
         """There may be news to tell."""
         self._enqueue_after(NETWORK_NAME, GATHER_SECONDS)
 
+    def committed(self) -> None:
+        """Ledgers were written or read; what was told of them may be old."""
+        self._enqueue_after(NETWORK_NAME, RETELL_SECONDS)
+
     async def reconcile(self, name: str) -> float | None:
         """Tells what is wrong, or that nothing is."""
         network = self._networks.get(name)
@@ -81,7 +85,7 @@ class NetworkReconciler:
         self._told, self._told_at = reason, self._clock()
         mode = network.status.ipam.mode or network.spec.ipam.mode
         good = [] if errors else [f"Nodes are given their pod CIDRs in IPAM mode {mode}."]
-        message = " ".join([*good, *map(_said, problems)])
+        message = " ".join([*good, *(said(problem, _NETWORK) for problem in problems)])
         written = await self._conditions.network(network, "False" if errors else "True", reason, message)
         if written is not None:
             self._networks.put(written)
@@ -142,10 +146,10 @@ class NetworkReconciler:
         """What the network says, then what became of it; errors before warnings."""
         found: list[Problem] = []
         if network is not None:
-            inside = {name: [address_text(*each[:2]) for each in found] for name, found in self._inside.items()}
-            found += validate_network(network, node_addresses=inside)
             mode = network.status.ipam.mode or network.spec.ipam.mode
             found += [] if mode in ipam_settings.IMPLEMENTED else [ipam_settings.not_implemented(mode)]
+            inside = {name: [address_text(*each[:2]) for each in known] for name, known in self._inside.items()}
+            found += validate_network(network, node_addresses=inside)
         found += [_unreadable(shard) for shard in self._book.shards.values() if shard.problem]
         found += _waiting(self._reconciler.waiting.items())
         return sorted(found, key=lambda problem: problem.severity)
@@ -182,20 +186,13 @@ def _group(reason: str, nodes: list[tuple[str, Problem | Exhausted]]) -> Problem
     count = f"{len(nodes)} node{'s' if len(nodes) > 1 else ''} ({names})"
     if isinstance(why, Exhausted):
         field = f"spec.ipam.clusterPool.ipv{why.version}PodCIDRList"
-        message = f"{count} without a pod CIDR: {why}."
-        return Problem(_NETWORK, field, "", reason, message, "Append a CIDR to the list, or remove nodes.")
-    return Problem(_NETWORK, "", "", reason, f"{count}: {why.message}", why.way_out)
+        way_out = f"Append a CIDR to {field}, or remove nodes."
+        return Problem(_NETWORK, "", "", reason, f"{count} without a pod CIDR: {why}.", way_out)
+    return Problem(_NETWORK, "", "", reason, f"{count}: {said(why, why.object)}", "")
 
 
 def _reason(why: Problem | Exhausted) -> str:
     return "ClusterPoolExhausted" if isinstance(why, Exhausted) else why.reason
-
-
-def _said(problem: Problem) -> str:
-    """For a condition of the network; what is another object's is named."""
-    where = "" if problem.object == _NETWORK else f"{problem.object}: "
-    field = " ".join(filter(None, (problem.field, problem.value)))
-    return f"{where}{field}{': ' if field else ''}{problem.text}"
 
 
 _NETWORK = f"NetloomNetwork {NETWORK_NAME}"

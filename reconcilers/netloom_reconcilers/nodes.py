@@ -28,7 +28,7 @@ from netloom.runtime.errors import AlreadyExists, ApiError, Conflict, NotFound
 from netloom.runtime.store import Store, Unsubscribe
 from netloom_reconcilers import node_objects
 from netloom_reconcilers.allocation_metrics import WRITES
-from netloom_reconcilers.conditions import Conditions
+from netloom_reconcilers.conditions import Conditions, said
 from netloom_reconcilers.ledgers import Ledgers
 from netloom_reconcilers.writes import Requests, definite
 
@@ -351,7 +351,10 @@ class NodesReconciler:
 
     def _held_changed(self, key: str, old: NetloomNode | None, new: NetloomNode | None) -> None:
         if old is None or new is None or old.spec.ipam.pod_cidrs != new.spec.ipam.pod_cidrs:
+            loose = self._book.loose(key)
             self._book.hold(key, node_objects.held(new) if new is not None else ())
+            if set(loose).difference(self._book.loose(key)):
+                self.wake()  # no ledger knew of that space, so none will tell that it is free
             if new is None:
                 self._ledgers.look()
         if key != self._own:
@@ -385,7 +388,7 @@ class NodesReconciler:
 
     async def _complain(self, obj: NetloomNode, why: Problem | Exhausted) -> None:
         reason = why.reason if isinstance(why, Problem) else "ClusterPoolExhausted"
-        message = why.text if isinstance(why, Problem) else f"{why}."
+        message = said(why, f"NetloomNode {obj.metadata.name}") if isinstance(why, Problem) else f"{why}."
         written = await self._conditions.node(obj, "False", reason, message)
         if written is not None:
             self._store(written)

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from typing import Any, Literal, Protocol, TypeVar
 
 from netloom.api.meta import Object, Resource
-from netloom.runtime.client import Listing
 from netloom.runtime.errors import ApiError
+from netloom.runtime.wire import Listing
 
 T = TypeVar("T", bound=Object)
 

@@ -5,13 +5,14 @@ object may be as large as the server stores (1.5 MiB in etcd by default, more wh
 enlarge it), so lines are cut here, up to a limit that only guards the process's memory.
 """
 
-import functools
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 import msgspec
 
-from netloom.api.meta import Object, ObjectMeta, Resource, Struct
+from netloom.api.meta import Object, Resource, Struct
 from netloom.runtime.errors import Status
+from netloom.runtime.store import key_of
+from netloom.runtime.wire import MetaOnly, decoder
 
 T = TypeVar("T", bound=Object)
 
@@ -95,16 +96,7 @@ class _Any(Struct, frozen=True):
     object: msgspec.Raw = msgspec.Raw(b"{}")
 
 
-class _Meta(Struct, frozen=True):
-    metadata: ObjectMeta = ObjectMeta()
-
-
 CHANGES = frozenset({"ADDED", "MODIFIED", "DELETED"})
-
-
-@functools.cache
-def _decoder(kind: Any) -> msgspec.json.Decoder[Any]:
-    return msgspec.json.Decoder(kind)
 
 
 def parse(resource: Resource[T], line: bytes) -> Changed[T] | Bookmark | Failure | Unreadable | Unknown:
@@ -112,23 +104,25 @@ def parse(resource: Resource[T], line: bytes) -> Changed[T] | Bookmark | Failure
     error = ""
     try:
         # The usual case in one pass: the object is decoded where it stands.
-        event: Changed[T] = _decoder(Changed[resource.type]).decode(line)  # type: ignore[name-defined]
+        event: Changed[T] = decoder(Changed[resource.type]).decode(line)  # type: ignore[name-defined]
         if event.type in CHANGES:
+            if not event.object.metadata.name:
+                raise StreamBroken("an object without a name")
             return event
     except msgspec.ValidationError as invalid:
         error = str(invalid)
     except msgspec.DecodeError as broken:
         raise StreamBroken(f"not JSON: {broken}") from broken
     try:
-        other = _decoder(_Any).decode(line)
+        other = decoder(_Any).decode(line)
         if other.type == "ERROR":
-            return Failure(status=_decoder(Status).decode(other.object))
+            return Failure(status=decoder(Status).decode(other.object))
         if other.type != "BOOKMARK" and other.type not in CHANGES:
             return Unknown(type=other.type)
-        meta = _decoder(_Meta).decode(other.object).metadata
+        some = decoder(MetaOnly).decode(other.object)
     except msgspec.ValidationError as invalid:
         raise StreamBroken(f"not an event: {invalid}") from invalid
+    version = some.metadata.resource_version
     if other.type == "BOOKMARK":
-        return Bookmark(resource_version=meta.resource_version)
-    key = f"{meta.namespace}/{meta.name}" if meta.namespace else meta.name
-    return Unreadable(type=other.type, key=key, resource_version=meta.resource_version, error=error)
+        return Bookmark(resource_version=version)
+    return Unreadable(type=other.type, key=key_of(some), resource_version=version, error=error)

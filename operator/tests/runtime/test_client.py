@@ -16,7 +16,7 @@ from netloom.api.core import NODES, Node
 from netloom.api.meta import ObjectMeta
 from netloom.api.v1alpha1 import NETLOOM_NODES, Address, NetloomNode, NetloomNodeSpec
 from netloom.runtime import errors
-from netloom.runtime.client import Api, encode
+from netloom.runtime.client import Api
 from netloom.runtime.errors import (
     AlreadyExists,
     ApiError,
@@ -30,6 +30,7 @@ from netloom.runtime.errors import (
     Unauthorized,
     Unavailable,
 )
+from netloom.runtime.wire import encode
 from tests.runtime import scripted
 from tests.runtime.conftest import write_kubeconfig
 from tests.runtime.scripted import Call, ScriptedApi, serving
@@ -195,6 +196,13 @@ async def test_watches_take_no_connection_from_requests(server: ScriptedApi, kub
         async with api.stream("/api/v1/nodes", query) as one, api.stream("/api/v1/nodes", query) as two:
             assert (await api.get(NODES, "a")).metadata.name == "a"
             assert await one.readline() == await two.readline()
+
+
+@pytest.mark.parametrize("answer", ['{"items": 7}', '{"items": [{"metadata": {"name": 7}}]}', "[]", "<html>", "{}"])
+async def test_what_is_no_list_is_no_truth(server: ScriptedApi, api: Api, answer: str):
+    server.on("list", scripted.refuse_in_text(200, answer))
+    with pytest.raises(Unavailable, match="list of nodes"):
+        await api.list(NODES)
 
 
 async def test_the_kernel_probes_the_peer_of_a_watch(server: ScriptedApi, api: Api):

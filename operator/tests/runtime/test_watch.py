@@ -228,6 +228,24 @@ async def test_a_stream_that_falls_silent_is_resumed_behind_its_last_event(
     assert server.count("list") == 1
 
 
+async def test_a_stream_that_speaks_now_and_then_is_not_silent(server: ScriptedApi, start: Callable[..., Watcher]):
+    said = 0
+
+    async def now_and_then(call: Call) -> web.StreamResponse:
+        nonlocal said
+        stream = await call.open()
+        for said in range(8):
+            await call.send("BOOKMARK", at(200 + said, ""))
+            await asyncio.sleep(0.1)  # the server's own pace
+        await asyncio.Event().wait()
+        return stream
+
+    server.on("watch", now_and_then)
+    start(inactivity=0.5)
+    await until(lambda: said == 7)
+    assert (server.count("list"), server.count("watch")) == (1, 1)
+
+
 async def test_a_list_without_an_answer_is_asked_again(kubeconfig: str, server: ScriptedApi):
     server.put(PATH, node("a"))
     server.on("list", scripted.hang)
@@ -258,11 +276,12 @@ async def test_a_truncated_event_is_asked_for_again(server: ScriptedApi, start: 
     assert server.queries("watch")[1]["resourceVersion"] == "102"
 
 
+@pytest.mark.parametrize("end_of_line", [b"\n", b""])
 async def test_garbage_at_the_same_place_again_and_again_is_passed_by_a_list(
-    server: ScriptedApi, start: Callable[..., Watcher]
+    server: ScriptedApi, start: Callable[..., Watcher], end_of_line: bytes
 ):
     server.put(PATH, node("a"))
-    server.on("watch", *[scripted.events(b'{"type":"ADDED","object":{"meta\n')] * 3)
+    server.on("watch", *[scripted.events(b'{"type":"ADDED","object":{"meta' + end_of_line)] * 3)
     watcher = start()
     await until(lambda: server.count("watch") == 4)
     await still_follows(watcher, server)
@@ -286,6 +305,29 @@ async def test_an_event_beyond_the_limit_is_passed_by_a_list(server: ScriptedApi
     await equal(watcher, server)
     await still_follows(watcher, server)
     assert (server.count("list"), server.count("watch")) == (2, 2)
+
+
+@pytest.mark.parametrize("garbage", [b'{"type":"ADDED","object":{}}\n', b"{}\n", b"[]\n", b'"ADDED"\n', b"\xff\xfe\n"])
+async def test_what_is_no_event_is_no_truth(server: ScriptedApi, start: Callable[..., Watcher], garbage: bytes):
+    server.put(PATH, node("a"))
+    server.on("watch", scripted.events(garbage))
+    watcher = start()
+    await until(lambda: server.count("watch") == 2)
+    assert sorted(watcher.store) == ["a"]
+    await still_follows(watcher, server)
+    assert server.count("list") == 1
+
+
+@pytest.mark.parametrize("answer", ["{}", '{"items": []}', "null"])
+async def test_an_empty_answer_is_no_empty_list(server: ScriptedApi, start: Callable[..., Watcher], answer: str):
+    server.put(PATH, node("a"))
+    server.on("list", None, scripted.refuse_in_text(200, answer))
+    server.on("watch", scripted.in_stream(410, "Expired"))
+    watcher = start()
+    await until(lambda: server.count("watch") == 2)
+    await still_follows(watcher, server)
+    assert ("a", "gone") not in watcher.heard
+    assert server.count("list") == 3
 
 
 @pytest.mark.parametrize("verb", ["list", "watch"])

@@ -30,8 +30,8 @@ def test_exhaustion_shows_as_condition_event_and_metric_and_ends_with_another_ci
     status, reason, message = ready(empty)
     assert (status, reason) == ("False", "ClusterPoolExhausted")
     assert message == (
-        "spec.ipam.clusterPool.ipv4PodCIDRList: 2 nodes (b, c) without a pod CIDR: "
-        "all 1 IPv4 blocks (/24) of 10.0.0.0/24 are in use. Append a CIDR to the list, or remove nodes."
+        "2 nodes (b, c) without a pod CIDR: all 1 IPv4 blocks (/24) of 10.0.0.0/24 are in use. "
+        "Append a CIDR to spec.ipam.clusterPool.ipv4PodCIDRList, or remove nodes."
     )
     assert empty.condition("netloomnodes", "b")[:2] == ("False", "ClusterPoolExhausted")
     assert operator.said.reasons("NetloomNetwork/default")[-1] == "ClusterPoolExhausted"
