@@ -3,6 +3,7 @@
 Checked after every write to the server, not after every rule: an overlap that lasts for one request is an overlap.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -13,7 +14,8 @@ from netloom.api.v1alpha1 import NetloomLedger
 from netloom.ipam.cidr import Cidr
 from netloom.runtime.errors import Invalid
 from netloom_reconcilers.lock import decode
-from tests.allocation.world import Operator, Pending, World, no_overlap
+from tests.allocation.server import ModelServer
+from tests.allocation.world import Operator, Pending, Server, World, no_overlap
 
 NAMES = ("a", "b", "c")
 DICTATED = ("10.0.0.0/24", "10.0.1.0/24", "10.0.0.0/23", "10.9.0.0/24")
@@ -39,10 +41,13 @@ SEES = st.sampled_from((True, True, True, False))
 class AllocationMachine(RuleBasedStateMachine):
     """Nodes come and go, operators live, freeze and die, requests are late, lost, refused or done all the same."""
 
+    server: Callable[[], Server] = ModelServer
+    """Another API server in heirs."""
+
     def __init__(self) -> None:
         super().__init__()
         self.held_by_uid: dict[str, tuple[str, ...]] = {}
-        self.world = World(self.check)
+        self.world = World(self.check, self.server)
         self.dual = False
         self.mode = "cluster-pool"
 

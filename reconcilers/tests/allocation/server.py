@@ -68,6 +68,9 @@ class ModelServer:
             self.written()
         return answer
 
+    def close(self) -> None:
+        """A model has nothing to close."""
+
     # Verbs
 
     def _get(self, request: Request) -> Json:

@@ -23,13 +23,16 @@ from tests.allocation.world import ModelApi, World
 Break = Callable[[pytest.MonkeyPatch], None]
 
 
-@pytest.fixture
-def world() -> Iterator[World]:
-    """One block for all; A1, A2 and A5 are checked after every write."""
-    machine = AllocationMachine()
+def one_block(machine: AllocationMachine) -> Iterator[World]:
+    """For all nodes; A1, A2 and A5 are checked after every write."""
     machine.world.apply_network(ipv4PodCIDRList=["10.0.0.0/24"], ipv4MaskSize=24)
     yield machine.world
     machine.world.close()
+
+
+@pytest.fixture
+def world() -> Iterator[World]:
+    yield from one_block(AllocationMachine())
 
 
 # The stories
@@ -269,7 +272,7 @@ def announced_once_is_enough(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Ledgers, "_open", broken)
 
 
-STORIES = [
+TOLD: list[tuple[Callable[[World], None], Break, str]] = [
     (a_create_outlives_its_operator, no_heed_of_foreign_marks, "overlap"),
     (a_create_outlives_its_operator, no_marks, "overlap"),
     (a_create_is_late, no_quarantine, "overlap"),
@@ -287,12 +290,12 @@ def _name(value: object) -> str:
     return getattr(value, "__name__", "")
 
 
-@pytest.mark.parametrize("story", dict.fromkeys(story for story, _, _ in STORIES), ids=_name)
+@pytest.mark.parametrize("story", dict.fromkeys(story for story, _, _ in TOLD), ids=_name)
 def test_the_rules_hold(world: World, story: Callable[[World], None]) -> None:
     story(world)
 
 
-@pytest.mark.parametrize(("story", "broken", "ends_in"), STORIES, ids=_name)
+@pytest.mark.parametrize(("story", "broken", "ends_in"), TOLD, ids=_name)
 def test_without_its_rule_the_story_goes_wrong(
     world: World, monkeypatch: pytest.MonkeyPatch, story: Callable[[World], None], broken: Break, ends_in: str
 ) -> None:

@@ -10,7 +10,7 @@ import itertools
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 
 import msgspec
 
@@ -25,7 +25,7 @@ from netloom.runtime.store import Store
 from netloom_reconcilers import node_objects
 from netloom_reconcilers.allocation import Allocation, Limits, Stores, netloom_node_changed, node_changed
 from netloom_reconcilers.ledgers import Pace
-from tests.allocation.server import Json, ModelServer, Request
+from tests.allocation.server import Event, Json, ModelServer, Request
 from tests.allocation.virtual import VirtualClock, VirtualLoop
 
 T = TypeVar("T", bound=Object)
@@ -205,12 +205,29 @@ class Operator:
         self.loop.close()
 
 
+class Server(Protocol):
+    """What a world needs of its API server: `ModelServer`, or a real one in the end-to-end tests."""
+
+    events: list[Event]
+    executed: list[Request]
+    written: Callable[[], None]
+
+    def execute(self, request: Request) -> Any: ...
+
+    def all(self, plural: str) -> dict[str, Json]: ...
+
+    def close(self) -> None: ...
+
+
 class World:
     """See the module. `invariant` is checked after every write to the server."""
 
-    def __init__(self, invariant: Callable[["World"], None] | None = None) -> None:
+    def __init__(
+        self, invariant: Callable[["World"], None] | None = None, server: Callable[[], Server] = ModelServer
+    ) -> None:
         self.clock = VirtualClock()
-        self.server = ModelServer(lambda: invariant(self) if invariant else None)
+        self.server: Any = server()
+        self.server.written = lambda: invariant(self) if invariant else None
         self.pending: list[Pending] = []
         self.delayed: list[Pending] = []
         self.operators: list[Operator] = []
@@ -434,6 +451,7 @@ class World:
     def close(self) -> None:
         for operator in self.operators:
             operator.bury()
+        self.server.close()
 
 
 def no_overlap(world: World) -> None:
