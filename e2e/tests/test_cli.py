@@ -92,7 +92,7 @@ def test_a_user_that_the_api_server_does_not_know(kubeconfig: Path) -> None:
 def test_crds_that_are_not_installed_are_named(tmp_path: Path, control_plane_binaries: Path) -> None:
     with ControlPlane() as bare:
         said = refusal("status", "--kubeconfig", str(bare.kubeconfig()))
-    assert "netloomn" in said
+    assert "Netloom's objects" in said
     assert "kubectl apply -f crds/" in said
 
 

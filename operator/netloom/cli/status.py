@@ -97,7 +97,8 @@ async def _list(api: Api, resource: Resource[T]) -> list[T]:
     try:
         return (await api.list(resource)).objects
     except NotFound as error:
-        why = f"the cluster does not know {resource.plural}: install the CRDs with `kubectl apply -f crds/`"
+        # The same words for every kind: all of them are asked for at once, and the answer is one sentence.
+        why = "the cluster does not know Netloom's objects: install the CRDs with `kubectl apply -f crds/`"
         raise ConfigError(why) from error
     except ApiError as error:
         raise ConfigError(str(error)) from error
