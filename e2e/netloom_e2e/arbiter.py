@@ -73,6 +73,13 @@ class Arbiter:
         self._changed(request.plural, answer)
         return answer
 
+    def check(self) -> None:
+        """Everything known is what the API server has: nothing escaped."""
+        for plural in _KINDS:
+            really = self._ask("GET", _path(plural), None, "")["items"]
+            known = self.all(plural).values()
+            assert {_version(obj) for obj in really} == {_version(obj) for obj in known}, plural
+
     def close(self) -> None:
         """Closes the connection."""
         self.connection.close()
@@ -130,3 +137,8 @@ class Arbiter:
 def _path(plural: str) -> str:
     version, _ = _KINDS[plural]
     return f"/apis/{version}/{plural}" if "/" in version else f"/api/{version}/{plural}"
+
+
+def _version(obj: Json) -> tuple[str, str, str]:
+    meta = obj["metadata"]
+    return meta["name"], meta["uid"], meta["resourceVersion"]

@@ -221,6 +221,7 @@ class AllocationMachine(RuleBasedStateMachine):
         try:
             if self.world.operators:
                 self._recover()
+            self.world.server.check()
         finally:
             self.world.close()
 

@@ -68,6 +68,9 @@ class ModelServer:
             self.written()
         return answer
 
+    def check(self) -> None:
+        """Whether `all` tells the truth: a model knows nothing else."""
+
     def close(self) -> None:
         """A model has nothing to close."""
 

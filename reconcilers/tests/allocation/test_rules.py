@@ -134,7 +134,7 @@ def a_cache_does_not_know_the_node(world: World) -> None:
     world.work(second, 5, blind="nodes")
     second.relist()
     world.calm(400)
-    assert world.server.all("netloomnodes")["a"]["metadata"]["uid"] == uid
+    assert world.server.all("netloomnodes").get("a", {}).get("metadata", {}).get("uid") == uid, "a was replaced"
 
 
 def a_delete_is_late(world: World) -> None:
@@ -149,7 +149,7 @@ def a_delete_is_late(world: World) -> None:
     second = world.start()
     world.work(second)
     world.handle(delete)
-    assert world.server.all("netloomnodes")["a"]["metadata"]["uid"] == uid
+    assert world.server.all("netloomnodes").get("a", {}).get("metadata", {}).get("uid") == uid, "a was replaced"
 
 
 def a_ledger_is_opened_while_the_lock_is_cleared(world: World) -> None:
@@ -279,8 +279,8 @@ TOLD: list[tuple[Callable[[World], None], Break, str]] = [
     (a_commit_is_slept_over, no_window, "overlap"),
     (a_create_was_given_up, time_outs_taken_for_answers, "overlap"),
     (a_cache_does_not_know_the_node_object, the_cache_believed_about_netloom_nodes, "overlap"),
-    (a_cache_does_not_know_the_node, the_cache_believed_about_nodes, "uid"),
-    (a_delete_is_late, no_preconditions, "'a'"),
+    (a_cache_does_not_know_the_node, the_cache_believed_about_nodes, "a was replaced"),
+    (a_delete_is_late, no_preconditions, "a was replaced"),
     (a_ledger_is_opened_while_the_lock_is_cleared, closing_writes_nothing, "lock"),
     (a_closed_ledger_is_found_again, announced_once_is_enough, "lock"),
 ]
@@ -300,5 +300,5 @@ def test_without_its_rule_the_story_goes_wrong(
     world: World, monkeypatch: pytest.MonkeyPatch, story: Callable[[World], None], broken: Break, ends_in: str
 ) -> None:
     broken(monkeypatch)
-    with pytest.raises((AssertionError, KeyError), match=ends_in):
+    with pytest.raises(AssertionError, match=ends_in):
         story(world)
