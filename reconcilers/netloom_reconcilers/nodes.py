@@ -131,6 +131,10 @@ class NodesReconciler:
         if isinstance(decision, Grant):
             self._done(name)
             later = await self._write(node, obj, decision)
+            if any(cidr not in decision.cidrs for cidr in self._book.entries_of(name)):
+                # Operators that disagreed entered the node twice. Our own write is no event, so nothing else would
+                # ever come back to free what it does not hold.
+                return LAG_SECONDS
             return later if again is None else again
         assert decision is not None, "only adoptions end without a grant"
         return await self._refuse(node, obj, _problem(name, decision))

@@ -371,3 +371,23 @@ def test_a_netloom_node_with_unusable_cidrs_is_reported_and_their_space_given_to
     assert world.condition("netloomnodes", "a")[:2] == ("False", "InvalidPodCIDR")
     assert operator.said.reasons("NetloomNode/a")[0] == "InvalidPodCIDR"
     assert world.texts()["b"] == left
+
+
+def test_a_node_that_was_entered_twice_keeps_one_block_and_the_other_comes_back(empty: World) -> None:
+    """What two operators leave that disagree: the node is in two ledgers when it gets its NetloomNode."""
+    empty.apply_network(ipv4PodCIDRList=["10.0.0.0/24", "10.1.0.0/24"], ipv4MaskSize=24)
+    empty.join("a")
+    empty.join("b")
+    first = empty.start()
+    empty.calm(200)
+    empty.leave("b")
+    empty.calm(200)
+    empty.kill(first)
+    entries = "netloom-ledger/1 epoch=2\n10.1.0.0/24 a\n"
+    empty.edit("netloomledgers", "v4-10.1.0.0-16", used=1, entries=entries)
+    empty.delete("netloomnodes", "a")
+
+    empty.start()
+    empty.join("b")
+    empty.calm(200)
+    assert empty.texts() == {"a": "10.0.0.0/24", "b": "10.1.0.0/24"}
