@@ -2,9 +2,10 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 PY := .venv/bin/python
-NODES ?= 5000
+NODES ?= $(if $(filter bench-join,$(MAKECMDGOALS)),100,5000)
+PEERS ?= 10000
 
-.PHONY: help demo test check bench bench-allocation setup
+.PHONY: help demo test check bench bench-allocation bench-mesh setup
 
 help: ## Show this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -22,10 +23,13 @@ check: setup ## Format, lint, types, layers and unit tests; under a minute
 	.venv/bin/lint-imports --no-logo
 	$(PY) -m pytest -q -n auto operator/tests reconcilers/tests
 
-bench: bench-allocation ## Run all benches; each ends with a line `RESULT {json}`
+bench: bench-allocation bench-mesh ## Run all benches; each ends with a line `RESULT {json}`
 
 bench-allocation: setup ## Allocation for NODES new nodes beside the raw create rate
 	@$(PY) e2e/bench/allocation.py --nodes $(NODES)
+
+bench-mesh: setup ## PEERS peers into the kernel, the engine beside `ip -batch` and others; and the whole agent
+	@$(PY) e2e/bench/mesh.py --peers $(PEERS)
 
 setup:
 	@e2e/setup

@@ -16,11 +16,12 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import IO
+from typing import IO, TypeVar
 
 NETNS = Path("/run/netns")
 SEGMENT = ipaddress.IPv4Network("172.31.0.0/16")
@@ -31,10 +32,19 @@ _PR_SET_PDEATHSIG = 1
 _CLONE_NEWNET = 0x40000000
 _libc = ctypes.CDLL(None, use_errno=True)
 
+T = TypeVar("T")
+
 
 def die_with_parent() -> None:
     """For `preexec_fn`: the kernel kills the child when the thread that started it ends."""
     _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _enter(name: str) -> None:
+    """Move the calling thread, and all that it starts from now on, into a network namespace."""
+    with (NETNS / name).open() as namespace:
+        if _libc.setns(namespace.fileno(), _CLONE_NEWNET):
+            raise OSError(ctypes.get_errno(), f"cannot enter network namespace {name}")
 
 
 def environment() -> dict[str, str]:
@@ -89,6 +99,11 @@ class Namespace:
     def batch(self, lines: Sequence[str]) -> None:
         """Run many `ip` commands in here, one line each; stops at the first that fails."""
         run("ip", "-n", self.name, "-batch", "-", stdin="\n".join(lines) + "\n")
+
+    def inside(self, make: Callable[[], T]) -> T:
+        """What `make` gives when called in here, as a socket that stays in here; the caller's thread does not move."""
+        with ThreadPoolExecutor(1, initializer=_enter, initargs=(self.name,)) as thread:
+            return thread.submit(make).result()
 
     def popen(self, argv: Sequence[str], *, stdout: IO[str] | int) -> subprocess.Popen[str]:
         """Start a command in here, to live no longer than the caller."""
@@ -246,9 +261,7 @@ class Lab:
 
     def enter_switch(self) -> None:
         """Move the calling thread, and all that it starts from now on, into the switch's namespace."""
-        with (NETNS / self.switch.name).open() as namespace:
-            if _libc.setns(namespace.fileno(), _CLONE_NEWNET):
-                raise OSError(ctypes.get_errno(), f"cannot enter network namespace {self.switch.name}")
+        _enter(self.switch.name)
 
     def add_node(self, node: str) -> Machine:
         """A namespace with `eth0` on the segment; addresses count up from .1.1."""
