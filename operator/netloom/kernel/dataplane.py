@@ -80,6 +80,7 @@ class Dataplane:
         self._mtu = 0
         self._compared_at = 0.0
         self._comparisons = 0
+        self._reading_seconds = 0.0
         self._device_expected = False
         self._device_waiting: set[Item] = set()
         self._applied = False
@@ -171,6 +172,7 @@ class Dataplane:
             fought=self._troubles.fought,
             written=self.stats,
             compared=self._comparisons,
+            reading_seconds=self._reading_seconds,
             repaired=self._troubles.repaired,
         )
 
@@ -254,10 +256,11 @@ class Dataplane:
         that is older."""
         self._ignore()
         try:
-            ifindex = self._mesh.carrier.ifindex
+            ifindex, began = self._mesh.carrier.ifindex, time.monotonic()
             nexthops = await self._in_thread(lambda: reader.nexthops(self._commands))
             neighbours = await self._in_thread(lambda: reader.neighbours(self._commands, ifindex))
             routes = await self._in_thread(lambda: reader.routes(self._commands))
+            self._reading_seconds += time.monotonic() - began
             known = set(self._mesh.pending())
             self._mesh.load(nexthops, neighbours, routes)
             for item in self._mesh.pending():

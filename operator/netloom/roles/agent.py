@@ -183,6 +183,8 @@ class Agent:
             "driftRepaired": report.repaired,
             "netlinkWrites": sum(report.written.values()),
             "written": dict(report.written),
+            "kernelReads": report.compared,
+            "kernelReadMs": round(report.reading_seconds * 1000, 1),
             "errors": errors,
         }
 
