@@ -236,12 +236,13 @@ def test_the_condition_tells_and_is_written_only_when_it_changes(cluster: Cluste
         "no write for a join"
     )
 
-    cluster.plane.client.request("PATCH", f"{NETWORK}/default", {"spec": {"routing": {"mode": "native"}}})
-    wait_for("the refusal", lambda: condition().get("reason") == "NotImplemented")
-    assert "spec.routing.mode native is not implemented yet" in condition()["message"]
+    mesh[0].ip("route", "add", "blackhole", "10.42.5.0/24")
+    cluster.join("n5")
+    wait_for("the trouble", lambda: condition().get("reason") == "Degraded")
+    assert "route 10.42.5.0/24: EEXIST" in condition()["message"]
     events = cluster.plane.kubectl("get", "events", "--field-selector", "involvedObject.name=n1").stdout
-    assert "NotImplemented" in events
-    assert len(routes(mesh[0])) == 3, "the pods keep their network"
+    assert "Degraded" in events
+    mesh[0].ip("route", "del", "blackhole", "10.42.5.0/24")
 
 
 def test_two_nodes_that_claim_one_cidr_are_reported_and_the_older_keeps_it(
