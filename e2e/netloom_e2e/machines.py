@@ -72,6 +72,11 @@ class Machine(Namespace):
 
     pods: dict[str, Pod] = field(default_factory=dict, compare=False)
 
+    @property
+    def underlay(self) -> tuple[str, ...]:
+        """Its addresses, as the kubelet reports them."""
+        return (self.address, self.address6) if self.address6 else (self.address,)
+
     def add_pod(self, name: str, *addresses: str, mtu: int) -> Pod:
         """A pod with addresses of this node's pod CIDRs, at most one per family; `mtu` in bytes."""
         ips = [ipaddress.ip_address(address) for address in addresses]
