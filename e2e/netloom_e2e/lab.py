@@ -1,257 +1,132 @@
-"""Nodes and pods as network namespaces of one machine, on one Ethernet segment.
+"""Nodes and pods as network namespaces of one machine, on Ethernet segments.
 
-    lab-sw   the switch: a bridge `br0` that also carries the control plane's address
-    lab-n1   a node: `eth0` on the segment; an agent runs in it
-    lab-n1-a a pod of that node: a veth, an address of the node's pod CIDR, a default route
+    lab-sw   the switch: a bridge per segment; the first, `br0`, also carries the control plane's address
+    lab-n1   a node: `eth0` on a segment; an agent runs in it
+    lab-n1-a a pod of that node: a veth, addresses of the node's pod CIDRs, default routes
+    lab-rt   a router with an address on every segment, where there is more than one or an outside
+    lab-out  a host beyond the router that knows the nodes and no pods
+
+A node without further words is on the segment of the control plane. The others reach it through the router:
+
+    lab.add_segment("a")                    # 172.30.1.0/24, router .1
+    lab.add_segment("b", mtu=9000)          # 172.30.2.0/24
+    n1 = lab.add_node("n1", segment="a")    # 172.30.1.11
+    n2 = lab.add_node("n2", segment="b")    # 172.30.2.12: the host number stays when a node moves
+    lab.router.learn(n1, "10.42.1.0/24")    # "the network knows all pod CIDRs"
 
 Nothing is added to the namespace the caller is in. A lab is taken down by its context manager; what a killed process
 left behind is swept when the next lab of that prefix is made.
 """
 
-import ctypes
 import ipaddress
-import os
-import re
-import signal
-import subprocess
-import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, replace
 from types import TracebackType
-from typing import IO, TypeVar
 
-NETNS = Path("/run/netns")
+from netloom_e2e.machines import Machine, Ping, Pod, parse_ping
+from netloom_e2e.namespaces import (
+    NETNS,
+    Namespace,
+    die_with_parent,
+    environment,
+    existing,
+    remove,
+    run,
+    wait_for,
+)
+
+__all__ = [
+    "NETNS",
+    "SEGMENT",
+    "Lab",
+    "Machine",
+    "Namespace",
+    "Ping",
+    "Pod",
+    "Router",
+    "Segment",
+    "die_with_parent",
+    "environment",
+    "parse_ping",
+    "run",
+    "wait_for",
+]
+
 SEGMENT = ipaddress.IPv4Network("172.31.0.0/16")
-_GATEWAY4 = "169.254.1.1"
-_GATEWAY6 = "fe80::1"
-_HOST_MAC = "ee:ee:ee:ee:ee:ee"
-_PR_SET_PDEATHSIG = 1
-_CLONE_NEWNET = 0x40000000
-_libc = ctypes.CDLL(None, use_errno=True)
-
-T = TypeVar("T")
-
-
-def die_with_parent() -> None:
-    """For `preexec_fn`: the kernel kills the child when the thread that started it ends."""
-    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
-def _enter(name: str) -> None:
-    """Move the calling thread, and all that it starts from now on, into a network namespace."""
-    with (NETNS / name).open() as namespace:
-        if _libc.setns(namespace.fileno(), _CLONE_NEWNET):
-            raise OSError(ctypes.get_errno(), f"cannot enter network namespace {name}")
-
-
-def environment() -> dict[str, str]:
-    """Ours, but with compiled modules kept: a role starts in half a second with them, in two and a half without."""
-    return {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
-
-
-def run(*argv: str, check: bool = True, stdin: str | None = None, timeout: float = 30) -> str:
-    """Standard output of a command. Raises RuntimeError with its standard error if it fails and `check` is set."""
-    done = subprocess.run(argv, input=stdin, capture_output=True, text=True, timeout=timeout, check=False)
-    if check and done.returncode:
-        raise RuntimeError(
-            f"`{' '.join(argv)}` failed ({done.returncode}): {done.stderr.strip() or done.stdout.strip()}"
-        )
-    return done.stdout
-
-
-def wait_for(what: str, condition: Callable[[], object], *, deadline: float = 10.0, every: float = 0.02) -> float:
-    """Poll until `condition()` is true; the seconds it took. Raises TimeoutError that says `what` was awaited."""
-    start = time.monotonic()
-    while not condition():
-        if time.monotonic() - start > deadline:
-            raise TimeoutError(f"not within {deadline:g} s: {what}")
-        time.sleep(every)
-    return time.monotonic() - start
+_SEGMENT6 = ipaddress.IPv6Network("fd00:31::/64")
+_OTHERS = ipaddress.IPv4Network("172.30.0.0/16")
+_OTHERS6 = ipaddress.IPv6Network("fd00:30::/48")
+OUTSIDE = ipaddress.IPv4Network("192.0.2.0/24")
+OUTSIDE6 = ipaddress.IPv6Network("2001:db8::/64")
 
 
 @dataclass(frozen=True)
-class Namespace:
-    """A network namespace by its name in /run/netns."""
+class Segment:
+    """A layer-2 network: a bridge of the switch, a subnet per family, and where its nodes' default routes point."""
 
     name: str
+    bridge: str
+    network: ipaddress.IPv4Network
+    network6: ipaddress.IPv6Network
+    gateway: str
+    gateway6: str
+    mtu: int
+    first: int
+    """Host number of the node with index 0, in both families."""
 
     @property
-    def enter(self) -> tuple[str, ...]:
-        """Words to put before a command to run it in here. Mounts stay the caller's."""
-        return ("nsenter", f"--net={NETNS / self.name}", "--")
+    def leg(self) -> str:
+        """The router's interface here."""
+        return f"to-{self.name or 'sw'}"
 
-    @property
-    def enter_line(self) -> str:
-        """The same, for a person to type."""
-        return " ".join(self.enter[:-1])
-
-    def run(self, *argv: str, check: bool = True, stdin: str | None = None, timeout: float = 30) -> str:
-        """Run a command in here; see `run`."""
-        return run(*self.enter, *argv, check=check, stdin=stdin, timeout=timeout)
-
-    def ip(self, *argv: str, check: bool = True) -> str:
-        """Run `ip` in here."""
-        return run("ip", "-n", self.name, *argv, check=check)
-
-    def batch(self, lines: Sequence[str]) -> None:
-        """Run many `ip` commands in here, one line each; stops at the first that fails."""
-        run("ip", "-n", self.name, "-batch", "-", stdin="\n".join(lines) + "\n")
-
-    def inside(self, make: Callable[[], T]) -> T:
-        """What `make` gives when called in here, as a socket that stays in here; the caller's thread does not move."""
-        with ThreadPoolExecutor(1, initializer=_enter, initargs=(self.name,)) as thread:
-            return thread.submit(make).result()
-
-    def popen(self, argv: Sequence[str], *, stdout: IO[str] | int) -> subprocess.Popen[str]:
-        """Start a command in here, to live no longer than the caller."""
-        return subprocess.Popen(
-            [*self.enter, *argv],
-            stdin=subprocess.DEVNULL,
-            stdout=stdout,
-            stderr=subprocess.STDOUT,
-            env=environment(),
-            preexec_fn=die_with_parent,
-            text=True,
-        )
+    def addresses(self, index: int) -> tuple[str, str]:
+        """Of the node with this index, without prefix lengths."""
+        return str(self.network[self.first + index]), str(self.network6[self.first + index])
 
 
 @dataclass(frozen=True)
-class Ping:
-    """What `ping` counted."""
+class Router(Namespace):
+    """Forwards between the segments. It knows no pod CIDR unless told."""
 
-    sent: int
-    received: int
+    def learn(self, node: Machine, *cidrs: str) -> None:
+        """Static routes to a node's pod CIDRs, as an administrator would enter them."""
+        for cidr in cidrs:
+            self.ip("route", "replace", cidr, "via", node.address6 if ":" in cidr else node.address)
 
-    @property
-    def lost(self) -> int:
-        return self.sent - self.received
-
-
-def parse_ping(output: str) -> Ping:
-    """The counters of ping's summary. Raises ValueError if there is none."""
-    found = re.search(r"(\d+) packets transmitted, (\d+) received", output)
-    if not found:
-        raise ValueError(f"ping gave no summary: {output.strip()}")
-    return Ping(int(found[1]), int(found[2]))
-
-
-@dataclass(frozen=True)
-class Pod(Namespace):
-    """A namespace with a veth and a default route."""
-
-    address: str
-
-    def ping_command(
-        self, to: str, *, count: int = 1, interval: float = 0.2, payload: int = 56, wait: float = 1.0
-    ) -> list[str]:
-        """A `ping` with DF set whose IP packet carries `payload` + 8 bytes of ICMP."""
-        return [
-            "ping",
-            "-n",
-            "-q",
-            "-M",
-            "do",
-            "-c",
-            str(count),
-            "-i",
-            f"{interval:g}",
-            "-s",
-            str(payload),
-            "-W",
-            f"{wait:g}",
-            to,
-        ]
-
-    def ping(self, to: str, *, count: int = 1, interval: float = 0.2, payload: int = 56, wait: float = 1.0) -> Ping:
-        """Ping with DF set and count the answers."""
-        command = self.ping_command(to, count=count, interval=interval, payload=payload, wait=wait)
-        return parse_ping(self.run(*command, check=False, timeout=count * interval + wait + 30))
-
-
-@dataclass(frozen=True)
-class Machine(Namespace):
-    """A node: its own network namespace on the segment."""
-
-    node: str
-    address: str
-    pods: dict[str, Pod] = field(default_factory=dict, compare=False)
-
-    def add_pod(self, name: str, address: str, *, mtu: int) -> Pod:
-        """A pod with one address (IPv4 or IPv6) of this node's pod CIDR; `mtu` in bytes."""
-        ip = ipaddress.ip_address(address)
-        pod = Pod(name=f"{self.name}-{name}", address=address)
-        veth = f"p-{name}"
-        v6 = ip.version == 6
-        gateway = _GATEWAY6 if v6 else _GATEWAY4
-        family = "-6" if v6 else "-4"
-        run("ip", "netns", "add", pod.name)
-        self.ip(
-            "link",
-            "add",
-            veth,
-            "address",
-            _HOST_MAC,
-            "mtu",
-            str(mtu),
-            "type",
-            "veth",
-            "peer",
-            "name",
-            "eth0",
-            "netns",
-            pod.name,
-        )
-        # The gateway's own link-local address, at once: duplicate detection would keep it from asking for a second.
-        linklocal = [f"link set {veth} addrgenmode none", f"addr add {gateway}/64 dev {veth} nodad"] if v6 else []
-        self.batch([*linklocal, f"link set {veth} up", f"route add {ip}/{ip.max_prefixlen} dev {veth}"])
-        pod.batch(
-            [
-                "link set lo up",
-                f"link set eth0 mtu {mtu} up",
-                f"addr add {ip}/{ip.max_prefixlen} dev eth0{' nodad' if v6 else ''}",
-                *([] if v6 else [f"route add {gateway} dev eth0"]),
-                f"neigh add {gateway} lladdr {_HOST_MAC} dev eth0 nud permanent",
-            ]
-        )
-        pod.ip(family, "route", "add", "default", "via", gateway, "dev", "eth0")
-        self.pods[name] = pod
-        return pod
-
-    def remove_pods(self) -> None:
-        """Take its pods away. A namespace goes some time after its name, so their veths are deleted first."""
-        for name, pod in self.pods.items():
-            self.ip("link", "delete", f"p-{name}")
-            run("ip", "netns", "delete", pod.name)
-        self.pods.clear()
+    def forget(self, *cidrs: str) -> None:
+        """Take static routes away."""
+        for cidr in cidrs:
+            self.ip("-6" if ":" in cidr else "-4", "route", "delete", cidr)
 
 
 class Lab:
-    """A switch and its nodes. `prefix` names the namespaces: at most 8 characters, unique on the machine."""
+    """A switch and its nodes. `prefix` names the namespaces: at most 8 characters, unique on the machine.
+
+    mtu: of the first segment, in bytes.
+    dual_stack: nodes have an IPv6 address, too.
+    """
 
     address = str(SEGMENT[1])
     """Of the switch: where the nodes find the control plane."""
 
-    def __init__(self, prefix: str, *, mtu: int = 1500) -> None:
+    def __init__(self, prefix: str, *, mtu: int = 1500, dual_stack: bool = False) -> None:
         self.prefix = prefix
-        self.mtu = mtu
+        self.dual_stack = dual_stack
         self.switch = Namespace(f"{prefix}-sw")
+        self.router = Router(f"{prefix}-rt")
+        self.outside = Namespace(f"{prefix}-out")
         self.nodes: dict[str, Machine] = {}
+        self.segments: dict[str, Segment] = {}
+        self._mtu = mtu
         self._made = 0
+        self._routed = False
 
     def __enter__(self) -> "Lab":
         self.sweep()
-        run("ip", "netns", "add", self.switch.name)
-        self.switch.batch(
-            [
-                "link set lo up",
-                f"link add br0 mtu {self.mtu} type bridge",
-                f"addr add {self.address}/{SEGMENT.prefixlen} dev br0",
-                "link set br0 up",
-            ]
-        )
+        _make(self.switch)
+        self._add_bridge(Segment("", "br0", SEGMENT, _SEGMENT6, self.address, str(_SEGMENT6[1]), self._mtu, 256))
+        self.switch.batch([f"addr add {self.address}/{SEGMENT.prefixlen} dev br0"])
+        if self.dual_stack:
+            self.switch.batch([f"addr add {_SEGMENT6[1]}/{_SEGMENT6.prefixlen} dev br0 nodad"])
         return self
 
     def __exit__(
@@ -261,46 +136,168 @@ class Lab:
 
     def enter_switch(self) -> None:
         """Move the calling thread, and all that it starts from now on, into the switch's namespace."""
-        _enter(self.switch.name)
+        self.switch.move_thread()
 
-    def add_node(self, node: str) -> Machine:
-        """A namespace with `eth0` on the segment; addresses count up from .1.1."""
-        self._made += 1
-        index = self._made
-        machine = Machine(name=f"{self.prefix}-{node}", node=node, address=str(SEGMENT[256 + index]))
-        port = f"port{index}"
-        run("ip", "netns", "add", machine.name)
-        self.switch.ip(
-            "link", "add", port, "mtu", str(self.mtu), "type", "veth", "peer", "name", "eth0", "netns", machine.name
+    # The network between the nodes.
+
+    def add_segment(self, name: str, *, mtu: int = 1500) -> Segment:
+        """Another layer-2 network, behind the router. `name` has at most 8 characters."""
+        self.add_router()
+        index = len(self.segments)
+        network = list(_OTHERS.subnets(new_prefix=24))[index]
+        network6 = ipaddress.IPv6Network((int(_OTHERS6.network_address) + (index << 64), 64))
+        segment = Segment(name, f"br-{name}", network, network6, str(network[1]), str(network6[1]), mtu, 10)
+        self._add_bridge(segment)
+        self._add_leg(segment, segment.gateway, segment.gateway6)
+        return segment
+
+    def add_router(self) -> Router:
+        """The router, with a leg in every segment; nodes of the control plane's segment now default to it as well."""
+        if self._routed:
+            return self.router
+        self._routed = True
+        _make(self.router)
+        self.router.sysctl(
+            ipv4__ip_forward=1,
+            ipv6__conf__all__forwarding=1,
+            # A redirect would show a node a shorter way, and hide that it relies on the router.
+            ipv4__conf__all__send_redirects=0,
+            ipv4__conf__default__send_redirects=0,
+            ipv4__conf__all__rp_filter=0,
+            ipv4__conf__default__rp_filter=0,
         )
-        self.switch.batch([f"link set {port} master br0 up"])
-        machine.batch(
+        first = replace(self.segments[""], gateway=str(SEGMENT[254]), gateway6=str(_SEGMENT6[254]))
+        self.segments[""] = first
+        self._add_leg(first, first.gateway, first.gateway6)
+        self.switch.batch([f"route add default via {first.gateway}"])
+        if self.dual_stack:
+            self.switch.batch([f"route add default via {first.gateway6}"])
+        for node in self.nodes.values():
+            self._set_default_routes(node, first)
+        return self.router
+
+    def add_outside(self) -> Namespace:
+        """A host beyond the router, at `OUTSIDE[10]` and `OUTSIDE6[10]`; see `netloom_e2e.echo`."""
+        self.add_router()
+        _make(self.outside)
+        self.router.ip(*f"link add to-out type veth peer name eth0 netns {self.outside.name}".split())
+        self.router.batch(
             [
-                "link set lo up",
-                f"link set eth0 mtu {self.mtu} up",
-                f"addr add {machine.address}/{SEGMENT.prefixlen} dev eth0",
-                f"route add default via {self.address}",
+                "link set to-out up",
+                f"addr add {OUTSIDE[1]}/{OUTSIDE.prefixlen} dev to-out",
+                f"addr add {OUTSIDE6[1]}/{OUTSIDE6.prefixlen} dev to-out nodad",
             ]
         )
+        self.outside.batch(
+            [
+                "link set eth0 up",
+                f"addr add {OUTSIDE[10]}/{OUTSIDE.prefixlen} dev eth0",
+                f"addr add {OUTSIDE6[10]}/{OUTSIDE6.prefixlen} dev eth0 nodad",
+                f"route add default via {OUTSIDE[1]}",
+                f"route add default via {OUTSIDE6[1]}",
+            ]
+        )
+        return self.outside
+
+    def set_mtu(self, segment: str, mtu: int) -> None:
+        """Change a segment's MTU (bytes) while it is in use: the switch's, the router's and the nodes'."""
+        found = self.segments[segment] = replace(self.segments[segment], mtu=mtu)
+        nodes = [node for node in self.nodes.values() if node.segment == segment]
+        if self._routed:
+            self.switch.ip("link", "set", f"rt-{found.leg}", "mtu", str(mtu))
+            self.router.ip("link", "set", found.leg, "mtu", str(mtu))
+        self.switch.batch(
+            [f"link set {node.port} mtu {mtu}" for node in nodes] + [f"link set {found.bridge} mtu {mtu}"]
+        )
+        for node in nodes:
+            node.ip("link", "set", "eth0", "mtu", str(mtu))
+
+    # Nodes.
+
+    def add_node(self, node: str, *, segment: str = "") -> Machine:
+        """A namespace with `eth0` on a segment; addresses count up from .1.1, and from .11 on the other segments."""
+        self._made += 1
+        index, place = self._made, self.segments[segment]
+        address, address6 = place.addresses(index)
+        machine = Machine(
+            name=f"{self.prefix}-{node}",
+            node=node,
+            address=address,
+            address6=address6 if self.dual_stack else "",
+            segment=segment,
+            port=f"port{index}",
+        )
+        _make(machine)
+        link = f"link add {machine.port} mtu {place.mtu} type veth peer name eth0 netns {machine.name}"
+        self.switch.ip(*link.split())
+        self.switch.batch([f"link set {machine.port} master {place.bridge} up"])
+        machine.batch([f"link set eth0 mtu {place.mtu} up"])
+        self._set_addresses(machine, place)
+        self.nodes[node] = machine
+        return machine
+
+    def move_node(self, node: str, *, segment: str) -> Machine:
+        """Plug a node into another segment: it keeps its pods and gets another address, as from DHCP."""
+        before, place = self.nodes[node], self.segments[segment]
+        address, address6 = place.addresses(int(before.port.removeprefix("port")))
+        machine = replace(before, segment=segment, address=address, address6=address6 if self.dual_stack else "")
+        self.switch.batch([f"link set {machine.port} mtu {place.mtu} master {place.bridge}"])
+        machine.batch(["addr flush dev eth0 scope global", f"link set eth0 mtu {place.mtu}"])
+        self._set_addresses(machine, place)
         self.nodes[node] = machine
         return machine
 
     def remove_node(self, node: str) -> None:
         """Take a node away, with its pods and all that runs in it."""
         machine = self.nodes.pop(node)
-        self._sweep([path.name for path in NETNS.glob(f"{machine.name}*")])
+        remove([machine.name, *existing(f"{machine.name}-*")])
 
     def sweep(self) -> None:
         """End every process in a namespace of this prefix, then the namespaces."""
-        self._sweep([path.name for path in NETNS.glob(f"{self.prefix}-*")] if NETNS.is_dir() else [])
+        remove(existing(f"{self.prefix}-*"))
         self.nodes.clear()
+        self.segments.clear()
+        self._routed = False
 
-    def _sweep(self, names: list[str]) -> None:
-        ours = str(os.getpid())
-        for name in names:
-            for pid in run("ip", "netns", "pids", name, check=False).split():
-                if pid != ours:
-                    with suppress(ProcessLookupError):
-                        os.kill(int(pid), signal.SIGKILL)
-        for name in names:
-            run("ip", "netns", "delete", name, check=False)
+    # Pieces.
+
+    def _add_bridge(self, segment: Segment) -> None:
+        self.segments[segment.name] = segment
+        self.switch.batch(
+            [
+                f"link add {segment.bridge} mtu {segment.mtu} type bridge",
+                f"link set {segment.bridge} addrgenmode none",
+                f"link set {segment.bridge} up",
+            ]
+        )
+
+    def _add_leg(self, segment: Segment, address: str, address6: str) -> None:
+        port = f"rt-{segment.leg}"
+        link = f"link add {port} mtu {segment.mtu} type veth peer name {segment.leg} netns {self.router.name}"
+        self.switch.ip(*link.split())
+        self.switch.batch([f"link set {port} master {segment.bridge} up"])
+        self.router.batch(
+            [
+                f"link set {segment.leg} mtu {segment.mtu} up",
+                f"addr add {address}/{segment.network.prefixlen} dev {segment.leg}",
+                f"addr add {address6}/{segment.network6.prefixlen} dev {segment.leg} nodad",
+            ]
+        )
+
+    def _set_addresses(self, machine: Machine, segment: Segment) -> None:
+        machine.batch([f"addr add {machine.address}/{segment.network.prefixlen} dev eth0"])
+        if machine.address6:
+            machine.batch([f"addr add {machine.address6}/{segment.network6.prefixlen} dev eth0 nodad"])
+        self._set_default_routes(machine, segment)
+
+    def _set_default_routes(self, machine: Machine, segment: Segment) -> None:
+        machine.batch([f"route replace default via {segment.gateway}"])
+        if machine.address6:
+            machine.batch([f"route replace default via {segment.gateway6}"])
+
+
+def _make(place: Namespace) -> None:
+    run("ip", "netns", "add", place.name)
+    place.ip("link", "set", "lo", "up")
+    # For 2 s duplicate detection would keep back the link-local address that a router asks for neighbours with.
+    place.sysctl(ipv6__conf__default__accept_dad=0)

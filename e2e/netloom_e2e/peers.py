@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from netloom.kernel.address import Prefix, format_mac, parse_address
-from netloom.kernel.desired import Desired, Peer, Tunnel
+from netloom.kernel.desired import Desired, Node, Peer
 from netloom.kernel.owned import mac_of
 from netloom_e2e.bench import Wrong
 from netloom_e2e.lab import Machine
@@ -50,7 +50,7 @@ def peers(count: int) -> list[PeerText]:
 
 def desired(local: str, count: int) -> Desired:
     """The mesh of the node at `local`, with `count` peers. The engine's types are named here and nowhere else."""
-    own = Tunnel(local=parse_address(local), mac=mac_of("bench"), addresses=(parse_address("192.168.0.0"),))
+    own = Node(local=parse_address(local), mac=mac_of("bench"), addresses=(parse_address("192.168.0.0"),))
     others = []
     for each in peers(count):
         cidrs = (Prefix.parse(each.cidr),)

@@ -5,66 +5,21 @@ import os
 import signal
 import subprocess
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
+from netloom_e2e.agents import NETWORK, NODES, Agents, cidrs, netloom_node, network
 from netloom_e2e.cluster import ControlPlane
 from netloom_e2e.gateway import gateway
 from netloom_e2e.lab import Lab, Machine, wait_for
 from netloom_e2e.mesh import NETLOOM, TUNNEL, facts, routes, state
 
-NETWORK = "/apis/netloom.dev/v1alpha1/netloomnetworks"
 THREE = ("n1", "n2", "n3")
-NODES = "/apis/netloom.dev/v1alpha1/netloomnodes"
 
 
-@dataclass
-class Cluster:
-    """A lab whose nodes run agents of one control plane. NetloomNodes are written by the test: no operator runs."""
-
-    lab: Lab
-    plane: ControlPlane
-    folder: Path
-    agents: dict[str, subprocess.Popen[str]] = field(default_factory=dict)
-
-    def join(self, name: str) -> Machine:
-        """A node, its NetloomNode, and its agent."""
-        machine = self.lab.add_node(name)
-        self.plane.client.request("POST", NODES, netloom_node(name, machine.address, *cidrs(name)))
-        self.start(machine)
-        return machine
-
-    def start(self, machine: Machine) -> None:
-        """Start the node's agent; its log is appended to."""
-        kubeconfig = self.plane.kubeconfig(host=self.lab.address)
-        command = [str(NETLOOM), "agent", "--kubeconfig", str(kubeconfig), "--node-name", machine.node]
-        with (self.folder / f"{machine.node}.log").open("a") as log:
-            self.agents[machine.node] = machine.popen([*command, "--run-dir", self.run_dir(machine)], stdout=log)
-
-    def run_dir(self, machine: Machine) -> str:
-        return str(self.folder / machine.node)
-
-    def log(self, machine: Machine) -> str:
-        return (self.folder / f"{machine.node}.log").read_text()
-
-    def in_sync(self, *machines: Machine, peers: int) -> None:
-        """Wait until these nodes' agents have `peers` peers in the kernel; else show what the agent says."""
-        for machine in machines:
-            said: dict[str, object] = {}
-
-            def whole(machine: Machine = machine, said: dict[str, object] = said) -> bool:
-                said.clear()
-                said.update(facts(machine))
-                return bool(said.get("inSync")) and said["peers"] == peers
-
-            try:
-                wait_for(f"{machine.node} in sync with {peers} peers", whole, deadline=30)
-            except TimeoutError as error:
-                end = "\n".join(self.log(machine).splitlines()[-20:])
-                status = self.agents[machine.node].poll()
-                raise AssertionError(f"{error}\nexit status {status}, it says {said}\n{end}") from error
+class Cluster(Agents):
+    """Comes back to three nodes in sync, whatever the last test did."""
 
     def settle(self) -> list[Machine]:
         """Back to three nodes in sync, whatever the last test did."""
@@ -82,39 +37,6 @@ class Cluster:
                 self.start(machine)
         self.in_sync(*machines, peers=2)
         return machines
-
-    def stop(self) -> None:
-        for agent in self.agents.values():
-            agent.kill()
-            agent.wait()
-
-
-def cidrs(name: str) -> tuple[str, str]:
-    """The pod CIDRs of node `n1`, `n2`, ..."""
-    index = name.removeprefix("n")
-    return f"10.42.{index}.0/24", f"fd00:42:0:{index}::/64"
-
-
-def netloom_node(name: str, address: str, *pod_cidrs: str) -> dict[str, object]:
-    return {
-        "apiVersion": "netloom.dev/v1alpha1",
-        "kind": "NetloomNode",
-        "metadata": {"name": name},
-        "spec": {
-            "addresses": [{"type": "InternalIP", "ip": address}],
-            "ipam": {"mode": "cluster-pool", "podCIDRs": list(pod_cidrs)},
-        },
-    }
-
-
-def network(**spec: object) -> dict[str, object]:
-    pool = {"ipv4PodCIDRList": ["10.42.0.0/16"], "ipv6PodCIDRList": ["fd00:42::/56"], "ipv6MaskSize": 64}
-    return {
-        "apiVersion": "netloom.dev/v1alpha1",
-        "kind": "NetloomNetwork",
-        "metadata": {"name": "default"},
-        "spec": {"ipam": {"clusterPool": pool}, **spec},
-    }
 
 
 @pytest.fixture(scope="module")
@@ -236,12 +158,13 @@ def test_the_condition_tells_and_is_written_only_when_it_changes(cluster: Cluste
         "no write for a join"
     )
 
-    cluster.plane.client.request("PATCH", f"{NETWORK}/default", {"spec": {"routing": {"mode": "native"}}})
-    wait_for("the refusal", lambda: condition().get("reason") == "NotImplemented")
-    assert "spec.routing.mode native is not implemented yet" in condition()["message"]
+    mesh[0].ip("route", "add", "blackhole", "10.42.5.0/24")
+    cluster.join("n5")
+    wait_for("the trouble", lambda: condition().get("reason") == "Degraded")
+    assert "route 10.42.5.0/24: EEXIST" in condition()["message"]
     events = cluster.plane.kubectl("get", "events", "--field-selector", "involvedObject.name=n1").stdout
-    assert "NotImplemented" in events
-    assert len(routes(mesh[0])) == 3, "the pods keep their network"
+    assert "Degraded" in events
+    mesh[0].ip("route", "del", "blackhole", "10.42.5.0/24")
 
 
 def test_two_nodes_that_claim_one_cidr_are_reported_and_the_older_keeps_it(

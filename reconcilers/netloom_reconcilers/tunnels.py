@@ -1,31 +1,38 @@
-"""The tunnels reconciler: from NetloomNetwork and NetloomNodes to this node's end of the mesh.
+"""The tunnels reconciler: from NetloomNetwork and NetloomNodes to this node's end of the mesh, tunnelled or native.
 
-What it owns is the whole of the node's tunnel state, so there is one key; the names of the nodes that changed are
-remembered beside it, and a change of one peer costs one peer, at 10,000 of them too. The data path itself (what is in
-the kernel, what differs, repair on the kernel's events) is `netloom.kernel`'s.
+What it owns is the whole of the node's mesh, so there is one key; the names of the nodes that changed are remembered
+beside it, and a change of one peer costs one peer, at 10,000 of them too. The data path itself (what is in the kernel,
+what differs, repair on the kernel's events, which peers are on the node's own networks) is `netloom.kernel`'s; by which
+ways nodes reach each other while the cluster changes from one to another is `ways`'.
 
-Where the objects give no answer (no network, no NetloomNode of this name, a routing mode that is not built yet) the
-kernel stays as it is: a mistake in the API must not take the pods' network away.
+Where the objects give no answer (no network, no NetloomNode of this name) the kernel stays as it is: a mistake in the
+API must not take the pods' network away.
 """
 
 import asyncio
+import time
 from collections.abc import Callable
 from typing import NamedTuple
 
 import msgspec
 import structlog
 
-from netloom.api.v1alpha1 import NETWORK_NAME, NetloomNetwork, NetloomNode, NetworkSpec
+from netloom.api.v1alpha1 import NETWORK_NAME, NetloomNetwork, NetloomNode, Routing
 from netloom.kernel.address import Address, Prefix, parse_address
 from netloom.kernel.dataplane import Dataplane
-from netloom.kernel.desired import Desired, Peer, Tunnel
-from netloom.kernel.device import VXLAN_OVERHEAD
+from netloom.kernel.desired import Desired, Node, Peer
 from netloom.kernel.owned import mac_of
 from netloom.kernel.report import Report
+from netloom.kernel.way import Way
 from netloom.runtime.controller import Controller
 from netloom.runtime.store import Store
+from netloom_reconcilers.ways import Announcement, Leaving, Needs, accepted, announced, wanted, ways_to
 
 log = structlog.get_logger(__name__)
+
+LINGER_SECONDS = 30.0
+"""How long a way that nobody needs any more is kept: until every agent that can hear of it has, and no packet has come
+by it for as long."""
 
 _MESH = "mesh"
 
@@ -44,12 +51,10 @@ class Reading(NamedTuple):
     problems: tuple[str, ...]
 
 
-def tunnel_of(network: NetloomNetwork | None, node: NetloomNode | None, node_name: str) -> Tunnel | Blocked:
-    """This node's end of the tunnels."""
+def node_of(network: NetloomNetwork | None, node: NetloomNode | None, node_name: str) -> Node | Blocked:
+    """This node's side, but for the ways that are its peers' business."""
     if network is None:
         return Blocked("NoNetwork", f'there is no NetloomNetwork "{NETWORK_NAME}": apply one')
-    if (blocked := _not_built(network.spec)) is not None:
-        return blocked
     if node is None:
         return Blocked("NoNode", f"there is no NetloomNode {node_name}: the operator makes it once a Node exists")
     local, problems = _underlay_of(node)
@@ -58,23 +63,39 @@ def tunnel_of(network: NetloomNetwork | None, node: NetloomNode | None, node_nam
     prefixes, problems = _prefixes_of(node)
     if problems:
         return Blocked("InvalidPodCIDR", " ".join(problems))
-    mtu, routing = network.spec.mtu, network.spec.routing
-    return Tunnel(
+    routing = network.spec.routing
+    return Node(
         local=local,
         mac=mac_of(node_name),
-        port=routing.port,
-        mtu=mtu - VXLAN_OVERHEAD if mtu else 0,
+        mtu=network.spec.mtu,
         addresses=tuple(prefix.address for prefix in prefixes),
+        devices=network.spec.devices,
+        strict=routing.mode == "native" and not routing.direct_routing_skip_unreachable,
     )
 
 
-def peer_of(node: NetloomNode, own: tuple[Prefix, ...] = ()) -> Reading:
-    """A remote node as a peer; none while it has no address or no pod CIDR. `own`: this node's pod CIDRs."""
+class Side(msgspec.Struct, frozen=True):
+    """What of this node matters for each of its peers. `able`: it has all tunnels that the network's spec wants."""
+
+    routing: Routing = Routing()
+    address: Address = b""
+    cidrs: tuple[Prefix, ...] = ()
+    able: bool = True
+
+
+def peer_of(node: NetloomNode, side: Side) -> Reading:
+    """A remote node as a peer; none while it has no address or no pod CIDR."""
     underlay, problems = _underlay_of(node)
     prefixes, bad = _prefixes_of(node)
     problems += bad
     name = node.metadata.name
-    clashing = [prefix for prefix in prefixes if any(overlap(prefix, mine) for mine in own)]
+    if underlay is not None and underlay == side.address:
+        problems.append(
+            f"NetloomNode {name}: spec.addresses has this node's own address, so nothing can be sent to it. Give one "
+            "of the two nodes another address, or delete the Node that does not exist any more."
+        )
+        underlay = None
+    clashing = [prefix for prefix in prefixes if any(overlap(prefix, mine) for mine in side.cidrs)]
     problems += [
         f"NetloomNode {name}: spec.ipam.podCIDRs {prefix} overlaps a pod CIDR of this node, and is not routed. "
         "Drain the younger of the two nodes, and delete its Node."
@@ -89,6 +110,8 @@ def peer_of(node: NetloomNode, own: tuple[Prefix, ...] = ()) -> Reading:
         mac=mac_of(name),
         cidrs=tuple(prefixes),
         since=node.metadata.creation_timestamp,
+        ways=ways_to(announced(node).accepts, side.routing, able=side.able),
+        underlay6=_underlay6_of(node),
     )
     return Reading(peer, tuple(problems))
 
@@ -99,21 +122,6 @@ def overlap(a: Prefix, b: Prefix) -> bool:
         return False
     shift = len(a.address) * 8 - min(a.length, b.length)
     return int.from_bytes(a.address, "big") >> shift == int.from_bytes(b.address, "big") >> shift
-
-
-def _not_built(spec: NetworkSpec) -> Blocked | None:
-    routing = spec.routing
-    if routing.mode != "tunnel":
-        what = f"spec.routing.mode {routing.mode}"
-    elif routing.tunnel_protocol != "vxlan":
-        what = f"spec.routing.tunnelProtocol {routing.tunnel_protocol}"
-    else:
-        return None
-    return Blocked(
-        "NotImplemented",
-        f"NetloomNetwork {NETWORK_NAME}: {what} is not implemented yet, so the node's network stays as it is. "
-        "Use mode tunnel with tunnelProtocol vxlan.",
-    )
 
 
 def _underlay_of(node: NetloomNode) -> tuple[Address | None, list[str]]:
@@ -128,6 +136,17 @@ def _underlay_of(node: NetloomNode) -> tuple[Address | None, list[str]]:
     return None, [f"{where} has no IPv4 address of type InternalIP, and tunnels need one. Let the kubelet report it."]
 
 
+def _underlay6_of(node: NetloomNode) -> Address:
+    """Its first internal IPv6 address, empty if it has none: native routes to its IPv6 pod CIDRs go there."""
+    for address in node.spec.addresses:
+        if address.type == "InternalIP" and ":" in address.ip:
+            try:
+                return parse_address(address.ip)
+            except ValueError:
+                return b""
+    return b""
+
+
 def _prefixes_of(node: NetloomNode) -> tuple[list[Prefix], list[str]]:
     prefixes, problems = [], []
     for text in node.spec.ipam.pod_cidrs:
@@ -139,7 +158,11 @@ def _prefixes_of(node: NetloomNode) -> tuple[list[Prefix], list[str]]:
 
 
 class TunnelsReconciler:
-    """Hands the desired mesh to the data path. `blocked` and `problems` say what keeps it from being whole."""
+    """Hands the desired mesh to the data path. `blocked` and `problems` say what keeps it from being whole.
+
+    `announcement` is what the node may say of itself, once what it says is so in the kernel; `on_change` is called
+    after every run.
+    """
 
     def __init__(
         self, node_name: str, networks: Store[NetloomNetwork], nodes: Store[NetloomNode], dataplane: Dataplane
@@ -148,14 +171,16 @@ class TunnelsReconciler:
         self.applied = asyncio.Event()
         self.blocked: Blocked | None = None
         self.problems: dict[str, tuple[str, ...]] = {}
+        self.announcement: Announcement | None = None
         self.on_change: Callable[[], None] = lambda: None
-        """Called after every run."""
         self._node_name = node_name
         self._networks = networks
         self._nodes = nodes
         self._dataplane = dataplane
         self._desired = Desired()
-        self._own: tuple[Prefix, ...] = ()
+        self._needs = Needs()
+        self._leaving: dict[Way, Leaving] = {}
+        self._side = Side()
         self._touched: set[str] = set()
         networks.subscribe(lambda key, old, new: self.controller.enqueue(_MESH))
         nodes.subscribe(lambda key, old, new: self._node_changed(key))
@@ -164,48 +189,109 @@ class TunnelsReconciler:
         self._touched.add(name)
         self.controller.enqueue(_MESH)
 
-    async def reconcile(self, key: str = _MESH) -> None:
-        """Make the kernel what the objects say; what it refuses is in the report, and tried again by the data path."""
+    async def reconcile(self, key: str = _MESH) -> float | None:
+        """Make the kernel what the objects say; what it refuses is in the report, and tried again by the data path.
+        Returns after how many seconds to look again at a way that is to be given up."""
         await self._networks.wait_synced()
         await self._nodes.wait_synced()
-        desired = self.desired()
+        before = self._ways_now() if self._desired.node is None else self._desired.node.ways
+        desired = self.desired(keep=before)
         if desired is None:
             self.on_change()
-            return
+            return None
+        again = await self._let_go(before)
         report = await self._dataplane.apply(desired)
         if not self.applied.is_set():
             self.applied.set()
             log.info("the mesh is in place", node=self._node_name, peers=report.peers, mtu=report.mtu)
+        self.settled(report)
         self.on_change()
+        return again
 
-    def desired(self) -> Desired | None:
-        """The whole desired state, brought up to date with the caches; None where the objects give no answer."""
-        tunnel = tunnel_of(self._networks.get(NETWORK_NAME), self._nodes.get(self._node_name), self._node_name)
-        if isinstance(tunnel, Blocked):
-            if tunnel != self.blocked:
-                log.warning("the mesh stays as it is", reason=tunnel.reason, message=tunnel.message)
-            self.blocked = tunnel
+    def desired(self, keep: tuple[Way, ...] = ()) -> Desired | None:
+        """The whole desired state, brought up to date with the caches; None where the objects give no answer.
+
+        `keep`: ways to hold ready whether needed or not.
+        """
+        network = self._networks.get(NETWORK_NAME)
+        own = self._nodes.get(self._node_name)
+        node = node_of(network, own, self._node_name)
+        if network is None or own is None or isinstance(node, Blocked):
+            if node != self.blocked:
+                log.warning("the mesh stays as it is", reason=node.reason, message=node.message)  # type: ignore[union-attr]
+            self.blocked = node  # type: ignore[assignment]
             return None
         self.blocked = None
-        self._desired.tunnel = tunnel
-        self._bring_up_to_date()
+        routing = network.spec.routing
+        able = self._able(routing) or not keep
+        self._bring_up_to_date(Side(routing, node.local, tuple(_prefixes_of(own)[0]), able))
+        ways, _ = accepted(routing, self._needs.ways, keep)
+        self._desired.node = msgspec.structs.replace(node, ways=ways)
         return self._desired
 
-    def _bring_up_to_date(self) -> None:
-        own_node = self._nodes.get(self._node_name)
-        own = tuple(_prefixes_of(own_node)[0]) if own_node else ()
-        if own != self._own:
-            self._own = own
+    def _able(self, routing: Routing) -> bool:
+        tunnels = self._dataplane.tunnels
+        return all(way in tunnels for way in wanted(routing) if way.is_tunnel)
+
+    def _bring_up_to_date(self, side: Side) -> None:
+        if side != self._side:
+            self._side = side
             self._touched.update(self._nodes)
         touched, self._touched = self._touched, set()
         for name in touched:
             node = self._nodes.get(name) if name != self._node_name else None
-            peer, problems = peer_of(node, own) if node is not None else Reading(None, ())
-            if peer is not None:
+            peer, problems = peer_of(node, side) if node is not None else Reading(None, ())
+            if node is not None and peer is not None:
                 self._desired.set_peer(peer)
+                self._needs.change(name, peer.ways, announced(node))
             else:
                 self._desired.remove_peer(name)
+                self._needs.forget(name)
             self._report(name, problems)
+
+    def _ways_now(self) -> tuple[Way, ...]:
+        """What this node was ready for before: by its devices in the kernel, and by what it announced."""
+        own = self._nodes.get(self._node_name)
+        said = announced(own).accepts if own is not None else ()
+        return tuple(dict.fromkeys((*self._dataplane.tunnels, *said)))
+
+    async def _let_go(self, before: tuple[Way, ...]) -> float | None:
+        """Of the ways that were kept so far and that nobody needs, keep those that may still be in use. Seconds until
+        the next of them may go."""
+        node, routing = self._desired.node, self._side.routing
+        assert node is not None
+        needed, _ = accepted(routing, self._needs.ways, ())
+        unneeded = set(before) - set(needed)
+        self._leaving = {way: each for way, each in self._leaving.items() if way in unneeded}
+        now = time.monotonic()
+        for way in unneeded:
+            left = self._leaving.get(way)
+            if left is not None and now < left.since + LINGER_SECONDS:
+                continue
+            received = await self._dataplane.received(way)
+            if left is None or received != left.received:
+                self._leaving[way] = Leaving(now, received)
+                log.info("a way is no longer needed", way=str(way), kept_for=LINGER_SECONDS, received=received)
+            else:
+                del self._leaving[way]
+                log.info("a way is given up", way=str(way))
+        ways, _ = accepted(routing, self._needs.ways, self._leaving)
+        self._desired.node = msgspec.structs.replace(node, ways=ways)
+        return min((each.since + LINGER_SECONDS - now for each in self._leaving.values()), default=None)
+
+    def settled(self, report: Report) -> None:
+        """Announce what is so, after every pass of the data path: a tunnel is accepted when its device is there; a way
+        is sent by until every nexthop has been moved."""
+        if self._desired.node is None or self.blocked is not None:
+            return
+        if self._able(self._side.routing) != self._side.able:
+            self.controller.enqueue(_MESH)
+        _, announce = accepted(self._side.routing, self._needs.ways, ())
+        accepts = tuple(way for way in announce if not way.is_tunnel or way in report.tunnels)
+        sends = self._needs.sends
+        if report.pending and self.announcement is not None:
+            sends |= self.announcement.sends
+        self.announcement = Announcement(accepts, sends)
 
     def _report(self, name: str, problems: tuple[str, ...]) -> None:
         if not problems:
@@ -224,5 +310,17 @@ class TunnelsReconciler:
             f"keeps it. Delete the Node {conflict.peer}, or give it another."
             for conflict in report.conflicts
         ]
+        found += [_stranded(name, self._nodes.get(name)) for name in report.stranded]
         found += [f"{item}: somebody else keeps changing it; its repair is delayed" for item in report.fought]
         return found
+
+
+def _stranded(name: str, node: NetloomNode | None) -> str:
+    if node is not None and not _underlay6_of(node) and any(":" in cidr for cidr in node.spec.ipam.pod_cidrs):
+        why = "has no IPv6 address of type InternalIP, and native routes to its IPv6 pod CIDRs need one"
+    else:
+        why = "has no address on a network of this node, and autoDirectNodeRoutes needs that"
+    return (
+        f"NetloomNode {name}: spec.addresses {why}; it is not routed. In NetloomNetwork {NETWORK_NAME}, set "
+        "spec.routing.directRoutingSkipUnreachable to leave such nodes to a router or BGP daemon, or mode hybrid."
+    )

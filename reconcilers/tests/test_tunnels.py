@@ -18,14 +18,14 @@ from netloom.api.v1alpha1 import (
     NodeIPAM,
     Routing,
 )
-from netloom.kernel.address import Prefix, format_address
+from netloom.kernel.address import Prefix, format_address, parse_address
 from netloom.kernel.dataplane import Dataplane
-from netloom.kernel.desired import Tunnel
+from netloom.kernel.desired import Node
 from netloom.kernel.mesh import Conflict
 from netloom.kernel.owned import mac_of
 from netloom.kernel.report import Failure, Report
 from netloom.runtime.store import Store
-from netloom_reconcilers.tunnels import Blocked, TunnelsReconciler, overlap, peer_of, tunnel_of
+from netloom_reconcilers.tunnels import Blocked, Side, TunnelsReconciler, node_of, overlap, peer_of
 
 
 def node(name: str, ip: str = "192.168.7.1", *cidrs: str, since: str = "", kind: str = "InternalIP") -> NetloomNode:
@@ -66,22 +66,11 @@ def setting(tmp_path: Path) -> Setting:
     return setting
 
 
-def test_the_nodes_own_end() -> None:
-    tunnel = tunnel_of(network(), node("node-1", "192.168.7.1", "10.1.0.0/24", "fd00:1::/64"), "node-1")
-    assert isinstance(tunnel, Tunnel)
-    assert (format_address(tunnel.local), tunnel.mac, tunnel.port, tunnel.mtu) == (
-        "192.168.7.1",
-        mac_of("node-1"),
-        8472,
-        0,
-    )
-    assert [format_address(address) for address in tunnel.addresses] == ["10.1.0.0", "fd00:1::"]
-
-
-def test_the_port_and_mtu_that_are_asked_for() -> None:
-    tunnel = tunnel_of(network(mtu=1400, tunnel_port=4789), node("node-1"), "node-1")
-    assert isinstance(tunnel, Tunnel)
-    assert (tunnel.port, tunnel.mtu) == (4789, 1350)
+def test_the_nodes_own_side() -> None:
+    side = node_of(network(mtu=1400), node("node-1", "192.168.7.1", "10.1.0.0/24", "fd00:1::/64"), "node-1")
+    assert isinstance(side, Node)
+    assert (format_address(side.local), side.mac, side.mtu) == ("192.168.7.1", mac_of("node-1"), 1400)
+    assert [format_address(address) for address in side.addresses] == ["10.1.0.0", "fd00:1::"]
 
 
 @pytest.mark.parametrize(
@@ -89,8 +78,6 @@ def test_the_port_and_mtu_that_are_asked_for() -> None:
     [
         (None, node("node-1"), "NoNetwork", 'there is no NetloomNetwork "default": apply one'),
         (network(), None, "NoNode", "there is no NetloomNode node-1: the operator makes it once a Node exists"),
-        (network(mode="native"), node("node-1"), "NotImplemented", "spec.routing.mode native is not implemented yet"),
-        (network(tunnel_protocol="geneve"), node("node-1"), "NotImplemented", "tunnelProtocol geneve is not"),
         (network(), node("node-1", ""), "NoAddress", "has no IPv4 address of type InternalIP"),
         (network(), node("node-1", "fd00::1"), "NoAddress", "has no IPv4 address of type InternalIP"),
         (network(), node("node-1", "8.8.8.8", kind="ExternalIP"), "NoAddress", "of type InternalIP"),
@@ -102,14 +89,14 @@ def test_the_port_and_mtu_that_are_asked_for() -> None:
 def test_what_blocks_the_whole_node_is_said_with_the_way_out(
     found: NetloomNetwork | None, own: NetloomNode | None, reason: str, words: str
 ) -> None:
-    blocked = tunnel_of(found, own, "node-1")
+    blocked = node_of(found, own, "node-1")
     assert isinstance(blocked, Blocked)
     assert blocked.reason == reason
     assert words in blocked.message
 
 
 def test_a_peer() -> None:
-    peer, problems = peer_of(node("node-2", "192.168.7.2", "10.2.0.0/24", since="2026-01-01T00:00:00Z"))
+    peer, problems = peer_of(node("node-2", "192.168.7.2", "10.2.0.0/24", since="2026-01-01T00:00:00Z"), Side())
     assert problems == ()
     assert peer is not None
     assert (peer.name, format_address(peer.underlay), peer.mac) == ("node-2", "192.168.7.2", mac_of("node-2"))
@@ -124,6 +111,7 @@ def test_a_peer() -> None:
         (node("node-2", "", "10.2.0.0/24"), None, ["has no IPv4 address of type InternalIP"]),
         (node("node-2", "192.168.7.2", "10.2.0.0/24", "junk"), ["10.2.0.0/24"], ["not a CIDR: 'junk'"]),
         (node("node-2", "192.168.7.2", "junk"), None, ["not a CIDR: 'junk'"]),
+        (node("node-2", "192.168.7.1", "10.2.0.0/24"), None, ["has this node's own address"]),
         (node("node-2", "192.168.7.2", "10.1.0.0/25"), None, ["10.1.0.0/25 overlaps a pod CIDR of this node"]),
         (node("node-2", "192.168.7.2", "10.0.0.0/8", "10.2.0.0/24"), ["10.2.0.0/24"], ["10.0.0.0/8 overlaps"]),
     ],
@@ -131,7 +119,7 @@ def test_a_peer() -> None:
 def test_a_peer_that_is_not_whole_is_named_and_its_good_cidrs_are_routed(
     remote: NetloomNode, routed: list[str] | None, words: list[str]
 ) -> None:
-    peer, problems = peer_of(remote, (Prefix.parse("10.1.0.0/24"),))
+    peer, problems = peer_of(remote, Side(address=parse_address("192.168.7.1"), cidrs=(Prefix.parse("10.1.0.0/24"),)))
     assert (peer and [str(prefix) for prefix in peer.cidrs]) == routed
     assert len(problems) == len(words)
     for problem, word in zip(problems, words, strict=True):
@@ -197,7 +185,6 @@ def test_a_new_pod_cidr_of_this_node_is_held_against_all_peers(setting: Setting)
     [
         lambda s: s.networks.remove("default"),
         lambda s: s.nodes.remove("node-1"),
-        lambda s: s.networks.put(network(mode="native")),
         lambda s: s.nodes.put(node("node-1", "")),
     ],
 )

@@ -159,10 +159,12 @@ class NodeIPAM(Struct, frozen=True):
 
 
 class AcceptedTunnel(Struct, frozen=True):
-    """spec.tunnels[] of a NetloomNode: encapsulated packets that this node accepts."""
+    """spec.tunnels[] of a NetloomNode: a way by which this node accepts packets to its pods; `native`, with port 0, is
+    no tunnel at all. `sending`: it still sends to others by it, so they have to accept it."""
 
-    protocol: TunnelProtocol
+    protocol: Literal["vxlan", "geneve", "native"]
     port: int
+    sending: bool = False
 
 
 class NetloomNodeSpec(Struct, frozen=True):

@@ -145,6 +145,7 @@ def print_text(status: StatusReport) -> None:
             f"{'in sync' if facts.get('inSync') else 'NOT in sync'}, {facts.get('driftRepaired')} drifts repaired, "
             f"{facts.get('netlinkWrites')} netlink messages written since its start"
         )
+        console.print(f"          pods' MTU {facts.get('mtu')}: {facts.get('mtuSource')}", soft_wrap=True)
     for problem in status.problems:
         console.print(f"[red]problem[/red]   {problem}", soft_wrap=True)
     if not status.problems:

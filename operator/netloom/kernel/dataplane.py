@@ -2,7 +2,7 @@
 
 `apply` hands over a whole desired state; `run` then keeps it true: kernel events are followed within milliseconds,
 what failed is tried again with back-off, and a full comparison now and then is the belt. All of them end in the same
-pass: look at the device, then at the tables, and write what differs. A pass that finds no difference writes nothing,
+pass: look at the devices, then at the tables, and write what differs. A pass that finds no difference writes nothing,
 so a restart writes nothing.
 """
 
@@ -15,21 +15,24 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
+import msgspec
 import structlog
 
-from netloom.kernel import reader
+from netloom.kernel import device, reader
 from netloom.kernel.capability import require_net_admin
 from netloom.kernel.desired import Desired
+from netloom.kernel.device import Mtu
 from netloom.kernel.device_keeper import DeviceKeeper, DeviceOutcome
 from netloom.kernel.errors import KernelUnsupported
 from netloom.kernel.events import EventReader
-from netloom.kernel.mesh import Carrier, Mesh
+from netloom.kernel.links import Link
+from netloom.kernel.mesh import Carriers, Mesh
 from netloom.kernel.netlink import BUFFER, AnswerLost, Commands, CommandSocket, EventSocket, Overflow, RefusedError
-from netloom.kernel.owned import VXLAN_DEVICE
 from netloom.kernel.plan import planned_changes
 from netloom.kernel.report import PlannedChange, Report
 from netloom.kernel.sysctl import SysctlRecord
 from netloom.kernel.trouble import Item, Troubles
+from netloom.kernel.way import Way
 from netloom.kernel.wire import NAMES
 from netloom.kernel.writer import Outcome, Writer
 
@@ -76,8 +79,8 @@ class Dataplane:
         self._events = EventReader(self._mesh)
         self._troubles = Troubles()
         self._desired = Desired()
-        self._tunnel = self._desired.tunnel
-        self._mtu = 0
+        self._node = self._desired.node
+        self._mtu = Mtu()
         self._compared_at = 0.0
         self._comparisons = 0
         self._reading_seconds = 0.0
@@ -100,8 +103,8 @@ class Dataplane:
         self._listen()
         try:
             around = await self._in_thread(lambda: reader.surroundings(self._commands))
-            link = around.link(VXLAN_DEVICE)
-            self._mesh.set_carrier(Carrier(link.ifindex if link else 0))
+            found = [(way, link.ifindex) for link in around.own_links() if (way := _way_of(link))]
+            self._mesh.set_carriers(Carriers(dict(found)))
             await self._compare()
         except RefusedError as error:
             await self.close()
@@ -121,16 +124,12 @@ class Dataplane:
         """Bring the kernel to this state, which stays in force until the next call.
 
         The same object again costs what was changed through its methods; another object costs one look-up per peer.
-        Entries that fail are named in the report and tried again by `run`. Raises NotPermitted, KernelUnsupported.
+        Entries that fail are named in the report and tried again by `run`. Raises NotPermitted.
         """
         require_net_admin()
         async with self._lock:
             self._take(desired)
-            report = await self._settle()
-        for failure in report.failures:
-            if failure.kind == "link" and failure.errno == errno.EOPNOTSUPP:
-                raise KernelUnsupported(failure.error)
-        return report
+            return await self._settle()
 
     async def run(self) -> None:
         """Keep the kernel at the applied state, until cancelled."""
@@ -159,13 +158,25 @@ class Dataplane:
         return report
 
     @property
+    def tunnels(self) -> tuple[Way, ...]:
+        """Those that are ready to receive."""
+        return tuple(sorted(self._mesh.carriers.tunnels))
+
+    async def received(self, way: Way) -> int:
+        """Packets that the tunnel's device has received since it was made."""
+        ifindex = self._mesh.carriers.tunnels.get(way, 0)
+        return await self._in_thread(lambda: reader.received(self._commands, ifindex)) if ifindex else 0
+
+    @property
     def report(self) -> Report:
         """The state of things now."""
-        underlay = self._events.underlay
         return Report(
             peers=len(self._mesh.peers),
-            mtu=self._mtu,
-            underlay=underlay.name if underlay else "",
+            mtu=self._mtu.bytes,
+            mtu_source=self._mtu.why,
+            underlay=tuple(link.name for link in self._events.underlay),
+            tunnels=self.tunnels,
+            stranded=tuple(sorted(self._mesh.stranded)) if self._node is None or self._node.strict else (),
             failures=self._troubles.failures,
             conflicts=tuple(self._mesh.conflicts()),
             pending=len(self._mesh.pending()),
@@ -186,6 +197,9 @@ class Dataplane:
     def _take(self, desired: Desired) -> None:
         """Make this the desired state."""
         touched = desired.take_touched()
+        if desired.node is not None:
+            known = self._mesh.carriers
+            self._mesh.set_carriers(msgspec.structs.replace(known, vni=desired.node.vni, ipv6=desired.node.ipv6))
         if desired is not self._desired or not self._applied:
             self._desired, self._applied = desired, True
             self._mesh.replace_peers(desired)
@@ -199,9 +213,8 @@ class Dataplane:
             else:
                 self._mesh.set_peer(peer)
             self._troubles.forget(self._mesh.items_of(name))
-        if desired.tunnel != self._tunnel:
-            self._tunnel = desired.tunnel
-            self._events.local = desired.tunnel.local if desired.tunnel else b""
+        if desired.node != self._node:
+            self._node = self._events.node = desired.node
             self._events.device_due = self._device_expected = True
             self._troubles.clear()
 
@@ -222,7 +235,7 @@ class Dataplane:
                 self._troubles.refused(_STATE, str(error), "")
                 self._events.compare_due = self._events.device_due = True
                 break
-            if not self._events.compare_due and not self._events.device_due:
+            if not self._due():
                 break
         self._troubles.keep([*self._mesh.pending(), _STATE], _DEVICE_KINDS)
         report = self.report
@@ -231,34 +244,55 @@ class Dataplane:
             self._on_report(report)
         return report
 
+    def _due(self) -> bool:
+        reach = self._mesh.reach
+        return bool(self._events.compare_due or self._events.device_due or reach.due or reach.changed)
+
     async def _pass(self) -> None:
-        """The device, then the rows on it, then what is no longer needed below them."""
+        """The devices, then the rows on them, then what is no longer needed below them."""
         events, held, prepared = self._events, self._troubles.held(), None
         if events.device_due:
             events.device_due = False
-            prepared = await self._in_thread(lambda: self._keeper.prepare(self._tunnel, held))
+            outgoing = self._mesh.reach.outgoing
+            prepared = await self._in_thread(lambda: self._keeper.prepare(self._node, outgoing, held))
             self._note_prepared(prepared)
+        if self._mesh.natives:
+            await self._look_up()
+        self._mesh.reached(self._mesh.reach.take_changed())
         if events.compare_due:
             events.compare_due = False
             await self._compare()
         self._note_rows(await self._writer.write(held))
+        # Where all go through tunnels, the way to a peer decides nothing but the MTU, and rows need not wait for it.
+        await self._look_up()
         if prepared is not None:
             outcomes = [prepared]
             if prepared.teardown_due:
-                outcomes.append(await self._in_thread(lambda: self._keeper.tear_down(self._tunnel, held)))
+                outcomes.append(await self._in_thread(lambda: self._keeper.tear_down(self._node, held)))
                 self._note_device(outcomes[-1])
             self._device_waiting = {item for outcome in outcomes for item in outcome.waiting}
             refused = {item for outcome in outcomes for item, _, _ in outcome.refused}
             self._troubles.settled(_DEVICE_KINDS, self._device_waiting | refused)
+
+    async def _look_up(self) -> None:
+        """Ask the kernel which way packets go to the peers about which that is not known (any more)."""
+        reach = self._mesh.reach
+        if not reach.due:
+            return
+        addresses = list(reach.due)
+        for address, hop in await self._in_thread(lambda: reader.hops(self._commands, addresses)):
+            reach.answered(address, hop)
+        if reach.outgoing != {link.ifindex for link in self._events.underlay}:
+            self._events.device_due = self._device_expected = True
 
     async def _compare(self) -> None:
         """Read all that is owned in the kernel. Events wait meanwhile: an event must not be overwritten by a reading
         that is older."""
         self._ignore()
         try:
-            ifindex, began = self._mesh.carrier.ifindex, time.monotonic()
+            ifindexes, began = list(self._mesh.carriers.tunnels.values()), time.monotonic()
             nexthops = await self._in_thread(lambda: reader.nexthops(self._commands))
-            neighbours = await self._in_thread(lambda: reader.neighbours(self._commands, ifindex))
+            neighbours = await self._in_thread(lambda: reader.neighbours(self._commands, ifindexes))
             routes = await self._in_thread(lambda: reader.routes(self._commands))
             self._reading_seconds += time.monotonic() - began
             known = set(self._mesh.pending())
@@ -285,9 +319,10 @@ class Dataplane:
         self._device_expected = False
         self._note_device(outcome, drift=drift)
         self._mtu, self._events.underlay = outcome.mtu, outcome.underlay
-        if outcome.flushed or outcome.carrier.ifindex != self._mesh.carrier.ifindex:
+        if outcome.flushed or outcome.carriers.tunnels != self._mesh.carriers.tunnels:
             self._events.compare_due = True
-        self._mesh.set_carrier(outcome.carrier)
+        self._mesh.reach.stopped_are(outcome.stopped)
+        self._mesh.set_carriers(outcome.carriers)
 
     def _note_device(self, outcome: DeviceOutcome, *, drift: bool = False) -> None:
         for kind, key in dict.fromkeys(outcome.done):
@@ -346,3 +381,11 @@ class Dataplane:
     async def _in_thread(self, work: Callable[[], T]) -> T:
         """The kernel takes a lock that others may hold for seconds; the event loop must not wait for it."""
         return await asyncio.get_running_loop().run_in_executor(self._executor, work)
+
+
+def _way_of(link: Link) -> Way | None:
+    """The tunnel that this device of our name can serve as it is; None if none."""
+    if link.kind not in ("vxlan", "geneve") or not link.up:
+        return None
+    way = Way("vxlan" if link.kind == "vxlan" else "geneve", link.port)
+    return way if link.name == way.device and not device.unfit(link, way) else None

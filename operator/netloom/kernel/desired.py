@@ -12,37 +12,59 @@ import msgspec
 
 from netloom.kernel.address import Address, Mac, Prefix
 from netloom.kernel.owned import DEFAULT_VNI
-
-VXLAN_PORT = 8472
-"""The Linux default, as flannel and Cilium use it (IANA's is 4789)."""
+from netloom.kernel.way import VXLAN, Way
 
 
-class Tunnel(msgspec.Struct, frozen=True, kw_only=True):
-    """This node's end of all its tunnels: one collect-metadata device; where a packet goes is said by its route.
+class Node(msgspec.Struct, frozen=True, kw_only=True):
+    """This node: what it holds ready for its peers' packets, and what that is made of.
 
-    local:     this node's underlay address; the device that holds it gives the MTU.
-    mac:       as `owned.mac_of` says for this node's name.
-    addresses: put on the device, /32 or /128: the network address of each of the node's own pod CIDRs, so that what
-               the node itself sends to a remote pod has a source that the remote node routes back through the tunnel.
-    mtu:       bytes; 0 = underlay's MTU less the encapsulation.
+    local:     this node's IPv4 underlay address.
+    mac:       of the tunnel devices, as `owned.mac_of` says for this node's name.
+    ways:      by which packets may come in: a device for each tunnel; for `native` the underlay's reverse path filter
+               is loosened, as answers may leave another way. Where a packet goes is said by its route.
+    addresses: put on the tunnel devices, /32 or /128: the network address of each of the node's own pod CIDRs, so
+               that what the node itself sends to a remote pod has a source that the remote node routes back.
+    mtu:       bytes, of the network between the nodes; 0: that of the devices that carry the traffic.
+    devices:   names or shell patterns of the devices that carry the traffic; none: those that routes to peers name.
+    strict:    a peer whose only way is `native` and which is not on a network of this node is an error.
     """
 
     local: Address
     mac: Mac
-    port: int = VXLAN_PORT
+    ways: tuple[Way, ...] = (VXLAN,)
     vni: int = DEFAULT_VNI
     mtu: int = 0
     addresses: tuple[Address, ...] = ()
+    devices: tuple[str, ...] = ()
+    strict: bool = True
+
+    @property
+    def tunnels(self) -> tuple[Way, ...]:
+        """The ways that have a device."""
+        return tuple(way for way in self.ways if way.is_tunnel)
+
+    @property
+    def ipv6(self) -> bool:
+        """Whether this node has an IPv6 pod CIDR itself; without one it has no source for such traffic."""
+        return any(len(address) == 16 for address in self.addresses)
 
 
 class Peer(msgspec.Struct, frozen=True, gc=False):
-    """A remote node. `since` orders the claims of two peers on one address or CIDR: the older (smaller) one wins."""
+    """A remote node.
+
+    since: orders the claims of two peers on one address or CIDR: the older (smaller) one wins.
+    ways:  by which to send to it, the best first. The first that is possible is taken: a tunnel if its device is up,
+           `native` if the peer is on a network of this node. None: nothing is done, its packets go where they go.
+    underlay6: its IPv6 underlay address, the gateway of native routes to its IPv6 CIDRs; empty if it has none.
+    """
 
     name: str
     underlay: Address
     mac: Mac
     cidrs: tuple[Prefix, ...]
     since: str = ""
+    ways: tuple[Way, ...] = (VXLAN,)
+    underlay6: Address = b""
 
     @property
     def seniority(self) -> tuple[str, str]:
@@ -53,8 +75,8 @@ class Peer(msgspec.Struct, frozen=True, gc=False):
 class Desired:
     """The whole desired state, with a journal of what was touched. One `Dataplane` reads the journal."""
 
-    def __init__(self, tunnel: Tunnel | None = None, peers: Iterable[Peer] = ()) -> None:
-        self.tunnel = tunnel
+    def __init__(self, node: Node | None = None, peers: Iterable[Peer] = ()) -> None:
+        self.node = node
         self._peers = {peer.name: peer for peer in peers}
         self._touched: set[str] = set()
 

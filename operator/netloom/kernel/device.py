@@ -1,26 +1,25 @@
-"""The tunnel device: what is wrong with it, and the steps that put it right. Pure.
+"""The tunnel devices: what is wrong with them, and the steps that put them right. Pure.
 
 A device of our name is ours. One that cannot be what we need (another type, another port, a fixed VNI) is made anew;
 everything else is set on the living device.
 """
 
 import errno
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
+from fnmatch import fnmatchcase
 
 import msgspec
 
 from netloom.kernel import links
-from netloom.kernel.address import Address, Prefix, format_mac
-from netloom.kernel.desired import Tunnel
+from netloom.kernel.address import Address, Prefix, format_address, format_mac
+from netloom.kernel.desired import Node
 from netloom.kernel.links import InterfaceAddress, Link
 from netloom.kernel.netlink import Refusal
-from netloom.kernel.owned import DEVICE_PREFIX, VXLAN_DEVICE, link_local_of
+from netloom.kernel.owned import DEVICE_PREFIX, link_local_of
+from netloom.kernel.way import OVERHEAD, Way
 
-VXLAN_OVERHEAD = 50
-"""Bytes: IPv4 20, UDP 8, VXLAN 8, inner Ethernet 14."""
-
-DEFAULT_MTU = 1450
-"""For a new device while none holds the node's underlay address: Ethernet's 1500 less the overhead."""
+DEFAULT_MTU = 1500
+"""Bytes; Ethernet's, while there is no device to take it from."""
 
 
 class Step(msgspec.Struct, frozen=True):
@@ -38,7 +37,7 @@ class Step(msgspec.Struct, frozen=True):
 
 
 class Surroundings(msgspec.Struct, frozen=True):
-    """The kernel's links and addresses, as far as a tunnel device depends on them."""
+    """The kernel's links and addresses, as far as the data path depends on them."""
 
     links: tuple[Link, ...] = ()
     addresses: tuple[InterfaceAddress, ...] = ()
@@ -47,9 +46,9 @@ class Surroundings(msgspec.Struct, frozen=True):
         """The link of that name."""
         return next((link for link in self.links if link.name == name), None)
 
-    def underlay(self, local: Address) -> Link | None:
-        """The link that holds the node's own address."""
-        holders = {address.ifindex for address in self.addresses if address.prefix.address == local}
+    def holder(self, address: Address) -> Link | None:
+        """The link that holds the address."""
+        holders = {each.ifindex for each in self.addresses if each.prefix.address == address}
         return next((link for link in self.links if link.ifindex in holders), None)
 
     def own_links(self) -> list[Link]:
@@ -61,76 +60,108 @@ class Surroundings(msgspec.Struct, frozen=True):
         return {address.prefix for address in self.addresses if address.ifindex == ifindex}
 
 
-def tunnel_mtu(tunnel: Tunnel, around: Surroundings) -> int:
-    """Bytes a packet may have inside the tunnel."""
-    if tunnel.mtu:
-        return tunnel.mtu
-    underlay, device = around.underlay(tunnel.local), around.link(VXLAN_DEVICE)
-    if underlay is not None:
-        return underlay.mtu - VXLAN_OVERHEAD
-    return device.mtu if device is not None else DEFAULT_MTU
+class Mtu(msgspec.Struct, frozen=True):
+    """Bytes that a packet may have, and where that comes from, for people. 0: not known."""
+
+    bytes: int = 0
+    why: str = ""
+
+    def inside_tunnel(self) -> "Mtu":
+        """What is left of it."""
+        return Mtu(self.bytes - OVERHEAD, f"{self.why}, less {OVERHEAD} for the tunnel")
 
 
-def has_ipv6(tunnel: Tunnel) -> bool:
-    """Whether this node has an IPv6 pod CIDR itself."""
-    return any(len(address) == 16 for address in tunnel.addresses)
+def carrying(node: Node, around: Surroundings, outgoing: Collection[int]) -> list[Link]:
+    """The devices that carry traffic between the nodes. `outgoing`: ifindexes that the kernel's routes to peers name.
+
+    Of the devices that the node was told to use, those that routes name; where no route does, all of them; where it
+    was told none, those that routes name, or the one that holds its address. Never one that has nothing to do with it.
+    """
+    foreign = [link for link in around.links if not link.name.startswith(DEVICE_PREFIX)]
+    used = [link for link in foreign if link.ifindex in outgoing]
+    if node.devices:
+        told = [link for link in foreign if any(fnmatchcase(link.name, pattern) for pattern in node.devices)]
+        return [link for link in told if link.ifindex in outgoing] or told
+    holder = around.holder(node.local)
+    return used or ([holder] if holder is not None else [])
 
 
-def desired_addresses(tunnel: Tunnel) -> list[Prefix]:
+def underlay_mtu(node: Node, around: Surroundings, outgoing: Collection[int]) -> Mtu:
+    """Between the nodes: as configured, else the least of the devices that carry the traffic."""
+    if node.mtu:
+        return Mtu(node.mtu, "as configured")
+    found = carrying(node, around, outgoing)
+    if not found:
+        named = f"matches {', '.join(node.devices)}" if node.devices else f"holds {format_address(node.local)}"
+        return Mtu(0, f"no device {named}")
+    least = min(found, key=lambda link: link.mtu)
+    return Mtu(least.mtu, f"{least.name} has {least.mtu}")
+
+
+def tunnel_mtu(node: Node, way: Way, around: Surroundings, outgoing: Collection[int]) -> int:
+    """Bytes of the tunnel's device. While nothing says how much there is, it stays as it is."""
+    underlay, device = underlay_mtu(node, around, outgoing), around.link(way.device)
+    if underlay.bytes or device is None:
+        return (underlay.bytes or DEFAULT_MTU) - OVERHEAD
+    return device.mtu
+
+
+def desired_addresses(node: Node) -> list[Prefix]:
     """The own addresses as hosts, and, where IPv6 is in use, the link-local address that peers use as gateway."""
-    result = [Prefix(address, len(address) * 8) for address in tunnel.addresses]
-    if has_ipv6(tunnel):
-        result.append(Prefix(link_local_of(tunnel.mac), 64))
+    result = [Prefix(address, len(address) * 8) for address in node.addresses]
+    if node.ipv6:
+        result.append(Prefix(link_local_of(node.mac), 64))
     return result
 
 
-def unfit(link: Link, tunnel: Tunnel) -> str:
-    """Why this link cannot be the tunnel device; empty if it can."""
-    if link.kind != "vxlan":
-        return f"it is a {link.kind or 'physical'} device, not vxlan"
+def unfit(link: Link, way: Way) -> str:
+    """Why this link cannot be the tunnel's device; empty if it can."""
+    if link.kind != way.protocol:
+        return f"it is a {link.kind or 'physical'} device, not {way.protocol}"
     if not link.external:
         return "it has a fixed VNI (not external)"
-    if link.port != tunnel.port:
-        return f"its UDP port is {link.port}, not {tunnel.port}"
-    return "it learns addresses from traffic" if link.learning else ""
+    if link.port != way.port:
+        return f"its UDP port is {link.port}, not {way.port}"
+    return f"it is set to {link.odd}" if link.odd else ""
 
 
-def replacement(tunnel: Tunnel, around: Surroundings) -> Iterator[Step]:
+def replacement(node: Node, way: Way, around: Surroundings, mtu: int) -> Iterator[Step]:
     """Deletion of a device of the tunnel's name that cannot serve, and creation of one that can."""
-    link = around.link(VXLAN_DEVICE)
-    why = "there is none" if link is None else unfit(link, tunnel)
+    name = way.device
+    link = around.link(name)
+    why = "there is none" if link is None else unfit(link, way)
     if not why:
         return
     if link is not None:
         yield _deletion(link, why)
-    mtu = tunnel_mtu(tunnel, around)
     yield Step(
         "link",
-        VXLAN_DEVICE,
-        f"link add {VXLAN_DEVICE} address {format_mac(tunnel.mac)} mtu {mtu} "
-        f"type vxlan external dstport {tunnel.port} nolearning",
-        links.create_vxlan(VXLAN_DEVICE, mac=tunnel.mac, mtu=mtu, port=tunnel.port),
+        name,
+        f"link add {name} address {format_mac(node.mac)} mtu {mtu} type {way.protocol} external dstport {way.port}"
+        f"{' nolearning' if way.protocol == 'vxlan' else ''}",
+        links.create_tunnel(name, way.protocol, mac=node.mac, mtu=mtu, port=way.port),
     )
 
 
-def unwanted(tunnel: Tunnel | None, around: Surroundings) -> Iterator[Step]:
+def unwanted(node: Node | None, around: Surroundings) -> Iterator[Step]:
     """Deletion of the links with our name that no tunnel uses."""
+    wanted = {way.device for way in node.tunnels} if node else set()
     for link in around.own_links():
-        if tunnel is None or link.name != VXLAN_DEVICE:
+        if link.name not in wanted:
             yield _deletion(link, "no tunnel uses it")
 
 
-def adjustment(tunnel: Tunnel, link: Link, around: Surroundings) -> Iterator[Step]:
+def adjustment(node: Node, link: Link, mtu: int) -> Iterator[Step]:
     """What has to be set on the device; up comes last, so that nothing is sent before all is right."""
-    name, mtu = link.name, tunnel_mtu(tunnel, around)
+    name = link.name
 
     def step(text: str, message: bytes) -> Step:
         return Step("link", name, f"link set {name} {text}", message)
 
     if link.generates_addresses:
         yield step("addrgenmode none", links.set_no_generated_addresses(link.ifindex))
-    if link.mac != tunnel.mac:
-        yield step(f"address {format_mac(tunnel.mac)}", links.set_mac(link.ifindex, tunnel.mac))
+    if link.mac != node.mac:
+        yield step(f"address {format_mac(node.mac)}", links.set_mac(link.ifindex, node.mac))
     if link.mtu != mtu:
         yield step(f"mtu {mtu}", links.set_mtu(link.ifindex, mtu))
     if link.master:
@@ -139,37 +170,38 @@ def adjustment(tunnel: Tunnel, link: Link, around: Surroundings) -> Iterator[Ste
         yield step("up", links.set_up(link.ifindex))
 
 
-def first_steps(tunnel: Tunnel) -> Iterator[Step]:
+def first_steps(node: Node, way: Way, mtu: int) -> Iterator[Step]:
     """For a plan: what follows the creation of a device that has no ifindex yet."""
-    link = Link(VXLAN_DEVICE, 0, mac=tunnel.mac, mtu=-1, generates_addresses=True)
-    around = Surroundings((msgspec.structs.replace(link, mtu=tunnel.mtu),))
-    yield from adjustment(tunnel, msgspec.structs.replace(link, mtu=tunnel_mtu(tunnel, around)), around)
-    yield from missing_addresses(tunnel, link, Surroundings())
+    link = Link(way.device, 0, mac=node.mac, mtu=mtu, generates_addresses=True)
+    yield from adjustment(node, link, mtu)
+    yield from missing_addresses(node, link, Surroundings())
 
 
-def missing_addresses(tunnel: Tunnel, link: Link, around: Surroundings) -> Iterator[Step]:
+def missing_addresses(node: Node, link: Link, around: Surroundings) -> Iterator[Step]:
     """Addresses to add."""
     present = around.addresses_on(link.ifindex)
-    for prefix in desired_addresses(tunnel):
+    for prefix in desired_addresses(node):
         if prefix not in present:
             yield _address_step("replace", link, prefix, links.put_address)
 
 
-def surplus_addresses(tunnel: Tunnel, link: Link, around: Surroundings) -> Iterator[Step]:
+def surplus_addresses(node: Node, link: Link, around: Surroundings) -> Iterator[Step]:
     """Addresses to remove: every address on our device is ours."""
-    wanted = desired_addresses(tunnel)
+    wanted = desired_addresses(node)
     for prefix in sorted(around.addresses_on(link.ifindex), key=str):
         if prefix not in wanted:
             yield _address_step("delete", link, prefix, links.delete_address)
 
 
-def explain(step: Step, tunnel: Tunnel | None, refusal: Refusal) -> str:
+def explain(step: Step, ways: Collection[Way], refusal: Refusal) -> str:
     """The kernel's errno as what it means for this step."""
-    port = tunnel.port if tunnel else 0
-    if step.kind == "link" and refusal.errno in (errno.EEXIST, errno.EADDRINUSE):
-        return f"UDP port {port} is in use by another tunnel device or program ({refusal})"
-    if step.kind == "link" and refusal.errno == errno.EOPNOTSUPP:
-        return f"this kernel cannot make vxlan devices: CONFIG_VXLAN is missing ({refusal})"
+    way = next((way for way in ways if way.device == step.key), None)
+    if step.kind == "link" and way is not None and " add " in step.text:
+        if refusal.errno in (errno.EEXIST, errno.EADDRINUSE):
+            return f"UDP port {way.port} is in use by another tunnel device or program ({refusal})"
+        if refusal.errno == errno.EOPNOTSUPP:
+            module = way.protocol.upper()
+            return f"this kernel cannot make {way.protocol} devices: CONFIG_{module} is missing ({refusal})"
     return f"`ip {step.text}`: {refusal}"
 
 
@@ -178,4 +210,5 @@ def _deletion(link: Link, why: str) -> Step:
 
 
 def _address_step(verb: str, link: Link, prefix: Prefix, build: Callable[[int, Prefix], bytes]) -> Step:
-    return Step("address", str(prefix), f"address {verb} {prefix} dev {link.name}", build(link.ifindex, prefix))
+    key = f"{prefix} dev {link.name}"
+    return Step("address", key, f"address {verb} {prefix} dev {link.name}", build(link.ifindex, prefix))

@@ -30,12 +30,13 @@ from netloom.kernel.wire import (
     u32,
 )
 
-IFF_UP = 1
+IFF_UP, IFF_LOWER_UP = 1, 1 << 16
 _IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_MASTER = 1, 3, 4, 10
-_IFLA_LINKINFO, _IFLA_AF_SPEC, _IFLA_EXT_MASK = 18, 26, 29
+_IFLA_LINKINFO, _IFLA_STATS64, _IFLA_AF_SPEC, _IFLA_EXT_MASK = 18, 23, 26, 29
 _SKIP_STATISTICS = 8
 _INFO_KIND, _INFO_DATA = 1, 2
 _VXLAN_LEARNING, _VXLAN_PORT, _VXLAN_COLLECT_METADATA = 7, 15, 25
+_GENEVE_PORT, _GENEVE_COLLECT_METADATA, _GENEVE_INNER_PROTO_INHERIT = 5, 6, 14
 _INET6_ADDR_GEN_MODE, _NONE = 8, b"\x01"
 _IFA_ADDRESS, _IFA_LOCAL, _IFA_FLAGS = 1, 2, 8
 _IFA_F_NODAD = 2
@@ -46,8 +47,10 @@ _ADDRESS = struct.Struct("=BBBBi")  # family, prefix length, flags, scope, ifind
 
 
 class Link(msgspec.Struct, frozen=True):
-    """A link. `port`, `external` and `learning` are a VXLAN device's; `master` is the ifindex of its bridge or VRF.
+    """A link. `port` and `external` are a tunnel device's; `master` is the ifindex of its bridge or VRF.
 
+    `running`: up, and with a carrier; without one the kernel drops nexthops on it, and says nothing.
+    `odd`: what a tunnel device has been told that we never tell it, as `ip` would name it.
     `generates_addresses`: the kernel makes IPv6 link-local addresses by itself (addrgenmode is not none).
     """
 
@@ -55,12 +58,13 @@ class Link(msgspec.Struct, frozen=True):
     ifindex: int
     kind: str = ""
     up: bool = False
+    running: bool = False
     mtu: int = 0
     mac: Mac = b""
     master: int = 0
     port: int = 0
     external: bool = False
-    learning: bool = False
+    odd: str = ""
     generates_addresses: bool = False
 
 
@@ -80,7 +84,7 @@ def read_link(buffer: bytes, start: int, end: int) -> Link | None:
     info = found.get(_IFLA_LINKINFO, b"")
     about = attributes(info, 0, len(info))
     kind = about.get(_INFO_KIND, b"").rstrip(b"\0").decode()
-    data = attributes(about.get(_INFO_DATA, b""), 0, len(about.get(_INFO_DATA, b""))) if kind == "vxlan" else {}
+    port, external, odd = _tunnel(kind, about.get(_INFO_DATA, b""))
     families = attributes(found.get(_IFLA_AF_SPEC, b""), 0, len(found.get(_IFLA_AF_SPEC, b"")))
     ipv6 = families.get(socket.AF_INET6, b"")
     return Link(
@@ -88,14 +92,27 @@ def read_link(buffer: bytes, start: int, end: int) -> Link | None:
         ifindex=ifindex,
         kind=kind,
         up=bool(flags & IFF_UP),
+        running=flags & (IFF_UP | IFF_LOWER_UP) == IFF_UP | IFF_LOWER_UP,
         mtu=_number(found.get(_IFLA_MTU)),
         mac=found.get(_IFLA_ADDRESS, b""),
         master=_number(found.get(_IFLA_MASTER)),
-        port=int.from_bytes(data.get(_VXLAN_PORT, b""), "big"),
-        external=bool(_number(data.get(_VXLAN_COLLECT_METADATA))),
-        learning=bool(_number(data.get(_VXLAN_LEARNING))),
+        port=port,
+        external=external,
+        odd=odd,
         generates_addresses=attributes(ipv6, 0, len(ipv6)).get(_INET6_ADDR_GEN_MODE, _NONE) != _NONE,
     )
+
+
+def _tunnel(kind: str, data: bytes) -> tuple[int, bool, str]:
+    """Of a tunnel device's own attributes: UDP port, whether it is external, what is odd about it."""
+    found = attributes(data, 0, len(data))
+    if kind == "vxlan":
+        port, external = found.get(_VXLAN_PORT, b""), bool(_number(found.get(_VXLAN_COLLECT_METADATA)))
+        return int.from_bytes(port, "big"), external, "learning" if _number(found.get(_VXLAN_LEARNING)) else ""
+    if kind == "geneve":
+        inherits = "innerprotoinherit" if _GENEVE_INNER_PROTO_INHERIT in found else ""
+        return int.from_bytes(found.get(_GENEVE_PORT, b""), "big"), _GENEVE_COLLECT_METADATA in found, inherits
+    return 0, False, ""
 
 
 def read_address(buffer: bytes, start: int, end: int) -> InterfaceAddress | None:
@@ -114,19 +131,32 @@ def dump_links() -> bytes:
     return message(RTM_GETLINK, 0, _LINK.pack(0, 0, 0, 0, 0), attribute(_IFLA_EXT_MASK, u32(_SKIP_STATISTICS)))
 
 
+def get_link(ifindex: int) -> bytes:
+    """Request: one link, with its counters."""
+    return message(RTM_GETLINK, 0, _LINK.pack(0, 0, ifindex, 0, 0))
+
+
+def read_received(buffer: bytes, start: int, end: int) -> int:
+    """Packets that a link has received, from an RTM_NEWLINK that was asked for with its counters."""
+    counters = attributes(buffer, start + _LINK.size, end).get(_IFLA_STATS64, bytes(8))
+    return int.from_bytes(counters[:8], sys.byteorder)
+
+
 def dump_addresses(family: int, ifindex: int = 0) -> bytes:
     """Request: all addresses of a family, or those of one device."""
     return message(RTM_GETADDR, 0, _ADDRESS.pack(family, 0, 0, 0, ifindex))
 
 
-def create_vxlan(name: str, *, mac: Mac, mtu: int, port: int) -> bytes:
-    """A collect-metadata VXLAN device: VNI and destination come with each packet, from its route."""
-    data = nested(
-        _INFO_DATA,
-        attribute(_VXLAN_COLLECT_METADATA, u8(1)),
-        attribute(_VXLAN_PORT, be16(port)),
-        attribute(_VXLAN_LEARNING, u8(0)),
-    )
+def create_tunnel(name: str, kind: str, *, mac: Mac, mtu: int, port: int) -> bytes:
+    """A collect-metadata VXLAN or Geneve device: VNI and destination come with each packet, from its route."""
+    if kind == "vxlan":
+        settings = [
+            attribute(_VXLAN_COLLECT_METADATA, u8(1)),
+            attribute(_VXLAN_PORT, be16(port)),
+            attribute(_VXLAN_LEARNING, u8(0)),
+        ]
+    else:
+        settings = [attribute(_GENEVE_COLLECT_METADATA, b""), attribute(_GENEVE_PORT, be16(port))]
     return message(
         RTM_NEWLINK,
         CREATE | EXCL,
@@ -134,7 +164,7 @@ def create_vxlan(name: str, *, mac: Mac, mtu: int, port: int) -> bytes:
         attribute(_IFLA_IFNAME, name.encode() + b"\0"),
         attribute(_IFLA_ADDRESS, mac),
         attribute(_IFLA_MTU, u32(mtu)),
-        nested(_IFLA_LINKINFO, attribute(_INFO_KIND, b"vxlan"), data),
+        nested(_IFLA_LINKINFO, attribute(_INFO_KIND, kind.encode()), nested(_INFO_DATA, *settings)),
     )
 
 

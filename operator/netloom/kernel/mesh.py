@@ -1,14 +1,15 @@
 """From peers to rows: which nexthops, neighbours and routes the kernel should hold, and which it is known to hold.
 
-Pure: peers and what was seen in the kernel go in, three tables with their differences come out. A peer's change costs
-what its own rows cost, whatever the number of peers.
+Pure: peers, what they can be reached by, and what was seen in the kernel go in, three tables with their differences
+come out. A peer's change costs what its own rows cost, whatever the number of peers.
 
-A peer whose underlay address or MAC is somebody else's gets no rows at all, one whose pod CIDR is, no route for that
-CIDR; see `claims`.
+A peer's nexthop object keeps its id when the way to the peer changes: it is replaced, and the kernel moves all routes
+with it, at once. A peer whose underlay address or MAC is somebody else's gets no rows at all, one whose pod CIDR is, no
+route for that CIDR; see `claims`.
 """
 
 import zlib
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Mapping
 from typing import Any
 
 import msgspec
@@ -17,23 +18,26 @@ from netloom.kernel.address import Address, Mac, Prefix, format_address, format_
 from netloom.kernel.claims import Claims
 from netloom.kernel.desired import Desired, Peer
 from netloom.kernel.owned import NEXTHOP_IDS, ROUTE_PROTOCOL, link_local_of, mac_in
-from netloom.kernel.rows import EDITED, Nexthop, RouteKey, SeenNexthop, SeenRoute, owned_nexthop
+from netloom.kernel.reach import Reach
+from netloom.kernel.rows import EDITED, NeighbourKey, Nexthop, RouteKey, SeenNexthop, SeenRoute, Via, owned_nexthop
 from netloom.kernel.table import Table
+from netloom.kernel.way import NATIVE, Way
 
 Claim = Address | Mac | Prefix
 """What no two peers may share. (The MAC gives the IPv6 gateway.)"""
 
 
-class Carrier(msgspec.Struct, frozen=True):
-    """The tunnel device the rows refer to. ifindex 0: there is none yet, and no rows.
+class Carriers(msgspec.Struct, frozen=True):
+    """What rows stand on. `tunnels`: the ifindexes of the tunnel devices that are up.
 
-    `ipv6`: whether this node has an IPv6 pod CIDR itself; a node without one has no source for such traffic, and
-    often no IPv6 at all.
+    ipv6: whether this node has an IPv6 pod CIDR itself; a node without one has no source for such traffic, and often
+    no IPv6 at all. native_mtu: bytes, of native routes, where that is less than the device's; else 0.
     """
 
-    ifindex: int = 0
+    tunnels: Mapping[Way, int] = {}
     vni: int = 1
     ipv6: bool = False
+    native_mtu: int = 0
 
 
 class Conflict(msgspec.Struct, frozen=True):
@@ -45,20 +49,26 @@ class Conflict(msgspec.Struct, frozen=True):
 
 
 class Leg(msgspec.Struct, frozen=True, gc=False):
-    """What one peer needs in the kernel for one address family: a nexthop object, the neighbour that is its gateway,
-    and a route for each prefix."""
+    """What one peer needs in the kernel for one address family: a nexthop object, in a tunnel the neighbour that is
+    its gateway (else `mac` is empty), and a route for each prefix."""
 
-    identity: int
+    via: Via
     nexthop: Nexthop
     mac: Mac
     prefixes: tuple[Prefix, ...]
+
+    @property
+    def neighbour(self) -> NeighbourKey | None:
+        """The key of its neighbour."""
+        return (self.nexthop.ifindex, self.nexthop.gateway) if self.mac else None
 
 
 Legs = tuple[Leg, ...]
 
 
 def _claims_of(peer: Peer) -> tuple[Claim, ...]:
-    return (peer.underlay, peer.mac, *peer.cidrs)
+    addresses = (peer.underlay, peer.underlay6) if peer.underlay6 else (peer.underlay,)
+    return (*addresses, peer.mac, *peer.cidrs)
 
 
 def _claim_text(claim: Claim) -> str:
@@ -70,12 +80,17 @@ def _claim_text(claim: Claim) -> str:
 class Mesh:
     """Peers, and the tables of their rows."""
 
-    def __init__(self) -> None:
+    def __init__(self, reach: Reach | None = None) -> None:
         self.nexthops: Table[int, Nexthop] = Table()
-        self.neighbours: Table[Address, Mac] = Table()
-        self.routes: Table[RouteKey, int] = Table()
-        self.carrier = Carrier()
+        self.neighbours: Table[NeighbourKey, Mac] = Table()
+        self.routes: Table[RouteKey, Via] = Table()
+        self.carriers = Carriers()
+        self.reach = reach or Reach()
         self.peers: dict[str, Peer] = {}
+        self.stranded: set[str] = set()
+        """Peers whose only way is native, with CIDRs that no network of this node leads to."""
+        self.natives = 0
+        """Peers that may be reached natively: the way to them has to be known before rows are written."""
         self._legs: dict[str, Legs] = {}
         self._peer_of: dict[int, str] = {}
         self._ids: dict[int, dict[str, int]] = {4: {}, 16: {}}
@@ -85,14 +100,21 @@ class Mesh:
 
     # ------------------------------------------------------------------------------------------- what should be
 
-    def set_carrier(self, carrier: Carrier) -> None:
-        """Put all rows on this device."""
-        if carrier == self.carrier:
+    def set_carriers(self, carriers: Carriers) -> None:
+        """Put all rows on these devices."""
+        if carriers == self.carriers:
             return
-        if carrier.ifindex != self.carrier.ifindex:
-            self.neighbours.load({})  # those of the old device went with it
-        self.carrier = carrier
+        gone = set(self.carriers.tunnels.values()) - set(carriers.tunnels.values())
+        if gone:
+            for key in [key for key in self.neighbours.kernel if key[0] in gone]:
+                self.neighbours.gone(key)  # a device takes its neighbours along
+        self.carriers = carriers
         self._expand(self.peers)
+
+    def reached(self, addresses: Iterable[Address]) -> None:
+        """What is known of the way to these addresses may have changed."""
+        holders = self._claims.holders
+        self._expand({name for address in addresses if (name := holders.get(address)) is not None})
 
     def replace_peers(self, desired: Desired) -> None:
         """Take over a whole state; what is the same object as before costs one look-up."""
@@ -109,6 +131,7 @@ class Mesh:
         if old == peer:
             return
         self.peers[name] = peer
+        self._want(old, peer)
         others = self._claims.change(name, _claims_of(old) if old else (), _claims_of(peer))
         self._expand((name, *others))
 
@@ -117,8 +140,10 @@ class Mesh:
         peer = self.peers.pop(name, None)
         if peer is None:
             return
+        self._want(peer, None)
         others = self._claims.change(name, _claims_of(peer), ())
         self._expand((name, *others))
+        self.stranded.discard(name)
         for ids in self._ids.values():
             identity = ids.pop(name, None)
             if identity is not None:
@@ -133,7 +158,9 @@ class Mesh:
         """(kind, key) of the peer's rows."""
         items: list[tuple[str, Hashable]] = []
         for leg in self._legs.get(name, ()):
-            items += [("nexthop", leg.identity), ("neighbour", leg.nexthop.gateway)]
+            items.append(("nexthop", leg.via.nexthop))
+            if leg.neighbour:
+                items.append(("neighbour", leg.neighbour))
             items += [("route", prefix) for prefix in leg.prefixes]
         return items
 
@@ -150,13 +177,29 @@ class Mesh:
         pending: set[Any] = getattr(self, kind + "s").pending
         return key in pending
 
+    def stands_on(self, ifindex: int) -> bool:
+        """Whether a nexthop goes through this device."""
+        return any(nexthop.ifindex == ifindex for nexthop in self.nexthops.desired.values())
+
     def peer_of(self, kind: str, key: Any) -> str:
         """Whose entry it is; empty if nobody's (any more)."""
         if kind == "nexthop":
             return self._peer_of.get(key, "")
-        if kind == "neighbour" and len(key) == 16:
-            key = mac_in(key)
+        if kind == "neighbour":
+            _ifindex, key = key
+            key = mac_in(key) if len(key) == 16 else key
         return self._claims.holders.get(key, "")
+
+    def _want(self, old: Peer | None, new: Peer | None) -> None:
+        """Tell `reach` which addresses count: for IPv6, those that a native route may need."""
+        self.natives += (new is not None and NATIVE in new.ways) - (old is not None and NATIVE in old.ways)
+        before, after = _underlays(old), _underlays(new)
+        for address in after:
+            if address not in before:
+                self.reach.want(address)
+        for address in before:
+            if address not in after:
+                self.reach.unwant(address)
 
     def _expand(self, names: Iterable[str]) -> None:
         """Bring the desired rows of these peers up to date. What one loses, another may win: first all losses."""
@@ -175,22 +218,25 @@ class Mesh:
         nexthops, neighbours, routes = self.nexthops, self.neighbours, self.routes
         for legs in gains:
             for leg in legs:
-                nexthops.want(leg.identity, leg.nexthop)
-                neighbours.want(leg.nexthop.gateway, leg.mac)
+                nexthops.want(leg.via.nexthop, leg.nexthop)
+                if leg.mac:
+                    neighbours.want((leg.nexthop.ifindex, leg.nexthop.gateway), leg.mac)
                 for prefix in leg.prefixes:
-                    routes.want(prefix, leg.identity)
+                    routes.want(prefix, leg.via)
 
     def _unwant(self, old: Legs, new: Legs) -> None:
-        for identity in {leg.identity for leg in old} - {leg.identity for leg in new}:
+        for identity in {leg.via.nexthop for leg in old} - {leg.via.nexthop for leg in new}:
             self.nexthops.unwant(identity)
-        for gateway in {leg.nexthop.gateway for leg in old} - {leg.nexthop.gateway for leg in new}:
-            self.neighbours.unwant(gateway)
+        for neighbour in {leg.neighbour for leg in old} - {leg.neighbour for leg in new}:
+            if neighbour is not None:
+                self.neighbours.unwant(neighbour)
         for prefix in {p for leg in old for p in leg.prefixes} - {p for leg in new for p in leg.prefixes}:
             self.routes.unwant(prefix)
 
     def _legs_of(self, name: str) -> Legs:
-        peer, holders, carrier = self.peers.get(name), self._claims.holders, self.carrier
-        if peer is None or not carrier.ifindex or holders[peer.underlay] != name or holders[peer.mac] != name:
+        peer, holders = self.peers.get(name), self._claims.holders
+        if peer is None or not peer.ways or holders[peer.underlay] != name or holders[peer.mac] != name:
+            self.stranded.discard(name)
             return ()
         four: list[Prefix] = []
         six: list[Prefix] = []
@@ -198,17 +244,33 @@ class Mesh:
             if holders[prefix] == name:
                 (four if len(prefix.address) == 4 else six).append(prefix)
         legs: Legs = ()
-        if four:
-            legs = (self._leg(peer, 4, peer.underlay, four),)
-        if six and carrier.ipv6:
-            legs += (self._leg(peer, 16, link_local_of(peer.mac), six),)
+        wanted = 0
+        for size, prefixes in ((4, four), (16, six if self.carriers.ipv6 else [])):
+            if prefixes:
+                wanted += 1
+                legs += self._leg(peer, size, prefixes)
+        if peer.ways == (NATIVE,) and len(legs) < wanted:
+            self.stranded.add(name)
+        else:
+            self.stranded.discard(name)
         return legs
 
-    def _leg(self, peer: Peer, size: int, gateway: Address, prefixes: list[Prefix]) -> Leg:
-        nexthop = Nexthop(self.carrier.ifindex, gateway, peer.underlay, self.carrier.vni)
-        ids = self._ids[size]
-        identity = ids.get(peer.name) or self._new_id(peer.name, size, nexthop)
-        return Leg(identity, nexthop, peer.mac, tuple(prefixes))
+    def _leg(self, peer: Peer, size: int, prefixes: list[Prefix]) -> Legs:
+        """By the first of the peer's ways that is possible; empty if none is."""
+        for way in peer.ways:
+            if way.is_tunnel:
+                ifindex, mac, mtu = self.carriers.tunnels.get(way, 0), peer.mac, 0
+                gateway = peer.underlay if size == 4 else link_local_of(peer.mac)
+                nexthop = Nexthop(ifindex, gateway, peer.underlay, self.carriers.vni)
+            else:
+                gateway = peer.underlay if size == 4 else peer.underlay6
+                mine = bool(gateway) and self._claims.holders[gateway] == peer.name
+                ifindex, mac, mtu = self.reach.device(gateway) if mine else 0, b"", self.carriers.native_mtu
+                nexthop = Nexthop.native(ifindex, gateway)
+            if ifindex:
+                identity = self._ids[size].get(peer.name) or self._new_id(peer.name, size, nexthop)
+                return (Leg(Via(identity, mtu), nexthop, mac, tuple(prefixes)),)
+        return ()
 
     def _new_id(self, name: str, size: int, nexthop: Nexthop) -> int:
         """An id for the peer's nexthop: what the kernel has it under already, else a hash of its name.
@@ -231,7 +293,7 @@ class Mesh:
     # ----------------------------------------------------------------------------------------- what is there
 
     def load(
-        self, nexthops: Iterable[SeenNexthop], neighbours: dict[Address, Mac], routes: Iterable[SeenRoute]
+        self, nexthops: Iterable[SeenNexthop], neighbours: dict[NeighbourKey, Mac], routes: Iterable[SeenRoute]
     ) -> None:
         """Replace what is known of the kernel by full dumps (routes and neighbours: owned ones only)."""
         owned: dict[int, Nexthop] = {}
@@ -244,7 +306,7 @@ class Mesh:
         self.nexthops.load(owned)
         self._unclaimed = {value: key for key, value in owned.items() if key not in self._peer_of}
         self.neighbours.load(neighbours)
-        self.routes.load({seen.key: seen.nexthop for seen in routes})
+        self.routes.load({seen.key: seen.via for seen in routes})
 
     def saw_route(self, seen: SeenRoute, *, replaced: bool) -> bool:
         """A route was made or changed. Returns whether it concerns us.
@@ -252,7 +314,7 @@ class Mesh:
         A foreign route that *replaced* ours is an edit of ours, and repaired. One that was there first is foreign.
         """
         if seen.protocol == ROUTE_PROTOCOL:
-            self.routes.saw(seen.key, seen.nexthop)
+            self.routes.saw(seen.key, seen.via)
         elif replaced and seen.key in self.routes.kernel:
             self.routes.saw(seen.key, EDITED)
         else:
@@ -286,21 +348,27 @@ class Mesh:
             self.nexthops.gone(identity)
             for leg in self._legs.get(self._peer_of.get(identity, ""), ()):
                 for prefix in leg.prefixes:
-                    if self.routes.kernel.get(prefix) == identity:
+                    if self.routes.kernel.get(prefix, EDITED).nexthop == identity:
                         self.routes.gone(prefix)
         # Only a route that is not as desired can use another nexthop than its peer's own.
-        for key in [key for key in self.routes.pending if self.routes.kernel.get(key) in ids]:
+        for key in [key for key in self.routes.pending if self.routes.kernel.get(key, EDITED).nexthop in ids]:
             self.routes.gone(key)
 
-    def saw_neighbour(self, address: Address, mac: Mac) -> bool:
+    def saw_neighbour(self, key: NeighbourKey, mac: Mac) -> bool:
         """A neighbour on our device was made or changed (EDITED_MAC: no longer permanent). Whether it concerns us."""
-        if mac or address in self.neighbours.desired:
-            self.neighbours.saw(address, mac)
+        if mac or key in self.neighbours.desired:
+            self.neighbours.saw(key, mac)
             return True
-        self.neighbours.gone(address)
+        self.neighbours.gone(key)
         return False
 
-    def lost_neighbour(self, address: Address) -> bool:
+    def lost_neighbour(self, key: NeighbourKey) -> bool:
         """A neighbour on our device was deleted. Returns whether it concerns us."""
-        self.neighbours.gone(address)
-        return address in self.neighbours.desired
+        self.neighbours.gone(key)
+        return key in self.neighbours.desired
+
+
+def _underlays(peer: Peer | None) -> tuple[Address, ...]:
+    if peer is None:
+        return ()
+    return (peer.underlay, peer.underlay6) if peer.underlay6 and NATIVE in peer.ways else (peer.underlay,)

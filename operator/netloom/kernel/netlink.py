@@ -58,8 +58,10 @@ GROUPS = {
     "neigh": 3,
     "ipv4-addr": 5,
     "ipv4-route": 7,
+    "ipv4-rule": 8,
     "ipv6-addr": 9,
     "ipv6-route": 11,
+    "ipv6-rule": 19,
     "ipv4-netconf": 24,
     "ipv6-netconf": 25,
     "nexthop": 32,
@@ -106,6 +108,9 @@ class Overflow(Exception):
 Visit = Callable[[int, bytes, int, int], None]
 """Called for each message of a dump with (type, buffer, start and end of what follows the header)."""
 
+VisitAnswer = Callable[[int, int, bytes, int, int], None]
+"""Called for each answer with (number of the question, type, buffer, start and end of what follows the header)."""
+
 
 class Commands(Protocol):
     """What the rest of the kernel side needs of the asking socket; tests put fault injection in its place."""
@@ -115,6 +120,10 @@ class Commands(Protocol):
 
     def execute(self, messages: Sequence[bytes]) -> dict[int, Refusal]:
         """Do all of them, at most BATCH, message i with sequence number i; return the errors by i."""
+
+    def ask(self, questions: Sequence[bytes], visit: VisitAnswer) -> None:
+        """Ask all of them, at most BATCH, question i with sequence number i, each of which has one answer: what is
+        asked for, or an error (type NLMSG_ERROR). Raises OSError when answers are missing."""
 
     def dump(self, request: bytes, visit: Visit) -> bool:
         """Visit every message of the answer. False: the kernel says it was interrupted by a change."""
@@ -185,6 +194,22 @@ class CommandSocket:
                 refusals[sequence] = Refusal(code, _sentence(buffer, flags, start, end))
             done = done or sequence == last
         return done
+
+    def ask(self, questions: Sequence[bytes], visit: VisitAnswer) -> None:
+        """Ask all of them, at most BATCH, question i with sequence number i, each of which has one answer: what is
+        asked for, or an error (type NLMSG_ERROR). Raises OSError when answers are missing."""
+        try:
+            self._socket.sendall(b"".join(questions))
+            left = len(questions)
+            while left:
+                buffer = self._socket.recv(1 << 16)
+                for kind, _flags, sequence, start, end in walk(buffer):
+                    if sequence < len(questions):
+                        left -= 1
+                        visit(sequence, kind, buffer, start, end)
+        except OSError:
+            self._reopen()
+            raise
 
     def dump(self, request: bytes, visit: Visit) -> bool:
         """Visit every message of the answer. False: the kernel says it was interrupted by a change."""

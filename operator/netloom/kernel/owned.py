@@ -15,8 +15,6 @@ import hashlib
 from netloom.kernel.address import Address, Mac
 
 DEVICE_PREFIX = "netloom_"
-VXLAN_DEVICE = "netloom_vxlan"
-GENEVE_DEVICE = "netloom_geneve"
 
 ROUTE_PROTOCOL = 158
 """rtm_protocol and nh_protocol. Free in iproute2's rt_protos."""

@@ -1,53 +1,75 @@
 """What would be changed, said as `ip` would say it: the same tables as the real thing, filled from a fresh reading."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from netloom.kernel import device, reader
 from netloom.kernel.address import format_address, format_mac
-from netloom.kernel.desired import Desired
-from netloom.kernel.device import Step
-from netloom.kernel.mesh import Carrier, Mesh
+from netloom.kernel.desired import Desired, Node
+from netloom.kernel.device import Step, Surroundings
+from netloom.kernel.mesh import Carriers, Mesh
 from netloom.kernel.netlink import Commands
-from netloom.kernel.owned import ROUTE_PROTOCOL, VXLAN_DEVICE
+from netloom.kernel.owned import ROUTE_PROTOCOL
 from netloom.kernel.report import PlannedChange
-from netloom.kernel.rows import Nexthop, OddRoute, RouteKey
-from netloom.kernel.sysctl import read, wanted
+from netloom.kernel.rows import NeighbourKey, Nexthop, OddRoute, RouteKey, Via
+from netloom.kernel.sysctl import Sysctl, effective, of_node, of_tunnel
+from netloom.kernel.way import NATIVE, Way
 
 _NO_DEVICE_YET = -1
+"""Less this times the number of the tunnel: ifindexes of devices that would have to be made first."""
 
 
 def planned_changes(commands: Commands, desired: Desired) -> list[PlannedChange]:
     """All changes, in the order in which they would be made."""
-    tunnel, around = desired.tunnel, reader.surroundings(commands)
-    link = around.link(VXLAN_DEVICE)
-    changes, teardown = [], list(device.unwanted(tunnel, around))
-    carrier = Carrier()
-    if tunnel is not None:
-        making = list(device.replacement(tunnel, around))
-        if making:
-            link = None
-        carrier = Carrier(link.ifindex if link and link.up else _NO_DEVICE_YET, tunnel.vni, device.has_ipv6(tunnel))
-        underlay = around.underlay(tunnel.local)
-        changes += _said(making) + _switches(underlay.name if underlay else "", ipv6=carrier.ipv6)
-        if link is None:
-            changes += _said(device.first_steps(tunnel))
-        else:
-            changes += _said(device.adjustment(tunnel, link, around))
-            changes += _said(device.missing_addresses(tunnel, link, around))
-            teardown = [*device.surplus_addresses(tunnel, link, around), *teardown]
-    changes += _rows(commands, desired, carrier)
-    return changes + _said(teardown)
+    node, around = desired.node, reader.surroundings(commands)
+    teardown = list(device.unwanted(node, around))
+    changes: list[PlannedChange] = []
+    carriers = Carriers()
+    mesh = Mesh()
+    mesh.reach.stopped_are([link.ifindex for link in around.links if not link.running])
+    mesh.replace_peers(desired)
+    for address, hop in reader.hops(commands, list(mesh.reach.due)):
+        mesh.reach.answered(address, hop)
+    names = {link.ifindex: link.name for link in around.links}
+    if node is not None:
+        tunnels: dict[Way, int] = {}
+        outgoing = mesh.reach.outgoing
+        underlay = device.carrying(node, around, outgoing)
+        switches = of_node([link.name for link in underlay], ipv6=node.ipv6, native=NATIVE in node.ways)
+        changes += _switches(switches)
+        for way in node.tunnels:
+            mtu = device.tunnel_mtu(node, way, around, outgoing)
+            steps, tunnels[way] = _tunnel(node, way, mtu, around, teardown)
+            tunnels[way] = tunnels[way] or _NO_DEVICE_YET - len(tunnels)
+            names[tunnels[way]] = way.device
+            changes += steps
+        native_mtu = node.mtu if any(link.mtu > node.mtu for link in underlay) else 0
+        carriers = Carriers(tunnels, node.vni, node.ipv6, native_mtu)
+    return changes + _rows(commands, mesh, carriers, names) + _said(teardown)
+
+
+def _tunnel(
+    node: Node, way: Way, mtu: int, around: Surroundings, teardown: list[Step]
+) -> tuple[list[PlannedChange], int]:
+    """What has to be done to the tunnel's device, and its ifindex (0: it has to be made)."""
+    making = list(device.replacement(node, way, around, mtu))
+    switches = _switches(of_tunnel(way.device, ipv6=node.ipv6))
+    link = around.link(way.device)
+    if making or link is None:
+        return [*_said(making), *switches, *_said(device.first_steps(node, way, mtu))], 0
+    steps = [*device.adjustment(node, link, mtu), *device.missing_addresses(node, link, around)]
+    teardown[:0] = device.surplus_addresses(node, link, around)
+    return [*switches, *_said(steps)], link.ifindex if link.up else 0
 
 
 def _said(steps: Iterable[Step]) -> list[PlannedChange]:
     return [PlannedChange(f"ip {step.text}", step.why) for step in steps]
 
 
-def _switches(underlay: str, *, ipv6: bool) -> list[PlannedChange]:
+def _switches(switches: Iterable[Sysctl]) -> list[PlannedChange]:
     changes = []
-    for sysctl in wanted(VXLAN_DEVICE, underlay, ipv6=ipv6):
+    for sysctl in switches:
         try:
-            before = read(sysctl.name)
+            before = effective(sysctl)
         except FileNotFoundError:
             before = "not there yet"
         if not sysctl.is_set(before):
@@ -55,45 +77,52 @@ def _switches(underlay: str, *, ipv6: bool) -> list[PlannedChange]:
     return changes
 
 
-def _rows(commands: Commands, desired: Desired, carrier: Carrier) -> list[PlannedChange]:
-    mesh = Mesh()
+def _rows(commands: Commands, mesh: Mesh, carriers: Carriers, names: Mapping[int, str]) -> list[PlannedChange]:
     mesh.load(reader.nexthops(commands), {}, reader.routes(commands))
-    mesh.set_carrier(carrier)
-    mesh.neighbours.load(reader.neighbours(commands, max(carrier.ifindex, 0)))
-    mesh.replace_peers(desired)
+    mesh.neighbours.load(reader.neighbours(commands, [index for index in carriers.tunnels.values() if index > 0]))
+    mesh.set_carriers(carriers)
     changes = []
-    for address, mac, _ in sorted(mesh.neighbours.updates()):
-        text = f"neighbour replace {format_address(address)} lladdr {format_mac(mac)} dev {VXLAN_DEVICE} nud permanent"
-        changes.append((text, mesh.peer_of("neighbour", address)))
-    for key, nexthop, before in sorted(mesh.nexthops.updates(), key=lambda update: update[0]):
-        changes.append((nexthop_text("replace" if before else "add", key, nexthop), mesh.peer_of("nexthop", key)))
-    for route, identity, old in sorted(mesh.routes.updates(), key=lambda update: _order(update[0])):
+    for key, mac, _ in sorted(mesh.neighbours.updates()):
+        text = f"neighbour replace {_neighbour(key, names)} lladdr {format_mac(mac)} nud permanent"
+        changes.append((text, mesh.peer_of("neighbour", key)))
+    for identity, nexthop, before in sorted(mesh.nexthops.updates(), key=lambda update: update[0]):
+        text = nexthop_text("replace" if before else "add", identity, nexthop, names)
+        changes.append((text, mesh.peer_of("nexthop", identity)))
+    for route, via, old in sorted(mesh.routes.updates(), key=lambda update: _order(update[0])):
         verb = "add" if old is None else "replace"
-        changes.append((f"{route_text(verb, route)} nhid {identity}", mesh.peer_of("route", route)))
+        changes.append((route_text(verb, route, via), mesh.peer_of("route", route)))
     unwanted = "no peer has it"
     changes += [(route_text("delete", key), unwanted) for key, *_ in sorted(mesh.routes.deletions(), key=_first)]
     changes += [
         (f"nexthop delete id {key}", unwanted) for key, *_ in sorted(mesh.nexthops.deletions(), key=lambda e: e[0])
     ]
     changes += [
-        (f"neighbour delete {format_address(address)} dev {VXLAN_DEVICE}", unwanted)
-        for address, *_ in sorted(mesh.neighbours.deletions())
+        (f"neighbour delete {_neighbour(key, names)}", unwanted) for key, *_ in sorted(mesh.neighbours.deletions())
     ]
     return [PlannedChange(f"ip {text}", why) for text, why in changes]
 
 
-def nexthop_text(verb: str, identity: int, nexthop: Nexthop) -> str:
-    """The nexthop as an `ip` command."""
-    encap = f"encap ip id {nexthop.vni} dst {format_address(nexthop.remote)} ttl {nexthop.ttl}"
+def _neighbour(key: NeighbourKey, names: Mapping[int, str]) -> str:
+    ifindex, address = key
+    return f"{format_address(address)} dev {names.get(ifindex, ifindex)}"
+
+
+def nexthop_text(verb: str, identity: int, nexthop: Nexthop, names: Mapping[int, str]) -> str:
+    """The nexthop as an `ip` command; `names` of devices by ifindex."""
+    encap = (
+        f"encap ip id {nexthop.vni} dst {format_address(nexthop.remote)} ttl {nexthop.ttl} " if nexthop.remote else ""
+    )
+    device_name = names.get(nexthop.ifindex, nexthop.ifindex)
     return (
-        f"nexthop {verb} id {identity} {encap} "
-        f"via {format_address(nexthop.gateway)} dev {VXLAN_DEVICE} onlink proto {ROUTE_PROTOCOL}"
+        f"nexthop {verb} id {identity} {encap}"
+        f"via {format_address(nexthop.gateway)} dev {device_name} onlink proto {ROUTE_PROTOCOL}"
     )
 
 
-def route_text(verb: str, key: RouteKey) -> str:
+def route_text(verb: str, key: RouteKey, via: Via | None = None) -> str:
     """The route as an `ip` command."""
-    return f"route {verb} {key} proto {ROUTE_PROTOCOL}"
+    content = f" nhid {via.nexthop}" + (f" mtu {via.mtu}" if via.mtu else "") if via else ""
+    return f"route {verb} {key} proto {ROUTE_PROTOCOL}{content}"
 
 
 def _order(key: RouteKey) -> tuple[int, bytes, int, int]:
@@ -101,5 +130,5 @@ def _order(key: RouteKey) -> tuple[int, bytes, int, int]:
     return len(prefix.address), prefix.address, prefix.length, key.metric if isinstance(key, OddRoute) else 0
 
 
-def _first(entry: tuple[RouteKey, None, int]) -> tuple[int, bytes, int, int]:
+def _first(entry: tuple[RouteKey, None, Via]) -> tuple[int, bytes, int, int]:
     return _order(entry[0])

@@ -4,15 +4,19 @@ Needs no capability. 10,000 peers are read in about 0.1 s; while that happens th
 a thread).
 """
 
+import contextlib
 import socket
+from collections.abc import Iterable, Sequence
 
 from netloom.kernel import links, rows
 from netloom.kernel.address import Address, Mac
 from netloom.kernel.device import Surroundings
 from netloom.kernel.links import InterfaceAddress, Link
-from netloom.kernel.netlink import DUMP_ATTEMPTS, Commands, Visit
+from netloom.kernel.netlink import BATCH, DUMP_ATTEMPTS, Commands, RefusedError, Visit
 from netloom.kernel.owned import ROUTE_PROTOCOL
-from netloom.kernel.rows import SeenNexthop, SeenRoute
+from netloom.kernel.reach import Hop
+from netloom.kernel.rows import NeighbourKey, SeenNexthop, SeenRoute
+from netloom.kernel.wire import NLMSG_ERROR
 
 
 def surroundings(commands: Commands) -> Surroundings:
@@ -62,18 +66,43 @@ def routes(commands: Commands) -> list[SeenRoute]:
     return found
 
 
-def neighbours(commands: Commands, ifindex: int) -> dict[Address, Mac]:
-    """The permanent neighbours on our device."""
-    found: list[tuple[Address, Mac]] = []
+def neighbours(commands: Commands, ifindexes: Iterable[int]) -> dict[NeighbourKey, Mac]:
+    """The permanent neighbours on our devices."""
+    found: list[tuple[NeighbourKey, Mac]] = []
+    for ifindex in ifindexes:
 
-    def visit(_kind: int, buffer: bytes, start: int, end: int) -> None:
-        seen = rows.read_neighbour(buffer, start, end)
-        if seen is not None and seen.ifindex == ifindex and seen.mac:
-            found.append((seen.address, seen.mac))
+        def visit(_kind: int, buffer: bytes, start: int, end: int, ifindex: int = ifindex) -> None:
+            seen = rows.read_neighbour(buffer, start, end)
+            if seen is not None and seen.ifindex == ifindex and seen.mac:
+                found.append(((ifindex, seen.address), seen.mac))
 
-    if ifindex:
-        _dump(commands, rows.dump_neighbours(ifindex), found, visit)
+        _dump(commands, rows.dump_neighbours(ifindex), found, visit, list(found))
     return dict(found)
+
+
+def hops(commands: Commands, addresses: Sequence[Address]) -> list[tuple[Address, Hop]]:
+    """Which way packets to these addresses go."""
+    found: list[tuple[Address, Hop]] = []
+    question = {size: rows.ask_route(size) for size in (4, 16)}
+    for at in range(0, len(addresses), BATCH):
+        part = addresses[at : at + BATCH]
+
+        def visit(number: int, kind: int, buffer: bytes, start: int, end: int, part: Sequence[Address] = part) -> None:
+            found.append((part[number], Hop() if kind == NLMSG_ERROR else rows.read_hop(buffer, start, end)))
+
+        commands.ask([question[len(address)](number, address) for number, address in enumerate(part)], visit)
+    return found
+
+
+def received(commands: Commands, ifindex: int) -> int:
+    """Packets that a device has received since it was made; 0 if it is not there."""
+    counts: list[int] = []
+    with contextlib.suppress(RefusedError):
+        commands.get(
+            links.get_link(ifindex),
+            lambda _k, buffer, start, end: counts.append(links.read_received(buffer, start, end)),
+        )
+    return sum(counts)
 
 
 def _dump(commands: Commands, request: bytes, found: list, visit: Visit, keep: list | None = None) -> None:  # type: ignore[type-arg]

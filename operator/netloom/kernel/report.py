@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import msgspec
 
 from netloom.kernel.mesh import Conflict
+from netloom.kernel.way import Way
 
 
 class Failure(msgspec.Struct, frozen=True):
@@ -25,6 +26,10 @@ class Failure(msgspec.Struct, frozen=True):
 class Report(msgspec.Struct, frozen=True):
     """The state of the data path.
 
+    mtu:      bytes, of pods; mtu_source says where it comes from. 0: not known.
+    underlay: devices that carry the traffic between the nodes.
+    tunnels:  those that are ready to receive.
+    stranded: peers that can only be reached natively, and are not on a network of this node.
     written:  requests written since `open`, by message type.
     compared: full comparisons with the kernel since `open`.
     reading_seconds: what the reading of the kernel's tables took in those, in all.
@@ -35,7 +40,10 @@ class Report(msgspec.Struct, frozen=True):
 
     peers: int = 0
     mtu: int = 0
-    underlay: str = ""
+    mtu_source: str = ""
+    underlay: tuple[str, ...] = ()
+    tunnels: tuple[Way, ...] = ()
+    stranded: tuple[str, ...] = ()
     failures: tuple[Failure, ...] = ()
     conflicts: tuple[Conflict, ...] = ()
     pending: int = 0
@@ -48,7 +56,7 @@ class Report(msgspec.Struct, frozen=True):
     @property
     def in_sync(self) -> bool:
         """Whether the kernel holds all that is desired."""
-        return not self.failures and not self.conflicts and not self.pending
+        return not self.failures and not self.conflicts and not self.pending and not self.stranded
 
 
 class PlannedChange(msgspec.Struct, frozen=True):

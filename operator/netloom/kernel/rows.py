@@ -1,9 +1,11 @@
 """Nexthops, neighbours and routes: their values, and their messages in both directions.
 
-Per peer and family there is one nexthop object (which tunnel device, which VNI, which outer destination, which inner
-gateway), one permanent neighbour (that gateway's MAC), and one route per pod CIDR that says no more than "nexthop N".
-Routes of one device with 10,000 different gateways cost O(N^2) in the kernel's hash table (3.7 s by `ip -batch`);
-with nexthop objects they are linear, and a replaced nexthop moves all its routes at once, without a gap.
+Per peer and family there is one nexthop object and one route per pod CIDR that says no more than "nexthop N". Through
+a tunnel, the nexthop says which device, VNI, outer destination and inner gateway, and a permanent neighbour gives that
+gateway's MAC. A native nexthop is the peer's own address on a device of the node, whose MAC the kernel asks for.
+
+Routes of one device with 10,000 different gateways cost O(N^2) in the kernel's hash table (3.7 s by `ip -batch`); with
+nexthop objects they are linear, and a replaced nexthop moves all its routes at once, without a gap.
 """
 
 import socket
@@ -16,6 +18,7 @@ import msgspec
 
 from netloom.kernel.address import Address, Mac, Prefix
 from netloom.kernel.owned import NEXTHOP_IDS, ROUTE_PROTOCOL, ROUTE_TABLE, TUNNEL_TTL
+from netloom.kernel.reach import Hop
 from netloom.kernel.wire import (
     CREATE,
     EXCL,
@@ -45,12 +48,22 @@ from netloom.kernel.wire import (
 _RTN_UNICAST = 1
 _SCOPE_UNIVERSE, _SCOPE_NOWHERE = 0, 255
 _RTNH_ONLINK = 4
-_RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_PRIORITY, _RTA_TABLE, _RTA_NH_ID = 1, 4, 5, 6, 15, 30
+_RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_PRIORITY, _RTA_METRICS, _RTA_TABLE, _RTA_VIA, _RTA_NH_ID = (
+    1,
+    4,
+    5,
+    6,
+    8,
+    15,
+    18,
+    30,
+)
+_RTAX_MTU = 2
 _NHA_ID, _NHA_OIF, _NHA_GATEWAY, _NHA_ENCAP_TYPE, _NHA_ENCAP = 1, 5, 6, 7, 8
 _ENCAP_IP = 2
 _ENCAP_ID, _ENCAP_DST, _ENCAP_SRC, _ENCAP_TTL, _ENCAP_TOS, _ENCAP_FLAGS, _ENCAP_OPTIONS = 1, 2, 3, 4, 5, 6, 8
 _NDA_DST, _NDA_LLADDR = 1, 2
-_NUD_PERMANENT = 0x80
+_NUD_FAILED, _NUD_PERMANENT = 0x20, 0x80
 _NTF_PROXY = 0x08
 
 _ROUTE = struct.Struct("=BBBBBBBBI")  # family, dst_len, src_len, tos, table, protocol, scope, type, flags
@@ -62,8 +75,16 @@ _FAMILY: dict[int, int] = {4: socket.AF_INET, 16: socket.AF_INET6}
 _METRIC: dict[int, int] = {socket.AF_INET: 0, socket.AF_INET6: 1024}
 """What the kernel makes of a metric of 0."""
 
-EDITED = 0
-"""Value of a route whose content is not one of ours (we write `nhid` and nothing else), so that it is repaired."""
+
+class Via(msgspec.Struct, frozen=True, gc=False):
+    """A route's content: the id of its nexthop object, and its MTU in bytes where that is not its device's (0)."""
+
+    nexthop: int
+    mtu: int = 0
+
+
+EDITED = Via(0)
+"""Value of a route whose content is not one of ours, so that it is repaired."""
 
 EDITED_MAC = b""
 """Value of a neighbour that is no longer a permanent one with a MAC."""
@@ -85,8 +106,13 @@ RouteKey = Prefix | OddRoute
 """What makes two routes of the main table the same to the kernel. Ours have the default metric and no TOS."""
 
 
+NeighbourKey = tuple[int, Address]
+"""ifindex and address."""
+
+
 class Nexthop(msgspec.Struct, frozen=True, gc=False):
-    """A nexthop object's content. `remote` is the outer destination; `extra` is what we never write: an edit."""
+    """A nexthop object's content. `remote` is the outer destination, empty in a native one, whose `vni` and `ttl` are
+    0; `extra` is what we never write: an edit."""
 
     ifindex: int
     gateway: Address
@@ -94,6 +120,11 @@ class Nexthop(msgspec.Struct, frozen=True, gc=False):
     vni: int
     ttl: int = TUNNEL_TTL
     extra: bytes = b""
+
+    @classmethod
+    def native(cls, ifindex: int, gateway: Address) -> "Nexthop":
+        """Without encapsulation."""
+        return cls(ifindex, gateway, b"", 0, 0)
 
 
 # ---------------------------------------------------------------------------------------------- to the kernel
@@ -107,22 +138,22 @@ def _marker(letter: bytes, size: int) -> bytes:
 
 
 class RouteMessages:
-    """Encoders of routes; one template per (family, prefix length, replace or create)."""
+    """Encoders of routes; one template per (family, prefix length, MTU, replace or create)."""
 
     def __init__(self) -> None:
-        self._encoders: dict[tuple[int, int, bool], Callable[[int, bytes, bytes], bytes]] = {}
+        self._encoders: dict[tuple[int, int, int, bool], Callable[[int, bytes, bytes], bytes]] = {}
 
     def encode(self, updates: Writes) -> list[bytes]:
         """Requests with the sequence numbers 0, 1, ..."""
         messages, encoders, order = [], self._encoders, sys.byteorder
-        for sequence, (key, nexthop, before) in enumerate(updates):
-            if nexthop is None:
+        for sequence, (key, via, before) in enumerate(updates):
+            if via is None:
                 messages.append(self._delete(sequence, key))
                 continue
             address = key.address
-            shape = (len(address), key.length, before is not None)
+            shape = (len(address), key.length, via.mtu, before is not None)
             encoder = encoders.get(shape) or self._encoder(shape)
-            messages.append(encoder(sequence, address, nexthop.to_bytes(4, order)))
+            messages.append(encoder(sequence, address, via.nexthop.to_bytes(4, order)))
         return messages
 
     def _delete(self, sequence: int, key: RouteKey) -> bytes:
@@ -133,13 +164,16 @@ class RouteMessages:
         parts = [attribute(_RTA_DST, prefix.address), attribute(_RTA_PRIORITY, u32(metric))]
         return message(RTM_DELROUTE, 0, body, *parts, sequence=sequence)
 
-    def _encoder(self, shape: tuple[int, int, bool]) -> Callable[[int, bytes, bytes], bytes]:
-        size, length, replace = shape
+    def _encoder(self, shape: tuple[int, int, int, bool]) -> Callable[[int, bytes, bytes], bytes]:
+        size, length, mtu, replace = shape
         # Where no route of ours is, a foreign one may be: EXCL makes the kernel refuse instead of replacing it.
         flags = CREATE | (REPLACE if replace else EXCL)
         body = _ROUTE.pack(_FAMILY[size], length, 0, 0, ROUTE_TABLE, ROUTE_PROTOCOL, _SCOPE_UNIVERSE, _RTN_UNICAST, 0)
         destination, nexthop = _marker(b"d", size), _marker(b"n", 4)
-        template = message(RTM_NEWROUTE, flags, body, attribute(_RTA_DST, destination), attribute(_RTA_NH_ID, nexthop))
+        parts = [attribute(_RTA_DST, destination), attribute(_RTA_NH_ID, nexthop)]
+        if mtu:
+            parts.append(nested(_RTA_METRICS, attribute(_RTAX_MTU, u32(mtu))))
+        template = message(RTM_NEWROUTE, flags, body, *parts)
         encoder = self._encoders[shape] = Stamp(template, destination, nexthop).two()
         return encoder
 
@@ -148,64 +182,80 @@ class NexthopMessages:
     """Encoders of nexthops; one template per (family, device, VNI, replace or create)."""
 
     def __init__(self) -> None:
-        self._encoders: dict[tuple[int, int, int, bool], Callable[[int, bytes, bytes, bytes], bytes]] = {}
+        self._tunnels: dict[tuple[int, int, int, bool], Callable[[int, bytes, bytes, bytes], bytes]] = {}
+        self._natives: dict[tuple[int, int, bool], Callable[[int, bytes, bytes], bytes]] = {}
 
     def encode(self, updates: Writes) -> list[bytes]:
         """Requests with the sequence numbers 0, 1, ... A replaced nexthop takes all its routes along; a deleted one
         deletes them."""
-        messages, encoders, order = [], self._encoders, sys.byteorder
+        messages, tunnels, order = [], self._tunnels, sys.byteorder
         for sequence, (key, value, before) in enumerate(updates):
             if value is None:
                 body = _NEXTHOP.pack(0, 0, 0, 0, 0)
                 messages.append(message(RTM_DELNEXTHOP, 0, body, attribute(_NHA_ID, u32(key)), sequence=sequence))
                 continue
-            gateway = value.gateway
-            shape = (len(gateway), value.ifindex, value.vni, before is not None)
-            encoder = encoders.get(shape) or self._encoder(shape)
-            messages.append(encoder(sequence, key.to_bytes(4, order), gateway, value.remote))
+            gateway, replace, identity = value.gateway, before is not None, key.to_bytes(4, order)
+            if value.remote:
+                shape = (len(gateway), value.ifindex, value.vni, replace)
+                tunnel = tunnels.get(shape) or self._tunnel(shape)
+                messages.append(tunnel(sequence, identity, gateway, value.remote))
+            else:
+                plain = (len(gateway), value.ifindex, replace)
+                native = self._natives.get(plain) or self._native(plain)
+                messages.append(native(sequence, identity, gateway))
         return messages
 
-    def _encoder(self, shape: tuple[int, int, int, bool]) -> Callable[[int, bytes, bytes, bytes], bytes]:
+    def _tunnel(self, shape: tuple[int, int, int, bool]) -> Callable[[int, bytes, bytes, bytes], bytes]:
         size, ifindex, vni, replace = shape
-        flags = CREATE | (REPLACE if replace else EXCL)
         key, gateway, remote = _marker(b"k", 4), _marker(b"g", size), _marker(b"r", 4)
-        template = message(
-            RTM_NEWNEXTHOP,
-            flags,
-            _NEXTHOP.pack(_FAMILY[size], 0, ROUTE_PROTOCOL, 0, _RTNH_ONLINK),
-            attribute(_NHA_ID, key),
-            attribute(_NHA_OIF, u32(ifindex)),
-            attribute(_NHA_GATEWAY, gateway),
-            attribute(_NHA_ENCAP_TYPE, u16(_ENCAP_IP)),
-            nested(
-                _NHA_ENCAP,
-                attribute(_ENCAP_ID, be64(vni)),
-                attribute(_ENCAP_TTL, u8(TUNNEL_TTL)),
-                attribute(_ENCAP_DST, remote),
-            ),
+        encapsulation = nested(
+            _NHA_ENCAP,
+            attribute(_ENCAP_ID, be64(vni)),
+            attribute(_ENCAP_TTL, u8(TUNNEL_TTL)),
+            attribute(_ENCAP_DST, remote),
         )
-        encoder = self._encoders[shape] = Stamp(template, key, gateway, remote).three()
+        parts = [attribute(_NHA_ENCAP_TYPE, u16(_ENCAP_IP)), encapsulation]
+        template = _new_nexthop(size, ifindex, replace, key, gateway, *parts)
+        encoder = self._tunnels[shape] = Stamp(template, key, gateway, remote).three()
         return encoder
+
+    def _native(self, shape: tuple[int, int, bool]) -> Callable[[int, bytes, bytes], bytes]:
+        size, ifindex, replace = shape
+        key, gateway = _marker(b"k", 4), _marker(b"g", size)
+        encoder = self._natives[shape] = Stamp(_new_nexthop(size, ifindex, replace, key, gateway), key, gateway).two()
+        return encoder
+
+
+def _new_nexthop(size: int, ifindex: int, replace: bool, key: bytes, gateway: bytes, *parts: bytes) -> bytes:
+    """`onlink`: that the gateway is on the device has been decided before, and is decided again when it changes."""
+    return message(
+        RTM_NEWNEXTHOP,
+        CREATE | (REPLACE if replace else EXCL),
+        _NEXTHOP.pack(_FAMILY[size], 0, ROUTE_PROTOCOL, 0, _RTNH_ONLINK),
+        attribute(_NHA_ID, key),
+        attribute(_NHA_OIF, u32(ifindex)),
+        attribute(_NHA_GATEWAY, gateway),
+        *parts,
+    )
 
 
 class NeighbourMessages:
     """Encoders of neighbours; one template per (family, device)."""
 
     def __init__(self) -> None:
-        self.ifindex = 0
         self._encoders: dict[tuple[int, int], Callable[[int, bytes, bytes], bytes]] = {}
 
     def encode(self, updates: Writes) -> list[bytes]:
-        """Requests with the sequence numbers 0, 1, ..., for the device `ifindex`."""
-        messages, encoders, ifindex = [], self._encoders, self.ifindex
-        for sequence, (key, mac, _before) in enumerate(updates):
+        """Requests with the sequence numbers 0, 1, ..."""
+        messages, encoders = [], self._encoders
+        for sequence, ((ifindex, address), mac, _before) in enumerate(updates):
             if mac is None:
-                body = _NEIGHBOUR.pack(_FAMILY[len(key)], ifindex, 0, 0, 0)
-                messages.append(message(RTM_DELNEIGH, 0, body, attribute(_NDA_DST, key), sequence=sequence))
+                body = _NEIGHBOUR.pack(_FAMILY[len(address)], ifindex, 0, 0, 0)
+                messages.append(message(RTM_DELNEIGH, 0, body, attribute(_NDA_DST, address), sequence=sequence))
                 continue
-            shape = (len(key), ifindex)
+            shape = (len(address), ifindex)
             encoder = encoders.get(shape) or self._encoder(shape)
-            messages.append(encoder(sequence, key, mac))
+            messages.append(encoder(sequence, address, mac))
         return messages
 
     def _encoder(self, shape: tuple[int, int]) -> Callable[[int, bytes, bytes], bytes]:
@@ -222,10 +272,10 @@ class NeighbourMessages:
 
 
 class SeenRoute(msgspec.Struct, frozen=True, gc=False):
-    """A route of the main table, whoever owns it. `nexthop` is EDITED unless it is a plain `nhid` route."""
+    """A route of the main table, whoever owns it. `via` is EDITED unless it is a plain `nhid` route."""
 
     key: RouteKey
-    nexthop: int
+    via: Via
     protocol: int
 
 
@@ -238,11 +288,12 @@ class SeenNexthop(msgspec.Struct, frozen=True, gc=False):
 
 
 class SeenNeighbour(msgspec.Struct, frozen=True, gc=False):
-    """A neighbour; `mac` is EDITED_MAC unless it is a permanent entry."""
+    """A neighbour; `mac` is EDITED_MAC unless it is a permanent entry. `failed`: nobody answered there."""
 
     ifindex: int
     address: Address
     mac: Mac
+    failed: bool = False
 
 
 def read_route(buffer: bytes, start: int, end: int) -> SeenRoute | None:
@@ -256,7 +307,17 @@ def read_route(buffer: bytes, start: int, end: int) -> SeenRoute | None:
     prefix = Prefix(found.get(_RTA_DST) or bytes(_SIZE[family]), length)
     key = prefix if metric == _METRIC[family] and not tos else OddRoute(prefix, metric, tos)
     nexthop = int.from_bytes(found.get(_RTA_NH_ID, b""), sys.byteorder)
-    return SeenRoute(key, nexthop if kind == _RTN_UNICAST else EDITED, protocol)
+    if kind != _RTN_UNICAST or not nexthop:
+        return SeenRoute(key, EDITED, protocol)
+    metrics = found.get(_RTA_METRICS)
+    return SeenRoute(key, Via(nexthop, _mtu(metrics)) if metrics else Via(nexthop), protocol)
+
+
+def _mtu(metrics: bytes) -> int:
+    """The MTU in a route's metrics; -1 if there is anything else in them, which we never write."""
+    found = attributes(metrics, 0, len(metrics))
+    mtu = int.from_bytes(found.pop(_RTAX_MTU, b""), sys.byteorder)
+    return -1 if found else mtu
 
 
 def read_nexthop(buffer: bytes, start: int, end: int) -> SeenNexthop:
@@ -272,7 +333,8 @@ def read_nexthop(buffer: bytes, start: int, end: int) -> SeenNexthop:
     )
     if not flags & _RTNH_ONLINK:
         odd += b"not onlink"
-    if int.from_bytes(found.get(_NHA_ENCAP_TYPE, b""), sys.byteorder) != _ENCAP_IP:
+    kind = int.from_bytes(found.get(_NHA_ENCAP_TYPE, b""), sys.byteorder)
+    if kind not in (0, _ENCAP_IP):
         odd += b"not encap ip"
     value = Nexthop(
         int.from_bytes(found.get(_NHA_OIF, b""), sys.byteorder),
@@ -299,7 +361,8 @@ class NexthopReader:
             fields = self._stencil.match(buffer, start, end)
             if fields is not None:
                 like = self._sample.value
-                value = Nexthop(like.ifindex, fields[1], fields[2], like.vni, like.ttl, like.extra)
+                remote = fields[2] if len(fields) > 2 else b""
+                value = Nexthop(like.ifindex, fields[1], remote, like.vni, like.ttl, like.extra)
                 return SeenNexthop(int.from_bytes(fields[0], sys.byteorder), value, self._sample.protocol)
         seen = self._sample = read_nexthop(buffer, start, end)
         self._stencil = _nexthop_stencil(buffer[start:end])
@@ -308,11 +371,15 @@ class NexthopReader:
 
 def _nexthop_stencil(sample: bytes) -> Stencil | None:
     outer = places(sample, 8, len(sample))
-    if _NHA_ENCAP not in outer or _NHA_GATEWAY not in outer:
+    if _NHA_GATEWAY not in outer:
         return None
-    remote = places(sample, *outer[_NHA_ENCAP]).get(_ENCAP_DST)
-    fields = [outer[_NHA_ID], outer[_NHA_GATEWAY], remote]
-    return Stencil(sample, fields) if remote and fields == sorted(fields) else None  # type: ignore[arg-type,type-var]
+    fields = [outer[_NHA_ID], outer[_NHA_GATEWAY]]
+    if _NHA_ENCAP in outer:
+        remote = places(sample, *outer[_NHA_ENCAP]).get(_ENCAP_DST)
+        if remote is None:
+            return None
+        fields.append(remote)
+    return Stencil(sample, fields) if fields == sorted(fields) else None
 
 
 def read_neighbour(buffer: bytes, start: int, end: int) -> SeenNeighbour | None:
@@ -322,7 +389,31 @@ def read_neighbour(buffer: bytes, start: int, end: int) -> SeenNeighbour | None:
         return None
     found = attributes(buffer, start + 12, end, _NDA_LLADDR)
     mac = found.get(_NDA_LLADDR, EDITED_MAC) if state == _NUD_PERMANENT else EDITED_MAC
-    return SeenNeighbour(ifindex, found.get(_NDA_DST, b""), mac)
+    return SeenNeighbour(ifindex, found.get(_NDA_DST, b""), mac, bool(state & _NUD_FAILED))
+
+
+def ask_route(size: int) -> Callable[[int, bytes], bytes]:
+    """The encoder of the question which way packets to an address (of 4 or 16 bytes) go."""
+    body = _ROUTE.pack(_FAMILY[size], size * 8, 0, 0, 0, 0, 0, 0, 0)
+    address = _marker(b"a", size)
+    return Stamp(message(RTM_GETROUTE, 0, body, attribute(_RTA_DST, address)), address).one()
+
+
+def read_hop(buffer: bytes, start: int, end: int) -> Hop:
+    """The answer to that question."""
+    if buffer[start + 7] != _RTN_UNICAST:
+        return Hop()
+    found = attributes(buffer, start + 12, end)
+    outgoing = int.from_bytes(found.get(_RTA_OIF, b""), sys.byteorder)
+    return Hop(outgoing, _RTA_GATEWAY not in found and _RTA_VIA not in found)
+
+
+def read_destination(buffer: bytes, start: int, end: int) -> tuple[Address, int] | None:
+    """Destination and prefix length of somebody else's route, in whatever table."""
+    family, length, _source, _tos, _table, protocol = _ROUTE.unpack_from(buffer, start)[:6]
+    if family not in _SIZE or protocol == ROUTE_PROTOCOL:
+        return None
+    return attributes(buffer, start + 12, end, _RTA_DST).get(_RTA_DST) or bytes(_SIZE[family]), length
 
 
 def owned_nexthop(seen: SeenNexthop) -> bool:

@@ -4,6 +4,8 @@ What is switched on outside our own device is written to a file first, so that `
 written only if it differs; one that was right already is not ours to put back.
 """
 
+from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
@@ -14,44 +16,66 @@ ROOT = Path("/proc/sys")
 class Sysctl(msgspec.Struct, frozen=True):
     """A switch. `name` is its path below /proc/sys. `ours`: it belongs to our device and goes with it.
 
-    `only_from`: a value other than this one is somebody's choice, and stays.
+    `only_from`: a value other than this one is somebody's choice, and stays. `beside`: another switch, of which the
+    kernel takes the greater of both.
     """
 
     name: str
     value: str
     ours: bool = False
     only_from: str = ""
+    beside: str = ""
 
     def is_set(self, now: str) -> bool:
         """Whether a value that is read needs no change."""
         return now == self.value or (self.only_from != "" and now != self.only_from)
 
 
-def wanted(device: str, underlay: str, *, ipv6: bool) -> list[Sysctl]:
-    """The switches for pods behind this tunnel device, on a node whose address is on `underlay` (empty: unknown).
+def of_node(underlay: Iterable[str], *, ipv6: bool, native: bool) -> list[Sysctl]:
+    """The switches of a node whose pods' traffic goes through these devices.
 
-    rp_filter: loose on our device, because a remote node's own traffic to a pod may come from an address that is not
-    routed through the tunnel, which strict mode drops; the kernel uses the greater of the device's and `all`, and 2
-    (loose) is the greatest.
-    accept_ra: nobody who can send through the tunnel shall be able to configure this node. And with forwarding on, the
-    kernel ignores router advertisements on all devices, unless the switch is at 2: a node that has its default route
-    from one would lose it minutes later.
+    rp_filter: where packets may come in natively, it has to be loose: what goes to their sender may go through a
+    tunnel while the cluster changes from one to the other. A filter that is off stays off.
+    accept_ra: with forwarding on, the kernel ignores router advertisements on all devices, unless the switch is at 2: a
+    node that has its default route from one would lose it minutes later.
     """
-    result = [Sysctl(f"net/ipv4/conf/{device}/rp_filter", "2", ours=True), Sysctl("net/ipv4/ip_forward", "1")]
+    result = [Sysctl("net/ipv4/ip_forward", "1")]
+    for device in underlay:
+        if native:
+            strict = f"net/ipv4/conf/{device}/rp_filter"
+            result.append(Sysctl(strict, "2", only_from="1", beside="net/ipv4/conf/all/rp_filter"))
+        if ipv6:
+            result.append(Sysctl(f"net/ipv6/conf/{device}/accept_ra", "2", only_from="1"))
+    if ipv6:
+        result.append(Sysctl("net/ipv6/conf/all/forwarding", "1"))
+    return result
+
+
+def of_tunnel(device: str, *, ipv6: bool) -> list[Sysctl]:
+    """The switches of a tunnel's device.
+
+    rp_filter: loose, because a remote node's own traffic to a pod may come from an address that is not routed through
+    the tunnel, which strict mode drops; the kernel uses the greater of the device's and `all`, and 2 (loose) is the
+    greatest. accept_ra: nobody who can send through the tunnel shall be able to configure this node.
+    """
+    result = [Sysctl(f"net/ipv4/conf/{device}/rp_filter", "2", ours=True)]
     if ipv6:
         result += [
             Sysctl(f"net/ipv6/conf/{device}/disable_ipv6", "0", ours=True),
             Sysctl(f"net/ipv6/conf/{device}/accept_ra", "0", ours=True),
         ]
-        if underlay:
-            result.append(Sysctl(f"net/ipv6/conf/{underlay}/accept_ra", "2", only_from="1"))
-        result.append(Sysctl("net/ipv6/conf/all/forwarding", "1"))
     return result
 
 
 def read(name: str) -> str:
     """The value now. Raises OSError."""
     return (ROOT / name).read_text(encoding="ascii").strip()
+
+
+def effective(sysctl: Sysctl) -> str:
+    """The value that the kernel acts on now. Raises OSError."""
+    values = [read(sysctl.name), *([read(sysctl.beside)] if sysctl.beside else [])]
+    return max(values, key=int) if sysctl.beside else values[0]
 
 
 class SysctlRecord:
@@ -63,7 +87,7 @@ class SysctlRecord:
     def set(self, sysctl: Sysctl) -> bool:
         """Whether it had to be written. Raises OSError."""
         before = read(sysctl.name)
-        if sysctl.is_set(before):
+        if sysctl.is_set(effective(sysctl)):
             return False
         if not sysctl.ours:
             self._remember(sysctl.name, before, sysctl.value)
@@ -74,9 +98,10 @@ class SysctlRecord:
         """Put back what nobody has changed since, and forget it. Returns what was put back. Raises OSError."""
         restored = []
         for name, (before, ours) in self._load().items():
-            if read(name) == ours:
-                (ROOT / name).write_text(before, encoding="ascii")
-                restored.append(Sysctl(name, before))
+            with suppress(FileNotFoundError):  # of a device that is no longer there
+                if read(name) == ours:
+                    (ROOT / name).write_text(before, encoding="ascii")
+                    restored.append(Sysctl(name, before))
         self._path.unlink(missing_ok=True)
         return restored
 

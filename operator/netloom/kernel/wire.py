@@ -17,6 +17,7 @@ RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK = 16, 17, 18
 RTM_NEWADDR, RTM_DELADDR, RTM_GETADDR = 20, 21, 22
 RTM_NEWROUTE, RTM_DELROUTE, RTM_GETROUTE = 24, 25, 26
 RTM_NEWNEIGH, RTM_DELNEIGH, RTM_GETNEIGH = 28, 29, 30
+RTM_NEWRULE, RTM_DELRULE = 32, 33
 RTM_NEWNETCONF = 80
 RTM_NEWNEXTHOP, RTM_DELNEXTHOP, RTM_GETNEXTHOP = 104, 105, 106
 
@@ -163,6 +164,15 @@ class Stamp:
         layout += f"{len(template) - at}s"
         self._constants = constants
         self._pack = struct.Struct(layout).pack
+
+    def one(self) -> Callable[[int, bytes], bytes]:
+        """The encoder of a message with one field: (sequence, field)."""
+        pack, (head, a, tail) = self._pack, self._constants
+
+        def encode(sequence: int, field: bytes) -> bytes:
+            return pack(head, sequence, a, field, tail)
+
+        return encode
 
     def two(self) -> Callable[[int, bytes, bytes], bytes]:
         """The encoder of a message with two fields: (sequence, first, second)."""

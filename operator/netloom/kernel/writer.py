@@ -57,9 +57,8 @@ class Writer:
         self._mesh = mesh
         self._commands = commands
         self._executor = executor
-        self._neighbours = NeighbourMessages()
         self._encoders: dict[str, Callable[[Iterable[Write]], list[bytes]]] = {
-            "neighbour": self._neighbours.encode,
+            "neighbour": NeighbourMessages().encode,
             "nexthop": NexthopMessages().encode,
             "route": RouteMessages().encode,
         }
@@ -67,12 +66,11 @@ class Writer:
     async def write(self, held: set[Hashable]) -> Outcome:
         """Send all that is pending and not held back. Raises AnswerLost."""
         mesh = self._mesh
-        self._neighbours.ifindex = mesh.carrier.ifindex
         batches: list[_Batch] = []
         for kind, table in (("neighbour", mesh.neighbours), ("nexthop", mesh.nexthops)):
             self._send(kind, table, _allowed(kind, table.updates(), held), batches)
         # A route cannot stand on a nexthop that has to wait.
-        routes = [write for write in mesh.routes.updates() if write[1] in mesh.nexthops.kernel]
+        routes = [write for write in mesh.routes.updates() if write[1].nexthop in mesh.nexthops.kernel]
         self._send("route", mesh.routes, _allowed("route", routes, held), batches)
         self._send("route", mesh.routes, _allowed("route", mesh.routes.deletions(), held), batches)
         for kind, table in (("nexthop", mesh.nexthops), ("neighbour", mesh.neighbours)):
@@ -115,7 +113,7 @@ class Writer:
             else:
                 batch.table.saw(key, before)
             # A route whose nexthop was refused in the same go is not a failure of its own: it waits.
-            if batch.kind != "route" or value is None or value in self._mesh.nexthops.kernel:
+            if batch.kind != "route" or value is None or value.nexthop in self._mesh.nexthops.kernel:
                 outcome.refused.append(Refused(batch.kind, key, refusal))
         outcome.written.append((batch.kind, written))
 

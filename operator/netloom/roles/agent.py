@@ -40,6 +40,7 @@ from netloom.runtime.manager import Manager
 from netloom.runtime.store import Store
 from netloom.runtime.watch import ListWatch
 from netloom_reconcilers import dataplane_metrics
+from netloom_reconcilers.announcement import AnnouncementReconciler
 from netloom_reconcilers.conditions import AGENT, Conditions
 from netloom_reconcilers.node_status import NodeStatusReconciler, Verdict, verdict_of
 from netloom_reconcilers.tunnels import TunnelsReconciler
@@ -139,9 +140,10 @@ class Agent:
     def __init__(self, options: AgentOptions, found: Sources, api: Api | None) -> None:
         self._options = options
         self.manager = Manager()
-        self.dataplane = Dataplane(run_directory=options.run_dir, on_report=lambda report: self._changed())
+        self.dataplane = Dataplane(run_directory=options.run_dir, on_report=self._reported)
         self.tunnels = TunnelsReconciler(options.node_name, found.networks, found.nodes, self.dataplane)
         self.status: NodeStatusReconciler | None = None
+        self.announcement: AnnouncementReconciler | None = None
         found.add_to(self.manager)
         self.manager.health.ready("mesh", lambda: "" if self.tunnels.applied.is_set() else "nothing applied yet")
         self.manager.add("tunnels", self.tunnels.controller.run, restart=True)
@@ -151,13 +153,23 @@ class Agent:
             self.status = NodeStatusReconciler(
                 options.node_name, found.nodes, Conditions(api, events, AGENT), self.verdict
             )
+            self.announcement = AnnouncementReconciler(
+                options.node_name, found.nodes, api, lambda: self.tunnels.announcement
+            )
+            self.manager.add("announcement", self.announcement.controller.run, restart=True)
             self.manager.add("node status", self.status.controller.run, restart=True)
             self.manager.add("events", events.run, restart=True)
         self.tunnels.on_change = self._changed
 
+    def _reported(self, report: Report) -> None:
+        self.tunnels.settled(report)
+        self._changed()
+
     def _changed(self) -> None:
         if self.status is not None:
             self.status.changed()
+        if self.announcement is not None:
+            self.announcement.changed()
 
     def verdict(self) -> Verdict | None:
         """The node's condition; None until the objects have been read."""
@@ -179,7 +191,9 @@ class Agent:
             "inSync": self.tunnels.applied.is_set() and not errors,
             "peers": report.peers,
             "mtu": report.mtu,
+            "mtuSource": report.mtu_source,
             "underlay": report.underlay,
+            "tunnels": [str(way) for way in report.tunnels],
             "driftRepaired": report.repaired,
             "netlinkWrites": sum(report.written.values()),
             "written": dict(report.written),

@@ -6,35 +6,47 @@ from collections.abc import AsyncIterator, Callable
 
 from netloom.kernel.address import Prefix, parse_address
 from netloom.kernel.dataplane import Dataplane
-from netloom.kernel.desired import Desired, Peer, Tunnel
+from netloom.kernel.desired import Desired, Node, Peer
 from netloom.kernel.owned import mac_of
+from netloom.kernel.way import VXLAN, Way
 
 DEADLINE_SECONDS = 20.0
 
 
-def tunnel(name: str = "node-1", local: str = "192.168.7.1", *addresses: str, port: int = 8472, mtu: int = 0) -> Tunnel:
-    """This node's end; `addresses` default to one of each family."""
+def here(
+    name: str = "node-1",
+    local: str = "192.168.7.1",
+    *addresses: str,
+    ways: tuple[Way, ...] = (VXLAN,),
+    mtu: int = 0,
+    **more: object,
+) -> Node:
+    """This node; `addresses` default to one of each family."""
     own = addresses or ("10.1.0.0", "fd00:1::")
-    return Tunnel(
+    return Node(
         local=parse_address(local),
         mac=mac_of(name),
-        port=port,
+        ways=ways,
         mtu=mtu,
         addresses=tuple(parse_address(address) for address in own),
+        **more,  # type: ignore[arg-type]
     )
 
 
-def peer(number: int, *cidrs: str, name: str = "", since: str = "") -> Peer:
+def peer(
+    number: int, *cidrs: str, name: str = "", since: str = "", ways: tuple[Way, ...] = (VXLAN,), underlay6: str = ""
+) -> Peer:
     """Node `number` of a mesh: `node-N` at 192.168.7.N with 10.N.0.0/24 and fd00:N::/64."""
     name = name or f"node-{number}"
     prefixes = cidrs or (f"10.{number}.0.0/24", f"fd00:{number:x}::/64")
     underlay = parse_address(f"192.168.{7 + number // 256}.{number % 256}")
-    return Peer(name, underlay, mac_of(name), tuple(Prefix.parse(cidr) for cidr in prefixes), since)
+    six = parse_address(underlay6) if underlay6 else b""
+    return Peer(name, underlay, mac_of(name), tuple(Prefix.parse(cidr) for cidr in prefixes), since, ways, six)
 
 
 def mesh(*numbers: int) -> Desired:
     """Node 1's view of a mesh with these peers."""
-    return Desired(tunnel(), [peer(number) for number in numbers or (2, 3)])
+    return Desired(here(), [peer(number) for number in numbers or (2, 3)])
 
 
 def many(count: int) -> Desired:
@@ -44,7 +56,7 @@ def many(count: int) -> Desired:
         name, high, low = f"peer-{i}", i // 250, i % 250 + 1
         cidr = Prefix.parse(f"10.{100 + high // 256}.{high % 256}.{low}/32")
         peers.append(Peer(name, parse_address(f"172.16.{high}.{low}"), mac_of(name), (cidr,)))
-    return Desired(tunnel(), peers)
+    return Desired(here(), peers)
 
 
 @contextlib.asynccontextmanager

@@ -6,8 +6,9 @@ import pytest
 
 from netloom.kernel.desired import Desired
 from netloom.kernel.report import Report
+from netloom.kernel.way import VXLAN
 from tests.kernel.conftest import Planes
-from tests.kernel.meshes import many, mesh, peer, tunnel
+from tests.kernel.meshes import here, many, mesh, peer
 from tests.kernel.netns import Namespace
 
 MESH_OF_THREE = """\
@@ -33,20 +34,20 @@ route fd00:2::/64 nhid 1848463230
 route fd00:3::/64 nhid 1848279016"""
 
 PLAN = """\
-ip link add netloom_vxlan address 3a:72:55:8c:ab:f9 mtu 1450 type vxlan external dstport 8472 nolearning
-sysctl -w net.ipv4.conf.netloom_vxlan.rp_filter=2
 sysctl -w net.ipv4.ip_forward=1
-sysctl -w net.ipv6.conf.netloom_vxlan.disable_ipv6=0
-sysctl -w net.ipv6.conf.netloom_vxlan.accept_ra=0
 sysctl -w net.ipv6.conf.eth0.accept_ra=2
 sysctl -w net.ipv6.conf.all.forwarding=1
+ip link add netloom_vxlan address 3a:72:55:8c:ab:f9 mtu 1450 type vxlan external dstport 8472 nolearning
+sysctl -w net.ipv4.conf.netloom_vxlan.rp_filter=2
+sysctl -w net.ipv6.conf.netloom_vxlan.disable_ipv6=0
+sysctl -w net.ipv6.conf.netloom_vxlan.accept_ra=0
 ip link set netloom_vxlan addrgenmode none
 ip link set netloom_vxlan up
 ip address replace 10.1.0.0/32 dev netloom_vxlan
 ip address replace fd00:1::/128 dev netloom_vxlan
 ip address replace fe80::3872:55ff:fe8c:abf9/64 dev netloom_vxlan
-ip neighbour replace 192.168.7.2 lladdr 96:73:f6:c0:a0:14 dev netloom_vxlan nud permanent
-ip neighbour replace fe80::9473:f6ff:fec0:a014 lladdr 96:73:f6:c0:a0:14 dev netloom_vxlan nud permanent
+ip neighbour replace 192.168.7.2 dev netloom_vxlan lladdr 96:73:f6:c0:a0:14 nud permanent
+ip neighbour replace fe80::9473:f6ff:fec0:a014 dev netloom_vxlan lladdr 96:73:f6:c0:a0:14 nud permanent
 ip nexthop add id 1848463230 encap ip id 1 dst 192.168.7.2 ttl 64 via fe80::9473:f6ff:fec0:a014 dev netloom_vxlan \
 onlink proto 158
 ip nexthop add id 1852444659 encap ip id 1 dst 192.168.7.2 ttl 64 via 192.168.7.2 dev netloom_vxlan onlink proto 158
@@ -65,7 +66,15 @@ async def test_a_mesh_in_the_kernel_as_ip_shows_it(node: Namespace, planes: Plan
     plane = await planes.open()
     report = await plane.apply(mesh(2, 3))
     assert node.owned() == MESH_OF_THREE
-    assert report == Report(peers=2, mtu=1450, underlay="eth0", written=plane.stats, compared=report.compared)
+    assert report == Report(
+        peers=2,
+        mtu=1450,
+        mtu_source="eth0 has 1500, less 50 for the tunnel",
+        underlay=("eth0",),
+        tunnels=(VXLAN,),
+        written=plane.stats,
+        compared=report.compared,
+    )
 
 
 async def test_a_restart_writes_nothing(node: Namespace, planes: Planes) -> None:
@@ -117,7 +126,7 @@ async def test_one_peers_change_costs_the_same_at_any_size(node: Namespace, plan
 
 async def test_ten_thousand_requests_are_not_ten_thousand_sends(node: Namespace, planes: Planes) -> None:
     plane = await planes.open()
-    await plane.apply(Desired(tunnel()))
+    await plane.apply(Desired(here()))
     desired = many(2000)
     await plane.apply(desired)
     assert plane.stats["newroute"] == plane.stats["newnexthop"] == plane.stats["newneigh"] == 2000
@@ -126,7 +135,7 @@ async def test_ten_thousand_requests_are_not_ten_thousand_sends(node: Namespace,
 
 async def test_a_cidr_moves_from_one_peer_to_another_in_one_request(node: Namespace, planes: Planes) -> None:
     plane = await planes.open()
-    desired = Desired(tunnel(), [peer(2, "10.9.0.0/24"), peer(3)])
+    desired = Desired(here(), [peer(2, "10.9.0.0/24"), peer(3)])
     await plane.apply(desired)
     before = plane.stats
     desired.set_peer(peer(2, "10.2.0.0/24"))
@@ -216,7 +225,7 @@ async def test_a_switch_that_was_on_stays_on(node: Namespace, planes: Planes) ->
         ("link add netloom_vxlan type bridge", "it is a bridge device, not vxlan"),
         ("link add netloom_vxlan type vxlan id 7 dstport 4789 dev eth0", "it has a fixed VNI (not external)"),
         ("link add netloom_vxlan type vxlan external dstport 4789 nolearning", "its UDP port is 4789, not 8472"),
-        ("link add netloom_vxlan type vxlan external dstport 8472 learning", "it learns addresses from traffic"),
+        ("link add netloom_vxlan type vxlan external dstport 8472 learning", "it is set to learning"),
         ("link add netloom_vxlan type veth peer name other", "it is a veth device, not vxlan"),
     ],
 )
@@ -257,7 +266,7 @@ async def test_two_peers_one_cidr_the_older_has_it(node: Namespace, planes: Plan
     plane = await planes.open()
     young = peer(2, "10.9.0.0/24", since="2026-02-01")
     old = peer(3, "10.9.0.0/24", since="2026-01-01")
-    desired = Desired(tunnel(), [young, old])
+    desired = Desired(here(), [young, old])
     report = await plane.apply(desired)
     assert [(c.claim, c.holder, c.peer) for c in report.conflicts] == [("10.9.0.0/24", "node-3", "node-2")]
     assert "via 192.168.7.3 " in node.ip("route show 10.9.0.0/24")
@@ -272,19 +281,19 @@ async def test_the_mtu_is_the_underlays_less_50(node: Namespace, planes: Planes,
     node.ip(f"link set eth0 mtu {underlay}")
     plane = await planes.open()
     report = await plane.apply(mesh())
-    assert (report.mtu, report.underlay) == (underlay - 50, "eth0")
+    assert (report.mtu, report.underlay) == (underlay - 50, ("eth0",))
     assert f"mtu {underlay - 50} " in node.owned()
 
 
 async def test_an_mtu_that_is_asked_for_wins(node: Namespace, planes: Planes) -> None:
     plane = await planes.open()
-    assert (await plane.apply(Desired(tunnel(mtu=1300)))).mtu == 1300
-    assert "mtu 1300 " in node.owned()
+    assert (await plane.apply(Desired(here(mtu=1400)))).mtu == 1350
+    assert "mtu 1350 " in node.owned()
 
 
 async def test_ipv4_only_makes_nothing_of_ipv6(node: Namespace, planes: Planes) -> None:
     plane = await planes.open()
-    report = await plane.apply(Desired(tunnel("node-1", "192.168.7.1", "10.1.0.0"), [peer(2)]))
+    report = await plane.apply(Desired(here("node-1", "192.168.7.1", "10.1.0.0"), [peer(2)]))
     assert report.in_sync
     assert "fe80" not in node.owned()
     assert "fd00" not in node.owned()

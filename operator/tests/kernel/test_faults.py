@@ -14,7 +14,7 @@ from netloom.kernel.desired import Desired
 from netloom.kernel.rows import NexthopMessages
 from tests.kernel.conftest import Planes
 from tests.kernel.faults import FOR_EVER, FaultyCommands
-from tests.kernel.meshes import becomes, eventually, peer, running, tunnel
+from tests.kernel.meshes import becomes, eventually, here, peer, running
 from tests.kernel.netns import Namespace
 
 ERRNOS = ["EEXIST", "ENOENT", "EINVAL", "ENOBUFS", "EPERM", "ENETUNREACH", "ENODEV", "EBUSY"]
@@ -35,12 +35,12 @@ KIND_OF = {
     "delroute": "route",
 }
 
-BEFORE = Desired(tunnel(mtu=1400), [peer(2), peer(3)])
+BEFORE = Desired(here(mtu=1400), [peer(2), peer(3)])
 
 
 def after() -> Desired:
     """One peer left, one stayed, one came; another MTU; another own address."""
-    return Desired(tunnel("node-1", "192.168.7.1", "10.1.0.0", "fd00:11::"), [peer(3), peer(4)])
+    return Desired(here("node-1", "192.168.7.1", "10.1.0.0", "fd00:11::"), [peer(3), peer(4)])
 
 
 @pytest.fixture
@@ -121,7 +121,7 @@ async def test_one_refused_nexthop_does_not_stop_the_others(node: Namespace, pla
     story = await Story.begin(node, planes)
     story.commands.refuse("newnexthop", errno.EINVAL, times=1)
     written = story.plane.stats["newroute"]
-    desired = Desired(tunnel(), [peer(n, f"10.{n}.0.0/24") for n in range(2, 12)])
+    desired = Desired(here(), [peer(n, f"10.{n}.0.0/24") for n in range(2, 12)])
     report = await story.plane.apply(desired)
     assert [(f.kind, f.errno) for f in report.failures] == [("nexthop", errno.EINVAL)]
     held_back = report.failures[0].peer
@@ -152,7 +152,7 @@ async def test_what_keeps_failing_is_tried_less_and_less_often(
 async def test_what_is_refused_shows_that_more_is_wrong(node: Namespace, planes: Planes) -> None:
     """A loss that no event told of (here: our own socket's doing) is found by the first refusal it causes."""
     plane = await planes.open()
-    desired = Desired(tunnel(), [peer(2, "10.2.0.0/24"), peer(3, "10.3.0.0/24")])
+    desired = Desired(here(), [peer(2, "10.2.0.0/24"), peer(3, "10.3.0.0/24")])
     await plane.apply(desired)
     before = node.state()
     deletions = NexthopMessages().encode([(NEXTHOP, None, None)])

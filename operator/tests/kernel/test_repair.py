@@ -10,7 +10,7 @@ import pytest
 
 from netloom.kernel.desired import Desired
 from tests.kernel.conftest import Planes
-from tests.kernel.meshes import becomes, eventually, many, mesh, peer, running, tunnel
+from tests.kernel.meshes import becomes, eventually, here, many, mesh, peer, running
 from tests.kernel.netns import Namespace
 
 NEXTHOP = 1852444659
@@ -90,7 +90,7 @@ async def test_an_ipv4_mesh_loses_its_routes_in_silence_when_the_device_goes_dow
     node: Namespace, planes: Planes, commands: list[str]
 ) -> None:
     plane = await planes.open()
-    await plane.apply(Desired(tunnel("node-1", "192.168.7.1", "10.1.0.0"), [peer(2), peer(3)]))
+    await plane.apply(Desired(here("node-1", "192.168.7.1", "10.1.0.0"), [peer(2), peer(3)]))
     before = node.state()
     async with running(plane):
         for command in commands:
@@ -183,7 +183,7 @@ async def test_the_mtu_follows_the_nodes_address_to_another_device(node: Namespa
         node.ip("address delete 192.168.7.1/24 dev eth0")
         node.ip("address add 192.168.7.1/24 dev jumbo")
         await eventually(lambda: "mtu 8950 " in node.owned(), node.owned)
-        await eventually(lambda: plane.report.underlay == "jumbo")
+        await eventually(lambda: plane.report.underlay == ("jumbo",))
 
 
 async def test_a_fight_is_bounded_and_reported(node: Namespace, planes: Planes) -> None:
@@ -236,7 +236,7 @@ async def test_a_port_that_becomes_free_is_taken(node: Namespace, planes: Planes
 
 async def test_events_of_others_are_none_of_our_business(node: Namespace, planes: Planes) -> None:
     plane = await planes.open()
-    await plane.apply(Desired(tunnel(), [peer(2)]))
+    await plane.apply(Desired(here(), [peer(2)]))
     written, compared = plane.stats, plane.report.compared
     async with running(plane):
         node.ip("link add other type veth peer name far")

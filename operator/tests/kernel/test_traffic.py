@@ -9,7 +9,7 @@ import pytest
 
 from netloom.kernel.dataplane import Dataplane
 from netloom.kernel.desired import Desired
-from tests.kernel.meshes import eventually, peer, running, tunnel
+from tests.kernel.meshes import eventually, here, peer, running
 from tests.kernel.netns import Lab, Namespace
 
 NODES = (1, 2, 3)
@@ -61,7 +61,7 @@ def pods(lab: Lab, nodes: dict[int, Namespace]) -> dict[int, Namespace]:
 
 def view_of(number: int, members: tuple[int, ...] = NODES) -> Desired:
     """The mesh as node `number` sees it."""
-    own = tunnel(f"node-{number}", f"192.168.7.{number}", f"10.{number}.0.0", f"fd00:{number}::")
+    own = here(f"node-{number}", f"192.168.7.{number}", f"10.{number}.0.0", f"fd00:{number}::")
     return Desired(own, [peer(other) for other in members if other != number])
 
 

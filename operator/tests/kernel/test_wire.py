@@ -12,6 +12,7 @@ from netloom.kernel.rows import (
     NexthopReader,
     OddRoute,
     RouteMessages,
+    Via,
     read_neighbour,
     read_nexthop,
     read_route,
@@ -50,10 +51,10 @@ def test_the_learned_stencil_reads_what_the_plain_reader_reads(some: list[tuple[
 
 def test_sequence_numbers_are_places_in_the_batch() -> None:
     prefixes = [Prefix.parse(f"10.{n}.0.0/24") for n in range(3)]
-    batch = b"".join(RouteMessages().encode([(prefix, 7, None) for prefix in prefixes]))
+    batch = b"".join(RouteMessages().encode([(prefix, Via(7), None) for prefix in prefixes]))
     assert [sequence for _, _, sequence, _, _ in walk(batch)] == [0, 1, 2]
     seen = [read_route(batch, start, end) for _, _, _, start, end in walk(batch)]
-    assert [one and (one.key, one.nexthop) for one in seen] == [(prefix, 7) for prefix in prefixes]
+    assert [one and (one.key, one.via) for one in seen] == [(prefix, Via(7)) for prefix in prefixes]
 
 
 def test_a_route_is_deleted_with_the_metric_and_tos_it_has() -> None:

@@ -1,0 +1,132 @@
+"""Agents as their users run them, one process per node of a lab, under a real API server; no operator."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from netloom_e2e.cluster import ControlPlane
+from netloom_e2e.lab import Lab, Machine, wait_for
+from netloom_e2e.mesh import NETLOOM, facts
+
+NETWORK = "/apis/netloom.dev/v1alpha1/netloomnetworks"
+NODES = "/apis/netloom.dev/v1alpha1/netloomnodes"
+
+
+@dataclass
+class Agents:
+    """A lab whose nodes run agents of one control plane. NetloomNodes are written by the test: no operator runs."""
+
+    lab: Lab
+    plane: ControlPlane
+    folder: Path
+    agents: dict[str, subprocess.Popen[str]] = field(default_factory=dict)
+
+    def join(self, name: str, *, segment: str = "") -> Machine:
+        """A node, its NetloomNode, and its agent."""
+        machine = self.lab.add_node(name, segment=segment)
+        self.plane.client.request("POST", NODES, netloom_node(name, machine.underlay, *cidrs(name)))
+        self.start(machine)
+        return machine
+
+    def start(self, machine: Machine) -> None:
+        """Start the node's agent; its log is appended to."""
+        kubeconfig = self.plane.kubeconfig(host=self.lab.address)
+        command = [str(NETLOOM), "agent", "--kubeconfig", str(kubeconfig), "--node-name", machine.node]
+        with (self.folder / f"{machine.node}.log").open("a") as log:
+            self.agents[machine.node] = machine.popen([*command, "--run-dir", self.run_dir(machine)], stdout=log)
+
+    def run_dir(self, machine: Machine) -> str:
+        return str(self.folder / machine.node)
+
+    def log(self, machine: Machine) -> str:
+        return (self.folder / f"{machine.node}.log").read_text()
+
+    def in_sync(self, *machines: Machine, peers: int) -> None:
+        """Wait until these nodes' agents have `peers` peers in the kernel; else show what the agent says."""
+        for machine in machines:
+            said: dict[str, object] = {}
+
+            def whole(machine: Machine = machine, said: dict[str, object] = said) -> bool:
+                said.clear()
+                said.update(facts(machine))
+                return bool(said.get("inSync")) and said["peers"] == peers
+
+            try:
+                wait_for(f"{machine.node} in sync with {peers} peers", whole, deadline=30)
+            except TimeoutError as error:
+                end = "\n".join(self.log(machine).splitlines()[-20:])
+                status = self.agents[machine.node].poll()
+                raise AssertionError(f"{error}\nexit status {status}, it says {said}\n{end}") from error
+
+    @contextmanager
+    def held(self, *nodes: str) -> Iterator[None]:
+        """These agents do nothing while the block lasts: whatever happens, they notice it afterwards."""
+        for node in nodes:
+            self.agents[node].send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            for node in nodes:
+                self.agents[node].send_signal(signal.SIGCONT)
+
+    def edit(self, **routing: object) -> None:
+        """What `kubectl edit netloomnetwork default` does to spec.routing."""
+        self.plane.client.request("PATCH", f"{NETWORK}/default", {"spec": {"routing": routing}})
+
+    def said(self) -> dict[str, dict[str, bool]]:
+        """What each node announces: the ways it accepts, and whether it sends by them."""
+        found = {}
+        for node in self.plane.client.request("GET", NODES)["items"]:
+            tunnels = node["spec"].get("tunnels", ())
+            found[node["metadata"]["name"]] = {
+                f"{t['protocol']}:{t['port']}".removesuffix(":0"): bool(t.get("sending")) for t in tunnels
+            }
+        return found
+
+    def moved(self, *ways: str, deadline: float = 30) -> None:
+        """Wait until every node accepts and sends by these ways and by no others."""
+        wanted = {name: dict.fromkeys(ways, True) for name in self.agents}
+        try:
+            wait_for(f"all nodes at {ways}", lambda: self.said() == wanted, deadline=deadline)
+        except TimeoutError as error:
+            logs = "\n".join(f"--- {m.node}\n" + self.log(m)[-2000:] for m in self.lab.nodes.values())
+            raise AssertionError(f"{error}; they are at {self.said()}\n{logs}") from error
+
+    def stop(self) -> None:
+        for agent in self.agents.values():
+            agent.kill()
+            agent.wait()
+
+
+def cidrs(name: str) -> tuple[str, str]:
+    """The pod CIDRs of node `n1`, `n2`, ..."""
+    index = name.removeprefix("n")
+    return f"10.42.{index}.0/24", f"fd00:42:0:{index}::/64"
+
+
+def netloom_node(name: str, addresses: str | Sequence[str], *pod_cidrs: str) -> dict[str, object]:
+    found = [addresses] if isinstance(addresses, str) else addresses
+    return {
+        "apiVersion": "netloom.dev/v1alpha1",
+        "kind": "NetloomNode",
+        "metadata": {"name": name},
+        "spec": {
+            "addresses": [{"type": "InternalIP", "ip": address} for address in found],
+            "ipam": {"mode": "cluster-pool", "podCIDRs": list(pod_cidrs)},
+        },
+    }
+
+
+def network(**spec: object) -> dict[str, object]:
+    pool = {"ipv4PodCIDRList": ["10.42.0.0/16"], "ipv6PodCIDRList": ["fd00:42::/56"], "ipv6MaskSize": 64}
+    return {
+        "apiVersion": "netloom.dev/v1alpha1",
+        "kind": "NetloomNetwork",
+        "metadata": {"name": "default"},
+        "spec": {"ipam": {"clusterPool": pool}, **spec},
+    }

@@ -1,0 +1,142 @@
+"""Which peers are on a network of this node, as the kernel's own routing decides, and through which device packets go.
+
+The kernel is asked, not modelled: policy rules, metrics and other tables have their say. It is asked again about the
+addresses that a change can concern: a changed route for those that it covers, a changed policy rule for all, a device
+that came or went for those behind it. A peer that does not answer on its network (a failed neighbour) is not on it. No
+I/O here: who reads `due` asks, and says what the answers were.
+"""
+
+from bisect import bisect_left, bisect_right
+from collections import Counter
+from collections.abc import Collection
+
+import msgspec
+
+from netloom.kernel.address import Address
+
+
+class Hop(msgspec.Struct, frozen=True, gc=False):
+    """Where packets to an address go first: through which device (ifindex; 0: nowhere), and whether the address is
+    itself on that device's network (`direct`), or behind a gateway."""
+
+    outgoing: int = 0
+    direct: bool = False
+
+
+_NOWHERE = Hop()
+
+
+class Reach:
+    """What is known of the way to each peer's address, and what has to be asked.
+
+    due:     addresses to ask the kernel about.
+    changed: addresses about which the answer to `device` may have changed.
+    """
+
+    def __init__(self) -> None:
+        self.due: set[Address] = set()
+        self.changed: set[Address] = set()
+        self._wanted: Counter[Address] = Counter()
+        self._hops: dict[Address, Hop] = {}
+        self._outgoing: Counter[int] = Counter()
+        self._failed: set[tuple[int, Address]] = set()
+        self._stopped: set[int] = set()
+        self._sorted: dict[int, list[Address]] | None = None
+
+    @property
+    def outgoing(self) -> frozenset[int]:
+        """ifindexes of the devices that packets to peers leave by."""
+        return frozenset(self._outgoing)
+
+    def want(self, address: Address) -> None:
+        """A peer has this address."""
+        self._wanted[address] += 1
+        if self._wanted[address] == 1:
+            self.due.add(address)
+            self._sorted = None
+
+    def unwant(self, address: Address) -> None:
+        """One peer less has it."""
+        self._wanted[address] -= 1
+        if not self._wanted[address]:
+            del self._wanted[address]
+            self.due.discard(address)
+            self.changed.discard(address)
+            self._sorted = None
+            self._count(self._hops.pop(address, _NOWHERE), -1)
+
+    def device(self, address: Address) -> int:
+        """The ifindex of the device on whose network the address is; 0 if on none, or if it cannot be reached there."""
+        hop = self._hops.get(address, _NOWHERE)
+        if not hop.direct or hop.outgoing in self._stopped or (hop.outgoing, address) in self._failed:
+            return 0
+        return hop.outgoing
+
+    def answered(self, address: Address, hop: Hop) -> None:
+        """The kernel said so."""
+        self.due.discard(address)
+        before = self._hops.get(address, _NOWHERE)
+        if address in self._wanted and before != hop:
+            self._count(before, -1)
+            self._count(hop, 1)
+            self._hops[address] = hop
+            self.changed.add(address)
+
+    def route_changed(self, destination: Address, length: int) -> None:
+        """Somebody's route to this prefix came, changed or went."""
+        if self._sorted is None:
+            self._sorted = {4: [], 16: []}
+            for address in sorted(self._wanted):
+                self._sorted[len(address)].append(address)
+        size = len(destination)
+        last = int.from_bytes(destination, "big") | ((1 << (size * 8 - length)) - 1)
+        addresses = self._sorted[size]
+        start = bisect_left(addresses, destination)
+        end = bisect_right(addresses, last.to_bytes(size, "big"))
+        self.due.update(addresses[start:end])
+
+    def rules_changed(self) -> None:
+        """Somebody changed the rules by which routes are chosen."""
+        self.due.update(self._wanted)
+
+    def link_changed(self, ifindex: int, *, running: bool) -> bool:
+        """The device's state, as a link event or a dump shows it. Whether it is another than before."""
+        if running != (ifindex in self._stopped):
+            return False
+        self._stopped ^= {ifindex}
+        self.changed.update(self.device_changed(ifindex))
+        return True
+
+    def device_changed(self, ifindex: int) -> list[Address]:
+        """Something about the device itself is different: the kernel may have dropped routes by it without a word.
+        The peers' addresses behind it."""
+        behind = [address for address, hop in self._hops.items() if hop.outgoing == ifindex]
+        self.due.update(behind)
+        return behind
+
+    def stopped_are(self, ifindexes: Collection[int]) -> None:
+        """All devices that are down or without a carrier, as a dump shows them."""
+        for ifindex in self._stopped - set(ifindexes):
+            self.link_changed(ifindex, running=True)
+        for ifindex in ifindexes:
+            self.link_changed(ifindex, running=False)
+
+    def neighbour_changed(self, ifindex: int, address: Address, *, failed: bool) -> None:
+        """Whether the address answered on the network of the device."""
+        key = (ifindex, address)
+        if address in self._wanted and failed != (key in self._failed):
+            self._failed ^= {key}
+            self.changed.add(address)
+            self.due.add(address)
+
+    def take_changed(self) -> set[Address]:
+        """Addresses about which the answer to `device` may have changed since the last call."""
+        changed, self.changed = self.changed, set()
+        return changed
+
+    def _count(self, hop: Hop, by: int) -> None:
+        if not hop.outgoing:
+            return
+        self._outgoing[hop.outgoing] += by
+        if not self._outgoing[hop.outgoing]:
+            del self._outgoing[hop.outgoing]

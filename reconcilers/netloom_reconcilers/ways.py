@@ -1,0 +1,110 @@
+"""By which ways nodes reach each other while a cluster changes from one to another, without a lost packet. Pure.
+
+A node announces by which ways it accepts packets, and by which it still sends (`spec.tunnels`). From this and the
+network's spec every node decides by itself:
+
+- it accepts what the spec wants, what a peer still sends, and what it needs to reach peers that do not accept what the
+  spec wants yet;
+- it sends to a peer by what the spec wants if the peer accepts it, else by what the peer accepts.
+
+So agents may notice a change of the spec at any time and in any order: first all accept the new, then each sender moves
+peer by peer as it sees them accept, and only when nobody sends the old any more is it given up. A node whose agent is
+away, or whose kernel cannot do the new, goes on with the old, and all others with it, towards that node.
+"""
+
+from collections.abc import Iterable
+
+import msgspec
+
+from netloom.api.v1alpha1 import NetloomNode, Routing
+from netloom.kernel.way import NATIVE, Way
+
+
+class Announcement(msgspec.Struct, frozen=True):
+    """What a node says of itself. Nothing at all (an agent that has not spoken yet): it is new, there is no old way."""
+
+    accepts: tuple[Way, ...] = ()
+    sends: frozenset[Way] = frozenset()
+
+
+def announced(node: NetloomNode) -> Announcement:
+    """What the object says."""
+    accepts = tuple(Way(each.protocol, each.port) for each in node.spec.tunnels)
+    sends = frozenset(Way(each.protocol, each.port) for each in node.spec.tunnels if each.sending)
+    return Announcement(accepts, sends)
+
+
+def wanted(routing: Routing) -> tuple[Way, ...]:
+    """The ways that the network's spec asks for, the best first."""
+    tunnel = Way(routing.tunnel_protocol, routing.port)
+    if routing.mode == "tunnel":
+        return (tunnel,)
+    return (NATIVE, tunnel) if routing.mode == "hybrid" else (NATIVE,)
+
+
+def ways_to(accepts: tuple[Way, ...], routing: Routing, *, able: bool = True) -> tuple[Way, ...]:
+    """By which ways to send to a peer that accepts these, the best first; none: the network itself leads there.
+
+    able: whether this node has all tunnels that the spec wants; one whose kernel refuses goes on with the old.
+    """
+    wants = wanted(routing)
+    both = tuple(way for way in wants if way in accepts)
+    if accepts and (both != wants or not able):
+        return (*both, *(way for way in accepts if way not in both))
+    return () if wants == (NATIVE,) and not routing.auto_direct_node_routes else wants
+
+
+class Needs:
+    """Which ways the peers make this node keep. A change of one peer costs one peer."""
+
+    def __init__(self) -> None:
+        self._of: dict[str, frozenset[Way]] = {}
+        self._sends: dict[str, frozenset[Way]] = {}
+        self._count: dict[Way, int] = {}
+
+    def change(self, name: str, ways: Iterable[Way], theirs: Announcement) -> None:
+        """The peer is sent to by `ways`, and announces `theirs`."""
+        self._sends[name] = frozenset(ways)
+        self._replace(name, self._sends[name] | theirs.sends)
+
+    def forget(self, name: str) -> None:
+        """There is no such peer (any more)."""
+        self._sends.pop(name, None)
+        self._replace(name, frozenset())
+
+    def _replace(self, name: str, new: frozenset[Way]) -> None:
+        old = self._of.pop(name, frozenset())
+        if new:
+            self._of[name] = new
+        for way in new - old:
+            self._count[way] = self._count.get(way, 0) + 1
+        for way in old - new:
+            self._count[way] -= 1
+            if not self._count[way]:
+                del self._count[way]
+
+    @property
+    def ways(self) -> frozenset[Way]:
+        """All that a peer sends or has to be sent by."""
+        return frozenset(self._count)
+
+    @property
+    def sends(self) -> frozenset[Way]:
+        """All that a peer is or may be sent by."""
+        return frozenset().union(*set(self._sends.values()))
+
+
+class Leaving(msgspec.Struct):
+    """A way that is no longer needed: since when (monotonic seconds), and how many packets had come by it then."""
+
+    since: float
+    received: int
+
+
+def accepted(
+    routing: Routing, needed: frozenset[Way], leaving: Iterable[Way]
+) -> tuple[tuple[Way, ...], tuple[Way, ...]]:
+    """The ways to keep ready, and those of them to announce: what is leaving is kept for a while, silently."""
+    wants = wanted(routing)
+    announce = (*wants, *sorted(needed - set(wants)))
+    return (*announce, *sorted(set(leaving) - set(announce))), announce
