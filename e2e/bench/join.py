@@ -28,9 +28,10 @@ from typing import Any
 from rich.console import Console
 
 from netloom_e2e import bench, gauges, peers
+from netloom_e2e.agents import NODES, netloom_node
 from netloom_e2e.bench import Wrong, percentile
 from netloom_e2e.client import Client
-from netloom_e2e.fleet import NODES_PATH, Fleet, fleet, netloom_node
+from netloom_e2e.fleet import Fleet, fleet
 from netloom_e2e.lab import Lab, Machine, wait_for
 from netloom_e2e.mesh import PROTOCOL
 from netloom_e2e.monitor import Monitor
@@ -71,7 +72,7 @@ def _join(client: Client, monitor: Monitor, number: int, agents: int) -> list[fl
     made = peers.peer(number)
     monitor.pass_over(0.02)
     began = time.monotonic()
-    client.request("POST", NODES_PATH, netloom_node(made.name, made.underlay, made.cidr))
+    client.request("POST", NODES, netloom_node(made.name, made.underlay, made.cidr))
     there: dict[int, float] = {}
     while len(there) < agents:
         if time.monotonic() > began + _JOIN_SECONDS:
@@ -84,7 +85,7 @@ def _join(client: Client, monitor: Monitor, number: int, agents: int) -> list[fl
 
 def _leave(client: Client, machines: list[Machine], number: int) -> None:
     gone = peers.peer(number)
-    client.request("DELETE", f"{NODES_PATH}/{gone.name}")
+    client.request("DELETE", f"{NODES}/{gone.name}")
     for machine in machines:
         words = ("route", "show", gone.cidr, "proto", PROTOCOL)
         wait_for(f"{gone.name} to be gone", lambda m=machine, w=words: not m.ip(*w), deadline=_LEAVE_SECONDS)  # type: ignore[misc]

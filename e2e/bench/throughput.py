@@ -29,8 +29,9 @@ from typing import Any
 from rich.console import Console
 
 from netloom_e2e import bench
+from netloom_e2e.agents import netloom_node
 from netloom_e2e.bench import Wrong
-from netloom_e2e.fleet import netloom_node, network, pod_address, pod_cidr
+from netloom_e2e.fleet import network, pod_address, pod_cidr
 from netloom_e2e.lab import Lab, Machine, Pod, wait_for
 from netloom_e2e.mesh import NETLOOM, facts
 from netloom_e2e.peers import CLASSIC

@@ -14,6 +14,7 @@ from typing import Any
 
 from netloom.roles.operator import CONNECTIONS
 from netloom_e2e import crds, load, peers
+from netloom_e2e.agents import NETWORK, NODES, netloom_node
 from netloom_e2e.bench import Wrong
 from netloom_e2e.cluster import ControlPlane
 from netloom_e2e.lab import Lab, Machine, wait_for
@@ -21,8 +22,6 @@ from netloom_e2e.mesh import NETLOOM, TUNNEL, facts
 
 USER = "netloom-agent"
 RBAC = Path(__file__).resolve().parents[2] / "docs/examples/rbac.yaml"
-NETWORKS_PATH = "/apis/netloom.dev/v1alpha1/netloomnetworks"
-NODES_PATH = "/apis/netloom.dev/v1alpha1/netloomnodes"
 _END_SECONDS = 30.0
 
 
@@ -44,7 +43,7 @@ class Fleet:
         """A node that exists, with its NetloomNode; no agent yet."""
         number = len(self.lab.nodes) + 1
         machine = self.lab.add_node(f"n{number}")
-        self.plane.client.request("POST", NODES_PATH, netloom_node(machine.node, machine.address, pod_cidr(number)))
+        self.plane.client.request("POST", NODES, netloom_node(machine.node, machine.address, pod_cidr(number)))
         return machine
 
     def start(self, machine: Machine) -> subprocess.Popen[str]:
@@ -104,19 +103,6 @@ def pod_address(number: int, host: int = 5) -> str:
     return f"10.{250 + number // 256}.{number % 256}.{host}"
 
 
-def netloom_node(name: str, address: str, *pod_cidrs: str) -> dict[str, Any]:
-    """The object as the operator would write it."""
-    return {
-        "apiVersion": "netloom.dev/v1alpha1",
-        "kind": "NetloomNode",
-        "metadata": {"name": name},
-        "spec": {
-            "addresses": [{"type": "InternalIP", "ip": address}],
-            "ipam": {"mode": "cluster-pool", "podCIDRs": list(pod_cidrs)},
-        },
-    }
-
-
 def network(**routing: object) -> dict[str, Any]:
     """The NetloomNetwork."""
     return {
@@ -141,7 +127,7 @@ def fleet(prefix: str) -> Iterator[Fleet]:
         plane = stack.enter_context(ControlPlane(bind=lab.address))
         crds.install(plane)
         plane.kubectl("apply", "-f", str(RBAC))
-        plane.client.request("POST", NETWORKS_PATH, network(mode="tunnel"))
+        plane.client.request("POST", NETWORK, network(mode="tunnel"))
         made = Fleet(lab, plane)
         stack.callback(made.kill)
         yield made
