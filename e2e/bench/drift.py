@@ -202,7 +202,7 @@ def run(count: int, times: int) -> dict[str, Any]:
     """All of it; what RESULT says. Raises Wrong."""
     console = bench.console()
     console.print(bench.circumstances())
-    with fleet(f"nlb{os.getpid() % 100000}") as made:
+    with fleet(f"nlb{os.getpid()}") as made:
         return _measure(made, count, times, console)
 
 

@@ -217,7 +217,7 @@ class Agent:
 
 def run(count: int, rounds: int, *, agent: bool, classic: bool) -> dict[str, Any]:
     """All of it; what RESULT says. Raises Wrong."""
-    console, prefix = bench.console(), f"nlb{os.getpid() % 100000}"
+    console, prefix = bench.console(), f"nlb{os.getpid()}"
     result: dict[str, Any] = {"peers": count}
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="netloom-bench-")))

@@ -163,7 +163,7 @@ def run(count: int, restarts: int) -> dict[str, Any]:
     """All of it; what RESULT says. Raises Wrong."""
     console = bench.console()
     console.print(bench.circumstances())
-    with fleet(f"nlb{os.getpid() % 100000}") as made:
+    with fleet(f"nlb{os.getpid()}") as made:
         return _measure(made, count, restarts, console)
 
 

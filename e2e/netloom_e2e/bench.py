@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
 
@@ -81,6 +82,17 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> 
 def circumstances() -> str:
     """What else the figures depend on."""
     return f"load average {os.getloadavg()[0]:.2f}, {os.cpu_count()} CPUs, Linux {os.uname().release}"
+
+
+def result_of(script: Path, *words: str, timeout: float = 240) -> dict[str, Any]:
+    """Run a bench as make does; what its last line says. Raises Wrong, with all that it said, if it fails."""
+    command = [sys.executable, str(script), *words]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)
+    *_, last = done.stdout.splitlines() or [""]
+    word, _, text = last.partition(" ")
+    if done.returncode or word != "RESULT":
+        raise Wrong(f"`{' '.join(command)}` ended with {done.returncode}:\n{done.stdout}{done.stderr}")
+    return dict(json.loads(text))
 
 
 def conclude(name: str, run: Callable[[], dict[str, Any]]) -> int:

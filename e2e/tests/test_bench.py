@@ -6,11 +6,10 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from netloom_e2e import load, processes
+from netloom_e2e import bench, load, processes
 from netloom_e2e.lab import wait_for
 
 ALLOCATION = Path(__file__).parents[1] / "bench/allocation.py"
@@ -21,21 +20,14 @@ NODES = 200
 
 @pytest.mark.usefixtures("control_plane_binaries")
 def test_allocation_counts() -> None:
-    done = subprocess.run(
-        [sys.executable, ALLOCATION, f"--nodes={NODES}", "--rounds=1"], capture_output=True, text=True, timeout=240
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    *_, last = done.stdout.splitlines()
-    word, _, text = last.partition(" ")
-    assert word == "RESULT"
-    result: dict[str, Any] = json.loads(text)
+    result = bench.result_of(ALLOCATION, f"--nodes={NODES}", "--rounds=1")
     for scenario in (result, result["appearing"]):
         assert scenario.keys() >= KEYS
         assert scenario["nodes"] == NODES
         assert scenario["seconds"] > 0
         assert 1 <= scenario["writes_per_node"] < 1.5
         assert 20 < scenario["rss_mib"] <= 120
-    assert result["writes_per_node"] <= 1.05, done.stdout
+    assert result["writes_per_node"] <= 1.05
 
 
 @pytest.mark.usefixtures("control_plane_binaries")
@@ -43,13 +35,13 @@ def test_allocation_leaves_nothing_behind_on_ctrl_c(tmp_path: Path) -> None:
     environment = os.environ | {"TMPDIR": str(tmp_path)}
     with subprocess.Popen(
         [sys.executable, ALLOCATION, "--nodes=500"], env=environment, stdout=subprocess.PIPE
-    ) as bench:
+    ) as running:
         try:
             wait_for("an operator to run", lambda: _operator_runs(tmp_path), deadline=120)
-            bench.send_signal(signal.SIGINT)
-            assert bench.wait(60) == 130
+            running.send_signal(signal.SIGINT)
+            assert running.wait(60) == 130
         finally:
-            bench.kill()
+            running.kill()
     root = tmp_path / f"netloom-e2e-{os.getuid()}"
     assert [path.name for path in root.iterdir()] == [".lock"]
     assert list(tmp_path.iterdir()) == [root]
