@@ -35,8 +35,8 @@ class Fleet:
     agents: dict[str, subprocess.Popen[str]] = field(default_factory=dict)
 
     def populate(self, count: int) -> None:
-        """The first `count` peers of `netloom_e2e.peers`, as objects."""
-        with load.prepared(self.plane.kubeconfig(), "netloomnodes", count, peers.PREFIX, CONNECTIONS) as creation:
+        """The first `count` peers of `netloom_e2e.peers`, as objects that their agents have completed."""
+        with load.prepared(self.plane.kubeconfig(), "peers", count, peers.PREFIX, CONNECTIONS) as creation:
             creation.go()
             creation.result()
 
@@ -104,8 +104,9 @@ def pod_address(number: int, host: int = 5) -> str:
     return f"10.{250 + number // 256}.{number % 256}.{host}"
 
 
-def netloom_node(name: str, address: str, *pod_cidrs: str) -> dict[str, Any]:
-    """The object as the operator would write it."""
+def netloom_node(name: str, address: str, *pod_cidrs: str, announced: bool = False) -> dict[str, Any]:
+    """The object as the operator would write it; `announced`: with what its agent adds."""
+    tunnels = [{"protocol": "vxlan", "port": 8472, "sending": True}]
     return {
         "apiVersion": "netloom.dev/v1alpha1",
         "kind": "NetloomNode",
@@ -113,6 +114,7 @@ def netloom_node(name: str, address: str, *pod_cidrs: str) -> dict[str, Any]:
         "spec": {
             "addresses": [{"type": "InternalIP", "ip": address}],
             "ipam": {"mode": "cluster-pool", "podCIDRs": list(pod_cidrs)},
+            **({"tunnels": tunnels} if announced else {}),
         },
     }
 
