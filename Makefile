@@ -13,7 +13,6 @@ demo: setup ## Run the main job, from `kubectl apply` to pods that ping, on a re
 	@$(PY) -m netloom_e2e.demo
 
 test: check ## Run everything: check, then the tests on a real API server and kernel
-	@e2e/setup iperf3
 	$(PY) -m pytest e2e/tests
 
 check: setup ## Format, lint, types, layers and unit tests; under a minute

@@ -1,6 +1,7 @@
 """`make bench-mesh`: how long a node with N peers takes, the engine alone and the whole agent.
 
-*engine*: the peers are known, the clock runs until the kernel has acknowledged the last route. Beside it, in turn, in
+*engine*: the peers are known, the clock runs until the kernel has acknowledged the last route (CPU time: until the
+engine has also asked the kernel which device leads to each peer, for the MTU). Beside it, in turn, in
 the same namespace and into equal tables, each a process of its own:
 
 - `ip -batch` with the same operations (neighbour, nexthop object, route), read from a file that was written before;

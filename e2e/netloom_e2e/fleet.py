@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from netloom.roles.operator import CONNECTIONS
+from netloom_e2e import agents as objects
 from netloom_e2e import crds, load, peers
-from netloom_e2e.agents import NETWORK, NODES, netloom_node
 from netloom_e2e.bench import Wrong
 from netloom_e2e.cluster import ControlPlane
 from netloom_e2e.lab import Lab, Machine, wait_for
@@ -34,8 +34,8 @@ class Fleet:
     agents: dict[str, subprocess.Popen[str]] = field(default_factory=dict)
 
     def populate(self, count: int) -> None:
-        """The first `count` peers of `netloom_e2e.peers`, as objects."""
-        with load.prepared(self.plane.kubeconfig(), "netloomnodes", count, peers.PREFIX, CONNECTIONS) as creation:
+        """The first `count` peers of `netloom_e2e.peers`, as objects that their agents have completed."""
+        with load.prepared(self.plane.kubeconfig(), "peers", count, peers.PREFIX, CONNECTIONS) as creation:
             creation.go()
             creation.result()
 
@@ -43,7 +43,7 @@ class Fleet:
         """A node that exists, with its NetloomNode; no agent yet."""
         number = len(self.lab.nodes) + 1
         machine = self.lab.add_node(f"n{number}")
-        self.plane.client.request("POST", NODES, netloom_node(machine.node, machine.address, pod_cidr(number)))
+        self.plane.client.request("POST", objects.NODES, netloom_node(machine.node, machine.address, pod_cidr(number)))
         return machine
 
     def start(self, machine: Machine) -> subprocess.Popen[str]:
@@ -103,6 +103,16 @@ def pod_address(number: int, host: int = 5) -> str:
     return f"10.{250 + number // 256}.{number % 256}.{host}"
 
 
+def netloom_node(name: str, address: str, *pod_cidrs: str, announced: bool = False) -> dict[str, object]:
+    """The object as the operator would write it; `announced`: with what its agent adds."""
+    made = objects.netloom_node(name, address, *pod_cidrs)
+    if announced:
+        spec = made["spec"]
+        assert isinstance(spec, dict)
+        spec["tunnels"] = [{"protocol": "vxlan", "port": 8472, "sending": True}]
+    return made
+
+
 def network(**routing: object) -> dict[str, Any]:
     """The NetloomNetwork."""
     return {
@@ -127,7 +137,7 @@ def fleet(prefix: str) -> Iterator[Fleet]:
         plane = stack.enter_context(ControlPlane(bind=lab.address))
         crds.install(plane)
         plane.kubectl("apply", "-f", str(RBAC))
-        plane.client.request("POST", NETWORK, network(mode="tunnel"))
+        plane.client.request("POST", objects.NETWORK, network(mode="tunnel"))
         made = Fleet(lab, plane)
         stack.callback(made.kill)
         yield made

@@ -205,6 +205,7 @@ class Dataplane:
             self._mesh.replace_peers(desired)
             self._troubles.clear()
             self._events.device_due = self._device_expected = True
+            touched.clear()
         for name in touched:
             self._troubles.forget(self._mesh.items_of(name))
             peer = desired.peers.get(name)
@@ -280,8 +281,7 @@ class Dataplane:
         if not reach.due:
             return
         addresses = list(reach.due)
-        for address, hop in await self._in_thread(lambda: reader.hops(self._commands, addresses)):
-            reach.answered(address, hop)
+        reach.answered_all(await self._in_thread(lambda: reader.hops(self._commands, addresses)))
         if reach.outgoing != {link.ifindex for link in self._events.underlay}:
             self._events.device_due = self._device_expected = True
 
