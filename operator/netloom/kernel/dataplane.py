@@ -128,7 +128,9 @@ class Dataplane:
         require_net_admin()
         async with self._lock:
             self._take(desired)
-            return await self._settle()
+            report = await self._settle()
+        self._wake.set()  # `run` sleeps until what it knew of was due
+        return report
 
     async def run(self) -> None:
         """Keep the kernel at the applied state, until cancelled."""
