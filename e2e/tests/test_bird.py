@@ -24,7 +24,7 @@ def add_pods(lab: Lab) -> None:
 
 @pytest.fixture
 def lab() -> Iterator[Lab]:
-    with Lab(f"nlb{os.getpid() % 10000}", dual_stack=True) as made:
+    with Lab(f"nlg{os.getpid() % 10000}", dual_stack=True) as made:
         yield made
 
 
