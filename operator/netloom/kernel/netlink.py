@@ -182,12 +182,11 @@ class CommandSocket:
         """Read one datagram; whether the answer to request `last` was in it."""
         buffer = self._socket.recv(1 << 16)
         done = False
-        for kind, flags, sequence, start, end in walk(buffer):
-            if kind != NLMSG_ERROR or sequence > last:
+        for sequence, refusal in read_answers(buffer):
+            if sequence > last:
                 continue
-            code = -int.from_bytes(buffer[start : start + 4], sys.byteorder, signed=True)
-            if code:
-                refusals[sequence] = Refusal(code, _sentence(buffer, flags, start, end))
+            if refusal is not None:
+                refusals[sequence] = refusal
             done = done or sequence == last
         return done
 
@@ -273,6 +272,14 @@ def walk(buffer: bytes) -> Iterable[tuple[int, int, int, int, int]]:
             return
         yield kind, flags, sequence, at + HEADER_SIZE, at + length
         at += (length + 3) & ~3
+
+
+def read_answers(buffer: bytes) -> Iterable[tuple[int, Refusal | None]]:
+    """The acknowledgements and errors of a datagram: sequence number, and what was refused."""
+    for kind, flags, sequence, start, end in walk(buffer):
+        if kind == NLMSG_ERROR:
+            code = -int.from_bytes(buffer[start : start + 4], sys.byteorder, signed=True)
+            yield sequence, Refusal(code, _sentence(buffer, flags, start, end)) if code else None
 
 
 def _netlink_socket(protocol: int, receive_buffer: int = BUFFER) -> socket.socket:
