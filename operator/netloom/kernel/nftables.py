@@ -9,6 +9,7 @@ linux/netfilter/{nf_tables,nfnetlink}.h. Integers inside attributes are in netwo
 
 import socket
 import struct
+import sys
 from collections.abc import Iterable, Sequence
 
 import msgspec
@@ -19,11 +20,10 @@ from netloom.kernel.wire import CREATE, HEADER, HEADER_SIZE, REQUEST, attribute,
 SUBSYSTEM = 10 << 8
 BATCH_BEGIN, BATCH_END = 0x10, 0x11
 NEWTABLE, GETTABLE, DELTABLE = 0, 1, 2
-NEWCHAIN, GETCHAIN, DELCHAIN = 3, 4, 5
+NEWCHAIN, GETCHAIN = 3, 4
 NEWRULE, GETRULE, DELRULE = 6, 7, 8
 NEWSET, GETSET, DELSET = 9, 10, 11
 NEWSETELEM, GETSETELEM, DELSETELEM = 12, 13, 14
-NEWGEN = 15
 
 NAMES = {
     NEWTABLE: "newtable",
@@ -82,14 +82,12 @@ def frame(messages: Sequence[bytes]) -> bytes:
     resource = _GENERAL.pack(0, 0, SUBSYSTEM >> 8)
     begin = HEADER.pack(HEADER_SIZE + 4, BATCH_BEGIN, REQUEST, BEGIN_SEQUENCE, 0) + resource
     end = HEADER.pack(HEADER_SIZE + 4, BATCH_END, REQUEST, BEGIN_SEQUENCE, 0) + resource
-    numbered = [part[:8] + i.to_bytes(4, _ORDER) + part[12:] for i, part in enumerate(messages)]
+    numbered = [part[:8] + i.to_bytes(4, sys.byteorder) + part[12:] for i, part in enumerate(messages)]
     return b"".join([begin, *numbered, end])
 
 
 BEGIN_SEQUENCE = 0xFFFF_FFFF
 """Sequence number of what the kernel says about a transaction as a whole."""
-
-_ORDER = "little" if struct.pack("=H", 1) == b"\1\0" else "big"
 
 
 # ----------------------------------------------------------------------------------------------------- requests
@@ -222,13 +220,12 @@ class SeenChain(msgspec.Struct, frozen=True):
 
 
 class SeenSet(msgspec.Struct, frozen=True):
-    """A set; the handle tells it from a later one of the same name."""
+    """A set."""
 
     name: str
     flags: int
     key_type: int
     key_size: int
-    handle: int
 
 
 class SeenRule(msgspec.Struct, frozen=True):
@@ -237,14 +234,6 @@ class SeenRule(msgspec.Struct, frozen=True):
     handle: int
     userdata: bytes
     expressions: bytes
-
-
-class ElementEvent(msgspec.Struct, frozen=True):
-    """Elements that were added to, or deleted from, a set: keys as of cover.keys, and whether each is plain."""
-
-    name: str
-    added: bool
-    elements: list[tuple[bytes, bool]]
 
 
 def read_table(buffer: bytes, start: int, end: int) -> SeenTable:
@@ -266,8 +255,8 @@ def read_chain(buffer: bytes, start: int, end: int) -> SeenChain:
 def read_set(buffer: bytes, start: int, end: int) -> SeenSet:
     """A NEWSET message."""
     found = attributes(buffer, start + 4, end)
-    flags, kind, size, handle = (_number(found.get(i, b"")) for i in (3, 4, 5, 16))
-    return SeenSet(word(found.get(2, b"")), flags, kind, size, handle)
+    flags, kind, size = (_number(found.get(i, b"")) for i in (3, 4, 5))
+    return SeenSet(word(found.get(2, b"")), flags, kind, size)
 
 
 def read_rule(buffer: bytes, start: int, end: int) -> SeenRule:
@@ -276,9 +265,9 @@ def read_rule(buffer: bytes, start: int, end: int) -> SeenRule:
     return SeenRule(_number(found.get(3, b"")), found.get(7, b""), found.get(4, b""))
 
 
-def belongs_to(table: bytes, buffer: bytes, start: int, end: int) -> bool:
-    """Whether a message is about this table (`text` of its name), or about what is in it: attribute 1 in all kinds."""
-    return buffer[start] == FAMILY_INET and attributes(buffer, start + 4, end, 1).get(1) == table
+def belongs_to(table: str, buffer: bytes, start: int, end: int) -> bool:
+    """Whether a message is about this table, or about what is in it: attribute 1 in all kinds."""
+    return buffer[start] == FAMILY_INET and attributes(buffer, start + 4, end, 1).get(1) == text(table)
 
 
 def read_elements(buffer: bytes, start: int, end: int) -> tuple[str, list[tuple[bytes, bool]]]:

@@ -14,6 +14,7 @@ comes and goes for the price of one element. Only the first packet of a connecti
 import errno
 import hashlib
 from collections.abc import Callable
+from functools import cache
 
 import msgspec
 
@@ -72,9 +73,10 @@ class Wanted(msgspec.Struct, frozen=True):
     @property
     def rules(self) -> tuple[Rule, ...]:
         """In their order."""
-        return tuple(_rule(family) for family in self.families)
+        return tuple(map(_rule, self.families))
 
 
+@cache
 def _rule(family: str) -> Rule:
     size = SIZES[family]
     return Rule(
@@ -96,9 +98,9 @@ class Seen(msgspec.Struct, frozen=True):
     rules: tuple[SeenRule, ...] = ()
 
     @property
-    def handles(self) -> dict[str, int]:
-        """Of the sets, by name."""
-        return {found.name: found.handle for found in self.sets}
+    def names(self) -> set[str]:
+        """Of the sets."""
+        return {found.name for found in self.sets}
 
 
 def fault_of_table(wanted: Wanted, seen: Seen) -> str:
@@ -118,35 +120,63 @@ def fault_of_table(wanted: Wanted, seen: Seen) -> str:
     return ""
 
 
-def same_rules(wanted: Wanted, seen: Seen, echoes: dict[bytes, bytes]) -> bool:
+def same_rules(wanted: Wanted, seen: Seen, echoed: dict[bytes, bytes]) -> bool:
     """Whether the chain holds exactly these rules.
 
-    `echoes`: what this kernel has been seen to make of expressions, where that is not what it was given.
+    `echoed`: what this kernel has been seen to make of expressions, where that is not what it was given.
     """
     rules = wanted.rules
     return len(rules) == len(seen.rules) and all(
         found.userdata == rule.userdata
-        and found.expressions in (rule.expressions, echoes.get(rule.expressions, rule.expressions))
+        and found.expressions in (rule.expressions, echoed.get(rule.expressions, rule.expressions))
         for rule, found in zip(rules, seen.rules, strict=True)
     )
 
 
-def creation(wanted: Wanted) -> tuple[list[bytes], list[bytes]]:
+def echoes(wanted: Wanted, seen: Seen) -> dict[bytes, bytes]:
+    """What the kernel made of rules that were just written, where that is not what it was given."""
+    if len(wanted.rules) != len(seen.rules):
+        return {}
+    return {
+        rule.expressions: found.expressions
+        for rule, found in zip(wanted.rules, seen.rules, strict=True)
+        if found.userdata == rule.userdata and found.expressions != rule.expressions
+    }
+
+
+Step = tuple[str, bytes]
+"""A request, and how it is called."""
+
+
+def creation(wanted: Wanted, *, replace: bool) -> tuple[list[Step], list[Step]]:
     """Requests for the table and its sets, and those for chain and rules, which come after the elements."""
-    first = [nftables.new_table(TABLE, REMARK)]
-    first += [nftables.new_set(TABLE, name, size_of(name), i) for i, name in enumerate(wanted.sets, 1)]
+    first = removal() if replace else []
+    first.append(("create the table", nftables.new_table(TABLE, REMARK)))
+    for i, name in enumerate(wanted.sets, 1):
+        first.append((f"create set {name}", nftables.new_set(TABLE, name, size_of(name), i)))
     chain = nftables.new_chain(TABLE, CHAIN, _CHAIN.kind, _CHAIN.hook, _CHAIN.priority)
-    return first, [chain, *_new_rules(wanted)]
+    return first, [(f"create chain {CHAIN}", chain), *_new_rules(wanted)]
 
 
-def replacement(wanted: Wanted, seen: Seen) -> list[bytes]:
+def removal() -> list[Step]:
+    """Requests that remove the table with all that is in it."""
+    return [("delete the table", nftables.delete_table(TABLE))]
+
+
+def replacement(wanted: Wanted, seen: Seen) -> list[Step]:
     """Requests that put the wanted rules in the place of those in the chain. In one transaction: no packet goes by
     without a rule."""
-    return [nftables.delete_rule(TABLE, CHAIN, found.handle) for found in seen.rules] + _new_rules(wanted)
+    gone = [
+        (f"delete rule handle {rule.handle}", nftables.delete_rule(TABLE, CHAIN, rule.handle)) for rule in seen.rules
+    ]
+    return gone + _new_rules(wanted)
 
 
-def _new_rules(wanted: Wanted) -> list[bytes]:
-    return [nftables.new_rule(TABLE, CHAIN, rule.expressions, rule.remark) for rule in wanted.rules]
+def _new_rules(wanted: Wanted) -> list[Step]:
+    return [
+        (f"add rule (IPv{family})", nftables.new_rule(TABLE, CHAIN, rule.expressions, rule.remark))
+        for family, rule in zip(wanted.families, wanted.rules, strict=True)
+    ]
 
 
 # ------------------------------------------------------------------------------------------------------ reading
