@@ -169,6 +169,10 @@ class Sets:
                 self._starts[name][end] = start
         return changed
 
+    def start_of(self, name: str, key: bytes) -> bytes | None:
+        """The start of the interval that this is the start or the end of; None for an end that is not desired."""
+        return key if key.endswith(START) else self._starts[name].get(key)
+
     def writes(self, *, anew: bool) -> list[ElementWrite]:
         """Requests for what is pending; `anew`: the sets are being made, and hold nothing yet."""
         deletions, additions = [], []

@@ -125,12 +125,13 @@ class State:
 
     def strange(self, touched: Iterable[tuple[str, bytes]]) -> list[Item]:
         """Those of the touched elements that are not as desired; an interval counts once."""
-        names, tables = self.sets.wanted.sets, self.sets.tables
-        return [
-            (ELEMENT, Element(name, key))
-            for name, key in touched
-            if name in names and key.endswith(START) and key in tables[name].pending
-        ]
+        found: dict[Item, None] = {}
+        for name, key in touched:
+            if name in self.sets.wanted.sets and key in self.sets.tables[name].pending:
+                start = self.sets.start_of(name, key)
+                if start is not None:
+                    found[ELEMENT, Element(name, start)] = None
+        return list(found)
 
     def faults(self) -> list[Item]:
         """What of the table is not as it should be, apart from elements."""

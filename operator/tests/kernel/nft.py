@@ -8,7 +8,7 @@ import pytest
 
 from netloom.kernel.address import Prefix
 from netloom.kernel.masquerade import Masquerade
-from netloom.kernel.masquerade_sets import Masquerading, MasqueradeRules
+from netloom.kernel.masquerade_sets import MasqueradeRules, Masquerading
 from netloom.kernel.netlink import Refusal, RefusedError, Visit
 from netloom.kernel.nftables import NAMES
 from netloom.kernel.nftables_socket import NftablesSocket
@@ -47,8 +47,8 @@ def ruleset(node: Namespace) -> str:
 
 
 def ours(node: Namespace) -> str:
-    """Our table; empty if there is none."""
-    return node.exec("nft list table inet netloom", check=False)
+    """Our table, with spaces for tabs; empty if there is none."""
+    return node.exec("nft list table inet netloom", check=False).replace("\t", "    ")
 
 
 class Masquerades:

@@ -13,55 +13,55 @@ __all__ = ["masquerades"]
 
 GOLDEN = """\
 table inet netloom {
-	comment "Netloom's: it undoes changes"
-	set pods4 {
-		type ipv4_addr
-		flags interval
-		elements = { 10.1.0.0/24 }
-	}
+    comment "Netloom's: it undoes changes"
+    set pods4 {
+        type ipv4_addr
+        flags interval
+        elements = { 10.1.0.0/24 }
+    }
 
-	set known4 {
-		type ipv4_addr
-		flags interval
-		elements = { 10.1.0.0/24, 10.2.0.0/24,
-			     10.3.0.0/24 }
-	}
+    set known4 {
+        type ipv4_addr
+        flags interval
+        elements = { 10.1.0.0/24, 10.2.0.0/24,
+                 10.3.0.0/24 }
+    }
 
-	set excluded4 {
-		type ipv4_addr
-		flags interval
-		elements = { 10.0.0.0/8, 169.254.0.0/16,
-			     172.16.0.0/12, 224.0.0.0/4 }
-	}
+    set excluded4 {
+        type ipv4_addr
+        flags interval
+        elements = { 10.0.0.0/8, 169.254.0.0/16,
+                 172.16.0.0/12, 224.0.0.0/4 }
+    }
 
-	set pods6 {
-		type ipv6_addr
-		flags interval
-		elements = { fd00:1::/64 }
-	}
+    set pods6 {
+        type ipv6_addr
+        flags interval
+        elements = { fd00:1::/64 }
+    }
 
-	set known6 {
-		type ipv6_addr
-		flags interval
-		elements = { fd00:1::/64,
-			     fd00:2::/64,
-			     fd00:3::/64 }
-	}
+    set known6 {
+        type ipv6_addr
+        flags interval
+        elements = { fd00:1::/64,
+                 fd00:2::/64,
+                 fd00:3::/64 }
+    }
 
-	set excluded6 {
-		type ipv6_addr
-		flags interval
-		elements = { fe80::/10,
-			     ff00::/8 }
-	}
+    set excluded6 {
+        type ipv6_addr
+        flags interval
+        elements = { fe80::/10,
+                 ff00::/8 }
+    }
 
-	chain postrouting {
-		type nat hook postrouting priority srcnat; policy accept;
-		ip saddr @pods4 ip daddr != @known4 ip daddr != @excluded4 oifname != "netloom_*" masquerade fully-random \
+    chain postrouting {
+        type nat hook postrouting priority srcnat; policy accept;
+        ip saddr @pods4 ip daddr != @known4 ip daddr != @excluded4 oifname != "netloom_*" masquerade fully-random \
 comment "netloom 05707986"
-		ip6 saddr @pods6 ip6 daddr != @known6 ip6 daddr != @excluded6 oifname != "netloom_*" masquerade fully-random \
+        ip6 saddr @pods6 ip6 daddr != @known6 ip6 daddr != @excluded6 oifname != "netloom_*" masquerade fully-random \
 comment "netloom c2ec53b6"
-	}
+    }
 }
 """
 

@@ -24,6 +24,7 @@ C = f"{T} postrouting"
 SAME_BUT_EMPTY = """
 delete table inet netloom
 table inet netloom {
+  comment "Netloom's: it undoes changes";
   set pods4 { type ipv4_addr; flags interval; }
   set known4 { type ipv4_addr; flags interval; }
   set excluded4 { type ipv4_addr; flags interval; }
@@ -73,7 +74,9 @@ DRIFT = {
     "an element gets a comment": (
         f'delete element {T} known4 {{ 10.2.0.0/24 }}\nadd element {T} known4 {{ 10.2.0.0/24 comment "mine" }}'
     ),
-    "everything at once": f"flush chain {C}\nadd rule {C} drop\nflush set {T} pods4\nadd element {T} pods4 {{ 0.0.0.0/0 }}",
+    "everything at once": (
+        f"flush chain {C}\nadd rule {C} drop\nflush set {T} pods4\nadd element {T} pods4 {{ 0.0.0.0/0 }}"
+    ),
 }
 
 
@@ -159,8 +162,11 @@ async def test_events_of_others_are_none_of_our_business(node: Namespace, masque
     await masquerade.apply(masquerading())
     written, dumps = masquerade.stats, commands.dumps
     async with running(masquerade):
-        nft(node, "table ip netloom { set known4 { type ipv4_addr; elements = { 10.2.0.0 } }\n chain postrouting { } }")
-        nft(node, "table inet netloom2 { chain postrouting { type nat hook postrouting priority 100; masquerade; } }")
+        nft(
+            node,
+            "table ip netloom {\n set known4 { type ipv4_addr; elements = { 10.2.0.0 }\n }\n chain postrouting { }\n}",
+        )
+        nft(node, "table inet netloom2 { chain postrouting { type nat hook postrouting priority 100; masquerade; }\n}")
         nft(node, "delete table inet netloom2")
         nft(node, f"delete element {T} known4 {{ 10.2.0.0/24 }}")
         await eventually(lambda: masquerade.report.repaired == 1)
@@ -195,8 +201,8 @@ async def test_a_fight_is_bounded_and_reported(
 
 
 async def test_others_tables_survive_all_of_it(node: Namespace, masquerades: Masquerades) -> None:
-    nft(node, "table ip netloom { chain postrouting { type nat hook postrouting priority 100; } }")
-    nft(node, "table inet firewalld { chain nat { type nat hook postrouting priority 110; masquerade; } }")
+    nft(node, "table ip netloom { chain postrouting { type nat hook postrouting priority 100; }\n}")
+    nft(node, "table inet firewalld { chain nat { type nat hook postrouting priority 110; masquerade; }\n}")
     foreign = ruleset(node)
     masquerade = await masquerades.open()
     await masquerade.apply(masquerading())
