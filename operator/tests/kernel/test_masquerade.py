@@ -1,7 +1,10 @@
 """The table as `nft` prints it: made, changed, left alone, removed; and what each change costs."""
 
+from random import Random
+
 import pytest
 
+from netloom.kernel.address import Prefix
 from netloom.kernel.errors import KernelUnsupported
 from netloom.kernel.masquerade_sets import Masquerading
 from netloom.kernel.nftables_socket import NftablesSocket
@@ -212,6 +215,30 @@ async def test_cidrs_at_the_edges(node: Namespace, masquerades: Masquerades, cid
     desired.remove_known("edge")
     assert (await masquerade.apply(desired)).in_sync
     assert ours(node) == before
+
+
+@pytest.mark.parametrize("seed", range(4))
+async def test_any_sequence_of_changes_ends_in_what_a_fresh_start_gives(
+    node: Namespace, masquerades: Masquerades, seed: int
+) -> None:
+    """CIDRs that repeat, meet and contain one another; the kernel takes every step, and never refuses."""
+    random = Random(seed)
+    desired, masquerade = masquerading(), await masquerades.open()
+    for _ in range(40):
+        cidrs = []
+        for _ in range(random.randrange(6)):
+            length = random.choice([0, 1, 2, 3, 4, 30, 31, 32])
+            address = random.randrange(32) << 27 | random.choice([0, 1, 2, 3, (1 << 27) - 1])
+            host = 32 - length
+            cidrs.append(Prefix((address >> host << host).to_bytes(4, "big"), length))
+        desired.set_known(random.choice("abc"), tuple(cidrs))
+        assert (await masquerade.apply(desired)).in_sync
+    assert masquerade.report.compared == 1, "nothing was refused"
+    text = ours(node)
+    assert (await (await masquerades.open()).apply(desired)).written == {}
+    await masquerade.cleanup()
+    await (await masquerades.open()).apply(desired)
+    assert ours(node) == text
 
 
 async def test_a_kernel_without_nftables_is_reported(node: Namespace, masquerades: Masquerades) -> None:
