@@ -106,7 +106,8 @@ class Sets:
         self.tables: dict[str, Table[bytes, bool]] = {name: Table() for name in SETS}
         self._covers = {name: Cover(size_of(name)) for name in SETS}
         self._messages = {name: ElementMessages(TABLE, name, size_of(name)) for name in SETS}
-        self._starts: dict[str, dict[bytes, bytes]] = {name: {} for name in SETS}
+        self._intervals: dict[str, dict[bytes, tuple[bytes, ...]]] = {name: {} for name in SETS}
+        self._open: dict[str, tuple[bytes, ...]] = {}
         self._known: dict[str, tuple[Prefix, ...]] = {}
         self._change("excluded", (), NEVER_MASQUERADED)
 
@@ -155,41 +156,50 @@ class Sets:
     def _want(self, name: str, appeared: list[Prefix], disappeared: list[Prefix]) -> list[Element]:
         table, changed = self.tables[name], []
         # Out first: a CIDR that takes another's place may begin, or end, where that one does.
-        for start, *ends in map(keys, disappeared):
-            for key in (start, *ends):
+        for interval in map(keys, disappeared):
+            for key in interval:
                 table.unwant(key)
+                del self._intervals[name][key]
                 changed.append(Element(name, key))
-            for end in ends:
-                del self._starts[name][end]
-        for start, *ends in map(keys, appeared):
-            for key in (start, *ends):
+            if len(interval) == 1:
+                del self._open[name]
+        for interval in map(keys, appeared):
+            for key in interval:
                 table.want(key, True)
+                self._intervals[name][key] = interval
                 changed.append(Element(name, key))
-            for end in ends:
-                self._starts[name][end] = start
+            if len(interval) == 1:
+                self._open[name] = interval
         return changed
 
     def start_of(self, name: str, key: bytes) -> bytes | None:
         """The start of the interval that this is the start or the end of; None for an end that is not desired."""
-        return key if key.endswith(START) else self._starts[name].get(key)
+        interval = self._intervals[name].get(key)
+        return interval[0] if interval else key if key.endswith(START) else None
 
     def writes(self, *, anew: bool) -> list[ElementWrite]:
         """Requests for what is pending; `anew`: the sets are being made, and hold nothing yet."""
         deletions, additions = [], []
         for name in self.wanted.sets:
-            table = self.tables[name]
             if anew:
-                additions += self._encode(name, table.desired, added=True)
+                additions += self._encode(name, self.tables[name].desired, added=True)
                 continue
-            surplus = {key for key in table.pending if key in table.kernel}
-            missing = {key for key in table.pending if key in table.desired}
-            # Kernels differ in what they think of an end without its start, so an interval is always written whole.
-            starts = {self._starts[name][key] for key in missing if key.endswith(END)}
-            surplus.update(starts & table.kernel.keys())
-            missing |= starts
+            surplus, missing = self._difference(name)
             deletions += self._encode(name, surplus, added=False)
             additions += self._encode(name, missing, added=True)
         return deletions + additions
+
+    def _difference(self, name: str) -> tuple[set[bytes], set[bytes]]:
+        """Elements to delete and to add. Of an interval that is there in part, all is deleted and added: kernels
+        refuse an end that another interval's start is to take over."""
+        table = self.tables[name]
+        surplus = {key for key in table.pending if key in table.kernel}
+        missing = {key for key in table.pending if key in table.desired}
+        whole = {key for found in missing for key in self._intervals[name][found]}
+        if any(key.endswith(END) for key in surplus):
+            # The end may be one that an interval without end has in the kernel.
+            whole.update(self._open.get(name, ()))
+        return surplus | (whole & table.kernel.keys()), missing | whole
 
     def _encode(self, name: str, pending: Iterable[bytes], *, added: bool) -> list[ElementWrite]:
         encode, kind = self._messages[name].encode, NEWSETELEM if added else DELSETELEM

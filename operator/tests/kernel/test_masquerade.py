@@ -217,7 +217,7 @@ async def test_cidrs_at_the_edges(node: Namespace, masquerades: Masquerades, cid
     assert ours(node) == before
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(8))
 async def test_any_sequence_of_changes_ends_in_what_a_fresh_start_gives(
     node: Namespace, masquerades: Masquerades, seed: int
 ) -> None:
