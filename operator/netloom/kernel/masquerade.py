@@ -120,7 +120,10 @@ class Masquerade:
         require_net_admin()
         async with self._lock:
             commands = self._connect()
-            return await self._in_thread(lambda: planned_changes(commands, desired))
+            try:
+                return await self._in_thread(lambda: planned_changes(commands, desired))
+            except RefusedError as error:
+                raise KernelUnsupported(_explained(error)) from error
 
     async def cleanup(self) -> MasqueradeReport:
         """Remove our table."""
@@ -179,8 +182,11 @@ class Masquerade:
                 await self._write(commands, fresh=fresh)
             except (AnswerLost, OSError, KernelUnsupported) as error:
                 # What the kernel holds is unknown until it has been read.
-                self._troubles.refused(_STATE, _explained(error), "", getattr(error, "errno", 0) or 0)
                 self._compare_due = True
+                if _without_nftables(error) and not self._sets.wanted.families:
+                    self._troubles.written(_STATE[0], [_STATE[1]])
+                else:
+                    self._troubles.refused(_STATE, _explained(error), "", getattr(error, "errno", 0) or 0)
                 break
             if not self._compare_due and not self._table_due:
                 break
@@ -293,10 +299,16 @@ class Masquerade:
         return await asyncio.get_running_loop().run_in_executor(self._executor, work)
 
 
+def _without_nftables(error: Exception) -> bool:
+    """What a socket, or nfnetlink, says where there is none."""
+    refused = isinstance(error, RefusedError) and error.errno in (errno.EINVAL, errno.EOPNOTSUPP)
+    return refused or isinstance(error, KernelUnsupported)
+
+
 def _explained(error: Exception) -> str:
     """With the cause that is behind an errno that says little."""
-    if isinstance(error, RefusedError) and error.errno in (errno.EINVAL, errno.EOPNOTSUPP):
-        return f"this kernel has no nftables (nf_tables), so nothing can be masqueraded: {error.refusal}"
     if isinstance(error, RefusedError):
-        return f"cannot be read: {error.refusal}"
+        if _without_nftables(error):
+            return f"this kernel has no nftables (nf_tables), so nothing can be masqueraded: {error.refusal}"
+        return f"nftables cannot be read: {error.refusal}"
     return str(error)

@@ -1,5 +1,6 @@
 """The table as `nft` prints it: made, changed, left alone, removed; and what each change costs."""
 
+import errno
 from random import Random
 
 import pytest
@@ -10,7 +11,7 @@ from netloom.kernel.masquerade_sets import Masquerading
 from netloom.kernel.nftables_socket import NftablesSocket
 from tests.kernel.meshes import eventually, running
 from tests.kernel.netns import Namespace
-from tests.kernel.nft import Masquerades, masquerades, masquerading, nft, ours, prefixes, rules, ruleset
+from tests.kernel.nft import FaultyNftables, Masquerades, masquerades, masquerading, nft, ours, prefixes, rules, ruleset
 
 __all__ = ["masquerades"]
 
@@ -252,10 +253,27 @@ async def test_a_kernel_without_nftables_is_reported(node: Namespace, masquerade
     masquerade = await masquerades.open(commands=make)
     report = await masquerade.apply(masquerading())
     assert [failure.error for failure in report.failures] == ["this kernel has no netfilter"]
+    assert (await masquerade.apply(Masquerading())).in_sync, "nothing is wanted of it"
+    assert not (await masquerade.apply(masquerading())).in_sync
     here = True
     async with running(masquerade):
         await eventually(lambda: masquerade.report.in_sync, lambda: str(masquerade.report))
     assert ours(node)
+
+
+async def test_a_kernel_without_nf_tables_is_named_in_plan_and_report(
+    node: Namespace, masquerades: Masquerades
+) -> None:
+    """What nfnetlink says to a request for a subsystem that is not there, and cannot be loaded."""
+    commands = FaultyNftables()
+    masquerade = await masquerades.open(commands=lambda: commands)
+    commands.fail_dumps(errno.EINVAL)
+    await masquerade.apply(Masquerading())
+    nft(node, "add table inet netloom")
+    with pytest.raises(KernelUnsupported, match="this kernel has no nftables"):
+        await masquerade.plan(masquerading())
+    report = await masquerade.apply(masquerading())
+    assert "this kernel has no nftables (nf_tables), so nothing can be masqueraded" in report.failures[0].error
 
 
 async def test_a_plan_says_what_apply_would_do(node: Namespace, masquerades: Masquerades) -> None:
