@@ -166,8 +166,23 @@ class Masquerade:
         self._troubles.forget((ELEMENT, element) for element in changed)
 
     async def _settle(self) -> MasqueradeReport:
-        """Passes until nothing is left that can be done now."""
+        """Bring the kernel to the desired state, as far as that can be done now."""
         stats, failures = self.stats, self._troubles.failures
+        try:
+            await self._passes()
+        except BaseException:
+            self._compare_due = True  # what was under way may have been done, or not
+            raise
+        finally:
+            self._listen()
+        self._troubles.keep(itertools.chain([_STATE], self._state.unsettled()), ())
+        report = self.report
+        if (stats != report.written or failures != report.failures) and self._on_report is not None:
+            self._on_report(report)
+        return report
+
+    async def _passes(self) -> None:
+        """Passes until nothing is left that can be done now."""
         fresh = False
         if self._troubles.due([_STATE[0]]):
             self._compare_due = True
@@ -190,12 +205,6 @@ class Masquerade:
                 break
             if not self._compare_due and not self._table_due:
                 break
-        self._troubles.keep(itertools.chain([_STATE], self._state.unsettled()), ())
-        self._listen()
-        report = self.report
-        if (stats != report.written or failures != report.failures) and self._on_report is not None:
-            self._on_report(report)
-        return report
 
     async def _read(self, commands: Commands) -> None:
         """Read the table, and its elements where these are due; note what is not as it was left."""

@@ -73,7 +73,7 @@ class Masquerading(msgspec.Struct):
         return touched
 
 
-class Element(msgspec.Struct, frozen=True):
+class Element(msgspec.Struct, frozen=True, gc=False):
     """One end of an interval, as it is named to people."""
 
     name: str
@@ -84,7 +84,7 @@ class Element(msgspec.Struct, frozen=True):
         return f"{self.name} {format_address(self.key[:-1])}{behind}"
 
 
-class ElementWrite(msgspec.Struct, frozen=True):
+class ElementWrite(msgspec.Struct, frozen=True, gc=False):
     """A request that adds or deletes the elements of one CIDR."""
 
     name: str

@@ -27,7 +27,7 @@ Elements = dict[str, dict[bytes, bool]]
 """By set: key, and whether the element is plain."""
 
 
-class Write(msgspec.Struct, frozen=True):
+class Write(msgspec.Struct, frozen=True, gc=False):
     """One request: by what it is known when it fails, how it is called, and the elements it is about."""
 
     item: Item
@@ -96,7 +96,8 @@ class State:
         if self._rules_written:
             self._rules_written = False
             self._echoed |= ruleset.echoes(wanted, seen)
-        known = {(name, key) for name in wanted.sets for key in tables[name].pending}
+        expected = self._settled == wanted
+        known = {(name, key) for name in wanted.sets for key in tables[name].pending} if expected else set()
         for name, table in tables.items():
             if elements is not None:
                 table.load(elements.get(name, {}))
@@ -104,7 +105,7 @@ class State:
                 table.load({})
         faults = self.faults()
         drifted: list[tuple[Item, bool]] = []
-        if self._settled == wanted:
+        if expected:
             drifted += [(item, True) for item in faults]
             if _TABLE not in faults:
                 pending = {(name, key) for name in wanted.sets for key in tables[name].pending}
