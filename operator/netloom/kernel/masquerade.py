@@ -98,7 +98,10 @@ class Masquerade:
         require_net_admin()
         async with self._lock:
             self._take(desired)
-            return await self._settle()
+            report = await self._settle()
+        if self._troubles.backoff.next(time.monotonic()) is not None:
+            self._wake.set()  # `run` may sleep until a later moment, or for good
+        return report
 
     async def run(self) -> None:
         """Keep the kernel at the applied state, until cancelled."""

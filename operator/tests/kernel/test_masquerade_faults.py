@@ -4,6 +4,7 @@ Whatever is refused: it is reported, foreign tables are untouched, and once the 
 what it would hold without it.
 """
 
+import asyncio
 import errno
 from collections.abc import Callable
 
@@ -153,6 +154,18 @@ async def test_what_keeps_failing_is_tried_less_and_less_often(
         await story.masquerade.apply(story.after())
         await eventually(lambda: max((f.attempts for f in story.masquerade.report.failures), default=0) >= 4)
         assert story.commands.refused - refused <= 14
+
+
+async def test_what_fails_while_nothing_else_is_due_is_tried_again(node: Namespace, masquerades: Masquerades) -> None:
+    """No belt: whoever waits for the next event has to hear that something is to be tried again before."""
+    commands = FaultyNftables()
+    masquerade = await masquerades.open(commands=lambda: commands)
+    await masquerade.apply(masquerading())
+    async with running(masquerade):
+        await asyncio.sleep(0)
+        commands.refuse("newsetelem", errno.EBUSY, times=2)
+        assert not (await masquerade.apply(masquerading(peers=(3, 4)))).in_sync
+        await eventually(lambda: masquerade.report.in_sync, lambda: str(masquerade.report))
 
 
 @pytest.mark.parametrize("after_doing", [True, False])

@@ -1,6 +1,8 @@
 """Whatever somebody does to our table is undone on the kernel's event; the belt is off in all of these tests."""
 
 import asyncio
+import subprocess
+from random import Random
 
 import pytest
 
@@ -209,3 +211,24 @@ async def test_others_tables_survive_all_of_it(node: Namespace, masquerades: Mas
             await eventually(lambda: masquerade.report.in_sync)
     await masquerade.cleanup()
     assert ruleset(node) == foreign
+
+
+@pytest.mark.parametrize("seed", range(3))
+async def test_a_storm_of_edits_while_nodes_come_and_go(node: Namespace, masquerades: Masquerades, seed: int) -> None:
+    """Another process edits the table without a pause; whatever is lost in between is found in the end."""
+    random = Random(seed)
+    scripts = random.choices(list(DRIFT.values()), k=40)
+    desired, masquerade = masquerading(), await masquerades.open()
+    await masquerade.apply(desired)
+    shell = "".join(f"nft -f - <<'EOF'\n{script}\nEOF\n" for script in scripts)
+    command = ["ip", "netns", "exec", node.name, "sh", "-c", shell]
+    async with running(masquerade):
+        with subprocess.Popen(command, stderr=subprocess.DEVNULL) as storm:
+            while storm.poll() is None:
+                number = random.randrange(4, 20)
+                desired.set_known(f"node-{number}", prefixes(f"10.{number}.{random.randrange(200)}.0/24"))
+                await masquerade.apply(desired)
+                desired.remove_known(f"node-{random.randrange(4, 20)}")
+                await masquerade.apply(desired)
+        await eventually(lambda: masquerade.report.in_sync, lambda: str(masquerade.report))
+    assert (await (await masquerades.open()).apply(desired)).written == {}
