@@ -129,7 +129,8 @@ class Dataplane:
         async with self._lock:
             self._take(desired)
             report = await self._settle()
-        self._wake.set()  # `run` sleeps until what it knew of was due
+        if len(self._troubles.backoff):
+            self._wake.set()  # `run` sleeps until what it knew of was due
         return report
 
     async def run(self) -> None:
