@@ -64,7 +64,7 @@ _ENCAP_IP = 2
 _ENCAP_ID, _ENCAP_DST, _ENCAP_SRC, _ENCAP_TTL, _ENCAP_TOS, _ENCAP_FLAGS, _ENCAP_OPTIONS = 1, 2, 3, 4, 5, 6, 8
 _NDA_DST, _NDA_LLADDR = 1, 2
 _NUD_FAILED, _NUD_PERMANENT = 0x20, 0x80
-_NTF_PROXY = 0x08
+_NTF_USE, _NTF_PROXY = 0x01, 0x08
 
 _ROUTE = struct.Struct("=BBBBBBBBI")  # family, dst_len, src_len, tos, table, protocol, scope, type, flags
 _NEXTHOP = struct.Struct("=BBBBI")  # family, scope, protocol, reserved, flags
@@ -390,6 +390,13 @@ def read_neighbour(buffer: bytes, start: int, end: int) -> SeenNeighbour | None:
     found = attributes(buffer, start + 12, end, _NDA_LLADDR)
     mac = found.get(_NDA_LLADDR, EDITED_MAC) if state == _NUD_PERMANENT else EDITED_MAC
     return SeenNeighbour(ifindex, found.get(_NDA_DST, b""), mac, bool(state & _NUD_FAILED))
+
+
+def probe_neighbour(sequence: int, ifindex: int, address: Address) -> bytes:
+    """Request: ask on the device's network whether the address answers, as sending to it would. Changes nothing else,
+    and makes no entry where there is none."""
+    body = _NEIGHBOUR.pack(_FAMILY[len(address)], ifindex, 0, _NTF_USE, 0)
+    return message(RTM_NEWNEIGH, 0, body, attribute(_NDA_DST, address), sequence=sequence)
 
 
 def ask_route(size: int) -> Callable[[int, bytes], bytes]:
