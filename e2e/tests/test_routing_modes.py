@@ -148,6 +148,33 @@ def test_a_node_that_direct_routes_cannot_reach_is_named_with_the_way_out(agents
     wait_for("the condition", lambda: agents.condition("n1").get("status") == "True")
 
 
+@pytest.mark.parametrize("skip", [True, False])
+def test_two_nodes_that_a_switch_kept_apart_find_each_other_again(agents: Agents, skip: bool) -> None:
+    """Once neither sends to the other any more, the kernel of neither asks where the other is."""
+    n1, n2, *_ = scenario(agents, "native", direct=True, skip=skip, router=skip)
+    isolate(agents.lab, n1, n2)
+    for one, other in ((n1, n2), (n2, n1)):
+        lose_sight(one, other)
+    if skip:
+        await_via(agents, n1, "apart", n2="")
+        await_via(agents, n2, "apart", n1="")
+        reach(n1, n2)
+    else:
+        assert via(n1, n2="eth0")(), "nothing else leads there"
+        assert "NetloomNode n2" not in str(facts(n1)["errors"])
+    isolate(agents.lab, n1, n2, on=False)
+    await_via(agents, n1, "together", n2="eth0")
+    await_via(agents, n2, "together", n1="eth0")
+    reach(n1, n2)
+
+
+def lose_sight(one: Machine, other: Machine) -> None:
+    """Ask for the other until the kernel gives up."""
+    for family, address in (("-4", other.address), ("-6", other.address6)):
+        one.ip(family, "neigh", "flush", "to", address)
+        one.run("ping", "-c", "1", "-W", "1", address, check=False)
+
+
 # ------------------------------------------------------------------------------------------------ hybrid
 
 
@@ -208,13 +235,9 @@ def its_cable_pulled(n1: Machine, n2: Machine, agents: Agents) -> Iterator[None]
 def no_answer_in_the_segment(n1: Machine, n2: Machine, agents: Agents) -> Iterator[None]:
     """The switch keeps the two apart; the router both reach."""
     isolate(agents.lab, n1, n2)
-    for family, address in (("-4", n2.address), ("-6", n2.address6)):
-        n1.ip(family, "neigh", "flush", "to", address)
-        n1.run("ping", "-c", "1", "-W", "1", address, check=False)
+    lose_sight(n1, n2)
     yield
     isolate(agents.lab, n1, n2, on=False)
-    n1.run("ping", "-c", "1", "-W", "1", n2.address, check=False)
-    n1.run("ping", "-c", "1", "-W", "1", n2.address6, check=False)
 
 
 def isolate(lab: Lab, *nodes: Machine, on: bool = True) -> None:
