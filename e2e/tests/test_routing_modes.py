@@ -1,234 +1,284 @@
-"""How pods reach pods natively and in hybrid mode: four nodes on two segments, an agent each, the real API server.
+"""Native and hybrid routing between real agents: which peers are reached directly, and that it is decided again.
 
-n1, n2 on segment a, n3, n4 on segment b, a router between them; each node's routes as a terminal shows them
+Two segments behind a router, two nodes in each, both families: n1 and n2 are on segment a, n3 and n4 on segment b. The
+router knows all pod CIDRs in the tests of native routing, and none in those of hybrid routing.
 """
 
 import os
-import re
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import pytest
 
-from netloom_e2e.agents import NETWORK, NODES, Agents, cidrs, network
-from netloom_e2e.bird import full_mesh, learned
+from netloom_e2e.agents import NETWORK, Agents, cidrs, network
 from netloom_e2e.cluster import ControlPlane
 from netloom_e2e.gateway import gateway
 from netloom_e2e.lab import Lab, Machine, wait_for
-from netloom_e2e.mesh import PROTOCOL, TUNNEL, facts, state
+from netloom_e2e.mesh import NETLOOM, TUNNEL, carriers, facts, routes, routes6, shown
 
-PLACES = {"n1": "a", "n2": "a", "n3": "b", "n4": "b"}
-SKIP = {"autoDirectNodeRoutes": True, "directRoutingSkipUnreachable": True}
-HYBRID_ON_N1 = """\
-10.42.2.0/24 via 172.30.1.12 dev eth0
-10.42.3.0/24 via 172.30.2.13 dev netloom_vxlan
-10.42.4.0/24 via 172.30.2.14 dev netloom_vxlan"""
-SKIP_ON_N1 = "10.42.2.0/24 via 172.30.1.12 dev eth0"
+SEGMENTS = {"n1": "a", "n2": "a", "n3": "b", "n4": "b"}
+RP_FILTER = "net.ipv4.conf.{}.rp_filter"
 
 
-@pytest.fixture
-def agents(crds_installed: ControlPlane, tmp_path: Path) -> Iterator[Agents]:
-    """The nodes of `PLACES`, each with a pod of both families and no agent yet."""
+@pytest.fixture(scope="module")
+def agents(crds_installed: ControlPlane, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Agents]:
+    """Agents that start in the first scenario of native routing."""
     plane = crds_installed
     with Lab(f"nlr{os.getpid() % 10000}", dual_stack=True) as lab, gateway(lab, plane.port):
         lab.add_segment("a")
         lab.add_segment("b")
-        made = Agents(lab, plane, tmp_path)
+        made = Agents(lab, plane, tmp_path_factory.mktemp("agents"))
+        plane.client.request("POST", NETWORK, network(routing={"mode": "native"}))
         try:
+            for number, (name, segment) in enumerate(SEGMENTS.items(), 1):
+                machine = made.enter(name, segment=segment)
+                machine.add_pod("pod", f"10.42.{number}.5", f"fd00:42:0:{number}::5", mtu=1400)
+                # A peer that is away is found out in a third of a second.
+                machine.sysctl(ipv4__neigh__eth0__retrans_time_ms=100, ipv6__neigh__eth0__retrans_time_ms=100)
+            # Debian's default, and systemd's.
+            lab.nodes["n1"].sysctl(ipv4__conf__all__rp_filter=1, ipv4__conf__eth0__rp_filter=0)
+            lab.nodes["n2"].sysctl(ipv4__conf__all__rp_filter=0, ipv4__conf__eth0__rp_filter=1)
+            for machine in lab.nodes.values():
+                made.start(machine)
             yield made
         finally:
             made.stop()
             plane.delete_all("netloomnodes.v1alpha1.netloom.dev", "netloomnetworks.v1alpha1.netloom.dev")
 
 
-def begin(agents: Agents, places: dict[str, str] = PLACES, **routing: object) -> list[Machine]:
-    """The network with this routing, and the nodes of `places` with their agents and pods."""
-    agents.plane.client.request("POST", NETWORK, network(routing=routing))
-    machines = [agents.join(name, segment=segment) for name, segment in places.items()]
-    for machine in machines:
-        index = machine.node.removeprefix("n")
-        machine.add_pod("pod", f"10.42.{index}.5", f"fd00:42:0:{index}::5", mtu=1400)
-    for machine in machines:
-        wait_for(f"the agent of {machine.node}", lambda m=machine: facts(m), deadline=30)  # type: ignore[misc]
-    return machines
+def scenario(agents: Agents, mode: str, *, direct: bool = False, skip: bool = False, router: bool) -> list[Machine]:
+    """Bring all nodes to a way of routing; `router`: whether the network itself knows the pod CIDRs."""
+    for machine in agents.lab.nodes.values():
+        known = cidrs(machine.node)
+        agents.lab.router.learn(machine, *known)
+        if not router:
+            agents.lab.router.forget(*known)
+    agents.edit(mode=mode, autoDirectNodeRoutes=direct, directRoutingSkipUnreachable=skip)
+    if mode == "hybrid":
+        agents.moved("native", "vxlan:8472")
+    else:
+        agents.moved("native", sending=direct)
+    return list(agents.lab.nodes.values())
 
 
-def ours(machine: Machine, family: str = "-4") -> str:
-    """Netloom's routes, without what is the same in all or differs from run to run."""
-    lines = machine.ip(family, "route", "show", "proto", PROTOCOL).splitlines()
-    return "\n".join(
-        " ".join(re.sub(r"nhid \d+|encap ip .* tos 0|onlink|metric 1024|pref medium", "", line).split())
-        for line in lines
-    )
+def reach(source: Machine, *targets: Machine) -> None:
+    """Its pod pings theirs in both families; the first packet may have to wait for neighbours on the way."""
+    pod = source.pods["pod"]
+    for target in targets:
+        for version in (4, 6):
+            lost = pod.ping(target.pods["pod"].of(version), count=2, interval=0.01, wait=3).lost
+            assert lost == 0, f"{source.node} to {target.node}, IPv{version}: {source.ip('route')}"
 
 
-def becomes(machine: Machine, wanted: str, family: str = "-4") -> None:
-    """Wait until the node's routes are these; else show them."""
+def via(machine: Machine, **peers: str) -> Callable[[], bool]:
+    """Whether routes to peers go by these devices, in both families; "" is no route of ours."""
+    wanted = {cidr: device for peer, device in peers.items() for cidr in cidrs(peer) if device}
+    return lambda: carriers(machine) == wanted
+
+
+def await_via(agents: Agents, machine: Machine, why: str, **peers: str) -> None:
     try:
-        wait_for("routes", lambda: ours(machine, family) == wanted, deadline=20)
+        wait_for(f"{machine.node}, {why}: {peers}", via(machine, **peers))
     except TimeoutError as error:
-        said = facts(machine)
-        raise AssertionError(f"{machine.node} has\n{ours(machine, family)}\ninstead of\n{wanted}\n{said}") from error
+        said = "\n".join([*routes(machine), *routes6(machine), *agents.log(machine).splitlines()[-10:]])
+        raise AssertionError(f"{error}\n{said}\n{facts(machine)}") from error
 
 
-def all_reach_all(machines: list[Machine], *, versions: tuple[int, ...] = (4, 6)) -> None:
-    pods = [machine.pods["pod"] for machine in machines]
-    lost = [
-        f"{a.name} to {b.of(version)}"
-        for a in pods
-        for b in pods
-        for version in versions
-        if a != b and a.ping(b.of(version), count=3, interval=0.01).lost
+def switches(machine: Machine) -> str:
+    """The switches of routing, as `sysctl` shows them."""
+    names = [RP_FILTER.format("all"), RP_FILTER.format("eth0")]
+    return machine.run("sysctl", "net.ipv4.ip_forward", "net.ipv6.conf.all.forwarding", *names)
+
+
+# ------------------------------------------------------------------------------------------------ native
+
+
+def test_a_router_that_knows_the_pods_is_all_that_native_routing_needs(agents: Agents) -> None:
+    n1, n2, n3, n4 = scenario(agents, "native", router=True)
+    for machine in (n1, n2, n3, n4):
+        assert carriers(machine) == {}
+        assert "netloom" not in machine.ip("link")
+    reach(n1, n2, n3, n4)
+    reach(n4, n1, n2, n3)
+
+
+def test_the_switches_of_routing_are_set_and_cleanup_puts_them_back(agents: Agents) -> None:
+    n1, n2, *_ = scenario(agents, "native", router=True)
+    on = "net.ipv4.ip_forward = 1\nnet.ipv6.conf.all.forwarding = 1\n"
+    off = on.replace("1", "0")
+    for machine, filters in ((n1, (1, 0)), (n2, (0, 1))):
+        in_all, on_device = (RP_FILTER.format(name) for name in ("all", "eth0"))
+        assert switches(machine) == f"{on}{in_all} = {filters[0]}\n{on_device} = 2\n", "strict is loosened"
+        agents.end(machine.node)
+        machine.run(str(NETLOOM), "cleanup", "--run-dir", agents.run_dir(machine))
+        assert switches(machine) == f"{off}{in_all} = {filters[0]}\n{on_device} = {filters[1]}\n"
+        agents.start(machine)
+    agents.in_sync(n1, n2, peers=3)
+    n1.sysctl(ipv4__ip_forward=0, ipv4__conf__eth0__rp_filter=1)
+    wait_for("switches to be set again", lambda: "forward = 1" in switches(n1) and "eth0.rp_filter = 2" in switches(n1))
+    reach(n1, n2)
+
+
+def test_direct_routes_to_nodes_of_the_same_segment_and_the_others_are_left_to_the_router(agents: Agents) -> None:
+    n1, n2, n3, n4 = scenario(agents, "native", direct=True, skip=True, router=True)
+    assert shown(n1) == [f"10.42.2.0/24 nhid N via {n2.address} dev eth0 proto 158 onlink"]
+    assert shown(n1, "-6") == [
+        f"fd00:42:0:2::/64 nhid N via {n2.address6} dev eth0 proto 158 metric 1024 onlink pref medium"
     ]
-    assert not lost
+    assert shown(n3) == [f"10.42.4.0/24 nhid N via {n4.address} dev eth0 proto 158 onlink"]
+    agents.in_sync(n1, n2, n3, n4, peers=3)
+    reach(n1, n2, n3, n4)
+    agents.lab.router.forget(*cidrs("n2"), *cidrs("n3"))
+    reach(n1, n2)
+    assert not n1.pods["pod"].ping(n3.pods["pod"].address, wait=0.2).received, "that one needs the router"
 
 
-def test_a_router_that_knows_all_pod_cidrs_needs_nothing_but_default_routes(agents: Agents) -> None:
-    machines = begin(agents, mode="native")
-    agents.in_sync(*machines, peers=3)
-    for machine in machines:
-        agents.lab.router.learn(machine, *cidrs(machine.node))
-        assert ours(machine) == ours(machine, "-6") == ""
-        assert TUNNEL not in machine.ip("link")
-        assert machine.run("cat", "/proc/sys/net/ipv4/ip_forward", "/proc/sys/net/ipv6/conf/all/forwarding") == "1\n1\n"
-    all_reach_all(machines)
+def test_a_node_that_direct_routes_cannot_reach_is_named_with_the_way_out(agents: Agents) -> None:
+    n1, n2, n3, n4 = scenario(agents, "native", direct=True, router=False)
+    assert via(n1, n2="eth0")(), "who is near is routed all the same"
+    wait_for("the condition", lambda: agents.condition("n1").get("status") == "False")
+    message = agents.condition("n1")["message"]
+    for name in ("n3", "n4"):
+        assert f"NetloomNode {name}: spec.addresses has no address on a network of this node" in message
+    assert "set spec.routing.directRoutingSkipUnreachable to leave such nodes to a router" in message
+    assert "NetloomNode n2" not in message
+    reach(n1, n2)
+    reach(n3, n4)
+    agents.edit(directRoutingSkipUnreachable=True)
+    wait_for("the condition", lambda: agents.condition("n1").get("status") == "True")
 
 
-def test_on_one_segment_every_node_routes_to_every_other_by_its_address(agents: Agents) -> None:
-    places = dict.fromkeys(PLACES, "a")
-    machines = begin(agents, places, mode="native", autoDirectNodeRoutes=True)
-    agents.in_sync(*machines, peers=3)
-    becomes(
-        machines[0],
-        """\
-10.42.2.0/24 via 172.30.1.12 dev eth0
-10.42.3.0/24 via 172.30.1.13 dev eth0
-10.42.4.0/24 via 172.30.1.14 dev eth0""",
-    )
-    becomes(
-        machines[0],
-        """\
-fd00:42:0:2::/64 via fd00:30:0:1::c dev eth0
-fd00:42:0:3::/64 via fd00:30:0:1::d dev eth0
-fd00:42:0:4::/64 via fd00:30:0:1::e dev eth0""",
-        "-6",
-    )
-    assert TUNNEL not in machines[0].ip("link")
-    all_reach_all(machines)
+@pytest.mark.parametrize("skip", [True, False])
+def test_two_nodes_that_a_switch_kept_apart_find_each_other_again(agents: Agents, skip: bool) -> None:
+    """Once neither sends to the other any more, the kernel of neither asks where the other is."""
+    n1, n2, *_ = scenario(agents, "native", direct=True, skip=skip, router=skip)
+    isolate(agents.lab, n1, n2)
+    for one, other in ((n1, n2), (n2, n1)):
+        lose_sight(one, other)
+    if skip:
+        await_via(agents, n1, "apart", n2="")
+        await_via(agents, n2, "apart", n1="")
+        reach(n1, n2)
+    else:
+        assert via(n1, n2="eth0")(), "nothing else leads there"
+        assert "NetloomNode n2" not in str(facts(n1)["errors"])
+    isolate(agents.lab, n1, n2, on=False)
+    await_via(agents, n1, "together", n2="eth0")
+    await_via(agents, n2, "together", n1="eth0")
+    reach(n1, n2)
 
 
-def test_a_node_elsewhere_is_left_to_the_router_where_that_is_said(agents: Agents) -> None:
-    machines = begin(agents, mode="native", **SKIP)
-    agents.in_sync(*machines, peers=3)
-    becomes(machines[0], SKIP_ON_N1)
-    becomes(machines[3], "10.42.3.0/24 via 172.30.2.13 dev eth0")
-    for machine in machines:
-        agents.lab.router.learn(machine, *cidrs(machine.node))
-        assert facts(machine)["errors"] == []
-    all_reach_all(machines)
+def lose_sight(one: Machine, other: Machine) -> None:
+    """Ask for the other until the kernel gives up."""
+    for family, address in (("-4", other.address), ("-6", other.address6)):
+        one.ip(family, "neigh", "flush", "to", address)
+        one.run("ping", "-c", "1", "-W", "1", address, check=False)
 
 
-def test_a_node_elsewhere_is_reported_by_name_where_it_is_not(agents: Agents) -> None:
-    machines = begin(agents, mode="native", autoDirectNodeRoutes=True)
-    n1 = machines[0]
-    becomes(n1, SKIP_ON_N1)
-    wait_for("the report", lambda: len(facts(n1).get("errors", ())) == 2)
-    for name, error in zip(("n3", "n4"), facts(n1)["errors"], strict=True):
-        assert error.startswith(f"NetloomNode {name}: ")
-        assert "directRoutingSkipUnreachable" in error
-    agents.edit(**SKIP)
-    wait_for("the way out", lambda: facts(n1).get("errors") == [])
+# ------------------------------------------------------------------------------------------------ hybrid
 
 
-def test_hybrid_tunnels_to_those_elsewhere(agents: Agents) -> None:
-    machines = begin(agents, mode="hybrid")
-    agents.in_sync(*machines, peers=3)
-    becomes(machines[0], HYBRID_ON_N1)
-    all_reach_all(machines)
+def test_hybrid_is_direct_in_the_segment_and_tunnelled_beyond(agents: Agents) -> None:
+    n1, n2, n3, n4 = scenario(agents, "hybrid", router=False)
+    assert via(n1, n2="eth0", n3=TUNNEL, n4=TUNNEL)()
+    assert via(n3, n4="eth0", n1=TUNNEL, n2=TUNNEL)()
+    reach(n1, n2, n3, n4)
+    reach(n4, n1, n2, n3)
 
 
-def test_hybrid_decides_anew_when_the_network_changes(agents: Agents) -> None:
-    machines = begin(agents, mode="hybrid")
-    n1, _, n3, n4 = machines
-    agents.in_sync(*machines, peers=3)
-    becomes(n1, HYBRID_ON_N1)
-
-    # The on-link route goes: n2 is behind the default route like the others.
-    n1.ip("route", "del", "172.30.1.0/24")
-    n1.batch(["route add 172.30.1.1 dev eth0", "route replace default via 172.30.1.1"])
-    becomes(n1, HYBRID_ON_N1.replace("dev eth0", "dev netloom_vxlan"))
-    all_reach_all(machines, versions=(4,))
-    n1.batch([f"route add 172.30.1.0/24 dev eth0 src {n1.address}"])
-    becomes(n1, HYBRID_ON_N1)
-
-    # The link flaps.
-    n1.batch(["link set eth0 down", "link set eth0 up", "route replace default via 172.30.1.1"])
-    becomes(n1, HYBRID_ON_N1)
-
-    # n2 moves to the other segment.
-    moved = agents.lab.move_node("n2", segment="b")
-    address = [{"type": "InternalIP", "ip": ip} for ip in moved.underlay]
-    agents.plane.client.request("PATCH", f"{NODES}/n2", {"spec": {"addresses": address}})
-    becomes(n1, HYBRID_ON_N1.replace("via 172.30.1.12 dev eth0", "via 172.30.2.12 dev netloom_vxlan"))
-    becomes(
-        moved,
-        """\
-10.42.1.0/24 via 172.30.1.11 dev netloom_vxlan
-10.42.3.0/24 via 172.30.2.13 dev eth0
-10.42.4.0/24 via 172.30.2.14 dev eth0""",
-    )
-    becomes(n3, "10.42.1.0/24 via 172.30.1.11 dev netloom_vxlan\n" + by_b("2", "4"))
-    all_reach_all([n1, moved, n3, n4], versions=(4,))
+@contextmanager
+def a_host_route(n1: Machine, n2: Machine, agents: Agents) -> Iterator[None]:
+    gateways = agents.lab.segments["a"].gateway, agents.lab.segments["a"].gateway6
+    for address, by in zip(n2.underlay, gateways, strict=True):
+        n1.ip("route", "add", address, "via", by)
+    yield
+    for address in n2.underlay:
+        n1.ip("route", "delete", address)
 
 
-def by_b(*indexes: str) -> str:
-    """Direct routes on segment b."""
-    return "\n".join(f"10.42.{i}.0/24 via 172.30.2.1{i} dev eth0" for i in indexes)
+@contextmanager
+def a_policy_rule(n1: Machine, n2: Machine, agents: Agents) -> Iterator[None]:
+    gateways = agents.lab.segments["a"].gateway, agents.lab.segments["a"].gateway6
+    for family, address, by in zip(("-4", "-6"), n2.underlay, gateways, strict=True):
+        n1.ip(family, "route", "add", "default", "via", by, "dev", "eth0", "table", "77")
+        n1.ip(family, "rule", "add", "to", address, "lookup", "77")
+    yield
+    for family in ("-4", "-6"):
+        n1.ip(family, "rule", "delete", "lookup", "77")
+        n1.ip(family, "route", "flush", "table", "77")
 
 
-def test_jumbo_frames_where_the_segment_has_them(agents: Agents) -> None:
-    agents.lab.set_mtu("b", 9000)
-    machines = begin(agents, mode="native", **SKIP)
-    n3, n4 = machines[2:]
-    agents.in_sync(*machines, peers=3)
-    becomes(n3, by_b("4"))
-    for machine in (n3, n4):
-        machine.set_pod_mtu("pod", 9000)
-    for version, headers in ((4, 28), (6, 48)):
-        assert n3.pods["pod"].ping(n4.pods["pod"].of(version), payload=9000 - headers).received
+@contextmanager
+def without_its_addresses(n1: Machine, n2: Machine, agents: Agents) -> Iterator[None]:
+    n1.ip("addr", "flush", "dev", "eth0", "scope", "global")
+    yield
+    agents.lab._set_addresses(n1, agents.lab.segments["a"])
 
 
-def test_routes_of_a_bgp_daemon_are_left_alone(agents: Agents, tmp_path: Path) -> None:
-    places = {"n1": "a", "n2": "a", "n3": "a"}
-    machines = begin(agents, places, mode="native")
-    n1 = machines[0]
-    agents.in_sync(*machines, peers=2)
-    with full_mesh({machine: cidrs(machine.node) for machine in machines}, tmp_path) as birds:
-        wait_for("all routes", lambda: all(len(learned(machine)) == 4 for machine in machines))
-        before = learned(n1)
-        all_reach_all(machines)
-        assert state(n1) == ""
+@contextmanager
+def its_link_down(n1: Machine, n2: Machine, agents: Agents) -> Iterator[None]:
+    n1.ip("link", "set", "eth0", "down")
+    yield
+    n1.ip("addr", "flush", "dev", "eth0", "scope", "global")
+    n1.ip("link", "set", "eth0", "up")
+    agents.lab._set_addresses(n1, agents.lab.segments["a"])
 
-        agents.agents["n1"].kill()
-        agents.agents["n1"].wait()
-        agents.start(n1)
-        agents.in_sync(n1, peers=2)
-        assert learned(n1) == before
 
-        # Somebody deletes one: it is the daemon's to put back, and the agent has no part in it.
-        n1.ip("route", "del", "10.42.2.0/24", "proto", "bird")
-        birds["n1"].stop()
-        assert learned(n1) == []
-        birds["n1"].start()
-        wait_for("BIRD's routes to be back", lambda: learned(n1) == before)
+@contextmanager
+def its_cable_pulled(n1: Machine, n2: Machine, agents: Agents) -> Iterator[None]:
+    agents.lab.switch.ip("link", "set", n1.port, "down")
+    yield
+    agents.lab.switch.ip("link", "set", n1.port, "up")
 
-        agents.edit(mode="tunnel")
-        becomes(n1, "\n".join(f"10.42.{i}.0/24 via 172.30.1.1{i} dev {TUNNEL}" for i in (2, 3)))
-        assert learned(n1) == before
-        all_reach_all(machines)
-        agents.edit(mode="native")
-        for machine in machines:
-            becomes(machine, "")
-        assert learned(n1) == before
-        all_reach_all(machines)
-    assert learned(n1) == []
+
+@contextmanager
+def no_answer_in_the_segment(n1: Machine, n2: Machine, agents: Agents) -> Iterator[None]:
+    """The switch keeps the two apart; the router both reach."""
+    isolate(agents.lab, n1, n2)
+    lose_sight(n1, n2)
+    yield
+    isolate(agents.lab, n1, n2, on=False)
+
+
+def isolate(lab: Lab, *nodes: Machine, on: bool = True) -> None:
+    for node in nodes:
+        lab.switch.run("bridge", "link", "set", "dev", node.port, "isolated", "on" if on else "off")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        a_host_route,
+        a_policy_rule,
+        without_its_addresses,
+        its_link_down,
+        its_cable_pulled,
+        no_answer_in_the_segment,
+    ],
+)
+def test_what_is_on_link_is_decided_again_by_event(agents: Agents, change: Callable[..., object]) -> None:
+    n1, n2, n3, n4 = scenario(agents, "hybrid", router=False)
+    await_via(agents, n1, "at first", n2="eth0", n3=TUNNEL, n4=TUNNEL)
+    with change(n1, n2, agents):  # type: ignore[attr-defined]
+        await_via(agents, n1, "meanwhile", n2=TUNNEL, n3=TUNNEL, n4=TUNNEL)
+        if change in (a_host_route, a_policy_rule):
+            reach(n1, n2, n3)
+    await_via(agents, n1, "afterwards", n2="eth0", n3=TUNNEL, n4=TUNNEL)
+    reach(n1, n2, n3, n4)
+
+
+def test_a_node_moves_to_the_other_segment_and_back(agents: Agents) -> None:
+    n1, n2, n3, n4 = scenario(agents, "hybrid", router=False)
+    for segment, near, far in (("b", n3, n1), ("a", n1, n3)):
+        n2 = agents.lab.move_node("n2", segment=segment)
+        agents.readdress(n2)
+        for other, device in ((near, "eth0"), (far, TUNNEL)):
+            wait_for(
+                f"{other.node} to reach n2 by {device}",
+                lambda other=other, device=device: {carriers(other).get(cidr) for cidr in cidrs("n2")} == {device},  # type: ignore[misc]
+            )
+        agents.in_sync(n1, n2, n3, n4, peers=3)
+        reach(n2, n1, n3, n4)
+        reach(n1, n2)
+    await_via(agents, n1, "afterwards", n2="eth0", n3=TUNNEL, n4=TUNNEL)
+    await_via(agents, n2, "afterwards", n1="eth0", n3=TUNNEL, n4=TUNNEL)
