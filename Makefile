@@ -2,9 +2,9 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 PY := .venv/bin/python
-NODES ?= 5000
+PEERS ?= 10000
 
-.PHONY: help demo test check bench bench-allocation setup
+.PHONY: help demo test check bench bench-allocation bench-mesh bench-drift bench-restart bench-join bench-throughput setup
 
 help: ## Show this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -22,10 +22,28 @@ check: setup ## Format, lint, types, layers and unit tests; under a minute
 	.venv/bin/lint-imports --no-logo
 	$(PY) -m pytest -q -n auto operator/tests reconcilers/tests
 
-bench: bench-allocation ## Run all benches; each ends with a line `RESULT {json}`
+bench: bench-allocation bench-mesh bench-drift bench-restart bench-join bench-throughput ## Run all benches; each ends with a line `RESULT {json}`
 
+bench-allocation: NODES ?= 5000
 bench-allocation: setup ## Allocation for NODES new nodes beside the raw create rate
 	@$(PY) e2e/bench/allocation.py --nodes $(NODES)
+
+bench-mesh: setup ## PEERS peers into the kernel, the engine beside `ip -batch` and others; and the whole agent
+	@$(PY) e2e/bench/mesh.py --peers $(PEERS)
+
+bench-drift: setup ## Repair of what somebody deletes or edits in the kernel, with PEERS peers
+	@$(PY) e2e/bench/drift.py --peers $(PEERS)
+
+bench-restart: setup ## Restarts of an agent with PEERS peers while a flow runs through the tunnel
+	@$(PY) e2e/bench/restart.py --peers $(PEERS)
+
+bench-join: NODES ?= 100
+bench-join: setup ## From a new node in the API to a route on NODES agents
+	@$(PY) e2e/bench/join.py --nodes $(NODES)
+
+bench-throughput: setup ## TCP and UDP from pod to pod, beside a mesh made by hand
+	@e2e/setup iperf3
+	@$(PY) e2e/bench/throughput.py
 
 setup:
 	@e2e/setup

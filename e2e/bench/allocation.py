@@ -31,11 +31,9 @@ from __future__ import annotations
 import argparse
 import ipaddress
 import itertools
-import json
 import os
 import signal
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -44,14 +42,14 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from netloom.roles.operator import CONNECTIONS, LEASE
-from netloom_e2e import crds, gauges, load
+from netloom_e2e import bench, crds, gauges, load
+from netloom_e2e.bench import Wrong
 from netloom_e2e.cluster import ControlPlane
 from netloom_e2e.gauges import Counting, Usage, Write
 from netloom_e2e.lab import wait_for
@@ -83,14 +81,6 @@ SECONDS_PER_NODE = 0.1
 PREFIX = "node-"
 YARDSTICK = "yard-"
 """Of the raw client's objects: as long as the others' names."""
-
-
-class Stopped(Exception):
-    """SIGTERM."""
-
-
-class Wrong(Exception):
-    """The allocation is not right."""
 
 
 @dataclass(frozen=True)
@@ -334,19 +324,8 @@ def _is_event(write: Write) -> bool:
 
 
 def _summary(outcomes: dict[str, Outcome]) -> Table:
-    table = Table(title="Allocation (medians)", title_justify="left")
-    for column in (
-        "scenario",
-        "nodes",
-        "seconds",
-        "nodes/s",
-        "raw/s",
-        "ratio",
-        "CPU ratio",
-        "writes per node",
-        "RSS MiB",
-    ):
-        table.add_column(column, justify="left" if column == "scenario" else "right")
+    columns = ("scenario", "nodes", "seconds", "nodes/s", "raw/s", "ratio", "CPU ratio", "writes per node", "RSS MiB")
+    rows = []
     for name, outcome in outcomes.items():
         result = outcome.result()
         cells = [f"{result['seconds']:.2f}", f"{result['nodes_per_s']:.0f}", f"{result['raw_per_s']:.0f}"]
@@ -357,8 +336,8 @@ def _summary(outcomes: dict[str, Outcome]) -> Table:
             f"{result['writes_per_node']:.3f}",
             f"{result['rss_mib']:.0f}",
         ]
-        table.add_row(name, str(result["nodes"]), *cells)
-    return table
+        rows.append([name, str(result["nodes"]), *cells])
+    return bench.table("Allocation (medians)", columns, rows)
 
 
 def _writes_table(outcomes: dict[str, Outcome]) -> Table:
@@ -377,21 +356,17 @@ def _writes_table(outcomes: dict[str, Outcome]) -> Table:
 
 def run(nodes: int, rounds: int) -> dict[str, Any]:
     """All of it; what RESULT says. Raises Wrong."""
-    console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 120)
+    console = bench.console()
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="netloom-bench-")))
         lists = gauges.Lists(folder, USER)
         plane = stack.enter_context(ControlPlane(apiserver_flags=lists.flags))
-        bench = Bench(plane, lists, nodes, console)
-        bench.prepare()
-        console.print(f"load average {os.getloadavg()[0]:.2f}, {os.cpu_count()} CPUs, {CONNECTIONS} connections")
-        outcomes = {"existing": bench.existing(rounds), "appearing": bench.appearing(rounds)}
+        runs = Bench(plane, lists, nodes, console)
+        runs.prepare()
+        console.print(f"{bench.circumstances()}, {CONNECTIONS} connections")
+        outcomes = {"existing": runs.existing(rounds), "appearing": runs.appearing(rounds)}
     console.print(_summary(outcomes), _writes_table(outcomes))
     return outcomes["existing"].result() | {"appearing": outcomes["appearing"].result()}
-
-
-def _stop(number: int, frame: FrameType | None) -> None:
-    raise Stopped
 
 
 def main() -> int:
@@ -400,17 +375,7 @@ def main() -> int:
     parser.add_argument("--nodes", type=int, default=5000)
     parser.add_argument("--rounds", type=int, default=3, help="operator runs per scenario")
     options = parser.parse_args()
-    signal.signal(signal.SIGTERM, _stop)
-    try:
-        result = run(options.nodes, options.rounds)
-    except (KeyboardInterrupt, Stopped):
-        print("stopped; cleaned up", file=sys.stderr)
-        return 130
-    except (Wrong, TimeoutError, subprocess.TimeoutExpired) as error:
-        print(f"bench-allocation: {error}", file=sys.stderr)
-        return 1
-    print("RESULT", json.dumps(result))
-    return 0
+    return bench.conclude("bench-allocation", lambda: run(options.nodes, options.rounds))
 
 
 if __name__ == "__main__":

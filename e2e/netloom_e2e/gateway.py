@@ -8,7 +8,6 @@ import asyncio
 import socket
 import threading
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 
 from netloom_e2e.lab import Lab
@@ -19,8 +18,7 @@ _CHUNK = 1 << 16
 @contextmanager
 def gateway(lab: Lab, port: int, *, to_host: str = "127.0.0.1") -> Iterator[None]:
     """While it lasts, the lab's nodes reach `to_host`:`port` of the caller's namespace at `lab.address`:`port`."""
-    with ThreadPoolExecutor(1) as inside:
-        listener = inside.submit(_listen_inside, lab, port).result()
+    listener = lab.switch.inside(lambda: socket.create_server((lab.address, port)))
     loop = asyncio.new_event_loop()
     stop = asyncio.Event()
     thread = threading.Thread(
@@ -33,11 +31,6 @@ def gateway(lab: Lab, port: int, *, to_host: str = "127.0.0.1") -> Iterator[None
         loop.call_soon_threadsafe(stop.set)
         thread.join(timeout=10)
         loop.close()
-
-
-def _listen_inside(lab: Lab, port: int) -> socket.socket:
-    lab.enter_switch()
-    return socket.create_server((lab.address, port))
 
 
 async def _serve(listener: socket.socket, target: tuple[str, int], stop: asyncio.Event) -> None:

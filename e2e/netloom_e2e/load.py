@@ -23,17 +23,20 @@ from pathlib import Path
 from typing import NamedTuple
 
 import aiohttp
+import msgspec
 import uvloop
 import yaml
 
 from netloom.api.core import NODES, Node, NodeAddress, NodeStatus
 from netloom.api.meta import ObjectMeta
-from netloom.api.v1alpha1 import NETLOOM_NODES
+from netloom.api.v1alpha1 import NETLOOM_NODES, AcceptedTunnel
 from netloom.ipam.cidr import Cidr
 from netloom.runtime.wire import encode
 from netloom_reconcilers import node_objects
 
-PATHS = {"nodes": NODES.path(), "netloomnodes": NETLOOM_NODES.path()}
+PATHS = {"nodes": NODES.path(), "netloomnodes": NETLOOM_NODES.path(), "peers": NETLOOM_NODES.path()}
+"""By kind; `peers` are NetloomNodes whose agents have announced themselves."""
+ANNOUNCED = (AcceptedTunnel(protocol="vxlan", port=8472, sending=True),)
 UNDERLAY = int(ipaddress.IPv4Address("172.16.0.1"))
 PODS = int(ipaddress.IPv4Address("10.0.0.0"))
 _MASK = 24
@@ -109,13 +112,17 @@ def node(prefix: str, number: int) -> Node:
 
 
 def body(kind: str, prefix: str, number: int) -> bytes:
-    """What is sent for one object. A NetloomNode is what the operator would make of the Node of that name."""
+    """What is sent for one object. A NetloomNode is what the operator would make of the Node of that name; of kind
+    `peers`, with what its agent would have added."""
     made = node(prefix, number)
     if kind == "nodes":
         bare = Node(metadata=ObjectMeta(name=made.metadata.name), status=made.status)
         return encode(NODES, bare)
     cidr = Cidr(4, PODS + (number << (32 - _MASK)), _MASK)
-    return encode(NETLOOM_NODES, node_objects.built(made, "cluster-pool", (cidr,)))
+    built = node_objects.built(made, "cluster-pool", (cidr,))
+    if kind == "peers":
+        built = msgspec.structs.replace(built, spec=msgspec.structs.replace(built.spec, tunnels=ANNOUNCED))
+    return encode(NETLOOM_NODES, built)
 
 
 async def _create(kubeconfig: Path, path: str, bodies: Sequence[bytes], connections: int) -> Burst:

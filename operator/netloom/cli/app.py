@@ -89,10 +89,11 @@ def operator(
     log_level: Level = LogLevel.INFO,
 ) -> None:
     """Run the role `operator`: a NetloomNode with pod CIDRs for every Node. One leader per cluster."""
-    from netloom.roles.operator import OperatorOptions, run_operator
     from netloom.runtime import log, loop
 
     log.configure(log_format.value, log_level.value)
+    from netloom.roles.operator import OperatorOptions, run_operator
+
     options = OperatorOptions(
         kubeconfig=kubeconfig,
         context=context,
@@ -118,10 +119,11 @@ def agent(
     log_level: Level = LogLevel.INFO,
 ) -> None:
     """Run the role `agent`: keep this node's tunnels and routes as the cluster's objects say."""
-    from netloom.roles.agent import AgentOptions, run_agent
     from netloom.runtime import log, loop
 
     log.configure(log_format.value, log_level.value)
+    from netloom.roles.agent import AgentOptions, run_agent
+
     options = AgentOptions(
         node_name=node_name,
         kubeconfig=kubeconfig,

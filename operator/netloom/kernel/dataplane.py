@@ -97,6 +97,7 @@ class Dataplane:
         self._compared_at = 0.0
         self._probed_at = 0.0
         self._comparisons = 0
+        self._reading_seconds = 0.0
         self._device_expected = False
         self._device_waiting: set[Item] = set()
         self._applied = False
@@ -201,6 +202,7 @@ class Dataplane:
             fought=self._troubles.fought,
             written=self.stats,
             compared=self._comparisons,
+            reading_seconds=self._reading_seconds,
             repaired=self._troubles.repaired,
         )
 
@@ -223,6 +225,7 @@ class Dataplane:
             self._mesh.replace_peers(desired)
             self._troubles.clear()
             self._events.device_due = self._device_expected = True
+            touched.clear()
         for name in touched:
             self._troubles.forget(self._mesh.items_of(name))
             peer = desired.peers.get(name)
@@ -298,8 +301,7 @@ class Dataplane:
         if not reach.due:
             return
         addresses = list(reach.due)
-        for address, hop in await self._in_thread(lambda: reader.hops(self._commands, addresses)):
-            reach.answered(address, hop)
+        reach.answered_all(await self._in_thread(lambda: reader.hops(self._commands, addresses)))
         if reach.outgoing != {link.ifindex for link in self._events.underlay}:
             self._events.device_due = self._device_expected = True
 
@@ -321,10 +323,11 @@ class Dataplane:
         that is older."""
         self._ignore()
         try:
-            ifindexes = list(self._mesh.carriers.tunnels.values())
+            ifindexes, began = list(self._mesh.carriers.tunnels.values()), time.monotonic()
             nexthops = await self._in_thread(lambda: reader.nexthops(self._commands))
             neighbours = await self._in_thread(lambda: reader.neighbours(self._commands, ifindexes))
             routes = await self._in_thread(lambda: reader.routes(self._commands))
+            self._reading_seconds += time.monotonic() - began
             known = set(self._mesh.pending())
             self._mesh.load(nexthops, neighbours, routes)
             for item in self._mesh.pending():

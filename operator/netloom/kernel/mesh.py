@@ -115,27 +115,37 @@ class Mesh:
 
     def reached(self, addresses: Iterable[Address]) -> None:
         """What is known of the way to these addresses may have changed."""
-        holders = self._claims.holders
-        self._expand({name for address in addresses if (name := holders.get(address)) is not None})
+        if not self.natives:
+            return  # tunnels do not depend on it
+        holders, peers = self._claims.holders, self.peers
+        names = {name for address in addresses if (name := holders.get(address)) is not None}
+        self._expand([name for name in names if NATIVE in peers[name].ways])
 
     def replace_peers(self, desired: Desired) -> None:
         """Take over a whole state; what is the same object as before costs one look-up."""
         peers, known = desired.peers, self.peers
         for name in [name for name in known if name not in peers]:
             self.remove_peer(name)
-        for name, peer in peers.items():
-            if known.get(name) is not peer:
-                self.set_peer(peer)
+        self.set_peers([peer for name, peer in peers.items() if known.get(name) is not peer])
 
     def set_peer(self, peer: Peer) -> None:
         """Add or change a peer."""
-        name, old = peer.name, self.peers.get(peer.name)
-        if old == peer:
-            return
-        self.peers[name] = peer
-        self._want(old, peer)
-        others = self._claims.change(name, _claims_of(old) if old else (), _claims_of(peer))
-        self._expand((name, *others))
+        self.set_peers((peer,))
+
+    def set_peers(self, peers: Iterable[Peer]) -> None:
+        """Add or change peers."""
+        known, change = self.peers, self._claims.change
+        concerned: dict[str, None] = {}
+        for peer in peers:
+            name, old = peer.name, known.get(peer.name)
+            if old == peer:
+                continue
+            known[name] = peer
+            self._want(old, peer)
+            concerned[name] = None
+            for other in change(name, _claims_of(old) if old else (), _claims_of(peer)):
+                concerned[other] = None
+        self._expand(concerned)
 
     def remove_peer(self, name: str) -> None:
         """Forget a peer."""
@@ -196,6 +206,8 @@ class Mesh:
         """Tell `reach` which addresses count: for IPv6, those that a native route may need."""
         self.natives += (new is not None and NATIVE in new.ways) - (old is not None and NATIVE in old.ways)
         before, after = _underlays(old), _underlays(new)
+        if before == after:
+            return
         for address in after:
             if address not in before:
                 self.reach.want(address)
@@ -217,14 +229,20 @@ class Mesh:
                 gains.append(new)
             else:
                 del self._legs[name]
-        nexthops, neighbours, routes = self.nexthops, self.neighbours, self.routes
+        nexthops: dict[int, Nexthop] = {}
+        neighbours: dict[NeighbourKey, Mac] = {}
+        routes: dict[RouteKey, Via] = {}
         for legs in gains:
             for leg in legs:
-                nexthops.want(leg.via.nexthop, leg.nexthop)
+                via, nexthop = leg.via, leg.nexthop
+                nexthops[via.nexthop] = nexthop
                 if leg.mac:
-                    neighbours.want((leg.nexthop.ifindex, leg.nexthop.gateway), leg.mac)
+                    neighbours[nexthop.ifindex, nexthop.gateway] = leg.mac
                 for prefix in leg.prefixes:
-                    routes.want(prefix, leg.via)
+                    routes[prefix] = via
+        self.nexthops.want_all(nexthops)
+        self.neighbours.want_all(neighbours)
+        self.routes.want_all(routes)
 
     def _unwant(self, old: Legs, new: Legs) -> None:
         for identity in {leg.via.nexthop for leg in old} - {leg.via.nexthop for leg in new}:
@@ -240,6 +258,9 @@ class Mesh:
         if peer is None or not peer.ways or holders[peer.underlay] != name or holders[peer.mac] != name:
             self.stranded.discard(name)
             return ()
+        if not self.carriers.tunnels and not self.natives:
+            self.stranded.discard(name)
+            return ()  # as long as there is no device
         four: list[Prefix] = []
         six: list[Prefix] = []
         for prefix in peer.cidrs:

@@ -50,6 +50,9 @@ BUFFER = 16 << 20
 ANSWER_SECONDS = 10.0
 """An answer that is not there by then has been lost: the kernel gives it before `send` returns."""
 
+_ANSWER_BYTES = 1 << 12
+"""More than any single object's description: one of 64 KiB costs more to make room for than to read."""
+
 DUMP_ATTEMPTS = 5
 """A dump that the kernel marks as interrupted (the state changed while it was read) is read again that many times."""
 
@@ -156,7 +159,8 @@ class CommandSocket:
         self._socket = _netlink_socket(self.protocol)
         for option in (_CAP_ACK, _EXT_ACK, _STRICT_CHECK):
             self._socket.setsockopt(_SOL_NETLINK, option, 1)
-        self._socket.settimeout(ANSWER_SECONDS)
+        # The kernel's own deadline: Python's would ask before each `recv` whether there is something to receive.
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("@ll", int(ANSWER_SECONDS), 0))
         self._socket.bind((self.port, 0))
         self.port = int(self._socket.getsockname()[0])
 
@@ -206,7 +210,7 @@ class CommandSocket:
             self._socket.sendall(b"".join(questions))
             left = len(questions)
             while left:
-                buffer = self._socket.recv(1 << 16)
+                buffer = self._socket.recv(_ANSWER_BYTES)
                 for kind, _flags, sequence, start, end in walk(buffer):
                     if sequence < len(questions):
                         left -= 1

@@ -27,8 +27,7 @@ def planned_changes(commands: Commands, desired: Desired) -> list[PlannedChange]
     mesh = Mesh()
     mesh.reach.stopped_are([link.ifindex for link in around.links if not link.running])
     mesh.replace_peers(desired)
-    for address, hop in reader.hops(commands, list(mesh.reach.due)):
-        mesh.reach.answered(address, hop)
+    mesh.reach.answered_all(reader.hops(commands, list(mesh.reach.due)))
     names = {link.ifindex: link.name for link in around.links}
     if node is not None:
         tunnels: dict[Way, int] = {}

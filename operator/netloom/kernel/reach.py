@@ -8,7 +8,7 @@ I/O here: who reads `due` asks, and says what the answers were.
 
 from bisect import bisect_left, bisect_right
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 import msgspec
 
@@ -36,7 +36,7 @@ class Reach:
     def __init__(self) -> None:
         self.due: set[Address] = set()
         self.changed: set[Address] = set()
-        self._wanted: Counter[Address] = Counter()
+        self._wanted: dict[Address, int] = {}
         self._hops: dict[Address, Hop] = {}
         self._outgoing: Counter[int] = Counter()
         self._failed: set[tuple[int, Address]] = set()
@@ -59,8 +59,8 @@ class Reach:
 
     def want(self, address: Address) -> None:
         """A peer has this address."""
-        self._wanted[address] += 1
-        if self._wanted[address] == 1:
+        count = self._wanted[address] = self._wanted.get(address, 0) + 1
+        if count == 1:
             self.due.add(address)
             self._sorted = None
 
@@ -88,13 +88,22 @@ class Reach:
 
     def answered(self, address: Address, hop: Hop) -> None:
         """The kernel said so."""
-        self.due.discard(address)
-        before = self._hops.get(address, _NOWHERE)
-        if address in self._wanted and before != hop:
-            self._count(before, -1)
-            self._count(hop, 1)
-            self._hops[address] = hop
-            self.changed.add(address)
+        self.answered_all([(address, hop)])
+
+    def answered_all(self, answers: Sequence[tuple[Address, Hop]]) -> None:
+        """The kernel said so."""
+        self.due.difference_update([address for address, _hop in answers])
+        hops, wanted = self._hops, self._wanted
+        moved: dict[tuple[Hop, Hop], int] = {}
+        for address, hop in answers:
+            before = hops.get(address, _NOWHERE)
+            if before is not hop and before != hop and address in wanted:
+                hops[address] = hop
+                self.changed.add(address)
+                moved[before, hop] = moved.get((before, hop), 0) + 1
+        for (before, hop), number in moved.items():
+            self._count(hop, number)
+            self._count(before, -number)
 
     def route_changed(self, destination: Address, length: int) -> None:
         """Somebody's route to this prefix came, changed or went."""

@@ -8,7 +8,7 @@ import contextlib
 import socket
 from collections.abc import Iterable, Sequence
 
-from netloom.kernel import links, rows
+from netloom.kernel import alike, links, rows
 from netloom.kernel.address import Address, Mac
 from netloom.kernel.device import Surroundings
 from netloom.kernel.links import InterfaceAddress, Link
@@ -42,7 +42,7 @@ def surroundings(commands: Commands) -> Surroundings:
 def nexthops(commands: Commands) -> list[SeenNexthop]:
     """All nexthop objects, foreign ones included: their ids are not free."""
     found: list[SeenNexthop] = []
-    read = rows.NexthopReader().read
+    read = alike.NexthopReader().read
 
     def visit(_kind: int, buffer: bytes, start: int, end: int) -> None:
         found.append(read(buffer, start, end))
@@ -54,9 +54,10 @@ def nexthops(commands: Commands) -> list[SeenNexthop]:
 def routes(commands: Commands) -> list[SeenRoute]:
     """Our routes."""
     found: list[SeenRoute] = []
+    read = alike.RouteReader().read
 
     def visit(_kind: int, buffer: bytes, start: int, end: int) -> None:
-        seen = rows.read_route(buffer, start, end)
+        seen = read(buffer, start, end)
         if seen is not None and seen.protocol == ROUTE_PROTOCOL:
             found.append(seen)
 
@@ -69,10 +70,11 @@ def routes(commands: Commands) -> list[SeenRoute]:
 def neighbours(commands: Commands, ifindexes: Iterable[int]) -> dict[NeighbourKey, Mac]:
     """The permanent neighbours on our devices."""
     found: list[tuple[NeighbourKey, Mac]] = []
+    read = alike.NeighbourReader().read
     for ifindex in ifindexes:
 
         def visit(_kind: int, buffer: bytes, start: int, end: int, ifindex: int = ifindex) -> None:
-            seen = rows.read_neighbour(buffer, start, end)
+            seen = read(buffer, start, end)
             if seen is not None and seen.ifindex == ifindex and seen.mac:
                 found.append(((ifindex, seen.address), seen.mac))
 
@@ -84,11 +86,12 @@ def hops(commands: Commands, addresses: Sequence[Address]) -> list[tuple[Address
     """Which way packets to these addresses go."""
     found: list[tuple[Address, Hop]] = []
     question = {size: rows.ask_route(size) for size in (4, 16)}
+    read = alike.HopReader().read
     for at in range(0, len(addresses), BATCH):
         part = addresses[at : at + BATCH]
 
         def visit(number: int, kind: int, buffer: bytes, start: int, end: int, part: Sequence[Address] = part) -> None:
-            found.append((part[number], Hop() if kind == NLMSG_ERROR else rows.read_hop(buffer, start, end)))
+            found.append((part[number], Hop() if kind == NLMSG_ERROR else read(buffer, start, end)))
 
         commands.ask([question[len(address)](number, address) for number, address in enumerate(part)], visit)
     return found

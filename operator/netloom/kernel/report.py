@@ -32,6 +32,7 @@ class Report(msgspec.Struct, frozen=True):
     stranded: peers that can only be reached natively, and are not on a network of this node.
     written:  requests written since `open`, by message type.
     compared: full comparisons with the kernel since `open`.
+    reading_seconds: what the reading of the kernel's tables took in those, in all.
     repaired: entries that somebody had changed and that were put back, since `open`.
     pending:  entries that are not yet as desired.
     fought:   entries that somebody changes again and again; their repair is delayed.
@@ -49,6 +50,7 @@ class Report(msgspec.Struct, frozen=True):
     fought: tuple[str, ...] = ()
     written: Mapping[str, int] = {}
     compared: int = 0
+    reading_seconds: float = 0.0
     repaired: int = 0
 
     @property

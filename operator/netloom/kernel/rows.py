@@ -33,13 +33,11 @@ from netloom.kernel.wire import (
     RTM_NEWNEXTHOP,
     RTM_NEWROUTE,
     Stamp,
-    Stencil,
     attribute,
     attributes,
     be64,
     message,
     nested,
-    places,
     u8,
     u16,
     u32,
@@ -348,41 +346,6 @@ def read_nexthop(buffer: bytes, start: int, end: int) -> SeenNexthop:
         odd,
     )
     return SeenNexthop(identity, value, protocol)
-
-
-class NexthopReader:
-    """`read_nexthop` for a whole dump: what looks like the one before, but for its id, gateway and remote, is not
-    taken apart again."""
-
-    def __init__(self) -> None:
-        self._stencil: Stencil | None = None
-        self._sample = SeenNexthop(0, Nexthop(0, b"", b"", 0), 0)
-
-    def read(self, buffer: bytes, start: int, end: int) -> SeenNexthop:
-        """An RTM_NEWNEXTHOP."""
-        if self._stencil is not None:
-            fields = self._stencil.match(buffer, start, end)
-            if fields is not None:
-                like = self._sample.value
-                remote = fields[2] if len(fields) > 2 else b""
-                value = Nexthop(like.ifindex, fields[1], remote, like.vni, like.ttl, like.extra)
-                return SeenNexthop(int.from_bytes(fields[0], sys.byteorder), value, self._sample.protocol)
-        seen = self._sample = read_nexthop(buffer, start, end)
-        self._stencil = _nexthop_stencil(buffer[start:end])
-        return seen
-
-
-def _nexthop_stencil(sample: bytes) -> Stencil | None:
-    outer = places(sample, 8, len(sample))
-    if _NHA_GATEWAY not in outer:
-        return None
-    fields = [outer[_NHA_ID], outer[_NHA_GATEWAY]]
-    if _NHA_ENCAP in outer:
-        remote = places(sample, *outer[_NHA_ENCAP]).get(_ENCAP_DST)
-        if remote is None:
-            return None
-        fields.append(remote)
-    return Stencil(sample, fields) if fields == sorted(fields) else None
 
 
 def read_neighbour(buffer: bytes, start: int, end: int) -> SeenNeighbour | None:

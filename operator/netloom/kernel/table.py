@@ -5,7 +5,7 @@ exactly the keys at which they differ. Every call costs O(1), so one changed pee
 `load`, after a full dump, walks everything. No I/O: who reads `pending` sends the messages.
 """
 
-from collections.abc import Iterable
+from collections.abc import Mapping, Sequence
 from typing import Generic, TypeVar
 
 K = TypeVar("K")
@@ -29,6 +29,19 @@ class Table(Generic[K, V]):
             self.pending.discard(key)
         else:
             self.pending.add(key)
+
+    def want_all(self, entries: Mapping[K, V]) -> None:
+        """All of these should exist."""
+        kernel, pending = self.kernel, self.pending
+        self.desired.update(entries)
+        if not kernel:
+            pending.update(entries)
+            return
+        for key, value in entries.items():
+            if kernel.get(key) == value:
+                pending.discard(key)
+            else:
+                pending.add(key)
 
     def unwant(self, key: K) -> None:
         """This entry should not exist."""
@@ -63,20 +76,23 @@ class Table(Generic[K, V]):
         self.pending = {key for key, value in desired.items() if kernel.get(key) != value}
         self.pending.update(kernel.keys() - desired.keys())
 
-    def assume(self, writes: Iterable[tuple[K, V | None, V | None]]) -> None:
+    def assume(self, writes: Sequence[tuple[K, V | None, V | None]]) -> None:
         """These writes (key, value or None to delete, what was there) are about to be made."""
-        kernel, pending = self.kernel, self.pending
+        kernel = self.kernel
         for key, value, _before in writes:
             if value is None:
                 kernel.pop(key, None)
             else:
                 kernel[key] = value
-            pending.discard(key)
+        self.pending.difference_update([key for key, _value, _before in writes])
 
     def updates(self) -> list[tuple[K, V, V | None]]:
         """Pending (key, value, what the kernel holds instead) to create or change."""
-        desired, kernel = self.desired, self.kernel
-        return [(key, desired[key], kernel.get(key)) for key in self.pending if key in desired]
+        desired, kernel, pending = self.desired, self.kernel, self.pending
+        if 2 * len(pending) > len(desired):
+            # In the order in which they lie in memory, here and in the kernel: 50,000 are a third faster so.
+            return [(key, value, kernel.get(key)) for key, value in desired.items() if key in pending]
+        return [(key, desired[key], kernel.get(key)) for key in pending if key in desired]
 
     def deletions(self) -> list[tuple[K, None, V]]:
         """Pending (key, None, what the kernel holds) to delete."""

@@ -16,6 +16,7 @@ import msgspec
 import structlog
 from aiohttp import web
 
+from netloom.api.meta import ObjectMeta
 from netloom.api.v1alpha1 import (
     LEDGERS,
     NETLOOM_NODES,
@@ -76,8 +77,10 @@ class Sources:
         self._directory: DirectorySource | None = None
         if api is not None:
             self._watches = {
-                store.resource.kind: ListWatch(api, store, changed=_spec_changed)
-                for store in (self.networks, self.nodes)
+                NETWORKS.kind: ListWatch(api, self.networks, changed=_spec_changed),
+                NETLOOM_NODES.kind: ListWatch(
+                    api, self.nodes, changed=_spec_changed, trim=lambda node: _trimmed(node, options.node_name)
+                ),
             }
         elif options.manifests is not None:
             ignored = (POOLS, PREFILTERS, LEDGERS)
@@ -122,6 +125,17 @@ async def _forever(run: Callable[[], Awaitable[None]]) -> None:
 def _spec_changed(old: NetloomNetwork | NetloomNode, new: NetloomNetwork | NetloomNode) -> bool:
     """Other nodes' status is nobody's business here: at 5,000 nodes it would be most of what there is to do."""
     return old.spec != new.spec or old.metadata.creation_timestamp != new.metadata.creation_timestamp
+
+
+def _trimmed(node: NetloomNode, own: str) -> NetloomNode:
+    """What an agent needs to know of another node. The rest, conditions above all, is more than half of the memory."""
+    meta = node.metadata
+    if meta.name == own:
+        return node
+    kept = ObjectMeta(
+        name=meta.name, resource_version=meta.resource_version, creation_timestamp=meta.creation_timestamp
+    )
+    return NetloomNode(metadata=kept, spec=node.spec)
 
 
 @asynccontextmanager
@@ -210,6 +224,8 @@ class Agent:
             "driftRepaired": report.repaired + masquerade.repaired,
             "netlinkWrites": sum(written.values()),
             "written": written,
+            "kernelReads": report.compared,
+            "kernelReadMs": round(report.reading_seconds * 1000, 1),
             "errors": errors,
         }
 

@@ -11,7 +11,7 @@ compare-and-swap (`replace`), or safe to repeat (`create` says AlreadyExists).
 
 import ssl
 import urllib.parse
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from types import TracebackType
 from typing import Any, Literal, Self, TypeVar
@@ -117,8 +117,9 @@ class Api:
         field_selector: str = "",
         label_selector: str = "",
         limit: int = PAGE,
+        trim: Callable[[T], T] | None = None,
     ) -> Listing[T]:
-        """All objects, asked for in chunks, as of one resource version.
+        """All objects, asked for in chunks, as of one resource version. `trim` is applied to each, chunk by chunk.
 
         Where the continue token expires in the middle, the whole list is asked for in one piece: the server offers a
         token to go on with, but the list would be stitched from two moments, and an object deleted between them
@@ -127,12 +128,14 @@ class Api:
         query = {"fieldSelector": field_selector, "labelSelector": label_selector}
         path = _path(res, "", namespace)
         try:
-            return await self._list(res, path, query, limit)
+            return await self._list(res, path, query, limit, trim)
         except Gone as error:
             log.info("list expired between chunks, asked for in one piece", kind=res.kind, error=error.message)
-            return await self._list(res, path, query, 0)
+            return await self._list(res, path, query, 0, trim)
 
-    async def _list(self, res: Resource[T], path: str, query: Mapping[str, str], limit: int) -> Listing[T]:
+    async def _list(
+        self, res: Resource[T], path: str, query: Mapping[str, str], limit: int, trim: Callable[[T], T] | None
+    ) -> Listing[T]:
         objects: list[T] = []
         unreadable: dict[str, str] = {}
         token = ""
@@ -142,7 +145,7 @@ class Api:
             if not page.metadata.resource_version:
                 # Some proxy's `{}` must not pass for an empty list: caches would forget all they hold.
                 raise Unavailable(0, "BadAnswer", f"what should be a list of {res.plural} has no version")
-            objects += page.items or []
+            objects += map(trim, page.items or []) if trim else page.items or []
             token = page.metadata.continue_
             if not token:
                 return Listing(objects=objects, resource_version=page.metadata.resource_version, unreadable=unreadable)

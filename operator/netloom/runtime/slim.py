@@ -5,6 +5,8 @@ every node of a cluster would carry for nothing. Here the two packages are enter
 with the real search path, and `client.models` as an empty module, while configuration, authentication and ApiClient
 are imported: 5 MiB. Afterwards the shells are taken out again, so that an `import kubernetes_asyncio` elsewhere in
 the process gets the real, whole package and never a half-made one.
+
+urllib3, of which its configuration uses one function for one way to log in, is imported when it is asked for that.
 """
 
 import importlib
@@ -46,12 +48,24 @@ def _without_models() -> Iterator[types.ModuleType]:
     for name in before:
         del sys.modules[name]
     sys.modules.update({_PACKAGE: package, _CLIENT: client, models.__name__: models})
+    later = _later("urllib3")
     try:
         yield client
     finally:
         for name in [name for name in sys.modules if _ours(name)]:
             del sys.modules[name]
         sys.modules.update(before)
+        if sys.modules.get("urllib3") is later:
+            del sys.modules["urllib3"]
+
+
+def _later(name: str) -> types.ModuleType | None:
+    """Something in a module's place that imports the module once an attribute of it is asked for."""
+    if name in sys.modules:
+        return None
+    module = sys.modules[name] = _shell(name)
+    module.__getattr__ = lambda attribute: getattr(importlib.import_module(name), attribute)  # type: ignore[method-assign]
+    return module
 
 
 def _ours(name: str) -> bool:

@@ -61,6 +61,7 @@ class ListWatch(Generic[T]):
 
     `changed(old, new)` tells whether an update matters to the store's subscribers. The store takes in every update (a
     later compare-and-swap needs its version), so a watch that filters out heartbeats still writes at the first try.
+    `trim` makes of each object what is to be kept of it: name, namespace and version at least.
     """
 
     def __init__(
@@ -71,6 +72,7 @@ class ListWatch(Generic[T]):
         field_selector: str = "",
         label_selector: str = "",
         changed: Callable[[T, T], bool] | None = None,
+        trim: Callable[[T], T] | None = None,
         timing: Timing | None = None,
         event_limit: int = stream.EVENT_LIMIT,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
@@ -80,6 +82,7 @@ class ListWatch(Generic[T]):
         self._resource = store.resource
         self._selectors = {"fieldSelector": field_selector, "labelSelector": label_selector}
         self._changed = changed
+        self._trim = trim
         self._timing = timing or Timing()
         self._event_limit = event_limit
         self._sleep = sleep
@@ -129,6 +132,7 @@ class ListWatch(Generic[T]):
             self._resource,
             field_selector=self._selectors["fieldSelector"],
             label_selector=self._selectors["labelSelector"],
+            trim=self._trim,
         )
         version = version_of(found.resource_version)
         if version < self._seen and self._stale < STALE_LISTS:
@@ -194,7 +198,7 @@ class ListWatch(Generic[T]):
         if kind == "DELETED":
             new = self._store.remove(key_of(obj), version)
         else:
-            new = self._store.put(obj, self._changed)
+            new = self._store.put(self._trim(obj) if self._trim else obj, self._changed)
         if new:
             self._events.inc()
         self._advance(version, age, disorder=new)

@@ -74,6 +74,7 @@ async def test_a_mesh_in_the_kernel_as_ip_shows_it(node: Namespace, planes: Plan
         tunnels=(VXLAN,),
         written=plane.stats,
         compared=report.compared,
+        reading_seconds=report.reading_seconds,
     )
 
 

@@ -4,15 +4,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from netloom.kernel.address import Prefix
+from netloom.kernel.alike import HopReader, NeighbourReader, NexthopReader, RouteReader
 from netloom.kernel.links import read_address, read_link
 from netloom.kernel.netlink import walk
+from netloom.kernel.reach import Hop
 from netloom.kernel.rows import (
+    NeighbourMessages,
     Nexthop,
     NexthopMessages,
-    NexthopReader,
     OddRoute,
     RouteMessages,
     Via,
+    read_hop,
     read_neighbour,
     read_nexthop,
     read_route,
@@ -47,6 +50,31 @@ def test_the_learned_stencil_reads_what_the_plain_reader_reads(some: list[tuple[
         for vni in (1, 2):
             (written,) = messages.encode([(key, Nexthop(7, gateway, remote, vni), None)])
             assert reader.read(written, HEADER_SIZE, len(written)) == read_nexthop(written, HEADER_SIZE, len(written))
+
+
+@given(st.lists(st.tuples(addresses, st.integers(1, 2**32 - 1), st.binary(min_size=6, max_size=6)), min_size=1))
+def test_what_is_read_by_its_likeness_is_what_the_plain_readers_read(some: list[tuple[bytes, int, bytes]]) -> None:
+    route_messages, neighbour_messages = RouteMessages(), NeighbourMessages()
+    routes, neighbours = RouteReader(), NeighbourReader()
+    for address, nexthop, mac in some:
+        for length in (24, 32):
+            for mtu in (0, 1400):
+                (written,) = route_messages.encode([(Prefix(address, length), Via(nexthop, mtu), None)])
+                assert routes.read(written, HEADER_SIZE, len(written)) == read_route(written, HEADER_SIZE, len(written))
+        for ifindex in (7, 8):
+            (written,) = neighbour_messages.encode([((ifindex, address), mac, None)])
+            plain = read_neighbour(written, HEADER_SIZE, len(written))
+            assert neighbours.read(written, HEADER_SIZE, len(written)) == plain
+
+
+@given(st.lists(st.tuples(st.binary(min_size=4, max_size=4), st.integers(1, 3), st.booleans(), st.integers(0, 9))))
+def test_an_answer_like_the_last_is_the_same_hop(some: list[tuple[bytes, int, bool, int]]) -> None:
+    reader = HopReader()
+    for address, ifindex, direct, references in some:
+        parts = [attribute(1, address), attribute(4, u32(ifindex))]
+        parts += [] if direct else [attribute(5, b"\x0a\0\0\x01")]
+        answer = bytes([2, 32, 0, 0, 254, 0, 0, 1]) + bytes(4) + b"".join([*parts, attribute(12, u32(references))])
+        assert reader.read(answer, 0, len(answer)) == read_hop(answer, 0, len(answer)) == Hop(ifindex, direct)
 
 
 def test_sequence_numbers_are_places_in_the_batch() -> None:

@@ -1,0 +1,194 @@
+"""`make bench-throughput`: what pods get of the network, through Netloom's mesh and through one made by hand.
+
+Pairs of nodes on one Ethernet segment, a pod on each: two of Netloom's (their agents take the objects from manifests,
+as nothing here needs an API server), and two that a person has set up with `ip`: a VXLAN device with one VNI, an FDB
+entry, a neighbour and a route; for native routing a route by the other node's address, and no more. iperf3 sends TCP,
+then UDP, from pod to pod, in turn on both pairs; the order changes from round to round. All of it shares this machine's
+CPUs, so what is compared is the work per byte.
+
+A ratio is Netloom's throughput over the hand-made pair's, measured one right after the other, and of all rounds the
+median: what else the machine does changes from minute to minute. vxlan_ratio and native_ratio are the lower one of TCP
+and UDP; all are in `vxlan` and `native`. UDP counts what arrived. Ends with one line `RESULT {json}`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from rich.console import Console
+
+from netloom_e2e import bench
+from netloom_e2e.bench import Wrong
+from netloom_e2e.fleet import netloom_node, network, pod_address, pod_cidr
+from netloom_e2e.lab import Lab, Machine, Pod, wait_for
+from netloom_e2e.mesh import NETLOOM, facts
+from netloom_e2e.peers import CLASSIC
+
+MTU = {"vxlan": 1450, "native": 1500}
+ROUTING: dict[str, dict[str, object]] = {
+    "vxlan": {"mode": "tunnel"},
+    "native": {"mode": "native", "autoDirectNodeRoutes": True},
+}
+TRANSPORTS: dict[str, tuple[str, ...]] = {"tcp": (), "udp": ("--udp", "--bitrate", "0")}
+_DATAGRAM = 28
+"""Bytes of the headers of IP and UDP."""
+_SYNC_SECONDS = 30.0
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two pods that reach each other in some way."""
+
+    way: str
+    near: Pod
+    far: Pod
+
+
+def _ends(lab: Lab, first: int, way: str) -> list[Machine]:
+    return [lab.add_node(f"{way[0]}{number}") for number in (first, first + 1)]
+
+
+def _pods(one: Machine, two: Machine, first: int, way: str, mtu: int) -> Pair:
+    near, far = (m.add_pod("p", pod_address(n), mtu=mtu) for n, m in ((first, one), (first + 1, two)))
+    wait_for(f"the pods of {way}", lambda: near.ping(far.address, payload=mtu - _DATAGRAM).lost == 0)
+    return Pair(way, near, far)
+
+
+@contextmanager
+def _netloom(lab: Lab, first: int, mode: str, folder: Path) -> Iterator[Pair]:
+    """Two agents on manifests."""
+    one, two = _ends(lab, first, "netloom")
+    manifests = folder / f"{mode}-manifests"
+    manifests.mkdir()
+    objects = [network(**ROUTING[mode])]
+    objects += [netloom_node(m.node, m.address, pod_cidr(n)) for n, m in ((first, one), (first + 1, two))]
+    for number, each in enumerate(objects):
+        (manifests / f"{number}.json").write_text(json.dumps(each))
+    with ExitStack() as stack:
+        for machine in (one, two):
+            log = stack.enter_context((folder / f"{mode}-{machine.node}.log").open("w"))
+            command = [str(NETLOOM), "agent", "--manifests", str(manifests), "--node-name", machine.node]
+            agent = machine.popen([*command, "--run-dir", str(folder / f"{mode}-{machine.node}")], stdout=log)
+            stack.callback(agent.wait, 10)
+            stack.callback(agent.kill)
+        wait_for(f"Netloom's {mode} mode", lambda: all(map(_in_sync, (one, two))), deadline=_SYNC_SECONDS)
+        yield _pods(one, two, first, f"netloom {mode}", MTU[mode])
+
+
+def _in_sync(machine: Machine) -> bool:
+    said = facts(machine)
+    return bool(said.get("inSync")) and said["peers"] == 1
+
+
+@contextmanager
+def _by_hand(lab: Lab, first: int, mode: str, _folder: Path) -> Iterator[Pair]:
+    """What a person would type."""
+    one, two = _ends(lab, first, "hand")
+    for machine in (one, two):
+        machine.run("sysctl", "-qw", "net.ipv4.ip_forward=1")
+        if mode == "vxlan":
+            device = f"id 1 local {machine.address} dev eth0 dstport 8472 nolearning"
+            machine.batch([f"link add {CLASSIC} type vxlan {device}", f"link set {CLASSIC} up"])
+    macs = {m.node: json.loads(m.ip("-j", "link", "show", _device(mode)))[0]["address"] for m in (one, two)}
+    for machine, other, number in ((one, two, first + 1), (two, one, first)):
+        if mode == "native":
+            machine.ip("route", "add", pod_cidr(number), "via", other.address, "dev", "eth0")
+            continue
+        machine.run("bridge", "fdb", "add", macs[other.node], "dev", CLASSIC, "dst", other.address)
+        machine.batch(
+            [
+                f"neigh add {other.address} lladdr {macs[other.node]} dev {CLASSIC} nud permanent",
+                f"route add {pod_cidr(number)} via {other.address} dev {CLASSIC} onlink",
+            ]
+        )
+    yield _pods(one, two, first, f"by hand {mode}", MTU[mode])
+
+
+def _device(mode: str) -> str:
+    return CLASSIC if mode == "vxlan" else "eth0"
+
+
+def _gigabits(pair: Pair, transport: str, seconds: float) -> float:
+    """Per second, as they arrived."""
+    server = subprocess.Popen(
+        [*pair.far.enter, "iperf3", "--server", "--one-off", "--json"], stdout=subprocess.PIPE, text=True
+    )
+    try:
+        listening = ["ss", "-Hltn", "sport = :5201"]
+        wait_for("iperf3 to listen", lambda: pair.far.run(*listening).strip())
+        command = ["iperf3", "--client", pair.far.address, "--time", f"{seconds:g}", "--json", *TRANSPORTS[transport]]
+        said = json.loads(pair.near.run(*command, check=False, timeout=seconds + 30))
+        output, _ = server.communicate(timeout=30)
+    finally:
+        server.kill()
+        server.wait()
+    if "error" in said:
+        raise Wrong(f"iperf3 over {pair.way}: {said['error']}")
+    received: float = json.loads(output)["end"]["sum_received"]["bits_per_second"]
+    return received / 1e9
+
+
+def _compare(
+    lab: Lab, first: int, mode: str, folder: Path, times: tuple[int, float], console: Console
+) -> dict[str, float]:
+    """What RESULT says of a mode."""
+    rounds, seconds = times
+    found: defaultdict[tuple[str, str], list[float]] = defaultdict(list)
+    with ExitStack() as stack:
+        pairs = {"netloom": stack.enter_context(_netloom(lab, first, mode, folder))}
+        pairs["by hand"] = stack.enter_context(_by_hand(lab, first + 2, mode, folder))
+        for number in range(rounds):
+            for transport in TRANSPORTS:
+                for who in pairs if number % 2 == 0 else reversed(pairs):
+                    found[who, transport].append(rate := _gigabits(pairs[who], transport, seconds))
+                    console.print(f"  {pairs[who].way:16} {transport} {rate:7.2f} Gbit/s")
+    medians = {key: median(each) for key, each in found.items()}
+    result = {f"{t}_gbit_s": round(medians["netloom", t], 3) for t in TRANSPORTS}
+    result |= {f"{t}_by_hand_gbit_s": round(medians["by hand", t], 3) for t in TRANSPORTS}
+    for t in TRANSPORTS:
+        rates = zip(found["netloom", t], found["by hand", t], strict=True)
+        result[f"{t}_ratio"] = round(median(ours / theirs for ours, theirs in rates), 3)
+    return result
+
+
+def run(rounds: int, seconds: float) -> dict[str, Any]:
+    """All of it; what RESULT says. Raises Wrong."""
+    console = bench.console()
+    console.print(f"{bench.circumstances()}, {rounds} rounds of {seconds:g} s")
+    found: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory(prefix="netloom-bench-") as name, Lab(f"nlb{os.getpid() % 100000}") as lab:
+        for first, mode in ((1, "vxlan"), (5, "native")):
+            found[mode] = _compare(lab, first, mode, Path(name), (rounds, seconds), console)
+    rows = [
+        (f"{mode} {t}", *(f"{each[key]:.2f}" for key in (f"{t}_gbit_s", f"{t}_by_hand_gbit_s", f"{t}_ratio")))
+        for mode, each in found.items()
+        for t in TRANSPORTS
+    ]
+    console.print(bench.table("Pod to pod (medians)", ("", "Netloom Gbit/s", "by hand Gbit/s", "ratio"), rows))
+    lowest = {f"{mode}_ratio": min(each[f"{t}_ratio"] for t in TRANSPORTS) for mode, each in found.items()}
+    return lowest | found
+
+
+def main() -> int:
+    """The exit status."""
+    parser = argparse.ArgumentParser(description="Throughput from pod to pod, beside a mesh made by hand.")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=3.0, help="of each measurement")
+    options = parser.parse_args()
+    return bench.conclude("bench-throughput", lambda: run(options.rounds, options.seconds))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
