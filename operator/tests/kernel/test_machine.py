@@ -11,7 +11,7 @@ from tests.kernel.netns import Lab
 # Without shrinking: each try of a failure waits for a state that never comes.
 PHASES = (Phase.explicit, Phase.reuse, Phase.generate)
 SETTINGS = settings(
-    max_examples=80, stateful_step_count=30, deadline=None, phases=PHASES, suppress_health_check=list(HealthCheck)
+    max_examples=6, stateful_step_count=15, deadline=None, phases=PHASES, suppress_health_check=list(HealthCheck)
 )
 
 

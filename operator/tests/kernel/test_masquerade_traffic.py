@@ -77,6 +77,13 @@ class World:
         assert done.returncode == 0, done.stderr
         return done.stdout.strip()
 
+    def iptables(self) -> list[str]:
+        """kube-proxy's rules, without the comments that say when they were shown."""
+        lines = [
+            line for table in ("nat", "filter") for line in self.node.exec(f"iptables-save -t {table}").splitlines()
+        ]
+        return [line for line in lines if not line.startswith("#")]
+
 
 @pytest.fixture
 def world(lab: Lab) -> Iterator[World]:
@@ -195,14 +202,14 @@ async def test_beside_kube_proxy(world: World, masquerades: Masquerades, ours_fi
     else:
         kube_proxy()
         await masquerade.apply(cluster())
-    theirs = world.node.exec("iptables-save -t nat"), world.node.exec("iptables-save -t filter")
+    theirs = world.iptables()
     assert world.seen("10.96.0.1", 80) == NODE4, "kube-proxy's mark is obeyed, though the destination is a pod"
     assert world.seen("10.96.0.2", 80) == POD4, "a service's pod sees the client"
     assert world.seen("192.0.2.9") == NODE4
     assert world.seen("10.2.0.2") == POD4
     await masquerade.apply(cluster(ipv6=False))
     await masquerade.cleanup()
-    assert (world.node.exec("iptables-save -t nat"), world.node.exec("iptables-save -t filter")) == theirs
+    assert world.iptables() == theirs
     assert world.seen("10.96.0.1", 80) == NODE4
 
 
