@@ -120,7 +120,7 @@ def _device(mode: str) -> str:
     return CLASSIC if mode == "vxlan" else "eth0"
 
 
-def _gigabits(pair: Pair, transport: str, seconds: float) -> float:
+def _gigabits(pair: Pair, transport: str, seconds: int) -> float:
     """Per second, as they arrived."""
     server = subprocess.Popen(
         [*pair.far.enter, "iperf3", "--server", "--one-off", "--json"], stdout=subprocess.PIPE, text=True
@@ -128,7 +128,7 @@ def _gigabits(pair: Pair, transport: str, seconds: float) -> float:
     try:
         listening = ["ss", "-Hltn", "sport = :5201"]
         wait_for("iperf3 to listen", lambda: pair.far.run(*listening).strip())
-        command = ["iperf3", "--client", pair.far.address, "--time", f"{seconds:g}", "--json", *TRANSPORTS[transport]]
+        command = ["iperf3", "--client", pair.far.address, "--time", str(seconds), "--json", *TRANSPORTS[transport]]
         said = json.loads(pair.near.run(*command, check=False, timeout=seconds + 30))
         output, _ = server.communicate(timeout=30)
     finally:
@@ -141,7 +141,7 @@ def _gigabits(pair: Pair, transport: str, seconds: float) -> float:
 
 
 def _compare(
-    lab: Lab, first: int, mode: str, folder: Path, times: tuple[int, float], console: Console
+    lab: Lab, first: int, mode: str, folder: Path, times: tuple[int, int], console: Console
 ) -> dict[str, float]:
     """What RESULT says of a mode."""
     rounds, seconds = times
@@ -163,10 +163,10 @@ def _compare(
     return result
 
 
-def run(rounds: int, seconds: float) -> dict[str, Any]:
+def run(rounds: int, seconds: int) -> dict[str, Any]:
     """All of it; what RESULT says. Raises Wrong."""
     console = bench.console()
-    console.print(f"{bench.circumstances()}, {rounds} rounds of {seconds:g} s")
+    console.print(f"{bench.circumstances()}, {rounds} rounds of {seconds} s")
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(prefix="netloom-bench-") as name, Lab(f"nlb{os.getpid() % 100000}") as lab:
         for first, mode in ((1, "vxlan"), (5, "native")):
@@ -185,7 +185,7 @@ def main() -> int:
     """The exit status."""
     parser = argparse.ArgumentParser(description="Throughput from pod to pod, beside a mesh made by hand.")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=3.0, help="of each measurement")
+    parser.add_argument("--seconds", type=int, default=3, help="of each measurement")
     options = parser.parse_args()
     return bench.conclude("bench-throughput", lambda: run(options.rounds, options.seconds))
 
