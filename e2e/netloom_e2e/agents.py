@@ -26,12 +26,22 @@ class Agents:
     folder: Path
     agents: dict[str, subprocess.Popen[str]] = field(default_factory=dict)
 
-    def join(self, name: str, *, segment: str = "") -> Machine:
-        """A node, its NetloomNode, and its agent."""
+    def enter(self, name: str, *, segment: str = "") -> Machine:
+        """A node and its NetloomNode, without an agent yet."""
         machine = self.lab.add_node(name, segment=segment)
         self.plane.client.request("POST", NODES, netloom_node(name, machine.underlay, *cidrs(name)))
+        return machine
+
+    def join(self, name: str, *, segment: str = "") -> Machine:
+        """A node, its NetloomNode, and its agent."""
+        machine = self.enter(name, segment=segment)
         self.start(machine)
         return machine
+
+    def readdress(self, machine: Machine) -> None:
+        """Write the node's addresses into its NetloomNode, as the operator does when the kubelet reports others."""
+        addresses = [{"type": "InternalIP", "ip": address} for address in machine.underlay]
+        self.plane.client.request("PATCH", f"{NODES}/{machine.node}", {"spec": {"addresses": addresses}})
 
     def start(self, machine: Machine) -> None:
         """Start the node's agent; its log is appended to."""
@@ -76,7 +86,16 @@ class Agents:
 
     def edit(self, **routing: object) -> None:
         """What `kubectl edit netloomnetwork default` does to spec.routing."""
-        self.plane.client.request("PATCH", f"{NETWORK}/default", {"spec": {"routing": routing}})
+        self.edit_spec(routing=routing)
+
+    def edit_spec(self, **spec: object) -> None:
+        """The same, to spec."""
+        self.plane.client.request("PATCH", f"{NETWORK}/default", {"spec": spec})
+
+    def condition(self, name: str) -> dict[str, str]:
+        """The node's condition DataplaneReady; empty if it has none yet."""
+        conditions = self.plane.client.request("GET", f"{NODES}/{name}").get("status", {}).get("conditions", [])
+        return next((dict(each) for each in conditions if each["type"] == "DataplaneReady"), {})
 
     def said(self) -> dict[str, dict[str, bool]]:
         """What each node announces: the ways it accepts, and whether it sends by them."""
@@ -88,14 +107,19 @@ class Agents:
             }
         return found
 
-    def moved(self, *ways: str, deadline: float = 30) -> None:
-        """Wait until every node accepts and sends by these ways and by no others."""
-        wanted = {name: dict.fromkeys(ways, True) for name in self.agents}
+    def moved(self, *ways: str, sending: bool = True, deadline: float = 30) -> None:
+        """Wait until every node accepts these ways and no others, and sends by them (or by none, if not `sending`)."""
+        wanted = {name: dict.fromkeys(ways, sending) for name in self.agents}
         try:
             wait_for(f"all nodes at {ways}", lambda: self.said() == wanted, deadline=deadline)
         except TimeoutError as error:
             logs = "\n".join(f"--- {m.node}\n" + self.log(m)[-2000:] for m in self.lab.nodes.values())
             raise AssertionError(f"{error}; they are at {self.said()}\n{logs}") from error
+
+    def end(self, name: str) -> None:
+        """End the node's agent as a rolling update does."""
+        self.agents[name].terminate()
+        self.agents[name].wait(20)
 
     def stop(self) -> None:
         for agent in self.agents.values():

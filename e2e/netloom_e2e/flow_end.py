@@ -4,7 +4,7 @@ It is steered by lines of JSON on standard input and answers in lines of JSON:
 
     {"me": 0, "rate": 1000, "peers": [[1, "10.42.2.5"], ...], ...}  ->  {"ready": true}
     {"start": 123456789}    CLOCK_MONOTONIC in ns, the same in all namespaces: the barrier
-    {"stop": true}          ->  {"sent": 5012}
+    {"stop": 5010}          ->  {"sent": 5012}: an end that is behind still sends 5,010 packets to each peer
     {"finish": {"1": 5012}} numbers that each sender used  ->  the counts, when all came or nothing comes any more
 
 One thread sleeps until the next tick, sends a packet to every peer, and takes what has arrived: at 1 kHz that is one
@@ -103,7 +103,8 @@ class End:
         """By peer: number and errno of packets that our own kernel would not send."""
         self.latest = 0
         """The longest that a packet was behind its time, in ns."""
-        self.command: dict[str, Any] = {}
+        self.limit = 1 << 62
+        """The number to stop before."""
         self._buffer = bytearray(1 << 16)
 
     def _socket(self, address: str, *, df: bool, buffer: int) -> socket.socket:
@@ -151,9 +152,9 @@ class End:
             return count
 
     def flow(self, start: int) -> None:
-        """Send and receive from `start` until a command comes."""
+        """Send and receive from `start` until the limit."""
         period, number = self.period, 0
-        while not self.command:
+        while number < self.limit:
             now = time.monotonic_ns()
             due = (now - start) // period + 1 if now >= start else 0
             if due > number:
@@ -206,7 +207,7 @@ class End:
         """A thread waits for the stop, so that the loop needs no system call to look for it."""
 
         def read() -> None:
-            self.command = json.loads(sys.stdin.readline() or '{"stop": true}')
+            self.limit = json.loads(sys.stdin.readline() or '{"stop": 0}')["stop"]
 
         threading.Thread(target=read, daemon=True).start()
 

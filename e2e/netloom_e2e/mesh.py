@@ -31,6 +31,22 @@ def state(node: Machine) -> str:
     return "\n".join(re.sub(r"^\d+: ", "", line) for part in parts for line in sorted(part))
 
 
+def routes6(node: Machine) -> list[str]:
+    """Netloom's IPv6 routes on a node."""
+    return node.ip("-6", "route", "show", "proto", PROTOCOL).splitlines()
+
+
+def shown(node: Machine, family: str = "-4") -> list[str]:
+    """Netloom's routes as `ip route` shows them among others, but for the nexthops' ids."""
+    lines = node.ip(family, "route", "show").splitlines()
+    return [re.sub(r"\bnhid \d+", "nhid N", line).strip() for line in lines if f" proto {PROTOCOL} " in line]
+
+
+def carriers(node: Machine) -> dict[str, str]:
+    """By which device Netloom's routes of both families lead to each pod CIDR."""
+    return {line.split()[0]: line.split(" dev ")[1].split()[0] for line in routes(node) + routes6(node)}
+
+
 def facts(node: Machine) -> dict[str, Any]:
     """What the node's agent says of itself at /status; empty while none answers."""
     answer = node.run("curl", "-s", "--max-time", "2", "http://127.0.0.1:9964/status", check=False)

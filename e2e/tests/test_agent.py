@@ -132,6 +132,27 @@ def test_what_is_deleted_by_hand_comes_back(cluster: Cluster, mesh: list[Machine
     assert facts(n1)["driftRepaired"] > repaired
 
 
+def test_masquerading_follows_the_cluster_and_is_repaired(cluster: Cluster, mesh: list[Machine]) -> None:
+    def table(machine: Machine = mesh[0]) -> str:
+        return machine.run("nft", "list", "table", "inet", "netloom", check=False)
+
+    n1 = mesh[0]
+    before = table()
+    assert all(cidr in before for name in ("n1", "n2", "n3") for cidr in cidrs(name))
+    n1.run("nft", "delete", "table", "inet", "netloom")
+    wait_for("repair of the table", lambda: table() == before)
+    cluster.join("n4")
+    wait_for("the new node's pod CIDRs", lambda: all(cidr in table() for cidr in cidrs("n4")))
+    spec = {"masquerade": {"ipv6": False, "nonMasqueradeCIDRs": ["172.20.0.0/16"]}}
+    cluster.plane.client.request("PATCH", f"{NETWORK}/default", {"spec": spec})
+    wait_for("IPv6 to be switched off", lambda: "172.20.0.0/16" in table() and "ip6" not in table())
+    cluster.plane.client.request("PATCH", f"{NETWORK}/default", {"spec": {"masquerade": {"ipv4": False}}})
+    wait_for("the table to be gone", lambda: table() == "")
+    wait_for("the agent to say so", lambda: facts(n1)["masquerade"] == {"families": [], "elements": 0})
+    cluster.plane.client.request("PATCH", f"{NETWORK}/default", {"spec": {"masquerade": None}})
+    wait_for("the default to be back", lambda: all("ip6" in table(machine) for machine in mesh))
+
+
 def test_the_mesh_is_kept_while_the_api_server_is_away(cluster: Cluster, mesh: list[Machine]) -> None:
     n1 = mesh[0]
     before = state(n1)
@@ -243,6 +264,7 @@ def test_plan_says_what_an_agent_would_do_and_cleanup_leaves_what_is_foreign(
     cluster.agents["n1"].wait(20)
     foreign = ["route add 10.99.0.0/24 dev eth0 proto 77", "nexthop add id 7 dev eth0"]
     n1.batch(foreign)
+    n1.run("nft", "add", "table", "ip", "foreign")
     n1.ip("route", "del", "10.42.2.0/24")
     done = subprocess.run([*n1.enter, *plan], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 2
@@ -253,6 +275,7 @@ def test_plan_says_what_an_agent_would_do_and_cleanup_leaves_what_is_foreign(
     n1.run(*cleanup)
     assert "netloom" not in n1.ip("link")
     assert "proto 158" not in n1.ip("route") + n1.ip("-6", "route") + n1.ip("nexthop")
+    assert n1.run("nft", "list", "tables") == "table ip foreign\n"
     assert "10.99.0.0/24" in n1.ip("route")
     assert "id 7 dev eth0" in n1.ip("nexthop")
     assert n1.run("cat", "/proc/sys/net/ipv4/ip_forward").strip() == "0", "put back as it was found"

@@ -256,22 +256,26 @@ class TunnelsReconciler:
         return tuple(dict.fromkeys((*self._dataplane.tunnels, *said)))
 
     async def _let_go(self, before: tuple[Way, ...]) -> float | None:
-        """Of the ways that were kept so far and that nobody needs, keep those that may still be in use. Seconds until
-        the next of them may go."""
-        node, routing = self._desired.node, self._side.routing
+        """Of the ways that were kept so far and that nobody needs, keep those that may still be in use: the time runs
+        from when they are no longer announced, and again from the last packet. Seconds until the next of them may go.
+        """
+        node, routing, own = self._desired.node, self._side.routing, self._nodes.get(self._node_name)
         assert node is not None
+        assert own is not None
+        said = announced(own).accepts
         needed, _ = accepted(routing, self._needs.ways, ())
         unneeded = set(before) - set(needed)
         self._leaving = {way: each for way, each in self._leaving.items() if way in unneeded}
         now = time.monotonic()
         for way in unneeded:
             left = self._leaving.get(way)
-            if left is not None and now < left.since + LINGER_SECONDS:
+            if left is not None and way not in said and now < left.since + LINGER_SECONDS:
                 continue
             received = await self._dataplane.received(way)
-            if left is None or received != left.received:
+            if left is None or way in said or received != left.received:
                 self._leaving[way] = Leaving(now, received)
-                log.info("a way is no longer needed", way=str(way), kept_for=LINGER_SECONDS, received=received)
+                if left is None:
+                    log.info("a way is no longer needed", way=str(way), kept_for=LINGER_SECONDS)
             else:
                 del self._leaving[way]
                 log.info("a way is given up", way=str(way))

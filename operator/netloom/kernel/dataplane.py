@@ -18,7 +18,7 @@ from typing import TypeVar
 import msgspec
 import structlog
 
-from netloom.kernel import device, reader
+from netloom.kernel import device, reader, rows
 from netloom.kernel.capability import require_net_admin
 from netloom.kernel.desired import Desired
 from netloom.kernel.device import Mtu
@@ -27,7 +27,16 @@ from netloom.kernel.errors import KernelUnsupported
 from netloom.kernel.events import EventReader
 from netloom.kernel.links import Link
 from netloom.kernel.mesh import Carriers, Mesh
-from netloom.kernel.netlink import BUFFER, AnswerLost, Commands, CommandSocket, EventSocket, Overflow, RefusedError
+from netloom.kernel.netlink import (
+    BATCH,
+    BUFFER,
+    AnswerLost,
+    Commands,
+    CommandSocket,
+    EventSocket,
+    Overflow,
+    RefusedError,
+)
 from netloom.kernel.plan import planned_changes
 from netloom.kernel.report import PlannedChange, Report
 from netloom.kernel.sysctl import SysctlRecord
@@ -42,6 +51,10 @@ RUN_DIRECTORY = Path("/run/netloom")
 
 COMPARE_SECONDS = 120.0
 """Between full comparisons. At 10,000 peers one costs 0.1 s of CPU time: 0.1 %."""
+
+PROBE_SECONDS = 3.0
+"""Between questions to peers that do not answer on their network: as often as the kernel asks when it sends to them.
+It does not send, their routes lead elsewhere, and two nodes that a switch kept apart would never meet again."""
 
 ROUNDS = 4
 """Passes in a row: a refusal can show that more was lost than was known. What is left then waits for its back-off."""
@@ -82,6 +95,7 @@ class Dataplane:
         self._node = self._desired.node
         self._mtu = Mtu()
         self._compared_at = 0.0
+        self._probed_at = 0.0
         self._comparisons = 0
         self._reading_seconds = 0.0
         self._device_expected = False
@@ -129,7 +143,10 @@ class Dataplane:
         require_net_admin()
         async with self._lock:
             self._take(desired)
-            return await self._settle()
+            report = await self._settle()
+        if len(self._troubles.backoff):
+            self._wake.set()  # `run` sleeps until what it knew of was due
+        return report
 
     async def run(self) -> None:
         """Keep the kernel at the applied state, until cancelled."""
@@ -144,6 +161,8 @@ class Dataplane:
                 self._events.compare_due = self._events.device_due = True
             async with self._lock:
                 await self._settle()
+                if self._probe_due() <= time.monotonic():
+                    await self._probe()
 
     async def plan(self, desired: Desired) -> list[PlannedChange]:
         """What `apply` would change, in its order. Writes nothing, needs no capability."""
@@ -199,7 +218,8 @@ class Dataplane:
         touched = desired.take_touched()
         if desired.node is not None:
             known = self._mesh.carriers
-            self._mesh.set_carriers(msgspec.structs.replace(known, vni=desired.node.vni, ipv6=desired.node.ipv6))
+            node = desired.node
+            self._mesh.set_carriers(msgspec.structs.replace(known, vni=node.vni, ipv6=node.ipv6, strict=node.strict))
         if desired is not self._desired or not self._applied:
             self._desired, self._applied = desired, True
             self._mesh.replace_peers(desired)
@@ -284,6 +304,19 @@ class Dataplane:
         reach.answered_all(await self._in_thread(lambda: reader.hops(self._commands, addresses)))
         if reach.outgoing != {link.ifindex for link in self._events.underlay}:
             self._events.device_due = self._device_expected = True
+
+    async def _probe(self) -> None:
+        """Ask again for peers that did not answer; if one does now, an event says so."""
+        self._probed_at = time.monotonic()
+        silent = self._mesh.reach.silent
+        for at in range(0, len(silent), BATCH):
+            part = [rows.probe_neighbour(number, *each) for number, each in enumerate(silent[at : at + BATCH])]
+            with contextlib.suppress(AnswerLost):
+                await self._in_thread(lambda part=part: self._commands.execute(part))  # type: ignore[misc]
+
+    def _probe_due(self) -> float:
+        """When (monotonic)."""
+        return self._probed_at + PROBE_SECONDS if self._mesh.natives and self._mesh.reach.silent else float("inf")
 
     async def _compare(self) -> None:
         """Read all that is owned in the kernel. Events wait meanwhile: an event must not be overwritten by a reading
@@ -373,10 +406,12 @@ class Dataplane:
         """Until something has to be done without an event."""
         now = time.monotonic()
         due = [self._compared_at + self._compare_seconds] if self._compare_seconds is not None else []
+        due.append(self._probe_due())
         retry = self._troubles.backoff.next(now)
         if retry is not None:
             due.append(retry)
-        return max(0.0, min(due) - now) if due else None
+        first = min(due)
+        return max(0.0, first - now) if first != float("inf") else None
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
         """The kernel takes a lock that others may hold for seconds; the event loop must not wait for it."""

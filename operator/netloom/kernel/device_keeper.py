@@ -74,7 +74,7 @@ class DeviceKeeper:
             if link.up:
                 tunnels[way] = link.ifindex
         outcome.teardown_due = surplus or any(device.unwanted(node, around))
-        outcome.carriers = Carriers(tunnels, node.vni, node.ipv6, _native_mtu(node, outcome.underlay))
+        outcome.carriers = Carriers(tunnels, node.vni, node.ipv6, _native_mtu(node, outcome.underlay), node.strict)
         underlay = device.underlay_mtu(node, around, outgoing)
         outcome.mtu = underlay.inside_tunnel() if node.tunnels and underlay.bytes else underlay
         return outcome

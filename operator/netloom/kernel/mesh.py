@@ -31,13 +31,15 @@ class Carriers(msgspec.Struct, frozen=True):
     """What rows stand on. `tunnels`: the ifindexes of the tunnel devices that are up.
 
     ipv6: whether this node has an IPv6 pod CIDR itself; a node without one has no source for such traffic, and often
-    no IPv6 at all. native_mtu: bytes, of native routes, where that is less than the device's; else 0.
+    no IPv6 at all. native_mtu: bytes, of native routes, where that is less than the device's; else 0. strict: nothing
+    else leads to a peer whose only way is native, so its route stays while it does not answer.
     """
 
     tunnels: Mapping[Way, int] = {}
     vni: int = 1
     ipv6: bool = False
     native_mtu: int = 0
+    strict: bool = False
 
 
 class Conflict(msgspec.Struct, frozen=True):
@@ -286,7 +288,9 @@ class Mesh:
             else:
                 gateway = peer.underlay if size == 4 else peer.underlay6
                 mine = bool(gateway) and self._claims.holders[gateway] == peer.name
-                ifindex, mac, mtu = self.reach.device(gateway) if mine else 0, b"", self.carriers.native_mtu
+                answering = not self.carriers.strict or peer.ways != (NATIVE,)
+                ifindex = self.reach.device(gateway, answering=answering) if mine else 0
+                mac, mtu = b"", self.carriers.native_mtu
                 nexthop = Nexthop.native(ifindex, gateway)
             if ifindex:
                 identity = self._ids[size].get(peer.name) or self._new_id(peer.name, size, nexthop)

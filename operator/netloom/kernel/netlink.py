@@ -34,7 +34,7 @@ from netloom.kernel.wire import (
     attributes,
 )
 
-NETLINK_ROUTE = 0
+NETLINK_ROUTE, NETLINK_NETFILTER = 0, 12
 _SOL_NETLINK = 270
 _ADD_MEMBERSHIP, _CAP_ACK, _EXT_ACK, _STRICT_CHECK = 1, 10, 11, 12
 _SO_ATTACH_FILTER, _SO_SNDBUFFORCE, _SO_RCVBUFFORCE = 26, 32, 33
@@ -71,6 +71,9 @@ GROUPS = {
 }
 """Multicast groups (enum rtnetlink_groups) whose events can mean that something owned has changed."""
 
+
+NETFILTER_GROUPS = {"nftables": 7}
+"""Multicast groups (enum nfnetlink_groups) of the other protocol."""
 
 # Message types and the ACK flag fit into the low byte of their 16-bit field.
 _LOW_BYTE = 0 if sys.byteorder == "little" else 1
@@ -144,6 +147,8 @@ class CommandSocket:
     `port` is its address, which the kernel puts into the events that its requests cause.
     """
 
+    protocol = NETLINK_ROUTE
+
     def __init__(self) -> None:
         self.written: Counter[int] = Counter()
         self.port = 0
@@ -151,7 +156,7 @@ class CommandSocket:
         self._open()
 
     def _open(self) -> None:
-        self._socket = _netlink_socket()
+        self._socket = _netlink_socket(self.protocol)
         for option in (_CAP_ACK, _EXT_ACK, _STRICT_CHECK):
             self._socket.setsockopt(_SOL_NETLINK, option, 1)
         # The kernel's own deadline: Python's would ask before each `recv` whether there is something to receive.
@@ -190,12 +195,11 @@ class CommandSocket:
         """Read one datagram; whether the answer to request `last` was in it."""
         buffer = self._socket.recv(1 << 16)
         done = False
-        for kind, flags, sequence, start, end in walk(buffer):
-            if kind != NLMSG_ERROR or sequence > last:
+        for sequence, refusal in read_answers(buffer):
+            if sequence > last:
                 continue
-            code = -int.from_bytes(buffer[start : start + 4], sys.byteorder, signed=True)
-            if code:
-                refusals[sequence] = Refusal(code, _sentence(buffer, flags, start, end))
+            if refusal is not None:
+                refusals[sequence] = refusal
             done = done or sequence == last
         return done
 
@@ -257,12 +261,14 @@ class EventSocket:
     """The listening socket, non-blocking. What `deaf_to` (a command socket's port) causes is not delivered."""
 
     def __init__(self, groups: Iterable[str] = GROUPS, *, deaf_to: int = 0, buffer: int = BUFFER) -> None:
-        self._socket = _netlink_socket(buffer)
+        numbers = [GROUPS[group] if group in GROUPS else NETFILTER_GROUPS[group] for group in groups]
+        netfilter = any(group in NETFILTER_GROUPS for group in groups)
+        self._socket = _netlink_socket(NETLINK_NETFILTER if netfilter else NETLINK_ROUTE, buffer)
         if deaf_to:
             _drop_events_of(self._socket, deaf_to)
         self._socket.bind((0, 0))
-        for group in groups:
-            self._socket.setsockopt(_SOL_NETLINK, _ADD_MEMBERSHIP, GROUPS[group])
+        for number in numbers:
+            self._socket.setsockopt(_SOL_NETLINK, _ADD_MEMBERSHIP, number)
         self._socket.setblocking(False)
 
     def fileno(self) -> int:
@@ -297,8 +303,16 @@ def walk(buffer: bytes) -> Iterable[tuple[int, int, int, int, int]]:
         at += (length + 3) & ~3
 
 
-def _netlink_socket(receive_buffer: int = BUFFER) -> socket.socket:
-    result = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETLINK_ROUTE)
+def read_answers(buffer: bytes) -> Iterable[tuple[int, Refusal | None]]:
+    """The acknowledgements and errors of a datagram: sequence number, and what was refused."""
+    for kind, flags, sequence, start, end in walk(buffer):
+        if kind == NLMSG_ERROR:
+            code = -int.from_bytes(buffer[start : start + 4], sys.byteorder, signed=True)
+            yield sequence, Refusal(code, _sentence(buffer, flags, start, end)) if code else None
+
+
+def _netlink_socket(protocol: int, receive_buffer: int = BUFFER) -> socket.socket:
+    result = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol)
     result.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
     result.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
     # Beyond the system's limits takes CAP_NET_ADMIN; without it (a plan) the limits have to do.

@@ -48,6 +48,15 @@ class Reach:
         """ifindexes of the devices that packets to peers leave by."""
         return frozenset(self._outgoing)
 
+    @property
+    def silent(self) -> list[tuple[int, Address]]:
+        """(ifindex, address) of those that do not answer on their network, though the device carries."""
+        return [
+            (ifindex, address)
+            for ifindex, address in self._failed
+            if ifindex not in self._stopped and self._hops.get(address) == Hop(ifindex, True)
+        ]
+
     def want(self, address: Address) -> None:
         """A peer has this address."""
         count = self._wanted[address] = self._wanted.get(address, 0) + 1
@@ -60,15 +69,20 @@ class Reach:
         self._wanted[address] -= 1
         if not self._wanted[address]:
             del self._wanted[address]
+            if self._failed:
+                self._failed = {key for key in self._failed if key[1] != address}
             self.due.discard(address)
             self.changed.discard(address)
             self._sorted = None
             self._count(self._hops.pop(address, _NOWHERE), -1)
 
-    def device(self, address: Address) -> int:
-        """The ifindex of the device on whose network the address is; 0 if on none, or if it cannot be reached there."""
+    def device(self, address: Address, *, answering: bool = True) -> int:
+        """The ifindex of the device on whose network the address is; 0 if on none, or if it cannot be reached there:
+        one that does not answer counts as such where `answering` is asked for."""
         hop = self._hops.get(address, _NOWHERE)
-        if not hop.direct or hop.outgoing in self._stopped or (hop.outgoing, address) in self._failed:
+        if not hop.direct or hop.outgoing in self._stopped:
+            return 0
+        if answering and (hop.outgoing, address) in self._failed:
             return 0
         return hop.outgoing
 

@@ -62,7 +62,7 @@ _ENCAP_IP = 2
 _ENCAP_ID, _ENCAP_DST, _ENCAP_SRC, _ENCAP_TTL, _ENCAP_TOS, _ENCAP_FLAGS, _ENCAP_OPTIONS = 1, 2, 3, 4, 5, 6, 8
 _NDA_DST, _NDA_LLADDR = 1, 2
 _NUD_FAILED, _NUD_PERMANENT = 0x20, 0x80
-_NTF_PROXY = 0x08
+_NTF_USE, _NTF_PROXY = 0x01, 0x08
 
 _ROUTE = struct.Struct("=BBBBBBBBI")  # family, dst_len, src_len, tos, table, protocol, scope, type, flags
 _NEXTHOP = struct.Struct("=BBBBI")  # family, scope, protocol, reserved, flags
@@ -136,20 +136,23 @@ def _marker(letter: bytes, size: int) -> bytes:
 
 
 class RouteMessages:
-    """Encoders of routes; one template per (family, prefix length, MTU, replace or create)."""
+    """Encoders of routes; one template per (family, prefix length, MTU, whether none is said, replace or create)."""
 
     def __init__(self) -> None:
-        self._encoders: dict[tuple[int, int, int, bool], Callable[[int, bytes, bytes], bytes]] = {}
+        self._encoders: dict[tuple[int, int, int, bool, bool], Callable[[int, bytes, bytes], bytes]] = {}
 
     def encode(self, updates: Writes) -> list[bytes]:
         """Requests with the sequence numbers 0, 1, ..."""
         messages, encoders, order = [], self._encoders, sys.byteorder
+        # An IPv4 route that names a nexthop object and no metrics takes over those of another route with that object,
+        # even of the one that it replaces (fib_find_info_nh of fib_semantics.c). So an MTU that goes is written as 0.
+        said = any(before is not None and before.mtu for _, _, before in updates)
         for sequence, (key, via, before) in enumerate(updates):
             if via is None:
                 messages.append(self._delete(sequence, key))
                 continue
             address = key.address
-            shape = (len(address), key.length, via.mtu, before is not None)
+            shape = (len(address), key.length, via.mtu, said, before is not None)
             encoder = encoders.get(shape) or self._encoder(shape)
             messages.append(encoder(sequence, address, via.nexthop.to_bytes(4, order)))
         return messages
@@ -162,14 +165,14 @@ class RouteMessages:
         parts = [attribute(_RTA_DST, prefix.address), attribute(_RTA_PRIORITY, u32(metric))]
         return message(RTM_DELROUTE, 0, body, *parts, sequence=sequence)
 
-    def _encoder(self, shape: tuple[int, int, int, bool]) -> Callable[[int, bytes, bytes], bytes]:
-        size, length, mtu, replace = shape
+    def _encoder(self, shape: tuple[int, int, int, bool, bool]) -> Callable[[int, bytes, bytes], bytes]:
+        size, length, mtu, said, replace = shape
         # Where no route of ours is, a foreign one may be: EXCL makes the kernel refuse instead of replacing it.
         flags = CREATE | (REPLACE if replace else EXCL)
         body = _ROUTE.pack(_FAMILY[size], length, 0, 0, ROUTE_TABLE, ROUTE_PROTOCOL, _SCOPE_UNIVERSE, _RTN_UNICAST, 0)
         destination, nexthop = _marker(b"d", size), _marker(b"n", 4)
         parts = [attribute(_RTA_DST, destination), attribute(_RTA_NH_ID, nexthop)]
-        if mtu:
+        if mtu or said:
             parts.append(nested(_RTA_METRICS, attribute(_RTAX_MTU, u32(mtu))))
         template = message(RTM_NEWROUTE, flags, body, *parts)
         encoder = self._encoders[shape] = Stamp(template, destination, nexthop).two()
@@ -353,6 +356,13 @@ def read_neighbour(buffer: bytes, start: int, end: int) -> SeenNeighbour | None:
     found = attributes(buffer, start + 12, end, _NDA_LLADDR)
     mac = found.get(_NDA_LLADDR, EDITED_MAC) if state == _NUD_PERMANENT else EDITED_MAC
     return SeenNeighbour(ifindex, found.get(_NDA_DST, b""), mac, bool(state & _NUD_FAILED))
+
+
+def probe_neighbour(sequence: int, ifindex: int, address: Address) -> bytes:
+    """Request: ask on the device's network whether the address answers, as sending to it would. Changes nothing else,
+    and makes no entry where there is none."""
+    body = _NEIGHBOUR.pack(_FAMILY[len(address)], ifindex, 0, _NTF_USE, 0)
+    return message(RTM_NEWNEIGH, 0, body, attribute(_NDA_DST, address), sequence=sequence)
 
 
 def ask_route(size: int) -> Callable[[int, bytes], bytes]:

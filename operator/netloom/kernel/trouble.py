@@ -42,6 +42,11 @@ class Troubles:
         return tuple(self._failures.values())
 
     @property
+    def failing(self) -> set[Item]:
+        """The entries that fail now."""
+        return set(self._failures)
+
+    @property
     def fought(self) -> tuple[str, ...]:
         """Entries that somebody changes again and again."""
         self.backoff.expire(time.monotonic())

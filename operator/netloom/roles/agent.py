@@ -7,7 +7,7 @@ what it has.
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,9 @@ from netloom.api.validation import validate
 from netloom.kernel.capability import require_net_admin
 from netloom.kernel.dataplane import Dataplane
 from netloom.kernel.desired import Desired
-from netloom.kernel.errors import DataplaneError
+from netloom.kernel.errors import DataplaneError, KernelUnsupported, NotPermitted
+from netloom.kernel.masquerade import Masquerade
+from netloom.kernel.masquerade_sets import Masquerading
 from netloom.kernel.report import PlannedChange, Report
 from netloom.runtime import health
 from netloom.runtime.client import Api
@@ -40,9 +42,10 @@ from netloom.runtime.events import EventRecorder
 from netloom.runtime.manager import Manager
 from netloom.runtime.store import Store
 from netloom.runtime.watch import ListWatch
-from netloom_reconcilers import dataplane_metrics
+from netloom_reconcilers import dataplane_metrics, masquerade_metrics
 from netloom_reconcilers.announcement import AnnouncementReconciler
 from netloom_reconcilers.conditions import AGENT, Conditions
+from netloom_reconcilers.masquerade import MasqueradeReconciler
 from netloom_reconcilers.node_status import NodeStatusReconciler, Verdict, verdict_of
 from netloom_reconcilers.tunnels import TunnelsReconciler
 
@@ -156,12 +159,16 @@ class Agent:
         self.manager = Manager()
         self.dataplane = Dataplane(run_directory=options.run_dir, on_report=self._reported)
         self.tunnels = TunnelsReconciler(options.node_name, found.networks, found.nodes, self.dataplane)
+        self.masquerade = Masquerade(on_report=lambda report: self._changed())
+        self.masquerading = MasqueradeReconciler(options.node_name, found.networks, found.nodes, self.masquerade)
         self.status: NodeStatusReconciler | None = None
         self.announcement: AnnouncementReconciler | None = None
         found.add_to(self.manager)
         self.manager.health.ready("mesh", lambda: "" if self.tunnels.applied.is_set() else "nothing applied yet")
         self.manager.add("tunnels", self.tunnels.controller.run, restart=True)
         self.manager.add("dataplane", self.dataplane.run, restart=True)
+        self.manager.add("masquerade", self.masquerading.controller.run, restart=True)
+        self.manager.add("nftables", self.masquerade.run, restart=True)
         if api is not None:
             events = EventRecorder(api, "netloom-agent", host=options.node_name)
             self.status = NodeStatusReconciler(
@@ -173,7 +180,7 @@ class Agent:
             self.manager.add("announcement", self.announcement.controller.run, restart=True)
             self.manager.add("node status", self.status.controller.run, restart=True)
             self.manager.add("events", events.run, restart=True)
-        self.tunnels.on_change = self._changed
+        self.tunnels.on_change = self.masquerading.on_change = self._changed
 
     def _reported(self, report: Report) -> None:
         self.tunnels.settled(report)
@@ -190,7 +197,11 @@ class Agent:
         blocked = self.tunnels.blocked
         if blocked is None and not self.tunnels.applied.is_set():
             return None
-        return verdict_of(blocked.reason if blocked else "Degraded", self.tunnels.errors(self.dataplane.report))
+        return verdict_of(blocked.reason if blocked else "Degraded", self._errors())
+
+    def _errors(self) -> list[str]:
+        found = self.tunnels.errors(self.dataplane.report) + self.masquerading.errors(self.masquerade.report)
+        return list(dict.fromkeys(found))  # a missing object is missed by both
 
     async def show_status(self, _request: web.Request) -> web.Response:
         """GET /status: what `netloom status` prints of this node."""
@@ -199,18 +210,20 @@ class Agent:
     def facts(self) -> dict[str, object]:
         """This node's data path, for people and for tests."""
         report: Report = self.dataplane.report
-        errors = self.tunnels.errors(report)
+        masquerade, errors = self.masquerade.report, self._errors()
+        written = {**report.written, **masquerade.written}
         return {
             "node": self._options.node_name,
-            "inSync": self.tunnels.applied.is_set() and not errors,
+            "inSync": self.tunnels.applied.is_set() and self.masquerading.applied.is_set() and not errors,
             "peers": report.peers,
             "mtu": report.mtu,
             "mtuSource": report.mtu_source,
             "underlay": report.underlay,
             "tunnels": [str(way) for way in report.tunnels],
-            "driftRepaired": report.repaired,
-            "netlinkWrites": sum(report.written.values()),
-            "written": dict(report.written),
+            "masquerade": {"families": masquerade.families, "elements": masquerade.elements},
+            "driftRepaired": report.repaired + masquerade.repaired,
+            "netlinkWrites": sum(written.values()),
+            "written": written,
             "kernelReads": report.compared,
             "kernelReadMs": round(report.reading_seconds * 1000, 1),
             "errors": errors,
@@ -226,7 +239,10 @@ async def run_agent(options: AgentOptions) -> None:
         agent = Agent(options, found, api)
         await agent.dataplane.open()
         stack.push_async_callback(agent.dataplane.close)
+        await agent.masquerade.open()
+        stack.push_async_callback(agent.masquerade.close)
         dataplane_metrics.register(agent.dataplane, agent.tunnels)
+        masquerade_metrics.register(agent.masquerade, agent.masquerading)
         routes = [web.get("/status", agent.show_status)]
         await stack.enter_async_context(health.serve(agent.manager.health, host, port, routes=routes))
         log.info("agent started", node=options.node_name)
@@ -238,6 +254,7 @@ async def plan(options: AgentOptions) -> list[PlannedChange]:
     async with sources(options) as (found, _api):
         dataplane = Dataplane(run_directory=options.run_dir)
         tunnels = TunnelsReconciler(options.node_name, found.networks, found.nodes, dataplane)
+        masquerading = MasqueradeReconciler(options.node_name, found.networks, found.nodes, Masquerade())
         await found.fill(PLAN_SYNC_SECONDS)
         desired = tunnels.desired()
         if desired is None:
@@ -245,22 +262,41 @@ async def plan(options: AgentOptions) -> list[PlannedChange]:
             raise ConfigError(tunnels.blocked.message)
         await dataplane.open()
         try:
-            return await dataplane.plan(desired)
+            changes = await dataplane.plan(desired)
         finally:
             await dataplane.close()
+        masqueraded = masquerading.desired()
+        return changes + (await _masquerade_plan(masqueraded) if masqueraded is not None else [])
+
+
+async def _masquerade_plan(desired: Masquerading) -> list[PlannedChange]:
+    """The part that takes NET_ADMIN even to read; without it, the rest of the plan is still worth having."""
+    masquerade = Masquerade()
+    await masquerade.open()
+    try:
+        return await masquerade.plan(desired)
+    except (NotPermitted, KernelUnsupported) as error:
+        log.warning("the plan says nothing of masquerading", why=str(error))
+        return []
+    finally:
+        await masquerade.close()
 
 
 async def cleanup(run_dir: Path) -> list[PlannedChange]:
     """Remove all that agents made on this machine; what was removed. Raises UserError, naming what would not go."""
     require_net_admin()
-    dataplane = Dataplane(run_directory=run_dir)
-    await dataplane.open()
-    try:
+    dataplane, masquerade = Dataplane(run_directory=run_dir), Masquerade()
+    async with AsyncExitStack() as stack:
+        for part in (dataplane, masquerade):
+            await part.open()
+            stack.push_async_callback(part.close)
         removed = await dataplane.plan(Desired())
-        report = await dataplane.cleanup()
-    finally:
-        await dataplane.close()
-    if report.failures:
-        left = "; ".join(f"{failure.kind} {failure.key}: {failure.error}" for failure in report.failures)
+        failures = (await dataplane.cleanup()).failures
+        # A kernel that has no nftables has no table of ours.
+        with suppress(KernelUnsupported):
+            removed += await masquerade.plan(Masquerading())
+            failures += (await masquerade.cleanup()).failures
+    if failures:
+        left = "; ".join(f"{failure.kind} {failure.key}: {failure.error}" for failure in failures)
         raise DataplaneError(f"not everything could be removed: {left}. Run it again once that is out of the way.")
     return removed

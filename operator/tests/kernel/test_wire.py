@@ -87,7 +87,7 @@ def test_sequence_numbers_are_places_in_the_batch() -> None:
 
 def test_a_route_is_deleted_with_the_metric_and_tos_it_has() -> None:
     odd = OddRoute(Prefix.parse("10.1.0.0/24"), 7, 4)
-    (deletion,) = RouteMessages().encode([(odd, None, 1)])
+    (deletion,) = RouteMessages().encode([(odd, None, Via(1))])
     seen = read_route(deletion, HEADER_SIZE, len(deletion))
     assert seen is not None
     assert seen.key == odd

@@ -1,0 +1,48 @@
+"""The transaction socket against the real kernel: all or nothing, and every refusal with its place."""
+
+import errno
+import subprocess
+import sys
+
+from netloom.kernel import nftables
+from netloom.kernel.nftables_socket import NftablesSocket
+from tests.kernel.netns import Namespace
+from tests.kernel.nft import ruleset
+
+UNPRIVILEGED = """
+from netloom.kernel import nftables
+from netloom.kernel.nftables_socket import WHOLE, NftablesSocket
+
+socket = NftablesSocket()
+for _ in range(2):
+    refusals = socket.execute([nftables.new_table("one", "a"), nftables.new_table("two", "b")])
+    print([(place == WHOLE, refusal.name) for place, refusal in refusals.items()])
+"""
+
+
+def test_one_refused_request_undoes_all_and_each_is_named(node: Namespace) -> None:
+    sock = NftablesSocket()
+    requests = [
+        nftables.new_table("one", "a"),
+        nftables.delete_table("none"),
+        nftables.new_set("one", "addresses", 4, 1),
+        nftables.new_rule("one", "none", nftables.masquerade(), "b"),
+    ]
+    refusals = sock.execute(requests)
+    assert {place: refusal.errno for place, refusal in refusals.items()} == {1: errno.ENOENT, 3: errno.ENOENT}
+    assert ruleset(node) == ""
+    assert sock.execute(requests[::2]) == {}
+    assert "set addresses" in ruleset(node)
+    assert sock.execute([]) == {}
+    assert sock.written == {nftables.NEWTABLE: 2, nftables.DELTABLE: 1, nftables.NEWSET: 2, nftables.NEWRULE: 1}
+    sock.close()
+
+
+def test_a_transaction_that_is_refused_as_a_whole(node: Namespace) -> None:
+    """What a process without NET_ADMIN is told; and the next answer is not taken for a late one."""
+    drop = ["setpriv", "--bounding-set", "-all", "--inh-caps", "-all"]
+    command = ["ip", "netns", "exec", node.name, *drop, sys.executable, "-c", UNPRIVILEGED]
+    environment = {"PYTHONPATH": ":".join(sys.path), "PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    assert done.stdout == "[(True, 'EPERM')]\n" * 2, done.stderr
+    assert ruleset(node) == ""

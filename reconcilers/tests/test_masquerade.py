@@ -1,0 +1,170 @@
+"""Objects to what is masqueraded: what is taken, what is left out with which words, and that one change costs one."""
+
+from collections.abc import Callable
+
+import pytest
+
+from netloom.api.meta import ObjectMeta
+from netloom.api.v1alpha1 import (
+    NETLOOM_NODES,
+    NETWORKS,
+    NetloomNetwork,
+    NetloomNode,
+    NetloomNodeSpec,
+    NetworkSpec,
+    NodeIPAM,
+    NodePools,
+    PoolAllocation,
+    Routing,
+)
+from netloom.api.v1alpha1 import Masquerade as MasqueradeSpec
+from netloom.kernel.masquerade import Masquerade
+from netloom.kernel.masquerade_report import MasqueradeReport
+from netloom.kernel.report import Failure
+from netloom.runtime.store import Store
+from netloom_reconcilers.masquerade import MasqueradeReconciler
+
+
+def node(name: str, *cidrs: str, pools: tuple[str, ...] = ()) -> NetloomNode:
+    allocated = (PoolAllocation("blue", pools),) if pools else ()
+    ipam = NodeIPAM(mode="cluster-pool", pod_cidrs=cidrs, pools=NodePools(allocated=allocated))
+    return NetloomNode(metadata=ObjectMeta(name=name), spec=NetloomNodeSpec(ipam=ipam))
+
+
+def network(
+    *cidrs: str, ipv4: bool = True, ipv6: bool = True, native4: str = "", native6: str = "", mode: str = "tunnel"
+) -> NetloomNetwork:
+    routing = Routing(mode=mode, ipv4_native_routing_cidr=native4, ipv6_native_routing_cidr=native6)  # type: ignore[arg-type]
+    masquerade = MasqueradeSpec(ipv4=ipv4, ipv6=ipv6, non_masquerade_cidrs=cidrs)
+    return NetloomNetwork(metadata=ObjectMeta(name="default"), spec=NetworkSpec(routing=routing, masquerade=masquerade))
+
+
+class Setting:
+    """A reconciler of node-1 over caches that the test fills; the kernel side is never opened."""
+
+    def __init__(self) -> None:
+        self.networks: Store[NetloomNetwork] = Store(NETWORKS)
+        self.nodes: Store[NetloomNode] = Store(NETLOOM_NODES)
+        self.reconciler = MasqueradeReconciler("node-1", self.networks, self.nodes, Masquerade())
+
+    def said(self) -> str:
+        """What is desired, one line each."""
+        desired = self.reconciler.desired()
+        assert desired is not None
+        rules = desired.rules
+        lines = [f"masquerade {' '.join(rules.families) or 'nothing'}"]
+        lines.append(f"from {' '.join(map(str, rules.pods))}")
+        lines += [f"but not to {name} {' '.join(map(str, cidrs))}" for name, cidrs in sorted(desired.known.items())]
+        lines += [f"but not to {prefix}" for prefix in rules.excluded]
+        return "\n".join(lines)
+
+
+@pytest.fixture
+def setting() -> Setting:
+    setting = Setting()
+    setting.networks.put(network())
+    setting.nodes.put(node("node-1", "10.1.0.0/24", "fd00:1::/64"))
+    setting.nodes.put(node("node-2", "10.2.0.0/24", "fd00:2::/64"))
+    return setting
+
+
+def test_the_rules_of_a_cluster(setting: Setting) -> None:
+    setting.networks.put(network("172.16.0.0/12", "fd55::/16", native4="10.0.0.0/8", native6="fd00::/8"))
+    assert setting.said() == (
+        "masquerade 4 6\n"
+        "from 10.1.0.0/24 fd00:1::/64\n"
+        "but not to node-1 10.1.0.0/24 fd00:1::/64\n"
+        "but not to node-2 10.2.0.0/24 fd00:2::/64\n"
+        "but not to 10.0.0.0/8\n"
+        "but not to fd00::/8\n"
+        "but not to 172.16.0.0/12\n"
+        "but not to fd55::/16"
+    )
+    assert setting.reconciler.errors(MasqueradeReport()) == []
+
+
+@pytest.mark.parametrize(
+    ("ipv4", "ipv6", "families"), [(True, False, "4"), (False, True, "6"), (False, False, "nothing")]
+)
+def test_families_are_switched_by_themselves(setting: Setting, ipv4: bool, ipv6: bool, families: str) -> None:
+    setting.networks.put(network(ipv4=ipv4, ipv6=ipv6))
+    assert setting.said().splitlines()[0] == f"masquerade {families}"
+
+
+@pytest.mark.parametrize("mode", ["tunnel", "native", "hybrid"])
+def test_it_works_in_every_routing_mode(setting: Setting, mode: str) -> None:
+    setting.networks.put(network(mode=mode))
+    assert setting.said().startswith("masquerade 4 6\n")
+
+
+def test_blocks_of_pools_are_pod_cidrs(setting: Setting) -> None:
+    setting.nodes.put(node("node-1", pools=("10.7.0.0/27", "10.7.0.32/27")))
+    assert setting.said().splitlines()[:3] == [
+        "masquerade 4",
+        "from 10.7.0.0/27 10.7.0.32/27",
+        "but not to node-1 10.7.0.0/27 10.7.0.32/27",
+    ]
+
+
+def test_a_change_of_one_node_touches_one_name(setting: Setting) -> None:
+    for number in range(3, 50):
+        setting.nodes.put(node(f"node-{number}", f"10.{number}.0.0/24"))
+    desired = setting.reconciler.desired()
+    assert desired is not None
+    assert len(desired.take_touched()) == 49
+    setting.nodes.put(node("node-7", "10.77.0.0/24"))
+    setting.nodes.remove("node-8")
+    assert setting.reconciler.desired() is desired, "the same object, so that the kernel side reads its journal"
+    assert desired.take_touched() == {"node-7", "node-8"}
+    setting.nodes.put(node("node-7", "10.77.0.0/24"))
+    setting.reconciler.desired()
+    assert desired.take_touched() == set()
+
+
+def test_bad_cidrs_are_named_and_the_others_done(setting: Setting) -> None:
+    setting.networks.put(network("junk", "172.16.0.0/12", native4="10.0.0.1/8"))
+    setting.nodes.put(node("node-2", "10.2.0.0/33", "fd00:2::/64"))
+    assert "but not to 172.16.0.0/12" in setting.said()
+    assert "but not to node-2 fd00:2::/64" in setting.said()
+    assert setting.reconciler.errors(MasqueradeReport()) == [
+        "NetloomNode node-2: spec.ipam.podCIDRs: not a CIDR: '10.2.0.0/33'.",
+        "NetloomNetwork default: spec.routing.ipv4NativeRoutingCIDR: host bits are set in CIDR '10.0.0.1/8'.",
+        "NetloomNetwork default: spec.masquerade.nonMasqueradeCIDRs: not a CIDR: 'junk'.",
+    ]
+    setting.networks.put(network())
+    setting.nodes.put(node("node-2", "10.2.0.0/24"))
+    setting.said()
+    assert setting.reconciler.errors(MasqueradeReport()) == []
+
+
+@pytest.mark.parametrize(
+    ("mistake", "words"),
+    [
+        (lambda s: s.networks.remove("default"), 'there is no NetloomNetwork "default": apply one'),
+        (lambda s: s.nodes.remove("node-1"), "there is no NetloomNode node-1: the operator makes it"),
+    ],
+)
+def test_a_mistake_in_the_api_takes_nothing_away(
+    setting: Setting, mistake: Callable[[Setting], None], words: str
+) -> None:
+    desired = setting.reconciler.desired()
+    before = setting.said()
+    mistake(setting)
+    assert setting.reconciler.desired() is None, "nothing is applied, so the kernel stays as it is"
+    assert words in setting.reconciler.errors(MasqueradeReport())[0]
+    setting.networks.put(network())
+    setting.nodes.put(node("node-1", "10.1.0.0/24", "fd00:1::/64"))
+    assert setting.said() == before
+    assert setting.reconciler.desired() is desired
+
+
+def test_all_that_is_wrong_is_said(setting: Setting) -> None:
+    setting.said()
+    report = MasqueradeReport(
+        failures=(Failure("table", "inet netloom", "create chain postrouting: EBUSY: Device or resource busy"),),
+        fought=("rules inet netloom postrouting",),
+    )
+    assert setting.reconciler.errors(report) == [
+        "nftables table inet netloom: create chain postrouting: EBUSY: Device or resource busy",
+        "nftables rules inet netloom postrouting: somebody else keeps changing it; its repair is delayed",
+    ]

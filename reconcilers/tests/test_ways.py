@@ -1,0 +1,290 @@
+"""The change from one way to another: what is decided from what, and that in no order of events a sender uses what its
+receiver does not take.
+
+The state machine runs the real reconcilers of three nodes. The API server is a dictionary whose news reach each node
+when the machine says so, and the kernel a class that remembers what it was asked for.
+"""
+
+import asyncio
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import msgspec
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+from netloom.api.meta import ObjectMeta, Resource
+from netloom.api.v1alpha1 import (
+    NETLOOM_NODES,
+    NETWORKS,
+    AcceptedTunnel,
+    Address,
+    NetloomNetwork,
+    NetloomNode,
+    NetloomNodeSpec,
+    NetworkSpec,
+    NodeIPAM,
+    Routing,
+)
+from netloom.kernel.desired import Desired
+from netloom.kernel.report import Report
+from netloom.kernel.way import GENEVE, NATIVE, VXLAN, Way
+from netloom.runtime.store import Store
+from netloom_reconcilers import tunnels
+from netloom_reconcilers.announcement import AnnouncementReconciler
+from netloom_reconcilers.tunnels import LINGER_SECONDS, TunnelsReconciler
+from netloom_reconcilers.ways import Announcement, Needs, accepted, announced, ways_to
+
+OTHER = Way("vxlan", 8473)
+TUNNEL, HYBRID, ROUTER = Routing(), Routing(mode="hybrid"), Routing(mode="native")
+DIRECT = Routing(mode="native", auto_direct_node_routes=True)
+
+
+@pytest.mark.parametrize(
+    ("accepts", "routing", "able", "ways"),
+    [
+        ((), TUNNEL, True, (VXLAN,)),
+        ((VXLAN,), TUNNEL, True, (VXLAN,)),
+        ((GENEVE, VXLAN), TUNNEL, True, (VXLAN,)),
+        ((GENEVE,), TUNNEL, True, (GENEVE,)),
+        ((GENEVE, VXLAN), TUNNEL, False, (VXLAN, GENEVE)),
+        ((NATIVE,), TUNNEL, True, (NATIVE,)),
+        ((), HYBRID, True, (NATIVE, VXLAN)),
+        ((VXLAN,), HYBRID, True, (VXLAN,)),
+        ((NATIVE, GENEVE), HYBRID, True, (NATIVE, GENEVE)),
+        ((), DIRECT, True, (NATIVE,)),
+        ((VXLAN,), DIRECT, True, (VXLAN,)),
+        ((VXLAN, NATIVE), DIRECT, True, (NATIVE,)),
+        ((), ROUTER, True, ()),
+        ((VXLAN,), ROUTER, True, (VXLAN,)),
+        ((VXLAN, NATIVE), ROUTER, True, ()),
+    ],
+)
+def test_ways_to_a_peer(accepts: tuple[Way, ...], routing: Routing, able: bool, ways: tuple[Way, ...]) -> None:
+    assert ways_to(accepts, routing, able=able) == ways
+
+
+def test_a_way_is_kept_while_a_peer_sends_by_it_or_takes_nothing_else() -> None:
+    needs = Needs()
+    needs.change("a", (VXLAN,), Announcement((VXLAN,), frozenset({VXLAN})))
+    needs.change("b", (GENEVE,), Announcement((GENEVE, VXLAN), frozenset({VXLAN})))
+    geneve = Routing(tunnel_protocol="geneve")
+    assert accepted(geneve, needs.ways, ()) == ((GENEVE, VXLAN), (GENEVE, VXLAN))
+    assert needs.sends == {VXLAN, GENEVE}
+    needs.change("a", (GENEVE,), Announcement((GENEVE,), frozenset({GENEVE})))
+    assert accepted(geneve, needs.ways, ())[1] == (GENEVE, VXLAN), "b still sends by it"
+    needs.forget("b")
+    assert accepted(geneve, needs.ways, (VXLAN,)) == ((GENEVE, VXLAN), (GENEVE,)), "kept, and not announced"
+    assert needs.sends == {GENEVE}
+
+
+class Kernel:
+    """In the place of a Dataplane: has every device that it is asked for and can make."""
+
+    def __init__(self, cannot: frozenset[Way]) -> None:
+        self._cannot = cannot
+        self._ways: tuple[Way, ...] = ()
+        self._loose = False
+        self.peers: dict[str, tuple[Way, ...]] = {}
+        self.traffic: dict[Way, int] = {}
+
+    @property
+    def tunnels(self) -> tuple[Way, ...]:
+        return tuple(sorted(way for way in self._ways if way.is_tunnel))
+
+    @property
+    def takes(self) -> set[Way]:
+        """What comes natively is taken for ever after: the reverse path filter stays loose until `cleanup`."""
+        return {*self._ways, NATIVE} if self._loose else set(self._ways)
+
+    def sends_to(self, peer: str) -> Way | None:
+        """By which way; None: it has no way that works. No route of ours is the network's own."""
+        ways = self.peers[peer]
+        return next((way for way in ways if way in self._ways or way == NATIVE), None) if ways else NATIVE
+
+    async def apply(self, desired: Desired) -> Report:
+        assert desired.node is not None
+        self._ways = tuple(way for way in desired.node.ways if way not in self._cannot)
+        self._loose = self._loose or NATIVE in self._ways
+        self.peers = {name: peer.ways for name, peer in desired.peers.items()}
+        return Report(tunnels=self.tunnels)
+
+    async def received(self, way: Way) -> int:
+        return self.traffic.get(way, 0)
+
+
+class Server:
+    """In the place of the API server: takes announcements."""
+
+    def __init__(self, nodes: dict[str, NetloomNode]) -> None:
+        self.nodes = nodes
+
+    async def patch(
+        self,
+        res: Resource[Any],
+        name: str,
+        patch: Mapping[str, Any],
+        *,
+        namespace: str = "",
+        subresource: str = "",
+        kind: Literal["merge", "json", "apply"] = "merge",
+        field_manager: str = "",
+    ) -> Any:
+        said = tuple(msgspec.convert(each, AcceptedTunnel) for each in patch["spec"]["tunnels"])
+        spec = msgspec.structs.replace(self.nodes[name].spec, tunnels=said)
+        self.nodes[name] = msgspec.structs.replace(self.nodes[name], spec=spec)
+        return self.nodes[name]
+
+
+class Member:
+    """One node: its caches, its reconcilers, its kernel."""
+
+    def __init__(self, name: str, server: Server, cannot: frozenset[Way]) -> None:
+        self.kernel = Kernel(cannot)
+        self.networks: Store[NetloomNetwork] = Store(NETWORKS)
+        self.nodes: Store[NetloomNode] = Store(NETLOOM_NODES)
+        self.tunnels = TunnelsReconciler(name, self.networks, self.nodes, self.kernel)  # type: ignore[arg-type]
+        self.announcer = AnnouncementReconciler(name, self.nodes, server, lambda: self.tunnels.announcement)
+        self.networks.synced.set()
+        self.nodes.synced.set()
+
+
+NAMES = ("a", "b", "c")
+ROUTINGS = [TUNNEL, Routing(tunnel_protocol="geneve"), Routing(tunnel_port=8473), HYBRID, ROUTER, DIRECT]
+names = st.sampled_from(NAMES)
+
+
+class Cluster(RuleBasedStateMachine):
+    """Node c cannot make Geneve devices in half of the runs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.runner = asyncio.Runner()
+        self.now = 1000.0
+        self.clock = tunnels.time.monotonic
+        tunnels.time.monotonic = lambda: self.now  # type: ignore[assignment]
+
+    def teardown(self) -> None:
+        try:
+            if hasattr(self, "members"):
+                self.settles()
+        finally:
+            tunnels.time.monotonic = self.clock  # type: ignore[assignment]
+            self.runner.close()
+
+    @initialize(first=st.sampled_from(ROUTINGS[:1] + ROUTINGS[2:]), lame=st.booleans())
+    def start(self, first: Routing, lame: bool) -> None:
+        """All nodes are there and have spoken."""
+        self.lame = lame
+        self.server = Server({name: bare(number, name) for number, name in enumerate(NAMES, 1)})
+        self.routing = first
+        self.members = {}
+        for name in NAMES:
+            cannot = frozenset({GENEVE}) if lame and name == "c" else frozenset[Way]()
+            self.members[name] = Member(name, self.server, cannot)
+        for name in NAMES:
+            self.notice(name)
+            self.hear_all(name)
+        for _ in range(2):
+            for name in NAMES:
+                self.announce(name)
+            for name in NAMES:
+                self.hear_all(name)
+
+    @rule(routing=st.sampled_from(ROUTINGS))
+    def edit(self, routing: Routing) -> None:
+        self.routing = routing
+
+    @rule(name=names)
+    def notice(self, name: str) -> None:
+        network = NetloomNetwork(metadata=ObjectMeta(name="default"), spec=NetworkSpec(routing=self.routing))
+        self.members[name].networks.put(network)
+
+    @rule(name=names, about=names)
+    def hear(self, name: str, about: str) -> None:
+        self.members[name].nodes.put(self.server.nodes[about])
+
+    @rule(name=names)
+    def run(self, name: str) -> None:
+        self.runner.run(self.members[name].tunnels.reconcile())
+
+    @rule(name=names)
+    def announce(self, name: str) -> None:
+        self.run(name)
+        self.runner.run(self.members[name].announcer.reconcile(name))
+
+    @rule(name=names)
+    def restart(self, name: str) -> None:
+        """The agent starts anew, with the kernel as it was, and hears what there is to hear."""
+        old = self.members[name]
+        fresh = Member(name, self.server, frozenset())
+        fresh.kernel = fresh.tunnels._dataplane = old.kernel  # type: ignore[assignment]
+        self.members[name] = fresh
+        self.notice(name)
+        self.hear_all(name)
+
+    @rule()
+    def wait(self) -> None:
+        """Longer than news take to arrive, and than a way is kept."""
+        for name in NAMES:
+            self.hear_all(name)
+        self.now += LINGER_SECONDS + 1
+        for one in NAMES:
+            for other in NAMES:
+                if one != other and (way := self.members[one].kernel.sends_to(other)) is not None:
+                    kernel = self.members[other].kernel
+                    kernel.traffic[way] = kernel.traffic.get(way, 0) + 1
+
+    def hear_all(self, name: str) -> None:
+        for about in NAMES:
+            self.hear(name, about)
+        self.run(name)
+
+    @invariant()
+    def who_is_sent_to_takes_it(self) -> None:
+        if not hasattr(self, "members"):
+            return
+        for one in NAMES:
+            for other in NAMES:
+                if one != other and other in self.members[one].kernel.peers:
+                    way = self.members[one].kernel.sends_to(other)
+                    takes = self.members[other].kernel.takes
+                    assert way in takes, f"{one} sends to {other} by {way}, which takes {sorted(map(str, takes))}"
+
+    def settles(self) -> None:
+        """With nothing more changing, all end with what the spec wants, and nothing else."""
+        for _ in range(6):
+            for name in NAMES:
+                self.notice(name)
+            for name in NAMES:
+                self.announce(name)
+            self.wait()
+            self.who_is_sent_to_takes_it()
+        wants = {
+            "tunnel": {Way(self.routing.tunnel_protocol, self.routing.port)},
+            "native": {NATIVE},
+            "hybrid": {NATIVE, VXLAN},
+        }[self.routing.mode]
+        if self.lame and GENEVE in wants:
+            assert all(announced(self.server.nodes[name]).accepts for name in NAMES)
+            return
+        for name in NAMES:
+            said = announced(self.server.nodes[name])
+            assert set(said.accepts) == wants, name
+            assert set(self.members[name].kernel.tunnels) == wants - {NATIVE}, name
+
+
+def bare(number: int, name: str) -> NetloomNode:
+    return NetloomNode(
+        metadata=ObjectMeta(name=name),
+        spec=NetloomNodeSpec(
+            addresses=(Address(type="InternalIP", ip=f"192.168.7.{number}"),),
+            ipam=NodeIPAM(mode="cluster-pool", pod_cidrs=(f"10.{number}.0.0/24",)),
+        ),
+    )
+
+
+TestCluster = Cluster.TestCase
+TestCluster.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
