@@ -146,7 +146,7 @@ class RouteMessages:
         messages, encoders, order = [], self._encoders, sys.byteorder
         # An IPv4 route that names a nexthop object and no metrics takes over those of another route with that object,
         # even of the one that it replaces (fib_find_info_nh of fib_semantics.c). So an MTU that goes is written as 0.
-        said = any(before is not None and before.mtu for _, _, before in updates)
+        said = any(via is not None and before is not None and before.mtu for _, via, before in updates)
         for sequence, (key, via, before) in enumerate(updates):
             if via is None:
                 messages.append(self._delete(sequence, key))

@@ -93,6 +93,17 @@ def test_a_route_is_deleted_with_the_metric_and_tos_it_has() -> None:
     assert seen.key == odd
 
 
+def test_an_mtu_that_goes_is_written_as_none() -> None:
+    """The kernel would take over the old one; see the encoder."""
+    prefix, one = Prefix.parse("10.1.0.0/24"), Prefix.parse("10.2.0.0/24")
+    plain, _ = RouteMessages().encode([(prefix, Via(1), None), (one, Via(2), Via(1))])
+    gone, beside = RouteMessages().encode([(prefix, Via(1), Via(1, 1400)), (one, Via(1), None)])
+    assert [len(message) - len(plain) for message in (gone, beside)] == [12, 12]
+    seen = read_route(gone, HEADER_SIZE, len(gone))
+    assert seen is not None
+    assert seen.via == Via(1)
+
+
 @given(st.binary(max_size=200))
 def test_attributes_of_junk_end(junk: bytes) -> None:
     assert isinstance(attributes(junk, 0, len(junk)), dict)
