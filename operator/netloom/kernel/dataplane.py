@@ -128,7 +128,10 @@ class Dataplane:
         require_net_admin()
         async with self._lock:
             self._take(desired)
-            return await self._settle()
+            report = await self._settle()
+        if self._troubles.backoff.next(time.monotonic()) is not None:
+            self._wake.set()  # `run` sleeps, and knows of nothing that it would have to try again
+        return report
 
     async def run(self) -> None:
         """Keep the kernel at the applied state, until cancelled."""
