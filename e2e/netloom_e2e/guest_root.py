@@ -35,8 +35,18 @@ _WITHOUT = (
     *("config-*", "*.opt-?.pyc", "*.a"),
 )
 _PACKAGES_WITHOUT = (
-    *("kubernetes_asyncio", "mypy", "mypyc", "*__mypyc.*", "pip", "setuptools", "pkg_resources", "hypothesis", "grimp"),
-    *("importlinter", "pygments", "cryptography", "uvloop", "hatchling", "ast_serialize", "librt", "_hypothesis_*"),
+    *(
+        "kubernetes_asyncio",
+        "mypy",
+        "mypyc",
+        "*__mypyc.*",
+        "pip",
+        "setuptools",
+        "pkg_resources",
+        "hypothesis*",
+        "grimp",
+    ),
+    *("importlinter", "cryptography", "uvloop", "hatchling", "ast_serialize", "librt"),
     *("pydantic", "pydantic_core", "tzdata"),
 )
 _TREE_FOLDERS = ("operator", "reconcilers", "e2e")
@@ -83,7 +93,9 @@ class GuestRoot:
             elif isinstance(source, bytes):
                 _write_entry(out, number, name, stat.S_IFREG | 0o755, source)
             else:
-                _write_entry(out, number, name, stat.S_IFREG | source.stat().st_mode & 0o777, source.read_bytes())
+                about = source.stat()
+                mode, seconds = stat.S_IFREG | about.st_mode & 0o777, int(about.st_mtime)  # compiled Python goes by it
+                _write_entry(out, number, name, mode, source.read_bytes(), seconds)
         for number, (name, target) in enumerate(links.items(), len(self._content) + 1):
             _write_entry(out, number, name, stat.S_IFLNK | 0o777, target.encode())
         _write_entry(out, 0, "TRAILER!!!", 0, b"")
@@ -133,8 +145,8 @@ def _libraries(binaries: Iterable[Path]) -> list[Path]:
     return [Path(path) for path in sorted(set(re.findall(r"(/\S+) \(0x", told.stdout)))]
 
 
-def _write_entry(out: BinaryIO, number: int, name: str, mode: int, content: bytes) -> None:
+def _write_entry(out: BinaryIO, number: int, name: str, mode: int, content: bytes, seconds: int = 0) -> None:
     path = name.encode() + b"\0"
-    fields = (number, mode, 0, 0, 1, 0, len(content), 0, 0, 0, 0, len(path), 0)
+    fields = (number, mode, 0, 0, 1, seconds, len(content), 0, 0, 0, 0, len(path), 0)
     header = b"070701" + b"".join(b"%08x" % field for field in fields) + path
     out.write(header + bytes(-len(header) % 4) + content + bytes(-len(content) % 4))

@@ -1,35 +1,33 @@
 """Runs a command on another kernel: Debian's, under QEMU, in a guest that has this tree, its Python and a few programs.
 
-    with VirtualMachine() as machine:
-        status, output = machine.run(["python", "-m", "pytest", ...], seconds=120)
+    status, output = VirtualMachine().run(["python", "-m", "pytest", ...], seconds=120)
 
 Plain QEMU with a kernel and an initramfs: no disk, no agent in the guest, one file to write beforehand. virtme-ng boots
 as fast, but lends the guest this machine's files over 9p, which Python cannot be run from (`guest_root` has figures).
 There is no KVM on most machines that tests run on: the processor is emulated, and all is some 20 times slower.
 
-Nothing stays: QEMU is killed when the command ends, at its deadline, and by the kernel when its parent dies.
+Nothing stays: QEMU is killed when the command ends, at its deadline, and by the kernel when its parent dies. What it
+boots from has no name in a file system.
 """
 
 from __future__ import annotations
 
-import ctypes
 import hashlib
+import os
 import platform
 import re
 import select
 import shlex
 import shutil
-import signal
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import TracebackType
 
 from netloom_e2e.binaries import BinariesError, made
 from netloom_e2e.guest_root import TREE, GuestRoot
+from netloom_e2e.namespaces import die_with_parent
 from netloom_e2e.progress import Progress, follow
 
 META_PACKAGE = "linux-image-amd64"
@@ -40,8 +38,6 @@ MODULES = ("bridge", "dummy", "geneve", "sch_netem", "veth", "vxlan", "8021q", "
 
 _MEMORY = "1G"
 _READY, _DONE = "@@ guest ready", "@@ guest done"
-_PR_SET_PDEATHSIG = 1
-_libc = ctypes.CDLL(None, use_errno=True)
 
 _INIT = """#!/bin/sh
 mount -t devtmpfs dev /dev
@@ -52,11 +48,13 @@ mount -t tmpfs tmp /tmp
 exec >/dev/ttyS0 2>&1 </dev/null
 ln -s /proc/self/fd /dev/fd 2>/dev/null
 ip link set lo up
+sysctl -qw net.core.netdev_max_backlog=100000 # packets wait longer for an emulated processor
 export PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LANG=C.UTF-8 PYTHONDONTWRITEBYTECODE=1
 cd {folder}
 echo; echo "{ready}"
 {command}
-echo; echo "{done} $?"
+status=$?
+echo; echo "{done} $status"
 sleep 60
 """
 
@@ -138,70 +136,58 @@ def _do(command: list[str], title: str, folder: Path, log: Path) -> None:
 class VirtualMachine:
     """Boots for each command: a guest is used once."""
 
-    def __init__(self, *, cpus: int = 2) -> None:
+    def __init__(self, *, cpus: int = 1) -> None:
         """Raises BinariesError where the kernel cannot be had."""
         self.kernel = kernel()
         self._cpus = cpus
 
-    def __enter__(self) -> VirtualMachine:
-        self._folder = tempfile.TemporaryDirectory(prefix="netloom-vm-")
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._folder.cleanup()
-
-    def run(self, command: Sequence[str], *, seconds: float, title: str = "") -> tuple[int, str]:
+    def run(
+        self, command: Sequence[str], *, seconds: float, title: str = "", describe: Callable[[str], str] = str
+    ) -> tuple[int, str]:
         """Boot, run the command in the tree's folder there, end the guest; exit status and output, both streams.
 
-        seconds: for the boot and the command. Raises VirtualMachineError when they are over, or the guest died.
+        seconds: for the boot and the command. describe: what to show of the last line of output meanwhile.
+        Raises VirtualMachineError when the seconds are over, or the guest died.
         """
         root = GuestRoot(self.kernel.modules)
         words = {"folder": shlex.quote(str(TREE)), "ready": _READY, "done": _DONE, "command": shlex.join(command)}
         root.add(Path("/init"), _INIT.format(**words).encode())
-        initramfs = Path(self._folder.name, "root.cpio")
-        with initramfs.open("wb") as out:
-            root.write(out)
         progress = Progress(title or f"Running a command on Linux {self.kernel.version} under QEMU")
-        qemu = subprocess.Popen(
-            self._command(initramfs),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-            preexec_fn=_die_with_parent,
-        )
+        with os.fdopen(os.memfd_create("initramfs"), "wb") as initramfs:
+            root.write(initramfs)
+            initramfs.flush()
+            qemu = subprocess.Popen(
+                self._command(f"/proc/self/fd/{initramfs.fileno()}"),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                pass_fds=[initramfs.fileno()],
+                start_new_session=True,
+                preexec_fn=die_with_parent,
+            )
+        outcome = "failed"
         try:
-            status, output = _listen(qemu, time.monotonic() + seconds, progress)
-        except BaseException:
-            progress.end("failed")
-            raise
+            answer = _listen(qemu, time.monotonic() + seconds, lambda line: progress.show(describe(line)))
+            outcome = "done"
         finally:
             qemu.kill()
             qemu.wait()
             assert qemu.stdout
             qemu.stdout.close()
-            initramfs.unlink()
-        progress.end("done")
-        return status, output
+            progress.end(outcome)
+        return answer
 
-    def _command(self, initramfs: Path) -> list[str]:
+    def _command(self, initramfs: str) -> list[str]:
         words = "console=ttyS0 quiet loglevel=1 panic=-1 mitigations=off nokaslr nowatchdog rcupdate.rcu_expedited=1"
         return [
             *("qemu-system-x86_64", "-machine", "q35", "-accel", "tcg,thread=multi", "-cpu", "max"),
             *("-m", _MEMORY, "-smp", str(self._cpus), "-nodefaults", "-no-user-config", "-display", "none"),
             *("-no-reboot", "-net", "none", "-serial", "stdio", "-monitor", "none"),
-            *("-kernel", str(self.kernel.image), "-initrd", str(initramfs), "-append", words),
+            *("-kernel", str(self.kernel.image), "-initrd", initramfs, "-append", words),
         ]
 
 
-def _die_with_parent() -> None:
-    """The kernel kills the process when the thread that started it ends."""
-    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
-def _listen(qemu: subprocess.Popen[bytes], deadline: float, progress: Progress) -> tuple[int, str]:
+def _listen(qemu: subprocess.Popen[bytes], deadline: float, show: Callable[[str], None]) -> tuple[int, str]:
     assert qemu.stdout
     heard = bytearray()
     done = re.compile(rb"^" + re.escape(_DONE.encode()) + rb" (\d+)\r*\n", re.MULTILINE)
@@ -216,7 +202,7 @@ def _listen(qemu: subprocess.Popen[bytes], deadline: float, progress: Progress) 
             if found := done.search(heard, max(0, len(heard) - len(chunk) - 100)):
                 output = _text(heard[: found.start()])
                 return int(found[1]), output.partition(f"{_READY}\n")[2].removesuffix("\n")
-        progress.show((_text(heard).strip().splitlines() or ["booting"])[-1])
+        show((_text(heard[-1000:]).strip().splitlines() or ["booting"])[-1])
 
 
 def _text(heard: bytes | bytearray) -> str:
@@ -225,8 +211,7 @@ def _text(heard: bytes | bytearray) -> str:
 
 def main() -> None:
     """`python -m netloom_e2e.virtual_machine COMMAND...`"""
-    with VirtualMachine() as machine:
-        status, output = machine.run(sys.argv[1:], seconds=300)
+    status, output = VirtualMachine().run(sys.argv[1:], seconds=300)
     print(output)
     sys.exit(status)
 
