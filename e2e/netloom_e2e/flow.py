@@ -27,7 +27,6 @@ from netloom_e2e import flow_end
 from netloom_e2e.machines import Pod
 
 _SHOWN = 5
-_DEADLINE = 15.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +136,7 @@ class _End:
     name: str
     version: int
     process: subprocess.Popen[str]
+    deadline: float
     sent: int = 0
 
     def tell(self, **words: Any) -> None:
@@ -148,8 +148,8 @@ class _End:
         """The next line. Raises RuntimeError with what it said instead, if it is no answer."""
         out: IO[str] | None = self.process.stdout
         assert out
-        if not select.select([out], [], [], _DEADLINE)[0]:
-            raise TimeoutError(f"the flow's end in {self.name} has not answered for {_DEADLINE:g} s")
+        if not select.select([out], [], [], self.deadline)[0]:
+            raise TimeoutError(f"the flow's end in {self.name} has not answered for {self.deadline:g} s")
         line = out.readline()
         if not line.startswith("{"):
             raise RuntimeError(f"the flow's end in {self.name} failed: {line}{out.read()}")
@@ -165,6 +165,7 @@ class Flows:
     df: forbid fragments; a packet larger than a path is then lost, as a pod's TCP would lose it.
     versions: IP versions; with both there are twice as many flows.
     buffer: bytes of the receive buffers. For the test of what happens when one runs over.
+    deadline: seconds that a pod's process may take to start, and to count.
     """
 
     def __init__(
@@ -176,10 +177,12 @@ class Flows:
         df: bool = True,
         versions: tuple[int, ...] = (4,),
         buffer: int = 0,
+        deadline: float = 15.0,
     ) -> None:
         self._pods = dict(pods)
         self._plan = {"run": random.getrandbits(32), "rate": rate, "size": size, "df": df, "buffer": buffer}
         self._versions = versions
+        self._deadline = deadline
         self._ends: list[_End] = []
         self.started_ns = 0
         """CLOCK_MONOTONIC of the first packet: `Gap` times count from here."""
@@ -217,7 +220,7 @@ class Flows:
     def _open(self, name: str, version: int) -> _End:
         pod = self._pods[name]
         command = [sys.executable, "-SE", flow_end.__file__]
-        end = _End(name, version, pod.popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE))
+        end = _End(name, version, pod.popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE), self._deadline)
         names = list(self._pods)
         peers = [[names.index(peer), other.of(version)] for peer, other in self._pods.items() if peer != name]
         end.tell(me=names.index(name), version=version, address=pod.of(version), peers=peers, **self._plan)

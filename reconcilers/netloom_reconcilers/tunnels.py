@@ -264,7 +264,8 @@ class TunnelsReconciler:
         assert own is not None
         said = announced(own).accepts
         needed, _ = accepted(routing, self._needs.ways, ())
-        unneeded = set(before) - set(needed)
+        held = self._dataplane.tunnels  # by one that could never be made nothing comes, and it would be tried on and on
+        unneeded = {way for way in before if way not in needed and (way in held or not way.is_tunnel)}
         self._leaving = {way: each for way, each in self._leaving.items() if way in unneeded}
         now = time.monotonic()
         for way in unneeded:

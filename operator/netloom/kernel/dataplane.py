@@ -144,8 +144,8 @@ class Dataplane:
         async with self._lock:
             self._take(desired)
             report = await self._settle()
-        if len(self._troubles.backoff):
-            self._wake.set()  # `run` sleeps until what it knew of was due
+        if self._troubles.backoff.next(time.monotonic()) is not None:
+            self._wake.set()  # `run` sleeps, and knows of nothing that it would have to try again
         return report
 
     async def run(self) -> None:

@@ -196,13 +196,22 @@ def surplus_addresses(node: Node, link: Link, around: Surroundings) -> Iterator[
 def explain(step: Step, ways: Collection[Way], refusal: Refusal) -> str:
     """The kernel's errno as what it means for this step."""
     way = next((way for way in ways if way.device == step.key), None)
-    if step.kind == "link" and way is not None and " add " in step.text:
-        if refusal.errno in (errno.EEXIST, errno.EADDRINUSE):
+    if step.kind == "link" and way is not None:
+        creates = " add " in step.text
+        if refusal.errno == errno.EADDRINUSE or (creates and _port_is_taken(refusal)):
             return f"UDP port {way.port} is in use by another tunnel device or program ({refusal})"
-        if refusal.errno == errno.EOPNOTSUPP:
+        if creates and refusal.errno == errno.EOPNOTSUPP:
             module = way.protocol.upper()
             return f"this kernel cannot make {way.protocol} devices: CONFIG_{module} is missing ({refusal})"
     return f"`ip {step.text}`: {refusal}"
+
+
+def _port_is_taken(refusal: Refusal) -> bool:
+    """A device of the protocol has it: VXLAN says EEXIST; Geneve says EBUSY if that one is external, else EPERM, and
+    why. A program, or another protocol's device, shows only when the device goes up: EADDRINUSE, both protocols."""
+    if refusal.errno == errno.EPERM:
+        return "externally controlled device" in refusal.message
+    return refusal.errno in (errno.EEXIST, errno.EBUSY)
 
 
 def _deletion(link: Link, why: str) -> Step:

@@ -1,14 +1,19 @@
 """The data path on a real kernel: what it makes, that a restart writes nothing, what it leaves alone."""
 
+import errno
+import socket
 from pathlib import Path
 
 import pytest
 
+from netloom.kernel import device
 from netloom.kernel.desired import Desired
+from netloom.kernel.device import Step
+from netloom.kernel.netlink import Refusal
 from netloom.kernel.report import Report
-from netloom.kernel.way import VXLAN
+from netloom.kernel.way import GENEVE, VXLAN
 from tests.kernel.conftest import Planes
-from tests.kernel.meshes import here, many, mesh, peer
+from tests.kernel.meshes import eventually, here, many, mesh, peer, running
 from tests.kernel.netns import Namespace
 
 MESH_OF_THREE = """\
@@ -252,6 +257,36 @@ async def test_a_port_that_is_taken_is_named_and_nothing_flaps(node: Namespace, 
     assert "other" in node.ip("link")
     node.ip("link delete other")
     assert (await plane.apply(mesh())).in_sync
+
+
+async def test_a_port_that_a_program_has_is_named_and_comes_back(node: Namespace, planes: Planes) -> None:
+    """The kernel says so only when the device goes up."""
+    plane = await planes.open()
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as program:
+        program.bind(("", 8472))
+        report = await plane.apply(mesh())
+        (failure,) = report.failures
+        assert failure.error.startswith("UDP port 8472 is in use by another tunnel device or program (EADDRINUSE: ")
+        assert report.tunnels == ()
+    async with running(plane):
+        await eventually(lambda: plane.report.in_sync, lambda: str(plane.report))
+    assert node.owned() == MESH_OF_THREE
+
+
+@pytest.mark.parametrize(
+    ("refusal", "taken"),
+    [
+        (Refusal(errno.EEXIST), True),
+        (Refusal(errno.EBUSY), True),
+        (Refusal(errno.EPERM, "There can be only one externally controlled device on a destination port"), True),
+        (Refusal(errno.EPERM), False),
+        (Refusal(errno.ENOBUFS), False),
+    ],
+    ids=str,
+)
+def test_what_a_refused_device_means(refusal: Refusal, taken: bool) -> None:
+    step = Step("link", "netloom_geneve", "link add netloom_geneve type geneve external dstport 6081", b"")
+    assert device.explain(step, [GENEVE], refusal).startswith("UDP port 6081 is in use") == taken
 
 
 async def test_a_foreign_route_in_the_way_is_named_and_left_alone(node: Namespace, planes: Planes) -> None:

@@ -1,0 +1,71 @@
+"""Three nodes, a pod each and one more, on a switch: once for all tests, as everything takes 20 times longer here.
+
+Run by `e2e/tests/test_other_kernels.py`, in a virtual machine. Where the machine's own kernel has Geneve,
+`pytest e2e/guest` runs them there.
+"""
+
+import contextlib
+import os
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from pathlib import Path
+
+import pytest
+
+from guest.reporting import result_line
+from guest.server import Agent, Server, routing_of
+from netloom.kernel.way import Way
+from netloom_e2e.lab import Lab
+from tests.kernel import meshes
+
+meshes.DEADLINE_SECONDS = 90.0
+NUMBERS = (1, 2, 3)
+MTU = 1450
+
+Joined = Callable[[Way], AbstractAsyncContextManager[Server]]
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    if line := result_line(report):
+        print(f"\n{line}", flush=True)
+
+
+def cidrs_of(number: int) -> tuple[str, ...]:
+    """Two per family."""
+    return (f"10.{number}.0.0/24", f"fd00:{number}::/64", f"10.10{number}.0.0/25", f"fd00:10{number}::/72")
+
+
+@pytest.fixture(scope="session")
+def lab() -> Iterator[Lab]:
+    """Nodes n1, n2 and n3, a pod `a` on each, and on n3 a pod `b` in its second CIDRs."""
+    with Lab(f"nlg{os.getpid() % 10000}") as lab:
+        for number in NUMBERS:
+            node = lab.add_node(f"n{number}")
+            node.add_pod("a", f"10.{number}.0.2", f"fd00:{number}::2", mtu=MTU)
+        lab.nodes["n3"].add_pod("b", "10.103.0.2", "fd00:103::2", mtu=MTU)
+        yield lab
+
+
+@pytest.fixture(scope="session")
+def joined(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Joined:
+    """Agents on all nodes, whose network asks for this tunnel; what they made is removed afterwards."""
+
+    @contextlib.asynccontextmanager
+    async def join(way: Way) -> AsyncIterator[Server]:
+        folder = tmp_path_factory.mktemp("run")
+        server = Server()
+        server.edit(**routing_of(way))
+        for number, (name, machine) in enumerate(lab.nodes.items(), 1):
+            server.add(Agent(name, machine, server, Path(folder)), cidrs_of(number))
+        server.sync()
+        try:
+            async with AsyncExitStack() as stack:
+                for agent in server.agents.values():
+                    await stack.enter_async_context(agent.running())
+                yield server
+        finally:
+            for agent in server.agents.values():
+                for device in agent.devices():
+                    agent.namespace.ip(f"link delete {device}")
+
+    return join

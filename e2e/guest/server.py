@@ -1,0 +1,158 @@
+"""Nodes with the product's reconcilers and data path, and in place of an API server a dictionary.
+
+Only that is a fake: what an agent writes reaches the others, and what an administrator edits reaches all, after as long
+as each of them is told to lag. Kernel, reconcilers and announcements are the real ones.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from netloom.api.meta import ObjectMeta
+from netloom.api.v1alpha1 import (
+    NETLOOM_NODES,
+    NETWORKS,
+    AcceptedTunnel,
+    Address,
+    NetloomNetwork,
+    NetloomNode,
+    NetloomNodeSpec,
+    NetworkSpec,
+    NodeIPAM,
+    Routing,
+)
+from netloom.kernel.dataplane import Dataplane
+from netloom.kernel.report import Report
+from netloom.kernel.way import Way
+from netloom.runtime.store import Store
+from netloom_e2e.machines import Machine
+from netloom_reconcilers.announcement import AnnouncementReconciler
+from netloom_reconcilers.tunnels import TunnelsReconciler
+from tests.kernel.meshes import eventually
+from tests.kernel.netns import Namespace
+
+
+class Agent:
+    """One node's, assembled as `netloom.roles.agent` does it. `lag`: seconds until it hears of a change."""
+
+    def __init__(self, name: str, machine: Machine, server: "Server", folder: Path) -> None:
+        self.name = name
+        self.machine = machine
+        self.namespace = Namespace(machine.name)
+        self.folder = folder
+        self.lag = 0.0
+        self.networks: Store[NetloomNetwork] = Store(NETWORKS)
+        self.nodes: Store[NetloomNode] = Store(NETLOOM_NODES)
+        self.plane = Dataplane(run_directory=folder / name, compare_seconds=None, on_report=self._reported)
+        self.tunnels = TunnelsReconciler(name, self.networks, self.nodes, self.plane)
+        self.announcement = AnnouncementReconciler(name, self.nodes, server, lambda: self.tunnels.announcement)
+        self.tunnels.on_change = self.announcement.changed
+
+    def _reported(self, report: Report) -> None:
+        self.tunnels.settled(report)
+        self.announcement.changed()
+
+    @property
+    def errors(self) -> list[str]:
+        """What its condition would say."""
+        return self.tunnels.errors(self.plane.report)
+
+    @property
+    def in_sync(self) -> bool:
+        """All that it was told is so."""
+        return self.tunnels.applied.is_set() and not self.errors and not self.plane.report.pending
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """It works meanwhile; the kernel keeps what it made."""
+        with self.namespace.entered():
+            await self.plane.open()
+        work = (self.plane.run, self.tunnels.controller.run, self.announcement.controller.run)
+        tasks = [asyncio.create_task(each()) for each in work]
+        try:
+            yield
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            await self.plane.close()
+
+    def carriers(self) -> set[str]:
+        """The devices that its routes go through, of both families."""
+        lines = [*self.namespace.ip("-4 route show proto 158").splitlines()]
+        lines += self.namespace.ip("-6 route show proto 158").splitlines()
+        return {line.split(" dev ")[1].split()[0] for line in lines}
+
+    def devices(self) -> set[str]:
+        """Of ours."""
+        names = [line.split(": ")[1] for line in self.namespace.ip("-o link show").splitlines()]
+        return {name for name in names if name.startswith("netloom_")}
+
+
+class Server:
+    """Holds the objects, and tells the agents."""
+
+    def __init__(self) -> None:
+        self.agents: dict[str, Agent] = {}
+        self.network = NetloomNetwork()
+        self.objects: dict[str, NetloomNode] = {}
+        self._version = 0
+
+    def _meta(self, name: str) -> ObjectMeta:
+        self._version += 1
+        return ObjectMeta(name=name, uid=name, resource_version=str(self._version))
+
+    def add(self, agent: Agent, cidrs: tuple[str, ...]) -> None:
+        """A node joins, with these pod CIDRs."""
+        self.agents[agent.name] = agent
+        addresses = (Address(type="InternalIP", ip=agent.machine.address),)
+        spec = NetloomNodeSpec(addresses=addresses, ipam=NodeIPAM(mode="cluster-pool", pod_cidrs=cidrs))
+        self.objects[agent.name] = NetloomNode(metadata=self._meta(agent.name), spec=spec)
+
+    def sync(self) -> None:
+        """Every agent gets all there is, as from its first list."""
+        for agent in self.agents.values():
+            self.fill(agent)
+
+    def fill(self, agent: Agent) -> None:
+        """The same for one agent, which need not be among those that hear of changes."""
+        agent.networks.replace({self.network.metadata.name: self.network})
+        agent.nodes.replace(dict(self.objects))
+
+    def edit(self, **routing: object) -> None:
+        """An administrator writes spec.routing; the agents hear of it when their lag is over."""
+        spec = NetworkSpec(routing=Routing(**routing))  # type: ignore[arg-type]
+        self.network = made = NetloomNetwork(metadata=self._meta("default"), spec=spec)
+        for agent in self.agents.values():
+            self._later(agent, lambda agent=agent: agent.networks.put(made))
+
+    async def patch(self, res: Any, name: str, patch: Mapping[str, Any], **_options: object) -> NetloomNode:
+        """What the announcement writes: `spec.tunnels` of one node."""
+        tunnels = msgspec.convert(patch["spec"]["tunnels"], tuple[AcceptedTunnel, ...])
+        spec = msgspec.structs.replace(self.objects[name].spec, tunnels=tunnels)
+        made = self.objects[name] = NetloomNode(metadata=self._meta(name), spec=spec)
+        for agent in self.agents.values():
+            self._later(agent, lambda agent=agent: agent.nodes.put(made))
+        return made
+
+    def _later(self, agent: Agent, deliver: Callable[[], object]) -> None:
+        asyncio.get_running_loop().call_later(agent.lag, deliver)
+
+    async def settled(self, way: Way) -> None:
+        """Until every node accepts and sends by this way alone, and says so."""
+        wanted = (AcceptedTunnel(way.protocol, way.port, sending=True),)
+
+        def there() -> bool:
+            said = all(node.spec.tunnels == wanted for node in self.objects.values())
+            return said and all(agent.in_sync for agent in self.agents.values())
+
+        await eventually(there, lambda: "\n".join(str(agent.plane.report) for agent in self.agents.values()))
+
+
+def routing_of(way: Way) -> dict[str, object]:
+    """spec.routing that asks for this tunnel."""
+    return {"tunnel_protocol": way.protocol, "tunnel_port": way.port}

@@ -1,0 +1,43 @@
+"""Another tunnel under living traffic: the agents hear of it at different times, and no packet is lost."""
+
+import asyncio
+
+import pytest
+
+from guest.conftest import Joined
+from guest.server import routing_of
+from netloom.kernel.way import GENEVE, VXLAN, Way
+from netloom_e2e.flow import Flows
+from netloom_e2e.lab import Lab
+from netloom_reconcilers import tunnels
+from tests.kernel.meshes import eventually
+
+RATE = 100
+"""Packets per second of each flow: 12 flows, on an emulated processor."""
+
+LAGS = {"n1": 0.0, "n2": 0.5, "n3": 2.0}
+
+
+async def test_no_change_of_the_tunnel_loses_a_packet(
+    joined: Joined, lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """VXLAN to Geneve, Geneve to another port, and back to VXLAN."""
+    monkeypatch.setattr(tunnels, "LINGER_SECONDS", 5.0)
+    pods = {name: machine.pods["a"] for name, machine in lab.nodes.items()}
+    async with joined(VXLAN) as server:
+        await server.settled(VXLAN)
+        for name, lag in LAGS.items():
+            server.agents[name].lag = lag
+        with Flows(pods, versions=(4, 6), rate=RATE, deadline=90) as flows:
+            began = {}
+            for way in (GENEVE, Way("geneve", 6082), VXLAN):
+                began[str(way)] = flows.now
+                server.edit(**routing_of(way))
+                await server.settled(way)
+                for agent in server.agents.values():
+                    assert agent.carriers() == {way.device}
+            report = await asyncio.to_thread(flows.stop)
+        print(report)
+        assert report.lossless, f"{report}\nchanges began at {began}"
+        for agent in server.agents.values():
+            await eventually(lambda agent=agent: agent.devices() == {VXLAN.device}, agent.name)  # type: ignore[misc]

@@ -1,0 +1,220 @@
+"""Runs a command on another kernel: Debian's, under QEMU, in a guest that has this tree, its Python and a few programs.
+
+    status, output = VirtualMachine().run(["python", "-m", "pytest", ...], seconds=120)
+
+Plain QEMU with a kernel and an initramfs: no disk, no agent in the guest, one file to write beforehand. virtme-ng boots
+as fast, but lends the guest this machine's files over 9p, which Python cannot be run from (`guest_root` has figures).
+There is no KVM on most machines that tests run on: the processor is emulated, and all is some 20 times slower.
+
+Nothing stays: QEMU is killed when the command ends, at its deadline, and by the kernel when its parent dies. What it
+boots from has no name in a file system.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import re
+import select
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from netloom_e2e.binaries import BinariesError, made
+from netloom_e2e.guest_root import TREE, GuestRoot
+from netloom_e2e.namespaces import die_with_parent
+from netloom_e2e.progress import Progress, follow
+
+META_PACKAGE = "linux-image-amd64"
+"""Depends on the package that holds Debian's current kernel."""
+
+MODULES = ("bridge", "dummy", "geneve", "sch_netem", "veth", "vxlan", "8021q", "ipvlan", "macvlan", "tun")
+"""With what they need. A guest loads them by itself when a device of theirs is made."""
+
+_MEMORY = "1G"
+_READY, _DONE = "@@ guest ready", "@@ guest done"
+
+_INIT = """#!/bin/sh
+mount -t devtmpfs dev /dev
+mount -t proc proc /proc
+mount -t sysfs sys /sys
+mount -t tmpfs run /run
+mount -t tmpfs tmp /tmp
+exec >/dev/ttyS0 2>&1 </dev/null
+ln -s /proc/self/fd /dev/fd 2>/dev/null
+ip link set lo up
+sysctl -qw net.core.netdev_max_backlog=100000 # packets wait longer for an emulated processor
+export PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LANG=C.UTF-8 PYTHONDONTWRITEBYTECODE=1
+cd {folder}
+echo; echo "{ready}"
+{command}
+status=$?
+echo; echo "{done} $status"
+sleep 60
+"""
+
+
+class VirtualMachineError(Exception):
+    """The guest did not do what it was told; the message has the end of what it said."""
+
+
+class Kernel:
+    """A Debian kernel in the cache."""
+
+    def __init__(self, folder: Path) -> None:
+        self.image = folder / "vmlinuz"
+        self.modules = folder / "modules"
+        (self.version,) = (path.name for path in self.modules.iterdir())
+
+
+def kernel() -> Kernel:
+    """Debian's stable kernel, downloaded (70 MB) where it is not in the cache. Raises BinariesError."""
+    if platform.machine() != "x86_64":
+        raise BinariesError(f"the virtual machine has a Debian kernel for x86_64; this machine is {platform.machine()}")
+    fingerprint = hashlib.sha256(" ".join((META_PACKAGE, *MODULES)).encode()).hexdigest()[:12]
+    return Kernel(made(f"debian-kernel-{fingerprint}", _download))
+
+
+def _download(folder: Path, log: Path) -> None:
+    package = _kernel_package(log)
+    _do(
+        ["apt-get", "-o", "APT::Sandbox::User=root", "download", package],
+        f"Downloading {package} from Debian",
+        folder,
+        log,
+    )
+    (archive,) = folder.glob("*.deb")
+    _do(["dpkg", "-x", str(archive), "unpacked"], "Unpacking it", folder, log)
+    unpacked = folder / "unpacked"
+    (image,) = (unpacked / "boot").glob("vmlinuz-*")
+    version = image.name.removeprefix("vmlinuz-")
+    _do(["/sbin/depmod", "-b", str(unpacked), version], "Reading its modules", folder, log)
+    source, target = unpacked / "lib" / "modules" / version, unpacked / "few" / "lib" / "modules" / version
+    for path in _needed(source):
+        (target / path).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(source / path, target / path)
+    for listing in ("modules.builtin", "modules.builtin.modinfo", "modules.order"):
+        shutil.copy2(source / listing, target)
+    _do(["/sbin/depmod", "-b", str(unpacked / "few"), version], "Keeping those that are needed", folder, log)
+    image.rename(folder / "vmlinuz")
+    (unpacked / "few" / "lib" / "modules").rename(folder / "modules")
+    shutil.rmtree(unpacked)
+    archive.unlink()
+
+
+def _kernel_package(log: Path) -> str:
+    command = ["apt-cache", "depends", "--important", META_PACKAGE]
+    for attempt in range(2):
+        told = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False).stdout
+        if found := re.search(r"Depends: (linux-image-\S+)", told):
+            return found[1]
+        if not attempt:
+            _do(["apt-get", "update"], "Fetching Debian's lists of packages", Path("/"), log)
+    raise BinariesError(
+        f"Debian's {META_PACKAGE} is not known here: a Debian machine with its main repository is needed"
+    )
+
+
+def _needed(folder: Path) -> list[str]:
+    """Paths of MODULES and all that they need."""
+    needs = dict(line.split(":", 1) for line in (folder / "modules.dep").read_text().splitlines())
+    wanted = [path for path in needs if Path(path).name.split(".")[0] in MODULES]
+    return sorted({*wanted, *(need for path in wanted for need in needs[path].split())})
+
+
+def _do(command: list[str], title: str, folder: Path, log: Path) -> None:
+    if follow(command, title=title, log=log, cwd=folder, env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}) != 0:
+        tail = "\n".join(log.read_text(errors="replace").splitlines()[-20:])
+        raise BinariesError(f"`{shlex.join(command)}` failed:\n{tail}")
+
+
+class VirtualMachine:
+    """Boots for each command: a guest is used once."""
+
+    def __init__(self, *, cpus: int = 1) -> None:
+        """Raises BinariesError where the kernel cannot be had."""
+        self.kernel = kernel()
+        self._cpus = cpus
+
+    def run(
+        self, command: Sequence[str], *, seconds: float, title: str = "", describe: Callable[[str], str] = str
+    ) -> tuple[int, str]:
+        """Boot, run the command in the tree's folder there, end the guest; exit status and output, both streams.
+
+        seconds: for the boot and the command. describe: what to show of the last line of output meanwhile.
+        Raises VirtualMachineError when the seconds are over, or the guest died.
+        """
+        root = GuestRoot(self.kernel.modules)
+        words = {"folder": shlex.quote(str(TREE)), "ready": _READY, "done": _DONE, "command": shlex.join(command)}
+        root.add(Path("/init"), _INIT.format(**words).encode())
+        progress = Progress(title or f"Running a command on Linux {self.kernel.version} under QEMU")
+        with os.fdopen(os.memfd_create("initramfs"), "wb") as initramfs:
+            root.write(initramfs)
+            initramfs.flush()
+            qemu = subprocess.Popen(
+                self._command(f"/proc/self/fd/{initramfs.fileno()}"),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                pass_fds=[initramfs.fileno()],
+                start_new_session=True,
+                preexec_fn=die_with_parent,
+            )
+        outcome = "failed"
+        try:
+            answer = _listen(qemu, time.monotonic() + seconds, lambda line: progress.show(describe(line)))
+            outcome = "done"
+        finally:
+            qemu.kill()
+            qemu.wait()
+            assert qemu.stdout
+            qemu.stdout.close()
+            progress.end(outcome)
+        return answer
+
+    def _command(self, initramfs: str) -> list[str]:
+        words = "console=ttyS0 quiet loglevel=1 panic=-1 mitigations=off nokaslr nowatchdog rcupdate.rcu_expedited=1"
+        return [
+            *("qemu-system-x86_64", "-machine", "q35", "-accel", "tcg,thread=multi", "-cpu", "max"),
+            *("-m", _MEMORY, "-smp", str(self._cpus), "-nodefaults", "-no-user-config", "-display", "none"),
+            *("-no-reboot", "-net", "none", "-serial", "stdio", "-monitor", "none"),
+            *("-kernel", str(self.kernel.image), "-initrd", initramfs, "-append", words),
+        ]
+
+
+def _listen(qemu: subprocess.Popen[bytes], deadline: float, show: Callable[[str], None]) -> tuple[int, str]:
+    assert qemu.stdout
+    heard = bytearray()
+    done = re.compile(rb"^" + re.escape(_DONE.encode()) + rb" (\d+)\r*\n", re.MULTILINE)
+    while True:
+        if time.monotonic() > deadline:
+            raise VirtualMachineError(f"the guest was not done in time. It said last:\n{_text(heard)[-3000:]}")
+        if select.select([qemu.stdout], [], [], 1.0)[0]:
+            chunk = qemu.stdout.read1(1 << 16)  # type: ignore[attr-defined]
+            if not chunk:
+                raise VirtualMachineError(f"the guest ended before its command. It said last:\n{_text(heard)[-3000:]}")
+            heard += chunk
+            if found := done.search(heard, max(0, len(heard) - len(chunk) - 100)):
+                output = _text(heard[: found.start()])
+                return int(found[1]), output.partition(f"{_READY}\n")[2].removesuffix("\n")
+        show((_text(heard[-1000:]).strip().splitlines() or ["booting"])[-1])
+
+
+def _text(heard: bytes | bytearray) -> str:
+    return heard.decode(errors="replace").replace("\r", "")
+
+
+def main() -> None:
+    """`python -m netloom_e2e.virtual_machine COMMAND...`"""
+    status, output = VirtualMachine().run(sys.argv[1:], seconds=300)
+    print(output)
+    sys.exit(status)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,101 @@
+"""The tunnels on Debian's kernel, which has Geneve: the tests of `e2e/guest`, in a virtual machine that boots once."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from guest.reporting import RESULT
+from netloom_e2e.lab import wait_for
+from netloom_e2e.virtual_machine import TREE, VirtualMachine, VirtualMachineError, kernel
+
+GUEST = TREE / "e2e" / "guest"
+SECONDS = 600.0
+"""It takes 2 minutes on two processors that have nothing else to do."""
+
+PYTEST = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "--color=no"]
+
+pytestmark = pytest.mark.timeout(SECONDS + 120)
+
+
+def cases() -> list[str]:
+    """Of the tests in the guest, as pytest names them."""
+    command = [*PYTEST, "--collect-only", str(GUEST)]
+    told = subprocess.run(command, capture_output=True, text=True, cwd=TREE, timeout=60, check=False)
+    found = [line.partition("::")[2] for line in told.stdout.splitlines() if "::" in line]
+    assert found, told.stdout + told.stderr
+    return found
+
+
+class Outcome:
+    """What the guest said."""
+
+    def __init__(self, status: int, output: str) -> None:
+        self.status = status
+        self.output = output
+        lines = [line.removeprefix(RESULT) for line in output.splitlines() if line.startswith(RESULT)]
+        self.results: list[dict[str, Any]] = [json.loads(line) for line in lines]
+
+
+def describe(line: str) -> str:
+    """A line of the guest's output, for people who wait."""
+    return re.sub(r'.*"test": "(.*?)", "outcome": "(.*?)".*', r"\2: \1", line)
+
+
+@pytest.fixture(scope="module")
+def outcome() -> Outcome:
+    machine = VirtualMachine()
+    title = f"Testing the tunnels on Linux {machine.kernel.version} under QEMU (2 minutes)"
+    return Outcome(*machine.run([*PYTEST, str(GUEST)], seconds=SECONDS, title=title, describe=describe))
+
+
+@pytest.mark.parametrize("case", cases())
+def test_on_debians_kernel(outcome: Outcome, case: str) -> None:
+    found = [result for result in outcome.results if result["test"] == case]
+    assert found, f"it was not run; the guest's output:\n{outcome.output[-5000:]}"
+    assert found[0]["outcome"] == "passed", found[0]["text"]
+
+
+def test_the_guest_passed_as_a_whole(outcome: Outcome) -> None:
+    assert outcome.status == 0, outcome.output[-5000:]
+
+
+def machines() -> set[str]:
+    """Process ids of QEMU, of guests with our kernel."""
+    found = set()
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            if str(kernel().image) in path.read_text().split("\0"):
+                found.add(path.parent.name)
+        except OSError:
+            continue
+    return found
+
+
+def test_a_guest_that_is_not_done_in_time_is_ended() -> None:
+    before = machines()
+    with pytest.raises(VirtualMachineError, match="was not done in time"):
+        VirtualMachine().run(["sleep", "1000"], seconds=2)
+    assert machines() <= before
+
+
+def test_a_guest_ends_with_the_process_that_started_it() -> None:
+    before = machines()
+    command = [sys.executable, "-m", "netloom_e2e.virtual_machine", "sleep", "1000"]
+    environment = os.environ | {"PYTHONPATH": str(TREE / "e2e")}
+    with subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL) as owner:
+        try:
+            wait_for("the guest to start", lambda: bool(machines() - before))
+            started = machines() - before
+        finally:
+            owner.kill()
+    deadline = time.monotonic() + 10
+    while started & machines() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not started & machines()
