@@ -13,6 +13,7 @@ demo: setup ## Run the main job, from `kubectl apply` to pods that ping, on a re
 	@$(PY) -m netloom_e2e.demo
 
 test: check ## Run everything: check, then the tests on a real API server and kernel
+	$(PY) -m pytest -q -n 4 -m slow operator/tests reconcilers/tests
 	$(PY) -m pytest e2e/tests
 
 check: setup ## Format, lint, types, layers and unit tests; under a minute
@@ -20,7 +21,7 @@ check: setup ## Format, lint, types, layers and unit tests; under a minute
 	.venv/bin/ruff check .
 	.venv/bin/mypy
 	.venv/bin/lint-imports --no-logo
-	$(PY) -m pytest -q -n auto operator/tests reconcilers/tests
+	$(PY) -m pytest -q -n 4 -m "not slow" operator/tests reconcilers/tests
 
 bench: bench-allocation bench-mesh bench-drift bench-restart bench-join bench-throughput ## Run all benches; each ends with a line `RESULT {json}`
 

@@ -67,8 +67,9 @@ class Wanted(msgspec.Struct, frozen=True):
 
     @property
     def sets(self) -> tuple[str, ...]:
-        """Names."""
-        return tuple(name for name in SETS if name[-1] in self.families)
+        """Names: those of both families, as soon as there is a table. Switching one off or on then changes rules only;
+        a table that is made anew in one transaction still has a moment without a hook for new connections."""
+        return SETS if self.families else ()
 
     @property
     def rules(self) -> tuple[Rule, ...]:

@@ -92,6 +92,7 @@ class ListWatch(Generic[T]):
         self._seen = 0  # the highest version that was ever seen
         self._stale = 0
         self._bad = 0
+        self._expired = False
         self.trouble = "not listed yet"
         """What is wrong with the watch now; "" while the last attempt was good."""
         kind = self._resource.kind
@@ -111,6 +112,10 @@ class ListWatch(Generic[T]):
                 self._failed(error.reason or str(error.status), str(error))
                 if isinstance(error, Gone):
                     self.position = ""
+                    if not self._expired:
+                        # The server answers: what the back-off grew to while it did not has nothing to do with this.
+                        self._expired = True
+                        self._backoff.reset()
             except stream.StreamBroken as error:
                 self._failed("Broken", str(error))
                 self._bad += 1
@@ -214,6 +219,7 @@ class ListWatch(Generic[T]):
         if not version or version > self._seen or age >= self._timing.healthy:
             self._backoff.reset()
             self._bad = 0
+            self._expired = False
         self.trouble = ""
         self._seen = max(self._seen, version)
         if self.position:

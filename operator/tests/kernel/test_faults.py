@@ -82,6 +82,7 @@ class Story:
         await eventually(lambda: self.plane.report.in_sync, lambda: str(self.plane.report))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("request_type", KIND_OF)
 async def test_refused_once(foreign: Namespace, planes: Planes, request_type: str) -> None:
     story = await Story.begin(foreign, planes)
@@ -95,6 +96,7 @@ async def test_refused_once(foreign: Namespace, planes: Planes, request_type: st
         assert story.commands.refused == refused + 1, "the fault was met"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("request_type", KIND_OF)
 async def test_refused_for_good(foreign: Namespace, planes: Planes, request_type: str) -> None:
     story = await Story.begin(foreign, planes)

@@ -102,8 +102,20 @@ async def test_one_family(node: Namespace, masquerades: Masquerades, ipv4: bool,
     masquerade = await masquerades.open()
     await masquerade.apply(masquerading(ipv4=ipv4, ipv6=ipv6))
     text = ours(node)
-    assert ("ip saddr @pods4" in text, "set pods4" in text) == (ipv4, ipv4)
-    assert ("ip6 saddr @pods6" in text, "set pods6" in text) == (ipv6, ipv6)
+    assert ("ip saddr @pods4" in text, "ip6 saddr @pods6" in text) == (ipv4, ipv6)
+
+
+async def test_a_family_comes_and_goes_in_a_table_that_stays(node: Namespace, masquerades: Masquerades) -> None:
+    """A table that is made anew, though in one transaction, lets connections by that begin at that moment."""
+    masquerade = await masquerades.open()
+    await masquerade.apply(masquerading())
+    before = masquerade.stats
+    await masquerade.apply(masquerading(ipv6=False))
+    await masquerade.apply(masquerading())
+    assert {kind: n - before.get(kind, 0) for kind, n in masquerade.stats.items() if n != before.get(kind, 0)} == {
+        "delrule": 3,
+        "newrule": 3,
+    }
 
 
 @pytest.mark.parametrize(
@@ -291,6 +303,11 @@ async def test_a_plan_says_what_apply_would_do(node: Namespace, masquerades: Mas
         "nft add element inet netloom known4 { 10.2.0.0/24 }",
         "nft add element inet netloom excluded4 { 169.254.0.0/16 }",
         "nft add element inet netloom excluded4 { 224.0.0.0/4 }",
+        "nft add element inet netloom pods6 { fd00:1::/64 }",
+        "nft add element inet netloom known6 { fd00:1::/64 }",
+        "nft add element inet netloom known6 { fd00:2::/64 }",
+        "nft add element inet netloom excluded6 { fe80::/10 }",
+        "nft add element inet netloom excluded6 { ff00::/8 }",
         "nft add rule inet netloom postrouting (IPv4)  # it is not there",
     ]
     assert ruleset(node) == ""
@@ -298,6 +315,8 @@ async def test_a_plan_says_what_apply_would_do(node: Namespace, masquerades: Mas
     assert await planned(masquerading(ipv6=False, peers=(2,))) == []
     assert await planned(masquerading(ipv6=False, peers=(4,))) == [
         "nft delete element inet netloom known4 { 10.2.0.0/24 }",
+        "nft delete element inet netloom known6 { fd00:2::/64 }",
         "nft add element inet netloom known4 { 10.4.0.0/24 }",
+        "nft add element inet netloom known6 { fd00:4::/64 }",
     ]
     assert await planned(Masquerading()) == ["nft delete table inet netloom  # nothing is to be masqueraded"]

@@ -19,10 +19,12 @@ EXAMPLES = settings(
 """For a long search: NETLOOM_EXAMPLES=20000."""
 
 
+@pytest.mark.slow
 def test_no_interleaving_gives_a_block_to_two_nodes() -> None:
     run_state_machine_as_test(AllocationMachine, settings=EXAMPLES)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("broken", [no_heed_of_foreign_marks, no_marks])
 def test_the_machine_finds_what_a_broken_rule_does(monkeypatch: pytest.MonkeyPatch, broken: Break) -> None:
     """The same search every time, so that it cannot fail by bad luck."""
