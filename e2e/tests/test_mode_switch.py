@@ -88,6 +88,13 @@ def test_no_change_of_the_routing_loses_a_packet(agents: Agents) -> None:
                 wait_for("the late ones to be late", lambda since=began[name]: flows.now > since + LATE_SECONDS)  # type: ignore[misc]
             agents.moved(*ways)
             assert carriers(agents) == {device}
+        for mtu, pods_mtu in ((1480, 1430), (0, 1450)):
+            began[f"spec.mtu {mtu}"] = flows.now
+            with agents.held(*LATE):
+                agents.edit_spec(mtu=mtu)
+                wait_for("the early ones", lambda want=pods_mtu: facts(agents.lab.nodes["n1"])["mtu"] == want)  # type: ignore[misc]
+            for machine in agents.lab.nodes.values():
+                wait_for("the MTU", lambda m=machine, want=pods_mtu: facts(m)["mtu"] == want)  # type: ignore[misc]
         report = flows.stop()
     assert report.lossless, f"{report}\nchanges began at {began}"
     for machine in agents.lab.nodes.values():

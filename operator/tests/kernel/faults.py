@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
-from netloom.kernel.netlink import AnswerLost, CommandSocket, Refusal, RefusedError, Visit
+from netloom.kernel.netlink import AnswerLost, CommandSocket, Refusal, RefusedError, Visit, VisitAnswer
 from netloom.kernel.wire import NAMES
 
 FOR_EVER = 1 << 30
@@ -20,6 +20,7 @@ class FaultyCommands(CommandSocket):
         self._lose_after_doing = False
         self._interrupt = 0
         self._fail_dumps: tuple[int, int] = (0, 0)
+        self._fail_questions: tuple[int, int] = (0, 0)
 
     def refuse(self, kind: str, code: int, times: int = FOR_EVER) -> None:
         """The next requests of this type get this errno, and are not done."""
@@ -37,8 +38,13 @@ class FaultyCommands(CommandSocket):
         """The next dumps end in this errno."""
         self._fail_dumps = (code, times)
 
+    def fail_questions(self, code: int, times: int) -> None:
+        """The next questions (which way packets go) end in this errno."""
+        self._fail_questions = (code, times)
+
     def heal(self) -> None:
         """No more faults."""
+        self._fail_questions = (0, 0)
         self._refuse.clear()
         self._lose = self._interrupt = 0
         self._fail_dumps = (0, 0)
@@ -69,6 +75,13 @@ class FaultyCommands(CommandSocket):
             return None
         self._refuse[kind] = (code, times - 1)
         return Refusal(code, "injected")
+
+    def ask(self, questions: Sequence[bytes], visit: VisitAnswer) -> None:
+        code, times = self._fail_questions
+        if times:
+            self._fail_questions = (code, times - 1)
+            raise OSError(code, "injected")
+        super().ask(questions, visit)
 
     def dump(self, request: bytes, visit: Visit) -> bool:
         code, times = self._fail_dumps

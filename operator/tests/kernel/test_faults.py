@@ -12,6 +12,7 @@ import pytest
 from netloom.kernel.dataplane import Dataplane
 from netloom.kernel.desired import Desired
 from netloom.kernel.rows import NexthopMessages
+from netloom.kernel.way import NATIVE, VXLAN
 from tests.kernel.conftest import Planes
 from tests.kernel.faults import FOR_EVER, FaultyCommands
 from tests.kernel.meshes import becomes, eventually, here, peer, running
@@ -231,3 +232,23 @@ async def test_the_device_is_deleted_between_two_batches(foreign: Namespace, pla
         await story.plane.apply(after())
         await story.ends_well()
     assert countdown < 0
+
+
+@pytest.mark.parametrize("name", ["ENOBUFS", "EPERM", "EBUSY"])
+async def test_a_mesh_whose_ways_cannot_be_asked_for_stays_and_is_made_when_they_can(
+    foreign: Namespace, planes: Planes, name: str
+) -> None:
+    """Which way a peer is on decides where its rows go: without an answer none is moved."""
+    story = await Story.begin(foreign, planes)
+    await story.reset()
+    native = Desired(here(ways=(VXLAN, NATIVE)), [peer(n, f"10.{n}.0.0/24", ways=(NATIVE,)) for n in (5, 6)])
+    before = foreign.ip("route show proto 158")
+    story.commands.fail_questions(getattr(errno, name), FOR_EVER)
+    report = await story.plane.apply(native)
+    assert [failure.kind for failure in report.failures] == ["dump"]
+    assert foreign.ip("route show proto 158") == before
+    story.commands.heal()
+    async with running(story.plane):
+        await eventually(lambda: story.plane.report.in_sync, lambda: str(story.plane.report))
+    routes = foreign.ip("route show proto 158").splitlines()
+    assert [line.split(" dev ")[1].split()[0] for line in routes] == ["eth0", "eth0"]
