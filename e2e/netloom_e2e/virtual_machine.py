@@ -44,7 +44,6 @@ mount -t devtmpfs dev /dev
 mount -t proc proc /proc
 mount -t sysfs sys /sys
 mount -t tmpfs run /run
-mount -t tmpfs tmp /tmp
 exec >/dev/ttyS0 2>&1 </dev/null
 ln -s /proc/self/fd /dev/fd 2>/dev/null
 ip link set lo up
