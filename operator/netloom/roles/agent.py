@@ -37,7 +37,7 @@ from netloom.kernel.report import PlannedChange, Report
 from netloom.runtime import health
 from netloom.runtime.client import Api
 from netloom.runtime.directory import DirectorySource
-from netloom.runtime.errors import ConfigError
+from netloom.runtime.errors import ConfigError, Unavailable
 from netloom.runtime.events import EventRecorder
 from netloom.runtime.manager import Manager
 from netloom.runtime.store import Store
@@ -139,15 +139,25 @@ def _trimmed(node: NetloomNode, own: str) -> NetloomNode:
 
 
 @asynccontextmanager
-async def sources(options: AgentOptions) -> AsyncIterator[tuple[Sources, Api | None]]:
-    """The sources, and the connection where there is a cluster. Raises ConfigError."""
+async def sources(options: AgentOptions, *, patient: bool = False) -> AsyncIterator[tuple[Sources, Api | None]]:
+    """The sources, and the connection where there is a cluster. Raises ConfigError.
+
+    patient: an API server that takes its time is no error, it will be asked again; an agent that starts while the
+    server is busy must not wait for its supervisor's back-off on top of it.
+    """
     if options.manifests is not None:
         if not options.manifests.is_dir():
             raise ConfigError(f"--manifests {options.manifests}: there is no such directory")
         yield Sources(options, None), None
         return
     async with await Api.connect(options.kubeconfig, options.context, user_agent="netloom-agent") as api:
-        await api.check()
+        try:
+            await api.check()
+        except ConfigError as error:
+            cause = error.__cause__
+            if not patient or not isinstance(cause, Unavailable) or cause.reason != "Timeout":
+                raise
+            log.warning("the API server gives no answer, and is asked again", error=str(error))
         yield Sources(options, api), api
 
 
@@ -235,7 +245,7 @@ async def run_agent(options: AgentOptions) -> None:
     host, port = health.parse_address(options.http_address)
     require_net_admin()
     async with AsyncExitStack() as stack:
-        found, api = await stack.enter_async_context(sources(options))
+        found, api = await stack.enter_async_context(sources(options, patient=True))
         agent = Agent(options, found, api)
         await agent.dataplane.open()
         stack.push_async_callback(agent.dataplane.close)
