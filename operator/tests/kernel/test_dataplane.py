@@ -13,7 +13,7 @@ from netloom.kernel.netlink import Refusal
 from netloom.kernel.report import Report
 from netloom.kernel.way import GENEVE, VXLAN
 from tests.kernel.conftest import Planes
-from tests.kernel.meshes import eventually, here, many, mesh, peer, running
+from tests.kernel.meshes import becomes, eventually, here, many, mesh, peer, running
 from tests.kernel.netns import Namespace
 
 MESH_OF_THREE = """\
@@ -269,8 +269,8 @@ async def test_a_port_that_a_program_has_is_named_and_comes_back(node: Namespace
         assert failure.error.startswith("UDP port 8472 is in use by another tunnel device or program (EADDRINUSE: ")
         assert report.tunnels == ()
     async with running(plane):
+        await becomes(node.owned, MESH_OF_THREE)
         await eventually(lambda: plane.report.in_sync, lambda: str(plane.report))
-    assert node.owned() == MESH_OF_THREE
 
 
 @pytest.mark.parametrize(
