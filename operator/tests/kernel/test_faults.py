@@ -248,7 +248,9 @@ async def test_a_mesh_whose_ways_cannot_be_asked_for_stays_and_is_made_when_they
     assert [failure.kind for failure in report.failures] == ["dump"]
     assert foreign.ip("route show proto 158") == before
     story.commands.heal()
+
+    def devices() -> list[str]:
+        return [line.split(" dev ")[1].split()[0] for line in foreign.ip("route show proto 158").splitlines()]
+
     async with running(story.plane):
-        await eventually(lambda: story.plane.report.in_sync, lambda: str(story.plane.report))
-    routes = foreign.ip("route show proto 158").splitlines()
-    assert [line.split(" dev ")[1].split()[0] for line in routes] == ["eth0", "eth0"]
+        await eventually(lambda: devices() == ["eth0", "eth0"], lambda: str(devices()))
