@@ -5,7 +5,7 @@ everything else is set on the living device.
 """
 
 import errno
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from fnmatch import fnmatchcase
 
 import msgspec
@@ -104,6 +104,11 @@ def tunnel_mtu(node: Node, way: Way, around: Surroundings, outgoing: Collection[
     if underlay.bytes or device is None:
         return (underlay.bytes or DEFAULT_MTU) - OVERHEAD
     return device.mtu
+
+
+def native_mtu(node: Node, underlay: Iterable[Link]) -> int:
+    """Bytes for native routes, where packets have to be smaller than their devices allow; else 0."""
+    return node.mtu if node.mtu and any(link.mtu > node.mtu for link in underlay) else 0
 
 
 def desired_addresses(node: Node) -> list[Prefix]:

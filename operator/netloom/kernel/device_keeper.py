@@ -74,7 +74,9 @@ class DeviceKeeper:
             if link.up:
                 tunnels[way] = link.ifindex
         outcome.teardown_due = surplus or any(device.unwanted(node, around))
-        outcome.carriers = Carriers(tunnels, node.vni, node.ipv6, _native_mtu(node, outcome.underlay), node.strict)
+        outcome.carriers = Carriers(
+            tunnels, node.vni, node.ipv6, device.native_mtu(node, outcome.underlay), node.strict
+        )
         underlay = device.underlay_mtu(node, around, outgoing)
         outcome.mtu = underlay.inside_tunnel() if node.tunnels and underlay.bytes else underlay
         return outcome
@@ -141,8 +143,3 @@ class DeviceKeeper:
             except OSError as error:
                 refusal = Refusal(error.errno or 0, str(error))
                 outcome.refused.append((item, refusal, f"cannot set {sysctl.name} to {sysctl.value}: {error}"))
-
-
-def _native_mtu(node: Node, underlay: Iterable[Link]) -> int:
-    """Bytes for native routes, where packets have to be smaller than their devices allow; else 0."""
-    return node.mtu if node.mtu and any(link.mtu > node.mtu for link in underlay) else 0

@@ -41,8 +41,7 @@ def planned_changes(commands: Commands, desired: Desired) -> list[PlannedChange]
             tunnels[way] = tunnels[way] or _NO_DEVICE_YET - len(tunnels)
             names[tunnels[way]] = way.device
             changes += steps
-        native_mtu = node.mtu if any(link.mtu > node.mtu for link in underlay) else 0
-        carriers = Carriers(tunnels, node.vni, node.ipv6, native_mtu, node.strict)
+        carriers = Carriers(tunnels, node.vni, node.ipv6, device.native_mtu(node, underlay), node.strict)
     return changes + _rows(commands, mesh, carriers, names) + _said(teardown)
 
 
