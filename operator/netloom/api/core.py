@@ -33,3 +33,26 @@ class Node(Struct, frozen=True):
 
 
 NODES: Resource[Node] = Resource(group="", version="v1", plural="nodes", kind="Node", type=Node)
+
+
+class ConfigMap(Struct, frozen=True):
+    """core/v1 ConfigMap; its `binaryData` is not read."""
+
+    metadata: ObjectMeta = ObjectMeta()
+    data: dict[str, str] = msgspec.field(default_factory=dict)
+
+
+class Secret(Struct, frozen=True):
+    """core/v1 Secret: `data` as on the wire, in base64."""
+
+    metadata: ObjectMeta = ObjectMeta()
+    type: str = "Opaque"
+    data: dict[str, str] = msgspec.field(default_factory=dict)
+
+
+CONFIG_MAPS: Resource[ConfigMap] = Resource(
+    group="", version="v1", plural="configmaps", kind="ConfigMap", type=ConfigMap, namespaced=True
+)
+SECRETS: Resource[Secret] = Resource(
+    group="", version="v1", plural="secrets", kind="Secret", type=Secret, namespaced=True
+)

@@ -1,0 +1,82 @@
+"""The objects of Cilium that the guard looks at, cut down to what it reads (group cilium.io, Cilium 1.14 to 1.20).
+
+Source: pkg/k8s/apis/cilium.io/client/crds of cilium/cilium. Nothing here is ever written.
+"""
+
+from typing import Any
+
+import msgspec
+
+from netloom.api.meta import ObjectMeta, Resource, Struct
+
+GROUP = "cilium.io"
+
+CONFIG_NAME = "cilium-config"
+"""Name of the ConfigMap that Cilium's agents and operator read when they start."""
+
+DEFAULT_MODE = "cluster-pool"
+"""IPAM mode of a cilium-config without the key `ipam`."""
+
+
+class CiliumPoolAllocation(Struct, frozen=True):
+    """spec.ipam.pools.allocated[]: what a node holds of one CiliumPodIPPool (mode multi-pool)."""
+
+    pool: str = ""
+    cidrs: tuple[str, ...] = ()
+
+
+class CiliumNodePools(Struct, frozen=True):
+    """spec.ipam.pools"""
+
+    allocated: tuple[CiliumPoolAllocation, ...] = ()
+
+
+class CiliumNodeIPAM(Struct, frozen=True):
+    """spec.ipam: CIDRs (modes kubernetes and cluster-pool), pools (multi-pool), or single addresses (crd, clouds)."""
+
+    pod_cidrs: tuple[str, ...] = msgspec.field(name="podCIDRs", default=())
+    pools: CiliumNodePools = CiliumNodePools()
+    pool: dict[str, Any] = msgspec.field(default_factory=dict)
+    ipv6_pool: dict[str, Any] = msgspec.field(name="ipv6-pool", default_factory=dict)
+
+
+class CiliumNodeSpec(Struct, frozen=True):
+    """spec of a CiliumNode."""
+
+    ipam: CiliumNodeIPAM = CiliumNodeIPAM()
+
+
+class CiliumNode(Struct, frozen=True):
+    """cilium.io/v2 CiliumNode: one per node, made by its agent."""
+
+    metadata: ObjectMeta = ObjectMeta()
+    spec: CiliumNodeSpec = CiliumNodeSpec()
+
+
+class CiliumPoolFamily(Struct, frozen=True):
+    """spec.ipv4 or spec.ipv6 of a CiliumPodIPPool."""
+
+    cidrs: tuple[str, ...] = ()
+    mask_size: int = 0
+
+
+class CiliumPodIPPoolSpec(Struct, frozen=True):
+    """spec of a CiliumPodIPPool."""
+
+    ipv4: CiliumPoolFamily | None = None
+    ipv6: CiliumPoolFamily | None = None
+
+
+class CiliumPodIPPool(Struct, frozen=True):
+    """cilium.io/v2alpha1 CiliumPodIPPool."""
+
+    metadata: ObjectMeta = ObjectMeta()
+    spec: CiliumPodIPPoolSpec = CiliumPodIPPoolSpec()
+
+
+CILIUM_NODES: Resource[CiliumNode] = Resource(
+    group=GROUP, version="v2", plural="ciliumnodes", kind="CiliumNode", type=CiliumNode
+)
+CILIUM_POOLS: Resource[CiliumPodIPPool] = Resource(
+    group=GROUP, version="v2alpha1", plural="ciliumpodippools", kind="CiliumPodIPPool", type=CiliumPodIPPool
+)

@@ -1,0 +1,25 @@
+"""What the guard says of one request."""
+
+from dataclasses import dataclass
+
+from netloom.api.problem import Problem
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """refusals: what is wrong, the worst first; empty means: let it through.
+
+    warnings: legal and unwise; shown to whoever asks, whatever the verdict.
+    unseen: what the decision needs and the caches do not hold (yet): kind by kind, why. Nothing is decided then.
+    """
+
+    refusals: tuple[Problem, ...] = ()
+    warnings: tuple[Problem, ...] = ()
+    unseen: tuple[str, ...] = ()
+
+    @property
+    def allowed(self) -> bool:
+        return not self.refusals and not self.unseen
+
+
+ALLOWED = Verdict()
