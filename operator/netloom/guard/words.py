@@ -1,0 +1,71 @@
+"""What is said of a change of the IPAM mode: the same words by the webhook and by the ValidatingAdmissionPolicies.
+
+The API server asks a policy before a webhook, so which of the two a user meets depends on what is installed and runs.
+A template's holes are filled with values here, and with CEL expressions by whoever renders a policy.
+
+Holes: `in_use` "3 nodes hold addresses (a, b, c)", `mode` the one in force, `wanted` the one asked for.
+"""
+
+import string
+from collections.abc import Iterable, Mapping
+
+SHOWN = 3
+"""Names that are told; the others are counted."""
+
+NETWORK_MODE = (
+    "the IPAM mode of a live cluster cannot change: {in_use} of mode {mode}, and in mode {wanted} their pods would "
+    "lose the network. Keep spec.ipam.mode {mode}, or remove every node first (the lock opens when the last address "
+    "came back), or build a new cluster in mode {wanted} and move the workloads there."
+)
+NETWORK_CREATED = (
+    "a network that is made anew has to keep the IPAM mode: {in_use} of mode {mode}, and in mode {wanted} their pods "
+    "would lose the network. Create it with spec.ipam.mode {mode}, or remove every node first, or build a new cluster "
+    "in mode {wanted} and move the workloads there."
+)
+NETWORK_DELETED = (
+    "the network cannot be deleted while it is in use: {in_use} of mode {mode}, and nothing would say any more how "
+    "their pods reach each other. Remove every node first."
+)
+NETWORK_UNLOCKED = (
+    "only the operator writes what is in force: {in_use} of mode {mode}, and another entry would let the IPAM mode be "
+    "changed under them. Leave status.ipam as it is; it is cleared when the last address came back."
+)
+CILIUM_MODE = (
+    "the IPAM mode of a live cluster cannot change: {in_use} of mode {mode}, and in mode {wanted} their pods would "
+    "lose the network. Keep ipam: {mode} (Helm: --set ipam.mode={mode}), or remove every node and its CiliumNode "
+    "first, or build a new cluster in mode {wanted} and move the workloads there."
+)
+CILIUM_MIGRATION = (
+    " The one live migration that Cilium has, from cluster-pool to multi-pool, needs "
+    'enable-cluster-pool-to-multi-pool-migration: "true" in the same change (from Cilium 1.20 on).'
+)
+"""Follows CILIUM_MODE where somebody asks for that one without its flag."""
+CILIUM_UNSET = (
+    "the key cannot be removed while it is in use: {in_use} of mode {mode}, and Cilium would fall back to a default of "
+    "its own when it restarts. Keep ipam: {mode} (Helm: --set ipam.mode={mode})."
+)
+CILIUM_DELETED = (
+    "Cilium's configuration cannot be deleted while it is in use: {in_use} of mode {mode}, and whatever starts without "
+    "it, or is installed anew in another mode, takes the network from their pods. Remove every node and its CiliumNode "
+    "first."
+)
+
+
+def in_use(count: int, names: Iterable[str]) -> str:
+    """Who holds addresses. names: at least SHOWN of them, or all."""
+    shown = list(names)[:SHOWN]
+    more = f" and {count - len(shown)} more" if count > len(shown) else ""
+    return (
+        f"{count} node{'' if count == 1 else 's'} hold{'s' if count == 1 else ''} addresses ({', '.join(shown)}{more})"
+    )
+
+
+def cel(template: str, holes: Mapping[str, str]) -> str:
+    """A template as a CEL expression of type string. holes: a CEL expression of type string for each of its holes."""
+    parts: list[str] = []
+    for text, hole, _, _ in string.Formatter().parse(template):
+        if text:
+            parts.append("'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'")
+        if hole:
+            parts.append(holes[hole])
+    return " + ".join(parts)
