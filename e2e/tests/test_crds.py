@@ -77,7 +77,8 @@ class Case:
     patch: Manifest
     says: tuple[str, ...]
     by_schema: bool
-    locked: str
+    locked: dict[str, str]
+    """status.ipam before the change; empty where no node holds an address."""
 
     @property
     def after(self) -> Manifest:
@@ -104,7 +105,7 @@ def _read(tables: tuple[str, ...]) -> Iterator[Case]:
                 patch=patch,
                 says=tuple(row.get("says", ())),
                 by_schema=row.get("by") == "schema",
-                locked=row.get("locked", ""),
+                locked={"mode": row["locked"], "inUse": row.get("in_use", "")} if "locked" in row else {},
             )
 
 
@@ -172,12 +173,12 @@ def test_changes(cluster: ControlPlane, case: Case) -> None:
         assert in_our_words(own + update(old, new)) == sorted(map(without_verdict, case.says))
 
 
-def exists(cluster: ControlPlane, resource: Resource[Any], manifest: Manifest, locked: str = "") -> Manifest:
-    """Makes the object, with the mode in force."""
+def exists(cluster: ControlPlane, resource: Resource[Any], manifest: Manifest, locked: dict[str, str]) -> Manifest:
+    """Makes the object, with what is in force."""
     stored = cluster.client.request("POST", resource.path(), manifest)
     if locked:
         path = resource.path(manifest["metadata"]["name"], subresource="status")
-        stored = cluster.client.request("PATCH", path, {"status": {"ipam": {"mode": locked}}})
+        stored = cluster.client.request("PATCH", path, {"status": {"ipam": locked}})
     return dict(stored)
 
 

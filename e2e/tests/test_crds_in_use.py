@@ -148,6 +148,14 @@ def test_full_lists_are_within_the_budget_for_rules(cluster: ControlPlane) -> No
     lock(cluster)
     full["ipv4PodCIDRList"].reverse()
     cluster.kubectl("apply", "-f", "-", input=manifest("NetloomNetwork", "default", ipam=ipam, masquerade=masquerade))
+    # All are made larger, and what holds them stands at the end of the list: each is compared with nearly each.
+    full["ipv4PodCIDRList"] = [f"10.{number}.0.0/16" for number in range(64, 80)]
+    full["ipv4PodCIDRList"] += [f"10.{number}.0.0/15" for number in range(0, 32, 2)]
+    full["ipv6PodCIDRList"] = [f"fd00:1111:2222:3333:4444:5555:66{number}:0/112" for number in range(64, 80)]
+    full["ipv6PodCIDRList"] += [f"fd00:1111:2222:3333:4444:5555:66{number:02}:0/111" for number in range(0, 32, 2)]
+    cluster.kubectl("apply", "-f", "-", input=manifest("NetloomNetwork", "default", ipam=ipam, masquerade=masquerade))
+    refusal = cluster.kubectl("apply", "-f", "-", input=network(), check=False)
+    assert "10.64.0.0/16 cannot be removed or made smaller" in refusal.stderr
     cidrs = [f"fd00:1111:2222:3333:4444:5555:6666:{number:x}/128" for number in range(1, 16385)]
     path = PREFILTERS.path()
     stored = cluster.client.request("POST", path, json.loads(manifest("NetloomPrefilter", "full", denyCIDRs=cidrs)))
@@ -264,7 +272,7 @@ FIELDS:
   ipv4PodCIDRList	<[]string>
     IPv4 CIDRs, used in this order. They must not overlap one another, the
     nodes' addresses or anything else that pods shall reach. While nodes hold
-    addresses, CIDRs can be added but not removed.
+    addresses, CIDRs can be added or made larger, but not removed.
 
   ipv6MaskSize	<integer>
     Prefix length of one node's IPv6 pod CIDR: 120 gives every node 256
@@ -273,7 +281,7 @@ FIELDS:
   ipv6PodCIDRList	<[]string>
     IPv6 CIDRs, used in this order. They must not overlap one another, the
     nodes' addresses or anything else that pods shall reach. While nodes hold
-    addresses, CIDRs can be added but not removed.
+    addresses, CIDRs can be added or made larger, but not removed.
 """
 
 

@@ -84,12 +84,14 @@ class NetworkIPAMStatus(Struct, frozen=True):
     """status.ipam: the mode in force ("" while no node holds an address) and the ledgers that hold allocations.
 
     `epoch` grows with every opening of a ledger and every clearing of the mode: each is then a write that really
-    changes the object, and whoever wrote by an older resourceVersion notices.
+    changes the object, and whoever wrote by an older resourceVersion notices. `in_use` says for people who holds
+    addresses, as `netloom.api.words.in_use` does; it may be some seconds old, and nothing is decided by it.
     """
 
     mode: IPAMMode | Literal[""] = ""
     epoch: int = 0
     shards: tuple[str, ...] = ()
+    in_use: str = ""
 
 
 class NetworkStatus(Struct, frozen=True):

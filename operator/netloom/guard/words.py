@@ -7,16 +7,25 @@ Holes: `in_use` "3 nodes hold addresses (a, b, c)", `mode` the one in force, `wa
 """
 
 import string
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
-SHOWN = 3
-"""Names that are told; the others are counted."""
+from netloom.api.words import NETWORK_MODE, NODES_HOLD, SHOWN, in_use
 
-NETWORK_MODE = (
-    "the IPAM mode of a live cluster cannot change: {in_use} of mode {mode}, and in mode {wanted} their pods would "
-    "lose the network. Keep spec.ipam.mode {mode}, or remove every node first (the lock opens when the last address "
-    "came back), or build a new cluster in mode {wanted} and move the workloads there."
-)
+__all__ = [
+    "CILIUM_DELETED",
+    "CILIUM_MIGRATION",
+    "CILIUM_MODE",
+    "CILIUM_UNSET",
+    "NETWORK_CREATED",
+    "NETWORK_DELETED",
+    "NETWORK_MODE",
+    "NETWORK_UNLOCKED",
+    "NODES_HOLD",
+    "SHOWN",
+    "cel",
+    "in_use",
+]
+
 NETWORK_CREATED = (
     "a network that is made anew has to keep the IPAM mode: {in_use} of mode {mode}, and in mode {wanted} their pods "
     "would lose the network. Create it with spec.ipam.mode {mode}, or remove every node first, or build a new cluster "
@@ -49,15 +58,6 @@ CILIUM_DELETED = (
     "it, or is installed anew in another mode, takes the network from their pods. Remove every node and its CiliumNode "
     "first."
 )
-
-
-def in_use(count: int, names: Iterable[str]) -> str:
-    """Who holds addresses. names: at least SHOWN of them, or all."""
-    shown = list(names)[:SHOWN]
-    more = f" and {count - len(shown)} more" if count > len(shown) else ""
-    return (
-        f"{count} node{'' if count == 1 else 's'} hold{'s' if count == 1 else ''} addresses ({', '.join(shown)}{more})"
-    )
 
 
 def cel(template: str, holes: Mapping[str, str]) -> str:

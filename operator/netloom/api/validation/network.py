@@ -17,6 +17,15 @@ from netloom.api.cidrs import (
 from netloom.api.problem import Problem
 from netloom.api.v1alpha1 import NETWORK_NAME, ClusterPool, IPAMMode, NetloomNetwork
 from netloom.api.validation.ranges import check_ranges
+from netloom.api.words import (
+    CIDR_IN_USE,
+    CIDR_WAY_OUT,
+    MASK_IN_USE,
+    MASK_WAY_OUT,
+    MODE_LOCKED,
+    MODE_WAY_OUT,
+    NODES_HOLD,
+)
 
 TUNNEL_OVERHEAD = 50
 """Bytes that an encapsulated packet is longer than the packet of the pod, over an IPv4 network."""
@@ -59,15 +68,10 @@ def validate_network_update(old: NetloomNetwork, new: NetloomNetwork) -> list[Pr
     name = f"NetloomNetwork {new.metadata.name}"
     problems: list[Problem] = []
     in_force, wanted = new.status.ipam.mode, new.spec.ipam.mode
+    in_use = new.status.ipam.in_use or NODES_HOLD
     if wanted != old.spec.ipam.mode and in_force not in ("", wanted):
-        message = (
-            f"the IPAM mode of a live cluster cannot change: nodes hold addresses of mode {in_force}, "
-            f"and in mode {wanted} their pods would lose the network."
-        )
-        way_out = (
-            f"Keep spec.ipam.mode {in_force}, or remove every node first (the lock opens when the last address came "
-            f"back), or build a new cluster in mode {wanted} and move the workloads there."
-        )
+        message = MODE_LOCKED.format(in_use=in_use, mode=in_force, wanted=wanted)
+        way_out = MODE_WAY_OUT.format(mode=in_force, wanted=wanted)
         problems.append(Problem(name, "spec.ipam.mode", wanted, "ModeLocked", message, way_out))
     before = old.status.ipam.mode
     if before and in_force not in ("", before):
@@ -76,7 +80,7 @@ def validate_network_update(old: NetloomNetwork, new: NetloomNetwork) -> list[Pr
         problems.append(Problem(name, "status.ipam.mode", in_force, "ModeLocked", message, way_out))
     if in_force == "cluster-pool":
         for family in FAMILIES:
-            problems += _pool_update(name, family, old.spec.ipam.cluster_pool, new.spec.ipam.cluster_pool)
+            problems += _pool_update(name, family, old.spec.ipam.cluster_pool, new.spec.ipam.cluster_pool, in_use)
     return problems
 
 
@@ -123,24 +127,29 @@ def _cluster_pool(name: str, pool: ClusterPool) -> list[Problem]:
     return problems
 
 
-def _pool_update(name: str, family: Family, old: ClusterPool, new: ClusterPool) -> list[Problem]:
+def _pool_update(name: str, family: Family, old: ClusterPool, new: ClusterPool, in_use: str) -> list[Problem]:
     (before, old_size), (after, new_size) = _lists(old)[family], _lists(new)[family]
     problems: list[Problem] = []
-    lost = next((cidr for cidr in before if cidr not in after), None)
+    lost = next((cidr for cidr in before if not _kept(cidr, after)), None)
     if lost is not None:
         field = f"spec.ipam.clusterPool.ipv{family}PodCIDRList"
-        message = f"{lost} cannot be removed or changed while nodes hold addresses: pods may be using it."
-        way_out = "Keep it; to get more space, add another CIDR to the list."
-        problems.append(Problem(name, field, lost, "CIDRInUse", message, way_out))
+        message = CIDR_IN_USE.format(cidr=lost, in_use=in_use)
+        problems.append(Problem(name, field, lost, "CIDRInUse", message, CIDR_WAY_OUT))
     if before and old_size != new_size:
         field = f"spec.ipam.clusterPool.ipv{family}MaskSize"
-        message = (
-            "the mask size cannot change while nodes hold addresses: new blocks would not fit between the old ones."
-        )
-        problems.append(
-            Problem(name, field, str(new_size), "CIDRInUse", message, "Keep it, or remove every node first.")
-        )
+        message = MASK_IN_USE.format(in_use=in_use)
+        problems.append(Problem(name, field, str(new_size), "CIDRInUse", message, MASK_WAY_OUT))
     return problems
+
+
+def _kept(text: str, after: Sequence[str]) -> bool:
+    """Whether a CIDR is still in the list, or one that holds all of it."""
+    cidr = parse_cidr(text)
+    return text in after or (cidr is not None and any(_contains(parse_cidr(other), cidr) for other in after))
+
+
+def _contains(larger: Network | None, cidr: Network) -> bool:
+    return larger is not None and larger.prefixlen <= cidr.prefixlen and larger.overlaps(cidr)
 
 
 def _routing(name: str, network: NetloomNetwork) -> list[Problem]:
