@@ -92,6 +92,7 @@ class Allocation:
             stores.networks,
             stores.nodes,
             self.book,
+            self.lock,
             self.ledgers,
             self._reconciler,
             conditions,

@@ -73,7 +73,7 @@ class Ledgers:
         self.trouble: Exception | None = None
         """Why the last batch could not be committed."""
         self.loaded = asyncio.Event()
-        """All ledgers were read."""
+        """All ledgers were read, and the lock says what is in use."""
         self._api = api
         self._lock = lock
         self._nodes = nodes
@@ -126,8 +126,10 @@ class Ledgers:
     # The one task
 
     async def run(self) -> None:
-        """Reads all ledgers, then commits for ever."""
+        """Reads all ledgers, mends the lock, then commits for ever."""
         await self._patiently(self._load_all)
+        # The lock before the nodes: where it was lost, they would be judged by a mode that is not the one in force.
+        await self._patiently(self._prepare)
         self.loaded.set()
         self._changed()
         self.look()

@@ -118,6 +118,17 @@ class ModeLock:
         await self.release_finalizer()
         return True
 
+    async def tell(self, in_use: str) -> bool:
+        """Writes for people who holds addresses; False where somebody else wrote in between.
+
+        Never into a network whose lock is clear: by compare-and-swap, and after our own writes of the lock.
+        """
+        async with self._writing:
+            network = self.network
+            if network is None or (in_use and not network.status.ipam.mode):
+                return True
+            return await self._patch(network, {"inUse": in_use or None})
+
     async def release_finalizer(self) -> None:
         """Lets go of a network whose lock is clear."""
         async with self._writing:
@@ -163,19 +174,31 @@ class ModeLock:
         try:
             if mode:
                 network = await self._set_finalizer(network, present=True)
-            patch = {
-                "metadata": {"resourceVersion": network.metadata.resource_version, "uid": network.metadata.uid},
-                "status": {"ipam": {"mode": mode, "shards": shards, "epoch": epoch}},
-            }
-            WRITES.labels("NetloomNetwork", "patch").inc()
+        except (Conflict, NotFound):
+            await self._refresh()
+            return False
+        ipam: dict[str, object] = {"mode": mode, "shards": shards, "epoch": epoch}
+        return await self._patch(network, ipam if mode else {**ipam, "inUse": None})
+
+    async def _patch(self, network: NetloomNetwork, ipam: dict[str, object]) -> bool:
+        """Merges into status.ipam of this very version; False where it is not the newest any more."""
+        patch = {
+            "metadata": {"resourceVersion": network.metadata.resource_version, "uid": network.metadata.uid},
+            "status": {"ipam": ipam},
+        }
+        WRITES.labels("NetloomNetwork", "patch").inc()
+        try:
             self._networks.put(await self._api.patch(NETWORKS, NETWORK_NAME, patch, subresource="status"))
         except (Conflict, NotFound):
-            try:
-                self._networks.put(await self._api.get(NETWORKS, NETWORK_NAME))
-            except NotFound:
-                self._networks.remove(NETWORK_NAME)
+            await self._refresh()
             return False
         return True
+
+    async def _refresh(self) -> None:
+        try:
+            self._networks.put(await self._api.get(NETWORKS, NETWORK_NAME))
+        except NotFound:
+            self._networks.remove(NETWORK_NAME)
 
     async def _set_finalizer(self, network: NetloomNetwork, present: bool) -> NetloomNetwork:
         finalizers = network.metadata.finalizers

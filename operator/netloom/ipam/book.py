@@ -11,7 +11,7 @@ docs/allocation.md has the proof. A plan is made against the ledgers as known; t
 decides whether they were known well enough.
 """
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 
 from netloom.ipam import intervals, ledger
@@ -205,6 +205,10 @@ class Book:
     def nodes(self) -> list[str]:
         """All nodes with entries."""
         return list(self._of_node)
+
+    def holders(self) -> Set[str]:
+        """All nodes that hold blocks, are being given some, or have not yet given all back."""
+        return self._of_node.keys() | self._held.keys()
 
     def unsettled(self) -> list[str]:
         """All nodes that hold blocks which no ledger has for them."""

@@ -21,6 +21,8 @@ NAMES = ("a", "b", "c")
 DICTATED = ("10.0.0.0/24", "10.0.1.0/24", "10.0.0.0/23", "10.9.0.0/24")
 """Pod CIDRs that Nodes bring in mode `kubernetes`: some of them overlap, as a broken controller's would."""
 MORE = "10.1.0.0/24"
+WIDER = {"10.0.0.0/24": "10.0.0.0/22", "10.0.0.0/23": "10.0.0.0/22", "fd00::/118": "fd00::/116"}
+"""Cluster CIDRs, and what a user puts in their place."""
 WAITS = (1.0, 6.0, 11.0, 16.0, 121.0)
 FATES = (
     *["done"] * 4,
@@ -101,15 +103,20 @@ class AllocationMachine(RuleBasedStateMachine):
         else:
             self.world.join(name, *([dictated] if self.mode == "kubernetes" else []))
 
-    @rule(action=st.sampled_from(("collect", "grow", "cluster-pool", "kubernetes", *WAITS)))
+    @rule(action=st.sampled_from(("collect", "grow", "widen", "cluster-pool", "kubernetes", *WAITS)))
     def interfere(self, action: str | float) -> None:
-        """Time passes, the garbage collector has its turn, the user appends a CIDR or tries to change the mode."""
+        """Time passes, the garbage collector has its turn, the user gives more space or tries to change the mode."""
         if isinstance(action, float):
             self.world.wait(action)
         elif action == "collect":
             self.world.collect_garbage()
         elif action == "grow":
             self.pool["ipv4PodCIDRList"] = list(dict.fromkeys([*self.pool["ipv4PodCIDRList"], MORE]))
+            self.world.apply_network(mode=self.mode, **self.pool)
+        elif action == "widen":
+            for field in ("ipv4PodCIDRList", "ipv6PodCIDRList"):
+                if field in self.pool:
+                    self.pool[field] = [WIDER.get(cidr, cidr) for cidr in self.pool[field]]
             self.world.apply_network(mode=self.mode, **self.pool)
         elif not self.world.server.all("nodes"):  # what nodes bring depends on the mode that they were made in
             try:

@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 
+from netloom.ipam.cidr import parse
 from netloom.runtime.errors import AlreadyExists, Conflict, Invalid, NotFound
 
 Json = dict[str, Any]
@@ -205,7 +206,8 @@ def _rules(plural: str, old: Json | None, new: Json) -> None:
             pool, before = new["spec"]["ipam"]["clusterPool"], old["spec"]["ipam"]["clusterPool"]
             for name in ("ipv4", "ipv6"):
                 cidrs, had = pool.get(f"{name}PodCIDRList", ()), before.get(f"{name}PodCIDRList", ())
-                _check(set(had) <= set(cidrs), "a CIDR cannot be removed while nodes hold addresses")
+                kept = all(any(parse(each).contains(parse(cidr)) for each in cidrs) for cidr in had)
+                _check(kept, "a CIDR cannot be removed or made smaller while nodes hold addresses")
                 mask = f"{name}MaskSize"
                 _check(not had or pool.get(mask) == before.get(mask), "the mask size cannot change")
     if plural == "netloomledgers":

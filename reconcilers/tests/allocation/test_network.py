@@ -5,6 +5,7 @@ from prometheus_client import generate_latest
 
 from netloom.runtime.errors import Invalid
 from netloom.runtime.metrics import REGISTRY
+from tests.allocation.server import Request
 from tests.allocation.world import World
 
 
@@ -64,6 +65,105 @@ def test_a_block_that_comes_back_goes_to_one_who_waits(empty: World) -> None:
     empty.calm(20)
     assert sorted(empty.texts().values()) == ["", "10.0.0.0/24"]
     assert set(empty.texts()) == {"b", "c"}
+
+
+def test_a_cidr_made_larger_gives_what_is_beside_the_old_one(empty: World) -> None:
+    empty.apply_network(ipv4PodCIDRList=["10.0.4.0/25"], ipv4MaskSize=26)
+    empty.start()
+    for name in "abc":
+        empty.join(name)
+    empty.calm(20)
+    assert empty.texts() == {"a": "10.0.4.0/26", "b": "10.0.4.64/26", "c": ""}
+
+    with pytest.raises(Invalid, match="cannot be removed or made smaller"):
+        empty.apply_network(ipv4PodCIDRList=["10.0.4.0/26"], ipv4MaskSize=26)
+    empty.apply_network(ipv4PodCIDRList=["10.0.0.0/16"], ipv4MaskSize=26)
+    for number in range(20):
+        empty.join(f"n{number:02}")
+    empty.calm(20)
+    held = empty.texts()
+    assert {name: held[name] for name in "abc"} == {"a": "10.0.4.0/26", "b": "10.0.4.64/26", "c": "10.0.0.0/26"}
+    assert held["n14"] == "10.0.3.192/26"
+    assert held["n15"] == "10.0.4.128/26", "the blocks of a and b are passed over"
+    assert metric("netloom_ipam_blocks", cidr="10.0.0.0/16", mask="26", state="allocated") == 23
+
+    # Out of the region of the first ledger, too, and with a successor that knows only what is written.
+    empty.apply_network(ipv4PodCIDRList=["10.0.0.0/15"], ipv4MaskSize=26)
+    empty.kill(empty.operators[0])
+    empty.start()
+    empty.leave("a")
+    empty.join("d")
+    empty.calm(200)
+    assert empty.texts() == {**{name: held[name] for name in held if name != "a"}, "d": "10.0.5.192/26"}
+
+
+# Who holds addresses
+
+
+def words_of(world: World) -> str:
+    words: str = world.network["status"]["ipam"].get("inUse", "")
+    return words
+
+
+def telling(world: World, since: int = 0) -> list[str | None]:
+    """What was written for people of who holds addresses."""
+    bodies = [
+        each.body for each in world.server.executed[since:] if str(each) == "patch netloomnetworks/default/status"
+    ]
+    told = [body["status"].get("ipam", {}) for body in bodies]
+    return [ipam["inUse"] for ipam in told if "inUse" in ipam and "mode" not in ipam]
+
+
+def test_the_network_says_who_holds_addresses_in_few_writes(empty: World) -> None:
+    empty.apply_network(ipv4PodCIDRList=["10.0.0.0/16"], ipv4MaskSize=24)
+    operator = empty.start()
+    empty.join("worker-1")
+    empty.calm(10)
+    assert words_of(empty) == "1 node holds addresses (worker-1)"
+    assert telling(empty) == ["1 node holds addresses (worker-1)"]
+
+    # A hundred join within a second: told when the first came, or soon after, and when it is over.
+    since = len(empty.server.executed)
+    for number in range(2, 102):
+        empty.join(f"worker-{number}")
+        empty.calm(0.01)
+    empty.calm(20)
+    assert words_of(empty) == "101 nodes hold addresses (worker-1, worker-10, worker-100 and 98 more)"
+    assert len(telling(empty, since)) <= 2
+
+    # A successor finds it written.
+    since = len(empty.server.executed)
+    empty.kill(operator)
+    empty.start()
+    empty.calm(20)
+    assert telling(empty, since) == []
+
+    since = len(empty.server.executed)
+    for number in range(1, 102):
+        empty.leave(f"worker-{number}")
+    empty.calm(300)
+    assert empty.mode_in_force == ""
+    assert "inUse" not in empty.network["status"]["ipam"], "cleared with the lock, in the same write"
+    assert len(telling(empty, since)) <= 2
+    assert None not in telling(empty, since)
+
+
+def test_who_holds_addresses_is_not_written_beside_a_lock_that_opened_meanwhile(world: World) -> None:
+    world.join("a")
+    world.join("b")
+    first = world.start()
+    world.calm(20)
+    world.leave("b")
+    late = world.until(first, "patch netloomnetworks/default/status", patience=30)
+    assert late.request.body["status"]["ipam"] == {"inUse": "1 node holds addresses (a)"}
+    world.delay(late)
+    world.kill(first)
+    world.leave("a")
+    world.start()
+    world.calm(300)
+    assert world.mode_in_force == ""
+    world.calm(10)
+    assert "inUse" not in world.network["status"]["ipam"]
 
 
 # The mode lock
@@ -146,6 +246,49 @@ def test_the_mode_in_force_is_obeyed_when_the_lock_was_got_around(world: World, 
     assert "mode kubernetes is not followed. Set spec.ipam.mode to cluster-pool" in message
     assert "ModeLocked" in operator.said.reasons("NetloomNetwork/default")
     assert metric("netloom_network_problems", reason="ModeLocked") == 1
+
+
+def clear_lock(world: World) -> None:
+    """What an administrator can do, where no webhook stops him."""
+    world.server.execute(Request("patch", "netloomnetworks", "default", {"status": {"ipam": None}}, "status", "merge"))
+
+
+@pytest.mark.parametrize("takes_over", [False, True])
+def test_the_mode_in_force_is_obeyed_when_the_lock_was_cleared_by_hand(world: World, takes_over: bool) -> None:
+    world.join("a")
+    operator = world.start()
+    world.calm(20)
+    if takes_over:
+        world.kill(operator)
+    clear_lock(world)
+    world.apply_network(mode="kubernetes", ipv4PodCIDRList=["10.0.0.0/22"], ipv4MaskSize=24)
+    world.join("b", "10.244.0.0/24")
+    if takes_over:
+        operator = world.start()
+    world.calm(20)
+    assert world.mode_in_force == "cluster-pool"
+    assert world.network["status"]["ipam"]["shards"] == ["v4-10.0.0.0-16"]
+    assert words_of(world) == "2 nodes hold addresses (a, b)"
+    assert world.texts() == {"a": "10.0.0.0/24", "b": "10.0.1.0/24"}
+    assert ready(world)[:2] == ("False", "ModeLocked")
+    assert "ModeLocked" in operator.said.reasons("NetloomNetwork/default")
+    assert metric("netloom_network_problems", reason="ModeLocked") == 1
+
+
+def test_a_node_made_anew_while_the_lock_was_lost_keeps_its_cidr(world: World) -> None:
+    """In mode kubernetes, a Node that comes back with another CIDR gets that one; here it is not the mode in force."""
+    world.join("a")
+    operator = world.start()
+    world.calm(20)
+    world.kill(operator)
+    clear_lock(world)
+    world.apply_network(mode="kubernetes", ipv4PodCIDRList=["10.0.0.0/22"], ipv4MaskSize=24)
+    world.leave("a")
+    world.join("a", "10.244.0.0/24")
+    world.start()
+    world.calm(20)
+    assert world.texts() == {"a": "10.0.0.0/24"}
+    assert world.mode_in_force == "cluster-pool"
 
 
 def test_addresses_of_two_modes_stop_allocation_and_say_so(empty: World) -> None:
