@@ -1,6 +1,7 @@
 """Pod CIDRs for nodes: real operator processes on a real API server, with the rights that they have in production."""
 
 import ipaddress
+import json
 
 import pytest
 
@@ -163,3 +164,52 @@ def test_exhaustion_is_told_and_ends_with_more_space(cluster: Cluster, operators
     for name in ("node-3", "node-4"):
         wait_for("the node is well", lambda name=name: condition(cluster.netloom_node(name), "Allocated")[0] == "True")
     wait_for("the metric says so", lambda: operator.metric("netloom_nodes_waiting") == 0)
+
+
+def test_a_cluster_cidr_in_use_is_made_larger(cluster: Cluster, operators: Operators, plane: ControlPlane):
+    cluster.create_network(
+        ipv4PodCIDRList=["10.70.0.0/24"], ipv4MaskSize=26, ipv6PodCIDRList=["fd00:70:0:1::/64"], ipv6MaskSize=66
+    )
+    operator = operators.start()
+    cluster.add_nodes(*names(2, "old"))
+    wait_for("the first nodes have CIDRs", cluster.served)
+    before = cluster.check()
+    assert lines(before) == {"old-1": "10.70.0.0/26 fd00:70:0:1::/66", "old-2": "10.70.0.64/26 fd00:70:0:1:4000::/66"}
+
+    # More nodes than fit; then the CIDRs of both families are replaced by larger ones.
+    cluster.add_nodes(*names(4, "new"))
+    wait_for("it is told", lambda: condition(cluster.network(), "Ready")[1] == "ClusterPoolExhausted")
+    pool = {"ipv4PodCIDRList": ["10.70.0.0/16"], "ipv6PodCIDRList": ["fd00:70::/56"]}
+    plane.kubectl("patch", "nlnet", "default", "--type=merge", "--patch", spec_of(pool))
+    wait_for("all nodes have CIDRs", cluster.served)
+    wait_for("the network is well", lambda: condition(cluster.network(), "Ready")[0] == "True")
+    held = cluster.check()
+    assert {name: held[name] for name in before} == before
+    assert len(held) == 6
+    wait_for("the metric says so", lambda: operator.metric(BLOCKS, cidr="10.70.0.0/16", state="allocated") == 6)
+    wait_for("the metric says so", lambda: operator.metric(BLOCKS, cidr="fd00:70::/56", state="allocated") == 6)
+
+    # Once more, beyond the regions of the ledgers (an IPv4 /16, an IPv6 /56); a successor gives what a node left.
+    pool = {"ipv4PodCIDRList": ["10.64.0.0/12"], "ipv6PodCIDRList": ["fd00:70::/48"]}
+    plane.kubectl("patch", "nlnet", "default", "--type=merge", "--patch", spec_of(pool))
+    operator.stop()
+    operators.start()
+    cluster.remove_nodes("old-1")
+    cluster.add_nodes(*names(4, "last"))
+    wait_for("all nodes have CIDRs", cluster.served, deadline=30)
+    left = ipaddress.ip_network("10.70.0.0/26")
+    wait_for("the block that was left came back", lambda: left not in cluster.ledger(), deadline=30)
+    last = cluster.check()
+    assert {name: last[name] for name in held if name != "old-1"} == {
+        name: cidrs for name, cidrs in held.items() if name != "old-1"
+    }
+    ledgers = {
+        obj["metadata"]["name"]: obj["spec"]["used"] for obj in cluster.list("netloomledgers.v1alpha1.netloom.dev")
+    }
+    assert ledgers == {"v4-10.64.0.0-16": 4, "v4-10.70.0.0-16": 5, "v6-fd00-70-0-0-56": 9}
+    shards = cluster.network()["status"]["ipam"]["shards"]
+    assert sorted(shards) == sorted(ledgers)
+
+
+def spec_of(pool: dict[str, list[str]]) -> str:
+    return json.dumps({"spec": {"ipam": {"clusterPool": pool}}})

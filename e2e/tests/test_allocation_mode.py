@@ -21,21 +21,37 @@ def in_force(cluster: Cluster) -> str:
     return mode
 
 
+def told(cluster: Cluster) -> str:
+    """Who holds addresses, as the operator says it."""
+    text: str = cluster.network().get("status", {}).get("ipam", {}).get("inUse", "")
+    return text
+
+
+def clear_the_lock(cluster: Cluster) -> None:
+    """What an administrator can do by hand where no webhook stops him."""
+    cluster.plane.kubectl(
+        "patch", "nlnet", "default", "--subresource=status", "--type=merge", '--patch={"status": {"ipam": null}}'
+    )
+
+
 def test_the_mode_changes_only_on_an_empty_cluster(cluster: Cluster, operators: Operators):
     cluster.create_network(ipv4PodCIDRList=["10.70.0.0/16"])
     operators.start()
     cluster.add_nodes("node-1", "node-2")
     wait_for("both nodes have CIDRs", cluster.served)
     assert in_force(cluster) == "cluster-pool"
-    with pytest.raises(KubectlError, match="the IPAM mode of a live cluster cannot change"):
+    wait_for("it is told who", lambda: told(cluster) == "2 nodes hold addresses (node-1, node-2)")
+    with pytest.raises(KubectlError, match=r"cannot change: 2 nodes hold addresses \(node-1, node-2\) of mode"):
         patch(cluster, TO_KUBERNETES)
     cluster.remove_nodes("node-1")
     wait_for("one has left", lambda: cluster.held().keys() == {"node-2"})
     with pytest.raises(KubectlError, match="the IPAM mode of a live cluster cannot change"):
         patch(cluster, TO_KUBERNETES)
+    wait_for("it is told who", lambda: told(cluster) == "1 node holds addresses (node-2)")
 
     cluster.remove_nodes("node-2")
     wait_for("the lock is clear", lambda: not in_force(cluster))
+    assert not told(cluster)
     assert not cluster.ledger()
     patch(cluster, TO_KUBERNETES)
     cluster.add_node("node-3", pod_cidrs=["10.71.0.0/24"])
@@ -91,3 +107,64 @@ def test_a_network_forced_away_and_made_anew_in_another_mode(cluster: Cluster, o
     wait_for("all nodes have CIDRs", cluster.served)
     held = cluster.check()
     assert {name: held[name] for name in before} == before
+
+
+def test_a_lock_cleared_by_hand_is_rebuilt_and_the_mode_does_not_change(cluster: Cluster, operators: Operators):
+    cluster.create_network(ipv4PodCIDRList=["10.70.0.0/16"])
+    operator = operators.start()
+    cluster.add_nodes("node-1", "node-2")
+    wait_for("both nodes have CIDRs", cluster.served)
+    before = cluster.check()
+
+    # Frozen, so that it cannot rebuild the lock before the mode is changed.
+    operator.freeze()
+    clear_the_lock(cluster)
+    patch(cluster, TO_KUBERNETES)
+    cluster.add_node("node-3", pod_cidrs=["10.71.0.0/24"])
+    operator.thaw()
+
+    wait_for("the lock is rebuilt", lambda: in_force(cluster) == "cluster-pool")
+    wait_for("the newcomer has a CIDR", cluster.served)
+    held = cluster.check()
+    assert {name: held[name] for name in before} == before
+    assert str(held["node-3"][0]).startswith("10.70."), "of the mode in force, not of the one asked for"
+    modes = {cluster.netloom_node(name)["spec"]["ipam"]["mode"] for name in held}
+    assert modes == {"cluster-pool"}
+    wait_for("it is told", lambda: condition(cluster.network(), "Ready")[:2] == ("False", "ModeLocked"))
+    wait_for("an Event", lambda: ("Warning", "ModeLocked") in cluster.events("default"))
+    wait_for("the metric says so", lambda: operator.metric("netloom_network_problems", reason="ModeLocked") == 1)
+    wait_for("it is told who", lambda: told(cluster).startswith("3 nodes hold addresses (node-1, node-2, node-3)"))
+    with pytest.raises(KubectlError, match="of mode cluster-pool, and in mode multi-pool"):
+        patch(cluster, '{"spec": {"ipam": {"mode": "multi-pool"}}}')
+    patch(cluster, '{"spec": {"ipam": {"mode": "cluster-pool"}}}')
+    wait_for("all is well", lambda: condition(cluster.network(), "Ready")[:2] == ("True", "Accepted"))
+
+
+def test_a_replica_that_takes_over_rebuilds_a_lock_cleared_by_hand(cluster: Cluster, operators: Operators):
+    cluster.create_network(ipv4PodCIDRList=["10.70.0.0/16"])
+    leader = operators.start(leader_elect=True)
+    cluster.add_nodes("node-1", "node-2")
+    wait_for("both nodes have CIDRs", cluster.served)
+    replica = operators.start(leader_elect=True)
+    wait_for("the replica runs", replica.healthy)
+    before = cluster.check()
+
+    leader.freeze()
+    clear_the_lock(cluster)
+    patch(cluster, TO_KUBERNETES)
+    # It comes back with another CIDR, which would be its own in mode kubernetes.
+    cluster.remove_nodes("node-2")
+    cluster.add_node("node-2", pod_cidrs=["10.71.0.0/24"])
+    cluster.add_node("node-3", pod_cidrs=["10.72.0.0/24"])
+
+    wait_for("the replica rebuilds the lock", lambda: in_force(cluster) == "cluster-pool", deadline=60)
+    wait_for("the newcomer has a CIDR", cluster.served)
+    wait_for("the metric says so", lambda: replica.metric("netloom_network_problems", reason="ModeLocked") == 1)
+    leader.thaw()
+    cluster.add_nodes("node-4")
+    wait_for("the next newcomer has a CIDR", cluster.served)
+    wait_for("ledgers and nodes agree", lambda: len(cluster.ledger()) == 4)
+    held = cluster.check()
+    assert {name: held[name] for name in before} == before
+    assert [str(held[name][0]) for name in ("node-3", "node-4")] == ["10.70.2.0/24", "10.70.3.0/24"]
+    assert in_force(cluster) == "cluster-pool"
