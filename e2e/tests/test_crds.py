@@ -77,7 +77,7 @@ class Case:
     patch: Manifest
     says: tuple[str, ...]
     by_schema: bool
-    locked: dict[str, str]
+    locked: dict[str, object]
     """status.ipam before the change; empty where no node holds an address."""
 
     @property
@@ -105,8 +105,13 @@ def _read(tables: tuple[str, ...]) -> Iterator[Case]:
                 patch=patch,
                 says=tuple(row.get("says", ())),
                 by_schema=row.get("by") == "schema",
-                locked={"mode": row["locked"], "inUse": row.get("in_use", "")} if "locked" in row else {},
+                locked=_in_force(row),
             )
+
+
+def _in_force(row: Manifest) -> dict[str, object]:
+    names = {"locked": "mode", "in_use": "inUse", "regions": "regions"}
+    return {field: row[name] for name, field in names.items() if name in row}
 
 
 @pytest.fixture
@@ -173,7 +178,7 @@ def test_changes(cluster: ControlPlane, case: Case) -> None:
         assert in_our_words(own + update(old, new)) == sorted(map(without_verdict, case.says))
 
 
-def exists(cluster: ControlPlane, resource: Resource[Any], manifest: Manifest, locked: dict[str, str]) -> Manifest:
+def exists(cluster: ControlPlane, resource: Resource[Any], manifest: Manifest, locked: dict[str, object]) -> Manifest:
     """Makes the object, with what is in force."""
     stored = cluster.client.request("POST", resource.path(), manifest)
     if locked:

@@ -52,8 +52,8 @@ def manifest(kind: str, name: str, **spec: Any) -> str:
     return json.dumps({"apiVersion": "netloom.dev/v1alpha1", "kind": kind, "metadata": {"name": name}, "spec": spec})
 
 
-def lock(cluster: ControlPlane, mode: str = "cluster-pool") -> None:
-    cluster.client.request("PATCH", f"{PATH}/status", {"status": {"ipam": {"mode": mode}}})
+def lock(cluster: ControlPlane, mode: str = "cluster-pool", **ipam: Any) -> None:
+    cluster.client.request("PATCH", f"{PATH}/status", {"status": {"ipam": {"mode": mode, **ipam}}})
 
 
 VERBS: dict[str, tuple[str, ...]] = {
@@ -145,7 +145,9 @@ def test_full_lists_are_within_the_budget_for_rules(cluster: ControlPlane) -> No
     masquerade = {"nonMasqueradeCIDRs": [f"10.0.{number}.0/24" for number in range(256)]}
     ipam = {"mode": "cluster-pool", "clusterPool": full}
     cluster.kubectl("apply", "-f", "-", input=manifest("NetloomNetwork", "default", ipam=ipam, masquerade=masquerade))
-    lock(cluster)
+    regions = [f"172.{number}.0.0/16" for number in range(16)]
+    regions += [f"fd00:1111:2222:3300:4444:5555:66{number}:0/112" for number in range(64, 80)]
+    lock(cluster, regions=regions, inUse="x" * 1024)
     full["ipv4PodCIDRList"].reverse()
     cluster.kubectl("apply", "-f", "-", input=manifest("NetloomNetwork", "default", ipam=ipam, masquerade=masquerade))
     # All are made larger, and what holds them stands at the end of the list: each is compared with nearly each.
@@ -154,8 +156,14 @@ def test_full_lists_are_within_the_budget_for_rules(cluster: ControlPlane) -> No
     full["ipv6PodCIDRList"] = [f"fd00:1111:2222:3333:4444:5555:66{number}:0/112" for number in range(64, 80)]
     full["ipv6PodCIDRList"] += [f"fd00:1111:2222:3333:4444:5555:66{number:02}:0/111" for number in range(0, 32, 2)]
     cluster.kubectl("apply", "-f", "-", input=manifest("NetloomNetwork", "default", ipam=ipam, masquerade=masquerade))
+    # All are taken away: each is compared with each region, too.
+    full["ipv4PodCIDRList"] = [f"10.{number}.0.0/16" for number in range(100, 132)]
+    full["ipv6PodCIDRList"] = [f"fd00:9999:2222:3333:4444:5555:66{number:02}:0/112" for number in range(32)]
+    cluster.kubectl("apply", "-f", "-", input=manifest("NetloomNetwork", "default", ipam=ipam, masquerade=masquerade))
+    # All but the last, in which something is in use.
+    lock(cluster, regions=[*regions[:15], "10.131.0.0/16", *regions[16:]])
     refusal = cluster.kubectl("apply", "-f", "-", input=network(), check=False)
-    assert "10.64.0.0/16 cannot be removed or made smaller" in refusal.stderr
+    assert f"10.131.0.0/16 cannot be removed or made smaller while {'x' * 1024}: pods may" in refusal.stderr
     cidrs = [f"fd00:1111:2222:3333:4444:5555:6666:{number:x}/128" for number in range(1, 16385)]
     path = PREFILTERS.path()
     stored = cluster.client.request("POST", path, json.loads(manifest("NetloomPrefilter", "full", denyCIDRs=cidrs)))
@@ -272,7 +280,8 @@ FIELDS:
   ipv4PodCIDRList	<[]string>
     IPv4 CIDRs, used in this order. They must not overlap one another, the
     nodes' addresses or anything else that pods shall reach. While nodes hold
-    addresses, CIDRs can be added or made larger, but not removed.
+    addresses, CIDRs can be added or made larger, and removed only if nothing
+    was given of them.
 
   ipv6MaskSize	<integer>
     Prefix length of one node's IPv6 pod CIDR: 120 gives every node 256
@@ -281,7 +290,8 @@ FIELDS:
   ipv6PodCIDRList	<[]string>
     IPv6 CIDRs, used in this order. They must not overlap one another, the
     nodes' addresses or anything else that pods shall reach. While nodes hold
-    addresses, CIDRs can be added or made larger, but not removed.
+    addresses, CIDRs can be added or made larger, and removed only if nothing
+    was given of them.
 """
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import structlog
 
 from netloom.api.meta import ObjectMeta
-from netloom.api.v1alpha1 import LEDGERS, NETLOOM_NODES, LedgerSpec, NetloomLedger, NetloomNode
+from netloom.api.v1alpha1 import LEDGERS, NETLOOM_NODES, ClusterPool, LedgerSpec, NetloomLedger, NetloomNode
 from netloom.ipam import ledger
 from netloom.ipam.book import REQUEST_SECONDS, Blocked, Book, Free, Grant, Plan, Refusal, Want
 from netloom.ipam.cidr import Cidr, CidrError, region_from_name
@@ -178,11 +178,12 @@ class Ledgers:
     async def _batch(self) -> None:
         wants = self._take_wants()
         frees, self._frees, self._free_at = self._frees, {}, float("inf")
+        network = self._lock.network  # by which the book is configured, synchronously
         plan = self.book.plan([want for want, _ in wants], [free for free, _ in frees.values()], self._clock())
         if not wants:
             self._tidy_at = float("inf")
             plan.edits = {**self.book.tidy(self._clock()).edits, **plan.edits}
-        done = await self._commit(plan)
+        done = await self._commit(plan, network.spec.ipam.cluster_pool if network else None)
         for want, future in wants:
             self._decide(plan, want, future, done)
         freed = {(free.node, free.cidr) for free in plan.freed if self.book.shard(free.cidr).name in done}
@@ -233,13 +234,13 @@ class Ledgers:
 
     # Commits
 
-    async def _commit(self, plan: Plan) -> set[str]:
-        """The names of the ledgers that were written."""
+    async def _commit(self, plan: Plan, pool: ClusterPool | None = None) -> set[str]:
+        """The names of the ledgers that were written. `pool`: where new blocks were chosen from."""
         self.trouble = None
         if not plan.edits:
             return set()
         try:
-            epoch = await self._open(plan)
+            epoch = await self._open(plan, pool)
         except (LockError, ApiError) as error:
             log.warning("ledgers cannot be opened", error=str(error))
             self.trouble = error
@@ -250,12 +251,12 @@ class Ledgers:
             writes = {name: group.create_task(self._write(plan, name, epoch)) for name in plan.edits}
         return {name for name, write in writes.items() if write.result()}
 
-    async def _open(self, plan: Plan) -> int:
+    async def _open(self, plan: Plan, pool: ClusterPool | None) -> int:
         """Announces the ledgers that have to be opened, after their version was read and before it is written."""
         closed = sorted(name for name in plan.opens if not self.book.shards[name].mode)
         if not closed:
             return 0
-        return await self._lock.open(self.book.mode, closed)
+        return await self._lock.open(self.book.mode, closed, pool)
 
     async def _write(self, plan: Plan, name: str, epoch: int) -> bool:
         shard = self.book.shards[name]

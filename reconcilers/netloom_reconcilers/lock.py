@@ -14,8 +14,17 @@ from collections.abc import Awaitable, Callable, Collection
 
 import structlog
 
-from netloom.api.v1alpha1 import LEDGERS, NETWORK_NAME, NETWORKS, NetloomLedger, NetloomNetwork, NetloomNode
+from netloom.api.v1alpha1 import (
+    LEDGERS,
+    NETWORK_NAME,
+    NETWORKS,
+    ClusterPool,
+    NetloomLedger,
+    NetloomNetwork,
+    NetloomNode,
+)
 from netloom.ipam import ledger
+from netloom.ipam.cidr import CidrError, cover, region_from_name
 from netloom.runtime.errors import Conflict, NotFound
 from netloom.runtime.store import Store
 from netloom_reconcilers.allocation_metrics import WRITES
@@ -25,6 +34,9 @@ log = structlog.get_logger(__name__)
 
 FINALIZER = "netloom.dev/in-use"
 ATTEMPTS = 5
+REGIONS = 16
+"""CIDRs per family in `status.ipam.regions`. There is no such bound on ledgers, but one that the API server wants
+before it compares each cluster CIDR with each of them."""
 
 
 class LockError(Exception):
@@ -59,8 +71,11 @@ class ModeLock:
         network = self.network
         return (network.status.ipam.mode or network.spec.ipam.mode) if network else ""
 
-    async def open(self, mode: str, names: Collection[str]) -> int:
+    async def open(self, mode: str, names: Collection[str], pool: ClusterPool | None = None) -> int:
         """Announces that ledgers are about to be opened for `mode`; returns the epoch. Raises LockError.
+
+        `pool`: where the blocks were chosen from. If it is another by now, some of them may be of a CIDR that was
+        removed, which the API server allows as long as nothing of it is announced.
 
         Every call is a new write, even if all names are listed already: a ledger that was closed meanwhile was closed
         by somebody who may be about to clear the lock, and this write makes that fail.
@@ -72,6 +87,8 @@ class ModeLock:
                 epoch = status.epoch
                 if status.mode not in ("", mode):
                     raise LockError("ModeLocked", f"the mode in force is {status.mode}, not {mode}")
+                if pool is not None and network.spec.ipam.cluster_pool != pool:
+                    raise LockError("NetworkChanged", "the cluster's CIDRs changed while blocks were chosen")
                 if not status.mode:
                     recorded, known, listed = await self._evidence()
                     if (recorded or {network.spec.ipam.mode}) != {mode}:
@@ -177,7 +194,7 @@ class ModeLock:
         except (Conflict, NotFound):
             await self._refresh()
             return False
-        ipam: dict[str, object] = {"mode": mode, "shards": shards, "epoch": epoch}
+        ipam: dict[str, object] = {"mode": mode, "shards": shards, "regions": _regions(shards), "epoch": epoch}
         return await self._patch(network, ipam if mode else {**ipam, "inUse": None})
 
     async def _patch(self, network: NetloomNetwork, ipam: dict[str, object]) -> bool:
@@ -216,6 +233,14 @@ class ModeLock:
         network = await self._api.patch(NETWORKS, NETWORK_NAME, patch)
         self._networks.put(network)
         return network
+
+
+def _regions(shards: Collection[str]) -> list[str] | None:
+    """See `status.ipam.regions`; None, which lets nothing be removed, where they cannot be told."""
+    try:
+        return [str(region) for region in cover([region_from_name(name) for name in shards], REGIONS)] or None
+    except CidrError:
+        return None
 
 
 def decode(obj: NetloomLedger) -> ledger.Ledger:

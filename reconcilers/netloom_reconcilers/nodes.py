@@ -411,7 +411,7 @@ class NodesReconciler:
 
 _WOKEN = frozenset({"NoNetwork", "PodCIDRsMissing", "IPAMModeNotImplemented", "NoClusterCIDR"})
 """Reasons that end with an event."""
-_PASSING = frozenset({"LedgerBusy", "ModeChanged", "NetworkBusy"})
+_PASSING = frozenset({"LedgerBusy", "ModeChanged", "NetworkBusy", "NetworkChanged"})
 """Reasons that pass by themselves."""
 _SILENT = _WOKEN | _PASSING
 """Reasons that the NetloomNetwork tells: no object per node is written for them."""

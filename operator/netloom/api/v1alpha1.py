@@ -85,12 +85,14 @@ class NetworkIPAMStatus(Struct, frozen=True):
 
     `epoch` grows with every opening of a ledger and every clearing of the mode: each is then a write that really
     changes the object, and whoever wrote by an older resourceVersion notices. `in_use` says for people who holds
-    addresses, as `netloom.api.words.in_use` does; it may be some seconds old, and nothing is decided by it.
+    addresses, as `netloom.api.words.in_use` does; it may be some seconds old, and nothing is decided by it. `regions`
+    are CIDRs that hold all regions of `shards`, few enough for the API server's rules to look at.
     """
 
     mode: IPAMMode | Literal[""] = ""
     epoch: int = 0
     shards: tuple[str, ...] = ()
+    regions: tuple[str, ...] = ()
     in_use: str = ""
 
 

@@ -10,6 +10,7 @@ them was given out. This is what lets one object's compare-and-swap keep them ap
 
 import functools
 import socket
+from collections.abc import Collection
 from typing import Literal, NamedTuple
 
 Version = Literal[4, 6]
@@ -97,6 +98,19 @@ def region_of(cidr: Cidr) -> Cidr:
     if cidr.length < length:
         raise CidrError(f"{cidr} is too large for one node: an IPv{cidr.version} block has at least a /{length} mask")
     return cidr.supernet(length)
+
+
+def cover(cidrs: Collection[Cidr], limit: int) -> list[Cidr]:
+    """At most `limit` CIDRs of each family that hold all of `cidrs`: themselves where they are few enough."""
+    found: list[Cidr] = []
+    for version, width in WIDTH.items():
+        mine = {cidr for cidr in cidrs if cidr.version == version}
+        length = width
+        while len(mine) > limit:
+            length -= 1
+            mine = {cidr.supernet(min(length, cidr.length)) for cidr in mine}
+        found += sorted(mine)
+    return found
 
 
 @functools.lru_cache(maxsize=4096)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
 from netloom.api.v1alpha1 import NetloomLedger
-from netloom.ipam.cidr import Cidr
+from netloom.ipam.cidr import Cidr, parse
 from netloom.runtime.errors import Invalid
 from netloom_reconcilers.lock import decode
 from tests.allocation.server import ModelServer
@@ -59,6 +59,7 @@ class AllocationMachine(RuleBasedStateMachine):
         no_overlap(world)
         self._no_change(world)
         self._locked(world)
+        self._listed(world)
 
     def _no_change(self, world: World) -> None:
         """A2: what a Node holds never changes while it lives."""
@@ -77,6 +78,15 @@ class AllocationMachine(RuleBasedStateMachine):
             ipam = obj["spec"].get("ipam", {})
             if ipam.get("podCIDRs"):
                 assert ipam.get("mode") == force, f"lock: {name} holds CIDRs of {ipam.get('mode')}, in force: {force!r}"
+
+    def _listed(self, world: World) -> None:
+        """What nodes hold is of the cluster's CIDRs, as none is removed of which anything was given."""
+        if world.mode_in_force == "cluster-pool":
+            pool = world.network["spec"]["ipam"]["clusterPool"]
+            listed = [parse(cidr) for cidr in (*pool["ipv4PodCIDRList"], *pool.get("ipv6PodCIDRList", ()))]
+            for name, cidrs in world.cidrs().items():
+                for cidr in cidrs:
+                    assert any(each.contains(cidr) for each in listed), f"removed: {name} holds {cidr}"
 
     # The start
 
@@ -103,9 +113,10 @@ class AllocationMachine(RuleBasedStateMachine):
         else:
             self.world.join(name, *([dictated] if self.mode == "kubernetes" else []))
 
-    @rule(action=st.sampled_from(("collect", "grow", "widen", "cluster-pool", "kubernetes", *WAITS)))
+    @rule(action=st.sampled_from(("collect", "grow", "take back", "widen", "cluster-pool", "kubernetes", *WAITS)))
     def interfere(self, action: str | float) -> None:
-        """Time passes, the garbage collector has its turn, the user gives more space or tries to change the mode."""
+        """Time passes, the garbage collector has its turn, the user gives more space, takes it back, or tries to change
+        the mode."""
         if isinstance(action, float):
             self.world.wait(action)
         elif action == "collect":
@@ -113,6 +124,13 @@ class AllocationMachine(RuleBasedStateMachine):
         elif action == "grow":
             self.pool["ipv4PodCIDRList"] = list(dict.fromkeys([*self.pool["ipv4PodCIDRList"], MORE]))
             self.world.apply_network(mode=self.mode, **self.pool)
+        elif action == "take back":
+            fewer = [cidr for cidr in self.pool["ipv4PodCIDRList"] if cidr != MORE]
+            try:
+                self.world.apply_network(mode=self.mode, **self.pool | {"ipv4PodCIDRList": fewer})
+                self.pool["ipv4PodCIDRList"] = fewer
+            except Invalid:
+                pass
         elif action == "widen":
             for field in ("ipv4PodCIDRList", "ipv6PodCIDRList"):
                 if field in self.pool:

@@ -206,8 +206,12 @@ def _rules(plural: str, old: Json | None, new: Json) -> None:
             pool, before = new["spec"]["ipam"]["clusterPool"], old["spec"]["ipam"]["clusterPool"]
             for name in ("ipv4", "ipv6"):
                 cidrs, had = pool.get(f"{name}PodCIDRList", ()), before.get(f"{name}PodCIDRList", ())
-                kept = all(any(parse(each).contains(parse(cidr)) for each in cidrs) for cidr in had)
-                _check(kept, "a CIDR cannot be removed or made smaller while nodes hold addresses")
+                lost = [cidr for cidr in had if not any(parse(each).contains(parse(cidr)) for each in cidrs)]
+                regions = new["status"]["ipam"].get("regions")
+                used = [
+                    cidr for cidr in lost if not regions or any(parse(each).overlaps(parse(cidr)) for each in regions)
+                ]
+                _check(not used, "a CIDR cannot be removed or made smaller while nodes hold addresses")
                 mask = f"{name}MaskSize"
                 _check(not had or pool.get(mask) == before.get(mask), "the mask size cannot change")
     if plural == "netloomledgers":

@@ -10,7 +10,7 @@ import pytest
 
 from netloom.api.core import Node
 from netloom.api.meta import Resource
-from netloom.api.v1alpha1 import NetloomNode
+from netloom.api.v1alpha1 import ClusterPool, NetloomNode
 from netloom.ipam import book, ledger
 from netloom.ipam.book import Book, Grant, Plan, Shard
 from netloom.ipam.cidr import Cidr, region_from_name
@@ -193,6 +193,26 @@ def a_closed_ledger_is_found_again(world: World) -> None:
     assert set(world.cidrs()) == {"a"}
 
 
+def a_cidr_is_removed_before_its_first_block_is_given(world: World) -> None:
+    """The API server lets a CIDR go of which nothing was given, and the announcement of its ledger comes too late."""
+    operator = world.start()
+    world.join("a")
+    world.calm(20)
+    world.apply_network(ipv4PodCIDRList=["10.0.0.0/24", "10.1.0.0/24"], ipv4MaskSize=24)
+    world.calm(20)
+    world.join("b")
+    announcement = world.until(operator, "patch netloomnetworks/default/status")
+    world.delay(announcement)
+    world.apply_network(ipv4PodCIDRList=["10.0.0.0/24"], ipv4MaskSize=24)
+    world.handle(announcement)
+    world.calm(20)
+    assert world.network["status"]["ipam"]["regions"] == ["10.0.0.0/16"]
+    assert world.texts() == {"a": "10.0.0.0/24", "b": ""}
+    world.apply_network(ipv4PodCIDRList=["10.0.0.0/24", "10.1.0.0/24"], ipv4MaskSize=24)
+    world.calm(20)
+    assert world.texts() == {"a": "10.0.0.0/24", "b": "10.1.0.0/24"}
+
+
 # The rules, and how to break them
 
 
@@ -262,12 +282,21 @@ def closing_writes_nothing(patch: pytest.MonkeyPatch) -> None:
 def announced_once_is_enough(patch: pytest.MonkeyPatch) -> None:
     open_ = Ledgers._open
 
-    async def broken(self: Ledgers, plan: Plan) -> int:
+    async def broken(self: Ledgers, plan: Plan, pool: ClusterPool | None) -> int:
         network = self._lock.network
         assert network is not None
         if plan.opens <= set(network.status.ipam.shards):
             return network.status.ipam.epoch
-        return await open_(self, plan)
+        return await open_(self, plan, pool)
+
+    patch.setattr(Ledgers, "_open", broken)
+
+
+def chosen_is_chosen(patch: pytest.MonkeyPatch) -> None:
+    open_ = Ledgers._open
+
+    async def broken(self: Ledgers, plan: Plan, pool: ClusterPool | None) -> int:
+        return await open_(self, plan, None)
 
     patch.setattr(Ledgers, "_open", broken)
 
@@ -283,6 +312,7 @@ TOLD: list[tuple[Callable[[World], None], Break, str]] = [
     (a_delete_is_late, no_preconditions, "a was replaced"),
     (a_ledger_is_opened_while_the_lock_is_cleared, closing_writes_nothing, "lock"),
     (a_closed_ledger_is_found_again, announced_once_is_enough, "lock"),
+    (a_cidr_is_removed_before_its_first_block_is_given, chosen_is_chosen, "removed: b holds 10.1.0.0/24"),
 ]
 
 

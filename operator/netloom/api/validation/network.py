@@ -1,6 +1,6 @@
 """The NetloomNetwork: by itself, beside the nodes that there are, and what a change of it breaks."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from netloom.api.cidrs import (
     FAMILIES,
@@ -79,8 +79,10 @@ def validate_network_update(old: NetloomNetwork, new: NetloomNetwork) -> list[Pr
         way_out = "Clear it first, after the last address came back."
         problems.append(Problem(name, "status.ipam.mode", in_force, "ModeLocked", message, way_out))
     if in_force == "cluster-pool":
+        regions = [region for text in new.status.ipam.regions if (region := parse_cidr(text))]
         for family in FAMILIES:
-            problems += _pool_update(name, family, old.spec.ipam.cluster_pool, new.spec.ipam.cluster_pool, in_use)
+            pools = old.spec.ipam.cluster_pool, new.spec.ipam.cluster_pool
+            problems += _pool_update(name, family, *pools, regions, in_use)
     return problems
 
 
@@ -127,10 +129,12 @@ def _cluster_pool(name: str, pool: ClusterPool) -> list[Problem]:
     return problems
 
 
-def _pool_update(name: str, family: Family, old: ClusterPool, new: ClusterPool, in_use: str) -> list[Problem]:
+def _pool_update(
+    name: str, family: Family, old: ClusterPool, new: ClusterPool, regions: Sequence[Network], in_use: str
+) -> list[Problem]:
     (before, old_size), (after, new_size) = _lists(old)[family], _lists(new)[family]
     problems: list[Problem] = []
-    lost = next((cidr for cidr in before if not _kept(cidr, after)), None)
+    lost = next((cidr for cidr in before if _lost(cidr, after, regions)), None)
     if lost is not None:
         field = f"spec.ipam.clusterPool.ipv{family}PodCIDRList"
         message = CIDR_IN_USE.format(cidr=lost, in_use=in_use)
@@ -142,14 +146,19 @@ def _pool_update(name: str, family: Family, old: ClusterPool, new: ClusterPool, 
     return problems
 
 
-def _kept(text: str, after: Sequence[str]) -> bool:
-    """Whether a CIDR is still in the list, or one that holds all of it."""
+def _lost(text: str, after: Iterable[str], regions: Sequence[Network]) -> bool:
+    """Whether addresses may be in use of a CIDR that is not in the list any more, nor one that holds all of it.
+
+    regions: outside them nothing was ever given; empty where that is not known.
+    """
     cidr = parse_cidr(text)
-    return text in after or (cidr is not None and any(_contains(parse_cidr(other), cidr) for other in after))
+    if cidr is None or any(larger and _contains(larger, cidr) for larger in map(parse_cidr, after)):
+        return False
+    return not regions or any(region.overlaps(cidr) for region in regions)
 
 
-def _contains(larger: Network | None, cidr: Network) -> bool:
-    return larger is not None and larger.prefixlen <= cidr.prefixlen and larger.overlaps(cidr)
+def _contains(larger: Network, cidr: Network) -> bool:
+    return larger.prefixlen <= cidr.prefixlen and larger.overlaps(cidr)
 
 
 def _routing(name: str, network: NetloomNetwork) -> list[Problem]:
@@ -190,9 +199,7 @@ def _native_cidr(name: str, family: Family, text: str, network: NetloomNetwork) 
     if native is None or not masquerade or network.spec.routing.mode == "tunnel":
         return problems
     outside = [
-        str(cidr)
-        for _, cidr in cluster_cidrs(network)
-        if cidr.version == family and not (cidr.prefixlen >= native.prefixlen and cidr.overlaps(native))
+        str(cidr) for _, cidr in cluster_cidrs(network) if cidr.version == family and not _contains(native, cidr)
     ]
     if outside:
         message = f"it does not cover {', '.join(outside)}, so packets to pods there may be masqueraded."
