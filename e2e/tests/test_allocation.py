@@ -7,7 +7,7 @@ import pytest
 
 from netloom_e2e import gauges
 from netloom_e2e.allocations import Cluster, condition
-from netloom_e2e.cluster import ControllerManager, ControlPlane
+from netloom_e2e.cluster import ControllerManager, ControlPlane, KubectlError
 from netloom_e2e.lab import wait_for
 from netloom_e2e.operators import Operators
 
@@ -209,6 +209,28 @@ def test_a_cluster_cidr_in_use_is_made_larger(cluster: Cluster, operators: Opera
     assert ledgers == {"v4-10.64.0.0-16": 4, "v4-10.70.0.0-16": 5, "v6-fd00-70-0-0-56": 9}
     shards = cluster.network()["status"]["ipam"]["shards"]
     assert sorted(shards) == sorted(ledgers)
+
+
+def test_a_cluster_cidr_is_removed_of_which_nothing_was_given(
+    cluster: Cluster, operators: Operators, plane: ControlPlane
+):
+    cluster.create_network(ipv4PodCIDRList=["10.70.0.0/23", "10.99.0.0/16"])
+    operators.start()
+    cluster.add_nodes(*names(2))
+    wait_for("two nodes have CIDRs", cluster.served)
+    patch = ("patch", "nlnet", "default", "--type=merge", "--patch")
+    plane.kubectl(*patch, spec_of({"ipv4PodCIDRList": ["10.70.0.0/23", "10.98.0.0/16"]}))
+    cluster.add_nodes("node-3")
+    wait_for("all nodes have CIDRs", cluster.served)
+    assert lines(cluster.check())["node-3"] == "10.98.0.0/24"
+    ipam = cluster.network()["status"]["ipam"]
+    assert (ipam["shards"], ipam["regions"]) == (
+        ["v4-10.70.0.0-16", "v4-10.98.0.0-16"],
+        ["10.70.0.0/16", "10.98.0.0/16"],
+    )
+    wait_for("it is told who", lambda: cluster.network()["status"]["ipam"].get("inUse", "").startswith("3 nodes"))
+    with pytest.raises(KubectlError, match=r"10\.98\.0\.0/16 cannot be removed or made smaller while 3 nodes hold"):
+        plane.kubectl(*patch, spec_of({"ipv4PodCIDRList": ["10.70.0.0/23"]}))
 
 
 def spec_of(pool: dict[str, list[str]]) -> str:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from netloom.ipam.cidr import Cidr, CidrError, Version, parse, region_from_name, region_of, shard_name
+from netloom.ipam.cidr import Cidr, CidrError, Version, cover, parse, region_from_name, region_of, shard_name
 
 VERSIONS: st.SearchStrategy[Version] = st.sampled_from((4, 6))
 
@@ -93,3 +93,13 @@ def test_names_of_ledgers_are_object_names() -> None:
 def test_other_names_are_none(name: str) -> None:
     with pytest.raises(CidrError, match="is not the name of a region's ledger"):
         region_from_name(name)
+
+
+@given(st.lists(st.tuples(st.integers(0, 40), st.integers(16, 24)), max_size=40), st.integers(1, 5))
+def test_a_cover_holds_all_and_is_short(blocks: list[tuple[int, int]], limit: int) -> None:
+    cidrs = {Cidr(4, (10 << 24) + (number << 16), length) for number, length in blocks} | {parse("fd00::/56")}
+    found = cover(cidrs, limit)
+    assert all(any(each.contains(cidr) for each in found) for cidr in cidrs)
+    assert sum(each.version == 4 for each in found) <= limit
+    if len(cidrs) <= limit:
+        assert found == sorted(cidrs)
