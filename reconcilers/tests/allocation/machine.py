@@ -3,6 +3,7 @@
 Checked after every write to the server, not after every rule: an overlap that lasts for one request is an overlap.
 """
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -52,6 +53,7 @@ class AllocationMachine(RuleBasedStateMachine):
         self.world = World(self.check, self.server)
         self.dual = False
         self.mode = "cluster-pool"
+        self.resizes = itertools.cycle(("append", "take back", "append", "widen"))
 
     # What must hold
 
@@ -113,7 +115,7 @@ class AllocationMachine(RuleBasedStateMachine):
         else:
             self.world.join(name, *([dictated] if self.mode == "kubernetes" else []))
 
-    @rule(action=st.sampled_from(("collect", "grow", "take back", "widen", "cluster-pool", "kubernetes", *WAITS)))
+    @rule(action=st.sampled_from(("collect", "resize", "cluster-pool", "kubernetes", *WAITS)))
     def interfere(self, action: str | float) -> None:
         """Time passes, the garbage collector has its turn, the user gives more space, takes it back, or tries to change
         the mode."""
@@ -121,27 +123,31 @@ class AllocationMachine(RuleBasedStateMachine):
             self.world.wait(action)
         elif action == "collect":
             self.world.collect_garbage()
-        elif action == "grow":
-            self.pool["ipv4PodCIDRList"] = list(dict.fromkeys([*self.pool["ipv4PodCIDRList"], MORE]))
-            self.world.apply_network(mode=self.mode, **self.pool)
-        elif action == "take back":
-            fewer = [cidr for cidr in self.pool["ipv4PodCIDRList"] if cidr != MORE]
-            try:
-                self.world.apply_network(mode=self.mode, **self.pool | {"ipv4PodCIDRList": fewer})
-                self.pool["ipv4PodCIDRList"] = fewer
-            except Invalid:
-                pass
-        elif action == "widen":
-            for field in ("ipv4PodCIDRList", "ipv6PodCIDRList"):
-                if field in self.pool:
-                    self.pool[field] = [WIDER.get(cidr, cidr) for cidr in self.pool[field]]
-            self.world.apply_network(mode=self.mode, **self.pool)
+        elif action == "resize":
+            self._resize(next(self.resizes))
         elif not self.world.server.all("nodes"):  # what nodes bring depends on the mode that they were made in
             try:
                 self.world.apply_network(mode=action, **self.pool)
                 self.mode = action
             except Invalid:
                 pass
+
+    def _resize(self, how: str) -> None:
+        if how == "append":
+            self.pool["ipv4PodCIDRList"] = list(dict.fromkeys([*self.pool["ipv4PodCIDRList"], MORE]))
+            self.world.apply_network(mode=self.mode, **self.pool)
+        elif how == "take back":
+            fewer = [cidr for cidr in self.pool["ipv4PodCIDRList"] if cidr != MORE]
+            try:
+                self.world.apply_network(mode=self.mode, **self.pool | {"ipv4PodCIDRList": fewer})
+                self.pool["ipv4PodCIDRList"] = fewer
+            except Invalid:
+                pass
+        else:
+            for field in ("ipv4PodCIDRList", "ipv6PodCIDRList"):
+                if field in self.pool:
+                    self.pool[field] = [WIDER.get(cidr, cidr) for cidr in self.pool[field]]
+            self.world.apply_network(mode=self.mode, **self.pool)
 
     # Operators
 
