@@ -15,8 +15,9 @@ from netloom.ipam.book import Book
 from netloom.runtime.controller import Controller
 from netloom.runtime.leader import boottime
 from netloom.runtime.store import Store
-from netloom_reconcilers import allocation_metrics
+from netloom_reconcilers import allocation_metrics, in_use
 from netloom_reconcilers.conditions import Conditions, Recorder
+from netloom_reconcilers.in_use import InUse
 from netloom_reconcilers.ledgers import Ledgers, Pace
 from netloom_reconcilers.lock import ModeLock
 from netloom_reconcilers.network import NetworkReconciler
@@ -71,7 +72,7 @@ class Allocation:
             pace=pace,
             settle=self._settle,
             freed=self._freed,
-            changed=lambda: self._follower.committed(),
+            changed=self._committed,
         )
         conditions = Conditions(api, events)
         caches = Caches(stores.nodes, stores.netloom_nodes)
@@ -92,20 +93,20 @@ class Allocation:
             stores.networks,
             stores.nodes,
             self.book,
-            self.lock,
             self.ledgers,
             self._reconciler,
             conditions,
             clock,
             self.network.enqueue_after,
         )
+        self._in_use = InUse(stores.networks, self.book, self.lock, self.ledgers, clock, self.network.enqueue_after)
 
     async def run(self) -> None:
         """Works until it is cancelled."""
         for store in (self.stores.networks, self.stores.nodes, self.stores.netloom_nodes):
             await store.wait_synced()
         # The network first: what nodes are given depends on it.
-        leave = [*self._follower.watch(), *self._reconciler.watch()]
+        leave = [*self._follower.watch(), *self._reconciler.watch(), self._in_use.watch()]
         allocation_metrics.BLOCKS.source = self.book.usage
         try:
             async with asyncio.TaskGroup() as group:
@@ -130,11 +131,15 @@ class Allocation:
     def _freed(self, count: int | None) -> None:
         self._reconciler.wake(count)
 
+    def _committed(self) -> None:
+        self._follower.committed()
+        self._in_use.changed()
+
     async def _node(self, name: str) -> float | None:
         return await self._reconciler.reconcile(name)
 
     async def _network(self, name: str) -> float | None:
-        return await self._follower.reconcile(name)
+        return await (self._in_use.reconcile() if name == in_use.KEY else self._follower.reconcile(name))
 
 
 def node_changed(old: Node, new: Node) -> bool:

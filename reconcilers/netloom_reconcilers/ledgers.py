@@ -89,6 +89,11 @@ class Ledgers:
         self._free_at = self._tidy_at = self._reread_at = float("inf")
         self._backoff = Backoff(*self._pace.retry)
 
+    @property
+    def busy(self) -> bool:
+        """Whether nodes ask, or were granted something that is not written yet."""
+        return bool(self._wants or self._outstanding)
+
     # For the nodes
 
     async def ask(self, want: Want) -> Decision:

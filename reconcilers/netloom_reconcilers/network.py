@@ -1,19 +1,16 @@
 """Follows the NetloomNetwork: what it says becomes settings, what is wrong becomes its condition `Ready`.
 
 Everything that keeps a node from its pod CIDR is told in three places: here, in an Event (through the condition) and
-in metrics. The message names the way out. `status.ipam.inUse` says who holds addresses, for the refusals of the API
-server, which sees one object at a time.
+in metrics. The message names the way out.
 """
 
-import heapq
 from collections import Counter
 from collections.abc import Callable, Iterable
 
 from netloom.api.core import Node
 from netloom.api.problem import Problem
-from netloom.api.v1alpha1 import NETWORK_NAME, NetloomNetwork, NetworkIPAMStatus
+from netloom.api.v1alpha1 import NETWORK_NAME, NetloomNetwork
 from netloom.api.validation import validate_network
-from netloom.api.words import SHOWN, in_use
 from netloom.ipam import settings as ipam_settings
 from netloom.ipam.book import Book, Shard
 from netloom.ipam.cidr import Cidr, Version, address_text
@@ -24,14 +21,12 @@ from netloom_reconcilers import node_objects
 from netloom_reconcilers.allocation_metrics import PROBLEMS, WAITING
 from netloom_reconcilers.conditions import Conditions, said
 from netloom_reconcilers.ledgers import Ledgers
-from netloom_reconcilers.lock import ModeLock
 from netloom_reconcilers.nodes import NodesReconciler
 
 GATHER_SECONDS = 0.2
 """How long news gather before they are told."""
 RETELL_SECONDS = 5.0
-"""How soon what was told is told again if nothing but the numbers changed. Every agent watches the network: 5,000 of
-them are sent each of these writes."""
+"""How soon a condition is told again of which nothing but the numbers changed."""
 _SHOWN = 3
 
 
@@ -43,7 +38,6 @@ class NetworkReconciler:
         networks: Store[NetloomNetwork],
         nodes: Store[Node],
         book: Book,
-        lock: ModeLock,
         ledgers: Ledgers,
         reconciler: NodesReconciler,
         conditions: Conditions,
@@ -53,7 +47,6 @@ class NetworkReconciler:
         self._networks = networks
         self._nodes = nodes
         self._book = book
-        self._lock = lock
         self._ledgers = ledgers
         self._reconciler = reconciler
         self._conditions = conditions
@@ -62,7 +55,6 @@ class NetworkReconciler:
         self._inside: dict[str, tuple[tuple[Version, int, Cidr], ...]] = {}
         self._told_at = float("-inf")
         self._told = ""
-        self._named_at = float("-inf")
 
     def watch(self) -> list[Unsubscribe]:
         """Follows the caches from now on."""
@@ -77,7 +69,7 @@ class NetworkReconciler:
         self._enqueue_after(NETWORK_NAME, RETELL_SECONDS)
 
     async def reconcile(self, name: str) -> float | None:
-        """Tells what is wrong, or that nothing is, and who holds addresses."""
+        """Tells what is wrong, or that nothing is."""
         network = self._networks.get(name)
         if name != NETWORK_NAME:
             return None
@@ -85,10 +77,6 @@ class NetworkReconciler:
         self._measure(problems)
         if network is None:
             return None
-        again = [await self._tell_problems(network, problems), await self._tell_in_use()]
-        return min((seconds for seconds in again if seconds is not None), default=None)
-
-    async def _tell_problems(self, network: NetloomNetwork, problems: list[Problem]) -> float | None:
         errors = [problem for problem in problems if problem.severity == "error"]
         reason = errors[0].reason if errors else "Accepted"
         wait = self._told_at + RETELL_SECONDS - self._clock()
@@ -102,18 +90,6 @@ class NetworkReconciler:
         if written is not None:
             self._networks.put(written)
         return None
-
-    async def _tell_in_use(self) -> float | None:
-        ipam = self._lock.network.status.ipam if self._lock.network else NetworkIPAMStatus()
-        holders = self._book.holders() if ipam.mode else frozenset()
-        text = in_use(len(holders), heapq.nsmallest(SHOWN, holders)) if holders else ""
-        if text == ipam.in_use:
-            return None
-        wait = self._named_at + RETELL_SECONDS - self._clock()
-        if wait > 0:
-            return wait
-        self._named_at = self._clock()
-        return None if await self._lock.tell(text) else RETELL_SECONDS
 
     # Caches
 

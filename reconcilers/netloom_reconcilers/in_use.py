@@ -1,0 +1,100 @@
+"""Keeps `status.ipam.inUse` of the NetloomNetwork: who holds addresses, in words that refusals can repeat.
+
+The API server's rules see one object at a time, so what they are to say of the nodes has to stand in the network.
+Nothing is decided by it and nobody waits for it, so it makes way for what somebody does wait for: it is written when
+a burst of nodes has got its CIDRs, and gives up after a moment, lest a condition or the lock wait behind it.
+
+It is no part of the write of the condition `Ready`, although both go to one object. That one is sent at once and at
+whatever version, and this one late and by compare-and-swap, lest it be written beside a lock that opened meanwhile.
+They take turns, though: at the same time, this one would fail by the version that the other made.
+"""
+
+import asyncio
+import heapq
+from collections.abc import Callable
+
+from netloom.api.v1alpha1 import NETWORK_NAME, NetloomNetwork
+from netloom.api.words import SHOWN, in_use
+from netloom.ipam.book import Book
+from netloom.runtime.store import Store, Unsubscribe
+from netloom_reconcilers.ledgers import Ledgers
+from netloom_reconcilers.lock import ModeLock
+
+KEY = f"{NETWORK_NAME}/inUse"
+"""In the queue of the network's controller: its one worker does this or the condition, never both."""
+QUIET_SECONDS = 0.5
+"""A burst is over when ledgers were not written, and no node was being given addresses, for so long."""
+PATIENCE_SECONDS = 30.0
+"""How long the end of a burst is waited for: where nodes come and go without a pause, it is told in between."""
+RETELL_SECONDS = 5.0
+"""How soon other words are told. Every agent watches the network: 5,000 of them are sent each of these writes."""
+DEADLINE_SECONDS = 2.0
+"""For the write. One that arrives later fails by its version, or is right."""
+
+
+class InUse:
+    """Its one key is `KEY`."""
+
+    def __init__(
+        self,
+        networks: Store[NetloomNetwork],
+        book: Book,
+        lock: ModeLock,
+        ledgers: Ledgers,
+        clock: Callable[[], float],
+        enqueue_after: Callable[[str, float], None],
+    ) -> None:
+        self._networks = networks
+        self._book = book
+        self._lock = lock
+        self._ledgers = ledgers
+        self._clock = clock
+        self._enqueue_after = enqueue_after
+        self._changed_at = float("-inf")
+        self._untold_since: float | None = None
+        self._told_at = float("-inf")
+
+    def watch(self) -> Unsubscribe:
+        """Follows the network from now on: its lock opens and closes, and people edit it."""
+        return self._networks.subscribe(lambda key, old, new: self._look())
+
+    def changed(self) -> None:
+        """Ledgers were written or read."""
+        self._changed_at = self._clock()
+        self._look()
+
+    def _look(self) -> None:
+        self._enqueue_after(KEY, QUIET_SECONDS)
+
+    async def reconcile(self) -> float | None:
+        """Tells who holds addresses, if that is not what the network says, and if now is the time."""
+        network = self._lock.network
+        if network is None or not self._ledgers.loaded.is_set():
+            return None  # both are told when they come
+        now = self._clock()
+        self._untold_since = now if self._untold_since is None else self._untold_since
+        if now < self._untold_since + PATIENCE_SECONDS:
+            if self._ledgers.busy:
+                return QUIET_SECONDS
+            if now < self._changed_at + QUIET_SECONDS:
+                return self._changed_at + QUIET_SECONDS - now
+        words = self._words() if network.status.ipam.mode else ""
+        if words != network.status.ipam.in_use:
+            if now < self._told_at + RETELL_SECONDS:
+                return self._told_at + RETELL_SECONDS - now
+            self._told_at = now
+            if not await self._tell(words):
+                return RETELL_SECONDS
+        self._untold_since = None
+        return None
+
+    async def _tell(self, words: str) -> bool:
+        try:
+            async with asyncio.timeout(DEADLINE_SECONDS):
+                return await self._lock.tell(words)
+        except TimeoutError:
+            return False
+
+    def _words(self) -> str:
+        holders = self._book.holders()
+        return in_use(len(holders), heapq.nsmallest(SHOWN, holders)) if holders else ""
