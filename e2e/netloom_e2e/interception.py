@@ -49,14 +49,15 @@ class Interception:
         self._cluster, self._user = config["clusters"][0]["cluster"], config["users"][0]["user"]
         self._at = 0
         self._fate: Fate = "late"
+        self._of = ""
         self._late: list[_Request] = []
         self._loop = asyncio.new_event_loop()
         self._stop = asyncio.Event()
         self._one_by_one = asyncio.Lock()
 
-    def arm(self, at: int, fate: Fate) -> None:
-        """Strike at write number `at` (from 1). To be called before the first write."""
-        self._at, self._fate = at, fate
+    def arm(self, at: int, fate: Fate, of: str = "") -> None:
+        """Strike at write number `at` (from 1) of those that begin with `of`. To be called before the first write."""
+        self._at, self._fate, self._of = at, fate, of
 
     def deliver(self) -> list[int]:
         """Executes what is late; the HTTP statuses of the answers, which nobody waits for any more."""
@@ -115,7 +116,8 @@ class Interception:
         if self.struck.is_set():
             raise asyncio.CancelledError
         self.writes.append(f"{asked.method} {asked.path.partition('?')[0]}")
-        if len(self.writes) != self._at:
+        counted = [write for write in self.writes if write.startswith(self._of)]
+        if len(counted) != self._at or counted[-1] is not self.writes[-1]:
             return await self._forward(asked)
         if self._fate == "unanswered":
             await self._forward(asked)

@@ -13,15 +13,25 @@ from netloom_e2e.lab import wait_for
 from netloom_e2e.operators import USER, Operators
 
 NODES = [f"node-{number}" for number in range(1, 5)]
+NODE = "POST /apis/netloom.dev/v1alpha1/netloomnodes"
 WRITES = [
     *["PATCH /apis/netloom.dev/v1alpha1/netloomnetworks/default"],  # the finalizer
     *["PATCH /apis/netloom.dev/v1alpha1/netloomnetworks/default/status"],  # the lock, before the ledger is opened
     *["POST /apis/netloom.dev/v1alpha1/netloomledgers"],
-    *["POST /apis/netloom.dev/v1alpha1/netloomnodes"] * 4,
+    *[NODE] * 4,
     *["PATCH /apis/netloom.dev/v1alpha1/netloomnetworks/default/status"],  # condition Ready
+    *["PATCH /apis/netloom.dev/v1alpha1/netloomnetworks/default/status"],  # who holds addresses
     *["PUT /apis/netloom.dev/v1alpha1/netloomledgers/v4-10.40.0.0-16"],  # the marks, when it ends
 ]
-"""What a clean run of four nodes needs; the condition comes among the nodes or after them."""
+"""What a clean run of four nodes needs; the condition comes among the nodes or after them, who holds addresses is told
+after both."""
+IN_FORCE = {
+    "mode": "cluster-pool",
+    "shards": ["v4-10.40.0.0-16"],
+    "regions": ["10.40.0.0/16"],
+    "inUse": "4 nodes hold addresses (node-1, node-2, node-3 and 1 more)",
+}
+"""status.ipam of the network after it, but for the epoch."""
 
 
 def prepare(cluster: Cluster) -> None:
@@ -31,7 +41,12 @@ def prepare(cluster: Cluster) -> None:
 
 
 def finished(cluster: Cluster) -> bool:
-    return cluster.served() and condition(cluster.network(), "Ready")[0] == "True"
+    return cluster.served() and condition(cluster.network(), "Ready")[0] == "True" and in_force(cluster) == IN_FORCE
+
+
+def in_force(cluster: Cluster) -> dict[str, object]:
+    ipam = cluster.network().get("status", {}).get("ipam", {})
+    return {field: value for field, value in ipam.items() if field != "epoch"}
 
 
 def first_life(cluster: Cluster, operators: Operators, proxy: Interception) -> None:
@@ -53,11 +68,7 @@ def assert_as_in_a_clean_run(cluster: Cluster) -> None:
         for part in ("10.40.0.0/26", "10.40.1.0/26")
         for cidr in ipaddress.IPv4Network(part).subnets(new_prefix=27)
     ]
-    assert cluster.network()["status"]["ipam"] == {
-        "mode": "cluster-pool",
-        "shards": ["v4-10.40.0.0-16"],
-        "epoch": cluster.network()["status"]["ipam"]["epoch"],
-    }
+    assert in_force(cluster) == IN_FORCE
 
 
 def test_a_clean_run(cluster: Cluster, operators: Operators, tmp_path: Path):
@@ -65,6 +76,7 @@ def test_a_clean_run(cluster: Cluster, operators: Operators, tmp_path: Path):
     with intercepted(cluster.plane.kubeconfig(USER), tmp_path) as proxy:
         first_life(cluster, operators, proxy)
     assert sorted(proxy.writes) == sorted(WRITES)
+    assert proxy.writes[-2:] == WRITES[-2:], "nothing waits for the telling of who holds addresses"
     assert_as_in_a_clean_run(cluster)
     assert not any(entry.marks for entry in cluster.ledger().values())
 
@@ -79,7 +91,7 @@ def test_killed_at_any_write(cluster: Cluster, operators: Operators, tmp_path: P
             assert proxy.struck.is_set(), f"write {at} never came, only {proxy.writes}"
             assert len(proxy.writes) == at
             operators.start()
-            wait_for(f"all nodes have CIDRs after a death at write {at}", cluster.served)
+            wait_for(f"all is as it should be after a death at write {at}", lambda: finished(cluster))
             proxy.deliver()
             assert_as_in_a_clean_run(cluster)
         history.check()
@@ -93,7 +105,7 @@ def test_a_create_that_arrives_after_its_node_is_gone(cluster: Cluster, operator
     cluster.add_nodes("node-1")
     with recorded(cluster) as history:
         with intercepted(cluster.plane.kubeconfig(USER), tmp_path) as proxy:
-            proxy.arm(WRITES.index("POST /apis/netloom.dev/v1alpha1/netloomnodes") + 1, "late")
+            proxy.arm(1, "late", of=NODE)
             first_life(cluster, operators, proxy)
             assert proxy.struck.is_set()
             cluster.remove_nodes("node-1")
