@@ -47,8 +47,9 @@ class AdmissionRequest(Struct, frozen=True):
     dry_run: bool | None = None
 
 
-class AdmissionStatus(Struct, frozen=True):
-    """response.status: what a refused user reads. `code` is the HTTP status of the refusal."""
+class AdmissionStatus(Struct, frozen=True, omit_defaults=False):
+    """response.status: what a refused user reads. `code` is the HTTP status of the refusal, and always written: the
+    API server makes a missing one 400."""
 
     message: str
     code: int = 403
@@ -64,7 +65,7 @@ class AdmissionResponse(Struct, frozen=True):
     warnings: tuple[str, ...] = ()
 
 
-class AdmissionReview(msgspec.Struct, frozen=True, rename="camel"):
+class AdmissionReview(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
     """The envelope of both directions; what is required is always written."""
 
     api_version: str

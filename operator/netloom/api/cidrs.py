@@ -146,9 +146,13 @@ def check_nodes_outside(
     for field, network in networks:
         inside = [f"{address} of node {node}" for node, address in known if address in network]
         if inside:
-            more = f" and {len(inside) - _SHOWN} more" if len(inside) > _SHOWN else ""
-            holds = f"it holds addresses of nodes ({', '.join(inside[:_SHOWN])}{more})"
-            message = f"{holds}, so a pod could be given the address of a node."
-            way_out = "Use CIDRs outside the nodes' network."
-            problems.append(Problem(object, field, str(network), reason, message, way_out))
+            problems.append(holds_nodes(str(network), inside, len(inside), object=object, field=field, reason=reason))
     return problems
+
+
+def holds_nodes(cidr: str, inside: Sequence[str], count: int, *, object: str, field: str, reason: str) -> Problem:
+    """A CIDR that holds `count` addresses of nodes. inside: the first of them, `10.0.0.1 of node a`."""
+    more = f" and {count - _SHOWN} more" if count > _SHOWN else ""
+    holds = f"it holds addresses of nodes ({', '.join(inside[:_SHOWN])}{more})"
+    message = f"{holds}, so a pod could be given the address of a node."
+    return Problem(object, field, cidr, reason, message, "Use CIDRs outside the nodes' network.")

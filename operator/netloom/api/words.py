@@ -31,10 +31,8 @@ MASK_IN_USE = "the mask size cannot change while {in_use}: new blocks would not 
 MASK_WAY_OUT = "Keep it, or remove every node first."
 
 
-def in_use(count: int, names: Iterable[str]) -> str:
-    """Who holds addresses. names: at least SHOWN of them, or all."""
+def in_use(count: int, names: Iterable[str], what: str = "addresses") -> str:
+    """Who holds addresses, or something else. names: at least SHOWN of them, or all."""
     shown = list(names)[:SHOWN]
     more = f" and {count - len(shown)} more" if count > len(shown) else ""
-    return (
-        f"{count} node{'' if count == 1 else 's'} hold{'s' if count == 1 else ''} addresses ({', '.join(shown)}{more})"
-    )
+    return f"{count} node{'' if count == 1 else 's'} hold{'s' if count == 1 else ''} {what} ({', '.join(shown)}{more})"

@@ -9,6 +9,7 @@ Holes: `in_use` "3 nodes hold addresses (a, b, c)", `mode` the one in force, `wa
 import string
 from collections.abc import Mapping
 
+from netloom.api.problem import Problem
 from netloom.api.words import NETWORK_MODE, NODES_HOLD, SHOWN, in_use
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "SHOWN",
     "cel",
     "in_use",
+    "locked",
 ]
 
 NETWORK_CREATED = (
@@ -69,3 +71,9 @@ def cel(template: str, holes: Mapping[str, str]) -> str:
         if hole:
             parts.append(holes[hole])
     return " + ".join(parts)
+
+
+def locked(name: str, field: str, value: str, text: str) -> Problem:
+    """A refusal in the words above: a sentence about the trouble, and what to do behind it."""
+    message, _, way_out = text.partition(". ")
+    return Problem(name, field, value, "ModeLocked", f"{message}.", way_out)

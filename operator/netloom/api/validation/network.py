@@ -63,6 +63,13 @@ def validate_network(network: NetloomNetwork, *, node_addresses: NodeAddresses |
     return problems + _routing(name, network) + _mtu(name, network) + _masquerade(name, network) + _ranges(network)
 
 
+def network_warnings(network: NetloomNetwork) -> list[Problem]:
+    """What is legal and unwise about the network by itself: those of `validate_network` that nobody refuses."""
+    name = f"NetloomNetwork {network.metadata.name}"
+    problems = [problem for family in FAMILIES for problem in _native_cidr(name, family, network)]
+    return [problem for problem in problems + _mtu(name, network) if problem.severity == "warning"]
+
+
 def validate_network_update(old: NetloomNetwork, new: NetloomNetwork) -> list[Problem]:
     """What a change of the network breaks while nodes hold addresses of it."""
     name = f"NetloomNetwork {new.metadata.name}"
@@ -184,15 +191,16 @@ def _routing(name: str, network: NetloomNetwork) -> list[Problem]:
         way_out = "Set autoDirectNodeRoutes as well, or leave this off."
         field = "spec.routing.directRoutingSkipUnreachable"
         problems.append(Problem(name, field, "true", "DirectRoutesNotPossible", message, way_out))
-    for family, text in zip(
-        FAMILIES, (routing.ipv4_native_routing_cidr, routing.ipv6_native_routing_cidr), strict=True
-    ):
-        if text:
-            problems += _native_cidr(name, family, text, network)
+    for family in FAMILIES:
+        problems += _native_cidr(name, family, network)
     return problems
 
 
-def _native_cidr(name: str, family: Family, text: str, network: NetloomNetwork) -> list[Problem]:
+def _native_cidr(name: str, family: Family, network: NetloomNetwork) -> list[Problem]:
+    routing = network.spec.routing
+    text = routing.ipv4_native_routing_cidr if family == 4 else routing.ipv6_native_routing_cidr
+    if not text:
+        return []
     field = f"spec.routing.ipv{family}NativeRoutingCIDR"
     native, problems = check_cidr(text, object=name, field=field, example=_NATIVE_CIDRS[family], family=family)
     masquerade = network.spec.masquerade.ipv4 if family == 4 else network.spec.masquerade.ipv6

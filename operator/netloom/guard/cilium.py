@@ -1,0 +1,303 @@
+"""What is refused of writes to Cilium's configuration and pools while CiliumNodes hold addresses.
+
+The mode in force is the recorded one; without a record, what the stored configuration says counts. Lists are compared
+as Cilium reads them: elements between blanks and commas, as networks, in any order.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+
+from netloom.api.cidrs import FAMILIES, Family
+from netloom.api.cilium import DEFAULT_MODE, CiliumPodIPPool, CiliumPoolFamily
+from netloom.api.core import ConfigMap
+from netloom.api.problem import Problem
+from netloom.guard import words
+from netloom.guard.decode import Change
+from netloom.guard.holdings import Ranges, cidrs_of
+from netloom.guard.live import Live
+from netloom.guard.network import nodes_inside
+from netloom.guard.pool import cidrs_lost, mask_changed, pool_deleted
+from netloom.guard.verdict import Verdict
+from netloom.ipam.cidr import Cidr
+
+IPAM = "ipam"
+MIGRATION = "enable-cluster-pool-to-multi-pool-migration"
+DEFAULT_POOL = "ipam-default-ip-pool"
+AUTO_CREATE = "auto-create-cilium-pod-ip-pools"
+CIDR_KEYS: dict[Family, str] = {4: "cluster-pool-ipv4-cidr", 6: "cluster-pool-ipv6-cidr"}
+MASK_KEYS: dict[Family, str] = {4: "cluster-pool-ipv4-mask-size", 6: "cluster-pool-ipv6-mask-size"}
+DEFAULT_MASKS: dict[Family, str] = {4: "24", 6: "112"}
+"""Mask sizes of a cilium-config without the key."""
+
+GUARDED_KEYS = (IPAM, *CIDR_KEYS.values(), *MASK_KEYS.values())
+"""Whose change is looked at; all other keys are Cilium's own business."""
+
+TRUE = frozenset({"1", "t", "T", "TRUE", "true", "True"})
+"""What Go's strconv.ParseBool takes for true."""
+
+_MIGRATION_MODES = ("cluster-pool", "multi-pool")
+_BREAKS = re.compile(r"[\s,]+")
+_POOL_BREAKS = re.compile(r"[\s,]+(?=[^\s,;:=]+=)")
+"""What stands before the name of the next pool."""
+
+
+def mode_of(data: Mapping[str, str]) -> str:
+    """The IPAM mode that a configuration asks for."""
+    return data.get(IPAM, "").strip() or DEFAULT_MODE
+
+
+def migrates(data: Mapping[str, str]) -> bool:
+    """Whether a configuration asks for the one live migration that Cilium has, out of mode cluster-pool."""
+    return mode_of(data) == "multi-pool" and data.get(MIGRATION, "").strip() in TRUE
+
+
+def elements(text: str) -> tuple[str, ...]:
+    """The elements of a list in Cilium's configuration."""
+    return tuple(element for element in _BREAKS.split(text) if element)
+
+
+def decide_cilium_config(change: Change[ConfigMap], live: Live) -> Verdict:
+    """The verdict on one write of Cilium's configuration."""
+    old = change.old.data if change.old else None
+    new = change.new.data if change.new else None
+    if old is not None and new is not None and not _guarded(old, new):
+        return Verdict()
+    warnings = tuple(_warnings(change.name, old or {}, new, live)) if new is not None else ()
+    if old is not None and new is not None and _harmless(change, old, new, live):
+        return Verdict(warnings=warnings)
+    unseen = tuple(f"{kind}: {why}" for kind in ("CiliumNode", "ConfigMap") if (why := live.unseen(kind)))
+    recorded = live.recorded.get("ciliumMode", "")
+    if live.unseen("ConfigMap") or not (recorded or live.cilium_held.count):
+        return Verdict(warnings=warnings, unseen=unseen)
+    mode = recorded or (mode_of(old) if old is not None else "")
+    refusals = tuple(_refusals(change, mode, old, new, live)) if mode else ()
+    # Against a recorded mode the stored object is enough to compare with. One that is made anew is compared with
+    # what nodes hold.
+    unsure = not refusals and old is None
+    return Verdict(refusals=refusals, warnings=warnings, unseen=unseen if unsure else ())
+
+
+def _refusals(
+    change: Change[ConfigMap], mode: str, old: Mapping[str, str] | None, new: Mapping[str, str] | None, live: Live
+) -> list[Problem]:
+    name, in_use = change.name, _in_use(live)
+    if new is None:
+        text = words.CILIUM_DELETED.format(in_use=in_use, mode=mode)
+        return [words.locked(name, "metadata.name", change.key, text)]
+    wanted = mode_of(new)
+    if migrates(new) and mode == "cluster-pool" and (old is None or mode_of(old) in _MIGRATION_MODES):
+        return []
+    problems: list[Problem] = []
+    if old is not None and old.get(IPAM, "").strip() and not new.get(IPAM, "").strip():
+        text = words.CILIUM_UNSET.format(in_use=in_use, mode=mode)
+        problems.append(words.locked(name, f"data.{IPAM}", "", text))
+    elif wanted != mode and (old is None or wanted != mode_of(old)):
+        text = words.CILIUM_MODE.format(in_use=in_use, mode=mode, wanted=wanted)
+        if (mode, wanted) == _MIGRATION_MODES:
+            text += words.CILIUM_MIGRATION
+        problems.append(words.locked(name, f"data.{IPAM}", new.get(IPAM, ""), text))
+    # Of a mode that is refused, the lists of the other one are none of the trouble: Helm takes them away with it.
+    if mode == "cluster-pool" and (not problems or wanted == mode):
+        for family in FAMILIES:
+            problems += _uncovered(name, family, new, live) if old is None else _pool(name, family, old, new, live)
+    return problems
+
+
+def _guarded(old: Mapping[str, str], new: Mapping[str, str]) -> bool:
+    """Whether a guarded key changes, as text."""
+    return any(old.get(key) != new.get(key) for key in GUARDED_KEYS)
+
+
+def _harmless(change: Change[ConfigMap], old: Mapping[str, str], new: Mapping[str, str], live: Live) -> bool:
+    """Whether a change would pass whatever mode is in force."""
+    if mode_of(old) != mode_of(new):
+        return False
+    return not any(_refusals(change, mode, old, new, live) for mode in (mode_of(old), "cluster-pool"))
+
+
+def _in_use(live: Live) -> str:
+    held = live.cilium_held
+    if held.count and not live.unseen("CiliumNode"):
+        return words.in_use(held.count, held.names)
+    return live.recorded.get("ciliumInUse", "") or words.NODES_HOLD
+
+
+def _pool(name: str, family: Family, old: Mapping[str, str], new: Mapping[str, str], live: Live) -> list[Problem]:
+    """Elements of a family's list that go or change, and its mask size."""
+    cidr_key, mask_key = CIDR_KEYS[family], MASK_KEYS[family]
+    problems: list[Problem] = []
+    before, after = old.get(cidr_key, ""), new.get(cidr_key, "")
+    if before != after:
+        kept = frozenset(cidrs_of(elements(after), family))
+        covers = Ranges(kept)
+        lost = [cidr for cidr in dict.fromkeys(cidrs_of(elements(before), family)) if cidr not in kept]
+        problems += [_element_lost(name, cidr_key, after, cidr, cidr in covers, live) for cidr in lost]
+    used = bool(cidrs_of(elements(before), family)) or live.cilium_held.of_family(family)
+    size, wanted = _mask(old, family), _mask(new, family)
+    if used and size.isdecimal() and (size != wanted or (mask_key in old and mask_key not in new)):
+        removed = mask_key not in new
+        what = "the key cannot be removed" if removed else "the mask size cannot change"
+        message = (
+            f"{what} while it is in use: {_in_use(live)}, cut as blocks of /{size}, and Cilium would take the blocks "
+            "that nodes hold for others, and give addresses twice."
+        )
+        way_out = f'Keep {mask_key}: "{size}", or remove every node and its CiliumNode first.'
+        problems.append(Problem(name, f"data.{mask_key}", new.get(mask_key, ""), "CIDRInUse", message, way_out))
+    return problems
+
+
+def _element_lost(name: str, key: str, after: str, cidr: Cidr, widened: bool, live: Live) -> Problem:
+    holders = live.cilium_held.overlapping(cidr)
+    why = holders.blocks() if holders.count else f"{_in_use(live)} of mode cluster-pool"
+    how = "put into a larger one" if widened else "removed or changed"
+    message = (
+        f"{cidr} cannot be {how} while it is in use: {why}, and Cilium, which allows no change of an element, would "
+        "not know their addresses any more and give them to others."
+    )
+    way_out = f"Keep {cidr} in {key}; to get more space, add another CIDR behind it."
+    return Problem(name, f"data.{key}", _shortened(after), "CIDRInUse", message, way_out)
+
+
+def _uncovered(name: str, family: Family, new: Mapping[str, str], live: Live) -> list[Problem]:
+    """A configuration that is made anew without CIDRs that nodes hold: a removal in two steps."""
+    key = CIDR_KEYS[family]
+    text = new.get(key, "")
+    holders = live.cilium_held.outside_family(Ranges(cidrs_of(elements(text), family)), family)
+    if not holders.count:
+        return []
+    message = (
+        f"it does not cover what is in use: {holders.blocks('outside it')}, and Cilium would not "
+        "know their addresses any more and give them to others."
+    )
+    way_out = "Give the CIDRs that the configuration had, and others behind them if you like."
+    return [Problem(name, f"data.{key}", _shortened(text), "CIDRInUse", message, way_out)]
+
+
+def _mask(data: Mapping[str, str], family: Family) -> str:
+    """A mask size as text, without what makes no difference."""
+    text = data.get(MASK_KEYS[family], DEFAULT_MASKS[family]).strip()
+    return text.lstrip("0") or text
+
+
+def _warnings(name: str, old: Mapping[str, str], new: Mapping[str, str], live: Live) -> list[Problem]:
+    """What is legal and unwise, and was not so before."""
+    problems: list[Problem] = []
+    auto = new.get(AUTO_CREATE, "").strip()
+    if (
+        auto
+        and mode_of(new) == "multi-pool"
+        and (auto, "multi-pool") != (old.get(AUTO_CREATE, "").strip(), mode_of(old))
+    ):
+        message = "Cilium creates these pools when it starts and never changes them afterwards, whatever is put here."
+        way_out = "Write CiliumPodIPPools yourself."
+        problems.append(
+            Problem(name, f"data.{AUTO_CREATE}", _shortened(auto), "AutoCreatedPools", message, way_out, "warning")
+        )
+    if mode_of(new) == "cluster-pool":
+        problems += [each for family in FAMILIES for each in _holds_nodes(name, family, old, new, live)]
+    if migrates(new) and not migrates(old) and mode_of(old) == DEFAULT_MODE:
+        problems += _migration_warnings(name, old, new, live)
+    return problems
+
+
+def _holds_nodes(
+    name: str, family: Family, old: Mapping[str, str], new: Mapping[str, str], live: Live
+) -> list[Problem]:
+    """CIDRs that are new and hold nodes' own addresses."""
+    key = CIDR_KEYS[family]
+    if not live.node_addresses.count or old.get(key) == new.get(key):
+        return []
+    known = frozenset(cidrs_of(elements(old.get(key, "")), family))
+    for cidr in cidrs_of(elements(new.get(key, "")), family):
+        found = [] if cidr in known else nodes_inside(name, f"data.{key}", cidr, live, "ClusterCIDROverlapsNodes")
+        if found:
+            return [replace(problem, severity="warning") for problem in found]
+    return []
+
+
+def _migration_warnings(name: str, old: Mapping[str, str], new: Mapping[str, str], live: Live) -> list[Problem]:
+    """The limits of Cilium's migration: the default pool has to hold what the nodes hold, in blocks of that size."""
+    pool_name = new.get(DEFAULT_POOL, "").strip() or "default"
+    families = _pool_families(pool_name, new, live)
+
+    def warning(message: str, way_out: str) -> Problem:
+        return Problem(name, f"data.{IPAM}", "multi-pool", "MigrationPool", message, way_out, "warning")
+
+    if families is None:
+        message = f"the migration moves nodes into the pool {pool_name}, and there is none."
+        return [warning(message, f"Create the CiliumPodIPPool {pool_name}, or name it in {AUTO_CREATE}.")]
+    problems: list[Problem] = []
+    for family, (cidrs, mask) in families.items():
+        holders = live.cilium_held.outside_family(Ranges(cidrs_of(cidrs, family)), family)
+        if holders.count:
+            message = f"the pool {pool_name} does not cover what nodes have: {holders.blocks('outside it')}."
+            problems.append(warning(message, f"Give it all of {CIDR_KEYS[family]}."))
+        size = _mask(old or new, family)
+        if cidrs and live.cilium_held.of_family(family) and str(mask) != size:
+            message = f"the pool {pool_name} has blocks of /{mask}, and nodes hold blocks of /{size}."
+            problems.append(warning(message, f"Give it the mask size {size}."))
+    return problems
+
+
+def _pool_families(
+    pool_name: str, data: Mapping[str, str], live: Live
+) -> dict[Family, tuple[tuple[str, ...], str]] | None:
+    """CIDRs and mask size of a pool by family: as it exists, else as it is to be created; None if neither."""
+    pool = live.cilium_pools.get(pool_name)
+    if pool is not None:
+        return {
+            family: (each.cidrs, str(each.mask_size)) if each else ((), "")
+            for family, each in zip(FAMILIES, (pool.spec.ipv4, pool.spec.ipv6), strict=True)
+        }
+    return auto_created(data.get(AUTO_CREATE, "")).get(pool_name)
+
+
+def auto_created(text: str) -> dict[str, dict[Family, tuple[tuple[str, ...], str]]]:
+    """The pools that a configuration lets Cilium create: `name=ipv4-cidrs:10.0.0.0/8;ipv4-mask-size:24`, commas
+    (Helm) or blanks between them, and commas between a pool's CIDRs. What cannot be read is left out."""
+    pools: dict[str, dict[Family, tuple[tuple[str, ...], str]]] = {}
+    for part in _POOL_BREAKS.split(text.strip()):
+        pool_name, _, rest = part.partition("=")
+        options = dict(option.partition(":")[::2] for option in rest.split(";"))
+        pools[pool_name] = {
+            family: (elements(options.get(f"ipv{family}-cidrs", "")), options.get(f"ipv{family}-mask-size", ""))
+            for family in FAMILIES
+        }
+    return pools
+
+
+def _shortened(text: str) -> str:
+    """A value that a message repeats: lists may be long."""
+    return text if len(text) <= 200 else f"{text[:200]}..."
+
+
+def decide_cilium_pool(change: Change[CiliumPodIPPool], live: Live) -> Verdict:
+    """The verdict on one write of a CiliumPodIPPool."""
+    old, new = change.old, change.new
+    unseen = live.unseen("CiliumNode")
+    if new is None:
+        return pool_deleted(change.name, change.key, live.cilium_held, unseen, kind="CiliumNode")
+    if old is None or old.spec == new.spec:
+        return Verdict()
+    problems: list[Problem] = []
+    takes = False
+    for family in FAMILIES:
+        before, after = _family(old, family), _family(new, family)
+        field, kept = f"spec.ipv{family}", after.cidrs if after else ()
+        if before is None:
+            continue
+        covers = Ranges(cidrs_of(kept, family))
+        takes |= any(cidr not in covers for cidr in cidrs_of(before.cidrs, family))
+        takes |= after is not None and before.mask_size != after.mask_size
+        problems += cidrs_lost(change.name, change.key, f"{field}.cidrs", before.cidrs, kept, family, live.cilium_held)
+        if after:
+            mask = before.mask_size, after.mask_size
+            problems += mask_changed(change.name, change.key, f"{field}.maskSize", *mask, live.cilium_held)
+    if takes and unseen and not problems:
+        return Verdict(unseen=(f"CiliumNode: {unseen}",))
+    return Verdict(refusals=tuple(problems))
+
+
+def _family(pool: CiliumPodIPPool, family: Family) -> CiliumPoolFamily | None:
+    return pool.spec.ipv4 if family == 4 else pool.spec.ipv6

@@ -1,0 +1,37 @@
+"""One decision: from a request and what is live to a verdict. Never raises, whatever the objects hold."""
+
+from netloom.api.admission import AdmissionRequest
+from netloom.api.cilium import CILIUM_POOLS, CONFIG_NAME
+from netloom.api.core import CONFIG_MAPS
+from netloom.api.v1alpha1 import NETLOOM_NODES, NETWORKS, POOLS
+from netloom.guard.cilium import decide_cilium_config, decide_cilium_pool
+from netloom.guard.decode import Unreadable, change_of
+from netloom.guard.live import Live
+from netloom.guard.network import decide_network
+from netloom.guard.node import decide_node
+from netloom.guard.pool import decide_pool
+from netloom.guard.verdict import ALLOWED, Verdict
+
+
+def decide(request: AdmissionRequest, live: Live) -> Verdict:
+    """The verdict; what is not guarded is allowed. A dry run is answered like the real one."""
+    if request.operation == "CONNECT":
+        return ALLOWED
+    resource = request.resource
+    try:
+        match resource.group, resource.resource:
+            case NETWORKS.group, NETWORKS.plural:
+                return decide_network(change_of(request, NETWORKS), live)
+            case POOLS.group, POOLS.plural:
+                return decide_pool(change_of(request, POOLS), live)
+            case NETLOOM_NODES.group, NETLOOM_NODES.plural:
+                return decide_node(change_of(request, NETLOOM_NODES), live)
+            case CILIUM_POOLS.group, CILIUM_POOLS.plural:
+                return decide_cilium_pool(change_of(request, CILIUM_POOLS), live)
+            case CONFIG_MAPS.group, CONFIG_MAPS.plural if request.namespace == live.cilium_namespace:
+                change = change_of(request, CONFIG_MAPS)
+                if change.key == CONFIG_NAME:
+                    return decide_cilium_config(change, live)
+    except Unreadable as unreadable:
+        return Verdict(refusals=(unreadable.problem,))
+    return ALLOWED

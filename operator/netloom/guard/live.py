@@ -1,0 +1,185 @@
+"""What is live: the indexes that decisions ask, kept up to date by the caches.
+
+Every method named after a kind fits `Store.subscribe`. `Live` is used from one event loop, and never waits.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from netloom.api.cidrs import parse_address
+from netloom.api.cilium import CONFIG_NAME, CiliumNode, CiliumPodIPPool
+from netloom.api.core import ConfigMap, Node
+from netloom.api.meta import ObjectMeta
+from netloom.api.v1alpha1 import NETWORK_NAME, NetloomIPPool, NetloomNetwork, NetloomNode
+from netloom.guard.holdings import Holdings
+
+_NOTHING: dict[str, Any] = {}
+"""For all trimmed objects one empty mapping: one of its own for each field of 5,000 nodes would be 1.2 MiB."""
+
+RECORD_NAME = "netloom-guard"
+"""Name of the ConfigMap that records the modes in force."""
+
+
+@dataclass(frozen=True, slots=True)
+class Users:
+    """Who may write what the others may not, by the user names that the API server knows them by."""
+
+    operators: frozenset[str] = frozenset()
+    agents: frozenset[str] = frozenset()
+
+
+class Live:
+    """What nodes hold, which pools, networks and nodes there are, and which mode is recorded."""
+
+    def __init__(self, users: Users, cilium_namespace: str = "kube-system") -> None:
+        self.users = users
+        self.cilium_namespace = cilium_namespace
+        self.unseen: Callable[[str], str] = lambda kind: ""
+        """Why objects of a kind cannot be seen now; "" if they can, or if the cluster does not have the kind.
+
+        Kinds that are asked for: NetloomNode, NetloomNetwork, NetloomIPPool, Node, CiliumNode, CiliumPodIPPool, and
+        ConfigMap, which stands for the record.
+        """
+        self.held = Holdings()
+        """By NetloomNodes."""
+        self.cilium_held = Holdings()
+        """By CiliumNodes."""
+        self.nodes: set[str] = set()
+        self.node_addresses = Holdings()
+        """Addresses of Nodes, as CIDRs of one address."""
+        self.network_now: NetloomNetwork | None = None
+        self.pools: dict[str, NetloomIPPool] = {}
+        self.pool_cidrs = Holdings()
+        """By NetloomIPPools."""
+        self.cilium_pools: dict[str, CiliumPodIPPool] = {}
+        self.cilium_first = 0
+        """Version at which the first CiliumNode of those that hold addresses was seen with some; 0: nobody does."""
+        self.cilium_before: tuple[int, dict[str, str]] = (0, {})
+        """The last change of Cilium's mode that was seen: the version it made, and `data` before it."""
+        self.cilium_data: dict[str, str] | None = None
+        """`data` of cilium-config; None where there is none."""
+        self.recorded: dict[str, str] = {}
+        """`data` of the record."""
+
+    def netloom_node(self, key: str, old: NetloomNode | None, new: NetloomNode | None) -> None:
+        """A NetloomNode changed."""
+        if new is None:
+            self.held.remove(key)
+            return
+        ipam = new.spec.ipam
+        pools = ((each.pool, each.cidrs) for each in ipam.pools.allocated)
+        self.held.put(key, ipam.mode, ipam.pod_cidrs, pools, more=bool(ipam.pool))
+
+    def node(self, key: str, old: Node | None, new: Node | None) -> None:
+        """A Node changed."""
+        if new is None:
+            self.nodes.discard(key)
+            self.node_addresses.remove(key)
+            return
+        self.nodes.add(key)
+        addresses = (parse_address(each.address) for each in new.status.addresses)
+        self.node_addresses.put(key, cidrs=[f"{each}/{each.max_prefixlen}" for each in addresses if each])
+
+    def network(self, key: str, old: NetloomNetwork | None, new: NetloomNetwork | None) -> None:
+        """A NetloomNetwork changed; one of another name is none."""
+        if key == NETWORK_NAME:
+            self.network_now = new
+
+    def pool(self, key: str, old: NetloomIPPool | None, new: NetloomIPPool | None) -> None:
+        """A NetloomIPPool changed."""
+        if new is None:
+            self.pools.pop(key, None)
+            self.pool_cidrs.remove(key)
+            return
+        self.pools[key] = new
+        families = (new.spec.ipv4, new.spec.ipv6)
+        self.pool_cidrs.put(key, cidrs=[cidr for family in families if family for cidr in family.cidrs])
+
+    def cilium_node(self, key: str, old: CiliumNode | None, new: CiliumNode | None) -> None:
+        """A CiliumNode changed."""
+        if new is None:
+            self.cilium_held.remove(key)
+            self._holds_from(0)
+            return
+        ipam = new.spec.ipam
+        pools = ((each.pool, each.cidrs) for each in ipam.pools.allocated)
+        more = bool(ipam.pool or ipam.ipv6_pool)
+        self.cilium_held.put(key, "", ipam.pod_cidrs, pools, more=more)
+        self._holds_from(_version(new.metadata))
+
+    def cilium_pool(self, key: str, old: CiliumPodIPPool | None, new: CiliumPodIPPool | None) -> None:
+        """A CiliumPodIPPool changed."""
+        if new is None:
+            self.cilium_pools.pop(key, None)
+        else:
+            self.cilium_pools[key] = new
+
+    def cilium_config(self, key: str, old: ConfigMap | None, new: ConfigMap | None) -> None:
+        """A ConfigMap changed, which counts if it is Cilium's configuration."""
+        if key == f"{self.cilium_namespace}/{CONFIG_NAME}":
+            if self.cilium_data is not None and new is not None and _ipam(self.cilium_data) != _ipam(new.data):
+                self.cilium_before = _version(new.metadata), self.cilium_data
+            self.cilium_data = None if new is None else new.data
+
+    def record(self, key: str, old: ConfigMap | None, new: ConfigMap | None) -> None:
+        """A ConfigMap changed, which counts if it is the record."""
+        if key.rpartition("/")[2] == RECORD_NAME:
+            self.recorded = {} if new is None else new.data
+            if new is None or new.data.get("ciliumMode"):
+                # Written down, or acknowledged by somebody who deleted the record: the change is no news any more.
+                self.cilium_before = 0, {}
+
+    def _holds_from(self, version: int) -> None:
+        if not self.cilium_held.count:
+            self.cilium_first = 0
+        elif not self.cilium_first:
+            self.cilium_first = version
+
+
+def trim_netloom_node(node: NetloomNode) -> NetloomNode:
+    """A NetloomNode without what no decision asks for; of single addresses, one is enough."""
+    ipam = node.spec.ipam
+    slim = msgspec.structs.replace(
+        ipam,
+        pools=msgspec.structs.replace(ipam.pools, requested=()),
+        pool=dict(list(ipam.pool.items())[:1]) or _NOTHING,
+    )
+    return NetloomNode(metadata=_slim(node.metadata), spec=type(node.spec)(ipam=slim))
+
+
+def trim_cilium_node(node: CiliumNode) -> CiliumNode:
+    """A CiliumNode without what no decision asks for; of single addresses, one is enough."""
+    ipam = node.spec.ipam
+    slim = msgspec.structs.replace(
+        ipam,
+        pool=dict.fromkeys(list(ipam.pool)[:1]) or _NOTHING,
+        ipv6_pool=dict.fromkeys(list(ipam.ipv6_pool)[:1]) or _NOTHING,
+    )
+    return CiliumNode(metadata=_slim(node.metadata), spec=type(node.spec)(ipam=slim))
+
+
+def trim_node(node: Node) -> Node:
+    """A Node's name and addresses."""
+    return Node(metadata=_slim(node.metadata), status=node.status)
+
+
+def _slim(metadata: ObjectMeta) -> ObjectMeta:
+    return ObjectMeta(
+        name=metadata.name,
+        namespace=metadata.namespace,
+        resource_version=metadata.resource_version,
+        labels=_NOTHING,
+        annotations=_NOTHING,
+    )
+
+
+def _version(metadata: ObjectMeta) -> int:
+    """Positions in one history, whatever the kind: an API server's objects are in one etcd."""
+    return int(metadata.resource_version) if metadata.resource_version.isdecimal() else 0
+
+
+def _ipam(data: dict[str, str]) -> str:
+    return data.get("ipam", "").strip()

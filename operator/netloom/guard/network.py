@@ -1,0 +1,280 @@
+"""What is refused of writes to the NetloomNetwork while nodes hold addresses of it.
+
+A mode is in force if `status.ipam.mode` of the stored object says so, which is written before the first address is
+given; else the modes count that NetloomNodes record. What is judged is the change: an object that is bad already can
+always be made better, and an update that leaves the guarded fields as they are always passes.
+"""
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+from netloom.api.cidrs import FAMILIES, Family, holds_nodes
+from netloom.api.problem import Problem
+from netloom.api.v1alpha1 import NETWORK_NAME, NetloomNetwork
+from netloom.api.validation.network import network_warnings
+from netloom.guard import words
+from netloom.guard.decode import Change
+from netloom.guard.holdings import Holders, Ranges, cidrs_of, parse
+from netloom.guard.live import Live
+from netloom.guard.verdict import Verdict
+from netloom.ipam.cidr import Cidr, address_text
+
+FINALIZER = "netloom.dev/in-use"
+"""The operator's, on a network that is in use: without it, a deletion that waits goes through."""
+
+
+def decide_network(change: Change[NetloomNetwork], live: Live) -> Verdict:
+    """The verdict on one write of a NetloomNetwork."""
+    old, new = change.old, change.new
+    if new is None:
+        return _deleted(change, old, live) if old else Verdict()
+    verdict = _updated(change, old, new, live) if old else _created(change, new, live)
+    return replace(verdict, warnings=tuple(_warnings(change.name, old, new, live)))
+
+
+def _created(change: Change[NetloomNetwork], new: NetloomNetwork, live: Live) -> Verdict:
+    name, wanted = change.key, new.spec.ipam.mode
+    if name != NETWORK_NAME:
+        message = "a cluster has one network, so a NetloomNetwork of another name would be ignored."
+        return Verdict(
+            refusals=(Problem(change.name, "metadata.name", name, "NotTheNetwork", message, 'Name it "default".'),)
+        )
+    if unseen := live.unseen("NetloomNode"):
+        return Verdict(unseen=(f"NetloomNode: {unseen}",))
+    modes = live.held.modes - {""}
+    if modes and wanted not in modes:
+        text = words.NETWORK_CREATED.format(in_use=_in_use(live), mode=_either(modes), wanted=wanted)
+        return Verdict(refusals=(words.locked(change.name, "spec.ipam.mode", wanted, text),))
+    if "cluster-pool" not in modes or wanted != "cluster-pool":
+        return Verdict()
+    return Verdict(refusals=tuple(_uncovered(change.name, new, live)))
+
+
+def _deleted(change: Change[NetloomNetwork], old: NetloomNetwork, live: Live) -> Verdict:
+    if change.key != NETWORK_NAME:
+        return Verdict()
+    modes = _modes(old, live)
+    if modes:
+        text = words.NETWORK_DELETED.format(in_use=_in_use(live), mode=_either(modes))
+        return Verdict(refusals=(words.locked(change.name, "metadata.name", change.key, text),))
+    return _unless_unseen(live)
+
+
+def _updated(change: Change[NetloomNetwork], old: NetloomNetwork, new: NetloomNetwork, live: Live) -> Verdict:
+    if change.key != NETWORK_NAME or not _takes(change, old, new, live):
+        return Verdict()
+    modes = _modes(old, live)
+    refusals = _refusals(change, old, new, modes, live) if modes else []
+    # What the stored object says is in force needs no node to confirm it; which pods lose cover, only nodes tell.
+    if not refusals and (not old.status.ipam.mode or _narrows(old, new)):
+        return _unless_unseen(live)
+    return Verdict(refusals=tuple(refusals))
+
+
+def _refusals(
+    change: Change[NetloomNetwork], old: NetloomNetwork, new: NetloomNetwork, modes: frozenset[str], live: Live
+) -> list[Problem]:
+    name, in_use, mode = change.name, _in_use(live), _either(modes)
+    refusals: list[Problem] = []
+    wanted = new.spec.ipam.mode
+    if wanted != old.spec.ipam.mode and wanted not in modes:
+        text = words.NETWORK_MODE.format(in_use=in_use, mode=mode, wanted=wanted)
+        refusals.append(words.locked(name, "spec.ipam.mode", wanted, text))
+    if _unlocks(change, old, new, live):
+        text = words.NETWORK_UNLOCKED.format(in_use=in_use, mode=mode)
+        refusals.append(words.locked(name, "status.ipam", "", text))
+    if _frees(change, old, new, live):
+        text = words.NETWORK_DELETED.format(in_use=in_use, mode=mode)
+        refusals.append(words.locked(name, "metadata.finalizers", "", text))
+    for family in FAMILIES:
+        if "cluster-pool" in modes:
+            refusals += _pool(name, family, old, new, live)
+        refusals += _native(name, family, old, new, live, pool="cluster-pool" in modes)
+    return refusals
+
+
+def _takes(change: Change[NetloomNetwork], old: NetloomNetwork, new: NetloomNetwork, live: Live) -> bool:
+    """Whether anything is taken away or exchanged; growth, and what is not guarded, passes whatever is live."""
+    if old.spec.ipam.mode != new.spec.ipam.mode or _unlocks(change, old, new, live) or _frees(change, old, new, live):
+        return True
+    for family in FAMILIES:
+        (before, old_size), (after, new_size) = _list(old, family), _list(new, family)
+        if before and (old_size != new_size or _lost(before, after, family)):
+            return True
+    return _narrows(old, new)
+
+
+def _unlocks(change: Change[NetloomNetwork], old: NetloomNetwork, new: NetloomNetwork, live: Live) -> bool:
+    """Whether somebody but the operator writes what is in force."""
+    return old.status.ipam != new.status.ipam and change.user not in live.users.operators
+
+
+def _frees(change: Change[NetloomNetwork], old: NetloomNetwork, new: NetloomNetwork, live: Live) -> bool:
+    """Whether somebody but the operator lets a deletion go through that was under way."""
+    before, after = old.metadata, new.metadata
+    waits = bool(before.deletion_timestamp) and FINALIZER in before.finalizers
+    return waits and FINALIZER not in after.finalizers and change.user not in live.users.operators
+
+
+def _modes(old: NetloomNetwork, live: Live) -> frozenset[str]:
+    """The modes in force; none where nobody holds addresses. Several only where nodes record several."""
+    if old.status.ipam.mode:
+        return frozenset({old.status.ipam.mode})
+    if live.held.count:
+        return live.held.modes - {""} or frozenset({old.spec.ipam.mode})
+    return frozenset()
+
+
+def _in_use(live: Live) -> str:
+    if live.held.count and not live.unseen("NetloomNode"):
+        return words.in_use(live.held.count, live.held.names)
+    return words.NODES_HOLD
+
+
+def _either(modes: Iterable[str]) -> str:
+    return " and ".join(sorted(modes))
+
+
+def _unless_unseen(live: Live) -> Verdict:
+    """Nobody is known to hold anything."""
+    unseen = live.unseen("NetloomNode")
+    return Verdict(unseen=(f"NetloomNode: {unseen}",) if unseen else ())
+
+
+def _pool(name: str, family: Family, old: NetloomNetwork, new: NetloomNetwork, live: Live) -> list[Problem]:
+    """Cluster CIDRs of a family that go or shrink, and its mask size."""
+    (before, old_size), (after, new_size) = _list(old, family), _list(new, family)
+    field = f"spec.ipam.clusterPool.ipv{family}PodCIDRList"
+    kept = Ranges(cidrs_of(after, family))
+    lost = _lost(before, after, family)
+    problems = [_cidr_lost(name, field, str(cidr), live.held.outside(kept, cidr), live) for cidr in lost]
+    if before and old_size != new_size:
+        message = (
+            f"the mask size cannot change while it is in use: {_in_use(live)}, cut as blocks of /{old_size}, and new "
+            "blocks would not fit between the old ones."
+        )
+        way_out = f"Keep {old_size}, or remove every node first."
+        field = f"spec.ipam.clusterPool.ipv{family}MaskSize"
+        problems.append(Problem(name, field, str(new_size), "CIDRInUse", message, way_out))
+    return problems
+
+
+def _lost(before: tuple[str, ...], after: tuple[str, ...], family: Family) -> list[Cidr]:
+    """The CIDRs of a list that another does not cover."""
+    if before == after:
+        return []
+    kept = Ranges(cidrs_of(after, family))
+    return [cidr for cidr in cidrs_of(before, family) if cidr not in kept]
+
+
+def _cidr_lost(name: str, field: str, cidr: str, holders: Holders, live: Live) -> Problem:
+    if holders.count:
+        why = f"{holders.blocks()}, and their pods would have addresses that are not the cluster's any more."
+    else:
+        why = f"{_in_use(live)} of mode cluster-pool, and a block of it may be on its way to one."
+    message = f"{cidr} cannot be removed or made smaller while it is in use: {why}"
+    way_out = "Keep it; to get more space, add another CIDR to the list, or put one in its place that contains it."
+    return Problem(name, field, cidr, "CIDRInUse", message, way_out)
+
+
+def _uncovered(name: str, new: NetloomNetwork, live: Live) -> list[Problem]:
+    """A network that is made anew without CIDRs that nodes hold: a removal in two steps."""
+    problems: list[Problem] = []
+    for family in FAMILIES:
+        texts, _ = _list(new, family)
+        holders = live.held.outside_family(Ranges(cidrs_of(texts, family)), family)
+        if holders.count:
+            message = (
+                f"it does not cover what is in use: {holders.blocks('outside it')}, and their pods "
+                "would have addresses that are not the cluster's any more."
+            )
+            field = f"spec.ipam.clusterPool.ipv{family}PodCIDRList"
+            way_out = "Give the CIDRs that the network had, and others beside them if you like."
+            problems.append(Problem(name, field, ", ".join(texts), "CIDRInUse", message, way_out))
+    return problems
+
+
+def _native(
+    name: str, family: Family, old: NetloomNetwork, new: NetloomNetwork, live: Live, *, pool: bool
+) -> list[Problem]:
+    """A native routing CIDR that lets pods go which it covered.
+
+    Where it is taken away altogether nothing is refused: what is known of the cluster's pods is never masqueraded,
+    with or without it.
+    """
+    covered = _narrowed(old, new, family)
+    if covered is None:
+        return []
+    before, after = _native_cidr(old, family), _native_cidr(new, family)
+    kept = Ranges(cidrs_of([after], family))
+    holders = live.held.outside(kept, covered, within=True)
+    cidrs = [cidr for cidr in cidrs_of(_list(new, family)[0], family) if pool and covered.contains(cidr)]
+    lost = [str(cidr) for cidr in cidrs if cidr not in kept]
+    if holders.count:
+        what = f"it no longer covers pods: {holders.blocks('outside it')}"
+    elif lost:
+        what = f"it no longer covers {', '.join(lost)}, and {_in_use(live)} of mode cluster-pool"
+    else:
+        return []
+    message = f"{what}, so packets to pods there may be masqueraded, and are taken for those of a node."
+    way_out = f"Give a CIDR that holds all pod CIDRs, as {before} does, or switch masquerading off first."
+    return [Problem(name, f"spec.routing.ipv{family}NativeRoutingCIDR", after, "PodsNotCovered", message, way_out)]
+
+
+def _narrows(old: NetloomNetwork, new: NetloomNetwork) -> bool:
+    return any(_narrowed(old, new, family) for family in FAMILIES)
+
+
+def _narrowed(old: NetloomNetwork, new: NetloomNetwork, family: Family) -> Cidr | None:
+    """The native routing CIDR that was, if another stands in its place now that does not cover it, and it matters."""
+    before, after = _native_cidr(old, family), _native_cidr(new, family)
+    covered = parse(before)
+    if covered is None or before == after or not after or not _masquerades(new, family):
+        return None
+    return covered if covered not in Ranges(cidrs_of([after], family)) else None
+
+
+def _warnings(name: str, old: NetloomNetwork | None, new: NetloomNetwork, live: Live) -> list[Problem]:
+    """What is legal and unwise, and was not so before."""
+    if old is not None and old.spec == new.spec:
+        return []
+    known = network_warnings(old) if old else []
+    found = [problem for problem in network_warnings(new) if problem not in known]
+    if new.spec.ipam.mode != "cluster-pool":
+        return found
+    for family in FAMILIES:
+        before = Ranges(cidrs_of(_list(old, family)[0], family) if old and old.spec.ipam.mode == "cluster-pool" else ())
+        for number, text in enumerate(_list(new, family)[0]):
+            cidr = parse(text)
+            if cidr and cidr.version == family and cidr not in before:
+                field = f"spec.ipam.clusterPool.ipv{family}PodCIDRList[{number}]"
+                overlap = nodes_inside(name, field, cidr, live, "ClusterCIDROverlapsNodes")
+                found += [replace(problem, severity="warning") for problem in overlap]
+    return found
+
+
+def nodes_inside(name: str, field: str, cidr: Cidr, live: Live, reason: str) -> list[Problem]:
+    """Says that a CIDR holds addresses of nodes, if it does."""
+    count, blocks = live.node_addresses.blocks_inside(cidr)
+    if not count:
+        return []
+    inside = [f"{address_text(block.cidr.version, block.cidr.base)} of node {block.owner}" for block in blocks]
+    return [holds_nodes(str(cidr), inside, count, object=name, field=field, reason=reason)]
+
+
+def _list(network: NetloomNetwork, family: Family) -> tuple[tuple[str, ...], int]:
+    pool = network.spec.ipam.cluster_pool
+    if family == 4:
+        return pool.ipv4_pod_cidr_list, pool.ipv4_mask_size
+    return pool.ipv6_pod_cidr_list, pool.ipv6_mask_size
+
+
+def _native_cidr(network: NetloomNetwork, family: Family) -> str:
+    routing = network.spec.routing
+    return routing.ipv4_native_routing_cidr if family == 4 else routing.ipv6_native_routing_cidr
+
+
+def _masquerades(network: NetloomNetwork, family: Family) -> bool:
+    """Whether packets that leave a node without a tunnel may get the node's address."""
+    masquerade = network.spec.masquerade
+    return network.spec.routing.mode != "tunnel" and (masquerade.ipv4 if family == 4 else masquerade.ipv6)

@@ -1,0 +1,71 @@
+"""What is refused of writes to NetloomNodes: the addresses of a node are the operator's and its own agent's."""
+
+from netloom.api.problem import Problem
+from netloom.api.v1alpha1 import NetloomNode, NodeIPAM
+from netloom.guard.decode import Change
+from netloom.guard.live import Live
+from netloom.guard.verdict import Verdict
+
+GARBAGE_COLLECTOR = "system:serviceaccount:kube-system:generic-garbage-collector"
+"""Deletes a NetloomNode after its Node, which owns it."""
+
+NODE_NAME = "authentication.kubernetes.io/node-name"
+"""Key of userInfo.extra: the node of the pod that a service account's token is bound to."""
+
+
+def decide_node(change: Change[NetloomNode], live: Live) -> Verdict:
+    """The verdict on one write of a NetloomNode."""
+    if change.user in live.users.operators:
+        return Verdict()
+    if change.new is None:
+        return _deleted(change, live)
+    before = change.old.spec.ipam if change.old else NodeIPAM()
+    if change.new.spec.ipam == before or _own_agent(change, live):
+        return Verdict()
+    who = change.user or "somebody without a name"
+    if change.old:
+        holds = f", which holds {_summary(before)}" if _summary(before) else ""
+        message = (
+            f"only the operator and this node's own agent keep the account of its addresses, and {who} is neither: "
+            f"another entry takes addresses from pods of the node{holds}, or gives the same to two nodes."
+        )
+        way_out = "Leave spec.ipam as it is; to give a node other addresses, remove the Node and let it join again."
+    else:
+        message = (
+            f"only the operator gives a node its addresses, and {who} is not it: they may be in use on another node."
+        )
+        way_out = "Create it without spec.ipam, or leave it to the operator, which makes one for every Node."
+    way_out += " A controller that gives addresses itself has to be named to the guard with --operator-user."
+    value = _summary(change.new.spec.ipam)
+    return Verdict(refusals=(Problem(change.name, "spec.ipam", value, "NotTheOwner", message, way_out),))
+
+
+def _deleted(change: Change[NetloomNode], live: Live) -> Verdict:
+    if change.user == GARBAGE_COLLECTOR:
+        return Verdict()
+    name = change.key
+    if name in live.nodes:
+        ipam = change.old.spec.ipam if change.old else NodeIPAM()
+        holds = f" and it holds {_summary(ipam)}" if _summary(ipam) else ""
+        message = (
+            f"the Node of this name lives{holds}: without this object the other nodes lose their way to its pods, and "
+            "its addresses may be given to another node."
+        )
+        way_out = f"Remove the Node (kubectl delete node {name}); this object goes with it."
+        return Verdict(refusals=(Problem(change.name, "metadata.name", name, "NodeLives", message, way_out),))
+    unseen = live.unseen("Node")
+    return Verdict(unseen=(f"Node: {unseen}",) if unseen else ())
+
+
+def _own_agent(change: Change[NetloomNode], live: Live) -> bool:
+    """Whether the agent of this very node asks. One whose token is bound to no node cannot be told from another's."""
+    bound = change.request.user_info.extra.get(NODE_NAME, ())
+    return change.user in live.users.agents and change.key in bound
+
+
+def _summary(ipam: NodeIPAM) -> str:
+    """What a node holds, short: "10.244.1.0/24, 10.245.0.0/28 and 4 more", "3 addresses"."""
+    cidrs = [*ipam.pod_cidrs, *(cidr for each in ipam.pools.allocated for cidr in each.cidrs)]
+    if cidrs:
+        return ", ".join(cidrs[:2]) + (f" and {len(cidrs) - 2} more" if len(cidrs) > 2 else "")
+    return f"{len(ipam.pool)} address{'' if len(ipam.pool) == 1 else 'es'}" if ipam.pool else ""

@@ -1,0 +1,73 @@
+"""The record: which modes are in force, and who holds addresses, as the policies and the next decision need it."""
+
+from netloom.api.cilium import CONFIG_NAME
+from netloom.api.problem import Problem
+from netloom.guard import words
+from netloom.guard.cilium import IPAM, migrates, mode_of
+from netloom.guard.live import Live
+
+CILIUM_MODE = "ciliumMode"
+CILIUM_IN_USE = "ciliumInUse"
+NETLOOM_MODE = "netloomMode"
+NETLOOM_IN_USE = "netloomInUse"
+
+
+def wanted(live: Live) -> dict[str, str]:
+    """`data` of the record as it should be; keys of what is not in use are left out.
+
+    To be asked only while everything can be seen: caches that are empty as yet say that nobody holds anything.
+    """
+    data: dict[str, str] = {}
+    if live.cilium_held.count and (mode := _cilium_mode(live)):
+        data[CILIUM_MODE] = mode
+        data[CILIUM_IN_USE] = words.in_use(live.cilium_held.count, live.cilium_held.names)
+    if live.held.count and (mode := _netloom_mode(live)):
+        data[NETLOOM_MODE] = mode
+        data[NETLOOM_IN_USE] = words.in_use(live.held.count, live.held.names)
+    return data
+
+
+def bypassed(live: Live) -> Problem | None:
+    """Cilium's configuration asks for another mode than the one that is recorded while nodes hold addresses of it."""
+    recorded = live.recorded.get(CILIUM_MODE, "")
+    if not recorded or not live.cilium_held.count or live.cilium_data is None:
+        return None
+    mode = mode_of(live.cilium_data)
+    if mode == recorded or (recorded == "cluster-pool" and migrates(live.cilium_data)):
+        return None
+    message = (
+        f"the IPAM mode was changed past the guard: {words.in_use(live.cilium_held.count, live.cilium_held.names)} of "
+        f"mode {recorded}, and what restarts in mode {mode} takes the network from their pods."
+    )
+    way_out = (
+        f"Set it back to {recorded} before Cilium restarts; if the change is meant, delete the ConfigMap that records "
+        "the mode (docs/guard.md), which is then made anew."
+    )
+    name = f"ConfigMap {live.cilium_namespace}/{CONFIG_NAME}"
+    return Problem(name, f"data.{IPAM}", live.cilium_data.get(IPAM, ""), "ModeBypassed", message, way_out)
+
+
+def _cilium_mode(live: Live) -> str:
+    """The recorded mode stays, but for the documented migration; without one, the configuration's.
+
+    Or the configuration's before its last change, where the first node got its addresses before that: the two were
+    under way at the same time, and the guard could not know of the one when it was asked about the other.
+    """
+    recorded = live.recorded.get(CILIUM_MODE, "")
+    if live.cilium_data is None:
+        return recorded
+    asked = mode_of(live.cilium_data)
+    if recorded == "cluster-pool" and migrates(live.cilium_data):
+        return asked
+    changed, before = live.cilium_before
+    if live.cilium_first and live.cilium_first < changed and not migrates(live.cilium_data):
+        asked = mode_of(before)
+    return recorded or asked
+
+
+def _netloom_mode(live: Live) -> str:
+    """The mode in force: the network says it, or the nodes, as long as they agree."""
+    if live.network_now and live.network_now.status.ipam.mode:
+        return live.network_now.status.ipam.mode
+    modes = live.held.modes - {""}
+    return next(iter(modes)) if len(modes) == 1 else ""

@@ -1,0 +1,91 @@
+"""NetloomNodes: whose entries the addresses are."""
+
+import pytest
+
+from netloom.api.v1alpha1 import NETLOOM_NODES
+from netloom.guard.live import Live
+from netloom.guard.node import GARBAGE_COLLECTOR
+from tests.guard import requests as ask
+from tests.guard.requests import Json, ipam, refused
+
+NAMED = " A controller that gives addresses itself has to be named to the guard with --operator-user."
+
+
+def node(held: Json) -> Json:
+    return {"metadata": {"name": "worker-1"}, "spec": {"ipam": held}}
+
+
+@pytest.fixture
+def live() -> Live:
+    live = ask.fresh()
+    ask.with_addresses(live, "worker-1", "192.168.0.1")
+    return live
+
+
+def test_a_user_does_not_edit_addresses(live: Live) -> None:
+    old = node(ipam("multi-pool", "10.244.1.0/24", pools={"default": ["10.245.0.0/27", "10.245.0.32/27"]}))
+    new = node(ipam("multi-pool", "10.244.1.0/24"))
+    assert refused(live, NETLOOM_NODES, old, new) == [
+        "NetloomNode worker-1: spec.ipam '10.244.1.0/24': only the operator and this node's own agent keep the account "
+        "of its addresses, and admin is neither: another entry takes addresses from pods of the node, which holds "
+        "10.244.1.0/24, 10.245.0.0/27 and 1 more, or gives the same to two nodes. Leave spec.ipam as it is; to give a "
+        f"node other addresses, remove the Node and let it join again.{NAMED}"
+    ]
+
+
+def test_a_user_does_not_give_addresses(live: Live) -> None:
+    assert refused(live, NETLOOM_NODES, None, node(ipam("crd", pool={"10.0.0.1": {}, "10.0.0.2": {}}))) == [
+        "NetloomNode worker-1: spec.ipam '2 addresses': only the operator gives a node its addresses, and admin is not "
+        "it: they may be in use on another node. Create it without spec.ipam, or leave it to the operator, which makes "
+        f"one for every Node.{NAMED}"
+    ]
+    assert refused(live, NETLOOM_NODES, None, {"metadata": {"name": "worker-1"}}) == []
+
+
+@pytest.mark.parametrize(
+    ("user", "bound_to", "may"),
+    [
+        (ask.OPERATOR, "", True),
+        (ask.AGENT, "worker-1", True),
+        (ask.AGENT, "worker-2", False),
+        (ask.AGENT, "", False),
+        ("admin", "worker-1", False),
+        (GARBAGE_COLLECTOR, "", False),
+        ("", "", False),
+    ],
+)
+def test_who_may_edit(live: Live, user: str, bound_to: str, may: bool) -> None:
+    old, new = node(ipam("multi-pool", pools={"default": ["10.245.0.0/27"]})), node(ipam("multi-pool"))
+    assert (refused(live, NETLOOM_NODES, old, new, user=user, node=bound_to) == []) == may
+    assert (refused(live, NETLOOM_NODES, None, old, user=user, node=bound_to) == []) == may
+
+
+def test_everything_else_of_it_is_not_guarded(live: Live) -> None:
+    old = node(ipam("cluster-pool", "10.244.1.0/24"))
+    new = {**old, "spec": {**old["spec"], "tunnels": [{"protocol": "vxlan", "port": 8472}]}}
+    assert refused(live, NETLOOM_NODES, old, new) == []
+
+
+def test_it_lives_as_long_as_its_node(live: Live) -> None:
+    old = node(ipam("cluster-pool", "10.244.1.0/24"))
+    assert refused(live, NETLOOM_NODES, old) == [
+        "NetloomNode worker-1: metadata.name 'worker-1': the Node of this name lives and it holds 10.244.1.0/24: "
+        "without "
+        "this object the other nodes lose their way to its pods, and its addresses may be given to another node. "
+        "Remove "
+        "the Node (kubectl delete node worker-1); this object goes with it."
+    ]
+    assert refused(live, NETLOOM_NODES, old, user=ask.AGENT, node="worker-1") != []
+    assert refused(live, NETLOOM_NODES, old, user=ask.OPERATOR) == []
+    assert refused(live, NETLOOM_NODES, old, user=GARBAGE_COLLECTOR) == []
+    live.node("worker-1", None, None)
+    assert refused(live, NETLOOM_NODES, old) == []
+
+
+def test_its_deletion_waits_until_nodes_are_seen() -> None:
+    live = ask.fresh()
+    live.unseen = lambda kind: "its list was not read yet" if kind == "Node" else ""
+    verdict = ask.verdict(live, NETLOOM_NODES, node(ipam()))
+    assert verdict.unseen == ("Node: its list was not read yet",)
+    assert refused(live, NETLOOM_NODES, node(ipam()), user=ask.OPERATOR) == []
+    assert refused(live, NETLOOM_NODES, node(ipam()), node(ipam("crd"))) != []
