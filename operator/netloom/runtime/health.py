@@ -69,11 +69,11 @@ def _ask(check: Check) -> str:
         return f"the check crashed: {error or type(error).__name__}"
 
 
-def parse_address(text: str) -> tuple[str, int]:
-    """Host and port of `127.0.0.1:9963` or `[::1]:9963`. Raises ConfigError."""
+def parse_address(text: str, option: str = "--http-address") -> tuple[str, int]:
+    """Host and port of `127.0.0.1:9963` or `[::1]:9963`. Raises ConfigError, which names the option."""
     host, colon, port = text.rpartition(":")
     if not colon or not port.isdecimal() or int(port) > 65535:
-        raise ConfigError(f"--http-address {text!r} is not HOST:PORT, such as 127.0.0.1:9963")
+        raise ConfigError(f"{option} {text!r} is not HOST:PORT, such as 127.0.0.1:9963")
     return host.strip("[]"), int(port)
 
 

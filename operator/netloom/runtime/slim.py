@@ -6,7 +6,8 @@ with the real search path, and `client.models` as an empty module, while configu
 are imported: 5 MiB. Afterwards the shells are taken out again, so that an `import kubernetes_asyncio` elsewhere in
 the process gets the real, whole package and never a half-made one.
 
-urllib3, of which its configuration uses one function for one way to log in, is imported when it is asked for that.
+urllib3, of which its configuration uses one function for one way to log in, is imported when it is asked for that; so
+is dateutil (2 MiB), by which ApiClient would read the times in models.
 """
 
 import importlib
@@ -14,7 +15,7 @@ import importlib.machinery
 import importlib.util
 import sys
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -48,23 +49,36 @@ def _without_models() -> Iterator[types.ModuleType]:
     for name in before:
         del sys.modules[name]
     sys.modules.update({_PACKAGE: package, _CLIENT: client, models.__name__: models})
-    later = _later("urllib3")
+    stand_ins = [_later("urllib3"), _later("dateutil.parser", "parse")]
     try:
         yield client
     finally:
         for name in [name for name in sys.modules if _ours(name)]:
             del sys.modules[name]
         sys.modules.update(before)
-        if sys.modules.get("urllib3") is later:
-            del sys.modules["urllib3"]
+        for stand_in in stand_ins:
+            if stand_in and sys.modules.get(stand_in.__name__) is stand_in:
+                del sys.modules[stand_in.__name__]
 
 
-def _later(name: str) -> types.ModuleType | None:
-    """Something in a module's place that imports the module once an attribute of it is asked for."""
+def _later(name: str, *functions: str) -> types.ModuleType | None:
+    """Something in a module's place that imports the module once an attribute of it is asked for, or once one of the
+    functions is called: those may be taken out of it before."""
     if name in sys.modules:
         return None
+
+    def real(attribute: str) -> Any:
+        if attribute.startswith("__"):  # what the import system asks every module
+            raise AttributeError(f"module {name!r} has no attribute {attribute!r}")
+        return getattr(importlib.import_module(name), attribute)
+
+    def called_later(function: str) -> Callable[..., Any]:
+        return lambda *arguments, **options: real(function)(*arguments, **options)
+
     module = sys.modules[name] = _shell(name)
-    module.__getattr__ = lambda attribute: getattr(importlib.import_module(name), attribute)  # type: ignore[method-assign]
+    module.__getattr__ = real  # type: ignore[method-assign]
+    for function in functions:
+        setattr(module, function, called_later(function))
     return module
 
 

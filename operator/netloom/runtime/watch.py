@@ -57,7 +57,7 @@ class Timing(msgspec.Struct, frozen=True):
 
 
 class ListWatch(Generic[T]):
-    """Keeps `store` equal to the server's objects that the selectors choose.
+    """Keeps `store` equal to the server's objects (of one `namespace`, where given) that the selectors choose.
 
     `changed(old, new)` tells whether an update matters to the store's subscribers. The store takes in every update (a
     later compare-and-swap needs its version), so a watch that filters out heartbeats still writes at the first try.
@@ -69,6 +69,7 @@ class ListWatch(Generic[T]):
         api: Api,
         store: Store[T],
         *,
+        namespace: str = "",
         field_selector: str = "",
         label_selector: str = "",
         changed: Callable[[T, T], bool] | None = None,
@@ -80,6 +81,7 @@ class ListWatch(Generic[T]):
         self._api = api
         self._store = store
         self._resource = store.resource
+        self._namespace = namespace
         self._selectors = {"fieldSelector": field_selector, "labelSelector": label_selector}
         self._changed = changed
         self._trim = trim
@@ -95,6 +97,9 @@ class ListWatch(Generic[T]):
         self._expired = False
         self.trouble = "not listed yet"
         """What is wrong with the watch now; "" while the last attempt was good."""
+        self.following = False
+        """Whether a stream is open that began where the cache ends. `trouble` waits for its first event, or for the
+        first bookmark, up to a minute: too long for whoever only wants to know whether changes arrive."""
         kind = self._resource.kind
         self._events = metrics.WATCH_EVENTS.labels(kind)
         metrics.CACHED.labels(kind).set_function(lambda: len(store))
@@ -135,6 +140,7 @@ class ListWatch(Generic[T]):
         metrics.WATCH_LISTS.labels(self._resource.kind).inc()
         found = await self._api.list(
             self._resource,
+            namespace=self._namespace,
             field_selector=self._selectors["fieldSelector"],
             label_selector=self._selectors["labelSelector"],
             trim=self._trim,
@@ -167,15 +173,19 @@ class ListWatch(Generic[T]):
         lines = stream.Lines(self._event_limit)
         loop = asyncio.get_running_loop()
         async with asyncio.timeout(self._timing.inactivity) as deadline:
-            async with self._api.stream(self._resource.path(), query) as content:
+            async with self._api.stream(self._resource.path(namespace=self._namespace), query) as content:
                 began = loop.time()
-                async for chunk in content.iter_any():
-                    events = lines.feed(chunk)
-                    if not events:
-                        continue
-                    deadline.reschedule(loop.time() + self._timing.inactivity)
-                    for line in events:
-                        self._take(line, loop.time() - began)
+                self.following = True
+                try:
+                    async for chunk in content.iter_any():
+                        events = lines.feed(chunk)
+                        if not events:
+                            continue
+                        deadline.reschedule(loop.time() + self._timing.inactivity)
+                        for line in events:
+                            self._take(line, loop.time() - began)
+                finally:
+                    self.following = False
         if lines.pending:
             raise stream.StreamBroken("the stream ended within an event")
 

@@ -327,9 +327,13 @@ if {full_first}:
 from netloom.runtime import slim
 brought = [name for name in sys.modules if name.startswith("kubernetes_asyncio")]
 assert bool(brought) == {full_first}, brought
+if not {full_first}:
+    assert not {{"dateutil", "dateutil.parser", "urllib3"}} & set(sys.modules)
 import kubernetes_asyncio.client
 assert kubernetes_asyncio.client.V1Node(kind="Node").kind == "Node"
 assert kubernetes_asyncio.client.ApiClient is not slim.ApiClient
+read = slim.ApiClient._ApiClient__deserialize_datetime
+assert read(None, "2026-11-25T03:51:07Z").year == 2026
 """
     process = await asyncio.create_subprocess_exec(sys.executable, "-c", code)
     assert await process.wait() == 0

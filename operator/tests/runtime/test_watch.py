@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from netloom.api.core import NODES, Node
+from netloom.api.core import NODES, SECRETS, Node
 from netloom.api.meta import ObjectMeta
 from netloom.runtime import loop
 from netloom.runtime.client import Api
@@ -591,3 +591,18 @@ def assert_growing(pauses: list[float], base: float = 0.25, cap: float = 30.0) -
     for number, pause in enumerate(pauses):
         bound = min(cap, base * 2**number)
         assert bound / 2 <= pause <= bound, f"pause {number} of {pauses}"
+
+
+async def test_a_watch_of_one_namespace_asks_for_no_other(server: ScriptedApi, api: Api):
+    """Rights on one namespace are enough for it."""
+    mine = "/api/v1/namespaces/mine/secrets"
+    server.put("/api/v1/namespaces/other/secrets", {"metadata": {"name": "a", "namespace": "other"}})
+    server.put(mine, {"metadata": {"name": "a", "namespace": "mine"}})
+    store = Store(SECRETS)
+    task = asyncio.create_task(ListWatch(api, store, namespace="mine").run())
+    await until(lambda: list(store) == ["mine/a"], "listed")
+    server.put(mine, {"metadata": {"name": "b", "namespace": "mine"}})
+    await until(lambda: sorted(store) == ["mine/a", "mine/b"], "followed")
+    task.cancel()
+    await asyncio.wait([task])
+    assert {call.collection for call in server.calls if call.verb in ("list", "watch")} == {mine}
