@@ -1,0 +1,257 @@
+"""Certificates that the guard makes for itself: the CAs that all replicas share, this replica's own certificate, and
+the caBundle of the webhooks.
+
+Level-triggered: at every turn the Secret and the configuration, as the watches last saw them, and the clock say what
+is to be done, and most turns nothing is. Turns come with every change of the two, and once a minute: nothing here runs
+out faster, and a clock may be set.
+
+The order matters when the signer changes. A new CA is first in the Secret, then in the caBundle, and OVERLAP later it
+signs; a certificate by a CA that the caBundle lacks is not shown while the one before it still is good.
+"""
+
+import asyncio
+import datetime as dt
+from collections.abc import Callable, Sequence
+
+import msgspec
+import structlog
+
+from netloom.api.core import SECRETS, Secret
+from netloom.api.meta import ObjectMeta
+from netloom.runtime.backoff import Backoff
+from netloom.runtime.client import Api
+from netloom.runtime.errors import AlreadyExists, ApiError, Conflict
+from netloom.runtime.store import Store
+from netloom.runtime.watch import ListWatch
+from netloom.runtime.watch import Timing as WatchTiming
+from netloom.webhook import certificates, metrics
+from netloom.webhook.certificates import CA, Serving
+from netloom.webhook.configuration import Configuration
+from netloom.webhook.mint import Mint, MintFailed
+from netloom.webhook.names import CA_SECRET, NAME
+from netloom.webhook.tls import Presented
+
+log = structlog.get_logger(__name__)
+
+Clock = Callable[[], dt.datetime]
+
+
+def utc() -> dt.datetime:
+    """The clock of production."""
+    return dt.datetime.now(dt.UTC)
+
+
+class Timing(msgspec.Struct, frozen=True):
+    """Seconds."""
+
+    period: float = 60.0
+    """Longest distance of two looks at the clock."""
+    base: float = 0.25
+    cap: float = 30.0
+    """Of the delay after an attempt that failed."""
+    watch: WatchTiming = WatchTiming()
+
+
+class Authority:
+    """Keeps the certificates; `tls` is the context to serve with. `run` is a component of a Manager.
+
+    names, addresses: what the serving certificate is valid for, as API servers call the guard:
+        `netloom-guard.netloom-system.svc`, or the host of a URL.
+    """
+
+    def __init__(
+        self,
+        api: Api,
+        *,
+        namespace: str,
+        names: Sequence[str] = (),
+        addresses: Sequence[str] = (),
+        secret: str = CA_SECRET,
+        configuration: str = NAME,
+        now: Clock = utc,
+        timing: Timing | None = None,
+        mint: Mint | None = None,
+    ) -> None:
+        self._api = api
+        self._namespace = namespace
+        self._names = tuple(names)
+        self._addresses = tuple(addresses)
+        self._secret = secret
+        self._now = now
+        self._mint = mint or Mint()
+        self._timing = timing or Timing()
+        self._backoff = Backoff(self._timing.base, self._timing.cap)
+        self._presented = Presented()
+        self.tls = self._presented.context
+        self.secrets = Store(SECRETS)
+        self._secret_watch = ListWatch(
+            api,
+            self.secrets,
+            namespace=namespace,
+            field_selector=f"metadata.name={secret}",
+            timing=self._timing.watch,
+        )
+        self.configuration = Configuration(api, configuration, timing=self._timing.watch)
+        self.serving: Serving | None = None
+        """What is shown now."""
+        self.cas: tuple[CA, ...] = ()
+        """The CAs of the Secret, as it was read last."""
+        self._read_data: dict[str, str] = {}
+        self._bad = ""
+        """The content that was read last, and what is wrong with it."""
+        self.failure = ""
+        """Why the last attempt to keep the certificates failed; "" if it did not."""
+        self._woken = asyncio.Event()
+
+    @property
+    def trouble(self) -> str:
+        """Why API servers cannot believe this replica; "" if they do: a check of readiness.
+
+        A failure that does no harm yet is none: an API server that stumbles in the hour of a renewal would make all
+        replicas unready, and so cause what it only announces. It is in `failure`, in the log and counted.
+        """
+        if self.serving is None:
+            return f"no certificate to serve with yet: {self.failure or self._unseen() or 'about to be made'}"
+        if self.serving.expires <= self._now():
+            return f"the certificate has expired at {self.serving.expires:%Y-%m-%dT%H:%M:%SZ}: {self.failure}"
+        if not self._is_trusted(self.serving.signer):
+            why = self.failure or "about to be written"
+            return f"the caBundle of {self.configuration} does not have the CA of this replica: {why}"
+        return ""
+
+    async def run(self) -> None:
+        """Keeps all of it until cancelled."""
+        wake = [
+            self.secrets.subscribe(lambda key, old, new: self._woken.set()),
+            self.configuration.store.subscribe(lambda key, old, new: self._woken.set()),
+        ]
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._secret_watch.run(), name="watch of the CA's Secret")
+                group.create_task(self.configuration.watch.run(), name="watch of the webhooks")
+                group.create_task(self._keep(), name="certificates")
+        finally:
+            for forget in wake:
+                forget()
+
+    async def _keep(self) -> None:
+        await self.secrets.wait_synced()
+        await self.configuration.store.wait_synced()
+        while True:
+            self._woken.clear()
+            try:
+                await self._turn()
+            except (ApiError, certificates.BadSecret, MintFailed) as error:
+                self._fail(str(error))
+                # What was woken meanwhile has to wait, too: others may write what fails here over and over.
+                await asyncio.sleep(self._backoff.next())
+                continue
+            self.failure = ""
+            self._backoff.reset()
+            try:
+                async with asyncio.timeout(self._timing.period):
+                    await self._woken.wait()
+            except TimeoutError:
+                pass
+
+    def _fail(self, failure: str) -> None:
+        metrics.ERRORS.labels("certificates").inc()
+        if failure != self.failure:
+            log.error("certificates not kept", error=failure)
+        self.failure = failure
+
+    async def _turn(self) -> None:
+        """Does what is to be done now; what needs the API server least comes first, so that it is done without it.
+
+        Raises ApiError, BadSecret, MintFailed.
+        """
+        now = self._now()
+        await self._read(self.secrets.get(self._key))
+        await self._serve(now)
+        if certificates.living(self.cas, now) and not self._published_is(now):
+            # The watch may lag behind, and replicas that write what each last saw would take turns for ever.
+            await self._read(await self._fresh())
+            bundle = certificates.bundle(self.cas, now)
+            if bundle and not self._published_is(now):
+                await self.configuration.publish(bundle)
+            await self._serve(now)
+        if certificates.due(self.cas, now):
+            await self._add_ca(now)
+            self._woken.set()  # the next turn issues and publishes
+
+    @property
+    def _key(self) -> str:
+        return f"{self._namespace}/{self._secret}"
+
+    async def _read(self, secret: Secret | None) -> None:
+        """Takes over the CAs in the Secret; what was read already is not read again. Raises BadSecret, MintFailed."""
+        data = secret.data if secret else {}
+        if data != self._read_data:
+            try:
+                self.cas, self._bad = await self._mint.parse(data, self._key) if data else (), ""
+            except certificates.BadSecret as error:
+                self._bad = str(error)
+            self._read_data = data
+        if self._bad:
+            raise certificates.BadSecret(self._bad)
+
+    async def _fresh(self) -> Secret:
+        secret = await self._api.get(SECRETS, self._secret, self._namespace)
+        self.secrets.put(secret)
+        return secret
+
+    async def _add_ca(self, now: dt.datetime) -> None:
+        """What all replicas agree on: the first to write wins, the others take over what it wrote.
+
+        Raises ApiError, BadSecret, MintFailed.
+        """
+        seen = self.secrets.get(self._key)
+        await self._read(seen)
+        new = await self._mint.new_ca(now)
+        kept = certificates.living(self.cas, now)
+        data = certificates.dump((*kept, new))
+        try:
+            if seen is None:
+                meta = ObjectMeta(name=self._secret, namespace=self._namespace)
+                written = await self._api.create(SECRETS, Secret(metadata=meta, data=data))
+            else:
+                written = await self._api.replace(SECRETS, msgspec.structs.replace(seen, data=data))
+            self.secrets.put(written)
+            self.cas, self._read_data = (*kept, new), data
+            log.info("CA made", secret=self._key, expires=f"{new.expires:%Y-%m-%dT%H:%M:%SZ}", beside=len(kept))
+        except (AlreadyExists, Conflict) as error:
+            log.debug("another replica was faster", error=str(error))
+            await self._fresh()
+
+    async def _serve(self, now: dt.datetime) -> None:
+        """Issues and shows a certificate where it is time to. Raises MintFailed."""
+        ca = certificates.signer(self.cas, now)
+        if ca is None or not certificates.renewal(self.serving, ca, now):
+            return
+        serving = self.serving
+        if (
+            serving
+            and serving.expires > now
+            and self._is_trusted(serving.signer)
+            and not self._is_trusted(ca.certificate)
+        ):
+            return
+        serving = await self._mint.issue(ca, self._names, now, addresses=self._addresses)
+        self._presented.present(serving.certificate, serving.key)
+        self.serving = serving
+        metrics.CERTIFICATE_EXPIRY.set(serving.expires.timestamp())
+        metrics.CA_EXPIRY.set(ca.expires.timestamp())
+        log.info("serving certificate issued", expires=f"{serving.expires:%Y-%m-%dT%H:%M:%SZ}", ca=ca.name)
+
+    def _published_is(self, now: dt.datetime) -> bool:
+        return all(certificates.settled(bundle, self.cas, now) for bundle in self.configuration.bundles())
+
+    def _is_trusted(self, ca: str) -> bool:
+        """Whether all webhooks trust it. Where there are none (yet), nobody is there to mistrust."""
+        return all(certificates.contains(bundle, ca) for bundle in self.configuration.bundles())
+
+    def _unseen(self) -> str:
+        for watch in (self._secret_watch, self.configuration.watch):
+            if watch.trouble:
+                return watch.trouble
+        return ""

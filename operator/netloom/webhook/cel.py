@@ -1,0 +1,43 @@
+"""Pieces of CEL that the webhooks' conditions and the policies are made of.
+
+Where failurePolicy is Fail, an expression that fails to evaluate is a refusal. So nothing here reads a field that may
+be missing but by `?`: the API server leaves out what is empty, `request.userInfo.groups` and `object` at DELETE too.
+"""
+
+from collections.abc import Iterable
+
+from netloom.guard.node import NODE_NAME
+
+BREAK_GLASS_GROUP = "netloom:break-glass"
+"""Who acts as a member of this group is not asked. RBAC says who may: `impersonate` on the resource `groups`."""
+
+NO_BREAK_GLASS = f"!('{BREAK_GLASS_GROUP}' in request.userInfo.?groups.orValue([]))"
+
+USER = "request.userInfo.?username.orValue('')"
+
+BOUND_NODES = f"request.userInfo.?extra[?'{NODE_NAME}'].orValue([])"
+"""The node of the pod that the user's token is bound to, as a list; without such a token an empty one."""
+
+TARGET = "(request.operation == 'DELETE' ? oldObject : object)"
+"""The object that is written or deleted. Its name is taken from here: a deletion of a whole collection has none in
+`request.name`, and rules with resourceNames do not match it."""
+
+
+def text(value: str) -> str:
+    """A string literal."""
+    return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
+
+
+def texts(values: Iterable[str]) -> str:
+    """A list of string literals."""
+    return "[" + ", ".join(map(text, values)) + "]"
+
+
+def by(users: Iterable[str]) -> str:
+    """Whether one of these users asks."""
+    return f"{USER} in {texts(users)}"
+
+
+def differs(*fields: str) -> str:
+    """Whether an update changes one of these fields, each written after `object.`, with `?` where it may be missing."""
+    return " || ".join(f"object.{field} != oldObject.{field}" for field in fields)

@@ -1,0 +1,198 @@
+"""Certificates from files that somebody else renews: a Secret of cert-manager that is mounted, or one's own PKI.
+
+The files are read every ten seconds and compared, which finds every way of replacing them (the kubelet swaps a symlink,
+people copy) and costs less than being told of some of them. A pair that does not fit, half-written perhaps, is not
+taken: the one before it stays.
+"""
+
+import asyncio
+import datetime as dt
+import os
+import ssl
+from dataclasses import dataclass
+from pathlib import Path
+
+import structlog
+
+from netloom.runtime.backoff import Backoff
+from netloom.runtime.errors import ApiError, ConfigError
+from netloom.webhook import certificates, metrics
+from netloom.webhook.authority import Clock, utc
+from netloom.webhook.configuration import Configuration
+from netloom.webhook.mint import Mint, MintFailed
+from netloom.webhook.tls import Presented
+
+log = structlog.get_logger(__name__)
+
+PERIOD_SECONDS = 10.0
+
+StrPath = str | os.PathLike[str]
+
+
+@dataclass(frozen=True, slots=True)
+class _Content:
+    certificate: str
+    key: str
+    ca: str
+
+
+class CertificateFiles:
+    """Serves with the certificate in `certificate` (chain) and `key`; `tls` is the context to serve with.
+
+    With `ca` and `configuration`, the caBundle of the webhooks is kept equal to the CA file; else it is the business
+    of whoever issues the certificates (cert-manager's cainjector).
+    """
+
+    def __init__(
+        self,
+        certificate: StrPath,
+        key: StrPath,
+        *,
+        ca: StrPath | None = None,
+        configuration: Configuration | None = None,
+        now: Clock = utc,
+        period: float = PERIOD_SECONDS,
+        mint: Mint | None = None,
+    ) -> None:
+        self._certificate = Path(certificate)
+        self._key = Path(key)
+        self._ca = Path(ca) if ca else None
+        self._configuration = configuration if ca else None
+        self._now = now
+        self._period = period
+        self._mint = mint or Mint()
+        self._presented = Presented()
+        self.tls = self._presented.context
+        self._tried: _Content | None = None
+        self._shown: _Content | None = None
+        self.expires: dt.datetime | None = None
+        """End of the certificate that is shown."""
+        self._wrong = ""
+        self._unpublished = ""
+        self._woken = asyncio.Event()
+
+    @property
+    def trouble(self) -> str:
+        """Why API servers cannot believe this replica, "" if they do: a check of readiness.
+
+        New files that cannot be used are none as long as the old ones serve: they would make all replicas unready at
+        once. They are in `failure`, in the log and counted.
+        """
+        if self.expires is None:
+            return self._wrong or "the certificate is not read yet"
+        if self.expires <= self._now():
+            return f"the certificate in {self._certificate} has expired at {self.expires:%Y-%m-%dT%H:%M:%SZ}"
+        return self._unpublished
+
+    @property
+    def failure(self) -> str:
+        """What is wrong with the files now, even if the ones before them still serve; "" if nothing is."""
+        return self._wrong
+
+    async def load(self) -> None:
+        """Reads the files for the first time. Raises ConfigError, as a wrong path is not going to mend itself."""
+        await self.look()
+        if self._shown is None:
+            raise ConfigError(self._wrong)
+
+    async def run(self) -> None:
+        """Follows the files for ever. Raises ConfigError if they cannot be used at the start."""
+        if self._shown is None:
+            await self.load()
+        if self._configuration is None:
+            await self._follow()
+            return
+        forget = self._configuration.store.subscribe(lambda key, old, new: self._woken.set())
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._configuration.watch.run(), name="watch of the webhooks")
+                group.create_task(self._publish(self._configuration), name="caBundle")
+                group.create_task(self._follow(), name="certificate files")
+        finally:
+            forget()
+
+    async def _follow(self) -> None:
+        while True:
+            await asyncio.sleep(self._period)
+            await self.look()
+
+    async def look(self) -> None:
+        """Takes over what the files say, if it is new and good."""
+        try:
+            found = _Content(
+                certificate=_read(self._certificate), key=_read(self._key), ca=_read(self._ca) if self._ca else ""
+            )
+        except OSError as error:
+            self._tried = None  # what is there again counts as new, even if it is the same
+            self._complain(f"{error.filename} cannot be read: {error.strerror}")
+            return
+        if found == self._tried:
+            return
+        self._tried = found
+        try:
+            await self._take(found)
+        except certificates.BadCertificate as error:
+            self._complain(str(error))
+        except MintFailed as error:
+            self._tried = None  # that is no fault of the files
+            self._complain(str(error))
+
+    async def _take(self, found: _Content) -> None:
+        if self._ca and not certificates.certificates_of(found.ca):
+            raise certificates.BadCertificate(f"{self._ca} has no certificate in PEM")
+        expires = await self._expiry(self._certificate, found.certificate)
+        ca_expires = await self._expiry(self._ca, found.ca) if self._ca else None
+        try:
+            self._presented.present(found.certificate, found.key)
+        except ssl.SSLError as error:
+            reason = error.reason or str(error)
+            raise certificates.BadCertificate(
+                f"{self._key} is not the key of the certificate in {self._certificate} ({reason})"
+            ) from error
+        self._shown = found
+        self.expires = expires
+        self._wrong = ""
+        self._woken.set()
+        metrics.CERTIFICATE_EXPIRY.set(expires.timestamp())
+        metrics.CA_EXPIRY.set(ca_expires.timestamp() if ca_expires else 0)
+        log.info("certificate read", file=str(self._certificate), expires=f"{expires:%Y-%m-%dT%H:%M:%SZ}")
+
+    async def _expiry(self, file: Path, pem: str) -> dt.datetime:
+        try:
+            return await self._mint.expiry(pem)
+        except certificates.BadCertificate as error:
+            raise certificates.BadCertificate(f"{file} cannot be used: {error}") from error
+
+    def _complain(self, wrong: str) -> None:
+        kept = "; the certificate before it is kept" if self._shown else ""
+        metrics.ERRORS.labels("certificates").inc()
+        if self._wrong != wrong + kept:
+            log.error("certificate not read", error=wrong + kept)
+        self._wrong = wrong + kept
+
+    async def _publish(self, configuration: Configuration) -> None:
+        backoff = Backoff(0.25, 30.0)
+        await configuration.store.wait_synced()
+        while True:
+            self._woken.clear()
+            wanted = self._shown.ca if self._shown else ""
+            if wanted and any(not _same(bundle, wanted) for bundle in configuration.bundles()):
+                try:
+                    await configuration.publish(wanted)
+                except ApiError as error:
+                    self._unpublished = f"the caBundle of {configuration} is not written: {error}"
+                    metrics.ERRORS.labels("certificates").inc()
+                    log.error("caBundle not written", error=str(error))
+                    await asyncio.sleep(backoff.next())
+                    continue
+            self._unpublished = ""
+            backoff.reset()
+            await self._woken.wait()
+
+
+def _same(one: str, other: str) -> bool:
+    return set(certificates.certificates_of(one)) == set(certificates.certificates_of(other))
+
+
+def _read(path: Path) -> str:
+    return path.read_text(errors="replace")

@@ -1,0 +1,302 @@
+"""All objects of an installation of the guard, with the least rights and nothing of a CNI.
+
+The Deployment runs in the host's network, and on control planes too: what guards a cluster's pod network must not need
+it. Two things are left out for the guard to write, so that applying again does not take them away: `data` of the
+record, and `caBundle` (until it is there, the API server cannot verify the guard, and refuses guarded writes).
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from netloom.api.errors import UserError
+from netloom.webhook.names import CA_SECRET, NAME, PORT, Scope
+from netloom.webhook.policies import policies
+from netloom.webhook.rules import client_config, webhook_configuration
+
+Manifest = dict[str, Any]
+
+_RBAC = "rbac.authorization.k8s.io"
+_LABELS = {"app.kubernetes.io/name": NAME, "app.kubernetes.io/part-of": "netloom"}
+_SELECTOR = {"app.kubernetes.io/name": NAME}
+
+_OF_EVERY_CLUSTER = frozenset({"default", "kube-system"})
+"""Namespaces that are not ours to make or to label."""
+
+HTTP_PORT = 9965
+CERTIFICATE_FOLDER = "/etc/netloom-guard/tls"
+NETLOOM_KINDS = ("netloomnetworks", "netloomnodes", "netloomippools")
+CILIUM_KINDS = ("ciliumnodes", "ciliumpodippools")
+
+
+@dataclass(frozen=True, slots=True)
+class Installation:
+    """What `netloom guard install` was asked for.
+
+    image: of the Deployment; not needed with `url`, which is where the guard is reached when something else runs it (a
+    systemd unit or static pod on every control plane): neither Service nor Deployment then.
+    ca_bundle: base64 of the CA certificates (PEM) that vouch for the guard, where it does not keep its own.
+    tls_secret: a Secret (type kubernetes.io/tls) with the guard's certificate, instead of one of its own making.
+    inject_ca_from: NAMESPACE/CERTIFICATE of cert-manager, which then fills in caBundle.
+    """
+
+    scope: Scope = field(default_factory=Scope)
+    image: str = ""
+    url: str = ""
+    replicas: int = 2
+    ca_bundle: str = ""
+    tls_secret: str = ""
+    inject_ca_from: str = ""
+
+    @property
+    def own_authority(self) -> bool:
+        """Whether the guard makes its certificates itself."""
+        return not (self.ca_bundle or self.tls_secret or self.inject_ca_from)
+
+    def check(self) -> None:
+        """Raises UserError where options do not go together."""
+        if not self.image and not self.url:
+            raise UserError(
+                "which image the Deployment runs is not said. Give --image REPOSITORY/netloom:TAG, or --url if the "
+                "guard is run by something else, such as a static pod on each control plane."
+            )
+        if self.replicas < 1:
+            raise UserError(f"--replicas {self.replicas}: a guard that does not run refuses every guarded write.")
+        if self.url and not self.url.startswith("https://"):
+            raise UserError(f"--url {self.url!r}: the API server speaks to webhooks by https:// only.")
+        if self.tls_secret and not (self.ca_bundle or self.inject_ca_from):
+            raise UserError(
+                f"--tls-secret {self.tls_secret}: who vouches for that certificate is not said. Give --ca-file, or "
+                "--inject-ca-from if cert-manager issues it."
+            )
+        if not self.url and not self.tls_secret and not self.own_authority:
+            raise UserError(
+                "the guard would make a certificate of its own, which the given CA does not vouch for. Give "
+                "--tls-secret as well, the Secret with the certificate."
+            )
+
+
+def render(options: Installation) -> list[Manifest]:
+    """In the order in which they are to be applied: the webhooks last, when all that they need is there."""
+    options.check()
+    scope = options.scope
+    found = [*_namespace(options), _service_account(scope), *_rights(options), _record(scope)]
+    if not options.url:
+        found += [_service(scope), _deployment(options)]
+        if options.replicas > 1:
+            found.append(_disruption_budget(scope))
+    annotations = {"cert-manager.io/inject-ca-from": options.inject_ca_from} if options.inject_ca_from else {}
+    client = client_config(scope, options.url, options.ca_bundle)
+    return [*found, *policies(scope), webhook_configuration(scope, client, annotations)]
+
+
+def _meta(name: str, namespace: str = "") -> Manifest:
+    return {"name": name, **({"namespace": namespace} if namespace else {}), "labels": dict(_LABELS)}
+
+
+def _namespace(options: Installation) -> list[Manifest]:
+    namespace = options.scope.namespace
+    if namespace in _OF_EVERY_CLUSTER:
+        return []
+    meta = _meta(namespace)
+    if not options.url:
+        # hostNetwork is what the profile `privileged` is needed for; else the pods are as `restricted` wants them.
+        meta["labels"]["pod-security.kubernetes.io/enforce"] = "privileged"
+    return [{"apiVersion": "v1", "kind": "Namespace", "metadata": meta}]
+
+
+def _service_account(scope: Scope) -> Manifest:
+    return {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": _meta(NAME, scope.namespace)}
+
+
+def _record(scope: Scope) -> Manifest:
+    return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": _meta(NAME, scope.namespace)}
+
+
+def _rights(options: Installation) -> list[Manifest]:
+    """Reads what is guarded; writes the record, its CAs, caBundle and Events. No object of a user."""
+    scope = options.scope
+    read = ["get", "list", "watch"]
+    own, cluster = [], [_may(read, "", ["nodes"])]
+    if scope.netloom:
+        cluster.append(_may(read, "netloom.dev", NETLOOM_KINDS))
+    if scope.cilium:
+        cluster.append(_may(read, "cilium.io", CILIUM_KINDS))
+    kinds = [f"{kind}.netloom.dev" for kind in NETLOOM_KINDS if scope.netloom]
+    kinds += [f"{kind}.cilium.io" for kind in CILIUM_KINDS if scope.cilium]
+    cluster.append(_may(read, "apiextensions.k8s.io", ["customresourcedefinitions"], kinds))
+    own.append(_may([*read, "create", "patch"], "", ["configmaps"], [NAME]))
+    if options.own_authority:
+        cluster.append(
+            _may([*read, "patch"], "admissionregistration.k8s.io", ["validatingwebhookconfigurations"], [NAME])
+        )
+        # Who creates an object has no name yet that RBAC could look at.
+        own.append(_may(["create"], "", ["secrets"]))
+        own.append(_may([*read, "update"], "", ["secrets"], [CA_SECRET]))
+    found = [
+        _role("ClusterRole", NAME, "", cluster),
+        _binding("ClusterRoleBinding", NAME, "", scope),
+        _role("Role", NAME, scope.namespace, own),
+        _binding("RoleBinding", NAME, scope.namespace, scope),
+    ]
+    if scope.cilium:
+        there = [_may(read, "", ["configmaps"], ["cilium-config"]), _may(["create", "patch"], "", ["events"])]
+        found += [
+            _role("Role", f"{NAME}-cilium", scope.cilium_namespace, there),
+            _binding("RoleBinding", f"{NAME}-cilium", scope.cilium_namespace, scope),
+        ]
+    return found
+
+
+def _may(
+    verbs: list[str], group: str, resources: list[str] | tuple[str, ...], names: list[str] | None = None
+) -> Manifest:
+    named = {"resourceNames": names} if names else {}
+    return {"apiGroups": [group], "resources": list(resources), **named, "verbs": verbs}
+
+
+def _role(kind: str, name: str, namespace: str, rules: list[Manifest]) -> Manifest:
+    return {"apiVersion": f"{_RBAC}/v1", "kind": kind, "metadata": _meta(name, namespace), "rules": rules}
+
+
+def _binding(kind: str, name: str, namespace: str, scope: Scope) -> Manifest:
+    return {
+        "apiVersion": f"{_RBAC}/v1",
+        "kind": kind,
+        "metadata": _meta(name, namespace),
+        "roleRef": {"apiGroup": _RBAC, "kind": kind.removesuffix("Binding"), "name": name},
+        "subjects": [{"kind": "ServiceAccount", "name": NAME, "namespace": scope.namespace}],
+    }
+
+
+def _service(scope: Scope) -> Manifest:
+    return {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": _meta(NAME, scope.namespace),
+        "spec": {
+            "selector": dict(_SELECTOR),
+            "ports": [{"name": "webhook", "protocol": "TCP", "port": 443, "targetPort": PORT}],
+        },
+    }
+
+
+def _disruption_budget(scope: Scope) -> Manifest:
+    return {
+        "apiVersion": "policy/v1",
+        "kind": "PodDisruptionBudget",
+        "metadata": _meta(NAME, scope.namespace),
+        "spec": {"minAvailable": 1, "selector": {"matchLabels": dict(_SELECTOR)}},
+    }
+
+
+def _deployment(options: Installation) -> Manifest:
+    scope = options.scope
+    return {
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": _meta(NAME, scope.namespace),
+        "spec": {
+            "replicas": options.replicas,
+            "selector": {"matchLabels": dict(_SELECTOR)},
+            # One more than there are nodes could not be placed: its port is taken on each of them.
+            "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 1, "maxSurge": 0}},
+            "template": {"metadata": {"labels": dict(_LABELS)}, "spec": _pod(options)},
+        },
+    }
+
+
+def _pod(options: Installation) -> Manifest:
+    volumes, mounts = [], []
+    if options.tls_secret:
+        volumes = [{"name": "tls", "secret": {"secretName": options.tls_secret}}]
+        mounts = [{"name": "tls", "mountPath": CERTIFICATE_FOLDER, "readOnly": True}]
+    return {
+        "serviceAccountName": NAME,
+        "hostNetwork": True,
+        "dnsPolicy": "Default",  # nothing is looked up, least of all in the network that is guarded
+        "priorityClassName": "system-cluster-critical",
+        "terminationGracePeriodSeconds": 30,
+        "securityContext": {
+            "runAsNonRoot": True,
+            "runAsUser": 65532,
+            "runAsGroup": 65532,
+            "fsGroup": 65532,
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
+        "affinity": {
+            "podAntiAffinity": {
+                "requiredDuringSchedulingIgnoredDuringExecution": [
+                    {"labelSelector": {"matchLabels": dict(_SELECTOR)}, "topologyKey": "kubernetes.io/hostname"}
+                ]
+            },
+            "nodeAffinity": {
+                "preferredDuringSchedulingIgnoredDuringExecution": [
+                    {
+                        "weight": 100,
+                        "preference": {
+                            "matchExpressions": [{"key": "node-role.kubernetes.io/control-plane", "operator": "Exists"}]
+                        },
+                    }
+                ]
+            },
+        },
+        # A node that is not ready for lack of a network is where the guard has to start all the same.
+        "tolerations": [
+            {"key": key, "operator": "Exists", "effect": effect}
+            for key, effect in (
+                ("node-role.kubernetes.io/control-plane", "NoSchedule"),
+                ("node.kubernetes.io/not-ready", "NoSchedule"),
+                ("node.cilium.io/agent-not-ready", "NoSchedule"),
+                ("node.kubernetes.io/network-unavailable", "NoSchedule"),
+            )
+        ],
+        "containers": [_container(options, mounts)],
+        **({"volumes": volumes} if volumes else {}),
+    }
+
+
+def _container(options: Installation, mounts: list[Manifest]) -> Manifest:
+    return {
+        "name": "guard",
+        "image": options.image,
+        "command": ["netloom", *arguments(options)],
+        "env": [
+            {"name": "POD_NAMESPACE", "valueFrom": {"fieldRef": {"fieldPath": "metadata.namespace"}}},
+            {"name": "POD_NAME", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}},
+        ],
+        "ports": [{"name": "webhook", "containerPort": PORT, "hostPort": PORT, "protocol": "TCP"}],
+        "livenessProbe": _probe("/healthz", period=10),
+        "readinessProbe": _probe("/readyz", period=5),
+        "resources": {"requests": {"cpu": "50m", "memory": "80Mi"}, "limits": {"memory": "256Mi"}},
+        "securityContext": {
+            "allowPrivilegeEscalation": False,
+            "privileged": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        },
+        **({"volumeMounts": mounts} if mounts else {}),
+    }
+
+
+def _probe(path: str, *, period: int) -> Manifest:
+    # In the host's network: that of the node, which is not to be open to others.
+    get = {"host": "127.0.0.1", "path": path, "port": HTTP_PORT, "scheme": "HTTP"}
+    return {"httpGet": get, "periodSeconds": period, "timeoutSeconds": 2, "failureThreshold": 3}
+
+
+def arguments(options: Installation) -> list[str]:
+    """The command line of the guard, after `netloom`; it listens to both families of addresses."""
+    scope = options.scope
+    given = [
+        "webhook",
+        f"--for={scope.guarded}",
+        f"--address=:{PORT}",
+        f"--http-address=127.0.0.1:{HTTP_PORT}",
+        f"--cilium-namespace={scope.cilium_namespace}",
+    ]
+    if scope.netloom:
+        given += [f"--operator-user={user}" for user in scope.operator_users]
+        given += [f"--agent-user={user}" for user in scope.agent_users]
+    if options.tls_secret:
+        given += [f"--tls-cert-file={CERTIFICATE_FOLDER}/tls.crt", f"--tls-key-file={CERTIFICATE_FOLDER}/tls.key"]
+    return given

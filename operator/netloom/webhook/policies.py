@@ -1,0 +1,235 @@
+"""The ValidatingAdmissionPolicies: the lock that the API server keeps by itself, with no guard running.
+
+Their parameter is the record, the ConfigMap in which the guard writes down what is in use (`guard.record`). While there
+is none, or nothing is in use, they let everything through. A policy is asked before a webhook, so that a user reads the
+same words from either (`guard.words`).
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from netloom.api.cilium import CONFIG_NAME, DEFAULT_MODE
+from netloom.guard import words
+from netloom.guard.cilium import IPAM, MIGRATION, TRUE
+from netloom.guard.network import FINALIZER
+from netloom.guard.record import CILIUM_IN_USE, CILIUM_MODE, NETLOOM_IN_USE, NETLOOM_MODE
+from netloom.webhook import cel
+from netloom.webhook.names import AGENTS_POLICY, CILIUM_POLICY, KEPT_POLICY, LABEL, NAME, NETWORK_POLICY, Scope
+from netloom.webhook.rules import namespace_selector, rule
+
+Manifest = dict[str, Any]
+
+_CREATE, _UPDATE, _DELETE = (f"request.operation != '{each}'" for each in ("CREATE", "UPDATE", "DELETE"))
+"""How a validation of one operation begins: the others pass."""
+_API = "admissionregistration.k8s.io/v1"
+
+
+def policies(scope: Scope) -> list[Manifest]:
+    """Policies and their bindings."""
+    found = []
+    if scope.netloom:
+        found += [_network(scope), _bound(scope, NETWORK_POLICY, parameters=True)]
+        found += [_agents(scope), _bound(scope, AGENTS_POLICY, parameters=False)]
+    if scope.cilium:
+        found += [_cilium(scope), _bound(scope, CILIUM_POLICY, parameters=True)]
+    return [*found, *_kept(scope)]
+
+
+def _kept(scope: Scope) -> list[Manifest]:
+    """A policy that refuses nothing, without the label: it and its binding stay when the others are deleted.
+
+    The API server watches the ConfigMaps of parameters only while a binding needs them. What it once stopped to watch
+    it never watches again until it is restarted (policy_source.go of k8s.io/apiserver 1.37: the watch is one of a
+    factory that starts each kind once), so policies that come back would go by the record as it was then, for ever.
+    """
+    policy = _policy(
+        KEPT_POLICY,
+        matched=rule("guard.netloom.dev", "v1", ["nothing"]),
+        variables={},
+        validations=[("true", "'nothing is refused'")],
+        parameters=True,
+    )
+    found = [policy, _bound(scope, KEPT_POLICY, parameters=True)]
+    for each in found:
+        del each["metadata"]["labels"]
+    return found
+
+
+def _network(scope: Scope) -> Manifest:
+    holes = {"in_use": "variables.inUse", "mode": "variables.mode", "wanted": "variables.wanted"}
+    head = "'NetloomNetwork ' + variables.name + ': "
+    finalizer = cel.text(FINALIZER)
+    spec_mode = f"{head}spec.ipam.mode \\'' + variables.wanted + '\\': ' + "
+    return _policy(
+        NETWORK_POLICY,
+        matched=rule("netloom.dev", "v1alpha1", ["netloomnetworks", "netloomnetworks/status"]),
+        variables={
+            "name": f"{cel.TARGET}.?metadata.?name.orValue('')",
+            "locked": "request.operation == 'CREATE' ? '' : oldObject.?status.?ipam.?mode.orValue('')",
+            "mode": "variables.locked != '' ? variables.locked : " + _recorded(NETLOOM_MODE, ""),
+            "inUse": _recorded(NETLOOM_IN_USE, words.NODES_HOLD),
+            "wanted": "request.operation == 'DELETE' ? '' : object.?spec.?ipam.?mode.orValue('cluster-pool')",
+        },
+        validations=[
+            (
+                f"{_CREATE} || variables.mode == '' || variables.mode == variables.wanted",
+                spec_mode + words.cel(words.NETWORK_CREATED, holes),
+            ),
+            (
+                f"{_UPDATE} || variables.mode == '' || variables.mode == variables.wanted"
+                " || variables.wanted == oldObject.?spec.?ipam.?mode.orValue('cluster-pool')",
+                spec_mode + words.cel(words.NETWORK_MODE, holes),
+            ),
+            (
+                f"{_DELETE} || variables.mode == ''",
+                f"{head}metadata.name \\'' + variables.name + '\\': ' + " + words.cel(words.NETWORK_DELETED, holes),
+            ),
+            (
+                f"{_UPDATE} || variables.mode == ''"
+                f" || object.?status.?ipam == oldObject.?status.?ipam || {cel.by(scope.operator_users)}",
+                f"{head}status.ipam: ' + " + words.cel(words.NETWORK_UNLOCKED, holes),
+            ),
+            (
+                f"{_UPDATE} || variables.mode == '' || !oldObject.metadata.?deletionTimestamp.hasValue()"
+                f" || !({finalizer} in oldObject.metadata.?finalizers.orValue([]))"
+                f" || {finalizer} in object.metadata.?finalizers.orValue([]) || {cel.by(scope.operator_users)}",
+                f"{head}metadata.finalizers: ' + " + words.cel(words.NETWORK_DELETED, holes),
+            ),
+        ],
+        parameters=True,
+    )
+
+
+def _cilium(scope: Scope) -> Manifest:
+    holes = {"in_use": "variables.inUse", "mode": "variables.mode", "wanted": "variables.wanted"}
+    head = f"'ConfigMap {scope.cilium_namespace}/{CONFIG_NAME}: "
+    shown = f"{head}data.{IPAM}' + (variables.asked == '' ? '' : ' \\'' + variables.asked + '\\'') + ': ' + "
+    migration = f"(variables.migrates ? {words.cel(words.CILIUM_MIGRATION, {})} : '')"
+    another_mode = f"{shown}{words.cel(words.CILIUM_MODE, holes)} + {migration}"
+    flagged = f"(variables.migrates && variables.flag in {cel.texts(sorted(TRUE))})"
+    return _policy(
+        CILIUM_POLICY,
+        matched=rule("", "v1", ["configmaps"], scope="Namespaced"),
+        namespace=scope.cilium_namespace,
+        only=CONFIG_NAME,
+        variables={
+            "mode": _recorded(CILIUM_MODE, ""),
+            "inUse": _recorded(CILIUM_IN_USE, words.NODES_HOLD),
+            "asked": _data("object", IPAM, "DELETE"),
+            "old": _data("oldObject", IPAM, "CREATE") + ".trim()",
+            "wanted": _or_default("variables.asked.trim()"),
+            "oldMode": _or_default("variables.old"),
+            "flag": _data("object", MIGRATION, "DELETE") + ".trim()",
+            "migrates": "variables.mode == 'cluster-pool' && variables.wanted == 'multi-pool'",
+        },
+        validations=[
+            (
+                f"{_CREATE} || variables.mode == '' || variables.mode == variables.wanted || {flagged}",
+                another_mode,
+            ),
+            (
+                f"{_UPDATE} || variables.mode == '' || variables.mode == variables.wanted"
+                " || variables.wanted == variables.oldMode || variables.asked.trim() == ''"
+                f" || ({flagged} && variables.oldMode in ['cluster-pool', 'multi-pool'])",
+                another_mode,
+            ),
+            (
+                f"{_UPDATE} || variables.mode == '' || variables.old == '' || variables.asked.trim() != ''",
+                f"{head}data.{IPAM}: ' + " + words.cel(words.CILIUM_UNSET, holes),
+            ),
+            (
+                f"{_DELETE} || variables.mode == ''",
+                f"{head}metadata.name \\'{CONFIG_NAME}\\': ' + " + words.cel(words.CILIUM_DELETED, holes),
+            ),
+        ],
+        parameters=True,
+    )
+
+
+def _recorded(key: str, otherwise: str) -> str:
+    """A value of the record."""
+    return f"params.?data[?{cel.text(key)}].orValue({cel.text(otherwise)})"
+
+
+def _data(of: str, key: str, missing_at: str) -> str:
+    """A value of a ConfigMap that there is none of at one operation."""
+    return f"(request.operation == '{missing_at}' ? '' : {of}.?data[?{cel.text(key)}].orValue(''))"
+
+
+def _or_default(mode: str) -> str:
+    return f"{mode} == '' ? {cel.text(DEFAULT_MODE)} : {mode}"
+
+
+def _agents(scope: Scope) -> Manifest:
+    # A token of a service account says on which node its pod runs; one without that, or a certificate, writes nothing.
+    name = f"{cel.TARGET}.?metadata.?name.orValue('')"
+    return _policy(
+        AGENTS_POLICY,
+        matched=rule("netloom.dev", "v1alpha1", ["netloomnodes", "netloomnodes/status"]),
+        conditions={"an-agent": cel.by(scope.agent_users)},
+        variables={"name": name, "own": cel.BOUND_NODES},
+        validations=[
+            (
+                "request.operation == 'UPDATE' && variables.name in variables.own",
+                "'NetloomNode ' + variables.name + ': metadata.name \\'' + variables.name + '\\': '"
+                " + 'an agent may only update the NetloomNode of its own node'"
+                " + (variables.own.size() > 0 ? ', which is ' + variables.own[0] : ', and its token names none')"
+                " + '. Let the agent of that node write it, or the operator.'",
+            ),
+        ],
+        parameters=False,
+    )
+
+
+def _policy(
+    name: str,
+    *,
+    matched: Manifest,
+    variables: Mapping[str, str],
+    validations: list[tuple[str, str]],
+    parameters: bool,
+    conditions: Mapping[str, str] | None = None,
+    namespace: str = "",
+    only: str = "",
+) -> Manifest:
+    """validations: pairs of what has to hold and what is said where it does not."""
+    matches = {"no-break-glass": cel.NO_BREAK_GLASS, **(conditions or {})}
+    if only:
+        matches = {"name": f"{cel.TARGET}.?metadata.?name.orValue('') == {cel.text(only)}"} | matches
+    # Whole, with what the API server would fill in: server-side apply compares this block as one, and would see a
+    # conflict between two tools that apply the very same.
+    constraints = {
+        "resourceRules": [matched],
+        "matchPolicy": "Equivalent",
+        "namespaceSelector": namespace_selector(namespace) if namespace else {},
+        "objectSelector": {},
+    }
+    return {
+        "apiVersion": _API,
+        "kind": "ValidatingAdmissionPolicy",
+        "metadata": {"name": name, "labels": {LABEL: ""}},
+        "spec": {
+            "failurePolicy": "Fail",
+            **({"paramKind": {"apiVersion": "v1", "kind": "ConfigMap"}} if parameters else {}),
+            "matchConstraints": constraints,
+            "matchConditions": [{"name": each, "expression": text} for each, text in matches.items()],
+            "variables": [{"name": each, "expression": text} for each, text in variables.items()],
+            "validations": [
+                {"expression": holds, "messageExpression": says, "reason": "Forbidden"} for holds, says in validations
+            ],
+        },
+    }
+
+
+def _bound(scope: Scope, policy: str, *, parameters: bool) -> Manifest:
+    record = {"name": NAME, "namespace": scope.namespace, "parameterNotFoundAction": "Allow"}
+    return {
+        "apiVersion": _API,
+        "kind": "ValidatingAdmissionPolicyBinding",
+        "metadata": {"name": policy, "labels": {LABEL: ""}},
+        "spec": {
+            "policyName": policy,
+            "validationActions": ["Deny"],
+            **({"paramRef": record} if parameters else {}),
+        },
+    }

@@ -1,0 +1,146 @@
+"""The ValidatingWebhookConfiguration: which writes the API server asks the guard about.
+
+As few as possible, since with failurePolicy Fail each of them is refused while no guard runs: guarded kinds only, and
+of their updates only those that change a guarded field. What meets no condition costs no call and knows no outage.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from netloom.api.cilium import CONFIG_NAME
+from netloom.guard.cilium import GUARDED_KEYS
+from netloom.guard.node import GARBAGE_COLLECTOR
+from netloom.webhook import cel
+from netloom.webhook.names import LABEL, NAME, Scope
+from netloom.webhook.server import PATH
+
+Manifest = dict[str, Any]
+
+TIMEOUT_SECONDS = 3
+
+_UPDATE = "request.operation != 'UPDATE'"
+
+
+def webhook_configuration(scope: Scope, client: Mapping[str, Any], annotations: Mapping[str, str]) -> Manifest:
+    """client: `clientConfig` of every webhook, without caBundle where the guard is to fill it in."""
+    webhooks = []
+    if scope.netloom:
+        webhooks += [_network(scope), _pool(), _node(scope)]
+    if scope.cilium:
+        webhooks += [_cilium_config(scope), _cilium_pool()]
+    return {
+        "apiVersion": "admissionregistration.k8s.io/v1",
+        "kind": "ValidatingWebhookConfiguration",
+        "metadata": {
+            "name": NAME,
+            "labels": {LABEL: ""},
+            **({"annotations": dict(annotations)} if annotations else {}),
+        },
+        "webhooks": [webhook | {"clientConfig": dict(client)} for webhook in webhooks],
+    }
+
+
+def _network(scope: Scope) -> Manifest:
+    # The operator writes status.ipam before the first address and after the last, and lets go of a network that is
+    # being deleted once nothing is in use any more; nobody else has to.
+    operator = cel.by(scope.operator_users)
+    freed = "oldObject.metadata.?deletionTimestamp.hasValue() && " + cel.differs("metadata.?finalizers")
+    in_force = f"(({cel.differs('?status.?ipam')} || ({freed})) && !({operator}))"
+    return _webhook(
+        "network",
+        rule("netloom.dev", "v1alpha1", ["netloomnetworks", "netloomnetworks/status"]),
+        {"what-is-guarded": f"{_UPDATE} || {cel.differs('?spec')} || {in_force}"},
+    )
+
+
+def _pool() -> Manifest:
+    return _webhook(
+        "pool",
+        rule("netloom.dev", "v1alpha1", ["netloomippools"]),
+        {"what-is-guarded": f"{_UPDATE} || {cel.differs('?spec')}"},
+    )
+
+
+def _node(scope: Scope) -> Manifest:
+    own = f"request.operation == 'UPDATE' && {cel.by(scope.agent_users)} && object.metadata.name in {cel.BOUND_NODES}"
+    collected = f"request.operation == 'DELETE' && {cel.by([GARBAGE_COLLECTOR])}"
+    return _webhook(
+        "node",
+        rule("netloom.dev", "v1alpha1", ["netloomnodes"]),
+        {
+            "not-the-operator": f"!({cel.by(scope.operator_users)})",
+            "not-the-agent-of-the-node": f"!({own})",
+            "not-the-garbage-collector": f"!({collected})",
+            "what-is-guarded": (
+                "request.operation == 'DELETE'"
+                " || (request.operation == 'CREATE' && object.?spec.?ipam.hasValue())"
+                f" || (request.operation == 'UPDATE' && ({cel.differs('?spec.?ipam')}))"
+            ),
+        },
+    )
+
+
+def _cilium_config(scope: Scope) -> Manifest:
+    keys = cel.texts(GUARDED_KEYS)
+    return _webhook(
+        "cilium-config",
+        rule("", "v1", ["configmaps"], scope="Namespaced"),
+        {
+            "what-is-guarded": (f"{_UPDATE} || {keys}.exists(key, object.?data[?key] != oldObject.?data[?key])"),
+        },
+        only=CONFIG_NAME,
+    ) | {"namespaceSelector": namespace_selector(scope.cilium_namespace)}
+
+
+def _cilium_pool() -> Manifest:
+    return _webhook(
+        "cilium-pool",
+        rule("cilium.io", "v2alpha1", ["ciliumpodippools"]),
+        {"what-is-guarded": f"{_UPDATE} || {cel.differs('?spec')}"},
+    )
+
+
+def namespace_selector(namespace: str) -> Manifest:
+    """Just this namespace; the API server itself puts that label on every one."""
+    return {"matchLabels": {"kubernetes.io/metadata.name": namespace}}
+
+
+def _webhook(name: str, matched: Manifest, conditions: Mapping[str, str], *, only: str = "") -> Manifest:
+    """only: the name of the one object that is guarded."""
+    first = {"no-break-glass": cel.NO_BREAK_GLASS}
+    if only:
+        # First of all: it is what keeps the other ConfigMaps of the namespace out.
+        first = {"name": f"{cel.TARGET}.?metadata.?name.orValue('') == {cel.text(only)}"} | first
+    return {
+        "name": f"{name}.guard.netloom.dev",
+        "rules": [matched],
+        "matchPolicy": "Equivalent",
+        "matchConditions": [
+            {"name": each, "expression": expression} for each, expression in (first | dict(conditions)).items()
+        ],
+        "failurePolicy": "Fail",
+        "sideEffects": "None",
+        "timeoutSeconds": TIMEOUT_SECONDS,
+        "admissionReviewVersions": ["v1"],
+    }
+
+
+def rule(group: str, version: str, resources: Sequence[str], *, scope: str = "Cluster") -> Manifest:
+    """Every write of these resources (list subresources as well)."""
+    return {
+        "apiGroups": [group],
+        "apiVersions": [version],
+        "resources": list(resources),
+        "operations": ["CREATE", "UPDATE", "DELETE"],
+        "scope": scope,
+    }
+
+
+def client_config(scope: Scope, url: str, ca_bundle: str) -> Manifest:
+    """How the API server reaches the guard. url: where there is no Service. ca_bundle: base64 of PEM, or ""."""
+    reach: Manifest
+    if url:
+        reach = {"url": url.rstrip("/") + PATH}
+    else:
+        reach = {"service": {"name": NAME, "namespace": scope.namespace, "path": PATH, "port": 443}}
+    return reach | ({"caBundle": ca_bundle} if ca_bundle else {})

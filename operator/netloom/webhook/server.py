@@ -1,0 +1,403 @@
+"""The HTTPS server that API servers ask: POST /validate, an AdmissionReview in, an AdmissionReview out.
+
+It sits in the way of writes, so what it promises is about time: an answer for whoever asks properly, and for whoever
+does not, an end. Three things that aiohttp's own server lacks are therefore here:
+
+- **Every connection has a deadline** in each of its states: the handshake, a request from its first byte to the last
+  byte of its answer, and the pause between two requests. aiohttp only knows the last, and not for a request whose
+  headers trickle in after a first one.
+- **Connections are counted from their first packet**, handshakes included; where there are too many, the one that
+  has rested longest goes. Hence the accept loop: `loop.create_server` shows a connection only after its handshake.
+- **Noise is no news.** Port scanners and half-open handshakes leave no traceback in the log.
+
+All else (parsing, keep-alive, pipelining, flow control) is aiohttp's low-level server. `_Connection` overrides only the
+methods of asyncio's protocol and the public `handle_error` of `aiohttp.web.RequestHandler`.
+
+The pause is longer than the 90 s after which the API server's own transport (Go's, as client-go sets it up) lets an
+idle connection go: if this side were the first, it would now and then close a connection on which a request is just
+being sent, and the API server does not repeat a POST.
+"""
+
+import asyncio
+import contextlib
+import resource
+import socket
+import ssl
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+
+import msgspec
+import structlog
+from aiohttp import web
+
+from netloom.api.admission import AdmissionRequest
+from netloom.guard.verdict import Verdict
+from netloom.runtime.errors import ConfigError
+from netloom.webhook import metrics, review
+
+log = structlog.get_logger(__name__)
+
+Decide = Callable[[AdmissionRequest], Verdict]
+
+PATH = "/validate"
+BACKLOG = 1024
+SHUTDOWN_SECONDS = 2.0
+RESERVED_FILES = 100
+"""File descriptors for all but these connections; where few are allowed, the connections are fewer."""
+RESOURCES = frozenset({"netloomnetworks", "netloomippools", "netloomnodes", "configmaps", "ciliumpodippools"})
+"""Named in metrics; any other is `other`, as whoever reaches the port could make up names without end."""
+
+
+class Limits(msgspec.Struct, frozen=True):
+    """Bytes, numbers and seconds. The defaults are for production; tests shorten them."""
+
+    body: int = 8 << 20
+    """An object has 1.5 MiB at most (etcd), a review two of them, and JSON in JSON adds nothing."""
+    small: int = 64 << 10
+    large: int = 64 << 20
+    """So much of the bodies that are being read, beyond `small` of each, is held at a time. Nearly all reviews are
+    small: whoever sends large ones slowly can neither take all memory nor keep those out."""
+    connections: int = 2000
+    handshake: float = 5.0
+    request: float = 10.0
+    """From the first byte of a request to the last byte of its answer."""
+    idle: float = 120.0
+
+
+class _Connection(web.RequestHandler):
+    """One connection after its handshake."""
+
+    def __init__(
+        self, crowd: "_Crowd", handshake: asyncio.Task[None] | None, server: web.Server, limits: Limits
+    ) -> None:
+        super().__init__(
+            server,
+            loop=asyncio.get_running_loop(),
+            # Never the first to act: the crowd's deadlines also hold for a request that has begun.
+            keepalive_timeout=2 * (limits.idle + limits.request),
+            lingering_time=min(1.0, limits.request),
+            access_log=None,  # type: ignore[arg-type]  # as aiohttp's own runners hand it down to switch it off
+            # A body in gzip would let 8 KiB stand for 8 MiB; API servers do not send any.
+            auto_decompress=False,
+        )
+        self._crowd = crowd
+        self._handshake = handshake
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        self._crowd.greeted(self._handshake)
+        self._handshake = None
+        self._crowd.rests(self)
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        self._crowd.forget(self)
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if data:  # aiohttp calls this with nothing to look at once more at what it has
+            self._crowd.works(self)
+        super().data_received(data)
+
+    def abort(self) -> None:
+        """Ends the connection without a farewell that the peer could delay."""
+        self._crowd.forget(self)
+        if self.transport is not None:
+            self.transport.abort()
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        """What is not HTTP gets one line; what is left is a bug in this server."""
+        if isinstance(exc, ConnectionError):
+            raise exc  # the client has left; aiohttp ends the connection
+        if status >= 500:
+            metrics.ERRORS.labels("answer").inc()
+            log.error("request not answered", remote=request.remote, exc_info=exc)
+        if request.writer.output_size > 0:
+            raise ConnectionError("an answer had begun")
+        return _said(status, message or "the guard failed over this request; its log says why", close=True)
+
+
+class _Crowd:
+    """All connections, by what they do; each group in the order in which its members came into it."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._most = min(limits.connections, max(1, resource.getrlimit(resource.RLIMIT_NOFILE)[0] - RESERVED_FILES))
+        self._now = asyncio.get_running_loop().time
+        self._greeting: dict[asyncio.Task[None], float] = {}
+        self._resting: dict[_Connection, float] = {}
+        self._working: dict[_Connection, float] = {}
+
+    def __len__(self) -> int:
+        return len(self._greeting) + len(self._resting) + len(self._working)
+
+    def greet(self, handshake: asyncio.Task[None]) -> None:
+        self._greeting[handshake] = self._now()
+        handshake.add_done_callback(self.greeted)
+
+    def greeted(self, handshake: asyncio.Task[None] | None) -> None:
+        """The connection is made, or never will be. (It is made a moment before its task knows.)"""
+        if handshake is not None:
+            self._greeting.pop(handshake, None)
+
+    def rests(self, connection: _Connection) -> None:
+        self._working.pop(connection, None)
+        self._resting[connection] = self._now()
+
+    def works(self, connection: _Connection) -> None:
+        """The deadline of a request that has begun is not moved by more of its bytes."""
+        if self._resting.pop(connection, None) is not None:
+            self._working[connection] = self._now()
+
+    def forget(self, connection: _Connection) -> None:
+        self._resting.pop(connection, None)
+        self._working.pop(connection, None)
+
+    def make_room(self) -> None:
+        """For one more. One that rests goes first, then a handshake, then the request that takes longest: a proper
+        client needs milliseconds for either, so that it is hit only when all others are proper, too."""
+        while len(self) >= self._most:
+            metrics.ERRORS.labels("crowd").inc()
+            if self._resting:
+                next(iter(self._resting)).abort()
+            elif self._greeting:
+                handshake = next(iter(self._greeting))
+                self.greeted(handshake)
+                handshake.cancel()
+            else:
+                next(iter(self._working)).abort()
+
+    async def keep_deadlines(self) -> None:
+        """Ends connections that are overdue, at the latest a tenth of the time too late. (Handshakes end by
+        themselves: the event loop keeps that deadline.)"""
+        distance = min(1.0, min(self._limits.request, self._limits.idle) / 10)
+        while True:
+            await asyncio.sleep(distance)
+            metrics.CONNECTIONS.set(len(self))
+            for connection in _older(self._working, self._now() - self._limits.request):
+                metrics.ERRORS.labels("deadline").inc()
+                log.info("request took too long, connection closed", remote=connection.peername)
+                connection.abort()
+            for connection in _older(self._resting, self._now() - self._limits.idle):
+                connection.abort()
+
+    async def close(self) -> None:
+        for handshake in list(self._greeting):
+            handshake.cancel()
+        if self._greeting:
+            await asyncio.wait(list(self._greeting))
+
+
+def _older(group: dict[_Connection, float], than: float) -> list[_Connection]:
+    found = []
+    for connection, since in group.items():
+        if since > than:
+            break
+        found.append(connection)
+    return found
+
+
+@asynccontextmanager
+async def serve(
+    decide: Decide,
+    tls: ssl.SSLContext,
+    host: str = "0.0.0.0",
+    port: int = 0,
+    *,
+    limits: Limits | None = None,
+) -> AsyncIterator[int]:
+    """Answers while the context lasts, and gives the port (0: a free one). `host` "" stands for all addresses of both
+    families.
+
+    Handshakes are done with what `tls` holds at that moment: a new certificate in it needs no restart.
+    At the end requests that have begun are answered, for SHUTDOWN_SECONDS at most. Raises ConfigError if the address
+    cannot be had.
+    """
+    limits = limits or Limits()
+    crowd = _Crowd(limits)
+    handler = _Handler(decide, crowd, limits)
+    server = web.Server(handler.handle)
+    with _listening(host, port) as listener:
+        tasks = [
+            asyncio.create_task(_accept(listener, tls, crowd, server, limits), name="accept"),
+            asyncio.create_task(crowd.keep_deadlines(), name="deadlines"),
+        ]
+        try:
+            yield listener.getsockname()[1]
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
+            await crowd.close()
+            server.pre_shutdown()
+            await server.shutdown(SHUTDOWN_SECONDS)
+
+
+@contextlib.contextmanager
+def _listening(host: str, port: int) -> Iterator[socket.socket]:
+    shown = f"{f'[{host}]' if ':' in host else host or '*'}:{port}"
+    try:
+        if host:
+            family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0][0]
+            listener = socket.create_server((host, port), family=family, backlog=BACKLOG)
+        else:
+            dual = socket.has_dualstack_ipv6()
+            family = socket.AF_INET6 if dual else socket.AF_INET
+            listener = socket.create_server(("", port), family=family, backlog=BACKLOG, dualstack_ipv6=dual)
+    except OSError as error:
+        raise ConfigError(f"cannot serve HTTPS on {shown}: {error.strerror or error}") from error
+    with listener:
+        listener.setblocking(False)
+        yield listener
+
+
+async def _accept(
+    listener: socket.socket,
+    tls: ssl.SSLContext,
+    crowd: _Crowd,
+    server: web.Server,
+    limits: Limits,
+) -> None:
+    loop = asyncio.get_running_loop()
+
+    async def greet(sock: socket.socket) -> None:
+        task = asyncio.current_task()
+        try:
+            await loop.connect_accepted_socket(
+                lambda: _Connection(crowd, task, server, limits),
+                sock,
+                ssl=tls,
+                ssl_handshake_timeout=limits.handshake,
+                ssl_shutdown_timeout=1.0,
+            )
+        except OSError as error:  # TLS errors and time-outs are such
+            sock.close()
+            log.debug("no TLS connection", error=str(error))
+        except Exception:
+            sock.close()
+            log.exception("handshake failed by a bug")
+
+    while True:
+        try:
+            sock, _ = await loop.sock_accept(listener)
+        except OSError as error:
+            # The peer gave up while it waited, or there are no more file descriptors: ours or the machine's.
+            log.warning("connection not accepted", error=error.strerror or str(error))
+            await asyncio.sleep(0.1)
+            continue
+        sock.setblocking(False)
+        crowd.make_room()
+        crowd.greet(asyncio.create_task(greet(sock), name="handshake"))
+
+
+class _Handler:
+    """From HTTP to the decision and back."""
+
+    def __init__(self, decide: Decide, crowd: _Crowd, limits: Limits) -> None:
+        self._decide = decide
+        self._crowd = crowd
+        self._limits = limits
+        self._large = 0
+
+    async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
+        connection = request.protocol
+        assert isinstance(connection, _Connection)
+        self._crowd.works(connection)  # a second request that came with the first one's bytes
+        response = await self._respond(request)
+        # Written here, not by aiohttp after the return: the deadline lasts until the peer has taken the answer.
+        await response.prepare(request)
+        await response.write_eof()
+        if connection.transport is not None:
+            self._crowd.rests(connection)
+        return response
+
+    async def _respond(self, request: web.BaseRequest) -> web.Response:
+        if wrong := _wrong(request):
+            return wrong
+        if (request.content_length or 0) > self._limits.body:
+            return self._too_large()
+        if request.headers.get("Expect", "").lower() == "100-continue":
+            await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            request.writer.output_size = 0
+        body = await self._read(request)
+        if isinstance(body, web.Response):
+            return body
+        try:
+            asked = review.decode(body)
+        except review.BadReview as error:
+            metrics.ERRORS.labels("request").inc()
+            return _said(400, str(error))
+        return web.Response(body=self._judge(asked), content_type="application/json")
+
+    async def _read(self, request: web.BaseRequest) -> bytes | web.Response:
+        """The body, or what to say instead."""
+        chunks: list[bytes] = []
+        size = large = 0
+        try:
+            async for chunk in request.content.iter_any():
+                chunks.append(chunk)
+                size += len(chunk)
+                if size > self._limits.body:
+                    return self._too_large()
+                if size > self._limits.small:
+                    large += len(chunk)
+                    self._large += len(chunk)
+                    if self._large > self._limits.large:
+                        metrics.ERRORS.labels("crowd").inc()
+                        return _said(503, "too many large reviews at a time; try again in a few seconds", close=True)
+        except web.RequestPayloadError as error:
+            metrics.ERRORS.labels("request").inc()
+            return _said(400, f"the body cannot be read: {error}", close=True)
+        finally:
+            self._large -= large
+        return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+    def _judge(self, request: AdmissionRequest) -> bytes:
+        """The answer's body; never fails."""
+        began = time.perf_counter()
+        try:
+            verdict = self._decide(request)
+            body = review.answer(request, verdict)
+            word = "refused" if verdict.refusals else "not-ready" if verdict.unseen else "allowed"
+        except Exception as error:
+            metrics.ERRORS.labels("decision").inc()
+            log.exception("decision failed, request refused", object=review.object_of(request), uid=request.uid)
+            body = review.crashed(request, error)
+            word = "error"
+        metrics.SECONDS.observe(time.perf_counter() - began)
+        plural = request.resource.resource
+        metrics.REVIEWS.labels(plural if plural in RESOURCES else "other", request.operation, word).inc()
+        return body
+
+    def _too_large(self) -> web.Response:
+        metrics.ERRORS.labels("request").inc()
+        return _said(413, f"the body has more than {self._limits.body >> 20} MiB", close=True)
+
+
+def _wrong(request: web.BaseRequest) -> web.Response | None:
+    """What is wrong with a request before its body is looked at."""
+    if request.path != PATH:
+        return _said(404, f"nothing is served here but POST {PATH}")
+    if request.method != "POST":
+        refusal = _said(405, f"{PATH} takes nothing but POST")
+        refusal.headers["Allow"] = "POST"
+        return refusal
+    encoding = request.headers.get("Content-Encoding", "identity").lower()
+    if request.content_type != "application/json" or encoding != "identity":
+        metrics.ERRORS.labels("request").inc()
+        shown = request.content_type if encoding == "identity" else f"{request.content_type} in {encoding}"
+        return _said(415, f"an AdmissionReview comes as plain application/json, not as {shown}")
+    return None
+
+
+def _said(status: int, sentence: str, close: bool = False) -> web.Response:
+    response = web.Response(status=status, text=f"{sentence}\n")
+    if close:
+        response.force_close()
+    return response

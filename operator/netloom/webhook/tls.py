@@ -1,0 +1,62 @@
+"""The TLS context of the admission server, whose certificate changes while it serves."""
+
+import os
+import ssl
+
+
+class Presented:
+    """`context` is what a server listens with; `present` gives it another certificate.
+
+    The certificate is kept in a context of its own that a handshake is moved to. Loaded into the listening context,
+    a pair that does not fit would leave it with neither the old nor the new one, and one with a key of another type
+    (RSA after ECDSA) would stand beside the old one instead of replacing it.
+    """
+
+    def __init__(self) -> None:
+        self._current: ssl.SSLContext | None = None
+        self.context = _context()
+        self.context.sni_callback = self._choose
+
+    def present(self, certificate: str, key: str) -> None:
+        """From now on handshakes show this certificate (PEM, its own first, then the chain).
+
+        Raises ssl.SSLError if they are no certificate and its key; all stays as it was then. Open connections live on.
+        """
+        context = _context()
+        with _in_memory(certificate) as chain, _in_memory(key) as secret:
+            # Without a password of "" OpenSSL would ask for one at the terminal where the key is encrypted.
+            context.load_cert_chain(chain.path, secret.path, password="")
+        self._current = context
+
+    def _choose(self, connection: ssl.SSLObject, name: str | None, context: ssl.SSLContext) -> int | None:
+        """Called by every handshake, whether the client names a host or not."""
+        if self._current is None:
+            return ssl.ALERT_DESCRIPTION_INTERNAL_ERROR
+        connection.context = self._current
+        return None
+
+
+class _in_memory:
+    """A file that never reaches a disk: Python's ssl loads certificates from files only."""
+
+    def __init__(self, content: str) -> None:
+        self._descriptor = os.memfd_create("netloom-guard", os.MFD_CLOEXEC)
+        self.path = f"/proc/self/fd/{self._descriptor}"
+        self._content = content.encode()
+
+    def __enter__(self) -> "_in_memory":
+        os.write(self._descriptor, self._content)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._descriptor)
+
+
+def _context() -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    # A session that is resumed sees no certificate: it would live on with one that is long replaced.
+    context.options |= ssl.OP_NO_TICKET | ssl.OP_NO_RENEGOTIATION
+    context.num_tickets = 0
+    context.set_alpn_protocols(["http/1.1"])
+    return context

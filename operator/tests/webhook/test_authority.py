@@ -1,0 +1,372 @@
+"""Certificates kept against an API server that fails, refuses and lags. The e2e tests have a real one."""
+
+import asyncio
+import base64
+import datetime as dt
+import json
+import sys
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiohttp import web
+
+from netloom.runtime.client import Api
+from netloom.runtime.metrics import REGISTRY
+from netloom.runtime.watch import Timing as WatchTiming
+from netloom.webhook import certificates
+from netloom.webhook.authority import Authority, Timing
+from netloom.webhook.mint import Mint
+from tests.runtime.conftest import write_kubeconfig
+from tests.runtime.scripted import Call, Object, ScriptedApi, half_open, refuse, serving
+from tests.webhook.conftest import NOW, until
+
+SECRETS = "/api/v1/namespaces/netloom-system/secrets"
+CONFIGURATIONS = "/apis/admissionregistration.k8s.io/v1/validatingwebhookconfigurations"
+NAME, SECRET = "netloom-guard", "netloom-guard-ca"
+MINUTE, DAY = dt.timedelta(minutes=1), dt.timedelta(days=1)
+FAST = Timing(period=0.02, base=0.01, cap=0.05, watch=WatchTiming(base=0.01, cap=0.05))
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = NOW
+        self.looks = 0
+
+    def __call__(self) -> dt.datetime:
+        self.looks += 1
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+async def server() -> AsyncIterator[ScriptedApi]:
+    async with serving() as running:
+        yield running
+
+
+@pytest.fixture
+async def api(server: ScriptedApi, tmp_path: Path) -> AsyncIterator[Api]:
+    kubeconfig = write_kubeconfig(tmp_path / "kubeconfig", {"server": server.url}, {"token": "secret"})
+    async with await Api.connect(kubeconfig, timeout=5.0) as client:
+        yield client
+
+
+Start = Callable[..., Authority]
+
+
+@pytest.fixture
+async def start(api: Api, clock: Clock) -> AsyncIterator[Start]:
+    async with asyncio.TaskGroup() as group:
+        tasks = []
+
+        def begin(**options: Any) -> Authority:
+            authority = Authority(
+                api, namespace="netloom-system", names=["guard.test"], now=clock, timing=FAST, **options
+            )
+            tasks.append(group.create_task(authority.run()))
+            return authority
+
+        yield begin
+        for task in tasks:
+            task.cancel()
+
+
+def secret(*cas: certificates.CA) -> Object:
+    return {"metadata": {"name": SECRET, "namespace": "netloom-system"}, "data": certificates.dump(cas)}
+
+
+def configuration(bundle: str = "") -> Object:
+    encoded = base64.b64encode(bundle.encode()).decode()
+    hook = {"clientConfig": {"caBundle": encoded, "service": {"name": NAME}}, "failurePolicy": "Fail"}
+    return {"metadata": {"name": NAME}, "webhooks": [{"name": "one", **hook}, {"name": "two", **hook}]}
+
+
+def published(server: ScriptedApi) -> set[str]:
+    hooks = server.objects[CONFIGURATIONS][NAME]["webhooks"]
+    return {base64.b64decode(hook["clientConfig"]["caBundle"]).decode() for hook in hooks}
+
+
+def stored(server: ScriptedApi) -> tuple[certificates.CA, ...]:
+    return certificates.parse(server.objects[SECRETS][SECRET]["data"], SECRET)
+
+
+def good(authority: Authority) -> bool:
+    return authority.trouble == ""
+
+
+async def test_the_watches_ask_for_one_object_each(server: ScriptedApi, start: Start):
+    authority = start()
+    await until(lambda: good(authority), "it serves")
+    asked = {(call.collection, call.query["fieldSelector"]) for call in server.calls if call.verb in ("list", "watch")}
+    assert asked == {(SECRETS, f"metadata.name={SECRET}"), (CONFIGURATIONS, f"metadata.name={NAME}")}
+
+
+async def test_the_patch_names_the_object_that_was_seen_and_nothing_but_the_bundle(server: ScriptedApi, start: Start):
+    seen = server.put(CONFIGURATIONS, configuration())
+    authority = start()
+    await until(lambda: good(authority), "it serves")
+    (patch,) = [call for call in server.calls if call.verb == "patch"]
+    encoded = base64.b64encode(stored(server)[0].certificate.encode()).decode()
+    assert patch.body == {
+        "apiVersion": "admissionregistration.k8s.io/v1",
+        "kind": "ValidatingWebhookConfiguration",
+        "metadata": {"name": NAME, "uid": seen["metadata"]["uid"]},
+        "webhooks": [{"name": name, "clientConfig": {"caBundle": encoded}} for name in ("one", "two")],
+    }
+    assert patch.query == {"fieldManager": "netloom-guard-ca", "force": "true"}
+
+
+async def test_it_says_what_it_waits_for(server: ScriptedApi, start: Start):
+    server.faulty = refuse(403, "Forbidden", "secrets is forbidden")
+    authority = start()
+    await until(lambda: "secrets is forbidden" in authority.trouble, "said")
+    assert authority.trouble.startswith("no certificate to serve with yet: ")
+    server.faulty = None
+    await until(lambda: good(authority), "it serves")
+
+
+async def test_a_secret_that_another_made_first_is_taken_over(server: ScriptedApi, start: Start, ca: certificates.CA):
+    async def faster(call: Call) -> web.StreamResponse:
+        server.put(SECRETS, secret(ca))
+        return await call.ordinary()
+
+    server.on("create", faster)
+    authority = start()
+    await until(lambda: good(authority), "it serves")
+    assert stored(server) == (ca,)
+    assert authority.serving
+    assert authority.serving.signer == ca.certificate
+
+
+async def test_a_write_whose_answer_is_lost_is_not_repeated(server: ScriptedApi, start: Start):
+    async def lost(call: Call) -> web.StreamResponse:
+        await call.ordinary()
+        return await refuse(500, "InternalError", "etcd is gone")(call)
+
+    server.on("create", lost)
+    authority = start()
+    await until(lambda: good(authority), "it serves")
+    assert server.count("create") <= 2
+    assert len(stored(server)) == 1
+
+
+async def test_of_two_that_rotate_at_once_one_wins(
+    server: ScriptedApi, start: Start, clock: Clock, ca: certificates.CA
+):
+    server.put(SECRETS, secret(ca))
+    authority = start()
+    await until(lambda: good(authority), "it serves")
+    clock.now += certificates.CA_LIFE * 2 / 3
+    second = certificates.new_ca(clock.now)
+
+    async def faster(call: Call) -> web.StreamResponse:
+        server.put(SECRETS, secret(ca, second))
+        return await call.ordinary()
+
+    server.on("update", faster)
+    await until(lambda: len(authority.cas) == 2, "a second CA")
+    clock.now += certificates.OVERLAP
+    await until(lambda: authority.serving and authority.serving.signer == second.certificate, "it signs")
+    assert stored(server) == (ca, second)
+    assert server.count("update") == 1
+
+
+async def test_foreign_labels_of_the_secret_survive_a_rotation(
+    server: ScriptedApi, start: Start, clock: Clock, ca: certificates.CA
+):
+    made = secret(ca)
+    made["metadata"]["labels"] = {"backup": "no"}
+    server.put(SECRETS, made)
+    authority = start()
+    await until(lambda: good(authority), "it serves")
+    clock.now += certificates.CA_LIFE * 2 / 3
+    await until(lambda: len(authority.cas) == 2, "a second CA")
+    assert server.objects[SECRETS][SECRET]["metadata"]["labels"] == {"backup": "no"}
+
+
+async def test_an_api_server_that_is_away_when_it_is_time_costs_nothing_but_a_sentence(
+    server: ScriptedApi, start: Start, clock: Clock, ca: certificates.CA
+):
+    server.put(SECRETS, secret(ca))
+    server.put(CONFIGURATIONS, configuration(ca.certificate))
+    authority = start()
+    await until(lambda: good(authority), "it serves")
+    server.faulty = refuse(503, "ServiceUnavailable", "away")
+    server.disconnect()
+    clock.now += certificates.CA_LIFE * 2 / 3
+    await until(lambda: "away" in authority.failure, "said")
+    assert authority.trouble == "", "it renews by itself what it can, and stays ready"
+    assert authority.serving
+    assert authority.serving.expires == clock.now + certificates.SERVING_LIFE
+    assert stored(server) == (ca,)
+    server.faulty = None
+    await until(lambda: authority.failure == "" and len(authority.cas) == 2, "it goes on")
+    assert len(stored(server)) == 2
+
+
+async def test_a_bundle_that_may_not_be_written_is_said_and_tried_seldom(
+    server: ScriptedApi, start: Start, ca: certificates.CA
+):
+    server.put(SECRETS, secret(ca))
+    server.put(CONFIGURATIONS, configuration())
+    server.on("patch", *[refuse(403, "Forbidden", "cannot patch")] * 3)
+    authority = start()
+    await until(lambda: "cannot patch" in authority.trouble, "said")
+    assert f"the caBundle of ValidatingWebhookConfiguration {NAME} does not have the CA" in authority.trouble
+    await until(lambda: good(authority), "written at last")
+    assert server.count("patch") == 4
+
+
+async def test_a_signer_that_is_not_published_does_not_replace_one_that_is(
+    server: ScriptedApi, start: Start, clock: Clock, ca: certificates.CA
+):
+    """A CA that is long seen in the Secret, while the patch of the webhooks is refused."""
+    server.put(SECRETS, secret(ca))
+    server.put(CONFIGURATIONS, configuration(ca.certificate))
+    authority = start()
+    await until(lambda: good(authority), "it serves")
+    second = certificates.new_ca(NOW + MINUTE)
+    refused = refuse(403, "Forbidden", "cannot patch")
+
+    async def no_patches(call: Call) -> web.StreamResponse:
+        return await (refused(call) if call.verb == "patch" else call.ordinary())
+
+    server.faulty = no_patches
+    server.put(SECRETS, secret(ca, second))
+    clock.now += 2 * certificates.OVERLAP
+    await until(lambda: server.count("patch") >= 2, "tried")
+    assert authority.serving
+    assert authority.serving.signer == ca.certificate
+    server.faulty = None
+    await until(lambda: authority.serving and authority.serving.signer == second.certificate, "published, so shown")
+    assert published(server) == {ca.certificate + second.certificate}
+
+
+async def test_a_replica_that_lags_does_not_undo_what_others_published(
+    server: ScriptedApi, start: Start, ca: certificates.CA
+):
+    server.put(SECRETS, secret(ca))
+    server.put(CONFIGURATIONS, configuration(ca.certificate))
+
+    async def secret_lags(call: Call) -> web.StreamResponse:
+        lags = call.verb == "watch" and call.collection == SECRETS
+        return await (half_open(call) if lags else call.ordinary())
+
+    server.faulty = secret_lags
+    authority = start()
+    await until(lambda: good(authority), "it serves")
+    second = certificates.new_ca(NOW + MINUTE)
+    server.put(SECRETS, secret(ca, second))
+    server.put(CONFIGURATIONS, configuration(ca.certificate + second.certificate))
+    await until(lambda: len(authority.cas) == 2, "it looks again before it writes")
+    await until(lambda: good(authority), "content")
+    assert server.count("patch") == 0
+
+
+async def test_nothing_is_written_when_nothing_differs(server: ScriptedApi, start: Start, clock: Clock):
+    server.put(CONFIGURATIONS, configuration())
+    first = start()
+    await until(lambda: good(first), "it serves")
+    writes = len([call for call in server.calls if call.verb in ("create", "update", "patch")])
+    assert writes == 2
+    others = [start() for _ in range(3)]
+    await until(lambda: all(map(good, others)), "all serve")
+    for day in range(1, 30):
+        clock.now = NOW + day * DAY
+        await until(
+            lambda: all(each.serving and each.serving.expires > clock.now + 9 * DAY for each in (first, *others))
+        )
+    assert len([call for call in server.calls if call.verb in ("create", "update", "patch")]) == writes
+
+
+async def test_the_end_of_the_certificates_is_measured(server: ScriptedApi, start: Start):
+    authority = start()
+    await until(lambda: good(authority), "it serves")
+    read = REGISTRY.get_sample_value
+    assert read("netloom_guard_certificate_expiry_seconds") == (NOW + certificates.SERVING_LIFE).timestamp()
+    assert read("netloom_guard_ca_expiry_seconds") == (NOW + certificates.CA_LIFE).timestamp()
+
+
+async def test_private_keys_go_nowhere_but_into_the_secret(
+    server: ScriptedApi, start: Start, capsys: pytest.CaptureFixture[str]
+):
+    server.put(CONFIGURATIONS, configuration())
+    authority = start()
+    await until(lambda: good(authority), "it serves")
+    assert "PRIVATE" not in capsys.readouterr().out
+    assert "PRIVATE" not in json.dumps([call.body for call in server.calls if call.collection != SECRETS])
+
+
+async def test_an_ordinary_turn_starts_no_process(server: ScriptedApi, start: Start, clock: Clock, ca: certificates.CA):
+    server.put(SECRETS, secret(ca))
+    server.put(CONFIGURATIONS, configuration(ca.certificate))
+    mint = Mint()
+    authority = start(mint=mint)
+    await until(lambda: good(authority), "it serves")
+    assert mint.children == 2, "one read the Secret, one issued"
+    looks = clock.looks
+    clock.now += DAY
+    server.put(CONFIGURATIONS, configuration(ca.certificate + "\n"))
+    await until(lambda: clock.looks > looks + 10, "it looks at the clock again and again")
+    assert mint.children == 2
+    clock.now += certificates.SERVING_LIFE * 2 / 3
+    await until(lambda: mint.children == 3, "when it is time, one more")
+
+
+async def test_foreign_content_is_read_once(server: ScriptedApi, start: Start, clock: Clock):
+    server.put(SECRETS, secret() | {"data": {"password": "eA=="}})
+    mint = Mint()
+    authority = start(mint=mint)
+    await until(lambda: "is nothing that the guard put there" in authority.failure, "said")
+    looks = clock.looks
+    await until(lambda: clock.looks > looks + 3, "it looks again and again")
+    assert mint.children == 1
+
+
+async def test_a_child_that_fails_is_said_and_tried_again(server: ScriptedApi, start: Start, tmp_path: Path):
+    broken = tmp_path / "broken"
+    broken.touch()
+    once = f"import pathlib, runpy, sys; pathlib.Path({str(broken)!r}).exists() and sys.exit('no entropy'); "
+    child = f"{once} runpy.run_module('netloom.webhook.mint', run_name='__main__')"
+    authority = start(mint=Mint((sys.executable, "-c", child)))
+    await until(lambda: authority.failure, "said")
+    assert authority.trouble == (
+        "no certificate to serve with yet: a CA was not made: the process that does it ended with status 1: no entropy"
+    )
+    broken.unlink()
+    await until(lambda: good(authority), "it serves")
+
+
+async def test_the_serving_process_never_loads_cryptography(server: ScriptedApi, tmp_path: Path):
+    """A process of its own, as this one has long loaded it."""
+    kubeconfig = write_kubeconfig(tmp_path / "kubeconfig", {"server": server.url}, {"token": "secret"})
+    program = """
+import asyncio, sys
+from netloom.runtime.client import Api
+from netloom.webhook.authority import Authority
+
+async def main(kubeconfig):
+    async with await Api.connect(kubeconfig) as api:
+        authority = Authority(api, namespace="netloom-system", names=["guard.test"])
+        running = asyncio.create_task(authority.run())
+        async with asyncio.timeout(30):
+            while authority.trouble:
+                await asyncio.sleep(0.01)
+        running.cancel()
+    print(authority.serving, *(name for name in sys.modules if name.startswith("cryptography")))
+
+asyncio.run(main(sys.argv[1]))
+"""
+    child = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", program, str(kubeconfig), stdout=asyncio.subprocess.PIPE
+    )
+    said, _ = await child.communicate()
+    last = said.decode().splitlines()[-1]
+    assert last.startswith("Serving(created=")
+    assert "cryptography" not in last

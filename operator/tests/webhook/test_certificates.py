@@ -1,0 +1,260 @@
+"""The rule by which replicas agree on CAs, and the certificates themselves, as a TLS client sees them."""
+
+import base64
+import dataclasses
+import datetime as dt
+import ssl
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from netloom.webhook import certificates
+from netloom.webhook.certificates import (
+    CA,
+    CA_LIFE,
+    OVERLAP,
+    SERVING_LIFE,
+    BadSecret,
+    bundle,
+    due,
+    dump,
+    issue,
+    living,
+    new_ca,
+    parse,
+    renewal,
+    settled,
+    signer,
+)
+from netloom.webhook.tls import Presented
+from tests.webhook.conftest import NOW
+
+SECOND, MINUTE, HOUR, DAY = (dt.timedelta(**{unit: 1}) for unit in ("seconds", "minutes", "hours", "days"))
+LAG = 5 * MINUTE
+
+
+def paper(created: dt.datetime, life: dt.timedelta = CA_LIFE) -> CA:
+    """A CA as the rule sees it: no cryptography."""
+    pem = f"-----BEGIN CERTIFICATE-----\n{created.isoformat()}\n-----END CERTIFICATE-----\n"
+    return CA(pem, "key", created, created + life)
+
+
+def handshake(presented: Presented, trusted: str, host: str) -> None:
+    """A TLS handshake in memory. Raises ssl.SSLError where the client does not believe the server."""
+    client_in, client_out = ssl.MemoryBIO(), ssl.MemoryBIO()
+    client = ssl.create_default_context(cadata=trusted).wrap_bio(client_in, client_out, server_hostname=host)
+    server = presented.context.wrap_bio(client_out, client_in, server_side=True)
+    done = 0
+    for _ in range(10):
+        for side in (client, server):
+            try:
+                side.do_handshake()
+                done += 1
+            except ssl.SSLWantReadError:
+                continue
+        if done >= 2:
+            return
+    raise AssertionError("the handshake does not end")
+
+
+def presenting(ca: CA, now: dt.datetime = NOW, **options: object) -> Presented:
+    serving = issue(ca, ["netloom-guard.netloom-system.svc"], now, **options)  # type: ignore[arg-type]
+    presented = Presented()
+    presented.present(serving.certificate, serving.key)
+    return presented
+
+
+class TestTheRule:
+    def test_one_ca_signs_from_its_first_moment(self):
+        first = paper(NOW)
+        assert signer([first], NOW) == first
+        assert bundle([first], NOW) == first.certificate
+        assert not due([first], NOW)
+
+    def test_without_any_one_is_due(self):
+        assert due([], NOW)
+        assert signer([], NOW) is None
+        assert bundle([], NOW) == ""
+
+    def test_a_second_is_due_after_two_thirds(self):
+        first = paper(NOW)
+        assert not due([first], NOW + CA_LIFE * 2 / 3 - SECOND)
+        assert due([first], NOW + CA_LIFE * 2 / 3)
+
+    def test_a_second_is_trusted_at_once_and_signs_later(self):
+        first, second = paper(NOW), paper(NOW + 200 * DAY)
+        assert bundle([second, first], second.created) == first.certificate + second.certificate
+        assert signer([second, first], second.created + OVERLAP - SECOND) == first
+        assert signer([second, first], second.created + OVERLAP) == second
+
+    def test_an_expired_one_is_gone(self):
+        first, second = paper(NOW), paper(NOW + 200 * DAY)
+        end = NOW + CA_LIFE
+        assert living([first, second], end - SECOND) == (first, second)
+        assert living([first, second], end) == (second,)
+        assert bundle([first, second], end) == second.certificate
+
+    def test_all_expired_while_nobody_ran(self):
+        first = paper(NOW)
+        later = NOW + 2 * CA_LIFE
+        assert due([first], later)
+        assert signer([first], later) is None
+        second = paper(later)
+        assert signer([first, second], later) == second
+
+    def test_a_serving_certificate_is_renewed_in_time_and_with_its_signer(self):
+        ca, other = paper(NOW), paper(NOW + SECOND)
+        serving = certificates.Serving("", "", NOW, NOW + SERVING_LIFE, ca.certificate)
+        assert renewal(None, ca, NOW)
+        assert not renewal(serving, ca, NOW + SERVING_LIFE * 2 / 3 - SECOND)
+        assert renewal(serving, ca, NOW + SERVING_LIFE * 2 / 3)
+        assert renewal(serving, other, NOW)
+
+    def test_the_last_certificate_of_a_dying_ca_is_not_renewed_over_and_over(self):
+        ca = paper(NOW, life=DAY)
+        last = certificates.Serving("", "", NOW, ca.expires, ca.certificate)
+        assert not renewal(last, ca, ca.expires - MINUTE)
+
+    def test_a_bundle_is_settled_when_nothing_is_missing_and_nothing_too_much(self):
+        first, second = paper(NOW), paper(NOW + 200 * DAY)
+        both, now = [first, second], second.created
+        assert settled(bundle(both, now), both, now)
+        assert settled(second.certificate + "\n# a comment\n" + first.certificate, both, now)
+        assert not settled("", both, now)
+        assert not settled(first.certificate, both, now)
+        assert not settled(bundle(both, now) + paper(NOW + DAY).certificate, both, now)
+
+    def test_replicas_whose_clocks_differ_do_not_fight_over_one_that_expires(self):
+        first, second = paper(NOW), paper(NOW + 200 * DAY)
+        both = [first, second]
+        for skew in (-10 * MINUTE, 0 * MINUTE, 10 * MINUTE):
+            now = first.expires + skew
+            for published in (first.certificate + second.certificate, second.certificate):
+                assert settled(published, both, now)
+        assert not settled(first.certificate + second.certificate, both, first.expires + 2 * HOUR)
+
+
+@given(st.data())
+def test_whatever_is_shown_verifies_against_whatever_was_published(data: st.DataObject):
+    """Replicas that look at the Secret at any moments, and never more than LAG late, through CAs of any number of
+    rotations, the next of which is made at the last moment at the latest."""
+    history: list[tuple[dt.datetime, list[CA]]] = []
+    now = NOW
+    cas: list[CA] = []
+    for _ in range(data.draw(st.integers(1, 5))):
+        cas = [*living(cas, now), paper(now)]
+        history.append((now, cas))
+        now += data.draw(st.timedeltas(CA_LIFE * 2 / 3, CA_LIFE - OVERLAP))
+
+    def seen(moment: dt.datetime, lag: dt.timedelta) -> list[CA]:
+        return [known for since, known in history if since <= moment - lag][-1]
+
+    moment = (
+        NOW
+        + LAG
+        + data.draw(
+            st.one_of(
+                st.timedeltas(dt.timedelta(), now - NOW),
+                st.builds(
+                    lambda index, shift: max(dt.timedelta(), history[index][0] - NOW + shift),
+                    st.integers(0, len(history) - 1),
+                    st.timedeltas(-HOUR, HOUR),
+                ),
+            )
+        )
+    )
+    lags = st.timedeltas(dt.timedelta(), LAG)
+    signed_by = signer(seen(moment, data.draw(lags)), moment)
+    if signed_by is None:
+        return  # nobody could sign: that is the next test
+    published = bundle(seen(moment, data.draw(lags)), moment)
+    assert certificates.contains(published, signed_by.certificate)
+
+
+@given(st.lists(st.timedeltas(dt.timedelta(0), 3 * CA_LIFE), min_size=1, max_size=6), st.timedeltas(-DAY, 4 * CA_LIFE))
+def test_the_rule_holds_together(ages: list[dt.timedelta], since: dt.timedelta):
+    cas, now = [paper(NOW + age) for age in ages], NOW + since
+    chosen = signer(cas, now)
+    assert (chosen is None) == (bundle(cas, now) == "")
+    if chosen:
+        assert chosen.expires > now
+        assert certificates.contains(bundle(cas, now), chosen.certificate)
+    else:
+        assert due(cas, now)
+    assert settled(bundle(cas, now), cas, now)
+    assert living(reversed(cas), now) == living(cas, now)
+
+
+class TestCertificates:
+    def test_a_client_believes_names_and_addresses(self, ca: CA):
+        names, addresses = ["netloom-guard.netloom-system.svc", "guard.example"], ["127.0.0.1", "fd00::1"]
+        serving = issue(ca, names, NOW, addresses=addresses)
+        presented = Presented()
+        presented.present(serving.certificate, serving.key)
+        for host in (*names, *addresses):
+            handshake(presented, ca.certificate, host)
+        with pytest.raises(ssl.SSLCertVerificationError, match="Hostname mismatch"):
+            handshake(presented, ca.certificate, "other.example")
+
+    def test_among_several_cas_the_right_one_is_found(self, ca: CA):
+        others = [new_ca(NOW - DAY), new_ca(NOW + SECOND)]
+        handshake(presenting(ca), bundle([*others, ca], NOW), "netloom-guard.netloom-system.svc")
+        with pytest.raises(ssl.SSLCertVerificationError):
+            handshake(presenting(ca), bundle(others, NOW), "netloom-guard.netloom-system.svc")
+
+    def test_a_clock_that_is_an_hour_behind_believes_it(self):
+        ahead = NOW + HOUR - MINUTE
+        ca = new_ca(ahead)
+        handshake(presenting(ca, ahead), ca.certificate, "netloom-guard.netloom-system.svc")
+
+    def test_an_expired_one_is_not_believed(self):
+        past = NOW - 40 * DAY
+        ca = new_ca(past)
+        with pytest.raises(ssl.SSLCertVerificationError, match="expired"):
+            handshake(presenting(ca, past), ca.certificate, "netloom-guard.netloom-system.svc")
+
+    def test_a_serving_certificate_does_not_outlive_its_ca_and_signs_nobody(self, ca: CA):
+        late = ca.expires - DAY
+        serving = issue(ca, ["x"], late)
+        assert serving.expires == ca.expires
+        forged = dataclasses.replace(ca, certificate=serving.certificate, key=serving.key)
+        with pytest.raises(BadSecret, match="may not sign others"):
+            parse(dump([forged]), "s")
+
+    def test_secrets_do_not_show_in_logs(self, ca: CA):
+        assert "PRIVATE" not in f"{ca!r} {issue(ca, ['x'], NOW)!r}"
+
+
+class TestTheSecret:
+    def test_goes_there_and_back(self, ca: CA):
+        later = new_ca(NOW + DAY)
+        data = dump([later, ca])
+        assert sorted(data) == sorted(f"{each.name}{end}" for each in (ca, later) for end in (".crt", ".key"))
+        assert parse(data, "ns/s") == (ca, later)
+        assert parse({}, "ns/s") == ()
+
+    @pytest.mark.parametrize(
+        ("change", "sentence"),
+        [
+            ({"tls.crt": "eA=="}, r"data\['tls.crt'\] stands there without tls.key"),
+            ({"password": "eA=="}, r"data\['password'\] is nothing that the guard put there"),
+            ({"x.crt": "!", "x.key": "!"}, r"data\['x.crt'\] is not readable"),
+            ({"x.crt": "/w==", "x.key": "/w=="}, r"data\['x.crt'\] is not readable"),
+            ({"x.crt": "eA==", "x.key": "eA=="}, r"data\['x.crt'\] is no CA of the guard: not a certificate in PEM"),
+        ],
+    )
+    def test_foreign_content_is_named_with_the_way_out(self, ca: CA, change: dict[str, str], sentence: str):
+        with pytest.raises(BadSecret, match=f"^Secret ns/s: {sentence}.*; delete the Secret, and the guard makes it"):
+            parse(dump([ca]) | change, "ns/s")
+
+    def test_a_key_that_is_not_its_own(self, ca: CA):
+        mixed = dataclasses.replace(ca, key=new_ca(NOW).key)
+        with pytest.raises(BadSecret, match="the key beside it is not its own"):
+            parse(dump([mixed]), "ns/s")
+
+    def test_a_key_that_is_none(self, ca: CA):
+        data = dump([ca])
+        data[f"{ca.name}.key"] = base64.b64encode(b"half a k").decode()
+        with pytest.raises(BadSecret, match="not a private key in PEM"):
+            parse(data, "ns/s")

@@ -1,0 +1,190 @@
+"""Certificates that somebody else renews in files."""
+
+import asyncio
+import ssl
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from netloom.runtime.errors import ConfigError
+from netloom.webhook import certificates
+from netloom.webhook.certificates import CA, Serving
+from netloom.webhook.files import CertificateFiles
+from tests.webhook.conftest import NOW, until
+from tests.webhook.test_certificates import DAY, handshake
+
+
+class Tls:
+    """For `handshake`: what a CertificateFiles listens with."""
+
+    def __init__(self, files: CertificateFiles) -> None:
+        self.context = files.tls
+
+
+def shows(files: CertificateFiles, ca: CA) -> bool:
+    try:
+        handshake(Tls(files), ca.certificate, "guard.test")  # type: ignore[arg-type]
+    except ssl.SSLCertVerificationError:
+        return False
+    return True
+
+
+def write(folder: Path, serving: Serving) -> None:
+    (folder / "tls.crt").write_text(serving.certificate)
+    (folder / "tls.key").write_text(serving.key)
+
+
+def mount(folder: Path, serving: Serving, number: int) -> None:
+    """As the kubelet does it: a new directory, and a symlink that is swapped."""
+    (folder / f"..{number}").mkdir()
+    write(folder / f"..{number}", serving)
+    (folder / "..data_tmp").symlink_to(f"..{number}")
+    (folder / "..data_tmp").rename(folder / "..data")
+    for name in ("tls.crt", "tls.key"):
+        if not (folder / name).exists():
+            (folder / name).symlink_to(f"..data/{name}")
+
+
+def files_in(folder: Path, **options: Any) -> CertificateFiles:
+    return CertificateFiles(folder / "tls.crt", folder / "tls.key", **options)
+
+
+@pytest.fixture
+def other() -> CA:
+    return certificates.new_ca(NOW)
+
+
+def issued(ca: CA, **options: Any) -> Serving:
+    return certificates.issue(ca, ["guard.test"], NOW, **options)
+
+
+async def test_a_pair_is_served_with(tmp_path: Path, ca: CA):
+    write(tmp_path, issued(ca))
+    files = files_in(tmp_path)
+    await files.load()
+    assert files.trouble == ""
+    assert files.expires == NOW + certificates.SERVING_LIFE
+    assert shows(files, ca)
+
+
+async def test_a_mounted_secret_that_changes(tmp_path: Path, ca: CA, other: CA):
+    mount(tmp_path, issued(ca), 1)
+    files = files_in(tmp_path)
+    await files.load()
+    mount(tmp_path, issued(other), 2)
+    await files.look()
+    assert files.failure == ""
+    assert shows(files, other)
+    assert not shows(files, ca)
+
+
+async def test_a_half_written_pair_keeps_the_old_one_and_says_so(tmp_path: Path, ca: CA, other: CA):
+    write(tmp_path, issued(ca))
+    files = files_in(tmp_path)
+    await files.load()
+    new = issued(other)
+    (tmp_path / "tls.crt").write_text(new.certificate)
+    await files.look()
+    assert "tls.key is not the key of the certificate in " in files.failure
+    assert files.failure.endswith("; the certificate before it is kept")
+    assert files.trouble == "", "it serves as well as before"
+    assert shows(files, ca)
+    (tmp_path / "tls.key").write_text(new.key)
+    await files.look()
+    assert files.failure == ""
+    assert shows(files, other)
+
+
+@pytest.mark.parametrize("content", ["", "nonsense", "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"])
+async def test_what_is_no_certificate_keeps_the_old_one(tmp_path: Path, ca: CA, content: str):
+    write(tmp_path, issued(ca))
+    files = files_in(tmp_path)
+    await files.load()
+    (tmp_path / "tls.crt").write_text(content)
+    await files.look()
+    assert "tls.crt cannot be used: not a certificate in PEM" in files.failure
+    assert shows(files, ca)
+
+
+async def test_a_file_that_is_gone_keeps_the_old_one_until_it_is_back(tmp_path: Path, ca: CA):
+    serving = issued(ca)
+    write(tmp_path, serving)
+    files = files_in(tmp_path)
+    await files.load()
+    (tmp_path / "tls.key").unlink()
+    await files.look()
+    assert "tls.key cannot be read: No such file or directory" in files.failure
+    assert shows(files, ca)
+    write(tmp_path, serving)
+    await files.look()
+    assert files.failure == ""
+
+
+async def test_a_key_of_another_type_replaces_the_first(tmp_path: Path, ca: CA, other: CA):
+    """A client that would take either must not get the old one."""
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import rsa
+
+    key = rsa.generate_private_key(65537, 2048)
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "own")])
+    own = (
+        x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(key.public_key())
+        .serial_number(1).not_valid_before(NOW - DAY).not_valid_after(NOW + DAY)
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName("guard.test")]), critical=False)
+        .sign(key, hashes.SHA256())
+    )  # fmt: skip
+    encoding = serialization.Encoding.PEM
+    secret = key.private_bytes(encoding, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()).decode()
+    write(tmp_path, issued(ca))
+    files = files_in(tmp_path)
+    await files.load()
+    pem = own.public_bytes(encoding).decode()
+    write(tmp_path, Serving(pem, secret, NOW, NOW + DAY, pem))
+    await files.look()
+    assert files.trouble == ""
+    assert not shows(files, ca)
+    write(tmp_path, issued(other))
+    await files.look()
+    assert shows(files, other)
+
+
+async def test_expiry_is_said(tmp_path: Path, ca: CA):
+    write(tmp_path, issued(ca))
+    now = NOW
+    files = files_in(tmp_path, now=lambda: now)
+    await files.load()
+    assert files.trouble == ""
+    now = NOW + 31 * DAY
+    assert "tls.crt has expired at " in files.trouble
+
+
+async def test_a_wrong_path_ends_it_with_a_sentence(tmp_path: Path):
+    with pytest.raises(ConfigError, match=r"tls.crt cannot be read: No such file or directory$"):
+        await files_in(tmp_path).run()
+
+
+async def test_files_are_followed(tmp_path: Path, ca: CA, other: CA):
+    write(tmp_path, issued(ca))
+    files = files_in(tmp_path, period=0.01)
+    task = asyncio.create_task(files.run())
+    await until(lambda: files.expires is not None, "read")
+    write(tmp_path, issued(other))
+    await until(lambda: shows(files, other), "followed")
+    task.cancel()
+    await asyncio.wait([task])
+
+
+def open_files() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+async def test_no_private_key_is_left_behind(tmp_path: Path, ca: CA):
+    """Keys reach OpenSSL through memory; what was opened for it is closed."""
+    write(tmp_path, issued(ca))
+    await files_in(tmp_path).load()  # with the first child, the event loop opens a descriptor of its own
+    before = open_files()
+    files = files_in(tmp_path)
+    await files.load()
+    assert open_files() == before

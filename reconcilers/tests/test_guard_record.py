@@ -1,0 +1,159 @@
+"""The record: a mode is written at once, names seldom, nothing from half a cache, and by what was read before."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+import pytest
+
+from netloom.api.cilium import CiliumNode, CiliumNodeIPAM, CiliumNodeSpec
+from netloom.api.core import CONFIG_MAPS, ConfigMap
+from netloom.api.events import ObjectReference
+from netloom.api.meta import ObjectMeta
+from netloom.guard.live import Live, Users
+from netloom.guard.record import CILIUM_IN_USE, CILIUM_MODE
+from netloom.runtime.errors import Conflict
+from netloom.runtime.store import Store
+from netloom_reconcilers.guard_record import DISTANCE_SECONDS, UNSEEN_SECONDS, GuardRecord
+
+KEY = "netloom-system/netloom-guard"
+
+
+class World:
+    """A guard of Cilium with a clock of its own, and an API server that holds one record."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+        self.unseen = ""
+        self.patches: list[Mapping[str, Any]] = []
+        self.events: list[tuple[str, str]] = []
+        self.record = Store(CONFIG_MAPS)
+        self.config = Store(CONFIG_MAPS)
+        self.live = Live(Users())
+        self.record.subscribe(self.live.record)
+        self.config.subscribe(self.live.cilium_config)
+        self.reconciler = GuardRecord(
+            self,
+            self,
+            self.live,
+            self.record,
+            self.config,
+            namespace="netloom-system",
+            name="netloom-guard",
+            keys=(CILIUM_MODE, CILIUM_IN_USE),
+            field_manager="netloom-guard-cilium",
+            unseen=lambda: self.unseen,
+            clock=lambda: self.now,
+        )
+
+    async def patch(self, res: Any, name: str, patch: Mapping[str, Any], **options: Any) -> Any:
+        """The API server's side of a server-side apply."""
+        self.patches.append(patch)
+        stored = self.record.get(KEY)
+        version = stored.metadata.resource_version if stored else "0"
+        if patch["metadata"].get("resourceVersion", version) != version:
+            raise Conflict(409, "Conflict", "somebody was faster")
+        meta = ObjectMeta(name=name, namespace="netloom-system", resource_version=str(int(version) + 1))
+        return ConfigMap(metadata=meta, data=dict(patch["data"]))
+
+    def event(self, ref: ObjectReference, type_: str, reason: str, message: str) -> None:
+        self.events.append((f"{ref.kind} {ref.namespace}/{ref.name}", reason))
+
+    def configure(self, ipam: str) -> None:
+        meta = ObjectMeta(name="cilium-config", namespace="kube-system")
+        self.config.put(ConfigMap(metadata=meta, data={"ipam": ipam}))
+
+    def hold(self, *names: str) -> None:
+        for name in names:
+            spec = CiliumNodeSpec(ipam=CiliumNodeIPAM(pod_cidrs=("10.0.0.0/24",)))
+            self.live.cilium_node(name, None, CiliumNode(metadata=ObjectMeta(name=name), spec=spec))
+
+    async def turn(self) -> float | None:
+        return await self.reconciler._reconcile("record")
+
+    @property
+    def written(self) -> dict[str, str]:
+        record = self.record.get(KEY)
+        return record.data if record else {}
+
+
+@pytest.fixture
+async def world() -> World:
+    return World()
+
+
+async def test_the_first_write_is_at_once_and_the_next_a_while_later(world: World) -> None:
+    world.configure("cluster-pool")
+    world.hold("a")
+    assert await world.turn() is None
+    assert world.written == {CILIUM_MODE: "cluster-pool", CILIUM_IN_USE: "1 node holds addresses (a)"}
+    world.now += DISTANCE_SECONDS / 4
+    world.hold("b")
+    assert await world.turn() == DISTANCE_SECONDS * 3 / 4
+    world.now += DISTANCE_SECONDS
+    world.hold("c")
+    assert await world.turn() is None
+    assert world.written[CILIUM_IN_USE] == "3 nodes hold addresses (a, b, c)"
+    assert len(world.patches) == 2
+
+
+async def test_a_mode_that_comes_or_goes_does_not_wait(world: World) -> None:
+    world.configure("cluster-pool")
+    world.hold("a")
+    await world.turn()
+    world.live.cilium_node("a", None, None)
+    assert await world.turn() is None
+    assert world.written == {}
+    world.hold("b")
+    assert await world.turn() is None
+    assert world.written[CILIUM_MODE] == "cluster-pool"
+
+
+async def test_what_is_right_is_not_written_again(world: World) -> None:
+    world.configure("cluster-pool")
+    world.hold("a")
+    await world.turn()
+    world.now += 100
+    assert await world.turn() is None
+    assert len(world.patches) == 1
+
+
+async def test_a_cache_that_is_not_complete_clears_nothing(world: World) -> None:
+    world.record.put(record({CILIUM_MODE: "cluster-pool", CILIUM_IN_USE: "1 node holds addresses (a)"}))
+    world.unseen = "not listed yet"
+    assert await world.turn() == UNSEEN_SECONDS
+    assert world.patches == []
+    world.unseen = ""
+    assert await world.turn() is None
+    assert world.written == {}, "now it is known that nobody holds anything"
+
+
+async def test_who_saw_an_older_record_is_told_so(world: World) -> None:
+    world.record.put(record({}, version="5"))
+    world.configure("cluster-pool")
+    world.hold("a")
+    assert world.record.get(KEY) is not None
+    await world.turn()
+    assert world.patches[0]["metadata"]["resourceVersion"] == "5"
+
+
+async def test_keys_of_another_guard_are_left_alone(world: World) -> None:
+    world.record.put(record({"netloomMode": "kubernetes"}))
+    assert await world.turn() is None
+    assert world.patches == []
+
+
+async def test_a_change_past_the_guard_is_told_once(world: World) -> None:
+    world.configure("cluster-pool")
+    world.hold("a")
+    await world.turn()
+    world.configure("kubernetes")
+    for _ in range(3):
+        await world.turn()
+    assert world.events == [("ConfigMap kube-system/cilium-config", "ModeBypassed")]
+    assert world.written[CILIUM_MODE] == "cluster-pool"
+
+
+def record(data: dict[str, str], version: str = "1") -> ConfigMap:
+    meta = ObjectMeta(name="netloom-guard", namespace="netloom-system", resource_version=version)
+    return msgspec.structs.replace(ConfigMap(metadata=meta), data=data)
