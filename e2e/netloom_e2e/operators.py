@@ -87,7 +87,7 @@ class Operators:
         self._plane = plane
         self._started: list[Operator] = []
 
-    def start(self, *, leader_elect: bool = False, kubeconfig: Path | None = None) -> Operator:
+    def start(self, *arguments: str, leader_elect: bool = False, kubeconfig: Path | None = None) -> Operator:
         """Starts one and returns at once. Without `leader_elect` it works as if it were alone."""
         name = f"operator-{next(_numbers)}"
         address = f"127.0.0.1:{free_port()}"
@@ -99,6 +99,7 @@ class Operators:
             f"--identity={name}",
             "--leader-elect" if leader_elect else "--no-leader-elect",
             "--log-format=console",
+            *arguments,
         ]
         operator = Operator(self._plane.folder.spawn(name, command, env=environment()), address)
         self._started.append(operator)

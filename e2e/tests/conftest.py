@@ -1,3 +1,19 @@
-from netloom_e2e.fixtures import cluster, control_plane, control_plane_binaries, crds_installed, kubectl, operators
+from netloom_e2e.fixtures import (
+    cluster,
+    control_plane,
+    control_plane_binaries,
+    crds_installed,
+    helm_binary,
+    kubectl,
+    operators,
+)
 
-__all__ = ["cluster", "control_plane", "control_plane_binaries", "crds_installed", "kubectl", "operators"]
+__all__ = [
+    "cluster",
+    "control_plane",
+    "control_plane_binaries",
+    "crds_installed",
+    "helm_binary",
+    "kubectl",
+    "operators",
+]

@@ -16,7 +16,14 @@ from netloom_e2e.cluster import ControlPlane
 from netloom_e2e.lab import Lab, environment
 from netloom_e2e.mesh import NETLOOM
 
-VERBS_OF_A_CLUSTER = (["operator"], ["agent"], ["status"], ["plan"])
+VERBS_OF_A_CLUSTER = (
+    ["operator"],
+    ["agent"],
+    ["status"],
+    ["plan"],
+    ["webhook"],
+    ["guard", "install", "--for=cilium", "--url=https://127.0.0.1:9443", "--apply"],
+)
 
 
 def netloom(*arguments: str, prefix: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
@@ -141,6 +148,28 @@ def test_a_word_that_is_none(arguments: list[str]) -> None:
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
     assert arguments[-1] in done.stderr
+
+
+def test_a_guard_without_an_image_or_a_url() -> None:
+    assert "--image" in refusal("guard", "install", "--for", "cilium")
+
+
+def test_a_ca_file_that_is_none(tmp_path: Path) -> None:
+    arguments = ["guard", "install", "--for=all", "--url=https://127.0.0.1:9443"]
+    assert refusal(*arguments, "--ca-file=/nowhere") == "--ca-file /nowhere cannot be read: No such file or directory"
+    (tmp_path / "ca").write_text("hello")
+    assert "has no certificate in PEM" in refusal(*arguments, f"--ca-file={tmp_path}/ca")
+
+
+def test_a_certificate_without_its_key(control_plane: ControlPlane) -> None:
+    kubeconfig = f"--kubeconfig={control_plane.kubeconfig()}"
+    assert "give both --tls-cert-file and --tls-key-file" in refusal("webhook", kubeconfig, "--tls-cert-file=/tmp/x")
+
+
+def test_an_address_of_the_guard_that_is_none(control_plane: ControlPlane) -> None:
+    kubeconfig = f"--kubeconfig={control_plane.kubeconfig()}"
+    assert refusal("webhook", kubeconfig, "--address=here").startswith("--address 'here' is not HOST:PORT")
+    assert refusal("operator", kubeconfig, "--webhook-address=here").startswith("--webhook-address 'here' is not")
 
 
 def test_version() -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from netloom.api.cilium import CILIUM_NODES
 from netloom.api.coordination import LEASES
 from netloom.api.core import NODES, Node
 from netloom.api.meta import ObjectMeta
@@ -24,9 +25,11 @@ from netloom.runtime.errors import (
 )
 from netloom.runtime.events import EventRecorder, reference
 from netloom.runtime.leader import LeaderElector
+from netloom.runtime.optional import OptionalWatch
 from netloom.runtime.store import Store
 from netloom.runtime.watch import ListWatch, Timing
 from netloom_e2e.cluster import ControlPlane
+from netloom_e2e.guard import CILIUM_CRDS, install_cilium
 
 
 @pytest.fixture
@@ -248,3 +251,40 @@ async def test_a_frozen_api_server_ends_the_leader_in_time(plane: ControlPlane, 
     await asyncio.wait([task])
     assert "could not be renewed in time" in str(task.exception())
     await served_again(api)
+
+
+async def test_a_kind_comes_goes_and_comes_again_as_another(plane: ControlPlane, api: Api) -> None:
+    store = Store(CILIUM_NODES)
+    watch = OptionalWatch(api, store, timing=Timing(base=0.01, cap=0.1))
+    assert "whether there is a ciliumnodes.cilium.io is not known" in watch.unseen
+    running = asyncio.create_task(watch.run())
+
+    def add(name: str) -> None:
+        body = {"apiVersion": CILIUM_NODES.api_version, "kind": CILIUM_NODES.kind, "metadata": {"name": name}}
+        plane.client.request("POST", CILIUM_NODES.path(), body | {"spec": {}})
+
+    try:
+        await until(lambda: watch.unseen == "", "no such kind, which is an answer")
+        assert not watch.served
+        for name in ("a", "b"):
+            await asyncio.to_thread(install_cilium, plane)
+            await until(lambda: watch.served and watch.unseen == "", "the kind is there")
+            assert len(store) == 0
+            add(name)
+            await until(lambda name=name: list(store) == [name], "its objects are there")  # type: ignore[misc]
+            await asyncio.to_thread(plane.kubectl, "delete", "--filename", CILIUM_CRDS)
+            await until(lambda: not watch.served and len(store) == 0, "the kind is gone")
+            assert watch.unseen == ""
+    finally:
+        await end(running)
+        await asyncio.to_thread(plane.kubectl, "delete", "--ignore-not-found", "--filename", CILIUM_CRDS)
+
+
+async def test_a_kind_that_may_not_be_watched_is_not_taken_for_missing(plane: ControlPlane) -> None:
+    async with await Api.connect(str(plane.kubeconfig("nobody"))) as stranger:
+        watch = OptionalWatch(stranger, Store(CILIUM_NODES), timing=Timing(base=0.01, cap=0.1))
+        running = asyncio.create_task(watch.run())
+        try:
+            await until(lambda: "is forbidden" in watch.unseen, "it says why")
+        finally:
+            await end(running)

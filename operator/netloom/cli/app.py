@@ -4,7 +4,6 @@ import os
 import platform
 import socket
 import sys
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -12,6 +11,21 @@ import typer
 
 from netloom import __version__
 from netloom.api.errors import UserError, sentences
+from netloom.cli import guard
+from netloom.cli.options import (
+    Context,
+    Format,
+    Kubeconfig,
+    Level,
+    Log,
+    LogFormat,
+    LogLevel,
+    Manifests,
+    NodeName,
+    Output,
+    RunDir,
+)
+from netloom.webhook import names
 
 app = typer.Typer(
     help="The node-networking control plane of a Kubernetes cluster.",
@@ -20,54 +34,12 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+app.add_typer(guard.guard, name="guard")
+app.command()(guard.webhook)
+
 EXIT_CHANGES = 2
 """Exit status of `netloom plan` when the kernel differs from what is wanted."""
 
-
-class Output(StrEnum):
-    """How an answer is printed."""
-
-    TEXT = "text"
-    JSON = "json"
-
-
-class LogLevel(StrEnum):
-    """The least that is logged."""
-
-    DEBUG = "debug"
-    INFO = "info"
-    WARNING = "warning"
-    ERROR = "error"
-
-
-class LogFormat(StrEnum):
-    """`auto`: readable on a terminal, JSON elsewhere."""
-
-    AUTO = "auto"
-    JSON = "json"
-    CONSOLE = "console"
-
-
-Kubeconfig = Annotated[
-    str | None,
-    typer.Option(
-        envvar="KUBECONFIG",
-        metavar="FILE",
-        help="How to reach the cluster. Left out: the service account of the pod, else ~/.kube/config.",
-    ),
-]
-Context = Annotated[str | None, typer.Option(help="Context of the kubeconfig, if not its current one.")]
-NodeName = Annotated[
-    str, typer.Option("--node-name", envvar="NODE_NAME", help="Name of this machine's Node.", show_default="host name")
-]
-Manifests = Annotated[
-    Path | None,
-    typer.Option(metavar="DIR", help="Take the objects from manifest files in this directory instead of a cluster."),
-]
-RunDir = Annotated[Path, typer.Option(metavar="DIR", help="Where the agent keeps what `cleanup` has to restore.")]
-Format = Annotated[Output, typer.Option("-o", "--output", help="text or json.")]
-Log = Annotated[LogFormat, typer.Option("--log-format", envvar="NETLOOM_LOG_FORMAT", help="auto, json or console.")]
-Level = Annotated[LogLevel, typer.Option("--log-level", envvar="NETLOOM_LOG_LEVEL", help="The least that is logged.")]
 
 _HOST = socket.gethostname().lower()
 _RUN_DIR = Path("/run/netloom")
@@ -85,15 +57,47 @@ def operator(
     http_address: Annotated[
         str, typer.Option(help="Where /healthz, /readyz and /metrics are served.")
     ] = "127.0.0.1:9963",
+    webhook_address: Annotated[
+        str,
+        typer.Option(
+            metavar="HOST:PORT",
+            help="Also be the guard, and answer API servers here; each replica does. Left out: no guard.",
+        ),
+    ] = "",
+    webhook_for: Annotated[guard.Guarded, typer.Option(help="Whose objects are guarded.")] = guard.Guarded.NETLOOM,
+    webhook_namespace: Annotated[
+        str, typer.Option(envvar="POD_NAMESPACE", help="Namespace of the guard's Secret and record.")
+    ] = names.NAMESPACE,
+    cilium_namespace: guard.CiliumNamespace = names.CILIUM_NAMESPACE,
+    dns_name: guard.Hosts = guard.NO_HOSTS,
+    tls_cert_file: guard.CertificateFile = None,
+    tls_key_file: guard.KeyFile = None,
+    tls_ca_file: guard.AuthorityFile = None,
+    operator_user: guard.OperatorUsers = guard.OPERATORS,
+    agent_user: guard.AgentUsers = guard.AGENTS,
     log_format: Log = LogFormat.AUTO,
     log_level: Level = LogLevel.INFO,
 ) -> None:
-    """Run the role `operator`: a NetloomNode with pod CIDRs for every Node. One leader per cluster."""
+    """Run the role `operator`: a NetloomNode with pod CIDRs for every Node. One leader per cluster.
+
+    With --webhook-address it is the guard as well, and the options from there on are about that.
+    """
     from netloom.runtime import log, loop
 
     log.configure(log_format.value, log_level.value)
     from netloom.roles.operator import OperatorOptions, run_operator
+    from netloom.roles.webhook import GuardOptions
 
+    scope = names.Scope(webhook_for.value, webhook_namespace, cilium_namespace, tuple(operator_user), tuple(agent_user))
+    guarding = GuardOptions(
+        scope=scope,
+        address=webhook_address,
+        address_option="--webhook-address",
+        hosts=tuple(dns_name),
+        tls_cert_file=tls_cert_file,
+        tls_key_file=tls_key_file,
+        tls_ca_file=tls_ca_file,
+    )
     options = OperatorOptions(
         kubeconfig=kubeconfig,
         context=context,
@@ -101,6 +105,7 @@ def operator(
         lease_namespace=lease_namespace,
         identity=identity,
         http_address=http_address,
+        guard=guarding if webhook_address else None,
     )
     loop.run(run_operator(options))
 

@@ -4,13 +4,18 @@ Losing the lease ends a term, not the process: the caches stay, and the next ter
 """
 
 import os
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import TypeVar
 
 import structlog
 
 from netloom import __version__
 from netloom.api.core import NODES
+from netloom.api.meta import Object
 from netloom.api.v1alpha1 import NETLOOM_NODES, NETWORKS
+from netloom.roles.webhook import Cache, Caches, Guard, GuardOptions, unseen_by
 from netloom.runtime import health
 from netloom.runtime.client import Api
 from netloom.runtime.events import EventRecorder
@@ -21,6 +26,8 @@ from netloom.runtime.watch import ListWatch
 from netloom_reconcilers.allocation import Allocation, Stores, netloom_node_changed, node_changed
 
 log = structlog.get_logger(__name__)
+
+T = TypeVar("T", bound=Object)
 
 LEASE = "netloom-operator"
 CONNECTIONS = 36
@@ -37,6 +44,8 @@ class OperatorOptions:
     lease_namespace: str = "kube-system"
     identity: str = ""
     http_address: str = "127.0.0.1:9963"
+    guard: GuardOptions | None = None
+    """Of the guard that every replica serves, leader or not; None: there is none."""
 
 
 async def run_operator(options: OperatorOptions) -> None:
@@ -49,7 +58,7 @@ async def run_operator(options: OperatorOptions) -> None:
         version = await api.check()
         log.info("operator starts", version=__version__, api_server=version, pid=os.getpid())
         operator = _Operator(api, options)
-        async with health.serve(operator.manager.health, host, port):
+        async with health.serve(operator.manager.health, host, port), operator.guarding():
             await operator.manager.run()
 
 
@@ -62,8 +71,9 @@ class _Operator:
         self._stores = Stores(Store(NETWORKS), Store(NODES), Store(NETLOOM_NODES))
         self._events = EventRecorder(api, "netloom-operator", host=options.identity)
         self._term: Allocation | None = None
-        self._add_watches()
+        caches = self._add_watches()
         self.manager.add("events", self._events.run, restart=True)
+        self._guard = Guard(api, options.guard, self.manager, self._events, caches) if options.guard else None
         if options.leader_elect:
             identity = options.identity or os.uname().nodename
             elector = LeaderElector(api, LEASE, options.lease_namespace, identity)
@@ -72,17 +82,29 @@ class _Operator:
             self.manager.add("allocation", self._allocate, restart=True)
         self.manager.health.ready("allocation", self._trouble)
 
-    def _add_watches(self) -> None:
+    @asynccontextmanager
+    async def guarding(self) -> AsyncIterator[None]:
+        """Answers admission reviews while the context lasts, where that was asked for."""
+        if self._guard is None:
+            yield
+            return
+        async with self._guard.serve():
+            yield
+
+    def _add_watches(self) -> Caches:
         stores = self._stores
-        networks = ListWatch(self._api, stores.networks)
-        nodes = ListWatch(self._api, stores.nodes, changed=node_changed)
-        netloom_nodes = ListWatch(self._api, stores.netloom_nodes, changed=netloom_node_changed)
-        self.manager.add("watch NetloomNetwork", networks.run, restart=True)
-        self.manager.add("watch Node", nodes.run, restart=True)
-        self.manager.add("watch NetloomNode", netloom_nodes.run, restart=True)
-        self.manager.health.ready("watch NetloomNetwork", lambda: networks.trouble)
-        self.manager.health.ready("watch Node", lambda: nodes.trouble)
-        self.manager.health.ready("watch NetloomNode", lambda: netloom_nodes.trouble)
+        return Caches(
+            nodes=self._watch(stores.nodes, node_changed),
+            netloom_nodes=self._watch(stores.netloom_nodes, netloom_node_changed),
+            networks=self._watch(stores.networks),
+        )
+
+    def _watch(self, store: Store[T], changed: Callable[[T, T], bool] | None = None) -> Cache[T]:
+        watch = ListWatch(self._api, store, changed=changed)
+        name = f"watch {store.resource.kind}"
+        self.manager.add(name, watch.run, restart=True)
+        self.manager.health.ready(name, lambda: watch.trouble)
+        return Cache(store, unseen_by(watch))
 
     async def _allocate(self) -> None:
         self._term = Allocation(self._api, self._stores, self._events)

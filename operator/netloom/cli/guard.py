@@ -1,0 +1,176 @@
+"""The verbs of the guard: `netloom webhook` runs it, `netloom guard install` brings it into a cluster."""
+
+import base64
+import socket
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from netloom.api.errors import UserError
+from netloom.cli.options import Context, Kubeconfig, Level, Log, LogFormat, LogLevel
+from netloom.webhook import names
+
+_HOST = socket.gethostname().lower()
+OPERATORS, AGENTS = [names.OPERATOR_USER], [names.AGENT_USER]
+NO_HOSTS: list[str] = []
+
+
+class Guarded(StrEnum):
+    """Whose objects are guarded."""
+
+    CILIUM = "cilium"
+    NETLOOM = "netloom"
+    ALL = "all"
+
+
+For = Annotated[Guarded, typer.Option("--for", help="Whose objects are guarded: cilium, netloom or all.")]
+Namespace = Annotated[str, typer.Option(envvar="POD_NAMESPACE", help="Namespace of the guard.")]
+CiliumNamespace = Annotated[str, typer.Option(help="Namespace of the ConfigMap cilium-config.")]
+OperatorUsers = Annotated[
+    list[str],
+    typer.Option("--operator-user", help="Who gives addresses to nodes. May be given several times."),
+]
+AgentUsers = Annotated[
+    list[str],
+    typer.Option("--agent-user", help="Who runs on a node and writes its NetloomNode. May be given several times."),
+]
+Hosts = Annotated[
+    list[str],
+    typer.Option(
+        "--dns-name",
+        metavar="HOST",
+        help="Name or address by which API servers reach the guard, for its certificate. May be given several times.",
+        show_default="those of the Service",
+    ),
+]
+CertificateFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--tls-cert-file", metavar="FILE", help="Certificate to serve with, instead of one of its own making."
+    ),
+]
+KeyFile = Annotated[Path | None, typer.Option("--tls-key-file", metavar="FILE", help="Key of --tls-cert-file.")]
+AuthorityFile = Annotated[
+    Path | None,
+    typer.Option("--tls-ca-file", metavar="FILE", help="CA of --tls-cert-file, to be kept in the webhooks' caBundle."),
+]
+
+guard = typer.Typer(help="The guard, which stops a live change of the IPAM mode.", no_args_is_help=True)
+
+
+def webhook(
+    guarded: For = Guarded.ALL,
+    kubeconfig: Kubeconfig = None,
+    context: Context = None,
+    address: Annotated[
+        str, typer.Option(metavar="[HOST]:PORT", help="Where API servers are answered.")
+    ] = f":{names.PORT}",
+    http_address: Annotated[
+        str, typer.Option(help="Where /healthz, /readyz and /metrics are served.")
+    ] = "127.0.0.1:9965",
+    namespace: Namespace = names.NAMESPACE,
+    cilium_namespace: CiliumNamespace = names.CILIUM_NAMESPACE,
+    dns_name: Hosts = NO_HOSTS,
+    secret: Annotated[str, typer.Option(help="Secret with the CAs.")] = names.CA_SECRET,
+    configuration: Annotated[
+        str, typer.Option(help="ValidatingWebhookConfiguration whose caBundle is kept.")
+    ] = names.NAME,
+    tls_cert_file: CertificateFile = None,
+    tls_key_file: KeyFile = None,
+    tls_ca_file: AuthorityFile = None,
+    operator_user: OperatorUsers = OPERATORS,
+    agent_user: AgentUsers = AGENTS,
+    identity: Annotated[str, typer.Option(envvar="POD_NAME", help="Name of this replica in Events.")] = _HOST,
+    log_format: Log = LogFormat.AUTO,
+    log_level: Level = LogLevel.INFO,
+) -> None:
+    """Run the guard alone: answer API servers that ask about writes, and say no where pods would lose the network."""
+    from netloom.runtime import log, loop
+
+    log.configure(log_format.value, log_level.value)
+    from netloom.roles.webhook import GuardOptions, WebhookOptions, run_webhook
+
+    scope = names.Scope(guarded.value, namespace, cilium_namespace, tuple(operator_user), tuple(agent_user))
+    options = WebhookOptions(
+        kubeconfig=kubeconfig,
+        context=context,
+        identity=identity,
+        http_address=http_address,
+        guard=GuardOptions(
+            scope=scope,
+            address=address,
+            hosts=tuple(dns_name),
+            secret=secret,
+            configuration=configuration,
+            tls_cert_file=tls_cert_file,
+            tls_key_file=tls_key_file,
+            tls_ca_file=tls_ca_file,
+        ),
+    )
+    loop.run(run_webhook(options))
+
+
+@guard.command()
+def install(
+    guarded: Annotated[Guarded, typer.Option("--for", help="Whose objects to guard: cilium, netloom or all.")],
+    image: Annotated[str, typer.Option(help="Image of Netloom for the Deployment, REPOSITORY:TAG.")] = "",
+    url: Annotated[
+        str,
+        typer.Option(
+            metavar="https://HOST:PORT",
+            help="Where the API server reaches a guard that something else runs; no Deployment and no Service then.",
+        ),
+    ] = "",
+    replicas: Annotated[int, typer.Option(help="Pods of the Deployment.")] = 2,
+    namespace: Annotated[str, typer.Option(help="Namespace of the guard.")] = names.NAMESPACE,
+    cilium_namespace: CiliumNamespace = names.CILIUM_NAMESPACE,
+    operator_user: OperatorUsers = OPERATORS,
+    agent_user: AgentUsers = AGENTS,
+    ca_file: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="CA that vouches for the guard, where it does not keep one of its own."),
+    ] = None,
+    tls_secret: Annotated[str, typer.Option(help="Secret (kubernetes.io/tls) with a certificate to serve with.")] = "",
+    inject_ca_from: Annotated[
+        str,
+        typer.Option(metavar="NAMESPACE/NAME", help="Certificate of cert-manager, which fills in the caBundle."),
+    ] = "",
+    apply: Annotated[bool, typer.Option("--apply", help="Apply it to the cluster instead of printing it.")] = False,
+    kubeconfig: Kubeconfig = None,
+    context: Context = None,
+) -> None:
+    """Print, or apply, what a cluster needs to be guarded. With --for cilium there is nothing of Netloom's network."""
+    from netloom.cli.printing import as_yaml
+    from netloom.webhook.manifests import Installation, render
+
+    manifests = render(
+        Installation(
+            scope=names.Scope(guarded.value, namespace, cilium_namespace, tuple(operator_user), tuple(agent_user)),
+            image=image,
+            url=url,
+            replicas=replicas,
+            ca_bundle=_bundle(ca_file) if ca_file else "",
+            tls_secret=tls_secret,
+            inject_ca_from=inject_ca_from,
+        )
+    )
+    if not apply:
+        print(as_yaml(manifests), end="")
+        return
+    from netloom.cli.applying import apply_all
+    from netloom.runtime import log, loop
+
+    log.configure("auto", "warning")
+    loop.run(apply_all(manifests, kubeconfig, context))
+
+
+def _bundle(file: Path) -> str:
+    try:
+        content = file.read_bytes()
+    except OSError as error:
+        raise UserError(f"--ca-file {file} cannot be read: {error.strerror}") from error
+    if b"-----BEGIN CERTIFICATE-----" not in content:
+        raise UserError(f"--ca-file {file} has no certificate in PEM")
+    return base64.b64encode(content).decode()
