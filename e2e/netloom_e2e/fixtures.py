@@ -41,6 +41,15 @@ def control_plane_binaries(request: pytest.FixtureRequest) -> Path:
         return binaries.find("kube-apiserver").parent
 
 
+@pytest.fixture(scope="session")
+def helm_binary(request: pytest.FixtureRequest) -> Path:
+    """Builds Helm where it is missing, for tests that call `ControlPlane.helm`; progress and time-out as above."""
+    capture = request.config.pluginmanager.getplugin("capturemanager")
+    assert capture
+    with capture.global_and_fixture_disabled(), _timeout_suspended():
+        return binaries.helm()
+
+
 @contextmanager
 def _timeout_suspended() -> Iterator[None]:
     """pytest-timeout counts with this timer, the fixtures of a test included."""
