@@ -4,7 +4,7 @@ SHELL := /bin/bash
 PY := .venv/bin/python
 PEERS ?= 10000
 
-.PHONY: help demo test check bench bench-allocation bench-mesh bench-drift bench-restart bench-join bench-throughput setup
+.PHONY: help demo test check bench bench-allocation bench-mesh bench-drift bench-restart bench-join bench-throughput bench-webhook setup
 
 help: ## Show this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -23,7 +23,7 @@ check: setup ## Format, lint, types, layers and unit tests; under a minute
 	.venv/bin/lint-imports --no-logo
 	$(PY) -m pytest -q -n 4 -m "not slow" operator/tests reconcilers/tests
 
-bench: bench-allocation bench-mesh bench-drift bench-restart bench-join bench-throughput ## Run all benches; each ends with a line `RESULT {json}`
+bench: bench-allocation bench-mesh bench-drift bench-restart bench-join bench-throughput bench-webhook ## Run all benches; each ends with a line `RESULT {json}`
 
 bench-allocation: NODES ?= 5000
 bench-allocation: setup ## Allocation for NODES new nodes beside the raw create rate
@@ -45,6 +45,10 @@ bench-join: setup ## From a new node in the API to a route on NODES agents
 bench-throughput: setup ## TCP and UDP from pod to pod, beside a mesh made by hand
 	@e2e/setup iperf3
 	@$(PY) e2e/bench/throughput.py
+
+bench-webhook: NODES ?= 5000
+bench-webhook: setup ## What the guard adds to writes, beside Open Policy Agent, with NODES nodes
+	@$(PY) e2e/bench/webhook.py --nodes $(NODES)
 
 setup:
 	@e2e/setup

@@ -1,0 +1,431 @@
+"""`make bench-webhook`: what the guard adds to a write, beside no webhook at all and beside Open Policy Agent.
+
+A real API server with NODES CiliumNodes, each of which holds a block of the pool `default`. A client sends merge
+patches at a fixed rate and times each from the moment it was due (`netloom_e2e.paced`). In each round, one after the
+other: *none* (no webhook configured), *guard* (`netloom webhook` as a process, with its own manifests), *opa* (the same
+question put to `opa run --server` with the nodes in its data, which is what people take who write policies of their
+own). Medians over the rounds; what is *added* is a percentile with a webhook minus the same percentile without.
+
+OPA goes through the nodes at every removal, and with thousands of them it cannot answer 200 requests/s in time. So the
+three are compared at `--peer-rate`, which all of them can do. At `--rate` the guard is measured beside *allow all*, OPA
+with a policy that looks at nothing: what any webhook adds on this machine, whose cores the API server shares with it.
+
+*guarded*: CiliumPodIPPools to which a CIDR is added and from which it is removed again, so that every write is a real
+one, allowed, and asked about; half of them (the removals) make the decision look for holders.
+*unguarded*: ConfigMaps, and cilium-config with changes of keys that are none of the guard's business. The guard counts
+what it is asked: `unguarded.calls` has to be 0.
+*refused*: an IPAM mode change, and a CIDR in use taken away: with the guard they have to fail, or the bench does.
+
+decision_ms: the 99th percentile of the decision function alone, in this process, the worst of its questions.
+rss_mib: the guard's highest resident memory (VmHWM) at the end.
+
+Ends with one line `RESULT {json}`. The exit status says whether the answers were right, not whether they were fast.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import json
+import math
+import ssl
+import statistics
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from http.client import HTTPSConnection
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from rich.console import Console
+
+from netloom.api.admission import AdmissionRequest, GroupVersionResource
+from netloom.api.cilium import CILIUM_NODES
+from netloom.guard.decide import decide
+from netloom.guard.live import Live, Users
+from netloom_e2e import bench, binaries, gauges
+from netloom_e2e.bench import Wrong
+from netloom_e2e.certificates import Authority
+from netloom_e2e.client import ApiFailure
+from netloom_e2e.cluster import ControlPlane
+from netloom_e2e.guard import guarding, install_cilium
+from netloom_e2e.lab import wait_for
+from netloom_e2e.operators import free_port
+from netloom_e2e.paced import Request, paced
+
+HERE = Path(__file__).resolve().parent
+POOLS = "/apis/cilium.io/v2alpha1/ciliumpodippools"
+NODES = "/apis/cilium.io/v2/ciliumnodes"
+CONFIG = "/api/v1/namespaces/kube-system/configmaps/cilium-config"
+CONFIG_MAPS = "/api/v1/namespaces/default/configmaps"
+WEBHOOKS = "/apis/admissionregistration.k8s.io/v1/validatingwebhookconfigurations"
+NONE, GUARD, OPA, ALLOW = "none", "guard", "opa", "allow all"
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Milliseconds."""
+
+    p50: float
+    p99: float
+
+
+def block(number: int) -> str:
+    """The block of the pool `default` that a node holds."""
+    return f"10.{number >> 8 & 255}.{number & 255}.0/24"
+
+
+def pool(number: int) -> str:
+    return f"bench-{number:03}"
+
+
+def cidrs(number: int, *, grown: bool) -> list[str]:
+    own = f"172.{16 + number // 16}.{number % 16 * 16}.0/20"
+    return [own, f"192.168.{number}.0/24"] if grown else [own]
+
+
+def guarded(count: int, subjects: int) -> list[Request]:
+    """Each pool grows, and shrinks the next time."""
+    return [
+        Request(
+            "PATCH",
+            f"{POOLS}/{pool(number % subjects)}",
+            json.dumps({"spec": {"ipv4": {"cidrs": cidrs(number % subjects, grown=number // subjects % 2 == 0)}}}),
+        )
+        for number in range(count)
+    ]
+
+
+def unguarded(count: int, subjects: int) -> list[Request]:
+    """ConfigMaps of no interest, and cilium-config's keys of no interest."""
+    return [
+        Request(
+            "PATCH",
+            f"{CONFIG_MAPS}/{pool(number % subjects)}" if number % 4 else CONFIG,
+            json.dumps({"data": {"debug": str(number)}}),
+        )
+        for number in range(count)
+    ]
+
+
+def prepare(plane: ControlPlane, nodes: int, subjects: int) -> None:
+    """Cilium's kinds and objects, as of a cluster of that many nodes in mode multi-pool."""
+    install_cilium(plane)
+    default = {"cidrs": ["10.0.0.0/8"], "maskSize": 24}
+    plane.client.request("POST", POOLS, _pool("default", default))
+    for number in range(subjects):
+        subject = {"cidrs": cidrs(number, grown=False), "maskSize": 28}
+        plane.client.request("POST", POOLS, _pool(pool(number), subject))
+    data = {"ipam": "multi-pool", "debug": "false"}
+    plane.client.request("POST", CONFIG.rpartition("/")[0], {"metadata": {"name": "cilium-config"}, "data": data})
+    for number in range(subjects):
+        plane.client.request("POST", CONFIG_MAPS, {"metadata": {"name": pool(number)}, "data": {"debug": "false"}})
+    _create_nodes(plane, nodes)
+
+
+def _pool(name: str, ipv4: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "apiVersion": "cilium.io/v2alpha1",
+        "kind": "CiliumPodIPPool",
+        "metadata": {"name": name},
+        "spec": {"ipv4": ipv4},
+    }
+
+
+def _create_nodes(plane: ControlPlane, count: int) -> None:
+    """One connection; about a millisecond each."""
+    connection = plane.client.connection(60)
+    for number in range(count):
+        connection.request("POST", NODES, json.dumps(_node(number)), {"Content-Type": "application/json"})
+        answer = connection.getresponse()
+        text = answer.read()
+        if answer.status != 201:
+            raise Wrong(f"CiliumNode {number}: HTTP {answer.status}: {text[:300]!r}")
+    connection.close()
+
+
+def _node(number: int) -> dict[str, Any]:
+    allocated = [{"pool": "default", "cidrs": [block(number)]}]
+    return {
+        "apiVersion": "cilium.io/v2",
+        "kind": "CiliumNode",
+        "metadata": {"name": f"worker-{number:04}"},
+        "spec": {"ipam": {"pools": {"allocated": allocated}}},
+    }
+
+
+@contextmanager
+def opa(plane: ControlPlane, nodes: int, policy: str = "guard") -> Iterator[None]:
+    """`opa run --server` with a policy and the nodes, and a webhook configuration that asks it about pools."""
+    folder = plane.state / "opa"
+    authority = Authority(folder, "opa-authority")
+    pair = authority.issue("opa", "opa", hosts=["127.0.0.1"])
+    port = free_port()
+    command = [
+        binaries.opa(),
+        "run",
+        "--server",
+        f"--addr=127.0.0.1:{port}",
+        "--log-level=error",
+        "--skip-version-check",
+    ]
+    command += [
+        f"--tls-cert-file={pair.certificate}",
+        f"--tls-private-key-file={pair.key}",
+        HERE / f"opa/{policy}.rego",
+    ]
+    process = plane.folder.spawn("opa", command)
+    try:
+        client = _Https(port, authority.certificate)
+        wait_for("OPA answers", client.healthy)
+        client.put("/v1/data/nodes", {each["metadata"]["name"]: each for each in map(_node, range(nodes))})
+        plane.client.request("POST", WEBHOOKS, _configuration(port, authority.certificate))
+        wait_for("the API server asks OPA", lambda: _refused(plane, *_shrink()))
+        yield
+    finally:
+        process.kill()
+        _delete(plane, f"{WEBHOOKS}/opa")
+
+
+class _Https:
+    """A server with a certificate of its own."""
+
+    def __init__(self, port: int, certificate: Path) -> None:
+        self._port = port
+        self._tls = ssl.create_default_context(cafile=str(certificate))
+
+    def healthy(self) -> bool:
+        try:
+            return self._status("GET", "/health", "") == 200
+        except OSError:
+            return False
+
+    def put(self, path: str, body: object) -> None:
+        if (status := self._status("PUT", path, json.dumps(body))) >= 300:
+            raise Wrong(f"PUT {path}: HTTP {status}")
+
+    def _status(self, method: str, path: str, body: str) -> int:
+        connection = HTTPSConnection("127.0.0.1", self._port, context=self._tls, timeout=30)
+        try:
+            connection.request(method, path, body, {"Content-Type": "application/json"})
+            return connection.getresponse().status
+        finally:
+            connection.close()
+
+
+def _configuration(port: int, certificate: Path) -> dict[str, Any]:
+    """As narrow as the guard's: pools only, and only where their spec changes."""
+    bundle = base64.b64encode(certificate.read_bytes()).decode()
+    webhook = {
+        "name": "pools.opa.example.com",
+        "clientConfig": {"url": f"https://127.0.0.1:{port}/", "caBundle": bundle},
+        "rules": [
+            {
+                "apiGroups": ["cilium.io"],
+                "apiVersions": ["*"],
+                "operations": ["UPDATE", "DELETE"],
+                "resources": ["ciliumpodippools"],
+            }
+        ],
+        "matchConditions": [
+            {"name": "changed", "expression": "request.operation != 'UPDATE' || object.spec != oldObject.spec"}
+        ],
+        "failurePolicy": "Fail",
+        "sideEffects": "None",
+        "timeoutSeconds": 3,
+        "admissionReviewVersions": ["v1"],
+    }
+    return {
+        "apiVersion": "admissionregistration.k8s.io/v1",
+        "kind": "ValidatingWebhookConfiguration",
+        "metadata": {"name": "opa"},
+        "webhooks": [webhook],
+    }
+
+
+def _shrink() -> tuple[str, dict[str, Any]]:
+    """A change that takes away what nodes hold."""
+    return f"{POOLS}/default", {"spec": {"ipv4": {"cidrs": ["172.31.0.0/16"]}}}
+
+
+def _change_mode() -> tuple[str, dict[str, Any]]:
+    return CONFIG, {"data": {"ipam": "kubernetes"}}
+
+
+def _refused(plane: ControlPlane, path: str, patch: dict[str, Any]) -> bool:
+    """Whether a change is refused on its merits, as a dry run."""
+    try:
+        plane.client.request("PATCH", f"{path}?dryRun=All", patch)
+    except ApiFailure as failure:
+        return "denied" in str(failure)
+    return False
+
+
+def _delete(plane: ControlPlane, path: str) -> None:
+    try:
+        plane.client.request("DELETE", path)
+    except ApiFailure as failure:
+        if failure.status != 404:
+            raise
+
+
+def timed(plane: ControlPlane, requests: Sequence[Request], rate: float, what: str) -> Latency:
+    """Raises Wrong if any of them failed."""
+    seen = paced(plane.kubeconfig(), requests, rate)
+    if seen.statuses.keys() != {"200"}:
+        raise Wrong(f"{what}: answers by status: {seen.statuses}")
+    return Latency(*(bench.percentile(seen.seconds, percent) * 1000 for percent in (50, 99)))
+
+
+def median(latencies: Sequence[Latency]) -> Latency:
+    return Latency(statistics.median(each.p50 for each in latencies), statistics.median(each.p99 for each in latencies))
+
+
+def decisions(nodes: int, rounds: int = 2000) -> dict[str, float]:
+    """The 99th percentile of the decision function in ms, by question, with that many nodes held in its indexes."""
+    live = Live(Users(frozenset(), frozenset()))
+    for number in range(nodes):
+        held = msgspec.convert(_node(number), CILIUM_NODES.type)
+        live.cilium_node(held.metadata.name, None, held)
+    config = {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": {"name": "cilium-config", "namespace": "kube-system"},
+    }
+    questions = {
+        "pool grows": _question("ciliumpodippools", _default(["10.0.0.0/8"]), _default(["10.0.0.0/8", "11.0.0.0/8"])),
+        "pool loses a CIDR in use": _question("ciliumpodippools", _default(["10.0.0.0/8"]), _default(["11.0.0.0/8"])),
+        "mode changes": _question(
+            "configmaps", config | {"data": {"ipam": "multi-pool"}}, config | {"data": {"ipam": "kubernetes"}}
+        ),
+    }
+    found = {}
+    for name, request in questions.items():
+        seconds = []
+        for _ in range(rounds):
+            began = time.perf_counter()
+            decide(request, live)
+            seconds.append(time.perf_counter() - began)
+        found[name] = bench.percentile(seconds, 99) * 1000
+    if [decide(request, live).allowed for request in questions.values()] != [True, False, False]:
+        raise Wrong("a decision is wrong")
+    return found
+
+
+def _default(cidrs: list[str]) -> dict[str, Any]:
+    return _pool("default", {"cidrs": cidrs, "maskSize": 24})
+
+
+def _question(plural: str, old: dict[str, Any], new: dict[str, Any]) -> AdmissionRequest:
+    group = "" if plural == "configmaps" else "cilium.io"
+    return AdmissionRequest(
+        uid="bench",
+        operation="UPDATE",
+        resource=GroupVersionResource(group=group, version="", resource=plural),
+        name=old["metadata"]["name"],
+        namespace=old["metadata"].get("namespace", ""),
+        old_object=msgspec.Raw(json.dumps(old).encode()),
+        object=msgspec.Raw(json.dumps(new).encode()),
+    )
+
+
+def run(options: argparse.Namespace, console: Console) -> dict[str, Any]:
+    """All of it, on a control plane of its own."""
+    console.print(f"[bold]The guard[/] with {options.nodes} CiliumNodes, {bench.circumstances()}")
+    if options.peer:
+        binaries.opa()
+    alone = decisions(options.nodes)
+    # As many objects as writes in a second: no patch overtakes the one before it, which would make it an empty one.
+    subjects = int(options.rate)
+    count = 2 * subjects * math.ceil(options.seconds / 2)  # all grow, all shrink
+    few = 2 * min(subjects, max(20, math.ceil(options.peer_rate * options.seconds / 2)))
+    console.print(f"{count} writes at {options.rate:g}/s, five times a round; {few} at {options.peer_rate:g}/s, thrice")
+    seen: dict[str, list[Latency]] = {}
+    with ControlPlane() as plane:
+        prepare(plane, options.nodes, subjects)
+        calls = peak = 0.0
+
+        def measure(what: str, requests: Sequence[Request], rate: float = options.rate) -> None:
+            seen.setdefault(what, []).append(timed(plane, requests, rate, what))
+
+        def measure_slowly(what: str) -> None:
+            measure(f"slowly {what}", guarded(few, few // 2), options.peer_rate)
+
+        for number in range(options.rounds):
+            console.print(f"round {number + 1} of {options.rounds}")
+            measure("guarded none", guarded(count, subjects))
+            measure("unguarded none", unguarded(count, subjects))
+            measure_slowly(NONE)
+            if options.peer:
+                with opa(plane, options.nodes):
+                    measure_slowly(OPA)
+                with opa(plane, 0, "allow"):
+                    measure(f"guarded {ALLOW}", guarded(count, subjects))
+            with guarding(plane, "cilium") as guards:
+                for change in (_shrink(), _change_mode()):
+                    if not _refused(plane, *change):
+                        raise Wrong(f"{change} is let through")
+                before = guards.requests()
+                measure("guarded guard", guarded(count, subjects))
+                if guards.requests() - before != count:
+                    raise Wrong(f"{count} guarded writes, and {guards.requests() - before:g} calls")
+                measure_slowly(GUARD)
+                before = guards.requests()
+                measure("unguarded guard", unguarded(count, subjects))
+                calls += guards.requests() - before
+                peak = max(peak, *(gauges.usage(pid).peak for pid in guards.pids))
+    if calls:
+        raise Wrong(f"{calls:g} calls for writes that are not guarded")
+    medians = {name: median(each) for name, each in seen.items()}
+    _show(console, medians, alone)
+    added = _added(medians, "guarded", GUARD)
+    slow = _added(medians, "slowly", GUARD)
+    slowly = {"p50_ms": slow.p50, "p99_ms": slow.p99}
+    ratio, floor = None, {}
+    if options.peer:
+        peer = _added(medians, "slowly", OPA)
+        least = _added(medians, "guarded", ALLOW)
+        floor = {"allow_p50_ms": least.p50, "allow_p99_ms": least.p99}
+        slowly |= {"opa_p50_ms": peer.p50, "opa_p99_ms": peer.p99}
+        ratio = round(slow.p50 / peer.p50, 3)
+    return {
+        "nodes": options.nodes,
+        "guarded": {"p50_ms": added.p50, "p99_ms": added.p99, **floor},
+        "slowly": slowly,
+        "ratio": ratio,
+        "unguarded": {"calls": int(calls), "p99_ms": _added(medians, "unguarded", GUARD).p99},
+        "decision_ms": round(max(alone.values()), 3),
+        "rss_mib": round(peak, 1),
+    }
+
+
+def _added(medians: Mapping[str, Latency], what: str, by: str) -> Latency:
+    with_it, without = medians[f"{what} {by}"], medians[f"{what} {NONE}"]
+    return Latency(round(with_it.p50 - without.p50, 2), round(with_it.p99 - without.p99, 2))
+
+
+def _show(console: Console, medians: Mapping[str, Latency], alone: Mapping[str, float]) -> None:
+    rows = [(name, f"{each.p50:.2f}", f"{each.p99:.2f}") for name, each in medians.items()]
+    console.print(bench.table("Latency of writes, ms", ("writes, webhook", "p50", "p99"), rows))
+    questions = [(name, f"{each:.3f}") for name, each in alone.items()]
+    console.print(bench.table("The decision alone, ms", ("question", "p99"), questions))
+
+
+def main() -> int:
+    """See the module."""
+    parser = argparse.ArgumentParser(description="What the guard adds to a write.")
+    parser.add_argument("--nodes", type=int, default=5000)
+    parser.add_argument("--rate", type=float, default=200)
+    parser.add_argument("--no-peer", dest="peer", action="store_false", help="without Open Policy Agent")
+    parser.add_argument("--peer-rate", type=float, default=10)
+    parser.add_argument("--seconds", type=float, default=8, help="of each measurement")
+    parser.add_argument("--rounds", type=int, default=5)
+    options = parser.parse_args()
+    return bench.conclude("bench-webhook", lambda: run(options, bench.console()))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
