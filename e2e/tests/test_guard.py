@@ -108,10 +108,8 @@ class Row:
 def rows() -> Iterator[Row]:
     for setting in (WITHOUT, WITH):
         for table in ("network", "pool", "node", "cilium-config", "cilium-helm", "cilium-pool"):
-            file = TABLES / f"{table}.yaml"
-            if file.exists():
-                content = yaml.safe_load(file.read_text())
-                yield from _rows_of(table, content, setting)
+            content = yaml.safe_load((TABLES / f"{table}.yaml").read_text())
+            yield from _rows_of(table, content, setting)
 
 
 def _rows_of(table: str, content: Mapping[str, Any], setting: str) -> Iterator[Row]:

@@ -105,6 +105,7 @@ def test_what_is_in_force_is_the_operators(live: Live) -> None:
         "and another entry would let the IPAM mode be changed under them. Leave status.ipam as it is; it is cleared "
         "when the last address came back."
     ]
+    assert refused(live, NETWORKS, old, new, sub_resource="status", user=ask.AGENT) != []
     assert refused(live, NETWORKS, old, new, sub_resource="status", user=ask.OPERATOR) == []
     assert refused(live, NETWORKS, new, old, sub_resource="status")[0].startswith("NetloomNetwork default: status.ipam")
     assert refused(ask.fresh(), NETWORKS, new, old, sub_resource="status") == []
