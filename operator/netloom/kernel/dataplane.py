@@ -112,6 +112,7 @@ class Dataplane:
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="netloom-netlink")
         self._commands = self._make_commands()
         self._writer = Writer(self._mesh, self._commands, self._executor)
+        self._settling = False
         self._keeper = DeviceKeeper(self._commands, self._record)
         self._listener = self._new_listener()
         self._listen()
@@ -199,6 +200,7 @@ class Dataplane:
             failures=self._troubles.failures,
             conflicts=tuple(self._mesh.conflicts()),
             pending=len(self._mesh.pending()),
+            settling=self._settling,
             fought=self._troubles.fought,
             written=self.stats,
             compared=self._comparisons,
@@ -242,6 +244,19 @@ class Dataplane:
     async def _settle(self) -> Report:
         """Passes until nothing is left that can be done now."""
         written, failures = sum(self._commands.written.values()), self._troubles.failures
+        self._settling = True
+        try:
+            await self._passes()
+        finally:
+            self._settling = False
+        self._troubles.keep([*self._mesh.pending(), _STATE], _DEVICE_KINDS)
+        report = self.report
+        changed = written != sum(self._commands.written.values()) or failures != report.failures
+        if changed and self._on_report is not None:
+            self._on_report(report)
+        return report
+
+    async def _passes(self) -> None:
         if self._device_waiting - self._troubles.held() or self._troubles.due(_DEVICE_KINDS):
             self._events.device_due = True
         if self._troubles.due([_STATE[0]]):
@@ -258,12 +273,6 @@ class Dataplane:
                 break
             if not self._due():
                 break
-        self._troubles.keep([*self._mesh.pending(), _STATE], _DEVICE_KINDS)
-        report = self.report
-        changed = written != sum(self._commands.written.values()) or failures != report.failures
-        if changed and self._on_report is not None:
-            self._on_report(report)
-        return report
 
     def _due(self) -> bool:
         reach = self._mesh.reach

@@ -35,6 +35,7 @@ class Report(msgspec.Struct, frozen=True):
     reading_seconds: what the reading of the kernel's tables took in those, in all.
     repaired: entries that somebody had changed and that were put back, since `open`.
     pending:  entries that are not yet as desired.
+    settling: a pass is under way: what it has sent counts as done until the kernel says no.
     fought:   entries that somebody changes again and again; their repair is delayed.
     """
 
@@ -47,6 +48,7 @@ class Report(msgspec.Struct, frozen=True):
     failures: tuple[Failure, ...] = ()
     conflicts: tuple[Conflict, ...] = ()
     pending: int = 0
+    settling: bool = False
     fought: tuple[str, ...] = ()
     written: Mapping[str, int] = {}
     compared: int = 0
@@ -56,7 +58,8 @@ class Report(msgspec.Struct, frozen=True):
     @property
     def in_sync(self) -> bool:
         """Whether the kernel holds all that is desired."""
-        return not self.failures and not self.conflicts and not self.pending and not self.stranded
+        due = self.failures or self.conflicts or self.pending or self.stranded
+        return not due and not self.settling
 
 
 class PlannedChange(msgspec.Struct, frozen=True):
