@@ -15,6 +15,7 @@ from collections.abc import Awaitable, Callable, Collection
 import structlog
 
 from netloom.api.v1alpha1 import (
+    IN_USE_FINALIZER,
     LEDGERS,
     NETWORK_NAME,
     NETWORKS,
@@ -32,7 +33,6 @@ from netloom_reconcilers.writes import Requests
 
 log = structlog.get_logger(__name__)
 
-FINALIZER = "netloom.dev/in-use"
 ATTEMPTS = 5
 REGIONS = 16
 """CIDRs per family in `status.ipam.regions`. There is no such bound on ledgers, but one that the API server wants
@@ -150,7 +150,7 @@ class ModeLock:
         """Lets go of a network whose lock is clear."""
         async with self._writing:
             network = self.network
-            if network and not network.status.ipam.mode and FINALIZER in network.metadata.finalizers:
+            if network and not network.status.ipam.mode and IN_USE_FINALIZER in network.metadata.finalizers:
                 await self._set_finalizer(network, present=False)
 
     def _usable(self) -> NetloomNetwork:
@@ -219,9 +219,11 @@ class ModeLock:
 
     async def _set_finalizer(self, network: NetloomNetwork, present: bool) -> NetloomNetwork:
         finalizers = network.metadata.finalizers
-        if (FINALIZER in finalizers) == present:
+        if (IN_USE_FINALIZER in finalizers) == present:
             return network
-        wanted = [*finalizers, FINALIZER] if present else [each for each in finalizers if each != FINALIZER]
+        wanted = (
+            [*finalizers, IN_USE_FINALIZER] if present else [each for each in finalizers if each != IN_USE_FINALIZER]
+        )
         patch = {
             "metadata": {
                 "resourceVersion": network.metadata.resource_version,

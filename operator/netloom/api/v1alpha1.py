@@ -21,6 +21,9 @@ VERSION = "v1alpha1"
 NETWORK_NAME = "default"
 """The one name a NetloomNetwork may have."""
 
+IN_USE_FINALIZER = "netloom.dev/in-use"
+"""The operator's, on a network that is in use: without it, a deletion that waits goes through."""
+
 IPAMMode = Literal["kubernetes", "cluster-pool", "multi-pool", "crd", "eni", "azure", "gke"]
 RoutingMode = Literal["tunnel", "native", "hybrid"]
 TunnelProtocol = Literal["vxlan", "geneve"]

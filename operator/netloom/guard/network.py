@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from netloom.api.cidrs import FAMILIES, Family, holds_nodes
 from netloom.api.problem import Problem
-from netloom.api.v1alpha1 import NETWORK_NAME, NetloomNetwork
+from netloom.api.v1alpha1 import IN_USE_FINALIZER, NETWORK_NAME, NetloomNetwork
 from netloom.api.validation.network import network_warnings
 from netloom.guard import words
 from netloom.guard.decode import Change
@@ -18,9 +18,6 @@ from netloom.guard.holdings import Holders, Ranges, cidrs_of, parse
 from netloom.guard.live import Live
 from netloom.guard.verdict import Verdict
 from netloom.ipam.cidr import Cidr, address_text
-
-FINALIZER = "netloom.dev/in-use"
-"""The operator's, on a network that is in use: without it, a deletion that waits goes through."""
 
 
 def decide_network(change: Change[NetloomNetwork], live: Live) -> Verdict:
@@ -112,8 +109,8 @@ def _unlocks(change: Change[NetloomNetwork], old: NetloomNetwork, new: NetloomNe
 def _frees(change: Change[NetloomNetwork], old: NetloomNetwork, new: NetloomNetwork, live: Live) -> bool:
     """Whether somebody but the operator lets a deletion go through that was under way."""
     before, after = old.metadata, new.metadata
-    waits = bool(before.deletion_timestamp) and FINALIZER in before.finalizers
-    return waits and FINALIZER not in after.finalizers and change.user not in live.users.operators
+    waits = bool(before.deletion_timestamp) and IN_USE_FINALIZER in before.finalizers
+    return waits and IN_USE_FINALIZER not in after.finalizers and change.user not in live.users.operators
 
 
 def _modes(old: NetloomNetwork, live: Live) -> frozenset[str]:

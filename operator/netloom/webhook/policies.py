@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from netloom.api.cilium import CONFIG_NAME, DEFAULT_MODE
+from netloom.api.v1alpha1 import IN_USE_FINALIZER
 from netloom.guard import words
 from netloom.guard.cilium import IPAM, MIGRATION, TRUE
-from netloom.guard.network import FINALIZER
 from netloom.guard.record import CILIUM_IN_USE, CILIUM_MODE, NETLOOM_IN_USE, NETLOOM_MODE
 from netloom.webhook import cel
 from netloom.webhook.names import AGENTS_POLICY, CILIUM_POLICY, KEPT_POLICY, LABEL, NAME, NETWORK_POLICY, Scope
@@ -58,7 +58,7 @@ def _kept(scope: Scope) -> list[Manifest]:
 def _network(scope: Scope) -> Manifest:
     holes = {"in_use": "variables.inUse", "mode": "variables.mode", "wanted": "variables.wanted"}
     head = "'NetloomNetwork ' + variables.name + ': "
-    finalizer = cel.text(FINALIZER)
+    finalizer = cel.text(IN_USE_FINALIZER)
     spec_mode = f"{head}spec.ipam.mode \\'' + variables.wanted + '\\': ' + "
     return _policy(
         NETWORK_POLICY,
