@@ -17,12 +17,12 @@ import structlog
 from netloom import __version__
 from netloom.api.admission import AdmissionRequest
 from netloom.api.cidrs import parse_address
-from netloom.api.cilium import CILIUM_NODES, CILIUM_POOLS, CONFIG_NAME
+from netloom.api.cilium import CILIUM_NODES, CILIUM_POOLS, CONFIG_NAME, CiliumNode
 from netloom.api.core import CONFIG_MAPS, NODES, ConfigMap, Node
 from netloom.api.meta import Object, Resource
 from netloom.api.v1alpha1 import NETLOOM_NODES, NETWORKS, POOLS, NetloomNode
 from netloom.guard.decide import decide
-from netloom.guard.live import Live, Users, trim_cilium_node, trim_netloom_node, trim_node
+from netloom.guard.live import RECORD_NAME, Live, Users, trim_cilium_node, trim_netloom_node, trim_node
 from netloom.guard.record import CILIUM_IN_USE, CILIUM_MODE, NETLOOM_IN_USE, NETLOOM_MODE
 from netloom.guard.verdict import Verdict
 from netloom.runtime import health
@@ -62,7 +62,6 @@ class GuardOptions:
     hosts: tuple[str, ...] = ()
     secret: str = names.CA_SECRET
     configuration: str = names.NAME
-    record: str = names.NAME
     tls_cert_file: Path | None = None
     tls_key_file: Path | None = None
     tls_ca_file: Path | None = None
@@ -145,13 +144,13 @@ class Guard:
         self._files: CertificateFiles | None = None
         self._tls = self._certificates()
         self._stores: dict[str, Store[Any]] = {}
-        record = self._config_map("record", scope.namespace, options.record, self.live.record)
+        record = self._config_map("record", scope.namespace, RECORD_NAME, self.live.record)
         config = None
         self._take(NODES, caches.nodes if caches else self._nodes(), self.live.node)
         if scope.netloom:
             self._netloom(caches)
         if scope.cilium:
-            self._own(CILIUM_NODES, self.live.cilium_node, trim=trim_cilium_node)
+            self._own(CILIUM_NODES, self.live.cilium_node, changed=_held_changed, trim=trim_cilium_node)
             self._own(CILIUM_POOLS, self.live.cilium_pool)
             config = self._config_map("cilium-config", scope.cilium_namespace, CONFIG_NAME, self.live.cilium_config)
         self._record(events, record, config)
@@ -183,16 +182,23 @@ class Guard:
         live = self.live
         self._own(POOLS, live.pool)
         if caches is None:
-            self._own(NETLOOM_NODES, live.netloom_node, trim=trim_netloom_node)
+            self._own(NETLOOM_NODES, live.netloom_node, changed=_held_changed, trim=trim_netloom_node)
             self._own(NETWORKS, live.network)
         else:
             self._take(NETLOOM_NODES, caches.netloom_nodes, live.netloom_node)
             self._take(NETWORKS, caches.networks, live.network)
 
-    def _own(self, res: Resource[T], tell: Subscriber[T], *, trim: Callable[[T], T] | None = None) -> None:
+    def _own(
+        self,
+        res: Resource[T],
+        tell: Subscriber[T],
+        *,
+        changed: Callable[[T, T], bool] | None = None,
+        trim: Callable[[T], T] | None = None,
+    ) -> None:
         """A cache of a custom kind, which the cluster may not have."""
         store = Store(res)
-        watch = OptionalWatch(self._api, store, trim=trim)
+        watch = OptionalWatch(self._api, store, changed=changed, trim=trim)
         self._take(res, Cache(store, self._run(res.kind, watch.run, lambda: watch.unseen)), tell)
 
     def _config_map(self, what: str, namespace: str, name: str, tell: Subscriber[ConfigMap]) -> Cache[ConfigMap]:
@@ -214,7 +220,7 @@ class Guard:
 
     def _record(self, events: EventRecorder, record: Cache[ConfigMap], config: Cache[ConfigMap] | None) -> None:
         """The reconciler of the record, which looks again when anything changed that it is made from."""
-        options, scope = self._options, self._options.scope
+        scope = self._options.scope
         self._seen[CONFIG_MAPS.kind] = record.unseen
         keys: list[str] = []
         checks = [record.unseen]
@@ -235,7 +241,7 @@ class Guard:
             record.store,
             config.store if config else None,
             namespace=scope.namespace,
-            name=options.record,
+            name=RECORD_NAME,
             keys=keys,
             field_manager=f"netloom-guard-{scope.guarded}",
             unseen=lambda: next(filter(None, (check() for check in checks)), ""),
@@ -274,6 +280,11 @@ class Guard:
     def _hosts(self) -> tuple[str, ...]:
         service = f"{names.NAME}.{self._options.scope.namespace}"
         return self._options.hosts or (f"{service}.svc", f"{service}.svc.cluster.local", service)
+
+
+def _held_changed(old: CiliumNode | NetloomNode, new: CiliumNode | NetloomNode) -> bool:
+    """Not at a status, nor at what was trimmed away: agents write those all the time, and none of it is held."""
+    return old.spec != new.spec
 
 
 def _addresses_changed(old: Node, new: Node) -> bool:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from netloom.api.errors import UserError
+from netloom.guard.live import RECORD_NAME
 from netloom.webhook.names import CA_SECRET, NAME, PORT, Scope
 from netloom.webhook.policies import policies
 from netloom.webhook.rules import client_config, webhook_configuration
@@ -109,7 +110,7 @@ def _service_account(scope: Scope) -> Manifest:
 
 
 def _record(scope: Scope) -> Manifest:
-    return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": _meta(NAME, scope.namespace)}
+    return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": _meta(RECORD_NAME, scope.namespace)}
 
 
 def _rights(options: Installation) -> list[Manifest]:
@@ -124,7 +125,7 @@ def _rights(options: Installation) -> list[Manifest]:
     kinds = [f"{kind}.netloom.dev" for kind in NETLOOM_KINDS if scope.netloom]
     kinds += [f"{kind}.cilium.io" for kind in CILIUM_KINDS if scope.cilium]
     cluster.append(_may(read, "apiextensions.k8s.io", ["customresourcedefinitions"], kinds))
-    own.append(_may([*read, "create", "patch"], "", ["configmaps"], [NAME]))
+    own.append(_may([*read, "create", "patch"], "", ["configmaps"], [RECORD_NAME]))
     if options.own_authority:
         cluster.append(
             _may([*read, "patch"], "admissionregistration.k8s.io", ["validatingwebhookconfigurations"], [NAME])

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 NAME = "netloom-guard"
-"""Of the Deployment, Service, ServiceAccount, roles, ValidatingWebhookConfiguration and the record."""
+"""Of the Deployment, Service, ServiceAccount, roles and the ValidatingWebhookConfiguration."""
 CA_SECRET = "netloom-guard-ca"
 NAMESPACE = "netloom-system"
 CILIUM_NAMESPACE = "kube-system"
