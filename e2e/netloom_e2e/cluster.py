@@ -214,10 +214,7 @@ class ControlPlane:
             "KUBERC": "off",
             **(env or {}),
         }
-        result = subprocess.run(command, input=input, capture_output=True, text=True, env=environment, timeout=timeout)
-        if check and result.returncode != 0:
-            raise KubectlError(result.returncode, command, result.stdout, result.stderr)
-        return result
+        return _run(command, environment, input, timeout, KubectlError if check else None)
 
     def helm(
         self,
@@ -232,10 +229,7 @@ class ControlPlane:
         command = [str(binaries.helm()), *(str(arg) for arg in args)]
         homes = {f"HELM_{kind}_HOME": str(self.state / "helm" / kind.lower()) for kind in ("CACHE", "CONFIG", "DATA")}
         environment = os.environ | homes | {"KUBECONFIG": str(self.kubeconfig(user, groups))}
-        result = subprocess.run(command, input=input, capture_output=True, text=True, env=environment, timeout=timeout)
-        if check and result.returncode != 0:
-            raise HelmError(result.returncode, command, result.stdout, result.stderr)
-        return result
+        return _run(command, environment, input, timeout, HelmError if check else None)
 
     @property
     def client(self) -> Client:
@@ -399,6 +393,20 @@ class ControlPlane:
         for reserved in self._reserved:
             reserved.close()
         self._reserved.clear()
+
+
+def _run(
+    command: list[str],
+    environment: Mapping[str, str],
+    input: str | None,
+    timeout: float,
+    failure: type[KubectlError] | None,
+) -> subprocess.CompletedProcess[str]:
+    """failure: what to raise where the command fails."""
+    result = subprocess.run(command, input=input, capture_output=True, text=True, env=environment, timeout=timeout)
+    if failure and result.returncode != 0:
+        raise failure(result.returncode, command, result.stdout, result.stderr)
+    return result
 
 
 def _bracketed(host: str) -> str:

@@ -46,12 +46,7 @@ class Guard(Operator):
 
     def ready(self) -> bool:
         """Whether it runs and says that it decides."""
-        if self.process.status is not None:
-            raise AssertionError(f"{self.process.name} ended ({self.process.status}):\n{self.process.tail()}")
-        try:
-            return bool(self.get("/readyz"))
-        except OSError:
-            return False
+        return self.approves("/readyz")
 
     def readiness(self) -> str:
         """What it says of itself at /readyz, be it ready or not; "" where it does not answer."""

@@ -9,14 +9,16 @@ from __future__ import annotations
 import asyncio
 import ssl
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import AbstractAsyncContextManager, contextmanager, suppress
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager, suppress
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 import aiohttp
 import yaml
 from aiohttp import web
+
+from netloom_e2e.background import Background
 
 Fate = Literal["unanswered", "late"]
 """What becomes of the write at which the process dies: it is executed, but the process does not live to read the
@@ -34,11 +36,12 @@ class _Request(NamedTuple):
     body: bytes
 
 
-class Interception:
+class Interception(Background):
     """Counts the writes of netloom.dev objects. At a chosen one it calls `strike`; then nothing passes any more."""
 
     def __init__(self, kubeconfig: Path, folder: Path) -> None:
         """What leads to the API server, and where to write what leads to the proxy."""
+        super().__init__()
         self.writes: list[str] = []
         """Method and path of every write that arrived."""
         self.strike: Callable[[], None] = lambda: None
@@ -51,8 +54,6 @@ class Interception:
         self._fate: Fate = "late"
         self._of = ""
         self._late: list[_Request] = []
-        self._loop = asyncio.new_event_loop()
-        self._stop = asyncio.Event()
         self._one_by_one = asyncio.Lock()
 
     def arm(self, at: int, fate: Fate, of: str = "") -> None:
@@ -65,16 +66,9 @@ class Interception:
         async def send() -> list[int]:
             return [(await self._forward(request)).status for request in self._late]
 
-        return asyncio.run_coroutine_threadsafe(send(), self._loop).result(_SECONDS)
+        return self.call(send())
 
     # The proxy's own thread
-
-    def run(self, ready: threading.Event) -> None:
-        self._loop.run_until_complete(self._serve(ready))
-        self._loop.close()
-
-    def stop(self) -> None:
-        self._loop.call_soon_threadsafe(self._stop.set)
 
     async def _serve(self, ready: threading.Event) -> None:
         tls = ssl.create_default_context(cafile=self._cluster["certificate-authority"])
@@ -153,17 +147,3 @@ class Interception:
 
 def _passed_on(answer: aiohttp.ClientResponse) -> dict[str, str]:
     return {key: value for key, value in answer.headers.items() if key.lower() not in _OF_ONE_CONNECTION}
-
-
-@contextmanager
-def intercepted(kubeconfig: Path, folder: Path) -> Iterator[Interception]:
-    """A running proxy."""
-    proxy, ready = Interception(kubeconfig, folder), threading.Event()
-    thread = threading.Thread(target=proxy.run, args=(ready,), name="interception")
-    thread.start()
-    try:
-        assert ready.wait(_SECONDS), "the proxy does not start"
-        yield proxy
-    finally:
-        proxy.stop()
-        thread.join(_SECONDS)

@@ -1,5 +1,6 @@
 """Network namespaces of this machine, the commands that run in them, and their end."""
 
+import asyncio
 import ctypes
 import os
 import signal
@@ -38,6 +39,16 @@ def run(*argv: str, check: bool = True, stdin: str | None = None, timeout: float
             f"`{' '.join(argv)}` failed ({done.returncode}): {done.stderr.strip() or done.stdout.strip()}"
         )
     return done.stdout
+
+
+async def until(condition: Callable[[], object], what: str = "", seconds: float = 30.0) -> None:
+    """`wait_for` in a coroutine. Raises AssertionError that says `what` was awaited."""
+    try:
+        async with asyncio.timeout(seconds):
+            while not condition():  # noqa: ASYNC110 (what tests wait for tells nobody)
+                await asyncio.sleep(0.01)
+    except TimeoutError:
+        raise AssertionError(f"not within {seconds} s: {what}") from None
 
 
 def wait_for(what: str, condition: Callable[[], object], *, deadline: float = 10.0, every: float = 0.02) -> float:

@@ -63,10 +63,14 @@ class Operator:
 
     def healthy(self) -> bool:
         """Whether it runs and says that it is well."""
+        return self.approves("/healthz")
+
+    def approves(self, path: str) -> bool:
+        """Whether what it serves there is a success. Raises AssertionError if it does not run."""
         if self.process.status is not None:
             raise AssertionError(f"{self.process.name} ended ({self.process.status}):\n{self.process.tail()}")
         try:
-            return bool(self.get("/healthz"))
+            return bool(self.get(path))
         except OSError:
             return False
 

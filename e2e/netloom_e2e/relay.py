@@ -4,40 +4,33 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
+
+from netloom_e2e.background import Background
 
 _CHUNK = 1 << 16
-_SECONDS = 10.0
 
 
-class Relay:
+class Relay(Background):
     """Listens on a loopback port. `hold` keeps the server's words back, `release` lets them go, in order."""
 
+    seconds = 10.0
+
     def __init__(self, host: str, port: int) -> None:
+        super().__init__()
         self.port = 0
         self._target = host, port
-        self._loop = asyncio.new_event_loop()
         self._open = asyncio.Event()
         self._open.set()
-        self._stop = asyncio.Event()
 
     def hold(self) -> None:
-        asyncio.run_coroutine_threadsafe(self._set(open_=False), self._loop).result(_SECONDS)
+        self.call(self._set(open_=False))
 
     def release(self) -> None:
-        asyncio.run_coroutine_threadsafe(self._set(open_=True), self._loop).result(_SECONDS)
+        self.call(self._set(open_=True))
 
     async def _set(self, *, open_: bool) -> None:
         self._open.set() if open_ else self._open.clear()
-
-    def run(self, ready: threading.Event) -> None:
-        """In a thread of its own."""
-        self._loop.run_until_complete(self._serve(ready))
-        self._loop.close()
-
-    def stop(self) -> None:
-        self._loop.call_soon_threadsafe(self._stop.set)
 
     async def _serve(self, ready: threading.Event) -> None:
         busy: set[asyncio.Task[None]] = set()
@@ -77,17 +70,3 @@ class Relay:
                 writer.write(data)
                 await writer.drain()
             writer.write_eof()
-
-
-@contextmanager
-def relaying(host: str, port: int) -> Iterator[Relay]:
-    """A running relay."""
-    relay, ready = Relay(host, port), threading.Event()
-    thread = threading.Thread(target=relay.run, args=(ready,), name="relay")
-    thread.start()
-    try:
-        assert ready.wait(_SECONDS), "the relay does not start"
-        yield relay
-    finally:
-        relay.stop()
-        thread.join(_SECONDS)

@@ -8,7 +8,7 @@ import pytest
 
 from netloom_e2e.allocations import LEDGERS, NETLOOM_NODES, NETWORKS, Cluster, condition
 from netloom_e2e.history import recorded
-from netloom_e2e.interception import Fate, Interception, intercepted
+from netloom_e2e.interception import Fate, Interception
 from netloom_e2e.lab import wait_for
 from netloom_e2e.operators import USER, Operators
 
@@ -73,7 +73,7 @@ def assert_as_in_a_clean_run(cluster: Cluster) -> None:
 
 def test_a_clean_run(cluster: Cluster, operators: Operators, tmp_path: Path):
     prepare(cluster)
-    with intercepted(cluster.plane.kubeconfig(USER), tmp_path) as proxy:
+    with Interception(cluster.plane.kubeconfig(USER), tmp_path).running() as proxy:
         first_life(cluster, operators, proxy)
     assert sorted(proxy.writes) == sorted(WRITES)
     assert proxy.writes[-2:] == WRITES[-2:], "nothing waits for the telling of who holds addresses"
@@ -85,7 +85,7 @@ def test_a_clean_run(cluster: Cluster, operators: Operators, tmp_path: Path):
 def test_killed_at_any_write(cluster: Cluster, operators: Operators, tmp_path: Path, fate: Fate):
     for at in range(1, len(WRITES) + 1):
         prepare(cluster)
-        with recorded(cluster) as history, intercepted(cluster.plane.kubeconfig(USER), tmp_path) as proxy:
+        with recorded(cluster) as history, Interception(cluster.plane.kubeconfig(USER), tmp_path).running() as proxy:
             proxy.arm(at, fate)
             first_life(cluster, operators, proxy)
             assert proxy.struck.is_set(), f"write {at} never came, only {proxy.writes}"
@@ -104,7 +104,7 @@ def test_a_create_that_arrives_after_its_node_is_gone(cluster: Cluster, operator
     cluster.create_network(ipv4PodCIDRList=["10.41.0.0/26"], ipv4MaskSize=27)  # 2 blocks
     cluster.add_nodes("node-1")
     with recorded(cluster) as history:
-        with intercepted(cluster.plane.kubeconfig(USER), tmp_path) as proxy:
+        with Interception(cluster.plane.kubeconfig(USER), tmp_path).running() as proxy:
             proxy.arm(1, "late", of=NODE)
             first_life(cluster, operators, proxy)
             assert proxy.struck.is_set()

@@ -4,7 +4,6 @@ The cases are tables in `manifests/`, one per kind. Where the refusal is a rule'
 the same of the same object, word by word.
 """
 
-import copy
 import itertools
 import json
 import random
@@ -31,6 +30,7 @@ from netloom.api.validation import (
     validate_pool_update,
     validate_prefilter,
 )
+from netloom_e2e.asking import merged
 from netloom_e2e.client import ApiFailure
 from netloom_e2e.cluster import ControlPlane
 
@@ -51,20 +51,6 @@ VALIDATE_UPDATE: dict[str, Callable[[Any, Any], list[Problem]]] = {
 }
 UNCHECKED = "<nil>: Invalid value: null: some validation rules were not checked because the object was invalid"
 """How a line begins that the API server adds where a field is not even of the right form."""
-
-
-def merged(manifest: Manifest, patch: Manifest) -> Manifest:
-    """What a merge patch makes of a manifest (RFC 7386)."""
-    result = copy.deepcopy(manifest)
-    for key, value in patch.items():
-        if value is None:
-            result.pop(key, None)
-        elif isinstance(value, dict):
-            below = result.get(key)
-            result[key] = merged(below if isinstance(below, dict) else {}, value)
-        else:
-            result[key] = value
-    return result
 
 
 @dataclass(frozen=True)

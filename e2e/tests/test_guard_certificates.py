@@ -7,7 +7,7 @@ import contextlib
 import datetime as dt
 import json
 import ssl
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from netloom.webhook.configuration import Configuration
 from netloom.webhook.files import CertificateFiles
 from netloom.webhook.server import serve
 from netloom_e2e.cluster import ControlPlane
+from netloom_e2e.namespaces import until
 
 NAMESPACE = "default"
 SECRET = "netloom-guard-ca"
@@ -35,15 +36,6 @@ NAME = "netloom-guard"
 LABEL = "guard-test"
 FAST = Timing(period=0.05, base=0.02, cap=0.2)
 DAY = dt.timedelta(days=1)
-
-
-async def until(condition: Callable[[], object], what: str = "", seconds: float = 30.0) -> None:
-    try:
-        async with asyncio.timeout(seconds):
-            while not condition():
-                await asyncio.sleep(0.01)
-    except TimeoutError:
-        raise AssertionError(f"not within {seconds} s: {what}") from None
 
 
 class Clock:

@@ -27,7 +27,7 @@ from netloom_e2e.cluster import ControlPlane
 from netloom_e2e.guard import Guard, Guards, guarding, install_cilium
 from netloom_e2e.lab import wait_for
 from netloom_e2e.operators import Operators
-from netloom_e2e.relay import relaying
+from netloom_e2e.relay import Relay
 
 Manifest = dict[str, Any]
 
@@ -293,17 +293,22 @@ def why_it_stays(plane: ControlPlane, namespace: str) -> str:
 # A guard that sees the cluster as it was
 
 
+def start_behind(relay: Relay, guards: Guards, plane: ControlPlane) -> Guard:
+    """A guard, in the place of the one that runs, that sees of the cluster what a relay lets through."""
+    config = yaml.safe_load(guards.kubeconfig().read_text())
+    config["clusters"][0]["cluster"]["server"] = f"https://127.0.0.1:{relay.port}"
+    path = plane.state / "behind-relay.yaml"
+    path.touch(mode=0o600)
+    path.write_text(yaml.safe_dump(config))
+    guards.kill()
+    return guards.start(kubeconfig=path)
+
+
 @contextmanager
-def lagging(guards: Guards, plane: ControlPlane) -> Iterator[tuple[Guard, Any]]:
+def lagging(guards: Guards, plane: ControlPlane) -> Iterator[tuple[Guard, Relay]]:
     """A guard whose news of the cluster can be held back."""
-    with relaying(plane.host, plane.port) as relay:
-        config = yaml.safe_load(guards.kubeconfig().read_text())
-        config["clusters"][0]["cluster"]["server"] = f"https://127.0.0.1:{relay.port}"
-        path = plane.state / "lagging.yaml"
-        path.touch(mode=0o600)
-        path.write_text(yaml.safe_dump(config))
-        guards.kill()
-        guard = guards.start(kubeconfig=path)
+    with Relay(plane.host, plane.port).running() as relay:
+        guard = start_behind(relay, guards, plane)
         guards.wait_in_force(guard)
         try:
             yield guard, relay
@@ -336,15 +341,9 @@ def test_a_guard_that_lags_behind(cluster: Cluster, plane: ControlPlane, guards:
 
 def test_a_guard_that_sees_nothing_is_not_ready_and_refuses(plane: ControlPlane, guards: Guards) -> None:
     put(plane, CONFIG)
-    with relaying(plane.host, plane.port) as relay:
-        config = yaml.safe_load(guards.kubeconfig().read_text())
-        config["clusters"][0]["cluster"]["server"] = f"https://127.0.0.1:{relay.port}"
-        path = plane.state / "blind.yaml"
-        path.touch(mode=0o600)
-        path.write_text(yaml.safe_dump(config))
-        guards.kill()
+    with Relay(plane.host, plane.port).running() as relay:
         relay.hold()
-        guard = guards.start(kubeconfig=path)
+        guard = start_behind(relay, guards, plane)
         with suppress(TimeoutError):
             wait_for("it is ready, which must not be", guard.ready, deadline=3)
         assert not guard.ready()

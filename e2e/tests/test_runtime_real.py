@@ -1,7 +1,7 @@
 """The runtime against a real API server: what the scripted one in operator/tests/runtime cannot vouch for."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import msgspec
@@ -30,6 +30,7 @@ from netloom.runtime.store import Store
 from netloom.runtime.watch import ListWatch, Timing
 from netloom_e2e.cluster import ControlPlane
 from netloom_e2e.guard import CILIUM_CRDS, install_cilium
+from netloom_e2e.namespaces import until
 
 
 @pytest.fixture
@@ -43,15 +44,6 @@ def plane(crds_installed: ControlPlane) -> Iterator[ControlPlane]:
 async def api(plane: ControlPlane) -> AsyncIterator[Api]:
     async with await Api.connect(str(plane.kubeconfig())) as client:
         yield client
-
-
-async def until(condition: Callable[[], object], what: str = "", seconds: float = 30.0) -> None:
-    try:
-        async with asyncio.timeout(seconds):
-            while not condition():
-                await asyncio.sleep(0.01)
-    except TimeoutError:
-        raise AssertionError(f"not within {seconds} s: {what}") from None
 
 
 async def end(*tasks: asyncio.Task[Any]) -> None:
