@@ -38,6 +38,11 @@ def install_cilium(plane: ControlPlane) -> None:
     crds.install(plane, CILIUM_CRDS)
 
 
+def uninstall_cilium(plane: ControlPlane) -> None:
+    """Takes them away with all their objects, if they are there."""
+    plane.kubectl("delete", "--ignore-not-found", "--filename", CILIUM_CRDS)
+
+
 @dataclass(frozen=True, slots=True)
 class Guard(Operator):
     """One guard process. `url`: where it answers AdmissionReviews."""

@@ -33,7 +33,7 @@ from netloom_e2e.asking import (
 )
 from netloom_e2e.client import ApiFailure
 from netloom_e2e.cluster import ControlPlane
-from netloom_e2e.guard import Guards, apply, guarding, install_cilium
+from netloom_e2e.guard import Guards, apply, guarding, install_cilium, uninstall_cilium
 from netloom_e2e.lab import wait_for
 
 TABLES = Path(__file__).parent / "guard"
@@ -287,6 +287,7 @@ def stage(crds_installed: ControlPlane, helm_binary: Path) -> Iterator[Stage]:
         made = Stage(plane, guards)
         yield made
         made._clear()
+    uninstall_cilium(plane)
     plane.delete_all("events", namespace="kube-system")
 
 

@@ -24,7 +24,7 @@ from netloom_e2e.allocations import Cluster
 from netloom_e2e.asking import BREAK_GLASS, put, remove
 from netloom_e2e.client import ApiFailure
 from netloom_e2e.cluster import ControlPlane
-from netloom_e2e.guard import Guard, Guards, guarding, install_cilium
+from netloom_e2e.guard import Guard, Guards, guarding, install_cilium, uninstall_cilium
 from netloom_e2e.lab import wait_for
 from netloom_e2e.operators import Operators
 from netloom_e2e.relay import Relay
@@ -70,11 +70,18 @@ def pool(name: str, cidr: str) -> Manifest:
     }
 
 
+@pytest.fixture(scope="module")
+def kinds(crds_installed: ControlPlane) -> Iterator[None]:
+    """Those of Cilium."""
+    install_cilium(crds_installed)
+    yield
+    uninstall_cilium(crds_installed)
+
+
 @pytest.fixture
-def plane(cluster: Cluster) -> Iterator[ControlPlane]:
+def plane(kinds: None, cluster: Cluster) -> Iterator[ControlPlane]:
     """With Cilium's kinds; emptied afterwards, whatever stands in the way."""
     plane = cluster.plane
-    install_cilium(plane)
     yield plane
     plane.kubectl(*EMERGENCY)
     for manifest in (CONFIG, cilium_node("a")):

@@ -21,7 +21,7 @@ from netloom_e2e import crds
 from netloom_e2e.allocations import Cluster
 from netloom_e2e.client import ApiFailure
 from netloom_e2e.cluster import ControllerManager, ControlPlane
-from netloom_e2e.guard import CILIUM_CRDS, CILIUM_KINDS, Guard, Guards, apply, install_cilium, type_warnings
+from netloom_e2e.guard import CILIUM_KINDS, Guard, Guards, apply, install_cilium, type_warnings, uninstall_cilium
 from netloom_e2e.lab import environment, wait_for
 from netloom_e2e.operators import USER, Operators
 
@@ -83,7 +83,7 @@ def cilium(control_plane: ControlPlane) -> Iterator[Cilium]:
     cilium = Cilium(control_plane)
     cilium.add(CONFIG)
     yield cilium
-    control_plane.kubectl("delete", "--ignore-not-found", "--filename", CILIUM_CRDS)
+    uninstall_cilium(control_plane)
     control_plane.kubectl("delete", "--ignore-not-found", "configmap", "cilium-config", "-n", "kube-system")
 
 
@@ -271,7 +271,7 @@ def test_cilium_comes_later_and_goes_again(cilium: Cilium, guards: Guards) -> No
     wait_for("the mode is recorded", lambda: guards.record().get("ciliumMode") == "cluster-pool", deadline=20)
     assert MODE_LOCKED in cilium.change(ipam="kubernetes").stderr
     cilium.plane.delete_all(*CILIUM_KINDS)
-    cilium.plane.kubectl("delete", "--filename", CILIUM_CRDS)
+    uninstall_cilium(cilium.plane)
     wait_for("the record is cleared", lambda: "ciliumMode" not in guards.record(), deadline=20)
     wait_for("the lock is open", lambda: cilium.change(ipam="kubernetes").returncode == 0, deadline=20)
     assert guard.ready()

@@ -29,7 +29,7 @@ from netloom.runtime.optional import OptionalWatch
 from netloom.runtime.store import Store
 from netloom.runtime.watch import ListWatch, Timing
 from netloom_e2e.cluster import ControlPlane
-from netloom_e2e.guard import CILIUM_CRDS, install_cilium
+from netloom_e2e.guard import install_cilium, uninstall_cilium
 from netloom_e2e.namespaces import until
 
 
@@ -264,12 +264,12 @@ async def test_a_kind_comes_goes_and_comes_again_as_another(plane: ControlPlane,
             assert len(store) == 0
             add(name)
             await until(lambda name=name: list(store) == [name], "its objects are there")  # type: ignore[misc]
-            await asyncio.to_thread(plane.kubectl, "delete", "--filename", CILIUM_CRDS)
+            await asyncio.to_thread(uninstall_cilium, plane)
             await until(lambda: not watch.served and len(store) == 0, "the kind is gone")
             assert watch.unseen == ""
     finally:
         await end(running)
-        await asyncio.to_thread(plane.kubectl, "delete", "--ignore-not-found", "--filename", CILIUM_CRDS)
+        await asyncio.to_thread(uninstall_cilium, plane)
 
 
 async def test_a_kind_that_may_not_be_watched_is_not_taken_for_missing(plane: ControlPlane) -> None:
