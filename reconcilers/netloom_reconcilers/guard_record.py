@@ -15,8 +15,8 @@ from prometheus_client import Gauge
 from netloom.api.cilium import CONFIG_NAME
 from netloom.api.core import CONFIG_MAPS, ConfigMap
 from netloom.api.events import ObjectReference
-from netloom.guard.live import Live
-from netloom.guard.record import CILIUM_MODE, NETLOOM_MODE, bypassed, wanted
+from netloom.guard.live import CILIUM_MODE, NETLOOM_MODE, Live
+from netloom.guard.record import bypassed, wanted
 from netloom.runtime.controller import Controller
 from netloom.runtime.metrics import REGISTRY
 from netloom.runtime.store import Store

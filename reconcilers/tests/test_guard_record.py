@@ -10,8 +10,7 @@ from netloom.api.cilium import CiliumNode, CiliumNodeIPAM, CiliumNodeSpec
 from netloom.api.core import CONFIG_MAPS, ConfigMap
 from netloom.api.events import ObjectReference
 from netloom.api.meta import ObjectMeta
-from netloom.guard.live import Live, Users
-from netloom.guard.record import CILIUM_IN_USE, CILIUM_MODE
+from netloom.guard.live import CILIUM_IN_USE, CILIUM_MODE, Live, Users
 from netloom.runtime.errors import Conflict
 from netloom.runtime.store import Store
 from netloom_reconcilers.guard_record import DISTANCE_SECONDS, UNSEEN_SECONDS, GuardRecord

@@ -15,7 +15,7 @@ from netloom.api.problem import Problem
 from netloom.guard import words
 from netloom.guard.decode import Change
 from netloom.guard.holdings import Ranges, cidrs_of
-from netloom.guard.live import Live
+from netloom.guard.live import CILIUM_IN_USE, CILIUM_MODE, Live
 from netloom.guard.network import nodes_inside
 from netloom.guard.pool import cidrs_lost, mask_changed, pool_deleted
 from netloom.guard.verdict import Verdict
@@ -67,7 +67,7 @@ def decide_cilium_config(change: Change[ConfigMap], live: Live) -> Verdict:
     if old is not None and new is not None and _harmless(change, old, new, live):
         return Verdict(warnings=warnings)
     unseen = tuple(f"{kind}: {why}" for kind in ("CiliumNode", "ConfigMap") if (why := live.unseen(kind)))
-    recorded = live.recorded.get("ciliumMode", "")
+    recorded = live.recorded.get(CILIUM_MODE, "")
     if live.unseen("ConfigMap") or not (recorded or live.cilium_held.count):
         return Verdict(warnings=warnings, unseen=unseen)
     mode = recorded or (mode_of(old) if old is not None else "")
@@ -120,7 +120,7 @@ def _in_use(live: Live) -> str:
     held = live.cilium_held
     if held.count and not live.unseen("CiliumNode"):
         return words.in_use(held.count, held.names)
-    return live.recorded.get("ciliumInUse", "") or words.NODES_HOLD
+    return live.recorded.get(CILIUM_IN_USE, "") or words.NODES_HOLD
 
 
 def _pool(name: str, family: Family, old: Mapping[str, str], new: Mapping[str, str], live: Live) -> list[Problem]:

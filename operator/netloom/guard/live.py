@@ -20,7 +20,10 @@ _NOTHING: dict[str, Any] = {}
 """For all trimmed objects one empty mapping: one of its own for each field of 5,000 nodes would be 1.2 MiB."""
 
 RECORD_NAME = "netloom-guard"
-"""Name of the ConfigMap that records the modes in force."""
+"""Name of the ConfigMap that records the modes in force, and who holds addresses; see `guard.record`."""
+CILIUM_MODE, CILIUM_IN_USE = "ciliumMode", "ciliumInUse"
+NETLOOM_MODE, NETLOOM_IN_USE = "netloomMode", "netloomInUse"
+"""Its keys."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +131,7 @@ class Live:
         """A ConfigMap changed, which counts if it is the record."""
         if key.rpartition("/")[2] == RECORD_NAME:
             self.recorded = {} if new is None else new.data
-            if new is None or new.data.get("ciliumMode"):
+            if new is None or new.data.get(CILIUM_MODE):
                 # Written down, or acknowledged by somebody who deleted the record: the change is no news any more.
                 self.cilium_before = 0, {}
 

@@ -4,12 +4,7 @@ from netloom.api.cilium import CONFIG_NAME
 from netloom.api.problem import Problem
 from netloom.guard import words
 from netloom.guard.cilium import IPAM, migrates, mode_of
-from netloom.guard.live import Live
-
-CILIUM_MODE = "ciliumMode"
-CILIUM_IN_USE = "ciliumInUse"
-NETLOOM_MODE = "netloomMode"
-NETLOOM_IN_USE = "netloomInUse"
+from netloom.guard.live import CILIUM_IN_USE, CILIUM_MODE, NETLOOM_IN_USE, NETLOOM_MODE, Live
 
 
 def wanted(live: Live) -> dict[str, str]:

@@ -22,8 +22,18 @@ from netloom.api.core import CONFIG_MAPS, NODES, ConfigMap, Node
 from netloom.api.meta import Object, Resource
 from netloom.api.v1alpha1 import NETLOOM_NODES, NETWORKS, POOLS, NetloomNode
 from netloom.guard.decide import decide
-from netloom.guard.live import RECORD_NAME, Live, Users, trim_cilium_node, trim_netloom_node, trim_node
-from netloom.guard.record import CILIUM_IN_USE, CILIUM_MODE, NETLOOM_IN_USE, NETLOOM_MODE
+from netloom.guard.live import (
+    CILIUM_IN_USE,
+    CILIUM_MODE,
+    NETLOOM_IN_USE,
+    NETLOOM_MODE,
+    RECORD_NAME,
+    Live,
+    Users,
+    trim_cilium_node,
+    trim_netloom_node,
+    trim_node,
+)
 from netloom.guard.verdict import Verdict
 from netloom.runtime import health
 from netloom.runtime.client import Api

@@ -12,8 +12,7 @@ from netloom.api.cilium import CONFIG_NAME, DEFAULT_MODE
 from netloom.api.v1alpha1 import IN_USE_FINALIZER
 from netloom.guard import words
 from netloom.guard.cilium import IPAM, MIGRATION, TRUE
-from netloom.guard.live import RECORD_NAME
-from netloom.guard.record import CILIUM_IN_USE, CILIUM_MODE, NETLOOM_IN_USE, NETLOOM_MODE
+from netloom.guard.live import CILIUM_IN_USE, CILIUM_MODE, NETLOOM_IN_USE, NETLOOM_MODE, RECORD_NAME
 from netloom.webhook import cel
 from netloom.webhook.names import AGENTS_POLICY, CILIUM_POLICY, KEPT_POLICY, LABEL, NETWORK_POLICY, Scope
 from netloom.webhook.rules import namespace_selector, rule
