@@ -263,9 +263,12 @@ class Lab:
 
     def _add_bridge(self, segment: Segment) -> None:
         self.segments[segment.name] = segment
+        # Without an address of its own a bridge takes the lowest of its ports' addresses: it would get another one when
+        # a node comes or goes, and the nodes would not reach the control plane until they ask for its address again.
+        address = f"02:00:00:00:00:{len(self.segments):02x}"
         self.switch.batch(
             [
-                f"link add {segment.bridge} mtu {segment.mtu} type bridge",
+                f"link add {segment.bridge} mtu {segment.mtu} address {address} type bridge",
                 f"link set {segment.bridge} addrgenmode none",
                 f"link set {segment.bridge} up",
             ]

@@ -44,6 +44,15 @@ def test_nodes_reach_each_other_and_the_control_plane_in_both_families(lab: Lab)
             assert reaches(node, to), f"{node.node} to {to}"
 
 
+def test_nodes_come_and_go_and_the_control_plane_stays_within_reach(lab: Lab) -> None:
+    n5, n6 = lab.add_node("n5"), lab.add_node("n6")
+    assert reaches(n5, lab.address)
+    lab.switch.ip("link", "set", n6.port, "address", "00:00:00:00:00:01")
+    assert reaches(n5, lab.address)
+    lab.remove_node("n6")
+    assert reaches(n5, lab.address)
+
+
 def test_each_segment_has_its_own_mtu_and_it_can_change(lab: Lab) -> None:
     n1, n2, n3, n4 = lab.nodes.values()
     assert reaches(n3, n4.address, payload=8972)
