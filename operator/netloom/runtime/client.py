@@ -23,7 +23,7 @@ from yarl import URL
 
 from netloom.api.meta import Object, Resource
 from netloom.runtime import connection, credentials, errors
-from netloom.runtime.connection import CONNECT_SECONDS, Connections
+from netloom.runtime.connection import Connections
 from netloom.runtime.credentials import Credentials
 from netloom.runtime.errors import ApiError, ConfigError, Gone, Unavailable
 from netloom.runtime.wire import ENCODER, Listing, decode, decode_page, encode
@@ -62,7 +62,7 @@ class Api:
     ) -> None:
         self.host = auth.host
         self._auth = auth
-        self._timeout = aiohttp.ClientTimeout(total=timeout, sock_connect=CONNECT_SECONDS)
+        self._timeout = aiohttp.ClientTimeout(total=timeout, sock_connect=connection.CONNECT_SECONDS)
         self._connections = Connections(auth, connections, user_agent)
 
     @classmethod
@@ -94,7 +94,7 @@ class Api:
         """Closes all connections."""
         await self._connections.close()
 
-    async def check(self, timeout: float = CONNECT_SECONDS) -> str:
+    async def check(self, timeout: float = connection.CONNECT_SECONDS) -> str:
         """The API server's version ("v1.37.2"); asked early, it says plainly what is wrong. Raises ConfigError."""
         try:
             body = await self.request("GET", "/version", timeout=timeout)
@@ -244,7 +244,7 @@ class Api:
     @asynccontextmanager
     async def stream(self, path: str, query: Mapping[str, str]) -> AsyncIterator[aiohttp.StreamReader]:
         """The body of a watch as it arrives. No time-out of its own: the reader sets one. Raises ApiError."""
-        limits = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS)
+        limits = aiohttp.ClientTimeout(total=None, sock_connect=connection.CONNECT_SECONDS)
         token = await self._auth.authorization()
         headers = {"Authorization": token} if token else {}
         try:

@@ -84,6 +84,8 @@ def unanswered(where: str, error: BaseException, limit: float | None = None) -> 
     """The exception for a request that got no answer (within `limit` seconds)."""
     if isinstance(error, aiohttp.ClientConnectorError):
         return Unavailable(0, type(error).__name__, f"{where}: {plain(error.os_error)}")
+    if isinstance(error, aiohttp.ConnectionTimeoutError):
+        return Unavailable(0, "Timeout", f"{where}: no connection within {CONNECT_SECONDS:g} s")
     if isinstance(error, TimeoutError):
         return Unavailable(0, "Timeout", f"{where}: no answer" + (f" within {limit:g} s" if limit else ""))
     return Unavailable(0, type(error).__name__, f"{where}: {error or 'connection lost'}")

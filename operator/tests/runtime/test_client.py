@@ -15,7 +15,7 @@ from netloom.api.coordination import LEASES, Lease, LeaseSpec
 from netloom.api.core import NODES, Node
 from netloom.api.meta import ObjectMeta
 from netloom.api.v1alpha1 import NETLOOM_NODES, Address, NetloomNode, NetloomNodeSpec
-from netloom.runtime import errors
+from netloom.runtime import connection, errors
 from netloom.runtime.client import Api
 from netloom.runtime.errors import (
     AlreadyExists,
@@ -178,6 +178,25 @@ async def test_every_request_has_an_end(server: ScriptedApi, kubeconfig: str):
     async with await Api.connect(kubeconfig, timeout=0.05) as api:
         with pytest.raises(Unavailable, match=r"GET /api/v1/nodes/a: no answer within 0.05 s \(Timeout\)"):
             await api.get(NODES, "a")
+
+
+async def test_a_connection_that_is_not_made_is_told_from_an_answer_that_does_not_come(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(connection, "CONNECT_SECONDS", 0.05)
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as full:
+        waiting = [socket.socket() for _ in range(3)]
+        for each in waiting:
+            each.setblocking(False)
+            each.connect_ex(full.getsockname())
+        url = f"http://127.0.0.1:{full.getsockname()[1]}"
+        try:
+            async with await Api.connect(write_kubeconfig(tmp_path / "kubeconfig", {"server": url}, {})) as api:
+                with pytest.raises(Unavailable, match=r"GET /api/v1/nodes/a: no connection within 0.05 s \(Timeout\)"):
+                    await api.get(NODES, "a")
+        finally:
+            for each in waiting:
+                each.close()
 
 
 async def test_connections_are_shared_and_used_again(server: ScriptedApi, kubeconfig: str):
