@@ -1,9 +1,11 @@
-"""A TCP relay that can hold back what a server says: whoever is behind it sees a world that is some time old."""
+"""TCP relays: one that can hold back what a server says, so that whoever is behind it sees a world that is some time
+old, and one that shares connections out among several servers, as a Service does."""
 
 from __future__ import annotations
 
 import asyncio
 import threading
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 
 from netloom_e2e.background import Background
@@ -19,7 +21,7 @@ class Relay(Background):
     def __init__(self, host: str, port: int) -> None:
         super().__init__()
         self.port = 0
-        self._target = host, port
+        self._targets = [(host, port)]
         self._open = asyncio.Event()
         self._open.set()
 
@@ -53,7 +55,13 @@ class Relay(Background):
         await asyncio.gather(*busy, return_exceptions=True)
 
     async def _join(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        far_reader, far_writer = await asyncio.open_connection(*self._target)
+        # In turn; one that cannot be reached is an answer, too, and not hidden by asking another.
+        self._targets.append(self._targets.pop(0))
+        try:
+            far_reader, far_writer = await asyncio.open_connection(*self._targets[-1])
+        except OSError:
+            writer.transport.abort()
+            return
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._copy(reader, far_writer, held=False))
@@ -70,3 +78,34 @@ class Relay(Background):
                 writer.write(data)
                 await writer.drain()
             writer.write_eof()
+
+
+class Balancer(Relay):
+    """New connections go in turn to the servers that were ready when last looked at, which is up to `lag` seconds ago:
+    a Service learns of a server that goes away later than the server itself does. At first it knows none."""
+
+    def __init__(self, lag: float) -> None:
+        super().__init__("127.0.0.1", 0)
+        self._lag = lag
+        self._known: dict[int, Callable[[], bool]] = {}
+
+    def share(self, servers: Mapping[int, Callable[[], bool]]) -> None:
+        """Among these from now on: ports of the loopback, and whether what is there says that it is ready."""
+        self._known = dict(servers)
+        self.call(self._look())
+
+    async def _look(self) -> None:
+        known = list(self._known.items())
+        ready = await asyncio.gather(*(asyncio.to_thread(check) for _, check in known), return_exceptions=True)
+        well = [("127.0.0.1", port) for (port, _), said in zip(known, ready, strict=True) if said is True]
+        self._targets = well or [("127.0.0.1", 0)]  # nobody listens there: the connection is refused
+
+    async def _serve(self, ready: threading.Event) -> None:
+        async def look_again() -> None:
+            while True:
+                await asyncio.sleep(self._lag)
+                await self._look()
+
+        looking = asyncio.create_task(look_again())
+        await super()._serve(ready)
+        looking.cancel()

@@ -47,7 +47,6 @@ NETWORK = "/apis/netloom.dev/v1alpha1/netloomnetworks/default"
 NODES = "/apis/netloom.dev/v1alpha1/netloomnodes"
 EMERGENCY = ["delete", "validatingwebhookconfigurations,validatingadmissionpolicybindings", "-l", "netloom.dev/guard"]
 TO_KUBERNETES: Manifest = {"data": {"ipam": "kubernetes"}}
-WEBHOOK_SECONDS = 3
 COLLECTOR_SECONDS = 60.0
 """Controllers try again after growing pauses."""
 
@@ -192,13 +191,12 @@ def test_the_cluster_goes_on_while_no_guard_can_be_reached(
         cluster.remove_nodes("node-3")
         wait_for("a node that leaves gives its CIDR back", lambda: "node-3" not in cluster.held())
 
-        began = time.monotonic()
         said = refused(plane, "PATCH", CONFIG_PATH, {"data": {"cluster-pool-ipv4-cidr": "10.1.0.0/16"}})
         assert said.startswith(
             "Internal error occurred: failed calling webhook "
             '"cilium-config.guard.netloom.dev": failed to call webhook: Post "https://127.0.0.1:'
         )
-        assert time.monotonic() - began < 2 * WEBHOOK_SECONDS
+        assert ("context deadline exceeded" in said) == (outage is black_hole)
         assert "failed calling webhook" in refused(plane, "POST", POOLS, pool("p", "10.64.0.0/16"))
 
         by_policy = "ValidatingAdmissionPolicy 'netloom-guard-cilium' with binding 'netloom-guard-cilium' denied"

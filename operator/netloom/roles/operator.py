@@ -15,7 +15,7 @@ from netloom import __version__
 from netloom.api.core import NODES
 from netloom.api.meta import Object
 from netloom.api.v1alpha1 import NETLOOM_NODES, NETWORKS
-from netloom.roles.webhook import Cache, Caches, Guard, GuardOptions, unseen_by
+from netloom.roles.webhook import DRAIN_SECONDS, Cache, Caches, Guard, GuardOptions, unseen_by
 from netloom.runtime import health
 from netloom.runtime.client import Api
 from netloom.runtime.events import EventRecorder
@@ -66,7 +66,7 @@ class _Operator:
     """The components of the role."""
 
     def __init__(self, api: Api, options: OperatorOptions) -> None:
-        self.manager = Manager()
+        self.manager = Manager(drain=DRAIN_SECONDS if options.guard else 0.0)
         self._api = api
         self._stores = Stores(Store(NETWORKS), Store(NODES), Store(NETLOOM_NODES))
         self._events = EventRecorder(api, "netloom-operator", host=options.identity)

@@ -56,6 +56,9 @@ T = TypeVar("T", bound=Object)
 
 CONNECTIONS = 4
 """For the record, the CA and Events; watches have their own."""
+DRAIN_SECONDS = 5.0
+"""Between the request to stop and the end: a Service learns of a replica that goes only after the replica itself, and
+its proxies later still. A write that is sent to nobody is refused."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,7 +100,7 @@ async def run_webhook(options: WebhookOptions) -> None:
     ) as api:
         version = await api.check()
         log.info("guard starts", version=__version__, api_server=version, pid=os.getpid())
-        manager = Manager()
+        manager = Manager(drain=DRAIN_SECONDS)
         events = EventRecorder(api, "netloom-guard", host=options.identity)
         manager.add("events", events.run, restart=True)
         guard = Guard(api, options.guard, manager, events)
@@ -175,7 +178,7 @@ class Guard:
         if self._files:
             await self._files.load()
         host, port = self._address
-        async with server.serve(self.decide, self._tls, host, port) as port:
+        async with server.serve(self.decide, self._tls, host, port, leaving=lambda: self._manager.stopping) as port:
             log.info("guard answers", address=f"{host}:{port}", guards=self._options.scope.guarded)
             yield port
 

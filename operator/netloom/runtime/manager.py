@@ -5,7 +5,8 @@ independent, and one that crashes is started again, with a growing delay, while 
 The crash of one without `restart` ends the role, and with it the process: whoever started it starts it again. So does a
 `UserError`, restart or not: it names what somebody has to mend first.
 
-SIGTERM or SIGINT ends the role in order: every component is cancelled and has `grace` seconds for its last words. A
+SIGTERM or SIGINT ends the role in order: for `drain` seconds it works on and says that it is not ready, so that whoever
+shares requests out gives it no more; then every component is cancelled and has `grace` seconds for its last words. A
 second signal, or a component that overstays, ends the process on the spot.
 """
 
@@ -26,7 +27,7 @@ from netloom.runtime.health import Health
 log = structlog.get_logger(__name__)
 
 GRACE_SECONDS = 20.0
-"""How long components may take to end. Below Kubernetes' 30 s, after which SIGKILL comes."""
+"""How long components may take to end. Below Kubernetes' 30 s, after which SIGKILL comes, also after a drain."""
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 EXIT_OVERSTAYED = 70
 
@@ -52,17 +53,26 @@ class Manager:
         self,
         health: Health | None = None,
         *,
+        drain: float = 0.0,
         grace: float = GRACE_SECONDS,
         restart_delay: float = 1.0,
         restart_cap: float = 60.0,
         exit: Callable[[int], None] = os._exit,
     ) -> None:
         self.health = health or Health()
+        self._drain = drain
         self._grace = grace
         self._delays = (restart_delay, restart_cap)
         self._exit = exit
         self._components: list[Component] = []
         self._stop = asyncio.Event()
+        if drain:
+            self.health.ready("stop", lambda: "the process is about to end" if self.stopping else "")
+
+    @property
+    def stopping(self) -> bool:
+        """Whether the end has begun."""
+        return self._stop.is_set()
 
     def add(self, name: str, run: Run, *, restart: bool = False) -> None:
         """Adds a component; to be called before `run`."""
@@ -70,7 +80,7 @@ class Manager:
 
     def stop(self) -> None:
         """Begins the end. A second call ends the process on the spot."""
-        if self._stop.is_set():
+        if self.stopping:
             log.error("second request to stop, ending at once")
             self._exit(EXIT_OVERSTAYED)
         self._stop.set()
@@ -95,11 +105,13 @@ class Manager:
         stopping = asyncio.create_task(self._stop.wait(), name="stop")
         try:
             pending: set[asyncio.Task[None]] = set(tasks)
-            while pending and not self._stop.is_set():
+            while pending and not self.stopping:
                 done, _ = await asyncio.wait([*pending, stopping], return_when=asyncio.FIRST_COMPLETED)
                 pending -= done
                 if any(not task.cancelled() and task.exception() for task in done):
                     break
+            if pending and self.stopping:
+                await asyncio.wait(pending, timeout=self._drain, return_when=asyncio.FIRST_EXCEPTION)
         finally:
             stopping.cancel()
             await self._end(tasks)

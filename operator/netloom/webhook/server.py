@@ -211,17 +211,18 @@ async def serve(
     port: int = 0,
     *,
     limits: Limits | None = None,
+    leaving: Callable[[], bool] = lambda: False,
 ) -> AsyncIterator[int]:
     """Answers while the context lasts, and gives the port (0: a free one). `host` "" stands for all addresses of both
     families.
 
     Handshakes are done with what `tls` holds at that moment: a new certificate in it needs no restart.
-    At the end requests that have begun are answered, for SHUTDOWN_SECONDS at most. Raises ConfigError if the address
-    cannot be had.
+    Once `leaving`, each answer is the last of its connection: the next request goes elsewhere. At the end requests that
+    have begun are answered, for SHUTDOWN_SECONDS at most. Raises ConfigError if the address cannot be had.
     """
     limits = limits or Limits()
     crowd = _Crowd(limits)
-    handler = _Handler(decide, crowd, limits)
+    handler = _Handler(decide, crowd, limits, leaving)
     server = web.Server(handler.handle)
     with _listening(host, port) as listener:
         tasks = [
@@ -299,10 +300,11 @@ async def _accept(
 class _Handler:
     """From HTTP to the decision and back."""
 
-    def __init__(self, decide: Decide, crowd: _Crowd, limits: Limits) -> None:
+    def __init__(self, decide: Decide, crowd: _Crowd, limits: Limits, leaving: Callable[[], bool]) -> None:
         self._decide = decide
         self._crowd = crowd
         self._limits = limits
+        self._leaving = leaving
         self._large = 0
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
@@ -310,6 +312,8 @@ class _Handler:
         assert isinstance(connection, _Connection)
         self._crowd.works(connection)  # a second request that came with the first one's bytes
         response = await self._respond(request)
+        if self._leaving():
+            response.force_close()
         # Written here, not by aiohttp after the return: the deadline lasts until the peer has taken the answer.
         await response.prepare(request)
         await response.write_eof()

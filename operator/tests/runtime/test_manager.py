@@ -163,6 +163,56 @@ async def test_a_second_stop_ends_at_once():
     assert exits == [EXIT_OVERSTAYED]
 
 
+async def test_what_is_drained_works_on_and_is_not_ready():
+    manager, part = Manager(drain=0.05), Part()
+    manager.add("part", part.run)
+    task = asyncio.create_task(manager.run())
+    await until(lambda: part.begun)
+    assert manager.health.not_ready() == {}
+    manager.stop()
+    assert manager.health.not_ready() == {"stop": "the process is about to end"}
+    assert manager.health.not_live() == {}
+    await asyncio.sleep(0)
+    assert not part.ended
+    await asyncio.wait_for(task, 5)
+    assert part.ended == 1
+
+
+async def test_a_drain_ends_with_the_last_component_or_a_crash():
+    for crash in (None, ValueError("broken")):
+        finish = asyncio.Event()
+
+        async def run(finish: asyncio.Event = finish, crash: Exception | None = crash) -> None:
+            await finish.wait()
+            if crash:
+                raise crash
+
+        manager = Manager(drain=3600.0)
+        manager.add("part", run)
+        task = asyncio.create_task(manager.run())
+        await asyncio.sleep(0)
+        manager.stop()
+        finish.set()
+        if crash:
+            with pytest.raises(Crashed, match="broken"):
+                await asyncio.wait_for(task, 5)
+        else:
+            await asyncio.wait_for(task, 5)
+
+
+async def test_a_second_stop_does_not_wait_for_the_drain():
+    statuses: list[int] = []
+    manager = Manager(drain=3600.0, exit=statuses.append)
+    manager.add("part", for_ever)
+    task = asyncio.create_task(manager.run())
+    await asyncio.sleep(0)
+    manager.stop()
+    manager.stop()
+    assert statuses == [EXIT_OVERSTAYED]
+    task.cancel()
+    await asyncio.wait([task])
+
+
 async def test_a_cancelled_manager_takes_its_components_along():
     manager, part = Manager(), Part()
     manager.add("part", part.run)

@@ -104,15 +104,17 @@ LoopFactory = Callable[[], asyncio.AbstractEventLoop]
 
 @pytest.fixture
 def start(ca: certificates.CA, presented: Presented) -> Start:
-    """`async with start(decide, body=..., idle=...) as guarded`; the options are fields of Limits."""
+    """`async with start(decide, body=..., idle=...) as guarded`; further options are fields of Limits."""
 
     @asynccontextmanager
     async def running(
-        decide: Callable[[AdmissionRequest], Verdict] = lambda request: ALLOWED, **limits: Any
+        decide: Callable[[AdmissionRequest], Verdict] = lambda request: ALLOWED,
+        leaving: Callable[[], bool] = lambda: False,
+        **limits: Any,
     ) -> AsyncIterator[Guarded]:
         trusting = ssl.create_default_context(cadata=ca.certificate)
         async with (
-            serve(decide, presented.context, "127.0.0.1", limits=Limits(**limits)) as port,
+            serve(decide, presented.context, "127.0.0.1", limits=Limits(**limits), leaving=leaving) as port,
             aiohttp.ClientSession(
                 connector=aiohttp.TCPConnector(ssl=trusting, limit=0), timeout=aiohttp.ClientTimeout(total=240)
             ) as session,

@@ -398,6 +398,21 @@ class TestLife:
                 writer.close()
                 await writer.wait_closed()
 
+    async def test_who_is_leaving_sends_clients_elsewhere_with_their_answers(self, start: Start):
+        away = False
+        async with start(leaving=lambda: away) as guarded:
+            body = json.dumps(review()).encode()
+            request = HEAD + b"Content-Length: %d\r\n\r\n" % len(body) + body
+            reader, writer = await guarded.connect()
+            for away in (False, True):
+                writer.write(request)
+                head = await reader.readuntil(b"\r\n\r\n")
+                length = int(head.lower().partition(b"content-length:")[2].partition(b"\r\n")[0])
+                assert json.loads(await reader.readexactly(length))["response"]["allowed"]
+                assert (b"connection: close" in head.lower()) == away
+            assert await closed(reader) == b""
+            writer.close()
+
     async def test_the_end_does_not_wait_for_those_who_rest(self, start: Start):
         async with start(idle=600.0) as guarded:
             reader, writer = await guarded.connect()

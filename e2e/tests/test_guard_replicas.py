@@ -1,0 +1,118 @@
+"""Two guards behind one address, as the Deployment runs them: both answer, and one goes while the other stays."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
+import pytest
+
+from netloom.webhook.names import Scope
+from netloom_e2e.client import ApiFailure
+from netloom_e2e.cluster import ControlPlane
+from netloom_e2e.guard import Guard, Guards
+from netloom_e2e.lab import wait_for
+from netloom_e2e.operators import free_port
+from netloom_e2e.relay import Balancer
+
+LAG_SECONDS = 1.0
+"""After which the address knows that a guard is going. A guard waits for longer than that before it goes."""
+WRITERS = 4
+
+
+class Writes:
+    """Guarded writes without a pause, as dry runs, by WRITERS at a time."""
+
+    def __init__(self, plane: ControlPlane) -> None:
+        self.answers: list[str] = []
+        """Of each what was said; "" if it was allowed."""
+        self._plane = plane
+        self._stop = threading.Event()
+
+    def more(self) -> None:
+        """Waits until many more were answered."""
+        enough = len(self.answers) + 50 * WRITERS
+        wait_for("writes are answered", lambda: len(self.answers) >= enough, deadline=60)
+
+    def wait_allowed(self) -> None:
+        """Until what has been asked for a while is allowed."""
+        wait_for("writes are allowed again", lambda: not any(self.answers[-50 * WRITERS :]), deadline=60)
+
+    @contextmanager
+    def going_on(self) -> Iterator[None]:
+        with ThreadPoolExecutor(WRITERS) as pool:
+            writers = [pool.submit(self._write) for _ in range(WRITERS)]
+            try:
+                yield
+            finally:
+                self._stop.set()
+        for writer in writers:
+            writer.result()
+
+    def _write(self) -> None:
+        path = "/api/v1/namespaces/kube-system/configmaps?dryRun=All"
+        body = {"metadata": {"name": "cilium-config"}, "data": {"ipam": "cluster-pool"}}
+        while not self._stop.is_set():
+            try:
+                self._plane.client.request("POST", path, body)
+            except ApiFailure as failure:
+                self.answers.append(str(failure))
+            else:
+                self.answers.append("")
+
+
+class Replicas:
+    """Guards with ports of their own, and the address that stands for those of them that are ready."""
+
+    def __init__(self, guards: Guards, balancer: Balancer) -> None:
+        self._guards = guards
+        self._balancer = balancer
+        self._running: dict[int, Guard] = {}
+
+    def start(self) -> Guard:
+        """One more, which is ready."""
+        port = free_port()
+        guard = self._running[port] = self._guards.start(port=port)
+        wait_for("the guard is ready", guard.ready, deadline=30)
+        self._balancer.share({port: each.ready for port, each in self._running.items()})
+        return guard
+
+
+@pytest.fixture
+def replicas(control_plane: ControlPlane) -> Iterator[Replicas]:
+    guards = Guards(control_plane, Scope(guarded="cilium"))
+    with Balancer(LAG_SECONDS).running() as balancer:
+        guards.url = f"https://127.0.0.1:{balancer.port}"
+        guards.install()
+        try:
+            yield Replicas(guards, balancer)
+        finally:
+            guards.kill()
+            guards.uninstall()
+
+
+def asked(guard: Guard) -> bool:
+    return guard.metric("netloom_guard_reviews_total") > 0
+
+
+def test_a_rolling_update_refuses_no_write(control_plane: ControlPlane, replicas: Replicas) -> None:
+    writes = Writes(control_plane)
+    first, second = replicas.start(), replicas.start()
+    with writes.going_on():
+        writes.wait_allowed()
+        wait_for("both are asked", lambda: asked(first) and asked(second), deadline=30)
+        began = len(writes.answers)
+        first.stop()
+        third = replicas.start()
+        writes.more()
+        second.stop()
+        replicas.start()
+        writes.more()
+        assert asked(third)
+        assert [answer for answer in writes.answers[began:] if answer] == []
+
+        third.kill()
+        writes.wait_allowed()
+    assert not any(answer for answer in writes.answers if "failed calling webhook" not in answer)
