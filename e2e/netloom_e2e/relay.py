@@ -1,9 +1,11 @@
 """TCP relays: one that can hold back what a server says, so that whoever is behind it sees a world that is some time
-old, and one that shares connections out among several servers, as a Service does."""
+old, and one that shares connections out among several servers, as a Service does.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import socket
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -14,13 +16,17 @@ _CHUNK = 1 << 16
 
 
 class Relay(Background):
-    """Listens on a loopback port. `hold` keeps the server's words back, `release` lets them go, in order."""
+    """Listens on a loopback port. `hold` keeps the server's words back, `release` lets them go, in order.
+
+    listener: where to listen instead. It may belong to another network namespace; connections onward are made in ours.
+    """
 
     seconds = 10.0
 
-    def __init__(self, host: str, port: int) -> None:
+    def __init__(self, host: str, port: int, *, listener: socket.socket | None = None) -> None:
         super().__init__()
-        self.port = 0
+        self._listener = listener or socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._listener.getsockname()[1]
         self._targets = [(host, port)]
         self._open = asyncio.Event()
         self._open.set()
@@ -42,11 +48,10 @@ class Relay(Background):
             assert task is not None
             busy.add(task)
             task.add_done_callback(busy.discard)
-            with suppress(OSError, asyncio.CancelledError):
+            with suppress(asyncio.CancelledError):
                 await self._join(reader, writer)
 
-        server = await asyncio.start_server(accept, "127.0.0.1", 0)
-        self.port = server.sockets[0].getsockname()[1]
+        server = await asyncio.start_server(accept, sock=self._listener)
         ready.set()
         await self._stop.wait()
         server.close()
@@ -60,7 +65,7 @@ class Relay(Background):
         try:
             far_reader, far_writer = await asyncio.open_connection(*self._targets[-1])
         except OSError:
-            writer.transport.abort()
+            writer.transport.abort()  # as the server's own kernel would refuse
             return
         try:
             async with asyncio.TaskGroup() as group:
@@ -109,3 +114,4 @@ class Balancer(Relay):
         looking = asyncio.create_task(look_again())
         await super()._serve(ready)
         looking.cancel()
+        await asyncio.wait([looking])

@@ -1,3 +1,9 @@
+import asyncio
+from collections.abc import Callable
+
+import pytest
+
+from netloom_e2e.background import TidyLoop
 from netloom_e2e.fixtures import (
     cluster,
     control_plane,
@@ -17,3 +23,9 @@ __all__ = [
     "kubectl",
     "operators",
 ]
+
+
+def pytest_asyncio_loop_factories(
+    config: pytest.Config, item: pytest.Item
+) -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
+    return {"tidy": TidyLoop}
