@@ -1,4 +1,4 @@
-"""The objects of Cilium that the guard looks at, cut down to what it reads (group cilium.io, Cilium 1.14 to 1.20).
+"""The objects of Cilium that the guard looks at, cut down to what it reads (group cilium.io, Cilium 1.13 to 1.20).
 
 Source: pkg/k8s/apis/cilium.io/client/crds of cilium/cilium. Nothing here is ever written.
 """
@@ -74,9 +74,37 @@ class CiliumPodIPPool(Struct, frozen=True):
     spec: CiliumPodIPPoolSpec = CiliumPodIPPoolSpec()
 
 
+class CiliumNodeConfigSpec(Struct, frozen=True):
+    """spec of a CiliumNodeConfig: keys of cilium-config, and the label selector of the Nodes they are for (None: of no
+    Node; empty: of all)."""
+
+    defaults: dict[str, str] = msgspec.field(default_factory=dict)
+    node_selector: dict[str, Any] | None = None
+
+
+class CiliumNodeConfig(Struct, frozen=True):
+    """CiliumNodeConfig, the same in both versions: cilium.io/v2 since Cilium 1.16, v2alpha1 from 1.13 to 1.19.
+
+    Only those in Cilium's own namespace are read, by agents when they start.
+    """
+
+    metadata: ObjectMeta = ObjectMeta()
+    spec: CiliumNodeConfigSpec = CiliumNodeConfigSpec()
+
+
 CILIUM_NODES: Resource[CiliumNode] = Resource(
     group=GROUP, version="v2", plural="ciliumnodes", kind="CiliumNode", type=CiliumNode
 )
 CILIUM_POOLS: Resource[CiliumPodIPPool] = Resource(
     group=GROUP, version="v2alpha1", plural="ciliumpodippools", kind="CiliumPodIPPool", type=CiliumPodIPPool
 )
+CILIUM_NODE_CONFIGS: Resource[CiliumNodeConfig] = Resource(
+    group=GROUP,
+    version="v2",
+    plural="ciliumnodeconfigs",
+    kind="CiliumNodeConfig",
+    type=CiliumNodeConfig,
+    namespaced=True,
+)
+CILIUM_NODE_CONFIG_VERSIONS = ("v2", "v2alpha1")
+"""All that a cluster may serve."""

@@ -36,7 +36,8 @@ GUARDED_KEYS = (IPAM, *CIDR_KEYS.values(), *MASK_KEYS.values())
 TRUE = frozenset({"1", "t", "T", "TRUE", "true", "True"})
 """What Go's strconv.ParseBool takes for true."""
 
-_MIGRATION_MODES = ("cluster-pool", "multi-pool")
+MIGRATION_MODES = ("cluster-pool", "multi-pool")
+"""From and to, of the one live migration that Cilium has."""
 _BREAKS = re.compile(r"[\s,]+")
 _POOL_BREAKS = re.compile(r"[\s,]+(?=[^\s,;:=]+=)")
 """What stands before the name of the next pool."""
@@ -81,12 +82,12 @@ def decide_cilium_config(change: Change[ConfigMap], live: Live) -> Verdict:
 def _refusals(
     change: Change[ConfigMap], mode: str, old: Mapping[str, str] | None, new: Mapping[str, str] | None, live: Live
 ) -> list[Problem]:
-    name, in_use = change.name, _in_use(live)
+    name, in_use = change.name, who_holds(live)
     if new is None:
         text = words.CILIUM_DELETED.format(in_use=in_use, mode=mode)
         return [words.locked(name, "metadata.name", change.key, text)]
     wanted = mode_of(new)
-    if migrates(new) and mode == "cluster-pool" and (old is None or mode_of(old) in _MIGRATION_MODES):
+    if migrates(new) and mode == "cluster-pool" and (old is None or mode_of(old) in MIGRATION_MODES):
         return []
     problems: list[Problem] = []
     if old is not None and old.get(IPAM, "").strip() and not new.get(IPAM, "").strip():
@@ -94,7 +95,7 @@ def _refusals(
         problems.append(words.locked(name, f"data.{IPAM}", "", text))
     elif wanted != mode and (old is None or wanted != mode_of(old)):
         text = words.CILIUM_MODE.format(in_use=in_use, mode=mode, wanted=wanted)
-        if (mode, wanted) == _MIGRATION_MODES:
+        if (mode, wanted) == MIGRATION_MODES:
             text += words.CILIUM_MIGRATION
         problems.append(words.locked(name, f"data.{IPAM}", new.get(IPAM, ""), text))
     # Of a mode that is refused, the lists of the other one are none of the trouble: Helm takes them away with it.
@@ -116,7 +117,8 @@ def _harmless(change: Change[ConfigMap], old: Mapping[str, str], new: Mapping[st
     return not any(_refusals(change, mode, old, new, live) for mode in (mode_of(old), "cluster-pool"))
 
 
-def _in_use(live: Live) -> str:
+def who_holds(live: Live) -> str:
+    """Who holds addresses, as a clause: as it is seen, or as it was recorded."""
     held = live.cilium_held
     if held.count and not live.unseen("CiliumNode"):
         return words.in_use(held.count, held.names)
@@ -139,7 +141,7 @@ def _pool(name: str, family: Family, old: Mapping[str, str], new: Mapping[str, s
         removed = mask_key not in new
         what = "the key cannot be removed" if removed else "the mask size cannot change"
         message = (
-            f"{what} while it is in use: {_in_use(live)}, cut as blocks of /{size}, and Cilium would take the blocks "
+            f"{what} while it is in use: {who_holds(live)}, cut as blocks of /{size}, and Cilium would take the blocks "
             "that nodes hold for others, and give addresses twice."
         )
         way_out = f'Keep {mask_key}: "{size}", or remove every node and its CiliumNode first.'
@@ -149,7 +151,7 @@ def _pool(name: str, family: Family, old: Mapping[str, str], new: Mapping[str, s
 
 def _element_lost(name: str, key: str, after: str, cidr: Cidr, widened: bool, live: Live) -> Problem:
     holders = live.cilium_held.overlapping(cidr)
-    why = holders.blocks() if holders.count else f"{_in_use(live)} of mode cluster-pool"
+    why = holders.blocks() if holders.count else f"{who_holds(live)} of mode cluster-pool"
     how = "put into a larger one" if widened else "removed or changed"
     message = (
         f"{cidr} cannot be {how} while it is in use: {why}, and Cilium, which allows no change of an element, would "

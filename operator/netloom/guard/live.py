@@ -43,8 +43,8 @@ class Live:
         self.unseen: Callable[[str], str] = lambda kind: ""
         """Why objects of a kind cannot be seen now; "" if they can, or if the cluster does not have the kind.
 
-        Kinds that are asked for: NetloomNode, NetloomNetwork, NetloomIPPool, Node, CiliumNode, CiliumPodIPPool, and
-        ConfigMap, which stands for the record.
+        Kinds that are asked for: NetloomNode, NetloomNetwork, NetloomIPPool, Node, CiliumNode, CiliumPodIPPool,
+        ConfigMap, which stands for the record, and cilium-config.
         """
         self.held = Holdings()
         """By NetloomNodes."""

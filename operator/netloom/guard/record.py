@@ -13,7 +13,7 @@ def wanted(live: Live) -> dict[str, str]:
     To be asked only while everything can be seen: caches that are empty as yet say that nobody holds anything.
     """
     data: dict[str, str] = {}
-    if live.cilium_held.count and (mode := _cilium_mode(live)):
+    if live.cilium_held.count and (mode := cilium_mode(live)):
         data[CILIUM_MODE] = mode
         data[CILIUM_IN_USE] = words.in_use(live.cilium_held.count, live.cilium_held.names)
     if live.held.count and (mode := _netloom_mode(live)):
@@ -42,8 +42,10 @@ def bypassed(live: Live) -> Problem | None:
     return Problem(name, f"data.{IPAM}", live.cilium_data.get(IPAM, ""), "ModeBypassed", message, way_out)
 
 
-def _cilium_mode(live: Live) -> str:
-    """The recorded mode stays, but for the documented migration; without one, the configuration's.
+def cilium_mode(live: Live) -> str:
+    """Cilium's mode in force while addresses are in use; "" where nothing says it.
+
+    The recorded mode stays, but for the documented migration; without one, the configuration's.
 
     Or the configuration's before its last change, where the first node got its addresses before that: the two were
     under way at the same time, and the guard could not know of the one when it was asked about the other.

@@ -16,6 +16,10 @@ __all__ = [
     "CILIUM_DELETED",
     "CILIUM_MIGRATION",
     "CILIUM_MODE",
+    "CILIUM_NODE_MIGRATION",
+    "CILIUM_NODE_MODE",
+    "CILIUM_NODE_SELECTOR",
+    "CILIUM_NO_MODE",
     "CILIUM_UNSET",
     "NETWORK_CREATED",
     "NETWORK_DELETED",
@@ -60,6 +64,22 @@ CILIUM_DELETED = (
     "it, or is installed anew in another mode, takes the network from their pods. Remove every node and its CiliumNode "
     "first."
 )
+CILIUM_NODE_MODE = (
+    "some nodes of a live cluster cannot have another IPAM mode: {in_use} of mode {mode}, and where Cilium restarts in "
+    "mode {wanted}, pods would lose the network. Take ipam out of spec.defaults, or remove every node and its "
+    "CiliumNode first, or build a new cluster in mode {wanted} and move the workloads there."
+)
+CILIUM_NODE_SELECTOR = (
+    "more or other nodes cannot get another IPAM mode: {in_use} of mode {mode}, and where Cilium restarts in mode "
+    "{wanted}, pods would lose the network. Leave the selector as it is, or take ipam out of spec.defaults first."
+)
+CILIUM_NODE_MIGRATION = (
+    " The one live migration that Cilium has, from cluster-pool to multi-pool, is made in cilium-config, for all nodes "
+    "(from Cilium 1.20 on)."
+)
+"""Follows the two above where somebody asks for that one."""
+CILIUM_NO_MODE = '""'
+"""Stands for a mode that is set to nothing: no agent starts with it."""
 
 
 def cel(template: str, holes: Mapping[str, str]) -> str:

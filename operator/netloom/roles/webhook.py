@@ -166,6 +166,7 @@ class Guard:
             self._own(CILIUM_NODES, self.live.cilium_node, changed=_held_changed, trim=trim_cilium_node)
             self._own(CILIUM_POOLS, self.live.cilium_pool)
             config = self._config_map("cilium-config", scope.cilium_namespace, CONFIG_NAME, self.live.cilium_config)
+            self._seen[CONFIG_NAME] = config.unseen
         self._record(events, record, config)
 
     def decide(self, request: AdmissionRequest) -> Verdict:

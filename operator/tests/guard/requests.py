@@ -105,6 +105,19 @@ def config(name: str = CONFIG_NAME, namespace: str = "kube-system", **data: str)
     return {"metadata": {"name": name, "namespace": namespace}, "data": keys}
 
 
+def node_config(
+    ipam: str | None = None,
+    selector: Json | None = None,
+    name: str = "some",
+    namespace: str = "kube-system",
+    **data: str,
+) -> Json:
+    """A CiliumNodeConfig that overrides the mode, unless that is None, and what `data` holds."""
+    defaults = ({} if ipam is None else {"ipam": ipam}) | data
+    spec = {"defaults": defaults} | ({} if selector is None else {"nodeSelector": selector})
+    return {"metadata": {"name": name, "namespace": namespace}, "spec": spec}
+
+
 def with_node(live: Live, name: str, held: Json) -> None:
     obj = msgspec.convert({"metadata": {"name": name}, "spec": {"ipam": held}}, NETLOOM_NODES.type)
     live.netloom_node(name, None, obj)

@@ -13,7 +13,7 @@ from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
 from netloom.api.admission import AdmissionRequest, GroupVersionResource, UserInfo
-from netloom.api.cilium import CILIUM_POOLS
+from netloom.api.cilium import CILIUM_NODE_CONFIGS, CILIUM_POOLS
 from netloom.api.core import CONFIG_MAPS, NODES
 from netloom.api.meta import Resource
 from netloom.api.v1alpha1 import NETLOOM_NODES, NETWORKS, POOLS
@@ -92,8 +92,17 @@ DATA: st.SearchStrategy[dict[str, str]] = st.fixed_dictionaries(
         "mtu": st.sampled_from(["1450", ""]),
     },
 )
+NODE_CONFIG: st.SearchStrategy[Json] = st.builds(
+    lambda ipam, selector, data: ask.node_config(ipam, selector, **data),
+    st.none() | CILIUM_MODES,
+    st.sampled_from([None, {}, {"matchLabels": {"zone": "a"}}, {"matchLabels": {"zone": "b"}}]),
+    st.fixed_dictionaries({}, optional={"mtu": st.sampled_from(["1450", ""])}),
+)
 RECORDED = st.sampled_from(["", "", "cluster-pool", "multi-pool", "kubernetes", "eni"])
-KINDS = ["NetloomNode", "NetloomNetwork", "NetloomIPPool", "Node", "CiliumNode", "CiliumPodIPPool", "ConfigMap"]
+KINDS = [
+    "NetloomNode", "NetloomNetwork", "NetloomIPPool", "Node", "CiliumNode", "CiliumPodIPPool", "ConfigMap",
+    "cilium-config",
+]  # fmt: skip
 
 
 @st.composite
@@ -221,6 +230,41 @@ def test_the_mode_of_a_live_cilium_never_changes(
     if mode == "cluster-pool":
         for key, version in (("cluster-pool-ipv4-cidr", 4), ("cluster-pool-ipv6-cidr", 6)):
             assert networks(old.get(key, ""), version) <= networks(new.get(key, ""), version)
+
+
+@settings(max_examples=150)
+@given(states(seen=False), writes(NODE_CONFIG), USERS, st.booleans())
+def test_no_node_of_a_live_cilium_gets_another_mode(
+    state: tuple[Live, Any, dict[str, Json]], write: tuple[Json | None, Json | None], user: str, dry_run: bool
+) -> None:
+    live, _, nodes = state
+    old, new = write
+    verdict = ask.verdict(live, CILIUM_NODE_CONFIGS, old, new, user=user, dry_run=dry_run)
+    recorded = live.recorded["ciliumMode"]
+    in_use = bool(recorded) or any(map(holds, nodes.values()))
+    mode = recorded or (cilium_mode(live.cilium_data) if live.cilium_data is not None else "not known")
+    if recorded == "cluster-pool" and live.cilium_data is not None and migrates(live.cilium_data):
+        mode = "multi-pool"
+    was, asks = (None if each is None else each["spec"]["defaults"].get("ipam") for each in (old, new))
+    event(f"in use {in_use}, mode {mode}, allowed {verdict.allowed}, old {bool(old)}, new {bool(new)}")
+    if new is None or asks is None:
+        assert verdict.allowed, "it takes an override away, or there is none"
+    elif old and was is not None and (was.strip(), selector(old)) == (asks.strip(), selector(new)):
+        assert verdict.allowed, "nothing changes for any node"
+    elif in_use and asks.strip() != mode:
+        assert not verdict.allowed
+        assert bool(verdict.refusals) != bool(verdict.unseen)
+    elif not any(map(live.unseen, ("CiliumNode", "ConfigMap", "cilium-config"))):
+        assert verdict.allowed
+
+
+def selector(config: Json) -> Any:
+    return config["spec"].get("nodeSelector")
+
+
+def migrates(data: dict[str, str]) -> bool:
+    flag = data.get("enable-cluster-pool-to-multi-pool-migration", "")
+    return cilium_mode(data) == "multi-pool" and flag in ("true", "1")
 
 
 def networks(text: str, version: int) -> set[Any]:
@@ -353,10 +397,10 @@ NO_TEXT = [b"\xff\xfe", b"null", b"", b'{"metadata":{"name":"a\xff"}}']
 RAW = (
     st.binary(max_size=30)
     | ANY_JSON.map(msgspec.json.encode)
-    | (NETWORK | NODE | POOL | DATA.map(lambda data: ask.config(**data))).map(msgspec.json.encode)
+    | (NETWORK | NODE | POOL | NODE_CONFIG | DATA.map(lambda data: ask.config(**data))).map(msgspec.json.encode)
     | st.sampled_from([*DEEP, *NO_TEXT])
 )
-RESOURCES = st.sampled_from([NETWORKS, NETLOOM_NODES, POOLS, CILIUM_POOLS, CONFIG_MAPS, NODES])
+RESOURCES = st.sampled_from([NETWORKS, NETLOOM_NODES, POOLS, CILIUM_POOLS, CILIUM_NODE_CONFIGS, CONFIG_MAPS, NODES])
 
 
 @given(

@@ -1,0 +1,75 @@
+"""What is refused of writes to CiliumNodeConfigs while CiliumNodes hold addresses: another IPAM mode for some nodes.
+
+When an agent starts, it reads cilium-config, and over it the CiliumNodeConfigs of Cilium's namespace that select its
+Node. They may set any key, unless the Helm values `daemon.configSources`, `allowedConfigOverrides` and
+`blockedConfigOverrides` say otherwise. (Source: cilium-dbg/cmd/build-config.go and pkg/option/resolver of
+cilium/cilium, and Documentation/configuration/per-node-config.rst.)
+
+The live migration from cluster-pool to multi-pool is no exception here: Cilium's operator makes it, whose mode and flag
+are those of cilium-config, and agents follow as they restart. (Source: cluster-pool-to-multi-pool.rst in
+Documentation/network/concepts/ipam, Cilium 1.20.)
+"""
+
+from netloom.api.cilium import CONFIG_NAME, CiliumNodeConfig
+from netloom.api.problem import Problem
+from netloom.guard import words
+from netloom.guard.cilium import IPAM, MIGRATION_MODES, who_holds
+from netloom.guard.decode import Change
+from netloom.guard.live import CILIUM_MODE, Live
+from netloom.guard.record import cilium_mode
+from netloom.guard.verdict import ALLOWED, Verdict
+
+_IPAM_FIELD, _SELECTOR_FIELD = f"spec.defaults.{IPAM}", "spec.nodeSelector"
+
+
+def decide_cilium_node_config(change: Change[CiliumNodeConfig], live: Live) -> Verdict:
+    """The verdict on one write of a CiliumNodeConfig in Cilium's namespace."""
+    old, new = _override(change.old), _override(change.new)
+    # Which nodes are selected is not looked at: the labels of 5,000 nodes would have to be kept, and they change. As
+    # Cilium's operator runs in one mode, another one is wrong for whichever nodes it would be.
+    if old == new and (new is None or not _selects_others(change)):
+        return ALLOWED
+    mode, unknown = _in_force(live)
+    if not mode:
+        return Verdict(unseen=(unknown,) if unknown and new is not None else ())
+    was, wanted = (mode if each is None else each for each in (old, new))
+    if wanted == mode:
+        return Verdict(warnings=() if was == mode else (_way_back(change.name, was, mode, new or ""),))
+    text = words.CILIUM_NODE_SELECTOR if was == wanted else words.CILIUM_NODE_MODE
+    text = text.format(in_use=who_holds(live), mode=mode, wanted=wanted or words.CILIUM_NO_MODE)
+    if (mode, wanted) == MIGRATION_MODES:
+        text += words.CILIUM_NODE_MIGRATION
+    field, value = (_SELECTOR_FIELD, "") if was == wanted else (_IPAM_FIELD, wanted)
+    return Verdict(refusals=(words.locked(change.name, field, value, text),))
+
+
+def _override(config: CiliumNodeConfig | None) -> str | None:
+    """The mode that a configuration sets for its nodes; None where it leaves them in that of the cluster."""
+    return config.spec.defaults[IPAM].strip() if config and IPAM in config.spec.defaults else None
+
+
+def _selects_others(change: Change[CiliumNodeConfig]) -> bool:
+    old, new = change.old, change.new
+    return old is not None and new is not None and old.spec.node_selector != new.spec.node_selector
+
+
+def _in_force(live: Live) -> tuple[str, str]:
+    """The mode that nodes hold addresses of, or why it is not known; neither while nobody holds any."""
+    if why := live.unseen("ConfigMap"):
+        return "", f"ConfigMap: {why}"
+    recorded = live.recorded.get(CILIUM_MODE, "")
+    if not recorded and not live.cilium_held.count:
+        why = live.unseen("CiliumNode")
+        return "", f"CiliumNode: {why}" if why else ""
+    if not recorded and (why := live.unseen(CONFIG_NAME)):
+        return "", f"{CONFIG_NAME}: {why}"
+    mode = cilium_mode(live)
+    return mode, "" if mode else f"{CONFIG_NAME}: there is none, and so no mode that nodes hold addresses of"
+
+
+def _way_back(name: str, was: str, mode: str, value: str) -> Problem:
+    message = (
+        f"where Cilium started in mode {was or words.CILIUM_NO_MODE}, it goes back to mode {mode} when it restarts, "
+        "and pods that got their addresses in between lose the network."
+    )
+    return Problem(name, _IPAM_FIELD, value, "ModeReturns", message, "Drain each such node before.", "warning")
