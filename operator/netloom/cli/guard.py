@@ -27,7 +27,9 @@ class Guarded(StrEnum):
 
 For = Annotated[Guarded, typer.Option("--for", help="Whose objects are guarded: cilium, netloom or all.")]
 Namespace = Annotated[str, typer.Option(envvar="POD_NAMESPACE", help="Namespace of the guard.")]
-CiliumNamespace = Annotated[str, typer.Option(help="Namespace of the ConfigMap cilium-config.")]
+CiliumNamespace = Annotated[
+    str, typer.Option(help="Namespace of the ConfigMap cilium-config and of the CiliumNodeConfigs that Cilium reads.")
+]
 OperatorUsers = Annotated[
     list[str],
     typer.Option("--operator-user", help="Who gives addresses to nodes. May be given several times."),

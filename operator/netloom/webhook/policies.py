@@ -11,11 +11,19 @@ from typing import Any
 from netloom.api.cilium import CONFIG_NAME, DEFAULT_MODE
 from netloom.api.v1alpha1 import IN_USE_FINALIZER
 from netloom.guard import words
-from netloom.guard.cilium import IPAM, MIGRATION, TRUE
+from netloom.guard.cilium import IPAM, MIGRATION, MIGRATION_MODES, TRUE
 from netloom.guard.live import CILIUM_IN_USE, CILIUM_MODE, NETLOOM_IN_USE, NETLOOM_MODE, RECORD_NAME
 from netloom.webhook import cel
-from netloom.webhook.names import AGENTS_POLICY, CILIUM_POLICY, KEPT_POLICY, LABEL, NETWORK_POLICY, Scope
-from netloom.webhook.rules import namespace_selector, rule
+from netloom.webhook.names import (
+    AGENTS_POLICY,
+    CILIUM_NODE_CONFIG_POLICY,
+    CILIUM_POLICY,
+    KEPT_POLICY,
+    LABEL,
+    NETWORK_POLICY,
+    Scope,
+)
+from netloom.webhook.rules import cilium_node_configs, namespace_selector, rule
 
 Manifest = dict[str, Any]
 
@@ -32,6 +40,7 @@ def policies(scope: Scope) -> list[Manifest]:
         found += [_agents(scope), _bound(scope, AGENTS_POLICY, parameters=False)]
     if scope.cilium:
         found += [_cilium(scope), _bound(scope, CILIUM_POLICY, parameters=True)]
+        found += [_cilium_node_config(scope), _bound(scope, CILIUM_NODE_CONFIG_POLICY, parameters=True)]
     return [*found, *_kept(scope)]
 
 
@@ -140,6 +149,43 @@ def _cilium(scope: Scope) -> Manifest:
             (
                 f"{_DELETE} || variables.mode == ''",
                 f"{head}metadata.name \\'{CONFIG_NAME}\\': ' + " + words.cel(words.CILIUM_DELETED, holes),
+            ),
+        ],
+        parameters=True,
+    )
+
+
+def _cilium_node_config(scope: Scope) -> Manifest:
+    ipam = f"?spec.?defaults[?{cel.text(IPAM)}].orValue(variables.mode).trim()"
+    holes = {"in_use": "variables.inUse", "mode": "variables.mode", "wanted": "variables.shown"}
+    head = f"'CiliumNodeConfig {scope.cilium_namespace}/' + variables.name + ': "
+    value = "(variables.wanted == '' ? '' : ' \\'' + variables.wanted + '\\'')"
+    source, target = map(cel.text, MIGRATION_MODES)
+    hint = words.cel(words.CILIUM_NODE_MIGRATION, {})
+    migration = f"(variables.mode == {source} && variables.wanted == {target} ? {hint} : '')"
+    harmless = "variables.mode == '' || variables.mode == variables.wanted"
+    return _policy(
+        CILIUM_NODE_CONFIG_POLICY,
+        matched=cilium_node_configs(),
+        namespace=scope.cilium_namespace,
+        variables={
+            "mode": _recorded(CILIUM_MODE, ""),
+            "inUse": _recorded(CILIUM_IN_USE, words.NODES_HOLD),
+            "name": f"{cel.TARGET}.?metadata.?name.orValue('')",
+            "wanted": f"request.operation == 'DELETE' ? variables.mode : object.{ipam}",
+            "old": f"request.operation == 'CREATE' ? variables.mode : oldObject.{ipam}",
+            "shown": f"variables.wanted == '' ? {cel.text(words.CILIUM_NO_MODE)} : variables.wanted",
+        },
+        validations=[
+            (
+                f"{harmless} || variables.wanted == variables.old",
+                f"{head}spec.defaults.{IPAM}' + {value} + ': ' + {words.cel(words.CILIUM_NODE_MODE, holes)}"
+                f" + {migration}",
+            ),
+            (
+                f"{_UPDATE} || {harmless} || variables.wanted != variables.old"
+                " || object.?spec.?nodeSelector == oldObject.?spec.?nodeSelector",
+                f"{head}spec.nodeSelector: ' + {words.cel(words.CILIUM_NODE_SELECTOR, holes)} + {migration}",
             ),
         ],
         parameters=True,

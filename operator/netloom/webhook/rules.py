@@ -7,8 +7,8 @@ of their updates only those that change a guarded field. What meets no condition
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from netloom.api.cilium import CONFIG_NAME
-from netloom.guard.cilium import GUARDED_KEYS
+from netloom.api.cilium import CILIUM_NODE_CONFIG_VERSIONS, CILIUM_NODE_CONFIGS, CONFIG_NAME
+from netloom.guard.cilium import GUARDED_KEYS, IPAM
 from netloom.guard.node import GARBAGE_COLLECTOR
 from netloom.webhook import cel
 from netloom.webhook.names import LABEL, NAME, Scope
@@ -27,7 +27,7 @@ def webhook_configuration(scope: Scope, client: Mapping[str, Any], annotations: 
     if scope.netloom:
         webhooks += [_network(scope), _pool(), _node(scope)]
     if scope.cilium:
-        webhooks += [_cilium_config(scope), _cilium_pool()]
+        webhooks += [_cilium_config(scope), _cilium_pool(), _cilium_node_config(scope)]
     return {
         "apiVersion": "admissionregistration.k8s.io/v1",
         "kind": "ValidatingWebhookConfiguration",
@@ -98,6 +98,25 @@ def _cilium_pool() -> Manifest:
         rule("cilium.io", "v2alpha1", ["ciliumpodippools"]),
         {"what-is-guarded": f"{_UPDATE} || {cel.differs('?spec')}"},
     )
+
+
+def _cilium_node_config(scope: Scope) -> Manifest:
+    # Of a selector, only where there is a mode that more or other nodes could get.
+    ipam = f"?spec.?defaults[?{cel.text(IPAM)}]"
+    written = f"{_UPDATE} && {cel.TARGET}.{ipam}.hasValue()"
+    moved = f"{cel.differs(ipam)} || (object.{ipam}.hasValue() && {cel.differs('?spec.?nodeSelector')})"
+    return _webhook(
+        "cilium-node-config",
+        cilium_node_configs(),
+        {"what-is-guarded": f"({written}) || (request.operation == 'UPDATE' && ({moved}))"},
+    ) | {"namespaceSelector": namespace_selector(scope.cilium_namespace)}
+
+
+def cilium_node_configs() -> Manifest:
+    """Every write of a CiliumNodeConfig. Clusters serve one version or both; one that none serves does no harm."""
+    kind = CILIUM_NODE_CONFIGS
+    versions = {"apiVersions": list(CILIUM_NODE_CONFIG_VERSIONS)}
+    return rule(kind.group, kind.version, [kind.plural], scope="Namespaced") | versions
 
 
 def namespace_selector(namespace: str) -> Manifest:

@@ -63,6 +63,8 @@ def test_for_cilium_there_is_nothing_of_our_network() -> None:
         "PodDisruptionBudget netloom-guard",
         "ValidatingAdmissionPolicy netloom-guard-cilium",
         "ValidatingAdmissionPolicyBinding netloom-guard-cilium",
+        "ValidatingAdmissionPolicy netloom-guard-cilium-node-config",
+        "ValidatingAdmissionPolicyBinding netloom-guard-cilium-node-config",
         "ValidatingAdmissionPolicy netloom-guard-record",
         "ValidatingAdmissionPolicyBinding netloom-guard-record",
         "ValidatingWebhookConfiguration netloom-guard",
@@ -73,12 +75,13 @@ def test_for_cilium_there_is_nothing_of_our_network() -> None:
     assert [each["name"] for each in webhooks("cilium")] == [
         "cilium-config.guard.netloom.dev",
         "cilium-pool.guard.netloom.dev",
+        "cilium-node-config.guard.netloom.dev",
     ]
 
 
 def test_for_netloom_there_is_nothing_of_cilium() -> None:
     manifests = installed("netloom")
-    theirs = {"ciliumnodes", "ciliumpodippools", "cilium.io", "configmaps"}
+    theirs = {"ciliumnodes", "ciliumpodippools", "ciliumnodeconfigs", "cilium.io", "configmaps"}
     roles = only(manifests, "ClusterRole")
     assert theirs.isdisjoint(strings([roles, *webhooks("netloom")]))
     assert "Role netloom-guard-cilium" not in named(manifests)
@@ -90,7 +93,7 @@ def test_what_the_webhooks_can_hold_up(guarded: Guarded) -> None:
     for webhook in webhooks(guarded):
         (rule,) = webhook["rules"]
         guardable = {"netloomnetworks", "netloomnetworks/status", "netloomippools", "netloomnodes", "configmaps"}
-        assert set(rule["resources"]) <= guardable | {"ciliumpodippools"}
+        assert set(rule["resources"]) <= guardable | {"ciliumpodippools", "ciliumnodeconfigs"}
         assert "*" not in strings(rule)
         assert rule["operations"] == ["CREATE", "UPDATE", "DELETE"]
         assert webhook["failurePolicy"] == "Fail"
@@ -105,6 +108,18 @@ def test_config_maps_are_guarded_by_name_in_one_namespace() -> None:
     (webhook,) = (each for each in webhooks("cilium") if each["rules"][0]["resources"] == ["configmaps"])
     assert webhook["namespaceSelector"] == {"matchLabels": {"kubernetes.io/metadata.name": "kube-system"}}
     assert webhook["matchConditions"][0]["expression"].endswith(".?metadata.?name.orValue('') == 'cilium-config'")
+
+
+def test_node_configs_are_guarded_in_one_namespace_and_both_versions() -> None:
+    matched = next(each for each in webhooks("cilium") if each["rules"][0]["resources"] == ["ciliumnodeconfigs"])
+    policy = next(
+        each for each in installed("cilium") if each["metadata"]["name"] == "netloom-guard-cilium-node-config"
+    )
+    constraints = policy["spec"]["matchConstraints"]
+    assert matched["namespaceSelector"] == {"matchLabels": {"kubernetes.io/metadata.name": "kube-system"}}
+    assert matched["rules"][0]["apiVersions"] == ["v2", "v2alpha1"]
+    assert constraints["namespaceSelector"] == matched["namespaceSelector"]
+    assert constraints["resourceRules"] == matched["rules"]
 
 
 @pytest.mark.parametrize("guarded", SCOPES)
@@ -159,7 +174,7 @@ def test_two_replicas_on_two_nodes_of_which_one_stays() -> None:
 def test_a_guard_at_a_url_needs_neither_service_nor_deployment() -> None:
     manifests = installed(image="", url=URL)
     assert {"Service", "Deployment", "PodDisruptionBudget"}.isdisjoint(each["kind"] for each in manifests)
-    assert [each["clientConfig"] for each in webhooks(image="", url=f"{URL}/")] == [{"url": f"{URL}/validate"}] * 5
+    assert [each["clientConfig"] for each in webhooks(image="", url=f"{URL}/")] == [{"url": f"{URL}/validate"}] * 6
 
 
 def test_what_the_guard_writes_is_left_out() -> None:
@@ -180,7 +195,7 @@ def test_certificates_of_cert_manager() -> None:
 
 def test_a_given_ca_stands_in_every_webhook() -> None:
     bundles = [each["clientConfig"]["caBundle"] for each in webhooks(tls_secret="guard-tls", ca_bundle="UEVN")]
-    assert bundles == ["UEVN"] * 5
+    assert bundles == ["UEVN"] * 6
 
 
 @pytest.mark.parametrize(
