@@ -28,6 +28,7 @@ PLURALS = {
     "NetloomNode": "netloomnodes",
     "CiliumNode": "ciliumnodes",
     "CiliumPodIPPool": "ciliumpodippools",
+    "CiliumNodeConfig": "ciliumnodeconfigs",
     "ConfigMap": "configmaps",
     "Node": "nodes",
 }

@@ -34,7 +34,7 @@ _numbers = itertools.count(1)
 
 
 def install_cilium(plane: ControlPlane) -> None:
-    """The CRDs of CiliumNode and CiliumPodIPPool, served."""
+    """The CRDs of CiliumNode, CiliumPodIPPool and CiliumNodeConfig, served."""
     crds.install(plane, CILIUM_CRDS)
 
 

@@ -41,7 +41,7 @@ CHART = Path(__file__).parents[1] / "netloom_e2e" / "cilium_chart"
 ANSWERS = yaml.safe_load((TABLES / "answers.yaml").read_text())
 RECORD = "/api/v1/namespaces/netloom-system/configmaps/netloom-guard"
 BINDINGS = "/apis/admissionregistration.k8s.io/v1/validatingadmissionpolicybindings"
-MODE_BINDINGS = ("netloom-guard-network", "netloom-guard-cilium")
+MODE_BINDINGS = ("netloom-guard-network", "netloom-guard-cilium", "netloom-guard-cilium-node-config")
 WITH, WITHOUT = "policies and webhook", "webhook only"
 HELM = ("upgrade", "upgrade client-side", "upgrade with conflicts", "upgrade --install", "rollback", "uninstall")
 SECRETS = "/api/v1/namespaces/kube-system/secrets"
@@ -52,6 +52,7 @@ COLLECTIONS = (
     "/apis/netloom.dev/v1alpha1/netloomnodes",
     "/apis/cilium.io/v2/ciliumnodes",
     "/apis/cilium.io/v2alpha1/ciliumpodippools",
+    "/apis/cilium.io/v2/ciliumnodeconfigs",
     "/api/v1/nodes",
 )
 NETWORK_PROBE = {
@@ -66,6 +67,12 @@ CILIUM_CONFIG = {
     "metadata": {"name": "cilium-config", "namespace": "kube-system"},
 }
 CILIUM_PROBE = CILIUM_CONFIG | {"data": {"ipam": "probe"}}
+NODE_CONFIG_PROBE = {
+    "apiVersion": "cilium.io/v2",
+    "kind": "CiliumNodeConfig",
+    "metadata": {"name": "probe", "namespace": "kube-system"},
+    "spec": {"defaults": {"ipam": "probe"}, "nodeSelector": {}},
+}
 MIGRATION = "migration"
 KINDS = ("NetloomNetwork", "NetloomIPPool", "NetloomNode", "Node", "CiliumNode", "CiliumPodIPPool")
 
@@ -107,7 +114,7 @@ class Row:
 
 def rows() -> Iterator[Row]:
     for setting in (WITHOUT, WITH):
-        for table in ("network", "pool", "node", "cilium-config", "cilium-helm", "cilium-pool"):
+        for table in ("network", "pool", "node", "cilium-config", "cilium-helm", "cilium-pool", "cilium-node-config"):
             content = yaml.safe_load((TABLES / f"{table}.yaml").read_text())
             yield from _rows_of(table, content, setting)
 
@@ -257,7 +264,9 @@ class Stage:
 
     def _policies_see(self, scene: Scene) -> bool:
         """The API server watches policies, bindings and the record by itself: a probe shows how far it has come."""
-        return self._answers(NETWORK_PROBE, scene.netloom_in_use) and self._answers(CILIUM_PROBE, scene.cilium_in_use)
+        return self._answers(NETWORK_PROBE, scene.netloom_in_use) and all(
+            self._answers(probe, scene.cilium_in_use) for probe in (CILIUM_PROBE, NODE_CONFIG_PROBE)
+        )
 
     def _answers(self, probe: Manifest, in_use: str) -> bool:
         """Whether a change of the mode, as a dry run, is answered as it should be by whom it should be."""

@@ -13,18 +13,21 @@ import msgspec
 import pytest
 
 from netloom.api.admission import AdmissionRequest, GroupVersionResource, UserInfo
+from netloom.api.cilium import CILIUM_NODE_CONFIGS
 from netloom.api.meta import ObjectMeta
 from netloom.api.v1alpha1 import NETLOOM_NODES, NETWORKS, NetloomNode, NetloomNodeSpec, NodeIPAM
 from netloom.guard.decide import decide
 from netloom.guard.live import Live, Users
 from netloom.guard.record import wanted
 from netloom.webhook.names import AGENT_USER, OPERATOR_USER, Guarded, Scope
+from netloom_e2e.asking import put
 from netloom_e2e.client import ApiFailure
 from netloom_e2e.cluster import ControlPlane
-from netloom_e2e.guard import Guards, apply
+from netloom_e2e.guard import Guards, apply, install_cilium, uninstall_cilium
 from netloom_e2e.lab import wait_for
 
 CONFIG_MAPS = "/api/v1/namespaces/kube-system/configmaps"
+NODE_CONFIGS = CILIUM_NODE_CONFIGS.path(namespace="kube-system")
 NETWORK = NETWORKS.path("default")
 NOW = "2026-01-01T00:00:00Z"
 ADMIN = "admin"
@@ -130,6 +133,52 @@ def test_other_config_maps_are_left_alone(cilium: Policies) -> None:
     assert cilium.says("POST", CONFIG_MAPS, other) == ""
     other["metadata"] = {"name": "cilium-config", "namespace": "default"}
     assert cilium.says("POST", "/api/v1/namespaces/default/configmaps", other) == ""
+
+
+@pytest.fixture
+def node_configs(cilium: Policies) -> Iterator[Policies]:
+    """With Cilium's kinds, which come after the policies here."""
+    install_cilium(cilium.plane)
+    probe = node_config("probe", "kubernetes")
+    wait_for("the policy is in force", lambda: cilium.says("POST", NODE_CONFIGS, probe), deadline=30)
+    yield cilium
+    uninstall_cilium(cilium.plane)
+
+
+def node_config(name: str, ipam: str | None = None, zone: str = "a", version: str = "v2") -> dict[str, Any]:
+    return {
+        "apiVersion": f"cilium.io/{version}",
+        "kind": "CiliumNodeConfig",
+        "metadata": {"name": name, "namespace": "kube-system"},
+        "spec": {
+            "defaults": {"debug": "false"} | ({} if ipam is None else {"ipam": ipam}),
+            "nodeSelector": {"matchLabels": {"zone": zone}},
+        },
+    }
+
+
+def test_cilium_node_configs(node_configs: Policies) -> None:
+    """Made anew, changed into each other, and deleted."""
+    plane, resource = node_configs.plane, ("cilium.io", "v2", "ciliumnodeconfigs")
+    refused = 0
+    for number, before in enumerate(MODES):
+        name = f"some-{number}"
+        old = node_config(name, before)
+        by_guard = node_configs.guard_says("CREATE", resource, None, old)
+        assert node_configs.says("POST", NODE_CONFIGS, old) == by_guard, old
+        put(plane, old)
+        path = f"{NODE_CONFIGS}/{name}"
+        stored = plane.client.request("GET", path)
+        for ipam, zone in itertools.product(MODES, ("a", "b")):
+            new = stored | {"spec": node_config(name, ipam, zone)["spec"]}
+            by_guard = node_configs.guard_says("UPDATE", resource, stored, new)
+            assert node_configs.says("PUT", path, new) == by_guard, (stored, new)
+            refused += bool(by_guard)
+        assert node_configs.says("DELETE", path) == node_configs.guard_says("DELETE", resource, stored, None) == ""
+    assert refused >= 50
+    older = node_config("older", "kubernetes", version="v2alpha1")
+    path = f"/apis/cilium.io/v2alpha1/namespaces/kube-system/{CILIUM_NODE_CONFIGS.plural}"
+    assert node_configs.says("POST", path, older) == node_configs.guard_says("CREATE", resource, None, older) != ""
 
 
 @pytest.fixture
