@@ -24,7 +24,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _MARK = "NETLOOM_E2E_STATE"
-_NAME = r"[a-z0-9-]{1,40}"  # short, as Unix sockets lie in the folder, and their paths end at 107 bytes
+_NAME = r"[a-z0-9-]{1,40}"  # short, as Unix sockets lie in the folder
+_PATH_BYTES = 107 - len("/etcd-peer.sock")
+"""Of a folder: the kernel takes no longer path of a Unix socket in it."""
 _KILL_SECONDS = 20.0
 
 
@@ -62,13 +64,17 @@ class StateFolder:
     """A folder and the processes started in it. While the owner lives it holds a lock on the folder's `owner` file."""
 
     def __init__(self, name: str = "") -> None:
-        """Raises FileExistsError where there is one of that name. Without a name one is made up."""
+        """Without a name one is made up. Raises FileExistsError where there is one of that name, and ValueError where
+        the folder for temporary files has too long a path."""
         with _root_locked():
             if name:
                 self.path = folder_of(name)
                 self.path.mkdir(mode=0o700)
             else:
                 self.path = Path(tempfile.mkdtemp(prefix="own-", dir=root()))
+            if len(bytes(self.path)) > _PATH_BYTES:
+                self.path.rmdir()
+                raise ValueError(f"TMPDIR={tempfile.gettempdir()} is too long a path for Unix sockets below it")
             self._lock = (self.path / "owner").open("w")
             fcntl.flock(self._lock, fcntl.LOCK_EX)
             self._lock.write(f"{os.getpid()}\n")

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -31,20 +32,22 @@ def test_allocation_counts() -> None:
 
 
 @pytest.mark.usefixtures("control_plane_binaries")
-def test_allocation_leaves_nothing_behind_on_ctrl_c(tmp_path: Path) -> None:
-    environment = os.environ | {"TMPDIR": str(tmp_path)}
-    with subprocess.Popen(
-        [sys.executable, ALLOCATION, "--nodes=500"], env=environment, stdout=subprocess.PIPE
-    ) as running:
-        try:
-            wait_for("an operator to run", lambda: _operator_runs(tmp_path), deadline=120)
-            running.send_signal(signal.SIGINT)
-            assert running.wait(60) == 130
-        finally:
-            running.kill()
-    root = tmp_path / f"netloom-e2e-{os.getuid()}"
-    assert [path.name for path in root.iterdir()] == [".lock"]
-    assert list(tmp_path.iterdir()) == [root]
+def test_allocation_leaves_nothing_behind_on_ctrl_c() -> None:
+    with tempfile.TemporaryDirectory() as name:  # pytest's own have too long a path for the sockets of etcd
+        folder = Path(name)
+        environment = os.environ | {"TMPDIR": name}
+        with subprocess.Popen(
+            [sys.executable, ALLOCATION, "--nodes=500"], env=environment, stdout=subprocess.PIPE
+        ) as running:
+            try:
+                wait_for("an operator to run", lambda: running.poll() or _operator_runs(folder), deadline=120)
+                running.send_signal(signal.SIGINT)
+                assert running.wait(60) == 130
+            finally:
+                running.kill()
+        root = folder / f"netloom-e2e-{os.getuid()}"
+        assert [path.name for path in root.iterdir()] == [".lock"]
+        assert list(folder.iterdir()) == [root]
 
 
 def _operator_runs(folder: Path) -> bool:

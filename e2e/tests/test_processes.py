@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +21,7 @@ from netloom_e2e.processes import StateFolder
 # Says where its folder is, then waits for its end.
 OWNER = """
 import sys
+import tempfile
 from netloom_e2e.processes import StateFolder
 folder = StateFolder()
 folder.spawn("sleeper", ["sleep", "1000"])
@@ -116,3 +118,12 @@ def test_the_log_is_kept_over_a_restart_and_its_tail_is_short() -> None:
         assert "first" in process.log.read_text()
     finally:
         folder.close()
+
+
+def test_a_path_that_is_too_long_for_sockets_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    deep = tmp_path / ("x" * 90)
+    deep.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(deep))
+    with pytest.raises(ValueError, match=f"TMPDIR={deep} is too long a path"):
+        StateFolder()
+    assert not processes.folders()
