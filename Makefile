@@ -14,7 +14,8 @@ demo: setup ## Run the main job, from `kubectl apply` to pods that ping, on a re
 
 test: check ## Run everything: check, then the tests on a real API server and kernel
 	$(PY) -m pytest -q -n 4 -m slow operator/tests reconcilers/tests
-	$(PY) -m pytest e2e/tests
+	@$(PY) -m netloom_e2e build
+	$(PY) -m pytest -q -n 2 --dist loadfile e2e/tests
 
 check: setup ## Format, lint, types, layers and unit tests; under a minute
 	.venv/bin/ruff format --check .

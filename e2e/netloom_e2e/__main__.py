@@ -14,7 +14,7 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
-from netloom_e2e import binaries, processes
+from netloom_e2e import binaries, processes, virtual_machine
 from netloom_e2e.client import ApiFailure, Client
 from netloom_e2e.cluster import ControlPlane, ControlPlaneError
 
@@ -77,6 +77,17 @@ def down(
         _say(f"control plane {folder.name!r} is gone")
     if not kept:
         _say("there is none" if everything else f"there is no control plane {name!r} that `up` started")
+
+
+@app.command()
+def build() -> None:
+    """Build or download what the tests need and the cache does not have yet."""
+    try:
+        binaries.find("kube-apiserver")
+        binaries.helm()
+        virtual_machine.kernel()
+    except binaries.BinariesError as error:
+        _fail(str(error))
 
 
 @app.command()
