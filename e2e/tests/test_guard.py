@@ -61,6 +61,13 @@ NETWORK_PROBE = {
     "metadata": {"name": "default"},
     "spec": {"ipam": {"mode": "gke"}, "routing": {"mode": "native"}},
 }
+STATUS_PROBE = {
+    "apiVersion": "netloom.dev/v1alpha1",
+    "kind": "NetloomNetwork",
+    "metadata": {"name": "default"},
+    "status": {"ipam": {"epoch": 77}},
+}
+"""What the CRD's own rules allow, so that it shows the policies where those rules are the first to refuse a mode."""
 CILIUM_CONFIG = {
     "apiVersion": "v1",
     "kind": "ConfigMap",
@@ -264,9 +271,11 @@ class Stage:
 
     def _policies_see(self, scene: Scene) -> bool:
         """The API server watches policies, bindings and the record by itself: a probe shows how far it has come."""
-        return self._answers(NETWORK_PROBE, scene.netloom_in_use) and all(
-            self._answers(probe, scene.cilium_in_use) for probe in (CILIUM_PROBE, NODE_CONFIG_PROBE)
-        )
+        probes = [(NETWORK_PROBE, scene.netloom_in_use)]
+        if any(manifest["kind"] == "NetloomNetwork" for manifest in scene.objects):
+            probes.append((STATUS_PROBE, scene.netloom_in_use))
+        probes += [(probe, scene.cilium_in_use) for probe in (CILIUM_PROBE, NODE_CONFIG_PROBE)]
+        return all(self._answers(probe, in_use) for probe, in_use in probes)
 
     def _answers(self, probe: Manifest, in_use: str) -> bool:
         """Whether a change of the mode, as a dry run, is answered as it should be by whom it should be."""
@@ -281,7 +290,8 @@ class Stage:
 
     def _write_dry(self, probe: Manifest) -> None:
         try:
-            self.plane.client.request("PATCH", f"{path_of(probe)}?dryRun=All", probe)
+            path = path_of(probe) + ("/status" if "status" in probe else "")
+            self.plane.client.request("PATCH", f"{path}?dryRun=All", probe)
         except ApiFailure as failure:
             if failure.status != 404:
                 raise
