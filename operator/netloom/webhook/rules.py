@@ -7,7 +7,9 @@ of their updates only those that change a guarded field. What meets no condition
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from netloom.api.cilium import CILIUM_NODE_CONFIG_VERSIONS, CILIUM_NODE_CONFIGS, CONFIG_NAME
+from netloom.api.cilium import CILIUM_NODE_CONFIG_VERSIONS, CILIUM_NODE_CONFIGS, CILIUM_POOLS, CONFIG_NAME
+from netloom.api.meta import Resource
+from netloom.api.v1alpha1 import POOLS
 from netloom.guard.cilium import GUARDED_KEYS, IPAM
 from netloom.guard.node import GARBAGE_COLLECTOR
 from netloom.webhook import cel
@@ -25,9 +27,9 @@ def webhook_configuration(scope: Scope, client: Mapping[str, Any], annotations: 
     """client: `clientConfig` of every webhook, without caBundle where the guard is to fill it in."""
     webhooks = []
     if scope.netloom:
-        webhooks += [_network(scope), _pool(), _node(scope)]
+        webhooks += [_network(scope), _pool("pool", POOLS), _node(scope)]
     if scope.cilium:
-        webhooks += [_cilium_config(scope), _cilium_pool(), _cilium_node_config(scope)]
+        webhooks += [_cilium_config(scope), _pool("cilium-pool", CILIUM_POOLS), _cilium_node_config(scope)]
     return {
         "apiVersion": "admissionregistration.k8s.io/v1",
         "kind": "ValidatingWebhookConfiguration",
@@ -53,10 +55,10 @@ def _network(scope: Scope) -> Manifest:
     )
 
 
-def _pool() -> Manifest:
+def _pool(name: str, kind: Resource[Any]) -> Manifest:
     return _webhook(
-        "pool",
-        rule("netloom.dev", "v1alpha1", ["netloomippools"]),
+        name,
+        rule(kind.group, kind.version, [kind.plural]),
         {"what-is-guarded": f"{_UPDATE} || {cel.differs('?spec')}"},
     )
 
@@ -90,14 +92,6 @@ def _cilium_config(scope: Scope) -> Manifest:
         },
         only=CONFIG_NAME,
     ) | {"namespaceSelector": namespace_selector(scope.cilium_namespace)}
-
-
-def _cilium_pool() -> Manifest:
-    return _webhook(
-        "cilium-pool",
-        rule("cilium.io", "v2alpha1", ["ciliumpodippools"]),
-        {"what-is-guarded": f"{_UPDATE} || {cel.differs('?spec')}"},
-    )
 
 
 def _cilium_node_config(scope: Scope) -> Manifest:

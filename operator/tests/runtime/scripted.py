@@ -265,7 +265,7 @@ async def serving(**options: Any) -> AsyncIterator[ScriptedApi]:
         await runner.cleanup()
 
 
-async def until(condition: Callable[[], object], what: str = "", seconds: float = 10.0) -> None:
+async def until(condition: Callable[[], object], what: str = "", seconds: float = 20.0) -> None:
     """Returns when the condition holds; fails after `seconds`."""
     try:
         async with asyncio.timeout(seconds):

@@ -23,15 +23,6 @@ from netloom.webhook.tls import Presented
 NOW = dt.datetime.now(dt.UTC).replace(microsecond=0)
 
 
-async def until(condition: Callable[[], object], what: str = "", seconds: float = 20.0) -> None:
-    try:
-        async with asyncio.timeout(seconds):
-            while not condition():
-                await asyncio.sleep(0.005)
-    except TimeoutError:
-        raise AssertionError(f"not within {seconds} s: {what}") from None
-
-
 def review(uid: str = "1", **request: Any) -> dict[str, Any]:
     """An AdmissionReview as an API server sends it."""
     return {

@@ -19,8 +19,8 @@ from netloom.webhook import certificates
 from netloom.webhook.authority import Authority, Timing
 from netloom.webhook.mint import Mint
 from tests.runtime.conftest import write_kubeconfig
-from tests.runtime.scripted import Call, Object, ScriptedApi, half_open, refuse, serving
-from tests.webhook.conftest import NOW, until
+from tests.runtime.scripted import Call, Object, ScriptedApi, half_open, refuse, serving, until
+from tests.webhook.conftest import NOW
 
 SECRETS = "/api/v1/namespaces/netloom-system/secrets"
 CONFIGURATIONS = "/apis/admissionregistration.k8s.io/v1/validatingwebhookconfigurations"

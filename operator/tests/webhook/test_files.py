@@ -11,7 +11,8 @@ from netloom.runtime.errors import ConfigError
 from netloom.webhook import certificates
 from netloom.webhook.certificates import CA, Serving
 from netloom.webhook.files import CertificateFiles
-from tests.webhook.conftest import NOW, until
+from tests.runtime.scripted import until
+from tests.webhook.conftest import NOW
 from tests.webhook.test_certificates import DAY, handshake
 
 

@@ -11,7 +11,8 @@ from netloom.webhook import certificates
 from netloom.webhook.certificates import CA, BadCertificate, BadSecret
 from netloom.webhook.mint import Mint, MintFailed
 from netloom.webhook.tls import Presented
-from tests.webhook.conftest import NOW, until
+from tests.runtime.scripted import until
+from tests.webhook.conftest import NOW
 from tests.webhook.test_certificates import handshake
 
 pytestmark = pytest.mark.timeout(60)

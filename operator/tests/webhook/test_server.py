@@ -17,7 +17,8 @@ from netloom.runtime.metrics import REGISTRY
 from netloom.webhook import certificates
 from netloom.webhook.server import serve
 from netloom.webhook.tls import Presented
-from tests.webhook.conftest import NOW, Start, review, until
+from tests.runtime.scripted import until
+from tests.webhook.conftest import NOW, Start, review
 
 MODE = Problem(
     object="NetloomNetwork default",
