@@ -20,6 +20,7 @@ from netloom_e2e.relay import Balancer
 LAG_SECONDS = 1.0
 """After which the address knows that a guard is going. A guard waits for longer than that before it goes."""
 WRITERS = 4
+MANY = 200
 
 
 class Writes:
@@ -32,13 +33,14 @@ class Writes:
         self._stop = threading.Event()
 
     def more(self) -> None:
-        """Waits until many more were answered."""
-        enough = len(self.answers) + 50 * WRITERS
+        """Waits until MANY more were answered."""
+        enough = len(self.answers) + MANY
         wait_for("writes are answered", lambda: len(self.answers) >= enough, deadline=60)
 
     def wait_allowed(self) -> None:
-        """Until what has been asked for a while is allowed."""
-        wait_for("writes are allowed again", lambda: not any(self.answers[-50 * WRITERS :]), deadline=60)
+        """Until the last MANY, none of them from before the call, were all allowed."""
+        self.more()
+        wait_for("writes are allowed", lambda: not any(self.answers[-MANY:]), deadline=60)
 
     @contextmanager
     def going_on(self) -> Iterator[None]:
