@@ -19,8 +19,11 @@ BOUND_NODES = f"request.userInfo.?extra[?'{NODE_NAME}'].orValue([])"
 """The node of the pod that the user's token is bound to, as a list; without such a token an empty one."""
 
 TARGET = "(request.operation == 'DELETE' ? oldObject : object)"
-"""The object that is written or deleted. Its name is taken from here: a deletion of a whole collection has none in
-`request.name`, and rules with resourceNames do not match it."""
+"""The object that is written or deleted."""
+
+NAME = f"{TARGET}.?metadata.?name.orValue('')"
+"""Its name, taken from the object: a deletion of a whole collection has none in `request.name`, and rules with
+resourceNames do not match it."""
 
 
 def text(value: str) -> str:

@@ -73,7 +73,7 @@ def _network(scope: Scope) -> Manifest:
         NETWORK_POLICY,
         matched=rule("netloom.dev", "v1alpha1", ["netloomnetworks", "netloomnetworks/status"]),
         variables={
-            "name": f"{cel.TARGET}.?metadata.?name.orValue('')",
+            "name": cel.NAME,
             "locked": "request.operation == 'CREATE' ? '' : oldObject.?status.?ipam.?mode.orValue('')",
             "mode": "variables.locked != '' ? variables.locked : " + _recorded(NETLOOM_MODE, ""),
             "inUse": _recorded(NETLOOM_IN_USE, words.NODES_HOLD),
@@ -171,7 +171,7 @@ def _cilium_node_config(scope: Scope) -> Manifest:
         variables={
             "mode": _recorded(CILIUM_MODE, ""),
             "inUse": _recorded(CILIUM_IN_USE, words.NODES_HOLD),
-            "name": f"{cel.TARGET}.?metadata.?name.orValue('')",
+            "name": cel.NAME,
             "wanted": f"request.operation == 'DELETE' ? variables.mode : object.{ipam}",
             "old": f"request.operation == 'CREATE' ? variables.mode : oldObject.{ipam}",
             "shown": f"variables.wanted == '' ? {cel.text(words.CILIUM_NO_MODE)} : variables.wanted",
@@ -208,12 +208,11 @@ def _or_default(mode: str) -> str:
 
 def _agents(scope: Scope) -> Manifest:
     # A token of a service account says on which node its pod runs; one without that, or a certificate, writes nothing.
-    name = f"{cel.TARGET}.?metadata.?name.orValue('')"
     return _policy(
         AGENTS_POLICY,
         matched=rule("netloom.dev", "v1alpha1", ["netloomnodes", "netloomnodes/status"]),
         conditions={"an-agent": cel.by(scope.agent_users)},
-        variables={"name": name, "own": cel.BOUND_NODES},
+        variables={"name": cel.NAME, "own": cel.BOUND_NODES},
         validations=[
             (
                 "request.operation == 'UPDATE' && variables.name in variables.own",
@@ -241,7 +240,7 @@ def _policy(
     """validations: pairs of what has to hold and what is said where it does not."""
     matches = {"no-break-glass": cel.NO_BREAK_GLASS, **(conditions or {})}
     if only:
-        matches = {"name": f"{cel.TARGET}.?metadata.?name.orValue('') == {cel.text(only)}"} | matches
+        matches = {"name": f"{cel.NAME} == {cel.text(only)}"} | matches
     # Whole, with what the API server would fill in: server-side apply compares this block as one, and would see a
     # conflict between two tools that apply the very same.
     constraints = {

@@ -123,7 +123,7 @@ def _webhook(name: str, matched: Manifest, conditions: Mapping[str, str], *, onl
     first = {"no-break-glass": cel.NO_BREAK_GLASS}
     if only:
         # First of all: it is what keeps the other ConfigMaps of the namespace out.
-        first = {"name": f"{cel.TARGET}.?metadata.?name.orValue('') == {cel.text(only)}"} | first
+        first = {"name": f"{cel.NAME} == {cel.text(only)}"} | first
     return {
         "name": f"{name}.guard.netloom.dev",
         "rules": [matched],
