@@ -13,6 +13,8 @@ from contextlib import suppress
 from netloom_e2e.background import Background
 
 _CHUNK = 1 << 16
+_NOBODY = ("127.0.0.1", 0)
+"""No server can listen there: a connection is refused."""
 
 
 class Relay(Background):
@@ -90,7 +92,7 @@ class Balancer(Relay):
     a Service learns of a server that goes away later than the server itself does. At first it knows none."""
 
     def __init__(self, lag: float) -> None:
-        super().__init__("127.0.0.1", 0)
+        super().__init__(*_NOBODY)
         self._lag = lag
         self._known: dict[int, Callable[[], bool]] = {}
 
@@ -103,7 +105,7 @@ class Balancer(Relay):
         known = list(self._known.items())
         ready = await asyncio.gather(*(asyncio.to_thread(check) for _, check in known), return_exceptions=True)
         well = [("127.0.0.1", port) for (port, _), said in zip(known, ready, strict=True) if said is True]
-        self._targets = well or [("127.0.0.1", 0)]  # nobody listens there: the connection is refused
+        self._targets = well or [_NOBODY]
 
     async def _serve(self, ready: threading.Event) -> None:
         async def look_again() -> None:

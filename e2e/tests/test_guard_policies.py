@@ -139,10 +139,12 @@ def test_other_config_maps_are_left_alone(cilium: Policies) -> None:
 def node_configs(cilium: Policies) -> Iterator[Policies]:
     """With Cilium's kinds, which come after the policies here."""
     install_cilium(cilium.plane)
-    probe = node_config("probe", "kubernetes")
-    wait_for("the policy is in force", lambda: cilium.says("POST", NODE_CONFIGS, probe), deadline=30)
-    yield cilium
-    uninstall_cilium(cilium.plane)
+    try:
+        probe = node_config("probe", "kubernetes")
+        wait_for("the policy is in force", lambda: cilium.says("POST", NODE_CONFIGS, probe), deadline=30)
+        yield cilium
+    finally:
+        uninstall_cilium(cilium.plane)
 
 
 def node_config(name: str, ipam: str | None = None, zone: str = "a", version: str = "v2") -> dict[str, Any]:

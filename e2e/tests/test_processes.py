@@ -21,7 +21,6 @@ from netloom_e2e.processes import StateFolder
 # Says where its folder is, then waits for its end.
 OWNER = """
 import sys
-import tempfile
 from netloom_e2e.processes import StateFolder
 folder = StateFolder()
 folder.spawn("sleeper", ["sleep", "1000"])
