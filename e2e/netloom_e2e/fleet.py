@@ -14,7 +14,7 @@ from typing import Any
 
 from netloom.roles.operator import CONNECTIONS
 from netloom_e2e import agents as objects
-from netloom_e2e import crds, load, peers
+from netloom_e2e import binaries, crds, load, peers
 from netloom_e2e.bench import Wrong
 from netloom_e2e.cluster import ControlPlane
 from netloom_e2e.lab import Lab, Machine, wait_for
@@ -131,6 +131,7 @@ def sweep(machine: Machine) -> None:
 @contextmanager
 def fleet(prefix: str) -> Iterator[Fleet]:
     """A fleet without nodes. The calling thread moves into the lab's switch, for good."""
+    binaries.prepare()
     with ExitStack() as stack:
         lab = stack.enter_context(Lab(prefix))
         lab.enter_switch()

@@ -26,6 +26,7 @@ from netloom_e2e.machines import Machine, Ping, Pod, parse_ping
 from netloom_e2e.namespaces import (
     NETNS,
     Namespace,
+    add,
     die_with_parent,
     environment,
     existing,
@@ -300,7 +301,6 @@ class Lab:
 
 
 def _make(place: Namespace) -> None:
-    run("ip", "netns", "add", place.name)
-    place.ip("link", "set", "lo", "up")
+    add(place)
     # For 2 s duplicate detection would keep back the link-local address that a router asks for neighbours with.
     place.sysctl(ipv6__conf__default__accept_dad=0)

@@ -4,7 +4,7 @@ import ipaddress
 import re
 from dataclasses import dataclass, field
 
-from netloom_e2e.namespaces import Namespace, run
+from netloom_e2e.namespaces import Namespace, add, run
 
 _GATEWAYS = {4: "169.254.1.1", 6: "fe80::1"}
 _HOST_MAC = "ee:ee:ee:ee:ee:ee"
@@ -82,10 +82,10 @@ class Machine(Namespace):
         ips = [ipaddress.ip_address(address) for address in addresses]
         pod = Pod(name=f"{self.name}-{name}", address=addresses[0], addresses=addresses)
         veth = f"p-{name}"
-        run("ip", "netns", "add", pod.name)
+        add(pod)
         link = f"link add {veth} address {_HOST_MAC} mtu {mtu} type veth peer name eth0 netns {pod.name}"
         self.ip(*link.split())
-        host, inside = [], ["link set lo up", f"link set eth0 mtu {mtu} up"]
+        host, inside = [], [f"link set eth0 mtu {mtu} up"]
         if any(ip.version == 6 for ip in ips):
             # The gateway's own link-local address, at once: duplicate detection would keep it from asking for a second.
             host += [f"link set {veth} addrgenmode none", f"addr add {_GATEWAYS[6]}/64 dev {veth} nodad"]

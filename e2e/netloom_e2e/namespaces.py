@@ -3,6 +3,7 @@
 import asyncio
 import ctypes
 import os
+import re
 import signal
 import subprocess
 import time
@@ -14,6 +15,9 @@ from pathlib import Path
 from typing import IO, TypeVar
 
 NETNS = Path("/run/netns")
+_MARK = "netloom-e2e-lab"
+"""Alias of the loopback device in every namespace of a lab: it comes and goes with the namespace, and tells all that
+run in there, however they came in, that there is no way out of it."""
 _PR_SET_PDEATHSIG = 1
 _CLONE_NEWNET = 0x40000000
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -21,9 +25,9 @@ _libc = ctypes.CDLL(None, use_errno=True)
 T = TypeVar("T")
 
 
-def die_with_parent() -> None:
-    """For `preexec_fn`: the kernel kills the child when the thread that started it ends."""
-    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+def die_with_parent(number: signal.Signals = signal.SIGKILL) -> None:
+    """For `preexec_fn`: the kernel kills the child (or sends it `number`) when the thread that started it ends."""
+    _libc.prctl(_PR_SET_PDEATHSIG, number)
 
 
 def environment() -> dict[str, str]:
@@ -117,6 +121,28 @@ class Namespace:
         with (NETNS / self.name).open() as namespace:
             if _libc.setns(namespace.fileno(), _CLONE_NEWNET):
                 raise OSError(ctypes.get_errno(), f"cannot enter network namespace {self.name}")
+
+
+def add(place: Namespace) -> None:
+    """Make a namespace of a lab. Raises RuntimeError, which says what rights it takes where they are missing."""
+    try:
+        run("ip", "netns", "add", place.name)
+        place.ip("link", "set", "lo", "up", "alias", _MARK)
+    except RuntimeError as error:
+        if not re.search("denied|not permitted|read-only", str(error), re.IGNORECASE):
+            raise
+        raise RuntimeError(
+            f"{error}\nNetwork namespaces take root with CAP_SYS_ADMIN and CAP_NET_ADMIN: run it as root; "
+            "a container has to be started with --privileged"
+        ) from None
+
+
+def in_lab() -> bool:
+    """Whether the calling thread is in a namespace of a lab."""
+    try:
+        return f"alias {_MARK}" in run("ip", "-o", "link", "show", "lo", check=False)
+    except FileNotFoundError:  # without `ip` there is no lab either
+        return False
 
 
 def existing(pattern: str) -> list[str]:

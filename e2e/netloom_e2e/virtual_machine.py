@@ -127,7 +127,11 @@ def _needed(folder: Path) -> list[str]:
 
 
 def _do(command: list[str], title: str, folder: Path, log: Path) -> None:
-    if follow(command, title=title, log=log, cwd=folder, env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}) != 0:
+    try:
+        status = follow(command, title=title, log=log, cwd=folder, env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"})
+    except FileNotFoundError as error:
+        raise BinariesError(f"{error.filename} is not there: a Debian machine is needed for Debian's kernel") from error
+    if status != 0:
         tail = "\n".join(log.read_text(errors="replace").splitlines()[-20:])
         raise BinariesError(f"`{shlex.join(command)}` failed:\n{tail}")
 

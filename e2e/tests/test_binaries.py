@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from netloom_e2e import binaries, processes
-from netloom_e2e.lab import wait_for
+from netloom_e2e.lab import Lab, run, wait_for
 
 HELLO = 'package main\n\nimport "os"\n\nfunc main() { os.Stdout.WriteString("hello " + os.Args[0] + "\\n") }\n'
 BUILDER = """
@@ -30,7 +30,7 @@ def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     go = binaries.find_go()
     go_cache = subprocess.run([go, "env", "GOCACHE"], capture_output=True, text=True, check=True).stdout.strip()
     monkeypatch.setenv("GOCACHE", go_cache)
-    monkeypatch.setenv("PATH", f"{go.parent}:/usr/bin:/bin")
+    monkeypatch.setenv("PATH", f"{go.parent}:/usr/sbin:/usr/bin:/sbin:/bin")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.delenv("KUBEBUILDER_ASSETS", raising=False)
     folder = tmp_path / "source"
@@ -105,6 +105,32 @@ def test_what_a_killed_build_left_is_removed_by_the_next(source: Path, tmp_path:
     (tmp_path / "cache" / "netloom" / f"{name}.unfinished-x").mkdir(parents=True)
     binaries.built()
     assert left(tmp_path) == [name]
+
+
+def test_a_disk_that_is_full_is_told_with_the_way_out(source: Path, tmp_path: Path) -> None:
+    (tmp_path / "cache").mkdir()
+    run("mount", "-t", "tmpfs", "-o", "size=256k", "none", str(tmp_path / "cache"))
+    try:
+        with pytest.raises(binaries.BinariesError, match="no space left") as error:
+            binaries.built()
+        assert "or point XDG_CACHE_HOME" in str(error.value)
+    finally:
+        run("umount", str(tmp_path / "cache"))
+
+
+def test_nothing_is_built_in_the_network_namespace_of_a_lab(source: Path, tmp_path: Path) -> None:
+    with Lab(f"nlx{os.getpid() % 10000}") as lab:
+        node = lab.add_node("n1")
+        pod = node.add_pod("a", "10.42.1.5", mtu=1500)
+        for place in (lab.switch, node, pod):
+            with pytest.raises(binaries.BinariesError, match="in the network namespace of a lab"):
+                place.inside(binaries.built)
+        assert not (tmp_path / "cache").exists()
+        folder = binaries.built()
+        assert lab.switch.inside(binaries.built) == folder, "what was asked for before is known"
+        command = [*lab.switch.enter, sys.executable, "-c", BUILDER, str(source)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert "before a namespace is entered" in done.stderr, "in the cache or not, the order is wrong"
 
 
 def test_an_old_go_is_passed_over(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
