@@ -6,6 +6,8 @@ What a shell is to evaluate goes to standard output, what a person is to read to
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -79,13 +81,28 @@ def down(
         _say("there is none" if everything else f"there is no control plane {name!r} that `up` started")
 
 
+class What(StrEnum):
+    CONTROL_PLANE = "control-plane"
+    HELM = "helm"
+    KERNEL = "kernel"
+    OPA = "opa"
+
+
+_TESTS = [What.CONTROL_PLANE, What.HELM, What.KERNEL]
+_MAKERS: dict[What, Callable[[], object]] = {
+    What.CONTROL_PLANE: binaries.prepare,
+    What.HELM: binaries.helm,
+    What.KERNEL: virtual_machine.kernel,
+    What.OPA: binaries.opa,
+}
+
+
 @app.command()
-def build() -> None:
-    """Build or download what the tests need and the cache does not have yet."""
+def build(what: Annotated[list[What] | None, typer.Argument(help="If not given: what the tests need.")] = None) -> None:
+    """Build or download what the cache does not have yet."""
     try:
-        binaries.find("kube-apiserver")
-        binaries.helm()
-        virtual_machine.kernel()
+        for each in what or _TESTS:
+            _MAKERS[each]()
     except binaries.BinariesError as error:
         _fail(str(error))
 

@@ -1,334 +1,42 @@
 """`make demo`: from `kubectl apply` to a mesh that pings, step by step, on a real control plane and a real kernel.
 
-Three nodes are network namespaces of this machine; an operator and an agent per node run as processes, as they would
-in a cluster. Every step says what it does, what it expects and what it saw; the exit status is 1 if one differs.
+Nodes are network namespaces of this machine; an operator and an agent per node run as processes, as they would in a
+cluster. Every step says what it does, what it expects and what it saw; the exit status is 1 if one differs.
+
+A control plane that was never built here is built beside the first part, which needs none (`demo_directory`). The build
+is started before anything enters a namespace, and has ended before this process does.
 """
 
-import json
+import fcntl
 import os
-import re
 import signal
-import subprocess
 import sys
 import tempfile
-import time
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
-from datetime import datetime
 from pathlib import Path
 from types import FrameType
 
-from rich.console import Console
 from rich.markup import escape
 
-from netloom_e2e import binaries, crds
-from netloom_e2e.client import ApiFailure
+from netloom_e2e import binaries, processes
+from netloom_e2e.bench import TROUBLES
+from netloom_e2e.binaries import BinariesError
+from netloom_e2e.building import building
 from netloom_e2e.cluster import ControlPlane
-from netloom_e2e.lab import Lab, Machine, Namespace, Pod, parse_ping, wait_for
-from netloom_e2e.mesh import NETLOOM, PROTOCOL, TUNNEL, facts, routes, state
+from netloom_e2e.demo_cluster import NETWORK, Demo
+from netloom_e2e.demo_directory import DirectoryMesh
+from netloom_e2e.lab import Lab
+from netloom_e2e.mesh import NETLOOM, PROTOCOL
+from netloom_e2e.report import Report
 
-ROOT = Path(__file__).resolve().parents[2]
 PREFIX = "nldemo"
-ICMP_HEADERS = 28
-"""Bytes of IPv4 and ICMP header around a ping's payload."""
-
-NETWORK = """\
-apiVersion: netloom.dev/v1alpha1
-kind: NetloomNetwork
-metadata: {name: default}
-spec:
-  ipam:
-    mode: cluster-pool
-    clusterPool: {ipv4PodCIDRList: [10.42.0.0/16], ipv4MaskSize: 24}
-  routing: {mode: tunnel, tunnelProtocol: vxlan}
-"""
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Stopped(Exception):
-    """Ctrl-C or SIGTERM."""
-
-
-@dataclass
-class Report:
-    """The table of steps, printed as they end."""
-
-    console: Console = field(default_factory=lambda: Console(highlight=False, soft_wrap=True))
-    failed: int = 0
-    began: float = field(default_factory=time.monotonic)
-
-    def head(self, text: str) -> None:
-        """A new part of the story."""
-        self.console.print(f"\n[bold]{escape(text)}[/bold]")
-
-    def say(self, text: str) -> None:
-        """What is being done, or what somebody looking on would type."""
-        self.console.print(f"         [dim]{escape(text)}[/dim]")
-
-    def saw(self, step: str, saw: str, ok: bool) -> None:
-        """One row: when, verdict, step, what was seen."""
-        at = f"{time.monotonic() - self.began:5.1f} s"
-        mark = "[green]ok  [/green]" if ok else "[bold red]FAIL[/bold red]"
-        self.failed += not ok
-        self.console.print(f"{at}  {mark} {escape(step):<58} {escape(saw)}")
-
-
-@dataclass(frozen=True)
-class Measured:
-    """A repair, as the kernel's own event stream timed it."""
-
-    milliseconds: float
-    events: int
-
-
-class Demo:
-    """The cluster of the demo and its story."""
-
-    def __init__(self, lab: Lab, plane: ControlPlane, state: Path, report: Report) -> None:
-        self.lab = lab
-        self.plane = plane
-        self.state = state
-        self.report = report
-        self.processes: dict[str, subprocess.Popen[str]] = {}
-
-    # The actors.
-
-    def start_operator(self) -> None:
-        """The operator runs beside the control plane."""
-        self._start(
-            "operator",
-            self.lab.switch,
-            ["operator", "--identity", f"{PREFIX}-operator", "--kubeconfig", self.kubeconfig("netloom-operator")],
-        )
-
-    def start_agent(self, machine: Machine) -> None:
-        """The agent of a node runs in the node's namespace."""
-        arguments = ["agent", "--kubeconfig", self.kubeconfig("netloom-agent"), "--node-name", machine.node]
-        self._start(machine.node, machine, [*arguments, "--run-dir", str(self.state / machine.node)])
-
-    def _start(self, name: str, place: Namespace, arguments: list[str]) -> None:
-        with (self.state / f"{name}.log").open("a") as log:
-            self.processes[name] = place.popen([str(NETLOOM), *arguments], stdout=log)
-
-    def kubeconfig(self, user: str) -> str:
-        """Credentials of a user: `admin`, or one of those that docs/examples/rbac.yaml binds."""
-        return str(self.plane.kubeconfig(user))
-
-    def kubectl(
-        self, *arguments: str, stdin: str | None = None, check: bool = True
-    ) -> subprocess.CompletedProcess[str]:
-        """The real kubectl, as the cluster's administrator."""
-        return self.plane.kubectl(*arguments, input=stdin, check=check)
-
-    def create_nodes(self, *machines: Machine) -> None:
-        """What a kubelet does when it registers: a Node, and its address in the status."""
-        nodes = [
-            {"apiVersion": "v1", "kind": "Node", "metadata": {"name": m.node}, "status": _node_status(m.address)}
-            for m in machines
-        ]
-        text = json.dumps({"apiVersion": "v1", "kind": "List", "items": nodes})
-        self.kubectl("create", "-f", "-", stdin=text)
-
-    def pod_cidr(self, node: str) -> str:
-        """The first pod CIDR of a node, "" while it has none."""
-        try:
-            found = self.plane.client.request("GET", f"/apis/netloom.dev/v1alpha1/netloomnodes/{node}")
-        except ApiFailure:
-            return ""
-        return str(next(iter(found["spec"]["ipam"].get("podCIDRs", ())), ""))
-
-    def add_pod(self, machine: Machine, name: str = "pod") -> Pod:
-        """A pod with the sixth address of its node's CIDR and the MTU of the tunnel."""
-        wait_for(f"{TUNNEL} on {machine.node}", lambda: machine.ip("link", "show", TUNNEL, check=False))
-        mtu = re.search(r" mtu (\d+) ", machine.ip("link", "show", TUNNEL))
-        cidr = self.pod_cidr(machine.node)
-        address = cidr.split("/")[0].rsplit(".", 1)[0] + ".5"
-        return machine.add_pod(name, address, mtu=int(mtu[1]) if mtu else 0)
-
-    # The story.
-
-    def tell(self) -> None:
-        """All steps, in order."""
-        pods = self.mesh()
-        self.join(pods)
-        self.drift(pods)
-        self.restart(pods)
-        self.mode_lock()
-
-    def mesh(self) -> dict[str, Pod]:
-        """Three nodes from nothing to pods that ping each other."""
-        self.report.head("1  kubectl apply: CRDs, a network, three nodes")
-        self.report.saw("etcd and kube-apiserver are ready", f"after {self.plane.start_seconds:.1f} s", True)
-        crds.install(self.plane)
-        self.kubectl("apply", "-f", str(ROOT / "docs/examples/rbac.yaml"))
-        self.start_operator()
-        self.kubectl("apply", "-f", "-", stdin=NETWORK)
-        machines = [self.lab.add_node(f"n{i}") for i in (1, 2, 3)]
-        self.create_nodes(*machines)
-        for machine in machines:
-            self.start_agent(machine)
-        took = wait_for("a CIDR for every node", lambda: all(self.pod_cidr(m.node) for m in machines), deadline=15)
-        cidrs = {m.node: self.pod_cidr(m.node) for m in machines}
-        saw = "  ".join(f"{node} {cidr}" for node, cidr in cidrs.items())
-        self.report.saw("every node holds a CIDR of its own", saw, len(set(cidrs.values())) == 3 and took < 15)
-        pods = {m.node: self.add_pod(m) for m in machines}
-        for machine in machines:
-            wait_for(f"routes on {machine.node}", lambda m=machine: len(routes(m)) == len(machines) - 1, deadline=15)  # type: ignore[misc]
-
-        self.report.head("2  Pods ping each other through the tunnels")
-        self.ping_all(pods, "small packets, all pairs", payload=56)
-        mtu = 1450
-        self.ping_all(pods, f"packets of the pods' MTU ({mtu} bytes), DF set", payload=mtu - ICMP_HEADERS)
-        return pods
-
-    def ping_all(self, pods: dict[str, Pod], step: str, *, payload: int) -> None:
-        """Every pod pings every other three times."""
-        pings = [
-            a.ping(b.address, count=3, interval=0.01, payload=payload)
-            for a in pods.values()
-            for b in pods.values()
-            if a != b
-        ]
-        sent, received = sum(p.sent for p in pings), sum(p.received for p in pings)
-        self.report.saw(step, f"{received} of {sent} answered", sent == received > 0)
-
-    def join(self, pods: dict[str, Pod]) -> None:
-        """A fourth node appears and is pinged."""
-        self.report.head("3  A fourth node joins; nobody does anything on the others")
-        machine = self.lab.add_node("n4")
-        start = time.monotonic()
-        self.start_agent(machine)
-        wait_for("the agent of n4 to run", lambda: facts(machine))
-        took = time.monotonic() - start
-        self.report.saw("the agent of n4 started, and waits for its Node", f"{took * 1000:.0f} ms", True)
-        start = time.monotonic()
-        self.create_nodes(machine)
-        pod = pods["n4"] = self.add_pod(machine)
-        source = pods["n1"]
-        while time.monotonic() - start < 10 and not source.ping(pod.address, wait=0.05).received:
-            pass
-        took = time.monotonic() - start
-        self.report.saw("kubectl create node -> a pod on n1 pings a pod on n4", f"{took * 1000:.0f} ms", took < 1)
-        self.ping_all(pods, "all pairs of four nodes", payload=56)
-
-    def drift(self, pods: dict[str, Pod]) -> None:
-        """Things deleted by hand come back on the kernel's event."""
-        self.report.head("4  Somebody deletes things by hand; they come back on the kernel's event")
-        node = self.lab.nodes["n1"]
-        route = routes(node)[0].split()[0]
-        neighbour = node.ip("neigh", "show", "dev", TUNNEL, "nud", "permanent").split()[0]
-        nexthop = node.ip("nexthop", "show").splitlines()[0].split()[1]
-        for words in (
-            ["route", "del", route],
-            ["neigh", "del", neighbour, "dev", TUNNEL],
-            ["nexthop", "del", "id", nexthop],
-            ["link", "del", TUNNEL],
-        ):
-            before = state(node)
-            self.report.say(f"n1# ip {' '.join(words)}")
-            measured = self.repaired(node, words, before)
-            saw = (
-                f"back after {measured.milliseconds:.1f} ms ({measured.events} kernel events)"
-                if measured
-                else "not back within 5 s"
-            )
-            self.report.saw(f"{words[0]} deleted and repaired", saw, measured is not None)
-        self.ping_all(pods, "all pairs ping afterwards", payload=56)
-
-    def repaired(self, node: Machine, words: list[str], before: str) -> Measured | None:
-        """Delete something and time, in the kernel's events, until the state is what it was."""
-        with monitor(node) as log:
-            node.ip(*words)
-            try:
-                wait_for("repair", lambda: state(node) == before, deadline=5, every=0.005)
-            except TimeoutError:
-                return None
-        times = [datetime.fromisoformat(stamp) for stamp in re.findall(r"\[(\S+)\]", "".join(log))]
-        return Measured((times[-1] - times[0]).total_seconds() * 1000, len(times)) if times else None
-
-    def restart(self, pods: dict[str, Pod]) -> None:
-        """An agent dies under a running ping."""
-        self.report.head("5  The agent of n1 is killed -9 under a running ping, and started again")
-        node, count = self.lab.nodes["n1"], 1500
-        command = pods["n2"].ping_command(pods["n1"].address, count=count, interval=0.002)
-        before = state(node)
-        with subprocess.Popen([*pods["n2"].enter, *command], stdout=subprocess.PIPE, text=True) as ping:
-            agent = self.processes["n1"]
-            agent.kill()
-            agent.wait()
-            self.start_agent(node)
-            wait_for("the agent to be in sync", lambda: facts(node).get("inSync"), deadline=15)
-            output, _ = ping.communicate(timeout=30)
-        counted = parse_ping(output)
-        self.report.saw(
-            f"ping every 2 ms from n2: lost of {counted.sent}",
-            f"{counted.lost} lost",
-            counted.lost == 0 and counted.sent == count,
-        )
-        written = facts(node).get("netlinkWrites")
-        self.report.saw(
-            "what the new agent wrote to the kernel",
-            f"{written} netlink messages",
-            written == 0 and state(node) == before,
-        )
-        self.ping_all(pods, "all pairs ping afterwards", payload=56)
-
-    def mode_lock(self) -> None:
-        """The IPAM mode cannot change while nodes hold addresses; on an empty cluster it can."""
-        self.report.head("6  The IPAM mode of a live cluster is asked to change")
-        patch = ["patch", "nlnet", "default", "--type=merge", "-p", '{"spec":{"ipam":{"mode":"kubernetes"}}}']
-        self.report.say(f"$ kubectl {' '.join(patch)}")
-        refused = self.kubectl(*patch, check=False)
-        self.report.saw(
-            "refused while nodes hold addresses",
-            "refused" if refused.returncode else "ACCEPTED",
-            refused.returncode != 0,
-        )
-        self.report.say(" ".join(refused.stderr.split()))
-        self.kubectl("delete", "node", "--all", "--wait=false")
-        took = wait_for("the lock to clear", lambda: not self.mode_in_force(), deadline=15, every=0.1)
-        self.report.saw("last node gone: the mode is free again", f"after {took:.1f} s", True)
-        passed = self.kubectl(*patch, check=False)
-        self.report.saw(
-            "the same change on the empty cluster",
-            passed.stdout.strip() or passed.stderr.strip(),
-            passed.returncode == 0,
-        )
-
-    def mode_in_force(self) -> str:
-        return self.kubectl("get", "nlnet", "default", "-o", "jsonpath={.status.ipam.mode}").stdout
-
-
-@contextmanager
-def monitor(node: Machine) -> Iterator[list[str]]:
-    """`ip -ts monitor` of a node while the block lasts; its lines are in the list when the block has ended."""
-    lines: list[str] = []
-    command = ["stdbuf", "-oL", "ip", "-ts", "-o", "monitor", "link", "address", "route", "neigh", "nexthop"]
-    with tempfile.TemporaryFile("w+") as log:
-        process = node.popen(command, stdout=log)
-        try:
-            # Nothing must be missed: it listens once it has its sockets.
-            wait_for("ip monitor to listen", lambda: _listens(process.pid), deadline=5, every=0.002)
-            yield lines
-        finally:
-            time.sleep(0.05)
-            process.terminate()
-            process.wait()
-        log.seek(0)
-        lines += log
-
-
-def _listens(pid: int) -> bool:
-    """Whether the process, or what it became, has a netlink socket."""
-    try:
-        links = [str(fd.readlink()) for fd in Path(f"/proc/{pid}/fd").iterdir()]
-    except FileNotFoundError:
-        return False
-    return any(link.startswith("socket:") for link in links)
-
-
-def _node_status(address: str) -> dict[str, object]:
-    return {"addresses": [{"type": "InternalIP", "address": address}]}
+    """One of SIGNALS."""
 
 
 def _keep(demo: Demo) -> None:
@@ -360,15 +68,11 @@ def _run(told: Callable[[int], object]) -> int:
     """Run the demo; the exit status. With KEEP=1, `told` gets the status when the story is over, and all stays up."""
     report = Report()
     with ExitStack() as stack:
-        state_dir = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="netloom-demo-")))
+        folder: Path | None = None
         try:
-            lab = stack.enter_context(Lab(PREFIX))
-            lab.enter_switch()
-            plane = stack.enter_context(ControlPlane(bind=lab.address))
-            report.began = time.monotonic()
-            demo = Demo(lab, plane, state_dir, report)
-            demo.tell()
-            _verdict(report)
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="netloom-demo-")))
+            demo = _story(stack, folder, report)
+            report.verdict()
             if os.environ.get("KEEP"):
                 _keep(demo)
                 told(1 if report.failed else 0)
@@ -377,27 +81,72 @@ def _run(told: Callable[[int], object]) -> int:
         except Stopped as name:
             report.console.print(f"\nstopped by {name}; cleaning up")
             return 130
-        except (TimeoutError, RuntimeError, subprocess.SubprocessError) as error:
-            report.saw("the demo could not go on", str(error), False)
-            for log in sorted(state_dir.glob("*.log")):
-                tail = "".join(log.read_text().splitlines(keepends=True)[-15:])
-                report.console.print(f"--- end of {log.name}\n{escape(tail)}")
-            _verdict(report)
+        except Exception as error:  # noqa: BLE001 (who tries Netloom is not to read a traceback)
+            report.saw("the demo could not go on", _sentence(error), False)
+            if folder and not isinstance(error, BinariesError):
+                _show_logs(folder, report)
+            report.verdict()
+        finally:
+            _catch_signals(ignore=True)  # taking it down takes a second, and is not to be broken off
     return 1 if report.failed else 0
 
 
-def _verdict(report: Report) -> None:
-    ok = "[green]all steps as expected[/green]"
-    verdict = f"[red]{report.failed} steps differ[/red]" if report.failed else ok
-    report.console.print(f"\n{verdict}, {time.monotonic() - report.began:.0f} s")
+def _story(stack: ExitStack, folder: Path, report: Report) -> Demo:
+    """All parts, in order. What is on the stack afterwards keeps the cluster up."""
+    stack.enter_context(_alone())
+    with ExitStack() as beside:
+        build = None if binaries.present() else beside.enter_context(building())
+        lab = stack.enter_context(Lab(PREFIX))
+        first = DirectoryMesh(lab, folder / "manifests", NETWORK, report)
+        first.tell()
+        if build:
+            first.go_on_until(build)
+        first.end()
+    binaries.prepare()
+    lab.enter_switch()
+    plane = stack.enter_context(ControlPlane(bind=lab.address))
+    demo = Demo(lab, plane, folder, report)
+    demo.tell()
+    return demo
 
 
-def _catch_signals() -> None:
+def _show_logs(folder: Path, report: Report) -> None:
+    for log in sorted(folder.glob("*.log")):
+        tail = "".join(log.read_text().splitlines(keepends=True)[-15:])
+        report.console.print(f"--- end of {log.name}\n{escape(tail)}")
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    """Two demos would take each other's namespaces away. Raises RuntimeError, which names the other."""
+    with (processes.root() / "demo.lock").open("a+") as lock:
+        lock.seek(0)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RuntimeError(f"another demo is up: `kill {lock.read().strip()}` takes it down") from None
+        lock.truncate(0)
+        lock.write(f"{os.getpid()}\n")
+        lock.flush()
+        yield
+
+
+def _sentence(error: Exception) -> str:
+    """What went wrong; where nobody has thought of it, with a file for the report of the fault."""
+    if isinstance(error, (*TROUBLES, ValueError)):
+        return str(error)
+    with tempfile.NamedTemporaryFile("w", prefix="netloom-fault-", suffix=".txt", delete=False) as file:
+        traceback.print_exception(error, file=file)
+    return f"a fault of the demo itself, please report it with {file.name}: {type(error).__name__}: {error}"
+
+
+def _catch_signals(*, ignore: bool = False) -> None:
     def stop(signum: int, frame: FrameType | None) -> None:
         raise Stopped(signal.Signals(signum).name)
 
-    signal.signal(signal.SIGTERM, stop)
-    signal.signal(signal.SIGINT, stop)
+    for number in SIGNALS:
+        if signal.getsignal(number) != signal.SIG_IGN or number != signal.SIGHUP:  # nohup
+            signal.signal(number, signal.SIG_IGN if ignore else stop)
 
 
 def main() -> int:
@@ -417,7 +166,7 @@ def main() -> int:
         _catch_signals()
         return _run(told=lambda status: os.write(write, bytes([status])))
     os.close(write)
-    for signum in (signal.SIGTERM, signal.SIGINT):
+    for signum in SIGNALS:
         signal.signal(signum, lambda number, frame: os.kill(child, number))
     status = os.read(read, 1)
     return status[0] if status else os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from netloom_e2e.lab import Machine
+from netloom_e2e.lab import Machine, wait_for
 
 NETLOOM = Path(sys.executable).with_name("netloom")
 TUNNEL = "netloom_vxlan"
@@ -29,6 +29,14 @@ def state(node: Machine) -> str:
         node.ip("-6", "route", "show", "proto", PROTOCOL).splitlines(),
     ]
     return "\n".join(re.sub(r"^\d+: ", "", line) for part in parts for line in sorted(part))
+
+
+def tunnel_mtu(node: Machine, deadline: float = 10.0) -> int:
+    """Of the tunnel device, in bytes: what pods need. Waits for the device so many seconds."""
+    wait_for(f"{TUNNEL} on {node.node}", lambda: node.ip("link", "show", TUNNEL, check=False), deadline=deadline)
+    found = re.search(r" mtu (\d+) ", node.ip("link", "show", TUNNEL))
+    assert found
+    return int(found[1])
 
 
 def routes6(node: Machine) -> list[str]:
