@@ -3,13 +3,14 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 PY := .venv/bin/python
 PEERS ?= 10000
+export PATH := $(PATH):/usr/sbin:/sbin
 
-.PHONY: help demo test check bench bench-allocation bench-mesh bench-drift bench-restart bench-join bench-throughput bench-webhook setup
+.PHONY: help demo test check bench bench-allocation bench-mesh bench-drift bench-restart bench-join bench-throughput bench-webhook setup setup-tests
 
 help: ## Show this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-demo: setup ## Run the main job, from `kubectl apply` to pods that ping, on a real control plane
+demo: setup ## Run the main job: pods that ping, from manifests and then on a real control plane, built meanwhile
 	@$(PY) -m netloom_e2e.demo
 
 test: check ## Run everything: check, then the tests on a real API server and kernel
@@ -17,7 +18,7 @@ test: check ## Run everything: check, then the tests on a real API server and ke
 	@$(PY) -m netloom_e2e build
 	$(PY) -m pytest -q -n 2 --dist loadfile e2e/tests
 
-check: setup ## Format, lint, types, layers and unit tests; under a minute
+check: setup-tests ## Format, lint, types, layers and unit tests; under a minute
 	.venv/bin/ruff format --check .
 	.venv/bin/ruff check .
 	.venv/bin/mypy
@@ -53,3 +54,6 @@ bench-webhook: setup ## What the guard adds to writes, beside Open Policy Agent,
 
 setup:
 	@e2e/setup
+
+setup-tests:
+	@e2e/setup tests
