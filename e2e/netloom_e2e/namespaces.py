@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO, TypeVar
 
 NETNS = Path("/run/netns")
-_MARK = "netloom-e2e-lab"
+_MARK = "e2e-lab"
 """Alias of the loopback device in every namespace of a lab: it comes and goes with the namespace, and tells all that
 run in there, however they came in, that there is no way out of it."""
 _PR_SET_PDEATHSIG = 1
