@@ -105,7 +105,7 @@ def progress() -> str:
     try:
         return _describe((cache() / f"{_control_plane()}.log").read_text(errors="replace").splitlines())
     except FileNotFoundError:
-        return "looking for Go"
+        return "all is there" if present() else "looking for Go"
 
 
 def _control_plane() -> str:
