@@ -142,6 +142,40 @@ def test_the_build_ends_with_the_demo(gate: Gate, number: signal.Signals) -> Non
     assert gate.programs == []
 
 
+def refused(*prefix: str) -> str:
+    """What a demo says that cannot go on."""
+    command = [*prefix, *COMMAND]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment(), check=False)
+    assert "FAIL the demo could not go on" in done.stdout, done.stdout + done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+    assert done.returncode == 1
+    return done.stdout
+
+
+def test_a_build_that_fails_beside_it_is_told(gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
+    gate.open()
+    for name in ("GOMODCACHE", "GOCACHE"):
+        monkeypatch.setenv(name, str(gate.folder / name))
+    monkeypatch.setenv("GOPROXY", "http://127.0.0.1:1")
+    said = refused()
+    assert f"ok   {PINGED}" in said, "that needs no control plane"
+    assert "`go build` in " in said
+    assert "It takes the network: a Go module proxy (see GOPROXY) and PyPI have to be within reach" in said
+    assert gate.programs == []
+
+
+def test_a_control_plane_that_does_not_start_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for program in binaries.ENVTEST_PROGRAMS:
+        (tmp_path / program).symlink_to("/bin/false")
+    monkeypatch.setenv("KUBEBUILDER_ASSETS", str(tmp_path))
+    assert "etcd ended with status 1" in refused()
+
+
+def test_rights_that_are_missing_are_told() -> None:
+    said = refused("setpriv", "--bounding-set=-net_admin,-sys_admin", "--inh-caps=-net_admin,-sys_admin", "--")
+    assert "Network namespaces take root with CAP_SYS_ADMIN and CAP_NET_ADMIN: run it as root" in said
+
+
 @pytest.mark.usefixtures("control_plane_binaries")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_it_cleans_up_when_it_is_stopped(number: signal.Signals) -> None:

@@ -1,4 +1,7 @@
-"""What a new user's machine may lack: each is told in a sentence with the way out, and never in a traceback."""
+"""What a new user's machine may lack: each is told in a sentence with the way out, and never in a traceback.
+
+The demo's own are in test_demo.py: there is one demo at a time on a machine.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,6 @@ import pytest
 from netloom_e2e.lab import Lab, environment
 
 ROOT = Path(__file__).resolve().parents[2]
-DEMO = (sys.executable, "-m", "netloom_e2e.demo")
 BUILD = (sys.executable, "-m", "netloom_e2e", "build", "control-plane")
 UP = (sys.executable, "-m", "netloom_e2e", "up")
 BENCH = (sys.executable, "e2e/bench/drift.py")
@@ -61,24 +63,6 @@ def refusal(command: Sequence[str], changed: Mapping[str, str] | None = None, cw
             {"KUBEBUILDER_ASSETS": "{tmp}"},
             ["KUBEBUILDER_ASSETS is {tmp}, but there is no etcd in it"],
             id="assets of something else",
-        ),
-        pytest.param(
-            DEMO,
-            {**EMPTY, **NO_PROXY_OF_GO},
-            ["ok   pods on m1 and m2 ping each other", "FAIL the demo could not go on", "It takes the network"],
-            id="a build that fails beside the demo",
-        ),
-        pytest.param(
-            DEMO,
-            {"KUBEBUILDER_ASSETS": "{tmp}/false"},
-            ["ok   pods on m1 and m2 ping each other", "FAIL the demo could not go on", "etcd ended with status 1"],
-            id="a control plane that does not start",
-        ),
-        pytest.param(
-            (*NO_RIGHTS, *DEMO),
-            {"KUBEBUILDER_ASSETS": "{tmp}/false"},
-            ["FAIL the demo could not go on", "CAP_SYS_ADMIN and CAP_NET_ADMIN: run it as root"],
-            id="a demo without rights",
         ),
         pytest.param(
             (*NO_RIGHTS, *BENCH),
