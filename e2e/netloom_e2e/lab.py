@@ -301,6 +301,5 @@ class Lab:
 
 
 def _make(place: Namespace) -> None:
-    add(place)
     # For 2 s duplicate detection would keep back the link-local address that a router asks for neighbours with.
-    place.sysctl(ipv6__conf__default__accept_dad=0)
+    add(place, ipv6__conf__default__accept_dad=0)

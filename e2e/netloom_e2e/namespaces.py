@@ -123,11 +123,16 @@ class Namespace:
                 raise OSError(ctypes.get_errno(), f"cannot enter network namespace {self.name}")
 
 
-def add(place: Namespace) -> None:
-    """Make a namespace of a lab. Raises RuntimeError, which says what rights it takes where they are missing."""
+def add(place: Namespace, **sysctl: int) -> None:
+    """Make a namespace of a lab, with these kernel parameters (see `Namespace.sysctl`).
+
+    Raises RuntimeError, which says what rights it takes where they are missing.
+    """
     try:
         run("ip", "netns", "add", place.name)
         place.ip("link", "set", "lo", "up", "alias", _MARK)
+        if sysctl:
+            place.sysctl(**sysctl)
     except RuntimeError as error:
         if not re.search("denied|not permitted|read-only", str(error), re.IGNORECASE):
             raise
