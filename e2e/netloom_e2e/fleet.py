@@ -131,9 +131,9 @@ def sweep(machine: Machine) -> None:
 @contextmanager
 def fleet(prefix: str) -> Iterator[Fleet]:
     """A fleet without nodes. The calling thread moves into the lab's switch, for good."""
-    binaries.prepare()
     with ExitStack() as stack:
-        lab = stack.enter_context(Lab(prefix))
+        lab = stack.enter_context(Lab(prefix))  # nobody waits for a build who has not the right to make one
+        binaries.prepare()
         lab.enter_switch()
         plane = stack.enter_context(ControlPlane(bind=lab.address))
         crds.install(plane)
