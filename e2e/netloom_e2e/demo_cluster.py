@@ -1,12 +1,13 @@
 """The demo's main part: a cluster from `kubectl apply` on, with an operator and agents that run as processes."""
 
 import json
+import os
 import re
 import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -258,6 +259,8 @@ def monitor(node: Machine) -> Iterator[list[str]]:
             wait_for("ip monitor to listen", lambda: _listens(process.pid), deadline=5, every=0.002)
             yield lines
         finally:
+            with suppress(TimeoutError):  # on a busy machine it speaks long after the kernel has
+                wait_for("ip monitor to speak", lambda: os.fstat(log.fileno()).st_size, deadline=5)
             time.sleep(0.05)
             process.terminate()
             process.wait()
