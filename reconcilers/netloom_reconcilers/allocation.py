@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from netloom.api.core import Node
 from netloom.api.v1alpha1 import NetloomNetwork, NetloomNode
 from netloom.ipam.book import Book
+from netloom.runtime.clock import boottime
 from netloom.runtime.controller import Controller
-from netloom.runtime.leader import boottime
 from netloom.runtime.store import Store
 from netloom_reconcilers import allocation_metrics, in_use
 from netloom_reconcilers.conditions import Conditions, Recorder

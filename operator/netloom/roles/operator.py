@@ -77,7 +77,7 @@ class _Operator:
         if options.leader_elect:
             identity = options.identity or os.uname().nodename
             elector = LeaderElector(api, LEASE, options.lease_namespace, identity)
-            self.manager.add("allocation", lambda: elector.run(self._allocate), restart=True)
+            self.manager.add("allocation", lambda: elector.compete(self._allocate), restart=True)
         else:
             self.manager.add("allocation", self._allocate, restart=True)
         self.manager.health.ready("allocation", self._trouble)

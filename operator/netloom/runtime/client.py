@@ -23,6 +23,7 @@ from yarl import URL
 
 from netloom.api.meta import Object, Resource
 from netloom.runtime import connection, credentials, errors
+from netloom.runtime.clock import ServerClock
 from netloom.runtime.connection import Connections
 from netloom.runtime.credentials import Credentials
 from netloom.runtime.errors import ApiError, ConfigError, Gone, Unavailable
@@ -61,6 +62,7 @@ class Api:
         timeout: float = REQUEST_SECONDS,
     ) -> None:
         self.host = auth.host
+        self.clock = ServerClock()
         self._auth = auth
         self._timeout = aiohttp.ClientTimeout(total=timeout, sock_connect=connection.CONNECT_SECONDS)
         self._connections = Connections(auth, connections, user_agent)
@@ -224,6 +226,7 @@ class Api:
                 async with self._connections.requests.request(
                     method, url, data=body, headers=headers, timeout=limits, **self._connections.options
                 ) as response:
+                    self.clock.heard(response.headers.get("Date"))
                     content = await response.read()
             except (aiohttp.ClientError, TimeoutError, OSError) as error:
                 raise connection.unanswered(f"{method} {path}", error, limits.total) from error
@@ -239,6 +242,7 @@ class Api:
             content,
             response.headers.get("Retry-After"),
             f"{method} {path}",
+            self.clock.now(),
         )
 
     @asynccontextmanager
@@ -251,6 +255,7 @@ class Api:
             async with self._connections.watches.get(
                 self._url(path, query), headers=headers, timeout=limits, **self._connections.options
             ) as response:
+                self.clock.heard(response.headers.get("Date"))
                 if response.status != 200:
                     if response.status == 401:
                         await self._auth.refused(token)  # the next attempt has the new token
@@ -260,6 +265,7 @@ class Api:
                         await response.content.read(64 << 10),
                         response.headers.get("Retry-After"),
                         f"GET {path}",
+                        self.clock.now(),
                     )
                 transport = response.connection.transport if response.connection else None
                 if transport is not None:

@@ -6,13 +6,13 @@ it without a traceback.
 """
 
 import datetime as dt
-import email.utils
 from collections.abc import Mapping
 from typing import Any
 
 import msgspec
 
 from netloom.api.errors import UserError
+from netloom.runtime.clock import http_date, wall
 
 
 class ConfigError(UserError):
@@ -120,8 +120,13 @@ def from_status(status: Status, retry_after: float | None = None, where: str = "
     return kind(status.code, status.reason, message, retry_after, status.details)
 
 
-def from_answer(code: int, phrase: str, body: bytes, retry_after: str | None, where: str) -> ApiError:
-    """The exception for an HTTP answer that is no success; `body` need not be JSON (proxies answer in text)."""
+def from_answer(
+    code: int, phrase: str, body: bytes, retry_after: str | None, where: str, now: dt.datetime | None = None
+) -> ApiError:
+    """The exception for an HTTP answer that is no success; `body` need not be JSON (proxies answer in text).
+
+    now: by the clock of who answered.
+    """
     try:
         status = _STATUS_DECODER.decode(body)
     except msgspec.MsgspecError:
@@ -131,19 +136,19 @@ def from_answer(code: int, phrase: str, body: bytes, retry_after: str | None, wh
         status = Status(message=text[:_TEXT_LIMIT] or phrase)
     status.code = code
     status.reason = status.reason or phrase.replace(" ", "")
-    return from_status(status, parse_retry_after(retry_after), where)
+    return from_status(status, parse_retry_after(retry_after, now), where)
 
 
-def parse_retry_after(value: str | None) -> float | None:
-    """Seconds from a Retry-After header: a number, or an HTTP date (RFC 9110, 10.2.3). None where unreadable."""
+def parse_retry_after(value: str | None, now: dt.datetime | None = None) -> float | None:
+    """Seconds from a Retry-After header: a number, or an HTTP date (RFC 9110, 10.2.3). None where unreadable.
+
+    now: by the clock that the date is of; this machine's where nothing better is known.
+    """
     if not value:
         return None
     try:
         return max(0.0, float(value))
     except ValueError:
         pass
-    try:
-        then = email.utils.parsedate_to_datetime(value)
-    except ValueError:
-        return None
-    return max(0.0, (then - dt.datetime.now(dt.UTC)).total_seconds())
+    then = http_date(value)
+    return None if then is None else max(0.0, (then - (now or wall())).total_seconds())

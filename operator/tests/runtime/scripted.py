@@ -8,6 +8,8 @@ there may be.
 
 import asyncio
 import copy
+import datetime as dt
+import email.utils
 import json
 import re
 import uuid
@@ -102,6 +104,8 @@ class ScriptedApi:
     snapshots: dict[str, list[Object]] = field(default_factory=dict)
     transports: set[asyncio.Transport] = field(default_factory=set)
     changed: asyncio.Event = field(default_factory=asyncio.Event)
+    ahead: dt.timedelta = dt.timedelta()
+    """Of its clock, as the Date of its answers tells it; the test's own is right."""
 
     def on(self, verb: str, *faults: Fault | None) -> None:
         self.scripts[verb].extend(faults)
@@ -146,6 +150,11 @@ class ScriptedApi:
         self.transports.clear()
 
     # Answers
+
+    async def date(self, _request: web.Request, response: web.StreamResponse) -> None:
+        if self.ahead:
+            now = dt.datetime.now(dt.UTC) + self.ahead
+            response.headers["Date"] = email.utils.format_datetime(now, usegmt=True)
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
         if request.path == "/version":
@@ -254,6 +263,7 @@ async def serving(**options: Any) -> AsyncIterator[ScriptedApi]:
     server = ScriptedApi()
     app = web.Application(client_max_size=64 << 20)
     app.router.add_route("*", "/{path:.*}", server.handle)
+    app.on_response_prepare.append(server.date)
     runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.05, access_log=None)
     await runner.setup()
     try:

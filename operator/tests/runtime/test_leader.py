@@ -19,10 +19,12 @@ from typing import Any
 
 import msgspec
 import pytest
+import structlog
 
 from netloom.api.coordination import LEASES, Lease, LeaseSpec
 from netloom.api.meta import ObjectMeta
 from netloom.runtime.client import Api
+from netloom.runtime.clock import ServerClock
 from netloom.runtime.errors import AlreadyExists, Conflict, NotFound, Unavailable
 from netloom.runtime.leader import EXIT_LEASE_LOST, MARGIN, LeaderElector, Lost
 from tests.runtime import scripted, virtual
@@ -58,6 +60,7 @@ class LeaseClient:
 
     server: LeaseServer
     who: str
+    clock: ServerClock = field(default_factory=ServerClock)
 
     async def get(self, _res: object, _name: str, _namespace: str) -> Lease:
         return await self._send(self._get)
@@ -365,6 +368,37 @@ async def test_a_lease_taken_by_force_ends_the_holder_at_its_next_renewal():
             await one
     assert not stage.working
     assert server.lease.spec.holder_identity == "kubectl-edit"
+
+
+@in_virtual_time
+async def test_a_lost_lease_ends_a_term_in_one_line_and_the_next_is_competed_for_at_once():
+    """Taken, deleted, out of reach: an ordinary event each, which no supervisor hears of."""
+    server, stage = LeaseServer(), Stage()
+    with structlog.testing.capture_logs() as said:
+        one = asyncio.create_task(elector(server, "one", stage).compete(stage.work("one")))
+        await passes(31)
+        assert server.lease is not None
+        spec = msgspec.structs.replace(server.lease.spec, holder_identity="kubectl-edit")
+        server.write(msgspec.structs.replace(server.lease, spec=spec))
+        await passes(LEASE + 2 * RETRY)
+        server.lease = None
+        await passes(2 * RETRY)
+        server.network = lambda _who: (float("inf"), 0.0)
+        await passes(DEADLINE + 2 * RETRY)
+        server.network = lambda _who: (0.0, 0.0)
+        await passes(2 * LEASE)
+        assert stage.working == {"one"}
+        await end(one)
+    assert [what for _, _, what in stage.history] == ["begins", "ends"] * 4
+    lost = [line["why"] for line in said if line["event"] == "not leading any more"]
+    assert lost == [
+        "lease operator was taken by kubectl-edit",
+        "lease operator was deleted",
+        "lease operator could not be renewed in time: no answer",
+    ]
+    loud = {line["event"] for line in said if line["log_level"] not in ("debug", "info")}
+    assert loud == {"not leading any more", "lease not readable"}
+    assert not any("exc_info" in line for line in said)
 
 
 @in_virtual_time

@@ -20,6 +20,7 @@ from netloom.api.meta import Object, Resource
 from netloom.api.v1alpha1 import NETLOOM_NODES, NETWORKS, NetloomNode
 from netloom.ipam.cidr import Cidr
 from netloom.runtime.client import Listing
+from netloom.runtime.clock import ServerClock
 from netloom.runtime.errors import ApiError, Unavailable
 from netloom.runtime.store import Store
 from netloom_reconcilers import node_objects
@@ -64,6 +65,7 @@ class ModelApi:
 
     def __init__(self, operator: "Operator") -> None:
         self._operator = operator
+        self.clock = ServerClock()
 
     async def _ask(self, request: Request) -> Any:
         operator = self._operator
