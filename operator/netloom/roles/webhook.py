@@ -4,10 +4,11 @@ It decides from caches alone, so every replica serves, and no lease is needed. `
 beside the allocation, with the caches that it has anyway.
 """
 
+import asyncio
 import os
 import ssl
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -37,7 +38,7 @@ from netloom.guard.live import (
 from netloom.guard.verdict import Verdict
 from netloom.runtime import health
 from netloom.runtime.client import Api
-from netloom.runtime.errors import ConfigError
+from netloom.runtime.errors import ApiError, ConfigError
 from netloom.runtime.events import EventRecorder
 from netloom.runtime.manager import Manager, Run
 from netloom.runtime.optional import OptionalWatch
@@ -56,6 +57,8 @@ T = TypeVar("T", bound=Object)
 
 CONNECTIONS = 4
 """For the record, the CA and Events; watches have their own."""
+ASK_SECONDS = 5.0
+"""Between two questions for the API server's time. A guard asks hardly anything else, and its certificates go by it."""
 DRAIN_SECONDS = 5.0
 """Between the request to stop and the end: a Service learns of a replica that goes only after the replica itself, and
 its proxies later still. A write that is sent to nobody is refused."""
@@ -268,6 +271,7 @@ class Guard:
     def _certificates(self) -> ssl.SSLContext:
         """The context to serve with; whatever keeps its certificate runs under the manager."""
         options = self._options
+        self._manager.add("API server's clock", self._follow_clock, restart=True)
         files = (options.tls_cert_file, options.tls_key_file)
         if files == (None, None):
             authority = Authority(
@@ -285,11 +289,21 @@ class Guard:
             raise ConfigError("a certificate needs its key: give both --tls-cert-file and --tls-key-file, or neither")
         configuration = Configuration(self._api, options.configuration) if options.tls_ca_file else None
         given = self._files = CertificateFiles(
-            options.tls_cert_file, options.tls_key_file, ca=options.tls_ca_file, configuration=configuration
+            options.tls_cert_file,
+            options.tls_key_file,
+            ca=options.tls_ca_file,
+            configuration=configuration,
+            now=self._api.clock.now,
         )
         self._manager.add("certificates", given.run, restart=True)
         self._manager.health.ready("certificates", lambda: given.trouble)
         return given.tls
+
+    async def _follow_clock(self) -> None:
+        while True:
+            with suppress(ApiError):
+                await self._api.request("GET", "/version")
+            await asyncio.sleep(ASK_SECONDS)
 
     def _hosts(self) -> tuple[str, ...]:
         service = f"{names.NAME}.{self._options.scope.namespace}"
