@@ -15,6 +15,7 @@ from aiohttp import web
 
 from netloom.runtime import clock as clock_module
 from netloom.runtime.client import Api
+from netloom.runtime.clock import ServerClock
 from netloom.runtime.metrics import REGISTRY
 from netloom.runtime.watch import Timing as WatchTiming
 from netloom.webhook import certificates
@@ -338,12 +339,13 @@ async def test_replicas_go_by_the_clock_of_the_api_server(
 ):
     """All wall clocks here are wrong, that of the API server alone is right."""
     monkeypatch.setattr(clock_module, "wall", lambda: NOW + jump)
+    api.clock = ServerClock(wall=clock_module.wall)
     server.put(CONFIGURATIONS, configuration())
     replicas = [start(now=None), start(now=None)]
     await until(lambda: all(map(good, replicas)), "they serve")
     assert all(believed(server, each) for each in replicas)
     (ca,) = stored(server)
-    assert abs(ca.created - NOW) < MINUTE
+    assert abs(ca.created - dt.datetime.now(dt.UTC)) < MINUTE
 
 
 @pytest.mark.parametrize("jump", JUMPS)
