@@ -12,6 +12,7 @@ from netloom.api.events import Event, ObjectReference
 from netloom.api.meta import ObjectMeta
 from netloom.runtime import metrics
 from netloom.runtime.client import Api
+from netloom.runtime.clock import ServerClock
 from netloom.runtime.events import EventRecorder, Limits, reference
 from tests.runtime import scripted, virtual
 from tests.runtime.scripted import ScriptedApi, until
@@ -80,6 +81,7 @@ class Recording:
     """What the recorder uses of `Api`, with the times of its writes."""
 
     writes: list[tuple[float, str, int]] = field(default_factory=list)
+    clock: ServerClock = field(default_factory=ServerClock)
 
     async def create(self, _res: object, event: Event) -> Event:
         self.writes.append((asyncio.get_running_loop().time(), "create", event.count))

@@ -5,14 +5,7 @@ from collections.abc import Iterator
 import pytest
 import structlog
 
-from netloom_reconcilers import conditions
 from tests.allocation.world import World, no_overlap
-
-
-@pytest.fixture(autouse=True)
-def no_wall_clock(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A condition told anew in another second is another write: the state machine could not be replayed."""
-    monkeypatch.setattr(conditions, "_now", lambda: "2026-01-01T00:00:00Z")
 
 
 @pytest.fixture(autouse=True)
