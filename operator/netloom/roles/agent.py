@@ -41,7 +41,7 @@ from netloom.runtime.errors import ConfigError, Unavailable
 from netloom.runtime.events import EventRecorder
 from netloom.runtime.manager import Manager
 from netloom.runtime.store import Store
-from netloom.runtime.watch import ListWatch
+from netloom.runtime.watch import EVERY_NODE, ListWatch
 from netloom_reconcilers import dataplane_metrics, masquerade_metrics
 from netloom_reconcilers.announcement import AnnouncementReconciler
 from netloom_reconcilers.conditions import AGENT, Conditions
@@ -77,9 +77,13 @@ class Sources:
         self._directory: DirectorySource | None = None
         if api is not None:
             self._watches = {
-                NETWORKS.kind: ListWatch(api, self.networks, changed=_spec_changed),
+                NETWORKS.kind: ListWatch(api, self.networks, changed=_spec_changed, timing=EVERY_NODE),
                 NETLOOM_NODES.kind: ListWatch(
-                    api, self.nodes, changed=_spec_changed, trim=lambda node: _trimmed(node, options.node_name)
+                    api,
+                    self.nodes,
+                    changed=_spec_changed,
+                    trim=lambda node: _trimmed(node, options.node_name),
+                    timing=EVERY_NODE,
                 ),
             }
         elif options.manifests is not None:

@@ -15,7 +15,7 @@ from netloom import __version__
 from netloom.api.core import NODES
 from netloom.api.meta import Object
 from netloom.api.v1alpha1 import NETLOOM_NODES, NETWORKS
-from netloom.roles.webhook import DRAIN_SECONDS, Cache, Caches, Guard, GuardOptions, unseen_by
+from netloom.roles.webhook import DRAIN_SECONDS, Cache, Caches, Guard, GuardOptions
 from netloom.runtime import health
 from netloom.runtime.client import Api
 from netloom.runtime.events import EventRecorder
@@ -104,7 +104,7 @@ class _Operator:
         name = f"watch {store.resource.kind}"
         self.manager.add(name, watch.run, restart=True)
         self.manager.health.ready(name, lambda: watch.trouble)
-        return Cache(store, unseen_by(watch))
+        return Cache(store, lambda: watch.trouble)
 
     async def _allocate(self) -> None:
         self._term = Allocation(self._api, self._stores, self._events)

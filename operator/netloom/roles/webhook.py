@@ -125,11 +125,6 @@ class Caches:
     networks: Cache[Any]
 
 
-def unseen_by(watch: ListWatch[Any]) -> Callable[[], str]:
-    """Why the store of a watch cannot be relied on."""
-    return lambda: "" if watch.following else watch.trouble
-
-
 class Guard:
     """The parts of a guard, added to a manager; `serve` answers API servers.
 
@@ -190,7 +185,7 @@ class Guard:
     def _nodes(self) -> Cache[Node]:
         store = Store(NODES)
         watch = ListWatch(self._api, store, changed=_addresses_changed, trim=trim_node)
-        return Cache(store, self._run(NODES.kind, watch.run, unseen_by(watch)))
+        return Cache(store, self._run(NODES.kind, watch.run, lambda: watch.trouble))
 
     def _netloom(self, caches: Caches | None) -> None:
         live = self.live
@@ -213,13 +208,13 @@ class Guard:
         """A cache of a custom kind, which the cluster may not have."""
         store = Store(res)
         watch = OptionalWatch(self._api, store, changed=changed, trim=trim)
-        self._take(res, Cache(store, self._run(res.kind, watch.run, lambda: watch.unseen)), tell)
+        self._take(res, Cache(store, self._run(res.kind, watch.run, lambda: watch.trouble)), tell)
 
     def _config_map(self, what: str, namespace: str, name: str, tell: Subscriber[ConfigMap]) -> Cache[ConfigMap]:
         store = Store(CONFIG_MAPS)
         watch = ListWatch(self._api, store, namespace=namespace, field_selector=f"metadata.name={name}")
         store.subscribe(tell)
-        return Cache(store, self._run(what, watch.run, unseen_by(watch)))
+        return Cache(store, self._run(what, watch.run, lambda: watch.trouble))
 
     def _take(self, res: Resource[T], cache: Cache[T], tell: Subscriber[T]) -> None:
         cache.store.subscribe(tell)

@@ -93,6 +93,17 @@ def decode_page(res: Resource[T], body: bytes, unreadable: dict[str, str]) -> Pa
         raise Unavailable(0, "BadAnswer", f"list of {res.plural} is not JSON: {error}") from error
 
 
+def decode_version(res: Resource[T], body: bytes) -> str:
+    """The version that a list (or the first objects of one) is of. Raises Unavailable if it has none."""
+    try:
+        version: str = decoder(_RawPage).decode(body).metadata.resource_version
+    except msgspec.MsgspecError as error:
+        raise Unavailable(0, "BadAnswer", f"what should be a list of {res.plural} is none: {error}") from error
+    if not version:
+        raise Unavailable(0, "BadAnswer", f"what should be a list of {res.plural} has no version")
+    return version
+
+
 def _decode_each(res: Resource[T], body: bytes, unreadable: dict[str, str]) -> Page[T]:
     try:
         raw = decoder(_RawPage).decode(body)

@@ -1,9 +1,9 @@
 """An API server for tests that misbehaves as it is told. It exists to inject faults; a real one serves the e2e tests.
 
-It holds objects, numbers their versions, keeps their history, and answers list (chunked), watch, get, create, update,
-merge patch and delete, with compare-and-swap. `server.on(verb, fault, ...)` gives the next requests of that verb to
-the faults, in order; None stands for the ordinary answer. Every request is recorded, so that a test can say how many
-there may be.
+It holds objects, numbers their versions, keeps their history, and answers list (chunked), ask (a list of one object),
+watch, get, create, update, merge patch and delete, with compare-and-swap. `server.on(verb, fault, ...)` gives the next
+requests of that verb to the faults, in order; None stands for the ordinary answer. Every request is recorded, so that a
+test can say how many there may be.
 """
 
 import asyncio
@@ -156,7 +156,7 @@ class ScriptedApi:
                 return web.json_response(status(404, "NotFound", "no such path"), status=404)
             within = f"/namespaces/{match['namespace']}" if match["namespace"] else ""
             collection, name = f"{match['api']}{within}/{match['plural']}", match["name"] or ""
-            verb = _VERBS.get(request.method) or ("get" if name else "watch" if "watch" in request.query else "list")
+            verb = _VERBS.get(request.method) or _read(request, name)
         if request.transport is not None:
             self.transports.add(request.transport)
         content = await request.read()
@@ -174,6 +174,8 @@ class ScriptedApi:
     async def answer(self, call: Call) -> web.StreamResponse:
         if call.verb == "watch":
             return await self._watch(call)
+        if call.verb == "ask":
+            return web.json_response(self._list(call))
         return web.json_response(getattr(self, f"_{call.verb}")(call))
 
     def _version(self, _call: Call) -> Object:
@@ -233,6 +235,13 @@ class ScriptedApi:
         for key in ("uid", "resourceVersion"):
             if wanted.get(key, held["metadata"][key]) != held["metadata"][key]:
                 raise Refusal(409, "Conflict", f"the {key} of {call.name} is another")
+
+
+def _read(request: web.Request, name: str) -> str:
+    """A list of one object is a question: how far does your history reach?"""
+    if name:
+        return "get"
+    return "watch" if "watch" in request.query else "ask" if request.query.get("limit") == "1" else "list"
 
 
 def _merged(held: Any, patch: Any) -> Any:
