@@ -107,6 +107,7 @@ class Allocation:
             await store.wait_synced()
         # The network first: what nodes are given depends on it.
         leave = [*self._follower.watch(), *self._reconciler.watch(), self._in_use.watch()]
+        leave.append(self.stores.netloom_nodes.on_replace(self.ledgers.doubt))
         allocation_metrics.BLOCKS.source = self.book.usage
         try:
             async with asyncio.TaskGroup() as group:

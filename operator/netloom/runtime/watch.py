@@ -65,12 +65,13 @@ class Timing(msgspec.Struct, frozen=True):
     """Of the pauses between attempts. A replica of few may knock this often on a door that is closed."""
     verify: tuple[float, float] = (0.0, 0.0)
     """After an outage the cache is compared with a list within so much per object, and within so much at most."""
-    relist: float = 600.0
-    """A stream that merely broke is no outage; but one that broke this long after the last list counts as one."""
+    relist: float = 0.0
+    """A stream that merely broke counts as an outage only if the last list is this old."""
 
 
-EVERY_NODE = Timing(cap=30.0, verify=(0.018, 90.0))
-"""For the role that runs on every node: 5,000 of them must not come back in one second, nor list in one."""
+EVERY_NODE = Timing(cap=30.0, verify=(0.018, 90.0), relist=600.0)
+"""For the role that runs on every node: 5,000 of them must not come back in one second, nor list in one, nor list for
+each connection that a load balancer cuts."""
 
 
 class _Chosen(TypedDict):
@@ -311,7 +312,9 @@ class ListWatch(Generic[T]):
         """
         if version >= self._seen or version == known:
             return
-        self._suspect = self._suspect or known < version
+        if known < version:
+            log.warning("an answer is of another history", kind=self._resource.kind, version=version, seen=self._seen)
+            self._suspect = True
         if self._streaming and not self._deadline.expired():
             self._leave_at = min(self._leave_at, max(self._now(), self._began + self._timing.healthy))
             self._deadline.reschedule(min(self._deadline.when() or math.inf, self._leave_at))

@@ -53,9 +53,8 @@ class Watcher:
         self.heard: list[tuple[str, str]] = []
         self.pauses: list[float] = []
         self.store.subscribe(self._hear)
-        timing = Timing(
-            inactivity=options.pop("inactivity", 5.0), healthy=options.pop("healthy", 10.0), base=0.25, cap=30.0
-        )
+        given = {key: options.pop(key) for key in ("inactivity", "healthy", "relist") if key in options}
+        timing = msgspec.structs.replace(Timing(inactivity=5.0, base=0.25, cap=30.0, relist=600.0), **given)
         self.watch = ListWatch(api, self.store, timing=timing, sleep=self._sleep, **options)
 
     def _hear(self, key: str, old: Node | None, new: Node | None) -> None:
@@ -509,16 +508,20 @@ async def test_a_history_that_overtook_the_position_is_found_after_an_outage(
     assert [server.count(verb) for verb in ("ask", "list", "watch")] == [1, 1, 1]
 
 
-async def test_a_connection_that_was_merely_cut_costs_no_list(server: ScriptedApi, start: Callable[..., Watcher]):
-    """Load balancers do that all day."""
+@pytest.mark.parametrize(("relist", "asked", "listed"), [(600.0, 3, 1), (0.0, 0, 4)])
+async def test_a_connection_that_was_cut_costs_a_list_where_replicas_are_few(
+    server: ScriptedApi, start: Callable[..., Watcher], relist: float, asked: int, listed: int
+):
+    """A process that was frozen knows no more of an outage. But load balancers cut connections all day."""
     server.put(PATH, node("a"))
-    watcher = start()
+    watcher = start(relist=relist)
     await equal(watcher, server)
     for cuts in range(1, 4):
+        await until(lambda: server.count("watch") == cuts and watcher.watch.following)  # noqa: B023
         server.disconnect()
-        await until(lambda: server.count("watch") == cuts + 1)  # noqa: B023
+    await until(lambda: server.count("watch") == 4)
     await still_follows(watcher, server)
-    assert [server.count(verb) for verb in ("ask", "list", "watch")] == [3, 1, 4]
+    assert [server.count(verb) for verb in ("ask", "list", "watch")] == [asked, listed, 4]
 
 
 async def test_nobody_decides_from_a_stream_that_proved_nothing(server: ScriptedApi, start: Callable[..., Watcher]):

@@ -69,6 +69,15 @@ class ModelServer:
             self.written()
         return answer
 
+    def backup(self) -> Callable[[], None]:
+        """What makes everything as it is now again, versions included: a restore of etcd."""
+        revision, objects = self.revision, _copy(self._objects)
+
+        def restore() -> None:
+            self.revision, self._objects = revision, _copy(objects)
+
+        return restore
+
     def check(self) -> None:
         """Whether `all` tells the truth: a model knows nothing else."""
 

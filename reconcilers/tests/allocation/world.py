@@ -186,7 +186,7 @@ class Operator:
             if event.type == "DELETED":
                 self.loop.call_soon(store.remove, obj.metadata.name, obj.metadata.resource_version)
             else:
-                self.loop.call_soon(store.put, obj, _RELEVANT.get(event.plural))
+                self.loop.call_soon(store.take, obj, _RELEVANT.get(event.plural))
 
     def relist(self) -> None:
         """Its watches broke, and begin anew with a list."""
