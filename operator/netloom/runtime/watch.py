@@ -66,7 +66,7 @@ class Timing(msgspec.Struct, frozen=True):
     verify: tuple[float, float] = (0.0, 0.0)
     """After an outage the cache is compared with a list within so much per object, and within so much at most."""
     relist: float = 0.0
-    """A stream that merely broke counts as an outage only if the last list is this old."""
+    """A stream that was cut counts as an outage only if the last list is this old."""
 
 
 EVERY_NODE = Timing(cap=30.0, verify=(0.018, 90.0), relist=600.0)
@@ -121,7 +121,7 @@ class ListWatch(Generic[T]):
         self._suspect = False  # the history may be another one
         self._verify_at = self._leave_at = math.inf
         self._listed_at = self._vouched_until = -math.inf
-        self._began = 0.0
+        self._began = self._heard_at = 0.0
         self._lived = 0.0  # the stream of this attempt, until it ended
         self._streaming = False
         self._deadline = asyncio.timeout(None)
@@ -174,12 +174,17 @@ class ListWatch(Generic[T]):
         if isinstance(error, Gone):
             self.position = ""
         if isinstance(error, Unavailable):
-            if self._lived and self._now() - self._listed_at > self._timing.relist:
-                self._suspect = True
+            if self._lived:
+                self._cut()
         elif not self._answered:
             # The server answers: what the back-off grew to while it did not has nothing to do with this.
             self._answered = True
             self._backoff.reset()
+
+    def _cut(self) -> None:
+        """A stream broke, or was ended before its time: there may have been an outage that we slept through."""
+        if self._now() - self._listed_at > self._timing.relist:
+            self._suspect = True
 
     async def _attempt(self) -> None:
         """A list, or the proof that none is needed; then one stream, to its end."""
@@ -243,13 +248,14 @@ class ListWatch(Generic[T]):
     async def _follow(self) -> None:
         """One stream, to its end. It ends normally when the server's time for it is over, or when we leave it."""
         metrics.WATCH_STARTS.labels(self._resource.kind).inc()
+        lifetime = round(random.uniform(*self._timing.lifetime))
         query = {
             "fieldSelector": self._chosen["field_selector"],
             "labelSelector": self._chosen["label_selector"],
             "watch": "1",
             "allowWatchBookmarks": "true",
             "resourceVersion": self.position,
-            "timeoutSeconds": str(round(random.uniform(*self._timing.lifetime))),
+            "timeoutSeconds": str(lifetime),
         }
         lines = stream.Lines(self._event_limit)
         self._leave_at = math.inf
@@ -269,9 +275,11 @@ class ListWatch(Generic[T]):
         except TimeoutError:
             if self._now() < self._leave_at:
                 raise
-            lines = stream.Lines()  # what was cut off by us is no fault
-        if lines.pending:
-            raise stream.StreamBroken("the stream ended within an event")
+        else:
+            if lines.pending:
+                raise stream.StreamBroken("the stream ended within an event")
+            if self._lived < lifetime - 1.0:
+                self._cut()
         self._bad = 0
         if self._lived >= self._timing.healthy:
             self._vouch()
@@ -291,11 +299,14 @@ class ListWatch(Generic[T]):
         self._heard()
 
     def _heard(self) -> None:
+        self._heard_at = self._now()
         self._deadline.reschedule(min(self._now() + self._timing.inactivity, self._leave_at))
 
     def _closed(self) -> None:
         self._streaming = False
         self._lived = self._now() - self._began or 1e-9
+        if self._now() - self._heard_at > self._timing.inactivity / 2:
+            self._suspect = True  # bookmarks come more often: we stood still
         if self._lived >= self._timing.healthy:
             self._good()
 

@@ -89,7 +89,7 @@ def test_a_stream_that_lives_for_its_time_is_followed_by_the_next_at_once() -> N
             assert watch.following
             await asyncio.sleep(0.05)
 
-    watching(server, Timing(), scene)
+    watching(server, Timing(inactivity=1000.0, lifetime=(100.0, 100.0)), scene)
     assert [what for _, what in server.requests] == ["list", "watch", *["ask", "watch"] * 10]
 
 
