@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import errno
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
@@ -39,6 +39,7 @@ from netloom.kernel.netlink import (
 )
 from netloom.kernel.plan import planned_changes
 from netloom.kernel.report import PlannedChange, Report
+from netloom.kernel.rows import RouteKey
 from netloom.kernel.sysctl import SysctlRecord
 from netloom.kernel.trouble import Item, Troubles
 from netloom.kernel.way import Way
@@ -80,13 +81,17 @@ class Dataplane:
         commands: Callable[[], Commands] = CommandSocket,
         event_buffer: int = BUFFER,
         on_report: Callable[[Report], None] | None = None,
+        spare_unknown: bool = False,
     ) -> None:
         """`compare_seconds` None: no full comparison but where something demands it. `event_buffer`, in bytes, is for
-        tests. `on_report` is called after every pass that wrote or failed; it may not block."""
+        tests. `on_report` is called after every pass that wrote or failed; it may not block. `spare_unknown`: the
+        first state that is applied may lack peers that live; what an earlier life left in the kernel and no peer
+        explains stays until `prune`."""
         self._event_buffer = event_buffer
         self._make_commands = commands
         self._compare_seconds = compare_seconds
         self._on_report = on_report
+        self._sparing = spare_unknown
         self._record = SysctlRecord(run_directory / "sysctl.json")
         self._mesh = Mesh()
         self._events = EventReader(self._mesh)
@@ -178,6 +183,18 @@ class Dataplane:
         return report
 
     @property
+    def unknown(self) -> int:
+        """Routes from an earlier life that no peer explains, and that are spared."""
+        return len(self._mesh.routes.spared)
+
+    async def prune(self) -> None:
+        """All peers are known: what none of them explains goes."""
+        async with self._lock:
+            self._sparing = False
+            self._mesh.spare_nothing()
+            await self._settle()
+
+    @property
     def tunnels(self) -> tuple[Way, ...]:
         """Those that are ready to receive."""
         return tuple(sorted(self._mesh.carriers.tunnels))
@@ -225,6 +242,8 @@ class Dataplane:
         if desired is not self._desired or not self._applied:
             self._desired, self._applied = desired, True
             self._mesh.replace_peers(desired)
+            if self._sparing:
+                self._spare(self._mesh.routes.kernel)
             self._troubles.clear()
             self._events.device_due = self._device_expected = True
             touched.clear()
@@ -240,6 +259,9 @@ class Dataplane:
             self._node = self._events.node = desired.node
             self._events.device_due = self._device_expected = True
             self._troubles.clear()
+
+    def _spare(self, among: Collection[RouteKey]) -> None:
+        self._mesh.spare_unknown(among, self._desired.node.addresses if self._desired.node else ())
 
     async def _settle(self) -> Report:
         """Passes until nothing is left that can be done now."""
@@ -272,6 +294,7 @@ class Dataplane:
                 self._events.compare_due = self._events.device_due = True
                 break
             if not self._due():
+                self._sparing = self._sparing and bool(self.unknown)
                 break
 
     def _due(self) -> bool:
@@ -292,6 +315,8 @@ class Dataplane:
         if events.compare_due:
             events.compare_due = False
             await self._compare()
+        if self._sparing:
+            self._spare(self._mesh.routes.spared)
         self._note_rows(await self._writer.write(held))
         # Where all go through tunnels, the way to a peer decides nothing but the MTU, and rows need not wait for it.
         await self._look_up()

@@ -54,13 +54,16 @@ class Masquerade:
         commands: Callable[[], Commands] = NftablesSocket,
         event_buffer: int = BUFFER,
         on_report: Callable[[MasqueradeReport], None] | None = None,
+        spare_unknown: bool = False,
     ) -> None:
         """`compare_seconds` None: no full comparison but where something demands it. `event_buffer`, in bytes, is for
-        tests. `on_report` is called after every pass that wrote or failed; it may not block."""
+        tests. `on_report` is called after every pass that wrote or failed; it may not block. `spare_unknown`: known
+        CIDRs that an earlier life left in the kernel and that no node explains stay until `prune`."""
         self._make_commands = commands
         self._event_buffer = event_buffer
         self._compare_seconds = compare_seconds
         self._on_report = on_report
+        self._spare_unknown = spare_unknown
         self._commands: Commands | None = None
         self._listener: EventSocket | None = None
         self._state = State()
@@ -131,6 +134,17 @@ class Masquerade:
     async def cleanup(self) -> MasqueradeReport:
         """Remove our table."""
         return await self.apply(Masquerading())
+
+    @property
+    def unknown(self) -> int:
+        """Known CIDRs from an earlier life that no node explains, and that are spared."""
+        return self._sets.unknown
+
+    async def prune(self) -> None:
+        """All nodes are known: what none of them explains goes."""
+        async with self._lock:
+            self._sets.prune()
+            await self._settle()
 
     @property
     def report(self) -> MasqueradeReport:
@@ -216,7 +230,11 @@ class Masquerade:
         if whole:
             self._compared_at = time.monotonic()
             self._comparisons += 1
-        for item, alone in self._state.load(seen, elements):
+        drifted = self._state.load(seen, elements)
+        if whole and self._spare_unknown:
+            self._spare_unknown = False
+            self._sets.spare_unknown()
+        for item, alone in drifted:
             self._troubles.drifted(item, alone=alone)
 
     async def _write(self, commands: Commands, *, fresh: bool) -> None:

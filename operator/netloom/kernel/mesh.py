@@ -9,7 +9,7 @@ route for that CIDR; see `claims`.
 """
 
 import zlib
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Collection, Hashable, Iterable, Mapping
 from typing import Any
 
 import msgspec
@@ -19,7 +19,17 @@ from netloom.kernel.claims import Claims
 from netloom.kernel.desired import Desired, Peer
 from netloom.kernel.owned import NEXTHOP_IDS, ROUTE_PROTOCOL, link_local_of, mac_in
 from netloom.kernel.reach import Reach
-from netloom.kernel.rows import EDITED, NeighbourKey, Nexthop, RouteKey, SeenNexthop, SeenRoute, Via, owned_nexthop
+from netloom.kernel.rows import (
+    EDITED,
+    NeighbourKey,
+    Nexthop,
+    OddRoute,
+    RouteKey,
+    SeenNexthop,
+    SeenRoute,
+    Via,
+    owned_nexthop,
+)
 from netloom.kernel.table import Table
 from netloom.kernel.way import NATIVE, Way
 
@@ -316,6 +326,32 @@ class Mesh:
         return identity
 
     # ----------------------------------------------------------------------------------------- what is there
+
+    def spare_unknown(self, among: Collection[RouteKey], own: Collection[Address]) -> None:
+        """Of these routes leave alone what no peer explains: whole ways to pod CIDRs that neither a peer nor this node
+        (with the `own` network addresses) claims, by nexthops that no peer has, to addresses that are no peer's."""
+        routes = {key for key in among if key not in self.routes.desired and self._unknown(key, own)}
+        ids = {self.routes.kernel[key].nexthop for key in routes}
+        nexthops = [self.nexthops.kernel[identity] for identity in ids]
+        neighbours = {(nexthop.ifindex, nexthop.gateway) for nexthop in nexthops}
+        self.routes.spare(routes)
+        self.nexthops.spare(ids)
+        self.neighbours.spare((neighbours & self.neighbours.kernel.keys()) - self.neighbours.desired.keys())
+
+    def spare_nothing(self) -> None:
+        """What no peer explains is to go."""
+        for table in (self.routes, self.nexthops, self.neighbours):
+            table.spare(set())
+
+    def _unknown(self, key: RouteKey, own: Collection[Address]) -> bool:
+        identity, holders = self.routes.kernel[key].nexthop, self._claims.holders
+        nexthop = self.nexthops.kernel.get(identity)
+        if nexthop is None or identity in self.nexthops.desired or isinstance(key, OddRoute):
+            return False
+        if nexthop.gateway in holders or nexthop.remote in holders:
+            return False
+        mine = any(len(address) == len(key.address) and key.contains(address) for address in own)
+        return not mine and not any(wider in holders for wider in key.and_wider())
 
     def load(
         self, nexthops: Iterable[SeenNexthop], neighbours: dict[NeighbourKey, Mac], routes: Iterable[SeenRoute]
