@@ -17,6 +17,7 @@ from netloom.kernel.masquerade_report import MasqueradeReport
 from netloom.kernel.masquerade_sets import MasqueradeRules, Masquerading
 from netloom.runtime.controller import Controller
 from netloom.runtime.store import Store
+from netloom_reconcilers.peers import Nodes
 
 log = structlog.get_logger(__name__)
 
@@ -68,9 +69,7 @@ class MasqueradeReconciler:
     """Hands what is to be masqueraded to the kernel side. `blocked` and `problems` say what keeps it from being
     whole."""
 
-    def __init__(
-        self, node_name: str, networks: Store[NetloomNetwork], nodes: Store[NetloomNode], masquerade: Masquerade
-    ) -> None:
+    def __init__(self, node_name: str, networks: Store[NetloomNetwork], nodes: Nodes, masquerade: Masquerade) -> None:
         self.controller = Controller("masquerade", self.reconcile)
         self.applied = asyncio.Event()
         self.blocked = ""

@@ -26,6 +26,7 @@ from netloom.kernel.report import Report
 from netloom.kernel.way import Way
 from netloom.runtime.controller import Controller
 from netloom.runtime.store import Store
+from netloom_reconcilers.peers import Nodes
 from netloom_reconcilers.ways import Announcement, Leaving, Needs, accepted, announced, wanted, ways_to
 
 log = structlog.get_logger(__name__)
@@ -164,9 +165,7 @@ class TunnelsReconciler:
     after every run.
     """
 
-    def __init__(
-        self, node_name: str, networks: Store[NetloomNetwork], nodes: Store[NetloomNode], dataplane: Dataplane
-    ) -> None:
+    def __init__(self, node_name: str, networks: Store[NetloomNetwork], nodes: Nodes, dataplane: Dataplane) -> None:
         self.controller = Controller("tunnels", self.reconcile)
         self.applied = asyncio.Event()
         self.blocked: Blocked | None = None
@@ -266,6 +265,8 @@ class TunnelsReconciler:
         needed, _ = accepted(routing, self._needs.ways, ())
         held = self._dataplane.tunnels  # by one that could never be made nothing comes, and it would be tried on and on
         unneeded = {way for way in before if way not in needed and (way in held or not way.is_tunnel)}
+        if self._dataplane.unknown:
+            return LINGER_SECONDS  # somebody may be sent by them of whom nothing is known yet
         self._leaving = {way: each for way, each in self._leaving.items() if way in unneeded}
         now = time.monotonic()
         for way in unneeded:

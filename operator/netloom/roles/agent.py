@@ -16,7 +16,7 @@ import msgspec
 import structlog
 from aiohttp import web
 
-from netloom.api.meta import ObjectMeta
+from netloom.api.meta import ObjectMeta, OwnerReference
 from netloom.api.v1alpha1 import (
     LEDGERS,
     NETLOOM_NODES,
@@ -45,8 +45,10 @@ from netloom.runtime.watch import ListWatch
 from netloom_reconcilers import dataplane_metrics, masquerade_metrics
 from netloom_reconcilers.announcement import AnnouncementReconciler
 from netloom_reconcilers.conditions import AGENT, Conditions
+from netloom_reconcilers.departures import Departures, Lookup
 from netloom_reconcilers.masquerade import MasqueradeReconciler
 from netloom_reconcilers.node_status import NodeStatusReconciler, Verdict, verdict_of
+from netloom_reconcilers.peers import Peers, is_owned
 from netloom_reconcilers.tunnels import TunnelsReconciler
 
 log = structlog.get_logger(__name__)
@@ -97,6 +99,11 @@ class Sources:
             parts["manifests"] = self._directory.run, self._directory.trouble
         return parts
 
+    @property
+    def node_watch(self) -> ListWatch[NetloomNode] | None:
+        """The watch of the NetloomNodes; None where they come from a directory."""
+        return self._watches.get(NETLOOM_NODES.kind)
+
     def add_to(self, manager: Manager) -> None:
         """Run under this manager; say in its health what is wrong."""
         for name, (run, trouble) in self._parts().items():
@@ -133,9 +140,16 @@ def _trimmed(node: NetloomNode, own: str) -> NetloomNode:
     if meta.name == own:
         return node
     kept = ObjectMeta(
-        name=meta.name, resource_version=meta.resource_version, creation_timestamp=meta.creation_timestamp
+        name=meta.name,
+        resource_version=meta.resource_version,
+        creation_timestamp=meta.creation_timestamp,
+        owner_references=_OWNED if is_owned(node) else (),
     )
     return NetloomNode(metadata=kept, spec=node.spec)
+
+
+_OWNED = (OwnerReference(api_version="v1", kind="Node"),)
+"""That an object stands for a Node; which one, its name says."""
 
 
 @asynccontextmanager
@@ -167,10 +181,22 @@ class Agent:
     def __init__(self, options: AgentOptions, found: Sources, api: Api | None) -> None:
         self._options = options
         self.manager = Manager()
-        self.dataplane = Dataplane(run_directory=options.run_dir, on_report=self._reported)
-        self.tunnels = TunnelsReconciler(options.node_name, found.networks, found.nodes, self.dataplane)
-        self.masquerade = Masquerade(on_report=lambda report: self._changed())
-        self.masquerading = MasqueradeReconciler(options.node_name, found.networks, found.nodes, self.masquerade)
+        self.peers = Peers(options.node_name, found.nodes)
+        self.dataplane = Dataplane(run_directory=options.run_dir, on_report=self._reported, spare_unknown=True)
+        self.tunnels = TunnelsReconciler(options.node_name, found.networks, self.peers, self.dataplane)
+        self.masquerade = Masquerade(on_report=lambda report: self._changed(), spare_unknown=True)
+        self.masquerading = MasqueradeReconciler(options.node_name, found.networks, self.peers, self.masquerade)
+        events = EventRecorder(api, "netloom-agent", host=options.node_name) if api is not None else None
+        self.departures = Departures(
+            options.node_name,
+            found.networks,
+            found.nodes,
+            self.peers,
+            (self.dataplane, self.masquerade),
+            Lookup(api) if api is not None else None,
+            found.node_watch,
+            events=events,
+        )
         self.status: NodeStatusReconciler | None = None
         self.announcement: AnnouncementReconciler | None = None
         found.add_to(self.manager)
@@ -179,8 +205,8 @@ class Agent:
         self.manager.add("dataplane", self.dataplane.run, restart=True)
         self.manager.add("masquerade", self.masquerading.controller.run, restart=True)
         self.manager.add("nftables", self.masquerade.run, restart=True)
-        if api is not None:
-            events = EventRecorder(api, "netloom-agent", host=options.node_name)
+        self.manager.add("departures", self.departures.controller.run, restart=True)
+        if api is not None and events is not None:
             self.status = NodeStatusReconciler(
                 options.node_name, found.nodes, Conditions(api, events, AGENT), self.verdict
             )
@@ -190,13 +216,14 @@ class Agent:
             self.manager.add("announcement", self.announcement.controller.run, restart=True)
             self.manager.add("node status", self.status.controller.run, restart=True)
             self.manager.add("events", events.run, restart=True)
-        self.tunnels.on_change = self.masquerading.on_change = self._changed
+        self.tunnels.on_change = self.masquerading.on_change = self.departures.on_change = self._changed
 
     def _reported(self, report: Report) -> None:
         self.tunnels.settled(report)
         self._changed()
 
     def _changed(self) -> None:
+        self.departures.look()
         if self.status is not None:
             self.status.changed()
         if self.announcement is not None:
@@ -207,10 +234,11 @@ class Agent:
         blocked = self.tunnels.blocked
         if blocked is None and not self.tunnels.applied.is_set():
             return None
-        return verdict_of(blocked.reason if blocked else "Degraded", self._errors())
+        return verdict_of(blocked.reason if blocked else "Degraded", self._errors(lasting=True))
 
-    def _errors(self) -> list[str]:
+    def _errors(self, *, lasting: bool = False) -> list[str]:
         found = self.tunnels.errors(self.dataplane.report) + self.masquerading.errors(self.masquerade.report)
+        found += self.departures.errors(lasting=lasting)
         return list(dict.fromkeys(found))  # a missing object is missed by both
 
     async def show_status(self, _request: web.Request) -> web.Response:
@@ -226,6 +254,8 @@ class Agent:
             "node": self._options.node_name,
             "inSync": self.tunnels.applied.is_set() and self.masquerading.applied.is_set() and not errors,
             "peers": report.peers,
+            "peersHeld": len(self.peers.held) + len(self.peers.completed),
+            "unknownWays": self.departures.unknown,
             "mtu": report.mtu,
             "mtuSource": report.mtu_source,
             "underlay": report.underlay,
@@ -251,7 +281,7 @@ async def run_agent(options: AgentOptions) -> None:
         stack.push_async_callback(agent.dataplane.close)
         await agent.masquerade.open()
         stack.push_async_callback(agent.masquerade.close)
-        dataplane_metrics.register(agent.dataplane, agent.tunnels)
+        dataplane_metrics.register(agent.dataplane, agent.tunnels, agent.peers)
         masquerade_metrics.register(agent.masquerade, agent.masquerading)
         routes = [web.get("/status", agent.show_status)]
         await stack.enter_async_context(health.serve(agent.manager.health, host, port, routes=routes))

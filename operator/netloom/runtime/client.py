@@ -133,6 +133,15 @@ class Api:
             log.info("list expired between chunks, asked for in one piece", kind=res.kind, error=error.message)
             return await self._list(res, path, query, 0, trim)
 
+    async def count(self, res: Resource[T]) -> int:
+        """How many objects there are, by a list of one. Raises Unavailable where the server does not say."""
+        unreadable: dict[str, str] = {}
+        page = decode_page(res, await self.request("GET", _path(res, ""), query={"limit": "1"}), unreadable)
+        more = page.metadata.remaining_item_count
+        if not page.metadata.resource_version or (page.metadata.continue_ and more is None):
+            raise Unavailable(0, "BadAnswer", f"how many {res.plural} there are is not in the answer")
+        return len(page.items or []) + len(unreadable) + (more or 0)
+
     async def _list(
         self, res: Resource[T], path: str, query: Mapping[str, str], limit: int, trim: Callable[[T], T] | None
     ) -> Listing[T]:

@@ -20,10 +20,11 @@ T = TypeVar("T", bound=Object)
 
 
 class ListMeta(Struct, frozen=True):
-    """metav1.ListMeta: at which version the list was taken, and how to get its next chunk."""
+    """metav1.ListMeta: at which version the list was taken, how to get its next chunk, and how many come after it."""
 
     resource_version: str = ""
     continue_: str = msgspec.field(name="continue", default="")
+    remaining_item_count: int | None = None
 
 
 class Page(Struct, Generic[T], frozen=True):
