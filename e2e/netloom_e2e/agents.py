@@ -24,6 +24,8 @@ class Agents:
     lab: Lab
     plane: ControlPlane
     folder: Path
+    user: str = ""
+    """Whose rights the agents have; "": all."""
     agents: dict[str, subprocess.Popen[str]] = field(default_factory=dict)
 
     def enter(self, name: str, *, segment: str = "") -> Machine:
@@ -45,7 +47,8 @@ class Agents:
 
     def start(self, machine: Machine) -> None:
         """Start the node's agent; its log is appended to."""
-        kubeconfig = self.plane.kubeconfig(host=self.lab.address)
+        user = [self.user] if self.user else []
+        kubeconfig = self.plane.kubeconfig(*user, host=self.lab.address)
         command = [str(NETLOOM), "agent", "--kubeconfig", str(kubeconfig), "--node-name", machine.node]
         with (self.folder / f"{machine.node}.log").open("a") as log:
             self.agents[machine.node] = machine.popen([*command, "--run-dir", self.run_dir(machine)], stdout=log)
