@@ -367,7 +367,8 @@ class Ledgers:
             self.book.load(shard.region, None, "", self._clock())
         else:
             self._take(found, self._clock())
-        self._settle_nodes([*self.book.unsettled(), *(entry.node for entry in shard.entries.values())])
+        settled = (entry.node for entry in shard.entries.values())
+        self._settle_nodes([*self.book.unsettled(), *self.book.dispossessed(), *settled])
 
     async def _lost(self, name: str) -> None:
         """A ledger vanished: what it held is asked of the nodes themselves, not of a cache that may lag."""

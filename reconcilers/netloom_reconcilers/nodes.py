@@ -107,6 +107,7 @@ class NodesReconciler:
             return await (self._join(node) if obj is None else self._settle(node, obj))
         if obj is None:
             self._done(name)
+            self._book.forget(name)
             return await self._release(name, self._book.entries_of(name), gone=True)
         if node_objects.owner_of(obj) is None:
             return await self._stray(obj)

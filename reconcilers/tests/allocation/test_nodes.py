@@ -7,7 +7,7 @@ import pytest
 from netloom.runtime.errors import Invalid
 from netloom_reconcilers.allocation import Limits
 from netloom_reconcilers.ledgers import Pace
-from tests.allocation.world import World
+from tests.allocation.world import World, no_overlap
 
 
 def test_a_node_gets_its_cidr_in_the_first_write(world: World) -> None:
@@ -101,6 +101,42 @@ def test_a_netloom_node_deleted_by_hand_comes_back_with_its_cidr(world: World) -
     world.join("c")
     world.calm(10)
     assert {name: world.texts()[name] for name in "ab"} == before
+
+
+@pytest.mark.parametrize("network_too", [False, True])
+def test_definitions_that_go_and_come_back_leave_living_nodes_their_cidrs(empty: World, network_too: bool) -> None:
+    """With the ledgers gone, too, only the operator's memory knows whose pods live where."""
+    world, pools = empty, {"ipv4PodCIDRList": ["10.0.0.0/21"], "ipv4MaskSize": 24, "ipv6PodCIDRList": ["fd00::/61"]}
+    world.apply_network(**pools, ipv6MaskSize=64)
+    world.start()
+    for name in "fbdace":
+        world.join(name)
+        world.calm(10)
+    before = world.texts()
+    assert before["d"] == "10.0.2.0/24 fd00:0:0:2::/64"
+    for plural in ("netloomnodes", "netloomledgers"):
+        for name in list(world.server.all(plural)):
+            world.delete(plural, name)
+    if network_too:
+        network = world.network
+        world.server._update(
+            "netloomnetworks", network, {**network, "metadata": {**network["metadata"], "finalizers": []}}
+        )
+        world.delete("netloomnetworks", "default")
+    world.leave("d")
+    for name in "0z":
+        world.join(name)  # and newcomers do not take them
+    world.calm(100)
+    world.apply_network(**pools, ipv6MaskSize=64)
+    world.calm(200)
+    del before["d"]
+    after = world.texts()
+    assert {name: after[name] for name in before} == before
+    assert len(after) == 7
+    no_overlap(world)
+    world.join("d")
+    world.calm(10)
+    assert sorted(text.split()[0] for text in world.texts().values()) == [f"10.0.{each}.0/24" for each in range(8)]
 
 
 def test_addresses_follow_the_node_and_heartbeats_cost_nothing(world: World) -> None:
