@@ -36,7 +36,7 @@ from netloom.runtime.controller import Controller
 from netloom.runtime.errors import ApiError, NotFound, Unavailable
 from netloom.runtime.store import Store, version_of
 from netloom_reconcilers.conditions import Recorder
-from netloom_reconcilers.peers import Peers, is_owned, is_peer
+from netloom_reconcilers.peers import Peers, is_owned, is_whole
 
 log = structlog.get_logger(__name__)
 
@@ -88,7 +88,7 @@ def question(vanished: Collection[str], peers: int, *, own: str = "", unknown: b
 
 def departed(vanished: Collection[str], answer: Answer, complete: int, own: str = "") -> tuple[set[str], bool]:
     """Which of these left, and whether the world is whole: every Node has its NetloomNode, `complete` of which are for
-    Nodes and have pod CIDRs."""
+    Nodes, and have pod CIDRs and an address."""
     if not answer.lives.get(own, True):
         return set(), False
     whole = answer.nodes is not None and answer.nodes <= complete
@@ -225,7 +225,7 @@ class Departures:
     def _soon(self) -> None:
         """Ask in a moment; what is to be asked sooner still is not put off."""
         now = self._clock()
-        at = now + self._pace.moment + random.uniform(0, self._pace.spread * len(self._peers))
+        at = now + self._moment()
         self._ask_at = at if self._ask_at <= now else min(self._ask_at, at)
         self.controller.enqueue_after(_KEY, self._ask_at - now)
 
@@ -267,9 +267,12 @@ class Departures:
         if gone:
             log.info("nodes left", nodes=len(gone), such_as=sorted(gone)[:NAMES])
             self._backoff.reset()
-            return self._wait(self._pace.moment)
+            return self._wait(self._moment())
         self._fresh.clear()
         return self._wait(self._next())
+
+    def _moment(self) -> float:
+        return self._pace.moment + random.uniform(0, self._pace.spread * len(self._peers))
 
     def _wait(self, seconds: float) -> float:
         self._ask_at = self._clock() + seconds
@@ -289,7 +292,7 @@ class Departures:
             self.why = "the NetloomNodes of the API server cannot be followed."
         else:
             return False
-        self._ask_at = max(self._ask_at, now + self._pace.moment)
+        self._ask_at = max(self._ask_at, now + self._moment())
         if self._lookup is None:
             self._doubted.update(self._peers.held)
         return True
@@ -310,14 +313,14 @@ class Departures:
         fresh = [name for name in vanished if name in self._fresh]
         asked = question(fresh or vanished, len(self._peers), own=own, unknown=bool(self.unknown))
         answer = await self._lookup.ask(asked)
-        complete = sum(1 for node in self._nodes.values() if is_owned(node) and is_peer(node))
+        complete = sum(1 for node in self._nodes.values() if is_owned(node) and is_whole(node))
         living = [name for name, lives in answer.lives.items() if lives and name != own]
         if not answer.lives.get(own, True):
             self.why = f"Node {own}, this node's own, is not there, either."
         elif living:
             self.why = f"Node {living[0]} lives."
         else:
-            self.why = f"there are {answer.nodes} Nodes, and {complete} of them have a NetloomNode with pod CIDRs."
+            self.why = f"there are {answer.nodes} Nodes, and {complete} of them have a NetloomNode that is whole."
         return departed(vanished, answer, complete, own)
 
 

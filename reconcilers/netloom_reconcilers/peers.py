@@ -104,6 +104,11 @@ def is_peer(node: NetloomNode) -> bool:
     return bool(ipam.pod_cidrs or ipam.pools.allocated)
 
 
+def is_whole(node: NetloomNode) -> bool:
+    """Whether the node has all that others need to send to its pods."""
+    return is_peer(node) and _has_address(node)
+
+
 def is_owned(node: NetloomNode) -> bool:
     """Whether the object stands for a Node, and was not made by hand."""
     return any(owner.kind == "Node" for owner in node.metadata.owner_references)

@@ -26,7 +26,7 @@ from netloom.kernel.report import Report
 from netloom.kernel.way import Way
 from netloom.runtime.controller import Controller
 from netloom.runtime.store import Store
-from netloom_reconcilers.peers import Nodes
+from netloom_reconcilers.peers import HELD, Nodes
 from netloom_reconcilers.ways import Announcement, Leaving, Needs, accepted, announced, wanted, ways_to
 
 log = structlog.get_logger(__name__)
@@ -113,6 +113,7 @@ def peer_of(node: NetloomNode, side: Side) -> Reading:
         since=node.metadata.creation_timestamp,
         ways=ways_to(announced(node).accepts, side.routing, able=side.able),
         underlay6=_underlay6_of(node),
+        held=node.metadata.creation_timestamp == HELD,
     )
     return Reading(peer, tuple(problems))
 

@@ -101,6 +101,7 @@ class Mesh:
         self.peers: dict[str, Peer] = {}
         self.stranded: set[str] = set()
         """Peers whose only way is native, with CIDRs that no network of this node leads to."""
+        self._held: set[str] = set()
         self.natives = 0
         """Peers that may be reached natively: the way to them has to be known before rows are written."""
         self._legs: dict[str, Legs] = {}
@@ -155,6 +156,8 @@ class Mesh:
             concerned[name] = None
             for other in change(name, _claims_of(old) if old else (), _claims_of(peer)):
                 concerned[other] = None
+        if concerned and self._held:
+            concerned.update(dict.fromkeys(self._held))
         self._expand(concerned)
 
     def remove_peer(self, name: str) -> None:
@@ -164,7 +167,7 @@ class Mesh:
             return
         self._want(peer, None)
         others = self._claims.change(name, _claims_of(peer), ())
-        self._expand((name, *others))
+        self._expand({name: None, **dict.fromkeys(others | self._held)})
         self.stranded.discard(name)
         for ids in self._ids.values():
             identity = ids.pop(name, None)
@@ -215,6 +218,9 @@ class Mesh:
     def _want(self, old: Peer | None, new: Peer | None) -> None:
         """Tell `reach` which addresses count: for IPv6, those that a native route may need."""
         self.natives += (new is not None and NATIVE in new.ways) - (old is not None and NATIVE in old.ways)
+        for peer, note in ((old, self._held.discard), (new, self._held.add)):
+            if peer is not None and peer.held:
+                note(peer.name)
         before, after = _underlays(old), _underlays(new)
         if before == after:
             return
@@ -274,7 +280,7 @@ class Mesh:
         four: list[Prefix] = []
         six: list[Prefix] = []
         for prefix in peer.cidrs:
-            if holders[prefix] == name:
+            if holders[prefix] == name and not (peer.held and self._has_wider(prefix, name)):
                 (four if len(prefix.address) == 4 else six).append(prefix)
         legs: Legs = ()
         wanted = 0
@@ -287,6 +293,11 @@ class Mesh:
         else:
             self.stranded.discard(name)
         return legs
+
+    def _has_wider(self, prefix: Prefix, name: str) -> bool:
+        """Whether a peer that is not held claims a CIDR that contains this one."""
+        claimants = (holder for wider in prefix.and_wider() if (holder := self._claims.holders.get(wider)) is not None)
+        return any(holder != name and not self.peers[holder].held for holder in claimants)
 
     def _leg(self, peer: Peer, size: int, prefixes: list[Prefix]) -> Legs:
         """By the first of the peer's ways that is possible; empty if none is."""
