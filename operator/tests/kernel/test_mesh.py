@@ -167,7 +167,8 @@ def test_who_can_only_be_reached_natively_and_is_not_is_stranded() -> None:
     assert mesh.pending() == [], "nothing is to be done for a peer without a way"
 
 
-CIDRS = [Prefix.parse(text) for text in ("10.1.0.0/24", "10.2.0.0/24", "10.3.0.0/24", "fd00:1::/64", "fd00:2::/64")]
+TEXTS = ("10.1.0.0/24", "10.2.0.0/24", "10.3.0.0/24", "10.2.0.0/23", "fd00:1::/64", "fd00:2::/64")
+CIDRS = [Prefix.parse(text) for text in TEXTS]
 UNDERLAYS = [parse_address(f"192.168.7.{n}") for n in range(2, 6)]
 UNDERLAYS6 = [parse_address(f"fd07::{n}") for n in range(2, 6)]
 peers = st.builds(
@@ -179,6 +180,7 @@ peers = st.builds(
     since=st.sampled_from(["", "2026-01", "2026-02"]),
     ways=st.lists(st.sampled_from([VXLAN, GENEVE, NATIVE]), unique=True).map(tuple),
     underlay6=st.sampled_from([b"", *UNDERLAYS6]),
+    held=st.booleans(),
 )
 carriers = st.builds(
     Carriers,
