@@ -55,7 +55,7 @@ class Pace(msgspec.Struct, frozen=True):
     """For each peer this much more at most, drawn anew each time: 5,000 agents ask within 5 s."""
     again: tuple[float, float] = (2.0, 60.0)
     """Back-off of further questions; the cap grows with the number of peers as well, to 250 s at 5,000."""
-    unsure: float = 5.0
+    unsure: float = 2.0
     """Until it is looked again whether anything may be asked at all."""
     went_back: float = 60.0
     """How long the Node of a peer that the server's history knows nothing of has to appear again."""
@@ -267,7 +267,7 @@ class Departures:
         if gone:
             log.info("nodes left", nodes=len(gone), such_as=sorted(gone)[:NAMES])
             self._backoff.reset()
-            return self._wait(self._moment())
+            return self._wait(2 * self._moment())
         self._fresh.clear()
         return self._wait(self._next())
 

@@ -5,7 +5,6 @@ them. Packed bytes cost 0.1 us, hash in C, and go into a message as they are. Th
 """
 
 import socket
-from collections.abc import Iterator
 
 import msgspec
 
@@ -79,8 +78,8 @@ class Prefix(msgspec.Struct, frozen=True, gc=False):
         host = len(self.address) * 8 - self.length
         return int.from_bytes(self.address, "big") >> host == int.from_bytes(address, "big") >> host
 
-    def and_wider(self) -> "Iterator[Prefix]":
-        """It, and all that contain it, the widest last."""
-        number, bits = int.from_bytes(self.address, "big"), len(self.address) * 8
-        for host in range(bits - self.length, bits + 1):
-            yield Prefix((number >> host << host).to_bytes(len(self.address), "big"), bits - host)
+    def widened(self, length: int) -> "Prefix":
+        """The prefix of this length that contains it."""
+        host = len(self.address) * 8 - length
+        number = int.from_bytes(self.address, "big") >> host << host
+        return Prefix(number.to_bytes(len(self.address), "big"), length)

@@ -9,6 +9,7 @@ route for that CIDR; see `claims`.
 """
 
 import zlib
+from collections import Counter
 from collections.abc import Collection, Hashable, Iterable, Mapping
 from typing import Any
 
@@ -102,6 +103,7 @@ class Mesh:
         self.stranded: set[str] = set()
         """Peers whose only way is native, with CIDRs that no network of this node leads to."""
         self._held: set[str] = set()
+        self._lengths: Counter[tuple[int, int, bool]] = Counter()
         self.natives = 0
         """Peers that may be reached natively: the way to them has to be known before rows are written."""
         self._legs: dict[str, Legs] = {}
@@ -154,10 +156,9 @@ class Mesh:
             known[name] = peer
             self._want(old, peer)
             concerned[name] = None
-            for other in change(name, _claims_of(old) if old else (), _claims_of(peer)):
+            others = change(name, _claims_of(old) if old else (), _claims_of(peer))
+            for other in others | self._concerned(old, peer):
                 concerned[other] = None
-        if concerned and self._held:
-            concerned.update(dict.fromkeys(self._held))
         self._expand(concerned)
 
     def remove_peer(self, name: str) -> None:
@@ -167,7 +168,7 @@ class Mesh:
             return
         self._want(peer, None)
         others = self._claims.change(name, _claims_of(peer), ())
-        self._expand({name: None, **dict.fromkeys(others | self._held)})
+        self._expand({name: None, **dict.fromkeys(others | self._concerned(peer))})
         self.stranded.discard(name)
         for ids in self._ids.values():
             identity = ids.pop(name, None)
@@ -218,9 +219,13 @@ class Mesh:
     def _want(self, old: Peer | None, new: Peer | None) -> None:
         """Tell `reach` which addresses count: for IPv6, those that a native route may need."""
         self.natives += (new is not None and NATIVE in new.ways) - (old is not None and NATIVE in old.ways)
-        for peer, note in ((old, self._held.discard), (new, self._held.add)):
-            if peer is not None and peer.held:
-                note(peer.name)
+        for peer, count in ((old, -1), (new, 1)):
+            if peer is None:
+                continue
+            if peer.held:
+                (self._held.add if count > 0 else self._held.discard)(peer.name)
+            for prefix in peer.cidrs:
+                self._lengths[len(prefix.address), prefix.length, peer.held] += count
         before, after = _underlays(old), _underlays(new)
         if before == after:
             return
@@ -296,8 +301,23 @@ class Mesh:
 
     def _has_wider(self, prefix: Prefix, name: str) -> bool:
         """Whether a peer that is not held claims a CIDR that contains this one."""
-        claimants = (holder for wider in prefix.and_wider() if (holder := self._claims.holders.get(wider)) is not None)
-        return any(holder != name and not self.peers[holder].held for holder in claimants)
+        claimants = (self._claims.holders.get(wider, name) for wider in self._and_wider(prefix))
+        return any(claimant != name and not self.peers[claimant].held for claimant in claimants)
+
+    def _and_wider(self, prefix: Prefix) -> Iterable[Prefix]:
+        """The prefix and those that contain it, as far as a peer may claim them: of a length that there is."""
+        size = len(prefix.address)
+        lengths = {length for other, length, _ in self._lengths if other == size and length <= prefix.length}
+        return map(prefix.widened, lengths)
+
+    def _concerned(self, *peers: Peer | None) -> set[str]:
+        """Held peers that may have to make way, or may come back: only where the lengths of CIDRs differ."""
+        if not self._held:
+            return set()
+        changed = [prefix for peer in peers if peer is not None for prefix in peer.cidrs]
+        inner = [(size, length) for size, length, held in self._lengths if held]
+        differ = any(len(each.address) == size and each.length < length for each in changed for size, length in inner)
+        return self._held if differ else set()
 
     def _leg(self, peer: Peer, size: int, prefixes: list[Prefix]) -> Legs:
         """By the first of the peer's ways that is possible; empty if none is."""
@@ -362,7 +382,7 @@ class Mesh:
         if nexthop.gateway in holders or nexthop.remote in holders:
             return False
         mine = any(len(address) == len(key.address) and key.contains(address) for address in own)
-        return not mine and not any(wider in holders for wider in key.and_wider())
+        return not mine and not any(wider in holders for wider in self._and_wider(key))
 
     def load(
         self, nexthops: Iterable[SeenNexthop], neighbours: dict[NeighbourKey, Mac], routes: Iterable[SeenRoute]
