@@ -37,9 +37,10 @@ from netloom.kernel.report import PlannedChange, Report
 from netloom.runtime import health
 from netloom.runtime.client import Api
 from netloom.runtime.directory import DirectorySource
-from netloom.runtime.errors import ConfigError, Unavailable
+from netloom.runtime.errors import ConfigError
 from netloom.runtime.events import EventRecorder
 from netloom.runtime.manager import Manager
+from netloom.runtime.reach import follow
 from netloom.runtime.store import Store
 from netloom.runtime.watch import ListWatch
 from netloom_reconcilers import dataplane_metrics, masquerade_metrics
@@ -140,24 +141,17 @@ def _trimmed(node: NetloomNode, own: str) -> NetloomNode:
 
 @asynccontextmanager
 async def sources(options: AgentOptions, *, patient: bool = False) -> AsyncIterator[tuple[Sources, Api | None]]:
-    """The sources, and the connection where there is a cluster. Raises ConfigError.
+    """The sources, and the connection where there is a cluster. Nothing is asked of it yet. Raises ConfigError.
 
-    patient: an API server that takes its time is no error, it will be asked again; an agent that starts while the
-    server is busy must not wait for its supervisor's back-off on top of it.
+    patient: as with `Api.connect`.
     """
     if options.manifests is not None:
         if not options.manifests.is_dir():
             raise ConfigError(f"--manifests {options.manifests}: there is no such directory")
         yield Sources(options, None), None
         return
-    async with await Api.connect(options.kubeconfig, options.context, user_agent="netloom-agent") as api:
-        try:
-            await api.check()
-        except ConfigError as error:
-            cause = error.__cause__
-            if not patient or not isinstance(cause, Unavailable) or cause.reason != "Timeout":
-                raise
-            log.warning("the API server gives no answer, and is asked again", error=str(error))
+    connected = Api.connect(options.kubeconfig, options.context, user_agent="netloom-agent", patient=patient)
+    async with await connected as api:
         yield Sources(options, api), api
 
 
@@ -180,6 +174,7 @@ class Agent:
         self.manager.add("masquerade", self.masquerading.controller.run, restart=True)
         self.manager.add("nftables", self.masquerade.run, restart=True)
         if api is not None:
+            follow(api, self.manager)
             events = EventRecorder(api, "netloom-agent", host=options.node_name)
             self.status = NodeStatusReconciler(
                 options.node_name, found.nodes, Conditions(api, events, AGENT), self.verdict
@@ -241,7 +236,10 @@ class Agent:
 
 
 async def run_agent(options: AgentOptions) -> None:
-    """Run until SIGTERM or SIGINT. Raises UserError where there is nothing to run on; leaves the data path as it is."""
+    """Run until SIGTERM or SIGINT. Raises UserError where there is nothing to run on; leaves the data path as it is.
+
+    An API server that is not there is waited for, with the data path as it is.
+    """
     host, port = health.parse_address(options.http_address)
     require_net_admin()
     async with AsyncExitStack() as stack:
@@ -261,7 +259,9 @@ async def run_agent(options: AgentOptions) -> None:
 
 async def plan(options: AgentOptions) -> list[PlannedChange]:
     """What an agent with these options would change in the kernel. Writes nothing. Raises UserError."""
-    async with sources(options) as (found, _api):
+    async with sources(options) as (found, api):
+        if api is not None:
+            await api.check()
         dataplane = Dataplane(run_directory=options.run_dir)
         tunnels = TunnelsReconciler(options.node_name, found.networks, found.nodes, dataplane)
         masquerading = MasqueradeReconciler(options.node_name, found.networks, found.nodes, Masquerade())

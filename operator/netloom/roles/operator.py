@@ -21,6 +21,7 @@ from netloom.runtime.client import Api
 from netloom.runtime.events import EventRecorder
 from netloom.runtime.leader import LeaderElector
 from netloom.runtime.manager import Manager
+from netloom.runtime.reach import follow
 from netloom.runtime.store import Store
 from netloom.runtime.watch import ListWatch
 from netloom_reconcilers.allocation import Allocation, Stores, netloom_node_changed, node_changed
@@ -49,14 +50,13 @@ class OperatorOptions:
 
 
 async def run_operator(options: OperatorOptions) -> None:
-    """Runs until SIGTERM or SIGINT. Raises UserError (a kubeconfig that is wrong, an API server that is not there)."""
+    """Runs until SIGTERM or SIGINT. Raises UserError (a kubeconfig that is wrong, credentials refused for good)."""
     host, port = health.parse_address(options.http_address)
     user_agent = f"netloom-operator/{__version__}"
     async with await Api.connect(
-        options.kubeconfig, options.context, connections=CONNECTIONS, user_agent=user_agent
+        options.kubeconfig, options.context, connections=CONNECTIONS, user_agent=user_agent, patient=True
     ) as api:
-        version = await api.check()
-        log.info("operator starts", version=__version__, api_server=version, pid=os.getpid())
+        log.info("operator starts", version=__version__, api_server=api.host, pid=os.getpid())
         operator = _Operator(api, options)
         async with health.serve(operator.manager.health, host, port), operator.guarding():
             await operator.manager.run()
@@ -67,6 +67,7 @@ class _Operator:
 
     def __init__(self, api: Api, options: OperatorOptions) -> None:
         self.manager = Manager(drain=DRAIN_SECONDS if options.guard else 0.0)
+        follow(api, self.manager)
         self._api = api
         self._stores = Stores(Store(NETWORKS), Store(NODES), Store(NETLOOM_NODES))
         self._events = EventRecorder(api, "netloom-operator", host=options.identity)

@@ -41,6 +41,7 @@ from netloom.runtime.errors import ConfigError
 from netloom.runtime.events import EventRecorder
 from netloom.runtime.manager import Manager, Run
 from netloom.runtime.optional import OptionalWatch
+from netloom.runtime.reach import follow
 from netloom.runtime.store import Store, Subscriber
 from netloom.runtime.watch import ListWatch
 from netloom.webhook import names, server
@@ -92,15 +93,15 @@ class WebhookOptions:
 
 
 async def run_webhook(options: WebhookOptions) -> None:
-    """Runs until SIGTERM or SIGINT. Raises UserError (a kubeconfig that is wrong, an API server that is not there)."""
+    """Runs until SIGTERM or SIGINT. Raises UserError (a kubeconfig that is wrong, credentials refused for good)."""
     host, port = health.parse_address(options.http_address)
     user_agent = f"netloom-webhook/{__version__}"
     async with await Api.connect(
-        options.kubeconfig, options.context, connections=CONNECTIONS, user_agent=user_agent
+        options.kubeconfig, options.context, connections=CONNECTIONS, user_agent=user_agent, patient=True
     ) as api:
-        version = await api.check()
-        log.info("guard starts", version=__version__, api_server=version, pid=os.getpid())
+        log.info("guard starts", version=__version__, api_server=api.host, pid=os.getpid())
         manager = Manager(drain=DRAIN_SECONDS)
+        follow(api, manager)
         events = EventRecorder(api, "netloom-guard", host=options.identity)
         manager.add("events", events.run, restart=True)
         guard = Guard(api, options.guard, manager, events)

@@ -78,6 +78,10 @@ class Manager:
         """Adds a component; to be called before `run`."""
         self._components.append(Component(name=name, run=run, restart=restart))
 
+    def backoff(self) -> Backoff:
+        """The delays between a component's attempts, for one that tries by itself."""
+        return Backoff(*self._delays)
+
     def stop(self) -> None:
         """Begins the end. A second call ends the process on the spot."""
         if self.stopping:
@@ -132,7 +136,7 @@ class Manager:
             self._exit(EXIT_OVERSTAYED)
 
     async def _supervise(self, part: Component) -> None:
-        backoff = Backoff(*self._delays)
+        backoff = self.backoff()
         loop = asyncio.get_running_loop()
         crash = ""
         self.health.ready(f"component {part.name}", lambda: crash)
