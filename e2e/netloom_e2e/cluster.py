@@ -173,7 +173,23 @@ class ControlPlane:
     def resume_apiserver(self) -> None:
         self._processes["kube-apiserver"].send(signal.SIGCONT)
 
+    def present(self, authority: Authority) -> None:
+        """From its next connection on the API server shows a certificate of this authority, as after a rotated CA.
+
+        Its own kubeconfigs trust both authorities from now on; client certificates may be of either.
+        """
+        pair = authority.issue("serving", "kube-apiserver", hosts=self._serving_hosts)
+        with self._authority.certificate.open("ab") as bundle:
+            bundle.write(authority.certificate.read_bytes())
+        for new, old in ((pair.certificate, self._serving.certificate), (pair.key, self._serving.key)):
+            old.write_bytes(new.read_bytes())
+
     # Clients
+
+    @property
+    def authority(self) -> Authority:
+        """Of the clients' certificates, and of the API server's from the start."""
+        return self._authority
 
     def kubeconfig(self, user: str = _ADMIN, groups: Iterable[str] = (), *, host: str = "") -> Path:
         """Writes a kubeconfig for any user, who is granted nothing but what RBAC grants the user and the groups.
@@ -367,8 +383,8 @@ class ControlPlane:
             "127.0.0.1",
             _SERVICE_ADDRESS,
         ]
-        hosts = dict.fromkeys([*names, self.host, *self._hosts])
-        self._serving = self._authority.issue("serving", "kube-apiserver", hosts=hosts)
+        self._serving_hosts = list(dict.fromkeys([*names, self.host, *self._hosts]))
+        self._serving = self._authority.issue("serving", "kube-apiserver", hosts=self._serving_hosts)
         self._service_account_key = new_key(folder / "service-account.key")
         self.token = secrets.token_hex(16)
         self._token_file = folder / "tokens.csv"
