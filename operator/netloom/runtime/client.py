@@ -87,6 +87,11 @@ class Api:
         """Base URL of the API server."""
         return self._auth.host
 
+    @property
+    def unused(self) -> str:
+        """Why what is on disk now is not used, and what was there before is; "" if nothing is wrong."""
+        return self._auth.trouble
+
     async def follow(self) -> None:
         """Follows kubeconfig, certificates and tokens on disk for ever; a component of every role that lives long."""
         await self._auth.follow()
