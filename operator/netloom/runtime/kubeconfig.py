@@ -90,6 +90,8 @@ class Kubeconfig:
         self._section: Section | None = None
         self._login: Login | None = None
         self._login_by: Any = None
+        self._error: _NoLogin | None = None
+        self._error_by: Any = None
         self._loader: tuple[dict[Path, bytes], Any] | None = None
         self._refresh_at = self._again_at = clock()
 
@@ -146,6 +148,8 @@ class Kubeconfig:
         if old is not None and not self._due(old, renew, bool(user.get("auth-provider"))):
             return old
         now = self._clock()
+        if old is None and self._error is not None and self._error_by == by and now < self._again_at:
+            raise self._error
         self._refresh_at = now + REFRESH_SECONDS
         if renew:
             self._again_at = now + REFUSED_SECONDS
@@ -153,6 +157,7 @@ class Kubeconfig:
             found = await self._ask(user, where)
         except _NoLogin as error:
             self._again_at = now + REFUSED_SECONDS
+            self._error, self._error_by = error, by
             found = self._failed(old, error)
         self._login, self._login_by = found, by
         return found
@@ -176,7 +181,7 @@ class Kubeconfig:
             # They may still be good, and the next request says so if not.
             log.warning("credentials not renewed", error=str(error))
             return old
-        no_such_program = isinstance(error.__cause__, OSError) and not isinstance(error.__cause__, TimeoutError)
+        no_such_program = isinstance(error.__cause__, FileNotFoundError | PermissionError | NotADirectoryError)
         if no_such_program or (self._login is not None and not self._login.missing):
             raise error
         return Login(missing=str(error))

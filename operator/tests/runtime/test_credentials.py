@@ -123,6 +123,27 @@ async def test_a_plugin_that_fails_later_leaves_the_old_token(tmp_path: Path):
     assert await auth.authorization() == "Bearer one"
 
 
+async def test_a_plugin_that_another_replaces_and_fails_is_not_run_for_every_refusal(
+    server: ScriptedApi, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(credentials, "LOOK_SECONDS", 0.0)
+    user, set_token, _runs = plugin(tmp_path, lifetime=None)
+    set_token("one")
+    path = write_kubeconfig(tmp_path / "k", {"server": server.url}, user)
+    async with await Api.connect(path) as api:
+        other = tmp_path / "other"
+        other.write_text(f"#!/bin/sh\necho run >>{tmp_path}/others\necho no network >&2; exit 1\n")
+        other.chmod(0o755)
+        write_kubeconfig(tmp_path / "k", {"server": server.url}, {"exec": user["exec"] | {"command": str(other)}})
+        await api.list(NODES)
+        assert server.calls[-1].headers["Authorization"] == "Bearer one"
+        server.faulty = wants(lambda: "two")
+        for _ in range(10):
+            with pytest.raises(Unauthorized, match=r"what is on disk now cannot be used: .* no network"):
+                await api.list(NODES)
+    assert (tmp_path / "others").read_text() == "run\n"
+
+
 async def test_a_token_file_is_read_again(tmp_path: Path):
     token = tmp_path / "token"
     token.write_text("one\n")
