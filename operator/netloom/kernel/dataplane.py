@@ -19,6 +19,7 @@ import msgspec
 import structlog
 
 from netloom.kernel import device, reader, rows
+from netloom.kernel.backoff import TICK_SECONDS
 from netloom.kernel.capability import require_net_admin
 from netloom.kernel.desired import Desired
 from netloom.kernel.device import Mtu
@@ -145,7 +146,7 @@ class Dataplane:
         async with self._lock:
             self._take(desired)
             report = await self._settle()
-        if self._troubles.backoff.next(time.monotonic()) is not None:
+        if self._troubles.next() is not None:
             self._wake.set()  # `run` sleeps, and knows of nothing that it would have to try again
         return report
 
@@ -257,6 +258,7 @@ class Dataplane:
         return report
 
     async def _passes(self) -> None:
+        self._troubles.begin()
         if self._device_waiting - self._troubles.held() or self._troubles.due(_DEVICE_KINDS):
             self._events.device_due = True
         if self._troubles.due([_STATE[0]]):
@@ -416,11 +418,11 @@ class Dataplane:
         now = time.monotonic()
         due = [self._compared_at + self._compare_seconds] if self._compare_seconds is not None else []
         due.append(self._probe_due())
-        retry = self._troubles.backoff.next(now)
+        retry = self._troubles.next()
         if retry is not None:
             due.append(retry)
         first = min(due)
-        return max(0.0, first - now) if first != float("inf") else None
+        return max(TICK_SECONDS, first - now) if first != float("inf") else None
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
         """The kernel takes a lock that others may hold for seconds; the event loop must not wait for it."""

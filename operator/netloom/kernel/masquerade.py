@@ -20,6 +20,7 @@ from typing import TypeVar
 import structlog
 
 from netloom.kernel import nftables
+from netloom.kernel.backoff import TICK_SECONDS
 from netloom.kernel.capability import require_net_admin
 from netloom.kernel.errors import KernelUnsupported
 from netloom.kernel.masquerade_report import MasqueradeReport
@@ -99,7 +100,7 @@ class Masquerade:
         async with self._lock:
             self._take(desired)
             report = await self._settle()
-        if self._troubles.backoff.next(time.monotonic()) is not None:
+        if self._troubles.next() is not None:
             self._wake.set()  # `run` may sleep until a later moment, or for good
         return report
 
@@ -187,6 +188,7 @@ class Masquerade:
     async def _passes(self) -> None:
         """Passes until nothing is left that can be done now."""
         fresh = False
+        self._troubles.begin()
         if self._troubles.due([_STATE[0]]):
             self._compare_due = True
         for _ in range(ROUNDS):
@@ -301,10 +303,10 @@ class Masquerade:
         """Until something has to be done without an event."""
         now = time.monotonic()
         due = [self._compared_at + self._compare_seconds] if self._compare_seconds is not None else []
-        retry = self._troubles.backoff.next(now)
+        retry = self._troubles.next()
         if retry is not None:
             due.append(retry)
-        return max(0.0, min(due) - now) if due else None
+        return max(TICK_SECONDS, min(due) - now) if due else None
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
         """The kernel takes a lock that others may hold for seconds; the event loop must not wait for it."""

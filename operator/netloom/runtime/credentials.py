@@ -159,6 +159,8 @@ async def _from_kubeconfig(paths: str, context: str | None, clock: Callable[[], 
     except TimeoutError as error:
         raise ConfigError(f"{where}: the credential plugin did not answer within {PLUGIN_SECONDS:g} s") from error
     except Exception as error:
+        if isinstance(error, OSError) and not error.filename:  # uvloop does not say which program cannot be run
+            error.filename = (user.get("exec") or {}).get("command")
         raise ConfigError(f"{where}: {error or type(error).__name__}") from error
 
     async def reload() -> None:

@@ -27,6 +27,7 @@ from netloom.runtime.errors import AlreadyExists, Conflict, NotFound, Unavailabl
 from netloom.runtime.leader import EXIT_LEASE_LOST, MARGIN, LeaderElector, Lost
 from tests.runtime import scripted, virtual
 from tests.runtime.scripted import ScriptedApi, until
+from tests.runtime.virtual import in_virtual_time, on_both_loops
 
 PATH = "/apis/coordination.k8s.io/v1/namespaces/kube-system/leases"
 LEASE, DEADLINE, RETRY = 15.0, 10.0, 2.0
@@ -172,16 +173,6 @@ def now() -> float:
 async def passes(seconds: float) -> None:
     """Virtual time passes."""
     await asyncio.sleep(seconds)
-
-
-def in_virtual_time(scene: Callable[[], Awaitable[None]]) -> Callable[[], None]:
-    """A test whose clock is virtual."""
-
-    def test() -> None:
-        virtual.run(scene())  # type: ignore[arg-type]
-
-    test.__name__, test.__doc__ = scene.__name__, scene.__doc__
-    return test
 
 
 @in_virtual_time
@@ -414,11 +405,12 @@ def test_a_lease_that_leaves_no_time_is_refused(numbers: tuple[float, float, flo
 
 
 @pytest.mark.parametrize("seed", range(25))
-def test_two_never_work_at_the_same_time(seed: int):
+@on_both_loops
+def test_two_never_work_at_the_same_time(seed: int, loop: Callable[[], Any]):
     """Three candidates for half an hour: slow, lost, late and unanswered requests, partitions, clocks that are set,
     that run 1 % fast or slow, crashes, graceful stops, restarts, and work that takes its time to end."""
     random.seed(seed)  # the elector's own dice
-    virtual.run(_history(random.Random(seed)))
+    virtual.run(_history(random.Random(seed)), loop)
 
 
 async def _history(dice: random.Random) -> None:
