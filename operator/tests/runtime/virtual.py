@@ -85,7 +85,8 @@ class UvloopInVirtualTime(uvloop.Loop):  # type: ignore[misc]
         super().__init__()
         self._timers: list[tuple[int, int, _Timer]] = []
         self._order = itertools.count()
-        self._asked = True
+        self.asked = True
+        """Whether somebody called `call_soon` since the loop last looked."""
 
     def moment(self) -> float:
         raise NotImplementedError
@@ -126,7 +127,7 @@ class UvloopInVirtualTime(uvloop.Loop):  # type: ignore[misc]
         return timer
 
     def call_soon(self, callback: Any, *args: Any, context: Any = None) -> Any:
-        self._asked = True
+        self.asked = True
         return super().call_soon(callback, *args, context=context)
 
     def stop(self) -> None:
@@ -134,7 +135,7 @@ class UvloopInVirtualTime(uvloop.Loop):  # type: ignore[misc]
         super().stop()
 
     def run_forever(self) -> None:
-        self._asked, self._stopped = True, False
+        self.asked, self._stopped = True, False
         self._look()
         try:
             super().run_forever()
@@ -144,9 +145,9 @@ class UvloopInVirtualTime(uvloop.Loop):  # type: ignore[misc]
     def _look(self) -> None:
         """Comes round once in each turn of the loop, last of all that was ready then. Nobody asked for anything since
         it was here: nothing is ready."""
-        if not self._asked and not self._stopped:
+        if not self.asked and not self._stopped:
             self.idle()
-        self._asked = False
+        self.asked = False
         self._looking = super().call_soon(self._look)
 
 

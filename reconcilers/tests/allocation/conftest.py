@@ -6,6 +6,7 @@ import pytest
 import structlog
 
 from netloom_reconcilers import conditions
+from tests.allocation.virtual import LOOPS
 from tests.allocation.world import World, no_overlap
 
 
@@ -22,10 +23,10 @@ def quiet() -> Iterator[None]:
     structlog.reset_defaults()
 
 
-@pytest.fixture
-def empty() -> Iterator[World]:
-    """Overlaps are looked for after every write."""
-    world = World(no_overlap)
+@pytest.fixture(params=LOOPS.values(), ids=LOOPS)
+def empty(request: pytest.FixtureRequest) -> Iterator[World]:
+    """Overlaps are looked for after every write. On both loops."""
+    world = World(no_overlap, loop=request.param)
     yield world
     world.close()
 

@@ -1,13 +1,17 @@
 """What becomes of Nodes: the plain story, and those who come with CIDRs of their own."""
 
 from collections import Counter
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 
-from netloom.runtime.errors import Invalid
+from netloom.runtime.errors import Forbidden, Invalid
 from netloom_reconcilers.allocation import Limits
 from netloom_reconcilers.ledgers import Pace
-from tests.allocation.world import World
+from tests.allocation.server import Json, ModelServer, Request
+from tests.allocation.virtual import LOOPS, VirtualClock
+from tests.allocation.world import World, no_overlap
 
 
 def test_a_node_gets_its_cidr_in_the_first_write(world: World) -> None:
@@ -41,6 +45,35 @@ def test_many_nodes_cost_hardly_more_than_one_write_each(empty: World) -> None:
     assert writes["create netloomnodes"] == 1000
     assert sum(writes.values()) <= 1025, writes
     assert writes["create netloomledgers"] == 4
+
+
+class Denying(ModelServer):
+    """While `policy` is set, nobody creates a NetloomNode."""
+
+    policy = True
+
+    def _create(self, request: Request) -> Json:
+        if self.policy and request.plural == "netloomnodes":
+            raise Forbidden(403, "Forbidden", "ValidatingAdmissionPolicy 'nobody' denied request")
+        return super()._create(request)
+
+
+@pytest.mark.parametrize("loop", LOOPS.values(), ids=LOOPS)
+def test_a_thousand_nodes_that_a_policy_denies_wait_until_it_is_gone(loop: Callable[[VirtualClock], Any]) -> None:
+    world = World(server=Denying, loop=loop)
+    world.apply_network(ipv4PodCIDRList=["10.0.0.0/8"], ipv4MaskSize=24)
+    for number in range(1000):
+        world.join(f"n{number}")
+    operator = world.start(Pace(), Limits())
+    world.calm(2)
+    assert world.cidrs() == {}
+    assert len(operator.allocation.nodes.failing) == 1000
+    assert 2000 <= world.writes()["create netloomnodes"] <= 5000
+    world.server.policy = False
+    world.calm(5)
+    assert len(world.cidrs()) == 1000
+    no_overlap(world)
+    world.close()
 
 
 def test_a_lone_node_does_not_wait_for_company(world: World) -> None:

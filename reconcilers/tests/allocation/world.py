@@ -135,7 +135,7 @@ class Operator:
         self.frozen = False
         self.dead = False
         self.said = Said()
-        self.loop = VirtualLoop(world.clock)
+        self.loop = world.loop(world.clock)
         self._position = 0
         self.stores = Stores(Store(NETWORKS), Store(NODES), Store(NETLOOM_NODES))
         self._by_plural: dict[str, Store[Any]] = {
@@ -225,9 +225,13 @@ class World:
     """See the module. `invariant` is checked after every write to the server."""
 
     def __init__(
-        self, invariant: Callable[["World"], None] | None = None, server: Callable[[], Server] = ModelServer
+        self,
+        invariant: Callable[["World"], None] | None = None,
+        server: Callable[[], Server] = ModelServer,
+        loop: Callable[[VirtualClock], Any] = VirtualLoop,
     ) -> None:
         self.clock = VirtualClock()
+        self.loop = loop
         self.server: Any = server()
         self.server.written = lambda: invariant(self) if invariant else None
         self.pending: list[Pending] = []
@@ -337,12 +341,7 @@ class World:
         """Time passes for all; a frozen process finds out when it is thawed."""
         until = self.clock.now + seconds
         while True:
-            due = [
-                handle.when()
-                for operator in self.running
-                for handle in operator.loop._scheduled  # type: ignore[attr-defined]
-                if not handle.cancelled()
-            ]
+            due = [when for operator in self.running for when in operator.loop.timers()]
             self.clock.now = min([until, *(when for when in due if when > self.clock.now)])
             self._run()
             if self.clock.now >= until:
