@@ -9,10 +9,13 @@ import uuid
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+import structlog
+
 from netloom.api.core import Node
 from netloom.api.v1alpha1 import NetloomNetwork, NetloomNode
 from netloom.ipam.book import Book
 from netloom.runtime.controller import Controller
+from netloom.runtime.errors import ApiError
 from netloom.runtime.leader import boottime
 from netloom.runtime.store import Store
 from netloom_reconcilers import allocation_metrics, in_use
@@ -24,8 +27,11 @@ from netloom_reconcilers.network import NetworkReconciler
 from netloom_reconcilers.nodes import Caches, NodesReconciler
 from netloom_reconcilers.writes import Requests
 
+log = structlog.get_logger(__name__)
+
 RUN_SECONDS = 600.0
 """How long a node may wait for its batch: while the API server is away, waiting is all there is to do."""
+LAST_WORDS_SECONDS = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +64,9 @@ class Allocation:
         clock: Callable[[], float] = boottime,
         pace: Pace | None = None,
         limits: Limits | None = None,
+        crashes: Callable[[], Iterable[str]] = tuple,
     ) -> None:
+        """`crashes` gives what crashed in this process of late, as sentences; call `look` when that changed."""
         limits = limits or Limits()
         self.stores = stores
         self.book = Book(incarnation or uuid.uuid4().hex[:12])
@@ -98,6 +106,7 @@ class Allocation:
             conditions,
             clock,
             self.network.enqueue_after,
+            crashes,
         )
         self._in_use = InUse(stores.networks, self.book, self.lock, self.ledgers, clock, self.network.enqueue_after)
 
@@ -118,6 +127,18 @@ class Allocation:
             allocation_metrics.BLOCKS.source = tuple
             for unsubscribe in leave:
                 unsubscribe()
+
+    def look(self) -> None:
+        """`crashes` changed."""
+        self._follower.changed()
+
+    async def tell_crash(self, crash: str) -> None:
+        """The last words of an incarnation that crashed, at the NetloomNetwork, if the API server takes them."""
+        try:
+            async with asyncio.timeout(LAST_WORDS_SECONDS):
+                await self._follower.tell_crash(crash)
+        except (ApiError, TimeoutError) as error:
+            log.warning("the crash is not told", error=str(error) or "no answer")
 
     @property
     def trouble(self) -> str:

@@ -43,6 +43,7 @@ class NetworkReconciler:
         conditions: Conditions,
         clock: Callable[[], float],
         enqueue_after: Callable[[str, float], None],
+        crashes: Callable[[], Iterable[str]] = tuple,
     ) -> None:
         self._networks = networks
         self._nodes = nodes
@@ -52,6 +53,7 @@ class NetworkReconciler:
         self._conditions = conditions
         self._clock = clock
         self._enqueue_after = enqueue_after
+        self._crashes = crashes
         self._inside: dict[str, tuple[tuple[Version, int, Cidr], ...]] = {}
         self._told_at = float("-inf")
         self._told = ""
@@ -90,6 +92,12 @@ class NetworkReconciler:
         if written is not None:
             self._networks.put(written)
         return None
+
+    async def tell_crash(self, crash: str) -> None:
+        """Says so at the network, without a look at anything that may have crashed."""
+        if (network := self._networks.get(NETWORK_NAME)) is not None:
+            problem = _crashed(crash)
+            await self._conditions.network(network, "False", problem.reason, said(problem, _NETWORK))
 
     # Caches
 
@@ -144,7 +152,7 @@ class NetworkReconciler:
 
     def _problems(self, network: NetloomNetwork | None) -> list[Problem]:
         """What the network says, then what became of it; errors before warnings."""
-        found: list[Problem] = []
+        found = [_crashed(crash) for crash in self._crashes()]
         if network is not None:
             mode = network.status.ipam.mode or network.spec.ipam.mode
             found += [] if mode in ipam_settings.IMPLEMENTED else [ipam_settings.not_implemented(mode)]
@@ -161,6 +169,10 @@ class NetworkReconciler:
         WAITING.clear()
         for reason, count in Counter(map(_reason, self._reconciler.waiting.values())).items():
             WAITING.labels(reason).set(count)
+
+
+def _crashed(crash: str) -> Problem:
+    return Problem(_NETWORK, "", "", "OperatorCrashed", f"In the operator, {crash}", "")
 
 
 def _unreadable(shard: Shard) -> Problem:

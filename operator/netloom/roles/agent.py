@@ -166,7 +166,7 @@ class Agent:
 
     def __init__(self, options: AgentOptions, found: Sources, api: Api | None) -> None:
         self._options = options
-        self.manager = Manager()
+        self.manager = Manager(on_crash=self._changed)
         self.dataplane = Dataplane(run_directory=options.run_dir, on_report=self._reported)
         self.tunnels = TunnelsReconciler(options.node_name, found.networks, found.nodes, self.dataplane)
         self.masquerade = Masquerade(on_report=lambda report: self._changed())
@@ -205,12 +205,13 @@ class Agent:
     def verdict(self) -> Verdict | None:
         """The node's condition; None until the objects have been read."""
         blocked = self.tunnels.blocked
-        if blocked is None and not self.tunnels.applied.is_set():
+        if blocked is None and not self.tunnels.applied.is_set() and not self.manager.crashes:
             return None
         return verdict_of(blocked.reason if blocked else "Degraded", self._errors())
 
     def _errors(self) -> list[str]:
         found = self.tunnels.errors(self.dataplane.report) + self.masquerading.errors(self.masquerade.report)
+        found += self.manager.crashes
         return list(dict.fromkeys(found))  # a missing object is missed by both
 
     async def show_status(self, _request: web.Request) -> web.Response:

@@ -13,6 +13,7 @@ import structlog
 
 from netloom import __version__
 from netloom.api.core import NODES
+from netloom.api.errors import in_words, sentences
 from netloom.api.meta import Object
 from netloom.api.v1alpha1 import NETLOOM_NODES, NETWORKS
 from netloom.roles.webhook import DRAIN_SECONDS, Cache, Caches, Guard, GuardOptions, unseen_by
@@ -20,7 +21,7 @@ from netloom.runtime import health
 from netloom.runtime.client import Api
 from netloom.runtime.events import EventRecorder
 from netloom.runtime.leader import LeaderElector
-from netloom.runtime.manager import Manager
+from netloom.runtime.manager import Manager, crash_sentence
 from netloom.runtime.store import Store
 from netloom.runtime.watch import ListWatch
 from netloom_reconcilers.allocation import Allocation, Stores, netloom_node_changed, node_changed
@@ -29,6 +30,7 @@ log = structlog.get_logger(__name__)
 
 T = TypeVar("T", bound=Object)
 
+ALLOCATION = "allocation"
 LEASE = "netloom-operator"
 CONNECTIONS = 36
 """32 writers of nodes, and some for ledgers, conditions and Events."""
@@ -66,7 +68,7 @@ class _Operator:
     """The components of the role."""
 
     def __init__(self, api: Api, options: OperatorOptions) -> None:
-        self.manager = Manager(drain=DRAIN_SECONDS if options.guard else 0.0)
+        self.manager = Manager(drain=DRAIN_SECONDS if options.guard else 0.0, on_crash=self._crashed)
         self._api = api
         self._stores = Stores(Store(NETWORKS), Store(NODES), Store(NETLOOM_NODES))
         self._events = EventRecorder(api, "netloom-operator", host=options.identity)
@@ -77,10 +79,10 @@ class _Operator:
         if options.leader_elect:
             identity = options.identity or os.uname().nodename
             elector = LeaderElector(api, LEASE, options.lease_namespace, identity)
-            self.manager.add("allocation", lambda: elector.run(self._allocate), restart=True)
+            self.manager.add(ALLOCATION, lambda: elector.run(self._allocate), restart=True)
         else:
-            self.manager.add("allocation", self._allocate, restart=True)
-        self.manager.health.ready("allocation", self._trouble)
+            self.manager.add(ALLOCATION, self._allocate, restart=True)
+        self.manager.health.ready(ALLOCATION, self._trouble)
 
     @asynccontextmanager
     async def guarding(self) -> AsyncIterator[None]:
@@ -107,11 +109,20 @@ class _Operator:
         return Cache(store, unseen_by(watch))
 
     async def _allocate(self) -> None:
-        self._term = Allocation(self._api, self._stores, self._events)
+        self._term = Allocation(self._api, self._stores, self._events, crashes=lambda: self.manager.crashes)
         try:
             await self._term.run()
+        except Exception as error:
+            if not sentences(error):
+                # Now, as the next term may be a minute away; there, `crashes` has it until it has proved itself.
+                await self._term.tell_crash(crash_sentence(ALLOCATION, in_words(error)))
+            raise
         finally:
             self._term = None
+
+    def _crashed(self) -> None:
+        if self._term is not None:
+            self._term.look()
 
     def _trouble(self) -> str:
         return self._term.trouble if self._term else ""
