@@ -100,9 +100,9 @@ class Api:
             body = await self.request("GET", "/version", timeout=timeout)
             version: str = msgspec.json.decode(body)["gitVersion"]
         except ApiError as error:
-            raise ConfigError(connection.explain(self.host, error)) from error
+            raise ConfigError(connection.explain(self.host, error, self._connections.proxy)) from error
         except (msgspec.MsgspecError, KeyError, TypeError) as error:
-            raise ConfigError(f"{self.host} answers, but not as a Kubernetes API server does") from error
+            raise ConfigError(f"{self.host}{self._via} answers, but not as a Kubernetes API server does") from error
         return version
 
     async def get(self, res: Resource[T], name: str, namespace: str = "") -> T:
@@ -226,7 +226,7 @@ class Api:
                 ) as response:
                     content = await response.read()
             except (aiohttp.ClientError, TimeoutError, OSError) as error:
-                raise connection.unanswered(f"{method} {path}", error, limits.total) from error
+                raise connection.unanswered(f"{method} {path}", error, limits.total, self._connections.proxy) from error
             if response.status < 300:
                 return content
             if response.status == 401 and may_repeat and await self._auth.refused(token):
@@ -239,6 +239,7 @@ class Api:
             content,
             response.headers.get("Retry-After"),
             f"{method} {path}",
+            self._via,
         )
 
     @asynccontextmanager
@@ -260,6 +261,7 @@ class Api:
                         await response.content.read(64 << 10),
                         response.headers.get("Retry-After"),
                         f"GET {path}",
+                        self._via,
                     )
                 transport = response.connection.transport if response.connection else None
                 if transport is not None:
@@ -272,7 +274,11 @@ class Api:
                     if transport is not None and response.connection is not None:
                         transport.abort()
         except (aiohttp.ClientError, OSError) as error:
-            raise connection.unanswered(f"GET {path}", error) from error
+            raise connection.unanswered(f"GET {path}", error, None, self._connections.proxy) from error
+
+    @property
+    def _via(self) -> str:
+        return self._connections.proxy.via if self._connections.proxy else ""
 
     def _url(self, path: str, query: Mapping[str, str] | None) -> URL:
         if query:

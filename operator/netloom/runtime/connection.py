@@ -7,15 +7,14 @@ replaced: it is made with `trust_env`, which reads the environment and ~/.netrc 
 import asyncio
 import os
 import socket
-import urllib.request
 from typing import Any
 
 import aiohttp
-from yarl import URL
 
 from netloom.runtime import slim
 from netloom.runtime.credentials import Credentials
-from netloom.runtime.errors import ApiError, Unauthorized, Unavailable
+from netloom.runtime.errors import ApiError, Unauthorized, Unavailable, plain
+from netloom.runtime.proxy import Proxy
 
 CONNECT_SECONDS = 5.0
 KEEPALIVE = (
@@ -36,7 +35,7 @@ class Connections:
     def __init__(self, auth: Credentials, limit: int, user_agent: str) -> None:
         configuration = auth.configuration
         self._headers = {"User-Agent": user_agent, "Accept": "application/json"}
-        self._proxy = _proxy_of(auth)
+        self.proxy = Proxy.of(auth.host, auth.configuration.proxy or "", os.environ)
         configuration.connection_pool_maxsize = limit
         self._client = slim.ApiClient(configuration)
         self.requests = self._adopt(self._client.rest_client)
@@ -49,7 +48,10 @@ class Connections:
         connector: aiohttp.BaseConnector = rest.pool_manager.connector
         rest.pool_manager.detach()
         rest.pool_manager = session = aiohttp.ClientSession(
-            connector=connector, headers=self._headers, cookie_jar=aiohttp.DummyCookieJar(), proxy=self._proxy
+            connector=connector,
+            headers=self._headers,
+            cookie_jar=aiohttp.DummyCookieJar(),
+            proxy=self.proxy.url if self.proxy else None,
         )
         return session
 
@@ -57,16 +59,6 @@ class Connections:
         """Closes all connections."""
         await self.watches.close()
         await self._client.close()
-
-
-def _proxy_of(auth: Credentials) -> str | None:
-    """The proxy that kubeconfig names, else the environment's, looked up once."""
-    if auth.configuration.proxy:
-        return str(auth.configuration.proxy)
-    url = URL(auth.host)
-    if url.host is None or urllib.request.proxy_bypass(url.host):
-        return None
-    return urllib.request.getproxies().get(url.scheme)
 
 
 def keep_alive(transport: asyncio.Transport) -> None:
@@ -80,8 +72,11 @@ def keep_alive(transport: asyncio.Transport) -> None:
         connection.setsockopt(level, option, value)
 
 
-def unanswered(where: str, error: BaseException, limit: float | None = None) -> Unavailable:
+def unanswered(where: str, error: BaseException, limit: float | None = None, proxy: Proxy | None = None) -> Unavailable:
     """The exception for a request that got no answer (within `limit` seconds)."""
+    if proxy is not None:
+        reason = "Timeout" if isinstance(error, TimeoutError) else type(error).__name__
+        return Unavailable(0, reason, f"{where}: {proxy.said(error)}")
     if isinstance(error, aiohttp.ClientConnectorError):
         return Unavailable(0, type(error).__name__, f"{where}: {plain(error.os_error)}")
     if isinstance(error, aiohttp.ConnectionTimeoutError):
@@ -91,9 +86,13 @@ def unanswered(where: str, error: BaseException, limit: float | None = None) -> 
     return Unavailable(0, type(error).__name__, f"{where}: {error or 'connection lost'}")
 
 
-def explain(host: str, error: ApiError) -> str:
+def explain(host: str, error: ApiError, proxy: Proxy | None = None) -> str:
     """One sentence for people on why the first request failed."""
     cause = error.__cause__
+    if proxy is not None and cause is not None:
+        return f"the API server at {host} was not reached: {proxy.said(cause)}"
+    if proxy is not None and proxy.via in error.message:
+        return f"the API server at {host} was not reached: {error}"
     if isinstance(cause, aiohttp.ClientConnectorCertificateError):
         return f"the API server at {host} shows a certificate that is not trusted: {cause.certificate_error}"
     if isinstance(cause, aiohttp.ClientSSLError):
@@ -105,10 +104,3 @@ def explain(host: str, error: ApiError) -> str:
     if isinstance(error, Unauthorized):
         return f"the API server at {host} does not accept the credentials (401): {error.message}"
     return f"the API server at {host} refuses to talk: {error}"
-
-
-def plain(error: OSError) -> str:
-    """What the system calls the error, without the event loop's wrapping ("Connect call failed ('127.0.0.1', 1)")."""
-    if error.errno is not None and error.errno > 0:
-        return os.strerror(error.errno)
-    return error.strerror or str(error)

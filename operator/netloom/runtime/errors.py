@@ -7,6 +7,7 @@ it without a traceback.
 
 import datetime as dt
 import email.utils
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -120,8 +121,9 @@ def from_status(status: Status, retry_after: float | None = None, where: str = "
     return kind(status.code, status.reason, message, retry_after, status.details)
 
 
-def from_answer(code: int, phrase: str, body: bytes, retry_after: str | None, where: str) -> ApiError:
-    """The exception for an HTTP answer that is no success; `body` need not be JSON (proxies answer in text)."""
+def from_answer(code: int, phrase: str, body: bytes, retry_after: str | None, where: str, via: str = "") -> ApiError:
+    """The exception for an HTTP answer that is no success; `body` need not be JSON (proxies answer in text). `via` is
+    told of such answers: the way that they came."""
     try:
         status = _STATUS_DECODER.decode(body)
     except msgspec.MsgspecError:
@@ -129,6 +131,7 @@ def from_answer(code: int, phrase: str, body: bytes, retry_after: str | None, wh
     if status.kind != "Status":
         text = " ".join(body.decode(errors="replace").split())
         status = Status(message=text[:_TEXT_LIMIT] or phrase)
+        where += via
     status.code = code
     status.reason = status.reason or phrase.replace(" ", "")
     return from_status(status, parse_retry_after(retry_after), where)
@@ -147,3 +150,10 @@ def parse_retry_after(value: str | None) -> float | None:
     except ValueError:
         return None
     return max(0.0, (then - dt.datetime.now(dt.UTC)).total_seconds())
+
+
+def plain(error: OSError) -> str:
+    """What the system calls the error, without the event loop's wrapping ("Connect call failed ('127.0.0.1', 1)")."""
+    if error.errno is not None and error.errno > 0:
+        return os.strerror(error.errno)
+    return error.strerror or str(error)
