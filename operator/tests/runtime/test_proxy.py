@@ -283,7 +283,7 @@ async def test_a_proxy_that_fails_is_named(
 async def test_a_proxy_that_is_not_there_is_named(
     proxy: ConnectProxy, authority: Authority, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    async def resolve(*_: object) -> None:
+    async def resolve(*_: object, **__: object) -> None:
         raise OSError(None, "Name or service not known")
 
     monkeypatch.setattr(aiohttp.DefaultResolver, "resolve", resolve)
