@@ -25,6 +25,8 @@ class Agents:
     plane: ControlPlane
     folder: Path
     agents: dict[str, subprocess.Popen[str]] = field(default_factory=dict)
+    user: str = "admin"
+    """Whose rights the agents have."""
 
     def enter(self, name: str, *, segment: str = "") -> Machine:
         """A node and its NetloomNode, without an agent yet."""
@@ -45,7 +47,7 @@ class Agents:
 
     def start(self, machine: Machine) -> None:
         """Start the node's agent; its log is appended to."""
-        kubeconfig = self.plane.kubeconfig(host=self.lab.address)
+        kubeconfig = self.plane.kubeconfig(self.user, host=self.lab.address)
         command = [str(NETLOOM), "agent", "--kubeconfig", str(kubeconfig), "--node-name", machine.node]
         with (self.folder / f"{machine.node}.log").open("a") as log:
             self.agents[machine.node] = machine.popen([*command, "--run-dir", self.run_dir(machine)], stdout=log)
