@@ -4,6 +4,7 @@ One life of a cluster: nodes join, the pool is used up, one leaves, somebody edi
 are not whole, objects vanish and come back, roles are restarted, and in the end the network goes.
 """
 
+import datetime as dt
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,12 +12,15 @@ from pathlib import Path
 import pytest
 import yaml
 
+from netloom.webhook import certificates
+from netloom.webhook.names import CA_SECRET, NAME
 from netloom_e2e import crds
 from netloom_e2e.agents import Agents
 from netloom_e2e.allocations import LEDGERS, NETLOOM_NODES, NETWORKS, Cluster, condition
-from netloom_e2e.client import collection_path
+from netloom_e2e.client import Client, collection_path
 from netloom_e2e.cluster import ControlPlane
 from netloom_e2e.gateway import gateway
+from netloom_e2e.guard import CILIUM_KINDS, Guards, install_cilium
 from netloom_e2e.lab import Lab, wait_for
 from netloom_e2e.operators import RBAC, USER, Operators, running
 from netloom_e2e.rights import Audit, Right, granted
@@ -105,7 +109,7 @@ def _repeated(cluster: Cluster, agents: Agents) -> None:
         if not last:
             cluster.remove_nodes("n3")
             wait_for("there is room", lambda: _status(cluster) == "True", deadline=60)
-    wait_for("Events are counted", lambda: _counted(cluster) == {"netloom-operator", "netloom-agent"}, deadline=30)
+    wait_for("Events are counted", lambda: _counted(cluster.client) == {USER, AGENT}, deadline=30)
 
 
 def _uids(cluster: Cluster) -> set[str]:
@@ -116,11 +120,11 @@ def _status(cluster: Cluster) -> str:
     return (condition(cluster.network(), "Ready") or ("",))[0]
 
 
-def _counted(cluster: Cluster) -> set[str]:
+def _counted(client: Client, namespace: str = "default") -> set[str]:
     """Who raised the count of an Event."""
     return {
         event["source"]["component"]
-        for event in cluster.client.request("GET", "/api/v1/namespaces/default/events")["items"]
+        for event in client.request("GET", f"/api/v1/namespaces/{namespace}/events")["items"]
         if event.get("count", 0) > 1
     }
 
@@ -132,6 +136,51 @@ def test_a_role_may_do_what_it_does_and_no_more(audit: Audit, user: str) -> None
     assert audit.forbidden(user) == set()
     assert sorted(rights - audit.used(user)) == [], "nobody ever used it"
     assert audit.used(user) == rights
+
+
+@pytest.fixture(scope="module")
+def guarded(plane: ControlPlane) -> Iterator[Guards]:
+    """A guard that makes a CA, records modes, tells of somebody who got past it, and finds its CA expired."""
+    install_cilium(plane)
+    guards = Guards(plane)
+    guards.install()
+    try:
+        guards.wait_in_force(guards.start())
+        _guard(plane, guards)
+        yield guards
+    finally:
+        guards.kill()
+
+
+def _guard(plane: ControlPlane, guards: Guards) -> None:
+    scope, client = guards.scope, plane.client_of("admin", ["system:masters", "netloom:break-glass"])
+    configs = f"/api/v1/namespaces/{scope.cilium_namespace}/configmaps"
+    held = {"apiVersion": "cilium.io/v2", "kind": "CiliumNode", "spec": {"ipam": {"podCIDRs": ["10.0.0.0/24"]}}}
+    client.request("POST", configs, {"metadata": {"name": "cilium-config"}, "data": {"ipam": "cluster-pool"}})
+    client.request("POST", collection_path(CILIUM_KINDS[0]), held | {"metadata": {"name": "c1"}})
+    wait_for("the mode is recorded", lambda: guards.record().get("ciliumMode") == "cluster-pool", deadline=20)
+    guard = guards.running[0]
+    for ipam, bypassed in (("kubernetes", 1), ("cluster-pool", 0), ("kubernetes", 1)):
+        client.request("PATCH", f"{configs}/cilium-config", {"data": {"ipam": ipam}})
+        wait_for("the guard noticed", lambda b=bypassed: guard.metric("netloom_guard_bypassed") == b, deadline=20)
+    wait_for("its Event is counted", lambda: NAME in _counted(client, scope.cilium_namespace), deadline=30)
+    client.request("DELETE", f"/api/v1/namespaces/{scope.namespace}/configmaps/{NAME}")
+    wait_for("the record is there again", lambda: guards.record().get("ciliumMode") == "kubernetes", deadline=20)
+    guards.kill()
+    expired = certificates.dump([certificates.new_ca(dt.datetime.now(dt.UTC) - dt.timedelta(days=4000))])
+    secret = f"/api/v1/namespaces/{scope.namespace}/secrets/{CA_SECRET}"
+    old = client.request("GET", secret)
+    client.request("PUT", secret, old | {"data": expired})
+    guards.wait_in_force(guards.start())
+
+
+def test_the_guard_may_do_what_it_does_and_no_more(audit: Audit, guarded: Guards) -> None:
+    user = f"system:serviceaccount:{guarded.scope.namespace}:{NAME}"
+    rights = granted(guarded.manifests, NAME, f"{NAME}-cilium")
+    assert audit.forbidden(user) == set()
+    # The record is written by server-side apply, which needs this right where it was deleted, and asks as `patch`.
+    assert rights - audit.used(user) == {Right("", "configmaps", "create")}
+    assert audit.used(user) <= rights
 
 
 def test_what_was_not_granted_is_in_the_log(plane: ControlPlane, audit: Audit) -> None:
