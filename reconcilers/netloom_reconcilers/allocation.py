@@ -16,8 +16,9 @@ from netloom.runtime.controller import Controller
 from netloom.runtime.leader import boottime
 from netloom.runtime.store import Store
 from netloom_reconcilers import allocation_metrics, in_use
-from netloom_reconcilers.conditions import Conditions, Recorder
+from netloom_reconcilers.conditions import ADDRESSES, Conditions, Recorder
 from netloom_reconcilers.in_use import InUse
+from netloom_reconcilers.last_known import LastKnown
 from netloom_reconcilers.ledgers import Ledgers, Pace
 from netloom_reconcilers.lock import ModeLock
 from netloom_reconcilers.network import NetworkReconciler
@@ -84,6 +85,7 @@ class Allocation:
             self.book,
             self.ledgers,
             conditions,
+            LastKnown(stores.nodes, Conditions(api, events, ADDRESSES), self.nodes.enqueue),
             clock,
             self.nodes.enqueue,
             writers=limits.writers,
@@ -91,7 +93,7 @@ class Allocation:
         )
         self._follower = NetworkReconciler(
             stores.networks,
-            stores.nodes,
+            caches,
             self.book,
             self.ledgers,
             self._reconciler,

@@ -14,7 +14,8 @@ from netloom_reconcilers.allocation_metrics import WRITES
 from netloom_reconcilers.writes import Patches
 
 OPERATOR, AGENT = "netloom-operator", "netloom-agent"
-"""Field managers: who owns which condition in managedFields."""
+ADDRESSES = "netloom-operator-addresses"
+"""Field managers: who owns which condition in managedFields. One each: what it applied and does not list again goes."""
 MESSAGE_LIMIT = 32768
 
 Status = Literal["True", "False"]

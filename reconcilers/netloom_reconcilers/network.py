@@ -21,7 +21,7 @@ from netloom_reconcilers import node_objects
 from netloom_reconcilers.allocation_metrics import PROBLEMS, WAITING
 from netloom_reconcilers.conditions import Conditions, said
 from netloom_reconcilers.ledgers import Ledgers
-from netloom_reconcilers.nodes import NodesReconciler
+from netloom_reconcilers.nodes import Caches, NodesReconciler
 
 GATHER_SECONDS = 0.2
 """How long news gather before they are told."""
@@ -36,7 +36,7 @@ class NetworkReconciler:
     def __init__(
         self,
         networks: Store[NetloomNetwork],
-        nodes: Store[Node],
+        caches: Caches,
         book: Book,
         ledgers: Ledgers,
         reconciler: NodesReconciler,
@@ -45,7 +45,8 @@ class NetworkReconciler:
         enqueue_after: Callable[[str, float], None],
     ) -> None:
         self._networks = networks
-        self._nodes = nodes
+        self._nodes = caches.nodes
+        self._netloom_nodes = caches.netloom_nodes
         self._book = book
         self._ledgers = ledgers
         self._reconciler = reconciler
@@ -126,7 +127,8 @@ class NetworkReconciler:
         settings = self._reconciler.settings
         found = []
         if node is not None and settings is not None and settings.families:
-            for version, address in node_objects.numbers_of(node):
+            known = self._reconciler.addresses.of(node, self._netloom_nodes.get(name))
+            for version, address in node_objects.numbers_of(known.addresses):
                 cidr = ipam_settings.inside(settings.families, version, address)
                 if cidr is not None:
                     found.append((version, address, cidr))

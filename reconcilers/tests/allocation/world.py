@@ -105,7 +105,8 @@ class ModelApi:
         field_manager: str = "",
     ) -> T:
         body = msgspec.json.decode(msgspec.json.encode(patch))
-        return msgspec.convert(await self._ask(Request("patch", res.plural, name, body, subresource, kind)), res.type)
+        request = Request("patch", res.plural, name, body, subresource, kind, field_manager)
+        return msgspec.convert(await self._ask(request), res.type)
 
     async def delete(
         self, res: Resource[T], name: str, *, namespace: str = "", uid: str = "", resource_version: str = ""
@@ -285,10 +286,11 @@ class World:
         objects = self.server.all("netloomnodes").items()
         return {name: node_objects.held(msgspec.convert(obj, NetloomNode)) for name, obj in objects}
 
-    def condition(self, plural: str, name: str) -> tuple[str, str, str]:
-        """Status, reason and message of the object's one condition; empty where it has none."""
+    def condition(self, plural: str, name: str, type_: str = "") -> tuple[str, str, str]:
+        """Status, reason and message of a condition, of the first one unless told; empty where there is none."""
         for found in self.server.all(plural)[name].get("status", {}).get("conditions", []):
-            return found["status"], found["reason"], found["message"]
+            if type_ in ("", found["type"]):
+                return found["status"], found["reason"], found["message"]
         return "", "", ""
 
     def texts(self) -> dict[str, str]:
