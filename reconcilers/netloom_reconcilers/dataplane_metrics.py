@@ -29,7 +29,12 @@ class _DataplaneCollector(Collector):
         yield GaugeMetricFamily(
             "netloom_dataplane_errors",
             "What keeps the node's data path from being as desired; the agent's /status names each.",
-            value=len(self._tunnels.errors(report)),
+            value=len(self._tunnels.errors(report)) + len(self._tunnels.own.errors()),
+        )
+        yield GaugeMetricFamily(
+            "netloom_pod_cidrs_kept",
+            "Pod CIDRs that this node's NetloomNode does not hold any more, and that are kept.",
+            value=len(self._tunnels.own.kept),
         )
 
 

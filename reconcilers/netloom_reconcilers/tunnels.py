@@ -26,6 +26,7 @@ from netloom.kernel.report import Report
 from netloom.kernel.way import Way
 from netloom.runtime.controller import Controller
 from netloom.runtime.store import Store
+from netloom_reconcilers.own_side import OwnSide
 from netloom_reconcilers.ways import Announcement, Leaving, Needs, accepted, announced, wanted, ways_to
 
 log = structlog.get_logger(__name__)
@@ -81,6 +82,8 @@ class Side(msgspec.Struct, frozen=True):
     address: Address = b""
     cidrs: tuple[Prefix, ...] = ()
     able: bool = True
+    kept: tuple[Prefix, ...] = ()
+    """Of the CIDRs, those that only pods hold on to; see `own_side`."""
 
 
 def peer_of(node: NetloomNode, side: Side) -> Reading:
@@ -96,11 +99,7 @@ def peer_of(node: NetloomNode, side: Side) -> Reading:
         )
         underlay = None
     clashing = [prefix for prefix in prefixes if any(overlap(prefix, mine) for mine in side.cidrs)]
-    problems += [
-        f"NetloomNode {name}: spec.ipam.podCIDRs {prefix} overlaps a pod CIDR of this node, and is not routed. "
-        "Drain the younger of the two nodes, and delete its Node."
-        for prefix in clashing
-    ]
+    problems += [f"NetloomNode {name}: spec.ipam.podCIDRs {prefix} {_clash(prefix, side)}" for prefix in clashing]
     prefixes = [prefix for prefix in prefixes if prefix not in clashing]
     if underlay is None or not prefixes:
         return Reading(None, tuple(problems) if node.spec.ipam.pod_cidrs else ())
@@ -114,6 +113,18 @@ def peer_of(node: NetloomNode, side: Side) -> Reading:
         underlay6=_underlay6_of(node),
     )
     return Reading(peer, tuple(problems))
+
+
+def _clash(prefix: Prefix, side: Side) -> str:
+    if any(overlap(prefix, mine) for mine in side.cidrs if mine not in side.kept):
+        return (
+            "overlaps a pod CIDR of this node, and is not routed. Drain the younger of the two nodes, and delete its "
+            "Node."
+        )
+    return (
+        "is still used by pods of this node, whose own NetloomNode does not hold it any more, and is not routed from "
+        "here. Drain this node; see docs/allocation.md."
+    )
 
 
 def overlap(a: Prefix, b: Prefix) -> bool:
@@ -165,9 +176,15 @@ class TunnelsReconciler:
     """
 
     def __init__(
-        self, node_name: str, networks: Store[NetloomNetwork], nodes: Store[NetloomNode], dataplane: Dataplane
+        self,
+        node_name: str,
+        networks: Store[NetloomNetwork],
+        nodes: Store[NetloomNode],
+        dataplane: Dataplane,
+        own: OwnSide | None = None,
     ) -> None:
         self.controller = Controller("tunnels", self.reconcile)
+        self.own = own or OwnSide(node_name, dataplane.lodgers)
         self.applied = asyncio.Event()
         self.blocked: Blocked | None = None
         self.problems: dict[str, tuple[str, ...]] = {}
@@ -191,14 +208,15 @@ class TunnelsReconciler:
 
     async def reconcile(self, key: str = _MESH) -> float | None:
         """Make the kernel what the objects say; what it refuses is in the report, and tried again by the data path.
-        Returns after how many seconds to look again at a way that is to be given up."""
+        Returns after how many seconds to look again at a way, or a CIDR, that is to be given up."""
         await self._networks.wait_synced()
         await self._nodes.wait_synced()
+        look = await self.own.look(self._nodes.get(self._node_name))
         before = self._ways_now() if self._desired.node is None else self._desired.node.ways
         desired = self.desired(keep=before)
         if desired is None:
             self.on_change()
-            return None
+            return look
         again = await self._let_go(before)
         report = await self._dataplane.apply(desired)
         if not self.applied.is_set():
@@ -206,7 +224,7 @@ class TunnelsReconciler:
             log.info("the mesh is in place", node=self._node_name, peers=report.peers, mtu=report.mtu)
         self.settled(report)
         self.on_change()
-        return again
+        return min((each for each in (again, look) if each is not None), default=None)
 
     def desired(self, keep: tuple[Way, ...] = ()) -> Desired | None:
         """The whole desired state, brought up to date with the caches; None where the objects give no answer.
@@ -214,7 +232,7 @@ class TunnelsReconciler:
         `keep`: ways to hold ready whether needed or not.
         """
         network = self._networks.get(NETWORK_NAME)
-        own = self._nodes.get(self._node_name)
+        own = self.own.effective(self._nodes.get(self._node_name))
         node = node_of(network, own, self._node_name)
         if network is None or own is None or isinstance(node, Blocked):
             if node != self.blocked:
@@ -224,7 +242,9 @@ class TunnelsReconciler:
         self.blocked = None
         routing = network.spec.routing
         able = self._able(routing) or not keep
-        self._bring_up_to_date(Side(routing, node.local, tuple(_prefixes_of(own)[0]), able))
+        prefixes = tuple(_prefixes_of(own)[0])
+        kept = tuple(prefix for prefix in prefixes if str(prefix) in self.own.kept)
+        self._bring_up_to_date(Side(routing, node.local, prefixes, able, kept))
         ways, _ = accepted(routing, self._needs.ways, keep)
         self._desired.node = msgspec.structs.replace(node, ways=ways)
         return self._desired

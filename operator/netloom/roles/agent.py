@@ -47,6 +47,7 @@ from netloom_reconcilers.announcement import AnnouncementReconciler
 from netloom_reconcilers.conditions import AGENT, Conditions
 from netloom_reconcilers.masquerade import MasqueradeReconciler
 from netloom_reconcilers.node_status import NodeStatusReconciler, Verdict, verdict_of
+from netloom_reconcilers.own_side import RECORD, OwnSide
 from netloom_reconcilers.tunnels import TunnelsReconciler
 
 log = structlog.get_logger(__name__)
@@ -168,9 +169,12 @@ class Agent:
         self._options = options
         self.manager = Manager()
         self.dataplane = Dataplane(run_directory=options.run_dir, on_report=self._reported)
-        self.tunnels = TunnelsReconciler(options.node_name, found.networks, found.nodes, self.dataplane)
+        self.own = OwnSide(options.node_name, self.dataplane.lodgers, options.run_dir / RECORD)
+        self.tunnels = TunnelsReconciler(options.node_name, found.networks, found.nodes, self.dataplane, self.own)
         self.masquerade = Masquerade(on_report=lambda report: self._changed())
-        self.masquerading = MasqueradeReconciler(options.node_name, found.networks, found.nodes, self.masquerade)
+        self.masquerading = MasqueradeReconciler(
+            options.node_name, found.networks, found.nodes, self.masquerade, self.own
+        )
         self.status: NodeStatusReconciler | None = None
         self.announcement: AnnouncementReconciler | None = None
         found.add_to(self.manager)
@@ -207,10 +211,11 @@ class Agent:
         blocked = self.tunnels.blocked
         if blocked is None and not self.tunnels.applied.is_set():
             return None
-        return verdict_of(blocked.reason if blocked else "Degraded", self._errors())
+        return verdict_of(blocked.reason if blocked else self.own.reason or "Degraded", self._errors())
 
     def _errors(self) -> list[str]:
-        found = self.tunnels.errors(self.dataplane.report) + self.masquerading.errors(self.masquerade.report)
+        found = self.own.errors() + self.tunnels.errors(self.dataplane.report)
+        found += self.masquerading.errors(self.masquerade.report)
         return list(dict.fromkeys(found))  # a missing object is missed by both
 
     async def show_status(self, _request: web.Request) -> web.Response:
@@ -230,6 +235,7 @@ class Agent:
             "mtuSource": report.mtu_source,
             "underlay": report.underlay,
             "tunnels": [str(way) for way in report.tunnels],
+            "keptPodCIDRs": self.own.kept,
             "masquerade": {"families": masquerade.families, "elements": masquerade.elements},
             "driftRepaired": report.repaired + masquerade.repaired,
             "netlinkWrites": sum(written.values()),
@@ -263,15 +269,17 @@ async def plan(options: AgentOptions) -> list[PlannedChange]:
     """What an agent with these options would change in the kernel. Writes nothing. Raises UserError."""
     async with sources(options) as (found, _api):
         dataplane = Dataplane(run_directory=options.run_dir)
-        tunnels = TunnelsReconciler(options.node_name, found.networks, found.nodes, dataplane)
-        masquerading = MasqueradeReconciler(options.node_name, found.networks, found.nodes, Masquerade())
+        own = OwnSide(options.node_name, dataplane.lodgers, options.run_dir / RECORD)
+        tunnels = TunnelsReconciler(options.node_name, found.networks, found.nodes, dataplane, own)
+        masquerading = MasqueradeReconciler(options.node_name, found.networks, found.nodes, Masquerade(), own)
         await found.fill(PLAN_SYNC_SECONDS)
-        desired = tunnels.desired()
-        if desired is None:
-            assert tunnels.blocked is not None
-            raise ConfigError(tunnels.blocked.message)
         await dataplane.open()
         try:
+            await own.look(found.nodes.get(options.node_name), write=False)
+            desired = tunnels.desired()
+            if desired is None:
+                assert tunnels.blocked is not None
+                raise ConfigError(tunnels.blocked.message)
             changes = await dataplane.plan(desired)
         finally:
             await dataplane.close()
@@ -309,4 +317,5 @@ async def cleanup(run_dir: Path) -> list[PlannedChange]:
     if failures:
         left = "; ".join(f"{failure.kind} {failure.key}: {failure.error}" for failure in failures)
         raise DataplaneError(f"not everything could be removed: {left}. Run it again once that is out of the way.")
+    (run_dir / RECORD).unlink(missing_ok=True)
     return removed
