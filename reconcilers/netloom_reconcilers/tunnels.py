@@ -184,7 +184,7 @@ class TunnelsReconciler:
         own: OwnSide | None = None,
     ) -> None:
         self.controller = Controller("tunnels", self.reconcile)
-        self.own = own or OwnSide(node_name, dataplane.lodgers)
+        self.own = own or OwnSide(node_name, lambda within: self._dataplane.lodgers(within))
         self.applied = asyncio.Event()
         self.blocked: Blocked | None = None
         self.problems: dict[str, tuple[str, ...]] = {}
