@@ -26,7 +26,7 @@ from netloom.kernel.netlink import AnswerLost
 
 log = structlog.get_logger(__name__)
 
-LOOK_SECONDS = 10.0
+LOOK_SECONDS = 5.0
 """How often it is looked whether anything still lives in a CIDR that is kept."""
 RECORD = "own.json"
 
