@@ -84,6 +84,8 @@ class Side(msgspec.Struct, frozen=True):
     able: bool = True
     kept: tuple[Prefix, ...] = ()
     """Of the CIDRs, those that only pods hold on to; see `own_side`."""
+    seniority: tuple[str, str] = ("", "")
+    """When its object was made, and its name: of two that hold a CIDR, the younger (greater) goes."""
 
 
 def peer_of(node: NetloomNode, side: Side) -> Reading:
@@ -99,7 +101,7 @@ def peer_of(node: NetloomNode, side: Side) -> Reading:
         )
         underlay = None
     clashing = [prefix for prefix in prefixes if any(overlap(prefix, mine) for mine in side.cidrs)]
-    problems += [f"NetloomNode {name}: spec.ipam.podCIDRs {prefix} {_clash(prefix, side)}" for prefix in clashing]
+    problems += [f"NetloomNode {name}: spec.ipam.podCIDRs {prefix} {_clash(prefix, node, side)}" for prefix in clashing]
     prefixes = [prefix for prefix in prefixes if prefix not in clashing]
     if underlay is None or not prefixes:
         return Reading(None, tuple(problems) if node.spec.ipam.pod_cidrs else ())
@@ -115,11 +117,12 @@ def peer_of(node: NetloomNode, side: Side) -> Reading:
     return Reading(peer, tuple(problems))
 
 
-def _clash(prefix: Prefix, side: Side) -> str:
+def _clash(prefix: Prefix, node: NetloomNode, side: Side) -> str:
     if any(overlap(prefix, mine) for mine in side.cidrs if mine not in side.kept):
+        _, younger = max((node.metadata.creation_timestamp, node.metadata.name), side.seniority)
         return (
-            "overlaps a pod CIDR of this node, and is not routed. Drain the younger of the two nodes, and delete its "
-            "Node."
+            f"overlaps a pod CIDR of this node, and is not routed. Drain {younger}, the younger of the two nodes, and "
+            "delete its Node."
         )
     return (
         "is still used by pods of this node, whose own NetloomNode does not hold it any more, and is not routed from "
@@ -244,7 +247,8 @@ class TunnelsReconciler:
         able = self._able(routing) or not keep
         prefixes = tuple(_prefixes_of(own)[0])
         kept = tuple(prefix for prefix in prefixes if str(prefix) in self.own.kept)
-        self._bring_up_to_date(Side(routing, node.local, prefixes, able, kept))
+        seniority = own.metadata.creation_timestamp, self._node_name
+        self._bring_up_to_date(Side(routing, node.local, prefixes, able, kept, seniority))
         ways, _ = accepted(routing, self._needs.ways, keep)
         self._desired.node = msgspec.structs.replace(node, ways=ways)
         return self._desired

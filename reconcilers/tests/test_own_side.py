@@ -63,6 +63,10 @@ def own(*cidrs: str, ip: str = "192.168.7.1") -> NetloomNode:
     return node("node-1", ip, *cidrs)
 
 
+def node_of_age(since: str, *cidrs: str) -> NetloomNode:
+    return node("node-1", "192.168.7.1", *cidrs, since=since)
+
+
 async def test_a_node_that_says_what_it_said_costs_nothing(host: Host) -> None:
     assert await host.cidrs(own("10.1.0.0/24")) == ["10.1.0.0/24"]
     written = host.record.stat().st_mtime_ns
@@ -223,7 +227,13 @@ async def test_a_clash_with_a_cidr_that_the_node_does_hold_is_said_as_ever(mesh:
     host.living = {"10.1.0.0/24": "10.1.0.5/32 on veth1"}
     await mesh.put(node("node-2", "192.168.7.2", "10.9.0.0/24"), own("10.9.0.0/24"))
     mesh.says()
-    assert "Drain the younger of the two nodes" in mesh.tunnels.problems["node-2"][0]
+    assert mesh.tunnels.problems["node-2"] == (
+        "NetloomNode node-2: spec.ipam.podCIDRs 10.9.0.0/24 overlaps a pod CIDR of this node, and is not routed. Drain "
+        "node-2, the younger of the two nodes, and delete its Node.",
+    )
+    await mesh.put(node("node-2", "192.168.7.2", "10.9.0.0/24"), node_of_age("2026-01-01T00:00:00Z", "10.9.0.0/24"))
+    mesh.says()
+    assert "Drain node-1, the younger of the two nodes" in mesh.tunnels.problems["node-2"][0]
 
 
 async def test_an_address_that_is_lost_does_not_keep_peers_from_being_followed(mesh: Mesh) -> None:
