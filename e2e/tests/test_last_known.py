@@ -115,6 +115,9 @@ def test_a_restored_world_that_gave_a_living_nodes_cidr_away(agents: Agents, clu
         wait_for("the other node to follow", lambda: {"10.42.9.0/24", "10.42.1.0/24"} <= set(carriers(n2)))
         new = n1.add_pod("new", "10.42.9.5", mtu=1400)
         assert new.ping(far.address, wait=3).received
+        assert "1 received" in n1.run("ping", "-n", "-q", "-c", "1", "-W", "3", far.address, check=False), (
+            "the node itself"
+        )
 
         agents.end("n1")
         agents.start(n1)
