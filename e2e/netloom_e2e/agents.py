@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +25,8 @@ class Agents:
     plane: ControlPlane
     folder: Path
     agents: dict[str, subprocess.Popen[str]] = field(default_factory=dict)
+    user: str = "admin"
+    """Whose rights the agents have."""
 
     def enter(self, name: str, *, segment: str = "") -> Machine:
         """A node and its NetloomNode, without an agent yet."""
@@ -43,10 +45,11 @@ class Agents:
         addresses = [{"type": "InternalIP", "ip": address} for address in machine.underlay]
         self.plane.client.request("PATCH", f"{NODES}/{machine.node}", {"spec": {"addresses": addresses}})
 
-    def start(self, machine: Machine) -> None:
-        """Start the node's agent; its log is appended to."""
-        kubeconfig = self.plane.kubeconfig(host=self.lab.address)
-        command = [str(NETLOOM), "agent", "--kubeconfig", str(kubeconfig), "--node-name", machine.node]
+    def start(self, machine: Machine, env: Mapping[str, str] | None = None) -> None:
+        """Start the node's agent; its log is appended to. env: beside this process's."""
+        kubeconfig = self.plane.kubeconfig(self.user, host=self.lab.address)
+        further = [f"{name}={value}" for name, value in (env or {}).items()]
+        command = ["env", *further, str(NETLOOM), "agent", "--kubeconfig", str(kubeconfig), "--node-name", machine.node]
         with (self.folder / f"{machine.node}.log").open("a") as log:
             self.agents[machine.node] = machine.popen([*command, "--run-dir", self.run_dir(machine)], stdout=log)
 

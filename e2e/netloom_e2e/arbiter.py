@@ -25,7 +25,7 @@ _KINDS = {
     "netloomledgers": ("netloom.dev/v1alpha1", "NetloomLedger"),
 }
 _METHODS = {"get": "GET", "list": "GET", "create": "POST", "replace": "PUT", "patch": "PATCH", "delete": "DELETE"}
-_APPLY = "?fieldManager=netloom-operator&force=true"
+_APPLY = "?fieldManager={}&force=true"
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ class Arbiter:
         if request.verb == "patch":
             content_type = "application/merge-patch+json"
         if request.kind == "apply":
-            content_type, path = "application/apply-patch+yaml", path + _APPLY
+            content_type, path = "application/apply-patch+yaml", path + _APPLY.format(request.manager)
         if body is not None and request.kind != "merge":
             api_version, kind = _KINDS[request.plural]
             body = {"apiVersion": api_version, "kind": kind, **body}

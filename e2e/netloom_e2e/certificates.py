@@ -41,13 +41,25 @@ class Authority:
         self.certificate = folder / "ca.crt"
         self.certificate.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
 
-    def issue(self, file: str, common_name: str, *, groups: Iterable[str] = (), hosts: Iterable[str] = ()) -> KeyPair:
-        """For a client (Kubernetes reads the user from the common name) or for a server that answers at `hosts`."""
+    def issue(
+        self,
+        file: str,
+        common_name: str,
+        *,
+        groups: Iterable[str] = (),
+        hosts: Iterable[str] = (),
+        lifetime: timedelta = _LIFETIME,
+    ) -> KeyPair:
+        """For a client (Kubernetes reads the user from the common name) or for a server that answers at `hosts`.
+
+        lifetime: from now on; negative for one that has ended.
+        """
         subject = [x509.NameAttribute(NameOID.ORGANIZATION_NAME, group) for group in groups]
         subject.append(x509.NameAttribute(NameOID.COMMON_NAME, common_name))
         key = ec.generate_private_key(ec.SECP256R1())
         usages = [ExtendedKeyUsageOID.CLIENT_AUTH, ExtendedKeyUsageOID.SERVER_AUTH]
-        builder = _builder(x509.Name(subject), self._name, key).add_extension(x509.ExtendedKeyUsage(usages), False)
+        builder = _builder(x509.Name(subject), self._name, key, lifetime)
+        builder = builder.add_extension(x509.ExtendedKeyUsage(usages), False)
         if names := [_host(host) for host in hosts]:
             builder = builder.add_extension(x509.SubjectAlternativeName(names), False)
         certificate = builder.sign(self._key, hashes.SHA256())
@@ -69,7 +81,9 @@ def write_key(path: Path, key: ec.EllipticCurvePrivateKey) -> None:
     path.write_bytes(key.private_bytes(serialization.Encoding.PEM, form, serialization.NoEncryption()))
 
 
-def _builder(subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePrivateKey) -> x509.CertificateBuilder:
+def _builder(
+    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePrivateKey, lifetime: timedelta = _LIFETIME
+) -> x509.CertificateBuilder:
     now = datetime.now(UTC)
     return (
         x509.CertificateBuilder()
@@ -78,7 +92,7 @@ def _builder(subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePrivate
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - _CLOCK_SKEW)
-        .not_valid_after(now + _LIFETIME)
+        .not_valid_after(now + lifetime)
     )
 
 

@@ -10,9 +10,11 @@ import http.client
 import ipaddress
 import os
 import secrets
+import shutil
 import signal
 import socket
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -172,7 +174,65 @@ class ControlPlane:
     def resume_apiserver(self) -> None:
         self._processes["kube-apiserver"].send(signal.SIGCONT)
 
+    # Restores
+
+    def backup(self) -> Path:
+        """A copy of etcd's data as it is at this moment, as after a power cut: etcd stands still meanwhile."""
+        taken = Path(tempfile.mkdtemp(prefix="backup-", dir=self.state))
+        etcd = self._processes["etcd"]
+        etcd.send(signal.SIGSTOP)
+        try:
+            shutil.copytree(self._etcd_data, taken, dirs_exist_ok=True)
+        finally:
+            etcd.send(signal.SIGCONT)
+        return taken
+
+    def stop_for_restore(self, backup: Path) -> None:
+        """Kills API server and etcd and puts the backup in place of the data; `start_restored` comes next."""
+        self.kill_apiserver()
+        self._replace_data(backup)
+
+    def start_restored(self) -> None:
+        """Starts what `stop_for_restore` killed; returns when the API server is ready."""
+        self._start_etcd()
+        self.start_apiserver()
+
+    def restore(self, backup: Path) -> None:
+        """As the Kubernetes documentation says: no API server runs while etcd is given its older data."""
+        self.stop_for_restore(backup)
+        self.start_restored()
+
+    def restore_etcd_alone(self, backup: Path) -> None:
+        """As it says not to: the API server lives on, and finds its etcd in the past."""
+        self._replace_data(backup)
+        self._start_etcd()
+
+    def _replace_data(self, backup: Path) -> None:
+        self._processes.pop("etcd").kill()
+        shutil.rmtree(self._etcd_data)
+        shutil.copytree(backup, self._etcd_data)
+
+    @property
+    def _etcd_data(self) -> Path:
+        return self.state / "etcd"
+
+    def present(self, authority: Authority) -> None:
+        """From its next connection on the API server shows a certificate of this authority, as after a rotated CA.
+
+        Its own kubeconfigs trust both authorities from now on; client certificates may be of either.
+        """
+        pair = authority.issue("serving", "kube-apiserver", hosts=self._serving_hosts)
+        with self._authority.certificate.open("ab") as bundle:
+            bundle.write(authority.certificate.read_bytes())
+        for new, old in ((pair.certificate, self._serving.certificate), (pair.key, self._serving.key)):
+            old.write_bytes(new.read_bytes())
+
     # Clients
+
+    @property
+    def authority(self) -> Authority:
+        """Of the clients' certificates, and of the API server's from the start."""
+        return self._authority
 
     def kubeconfig(self, user: str = _ADMIN, groups: Iterable[str] = (), *, host: str = "") -> Path:
         """Writes a kubeconfig for any user, who is granted nothing but what RBAC grants the user and the groups.
@@ -288,7 +348,7 @@ class ControlPlane:
         peer = f"unix://{self.state}/etcd-peer.sock"
         arguments = [
             "--name=default",
-            f"--data-dir={self.state}/etcd",
+            f"--data-dir={self._etcd_data}",
             f"--listen-client-urls={self._etcd_url}",
             f"--advertise-client-urls={self._etcd_url}",
             f"--listen-peer-urls={peer}",
@@ -366,8 +426,8 @@ class ControlPlane:
             "127.0.0.1",
             _SERVICE_ADDRESS,
         ]
-        hosts = dict.fromkeys([*names, self.host, *self._hosts])
-        self._serving = self._authority.issue("serving", "kube-apiserver", hosts=hosts)
+        self._serving_hosts = list(dict.fromkeys([*names, self.host, *self._hosts]))
+        self._serving = self._authority.issue("serving", "kube-apiserver", hosts=self._serving_hosts)
         self._service_account_key = new_key(folder / "service-account.key")
         self.token = secrets.token_hex(16)
         self._token_file = folder / "tokens.csv"

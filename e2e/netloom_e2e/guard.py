@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -99,7 +99,9 @@ class Guards:
         ]
         self._plane.kubectl("delete", "--ignore-not-found", "--wait=false", "-f", "-", input=_text(manifests))
 
-    def start(self, *arguments: str, port: int = 0, kubeconfig: Path | None = None) -> Guard:
+    def start(
+        self, *arguments: str, port: int = 0, kubeconfig: Path | None = None, env: Mapping[str, str] | None = None
+    ) -> Guard:
         """Starts one and returns at once; as the ServiceAccount, which the manifests have to have brought."""
         name = f"guard-{next(_numbers)}"
         address, port = f"127.0.0.1:{free_port()}", port or self.port
@@ -119,7 +121,7 @@ class Guards:
             "--log-format=console",
             *arguments,
         ]
-        process = self._plane.folder.spawn(name, command, env=environment())
+        process = self._plane.folder.spawn(name, command, env={**environment(), **(env or {})})
         guard = Guard(process, address, url=f"https://127.0.0.1:{port}")
         self._started.append(guard)
         return guard

@@ -10,7 +10,7 @@ import itertools
 import signal
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,7 +91,13 @@ class Operators:
         self._plane = plane
         self._started: list[Operator] = []
 
-    def start(self, *arguments: str, leader_elect: bool = False, kubeconfig: Path | None = None) -> Operator:
+    def start(
+        self,
+        *arguments: str,
+        leader_elect: bool = False,
+        kubeconfig: Path | None = None,
+        env: Mapping[str, str] | None = None,
+    ) -> Operator:
         """Starts one and returns at once. Without `leader_elect` it works as if it were alone."""
         name = f"operator-{next(_numbers)}"
         address = f"127.0.0.1:{free_port()}"
@@ -105,7 +111,8 @@ class Operators:
             "--log-format=console",
             *arguments,
         ]
-        operator = Operator(self._plane.folder.spawn(name, command, env=environment()), address)
+        process = self._plane.folder.spawn(name, command, env={**environment(), **(env or {})})
+        operator = Operator(process, address)
         self._started.append(operator)
         return operator
 

@@ -16,14 +16,12 @@ from netloom_e2e.cluster import ControlPlane
 from netloom_e2e.lab import Lab, environment
 from netloom_e2e.mesh import NETLOOM
 
-VERBS_OF_A_CLUSTER = (
-    ["operator"],
-    ["agent"],
+COMMANDS = (
     ["status"],
     ["plan"],
-    ["webhook"],
     ["guard", "install", "--for=cilium", "--url=https://127.0.0.1:9443", "--apply"],
 )
+VERBS_OF_A_CLUSTER = (["operator"], ["agent"], ["webhook"], *COMMANDS)
 
 
 def netloom(*arguments: str, prefix: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
@@ -72,8 +70,9 @@ def test_a_context_that_does_not_exist(kubeconfig: Path) -> None:
     assert said == f"kubeconfig {kubeconfig} has no context 'prod'; it has: netloom-e2e"
 
 
-@pytest.mark.parametrize("verb", VERBS_OF_A_CLUSTER, ids=" ".join)
+@pytest.mark.parametrize("verb", COMMANDS, ids=" ".join)
 def test_an_api_server_that_is_not_there(verb: list[str], kubeconfig: Path) -> None:
+    """Roles wait for it: see test_start.py."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))  # bound and not listening: refused
         address = f"https://127.0.0.1:{taken.getsockname()[1]}"

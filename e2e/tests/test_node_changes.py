@@ -99,13 +99,15 @@ def test_a_node_gets_another_cidr_and_comes_back_with_one(agents: Agents) -> Non
         reach(n1, n4, "10.42.104.5", "fd00:42:0:104::5", *n4.pods["pod"].addresses)
         wait_for("its own addresses", lambda: "10.42.104.0/32" in n4.ip("addr", "show", TUNNEL))
 
-        # None can be taken from a living node: it leaves and joins again with one.
+        # None can be taken from a living node, nor while a pod lives in it: drained, it leaves and joins with one.
+        n4.remove_pods()
         remove(agents, "n4")
         agents.in_sync(n1, n2, n3, peers=2)
         agents.plane.client.request("POST", NODES, netloom_node("n4", "172.31.44.4", *cidrs("n4")))
         agents.in_sync(n1, n2, n3, n4, peers=3)
         assert set(carriers(n1)) == {cidr for name in ("n2", "n3", "n4") for cidr in cidrs(name)}
         wait_for("its own to go", lambda: "10.42.104.0/32" not in n4.ip("addr", "show", TUNNEL))
+        n4.add_pod("pod", "10.42.4.5", "fd00:42:0:4::5", mtu=1400)
         reach(n1, n4)
 
 

@@ -248,7 +248,7 @@ async def test_a_frozen_api_server_ends_the_leader_in_time(plane: ControlPlane, 
 async def test_a_kind_comes_goes_and_comes_again_as_another(plane: ControlPlane, api: Api) -> None:
     store = Store(CILIUM_NODES)
     watch = OptionalWatch(api, store, timing=Timing(base=0.01, cap=0.1))
-    assert "whether there is a ciliumnodes.cilium.io is not known" in watch.unseen
+    assert "whether there is a ciliumnodes.cilium.io is not known" in watch.trouble
     running = asyncio.create_task(watch.run())
 
     def add(name: str) -> None:
@@ -256,17 +256,17 @@ async def test_a_kind_comes_goes_and_comes_again_as_another(plane: ControlPlane,
         plane.client.request("POST", CILIUM_NODES.path(), body | {"spec": {}})
 
     try:
-        await until(lambda: watch.unseen == "", "no such kind, which is an answer")
+        await until(lambda: watch.trouble == "", "no such kind, which is an answer")
         assert not watch.served
         for name in ("a", "b"):
             await asyncio.to_thread(install_cilium, plane)
-            await until(lambda: watch.served and watch.unseen == "", "the kind is there")
+            await until(lambda: watch.served and watch.trouble == "", "the kind is there")
             assert len(store) == 0
             add(name)
             await until(lambda name=name: list(store) == [name], "its objects are there")  # type: ignore[misc]
             await asyncio.to_thread(uninstall_cilium, plane)
             await until(lambda: not watch.served and len(store) == 0, "the kind is gone")
-            assert watch.unseen == ""
+            assert watch.trouble == ""
     finally:
         await end(running)
         await asyncio.to_thread(uninstall_cilium, plane)
@@ -277,6 +277,6 @@ async def test_a_kind_that_may_not_be_watched_is_not_taken_for_missing(plane: Co
         watch = OptionalWatch(stranger, Store(CILIUM_NODES), timing=Timing(base=0.01, cap=0.1))
         running = asyncio.create_task(watch.run())
         try:
-            await until(lambda: "is forbidden" in watch.unseen, "it says why")
+            await until(lambda: "is forbidden" in watch.trouble, "it says why")
         finally:
             await end(running)

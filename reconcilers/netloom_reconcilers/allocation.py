@@ -9,23 +9,30 @@ import uuid
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+import structlog
+
 from netloom.api.core import Node
 from netloom.api.v1alpha1 import NetloomNetwork, NetloomNode
 from netloom.ipam.book import Book
+from netloom.runtime.clock import boottime
 from netloom.runtime.controller import Controller
-from netloom.runtime.leader import boottime
+from netloom.runtime.errors import ApiError
 from netloom.runtime.store import Store
 from netloom_reconcilers import allocation_metrics, in_use
-from netloom_reconcilers.conditions import Conditions, Recorder
+from netloom_reconcilers.conditions import ADDRESSES, Conditions, Recorder
 from netloom_reconcilers.in_use import InUse
+from netloom_reconcilers.last_known import LastKnown
 from netloom_reconcilers.ledgers import Ledgers, Pace
 from netloom_reconcilers.lock import ModeLock
 from netloom_reconcilers.network import NetworkReconciler
 from netloom_reconcilers.nodes import Caches, NodesReconciler
 from netloom_reconcilers.writes import Requests
 
+log = structlog.get_logger(__name__)
+
 RUN_SECONDS = 600.0
 """How long a node may wait for its batch: while the API server is away, waiting is all there is to do."""
+LAST_WORDS_SECONDS = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +65,9 @@ class Allocation:
         clock: Callable[[], float] = boottime,
         pace: Pace | None = None,
         limits: Limits | None = None,
+        crashes: Callable[[], Iterable[str]] = tuple,
     ) -> None:
+        """`crashes` gives what crashed in this process of late, as sentences; call `look` when that changed."""
         limits = limits or Limits()
         self.stores = stores
         self.book = Book(incarnation or uuid.uuid4().hex[:12])
@@ -84,6 +93,7 @@ class Allocation:
             self.book,
             self.ledgers,
             conditions,
+            LastKnown(stores.nodes, Conditions(api, events, ADDRESSES), self.nodes.enqueue),
             clock,
             self.nodes.enqueue,
             writers=limits.writers,
@@ -91,13 +101,14 @@ class Allocation:
         )
         self._follower = NetworkReconciler(
             stores.networks,
-            stores.nodes,
+            caches,
             self.book,
             self.ledgers,
             self._reconciler,
             conditions,
             clock,
             self.network.enqueue_after,
+            crashes,
         )
         self._in_use = InUse(stores.networks, self.book, self.lock, self.ledgers, clock, self.network.enqueue_after)
 
@@ -107,6 +118,7 @@ class Allocation:
             await store.wait_synced()
         # The network first: what nodes are given depends on it.
         leave = [*self._follower.watch(), *self._reconciler.watch(), self._in_use.watch()]
+        leave.append(self.stores.netloom_nodes.on_replace(self.ledgers.doubt))
         allocation_metrics.BLOCKS.source = self.book.usage
         try:
             async with asyncio.TaskGroup() as group:
@@ -118,6 +130,18 @@ class Allocation:
             allocation_metrics.BLOCKS.source = tuple
             for unsubscribe in leave:
                 unsubscribe()
+
+    def look(self) -> None:
+        """`crashes` changed."""
+        self._follower.changed()
+
+    async def tell_crash(self, crash: str) -> None:
+        """The last words of an incarnation that crashed, at the NetloomNetwork, if the API server takes them."""
+        try:
+            async with asyncio.timeout(LAST_WORDS_SECONDS):
+                await self._follower.tell_crash(crash)
+        except (ApiError, TimeoutError) as error:
+            log.warning("the crash is not told", error=str(error) or "no answer")
 
     @property
     def trouble(self) -> str:

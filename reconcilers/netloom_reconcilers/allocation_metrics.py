@@ -38,6 +38,11 @@ WAITING = Gauge(
 PROBLEMS = Gauge(
     "netloom_network_problems", "What is wrong with the NetloomNetwork, by reason.", ["reason"], registry=REGISTRY
 )
+ADDRESSES_KEPT = Gauge(
+    "netloom_nodes_address_kept",
+    "Nodes that report no InternalIP of a family that they had: the last known one is kept.",
+    registry=REGISTRY,
+)
 WRITES = Counter(
     "netloom_allocation_writes", "Writes of the allocation, by kind and verb.", ["kind", "verb"], registry=REGISTRY
 )

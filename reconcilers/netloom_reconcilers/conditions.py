@@ -1,6 +1,5 @@
 """Conditions and the Events that go with them, written only when something changed."""
 
-import datetime as dt
 from typing import Literal, Protocol, TypeVar
 
 import msgspec
@@ -9,12 +8,14 @@ from netloom.api.events import ObjectReference
 from netloom.api.meta import Condition, Object, Resource
 from netloom.api.problem import Problem
 from netloom.api.v1alpha1 import NETLOOM_NODES, NETWORKS, NetloomNetwork, NetloomNode
+from netloom.runtime.clock import timestamp
 from netloom.runtime.errors import Conflict, NotFound
 from netloom_reconcilers.allocation_metrics import WRITES
-from netloom_reconcilers.writes import Patches
+from netloom_reconcilers.writes import Dated
 
 OPERATOR, AGENT = "netloom-operator", "netloom-agent"
-"""Field managers: who owns which condition in managedFields."""
+ADDRESSES = "netloom-operator-addresses"
+"""Field managers: who owns which condition in managedFields. One each: what it applied and does not list again goes."""
 MESSAGE_LIMIT = 32768
 
 Status = Literal["True", "False"]
@@ -49,7 +50,7 @@ class Conditions:
     A change is told as an Event, too; that all is well from the beginning is no news.
     """
 
-    def __init__(self, api: Patches, events: Recorder, field_manager: str = OPERATOR) -> None:
+    def __init__(self, api: Dated, events: Recorder, field_manager: str = OPERATOR) -> None:
         self._api = api
         self._events = events
         self._field_manager = field_manager
@@ -71,7 +72,9 @@ class Conditions:
             status=status,
             reason=reason,
             message=message[:MESSAGE_LIMIT],
-            last_transition_time=old.last_transition_time if old and old.status == status else _now(),
+            last_transition_time=old.last_transition_time
+            if old and old.status == status
+            else timestamp(self._api.clock.now()),
             observed_generation=meta.generation,
         )
         if old is not None and (old.status, old.reason, old.message) == (status, reason, new.message):
@@ -97,7 +100,3 @@ def said(problem: Problem, about: str) -> str:
     where = "" if problem.object == about else f"{problem.object}: "
     field = " ".join(filter(None, (problem.field, problem.value)))
     return f"{where}{field}{': ' if field else ''}{problem.text}".rstrip()
-
-
-def _now() -> str:
-    return dt.datetime.now(dt.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -7,13 +7,15 @@ from prometheus_client.registry import Collector, CollectorRegistry
 
 from netloom.kernel.dataplane import Dataplane
 from netloom.runtime import metrics
+from netloom_reconcilers.peers import Peers
 from netloom_reconcilers.tunnels import TunnelsReconciler
 
 
 class _DataplaneCollector(Collector):
-    def __init__(self, dataplane: Dataplane, tunnels: TunnelsReconciler) -> None:
+    def __init__(self, dataplane: Dataplane, tunnels: TunnelsReconciler, peers: Peers) -> None:
         self._dataplane = dataplane
         self._tunnels = tunnels
+        self._peers = peers
 
     def collect(self) -> Iterator[Metric]:
         report = self._dataplane.report
@@ -25,14 +27,34 @@ class _DataplaneCollector(Collector):
             "netloom_drift_repaired", "Entries that somebody had changed and that were put back.", value=report.repaired
         )
         yield GaugeMetricFamily("netloom_peers", "Remote nodes in the mesh.", value=report.peers)
+        yield GaugeMetricFamily(
+            "netloom_peers_held",
+            "Peers that stay although their NetloomNode vanished, or lacks what it had: their Nodes may live.",
+            value=len(self._peers.held) + len(self._peers.completed),
+        )
+        yield GaugeMetricFamily(
+            "netloom_unknown_ways",
+            "Routes of an earlier run that no known peer explains.",
+            value=self._dataplane.unknown,
+        )
         yield GaugeMetricFamily("netloom_tunnel_mtu_bytes", "MTU inside the tunnels.", value=report.mtu)
         yield GaugeMetricFamily(
             "netloom_dataplane_errors",
             "What keeps the node's data path from being as desired; the agent's /status names each.",
-            value=len(self._tunnels.errors(report)),
+            value=len(self._tunnels.errors(report)) + len(self._tunnels.own.errors()),
+        )
+        yield GaugeMetricFamily(
+            "netloom_pod_cidrs_kept",
+            "Pod CIDRs that this node's NetloomNode does not hold any more, and that are kept.",
+            value=len(self._tunnels.own.kept),
         )
 
 
-def register(dataplane: Dataplane, tunnels: TunnelsReconciler, registry: CollectorRegistry = metrics.REGISTRY) -> None:
+def register(
+    dataplane: Dataplane,
+    tunnels: TunnelsReconciler,
+    peers: Peers,
+    registry: CollectorRegistry = metrics.REGISTRY,
+) -> None:
     """Show the figures of this data path in the registry."""
-    registry.register(_DataplaneCollector(dataplane, tunnels))
+    registry.register(_DataplaneCollector(dataplane, tunnels, peers))

@@ -128,6 +128,13 @@ class Ledgers:
         self._free_at = min(self._free_at, self._clock() + self._pace.free_after)
         self._wake.set()
 
+    def doubt(self) -> None:
+        """The world may be another one than the ledgers were read in (a restored backup): all are read again, before
+        anything is planned. A commit into an older world would fail by its version, unless it met that by chance."""
+        for name in self.book.shards:
+            self.book.failed(name)
+        self.look()
+
     # The one task
 
     async def run(self) -> None:
@@ -367,7 +374,8 @@ class Ledgers:
             self.book.load(shard.region, None, "", self._clock())
         else:
             self._take(found, self._clock())
-        self._settle_nodes([*self.book.unsettled(), *(entry.node for entry in shard.entries.values())])
+        settled = (entry.node for entry in shard.entries.values())
+        self._settle_nodes([*self.book.unsettled(), *self.book.dispossessed(), *settled])
 
     async def _lost(self, name: str) -> None:
         """A ledger vanished: what it held is asked of the nodes themselves, not of a cache that may lag."""

@@ -17,6 +17,8 @@ from netloom.kernel.masquerade_report import MasqueradeReport
 from netloom.kernel.masquerade_sets import MasqueradeRules, Masquerading
 from netloom.runtime.controller import Controller
 from netloom.runtime.store import Store
+from netloom_reconcilers.own_side import OwnSide
+from netloom_reconcilers.peers import Nodes
 
 log = structlog.get_logger(__name__)
 
@@ -69,7 +71,12 @@ class MasqueradeReconciler:
     whole."""
 
     def __init__(
-        self, node_name: str, networks: Store[NetloomNetwork], nodes: Store[NetloomNode], masquerade: Masquerade
+        self,
+        node_name: str,
+        networks: Store[NetloomNetwork],
+        nodes: Nodes,
+        masquerade: Masquerade,
+        own: OwnSide,
     ) -> None:
         self.controller = Controller("masquerade", self.reconcile)
         self.applied = asyncio.Event()
@@ -82,6 +89,7 @@ class MasqueradeReconciler:
         self._networks = networks
         self._nodes = nodes
         self._masquerade = masquerade
+        self._own = own
         self._desired = Masquerading()
         self._touched: set[str] = set()
         networks.subscribe(lambda key, old, new: self.controller.enqueue(_RULES))
@@ -91,10 +99,12 @@ class MasqueradeReconciler:
         self._touched.add(name)
         self.controller.enqueue(_RULES)
 
-    async def reconcile(self, key: str = _RULES) -> None:
-        """Make the kernel what the objects say; what it refuses is in the report, and tried again by itself."""
+    async def reconcile(self, key: str = _RULES) -> float | None:
+        """Make the kernel what the objects say; what it refuses is in the report, and tried again by itself. Returns
+        after how many seconds to look again at a CIDR that is to be given up."""
         await self._networks.wait_synced()
         await self._nodes.wait_synced()
+        again = await self._own.look(self._nodes.get(self._node_name))
         desired = self.desired()
         if desired is not None:
             report = await self._masquerade.apply(desired)
@@ -102,10 +112,11 @@ class MasqueradeReconciler:
                 self.applied.set()
                 log.info("masquerading is in place", node=self._node_name, families=report.families)
         self.on_change()
+        return again
 
     def desired(self) -> Masquerading | None:
         """The whole desired state, brought up to date with the caches; None where the objects give no answer."""
-        network, node = self._networks.get(NETWORK_NAME), self._nodes.get(self._node_name)
+        network, node = self._networks.get(NETWORK_NAME), self._own.effective(self._nodes.get(self._node_name))
         blocked = ""
         if network is None:
             blocked = f'there is no NetloomNetwork "{NETWORK_NAME}": apply one'
@@ -117,7 +128,7 @@ class MasqueradeReconciler:
         if network is None or node is None:
             return None
         touched, self._touched = self._touched, set()
-        for name in touched:
+        for name in touched | {self._node_name}:
             self._take(name)
         self._desired.rules, problems = rules_of(network.spec, pod_cidrs_of(node)[0])
         self._report(_NETWORK, problems)
@@ -125,6 +136,8 @@ class MasqueradeReconciler:
 
     def _take(self, name: str) -> None:
         node = self._nodes.get(name)
+        if name == self._node_name:
+            node = self._own.effective(node)
         cidrs, problems = pod_cidrs_of(node) if node is not None else ((), ())
         self._desired.set_known(name, cidrs)
         self._report(name, problems)

@@ -21,7 +21,7 @@ from netloom_reconcilers import node_objects
 from netloom_reconcilers.allocation_metrics import PROBLEMS, WAITING
 from netloom_reconcilers.conditions import Conditions, said
 from netloom_reconcilers.ledgers import Ledgers
-from netloom_reconcilers.nodes import NodesReconciler
+from netloom_reconcilers.nodes import Caches, NodesReconciler
 
 GATHER_SECONDS = 0.2
 """How long news gather before they are told."""
@@ -36,22 +36,25 @@ class NetworkReconciler:
     def __init__(
         self,
         networks: Store[NetloomNetwork],
-        nodes: Store[Node],
+        caches: Caches,
         book: Book,
         ledgers: Ledgers,
         reconciler: NodesReconciler,
         conditions: Conditions,
         clock: Callable[[], float],
         enqueue_after: Callable[[str, float], None],
+        crashes: Callable[[], Iterable[str]] = tuple,
     ) -> None:
         self._networks = networks
-        self._nodes = nodes
+        self._nodes = caches.nodes
+        self._netloom_nodes = caches.netloom_nodes
         self._book = book
         self._ledgers = ledgers
         self._reconciler = reconciler
         self._conditions = conditions
         self._clock = clock
         self._enqueue_after = enqueue_after
+        self._crashes = crashes
         self._inside: dict[str, tuple[tuple[Version, int, Cidr], ...]] = {}
         self._told_at = float("-inf")
         self._told = ""
@@ -91,6 +94,12 @@ class NetworkReconciler:
             self._networks.put(written)
         return None
 
+    async def tell_crash(self, crash: str) -> None:
+        """Says so at the network, without a look at anything that may have crashed."""
+        if (network := self._networks.get(NETWORK_NAME)) is not None:
+            problem = _crashed(crash)
+            await self._conditions.network(network, "False", problem.reason, said(problem, _NETWORK))
+
     # Caches
 
     def _network_changed(self, key: str, old: NetloomNetwork | None, new: NetloomNetwork | None) -> None:
@@ -126,7 +135,8 @@ class NetworkReconciler:
         settings = self._reconciler.settings
         found = []
         if node is not None and settings is not None and settings.families:
-            for version, address in node_objects.numbers_of(node):
+            known = self._reconciler.addresses.of(node, self._netloom_nodes.get(name))
+            for version, address in node_objects.numbers_of(known.addresses):
                 cidr = ipam_settings.inside(settings.families, version, address)
                 if cidr is not None:
                     found.append((version, address, cidr))
@@ -144,7 +154,7 @@ class NetworkReconciler:
 
     def _problems(self, network: NetloomNetwork | None) -> list[Problem]:
         """What the network says, then what became of it; errors before warnings."""
-        found: list[Problem] = []
+        found = [_crashed(crash) for crash in self._crashes()]
         if network is not None:
             mode = network.status.ipam.mode or network.spec.ipam.mode
             found += [] if mode in ipam_settings.IMPLEMENTED else [ipam_settings.not_implemented(mode)]
@@ -161,6 +171,10 @@ class NetworkReconciler:
         WAITING.clear()
         for reason, count in Counter(map(_reason, self._reconciler.waiting.values())).items():
             WAITING.labels(reason).set(count)
+
+
+def _crashed(crash: str) -> Problem:
+    return Problem(_NETWORK, "", "", "OperatorCrashed", f"In the operator, {crash}", "")
 
 
 def _unreadable(shard: Shard) -> Problem:

@@ -13,7 +13,7 @@ from netloom.api.v1alpha1 import Address, IPAMMode, NetloomNode, NetloomNodeSpec
 from netloom.ipam.cidr import Cidr, CidrError, Version, parse, parse_address, region_of
 
 _ADDRESS_TYPES = frozenset({"InternalIP", "ExternalIP"})
-_MAX_ADDRESSES = 64
+MAX_ADDRESSES = 64
 
 
 def addresses_of(node: Node) -> tuple[Address, ...]:
@@ -23,7 +23,7 @@ def addresses_of(node: Node) -> tuple[Address, ...]:
         for each in node.status.addresses
         if each.type in _ADDRESS_TYPES and _is_address(each.address)
     )
-    return tuple(dict.fromkeys(found))[:_MAX_ADDRESSES]
+    return tuple(dict.fromkeys(found))[:MAX_ADDRESSES]
 
 
 def owner_of(obj: NetloomNode) -> OwnerReference | None:
@@ -45,10 +45,13 @@ def built(node: Node, mode: str, cidrs: Collection[Cidr]) -> NetloomNode:
     )
 
 
-def difference(node: Node, obj: NetloomNode, mode: str, cidrs: Collection[Cidr] = ()) -> dict[str, Any]:
+def difference(
+    node: Node, obj: NetloomNode, mode: str, addresses: tuple[Address, ...], cidrs: Collection[Cidr] = ()
+) -> dict[str, Any]:
     """The merge patch that makes the object follow its Node, fenced by its version; empty where it does already.
 
-    `cidrs`: what it is given now, as it had none. CIDRs that it has are never changed.
+    `addresses`: what it shall say of them, see `last_known`. `cidrs`: what it is given now, as it had none;
+    CIDRs that it has are never changed.
     """
     meta: dict[str, Any] = {}
     spec: dict[str, Any] = {}
@@ -56,8 +59,8 @@ def difference(node: Node, obj: NetloomNode, mode: str, cidrs: Collection[Cidr] 
     if owner is None or owner.uid != node.metadata.uid:
         others = [each for each in obj.metadata.owner_references if each != owner]
         meta["ownerReferences"] = [msgspec.to_builtins(each) for each in (*others, _owner(node))]
-    if addresses_of(node) != obj.spec.addresses:
-        spec["addresses"] = [msgspec.to_builtins(each) for each in addresses_of(node)]
+    if addresses != obj.spec.addresses:
+        spec["addresses"] = [msgspec.to_builtins(each) for each in addresses]
     if cidrs:
         spec["ipam"] = {"mode": mode, "podCIDRs": [str(cidr) for cidr in cidrs]}
     elif obj.spec.ipam.pod_cidrs and not obj.spec.ipam.mode:
@@ -106,6 +109,6 @@ def _is_address(text: str) -> bool:
     return version == 4 or number >> 32 != 0xFFFF
 
 
-def numbers_of(node: Node) -> list[tuple[Version, int]]:
-    """The node's addresses as numbers."""
-    return [parse_address(each.ip) for each in addresses_of(node)]
+def numbers_of(addresses: Collection[Address]) -> list[tuple[Version, int]]:
+    """A node's addresses as numbers."""
+    return [parse_address(each.ip) for each in addresses]

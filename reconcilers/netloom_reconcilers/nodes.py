@@ -29,6 +29,7 @@ from netloom.runtime.store import Store, Unsubscribe
 from netloom_reconcilers import node_objects
 from netloom_reconcilers.allocation_metrics import WRITES
 from netloom_reconcilers.conditions import Conditions, said
+from netloom_reconcilers.last_known import LastKnown
 from netloom_reconcilers.ledgers import Ledgers
 from netloom_reconcilers.writes import Requests, definite
 
@@ -60,6 +61,7 @@ class NodesReconciler:
         book: Book,
         ledgers: Ledgers,
         conditions: Conditions,
+        addresses: LastKnown,
         clock: Callable[[], float],
         enqueue: Callable[[str], None],
         *,
@@ -70,6 +72,7 @@ class NodesReconciler:
         self.settings: Settings | None = None
         self.waiting: dict[str, Problem | Exhausted] = {}
         """Nodes that cannot be given what they need, and why."""
+        self.addresses = addresses
         self._api = api
         self._nodes = caches.nodes
         self._netloom_nodes = caches.netloom_nodes
@@ -85,6 +88,7 @@ class NodesReconciler:
     def watch(self) -> list[Unsubscribe]:
         """Follows the caches from now on."""
         return [
+            self.addresses.watch(),
             self._netloom_nodes.subscribe(self._held_changed),
             self._nodes.subscribe(lambda key, old, new: self._enqueue(key)),
         ]
@@ -107,6 +111,7 @@ class NodesReconciler:
             return await (self._join(node) if obj is None else self._settle(node, obj))
         if obj is None:
             self._done(name)
+            self._book.forget(name)
             return await self._release(name, self._book.entries_of(name), gone=True)
         if node_objects.owner_of(obj) is None:
             return await self._stray(obj)
@@ -147,8 +152,7 @@ class NodesReconciler:
             return Want(name, settings.mode)
         if not node.spec.pod_cidrs:
             message = "Node spec.podCIDRs is empty."
-            way_out = "In IPAM mode kubernetes, kube-controller-manager writes it, if run with --allocate-node-cidrs."
-            return _about(name, "PodCIDRsMissing", message, way_out)
+            return _about(name, "PodCIDRsMissing", message, _CONTROLLER_WRITES)
         cidrs = ipam_settings.dictated(name, node.spec.pod_cidrs)
         return cidrs if isinstance(cidrs, Problem) else Want(name, settings.mode, cidrs)
 
@@ -184,7 +188,7 @@ class NodesReconciler:
             _CREATES.inc()
             return await self._api.create(NETLOOM_NODES, node_objects.built(node, mode, cidrs))
         WRITES.labels("NetloomNode", "patch").inc()
-        patch = node_objects.difference(node, obj, mode, cidrs)
+        patch = node_objects.difference(node, obj, mode, self.addresses.of(node, obj).addresses, cidrs)
         return await self._api.patch(NETLOOM_NODES, obj.metadata.name, patch)
 
     async def _refuse(self, node: Node, obj: NetloomNode | None, why: Problem | Exhausted) -> float | None:
@@ -213,16 +217,23 @@ class NodesReconciler:
             if live is None or live.metadata.uid != node.metadata.uid:
                 return LAG_SECONDS
             if owner.uid != live.metadata.uid and self._cannot_keep(live, obj):
+                if not live.spec.pod_cidrs and (why := self._differs(live, obj)):
+                    return await self._reported(obj, why)  # which it will get decides what becomes of the object
                 return await self._delete(obj)
         if not obj.spec.ipam.pod_cidrs:
             return await self._allocate(node, obj)
         why = await self._doubt(node, obj)
-        patch = node_objects.difference(node, obj, self._mode)
+        known = self.addresses.of(node, obj)
+        patch = node_objects.difference(node, obj, self._mode, known.addresses)
         if patch:
             written = await self._follow(obj, patch)
             if written is None:
                 return LAG_SECONDS
             obj = written
+        told = await self.addresses.tell(obj, known)
+        if told is not None:
+            self._store(told)
+            obj = told
         if why is not None:
             return await self._reported(obj, why)
         self._done(obj.metadata.name)
@@ -242,13 +253,14 @@ class NodesReconciler:
         return isinstance(cidrs, Problem) or set(cidrs) != set(node_objects.held(obj))
 
     def _differs(self, node: Node, obj: NetloomNode) -> Problem | None:
-        if not node.spec.pod_cidrs or not self._cannot_keep(node, obj):
+        if not self._cannot_keep(node, obj):
             return None
         message = (
-            f"Node spec.podCIDRs is {', '.join(node.spec.pod_cidrs)}, but the NetloomNode holds "
+            f"Node spec.podCIDRs is {', '.join(node.spec.pod_cidrs) or 'empty'}, but the NetloomNode holds "
             f"{', '.join(obj.spec.ipam.pod_cidrs)}, which is not changed while the node lives."
         )
-        return _about(node.metadata.name, "PodCIDRsDiffer", message, "Delete the Node and let it join again.")
+        way_out = "Delete the Node and let it join again." if node.spec.pod_cidrs else _CONTROLLER_WRITES
+        return _about(node.metadata.name, "PodCIDRsDiffer", message, way_out)
 
     async def _follow(self, obj: NetloomNode, patch: dict[str, object]) -> NetloomNode | None:
         """Writes addresses, owner or mode as they are now; None where somebody else wrote in between."""
@@ -408,6 +420,8 @@ class NodesReconciler:
     def _mode(self) -> str:
         return self.settings.mode if self.settings else ""
 
+
+_CONTROLLER_WRITES = "In IPAM mode kubernetes, kube-controller-manager writes it, if run with --allocate-node-cidrs."
 
 _WOKEN = frozenset({"NoNetwork", "PodCIDRsMissing", "IPAMModeNotImplemented", "NoClusterCIDR"})
 """Reasons that end with an event."""

@@ -26,6 +26,8 @@ from netloom.kernel.report import Report
 from netloom.kernel.way import Way
 from netloom.runtime.controller import Controller
 from netloom.runtime.store import Store
+from netloom_reconcilers.own_side import OwnSide
+from netloom_reconcilers.peers import HELD, Nodes
 from netloom_reconcilers.ways import Announcement, Leaving, Needs, accepted, announced, wanted, ways_to
 
 log = structlog.get_logger(__name__)
@@ -81,6 +83,10 @@ class Side(msgspec.Struct, frozen=True):
     address: Address = b""
     cidrs: tuple[Prefix, ...] = ()
     able: bool = True
+    kept: tuple[Prefix, ...] = ()
+    """Of the CIDRs, those that only pods hold on to; see `own_side`."""
+    seniority: tuple[str, str] = ("", "")
+    """When its object was made, and its name: of two that hold a CIDR, the younger (greater) goes."""
 
 
 def peer_of(node: NetloomNode, side: Side) -> Reading:
@@ -96,11 +102,7 @@ def peer_of(node: NetloomNode, side: Side) -> Reading:
         )
         underlay = None
     clashing = [prefix for prefix in prefixes if any(overlap(prefix, mine) for mine in side.cidrs)]
-    problems += [
-        f"NetloomNode {name}: spec.ipam.podCIDRs {prefix} overlaps a pod CIDR of this node, and is not routed. "
-        "Drain the younger of the two nodes, and delete its Node."
-        for prefix in clashing
-    ]
+    problems += [f"NetloomNode {name}: spec.ipam.podCIDRs {prefix} {_clash(prefix, node, side)}" for prefix in clashing]
     prefixes = [prefix for prefix in prefixes if prefix not in clashing]
     if underlay is None or not prefixes:
         return Reading(None, tuple(problems) if node.spec.ipam.pod_cidrs else ())
@@ -112,8 +114,22 @@ def peer_of(node: NetloomNode, side: Side) -> Reading:
         since=node.metadata.creation_timestamp,
         ways=ways_to(announced(node).accepts, side.routing, able=side.able),
         underlay6=_underlay6_of(node),
+        held=node.metadata.creation_timestamp == HELD,
     )
     return Reading(peer, tuple(problems))
+
+
+def _clash(prefix: Prefix, node: NetloomNode, side: Side) -> str:
+    if any(overlap(prefix, mine) for mine in side.cidrs if mine not in side.kept):
+        _, younger = max((node.metadata.creation_timestamp, node.metadata.name), side.seniority)
+        return (
+            f"overlaps a pod CIDR of this node, and is not routed. Drain {younger}, the younger of the two nodes, and "
+            "delete its Node."
+        )
+    return (
+        "is still used by pods of this node, whose own NetloomNode does not hold it any more, and is not routed from "
+        "here. Drain this node; see docs/allocation.md."
+    )
 
 
 def overlap(a: Prefix, b: Prefix) -> bool:
@@ -165,9 +181,15 @@ class TunnelsReconciler:
     """
 
     def __init__(
-        self, node_name: str, networks: Store[NetloomNetwork], nodes: Store[NetloomNode], dataplane: Dataplane
+        self,
+        node_name: str,
+        networks: Store[NetloomNetwork],
+        nodes: Nodes,
+        dataplane: Dataplane,
+        own: OwnSide | None = None,
     ) -> None:
         self.controller = Controller("tunnels", self.reconcile)
+        self.own = own or OwnSide(node_name, lambda within: self._dataplane.lodgers(within))
         self.applied = asyncio.Event()
         self.blocked: Blocked | None = None
         self.problems: dict[str, tuple[str, ...]] = {}
@@ -191,14 +213,15 @@ class TunnelsReconciler:
 
     async def reconcile(self, key: str = _MESH) -> float | None:
         """Make the kernel what the objects say; what it refuses is in the report, and tried again by the data path.
-        Returns after how many seconds to look again at a way that is to be given up."""
+        Returns after how many seconds to look again at a way, or a CIDR, that is to be given up."""
         await self._networks.wait_synced()
         await self._nodes.wait_synced()
+        look = await self.own.look(self._nodes.get(self._node_name))
         before = self._ways_now() if self._desired.node is None else self._desired.node.ways
         desired = self.desired(keep=before)
         if desired is None:
             self.on_change()
-            return None
+            return look
         again = await self._let_go(before)
         report = await self._dataplane.apply(desired)
         if not self.applied.is_set():
@@ -206,7 +229,7 @@ class TunnelsReconciler:
             log.info("the mesh is in place", node=self._node_name, peers=report.peers, mtu=report.mtu)
         self.settled(report)
         self.on_change()
-        return again
+        return min((each for each in (again, look) if each is not None), default=None)
 
     def desired(self, keep: tuple[Way, ...] = ()) -> Desired | None:
         """The whole desired state, brought up to date with the caches; None where the objects give no answer.
@@ -214,7 +237,7 @@ class TunnelsReconciler:
         `keep`: ways to hold ready whether needed or not.
         """
         network = self._networks.get(NETWORK_NAME)
-        own = self._nodes.get(self._node_name)
+        own = self.own.effective(self._nodes.get(self._node_name))
         node = node_of(network, own, self._node_name)
         if network is None or own is None or isinstance(node, Blocked):
             if node != self.blocked:
@@ -224,7 +247,10 @@ class TunnelsReconciler:
         self.blocked = None
         routing = network.spec.routing
         able = self._able(routing) or not keep
-        self._bring_up_to_date(Side(routing, node.local, tuple(_prefixes_of(own)[0]), able))
+        prefixes = tuple(_prefixes_of(own)[0])
+        kept = tuple(prefix for prefix in prefixes if str(prefix) in self.own.kept)
+        seniority = own.metadata.creation_timestamp, self._node_name
+        self._bring_up_to_date(Side(routing, node.local, prefixes, able, kept, seniority))
         ways, _ = accepted(routing, self._needs.ways, keep)
         self._desired.node = msgspec.structs.replace(node, ways=ways)
         return self._desired
@@ -266,6 +292,8 @@ class TunnelsReconciler:
         needed, _ = accepted(routing, self._needs.ways, ())
         held = self._dataplane.tunnels  # by one that could never be made nothing comes, and it would be tried on and on
         unneeded = {way for way in before if way not in needed and (way in held or not way.is_tunnel)}
+        if self._dataplane.unknown:
+            return LINGER_SECONDS  # somebody may be sent by them of whom nothing is known yet
         self._leaving = {way: each for way, each in self._leaving.items() if way in unneeded}
         now = time.monotonic()
         for way in unneeded:

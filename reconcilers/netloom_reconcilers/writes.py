@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any, Literal, Protocol, TypeVar
 
 from netloom.api.meta import Object, Resource
+from netloom.runtime.clock import ServerClock
 from netloom.runtime.errors import ApiError
 from netloom.runtime.wire import Listing
 
@@ -29,7 +30,14 @@ class Patches(Protocol):
     ) -> T: ...
 
 
-class Requests(Patches, Protocol):
+class Dated(Patches, Protocol):
+    """One that knows what time it is on the API server: what it writes is dated by that."""
+
+    @property
+    def clock(self) -> ServerClock: ...
+
+
+class Requests(Dated, Protocol):
     """The requests of `netloom.runtime.client.Api` that allocation uses; tests put a model of the server here."""
 
     async def get(self, res: Resource[T], name: str, namespace: str = "") -> T: ...

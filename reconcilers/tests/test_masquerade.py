@@ -1,6 +1,6 @@
 """Objects to what is masqueraded: what is taken, what is left out with which words, and that one change costs one."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import pytest
 
@@ -18,11 +18,13 @@ from netloom.api.v1alpha1 import (
     Routing,
 )
 from netloom.api.v1alpha1 import Masquerade as MasqueradeSpec
+from netloom.kernel.address import Prefix
 from netloom.kernel.masquerade import Masquerade
 from netloom.kernel.masquerade_report import MasqueradeReport
 from netloom.kernel.report import Failure
 from netloom.runtime.store import Store
 from netloom_reconcilers.masquerade import MasqueradeReconciler
+from netloom_reconcilers.own_side import OwnSide
 
 
 def node(name: str, *cidrs: str, pools: tuple[str, ...] = ()) -> NetloomNode:
@@ -45,7 +47,12 @@ class Setting:
     def __init__(self) -> None:
         self.networks: Store[NetloomNetwork] = Store(NETWORKS)
         self.nodes: Store[NetloomNode] = Store(NETLOOM_NODES)
-        self.reconciler = MasqueradeReconciler("node-1", self.networks, self.nodes, Masquerade())
+        self.lodgers: dict[Prefix, str] = {}
+        self.own = OwnSide("node-1", self._lodgers)
+        self.reconciler = MasqueradeReconciler("node-1", self.networks, self.nodes, Masquerade(), self.own)
+
+    async def _lodgers(self, within: Collection[Prefix]) -> dict[Prefix, str]:
+        return {cidr: what for cidr, what in self.lodgers.items() if cidr in within}
 
     def said(self) -> str:
         """What is desired, one line each."""
@@ -156,6 +163,21 @@ def test_a_mistake_in_the_api_takes_nothing_away(
     setting.nodes.put(node("node-1", "10.1.0.0/24", "fd00:1::/64"))
     assert setting.said() == before
     assert setting.reconciler.desired() is desired
+
+
+async def test_pods_of_a_former_cidr_are_masqueraded_until_they_are_gone(setting: Setting) -> None:
+    setting.lodgers = {Prefix.parse("10.1.0.0/24"): "10.1.0.5/32 on veth1"}
+    await setting.own.look(setting.nodes.get("node-1"))
+    setting.nodes.put(node("node-1", "10.9.0.0/24"))
+    await setting.own.look(setting.nodes.get("node-1"))
+    assert setting.said().splitlines()[:3] == [
+        "masquerade 4",
+        "from 10.9.0.0/24 10.1.0.0/24",
+        "but not to node-1 10.9.0.0/24 10.1.0.0/24",
+    ]
+    setting.lodgers.clear()
+    await setting.own.look(setting.nodes.get("node-1"))
+    assert setting.said().splitlines()[1:3] == ["from 10.9.0.0/24", "but not to node-1 10.9.0.0/24"]
 
 
 def test_all_that_is_wrong_is_said(setting: Setting) -> None:

@@ -89,6 +89,7 @@ class Kernel:
         self._loose = False
         self.peers: dict[str, tuple[Way, ...]] = {}
         self.traffic: dict[Way, int] = {}
+        self.unknown = 0
 
     @property
     def tunnels(self) -> tuple[Way, ...]:

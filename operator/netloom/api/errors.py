@@ -15,3 +15,10 @@ def sentences(error: BaseException) -> list[str]:
     if not isinstance(error, BaseExceptionGroup) or error.split(UserError)[1] is not None:
         return []
     return list(dict.fromkeys(sentence for inner in error.exceptions for sentence in sentences(inner)))
+
+
+def in_words(error: BaseException) -> str:
+    """What went wrong, for one line; of a group, what went wrong in it."""
+    if isinstance(error, BaseExceptionGroup):
+        return "; ".join(dict.fromkeys(in_words(inner) for inner in error.exceptions))
+    return str(error) or type(error).__name__

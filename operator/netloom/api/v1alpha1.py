@@ -183,7 +183,7 @@ class NetloomNodeSpec(Struct, frozen=True):
 
 
 class NetloomNodeStatus(Struct, frozen=True):
-    """status of a NetloomNode. Conditions: `Allocated` (operator), `DataplaneReady` (agent)."""
+    """status of a NetloomNode. Conditions: `Allocated`, `AddressReported` (operator), `DataplaneReady` (agent)."""
 
     conditions: tuple[Condition, ...] = ()
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 
 from netloom.ipam import intervals, ledger
 from netloom.ipam.cidr import Cidr, Version, region_of, shard_name
+from netloom.ipam.former import Former
 from netloom.ipam.intervals import Intervals
 from netloom.ipam.ledger import Edit, Entry, Ledger, Mark
 from netloom.ipam.pool import Exhausted, Pool, Usage
@@ -156,6 +157,7 @@ class Book:
         self._loose_ranges: dict[Version, Intervals] | None = None
         self._reserved: dict[Version, Intervals] = {}
         self._flights: dict[tuple[str, Cidr], _Flight] = {}
+        self._former = Former()
 
     # What is known
 
@@ -184,6 +186,9 @@ class Book:
         shard.seen = {mark: shard.seen.get(mark, now) for mark in marks}
         for cidr in sorted(before.keys() | shard.entries.keys()):
             self._reindex(cidr, before.get(cidr), shard.entries.get(cidr))
+        if content is None:
+            for cidr, entry in before.items():
+                self._former.remember(entry.node, cidr)
         self._put_back(region)  # what was passed over while the content was unknown, or is free now
 
     def hold(self, node: str, cidrs: tuple[Cidr, ...]) -> None:
@@ -193,6 +198,15 @@ class Book:
         else:
             self._held.pop(node, None)
         self._update_loose(node)
+
+    def forget(self, node: str) -> None:
+        """The node is gone: what it had by a ledger that vanished is anybody's."""
+        for cidr in self._former.forget(node):
+            self._put_back(cidr)
+
+    def dispossessed(self) -> list[str]:
+        """All nodes that had blocks by a ledger that vanished, and have none instead."""
+        return self._former.nodes()
 
     def entries_of(self, node: str) -> tuple[Cidr, ...]:
         """The blocks that the ledgers have for a node."""
@@ -371,7 +385,15 @@ class Book:
         if want.cidrs:
             return [(cidr.version, cidr) for cidr in want.cidrs]
         versions = sorted({*self.pools, *mine})
-        return [(version, mine.get(version)) for version in versions]
+        return [(version, mine.get(version) or self._former_block(want.node, version)) for version in versions]
+
+    def _former_block(self, node: str, version: Version) -> Cidr | None:
+        """What the node had by a ledger that vanished, if it can be given again."""
+        cidr = self._former.of(node, version)
+        if cidr is None or version not in self.pools or not self.pools[version].gives(cidr):
+            return None
+        reserved = self._reserved[version].overlap(cidr.base, cidr.last)
+        return None if reserved or isinstance(self._obstacle(cidr, node), Taken) else cidr
 
     def _mine(self, node: str) -> dict[Version, Cidr]:
         """The entry to honour per family. A node has several only after two operators raced: the settled one counts."""
@@ -466,6 +488,7 @@ class Book:
         found = shard.taken.overlap(cidr.base, cidr.last)
         for ranges in (self._ranges_of_loose(), self._reserved):
             found = found or (ranges[cidr.version].overlap(cidr.base, cidr.last) if cidr.version in ranges else None)
+        found = found or self._former.overlap(cidr)
         return found[1] if found else None
 
     def _obstacle(self, cidr: Cidr, node: str, held: bool = True) -> Refusal | None:
@@ -502,6 +525,8 @@ class Book:
             self._index(old, tuple(each for each in self._of_node[old] if each != cidr))
         if new:
             self._index(new, (*self._of_node.get(new, ()), cidr))
+            for former in self._former.forget(new, cidr.version):
+                self._put_back(former)
 
     def _index(self, node: str, cidrs: tuple[Cidr, ...]) -> None:
         if cidrs:

@@ -118,6 +118,10 @@ class Pool:
                 return block
         return Exhausted(self.version, self.cidrs, self.mask, sum(source.total for source in self._sources))
 
+    def gives(self, cidr: Cidr) -> bool:
+        """Whether it is one of the blocks."""
+        return cidr.length == self.mask and any(source.overlaps(cidr) for source in self.cidrs)
+
     def put_back(self, cidr: Cidr) -> None:
         """`cidr` is (perhaps) free again. To say so too often does no harm."""
         for source in self._sources:

@@ -72,3 +72,14 @@ class Prefix(msgspec.Struct, frozen=True, gc=False):
 
     def __str__(self) -> str:
         return f"{format_address(self.address)}/{self.length}"
+
+    def contains(self, address: Address) -> bool:
+        """Whether an address of the same family is in it."""
+        host = len(self.address) * 8 - self.length
+        return int.from_bytes(self.address, "big") >> host == int.from_bytes(address, "big") >> host
+
+    def widened(self, length: int) -> "Prefix":
+        """The prefix of this length that contains it."""
+        host = len(self.address) * 8 - length
+        number = int.from_bytes(self.address, "big") >> host << host
+        return Prefix(number.to_bytes(len(self.address), "big"), length)

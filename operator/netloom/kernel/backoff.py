@@ -13,6 +13,8 @@ FREE_REPAIRS = 10
 """Repairs of one entry that are not delayed."""
 QUIET_SECONDS = 20.0
 """After that long without a failure or repair, what was before is forgotten."""
+TICK_SECONDS = 0.001
+"""The shortest sleep that is worth it: an event loop's timers end up to a millisecond early."""
 
 
 class Delay(msgspec.Struct):
@@ -25,7 +27,11 @@ class Delay(msgspec.Struct):
 
 
 class Backoff:
-    """Delays by entry. Knows no clock: the caller says what time it is."""
+    """Delays by entry. Knows no clock: the caller says what time it is.
+
+    `held` and `next` complete each other at one and the same moment: what is not held then is to be tried now, and the
+    rest is waited for. Asked at two moments, an entry whose time came between them is in neither.
+    """
 
     def __init__(self) -> None:
         self._delays: dict[Hashable, Delay] = {}
@@ -44,7 +50,7 @@ class Backoff:
         """The entry was changed by somebody, and is to be written again."""
         delay = self._delay(key, now)
         delay.strikes += 1
-        delay.failures, delay.until = 0, now
+        delay.failures, delay.until = 0, 0.0
         if delay.strikes > FREE_REPAIRS:
             delay.until = now + min(LONGEST_SECONDS, FIRST_SECONDS * 2.0 ** (delay.strikes - FREE_REPAIRS - 1))
         return delay

@@ -28,6 +28,16 @@ def keys(prefix: Prefix) -> tuple[bytes, ...]:
     return (start,) if behind >> (size * 8) else (start, behind.to_bytes(size, "big") + END)
 
 
+def prefix_of(interval: tuple[bytes, ...]) -> Prefix | None:
+    """The CIDR of which these are the elements; None if they are those of none."""
+    size, first = len(interval[0]) - 1, int.from_bytes(interval[0][:-1], "big")
+    behind = int.from_bytes(interval[1][:-1], "big") if len(interval) > 1 else 1 << size * 8
+    addresses = behind - first
+    if addresses & (addresses - 1) or first % addresses:
+        return None
+    return Prefix(interval[0][:-1], size * 8 - addresses.bit_length() + 1)
+
+
 class Cover:
     """The CIDRs of one family, counted, and which of them no other contains."""
 

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import errno
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
@@ -19,6 +19,8 @@ import msgspec
 import structlog
 
 from netloom.kernel import device, reader, rows
+from netloom.kernel.address import Prefix
+from netloom.kernel.backoff import TICK_SECONDS
 from netloom.kernel.capability import require_net_admin
 from netloom.kernel.desired import Desired
 from netloom.kernel.device import Mtu
@@ -26,6 +28,7 @@ from netloom.kernel.device_keeper import DeviceKeeper, DeviceOutcome
 from netloom.kernel.errors import KernelUnsupported
 from netloom.kernel.events import EventReader
 from netloom.kernel.links import Link
+from netloom.kernel.lodgers import lodgers
 from netloom.kernel.mesh import Carriers, Mesh
 from netloom.kernel.netlink import (
     BATCH,
@@ -39,6 +42,7 @@ from netloom.kernel.netlink import (
 )
 from netloom.kernel.plan import planned_changes
 from netloom.kernel.report import PlannedChange, Report
+from netloom.kernel.rows import RouteKey
 from netloom.kernel.sysctl import SysctlRecord
 from netloom.kernel.trouble import Item, Troubles
 from netloom.kernel.way import Way
@@ -80,13 +84,17 @@ class Dataplane:
         commands: Callable[[], Commands] = CommandSocket,
         event_buffer: int = BUFFER,
         on_report: Callable[[Report], None] | None = None,
+        spare_unknown: bool = False,
     ) -> None:
         """`compare_seconds` None: no full comparison but where something demands it. `event_buffer`, in bytes, is for
-        tests. `on_report` is called after every pass that wrote or failed; it may not block."""
+        tests. `on_report` is called after every pass that wrote or failed; it may not block. `spare_unknown`: the
+        first state that is applied may lack peers that live; what an earlier life left in the kernel and no peer
+        explains stays until `prune`."""
         self._event_buffer = event_buffer
         self._make_commands = commands
         self._compare_seconds = compare_seconds
         self._on_report = on_report
+        self._sparing = spare_unknown
         self._record = SysctlRecord(run_directory / "sysctl.json")
         self._mesh = Mesh()
         self._events = EventReader(self._mesh)
@@ -145,7 +153,7 @@ class Dataplane:
         async with self._lock:
             self._take(desired)
             report = await self._settle()
-        if self._troubles.backoff.next(time.monotonic()) is not None:
+        if self._troubles.next() is not None:
             self._wake.set()  # `run` sleeps, and knows of nothing that it would have to try again
         return report
 
@@ -178,6 +186,18 @@ class Dataplane:
         return report
 
     @property
+    def unknown(self) -> int:
+        """Routes from an earlier life that no peer explains, and that are spared."""
+        return len(self._mesh.routes.spared)
+
+    async def prune(self) -> None:
+        """All peers are known: what none of them explains goes."""
+        async with self._lock:
+            self._sparing = False
+            self._mesh.spare_nothing()
+            await self._settle()
+
+    @property
     def tunnels(self) -> tuple[Way, ...]:
         """Those that are ready to receive."""
         return tuple(sorted(self._mesh.carriers.tunnels))
@@ -186,6 +206,13 @@ class Dataplane:
         """Packets that the tunnel's device has received since it was made."""
         ifindex = self._mesh.carriers.tunnels.get(way, 0)
         return await self._in_thread(lambda: reader.received(self._commands, ifindex)) if ifindex else 0
+
+    async def lodgers(self, within: Collection[Prefix]) -> dict[Prefix, str]:
+        """Of these CIDRs, those that somebody else's routes and addresses on this node show to be lived in, and by
+        what. Raises AnswerLost, OSError."""
+        around = await self._in_thread(lambda: reader.surroundings(self._commands))
+        routes = await self._in_thread(lambda: reader.direct_routes(self._commands))
+        return lodgers(within, around, routes)
 
     @property
     def report(self) -> Report:
@@ -225,6 +252,8 @@ class Dataplane:
         if desired is not self._desired or not self._applied:
             self._desired, self._applied = desired, True
             self._mesh.replace_peers(desired)
+            if self._sparing:
+                self._spare(self._mesh.routes.kernel)
             self._troubles.clear()
             self._events.device_due = self._device_expected = True
             touched.clear()
@@ -240,6 +269,9 @@ class Dataplane:
             self._node = self._events.node = desired.node
             self._events.device_due = self._device_expected = True
             self._troubles.clear()
+
+    def _spare(self, among: Collection[RouteKey]) -> None:
+        self._mesh.spare_unknown(among, self._desired.node.addresses if self._desired.node else ())
 
     async def _settle(self) -> Report:
         """Passes until nothing is left that can be done now."""
@@ -257,6 +289,7 @@ class Dataplane:
         return report
 
     async def _passes(self) -> None:
+        self._troubles.begin()
         if self._device_waiting - self._troubles.held() or self._troubles.due(_DEVICE_KINDS):
             self._events.device_due = True
         if self._troubles.due([_STATE[0]]):
@@ -272,6 +305,7 @@ class Dataplane:
                 self._events.compare_due = self._events.device_due = True
                 break
             if not self._due():
+                self._sparing = self._sparing and bool(self.unknown)
                 break
 
     def _due(self) -> bool:
@@ -292,6 +326,8 @@ class Dataplane:
         if events.compare_due:
             events.compare_due = False
             await self._compare()
+        if self._sparing:
+            self._spare(self._mesh.routes.spared)
         self._note_rows(await self._writer.write(held))
         # Where all go through tunnels, the way to a peer decides nothing but the MTU, and rows need not wait for it.
         await self._look_up()
@@ -416,11 +452,11 @@ class Dataplane:
         now = time.monotonic()
         due = [self._compared_at + self._compare_seconds] if self._compare_seconds is not None else []
         due.append(self._probe_due())
-        retry = self._troubles.backoff.next(now)
+        retry = self._troubles.next()
         if retry is not None:
             due.append(retry)
         first = min(due)
-        return max(0.0, first - now) if first != float("inf") else None
+        return max(TICK_SECONDS, first - now) if first != float("inf") else None
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
         """The kernel takes a lock that others may hold for seconds; the event loop must not wait for it."""

@@ -56,6 +56,7 @@ class Peer(msgspec.Struct, frozen=True, gc=False):
     ways:  by which to send to it, the best first. The first that is possible is taken: a tunnel if its device is up,
            `native` if the peer is on a network of this node. None: nothing is done, its packets go where they go.
     underlay6: its IPv6 underlay address, the gateway of native routes to its IPv6 CIDRs; empty if it has none.
+    held:  it is not known whether it still has its CIDRs: a wider one of another peer has them, too.
     """
 
     name: str
@@ -65,6 +66,7 @@ class Peer(msgspec.Struct, frozen=True, gc=False):
     since: str = ""
     ways: tuple[Way, ...] = (VXLAN,)
     underlay6: Address = b""
+    held: bool = False
 
     @property
     def seniority(self) -> tuple[str, str]:

@@ -183,10 +183,19 @@ def first_steps(node: Node, way: Way, mtu: int) -> Iterator[Step]:
 
 
 def missing_addresses(node: Node, link: Link, around: Surroundings) -> Iterator[Step]:
-    """Addresses to add."""
-    present = around.addresses_on(link.ifindex)
-    for prefix in desired_addresses(node):
-        if prefix not in present:
+    """Addresses to add; an added one comes last. The node's own packets have the first IPv4 address as their source, so
+    those that stand before the one that shall be it are added anew."""
+    wanted = desired_addresses(node)
+    present = [each.prefix for each in around.addresses if each.ifindex == link.ifindex]
+    missing = [prefix for prefix in wanted if prefix not in present]
+    for prefix in missing:
+        yield _address_step("replace", link, prefix, links.put_address)
+    first = next((prefix for prefix in wanted if len(prefix.address) == 4), None)
+    for prefix in (*present, *missing):
+        if prefix == first:
+            return
+        if prefix in wanted and len(prefix.address) == 4:
+            yield _address_step("delete", link, prefix, links.delete_address)
             yield _address_step("replace", link, prefix, links.put_address)
 
 

@@ -20,6 +20,7 @@ from typing import TypeVar
 import structlog
 
 from netloom.kernel import nftables
+from netloom.kernel.backoff import TICK_SECONDS
 from netloom.kernel.capability import require_net_admin
 from netloom.kernel.errors import KernelUnsupported
 from netloom.kernel.masquerade_report import MasqueradeReport
@@ -54,13 +55,16 @@ class Masquerade:
         commands: Callable[[], Commands] = NftablesSocket,
         event_buffer: int = BUFFER,
         on_report: Callable[[MasqueradeReport], None] | None = None,
+        spare_unknown: bool = False,
     ) -> None:
         """`compare_seconds` None: no full comparison but where something demands it. `event_buffer`, in bytes, is for
-        tests. `on_report` is called after every pass that wrote or failed; it may not block."""
+        tests. `on_report` is called after every pass that wrote or failed; it may not block. `spare_unknown`: known
+        CIDRs that an earlier life left in the kernel and that no node explains stay until `prune`."""
         self._make_commands = commands
         self._event_buffer = event_buffer
         self._compare_seconds = compare_seconds
         self._on_report = on_report
+        self._spare_unknown = spare_unknown
         self._commands: Commands | None = None
         self._listener: EventSocket | None = None
         self._state = State()
@@ -99,7 +103,7 @@ class Masquerade:
         async with self._lock:
             self._take(desired)
             report = await self._settle()
-        if self._troubles.backoff.next(time.monotonic()) is not None:
+        if self._troubles.next() is not None:
             self._wake.set()  # `run` may sleep until a later moment, or for good
         return report
 
@@ -131,6 +135,17 @@ class Masquerade:
     async def cleanup(self) -> MasqueradeReport:
         """Remove our table."""
         return await self.apply(Masquerading())
+
+    @property
+    def unknown(self) -> int:
+        """Known CIDRs from an earlier life that no node explains, and that are spared."""
+        return self._sets.unknown
+
+    async def prune(self) -> None:
+        """All nodes are known: what none of them explains goes."""
+        async with self._lock:
+            self._sets.prune()
+            await self._settle()
 
     @property
     def report(self) -> MasqueradeReport:
@@ -187,6 +202,7 @@ class Masquerade:
     async def _passes(self) -> None:
         """Passes until nothing is left that can be done now."""
         fresh = False
+        self._troubles.begin()
         if self._troubles.due([_STATE[0]]):
             self._compare_due = True
         for _ in range(ROUNDS):
@@ -216,7 +232,11 @@ class Masquerade:
         if whole:
             self._compared_at = time.monotonic()
             self._comparisons += 1
-        for item, alone in self._state.load(seen, elements):
+        drifted = self._state.load(seen, elements)
+        if whole and self._spare_unknown:
+            self._spare_unknown = False
+            self._sets.spare_unknown()
+        for item, alone in drifted:
             self._troubles.drifted(item, alone=alone)
 
     async def _write(self, commands: Commands, *, fresh: bool) -> None:
@@ -301,10 +321,10 @@ class Masquerade:
         """Until something has to be done without an event."""
         now = time.monotonic()
         due = [self._compared_at + self._compare_seconds] if self._compare_seconds is not None else []
-        retry = self._troubles.backoff.next(now)
+        retry = self._troubles.next()
         if retry is not None:
             due.append(retry)
-        return max(0.0, min(due) - now) if due else None
+        return max(TICK_SECONDS, min(due) - now) if due else None
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
         """The kernel takes a lock that others may hold for seconds; the event loop must not wait for it."""

@@ -10,7 +10,7 @@ from types import MappingProxyType
 import msgspec
 
 from netloom.kernel.address import Prefix, format_address
-from netloom.kernel.cover import END, START, Cover, keys
+from netloom.kernel.cover import END, START, Cover, keys, prefix_of
 from netloom.kernel.nftables import DELSETELEM, NEWSETELEM, ElementMessages
 from netloom.kernel.ruleset import SETS, SIZES, TABLE, Wanted, size_of
 from netloom.kernel.table import Table
@@ -20,6 +20,9 @@ NEVER_MASQUERADED = tuple(map(Prefix.parse, ("169.254.0.0/16", "224.0.0.0/4", "f
 
 _OWN = ""
 """Name of the source of this node's own pod CIDRs; a Kubernetes name is never empty."""
+
+_UNKNOWN = "?"
+"""The same for what an earlier life has left in the sets, and no node explains."""
 
 
 class MasqueradeRules(msgspec.Struct, frozen=True, kw_only=True):
@@ -138,10 +141,29 @@ class Sets:
     def replace(self, desired: Masquerading) -> None:
         """Take over all of it."""
         self.set_rules(desired.rules)
-        for gone in self._known.keys() - desired.known.keys() - {_OWN}:
+        for gone in self._known.keys() - desired.known.keys() - {_OWN, _UNKNOWN}:
             self.set_known(gone, ())
         for source, cidrs in desired.known.items():
             self.set_known(source, cidrs)
+
+    @property
+    def unknown(self) -> int:
+        """Known CIDRs from an earlier life that no node explains, and that are spared."""
+        return len(self._known.get(_UNKNOWN, ()))
+
+    def spare_unknown(self) -> None:
+        """Desire, too, what the kernel has as known CIDRs and no node explains."""
+        found: list[Prefix] = []
+        for name in (name for name in SETS if name.startswith("known")):
+            table = self.tables[name]
+            if table.kernel.keys() - table.desired.keys():
+                starts = {pair[0]: pair for pair in intervals(table.kernel)}
+                found += filter(None, [prefix_of(pair) for key, pair in starts.items() if key not in table.desired])
+        self.set_known(_UNKNOWN, tuple(found))
+
+    def prune(self) -> None:
+        """All nodes are known: what none of them explains goes."""
+        self.set_known(_UNKNOWN, ())
 
     def _change(self, kind: str, before: Iterable[Prefix], now: Iterable[Prefix]) -> list[Element]:
         # First in, then out: what is in both never leaves the cover, and changes nothing.

@@ -9,7 +9,8 @@ route for that CIDR; see `claims`.
 """
 
 import zlib
-from collections.abc import Hashable, Iterable, Mapping
+from collections import Counter
+from collections.abc import Collection, Hashable, Iterable, Mapping
 from typing import Any
 
 import msgspec
@@ -19,7 +20,17 @@ from netloom.kernel.claims import Claims
 from netloom.kernel.desired import Desired, Peer
 from netloom.kernel.owned import NEXTHOP_IDS, ROUTE_PROTOCOL, link_local_of, mac_in
 from netloom.kernel.reach import Reach
-from netloom.kernel.rows import EDITED, NeighbourKey, Nexthop, RouteKey, SeenNexthop, SeenRoute, Via, owned_nexthop
+from netloom.kernel.rows import (
+    EDITED,
+    NeighbourKey,
+    Nexthop,
+    OddRoute,
+    RouteKey,
+    SeenNexthop,
+    SeenRoute,
+    Via,
+    owned_nexthop,
+)
 from netloom.kernel.table import Table
 from netloom.kernel.way import NATIVE, Way
 
@@ -91,6 +102,8 @@ class Mesh:
         self.peers: dict[str, Peer] = {}
         self.stranded: set[str] = set()
         """Peers whose only way is native, with CIDRs that no network of this node leads to."""
+        self._held: set[str] = set()
+        self._lengths: Counter[tuple[int, int, bool]] = Counter()
         self.natives = 0
         """Peers that may be reached natively: the way to them has to be known before rows are written."""
         self._legs: dict[str, Legs] = {}
@@ -143,7 +156,8 @@ class Mesh:
             known[name] = peer
             self._want(old, peer)
             concerned[name] = None
-            for other in change(name, _claims_of(old) if old else (), _claims_of(peer)):
+            others = change(name, _claims_of(old) if old else (), _claims_of(peer))
+            for other in others | self._concerned(old, peer):
                 concerned[other] = None
         self._expand(concerned)
 
@@ -154,7 +168,7 @@ class Mesh:
             return
         self._want(peer, None)
         others = self._claims.change(name, _claims_of(peer), ())
-        self._expand((name, *others))
+        self._expand({name: None, **dict.fromkeys(others | self._concerned(peer))})
         self.stranded.discard(name)
         for ids in self._ids.values():
             identity = ids.pop(name, None)
@@ -205,6 +219,13 @@ class Mesh:
     def _want(self, old: Peer | None, new: Peer | None) -> None:
         """Tell `reach` which addresses count: for IPv6, those that a native route may need."""
         self.natives += (new is not None and NATIVE in new.ways) - (old is not None and NATIVE in old.ways)
+        for peer, count in ((old, -1), (new, 1)):
+            if peer is None:
+                continue
+            if peer.held:
+                (self._held.add if count > 0 else self._held.discard)(peer.name)
+            for prefix in peer.cidrs:
+                self._lengths[len(prefix.address), prefix.length, peer.held] += count
         before, after = _underlays(old), _underlays(new)
         if before == after:
             return
@@ -264,7 +285,7 @@ class Mesh:
         four: list[Prefix] = []
         six: list[Prefix] = []
         for prefix in peer.cidrs:
-            if holders[prefix] == name:
+            if holders[prefix] == name and not (peer.held and self._has_wider(prefix, name)):
                 (four if len(prefix.address) == 4 else six).append(prefix)
         legs: Legs = ()
         wanted = 0
@@ -277,6 +298,26 @@ class Mesh:
         else:
             self.stranded.discard(name)
         return legs
+
+    def _has_wider(self, prefix: Prefix, name: str) -> bool:
+        """Whether a peer that is not held claims a CIDR that contains this one."""
+        claimants = (self._claims.holders.get(wider, name) for wider in self._and_wider(prefix))
+        return any(claimant != name and not self.peers[claimant].held for claimant in claimants)
+
+    def _and_wider(self, prefix: Prefix) -> Iterable[Prefix]:
+        """The prefix and those that contain it, as far as a peer may claim them: of a length that there is."""
+        size = len(prefix.address)
+        lengths = {length for other, length, _ in self._lengths if other == size and length <= prefix.length}
+        return map(prefix.widened, lengths)
+
+    def _concerned(self, *peers: Peer | None) -> set[str]:
+        """Held peers that may have to make way, or may come back: only where the lengths of CIDRs differ."""
+        if not self._held:
+            return set()
+        changed = [prefix for peer in peers if peer is not None for prefix in peer.cidrs]
+        inner = [(size, length) for size, length, held in self._lengths if held]
+        differ = any(len(each.address) == size and each.length < length for each in changed for size, length in inner)
+        return self._held if differ else set()
 
     def _leg(self, peer: Peer, size: int, prefixes: list[Prefix]) -> Legs:
         """By the first of the peer's ways that is possible; empty if none is."""
@@ -316,6 +357,32 @@ class Mesh:
         return identity
 
     # ----------------------------------------------------------------------------------------- what is there
+
+    def spare_unknown(self, among: Collection[RouteKey], own: Collection[Address]) -> None:
+        """Of these routes leave alone what no peer explains: whole ways to pod CIDRs that neither a peer nor this node
+        (with the `own` network addresses) claims, by nexthops that no peer has, to addresses that are no peer's."""
+        routes = {key for key in among if key not in self.routes.desired and self._unknown(key, own)}
+        ids = {self.routes.kernel[key].nexthop for key in routes}
+        nexthops = [self.nexthops.kernel[identity] for identity in ids]
+        neighbours = {(nexthop.ifindex, nexthop.gateway) for nexthop in nexthops}
+        self.routes.spare(routes)
+        self.nexthops.spare(ids)
+        self.neighbours.spare((neighbours & self.neighbours.kernel.keys()) - self.neighbours.desired.keys())
+
+    def spare_nothing(self) -> None:
+        """What no peer explains is to go."""
+        for table in (self.routes, self.nexthops, self.neighbours):
+            table.spare(set())
+
+    def _unknown(self, key: RouteKey, own: Collection[Address]) -> bool:
+        identity, holders = self.routes.kernel[key].nexthop, self._claims.holders
+        nexthop = self.nexthops.kernel.get(identity)
+        if nexthop is None or identity in self.nexthops.desired or isinstance(key, OddRoute):
+            return False
+        if nexthop.gateway in holders or nexthop.remote in holders:
+            return False
+        mine = any(len(address) == len(key.address) and key.contains(address) for address in own)
+        return not mine and not any(wider in holders for wider in self._and_wider(key))
 
     def load(
         self, nexthops: Iterable[SeenNexthop], neighbours: dict[NeighbourKey, Mac], routes: Iterable[SeenRoute]

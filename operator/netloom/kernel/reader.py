@@ -12,6 +12,7 @@ from netloom.kernel import alike, links, rows
 from netloom.kernel.address import Address, Mac
 from netloom.kernel.device import Surroundings
 from netloom.kernel.links import InterfaceAddress, Link
+from netloom.kernel.lodgers import DirectRoute
 from netloom.kernel.netlink import BATCH, DUMP_ATTEMPTS, Commands, RefusedError, Visit
 from netloom.kernel.owned import ROUTE_PROTOCOL
 from netloom.kernel.reach import Hop
@@ -64,6 +65,20 @@ def routes(commands: Commands) -> list[SeenRoute]:
     for family in (socket.AF_INET, socket.AF_INET6):
         keep = list(found)
         _dump(commands, rows.dump_routes(family), found, visit, keep)
+    return found
+
+
+def direct_routes(commands: Commands) -> list[DirectRoute]:
+    """Everybody else's routes that lead to a device and by no gateway."""
+    found: list[DirectRoute] = []
+
+    def visit(_kind: int, buffer: bytes, start: int, end: int) -> None:
+        seen = rows.read_direct_route(buffer, start, end)
+        if seen is not None:
+            found.append(seen)
+
+    for family in (socket.AF_INET, socket.AF_INET6):
+        _dump(commands, rows.dump_all_routes(family), found, visit, list(found))
     return found
 
 

@@ -17,6 +17,7 @@ from typing import Any
 import msgspec
 
 from netloom.kernel.address import Address, Mac, Prefix
+from netloom.kernel.lodgers import DirectRoute
 from netloom.kernel.owned import NEXTHOP_IDS, ROUTE_PROTOCOL, ROUTE_TABLE, TUNNEL_TTL
 from netloom.kernel.reach import Hop
 from netloom.kernel.wire import (
@@ -389,6 +390,18 @@ def read_destination(buffer: bytes, start: int, end: int) -> tuple[Address, int]
     return attributes(buffer, start + 12, end, _RTA_DST).get(_RTA_DST) or bytes(_SIZE[family]), length
 
 
+def read_direct_route(buffer: bytes, start: int, end: int) -> DirectRoute | None:
+    """An RTM_NEWROUTE that leads to a device and by no gateway, in whatever table; None if it is another's, or ours."""
+    family, length, _source, _tos, _table, protocol, _scope, kind, _flags = _ROUTE.unpack_from(buffer, start)
+    if family not in _SIZE or protocol == ROUTE_PROTOCOL or kind != _RTN_UNICAST:
+        return None
+    found = attributes(buffer, start + 12, end)
+    if _RTA_OIF not in found or found.keys() & {_RTA_GATEWAY, _RTA_VIA, _RTA_NH_ID}:
+        return None
+    destination = Prefix(found.get(_RTA_DST) or bytes(_SIZE[family]), length)
+    return DirectRoute(destination, int.from_bytes(found[_RTA_OIF], sys.byteorder))
+
+
 def owned_nexthop(seen: SeenNexthop) -> bool:
     """Ours by id and protocol."""
     return seen.protocol == ROUTE_PROTOCOL and seen.id in NEXTHOP_IDS
@@ -398,6 +411,11 @@ def dump_routes(family: int) -> bytes:
     """Request: our routes of the main table; the kernel filters."""
     body = _ROUTE.pack(family, 0, 0, 0, ROUTE_TABLE, ROUTE_PROTOCOL, 0, 0, 0)
     return message(RTM_GETROUTE, 0, body, attribute(_RTA_TABLE, u32(ROUTE_TABLE)))
+
+
+def dump_all_routes(family: int) -> bytes:
+    """Request: everybody's routes, of all tables."""
+    return message(RTM_GETROUTE, 0, _ROUTE.pack(family, 0, 0, 0, 0, 0, 0, 0, 0))
 
 
 def dump_nexthops() -> bytes:

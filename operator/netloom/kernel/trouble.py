@@ -28,13 +28,27 @@ def item_text(item: Item) -> str:
 
 
 class Troubles:
-    """Failures and drift by entry, with their delays."""
+    """Failures and drift by entry, with their delays.
+
+    The clock is read once for all passes that follow each other, by `begin`: what is held then is held in all of them,
+    and `next` says when the first of that comes, which may be over by the time somebody asks.
+    """
 
     def __init__(self) -> None:
-        self.backoff = Backoff()
         self.repaired = 0
+        self._backoff = Backoff()
+        self._moment = 0.0
         self._failures: dict[Item, Failure] = {}
         self._drifted: set[Item] = set()
+
+    def begin(self) -> None:
+        """Passes begin."""
+        self._moment = time.monotonic()
+        self._backoff.expire(self._moment)
+
+    def next(self) -> float | None:
+        """When (monotonic) the first of the entries that were held may be tried; None: there are none."""
+        return self._backoff.next(self._moment)
 
     @property
     def failures(self) -> tuple[Failure, ...]:
@@ -49,16 +63,12 @@ class Troubles:
     @property
     def fought(self) -> tuple[str, ...]:
         """Entries that somebody changes again and again."""
-        self.backoff.expire(time.monotonic())
-        return tuple(f"{item[0]} {item_text(item)}" for item in self.backoff.fought() if isinstance(item, tuple))
+        self._backoff.expire(time.monotonic())
+        return tuple(f"{item[0]} {item_text(item)}" for item in self._backoff.fought() if isinstance(item, tuple))
 
     def held(self) -> set[Hashable]:
         """Entries that have to wait."""
-        if not len(self.backoff):
-            return set()
-        now = time.monotonic()
-        self.backoff.expire(now)
-        return self.backoff.held(now)
+        return self._backoff.held(self._moment)
 
     def due(self, kinds: Iterable[str]) -> bool:
         """Whether an entry of these kinds that failed may be tried again."""
@@ -69,7 +79,7 @@ class Troubles:
         """The kernel refused the entry. Returns whether this is the first time."""
         before = self._failures.get(item)
         attempts = before.attempts + 1 if before else 1
-        delay = self.backoff.failed(item, time.monotonic())
+        delay = self._backoff.failed(item, time.monotonic())
         kind, text = item[0], item_text(item)
         self._failures[item] = Failure(kind, text, error, peer, attempts, code)
         if before is None or before.error != error:
@@ -83,7 +93,7 @@ class Troubles:
         if item not in self._drifted:
             self._drifted.add(item)
             if alone:
-                self.backoff.repaired(item, time.monotonic())
+                self._backoff.repaired(item, time.monotonic())
 
     def written(self, kind: str, keys: Iterable[Hashable]) -> None:
         """The entries are as they should be."""
@@ -97,7 +107,7 @@ class Troubles:
             if item in self._drifted:
                 self._drifted.discard(item)
                 repaired.append(item)
-            self.backoff.written(item)
+            self._backoff.written(item)
         self.repaired += len(repaired)
         for item in repaired[:NAMED_IN_LOG]:
             log.info("repaired", kind=item[0], key=item_text(item))
@@ -121,13 +131,13 @@ class Troubles:
 
     def forget(self, items: Iterable[Item]) -> None:
         """What is wanted of these entries has changed: try them at once, as if for the first time."""
-        if len(self.backoff) or self._failures:
+        if len(self._backoff) or self._failures:
             for item in items:
                 self._failures.pop(item, None)
-                self.backoff.forget([item])
+                self._backoff.forget([item])
 
     def clear(self) -> None:
         """Everything that is wanted has changed."""
         self._failures.clear()
         self._drifted.clear()
-        self.backoff.clear()
+        self._backoff.clear()

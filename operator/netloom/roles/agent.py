@@ -16,7 +16,7 @@ import msgspec
 import structlog
 from aiohttp import web
 
-from netloom.api.meta import ObjectMeta
+from netloom.api.meta import ObjectMeta, OwnerReference
 from netloom.api.v1alpha1 import (
     LEDGERS,
     NETLOOM_NODES,
@@ -37,16 +37,20 @@ from netloom.kernel.report import PlannedChange, Report
 from netloom.runtime import health
 from netloom.runtime.client import Api
 from netloom.runtime.directory import DirectorySource
-from netloom.runtime.errors import ConfigError, Unavailable
+from netloom.runtime.errors import ConfigError
 from netloom.runtime.events import EventRecorder
 from netloom.runtime.manager import Manager
+from netloom.runtime.reach import follow
 from netloom.runtime.store import Store
-from netloom.runtime.watch import ListWatch
+from netloom.runtime.watch import EVERY_NODE, ListWatch
 from netloom_reconcilers import dataplane_metrics, masquerade_metrics
 from netloom_reconcilers.announcement import AnnouncementReconciler
 from netloom_reconcilers.conditions import AGENT, Conditions
+from netloom_reconcilers.departures import Departures, Lookup
 from netloom_reconcilers.masquerade import MasqueradeReconciler
 from netloom_reconcilers.node_status import NodeStatusReconciler, Verdict, verdict_of
+from netloom_reconcilers.own_side import RECORD, OwnSide
+from netloom_reconcilers.peers import Peers, is_owned
 from netloom_reconcilers.tunnels import TunnelsReconciler
 
 log = structlog.get_logger(__name__)
@@ -77,9 +81,13 @@ class Sources:
         self._directory: DirectorySource | None = None
         if api is not None:
             self._watches = {
-                NETWORKS.kind: ListWatch(api, self.networks, changed=_spec_changed),
+                NETWORKS.kind: ListWatch(api, self.networks, changed=_spec_changed, timing=EVERY_NODE),
                 NETLOOM_NODES.kind: ListWatch(
-                    api, self.nodes, changed=_spec_changed, trim=lambda node: _trimmed(node, options.node_name)
+                    api,
+                    self.nodes,
+                    changed=_spec_changed,
+                    trim=lambda node: _trimmed(node, options.node_name),
+                    timing=EVERY_NODE,
                 ),
             }
         elif options.manifests is not None:
@@ -96,6 +104,11 @@ class Sources:
         if self._directory is not None:
             parts["manifests"] = self._directory.run, self._directory.trouble
         return parts
+
+    @property
+    def node_watch(self) -> ListWatch[NetloomNode] | None:
+        """The watch of the NetloomNodes; None where they come from a directory."""
+        return self._watches.get(NETLOOM_NODES.kind)
 
     def add_to(self, manager: Manager) -> None:
         """Run under this manager; say in its health what is wrong."""
@@ -133,31 +146,31 @@ def _trimmed(node: NetloomNode, own: str) -> NetloomNode:
     if meta.name == own:
         return node
     kept = ObjectMeta(
-        name=meta.name, resource_version=meta.resource_version, creation_timestamp=meta.creation_timestamp
+        name=meta.name,
+        resource_version=meta.resource_version,
+        creation_timestamp=meta.creation_timestamp,
+        owner_references=_OWNED if is_owned(node) else (),
     )
     return NetloomNode(metadata=kept, spec=node.spec)
 
 
+_OWNED = (OwnerReference(api_version="v1", kind="Node"),)
+"""That an object stands for a Node; which one, its name says."""
+
+
 @asynccontextmanager
 async def sources(options: AgentOptions, *, patient: bool = False) -> AsyncIterator[tuple[Sources, Api | None]]:
-    """The sources, and the connection where there is a cluster. Raises ConfigError.
+    """The sources, and the connection where there is a cluster. Nothing is asked of it yet. Raises ConfigError.
 
-    patient: an API server that takes its time is no error, it will be asked again; an agent that starts while the
-    server is busy must not wait for its supervisor's back-off on top of it.
+    patient: as with `Api.connect`.
     """
     if options.manifests is not None:
         if not options.manifests.is_dir():
             raise ConfigError(f"--manifests {options.manifests}: there is no such directory")
         yield Sources(options, None), None
         return
-    async with await Api.connect(options.kubeconfig, options.context, user_agent="netloom-agent") as api:
-        try:
-            await api.check()
-        except ConfigError as error:
-            cause = error.__cause__
-            if not patient or not isinstance(cause, Unavailable) or cause.reason != "Timeout":
-                raise
-            log.warning("the API server gives no answer, and is asked again", error=str(error))
+    connected = Api.connect(options.kubeconfig, options.context, user_agent="netloom-agent", patient=patient)
+    async with await connected as api:
         yield Sources(options, api), api
 
 
@@ -166,11 +179,26 @@ class Agent:
 
     def __init__(self, options: AgentOptions, found: Sources, api: Api | None) -> None:
         self._options = options
-        self.manager = Manager()
-        self.dataplane = Dataplane(run_directory=options.run_dir, on_report=self._reported)
-        self.tunnels = TunnelsReconciler(options.node_name, found.networks, found.nodes, self.dataplane)
-        self.masquerade = Masquerade(on_report=lambda report: self._changed())
-        self.masquerading = MasqueradeReconciler(options.node_name, found.networks, found.nodes, self.masquerade)
+        self.manager = Manager(on_crash=self._changed)
+        self.peers = Peers(options.node_name, found.nodes)
+        self.dataplane = Dataplane(run_directory=options.run_dir, on_report=self._reported, spare_unknown=True)
+        self.own = OwnSide(options.node_name, self.dataplane.lodgers, options.run_dir / RECORD)
+        self.tunnels = TunnelsReconciler(options.node_name, found.networks, self.peers, self.dataplane, self.own)
+        self.masquerade = Masquerade(on_report=lambda report: self._changed(), spare_unknown=True)
+        self.masquerading = MasqueradeReconciler(
+            options.node_name, found.networks, self.peers, self.masquerade, self.own
+        )
+        events = EventRecorder(api, "netloom-agent", host=options.node_name) if api is not None else None
+        self.departures = Departures(
+            options.node_name,
+            found.networks,
+            found.nodes,
+            self.peers,
+            (self.dataplane, self.masquerade),
+            Lookup(api) if api is not None else None,
+            found.node_watch,
+            events=events,
+        )
         self.status: NodeStatusReconciler | None = None
         self.announcement: AnnouncementReconciler | None = None
         found.add_to(self.manager)
@@ -179,8 +207,9 @@ class Agent:
         self.manager.add("dataplane", self.dataplane.run, restart=True)
         self.manager.add("masquerade", self.masquerading.controller.run, restart=True)
         self.manager.add("nftables", self.masquerade.run, restart=True)
-        if api is not None:
-            events = EventRecorder(api, "netloom-agent", host=options.node_name)
+        self.manager.add("departures", self.departures.controller.run, restart=True)
+        if api is not None and events is not None:
+            follow(api, self.manager)
             self.status = NodeStatusReconciler(
                 options.node_name, found.nodes, Conditions(api, events, AGENT), self.verdict
             )
@@ -190,13 +219,14 @@ class Agent:
             self.manager.add("announcement", self.announcement.controller.run, restart=True)
             self.manager.add("node status", self.status.controller.run, restart=True)
             self.manager.add("events", events.run, restart=True)
-        self.tunnels.on_change = self.masquerading.on_change = self._changed
+        self.tunnels.on_change = self.masquerading.on_change = self.departures.on_change = self._changed
 
     def _reported(self, report: Report) -> None:
         self.tunnels.settled(report)
         self._changed()
 
     def _changed(self) -> None:
+        self.departures.look()
         if self.status is not None:
             self.status.changed()
         if self.announcement is not None:
@@ -205,12 +235,15 @@ class Agent:
     def verdict(self) -> Verdict | None:
         """The node's condition; None until the objects have been read."""
         blocked = self.tunnels.blocked
-        if blocked is None and not self.tunnels.applied.is_set():
+        if blocked is None and not self.tunnels.applied.is_set() and not self.manager.crashes:
             return None
-        return verdict_of(blocked.reason if blocked else "Degraded", self._errors())
+        return verdict_of(blocked.reason if blocked else self.own.reason or "Degraded", self._errors(lasting=True))
 
-    def _errors(self) -> list[str]:
-        found = self.tunnels.errors(self.dataplane.report) + self.masquerading.errors(self.masquerade.report)
+    def _errors(self, *, lasting: bool = False) -> list[str]:
+        found = self.own.errors() + self.tunnels.errors(self.dataplane.report)
+        found += self.masquerading.errors(self.masquerade.report)
+        found += self.departures.errors(lasting=lasting)
+        found += self.manager.crashes
         return list(dict.fromkeys(found))  # a missing object is missed by both
 
     async def show_status(self, _request: web.Request) -> web.Response:
@@ -226,10 +259,13 @@ class Agent:
             "node": self._options.node_name,
             "inSync": self.tunnels.applied.is_set() and self.masquerading.applied.is_set() and not errors,
             "peers": report.peers,
+            "peersHeld": len(self.peers.held) + len(self.peers.completed),
+            "unknownWays": self.departures.unknown,
             "mtu": report.mtu,
             "mtuSource": report.mtu_source,
             "underlay": report.underlay,
             "tunnels": [str(way) for way in report.tunnels],
+            "keptPodCIDRs": self.own.kept,
             "masquerade": {"families": masquerade.families, "elements": masquerade.elements},
             "driftRepaired": report.repaired + masquerade.repaired,
             "netlinkWrites": sum(written.values()),
@@ -241,7 +277,10 @@ class Agent:
 
 
 async def run_agent(options: AgentOptions) -> None:
-    """Run until SIGTERM or SIGINT. Raises UserError where there is nothing to run on; leaves the data path as it is."""
+    """Run until SIGTERM or SIGINT. Raises UserError where there is nothing to run on; leaves the data path as it is.
+
+    An API server that is not there is waited for, with the data path as it is.
+    """
     host, port = health.parse_address(options.http_address)
     require_net_admin()
     async with AsyncExitStack() as stack:
@@ -251,7 +290,7 @@ async def run_agent(options: AgentOptions) -> None:
         stack.push_async_callback(agent.dataplane.close)
         await agent.masquerade.open()
         stack.push_async_callback(agent.masquerade.close)
-        dataplane_metrics.register(agent.dataplane, agent.tunnels)
+        dataplane_metrics.register(agent.dataplane, agent.tunnels, agent.peers)
         masquerade_metrics.register(agent.masquerade, agent.masquerading)
         routes = [web.get("/status", agent.show_status)]
         await stack.enter_async_context(health.serve(agent.manager.health, host, port, routes=routes))
@@ -261,17 +300,21 @@ async def run_agent(options: AgentOptions) -> None:
 
 async def plan(options: AgentOptions) -> list[PlannedChange]:
     """What an agent with these options would change in the kernel. Writes nothing. Raises UserError."""
-    async with sources(options) as (found, _api):
+    async with sources(options) as (found, api):
+        if api is not None:
+            await api.check()
         dataplane = Dataplane(run_directory=options.run_dir)
-        tunnels = TunnelsReconciler(options.node_name, found.networks, found.nodes, dataplane)
-        masquerading = MasqueradeReconciler(options.node_name, found.networks, found.nodes, Masquerade())
+        own = OwnSide(options.node_name, dataplane.lodgers, options.run_dir / RECORD)
+        tunnels = TunnelsReconciler(options.node_name, found.networks, found.nodes, dataplane, own)
+        masquerading = MasqueradeReconciler(options.node_name, found.networks, found.nodes, Masquerade(), own)
         await found.fill(PLAN_SYNC_SECONDS)
-        desired = tunnels.desired()
-        if desired is None:
-            assert tunnels.blocked is not None
-            raise ConfigError(tunnels.blocked.message)
         await dataplane.open()
         try:
+            await own.look(found.nodes.get(options.node_name), write=False)
+            desired = tunnels.desired()
+            if desired is None:
+                assert tunnels.blocked is not None
+                raise ConfigError(tunnels.blocked.message)
             changes = await dataplane.plan(desired)
         finally:
             await dataplane.close()
@@ -309,4 +352,5 @@ async def cleanup(run_dir: Path) -> list[PlannedChange]:
     if failures:
         left = "; ".join(f"{failure.kind} {failure.key}: {failure.error}" for failure in failures)
         raise DataplaneError(f"not everything could be removed: {left}. Run it again once that is out of the way.")
+    (run_dir / RECORD).unlink(missing_ok=True)
     return removed

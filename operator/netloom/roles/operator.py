@@ -13,14 +13,16 @@ import structlog
 
 from netloom import __version__
 from netloom.api.core import NODES
+from netloom.api.errors import in_words, sentences
 from netloom.api.meta import Object
 from netloom.api.v1alpha1 import NETLOOM_NODES, NETWORKS
-from netloom.roles.webhook import DRAIN_SECONDS, Cache, Caches, Guard, GuardOptions, unseen_by
+from netloom.roles.webhook import DRAIN_SECONDS, Cache, Caches, Guard, GuardOptions
 from netloom.runtime import health
 from netloom.runtime.client import Api
 from netloom.runtime.events import EventRecorder
 from netloom.runtime.leader import LeaderElector
-from netloom.runtime.manager import Manager
+from netloom.runtime.manager import Manager, crash_sentence
+from netloom.runtime.reach import follow
 from netloom.runtime.store import Store
 from netloom.runtime.watch import ListWatch
 from netloom_reconcilers.allocation import Allocation, Stores, netloom_node_changed, node_changed
@@ -29,6 +31,7 @@ log = structlog.get_logger(__name__)
 
 T = TypeVar("T", bound=Object)
 
+ALLOCATION = "allocation"
 LEASE = "netloom-operator"
 CONNECTIONS = 36
 """32 writers of nodes, and some for ledgers, conditions and Events."""
@@ -49,14 +52,13 @@ class OperatorOptions:
 
 
 async def run_operator(options: OperatorOptions) -> None:
-    """Runs until SIGTERM or SIGINT. Raises UserError (a kubeconfig that is wrong, an API server that is not there)."""
+    """Runs until SIGTERM or SIGINT. Raises UserError (a kubeconfig that is wrong, credentials refused for good)."""
     host, port = health.parse_address(options.http_address)
     user_agent = f"netloom-operator/{__version__}"
     async with await Api.connect(
-        options.kubeconfig, options.context, connections=CONNECTIONS, user_agent=user_agent
+        options.kubeconfig, options.context, connections=CONNECTIONS, user_agent=user_agent, patient=True
     ) as api:
-        version = await api.check()
-        log.info("operator starts", version=__version__, api_server=version, pid=os.getpid())
+        log.info("operator starts", version=__version__, api_server=api.host, pid=os.getpid())
         operator = _Operator(api, options)
         async with health.serve(operator.manager.health, host, port), operator.guarding():
             await operator.manager.run()
@@ -66,7 +68,8 @@ class _Operator:
     """The components of the role."""
 
     def __init__(self, api: Api, options: OperatorOptions) -> None:
-        self.manager = Manager(drain=DRAIN_SECONDS if options.guard else 0.0)
+        self.manager = Manager(drain=DRAIN_SECONDS if options.guard else 0.0, on_crash=self._crashed)
+        follow(api, self.manager)
         self._api = api
         self._stores = Stores(Store(NETWORKS), Store(NODES), Store(NETLOOM_NODES))
         self._events = EventRecorder(api, "netloom-operator", host=options.identity)
@@ -77,10 +80,10 @@ class _Operator:
         if options.leader_elect:
             identity = options.identity or os.uname().nodename
             elector = LeaderElector(api, LEASE, options.lease_namespace, identity)
-            self.manager.add("allocation", lambda: elector.run(self._allocate), restart=True)
+            self.manager.add(ALLOCATION, lambda: elector.compete(self._allocate), restart=True)
         else:
-            self.manager.add("allocation", self._allocate, restart=True)
-        self.manager.health.ready("allocation", self._trouble)
+            self.manager.add(ALLOCATION, self._allocate, restart=True)
+        self.manager.health.ready(ALLOCATION, self._trouble)
 
     @asynccontextmanager
     async def guarding(self) -> AsyncIterator[None]:
@@ -104,14 +107,23 @@ class _Operator:
         name = f"watch {store.resource.kind}"
         self.manager.add(name, watch.run, restart=True)
         self.manager.health.ready(name, lambda: watch.trouble)
-        return Cache(store, unseen_by(watch))
+        return Cache(store, lambda: watch.trouble)
 
     async def _allocate(self) -> None:
-        self._term = Allocation(self._api, self._stores, self._events)
+        self._term = Allocation(self._api, self._stores, self._events, crashes=lambda: self.manager.crashes)
         try:
             await self._term.run()
+        except Exception as error:
+            if not sentences(error):
+                # Now, as the next term may be a minute away; there, `crashes` has it until it has proved itself.
+                await self._term.tell_crash(crash_sentence(ALLOCATION, in_words(error)))
+            raise
         finally:
             self._term = None
+
+    def _crashed(self) -> None:
+        if self._term is not None:
+            self._term.look()
 
     def _trouble(self) -> str:
         return self._term.trouble if self._term else ""

@@ -4,10 +4,11 @@ It decides from caches alone, so every replica serves, and no lease is needed. `
 beside the allocation, with the caches that it has anyway.
 """
 
+import asyncio
 import os
 import ssl
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -37,10 +38,11 @@ from netloom.guard.live import (
 from netloom.guard.verdict import Verdict
 from netloom.runtime import health
 from netloom.runtime.client import Api
-from netloom.runtime.errors import ConfigError
+from netloom.runtime.errors import ApiError, ConfigError
 from netloom.runtime.events import EventRecorder
 from netloom.runtime.manager import Manager, Run
 from netloom.runtime.optional import OptionalWatch
+from netloom.runtime.reach import follow
 from netloom.runtime.store import Store, Subscriber
 from netloom.runtime.watch import ListWatch
 from netloom.webhook import names, server
@@ -56,6 +58,8 @@ T = TypeVar("T", bound=Object)
 
 CONNECTIONS = 4
 """For the record, the CA and Events; watches have their own."""
+ASK_SECONDS = 5.0
+"""Between two questions for the API server's time. A guard asks hardly anything else, and its certificates go by it."""
 DRAIN_SECONDS = 5.0
 """Between the request to stop and the end: a Service learns of a replica that goes only after the replica itself, and
 its proxies later still. A write that is sent to nobody is refused."""
@@ -92,15 +96,15 @@ class WebhookOptions:
 
 
 async def run_webhook(options: WebhookOptions) -> None:
-    """Runs until SIGTERM or SIGINT. Raises UserError (a kubeconfig that is wrong, an API server that is not there)."""
+    """Runs until SIGTERM or SIGINT. Raises UserError (a kubeconfig that is wrong, credentials refused for good)."""
     host, port = health.parse_address(options.http_address)
     user_agent = f"netloom-webhook/{__version__}"
     async with await Api.connect(
-        options.kubeconfig, options.context, connections=CONNECTIONS, user_agent=user_agent
+        options.kubeconfig, options.context, connections=CONNECTIONS, user_agent=user_agent, patient=True
     ) as api:
-        version = await api.check()
-        log.info("guard starts", version=__version__, api_server=version, pid=os.getpid())
+        log.info("guard starts", version=__version__, api_server=api.host, pid=os.getpid())
         manager = Manager(drain=DRAIN_SECONDS)
+        follow(api, manager)
         events = EventRecorder(api, "netloom-guard", host=options.identity)
         manager.add("events", events.run, restart=True)
         guard = Guard(api, options.guard, manager, events)
@@ -123,11 +127,6 @@ class Caches:
     nodes: Cache[Node]
     netloom_nodes: Cache[NetloomNode]
     networks: Cache[Any]
-
-
-def unseen_by(watch: ListWatch[Any]) -> Callable[[], str]:
-    """Why the store of a watch cannot be relied on."""
-    return lambda: "" if watch.following else watch.trouble
 
 
 class Guard:
@@ -190,7 +189,7 @@ class Guard:
     def _nodes(self) -> Cache[Node]:
         store = Store(NODES)
         watch = ListWatch(self._api, store, changed=_addresses_changed, trim=trim_node)
-        return Cache(store, self._run(NODES.kind, watch.run, unseen_by(watch)))
+        return Cache(store, self._run(NODES.kind, watch.run, lambda: watch.trouble))
 
     def _netloom(self, caches: Caches | None) -> None:
         live = self.live
@@ -213,13 +212,13 @@ class Guard:
         """A cache of a custom kind, which the cluster may not have."""
         store = Store(res)
         watch = OptionalWatch(self._api, store, changed=changed, trim=trim)
-        self._take(res, Cache(store, self._run(res.kind, watch.run, lambda: watch.unseen)), tell)
+        self._take(res, Cache(store, self._run(res.kind, watch.run, lambda: watch.trouble)), tell)
 
     def _config_map(self, what: str, namespace: str, name: str, tell: Subscriber[ConfigMap]) -> Cache[ConfigMap]:
         store = Store(CONFIG_MAPS)
         watch = ListWatch(self._api, store, namespace=namespace, field_selector=f"metadata.name={name}")
         store.subscribe(tell)
-        return Cache(store, self._run(what, watch.run, unseen_by(watch)))
+        return Cache(store, self._run(what, watch.run, lambda: watch.trouble))
 
     def _take(self, res: Resource[T], cache: Cache[T], tell: Subscriber[T]) -> None:
         cache.store.subscribe(tell)
@@ -268,6 +267,7 @@ class Guard:
     def _certificates(self) -> ssl.SSLContext:
         """The context to serve with; whatever keeps its certificate runs under the manager."""
         options = self._options
+        self._manager.add("API server's clock", self._follow_clock, restart=True)
         files = (options.tls_cert_file, options.tls_key_file)
         if files == (None, None):
             authority = Authority(
@@ -285,11 +285,21 @@ class Guard:
             raise ConfigError("a certificate needs its key: give both --tls-cert-file and --tls-key-file, or neither")
         configuration = Configuration(self._api, options.configuration) if options.tls_ca_file else None
         given = self._files = CertificateFiles(
-            options.tls_cert_file, options.tls_key_file, ca=options.tls_ca_file, configuration=configuration
+            options.tls_cert_file,
+            options.tls_key_file,
+            ca=options.tls_ca_file,
+            configuration=configuration,
+            now=self._api.clock.now,
         )
         self._manager.add("certificates", given.run, restart=True)
         self._manager.health.ready("certificates", lambda: given.trouble)
         return given.tls
+
+    async def _follow_clock(self) -> None:
+        while True:
+            with suppress(ApiError):
+                await self._api.request("GET", "/version")
+            await asyncio.sleep(ASK_SECONDS)
 
     def _hosts(self) -> tuple[str, ...]:
         service = f"{names.NAME}.{self._options.scope.namespace}"

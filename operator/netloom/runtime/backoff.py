@@ -25,6 +25,11 @@ class Backoff:
         self.attempt += 1
         return delay
 
+    @property
+    def longest(self) -> float:
+        """What the next delay may be at most."""
+        return exponential(self.base, self.cap, self.attempt, lambda: 1.0)
+
     def reset(self) -> None:
         """Something worked: begin anew at `base`."""
         self.attempt = 0

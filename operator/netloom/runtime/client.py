@@ -9,10 +9,9 @@ Every request has a time-out. A write that was not answered may have happened al
 compare-and-swap (`replace`), or safe to repeat (`create` says AlreadyExists).
 """
 
-import ssl
 import urllib.parse
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from types import TracebackType
 from typing import Any, Literal, Self, TypeVar
 
@@ -22,11 +21,13 @@ import structlog
 from yarl import URL
 
 from netloom.api.meta import Object, Resource
-from netloom.runtime import connection, credentials, errors
-from netloom.runtime.connection import Connections
+from netloom.runtime import connection, credentials, errors, tls
+from netloom.runtime.clock import ServerClock
+from netloom.runtime.connection import Connections, Pools, Retired
 from netloom.runtime.credentials import Credentials
-from netloom.runtime.errors import ApiError, ConfigError, Gone, Unavailable
-from netloom.runtime.wire import ENCODER, Listing, decode, decode_page, encode
+from netloom.runtime.errors import ApiError, ConfigError, Gone, Unauthorized, Unavailable
+from netloom.runtime.tls import Endpoint
+from netloom.runtime.wire import ENCODER, Listing, decode, decode_page, decode_version, encode
 
 log = structlog.get_logger(__name__)
 
@@ -60,7 +61,7 @@ class Api:
         user_agent: str = USER_AGENT,
         timeout: float = REQUEST_SECONDS,
     ) -> None:
-        self.host = auth.host
+        self.clock = ServerClock()
         self._auth = auth
         self._timeout = aiohttp.ClientTimeout(total=timeout, sock_connect=connection.CONNECT_SECONDS)
         self._connections = Connections(auth, connections, user_agent)
@@ -74,13 +75,28 @@ class Api:
         connections: int = 16,
         user_agent: str = USER_AGENT,
         timeout: float = REQUEST_SECONDS,
+        patient: bool = False,
     ) -> Self:
-        """Loads the configuration. Sends nothing yet: see `check`. Raises ConfigError."""
-        auth = await credentials.load(kubeconfig, context)
-        try:
-            return cls(auth, connections=connections, user_agent=user_agent, timeout=timeout)
-        except (OSError, ssl.SSLError) as error:
-            raise ConfigError(f"a certificate or key for {auth.host} cannot be used: {error}") from error
+        """Loads the configuration. Sends nothing yet: see `check`. Raises ConfigError.
+
+        patient: a credential plugin that fails is no error, it will be asked again.
+        """
+        auth = await credentials.load(kubeconfig, context, patient=patient)
+        return cls(auth, connections=connections, user_agent=user_agent, timeout=timeout)
+
+    @property
+    def host(self) -> str:
+        """Base URL of the API server."""
+        return self._auth.host
+
+    @property
+    def unused(self) -> str:
+        """Why what is on disk now is not used, and what was there before is; "" if nothing is wrong."""
+        return self._auth.trouble
+
+    async def follow(self) -> None:
+        """Follows kubeconfig, certificates and tokens on disk for ever; a component of every role that lives long."""
+        await self._auth.follow()
 
     async def __aenter__(self) -> Self:
         return self
@@ -100,9 +116,12 @@ class Api:
             body = await self.request("GET", "/version", timeout=timeout)
             version: str = msgspec.json.decode(body)["gitVersion"]
         except ApiError as error:
-            raise ConfigError(connection.explain(self.host, error)) from error
+            pools = self._connections.present
+            aside = self._aside(error.__cause__, pools.endpoint) if error.__cause__ else ""
+            raise ConfigError(connection.explain(pools.endpoint, error, aside, pools.proxy)) from error
         except (msgspec.MsgspecError, KeyError, TypeError) as error:
-            raise ConfigError(f"{self.host} answers, but not as a Kubernetes API server does") from error
+            via = self._connections.present.via
+            raise ConfigError(f"{self.host}{via} answers, but not as a Kubernetes API server does") from error
         return version
 
     async def get(self, res: Resource[T], name: str, namespace: str = "") -> T:
@@ -133,6 +152,15 @@ class Api:
             log.info("list expired between chunks, asked for in one piece", kind=res.kind, error=error.message)
             return await self._list(res, path, query, 0, trim)
 
+    async def count(self, res: Resource[T]) -> int:
+        """How many objects there are, by a list of one. Raises Unavailable where the server does not say."""
+        unreadable: dict[str, str] = {}
+        page = decode_page(res, await self.request("GET", _path(res, ""), query={"limit": "1"}), unreadable)
+        more = page.metadata.remaining_item_count
+        if not page.metadata.resource_version or (page.metadata.continue_ and more is None):
+            raise Unavailable(0, "BadAnswer", f"how many {res.plural} there are is not in the answer")
+        return len(page.items or []) + len(unreadable) + (more or 0)
+
     async def _list(
         self, res: Resource[T], path: str, query: Mapping[str, str], limit: int, trim: Callable[[T], T] | None
     ) -> Listing[T]:
@@ -149,6 +177,16 @@ class Api:
             token = page.metadata.continue_
             if not token:
                 return Listing(objects=objects, resource_version=page.metadata.resource_version, unreadable=unreadable)
+
+    async def version(
+        self, res: Resource[T], *, namespace: str = "", field_selector: str = "", label_selector: str = ""
+    ) -> str:
+        """The version that the server's history has come to: of a list of one object, which names it at little cost.
+
+        A list that asks for no version is answered from what the majority of etcd says now, never from an old cache.
+        """
+        query = {"fieldSelector": field_selector, "labelSelector": label_selector, "limit": "1"}
+        return decode_version(res, await self.request("GET", _path(res, "", namespace), query=query))
 
     async def create(self, res: Resource[T], obj: T) -> T:
         """Creates the object; returns it as the server stored it. Raises AlreadyExists, Invalid.
@@ -213,73 +251,103 @@ class Api:
         timeout: float | None = None,
     ) -> bytes:
         """One request, to the end of its answer's body. `timeout` in seconds for all of it. Raises ApiError."""
-        url = self._url(path, query)
         limits = self._timeout if timeout is None else aiohttp.ClientTimeout(total=timeout)
-        token = await self._auth.authorization()
+        where = f"{method} {path}"
         for may_repeat in (True, False):
+            token = await self._auth.authorization()
             headers = {"Authorization": token} if token else {}
             if body is not None:
                 headers["Content-Type"] = content_type
-            try:
-                async with self._connections.requests.request(
-                    method, url, data=body, headers=headers, timeout=limits, **self._connections.options
-                ) as response:
-                    content = await response.read()
-            except (aiohttp.ClientError, TimeoutError, OSError) as error:
-                raise connection.unanswered(f"{method} {path}", error, limits.total) from error
+            with self._connections.use() as pools:
+                endpoint = pools.endpoint
+                try:
+                    async with pools.requests.request(
+                        method, _url(endpoint, path, query), data=body, headers=headers, timeout=limits, **pools.options
+                    ) as response:
+                        self.clock.heard(response.headers.get("Date"))
+                        content = await response.read()
+                except (aiohttp.ClientError, TimeoutError, OSError) as error:
+                    if await self._mended(error, endpoint) and may_repeat and tls.is_fault(error):
+                        continue
+                    raise self._unanswered(where, error, pools, limits.total) from error
             if response.status < 300:
                 return content
-            if response.status == 401 and may_repeat and await self._auth.refused(token):
-                token = await self._auth.authorization()
+            if response.status == 401 and may_repeat and await self._auth.refused(token, endpoint):
                 continue
             break
-        raise errors.from_answer(
+        raise self._refusal(response, content, where, pools)
+
+    async def _mended(self, error: BaseException, endpoint: Endpoint) -> bool:
+        """Whether what TLS failed by has been replaced on disk, and is taken over now."""
+        return bool(tls.fault(endpoint, error)) and await self._auth.untrusted(endpoint)
+
+    def _unanswered(self, where: str, error: BaseException, pools: Pools, limit: float | None = None) -> Unavailable:
+        failure = connection.unanswered(where, error, pools.endpoint, pools.proxy, limit)
+        failure.message += self._aside(error, pools.endpoint)
+        return failure
+
+    def _aside(self, error: BaseException, endpoint: Endpoint) -> str:
+        """What else is to be known of a failure: that newer certificates are not used, or that ours is out of date."""
+        return self._auth.unused if tls.fault(endpoint, error) else tls.ended(endpoint)
+
+    def _refusal(self, response: aiohttp.ClientResponse, content: bytes, where: str, pools: Pools) -> ApiError:
+        retry_after = response.headers.get("Retry-After")
+        refusal = errors.from_answer(
             response.status,
             response.reason or "",
             content,
-            response.headers.get("Retry-After"),
-            f"{method} {path}",
+            retry_after,
+            where,
+            now=self.clock.now(),
+            via=pools.via,
         )
+        if isinstance(refusal, Unauthorized):
+            refusal.message += self._auth.refusal()
+        return refusal
 
     @asynccontextmanager
     async def stream(self, path: str, query: Mapping[str, str]) -> AsyncIterator[aiohttp.StreamReader]:
-        """The body of a watch as it arrives. No time-out of its own: the reader sets one. Raises ApiError."""
+        """The body of a watch as it arrives. No time-out of its own: the reader sets one. Raises ApiError.
+
+        It ends like any other when the connection's credentials were replaced on disk: the next is made with new ones.
+        """
         limits = aiohttp.ClientTimeout(total=None, sock_connect=connection.CONNECT_SECONDS)
         token = await self._auth.authorization()
         headers = {"Authorization": token} if token else {}
-        try:
-            async with self._connections.watches.get(
-                self._url(path, query), headers=headers, timeout=limits, **self._connections.options
-            ) as response:
-                if response.status != 200:
-                    if response.status == 401:
-                        await self._auth.refused(token)  # the next attempt has the new token
-                    raise errors.from_answer(
-                        response.status,
-                        response.reason or "",
-                        await response.content.read(64 << 10),
-                        response.headers.get("Retry-After"),
-                        f"GET {path}",
-                    )
-                transport = response.connection.transport if response.connection else None
-                if transport is not None:
-                    connection.keep_alive(transport)
-                try:
-                    yield response.content
-                finally:
-                    # Whoever leaves a watch before its end does not wait for a TLS farewell, least of all from a
-                    # server that does not answer any more.
-                    if transport is not None and response.connection is not None:
-                        transport.abort()
-        except (aiohttp.ClientError, OSError) as error:
-            raise connection.unanswered(f"GET {path}", error) from error
+        where = f"GET {path}"
+        with self._connections.use() as pools, suppress(Retired):
+            endpoint = pools.endpoint
+            try:
+                async with pools.watches.get(
+                    _url(endpoint, path, query), headers=headers, timeout=limits, **pools.options
+                ) as response:
+                    self.clock.heard(response.headers.get("Date"))
+                    if response.status != 200:
+                        if response.status == 401:
+                            await self._auth.refused(token, endpoint)  # the next attempt has the new token
+                        raise self._refusal(response, await response.content.read(64 << 10), where, pools)
+                    transport = response.connection.transport if response.connection else None
+                    if transport is not None:
+                        connection.keep_alive(transport)
+                    try:
+                        with pools.streaming(response.content):
+                            yield response.content
+                    finally:
+                        # Whoever leaves a watch before its end does not wait for a TLS farewell, least of all from a
+                        # server that does not answer any more.
+                        if transport is not None and response.connection is not None:
+                            transport.abort()
+            except (aiohttp.ClientError, OSError) as error:
+                await self._mended(error, endpoint)  # the next attempt has the new certificate
+                raise self._unanswered(where, error, pools) from error
 
-    def _url(self, path: str, query: Mapping[str, str] | None) -> URL:
-        if query:
-            given = {key: value for key, value in query.items() if value}
-            if given:
-                path = f"{path}?{urllib.parse.urlencode(given)}"
-        return URL(self.host + path, encoded=True)
+
+def _url(endpoint: Endpoint, path: str, query: Mapping[str, str] | None) -> URL:
+    if query:
+        given = {key: value for key, value in query.items() if value}
+        if given:
+            path = f"{path}?{urllib.parse.urlencode(given)}"
+    return URL(endpoint.host + path, encoded=True)
 
 
 def _path(res: Resource[T], name: str, namespace: str = "", subresource: str = "") -> str:

@@ -7,15 +7,17 @@ replaced: it is made with `trust_env`, which reads the environment and ~/.netrc 
 import asyncio
 import os
 import socket
-import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import aiohttp
-from yarl import URL
 
-from netloom.runtime import slim
+from netloom.runtime import slim, tls
 from netloom.runtime.credentials import Credentials
-from netloom.runtime.errors import ApiError, Unauthorized, Unavailable
+from netloom.runtime.errors import ApiError, Unauthorized, Unavailable, plain
+from netloom.runtime.proxy import Proxy
+from netloom.runtime.tls import Endpoint
 
 CONNECT_SECONDS = 5.0
 KEEPALIVE = (
@@ -27,46 +29,123 @@ KEEPALIVE = (
 """Socket options of a watch: a peer that is gone is noticed after a minute."""
 
 
+class Retired(Exception):
+    """A watch's connection is given up, as there is another endpoint now: an end like any other."""
+
+
 class Connections:
+    """The pools of connections to the endpoint that the credentials name now.
+
+    When that changes (another certificate, another address), new requests go by new pools; requests under way are
+    finished by the old ones, watches there end and go on by the new ones, and what nobody uses is closed.
+    """
+
+    def __init__(self, auth: Credentials, limit: int, user_agent: str) -> None:
+        self._limit = limit
+        self._headers = {"User-Agent": user_agent, "Accept": "application/json"}
+        self._closing: set[asyncio.Task[None]] = set()
+        self.present = self._make(auth.endpoint)
+        """What new requests go by; `use` it for what takes time."""
+        auth.on_change = self._replace
+
+    def _make(self, endpoint: Endpoint) -> "Pools":
+        tls.check(endpoint)
+        return Pools(endpoint, self._limit, self._headers)
+
+    def _replace(self, endpoint: Endpoint) -> None:
+        new = self._make(endpoint)
+        old, self.present = self.present, new
+        old.retire()
+        self._close_if_idle(old)
+
+    def _close_if_idle(self, pools: "Pools") -> None:
+        if pools.retired and not pools.users:
+            task = asyncio.create_task(pools.close(), name="close old connections")
+            self._closing.add(task)
+            task.add_done_callback(self._closing.discard)
+
+    @contextmanager
+    def use(self) -> Iterator["Pools"]:
+        """The present pools, which stay open while the context lasts."""
+        pools = self.present
+        pools.users += 1
+        try:
+            yield pools
+        finally:
+            pools.users -= 1
+            if pools.retired:
+                self._close_if_idle(pools)
+
+    async def close(self) -> None:
+        """Closes all connections."""
+        await self.present.close()
+        if self._closing:
+            await asyncio.wait(self._closing)
+
+
+class Pools:
     """Ordinary requests share up to `limit` connections; watches have their own, as each holds one for minutes.
 
     `options` are to be given with every request.
     """
 
-    def __init__(self, auth: Credentials, limit: int, user_agent: str) -> None:
-        configuration = auth.configuration
-        self._headers = {"User-Agent": user_agent, "Accept": "application/json"}
-        self._proxy = _proxy_of(auth)
+    def __init__(self, endpoint: Endpoint, limit: int, headers: dict[str, str]) -> None:
+        self.endpoint = endpoint
+        self.users = 0
+        self.retired = False
+        self._headers = headers
+        self._streams: set[aiohttp.StreamReader] = set()
+        self.proxy = Proxy.of(endpoint.host, endpoint.proxy, os.environ)
+        configuration = slim.Configuration()
+        configuration.host = endpoint.host
+        configuration.verify_ssl = endpoint.verify
         configuration.connection_pool_maxsize = limit
-        self._client = slim.ApiClient(configuration)
-        self.requests = self._adopt(self._client.rest_client)
-        self.watches = self._adopt(slim.RESTClientObject(configuration, maxsize=0))
+        with tls.files(endpoint.ca, endpoint.certificate, endpoint.key) as names:
+            configuration.ssl_ca_cert, configuration.cert_file, configuration.key_file = names
+            self._client = slim.ApiClient(configuration)
+            self.requests = self._adopt(self._client.rest_client)
+            self.watches = self._adopt(slim.RESTClientObject(configuration, maxsize=0))
         self.options: dict[str, Any] = {"allow_redirects": False}
-        if configuration.tls_server_name:
-            self.options["server_hostname"] = configuration.tls_server_name
+        if endpoint.tls_server_name:
+            self.options["server_hostname"] = endpoint.tls_server_name
 
     def _adopt(self, rest: Any) -> aiohttp.ClientSession:
         connector: aiohttp.BaseConnector = rest.pool_manager.connector
         rest.pool_manager.detach()
         rest.pool_manager = session = aiohttp.ClientSession(
-            connector=connector, headers=self._headers, cookie_jar=aiohttp.DummyCookieJar(), proxy=self._proxy
+            connector=connector,
+            headers=self._headers,
+            cookie_jar=aiohttp.DummyCookieJar(),
+            proxy=self.proxy.url if self.proxy else None,
         )
         return session
+
+    @contextmanager
+    def streaming(self, content: aiohttp.StreamReader) -> Iterator[None]:
+        """While the context lasts, the reader of a watch's body gets a Retired when the pools are given up."""
+        self._streams.add(content)
+        if self.retired:
+            content.set_exception(Retired())
+        try:
+            yield
+        finally:
+            self._streams.discard(content)
+
+    @property
+    def via(self) -> str:
+        """To be added to what went by these: through which proxy; "" without one."""
+        return self.proxy.via if self.proxy else ""
+
+    def retire(self) -> None:
+        """Ends watches; requests under way go on."""
+        self.retired = True
+        for content in self._streams:
+            content.set_exception(Retired())
 
     async def close(self) -> None:
         """Closes all connections."""
         await self.watches.close()
         await self._client.close()
-
-
-def _proxy_of(auth: Credentials) -> str | None:
-    """The proxy that kubeconfig names, else the environment's, looked up once."""
-    if auth.configuration.proxy:
-        return str(auth.configuration.proxy)
-    url = URL(auth.host)
-    if url.host is None or urllib.request.proxy_bypass(url.host):
-        return None
-    return urllib.request.getproxies().get(url.scheme)
 
 
 def keep_alive(transport: asyncio.Transport) -> None:
@@ -80,8 +159,15 @@ def keep_alive(transport: asyncio.Transport) -> None:
         connection.setsockopt(level, option, value)
 
 
-def unanswered(where: str, error: BaseException, limit: float | None = None) -> Unavailable:
+def unanswered(
+    where: str, error: BaseException, endpoint: Endpoint, proxy: Proxy | None, limit: float | None = None
+) -> Unavailable:
     """The exception for a request that got no answer (within `limit` seconds)."""
+    if fault := tls.fault(endpoint, error):
+        return Unavailable(0, "TLS", f"{where}{proxy.via if proxy else ''}: {fault}")
+    if proxy is not None:
+        reason = "Timeout" if isinstance(error, TimeoutError) else type(error).__name__
+        return Unavailable(0, reason, f"{where}: {proxy.said(error)}")
     if isinstance(error, aiohttp.ClientConnectorError):
         return Unavailable(0, type(error).__name__, f"{where}: {plain(error.os_error)}")
     if isinstance(error, aiohttp.ConnectionTimeoutError):
@@ -91,24 +177,19 @@ def unanswered(where: str, error: BaseException, limit: float | None = None) -> 
     return Unavailable(0, type(error).__name__, f"{where}: {error or 'connection lost'}")
 
 
-def explain(host: str, error: ApiError) -> str:
-    """One sentence for people on why the first request failed."""
-    cause = error.__cause__
-    if isinstance(cause, aiohttp.ClientConnectorCertificateError):
-        return f"the API server at {host} shows a certificate that is not trusted: {cause.certificate_error}"
-    if isinstance(cause, aiohttp.ClientSSLError):
-        return f"no TLS connection to the API server at {host}: {cause}"
+def explain(endpoint: Endpoint, error: ApiError, aside: str = "", proxy: Proxy | None = None) -> str:
+    """One sentence for people on why the first request failed; `aside` belongs to it where there was no answer."""
+    host, cause = endpoint.host, error.__cause__
+    if cause is not None and (fault := tls.fault(endpoint, cause)):
+        return f"{fault}{aside}" + (f" (asked{proxy.via})" if proxy else "")
+    if proxy is not None and cause is not None:
+        return f"the API server at {host} was not reached: {proxy.said(cause)}"
+    if proxy is not None and proxy.via in error.message:
+        return f"the API server at {host} was not reached: {error}"
     if isinstance(cause, TimeoutError):
         return f"the API server at {host} does not answer"
     if isinstance(cause, aiohttp.ClientConnectorError):
-        return f"the API server at {host} cannot be reached: {plain(cause.os_error)}"
+        return f"the API server at {host} cannot be reached: {plain(cause.os_error)}{aside}"
     if isinstance(error, Unauthorized):
         return f"the API server at {host} does not accept the credentials (401): {error.message}"
     return f"the API server at {host} refuses to talk: {error}"
-
-
-def plain(error: OSError) -> str:
-    """What the system calls the error, without the event loop's wrapping ("Connect call failed ('127.0.0.1', 1)")."""
-    if error.errno is not None and error.errno > 0:
-        return os.strerror(error.errno)
-    return error.strerror or str(error)

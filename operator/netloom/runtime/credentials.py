@@ -1,227 +1,188 @@
-"""Where the API server is and who we are: kubeconfig or service account, kept fresh while the process runs.
+"""Where the API server is and who we are: kubeconfig or service account, followed on disk while the process runs.
 
-kubernetes-asyncio reads both. It renews a service account's token (through `Configuration.refresh_api_key_hook`,
-once a minute), but what a kubeconfig names it reads once: an exec plugin's token that ends after 15 minutes, a token
-file that is replaced, an OIDC token. An operator lives longer than those, so the same hook is set for a kubeconfig,
-too, and loads the credentials again with the loader that loaded them first.
+An operator outlives its certificates, its tokens, and the CA of its API server. Whoever renews them replaces files,
+and does not restart it. So everything is read again every few seconds, and at once when the server refuses us or shows
+a certificate that is not trusted, and compared: that finds every way of replacing a file (in place, by a rename, by
+Kubernetes' `..data` symlinks, by an edited kubeconfig that names other files), and costs less than being told of some
+of them. What cannot be used, half-written perhaps, never replaces what works.
 """
 
 import asyncio
-import datetime as dt
 import os
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
+import msgspec
 import structlog
-import yaml
 
-from netloom.runtime import slim
-from netloom.runtime.errors import ConfigError
+from netloom.runtime import tls
+from netloom.runtime.errors import ConfigError, Unavailable
+from netloom.runtime.kubeconfig import Found, Kubeconfig, pem, token
+from netloom.runtime.tls import Endpoint
 
 log = structlog.get_logger(__name__)
 
-REFRESH_SECONDS = 60.0
-"""How often credentials that can change (token file, OIDC, expiring exec token) are looked at."""
-REFUSED_SECONDS = 10.0
-"""After a 401, credentials are loaded again at once, but not more often than this."""
-PLUGIN_SECONDS = 30.0
-"""How long a credential plugin may take."""
-EXPIRY_MARGIN = dt.timedelta(minutes=2)
+LOOK_SECONDS = 10.0
+"""How often the files are read."""
+SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
+
+
+class Source(Protocol):
+    """What is read."""
+
+    async def read(self, *, renew: bool = False) -> Found:
+        """All of it as it is now. Raises ConfigError. renew: the credentials were refused."""
 
 
 class Credentials:
-    """A kubernetes-asyncio Configuration whose bearer token stays valid.
+    """The endpoint and the credentials that are good now.
 
-    `reload` loads the credentials again into the configuration; None where the configuration does it by itself (a
-    service account) or nothing can change (a client certificate, a fixed token).
+    `on_change` is called with a new endpoint before it becomes the present one, and may refuse it (ConfigError).
     """
 
-    def __init__(
-        self,
-        configuration: Any,
-        reload: Callable[[], Awaitable[None]] | None = None,
-        expiry: Callable[[], dt.datetime | None] = lambda: None,
-        *,
-        changes_silently: bool = False,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self.configuration = configuration
-        self._reload = reload
-        self._expiry = expiry
-        self._changes_silently = changes_silently
+    def __init__(self, source: Source, found: Found, clock: Callable[[], float] = time.monotonic) -> None:
+        self._source = source
+        self._found = found
         self._clock = clock
-        self._next_look = clock() + REFRESH_SECONDS
-        self._next_refused_reload = clock()
+        self._look_at = clock() + LOOK_SECONDS
         self._lock = asyncio.Lock()
-        if reload is not None:
-            configuration.refresh_api_key_hook = self._hook
+        self.on_change: Callable[[Endpoint], None] = lambda endpoint: None
+        self.trouble = ""
+        """Why what is on disk now is not used, and what was there before is; "" if nothing is wrong."""
+
+    @property
+    def endpoint(self) -> Endpoint:
+        """The API server and its TLS; another object if anything of it changed."""
+        return self._found.endpoint
 
     @property
     def host(self) -> str:
         """Base URL of the API server, without a slash at the end."""
-        host: str = self.configuration.host
-        return host.rstrip("/")
+        return self.endpoint.host
 
     async def authorization(self) -> str:
-        """The Authorization header's value for a request that is sent now; "" where there is none."""
-        if "BearerToken" in self.configuration.api_key:
-            try:
-                await self.configuration.get_api_key_with_prefix("BearerToken")
-            except (OSError, slim.ConfigException) as error:
-                log.warning("service account token not read again", error=str(error))
-        return self._current()
+        """The Authorization header's value for a request that is sent now; "" where there is none.
 
-    def _current(self) -> str:
-        # A token file usually ends in a newline, which has no place in a header.
-        value: str = self.configuration.api_key.get("BearerToken", "")
-        return value.strip()
+        Raises Unavailable if a credential plugin has given nothing yet.
+        """
+        if self._clock() >= self._look_at or self._found.missing:
+            async with self._lock:
+                if self._clock() >= self._look_at or self._found.missing:
+                    await self._look()
+        if self._found.missing:
+            raise Unavailable(0, "NoCredentials", self._found.missing)
+        return self._found.authorization
 
-    async def refused(self, sent: str) -> bool:
-        """The server answered 401 to `sent`: load the credentials again. True if there is another one to try."""
+    async def refused(self, sent: str, endpoint: Endpoint) -> bool:
+        """The server answered 401 to `sent`, or TLS with it failed: look again. True if there is something else now."""
         async with self._lock:
-            now = self._clock()
-            if self._current() == sent and self._reload is not None and now >= self._next_refused_reload:
-                self._next_refused_reload = now + REFUSED_SECONDS
-                await self._renew(self._reload)
-            return self._current() != sent
+            if self._found.authorization == sent and self.endpoint is endpoint:
+                await self._look(renew=True)
+            return self._found.authorization != sent or self.endpoint is not endpoint
 
-    async def _hook(self, _configuration: Any) -> None:
-        """Called by the configuration for every request."""
-        if self._clock() < self._next_look or self._reload is None:
-            return
+    async def untrusted(self, endpoint: Endpoint) -> bool:
+        """TLS failed: look again. True if there is another endpoint now."""
         async with self._lock:
-            if self._clock() < self._next_look:
-                return
-            self._next_look = self._clock() + REFRESH_SECONDS
-            expiry = self._expiry()
-            ends = expiry is not None and expiry - EXPIRY_MARGIN <= dt.datetime.now(dt.UTC)
-            if ends or self._changes_silently:
-                await self._renew(self._reload)
+            if self.endpoint is endpoint:
+                await self._look()
+            return self.endpoint is not endpoint
 
-    async def _renew(self, reload: Callable[[], Awaitable[None]]) -> None:
+    async def follow(self) -> None:
+        """Looks for ever."""
+        while True:
+            await asyncio.sleep(LOOK_SECONDS)
+            async with self._lock:
+                await self._look()
+
+    async def _look(self, *, renew: bool = False) -> None:
+        self._look_at = self._clock() + LOOK_SECONDS
         try:
-            async with asyncio.timeout(PLUGIN_SECONDS):
-                await reload()
-        except Exception:
-            # The old token may still be good, and the next request says so if not.
-            log.warning("credentials not renewed", exc_info=True)
+            found = await self._source.read(renew=renew)
+            if found.endpoint == self.endpoint:
+                found = msgspec.structs.replace(found, endpoint=self.endpoint)
+            else:
+                self.on_change(found.endpoint)
+                log.info("the way to the API server changed on disk", changed=_changed(self.endpoint, found.endpoint))
+        except ConfigError as error:
+            if self.trouble != str(error):
+                log.error("what is on disk is not used, what was there before is", error=str(error))
+            self.trouble = str(error)
+            return
+        if self.trouble:
+            log.info("what is on disk is used again")
+        self.trouble = ""
+        self._found = found
+
+    def refusal(self) -> str:
+        """To be appended to a 401: the client certificate that was shown, if one was, and `unused`."""
+        shown = f"; shown was {tls.client_certificate(self.endpoint)}" if self.endpoint.certificate else ""
+        return f"{shown}{self.unused}"
+
+    @property
+    def unused(self) -> str:
+        """`trouble`, to be appended to what fails meanwhile."""
+        return f"; what is on disk now cannot be used: {self.trouble}" if self.trouble else ""
+
+
+def _changed(old: Endpoint, new: Endpoint) -> list[str]:
+    return [name for name in old.__struct_fields__ if getattr(old, name) != getattr(new, name)]
 
 
 async def load(
-    kubeconfig: str | None = None, context: str | None = None, clock: Callable[[], float] = time.monotonic
+    kubeconfig: str | None = None,
+    context: str | None = None,
+    clock: Callable[[], float] = time.monotonic,
+    *,
+    patient: bool = False,
 ) -> Credentials:
     """The credentials of `kubeconfig`; where it is None, of $KUBECONFIG, ~/.kube/config or the pod, as kubectl does.
 
-    Raises ConfigError.
+    Raises ConfigError. patient: a credential plugin that fails is no error, it will be asked again.
     """
+    source = _source(kubeconfig, context, clock)
+    found = await source.read()
+    if found.missing and not patient:
+        raise ConfigError(found.missing)
+    return Credentials(source, found, clock)
+
+
+def _source(kubeconfig: str | None, context: str | None, clock: Callable[[], float]) -> Source:
     paths = kubeconfig or os.environ.get("KUBECONFIG") or ""
     default = Path.home() / ".kube" / "config"
     if not paths and default.is_file():
         paths = str(default)
     if paths:
-        return await _from_kubeconfig(paths, context, clock)
+        return Kubeconfig(paths, context, clock)
     if context:
         raise ConfigError(
             f"context {context!r} was asked for, but there is no kubeconfig: "
             f"$KUBECONFIG is not set and {default} does not exist"
         )
-    return _from_service_account(default)
-
-
-def _from_service_account(default: Path) -> Credentials:
-    configuration = slim.Configuration()
-    if not os.environ.get("KUBERNETES_SERVICE_HOST"):
+    host, port = (os.environ.get(f"KUBERNETES_SERVICE_{name}", "") for name in ("HOST", "PORT"))
+    if not host or not port:
         raise ConfigError(
             f"no way to an API server: no kubeconfig was given, $KUBECONFIG is not set, {default} does not exist, "
-            "and this is no pod of a cluster ($KUBERNETES_SERVICE_HOST is not set)"
+            "and this is no pod of a cluster ($KUBERNETES_SERVICE_HOST and $KUBERNETES_SERVICE_PORT are not set)"
         )
-    try:
-        slim.load_incluster_config(client_configuration=configuration)
-    except (OSError, slim.ConfigException) as error:
-        raise ConfigError(
-            "this looks like a pod of a cluster, but its service account cannot be used "
-            f"(/var/run/secrets/kubernetes.io/serviceaccount): {error}"
-        ) from error
-    return Credentials(configuration)
+    return ServiceAccount(f"https://[{host}]:{port}" if ":" in host else f"https://{host}:{port}")
 
 
-async def _from_kubeconfig(paths: str, context: str | None, clock: Callable[[], float]) -> Credentials:
-    context, user = _check_kubeconfig(paths, context)
-    configuration = slim.Configuration()
-    where = f"kubeconfig {paths}, context {context!r}"
-    try:
-        async with asyncio.timeout(PLUGIN_SECONDS):
-            loader = await slim.load_kube_config(
-                config_file=paths, context=context, client_configuration=configuration, persist_config=_writable(paths)
-            )
-    except TimeoutError as error:
-        raise ConfigError(f"{where}: the credential plugin did not answer within {PLUGIN_SECONDS:g} s") from error
-    except Exception as error:
-        raise ConfigError(f"{where}: {error or type(error).__name__}") from error
+class ServiceAccount:
+    """What a pod is given: a token and a CA, in files that the kubelet replaces."""
 
-    async def reload() -> None:
-        # Without this the loader would keep a token that the server refuses until it is about to expire.
-        vars(loader).pop("exec_plugin_expiry", None)
-        await loader.load_and_set(configuration)
+    def __init__(self, host: str) -> None:
+        self._host = host
 
-    return Credentials(
-        configuration,
-        reload=reload,
-        expiry=lambda: getattr(loader, "exec_plugin_expiry", None),
-        changes_silently="tokenFile" in user or "auth-provider" in user,
-        clock=clock,
-    )
-
-
-def _check_kubeconfig(paths: str, context: str | None) -> tuple[str, dict[str, Any]]:
-    """Finds what is wrong with a kubeconfig before its loader does, which would say it in its own terms.
-
-    Returns the context to use (of several files the first that sets one counts, as with kubectl) and its user section.
-    """
-    files = [Path(path).expanduser() for path in paths.split(os.pathsep) if path]
-    present = [path for path in files if path.is_file()]
-    if not present:
-        raise ConfigError(f"kubeconfig {paths} does not exist")
-    merged: dict[str, dict[str, Any]] = {"contexts": {}, "clusters": {}, "users": {}}
-    current = ""
-    for path in present:
-        content = _read_mapping(path)
-        current = current or str(content.get("current-context") or "")
-        for kind, entries in merged.items():
-            for entry in content.get(kind) or []:
-                if isinstance(entry, dict) and "name" in entry:
-                    entries.setdefault(str(entry["name"]), entry.get(kind[:-1]) or {})
-    chosen = context or current
-    known = ", ".join(sorted(merged["contexts"])) or "none"
-    if not chosen:
-        raise ConfigError(f"kubeconfig {paths} sets no current-context, and no context was given; it has: {known}")
-    if chosen not in merged["contexts"]:
-        raise ConfigError(f"kubeconfig {paths} has no context {chosen!r}; it has: {known}")
-    section = merged["contexts"][chosen]
-    cluster = str(section.get("cluster") or "")
-    if not (merged["clusters"].get(cluster) or {}).get("server"):
-        raise ConfigError(f"kubeconfig {paths}, context {chosen!r}: its cluster {cluster!r} has no server address")
-    name = str(section.get("user") or "")
-    if name and name not in merged["users"]:
-        raise ConfigError(f"kubeconfig {paths}, context {chosen!r}: its user {name!r} does not exist")
-    user: dict[str, Any] = merged["users"].get(name, {})
-    return chosen, user
-
-
-def _read_mapping(path: Path) -> dict[str, Any]:
-    try:
-        content = yaml.safe_load(path.read_bytes())
-    except OSError as error:
-        raise ConfigError(f"kubeconfig {path} cannot be read: {error.strerror}") from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"kubeconfig {path} is not YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(content, dict):
-        raise ConfigError(f"kubeconfig {path} is empty or not a mapping")
-    return content
-
-
-def _writable(paths: str) -> bool:
-    """Whether a renewed OIDC token can be written back, as kubectl does, for the next process."""
-    return all(os.access(path, os.W_OK) for path in paths.split(os.pathsep) if path)
+    async def read(self, *, renew: bool = False) -> Found:
+        """Both as they are now. Raises ConfigError."""
+        del renew  # only the kubelet can
+        try:
+            ca = pem(SERVICE_ACCOUNT / "ca.crt", "the CA bundle")
+            header = token(SERVICE_ACCOUNT / "token")
+        except ConfigError as error:
+            raise ConfigError(
+                f"this looks like a pod of a cluster, but its service account cannot be used: {error}"
+            ) from error
+        return Found(endpoint=Endpoint(host=self._host, ca=ca), authorization=header)

@@ -6,13 +6,14 @@ it without a traceback.
 """
 
 import datetime as dt
-import email.utils
+import os
 from collections.abc import Mapping
 from typing import Any
 
 import msgspec
 
 from netloom.api.errors import UserError
+from netloom.runtime.clock import http_date, wall
 
 
 class ConfigError(UserError):
@@ -120,8 +121,20 @@ def from_status(status: Status, retry_after: float | None = None, where: str = "
     return kind(status.code, status.reason, message, retry_after, status.details)
 
 
-def from_answer(code: int, phrase: str, body: bytes, retry_after: str | None, where: str) -> ApiError:
-    """The exception for an HTTP answer that is no success; `body` need not be JSON (proxies answer in text)."""
+def from_answer(
+    code: int,
+    phrase: str,
+    body: bytes,
+    retry_after: str | None,
+    where: str,
+    *,
+    now: dt.datetime | None = None,
+    via: str = "",
+) -> ApiError:
+    """The exception for an HTTP answer that is no success; `body` need not be JSON (proxies answer in text).
+
+    now: by the clock of who answered. via: the way that it came, told where the answer is not an API server's.
+    """
     try:
         status = _STATUS_DECODER.decode(body)
     except msgspec.MsgspecError:
@@ -129,21 +142,29 @@ def from_answer(code: int, phrase: str, body: bytes, retry_after: str | None, wh
     if status.kind != "Status":
         text = " ".join(body.decode(errors="replace").split())
         status = Status(message=text[:_TEXT_LIMIT] or phrase)
+        where += via
     status.code = code
     status.reason = status.reason or phrase.replace(" ", "")
-    return from_status(status, parse_retry_after(retry_after), where)
+    return from_status(status, parse_retry_after(retry_after, now), where)
 
 
-def parse_retry_after(value: str | None) -> float | None:
-    """Seconds from a Retry-After header: a number, or an HTTP date (RFC 9110, 10.2.3). None where unreadable."""
+def parse_retry_after(value: str | None, now: dt.datetime | None = None) -> float | None:
+    """Seconds from a Retry-After header: a number, or an HTTP date (RFC 9110, 10.2.3). None where unreadable.
+
+    now: by the clock that the date is of; this machine's where nothing better is known.
+    """
     if not value:
         return None
     try:
         return max(0.0, float(value))
     except ValueError:
         pass
-    try:
-        then = email.utils.parsedate_to_datetime(value)
-    except ValueError:
-        return None
-    return max(0.0, (then - dt.datetime.now(dt.UTC)).total_seconds())
+    then = http_date(value)
+    return None if then is None else max(0.0, (then - (now or wall())).total_seconds())
+
+
+def plain(error: OSError) -> str:
+    """What the system calls the error, without the event loop's wrapping ("Connect call failed ('127.0.0.1', 1)")."""
+    if error.errno is not None and error.errno > 0:
+        return os.strerror(error.errno)
+    return error.strerror or str(error) or "connection lost"

@@ -11,7 +11,6 @@ Events of cluster-scoped objects live in the namespace `default`, where the API 
 
 import asyncio
 import contextlib
-import datetime as dt
 import os
 import time
 import uuid
@@ -26,6 +25,7 @@ from netloom.api.events import EVENTS, Event, EventSource, ObjectReference
 from netloom.api.meta import Object, ObjectMeta, Resource
 from netloom.runtime import metrics
 from netloom.runtime.client import Api
+from netloom.runtime.clock import timestamp
 from netloom.runtime.errors import AlreadyExists, ApiError, NotFound
 from netloom.runtime.queue import WorkQueue
 
@@ -182,7 +182,7 @@ class EventRecorder:
     async def _write(self, said: _Said) -> None:
         said.next_write = self._clock() + said.distance
         said.distance = min(said.distance * 2, self._limits.repeat_cap)
-        count, now = said.count, _now()
+        count, now = said.count, self._now()
         try:
             if said.written:
                 try:
@@ -212,12 +212,15 @@ class EventRecorder:
             reason=reason,
             message=message,
             type=type_,
-            first_timestamp=_now(),
+            first_timestamp=self._now(),
             source=self._source,
             reporting_component=self._source.component,
             reporting_instance=self._instance,
         )
         return self._renamed(event)
+
+    def _now(self) -> str:
+        return timestamp(self._api.clock.now())
 
     def _renamed(self, event: Event) -> Event:
         # 200 characters leave room for the suffix below the limit of 253.
@@ -231,7 +234,3 @@ def reference(resource: Resource[T], obj: T) -> ObjectReference:
     return ObjectReference(
         api_version=resource.api_version, kind=resource.kind, name=meta.name, namespace=meta.namespace, uid=meta.uid
     )
-
-
-def _now() -> str:
-    return dt.datetime.now(dt.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -21,11 +21,9 @@ on the lease: allocation is guarded by the API server's compare-and-swap. The le
 
 import asyncio
 import contextlib
-import datetime as dt
 import math
 import os
 import threading
-import time
 import uuid
 from collections.abc import Awaitable, Callable, Iterator
 
@@ -37,6 +35,7 @@ from netloom.api.meta import ObjectMeta
 from netloom.runtime import metrics
 from netloom.runtime.backoff import exponential
 from netloom.runtime.client import Api
+from netloom.runtime.clock import boottime
 from netloom.runtime.errors import AlreadyExists, ApiError, Conflict, NotFound
 
 log = structlog.get_logger(__name__)
@@ -46,11 +45,6 @@ Lead = Callable[[], Awaitable[None]]
 EXIT_LEASE_LOST = 71
 MARGIN = 0.05
 """Part of the lease that is kept as distance between the holder's end and another's start: clocks drift."""
-
-
-def boottime() -> float:
-    """Seconds since boot, suspended time included."""
-    return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 class Lost(Exception):
@@ -97,9 +91,17 @@ class LeaderElector:
         small; it cannot close it."""
         return self._held and self._clock() < self._renewed_at + self._renew_deadline
 
+    async def compete(self, lead: Lead) -> None:
+        """Runs `lead` in every term that is won. Returns and raises as `run`, but never Lost: that ends a term, is said
+        in one line when the work is told to end, and the next term is competed for at once."""
+        while True:
+            with contextlib.suppress(Lost):
+                return await self.run(lead)
+
     async def run(self, lead: Lead) -> None:
-        """Waits for the lease, then runs `lead`. Returns when `lead` returns; raises Lost when the lease is lost (only
-        after `lead` ended), or what `lead` raised. When cancelled, ends `lead` and gives the lease back."""
+        """One term: waits for the lease, then runs `lead`. Returns when `lead` returns; raises Lost when the lease is
+        lost (only after `lead` ended), or what `lead` raised. When cancelled, ends `lead` and gives the lease back."""
+        say = log.warning
         try:
             await self._acquire()
             self._held = True
@@ -107,11 +109,14 @@ class LeaderElector:
             log.info("leading", lease=self._name, identity=self.identity)
             with self._watchdog.armed(self._renewed_at + self._seconds * (1 - MARGIN)):
                 await self._lead(lead)
+        except Lost:
+            say = log.debug  # that it is out of reach is no news
+            raise
         finally:
             self._leading.set(0)
             if self._held:
                 self._held = False
-                await self._release()
+                await self._release(say)
 
     async def _lead(self, lead: Lead) -> None:
         """Returns or raises only after the work has ended, however often it is cancelled itself."""
@@ -157,7 +162,7 @@ class LeaderElector:
                         raise Lost(f"lease {self._name} was deleted") from None
                     except (ApiError, TimeoutError) as failure:
                         error = str(failure) or "no answer"
-                        log.warning("lease not renewed", lease=self._name, error=error)
+                        log.debug("lease not renewed", lease=self._name, error=error)
                     await asyncio.sleep(exponential(self._retry / 4, self._retry, attempt))
                     attempt += 1
         raise Lost(f"lease {self._name} could not be renewed in time: {error}")
@@ -178,7 +183,7 @@ class LeaderElector:
 
     async def _write(self, over: Lease, acquired: str | None, transitions: int) -> None:
         """Writes us as the holder; on success the lease counts from before the request was sent."""
-        sent, written_at = self._clock(), _now()
+        sent, written_at = self._clock(), self._date()
         spec = msgspec.structs.replace(
             over.spec,
             holder_identity=self.identity,
@@ -250,7 +255,11 @@ class LeaderElector:
         seconds = max(self._seconds, self._observed.spec.lease_duration_seconds)
         return self._observed_at + seconds - self._clock()
 
-    async def _release(self) -> None:
+    def _date(self) -> str:
+        """For people and programs that read the record: candidates of ours go by what they see, and when."""
+        return self._api.clock.now().strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+    async def _release(self, say: Callable[..., None]) -> None:
         """Gives the lease back, so that the next one need not wait; if that fails, it runs out."""
         try:
             async with asyncio.timeout(self._retry):
@@ -259,12 +268,12 @@ class LeaderElector:
                 if self._observed is None or self._holder != self.identity:
                     return
                 spec = msgspec.structs.replace(
-                    self._observed.spec, holder_identity="", lease_duration_seconds=1, renew_time=_now()
+                    self._observed.spec, holder_identity="", lease_duration_seconds=1, renew_time=self._date()
                 )
                 await self._api.replace(LEASES, msgspec.structs.replace(self._observed, spec=spec))
             log.info("lease released", lease=self._name)
         except (ApiError, TimeoutError) as error:
-            log.warning("lease not released, it will run out", lease=self._name, error=str(error) or "no answer")
+            say("lease not released, it will run out", lease=self._name, error=str(error) or "no answer")
 
 
 async def _end(task: asyncio.Future[None]) -> None:
@@ -330,7 +339,3 @@ class Watchdog:
         # Straight to the file descriptor: the log's locks may be held by the thread that is stuck.
         os.write(2, b'{"level":"critical","event":"lease ran out before the work of its holder had ended, exiting"}\n')
         self._exit(EXIT_LEASE_LOST)
-
-
-def _now() -> str:
-    return dt.datetime.now(dt.UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")

@@ -1,9 +1,11 @@
 """Runs the components of a role together and ends them together.
 
 A component is a coroutine function that runs until it is cancelled. Most are `restart=True`: reconcilers are
-independent, and one that crashes is started again, with a growing delay, while the others go on; readiness shows it.
-The crash of one without `restart` ends the role, and with it the process: whoever started it starts it again. So does a
-`UserError`, restart or not: it names what somebody has to mend first.
+independent, and one that crashes is started again, with a growing delay, while the others go on. Readiness and
+`crashes` show it, also while it runs again, until it has run for longer than it would wait after another crash: one
+that crashes every few seconds is never well. The crash of one without `restart` ends the role, and with it the
+process: whoever started it starts it again. So does a `UserError`, restart or not: it names what somebody has to mend
+first.
 
 SIGTERM or SIGINT ends the role in order: for `drain` seconds it works on and says that it is not ready, so that whoever
 shares requests out gives it no more; then every component is cancelled and has `grace` seconds for its last words. A
@@ -18,7 +20,7 @@ from collections.abc import Awaitable, Callable
 import msgspec
 import structlog
 
-from netloom.api.errors import UserError, sentences
+from netloom.api.errors import UserError, in_words, sentences
 from netloom.runtime import metrics
 from netloom.runtime.backoff import Backoff
 from netloom.runtime.cancellation import only_if_asked
@@ -57,9 +59,13 @@ class Manager:
         grace: float = GRACE_SECONDS,
         restart_delay: float = 1.0,
         restart_cap: float = 60.0,
+        on_crash: Callable[[], None] = lambda: None,
         exit: Callable[[int], None] = os._exit,
     ) -> None:
+        """`on_crash` is called when `crashes` has changed."""
         self.health = health or Health()
+        self._on_crash = on_crash
+        self._crashes: dict[str, str] = {}
         self._drain = drain
         self._grace = grace
         self._delays = (restart_delay, restart_cap)
@@ -70,6 +76,11 @@ class Manager:
             self.health.ready("stop", lambda: "the process is about to end" if self.stopping else "")
 
     @property
+    def crashes(self) -> tuple[str, ...]:
+        """What crashed and has not proved itself since, as sentences for people."""
+        return tuple(crash_sentence(name, error) for name, error in self._crashes.items())
+
+    @property
     def stopping(self) -> bool:
         """Whether the end has begun."""
         return self._stop.is_set()
@@ -77,6 +88,10 @@ class Manager:
     def add(self, name: str, run: Run, *, restart: bool = False) -> None:
         """Adds a component; to be called before `run`."""
         self._components.append(Component(name=name, run=run, restart=restart))
+
+    def backoff(self) -> Backoff:
+        """The delays between a component's attempts, for one that tries by itself."""
+        return Backoff(*self._delays)
 
     def stop(self) -> None:
         """Begins the end. A second call ends the process on the spot."""
@@ -132,10 +147,10 @@ class Manager:
             self._exit(EXIT_OVERSTAYED)
 
     async def _supervise(self, part: Component) -> None:
-        backoff = Backoff(*self._delays)
+        backoff = self.backoff()
         loop = asyncio.get_running_loop()
-        crash = ""
-        self.health.ready(f"component {part.name}", lambda: crash)
+        self.health.ready(f"component {part.name}", lambda: _crashed(self._crashes.get(part.name, "")))
+        proof: asyncio.Handle | None = None
         while True:
             began = loop.time()
             try:
@@ -145,10 +160,10 @@ class Manager:
                     raise
                 if said := sentences(error):
                     raise UserError(" ".join(said)) from error
-                crash = f"crashed: {error or type(error).__name__}"
+                self._note(part.name, in_words(error))
                 if not part.restart:
                     log.exception("component crashed", component=part.name)
-                    raise Crashed(f"{part.name} {crash}") from error
+                    raise Crashed(f"{part.name} {_crashed(in_words(error))}") from error
                 if loop.time() - began > backoff.cap:
                     backoff.reset()
                 delay = backoff.next()
@@ -156,7 +171,26 @@ class Manager:
             else:
                 log.info("component ended", component=part.name)
                 return
+            finally:
+                if proof is not None:
+                    proof.cancel()
             metrics.COMPONENT_RESTARTS.labels(part.name).inc()
             await asyncio.sleep(delay)
-            # Ready again once it runs: what is still wrong shows in its own check.
-            crash = ""
+            proof = loop.call_later(backoff.longest, self._note, part.name, "")
+
+    def _note(self, name: str, error: str) -> None:
+        if error:
+            self._crashes[name] = error
+        else:
+            del self._crashes[name]
+            log.info("component is well again", component=name)
+        self._on_crash()
+
+
+def _crashed(error: str) -> str:
+    return f"crashed: {error}" if error else ""
+
+
+def crash_sentence(name: str, error: str) -> str:
+    """What to tell people of a component that crashed."""
+    return f"{name} crashed: {error.rstrip('.')}. It is started again; the log has the details."

@@ -21,6 +21,9 @@ FAILING_KEYS = Gauge("netloom_failing_keys", "Keys whose last run failed.", ["co
 
 WATCH_LISTS = Counter("netloom_watch_lists", "Complete lists that were asked for.", ["kind"], registry=REGISTRY)
 WATCH_STARTS = Counter("netloom_watch_starts", "Watches that were begun.", ["kind"], registry=REGISTRY)
+WATCH_PROOFS = Counter(
+    "netloom_watch_proofs", "Small requests that ask how far the server's history reaches.", ["kind"], registry=REGISTRY
+)
 WATCH_ERRORS = Counter(
     "netloom_watch_errors", "Lists and watches that failed, by reason.", ["kind", "reason"], registry=REGISTRY
 )

@@ -76,12 +76,6 @@ class OptionalWatch(Generic[T]):
         return "not listed yet" if self.served else self._unknown
 
     @property
-    def unseen(self) -> str:
-        """As `trouble`, but not for the time in which a stream that was opened anew has said nothing yet."""
-        watch = self._watch or self._definition_watch
-        return "" if watch.following and (self._watch is not None) == self.served else self.trouble
-
-    @property
     def _unknown(self) -> str:
         """What is wrong with the watch of the definition."""
         wrong = self._definition_watch.trouble

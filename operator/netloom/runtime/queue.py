@@ -13,6 +13,10 @@ from collections.abc import Callable
 
 from netloom.runtime.backoff import exponential
 
+TICK_SECONDS = 0.001
+"""What a loop's timers can tell apart: uvloop's count whole milliseconds, and end up to one of them early. Less is not
+worth a timer: whoever looks again "in 0.2 ms" because it was woken early would look dozens of times until then."""
+
 
 class WorkQueue:
     """Keys that are due. To be used from one event loop.
@@ -31,7 +35,9 @@ class WorkQueue:
         # A retry and a wished-for look are separate: success makes the one needless and not the other.
         self._due: dict[tuple[str, bool], float] = {}  # (key, is a retry) -> when
         self._heap: list[tuple[float, str, bool]] = []  # may hold entries that _due no longer knows
-        self._timer: asyncio.TimerHandle | None = None
+        # When the timer ends is kept here: a loop need not say it (uvloop's handles of what is due at once cannot).
+        self._timer: asyncio.Handle | None = None
+        self._armed = float("inf")
 
     def __len__(self) -> int:
         """Keys that are due now, without those that run."""
@@ -93,18 +99,18 @@ class WorkQueue:
         """Stops the timer; nothing becomes due any more."""
         if self._timer is not None:
             self._timer.cancel()
-            self._timer = None
+            self._timer, self._armed = None, float("inf")
 
     def _schedule(self, key: str, seconds: float, retry: bool) -> None:
         if seconds <= 0:
             self.add(key)
             return
-        when = asyncio.get_running_loop().time() + seconds
+        when = asyncio.get_running_loop().time() + max(seconds, TICK_SECONDS)
         if self._due.get((key, retry), when) < when:
             return
         self._due[key, retry] = when
         heapq.heappush(self._heap, (when, key, retry))
-        if self._timer is None or self._timer.when() > when:
+        if when < self._armed:
             self._arm()
 
     def _arm(self) -> None:
@@ -113,13 +119,15 @@ class WorkQueue:
         while self._heap and not self._meant(*self._heap[0]):
             heapq.heappop(self._heap)
         if self._heap:
-            self._timer = asyncio.get_running_loop().call_at(self._heap[0][0], self._fire)
+            self._armed = self._heap[0][0]
+            self._timer = asyncio.get_running_loop().call_at(self._armed, self._fire)
 
     def _meant(self, when: float, key: str, retry: bool) -> bool:
         return self._due.get((key, retry)) == when
 
     def _fire(self) -> None:
-        now = asyncio.get_running_loop().time()
+        # A timer that ended early has ended all the same: what it was set for is due.
+        now = max(asyncio.get_running_loop().time(), self._armed)
         while self._heap and self._heap[0][0] <= now:
             when, key, retry = heapq.heappop(self._heap)
             if self._meant(when, key, retry):

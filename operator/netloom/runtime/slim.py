@@ -94,8 +94,7 @@ with _without_models() as _client:
     _client.Configuration = Configuration  # type: ignore[attr-defined]
     _client.ApiClient = ApiClient  # type: ignore[attr-defined]
     _kube_config: Any = importlib.import_module(f"{_PACKAGE}.config.kube_config")
-    _incluster: Any = importlib.import_module(f"{_PACKAGE}.config.incluster_config")
-    load_kube_config: Any = _kube_config.load_kube_config
     KubeConfigMerger: Any = _kube_config.KubeConfigMerger
-    load_incluster_config: Any = _incluster.load_incluster_config
-    ConfigException: type[Exception] = importlib.import_module(f"{_PACKAGE}.config.config_exception").ConfigException
+    KubeConfigLoader: Any = _kube_config.KubeConfigLoader
+    ConfigNode: Any = _kube_config.ConfigNode
+    ExecProvider: Any = _kube_config.ExecProvider

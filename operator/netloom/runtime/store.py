@@ -49,6 +49,9 @@ class Store(Generic[T]):
         self._objects: dict[str, T] = {}
         self._deleted: dict[str, int] = {}
         self._subscribers: list[Subscriber[T]] = []
+        self._relisted: list[Callable[[], None]] = []
+        self.on_answer: Callable[[int, int], None] = lambda known, version: None
+        """Told of each answer that a writer puts: the version that was known of the object, and the answer's."""
 
     def get(self, key: str) -> T | None:
         """The object, or None."""
@@ -86,7 +89,22 @@ class Store(Generic[T]):
             self._tell(fn, key, None, obj)
         return lambda: self._subscribers.remove(fn)
 
-    def put(self, obj: T, relevant: Callable[[T, T], bool] | None = None) -> bool:
+    def on_replace(self, fn: Callable[[], None]) -> Unsubscribe:
+        """From now on `fn()` after the cache was made equal to a list: whatever else is known of the server may be old.
+
+        Until what it returns is called.
+        """
+        self._relisted.append(fn)
+        return lambda: self._relisted.remove(fn)
+
+    def put(self, obj: T) -> bool:
+        """Takes in what a writer was answered; False if the cache already had it, or a newer one."""
+        version = version_of(obj.metadata.resource_version)
+        if version:
+            self.on_answer(self._known(key_of(obj)), version)
+        return self.take(obj)
+
+    def take(self, obj: T, relevant: Callable[[T, T], bool] | None = None) -> bool:
         """Takes in a newer version of an object; False if the cache already had it, or a newer one.
 
         `relevant(old, new)` False: the cache changes (its version is what the next write must name), nobody is told.
@@ -94,10 +112,8 @@ class Store(Generic[T]):
         key = key_of(obj)
         old = self._objects.get(key)
         version = version_of(obj.metadata.resource_version)
-        if version:
-            known = version_of(old.metadata.resource_version) if old else self._deleted.get(key, 0)
-            if version <= known:
-                return False
+        if version and version <= self._known(key):
+            return False
         if old is None:
             self._deleted.pop(key, None)
         self._objects[key] = obj
@@ -137,6 +153,13 @@ class Store(Generic[T]):
             elif old != obj and (relevant is None or relevant(old, obj)):
                 self._notify(key, old, obj)
         self.synced.set()
+        for fn in list(self._relisted):
+            fn()
+
+    def _known(self, key: str) -> int:
+        """The version of the object, or of its deletion; 0 where neither is known."""
+        held = self._objects.get(key)
+        return version_of(held.metadata.resource_version) if held else self._deleted.get(key, 0)
 
     def _bury(self, key: str, version: int) -> None:
         self._deleted.pop(key, None)

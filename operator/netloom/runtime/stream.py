@@ -28,6 +28,10 @@ class EventTooLarge(StreamBroken):
     """An event is longer than the limit."""
 
 
+class OutOfOrder(StreamBroken):
+    """The stream tells of something that lies behind what it told before."""
+
+
 class Lines:
     """Cuts chunks of bytes into lines."""
 

@@ -4,24 +4,30 @@ The watch of kubernetes-asyncio is not used, as it repeats a 410 for ever, hangs
 text of a 503 for an event, and reconnects without a pause. What this one promises:
 
 - **Truth.** After any fault the store becomes what the server holds. The watch goes on where it stopped, or, where
-  that cannot be trusted (410, an event out of order, garbage at the same place again), lists anew and takes the
-  difference, deletions included.
+  that cannot be trusted (410, silence, an event out of order, garbage at the same place again, a server that was away
+  for long enough to be given another history), lists anew and takes the difference, deletions included.
+- **Proof.** A stream is opened where the server has just shown that its history reaches: a server restored from a
+  backup takes a watch from its future, and says nothing. `following` is true only then.
 - **Few requests.** Every failed attempt is followed by a jittered, growing delay. It starts over only when a stream
-  proved good: an event took the watch forward, or came after the stream had lived for a while. A server that accepts
-  each watch and closes it at once is asked seldom. Retry-After is obeyed.
+  proved good: an event took the watch forward, or the stream lived for a while; and once when a server that was away
+  answers again. A server that accepts each watch and closes it at once is asked seldom. Retry-After is obeyed.
 - **No silence.** Bookmarks come about once a minute. A stream that says nothing for `inactivity` seconds is dead,
   whatever TCP believes.
 
-A version is a position in the server's history, and only compared (see `netloom.runtime.store`). A *new* event with
-a version below the stream's position means that the stream is out of order: it is applied, but the position can no
-longer be resumed from, so the next connection begins with a list. A list older than what was seen is a stale server
-and asked for again; if it stays so, the server's history went back (a restored backup) and the list is right.
+A version is a position in the server's history, and only compared (see `netloom.runtime.store`). What lies behind the
+position (a new event, a bookmark, the answer to a writer or to a question) ends the stream: either its order is broken
+or the history went back (a restored backup), and a list tells which. Of a list that is older than what was seen, one
+is a stale server. When the next answer says so too, the history did go back, and the list is right.
+
+The other way round, a restored history may have overtaken the position before anybody asked, and nothing shows it. So
+after an outage of the API server the cache is compared with a whole list, at once where replicas are few (`verify`).
 """
 
 import asyncio
+import math
 import random
 from collections.abc import Awaitable, Callable
-from typing import Generic, TypeVar
+from typing import Generic, TypedDict, TypeVar
 
 import msgspec
 import structlog
@@ -30,30 +36,48 @@ from netloom.api.meta import Object
 from netloom.runtime import metrics, stream
 from netloom.runtime.backoff import Backoff
 from netloom.runtime.client import Api
-from netloom.runtime.errors import ApiError, Gone, from_status
+from netloom.runtime.errors import ApiError, Gone, Unavailable, from_status
 from netloom.runtime.store import Store, key_of, version_of
 
 log = structlog.get_logger(__name__)
 
 T = TypeVar("T", bound=Object)
 
-STALE_LISTS = 3
-"""Lists older than what was seen before that are not believed; the next one is."""
 BAD_STREAMS = 3
 """Streams that break at the same position before it is given up for a list."""
 
 
 class Timing(msgspec.Struct, frozen=True):
-    """Delays in seconds. The defaults are for production; tests shorten them."""
+    """Delays in seconds. The defaults are for production and roles of few replicas; tests shorten them."""
 
     inactivity: float = 150.0
     """Silence after which a stream is dead. More than two bookmarks' distance."""
+    opening: float = 15.0
+    """How long the server may take to accept a watch."""
     lifetime: tuple[float, float] = (300.0, 600.0)
     """How long the server shall keep a stream open, drawn per stream so that they do not all end at once."""
     healthy: float = 10.0
-    """An event this long after a stream began shows that it is good, even if it carries nothing new."""
+    """A stream that lived this long was good, even if it carried nothing new."""
+    grace: float = 5.0
+    """For how long a list, or a good stream that ended as it should, vouches for the cache until the next stream."""
     base: float = 0.25
-    cap: float = 30.0
+    cap: float = 4.0
+    """Of the pauses between attempts. A replica of few may knock this often on a door that is closed."""
+    verify: tuple[float, float] = (0.0, 0.0)
+    """After an outage the cache is compared with a list within so much per object, and within so much at most."""
+    relist: float = 0.0
+    """A stream that was cut counts as an outage only if the last list is this old."""
+
+
+EVERY_NODE = Timing(cap=30.0, verify=(0.018, 90.0), relist=600.0)
+"""For the role that runs on every node: 5,000 of them must not come back in one second, nor list in one, nor list for
+each connection that a load balancer cuts."""
+
+
+class _Chosen(TypedDict):
+    namespace: str
+    field_selector: str
+    label_selector: str
 
 
 class ListWatch(Generic[T]):
@@ -81,8 +105,7 @@ class ListWatch(Generic[T]):
         self._api = api
         self._store = store
         self._resource = store.resource
-        self._namespace = namespace
-        self._selectors = {"fieldSelector": field_selector, "labelSelector": label_selector}
+        self._chosen = _Chosen(namespace=namespace, field_selector=field_selector, label_selector=label_selector)
         self._changed = changed
         self._trim = trim
         self._timing = timing or Timing()
@@ -92,110 +115,231 @@ class ListWatch(Generic[T]):
         self.position = ""
         """The version that the watch goes on from; "": it begins with a list."""
         self._seen = 0  # the highest version that was ever seen
-        self._stale = 0
+        self._behind = -1  # the last answer, where it lay behind what was seen
         self._bad = 0
-        self._expired = False
-        self.trouble = "not listed yet"
-        """What is wrong with the watch now; "" while the last attempt was good."""
-        self.following = False
-        """Whether a stream is open that began where the cache ends. `trouble` waits for its first event, or for the
-        first bookmark, up to a minute: too long for whoever only wants to know whether changes arrive."""
+        self._answered = False  # by refusals, and no stream was good since
+        self._suspect = False  # the history may be another one
+        self._verify_at = self._leave_at = math.inf
+        self._listed_at = self._vouched_until = -math.inf
+        self._began = self._heard_at = 0.0
+        self._lived = 0.0  # the stream of this attempt, until it ended
+        self._streaming = False
+        self._deadline = asyncio.timeout(None)
+        self._wrong = "not listed yet"
         kind = self._resource.kind
         self._events = metrics.WATCH_EVENTS.labels(kind)
         metrics.CACHED.labels(kind).set_function(lambda: len(store))
+        store.on_answer = self._doubt
+
+    @property
+    def following(self) -> bool:
+        """Whether the cache can be decided from: a stream is open that began where the server had shown to be, or a
+        list was taken, or a good stream ended as it should, a moment ago."""
+        return self._streaming or self._now() < self._vouched_until
+
+    @property
+    def trouble(self) -> str:
+        """Why the cache may not be what the server holds; "" if it is."""
+        return "" if self.following else self._wrong or "no watch is open that has proved anything"
 
     async def run(self) -> None:
         """Lists and follows for ever; cancellation is the way to stop it."""
         while True:
             retry_after = 0.0
+            self._lived = 0.0
             try:
-                if not self.position:
-                    await self._list()
-                await self._follow()
+                await self._attempt()
             except ApiError as error:
                 retry_after = error.retry_after or 0.0
                 self._failed(error.reason or str(error.status), str(error))
-                if isinstance(error, Gone):
-                    self.position = ""
-                    if not self._expired:
-                        # The server answers: what the back-off grew to while it did not has nothing to do with this.
-                        self._expired = True
-                        self._backoff.reset()
+                self._refused(error)
             except stream.StreamBroken as error:
                 self._failed("Broken", str(error))
                 self._bad += 1
-                if self._bad >= BAD_STREAMS or isinstance(error, stream.EventTooLarge):
+                if self._bad >= BAD_STREAMS or isinstance(error, stream.EventTooLarge | stream.OutOfOrder):
                     self._bad = 0
                     self.position = ""
             except TimeoutError:
-                self._failed("Silent", f"nothing came for {self._timing.inactivity:g} s")
+                self._failed("Silent", f"nothing came for {self._patience():g} s")
+                self.position = ""
             await self._sleep(max(retry_after, self._backoff.next()))
 
     def _failed(self, reason: str, text: str) -> None:
-        self.trouble = text
+        self._wrong = text
+        self._vouched_until = -math.inf
         metrics.WATCH_ERRORS.labels(self._resource.kind, reason).inc()
         log.warning("watch interrupted", kind=self._resource.kind, reason=reason, error=text)
 
+    def _refused(self, error: ApiError) -> None:
+        if isinstance(error, Gone):
+            self.position = ""
+        if isinstance(error, Unavailable):
+            if self._lived:
+                self._cut()
+        elif not self._answered:
+            # The server answers: what the back-off grew to while it did not has nothing to do with this.
+            self._answered = True
+            self._backoff.reset()
+
+    def _cut(self) -> None:
+        """A stream broke, or was ended before its time: there may have been an outage that we slept through."""
+        if self._now() - self._listed_at > self._timing.relist:
+            self._suspect = True
+
+    async def _attempt(self) -> None:
+        """A list, or the proof that none is needed; then one stream, to its end."""
+        if self._now() >= self._verify_at or (self._suspect and not self._spread()):
+            self.position = ""
+        if self.position:
+            await self._prove()
+        if not self.position:
+            await self._list()
+        await self._follow()
+
+    def _spread(self) -> float:
+        """Seconds over which watches like this one share out the lists that verify their caches; 0 for small ones."""
+        each, most = self._timing.verify
+        seconds = min(most, each * len(self._store))
+        return seconds if seconds > 1.0 else 0.0
+
+    async def _prove(self) -> None:
+        """Asks how far the server's history reaches. Where that is not the position, a list has to follow."""
+        metrics.WATCH_PROOFS.labels(self._resource.kind).inc()
+        seen = self._seen
+        try:
+            version = version_of(await self._api.version(self._resource, **self._chosen))
+        except Unavailable:
+            self._suspect = True  # a backup is restored while no API server answers
+            raise
+        if version < seen:
+            log.warning("the server is behind what was seen", kind=self._resource.kind, at=version, seen=seen)
+            self._behind = version
+            self.position = ""
+            return
+        self._behind = -1
+        if self._suspect and self._verify_at == math.inf:
+            self._verify_at = self._now() + random.uniform(0, self._spread())
+
     async def _list(self) -> None:
         metrics.WATCH_LISTS.labels(self._resource.kind).inc()
-        found = await self._api.list(
-            self._resource,
-            namespace=self._namespace,
-            field_selector=self._selectors["fieldSelector"],
-            label_selector=self._selectors["labelSelector"],
-            trim=self._trim,
-        )
+        found = await self._api.list(self._resource, trim=self._trim, **self._chosen)
         version = version_of(found.resource_version)
-        if version < self._seen and self._stale < STALE_LISTS:
-            self._stale += 1
+        before, self._behind = self._behind, version if version < self._seen else -1
+        if version < self._seen and not 0 <= before <= version:
             raise ApiError(0, "Stale", f"the list is of version {version}, but {self._seen} was seen before")
         if version < self._seen:
             log.error("the server's history went back, its list is believed", kind=self._resource.kind, to=version)
-        self._stale = 0
+        self._behind = -1
         self._seen = version
         self.position = found.resource_version
+        self._suspect = False
+        self._verify_at = math.inf
+        self._listed_at = self._now()
         if found.unreadable:
             metrics.UNREADABLE.labels(self._resource.kind).inc(len(found.unreadable))
         self._store.replace({key_of(obj): obj for obj in found.objects}, self._changed, frozenset(found.unreadable))
-        self.trouble = ""
+        self._vouch()
         log.debug("listed", kind=self._resource.kind, objects=len(found.objects))
 
+    def _vouch(self) -> None:
+        self._wrong = ""
+        self._vouched_until = self._now() + self._timing.grace
+
     async def _follow(self) -> None:
-        """One stream, to its end. It ends normally when the server's time for it is over."""
+        """One stream, to its end. It ends normally when the server's time for it is over, or when we leave it."""
         metrics.WATCH_STARTS.labels(self._resource.kind).inc()
+        lifetime = round(random.uniform(*self._timing.lifetime))
         query = {
-            **self._selectors,
+            "fieldSelector": self._chosen["field_selector"],
+            "labelSelector": self._chosen["label_selector"],
             "watch": "1",
             "allowWatchBookmarks": "true",
             "resourceVersion": self.position,
-            "timeoutSeconds": str(round(random.uniform(*self._timing.lifetime))),
+            "timeoutSeconds": str(lifetime),
         }
         lines = stream.Lines(self._event_limit)
-        loop = asyncio.get_running_loop()
-        async with asyncio.timeout(self._timing.inactivity) as deadline:
-            async with self._api.stream(self._resource.path(namespace=self._namespace), query) as content:
-                began = loop.time()
-                self.following = True
-                try:
-                    async for chunk in content.iter_any():
-                        events = lines.feed(chunk)
-                        if not events:
-                            continue
-                        deadline.reschedule(loop.time() + self._timing.inactivity)
-                        for line in events:
-                            self._take(line, loop.time() - began)
-                finally:
-                    self.following = False
-        if lines.pending:
-            raise stream.StreamBroken("the stream ended within an event")
+        self._leave_at = math.inf
+        try:
+            async with asyncio.timeout(self._patience()) as self._deadline:
+                async with self._api.stream(self._resource.path(namespace=self._chosen["namespace"]), query) as content:
+                    self._opened()
+                    try:
+                        async for chunk in content.iter_any():
+                            events = lines.feed(chunk)
+                            if events:
+                                self._heard()
+                            for line in events:
+                                self._take(line)
+                    finally:
+                        self._closed()
+        except TimeoutError:
+            if self._now() < self._leave_at:
+                raise
+        else:
+            if lines.pending:
+                raise stream.StreamBroken("the stream ended within an event")
+            if self._lived < lifetime - 1.0:
+                self._cut()
+        self._bad = 0
+        if self._lived >= self._timing.healthy:
+            self._vouch()
+        else:
+            self._wrong = f"the watch ended after {self._lived:.1f} s"
 
-    def _take(self, line: bytes, age: float) -> None:
+    def _patience(self) -> float:
+        """Seconds of silence: until a stream is dead, or an attempt to open one is."""
+        timing = self._timing
+        return timing.inactivity if self._streaming or self._lived else min(timing.opening, timing.inactivity)
+
+    def _opened(self) -> None:
+        self._began = self._now()
+        self._streaming = True
+        self._wrong = ""
+        self._leave_at = self._verify_at
+        self._heard()
+
+    def _heard(self) -> None:
+        self._heard_at = self._now()
+        self._deadline.reschedule(min(self._now() + self._timing.inactivity, self._leave_at))
+
+    def _closed(self) -> None:
+        self._streaming = False
+        self._lived = self._now() - self._began or 1e-9
+        if self._now() - self._heard_at > self._timing.inactivity / 2:
+            self._suspect = True  # bookmarks come more often: we stood still
+        if self._lived >= self._timing.healthy:
+            self._good()
+
+    def _good(self) -> None:
+        """Something worked: the next fault is the first of its kind."""
+        self._backoff.reset()
+        self._answered = False
+
+    def _doubt(self, known: int, version: int) -> None:
+        """A writer was answered by a version of an object of which `known` was known.
+
+        All up to `_seen` has been told, so an older one that was not is of another history. One that is older than
+        what is known may have been overtaken on its way: then the question that comes before each stream tells.
+        """
+        if version >= self._seen or version == known:
+            return
+        if known < version:
+            log.warning("an answer is of another history", kind=self._resource.kind, version=version, seen=self._seen)
+            self._suspect = True
+        if self._streaming and not self._deadline.expired():
+            self._leave_at = min(self._leave_at, max(self._now(), self._began + self._timing.healthy))
+            self._deadline.reschedule(min(self._deadline.when() or math.inf, self._leave_at))
+
+    def _now(self) -> float:
+        return asyncio.get_running_loop().time()
+
+    def _take(self, line: bytes) -> None:
         event = stream.parse(self._resource, line)
         match event:
             case stream.Changed(type=kind, object=obj):
-                self._apply(kind, obj, age)
+                self._apply(kind, obj)
             case stream.Bookmark(resource_version=version):
-                self._advance(version, age)
+                self._advance(version, news=True)
             case stream.Failure(status=status):
                 raise from_status(status, where=f"watch of {self._resource.plural}")
             case stream.Unreadable(key=key, resource_version=version, error=error):
@@ -204,33 +348,34 @@ class ListWatch(Generic[T]):
                 log.warning("object not readable", kind=self._resource.kind, object=key, error=error)
                 if event.type == "DELETED":
                     self._store.remove(key, version)
-                self._advance(version, age)
+                self._advance(version)
             case stream.Unknown(type=kind):
                 log.warning("unknown event ignored", kind=self._resource.kind, type=kind)
 
-    def _apply(self, kind: str, obj: T, age: float) -> None:
+    def _apply(self, kind: str, obj: T) -> None:
         version = obj.metadata.resource_version
         if kind == "DELETED":
             new = self._store.remove(key_of(obj), version)
         else:
-            new = self._store.put(self._trim(obj) if self._trim else obj, self._changed)
+            new = self._store.take(self._trim(obj) if self._trim else obj, self._changed)
         if new:
             self._events.inc()
-        self._advance(version, age, disorder=new)
+        self._advance(version, news=new)
 
-    def _advance(self, text: str, age: float, disorder: bool = False) -> None:
-        """The stream has come to this version. `disorder`: it told news, which must not lie behind the position."""
+    def _advance(self, text: str, news: bool = False) -> None:
+        """The stream has come to this version. `news`: it told something new, which must not lie behind the position.
+
+        Raises OutOfOrder.
+        """
         version = version_of(text)
         if version and version < self._seen:
-            if disorder:
-                log.warning("event out of order", kind=self._resource.kind, version=version, position=self._seen)
-                self.position = ""
-            return
-        if not version or version > self._seen or age >= self._timing.healthy:
-            self._backoff.reset()
+            if not news:
+                return
+            self._behind = version
+            raise stream.OutOfOrder(f"the watch is at version {version} after {self._seen}")
+        if not version or version > self._seen:
+            self._good()
             self._bad = 0
-            self._expired = False
-        self.trouble = ""
         self._seen = max(self._seen, version)
         if self.position:
             self.position = text

@@ -20,10 +20,11 @@ T = TypeVar("T", bound=Object)
 
 
 class ListMeta(Struct, frozen=True):
-    """metav1.ListMeta: at which version the list was taken, and how to get its next chunk."""
+    """metav1.ListMeta: at which version the list was taken, how to get its next chunk, and how many come after it."""
 
     resource_version: str = ""
     continue_: str = msgspec.field(name="continue", default="")
+    remaining_item_count: int | None = None
 
 
 class Page(Struct, Generic[T], frozen=True):
@@ -91,6 +92,17 @@ def decode_page(res: Resource[T], body: bytes, unreadable: dict[str, str]) -> Pa
         return _decode_each(res, body, unreadable)
     except msgspec.DecodeError as error:
         raise Unavailable(0, "BadAnswer", f"list of {res.plural} is not JSON: {error}") from error
+
+
+def decode_version(res: Resource[T], body: bytes) -> str:
+    """The version that a list (or the first objects of one) is of. Raises Unavailable if it has none."""
+    try:
+        version: str = decoder(_RawPage).decode(body).metadata.resource_version
+    except msgspec.MsgspecError as error:
+        raise Unavailable(0, "BadAnswer", f"what should be a list of {res.plural} is none: {error}") from error
+    if not version:
+        raise Unavailable(0, "BadAnswer", f"what should be a list of {res.plural} has no version")
+    return version
 
 
 def _decode_each(res: Resource[T], body: bytes, unreadable: dict[str, str]) -> Page[T]:

@@ -2,8 +2,8 @@
 the caBundle of the webhooks.
 
 Level-triggered: at every turn the Secret and the configuration, as the watches last saw them, and the clock say what
-is to be done, and most turns nothing is. Turns come with every change of the two, and once a minute: nothing here runs
-out faster, and a clock may be set.
+is to be done, and most turns nothing is. Turns come with every change of the two, and every few seconds: a clock may be
+set. The clock is the API server's, which is the one that judges certificates.
 
 The order matters when the signer changes. A new CA is first in the Secret, then in the caBundle, and OVERLAP later it
 signs; a certificate by a CA that the caBundle lacks is not shown while the one before it still is good.
@@ -36,15 +36,10 @@ log = structlog.get_logger(__name__)
 Clock = Callable[[], dt.datetime]
 
 
-def utc() -> dt.datetime:
-    """The clock of production."""
-    return dt.datetime.now(dt.UTC)
-
-
 class Timing(msgspec.Struct, frozen=True):
     """Seconds."""
 
-    period: float = 60.0
+    period: float = 5.0
     """Longest distance of two looks at the clock."""
     base: float = 0.25
     cap: float = 30.0
@@ -68,7 +63,7 @@ class Authority:
         addresses: Sequence[str] = (),
         secret: str = CA_SECRET,
         configuration: str = NAME,
-        now: Clock = utc,
+        now: Clock | None = None,
         timing: Timing | None = None,
         mint: Mint | None = None,
     ) -> None:
@@ -77,11 +72,11 @@ class Authority:
         self._names = tuple(names)
         self._addresses = tuple(addresses)
         self._secret = secret
-        self._now = now
+        self._now = now or api.clock.now
         self._mint = mint or Mint()
         self._timing = timing or Timing()
         self._backoff = Backoff(self._timing.base, self._timing.cap)
-        self._presented = Presented()
+        self._presented = Presented(lambda: not self._untimely())
         self.tls = self._presented.context
         self.secrets = Store(SECRETS)
         self._secret_watch = ListWatch(
@@ -112,8 +107,8 @@ class Authority:
         """
         if self.serving is None:
             return f"no certificate to serve with yet: {self.failure or self._unseen() or 'about to be made'}"
-        if self.serving.expires <= self._now():
-            return f"the certificate has expired at {self.serving.expires:%Y-%m-%dT%H:%M:%SZ}: {self.failure}"
+        if untimely := self._untimely():
+            return f"the certificate {untimely}: {self.failure or 'another is about to be issued'}"
         if not self._is_trusted(self.serving.signer):
             why = self.failure or "about to be written"
             return f"the caBundle of {self.configuration} does not have the CA of this replica: {why}"
@@ -168,12 +163,11 @@ class Authority:
         now = self._now()
         await self._read(self.secrets.get(self._key))
         await self._serve(now)
-        if certificates.living(self.cas, now) and not self._published_is(now):
+        if certificates.living(self.cas, now) and not self._published():
             # The watch may lag behind, and replicas that write what each last saw would take turns for ever.
             await self._read(await self._fresh())
-            bundle = certificates.bundle(self.cas, now)
-            if bundle and not self._published_is(now):
-                await self.configuration.publish(bundle)
+            if self.cas and not self._published():
+                await self.configuration.publish(certificates.bundle(self.cas))
             await self._serve(now)
         if certificates.due(self.cas, now):
             await self._add_ca(now)
@@ -208,7 +202,7 @@ class Authority:
         seen = self.secrets.get(self._key)
         await self._read(seen)
         new = await self._mint.new_ca(now)
-        kept = certificates.living(self.cas, now)
+        kept = certificates.kept(self.cas, now)
         data = certificates.dump((*kept, new))
         try:
             if seen is None:
@@ -231,7 +225,7 @@ class Authority:
         serving = self.serving
         if (
             serving
-            and serving.expires > now
+            and not certificates.untimely(serving, now)
             and self._is_trusted(serving.signer)
             and not self._is_trusted(ca.certificate)
         ):
@@ -243,8 +237,11 @@ class Authority:
         metrics.CA_EXPIRY.set(ca.expires.timestamp())
         log.info("serving certificate issued", expires=f"{serving.expires:%Y-%m-%dT%H:%M:%SZ}", ca=ca.name)
 
-    def _published_is(self, now: dt.datetime) -> bool:
-        return all(certificates.settled(bundle, self.cas, now) for bundle in self.configuration.bundles())
+    def _untimely(self) -> str:
+        return certificates.untimely(self.serving, self._now()) if self.serving else ""
+
+    def _published(self) -> bool:
+        return all(certificates.settled(bundle, self.cas) for bundle in self.configuration.bundles())
 
     def _is_trusted(self, ca: str) -> bool:
         """Whether all webhooks trust it. Where there are none (yet), nobody is there to mistrust."""

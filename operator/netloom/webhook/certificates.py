@@ -3,10 +3,13 @@
 The replicas of the guard share a Secret with one or more CAs, and each issues a serving certificate of its own. Which
 CA signs is a rule over the Secret's content and the clock, so that replicas agree without talking to each other:
 
-- The **bundle** that API servers are to trust is every CA that has not expired.
-- The **signer** is the newest CA that is at least OVERLAP old; before, everybody has to have seen it and the bundle
-  with it. Where none is, it is the oldest.
-- A new CA is **due** when the newest has used up two thirds of its life. Expired ones go when it is added.
+- The **bundle** that API servers are to trust is every CA of the Secret. A clock decides nothing here: one that is
+  wrong for a moment must not take from others what they still trust, and a CA that is not valid does no harm.
+- Those **living** are valid now, neither past their end nor before their beginning. No other signs.
+- The **signer** is the newest of them that is at least OVERLAP old; before, everybody has to have seen it and the
+  bundle with it. Where none is, it is the oldest.
+- A new CA is **due** when none is living, or the newest has used up two thirds of its life. The others stay beside it,
+  until they are RETAINED past their end.
 
 So a serving certificate verifies against the bundle of any replica that lags behind by less than OVERLAP. Serving
 certificates live much shorter than what is left of their CA when the next one takes over.
@@ -32,9 +35,11 @@ SERVING_LIFE = dt.timedelta(days=30)
 OVERLAP = dt.timedelta(minutes=10)
 BACKDATE = dt.timedelta(hours=1)
 """So much earlier a certificate begins than it was made: the clock of an API server may be behind."""
-SKEW = dt.timedelta(hours=1)
-"""Within so much of its end a CA may be in a published bundle or not: clocks differ, and replicas must not fight."""
+RETAINED = CA_LIFE
+"""So long past its end a CA stays. By a clock that is wrong, a good CA has expired: all that a clock costs that is a
+year ahead for a moment is one CA more in the Secret."""
 
+_TIME = "%Y-%m-%dT%H:%M:%SZ"
 CERTIFICATE_SUFFIX = ".crt"
 KEY_SUFFIX = ".key"
 _BEGIN, _END = "-----BEGIN CERTIFICATE-----", "-----END CERTIFICATE-----"
@@ -58,7 +63,12 @@ class CA:
     expires: dt.datetime
 
     def __repr__(self) -> str:
-        return f"CA(created={self.created:%Y-%m-%dT%H:%M:%SZ}, expires={self.expires:%Y-%m-%dT%H:%M:%SZ})"
+        return f"CA(created={self.created:{_TIME}}, expires={self.expires:{_TIME}})"
+
+    @property
+    def begins(self) -> dt.datetime:
+        """Its notBefore."""
+        return self.created - BACKDATE
 
     @property
     def name(self) -> str:
@@ -68,7 +78,10 @@ class CA:
 
 @dataclass(frozen=True, slots=True)
 class Serving:
-    """A serving certificate with its key; `signer` is the certificate of the CA that signed it."""
+    """A serving certificate with its key; `signer` is the certificate of the CA that signed it.
+
+    It is valid only while its CA is: `created` is BACKDATE after both began, `expires` before either has ended.
+    """
 
     certificate: str
     key: str
@@ -77,24 +90,49 @@ class Serving:
     signer: str
 
     def __repr__(self) -> str:
-        return f"Serving(created={self.created:%Y-%m-%dT%H:%M:%SZ}, expires={self.expires:%Y-%m-%dT%H:%M:%SZ})"
+        return f"Serving(created={self.created:{_TIME}}, expires={self.expires:{_TIME}})"
+
+    @property
+    def begins(self) -> dt.datetime:
+        """Its notBefore."""
+        return self.created - BACKDATE
+
+
+@dataclass(frozen=True, slots=True)
+class Validity:
+    """When a certificate of whatever origin is valid."""
+
+    begins: dt.datetime
+    expires: dt.datetime
 
 
 # The rule
 
 
+def untimely(one: CA | Serving | Validity, now: dt.datetime) -> str:
+    """Why an API server whose clock says `now` does not take it for valid, to be said after its name; "" if it does."""
+    if now < one.begins:
+        return f"is not valid before {one.begins:{_TIME}} by the API server's clock"
+    return "" if now < one.expires else f"has expired at {one.expires:{_TIME}} by the API server's clock"
+
+
 def living(cas: Iterable[CA], now: dt.datetime) -> tuple[CA, ...]:
-    """Those that have not expired, the oldest first."""
-    return tuple(sorted((ca for ca in cas if ca.expires > now), key=_age))
+    """Those that are valid, the oldest first."""
+    return tuple(sorted((ca for ca in cas if not untimely(ca, now)), key=_age))
 
 
-def bundle(cas: Iterable[CA], now: dt.datetime) -> str:
-    """The certificates that API servers are to trust, as PEM; "" if none is left."""
-    return "".join(ca.certificate for ca in living(cas, now))
+def kept(cas: Iterable[CA], now: dt.datetime) -> tuple[CA, ...]:
+    """Those that stay when one is added, the oldest first."""
+    return tuple(sorted((ca for ca in cas if ca.expires + RETAINED > now), key=_age))
+
+
+def bundle(cas: Iterable[CA]) -> str:
+    """The certificates that API servers are to trust, as PEM; "" if there are none."""
+    return "".join(ca.certificate for ca in sorted(cas, key=_age))
 
 
 def signer(cas: Iterable[CA], now: dt.datetime) -> CA | None:
-    """The CA that signs now; None if none is left."""
+    """The CA that signs now; None if none may."""
     alive = living(cas, now)
     seen = [ca for ca in alive if now - ca.created >= OVERLAP]
     return seen[-1] if seen else alive[0] if alive else None
@@ -108,19 +146,15 @@ def due(cas: Iterable[CA], now: dt.datetime) -> bool:
 
 def renewal(serving: Serving | None, signed_by: CA, now: dt.datetime) -> bool:
     """Whether a new serving certificate is to be issued, given the CA that signs now."""
-    if serving is None or serving.signer != signed_by.certificate:
+    if serving is None or serving.signer != signed_by.certificate or untimely(serving, now):
         return True
     # A CA near its end can only give short certificates; to renew the last one over and over would help nobody.
     return _used_up(serving.created, serving.expires, now) and serving.expires < signed_by.expires
 
 
-def settled(published: str, cas: Iterable[CA], now: dt.datetime) -> bool:
-    """Whether a published bundle is as good as `bundle`: it lacks nothing and holds nothing else, but for CAs that
-    are within SKEW of their end."""
-    shown = frozenset(certificates_of(published))
-    allowed = {_one(ca.certificate): ca.expires for ca in cas}
-    needed = {certificate for certificate, expires in allowed.items() if expires - SKEW > now}
-    return needed <= shown and all(one in allowed and allowed[one] + SKEW > now for one in shown)
+def settled(published: str, cas: Iterable[CA]) -> bool:
+    """Whether a published bundle is as good as `bundle`: it lacks nothing and holds nothing else."""
+    return frozenset(certificates_of(published)) == {_one(ca.certificate) for ca in cas}
 
 
 def _age(ca: CA) -> tuple[dt.datetime, str]:
@@ -186,7 +220,7 @@ def new_ca(now: dt.datetime, life: dt.timedelta = CA_LIFE) -> CA:
 
     now = now.replace(microsecond=0)
     key = _new_key()
-    name = _name(f"netloom-guard-ca {now:%Y-%m-%dT%H:%M:%SZ}")
+    name = _name(f"netloom-guard-ca {now:{_TIME}}")
     certificate = (
         _builder(now, now + life, name, name, key.public_key())
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
@@ -211,20 +245,20 @@ def issue(
     now = now.replace(microsecond=0)
     parent, parent_key = _load(ca.certificate), _load_key(ca.key)
     key = _new_key()
-    expires = min(now + life, ca.expires)
+    created, expires = max(now, ca.created), min(now + life, ca.expires)
     hosts: list[x509.GeneralName] = [x509.DNSName(name) for name in names]
     hosts += [x509.IPAddress(ipaddress.ip_address(address)) for address in addresses]
     if not hosts:
         raise ValueError("a serving certificate needs a name or an address")
     certificate = (
-        _builder(now, expires, _name("netloom-guard"), parent.subject, key.public_key())
+        _builder(created, expires, _name("netloom-guard"), parent.subject, key.public_key())
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(_usage(signs_others=False), critical=True)
         .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
         .add_extension(x509.SubjectAlternativeName(hosts), critical=False)
         .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(parent_key.public_key()), critical=False)
     )
-    return Serving(_signed(certificate, parent_key), _key_pem(key), now, expires, ca.certificate)
+    return Serving(_signed(certificate, parent_key), _key_pem(key), created, expires, ca.certificate)
 
 
 def certificates_of(pem: str) -> list[str]:
@@ -243,9 +277,15 @@ def contains(bundle: str, certificate: str) -> bool:
     return _one(certificate) in certificates_of(bundle)
 
 
-def expiry(pem: str) -> dt.datetime:
-    """End of the first certificate of a PEM text. Raises BadCertificate."""
-    return _load(pem).not_valid_after_utc
+def validity(pem: str) -> tuple[Validity, ...]:
+    """Of each certificate of a PEM text, at least one. Raises BadCertificate."""
+    from cryptography import x509
+
+    try:
+        found = x509.load_pem_x509_certificates(pem.encode())
+    except ValueError as error:
+        raise BadCertificate(f"not a certificate in PEM ({error})") from error
+    return tuple(Validity(one.not_valid_before_utc, one.not_valid_after_utc) for one in found)
 
 
 def _one(pem: str) -> str:

@@ -1,8 +1,8 @@
 """Certificates from files that somebody else renews: a Secret of cert-manager that is mounted, or one's own PKI.
 
 The files are read every ten seconds and compared, which finds every way of replacing them (the kubelet swaps a symlink,
-people copy) and costs less than being told of some of them. A pair that does not fit, half-written perhaps, is not
-taken: the one before it stays.
+people copy) and costs less than being told of some of them. A pair that does not fit, half-written perhaps, or that is
+not valid yet (or any more) by the API server's clock, is not taken: the one before it stays, as long as it is valid.
 """
 
 import asyncio
@@ -15,9 +15,11 @@ from pathlib import Path
 import structlog
 
 from netloom.runtime.backoff import Backoff
+from netloom.runtime.clock import wall
 from netloom.runtime.errors import ApiError, ConfigError
 from netloom.webhook import certificates, metrics
-from netloom.webhook.authority import Clock, utc
+from netloom.webhook.authority import Clock
+from netloom.webhook.certificates import Validity
 from netloom.webhook.configuration import Configuration
 from netloom.webhook.mint import Mint, MintFailed
 from netloom.webhook.tls import Presented
@@ -36,6 +38,16 @@ class _Content:
     ca: str
 
 
+@dataclass(frozen=True, slots=True)
+class _Pair:
+    """Files that fit. `cas`: of the CA file, where there is one."""
+
+    content: _Content
+    context: ssl.SSLContext
+    certificate: Validity
+    cas: tuple[Validity, ...]
+
+
 class CertificateFiles:
     """Serves with the certificate in `certificate` (chain) and `key`; `tls` is the context to serve with.
 
@@ -50,7 +62,7 @@ class CertificateFiles:
         *,
         ca: StrPath | None = None,
         configuration: Configuration | None = None,
-        now: Clock = utc,
+        now: Clock = wall,
         period: float = PERIOD_SECONDS,
         mint: Mint | None = None,
     ) -> None:
@@ -61,12 +73,12 @@ class CertificateFiles:
         self._now = now
         self._period = period
         self._mint = mint or Mint()
-        self._presented = Presented()
+        self._presented = Presented(lambda: self._shown is not None and not self._untimely(self._shown))
         self.tls = self._presented.context
         self._tried: _Content | None = None
-        self._shown: _Content | None = None
-        self.expires: dt.datetime | None = None
-        """End of the certificate that is shown."""
+        self._found: _Pair | None = None
+        """The last files that fit, if they are not shown yet."""
+        self._shown: _Pair | None = None
         self._wrong = ""
         self._unpublished = ""
         self._woken = asyncio.Event()
@@ -78,11 +90,14 @@ class CertificateFiles:
         New files that cannot be used are none as long as the old ones serve: they would make all replicas unready at
         once. They are in `failure`, in the log and counted.
         """
-        if self.expires is None:
+        if self._shown is None:
             return self._wrong or "the certificate is not read yet"
-        if self.expires <= self._now():
-            return f"the certificate in {self._certificate} has expired at {self.expires:%Y-%m-%dT%H:%M:%SZ}"
-        return self._unpublished
+        return self._untimely(self._shown) or self._unpublished
+
+    @property
+    def expires(self) -> dt.datetime | None:
+        """End of the certificate that is shown."""
+        return self._shown.certificate.expires if self._shown else None
 
     @property
     def failure(self) -> str:
@@ -126,40 +141,60 @@ class CertificateFiles:
             self._tried = None  # what is there again counts as new, even if it is the same
             self._complain(f"{error.filename} cannot be read: {error.strerror}")
             return
-        if found == self._tried:
-            return
-        self._tried = found
         try:
-            await self._take(found)
+            if found != self._tried:
+                self._tried = found
+                self._found = None
+                self._found = await self._fitting(found)
+            if self._found:
+                self._take(self._found)
         except certificates.BadCertificate as error:
             self._complain(str(error))
         except MintFailed as error:
             self._tried = None  # that is no fault of the files
             self._complain(str(error))
 
-    async def _take(self, found: _Content) -> None:
+    async def _fitting(self, found: _Content) -> _Pair:
+        """Raises BadCertificate, MintFailed."""
         if self._ca and not certificates.certificates_of(found.ca):
             raise certificates.BadCertificate(f"{self._ca} has no certificate in PEM")
-        expires = await self._expiry(self._certificate, found.certificate)
-        ca_expires = await self._expiry(self._ca, found.ca) if self._ca else None
+        certificate, *_ = await self._validity(self._certificate, found.certificate)
+        cas = await self._validity(self._ca, found.ca) if self._ca else ()
         try:
-            self._presented.present(found.certificate, found.key)
+            context = self._presented.loaded(found.certificate, found.key)
         except ssl.SSLError as error:
             reason = error.reason or str(error)
             raise certificates.BadCertificate(
                 f"{self._key} is not the key of the certificate in {self._certificate} ({reason})"
             ) from error
-        self._shown = found
-        self.expires = expires
+        return _Pair(found, context, certificate, cas)
+
+    def _take(self, found: _Pair) -> None:
+        """Shows the pair. Raises BadCertificate if it is not valid now, while the one before it is."""
+        untimely = self._untimely(found)
+        if untimely and self._shown and not self._untimely(self._shown):
+            raise certificates.BadCertificate(untimely)
+        self._presented.show(found.context)
+        self._shown, self._found = found, None
         self._wrong = ""
         self._woken.set()
+        expires = found.certificate.expires
         metrics.CERTIFICATE_EXPIRY.set(expires.timestamp())
-        metrics.CA_EXPIRY.set(ca_expires.timestamp() if ca_expires else 0)
+        metrics.CA_EXPIRY.set(found.cas[0].expires.timestamp() if found.cas else 0)
         log.info("certificate read", file=str(self._certificate), expires=f"{expires:%Y-%m-%dT%H:%M:%SZ}")
 
-    async def _expiry(self, file: Path, pem: str) -> dt.datetime:
+    def _untimely(self, pair: _Pair) -> str:
+        """Why API servers do not take the pair for valid now; "" if they do."""
+        now = self._now()
+        if wrong := certificates.untimely(pair.certificate, now):
+            return f"the certificate in {self._certificate} {wrong}"
+        # Of several CAs in a file one is enough: old ones stand beside new ones.
+        wrongs = [certificates.untimely(ca, now) for ca in pair.cas]
+        return f"the CA in {self._ca} {wrongs[0]}" if wrongs and all(wrongs) else ""
+
+    async def _validity(self, file: Path, pem: str) -> tuple[Validity, ...]:
         try:
-            return await self._mint.expiry(pem)
+            return await self._mint.validity(pem)
         except certificates.BadCertificate as error:
             raise certificates.BadCertificate(f"{file} cannot be used: {error}") from error
 
@@ -175,7 +210,7 @@ class CertificateFiles:
         await configuration.store.wait_synced()
         while True:
             self._woken.clear()
-            wanted = self._shown.ca if self._shown else ""
+            wanted = self._shown.content.ca if self._shown else ""
             if wanted and any(not _same(bundle, wanted) for bundle in configuration.bundles()):
                 try:
                     await configuration.publish(wanted)

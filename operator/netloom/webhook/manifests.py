@@ -116,7 +116,7 @@ def _record(scope: Scope) -> Manifest:
 def _rights(options: Installation) -> list[Manifest]:
     """Reads what is guarded; writes the record, its CAs, caBundle and Events. No object of a user."""
     scope = options.scope
-    read = ["get", "list", "watch"]
+    read = ["list", "watch"]
     own, cluster = [], [_may(read, "", ["nodes"])]
     if scope.netloom:
         cluster.append(_may(read, "netloom.dev", NETLOOM_KINDS))
@@ -132,7 +132,7 @@ def _rights(options: Installation) -> list[Manifest]:
         )
         # Who creates an object has no name yet that RBAC could look at.
         own.append(_may(["create"], "", ["secrets"]))
-        own.append(_may([*read, "update"], "", ["secrets"], [CA_SECRET]))
+        own.append(_may(["get", *read, "update"], "", ["secrets"], [CA_SECRET]))
     found = [
         _role("ClusterRole", NAME, "", cluster),
         _binding("ClusterRoleBinding", NAME, "", scope),

@@ -14,7 +14,7 @@ from typing import TypeVar
 import msgspec
 
 from netloom.webhook import certificates
-from netloom.webhook.certificates import CA, SERVING_LIFE, BadCertificate, BadSecret, Serving
+from netloom.webhook.certificates import CA, SERVING_LIFE, BadCertificate, BadSecret, Serving, Validity
 
 T = TypeVar("T")
 
@@ -49,11 +49,11 @@ class _Parse(msgspec.Struct, frozen=True, tag=True):
     secret: str
 
 
-class _Expiry(msgspec.Struct, frozen=True, tag=True):
+class _Validity(msgspec.Struct, frozen=True, tag=True):
     pem: str
 
 
-_Request = _MakeCA | _Issue | _Parse | _Expiry
+_Request = _MakeCA | _Issue | _Parse | _Validity
 
 
 class _Answer(msgspec.Struct, frozen=True):
@@ -98,9 +98,9 @@ class Mint:
         """The CAs in the data of a Secret. Raises BadSecret."""
         return await self._ask(f"Secret {secret} was not read", _Parse(data, secret), tuple[CA, ...])
 
-    async def expiry(self, pem: str) -> dt.datetime:
-        """End of the first certificate of a PEM text. Raises BadCertificate."""
-        return await self._ask("a certificate was not read", _Expiry(pem), dt.datetime)
+    async def validity(self, pem: str) -> tuple[Validity, ...]:
+        """When each certificate of a PEM text is valid, at least one. Raises BadCertificate."""
+        return await self._ask("a certificate was not read", _Validity(pem), tuple[Validity, ...])
 
     async def _ask(self, failure: str, request: _Request, kind: type[T]) -> T:
         try:
@@ -165,8 +165,8 @@ def _done(request: _Request) -> object:
             return certificates.issue(ca, names, now, addresses=addresses, life=life)
         case _Parse(data=data, secret=secret):
             return certificates.parse(data, secret)
-        case _Expiry(pem=pem):
-            return certificates.expiry(pem)
+        case _Validity(pem=pem):
+            return certificates.validity(pem)
 
 
 if __name__ == "__main__":

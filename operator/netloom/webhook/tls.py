@@ -2,6 +2,7 @@
 
 import os
 import ssl
+from collections.abc import Callable
 
 
 class Presented:
@@ -10,9 +11,12 @@ class Presented:
     The certificate is kept in a context of its own that a handshake is moved to. Loaded into the listening context,
     a pair that does not fit would leave it with neither the old nor the new one, and one with a key of another type
     (RSA after ECDSA) would stand beside the old one instead of replacing it.
+
+    timely: whether what is presented is valid at the moment of a handshake; where it is not, nothing is shown.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, timely: Callable[[], bool] = lambda: True) -> None:
+        self._timely = timely
         self._current: ssl.SSLContext | None = None
         self.context = _context()
         self.context.sni_callback = self._choose
@@ -22,15 +26,23 @@ class Presented:
 
         Raises ssl.SSLError if they are no certificate and its key; all stays as it was then. Open connections live on.
         """
+        self.show(self.loaded(certificate, key))
+
+    def show(self, context: ssl.SSLContext) -> None:
+        """From now on handshakes go on in this context: one that was `loaded`."""
+        self._current = context
+
+    def loaded(self, certificate: str, key: str) -> ssl.SSLContext:
+        """A context with this certificate, to be shown later. Raises ssl.SSLError as `present` does."""
         context = _context()
         with _in_memory(certificate) as chain, _in_memory(key) as secret:
             # Without a password of "" OpenSSL would ask for one at the terminal where the key is encrypted.
             context.load_cert_chain(chain.path, secret.path, password="")
-        self._current = context
+        return context
 
     def _choose(self, connection: ssl.SSLObject, name: str | None, context: ssl.SSLContext) -> int | None:
         """Called by every handshake, whether the client names a host or not."""
-        if self._current is None:
+        if self._current is None or not self._timely():
             return ssl.ALERT_DESCRIPTION_INTERNAL_ERROR
         connection.context = self._current
         return None

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from netloom.kernel.address import Prefix
-from netloom.kernel.cover import Cover, keys
+from netloom.kernel.cover import Cover, keys, prefix_of
 from netloom.kernel.masquerade_sets import MasqueradeRules, Masquerading, Sets, intervals
 from tests.kernel.nft import prefixes
 
@@ -49,6 +49,12 @@ def test_what_two_have_goes_with_the_second() -> None:
 )
 def test_the_elements_of_a_cidr(cidr: str, elements: list[str]) -> None:
     assert [key.hex() for key in keys(Prefix.parse(cidr))] == elements
+    assert prefix_of(keys(Prefix.parse(cidr))) == Prefix.parse(cidr)
+
+
+@pytest.mark.parametrize("interval", [("0a01000001", "0a01018000"), ("0a01008001", "0a01018000"), ("0a01000001",)])
+def test_what_is_no_cidr_is_none(interval: tuple[str, ...]) -> None:
+    assert prefix_of(tuple(map(bytes.fromhex, interval))) is None
 
 
 @st.composite

@@ -334,3 +334,20 @@ async def test_ipv4_only_makes_nothing_of_ipv6(node: Namespace, planes: Planes) 
     assert "fe80" not in node.owned()
     assert "fd00" not in node.owned()
     assert node.sysctl("net.ipv6.conf.all.forwarding") == "0"
+
+
+async def test_the_first_address_is_the_source_of_the_nodes_own_packets(node: Namespace, planes: Planes) -> None:
+    plane = await planes.open()
+    await plane.apply(Desired(here("node-1", "192.168.7.1", "10.1.0.0", "10.4.0.0"), [peer(2, "10.2.0.0/24")]))
+    assert " src 10.1.0.0 " in node.ip("route get 10.2.0.5")
+    desired = Desired(here("node-1", "192.168.7.1", "10.9.0.0", "10.1.0.0"), [peer(2, "10.2.0.0/24")])
+    await plane.apply(desired)
+    assert " src 10.9.0.0 " in node.ip("route get 10.2.0.5")
+    assert [line for line in node.owned().splitlines() if line.startswith("address 10.")] == [
+        "address 10.9.0.0/32",
+        "address 10.1.0.0/32",
+    ]
+    state = node.state()
+    again = await planes.open()
+    await again.apply(desired)
+    assert (again.stats, node.state()) == ({}, state)

@@ -6,9 +6,12 @@ without it.
 """
 
 import errno
+import time
+from types import SimpleNamespace
 
 import pytest
 
+from netloom.kernel import trouble
 from netloom.kernel.dataplane import Dataplane
 from netloom.kernel.desired import Desired
 from netloom.kernel.rows import NexthopMessages
@@ -118,6 +121,24 @@ async def test_refused_for_good(foreign: Namespace, planes: Planes, request_type
         story.commands.heal()
         async with running(story.plane):
             await story.ends_well()
+
+
+@pytest.mark.parametrize("request_type", ["newlink", "newaddr", "newneigh", "newnexthop", "newroute"])
+async def test_a_timer_that_ends_early_loses_no_retry(
+    node: Namespace, planes: Planes, request_type: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The belt is off, and no event wakes it up: what is not tried when its time has come is never tried."""
+    monkeypatch.setattr(trouble, "time", SimpleNamespace(monotonic=lambda: time.monotonic() - 0.002))
+    commands = FaultyCommands()
+    plane = await planes.open(commands=lambda: commands)
+    monkeypatch.setattr(plane, "_on_readable", plane._drain)
+    plane._listen()
+    commands.refuse(request_type, errno.EBUSY, times=1)
+    async with running(plane):
+        report = await plane.apply(after())
+        assert [failure.kind for failure in report.failures] == [KIND_OF[request_type]]
+        await eventually(lambda: plane.report.in_sync, lambda: str(plane.report))
+    assert commands.refused == 1
 
 
 async def test_one_refused_nexthop_does_not_stop_the_others(node: Namespace, planes: Planes) -> None:

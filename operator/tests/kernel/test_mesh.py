@@ -48,6 +48,24 @@ def test_the_older_has_what_both_claim_in_any_order() -> None:
         assert Prefix.parse("10.3.0.0/24") in mesh.routes.desired
 
 
+def test_a_held_peer_makes_way_for_a_wider_cidr_of_one_that_lives_and_for_none_that_is_held() -> None:
+    held = msgspec.structs.replace(peer(2, "10.9.0.0/24", "10.2.0.0/24"), held=True)
+    wide, prefix = peer(3, "10.9.0.0/16"), Prefix.parse("10.9.0.0/24")
+    mesh = mesh_of(held, peer(4))
+    assert prefix in mesh.routes.desired
+    mesh.set_peer(wide)
+    assert prefix not in mesh.routes.desired
+    assert Prefix.parse("10.2.0.0/24") in mesh.routes.desired
+    mesh.set_peer(msgspec.structs.replace(wide, held=True))
+    assert prefix in mesh.routes.desired
+    mesh.set_peer(wide)
+    mesh.remove_peer("node-3")
+    assert prefix in mesh.routes.desired
+    mesh.set_peer(wide)
+    mesh.set_peer(msgspec.structs.replace(held, held=False))
+    assert prefix in mesh.routes.desired, "two that live settle it by the longer prefix"
+
+
 def test_who_has_no_address_of_its_own_has_nothing() -> None:
     twin = msgspec.structs.replace(peer(3, since="2026-02"), underlay=peer(2).underlay)
     mesh = mesh_of(peer(2, since="2026-01"), twin)
@@ -149,7 +167,8 @@ def test_who_can_only_be_reached_natively_and_is_not_is_stranded() -> None:
     assert mesh.pending() == [], "nothing is to be done for a peer without a way"
 
 
-CIDRS = [Prefix.parse(text) for text in ("10.1.0.0/24", "10.2.0.0/24", "10.3.0.0/24", "fd00:1::/64", "fd00:2::/64")]
+TEXTS = ("10.1.0.0/24", "10.2.0.0/24", "10.3.0.0/24", "10.2.0.0/23", "fd00:1::/64", "fd00:2::/64")
+CIDRS = [Prefix.parse(text) for text in TEXTS]
 UNDERLAYS = [parse_address(f"192.168.7.{n}") for n in range(2, 6)]
 UNDERLAYS6 = [parse_address(f"fd07::{n}") for n in range(2, 6)]
 peers = st.builds(
@@ -161,6 +180,7 @@ peers = st.builds(
     since=st.sampled_from(["", "2026-01", "2026-02"]),
     ways=st.lists(st.sampled_from([VXLAN, GENEVE, NATIVE]), unique=True).map(tuple),
     underlay6=st.sampled_from([b"", *UNDERLAYS6]),
+    held=st.booleans(),
 )
 carriers = st.builds(
     Carriers,

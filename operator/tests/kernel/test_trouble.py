@@ -1,12 +1,14 @@
 """Delays: the first repairs are immediate, failures and fights wait longer each time, quiet is forgiven."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from netloom.kernel import sysctl
-from netloom.kernel.backoff import FREE_REPAIRS, LONGEST_SECONDS, QUIET_SECONDS, Backoff
+from netloom.kernel import sysctl, trouble
+from netloom.kernel.backoff import FIRST_SECONDS, FREE_REPAIRS, LONGEST_SECONDS, QUIET_SECONDS, Backoff
 from netloom.kernel.sysctl import Sysctl, SysctlRecord
+from netloom.kernel.trouble import Troubles
 
 
 def test_failures_double_their_delay_up_to_a_limit() -> None:
@@ -18,6 +20,23 @@ def test_failures_double_their_delay_up_to_a_limit() -> None:
         assert backoff.held(now) == set()
     assert delays[:4] == [0.1, 0.2, 0.4, 0.8]
     assert delays[-1] == LONGEST_SECONDS
+
+
+def test_what_was_held_is_waited_for_even_if_its_time_came_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr(trouble, "time", SimpleNamespace(monotonic=lambda: now))
+    troubles = Troubles()
+    troubles.begin()
+    troubles.refused(("route", "10.2.0.0/24"), "busy", "")
+    now = 100.0 + FIRST_SECONDS - 0.0005  # the timer ended early
+    troubles.begin()
+    assert troubles.held() == {("route", "10.2.0.0/24")}
+    now += 0.001
+    assert troubles.held() == {("route", "10.2.0.0/24")}
+    assert troubles.next() == 100.0 + FIRST_SECONDS
+    troubles.begin()
+    assert troubles.held() == set()
+    assert troubles.next() is None
 
 
 def test_the_first_repairs_are_immediate_and_a_fight_is_not() -> None:

@@ -1,13 +1,15 @@
 """An API server for tests that misbehaves as it is told. It exists to inject faults; a real one serves the e2e tests.
 
-It holds objects, numbers their versions, keeps their history, and answers list (chunked), watch, get, create, update,
-merge patch and delete, with compare-and-swap. `server.on(verb, fault, ...)` gives the next requests of that verb to
-the faults, in order; None stands for the ordinary answer. Every request is recorded, so that a test can say how many
-there may be.
+It holds objects, numbers their versions, keeps their history, and answers list (chunked), ask (a list of one object),
+watch, get, create, update, merge patch and delete, with compare-and-swap. `server.on(verb, fault, ...)` gives the next
+requests of that verb to the faults, in order; None stands for the ordinary answer. Every request is recorded, so that a
+test can say how many there may be.
 """
 
 import asyncio
 import copy
+import datetime as dt
+import email.utils
 import json
 import re
 import uuid
@@ -102,6 +104,8 @@ class ScriptedApi:
     snapshots: dict[str, list[Object]] = field(default_factory=dict)
     transports: set[asyncio.Transport] = field(default_factory=set)
     changed: asyncio.Event = field(default_factory=asyncio.Event)
+    ahead: dt.timedelta = dt.timedelta()
+    """Of its clock, as the Date of its answers tells it; the test's own is right."""
 
     def on(self, verb: str, *faults: Fault | None) -> None:
         self.scripts[verb].extend(faults)
@@ -147,6 +151,11 @@ class ScriptedApi:
 
     # Answers
 
+    async def date(self, _request: web.Request, response: web.StreamResponse) -> None:
+        if self.ahead:
+            now = dt.datetime.now(dt.UTC) + self.ahead
+            response.headers["Date"] = email.utils.format_datetime(now, usegmt=True)
+
     async def handle(self, request: web.Request) -> web.StreamResponse:
         if request.path == "/version":
             verb, collection, name = "version", "", ""
@@ -156,7 +165,7 @@ class ScriptedApi:
                 return web.json_response(status(404, "NotFound", "no such path"), status=404)
             within = f"/namespaces/{match['namespace']}" if match["namespace"] else ""
             collection, name = f"{match['api']}{within}/{match['plural']}", match["name"] or ""
-            verb = _VERBS.get(request.method) or ("get" if name else "watch" if "watch" in request.query else "list")
+            verb = _VERBS.get(request.method) or _read(request, name)
         if request.transport is not None:
             self.transports.add(request.transport)
         content = await request.read()
@@ -174,6 +183,8 @@ class ScriptedApi:
     async def answer(self, call: Call) -> web.StreamResponse:
         if call.verb == "watch":
             return await self._watch(call)
+        if call.verb == "ask":
+            return web.json_response(self._list(call))
         return web.json_response(getattr(self, f"_{call.verb}")(call))
 
     def _version(self, _call: Call) -> Object:
@@ -235,6 +246,13 @@ class ScriptedApi:
                 raise Refusal(409, "Conflict", f"the {key} of {call.name} is another")
 
 
+def _read(request: web.Request, name: str) -> str:
+    """A list of one object is a question: how far does your history reach?"""
+    if name:
+        return "get"
+    return "watch" if "watch" in request.query else "ask" if request.query.get("limit") == "1" else "list"
+
+
 def _merged(held: Any, patch: Any) -> Any:
     """RFC 7386."""
     if not isinstance(patch, dict):
@@ -254,6 +272,7 @@ async def serving(**options: Any) -> AsyncIterator[ScriptedApi]:
     server = ScriptedApi()
     app = web.Application(client_max_size=64 << 20)
     app.router.add_route("*", "/{path:.*}", server.handle)
+    app.on_response_prepare.append(server.date)
     runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.05, access_log=None)
     await runner.setup()
     try:

@@ -171,6 +171,23 @@ def test_retry_after_may_be_a_date():
     assert seconds is not None
     assert 50 < seconds <= 60
     assert errors.parse_retry_after("Wed, 21 Oct 2015 07:28:00 GMT") == 0.0
+    assert errors.parse_retry_after("Wed, 21 Oct 2015 07:28:00") == 0.0, "one without a zone"
+
+
+async def test_a_date_to_try_again_is_of_the_clock_of_who_answers(server: ScriptedApi, api: Api):
+    """An API server whose clock is two hours ahead, or that we are behind of: the wait is meant in its time."""
+
+    async def later(call: Call) -> web.StreamResponse:
+        now = dt.datetime.now(dt.UTC) + dt.timedelta(hours=2)
+        then = now + dt.timedelta(seconds=30)
+        date, again = (email.utils.format_datetime(each, usegmt=True) for each in (now, then))
+        return web.Response(status=503, headers={"Date": date, "Retry-After": again})
+
+    server.on("get", later)
+    with pytest.raises(Unavailable) as refused:
+        await api.get(NODES, "a")
+    assert refused.value.retry_after is not None
+    assert 20 < refused.value.retry_after <= 31
 
 
 async def test_every_request_has_an_end(server: ScriptedApi, kubeconfig: str):

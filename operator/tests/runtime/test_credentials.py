@@ -14,7 +14,7 @@ import yaml
 from aiohttp import web
 
 from netloom.api.core import NODES
-from netloom.runtime import credentials, slim
+from netloom.runtime import credentials, kubeconfig
 from netloom.runtime.client import Api
 from netloom.runtime.errors import ConfigError, Unauthorized
 from netloom_e2e.certificates import Authority
@@ -97,7 +97,7 @@ async def test_a_plugins_token_is_renewed_before_it_ends(tmp_path: Path):
     auth = await credentials.load(write_kubeconfig(tmp_path / "k", {"server": "http://x"}, user), clock=clock)
     set_token("two")
     assert await auth.authorization() == "Bearer one"
-    clock.now += credentials.REFRESH_SECONDS
+    clock.now += kubeconfig.REFRESH_SECONDS
     assert {await auth.authorization() for _ in range(5)} == {"Bearer two"}
     assert runs() == 2
 
@@ -108,7 +108,7 @@ async def test_a_plugins_token_that_lasts_is_kept(tmp_path: Path):
     clock = Clock()
     auth = await credentials.load(write_kubeconfig(tmp_path / "k", {"server": "http://x"}, user), clock=clock)
     for _ in range(10):
-        clock.now += credentials.REFRESH_SECONDS
+        clock.now += kubeconfig.REFRESH_SECONDS
         assert await auth.authorization() == "Bearer one"
     assert runs() == 1
 
@@ -119,8 +119,29 @@ async def test_a_plugin_that_fails_later_leaves_the_old_token(tmp_path: Path):
     clock = Clock()
     auth = await credentials.load(write_kubeconfig(tmp_path / "k", {"server": "http://x"}, user), clock=clock)
     (tmp_path / "plugin").write_text("#!/bin/sh\necho no network >&2; exit 1\n")
-    clock.now += credentials.REFRESH_SECONDS
+    clock.now += kubeconfig.REFRESH_SECONDS
     assert await auth.authorization() == "Bearer one"
+
+
+async def test_a_plugin_that_another_replaces_and_fails_is_not_run_for_every_refusal(
+    server: ScriptedApi, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(credentials, "LOOK_SECONDS", 0.0)
+    user, set_token, _runs = plugin(tmp_path, lifetime=None)
+    set_token("one")
+    path = write_kubeconfig(tmp_path / "k", {"server": server.url}, user)
+    async with await Api.connect(path) as api:
+        other = tmp_path / "other"
+        other.write_text(f"#!/bin/sh\necho run >>{tmp_path}/others\necho no network >&2; exit 1\n")
+        other.chmod(0o755)
+        write_kubeconfig(tmp_path / "k", {"server": server.url}, {"exec": user["exec"] | {"command": str(other)}})
+        await api.list(NODES)
+        assert server.calls[-1].headers["Authorization"] == "Bearer one"
+        server.faulty = wants(lambda: "two")
+        for _ in range(10):
+            with pytest.raises(Unauthorized, match=r"what is on disk now cannot be used: .* no network"):
+                await api.list(NODES)
+    assert (tmp_path / "others").read_text() == "run\n"
 
 
 async def test_a_token_file_is_read_again(tmp_path: Path):
@@ -132,7 +153,7 @@ async def test_a_token_file_is_read_again(tmp_path: Path):
     assert await auth.authorization() == "Bearer one"
     token.write_text("two\n")
     assert await auth.authorization() == "Bearer one"
-    clock.now += credentials.REFRESH_SECONDS
+    clock.now += kubeconfig.REFRESH_SECONDS
     assert await auth.authorization() == "Bearer two"
 
 
@@ -147,12 +168,10 @@ async def test_a_pods_token_is_read_again(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.96.0.1")
     monkeypatch.setenv("KUBERNETES_SERVICE_PORT", "443")
-    files = {"token_filename": str(tmp_path / "token"), "cert_filename": str(tmp_path / "ca.crt")}
+    monkeypatch.setattr(credentials, "SERVICE_ACCOUNT", tmp_path)
+    monkeypatch.setattr(credentials, "LOOK_SECONDS", 0.0)
     (tmp_path / "ca.crt").write_text("certificate")
     (tmp_path / "token").write_text("one")
-    load = slim.load_incluster_config
-    monkeypatch.setattr(slim, "load_incluster_config", lambda **given: load(**given, **files))
-    monkeypatch.setattr(slim._incluster, "TOKEN_REFRESH_PERIOD", dt.timedelta(0))
     auth = await credentials.load()
     assert auth.host == "https://10.96.0.1:443"
     assert await auth.authorization() == "Bearer one"
@@ -167,7 +186,7 @@ def authority(tmp_path: Path) -> Authority:
     return Authority(tmp_path / "pki", "test-ca")
 
 
-def tls(authority: Authority, *hosts: str) -> ssl.SSLContext:
+def serve_tls(authority: Authority, *hosts: str) -> ssl.SSLContext:
     pair = authority.issue("server", "kube-apiserver", hosts=hosts or ["127.0.0.1"])
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=str(authority.certificate))
     context.load_cert_chain(pair.certificate, pair.key)
@@ -178,7 +197,7 @@ def tls(authority: Authority, *hosts: str) -> ssl.SSLContext:
 async def test_a_client_certificate_is_shown_to_requests_and_watches(authority: Authority, tmp_path: Path):
     client = authority.issue("client", "system:node:a")
     user = {"client-certificate": str(client.certificate), "client-key": str(client.key)}
-    async with serving(ssl_context=tls(authority)) as server:
+    async with serving(ssl_context=serve_tls(authority)) as server:
         server.put("/api/v1/nodes", {"metadata": {"name": "a"}})
         cluster = {"server": server.url, "certificate-authority": str(authority.certificate)}
         async with await Api.connect(write_kubeconfig(tmp_path / "k", cluster, user)) as api:
@@ -191,7 +210,7 @@ async def test_the_servers_certificate_may_be_for_another_name(authority: Author
     """`tls-server-name`: the API server is reached through a tunnel or by an address of its own."""
     client = authority.issue("client", "system:node:a")
     user = {"client-certificate": str(client.certificate), "client-key": str(client.key)}
-    async with serving(ssl_context=tls(authority, "api.example.org")) as server:
+    async with serving(ssl_context=serve_tls(authority, "api.example.org")) as server:
         cluster = {"server": server.url, "certificate-authority": str(authority.certificate)}
         async with await Api.connect(write_kubeconfig(tmp_path / "k", cluster, user)) as api:
             with pytest.raises(ConfigError, match="not trusted"):
@@ -207,19 +226,20 @@ async def test_an_unknown_authority_is_one_sentence(authority: Authority, tmp_pa
     client = authority.issue("client", "system:node:a")
     user = {"client-certificate": str(client.certificate), "client-key": str(client.key)}
     other = Authority(tmp_path / "other", "other-ca")
-    async with serving(ssl_context=tls(authority)) as server:
+    async with serving(ssl_context=serve_tls(authority)) as server:
         cluster = {"server": server.url, "certificate-authority": str(other.certificate)}
         async with await Api.connect(write_kubeconfig(tmp_path / "k", cluster, user)) as api:
             with pytest.raises(ConfigError) as caught:
                 await api.check()
-    assert str(caught.value).startswith(f"the API server at {server.url} shows a certificate that is not trusted: ")
+    shows = f"the API server at {server.url} shows a certificate that {other.certificate} does not trust: "
+    assert str(caught.value).startswith(shows)
     assert "\n" not in str(caught.value)
 
 
 async def test_a_broken_certificate_file_is_one_sentence(authority: Authority, tmp_path: Path):
     (tmp_path / "ca.crt").write_text("no certificate")
     cluster = {"server": "https://127.0.0.1:1", "certificate-authority": str(tmp_path / "ca.crt")}
-    with pytest.raises(ConfigError, match=r"a certificate or key for https://127\.0\.0\.1:1 cannot be used"):
+    with pytest.raises(ConfigError, match=r"a certificate or key for https://127\.0\.0\.1:1 cannot be used: .*ca\.crt"):
         await Api.connect(write_kubeconfig(tmp_path / "k", cluster, {"token": "t"}))
 
 

@@ -12,9 +12,11 @@ from netloom.api.events import Event, ObjectReference
 from netloom.api.meta import ObjectMeta
 from netloom.runtime import metrics
 from netloom.runtime.client import Api
+from netloom.runtime.clock import ServerClock
 from netloom.runtime.events import EventRecorder, Limits, reference
 from tests.runtime import scripted, virtual
 from tests.runtime.scripted import ScriptedApi, until
+from tests.runtime.virtual import on_both_loops
 
 PATH = "/api/v1/namespaces/default/events"
 NODE = ObjectReference(api_version="v1", kind="Node", name="a", uid="u-1")
@@ -80,6 +82,7 @@ class Recording:
     """What the recorder uses of `Api`, with the times of its writes."""
 
     writes: list[tuple[float, str, int]] = field(default_factory=list)
+    clock: ServerClock = field(default_factory=ServerClock)
 
     async def create(self, _res: object, event: Event) -> Event:
         self.writes.append((asyncio.get_running_loop().time(), "create", event.count))
@@ -90,7 +93,8 @@ class Recording:
         self.writes.append((asyncio.get_running_loop().time(), "patch", patch["count"]))
 
 
-def test_repetitions_are_written_at_growing_distances():
+@on_both_loops
+def test_repetitions_are_written_at_growing_distances(loop: Callable[[], Any]):
     api = Recording()
 
     async def scene() -> None:
@@ -105,7 +109,7 @@ def test_repetitions_are_written_at_growing_distances():
         task.cancel()
         await asyncio.wait([task])
 
-    virtual.run(scene())
+    virtual.run(scene(), loop)
     # Said each second for a minute; the last write has what was said since the one before.
     assert api.writes == [
         (0, "create", 1), (5, "patch", 5), (15, "patch", 15), (35, "patch", 35), (55, "patch", 55), (75, "patch", 60),

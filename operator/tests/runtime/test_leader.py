@@ -19,14 +19,17 @@ from typing import Any
 
 import msgspec
 import pytest
+import structlog
 
 from netloom.api.coordination import LEASES, Lease, LeaseSpec
 from netloom.api.meta import ObjectMeta
 from netloom.runtime.client import Api
+from netloom.runtime.clock import ServerClock
 from netloom.runtime.errors import AlreadyExists, Conflict, NotFound, Unavailable
 from netloom.runtime.leader import EXIT_LEASE_LOST, MARGIN, LeaderElector, Lost
 from tests.runtime import scripted, virtual
 from tests.runtime.scripted import ScriptedApi, until
+from tests.runtime.virtual import in_virtual_time, on_both_loops
 
 PATH = "/apis/coordination.k8s.io/v1/namespaces/kube-system/leases"
 LEASE, DEADLINE, RETRY = 15.0, 10.0, 2.0
@@ -58,6 +61,7 @@ class LeaseClient:
 
     server: LeaseServer
     who: str
+    clock: ServerClock = field(default_factory=ServerClock)
 
     async def get(self, _res: object, _name: str, _namespace: str) -> Lease:
         return await self._send(self._get)
@@ -172,16 +176,6 @@ def now() -> float:
 async def passes(seconds: float) -> None:
     """Virtual time passes."""
     await asyncio.sleep(seconds)
-
-
-def in_virtual_time(scene: Callable[[], Awaitable[None]]) -> Callable[[], None]:
-    """A test whose clock is virtual."""
-
-    def test() -> None:
-        virtual.run(scene())  # type: ignore[arg-type]
-
-    test.__name__, test.__doc__ = scene.__name__, scene.__doc__
-    return test
 
 
 @in_virtual_time
@@ -368,6 +362,37 @@ async def test_a_lease_taken_by_force_ends_the_holder_at_its_next_renewal():
 
 
 @in_virtual_time
+async def test_a_lost_lease_ends_a_term_in_one_line_and_the_next_is_competed_for_at_once():
+    """Taken, deleted, out of reach: an ordinary event each, which no supervisor hears of."""
+    server, stage = LeaseServer(), Stage()
+    with structlog.testing.capture_logs() as said:
+        one = asyncio.create_task(elector(server, "one", stage).compete(stage.work("one")))
+        await passes(31)
+        assert server.lease is not None
+        spec = msgspec.structs.replace(server.lease.spec, holder_identity="kubectl-edit")
+        server.write(msgspec.structs.replace(server.lease, spec=spec))
+        await passes(LEASE + 2 * RETRY)
+        server.lease = None
+        await passes(2 * RETRY)
+        server.network = lambda _who: (float("inf"), 0.0)
+        await passes(DEADLINE + 2 * RETRY)
+        server.network = lambda _who: (0.0, 0.0)
+        await passes(2 * LEASE)
+        assert stage.working == {"one"}
+        await end(one)
+    assert [what for _, _, what in stage.history] == ["begins", "ends"] * 4
+    lost = [line["why"] for line in said if line["event"] == "not leading any more"]
+    assert lost == [
+        "lease operator was taken by kubectl-edit",
+        "lease operator was deleted",
+        "lease operator could not be renewed in time: no answer",
+    ]
+    loud = {line["event"] for line in said if line["log_level"] not in ("debug", "info")}
+    assert loud == {"not leading any more", "lease not readable"}
+    assert not any("exc_info" in line for line in said)
+
+
+@in_virtual_time
 async def test_another_write_to_the_lease_is_no_reason_to_end():
     server, stage = LeaseServer(), Stage()
     one = asyncio.create_task(elector(server, "one", stage).run(stage.work("one")))
@@ -414,11 +439,12 @@ def test_a_lease_that_leaves_no_time_is_refused(numbers: tuple[float, float, flo
 
 
 @pytest.mark.parametrize("seed", range(25))
-def test_two_never_work_at_the_same_time(seed: int):
+@on_both_loops
+def test_two_never_work_at_the_same_time(seed: int, loop: Callable[[], Any]):
     """Three candidates for half an hour: slow, lost, late and unanswered requests, partitions, clocks that are set,
     that run 1 % fast or slow, crashes, graceful stops, restarts, and work that takes its time to end."""
     random.seed(seed)  # the elector's own dice
-    virtual.run(_history(random.Random(seed)))
+    virtual.run(_history(random.Random(seed)), loop)
 
 
 async def _history(dice: random.Random) -> None:

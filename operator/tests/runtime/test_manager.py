@@ -17,6 +17,7 @@ from netloom.runtime.errors import ConfigError
 from netloom.runtime.health import Health
 from netloom.runtime.manager import EXIT_OVERSTAYED, Crashed, Manager
 from tests.runtime.scripted import until
+from tests.runtime.virtual import in_virtual_time
 
 
 async def for_ever() -> None:
@@ -72,13 +73,45 @@ async def test_a_restartable_component_is_started_again_and_the_others_go_on():
     task = asyncio.create_task(manager.run())
     await until(lambda: shaky.begun == 4)
     assert (steady.begun, steady.ended) == (1, 0)
-    assert not manager.health.not_ready()
+    await until(lambda: not manager.health.not_ready())
     assert metrics.REGISTRY.get_sample_value("netloom_component_restarts_total", {"component": "shaky"}) == before + 3
     manager.stop()
     await task
 
 
-async def test_a_crashed_component_shows_until_it_runs_again():
+@in_virtual_time
+async def test_a_component_that_crashes_again_and_again_is_not_ready_in_between():
+    broken = True
+
+    async def shaky() -> None:
+        await asyncio.sleep(5)
+        if broken:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(Part(AttributeError("no attribute 'when'")).run())
+        await for_ever()
+
+    told: list[tuple[str, ...]] = []
+    manager = Manager(on_crash=lambda: told.append(manager.crashes))
+    manager.add("shaky", shaky, restart=True)
+    task = asyncio.create_task(manager.run())
+    ready = []
+    for _ in range(300):
+        await asyncio.sleep(1)
+        ready.append(not manager.health.not_ready())
+    assert any(ready[:20]), "one crash is no catastrophe"
+    assert not any(ready[30:])
+    assert manager.health.not_ready() == {"component shaky": "crashed: no attribute 'when'"}
+    sentence = "shaky crashed: no attribute 'when'. It is started again; the log has the details."
+    assert set(told) == {(), (sentence,)}
+    broken = False
+    await asyncio.sleep(121)
+    assert manager.health.not_ready() == {}
+    assert (manager.crashes, told[-1]) == ((), ())
+    manager.stop()
+    await task
+
+
+async def test_a_crashed_component_shows_until_it_has_run_for_a_while():
     manager, part = Manager(restart_delay=3600.0), Part(ValueError("no disk"))
     manager.add("part", part.run, restart=True)
     task = asyncio.create_task(manager.run())

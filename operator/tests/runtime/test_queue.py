@@ -1,18 +1,22 @@
-"""The work queue and the controller, in virtual time."""
+"""The work queue and the controller, in virtual time, and where it is about the loops' timers, in real time as well."""
 
 import asyncio
 import random
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
+from typing import Any
 
 import pytest
+import uvloop
 from prometheus_client import generate_latest
 
 from netloom.runtime import metrics
 from netloom.runtime.controller import Controller
-from netloom.runtime.errors import Conflict, TooManyRequests
+from netloom.runtime.errors import Conflict, Forbidden, TooManyRequests
 from netloom.runtime.queue import WorkQueue
 from tests.runtime import virtual
+from tests.runtime.scripted import until
+from tests.runtime.virtual import in_virtual_time, on_both_loops
 
 
 def now() -> float:
@@ -21,14 +25,6 @@ def now() -> float:
 
 async def passes(seconds: float) -> None:
     await asyncio.sleep(seconds)
-
-
-def in_virtual_time(scene: Callable[[], Awaitable[None]]) -> Callable[[], None]:
-    def test() -> None:
-        virtual.run(scene())  # type: ignore[arg-type]
-
-    test.__name__ = scene.__name__
-    return test
 
 
 def exact(base: float = 1.0, cap: float = 60.0) -> WorkQueue:
@@ -110,19 +106,18 @@ async def test_success_makes_a_waiting_retry_needless_but_not_a_wished_look():
 @in_virtual_time
 async def test_ten_thousand_waiting_keys_need_one_timer():
     queue = WorkQueue(draw=random.Random(1).random)
-    loop = asyncio.get_running_loop()
     for number in range(10_000):
         queue.add_after(f"n{number}", 1 + number % 7)
         queue.retry(f"n{number}")
-    timers = [handle for handle in loop._scheduled if not handle.cancelled()]  # type: ignore[attr-defined]
-    assert len(timers) == 1
+    assert len(asyncio.get_running_loop().timers()) == 1  # type: ignore[attr-defined]
     got = Counter([await queue.get() for _ in range(10_000)])
     assert set(got.values()) == {1}
 
 
-def test_no_key_ever_runs_twice_at_once_and_none_is_lost():
+@on_both_loops
+def test_no_key_ever_runs_twice_at_once_and_none_is_lost(loop: Callable[[], Any]):
     for seed in range(20):
-        virtual.run(_storm(random.Random(seed)))
+        virtual.run(_storm(random.Random(seed)), loop)
 
 
 async def _storm(dice: random.Random) -> None:
@@ -162,6 +157,74 @@ async def _storm(dice: random.Random) -> None:
         worker.cancel()
     for done in await asyncio.gather(*workers, return_exceptions=True):
         assert isinstance(done, asyncio.CancelledError)
+
+
+@in_virtual_time
+async def test_times_that_a_timer_cannot_tell_apart_lose_no_key():
+    queue = WorkQueue()
+    queue.add_after("a", 0.0004)
+    queue.add_after("b", 0.0002)
+    queue.add_after("c", 5.0104)
+    queue.add_after("d", 5.0106)
+    queue.add_after("e", 5.0106)
+    got = [await queue.get() for _ in range(5)]
+    assert (sorted(got[:2]), got[2:]) == (["a", "b"], ["c", "d", "e"])
+    assert round(now(), 2) == 5.01
+    assert (len(queue), queue.waiting, asyncio.get_running_loop().timers()) == (0, 0, [])  # type: ignore[attr-defined]
+
+
+@in_virtual_time
+async def test_who_was_woken_early_does_not_look_again_and_again():
+    looks = 0
+    due = now() + 0.0104
+
+    async def reconcile(_key: str) -> float | None:
+        nonlocal looks
+        looks += 1
+        return due - now() if now() < due else None
+
+    async with Running(Controller("t8", reconcile)) as controller:
+        controller.enqueue_after("a", 0.0104)
+        await passes(1)
+    assert 1 <= looks <= 2
+
+
+async def test_a_thousand_keys_that_fail_and_fail_are_retried_for_ever():
+    """On the real loops: their retries come so close that one is due before the timer for it is set."""
+    attempts: Counter[str] = Counter()
+
+    async def reconcile(key: str) -> None:
+        attempts[key] += 1
+        raise Forbidden(403, "Forbidden", "a policy denies it")
+
+    async with Running(Controller("t9", reconcile, workers=50, queue=WorkQueue(0.001, 0.5))) as controller:
+        for number in range(1000):
+            controller.enqueue(f"n{number}")
+        await until(lambda: len(attempts) == 1000 and min(attempts.values()) >= 8)
+        assert len(controller.failing) == 1000
+
+
+def test_uvloop_in_virtual_time_has_the_timers_of_uvloop():
+    real, model = uvloop.new_event_loop(), virtual.VirtualUvloop()
+    try:
+        for seconds in (-1.0, 0.0, 0.0002, 0.0004, 0.0006, 0.0104, 7.0):
+            says = [hasattr(loop.call_later(seconds, print), "when") for loop in (real, model)]
+            assert says[0] == says[1], seconds
+    finally:
+        real.close()
+        model.close()
+    early = [virtual.run(_how_early(0.0104), virtual.VirtualUvloop)]
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        # A machine that is busy is late: one of many is enough.
+        early += [next(seconds for _ in range(500) if (seconds := runner.run(_how_early(0.0104))) > 0)]
+    assert all(0.0003 < seconds < 0.0005 for seconds in early)
+
+
+async def _how_early(seconds: float) -> float:
+    """By how much a timer ends before its time, on the loop's own clock."""
+    due = now() + seconds
+    await passes(seconds)
+    return due - now()
 
 
 # The controller
@@ -305,8 +368,9 @@ async def test_a_stop_in_the_middle_of_a_run_is_a_cancellation():
 
 
 @pytest.mark.parametrize("error", [None, ValueError("x"), Conflict(409, "Conflict", "x")])
-def test_runs_are_counted(error: Exception | None):
-    name = f"counted-{type(error).__name__}"
+@on_both_loops
+def test_runs_are_counted(error: Exception | None, loop: Callable[[], Any]):
+    name = f"counted-{type(error).__name__}-{loop.__name__}"
 
     async def scene() -> None:
         async def reconcile(_key: str) -> None:
@@ -319,7 +383,7 @@ def test_runs_are_counted(error: Exception | None):
             text = generate_latest(metrics.REGISTRY).decode()
             assert f'netloom_failing_keys{{controller="{name}"}} {1.0 if error else 0.0}' in text
 
-    virtual.run(scene())
+    virtual.run(scene(), loop)
     text = generate_latest(metrics.REGISTRY).decode()
     assert f'netloom_reconciles_total{{controller="{name}",result="{"error" if error else "success"}"}} 1.0' in text
     assert f'netloom_reconcile_seconds_count{{controller="{name}"}} 1.0' in text

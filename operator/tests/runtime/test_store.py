@@ -130,7 +130,7 @@ def test_what_is_to_be_kept_survives_a_list(store: Store[Node]):
 def test_an_irrelevant_change_is_cached_and_not_told(store: Store[Node], told):
     store.put(node("a", "1"))
     told.clear()
-    store.put(node("a", "2", beat="1"), lambda _old, _new: False)
+    store.take(node("a", "2", beat="1"), lambda _old, _new: False)
     store.replace({"a": node("a", "3", beat="2")}, lambda _old, _new: False)
     assert not told
     held = store.get("a")

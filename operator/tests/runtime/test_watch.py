@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from aiohttp import web
 
@@ -52,7 +53,8 @@ class Watcher:
         self.heard: list[tuple[str, str]] = []
         self.pauses: list[float] = []
         self.store.subscribe(self._hear)
-        timing = Timing(inactivity=options.pop("inactivity", 5.0), base=0.25, cap=30.0)
+        given = {key: options.pop(key) for key in ("inactivity", "healthy", "relist") if key in options}
+        timing = msgspec.structs.replace(Timing(inactivity=5.0, base=0.25, cap=30.0, relist=600.0), **given)
         self.watch = ListWatch(api, self.store, timing=timing, sleep=self._sleep, **options)
 
     def _hear(self, key: str, old: Node | None, new: Node | None) -> None:
@@ -206,26 +208,28 @@ async def test_pauses_begin_anew_after_an_event_that_brought_something(
     assert watcher.pauses[6] <= 0.25
 
 
-async def test_a_half_open_stream_is_left_and_resumed(server: ScriptedApi, start: Callable[..., Watcher]):
+async def test_silence_is_ended_by_a_list(server: ScriptedApi, start: Callable[..., Watcher]):
+    """A stream that never says anything, and a watch that is never answered: both may be from the server's future."""
     server.put(PATH, node("a"))
     server.on("watch", scripted.half_open, scripted.hang)
     watcher = start(inactivity=0.1)
     await equal(watcher, server)
     server.put(PATH, node("b"))
+    await until(lambda: server.count("watch") == 3)
     await equal(watcher, server)
-    assert server.count("list") == 1
-    assert [query["resourceVersion"] for query in server.queries("watch")] == ["101"] * 3
+    assert (server.count("list"), server.count("ask")) == (3, 0)
 
 
-async def test_a_stream_that_falls_silent_is_resumed_behind_its_last_event(
-    server: ScriptedApi, start: Callable[..., Watcher]
-):
+async def test_a_stream_that_falls_silent_is_not_resumed(server: ScriptedApi, start: Callable[..., Watcher]):
     server.put(PATH, node("a"))
     server.on("watch", scripted.events(("ADDED", at(102, "b")), ("BOOKMARK", at(107, "")), then="hang"))
-    start(inactivity=0.1)
+    watcher = start(inactivity=0.1)
+    await until(lambda: "b" in watcher.store)
+    server.version = 110
     await until(lambda: server.count("watch") == 2)
-    assert server.queries("watch")[1]["resourceVersion"] == "107"
-    assert server.count("list") == 1
+    assert [query["resourceVersion"] for query in server.queries("watch")] == ["101", "110"]
+    assert "b" not in watcher.store
+    assert server.count("list") == 2
 
 
 async def test_a_stream_that_speaks_now_and_then_is_not_silent(server: ScriptedApi, start: Callable[..., Watcher]):
@@ -370,9 +374,7 @@ async def test_an_older_version_never_replaces_a_newer_one(server: ScriptedApi, 
     assert (server.count("list"), server.count("watch")) == (1, 1)
 
 
-async def test_news_from_behind_the_position_count_and_the_stream_is_not_resumed(
-    server: ScriptedApi, start: Callable[..., Watcher]
-):
+async def test_news_from_behind_the_position_end_the_stream_at_once(server: ScriptedApi, start: Callable[..., Watcher]):
     server.put(PATH, node("a"))
 
     async def disorder(call: Call) -> web.StreamResponse:
@@ -381,7 +383,7 @@ async def test_news_from_behind_the_position_count_and_the_stream_is_not_resumed
         server.put(PATH, node("lost"))  # 104: between what is sent, and never sent
         server.put(PATH, node("d"))
         shuffled = [("ADDED", at(105, "d")), ("ADDED", at(103, "c")), ("ADDED", at(102, "b"))]
-        return await scripted.events(*shuffled)(call)
+        return await scripted.events(*shuffled, then="hang")(call)
 
     server.on("watch", disorder)
     watcher = start()
@@ -426,34 +428,162 @@ async def test_a_stale_list_is_not_believed(server: ScriptedApi, start: Callable
     async def stale(_call: Call) -> web.StreamResponse:
         return web.json_response(old)
 
-    server.on("list", None, stale, stale)
+    server.on("list", None, stale)
     server.on("watch", scripted.events(("BOOKMARK", at(105, ""))), scripted.in_stream(410, "Expired"))
     server.version = 105
     watcher = start()
     await until(lambda: server.count("watch") == 3)
     assert ("a", "gone") not in watcher.heard
     await still_follows(watcher, server)
-    assert (server.count("list"), server.count("watch")) == (4, 3)
+    assert (server.count("list"), server.count("watch")) == (3, 3)
 
 
-async def test_a_history_that_went_back_is_believed_in_the_end(server: ScriptedApi, start: Callable[..., Watcher]):
-    """etcd was restored from a backup: versions are lower than before, and the server is right all the same."""
+async def restored(server: ScriptedApi, watcher: Watcher, *, then: int) -> None:
+    """What the watcher holds is of a history that the server lost: etcd was restored from a backup of version 100, and
+    has come to version `then` since. Each object that the watcher knows is gone, changed or of another version."""
     server.version = 5000
-    server.put(PATH, node("a"))
-    server.put(PATH, node("b"))
-    watcher = start()
+    for name in "abc":
+        server.put(PATH, node(name))
     await equal(watcher, server)
-    server.drop(PATH, "b")
-    server.version = 100
+    server.drop(PATH, "c")
+    await equal(watcher, server)
     server.objects[PATH].clear()
     server.history.clear()
+    server.version = 100
     server.put(PATH, node("a", restored="yes"))
-    server.on("watch", scripted.in_stream(410, "Expired"))
+    server.put(PATH, node("c"))
+    server.put(PATH, node("joined"))
+    server.version = then
     server.calls.clear()
+
+
+async def test_a_history_that_went_back_is_believed_at_once(server: ScriptedApi, start: Callable[..., Watcher]):
+    """The question before the stream tells; a watch from the server's future would be silent for ever."""
+    watcher = start()
+    await restored(server, watcher, then=103)
     server.disconnect()
     await equal(watcher, server)
     await still_follows(watcher, server)
-    assert server.count("list") == 4
+    assert [server.count(verb) for verb in ("ask", "list", "watch")] == [1, 1, 1]
+
+
+async def test_a_history_that_went_back_is_believed_when_two_lists_say_so(
+    server: ScriptedApi, start: Callable[..., Watcher]
+):
+    watcher = start(inactivity=0.3)
+    await restored(server, watcher, then=103)
+    await equal(watcher, server)
+    assert [server.count(verb) for verb in ("ask", "list")] == [0, 2]
+
+
+@pytest.mark.parametrize("said", [("ADDED", at(101, "b")), ("BOOKMARK", at(101, ""))])
+async def test_a_stream_that_goes_back_is_left_at_once(
+    server: ScriptedApi, start: Callable[..., Watcher], said: tuple[str, Object]
+):
+    """The history went back under a living API server."""
+    server.put(PATH, node("a"))
+    server.version = 5000
+
+    async def go_back(call: Call) -> web.StreamResponse:
+        server.version = 102
+        return await scripted.events(said, then="hang")(call)
+
+    server.on("watch", go_back)
+    watcher = start(inactivity=60.0)
+    await until(lambda: server.count("watch") == 2)
+    await still_follows(watcher, server)
+    assert [server.count(verb) for verb in ("ask", "list", "watch")] == [0, 2, 2]
+
+
+async def test_a_history_that_overtook_the_position_is_found_after_an_outage(
+    server: ScriptedApi, start: Callable[..., Watcher]
+):
+    """Nothing shows it: a resumed watch would go on silently from where the cache ends."""
+    watcher = start()
+    await restored(server, watcher, then=7000)
+    server.on("ask", scripted.refuse_in_text(503, "no healthy upstream"))
+    server.disconnect()
+    await equal(watcher, server)
+    await still_follows(watcher, server)
+    assert [server.count(verb) for verb in ("ask", "list", "watch")] == [1, 1, 1]
+
+
+@pytest.mark.parametrize(("relist", "asked", "listed"), [(600.0, 3, 1), (0.0, 0, 4)])
+async def test_a_connection_that_was_cut_costs_a_list_where_replicas_are_few(
+    server: ScriptedApi, start: Callable[..., Watcher], relist: float, asked: int, listed: int
+):
+    """A process that was frozen knows no more of an outage. But load balancers cut connections all day."""
+    server.put(PATH, node("a"))
+    watcher = start(relist=relist)
+    await equal(watcher, server)
+    for _ in range(3):
+        await still_follows(watcher, server)
+        server.disconnect()
+    await still_follows(watcher, server)
+    assert [server.count(verb) for verb in ("ask", "list", "watch")] == [asked, listed, 4]
+
+
+async def test_nobody_decides_from_a_stream_that_proved_nothing(server: ScriptedApi, start: Callable[..., Watcher]):
+    answer = asyncio.Event()
+
+    async def late(call: Call) -> web.StreamResponse:
+        await answer.wait()
+        return await call.ordinary()
+
+    watcher = start(healthy=0.0)
+    await equal(watcher, server)
+    await still_follows(watcher, server)
+    assert (watcher.watch.following, watcher.watch.trouble) == (True, "")
+    server.on("ask", late)
+    server.disconnect()
+    await until(lambda: server.count("ask") == 1)
+    assert not watcher.watch.following
+    assert watcher.watch.trouble
+    answer.set()
+    await until(lambda: watcher.watch.following)
+    assert [server.count(verb) for verb in ("ask", "list", "watch")] == [1, 1, 2]
+
+
+async def test_a_stream_that_ended_as_it_should_vouches_for_the_cache_until_the_next(
+    server: ScriptedApi, start: Callable[..., Watcher]
+):
+    """Else whoever decides from it would refuse to for a moment, every few minutes."""
+    troubles: list[str] = []
+    watcher: Watcher
+
+    async def look(call: Call) -> web.StreamResponse:
+        troubles.append(watcher.watch.trouble)
+        return await call.ordinary()
+
+    server.on("watch", scripted.end_at_once)
+    server.on("ask", look)
+    watcher = start(healthy=0.0)
+    await until(lambda: server.count("watch") == 2)
+    assert troubles == [""]
+
+
+async def test_a_writers_answer_from_another_history_leads_to_a_list(
+    server: ScriptedApi, start: Callable[..., Watcher], api: Api
+):
+    """All up to the position was told, and this was not."""
+    watcher = start(healthy=0.0, inactivity=60.0)
+    await restored(server, watcher, then=103)
+    watcher.store.put(await api.create(NODES, Node(metadata=ObjectMeta(name="mine"))))
+    await equal(watcher, server)
+    await still_follows(watcher, server)
+    assert [server.count(verb) for verb in ("ask", "list", "watch")] == [0, 2, 1]
+
+
+async def test_a_writers_answer_that_was_overtaken_costs_a_question(server: ScriptedApi, start: Callable[..., Watcher]):
+    watcher = start(healthy=0.0, inactivity=60.0)
+    first, second = server.put(PATH, node("a")), server.put(PATH, node("a", zone="1"))
+    await equal(watcher, server)
+    await still_follows(watcher, server)
+    watcher.store.put(msgspec.convert(second, Node))
+    watcher.store.put(msgspec.convert(first, Node))
+    await until(lambda: server.count("watch") == 2)
+    await still_follows(watcher, server)
+    assert [server.count(verb) for verb in ("ask", "list", "watch")] == [1, 1, 2]
 
 
 async def test_an_unknown_event_is_passed_over(server: ScriptedApi, start: Callable[..., Watcher]):

@@ -116,6 +116,7 @@ def start(ca: certificates.CA, presented: Presented) -> Start:
 
 
 def pytest_asyncio_loop_factories(config: pytest.Config, item: pytest.Item) -> dict[str, LoopFactory]:
-    """Production runs on uvloop, whose TLS is code of its own; the server promises the same on asyncio's loop."""
+    """Production runs on uvloop, whose TLS and timers are code of its own; asyncio's loop is promised the same."""
     both = {"uvloop": uvloop.new_event_loop, "asyncio": asyncio.new_event_loop}
-    return both if item.path.name == "test_server.py" else {"uvloop": uvloop.new_event_loop}
+    uses_them = item.path.stem.removeprefix("test_") in ("authority", "files", "mint", "server")
+    return both if uses_them else {"uvloop": uvloop.new_event_loop}

@@ -4,6 +4,7 @@ import asyncio
 import base64
 import datetime as dt
 import json
+import ssl
 import sys
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -12,7 +13,9 @@ from typing import Any
 import pytest
 from aiohttp import web
 
+from netloom.runtime import clock as clock_module
 from netloom.runtime.client import Api
+from netloom.runtime.clock import ServerClock
 from netloom.runtime.metrics import REGISTRY
 from netloom.runtime.watch import Timing as WatchTiming
 from netloom.webhook import certificates
@@ -21,6 +24,7 @@ from netloom.webhook.mint import Mint
 from tests.runtime.conftest import write_kubeconfig
 from tests.runtime.scripted import Call, Object, ScriptedApi, half_open, refuse, serving, until
 from tests.webhook.conftest import NOW
+from tests.webhook.test_certificates import handshake
 
 SECRETS = "/api/v1/namespaces/netloom-system/secrets"
 CONFIGURATIONS = "/apis/admissionregistration.k8s.io/v1/validatingwebhookconfigurations"
@@ -66,9 +70,8 @@ async def start(api: Api, clock: Clock) -> AsyncIterator[Start]:
         tasks = []
 
         def begin(**options: Any) -> Authority:
-            authority = Authority(
-                api, namespace="netloom-system", names=["guard.test"], now=clock, timing=FAST, **options
-            )
+            options = {"now": clock, **options}
+            authority = Authority(api, namespace="netloom-system", names=["guard.test"], timing=FAST, **options)
             tasks.append(group.create_task(authority.run()))
             return authority
 
@@ -283,6 +286,127 @@ async def test_nothing_is_written_when_nothing_differs(server: ScriptedApi, star
             lambda: all(each.serving and each.serving.expires > clock.now + 9 * DAY for each in (first, *others))
         )
     assert len([call for call in server.calls if call.verb in ("create", "update", "patch")]) == writes
+
+
+class Shown:
+    """For `handshake`: what an authority listens with."""
+
+    def __init__(self, authority: Authority) -> None:
+        self.context = authority.tls
+
+
+def believed(server: ScriptedApi, authority: Authority) -> bool:
+    """Whether an API server with the machine's clock and the bundle in force takes what the authority shows."""
+    (bundle,) = published(server)
+    try:
+        handshake(Shown(authority), bundle, "guard.test")  # type: ignore[arg-type]
+    except ssl.SSLError:
+        return False
+    return True
+
+
+JUMPS = [-400 * DAY, -120 * MINUTE, 120 * MINUTE, 400 * DAY]
+
+
+@pytest.mark.parametrize("jump", JUMPS)
+async def test_a_replica_whose_clock_is_wrong_for_a_while_takes_nothing_from_another(
+    server: ScriptedApi, start: Start, clock: Clock, jump: dt.timedelta
+):
+    server.put(CONFIGURATIONS, configuration())
+    other, wrong = Clock(), clock
+    good_one, bad_one = start(now=other), start()
+    await until(lambda: good(good_one) and good(bad_one), "both serve")
+    (ca,) = stored(server)
+    server.calls.clear()
+    wrong.now += jump
+    looks = wrong.looks
+    await until(lambda: wrong.looks > looks + 10 and good(bad_one), "it does what its clock demands")
+    assert ca in stored(server)
+    assert ca.certificate in "".join(published(server))
+    assert good(good_one)
+    assert believed(server, good_one)
+    wrong.now = NOW
+    await until(lambda: good(bad_one) and believed(server, bad_one), "it is itself again")
+    assert ca in stored(server)
+    assert believed(server, good_one)
+    assert server.count("update") <= 1
+    assert server.count("patch") <= 2, "each writes the new bundle at most once"
+
+
+@pytest.mark.parametrize("jump", JUMPS)
+async def test_replicas_go_by_the_clock_of_the_api_server(
+    server: ScriptedApi, start: Start, api: Api, monkeypatch: pytest.MonkeyPatch, jump: dt.timedelta
+):
+    """All wall clocks here are wrong, that of the API server alone is right."""
+    monkeypatch.setattr(clock_module, "wall", lambda: NOW + jump)
+    api.clock = ServerClock(wall=clock_module.wall)
+    server.put(CONFIGURATIONS, configuration())
+    replicas = [start(now=None), start(now=None)]
+    await until(lambda: all(map(good, replicas)), "they serve")
+    assert all(believed(server, each) for each in replicas)
+    (ca,) = stored(server)
+    assert abs(ca.created - dt.datetime.now(dt.UTC)) < MINUTE
+
+
+@pytest.mark.parametrize("jump", JUMPS)
+async def test_an_api_server_whose_clock_is_set_is_served_there_and_back(
+    server: ScriptedApi, start: Start, api: Api, jump: dt.timedelta
+):
+    server.put(CONFIGURATIONS, configuration())
+    replicas = [start(now=None), start(now=None)]
+    await until(lambda: all(map(good, replicas)), "they serve")
+    (ca,) = stored(server)
+    for ahead in (jump, dt.timedelta()) * 2:
+        server.ahead = ahead
+        await api.request("GET", "/version")
+        await until(lambda: all(map(good, replicas)), "they serve by the new clock")
+        now = NOW + ahead + MINUTE
+        for replica in replicas:
+            assert replica.serving
+            assert certificates.untimely(replica.serving, now) == ""
+            (by,) = [each for each in stored(server) if each.certificate == replica.serving.signer]
+            assert certificates.untimely(by, now) == ""
+    assert all(believed(server, each) for each in replicas)
+    assert ca in stored(server)
+    assert len(stored(server)) <= 2, "the way there and back, twice, takes one CA more"
+
+
+@pytest.mark.parametrize("beside", [False, True])
+async def test_a_secret_with_a_ca_of_the_future_heals_by_itself(
+    server: ScriptedApi, start: Start, ca: certificates.CA, beside: bool
+):
+    """What an older version left when its clock was ahead: that CA alone, published, and nothing else trusted."""
+    future = certificates.new_ca(NOW + 400 * DAY)
+    server.put(SECRETS, secret(future, *([ca] if beside else [])))
+    server.put(CONFIGURATIONS, configuration(future.certificate))
+    authority = start()
+    await until(lambda: good(authority), "it serves")
+    assert believed(server, authority)
+    assert len(stored(server)) == 2
+    assert set(certificates.certificates_of("".join(published(server)))) == set(
+        certificates.certificates_of("".join(each.certificate for each in stored(server)))
+    )
+
+
+async def test_what_is_not_valid_now_is_not_shown_and_said(
+    server: ScriptedApi, start: Start, clock: Clock, ca: certificates.CA
+):
+    """Nothing can be made, as neither children nor the API server do their work."""
+    server.put(SECRETS, secret(ca))
+    server.put(CONFIGURATIONS, configuration(ca.certificate))
+    authority = start()
+    await until(lambda: good(authority) and believed(server, authority), "it serves")
+    server.faulty = refuse(503, "ServiceUnavailable", "away")
+    server.disconnect()
+    clock.now -= 2 * DAY
+    await until(lambda: authority.failure, "it fails to make another")
+    assert authority.trouble.startswith("the certificate is not valid before ")
+    assert not believed(server, authority)
+    clock.now = NOW + 800 * DAY
+    assert authority.trouble.startswith("the certificate has expired at ")
+    clock.now = NOW
+    assert authority.trouble == ""
+    assert believed(server, authority), "the clock is right again, and what was there is as good as before"
 
 
 async def test_the_end_of_the_certificates_is_measured(server: ScriptedApi, start: Start):

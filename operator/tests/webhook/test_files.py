@@ -161,6 +161,53 @@ async def test_expiry_is_said(tmp_path: Path, ca: CA):
     assert "tls.crt has expired at " in files.trouble
 
 
+@pytest.mark.parametrize("jump", [-400 * DAY, 400 * DAY])
+async def test_a_pair_that_is_not_valid_now_waits_while_the_one_before_it_is(tmp_path: Path, ca: CA, jump: Any):
+    """As a renewal by an issuer whose clock is wrong would leave it."""
+    write(tmp_path, issued(ca))
+    now = NOW
+    files = files_in(tmp_path, now=lambda: now)
+    await files.load()
+    other = certificates.new_ca(NOW + jump)
+    write(tmp_path, certificates.issue(other, ["guard.test"], NOW + jump))
+    await files.look()
+    assert f"the certificate in {tmp_path}/tls.crt " in files.failure
+    assert ("is not valid before" if jump > 0 * DAY else "has expired at") in files.failure
+    assert files.failure.endswith("; the certificate before it is kept")
+    assert files.trouble == "", "it serves as well as before"
+    assert shows(files, ca)
+    now = NOW + jump
+    await files.look()
+    assert files.failure == files.trouble == ""
+    assert files.expires == now + certificates.SERVING_LIFE
+
+
+@pytest.mark.parametrize("jump", [-400 * DAY, 400 * DAY])
+async def test_a_pair_that_is_not_valid_now_is_not_shown_and_said(tmp_path: Path, jump: Any):
+    other = certificates.new_ca(NOW + jump)
+    write(tmp_path, certificates.issue(other, ["guard.test"], NOW + jump))
+    now = NOW
+    files = files_in(tmp_path, now=lambda: now)
+    await files.load()
+    assert f"the certificate in {tmp_path}/tls.crt " in files.trouble
+    with pytest.raises(ssl.SSLError, match="callback failed"):
+        handshake(Tls(files), other.certificate, "guard.test")  # type: ignore[arg-type]
+    now = NOW + jump
+    assert files.trouble == ""
+
+
+async def test_a_ca_file_without_a_valid_ca_is_said(tmp_path: Path, ca: CA):
+    write(tmp_path, issued(ca))
+    future, past = (certificates.new_ca(NOW + days * DAY) for days in (400, -400))
+    (tmp_path / "ca.crt").write_text(future.certificate + past.certificate)
+    files = files_in(tmp_path, ca=tmp_path / "ca.crt")
+    await files.load()
+    assert f"the CA in {tmp_path}/ca.crt is not valid before " in files.trouble
+    (tmp_path / "ca.crt").write_text(future.certificate + ca.certificate)
+    await files.look()
+    assert files.trouble == ""
+
+
 async def test_a_wrong_path_ends_it_with_a_sentence(tmp_path: Path):
     with pytest.raises(ConfigError, match=r"tls.crt cannot be read: No such file or directory$"):
         await files_in(tmp_path).run()

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from netloom.webhook import certificates
-from netloom.webhook.certificates import CA, BadCertificate, BadSecret
+from netloom.webhook.certificates import CA, BadCertificate, BadSecret, Validity
 from netloom.webhook.mint import Mint, MintFailed
 from netloom.webhook.tls import Presented
 from tests.runtime.scripted import until
@@ -38,7 +38,7 @@ async def test_what_the_child_makes_is_what_the_rule_asks_for():
     for host in ("guard.test", "127.0.0.1"):
         handshake(presented, ca.certificate, host)
     assert await mint.parse(certificates.dump([ca]), "ns/s") == (ca,)
-    assert await mint.expiry(serving.certificate) == serving.expires
+    assert await mint.validity(serving.certificate) == (Validity(serving.begins, serving.expires),)
     assert mint.children == 4
 
 
@@ -49,7 +49,7 @@ async def test_errors_come_through_as_they_are(ca: CA):
     ):
         await Mint().parse(data, "ns/s")
     with pytest.raises(BadCertificate, match=r"^not a certificate in PEM"):
-        await Mint().expiry("nonsense")
+        await Mint().validity("nonsense")
     with pytest.raises(MintFailed, match=r"^a serving certificate was not issued: a serving certificate needs a name"):
         await Mint().issue(ca, [], NOW)
 

@@ -5,14 +5,8 @@ from collections.abc import Iterator
 import pytest
 import structlog
 
-from netloom_reconcilers import conditions
+from tests.allocation.virtual import LOOPS
 from tests.allocation.world import World, no_overlap
-
-
-@pytest.fixture(autouse=True)
-def no_wall_clock(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A condition told anew in another second is another write: the state machine could not be replayed."""
-    monkeypatch.setattr(conditions, "_now", lambda: "2026-01-01T00:00:00Z")
 
 
 @pytest.fixture(autouse=True)
@@ -22,10 +16,10 @@ def quiet() -> Iterator[None]:
     structlog.reset_defaults()
 
 
-@pytest.fixture
-def empty() -> Iterator[World]:
-    """Overlaps are looked for after every write."""
-    world = World(no_overlap)
+@pytest.fixture(params=LOOPS.values(), ids=LOOPS)
+def empty(request: pytest.FixtureRequest) -> Iterator[World]:
+    """Overlaps are looked for after every write. On both loops."""
+    world = World(no_overlap, loop=request.param)
     yield world
     world.close()
 

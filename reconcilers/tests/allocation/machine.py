@@ -16,6 +16,7 @@ from netloom.ipam.cidr import Cidr, parse
 from netloom.runtime.errors import Invalid
 from netloom_reconcilers.lock import decode
 from tests.allocation.server import ModelServer
+from tests.allocation.virtual import VirtualClock, VirtualLoop
 from tests.allocation.world import Operator, Pending, Server, World, no_overlap
 
 NAMES = ("a", "b", "c")
@@ -46,11 +47,13 @@ class AllocationMachine(RuleBasedStateMachine):
 
     server: Callable[[], Server] = ModelServer
     """Another API server in heirs."""
+    loop: Callable[[VirtualClock], Any] = VirtualLoop
+    """Another event loop in heirs."""
 
     def __init__(self) -> None:
         super().__init__()
         self.held_by_uid: dict[str, tuple[str, ...]] = {}
-        self.world = World(self.check, self.server)
+        self.world = World(self.check, self.server, self.loop)
         self.dual = False
         self.mode = "cluster-pool"
         self.resizes = itertools.cycle(("append", "take back", "append", "widen"))

@@ -29,6 +29,7 @@ class Request:
     body: Any = None
     subresource: str = ""
     kind: str = ""
+    manager: str = ""
     uid: str = ""
     version: str = ""
 
@@ -55,6 +56,8 @@ class ModelServer:
         self.written = written
         self._uids = 0
         self._objects: dict[str, dict[str, Json]] = {}
+        self._applied: dict[tuple[str, str], set[str]] = {}
+        """Conditions that a field manager applied last, by it and the object's uid."""
 
     def all(self, plural: str) -> dict[str, Json]:
         """The objects of a kind by name; not to be changed."""
@@ -68,6 +71,15 @@ class ModelServer:
         if self.revision != before:
             self.written()
         return answer
+
+    def backup(self) -> Callable[[], None]:
+        """What makes everything as it is now again, versions included: a restore of etcd."""
+        revision, objects = self.revision, _copy(self._objects)
+
+        def restore() -> None:
+            self.revision, self._objects = revision, _copy(objects)
+
+        return restore
 
     def check(self) -> None:
         """Whether `all` tells the truth: a model knows nothing else."""
@@ -116,7 +128,8 @@ class ModelServer:
             change = {key: value for key, value in request.body.items() if key != "status"}
             change["metadata"] = {key: meta[key] for key in ("finalizers", "ownerReferences") if key in meta}
         if request.kind == "apply":
-            _apply_conditions(new, change)
+            gone = self._applied.setdefault((request.manager, old["metadata"]["uid"]), set())
+            _apply_conditions(new, change, gone)
         else:
             _merge(new, change)
         return self._update(request.plural, old, new)
@@ -185,13 +198,19 @@ def _merge(target: Json, change: Mapping[str, Any]) -> None:
             target[key] = _copy(value)
 
 
-def _apply_conditions(target: Json, change: Json) -> None:
-    """Server-side apply, of a list of conditions keyed by their type and nothing else."""
+def _apply_conditions(target: Json, change: Json, applied: set[str]) -> None:
+    """Server-side apply, of a list of conditions keyed by their type and nothing else. `applied`: those that the field
+    manager applied before; what it does not list again goes."""
     assert set(change) == {"status"}
     assert set(change["status"]) == {"conditions"}
     status = target.setdefault("status", {})
     by_type = {each["type"]: each for each in status.get("conditions", [])}
-    by_type |= {each["type"]: each for each in change["status"]["conditions"]}
+    listed = {each["type"]: each for each in change["status"]["conditions"]}
+    for type_ in applied - set(listed):
+        by_type.pop(type_, None)
+    by_type |= listed
+    applied.clear()
+    applied.update(listed)
     status["conditions"] = list(by_type.values())
 
 

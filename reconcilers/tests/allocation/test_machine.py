@@ -8,6 +8,7 @@ from hypothesis.stateful import run_state_machine_as_test
 
 from tests.allocation.machine import AllocationMachine
 from tests.allocation.test_rules import Break, no_heed_of_foreign_marks, no_marks
+from tests.allocation.virtual import VirtualUvloop
 
 EXAMPLES = settings(
     max_examples=int(os.environ.get("NETLOOM_EXAMPLES", "250")),
@@ -22,6 +23,18 @@ EXAMPLES = settings(
 @pytest.mark.slow
 def test_no_interleaving_gives_a_block_to_two_nodes() -> None:
     run_state_machine_as_test(AllocationMachine, settings=EXAMPLES)
+
+
+class AllocationMachineOnUvloop(AllocationMachine):
+    """A loop costs more to make here, and every example makes some."""
+
+    loop = VirtualUvloop
+
+
+@pytest.mark.slow
+def test_nor_does_one_on_the_loop_that_operators_run_on() -> None:
+    examples = settings(EXAMPLES, max_examples=max(1, EXAMPLES.max_examples // 4))
+    run_state_machine_as_test(AllocationMachineOnUvloop, settings=examples)
 
 
 @pytest.mark.slow

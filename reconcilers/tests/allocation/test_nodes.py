@@ -1,13 +1,17 @@
 """What becomes of Nodes: the plain story, and those who come with CIDRs of their own."""
 
 from collections import Counter
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 
-from netloom.runtime.errors import Invalid
+from netloom.runtime.errors import Forbidden, Invalid
 from netloom_reconcilers.allocation import Limits
 from netloom_reconcilers.ledgers import Pace
-from tests.allocation.world import World
+from tests.allocation.server import Json, ModelServer, Request
+from tests.allocation.virtual import LOOPS, VirtualClock
+from tests.allocation.world import World, no_overlap
 
 
 def test_a_node_gets_its_cidr_in_the_first_write(world: World) -> None:
@@ -41,6 +45,35 @@ def test_many_nodes_cost_hardly_more_than_one_write_each(empty: World) -> None:
     assert writes["create netloomnodes"] == 1000
     assert sum(writes.values()) <= 1025, writes
     assert writes["create netloomledgers"] == 4
+
+
+class Denying(ModelServer):
+    """While `policy` is set, nobody creates a NetloomNode."""
+
+    policy = True
+
+    def _create(self, request: Request) -> Json:
+        if self.policy and request.plural == "netloomnodes":
+            raise Forbidden(403, "Forbidden", "ValidatingAdmissionPolicy 'nobody' denied request")
+        return super()._create(request)
+
+
+@pytest.mark.parametrize("loop", LOOPS.values(), ids=LOOPS)
+def test_a_thousand_nodes_that_a_policy_denies_wait_until_it_is_gone(loop: Callable[[VirtualClock], Any]) -> None:
+    world = World(server=Denying, loop=loop)
+    world.apply_network(ipv4PodCIDRList=["10.0.0.0/8"], ipv4MaskSize=24)
+    for number in range(1000):
+        world.join(f"n{number}")
+    operator = world.start(Pace(), Limits())
+    world.calm(2)
+    assert world.cidrs() == {}
+    assert len(operator.allocation.nodes.failing) == 1000
+    assert 2000 <= world.writes()["create netloomnodes"] <= 5000
+    world.server.policy = False
+    world.calm(5)
+    assert len(world.cidrs()) == 1000
+    no_overlap(world)
+    world.close()
 
 
 def test_a_lone_node_does_not_wait_for_company(world: World) -> None:
@@ -101,6 +134,42 @@ def test_a_netloom_node_deleted_by_hand_comes_back_with_its_cidr(world: World) -
     world.join("c")
     world.calm(10)
     assert {name: world.texts()[name] for name in "ab"} == before
+
+
+@pytest.mark.parametrize("network_too", [False, True])
+def test_definitions_that_go_and_come_back_leave_living_nodes_their_cidrs(empty: World, network_too: bool) -> None:
+    """With the ledgers gone, too, only the operator's memory knows whose pods live where."""
+    world, pools = empty, {"ipv4PodCIDRList": ["10.0.0.0/21"], "ipv4MaskSize": 24, "ipv6PodCIDRList": ["fd00::/61"]}
+    world.apply_network(**pools, ipv6MaskSize=64)
+    world.start()
+    for name in "fbdace":
+        world.join(name)
+        world.calm(10)
+    before = world.texts()
+    assert before["d"] == "10.0.2.0/24 fd00:0:0:2::/64"
+    for plural in ("netloomnodes", "netloomledgers"):
+        for name in list(world.server.all(plural)):
+            world.delete(plural, name)
+    if network_too:
+        network = world.network
+        world.server._update(
+            "netloomnetworks", network, {**network, "metadata": {**network["metadata"], "finalizers": []}}
+        )
+        world.delete("netloomnetworks", "default")
+    world.leave("d")
+    for name in "0z":
+        world.join(name)  # and newcomers do not take them
+    world.calm(100)
+    world.apply_network(**pools, ipv6MaskSize=64)
+    world.calm(200)
+    del before["d"]
+    after = world.texts()
+    assert {name: after[name] for name in before} == before
+    assert len(after) == 7
+    no_overlap(world)
+    world.join("d")
+    world.calm(10)
+    assert sorted(text.split()[0] for text in world.texts().values()) == [f"10.0.{each}.0/24" for each in range(8)]
 
 
 def test_addresses_follow_the_node_and_heartbeats_cost_nothing(world: World) -> None:

@@ -1,8 +1,13 @@
-"""An asyncio event loop without a clock and without files: time passes when the test says so."""
+"""Event loops without a clock and without files: time passes when the test says so.
+
+asyncio's, and the one that operators run on: uvloop, with the rules of its timers (`tests.runtime.virtual`).
+"""
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any
+
+from tests.runtime.virtual import UvloopInVirtualTime
 
 
 class VirtualLoop(asyncio.BaseEventLoop):
@@ -24,6 +29,10 @@ class VirtualLoop(asyncio.BaseEventLoop):
             self.call_soon(self.stop)
             self.run_forever()
 
+    def timers(self) -> list[float]:
+        """When those end that are set."""
+        return [handle.when() for handle in self._scheduled if not handle.cancelled()]  # type: ignore[attr-defined]
+
     def start(self, main: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
         """A task on this loop, which is not running yet."""
         return self.create_task(main)
@@ -38,6 +47,35 @@ class VirtualLoop(asyncio.BaseEventLoop):
 
     def _write_to_self(self) -> None:
         pass
+
+
+class VirtualUvloop(UvloopInVirtualTime):
+    """The same on uvloop."""
+
+    def __init__(self, clock: "VirtualClock") -> None:
+        super().__init__()
+        self._world = clock
+        self.failures: list[dict[str, Any]] = []
+        self.set_exception_handler(lambda loop, context: self.failures.append(context))
+
+    def moment(self) -> float:
+        return self._world.now
+
+    def idle(self) -> None:
+        if not self.end_timers():
+            self.stop()
+
+    def settle(self) -> None:
+        """Runs all that is ready, timers that are due included."""
+        if self.asked or self.end_timers():
+            self.run_forever()
+
+    def start(self, main: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
+        """A task on this loop, which is not running yet."""
+        return self.create_task(main)
+
+
+LOOPS: dict[str, Callable[["VirtualClock"], Any]] = {"asyncio": VirtualLoop, "uvloop": VirtualUvloop}
 
 
 class VirtualClock:

@@ -6,6 +6,7 @@ their events when the test says so.
 """
 
 import asyncio
+import datetime as dt
 import itertools
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -20,6 +21,7 @@ from netloom.api.meta import Object, Resource
 from netloom.api.v1alpha1 import NETLOOM_NODES, NETWORKS, NetloomNode
 from netloom.ipam.cidr import Cidr
 from netloom.runtime.client import Listing
+from netloom.runtime.clock import ServerClock
 from netloom.runtime.errors import ApiError, Unavailable
 from netloom.runtime.store import Store
 from netloom_reconcilers import node_objects
@@ -64,6 +66,8 @@ class ModelApi:
 
     def __init__(self, operator: "Operator") -> None:
         self._operator = operator
+        # It stands: a condition told anew in another second is another write, and nothing could be replayed.
+        self.clock = ServerClock(wall=lambda: dt.datetime(2026, 1, 1, tzinfo=dt.UTC))
 
     async def _ask(self, request: Request) -> Any:
         operator = self._operator
@@ -105,7 +109,8 @@ class ModelApi:
         field_manager: str = "",
     ) -> T:
         body = msgspec.json.decode(msgspec.json.encode(patch))
-        return msgspec.convert(await self._ask(Request("patch", res.plural, name, body, subresource, kind)), res.type)
+        request = Request("patch", res.plural, name, body, subresource, kind, field_manager)
+        return msgspec.convert(await self._ask(request), res.type)
 
     async def delete(
         self, res: Resource[T], name: str, *, namespace: str = "", uid: str = "", resource_version: str = ""
@@ -135,7 +140,7 @@ class Operator:
         self.frozen = False
         self.dead = False
         self.said = Said()
-        self.loop = VirtualLoop(world.clock)
+        self.loop = world.loop(world.clock)
         self._position = 0
         self.stores = Stores(Store(NETWORKS), Store(NODES), Store(NETLOOM_NODES))
         self._by_plural: dict[str, Store[Any]] = {
@@ -186,7 +191,7 @@ class Operator:
             if event.type == "DELETED":
                 self.loop.call_soon(store.remove, obj.metadata.name, obj.metadata.resource_version)
             else:
-                self.loop.call_soon(store.put, obj, _RELEVANT.get(event.plural))
+                self.loop.call_soon(store.take, obj, _RELEVANT.get(event.plural))
 
     def relist(self) -> None:
         """Its watches broke, and begin anew with a list."""
@@ -225,9 +230,13 @@ class World:
     """See the module. `invariant` is checked after every write to the server."""
 
     def __init__(
-        self, invariant: Callable[["World"], None] | None = None, server: Callable[[], Server] = ModelServer
+        self,
+        invariant: Callable[["World"], None] | None = None,
+        server: Callable[[], Server] = ModelServer,
+        loop: Callable[[VirtualClock], Any] = VirtualLoop,
     ) -> None:
         self.clock = VirtualClock()
+        self.loop = loop
         self.server: Any = server()
         self.server.written = lambda: invariant(self) if invariant else None
         self.pending: list[Pending] = []
@@ -285,10 +294,11 @@ class World:
         objects = self.server.all("netloomnodes").items()
         return {name: node_objects.held(msgspec.convert(obj, NetloomNode)) for name, obj in objects}
 
-    def condition(self, plural: str, name: str) -> tuple[str, str, str]:
-        """Status, reason and message of the object's one condition; empty where it has none."""
+    def condition(self, plural: str, name: str, type_: str = "") -> tuple[str, str, str]:
+        """Status, reason and message of a condition, of the first one unless told; empty where there is none."""
         for found in self.server.all(plural)[name].get("status", {}).get("conditions", []):
-            return found["status"], found["reason"], found["message"]
+            if type_ in ("", found["type"]):
+                return found["status"], found["reason"], found["message"]
         return "", "", ""
 
     def texts(self) -> dict[str, str]:
@@ -337,12 +347,7 @@ class World:
         """Time passes for all; a frozen process finds out when it is thawed."""
         until = self.clock.now + seconds
         while True:
-            due = [
-                handle.when()
-                for operator in self.running
-                for handle in operator.loop._scheduled  # type: ignore[attr-defined]
-                if not handle.cancelled()
-            ]
+            due = [when for operator in self.running for when in operator.loop.timers()]
             self.clock.now = min([until, *(when for when in due if when > self.clock.now)])
             self._run()
             if self.clock.now >= until:

@@ -1,0 +1,46 @@
+"""What nodes had by ledgers that vanished: a wish that each may have its block again, and no claim.
+
+Ledgers go with their CustomResourceDefinition, and the NetloomNodes with theirs, while the nodes' pods live on. An
+operator that lived through it gives every node its former block, if a ledger's compare-and-swap still grants it, and
+gives it to no newcomer meanwhile. Nothing rests on this memory: one that is wrong or gone costs the pods their
+addresses, and never gives an address twice.
+"""
+
+from netloom.ipam.cidr import Cidr, Version
+from netloom.ipam.intervals import Intervals
+
+
+class Former:
+    """Disjoint blocks, by node."""
+
+    def __init__(self) -> None:
+        self._of: dict[str, tuple[Cidr, ...]] = {}
+        self._ranges: dict[Version, Intervals] = {4: Intervals(), 6: Intervals()}
+
+    def remember(self, node: str, cidr: Cidr) -> None:
+        """The node had this block. Of two that overlap the first counts."""
+        if self.overlap(cidr) is None:
+            self._of[node] = (*self._of.get(node, ()), cidr)
+            self._ranges[cidr.version].add(cidr.base, cidr.last)
+
+    def forget(self, node: str, version: Version | None = None) -> tuple[Cidr, ...]:
+        """The node (in this family) has another by now, or is gone. What nobody wishes for any more."""
+        known = self._of.pop(node, ())
+        gone = tuple(cidr for cidr in known if version in (None, cidr.version))
+        for cidr in gone:
+            self._ranges[cidr.version].remove(cidr.base, cidr.last)
+        if len(gone) < len(known):
+            self._of[node] = tuple(cidr for cidr in known if cidr not in gone)
+        return gone
+
+    def of(self, node: str, version: Version) -> Cidr | None:
+        """The node's block of this family."""
+        return next((cidr for cidr in self._of.get(node, ()) if cidr.version == version), None)
+
+    def nodes(self) -> list[str]:
+        """All that are remembered."""
+        return list(self._of)
+
+    def overlap(self, cidr: Cidr) -> tuple[int, int] | None:
+        """The highest of the remembered ranges that shares an address with it."""
+        return self._ranges[cidr.version].overlap(cidr.base, cidr.last)

@@ -1,0 +1,331 @@
+"""What a kubeconfig says, read again whenever it is asked: the API server, how to trust it, who we are.
+
+kubernetes-asyncio reads a kubeconfig once, and makes files in /tmp of the certificates and keys that are in it. Here
+all that it names is read into memory each time, so that what changes on disk is found by comparing. Its credential
+plugins and auth providers (OIDC, GCP) are used as they are.
+"""
+
+import asyncio
+import base64
+import binascii
+import datetime as dt
+import os
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import structlog
+import yaml
+
+from netloom.runtime import slim, tls
+from netloom.runtime.errors import ConfigError
+from netloom.runtime.tls import Endpoint, Pem
+
+log = structlog.get_logger(__name__)
+
+REFRESH_SECONDS = 60.0
+"""How often a credential plugin is run for credentials that end soon, and an auth provider is asked."""
+PLUGIN_SECONDS = 30.0
+"""How long a credential plugin may take."""
+REFUSED_SECONDS = 10.0
+"""After a 401, or after it failed, a plugin is run again, but not more often than this."""
+EXPIRY_MARGIN = dt.timedelta(minutes=2)
+
+
+class Found(msgspec.Struct, frozen=True, kw_only=True):
+    """What to connect to, and what to send there."""
+
+    endpoint: Endpoint
+    authorization: str = ""
+    """The header's value; "" if there is none."""
+    missing: str = ""
+    """Why there are no credentials (yet): a sentence. Waiting may mend it."""
+
+    def __repr__(self) -> str:
+        return f"Found({self.endpoint.host})"
+
+
+class Login(msgspec.Struct, frozen=True, kw_only=True):
+    """Who we are, as a plugin, an auth provider or the user's section says."""
+
+    authorization: str = ""
+    certificate: Pem | None = None
+    key: Pem | None = None
+    expires: dt.datetime | None = None
+    missing: str = ""
+
+    def __repr__(self) -> str:
+        return "Login(...)"
+
+
+class Section(msgspec.Struct, frozen=True, kw_only=True):
+    """What one context means: its cluster and user, each with the file that it is from."""
+
+    context: str
+    cluster: Mapping[str, Any]
+    cluster_file: Path
+    user: Mapping[str, Any]
+    user_file: Path
+
+
+class _NoLogin(ConfigError):
+    """A plugin or an auth provider gave nothing."""
+
+
+class Kubeconfig:
+    """One or several files (as $KUBECONFIG lists them), and one context in them.
+
+    Without a `context` it is the current one of the first reading, for as long as it exists: somebody who switches
+    contexts for kubectl does not move a running role to another cluster.
+    """
+
+    def __init__(self, paths: str, context: str | None = None, clock: Callable[[], float] = time.monotonic) -> None:
+        self._paths = paths
+        self._asked = context
+        self._context = context
+        self._clock = clock
+        self._content: dict[Path, bytes] = {}
+        self._section: Section | None = None
+        self._login: Login | None = None
+        self._login_by: Any = None
+        self._error: _NoLogin | None = None
+        self._error_by: Any = None
+        self._loader: tuple[dict[Path, bytes], Any] | None = None
+        self._refresh_at = self._again_at = clock()
+
+    async def read(self, *, renew: bool = False) -> Found:
+        """All of it as it is now. Raises ConfigError. renew: the credentials were refused."""
+        section = self._choose()
+        where = f"kubeconfig {self._paths}, context {section.context!r}"
+        login = await self._log_in(section, where, renew)
+        server = str(section.cluster["server"]).rstrip("/")
+        ca = certificate = key = None
+        if server.startswith("https"):
+            ca = _pem(section.cluster, "certificate-authority", section.cluster_file, where)
+            certificate, key = login.certificate, login.key
+            if certificate is None:
+                certificate = _pem(section.user, "client-certificate", section.user_file, where)
+                key = _pem(section.user, "client-key", section.user_file, where)
+        endpoint = Endpoint(
+            host=server,
+            ca=ca,
+            certificate=certificate,
+            key=key,
+            verify=not section.cluster.get("insecure-skip-tls-verify"),
+            tls_server_name=str(section.cluster.get("tls-server-name") or ""),
+            proxy=str(section.cluster.get("proxy-url") or ""),
+        )
+        return Found(endpoint=endpoint, authorization=login.authorization, missing=login.missing)
+
+    def _choose(self) -> Section:
+        files = [Path(path).expanduser() for path in self._paths.split(os.pathsep) if path]
+        present = [path for path in files if path.is_file()]
+        if not present:
+            raise ConfigError(f"kubeconfig {self._paths} does not exist")
+        content = {path: _read(path, "kubeconfig") for path in present}
+        if self._section is None or content != self._content:
+            parsed = {path: _mapping(path, text) for path, text in content.items()}
+            try:
+                self._section = choose(self._paths, self._context, parsed)
+            except ConfigError:
+                if self._asked or not self._context:
+                    raise
+                self._section = choose(self._paths, None, parsed)
+            self._content = content
+            self._context = self._section.context
+        return self._section
+
+    async def _log_in(self, section: Section, where: str, renew: bool) -> Login:
+        """The credentials: those from before, while what they come from is the same and they are good."""
+        user = section.user
+        if not user.get("exec") and not user.get("auth-provider"):
+            self._login = None
+            return _fixed(section, where)
+        by = {key: user.get(key) for key in ("exec", "auth-provider")}
+        old = self._login if self._login_by == by else None
+        if old is not None and not self._due(old, renew, bool(user.get("auth-provider"))):
+            return old
+        now = self._clock()
+        if old is None and self._error is not None and self._error_by == by and now < self._again_at:
+            raise self._error
+        self._refresh_at = now + REFRESH_SECONDS
+        if renew:
+            self._again_at = now + REFUSED_SECONDS
+        try:
+            found = await self._ask(user, where)
+        except _NoLogin as error:
+            self._again_at = now + REFUSED_SECONDS
+            self._error, self._error_by = error, by
+            found = self._failed(old, error)
+        self._login, self._login_by = found, by
+        return found
+
+    async def _ask(self, user: Mapping[str, Any], where: str) -> Login:
+        try:
+            async with asyncio.timeout(PLUGIN_SECONDS):
+                return await (self._ask_provider() if user.get("auth-provider") else _ask_plugin(user["exec"]))
+        except Exception as error:
+            raise _NoLogin(f"{where}: {_said(error, user)}") from error
+
+    def _due(self, old: Login, renew: bool, provider: bool) -> bool:
+        now = self._clock()
+        if renew or old.missing:
+            return now >= self._again_at
+        ends = old.expires is not None and old.expires - EXPIRY_MARGIN <= dt.datetime.now(dt.UTC)
+        return (provider or ends) and now >= self._refresh_at
+
+    def _failed(self, old: Login | None, error: _NoLogin) -> Login:
+        if old is not None and not old.missing:
+            # They may still be good, and the next request says so if not.
+            log.warning("credentials not renewed", error=str(error))
+            return old
+        no_such_program = isinstance(error.__cause__, FileNotFoundError | PermissionError | NotADirectoryError)
+        if no_such_program or (self._login is not None and not self._login.missing):
+            raise error
+        return Login(missing=str(error))
+
+    async def _ask_provider(self) -> Login:
+        """OIDC or GCP. What is renewed is written back where that is allowed, as kubectl does, for the next process."""
+        if self._loader is None or self._loader[0] != self._content:
+            merger = slim.KubeConfigMerger(self._paths)
+            persist = merger.save_changes if all(os.access(path, os.W_OK) for path in self._content) else None
+            loader = slim.KubeConfigLoader(
+                merger.config, active_context=self._context, config_base_path=None, config_persister=persist
+            )
+            self._loader = (self._content, loader)
+        loader = self._loader[1]
+        await loader._load_authentication()
+        return Login(authorization=_header(getattr(loader, "token", "")))
+
+
+async def _ask_plugin(plugin: Mapping[str, Any]) -> Login:
+    """An ExecCredential (client.authentication.k8s.io/v1): a token, a client certificate, or both."""
+    status = await slim.ExecProvider(slim.ConfigNode("exec", plugin)).run()
+    origin = f"the credential plugin {plugin['command']}"
+    if not status.get("token") and not status.get("clientCertificateData"):
+        raise ConfigError(f"{origin} gives neither a token nor a client certificate")
+    if bool(status.get("clientCertificateData")) != bool(status.get("clientKeyData")):
+        raise ConfigError(f"{origin} gives a client certificate without a key, or a key without a certificate")
+    certificate = key = None
+    ends: list[dt.datetime] = []
+    if status.get("clientCertificateData"):
+        certificate = Pem(status["clientCertificateData"].encode(), origin)
+        key = Pem(status["clientKeyData"].encode(), origin)
+        ends += filter(None, [tls.not_after(certificate.content)])
+    if status.get("expirationTimestamp"):
+        ends.append(dt.datetime.fromisoformat(status["expirationTimestamp"]).astimezone(dt.UTC))
+    return Login(
+        authorization=_header(f"Bearer {status['token']}") if status.get("token") else "",
+        certificate=certificate,
+        key=key,
+        expires=min(ends, default=None),
+    )
+
+
+def _said(error: Exception, user: Mapping[str, Any]) -> str:
+    if isinstance(error, TimeoutError):
+        return f"the credential plugin did not answer within {PLUGIN_SECONDS:g} s"
+    if isinstance(error, OSError) and not error.filename:  # uvloop does not say which program cannot be run
+        error.filename = (user.get("exec") or {}).get("command")
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _fixed(section: Section, where: str) -> Login:
+    """A token, a file that holds one, or a password. The file wins, as with client-go, while it can be read."""
+    user = section.user
+    if user.get("tokenFile"):
+        path = section.user_file.parent / str(user["tokenFile"])
+        try:
+            return Login(authorization=token(path))
+        except ConfigError as error:
+            if not user.get("token"):
+                raise ConfigError(f"{where}: {error}") from error
+    if user.get("token"):
+        return Login(authorization=_header(f"Bearer {user['token']}"))
+    if "username" in user and "password" in user:
+        basic = base64.b64encode(f"{user['username']}:{user['password']}".encode()).decode()
+        return Login(authorization=f"Basic {basic}")
+    return Login()
+
+
+def token(path: Path) -> str:
+    """The Authorization header's value for the bearer token in a file. Raises ConfigError."""
+    text = _read(path, "the token file").decode(errors="replace")
+    if not text.strip():
+        raise ConfigError(f"the token file {path} is empty")
+    return _header(f"Bearer {text}")
+
+
+def _header(value: str) -> str:
+    # A token file usually ends in a newline, which has no place in a header.
+    return value.strip()
+
+
+def pem(path: Path, what: str) -> Pem:
+    """The content of a file of certificates or of a key. Raises ConfigError."""
+    return Pem(_read(path, what), str(path))
+
+
+def _pem(section: Mapping[str, Any], field: str, file: Path, where: str) -> Pem | None:
+    """Of a field that holds base64 (FIELD-data, which wins) or names a file, relative to the kubeconfig's folder."""
+    if data := section.get(f"{field}-data"):
+        try:
+            return Pem(base64.b64decode(data), f"{field}-data in {file}")
+        except (binascii.Error, ValueError, TypeError) as error:
+            raise ConfigError(f"{where}: {field}-data in {file} is not base64") from error
+    if not section.get(field):
+        return None
+    try:
+        return pem(file.parent / str(section[field]), field)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from error
+
+
+def _read(path: Path, what: str) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"{what} {path} cannot be read: {error.strerror}") from error
+
+
+def choose(paths: str, context: str | None, content: Mapping[Path, Any]) -> Section:
+    """One context of the parsed files; of several the first that says something counts, as with kubectl.
+
+    Finds what is wrong with a kubeconfig before anything is made of it. Raises ConfigError.
+    """
+    merged: dict[str, dict[str, tuple[dict[str, Any], Path]]] = {"contexts": {}, "clusters": {}, "users": {}}
+    current = ""
+    for path, mapping in content.items():
+        current = current or str(mapping.get("current-context") or "")
+        for kind, entries in merged.items():
+            for entry in mapping.get(kind) or []:
+                if isinstance(entry, dict) and "name" in entry:
+                    entries.setdefault(str(entry["name"]), (entry.get(kind[:-1]) or {}, path))
+    chosen = context or current
+    known = ", ".join(sorted(merged["contexts"])) or "none"
+    if not chosen:
+        raise ConfigError(f"kubeconfig {paths} sets no current-context, and no context was given; it has: {known}")
+    if chosen not in merged["contexts"]:
+        raise ConfigError(f"kubeconfig {paths} has no context {chosen!r}; it has: {known}")
+    section, file = merged["contexts"][chosen]
+    cluster = str(section.get("cluster") or "")
+    if not merged["clusters"].get(cluster, ({}, file))[0].get("server"):
+        raise ConfigError(f"kubeconfig {paths}, context {chosen!r}: its cluster {cluster!r} has no server address")
+    name = str(section.get("user") or "")
+    if name and name not in merged["users"]:
+        raise ConfigError(f"kubeconfig {paths}, context {chosen!r}: its user {name!r} does not exist")
+    cluster_section, cluster_file = merged["clusters"][cluster]
+    user, user_file = merged["users"].get(name, ({}, file))
+    return Section(context=chosen, cluster=cluster_section, cluster_file=cluster_file, user=user, user_file=user_file)
+
+
+def _mapping(path: Path, text: bytes) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"kubeconfig {path} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"kubeconfig {path} is empty or not a mapping")
+    return content

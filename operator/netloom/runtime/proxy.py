@@ -1,0 +1,158 @@
+"""Which proxy a connection to the API server takes, by the rules that kubectl's users know, and what to say of it.
+
+The rules are those of Go's golang.org/x/net/http/httpproxy, which client-go follows. A kubeconfig's `proxy-url` is
+always used. Else the environment names one by the scheme of the server's address ($HTTPS_PROXY, $HTTP_PROXY; of both
+spellings the lower case counts), and $NO_PROXY says where it is not used: names with what is below them, `.names` and
+`*.names` for only what is below, addresses, networks, each but the latter with a port if need be, or `*`. `localhost`
+and loopback addresses are never reached through the environment's proxy.
+
+What fails on the way through a proxy is the proxy's business as often as the API server's, so a message names it; the
+password that may stand in its address is in none.
+"""
+
+import ipaddress
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Self
+
+import aiohttp
+from yarl import URL
+
+from netloom.runtime.errors import ConfigError, plain
+
+_Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+_DEFAULT_PORTS = {"http": 80, "https": 443}
+
+
+@dataclass(frozen=True, slots=True)
+class Proxy:
+    """A proxy to be used. `url` may hold a password; `str()` does not."""
+
+    url: URL
+    source: str
+    """Who asked for it: `$HTTPS_PROXY`, or the kubeconfig's field."""
+
+    @classmethod
+    def of(cls, server: str, proxy_url: str, environ: Mapping[str, str]) -> Self | None:
+        """The proxy on the way to `server` (an http or https URL), if any. `proxy_url`: the kubeconfig's, or "".
+
+        Raises ConfigError for one that is to be used and cannot be.
+        """
+        if proxy_url:
+            return cls(_parse(proxy_url, "proxy-url in the kubeconfig"), "proxy-url in the kubeconfig")
+        target = URL(server)
+        names = (f"{target.scheme}_proxy", f"{target.scheme.upper()}_PROXY")
+        name = next((name for name in names if environ.get(name)), "")
+        port = target.port or _DEFAULT_PORTS.get(target.scheme, 0)
+        no_proxy = environ.get("no_proxy") or environ.get("NO_PROXY") or ""
+        if not name or exempt(target.raw_host or "", port, no_proxy):
+            return None
+        return cls(_parse(environ[name], f"${name}"), f"${name}")
+
+    def __str__(self) -> str:
+        return str(_without_password(self.url))
+
+    @property
+    def via(self) -> str:
+        """To be added to what went this way."""
+        return f" through the proxy {self} ({self.source})"
+
+    def said(self, error: BaseException) -> str:
+        """What went wrong on the way through it, but for TLS: `tls.fault` tells of that."""
+        if isinstance(error, aiohttp.ClientHttpProxyError):
+            refusal = f"the proxy {self} ({self.source}) does not let it through: {error.status} {error.message}"
+            held = "it does not accept those" if self.url.user else "there are none"
+            return refusal + (f"; it wants credentials, and {held} in its address" if error.status == 407 else "")
+        if isinstance(error, aiohttp.ClientConnectorError):
+            return f"the proxy {self} ({self.source}) cannot be reached: {plain(error.os_error)}"
+        if isinstance(error, aiohttp.ConnectionTimeoutError):
+            return f"the proxy {self} ({self.source}) cannot be reached: no connection in time"
+        if isinstance(error, TimeoutError):
+            return f"no answer{self.via}"
+        return f"the connection{self.via} was lost ({type(error).__name__})"
+
+
+def exempt(host: str, port: int, no_proxy: str) -> bool:
+    """Whether $NO_PROXY, or its being this machine, keeps a host (a name or an address) from the proxy."""
+    host = host.lower().strip("[]")
+    address = _address(host.partition("%")[0])
+    if host == "localhost" or (address is not None and address.is_loopback):
+        return True
+    entries = [entry.strip().lower() for entry in no_proxy.split(",")]
+    return "*" in entries or any(_covers(entry, host, address, port) for entry in entries if entry)
+
+
+def _covers(entry: str, host: str, address: _Address | None, port: int) -> bool:
+    if (network := _network(entry)) is not None:
+        return address is not None and address.version == network.version and address in network
+    name, only = _split_port(entry)
+    if not name or only not in ("", str(port)):
+        return False
+    if (wanted := _address(name)) is not None:
+        return wanted == address
+    if address is not None:
+        return False
+    name = _ascii(name.removeprefix("*") if name.startswith("*.") else name)
+    return host.endswith(name) if name.startswith(".") else host == name or host.endswith(f".{name}")
+
+
+def _address(text: str) -> _Address | None:
+    """An address; one of IPv4 in IPv6's clothes is itself."""
+    try:
+        address = ipaddress.ip_address(text)
+    except ValueError:
+        return None
+    return getattr(address, "ipv4_mapped", None) or address
+
+
+def _network(entry: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network | None:
+    if "/" not in entry:
+        return None
+    try:
+        return ipaddress.ip_network(entry, strict=False)
+    except ValueError:
+        return None
+
+
+def _split_port(entry: str) -> tuple[str, str]:
+    """Name or address, and port, "" where none is given."""
+    if entry.startswith("[") and "]:" in entry:
+        name, _, port = entry[1:].partition("]:")
+        return name, port
+    name, colon, port = entry.partition(":")
+    return (name, port) if colon and ":" not in port else (entry, "")
+
+
+def _ascii(name: str) -> str:
+    try:
+        return name if name.isascii() else name.encode("idna").decode()
+    except UnicodeError:
+        return name
+
+
+def _parse(text: str, source: str) -> URL:
+    """Raises ConfigError. Of what is no address nothing is shown: it may hold a password."""
+    try:
+        url = URL(text if "://" in text else f"http://{text}")
+        port = url.port
+    except ValueError:
+        raise ConfigError(f"{source} is not the address of a proxy, such as http://proxy.example.org:3128") from None
+    if not url.host or port == 0:
+        raise ConfigError(f"{source} is not the address of a proxy, such as http://proxy.example.org:3128")
+    if url.scheme == "https":
+        # aiohttp would speak to it by the API server's TLS context: trust the cluster's CA alone, and show it the
+        # client certificate that is meant for the API server.
+        raise ConfigError(
+            f"{source} asks for {_without_password(url)}: a proxy that is spoken to by TLS is not supported. "
+            "Use its http:// address: what goes through it to an https:// API server is encrypted all the same."
+        )
+    if url.scheme != "http":
+        raise ConfigError(
+            f"{source} asks for {_without_password(url)}: proxies of the kind {url.scheme} are not supported, "
+            "only http:// ones."
+        )
+    return url
+
+
+def _without_password(url: URL) -> URL:
+    return URL.build(scheme=url.scheme, host=url.host or "", port=url.explicit_port)

@@ -1,0 +1,73 @@
+"""Waiting for an API server that is not there when a role starts.
+
+After a reboot of a node, or of the whole cluster, an agent is often there first. One that ended would be started again
+by its supervisor later each time, up to five minutes, and its node would have no routes meanwhile. So whatever is in
+the way is waited for, said on /readyz, and asked again: nobody listens, no route, no name, a certificate that is not
+trusted (yet), 5xx, 429, no answer, even 403. The caches ask for themselves at the same time; this is what speaks.
+
+A 401 is waited for, too: an API server that has just started may not know its tokens yet, and what we show may be
+replaced on disk. If the answers have been nothing else for `PATIENCE_SECONDS`, the credentials are wrong, which
+somebody has to mend: that ends the role.
+"""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+
+import structlog
+
+from netloom.runtime.backoff import Backoff
+from netloom.runtime.client import Api
+from netloom.runtime.errors import ConfigError, Unauthorized
+from netloom.runtime.manager import Manager
+
+log = structlog.get_logger(__name__)
+
+PATIENCE_SECONDS = 120.0
+
+
+def follow(api: Api, manager: Manager) -> None:
+    """Lets a role wait for its API server at the start, and follow credentials and certificates on disk after it."""
+    reach = Reach(api, manager.backoff())
+    manager.add("API server", reach.run, restart=True)
+    manager.health.ready("API server", lambda: reach.trouble)
+    manager.add("credentials", api.follow, restart=True)
+
+
+class Reach:
+    """A component that ends when the API server has answered; until then `trouble` says why it has not."""
+
+    def __init__(
+        self,
+        api: Api,
+        backoff: Backoff,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        self._api = api
+        self._backoff = backoff
+        self._clock = clock
+        self._sleep = sleep
+        self.trouble = "the API server was not asked yet"
+
+    async def run(self) -> None:
+        """Asks until there is an answer. Raises ConfigError if the credentials are refused for good."""
+        refused_since: float | None = None
+        while True:
+            try:
+                version = await self._api.check()
+            except ConfigError as error:
+                if not isinstance(error.__cause__, Unauthorized):
+                    refused_since = None
+                elif refused_since is None:
+                    refused_since = self._clock()
+                elif self._clock() - refused_since >= PATIENCE_SECONDS:
+                    raise
+                if self.trouble != str(error):
+                    log.warning("the API server is waited for", error=str(error))
+                self.trouble = str(error)
+                await self._sleep(self._backoff.next())
+            else:
+                self.trouble = ""
+                log.info("the API server answers", api_server=version, host=self._api.host)
+                return

@@ -1,0 +1,208 @@
+"""What TLS to one API server is made from, and what is wrong with it, by the name of the file at fault.
+
+Certificates and keys are read into memory and used from there, so that what was checked is what is used even while a
+file is being replaced. OpenSSL takes a client's key from files only; it gets one that lives in memory
+(memfd_create(2)), so that a process that is killed leaves no key behind on a disk.
+"""
+
+import datetime as dt
+import os
+import re
+import ssl
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+import aiohttp
+import msgspec
+
+from netloom.runtime.errors import ConfigError
+
+CERTIFICATE = re.compile(rb"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", re.DOTALL)
+ISSUER_UNKNOWN = frozenset({2, 18, 19, 20, 21})
+"""X509_V_ERR_* codes (openssl/x509_vfy.h) that say: no way from this certificate to a CA that is trusted."""
+OUT_OF_TIME = frozenset({9, 10})
+"""X509_V_ERR_CERT_NOT_YET_VALID and X509_V_ERR_CERT_HAS_EXPIRED."""
+
+
+class Pem(msgspec.Struct, frozen=True):
+    """Certificates or a key, and where they are from, in words for people ("/etc/kubernetes/ca.crt")."""
+
+    content: bytes
+    origin: str
+
+    def __repr__(self) -> str:
+        return f"Pem({self.origin})"
+
+
+class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
+    """An API server, and what a connection to it is made from. Connections are made anew when any of it changes."""
+
+    host: str
+    """Base URL, without a slash at the end."""
+    ca: Pem | None = None
+    """Whom the server's certificate must come from; None: from whom the system trusts."""
+    certificate: Pem | None = None
+    key: Pem | None = None
+    verify: bool = True
+    tls_server_name: str = ""
+    proxy: str = ""
+
+
+@contextmanager
+def files(*pems: Pem | None) -> Iterator[list[str | None]]:
+    """Names under which each can be opened while the context lasts."""
+    with ExitStack() as stack:
+        names: list[str | None] = []
+        for pem in pems:
+            if pem is None:
+                names.append(None)
+                continue
+            number = os.memfd_create("netloom", os.MFD_CLOEXEC)
+            stack.callback(os.close, number)
+            with open(number, "wb", closefd=False) as file:
+                file.write(pem.content)
+            names.append(f"/proc/self/fd/{number}")
+        yield names
+
+
+def check(endpoint: Endpoint) -> None:
+    """Whether TLS can be spoken with these at all. Raises ConfigError, which names the file."""
+    problem = _problem(endpoint)
+    if problem:
+        raise ConfigError(f"a certificate or key for {endpoint.host} cannot be used: {problem}")
+
+
+def _problem(endpoint: Endpoint) -> str:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    with files(endpoint.ca, endpoint.certificate, endpoint.key) as (ca, certificate, key):
+        for pem, name in ((endpoint.ca, ca), (endpoint.certificate, certificate)):
+            if pem is None:
+                continue
+            if not CERTIFICATE.search(pem.content):
+                return f"there is no certificate (PEM) in {pem.origin}"
+            try:
+                context.load_verify_locations(cafile=name)
+            except ssl.SSLError as error:
+                return f"{pem.origin} is damaged: {_reason(error)}"
+        if endpoint.certificate is None or certificate is None:
+            return ""
+        holder = endpoint.key or endpoint.certificate
+        try:
+            context.load_cert_chain(certificate, key, password=_encrypted)
+        except _Encrypted:
+            return f"the key in {holder.origin} is encrypted"
+        except ssl.SSLError as error:
+            if error.reason == "KEY_VALUES_MISMATCH":
+                return f"the key in {holder.origin} is not the key of the certificate in {endpoint.certificate.origin}"
+            return f"there is no usable private key in {holder.origin}: {_reason(error)}"
+    return ""
+
+
+class _Encrypted(Exception):
+    pass
+
+
+def _encrypted() -> str:
+    """Instead of OpenSSL's own way, which asks on the terminal."""
+    raise _Encrypted
+
+
+def _reason(error: ssl.SSLError) -> str:
+    return error.reason.replace("_", " ").lower() if error.reason else "it is cut off, or no PEM"
+
+
+def is_fault(error: BaseException) -> bool:
+    """Whether a request failed because of TLS, before anything of it was sent."""
+    return isinstance(error, aiohttp.ClientSSLError)
+
+
+def fault(endpoint: Endpoint, error: BaseException) -> str:
+    """What is wrong with certificates, as a sentence that names the file; "" if the error is about something else."""
+    host = endpoint.host
+    if isinstance(error, aiohttp.ClientConnectorCertificateError):
+        return _untrusted(endpoint, error.certificate_error)
+    reason = alert(error)
+    if reason and "alert" in reason and endpoint.certificate is not None:
+        shown = client_certificate(endpoint)
+        return f"the API server at {host} does not accept {shown}: {reason}"
+    if reason and "alert" in reason:
+        return f"the API server at {host} ends TLS: {reason} (no client certificate is given)"
+    if isinstance(error, aiohttp.ClientConnectorSSLError):
+        return f"no TLS connection to the API server at {host}: {reason or error.os_error}"
+    return ""
+
+
+def alert(error: BaseException) -> str:
+    """OpenSSL's reason ("tlsv13 alert certificate required"), also out of the errors that aiohttp makes of it."""
+    known = re.search(r"\[SSL(?:: (\w+))?\] ?([\w ]*)", str(error.args[-1]) if error.args else "")
+    return (known[2].strip() or (known[1] or "").replace("_", " ").lower()) if known else ""
+
+
+def _untrusted(endpoint: Endpoint, error: Exception) -> str:
+    code = getattr(error, "verify_code", 0)
+    why = (getattr(error, "verify_message", "") or str(error)).rstrip(".")
+    shows = f"the API server at {endpoint.host} shows a certificate that"
+    trusted = endpoint.ca.origin if endpoint.ca else "the system"
+    if code in ISSUER_UNKNOWN:
+        return f"{shows} {trusted} does not trust: {why}"
+    if code in OUT_OF_TIME:
+        why += f" (it is {_text(dt.datetime.now(dt.UTC))} here)"
+    return f"{shows} is not trusted: {why}; it was checked with {trusted}"
+
+
+def ended(endpoint: Endpoint) -> str:
+    """That our certificate is out of date, to be appended to whatever failed: servers often just hang up on it."""
+    end = not_after(endpoint.certificate.content) if endpoint.certificate else None
+    return f"; shown was {client_certificate(endpoint)}" if end and end <= dt.datetime.now(dt.UTC) else ""
+
+
+def client_certificate(endpoint: Endpoint) -> str:
+    """The client's certificate in words: where it is from, and until when it is good."""
+    if endpoint.certificate is None:
+        return "no client certificate"
+    end = not_after(endpoint.certificate.content)
+    until = ""
+    if end is not None:
+        until = (
+            f", which is good until {_text(end)}" if end > dt.datetime.now(dt.UTC) else f", which ended {_text(end)}"
+        )
+    return f"the client certificate of {endpoint.certificate.origin}{until}"
+
+
+def _text(moment: dt.datetime) -> str:
+    return f"{moment:%Y-%m-%dT%H:%M:%SZ}"
+
+
+def not_after(pem: bytes) -> dt.datetime | None:
+    """When the first certificate in a PEM ends (RFC 5280, 4.1.2.5); None where that cannot be told.
+
+    Read by hand: the library that reads certificates would cost every agent 7 MiB for this one field.
+    """
+    found = CERTIFICATE.search(pem)
+    if not found:
+        return None
+    try:
+        der = ssl.PEM_cert_to_DER_cert(found[0].decode())
+        # Certificate, its TBSCertificate, then the fields before `validity`.
+        _, at, _ = _element(der, 0)
+        _, at, _ = _element(der, at)
+        tag, _, end = _element(der, at)
+        for _ in range(4 if tag == 0xA0 else 3):
+            _, _, end = _element(der, at)
+            at = end
+        _, at, _ = _element(der, at)
+        _, _, at = _element(der, at)
+        tag, start, end = _element(der, at)
+        form = "%y%m%d%H%M%SZ" if tag == 0x17 else "%Y%m%d%H%M%SZ"
+        return dt.datetime.strptime(der[start:end].decode(), form).replace(tzinfo=dt.UTC)
+    except (ValueError, IndexError):
+        return None
+
+
+def _element(der: bytes, at: int) -> tuple[int, int, int]:
+    """The DER element at an offset: its tag, where its content starts, and where it ends."""
+    length, start = der[at + 1], at + 2
+    if length & 0x80:
+        start += length & 0x7F
+        length = int.from_bytes(der[at + 2 : start], "big")
+    return der[at], start, start + length

@@ -1,0 +1,366 @@
+"""Which of the peers whose NetloomNodes vanished have left, and which only lost their objects.
+
+A NetloomNode goes when its Node does; it also goes with its CustomResourceDefinition, by a mistake of somebody, or
+with the API server's memory. Only the Node tells the two apart, and agents do not watch Nodes: 5,000 of them that did
+would each hold 5,000 objects that change all the time. So they ask, and only then:
+
+- Nobody is asked while this node's own object, the NetloomNetwork or the watch is missing: all peers stay.
+- After a moment, in which those may vanish as well, the API server is asked for up to `NAMES` of the Nodes. A Node that
+  is not there has left. A peer goes on this proof alone, or when the world is whole: if every Node has its
+  NetloomNode (a list of one Node tells how many there are), whatever else was there has left. That is asked when more
+  vanished than are asked for by name, or at least half of all; and then this node's own Node has to be there as well.
+- What stays is asked for again ever more seldom. Its object, when it comes back, needs no answer.
+- If the server's history went back, to before what was seen of a peer, its Node has a minute to appear again.
+
+The same answers end the wait for what an agent found in its kernel at its start and no object explains (`Unknown`): the
+kernel holds no names, so only a whole world tells that nobody needs it any more.
+
+With manifests there is no server to ask. Taking a file away is a deliberate act, and counts after the same moment.
+What went while this node's own object or the network was missing stays until its file is back, or the agent restarts.
+"""
+
+import random
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Literal, Protocol
+
+import msgspec
+import structlog
+
+from netloom.api.core import NODES
+from netloom.api.events import ObjectReference
+from netloom.api.v1alpha1 import NETWORK_NAME, NetloomNetwork, NetloomNode
+from netloom.runtime.backoff import Backoff
+from netloom.runtime.client import Api
+from netloom.runtime.controller import Controller
+from netloom.runtime.errors import ApiError, NotFound, Unavailable
+from netloom.runtime.store import Store, version_of
+from netloom_reconcilers.conditions import Recorder
+from netloom_reconcilers.peers import Peers, is_owned, is_whole
+
+log = structlog.get_logger(__name__)
+
+NAMES = 3
+"""Nodes asked for by name at a time. What 5,000 agents ask when a node leaves is one request each."""
+
+_KEY = "departures"
+
+
+class Pace(msgspec.Struct, frozen=True):
+    """Delays in seconds. The defaults are for production; tests shorten them."""
+
+    moment: float = 1.0
+    """From a peer's vanishing to the question; in it the own object may vanish, too."""
+    spread: float = 0.001
+    """For each peer this much more at most, drawn anew each time: 5,000 agents ask within 5 s."""
+    again: tuple[float, float] = (2.0, 60.0)
+    """Back-off of further questions; the cap grows with the number of peers as well, to 250 s at 5,000."""
+    unsure: float = 2.0
+    """Until it is looked again whether anything may be asked at all."""
+    went_back: float = 60.0
+    """How long the Node of a peer that the server's history knows nothing of has to appear again."""
+    lasting: float = 10.0
+    """How long a peer must be held until the node's condition says so. (5,000 agents that write it are heard by 5,000.)
+    Twice as long at most, drawn, and a hundredth for each peer."""
+
+
+class Question(msgspec.Struct, frozen=True):
+    """The Nodes to ask for by name, and whether to ask how many there are."""
+
+    names: tuple[str, ...]
+    count: bool
+
+
+class Answer(msgspec.Struct, frozen=True):
+    """Which of the Nodes live, and how many there are (None: not asked)."""
+
+    lives: Mapping[str, bool]
+    nodes: int | None = None
+
+
+def question(vanished: Collection[str], peers: int, *, own: str = "", unknown: bool = False) -> Question:
+    """What to ask about these, of `peers` in all; `own`: the Node of this node, where it must have one."""
+    names = tuple(random.sample(sorted(vanished), min(NAMES, len(vanished))))
+    many = len(vanished) > NAMES or 2 * len(vanished) >= peers > 0
+    count = unknown or len(vanished) > NAMES
+    return Question((*names, own) if own and (many or unknown) else names, count)
+
+
+def departed(vanished: Collection[str], answer: Answer, complete: int, own: str = "") -> tuple[set[str], bool]:
+    """Which of these left, and whether the world is whole: every Node has its NetloomNode, `complete` of which are for
+    Nodes, and have pod CIDRs and an address."""
+    if not answer.lives.get(own, True):
+        return set(), False
+    whole = answer.nodes is not None and answer.nodes <= complete
+    whole = whole and not any(lives for name, lives in answer.lives.items() if name != own)
+    if whole:
+        return set(vanished), True
+    return {name for name in vanished if answer.lives.get(name) is False}, False
+
+
+class Unknown(Protocol):
+    """A part of the kernel side: how much it found at its start that nobody explains, and the word to let it go."""
+
+    @property
+    def unknown(self) -> int: ...
+
+    async def prune(self) -> None: ...
+
+
+class Lookup:
+    """The questions, to an API server."""
+
+    def __init__(self, api: Api) -> None:
+        self._api = api
+
+    async def ask(self, asked: Question) -> Answer:
+        """Raises ApiError: then nothing is known."""
+        lives = {name: await self._lives(name) for name in asked.names}
+        return Answer(lives, await self._api.count(NODES) if asked.count else None)
+
+    async def _lives(self, name: str) -> bool:
+        try:
+            await self._api.get(NODES, name)
+        except NotFound as error:
+            if error.details.get("name") != name or error.details.get("kind") != NODES.plural:
+                raise Unavailable(404, "BadAnswer", f"what answers for Node {name} is no API server") from error
+            return False
+        return True
+
+
+class Watching(Protocol):
+    """What the agent knows of its watch of the NetloomNodes."""
+
+    position: str
+    """The version of the last list, or of the last event."""
+
+    @property
+    def following(self) -> bool: ...
+
+
+class Departures:
+    """See the module. `on_change` is called after every look."""
+
+    def __init__(
+        self,
+        own: str,
+        networks: Store[NetloomNetwork],
+        nodes: Store[NetloomNode],
+        peers: Peers,
+        parts: Sequence[Unknown],
+        lookup: Lookup | None = None,
+        watching: Watching | None = None,
+        *,
+        events: Recorder | None = None,
+        pace: Pace | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Without `lookup` and `watching` the objects come from manifests."""
+        self.controller = Controller(_KEY, self.reconcile)
+        self.why = ""
+        """Why vanished peers, or what is unknown, stays; "" where nothing does, or that is not decided yet."""
+        self.on_change: Callable[[], None] = lambda: None
+        self._own = own
+        self._networks = networks
+        self._nodes = nodes
+        self._peers = peers
+        self._parts = parts
+        self._lookup = lookup
+        self._watching = watching
+        self._pace = pace or Pace()
+        self._clock = clock
+        self._telling = Telling(own, events, self._pace, clock)
+        self._backoff = Backoff(*self._pace.again)
+        self._since: dict[str, float] = {}
+        self._fresh: set[str] = set()
+        self._doubted: set[str] = set()
+        self._ask_at = 0.0
+        peers.subscribe(lambda name, old, new: self._changed(name))
+        networks.subscribe(lambda name, old, new: self.controller.enqueue(_KEY))
+
+    def look(self) -> None:
+        """The kernel side may have found what is unknown."""
+        if self.unknown and not self.why:
+            self._soon()
+
+    @property
+    def unknown(self) -> int:
+        """Ways in the kernel that no known peer explains."""
+        return max((part.unknown for part in self._parts), default=0)
+
+    def errors(self, *, lasting: bool = False) -> list[str]:
+        """What stays that no object asks for, and why, as sentences. `lasting`: only what has been so for a while, in
+        words that do not change with every peer."""
+        if lasting and not self._telling.lasts:
+            return []
+        found = self._peers.problems()
+        if self.why and self._peers.held:
+            names = sorted(self._peers.held)
+            shown = ", ".join(names[:NAMES]) + (f" and {len(names) - NAMES} more" if len(names) > NAMES else "")
+            about, why = ("some", "the agent's /status says why.") if lasting else (shown, self.why)
+            found.append(
+                f"NetloomNodes vanished ({about}); it is not believed that their Nodes left, so they stay peers: {why}"
+            )
+        if self.why and (unknown := self.unknown):
+            about = "some" if lasting else str(unknown)
+            found.append(
+                f"{about} ways in the kernel are no known peer's; they stay until every Node has its NetloomNode."
+            )
+        return found
+
+    def _changed(self, name: str) -> None:
+        if name in self._peers.held:
+            self._since[name] = self._clock()
+            self._fresh.add(name)
+            if len(self._since) - len(self._fresh) <= NAMES:
+                self._soon()
+        elif name in self._since:
+            del self._since[name]
+            self._fresh.discard(name)
+            self._doubted.discard(name)
+            self.controller.enqueue(_KEY)
+        elif name == self._own or name in self._peers.completed or self._telling.since is not None:
+            self.controller.enqueue(_KEY)
+
+    def _soon(self) -> None:
+        """Ask in a moment; what is to be asked sooner still is not put off."""
+        now = self._clock()
+        at = now + self._moment()
+        self._ask_at = at if self._ask_at <= now else min(self._ask_at, at)
+        self.controller.enqueue_after(_KEY, self._ask_at - now)
+
+    async def reconcile(self, key: str = _KEY) -> float | None:
+        """Let go what is known to have left. Seconds until the next look; None if nothing waits for one."""
+        again = await self._reconcile()
+        if not self._peers.held and not self.unknown:
+            self.why, again = "", None
+            self._backoff.reset()
+        later = self._telling.note(self.errors(), len(self._peers), silent=self._nodes.get(self._own) is None)
+        self.on_change()
+        return min(filter(None, (again, later)), default=None)
+
+    async def _reconcile(self) -> float | None:
+        now = self._clock()
+        if not self._peers.held and not self.unknown:
+            return None
+        if self._is_unsure(now):
+            return self._pace.unsure
+        if now < self._ask_at:
+            return self._ask_at - now
+        vanished = [name for name in self._peers.held if name not in self._doubted and not self._too_old(name, now)]
+        if not vanished and not self.unknown:
+            self.why = "they went with this node's own object or the network, or the API server's history went back."
+            return self._pace.unsure
+        try:
+            gone, whole = await self._find_out(vanished)
+        except ApiError as error:
+            self.why = f"the API server cannot be asked for their Nodes: {error}."
+            return self._wait(max(self._next(), error.retry_after or 0.0))
+        if self._is_unsure(self._clock()):
+            return self._pace.unsure  # it went while we asked
+        for name in gone:
+            if self._since.get(name, now) <= now:  # else it was back meanwhile
+                self._peers.forget(name)
+        if whole and self.unknown:
+            for part in self._parts:
+                await part.prune()
+        if gone:
+            log.info("nodes left", nodes=len(gone), such_as=sorted(gone)[:NAMES])
+            self._backoff.reset()
+            return self._wait(2 * self._moment())
+        self._fresh.clear()
+        return self._wait(self._next())
+
+    def _moment(self) -> float:
+        return self._pace.moment + random.uniform(0, self._pace.spread * len(self._peers))
+
+    def _wait(self, seconds: float) -> float:
+        self._ask_at = self._clock() + seconds
+        return seconds
+
+    def _next(self) -> float:
+        self._backoff.cap = max(self._pace.again[1], len(self._peers) / 20)
+        return self._backoff.next()
+
+    def _is_unsure(self, now: float) -> bool:
+        """Whether nothing that vanished is believed, whatever the answers; `why` says why."""
+        if self._networks.get(NETWORK_NAME) is None:
+            self.why = f"NetloomNetwork {NETWORK_NAME} is not there, either."
+        elif self._nodes.get(self._own) is None:
+            self.why = f"NetloomNode {self._own}, this node's own, is not there, either."
+        elif self._watching is not None and not (self._watching.following and self._watching.position):
+            self.why = "the NetloomNodes of the API server cannot be followed."
+        else:
+            return False
+        self._ask_at = max(self._ask_at, now + self._moment())
+        if self._lookup is None:
+            self._doubted.update(self._peers.held)
+        return True
+
+    def _too_old(self, name: str, now: float) -> bool:
+        """Whether the server does not know of the time in which the object was seen, and may learn of it."""
+        if self._watching is None or now >= self._since[name] + self._pace.went_back:
+            return False
+        seen = version_of(self._peers.held[name].metadata.resource_version)
+        return version_of(self._watching.position) < seen
+
+    async def _find_out(self, vanished: Collection[str]) -> tuple[set[str], bool]:
+        """Which of these left, and whether what is unknown may go. Raises ApiError."""
+        if self._lookup is None:
+            return set(vanished), True
+        mine = self._nodes.get(self._own)
+        own = self._own if mine is not None and is_owned(mine) else ""
+        fresh = [name for name in vanished if name in self._fresh]
+        asked = question(fresh or vanished, len(self._peers), own=own, unknown=bool(self.unknown))
+        answer = await self._lookup.ask(asked)
+        complete = sum(1 for node in self._nodes.values() if is_owned(node) and is_whole(node))
+        living = [name for name, lives in answer.lives.items() if lives and name != own]
+        if not answer.lives.get(own, True):
+            self.why = f"Node {own}, this node's own, is not there, either."
+        elif living:
+            self.why = f"Node {living[0]} lives."
+        else:
+            self.why = f"there are {answer.nodes} Nodes, and {complete} of them have a NetloomNode that is whole."
+        return departed(vanished, answer, complete, own)
+
+
+class Telling:
+    """Since when something stays, and who was told."""
+
+    def __init__(self, own: str, events: Recorder | None, pace: Pace, clock: Callable[[], float]) -> None:
+        self.since: float | None = None
+        self._node = ObjectReference(api_version="v1", kind="Node", name=own, uid=own)  # as the kubelet refers to it
+        self._events = events
+        self._pace = pace
+        self._clock = clock
+        self._lasting = 0.0
+        self._told = False
+
+    @property
+    def lasts(self) -> bool:
+        """Whether it has been so for a while."""
+        return self.since is not None and self._clock() >= self.since + self._lasting
+
+    def note(self, errors: list[str], peers: int, *, silent: bool) -> float | None:
+        """What is so now, said where it begins or ends; as an Event where it lasts and the node has no object for a
+        condition (`silent`). Seconds until it will have lasted for long, if that is to come."""
+        if not errors:
+            if self.since is not None:
+                log.info("all peers are as their objects say again")
+                self._event("Normal", "PeersKnown", "all peers are as their objects say again.")
+            self.since, self._told = None, False
+            return None
+        if self.since is None:
+            self.since = self._clock()
+            self._lasting = self._pace.lasting * random.uniform(1, 2) + 0.01 * peers
+            log.warning("peers stay that no object asks for", errors=errors)
+        if not self.lasts:
+            return self.since + self._lasting - self._clock()
+        if silent and not self._told:
+            self._told = True
+            self._event("Warning", "PeersStay", " ".join(errors))
+        return None
+
+    def _event(self, type_: Literal["Normal", "Warning"], reason: str, message: str) -> None:
+        if self._events is not None and self._told:
+            self._events.event(self._node, type_, reason, message)

@@ -1,0 +1,151 @@
+"""The addresses of nodes, with the last known one where a Node that lives reports none.
+
+A cloud controller that restarts, or a kubelet that cannot reach it, takes a Node's addresses out of its status for a
+while. The node has them all the same, and its pods live: were they taken out of its NetloomNode as well, every other
+node would drop its tunnel. So the last InternalIP of each family stays until the Node reports another of that family,
+which is followed at once, or until the Node is gone. The NetloomNode is the memory; nothing else has to survive.
+
+An address that another Node reports now is not this one's any more, and is not kept. ExternalIPs just follow: nothing
+is sent to them.
+"""
+
+from collections.abc import Callable
+
+import msgspec
+
+from netloom.api.core import Node
+from netloom.api.v1alpha1 import NETLOOM_NODES, Address, NetloomNode
+from netloom.ipam.cidr import CidrError, Version, parse_address
+from netloom.runtime.store import Store, Unsubscribe
+from netloom_reconcilers.allocation_metrics import ADDRESSES_KEPT
+from netloom_reconcilers.conditions import Conditions
+from netloom_reconcilers.node_objects import MAX_ADDRESSES, addresses_of
+
+CONDITION = "AddressReported"
+
+_Number = tuple[Version, int]
+
+
+class Known(msgspec.Struct, frozen=True):
+    """What a node's NetloomNode shall say. `kept`: of its addresses, those that the Node does not report any more.
+    `taken`: those that it had and that another Node reports now, with that Node's name."""
+
+    addresses: tuple[Address, ...]
+    kept: tuple[Address, ...] = ()
+    taken: tuple[tuple[Address, str], ...] = ()
+
+    def loss(self, name: str) -> str:
+        """What was lost, in sentences; empty if nothing."""
+        found = [
+            f"Node {name} reports no {_family(each)} address of type InternalIP any more: {each.ip}, its last, is "
+            "kept, and other nodes go on sending to it. Another is followed at once. Node status.addresses is "
+            "written by the kubelet or the cloud controller manager; if the node is gone, delete its Node."
+            for each in self.kept
+        ]
+        found += [
+            f"Node {name} reports no {_family(each)} address of type InternalIP any more, and {each.ip}, its "
+            f"last, is Node {other}'s now: nothing is sent to it. If Node {name} is gone, delete it."
+            for each, other in self.taken
+        ]
+        return " ".join(found)
+
+
+class LastKnown:
+    """Follows the Nodes' addresses. `enqueue` is called for a node whose kept address another Node reports."""
+
+    def __init__(self, nodes: Store[Node], conditions: Conditions, enqueue: Callable[[str], None]) -> None:
+        self._nodes = nodes
+        self._conditions = conditions
+        self._enqueue = enqueue
+        self._reporting: dict[_Number, set[str]] = {}
+        self._kept: dict[str, frozenset[_Number]] = {}
+        self._keepers: dict[_Number, set[str]] = {}
+        ADDRESSES_KEPT.set(0)
+
+    def watch(self) -> Unsubscribe:
+        """Follows the cache from now on."""
+        return self._nodes.subscribe(self._node_changed)
+
+    def of(self, node: Node, obj: NetloomNode | None) -> Known:
+        """The addresses of a node whose NetloomNode is `obj`, in an order that a loss does not change."""
+        reported = addresses_of(node)
+        families = {_family(each) for each in reported if each.type == "InternalIP"}
+        kept: list[Address] = []
+        taken: list[tuple[Address, str]] = []
+        for each in obj.spec.addresses if obj is not None else ():
+            number = _number(each)
+            if each.type != "InternalIP" or number is None or _family(each) in families:
+                continue
+            others = self._reporting.get(number, set()) - {node.metadata.name}
+            if others:
+                taken.append((each, min(others)))
+            else:
+                kept.append(each)
+        if obj is None or not kept:
+            return Known(reported, taken=tuple(taken))
+        slots = list(dict.fromkeys(_slot(each) for each in obj.spec.addresses))
+        merged = sorted(
+            dict.fromkeys((*kept, *reported)[:MAX_ADDRESSES]),
+            key=lambda each: slots.index(_slot(each)) if _slot(each) in slots else len(slots),
+        )
+        return Known(tuple(merged), tuple(kept), tuple(taken))
+
+    async def tell(self, obj: NetloomNode, known: Known) -> NetloomNode | None:
+        """Tells of an address that is lost, and that it is back. The object as written, or None where nothing had to
+        be: a node that never lost one costs no write."""
+        name = obj.metadata.name
+        self._note(name, known.kept)
+        loss = known.loss(name)
+        if loss:
+            return await self._conditions.set(NETLOOM_NODES, obj, CONDITION, "False", "InternalIPLost", loss)
+        told = any(each.type == CONDITION and each.status != "True" for each in obj.status.conditions)
+        if not told or not any(each.type == "InternalIP" for each in known.addresses):
+            return None
+        message = f"Node {name} reports its addresses."
+        return await self._conditions.set(NETLOOM_NODES, obj, CONDITION, "True", "InternalIPReported", message)
+
+    def _note(self, name: str, addresses: tuple[Address, ...]) -> None:
+        """These are kept for this node now."""
+        numbers = frozenset(number for each in addresses if (number := _number(each)))
+        _move(self._keepers, name, self._kept.pop(name, frozenset()), numbers)
+        if numbers:
+            self._kept[name] = numbers
+        ADDRESSES_KEPT.set(len(self._kept))
+
+    def _node_changed(self, key: str, old: Node | None, new: Node | None) -> None:
+        before, after = _numbers(old), _numbers(new)
+        _move(self._reporting, key, before, after)
+        if new is None:
+            self._note(key, ())
+        for name in {name for number in after - before for name in self._keepers.get(number, ()) if name != key}:
+            self._enqueue(name)
+
+
+def _move(index: dict[_Number, set[str]], name: str, before: frozenset[_Number], after: frozenset[_Number]) -> None:
+    for number in before - after:
+        names = index[number]
+        names.discard(name)
+        if not names:
+            del index[number]
+    for number in after - before:
+        index.setdefault(number, set()).add(name)
+
+
+def _numbers(node: Node | None) -> frozenset[_Number]:
+    found = addresses_of(node) if node is not None else ()
+    return frozenset(number for each in found if each.type == "InternalIP" and (number := _number(each)))
+
+
+def _number(address: Address) -> _Number | None:
+    try:
+        return parse_address(address.ip)
+    except CidrError:
+        return None
+
+
+def _family(address: Address) -> str:
+    return "IPv6" if ":" in address.ip else "IPv4"
+
+
+def _slot(address: Address) -> tuple[str, str]:
+    return address.type, _family(address)

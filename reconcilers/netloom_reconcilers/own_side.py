@@ -1,0 +1,171 @@
+"""What this node's NetloomNode says of it, and what it said before and is still in use. Last known good.
+
+A restored backup, an edit, a Node made anew may leave the NetloomNode with other pod CIDRs than its pods have, or with
+none, or without the node's address. Taken at its word it would cut pods off that live: their CIDR's address goes from
+the tunnel device, their packets are no longer masqueraded, their own CIDR is routed to whoever holds it now. So
+
+- a CIDR that is no longer said stays while something on this node lives in it, beside the new ones; where none is said
+  at all, all stay;
+- the address stays until another is said.
+
+Each is told, with the way out. What was known survives a restart, but no reboot (as the pods), in a file of the run
+directory: the addresses on the tunnel device tell no prefix length, and with native routing there is no device.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Collection, Mapping
+from pathlib import Path
+
+import msgspec
+import structlog
+
+from netloom.api.v1alpha1 import Address, NetloomNode
+from netloom.kernel.address import Prefix
+from netloom.kernel.lodgers import holds
+from netloom.kernel.netlink import AnswerLost
+
+log = structlog.get_logger(__name__)
+
+LOOK_SECONDS = 5.0
+"""How often it is looked whether anything still lives in a CIDR that is kept."""
+RECORD = "own.json"
+
+Lodgers = Callable[[Collection[Prefix]], Awaitable[Mapping[Prefix, str]]]
+
+
+class Known(msgspec.Struct, frozen=True, rename="camel"):
+    """What the file holds. Of another node of the same machine it says nothing."""
+
+    node: str = ""
+    address: str = ""
+    pod_cidrs: tuple[str, ...] = msgspec.field(name="podCIDRs", default=())
+
+
+class OwnSide:
+    """`look` compares with what was known; `effective` is the NetloomNode to go by."""
+
+    def __init__(
+        self, node_name: str, lodgers: Lodgers, record: Path | None = None, look_seconds: float = LOOK_SECONDS
+    ) -> None:
+        """`lodgers` as of `Dataplane`; `record`: the file, None: memory alone."""
+        self.kept: dict[str, str] = {}
+        """CIDRs that are kept, and what was seen in them."""
+        self.reason = ""
+        """For the node's condition; empty if nothing is kept."""
+        self._node_name = node_name
+        self._lodgers = lodgers
+        self._record = record
+        self._look_seconds = look_seconds
+        self._known = self._read()
+        self._address = ""
+        self._errors: list[str] = []
+        self._lock = asyncio.Lock()
+
+    async def look(self, node: NetloomNode | None, *, write: bool = True) -> float | None:
+        """Takes in the node's own object as it is now; None, or CIDRs that cannot be read: all stays as it was. Returns
+        after how many seconds to look again."""
+        async with self._lock:
+            said = _prefixes(node.spec.ipam.pod_cidrs) if node is not None else None
+            if node is None or said is None:
+                return None
+            lost = [each for each in _prefixes(self._known.pod_cidrs) or () if not _covered(each, said)]
+            kept = await self._lived_in(lost, all_of_them=not said) if lost else {}
+            self._tell(kept)
+            address = next((each.ip for each in node.spec.addresses if _is_underlay(each)), "")
+            self._address = "" if address else self._known.address
+            self._explain(node, said)
+            if write:
+                known = Known(self._node_name, address or self._address, (*node.spec.ipam.pod_cidrs, *self.kept))
+                self._write(known)
+            return self._look_seconds if self.kept else None
+
+    def effective(self, node: NetloomNode | None) -> NetloomNode | None:
+        """The node's own object, with what is kept of what it said before."""
+        if node is None or not (self.kept or self._address):
+            return node
+        spec = node.spec
+        cidrs = tuple(dict.fromkeys((*spec.ipam.pod_cidrs, *self.kept)))
+        addresses = spec.addresses
+        if self._address and not any(_is_underlay(each) for each in addresses):
+            addresses = (Address(type="InternalIP", ip=self._address), *addresses)
+        ipam = msgspec.structs.replace(spec.ipam, pod_cidrs=cidrs)
+        return msgspec.structs.replace(node, spec=msgspec.structs.replace(spec, ipam=ipam, addresses=addresses))
+
+    def errors(self) -> list[str]:
+        """What is kept, as sentences with the way out; empty if nothing is."""
+        return list(self._errors)
+
+    async def _lived_in(self, lost: list[Prefix], *, all_of_them: bool) -> dict[str, str]:
+        try:
+            found = dict(await self._lodgers(lost))
+        except (AnswerLost, OSError) as error:
+            log.warning("what lives in the node's former pod CIDRs cannot be read: they stay", error=str(error))
+            return {str(each): self.kept.get(str(each), "") for each in lost}
+        return {str(each): found.get(each, "") for each in lost if all_of_them or each in found}
+
+    def _tell(self, kept: dict[str, str]) -> None:
+        for cidr in kept.keys() - self.kept.keys():
+            log.warning("a pod CIDR is no longer this node's, and is kept", cidr=cidr, because_of=kept[cidr])
+        for cidr in self.kept.keys() - kept.keys():
+            log.info("a pod CIDR that was kept is given up, or said again", cidr=cidr)
+        self.kept = kept
+
+    def _explain(self, node: NetloomNode, said: Collection[Prefix]) -> None:
+        where, cidrs = f"NetloomNode {self._node_name}: ", ", ".join(self.kept)
+        self._errors, self.reason = [], ""
+        if self._address:
+            self.reason = "AddressLost"
+            self._errors = [
+                f"{where}spec.addresses has no IPv4 address of type InternalIP any more: {self._address}, its last, is "
+                "kept. The operator writes it; let the kubelet report it."
+            ]
+        if self.kept and not said:
+            self.reason = "PodCIDRsLost"
+            self._errors += [
+                f"{where}spec.ipam.podCIDRs is empty, and was {cidrs}, which this node keeps. The operator gives it "
+                "back; if there is none, enter it again."
+            ]
+        elif self.kept:
+            self.reason = "PodCIDRsChanged"
+            self._errors += [
+                f"{where}spec.ipam.podCIDRs does not hold {cidrs} any more, and pods of this node still use it: this "
+                f"node keeps it beside {', '.join(node.spec.ipam.pod_cidrs)}. If no other NetloomNode holds it, add it "
+                f"to spec.ipam.podCIDRs again; else drain Node {self._node_name}: it is given up once its pods are "
+                "gone. See docs/allocation.md."
+            ]
+
+    def _read(self) -> Known:
+        try:
+            known = msgspec.json.decode(self._record.read_bytes(), type=Known) if self._record else Known()
+        except (OSError, msgspec.DecodeError):
+            return Known()  # there is none yet; half a file can only come from a crash of the machine
+        return known if known.node == self._node_name else Known()
+
+    def _write(self, known: Known) -> None:
+        if known == self._known:
+            return
+        self._known = known
+        if self._record is None:
+            return
+        try:
+            self._record.parent.mkdir(parents=True, exist_ok=True)
+            fresh = self._record.with_suffix(".new")
+            fresh.write_bytes(msgspec.json.encode(known))
+            fresh.replace(self._record)
+        except OSError as error:
+            log.warning("what is known of this node does not survive a restart", error=str(error))
+
+
+def _prefixes(texts: Collection[str]) -> list[Prefix] | None:
+    try:
+        return [Prefix.parse(text) for text in texts]
+    except ValueError:
+        return None
+
+
+def _covered(prefix: Prefix, by: Collection[Prefix]) -> bool:
+    return any(each.length <= prefix.length and holds(each, prefix.address) for each in by)
+
+
+def _is_underlay(address: Address) -> bool:
+    return address.type == "InternalIP" and ":" not in address.ip

@@ -1,0 +1,139 @@
+"""The nodes as the data path takes them: as their objects say, or as they last said.
+
+An object that vanishes is no proof that its node left: a CustomResourceDefinition that is deleted takes all of them
+along, one by one and in no order, and so does `kubectl delete`. So a node whose object vanished is *held*, with what
+it last said, until `forget` (see `departures`, which finds out). A node whose object lives but lost its pod CIDRs or
+its address keeps the last ones. The tunnels and the masquerading read both from here, so they cannot disagree about
+who counts. This node's own object is passed on as it is: without it nothing is applied at all.
+"""
+
+from collections.abc import Iterator
+from typing import Protocol
+
+import msgspec
+import structlog
+
+from netloom.api.v1alpha1 import NetloomNode
+from netloom.runtime.store import Store, Subscriber, Unsubscribe
+
+log = structlog.get_logger(__name__)
+
+HELD = "~"
+"""Creation time of what is held: after every real one, so that whoever lives and claims the same has it."""
+
+
+class Nodes(Protocol):
+    """What the reconcilers read: a store, or `Peers` before it."""
+
+    def get(self, key: str) -> NetloomNode | None: ...
+
+    def __iter__(self) -> Iterator[str]: ...
+
+    def subscribe(self, fn: Subscriber[NetloomNode]) -> Unsubscribe: ...
+
+    async def wait_synced(self, timeout: float | None = None) -> None: ...
+
+
+class Peers:
+    """See the module. A change of one node costs one node; what is remembered is only what is missing."""
+
+    def __init__(self, own: str, nodes: Store[NetloomNode]) -> None:
+        self.held: dict[str, NetloomNode] = {}
+        """By name, the nodes whose objects vanished, as they last were."""
+        self.completed: dict[str, NetloomNode] = {}
+        """By name, the nodes whose objects lack something that they had, with that."""
+        self._own = own
+        self._nodes = nodes
+        self._subscribers: list[Subscriber[NetloomNode]] = []
+        nodes.subscribe(self._changed)
+
+    def get(self, key: str) -> NetloomNode | None:
+        """The node as it counts, or None."""
+        return self.completed.get(key) or self._nodes.get(key) or self.held.get(key)
+
+    def __iter__(self) -> Iterator[str]:
+        yield from self._nodes
+        yield from self.held
+
+    def __len__(self) -> int:
+        return len(self._nodes) + len(self.held)
+
+    async def wait_synced(self, timeout: float | None = None) -> None:
+        """As of the store."""
+        await self._nodes.wait_synced(timeout)
+
+    def subscribe(self, fn: Subscriber[NetloomNode]) -> Unsubscribe:
+        """As of the store; an object that vanishes is told with what is held of it."""
+        self._subscribers.append(fn)
+        for name in list(self):
+            fn(name, None, self.get(name))
+        return lambda: self._subscribers.remove(fn)
+
+    def forget(self, name: str) -> None:
+        """The node left: it is no peer any more."""
+        node = self.held.pop(name, None)
+        if node is not None:
+            self._notify(name, node, None)
+
+    def problems(self) -> list[str]:
+        """What is in use although no object says so any more, as sentences."""
+        return [
+            f"NetloomNode {name}: {_lost(node)}; the last known stay in use. Have the operator write them again."
+            for name in self.completed
+            if (node := self._nodes.get(name)) is not None
+        ]
+
+    def _changed(self, name: str, old: NetloomNode | None, new: NetloomNode | None) -> None:
+        before = self.completed.pop(name, None) or old or self.held.pop(name, None)
+        if name != self._own and before is not None:
+            if new is None and is_peer(before):
+                self.held[name] = _junior(before)
+            elif new is not None and (completed := complete(new, before)) is not new:
+                self.completed[name] = completed
+                log.warning("a node lost what it needs, the last known stays in use", node=name, lost=_lost(new))
+        self._notify(name, before, self.get(name))
+
+    def _notify(self, name: str, old: NetloomNode | None, new: NetloomNode | None) -> None:
+        for fn in self._subscribers:
+            fn(name, old, new)
+
+
+def is_peer(node: NetloomNode) -> bool:
+    """Whether there is anything of the node that others use."""
+    ipam = node.spec.ipam
+    return bool(ipam.pod_cidrs or ipam.pools.allocated)
+
+
+def is_whole(node: NetloomNode) -> bool:
+    """Whether the node has all that others need to send to its pods."""
+    return is_peer(node) and _has_address(node)
+
+
+def is_owned(node: NetloomNode) -> bool:
+    """Whether the object stands for a Node, and was not made by hand."""
+    return any(owner.kind == "Node" for owner in node.metadata.owner_references)
+
+
+def complete(node: NetloomNode, before: NetloomNode) -> NetloomNode:
+    """The node, with the last known pod CIDRs and addresses where it has none any more; else the same object."""
+    spec = node.spec
+    if not is_peer(node) and is_peer(before):
+        spec = msgspec.structs.replace(spec, ipam=before.spec.ipam)
+    if not _has_address(node) and _has_address(before):
+        spec = msgspec.structs.replace(spec, addresses=before.spec.addresses)
+    return node if spec is node.spec else _junior(msgspec.structs.replace(node, spec=spec))
+
+
+def _junior(node: NetloomNode) -> NetloomNode:
+    return msgspec.structs.replace(node, metadata=msgspec.structs.replace(node.metadata, creation_timestamp=HELD))
+
+
+def _has_address(node: NetloomNode) -> bool:
+    return any(address.type == "InternalIP" and ":" not in address.ip for address in node.spec.addresses)
+
+
+def _lost(node: NetloomNode) -> str:
+    missing = [] if is_peer(node) else ["spec.ipam has no pod CIDRs any more"]
+    if not _has_address(node):
+        missing.append("spec.addresses has no IPv4 address of type InternalIP any more")
+    return " and ".join(missing)
