@@ -1,25 +1,25 @@
 """A node in a network namespace of its own, and data paths on it."""
 
-import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
-import uvloop
 from pytest_asyncio.plugin import LoopFactory
 
 from netloom.kernel.dataplane import Dataplane
 from tests.kernel.netns import Lab, Namespace, sweep
+from tests.loops import BOTH, UVLOOP, pytest_collection_modifyitems
+
+__all__ = ["pytest_collection_modifyitems"]
 
 Opener = Callable[..., "AsyncIterator[Dataplane]"]
 
 
 def pytest_asyncio_loop_factories(config: pytest.Config, item: pytest.Item) -> dict[str, LoopFactory]:
     """Agents run on uvloop; what waits for its loop's timers is right on asyncio's as well, whose timers are exact."""
-    both = {"uvloop": uvloop.new_event_loop, "asyncio": asyncio.new_event_loop}
     waits = item.path.stem.endswith(("faults", "repair")) and item.get_closest_marker("slow") is None
-    return both if waits else {"uvloop": uvloop.new_event_loop}
+    return BOTH if waits else UVLOOP
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -1,21 +1,22 @@
 """A scripted API server and a client of it."""
 
-import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-import uvloop
 import yaml
 from pytest_asyncio.plugin import LoopFactory
 
 from netloom.runtime.client import Api
+from tests.loops import BOTH, pytest_collection_modifyitems
 from tests.runtime.scripted import ScriptedApi, serving
+
+__all__ = ["pytest_collection_modifyitems"]
 
 
 def pytest_asyncio_loop_factories(config: pytest.Config, item: pytest.Item) -> dict[str, LoopFactory]:
     """The roles run on uvloop, whose timers, sockets and processes are code of its own; asyncio's loop is the rule."""
-    return {"uvloop": uvloop.new_event_loop, "asyncio": asyncio.new_event_loop}
+    return BOTH
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ from netloom.webhook.authority import Authority, Timing
 from netloom.webhook.mint import Mint
 from tests.runtime.conftest import write_kubeconfig
 from tests.runtime.scripted import Call, Object, ScriptedApi, half_open, refuse, serving, until
-from tests.webhook.conftest import NOW
+from tests.webhook.conftest import NOW, InProcess
 from tests.webhook.test_certificates import handshake
 
 SECRETS = "/api/v1/namespaces/netloom-system/secrets"
@@ -70,7 +70,7 @@ async def start(api: Api, clock: Clock) -> AsyncIterator[Start]:
         tasks = []
 
         def begin(**options: Any) -> Authority:
-            options = {"now": clock, **options}
+            options = {"now": clock, "mint": InProcess(), **options}
             authority = Authority(api, namespace="netloom-system", names=["guard.test"], timing=FAST, **options)
             tasks.append(group.create_task(authority.run()))
             return authority

@@ -12,7 +12,7 @@ from netloom.webhook import certificates
 from netloom.webhook.certificates import CA, Serving
 from netloom.webhook.files import CertificateFiles
 from tests.runtime.scripted import until
-from tests.webhook.conftest import NOW
+from tests.webhook.conftest import NOW, InProcess
 from tests.webhook.test_certificates import DAY, handshake
 
 
@@ -48,7 +48,7 @@ def mount(folder: Path, serving: Serving, number: int) -> None:
 
 
 def files_in(folder: Path, **options: Any) -> CertificateFiles:
-    return CertificateFiles(folder / "tls.crt", folder / "tls.key", **options)
+    return CertificateFiles(folder / "tls.crt", folder / "tls.key", **{"mint": InProcess(), **options})
 
 
 @pytest.fixture
