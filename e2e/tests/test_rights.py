@@ -26,6 +26,7 @@ from netloom_e2e.operators import RBAC, USER, Operators, running
 from netloom_e2e.rights import Audit, Right, granted
 
 AGENT = "netloom-agent"
+HAND_MADE = {"apiVersion": "netloom.dev/v1alpha1", "kind": "NetloomNode"}
 ODD = f"{collection_path(NETLOOM_NODES)}/odd"
 
 
@@ -86,6 +87,18 @@ def _live(cluster: Cluster, operators: Operators, agents: Agents) -> None:
     operators.start(leader_elect=True)
     agents.start(machine)
     agents.in_sync(machine, peers=1)
+
+    # More peers vanish than an agent asks for one by one: it asks how many Nodes there are.
+    for number in range(4):
+        spec = {"addresses": [{"type": "InternalIP", "ip": f"192.0.2.{10 + number}"}]}
+        spec |= {"ipam": {"podCIDRs": [f"10.98.{number}.0/24"]}}
+        client.request(
+            "POST", collection_path(NETLOOM_NODES), HAND_MADE | {"metadata": {"name": f"m{number}"}, "spec": spec}
+        )
+    agents.in_sync(machine, peers=5)
+    for number in range(4):
+        client.request("DELETE", f"{collection_path(NETLOOM_NODES)}/m{number}")
+    agents.in_sync(machine, peers=1)
     agents.end("n1")
 
     cluster.remove_nodes(*cluster.nodes())
@@ -96,11 +109,12 @@ def _live(cluster: Cluster, operators: Operators, agents: Agents) -> None:
 
 def _repeated(cluster: Cluster, agents: Agents) -> None:
     """Twice a pool that is used up, and twice a peer without an address: the Events are counted, not written anew."""
-    odd = {"apiVersion": "netloom.dev/v1alpha1", "kind": "NetloomNode", "metadata": {"name": "odd"}}
     for last in (False, True):
         cluster.add_node("n3", address="192.0.2.3")
         cluster.client.request(
-            "POST", collection_path(NETLOOM_NODES), odd | {"spec": {"ipam": {"podCIDRs": ["10.99.0.0/24"]}}}
+            "POST",
+            collection_path(NETLOOM_NODES),
+            HAND_MADE | {"metadata": {"name": "odd"}, "spec": {"ipam": {"podCIDRs": ["10.99.0.0/24"]}}},
         )
         wait_for("the pool is used up", lambda: _status(cluster) == "False")
         wait_for("the agent misses an address", lambda: agents.condition("n1").get("status") == "False")

@@ -11,7 +11,7 @@ compare-and-swap (`replace`), or safe to repeat (`create` says AlreadyExists).
 
 import urllib.parse
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from types import TracebackType
 from typing import Any, Literal, Self, TypeVar
 
@@ -23,7 +23,7 @@ from yarl import URL
 from netloom.api.meta import Object, Resource
 from netloom.runtime import connection, credentials, errors, tls
 from netloom.runtime.clock import ServerClock
-from netloom.runtime.connection import Connections, Pools, Retired
+from netloom.runtime.connection import Connections, Pools
 from netloom.runtime.credentials import Credentials
 from netloom.runtime.errors import ApiError, ConfigError, Gone, Unauthorized, Unavailable
 from netloom.runtime.tls import Endpoint
@@ -315,7 +315,7 @@ class Api:
         token = await self._auth.authorization()
         headers = {"Authorization": token} if token else {}
         where = f"GET {path}"
-        with self._connections.use() as pools, suppress(Retired):
+        with self._connections.use() as pools:
             endpoint = pools.endpoint
             try:
                 async with pools.watches.get(

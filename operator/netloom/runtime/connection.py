@@ -30,7 +30,11 @@ KEEPALIVE = (
 
 
 class Retired(Exception):
-    """A watch's connection is given up, as there is another endpoint now: an end like any other."""
+    """A watch's connection is given up, as there is another endpoint now. `elsewhere`: at another address."""
+
+    def __init__(self, elsewhere: bool) -> None:
+        super().__init__("the connection was given up for one with other credentials")
+        self.elsewhere = elsewhere
 
 
 class Connections:
@@ -55,7 +59,7 @@ class Connections:
     def _replace(self, endpoint: Endpoint) -> None:
         new = self._make(endpoint)
         old, self.present = self.present, new
-        old.retire()
+        old.retire(elsewhere=endpoint.host != old.endpoint.host)
         self._close_if_idle(old)
 
     def _close_if_idle(self, pools: "Pools") -> None:
@@ -125,7 +129,7 @@ class Pools:
         """While the context lasts, the reader of a watch's body gets a Retired when the pools are given up."""
         self._streams.add(content)
         if self.retired:
-            content.set_exception(Retired())
+            content.set_exception(Retired(elsewhere=False))
         try:
             yield
         finally:
@@ -136,11 +140,11 @@ class Pools:
         """To be added to what went by these: through which proxy; "" without one."""
         return self.proxy.via if self.proxy else ""
 
-    def retire(self) -> None:
+    def retire(self, *, elsewhere: bool) -> None:
         """Ends watches; requests under way go on."""
         self.retired = True
         for content in self._streams:
-            content.set_exception(Retired())
+            content.set_exception(Retired(elsewhere))
 
     async def close(self) -> None:
         """Closes all connections."""

@@ -36,6 +36,7 @@ from netloom.api.meta import Object
 from netloom.runtime import metrics, stream
 from netloom.runtime.backoff import Backoff
 from netloom.runtime.client import Api
+from netloom.runtime.connection import Retired
 from netloom.runtime.errors import ApiError, Gone, Unavailable, from_status
 from netloom.runtime.store import Store, key_of, version_of
 
@@ -275,6 +276,9 @@ class ListWatch(Generic[T]):
         except TimeoutError:
             if self._now() < self._leave_at:
                 raise
+        except Retired as retired:
+            if retired.elsewhere:
+                self._cut()
         else:
             if lines.pending:
                 raise stream.StreamBroken("the stream ended within an event")

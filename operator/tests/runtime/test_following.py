@@ -52,7 +52,7 @@ def test_another_address(tmp_path: Path, run: Callable[[Any], None]) -> None:
                 await until(lambda: new.count("watch"))
                 new.put("/api/v1/nodes", {"metadata": {"name": "b"}})
                 await until(lambda: "b" in store)
-                # With these timings a stream that ends before its time is taken for an outage: see Timing.relist.
+                # What answers elsewhere may be of another history.
                 assert (watch.trouble, old.count("list"), new.count("list")) == ("", 1, 1)
                 assert not tasks[-1].done()
                 answer.set()
