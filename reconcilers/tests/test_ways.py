@@ -287,5 +287,5 @@ def bare(number: int, name: str) -> NetloomNode:
     )
 
 
-TestCluster = Cluster.TestCase
+TestCluster = pytest.mark.slow(Cluster.TestCase)
 TestCluster.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)

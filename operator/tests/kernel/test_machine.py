@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
 
@@ -15,6 +16,7 @@ SETTINGS = settings(
 )
 
 
+@pytest.mark.slow
 def test_whatever_happened_a_node_ends_as_if_it_had_just_been_started(lab: Lab, tmp_path: Path) -> None:
     world = World(lab, tmp_path)
     run_state_machine_as_test(lambda: KernelMachine(world), settings=SETTINGS)  # type: ignore[arg-type]

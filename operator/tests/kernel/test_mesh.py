@@ -4,6 +4,7 @@ import hashlib
 import zlib
 
 import msgspec
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
@@ -267,7 +268,7 @@ class MeshMachine(RuleBasedStateMachine):
         assert gateways == set(mesh.neighbours.desired)
 
 
-TestMesh = MeshMachine.TestCase
+TestMesh = pytest.mark.slow(MeshMachine.TestCase)
 TestMesh.settings = settings(max_examples=200, stateful_step_count=30, deadline=None)
 
 

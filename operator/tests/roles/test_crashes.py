@@ -67,6 +67,7 @@ def _conditions(obj: dict[str, Any], type_: str) -> list[tuple[str, str, str]]:
     return [(each["status"], each["reason"], each["message"]) for each in listed if each["type"] == type_]
 
 
+@pytest.mark.slow
 async def test_an_allocation_that_crashes_again_and_again(
     server: ScriptedApi, api: Api, monkeypatch: pytest.MonkeyPatch
 ):
@@ -87,6 +88,7 @@ async def test_an_allocation_that_crashes_again_and_again(
         assert told == [("Warning", "OperatorCrashed"), ("Normal", "Accepted")]
 
 
+@pytest.mark.slow
 async def test_a_part_of_an_agent_that_crashes(
     node: Namespace, server: ScriptedApi, api: Api, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

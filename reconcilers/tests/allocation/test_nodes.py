@@ -34,6 +34,7 @@ def test_a_node_gets_its_cidr_in_the_first_write(world: World) -> None:
     assert world.writes()["patch netloomnodes"] == 0
 
 
+@pytest.mark.slow
 def test_many_nodes_cost_hardly_more_than_one_write_each(empty: World) -> None:
     empty.apply_network(ipv4PodCIDRList=["10.0.0.0/8"], ipv4MaskSize=24)
     for number in range(1000):
