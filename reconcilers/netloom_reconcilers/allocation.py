@@ -14,6 +14,7 @@ import structlog
 from netloom.api.core import Node
 from netloom.api.v1alpha1 import NetloomNetwork, NetloomNode
 from netloom.ipam.book import Book
+from netloom.runtime.cancellation import last_words
 from netloom.runtime.clock import boottime
 from netloom.runtime.controller import Controller
 from netloom.runtime.errors import ApiError
@@ -138,7 +139,7 @@ class Allocation:
     async def tell_crash(self, crash: str) -> None:
         """The last words of an incarnation that crashed, at the NetloomNetwork, if the API server takes them."""
         try:
-            async with asyncio.timeout(LAST_WORDS_SECONDS):
+            async with last_words(LAST_WORDS_SECONDS):
                 await self._follower.tell_crash(crash)
         except (ApiError, TimeoutError) as error:
             log.warning("the crash is not told", error=str(error) or "no answer")

@@ -24,6 +24,7 @@ import structlog
 from netloom.api.events import EVENTS, Event, EventSource, ObjectReference
 from netloom.api.meta import Object, ObjectMeta, Resource
 from netloom.runtime import metrics
+from netloom.runtime.cancellation import last_words
 from netloom.runtime.client import Api
 from netloom.runtime.clock import timestamp
 from netloom.runtime.errors import AlreadyExists, ApiError, NotFound
@@ -157,7 +158,7 @@ class EventRecorder:
         finally:
             self._queue.close()
             try:
-                async with asyncio.timeout(self._limits.drain):
+                async with last_words(self._limits.drain):
                     while len(self._queue):
                         await self._next()
             except TimeoutError:

@@ -34,6 +34,7 @@ from netloom.api.coordination import LEASES, Lease, LeaseSpec
 from netloom.api.meta import ObjectMeta
 from netloom.runtime import metrics
 from netloom.runtime.backoff import exponential
+from netloom.runtime.cancellation import last_words
 from netloom.runtime.client import Api
 from netloom.runtime.clock import boottime
 from netloom.runtime.errors import AlreadyExists, ApiError, Conflict, NotFound
@@ -262,7 +263,7 @@ class LeaderElector:
     async def _release(self, say: Callable[..., None]) -> None:
         """Gives the lease back, so that the next one need not wait; if that fails, it runs out."""
         try:
-            async with asyncio.timeout(self._retry):
+            async with last_words(self._retry):
                 if self._observed is None:  # a renewal was cut off, and may have been written
                     self._observe(await self._api.get(LEASES, self._name, self._namespace))
                 if self._observed is None or self._holder != self.identity:
