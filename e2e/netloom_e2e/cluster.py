@@ -403,7 +403,7 @@ class ControlPlane:
         """Until the probe of a component that was just started raises nothing."""
         deadline = time.monotonic() + START_SECONDS
         while True:
-            for needed in {process, self._processes["etcd"]}:
+            for needed in dict.fromkeys((self._processes["etcd"], process)):  # the cause before what follows from it
                 if needed.status is not None:
                     raise ControlPlaneError(f"{needed.name} ended with status {needed.status}:\n{needed.tail()}")
             try:
