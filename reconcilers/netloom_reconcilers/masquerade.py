@@ -13,8 +13,8 @@ import structlog
 from netloom.api.v1alpha1 import NETWORK_NAME, NetloomNetwork, NetloomNode, NetworkSpec
 from netloom.kernel.address import Prefix
 from netloom.kernel.masquerade import Masquerade
-from netloom.kernel.masquerade_report import MasqueradeReport
 from netloom.kernel.masquerade_sets import MasqueradeRules, Masquerading
+from netloom.kernel.report import MasqueradeReport
 from netloom.runtime.controller import Controller
 from netloom.runtime.store import Store
 from netloom_reconcilers.own_side import OwnSide

@@ -20,8 +20,7 @@ from netloom.api.v1alpha1 import (
 )
 from netloom.kernel.dataplane import Dataplane
 from netloom.kernel.masquerade import Masquerade
-from netloom.kernel.masquerade_report import MasqueradeReport
-from netloom.kernel.report import Report
+from netloom.kernel.report import MasqueradeReport, Report
 from netloom.runtime.errors import Forbidden, NotFound, Unavailable
 from netloom.runtime.store import Store
 from netloom_reconcilers.departures import NAMES, Answer, Departures, Lookup, Pace, Question, departed, question

@@ -20,8 +20,7 @@ from netloom.api.v1alpha1 import (
 from netloom.api.v1alpha1 import Masquerade as MasqueradeSpec
 from netloom.kernel.address import Prefix
 from netloom.kernel.masquerade import Masquerade
-from netloom.kernel.masquerade_report import MasqueradeReport
-from netloom.kernel.report import Failure
+from netloom.kernel.report import Failure, MasqueradeReport
 from netloom.runtime.store import Store
 from netloom_reconcilers.masquerade import MasqueradeReconciler
 from netloom_reconcilers.own_side import OwnSide

@@ -25,6 +25,11 @@ class Delay(msgspec.Struct):
     until: float = 0.0
     last: float = 0.0
 
+    @property
+    def forgiven(self) -> float:
+        """When, if nothing happens until then, all this is forgotten (monotonic seconds)."""
+        return max(self.last, self.until) + QUIET_SECONDS
+
 
 class Backoff:
     """Delays by entry. Knows no clock: the caller says what time it is.
@@ -72,24 +77,32 @@ class Backoff:
         """Everything that is wanted has changed."""
         self._delays.clear()
 
-    def fought(self) -> list[Hashable]:
+    def fought(self, now: float) -> list[Hashable]:
         """Entries that somebody changes again and again."""
-        return [key for key, delay in self._delays.items() if delay.strikes > FREE_REPAIRS]
+        return [key for key, delay in self._delays.items() if _fought(delay) and delay.forgiven > now]
 
     def held(self, now: float) -> set[Hashable]:
         """Entries that have to wait."""
         return {key for key, delay in self._delays.items() if delay.until > now}
 
     def next(self, now: float) -> float | None:
-        """When the next of the waiting entries may be tried."""
-        return min((delay.until for delay in self._delays.values() if delay.until > now), default=None)
+        """When the next of the waiting entries may be tried, or the next fight is over."""
+        tries = [delay.until for delay in self._delays.values() if delay.until > now]
+        peace = [delay.forgiven for delay in self._delays.values() if _fought(delay)]
+        return min(tries + peace, default=None)
 
     def expire(self, now: float) -> None:
         """Forget the entries that have been quiet for long."""
-        for key in [k for k, d in self._delays.items() if now - max(d.last, d.until) > QUIET_SECONDS]:
+        for key in [key for key, delay in self._delays.items() if delay.forgiven <= now]:
             del self._delays[key]
 
     def _delay(self, key: Hashable, now: float) -> Delay:
-        delay = self._delays.setdefault(key, Delay())
+        delay = self._delays.get(key)
+        if delay is None or delay.forgiven <= now:
+            delay = self._delays[key] = Delay()
         delay.last = now
         return delay
+
+
+def _fought(delay: Delay) -> bool:
+    return delay.strikes > FREE_REPAIRS

@@ -7,6 +7,7 @@ everything else is set on the living device.
 import errno
 from collections.abc import Callable, Collection, Iterable, Iterator
 from fnmatch import fnmatchcase
+from typing import Literal
 
 import msgspec
 
@@ -15,21 +16,25 @@ from netloom.kernel.address import Address, Prefix, format_address, format_mac
 from netloom.kernel.desired import Node
 from netloom.kernel.links import InterfaceAddress, Link
 from netloom.kernel.netlink import Refusal
-from netloom.kernel.owned import DEVICE_PREFIX, link_local_of
+from netloom.kernel.owned import DEVICE_PREFIX, MESH, link_local_of
 from netloom.kernel.way import OVERHEAD, Way
 
 DEFAULT_MTU = 1500
 """Bytes; Ethernet's, while there is no device to take it from."""
 
 
+Verb = Literal["add", "set", "replace", "delete"]
+
+
 class Step(msgspec.Struct, frozen=True):
-    """One change: what it is about, how `ip` would say it, why, and its message.
+    """One change: what it is about, what is done to it, how `ip` would say that, why, and its message.
 
     `flushes`: the kernel drops what stands on the device with it.
     """
 
     kind: str
     key: str
+    verb: Verb
     text: str
     message: bytes
     why: str = ""
@@ -52,8 +57,8 @@ class Surroundings(msgspec.Struct, frozen=True):
         return next((link for link in self.links if link.ifindex in holders), None)
 
     def own_links(self) -> list[Link]:
-        """Links with our name."""
-        return [link for link in self.links if link.name.startswith(DEVICE_PREFIX)]
+        """Links with a name of the mesh's."""
+        return [link for link in self.links if MESH.link(link.name)]
 
     def addresses_on(self, ifindex: int) -> set[Prefix]:
         """Addresses of one link."""
@@ -142,6 +147,7 @@ def replacement(node: Node, way: Way, around: Surroundings, mtu: int) -> Iterato
     yield Step(
         "link",
         name,
+        "add",
         f"link add {name} address {format_mac(node.mac)} mtu {mtu} type {way.protocol} external dstport {way.port}"
         f"{' nolearning' if way.protocol == 'vxlan' else ''}",
         links.create_tunnel(name, way.protocol, mac=node.mac, mtu=mtu, port=way.port),
@@ -161,7 +167,7 @@ def adjustment(node: Node, link: Link, mtu: int) -> Iterator[Step]:
     name = link.name
 
     def step(text: str, message: bytes) -> Step:
-        return Step("link", name, f"link set {name} {text}", message)
+        return Step("link", name, "set", f"link set {name} {text}", message)
 
     if link.generates_addresses:
         yield step("addrgenmode none", links.set_no_generated_addresses(link.ifindex))
@@ -211,7 +217,7 @@ def explain(step: Step, ways: Collection[Way], refusal: Refusal) -> str:
     """The kernel's errno as what it means for this step."""
     way = next((way for way in ways if way.device == step.key), None)
     if step.kind == "link" and way is not None:
-        creates = " add " in step.text
+        creates = step.verb == "add"
         if refusal.errno == errno.EADDRINUSE or (creates and _port_is_taken(refusal)):
             return f"UDP port {way.port} is in use by another tunnel device or program ({refusal})"
         if creates and refusal.errno == errno.EOPNOTSUPP:
@@ -229,9 +235,10 @@ def _port_is_taken(refusal: Refusal) -> bool:
 
 
 def _deletion(link: Link, why: str) -> Step:
-    return Step("link", link.name, f"link delete {link.name}", links.delete_link(link.ifindex), why, flushes=True)
+    text = f"link delete {link.name}"
+    return Step("link", link.name, "delete", text, links.delete_link(link.ifindex), why, flushes=True)
 
 
-def _address_step(verb: str, link: Link, prefix: Prefix, build: Callable[[int, Prefix], bytes]) -> Step:
+def _address_step(verb: Verb, link: Link, prefix: Prefix, build: Callable[[int, Prefix], bytes]) -> Step:
     key = f"{prefix} dev {link.name}"
-    return Step("address", key, f"address {verb} {prefix} dev {link.name}", build(link.ifindex, prefix))
+    return Step("address", key, verb, f"address {verb} {prefix} dev {link.name}", build(link.ifindex, prefix))

@@ -14,8 +14,8 @@ from netloom.kernel.cover import START
 from netloom.kernel.masquerade_sets import Element, ElementWrite, Masquerading, Sets
 from netloom.kernel.netlink import Commands, Refusal
 from netloom.kernel.report import PlannedChange
+from netloom.kernel.retries import Item
 from netloom.kernel.ruleset import RULE_KEY, TABLE_KEY, Seen, Step, Wanted
-from netloom.kernel.trouble import Item
 
 ELEMENT = "element"
 _TABLE: Item = ("table", TABLE_KEY)
@@ -174,14 +174,14 @@ class State:
             return Transaction([*writes, *_steps(_RULES, ruleset.replacement(wanted, self.seen))], rules=True)
         return Transaction(writes)
 
-    def wrote(self, done: Transaction) -> list[tuple[str, Iterable[Hashable]]]:
+    def wrote(self, done: Transaction) -> list[tuple[str, Sequence[Hashable]]]:
         """The kernel has done this. Returns what is as it should be, by kind."""
         elements = [write.element for write in done.writes if write.element is not None]
         self.sets.wrote(elements, anew=done.anew)
         self._rules_written = done.rules
         structure = dict.fromkeys(write.item for write in done.writes if write.element is None)
-        result: list[tuple[str, Iterable[Hashable]]] = [(kind, [key]) for kind, key in [*structure, _TRANSACTION]]
-        result.append((ELEMENT, (Element(write.name, key) for write in elements for key in write.keys)))
+        result: list[tuple[str, Sequence[Hashable]]] = [(kind, [key]) for kind, key in [*structure, _TRANSACTION]]
+        result.append((ELEMENT, [Element(write.name, key) for write in elements for key in write.keys]))
         return result
 
 

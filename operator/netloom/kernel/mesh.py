@@ -18,7 +18,7 @@ import msgspec
 from netloom.kernel.address import Address, Mac, Prefix, format_address, format_mac
 from netloom.kernel.claims import Claims
 from netloom.kernel.desired import Desired, Peer
-from netloom.kernel.owned import NEXTHOP_IDS, ROUTE_PROTOCOL, link_local_of, mac_in
+from netloom.kernel.owned import NEXTHOP_IDS, link_local_of, mac_in
 from netloom.kernel.reach import Reach
 from netloom.kernel.rows import (
     EDITED,
@@ -30,6 +30,7 @@ from netloom.kernel.rows import (
     SeenRoute,
     Via,
     owned_nexthop,
+    owned_route,
 )
 from netloom.kernel.table import Table
 from netloom.kernel.way import NATIVE, Way
@@ -97,6 +98,11 @@ class Mesh:
         self.nexthops: Table[int, Nexthop] = Table()
         self.neighbours: Table[NeighbourKey, Mac] = Table()
         self.routes: Table[RouteKey, Via] = Table()
+        self._tables: dict[str, Table[Any, Any]] = {
+            "nexthop": self.nexthops,
+            "neighbour": self.neighbours,
+            "route": self.routes,
+        }
         self.carriers = Carriers()
         self.reach = reach or Reach()
         self.peers: dict[str, Peer] = {}
@@ -106,6 +112,7 @@ class Mesh:
         self._lengths: Counter[tuple[int, int, bool]] = Counter()
         self.natives = 0
         """Peers that may be reached natively: the way to them has to be known before rows are written."""
+        self._natives_on: Counter[int] = Counter()
         self._legs: dict[str, Legs] = {}
         self._peer_of: dict[int, str] = {}
         self._ids: dict[int, dict[str, int]] = {4: {}, 16: {}}
@@ -192,20 +199,19 @@ class Mesh:
 
     def pending(self) -> list[tuple[str, Hashable]]:
         """(kind, key) of all that differs from the kernel."""
-        return [
-            *(("nexthop", key) for key in self.nexthops.pending),
-            *(("neighbour", key) for key in self.neighbours.pending),
-            *(("route", key) for key in self.routes.pending),
-        ]
+        return [(kind, key) for kind, table in self._tables.items() for key in table.pending]
 
     def is_pending(self, kind: str, key: Hashable) -> bool:
         """Whether this entry differs from the kernel."""
-        pending: set[Any] = getattr(self, kind + "s").pending
-        return key in pending
+        return key in self._tables[kind].pending
+
+    def is_tunnel(self, ifindex: int) -> bool:
+        """Whether this is a device of ours that rows stand on."""
+        return ifindex in self.carriers.tunnels.values()
 
     def stands_on(self, ifindex: int) -> bool:
-        """Whether a nexthop goes through this device."""
-        return any(nexthop.ifindex == ifindex for nexthop in self.nexthops.desired.values())
+        """Whether a native nexthop goes through this device."""
+        return self._natives_on[ifindex] > 0
 
     def peer_of(self, kind: str, key: Any) -> str:
         """Whose entry it is; empty if nobody's (any more)."""
@@ -245,6 +251,9 @@ class Mesh:
                 continue
             if old:
                 self._unwant(old, new)
+            if self.natives or self._natives_on:
+                self._natives_on.subtract(leg.nexthop.ifindex for leg in old if not leg.mac)
+                self._natives_on.update(leg.nexthop.ifindex for leg in new if not leg.mac)
             if new:
                 self._legs[name] = new
                 gains.append(new)
@@ -371,7 +380,7 @@ class Mesh:
 
     def spare_nothing(self) -> None:
         """What no peer explains is to go."""
-        for table in (self.routes, self.nexthops, self.neighbours):
+        for table in self._tables.values():
             table.spare(set())
 
     def _unknown(self, key: RouteKey, own: Collection[Address]) -> bool:
@@ -405,7 +414,7 @@ class Mesh:
 
         A foreign route that *replaced* ours is an edit of ours, and repaired. One that was there first is foreign.
         """
-        if seen.protocol == ROUTE_PROTOCOL:
+        if owned_route(seen):
             self.routes.saw(seen.key, seen.via)
         elif replaced and seen.key in self.routes.kernel:
             self.routes.saw(seen.key, EDITED)
@@ -415,7 +424,7 @@ class Mesh:
 
     def lost_route(self, seen: SeenRoute) -> bool:
         """A route was deleted. Returns whether it concerns us."""
-        if seen.protocol == ROUTE_PROTOCOL or self.routes.kernel.get(seen.key) == EDITED:
+        if owned_route(seen) or self.routes.kernel.get(seen.key) == EDITED:
             self.routes.gone(seen.key)
             return True
         return seen.key in self.routes.desired

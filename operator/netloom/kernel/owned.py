@@ -1,20 +1,27 @@
-"""What in the kernel is Netloom's, and how it is recognised after a restart (invariant K1).
+"""What in the kernel is Netloom's, which part of Netloom owns it, and how that is recognised after a restart.
 
 Nothing else is ever changed or removed. Ownership is read off the kernel's own state, so no file has to survive a
-crash for the agent to know what it made:
+crash for the agent to know what it made. Each part declares what it owns; no two parts may own the same, and each
+reads and removes only its own:
 
-- a device, by its name `netloom_*`; every address on it, and every *permanent* neighbour on it (the kernel makes
-  entries of other states by itself);
-- a route, by its protocol number, in the main table;
-- a nexthop object, by its id range *and* its protocol number: an id of the range that somebody else uses is left
-  alone and never taken.
+- a link, by its name; with it every address on it, and every *permanent* neighbour on it (the kernel makes entries of
+  other states by itself);
+- a route of the main table, by its protocol number *and* its class, a range of metrics: the metric is a part of what
+  the kernel knows a route by, so whatever somebody edits, a route never changes its class;
+- a nexthop object, by its range of ids *and* its protocol number: an id of the range that somebody else uses is left
+  alone and never taken;
+- a rule, by its priority; an nftables table, by its name.
 """
 
 import hashlib
+from fnmatch import fnmatchcase
+
+import msgspec
 
 from netloom.kernel.address import Address, Mac
 
 DEVICE_PREFIX = "netloom_"
+"""Of the names of all devices that are Netloom's, whichever part's."""
 
 ROUTE_PROTOCOL = 158
 """rtm_protocol and nh_protocol. Free in iproute2's rt_protos."""
@@ -25,6 +32,43 @@ ROUTE_TABLE = 254
 NEXTHOP_IDS = range(0x6E00_0000, 0x6F00_0000)
 """Ids of our nexthop objects ('n' in the first byte). 24 bits: an id is a hash of the peer's name, and at 20,000 of
 them only about 12 collide and have to be moved on; in 16 bits 3,000 would."""
+
+
+class Ownership(msgspec.Struct, frozen=True, kw_only=True):
+    """What one part owns.
+
+    links:    names, as shell patterns. routes: metrics of its routes. nexthops: ids of its nexthop objects.
+    rules:    priorities of its policy rules. tables: its nftables tables, as `nft` names them.
+    """
+
+    links: tuple[str, ...] = ()
+    routes: range = range(0)
+    nexthops: range = range(0)
+    rules: range = range(0)
+    tables: tuple[str, ...] = ()
+
+    def link(self, name: str) -> bool:
+        """Whether a link of this name is the part's."""
+        return any(fnmatchcase(name, pattern) for pattern in self.links)
+
+    def route(self, protocol: int, metric: int) -> bool:
+        """Whether a route of the main table is the part's."""
+        return protocol == ROUTE_PROTOCOL and metric in self.routes
+
+    def nexthop(self, protocol: int, identity: int) -> bool:
+        """Whether a nexthop object is the part's."""
+        return protocol == ROUTE_PROTOCOL and identity in self.nexthops
+
+
+MESH = Ownership(
+    links=tuple(f"{DEVICE_PREFIX}{name}" for name in ("vxlan", "geneve", "v[0-9]*", "g[0-9]*")),
+    routes=range(1 << 16),
+    nexthops=NEXTHOP_IDS,
+)
+"""Tunnel devices, and the routes to other nodes' pods: those without a metric, which the kernel shows as 0 (IPv4) or
+1024 (IPv6), and any metric below 65536 that somebody may have given them."""
+
+MASQUERADE = Ownership(tables=("inet netloom",))
 
 DEFAULT_VNI = 1
 """What a packet carries when the sender has no identity (R4): the same as flannel's default."""

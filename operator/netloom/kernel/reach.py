@@ -133,6 +133,8 @@ class Reach:
     def device_changed(self, ifindex: int) -> list[Address]:
         """Something about the device itself is different: the kernel may have dropped routes by it without a word.
         The peers' addresses behind it."""
+        if not self._outgoing[ifindex]:
+            return []  # as a pod's: no walk over all peers
         behind = [address for address, hop in self._hops.items() if hop.outgoing == ifindex]
         self.due.update(behind)
         return behind

@@ -14,7 +14,6 @@ from netloom.kernel.device import Surroundings
 from netloom.kernel.links import InterfaceAddress, Link
 from netloom.kernel.lodgers import DirectRoute
 from netloom.kernel.netlink import BATCH, DUMP_ATTEMPTS, Commands, RefusedError, Visit
-from netloom.kernel.owned import ROUTE_PROTOCOL
 from netloom.kernel.reach import Hop
 from netloom.kernel.rows import NeighbourKey, SeenNexthop, SeenRoute
 from netloom.kernel.wire import NLMSG_ERROR
@@ -53,13 +52,13 @@ def nexthops(commands: Commands) -> list[SeenNexthop]:
 
 
 def routes(commands: Commands) -> list[SeenRoute]:
-    """Our routes."""
+    """The mesh's routes."""
     found: list[SeenRoute] = []
     read = alike.RouteReader().read
 
     def visit(_kind: int, buffer: bytes, start: int, end: int) -> None:
         seen = read(buffer, start, end)
-        if seen is not None and seen.protocol == ROUTE_PROTOCOL:
+        if seen is not None and rows.owned_route(seen):
             found.append(seen)
 
     for family in (socket.AF_INET, socket.AF_INET6):

@@ -1,4 +1,4 @@
-"""What the data path says about itself after it has tried to bring the kernel to the desired state."""
+"""What keepers say about themselves after they have tried to bring the kernel to the desired state."""
 
 from collections.abc import Mapping
 
@@ -23,20 +23,39 @@ class Failure(msgspec.Struct, frozen=True):
     errno: int = 0
 
 
-class Report(msgspec.Struct, frozen=True):
+class KeeperReport(msgspec.Struct, frozen=True, kw_only=True):
+    """The state of what one keeper keeps.
+
+    pending:  entries that are not yet as desired.
+    settling: a pass is under way: what it has sent counts as done until the kernel says no.
+    fought:   entries that somebody changes again and again; their repair is delayed.
+    written:  requests written since `open`, by message type.
+    compared: resyncs since `open`.
+    repaired: entries that somebody had changed and that were put back, since `open`.
+    """
+
+    failures: tuple[Failure, ...] = ()
+    pending: int = 0
+    settling: bool = False
+    fought: tuple[str, ...] = ()
+    written: Mapping[str, int] = {}
+    compared: int = 0
+    repaired: int = 0
+
+    @property
+    def in_sync(self) -> bool:
+        """Whether the kernel holds all that is desired."""
+        return not self.failures and not self.pending and not self.settling
+
+
+class Report(KeeperReport, frozen=True, kw_only=True):
     """The state of the data path.
 
     mtu:      bytes, of pods; mtu_source says where it comes from. 0: not known.
     underlay: devices that carry the traffic between the nodes.
     tunnels:  those that are ready to receive.
     stranded: peers that can only be reached natively, and are not on a network of this node.
-    written:  requests written since `open`, by message type.
-    compared: full comparisons with the kernel since `open`.
-    reading_seconds: what the reading of the kernel's tables took in those, in all.
-    repaired: entries that somebody had changed and that were put back, since `open`.
-    pending:  entries that are not yet as desired.
-    settling: a pass is under way: what it has sent counts as done until the kernel says no.
-    fought:   entries that somebody changes again and again; their repair is delayed.
+    reading_seconds: what the reading of the kernel's tables took in the resyncs, in all.
     """
 
     peers: int = 0
@@ -45,21 +64,23 @@ class Report(msgspec.Struct, frozen=True):
     underlay: tuple[str, ...] = ()
     tunnels: tuple[Way, ...] = ()
     stranded: tuple[str, ...] = ()
-    failures: tuple[Failure, ...] = ()
     conflicts: tuple[Conflict, ...] = ()
-    pending: int = 0
-    settling: bool = False
-    fought: tuple[str, ...] = ()
-    written: Mapping[str, int] = {}
-    compared: int = 0
     reading_seconds: float = 0.0
-    repaired: int = 0
 
     @property
     def in_sync(self) -> bool:
         """Whether the kernel holds all that is desired."""
-        due = self.failures or self.conflicts or self.pending or self.stranded
-        return not due and not self.settling
+        return super().in_sync and not self.conflicts and not self.stranded
+
+
+class MasqueradeReport(KeeperReport, frozen=True, kw_only=True):
+    """The state of our nftables table.
+
+    families: "4" and "6", where packets are masqueraded. elements: desired, in all sets; a CIDR takes two.
+    """
+
+    families: tuple[str, ...] = ()
+    elements: int = 0
 
 
 class PlannedChange(msgspec.Struct, frozen=True):

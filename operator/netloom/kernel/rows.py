@@ -18,7 +18,7 @@ import msgspec
 
 from netloom.kernel.address import Address, Mac, Prefix
 from netloom.kernel.lodgers import DirectRoute
-from netloom.kernel.owned import NEXTHOP_IDS, ROUTE_PROTOCOL, ROUTE_TABLE, TUNNEL_TTL
+from netloom.kernel.owned import MESH, ROUTE_PROTOCOL, ROUTE_TABLE, TUNNEL_TTL
 from netloom.kernel.reach import Hop
 from netloom.kernel.wire import (
     CREATE,
@@ -403,8 +403,14 @@ def read_direct_route(buffer: bytes, start: int, end: int) -> DirectRoute | None
 
 
 def owned_nexthop(seen: SeenNexthop) -> bool:
-    """Ours by id and protocol."""
-    return seen.protocol == ROUTE_PROTOCOL and seen.id in NEXTHOP_IDS
+    """The mesh's by id and protocol."""
+    return MESH.nexthop(seen.protocol, seen.id)
+
+
+def owned_route(seen: SeenRoute) -> bool:
+    """The mesh's by protocol and metric."""
+    key = seen.key
+    return MESH.route(seen.protocol, key.metric if isinstance(key, OddRoute) else _METRIC[key.family])
 
 
 def dump_routes(family: int) -> bytes:

@@ -10,14 +10,14 @@ read while the batch is under way is then never overwritten by older knowledge.
 
 import asyncio
 import errno
-from collections.abc import Callable, Hashable, Iterable, Sequence
-from concurrent.futures import Executor
+from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
 from typing import Any
 
 import msgspec
 
 from netloom.kernel.mesh import Mesh
-from netloom.kernel.netlink import BATCH, Commands, Refusal
+from netloom.kernel.netlink import BATCH, Refusal
+from netloom.kernel.part import Attempt, Outcome, Refused, Worker
 from netloom.kernel.rows import NeighbourMessages, NexthopMessages, RouteMessages
 from netloom.kernel.table import Table
 
@@ -28,21 +28,6 @@ Write = tuple[Any, Any, Any]
 """(key, value, what the kernel held before); a value of None deletes."""
 
 
-class Refused(msgspec.Struct, frozen=True):
-    """An entry that the kernel would not take."""
-
-    kind: str
-    key: Hashable
-    refusal: Refusal
-
-
-class Outcome(msgspec.Struct):
-    """What was written, batch by batch, and what was refused."""
-
-    written: list[tuple[str, Sequence[Hashable]]] = msgspec.field(default_factory=list)
-    refused: list[Refused] = msgspec.field(default_factory=list)
-
-
 class _Batch(msgspec.Struct):
     kind: str
     table: Table[Any, Any]
@@ -51,41 +36,42 @@ class _Batch(msgspec.Struct):
 
 
 class Writer:
-    """Sends what is pending. `executor` is one thread: the kernel's lock may be held by others for seconds."""
+    """Sends what is pending in the tables of a mesh."""
 
-    def __init__(self, mesh: Mesh, commands: Commands, executor: Executor) -> None:
+    def __init__(self, mesh: Mesh) -> None:
         self._mesh = mesh
-        self._commands = commands
-        self._executor = executor
         self._encoders: dict[str, Callable[[Iterable[Write]], list[bytes]]] = {
             "neighbour": NeighbourMessages().encode,
             "nexthop": NexthopMessages().encode,
             "route": RouteMessages().encode,
         }
 
-    async def write(self, held: set[Hashable]) -> Outcome:
-        """Send all that is pending and not held back. Raises AnswerLost."""
-        mesh = self._mesh
-        batches: list[_Batch] = []
+    async def update(self, worker: Worker, attempt: Attempt) -> Outcome:
+        """Send all that is missing or different and not held back. Raises AnswerLost."""
+        mesh, batches = self._mesh, list[_Batch]()
         for kind, table in (("neighbour", mesh.neighbours), ("nexthop", mesh.nexthops)):
-            self._send(kind, table, _allowed(kind, table.updates(), held), batches)
+            self._send(worker, kind, table, _allowed(kind, table.updates(), attempt.held), batches)
         # A route cannot stand on a nexthop that has to wait.
         routes = [write for write in mesh.routes.updates() if write[1].nexthop in mesh.nexthops.kernel]
-        self._send("route", mesh.routes, _allowed("route", routes, held), batches)
-        self._send("route", mesh.routes, _allowed("route", mesh.routes.deletions(), held), batches)
-        for kind, table in (("nexthop", mesh.nexthops), ("neighbour", mesh.neighbours)):
-            self._send(kind, table, _allowed(kind, table.deletions(), held), batches)
-        return await self._settle(batches)
+        self._send(worker, "route", mesh.routes, _allowed("route", routes, attempt.held), batches)
+        return await self._outcome(batches)
 
-    def _send(self, kind: str, table: Table[Any, Any], writes: Sequence[Write], batches: list[_Batch]) -> None:
-        loop = asyncio.get_running_loop()
+    async def remove(self, worker: Worker, attempt: Attempt) -> Outcome:
+        """Send the deletion of all that is not wanted and not held back. Raises AnswerLost."""
+        mesh, batches = self._mesh, list[_Batch]()
+        for kind, table in (("route", mesh.routes), ("nexthop", mesh.nexthops), ("neighbour", mesh.neighbours)):
+            self._send(worker, kind, table, _allowed(kind, table.deletions(), attempt.held), batches)
+        return await self._outcome(batches)
+
+    def _send(
+        self, worker: Worker, kind: str, table: Table[Any, Any], writes: Sequence[Write], batches: list[_Batch]
+    ) -> None:
         table.assume(writes)
         for at in range(0, len(writes), BATCH):
             part = writes[at : at + BATCH]
-            answer = loop.run_in_executor(self._executor, self._commands.execute, self._encoders[kind](part))
-            batches.append(_Batch(kind, table, part, answer))
+            batches.append(_Batch(kind, table, part, worker.submit(self._encoders[kind](part))))
 
-    async def _settle(self, batches: Sequence[_Batch]) -> Outcome:
+    async def _outcome(self, batches: Sequence[_Batch]) -> Outcome:
         """Wait for all answers, and correct the tables by what was refused."""
         outcome = Outcome()
         answers = await asyncio.gather(*[batch.answer for batch in batches], return_exceptions=True)
@@ -102,7 +88,7 @@ class Writer:
         return outcome
 
     def _correct(self, batch: _Batch, refusals: dict[int, Refusal], outcome: Outcome) -> None:
-        written = []
+        mesh, written = self._mesh, []
         for sequence, (key, value, before) in enumerate(batch.writes):
             refusal = refusals.get(sequence)
             if refusal is None or (value is None and refusal.errno in ALREADY_GONE):
@@ -113,10 +99,11 @@ class Writer:
             else:
                 batch.table.saw(key, before)
             # A route whose nexthop was refused in the same go is not a failure of its own: it waits.
-            if batch.kind != "route" or value is None or value.nexthop in self._mesh.nexthops.kernel:
-                outcome.refused.append(Refused(batch.kind, key, refusal))
+            if batch.kind != "route" or value is None or value.nexthop in mesh.nexthops.kernel:
+                peer = mesh.peer_of(batch.kind, key)
+                outcome.refused.append(Refused((batch.kind, key), str(refusal), refusal.errno, peer))
         outcome.written.append((batch.kind, written))
 
 
-def _allowed(kind: str, writes: Sequence[Write], held: set[Hashable]) -> Sequence[Write]:
+def _allowed(kind: str, writes: Sequence[Write], held: Collection[Hashable]) -> Sequence[Write]:
     return [write for write in writes if (kind, write[0]) not in held] if held else writes

@@ -65,7 +65,7 @@ EDITS = [
     "link set {device} mtu 1300",
     "link set {device} address 02:00:00:00:00:99",
     "link delete {device}",
-    "link add netloom_stray type bridge",
+    "link add netloom_v1 type bridge",
 ]
 HAND_MADE = [
     "link add other type veth peer name far-other",

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from netloom.kernel import trouble
+from netloom.kernel import retries
 from netloom.kernel.dataplane import Dataplane
 from netloom.kernel.desired import Desired
 from netloom.kernel.rows import NexthopMessages
@@ -79,7 +79,7 @@ class Story:
     async def reset(self) -> None:
         self.commands.heal()
         await self.plane.apply(BEFORE)
-        self.node.ip("link add netloom_stray type bridge")
+        self.node.ip("link add netloom_v1 type bridge")
 
     async def ends_well(self) -> None:
         await becomes(self.node.state, self.wanted)
@@ -128,11 +128,11 @@ async def test_a_timer_that_ends_early_loses_no_retry(
     node: Namespace, planes: Planes, request_type: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The belt is off, and no event wakes it up: what is not tried when its time has come is never tried."""
-    monkeypatch.setattr(trouble, "time", SimpleNamespace(monotonic=lambda: time.monotonic() - 0.002))
+    monkeypatch.setattr(retries, "time", SimpleNamespace(monotonic=lambda: time.monotonic() - 0.002))
     commands = FaultyCommands()
     plane = await planes.open(commands=lambda: commands)
-    monkeypatch.setattr(plane, "_on_readable", plane._drain)
-    plane._listen()
+    monkeypatch.setattr(plane, "_listen", plane._drain)
+    plane._ignore()
     commands.refuse(request_type, errno.EBUSY, times=1)
     async with running(plane):
         report = await plane.apply(after())
@@ -180,7 +180,7 @@ async def test_what_is_refused_shows_that_more_is_wrong(node: Namespace, planes:
     await plane.apply(desired)
     before = node.state()
     deletions = NexthopMessages().encode([(NEXTHOP, None, None)])
-    assert plane._commands.execute(deletions) == {}
+    assert plane._connect().commands.execute(deletions) == {}
     assert node.state() != before
     desired.set_peer(peer(2, "10.2.0.0/24", "10.22.0.0/24"))
     await plane.apply(desired)

@@ -67,7 +67,7 @@ DRIFT = {
     "the device makes its own addresses": ["link set netloom_vxlan addrgenmode eui64"],
     "the device is put into a bridge": ["link set netloom_vxlan master bridge"],
     "the underlay's device flaps": ["link set eth0 down", "link set eth0 up"],
-    "another device of our name appears": ["link add netloom_other type bridge"],
+    "another device of our name appears": ["link add netloom_g7 type bridge"],
 }
 
 

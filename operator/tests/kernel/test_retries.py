@@ -5,10 +5,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from netloom.kernel import sysctl, trouble
+from netloom.kernel import retries, sysctl
 from netloom.kernel.backoff import FIRST_SECONDS, FREE_REPAIRS, LONGEST_SECONDS, QUIET_SECONDS, Backoff
+from netloom.kernel.retries import Retries
 from netloom.kernel.sysctl import Sysctl, SysctlRecord
-from netloom.kernel.trouble import Troubles
 
 
 def test_failures_double_their_delay_up_to_a_limit() -> None:
@@ -24,19 +24,19 @@ def test_failures_double_their_delay_up_to_a_limit() -> None:
 
 def test_what_was_held_is_waited_for_even_if_its_time_came_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 100.0
-    monkeypatch.setattr(trouble, "time", SimpleNamespace(monotonic=lambda: now))
-    troubles = Troubles()
-    troubles.begin()
-    troubles.refused(("route", "10.2.0.0/24"), "busy", "")
+    monkeypatch.setattr(retries, "time", SimpleNamespace(monotonic=lambda: now))
+    entries = Retries()
+    entries.begin()
+    entries.refused(("route", "10.2.0.0/24"), "busy", "")
     now = 100.0 + FIRST_SECONDS - 0.0005  # the timer ended early
-    troubles.begin()
-    assert troubles.held() == {("route", "10.2.0.0/24")}
+    entries.begin()
+    assert entries.held() == {("route", "10.2.0.0/24")}
     now += 0.001
-    assert troubles.held() == {("route", "10.2.0.0/24")}
-    assert troubles.next() == 100.0 + FIRST_SECONDS
-    troubles.begin()
-    assert troubles.held() == set()
-    assert troubles.next() is None
+    assert entries.held() == {("route", "10.2.0.0/24")}
+    assert entries.next() == 100.0 + FIRST_SECONDS
+    entries.begin()
+    assert entries.held() == set()
+    assert entries.next() is None
 
 
 def test_the_first_repairs_are_immediate_and_a_fight_is_not() -> None:
@@ -45,10 +45,10 @@ def test_the_first_repairs_are_immediate_and_a_fight_is_not() -> None:
         backoff.repaired("route", 100.0)
         backoff.written("route")
     assert backoff.held(100.0) == set()
-    assert backoff.fought() == []
+    assert backoff.fought(100.0) == []
     backoff.repaired("route", 100.0)
     assert backoff.held(100.0) == {"route"}
-    assert backoff.fought() == ["route"]
+    assert backoff.fought(100.0) == ["route"]
 
 
 def test_an_entry_that_was_written_is_forgotten_unless_it_is_fought_over() -> None:
@@ -66,7 +66,7 @@ def test_quiet_is_forgiven() -> None:
     for _ in range(FREE_REPAIRS + 1):
         backoff.repaired("route", 100.0)
     backoff.expire(100.0 + QUIET_SECONDS)
-    assert backoff.fought() == ["route"]
+    assert backoff.fought(100.0 + QUIET_SECONDS) == ["route"]
     backoff.expire(101.0 + QUIET_SECONDS)
     assert len(backoff) == 0
 

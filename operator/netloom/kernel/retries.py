@@ -27,7 +27,7 @@ def item_text(item: Item) -> str:
     return format_address(key) if isinstance(key, bytes) else str(key)
 
 
-class Troubles:
+class Retries:
     """Failures and drift by entry, with their delays.
 
     The clock is read once for all passes that follow each other, by `begin`: what is held then is held in all of them,
@@ -47,7 +47,7 @@ class Troubles:
         self._backoff.expire(self._moment)
 
     def next(self) -> float | None:
-        """When (monotonic) the first of the entries that were held may be tried; None: there are none."""
+        """When (monotonic) the first of the entries that were held may be tried, or a fight is over; None: never."""
         return self._backoff.next(self._moment)
 
     @property
@@ -63,20 +63,15 @@ class Troubles:
     @property
     def fought(self) -> tuple[str, ...]:
         """Entries that somebody changes again and again."""
-        self._backoff.expire(time.monotonic())
-        return tuple(f"{item[0]} {item_text(item)}" for item in self._backoff.fought() if isinstance(item, tuple))
+        fought = self._backoff.fought(time.monotonic())
+        return tuple(f"{item[0]} {item_text(item)}" for item in fought if isinstance(item, tuple))
 
     def held(self) -> set[Hashable]:
         """Entries that have to wait."""
         return self._backoff.held(self._moment)
 
-    def due(self, kinds: Iterable[str]) -> bool:
-        """Whether an entry of these kinds that failed may be tried again."""
-        held = self.held()
-        return any(item[0] in kinds and item not in held for item in self._failures)
-
-    def refused(self, item: Item, error: str, peer: str, code: int = 0) -> bool:
-        """The kernel refused the entry. Returns whether this is the first time."""
+    def refused(self, item: Item, error: str, peer: str, code: int = 0) -> None:
+        """The kernel refused the entry."""
         before = self._failures.get(item)
         attempts = before.attempts + 1 if before else 1
         delay = self._backoff.failed(item, time.monotonic())
@@ -86,7 +81,6 @@ class Troubles:
             log.warning(
                 "the kernel refused", kind=kind, key=text, peer=peer, error=error, retry_in=delay.until - delay.last
             )
-        return before is None
 
     def drifted(self, item: Item, *, alone: bool = True) -> None:
         """Somebody changed the entry; `alone`: the entry itself, and not what it stands on, which flaps for all."""
@@ -114,19 +108,14 @@ class Troubles:
         if len(repaired) > NAMED_IN_LOG:
             log.info("repaired more", count=len(repaired) - NAMED_IN_LOG)
 
-    def settled(self, kinds: Iterable[str], unsettled: set[Item]) -> None:
-        """All entries of these kinds but `unsettled` are as they should be, by whatever means."""
-        for item in [item for item in self._failures if item[0] in kinds and item not in unsettled]:
-            del self._failures[item]
-            log.info("failure is over", kind=item[0], key=item_text(item))
-
-    def keep(self, pending: Iterable[Item], kinds: Iterable[str]) -> None:
-        """Forget failures and drift of entries that are neither pending nor of these kinds."""
+    def keep(self, pending: Iterable[Item]) -> None:
+        """All that is not `pending` is as it should be, or not wanted any more."""
         if not self._failures and not self._drifted:
             return
         wanted = set(pending)
-        for gone in [item for item in self._failures if item not in wanted and item[0] not in kinds]:
-            del self._failures[gone]
+        for item in [item for item in self._failures if item not in wanted]:
+            del self._failures[item]
+            log.info("failure is over", kind=item[0], key=item_text(item))
         self._drifted &= wanted
 
     def forget(self, items: Iterable[Item]) -> None:
