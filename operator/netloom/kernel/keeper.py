@@ -25,7 +25,7 @@ from netloom.kernel.errors import KernelUnsupported
 from netloom.kernel.netlink import AnswerLost, Commands, EventSocket, Overflow, walk
 from netloom.kernel.part import Attempt, Outcome, Part, Worker
 from netloom.kernel.report import KeeperReport
-from netloom.kernel.retries import Retries
+from netloom.kernel.retries import Item, Retries
 
 log = structlog.get_logger(__name__)
 
@@ -88,6 +88,7 @@ class Keeper(Generic[D, R]):
             self._listener.close()
         if self._worker is not None:
             self._worker.commands.close()
+        self._listener = self._worker = None
 
     async def apply(self, desired: D) -> R:
         """Bring the kernel to this state, which stays in force until the next call.
@@ -176,13 +177,17 @@ class Keeper(Generic[D, R]):
                 return
 
     async def _pass(self, fresh: set[Part[D]]) -> bool:
-        """Each part in turn; whether all could read what they needed to."""
-        whole = True
+        """Each part in turn; whether all could read what they needed to. One that could not does not stop the others,
+        but nothing is removed then: something may stand on it."""
+        failed: set[Item] = set()
         for part in self._parts:
-            whole = await self._guarded(part, self._bring(part, fresh)) and whole
-        for part in reversed(self._parts if whole else ()):
-            whole = await self._guarded(part, self._clear(part, fresh)) and whole
-        return whole
+            await self._guarded(part, self._bring(part, fresh), failed)
+        for part in reversed(self._parts if not failed else ()):
+            await self._guarded(part, self._clear(part, fresh), failed)
+        for part in self._parts:
+            if part.state not in failed:
+                self._retries.written(part.state[0], [part.state[1]])
+        return not failed
 
     async def _bring(self, part: Part[D], fresh: set[Part[D]]) -> None:
         worker = self._connect()
@@ -190,7 +195,6 @@ class Keeper(Generic[D, R]):
         if await self._read(part, worker):
             fresh.add(part)
             self._drain()
-        self._retries.written(part.state[0], [part.state[1]])
         self._note(await part.update(worker, self._attempt(part, fresh)))
 
     async def _read(self, part: Part[D], worker: Worker) -> bool:
@@ -204,19 +208,17 @@ class Keeper(Generic[D, R]):
     async def _clear(self, part: Part[D], fresh: set[Part[D]]) -> None:
         self._note(await part.remove(self._connect(), self._attempt(part, fresh)))
 
-    async def _guarded(self, part: Part[D], work: Awaitable[None]) -> bool:
+    async def _guarded(self, part: Part[D], work: Awaitable[None], failed: set[Item]) -> None:
         try:
             await work
         except (AnswerLost, OSError, KernelUnsupported) as error:
-            # What the kernel holds is unknown until it has been read.
-            self._doubt()
+            self._doubt()  # what the kernel holds is unknown until it has been read
             sentence = part.explain(error)
-            if sentence:
+            if part.state not in failed and sentence:
                 self._retries.refused(part.state, sentence, "", getattr(error, "errno", 0) or 0)
-            else:
+            elif not sentence:
                 self._retries.written(part.state[0], [part.state[1]])
-            return False
-        return True
+            failed.add(part.state)
 
     def _attempt(self, part: Part[D], fresh: set[Part[D]]) -> Attempt:
         return Attempt(self._retries.held(), self._retries.failing, part in fresh)

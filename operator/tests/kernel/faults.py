@@ -14,6 +14,7 @@ class FaultyCommands(CommandSocket):
     def __init__(self) -> None:
         super().__init__()
         self.refused = 0
+        self.asked = 0
         self.before_batch: Callable[[], None] = lambda: None
         self._refuse: dict[str, tuple[int, int]] = {}
         self._lose = 0
@@ -77,6 +78,7 @@ class FaultyCommands(CommandSocket):
         return Refusal(code, "injected")
 
     def ask(self, questions: Sequence[bytes], visit: VisitAnswer) -> None:
+        self.asked += len(questions)
         code, times = self._fail_questions
         if times:
             self._fail_questions = (code, times - 1)

@@ -71,6 +71,28 @@ def test_quiet_is_forgiven() -> None:
     assert len(backoff) == 0
 
 
+def test_quiet_is_forgiven_by_the_event_that_ends_it() -> None:
+    """Events come before anything expires: the first repair after a long peace is as immediate as the very first."""
+    backoff = Backoff()
+    for _ in range(FREE_REPAIRS + 20):
+        backoff.repaired("route", 100.0)
+    assert backoff.held(100.0) == {"route"}
+    peace = 100.0 + LONGEST_SECONDS + QUIET_SECONDS
+    backoff.repaired("route", peace)
+    assert backoff.held(peace) == set()
+    assert backoff.fought(peace) == []
+
+
+def test_the_end_of_a_fight_is_waited_for() -> None:
+    backoff = Backoff()
+    for _ in range(FREE_REPAIRS + 1):
+        backoff.repaired("route", 100.0)
+    tried = backoff.next(100.0)
+    assert tried == 100.0 + FIRST_SECONDS
+    assert backoff.next(tried) == tried + QUIET_SECONDS
+    assert backoff.fought(tried + QUIET_SECONDS) == []
+
+
 @pytest.fixture
 def switches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Files in the place of /proc/sys."""

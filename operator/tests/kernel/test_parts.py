@@ -1,0 +1,183 @@
+"""Parts beside each other: each finds its own and nothing else, whatever the other does, and hears what concerns it."""
+
+import contextlib
+import errno
+import itertools
+from collections.abc import AsyncIterator
+
+import pytest
+
+from netloom.kernel import backoff
+from netloom.kernel.dataplane import Dataplane
+from netloom.kernel.desired import Desired
+from netloom.kernel.owned import MASQUERADE, MESH
+from netloom.kernel.report import Report
+from netloom.kernel.way import NATIVE, VXLAN
+from tests.kernel.conftest import Planes
+from tests.kernel.faults import FaultyCommands
+from tests.kernel.meshes import becomes, eventually, here, many, mesh, peer, running
+from tests.kernel.netns import Namespace
+from tests.kernel.pods import PodKeeper, PodRoutes, Pods
+
+SHOW = "route show proto 158"
+PODS: Pods = {f"10.1.0.{number}": f"netloom_p{number}" for number in (5, 6)}
+
+
+@pytest.fixture
+def wired(node: Namespace) -> Namespace:
+    """A node with the devices of two pods."""
+    for number in (5, 6):
+        node.ip(f"link add netloom_p{number} type veth peer name far{number}")
+        node.ip(f"link set netloom_p{number} up")
+        node.ip(f"link set far{number} up")
+    return node
+
+
+@contextlib.asynccontextmanager
+async def pods_of(node: Namespace) -> AsyncIterator[tuple[PodKeeper, PodRoutes]]:
+    part = PodRoutes(node)
+    keeper = PodKeeper(part)
+    await keeper.open()
+    try:
+        yield keeper, part
+    finally:
+        await keeper.close()
+
+
+def test_no_two_parts_own_the_same() -> None:
+    for one, other in itertools.combinations((MESH, MASQUERADE, PodRoutes.owns), 2):
+        for kind in ("routes", "nexthops", "rules"):
+            mine, theirs = getattr(one, kind), getattr(other, kind)
+            assert not (mine and theirs) or mine.stop <= theirs.start or theirs.stop <= mine.start
+        assert not set(one.tables) & set(other.tables)
+    names = {"netloom_vxlan": MESH, "netloom_g7000": MESH, "netloom_p5": PodRoutes.owns}
+    for name, owner in names.items():
+        assert [each for each in (MESH, MASQUERADE, PodRoutes.owns) if each.link(name)] == [owner]
+
+
+async def test_each_finds_its_own_in_whatever_order_they_come_and_go(wired: Namespace, planes: Planes) -> None:
+    plane = await planes.open()
+    await plane.apply(mesh())
+    async with pods_of(wired) as (pods, part):
+        await pods.apply(PODS)
+        assert part.commands == ["route add 10.1.0.5 dev netloom_p5", "route add 10.1.0.6 dev netloom_p6"]
+    whole = wired.state()
+    assert whole.count(" proto 158 scope link metric 65536") == 2
+
+    for mesh_first in (True, False):
+        async with pods_of(wired) as (pods, part):
+            if not mesh_first:
+                await pods.apply(PODS)
+            again = await planes.open()
+            report = await again.apply(mesh())
+            await pods.apply(PODS)
+            assert report.written == {}
+            assert part.commands == []
+            assert wired.state() == whole
+            async with running(again), running(pods):
+                wired.batch([f"route delete {each.split()[0]}" for each in wired.ip(SHOW).splitlines()])
+                await becomes(wired.state, whole)
+            assert sorted(part.commands) == ["route add 10.1.0.5 dev netloom_p5", "route add 10.1.0.6 dev netloom_p6"]
+        await again.close()
+
+    async with pods_of(wired) as (pods, _part):
+        plane = await planes.open()
+        await plane.cleanup()
+        assert "netloom_vxlan" not in wired.state()
+        assert wired.state().count(" proto 158 scope link metric 65536") == 2
+        await plane.apply(mesh())
+        await pods.apply({})
+        assert " metric 65536" not in wired.state()
+        assert wired.owned().count("route ") == 4, "the mesh's two peers, both families"
+
+
+async def test_one_that_cannot_read_does_not_stop_another(wired: Namespace) -> None:
+    broken, sound = PodRoutes(wired), PodRoutes(wired)
+    broken.fail = OSError(errno.EBUSY, "injected")
+    keeper = PodKeeper(broken, sound)
+    await keeper.open()
+    try:
+        report = await keeper.apply(PODS)
+        assert [(failure.kind, failure.errno) for failure in report.failures] == [("dump", errno.EBUSY)]
+        assert wired.state().count(" metric 65536") == 2
+        broken.fail = None
+        async with running(keeper):
+            await eventually(lambda: keeper.report.in_sync, lambda: str(keeper.report))
+    finally:
+        await keeper.close()
+
+
+class Unwalked(dict):  # type: ignore[type-arg]
+    """Counts how often all of it is walked."""
+
+    walks = 0
+
+    def items(self):  # type: ignore[no-untyped-def]
+        self.walks += 1
+        return super().items()
+
+    def values(self):  # type: ignore[no-untyped-def]
+        self.walks += 1
+        return super().values()
+
+
+@pytest.mark.parametrize("ways", [(VXLAN,), (NATIVE, VXLAN)], ids=str)
+async def test_what_happens_to_a_pods_device_walks_over_no_peers(
+    wired: Namespace, planes: Planes, ways: tuple[object, ...]
+) -> None:
+    commands = FaultyCommands()
+    plane = await planes.open(commands=lambda: commands)
+    await plane.apply(Desired(here(ways=ways), [peer(number, ways=ways) for number in range(2, 50)]))  # type: ignore[arg-type]
+    hops = plane._mesh.reach._hops = Unwalked(plane._mesh.reach._hops)
+    nexthops = plane._mesh.nexthops.desired = Unwalked(plane._mesh.nexthops.desired)
+    asked, written, compared = commands.asked, plane.stats, plane.report.compared
+    async with running(plane):
+        wired.ip("address add 169.254.1.1/32 dev netloom_p5")
+        wired.ip("address delete 169.254.1.1/32 dev netloom_p5")
+        wired.ip("link add pod7 type veth peer name far7")
+        wired.ip("link set far7 up")
+        wired.ip("link set pod7 up")
+        wired.ip("address add 10.77.0.1/32 dev pod7")
+        wired.ip("link set pod7 down")
+        wired.ip("link delete pod7")
+        # A change of ours is done after all of these were read.
+        wired.ip("route delete 10.2.0.0/24")
+        await eventually(lambda: plane.report.repaired == 1)
+    assert (hops.walks, nexthops.walks) == (0, 0)
+    assert commands.asked == asked, "nor was the kernel asked for a way"
+    assert plane.stats == written | {"newroute": written["newroute"] + 1}
+    assert plane.report.compared == compared
+
+
+async def test_the_end_of_a_fight_is_told(node: Namespace, planes: Planes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backoff, "QUIET_SECONDS", 0.5)
+    told: list[Report] = []
+    plane: Dataplane = await planes.open(on_report=told.append)
+    await plane.apply(mesh())
+    async with running(plane):
+        for _ in range(30):
+            with contextlib.suppress(RuntimeError):
+                node.ip("route delete 10.2.0.0/24")
+            await eventually(lambda: "10.2.0.0/24" in node.owned() or bool(plane.report.fought))
+            if plane.report.fought:
+                break
+        await eventually(lambda: told[-1].fought != ())
+        written = plane.stats["newroute"]
+        await eventually(lambda: told[-1].fought == (), lambda: str(told[-1]))
+        assert plane.stats["newroute"] <= written + 1, "the route that was held back"
+        assert told[-1].in_sync
+
+
+async def test_a_large_mesh_beside_pods_is_read_without_them(wired: Namespace, planes: Planes) -> None:
+    async with pods_of(wired) as (pods, _part):
+        await pods.apply(PODS)
+        plane = await planes.open()
+        desired = many(300)
+        await plane.apply(desired)
+        again = await planes.open()
+        assert (await again.apply(desired)).written == {}
+        assert again._mesh.routes.kernel.keys() == desired_routes(desired)
+
+
+def desired_routes(desired: Desired) -> set[object]:
+    return {prefix for each in desired.peers.values() for prefix in each.cidrs}
