@@ -88,7 +88,7 @@ class Keeper(Generic[D, R]):
             self._listener.close()
         if self._worker is not None:
             self._worker.commands.close()
-        self._listener = self._worker = None
+        self._listener = None
 
     async def apply(self, desired: D) -> R:
         """Bring the kernel to this state, which stays in force until the next call.
