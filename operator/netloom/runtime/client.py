@@ -119,7 +119,7 @@ class Api:
             aside = self._aside(error.__cause__, pools.endpoint) if error.__cause__ else ""
             raise ConfigError(connection.explain(pools.endpoint, error, aside, pools.proxy)) from error
         except (msgspec.MsgspecError, KeyError, TypeError) as error:
-            via = self._connections.present.via
+            via = connection.via(self._connections.present.proxy)
             raise ConfigError(f"{self.host}{via} answers, but not as a Kubernetes API server does") from error
         return version
 
@@ -298,7 +298,7 @@ class Api:
             retry_after,
             where,
             now=self.clock.now(),
-            via=pools.via,
+            via=connection.via(pools.proxy),
         )
         if isinstance(refusal, Unauthorized):
             refusal.message += self._auth.refusal()
