@@ -25,7 +25,7 @@ class Patches(Protocol):
         *,
         namespace: str = "",
         subresource: str = "",
-        kind: Literal["merge", "json", "apply"] = "merge",
+        kind: Literal["merge", "apply"] = "merge",
         field_manager: str = "",
     ) -> T: ...
 

@@ -130,7 +130,7 @@ class Server:
         *,
         namespace: str = "",
         subresource: str = "",
-        kind: Literal["merge", "json", "apply"] = "merge",
+        kind: Literal["merge", "apply"] = "merge",
         field_manager: str = "",
     ) -> Any:
         said = tuple(msgspec.convert(each, AcceptedTunnel) for each in patch["spec"]["tunnels"])

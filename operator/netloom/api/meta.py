@@ -5,8 +5,7 @@ of the fields that are used 3 us and 0.9 KiB. Unknown fields are skipped, so a n
 Field names are the wire's names in snake case; `rename="camel"` translates them.
 """
 
-from collections.abc import Mapping
-from typing import Any, Generic, Literal, Protocol, TypeVar
+from typing import Generic, Literal, Protocol, TypeVar
 
 import msgspec
 
@@ -93,8 +92,3 @@ class Resource(msgspec.Struct, Generic[T], frozen=True, kw_only=True):
         if subresource:
             parts.append(subresource)
         return "/".join(parts)
-
-    def encode(self, obj: T) -> dict[str, Any]:
-        """The object as JSON types, apiVersion and kind included, fields at their default left out."""
-        body: Mapping[str, Any] = msgspec.to_builtins(obj)
-        return {"apiVersion": self.api_version, "kind": self.kind, **body}

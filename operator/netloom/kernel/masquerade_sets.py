@@ -66,10 +66,6 @@ class Masquerading(msgspec.Struct):
             else:
                 del self._known[name]
 
-    def remove_known(self, name: str) -> None:
-        """The node has none; not an error if it had none."""
-        self.set_known(name, ())
-
     def take_touched(self) -> set[str]:
         """Names changed since the last call."""
         touched, self._touched = self._touched, set()

@@ -86,10 +86,6 @@ class Reach:
             return 0
         return hop.outgoing
 
-    def answered(self, address: Address, hop: Hop) -> None:
-        """The kernel said so."""
-        self.answered_all([(address, hop)])
-
     def answered_all(self, answers: Sequence[tuple[Address, Hop]]) -> None:
         """The kernel said so."""
         self.due.difference_update([address for address, _hop in answers])

@@ -10,7 +10,7 @@ compare-and-swap (`replace`), or safe to repeat (`create` says AlreadyExists).
 """
 
 import urllib.parse
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from types import TracebackType
 from typing import Any, Literal, Self, TypeVar
@@ -40,7 +40,6 @@ USER_AGENT = "netloom"
 
 PATCH_TYPES = {
     "merge": "application/merge-patch+json",
-    "json": "application/json-patch+json",
     "apply": "application/apply-patch+yaml",
 }
 _JSON = "application/json"
@@ -120,7 +119,7 @@ class Api:
             aside = self._aside(error.__cause__, pools.endpoint) if error.__cause__ else ""
             raise ConfigError(connection.explain(pools.endpoint, error, aside, pools.proxy)) from error
         except (msgspec.MsgspecError, KeyError, TypeError) as error:
-            via = self._connections.present.via
+            via = connection.via(self._connections.present.proxy)
             raise ConfigError(f"{self.host}{via} answers, but not as a Kubernetes API server does") from error
         return version
 
@@ -212,16 +211,16 @@ class Api:
         self,
         res: Resource[T],
         name: str,
-        patch: Mapping[str, Any] | Sequence[Mapping[str, Any]],
+        patch: Mapping[str, Any],
         *,
         namespace: str = "",
         subresource: str = "",
-        kind: Literal["merge", "json", "apply"] = "merge",
+        kind: Literal["merge", "apply"] = "merge",
         field_manager: str = "",
     ) -> T:
         """Changes some fields. `apply` is server-side apply with force, needs `field_manager`, and creates as well."""
         query = {"fieldManager": field_manager, "force": "true" if kind == "apply" else ""}
-        if kind == "apply" and isinstance(patch, Mapping):
+        if kind == "apply":
             patch = {"apiVersion": res.api_version, "kind": res.kind, **patch}
         body = await self.request(
             "PATCH",
@@ -299,7 +298,7 @@ class Api:
             retry_after,
             where,
             now=self.clock.now(),
-            via=pools.via,
+            via=connection.via(pools.proxy),
         )
         if isinstance(refusal, Unauthorized):
             refusal.message += self._auth.refusal()

@@ -135,11 +135,6 @@ class Pools:
         finally:
             self._streams.discard(content)
 
-    @property
-    def via(self) -> str:
-        """To be added to what went by these: through which proxy; "" without one."""
-        return self.proxy.via if self.proxy else ""
-
     def retire(self, *, elsewhere: bool) -> None:
         """Ends watches; requests under way go on."""
         self.retired = True
@@ -168,27 +163,45 @@ def unanswered(
 ) -> Unavailable:
     """The exception for a request that got no answer (within `limit` seconds)."""
     if fault := tls.fault(endpoint, error):
-        return Unavailable(0, "TLS", f"{where}{proxy.via if proxy else ''}: {fault}")
-    if proxy is not None:
-        reason = "Timeout" if isinstance(error, TimeoutError) else type(error).__name__
-        return Unavailable(0, reason, f"{where}: {proxy.said(error)}")
+        return Unavailable(0, "TLS", f"{where}{via(proxy)}: {fault}")
+    reason = "Timeout" if isinstance(error, TimeoutError) else type(error).__name__
+    return Unavailable(0, reason, f"{where}: {_hindrance(error, proxy, limit)}")
+
+
+def via(proxy: Proxy | None) -> str:
+    """To be added to what went this way; "" without a proxy."""
+    return f" through {proxy.name}" if proxy else ""
+
+
+def _hindrance(error: BaseException, proxy: Proxy | None, limit: float | None = None) -> str:
+    """What kept an answer away, but for TLS: `tls.fault` tells of that.
+
+    What fails on the way through a proxy is the proxy's business as often as the API server's, so it is named.
+    """
+    unreachable = f"{proxy.name} cannot be reached: " if proxy else ""
+    if isinstance(error, aiohttp.ClientHttpProxyError) and proxy:
+        held = "it does not accept those" if proxy.url.user else "there are none"
+        credentials = f"; it wants credentials, and {held} in its address" if error.status == 407 else ""
+        return f"{proxy.name} does not let it through: {error.status} {error.message}{credentials}"
     if isinstance(error, aiohttp.ClientConnectorError):
-        return Unavailable(0, type(error).__name__, f"{where}: {plain(error.os_error)}")
+        return f"{unreachable}{plain(error.os_error)}"
     if isinstance(error, aiohttp.ConnectionTimeoutError):
-        return Unavailable(0, "Timeout", f"{where}: no connection within {CONNECT_SECONDS:g} s")
+        return f"{unreachable}no connection within {CONNECT_SECONDS:g} s"
     if isinstance(error, TimeoutError):
-        return Unavailable(0, "Timeout", f"{where}: no answer" + (f" within {limit:g} s" if limit else ""))
-    return Unavailable(0, type(error).__name__, f"{where}: {error or 'connection lost'}")
+        return f"no answer{via(proxy)}" if proxy or not limit else f"no answer within {limit:g} s"
+    if proxy:
+        return f"the connection{via(proxy)} was lost ({type(error).__name__})"
+    return str(error) or "connection lost"
 
 
 def explain(endpoint: Endpoint, error: ApiError, aside: str = "", proxy: Proxy | None = None) -> str:
     """One sentence for people on why the first request failed; `aside` belongs to it where there was no answer."""
     host, cause = endpoint.host, error.__cause__
     if cause is not None and (fault := tls.fault(endpoint, cause)):
-        return f"{fault}{aside}" + (f" (asked{proxy.via})" if proxy else "")
+        return f"{fault}{aside}" + (f" (asked{via(proxy)})" if proxy else "")
     if proxy is not None and cause is not None:
-        return f"the API server at {host} was not reached: {proxy.said(cause)}"
-    if proxy is not None and proxy.via in error.message:
+        return f"the API server at {host} was not reached: {_hindrance(cause, proxy)}"
+    if proxy is not None and error.foreign:
         return f"the API server at {host} was not reached: {error}"
     if isinstance(cause, TimeoutError):
         return f"the API server at {host} does not answer"

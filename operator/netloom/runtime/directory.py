@@ -82,8 +82,6 @@ class DirectorySource:
         self._bad: dict[str, tuple[Problem, ...]] = {}
         self._signatures: dict[str, Signature] = {}
         self._writing: set[str] = set()
-        self._dirty: set[str] = set()
-        self._look_at_all = False
         self._lost = False
         self._woken = asyncio.Event()
         self.problems: tuple[Problem, ...] = ()
@@ -98,7 +96,7 @@ class DirectorySource:
     def load(self) -> None:
         """Reads the directory once, for a command that does not follow it. Raises ConfigError if anything is wrong."""
         self._check_directory()
-        self._read_all()
+        self._read_changed()
         if self.problems:
             raise ConfigError("\n".join(str(problem) for problem in self.problems))
 
@@ -121,38 +119,30 @@ class DirectorySource:
 
     async def _follow(self, inotify: Inotify) -> None:
         """Until the directory is lost. Events are read by a task of their own, as a cancelled read loses some."""
-        self._read_all()
+        self._writing.clear()
+        self._read_changed()
         async with asyncio.TaskGroup() as group:
             pump = group.create_task(self._pump(inotify), name="inotify")
             while not self._lost:
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(self._timing.compare):
                         await self._woken.wait()
-                self._catch_up(await self._settled())
+                await self._settled()
+                try:
+                    if not self._lost:  # files that go with their directory are no deletion of objects
+                        self._read_changed()
+                except OSError:
+                    self._lost = True
             pump.cancel()
         self._report_lost("it was removed, renamed or unmounted")
 
-    def _catch_up(self, told: bool) -> None:
-        """Reads what changed. Files that go with their directory are no deletion of objects."""
-        if self._lost:
-            return
-        try:
-            if not told:
-                self._compare()
-            self._read_changed()
-        except OSError:
-            self._lost = True
-
-    async def _settled(self) -> bool:
-        """Waits until the directory is quiet. False if no event had come at all."""
-        if not self._woken.is_set():
-            return False
+    async def _settled(self) -> None:
+        """Waits until the directory is quiet, if an event has come."""
         for _ in range(LONGEST_SETTLING):
+            if not self._woken.is_set():
+                return
             self._woken.clear()
             await asyncio.sleep(self._timing.settle)
-            if not self._woken.is_set():
-                break
-        return True
 
     async def _pump(self, inotify: Inotify) -> None:
         async for event in inotify:
@@ -164,15 +154,13 @@ class DirectorySource:
         name = os.fspath(event.name) if event.name is not None else ""
         if event.mask & _SELF:
             self._lost = True
-        elif event.mask & Mask.Q_OVERFLOW or (name == "..data" and event.mask & _APPEARED):
-            self._look_at_all = True
-        elif not _is_manifest(name):
-            return False
-        elif event.mask & Mask.MODIFY or (event.mask & Mask.CREATE and self._has_writer(name)):
-            self._writing.add(name)
+        elif _is_manifest(name):
+            if event.mask & Mask.MODIFY or (event.mask & Mask.CREATE and self._has_writer(name)):
+                self._writing.add(name)
+            else:
+                self._writing.discard(name)
         else:
-            self._writing.discard(name)
-            self._dirty.add(name)
+            return bool(event.mask & Mask.Q_OVERFLOW or (name == "..data" and event.mask & _APPEARED))
         return True
 
     def _has_writer(self, name: str) -> bool:
@@ -183,22 +171,13 @@ class DirectorySource:
             return False
         return stat.S_ISREG(found.st_mode) and found.st_nlink == 1
 
-    def _read_all(self) -> None:
-        self._writing.clear()
-        self._look_at_all = True
-        self._read_changed()
-
-    def _compare(self) -> None:
-        """Finds files that differ from what was read; one that is being written is left to its event."""
-        for name in self._names() | set(self._signatures):
-            if name not in self._writing and self._signature(name) != self._signatures.get(name):
-                self._dirty.add(name)
-
     def _read_changed(self) -> None:
-        names = self._dirty | (self._names() | set(self._signatures) if self._look_at_all else set())
-        self._look_at_all = False
-        changed = names - self._writing
-        self._dirty = names & self._writing
+        """Reads the files that differ from what was read; one that is being written is left to its event."""
+        changed = {
+            name
+            for name in (self._names() | set(self._signatures)) - self._writing
+            if self._signature(name) != self._signatures.get(name)
+        }
         for name in sorted(changed):
             self._read(name)
         if changed or not self._synced:

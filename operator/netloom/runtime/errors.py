@@ -24,7 +24,8 @@ class ApiError(Exception):
     """The API server refused a request, or did not answer it.
 
     `status` is the HTTP status (0: no answer), `reason` the server's machine-readable reason ("AlreadyExists"),
-    `message` its sentence, `retry_after` seconds it asked to wait, `details` its metav1.StatusDetails.
+    `message` its sentence, `retry_after` seconds it asked to wait, `details` its metav1.StatusDetails. `foreign`: the
+    answer is not an API server's, but of somebody on the way.
     """
 
     def __init__(
@@ -41,6 +42,7 @@ class ApiError(Exception):
         self.message = message
         self.retry_after = retry_after
         self.details: Mapping[str, Any] = details or {}
+        self.foreign = False
 
     def __str__(self) -> str:
         answer = f"{self.status} {self.reason}".strip() if self.status else self.reason
@@ -139,13 +141,16 @@ def from_answer(
         status = _STATUS_DECODER.decode(body)
     except msgspec.MsgspecError:
         status = Status()
-    if status.kind != "Status":
+    foreign = status.kind != "Status"
+    if foreign:
         text = " ".join(body.decode(errors="replace").split())
         status = Status(message=text[:_TEXT_LIMIT] or phrase)
         where += via
     status.code = code
     status.reason = status.reason or phrase.replace(" ", "")
-    return from_status(status, parse_retry_after(retry_after, now), where)
+    error = from_status(status, parse_retry_after(retry_after, now), where)
+    error.foreign = foreign
+    return error
 
 
 def parse_retry_after(value: str | None, now: dt.datetime | None = None) -> float | None:

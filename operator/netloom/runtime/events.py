@@ -16,13 +16,13 @@ import time
 import uuid
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import Literal, TypeVar
+from typing import Literal
 
 import msgspec
 import structlog
 
 from netloom.api.events import EVENTS, Event, EventSource, ObjectReference
-from netloom.api.meta import Object, ObjectMeta, Resource
+from netloom.api.meta import ObjectMeta
 from netloom.runtime import metrics
 from netloom.runtime.cancellation import last_words
 from netloom.runtime.client import Api
@@ -31,8 +31,6 @@ from netloom.runtime.errors import AlreadyExists, ApiError, NotFound
 from netloom.runtime.queue import WorkQueue
 
 log = structlog.get_logger(__name__)
-
-T = TypeVar("T", bound=Object)
 
 MESSAGE_LIMIT = 1024
 """Bytes of a message that events.k8s.io takes; core/v1 would take more, but both show the same objects."""
@@ -227,11 +225,3 @@ class EventRecorder:
         # 200 characters leave room for the suffix below the limit of 253.
         name = f"{event.involved_object.name[:200].rstrip('.-')}.{uuid.uuid4().hex[:16]}"
         return msgspec.structs.replace(event, metadata=msgspec.structs.replace(event.metadata, name=name))
-
-
-def reference(resource: Resource[T], obj: T) -> ObjectReference:
-    """What an event needs to know of the object that it is about."""
-    meta = obj.metadata
-    return ObjectReference(
-        api_version=resource.api_version, kind=resource.kind, name=meta.name, namespace=meta.namespace, uid=meta.uid
-    )

@@ -1,7 +1,8 @@
 """What the kubelet and Prometheus ask a role: /healthz, /readyz, /metrics.
 
-*Live* means that a restart would not help; *ready* that the role does its work. A check returns "" when all is well,
-else one sentence, and that sentence is in the answer: a probe that only says 503 helps nobody.
+*Live* means that a restart would not help, which every process says whose event loop turns; *ready* that the role does
+its work. A check returns "" when all is well, else one sentence, and that sentence is in the answer: a probe that only
+says 503 helps nobody.
 """
 
 from collections.abc import AsyncIterator, Callable, Iterable
@@ -24,41 +25,25 @@ class Health:
     """Named checks. A check is cheap, does not wait, and returns what is wrong, or ""."""
 
     def __init__(self) -> None:
-        self._live: dict[str, Check] = {}
         self._ready: dict[str, Check] = {}
 
-    def live(self, name: str, check: Check) -> None:
-        """Adds a check of liveness: where it fails, the process is to be restarted."""
-        self._live[name] = check
-
     def ready(self, name: str, check: Check) -> None:
-        """Adds a check of readiness: where it fails, the role does not do its work (yet, or now)."""
+        """Adds a check: where it fails, the role does not do its work (yet, or now)."""
         self._ready[name] = check
-
-    def not_live(self) -> dict[str, str]:
-        """What is wrong, by name of the check; empty if nothing is."""
-        return _failing(self._live)
 
     def not_ready(self) -> dict[str, str]:
         """What is wrong, by name of the check; empty if nothing is."""
-        return _failing(self._live) | _failing(self._ready)
-
-    def _report(self, checks: dict[str, Check]) -> web.Response:
-        wrong = _failing(checks)
-        lines = [f"[-] {name}: {wrong[name]}" if name in wrong else f"[+] {name}" for name in sorted(checks)]
-        return web.Response(status=503 if wrong else 200, text="\n".join([*lines, "failed" if wrong else "ok", ""]))
+        return {name: wrong for name, check in self._ready.items() if (wrong := _ask(check))}
 
     async def healthz(self, _request: web.Request) -> web.Response:
-        """Handler of /healthz."""
-        return self._report(self._live)
+        """Handler of /healthz: that it is answered at all is what it says."""
+        return web.Response(text="ok\n")
 
     async def readyz(self, _request: web.Request) -> web.Response:
         """Handler of /readyz."""
-        return self._report(self._live | self._ready)
-
-
-def _failing(checks: dict[str, Check]) -> dict[str, str]:
-    return {name: wrong for name, check in checks.items() if (wrong := _ask(check))}
+        wrong = self.not_ready()
+        lines = [f"[-] {name}: {wrong[name]}" if name in wrong else f"[+] {name}" for name in sorted(self._ready)]
+        return web.Response(status=503 if wrong else 200, text="\n".join([*lines, "failed" if wrong else "ok", ""]))
 
 
 def _ask(check: Check) -> str:

@@ -10,6 +10,7 @@ import base64
 import binascii
 import datetime as dt
 import os
+import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -200,24 +201,63 @@ class Kubeconfig:
         return Login(authorization=_header(getattr(loader, "token", "")))
 
 
+class _PluginStatus(msgspec.Struct, rename="camel"):
+    token: str | None = None
+    client_certificate_data: str | None = None
+    client_key_data: str | None = None
+    expiration_timestamp: str | None = None
+
+
+class _ExecCredential(msgspec.Struct, rename="camel"):
+    api_version: str
+    status: _PluginStatus
+
+
+async def _run_plugin(plugin: Mapping[str, Any]) -> _PluginStatus:
+    """What a credential plugin says. One that takes too long is killed: kubernetes-asyncio's runner lets it hang."""
+    provider = slim.ExecProvider(slim.ConfigNode("exec", plugin))
+    info = {"apiVersion": provider.api_version, "kind": "ExecCredential", "spec": {"interactive": sys.stdout.isatty()}}
+    process = await asyncio.create_subprocess_exec(
+        *provider.args,
+        env=provider.env | {"KUBERNETES_EXEC_INFO": msgspec.json.encode(info).decode()},
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    try:
+        output, errors = await process.communicate()
+    finally:
+        if process.returncode is None:
+            process.kill()
+    origin = f"the credential plugin {plugin['command']}"
+    if process.returncode:
+        raise ConfigError(f"{origin} ended with status {process.returncode}. {errors.decode(errors='replace').strip()}")
+    try:
+        said = msgspec.json.decode(output, type=_ExecCredential)
+    except msgspec.MsgspecError as error:
+        raise ConfigError(f"{origin} gives no ExecCredential: {error}") from error
+    if said.api_version != provider.api_version:
+        raise ConfigError(f"{origin} answers in {said.api_version}, not in {provider.api_version}")
+    return said.status
+
+
 async def _ask_plugin(plugin: Mapping[str, Any]) -> Login:
     """An ExecCredential (client.authentication.k8s.io/v1): a token, a client certificate, or both."""
-    status = await slim.ExecProvider(slim.ConfigNode("exec", plugin)).run()
+    status = await _run_plugin(plugin)
     origin = f"the credential plugin {plugin['command']}"
-    if not status.get("token") and not status.get("clientCertificateData"):
+    if not status.token and not status.client_certificate_data:
         raise ConfigError(f"{origin} gives neither a token nor a client certificate")
-    if bool(status.get("clientCertificateData")) != bool(status.get("clientKeyData")):
+    if bool(status.client_certificate_data) != bool(status.client_key_data):
         raise ConfigError(f"{origin} gives a client certificate without a key, or a key without a certificate")
     certificate = key = None
     ends: list[dt.datetime] = []
-    if status.get("clientCertificateData"):
-        certificate = Pem(status["clientCertificateData"].encode(), origin)
-        key = Pem(status["clientKeyData"].encode(), origin)
+    if status.client_certificate_data and status.client_key_data:
+        certificate = Pem(status.client_certificate_data.encode(), origin)
+        key = Pem(status.client_key_data.encode(), origin)
         ends += filter(None, [tls.not_after(certificate.content)])
-    if status.get("expirationTimestamp"):
-        ends.append(dt.datetime.fromisoformat(status["expirationTimestamp"]).astimezone(dt.UTC))
+    if status.expiration_timestamp:
+        ends.append(dt.datetime.fromisoformat(status.expiration_timestamp).astimezone(dt.UTC))
     return Login(
-        authorization=_header(f"Bearer {status['token']}") if status.get("token") else "",
+        authorization=_header(f"Bearer {status.token}") if status.token else "",
         certificate=certificate,
         key=key,
         expires=min(ends, default=None),

@@ -86,12 +86,6 @@ class LeaderElector:
         self._held = False
         self._leading = metrics.LEADING.labels(name)
 
-    @property
-    def leading(self) -> bool:
-        """Whether the lease is held at this moment. Asked right before a write, it makes the thawed process's window
-        small; it cannot close it."""
-        return self._held and self._clock() < self._renewed_at + self._renew_deadline
-
     async def compete(self, lead: Lead) -> None:
         """Runs `lead` in every term that is won. Returns and raises as `run`, but never Lost: that ends a term, is said
         in one line when the work is told to end, and the next term is competed for at once."""

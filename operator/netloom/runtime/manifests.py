@@ -50,7 +50,6 @@ class Problem(Struct, frozen=True):
 class Manifest(Struct, frozen=True):
     """One object of a file."""
 
-    file: str
     document: int
     kind: Kind
     key: str
@@ -147,7 +146,7 @@ def _object(
         raise refused(match["field"] if match else "", match["what"] if match else str(error)) from error
     if not _NAME.fullmatch(obj.metadata.name) or len(obj.metadata.name) > 253:
         raise refused("metadata.name", f"{obj.metadata.name!r} is not the name of an object")
-    return Manifest(file=file, document=number, kind=kind, key=key_of(obj), object=obj)
+    return Manifest(document=number, kind=kind, key=key_of(obj), object=obj)
 
 
 def _without_nulls(value: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Which proxy a connection to the API server takes, by the rules that kubectl's users know, and what to say of it.
+"""Which proxy a connection to the API server takes, by the rules that kubectl's users know.
 
 The rules are those of Go's golang.org/x/net/http/httpproxy, which client-go follows. A kubeconfig's `proxy-url` is
 always used. Else the environment names one by the scheme of the server's address ($HTTPS_PROXY, $HTTP_PROXY; of both
@@ -6,8 +6,7 @@ spellings the lower case counts), and $NO_PROXY says where it is not used: names
 `*.names` for only what is below, addresses, networks, each but the latter with a port if need be, or `*`. `localhost`
 and loopback addresses are never reached through the environment's proxy.
 
-What fails on the way through a proxy is the proxy's business as often as the API server's, so a message names it; the
-password that may stand in its address is in none.
+A message names the proxy, and never the password that may stand in its address.
 """
 
 import ipaddress
@@ -15,10 +14,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Self
 
-import aiohttp
 from yarl import URL
 
-from netloom.runtime.errors import ConfigError, plain
+from netloom.runtime.errors import ConfigError
 
 _Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 _DEFAULT_PORTS = {"http": 80, "https": 443}
@@ -53,23 +51,9 @@ class Proxy:
         return str(_without_password(self.url))
 
     @property
-    def via(self) -> str:
-        """To be added to what went this way."""
-        return f" through the proxy {self} ({self.source})"
-
-    def said(self, error: BaseException) -> str:
-        """What went wrong on the way through it, but for TLS: `tls.fault` tells of that."""
-        if isinstance(error, aiohttp.ClientHttpProxyError):
-            refusal = f"the proxy {self} ({self.source}) does not let it through: {error.status} {error.message}"
-            held = "it does not accept those" if self.url.user else "there are none"
-            return refusal + (f"; it wants credentials, and {held} in its address" if error.status == 407 else "")
-        if isinstance(error, aiohttp.ClientConnectorError):
-            return f"the proxy {self} ({self.source}) cannot be reached: {plain(error.os_error)}"
-        if isinstance(error, aiohttp.ConnectionTimeoutError):
-            return f"the proxy {self} ({self.source}) cannot be reached: no connection in time"
-        if isinstance(error, TimeoutError):
-            return f"no answer{self.via}"
-        return f"the connection{self.via} was lost ({type(error).__name__})"
+    def name(self) -> str:
+        """It in words for people."""
+        return f"the proxy {self} ({self.source})"
 
 
 def exempt(host: str, port: int, no_proxy: str) -> bool:

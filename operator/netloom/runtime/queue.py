@@ -78,10 +78,6 @@ class WorkQueue:
         self._failures.pop(key, None)
         self._due.pop((key, True), None)
 
-    def failures(self, key: str) -> int:
-        """How often the key failed since it last succeeded."""
-        return self._failures.get(key, 0)
-
     async def get(self) -> str:
         """The next due key; it counts as running until `done`."""
         key = await self._ready.get()

@@ -18,6 +18,8 @@ import msgspec
 from netloom.runtime.errors import ConfigError
 
 CERTIFICATE = re.compile(rb"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", re.DOTALL)
+_VALIDITY = re.compile(rb"(?:\x17\x0d\d{12}|\x18\x0f\d{14})Z(?:\x17\x0d(\d{12}Z)|\x18\x0f(\d{14}Z))")
+"""Two times in DER, each a UTCTime (with two digits of the year) or a GeneralizedTime."""
 ISSUER_UNKNOWN = frozenset({2, 18, 19, 20, 21})
 """X509_V_ERR_* codes (openssl/x509_vfy.h) that say: no way from this certificate to a CA that is trusted."""
 OUT_OF_TIME = frozenset({9, 10})
@@ -176,33 +178,16 @@ def _text(moment: dt.datetime) -> str:
 def not_after(pem: bytes) -> dt.datetime | None:
     """When the first certificate in a PEM ends (RFC 5280, 4.1.2.5); None where that cannot be told.
 
-    Read by hand: the library that reads certificates would cost every agent 7 MiB for this one field.
+    Its validity is the one place where two times follow each other. The library that reads certificates would cost
+    every agent 7 MiB for this one field.
     """
     found = CERTIFICATE.search(pem)
-    if not found:
-        return None
     try:
-        der = ssl.PEM_cert_to_DER_cert(found[0].decode())
-        # Certificate, its TBSCertificate, then the fields before `validity`.
-        _, at, _ = _element(der, 0)
-        _, at, _ = _element(der, at)
-        tag, _, end = _element(der, at)
-        for _ in range(4 if tag == 0xA0 else 3):
-            _, _, end = _element(der, at)
-            at = end
-        _, at, _ = _element(der, at)
-        _, _, at = _element(der, at)
-        tag, start, end = _element(der, at)
-        form = "%y%m%d%H%M%SZ" if tag == 0x17 else "%Y%m%d%H%M%SZ"
-        return dt.datetime.strptime(der[start:end].decode(), form).replace(tzinfo=dt.UTC)
-    except (ValueError, IndexError):
+        times = found and _VALIDITY.search(ssl.PEM_cert_to_DER_cert(found[0].decode()))
+        if not times:
+            return None
+        short, long = times.groups()
+        form = "%y%m%d%H%M%S%z" if short else "%Y%m%d%H%M%S%z"
+        return dt.datetime.strptime((short or long).decode(), form).astimezone(dt.UTC)
+    except ValueError:
         return None
-
-
-def _element(der: bytes, at: int) -> tuple[int, int, int]:
-    """The DER element at an offset: its tag, where its content starts, and where it ends."""
-    length, start = der[at + 1], at + 2
-    if length & 0x80:
-        start += length & 0x7F
-        length = int.from_bytes(der[at + 2 : start], "big")
-    return der[at], start, start + length

@@ -191,7 +191,7 @@ async def test_one_cidr_of_ten_thousand_costs_one_element(node: Namespace, masqu
     desired.set_known("node-10000", prefixes("10.2.0.0/24"))
     report = await masquerade.apply(desired)
     assert report.written == {**loaded.written, "newsetelem": loaded.written["newsetelem"] + 1}
-    desired.remove_known("node-77")
+    desired.set_known("node-77", ())
     report = await masquerade.apply(desired)
     assert report.written == {**loaded.written, "newsetelem": loaded.written["newsetelem"] + 1, "delsetelem": 1}
     desired.rules = rules("100.64.0.0/10")
@@ -225,7 +225,7 @@ async def test_cidrs_at_the_edges(node: Namespace, masquerades: Masquerades, cid
     assert cidrs[0].removesuffix("/32") in ours(node)
     again = await masquerades.open()
     assert (await again.apply(desired)).written == {}
-    desired.remove_known("edge")
+    desired.set_known("edge", ())
     assert (await masquerade.apply(desired)).in_sync
     assert ours(node) == before
 

@@ -232,7 +232,7 @@ async def test_the_table_is_changed_between_two_transactions(
             desired.set_known(f"node-{number}", masquerading(peers=(number,)).known[f"node-{number}"])
             await story.masquerade.apply(desired)
         for number in range(5, 9):
-            desired.remove_known(f"node-{number}")
+            desired.set_known(f"node-{number}", ())
         await story.masquerade.apply(desired)
         await story.ends_well()
     assert countdown < 0

@@ -141,11 +141,11 @@ def test_the_first_way_that_is_possible_is_taken_and_the_nexthop_keeps_its_id() 
     mesh.set_carriers(Carriers({VXLAN: 7, GENEVE: 8}, ipv6=True))
     assert {each.ifindex for each in mesh.nexthops.desired.values()} == {8}
     assert {ifindex for ifindex, _ in mesh.neighbours.desired} == {8}
-    mesh.reach.answered(one.underlay, Hop(3, direct=True))
+    mesh.reach.answered_all([(one.underlay, Hop(3, direct=True))])
     mesh.reached(mesh.reach.take_changed())
     assert (mesh.nexthops.desired[four].ifindex, mesh.nexthops.desired[four].remote) == (3, b"")
     assert mesh.nexthops.desired[six].ifindex == 8, "each family for itself"
-    mesh.reach.answered(one.underlay6, Hop(3, direct=True))
+    mesh.reach.answered_all([(one.underlay6, Hop(3, direct=True))])
     mesh.reached(mesh.reach.take_changed())
     assert mesh.neighbours.desired == {}
     mesh.reach.link_changed(3, running=False)
@@ -157,10 +157,10 @@ def test_the_first_way_that_is_possible_is_taken_and_the_nexthop_keeps_its_id() 
 def test_who_can_only_be_reached_natively_and_is_not_is_stranded() -> None:
     mesh = mesh_of(peer(2, ways=(NATIVE,), underlay6="fd07::2"))
     assert mesh.stranded == {"node-2"}
-    mesh.reach.answered(parse_address("192.168.7.2"), Hop(3, direct=True))
+    mesh.reach.answered_all([(parse_address("192.168.7.2"), Hop(3, direct=True))])
     mesh.reached(mesh.reach.take_changed())
     assert mesh.stranded == {"node-2"}, "its IPv6 CIDR has no way yet"
-    mesh.reach.answered(parse_address("fd07::2"), Hop(3, direct=True))
+    mesh.reach.answered_all([(parse_address("fd07::2"), Hop(3, direct=True))])
     mesh.reached(mesh.reach.take_changed())
     assert mesh.stranded == set()
     mesh.set_peer(peer(2, ways=()))
@@ -242,7 +242,7 @@ class MeshMachine(RuleBasedStateMachine):
 
     def look_up(self, mesh: Mesh) -> None:
         for address in list(mesh.reach.due):
-            mesh.reach.answered(address, self.hops.get(address, Hop()))
+            mesh.reach.answered_all([(address, self.hops.get(address, Hop()))])
         mesh.reached(mesh.reach.take_changed())
 
     @invariant()

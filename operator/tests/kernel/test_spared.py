@@ -124,7 +124,7 @@ async def test_known_cidrs_of_nodes_that_are_not_told_are_not_masqueraded(
     for number in (3, 2, 4):
         desired.set_known(f"node-{number}", masquerading(peers=(number,)).known[f"node-{number}"])
         assert (await masquerade.apply(desired)).written == {}
-    desired.remove_known("node-3")
+    desired.set_known("node-3", ())
     await masquerade.apply(desired)
     assert ours(node) == before, "whoever has held back, holds back until all are known"
     await masquerade.prune()

@@ -20,7 +20,7 @@ from netloom.runtime.errors import ConfigError, Unauthorized
 from netloom_e2e.certificates import Authority
 from tests.runtime import scripted
 from tests.runtime.conftest import write_kubeconfig
-from tests.runtime.scripted import Call, ScriptedApi, serving
+from tests.runtime.scripted import Call, ScriptedApi, serving, until
 
 
 class Clock:
@@ -121,6 +121,49 @@ async def test_a_plugin_that_fails_later_leaves_the_old_token(tmp_path: Path):
     (tmp_path / "plugin").write_text("#!/bin/sh\necho no network >&2; exit 1\n")
     clock.now += kubeconfig.REFRESH_SECONDS
     assert await auth.authorization() == "Bearer one"
+
+
+async def test_a_plugin_that_is_not_waited_for_any_more_is_killed(tmp_path: Path):
+    script = tmp_path / "plugin"
+    script.write_text(f"#!/bin/sh\necho $$ >{tmp_path}/part && mv {tmp_path}/part {tmp_path}/pid\nexec sleep 600\n")
+    script.chmod(0o755)
+    user = {"exec": {"apiVersion": "client.authentication.k8s.io/v1", "command": str(script)}}
+    path = write_kubeconfig(tmp_path / "k", {"server": "http://127.0.0.1:1"}, user)
+    asked = asyncio.create_task(Api.connect(path))
+    await until((tmp_path / "pid").exists)
+    process = Path("/proc", (tmp_path / "pid").read_text().strip())
+    assert process.exists()
+    asked.cancel()  # as its time-out does
+    await asyncio.wait([asked])
+    await until(lambda: not process.exists(), "it has ended")
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        ("echo no network >&2; exit 3", "the credential plugin {} ended with status 3. no network"),
+        (
+            "echo hello",
+            "the credential plugin {} gives no ExecCredential: JSON is malformed: invalid character (byte 0)",
+        ),
+        (
+            """echo '{"apiVersion": "v2", "status": {"token": "t"}}'""",
+            "the credential plugin {} answers in v2, not in client.authentication.k8s.io/v1",
+        ),
+        (
+            """echo '{"apiVersion": "client.authentication.k8s.io/v1", "status": {"token": null}}'""",
+            "the credential plugin {} gives neither a token nor a client certificate",
+        ),
+    ],
+)
+async def test_what_is_wrong_with_a_plugins_answer_is_said(tmp_path: Path, answer: str, said: str):
+    script = tmp_path / "plugin"
+    script.write_text(f"#!/bin/sh\n{answer}\n")
+    script.chmod(0o755)
+    user = {"exec": {"apiVersion": "client.authentication.k8s.io/v1", "command": str(script)}}
+    with pytest.raises(ConfigError) as refusal:
+        await Api.connect(write_kubeconfig(tmp_path / "k", {"server": "http://127.0.0.1:1"}, user))
+    assert str(refusal.value).endswith(said.format(script))
 
 
 async def test_a_plugin_that_another_replaces_and_fails_is_not_run_for_every_refusal(

@@ -7,13 +7,11 @@ from typing import Any
 
 import pytest
 
-from netloom.api.core import NODES, Node
 from netloom.api.events import Event, ObjectReference
-from netloom.api.meta import ObjectMeta
 from netloom.runtime import metrics
 from netloom.runtime.client import Api
 from netloom.runtime.clock import ServerClock
-from netloom.runtime.events import EventRecorder, Limits, reference
+from netloom.runtime.events import EventRecorder, Limits
 from tests.runtime import scripted, virtual
 from tests.runtime.scripted import ScriptedApi, until
 from tests.runtime.virtual import on_both_loops
@@ -210,8 +208,3 @@ async def test_long_messages_and_names_fit(server: ScriptedApi, recorder: Callab
     event = stored(server)[0]
     assert len(event["metadata"]["name"]) <= 253
     assert len(event["message"].encode()) <= 1024
-
-
-def test_a_reference_is_made_from_an_object():
-    obj = Node(metadata=ObjectMeta(name="a", uid="u-1"))
-    assert reference(NODES, obj) == NODE

@@ -117,7 +117,6 @@ async def test_a_crashed_component_shows_until_it_has_run_for_a_while():
     task = asyncio.create_task(manager.run())
     await until(manager.health.not_ready)
     assert manager.health.not_ready() == {"component part": "crashed: no disk"}
-    assert not manager.health.not_live()
     manager.stop()
     await asyncio.wait_for(task, 5)
 
@@ -204,7 +203,6 @@ async def test_what_is_drained_works_on_and_is_not_ready():
     assert manager.health.not_ready() == {}
     manager.stop()
     assert manager.health.not_ready() == {"stop": "the process is about to end"}
-    assert manager.health.not_live() == {}
     await asyncio.sleep(0)
     assert not part.ended
     await asyncio.wait_for(task, 5)
@@ -262,8 +260,8 @@ async def test_a_cancelled_manager_takes_its_components_along():
 
 async def test_probes_answer_with_the_reasons():
     checks = Health()
-    wrong = {"live": "", "ready": "not listed yet"}
-    checks.live("loop", lambda: wrong["live"])
+    wrong = {"ready": "not listed yet"}
+    checks.ready("loop", lambda: "")
     checks.ready("watch nodes", lambda: wrong["ready"])
     async with health.serve(checks) as port, aiohttp.ClientSession(f"http://127.0.0.1:{port}") as session:
 
@@ -271,13 +269,10 @@ async def test_probes_answer_with_the_reasons():
             async with session.get(path) as response:
                 return response.status, await response.text()
 
-        assert await probe("/healthz") == (200, "[+] loop\nok\n")
+        assert await probe("/healthz") == (200, "ok\n")
         assert await probe("/readyz") == (503, "[+] loop\n[-] watch nodes: not listed yet\nfailed\n")
         wrong["ready"] = ""
         assert await probe("/readyz") == (200, "[+] loop\n[+] watch nodes\nok\n")
-        wrong["live"] = "stuck"
-        assert await probe("/healthz") == (503, "[-] loop: stuck\nfailed\n")
-        assert (await probe("/readyz"))[0] == 503
 
 
 async def test_a_check_that_crashes_is_a_failing_check():

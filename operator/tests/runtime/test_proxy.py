@@ -12,9 +12,11 @@ import aiohttp
 import pytest
 from yarl import URL
 
+from netloom.runtime import connection
 from netloom.runtime.client import Api
 from netloom.runtime.errors import ApiError, ConfigError
 from netloom.runtime.proxy import Proxy, exempt
+from netloom.runtime.tls import Endpoint
 from netloom_e2e.certificates import Authority
 from tests.runtime.conftest import write_kubeconfig
 from tests.runtime.scripted import ScriptedApi, refuse, refuse_in_text, serving
@@ -92,7 +94,9 @@ def test_the_password_is_used_and_not_shown():
     proxy = Proxy.of("https://api.test", "http://user:secret@p.test:3128", {})
     assert proxy is not None
     assert proxy.url == URL("http://user:secret@p.test:3128")
-    assert "secret" not in f"{proxy}{proxy.via}{proxy.said(ConnectionResetError())}"
+    failure = connection.unanswered("GET /version", ConnectionResetError(), Endpoint(host="https://api.test"), proxy)
+    assert "p.test" in str(failure)
+    assert "secret" not in f"{proxy}{proxy.name}{failure}"
 
 
 @pytest.mark.parametrize(

@@ -105,7 +105,7 @@ class ModelApi:
         *,
         namespace: str = "",
         subresource: str = "",
-        kind: Literal["merge", "json", "apply"] = "merge",
+        kind: Literal["merge", "apply"] = "merge",
         field_manager: str = "",
     ) -> T:
         body = msgspec.json.decode(msgspec.json.encode(patch))
