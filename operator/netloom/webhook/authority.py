@@ -182,12 +182,15 @@ class Authority:
         data = secret.data if secret else {}
         if data != self._read_data:
             try:
-                self.cas, self._bad = await self._mint.parse(data, self._key) if data else (), ""
+                self.cas, self._bad = await self._parse(data) if data else (), ""
             except certificates.BadSecret as error:
                 self._bad = str(error)
             self._read_data = data
         if self._bad:
             raise certificates.BadSecret(self._bad)
+
+    async def _parse(self, data: dict[str, str]) -> tuple[CA, ...]:
+        return await self._mint.call(f"Secret {self._key} was not read", certificates.parse, data, self._key)
 
     async def _fresh(self) -> Secret:
         secret = await self._api.get(SECRETS, self._secret, self._namespace)
@@ -201,7 +204,7 @@ class Authority:
         """
         seen = self.secrets.get(self._key)
         await self._read(seen)
-        new = await self._mint.new_ca(now)
+        new = await self._mint.call("a CA was not made", certificates.new_ca, now)
         kept = certificates.kept(self.cas, now)
         data = certificates.dump((*kept, new))
         try:
@@ -230,7 +233,14 @@ class Authority:
             and not self._is_trusted(ca.certificate)
         ):
             return
-        serving = await self._mint.issue(ca, self._names, now, addresses=self._addresses)
+        serving = await self._mint.call(
+            "a serving certificate was not issued",
+            certificates.issue,
+            ca,
+            self._names,
+            now,
+            addresses=self._addresses,
+        )
         self._presented.present(serving.certificate, serving.key)
         self.serving = serving
         metrics.CERTIFICATE_EXPIRY.set(serving.expires.timestamp())

@@ -194,7 +194,7 @@ class CertificateFiles:
 
     async def _validity(self, file: Path, pem: str) -> tuple[Validity, ...]:
         try:
-            return await self._mint.validity(pem)
+            return await self._mint.call("a certificate was not read", certificates.validity, pem)
         except certificates.BadCertificate as error:
             raise certificates.BadCertificate(f"{file} cannot be used: {error}") from error
 
