@@ -2,7 +2,7 @@
 
 Their parameter is the record, the ConfigMap in which the guard writes down what is in use (`guard.record`). While there
 is none, or nothing is in use, they let everything through. A policy is asked before a webhook, so that a user reads the
-same words from either (`guard.words`).
+same words from either (`guard.wording`).
 """
 
 from collections.abc import Mapping
@@ -10,7 +10,8 @@ from typing import Any
 
 from netloom.api.cilium import CONFIG_NAME, DEFAULT_MODE
 from netloom.api.v1alpha1 import IN_USE_FINALIZER
-from netloom.guard import words
+from netloom.api.words import NODES_HOLD
+from netloom.guard import wording
 from netloom.guard.cilium import IPAM, MIGRATION, MIGRATION_MODES, TRUE
 from netloom.guard.live import CILIUM_IN_USE, CILIUM_MODE, NETLOOM_IN_USE, NETLOOM_MODE, RECORD_NAME
 from netloom.webhook import cel
@@ -65,8 +66,9 @@ def _kept(scope: Scope) -> list[Manifest]:
 
 
 def _network(scope: Scope) -> Manifest:
-    holes = {"in_use": "variables.inUse", "mode": "variables.mode", "wanted": "variables.wanted"}
+    values = {"in_use": "variables.inUse", "mode": "variables.mode", "wanted": "variables.wanted"}
     head = "'NetloomNetwork ' + variables.name + ': "
+    deleted = cel.filled(wording.NETWORK_DELETED.text, values)
     finalizer = cel.text(IN_USE_FINALIZER)
     spec_mode = f"{head}spec.ipam.mode \\'' + variables.wanted + '\\': ' + "
     return _policy(
@@ -76,33 +78,34 @@ def _network(scope: Scope) -> Manifest:
             "name": cel.NAME,
             "locked": "request.operation == 'CREATE' ? '' : oldObject.?status.?ipam.?mode.orValue('')",
             "mode": "variables.locked != '' ? variables.locked : " + _recorded(NETLOOM_MODE, ""),
-            "inUse": _recorded(NETLOOM_IN_USE, words.NODES_HOLD),
+            "inUse": _recorded(NETLOOM_IN_USE, NODES_HOLD),
             "wanted": "request.operation == 'DELETE' ? '' : object.?spec.?ipam.?mode.orValue('cluster-pool')",
         },
         validations=[
             (
                 f"{_CREATE} || variables.mode == '' || variables.mode == variables.wanted",
-                spec_mode + words.cel(words.NETWORK_CREATED, holes),
+                spec_mode + cel.filled(wording.NETWORK_CREATED.text, values),
             ),
             (
                 f"{_UPDATE} || variables.mode == '' || variables.mode == variables.wanted"
                 " || variables.wanted == oldObject.?spec.?ipam.?mode.orValue('cluster-pool')",
-                spec_mode + words.cel(words.NETWORK_MODE, holes),
+                spec_mode + cel.filled(wording.NETWORK_MODE.text, values),
             ),
             (
                 f"{_DELETE} || variables.mode == ''",
-                f"{head}metadata.name \\'' + variables.name + '\\': ' + " + words.cel(words.NETWORK_DELETED, holes),
+                f"{head}metadata.name \\'' + variables.name + '\\': ' + "
+                + cel.filled(wording.NETWORK_DELETED.text, values),
             ),
             (
                 f"{_UPDATE} || variables.mode == ''"
                 f" || object.?status.?ipam == oldObject.?status.?ipam || {cel.by(scope.operator_users)}",
-                f"{head}status.ipam: ' + " + words.cel(words.NETWORK_UNLOCKED, holes),
+                f"{head}status.ipam: ' + " + cel.filled(wording.NETWORK_UNLOCKED.text, values),
             ),
             (
                 f"{_UPDATE} || variables.mode == '' || !oldObject.metadata.?deletionTimestamp.hasValue()"
                 f" || !({finalizer} in oldObject.metadata.?finalizers.orValue([]))"
                 f" || {finalizer} in object.metadata.?finalizers.orValue([]) || {cel.by(scope.operator_users)}",
-                f"{head}metadata.finalizers: ' + " + words.cel(words.NETWORK_DELETED, holes),
+                f"{head}metadata.finalizers: ' + {deleted}",
             ),
         ],
         parameters=True,
@@ -110,11 +113,11 @@ def _network(scope: Scope) -> Manifest:
 
 
 def _cilium(scope: Scope) -> Manifest:
-    holes = {"in_use": "variables.inUse", "mode": "variables.mode", "wanted": "variables.wanted"}
+    values = {"in_use": "variables.inUse", "mode": "variables.mode", "wanted": "variables.wanted"}
     head = f"'ConfigMap {scope.cilium_namespace}/{CONFIG_NAME}: "
     shown = f"{head}data.{IPAM}' + (variables.asked == '' ? '' : ' \\'' + variables.asked + '\\'') + ': ' + "
-    migration = f"(variables.migrates ? {words.cel(words.CILIUM_MIGRATION, {})} : '')"
-    another_mode = f"{shown}{words.cel(words.CILIUM_MODE, holes)} + {migration}"
+    migration = f"(variables.migrates ? {cel.text(f' {wording.CILIUM_MIGRATION}')} : '')"
+    another_mode = f"{shown}{cel.filled(wording.CILIUM_MODE.text, values)} + {migration}"
     flagged = f"(variables.migrates && variables.flag in {cel.texts(sorted(TRUE))})"
     return _policy(
         CILIUM_POLICY,
@@ -123,7 +126,7 @@ def _cilium(scope: Scope) -> Manifest:
         only=CONFIG_NAME,
         variables={
             "mode": _recorded(CILIUM_MODE, ""),
-            "inUse": _recorded(CILIUM_IN_USE, words.NODES_HOLD),
+            "inUse": _recorded(CILIUM_IN_USE, NODES_HOLD),
             "asked": _data("object", IPAM, "DELETE"),
             "old": _data("oldObject", IPAM, "CREATE") + ".trim()",
             "wanted": _or_default("variables.asked.trim()"),
@@ -144,11 +147,11 @@ def _cilium(scope: Scope) -> Manifest:
             ),
             (
                 f"{_UPDATE} || variables.mode == '' || variables.old == '' || variables.asked.trim() != ''",
-                f"{head}data.{IPAM}: ' + " + words.cel(words.CILIUM_UNSET, holes),
+                f"{head}data.{IPAM}: ' + " + cel.filled(wording.CILIUM_UNSET.text, values),
             ),
             (
                 f"{_DELETE} || variables.mode == ''",
-                f"{head}metadata.name \\'{CONFIG_NAME}\\': ' + " + words.cel(words.CILIUM_DELETED, holes),
+                f"{head}metadata.name \\'{CONFIG_NAME}\\': ' + " + cel.filled(wording.CILIUM_DELETED.text, values),
             ),
         ],
         parameters=True,
@@ -157,11 +160,11 @@ def _cilium(scope: Scope) -> Manifest:
 
 def _cilium_node_config(scope: Scope) -> Manifest:
     ipam = f"?spec.?defaults[?{cel.text(IPAM)}].orValue(variables.mode).trim()"
-    holes = {"in_use": "variables.inUse", "mode": "variables.mode", "wanted": "variables.shown"}
+    values = {"in_use": "variables.inUse", "mode": "variables.mode", "wanted": "variables.shown"}
     head = f"'CiliumNodeConfig {scope.cilium_namespace}/' + variables.name + ': "
     value = "(variables.wanted == '' ? '' : ' \\'' + variables.wanted + '\\'')"
     source, target = map(cel.text, MIGRATION_MODES)
-    hint = words.cel(words.CILIUM_NODE_MIGRATION, {})
+    hint = cel.text(" " + wording.CILIUM_NODE_MIGRATION)
     migration = f"(variables.mode == {source} && variables.wanted == {target} ? {hint} : '')"
     harmless = "variables.mode == '' || variables.mode == variables.wanted"
     return _policy(
@@ -170,22 +173,22 @@ def _cilium_node_config(scope: Scope) -> Manifest:
         namespace=scope.cilium_namespace,
         variables={
             "mode": _recorded(CILIUM_MODE, ""),
-            "inUse": _recorded(CILIUM_IN_USE, words.NODES_HOLD),
+            "inUse": _recorded(CILIUM_IN_USE, NODES_HOLD),
             "name": cel.NAME,
             "wanted": f"request.operation == 'DELETE' ? variables.mode : object.{ipam}",
             "old": f"request.operation == 'CREATE' ? variables.mode : oldObject.{ipam}",
-            "shown": f"variables.wanted == '' ? {cel.text(words.CILIUM_NO_MODE)} : variables.wanted",
+            "shown": f"variables.wanted == '' ? {cel.text(wording.CILIUM_NO_MODE)} : variables.wanted",
         },
         validations=[
             (
                 f"{harmless} || variables.wanted == variables.old",
-                f"{head}spec.defaults.{IPAM}' + {value} + ': ' + {words.cel(words.CILIUM_NODE_MODE, holes)}"
+                f"{head}spec.defaults.{IPAM}' + {value} + ': ' + {cel.filled(wording.CILIUM_NODE_MODE.text, values)}"
                 f" + {migration}",
             ),
             (
                 f"{_UPDATE} || {harmless} || variables.wanted != variables.old"
                 " || object.?spec.?nodeSelector == oldObject.?spec.?nodeSelector",
-                f"{head}spec.nodeSelector: ' + {words.cel(words.CILIUM_NODE_SELECTOR, holes)} + {migration}",
+                f"{head}spec.nodeSelector: ' + {cel.filled(wording.CILIUM_NODE_SELECTOR.text, values)} + {migration}",
             ),
         ],
         parameters=True,
