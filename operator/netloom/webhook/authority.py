@@ -25,7 +25,7 @@ from netloom.runtime.store import Store
 from netloom.runtime.watch import ListWatch
 from netloom.runtime.watch import Timing as WatchTiming
 from netloom.webhook import certificates, metrics
-from netloom.webhook.certificates import CA, Serving
+from netloom.webhook.certificates import CA, ServingCertificate
 from netloom.webhook.configuration import Configuration
 from netloom.webhook.mint import Mint, MintFailed
 from netloom.webhook.names import CA_SECRET, NAME
@@ -87,7 +87,7 @@ class Authority:
             timing=self._timing.watch,
         )
         self.configuration = Configuration(api, configuration, timing=self._timing.watch)
-        self.serving: Serving | None = None
+        self.serving: ServingCertificate | None = None
         """What is shown now."""
         self.cas: tuple[CA, ...] = ()
         """The CAs of the Secret, as it was read last."""
@@ -251,7 +251,8 @@ class Authority:
         return certificates.untimely(self.serving, self._now()) if self.serving else ""
 
     def _published(self) -> bool:
-        return all(certificates.settled(bundle, self.cas) for bundle in self.configuration.bundles())
+        wanted = certificates.bundle(self.cas)
+        return all(certificates.same(bundle, wanted) for bundle in self.configuration.bundles())
 
     def _is_trusted(self, ca: str) -> bool:
         """Whether all webhooks trust it. Where there are none (yet), nobody is there to mistrust."""
