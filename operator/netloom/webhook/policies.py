@@ -24,25 +24,22 @@ from netloom.webhook.names import (
     NETWORK_POLICY,
     Scope,
 )
-from netloom.webhook.rules import cilium_node_configs, namespace_selector, rule
+from netloom.webhook.rules import cilium_node_configs, match_conditions, namespace_selector, rule
 
 Manifest = dict[str, Any]
 
 _CREATE, _UPDATE, _DELETE = (f"request.operation != '{each}'" for each in ("CREATE", "UPDATE", "DELETE"))
 """How a validation of one operation begins: the others pass."""
-_API = "admissionregistration.k8s.io/v1"
 
 
 def policies(scope: Scope) -> list[Manifest]:
     """Policies and their bindings."""
-    found = []
+    found: list[Manifest] = []
     if scope.netloom:
-        found += [_network(scope), _bound(scope, NETWORK_POLICY, parameters=True)]
-        found += [_agents(scope), _bound(scope, AGENTS_POLICY, parameters=False)]
+        found += _network(scope) + _agents(scope)
     if scope.cilium:
-        found += [_cilium(scope), _bound(scope, CILIUM_POLICY, parameters=True)]
-        found += [_cilium_node_config(scope), _bound(scope, CILIUM_NODE_CONFIG_POLICY, parameters=True)]
-    return [*found, *_kept(scope)]
+        found += _cilium(scope) + _cilium_node_config(scope)
+    return found + _kept(scope)
 
 
 def _kept(scope: Scope) -> list[Manifest]:
@@ -52,26 +49,26 @@ def _kept(scope: Scope) -> list[Manifest]:
     it never watches again until it is restarted (policy_source.go of k8s.io/apiserver 1.37: the watch is one of a
     factory that starts each kind once), so policies that come back would go by the record as it was then, for ever.
     """
-    policy = _policy(
+    found = _policy(
+        scope,
         KEPT_POLICY,
         matched=rule("guard.netloom.dev", "v1", ["nothing"]),
         variables={},
         validations=[("true", "'nothing is refused'")],
-        parameters=True,
     )
-    found = [policy, _bound(scope, KEPT_POLICY, parameters=True)]
     for each in found:
         del each["metadata"]["labels"]
     return found
 
 
-def _network(scope: Scope) -> Manifest:
+def _network(scope: Scope) -> list[Manifest]:
     values = {"in_use": "variables.inUse", "mode": "variables.mode", "wanted": "variables.wanted"}
     head = "'NetloomNetwork ' + variables.name + ': "
     deleted = cel.filled(wording.NETWORK_DELETED.text, values)
     finalizer = cel.text(IN_USE_FINALIZER)
     spec_mode = f"{head}spec.ipam.mode \\'' + variables.wanted + '\\': ' + "
     return _policy(
+        scope,
         NETWORK_POLICY,
         matched=rule("netloom.dev", "v1alpha1", ["netloomnetworks", "netloomnetworks/status"]),
         variables={
@@ -93,8 +90,7 @@ def _network(scope: Scope) -> Manifest:
             ),
             (
                 f"{_DELETE} || variables.mode == ''",
-                f"{head}metadata.name \\'' + variables.name + '\\': ' + "
-                + cel.filled(wording.NETWORK_DELETED.text, values),
+                f"{head}metadata.name \\'' + variables.name + '\\': ' + {deleted}",
             ),
             (
                 f"{_UPDATE} || variables.mode == ''"
@@ -108,11 +104,10 @@ def _network(scope: Scope) -> Manifest:
                 f"{head}metadata.finalizers: ' + {deleted}",
             ),
         ],
-        parameters=True,
     )
 
 
-def _cilium(scope: Scope) -> Manifest:
+def _cilium(scope: Scope) -> list[Manifest]:
     values = {"in_use": "variables.inUse", "mode": "variables.mode", "wanted": "variables.wanted"}
     head = f"'ConfigMap {scope.cilium_namespace}/{CONFIG_NAME}: "
     shown = f"{head}data.{IPAM}' + (variables.asked == '' ? '' : ' \\'' + variables.asked + '\\'') + ': ' + "
@@ -120,6 +115,7 @@ def _cilium(scope: Scope) -> Manifest:
     another_mode = f"{shown}{cel.filled(wording.CILIUM_MODE.text, values)} + {migration}"
     flagged = f"(variables.migrates && variables.flag in {cel.texts(sorted(TRUE))})"
     return _policy(
+        scope,
         CILIUM_POLICY,
         matched=rule("", "v1", ["configmaps"], scope="Namespaced"),
         namespace=scope.cilium_namespace,
@@ -154,11 +150,10 @@ def _cilium(scope: Scope) -> Manifest:
                 f"{head}metadata.name \\'{CONFIG_NAME}\\': ' + " + cel.filled(wording.CILIUM_DELETED.text, values),
             ),
         ],
-        parameters=True,
     )
 
 
-def _cilium_node_config(scope: Scope) -> Manifest:
+def _cilium_node_config(scope: Scope) -> list[Manifest]:
     ipam = f"?spec.?defaults[?{cel.text(IPAM)}].orValue(variables.mode).trim()"
     values = {"in_use": "variables.inUse", "mode": "variables.mode", "wanted": "variables.shown"}
     head = f"'CiliumNodeConfig {scope.cilium_namespace}/' + variables.name + ': "
@@ -168,6 +163,7 @@ def _cilium_node_config(scope: Scope) -> Manifest:
     migration = f"(variables.mode == {source} && variables.wanted == {target} ? {hint} : '')"
     harmless = "variables.mode == '' || variables.mode == variables.wanted"
     return _policy(
+        scope,
         CILIUM_NODE_CONFIG_POLICY,
         matched=cilium_node_configs(),
         namespace=scope.cilium_namespace,
@@ -191,7 +187,6 @@ def _cilium_node_config(scope: Scope) -> Manifest:
                 f"{head}spec.nodeSelector: ' + {cel.filled(wording.CILIUM_NODE_SELECTOR.text, values)} + {migration}",
             ),
         ],
-        parameters=True,
     )
 
 
@@ -209,9 +204,10 @@ def _or_default(mode: str) -> str:
     return f"{mode} == '' ? {cel.text(DEFAULT_MODE)} : {mode}"
 
 
-def _agents(scope: Scope) -> Manifest:
+def _agents(scope: Scope) -> list[Manifest]:
     # A token of a service account says on which node its pod runs; one without that, or a certificate, writes nothing.
     return _policy(
+        scope,
         AGENTS_POLICY,
         matched=rule("netloom.dev", "v1alpha1", ["netloomnodes", "netloomnodes/status"]),
         conditions={"an-agent": cel.by(scope.agent_users)},
@@ -230,20 +226,21 @@ def _agents(scope: Scope) -> Manifest:
 
 
 def _policy(
+    scope: Scope,
     name: str,
     *,
     matched: Manifest,
     variables: Mapping[str, str],
     validations: list[tuple[str, str]],
-    parameters: bool,
+    parameters: bool = True,
     conditions: Mapping[str, str] | None = None,
     namespace: str = "",
     only: str = "",
-) -> Manifest:
-    """validations: pairs of what has to hold and what is said where it does not."""
-    matches = {"no-break-glass": cel.NO_BREAK_GLASS, **(conditions or {})}
-    if only:
-        matches = {"name": f"{cel.NAME} == {cel.text(only)}"} | matches
+) -> list[Manifest]:
+    """A policy and its binding. validations: pairs of what has to hold and what is said where it does not.
+
+    parameters: whether it goes by the record. only: the name of the one object that is guarded.
+    """
     # Whole, with what the API server would fill in: server-side apply compares this block as one, and would see a
     # conflict between two tools that apply the very same.
     constraints = {
@@ -252,32 +249,28 @@ def _policy(
         "namespaceSelector": namespace_selector(namespace) if namespace else {},
         "objectSelector": {},
     }
-    return {
-        "apiVersion": _API,
-        "kind": "ValidatingAdmissionPolicy",
-        "metadata": {"name": name, "labels": {LABEL: ""}},
-        "spec": {
-            "failurePolicy": "Fail",
-            **({"paramKind": {"apiVersion": "v1", "kind": "ConfigMap"}} if parameters else {}),
-            "matchConstraints": constraints,
-            "matchConditions": [{"name": each, "expression": text} for each, text in matches.items()],
-            "variables": [{"name": each, "expression": text} for each, text in variables.items()],
-            "validations": [
-                {"expression": holds, "messageExpression": says, "reason": "Forbidden"} for holds, says in validations
-            ],
-        },
-    }
-
-
-def _bound(scope: Scope, policy: str, *, parameters: bool) -> Manifest:
     record = {"name": RECORD_NAME, "namespace": scope.namespace, "parameterNotFoundAction": "Allow"}
-    return {
-        "apiVersion": _API,
-        "kind": "ValidatingAdmissionPolicyBinding",
-        "metadata": {"name": policy, "labels": {LABEL: ""}},
-        "spec": {
-            "policyName": policy,
-            "validationActions": ["Deny"],
-            **({"paramRef": record} if parameters else {}),
-        },
+    policy = {
+        "failurePolicy": "Fail",
+        **({"paramKind": {"apiVersion": "v1", "kind": "ConfigMap"}} if parameters else {}),
+        "matchConstraints": constraints,
+        "matchConditions": match_conditions(conditions or {}, only),
+        "variables": [{"name": each, "expression": text} for each, text in variables.items()],
+        "validations": [
+            {"expression": holds, "messageExpression": says, "reason": "Forbidden"} for holds, says in validations
+        ],
     }
+    binding = {
+        "policyName": name,
+        "validationActions": ["Deny"],
+        **({"paramRef": record} if parameters else {}),
+    }
+    return [
+        {
+            "apiVersion": "admissionregistration.k8s.io/v1",
+            "kind": kind,
+            "metadata": {"name": name, "labels": {LABEL: ""}},
+            "spec": spec,
+        }
+        for kind, spec in (("ValidatingAdmissionPolicy", policy), ("ValidatingAdmissionPolicyBinding", binding))
+    ]
