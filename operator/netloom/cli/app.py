@@ -64,7 +64,7 @@ def operator(
             help="Also be the guard, and answer API servers here; each replica does. Left out: no guard.",
         ),
     ] = "",
-    webhook_for: Annotated[guard.Guarded, typer.Option(help="Whose objects are guarded.")] = guard.Guarded.NETLOOM,
+    webhook_for: Annotated[names.Guarded, typer.Option(help="Whose objects are guarded.")] = "netloom",
     webhook_namespace: Annotated[
         str, typer.Option(envvar="POD_NAMESPACE", help="Namespace of the guard's Secret and record.")
     ] = names.NAMESPACE,
@@ -88,7 +88,7 @@ def operator(
     from netloom.roles.operator import OperatorOptions, run_operator
     from netloom.roles.webhook import GuardOptions
 
-    scope = names.Scope(webhook_for.value, webhook_namespace, cilium_namespace, tuple(operator_user), tuple(agent_user))
+    scope = names.Scope(webhook_for, webhook_namespace, cilium_namespace, tuple(operator_user), tuple(agent_user))
     guarding = GuardOptions(
         scope=scope,
         address=webhook_address,

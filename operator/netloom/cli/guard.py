@@ -2,7 +2,6 @@
 
 import base64
 import socket
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -17,15 +16,7 @@ OPERATORS, AGENTS = [names.OPERATOR_USER], [names.AGENT_USER]
 NO_HOSTS: list[str] = []
 
 
-class Guarded(StrEnum):
-    """Whose objects are guarded."""
-
-    CILIUM = "cilium"
-    NETLOOM = "netloom"
-    ALL = "all"
-
-
-For = Annotated[Guarded, typer.Option("--for", help="Whose objects are guarded: cilium, netloom or all.")]
+For = Annotated[names.Guarded, typer.Option("--for", help="Whose objects are guarded: cilium, netloom or all.")]
 Namespace = Annotated[str, typer.Option(envvar="POD_NAMESPACE", help="Namespace of the guard.")]
 CiliumNamespace = Annotated[
     str, typer.Option(help="Namespace of the ConfigMap cilium-config and of the CiliumNodeConfigs that Cilium reads.")
@@ -63,7 +54,7 @@ guard = typer.Typer(help="The guard, which stops a live change of the IPAM mode.
 
 
 def webhook(
-    guarded: For = Guarded.ALL,
+    guarded: For = "all",
     kubeconfig: Kubeconfig = None,
     context: Context = None,
     address: Annotated[
@@ -94,7 +85,7 @@ def webhook(
     log.configure(log_format.value, log_level.value)
     from netloom.roles.webhook import GuardOptions, WebhookOptions, run_webhook
 
-    scope = names.Scope(guarded.value, namespace, cilium_namespace, tuple(operator_user), tuple(agent_user))
+    scope = names.Scope(guarded, namespace, cilium_namespace, tuple(operator_user), tuple(agent_user))
     options = WebhookOptions(
         kubeconfig=kubeconfig,
         context=context,
@@ -116,7 +107,7 @@ def webhook(
 
 @guard.command()
 def install(
-    guarded: Annotated[Guarded, typer.Option("--for", help="Whose objects to guard: cilium, netloom or all.")],
+    guarded: Annotated[names.Guarded, typer.Option("--for", help="Whose objects to guard: cilium, netloom or all.")],
     image: Annotated[str, typer.Option(help="Image of Netloom for the Deployment, REPOSITORY:TAG.")] = "",
     url: Annotated[
         str,
@@ -149,7 +140,7 @@ def install(
 
     manifests = render(
         Installation(
-            scope=names.Scope(guarded.value, namespace, cilium_namespace, tuple(operator_user), tuple(agent_user)),
+            scope=names.Scope(guarded, namespace, cilium_namespace, tuple(operator_user), tuple(agent_user)),
             image=image,
             url=url,
             replicas=replicas,

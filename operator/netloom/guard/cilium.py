@@ -12,7 +12,8 @@ from netloom.api.cidrs import FAMILIES, Family
 from netloom.api.cilium import DEFAULT_MODE, CiliumPodIPPool, CiliumPoolFamily
 from netloom.api.core import ConfigMap
 from netloom.api.problem import Problem
-from netloom.guard import words
+from netloom.api.words import NODES_HOLD, in_use
+from netloom.guard import wording
 from netloom.guard.decode import Change
 from netloom.guard.holdings import Ranges, cidrs_of
 from netloom.guard.live import CILIUM_IN_USE, CILIUM_MODE, Live
@@ -67,7 +68,7 @@ def decide_cilium_config(change: Change[ConfigMap], live: Live) -> Verdict:
     warnings = tuple(_warnings(change.name, old or {}, new, live)) if new is not None else ()
     if old is not None and new is not None and _harmless(change, old, new, live):
         return Verdict(warnings=warnings)
-    unseen = tuple(f"{kind}: {why}" for kind in ("CiliumNode", "ConfigMap") if (why := live.unseen(kind)))
+    unseen = live.missing("CiliumNode", "ConfigMap")
     recorded = live.recorded.get(CILIUM_MODE, "")
     if live.unseen("ConfigMap") or not (recorded or live.cilium_held.count):
         return Verdict(warnings=warnings, unseen=unseen)
@@ -82,22 +83,20 @@ def decide_cilium_config(change: Change[ConfigMap], live: Live) -> Verdict:
 def _refusals(
     change: Change[ConfigMap], mode: str, old: Mapping[str, str] | None, new: Mapping[str, str] | None, live: Live
 ) -> list[Problem]:
-    name, in_use = change.name, who_holds(live)
+    name, said = change.name, {"in_use": who_holds(live), "mode": mode}
     if new is None:
-        text = words.CILIUM_DELETED.format(in_use=in_use, mode=mode)
-        return [words.locked(name, "metadata.name", change.key, text)]
+        return [wording.CILIUM_DELETED.problem(name, "metadata.name", change.key, **said)]
     wanted = mode_of(new)
     if migrates(new) and mode == "cluster-pool" and (old is None or mode_of(old) in MIGRATION_MODES):
         return []
     problems: list[Problem] = []
     if old is not None and old.get(IPAM, "").strip() and not new.get(IPAM, "").strip():
-        text = words.CILIUM_UNSET.format(in_use=in_use, mode=mode)
-        problems.append(words.locked(name, f"data.{IPAM}", "", text))
+        problems.append(wording.CILIUM_UNSET.problem(name, f"data.{IPAM}", "", **said))
     elif wanted != mode and (old is None or wanted != mode_of(old)):
-        text = words.CILIUM_MODE.format(in_use=in_use, mode=mode, wanted=wanted)
+        refusal = wording.CILIUM_MODE
         if (mode, wanted) == MIGRATION_MODES:
-            text += words.CILIUM_MIGRATION
-        problems.append(words.locked(name, f"data.{IPAM}", new.get(IPAM, ""), text))
+            refusal += wording.CILIUM_MIGRATION
+        problems.append(refusal.problem(name, f"data.{IPAM}", new.get(IPAM, ""), wanted=wanted, **said))
     # Of a mode that is refused, the lists of the other one are none of the trouble: Helm takes them away with it.
     if mode == "cluster-pool" and (not problems or wanted == mode):
         for family in FAMILIES:
@@ -121,8 +120,8 @@ def who_holds(live: Live) -> str:
     """Who holds addresses, as a clause: as it is seen, or as it was recorded."""
     held = live.cilium_held
     if held.count and not live.unseen("CiliumNode"):
-        return words.in_use(held.count, held.names)
-    return live.recorded.get(CILIUM_IN_USE, "") or words.NODES_HOLD
+        return in_use(held.count, held.names)
+    return live.recorded.get(CILIUM_IN_USE, "") or NODES_HOLD
 
 
 def _pool(name: str, family: Family, old: Mapping[str, str], new: Mapping[str, str], live: Live) -> list[Problem]:
@@ -297,7 +296,7 @@ def decide_cilium_pool(change: Change[CiliumPodIPPool], live: Live) -> Verdict:
             mask = before.mask_size, after.mask_size
             problems += mask_changed(change.name, change.key, f"{field}.maskSize", *mask, live.cilium_held)
     if takes and unseen and not problems:
-        return Verdict(unseen=(f"CiliumNode: {unseen}",))
+        return Verdict(unseen=live.missing("CiliumNode"))
     return Verdict(refusals=tuple(problems))
 
 

@@ -12,7 +12,7 @@ Documentation/network/concepts/ipam, Cilium 1.20.)
 
 from netloom.api.cilium import CONFIG_NAME, CiliumNodeConfig
 from netloom.api.problem import Problem
-from netloom.guard import words
+from netloom.guard import wording
 from netloom.guard.cilium import IPAM, MIGRATION_MODES, who_holds
 from netloom.guard.decode import Change
 from netloom.guard.live import CILIUM_MODE, Live
@@ -31,16 +31,16 @@ def decide_cilium_node_config(change: Change[CiliumNodeConfig], live: Live) -> V
         return ALLOWED
     mode, unknown = _in_force(live)
     if not mode:
-        return Verdict(unseen=(unknown,) if unknown and new is not None else ())
+        return Verdict(unseen=unknown if new is not None else ())
     was, wanted = (mode if each is None else each for each in (old, new))
     if wanted == mode:
         return Verdict(warnings=() if was == mode else (_way_back(change.name, was, mode, new or ""),))
-    text = words.CILIUM_NODE_SELECTOR if was == wanted else words.CILIUM_NODE_MODE
-    text = text.format(in_use=who_holds(live), mode=mode, wanted=wanted or words.CILIUM_NO_MODE)
+    refusal = wording.CILIUM_NODE_SELECTOR if was == wanted else wording.CILIUM_NODE_MODE
     if (mode, wanted) == MIGRATION_MODES:
-        text += words.CILIUM_NODE_MIGRATION
+        refusal += wording.CILIUM_NODE_MIGRATION
     field, value = (_SELECTOR_FIELD, "") if was == wanted else (_IPAM_FIELD, wanted)
-    return Verdict(refusals=(words.locked(change.name, field, value, text),))
+    said = {"in_use": who_holds(live), "mode": mode, "wanted": wanted or wording.CILIUM_NO_MODE}
+    return Verdict(refusals=(refusal.problem(change.name, field, value, **said),))
 
 
 def _override(config: CiliumNodeConfig | None) -> str | None:
@@ -53,23 +53,22 @@ def _selects_others(change: Change[CiliumNodeConfig]) -> bool:
     return old is not None and new is not None and old.spec.node_selector != new.spec.node_selector
 
 
-def _in_force(live: Live) -> tuple[str, str]:
+def _in_force(live: Live) -> tuple[str, tuple[str, ...]]:
     """The mode that nodes hold addresses of, or why it is not known; neither while nobody holds any."""
-    if why := live.unseen("ConfigMap"):
-        return "", f"ConfigMap: {why}"
+    if unseen := live.missing("ConfigMap"):
+        return "", unseen
     recorded = live.recorded.get(CILIUM_MODE, "")
     if not recorded and not live.cilium_held.count:
-        why = live.unseen("CiliumNode")
-        return "", f"CiliumNode: {why}" if why else ""
-    if not recorded and (why := live.unseen(CONFIG_NAME)):
-        return "", f"{CONFIG_NAME}: {why}"
+        return "", live.missing("CiliumNode")
+    if not recorded and (unseen := live.missing(CONFIG_NAME)):
+        return "", unseen
     mode = cilium_mode(live)
-    return mode, "" if mode else f"{CONFIG_NAME}: there is none, and so no mode that nodes hold addresses of"
+    return mode, () if mode else (f"{CONFIG_NAME}: there is none, and so no mode that nodes hold addresses of",)
 
 
 def _way_back(name: str, was: str, mode: str, value: str) -> Problem:
     message = (
-        f"where Cilium started in mode {was or words.CILIUM_NO_MODE}, it goes back to mode {mode} when it restarts, "
+        f"where Cilium started in mode {was or wording.CILIUM_NO_MODE}, it goes back to mode {mode} when it restarts, "
         "and pods that got their addresses in between lose the network."
     )
     return Problem(name, _IPAM_FIELD, value, "ModeReturns", message, "Drain each such node before.", "warning")

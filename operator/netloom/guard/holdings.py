@@ -13,9 +13,9 @@ from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
 
+from netloom.api import words
 from netloom.api.cidrs import Family, Network, parse_cidr
-from netloom.guard import words
-from netloom.guard.words import SHOWN
+from netloom.api.words import SHOWN
 from netloom.ipam.cidr import WIDTH, Cidr
 
 T = TypeVar("T")

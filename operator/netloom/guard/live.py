@@ -67,6 +67,10 @@ class Live:
         self.recorded: dict[str, str] = {}
         """`data` of the record."""
 
+    def missing(self, *kinds: str) -> tuple[str, ...]:
+        """For each of these kinds that cannot be seen now: its name, and why."""
+        return tuple(f"{kind}: {why}" for kind in kinds if (why := self.unseen(kind)))
+
     def netloom_node(self, key: str, old: NetloomNode | None, new: NetloomNode | None) -> None:
         """A NetloomNode changed."""
         if new is None:

@@ -12,7 +12,8 @@ from netloom.api.cidrs import FAMILIES, Family, holds_nodes
 from netloom.api.problem import Problem
 from netloom.api.v1alpha1 import IN_USE_FINALIZER, NETWORK_NAME, NetloomNetwork
 from netloom.api.validation.network import network_warnings
-from netloom.guard import words
+from netloom.api.words import NODES_HOLD, in_use
+from netloom.guard import wording
 from netloom.guard.decode import Change
 from netloom.guard.holdings import Holders, Ranges, cidrs_of, parse
 from netloom.guard.live import Live
@@ -36,12 +37,13 @@ def _created(change: Change[NetloomNetwork], new: NetloomNetwork, live: Live) ->
         return Verdict(
             refusals=(Problem(change.name, "metadata.name", name, "NotTheNetwork", message, 'Name it "default".'),)
         )
-    if unseen := live.unseen("NetloomNode"):
-        return Verdict(unseen=(f"NetloomNode: {unseen}",))
+    if unseen := live.missing("NetloomNode"):
+        return Verdict(unseen=unseen)
     modes = live.held.modes - {""}
     if modes and wanted not in modes:
-        text = words.NETWORK_CREATED.format(in_use=_in_use(live), mode=_either(modes), wanted=wanted)
-        return Verdict(refusals=(words.locked(change.name, "spec.ipam.mode", wanted, text),))
+        said = {"in_use": _in_use(live), "mode": _either(modes), "wanted": wanted}
+        refusal = wording.NETWORK_CREATED.problem(change.name, "spec.ipam.mode", wanted, **said)
+        return Verdict(refusals=(refusal,))
     if "cluster-pool" not in modes or wanted != "cluster-pool":
         return Verdict()
     return Verdict(refusals=tuple(_uncovered(change.name, new, live)))
@@ -52,9 +54,10 @@ def _deleted(change: Change[NetloomNetwork], old: NetloomNetwork, live: Live) ->
         return Verdict()
     modes = _modes(old, live)
     if modes:
-        text = words.NETWORK_DELETED.format(in_use=_in_use(live), mode=_either(modes))
-        return Verdict(refusals=(words.locked(change.name, "metadata.name", change.key, text),))
-    return _unless_unseen(live)
+        said = {"in_use": _in_use(live), "mode": _either(modes)}
+        refusal = wording.NETWORK_DELETED.problem(change.name, "metadata.name", change.key, **said)
+        return Verdict(refusals=(refusal,))
+    return Verdict(unseen=live.missing("NetloomNode"))
 
 
 def _updated(change: Change[NetloomNetwork], old: NetloomNetwork, new: NetloomNetwork, live: Live) -> Verdict:
@@ -64,25 +67,22 @@ def _updated(change: Change[NetloomNetwork], old: NetloomNetwork, new: NetloomNe
     refusals = _refusals(change, old, new, modes, live) if modes else []
     # What the stored object says is in force needs no node to confirm it; which pods lose cover, only nodes tell.
     if not refusals and (not old.status.ipam.mode or _narrows(old, new)):
-        return _unless_unseen(live)
+        return Verdict(unseen=live.missing("NetloomNode"))
     return Verdict(refusals=tuple(refusals))
 
 
 def _refusals(
     change: Change[NetloomNetwork], old: NetloomNetwork, new: NetloomNetwork, modes: frozenset[str], live: Live
 ) -> list[Problem]:
-    name, in_use, mode = change.name, _in_use(live), _either(modes)
+    name, said = change.name, {"in_use": _in_use(live), "mode": _either(modes)}
     refusals: list[Problem] = []
     wanted = new.spec.ipam.mode
     if wanted != old.spec.ipam.mode and wanted not in modes:
-        text = words.NETWORK_MODE.format(in_use=in_use, mode=mode, wanted=wanted)
-        refusals.append(words.locked(name, "spec.ipam.mode", wanted, text))
+        refusals.append(wording.NETWORK_MODE.problem(name, "spec.ipam.mode", wanted, wanted=wanted, **said))
     if _unlocks(change, old, new, live):
-        text = words.NETWORK_UNLOCKED.format(in_use=in_use, mode=mode)
-        refusals.append(words.locked(name, "status.ipam", "", text))
+        refusals.append(wording.NETWORK_UNLOCKED.problem(name, "status.ipam", "", **said))
     if _frees(change, old, new, live):
-        text = words.NETWORK_DELETED.format(in_use=in_use, mode=mode)
-        refusals.append(words.locked(name, "metadata.finalizers", "", text))
+        refusals.append(wording.NETWORK_DELETED.problem(name, "metadata.finalizers", "", **said))
     for family in FAMILIES:
         if "cluster-pool" in modes:
             refusals += _pool(name, family, old, new, live)
@@ -124,18 +124,12 @@ def _modes(old: NetloomNetwork, live: Live) -> frozenset[str]:
 
 def _in_use(live: Live) -> str:
     if live.held.count and not live.unseen("NetloomNode"):
-        return words.in_use(live.held.count, live.held.names)
-    return words.NODES_HOLD
+        return in_use(live.held.count, live.held.names)
+    return NODES_HOLD
 
 
 def _either(modes: Iterable[str]) -> str:
     return " and ".join(sorted(modes))
-
-
-def _unless_unseen(live: Live) -> Verdict:
-    """Nobody is known to hold anything."""
-    unseen = live.unseen("NetloomNode")
-    return Verdict(unseen=(f"NetloomNode: {unseen}",) if unseen else ())
 
 
 def _pool(name: str, family: Family, old: NetloomNetwork, new: NetloomNetwork, live: Live) -> list[Problem]:

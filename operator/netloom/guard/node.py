@@ -53,8 +53,7 @@ def _deleted(change: Change[NetloomNode], live: Live) -> Verdict:
         )
         way_out = f"Remove the Node (kubectl delete node {name}); this object goes with it."
         return Verdict(refusals=(Problem(change.name, "metadata.name", name, "NodeLives", message, way_out),))
-    unseen = live.unseen("Node")
-    return Verdict(unseen=(f"Node: {unseen}",) if unseen else ())
+    return Verdict(unseen=live.missing("Node"))
 
 
 def _own_agent(change: Change[NetloomNode], live: Live) -> bool:

@@ -2,7 +2,7 @@
 
 from netloom.api.cilium import CONFIG_NAME
 from netloom.api.problem import Problem
-from netloom.guard import words
+from netloom.api.words import in_use
 from netloom.guard.cilium import IPAM, migrates, mode_of
 from netloom.guard.live import CILIUM_IN_USE, CILIUM_MODE, NETLOOM_IN_USE, NETLOOM_MODE, Live
 
@@ -15,10 +15,10 @@ def wanted(live: Live) -> dict[str, str]:
     data: dict[str, str] = {}
     if live.cilium_held.count and (mode := cilium_mode(live)):
         data[CILIUM_MODE] = mode
-        data[CILIUM_IN_USE] = words.in_use(live.cilium_held.count, live.cilium_held.names)
+        data[CILIUM_IN_USE] = in_use(live.cilium_held.count, live.cilium_held.names)
     if live.held.count and (mode := _netloom_mode(live)):
         data[NETLOOM_MODE] = mode
-        data[NETLOOM_IN_USE] = words.in_use(live.held.count, live.held.names)
+        data[NETLOOM_IN_USE] = in_use(live.held.count, live.held.names)
     return data
 
 
@@ -31,7 +31,7 @@ def bypassed(live: Live) -> Problem | None:
     if mode == recorded or (recorded == "cluster-pool" and migrates(live.cilium_data)):
         return None
     message = (
-        f"the IPAM mode was changed past the guard: {words.in_use(live.cilium_held.count, live.cilium_held.names)} of "
+        f"the IPAM mode was changed past the guard: {in_use(live.cilium_held.count, live.cilium_held.names)} of "
         f"mode {recorded}, and what restarts in mode {mode} takes the network from their pods."
     )
     way_out = (

@@ -7,7 +7,7 @@ import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import structlog
 
@@ -16,7 +16,7 @@ from netloom.api.core import NODES
 from netloom.api.errors import in_words, sentences
 from netloom.api.meta import Object
 from netloom.api.v1alpha1 import NETLOOM_NODES, NETWORKS
-from netloom.roles.webhook import DRAIN_SECONDS, Cache, Caches, Guard, GuardOptions
+from netloom.roles.webhook import DRAIN_SECONDS, Cache, Guard, GuardOptions
 from netloom.runtime import health
 from netloom.runtime.client import Api
 from netloom.runtime.events import EventRecorder
@@ -94,13 +94,14 @@ class _Operator:
         async with self._guard.serve():
             yield
 
-    def _add_watches(self) -> Caches:
+    def _add_watches(self) -> dict[str, Cache[Any]]:
+        """By kind."""
         stores = self._stores
-        return Caches(
-            nodes=self._watch(stores.nodes, node_changed),
-            netloom_nodes=self._watch(stores.netloom_nodes, netloom_node_changed),
-            networks=self._watch(stores.networks),
-        )
+        return {
+            NODES.kind: self._watch(stores.nodes, node_changed),
+            NETLOOM_NODES.kind: self._watch(stores.netloom_nodes, netloom_node_changed),
+            NETWORKS.kind: self._watch(stores.networks),
+        }
 
     def _watch(self, store: Store[T], changed: Callable[[T, T], bool] | None = None) -> Cache[T]:
         watch = ListWatch(self._api, store, changed=changed)

@@ -7,7 +7,7 @@ beside the allocation, with the caches that it has anyway.
 import asyncio
 import os
 import ssl
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -40,7 +40,7 @@ from netloom.runtime import health
 from netloom.runtime.client import Api
 from netloom.runtime.errors import ApiError, ConfigError
 from netloom.runtime.events import EventRecorder
-from netloom.runtime.manager import Manager, Run
+from netloom.runtime.manager import Manager
 from netloom.runtime.optional import OptionalWatch
 from netloom.runtime.reach import follow
 from netloom.runtime.store import Store, Subscriber
@@ -120,19 +120,10 @@ class Cache(Generic[T]):
     unseen: Callable[[], str]
 
 
-@dataclass(frozen=True, slots=True)
-class Caches:
-    """What a role keeps already, for a guard that is part of it."""
-
-    nodes: Cache[Node]
-    netloom_nodes: Cache[NetloomNode]
-    networks: Cache[Any]
-
-
 class Guard:
     """The parts of a guard, added to a manager; `serve` answers API servers.
 
-    caches: of the role that it is part of, if it is; all others are its own.
+    shared: caches of the role that it is part of, by kind; all others are its own.
     """
 
     def __init__(
@@ -141,7 +132,7 @@ class Guard:
         options: GuardOptions,
         manager: Manager,
         events: EventRecorder,
-        caches: Caches | None = None,
+        shared: Mapping[str, Cache[Any]] | None = None,
     ) -> None:
         self._api = api
         self._options = options
@@ -149,24 +140,25 @@ class Guard:
         scope = options.scope
         self._address = health.parse_address(options.address, options.address_option)
         users = Users(frozenset(scope.operator_users), frozenset(scope.agent_users))
-        self.live = Live(users, scope.cilium_namespace)
-        self.live.unseen = self._unseen
-        self._seen: dict[str, Callable[[], str]] = {}
-        """By kind, as `Live.unseen` asks."""
+        self.live = live = Live(users, scope.cilium_namespace)
+        live.unseen = self._unseen
         self._files: CertificateFiles | None = None
         self._tls = self._certificates()
-        self._stores: dict[str, Store[Any]] = {}
-        record = self._config_map("record", scope.namespace, RECORD_NAME, self.live.record)
-        config = None
-        self._take(NODES, caches.nodes if caches else self._nodes(), self.live.node)
+        self._shared = shared or {}
+        self._caches: dict[str, Cache[Any]] = {}
+        """As `Live.unseen` asks: by kind, `ConfigMap` for the record, and cilium-config."""
+        self._follow(NODES, live.node, ListWatch, changed=_addresses_changed, trim=trim_node)
+        self._follow_config_map("record", scope.namespace, RECORD_NAME, live.record, CONFIG_MAPS.kind)
         if scope.netloom:
-            self._netloom(caches)
+            self._follow(POOLS, live.pool)
+            self._follow(NETLOOM_NODES, live.netloom_node, changed=_spec_changed, trim=trim_netloom_node)
+            self._follow(NETWORKS, live.network)
         if scope.cilium:
-            self._own(CILIUM_NODES, self.live.cilium_node, changed=_held_changed, trim=trim_cilium_node)
-            self._own(CILIUM_POOLS, self.live.cilium_pool)
-            config = self._config_map("cilium-config", scope.cilium_namespace, CONFIG_NAME, self.live.cilium_config)
-            self._seen[CONFIG_NAME] = config.unseen
-        self._record(events, record, config)
+            self._follow(CILIUM_NODES, live.cilium_node, changed=_spec_changed, trim=trim_cilium_node)
+            self._follow(CILIUM_POOLS, live.cilium_pool)
+            where = scope.cilium_namespace
+            self._follow_config_map(CONFIG_NAME, where, CONFIG_NAME, live.cilium_config, CONFIG_NAME)
+        self._record(events)
 
     def decide(self, request: AdmissionRequest) -> Verdict:
         """The verdict on one request, from the caches as they are."""
@@ -183,84 +175,60 @@ class Guard:
             yield port
 
     def _unseen(self, kind: str) -> str:
-        check = self._seen.get(kind)
-        return check() if check else ""
+        cache = self._caches.get(kind)
+        return cache.unseen() if cache else ""
 
-    def _nodes(self) -> Cache[Node]:
-        store = Store(NODES)
-        watch = ListWatch(self._api, store, changed=_addresses_changed, trim=trim_node)
-        return Cache(store, self._run(NODES.kind, watch.run, lambda: watch.trouble))
-
-    def _netloom(self, caches: Caches | None) -> None:
-        live = self.live
-        self._own(POOLS, live.pool)
-        if caches is None:
-            self._own(NETLOOM_NODES, live.netloom_node, changed=_held_changed, trim=trim_netloom_node)
-            self._own(NETWORKS, live.network)
-        else:
-            self._take(NETLOOM_NODES, caches.netloom_nodes, live.netloom_node)
-            self._take(NETWORKS, caches.networks, live.network)
-
-    def _own(
+    def _follow(
         self,
         res: Resource[T],
         tell: Subscriber[T],
-        *,
-        changed: Callable[[T, T], bool] | None = None,
-        trim: Callable[[T], T] | None = None,
+        watch: type[ListWatch[T]] | type[OptionalWatch[T]] = OptionalWatch,
+        **options: Any,
     ) -> None:
-        """A cache of a custom kind, which the cluster may not have."""
-        store = Store(res)
-        watch = OptionalWatch(self._api, store, changed=changed, trim=trim)
-        self._take(res, Cache(store, self._run(res.kind, watch.run, lambda: watch.trouble)), tell)
-
-    def _config_map(self, what: str, namespace: str, name: str, tell: Subscriber[ConfigMap]) -> Cache[ConfigMap]:
-        store = Store(CONFIG_MAPS)
-        watch = ListWatch(self._api, store, namespace=namespace, field_selector=f"metadata.name={name}")
-        store.subscribe(tell)
-        return Cache(store, self._run(what, watch.run, lambda: watch.trouble))
-
-    def _take(self, res: Resource[T], cache: Cache[T], tell: Subscriber[T]) -> None:
+        """From the role's cache or one of its own; of a kind which the cluster may not have, by OptionalWatch."""
+        cache = self._shared.get(res.kind) or self._watched(res.kind, Store(res), watch, **options)
         cache.store.subscribe(tell)
-        self._seen[res.kind] = cache.unseen
-        self._stores[res.kind] = cache.store
+        self._caches[res.kind] = cache
 
-    def _run(self, what: str, run: Run, unseen: Callable[[], str]) -> Callable[[], str]:
-        """Runs a watch; gives back why its cache cannot be relied on, which is also why the guard is not ready."""
-        self._manager.add(f"guard's watch of {what}", run, restart=True)
-        self._manager.health.ready(f"guard's watch of {what}", unseen)
-        return unseen
+    def _follow_config_map(self, what: str, namespace: str, name: str, tell: Subscriber[ConfigMap], key: str) -> None:
+        selector = f"metadata.name={name}"
+        cache = self._watched(what, Store(CONFIG_MAPS), ListWatch, namespace=namespace, field_selector=selector)
+        cache.store.subscribe(tell)
+        self._caches[key] = cache
 
-    def _record(self, events: EventRecorder, record: Cache[ConfigMap], config: Cache[ConfigMap] | None) -> None:
+    def _watched(
+        self, what: str, store: Store[T], kind: type[ListWatch[T]] | type[OptionalWatch[T]], **options: Any
+    ) -> Cache[T]:
+        """A watch of the guard's own. Why its cache cannot be relied on is also why the guard is not ready."""
+        watch = kind(self._api, store, **options)
+        self._manager.add(f"guard's watch of {what}", watch.run, restart=True)
+        self._manager.health.ready(f"guard's watch of {what}", lambda: watch.trouble)
+        return Cache(store, lambda: watch.trouble)
+
+    def _record(self, events: EventRecorder) -> None:
         """The reconciler of the record, which looks again when anything changed that it is made from."""
         scope = self._options.scope
-        self._seen[CONFIG_MAPS.kind] = record.unseen
-        keys: list[str] = []
-        checks = [record.unseen]
-        stores: list[Store[Any]] = [record.store]
+        keys, kinds = [], [CONFIG_MAPS.kind]
         if scope.netloom:
             keys += [NETLOOM_MODE, NETLOOM_IN_USE]
-            kinds = [NETWORKS.kind, NETLOOM_NODES.kind]
-            checks += [self._seen[kind] for kind in kinds]
-            stores += [self._stores[kind] for kind in kinds]
-        if config is not None:
+            kinds += [NETWORKS.kind, NETLOOM_NODES.kind]
+        if scope.cilium:
             keys += [CILIUM_MODE, CILIUM_IN_USE]
-            checks += [self._seen[CILIUM_NODES.kind], config.unseen]
-            stores += [self._stores[CILIUM_NODES.kind], config.store]
+            kinds += [CILIUM_NODES.kind, CONFIG_NAME]
         reconciler = GuardRecord(
             self._api,
             events,
             self.live,
-            record.store,
-            config.store if config else None,
+            self._caches[CONFIG_MAPS.kind].store,
+            self._caches[CONFIG_NAME].store if scope.cilium else None,
             namespace=scope.namespace,
             name=RECORD_NAME,
             keys=keys,
             field_manager=f"netloom-guard-{scope.guarded}",
-            unseen=lambda: next(filter(None, (check() for check in checks)), ""),
+            unseen=lambda: next(filter(None, map(self._unseen, kinds)), ""),
         )
-        for store in stores:
-            store.subscribe(reconciler.changed)
+        for kind in kinds:
+            self._caches[kind].store.subscribe(reconciler.changed)
         # No check of readiness: a guard that cannot write can still decide.
         self._manager.add("guard record", reconciler.controller.run, restart=True)
 
@@ -306,7 +274,7 @@ class Guard:
         return self._options.hosts or (f"{service}.svc", f"{service}.svc.cluster.local", service)
 
 
-def _held_changed(old: CiliumNode | NetloomNode, new: CiliumNode | NetloomNode) -> bool:
+def _spec_changed(old: CiliumNode | NetloomNode, new: CiliumNode | NetloomNode) -> bool:
     """Not at a status, nor at what was trimmed away: agents write those all the time, and none of it is held."""
     return old.spec != new.spec
 

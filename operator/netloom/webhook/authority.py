@@ -25,7 +25,7 @@ from netloom.runtime.store import Store
 from netloom.runtime.watch import ListWatch
 from netloom.runtime.watch import Timing as WatchTiming
 from netloom.webhook import certificates, metrics
-from netloom.webhook.certificates import CA, Serving
+from netloom.webhook.certificates import CA, ServingCertificate
 from netloom.webhook.configuration import Configuration
 from netloom.webhook.mint import Mint, MintFailed
 from netloom.webhook.names import CA_SECRET, NAME
@@ -87,7 +87,7 @@ class Authority:
             timing=self._timing.watch,
         )
         self.configuration = Configuration(api, configuration, timing=self._timing.watch)
-        self.serving: Serving | None = None
+        self.serving: ServingCertificate | None = None
         """What is shown now."""
         self.cas: tuple[CA, ...] = ()
         """The CAs of the Secret, as it was read last."""
@@ -182,12 +182,15 @@ class Authority:
         data = secret.data if secret else {}
         if data != self._read_data:
             try:
-                self.cas, self._bad = await self._mint.parse(data, self._key) if data else (), ""
+                self.cas, self._bad = await self._parse(data) if data else (), ""
             except certificates.BadSecret as error:
                 self._bad = str(error)
             self._read_data = data
         if self._bad:
             raise certificates.BadSecret(self._bad)
+
+    async def _parse(self, data: dict[str, str]) -> tuple[CA, ...]:
+        return await self._mint.call(f"Secret {self._key} was not read", certificates.parse, data, self._key)
 
     async def _fresh(self) -> Secret:
         secret = await self._api.get(SECRETS, self._secret, self._namespace)
@@ -201,7 +204,7 @@ class Authority:
         """
         seen = self.secrets.get(self._key)
         await self._read(seen)
-        new = await self._mint.new_ca(now)
+        new = await self._mint.call("a CA was not made", certificates.new_ca, now)
         kept = certificates.kept(self.cas, now)
         data = certificates.dump((*kept, new))
         try:
@@ -230,7 +233,14 @@ class Authority:
             and not self._is_trusted(ca.certificate)
         ):
             return
-        serving = await self._mint.issue(ca, self._names, now, addresses=self._addresses)
+        serving = await self._mint.call(
+            "a serving certificate was not issued",
+            certificates.issue,
+            ca,
+            self._names,
+            now,
+            addresses=self._addresses,
+        )
         self._presented.present(serving.certificate, serving.key)
         self.serving = serving
         metrics.CERTIFICATE_EXPIRY.set(serving.expires.timestamp())
@@ -241,7 +251,8 @@ class Authority:
         return certificates.untimely(self.serving, self._now()) if self.serving else ""
 
     def _published(self) -> bool:
-        return all(certificates.settled(bundle, self.cas) for bundle in self.configuration.bundles())
+        wanted = certificates.bundle(self.cas)
+        return all(certificates.same(bundle, wanted) for bundle in self.configuration.bundles())
 
     def _is_trusted(self, ca: str) -> bool:
         """Whether all webhooks trust it. Where there are none (yet), nobody is there to mistrust."""

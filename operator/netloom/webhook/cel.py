@@ -4,7 +4,8 @@ Where failurePolicy is Fail, an expression that fails to evaluate is a refusal. 
 be missing but by `?`: the API server leaves out what is empty, `request.userInfo.groups` and `object` at DELETE too.
 """
 
-from collections.abc import Iterable
+import string
+from collections.abc import Iterable, Mapping
 
 from netloom.guard.node import NODE_NAME
 
@@ -34,6 +35,15 @@ def text(value: str) -> str:
 def texts(values: Iterable[str]) -> str:
     """A list of string literals."""
     return "[" + ", ".join(map(text, values)) + "]"
+
+
+def filled(template: str, values: Mapping[str, str]) -> str:
+    """A text as an expression of type string. values: such an expression for each of its placeholders."""
+    parts: list[str] = []
+    for literal, placeholder, _, _ in string.Formatter().parse(template):
+        parts += [text(literal)] if literal else []
+        parts += [values[placeholder]] if placeholder else []
+    return " + ".join(parts)
 
 
 def by(users: Iterable[str]) -> str:

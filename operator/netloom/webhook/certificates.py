@@ -14,7 +14,7 @@ CA signs is a rule over the Secret's content and the clock, so that replicas agr
 So a serving certificate verifies against the bundle of any replica that lags behind by less than OVERLAP. Serving
 certificates live much shorter than what is left of their CA when the next one takes over.
 
-`cryptography` is imported where it is used: it costs 10 MiB, which who only asks for a rule, or for TLS, need not pay.
+`cryptography` is imported where it is used: it costs 11 MiB, which who only asks for a rule, or for TLS, need not pay.
 The guard has what needs it done in another process (`netloom.webhook.mint`).
 """
 
@@ -22,6 +22,7 @@ import base64
 import binascii
 import datetime as dt
 import ipaddress
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -40,9 +41,7 @@ RETAINED = CA_LIFE
 year ahead for a moment is one CA more in the Secret."""
 
 _TIME = "%Y-%m-%dT%H:%M:%SZ"
-CERTIFICATE_SUFFIX = ".crt"
-KEY_SUFFIX = ".key"
-_BEGIN, _END = "-----BEGIN CERTIFICATE-----", "-----END CERTIFICATE-----"
+_PEM = re.compile("-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", re.DOTALL)
 
 
 class BadSecret(Exception):
@@ -53,9 +52,9 @@ class BadCertificate(Exception):
     """Something is no certificate, or no key to it. The text says what."""
 
 
-@dataclass(frozen=True, slots=True)
-class CA:
-    """A CA with its key. `created` is when it was made, BACKDATE after its notBefore."""
+@dataclass(frozen=True, slots=True, repr=False)
+class _Issued:
+    """A certificate of the guard's own making, with its key. `created` is BACKDATE after its notBefore."""
 
     certificate: str
     key: str
@@ -63,12 +62,17 @@ class CA:
     expires: dt.datetime
 
     def __repr__(self) -> str:
-        return f"CA(created={self.created:{_TIME}}, expires={self.expires:{_TIME}})"
+        return f"{type(self).__name__}(created={self.created:{_TIME}}, expires={self.expires:{_TIME}})"
 
     @property
     def begins(self) -> dt.datetime:
         """Its notBefore."""
         return self.created - BACKDATE
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class CA(_Issued):
+    """A CA."""
 
     @property
     def name(self) -> str:
@@ -76,26 +80,11 @@ class CA:
         return f"ca-{self.created:%Y%m%dT%H%M%SZ}"
 
 
-@dataclass(frozen=True, slots=True)
-class Serving:
-    """A serving certificate with its key; `signer` is the certificate of the CA that signed it.
+@dataclass(frozen=True, slots=True, repr=False)
+class ServingCertificate(_Issued):
+    """Valid only while its CA is; `signer` is the certificate of that."""
 
-    It is valid only while its CA is: `created` is BACKDATE after both began, `expires` before either has ended.
-    """
-
-    certificate: str
-    key: str
-    created: dt.datetime
-    expires: dt.datetime
     signer: str
-
-    def __repr__(self) -> str:
-        return f"Serving(created={self.created:{_TIME}}, expires={self.expires:{_TIME}})"
-
-    @property
-    def begins(self) -> dt.datetime:
-        """Its notBefore."""
-        return self.created - BACKDATE
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +98,7 @@ class Validity:
 # The rule
 
 
-def untimely(one: CA | Serving | Validity, now: dt.datetime) -> str:
+def untimely(one: _Issued | Validity, now: dt.datetime) -> str:
     """Why an API server whose clock says `now` does not take it for valid, to be said after its name; "" if it does."""
     if now < one.begins:
         return f"is not valid before {one.begins:{_TIME}} by the API server's clock"
@@ -144,17 +133,12 @@ def due(cas: Iterable[CA], now: dt.datetime) -> bool:
     return not alive or _used_up(alive[-1].created, alive[-1].expires, now)
 
 
-def renewal(serving: Serving | None, signed_by: CA, now: dt.datetime) -> bool:
+def renewal(serving: ServingCertificate | None, signed_by: CA, now: dt.datetime) -> bool:
     """Whether a new serving certificate is to be issued, given the CA that signs now."""
     if serving is None or serving.signer != signed_by.certificate or untimely(serving, now):
         return True
     # A CA near its end can only give short certificates; to renew the last one over and over would help nobody.
     return _used_up(serving.created, serving.expires, now) and serving.expires < signed_by.expires
-
-
-def settled(published: str, cas: Iterable[CA]) -> bool:
-    """Whether a published bundle is as good as `bundle`: it lacks nothing and holds nothing else."""
-    return frozenset(certificates_of(published)) == {_one(ca.certificate) for ca in cas}
 
 
 def _age(ca: CA) -> tuple[dt.datetime, str]:
@@ -176,13 +160,13 @@ def parse(data: Mapping[str, str], secret: str) -> tuple[CA, ...]:
     cas = []
     for key in sorted(data):
         stem, dot, suffix = key.rpartition(".")
-        partner = {"crt": KEY_SUFFIX, "key": CERTIFICATE_SUFFIX}.get(suffix)
-        if not dot or partner is None:
+        if not dot or suffix not in ("crt", "key"):
             raise _bad(secret, key, "is nothing that the guard put there")
-        if stem + partner not in data:
-            raise _bad(secret, key, f"stands there without {stem + partner}")
+        partner = f"{stem}.{'key' if suffix == 'crt' else 'crt'}"
+        if partner not in data:
+            raise _bad(secret, key, f"stands there without {partner}")
         if suffix == "crt":
-            certificate, private = _text(data, key, secret), _text(data, stem + partner, secret)
+            certificate, private = _text(data, key, secret), _text(data, partner, secret)
             try:
                 cas.append(_ca(certificate, private))
             except BadCertificate as error:
@@ -192,9 +176,8 @@ def parse(data: Mapping[str, str], secret: str) -> tuple[CA, ...]:
 
 def dump(cas: Iterable[CA]) -> dict[str, str]:
     """Data of a Secret, in base64."""
-    pairs = [(ca.name + suffix, text) for ca in cas for suffix, text in (
-        (CERTIFICATE_SUFFIX, ca.certificate), (KEY_SUFFIX, ca.key))]  # fmt: skip
-    return {name: base64.b64encode(text.encode()).decode() for name, text in pairs}
+    texts = {f"{ca.name}.{suffix}": text for ca in cas for suffix, text in (("crt", ca.certificate), ("key", ca.key))}
+    return {name: base64.b64encode(text.encode()).decode() for name, text in texts.items()}
 
 
 def _text(data: Mapping[str, str], key: str, secret: str) -> str:
@@ -211,7 +194,25 @@ def _bad(secret: str, key: str, what: str) -> BadSecret:
     )
 
 
-# Making and reading
+# PEM
+
+
+def certificates_of(pem: str) -> frozenset[str]:
+    """The certificates of a PEM text, in a form that can be compared."""
+    return frozenset("".join(one.split()) for one in _PEM.findall(pem))
+
+
+def same(one: str, other: str) -> bool:
+    """Whether two PEM texts hold the same certificates."""
+    return certificates_of(one) == certificates_of(other)
+
+
+def contains(bundle: str, certificate: str) -> bool:
+    """Whether a bundle holds the certificate (both PEM)."""
+    return certificates_of(certificate) <= certificates_of(bundle)
+
+
+# Making and reading, by `cryptography`
 
 
 def new_ca(now: dt.datetime, life: dt.timedelta = CA_LIFE) -> CA:
@@ -219,15 +220,11 @@ def new_ca(now: dt.datetime, life: dt.timedelta = CA_LIFE) -> CA:
     from cryptography import x509
 
     now = now.replace(microsecond=0)
-    key = _new_key()
+    key, key_pem = _new_key()
     name = _name(f"netloom-guard-ca {now:{_TIME}}")
-    certificate = (
-        _builder(now, now + life, name, name, key.public_key())
-        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-        .add_extension(_usage(signs_others=True), critical=True)
-        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
-    )
-    return CA(_signed(certificate, key), _key_pem(key), now, now + life)
+    identifier = x509.SubjectKeyIdentifier.from_public_key(key.public_key())
+    certificate = _sign(x509.BasicConstraints(True, 0), now, now + life, name, key.public_key(), name, key, identifier)
+    return CA(certificate, key_pem, now, now + life)
 
 
 def issue(
@@ -237,83 +234,60 @@ def issue(
     *,
     addresses: Sequence[str] = (),
     life: dt.timedelta = SERVING_LIFE,
-) -> Serving:
+) -> ServingCertificate:
     """A serving certificate for DNS names and IP addresses; it does not outlive its CA."""
     from cryptography import x509
     from cryptography.x509.oid import ExtendedKeyUsageOID
 
     now = now.replace(microsecond=0)
-    parent, parent_key = _load(ca.certificate), _load_key(ca.key)
-    key = _new_key()
+    parent, parent_key = _load(ca.certificate)[0], _load_key(ca.key)
     created, expires = max(now, ca.created), min(now + life, ca.expires)
     hosts: list[x509.GeneralName] = [x509.DNSName(name) for name in names]
     hosts += [x509.IPAddress(ipaddress.ip_address(address)) for address in addresses]
     if not hosts:
         raise ValueError("a serving certificate needs a name or an address")
-    certificate = (
-        _builder(created, expires, _name("netloom-guard"), parent.subject, key.public_key())
-        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-        .add_extension(_usage(signs_others=False), critical=True)
-        .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
-        .add_extension(x509.SubjectAlternativeName(hosts), critical=False)
-        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(parent_key.public_key()), critical=False)
+    key, key_pem = _new_key()
+    certificate = _sign(
+        x509.BasicConstraints(False, None),
+        created,
+        expires,
+        _name("netloom-guard"),
+        key.public_key(),
+        parent.subject,
+        parent_key,
+        x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]),
+        x509.SubjectAlternativeName(hosts),
+        x509.AuthorityKeyIdentifier.from_issuer_public_key(parent_key.public_key()),
     )
-    return Serving(_signed(certificate, parent_key), _key_pem(key), created, expires, ca.certificate)
-
-
-def certificates_of(pem: str) -> list[str]:
-    """The certificates of a PEM text, one by one, in a form that can be compared."""
-    found = []
-    rest = pem
-    while (start := rest.find(_BEGIN)) >= 0 and (end := rest.find(_END, start)) >= 0:
-        end += len(_END)
-        found.append(_one(rest[start:end]))
-        rest = rest[end:]
-    return found
-
-
-def contains(bundle: str, certificate: str) -> bool:
-    """Whether a bundle holds the certificate (both PEM)."""
-    return _one(certificate) in certificates_of(bundle)
+    return ServingCertificate(certificate, key_pem, created, expires, ca.certificate)
 
 
 def validity(pem: str) -> tuple[Validity, ...]:
     """Of each certificate of a PEM text, at least one. Raises BadCertificate."""
-    from cryptography import x509
-
-    try:
-        found = x509.load_pem_x509_certificates(pem.encode())
-    except ValueError as error:
-        raise BadCertificate(f"not a certificate in PEM ({error})") from error
-    return tuple(Validity(one.not_valid_before_utc, one.not_valid_after_utc) for one in found)
-
-
-def _one(pem: str) -> str:
-    return "".join(pem.split())
+    return tuple(Validity(one.not_valid_before_utc, one.not_valid_after_utc) for one in _load(pem))
 
 
 def _ca(certificate: str, key: str) -> CA:
     """Checked: it is a CA, and the key is its own."""
     from cryptography import x509
 
-    loaded, private = _load(certificate), _load_key(key)
+    loaded, private = _load(certificate)[0], _load_key(key)
     try:
-        constraints = loaded.extensions.get_extension_for_class(x509.BasicConstraints).value
+        signs = loaded.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
     except x509.ExtensionNotFound:
-        raise BadCertificate("it may not sign others") from None
-    if not constraints.ca:
+        signs = False
+    if not signs:
         raise BadCertificate("it may not sign others")
     if loaded.public_key() != private.public_key():
         raise BadCertificate("the key beside it is not its own")
-    created = loaded.not_valid_before_utc + BACKDATE
-    return CA(certificate, key, created, loaded.not_valid_after_utc)
+    return CA(certificate, key, loaded.not_valid_before_utc + BACKDATE, loaded.not_valid_after_utc)
 
 
-def _load(pem: str) -> "x509.Certificate":
+def _load(pem: str) -> "list[x509.Certificate]":
     from cryptography import x509
 
     try:
-        return x509.load_pem_x509_certificate(pem.encode())
+        return x509.load_pem_x509_certificates(pem.encode())
     except ValueError as error:
         raise BadCertificate(f"not a certificate in PEM ({error})") from error
 
@@ -332,23 +306,13 @@ def _load_key(pem: str) -> "ec.EllipticCurvePrivateKey":
     return key
 
 
-def _new_key() -> "ec.EllipticCurvePrivateKey":
+def _new_key() -> "tuple[ec.EllipticCurvePrivateKey, str]":
+    """A key, and the same in PEM."""
     from cryptography.hazmat.primitives.asymmetric import ec
-
-    return ec.generate_private_key(ec.SECP256R1())
-
-
-def _key_pem(key: "ec.EllipticCurvePrivateKey") -> str:
     from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
-    return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()).decode()
-
-
-def _signed(builder: "x509.CertificateBuilder", key: "ec.EllipticCurvePrivateKey") -> str:
-    from cryptography.hazmat.primitives.hashes import SHA256
-    from cryptography.hazmat.primitives.serialization import Encoding
-
-    return builder.sign(key, SHA256()).public_bytes(Encoding.PEM).decode()
+    key = ec.generate_private_key(ec.SECP256R1())
+    return key, key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()).decode()
 
 
 def _name(text: str) -> "x509.Name":
@@ -358,37 +322,35 @@ def _name(text: str) -> "x509.Name":
     return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, text)])
 
 
-def _usage(*, signs_others: bool) -> "x509.KeyUsage":
-    from cryptography import x509
-
-    return x509.KeyUsage(
-        digital_signature=not signs_others,
-        key_cert_sign=signs_others,
-        crl_sign=signs_others,
-        content_commitment=False,
-        key_encipherment=False,
-        data_encipherment=False,
-        key_agreement=False,
-        encipher_only=False,
-        decipher_only=False,
-    )
-
-
-def _builder(
-    now: dt.datetime,
+def _sign(
+    constraints: "x509.BasicConstraints",
+    created: dt.datetime,
     expires: dt.datetime,
     subject: "x509.Name",
-    issuer: "x509.Name",
     key: "ec.EllipticCurvePublicKey",
-) -> "x509.CertificateBuilder":
+    issuer: "x509.Name",
+    issuer_key: "ec.EllipticCurvePrivateKey",
+    *extensions: "x509.ExtensionType",
+) -> str:
+    """A certificate in PEM."""
     from cryptography import x509
+    from cryptography.hazmat.primitives.hashes import SHA256
+    from cryptography.hazmat.primitives.serialization import Encoding
 
-    return (
+    rest = ("content_commitment", "key_encipherment", "data_encipherment", "key_agreement", "encipher_only")
+    usage = dict.fromkeys((*rest, "decipher_only"), False)
+    usage |= dict.fromkeys(("key_cert_sign", "crl_sign"), constraints.ca) | {"digital_signature": not constraints.ca}
+    builder = (
         x509.CertificateBuilder()
         .serial_number(x509.random_serial_number())
         .subject_name(subject)
         .issuer_name(issuer)
         .public_key(key)
-        .not_valid_before(now - BACKDATE)
+        .not_valid_before(created - BACKDATE)
         .not_valid_after(expires)
+        .add_extension(constraints, critical=True)
+        .add_extension(x509.KeyUsage(**usage), critical=True)
     )
+    for extension in extensions:
+        builder = builder.add_extension(extension, critical=False)
+    return builder.sign(issuer_key, SHA256()).public_bytes(Encoding.PEM).decode()

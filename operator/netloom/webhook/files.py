@@ -194,7 +194,7 @@ class CertificateFiles:
 
     async def _validity(self, file: Path, pem: str) -> tuple[Validity, ...]:
         try:
-            return await self._mint.validity(pem)
+            return await self._mint.call("a certificate was not read", certificates.validity, pem)
         except certificates.BadCertificate as error:
             raise certificates.BadCertificate(f"{file} cannot be used: {error}") from error
 
@@ -211,7 +211,7 @@ class CertificateFiles:
         while True:
             self._woken.clear()
             wanted = self._shown.content.ca if self._shown else ""
-            if wanted and any(not _same(bundle, wanted) for bundle in configuration.bundles()):
+            if wanted and any(not certificates.same(bundle, wanted) for bundle in configuration.bundles()):
                 try:
                     await configuration.publish(wanted)
                 except ApiError as error:
@@ -223,10 +223,6 @@ class CertificateFiles:
             self._unpublished = ""
             backoff.reset()
             await self._woken.wait()
-
-
-def _same(one: str, other: str) -> bool:
-    return set(certificates.certificates_of(one)) == set(certificates.certificates_of(other))
 
 
 def _read(path: Path) -> str:

@@ -80,7 +80,9 @@ def render(options: Installation) -> list[Manifest]:
     """In the order in which they are to be applied: the webhooks last, when all that they need is there."""
     options.check()
     scope = options.scope
-    found = [*_namespace(options), _service_account(scope), *_rights(options), _record(scope)]
+    account = _object("ServiceAccount", NAME, scope.namespace)
+    record = _object("ConfigMap", RECORD_NAME, scope.namespace)
+    found = [*_namespace(options), account, *_rights(options), record]
     if not options.url:
         found += [_service(scope), _deployment(options)]
         if options.replicas > 1:
@@ -88,6 +90,10 @@ def render(options: Installation) -> list[Manifest]:
     annotations = {"cert-manager.io/inject-ca-from": options.inject_ca_from} if options.inject_ca_from else {}
     client = client_config(scope, options.url, options.ca_bundle)
     return [*found, *policies(scope), webhook_configuration(scope, client, annotations)]
+
+
+def _object(kind: str, name: str, namespace: str, api_version: str = "v1", **content: Any) -> Manifest:
+    return {"apiVersion": api_version, "kind": kind, "metadata": _meta(name, namespace), **content}
 
 
 def _meta(name: str, namespace: str = "") -> Manifest:
@@ -103,14 +109,6 @@ def _namespace(options: Installation) -> list[Manifest]:
         # hostNetwork is what the profile `privileged` is needed for; else the pods are as `restricted` wants them.
         meta["labels"]["pod-security.kubernetes.io/enforce"] = "privileged"
     return [{"apiVersion": "v1", "kind": "Namespace", "metadata": meta}]
-
-
-def _service_account(scope: Scope) -> Manifest:
-    return {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": _meta(NAME, scope.namespace)}
-
-
-def _record(scope: Scope) -> Manifest:
-    return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": _meta(RECORD_NAME, scope.namespace)}
 
 
 def _rights(options: Installation) -> list[Manifest]:
@@ -133,18 +131,10 @@ def _rights(options: Installation) -> list[Manifest]:
         # Who creates an object has no name yet that RBAC could look at.
         own.append(_may(["create"], "", ["secrets"]))
         own.append(_may(["get", *read, "update"], "", ["secrets"], [CA_SECRET]))
-    found = [
-        _role("ClusterRole", NAME, "", cluster),
-        _binding("ClusterRoleBinding", NAME, "", scope),
-        _role("Role", NAME, scope.namespace, own),
-        _binding("RoleBinding", NAME, scope.namespace, scope),
-    ]
+    found = [*_granted("ClusterRole", NAME, "", cluster, scope), *_granted("Role", NAME, scope.namespace, own, scope)]
     if scope.cilium:
         there = [_may(read, "", ["configmaps"], ["cilium-config"]), _may(["create", "patch"], "", ["events"])]
-        found += [
-            _role("Role", f"{NAME}-cilium", scope.cilium_namespace, there),
-            _binding("RoleBinding", f"{NAME}-cilium", scope.cilium_namespace, scope),
-        ]
+        found += _granted("Role", f"{NAME}-cilium", scope.cilium_namespace, there, scope)
     return found
 
 
@@ -155,55 +145,35 @@ def _may(
     return {"apiGroups": [group], "resources": list(resources), **named, "verbs": verbs}
 
 
-def _role(kind: str, name: str, namespace: str, rules: list[Manifest]) -> Manifest:
-    return {"apiVersion": f"{_RBAC}/v1", "kind": kind, "metadata": _meta(name, namespace), "rules": rules}
-
-
-def _binding(kind: str, name: str, namespace: str, scope: Scope) -> Manifest:
-    return {
-        "apiVersion": f"{_RBAC}/v1",
-        "kind": kind,
-        "metadata": _meta(name, namespace),
-        "roleRef": {"apiGroup": _RBAC, "kind": kind.removesuffix("Binding"), "name": name},
-        "subjects": [{"kind": "ServiceAccount", "name": NAME, "namespace": scope.namespace}],
-    }
+def _granted(kind: str, name: str, namespace: str, rules: list[Manifest], scope: Scope) -> list[Manifest]:
+    """A role, and its binding to the guard."""
+    ref = {"apiGroup": _RBAC, "kind": kind, "name": name}
+    account = {"kind": "ServiceAccount", "name": NAME, "namespace": scope.namespace}
+    return [
+        _object(kind, name, namespace, f"{_RBAC}/v1", rules=rules),
+        _object(f"{kind}Binding", name, namespace, f"{_RBAC}/v1", roleRef=ref, subjects=[account]),
+    ]
 
 
 def _service(scope: Scope) -> Manifest:
-    return {
-        "apiVersion": "v1",
-        "kind": "Service",
-        "metadata": _meta(NAME, scope.namespace),
-        "spec": {
-            "selector": dict(_SELECTOR),
-            "ports": [{"name": "webhook", "protocol": "TCP", "port": 443, "targetPort": PORT}],
-        },
-    }
+    port = {"name": "webhook", "protocol": "TCP", "port": 443, "targetPort": PORT}
+    return _object("Service", NAME, scope.namespace, spec={"selector": dict(_SELECTOR), "ports": [port]})
 
 
 def _disruption_budget(scope: Scope) -> Manifest:
-    return {
-        "apiVersion": "policy/v1",
-        "kind": "PodDisruptionBudget",
-        "metadata": _meta(NAME, scope.namespace),
-        "spec": {"minAvailable": 1, "selector": {"matchLabels": dict(_SELECTOR)}},
-    }
+    spec = {"minAvailable": 1, "selector": {"matchLabels": dict(_SELECTOR)}}
+    return _object("PodDisruptionBudget", NAME, scope.namespace, "policy/v1", spec=spec)
 
 
 def _deployment(options: Installation) -> Manifest:
-    scope = options.scope
-    return {
-        "apiVersion": "apps/v1",
-        "kind": "Deployment",
-        "metadata": _meta(NAME, scope.namespace),
-        "spec": {
-            "replicas": options.replicas,
-            "selector": {"matchLabels": dict(_SELECTOR)},
-            # One more than there are nodes could not be placed: its port is taken on each of them.
-            "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 1, "maxSurge": 0}},
-            "template": {"metadata": {"labels": dict(_LABELS)}, "spec": _pod(options)},
-        },
+    spec = {
+        "replicas": options.replicas,
+        "selector": {"matchLabels": dict(_SELECTOR)},
+        # One more than there are nodes could not be placed: its port is taken on each of them.
+        "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 1, "maxSurge": 0}},
+        "template": {"metadata": {"labels": dict(_LABELS)}, "spec": _pod(options)},
     }
+    return _object("Deployment", NAME, options.scope.namespace, "apps/v1", spec=spec)
 
 
 def _pod(options: Installation) -> Manifest:

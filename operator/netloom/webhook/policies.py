@@ -2,7 +2,7 @@
 
 Their parameter is the record, the ConfigMap in which the guard writes down what is in use (`guard.record`). While there
 is none, or nothing is in use, they let everything through. A policy is asked before a webhook, so that a user reads the
-same words from either (`guard.words`).
+same words from either (`guard.wording`).
 """
 
 from collections.abc import Mapping
@@ -10,7 +10,8 @@ from typing import Any
 
 from netloom.api.cilium import CONFIG_NAME, DEFAULT_MODE
 from netloom.api.v1alpha1 import IN_USE_FINALIZER
-from netloom.guard import words
+from netloom.api.words import NODES_HOLD
+from netloom.guard import wording
 from netloom.guard.cilium import IPAM, MIGRATION, MIGRATION_MODES, TRUE
 from netloom.guard.live import CILIUM_IN_USE, CILIUM_MODE, NETLOOM_IN_USE, NETLOOM_MODE, RECORD_NAME
 from netloom.webhook import cel
@@ -23,25 +24,22 @@ from netloom.webhook.names import (
     NETWORK_POLICY,
     Scope,
 )
-from netloom.webhook.rules import cilium_node_configs, namespace_selector, rule
+from netloom.webhook.rules import cilium_node_configs, match_conditions, namespace_selector, rule
 
 Manifest = dict[str, Any]
 
 _CREATE, _UPDATE, _DELETE = (f"request.operation != '{each}'" for each in ("CREATE", "UPDATE", "DELETE"))
 """How a validation of one operation begins: the others pass."""
-_API = "admissionregistration.k8s.io/v1"
 
 
 def policies(scope: Scope) -> list[Manifest]:
     """Policies and their bindings."""
-    found = []
+    found: list[Manifest] = []
     if scope.netloom:
-        found += [_network(scope), _bound(scope, NETWORK_POLICY, parameters=True)]
-        found += [_agents(scope), _bound(scope, AGENTS_POLICY, parameters=False)]
+        found += _network(scope) + _agents(scope)
     if scope.cilium:
-        found += [_cilium(scope), _bound(scope, CILIUM_POLICY, parameters=True)]
-        found += [_cilium_node_config(scope), _bound(scope, CILIUM_NODE_CONFIG_POLICY, parameters=True)]
-    return [*found, *_kept(scope)]
+        found += _cilium(scope) + _cilium_node_config(scope)
+    return found + _kept(scope)
 
 
 def _kept(scope: Scope) -> list[Manifest]:
@@ -51,79 +49,80 @@ def _kept(scope: Scope) -> list[Manifest]:
     it never watches again until it is restarted (policy_source.go of k8s.io/apiserver 1.37: the watch is one of a
     factory that starts each kind once), so policies that come back would go by the record as it was then, for ever.
     """
-    policy = _policy(
+    found = _policy(
+        scope,
         KEPT_POLICY,
         matched=rule("guard.netloom.dev", "v1", ["nothing"]),
         variables={},
         validations=[("true", "'nothing is refused'")],
-        parameters=True,
     )
-    found = [policy, _bound(scope, KEPT_POLICY, parameters=True)]
     for each in found:
         del each["metadata"]["labels"]
     return found
 
 
-def _network(scope: Scope) -> Manifest:
-    holes = {"in_use": "variables.inUse", "mode": "variables.mode", "wanted": "variables.wanted"}
+def _network(scope: Scope) -> list[Manifest]:
+    values = {"in_use": "variables.inUse", "mode": "variables.mode", "wanted": "variables.wanted"}
     head = "'NetloomNetwork ' + variables.name + ': "
+    deleted = cel.filled(wording.NETWORK_DELETED.text, values)
     finalizer = cel.text(IN_USE_FINALIZER)
     spec_mode = f"{head}spec.ipam.mode \\'' + variables.wanted + '\\': ' + "
     return _policy(
+        scope,
         NETWORK_POLICY,
         matched=rule("netloom.dev", "v1alpha1", ["netloomnetworks", "netloomnetworks/status"]),
         variables={
             "name": cel.NAME,
             "locked": "request.operation == 'CREATE' ? '' : oldObject.?status.?ipam.?mode.orValue('')",
             "mode": "variables.locked != '' ? variables.locked : " + _recorded(NETLOOM_MODE, ""),
-            "inUse": _recorded(NETLOOM_IN_USE, words.NODES_HOLD),
+            "inUse": _recorded(NETLOOM_IN_USE, NODES_HOLD),
             "wanted": "request.operation == 'DELETE' ? '' : object.?spec.?ipam.?mode.orValue('cluster-pool')",
         },
         validations=[
             (
                 f"{_CREATE} || variables.mode == '' || variables.mode == variables.wanted",
-                spec_mode + words.cel(words.NETWORK_CREATED, holes),
+                spec_mode + cel.filled(wording.NETWORK_CREATED.text, values),
             ),
             (
                 f"{_UPDATE} || variables.mode == '' || variables.mode == variables.wanted"
                 " || variables.wanted == oldObject.?spec.?ipam.?mode.orValue('cluster-pool')",
-                spec_mode + words.cel(words.NETWORK_MODE, holes),
+                spec_mode + cel.filled(wording.NETWORK_MODE.text, values),
             ),
             (
                 f"{_DELETE} || variables.mode == ''",
-                f"{head}metadata.name \\'' + variables.name + '\\': ' + " + words.cel(words.NETWORK_DELETED, holes),
+                f"{head}metadata.name \\'' + variables.name + '\\': ' + {deleted}",
             ),
             (
                 f"{_UPDATE} || variables.mode == ''"
                 f" || object.?status.?ipam == oldObject.?status.?ipam || {cel.by(scope.operator_users)}",
-                f"{head}status.ipam: ' + " + words.cel(words.NETWORK_UNLOCKED, holes),
+                f"{head}status.ipam: ' + " + cel.filled(wording.NETWORK_UNLOCKED.text, values),
             ),
             (
                 f"{_UPDATE} || variables.mode == '' || !oldObject.metadata.?deletionTimestamp.hasValue()"
                 f" || !({finalizer} in oldObject.metadata.?finalizers.orValue([]))"
                 f" || {finalizer} in object.metadata.?finalizers.orValue([]) || {cel.by(scope.operator_users)}",
-                f"{head}metadata.finalizers: ' + " + words.cel(words.NETWORK_DELETED, holes),
+                f"{head}metadata.finalizers: ' + {deleted}",
             ),
         ],
-        parameters=True,
     )
 
 
-def _cilium(scope: Scope) -> Manifest:
-    holes = {"in_use": "variables.inUse", "mode": "variables.mode", "wanted": "variables.wanted"}
+def _cilium(scope: Scope) -> list[Manifest]:
+    values = {"in_use": "variables.inUse", "mode": "variables.mode", "wanted": "variables.wanted"}
     head = f"'ConfigMap {scope.cilium_namespace}/{CONFIG_NAME}: "
     shown = f"{head}data.{IPAM}' + (variables.asked == '' ? '' : ' \\'' + variables.asked + '\\'') + ': ' + "
-    migration = f"(variables.migrates ? {words.cel(words.CILIUM_MIGRATION, {})} : '')"
-    another_mode = f"{shown}{words.cel(words.CILIUM_MODE, holes)} + {migration}"
+    migration = f"(variables.migrates ? {cel.text(f' {wording.CILIUM_MIGRATION}')} : '')"
+    another_mode = f"{shown}{cel.filled(wording.CILIUM_MODE.text, values)} + {migration}"
     flagged = f"(variables.migrates && variables.flag in {cel.texts(sorted(TRUE))})"
     return _policy(
+        scope,
         CILIUM_POLICY,
         matched=rule("", "v1", ["configmaps"], scope="Namespaced"),
         namespace=scope.cilium_namespace,
         only=CONFIG_NAME,
         variables={
             "mode": _recorded(CILIUM_MODE, ""),
-            "inUse": _recorded(CILIUM_IN_USE, words.NODES_HOLD),
+            "inUse": _recorded(CILIUM_IN_USE, NODES_HOLD),
             "asked": _data("object", IPAM, "DELETE"),
             "old": _data("oldObject", IPAM, "CREATE") + ".trim()",
             "wanted": _or_default("variables.asked.trim()"),
@@ -144,51 +143,50 @@ def _cilium(scope: Scope) -> Manifest:
             ),
             (
                 f"{_UPDATE} || variables.mode == '' || variables.old == '' || variables.asked.trim() != ''",
-                f"{head}data.{IPAM}: ' + " + words.cel(words.CILIUM_UNSET, holes),
+                f"{head}data.{IPAM}: ' + " + cel.filled(wording.CILIUM_UNSET.text, values),
             ),
             (
                 f"{_DELETE} || variables.mode == ''",
-                f"{head}metadata.name \\'{CONFIG_NAME}\\': ' + " + words.cel(words.CILIUM_DELETED, holes),
+                f"{head}metadata.name \\'{CONFIG_NAME}\\': ' + " + cel.filled(wording.CILIUM_DELETED.text, values),
             ),
         ],
-        parameters=True,
     )
 
 
-def _cilium_node_config(scope: Scope) -> Manifest:
+def _cilium_node_config(scope: Scope) -> list[Manifest]:
     ipam = f"?spec.?defaults[?{cel.text(IPAM)}].orValue(variables.mode).trim()"
-    holes = {"in_use": "variables.inUse", "mode": "variables.mode", "wanted": "variables.shown"}
+    values = {"in_use": "variables.inUse", "mode": "variables.mode", "wanted": "variables.shown"}
     head = f"'CiliumNodeConfig {scope.cilium_namespace}/' + variables.name + ': "
     value = "(variables.wanted == '' ? '' : ' \\'' + variables.wanted + '\\'')"
     source, target = map(cel.text, MIGRATION_MODES)
-    hint = words.cel(words.CILIUM_NODE_MIGRATION, {})
+    hint = cel.text(" " + wording.CILIUM_NODE_MIGRATION)
     migration = f"(variables.mode == {source} && variables.wanted == {target} ? {hint} : '')"
     harmless = "variables.mode == '' || variables.mode == variables.wanted"
     return _policy(
+        scope,
         CILIUM_NODE_CONFIG_POLICY,
         matched=cilium_node_configs(),
         namespace=scope.cilium_namespace,
         variables={
             "mode": _recorded(CILIUM_MODE, ""),
-            "inUse": _recorded(CILIUM_IN_USE, words.NODES_HOLD),
+            "inUse": _recorded(CILIUM_IN_USE, NODES_HOLD),
             "name": cel.NAME,
             "wanted": f"request.operation == 'DELETE' ? variables.mode : object.{ipam}",
             "old": f"request.operation == 'CREATE' ? variables.mode : oldObject.{ipam}",
-            "shown": f"variables.wanted == '' ? {cel.text(words.CILIUM_NO_MODE)} : variables.wanted",
+            "shown": f"variables.wanted == '' ? {cel.text(wording.CILIUM_NO_MODE)} : variables.wanted",
         },
         validations=[
             (
                 f"{harmless} || variables.wanted == variables.old",
-                f"{head}spec.defaults.{IPAM}' + {value} + ': ' + {words.cel(words.CILIUM_NODE_MODE, holes)}"
+                f"{head}spec.defaults.{IPAM}' + {value} + ': ' + {cel.filled(wording.CILIUM_NODE_MODE.text, values)}"
                 f" + {migration}",
             ),
             (
                 f"{_UPDATE} || {harmless} || variables.wanted != variables.old"
                 " || object.?spec.?nodeSelector == oldObject.?spec.?nodeSelector",
-                f"{head}spec.nodeSelector: ' + {words.cel(words.CILIUM_NODE_SELECTOR, holes)} + {migration}",
+                f"{head}spec.nodeSelector: ' + {cel.filled(wording.CILIUM_NODE_SELECTOR.text, values)} + {migration}",
             ),
         ],
-        parameters=True,
     )
 
 
@@ -206,9 +204,10 @@ def _or_default(mode: str) -> str:
     return f"{mode} == '' ? {cel.text(DEFAULT_MODE)} : {mode}"
 
 
-def _agents(scope: Scope) -> Manifest:
+def _agents(scope: Scope) -> list[Manifest]:
     # A token of a service account says on which node its pod runs; one without that, or a certificate, writes nothing.
     return _policy(
+        scope,
         AGENTS_POLICY,
         matched=rule("netloom.dev", "v1alpha1", ["netloomnodes", "netloomnodes/status"]),
         conditions={"an-agent": cel.by(scope.agent_users)},
@@ -227,20 +226,21 @@ def _agents(scope: Scope) -> Manifest:
 
 
 def _policy(
+    scope: Scope,
     name: str,
     *,
     matched: Manifest,
     variables: Mapping[str, str],
     validations: list[tuple[str, str]],
-    parameters: bool,
+    parameters: bool = True,
     conditions: Mapping[str, str] | None = None,
     namespace: str = "",
     only: str = "",
-) -> Manifest:
-    """validations: pairs of what has to hold and what is said where it does not."""
-    matches = {"no-break-glass": cel.NO_BREAK_GLASS, **(conditions or {})}
-    if only:
-        matches = {"name": f"{cel.NAME} == {cel.text(only)}"} | matches
+) -> list[Manifest]:
+    """A policy and its binding. validations: pairs of what has to hold and what is said where it does not.
+
+    parameters: whether it goes by the record. only: the name of the one object that is guarded.
+    """
     # Whole, with what the API server would fill in: server-side apply compares this block as one, and would see a
     # conflict between two tools that apply the very same.
     constraints = {
@@ -249,32 +249,28 @@ def _policy(
         "namespaceSelector": namespace_selector(namespace) if namespace else {},
         "objectSelector": {},
     }
-    return {
-        "apiVersion": _API,
-        "kind": "ValidatingAdmissionPolicy",
-        "metadata": {"name": name, "labels": {LABEL: ""}},
-        "spec": {
-            "failurePolicy": "Fail",
-            **({"paramKind": {"apiVersion": "v1", "kind": "ConfigMap"}} if parameters else {}),
-            "matchConstraints": constraints,
-            "matchConditions": [{"name": each, "expression": text} for each, text in matches.items()],
-            "variables": [{"name": each, "expression": text} for each, text in variables.items()],
-            "validations": [
-                {"expression": holds, "messageExpression": says, "reason": "Forbidden"} for holds, says in validations
-            ],
-        },
-    }
-
-
-def _bound(scope: Scope, policy: str, *, parameters: bool) -> Manifest:
     record = {"name": RECORD_NAME, "namespace": scope.namespace, "parameterNotFoundAction": "Allow"}
-    return {
-        "apiVersion": _API,
-        "kind": "ValidatingAdmissionPolicyBinding",
-        "metadata": {"name": policy, "labels": {LABEL: ""}},
-        "spec": {
-            "policyName": policy,
-            "validationActions": ["Deny"],
-            **({"paramRef": record} if parameters else {}),
-        },
+    policy = {
+        "failurePolicy": "Fail",
+        **({"paramKind": {"apiVersion": "v1", "kind": "ConfigMap"}} if parameters else {}),
+        "matchConstraints": constraints,
+        "matchConditions": match_conditions(conditions or {}, only),
+        "variables": [{"name": each, "expression": text} for each, text in variables.items()],
+        "validations": [
+            {"expression": holds, "messageExpression": says, "reason": "Forbidden"} for holds, says in validations
+        ],
     }
+    binding = {
+        "policyName": name,
+        "validationActions": ["Deny"],
+        **({"paramRef": record} if parameters else {}),
+    }
+    return [
+        {
+            "apiVersion": "admissionregistration.k8s.io/v1",
+            "kind": kind,
+            "metadata": {"name": name, "labels": {LABEL: ""}},
+            "spec": spec,
+        }
+        for kind, spec in (("ValidatingAdmissionPolicy", policy), ("ValidatingAdmissionPolicyBinding", binding))
+    ]

@@ -120,22 +120,24 @@ def namespace_selector(namespace: str) -> Manifest:
 
 def _webhook(name: str, matched: Manifest, conditions: Mapping[str, str], *, only: str = "") -> Manifest:
     """only: the name of the one object that is guarded."""
-    first = {"no-break-glass": cel.NO_BREAK_GLASS}
-    if only:
-        # First of all: it is what keeps the other ConfigMaps of the namespace out.
-        first = {"name": f"{cel.NAME} == {cel.text(only)}"} | first
     return {
         "name": f"{name}.guard.netloom.dev",
         "rules": [matched],
         "matchPolicy": "Equivalent",
-        "matchConditions": [
-            {"name": each, "expression": expression} for each, expression in (first | dict(conditions)).items()
-        ],
+        "matchConditions": match_conditions(conditions, only),
         "failurePolicy": "Fail",
         "sideEffects": "None",
         "timeoutSeconds": TIMEOUT_SECONDS,
         "admissionReviewVersions": ["v1"],
     }
+
+
+def match_conditions(conditions: Mapping[str, str], only: str) -> list[Manifest]:
+    """These, below those that every webhook and policy has. only: the name of the one object that is guarded."""
+    # The name first of all: it is what keeps the other ConfigMaps of the namespace out.
+    first = {"name": f"{cel.NAME} == {cel.text(only)}"} if only else {}
+    every = first | {"no-break-glass": cel.NO_BREAK_GLASS} | dict(conditions)
+    return [{"name": name, "expression": expression} for name, expression in every.items()]
 
 
 def rule(group: str, version: str, resources: Sequence[str], *, scope: str = "Cluster") -> Manifest:

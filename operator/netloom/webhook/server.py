@@ -3,15 +3,16 @@
 It sits in the way of writes, so what it promises is about time: an answer for whoever asks properly, and for whoever
 does not, an end. Three things that aiohttp's own server lacks are therefore here:
 
-- **Every connection has a deadline** in each of its states: the handshake, a request from its first byte to the last
-  byte of its answer, and the pause between two requests. aiohttp only knows the last, and not for a request whose
-  headers trickle in after a first one.
-- **Connections are counted from their first packet**, handshakes included; where there are too many, the one that
-  has rested longest goes. Hence the accept loop: `loop.create_server` shows a connection only after its handshake.
+- **Every state of a connection has a deadline**: the handshake, a request from its first byte to the last byte of its
+  answer, and the rest between two requests. aiohttp knows only the last, and there a request whose headers trickle in
+  counts as rest.
+- **Connections are counted from their first packet**, handshakes included; where there are too many, the one goes that
+  has been in its state longest: a proper client needs milliseconds for a handshake or a request, and a rest that ends
+  costs it nothing. Hence the accept loop: `loop.create_server` shows a connection only after its handshake.
 - **Noise is no news.** Port scanners and half-open handshakes leave no traceback in the log.
 
 All else (parsing, keep-alive, pipelining, flow control) is aiohttp's low-level server. `_Connection` overrides only the
-methods of asyncio's protocol and the public `handle_error` of `aiohttp.web.RequestHandler`.
+methods of asyncio's protocol and the public `handle_error` and `finish_response` of `aiohttp.web.RequestHandler`.
 
 The pause is longer than the 90 s after which the API server's own transport (Go's, as client-go sets it up) lets an
 idle connection go: if this side were the first, it would now and then close a connection on which a request is just
@@ -68,44 +69,103 @@ class Limits(msgspec.Struct, frozen=True):
 
 
 class _Connection(web.RequestHandler):
-    """One connection after its handshake."""
+    """One connection, from its first packet on: a handshake, then rest and work by turns."""
 
-    def __init__(
-        self, crowd: "_Crowd", handshake: asyncio.Task[None] | None, server: web.Server, limits: Limits
-    ) -> None:
+    def __init__(self, server: web.Server, connections: "_Connections", limits: Limits) -> None:
         super().__init__(
             server,
             loop=asyncio.get_running_loop(),
-            # Never the first to act: the crowd's deadlines also hold for a request that has begun.
-            keepalive_timeout=2 * (limits.idle + limits.request),
+            keepalive_timeout=2 * limits.idle,  # never the first to act: it knows nothing of a request that has begun
             lingering_time=min(1.0, limits.request),
             access_log=None,  # type: ignore[arg-type]  # as aiohttp's own runners hand it down to switch it off
             # A body in gzip would let 8 KiB stand for 8 MiB; API servers do not send any.
             auto_decompress=False,
         )
-        self._crowd = crowd
-        self._handshake = handshake
+        self._connections = connections
+        self._limits = limits
+        self._handshake: asyncio.Task[None] | None = None
+        self._deadline: asyncio.Handle | None = None
+        self._works = False
+
+    async def shake_hands(self, sock: socket.socket, tls: ssl.SSLContext) -> None:
+        """Begins as a task, the first state of the connection."""
+        loop = asyncio.get_running_loop()
+        self._handshake = asyncio.current_task()
+        try:
+            await loop.connect_accepted_socket(
+                lambda: self,
+                sock,
+                ssl=tls,
+                ssl_handshake_timeout=self._limits.handshake,
+                ssl_shutdown_timeout=1.0,
+            )
+        except OSError as error:  # TLS errors and time-outs are such
+            sock.close()
+            log.debug("no TLS connection", error=str(error))
+        except Exception:
+            sock.close()
+            log.exception("handshake failed by a bug")
+        finally:
+            self._handshake = None
+            if self.transport is None:
+                self._forget()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
-        self._crowd.greeted(self._handshake)
-        self._handshake = None
-        self._crowd.rests(self)
+        self._rest()
 
     def connection_lost(self, exc: BaseException | None) -> None:
-        self._crowd.forget(self)
+        self._forget()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         if data:  # aiohttp calls this with nothing to look at once more at what it has
-            self._crowd.works(self)
+            self.work()
         super().data_received(data)
+
+    async def finish_response(
+        self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
+    ) -> tuple[web.StreamResponse, bool]:
+        """The deadline of a request lasts until the peer has taken the answer."""
+        finished = await super().finish_response(request, resp, start_time)
+        self._rest()
+        return finished
+
+    def _rest(self) -> None:
+        self._works = False
+        self._begin(self._limits.idle, self.abort)
+
+    def work(self) -> None:
+        """A request has begun; more of its bytes do not move its deadline."""
+        if not self._works:
+            self._works = True
+            self._begin(self._limits.request, self._overdue)
+
+    def _begin(self, seconds: float, at_end: Callable[[], None]) -> None:
+        """A state of so many seconds at most."""
+        if self.transport is not None and self in self._connections:
+            if self._deadline is not None:
+                self._deadline.cancel()
+            self._deadline = self._loop.call_later(seconds, at_end)
+            self._connections.renew(self)
+
+    def _overdue(self) -> None:
+        metrics.ERRORS.labels("deadline").inc()
+        log.info("request took too long, connection closed", remote=self.peername)
+        self.abort()
 
     def abort(self) -> None:
         """Ends the connection without a farewell that the peer could delay."""
-        self._crowd.forget(self)
+        self._forget()
+        if self._handshake is not None:
+            self._handshake.cancel()
         if self.transport is not None:
             self.transport.abort()
+
+    def _forget(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+        self._connections.remove(self)
 
     def handle_error(
         self,
@@ -125,84 +185,33 @@ class _Connection(web.RequestHandler):
         return _said(status, message or "the guard failed over this request; its log says why", close=True)
 
 
-class _Crowd:
-    """All connections, by what they do; each group in the order in which its members came into it."""
+class _Connections:
+    """All that are open, in the order in which they came into their present states."""
 
     def __init__(self, limits: Limits) -> None:
-        self._limits = limits
         self._most = min(limits.connections, max(1, resource.getrlimit(resource.RLIMIT_NOFILE)[0] - RESERVED_FILES))
-        self._now = asyncio.get_running_loop().time
-        self._greeting: dict[asyncio.Task[None], float] = {}
-        self._resting: dict[_Connection, float] = {}
-        self._working: dict[_Connection, float] = {}
+        self._open: dict[_Connection, None] = {}
 
-    def __len__(self) -> int:
-        return len(self._greeting) + len(self._resting) + len(self._working)
+    def __contains__(self, connection: object) -> bool:
+        return connection in self._open
 
-    def greet(self, handshake: asyncio.Task[None]) -> None:
-        self._greeting[handshake] = self._now()
-        handshake.add_done_callback(self.greeted)
-
-    def greeted(self, handshake: asyncio.Task[None] | None) -> None:
-        """The connection is made, or never will be. (It is made a moment before its task knows.)"""
-        if handshake is not None:
-            self._greeting.pop(handshake, None)
-
-    def rests(self, connection: _Connection) -> None:
-        self._working.pop(connection, None)
-        self._resting[connection] = self._now()
-
-    def works(self, connection: _Connection) -> None:
-        """The deadline of a request that has begun is not moved by more of its bytes."""
-        if self._resting.pop(connection, None) is not None:
-            self._working[connection] = self._now()
-
-    def forget(self, connection: _Connection) -> None:
-        self._resting.pop(connection, None)
-        self._working.pop(connection, None)
-
-    def make_room(self) -> None:
-        """For one more. One that rests goes first, then a handshake, then the request that takes longest: a proper
-        client needs milliseconds for either, so that it is hit only when all others are proper, too."""
-        while len(self) >= self._most:
+    def add(self, connection: _Connection) -> None:
+        """One more; where that is one too many, the one that has been in its state longest is ended."""
+        while len(self._open) >= self._most:
             metrics.ERRORS.labels("crowd").inc()
-            if self._resting:
-                next(iter(self._resting)).abort()
-            elif self._greeting:
-                handshake = next(iter(self._greeting))
-                self.greeted(handshake)
-                handshake.cancel()
-            else:
-                next(iter(self._working)).abort()
+            next(iter(self._open)).abort()
+        self.renew(connection)
+        metrics.CONNECTIONS.set(len(self._open))
 
-    async def keep_deadlines(self) -> None:
-        """Ends connections that are overdue, at the latest a tenth of the time too late. (Handshakes end by
-        themselves: the event loop keeps that deadline.)"""
-        distance = min(1.0, min(self._limits.request, self._limits.idle) / 10)
-        while True:
-            await asyncio.sleep(distance)
-            metrics.CONNECTIONS.set(len(self))
-            for connection in _older(self._working, self._now() - self._limits.request):
-                metrics.ERRORS.labels("deadline").inc()
-                log.info("request took too long, connection closed", remote=connection.peername)
-                connection.abort()
-            for connection in _older(self._resting, self._now() - self._limits.idle):
-                connection.abort()
+    def renew(self, connection: _Connection) -> None:
+        """The connection is in another state."""
+        self._open.pop(connection, None)
+        self._open[connection] = None
 
-    async def close(self) -> None:
-        for handshake in list(self._greeting):
-            handshake.cancel()
-        if self._greeting:
-            await asyncio.wait(list(self._greeting))
-
-
-def _older(group: dict[_Connection, float], than: float) -> list[_Connection]:
-    found = []
-    for connection, since in group.items():
-        if since > than:
-            break
-        found.append(connection)
-    return found
+    def remove(self, connection: _Connection) -> None:
+        """The connection has ended, or is about to."""
+        self._open.pop(connection, None)
+        metrics.CONNECTIONS.set(len(self._open))
 
 
 @asynccontextmanager
@@ -223,21 +232,14 @@ async def serve(
     have begun are answered, for SHUTDOWN_SECONDS at most. Raises ConfigError if the address cannot be had.
     """
     limits = limits or Limits()
-    crowd = _Crowd(limits)
-    handler = _Handler(decide, crowd, limits, leaving)
-    server = web.Server(handler.handle)
+    server = web.Server(_Handler(decide, limits, leaving).handle)
     with _listening(host, port) as listener:
-        tasks = [
-            asyncio.create_task(_accept(listener, tls, crowd, server, limits), name="accept"),
-            asyncio.create_task(crowd.keep_deadlines(), name="deadlines"),
-        ]
+        accepting = asyncio.create_task(_accept(listener, tls, server, limits), name="accept")
         try:
             yield listener.getsockname()[1]
         finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.wait(tasks)
-            await crowd.close()
+            accepting.cancel()
+            await asyncio.wait([accepting])
             server.pre_shutdown()
             await server.shutdown(SHUTDOWN_SECONDS)
 
@@ -260,51 +262,29 @@ def _listening(host: str, port: int) -> Iterator[socket.socket]:
         yield listener
 
 
-async def _accept(
-    listener: socket.socket,
-    tls: ssl.SSLContext,
-    crowd: _Crowd,
-    server: web.Server,
-    limits: Limits,
-) -> None:
+async def _accept(listener: socket.socket, tls: ssl.SSLContext, server: web.Server, limits: Limits) -> None:
     loop = asyncio.get_running_loop()
-
-    async def greet(sock: socket.socket) -> None:
-        task = asyncio.current_task()
-        try:
-            await loop.connect_accepted_socket(
-                lambda: _Connection(crowd, task, server, limits),
-                sock,
-                ssl=tls,
-                ssl_handshake_timeout=limits.handshake,
-                ssl_shutdown_timeout=1.0,
-            )
-        except OSError as error:  # TLS errors and time-outs are such
-            sock.close()
-            log.debug("no TLS connection", error=str(error))
-        except Exception:
-            sock.close()
-            log.exception("handshake failed by a bug")
-
-    while True:
-        try:
-            sock, _ = await loop.sock_accept(listener)
-        except OSError as error:
-            # The peer gave up while it waited, or there are no more file descriptors: ours or the machine's.
-            log.warning("connection not accepted", error=error.strerror or str(error))
-            await asyncio.sleep(0.1)
-            continue
-        sock.setblocking(False)
-        crowd.make_room()
-        crowd.greet(asyncio.create_task(greet(sock), name="handshake"))
+    connections = _Connections(limits)
+    async with asyncio.TaskGroup() as handshakes:
+        while True:
+            try:
+                sock, _ = await loop.sock_accept(listener)
+            except OSError as error:
+                # The peer gave up while it waited, or there are no more file descriptors: ours or the machine's.
+                log.warning("connection not accepted", error=error.strerror or str(error))
+                await asyncio.sleep(0.1)
+                continue
+            sock.setblocking(False)
+            connection = _Connection(server, connections, limits)
+            connections.add(connection)
+            handshakes.create_task(connection.shake_hands(sock, tls), name="handshake")
 
 
 class _Handler:
     """From HTTP to the decision and back."""
 
-    def __init__(self, decide: Decide, crowd: _Crowd, limits: Limits, leaving: Callable[[], bool]) -> None:
+    def __init__(self, decide: Decide, limits: Limits, leaving: Callable[[], bool]) -> None:
         self._decide = decide
-        self._crowd = crowd
         self._limits = limits
         self._leaving = leaving
         self._large = 0
@@ -312,15 +292,10 @@ class _Handler:
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         connection = request.protocol
         assert isinstance(connection, _Connection)
-        self._crowd.works(connection)  # a second request that came with the first one's bytes
+        connection.work()  # a second request that came with the first one's bytes
         response = await self._respond(request)
         if self._leaving():
             response.force_close()
-        # Written here, not by aiohttp after the return: the deadline lasts until the peer has taken the answer.
-        await response.prepare(request)
-        await response.write_eof()
-        if connection.transport is not None:
-            self._crowd.rests(connection)
         return response
 
     async def _respond(self, request: web.BaseRequest) -> web.Response:

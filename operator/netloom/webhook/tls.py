@@ -1,8 +1,10 @@
 """The TLS context of the admission server, whose certificate changes while it serves."""
 
-import os
 import ssl
 from collections.abc import Callable
+
+from netloom.runtime.tls import Pem
+from netloom.runtime.tls import files as in_memory
 
 
 class Presented:
@@ -35,9 +37,10 @@ class Presented:
     def loaded(self, certificate: str, key: str) -> ssl.SSLContext:
         """A context with this certificate, to be shown later. Raises ssl.SSLError as `present` does."""
         context = _context()
-        with _in_memory(certificate) as chain, _in_memory(key) as secret:
+        with in_memory(Pem(certificate.encode(), ""), Pem(key.encode(), "")) as (chain, secret):
+            assert chain
             # Without a password of "" OpenSSL would ask for one at the terminal where the key is encrypted.
-            context.load_cert_chain(chain.path, secret.path, password="")
+            context.load_cert_chain(chain, secret, password="")
         return context
 
     def _choose(self, connection: ssl.SSLObject, name: str | None, context: ssl.SSLContext) -> int | None:
@@ -46,22 +49,6 @@ class Presented:
             return ssl.ALERT_DESCRIPTION_INTERNAL_ERROR
         connection.context = self._current
         return None
-
-
-class _in_memory:
-    """A file that never reaches a disk: Python's ssl loads certificates from files only."""
-
-    def __init__(self, content: str) -> None:
-        self._descriptor = os.memfd_create("netloom-guard", os.MFD_CLOEXEC)
-        self.path = f"/proc/self/fd/{self._descriptor}"
-        self._content = content.encode()
-
-    def __enter__(self) -> "_in_memory":
-        os.write(self._descriptor, self._content)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        os.close(self._descriptor)
 
 
 def _context() -> ssl.SSLContext:

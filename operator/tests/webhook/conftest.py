@@ -29,9 +29,9 @@ NOW = dt.datetime.now(dt.UTC).replace(microsecond=0)
 class InProcess(Mint):
     """Answers itself what a child would, in a hundredth of the time: for what is not about children."""
 
-    async def _run(self, request: bytes) -> bytes:
+    async def _run(self, call: bytes) -> bytes:
         self.children += 1
-        return answer(request)
+        return answer(call)
 
 
 def review(uid: str = "1", **request: Any) -> dict[str, Any]:

@@ -494,5 +494,5 @@ asyncio.run(main(sys.argv[1]))
     )
     said, _ = await child.communicate()
     last = said.decode().splitlines()[-1]
-    assert last.startswith("Serving(created=")
+    assert last.startswith("ServingCertificate(created=")
     assert "cryptography" not in last

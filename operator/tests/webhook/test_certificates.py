@@ -26,7 +26,7 @@ from netloom.webhook.certificates import (
     new_ca,
     parse,
     renewal,
-    settled,
+    same,
     signer,
     untimely,
 )
@@ -130,7 +130,7 @@ class TestTheRule:
 
     def test_a_serving_certificate_is_renewed_in_time_and_with_its_signer(self):
         ca, other = paper(NOW), paper(NOW + SECOND)
-        serving = certificates.Serving("", "", NOW, NOW + SERVING_LIFE, ca.certificate)
+        serving = certificates.ServingCertificate("", "", NOW, NOW + SERVING_LIFE, ca.certificate)
         assert renewal(None, ca, NOW)
         assert not renewal(serving, ca, NOW + SERVING_LIFE * 2 / 3 - SECOND)
         assert renewal(serving, ca, NOW + SERVING_LIFE * 2 / 3)
@@ -139,23 +139,23 @@ class TestTheRule:
     def test_a_serving_certificate_that_is_not_valid_yet_is_renewed(self):
         """The clock went back by more than such a certificate is backdated."""
         ca = paper(NOW - DAY)
-        serving = certificates.Serving("", "", NOW, NOW + SERVING_LIFE, ca.certificate)
+        serving = certificates.ServingCertificate("", "", NOW, NOW + SERVING_LIFE, ca.certificate)
         assert not renewal(serving, ca, NOW - HOUR)
         assert renewal(serving, ca, NOW - 2 * HOUR)
 
     def test_the_last_certificate_of_a_dying_ca_is_not_renewed_over_and_over(self):
         ca = paper(NOW, life=DAY)
-        last = certificates.Serving("", "", NOW, ca.expires, ca.certificate)
+        last = certificates.ServingCertificate("", "", NOW, ca.expires, ca.certificate)
         assert not renewal(last, ca, ca.expires - MINUTE)
 
-    def test_a_bundle_is_settled_when_nothing_is_missing_and_nothing_too_much(self):
+    def test_a_bundle_is_the_same_when_nothing_is_missing_and_nothing_too_much(self):
         first, second = paper(NOW), paper(NOW + 200 * DAY)
         both = [first, second]
-        assert settled(bundle(both), both)
-        assert settled(second.certificate + "\n# a comment\n" + first.certificate, both)
-        assert not settled("", both)
-        assert not settled(first.certificate, both)
-        assert not settled(bundle(both) + paper(NOW + DAY).certificate, both)
+        assert same(bundle(both), first.certificate + second.certificate)
+        assert same(second.certificate + "\n# a comment\n" + first.certificate, bundle(both))
+        assert not same("", bundle(both))
+        assert not same(first.certificate, bundle(both))
+        assert not same(bundle(both) + paper(NOW + DAY).certificate, bundle(both))
 
 
 @given(st.data())
@@ -204,7 +204,7 @@ def test_the_rule_holds_together(ages: list[dt.timedelta], since: dt.timedelta):
         assert certificates.contains(bundle(cas), chosen.certificate)
     else:
         assert due(cas, now)
-    assert settled(bundle(cas), cas)
+    assert same(bundle(cas), "".join(ca.certificate for ca in cas))
     assert set(living(cas, now)) <= set(kept(cas, now))
     assert living(reversed(cas), now) == living(cas, now)
 

@@ -9,7 +9,7 @@ import pytest
 
 from netloom.runtime.errors import ConfigError
 from netloom.webhook import certificates
-from netloom.webhook.certificates import CA, Serving
+from netloom.webhook.certificates import CA, ServingCertificate
 from netloom.webhook.files import CertificateFiles
 from tests.runtime.scripted import until
 from tests.webhook.conftest import NOW, InProcess
@@ -31,12 +31,12 @@ def shows(files: CertificateFiles, ca: CA) -> bool:
     return True
 
 
-def write(folder: Path, serving: Serving) -> None:
+def write(folder: Path, serving: ServingCertificate) -> None:
     (folder / "tls.crt").write_text(serving.certificate)
     (folder / "tls.key").write_text(serving.key)
 
 
-def mount(folder: Path, serving: Serving, number: int) -> None:
+def mount(folder: Path, serving: ServingCertificate, number: int) -> None:
     """As the kubelet does it: a new directory, and a symlink that is swapped."""
     (folder / f"..{number}").mkdir()
     write(folder / f"..{number}", serving)
@@ -56,7 +56,7 @@ def other() -> CA:
     return certificates.new_ca(NOW)
 
 
-def issued(ca: CA, **options: Any) -> Serving:
+def issued(ca: CA, **options: Any) -> ServingCertificate:
     return certificates.issue(ca, ["guard.test"], NOW, **options)
 
 
@@ -142,7 +142,7 @@ async def test_a_key_of_another_type_replaces_the_first(tmp_path: Path, ca: CA, 
     files = files_in(tmp_path)
     await files.load()
     pem = own.public_bytes(encoding).decode()
-    write(tmp_path, Serving(pem, secret, NOW, NOW + DAY, pem))
+    write(tmp_path, ServingCertificate(pem, secret, NOW, NOW + DAY, pem))
     await files.look()
     assert files.trouble == ""
     assert not shows(files, ca)
