@@ -11,22 +11,26 @@ from dataclasses import dataclass
 
 import structlog
 
-from netloom.api.core import Node
-from netloom.api.v1alpha1 import NetloomNetwork, NetloomNode
-from netloom.ipam.book import Book
+from netloom.api.v1alpha1 import NETWORK_NAME
+from netloom.ipam.allocator import Allocator
 from netloom.runtime.cancellation import last_words
 from netloom.runtime.clock import boottime
 from netloom.runtime.controller import Controller
 from netloom.runtime.errors import ApiError
-from netloom.runtime.store import Store
+from netloom_reconcilers import allocation_events as events
 from netloom_reconcilers import allocation_metrics, in_use
+from netloom_reconcilers.commit_queue import BatchPolicy, CommitQueue
 from netloom_reconcilers.conditions import ADDRESSES, Conditions, Recorder
-from netloom_reconcilers.in_use import InUse
-from netloom_reconcilers.last_known import LastKnown
-from netloom_reconcilers.ledgers import Ledgers, Pace
+from netloom_reconcilers.configuration import Configuration
+from netloom_reconcilers.in_use import InUseReconciler
+from netloom_reconcilers.last_known import LastKnownAddresses
+from netloom_reconcilers.ledger_reader import LedgerReader
+from netloom_reconcilers.ledger_writer import LedgerWriter
 from netloom_reconcilers.lock import ModeLock
-from netloom_reconcilers.network import NetworkReconciler
-from netloom_reconcilers.nodes import Caches, NodesReconciler
+from netloom_reconcilers.network import GATHER_SECONDS, RETELL_SECONDS, NetworkReconciler
+from netloom_reconcilers.nodes import NodesReconciler
+from netloom_reconcilers.stores import Stores
+from netloom_reconcilers.waiting import WaitingNodes
 from netloom_reconcilers.writes import Requests
 
 log = structlog.get_logger(__name__)
@@ -37,17 +41,8 @@ LAST_WORDS_SECONDS = 5.0
 
 
 @dataclass(frozen=True, slots=True)
-class Stores:
-    """The caches that allocation reads; somebody else fills them."""
-
-    networks: Store[NetloomNetwork]
-    nodes: Store[Node]
-    netloom_nodes: Store[NetloomNode]
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """Concurrency. `workers` must exceed a batch, the low water and the writers together, or batches stay small."""
+class Concurrency:
+    """`workers` must exceed a batch, the low water and the writers together, or batches stay small."""
 
     workers: int = 400
     writers: int = 32
@@ -60,72 +55,88 @@ class Allocation:
         self,
         api: Requests,
         stores: Stores,
-        events: Recorder,
+        recorder: Recorder,
         *,
         incarnation: str = "",
         clock: Callable[[], float] = boottime,
-        pace: Pace | None = None,
-        limits: Limits | None = None,
+        policy: BatchPolicy | None = None,
+        concurrency: Concurrency | None = None,
         crashes: Callable[[], Iterable[str]] = tuple,
     ) -> None:
         """`crashes` gives what crashed in this process of late, as sentences; call `look` when that changed."""
-        limits = limits or Limits()
-        self.stores = stores
-        self.book = Book(incarnation or uuid.uuid4().hex[:12])
-        self.lock = ModeLock(api, stores.networks, stores.netloom_nodes)
-        self.ledgers = Ledgers(
+        concurrency = concurrency or Concurrency()
+        channel = events.Channel()
+        channel.subscribe(self._react)
+        conditions = Conditions(api, recorder)
+        self._stores = stores
+        self._allocator = Allocator(incarnation or uuid.uuid4().hex[:12])
+        lock = ModeLock(api, stores.networks, stores.netloom_nodes)
+        self._reader = LedgerReader(api, self._allocator, lock, stores.netloom_nodes, channel, clock)
+        writer = LedgerWriter(api, self._allocator, lock, clock)
+        self._commits = CommitQueue(
+            self._allocator, lock, self._reader, writer, channel, clock, policy or BatchPolicy()
+        )
+        self._addresses = LastKnownAddresses(stores.nodes, Conditions(api, recorder, ADDRESSES), channel)
+        self._configuration = Configuration(stores, self._allocator.blocks, self._addresses, channel)
+        self._waiting = WaitingNodes(channel)
+        self._nodes = NodesReconciler(
             api,
-            self.book,
-            self.lock,
-            stores.netloom_nodes,
-            clock,
-            pace=pace,
-            settle=self._settle,
-            freed=self._freed,
-            changed=self._committed,
-        )
-        conditions = Conditions(api, events)
-        caches = Caches(stores.nodes, stores.netloom_nodes)
-        self.nodes = Controller("nodes", self._node, limits.workers, timeout=RUN_SECONDS)
-        self.network = Controller("network", self._network)
-        self._reconciler = NodesReconciler(
-            api,
-            caches,
-            self.book,
-            self.ledgers,
+            stores,
+            self._allocator,
+            self._commits,
+            self._configuration,
+            self._addresses,
+            self._waiting,
             conditions,
-            LastKnown(stores.nodes, Conditions(api, events, ADDRESSES), self.nodes.enqueue),
+            channel,
             clock,
-            self.nodes.enqueue,
-            writers=limits.writers,
-            changed=lambda: self._follower.changed(),
+            concurrency.writers,
         )
-        self._follower = NetworkReconciler(
-            stores.networks,
-            caches,
-            self.book,
-            self.ledgers,
-            self._reconciler,
-            conditions,
-            clock,
-            self.network.enqueue_after,
-            crashes,
+        self._network = NetworkReconciler(
+            stores.networks, self._configuration, self._allocator.ledgers, self._waiting, conditions, clock, crashes
         )
-        self._in_use = InUse(stores.networks, self.book, self.lock, self.ledgers, clock, self.network.enqueue_after)
+        self._in_use = InUseReconciler(self._allocator.assignments, lock, self._commits, clock)
+        self.nodes = Controller("nodes", self._nodes.reconcile, concurrency.workers, timeout=RUN_SECONDS)
+        self.network = Controller("network", self._reconcile_network)
+
+    def _react(self, event: events.Event) -> None:
+        """Who does what about an event: nothing but queueing keys and taking notes."""
+        match event:
+            case events.NodesAffected(names):
+                self._enqueue(names)
+            case events.BlocksFreed(count):
+                self._enqueue(self._waiting.woken(count))
+            case events.SettingsChanged():
+                self._enqueue(self._waiting.woken())
+                self.look()
+            case events.NetworkChanged():
+                self._commits.wake()
+                self.look()
+                self.network.enqueue_after(in_use.KEY, in_use.QUIET_SECONDS)
+            case events.LedgersChanged():
+                self._in_use.ledgers_changed()
+                self.network.enqueue_after(NETWORK_NAME, RETELL_SECONDS)
+                self.network.enqueue_after(in_use.KEY, in_use.QUIET_SECONDS)
+            case events.WaitingChanged():
+                self.look()
+
+    def _enqueue(self, names: Iterable[str]) -> None:
+        for name in names:
+            self.nodes.enqueue(name)
 
     async def run(self) -> None:
         """Works until it is cancelled."""
-        for store in (self.stores.networks, self.stores.nodes, self.stores.netloom_nodes):
+        for store in (self._stores.networks, self._stores.nodes, self._stores.netloom_nodes):
             await store.wait_synced()
         # The network first: what nodes are given depends on it.
-        leave = [*self._follower.watch(), *self._reconciler.watch(), self._in_use.watch()]
-        leave.append(self.stores.netloom_nodes.on_replace(self.ledgers.doubt))
-        allocation_metrics.BLOCKS.source = self.book.usage
+        leave = [*self._configuration.watch(), self._addresses.watch(), *self._nodes.watch()]
+        leave.append(self._stores.netloom_nodes.on_replace(self._relisted))
+        allocation_metrics.BLOCKS.source = self._allocator.blocks.usage
         try:
             async with asyncio.TaskGroup() as group:
-                group.create_task(self.ledgers.run(), name="ledgers")
+                group.create_task(self._commits.run(), name="ledgers")
                 group.create_task(self.network.run(), name="network")
-                await self.ledgers.loaded.wait()
+                await self._commits.loaded.wait()
                 group.create_task(self.nodes.run(), name="nodes")
         finally:
             allocation_metrics.BLOCKS.source = tuple
@@ -133,54 +144,25 @@ class Allocation:
                 unsubscribe()
 
     def look(self) -> None:
-        """`crashes` changed."""
-        self._follower.changed()
+        """There may be news to tell at the network: of `crashes`, say."""
+        self.network.enqueue_after(NETWORK_NAME, GATHER_SECONDS)
 
     async def tell_crash(self, crash: str) -> None:
         """The last words of an incarnation that crashed, at the NetloomNetwork, if the API server takes them."""
         try:
             async with last_words(LAST_WORDS_SECONDS):
-                await self._follower.tell_crash(crash)
+                await self._network.tell_crash(crash)
         except (ApiError, TimeoutError) as error:
             log.warning("the crash is not told", error=str(error) or "no answer")
 
     @property
     def trouble(self) -> str:
         """What keeps allocation from working, "" if nothing; for the readiness check."""
-        return str(self.ledgers.trouble) if self.ledgers.trouble else ""
+        return str(self._commits.trouble) if self._commits.trouble else ""
 
-    def _settle(self, names: Iterable[str]) -> None:
-        for name in names:
-            self.nodes.enqueue(name)
+    def _relisted(self) -> None:
+        self._reader.distrust_all()
+        self._commits.wake()
 
-    def _freed(self, count: int | None) -> None:
-        self._reconciler.wake(count)
-
-    def _committed(self) -> None:
-        self._follower.committed()
-        self._in_use.changed()
-
-    async def _node(self, name: str) -> float | None:
-        return await self._reconciler.reconcile(name)
-
-    async def _network(self, name: str) -> float | None:
-        return await (self._in_use.reconcile() if name == in_use.KEY else self._follower.reconcile(name))
-
-
-def node_changed(old: Node, new: Node) -> bool:
-    """Whether allocation has to look again. Not at heartbeats: 5,000 nodes write 500 of them a second."""
-    return (
-        old.metadata.uid != new.metadata.uid
-        or old.spec.pod_cidrs != new.spec.pod_cidrs
-        or old.status.addresses != new.status.addresses
-    )
-
-
-def netloom_node_changed(old: NetloomNode, new: NetloomNode) -> bool:
-    """Whether allocation has to look again. Not at a status: two operators that disagree would answer each other."""
-    return (
-        old.spec != new.spec
-        or old.metadata.uid != new.metadata.uid
-        or old.metadata.deletion_timestamp != new.metadata.deletion_timestamp
-        or old.metadata.owner_references != new.metadata.owner_references
-    )
+    async def _reconcile_network(self, name: str) -> float | None:
+        return await (self._in_use.reconcile() if name == in_use.KEY else self._network.reconcile(name))

@@ -13,11 +13,10 @@ import asyncio
 import heapq
 from collections.abc import Callable
 
-from netloom.api.v1alpha1 import NETWORK_NAME, NetloomNetwork
+from netloom.api.v1alpha1 import NETWORK_NAME
 from netloom.api.words import SHOWN, in_use
-from netloom.ipam.book import Book
-from netloom.runtime.store import Store, Unsubscribe
-from netloom_reconcilers.ledgers import Ledgers
+from netloom.ipam.assignments import Assignments
+from netloom_reconcilers.commit_queue import CommitQueue
 from netloom_reconcilers.lock import ModeLock
 
 KEY = f"{NETWORK_NAME}/inUse"
@@ -32,49 +31,33 @@ DEADLINE_SECONDS = 2.0
 """For the write. One that arrives later fails by its version, or is right."""
 
 
-class InUse:
-    """Its one key is `KEY`."""
+class InUseReconciler:
+    """Its one key is `KEY`, to be looked at after `QUIET_SECONDS` whenever the network or the ledgers changed."""
 
     def __init__(
-        self,
-        networks: Store[NetloomNetwork],
-        book: Book,
-        lock: ModeLock,
-        ledgers: Ledgers,
-        clock: Callable[[], float],
-        enqueue_after: Callable[[str, float], None],
+        self, assignments: Assignments, lock: ModeLock, commits: CommitQueue, clock: Callable[[], float]
     ) -> None:
-        self._networks = networks
-        self._book = book
+        self._assignments = assignments
         self._lock = lock
-        self._ledgers = ledgers
+        self._commits = commits
         self._clock = clock
-        self._enqueue_after = enqueue_after
         self._changed_at = float("-inf")
         self._untold_since: float | None = None
         self._told_at = float("-inf")
 
-    def watch(self) -> Unsubscribe:
-        """Follows the network from now on: its lock opens and closes, and people edit it."""
-        return self._networks.subscribe(lambda key, old, new: self._look())
-
-    def changed(self) -> None:
-        """Ledgers were written or read."""
+    def ledgers_changed(self) -> None:
+        """Ledgers were written or read: the burst of nodes goes on."""
         self._changed_at = self._clock()
-        self._look()
-
-    def _look(self) -> None:
-        self._enqueue_after(KEY, QUIET_SECONDS)
 
     async def reconcile(self) -> float | None:
         """Tells who holds addresses, if that is not what the network says, and if now is the time."""
         network = self._lock.network
-        if network is None or not self._ledgers.loaded.is_set():
+        if network is None or not self._commits.loaded.is_set():
             return None  # both are told when they come
         now = self._clock()
         self._untold_since = now if self._untold_since is None else self._untold_since
         if now < self._untold_since + PATIENCE_SECONDS:
-            if self._ledgers.busy:
+            if self._commits.busy:
                 return QUIET_SECONDS
             if now < self._changed_at + QUIET_SECONDS:
                 return self._changed_at + QUIET_SECONDS - now
@@ -96,5 +79,5 @@ class InUse:
             return False
 
     def _words(self) -> str:
-        holders = self._book.holders()
+        holders = self._assignments.holders()
         return in_use(len(holders), heapq.nsmallest(SHOWN, holders)) if holders else ""

@@ -9,14 +9,13 @@ An address that another Node reports now is not this one's any more, and is not 
 is sent to them.
 """
 
-from collections.abc import Callable
-
 import msgspec
 
 from netloom.api.core import Node
 from netloom.api.v1alpha1 import NETLOOM_NODES, Address, NetloomNode
 from netloom.ipam.cidr import CidrError, Version, parse_address
 from netloom.runtime.store import Store, Unsubscribe
+from netloom_reconcilers.allocation_events import Channel, NodesAffected
 from netloom_reconcilers.allocation_metrics import ADDRESSES_KEPT
 from netloom_reconcilers.conditions import Conditions
 from netloom_reconcilers.node_objects import MAX_ADDRESSES, addresses_of
@@ -26,7 +25,7 @@ CONDITION = "AddressReported"
 _Number = tuple[Version, int]
 
 
-class Known(msgspec.Struct, frozen=True):
+class NodeAddresses(msgspec.Struct, frozen=True):
     """What a node's NetloomNode shall say. `kept`: of its addresses, those that the Node does not report any more.
     `taken`: those that it had and that another Node reports now, with that Node's name."""
 
@@ -50,13 +49,13 @@ class Known(msgspec.Struct, frozen=True):
         return " ".join(found)
 
 
-class LastKnown:
-    """Follows the Nodes' addresses. `enqueue` is called for a node whose kept address another Node reports."""
+class LastKnownAddresses:
+    """Follows the Nodes' addresses. A node is affected when another one reports the address that was kept for it."""
 
-    def __init__(self, nodes: Store[Node], conditions: Conditions, enqueue: Callable[[str], None]) -> None:
+    def __init__(self, nodes: Store[Node], conditions: Conditions, channel: Channel) -> None:
         self._nodes = nodes
         self._conditions = conditions
-        self._enqueue = enqueue
+        self._channel = channel
         self._reporting: dict[_Number, set[str]] = {}
         self._kept: dict[str, frozenset[_Number]] = {}
         self._keepers: dict[_Number, set[str]] = {}
@@ -66,7 +65,7 @@ class LastKnown:
         """Follows the cache from now on."""
         return self._nodes.subscribe(self._node_changed)
 
-    def of(self, node: Node, obj: NetloomNode | None) -> Known:
+    def of(self, node: Node, obj: NetloomNode | None) -> NodeAddresses:
         """The addresses of a node whose NetloomNode is `obj`, in an order that a loss does not change."""
         reported = addresses_of(node)
         families = {_family(each) for each in reported if each.type == "InternalIP"}
@@ -82,15 +81,15 @@ class LastKnown:
             else:
                 kept.append(each)
         if obj is None or not kept:
-            return Known(reported, taken=tuple(taken))
+            return NodeAddresses(reported, taken=tuple(taken))
         slots = list(dict.fromkeys(_slot(each) for each in obj.spec.addresses))
         merged = sorted(
             dict.fromkeys((*kept, *reported)[:MAX_ADDRESSES]),
             key=lambda each: slots.index(_slot(each)) if _slot(each) in slots else len(slots),
         )
-        return Known(tuple(merged), tuple(kept), tuple(taken))
+        return NodeAddresses(tuple(merged), tuple(kept), tuple(taken))
 
-    async def tell(self, obj: NetloomNode, known: Known) -> NetloomNode | None:
+    async def tell(self, obj: NetloomNode, known: NodeAddresses) -> NetloomNode | None:
         """Tells of an address that is lost, and that it is back. The object as written, or None where nothing had to
         be: a node that never lost one costs no write."""
         name = obj.metadata.name
@@ -117,8 +116,9 @@ class LastKnown:
         _move(self._reporting, key, before, after)
         if new is None:
             self._note(key, ())
-        for name in {name for number in after - before for name in self._keepers.get(number, ()) if name != key}:
-            self._enqueue(name)
+        keepers = {name for number in after - before for name in self._keepers.get(number, ()) if name != key}
+        if keepers:
+            self._channel.publish(NodesAffected(keepers))
 
 
 def _move(index: dict[_Number, set[str]], name: str, before: frozenset[_Number], after: frozenset[_Number]) -> None:

@@ -20,15 +20,15 @@ from netloom.api.v1alpha1 import (
     NETWORK_NAME,
     NETWORKS,
     ClusterPool,
-    NetloomLedger,
     NetloomNetwork,
     NetloomNode,
 )
-from netloom.ipam import ledger
 from netloom.ipam.cidr import CidrError, cover, region_from_name
+from netloom.ipam.ledger import LedgerError
 from netloom.runtime.errors import Conflict, NotFound
 from netloom.runtime.store import Store
 from netloom_reconcilers.allocation_metrics import WRITES
+from netloom_reconcilers.ledger_objects import decode
 from netloom_reconcilers.writes import Requests
 
 log = structlog.get_logger(__name__)
@@ -64,12 +64,6 @@ class ModeLock:
     def network(self) -> NetloomNetwork | None:
         """The newest version that is known."""
         return self._networks.get(NETWORK_NAME)
-
-    @property
-    def mode(self) -> str:
-        """The mode in force, else the one asked for; "" without a network."""
-        network = self.network
-        return (network.status.ipam.mode or network.spec.ipam.mode) if network else ""
 
     async def open(self, mode: str, names: Collection[str], pool: ClusterPool | None = None) -> int:
         """Announces that ledgers are about to be opened for `mode`; returns the epoch. Raises LockError.
@@ -132,7 +126,9 @@ class ModeLock:
             if not await self._write(network, "", [], status.epoch + 1):
                 return False
             log.info("no address is in use, mode lock cleared", mode=status.mode)
-        await self.release_finalizer()
+            cleared = self.network
+            if cleared is not None and not cleared.status.ipam.mode:
+                await self._set_finalizer(cleared, present=False)
         return True
 
     async def tell(self, in_use: str) -> bool:
@@ -144,14 +140,7 @@ class ModeLock:
             network = self.network
             if network is None or (in_use and not network.status.ipam.mode):
                 return True
-            return await self._patch(network, {"inUse": in_use or None})
-
-    async def release_finalizer(self) -> None:
-        """Lets go of a network whose lock is clear."""
-        async with self._writing:
-            network = self.network
-            if network and not network.status.ipam.mode and IN_USE_FINALIZER in network.metadata.finalizers:
-                await self._set_finalizer(network, present=False)
+            return await self._write_status(network, {"inUse": in_use or None})
 
     def _usable(self) -> NetloomNetwork:
         network = self.network
@@ -170,7 +159,7 @@ class ModeLock:
             name = each.metadata.name
             try:
                 content = decode(each)
-            except ledger.LedgerError as error:
+            except LedgerError as error:
                 raise LockError("LedgerUnreadable", f"{error}. See docs/allocation.md on how to recover it.") from error
             epoch = max(epoch, content.epoch)
             if content.mode:
@@ -195,46 +184,41 @@ class ModeLock:
             await self._refresh()
             return False
         ipam: dict[str, object] = {"mode": mode, "shards": shards, "regions": _regions(shards), "epoch": epoch}
-        return await self._patch(network, ipam if mode else {**ipam, "inUse": None})
+        return await self._write_status(network, ipam if mode else {**ipam, "inUse": None})
 
-    async def _patch(self, network: NetloomNetwork, ipam: dict[str, object]) -> bool:
-        """Merges into status.ipam of this very version; False where it is not the newest any more."""
-        patch = {
-            "metadata": {"resourceVersion": network.metadata.resource_version, "uid": network.metadata.uid},
-            "status": {"ipam": ipam},
-        }
-        WRITES.labels("NetloomNetwork", "patch").inc()
+    async def _write_status(self, network: NetloomNetwork, ipam: dict[str, object]) -> bool:
+        """Merges into status.ipam; False where somebody else wrote first."""
         try:
-            self._networks.put(await self._api.patch(NETWORKS, NETWORK_NAME, patch, subresource="status"))
+            await self._patch(network, {"status": {"ipam": ipam}}, "status")
         except (Conflict, NotFound):
             await self._refresh()
             return False
         return True
+
+    async def _set_finalizer(self, network: NetloomNetwork, present: bool) -> NetloomNetwork:
+        if (IN_USE_FINALIZER in network.metadata.finalizers) == present:
+            return network
+        others = [each for each in network.metadata.finalizers if each != IN_USE_FINALIZER]
+        wanted = [*others, IN_USE_FINALIZER] if present else others
+        return await self._patch(network, {"metadata": {"finalizers": wanted}})
+
+    async def _patch(
+        self, network: NetloomNetwork, change: dict[str, dict[str, object]], subresource: str = ""
+    ) -> NetloomNetwork:
+        """Merges into this very version; Conflict where it is not the newest any more."""
+        meta = network.metadata
+        fence = {"resourceVersion": meta.resource_version, "uid": meta.uid}
+        WRITES.labels("NetloomNetwork", "patch").inc()
+        patch = {**change, "metadata": {**change.get("metadata", {}), **fence}}
+        network = await self._api.patch(NETWORKS, NETWORK_NAME, patch, subresource=subresource)
+        self._networks.put(network)
+        return network
 
     async def _refresh(self) -> None:
         try:
             self._networks.put(await self._api.get(NETWORKS, NETWORK_NAME))
         except NotFound:
             self._networks.remove(NETWORK_NAME)
-
-    async def _set_finalizer(self, network: NetloomNetwork, present: bool) -> NetloomNetwork:
-        finalizers = network.metadata.finalizers
-        if (IN_USE_FINALIZER in finalizers) == present:
-            return network
-        wanted = (
-            [*finalizers, IN_USE_FINALIZER] if present else [each for each in finalizers if each != IN_USE_FINALIZER]
-        )
-        patch = {
-            "metadata": {
-                "resourceVersion": network.metadata.resource_version,
-                "uid": network.metadata.uid,
-                "finalizers": wanted,
-            }
-        }
-        WRITES.labels("NetloomNetwork", "patch").inc()
-        network = await self._api.patch(NETWORKS, NETWORK_NAME, patch)
-        self._networks.put(network)
-        return network
 
 
 def _regions(shards: Collection[str]) -> list[str] | None:
@@ -243,9 +227,3 @@ def _regions(shards: Collection[str]) -> list[str] | None:
         return [str(region) for region in cover([region_from_name(name) for name in shards], REGIONS)] or None
     except CidrError:
         return None
-
-
-def decode(obj: NetloomLedger) -> ledger.Ledger:
-    """The ledger that an object holds. Raises LedgerError."""
-    spec = obj.spec
-    return ledger.decode(obj.metadata.name, spec.region, spec.mode, spec.used, spec.entries)

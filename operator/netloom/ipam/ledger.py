@@ -18,7 +18,7 @@ give a block away twice.
 
 import re
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -74,26 +74,16 @@ class Ledger:
     def name(self) -> str:
         return shard_name(self.region)
 
-
-class Edit(NamedTuple):
-    """What one commit does to a ledger: for each block its new entry, or None where it is freed."""
-
-    entries: Mapping[Cidr, Entry | None]
-
-    def apply(self, ledger: Ledger, mode: str, epoch: int) -> Ledger:
-        """The ledger after the commit. Whoever edits a ledger has opened it for `mode`."""
-        entries = dict(ledger.entries)
-        for cidr, entry in self.entries.items():
+    def edited(self, edits: Mapping[Cidr, Entry | None], mode: str, epoch: int) -> "Ledger":
+        """The ledger after a commit of each block's new entry, or None where it is freed. Whoever edits a ledger has
+        opened it for `mode`."""
+        entries = dict(self.entries)
+        for cidr, entry in edits.items():
             if entry is None:
                 entries.pop(cidr, None)
             else:
                 entries[cidr] = entry
-        return replace(ledger, mode=mode, epoch=epoch, entries=MappingProxyType(entries))
-
-
-def closed(region: Cidr, epoch: int) -> Ledger:
-    """The region's ledger when no address is in use, as of the network's `epoch`."""
-    return Ledger(region=region, epoch=epoch)
+        return Ledger(self.region, mode, epoch, MappingProxyType(entries))
 
 
 def marked(entry: Entry, mark: Mark) -> Entry:

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from netloom.ipam import ledger
 from netloom.ipam.cidr import Cidr, parse
-from netloom.ipam.ledger import Edit, Entry, Ledger, LedgerError, Mark
+from netloom.ipam.ledger import Entry, Ledger, LedgerError, Mark
 
 NAME = "v4-10.0.0.0-16"
 REGION = parse("10.0.0.0/16")
@@ -102,7 +102,7 @@ def test_marks_of_one_incarnation_replace_each_other_and_leave_others_alone() ->
 def test_an_edit_leaves_the_old_value_alone() -> None:
     one, other = parse("10.0.0.0/24"), parse("10.0.1.0/24")
     before = Ledger(REGION, "cluster-pool", 1, {one: Entry("a")})
-    after = Edit({one: None, other: Entry("b")}).apply(before, "cluster-pool", 2)
+    after = before.edited({one: None, other: Entry("b")}, "cluster-pool", 2)
     assert dict(after.entries) == {other: Entry("b")}
     assert dict(before.entries) == {one: Entry("a")}
     assert (after.mode, after.epoch) == ("cluster-pool", 2)

@@ -16,7 +16,7 @@ from netloom.roles.agent import Agent, AgentOptions, Sources
 from netloom.roles.operator import OperatorOptions, _Operator
 from netloom.runtime.client import Api
 from netloom.runtime.manager import Manager
-from netloom_reconcilers.ledgers import Ledgers
+from netloom_reconcilers.commit_queue import CommitQueue
 from tests.kernel.netns import Namespace
 from tests.runtime.scripted import ScriptedApi, until
 
@@ -72,7 +72,7 @@ async def test_an_allocation_that_crashes_again_and_again(
     server: ScriptedApi, api: Api, monkeypatch: pytest.MonkeyPatch
 ):
     put_network(server)
-    monkeypatch.setattr(Ledgers, "_gather", crashes(3, Ledgers._gather))
+    monkeypatch.setattr(CommitQueue, "_gather", crashes(3, CommitQueue._gather))
     operator = _Operator(api, OperatorOptions(leader_elect=False))
     async with running(operator.manager):
         await until(lambda: len(said(server, NETWORK_PATH, "Ready")) == 2)

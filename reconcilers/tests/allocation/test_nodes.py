@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from netloom.runtime.errors import Forbidden, Invalid
-from netloom_reconcilers.allocation import Limits
-from netloom_reconcilers.ledgers import Pace
+from netloom_reconcilers.allocation import Concurrency
+from netloom_reconcilers.commit_queue import BatchPolicy
 from tests.allocation.server import Json, ModelServer, Request
 from tests.allocation.virtual import LOOPS, VirtualClock
 from tests.allocation.world import World, no_overlap
@@ -39,7 +39,7 @@ def test_many_nodes_cost_hardly_more_than_one_write_each(empty: World) -> None:
     empty.apply_network(ipv4PodCIDRList=["10.0.0.0/8"], ipv4MaskSize=24)
     for number in range(1000):
         empty.join(f"n{number}")
-    empty.start(Pace(), Limits())
+    empty.start(BatchPolicy(), Concurrency())
     empty.calm(20)
     assert len(empty.cidrs()) == 1000
     writes = empty.writes()
@@ -65,7 +65,7 @@ def test_a_thousand_nodes_that_a_policy_denies_wait_until_it_is_gone(loop: Calla
     world.apply_network(ipv4PodCIDRList=["10.0.0.0/8"], ipv4MaskSize=24)
     for number in range(1000):
         world.join(f"n{number}")
-    operator = world.start(Pace(), Limits())
+    operator = world.start(BatchPolicy(), Concurrency())
     world.calm(2)
     assert world.cidrs() == {}
     assert len(operator.allocation.nodes.failing) == 1000

@@ -11,11 +11,13 @@ import pytest
 from netloom.api.core import Node
 from netloom.api.meta import Resource
 from netloom.api.v1alpha1 import ClusterPool, NetloomNode
-from netloom.ipam import book, ledger
-from netloom.ipam.book import Book, Grant, Plan, Shard
+from netloom.ipam import ledger, marks
 from netloom.ipam.cidr import Cidr, region_from_name
+from netloom.ipam.known_ledgers import KnownLedger
 from netloom.ipam.ledger import Entry, Mark
-from netloom_reconcilers.ledgers import Ledgers
+from netloom.ipam.marks import Marks
+from netloom.ipam.plan import Grant, Plan
+from netloom_reconcilers.ledger_writer import LedgerWriter
 from netloom_reconcilers.nodes import NodesReconciler
 from tests.allocation.machine import AllocationMachine
 from tests.allocation.world import ModelApi, World
@@ -217,12 +219,12 @@ def a_cidr_is_removed_before_its_first_block_is_given(world: World) -> None:
 
 
 def no_heed_of_foreign_marks(patch: pytest.MonkeyPatch) -> None:
-    expires = Book._expires
+    expires = Marks._expires
 
-    def broken(self: Book, shard: Shard, node: str, cidr: Cidr, mark: Mark) -> float:
-        return 0.0 if self._foreign(mark) else expires(self, shard, node, cidr, mark)
+    def broken(self: Marks, known: KnownLedger, node: str, cidr: Cidr, mark: Mark) -> float:
+        return 0.0 if self._foreign(mark) else expires(self, known, node, cidr, mark)
 
-    patch.setattr(Book, "_expires", broken)
+    patch.setattr(Marks, "_expires", broken)
 
 
 def no_marks(patch: pytest.MonkeyPatch) -> None:
@@ -230,20 +232,20 @@ def no_marks(patch: pytest.MonkeyPatch) -> None:
 
 
 def no_quarantine(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(book, "QUARANTINE_SECONDS", 10.0)
+    patch.setattr(marks, "QUARANTINE_SECONDS", 10.0)
 
 
 def no_window(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(book, "WINDOW_SECONDS", 1e9)
+    patch.setattr(marks, "WINDOW_SECONDS", 1e9)
 
 
 def time_outs_taken_for_answers(patch: pytest.MonkeyPatch) -> None:
-    settle = Book.settle
+    finish = Marks.finish
 
-    def broken(self: Book, grant: Grant, sent: float | None) -> None:
-        settle(self, grant, None)
+    def broken(self: Marks, grant: Grant, sent: float | None) -> None:
+        finish(self, grant, None)
 
-    patch.setattr(Book, "settle", broken)
+    patch.setattr(Marks, "finish", broken)
 
 
 def the_cache_believed_about_netloom_nodes(patch: pytest.MonkeyPatch) -> None:
@@ -270,35 +272,35 @@ def no_preconditions(patch: pytest.MonkeyPatch) -> None:
 
 
 def closing_writes_nothing(patch: pytest.MonkeyPatch) -> None:
-    close = Ledgers._close
+    close = LedgerWriter._close
 
-    async def broken(self: Ledgers, name: str, epoch: int) -> bool:
-        shard = self.book.shard(region_from_name(name))
-        return True if shard.version and not shard.mode else await close(self, name, epoch)
+    async def broken(self: LedgerWriter, name: str, epoch: int) -> bool:
+        known = self._allocator.ledgers.of(region_from_name(name))
+        return True if known.version and not known.mode else await close(self, name, epoch)
 
-    patch.setattr(Ledgers, "_close", broken)
+    patch.setattr(LedgerWriter, "_close", broken)
 
 
 def announced_once_is_enough(patch: pytest.MonkeyPatch) -> None:
-    open_ = Ledgers._open
+    open_ = LedgerWriter._open
 
-    async def broken(self: Ledgers, plan: Plan, pool: ClusterPool | None) -> int:
+    async def broken(self: LedgerWriter, plan: Plan, pool: ClusterPool | None) -> int:
         network = self._lock.network
         assert network is not None
         if plan.opens <= set(network.status.ipam.shards):
             return network.status.ipam.epoch
         return await open_(self, plan, pool)
 
-    patch.setattr(Ledgers, "_open", broken)
+    patch.setattr(LedgerWriter, "_open", broken)
 
 
 def chosen_is_chosen(patch: pytest.MonkeyPatch) -> None:
-    open_ = Ledgers._open
+    open_ = LedgerWriter._open
 
-    async def broken(self: Ledgers, plan: Plan, pool: ClusterPool | None) -> int:
+    async def broken(self: LedgerWriter, plan: Plan, pool: ClusterPool | None) -> int:
         return await open_(self, plan, None)
 
-    patch.setattr(Ledgers, "_open", broken)
+    patch.setattr(LedgerWriter, "_open", broken)
 
 
 TOLD: list[tuple[Callable[[World], None], Break, str]] = [

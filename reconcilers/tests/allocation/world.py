@@ -25,8 +25,9 @@ from netloom.runtime.clock import ServerClock
 from netloom.runtime.errors import ApiError, Unavailable
 from netloom.runtime.store import Store
 from netloom_reconcilers import node_objects
-from netloom_reconcilers.allocation import Allocation, Limits, Stores, netloom_node_changed, node_changed
-from netloom_reconcilers.ledgers import Pace
+from netloom_reconcilers.allocation import Allocation, Concurrency
+from netloom_reconcilers.commit_queue import BatchPolicy
+from netloom_reconcilers.stores import Stores, netloom_node_changed, node_changed
 from tests.allocation.server import Event, Json, ModelServer, Request
 from tests.allocation.virtual import VirtualClock, VirtualLoop
 
@@ -36,8 +37,8 @@ CLIENT_SECONDS = 10.0
 SERVER_SECONDS = 60.0
 """A request is executed before its client gave up plus this, or never."""
 
-PACE = Pace(batch=4, low_water=2, retry=(0.1, 2.0))
-LIMITS = Limits(workers=8, writers=3)
+POLICY = BatchPolicy(batch=4, low_water=2, retry=(0.1, 2.0))
+CONCURRENCY = Concurrency(workers=8, writers=3)
 
 _RELEVANT: dict[str, Callable[[Any, Any], bool]] = {
     "nodes": node_changed,
@@ -134,7 +135,7 @@ class Said:
 class Operator:
     """One process of the operator. `frozen`: stopped by SIGSTOP; `dead`: by SIGKILL."""
 
-    def __init__(self, world: "World", name: str, pace: Pace, limits: Limits) -> None:
+    def __init__(self, world: "World", name: str, policy: BatchPolicy, concurrency: Concurrency) -> None:
         self.world = world
         self.name = name
         self.frozen = False
@@ -154,8 +155,8 @@ class Operator:
             self.said,
             incarnation=name,
             clock=self.loop.time,
-            pace=pace,
-            limits=limits,
+            policy=policy,
+            concurrency=concurrency,
         )
         self.task = self.loop.start(self.allocation.run())
 
@@ -325,10 +326,10 @@ class World:
 
     # Operators
 
-    def start(self, pace: Pace = PACE, limits: Limits = LIMITS) -> Operator:
+    def start(self, policy: BatchPolicy = POLICY, concurrency: Concurrency = CONCURRENCY) -> Operator:
         """A new process; its caches are current."""
         self._born += 1
-        operator = Operator(self, f"op{self._born}", pace, limits)
+        operator = Operator(self, f"op{self._born}", policy, concurrency)
         self.operators.append(operator)
         operator.run()
         return operator

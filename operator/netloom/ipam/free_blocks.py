@@ -1,0 +1,126 @@
+"""The search for a block that can be given: nobody has it, holds it, reserves it or waits for it."""
+
+from collections.abc import Collection, Iterable, Mapping
+
+from netloom.ipam.assignments import Assignments
+from netloom.ipam.cidr import Cidr, Version
+from netloom.ipam.former import Former
+from netloom.ipam.intervals import Intervals
+from netloom.ipam.known_ledgers import KnownLedgers
+from netloom.ipam.plan import BlockRequest, BlockTaken, Deferred, Refusal
+from netloom.ipam.pool import Exhausted, Pool, Usage
+
+
+class FreeBlocks:
+    """Those of the configured pools, next to what ledgers, nodes and their former holdings say."""
+
+    def __init__(self, ledgers: KnownLedgers, assignments: Assignments, former: Former) -> None:
+        self.mode = ""
+        self._ledgers = ledgers
+        self._assignments = assignments
+        self._former = former
+        self._pools: dict[Version, Pool] = {}
+        self._reserved: dict[Version, Intervals] = {}
+
+    def configure(self, mode: str, pools: Iterable[Pool], reserved: Collection[tuple[Version, int]] = ()) -> None:
+        """Entries are made in `mode`, blocks come from `pools`; none is given that contains a `reserved` address."""
+        self.mode = mode
+        self._pools = {pool.version: pool for pool in pools}
+        self._reserved = {
+            version: Intervals((address, address) for family, address in reserved if family == version)
+            for version in self._pools
+        }
+
+    def put_back(self, cidrs: Iterable[Cidr]) -> None:
+        """They are (perhaps) free again. To say so too often does no harm."""
+        for cidr in cidrs:
+            pool = self._pools.get(cidr.version)
+            if pool is not None:
+                pool.put_back(cidr)
+
+    def usage(self) -> list[Usage]:
+        """How much of each cluster CIDR is in use."""
+        blocks = [cidr for known in self._ledgers.values() for cidr in known.entries]
+        blocks += [cidr for cidrs in self._assignments.unrecorded.values() for cidr in cidrs]
+        return [usage for pool in self._pools.values() for usage in pool.usage(blocks)]
+
+    def choose(self, request: BlockRequest) -> tuple[Cidr, ...] | Refusal:
+        """Blocks for the node, entered in their ledgers' `taken`; both families or neither."""
+        chosen: list[Cidr] = []
+        new: list[Cidr] = []
+        refusal: Refusal | None = None
+        for version, cidr in self._asked(request):
+            found = cidr or self._pools[version].take(self._occupied)
+            if isinstance(found, Exhausted):
+                refusal = found
+                break
+            refusal = self.obstacle(found, request.node)
+            if refusal is not None:
+                break
+            known = self._ledgers.of(found)
+            if found not in known.entries:
+                known.taken.add(found.base, found.last)
+                new.append(found)
+            chosen.append(found)
+        if refusal is None and chosen:
+            return tuple(chosen)
+        for cidr in new:
+            self._ledgers.of(cidr).taken.remove(cidr.base, cidr.last)
+        self.put_back(new)
+        return refusal or Deferred("NoClusterCIDR", "the network has no usable CIDR to give blocks from")
+
+    def obstacle(self, cidr: Cidr, node: str, held: bool = True) -> BlockTaken | Deferred | None:
+        """Why the node cannot have this very block. `held`: what others hold without an entry counts, too."""
+        known = self._ledgers.of(cidr)
+        deferral = known.deferral(self.mode)
+        if deferral is not None:
+            return deferral
+        entry = known.entries.get(cidr)
+        if entry is not None and entry.node == node:
+            return None
+        if known.taken.overlap(cidr.base, cidr.last) is not None:
+            for other, entry in known.entries.items():
+                if other.overlaps(cidr):
+                    return BlockTaken(cidr, other, entry.node)
+            return Deferred("LedgerBusy", f"{cidr} overlaps what another node is being given at this moment")
+        if held:
+            for holder, cidrs in self._assignments.unrecorded.items():
+                for other in cidrs:
+                    if holder != node and other.overlaps(cidr):
+                        return BlockTaken(cidr, other, holder)
+        return None
+
+    def _asked(self, request: BlockRequest) -> list[tuple[Version, Cidr | None]]:
+        if request.cidrs:
+            return [(cidr.version, cidr) for cidr in request.cidrs]
+        mine = self._own(request.node)
+        versions = sorted({*self._pools, *mine})
+        return [(version, mine.get(version) or self._former_block(request.node, version)) for version in versions]
+
+    def _own(self, node: str) -> Mapping[Version, Cidr]:
+        """The entry to honour per family. A node has several only after two operators raced: one without marks counts
+        first."""
+        found: dict[Version, Cidr] = {}
+        entered = self._assignments.entered(node)
+        for cidr in sorted(entered, key=lambda cidr: (cidr in self._ledgers.of(cidr).marked, cidr)):
+            found.setdefault(cidr.version, cidr)
+        return found
+
+    def _former_block(self, node: str, version: Version) -> Cidr | None:
+        """What the node had by a ledger that vanished, if it can be given again."""
+        cidr = self._former.of(node, version)
+        if cidr is None or version not in self._pools or not self._pools[version].gives(cidr):
+            return None
+        reserved = self._reserved[version].overlap(cidr.base, cidr.last)
+        return None if reserved or isinstance(self.obstacle(cidr, node), BlockTaken) else cidr
+
+    def _occupied(self, cidr: Cidr) -> int | None:
+        """Of what overlaps the block, the last address (see `Pool`)."""
+        known = self._ledgers.of(cidr)
+        if known.deferral(self.mode):
+            return known.range.last
+        found = known.taken.overlap(cidr.base, cidr.last) or self._assignments.overlap(cidr)
+        if not found and cidr.version in self._reserved:
+            found = self._reserved[cidr.version].overlap(cidr.base, cidr.last)
+        found = found or self._former.overlap(cidr)
+        return found[1] if found else None

@@ -1,0 +1,88 @@
+"""What one process knows of every ledger: its content, and how far that may be relied on."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from netloom.ipam import intervals
+from netloom.ipam.cidr import Cidr, region_of, shard_name
+from netloom.ipam.intervals import Intervals
+from netloom.ipam.ledger import Entry, Ledger, LedgerError, Mark
+from netloom.ipam.plan import Deferred
+
+
+@dataclass(slots=True)
+class KnownLedger:
+    """A ledger as it is known: `content` None where it does not exist, `version` its resourceVersion ("" then)."""
+
+    name: str
+    range: Cidr
+    content: Ledger | None = None
+    version: str = ""
+    problem: str = ""
+    """Why the content is not readable."""
+    stale: bool = False
+    """A commit went wrong: to be read again before anything is planned here."""
+    foreign_changes: int = 0
+    """Grows whenever the content was replaced by anything but our own commit."""
+    taken: Intervals = field(default_factory=Intervals)
+    """All entries, and blocks that are being entered."""
+    marked: set[Cidr] = field(default_factory=set)
+    """Entries with marks."""
+    seen: dict[Mark, float] = field(default_factory=dict)
+    """When each mark was first seen."""
+
+    @property
+    def mode(self) -> str:
+        return self.content.mode if self.content is not None else ""
+
+    @property
+    def entries(self) -> Mapping[Cidr, Entry]:
+        return self.content.entries if self.content is not None else {}
+
+    def load(self, content: Ledger | LedgerError | None, version: str, now: float) -> bool:
+        """The server's answer: a ledger, why it is unreadable, or None where there is none. False: that was known."""
+        if self.version == version and not self.stale and self.foreign_changes:
+            return False
+        self.content = content if isinstance(content, Ledger) else None
+        self.problem = content.problem if isinstance(content, LedgerError) else ""
+        self.version, self.stale = version, False
+        self.foreign_changes += 1
+        self.taken = intervals.of(self.entries)
+        self.marked = {cidr for cidr, entry in self.entries.items() if entry.marks}
+        self.seen = {mark: self.seen.get(mark, now) for cidr in self.marked for mark in self.entries[cidr].marks}
+        return True
+
+    def committed(self, edits: Mapping[Cidr, Entry | None], content: Ledger, version: str) -> list[Cidr]:
+        """Our write of `content` succeeded, which is the old one after `edits`. The blocks that it freed."""
+        freed = [cidr for cidr, entry in edits.items() if entry is None and cidr in self.entries]
+        self.content, self.version = content, version
+        self.marked -= edits.keys()
+        self.marked |= {cidr for cidr, entry in edits.items() if entry is not None and entry.marks}
+        for cidr in freed:
+            self.taken.remove(cidr.base, cidr.last)
+        return freed
+
+    def deferral(self, mode: str) -> Deferred | None:
+        """Why nothing may be entered in `mode`, None where it may."""
+        if self.problem:
+            message = f"{self.name} is unreadable: {self.problem}; docs/allocation.md says how to recover"
+            return Deferred("LedgerUnreadable", f"NetloomLedger {message}")
+        if self.stale:
+            return Deferred("LedgerBusy", f"NetloomLedger {self.name} has to be read again")
+        if self.mode not in ("", mode):
+            message = f"NetloomLedger {self.name} holds blocks of IPAM mode {self.mode}; the mode in force is {mode}"
+            return Deferred("ModeLocked", message)
+        return None
+
+
+class KnownLedgers(dict[str, KnownLedger]):
+    """By name; one that was never heard of is there when it is first asked for."""
+
+    def of(self, cidr: Cidr) -> KnownLedger:
+        """The ledger that answers for a block."""
+        ledger_range = region_of(cidr)
+        name = shard_name(ledger_range)
+        found = self.get(name)
+        if found is None:
+            found = self[name] = KnownLedger(name, ledger_range)
+        return found

@@ -1,0 +1,85 @@
+"""What nodes ask of the ledgers, how that is answered, and the batch in between: values without logic."""
+
+from collections.abc import Set
+from dataclasses import dataclass, field
+
+from netloom.ipam.cidr import Cidr
+from netloom.ipam.ledger import Entry
+from netloom.ipam.pool import Exhausted
+
+
+@dataclass(frozen=True, slots=True)
+class BlockRequest:
+    """A node that needs its blocks: those in `cidrs`, or, where that is empty, one of each pool."""
+
+    node: str
+    mode: str
+    cidrs: tuple[Cidr, ...] = ()
+    adopt: bool = False
+    """The node holds `cidrs` already: enter what is missing, send nothing."""
+    since: str = ""
+    """Of adoptions that exclude each other, the one that holds for longest counts."""
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """Free `cidr` of `node`, which was seen, live, not to hold it after the ledger had changed as often as this."""
+
+    node: str
+    cidr: Cidr
+    foreign_changes: int
+
+
+@dataclass(frozen=True, slots=True)
+class BlockTaken:
+    """`cidr` overlaps `other`, which belongs to `holder`."""
+
+    cidr: Cidr
+    other: Cidr
+    holder: str
+
+    def __str__(self) -> str:
+        which = "is" if self.cidr == self.other else f"overlaps {self.other},"
+        return f"{self.cidr} {which} held by node {self.holder}"
+
+
+@dataclass(frozen=True, slots=True)
+class Deferred:
+    """Nothing can be given at the moment. `reason` is CamelCase for a condition."""
+
+    reason: str
+    message: str
+
+
+Refusal = Exhausted | BlockTaken | Deferred
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """Until `deadline`, requests may be sent that write `cidrs` to `node`. Hand it back by `Marks.finish`, once."""
+
+    node: str
+    mode: str
+    cidrs: tuple[Cidr, ...]
+    deadline: float
+
+
+Decision = Grant | Refusal | None
+"""None: adopted."""
+
+
+@dataclass(slots=True)
+class Plan:
+    """One batch: what to commit per ledger, and what holds for each node if that succeeds."""
+
+    edits: dict[str, dict[Cidr, Entry | None]] = field(default_factory=dict)
+    """By ledger: each block's new entry, None where it is freed."""
+    decisions: dict[str, Decision] = field(default_factory=dict)
+    released: list[Release] = field(default_factory=list)
+    entered: dict[str, set[str]] = field(default_factory=dict)
+    """By node, the ledgers that get entries or marks for it, and must have been committed before it is answered."""
+
+    @property
+    def opens(self) -> Set[str]:
+        """Ledgers that get entries: they must be open for the mode."""
+        return set().union(*self.entered.values())

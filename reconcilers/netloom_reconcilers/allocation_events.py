@@ -1,0 +1,57 @@
+"""What the parts of the allocation tell, without knowing whom: `Allocation` decides who does something about it."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class NodesAffected:
+    """What is known of these nodes changed: they are to be reconciled."""
+
+    names: Iterable[str]
+
+
+@dataclass(frozen=True, slots=True)
+class BlocksFreed:
+    """So many blocks can be given to others; None: a whole ledger's, or nobody knows how many."""
+
+    count: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LedgersChanged:
+    """Ledgers were written or read; what was told of them may be old."""
+
+
+@dataclass(frozen=True, slots=True)
+class WaitingChanged:
+    """Other nodes wait, or for other reasons."""
+
+
+@dataclass(frozen=True, slots=True)
+class SettingsChanged:
+    """Blocks are given by other rules than before."""
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkChanged:
+    """The NetloomNetwork came, went or was edited, or its status was written."""
+
+
+Event = NodesAffected | BlocksFreed | LedgersChanged | WaitingChanged | SettingsChanged | NetworkChanged
+
+
+class Channel:
+    """Tells its subscribers of each event at once, as a `Store` does: they only queue keys and take notes."""
+
+    def __init__(self) -> None:
+        self._subscribers: list[Callable[[Event], None]] = []
+
+    def subscribe(self, fn: Callable[[Event], None]) -> None:
+        """From now on `fn(event)` for every event."""
+        self._subscribers.append(fn)
+
+    def publish(self, event: Event) -> None:
+        """Something happened."""
+        for fn in self._subscribers:
+            fn(event)

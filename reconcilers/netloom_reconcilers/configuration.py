@@ -1,0 +1,80 @@
+"""Follows the NetloomNetwork and the nodes' addresses: by which rules blocks are given, and which blocks never."""
+
+from netloom.api.core import Node
+from netloom.api.v1alpha1 import NETWORK_NAME, NetloomNetwork
+from netloom.ipam import settings as ipam_settings
+from netloom.ipam.cidr import Cidr, Version
+from netloom.ipam.free_blocks import FreeBlocks
+from netloom.ipam.settings import Settings
+from netloom.runtime.store import Unsubscribe
+from netloom_reconcilers import node_objects
+from netloom_reconcilers.allocation_events import Channel, NetworkChanged, SettingsChanged
+from netloom_reconcilers.last_known import LastKnownAddresses
+from netloom_reconcilers.stores import Stores
+
+
+class Configuration:
+    """`settings` is None without a network. A block with a node's address in it (`inside`) is given to nobody."""
+
+    def __init__(self, stores: Stores, blocks: FreeBlocks, addresses: LastKnownAddresses, channel: Channel) -> None:
+        self.settings: Settings | None = None
+        self.inside: dict[str, tuple[tuple[Version, int, Cidr], ...]] = {}
+        """The addresses of nodes that lie in a cluster CIDR, by node, each with that."""
+        self._stores = stores
+        self._blocks = blocks
+        self._addresses = addresses
+        self._channel = channel
+
+    @property
+    def mode(self) -> str:
+        """The mode in force, else the one asked for; "" without a network."""
+        return self.settings.mode if self.settings else ""
+
+    def watch(self) -> list[Unsubscribe]:
+        """Follows the caches from now on."""
+        return [
+            self._stores.networks.subscribe(self._network_changed),
+            self._stores.nodes.subscribe(self._node_changed),
+        ]
+
+    def _network_changed(self, key: str, old: NetloomNetwork | None, new: NetloomNetwork | None) -> None:
+        if key != NETWORK_NAME:
+            return
+        settings = ipam_settings.read(new.spec.ipam, mode_of(new)) if new is not None else None
+        if settings != self.settings:
+            self.settings = settings
+            self.inside.clear()
+            for name, node in self._stores.nodes.items():
+                self._note_addresses(name, node)
+            self._configure()
+        self._channel.publish(NetworkChanged())
+
+    def _node_changed(self, key: str, old: Node | None, new: Node | None) -> None:
+        before = self.inside.get(key)
+        self._note_addresses(key, new)
+        if before != self.inside.get(key):
+            self._configure()
+
+    def _note_addresses(self, name: str, node: Node | None) -> None:
+        found = []
+        if node is not None and self.settings is not None and self.settings.families:
+            known = self._addresses.of(node, self._stores.netloom_nodes.get(name))
+            for version, address in node_objects.numbers_of(known.addresses):
+                cidr = ipam_settings.inside(self.settings.families, version, address)
+                if cidr is not None:
+                    found.append((version, address, cidr))
+        if found:
+            self.inside[name] = tuple(found)
+        else:
+            self.inside.pop(name, None)
+
+    def _configure(self) -> None:
+        settings = self.settings or Settings("")
+        reserved = {(version, address) for found in self.inside.values() for version, address, _ in found}
+        self._blocks.configure(settings.mode, settings.pools(), reserved)
+        self._channel.publish(SettingsChanged())
+
+
+def mode_of(network: NetloomNetwork) -> str:
+    """The mode in force, else the one asked for."""
+    return network.status.ipam.mode or network.spec.ipam.mode
