@@ -14,9 +14,10 @@ import structlog
 
 from netloom.api.meta import ObjectMeta
 from netloom.api.v1alpha1 import LEDGERS, NETLOOM_NODES, ClusterPool, LedgerSpec, NetloomLedger, NetloomNode
+from netloom.cidr import Cidr, CidrError
 from netloom.ipam import ledger
 from netloom.ipam.book import REQUEST_SECONDS, Blocked, Book, Free, Grant, Plan, Refusal, Want
-from netloom.ipam.cidr import Cidr, CidrError, region_from_name
+from netloom.ipam.ledger_range import ledger_range_from_name
 from netloom.runtime.backoff import Backoff
 from netloom.runtime.errors import ApiError, Conflict, NotFound
 from netloom.runtime.store import Store
@@ -307,7 +308,7 @@ class Ledgers:
     async def _close(self, name: str, epoch: int) -> bool:
         """Closes a ledger by a write that really changes it, or creates it closed. False if it holds anything."""
         try:
-            region = region_from_name(name)
+            region = ledger_range_from_name(name)
         except CidrError:
             log.error("the NetloomNetwork lists a ledger that cannot exist", ledger=name)
             return False
@@ -386,7 +387,7 @@ class Ledgers:
     def _take(self, obj: NetloomLedger, now: float) -> None:
         name = obj.metadata.name
         try:
-            region = region_from_name(name)
+            region = ledger_range_from_name(name)
         except CidrError as error:
             log.error("ledger of a name that means no region, ignored", ledger=name, error=str(error))
             return

@@ -11,13 +11,12 @@ from netloom.api.core import Node
 from netloom.api.problem import Problem
 from netloom.api.v1alpha1 import NETWORK_NAME, NetloomNetwork
 from netloom.api.validation import validate_network
+from netloom.cidr import Cidr, format_address, parse_address
 from netloom.ipam import settings as ipam_settings
 from netloom.ipam.book import Book, Shard
-from netloom.ipam.cidr import Cidr, Version, address_text
 from netloom.ipam.pool import Exhausted
 from netloom.ipam.settings import Settings
 from netloom.runtime.store import Store, Unsubscribe
-from netloom_reconcilers import node_objects
 from netloom_reconcilers.allocation_metrics import PROBLEMS, WAITING
 from netloom_reconcilers.conditions import Conditions, said
 from netloom_reconcilers.ledgers import Ledgers
@@ -55,7 +54,7 @@ class NetworkReconciler:
         self._clock = clock
         self._enqueue_after = enqueue_after
         self._crashes = crashes
-        self._inside: dict[str, tuple[tuple[Version, int, Cidr], ...]] = {}
+        self._inside: dict[str, tuple[Cidr, ...]] = {}
         self._told_at = float("-inf")
         self._told = ""
 
@@ -136,10 +135,10 @@ class NetworkReconciler:
         found = []
         if node is not None and settings is not None and settings.families:
             known = self._reconciler.addresses.of(node, self._netloom_nodes.get(name))
-            for version, address in node_objects.numbers_of(known.addresses):
-                cidr = ipam_settings.inside(settings.families, version, address)
-                if cidr is not None:
-                    found.append((version, address, cidr))
+            for each in known.addresses:
+                address = Cidr.of(parse_address(each.ip))
+                if ipam_settings.inside(settings.families, address):
+                    found.append(address)
         if found:
             self._inside[name] = tuple(found)
         else:
@@ -147,7 +146,7 @@ class NetworkReconciler:
 
     def _configure_book(self) -> None:
         settings = self._reconciler.settings or Settings("")
-        reserved = {(version, address) for found in self._inside.values() for version, address, _ in found}
+        reserved = {address for found in self._inside.values() for address in found}
         self._book.configure(settings.mode, settings.pools(), reserved)
 
     # What is wrong
@@ -158,7 +157,7 @@ class NetworkReconciler:
         if network is not None:
             mode = network.status.ipam.mode or network.spec.ipam.mode
             found += [] if mode in ipam_settings.IMPLEMENTED else [ipam_settings.not_implemented(mode)]
-            inside = {name: [address_text(*each[:2]) for each in known] for name, known in self._inside.items()}
+            inside = {name: [format_address(each.packed) for each in known] for name, known in self._inside.items()}
             found += validate_network(network, node_addresses=inside)
         found += [_unreadable(shard) for shard in self._book.shards.values() if shard.problem]
         found += _waiting(self._reconciler.waiting.items())

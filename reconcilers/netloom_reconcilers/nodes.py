@@ -19,9 +19,9 @@ import structlog
 from netloom.api.core import NODES, Node
 from netloom.api.problem import Problem
 from netloom.api.v1alpha1 import NETLOOM_NODES, NetloomNode
+from netloom.cidr import Cidr
 from netloom.ipam import settings as ipam_settings
 from netloom.ipam.book import REQUEST_SECONDS, Book, Free, Grant, Refusal, Taken, Want
-from netloom.ipam.cidr import Cidr
 from netloom.ipam.pool import Exhausted
 from netloom.ipam.settings import Settings
 from netloom.runtime.errors import AlreadyExists, ApiError, Conflict, NotFound

@@ -14,11 +14,12 @@ decides whether they were known well enough.
 from collections.abc import Collection, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 
+from netloom.cidr import Cidr, Version
 from netloom.ipam import intervals, ledger
-from netloom.ipam.cidr import Cidr, Version, region_of, shard_name
 from netloom.ipam.former import Former
 from netloom.ipam.intervals import Intervals
 from netloom.ipam.ledger import Edit, Entry, Ledger, Mark
+from netloom.ipam.ledger_range import ledger_name, ledger_range_of
 from netloom.ipam.pool import Exhausted, Pool, Usage
 
 REQUEST_SECONDS = 10.0
@@ -161,12 +162,12 @@ class Book:
 
     # What is known
 
-    def configure(self, mode: str, pools: Iterable[Pool], reserved: Collection[tuple[Version, int]] = ()) -> None:
+    def configure(self, mode: str, pools: Iterable[Pool], reserved: Collection[Cidr] = ()) -> None:
         """Writes are in `mode`, blocks come from `pools`; none is given that contains a `reserved` address."""
         self.mode = mode
         self.pools = {pool.version: pool for pool in pools}
         self._reserved = {
-            version: Intervals((address, address) for family, address in reserved if family == version)
+            version: intervals.of(address for address in reserved if address.version == version)
             for version in self.pools
         }
 
@@ -457,8 +458,8 @@ class Book:
     # Space
 
     def _shard(self, cidr: Cidr) -> Shard:
-        region = region_of(cidr)
-        name = shard_name(region)
+        region = ledger_range_of(cidr)
+        name = ledger_name(region)
         shard = self.shards.get(name)
         if shard is None:
             shard = self.shards[name] = Shard(name, region)

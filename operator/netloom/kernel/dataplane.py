@@ -18,8 +18,8 @@ from typing import TypeVar
 import msgspec
 import structlog
 
+from netloom.cidr import Cidr
 from netloom.kernel import device, reader, rows
-from netloom.kernel.address import Prefix
 from netloom.kernel.backoff import TICK_SECONDS
 from netloom.kernel.capability import require_net_admin
 from netloom.kernel.desired import Desired
@@ -207,7 +207,7 @@ class Dataplane:
         ifindex = self._mesh.carriers.tunnels.get(way, 0)
         return await self._in_thread(lambda: reader.received(self._commands, ifindex)) if ifindex else 0
 
-    async def lodgers(self, within: Collection[Prefix]) -> dict[Prefix, str]:
+    async def lodgers(self, within: Collection[Cidr]) -> dict[Cidr, str]:
         """Of these CIDRs, those that somebody else's routes and addresses on this node show to be lived in, and by
         what. Raises AnswerLost, OSError."""
         around = await self._in_thread(lambda: reader.surroundings(self._commands))

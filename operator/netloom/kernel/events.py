@@ -140,7 +140,7 @@ class EventReader:
         seen = read_address(buffer, start, end)
         if seen is None:
             return
-        if self._is_tunnel(seen.ifindex) or (self.node is not None and seen.prefix.address == self.node.local):
+        if self._is_tunnel(seen.ifindex) or (self.node is not None and seen.local.address == self.node.local):
             self.device_due = True
         else:
             self._mesh.reach.device_changed(seen.ifindex)

@@ -12,7 +12,8 @@ crash for the agent to know what it made:
 
 import hashlib
 
-from netloom.kernel.address import Address, Mac
+from netloom.cidr import Address
+from netloom.kernel.mac import Mac
 
 DEVICE_PREFIX = "netloom_"
 

@@ -11,10 +11,11 @@ import pytest
 from netloom.api.core import Node
 from netloom.api.meta import Resource
 from netloom.api.v1alpha1 import ClusterPool, NetloomNode
+from netloom.cidr import Cidr
 from netloom.ipam import book, ledger
 from netloom.ipam.book import Book, Grant, Plan, Shard
-from netloom.ipam.cidr import Cidr, region_from_name
 from netloom.ipam.ledger import Entry, Mark
+from netloom.ipam.ledger_range import ledger_range_from_name
 from netloom_reconcilers.ledgers import Ledgers
 from netloom_reconcilers.nodes import NodesReconciler
 from tests.allocation.machine import AllocationMachine
@@ -273,7 +274,7 @@ def closing_writes_nothing(patch: pytest.MonkeyPatch) -> None:
     close = Ledgers._close
 
     async def broken(self: Ledgers, name: str, epoch: int) -> bool:
-        shard = self.book.shard(region_from_name(name))
+        shard = self.book.shard(ledger_range_from_name(name))
         return True if shard.version and not shard.mode else await close(self, name, epoch)
 
     patch.setattr(Ledgers, "_close", broken)

@@ -3,9 +3,6 @@
 from collections.abc import Iterable
 
 from netloom.api.cidrs import (
-    FAMILIES,
-    Family,
-    Network,
     NodeAddresses,
     check_mask_size,
     check_nodes_outside,
@@ -16,8 +13,9 @@ from netloom.api.problem import Problem
 from netloom.api.v1alpha1 import NetloomIPPool, NetloomNetwork, PoolFamily
 from netloom.api.validation.network import cluster_cidrs
 from netloom.api.validation.ranges import check_ranges
+from netloom.cidr import VERSIONS, Cidr, Version
 
-_EXAMPLES: dict[Family, str] = {4: "10.245.0.0/16", 6: "fd00:10:245::/56"}
+_EXAMPLES: dict[Version, str] = {4: "10.245.0.0/16", 6: "fd00:10:245::/56"}
 
 
 def validate_pool(pool: NetloomIPPool, *, node_addresses: NodeAddresses | None = None) -> list[Problem]:
@@ -69,7 +67,7 @@ def validate_pools(pools: Iterable[NetloomIPPool], network: NetloomNetwork | Non
     problems: list[Problem] = []
     for pool in sorted(pools, key=lambda pool: (pool.metadata.creation_timestamp, pool.metadata.name)):
         name = f"NetloomIPPool {pool.metadata.name}"
-        own: list[tuple[str, Network]] = []
+        own: list[tuple[str, Cidr]] = []
         for family, block in _families(pool):
             networks, _ = parse_cidrs(
                 block.cidrs, object=name, field=f"spec.ipv{family}.cidrs", example="", family=family
@@ -85,5 +83,5 @@ def validate_pools(pools: Iterable[NetloomIPPool], network: NetloomNetwork | Non
     return problems
 
 
-def _families(pool: NetloomIPPool) -> list[tuple[Family, PoolFamily]]:
-    return [(family, block) for family, block in zip(FAMILIES, (pool.spec.ipv4, pool.spec.ipv6), strict=True) if block]
+def _families(pool: NetloomIPPool) -> list[tuple[Version, PoolFamily]]:
+    return [(family, block) for family, block in zip(VERSIONS, (pool.spec.ipv4, pool.spec.ipv6), strict=True) if block]
