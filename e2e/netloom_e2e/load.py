@@ -30,7 +30,7 @@ import yaml
 from netloom.api.core import NODES, Node, NodeAddress, NodeStatus
 from netloom.api.meta import ObjectMeta
 from netloom.api.v1alpha1 import NETLOOM_NODES, AcceptedTunnel
-from netloom.ipam.cidr import Cidr
+from netloom.cidr import Cidr
 from netloom.runtime.wire import encode
 from netloom_reconcilers import node_objects
 

@@ -11,8 +11,9 @@ import json
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from netloom.kernel.address import Prefix, format_mac, parse_address
+from netloom.cidr import Cidr, parse_address
 from netloom.kernel.desired import Desired, Node, Peer
+from netloom.kernel.mac import format_mac
 from netloom.kernel.owned import mac_of
 from netloom_e2e.bench import Wrong
 from netloom_e2e.lab import Machine
@@ -53,7 +54,7 @@ def desired(local: str, count: int) -> Desired:
     own = Node(local=parse_address(local), mac=mac_of("bench"), addresses=(parse_address("192.168.0.0"),))
     others = []
     for each in peers(count):
-        cidrs = (Prefix.parse(each.cidr),)
+        cidrs = (Cidr.parse(each.cidr),)
         others.append(Peer(each.name, parse_address(each.underlay), mac_of(each.name), cidrs))
     return Desired(own, others)
 

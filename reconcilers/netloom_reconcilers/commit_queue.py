@@ -13,8 +13,8 @@ from typing import TypeVar
 
 import structlog
 
+from netloom.cidr import Cidr
 from netloom.ipam.allocator import Allocator
-from netloom.ipam.cidr import Cidr
 from netloom.ipam.plan import BlockRequest, Decision, Deferred, Grant, Plan, Release
 from netloom.runtime.backoff import Backoff
 from netloom.runtime.errors import ApiError

@@ -2,12 +2,11 @@
 
 from netloom.api.core import Node
 from netloom.api.v1alpha1 import NETWORK_NAME, NetloomNetwork
+from netloom.cidr import Cidr, parse_address
 from netloom.ipam import settings as ipam_settings
-from netloom.ipam.cidr import Cidr, Version
 from netloom.ipam.free_blocks import FreeBlocks
 from netloom.ipam.settings import Settings
 from netloom.runtime.store import Unsubscribe
-from netloom_reconcilers import node_objects
 from netloom_reconcilers.allocation_events import Channel, NetworkChanged, SettingsChanged
 from netloom_reconcilers.last_known import LastKnownAddresses
 from netloom_reconcilers.stores import Stores
@@ -18,8 +17,8 @@ class Configuration:
 
     def __init__(self, stores: Stores, blocks: FreeBlocks, addresses: LastKnownAddresses, channel: Channel) -> None:
         self.settings: Settings | None = None
-        self.inside: dict[str, tuple[tuple[Version, int, Cidr], ...]] = {}
-        """The addresses of nodes that lie in a cluster CIDR, by node, each with that."""
+        self.inside: dict[str, tuple[Cidr, ...]] = {}
+        """The addresses of nodes that lie in a cluster CIDR, by node."""
         self._stores = stores
         self._blocks = blocks
         self._addresses = addresses
@@ -59,10 +58,10 @@ class Configuration:
         found = []
         if node is not None and self.settings is not None and self.settings.families:
             known = self._addresses.of(node, self._stores.netloom_nodes.get(name))
-            for version, address in node_objects.numbers_of(known.addresses):
-                cidr = ipam_settings.inside(self.settings.families, version, address)
-                if cidr is not None:
-                    found.append((version, address, cidr))
+            for each in known.addresses:
+                address = Cidr.of(parse_address(each.ip))
+                if ipam_settings.inside(self.settings.families, address):
+                    found.append(address)
         if found:
             self.inside[name] = tuple(found)
         else:
@@ -70,7 +69,7 @@ class Configuration:
 
     def _configure(self) -> None:
         settings = self.settings or Settings("")
-        reserved = {(version, address) for found in self.inside.values() for version, address, _ in found}
+        reserved = {address for found in self.inside.values() for address in found}
         self._blocks.configure(settings.mode, settings.pools(), reserved)
         self._channel.publish(SettingsChanged())
 

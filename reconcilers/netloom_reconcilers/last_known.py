@@ -13,7 +13,8 @@ import msgspec
 
 from netloom.api.core import Node
 from netloom.api.v1alpha1 import NETLOOM_NODES, Address, NetloomNode
-from netloom.ipam.cidr import CidrError, Version, parse_address
+from netloom.cidr import Address as Packed
+from netloom.cidr import CidrError, parse_address
 from netloom.runtime.store import Store, Unsubscribe
 from netloom_reconcilers.allocation_events import Channel, NodesAffected
 from netloom_reconcilers.allocation_metrics import ADDRESSES_KEPT
@@ -21,8 +22,6 @@ from netloom_reconcilers.conditions import Conditions
 from netloom_reconcilers.node_objects import MAX_ADDRESSES, addresses_of
 
 CONDITION = "AddressReported"
-
-_Number = tuple[Version, int]
 
 
 class NodeAddresses(msgspec.Struct, frozen=True):
@@ -56,9 +55,9 @@ class LastKnownAddresses:
         self._nodes = nodes
         self._conditions = conditions
         self._channel = channel
-        self._reporting: dict[_Number, set[str]] = {}
-        self._kept: dict[str, frozenset[_Number]] = {}
-        self._keepers: dict[_Number, set[str]] = {}
+        self._reporting: dict[Packed, set[str]] = {}
+        self._kept: dict[str, frozenset[Packed]] = {}
+        self._keepers: dict[Packed, set[str]] = {}
         ADDRESSES_KEPT.set(0)
 
     def watch(self) -> Unsubscribe:
@@ -121,7 +120,7 @@ class LastKnownAddresses:
             self._channel.publish(NodesAffected(keepers))
 
 
-def _move(index: dict[_Number, set[str]], name: str, before: frozenset[_Number], after: frozenset[_Number]) -> None:
+def _move(index: dict[Packed, set[str]], name: str, before: frozenset[Packed], after: frozenset[Packed]) -> None:
     for number in before - after:
         names = index[number]
         names.discard(name)
@@ -131,12 +130,12 @@ def _move(index: dict[_Number, set[str]], name: str, before: frozenset[_Number],
         index.setdefault(number, set()).add(name)
 
 
-def _numbers(node: Node | None) -> frozenset[_Number]:
+def _numbers(node: Node | None) -> frozenset[Packed]:
     found = addresses_of(node) if node is not None else ()
     return frozenset(number for each in found if each.type == "InternalIP" and (number := _number(each)))
 
 
-def _number(address: Address) -> _Number | None:
+def _number(address: Address) -> Packed | None:
     try:
         return parse_address(address.ip)
     except CidrError:

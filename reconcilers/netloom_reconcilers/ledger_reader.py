@@ -9,10 +9,11 @@ from collections.abc import Callable
 import structlog
 
 from netloom.api.v1alpha1 import LEDGERS, NETLOOM_NODES, NetloomLedger, NetloomNode
+from netloom.cidr import CidrError
 from netloom.ipam.allocator import Allocator
-from netloom.ipam.cidr import CidrError, region_from_name
 from netloom.ipam.known_ledgers import KnownLedger
 from netloom.ipam.ledger import Ledger, LedgerError
+from netloom.ipam.ledger_range import ledger_range_from_name
 from netloom.runtime.errors import NotFound
 from netloom.runtime.store import Store
 from netloom_reconcilers.allocation_events import BlocksFreed, Channel, LedgersChanged, NodesAffected
@@ -108,7 +109,7 @@ class LedgerReader:
     def _take(self, obj: NetloomLedger, now: float) -> None:
         name = obj.metadata.name
         try:
-            ledger_range = region_from_name(name)
+            ledger_range = ledger_range_from_name(name)
         except CidrError as error:
             log.error("ledger of a name that means no range, ignored", ledger=name, error=str(error))
             return

@@ -6,9 +6,10 @@ from collections.abc import Callable
 import structlog
 
 from netloom.api.v1alpha1 import LEDGERS, ClusterPool
+from netloom.cidr import CidrError
 from netloom.ipam.allocator import Allocator
-from netloom.ipam.cidr import CidrError, region_from_name
 from netloom.ipam.ledger import Ledger
+from netloom.ipam.ledger_range import ledger_range_from_name
 from netloom.ipam.marks import REQUEST_SECONDS
 from netloom.ipam.plan import Plan
 from netloom.runtime.errors import ApiError, Conflict
@@ -84,7 +85,7 @@ class LedgerWriter:
     async def _close(self, name: str, epoch: int) -> bool:
         """Closes a ledger by a write that really changes it, or creates it closed. False if it holds anything."""
         try:
-            ledger_range = region_from_name(name)
+            ledger_range = ledger_range_from_name(name)
         except CidrError:
             log.error("the NetloomNetwork lists a ledger that cannot exist", ledger=name)
             return False

@@ -23,8 +23,9 @@ from netloom.api.v1alpha1 import (
     NetloomNetwork,
     NetloomNode,
 )
-from netloom.ipam.cidr import CidrError, cover, region_from_name
+from netloom.cidr import CidrError
 from netloom.ipam.ledger import LedgerError
+from netloom.ipam.ledger_range import cover, ledger_range_from_name
 from netloom.runtime.errors import Conflict, NotFound
 from netloom.runtime.store import Store
 from netloom_reconcilers.allocation_metrics import WRITES
@@ -224,6 +225,6 @@ class ModeLock:
 def _regions(shards: Collection[str]) -> list[str] | None:
     """See `status.ipam.regions`; None, which lets nothing be removed, where they cannot be told."""
     try:
-        return [str(region) for region in cover([region_from_name(name) for name in shards], REGIONS)] or None
+        return [str(region) for region in cover([ledger_range_from_name(name) for name in shards], REGIONS)] or None
     except CidrError:
         return None

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 import structlog
 
 from netloom.api.v1alpha1 import NETWORK_NAME, NetloomNetwork, NetloomNode, NetworkSpec
-from netloom.kernel.address import Prefix
+from netloom.cidr import Cidr
 from netloom.kernel.masquerade import Masquerade
 from netloom.kernel.masquerade_sets import MasqueradeRules, Masquerading
 from netloom.kernel.report import MasqueradeReport
@@ -27,7 +27,7 @@ _NETWORK = ""
 """Whose problems are those of the network; no node has an empty name."""
 
 
-def rules_of(spec: NetworkSpec, pods: tuple[Prefix, ...]) -> tuple[MasqueradeRules, tuple[str, ...]]:
+def rules_of(spec: NetworkSpec, pods: tuple[Cidr, ...]) -> tuple[MasqueradeRules, tuple[str, ...]]:
     """What the network's options make of this node's pod CIDRs, and sentences about what could not be read."""
     routing, masquerade = spec.routing, spec.masquerade
     fields = {
@@ -35,7 +35,7 @@ def rules_of(spec: NetworkSpec, pods: tuple[Prefix, ...]) -> tuple[MasqueradeRul
         "spec.routing.ipv6NativeRoutingCIDR": filter(None, [routing.ipv6_native_routing_cidr]),
         "spec.masquerade.nonMasqueradeCIDRs": masquerade.non_masquerade_cidrs,
     }
-    excluded: list[Prefix] = []
+    excluded: list[Cidr] = []
     problems: list[str] = []
     for field, texts in fields.items():
         found, bad = _prefixes(f"NetloomNetwork {NETWORK_NAME}: {field}", texts)
@@ -45,7 +45,7 @@ def rules_of(spec: NetworkSpec, pods: tuple[Prefix, ...]) -> tuple[MasqueradeRul
     return rules, tuple(problems)
 
 
-def pod_cidrs_of(node: NetloomNode) -> tuple[tuple[Prefix, ...], tuple[str, ...]]:
+def pod_cidrs_of(node: NetloomNode) -> tuple[tuple[Cidr, ...], tuple[str, ...]]:
     """The node's pod CIDRs, of whatever IPAM mode, and sentences about what could not be read."""
     where = f"NetloomNode {node.metadata.name}: spec.ipam"
     found, problems = _prefixes(f"{where}.podCIDRs", node.spec.ipam.pod_cidrs)
@@ -56,11 +56,11 @@ def pod_cidrs_of(node: NetloomNode) -> tuple[tuple[Prefix, ...], tuple[str, ...]
     return tuple(dict.fromkeys(found)), tuple(problems)
 
 
-def _prefixes(where: str, texts: Iterable[str]) -> tuple[list[Prefix], list[str]]:
+def _prefixes(where: str, texts: Iterable[str]) -> tuple[list[Cidr], list[str]]:
     found, problems = [], []
     for text in texts:
         try:
-            found.append(Prefix.parse(text))
+            found.append(Cidr.parse(text))
         except ValueError as error:
             problems.append(f"{where}: {error}.")
     return found, problems

@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterable
 from netloom.api.problem import Problem
 from netloom.api.v1alpha1 import NETWORK_NAME, NetloomNetwork
 from netloom.api.validation import validate_network
+from netloom.cidr import format_address
 from netloom.ipam import settings as ipam_settings
-from netloom.ipam.cidr import address_text
 from netloom.ipam.known_ledgers import KnownLedger, KnownLedgers
 from netloom.ipam.pool import Exhausted
 from netloom.runtime.store import Store
@@ -87,7 +87,7 @@ class NetworkReconciler:
             mode = mode_of(network)
             found += [] if mode in ipam_settings.IMPLEMENTED else [ipam_settings.not_implemented(mode)]
             inside = self._configuration.inside.items()
-            addresses = {name: [address_text(*each[:2]) for each in found_inside] for name, found_inside in inside}
+            addresses = {name: [format_address(each.packed) for each in found_inside] for name, found_inside in inside}
             found += validate_network(network, node_addresses=addresses)
         found += [_unreadable(known) for known in self._ledgers.values() if known.problem]
         found += _waiting(self._waiting.items())

@@ -5,12 +5,12 @@ from typing import Any, cast
 
 import msgspec
 
-from netloom.api.cidrs import parse_cidr
 from netloom.api.core import Node
 from netloom.api.meta import ObjectMeta, OwnerReference
 from netloom.api.problem import Problem
 from netloom.api.v1alpha1 import Address, IPAMMode, NetloomNode, NetloomNodeSpec, NodeIPAM
-from netloom.ipam.cidr import Cidr, CidrError, Version, parse, parse_address, region_of
+from netloom.cidr import Cidr, CidrError, is_address
+from netloom.ipam.ledger_range import ledger_range_of
 
 _ADDRESS_TYPES = frozenset({"InternalIP", "ExternalIP"})
 MAX_ADDRESSES = 64
@@ -21,7 +21,7 @@ def addresses_of(node: Node) -> tuple[Address, ...]:
     found = (
         Address(type=each.type, ip=each.address)
         for each in node.status.addresses
-        if each.type in _ADDRESS_TYPES and _is_address(each.address)
+        if each.type in _ADDRESS_TYPES and is_address(each.address)
     )
     return tuple(dict.fromkeys(found))[:MAX_ADDRESSES]
 
@@ -73,22 +73,14 @@ def difference(
 
 def held(obj: NetloomNode) -> tuple[Cidr, ...]:
     """The pod CIDRs that the object holds, as far as they mean any addresses: host bits, say, do not matter here."""
-    return tuple(dict.fromkeys(cidr for text in obj.spec.ipam.pod_cidrs if (cidr := _meant(text)) is not None))
-
-
-def _meant(text: str) -> Cidr | None:
-    try:
-        return parse(text)
-    except CidrError:
-        network = parse_cidr(text)
-        return Cidr(network.version, int(network.network_address), network.prefixlen) if network else None
+    return tuple(dict.fromkeys(cidr for text in obj.spec.ipam.pod_cidrs if (cidr := Cidr.within(text)) is not None))
 
 
 def unusable(obj: NetloomNode) -> Problem | None:
     """What is wrong with the pod CIDRs of an object that somebody else wrote, None if nothing."""
     for number, text in enumerate(obj.spec.ipam.pod_cidrs):
         try:
-            region_of(parse(text))
+            ledger_range_of(Cidr.parse(text))
         except CidrError as error:
             field = f"spec.ipam.podCIDRs[{number}]"
             way_out = "Remove the Node (and this object with it), and let it join again."
@@ -98,17 +90,3 @@ def unusable(obj: NetloomNode) -> Problem | None:
 
 def _owner(node: Node) -> OwnerReference:
     return OwnerReference(api_version="v1", kind="Node", name=node.metadata.name, uid=node.metadata.uid)
-
-
-def _is_address(text: str) -> bool:
-    """Whether the CRD takes it: an address, and not one of IPv4 in IPv6's clothes."""
-    try:
-        version, number = parse_address(text)
-    except CidrError:
-        return False
-    return version == 4 or number >> 32 != 0xFFFF
-
-
-def numbers_of(addresses: Collection[Address]) -> list[tuple[Version, int]]:
-    """A node's addresses as numbers."""
-    return [parse_address(each.ip) for each in addresses]

@@ -16,9 +16,9 @@ from collections.abc import Callable, Collection
 from netloom.api.core import NODES, Node
 from netloom.api.problem import Problem
 from netloom.api.v1alpha1 import NETLOOM_NODES, NetloomNode
+from netloom.cidr import Cidr
 from netloom.ipam import settings as ipam_settings
 from netloom.ipam.allocator import Allocator
-from netloom.ipam.cidr import Cidr
 from netloom.ipam.marks import REQUEST_SECONDS
 from netloom.ipam.plan import BlockRequest, Grant, Release
 from netloom.runtime.errors import AlreadyExists, ApiError, Conflict, NotFound

@@ -20,8 +20,7 @@ import msgspec
 import structlog
 
 from netloom.api.v1alpha1 import Address, NetloomNode
-from netloom.kernel.address import Prefix
-from netloom.kernel.lodgers import holds
+from netloom.cidr import Cidr
 from netloom.kernel.netlink import AnswerLost
 
 log = structlog.get_logger(__name__)
@@ -30,7 +29,7 @@ LOOK_SECONDS = 5.0
 """How often it is looked whether anything still lives in a CIDR that is kept."""
 RECORD = "own.json"
 
-Lodgers = Callable[[Collection[Prefix]], Awaitable[Mapping[Prefix, str]]]
+Lodgers = Callable[[Collection[Cidr]], Awaitable[Mapping[Cidr, str]]]
 
 
 class Known(msgspec.Struct, frozen=True, rename="camel"):
@@ -95,7 +94,7 @@ class OwnSide:
         """What is kept, as sentences with the way out; empty if nothing is."""
         return list(self._errors)
 
-    async def _lived_in(self, lost: list[Prefix], *, all_of_them: bool) -> dict[str, str]:
+    async def _lived_in(self, lost: list[Cidr], *, all_of_them: bool) -> dict[str, str]:
         try:
             found = dict(await self._lodgers(lost))
         except (AnswerLost, OSError) as error:
@@ -110,7 +109,7 @@ class OwnSide:
             log.info("a pod CIDR that was kept is given up, or said again", cidr=cidr)
         self.kept = kept
 
-    def _explain(self, node: NetloomNode, said: Collection[Prefix]) -> None:
+    def _explain(self, node: NetloomNode, said: Collection[Cidr]) -> None:
         where, cidrs = f"NetloomNode {self._node_name}: ", ", ".join(self.kept)
         self._errors, self.reason = [], ""
         if self._address:
@@ -156,15 +155,15 @@ class OwnSide:
             log.warning("what is known of this node does not survive a restart", error=str(error))
 
 
-def _prefixes(texts: Collection[str]) -> list[Prefix] | None:
+def _prefixes(texts: Collection[str]) -> list[Cidr] | None:
     try:
-        return [Prefix.parse(text) for text in texts]
+        return [Cidr.parse(text) for text in texts]
     except ValueError:
         return None
 
 
-def _covered(prefix: Prefix, by: Collection[Prefix]) -> bool:
-    return any(each.length <= prefix.length and holds(each, prefix.address) for each in by)
+def _covered(prefix: Cidr, by: Collection[Cidr]) -> bool:
+    return any(each.contains(prefix) for each in by)
 
 
 def _is_underlay(address: Address) -> bool:

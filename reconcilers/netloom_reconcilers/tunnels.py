@@ -18,7 +18,7 @@ import msgspec
 import structlog
 
 from netloom.api.v1alpha1 import NETWORK_NAME, NetloomNetwork, NetloomNode, Routing
-from netloom.kernel.address import Address, Prefix, parse_address
+from netloom.cidr import Address, Cidr, parse_address
 from netloom.kernel.dataplane import Dataplane
 from netloom.kernel.desired import Desired, Node, Peer
 from netloom.kernel.owned import mac_of
@@ -70,7 +70,7 @@ def node_of(network: NetloomNetwork | None, node: NetloomNode | None, node_name:
         local=local,
         mac=mac_of(node_name),
         mtu=network.spec.mtu,
-        addresses=tuple(prefix.address for prefix in prefixes),
+        addresses=tuple(prefix.packed for prefix in prefixes),
         devices=network.spec.devices,
         strict=routing.mode == "native" and not routing.direct_routing_skip_unreachable,
     )
@@ -81,9 +81,9 @@ class Side(msgspec.Struct, frozen=True):
 
     routing: Routing = Routing()
     address: Address = b""
-    cidrs: tuple[Prefix, ...] = ()
+    cidrs: tuple[Cidr, ...] = ()
     able: bool = True
-    kept: tuple[Prefix, ...] = ()
+    kept: tuple[Cidr, ...] = ()
     """Of the CIDRs, those that only pods hold on to; see `own_side`."""
     seniority: tuple[str, str] = ("", "")
     """When its object was made, and its name: of two that hold a CIDR, the younger (greater) goes."""
@@ -101,7 +101,7 @@ def peer_of(node: NetloomNode, side: Side) -> Reading:
             "of the two nodes another address, or delete the Node that does not exist any more."
         )
         underlay = None
-    clashing = [prefix for prefix in prefixes if any(overlap(prefix, mine) for mine in side.cidrs)]
+    clashing = [prefix for prefix in prefixes if any(prefix.overlaps(mine) for mine in side.cidrs)]
     problems += [f"NetloomNode {name}: spec.ipam.podCIDRs {prefix} {_clash(prefix, node, side)}" for prefix in clashing]
     prefixes = [prefix for prefix in prefixes if prefix not in clashing]
     if underlay is None or not prefixes:
@@ -119,8 +119,8 @@ def peer_of(node: NetloomNode, side: Side) -> Reading:
     return Reading(peer, tuple(problems))
 
 
-def _clash(prefix: Prefix, node: NetloomNode, side: Side) -> str:
-    if any(overlap(prefix, mine) for mine in side.cidrs if mine not in side.kept):
+def _clash(prefix: Cidr, node: NetloomNode, side: Side) -> str:
+    if any(prefix.overlaps(mine) for mine in side.cidrs if mine not in side.kept):
         _, younger = max((node.metadata.creation_timestamp, node.metadata.name), side.seniority)
         return (
             f"overlaps a pod CIDR of this node, and is not routed. Drain {younger}, the younger of the two nodes, and "
@@ -130,14 +130,6 @@ def _clash(prefix: Prefix, node: NetloomNode, side: Side) -> str:
         "is still used by pods of this node, whose own NetloomNode does not hold it any more, and is not routed from "
         "here. Drain this node; see docs/allocation.md."
     )
-
-
-def overlap(a: Prefix, b: Prefix) -> bool:
-    """Whether two prefixes share an address."""
-    if len(a.address) != len(b.address):
-        return False
-    shift = len(a.address) * 8 - min(a.length, b.length)
-    return int.from_bytes(a.address, "big") >> shift == int.from_bytes(b.address, "big") >> shift
 
 
 def _underlay_of(node: NetloomNode) -> tuple[Address | None, list[str]]:
@@ -163,11 +155,11 @@ def _underlay6_of(node: NetloomNode) -> Address:
     return b""
 
 
-def _prefixes_of(node: NetloomNode) -> tuple[list[Prefix], list[str]]:
+def _prefixes_of(node: NetloomNode) -> tuple[list[Cidr], list[str]]:
     prefixes, problems = [], []
     for text in node.spec.ipam.pod_cidrs:
         try:
-            prefixes.append(Prefix.parse(text))
+            prefixes.append(Cidr.parse(text))
         except ValueError as error:
             problems.append(f"NetloomNode {node.metadata.name}: spec.ipam.podCIDRs: {error}.")
     return prefixes, problems

@@ -18,7 +18,7 @@ from netloom.api.v1alpha1 import (
     Routing,
 )
 from netloom.api.v1alpha1 import Masquerade as MasqueradeSpec
-from netloom.kernel.address import Prefix
+from netloom.cidr import Cidr
 from netloom.kernel.masquerade import Masquerade
 from netloom.kernel.report import Failure, MasqueradeReport
 from netloom.runtime.store import Store
@@ -46,11 +46,11 @@ class Setting:
     def __init__(self) -> None:
         self.networks: Store[NetloomNetwork] = Store(NETWORKS)
         self.nodes: Store[NetloomNode] = Store(NETLOOM_NODES)
-        self.lodgers: dict[Prefix, str] = {}
+        self.lodgers: dict[Cidr, str] = {}
         self.own = OwnSide("node-1", self._lodgers)
         self.reconciler = MasqueradeReconciler("node-1", self.networks, self.nodes, Masquerade(), self.own)
 
-    async def _lodgers(self, within: Collection[Prefix]) -> dict[Prefix, str]:
+    async def _lodgers(self, within: Collection[Cidr]) -> dict[Cidr, str]:
         return {cidr: what for cidr, what in self.lodgers.items() if cidr in within}
 
     def said(self) -> str:
@@ -133,9 +133,10 @@ def test_bad_cidrs_are_named_and_the_others_done(setting: Setting) -> None:
     assert "but not to 172.16.0.0/12" in setting.said()
     assert "but not to node-2 fd00:2::/64" in setting.said()
     assert setting.reconciler.errors(MasqueradeReport()) == [
-        "NetloomNode node-2: spec.ipam.podCIDRs: not a CIDR: '10.2.0.0/33'.",
-        "NetloomNetwork default: spec.routing.ipv4NativeRoutingCIDR: host bits are set in CIDR '10.0.0.1/8'.",
-        "NetloomNetwork default: spec.masquerade.nonMasqueradeCIDRs: not a CIDR: 'junk'.",
+        "NetloomNode node-2: spec.ipam.podCIDRs: '10.2.0.0/33': an IPv4 prefix has at most 32 bits.",
+        "NetloomNetwork default: spec.routing.ipv4NativeRoutingCIDR: '10.0.0.1/8' has bits set below its mask (did you "
+        "mean 10.0.0.0/8?).",
+        "NetloomNetwork default: spec.masquerade.nonMasqueradeCIDRs: 'junk' is not a CIDR (address/length).",
     ]
     setting.networks.put(network())
     setting.nodes.put(node("node-2", "10.2.0.0/24"))
@@ -165,7 +166,7 @@ def test_a_mistake_in_the_api_takes_nothing_away(
 
 
 async def test_pods_of_a_former_cidr_are_masqueraded_until_they_are_gone(setting: Setting) -> None:
-    setting.lodgers = {Prefix.parse("10.1.0.0/24"): "10.1.0.5/32 on veth1"}
+    setting.lodgers = {Cidr.parse("10.1.0.0/24"): "10.1.0.5/32 on veth1"}
     await setting.own.look(setting.nodes.get("node-1"))
     setting.nodes.put(node("node-1", "10.9.0.0/24"))
     await setting.own.look(setting.nodes.get("node-1"))

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from netloom.api.v1alpha1 import NETLOOM_NODES, NETWORKS, NetloomNetwork, NetloomNode
-from netloom.kernel.address import Prefix, format_address
+from netloom.cidr import Cidr, format_address
 from netloom.kernel.dataplane import Dataplane
 from netloom.runtime.store import Store
 from netloom_reconcilers.own_side import LOOK_SECONDS, RECORD, OwnSide
@@ -42,7 +42,7 @@ class Host:
         """A new process of the agent."""
         self.own = OwnSide("node-1", self.lodgers, self.record)
 
-    async def lodgers(self, within: Collection[Prefix]) -> dict[Prefix, str]:
+    async def lodgers(self, within: Collection[Cidr]) -> dict[Cidr, str]:
         self.asked += 1
         if self.broken:
             raise OSError("no netlink today")

@@ -18,14 +18,14 @@ from netloom.api.v1alpha1 import (
     NodeIPAM,
     Routing,
 )
-from netloom.kernel.address import Prefix, format_address, parse_address
+from netloom.cidr import Cidr, format_address, parse_address
 from netloom.kernel.dataplane import Dataplane
 from netloom.kernel.desired import Node
 from netloom.kernel.mesh import Conflict
 from netloom.kernel.owned import mac_of
 from netloom.kernel.report import Failure, Report
 from netloom.runtime.store import Store
-from netloom_reconcilers.tunnels import Blocked, Side, TunnelsReconciler, node_of, overlap, peer_of
+from netloom_reconcilers.tunnels import Blocked, Side, TunnelsReconciler, node_of, peer_of
 
 
 def node(name: str, ip: str = "192.168.7.1", *cidrs: str, since: str = "", kind: str = "InternalIP") -> NetloomNode:
@@ -81,9 +81,9 @@ def test_the_nodes_own_side() -> None:
         (network(), node("node-1", ""), "NoAddress", "has no IPv4 address of type InternalIP"),
         (network(), node("node-1", "fd00::1"), "NoAddress", "has no IPv4 address of type InternalIP"),
         (network(), node("node-1", "8.8.8.8", kind="ExternalIP"), "NoAddress", "of type InternalIP"),
-        (network(), node("node-1", "192.168.7.300"), "NoAddress", "not an IP address: '192.168.7.300'"),
-        (network(), node("node-1", "192.168.7.1", "10.1.0.0"), "InvalidPodCIDR", "not a CIDR: '10.1.0.0'"),
-        (network(), node("node-1", "192.168.7.1", "10.1.0.7/24"), "InvalidPodCIDR", "host bits are set"),
+        (network(), node("node-1", "192.168.7.300"), "NoAddress", "'192.168.7.300' is not an IP address"),
+        (network(), node("node-1", "192.168.7.1", "10.1.0.0"), "InvalidPodCIDR", "'10.1.0.0' is not a CIDR"),
+        (network(), node("node-1", "192.168.7.1", "10.1.0.7/24"), "InvalidPodCIDR", "has bits set below its mask"),
     ],
 )
 def test_what_blocks_the_whole_node_is_said_with_the_way_out(
@@ -109,8 +109,8 @@ def test_a_peer() -> None:
     [
         (node("node-2", "192.168.7.2"), None, []),
         (node("node-2", "", "10.2.0.0/24"), None, ["has no IPv4 address of type InternalIP"]),
-        (node("node-2", "192.168.7.2", "10.2.0.0/24", "junk"), ["10.2.0.0/24"], ["not a CIDR: 'junk'"]),
-        (node("node-2", "192.168.7.2", "junk"), None, ["not a CIDR: 'junk'"]),
+        (node("node-2", "192.168.7.2", "10.2.0.0/24", "junk"), ["10.2.0.0/24"], ["'junk' is not a CIDR"]),
+        (node("node-2", "192.168.7.2", "junk"), None, ["'junk' is not a CIDR"]),
         (node("node-2", "192.168.7.1", "10.2.0.0/24"), None, ["has this node's own address"]),
         (node("node-2", "192.168.7.2", "10.1.0.0/25"), None, ["10.1.0.0/25 overlaps a pod CIDR of this node"]),
         (node("node-2", "192.168.7.2", "10.0.0.0/8", "10.2.0.0/24"), ["10.2.0.0/24"], ["10.0.0.0/8 overlaps"]),
@@ -119,7 +119,7 @@ def test_a_peer() -> None:
 def test_a_peer_that_is_not_whole_is_named_and_its_good_cidrs_are_routed(
     remote: NetloomNode, routed: list[str] | None, words: list[str]
 ) -> None:
-    peer, problems = peer_of(remote, Side(address=parse_address("192.168.7.1"), cidrs=(Prefix.parse("10.1.0.0/24"),)))
+    peer, problems = peer_of(remote, Side(address=parse_address("192.168.7.1"), cidrs=(Cidr.parse("10.1.0.0/24"),)))
     assert (peer and [str(prefix) for prefix in peer.cidrs]) == routed
     assert len(problems) == len(words)
     for problem, word in zip(problems, words, strict=True):
@@ -139,8 +139,8 @@ def test_a_peer_that_is_not_whole_is_named_and_its_good_cidrs_are_routed(
     ],
 )
 def test_overlap(one: str, other: str, shared: bool) -> None:
-    assert overlap(Prefix.parse(one), Prefix.parse(other)) is shared
-    assert overlap(Prefix.parse(other), Prefix.parse(one)) is shared
+    assert Cidr.parse(one).overlaps(Cidr.parse(other)) is shared
+    assert Cidr.parse(other).overlaps(Cidr.parse(one)) is shared
 
 
 def test_a_change_of_one_node_touches_one_peer(setting: Setting) -> None:
@@ -211,7 +211,7 @@ def test_all_that_is_wrong_is_said(setting: Setting) -> None:
         fought=("route 10.6.0.0/24",),
     )
     assert setting.tunnels.errors(report) == [
-        "NetloomNode node-3: spec.ipam.podCIDRs: not a CIDR: 'junk'.",
+        "NetloomNode node-3: spec.ipam.podCIDRs: 'junk' is not a CIDR (address/length).",
         "route 10.2.0.0/24: EEXIST: File exists",
         "10.9.0.0/24 is claimed by node-4 and node-5; node-4 is older and keeps it. Delete the Node node-5, or give it "
         "another.",

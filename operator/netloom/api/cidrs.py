@@ -1,59 +1,25 @@
-"""CIDRs in objects: from text to networks, and what is wrong with those that are none.
+"""What is wrong with the CIDRs in objects, said as Problems: the same as the API server's own rules."""
 
-Stricter than `ipaddress`, which takes an address without a prefix length, a netmask, or `/08`: what is accepted here
-is exactly what the API server's CEL function `cidr()` accepts, so that an object from a file meets the same rules.
-"""
-
-import re
 from collections.abc import Iterable, Mapping, Sequence
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
-from typing import Literal
 
 from netloom.api.problem import Problem
-
-Family = Literal[4, 6]
-Address = IPv4Address | IPv6Address
-Network = IPv4Network | IPv6Network
-
-FAMILIES: tuple[Family, Family] = (4, 6)
+from netloom.cidr import Cidr, Version, format_address, is_address, parse_address, split
 
 NodeAddresses = Mapping[str, Iterable[str]]
 """Addresses of nodes, by the node's name. A text that is no address is passed over: it is the node's fault."""
 
-RESERVED: dict[Family, tuple[Network, ...]] = {
-    4: tuple(map(ip_network, ("0.0.0.0/8", "127.0.0.0/8", "169.254.0.0/16", "224.0.0.0/4"))),
-    6: tuple(map(ip_network, ("::/8", "fe80::/10", "ff00::/8"))),
+RESERVED: dict[Version, tuple[Cidr, ...]] = {
+    4: tuple(map(Cidr.parse, ("0.0.0.0/8", "127.0.0.0/8", "169.254.0.0/16", "224.0.0.0/4"))),
+    6: tuple(map(Cidr.parse, ("::/8", "fe80::/10", "ff00::/8"))),
 }
 """Addresses with a meaning of their own, which no pod can have (RFC 6890, RFC 4291)."""
 
 _SHOWN = 3
-_CIDR = re.compile(r"([0-9A-Fa-f:.]+)/(0|[1-9][0-9]{0,2})", re.ASCII)
-_MAPPED = IPv6Network("::ffff:0:0/96")
-
-
-def parse_address(text: str) -> Address | None:
-    """An IP address; None where the text is none, has a zone, or is an IPv4 address dressed as IPv6."""
-    try:
-        address = ip_address(text)
-    except ValueError:
-        return None
-    if isinstance(address, IPv6Address) and (address.scope_id or address in _MAPPED):
-        return None
-    return address
-
-
-def parse_cidr(text: str) -> Network | None:
-    """The network that a CIDR names, host bits dropped; None where the text is no CIDR."""
-    match = _CIDR.fullmatch(text)
-    address = parse_address(match[1]) if match else None
-    if match is None or address is None or int(match[2]) > address.max_prefixlen:
-        return None
-    return ip_network((address, int(match[2])), strict=False)
 
 
 def check_cidr(
-    text: str, *, object: str, field: str, example: str, family: Family | None = None, for_pods: bool = False
-) -> tuple[Network | None, list[Problem]]:
+    text: str, *, object: str, field: str, example: str, family: Version | None = None, for_pods: bool = False
+) -> tuple[Cidr | None, list[Problem]]:
     """The network that one CIDR names, if any, and what is wrong with it.
 
     example: one to show to somebody who wrote something else.
@@ -63,21 +29,21 @@ def check_cidr(
     def wrong(reason: str, message: str, way_out: str) -> Problem:
         return Problem(object, field, text, reason, message, way_out)
 
-    network = parse_cidr(text)
+    network = Cidr.within(text)
     if network is None or family not in (None, network.version):
         what = f"an IPv{family} CIDR" if family else "a CIDR"
         return None, [wrong("InvalidCIDR", f"not {what}.", f"Write one such as {example}.")]
     problems: list[Problem] = []
-    address = ip_address(text.partition("/")[0])
-    if address != network.network_address:
+    address, length = split(text)
+    if address != network.packed:
         message = "bits are set after the prefix length, so this is an address, not a network."
         problems.append(wrong("InvalidCIDR", message, "Set them to zero."))
-    if f"{address}/{network.prefixlen}" != text:
+    if f"{format_address(address)}/{length}" != text:
         message = "not in canonical form, and equal CIDRs must be equal as text."
         way_out = 'Write it in lower case, with the longest run of zeros as "::" (RFC 5952).'
         problems.append(wrong("InvalidCIDR", message, way_out))
     reserved = RESERVED[network.version]
-    if for_pods and any(network.overlaps(each) for each in reserved):
+    if for_pods and any(each.overlaps(network) for each in reserved):
         names = f"{', '.join(map(str, reserved[:-1]))} and {reserved[-1]}"
         message = f"pods cannot use all of it: the standards give {names} a meaning of their own."
         problems.append(wrong("ReservedCIDR", message, "Give a CIDR outside them."))
@@ -90,14 +56,14 @@ def parse_cidrs(
     object: str,
     field: str,
     example: str,
-    family: Family | None = None,
+    family: Version | None = None,
     for_pods: bool = False,
-) -> tuple[tuple[tuple[str, Network], ...], list[Problem]]:
+) -> tuple[tuple[tuple[str, Cidr], ...], list[Problem]]:
     """Of a list at `field`: the CIDRs that name a network, each with its field, and a Problem for all that is wrong.
 
     A CIDR with host bits, say, is in both: other rules still have something to say about it.
     """
-    networks: list[tuple[str, Network]] = []
+    networks: list[tuple[str, Cidr]] = []
     problems: list[Problem] = []
     for number, text in enumerate(texts):
         at = f"{field}[{number}]"
@@ -110,7 +76,7 @@ def parse_cidrs(
 
 def check_overlap(texts: Sequence[str], *, object: str, field: str, so: str) -> list[Problem]:
     """Names the first two CIDRs of a list that overlap. so: what that leads to."""
-    networks = [(text, network) for text in texts if (network := parse_cidr(text))]
+    networks = [(text, network) for text in texts if (network := Cidr.within(text))]
     for number, (text, network) in enumerate(networks):
         for other_text, other in networks[number + 1 :]:
             if network.overlaps(other):
@@ -120,12 +86,12 @@ def check_overlap(texts: Sequence[str], *, object: str, field: str, so: str) -> 
 
 
 def check_mask_size(
-    texts: Iterable[str], mask_size: int, *, family: Family, object: str, field: str, block: str
+    texts: Iterable[str], mask_size: int, *, family: Version, object: str, field: str, block: str
 ) -> list[Problem]:
     """Names the first CIDR that is too small for a single block. block: what a block is to the reader."""
     for text in texts:
-        network = parse_cidr(text)
-        if network and network.version == family and network.prefixlen > mask_size:
+        network = Cidr.within(text)
+        if network and network.version == family and network.length > mask_size:
             message = f"{block} of /{mask_size} is larger than the whole of {text}."
             way_out = "Give a larger CIDR, or a mask size that fits it."
             return [Problem(object, field, str(mask_size), "InvalidMaskSize", message, way_out)]
@@ -133,18 +99,22 @@ def check_mask_size(
 
 
 def check_nodes_outside(
-    networks: Iterable[tuple[str, Network]], node_addresses: NodeAddresses, *, object: str, reason: str
+    networks: Iterable[tuple[str, Cidr]], node_addresses: NodeAddresses, *, object: str, reason: str
 ) -> list[Problem]:
     """Names the CIDRs, given with their fields, that hold nodes' own addresses.
 
     One Problem per CIDR, whatever the number of nodes: a cluster of thousands must stay readable.
     """
     known = [
-        (node, address) for node, texts in node_addresses.items() for text in texts if (address := parse_address(text))
+        (node, Cidr.of(parse_address(text)))
+        for node, texts in node_addresses.items()
+        for text in texts
+        if is_address(text)
     ]
     problems: list[Problem] = []
     for field, network in networks:
-        inside = [f"{address} of node {node}" for node, address in known if address in network]
+        found = [(address, node) for node, address in known if network.contains(address)]
+        inside = [f"{format_address(address.packed)} of node {node}" for address, node in found]
         if inside:
             problems.append(holds_nodes(str(network), inside, len(inside), object=object, field=field, reason=reason))
     return problems

@@ -15,11 +15,15 @@ SHOWN = 3
 NODES_HOLD = "nodes hold addresses"
 """Stands for `in_use` where it is not known which nodes."""
 
-NETWORK_MODE = (
+MODE_LOCKED = (
     "the IPAM mode of a live cluster cannot change: {in_use} of mode {mode}, and in mode {wanted} their pods would "
-    "lose the network. Keep spec.ipam.mode {mode}, or remove every node first (the lock opens when the last address "
-    "came back), or build a new cluster in mode {wanted} and move the workloads there."
+    "lose the network."
 )
+MODE_WAY_OUT = (
+    "Keep spec.ipam.mode {mode}, or remove every node first (the lock opens when the last address came back), or build "
+    "a new cluster in mode {wanted} and move the workloads there."
+)
+NETWORK_MODE = f"{MODE_LOCKED} {MODE_WAY_OUT}"
 
 
 def in_use(count: int, names: Iterable[str], what: str = "addresses") -> str:

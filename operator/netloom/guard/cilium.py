@@ -8,11 +8,11 @@ import re
 from collections.abc import Mapping
 from dataclasses import replace
 
-from netloom.api.cidrs import FAMILIES, Family
 from netloom.api.cilium import DEFAULT_MODE, CiliumPodIPPool, CiliumPoolFamily
 from netloom.api.core import ConfigMap
 from netloom.api.problem import Problem
 from netloom.api.words import NODES_HOLD, in_use
+from netloom.cidr import VERSIONS, Cidr, Version
 from netloom.guard import wording
 from netloom.guard.decode import Change
 from netloom.guard.holdings import Ranges, cidrs_of
@@ -20,15 +20,14 @@ from netloom.guard.live import CILIUM_IN_USE, CILIUM_MODE, Live
 from netloom.guard.network import nodes_inside
 from netloom.guard.pool import cidrs_lost, mask_changed, pool_deleted
 from netloom.guard.verdict import Verdict
-from netloom.ipam.cidr import Cidr
 
 IPAM = "ipam"
 MIGRATION = "enable-cluster-pool-to-multi-pool-migration"
 DEFAULT_POOL = "ipam-default-ip-pool"
 AUTO_CREATE = "auto-create-cilium-pod-ip-pools"
-CIDR_KEYS: dict[Family, str] = {4: "cluster-pool-ipv4-cidr", 6: "cluster-pool-ipv6-cidr"}
-MASK_KEYS: dict[Family, str] = {4: "cluster-pool-ipv4-mask-size", 6: "cluster-pool-ipv6-mask-size"}
-DEFAULT_MASKS: dict[Family, str] = {4: "24", 6: "112"}
+CIDR_KEYS: dict[Version, str] = {4: "cluster-pool-ipv4-cidr", 6: "cluster-pool-ipv6-cidr"}
+MASK_KEYS: dict[Version, str] = {4: "cluster-pool-ipv4-mask-size", 6: "cluster-pool-ipv6-mask-size"}
+DEFAULT_MASKS: dict[Version, str] = {4: "24", 6: "112"}
 """Mask sizes of a cilium-config without the key."""
 
 GUARDED_KEYS = (IPAM, *CIDR_KEYS.values(), *MASK_KEYS.values())
@@ -99,7 +98,7 @@ def _refusals(
         problems.append(refusal.problem(name, f"data.{IPAM}", new.get(IPAM, ""), wanted=wanted, **said))
     # Of a mode that is refused, the lists of the other one are none of the trouble: Helm takes them away with it.
     if mode == "cluster-pool" and (not problems or wanted == mode):
-        for family in FAMILIES:
+        for family in VERSIONS:
             problems += _uncovered(name, family, new, live) if old is None else _pool(name, family, old, new, live)
     return problems
 
@@ -124,7 +123,7 @@ def who_holds(live: Live) -> str:
     return live.recorded.get(CILIUM_IN_USE, "") or NODES_HOLD
 
 
-def _pool(name: str, family: Family, old: Mapping[str, str], new: Mapping[str, str], live: Live) -> list[Problem]:
+def _pool(name: str, family: Version, old: Mapping[str, str], new: Mapping[str, str], live: Live) -> list[Problem]:
     """Elements of a family's list that go or change, and its mask size."""
     cidr_key, mask_key = CIDR_KEYS[family], MASK_KEYS[family]
     problems: list[Problem] = []
@@ -160,7 +159,7 @@ def _element_lost(name: str, key: str, after: str, cidr: Cidr, widened: bool, li
     return Problem(name, f"data.{key}", _shortened(after), "CIDRInUse", message, way_out)
 
 
-def _uncovered(name: str, family: Family, new: Mapping[str, str], live: Live) -> list[Problem]:
+def _uncovered(name: str, family: Version, new: Mapping[str, str], live: Live) -> list[Problem]:
     """A configuration that is made anew without CIDRs that nodes hold: a removal in two steps."""
     key = CIDR_KEYS[family]
     text = new.get(key, "")
@@ -175,7 +174,7 @@ def _uncovered(name: str, family: Family, new: Mapping[str, str], live: Live) ->
     return [Problem(name, f"data.{key}", _shortened(text), "CIDRInUse", message, way_out)]
 
 
-def _mask(data: Mapping[str, str], family: Family) -> str:
+def _mask(data: Mapping[str, str], family: Version) -> str:
     """A mask size as text, without what makes no difference."""
     text = data.get(MASK_KEYS[family], DEFAULT_MASKS[family]).strip()
     return text.lstrip("0") or text
@@ -196,14 +195,14 @@ def _warnings(name: str, old: Mapping[str, str], new: Mapping[str, str], live: L
             Problem(name, f"data.{AUTO_CREATE}", _shortened(auto), "AutoCreatedPools", message, way_out, "warning")
         )
     if mode_of(new) == "cluster-pool":
-        problems += [each for family in FAMILIES for each in _holds_nodes(name, family, old, new, live)]
+        problems += [each for family in VERSIONS for each in _holds_nodes(name, family, old, new, live)]
     if migrates(new) and not migrates(old) and mode_of(old) == DEFAULT_MODE:
         problems += _migration_warnings(name, old, new, live)
     return problems
 
 
 def _holds_nodes(
-    name: str, family: Family, old: Mapping[str, str], new: Mapping[str, str], live: Live
+    name: str, family: Version, old: Mapping[str, str], new: Mapping[str, str], live: Live
 ) -> list[Problem]:
     """CIDRs that are new and hold nodes' own addresses."""
     key = CIDR_KEYS[family]
@@ -243,27 +242,27 @@ def _migration_warnings(name: str, old: Mapping[str, str], new: Mapping[str, str
 
 def _pool_families(
     pool_name: str, data: Mapping[str, str], live: Live
-) -> dict[Family, tuple[tuple[str, ...], str]] | None:
+) -> dict[Version, tuple[tuple[str, ...], str]] | None:
     """CIDRs and mask size of a pool by family: as it exists, else as it is to be created; None if neither."""
     pool = live.cilium_pools.get(pool_name)
     if pool is not None:
         return {
             family: (each.cidrs, str(each.mask_size)) if each else ((), "")
-            for family, each in zip(FAMILIES, (pool.spec.ipv4, pool.spec.ipv6), strict=True)
+            for family, each in zip(VERSIONS, (pool.spec.ipv4, pool.spec.ipv6), strict=True)
         }
     return auto_created(data.get(AUTO_CREATE, "")).get(pool_name)
 
 
-def auto_created(text: str) -> dict[str, dict[Family, tuple[tuple[str, ...], str]]]:
+def auto_created(text: str) -> dict[str, dict[Version, tuple[tuple[str, ...], str]]]:
     """The pools that a configuration lets Cilium create: `name=ipv4-cidrs:10.0.0.0/8;ipv4-mask-size:24`, commas
     (Helm) or blanks between them, and commas between a pool's CIDRs. What cannot be read is left out."""
-    pools: dict[str, dict[Family, tuple[tuple[str, ...], str]]] = {}
+    pools: dict[str, dict[Version, tuple[tuple[str, ...], str]]] = {}
     for part in _POOL_BREAKS.split(text.strip()):
         pool_name, _, rest = part.partition("=")
         options = dict(option.partition(":")[::2] for option in rest.split(";"))
         pools[pool_name] = {
             family: (elements(options.get(f"ipv{family}-cidrs", "")), options.get(f"ipv{family}-mask-size", ""))
-            for family in FAMILIES
+            for family in VERSIONS
         }
     return pools
 
@@ -283,7 +282,7 @@ def decide_cilium_pool(change: Change[CiliumPodIPPool], live: Live) -> Verdict:
         return Verdict()
     problems: list[Problem] = []
     takes = False
-    for family in FAMILIES:
+    for family in VERSIONS:
         before, after = _family(old, family), _family(new, family)
         field, kept = f"spec.ipv{family}", after.cidrs if after else ()
         if before is None:
@@ -300,5 +299,5 @@ def decide_cilium_pool(change: Change[CiliumPodIPPool], live: Live) -> Verdict:
     return Verdict(refusals=tuple(problems))
 
 
-def _family(pool: CiliumPodIPPool, family: Family) -> CiliumPoolFamily | None:
+def _family(pool: CiliumPodIPPool, family: Version) -> CiliumPoolFamily | None:
     return pool.spec.ipv4 if family == 4 else pool.spec.ipv6

@@ -14,9 +14,8 @@ from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
 
 from netloom.api import words
-from netloom.api.cidrs import Family, Network, parse_cidr
 from netloom.api.words import SHOWN
-from netloom.ipam.cidr import WIDTH, Cidr
+from netloom.cidr import WIDTH, Cidr, Version
 
 T = TypeVar("T")
 
@@ -46,19 +45,13 @@ class Block(NamedTuple):
     owner: str
 
 
-def cidr_of(network: Network) -> Cidr:
-    """A network as three integers."""
-    return Cidr(network.version, int(network.network_address), network.prefixlen)
-
-
 def parse(text: str) -> Cidr | None:
     """The CIDR that a text names, host bits dropped; None where it names none."""
     return _parse_again(text) if len(text) <= _LONGEST else None
 
 
 def _parse(text: str) -> Cidr | None:
-    network = parse_cidr(text) if len(text) <= _LONGEST else None
-    return cidr_of(network) if network else None
+    return Cidr.within(text) if len(text) <= _LONGEST else None
 
 
 _parse_again = functools.lru_cache(maxsize=8192)(_parse)
@@ -66,7 +59,7 @@ _parse_again = functools.lru_cache(maxsize=8192)(_parse)
 fill it."""
 
 
-def cidrs_of(texts: Iterable[str], family: Family | None = None) -> list[Cidr]:
+def cidrs_of(texts: Iterable[str], family: Version | None = None) -> list[Cidr]:
     """The CIDRs that texts name, of one family or of both; what is none is left out."""
     return [cidr for text in texts if (cidr := parse(text)) and family in (None, cidr.version)]
 
@@ -92,7 +85,7 @@ class Ranges:
         version, _, last = self._ranges[at]
         return version == cidr.version and cidr.last <= last
 
-    def between(self, version: int, first: int, last: int) -> Iterator[tuple[int, int]]:
+    def between(self, version: Version, first: int, last: int) -> Iterator[tuple[int, int]]:
         """The ranges of a family that share an address with first..last, as (first, last)."""
         at = max(bisect_right(self._ranges, (version, first, 1 << 128)) - 1, 0)
         for family, start, end in self._ranges[at:]:
@@ -142,7 +135,7 @@ class _Blocks:
                 names.append(owner)
         return Holders(len(distinct), tuple(names))
 
-    def of_family(self, version: int) -> bool:
+    def of_family(self, version: Version) -> bool:
         return any(family == version for family, _ in self._lengths)
 
     def count_inside(self, cidr: Cidr) -> tuple[int, tuple[Block, ...]]:
@@ -172,27 +165,27 @@ class _Blocks:
         gaps += self._starting(version, at, last, cidr.length)
         return [*(block.owner for block in odd if block.cidr not in ranges), *gaps]
 
-    def _around(self, version: int, address: int, longest: int) -> Iterator[Block]:
+    def _around(self, version: Version, address: int, longest: int) -> Iterator[Block]:
         """Those that contain an address and are no longer than `longest`."""
         for family, length in self._lengths:
             if family == version and length <= longest:
                 shift = WIDTH[version] - length
                 yield from self._equal(version, address >> shift << shift, length)
 
-    def _equal(self, version: int, base: int, length: int) -> list[Block]:
-        start = bisect_left(self._sorted, ((version, base, length),))
-        return self._sorted[start : bisect_left(self._sorted, ((version, base, length + 1),))]
+    def _equal(self, version: Version, base: int, length: int) -> list[Block]:
+        start = bisect_left(self._sorted, (Cidr(version, base, length),))
+        return self._sorted[start : bisect_left(self._sorted, (Cidr(version, base, length + 1),))]
 
-    def _starting(self, version: int, first: int, last: int, least: int) -> list[str]:
+    def _starting(self, version: Version, first: int, last: int, least: int) -> list[str]:
         """The owners of blocks that begin in first..last; at `first` itself, only of length `least` or more."""
         if first > last:
             return []
-        start = bisect_left(self._sorted, ((version, first, least),))
-        return self._owners[start : bisect_left(self._sorted, ((version, last, _BEYOND),))]
+        start = bisect_left(self._sorted, (Cidr(version, first, least),))
+        return self._owners[start : bisect_left(self._sorted, (Cidr(version, last, _BEYOND),))]
 
     def _span(self, cidr: Cidr) -> tuple[int, int]:
-        start = bisect_left(self._sorted, ((cidr.version, cidr.base, cidr.length),))
-        return start, bisect_left(self._sorted, ((cidr.version, cidr.last, _BEYOND),))
+        start = bisect_left(self._sorted, (cidr,))
+        return start, bisect_left(self._sorted, (Cidr(cidr.version, cidr.last, _BEYOND),))
 
 
 class Holdings:
@@ -277,7 +270,7 @@ class Holdings:
         owners = self._names if pool is None else self._pools.get(pool, [])
         return Holders(len(owners), tuple(owners[:SHOWN]))
 
-    def of_family(self, family: Family) -> bool:
+    def of_family(self, family: Version) -> bool:
         """Whether anybody holds a CIDR of the family."""
         return self._blocks[None].of_family(family)
 
@@ -300,7 +293,7 @@ class Holdings:
         blocks = self._of(pool)
         return blocks.holders(blocks.outside(ranges, cidr, within=within))
 
-    def outside_family(self, ranges: Ranges, family: Family) -> Holders:
+    def outside_family(self, ranges: Ranges, family: Version) -> Holders:
         """Who holds CIDRs of a family that the ranges do not cover."""
         return self.outside(ranges, Cidr(family, 0, 0))
 

@@ -9,11 +9,11 @@ from typing import Any
 
 import msgspec
 
-from netloom.api.cidrs import parse_address
 from netloom.api.cilium import CONFIG_NAME, CiliumNode, CiliumPodIPPool
 from netloom.api.core import ConfigMap, Node
 from netloom.api.meta import ObjectMeta
 from netloom.api.v1alpha1 import NETWORK_NAME, NetloomIPPool, NetloomNetwork, NetloomNode
+from netloom.cidr import is_address
 from netloom.guard.holdings import Holdings
 
 _NOTHING: dict[str, Any] = {}
@@ -87,8 +87,8 @@ class Live:
             self.node_addresses.remove(key)
             return
         self.nodes.add(key)
-        addresses = (parse_address(each.address) for each in new.status.addresses)
-        self.node_addresses.put(key, cidrs=[f"{each}/{each.max_prefixlen}" for each in addresses if each])
+        addresses = (each.address for each in new.status.addresses if is_address(each.address))
+        self.node_addresses.put(key, cidrs=[f"{each}/{128 if ':' in each else 32}" for each in addresses])
 
     def network(self, key: str, old: NetloomNetwork | None, new: NetloomNetwork | None) -> None:
         """A NetloomNetwork changed; one of another name is none."""

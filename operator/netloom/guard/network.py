@@ -8,17 +8,17 @@ always be made better, and an update that leaves the guarded fields as they are 
 from collections.abc import Iterable
 from dataclasses import replace
 
-from netloom.api.cidrs import FAMILIES, Family, holds_nodes
+from netloom.api.cidrs import holds_nodes
 from netloom.api.problem import Problem
 from netloom.api.v1alpha1 import IN_USE_FINALIZER, NETWORK_NAME, NetloomNetwork
 from netloom.api.validation.network import network_warnings
 from netloom.api.words import NODES_HOLD, in_use
+from netloom.cidr import VERSIONS, Cidr, Version, format_address
 from netloom.guard import wording
 from netloom.guard.decode import Change
 from netloom.guard.holdings import Holders, Ranges, cidrs_of, parse
 from netloom.guard.live import Live
 from netloom.guard.verdict import Verdict
-from netloom.ipam.cidr import Cidr, address_text
 
 
 def decide_network(change: Change[NetloomNetwork], live: Live) -> Verdict:
@@ -83,7 +83,7 @@ def _refusals(
         refusals.append(wording.NETWORK_UNLOCKED.problem(name, "status.ipam", "", **said))
     if _frees(change, old, new, live):
         refusals.append(wording.NETWORK_DELETED.problem(name, "metadata.finalizers", "", **said))
-    for family in FAMILIES:
+    for family in VERSIONS:
         if "cluster-pool" in modes:
             refusals += _pool(name, family, old, new, live)
         refusals += _native(name, family, old, new, live, pool="cluster-pool" in modes)
@@ -94,7 +94,7 @@ def _takes(change: Change[NetloomNetwork], old: NetloomNetwork, new: NetloomNetw
     """Whether anything is taken away or exchanged; growth, and what is not guarded, passes whatever is live."""
     if old.spec.ipam.mode != new.spec.ipam.mode or _unlocks(change, old, new, live) or _frees(change, old, new, live):
         return True
-    for family in FAMILIES:
+    for family in VERSIONS:
         (before, old_size), (after, new_size) = _list(old, family), _list(new, family)
         if before and (old_size != new_size or _lost(before, after, family)):
             return True
@@ -132,7 +132,7 @@ def _either(modes: Iterable[str]) -> str:
     return " and ".join(sorted(modes))
 
 
-def _pool(name: str, family: Family, old: NetloomNetwork, new: NetloomNetwork, live: Live) -> list[Problem]:
+def _pool(name: str, family: Version, old: NetloomNetwork, new: NetloomNetwork, live: Live) -> list[Problem]:
     """Cluster CIDRs of a family that go or shrink, and its mask size."""
     (before, old_size), (after, new_size) = _list(old, family), _list(new, family)
     field = f"spec.ipam.clusterPool.ipv{family}PodCIDRList"
@@ -150,7 +150,7 @@ def _pool(name: str, family: Family, old: NetloomNetwork, new: NetloomNetwork, l
     return problems
 
 
-def _lost(before: tuple[str, ...], after: tuple[str, ...], family: Family) -> list[Cidr]:
+def _lost(before: tuple[str, ...], after: tuple[str, ...], family: Version) -> list[Cidr]:
     """The CIDRs of a list that another does not cover."""
     if before == after:
         return []
@@ -171,7 +171,7 @@ def _cidr_lost(name: str, field: str, cidr: str, holders: Holders, live: Live) -
 def _uncovered(name: str, new: NetloomNetwork, live: Live) -> list[Problem]:
     """A network that is made anew without CIDRs that nodes hold: a removal in two steps."""
     problems: list[Problem] = []
-    for family in FAMILIES:
+    for family in VERSIONS:
         texts, _ = _list(new, family)
         holders = live.held.outside_family(Ranges(cidrs_of(texts, family)), family)
         if holders.count:
@@ -186,7 +186,7 @@ def _uncovered(name: str, new: NetloomNetwork, live: Live) -> list[Problem]:
 
 
 def _native(
-    name: str, family: Family, old: NetloomNetwork, new: NetloomNetwork, live: Live, *, pool: bool
+    name: str, family: Version, old: NetloomNetwork, new: NetloomNetwork, live: Live, *, pool: bool
 ) -> list[Problem]:
     """A native routing CIDR that lets pods go which it covered.
 
@@ -213,10 +213,10 @@ def _native(
 
 
 def _narrows(old: NetloomNetwork, new: NetloomNetwork) -> bool:
-    return any(_narrowed(old, new, family) for family in FAMILIES)
+    return any(_narrowed(old, new, family) for family in VERSIONS)
 
 
-def _narrowed(old: NetloomNetwork, new: NetloomNetwork, family: Family) -> Cidr | None:
+def _narrowed(old: NetloomNetwork, new: NetloomNetwork, family: Version) -> Cidr | None:
     """The native routing CIDR that was, if another stands in its place now that does not cover it, and it matters."""
     before, after = _native_cidr(old, family), _native_cidr(new, family)
     covered = parse(before)
@@ -233,7 +233,7 @@ def _warnings(name: str, old: NetloomNetwork | None, new: NetloomNetwork, live: 
     found = [problem for problem in network_warnings(new) if problem not in known]
     if new.spec.ipam.mode != "cluster-pool":
         return found
-    for family in FAMILIES:
+    for family in VERSIONS:
         before = Ranges(cidrs_of(_list(old, family)[0], family) if old and old.spec.ipam.mode == "cluster-pool" else ())
         for number, text in enumerate(_list(new, family)[0]):
             cidr = parse(text)
@@ -249,23 +249,23 @@ def nodes_inside(name: str, field: str, cidr: Cidr, live: Live, reason: str) -> 
     count, blocks = live.node_addresses.blocks_inside(cidr)
     if not count:
         return []
-    inside = [f"{address_text(block.cidr.version, block.cidr.base)} of node {block.owner}" for block in blocks]
+    inside = [f"{format_address(block.cidr.packed)} of node {block.owner}" for block in blocks]
     return [holds_nodes(str(cidr), inside, count, object=name, field=field, reason=reason)]
 
 
-def _list(network: NetloomNetwork, family: Family) -> tuple[tuple[str, ...], int]:
+def _list(network: NetloomNetwork, family: Version) -> tuple[tuple[str, ...], int]:
     pool = network.spec.ipam.cluster_pool
     if family == 4:
         return pool.ipv4_pod_cidr_list, pool.ipv4_mask_size
     return pool.ipv6_pod_cidr_list, pool.ipv6_mask_size
 
 
-def _native_cidr(network: NetloomNetwork, family: Family) -> str:
+def _native_cidr(network: NetloomNetwork, family: Version) -> str:
     routing = network.spec.routing
     return routing.ipv4_native_routing_cidr if family == 4 else routing.ipv6_native_routing_cidr
 
 
-def _masquerades(network: NetloomNetwork, family: Family) -> bool:
+def _masquerades(network: NetloomNetwork, family: Version) -> bool:
     """Whether packets that leave a node without a tunnel may get the node's address."""
     masquerade = network.spec.masquerade
     return network.spec.routing.mode != "tunnel" and (masquerade.ipv4 if family == 4 else masquerade.ipv6)

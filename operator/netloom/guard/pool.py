@@ -1,15 +1,14 @@
 """What is refused of writes to NetloomIPPools: what takes blocks from nodes, and what would give addresses twice."""
 
-from netloom.api.cidrs import FAMILIES, Family
 from netloom.api.problem import Problem
 from netloom.api.v1alpha1 import NetloomIPPool, PoolFamily
 from netloom.api.validation.pool import validate_pool_update
+from netloom.cidr import VERSIONS, Cidr, Version
 from netloom.guard.decode import Change
 from netloom.guard.holdings import Holdings, Ranges, cidrs_of, parse
 from netloom.guard.live import Live
 from netloom.guard.network import nodes_inside
 from netloom.guard.verdict import Verdict
-from netloom.ipam.cidr import Cidr
 
 
 def decide_pool(change: Change[NetloomIPPool], live: Live) -> Verdict:
@@ -48,7 +47,7 @@ def pool_deleted(name: str, key: str, held: Holdings, unseen: str, *, kind: str)
 
 
 def cidrs_lost(
-    name: str, key: str, field: str, before: tuple[str, ...], after: tuple[str, ...], family: Family, held: Holdings
+    name: str, key: str, field: str, before: tuple[str, ...], after: tuple[str, ...], family: Version, held: Holdings
 ) -> list[Problem]:
     """CIDRs that go or shrink although nodes hold blocks there."""
     kept = Ranges(cidrs_of(after, family))
@@ -83,7 +82,7 @@ def mask_changed(name: str, key: str, field: str, before: int, after: int, held:
 
 def _changed(change: Change[NetloomIPPool], old: NetloomIPPool, new: NetloomIPPool, live: Live) -> list[Problem]:
     problems: list[Problem] = []
-    for family in FAMILIES:
+    for family in VERSIONS:
         before, after = _of(old, family), _of(new, family)
         if before is None:
             continue
@@ -100,7 +99,7 @@ def _changed(change: Change[NetloomIPPool], old: NetloomIPPool, new: NetloomIPPo
 
 def _takes(old: NetloomIPPool, new: NetloomIPPool) -> bool:
     """Whether a CIDR goes or shrinks."""
-    for family in FAMILIES:
+    for family in VERSIONS:
         before, after = _of(old, family), _of(new, family)
         kept = Ranges(cidrs_of(after.cidrs if after else (), family))
         if before and any(cidr not in kept for cidr in cidrs_of(before.cidrs, family)):
@@ -111,7 +110,7 @@ def _takes(old: NetloomIPPool, new: NetloomIPPool) -> bool:
 def _added(old: NetloomIPPool | None, new: NetloomIPPool) -> list[tuple[str, Cidr]]:
     """CIDRs with addresses that the pool had not before, each with its field."""
     added: list[tuple[str, Cidr]] = []
-    for family in FAMILIES:
+    for family in VERSIONS:
         before, after = _of(old, family) if old else None, _of(new, family)
         had = Ranges(cidrs_of(before.cidrs if before else (), family))
         for number, text in enumerate(after.cidrs if after else ()):
@@ -139,11 +138,11 @@ def _overlaps(change: Change[NetloomIPPool], field: str, cidr: Cidr, live: Live)
 
 def _other(live: Live, name: str, cidr: Cidr) -> Cidr:
     """The first CIDR of a pool that overlaps."""
-    texts = [text for family in FAMILIES if (each := _of(live.pools[name], family)) for text in each.cidrs]
+    texts = [text for family in VERSIONS if (each := _of(live.pools[name], family)) for text in each.cidrs]
     return next(other for other in cidrs_of(texts) if other.overlaps(cidr))
 
 
-def _cluster_cidrs(live: Live, family: Family) -> list[Cidr]:
+def _cluster_cidrs(live: Live, family: Version) -> list[Cidr]:
     """The cluster CIDRs in force, whatever mode was asked for since."""
     network = live.network_now
     if network is None or (network.status.ipam.mode or network.spec.ipam.mode) != "cluster-pool":
@@ -152,5 +151,5 @@ def _cluster_cidrs(live: Live, family: Family) -> list[Cidr]:
     return cidrs_of(pool.ipv4_pod_cidr_list if family == 4 else pool.ipv6_pod_cidr_list, family)
 
 
-def _of(pool: NetloomIPPool, family: Family) -> PoolFamily | None:
+def _of(pool: NetloomIPPool, family: Version) -> PoolFamily | None:
     return pool.spec.ipv4 if family == 4 else pool.spec.ipv6

@@ -13,8 +13,8 @@ decides whether they were known well enough.
 
 from collections.abc import Sequence
 
+from netloom.cidr import Cidr
 from netloom.ipam.assignments import Assignments
-from netloom.ipam.cidr import Cidr
 from netloom.ipam.former import Former
 from netloom.ipam.free_blocks import FreeBlocks
 from netloom.ipam.known_ledgers import KnownLedger, KnownLedgers

@@ -2,8 +2,8 @@
 
 from collections.abc import Iterable, Set
 
+from netloom.cidr import Cidr, Version
 from netloom.ipam import intervals
-from netloom.ipam.cidr import Cidr, Version
 from netloom.ipam.intervals import Intervals
 
 

@@ -6,7 +6,7 @@ gives it to no newcomer meanwhile. Nothing rests on this memory: one that is wro
 addresses, and never gives an address twice.
 """
 
-from netloom.ipam.cidr import Cidr, Version
+from netloom.cidr import Cidr, Version
 from netloom.ipam.intervals import Intervals
 
 

@@ -2,8 +2,9 @@
 
 from collections.abc import Collection, Iterable, Mapping
 
+from netloom.cidr import Cidr, Version
+from netloom.ipam import intervals
 from netloom.ipam.assignments import Assignments
-from netloom.ipam.cidr import Cidr, Version
 from netloom.ipam.former import Former
 from netloom.ipam.intervals import Intervals
 from netloom.ipam.known_ledgers import KnownLedgers
@@ -22,12 +23,12 @@ class FreeBlocks:
         self._pools: dict[Version, Pool] = {}
         self._reserved: dict[Version, Intervals] = {}
 
-    def configure(self, mode: str, pools: Iterable[Pool], reserved: Collection[tuple[Version, int]] = ()) -> None:
+    def configure(self, mode: str, pools: Iterable[Pool], reserved: Collection[Cidr] = ()) -> None:
         """Entries are made in `mode`, blocks come from `pools`; none is given that contains a `reserved` address."""
         self.mode = mode
         self._pools = {pool.version: pool for pool in pools}
         self._reserved = {
-            version: Intervals((address, address) for family, address in reserved if family == version)
+            version: intervals.of(address for address in reserved if address.version == version)
             for version in self._pools
         }
 

@@ -7,7 +7,7 @@ Insertion moves the tail of a list in memory: 30 us at 65,000 ranges, less than 
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable
 
-from netloom.ipam.cidr import Cidr
+from netloom.cidr import Cidr
 
 
 class Intervals:

@@ -3,10 +3,11 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from netloom.cidr import Cidr
 from netloom.ipam import intervals
-from netloom.ipam.cidr import Cidr, region_of, shard_name
 from netloom.ipam.intervals import Intervals
 from netloom.ipam.ledger import Entry, Ledger, LedgerError, Mark
+from netloom.ipam.ledger_range import ledger_name, ledger_range_of
 from netloom.ipam.plan import Deferred
 
 
@@ -80,8 +81,8 @@ class KnownLedgers(dict[str, KnownLedger]):
 
     def of(self, cidr: Cidr) -> KnownLedger:
         """The ledger that answers for a block."""
-        ledger_range = region_of(cidr)
-        name = shard_name(ledger_range)
+        ledger_range = ledger_range_of(cidr)
+        name = ledger_name(ledger_range)
         found = self.get(name)
         if found is None:
             found = self[name] = KnownLedger(name, ledger_range)

@@ -22,7 +22,8 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import NamedTuple
 
-from netloom.ipam.cidr import Cidr, CidrError, parse, region_of, shard_name
+from netloom.cidr import Cidr, CidrError
+from netloom.ipam.ledger_range import ledger_name, ledger_range_of
 
 _HEADER = re.compile(r"netloom-ledger/1 epoch=(0|[1-9][0-9]*)")
 _MARK = re.compile(r"([a-z0-9]+)\.([1-9][0-9]*)")
@@ -72,7 +73,7 @@ class Ledger:
 
     @property
     def name(self) -> str:
-        return shard_name(self.region)
+        return ledger_name(self.region)
 
     def edited(self, edits: Mapping[Cidr, Entry | None], mode: str, epoch: int) -> "Ledger":
         """The ledger after a commit of each block's new entry, or None where it is freed. Whoever edits a ledger has
@@ -112,13 +113,13 @@ def encode(ledger: Ledger) -> str:
 def decode(name: str, region: str, mode: str, used: int, text: str) -> Ledger:
     """The ledger that object `name` holds. Raises LedgerError: the object, and what is wrong with it."""
     try:
-        cidr = parse(region)
-        if region_of(cidr) != cidr:
+        cidr = Cidr.parse(region)
+        if ledger_range_of(cidr) != cidr:
             raise CidrError(f"{region} is not a region")
     except CidrError as error:
         raise LedgerError(name, f"spec.region: {error}") from error
-    if shard_name(cidr) != name:
-        raise LedgerError(name, f"spec.region {region} belongs to {shard_name(cidr)}")
+    if ledger_name(cidr) != name:
+        raise LedgerError(name, f"spec.region {region} belongs to {ledger_name(cidr)}")
     header, *lines = text.split("\n")
     match = _HEADER.fullmatch(header)
     if match is None:
@@ -147,7 +148,7 @@ def _entries(name: str, lines: Iterable[str]) -> Iterable[tuple[Cidr, Entry]]:
                 raise LedgerError(name, f"{where}: {text[:80]!r} is not a mark")
             marks.append(Mark(match[1], int(match[2])))
         try:
-            yield parse(block), Entry(rest[0], tuple(marks))
+            yield Cidr.parse(block), Entry(rest[0], tuple(marks))
         except CidrError as error:
             raise LedgerError(name, f"{where}: {error}") from error
 

@@ -7,8 +7,8 @@ mark goes then; a request without an answer, and a mark of anybody else, are wai
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from netloom.cidr import Cidr
 from netloom.ipam import ledger
-from netloom.ipam.cidr import Cidr
 from netloom.ipam.known_ledgers import KnownLedger
 from netloom.ipam.ledger import Entry, Mark
 from netloom.ipam.plan import Grant

@@ -3,7 +3,7 @@
 from collections.abc import Set
 from dataclasses import dataclass, field
 
-from netloom.ipam.cidr import Cidr
+from netloom.cidr import Cidr
 from netloom.ipam.ledger import Entry
 from netloom.ipam.pool import Exhausted
 

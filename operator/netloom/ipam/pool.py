@@ -10,7 +10,8 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from netloom.ipam.cidr import REGION_LENGTH, WIDTH, Cidr, Version
+from netloom.cidr import WIDTH, Cidr, Version
+from netloom.ipam.ledger_range import LEDGER_RANGE_LENGTH
 
 Occupied = Callable[[Cidr], int | None]
 """The last address of what overlaps a block, None where it is free."""
@@ -101,8 +102,9 @@ class Pool:
 
     def __init__(self, version: Version, cidrs: Sequence[Cidr], mask: int) -> None:
         """`cidrs`: cluster CIDRs that overlap none of the others and are not longer than `mask`."""
-        if mask < REGION_LENGTH[version]:
-            raise ValueError(f"an IPv{version} mask size below {REGION_LENGTH[version]} does not fit into one ledger")
+        least = LEDGER_RANGE_LENGTH[version]
+        if mask < least:
+            raise ValueError(f"an IPv{version} mask size below {least} does not fit into one ledger")
         if any(cidr.version != version or cidr.length > mask for cidr in cidrs):
             raise ValueError(f"not all of {', '.join(map(str, cidrs))} hold an IPv{version} /{mask}")
         self.version = version

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 from netloom.api.problem import Problem
 from netloom.api.v1alpha1 import NetworkIPAM
-from netloom.ipam.cidr import REGION_LENGTH, WIDTH, Cidr, CidrError, Version, parse
+from netloom.cidr import WIDTH, Cidr, CidrError, Version
+from netloom.ipam.ledger_range import LEDGER_RANGE_LENGTH
 from netloom.ipam.pool import Pool
 
 IMPLEMENTED = frozenset({"kubernetes", "cluster-pool"})
@@ -57,21 +58,17 @@ def _family(version: Version, texts: Sequence[str], mask: int) -> Family:
     found: list[Cidr] = []
     for text in texts:
         try:
-            cidr = parse(text)
+            cidr = Cidr.parse(text)
         except CidrError:
             continue
         if cidr.version == version and cidr.length <= mask and not any(each.overlaps(cidr) for each in found):
             found.append(cidr)
-    return Family(version, tuple(found) if REGION_LENGTH[version] <= mask < WIDTH[version] else (), mask)
+    return Family(version, tuple(found) if LEDGER_RANGE_LENGTH[version] <= mask < WIDTH[version] else (), mask)
 
 
-def inside(families: Iterable[Family], version: Version, address: int) -> Cidr | None:
+def inside(families: Iterable[Family], address: Cidr) -> Cidr | None:
     """The cluster CIDR that contains an address."""
-    for family in families:
-        for cidr in family.cidrs:
-            if cidr.version == version and cidr.base <= address <= cidr.last:
-                return cidr
-    return None
+    return next((cidr for family in families for cidr in family.cidrs if cidr.contains(address)), None)
 
 
 def not_implemented(mode: str) -> Problem:
@@ -86,11 +83,11 @@ def dictated(node: str, texts: Sequence[str]) -> tuple[Cidr, ...] | Problem:
     found: list[Cidr] = []
     for number, text in enumerate(texts):
         try:
-            cidr = parse(text)
+            cidr = Cidr.parse(text)
         except CidrError as error:
             return _bad(node, number, text, f"{error}.")
-        if cidr.length < REGION_LENGTH[cidr.version]:
-            least = f"an IPv{cidr.version} pod CIDR has at least a /{REGION_LENGTH[cidr.version]} mask"
+        if cidr.length < LEDGER_RANGE_LENGTH[cidr.version]:
+            least = f"an IPv{cidr.version} pod CIDR has at least a /{LEDGER_RANGE_LENGTH[cidr.version]} mask"
             return _bad(node, number, text, f"too large for one node: {least}.")
         if any(each.version == cidr.version for each in found):
             return _bad(node, number, text, f"a second IPv{cidr.version} CIDR, and a node has one per family.")

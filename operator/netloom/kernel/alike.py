@@ -5,7 +5,7 @@ Attribute by attribute, a nexthop costs 7 us, a route 4, a neighbour 2; in this 
 
 import sys
 
-from netloom.kernel.address import Prefix
+from netloom.cidr import Cidr
 from netloom.kernel.reach import Hop
 from netloom.kernel.rows import (
     EDITED,
@@ -68,7 +68,7 @@ class RouteReader:
 
     def __init__(self) -> None:
         self._stencil: Stencil | None = None
-        self._sample = SeenRoute(Prefix(b"", 0), EDITED, 0)
+        self._sample = SeenRoute(Cidr(4, 0, 0), EDITED, 0)
         self._length = 0
 
     def read(self, buffer: bytes, start: int, end: int) -> SeenRoute | None:
@@ -77,9 +77,9 @@ class RouteReader:
             fields = self._stencil.match(buffer, start, end)
             if fields is not None:
                 via = Via(int.from_bytes(fields[1], sys.byteorder), self._sample.via.mtu)
-                return SeenRoute(Prefix(fields[0], self._length), via, self._sample.protocol)
+                return SeenRoute(Cidr.of(fields[0], self._length), via, self._sample.protocol)
         seen, self._stencil = read_route(buffer, start, end), None
-        if seen is not None and isinstance(seen.key, Prefix) and seen.via.nexthop:
+        if seen is not None and isinstance(seen.key, Cidr) and seen.via.nexthop:
             self._sample, self._length = seen, seen.key.length
             self._stencil = _stencil(buffer[start:end], 12, _RTA_DST, _RTA_NH_ID)
         return seen

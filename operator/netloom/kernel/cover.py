@@ -9,7 +9,7 @@ from bisect import bisect_left, bisect_right, insort
 from collections import Counter
 from collections.abc import Iterable
 
-from netloom.kernel.address import Prefix
+from netloom.cidr import Cidr
 
 START, END = b"\1", b"\0"
 """Last byte of a key. END sorts first: where one CIDR ends and the next begins, both are at the same address."""
@@ -17,25 +17,25 @@ START, END = b"\1", b"\0"
 _LENGTH_BITS = 8
 
 
-def keys(prefix: Prefix) -> tuple[bytes, ...]:
+def keys(prefix: Cidr) -> tuple[bytes, ...]:
     """The elements that the kernel holds for a CIDR: its first address, and the first address behind it.
 
     A CIDR at the end of the address space has nothing behind it, and is open.
     """
-    size = len(prefix.address)
-    behind = int.from_bytes(prefix.address, "big") + (1 << (size * 8 - prefix.length))
-    start = prefix.address + START
+    start, behind = prefix.packed, prefix.last + 1
+    size = len(start)
+    start += START
     return (start,) if behind >> (size * 8) else (start, behind.to_bytes(size, "big") + END)
 
 
-def prefix_of(interval: tuple[bytes, ...]) -> Prefix | None:
+def prefix_of(interval: tuple[bytes, ...]) -> Cidr | None:
     """The CIDR of which these are the elements; None if they are those of none."""
     size, first = len(interval[0]) - 1, int.from_bytes(interval[0][:-1], "big")
     behind = int.from_bytes(interval[1][:-1], "big") if len(interval) > 1 else 1 << size * 8
     addresses = behind - first
     if addresses & (addresses - 1) or first % addresses:
         return None
-    return Prefix(interval[0][:-1], size * 8 - addresses.bit_length() + 1)
+    return Cidr.of(interval[0][:-1], size * 8 - addresses.bit_length() + 1)
 
 
 class Cover:
@@ -49,7 +49,7 @@ class Cover:
         self._lengths: Counter[int] = Counter()
         self._sorted: list[int] = []
 
-    def add(self, prefix: Prefix) -> tuple[list[Prefix], list[Prefix]]:
+    def add(self, prefix: Cidr) -> tuple[list[Cidr], list[Cidr]]:
         """Count the CIDR in. Returns the CIDRs that become elements, and those that cease to be."""
         entry = self._entry(prefix)
         self._count[entry] += 1
@@ -61,7 +61,7 @@ class Cover:
             return [], []
         return [self._prefix(entry)], [self._prefix(inner) for inner in self._outermost_in(entry)]
 
-    def remove(self, prefix: Prefix) -> tuple[list[Prefix], list[Prefix]]:
+    def remove(self, prefix: Cidr) -> tuple[list[Cidr], list[Cidr]]:
         """Count the CIDR out; as `add`. Raises KeyError if it was not counted in."""
         entry = self._entry(prefix)
         if entry not in self._count:
@@ -80,12 +80,11 @@ class Cover:
 
     # An entry is an integer: the first address, then the length. Sorted, a CIDR comes before all that it contains.
 
-    def _entry(self, prefix: Prefix) -> int:
-        host = self._bits - prefix.length
-        return (int.from_bytes(prefix.address, "big") >> host << host) << _LENGTH_BITS | prefix.length
+    def _entry(self, prefix: Cidr) -> int:
+        return prefix.base << _LENGTH_BITS | prefix.length
 
-    def _prefix(self, entry: int) -> Prefix:
-        return Prefix((entry >> _LENGTH_BITS).to_bytes(self._size, "big"), entry & 0xFF)
+    def _prefix(self, entry: int) -> Cidr:
+        return Cidr.of((entry >> _LENGTH_BITS).to_bytes(self._size, "big"), entry & 0xFF)
 
     def _behind(self, entry: int) -> int:
         """Where the first entry that begins behind this CIDR would be."""

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import structlog
 
+from netloom.cidr import Cidr
 from netloom.kernel import device, reader
-from netloom.kernel.address import Prefix
 from netloom.kernel.desired import Desired
 from netloom.kernel.errors import KernelUnsupported
 from netloom.kernel.keeper import RESYNC_SECONDS, Keeper
@@ -98,7 +98,7 @@ class Dataplane(Keeper[Desired, Report]):
         ifindex = self._mesh.carriers.tunnels.get(way, 0)
         return await self._connect().call(lambda commands: reader.received(commands, ifindex)) if ifindex else 0
 
-    async def lodgers(self, within: Collection[Prefix]) -> dict[Prefix, str]:
+    async def lodgers(self, within: Collection[Cidr]) -> dict[Cidr, str]:
         """Of these CIDRs, those that somebody else's routes and addresses on this node show to be lived in, and by
         what. Raises AnswerLost, OSError."""
         worker = self._connect()

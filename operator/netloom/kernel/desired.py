@@ -10,7 +10,8 @@ from types import MappingProxyType
 
 import msgspec
 
-from netloom.kernel.address import Address, Mac, Prefix
+from netloom.cidr import Address, Cidr
+from netloom.kernel.mac import Mac
 from netloom.kernel.owned import DEFAULT_VNI
 from netloom.kernel.way import VXLAN, Way
 
@@ -62,7 +63,7 @@ class Peer(msgspec.Struct, frozen=True, gc=False):
     name: str
     underlay: Address
     mac: Mac
-    cidrs: tuple[Prefix, ...]
+    cidrs: tuple[Cidr, ...]
     since: str = ""
     ways: tuple[Way, ...] = (VXLAN,)
     underlay6: Address = b""

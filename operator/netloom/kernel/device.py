@@ -11,10 +11,11 @@ from typing import Literal
 
 import msgspec
 
+from netloom.cidr import Address, format_address
 from netloom.kernel import links
-from netloom.kernel.address import Address, Prefix, format_address, format_mac
 from netloom.kernel.desired import Node
-from netloom.kernel.links import InterfaceAddress, Link
+from netloom.kernel.links import InterfaceAddress, Link, LocalAddress
+from netloom.kernel.mac import format_mac
 from netloom.kernel.netlink import Refusal
 from netloom.kernel.owned import DEVICE_PREFIX, MESH, link_local_of
 from netloom.kernel.way import OVERHEAD, Way
@@ -53,16 +54,16 @@ class Surroundings(msgspec.Struct, frozen=True):
 
     def holder(self, address: Address) -> Link | None:
         """The link that holds the address."""
-        holders = {each.ifindex for each in self.addresses if each.prefix.address == address}
+        holders = {each.ifindex for each in self.addresses if each.local.address == address}
         return next((link for link in self.links if link.ifindex in holders), None)
 
     def own_links(self) -> list[Link]:
         """Links with a name of the mesh's."""
         return [link for link in self.links if MESH.link(link.name)]
 
-    def addresses_on(self, ifindex: int) -> set[Prefix]:
+    def addresses_on(self, ifindex: int) -> set[LocalAddress]:
         """Addresses of one link."""
-        return {address.prefix for address in self.addresses if address.ifindex == ifindex}
+        return {each.local for each in self.addresses if each.ifindex == ifindex}
 
 
 class Mtu(msgspec.Struct, frozen=True):
@@ -116,11 +117,11 @@ def native_mtu(node: Node, underlay: Iterable[Link]) -> int:
     return node.mtu if node.mtu and any(link.mtu > node.mtu for link in underlay) else 0
 
 
-def desired_addresses(node: Node) -> list[Prefix]:
+def desired_addresses(node: Node) -> list[LocalAddress]:
     """The own addresses as hosts, and, where IPv6 is in use, the link-local address that peers use as gateway."""
-    result = [Prefix(address, len(address) * 8) for address in node.addresses]
+    result = [LocalAddress(address, len(address) * 8) for address in node.addresses]
     if node.ipv6:
-        result.append(Prefix(link_local_of(node.mac), 64))
+        result.append(LocalAddress(link_local_of(node.mac), 64))
     return result
 
 
@@ -192,25 +193,25 @@ def missing_addresses(node: Node, link: Link, around: Surroundings) -> Iterator[
     """Addresses to add; an added one comes last. The node's own packets have the first IPv4 address as their source, so
     those that stand before the one that shall be it are added anew."""
     wanted = desired_addresses(node)
-    present = [each.prefix for each in around.addresses if each.ifindex == link.ifindex]
-    missing = [prefix for prefix in wanted if prefix not in present]
-    for prefix in missing:
-        yield _address_step("replace", link, prefix, links.put_address)
-    first = next((prefix for prefix in wanted if len(prefix.address) == 4), None)
-    for prefix in (*present, *missing):
-        if prefix == first:
+    present = [each.local for each in around.addresses if each.ifindex == link.ifindex]
+    missing = [local for local in wanted if local not in present]
+    for local in missing:
+        yield _address_step("replace", link, local, links.put_address)
+    first = next((local for local in wanted if len(local.address) == 4), None)
+    for local in (*present, *missing):
+        if local == first:
             return
-        if prefix in wanted and len(prefix.address) == 4:
-            yield _address_step("delete", link, prefix, links.delete_address)
-            yield _address_step("replace", link, prefix, links.put_address)
+        if local in wanted and len(local.address) == 4:
+            yield _address_step("delete", link, local, links.delete_address)
+            yield _address_step("replace", link, local, links.put_address)
 
 
 def surplus_addresses(node: Node, link: Link, around: Surroundings) -> Iterator[Step]:
     """Addresses to remove: every address on our device is ours."""
     wanted = desired_addresses(node)
-    for prefix in sorted(around.addresses_on(link.ifindex), key=str):
-        if prefix not in wanted:
-            yield _address_step("delete", link, prefix, links.delete_address)
+    for local in sorted(around.addresses_on(link.ifindex), key=str):
+        if local not in wanted:
+            yield _address_step("delete", link, local, links.delete_address)
 
 
 def explain(step: Step, ways: Collection[Way], refusal: Refusal) -> str:
@@ -239,6 +240,6 @@ def _deletion(link: Link, why: str) -> Step:
     return Step("link", link.name, "delete", text, links.delete_link(link.ifindex), why, flushes=True)
 
 
-def _address_step(verb: Verb, link: Link, prefix: Prefix, build: Callable[[int, Prefix], bytes]) -> Step:
-    key = f"{prefix} dev {link.name}"
-    return Step("address", key, verb, f"address {verb} {prefix} dev {link.name}", build(link.ifindex, prefix))
+def _address_step(verb: Verb, link: Link, local: LocalAddress, build: Callable[[int, LocalAddress], bytes]) -> Step:
+    key = f"{local} dev {link.name}"
+    return Step("address", key, verb, f"address {verb} {local} dev {link.name}", build(link.ifindex, local))

@@ -10,7 +10,8 @@ import sys
 
 import msgspec
 
-from netloom.kernel.address import Address, Mac, Prefix
+from netloom.cidr import Address, format_address
+from netloom.kernel.mac import Mac
 from netloom.kernel.wire import (
     CREATE,
     EXCL,
@@ -68,11 +69,21 @@ class Link(msgspec.Struct, frozen=True):
     generates_addresses: bool = False
 
 
+class LocalAddress(msgspec.Struct, frozen=True):
+    """A node's own address, with the prefix length of the network that it says to be on. No CIDR: host bits count."""
+
+    address: Address
+    length: int
+
+    def __str__(self) -> str:
+        return f"{format_address(self.address)}/{self.length}"
+
+
 class InterfaceAddress(msgspec.Struct, frozen=True):
-    """An address on a device, with its prefix length."""
+    """An address on a device."""
 
     ifindex: int
-    prefix: Prefix
+    local: LocalAddress
 
 
 def read_link(buffer: bytes, start: int, end: int) -> Link | None:
@@ -123,7 +134,7 @@ def read_address(buffer: bytes, start: int, end: int) -> InterfaceAddress | None
     found = attributes(buffer, start + _ADDRESS.size, end)
     # On a point-to-point device IFA_ADDRESS is the other end's.
     address = found.get(_IFA_LOCAL) or found.get(_IFA_ADDRESS, b"")
-    return InterfaceAddress(ifindex, Prefix(address, length))
+    return InterfaceAddress(ifindex, LocalAddress(address, length))
 
 
 def dump_links() -> bytes:
@@ -199,24 +210,28 @@ def delete_link(ifindex: int) -> bytes:
     return message(RTM_DELLINK, 0, _LINK.pack(socket.AF_UNSPEC, 0, ifindex, 0, 0))
 
 
-def put_address(ifindex: int, prefix: Prefix) -> bytes:
+def put_address(ifindex: int, local: LocalAddress) -> bytes:
     """`ip address replace`. IPv6: without duplicate address detection, which a tunnel cannot do, and waits for."""
-    body = _ADDRESS.pack(prefix.family, prefix.length, 0, _scope(prefix.address), ifindex)
-    parts = [attribute(_IFA_LOCAL, prefix.address), attribute(_IFA_ADDRESS, prefix.address)]
-    if prefix.family == socket.AF_INET6:
+    body = _ADDRESS.pack(_family(local.address), local.length, 0, _scope(local.address), ifindex)
+    parts = [attribute(_IFA_LOCAL, local.address), attribute(_IFA_ADDRESS, local.address)]
+    if len(local.address) == 16:
         parts.append(attribute(_IFA_FLAGS, u32(_IFA_F_NODAD)))
     return message(RTM_NEWADDR, CREATE | REPLACE, body, *parts)
 
 
-def delete_address(ifindex: int, prefix: Prefix) -> bytes:
+def delete_address(ifindex: int, local: LocalAddress) -> bytes:
     """`ip address delete`."""
-    body = _ADDRESS.pack(prefix.family, prefix.length, 0, 0, ifindex)
-    return message(RTM_DELADDR, 0, body, attribute(_IFA_LOCAL, prefix.address))
+    body = _ADDRESS.pack(_family(local.address), local.length, 0, 0, ifindex)
+    return message(RTM_DELADDR, 0, body, attribute(_IFA_LOCAL, local.address))
 
 
 def is_link_local(address: Address) -> bool:
     """fe80::/10."""
     return len(address) == 16 and address[0] == 0xFE and address[1] & 0xC0 == 0x80
+
+
+def _family(address: Address) -> int:
+    return socket.AF_INET if len(address) == 4 else socket.AF_INET6
 
 
 def _scope(address: Address) -> int:

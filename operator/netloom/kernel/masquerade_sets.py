@@ -9,13 +9,13 @@ from types import MappingProxyType
 
 import msgspec
 
-from netloom.kernel.address import Prefix, format_address
+from netloom.cidr import Cidr, format_address
 from netloom.kernel.cover import END, START, Cover, keys, prefix_of
 from netloom.kernel.nftables import DELSETELEM, NEWSETELEM, ElementMessages
 from netloom.kernel.ruleset import SETS, SIZES, TABLE, Wanted, size_of
 from netloom.kernel.table import Table
 
-NEVER_MASQUERADED = tuple(map(Prefix.parse, ("169.254.0.0/16", "224.0.0.0/4", "fe80::/10", "ff00::/8")))
+NEVER_MASQUERADED = tuple(map(Cidr.parse, ("169.254.0.0/16", "224.0.0.0/4", "fe80::/10", "ff00::/8")))
 """Link-local and multicast destinations: who answers them has to see who asked."""
 
 _OWN = ""
@@ -32,32 +32,32 @@ class MasqueradeRules(msgspec.Struct, frozen=True, kw_only=True):
     excluded: destinations besides pod CIDRs that see a pod's own address: native routing and non-masquerade CIDRs.
     """
 
-    pods: tuple[Prefix, ...] = ()
+    pods: tuple[Cidr, ...] = ()
     ipv4: bool = True
     ipv6: bool = True
-    excluded: tuple[Prefix, ...] = ()
+    excluded: tuple[Cidr, ...] = ()
 
     @property
     def families(self) -> tuple[str, ...]:
         """ "4" and "6", where there is something to masquerade."""
-        sizes = {len(prefix.address) for prefix in self.pods}
+        versions = {str(prefix.version) for prefix in self.pods}
         switched_on = {"4": self.ipv4, "6": self.ipv6}
-        return tuple(family for family, size in SIZES.items() if switched_on[family] and size in sizes)
+        return tuple(family for family in SIZES if switched_on[family] and family in versions)
 
 
 class Masquerading(msgspec.Struct):
     """The whole desired state: the rules, and the pod CIDRs of all nodes. One `Masquerade` reads the journal."""
 
     rules: MasqueradeRules = MasqueradeRules()
-    _known: dict[str, tuple[Prefix, ...]] = msgspec.field(default_factory=dict)
+    _known: dict[str, tuple[Cidr, ...]] = msgspec.field(default_factory=dict)
     _touched: set[str] = msgspec.field(default_factory=set)
 
     @property
-    def known(self) -> Mapping[str, tuple[Prefix, ...]]:
+    def known(self) -> Mapping[str, tuple[Cidr, ...]]:
         """Pod CIDRs by the name of their node."""
         return MappingProxyType(self._known)
 
-    def set_known(self, name: str, cidrs: tuple[Prefix, ...]) -> None:
+    def set_known(self, name: str, cidrs: tuple[Cidr, ...]) -> None:
         """These are the pod CIDRs of this node, and no others."""
         if self._known.get(name, ()) != cidrs:
             self._touched.add(name)
@@ -107,7 +107,7 @@ class Sets:
         self._messages = {name: ElementMessages(TABLE, name, size_of(name)) for name in SETS}
         self._intervals: dict[str, dict[bytes, tuple[bytes, ...]]] = {name: {} for name in SETS}
         self._open: dict[str, tuple[bytes, ...]] = {}
-        self._known: dict[str, tuple[Prefix, ...]] = {}
+        self._known: dict[str, tuple[Cidr, ...]] = {}
         self._change("excluded", (), NEVER_MASQUERADED)
 
     @property
@@ -127,7 +127,7 @@ class Sets:
         changed += self.set_known(_OWN, rules.pods)
         return changed + self._change("excluded", before.excluded, rules.excluded)
 
-    def set_known(self, source: str, cidrs: tuple[Prefix, ...]) -> list[Element]:
+    def set_known(self, source: str, cidrs: tuple[Cidr, ...]) -> list[Element]:
         """These are the source's CIDRs now. Returns the elements that are to come or go."""
         before = self._known.pop(source, ())
         if cidrs:
@@ -149,7 +149,7 @@ class Sets:
 
     def spare_unknown(self) -> None:
         """Desire, too, what the kernel has as known CIDRs and no node explains."""
-        found: list[Prefix] = []
+        found: list[Cidr] = []
         for name in (name for name in SETS if name.startswith("known")):
             table = self.tables[name]
             if table.kernel.keys() - table.desired.keys():
@@ -161,17 +161,17 @@ class Sets:
         """All nodes are known: what none of them explains goes."""
         self.set_known(_UNKNOWN, ())
 
-    def _change(self, kind: str, before: Iterable[Prefix], now: Iterable[Prefix]) -> list[Element]:
+    def _change(self, kind: str, before: Iterable[Cidr], now: Iterable[Cidr]) -> list[Element]:
         # First in, then out: what is in both never leaves the cover, and changes nothing.
         changed = []
         for prefixes, method in ((set(now) - set(before), Cover.add), (set(before) - set(now), Cover.remove)):
             for prefix in prefixes:
-                name = kind + ("4" if len(prefix.address) == 4 else "6")
+                name = f"{kind}{prefix.version}"
                 appeared, disappeared = method(self._covers[name], prefix)
                 changed += self._want(name, appeared, disappeared)
         return changed
 
-    def _want(self, name: str, appeared: list[Prefix], disappeared: list[Prefix]) -> list[Element]:
+    def _want(self, name: str, appeared: list[Cidr], disappeared: list[Cidr]) -> list[Element]:
         table, changed = self.tables[name], []
         # Out first: a CIDR that takes another's place may begin, or end, where that one does.
         for interval in map(keys, disappeared):

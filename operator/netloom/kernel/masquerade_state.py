@@ -8,8 +8,8 @@ from collections.abc import Hashable, Iterable, Sequence, Set
 
 import msgspec
 
+from netloom.cidr import Address, format_address
 from netloom.kernel import ruleset
-from netloom.kernel.address import Address, format_address
 from netloom.kernel.cover import START
 from netloom.kernel.masquerade_sets import Element, ElementWrite, Masquerading, Sets
 from netloom.kernel.netlink import Commands, Refusal

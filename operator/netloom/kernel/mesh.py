@@ -15,9 +15,10 @@ from typing import Any
 
 import msgspec
 
-from netloom.kernel.address import Address, Mac, Prefix, format_address, format_mac
+from netloom.cidr import Address, Cidr, format_address
 from netloom.kernel.claims import Claims
 from netloom.kernel.desired import Desired, Peer
+from netloom.kernel.mac import Mac, format_mac
 from netloom.kernel.owned import NEXTHOP_IDS, link_local_of, mac_in
 from netloom.kernel.reach import Reach
 from netloom.kernel.rows import (
@@ -35,7 +36,7 @@ from netloom.kernel.rows import (
 from netloom.kernel.table import Table
 from netloom.kernel.way import NATIVE, Way
 
-Claim = Address | Mac | Prefix
+Claim = Address | Mac | Cidr
 """What no two peers may share. (The MAC gives the IPv6 gateway.)"""
 
 
@@ -69,7 +70,7 @@ class Leg(msgspec.Struct, frozen=True, gc=False):
     via: Via
     nexthop: Nexthop
     mac: Mac
-    prefixes: tuple[Prefix, ...]
+    prefixes: tuple[Cidr, ...]
 
     @property
     def neighbour(self) -> NeighbourKey | None:
@@ -86,7 +87,7 @@ def _claims_of(peer: Peer) -> tuple[Claim, ...]:
 
 
 def _claim_text(claim: Claim) -> str:
-    if isinstance(claim, Prefix):
+    if isinstance(claim, Cidr):
         return str(claim)
     return format_mac(claim) if len(claim) == 6 else format_address(claim)
 
@@ -231,7 +232,7 @@ class Mesh:
             if peer.held:
                 (self._held.add if count > 0 else self._held.discard)(peer.name)
             for prefix in peer.cidrs:
-                self._lengths[len(prefix.address), prefix.length, peer.held] += count
+                self._lengths[prefix.version, prefix.length, peer.held] += count
         before, after = _underlays(old), _underlays(new)
         if before == after:
             return
@@ -291,11 +292,11 @@ class Mesh:
         if not self.carriers.tunnels and not self.natives:
             self.stranded.discard(name)
             return ()  # as long as there is no device
-        four: list[Prefix] = []
-        six: list[Prefix] = []
+        four: list[Cidr] = []
+        six: list[Cidr] = []
         for prefix in peer.cidrs:
             if holders[prefix] == name and not (peer.held and self._has_wider(prefix, name)):
-                (four if len(prefix.address) == 4 else six).append(prefix)
+                (four if prefix.version == 4 else six).append(prefix)
         legs: Legs = ()
         wanted = 0
         for size, prefixes in ((4, four), (16, six if self.carriers.ipv6 else [])):
@@ -308,27 +309,27 @@ class Mesh:
             self.stranded.discard(name)
         return legs
 
-    def _has_wider(self, prefix: Prefix, name: str) -> bool:
+    def _has_wider(self, prefix: Cidr, name: str) -> bool:
         """Whether a peer that is not held claims a CIDR that contains this one."""
         claimants = (self._claims.holders.get(wider, name) for wider in self._and_wider(prefix))
         return any(claimant != name and not self.peers[claimant].held for claimant in claimants)
 
-    def _and_wider(self, prefix: Prefix) -> Iterable[Prefix]:
+    def _and_wider(self, prefix: Cidr) -> Iterable[Cidr]:
         """The prefix and those that contain it, as far as a peer may claim them: of a length that there is."""
-        size = len(prefix.address)
-        lengths = {length for other, length, _ in self._lengths if other == size and length <= prefix.length}
-        return map(prefix.widened, lengths)
+        version, longest = prefix.version, prefix.length
+        lengths = {length for other, length, _ in self._lengths if other == version and length <= longest}
+        return map(prefix.supernet, lengths)
 
     def _concerned(self, *peers: Peer | None) -> set[str]:
         """Held peers that may have to make way, or may come back: only where the lengths of CIDRs differ."""
         if not self._held:
             return set()
         changed = [prefix for peer in peers if peer is not None for prefix in peer.cidrs]
-        inner = [(size, length) for size, length, held in self._lengths if held]
-        differ = any(len(each.address) == size and each.length < length for each in changed for size, length in inner)
+        inner = [(version, length) for version, length, held in self._lengths if held]
+        differ = any(each.version == version and each.length < length for each in changed for version, length in inner)
         return self._held if differ else set()
 
-    def _leg(self, peer: Peer, size: int, prefixes: list[Prefix]) -> Legs:
+    def _leg(self, peer: Peer, size: int, prefixes: list[Cidr]) -> Legs:
         """By the first of the peer's ways that is possible; empty if none is."""
         for way in peer.ways:
             if way.is_tunnel:
@@ -390,7 +391,7 @@ class Mesh:
             return False
         if nexthop.gateway in holders or nexthop.remote in holders:
             return False
-        mine = any(len(address) == len(key.address) and key.contains(address) for address in own)
+        mine = any(key.contains(Cidr.of(address)) for address in own)
         return not mine and not any(wider in holders for wider in self._and_wider(key))
 
     def load(

@@ -134,7 +134,7 @@ class MeshDevices(Part[Desired]):
             seen = read_address(buffer, start, end)
             self._due = seen is not None and (
                 self._mesh.is_tunnel(seen.ifindex)
-                or (self._node is not None and seen.prefix.address == self._node.local)
+                or (self._node is not None and seen.local.address == self._node.local)
             )
 
     def _concerns(self, link: Link, *, gone: bool) -> bool:

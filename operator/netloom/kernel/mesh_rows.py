@@ -278,7 +278,7 @@ class MeshRows(Part[Desired]):
 
     def _address(self, _kind: int, _flags: int, buffer: bytes, start: int, end: int) -> None:
         seen, node = read_address(buffer, start, end), self._desired.node
-        own = seen is None or self.mesh.is_tunnel(seen.ifindex) or (node and seen.prefix.address == node.local)
+        own = seen is None or self.mesh.is_tunnel(seen.ifindex) or (node and seen.local.address == node.local)
         if seen is not None and not own:
             self.mesh.reach.device_changed(seen.ifindex)
 

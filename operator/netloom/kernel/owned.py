@@ -18,7 +18,8 @@ from fnmatch import fnmatchcase
 
 import msgspec
 
-from netloom.kernel.address import Address, Mac
+from netloom.cidr import Address
+from netloom.kernel.mac import Mac
 
 DEVICE_PREFIX = "netloom_"
 """Of the names of all devices that are Netloom's, whichever part's."""

@@ -2,10 +2,11 @@
 
 from collections.abc import Iterable, Mapping
 
+from netloom.cidr import format_address
 from netloom.kernel import device, reader
-from netloom.kernel.address import format_address, format_mac
 from netloom.kernel.desired import Desired, Node
 from netloom.kernel.device import Step, Surroundings
+from netloom.kernel.mac import format_mac
 from netloom.kernel.mesh import Carriers, Mesh
 from netloom.kernel.netlink import Commands
 from netloom.kernel.owned import ROUTE_PROTOCOL
@@ -123,10 +124,10 @@ def route_text(verb: str, key: RouteKey, via: Via | None = None) -> str:
     return f"route {verb} {key} proto {ROUTE_PROTOCOL}{content}"
 
 
-def _order(key: RouteKey) -> tuple[int, bytes, int, int]:
+def _order(key: RouteKey) -> tuple[int, int, int, int]:
     prefix = key.prefix if isinstance(key, OddRoute) else key
-    return len(prefix.address), prefix.address, prefix.length, key.metric if isinstance(key, OddRoute) else 0
+    return prefix.version, prefix.base, prefix.length, key.metric if isinstance(key, OddRoute) else 0
 
 
-def _first(entry: tuple[RouteKey, None, Via]) -> tuple[int, bytes, int, int]:
+def _first(entry: tuple[RouteKey, None, Via]) -> tuple[int, int, int, int]:
     return _order(entry[0])

@@ -12,7 +12,7 @@ from collections.abc import Collection, Sequence
 
 import msgspec
 
-from netloom.kernel.address import Address
+from netloom.cidr import Address
 
 
 class Hop(msgspec.Struct, frozen=True, gc=False):

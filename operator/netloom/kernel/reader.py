@@ -8,11 +8,12 @@ import contextlib
 import socket
 from collections.abc import Iterable, Sequence
 
+from netloom.cidr import Address
 from netloom.kernel import alike, links, rows
-from netloom.kernel.address import Address, Mac
 from netloom.kernel.device import Surroundings
 from netloom.kernel.links import InterfaceAddress, Link
 from netloom.kernel.lodgers import DirectRoute
+from netloom.kernel.mac import Mac
 from netloom.kernel.netlink import BATCH, DUMP_ATTEMPTS, Commands, RefusedError, Visit
 from netloom.kernel.reach import Hop
 from netloom.kernel.rows import NeighbourKey, SeenNexthop, SeenRoute

@@ -8,7 +8,7 @@ from collections.abc import Hashable, Iterable
 
 import structlog
 
-from netloom.kernel.address import format_address
+from netloom.cidr import format_address
 from netloom.kernel.backoff import Backoff
 from netloom.kernel.report import Failure
 

@@ -16,8 +16,9 @@ from typing import Any
 
 import msgspec
 
-from netloom.kernel.address import Address, Mac, Prefix
+from netloom.cidr import Address, Cidr
 from netloom.kernel.lodgers import DirectRoute
+from netloom.kernel.mac import Mac
 from netloom.kernel.owned import MESH, ROUTE_PROTOCOL, ROUTE_TABLE, TUNNEL_TTL
 from netloom.kernel.reach import Hop
 from netloom.kernel.wire import (
@@ -72,6 +73,7 @@ _NEIGHBOUR = struct.Struct("=BxxxiHBB")  # family, ifindex, state, flags, type
 _SIZE: dict[int, int] = {socket.AF_INET: 4, socket.AF_INET6: 16}
 _FAMILY: dict[int, int] = {4: socket.AF_INET, 16: socket.AF_INET6}
 _METRIC: dict[int, int] = {socket.AF_INET: 0, socket.AF_INET6: 1024}
+_DEFAULT_METRIC: dict[int, int] = {4: 0, 6: 1024}
 """What the kernel makes of a metric of 0."""
 
 
@@ -93,7 +95,7 @@ class OddRoute(msgspec.Struct, frozen=True, gc=False):
     """The key of a route with our protocol, but with a metric or TOS that we never write: somebody's work, or an
     older version's. It is ours, and is removed."""
 
-    prefix: Prefix
+    prefix: Cidr
     metric: int
     tos: int
 
@@ -101,7 +103,7 @@ class OddRoute(msgspec.Struct, frozen=True, gc=False):
         return f"{self.prefix} metric {self.metric} tos {self.tos}"
 
 
-RouteKey = Prefix | OddRoute
+RouteKey = Cidr | OddRoute
 """What makes two routes of the main table the same to the kernel. Ours have the default metric and no TOS."""
 
 
@@ -152,7 +154,7 @@ class RouteMessages:
             if via is None:
                 messages.append(self._delete(sequence, key))
                 continue
-            address = key.address
+            address = key.packed
             shape = (len(address), key.length, via.mtu, said, before is not None)
             encoder = encoders.get(shape) or self._encoder(shape)
             messages.append(encoder(sequence, address, via.nexthop.to_bytes(4, order)))
@@ -161,9 +163,11 @@ class RouteMessages:
     def _delete(self, sequence: int, key: RouteKey) -> bytes:
         """The kernel compares the protocol, so this never hits anybody else's route."""
         prefix, tos = (key.prefix, key.tos) if isinstance(key, OddRoute) else (key, 0)
-        metric = key.metric if isinstance(key, OddRoute) else _METRIC[prefix.family]
-        body = _ROUTE.pack(prefix.family, prefix.length, 0, tos, ROUTE_TABLE, ROUTE_PROTOCOL, _SCOPE_NOWHERE, 0, 0)
-        parts = [attribute(_RTA_DST, prefix.address), attribute(_RTA_PRIORITY, u32(metric))]
+        destination = prefix.packed
+        family = _FAMILY[len(destination)]
+        metric = key.metric if isinstance(key, OddRoute) else _METRIC[family]
+        body = _ROUTE.pack(family, prefix.length, 0, tos, ROUTE_TABLE, ROUTE_PROTOCOL, _SCOPE_NOWHERE, 0, 0)
+        parts = [attribute(_RTA_DST, destination), attribute(_RTA_PRIORITY, u32(metric))]
         return message(RTM_DELROUTE, 0, body, *parts, sequence=sequence)
 
     def _encoder(self, shape: tuple[int, int, int, bool, bool]) -> Callable[[int, bytes, bytes], bytes]:
@@ -306,7 +310,7 @@ def read_route(buffer: bytes, start: int, end: int) -> SeenRoute | None:
     # What follows the nexthop's id is the nexthop's content once more.
     found = attributes(buffer, start + 12, end, _RTA_NH_ID)
     metric = int.from_bytes(found.get(_RTA_PRIORITY, b""), sys.byteorder)
-    prefix = Prefix(found.get(_RTA_DST) or bytes(_SIZE[family]), length)
+    prefix = Cidr.of(found.get(_RTA_DST) or bytes(_SIZE[family]), length)
     key = prefix if metric == _METRIC[family] and not tos else OddRoute(prefix, metric, tos)
     nexthop = int.from_bytes(found.get(_RTA_NH_ID, b""), sys.byteorder)
     if kind != _RTN_UNICAST or not nexthop:
@@ -398,7 +402,7 @@ def read_direct_route(buffer: bytes, start: int, end: int) -> DirectRoute | None
     found = attributes(buffer, start + 12, end)
     if _RTA_OIF not in found or found.keys() & {_RTA_GATEWAY, _RTA_VIA, _RTA_NH_ID}:
         return None
-    destination = Prefix(found.get(_RTA_DST) or bytes(_SIZE[family]), length)
+    destination = Cidr.of(found.get(_RTA_DST) or bytes(_SIZE[family]), length)
     return DirectRoute(destination, int.from_bytes(found[_RTA_OIF], sys.byteorder))
 
 
@@ -410,7 +414,7 @@ def owned_nexthop(seen: SeenNexthop) -> bool:
 def owned_route(seen: SeenRoute) -> bool:
     """The mesh's by protocol and metric."""
     key = seen.key
-    return MESH.route(seen.protocol, key.metric if isinstance(key, OddRoute) else _METRIC[key.family])
+    return MESH.route(seen.protocol, key.metric if isinstance(key, OddRoute) else _DEFAULT_METRIC[key.version])
 
 
 def dump_routes(family: int) -> bytes:

@@ -17,11 +17,11 @@ import structlog
 
 from netloom import __version__
 from netloom.api.admission import AdmissionRequest
-from netloom.api.cidrs import parse_address
 from netloom.api.cilium import CILIUM_NODES, CILIUM_POOLS, CONFIG_NAME, CiliumNode
 from netloom.api.core import CONFIG_MAPS, NODES, ConfigMap, Node
 from netloom.api.meta import Object, Resource
 from netloom.api.v1alpha1 import NETLOOM_NODES, NETWORKS, POOLS, NetloomNode
+from netloom.cidr import is_address
 from netloom.guard.decide import decide
 from netloom.guard.live import (
     CILIUM_IN_USE,
@@ -241,8 +241,8 @@ class Guard:
             authority = Authority(
                 self._api,
                 namespace=options.scope.namespace,
-                names=[host for host in self._hosts() if not parse_address(host)],
-                addresses=[host for host in self._hosts() if parse_address(host)],
+                names=[host for host in self._hosts() if not is_address(host)],
+                addresses=[host for host in self._hosts() if is_address(host)],
                 secret=options.secret,
                 configuration=options.configuration,
             )

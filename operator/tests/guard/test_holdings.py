@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from netloom.guard.holdings import Holders, Holdings, Ranges, cidr_of, cidrs_of
+from netloom.cidr import Cidr
+from netloom.guard.holdings import Holders, Holdings, Ranges, cidrs_of
 
 Network = IPv4Network | IPv6Network
 
@@ -22,6 +23,10 @@ NETWORKS = st.builds(_network, st.sampled_from([4, 4, 4, 6]), st.integers(0, 15)
 TEXTS = NETWORKS.map(str) | st.sampled_from(["", "garbage", "10.0.0.0/33", "10.0.0.1/24", "::ffff:10.0.0.0/120"])
 OWNERS = st.sampled_from(["a", "b", "c", "d", "e", "f"])
 POOLS = st.sampled_from(["blue", "green", ""])
+
+
+def cidr_of(network: Network) -> Cidr:
+    return Cidr.of(network.network_address.packed, network.prefixlen)
 
 
 def networks_of(texts: list[str]) -> list[Network]:

@@ -2,23 +2,23 @@
 
 import pytest
 
+from netloom.cidr import Cidr
 from netloom.ipam.allocator import Allocator
-from netloom.ipam.cidr import Cidr, parse
 from netloom.ipam.ledger import Entry, Ledger, Mark
 from netloom.ipam.plan import BlockRequest, BlockTaken, Deferred, Grant, Plan, Release
 from netloom.ipam.pool import Exhausted, Pool
 
 MODE = "cluster-pool"
 NAME = "v4-10.0.0.0-16"
-RANGE = parse("10.0.0.0/16")
-ZERO, ONE = parse("10.0.0.0/24"), parse("10.0.1.0/24")
+RANGE = Cidr.parse("10.0.0.0/16")
+ZERO, ONE = Cidr.parse("10.0.0.0/24"), Cidr.parse("10.0.1.0/24")
 STRANGER = Mark("stranger", 1)
 
 
 @pytest.fixture
 def allocator() -> Allocator:
     allocator = Allocator("me")
-    allocator.blocks.configure(MODE, [Pool(4, [parse("10.0.0.0/23")], 24)])
+    allocator.blocks.configure(MODE, [Pool(4, [Cidr.parse("10.0.0.0/23")], 24)])
     allocator.load(RANGE, None, "", 0.0)
     return allocator
 

@@ -1,16 +1,16 @@
 """Blocks by node, as the ledgers have them and as the NetloomNodes do."""
 
+from netloom.cidr import Cidr
 from netloom.ipam.assignments import Assignments
-from netloom.ipam.cidr import parse
 
-ONE, OTHER, SIX = parse("10.0.1.0/24"), parse("10.0.2.0/24"), parse("fd00::/120")
+ONE, OTHER, SIX = Cidr.parse("10.0.1.0/24"), Cidr.parse("10.0.2.0/24"), Cidr.parse("fd00::/120")
 
 
 def test_what_is_held_and_in_no_ledger_is_unrecorded_until_it_is_entered() -> None:
     known = Assignments()
     assert list(known.hold("a", (ONE, SIX))) == []
     assert known.unrecorded == {"a": (ONE, SIX)}
-    assert known.overlap(parse("10.0.0.0/22")) == (ONE.base, ONE.last)
+    assert known.overlap(Cidr.parse("10.0.0.0/22")) == (ONE.base, ONE.last)
     assert list(known.enter("a", ONE)) == [ONE, SIX]
     assert (known.unrecorded, known.entered("a")) == ({"a": (SIX,)}, (ONE,))
     assert known.overlap(ONE) is None

@@ -1,11 +1,11 @@
 """What nodes had by ledgers that vanished."""
 
-from netloom.ipam.cidr import Cidr, parse
+from netloom.cidr import Cidr
 from netloom.ipam.former import Former
 
 
 def test_a_node_is_remembered_by_family_until_it_has_another() -> None:
-    former, four, six = Former(), parse("10.0.0.0/24"), parse("fd00::/64")
+    former, four, six = Former(), Cidr.parse("10.0.0.0/24"), Cidr.parse("fd00::/64")
     former.remember("a", four)
     former.remember("a", six)
     assert (former.of("a", 4), former.of("a", 6), former.of("b", 4)) == (four, six, None)
@@ -18,9 +18,9 @@ def test_a_node_is_remembered_by_family_until_it_has_another() -> None:
 
 def test_of_two_that_overlap_the_first_counts() -> None:
     former = Former()
-    former.remember("a", parse("10.0.0.0/24"))
-    former.remember("b", parse("10.0.0.0/23"))
-    former.remember("b", parse("10.0.2.0/24"))
-    assert (former.of("b", 4), former.nodes()) == (parse("10.0.2.0/24"), ["a", "b"])
-    wide: Cidr = parse("10.0.0.0/22")
-    assert former.overlap(wide) == (parse("10.0.2.0/24").base, parse("10.0.2.0/24").last)
+    former.remember("a", Cidr.parse("10.0.0.0/24"))
+    former.remember("b", Cidr.parse("10.0.0.0/23"))
+    former.remember("b", Cidr.parse("10.0.2.0/24"))
+    assert (former.of("b", 4), former.nodes()) == (Cidr.parse("10.0.2.0/24"), ["a", "b"])
+    wide: Cidr = Cidr.parse("10.0.0.0/22")
+    assert former.overlap(wide) == (Cidr.parse("10.0.2.0/24").base, Cidr.parse("10.0.2.0/24").last)

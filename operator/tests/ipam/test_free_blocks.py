@@ -2,27 +2,27 @@
 
 import pytest
 
+from netloom.cidr import Cidr
 from netloom.ipam.allocator import Allocator
-from netloom.ipam.cidr import Cidr, parse
 from netloom.ipam.free_blocks import FreeBlocks
 from netloom.ipam.ledger import Entry, Ledger, LedgerError, Mark
 from netloom.ipam.plan import BlockRequest, BlockTaken, Deferred
 from netloom.ipam.pool import Exhausted, Pool, Usage
 
 MODE = "cluster-pool"
-ZERO, ONE = parse("10.0.0.0/24"), parse("10.0.1.0/24")
+ZERO, ONE = Cidr.parse("10.0.0.0/24"), Cidr.parse("10.0.1.0/24")
 
 
 @pytest.fixture
 def known() -> Allocator:
     """All that a search looks at; two blocks of IPv4."""
     allocator = Allocator("me")
-    allocator.blocks.configure(MODE, [Pool(4, [parse("10.0.0.0/23")], 24)])
+    allocator.blocks.configure(MODE, [Pool(4, [Cidr.parse("10.0.0.0/23")], 24)])
     return allocator
 
 
 def load(known: Allocator, entries: dict[Cidr, Entry], version: str = "1") -> None:
-    known.load(ZERO, Ledger(parse("10.0.0.0/16"), MODE, 1, entries), version, 0.0)
+    known.load(ZERO, Ledger(Cidr.parse("10.0.0.0/16"), MODE, 1, entries), version, 0.0)
 
 
 def choose(blocks: FreeBlocks, node: str, *cidrs: Cidr) -> object:
@@ -37,10 +37,10 @@ def test_what_was_chosen_is_taken(known: Allocator) -> None:
 
 
 def test_what_others_have_hold_reserve_or_had_is_passed_over(known: Allocator) -> None:
-    known.blocks.configure(MODE, [Pool(4, [parse("10.0.0.0/21")], 24)], {(4, parse("10.0.2.7/32").base)})
+    known.blocks.configure(MODE, [Pool(4, [Cidr.parse("10.0.0.0/21")], 24)], {(4, Cidr.parse("10.0.2.7/32").base)})
     load(known, {ZERO: Entry("enters")})
     known.hold("holds", (ONE,))
-    known.former.remember("had", parse("10.0.3.0/24"))
+    known.former.remember("had", Cidr.parse("10.0.3.0/24"))
     assert choose(known.blocks, "new") == ["10.0.4.0/24"]
     assert choose(known.blocks, "had") == ["10.0.3.0/24"]
 
@@ -51,13 +51,13 @@ def test_a_node_gets_what_a_ledger_has_for_it_and_of_several_one_without_marks(k
 
 
 def test_a_former_block_that_is_none_of_the_pool_s_any_more_is_forgone(known: Allocator) -> None:
-    known.former.remember("a", parse("10.0.8.0/24"))
+    known.former.remember("a", Cidr.parse("10.0.8.0/24"))
     assert choose(known.blocks, "a") == ["10.0.0.0/24"]
 
 
 def test_both_families_or_neither(known: Allocator) -> None:
-    six = Pool(6, [parse("fd00::/120")], 120)
-    known.blocks.configure(MODE, [Pool(4, [parse("10.0.0.0/23")], 24), six])
+    six = Pool(6, [Cidr.parse("fd00::/120")], 120)
+    known.blocks.configure(MODE, [Pool(4, [Cidr.parse("10.0.0.0/23")], 24), six])
     assert choose(known.blocks, "a") == ["10.0.0.0/24", "fd00::/120"]
     assert isinstance(choose(known.blocks, "b"), Exhausted)
     assert known.ledgers.of(ONE).taken.overlap(ONE.base, ONE.last) is None
@@ -69,7 +69,7 @@ def test_a_block_that_is_asked_for_is_refused_with_who_has_it(known: Allocator, 
         known.hold("a", (ZERO,))
     else:
         load(known, {ZERO: Entry("a")})
-    wide = parse("10.0.0.0/23")
+    wide = Cidr.parse("10.0.0.0/23")
     assert choose(known.blocks, "b", wide) == BlockTaken(wide, ZERO, "a")
     assert (known.blocks.obstacle(ZERO, "b", held=False) is None) == held
     assert choose(known.blocks, "b", ONE) == ["10.0.1.0/24"]
@@ -84,7 +84,7 @@ def test_what_is_being_given_at_this_moment_is_asked_for_again(known: Allocator)
 
 
 def test_a_ledger_that_cannot_be_relied_on_is_passed_over_and_comes_back(known: Allocator) -> None:
-    known.blocks.configure(MODE, [Pool(4, [parse("10.0.0.0/15")], 24)])
+    known.blocks.configure(MODE, [Pool(4, [Cidr.parse("10.0.0.0/15")], 24)])
     known.load(ZERO, LedgerError("v4-10.0.0.0-16", "odd"), "1", 0.0)
     assert choose(known.blocks, "a") == ["10.1.0.0/24"]
     load(known, {}, "2")
@@ -101,4 +101,4 @@ def test_use_is_counted_by_ledgers_and_by_what_only_nodes_know_of(known: Allocat
     load(known, {ZERO: Entry("a")})
     known.hold("a", (ZERO,))
     known.hold("b", (ONE,))
-    assert known.blocks.usage() == [Usage(parse("10.0.0.0/23"), 24, 2, 2)]
+    assert known.blocks.usage() == [Usage(Cidr.parse("10.0.0.0/23"), 24, 2, 2)]

@@ -2,12 +2,12 @@
 
 import pytest
 
-from netloom.ipam.cidr import parse
+from netloom.cidr import Cidr
 from netloom.ipam.known_ledgers import KnownLedger, KnownLedgers
 from netloom.ipam.ledger import Entry, Ledger, LedgerError, Mark
 
-RANGE = parse("10.0.0.0/16")
-ONE, OTHER = parse("10.0.1.0/24"), parse("10.0.2.0/24")
+RANGE = Cidr.parse("10.0.0.0/16")
+ONE, OTHER = Cidr.parse("10.0.1.0/24"), Cidr.parse("10.0.2.0/24")
 STRANGER = Mark("stranger", 7)
 
 
@@ -19,9 +19,9 @@ def a_ledger(mode: str = "cluster-pool", **nodes: str) -> Ledger:
 def test_blocks_that_overlap_have_one_ledger() -> None:
     ledgers = KnownLedgers()
     known = ledgers.of(ONE)
-    assert known is ledgers.of(parse("10.0.0.0/17"))
+    assert known is ledgers.of(Cidr.parse("10.0.0.0/17"))
     assert (known.name, known.range) == ("v4-10.0.0.0-16", RANGE)
-    assert ledgers.of(parse("10.1.0.0/24")) is not known
+    assert ledgers.of(Cidr.parse("10.1.0.0/24")) is not known
 
 
 def test_only_what_others_wrote_is_a_foreign_change() -> None:

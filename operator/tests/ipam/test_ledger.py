@@ -4,12 +4,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from netloom.cidr import Cidr
 from netloom.ipam import ledger
-from netloom.ipam.cidr import Cidr, parse
 from netloom.ipam.ledger import Entry, Ledger, LedgerError, Mark
 
 NAME = "v4-10.0.0.0-16"
-REGION = parse("10.0.0.0/16")
+REGION = Cidr.parse("10.0.0.0/16")
 MARKS = st.builds(Mark, st.sampled_from(["a1", "b2"]), st.integers(1, 99))
 NODES = st.sampled_from(["n", "node-1", "node-1.example.org"])
 
@@ -49,7 +49,10 @@ def test_a_text_that_was_cut_is_no_ledger(content: Ledger, data: st.DataObject) 
 
 
 def test_it_reads_well() -> None:
-    entries = {parse("10.0.1.0/24"): Entry("node-b", (Mark("5f3a", 12),)), parse("10.0.0.0/24"): Entry("node-a")}
+    entries = {
+        Cidr.parse("10.0.1.0/24"): Entry("node-b", (Mark("5f3a", 12),)),
+        Cidr.parse("10.0.0.0/24"): Entry("node-a"),
+    }
     text = ledger.encode(Ledger(REGION, "cluster-pool", 3, entries))
     assert text == "netloom-ledger/1 epoch=3\n10.0.0.0/24 node-a\n10.0.1.0/24 node-b 5f3a.12\n"
 
@@ -100,7 +103,7 @@ def test_marks_of_one_incarnation_replace_each_other_and_leave_others_alone() ->
 
 
 def test_an_edit_leaves_the_old_value_alone() -> None:
-    one, other = parse("10.0.0.0/24"), parse("10.0.1.0/24")
+    one, other = Cidr.parse("10.0.0.0/24"), Cidr.parse("10.0.1.0/24")
     before = Ledger(REGION, "cluster-pool", 1, {one: Entry("a")})
     after = before.edited({one: None, other: Entry("b")}, "cluster-pool", 2)
     assert dict(after.entries) == {other: Entry("b")}

@@ -1,11 +1,11 @@
 """How long a block has to be kept for requests that may still write it."""
 
-from netloom.ipam.cidr import Cidr, parse
+from netloom.cidr import Cidr
 from netloom.ipam.known_ledgers import KnownLedger, KnownLedgers
 from netloom.ipam.ledger import Entry, Ledger, Mark
 from netloom.ipam.marks import QUARANTINE_SECONDS, WINDOW_SECONDS, Marks
 
-ONE = parse("10.0.1.0/24")
+ONE = Cidr.parse("10.0.1.0/24")
 STRANGER = Mark("stranger", 7)
 
 

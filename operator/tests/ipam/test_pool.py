@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from netloom.ipam.cidr import Cidr, parse
+from netloom.cidr import Cidr
 from netloom.ipam.pool import Exhausted, Pool, Usage
 
 
@@ -20,7 +20,7 @@ class Taken:
 
 
 def pool(mask: int, *cidrs: str) -> Pool:
-    parsed = [parse(cidr) for cidr in cidrs]
+    parsed = [Cidr.parse(cidr) for cidr in cidrs]
     return Pool(parsed[0].version, parsed, mask)
 
 
@@ -44,31 +44,31 @@ def test_blocks_come_in_the_order_of_the_list() -> None:
 def test_exhaustion_says_what_is_exhausted() -> None:
     blocks, taken = pool(120, "fd00::/119"), Taken()
     take(blocks, taken), take(blocks, taken)
-    assert blocks.take(taken) == Exhausted(6, (parse("fd00::/119"),), 120, 2)
+    assert blocks.take(taken) == Exhausted(6, (Cidr.parse("fd00::/119"),), 120, 2)
 
 
 def test_a_block_rests_before_it_is_given_again() -> None:
     blocks, taken = pool(24, "10.0.0.0/22"), Taken()
     first, second = take(blocks, taken), take(blocks, taken)
     for each in (second, first):
-        taken.cidrs.remove(parse(each))
-        blocks.put_back(parse(each))
+        taken.cidrs.remove(Cidr.parse(each))
+        blocks.put_back(Cidr.parse(each))
     assert [take(blocks, taken) for _ in range(4)] == ["10.0.2.0/24", "10.0.3.0/24", second, first]
 
 
 def test_what_overlaps_in_part_is_passed_over_in_one_step() -> None:
     blocks, taken = pool(24, "10.0.0.0/16"), Taken()
-    taken.cidrs = [parse("10.0.0.0/17"), parse("10.0.128.77/32")]
+    taken.cidrs = [Cidr.parse("10.0.0.0/17"), Cidr.parse("10.0.128.77/32")]
     assert take(blocks, taken) == "10.0.129.0/24"
     assert taken.asked == 3
 
 
 def test_space_of_another_size_that_comes_back_is_found() -> None:
     blocks, taken = pool(24, "10.0.0.0/23"), Taken()
-    taken.cidrs = [parse("10.0.0.0/23")]
+    taken.cidrs = [Cidr.parse("10.0.0.0/23")]
     assert isinstance(blocks.take(taken), Exhausted)
     taken.cidrs = []
-    blocks.put_back(parse("10.0.0.0/23"))
+    blocks.put_back(Cidr.parse("10.0.0.0/23"))
     assert [take(blocks, taken), take(blocks, taken)] == ["10.0.0.0/24", "10.0.1.0/24"]
 
 
@@ -96,8 +96,13 @@ def test_finding_a_block_does_not_walk_over_all_others() -> None:
 
 def test_usage_counts_blocks_touched() -> None:
     blocks = pool(24, "10.0.0.0/22", "10.1.0.0/24")
-    used = [parse(text) for text in ("10.0.0.0/26", "10.0.0.64/26", "10.0.2.0/23", "10.1.0.0/16", "192.168.0.0/24")]
-    assert blocks.usage(used) == [Usage(parse("10.0.0.0/22"), 24, 4, 3), Usage(parse("10.1.0.0/24"), 24, 1, 1)]
+    used = [
+        Cidr.parse(text) for text in ("10.0.0.0/26", "10.0.0.64/26", "10.0.2.0/23", "10.1.0.0/16", "192.168.0.0/24")
+    ]
+    assert blocks.usage(used) == [
+        Usage(Cidr.parse("10.0.0.0/22"), 24, 4, 3),
+        Usage(Cidr.parse("10.1.0.0/24"), 24, 1, 1),
+    ]
 
 
 @given(st.lists(st.tuples(st.booleans(), st.integers(0, 30)), max_size=80), st.integers(24, 26))

@@ -14,7 +14,7 @@ import msgspec
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
-from netloom.kernel.address import Prefix, parse_address
+from netloom.cidr import Cidr, parse_address
 from netloom.kernel.dataplane import Dataplane
 from netloom.kernel.desired import Desired, Node, Peer
 from netloom.kernel.owned import mac_of
@@ -34,7 +34,7 @@ peers = st.builds(
     name=st.sampled_from(NAMES),
     underlay=st.sampled_from(NEAR + FAR).map(parse_address),
     mac=st.sampled_from(NAMES).map(mac_of),
-    cidrs=st.lists(st.sampled_from(CIDRS), unique=True, max_size=4).map(lambda some: tuple(map(Prefix.parse, some))),
+    cidrs=st.lists(st.sampled_from(CIDRS), unique=True, max_size=4).map(lambda some: tuple(map(Cidr.parse, some))),
     since=st.sampled_from(["", "2026-01", "2026-02"]),
     ways=ways,
     underlay6=st.sampled_from([b"", *(parse_address(f"fd07::{n}") for n in range(2, 6))]),

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable
 
-from netloom.kernel.address import Prefix, parse_address
+from netloom.cidr import Cidr, parse_address
 from netloom.kernel.dataplane import Dataplane
 from netloom.kernel.desired import Desired, Node, Peer
 from netloom.kernel.owned import mac_of
@@ -41,7 +41,7 @@ def peer(
     prefixes = cidrs or (f"10.{number}.0.0/24", f"fd00:{number:x}::/64")
     underlay = parse_address(f"192.168.{7 + number // 256}.{number % 256}")
     six = parse_address(underlay6) if underlay6 else b""
-    return Peer(name, underlay, mac_of(name), tuple(Prefix.parse(cidr) for cidr in prefixes), since, ways, six)
+    return Peer(name, underlay, mac_of(name), tuple(Cidr.parse(cidr) for cidr in prefixes), since, ways, six)
 
 
 def mesh(*numbers: int) -> Desired:
@@ -54,7 +54,7 @@ def many(count: int) -> Desired:
     peers = []
     for i in range(count):
         name, high, low = f"peer-{i}", i // 250, i % 250 + 1
-        cidr = Prefix.parse(f"10.{100 + high // 256}.{high % 256}.{low}/32")
+        cidr = Cidr.parse(f"10.{100 + high // 256}.{high % 256}.{low}/32")
         peers.append(Peer(name, parse_address(f"172.16.{high}.{low}"), mac_of(name), (cidr,)))
     return Desired(here(), peers)
 

@@ -6,7 +6,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 
 import pytest
 
-from netloom.kernel.address import Prefix
+from netloom.cidr import Cidr
 from netloom.kernel.masquerade import Masquerade
 from netloom.kernel.masquerade_sets import MasqueradeRules, Masquerading
 from netloom.kernel.netlink import Refusal, RefusedError, Visit
@@ -16,8 +16,8 @@ from tests.kernel.faults import FOR_EVER
 from tests.kernel.netns import Namespace
 
 
-def prefixes(*cidrs: str) -> tuple[Prefix, ...]:
-    return tuple(map(Prefix.parse, cidrs))
+def prefixes(*cidrs: str) -> tuple[Cidr, ...]:
+    return tuple(map(Cidr.parse, cidrs))
 
 
 def rules(*excluded: str, pods: Sequence[str] = ("10.1.0.0/24", "fd00:1::/64"), **switches: bool) -> MasqueradeRules:

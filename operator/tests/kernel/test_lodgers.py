@@ -2,14 +2,14 @@
 
 import pytest
 
-from netloom.kernel.address import Prefix
+from netloom.cidr import Cidr
 from netloom.kernel.dataplane import Dataplane
 from netloom.kernel.desired import Desired
 from tests.kernel.conftest import Planes
 from tests.kernel.meshes import here, mesh
 from tests.kernel.netns import Lab, Namespace
 
-FOUR, SIX, OTHER = Prefix.parse("10.1.0.0/24"), Prefix.parse("fd00:1::/64"), Prefix.parse("10.9.0.0/24")
+FOUR, SIX, OTHER = Cidr.parse("10.1.0.0/24"), Cidr.parse("fd00:1::/64"), Cidr.parse("10.9.0.0/24")
 
 
 async def found(plane: Dataplane) -> dict[str, str]:

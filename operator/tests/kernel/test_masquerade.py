@@ -5,7 +5,7 @@ from random import Random
 
 import pytest
 
-from netloom.kernel.address import Prefix
+from netloom.cidr import Cidr
 from netloom.kernel.errors import KernelUnsupported
 from netloom.kernel.masquerade_sets import Masquerading
 from netloom.kernel.nftables_socket import NftablesSocket
@@ -242,8 +242,7 @@ async def test_any_sequence_of_changes_ends_in_what_a_fresh_start_gives(
         for _ in range(random.randrange(6)):
             length = random.choice([0, 1, 2, 3, 4, 30, 31, 32])
             address = random.randrange(32) << 27 | random.choice([0, 1, 2, 3, (1 << 27) - 1])
-            host = 32 - length
-            cidrs.append(Prefix((address >> host << host).to_bytes(4, "big"), length))
+            cidrs.append(Cidr.of(address.to_bytes(4, "big"), length))
         desired.set_known(random.choice("abc"), tuple(cidrs))
         assert (await masquerade.apply(desired)).in_sync
     assert masquerade.report.compared == 1, "nothing was refused"

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from netloom.kernel.address import Prefix
+from netloom.cidr import Cidr
 from netloom.kernel.masquerade_sets import Masquerading
 from tests.kernel.meshes import running
 from tests.kernel.netns import Lab, Namespace
@@ -120,7 +120,7 @@ def world(lab: Lab) -> Iterator[World]:
 
 def cluster(*, ipv4: bool = True, ipv6: bool = True) -> Masquerading:
     desired = Masquerading(rules("172.16.0.0/12", "fd55::/16", ipv4=ipv4, ipv6=ipv6))
-    desired.set_known("node-2", (Prefix.parse("10.2.0.0/24"), Prefix.parse("fd00:2::/64")))
+    desired.set_known("node-2", (Cidr.parse("10.2.0.0/24"), Cidr.parse("fd00:2::/64")))
     return desired
 
 
@@ -181,7 +181,7 @@ async def test_every_moment_has_its_rule(world: World, masquerades: Masquerades)
             for rounds in range(20):
                 assert flow.poll() is None
                 nft(world.node, "add rule inet netloom postrouting ip daddr 198.51.100.1 drop")
-                desired.set_known("node-3", (Prefix.parse(f"10.3.{rounds % 200}.0/24"),))
+                desired.set_known("node-3", (Cidr.parse(f"10.3.{rounds % 200}.0/24"),))
                 desired.rules = cluster(ipv6=rounds % 2 == 0).rules
                 await masquerade.apply(desired)
             output, _ = flow.communicate("enough", timeout=30)

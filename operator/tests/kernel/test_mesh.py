@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from netloom.kernel.address import Prefix, parse_address
+from netloom.cidr import Cidr, parse_address
 from netloom.kernel.desired import Desired, Peer
 from netloom.kernel.mesh import Carriers, Conflict, Mesh
 from netloom.kernel.owned import NEXTHOP_IDS, ROUTE_PROTOCOL, mac_of
@@ -45,18 +45,18 @@ def test_the_older_has_what_both_claim_in_any_order() -> None:
     for order in ((old, young), (young, old)):
         mesh = mesh_of(*order)
         assert mesh.conflicts() == [Conflict("10.9.0.0/24", "node-2", "node-3")]
-        assert mesh.peer_of("route", Prefix.parse("10.9.0.0/24")) == "node-2"
-        assert Prefix.parse("10.3.0.0/24") in mesh.routes.desired
+        assert mesh.peer_of("route", Cidr.parse("10.9.0.0/24")) == "node-2"
+        assert Cidr.parse("10.3.0.0/24") in mesh.routes.desired
 
 
 def test_a_held_peer_makes_way_for_a_wider_cidr_of_one_that_lives_and_for_none_that_is_held() -> None:
     held = msgspec.structs.replace(peer(2, "10.9.0.0/24", "10.2.0.0/24"), held=True)
-    wide, prefix = peer(3, "10.9.0.0/16"), Prefix.parse("10.9.0.0/24")
+    wide, prefix = peer(3, "10.9.0.0/16"), Cidr.parse("10.9.0.0/24")
     mesh = mesh_of(held, peer(4))
     assert prefix in mesh.routes.desired
     mesh.set_peer(wide)
     assert prefix not in mesh.routes.desired
-    assert Prefix.parse("10.2.0.0/24") in mesh.routes.desired
+    assert Cidr.parse("10.2.0.0/24") in mesh.routes.desired
     mesh.set_peer(msgspec.structs.replace(wide, held=True))
     assert prefix in mesh.routes.desired
     mesh.set_peer(wide)
@@ -127,10 +127,10 @@ def test_a_lost_nexthop_takes_its_routes_and_no_others() -> None:
     for table in (mesh.nexthops, mesh.neighbours, mesh.routes):
         table.assume([*table.updates()])  # type: ignore[attr-defined]
     assert mesh.pending() == []
-    lost = mesh.routes.desired[Prefix.parse("10.2.0.0/24")].nexthop
+    lost = mesh.routes.desired[Cidr.parse("10.2.0.0/24")].nexthop
     mesh.lost_nexthops({lost})
     assert mesh.nexthops.pending == {lost}
-    assert mesh.routes.pending == {Prefix.parse("10.2.0.0/24"), Prefix.parse("10.22.0.0/24")}
+    assert mesh.routes.pending == {Cidr.parse("10.2.0.0/24"), Cidr.parse("10.22.0.0/24")}
 
 
 def test_the_first_way_that_is_possible_is_taken_and_the_nexthop_keeps_its_id() -> None:
@@ -169,7 +169,7 @@ def test_who_can_only_be_reached_natively_and_is_not_is_stranded() -> None:
 
 
 TEXTS = ("10.1.0.0/24", "10.2.0.0/24", "10.3.0.0/24", "10.2.0.0/23", "fd00:1::/64", "fd00:2::/64")
-CIDRS = [Prefix.parse(text) for text in TEXTS]
+CIDRS = [Cidr.parse(text) for text in TEXTS]
 UNDERLAYS = [parse_address(f"192.168.7.{n}") for n in range(2, 6)]
 UNDERLAYS6 = [parse_address(f"fd07::{n}") for n in range(2, 6)]
 peers = st.builds(

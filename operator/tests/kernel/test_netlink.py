@@ -4,15 +4,15 @@ import errno
 
 import pytest
 
-from netloom.kernel.address import Prefix
+from netloom.cidr import Cidr
 from netloom.kernel.netlink import BATCH, CommandSocket, EventSocket, Overflow, Refusal, RefusedError
 from netloom.kernel.rows import RouteMessages, Via, dump_nexthops
 from netloom.kernel.wire import RTM_NEWROUTE, attribute, message
 from tests.kernel.netns import Namespace
 
 
-def route_to(number: int, nexthop: int) -> tuple[Prefix, Via, None]:
-    return Prefix.parse(f"10.{number // 256}.{number % 256}.0/24"), Via(nexthop), None
+def route_to(number: int, nexthop: int) -> tuple[Cidr, Via, None]:
+    return Cidr.parse(f"10.{number // 256}.{number % 256}.0/24"), Via(nexthop), None
 
 
 def test_each_error_of_a_batch_is_told_of_its_request(node: Namespace) -> None:

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from netloom.kernel.address import Prefix
+from netloom.cidr import Cidr
 from netloom.kernel.alike import HopReader, NeighbourReader, NexthopReader, RouteReader
 from netloom.kernel.links import read_address, read_link
 from netloom.kernel.netlink import walk
@@ -59,7 +59,7 @@ def test_what_is_read_by_its_likeness_is_what_the_plain_readers_read(some: list[
     for address, nexthop, mac in some:
         for length in (24, 32):
             for mtu in (0, 1400):
-                (written,) = route_messages.encode([(Prefix(address, length), Via(nexthop, mtu), None)])
+                (written,) = route_messages.encode([(Cidr.of(address, length), Via(nexthop, mtu), None)])
                 assert routes.read(written, HEADER_SIZE, len(written)) == read_route(written, HEADER_SIZE, len(written))
         for ifindex in (7, 8):
             (written,) = neighbour_messages.encode([((ifindex, address), mac, None)])
@@ -78,7 +78,7 @@ def test_an_answer_like_the_last_is_the_same_hop(some: list[tuple[bytes, int, bo
 
 
 def test_sequence_numbers_are_places_in_the_batch() -> None:
-    prefixes = [Prefix.parse(f"10.{n}.0.0/24") for n in range(3)]
+    prefixes = [Cidr.parse(f"10.{n}.0.0/24") for n in range(3)]
     batch = b"".join(RouteMessages().encode([(prefix, Via(7), None) for prefix in prefixes]))
     assert [sequence for _, _, sequence, _, _ in walk(batch)] == [0, 1, 2]
     seen = [read_route(batch, start, end) for _, _, _, start, end in walk(batch)]
@@ -86,7 +86,7 @@ def test_sequence_numbers_are_places_in_the_batch() -> None:
 
 
 def test_a_route_is_deleted_with_the_metric_and_tos_it_has() -> None:
-    odd = OddRoute(Prefix.parse("10.1.0.0/24"), 7, 4)
+    odd = OddRoute(Cidr.parse("10.1.0.0/24"), 7, 4)
     (deletion,) = RouteMessages().encode([(odd, None, Via(1))])
     seen = read_route(deletion, HEADER_SIZE, len(deletion))
     assert seen is not None
@@ -95,7 +95,7 @@ def test_a_route_is_deleted_with_the_metric_and_tos_it_has() -> None:
 
 def test_an_mtu_that_goes_is_written_as_none() -> None:
     """The kernel would take over the old one; see the encoder."""
-    prefix, one = Prefix.parse("10.1.0.0/24"), Prefix.parse("10.2.0.0/24")
+    prefix, one = Cidr.parse("10.1.0.0/24"), Cidr.parse("10.2.0.0/24")
     plain, _ = RouteMessages().encode([(prefix, Via(1), None), (one, Via(2), Via(1))])
     gone, beside = RouteMessages().encode([(prefix, Via(1), Via(1, 1400)), (one, Via(1), None)])
     assert [len(message) - len(plain) for message in (gone, beside)] == [12, 12]

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
 from netloom.api.v1alpha1 import NetloomLedger
-from netloom.ipam.cidr import Cidr, parse
+from netloom.cidr import Cidr
 from netloom.runtime.errors import Invalid
 from netloom_reconcilers.ledger_objects import decode
 from tests.allocation.server import ModelServer
@@ -88,7 +88,7 @@ class AllocationMachine(RuleBasedStateMachine):
         """What nodes hold is of the cluster's CIDRs, as none is removed of which anything was given."""
         if world.mode_in_force == "cluster-pool":
             pool = world.network["spec"]["ipam"]["clusterPool"]
-            listed = [parse(cidr) for cidr in (*pool["ipv4PodCIDRList"], *pool.get("ipv6PodCIDRList", ()))]
+            listed = [Cidr.parse(cidr) for cidr in (*pool["ipv4PodCIDRList"], *pool.get("ipv6PodCIDRList", ()))]
             for name, cidrs in world.cidrs().items():
                 for cidr in cidrs:
                     assert any(each.contains(cidr) for each in listed), f"removed: {name} holds {cidr}"

@@ -6,8 +6,8 @@ from typing import Any
 import msgspec
 
 from netloom.api.v1alpha1 import LEDGERS, NETLOOM_NODES, NETWORKS
+from netloom.cidr import Cidr
 from netloom.ipam.allocator import Allocator
-from netloom.ipam.cidr import parse
 from netloom.ipam.pool import Pool
 from netloom.runtime.errors import ApiError
 from netloom.runtime.store import Store
@@ -62,7 +62,7 @@ class Parts:
         body = {"metadata": {"name": "default"}, "spec": spec}
         self.server.execute(Request("create", "netloomnetworks", "default", body))
         self.networks.put(msgspec.convert(self.network, NETWORKS.type))
-        self.allocator.blocks.configure("cluster-pool", [Pool(4, [parse(cidr) for cidr in cidrs], 24)])
+        self.allocator.blocks.configure("cluster-pool", [Pool(4, [Cidr.parse(cidr) for cidr in cidrs], 24)])
 
     @property
     def network(self) -> Json:

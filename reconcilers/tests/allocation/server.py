@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from netloom.ipam.cidr import parse
+from netloom.cidr import Cidr
 from netloom.runtime.errors import AlreadyExists, Conflict, Invalid, NotFound
 
 Json = dict[str, Any]
@@ -225,10 +225,12 @@ def _rules(plural: str, old: Json | None, new: Json) -> None:
             pool, before = new["spec"]["ipam"]["clusterPool"], old["spec"]["ipam"]["clusterPool"]
             for name in ("ipv4", "ipv6"):
                 cidrs, had = pool.get(f"{name}PodCIDRList", ()), before.get(f"{name}PodCIDRList", ())
-                lost = [cidr for cidr in had if not any(parse(each).contains(parse(cidr)) for each in cidrs)]
+                lost = [cidr for cidr in had if not any(Cidr.parse(each).contains(Cidr.parse(cidr)) for each in cidrs)]
                 regions = new["status"]["ipam"].get("regions")
                 used = [
-                    cidr for cidr in lost if not regions or any(parse(each).overlaps(parse(cidr)) for each in regions)
+                    cidr
+                    for cidr in lost
+                    if not regions or any(Cidr.parse(each).overlaps(Cidr.parse(cidr)) for each in regions)
                 ]
                 _check(not used, "a CIDR cannot be removed or made smaller while nodes hold addresses")
                 mask = f"{name}MaskSize"

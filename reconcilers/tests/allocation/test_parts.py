@@ -8,7 +8,7 @@ from netloom.api.core import NODES, Node, NodeAddress, NodeSpec, NodeStatus
 from netloom.api.meta import ObjectMeta
 from netloom.api.problem import Problem
 from netloom.api.v1alpha1 import NETWORKS
-from netloom.ipam.cidr import parse
+from netloom.cidr import Cidr
 from netloom.ipam.plan import BlockRequest, BlockTaken, Deferred, Grant, Release
 from netloom.ipam.pool import Exhausted
 from netloom.runtime.errors import ApiError, Unavailable
@@ -34,7 +34,7 @@ from tests.allocation.server import Request
 from tests.allocation.world import Said
 
 HEADER = "netloom-ledger/1 epoch=1\n"
-ZERO, ONE = parse("10.0.0.0/24"), parse("10.0.1.0/24")
+ZERO, ONE = Cidr.parse("10.0.0.0/24"), Cidr.parse("10.0.1.0/24")
 
 
 @pytest.fixture
@@ -295,7 +295,7 @@ async def test_at_the_end_finished_marks_go(parts: Parts) -> None:
 
 
 def exhausted() -> Exhausted:
-    return Exhausted(4, (parse("10.0.0.0/22"),), 24, 4)
+    return Exhausted(4, (Cidr.parse("10.0.0.0/22"),), 24, 4)
 
 
 def test_waiting_is_told_when_it_changes_and_not_when_it_goes_on() -> None:

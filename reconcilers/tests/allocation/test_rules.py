@@ -11,10 +11,11 @@ import pytest
 from netloom.api.core import Node
 from netloom.api.meta import Resource
 from netloom.api.v1alpha1 import ClusterPool, NetloomNode
+from netloom.cidr import Cidr
 from netloom.ipam import ledger, marks
-from netloom.ipam.cidr import Cidr, region_from_name
 from netloom.ipam.known_ledgers import KnownLedger
 from netloom.ipam.ledger import Entry, Mark
+from netloom.ipam.ledger_range import ledger_range_from_name
 from netloom.ipam.marks import Marks
 from netloom.ipam.plan import Grant, Plan
 from netloom_reconcilers.ledger_writer import LedgerWriter
@@ -275,7 +276,7 @@ def closing_writes_nothing(patch: pytest.MonkeyPatch) -> None:
     close = LedgerWriter._close
 
     async def broken(self: LedgerWriter, name: str, epoch: int) -> bool:
-        known = self._allocator.ledgers.of(region_from_name(name))
+        known = self._allocator.ledgers.of(ledger_range_from_name(name))
         return True if known.version and not known.mode else await close(self, name, epoch)
 
     patch.setattr(LedgerWriter, "_close", broken)

@@ -19,7 +19,7 @@ from netloom.api.core import NODES
 from netloom.api.events import ObjectReference
 from netloom.api.meta import Object, Resource
 from netloom.api.v1alpha1 import NETLOOM_NODES, NETWORKS, NetloomNode
-from netloom.ipam.cidr import Cidr
+from netloom.cidr import Cidr
 from netloom.runtime.client import Listing
 from netloom.runtime.clock import ServerClock
 from netloom.runtime.errors import ApiError, Unavailable

@@ -3,20 +3,17 @@
 from collections.abc import Sequence
 
 from netloom.api.cidrs import (
-    FAMILIES,
-    Family,
-    Network,
     NodeAddresses,
     check_cidr,
     check_mask_size,
     check_nodes_outside,
     check_overlap,
-    parse_cidr,
     parse_cidrs,
 )
 from netloom.api.problem import Problem
 from netloom.api.v1alpha1 import NETWORK_NAME, ClusterPool, IPAMMode, NetloomNetwork
 from netloom.api.validation.ranges import check_ranges
+from netloom.cidr import VERSIONS, Cidr, Version
 
 TUNNEL_OVERHEAD = 50
 """Bytes that an encapsulated packet is longer than the packet of the pod, over an IPv4 network."""
@@ -32,8 +29,8 @@ NO_TUNNELS: dict[IPAMMode, str] = {
 }
 """IPAM modes that tunnels do not work with, and why."""
 
-_POD_CIDRS: dict[Family, str] = {4: "10.244.0.0/16", 6: "fd00:10:244::/56"}
-_NATIVE_CIDRS: dict[Family, str] = {4: "10.0.0.0/8", 6: "fd00::/8"}
+_POD_CIDRS: dict[Version, str] = {4: "10.244.0.0/16", 6: "fd00:10:244::/56"}
+_NATIVE_CIDRS: dict[Version, str] = {4: "10.0.0.0/8", 6: "fd00::/8"}
 
 
 def validate_network(network: NetloomNetwork, *, node_addresses: NodeAddresses | None = None) -> list[Problem]:
@@ -57,11 +54,11 @@ def validate_network(network: NetloomNetwork, *, node_addresses: NodeAddresses |
 def network_warnings(network: NetloomNetwork) -> list[Problem]:
     """What is legal and unwise about the network by itself: those of `validate_network` that nobody refuses."""
     name = f"NetloomNetwork {network.metadata.name}"
-    problems = [problem for family in FAMILIES for problem in _native_cidr(name, family, network)]
+    problems = [problem for family in VERSIONS for problem in _native_cidr(name, family, network)]
     return [problem for problem in problems + _mtu(name, network) if problem.severity == "warning"]
 
 
-def cluster_cidrs(network: NetloomNetwork | None) -> list[tuple[str, Network]]:
+def cluster_cidrs(network: NetloomNetwork | None) -> list[tuple[str, Cidr]]:
     """The cluster CIDRs in use, each with its field."""
     if network is None or network.spec.ipam.mode != "cluster-pool":
         return []
@@ -69,7 +66,7 @@ def cluster_cidrs(network: NetloomNetwork | None) -> list[tuple[str, Network]]:
         (f"spec.ipam.clusterPool.ipv{family}PodCIDRList[{number}]", cidr)
         for family, (texts, _) in _lists(network.spec.ipam.cluster_pool).items()
         for number, text in enumerate(texts)
-        if (cidr := parse_cidr(text)) and cidr.version == family
+        if (cidr := Cidr.within(text)) and cidr.version == family
     ]
 
 
@@ -104,10 +101,6 @@ def _cluster_pool(name: str, pool: ClusterPool) -> list[Problem]:
     return problems
 
 
-def _contains(larger: Network, cidr: Network) -> bool:
-    return larger.prefixlen <= cidr.prefixlen and larger.overlaps(cidr)
-
-
 def _routing(name: str, network: NetloomNetwork) -> list[Problem]:
     routing, ipam_mode = network.spec.routing, network.spec.ipam.mode
     problems: list[Problem] = []
@@ -131,12 +124,12 @@ def _routing(name: str, network: NetloomNetwork) -> list[Problem]:
         way_out = "Set autoDirectNodeRoutes as well, or leave this off."
         field = "spec.routing.directRoutingSkipUnreachable"
         problems.append(Problem(name, field, "true", "DirectRoutesNotPossible", message, way_out))
-    for family in FAMILIES:
+    for family in VERSIONS:
         problems += _native_cidr(name, family, network)
     return problems
 
 
-def _native_cidr(name: str, family: Family, network: NetloomNetwork) -> list[Problem]:
+def _native_cidr(name: str, family: Version, network: NetloomNetwork) -> list[Problem]:
     routing = network.spec.routing
     text = routing.ipv4_native_routing_cidr if family == 4 else routing.ipv6_native_routing_cidr
     if not text:
@@ -146,9 +139,7 @@ def _native_cidr(name: str, family: Family, network: NetloomNetwork) -> list[Pro
     masquerade = network.spec.masquerade.ipv4 if family == 4 else network.spec.masquerade.ipv6
     if native is None or not masquerade or network.spec.routing.mode == "tunnel":
         return problems
-    outside = [
-        str(cidr) for _, cidr in cluster_cidrs(network) if cidr.version == family and not _contains(native, cidr)
-    ]
+    outside = [str(cidr) for _, cidr in cluster_cidrs(network) if cidr.version == family and not native.contains(cidr)]
     if outside:
         message = f"it does not cover {', '.join(outside)}, so packets to pods there may be masqueraded."
         way_out = "Give a CIDR that holds all cluster CIDRs."
@@ -189,5 +180,5 @@ def _ranges(network: NetloomNetwork) -> list[Problem]:
     return check_ranges("NetloomNetwork", network.metadata.name, numbers)
 
 
-def _lists(pool: ClusterPool) -> dict[Family, tuple[Sequence[str], int]]:
+def _lists(pool: ClusterPool) -> dict[Version, tuple[Sequence[str], int]]:
     return {4: (pool.ipv4_pod_cidr_list, pool.ipv4_mask_size), 6: (pool.ipv6_pod_cidr_list, pool.ipv6_mask_size)}

@@ -1,8 +1,9 @@
 """NetloomNodes: what cannot be read."""
 
-from netloom.api.cidrs import check_overlap, parse_address, parse_cidrs
+from netloom.api.cidrs import check_overlap, parse_cidrs
 from netloom.api.problem import Problem
 from netloom.api.v1alpha1 import NetloomNode
+from netloom.cidr import is_address
 
 
 def validate_node(node: NetloomNode) -> list[Problem]:
@@ -32,6 +33,6 @@ def validate_node(node: NetloomNode) -> list[Problem]:
 
 
 def _not_an_address(name: str, field: str, text: str) -> list[Problem]:
-    if parse_address(text) is not None:
+    if is_address(text):
         return []
     return [Problem(name, field, text, "InvalidAddress", "not an IP address.", "Write one such as 192.168.1.10.")]

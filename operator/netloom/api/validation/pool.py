@@ -1,8 +1,6 @@
 """NetloomIPPools: each by itself and beside the nodes, and what a change of one breaks."""
 
 from netloom.api.cidrs import (
-    FAMILIES,
-    Family,
     NodeAddresses,
     check_mask_size,
     check_nodes_outside,
@@ -12,8 +10,9 @@ from netloom.api.cidrs import (
 from netloom.api.problem import Problem
 from netloom.api.v1alpha1 import NetloomIPPool, PoolFamily
 from netloom.api.validation.ranges import check_ranges
+from netloom.cidr import VERSIONS, Version
 
-_EXAMPLES: dict[Family, str] = {4: "10.245.0.0/16", 6: "fd00:10:245::/56"}
+_EXAMPLES: dict[Version, str] = {4: "10.245.0.0/16", 6: "fd00:10:245::/56"}
 
 
 def validate_pool(pool: NetloomIPPool, *, node_addresses: NodeAddresses | None = None) -> list[Problem]:
@@ -56,5 +55,5 @@ def validate_pool_update(old: NetloomIPPool, new: NetloomIPPool) -> list[Problem
     return problems
 
 
-def _families(pool: NetloomIPPool) -> list[tuple[Family, PoolFamily]]:
-    return [(family, block) for family, block in zip(FAMILIES, (pool.spec.ipv4, pool.spec.ipv6), strict=True) if block]
+def _families(pool: NetloomIPPool) -> list[tuple[Version, PoolFamily]]:
+    return [(family, block) for family, block in zip(VERSIONS, (pool.spec.ipv4, pool.spec.ipv6), strict=True) if block]

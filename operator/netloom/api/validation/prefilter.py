@@ -12,7 +12,7 @@ def validate_prefilter(prefilter: NetloomPrefilter) -> list[Problem]:
         prefilter.spec.deny_cidrs, object=name, field="spec.denyCIDRs", example="192.0.2.0/24"
     )
     for field, network in networks:
-        if network.prefixlen == 0:
+        if network.length == 0:
             message = "this drops every packet, the API server's as well, and nothing could undo it."
             way_out = "Name what is to be dropped."
             problems.append(Problem(name, field, str(network), "DropsEverything", message, way_out))
