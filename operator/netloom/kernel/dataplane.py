@@ -18,7 +18,7 @@ from typing import TypeVar
 import msgspec
 import structlog
 
-from netloom.kernel import device, reader, rows
+from netloom.kernel import device, reader
 from netloom.kernel.address import Prefix
 from netloom.kernel.backoff import TICK_SECONDS
 from netloom.kernel.capability import require_net_admin
@@ -42,6 +42,7 @@ from netloom.kernel.netlink import (
 )
 from netloom.kernel.plan import planned_changes
 from netloom.kernel.report import PlannedChange, Report
+from netloom.kernel.row_requests import probe_neighbour
 from netloom.kernel.rows import RouteKey
 from netloom.kernel.sysctl import SysctlRecord
 from netloom.kernel.trouble import Item, Troubles
@@ -355,7 +356,7 @@ class Dataplane:
         self._probed_at = time.monotonic()
         silent = self._mesh.reach.silent
         for at in range(0, len(silent), BATCH):
-            part = [rows.probe_neighbour(number, *each) for number, each in enumerate(silent[at : at + BATCH])]
+            part = [probe_neighbour(number, *each) for number, each in enumerate(silent[at : at + BATCH])]
             with contextlib.suppress(AnswerLost):
                 await self._in_thread(lambda part=part: self._commands.execute(part))  # type: ignore[misc]
 

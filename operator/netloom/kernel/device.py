@@ -5,7 +5,7 @@ everything else is set on the living device.
 """
 
 import errno
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from fnmatch import fnmatchcase
 
 import msgspec
@@ -25,7 +25,7 @@ DEFAULT_MTU = 1500
 class Step(msgspec.Struct, frozen=True):
     """One change: what it is about, how `ip` would say it, why, and its message.
 
-    `flushes`: the kernel drops what stands on the device with it.
+    creates, deletes: the device or address. flushes: the kernel drops what stands on the device with it.
     """
 
     kind: str
@@ -33,6 +33,8 @@ class Step(msgspec.Struct, frozen=True):
     text: str
     message: bytes
     why: str = ""
+    creates: bool = False
+    deletes: bool = False
     flushes: bool = False
 
 
@@ -145,6 +147,7 @@ def replacement(node: Node, way: Way, around: Surroundings, mtu: int) -> Iterato
         f"link add {name} address {format_mac(node.mac)} mtu {mtu} type {way.protocol} external dstport {way.port}"
         f"{' nolearning' if way.protocol == 'vxlan' else ''}",
         links.create_tunnel(name, way.protocol, mac=node.mac, mtu=mtu, port=way.port),
+        creates=True,
     )
 
 
@@ -189,14 +192,14 @@ def missing_addresses(node: Node, link: Link, around: Surroundings) -> Iterator[
     present = [each.prefix for each in around.addresses if each.ifindex == link.ifindex]
     missing = [prefix for prefix in wanted if prefix not in present]
     for prefix in missing:
-        yield _address_step("replace", link, prefix, links.put_address)
+        yield _address_step(link, prefix)
     first = next((prefix for prefix in wanted if len(prefix.address) == 4), None)
     for prefix in (*present, *missing):
         if prefix == first:
             return
         if prefix in wanted and len(prefix.address) == 4:
-            yield _address_step("delete", link, prefix, links.delete_address)
-            yield _address_step("replace", link, prefix, links.put_address)
+            yield _address_step(link, prefix, deletes=True)
+            yield _address_step(link, prefix)
 
 
 def surplus_addresses(node: Node, link: Link, around: Surroundings) -> Iterator[Step]:
@@ -204,17 +207,16 @@ def surplus_addresses(node: Node, link: Link, around: Surroundings) -> Iterator[
     wanted = desired_addresses(node)
     for prefix in sorted(around.addresses_on(link.ifindex), key=str):
         if prefix not in wanted:
-            yield _address_step("delete", link, prefix, links.delete_address)
+            yield _address_step(link, prefix, deletes=True)
 
 
 def explain(step: Step, ways: Collection[Way], refusal: Refusal) -> str:
     """The kernel's errno as what it means for this step."""
     way = next((way for way in ways if way.device == step.key), None)
     if step.kind == "link" and way is not None:
-        creates = " add " in step.text
-        if refusal.errno == errno.EADDRINUSE or (creates and _port_is_taken(refusal)):
+        if refusal.errno == errno.EADDRINUSE or (step.creates and _port_is_taken(refusal)):
             return f"UDP port {way.port} is in use by another tunnel device or program ({refusal})"
-        if creates and refusal.errno == errno.EOPNOTSUPP:
+        if step.creates and refusal.errno == errno.EOPNOTSUPP:
             module = way.protocol.upper()
             return f"this kernel cannot make {way.protocol} devices: CONFIG_{module} is missing ({refusal})"
     return f"`ip {step.text}`: {refusal}"
@@ -229,9 +231,11 @@ def _port_is_taken(refusal: Refusal) -> bool:
 
 
 def _deletion(link: Link, why: str) -> Step:
-    return Step("link", link.name, f"link delete {link.name}", links.delete_link(link.ifindex), why, flushes=True)
+    message = links.delete_link(link.ifindex)
+    return Step("link", link.name, f"link delete {link.name}", message, why, deletes=True, flushes=True)
 
 
-def _address_step(verb: str, link: Link, prefix: Prefix, build: Callable[[int, Prefix], bytes]) -> Step:
+def _address_step(link: Link, prefix: Prefix, *, deletes: bool = False) -> Step:
     key = f"{prefix} dev {link.name}"
-    return Step("address", key, f"address {verb} {prefix} dev {link.name}", build(link.ifindex, prefix))
+    verb, build = ("delete", links.delete_address) if deletes else ("replace", links.put_address)
+    return Step("address", key, f"address {verb} {key}", build(link.ifindex, prefix), deletes=deletes)

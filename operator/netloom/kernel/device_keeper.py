@@ -119,7 +119,7 @@ class DeviceKeeper:
                 outcome.waiting.add(item)
                 continue
             refusal = self._commands.execute([step.message]).get(0)
-            if refusal is None or (" delete " in step.text and refusal.errno in ALREADY_GONE):
+            if refusal is None or (step.deletes and refusal.errno in ALREADY_GONE):
                 log.info("device changed", change=f"ip {step.text}", why=step.why)
                 outcome.done.append(item)
                 outcome.flushed = outcome.flushed or step.flushes

@@ -5,16 +5,15 @@ it, and only the nexthop is announced; a device that goes down or away takes nex
 link and neighbour events are sent; one that loses its carrier takes its nexthops.
 """
 
-import sys
 from collections.abc import Hashable
 from fnmatch import fnmatchcase
 
 from netloom.kernel.desired import Node
-from netloom.kernel.links import Link, read_address, read_link
+from netloom.kernel.links import Link, read_address, read_link, read_netconf
 from netloom.kernel.mesh import Mesh
 from netloom.kernel.netlink import walk
 from netloom.kernel.owned import DEVICE_PREFIX
-from netloom.kernel.rows import read_destination, read_neighbour, read_nexthop, read_route
+from netloom.kernel.row_readers import read_destination, read_neighbour, read_nexthop, read_route
 from netloom.kernel.wire import (
     REPLACE,
     RTM_DELADDR,
@@ -30,10 +29,9 @@ from netloom.kernel.wire import (
     RTM_NEWNEXTHOP,
     RTM_NEWROUTE,
     RTM_NEWRULE,
-    attributes,
 )
 
-_NETCONFA_IFINDEX, _ALL_DEVICES = 1, -1
+_ALL_DEVICES = -1
 
 
 class EventReader:
@@ -131,8 +129,7 @@ class EventReader:
 
     def _switch(self, buffer: bytes, start: int, end: int) -> None:
         """Somebody changed a switch as forwarding or rp_filter, of all devices or of one."""
-        found = attributes(buffer, start + 4, end).get(_NETCONFA_IFINDEX, b"")
-        ifindex = int.from_bytes(found, sys.byteorder, signed=True)
+        ifindex = read_netconf(buffer, start, end)
         if ifindex == _ALL_DEVICES or self._is_tunnel(ifindex) or self._is_underlay(ifindex):
             self.device_due = True
 

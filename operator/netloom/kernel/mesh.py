@@ -29,7 +29,6 @@ from netloom.kernel.rows import (
     SeenNexthop,
     SeenRoute,
     Via,
-    owned_nexthop,
 )
 from netloom.kernel.table import Table
 from netloom.kernel.way import NATIVE, Way
@@ -391,7 +390,7 @@ class Mesh:
         owned: dict[int, Nexthop] = {}
         self._foreign_ids.clear()
         for seen in nexthops:
-            if owned_nexthop(seen):
+            if seen.owned:
                 owned[seen.id] = seen.value
             elif seen.id in NEXTHOP_IDS:
                 self._foreign_ids.add(seen.id)
@@ -424,7 +423,7 @@ class Mesh:
         """A nexthop was made or changed. Returns whether it concerns us."""
         if seen.id not in NEXTHOP_IDS:
             return False
-        if owned_nexthop(seen):
+        if seen.owned:
             self.nexthops.saw(seen.id, seen.value)
         elif seen.id in self.nexthops.kernel:
             edited = msgspec.structs.replace(seen.value, extra=b"foreign protocol")
