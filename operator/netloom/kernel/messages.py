@@ -1,8 +1,8 @@
 """Netlink's messages in pyroute2's words: by its classes each kind is encoded and decoded, attribute by attribute.
 
-Only those classes are loaded: 1.7 MiB and 11 ms, 0.5 MiB and 8 ms for nf_tables', where `import pyroute2` is 10.5 MiB
-and 0.1 s. They are slow: 50 us to encode a message, 30 us (an address) to 170 us (a link) to decode one. That serves
-for everything that does not come by the ten thousand; for what does, see `template` and `row_readers`.
+Only those classes are loaded: an agent is 1.5 MiB larger for them, where `import pyroute2` is 10.5 MiB and 0.1 s. They
+are slow: 50 us to encode a message, 30 us (an address) to 200 us (a link) to decode one (`make bench-codec`). That
+serves for everything that does not come by the ten thousand; for what does, see `template` and `row_readers`.
 
 Addresses and MACs are packed here as everywhere on the kernel side, and not text as in pyroute2's own classes. Those
 have no nexthop objects, no `nhid` of a route, and pass over `encap ip` without a word.

@@ -1,7 +1,8 @@
 """Nexthops, neighbours and routes as the kernel shows them, and its answers to the question which way packets go.
 
 By hand, because there may be 10,000 of each, and a foreign routing daemon's million besides: attribute by attribute a
-nexthop takes 7 us, a route 2, a neighbour 2, in a dump 1 us each (see `template`); pyroute2's classes take 50, 27, 25.
+nexthop takes 4.3 us, a route 1.6, a neighbour 1.0, and in a dump no more than 1.0 each (see `template`), where
+pyroute2's classes take 62, 26 and 21 (`make bench-codec`).
 """
 
 import socket

@@ -1,7 +1,7 @@
 """Requests that write nexthops, neighbours and routes, ask the way to an address, and dump them all.
 
 What comes by the ten thousand is encoded once by pyroute2's classes, as a template for each form that it can have, and
-then filled in: 0.5 us instead of 60.
+then filled in: 0.5 us instead of 65 (a route) or 136 (a nexthop; `make bench-codec`).
 """
 
 import socket
@@ -73,8 +73,7 @@ def _route(size: int, length: int, mtu: int, said: bool, replace: bool) -> bytes
     metrics = {"metrics": nested(RTAX_MTU=mtu)} if mtu or said else {}
     # Where no route of ours is, a foreign one may be: EXCL makes the kernel refuse instead of replacing it.
     flags = CREATE | (REPLACE if replace else EXCL)
-    made = encode(RouteMessage, RTM_NEWROUTE, flags, fields, dst=_ADDRESS[size], nh_id=_NUMBER, **metrics)
-    return message_template(made, _ADDRESS[size], _KEY)
+    return message_template(RouteMessage, RTM_NEWROUTE, flags, fields, dst=_ADDRESS[size], nh_id=_NUMBER, **metrics)
 
 
 @lru_cache
@@ -82,8 +81,7 @@ def _deleted_route(size: int, length: int, tos: int, metric: int | None) -> byte
     """The kernel compares the protocol, so this never hits anybody else's route."""
     fields = {"dst_len": length, "tos": tos, "scope": _SCOPE_NOWHERE, **_our_routes(_FAMILY[size])}
     priority = DEFAULT_METRIC[size] if metric is None else metric
-    made = encode(RouteMessage, RTM_DELROUTE, 0, fields, dst=_ADDRESS[size], priority=priority)
-    return message_template(made, _ADDRESS[size])
+    return message_template(RouteMessage, RTM_DELROUTE, 0, fields, dst=_ADDRESS[size], priority=priority)
 
 
 def _our_routes(family: int) -> dict[str, int]:
@@ -114,18 +112,16 @@ def _nexthop(size: int, ifindex: int, vni: int | None, replace: bool) -> bytes:
     again when it changes."""
     fields = {"family": _FAMILY[size], "protocol": ROUTE_PROTOCOL, "flags": _RTNH_ONLINK}
     attributes: dict[str, Any] = {"id": _NUMBER, "oif": ifindex, "gateway": _ADDRESS[size]}
-    markers = [_KEY, _ADDRESS[size]]
     if vni is not None:
         outer = nested(LWTUNNEL_IP_ID=vni, LWTUNNEL_IP_TTL=TUNNEL_TTL, LWTUNNEL_IP_DST=_REMOTE)
         attributes |= {"encap_type": LWTUNNEL_ENCAP_IP, "encap": outer}
-        markers.append(_REMOTE)
     flags = CREATE | (REPLACE if replace else EXCL)
-    return message_template(encode(NexthopMessage, RTM_NEWNEXTHOP, flags, fields, **attributes), *markers)
+    return message_template(NexthopMessage, RTM_NEWNEXTHOP, flags, fields, **attributes)
 
 
 @lru_cache
 def _deleted_nexthop() -> bytes:
-    return message_template(encode(NexthopMessage, RTM_DELNEXTHOP, 0, {}, id=_NUMBER), _KEY)
+    return message_template(NexthopMessage, RTM_DELNEXTHOP, 0, {}, id=_NUMBER)
 
 
 def encode_neighbours(writes: Writes) -> list[bytes]:
@@ -143,15 +139,13 @@ def encode_neighbours(writes: Writes) -> list[bytes]:
 @lru_cache
 def _neighbour(size: int, ifindex: int) -> bytes:
     fields = {"family": _FAMILY[size], "ifindex": ifindex, "state": _NUD_PERMANENT, "ndm_type": _RTN_UNICAST}
-    made = encode(NeighbourMessage, RTM_NEWNEIGH, CREATE | REPLACE, fields, dst=_ADDRESS[size], lladdr=_MAC)
-    return message_template(made, _ADDRESS[size], _MAC)
+    return message_template(NeighbourMessage, RTM_NEWNEIGH, CREATE | REPLACE, fields, dst=_ADDRESS[size], lladdr=_MAC)
 
 
 @lru_cache
 def _deleted_neighbour(size: int, ifindex: int) -> bytes:
     fields = {"family": _FAMILY[size], "ifindex": ifindex}
-    made = encode(NeighbourMessage, RTM_DELNEIGH, 0, fields, dst=_ADDRESS[size])
-    return message_template(made, _ADDRESS[size])
+    return message_template(NeighbourMessage, RTM_DELNEIGH, 0, fields, dst=_ADDRESS[size])
 
 
 def probe_neighbour(sequence: int, ifindex: int, address: Address) -> bytes:
@@ -163,7 +157,7 @@ def probe_neighbour(sequence: int, ifindex: int, address: Address) -> bytes:
 @lru_cache
 def _probe(size: int, ifindex: int) -> bytes:
     fields = {"family": _FAMILY[size], "ifindex": ifindex, "flags": _NTF_USE}
-    return message_template(encode(NeighbourMessage, RTM_NEWNEIGH, 0, fields, dst=_ADDRESS[size]), _ADDRESS[size])
+    return message_template(NeighbourMessage, RTM_NEWNEIGH, 0, fields, dst=_ADDRESS[size])
 
 
 def ask_route(sequence: int, address: Address) -> bytes:
@@ -174,7 +168,7 @@ def ask_route(sequence: int, address: Address) -> bytes:
 @lru_cache
 def _question(size: int) -> bytes:
     fields = {"family": _FAMILY[size], "dst_len": size * 8}
-    return message_template(encode(RouteMessage, RTM_GETROUTE, 0, fields, dst=_ADDRESS[size]), _ADDRESS[size])
+    return message_template(RouteMessage, RTM_GETROUTE, 0, fields, dst=_ADDRESS[size])
 
 
 def dump_routes(family: int) -> bytes:

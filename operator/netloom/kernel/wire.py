@@ -47,7 +47,7 @@ _TYPE_MASK = 0x3FFF
 def attributes(buffer: bytes, start: int, end: int, until: int = 0) -> dict[int, bytes]:
     """The attributes between two offsets, by type, up to the first one of type `until` (0: all of them).
 
-    By hand, because it takes a route apart in 2 us; pyroute2's class takes 27.
+    By hand, because it takes a route apart in 1.6 us; pyroute2's class takes 26 (`make bench-codec`).
     """
     found = {}
     unpack = ATTRIBUTE.unpack_from
