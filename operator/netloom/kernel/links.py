@@ -66,9 +66,9 @@ class InterfaceAddress(msgspec.Struct, frozen=True):
 
 def read_link(buffer: bytes, start: int, end: int) -> Link | None:
     """An RTM_NEWLINK or RTM_DELLINK, or None if it is a bridge port's."""
-    seen = decode(LinkMessage, buffer, start)
-    if seen["family"] != socket.AF_UNSPEC:
+    if buffer[start] != socket.AF_UNSPEC:
         return None
+    seen = decode(LinkMessage, buffer, start)
     kind = seen.get_nested("IFLA_LINKINFO", "IFLA_INFO_KIND") or ""
     port, external, odd = _tunnel(kind, seen.get_nested("IFLA_LINKINFO", "IFLA_INFO_DATA"))
     mode = seen.get_nested("IFLA_AF_SPEC", "AF_INET6", "IFLA_INET6_ADDR_GEN_MODE")
@@ -107,9 +107,9 @@ def read_received(buffer: bytes, start: int, end: int) -> int:
 
 def read_address(buffer: bytes, start: int, end: int) -> InterfaceAddress | None:
     """An RTM_NEWADDR or RTM_DELADDR, or None if it is of another family."""
-    seen = decode(AddressMessage, buffer, start)
-    if seen["family"] not in (socket.AF_INET, socket.AF_INET6):
+    if buffer[start] not in (socket.AF_INET, socket.AF_INET6):
         return None
+    seen = decode(AddressMessage, buffer, start)
     # On a point-to-point device IFA_ADDRESS is the other end's.
     address = seen.get_attr("IFA_LOCAL") or seen.get_attr("IFA_ADDRESS", b"")
     return InterfaceAddress(seen["index"], Prefix(address, seen["prefixlen"]))
