@@ -30,6 +30,8 @@ _TEXT = {"target", "ipaddr", "lladdr", "l2addr"}
 
 
 def _packed(nla_map: Iterable[tuple[str, str]]) -> tuple[tuple[str, str], ...]:
+    """Addresses as bytes. (pyroute2 works out a class's attributes when it is used first, and heirs take that over: of
+    a class and an heir with a map of its own only the heir may be used.)"""
     return tuple((name, "cdata" if kind in _TEXT else kind) for name, kind in nla_map)
 
 
