@@ -181,7 +181,7 @@ def _others(rounds: int) -> dict[str, dict[str, float]]:
     commands.close()
     lo = found[0]
     requests = {
-        "encode a change of a link": lambda number: links.set_mtu(number, 1450),
+        "encode a change of a link": lambda number: links.change(number, mtu=1450),
         "decode an address": lambda _number: links.read_address(address, HEADER_SIZE, len(address)),
         "decode a link": lambda _number: links.read_link(lo, HEADER_SIZE, len(lo)),
     }

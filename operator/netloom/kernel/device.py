@@ -169,11 +169,11 @@ def adjustment(node: Node, link: Link, mtu: int) -> Iterator[Step]:
     if link.generates_addresses:
         yield step("addrgenmode none", links.set_no_generated_addresses(link.ifindex))
     if link.mac != node.mac:
-        yield step(f"address {format_mac(node.mac)}", links.set_mac(link.ifindex, node.mac))
+        yield step(f"address {format_mac(node.mac)}", links.change(link.ifindex, address=node.mac))
     if link.mtu != mtu:
-        yield step(f"mtu {mtu}", links.set_mtu(link.ifindex, mtu))
+        yield step(f"mtu {mtu}", links.change(link.ifindex, mtu=mtu))
     if link.master:
-        yield step("nomaster", links.set_no_master(link.ifindex))
+        yield step("nomaster", links.change(link.ifindex, master=0))
     if not link.up:
         yield step("up", links.set_up(link.ifindex))
 

@@ -153,25 +153,15 @@ def set_up(ifindex: int) -> bytes:
     return encode(LinkMessage, RTM_NEWLINK, 0, {"index": ifindex, "flags": IFF_UP, "change": IFF_UP})
 
 
-def set_mac(ifindex: int, mac: Mac) -> bytes:
-    """`ip link set address`."""
-    return encode(LinkMessage, RTM_NEWLINK, 0, {"index": ifindex}, address=mac)
-
-
-def set_mtu(ifindex: int, mtu: int) -> bytes:
-    """`ip link set mtu`."""
-    return encode(LinkMessage, RTM_NEWLINK, 0, {"index": ifindex}, mtu=mtu)
-
-
-def set_no_master(ifindex: int) -> bytes:
-    """`ip link set nomaster`."""
-    return encode(LinkMessage, RTM_NEWLINK, 0, {"index": ifindex}, master=0)
+def change(ifindex: int, /, **attributes: Any) -> bytes:
+    """`ip link set` of a MAC (`address`), an `mtu` or a `master`, which is 0 for none."""
+    return encode(LinkMessage, RTM_NEWLINK, 0, {"index": ifindex}, **attributes)
 
 
 def set_no_generated_addresses(ifindex: int) -> bytes:
     """`ip link set addrgenmode none`: the link-local address is given, not made by the kernel after a second of DAD."""
     ipv6 = nested(IFLA_INET6_ADDR_GEN_MODE=_GENERATE_NO_ADDRESS)
-    return encode(LinkMessage, RTM_NEWLINK, 0, {"index": ifindex}, af_spec=nested(AF_INET6=ipv6))
+    return change(ifindex, af_spec=nested(AF_INET6=ipv6))
 
 
 def delete_link(ifindex: int) -> bytes:

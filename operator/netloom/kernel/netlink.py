@@ -177,10 +177,11 @@ class CommandSocket:
 
     def _acknowledged(self, last: int, refusals: dict[int, Refusal]) -> bool:
         """Read one datagram; whether the answer to request `last`, or to all of them, was in it."""
-        done = False
-        for sequence, refusal in read_answers(self._socket.recv(1 << 16)):
-            if sequence > last and sequence != self.whole:
+        done, buffer = False, self._socket.recv(1 << 16)
+        for kind, flags, sequence, start, end in walk(buffer):
+            if kind != NLMSG_ERROR or (sequence > last and sequence != self.whole):
                 continue
+            refusal = _refusal(buffer, flags, start, end)
             if refusal is not None:
                 refusals[sequence] = refusal
             done = done or sequence in (last, self.whole)
@@ -233,9 +234,9 @@ class CommandSocket:
                 if flags & DUMP_INTERRUPTED:
                     whole = False
                 if kind in (NLMSG_DONE, NLMSG_ERROR):
-                    code = -int.from_bytes(buffer[start : start + 4], sys.byteorder, signed=True)
-                    if code > 0:
-                        raise RefusedError(Refusal(code, _sentence(buffer, flags, start, end)))
+                    refusal = _refusal(buffer, flags, start, end)
+                    if refusal is not None:
+                        raise RefusedError(refusal)
                     return whole
                 visit(kind, buffer, start, end)
 
@@ -307,14 +308,6 @@ def walk(buffer: bytes) -> Iterable[tuple[int, int, int, int, int]]:
         at += (length + 3) & ~3
 
 
-def read_answers(buffer: bytes) -> Iterable[tuple[int, Refusal | None]]:
-    """The acknowledgements and errors of a datagram: sequence number, and what was refused."""
-    for kind, flags, sequence, start, end in walk(buffer):
-        if kind == NLMSG_ERROR:
-            code = -int.from_bytes(buffer[start : start + 4], sys.byteorder, signed=True)
-            yield sequence, Refusal(code, _sentence(buffer, flags, start, end)) if code else None
-
-
 def _netlink_socket(protocol: int, receive_buffer: int = BUFFER) -> socket.socket:
     result = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol)
     result.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
@@ -345,11 +338,15 @@ def _drop_events_of(sock: socket.socket, port: int) -> None:
     sock.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, filter_program)
 
 
-def _sentence(buffer: bytes, flags: int, start: int, end: int) -> str:
-    """The text that the kernel may add to an error, behind the header of the request (or all of it)."""
+def _refusal(buffer: bytes, flags: int, start: int, end: int) -> Refusal | None:
+    """What an error says, with the text that may be behind the header of the request (or all of it); None: that all
+    is well."""
+    code = -int.from_bytes(buffer[start : start + 4], sys.byteorder, signed=True)
+    if code <= 0:
+        return None
     if not flags & _HAS_ATTRIBUTES:
-        return ""
+        return Refusal(code)
     request_length = int.from_bytes(buffer[start + 4 : start + 8], sys.byteorder)
     skip = HEADER_SIZE if flags & _CAPPED else (request_length + 3) & ~3
     text = attributes(buffer, start + 4 + skip, end).get(_ERROR_MESSAGE, b"")
-    return text.rstrip(b"\0").decode(errors="replace")
+    return Refusal(code, text.rstrip(b"\0").decode(errors="replace"))

@@ -9,6 +9,7 @@ import socket
 import struct
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from netloom.kernel.address import Address, Prefix
 from netloom.kernel.lodgers import DirectRoute
@@ -142,62 +143,56 @@ def read_direct_route(buffer: bytes, start: int, end: int) -> DirectRoute | None
 
 def nexthop_reader() -> TemplateReader[SeenNexthop]:
     """Of RTM_NEWNEXTHOP: id, gateway and remote vary."""
-    return TemplateReader(read_nexthop, _varying_in_nexthop, _like_nexthop)
 
+    def varying(sample: bytes, _seen: SeenNexthop) -> list[Place | None]:
+        outer = places(sample, 8, len(sample))
+        fields = [outer.get(_NHA_ID), outer.get(_NHA_GATEWAY)]
+        if _NHA_ENCAP in outer:
+            fields.append(places(sample, *outer[_NHA_ENCAP]).get(_ENCAP_DST))
+        return fields
 
-def _varying_in_nexthop(sample: bytes, _seen: SeenNexthop) -> list[Place | None]:
-    outer = places(sample, 8, len(sample))
-    fields = [outer.get(_NHA_ID), outer.get(_NHA_GATEWAY)]
-    if _NHA_ENCAP in outer:
-        fields.append(places(sample, *outer[_NHA_ENCAP]).get(_ENCAP_DST))
-    return fields
+    def like(sample: SeenNexthop, fields: Sequence[bytes]) -> SeenNexthop:
+        common, remote = sample.value, fields[2] if len(fields) > 2 else b""
+        value = Nexthop(common.ifindex, fields[1], remote, common.vni, common.ttl, common.extra)
+        return SeenNexthop(int.from_bytes(fields[0], sys.byteorder), value, sample.protocol)
 
-
-def _like_nexthop(sample: SeenNexthop, fields: Sequence[bytes]) -> SeenNexthop:
-    like, remote = sample.value, fields[2] if len(fields) > 2 else b""
-    value = Nexthop(like.ifindex, fields[1], remote, like.vni, like.ttl, like.extra)
-    return SeenNexthop(int.from_bytes(fields[0], sys.byteorder), value, sample.protocol)
+    return TemplateReader(read_nexthop, varying, like)
 
 
 def route_reader() -> TemplateReader[SeenRoute | None]:
     """Of RTM_NEWROUTE: destination and nexthop vary, and so does all that follows, which says what the nexthop is."""
-    return TemplateReader(read_route, _varying_in_route, _like_route)
 
+    def varying(sample: bytes, seen: SeenRoute | None) -> list[Place | None]:
+        ours = seen is not None and isinstance(seen.key, Prefix) and seen.via.nexthop
+        return _and_the_rest(sample, _RTA_DST, _RTA_NH_ID) if ours else [None]
 
-def _varying_in_route(sample: bytes, seen: SeenRoute | None) -> list[Place | None]:
-    ours = seen is not None and isinstance(seen.key, Prefix) and seen.via.nexthop
-    return _and_the_rest(sample, _RTA_DST, _RTA_NH_ID) if ours else [None]
+    def like(sample: Any, fields: Sequence[bytes]) -> SeenRoute:
+        via = Via(int.from_bytes(fields[1], sys.byteorder), sample.via.mtu)
+        return SeenRoute(Prefix(fields[0], sample.key.length), via, sample.protocol)
 
-
-def _like_route(sample: SeenRoute | None, fields: Sequence[bytes]) -> SeenRoute | None:
-    assert sample is not None
-    assert isinstance(sample.key, Prefix)
-    via = Via(int.from_bytes(fields[1], sys.byteorder), sample.via.mtu)
-    return SeenRoute(Prefix(fields[0], sample.key.length), via, sample.protocol)
+    return TemplateReader(read_route, varying, like)
 
 
 def neighbour_reader() -> TemplateReader[SeenNeighbour | None]:
     """Of RTM_NEWNEIGH: address and MAC vary, and so does all that follows."""
-    return TemplateReader(read_neighbour, _varying_in_neighbour, _like_neighbour)
 
+    def varying(sample: bytes, seen: SeenNeighbour | None) -> list[Place | None]:
+        return _and_the_rest(sample, _NDA_DST, _NDA_LLADDR) if seen is not None and seen.mac else [None]
 
-def _varying_in_neighbour(sample: bytes, seen: SeenNeighbour | None) -> list[Place | None]:
-    return _and_the_rest(sample, _NDA_DST, _NDA_LLADDR) if seen is not None and seen.mac else [None]
+    def like(sample: Any, fields: Sequence[bytes]) -> SeenNeighbour:
+        return SeenNeighbour(sample.ifindex, fields[0], fields[1])
 
-
-def _like_neighbour(sample: SeenNeighbour | None, fields: Sequence[bytes]) -> SeenNeighbour | None:
-    assert sample is not None
-    return SeenNeighbour(sample.ifindex, fields[0], fields[1])
+    return TemplateReader(read_neighbour, varying, like)
 
 
 def hop_reader() -> TemplateReader[Hop]:
     """Of answers: destination and reference counts vary, and make no difference."""
-    return TemplateReader(read_hop, _varying_in_hop, lambda sample, _fields: sample)
 
+    def varying(sample: bytes, _seen: Hop) -> list[Place | None]:
+        found = places(sample, 12, len(sample))
+        return [found[kind] for kind in (_RTA_DST, _RTA_CACHEINFO) if kind in found]
 
-def _varying_in_hop(sample: bytes, _seen: Hop) -> list[Place | None]:
-    found = places(sample, 12, len(sample))
-    return [found[kind] for kind in (_RTA_DST, _RTA_CACHEINFO) if kind in found]
+    return TemplateReader(read_hop, varying, lambda sample, _fields: sample)
 
 
 def _and_the_rest(sample: bytes, first: int, second: int) -> list[Place | None]:
