@@ -5,7 +5,7 @@ PY := .venv/bin/python
 PEERS ?= 10000
 export PATH := $(PATH):/usr/sbin:/sbin
 
-.PHONY: help demo test check bench bench-allocation bench-mesh bench-drift bench-restart bench-join bench-throughput bench-webhook setup setup-tests
+.PHONY: help demo test check bench bench-allocation bench-mesh bench-codec bench-drift bench-restart bench-join bench-throughput bench-webhook setup setup-tests
 
 help: ## Show this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -25,7 +25,7 @@ check: setup-tests ## Format, lint, types, layers and unit tests; under a minute
 	.venv/bin/lint-imports --no-logo
 	$(PY) -m pytest -q -n 4 -m "not slow" operator/tests reconcilers/tests
 
-bench: bench-allocation bench-mesh bench-drift bench-restart bench-join bench-throughput bench-webhook ## Run all benches; each ends with a line `RESULT {json}`
+bench: bench-allocation bench-mesh bench-codec bench-drift bench-restart bench-join bench-throughput bench-webhook ## Run all benches; each ends with a line `RESULT {json}`
 
 bench-allocation: NODES ?= 5000
 bench-allocation: setup ## Allocation for NODES new nodes beside the raw create rate
@@ -33,6 +33,9 @@ bench-allocation: setup ## Allocation for NODES new nodes beside the raw create 
 
 bench-mesh: setup ## PEERS peers into the kernel, the engine beside `ip -batch` and others; and the whole agent
 	@$(PY) e2e/bench/mesh.py --peers $(PEERS)
+
+bench-codec: setup ## What a netlink message costs by pyroute2's class, by hand and by a template
+	@$(PY) e2e/bench/codec.py
 
 bench-drift: setup ## Repair of what somebody deletes or edits in the kernel, with PEERS peers
 	@$(PY) e2e/bench/drift.py --peers $(PEERS)

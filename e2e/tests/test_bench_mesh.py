@@ -30,6 +30,18 @@ def test_the_engine_writes_three_entries_a_peer_and_no_more() -> None:
     assert all(engine[key] > 0 for key in ("cpu_s", "cpu_ratio_same_ops", "cpu_ratio_classic", "cpu_ratio_pyroute2"))
 
 
+def test_what_a_message_costs_is_told_of_each_way_that_there_is() -> None:
+    cost = bench.result_of(BENCHES / "codec.py", "--rounds=1")["us"]
+    ways = {what: set(figures) for what, figures in cost.items()}
+    for kind in ("route", "nexthop", "neighbour"):
+        assert ways[f"encode a {kind}"] == {"pyroute2", "template"}
+        assert ways[f"decode a {kind}"] == {"pyroute2", "by hand", "template"}
+    for what in ("encode", "decode"):
+        assert ways[f"{what} two elements"] == {"pyroute2", "by hand"}
+    for what in ("encode a change of a link", "decode an address", "decode a link"):
+        assert ways[what] == {"pyroute2"}
+
+
 def test_the_slow_ways_are_left_out_where_they_would_take_minutes() -> None:
     words = [f"--peers={PEERS}", "--rounds=1", "--no-agent", f"--classic-most={PEERS - 1}"]
     engine = bench.result_of(BENCHES / "mesh.py", *words)["engine"]

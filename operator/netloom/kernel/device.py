@@ -5,9 +5,8 @@ everything else is set on the living device.
 """
 
 import errno
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from fnmatch import fnmatchcase
-from typing import Literal
 
 import msgspec
 
@@ -24,21 +23,19 @@ DEFAULT_MTU = 1500
 """Bytes; Ethernet's, while there is no device to take it from."""
 
 
-Verb = Literal["add", "set", "replace", "delete"]
-
-
 class Step(msgspec.Struct, frozen=True):
-    """One change: what it is about, what is done to it, how `ip` would say that, why, and its message.
+    """One change: what it is about, how `ip` would say it, why, and its message.
 
-    `flushes`: the kernel drops what stands on the device with it.
+    creates, deletes: the device or address. flushes: the kernel drops what stands on the device with it.
     """
 
     kind: str
     key: str
-    verb: Verb
     text: str
     message: bytes
     why: str = ""
+    creates: bool = False
+    deletes: bool = False
     flushes: bool = False
 
 
@@ -63,7 +60,7 @@ class Surroundings(msgspec.Struct, frozen=True):
 
     def addresses_on(self, ifindex: int) -> set[LocalAddress]:
         """Addresses of one link."""
-        return {each.local for each in self.addresses if each.ifindex == ifindex}
+        return {address.local for address in self.addresses if address.ifindex == ifindex}
 
 
 class Mtu(msgspec.Struct, frozen=True):
@@ -148,10 +145,10 @@ def replacement(node: Node, way: Way, around: Surroundings, mtu: int) -> Iterato
     yield Step(
         "link",
         name,
-        "add",
         f"link add {name} address {format_mac(node.mac)} mtu {mtu} type {way.protocol} external dstport {way.port}"
         f"{' nolearning' if way.protocol == 'vxlan' else ''}",
         links.create_tunnel(name, way.protocol, mac=node.mac, mtu=mtu, port=way.port),
+        creates=True,
     )
 
 
@@ -168,16 +165,16 @@ def adjustment(node: Node, link: Link, mtu: int) -> Iterator[Step]:
     name = link.name
 
     def step(text: str, message: bytes) -> Step:
-        return Step("link", name, "set", f"link set {name} {text}", message)
+        return Step("link", name, f"link set {name} {text}", message)
 
     if link.generates_addresses:
         yield step("addrgenmode none", links.set_no_generated_addresses(link.ifindex))
     if link.mac != node.mac:
-        yield step(f"address {format_mac(node.mac)}", links.set_mac(link.ifindex, node.mac))
+        yield step(f"address {format_mac(node.mac)}", links.change(link.ifindex, address=node.mac))
     if link.mtu != mtu:
-        yield step(f"mtu {mtu}", links.set_mtu(link.ifindex, mtu))
+        yield step(f"mtu {mtu}", links.change(link.ifindex, mtu=mtu))
     if link.master:
-        yield step("nomaster", links.set_no_master(link.ifindex))
+        yield step("nomaster", links.change(link.ifindex, master=0))
     if not link.up:
         yield step("up", links.set_up(link.ifindex))
 
@@ -196,14 +193,14 @@ def missing_addresses(node: Node, link: Link, around: Surroundings) -> Iterator[
     present = [each.local for each in around.addresses if each.ifindex == link.ifindex]
     missing = [local for local in wanted if local not in present]
     for local in missing:
-        yield _address_step("replace", link, local, links.put_address)
+        yield _address_step(link, local)
     first = next((local for local in wanted if len(local.address) == 4), None)
     for local in (*present, *missing):
         if local == first:
             return
         if local in wanted and len(local.address) == 4:
-            yield _address_step("delete", link, local, links.delete_address)
-            yield _address_step("replace", link, local, links.put_address)
+            yield _address_step(link, local, deletes=True)
+            yield _address_step(link, local)
 
 
 def surplus_addresses(node: Node, link: Link, around: Surroundings) -> Iterator[Step]:
@@ -211,17 +208,16 @@ def surplus_addresses(node: Node, link: Link, around: Surroundings) -> Iterator[
     wanted = desired_addresses(node)
     for local in sorted(around.addresses_on(link.ifindex), key=str):
         if local not in wanted:
-            yield _address_step("delete", link, local, links.delete_address)
+            yield _address_step(link, local, deletes=True)
 
 
 def explain(step: Step, ways: Collection[Way], refusal: Refusal) -> str:
     """The kernel's errno as what it means for this step."""
     way = next((way for way in ways if way.device == step.key), None)
     if step.kind == "link" and way is not None:
-        creates = step.verb == "add"
-        if refusal.errno == errno.EADDRINUSE or (creates and _port_is_taken(refusal)):
+        if refusal.errno == errno.EADDRINUSE or (step.creates and _port_is_taken(refusal)):
             return f"UDP port {way.port} is in use by another tunnel device or program ({refusal})"
-        if creates and refusal.errno == errno.EOPNOTSUPP:
+        if step.creates and refusal.errno == errno.EOPNOTSUPP:
             module = way.protocol.upper()
             return f"this kernel cannot make {way.protocol} devices: CONFIG_{module} is missing ({refusal})"
     return f"`ip {step.text}`: {refusal}"
@@ -236,10 +232,11 @@ def _port_is_taken(refusal: Refusal) -> bool:
 
 
 def _deletion(link: Link, why: str) -> Step:
-    text = f"link delete {link.name}"
-    return Step("link", link.name, "delete", text, links.delete_link(link.ifindex), why, flushes=True)
+    message = links.delete_link(link.ifindex)
+    return Step("link", link.name, f"link delete {link.name}", message, why, deletes=True, flushes=True)
 
 
-def _address_step(verb: Verb, link: Link, local: LocalAddress, build: Callable[[int, LocalAddress], bytes]) -> Step:
+def _address_step(link: Link, local: LocalAddress, *, deletes: bool = False) -> Step:
     key = f"{local} dev {link.name}"
-    return Step("address", key, verb, f"address {verb} {local} dev {link.name}", build(link.ifindex, local))
+    verb, build = ("delete", links.delete_address) if deletes else ("replace", links.put_address)
+    return Step("address", key, f"address {verb} {key}", build(link.ifindex, local), deletes=deletes)

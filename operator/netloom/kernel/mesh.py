@@ -30,8 +30,6 @@ from netloom.kernel.rows import (
     SeenNexthop,
     SeenRoute,
     Via,
-    owned_nexthop,
-    owned_route,
 )
 from netloom.kernel.table import Table
 from netloom.kernel.way import NATIVE, Way
@@ -401,7 +399,7 @@ class Mesh:
         owned: dict[int, Nexthop] = {}
         self._foreign_ids.clear()
         for seen in nexthops:
-            if owned_nexthop(seen):
+            if seen.owned:
                 owned[seen.id] = seen.value
             elif seen.id in NEXTHOP_IDS:
                 self._foreign_ids.add(seen.id)
@@ -415,7 +413,7 @@ class Mesh:
 
         A foreign route that *replaced* ours is an edit of ours, and repaired. One that was there first is foreign.
         """
-        if owned_route(seen):
+        if seen.owned:
             self.routes.saw(seen.key, seen.via)
         elif replaced and seen.key in self.routes.kernel:
             self.routes.saw(seen.key, EDITED)
@@ -425,7 +423,7 @@ class Mesh:
 
     def lost_route(self, seen: SeenRoute) -> bool:
         """A route was deleted. Returns whether it concerns us."""
-        if owned_route(seen) or self.routes.kernel.get(seen.key) == EDITED:
+        if seen.owned or self.routes.kernel.get(seen.key) == EDITED:
             self.routes.gone(seen.key)
             return True
         return seen.key in self.routes.desired
@@ -434,7 +432,7 @@ class Mesh:
         """A nexthop was made or changed. Returns whether it concerns us."""
         if seen.id not in NEXTHOP_IDS:
             return False
-        if owned_nexthop(seen):
+        if seen.owned:
             self.nexthops.saw(seen.id, seen.value)
         elif seen.id in self.nexthops.kernel:
             edited = msgspec.structs.replace(seen.value, extra=b"foreign protocol")

@@ -5,7 +5,6 @@ Rare and short, so the kernel is read anew each time, and everything is done ste
 
 from collections.abc import Collection, Hashable, Iterable, Sequence, Set
 from fnmatch import fnmatchcase
-from sys import byteorder
 
 import msgspec
 import structlog
@@ -13,7 +12,7 @@ import structlog
 from netloom.kernel import device, reader
 from netloom.kernel.desired import Desired, Node
 from netloom.kernel.device import Mtu, Step, Surroundings
-from netloom.kernel.links import Link, read_address, read_link
+from netloom.kernel.links import Link, read_address, read_link, read_netconf
 from netloom.kernel.mesh import Carriers
 from netloom.kernel.mesh_rows import MESH_STATE, MeshRows
 from netloom.kernel.netlink import Commands
@@ -22,12 +21,12 @@ from netloom.kernel.part import Attempt, Outcome, Part, Refused, Worker
 from netloom.kernel.retries import Item, Retries
 from netloom.kernel.sysctl import Sysctl, SysctlRecord, of_node, of_tunnel
 from netloom.kernel.way import NATIVE, Way
-from netloom.kernel.wire import RTM_DELADDR, RTM_DELLINK, RTM_NEWADDR, RTM_NEWLINK, RTM_NEWNETCONF, attributes
+from netloom.kernel.wire import RTM_DELADDR, RTM_DELLINK, RTM_NEWADDR, RTM_NEWLINK, RTM_NEWNETCONF
 from netloom.kernel.writer import ALREADY_GONE
 
 log = structlog.get_logger(__name__)
 
-_NETCONFA_IFINDEX, _ALL_DEVICES = 1, -1
+_ALL_DEVICES = -1
 
 
 class MeshDevices(Part[Desired]):
@@ -126,8 +125,7 @@ class MeshDevices(Part[Desired]):
             self._due = link is not None and self._concerns(link, gone=kind == RTM_DELLINK)
         elif kind == RTM_NEWNETCONF:
             # Somebody changed a switch as forwarding or rp_filter, of all devices or of one.
-            found = attributes(buffer, start + 4, end).get(_NETCONFA_IFINDEX, b"")
-            ifindex = int.from_bytes(found, byteorder, signed=True)
+            ifindex = read_netconf(buffer, start, end)
             known = (_ALL_DEVICES, *(link.ifindex for link in self.underlay))
             self._due = ifindex in known or self._mesh.is_tunnel(ifindex)
         else:
@@ -243,7 +241,7 @@ class Work:
                 self._waiting.add(item)
                 continue
             refusal = self._commands.execute([step.message]).get(0)
-            if refusal is None or (step.verb == "delete" and refusal.errno in ALREADY_GONE):
+            if refusal is None or (step.deletes and refusal.errno in ALREADY_GONE):
                 log.info("device changed", change=f"ip {step.text}", why=step.why)
                 self._done[item] = None
                 self.flushed = self.flushed or step.flushes

@@ -11,7 +11,7 @@ from contextlib import suppress
 
 from msgspec.structs import replace
 
-from netloom.kernel import reader, rows
+from netloom.kernel import reader
 from netloom.kernel.desired import Desired
 from netloom.kernel.links import read_address, read_link
 from netloom.kernel.mesh import Mesh
@@ -19,7 +19,9 @@ from netloom.kernel.netlink import BATCH, AnswerLost
 from netloom.kernel.owned import DEVICE_PREFIX, MESH
 from netloom.kernel.part import Attempt, Outcome, Part, Worker
 from netloom.kernel.retries import Item, Retries
-from netloom.kernel.rows import RouteKey, read_destination, read_neighbour, read_nexthop, read_route
+from netloom.kernel.row_readers import read_destination, read_neighbour, read_nexthop, read_route
+from netloom.kernel.row_requests import probe_neighbour
+from netloom.kernel.rows import RouteKey
 from netloom.kernel.wire import (
     REPLACE,
     RTM_DELADDR,
@@ -200,7 +202,7 @@ class MeshRows(Part[Desired]):
         for at in range(0, len(silent), BATCH):
             with suppress(AnswerLost):
                 await worker.submit(
-                    [rows.probe_neighbour(number, *each) for number, each in enumerate(silent[at : at + BATCH])]
+                    [probe_neighbour(number, *each) for number, each in enumerate(silent[at : at + BATCH])]
                 )
 
     # --------------------------------------------------------------------------------------------------- events

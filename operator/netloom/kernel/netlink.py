@@ -19,7 +19,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from operator import itemgetter
-from typing import Protocol
+from typing import TypeVar
 
 import msgspec
 
@@ -37,7 +37,7 @@ from netloom.kernel.wire import (
 NETLINK_ROUTE, NETLINK_NETFILTER = 0, 12
 _SOL_NETLINK = 270
 _ADD_MEMBERSHIP, _CAP_ACK, _EXT_ACK, _STRICT_CHECK = 1, 10, 11, 12
-_SO_ATTACH_FILTER, _SO_SNDBUFFORCE, _SO_RCVBUFFORCE = 26, 32, 33
+_SO_ATTACH_FILTER, SO_SNDBUFFORCE, _SO_RCVBUFFORCE = 26, 32, 33
 _ERROR_MESSAGE, _CAPPED, _HAS_ATTRIBUTES = 1, 0x100, 0x200
 
 BATCH = 1024
@@ -111,34 +111,13 @@ class Overflow(Exception):
     """Events were dropped: what changed is unknown until it is compared."""
 
 
+Seen = TypeVar("Seen")
+
 Visit = Callable[[int, bytes, int, int], None]
 """Called for each message of a dump with (type, buffer, start and end of what follows the header)."""
 
 VisitAnswer = Callable[[int, int, bytes, int, int], None]
 """Called for each answer with (number of the question, type, buffer, start and end of what follows the header)."""
-
-
-class Commands(Protocol):
-    """What the rest of the kernel side needs of the asking socket; tests put fault injection in its place."""
-
-    written: Counter[int]
-    port: int
-
-    def execute(self, messages: Sequence[bytes]) -> dict[int, Refusal]:
-        """Do all of them, at most BATCH, message i with sequence number i; return the errors by i."""
-
-    def ask(self, questions: Sequence[bytes], visit: VisitAnswer) -> None:
-        """Ask all of them, at most BATCH, question i with sequence number i, each of which has one answer: what is
-        asked for, or an error (type NLMSG_ERROR). Raises OSError when answers are missing."""
-
-    def dump(self, request: bytes, visit: Visit) -> bool:
-        """Visit every message of the answer. False: the kernel says it was interrupted by a change."""
-
-    def get(self, request: bytes, visit: Visit) -> None:
-        """Visit the one object that is asked for. Raises RefusedError, as ENODEV, if there is none."""
-
-    def close(self) -> None:
-        """Close the socket."""
 
 
 class CommandSocket:
@@ -148,6 +127,8 @@ class CommandSocket:
     """
 
     protocol = NETLINK_ROUTE
+    whole = -1
+    """Sequence number of an answer to all requests at once; -1: there is none such."""
 
     def __init__(self) -> None:
         self.written: Counter[int] = Counter()
@@ -178,12 +159,9 @@ class CommandSocket:
         if not messages:
             return {}
         self.written.update(map(_KIND, messages))
-        batch = bytearray(b"".join(messages))
-        last = len(batch) - len(messages[-1])
-        batch[last + 6 + _LOW_BYTE] |= ACK
         refusals: dict[int, Refusal] = {}
         try:
-            self._socket.sendall(batch)
+            self._socket.sendall(self._batch(messages))
             while not self._acknowledged(len(messages) - 1, refusals):
                 pass
         except OSError as error:
@@ -191,16 +169,22 @@ class CommandSocket:
             raise AnswerLost(f"{len(messages)} requests: {error}") from error
         return refusals
 
+    def _batch(self, messages: Sequence[bytes]) -> bytearray:
+        """What is sent: only the last is to be acknowledged."""
+        batch = bytearray(b"".join(messages))
+        batch[len(batch) - len(messages[-1]) + 6 + _LOW_BYTE] |= ACK
+        return batch
+
     def _acknowledged(self, last: int, refusals: dict[int, Refusal]) -> bool:
-        """Read one datagram; whether the answer to request `last` was in it."""
-        buffer = self._socket.recv(1 << 16)
-        done = False
-        for sequence, refusal in read_answers(buffer):
-            if sequence > last:
+        """Read one datagram; whether the answer to request `last`, or to all of them, was in it."""
+        done, buffer = False, self._socket.recv(1 << 16)
+        for kind, flags, sequence, start, end in walk(buffer):
+            if kind != NLMSG_ERROR or (sequence > last and sequence != self.whole):
                 continue
+            refusal = _refusal(buffer, flags, start, end)
             if refusal is not None:
                 refusals[sequence] = refusal
-            done = done or sequence == last
+            done = done or sequence in (last, self.whole)
         return done
 
     def ask(self, questions: Sequence[bytes], visit: VisitAnswer) -> None:
@@ -250,11 +234,15 @@ class CommandSocket:
                 if flags & DUMP_INTERRUPTED:
                     whole = False
                 if kind in (NLMSG_DONE, NLMSG_ERROR):
-                    code = -int.from_bytes(buffer[start : start + 4], sys.byteorder, signed=True)
-                    if code > 0:
-                        raise RefusedError(Refusal(code, _sentence(buffer, flags, start, end)))
+                    refusal = _refusal(buffer, flags, start, end)
+                    if refusal is not None:
+                        raise RefusedError(refusal)
                     return whole
                 visit(kind, buffer, start, end)
+
+
+Commands = CommandSocket
+"""What the rest of the kernel side needs of it, whatever its protocol; tests put fault injection in its place."""
 
 
 class EventSocket:
@@ -291,6 +279,23 @@ class EventSocket:
             raise
 
 
+def read_all(commands: Commands, request: bytes, read: Callable[[bytes, int, int], Seen | None]) -> list[Seen]:
+    """What `read` makes of the messages of a dump, but for None. It is read again while the kernel says that the state
+    changed meanwhile; the last reading stands. Raises RefusedError, OSError."""
+    found: list[Seen] = []
+
+    def visit(_kind: int, buffer: bytes, start: int, end: int) -> None:
+        seen = read(buffer, start, end)
+        if seen is not None:
+            found.append(seen)
+
+    for _ in range(DUMP_ATTEMPTS):
+        found.clear()
+        if commands.dump(request, visit):
+            break
+    return found
+
+
 def walk(buffer: bytes) -> Iterable[tuple[int, int, int, int, int]]:
     """The messages of a datagram: type, flags, sequence, start and end of what follows the header."""
     at, size = 0, len(buffer)
@@ -303,14 +308,6 @@ def walk(buffer: bytes) -> Iterable[tuple[int, int, int, int, int]]:
         at += (length + 3) & ~3
 
 
-def read_answers(buffer: bytes) -> Iterable[tuple[int, Refusal | None]]:
-    """The acknowledgements and errors of a datagram: sequence number, and what was refused."""
-    for kind, flags, sequence, start, end in walk(buffer):
-        if kind == NLMSG_ERROR:
-            code = -int.from_bytes(buffer[start : start + 4], sys.byteorder, signed=True)
-            yield sequence, Refusal(code, _sentence(buffer, flags, start, end)) if code else None
-
-
 def _netlink_socket(protocol: int, receive_buffer: int = BUFFER) -> socket.socket:
     result = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol)
     result.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
@@ -318,7 +315,7 @@ def _netlink_socket(protocol: int, receive_buffer: int = BUFFER) -> socket.socke
     # Beyond the system's limits takes CAP_NET_ADMIN; without it (a plan) the limits have to do.
     with suppress(PermissionError):
         result.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, receive_buffer)
-        result.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, 1 << 20)
+        result.setsockopt(socket.SOL_SOCKET, SO_SNDBUFFORCE, 1 << 20)
     return result
 
 
@@ -341,11 +338,15 @@ def _drop_events_of(sock: socket.socket, port: int) -> None:
     sock.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, filter_program)
 
 
-def _sentence(buffer: bytes, flags: int, start: int, end: int) -> str:
-    """The text that the kernel may add to an error, behind the header of the request (or all of it)."""
+def _refusal(buffer: bytes, flags: int, start: int, end: int) -> Refusal | None:
+    """What an error says, with the text that may be behind the header of the request (or all of it); None: that all
+    is well."""
+    code = -int.from_bytes(buffer[start : start + 4], sys.byteorder, signed=True)
+    if code <= 0:
+        return None
     if not flags & _HAS_ATTRIBUTES:
-        return ""
+        return Refusal(code)
     request_length = int.from_bytes(buffer[start + 4 : start + 8], sys.byteorder)
     skip = HEADER_SIZE if flags & _CAPPED else (request_length + 3) & ~3
     text = attributes(buffer, start + 4 + skip, end).get(_ERROR_MESSAGE, b"")
-    return text.rstrip(b"\0").decode(errors="replace")
+    return Refusal(code, text.rstrip(b"\0").decode(errors="replace"))

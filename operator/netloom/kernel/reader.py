@@ -9,106 +9,65 @@ import socket
 from collections.abc import Iterable, Sequence
 
 from netloom.cidr import Address
-from netloom.kernel import alike, links, rows
+from netloom.kernel import links, row_readers, row_requests
 from netloom.kernel.device import Surroundings
-from netloom.kernel.links import InterfaceAddress, Link
 from netloom.kernel.lodgers import DirectRoute
 from netloom.kernel.mac import Mac
-from netloom.kernel.netlink import BATCH, DUMP_ATTEMPTS, Commands, RefusedError, Visit
+from netloom.kernel.netlink import BATCH, Commands, RefusedError, read_all
 from netloom.kernel.reach import Hop
 from netloom.kernel.rows import NeighbourKey, SeenNexthop, SeenRoute
 from netloom.kernel.wire import NLMSG_ERROR
 
+_FAMILIES = (socket.AF_INET, socket.AF_INET6)
+
 
 def surroundings(commands: Commands) -> Surroundings:
     """All links and addresses."""
-    found_links: list[Link] = []
-    found_addresses: list[InterfaceAddress] = []
-
-    def visit_link(_kind: int, buffer: bytes, start: int, end: int) -> None:
-        link = links.read_link(buffer, start, end)
-        if link is not None:
-            found_links.append(link)
-
-    def visit_address(_kind: int, buffer: bytes, start: int, end: int) -> None:
-        address = links.read_address(buffer, start, end)
-        if address is not None:
-            found_addresses.append(address)
-
-    _dump(commands, links.dump_links(), found_links, visit_link)
-    _dump(commands, links.dump_addresses(socket.AF_UNSPEC), found_addresses, visit_address)
-    return Surroundings(tuple(found_links), tuple(found_addresses))
+    found = read_all(commands, links.dump_links(), links.read_link)
+    return Surroundings(tuple(found), tuple(read_all(commands, links.dump_addresses(), links.read_address)))
 
 
 def nexthops(commands: Commands) -> list[SeenNexthop]:
     """All nexthop objects, foreign ones included: their ids are not free."""
-    found: list[SeenNexthop] = []
-    read = alike.NexthopReader().read
-
-    def visit(_kind: int, buffer: bytes, start: int, end: int) -> None:
-        found.append(read(buffer, start, end))
-
-    _dump(commands, rows.dump_nexthops(), found, visit)
-    return found
+    return read_all(commands, row_requests.dump_nexthops(), row_readers.nexthop_reader().read)
 
 
 def routes(commands: Commands) -> list[SeenRoute]:
     """The mesh's routes."""
-    found: list[SeenRoute] = []
-    read = alike.RouteReader().read
-
-    def visit(_kind: int, buffer: bytes, start: int, end: int) -> None:
-        seen = read(buffer, start, end)
-        if seen is not None and rows.owned_route(seen):
-            found.append(seen)
-
-    for family in (socket.AF_INET, socket.AF_INET6):
-        keep = list(found)
-        _dump(commands, rows.dump_routes(family), found, visit, keep)
-    return found
+    read = row_readers.route_reader().read
+    found = [read_all(commands, row_requests.dump_routes(family), read) for family in _FAMILIES]
+    return [seen for part in found for seen in part if seen.owned]
 
 
 def direct_routes(commands: Commands) -> list[DirectRoute]:
     """Everybody else's routes that lead to a device and by no gateway."""
-    found: list[DirectRoute] = []
-
-    def visit(_kind: int, buffer: bytes, start: int, end: int) -> None:
-        seen = rows.read_direct_route(buffer, start, end)
-        if seen is not None:
-            found.append(seen)
-
-    for family in (socket.AF_INET, socket.AF_INET6):
-        _dump(commands, rows.dump_all_routes(family), found, visit, list(found))
-    return found
+    read = row_readers.read_direct_route
+    found = [read_all(commands, row_requests.dump_all_routes(family), read) for family in _FAMILIES]
+    return [seen for part in found for seen in part]
 
 
 def neighbours(commands: Commands, ifindexes: Iterable[int]) -> dict[NeighbourKey, Mac]:
     """The permanent neighbours on our devices."""
-    found: list[tuple[NeighbourKey, Mac]] = []
-    read = alike.NeighbourReader().read
-    for ifindex in ifindexes:
-
-        def visit(_kind: int, buffer: bytes, start: int, end: int, ifindex: int = ifindex) -> None:
-            seen = read(buffer, start, end)
-            if seen is not None and seen.ifindex == ifindex and seen.mac:
-                found.append(((ifindex, seen.address), seen.mac))
-
-        _dump(commands, rows.dump_neighbours(ifindex), found, visit, list(found))
-    return dict(found)
+    read = row_readers.neighbour_reader().read
+    return {
+        (ifindex, seen.address): seen.mac
+        for ifindex in ifindexes
+        for seen in read_all(commands, row_requests.dump_neighbours(ifindex), read)
+        if seen.ifindex == ifindex and seen.mac
+    }
 
 
 def hops(commands: Commands, addresses: Sequence[Address]) -> list[tuple[Address, Hop]]:
     """Which way packets to these addresses go."""
     found: list[tuple[Address, Hop]] = []
-    question = {size: rows.ask_route(size) for size in (4, 16)}
-    read = alike.HopReader().read
+    read, ask = row_readers.hop_reader().read, row_requests.ask_route
     for at in range(0, len(addresses), BATCH):
         part = addresses[at : at + BATCH]
 
         def visit(number: int, kind: int, buffer: bytes, start: int, end: int, part: Sequence[Address] = part) -> None:
             found.append((part[number], Hop() if kind == NLMSG_ERROR else read(buffer, start, end)))
 
-        commands.ask([question[len(address)](number, address) for number, address in enumerate(part)], visit)
+        commands.ask([ask(number, address) for number, address in enumerate(part)], visit)
     return found
 
 
@@ -121,11 +80,3 @@ def received(commands: Commands, ifindex: int) -> int:
             lambda _k, buffer, start, end: counts.append(links.read_received(buffer, start, end)),
         )
     return sum(counts)
-
-
-def _dump(commands: Commands, request: bytes, found: list, visit: Visit, keep: list | None = None) -> None:  # type: ignore[type-arg]
-    """Read, and again while the kernel says that the state changed meanwhile; the last reading stands."""
-    for _ in range(DUMP_ATTEMPTS):
-        found[:] = keep or []
-        if commands.dump(request, visit):
-            return

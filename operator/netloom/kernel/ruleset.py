@@ -15,23 +15,26 @@ import errno
 import hashlib
 from collections.abc import Callable
 from functools import cache
+from typing import TypeVar
 
 import msgspec
 
 from netloom.kernel import nftables
-from netloom.kernel.netlink import DUMP_ATTEMPTS, Commands, RefusedError, Visit
-from netloom.kernel.nftables import Lookup, SeenChain, SeenRule, SeenSet, SeenTable
+from netloom.kernel.messages import nested
+from netloom.kernel.netlink import Commands, RefusedError, read_all
+from netloom.kernel.nftables import SeenChain, SeenRule, SeenSet, SeenTable, request
 from netloom.kernel.owned import DEVICE_PREFIX
+
+T = TypeVar("T")
 
 TABLE, CHAIN = "netloom", "postrouting"
 TABLE_KEY = f"inet {TABLE}"
 RULE_KEY = f"{TABLE_KEY} {CHAIN}"
+_IN_CHAIN = {"table": TABLE, "chain": CHAIN}
 REMARK = "Netloom's: it undoes changes"
 
 _HOOK_POSTROUTING, _PRIORITY_SRCNAT, _ACCEPT = 4, 100, 1
 _CHAIN = SeenChain("nat", _HOOK_POSTROUTING, _PRIORITY_SRCNAT, _ACCEPT)
-_KEY_TYPES = {4: 7, 16: 8}
-
 
 SIZES = {"4": 4, "6": 16}
 """Bytes of an address, by the last character of a set's name."""
@@ -80,14 +83,15 @@ class Wanted(msgspec.Struct, frozen=True):
 @cache
 def _rule(family: str) -> Rule:
     size = SIZES[family]
-    return Rule(
+    expressions = (
         nftables.of_family(size)
-        + nftables.address_in(size, False, Lookup(f"pods{family}", True))
-        + nftables.address_in(size, True, Lookup(f"known{family}", False))
-        + nftables.address_in(size, True, Lookup(f"excluded{family}", False))
+        + nftables.address_in(size, f"pods{family}")
+        + nftables.address_in(size, f"known{family}", destination=True, inside=False)
+        + nftables.address_in(size, f"excluded{family}", destination=True, inside=False)
         + nftables.not_out_of(DEVICE_PREFIX)
         + nftables.masquerade()
     )
+    return Rule(nftables.as_bytes(expressions))
 
 
 class Seen(msgspec.Struct, frozen=True):
@@ -113,7 +117,7 @@ def fault_of_table(wanted: Wanted, seen: Seen) -> str:
     if seen.chain != _CHAIN:
         return f"chain {CHAIN} is not there" if seen.chain is None else f"chain {CHAIN} is another: {seen.chain}"
     sets = {(found.name, found.flags, found.key_type, found.key_size) for found in seen.sets}
-    due = {(name, nftables.INTERVAL, _KEY_TYPES[size_of(name)], size_of(name)) for name in wanted.sets}
+    due = {(name, nftables.INTERVAL, nftables.KEY_TYPES[size_of(name)], size_of(name)) for name in wanted.sets}
     if sets != due:
         return f"its sets are {', '.join(sorted(found.name for found in seen.sets)) or 'gone'}, or not as they were"
     if seen.table.used != 1 + len(due):
@@ -152,30 +156,38 @@ Step = tuple[str, bytes]
 def creation(wanted: Wanted, *, replace: bool) -> tuple[list[Step], list[Step]]:
     """Requests for the table and its sets, and those for chain and rules, which come after the elements."""
     first = removal() if replace else []
-    first.append(("create the table", nftables.new_table(TABLE, REMARK)))
+    first.append(("create the table", request(nftables.NEWTABLE, name=TABLE, flags=0, userdata=REMARK)))
     for i, name in enumerate(wanted.sets, 1):
-        first.append((f"create set {name}", nftables.new_set(TABLE, name, size_of(name), i)))
-    chain = nftables.new_chain(TABLE, CHAIN, _CHAIN.kind, _CHAIN.hook, _CHAIN.priority)
+        size = size_of(name)
+        key = {"flags": nftables.INTERVAL, "key_type": nftables.KEY_TYPES[size], "key_len": size}
+        first.append((f"create set {name}", request(nftables.NEWSET, table=TABLE, name=name, **key, id=i)))
+    hook = nested(NFTA_HOOK_HOOKNUM=_CHAIN.hook, NFTA_HOOK_PRIORITY=_CHAIN.priority)
+    base = {"hook": hook, "policy": _CHAIN.policy, "type": _CHAIN.kind}
+    chain = request(nftables.NEWCHAIN, table=TABLE, name=CHAIN, **base)
     return first, [(f"create chain {CHAIN}", chain), *_new_rules(wanted)]
 
 
 def removal() -> list[Step]:
     """Requests that remove the table with all that is in it."""
-    return [("delete the table", nftables.delete_table(TABLE))]
+    return [("delete the table", request(nftables.DELTABLE, name=TABLE))]
 
 
 def replacement(wanted: Wanted, seen: Seen) -> list[Step]:
     """Requests that put the wanted rules in the place of those in the chain. In one transaction: no packet goes by
     without a rule."""
     gone = [
-        (f"delete rule handle {rule.handle}", nftables.delete_rule(TABLE, CHAIN, rule.handle)) for rule in seen.rules
+        (f"delete rule handle {rule.handle}", request(nftables.DELRULE, **_IN_CHAIN, handle=rule.handle))
+        for rule in seen.rules
     ]
     return gone + _new_rules(wanted)
 
 
 def _new_rules(wanted: Wanted) -> list[Step]:
     return [
-        (f"add rule (IPv{family})", nftables.new_rule(TABLE, CHAIN, rule.expressions, rule.remark))
+        (
+            f"add rule (IPv{family})",
+            request(nftables.NEWRULE, **_IN_CHAIN, expressions=rule.expressions, userdata=rule.userdata),
+        )
         for family, rule in zip(wanted.families, wanted.rules, strict=True)
     ]
 
@@ -185,45 +197,39 @@ def _new_rules(wanted: Wanted) -> list[Step]:
 
 def read(commands: Commands) -> Seen:
     """The table, apart from the elements of its sets. Raises RefusedError, OSError."""
-    tables: list[SeenTable] = []
-    chains: list[SeenChain] = []
-    rules: list[SeenRule] = []
-    sets: list[SeenSet] = []
-    _get(commands, nftables.get_table(TABLE), lambda _k, *place: tables.append(nftables.read_table(*place)))
-    if not tables:
+    table = _get(commands, request(nftables.GETTABLE, name=TABLE), nftables.read_table)
+    if table is None:
         return Seen()
-    _get(commands, nftables.get_chain(TABLE, CHAIN), lambda _k, *place: chains.append(nftables.read_chain(*place)))
-    if chains:
-        _dump(commands, nftables.dump_rules(TABLE, CHAIN), rules, lambda *place: nftables.read_rule(*place))
-    _dump(commands, nftables.dump_sets(TABLE), sets, lambda *place: nftables.read_set(*place))
-    return Seen(tables[0], chains[0] if chains else None, tuple(sets), tuple(rules))
+    chain = _get(commands, request(nftables.GETCHAIN, table=TABLE, name=CHAIN), nftables.read_chain)
+    rules = _all(commands, request(nftables.GETRULE, **_IN_CHAIN), nftables.read_rule) if chain else []
+    sets = _all(commands, request(nftables.GETSET, table=TABLE), nftables.read_set)
+    return Seen(table, chain, tuple(sets), tuple(rules))
 
 
 def read_elements(commands: Commands, name: str) -> dict[bytes, bool]:
     """The elements of a set: key to whether it is plain (no comment, no timeout)."""
-    parts: list[list[tuple[bytes, bool]]] = []
-    _dump(commands, nftables.dump_elements(TABLE, name), parts, lambda *place: nftables.read_elements(*place)[1])
-    return {key: plain for part in parts for key, plain in part}
+    parts = _all(commands, request(nftables.GETSETELEM, table=TABLE, set=name), nftables.read_elements)
+    return {key: plain for _name, part in parts for key, plain in part}
 
 
-def _get(commands: Commands, request: bytes, visit: Visit) -> None:
+def _get(commands: Commands, request: bytes, read: Callable[[bytes, int, int], T]) -> T | None:
+    found: list[T] = []
     try:
-        commands.get(request, visit)
+        commands.get(request, lambda _kind, *place: found.append(read(*place)))
     except RefusedError as error:
-        if error.errno != errno.ENOENT:
-            raise
+        _may_be_gone(error)
+    return found[0] if found else None
 
 
-def _dump(commands: Commands, request: bytes, found: list, read: Callable[[bytes, int, int], object]) -> None:  # type: ignore[type-arg]
-    """Read, and again while the kernel says that the state changed meanwhile; the last reading stands."""
-    for _ in range(DUMP_ATTEMPTS):
-        found.clear()
-        try:
-            whole = commands.dump(request, lambda _kind, *place: found.append(read(*place)))
-        except RefusedError as error:
-            if error.errno != errno.ENOENT:
-                raise
-            # The table or set went away in this moment, which an event will tell.
-            return
-        if whole:
-            return
+def _all(commands: Commands, request: bytes, read: Callable[[bytes, int, int], T]) -> list[T]:
+    try:
+        return read_all(commands, request, read)
+    except RefusedError as error:
+        _may_be_gone(error)
+        return []
+
+
+def _may_be_gone(error: RefusedError) -> None:
+    """The table, or what is in it, may not be there, or go in this moment, which an event will tell."""
+    if error.errno != errno.ENOENT:
+        raise error

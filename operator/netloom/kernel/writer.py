@@ -10,7 +10,7 @@ read while the batch is under way is then never overwritten by older knowledge.
 
 import asyncio
 import errno
-from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
+from collections.abc import Callable, Collection, Hashable, Sequence
 from typing import Any
 
 import msgspec
@@ -18,7 +18,7 @@ import msgspec
 from netloom.kernel.mesh import Mesh
 from netloom.kernel.netlink import BATCH, Refusal
 from netloom.kernel.part import Attempt, Outcome, Refused, Worker
-from netloom.kernel.rows import NeighbourMessages, NexthopMessages, RouteMessages
+from netloom.kernel.row_requests import encode_neighbours, encode_nexthops, encode_routes
 from netloom.kernel.table import Table
 
 ALREADY_GONE = {errno.ESRCH, errno.ENOENT, errno.ENODEV, errno.EADDRNOTAVAIL}
@@ -40,10 +40,10 @@ class Writer:
 
     def __init__(self, mesh: Mesh) -> None:
         self._mesh = mesh
-        self._encoders: dict[str, Callable[[Iterable[Write]], list[bytes]]] = {
-            "neighbour": NeighbourMessages().encode,
-            "nexthop": NexthopMessages().encode,
-            "route": RouteMessages().encode,
+        self._encoders: dict[str, Callable[[Sequence[Write]], list[bytes]]] = {
+            "neighbour": encode_neighbours,
+            "nexthop": encode_nexthops,
+            "route": encode_routes,
         }
 
     async def update(self, worker: Worker, attempt: Attempt) -> Outcome:

@@ -285,7 +285,9 @@ async def test_a_port_that_a_program_has_is_named_and_comes_back(node: Namespace
     ids=str,
 )
 def test_what_a_refused_device_means(refusal: Refusal, taken: bool) -> None:
-    step = Step("link", "netloom_geneve", "add", "link add netloom_geneve type geneve external dstport 6081", b"")
+    step = Step(
+        "link", "netloom_geneve", "link add netloom_geneve type geneve external dstport 6081", b"", creates=True
+    )
     assert device.explain(step, [GENEVE], refusal).startswith("UDP port 6081 is in use") == taken
 
 

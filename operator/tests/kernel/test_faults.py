@@ -14,7 +14,7 @@ import pytest
 from netloom.kernel import retries
 from netloom.kernel.dataplane import Dataplane
 from netloom.kernel.desired import Desired
-from netloom.kernel.rows import NexthopMessages
+from netloom.kernel.row_requests import encode_nexthops
 from netloom.kernel.way import NATIVE, VXLAN
 from tests.kernel.conftest import Planes
 from tests.kernel.faults import FOR_EVER, FaultyCommands
@@ -179,7 +179,7 @@ async def test_what_is_refused_shows_that_more_is_wrong(node: Namespace, planes:
     desired = Desired(here(), [peer(2, "10.2.0.0/24"), peer(3, "10.3.0.0/24")])
     await plane.apply(desired)
     before = node.state()
-    deletions = NexthopMessages().encode([(NEXTHOP, None, None)])
+    deletions = encode_nexthops([(NEXTHOP, None, None)])
     assert plane._connect().commands.execute(deletions) == {}
     assert node.state() != before
     desired.set_peer(peer(2, "10.2.0.0/24", "10.22.0.0/24"))

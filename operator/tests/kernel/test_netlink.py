@@ -5,9 +5,11 @@ import errno
 import pytest
 
 from netloom.cidr import Cidr
+from netloom.kernel.messages import LinkMessage, encode
 from netloom.kernel.netlink import BATCH, CommandSocket, EventSocket, Overflow, Refusal, RefusedError
-from netloom.kernel.rows import RouteMessages, Via, dump_nexthops
-from netloom.kernel.wire import RTM_NEWROUTE, attribute, message
+from netloom.kernel.row_requests import dump_nexthops, encode_routes
+from netloom.kernel.rows import Via
+from netloom.kernel.wire import RTM_GETLINK, RTM_NEWROUTE
 from tests.kernel.netns import Namespace
 
 
@@ -19,7 +21,7 @@ def test_each_error_of_a_batch_is_told_of_its_request(node: Namespace) -> None:
     node.ip("nexthop add id 7 via 192.168.7.2 dev eth0")
     commands = CommandSocket()
     writes = [route_to(number, 7 if number % 10 else 8) for number in range(BATCH)]
-    refusals = commands.execute(RouteMessages().encode(writes))
+    refusals = commands.execute(encode_routes(writes))
     assert sorted(refusals) == list(range(0, BATCH, 10))
     assert set(refusals.values()) == {Refusal(errno.EINVAL, "Nexthop id does not exist")}
     assert len(node.ip("route show proto 158").splitlines()) == BATCH - len(refusals)
@@ -29,7 +31,7 @@ def test_each_error_of_a_batch_is_told_of_its_request(node: Namespace) -> None:
 
 def test_a_batch_of_nothing_but_errors_is_answered_whole(node: Namespace) -> None:
     commands = CommandSocket()
-    refusals = commands.execute(RouteMessages().encode([route_to(number, 8) for number in range(BATCH)]))
+    refusals = commands.execute(encode_routes([route_to(number, 8) for number in range(BATCH)]))
     assert len(refusals) == BATCH
     commands.close()
 
@@ -37,7 +39,7 @@ def test_a_batch_of_nothing_but_errors_is_answered_whole(node: Namespace) -> Non
 def test_what_is_not_there_is_refused_by_name(node: Namespace) -> None:
     commands = CommandSocket()
     with pytest.raises(RefusedError) as refused:
-        commands.get(message(18, 0, bytes(16), attribute(3, b"nothing\0")), lambda *_: None)
+        commands.get(encode(LinkMessage, RTM_GETLINK, 0, {}, ifname="nothing"), lambda *_: None)
     assert refused.value.refusal.name == "ENODEV"
     assert commands.dump(dump_nexthops(), lambda *_: None), "the socket goes on"
     commands.close()
@@ -47,7 +49,7 @@ def test_own_events_are_not_heard_and_others_are(node: Namespace) -> None:
     node.ip("nexthop add id 7 via 192.168.7.2 dev eth0")
     commands = CommandSocket()
     events = EventSocket(["ipv4-route"], deaf_to=commands.port)
-    assert commands.execute(RouteMessages().encode([route_to(number, 7) for number in range(50)])) == {}
+    assert commands.execute(encode_routes([route_to(number, 7) for number in range(50)])) == {}
     node.ip("route add 10.99.0.0/24 nhid 7")
     heard = []
     while (buffer := events.receive()) is not None:
@@ -61,7 +63,7 @@ def test_lost_events_are_noticed(node: Namespace) -> None:
     node.ip("nexthop add id 7 via 192.168.7.2 dev eth0")
     commands = CommandSocket()
     events = EventSocket(["ipv4-route"], buffer=4096)
-    commands.execute(RouteMessages().encode([route_to(number, 7) for number in range(500)]))
+    commands.execute(encode_routes([route_to(number, 7) for number in range(500)]))
     with pytest.raises(Overflow):
         list(iter(events.receive, None))
     events.close()

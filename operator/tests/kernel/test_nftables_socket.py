@@ -15,18 +15,18 @@ from netloom.kernel.nftables_socket import WHOLE, NftablesSocket
 
 socket = NftablesSocket()
 for _ in range(2):
-    refusals = socket.execute([nftables.new_table("one", "a"), nftables.new_table("two", "b")])
+    refusals = socket.execute([nftables.request(nftables.NEWTABLE, name=name) for name in ("one", "two")])
     print([(place == WHOLE, refusal.name) for place, refusal in refusals.items()])
 """
 
 
 def test_one_refused_request_undoes_all_and_each_is_named(node: Namespace) -> None:
-    sock = NftablesSocket()
+    sock, masquerade = NftablesSocket(), nftables.as_bytes(nftables.masquerade())
     requests = [
-        nftables.new_table("one", "a"),
-        nftables.delete_table("none"),
-        nftables.new_set("one", "addresses", 4, 1),
-        nftables.new_rule("one", "none", nftables.masquerade(), "b"),
+        nftables.request(nftables.NEWTABLE, name="one"),
+        nftables.request(nftables.DELTABLE, name="none"),
+        nftables.request(nftables.NEWSET, table="one", name="addresses", key_type=7, key_len=4, id=1),
+        nftables.request(nftables.NEWRULE, table="one", chain="none", expressions=masquerade),
     ]
     refusals = sock.execute(requests)
     assert {place: refusal.errno for place, refusal in refusals.items()} == {1: errno.ENOENT, 3: errno.ENOENT}

@@ -1,0 +1,58 @@
+"""Modules of a large package without the rest of it.
+
+The `__init__` of some packages imports everything that is in them. Here such a package is entered into `sys.modules`
+as an empty shell with the real search path, while those of its modules that are needed are imported. Afterwards the
+shell and all that was imported below it are taken out again, so that an `import` of the package elsewhere in the
+process gets the real, whole package and never a half-made one.
+"""
+
+import importlib.machinery
+import importlib.util
+import sys
+import types
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+
+def shell(name: str, path: list[str] | None = None) -> types.ModuleType:
+    """An empty module, or an empty package whose submodules are found under `path`."""
+    module = types.ModuleType(name)
+    spec = importlib.machinery.ModuleSpec(name, None, is_package=path is not None)
+    module.__spec__ = spec
+    if path is not None:
+        spec.submodule_search_locations = path
+        module.__path__ = path
+    return module
+
+
+@contextmanager
+def shells(package: str, *below: str, stand_ins: Mapping[str, Mapping[str, Any]] | None = None) -> Iterator[None]:
+    """While it lasts, the package and those `below` it (`client`) are shells, and modules of it (`client.models`)
+    have nothing in them but these attributes. Raises ModuleNotFoundError."""
+    found = importlib.util.find_spec(package)
+    if found is None or found.submodule_search_locations is None:
+        raise ModuleNotFoundError(f"No module named {package!r}", name=package)
+    root = list(found.submodule_search_locations)
+    made = {package: shell(package, root)}
+    for name in below:
+        made[f"{package}.{name}"] = shell(f"{package}.{name}", [f"{path}/{name}" for path in root])
+    for name, attributes in (stand_ins or {}).items():
+        made[f"{package}.{name}"] = module = shell(f"{package}.{name}")
+        vars(module).update(attributes)
+    for name, module in made.items():
+        parent, _, last = name.rpartition(".")
+        if parent in made:
+            setattr(made[parent], last, module)
+    before = _taken_out(package)
+    sys.modules.update(made)
+    try:
+        yield
+    finally:
+        _taken_out(package)
+        sys.modules.update(before)
+
+
+def _taken_out(package: str) -> dict[str, types.ModuleType]:
+    names = [name for name in sys.modules if name == package or name.startswith(f"{package}.")]
+    return {name: sys.modules.pop(name) for name in names}
