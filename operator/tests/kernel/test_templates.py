@@ -84,7 +84,7 @@ def test_routes(address: bytes, length: int, nexthop: int, mtu: int, replaced: b
     fields = {"family": family(address), "dst_len": length, "table": 254, "proto": 158, "type": 1}
     metrics = {"metrics": nested(RTAX_MTU=mtu)} if mtu else {}
     flags = 0x401 | (0x100 if replaced else 0x200)
-    text = format_address(address)
+    text = format_address(Cidr.of(address, length).packed)
     assert made == encoded(RouteByPyroute2, 24, flags, fields, sequence, dst=text, nh_id=nexthop, **metrics)
 
 
@@ -96,7 +96,7 @@ def test_deleted_routes(address: bytes, length: int, metric: int, tos: int, odd:
     if odd:
         fields["tos"] = tos
     priority = metric if odd else {4: 0, 16: 1024}[len(address)]
-    assert made == encoded(RouteByPyroute2, 25, 1, fields, dst=format_address(address), priority=priority)
+    assert made == encoded(RouteByPyroute2, 25, 1, fields, dst=format_address(prefix.packed), priority=priority)
 
 
 @given(numbers, st.integers(1, 99), addresses, ipv4 | st.just(b""), st.integers(0, 2**24 - 1), st.booleans())
