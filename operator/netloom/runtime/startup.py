@@ -16,7 +16,7 @@ from collections.abc import Awaitable, Callable
 
 import structlog
 
-from netloom.runtime.backoff import Backoff
+from netloom.runtime.backoff import ExponentialBackoff
 from netloom.runtime.client import Api
 from netloom.runtime.errors import ConfigError, Unauthorized
 from netloom.runtime.manager import Manager
@@ -26,21 +26,21 @@ log = structlog.get_logger(__name__)
 PATIENCE_SECONDS = 120.0
 
 
-def follow(api: Api, manager: Manager) -> None:
+def follow_api_server(api: Api, manager: Manager) -> None:
     """Lets a role wait for its API server at the start, and follow credentials and certificates on disk after it."""
-    reach = Reach(api, manager.backoff())
-    manager.add("API server", reach.run, restart=True)
-    manager.health.ready("API server", lambda: reach.trouble)
+    check = StartupCheck(api, manager.backoff())
+    manager.add("API server", check.run, restart=True)
+    manager.health.ready("API server", lambda: check.trouble)
     manager.add("credentials", api.follow, restart=True)
 
 
-class Reach:
+class StartupCheck:
     """A component that ends when the API server has answered; until then `trouble` says why it has not."""
 
     def __init__(
         self,
         api: Api,
-        backoff: Backoff,
+        backoff: ExponentialBackoff,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
