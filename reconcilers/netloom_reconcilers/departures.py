@@ -30,7 +30,7 @@ import structlog
 from netloom.api.core import NODES
 from netloom.api.events import ObjectReference
 from netloom.api.v1alpha1 import NETWORK_NAME, NetloomNetwork, NetloomNode
-from netloom.runtime.backoff import ExponentialBackoff
+from netloom.runtime.backoff import Backoff
 from netloom.runtime.client import Api
 from netloom.runtime.controller import Controller
 from netloom.runtime.errors import ApiError, NotFound, Unavailable
@@ -170,7 +170,7 @@ class Departures:
         self._pace = pace or Pace()
         self._clock = clock
         self._telling = Telling(own, events, self._pace, clock)
-        self._backoff = ExponentialBackoff(*self._pace.again)
+        self._backoff = Backoff(*self._pace.again)
         self._since: dict[str, float] = {}
         self._fresh: set[str] = set()
         self._doubted: set[str] = set()

@@ -17,7 +17,7 @@ from netloom.api.v1alpha1 import LEDGERS, NETLOOM_NODES, ClusterPool, LedgerSpec
 from netloom.ipam import ledger
 from netloom.ipam.book import REQUEST_SECONDS, Blocked, Book, Free, Grant, Plan, Refusal, Want
 from netloom.ipam.cidr import Cidr, CidrError, region_from_name
-from netloom.runtime.backoff import ExponentialBackoff
+from netloom.runtime.backoff import Backoff
 from netloom.runtime.errors import ApiError, Conflict, NotFound
 from netloom.runtime.store import Store
 from netloom_reconcilers.allocation_metrics import COMMITS, ENTRIES, WRITES
@@ -87,7 +87,7 @@ class Ledgers:
         self._outstanding = 0
         self._wake = asyncio.Event()
         self._free_at = self._tidy_at = self._reread_at = float("inf")
-        self._backoff = ExponentialBackoff(*self._pace.retry)
+        self._backoff = Backoff(*self._pace.retry)
 
     @property
     def busy(self) -> bool:
@@ -178,7 +178,7 @@ class Ledgers:
                 pass
 
     async def _patiently(self, step: Callable[[], Awaitable[None]]) -> None:
-        backoff = ExponentialBackoff(*self._pace.retry)
+        backoff = Backoff(*self._pace.retry)
         while True:
             try:
                 await step()

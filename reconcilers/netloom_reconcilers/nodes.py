@@ -14,6 +14,8 @@ import asyncio
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
+import structlog
+
 from netloom.api.core import NODES, Node
 from netloom.api.problem import Problem
 from netloom.api.v1alpha1 import NETLOOM_NODES, NetloomNode
@@ -30,6 +32,8 @@ from netloom_reconcilers.conditions import Conditions, said
 from netloom_reconcilers.last_known import LastKnown
 from netloom_reconcilers.ledgers import Ledgers
 from netloom_reconcilers.writes import Requests, definite
+
+log = structlog.get_logger(__name__)
 
 _CREATES = WRITES.labels("NetloomNode", "create")
 

@@ -98,6 +98,7 @@ class Plan:
     opens: set[str] = field(default_factory=set)
     """Ledgers that get new entries: they must be open for the mode."""
     grants: dict[str, Grant] = field(default_factory=dict)
+    adopted: set[str] = field(default_factory=set)
     refused: dict[str, Refusal] = field(default_factory=dict)
     freed: list[Free] = field(default_factory=list)
     touched: dict[str, set[str]] = field(default_factory=dict)
@@ -412,6 +413,8 @@ class Book:
                 continue
             shard.taken.add(cidr.base, cidr.last)
             self._edit(plan, shard, want.node)[cidr] = Entry(want.node)
+        if want.node not in plan.refused:
+            plan.adopted.add(want.node)
 
     def _free(self, plan: Plan, free: Free, now: float) -> None:
         shard = self._shard(free.cidr)

@@ -33,6 +33,11 @@ def family_of(address: Address) -> int:
     return socket.AF_INET if len(address) == 4 else socket.AF_INET6
 
 
+def parse_mac(text: str) -> Mac:
+    """The packed form of `02:00:00:00:00:01`."""
+    return bytes.fromhex(text.replace(":", ""))
+
+
 def format_mac(mac: Mac) -> str:
     """As `ip` prints it."""
     return mac.hex(":")

@@ -8,7 +8,7 @@ import random
 from collections.abc import Callable
 
 
-class ExponentialBackoff:
+class Backoff:
     """Delays in seconds: base, 2 x base, 4 x base ... up to cap, each times a factor drawn from [1/2, 1)."""
 
     __slots__ = ("_draw", "attempt", "base", "cap")

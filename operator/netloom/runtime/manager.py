@@ -22,7 +22,7 @@ import structlog
 
 from netloom.api.errors import UserError, in_words, sentences
 from netloom.runtime import metrics
-from netloom.runtime.backoff import ExponentialBackoff
+from netloom.runtime.backoff import Backoff
 from netloom.runtime.cancellation import only_if_asked
 from netloom.runtime.health import Health
 
@@ -89,9 +89,9 @@ class Manager:
         """Adds a component; to be called before `run`."""
         self._components.append(Component(name=name, run=run, restart=restart))
 
-    def backoff(self) -> ExponentialBackoff:
+    def backoff(self) -> Backoff:
         """The delays between a component's attempts, for one that tries by itself."""
-        return ExponentialBackoff(*self._delays)
+        return Backoff(*self._delays)
 
     def stop(self) -> None:
         """Begins the end. A second call ends the process on the spot."""

@@ -16,7 +16,7 @@ from collections.abc import Awaitable, Callable
 
 import structlog
 
-from netloom.runtime.backoff import ExponentialBackoff
+from netloom.runtime.backoff import Backoff
 from netloom.runtime.client import Api
 from netloom.runtime.errors import ConfigError, Unauthorized
 from netloom.runtime.manager import Manager
@@ -40,7 +40,7 @@ class StartupCheck:
     def __init__(
         self,
         api: Api,
-        backoff: ExponentialBackoff,
+        backoff: Backoff,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:

@@ -34,7 +34,7 @@ import structlog
 
 from netloom.api.meta import Object
 from netloom.runtime import metrics, stream
-from netloom.runtime.backoff import ExponentialBackoff
+from netloom.runtime.backoff import Backoff
 from netloom.runtime.client import Api
 from netloom.runtime.connection import ConnectionReplaced
 from netloom.runtime.errors import ApiError, Gone, Unavailable, from_status
@@ -112,7 +112,7 @@ class ListWatch(Generic[T]):
         self._timing = timing or WatchTiming()
         self._event_limit = event_limit
         self._sleep = sleep
-        self._backoff = ExponentialBackoff(self._timing.base, self._timing.cap)
+        self._backoff = Backoff(self._timing.base, self._timing.cap)
         self.position = ""
         """The version that the watch goes on from; "": it begins with a list."""
         self._seen = 0  # the highest version that was ever seen

@@ -18,7 +18,7 @@ import structlog
 
 from netloom.api.core import SECRETS, Secret
 from netloom.api.meta import ObjectMeta
-from netloom.runtime.backoff import ExponentialBackoff
+from netloom.runtime.backoff import Backoff
 from netloom.runtime.client import Api
 from netloom.runtime.errors import AlreadyExists, ApiError, Conflict
 from netloom.runtime.store import Store
@@ -74,7 +74,7 @@ class Authority:
         self._now = now or api.clock.now
         self._mint = mint or Mint()
         self._timing = timing or Timing()
-        self._backoff = ExponentialBackoff(self._timing.base, self._timing.cap)
+        self._backoff = Backoff(self._timing.base, self._timing.cap)
         self._presented = Presented(lambda: not self._untimely())
         self.tls = self._presented.context
         self.secrets = Store(SECRETS)

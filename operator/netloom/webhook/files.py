@@ -14,7 +14,7 @@ from pathlib import Path
 
 import structlog
 
-from netloom.runtime.backoff import ExponentialBackoff
+from netloom.runtime.backoff import Backoff
 from netloom.runtime.clock import wall
 from netloom.runtime.errors import ApiError, ConfigError
 from netloom.webhook import certificates, metrics
@@ -206,7 +206,7 @@ class CertificateFiles:
         self._wrong = wrong + kept
 
     async def _publish(self, configuration: Configuration) -> None:
-        backoff = ExponentialBackoff(0.25, 30.0)
+        backoff = Backoff(0.25, 30.0)
         await configuration.store.wait_synced()
         while True:
             self._woken.clear()

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from netloom.runtime import startup
-from netloom.runtime.backoff import ExponentialBackoff
+from netloom.runtime.backoff import Backoff
 from netloom.runtime.client import Api
 from netloom.runtime.errors import ConfigError
 from netloom.runtime.manager import Manager
@@ -25,9 +25,7 @@ class Patience:
         self.check: StartupCheck | None = None
 
     def of(self, api: Api) -> StartupCheck:
-        self.check = StartupCheck(
-            api, ExponentialBackoff(1.0, 60.0, lambda: 0.0), clock=lambda: self.now, sleep=self.sleep
-        )
+        self.check = StartupCheck(api, Backoff(1.0, 60.0, lambda: 0.0), clock=lambda: self.now, sleep=self.sleep)
         return self.check
 
     async def sleep(self, seconds: float) -> None:
@@ -72,7 +70,7 @@ async def test_whatever_an_api_server_answers_at_first_is_waited_for(server: Scr
 )
 async def test_an_api_server_that_is_not_there_is_waited_for(tmp_path: Path, url: str, sentence: str) -> None:
     async with await Api.connect(write_kubeconfig(tmp_path / "k", {"server": url}, {"token": "t"})) as api:
-        waiting = StartupCheck(api, ExponentialBackoff(0.01, 0.02))
+        waiting = StartupCheck(api, Backoff(0.01, 0.02))
         task = asyncio.create_task(waiting.run())
         await until(lambda: sentence in waiting.trouble)
         assert not task.done()
