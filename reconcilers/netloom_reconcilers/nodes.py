@@ -13,6 +13,8 @@ of the old one is deleted first.
 import asyncio
 from collections.abc import Callable, Collection
 
+import structlog
+
 from netloom.api.core import NODES, Node
 from netloom.api.problem import Problem
 from netloom.api.v1alpha1 import NETLOOM_NODES, NetloomNode
@@ -42,6 +44,8 @@ from netloom_reconcilers.waiting import (
     told_by_network,
 )
 from netloom_reconcilers.writes import Requests, definite
+
+log = structlog.get_logger(__name__)
 
 _CREATES = WRITES.labels("NetloomNode", "create")
 

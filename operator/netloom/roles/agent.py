@@ -40,7 +40,7 @@ from netloom.runtime.directory import DirectorySource
 from netloom.runtime.errors import ConfigError
 from netloom.runtime.events import EventRecorder
 from netloom.runtime.manager import Manager
-from netloom.runtime.reach import follow
+from netloom.runtime.startup import follow_api_server
 from netloom.runtime.store import Store
 from netloom.runtime.watch import EVERY_NODE, ListWatch
 from netloom_reconcilers import dataplane_metrics, masquerade_metrics
@@ -209,7 +209,7 @@ class Agent:
         self.manager.add("nftables", self.masquerade.run, restart=True)
         self.manager.add("departures", self.departures.controller.run, restart=True)
         if api is not None and events is not None:
-            follow(api, self.manager)
+            follow_api_server(api, self.manager)
             self.status = NodeStatusReconciler(
                 options.node_name, found.nodes, Conditions(api, events, AGENT), self.verdict
             )

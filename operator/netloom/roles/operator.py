@@ -22,7 +22,7 @@ from netloom.runtime.client import Api
 from netloom.runtime.events import EventRecorder
 from netloom.runtime.leader import LeaderElector
 from netloom.runtime.manager import Manager, crash_sentence
-from netloom.runtime.reach import follow
+from netloom.runtime.startup import follow_api_server
 from netloom.runtime.store import Store
 from netloom.runtime.watch import ListWatch
 from netloom_reconcilers.allocation import Allocation
@@ -70,7 +70,7 @@ class _Operator:
 
     def __init__(self, api: Api, options: OperatorOptions) -> None:
         self.manager = Manager(drain=DRAIN_SECONDS if options.guard else 0.0, on_crash=self._crashed)
-        follow(api, self.manager)
+        follow_api_server(api, self.manager)
         self._api = api
         self._stores = Stores(Store(NETWORKS), Store(NODES), Store(NETLOOM_NODES))
         self._events = EventRecorder(api, "netloom-operator", host=options.identity)

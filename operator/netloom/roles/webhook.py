@@ -42,7 +42,7 @@ from netloom.runtime.errors import ApiError, ConfigError
 from netloom.runtime.events import EventRecorder
 from netloom.runtime.manager import Manager
 from netloom.runtime.optional import OptionalWatch
-from netloom.runtime.reach import follow
+from netloom.runtime.startup import follow_api_server
 from netloom.runtime.store import Store, Subscriber
 from netloom.runtime.watch import ListWatch
 from netloom.webhook import names, server
@@ -104,7 +104,7 @@ async def run_webhook(options: WebhookOptions) -> None:
     ) as api:
         log.info("guard starts", version=__version__, api_server=api.host, pid=os.getpid())
         manager = Manager(drain=DRAIN_SECONDS)
-        follow(api, manager)
+        follow_api_server(api, manager)
         events = EventRecorder(api, "netloom-guard", host=options.identity)
         manager.add("events", events.run, restart=True)
         guard = Guard(api, options.guard, manager, events)

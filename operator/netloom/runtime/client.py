@@ -26,7 +26,7 @@ from netloom.runtime.clock import ServerClock
 from netloom.runtime.connection import Connections, Pools
 from netloom.runtime.credentials import Credentials
 from netloom.runtime.errors import ApiError, ConfigError, Gone, Unauthorized, Unavailable
-from netloom.runtime.tls import Endpoint
+from netloom.runtime.tls import ApiEndpoint
 from netloom.runtime.wire import ENCODER, Listing, decode, decode_page, decode_version, encode
 
 log = structlog.get_logger(__name__)
@@ -276,7 +276,7 @@ class Api:
             break
         raise self._refusal(response, content, where, pools)
 
-    async def _mended(self, error: BaseException, endpoint: Endpoint) -> bool:
+    async def _mended(self, error: BaseException, endpoint: ApiEndpoint) -> bool:
         """Whether what TLS failed by has been replaced on disk, and is taken over now."""
         return bool(tls.fault(endpoint, error)) and await self._auth.untrusted(endpoint)
 
@@ -285,7 +285,7 @@ class Api:
         failure.message += self._aside(error, pools.endpoint)
         return failure
 
-    def _aside(self, error: BaseException, endpoint: Endpoint) -> str:
+    def _aside(self, error: BaseException, endpoint: ApiEndpoint) -> str:
         """What else is to be known of a failure: that newer certificates are not used, or that ours is out of date."""
         return self._auth.unused if tls.fault(endpoint, error) else tls.ended(endpoint)
 
@@ -341,7 +341,7 @@ class Api:
                 raise self._unanswered(where, error, pools) from error
 
 
-def _url(endpoint: Endpoint, path: str, query: Mapping[str, str] | None) -> URL:
+def _url(endpoint: ApiEndpoint, path: str, query: Mapping[str, str] | None) -> URL:
     if query:
         given = {key: value for key, value in query.items() if value}
         if given:

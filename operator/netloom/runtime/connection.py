@@ -17,7 +17,7 @@ from netloom.runtime import slim, tls
 from netloom.runtime.credentials import Credentials
 from netloom.runtime.errors import ApiError, Unauthorized, Unavailable, plain
 from netloom.runtime.proxy import Proxy
-from netloom.runtime.tls import Endpoint
+from netloom.runtime.tls import ApiEndpoint
 
 CONNECT_SECONDS = 5.0
 KEEPALIVE = (
@@ -29,7 +29,7 @@ KEEPALIVE = (
 """Socket options of a watch: a peer that is gone is noticed after a minute."""
 
 
-class Retired(Exception):
+class ConnectionReplaced(Exception):
     """A watch's connection is given up, as there is another endpoint now. `elsewhere`: at another address."""
 
     def __init__(self, elsewhere: bool) -> None:
@@ -52,11 +52,11 @@ class Connections:
         """What new requests go by; `use` it for what takes time."""
         auth.on_change = self._replace
 
-    def _make(self, endpoint: Endpoint) -> "Pools":
+    def _make(self, endpoint: ApiEndpoint) -> "Pools":
         tls.check(endpoint)
         return Pools(endpoint, self._limit, self._headers)
 
-    def _replace(self, endpoint: Endpoint) -> None:
+    def _replace(self, endpoint: ApiEndpoint) -> None:
         new = self._make(endpoint)
         old, self.present = self.present, new
         old.retire(elsewhere=endpoint.host != old.endpoint.host)
@@ -93,7 +93,7 @@ class Pools:
     `options` are to be given with every request.
     """
 
-    def __init__(self, endpoint: Endpoint, limit: int, headers: dict[str, str]) -> None:
+    def __init__(self, endpoint: ApiEndpoint, limit: int, headers: dict[str, str]) -> None:
         self.endpoint = endpoint
         self.users = 0
         self.retired = False
@@ -126,10 +126,10 @@ class Pools:
 
     @contextmanager
     def streaming(self, content: aiohttp.StreamReader) -> Iterator[None]:
-        """While the context lasts, the reader of a watch's body gets a Retired when the pools are given up."""
+        """While the context lasts, a watch's reader gets a ConnectionReplaced when the pools are given up."""
         self._streams.add(content)
         if self.retired:
-            content.set_exception(Retired(elsewhere=False))
+            content.set_exception(ConnectionReplaced(elsewhere=False))
         try:
             yield
         finally:
@@ -139,7 +139,7 @@ class Pools:
         """Ends watches; requests under way go on."""
         self.retired = True
         for content in self._streams:
-            content.set_exception(Retired(elsewhere))
+            content.set_exception(ConnectionReplaced(elsewhere))
 
     async def close(self) -> None:
         """Closes all connections."""
@@ -159,7 +159,7 @@ def keep_alive(transport: asyncio.Transport) -> None:
 
 
 def unanswered(
-    where: str, error: BaseException, endpoint: Endpoint, proxy: Proxy | None, limit: float | None = None
+    where: str, error: BaseException, endpoint: ApiEndpoint, proxy: Proxy | None, limit: float | None = None
 ) -> Unavailable:
     """The exception for a request that got no answer (within `limit` seconds)."""
     if fault := tls.fault(endpoint, error):
@@ -194,7 +194,7 @@ def _hindrance(error: BaseException, proxy: Proxy | None, limit: float | None = 
     return str(error) or "connection lost"
 
 
-def explain(endpoint: Endpoint, error: ApiError, aside: str = "", proxy: Proxy | None = None) -> str:
+def explain(endpoint: ApiEndpoint, error: ApiError, aside: str = "", proxy: Proxy | None = None) -> str:
     """One sentence for people on why the first request failed; `aside` belongs to it where there was no answer."""
     host, cause = endpoint.host, error.__cause__
     if cause is not None and (fault := tls.fault(endpoint, cause)):

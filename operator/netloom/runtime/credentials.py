@@ -19,8 +19,8 @@ import structlog
 
 from netloom.runtime import tls
 from netloom.runtime.errors import ConfigError, Unavailable
-from netloom.runtime.kubeconfig import Found, Kubeconfig, pem, token
-from netloom.runtime.tls import Endpoint
+from netloom.runtime.kubeconfig import ClientConfig, Kubeconfig, pem, token
+from netloom.runtime.tls import ApiEndpoint
 
 log = structlog.get_logger(__name__)
 
@@ -29,10 +29,10 @@ LOOK_SECONDS = 10.0
 SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 
 
-class Source(Protocol):
+class ConfigSource(Protocol):
     """What is read."""
 
-    async def read(self, *, renew: bool = False) -> Found:
+    async def read(self, *, renew: bool = False) -> ClientConfig:
         """All of it as it is now. Raises ConfigError. renew: the credentials were refused."""
 
 
@@ -42,18 +42,18 @@ class Credentials:
     `on_change` is called with a new endpoint before it becomes the present one, and may refuse it (ConfigError).
     """
 
-    def __init__(self, source: Source, found: Found, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, source: ConfigSource, found: ClientConfig, clock: Callable[[], float] = time.monotonic) -> None:
         self._source = source
         self._found = found
         self._clock = clock
         self._look_at = clock() + LOOK_SECONDS
         self._lock = asyncio.Lock()
-        self.on_change: Callable[[Endpoint], None] = lambda endpoint: None
+        self.on_change: Callable[[ApiEndpoint], None] = lambda endpoint: None
         self.trouble = ""
         """Why what is on disk now is not used, and what was there before is; "" if nothing is wrong."""
 
     @property
-    def endpoint(self) -> Endpoint:
+    def endpoint(self) -> ApiEndpoint:
         """The API server and its TLS; another object if anything of it changed."""
         return self._found.endpoint
 
@@ -75,14 +75,14 @@ class Credentials:
             raise Unavailable(0, "NoCredentials", self._found.missing)
         return self._found.authorization
 
-    async def refused(self, sent: str, endpoint: Endpoint) -> bool:
+    async def refused(self, sent: str, endpoint: ApiEndpoint) -> bool:
         """The server answered 401 to `sent`, or TLS with it failed: look again. True if there is something else now."""
         async with self._lock:
             if self._found.authorization == sent and self.endpoint is endpoint:
                 await self._look(renew=True)
             return self._found.authorization != sent or self.endpoint is not endpoint
 
-    async def untrusted(self, endpoint: Endpoint) -> bool:
+    async def untrusted(self, endpoint: ApiEndpoint) -> bool:
         """TLS failed: look again. True if there is another endpoint now."""
         async with self._lock:
             if self.endpoint is endpoint:
@@ -126,7 +126,7 @@ class Credentials:
         return f"; what is on disk now cannot be used: {self.trouble}" if self.trouble else ""
 
 
-def _changed(old: Endpoint, new: Endpoint) -> list[str]:
+def _changed(old: ApiEndpoint, new: ApiEndpoint) -> list[str]:
     return [name for name in old.__struct_fields__ if getattr(old, name) != getattr(new, name)]
 
 
@@ -148,7 +148,7 @@ async def load(
     return Credentials(source, found, clock)
 
 
-def _source(kubeconfig: str | None, context: str | None, clock: Callable[[], float]) -> Source:
+def _source(kubeconfig: str | None, context: str | None, clock: Callable[[], float]) -> ConfigSource:
     paths = kubeconfig or os.environ.get("KUBECONFIG") or ""
     default = Path.home() / ".kube" / "config"
     if not paths and default.is_file():
@@ -175,7 +175,7 @@ class ServiceAccount:
     def __init__(self, host: str) -> None:
         self._host = host
 
-    async def read(self, *, renew: bool = False) -> Found:
+    async def read(self, *, renew: bool = False) -> ClientConfig:
         """Both as they are now. Raises ConfigError."""
         del renew  # only the kubelet can
         try:
@@ -185,4 +185,4 @@ class ServiceAccount:
             raise ConfigError(
                 f"this looks like a pod of a cluster, but its service account cannot be used: {error}"
             ) from error
-        return Found(endpoint=Endpoint(host=self._host, ca=ca), authorization=header)
+        return ClientConfig(endpoint=ApiEndpoint(host=self._host, ca=ca), authorization=header)

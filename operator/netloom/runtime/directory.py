@@ -28,7 +28,7 @@ from asyncinotify import Event, Inotify, Mask
 from netloom.api.meta import Resource
 from netloom.runtime import manifests, metrics
 from netloom.runtime.errors import ConfigError
-from netloom.runtime.manifests import Kind, Manifest, Problem, Refused
+from netloom.runtime.manifests import InvalidManifests, Kind, Manifest, ManifestProblem
 from netloom.runtime.store import Store
 
 log = structlog.get_logger(__name__)
@@ -45,7 +45,7 @@ LONGEST_SETTLING = 20
 Signature = tuple[int, int, int]
 
 
-class Timing(msgspec.Struct, frozen=True):
+class DirectoryTiming(msgspec.Struct, frozen=True):
     """Delays in seconds."""
 
     settle: float = 0.1
@@ -68,7 +68,7 @@ class DirectorySource:
         *,
         ignored: Iterable[Resource[Any]] = (),
         validate: manifests.Validate = lambda obj: (),
-        timing: Timing | None = None,
+        timing: DirectoryTiming | None = None,
     ) -> None:
         self._path = Path(path)
         self._stores: dict[Kind, Store[Any]] = {}
@@ -77,14 +77,14 @@ class DirectorySource:
         self._resources = {kind: store.resource for kind, store in self._stores.items()}
         self._ignored: Collection[Kind] = {(resource.api_version, resource.kind) for resource in ignored}
         self._validate = validate
-        self._timing = timing or Timing()
+        self._timing = timing or DirectoryTiming()
         self._good: dict[str, list[Manifest]] = {}
-        self._bad: dict[str, tuple[Problem, ...]] = {}
+        self._bad: dict[str, tuple[ManifestProblem, ...]] = {}
         self._signatures: dict[str, Signature] = {}
         self._writing: set[str] = set()
         self._lost = False
         self._woken = asyncio.Event()
-        self.problems: tuple[Problem, ...] = ()
+        self.problems: tuple[ManifestProblem, ...] = ()
         """What is wrong with the files now; empty if nothing is."""
         metrics.MANIFEST_PROBLEMS.set_function(lambda: len(self.problems))
 
@@ -194,10 +194,10 @@ class DirectorySource:
         try:
             content = (self._path / name).read_bytes()
             self._good[name] = manifests.parse(name, content, self._resources, self._ignored, self._validate)
-        except Refused as error:
+        except InvalidManifests as error:
             self._bad[name] = error.problems
         except OSError as error:
-            self._bad[name] = (Problem(file=name, document=0, field="", message=error.strerror or str(error)),)
+            self._bad[name] = (ManifestProblem(file=name, document=0, field="", message=error.strerror or str(error)),)
 
     def _publish(self) -> None:
         objects: dict[Kind, dict[str, Any]] = {kind: {} for kind in self._stores}
@@ -210,7 +210,7 @@ class DirectorySource:
                     objects[manifest.kind][manifest.key] = manifest.object
                 else:
                     message = f"{manifest.kind[1]} {manifest.key} is taken from {first}"
-                    problems.append(Problem(file=name, document=manifest.document, field="", message=message))
+                    problems.append(ManifestProblem(file=name, document=manifest.document, field="", message=message))
         self._set_problems(problems)
         if self._bad and not self._synced:
             return
@@ -221,7 +221,7 @@ class DirectorySource:
     def _synced(self) -> bool:
         return all(store.synced.is_set() for store in self._stores.values())
 
-    def _set_problems(self, problems: list[Problem]) -> None:
+    def _set_problems(self, problems: list[ManifestProblem]) -> None:
         for problem in problems:
             if problem not in self.problems:
                 log.error("manifest not used", **msgspec.structs.asdict(problem))
@@ -231,7 +231,7 @@ class DirectorySource:
 
     def _report_lost(self, why: str) -> None:
         message = f"cannot be watched ({why}), its last objects are kept"
-        self._set_problems([Problem(file=str(self._path), document=0, field="", message=message)])
+        self._set_problems([ManifestProblem(file=str(self._path), document=0, field="", message=message)])
 
     def _names(self) -> set[str]:
         return {entry.name for entry in os.scandir(self._path) if _is_manifest(entry.name)}

@@ -36,7 +36,7 @@ MESSAGE_LIMIT = 1024
 """Bytes of a message that events.k8s.io takes; core/v1 would take more, but both show the same objects."""
 
 
-class Limits(msgspec.Struct, frozen=True):
+class EventLimits(msgspec.Struct, frozen=True):
     """How much may be said. Times in seconds."""
 
     object_burst: int = 10
@@ -77,7 +77,7 @@ class _Bucket:
         return True
 
 
-class _Said:
+class _Series:
     """One event and how often it was said."""
 
     __slots__ = ("count", "distance", "event", "next_write", "written")
@@ -99,15 +99,15 @@ class EventRecorder:
         component: str,
         *,
         host: str = "",
-        limits: Limits | None = None,
+        limits: EventLimits | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._api = api
         self._source = EventSource(component=component, host=host)
         self._instance = host or os.uname().nodename
-        self._limits = limits or Limits()
+        self._limits = limits or EventLimits()
         self._clock = clock
-        self._said: OrderedDict[str, _Said] = OrderedDict()
+        self._said: OrderedDict[str, _Series] = OrderedDict()
         self._budgets: OrderedDict[str, _Bucket] = OrderedDict()
         self._budget = _Bucket(self._limits.burst, self._limits.refill, clock())
         self._queue = WorkQueue()
@@ -120,7 +120,7 @@ class EventRecorder:
         if said is None:
             if not self._may(about):
                 return
-            said = _Said(
+            said = _Series(
                 self._new(ref, type_, reason, message.encode()[:MESSAGE_LIMIT].decode(errors="ignore")),
                 self._limits.repeat,
             )
@@ -178,7 +178,7 @@ class EventRecorder:
         finally:
             self._queue.done(key)
 
-    async def _write(self, said: _Said) -> None:
+    async def _write(self, said: _Series) -> None:
         said.next_write = self._clock() + said.distance
         said.distance = min(said.distance * 2, self._limits.repeat_cap)
         count, now = said.count, self._now()
@@ -199,7 +199,7 @@ class EventRecorder:
             metrics.EVENTS_DROPPED.labels("refused").inc()
             log.warning("event not written", reason=said.event.reason, error=str(error))
 
-    async def _repeat(self, said: _Said, count: int, now: str) -> None:
+    async def _repeat(self, said: _Series, count: int, now: str) -> None:
         meta = said.event.metadata
         change = {"count": count, "lastTimestamp": now}
         await self._api.patch(EVENTS, meta.name, change, namespace=meta.namespace)

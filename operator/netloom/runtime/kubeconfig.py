@@ -22,7 +22,7 @@ import yaml
 
 from netloom.runtime import slim, tls
 from netloom.runtime.errors import ConfigError
-from netloom.runtime.tls import Endpoint, Pem
+from netloom.runtime.tls import ApiEndpoint, Pem
 
 log = structlog.get_logger(__name__)
 
@@ -35,20 +35,20 @@ REFUSED_SECONDS = 10.0
 EXPIRY_MARGIN = dt.timedelta(minutes=2)
 
 
-class Found(msgspec.Struct, frozen=True, kw_only=True):
+class ClientConfig(msgspec.Struct, frozen=True, kw_only=True):
     """What to connect to, and what to send there."""
 
-    endpoint: Endpoint
+    endpoint: ApiEndpoint
     authorization: str = ""
     """The header's value; "" if there is none."""
     missing: str = ""
     """Why there are no credentials (yet): a sentence. Waiting may mend it."""
 
     def __repr__(self) -> str:
-        return f"Found({self.endpoint.host})"
+        return f"ClientConfig({self.endpoint.host})"
 
 
-class Login(msgspec.Struct, frozen=True, kw_only=True):
+class AuthInfo(msgspec.Struct, frozen=True, kw_only=True):
     """Who we are, as a plugin, an auth provider or the user's section says."""
 
     authorization: str = ""
@@ -58,10 +58,10 @@ class Login(msgspec.Struct, frozen=True, kw_only=True):
     missing: str = ""
 
     def __repr__(self) -> str:
-        return "Login(...)"
+        return "AuthInfo(...)"
 
 
-class Section(msgspec.Struct, frozen=True, kw_only=True):
+class KubeContext(msgspec.Struct, frozen=True, kw_only=True):
     """What one context means: its cluster and user, each with the file that it is from."""
 
     context: str
@@ -71,7 +71,7 @@ class Section(msgspec.Struct, frozen=True, kw_only=True):
     user_file: Path
 
 
-class _NoLogin(ConfigError):
+class _NoCredentials(ConfigError):
     """A plugin or an auth provider gave nothing."""
 
 
@@ -88,15 +88,15 @@ class Kubeconfig:
         self._context = context
         self._clock = clock
         self._content: dict[Path, bytes] = {}
-        self._section: Section | None = None
-        self._login: Login | None = None
+        self._section: KubeContext | None = None
+        self._login: AuthInfo | None = None
         self._login_by: Any = None
-        self._error: _NoLogin | None = None
+        self._error: _NoCredentials | None = None
         self._error_by: Any = None
         self._loader: tuple[dict[Path, bytes], Any] | None = None
         self._refresh_at = self._again_at = clock()
 
-    async def read(self, *, renew: bool = False) -> Found:
+    async def read(self, *, renew: bool = False) -> ClientConfig:
         """All of it as it is now. Raises ConfigError. renew: the credentials were refused."""
         section = self._choose()
         where = f"kubeconfig {self._paths}, context {section.context!r}"
@@ -109,7 +109,7 @@ class Kubeconfig:
             if certificate is None:
                 certificate = _pem(section.user, "client-certificate", section.user_file, where)
                 key = _pem(section.user, "client-key", section.user_file, where)
-        endpoint = Endpoint(
+        endpoint = ApiEndpoint(
             host=server,
             ca=ca,
             certificate=certificate,
@@ -118,9 +118,9 @@ class Kubeconfig:
             tls_server_name=str(section.cluster.get("tls-server-name") or ""),
             proxy=str(section.cluster.get("proxy-url") or ""),
         )
-        return Found(endpoint=endpoint, authorization=login.authorization, missing=login.missing)
+        return ClientConfig(endpoint=endpoint, authorization=login.authorization, missing=login.missing)
 
-    def _choose(self) -> Section:
+    def _choose(self) -> KubeContext:
         files = [Path(path).expanduser() for path in self._paths.split(os.pathsep) if path]
         present = [path for path in files if path.is_file()]
         if not present:
@@ -138,7 +138,7 @@ class Kubeconfig:
             self._context = self._section.context
         return self._section
 
-    async def _log_in(self, section: Section, where: str, renew: bool) -> Login:
+    async def _log_in(self, section: KubeContext, where: str, renew: bool) -> AuthInfo:
         """The credentials: those from before, while what they come from is the same and they are good."""
         user = section.user
         if not user.get("exec") and not user.get("auth-provider"):
@@ -156,28 +156,28 @@ class Kubeconfig:
             self._again_at = now + REFUSED_SECONDS
         try:
             found = await self._ask(user, where)
-        except _NoLogin as error:
+        except _NoCredentials as error:
             self._again_at = now + REFUSED_SECONDS
             self._error, self._error_by = error, by
             found = self._failed(old, error)
         self._login, self._login_by = found, by
         return found
 
-    async def _ask(self, user: Mapping[str, Any], where: str) -> Login:
+    async def _ask(self, user: Mapping[str, Any], where: str) -> AuthInfo:
         try:
             async with asyncio.timeout(PLUGIN_SECONDS):
                 return await (self._ask_provider() if user.get("auth-provider") else _ask_plugin(user["exec"]))
         except Exception as error:
-            raise _NoLogin(f"{where}: {_said(error, user)}") from error
+            raise _NoCredentials(f"{where}: {_said(error, user)}") from error
 
-    def _due(self, old: Login, renew: bool, provider: bool) -> bool:
+    def _due(self, old: AuthInfo, renew: bool, provider: bool) -> bool:
         now = self._clock()
         if renew or old.missing:
             return now >= self._again_at
         ends = old.expires is not None and old.expires - EXPIRY_MARGIN <= dt.datetime.now(dt.UTC)
         return (provider or ends) and now >= self._refresh_at
 
-    def _failed(self, old: Login | None, error: _NoLogin) -> Login:
+    def _failed(self, old: AuthInfo | None, error: _NoCredentials) -> AuthInfo:
         if old is not None and not old.missing:
             # They may still be good, and the next request says so if not.
             log.warning("credentials not renewed", error=str(error))
@@ -185,9 +185,9 @@ class Kubeconfig:
         no_such_program = isinstance(error.__cause__, FileNotFoundError | PermissionError | NotADirectoryError)
         if no_such_program or (self._login is not None and not self._login.missing):
             raise error
-        return Login(missing=str(error))
+        return AuthInfo(missing=str(error))
 
-    async def _ask_provider(self) -> Login:
+    async def _ask_provider(self) -> AuthInfo:
         """OIDC or GCP. What is renewed is written back where that is allowed, as kubectl does, for the next process."""
         if self._loader is None or self._loader[0] != self._content:
             merger = slim.KubeConfigMerger(self._paths)
@@ -198,7 +198,7 @@ class Kubeconfig:
             self._loader = (self._content, loader)
         loader = self._loader[1]
         await loader._load_authentication()
-        return Login(authorization=_header(getattr(loader, "token", "")))
+        return AuthInfo(authorization=_header(getattr(loader, "token", "")))
 
 
 class _PluginStatus(msgspec.Struct, rename="camel"):
@@ -240,7 +240,7 @@ async def _run_plugin(plugin: Mapping[str, Any]) -> _PluginStatus:
     return said.status
 
 
-async def _ask_plugin(plugin: Mapping[str, Any]) -> Login:
+async def _ask_plugin(plugin: Mapping[str, Any]) -> AuthInfo:
     """An ExecCredential (client.authentication.k8s.io/v1): a token, a client certificate, or both."""
     status = await _run_plugin(plugin)
     origin = f"the credential plugin {plugin['command']}"
@@ -256,7 +256,7 @@ async def _ask_plugin(plugin: Mapping[str, Any]) -> Login:
         ends += filter(None, [tls.not_after(certificate.content)])
     if status.expiration_timestamp:
         ends.append(dt.datetime.fromisoformat(status.expiration_timestamp).astimezone(dt.UTC))
-    return Login(
+    return AuthInfo(
         authorization=_header(f"Bearer {status.token}") if status.token else "",
         certificate=certificate,
         key=key,
@@ -272,22 +272,22 @@ def _said(error: Exception, user: Mapping[str, Any]) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def _fixed(section: Section, where: str) -> Login:
+def _fixed(section: KubeContext, where: str) -> AuthInfo:
     """A token, a file that holds one, or a password. The file wins, as with client-go, while it can be read."""
     user = section.user
     if user.get("tokenFile"):
         path = section.user_file.parent / str(user["tokenFile"])
         try:
-            return Login(authorization=token(path))
+            return AuthInfo(authorization=token(path))
         except ConfigError as error:
             if not user.get("token"):
                 raise ConfigError(f"{where}: {error}") from error
     if user.get("token"):
-        return Login(authorization=_header(f"Bearer {user['token']}"))
+        return AuthInfo(authorization=_header(f"Bearer {user['token']}"))
     if "username" in user and "password" in user:
         basic = base64.b64encode(f"{user['username']}:{user['password']}".encode()).decode()
-        return Login(authorization=f"Basic {basic}")
-    return Login()
+        return AuthInfo(authorization=f"Basic {basic}")
+    return AuthInfo()
 
 
 def token(path: Path) -> str:
@@ -330,7 +330,7 @@ def _read(path: Path, what: str) -> bytes:
         raise ConfigError(f"{what} {path} cannot be read: {error.strerror}") from error
 
 
-def choose(paths: str, context: str | None, content: Mapping[Path, Any]) -> Section:
+def choose(paths: str, context: str | None, content: Mapping[Path, Any]) -> KubeContext:
     """One context of the parsed files; of several the first that says something counts, as with kubectl.
 
     Finds what is wrong with a kubeconfig before anything is made of it. Raises ConfigError.
@@ -356,9 +356,9 @@ def choose(paths: str, context: str | None, content: Mapping[Path, Any]) -> Sect
     name = str(section.get("user") or "")
     if name and name not in merged["users"]:
         raise ConfigError(f"kubeconfig {paths}, context {chosen!r}: its user {name!r} does not exist")
-    cluster_section, cluster_file = merged["clusters"][cluster]
+    found, found_in = merged["clusters"][cluster]
     user, user_file = merged["users"].get(name, ({}, file))
-    return Section(context=chosen, cluster=cluster_section, cluster_file=cluster_file, user=user, user_file=user_file)
+    return KubeContext(context=chosen, cluster=found, cluster_file=found_in, user=user, user_file=user_file)
 
 
 def _mapping(path: Path, text: bytes) -> dict[str, Any]:

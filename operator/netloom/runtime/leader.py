@@ -48,7 +48,7 @@ MARGIN = 0.05
 """Part of the lease that is kept as distance between the holder's end and another's start: clocks drift."""
 
 
-class Lost(Exception):
+class LeaseLost(Exception):
     """The lease is no longer ours, or we cannot know it any more."""
 
 
@@ -87,15 +87,15 @@ class LeaderElector:
         self._leading = metrics.LEADING.labels(name)
 
     async def compete(self, lead: Lead) -> None:
-        """Runs `lead` in every term that is won. Returns and raises as `run`, but never Lost: that ends a term, is said
-        in one line when the work is told to end, and the next term is competed for at once."""
+        """Runs `lead` in every term that is won. Returns and raises as `run`, but never LeaseLost: that ends a term, is
+        said in one line when the work is told to end, and the next term is competed for at once."""
         while True:
-            with contextlib.suppress(Lost):
+            with contextlib.suppress(LeaseLost):
                 return await self.run(lead)
 
     async def run(self, lead: Lead) -> None:
-        """One term: waits for the lease, then runs `lead`. Returns when `lead` returns; raises Lost when the lease is
-        lost (only after `lead` ended), or what `lead` raised. When cancelled, ends `lead` and gives the lease back."""
+        """One term: waits for the lease, then runs `lead`. Returns when `lead` returns; raises LeaseLost (only after
+        `lead` ended), or what `lead` raised. When cancelled, ends `lead` and gives the lease back."""
         say = log.warning
         try:
             await self._acquire()
@@ -104,7 +104,7 @@ class LeaderElector:
             log.info("leading", lease=self._name, identity=self.identity)
             with self._watchdog.armed(self._renewed_at + self._seconds * (1 - MARGIN)):
                 await self._lead(lead)
-        except Lost:
+        except LeaseLost:
             say = log.debug  # that it is out of reach is no news
             raise
         finally:
@@ -141,7 +141,7 @@ class LeaderElector:
             await self._renew_in_time()
 
     async def _renew_in_time(self) -> None:
-        """Renews, again and again until the deadline. Raises Lost."""
+        """Renews, again and again until the deadline. Raises LeaseLost."""
         deadline = self._renewed_at + self._renew_deadline
         error = "no answer"
         attempt = 0
@@ -154,21 +154,21 @@ class LeaderElector:
                             await self._try_renew()
                             return
                     except NotFound:
-                        raise Lost(f"lease {self._name} was deleted") from None
+                        raise LeaseLost(f"lease {self._name} was deleted") from None
                     except (ApiError, TimeoutError) as failure:
                         error = str(failure) or "no answer"
                         log.debug("lease not renewed", lease=self._name, error=error)
                     await asyncio.sleep(exponential(self._retry / 4, self._retry, attempt))
                     attempt += 1
-        raise Lost(f"lease {self._name} could not be renewed in time: {error}")
+        raise LeaseLost(f"lease {self._name} could not be renewed in time: {error}")
 
     async def _try_renew(self) -> None:
-        """One attempt. Raises Lost if somebody else holds the lease."""
+        """One attempt. Raises LeaseLost if somebody else holds the lease."""
         if self._observed is None:
             self._observe(await self._api.get(LEASES, self._name, self._namespace))
         assert self._observed is not None
         if self._holder != self.identity:
-            raise Lost(f"lease {self._name} was taken by {self._holder or 'nobody'}")
+            raise LeaseLost(f"lease {self._name} was taken by {self._holder or 'nobody'}")
         try:
             await self._write(self._observed, self._observed.spec.acquire_time, self._observed.spec.lease_transitions)
         except (ApiError, TimeoutError, asyncio.CancelledError):

@@ -44,7 +44,7 @@ class Component(msgspec.Struct, frozen=True):
     restart: bool
 
 
-class Crashed(Exception):
+class ComponentCrashed(Exception):
     """A component that is not restarted ended by an error; the error is the cause."""
 
 
@@ -101,7 +101,7 @@ class Manager:
         self._stop.set()
 
     async def run(self) -> None:
-        """Runs all components until a signal, `stop`, or a crash. Raises Crashed, or a UserError as it is."""
+        """Runs all components until a signal, `stop`, or a crash. Raises ComponentCrashed, or a UserError as it is."""
         loop = asyncio.get_running_loop()
         for number in SIGNALS:
             loop.add_signal_handler(number, self._signalled, number)
@@ -163,7 +163,7 @@ class Manager:
                 self._note(part.name, in_words(error))
                 if not part.restart:
                     log.exception("component crashed", component=part.name)
-                    raise Crashed(f"{part.name} {_crashed(in_words(error))}") from error
+                    raise ComponentCrashed(f"{part.name} {_crashed(in_words(error))}") from error
                 if loop.time() - began > backoff.cap:
                     backoff.reset()
                 delay = backoff.next()

@@ -30,7 +30,7 @@ _NOT_TYPED_WHOLE = frozenset({"metadata", "status"})
 """Sections whose structs hold only some of the fields that an exported object has."""
 
 
-class Problem(Struct, frozen=True):
+class ManifestProblem(Struct, frozen=True):
     """What is wrong with a manifest. `document` counts from 1, 0 is the file as a whole; `field` may be empty."""
 
     file: str
@@ -56,10 +56,10 @@ class Manifest(Struct, frozen=True):
     object: Any
 
 
-class Refused(Exception):
+class InvalidManifests(Exception):
     """A file cannot be used as it is; `problems` says why."""
 
-    def __init__(self, problems: list[Problem]) -> None:
+    def __init__(self, problems: list[ManifestProblem]) -> None:
         super().__init__("; ".join(str(problem) for problem in problems))
         self.problems = tuple(problems)
 
@@ -71,14 +71,14 @@ def parse(
     ignored: Collection[Kind] = (),
     validate: Validate = lambda obj: (),
 ) -> list[Manifest]:
-    """All objects of a file, except those of `ignored` kinds. Raises Refused: a file is taken whole or not at all."""
+    """All objects of a file but those of `ignored` kinds. Raises InvalidManifests: it is taken whole or not at all."""
     found: list[Manifest] = []
-    problems: list[Problem] = []
+    problems: list[ManifestProblem] = []
     seen: dict[tuple[Kind, str], int] = {}
     for number, document in _documents(file, content):
         try:
             manifest = _object(file, number, document, resources, ignored)
-        except Refused as error:
+        except InvalidManifests as error:
             problems += error.problems
             continue
         if manifest is None:
@@ -86,10 +86,10 @@ def parse(
         first = seen.setdefault((manifest.kind, manifest.key), number)
         if first != number:
             message = f"{manifest.kind[1]} {manifest.key} is in document {first} already"
-            problems.append(Problem(file=file, document=number, field="", message=message))
+            problems.append(ManifestProblem(file=file, document=number, field="", message=message))
         found.append(manifest)
         problems += [
-            Problem(
+            ManifestProblem(
                 file=file,
                 document=number,
                 field=wrong.field,
@@ -99,7 +99,7 @@ def parse(
             if wrong.severity == "error"
         ]
     if problems:
-        raise Refused(problems)
+        raise InvalidManifests(problems)
     return found
 
 
@@ -112,7 +112,7 @@ def _documents(file: str, content: bytes) -> Iterator[tuple[int, Any]]:
             documents = list(yaml.load_all(content, Loader=_Loader))
     except (yaml.YAMLError, msgspec.DecodeError, UnicodeDecodeError) as error:
         message = " ".join(str(error).replace('in "<byte string>", ', "").split())
-        raise Refused([Problem(file=file, document=0, field="", message=message)]) from error
+        raise InvalidManifests([ManifestProblem(file=file, document=0, field="", message=message)]) from error
     for number, document in enumerate(documents, start=1):
         if isinstance(document, dict) and isinstance(document.get("items"), list):
             for item in document["items"]:
@@ -124,8 +124,8 @@ def _documents(file: str, content: bytes) -> Iterator[tuple[int, Any]]:
 def _object(
     file: str, number: int, document: Any, resources: Mapping[Kind, Resource[Any]], ignored: Collection[Kind]
 ) -> Manifest | None:
-    def refused(field: str, message: str) -> Refused:
-        return Refused([Problem(file=file, document=number, field=field, message=message)])
+    def refused(field: str, message: str) -> InvalidManifests:
+        return InvalidManifests([ManifestProblem(file=file, document=number, field=field, message=message)])
 
     if not isinstance(document, dict):
         raise refused("", "is no object")

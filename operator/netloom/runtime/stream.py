@@ -32,7 +32,7 @@ class OutOfOrder(StreamBroken):
     """The stream tells of something that lies behind what it told before."""
 
 
-class Lines:
+class LineSplitter:
     """Cuts chunks of bytes into lines."""
 
     def __init__(self, limit: int = EVENT_LIMIT) -> None:
@@ -61,26 +61,26 @@ class Lines:
         return self._size
 
 
-class Changed(Struct, Generic[T], frozen=True):
+class ChangeEvent(Struct, Generic[T], frozen=True):
     """ADDED, MODIFIED or DELETED."""
 
     type: str
     object: T
 
 
-class Bookmark(Struct, frozen=True):
+class BookmarkEvent(Struct, frozen=True):
     """All events up to this version have been sent."""
 
     resource_version: str
 
 
-class Failure(Struct, frozen=True):
+class ErrorEvent(Struct, frozen=True):
     """The server ends the watch and says why."""
 
     status: Status
 
 
-class Unreadable(Struct, frozen=True):
+class UndecodableEvent(Struct, frozen=True):
     """An event whose object does not fit its struct; `key` may be empty."""
 
     type: str
@@ -89,7 +89,7 @@ class Unreadable(Struct, frozen=True):
     error: str
 
 
-class Unknown(Struct, frozen=True):
+class UnknownEvent(Struct, frozen=True):
     """An event of a type that this code does not know."""
 
     type: str
@@ -103,12 +103,15 @@ class _Any(Struct, frozen=True):
 CHANGES = frozenset({"ADDED", "MODIFIED", "DELETED"})
 
 
-def parse(resource: Resource[T], line: bytes) -> Changed[T] | Bookmark | Failure | Unreadable | Unknown:
+WatchEvent = ChangeEvent[T] | BookmarkEvent | ErrorEvent | UndecodableEvent | UnknownEvent
+
+
+def parse(resource: Resource[T], line: bytes) -> WatchEvent[T]:
     """One line as an event. Raises StreamBroken if it is no event at all."""
     error = ""
     try:
         # The usual case in one pass: the object is decoded where it stands.
-        event: Changed[T] = decoder(Changed[resource.type]).decode(line)  # type: ignore[name-defined]
+        event: ChangeEvent[T] = decoder(ChangeEvent[resource.type]).decode(line)  # type: ignore[name-defined]
         if event.type in CHANGES:
             if not event.object.metadata.name:
                 raise StreamBroken("an object without a name")
@@ -120,13 +123,13 @@ def parse(resource: Resource[T], line: bytes) -> Changed[T] | Bookmark | Failure
     try:
         other = decoder(_Any).decode(line)
         if other.type == "ERROR":
-            return Failure(status=decoder(Status).decode(other.object))
+            return ErrorEvent(status=decoder(Status).decode(other.object))
         if other.type != "BOOKMARK" and other.type not in CHANGES:
-            return Unknown(type=other.type)
+            return UnknownEvent(type=other.type)
         some = decoder(MetaOnly).decode(other.object)
     except msgspec.ValidationError as invalid:
         raise StreamBroken(f"not an event: {invalid}") from invalid
     version = some.metadata.resource_version
     if other.type == "BOOKMARK":
-        return Bookmark(resource_version=version)
-    return Unreadable(type=other.type, key=key_of(some), resource_version=version, error=error)
+        return BookmarkEvent(resource_version=version)
+    return UndecodableEvent(type=other.type, key=key_of(some), resource_version=version, error=error)

@@ -36,7 +36,7 @@ class Pem(msgspec.Struct, frozen=True):
         return f"Pem({self.origin})"
 
 
-class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
+class ApiEndpoint(msgspec.Struct, frozen=True, kw_only=True):
     """An API server, and what a connection to it is made from. Connections are made anew when any of it changes."""
 
     host: str
@@ -67,14 +67,14 @@ def files(*pems: Pem | None) -> Iterator[list[str | None]]:
         yield names
 
 
-def check(endpoint: Endpoint) -> None:
+def check(endpoint: ApiEndpoint) -> None:
     """Whether TLS can be spoken with these at all. Raises ConfigError, which names the file."""
     problem = _problem(endpoint)
     if problem:
         raise ConfigError(f"a certificate or key for {endpoint.host} cannot be used: {problem}")
 
 
-def _problem(endpoint: Endpoint) -> str:
+def _problem(endpoint: ApiEndpoint) -> str:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     with files(endpoint.ca, endpoint.certificate, endpoint.key) as (ca, certificate, key):
         for pem, name in ((endpoint.ca, ca), (endpoint.certificate, certificate)):
@@ -118,7 +118,7 @@ def is_fault(error: BaseException) -> bool:
     return isinstance(error, aiohttp.ClientSSLError)
 
 
-def fault(endpoint: Endpoint, error: BaseException) -> str:
+def fault(endpoint: ApiEndpoint, error: BaseException) -> str:
     """What is wrong with certificates, as a sentence that names the file; "" if the error is about something else."""
     host = endpoint.host
     if isinstance(error, aiohttp.ClientConnectorCertificateError):
@@ -140,7 +140,7 @@ def alert(error: BaseException) -> str:
     return (known[2].strip() or (known[1] or "").replace("_", " ").lower()) if known else ""
 
 
-def _untrusted(endpoint: Endpoint, error: Exception) -> str:
+def _untrusted(endpoint: ApiEndpoint, error: Exception) -> str:
     code = getattr(error, "verify_code", 0)
     why = (getattr(error, "verify_message", "") or str(error)).rstrip(".")
     shows = f"the API server at {endpoint.host} shows a certificate that"
@@ -152,13 +152,13 @@ def _untrusted(endpoint: Endpoint, error: Exception) -> str:
     return f"{shows} is not trusted: {why}; it was checked with {trusted}"
 
 
-def ended(endpoint: Endpoint) -> str:
+def ended(endpoint: ApiEndpoint) -> str:
     """That our certificate is out of date, to be appended to whatever failed: servers often just hang up on it."""
     end = not_after(endpoint.certificate.content) if endpoint.certificate else None
     return f"; shown was {client_certificate(endpoint)}" if end and end <= dt.datetime.now(dt.UTC) else ""
 
 
-def client_certificate(endpoint: Endpoint) -> str:
+def client_certificate(endpoint: ApiEndpoint) -> str:
     """The client's certificate in words: where it is from, and until when it is good."""
     if endpoint.certificate is None:
         return "no client certificate"

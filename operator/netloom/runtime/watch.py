@@ -36,7 +36,7 @@ from netloom.api.meta import Object
 from netloom.runtime import metrics, stream
 from netloom.runtime.backoff import Backoff
 from netloom.runtime.client import Api
-from netloom.runtime.connection import Retired
+from netloom.runtime.connection import ConnectionReplaced
 from netloom.runtime.errors import ApiError, Gone, Unavailable, from_status
 from netloom.runtime.store import Store, key_of, version_of
 
@@ -48,7 +48,7 @@ BAD_STREAMS = 3
 """Streams that break at the same position before it is given up for a list."""
 
 
-class Timing(msgspec.Struct, frozen=True):
+class WatchTiming(msgspec.Struct, frozen=True):
     """Delays in seconds. The defaults are for production and roles of few replicas; tests shorten them."""
 
     inactivity: float = 150.0
@@ -70,7 +70,7 @@ class Timing(msgspec.Struct, frozen=True):
     """A stream that was cut counts as an outage only if the last list is this old."""
 
 
-EVERY_NODE = Timing(cap=30.0, verify=(0.018, 90.0), relist=600.0)
+EVERY_NODE = WatchTiming(cap=30.0, verify=(0.018, 90.0), relist=600.0)
 """For the role that runs on every node: 5,000 of them must not come back in one second, nor list in one, nor list for
 each connection that a load balancer cuts."""
 
@@ -99,7 +99,7 @@ class ListWatch(Generic[T]):
         label_selector: str = "",
         changed: Callable[[T, T], bool] | None = None,
         trim: Callable[[T], T] | None = None,
-        timing: Timing | None = None,
+        timing: WatchTiming | None = None,
         event_limit: int = stream.EVENT_LIMIT,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
@@ -109,7 +109,7 @@ class ListWatch(Generic[T]):
         self._chosen = _Chosen(namespace=namespace, field_selector=field_selector, label_selector=label_selector)
         self._changed = changed
         self._trim = trim
-        self._timing = timing or Timing()
+        self._timing = timing or WatchTiming()
         self._event_limit = event_limit
         self._sleep = sleep
         self._backoff = Backoff(self._timing.base, self._timing.cap)
@@ -258,7 +258,7 @@ class ListWatch(Generic[T]):
             "resourceVersion": self.position,
             "timeoutSeconds": str(lifetime),
         }
-        lines = stream.Lines(self._event_limit)
+        lines = stream.LineSplitter(self._event_limit)
         self._leave_at = math.inf
         try:
             async with asyncio.timeout(self._patience()) as self._deadline:
@@ -276,7 +276,7 @@ class ListWatch(Generic[T]):
         except TimeoutError:
             if self._now() < self._leave_at:
                 raise
-        except Retired as retired:
+        except ConnectionReplaced as retired:
             if retired.elsewhere:
                 self._cut()
         else:
@@ -340,20 +340,20 @@ class ListWatch(Generic[T]):
     def _take(self, line: bytes) -> None:
         event = stream.parse(self._resource, line)
         match event:
-            case stream.Changed(type=kind, object=obj):
+            case stream.ChangeEvent(type=kind, object=obj):
                 self._apply(kind, obj)
-            case stream.Bookmark(resource_version=version):
+            case stream.BookmarkEvent(resource_version=version):
                 self._advance(version, news=True)
-            case stream.Failure(status=status):
+            case stream.ErrorEvent(status=status):
                 raise from_status(status, where=f"watch of {self._resource.plural}")
-            case stream.Unreadable(key=key, resource_version=version, error=error):
+            case stream.UndecodableEvent(key=key, resource_version=version, error=error):
                 # The last good object stays: half an object would be worse than an old one.
                 metrics.UNREADABLE.labels(self._resource.kind).inc()
                 log.warning("object not readable", kind=self._resource.kind, object=key, error=error)
                 if event.type == "DELETED":
                     self._store.remove(key, version)
                 self._advance(version)
-            case stream.Unknown(type=kind):
+            case stream.UnknownEvent(type=kind):
                 log.warning("unknown event ignored", kind=self._resource.kind, type=kind)
 
     def _apply(self, kind: str, obj: T) -> None:

@@ -391,7 +391,7 @@ from netloom.runtime import slim
 brought = [name for name in sys.modules if name.startswith("kubernetes_asyncio")]
 assert bool(brought) == {full_first}, brought
 if not {full_first}:
-    assert not {{"dateutil", "dateutil.parser", "urllib3"}} & set(sys.modules)
+    assert not {{"dateutil", "dateutil.parser", "multiprocessing", "urllib3"}} & set(sys.modules)
 import kubernetes_asyncio.client
 assert kubernetes_asyncio.client.V1Node(kind="Node").kind == "Node"
 assert kubernetes_asyncio.client.ApiClient is not slim.ApiClient

@@ -12,9 +12,9 @@ import pytest
 from netloom.api.core import NODES
 from netloom.api.v1alpha1 import NETLOOM_NODES, NETWORKS, NetloomNetwork, NetloomNode
 from netloom.runtime import metrics
-from netloom.runtime.directory import DirectorySource, Timing
+from netloom.runtime.directory import DirectorySource, DirectoryTiming
 from netloom.runtime.errors import ConfigError
-from netloom.runtime.manifests import Refused, parse
+from netloom.runtime.manifests import InvalidManifests, parse
 from netloom.runtime.store import Store
 from tests.runtime.scripted import until
 
@@ -46,7 +46,7 @@ class Scene:
         self.heard: list[tuple[str, str]] = []
         self.nodes.subscribe(self._hear)
         stores: list[Store[Any]] = [self.networks, self.nodes]
-        settings = Timing(**{"settle": 0.01, "compare": 30.0, **timing})
+        settings = DirectoryTiming(**{"settle": 0.01, "compare": 30.0, **timing})
         self.source = DirectorySource(path, stores, ignored=[NODES], timing=settings)
 
     def _hear(self, key: str, old: NetloomNode | None, new: NetloomNode | None) -> None:
@@ -304,7 +304,7 @@ RESOURCES = {(resource.api_version, resource.kind): resource for resource in (NE
 
 
 def refused(content: str, file: str = "x.yaml") -> list[str]:
-    with pytest.raises(Refused) as caught:
+    with pytest.raises(InvalidManifests) as caught:
         parse(file, content.encode(), RESOURCES)
     return [str(problem) for problem in caught.value.problems]
 
@@ -344,7 +344,7 @@ def test_json_is_named_with_its_place():
 
 
 def test_bytes_that_are_no_text_are_named():
-    with pytest.raises(Refused, match=r"x\.yaml: .*invalid leading UTF-8 octet"):
+    with pytest.raises(InvalidManifests, match=r"x\.yaml: .*invalid leading UTF-8 octet"):
         parse("x.yaml", b"a: \xff\xff", RESOURCES)
 
 

@@ -11,7 +11,7 @@ from netloom.api.events import Event, ObjectReference
 from netloom.runtime import metrics
 from netloom.runtime.client import Api
 from netloom.runtime.clock import ServerClock
-from netloom.runtime.events import EventRecorder, Limits
+from netloom.runtime.events import EventLimits, EventRecorder
 from tests.runtime import scripted, virtual
 from tests.runtime.scripted import ScriptedApi, until
 from tests.runtime.virtual import on_both_loops
@@ -33,7 +33,7 @@ async def recorder(api: Api) -> AsyncIterator[Callable[..., EventRecorder]]:
     tasks: list[asyncio.Task[None]] = []
 
     def begin(**limits: Any) -> EventRecorder:
-        made = EventRecorder(api, "netloom-operator", host="pod-1", limits=Limits(**limits))
+        made = EventRecorder(api, "netloom-operator", host="pod-1", limits=EventLimits(**limits))
         tasks.append(asyncio.create_task(made.run()))
         return made
 
@@ -97,7 +97,7 @@ def test_repetitions_are_written_at_growing_distances(loop: Callable[[], Any]):
 
     async def scene() -> None:
         clock = asyncio.get_running_loop().time
-        limits = Limits(repeat=5.0, repeat_cap=20.0)
+        limits = EventLimits(repeat=5.0, repeat_cap=20.0)
         speaker = EventRecorder(api, "c", limits=limits, clock=clock)  # type: ignore[arg-type]
         task = asyncio.create_task(speaker.run())
         for _ in range(60):
@@ -142,7 +142,7 @@ async def test_all_objects_together_cannot_flood(server: ScriptedApi, recorder: 
 
 
 async def test_memory_is_bounded(api: Api):
-    speaker = EventRecorder(api, "c", limits=Limits(remembered=100, burst=10_000))
+    speaker = EventRecorder(api, "c", limits=EventLimits(remembered=100, burst=10_000))
     for number in range(1000):
         speaker.event(other(f"n{number}"), "Normal", "R", "m")
     assert len(speaker._said) == 100
@@ -177,7 +177,7 @@ async def test_a_refused_event_is_dropped_and_counted(
 
 async def test_nobody_waits_for_an_api_server_that_hangs(server: ScriptedApi, api: Api):
     server.on("create", *[scripted.hang] * 100)
-    speaker = EventRecorder(api, "c", limits=Limits(drain=0.05))
+    speaker = EventRecorder(api, "c", limits=EventLimits(drain=0.05))
     task = asyncio.create_task(speaker.run())
     for number in range(40):
         speaker.event(other(f"n{number}"), "Normal", "R", "m")

@@ -26,7 +26,7 @@ from netloom.api.meta import ObjectMeta
 from netloom.runtime.client import Api
 from netloom.runtime.clock import ServerClock
 from netloom.runtime.errors import AlreadyExists, Conflict, NotFound, Unavailable
-from netloom.runtime.leader import EXIT_LEASE_LOST, MARGIN, LeaderElector, Lost
+from netloom.runtime.leader import EXIT_LEASE_LOST, MARGIN, LeaderElector, LeaseLost
 from netloom.runtime.wire import encode
 from tests.runtime import scripted, virtual
 from tests.runtime.scripted import ScriptedApi, until
@@ -222,7 +222,7 @@ async def test_a_holder_without_answers_has_ended_before_another_begins():
     await passes(31)
     server.network = lambda who: (float("inf"), 0.0) if who == "one" else (0.0, 0.0)
     await passes(60)
-    with pytest.raises(Lost, match="could not be renewed in time"):
+    with pytest.raises(LeaseLost, match="could not be renewed in time"):
         await one
     (_, _, _), (ended, _, what), (begun, who, _) = stage.history
     assert (what, who) == ("ends", "two")
@@ -241,7 +241,7 @@ async def test_a_lease_whose_answers_are_lost_is_given_up_all_the_same():
     server.network = lambda _who: (0.0, float("inf"))
     await passes(DEADLINE + 1)
     assert not stage.working
-    with pytest.raises(Lost):
+    with pytest.raises(LeaseLost):
         await one
 
 
@@ -343,7 +343,7 @@ async def test_a_deleted_lease_ends_the_holder_and_is_waited_for_by_those_who_sa
     server.lease = None
     await passes(RETRY + 3.1)
     assert not stage.working
-    with pytest.raises(Lost, match="deleted"):
+    with pytest.raises(LeaseLost, match="deleted"):
         await one
     await passes(LEASE)
     assert stage.working == {"two"}
@@ -358,7 +358,7 @@ async def test_a_lease_taken_by_force_ends_the_holder_at_its_next_renewal():
     assert server.lease is not None
     spec = msgspec.structs.replace(server.lease.spec, holder_identity="kubectl-edit")
     server.write(msgspec.structs.replace(server.lease, spec=spec))
-    with pytest.raises(Lost, match="taken by kubectl-edit"):
+    with pytest.raises(LeaseLost, match="taken by kubectl-edit"):
         async with asyncio.timeout(RETRY + 1):
             await one
     assert not stage.working
@@ -471,7 +471,7 @@ async def _history(dice: random.Random) -> None:
             finally:
                 await end(task)
             if not task.cancelled():
-                assert isinstance(task.exception(), Lost)
+                assert isinstance(task.exception(), LeaseLost)
             await passes(dice.uniform(0, 5))
 
     processes = [asyncio.create_task(process(who)) for who in ("a", "b", "c")]

@@ -15,7 +15,7 @@ from netloom.api.errors import UserError
 from netloom.runtime import health, log, metrics
 from netloom.runtime.errors import ConfigError
 from netloom.runtime.health import Health
-from netloom.runtime.manager import EXIT_OVERSTAYED, Crashed, Manager
+from netloom.runtime.manager import EXIT_OVERSTAYED, ComponentCrashed, Manager
 from tests.runtime.scripted import until
 from tests.runtime.virtual import in_virtual_time
 
@@ -125,7 +125,7 @@ async def test_a_fatal_crash_ends_the_role():
     manager, other = Manager(), Part()
     manager.add("fatal", Part(ValueError("no disk")).run)
     manager.add("other", other.run)
-    with pytest.raises(Crashed, match="fatal crashed: no disk") as caught:
+    with pytest.raises(ComponentCrashed, match="fatal crashed: no disk") as caught:
         await asyncio.wait_for(manager.run(), 5)
     assert isinstance(caught.value.__cause__, ValueError)
     assert other.begun == other.ended
@@ -225,7 +225,7 @@ async def test_a_drain_ends_with_the_last_component_or_a_crash():
         manager.stop()
         finish.set()
         if crash:
-            with pytest.raises(Crashed, match="broken"):
+            with pytest.raises(ComponentCrashed, match="broken"):
                 await asyncio.wait_for(task, 5)
         else:
             await asyncio.wait_for(task, 5)

@@ -16,7 +16,7 @@ from netloom.runtime import connection
 from netloom.runtime.client import Api
 from netloom.runtime.errors import ApiError, ConfigError
 from netloom.runtime.proxy import Proxy, exempt
-from netloom.runtime.tls import Endpoint
+from netloom.runtime.tls import ApiEndpoint
 from netloom_e2e.certificates import Authority
 from tests.runtime.conftest import write_kubeconfig
 from tests.runtime.scripted import ScriptedApi, refuse, refuse_in_text, serving
@@ -94,7 +94,7 @@ def test_the_password_is_used_and_not_shown():
     proxy = Proxy.of("https://api.test", "http://user:secret@p.test:3128", {})
     assert proxy is not None
     assert proxy.url == URL("http://user:secret@p.test:3128")
-    failure = connection.unanswered("GET /version", ConnectionResetError(), Endpoint(host="https://api.test"), proxy)
+    failure = connection.unanswered("GET /version", ConnectionResetError(), ApiEndpoint(host="https://api.test"), proxy)
     assert "p.test" in str(failure)
     assert "secret" not in f"{proxy}{proxy.name}{failure}"
 

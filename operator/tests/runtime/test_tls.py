@@ -18,8 +18,8 @@ from netloom.runtime import tls
 from netloom.runtime.client import Api
 from netloom.runtime.errors import ConfigError, Unavailable
 from netloom.runtime.store import Store
-from netloom.runtime.tls import Endpoint, Pem
-from netloom.runtime.watch import ListWatch, Timing
+from netloom.runtime.tls import ApiEndpoint, Pem
+from netloom.runtime.watch import ListWatch, WatchTiming
 from netloom_e2e.certificates import Authority, KeyPair
 from tests.runtime.conftest import write_kubeconfig
 from tests.runtime.scripted import serving, until
@@ -60,7 +60,7 @@ async def said(url: str, ca: Path, login: dict[str, object], folder: Path) -> se
             with pytest.raises(Unavailable) as caught:
                 await request
             sentences.append(caught.value.message.removeprefix("GET /a: "))
-        watch = ListWatch(api, Store(NODES), timing=Timing(base=0.01, cap=0.02))
+        watch = ListWatch(api, Store(NODES), timing=WatchTiming(base=0.01, cap=0.02))
         task = asyncio.create_task(watch.run())
         await until(lambda: watch.trouble != "not listed yet")
         sentences.append(watch.trouble.removeprefix("GET /api/v1/nodes: ").removesuffix(" (TLS)"))
@@ -178,13 +178,13 @@ def test_what_cannot_be_used_is_named_with_its_file(ours: Authority, other: Auth
 
     def complaint(**given: Any) -> str:
         with pytest.raises(ConfigError) as caught:
-            tls.check(Endpoint(host="https://x", **given))
+            tls.check(ApiEndpoint(host="https://x", **given))
         return str(caught.value).removeprefix("a certificate or key for https://x cannot be used: ")
 
     good = pem(one.certificate)
     both = Pem(ours.certificate.read_bytes() + other.certificate.read_bytes()[:200], "both")
     encrypted = b"-----BEGIN ENCRYPTED PRIVATE KEY-----\n"
-    tls.check(Endpoint(host="https://x", ca=pem(ours.certificate), certificate=good, key=pem(one.key)))
+    tls.check(ApiEndpoint(host="https://x", ca=pem(ours.certificate), certificate=good, key=pem(one.key)))
     assert complaint(ca=Pem(b"", "/ca")) == "there is no certificate (PEM) in /ca"
     assert complaint(ca=pem(ours.certificate, 300)) == f"there is no certificate (PEM) in {ours.certificate}"
     assert complaint(ca=both) == "both is damaged: it is cut off, or no PEM"
@@ -212,5 +212,5 @@ def test_when_a_certificate_ends_is_read_as_openssl_reads_it(ours: Authority) ->
 
 def test_a_key_shows_in_no_log(ours: Authority) -> None:
     pair = ours.issue("some", "me")
-    endpoint = Endpoint(host="https://x", key=Pem(pair.key.read_bytes(), "/key"))
+    endpoint = ApiEndpoint(host="https://x", key=Pem(pair.key.read_bytes(), "/key"))
     assert "PRIVATE" not in repr(endpoint)

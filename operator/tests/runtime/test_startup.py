@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from netloom.runtime import reach
+from netloom.runtime import startup
 from netloom.runtime.backoff import Backoff
 from netloom.runtime.client import Api
 from netloom.runtime.errors import ConfigError
 from netloom.runtime.manager import Manager
-from netloom.runtime.reach import Reach
+from netloom.runtime.startup import StartupCheck
 from tests.runtime.conftest import write_kubeconfig
 from tests.runtime.scripted import ScriptedApi, refuse, refuse_in_text, until
 
@@ -22,15 +22,15 @@ class Patience:
         self.now = 0.0
         self.said: list[str] = []
         self.delays: list[float] = []
-        self.reach: Reach | None = None
+        self.check: StartupCheck | None = None
 
-    def of(self, api: Api) -> Reach:
-        self.reach = Reach(api, Backoff(1.0, 60.0, lambda: 0.0), clock=lambda: self.now, sleep=self.sleep)
-        return self.reach
+    def of(self, api: Api) -> StartupCheck:
+        self.check = StartupCheck(api, Backoff(1.0, 60.0, lambda: 0.0), clock=lambda: self.now, sleep=self.sleep)
+        return self.check
 
     async def sleep(self, seconds: float) -> None:
-        assert self.reach
-        self.said.append(self.reach.trouble)
+        assert self.check
+        self.said.append(self.check.trouble)
         self.delays.append(seconds)
         self.now += seconds
         await asyncio.sleep(0)
@@ -70,7 +70,7 @@ async def test_whatever_an_api_server_answers_at_first_is_waited_for(server: Scr
 )
 async def test_an_api_server_that_is_not_there_is_waited_for(tmp_path: Path, url: str, sentence: str) -> None:
     async with await Api.connect(write_kubeconfig(tmp_path / "k", {"server": url}, {"token": "t"})) as api:
-        waiting = Reach(api, Backoff(0.01, 0.02))
+        waiting = StartupCheck(api, Backoff(0.01, 0.02))
         task = asyncio.create_task(waiting.run())
         await until(lambda: sentence in waiting.trouble)
         assert not task.done()
@@ -83,7 +83,7 @@ async def test_credentials_that_are_refused_for_good_end_the_role(server: Script
     patience = Patience()
     with pytest.raises(ConfigError, match=r"does not accept the credentials \(401\)"):
         await patience.of(api).run()
-    assert reach.PATIENCE_SECONDS <= patience.now < 2 * reach.PATIENCE_SECONDS
+    assert startup.PATIENCE_SECONDS <= patience.now < 2 * startup.PATIENCE_SECONDS
 
 
 async def test_another_answer_between_is_a_new_beginning(server: ScriptedApi, api: Api) -> None:
@@ -92,7 +92,7 @@ async def test_another_answer_between_is_a_new_beginning(server: ScriptedApi, ap
     server.on("version", *[refused] * 7, refuse(503, "ServiceUnavailable"), *[refused] * 4, None)
     patience = Patience()
     await patience.of(api).run()
-    assert patience.now > reach.PATIENCE_SECONDS
+    assert patience.now > startup.PATIENCE_SECONDS
 
 
 @pytest.fixture
@@ -115,7 +115,7 @@ async def test_a_plugin_that_has_nothing_yet_is_asked_again(
         await Api.connect(path)
     async with await Api.connect(path, patient=True) as api:
         manager = Manager(restart_delay=0.01, restart_cap=0.02)
-        reach.follow(api, manager)
+        startup.follow_api_server(api, manager)
         task = asyncio.create_task(manager.run())
         await until(lambda: "No such file or directory" in manager.health.not_ready().get("API server", ""))
         assert not server.calls

@@ -26,15 +26,15 @@ log = structlog.get_logger(__name__)
 PATIENCE_SECONDS = 120.0
 
 
-def follow(api: Api, manager: Manager) -> None:
+def follow_api_server(api: Api, manager: Manager) -> None:
     """Lets a role wait for its API server at the start, and follow credentials and certificates on disk after it."""
-    reach = Reach(api, manager.backoff())
-    manager.add("API server", reach.run, restart=True)
-    manager.health.ready("API server", lambda: reach.trouble)
+    check = StartupCheck(api, manager.backoff())
+    manager.add("API server", check.run, restart=True)
+    manager.health.ready("API server", lambda: check.trouble)
     manager.add("credentials", api.follow, restart=True)
 
 
-class Reach:
+class StartupCheck:
     """A component that ends when the API server has answered; until then `trouble` says why it has not."""
 
     def __init__(
