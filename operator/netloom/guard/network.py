@@ -13,9 +13,10 @@ from netloom.api.problem import Problem
 from netloom.api.v1alpha1 import IN_USE_FINALIZER, NETWORK_NAME, NetloomNetwork
 from netloom.api.validation.network import network_warnings
 from netloom.cidr import VERSIONS, Cidr, Version, format_address
+from netloom.cidr.interval_set import IntervalSet
 from netloom.guard import words
 from netloom.guard.decode import Change
-from netloom.guard.holdings import Holders, Ranges, cidrs_of, parse
+from netloom.guard.holdings import Holders, cidrs_of
 from netloom.guard.live import Live
 from netloom.guard.verdict import Verdict
 
@@ -142,7 +143,7 @@ def _pool(name: str, family: Version, old: NetloomNetwork, new: NetloomNetwork, 
     """Cluster CIDRs of a family that go or shrink, and its mask size."""
     (before, old_size), (after, new_size) = _list(old, family), _list(new, family)
     field = f"spec.ipam.clusterPool.ipv{family}PodCIDRList"
-    kept = Ranges(cidrs_of(after, family))
+    kept = IntervalSet(cidrs_of(after, family))
     lost = _lost(before, after, family)
     problems = [_cidr_lost(name, field, str(cidr), live.held.outside(kept, cidr), live) for cidr in lost]
     if before and old_size != new_size:
@@ -160,8 +161,8 @@ def _lost(before: tuple[str, ...], after: tuple[str, ...], family: Version) -> l
     """The CIDRs of a list that another does not cover."""
     if before == after:
         return []
-    kept = Ranges(cidrs_of(after, family))
-    return [cidr for cidr in cidrs_of(before, family) if cidr not in kept]
+    kept = IntervalSet(cidrs_of(after, family))
+    return [cidr for cidr in cidrs_of(before, family) if not kept.covers(cidr)]
 
 
 def _cidr_lost(name: str, field: str, cidr: str, holders: Holders, live: Live) -> Problem:
@@ -179,7 +180,7 @@ def _uncovered(name: str, new: NetloomNetwork, live: Live) -> list[Problem]:
     problems: list[Problem] = []
     for family in VERSIONS:
         texts, _ = _list(new, family)
-        holders = live.held.outside_family(Ranges(cidrs_of(texts, family)), family)
+        holders = live.held.outside_family(IntervalSet(cidrs_of(texts, family)), family)
         if holders.count:
             message = (
                 f"it does not cover what is in use: {holders.blocks('outside it')}, and their pods "
@@ -203,10 +204,10 @@ def _native(
     if covered is None:
         return []
     before, after = _native_cidr(old, family), _native_cidr(new, family)
-    kept = Ranges(cidrs_of([after], family))
+    kept = IntervalSet(cidrs_of([after], family))
     holders = live.held.outside(kept, covered, within=True)
     cidrs = [cidr for cidr in cidrs_of(_list(new, family)[0], family) if pool and covered.contains(cidr)]
-    lost = [str(cidr) for cidr in cidrs if cidr not in kept]
+    lost = [str(cidr) for cidr in cidrs if not kept.covers(cidr)]
     if holders.count:
         what = f"it no longer covers pods: {holders.blocks('outside it')}"
     elif lost:
@@ -225,10 +226,10 @@ def _narrows(old: NetloomNetwork, new: NetloomNetwork) -> bool:
 def _narrowed(old: NetloomNetwork, new: NetloomNetwork, family: Version) -> Cidr | None:
     """The native routing CIDR that was, if another stands in its place now that does not cover it, and it matters."""
     before, after = _native_cidr(old, family), _native_cidr(new, family)
-    covered = parse(before)
+    covered = Cidr.within(before)
     if covered is None or before == after or not after or not _masquerades(new, family):
         return None
-    return covered if covered not in Ranges(cidrs_of([after], family)) else None
+    return None if IntervalSet(cidrs_of([after], family)).covers(covered) else covered
 
 
 def _warnings(name: str, old: NetloomNetwork | None, new: NetloomNetwork, live: Live) -> list[Problem]:
@@ -240,10 +241,11 @@ def _warnings(name: str, old: NetloomNetwork | None, new: NetloomNetwork, live: 
     if new.spec.ipam.mode != "cluster-pool":
         return found
     for family in VERSIONS:
-        before = Ranges(cidrs_of(_list(old, family)[0], family) if old and old.spec.ipam.mode == "cluster-pool" else ())
+        used = _list(old, family)[0] if old and old.spec.ipam.mode == "cluster-pool" else ()
+        before = IntervalSet(cidrs_of(used, family))
         for number, text in enumerate(_list(new, family)[0]):
-            cidr = parse(text)
-            if cidr and cidr.version == family and cidr not in before:
+            cidr = Cidr.within(text)
+            if cidr and cidr.version == family and not before.covers(cidr):
                 field = f"spec.ipam.clusterPool.ipv{family}PodCIDRList[{number}]"
                 overlap = nodes_inside(name, field, cidr, live, "ClusterCIDROverlapsNodes")
                 found += [replace(problem, severity="warning") for problem in overlap]

@@ -4,8 +4,9 @@ from netloom.api.problem import Problem
 from netloom.api.v1alpha1 import NetloomIPPool, PoolFamily
 from netloom.api.validation.pool import validate_pool_update
 from netloom.cidr import VERSIONS, Cidr, Version
+from netloom.cidr.interval_set import IntervalSet
 from netloom.guard.decode import Change
-from netloom.guard.holdings import Holdings, Ranges, cidrs_of, parse
+from netloom.guard.holdings import Holdings, cidrs_of
 from netloom.guard.live import Live
 from netloom.guard.network import nodes_inside
 from netloom.guard.verdict import Verdict
@@ -50,10 +51,10 @@ def cidrs_lost(
     name: str, key: str, field: str, before: tuple[str, ...], after: tuple[str, ...], family: Version, held: Holdings
 ) -> list[Problem]:
     """CIDRs that go or shrink although nodes hold blocks there."""
-    kept = Ranges(cidrs_of(after, family))
+    kept = IntervalSet(cidrs_of(after, family))
     problems: list[Problem] = []
     for cidr in cidrs_of(before, family):
-        if cidr in kept:
+        if kept.covers(cidr):
             continue
         holders = held.outside(kept, cidr, key)
         if holders.count:
@@ -101,8 +102,8 @@ def _takes(old: NetloomIPPool, new: NetloomIPPool) -> bool:
     """Whether a CIDR goes or shrinks."""
     for family in VERSIONS:
         before, after = _of(old, family), _of(new, family)
-        kept = Ranges(cidrs_of(after.cidrs if after else (), family))
-        if before and any(cidr not in kept for cidr in cidrs_of(before.cidrs, family)):
+        kept = IntervalSet(cidrs_of(after.cidrs if after else (), family))
+        if before and any(not kept.covers(cidr) for cidr in cidrs_of(before.cidrs, family)):
             return True
     return False
 
@@ -112,10 +113,10 @@ def _added(old: NetloomIPPool | None, new: NetloomIPPool) -> list[tuple[str, Cid
     added: list[tuple[str, Cidr]] = []
     for family in VERSIONS:
         before, after = _of(old, family) if old else None, _of(new, family)
-        had = Ranges(cidrs_of(before.cidrs if before else (), family))
+        had = IntervalSet(cidrs_of(before.cidrs if before else (), family))
         for number, text in enumerate(after.cidrs if after else ()):
-            cidr = parse(text)
-            if cidr and cidr.version == family and cidr not in had:
+            cidr = Cidr.within(text)
+            if cidr and cidr.version == family and not had.covers(cidr):
                 added.append((f"spec.ipv{family}.cidrs[{number}]", cidr))
     return added
 

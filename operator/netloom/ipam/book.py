@@ -15,9 +15,9 @@ from collections.abc import Collection, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 
 from netloom.cidr import Cidr, Version
-from netloom.ipam import intervals, ledger
+from netloom.cidr.interval_set import IntervalSet
+from netloom.ipam import ledger
 from netloom.ipam.former import Former
-from netloom.ipam.intervals import Intervals
 from netloom.ipam.ledger import Edit, Entry, Ledger, Mark
 from netloom.ipam.ledger_range import ledger_name, ledger_range_of
 from netloom.ipam.pool import Exhausted, Pool, Usage
@@ -120,7 +120,7 @@ class Shard:
     """A commit went wrong: to be read again before anything is planned here."""
     lineage: int = 0
     """Changes whenever the content was replaced by anything but our own commit."""
-    taken: Intervals = field(default_factory=Intervals)
+    taken: IntervalSet = field(default_factory=IntervalSet)
     marked: set[Cidr] = field(default_factory=set)
     """Entries with marks."""
     seen: dict[Mark, float] = field(default_factory=dict)
@@ -155,8 +155,8 @@ class Book:
         self._of_node: dict[str, tuple[Cidr, ...]] = {}
         self._held: dict[str, tuple[Cidr, ...]] = {}
         self._loose: dict[str, tuple[Cidr, ...]] = {}
-        self._loose_ranges: dict[Version, Intervals] | None = None
-        self._reserved: dict[Version, Intervals] = {}
+        self._loose_ranges: IntervalSet | None = None
+        self._reserved = IntervalSet()
         self._flights: dict[tuple[str, Cidr], _Flight] = {}
         self._former = Former()
 
@@ -166,10 +166,7 @@ class Book:
         """Writes are in `mode`, blocks come from `pools`; none is given that contains a `reserved` address."""
         self.mode = mode
         self.pools = {pool.version: pool for pool in pools}
-        self._reserved = {
-            version: intervals.of(address for address in reserved if address.version == version)
-            for version in self.pools
-        }
+        self._reserved = IntervalSet(reserved)
 
     def load(self, region: Cidr, content: Ledger | str | None, version: str, now: float) -> None:
         """The server's answer: a ledger, why it is unreadable, or None where there is none."""
@@ -181,7 +178,7 @@ class Book:
         shard.problem = content if isinstance(content, str) else ""
         shard.version, shard.stale = version, False
         shard.lineage += 1
-        shard.taken = intervals.of(shard.entries)
+        shard.taken = IntervalSet(shard.entries)
         shard.marked = {cidr for cidr, entry in shard.entries.items() if entry.marks}
         marks = {mark for cidr in shard.marked for mark in shard.entries[cidr].marks if self._foreign(mark)}
         shard.seen = {mark: shard.seen.get(mark, now) for mark in marks}
@@ -330,7 +327,7 @@ class Book:
             if entry is not None and entry.marks:
                 shard.marked.add(cidr)
             if old is not None and entry is None:
-                shard.taken.remove(cidr.base, cidr.last)
+                shard.taken.remove(cidr)
                 self._put_back(cidr)
 
     def failed(self, name: str) -> None:
@@ -372,13 +369,13 @@ class Book:
             if refusal is not None:
                 break
             if found not in self._shard(found).entries:
-                self._shard(found).taken.add(found.base, found.last)
+                self._shard(found).taken.add(found)
                 new.append(found)
             chosen.append(found)
         if refusal is None and chosen:
             return tuple(chosen)
         for cidr in new:
-            self._shard(cidr).taken.remove(cidr.base, cidr.last)
+            self._shard(cidr).taken.remove(cidr)
             self._put_back(cidr)
         return refusal or Blocked("NoClusterCIDR", "the network has no usable CIDR to give blocks from")
 
@@ -393,7 +390,7 @@ class Book:
         cidr = self._former.of(node, version)
         if cidr is None or version not in self.pools or not self.pools[version].gives(cidr):
             return None
-        reserved = self._reserved[version].overlap(cidr.base, cidr.last)
+        reserved = self._reserved.overlap(cidr)
         return None if reserved or isinstance(self._obstacle(cidr, node), Taken) else cidr
 
     def _mine(self, node: str) -> dict[Version, Cidr]:
@@ -412,7 +409,7 @@ class Book:
                 continue
             if cidr in shard.entries:
                 continue
-            shard.taken.add(cidr.base, cidr.last)
+            shard.taken.add(cidr)
             self._edit(plan, shard, want.node)[cidr] = Entry(want.node)
         if want.node not in plan.refused:
             plan.adopted.add(want.node)
@@ -486,11 +483,11 @@ class Book:
         shard = self._shard(cidr)
         if self._barrier(shard):
             return shard.region.last
-        found = shard.taken.overlap(cidr.base, cidr.last)
-        for ranges in (self._ranges_of_loose(), self._reserved):
-            found = found or (ranges[cidr.version].overlap(cidr.base, cidr.last) if cidr.version in ranges else None)
-        found = found or self._former.overlap(cidr)
-        return found[1] if found else None
+        for known in (shard.taken, self._ranges_of_loose(), self._reserved, self._former):
+            found = known.overlap(cidr)
+            if found is not None:
+                return found.last
+        return None
 
     def _obstacle(self, cidr: Cidr, node: str, held: bool = True) -> Refusal | None:
         """Why the node cannot have this very block. `held`: what others hold without an entry counts, too."""
@@ -501,7 +498,7 @@ class Book:
         entry = shard.entries.get(cidr)
         if entry is not None and entry.node == node:
             return None
-        if shard.taken.overlap(cidr.base, cidr.last) is not None:
+        if shard.taken.overlap(cidr) is not None:
             for other, entry in shard.entries.items():
                 if other.overlaps(cidr):
                     return Taken(cidr, other, entry.node)
@@ -550,12 +547,7 @@ class Book:
         for cidr in before:
             self._put_back(cidr)
 
-    def _ranges_of_loose(self) -> Mapping[Version, Intervals]:
-        ranges = self._loose_ranges
-        if ranges is None:
-            flat = [cidr for cidrs in self._loose.values() for cidr in cidrs]
-            ranges = {4: Intervals(), 6: Intervals()}
-            for version in ranges:
-                ranges[version] = intervals.of(cidr for cidr in flat if cidr.version == version)
-            self._loose_ranges = ranges
-        return ranges
+    def _ranges_of_loose(self) -> IntervalSet:
+        if self._loose_ranges is None:
+            self._loose_ranges = IntervalSet(cidr for cidrs in self._loose.values() for cidr in cidrs)
+        return self._loose_ranges
