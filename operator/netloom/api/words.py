@@ -4,8 +4,7 @@ The rules of the CRDs, `netloom.api.validation`, the webhook and the ValidatingA
 same change, whichever of them a user meets first. A template's holes are filled with values in Python, and with CEL
 expressions in a policy; the rules in `crds/` spell them out, and tests hold them against these.
 
-Holes: `in_use` "3 nodes hold addresses (a, b, c)", `mode` the one in force, `wanted` the one asked for, `cidr` the one
-that the change takes away.
+Holes: `in_use` "3 nodes hold addresses (a, b, c)", `mode` the one in force, `wanted` the one asked for.
 """
 
 from collections.abc import Iterable
@@ -25,10 +24,6 @@ MODE_WAY_OUT = (
     "a new cluster in mode {wanted} and move the workloads there."
 )
 NETWORK_MODE = f"{MODE_LOCKED} {MODE_WAY_OUT}"
-CIDR_IN_USE = "{cidr} cannot be removed or made smaller while {in_use}: pods may be using it."
-CIDR_WAY_OUT = "Keep it, or put a larger one in its place that holds all of it; to get more space, add another CIDR."
-MASK_IN_USE = "the mask size cannot change while {in_use}: new blocks would not fit between the old ones."
-MASK_WAY_OUT = "Keep it, or remove every node first."
 
 
 def in_use(count: int, names: Iterable[str], what: str = "addresses") -> str:

@@ -15,7 +15,7 @@ from netloom.cidr import VERSIONS, Cidr, Version
 from netloom.cidr.interval_set import IntervalSet
 from netloom.guard import words
 from netloom.guard.decode import Change
-from netloom.guard.holdings import cidrs_of
+from netloom.guard.holdings import cidrs_of, lost
 from netloom.guard.live import CILIUM_IN_USE, CILIUM_MODE, Live
 from netloom.guard.network import nodes_inside
 from netloom.guard.pool import cidrs_lost, mask_changed, pool_deleted
@@ -133,8 +133,8 @@ def _pool(name: str, family: Version, old: Mapping[str, str], new: Mapping[str, 
     if before != after:
         kept = frozenset(cidrs_of(elements(after), family))
         together = IntervalSet(kept)
-        lost = [cidr for cidr in dict.fromkeys(cidrs_of(elements(before), family)) if cidr not in kept]
-        problems += [_element_lost(name, cidr_key, after, cidr, together.covers(cidr), live) for cidr in lost]
+        gone = [cidr for cidr in dict.fromkeys(cidrs_of(elements(before), family)) if cidr not in kept]
+        problems += [_element_lost(name, cidr_key, after, cidr, together.covers(cidr), live) for cidr in gone]
     used = bool(cidrs_of(elements(before), family)) or live.cilium_held.of_family(family)
     size, wanted = _mask(old, family), _mask(new, family)
     if used and size.isdecimal() and (size != wanted or (mask_key in old and mask_key not in new)):
@@ -289,9 +289,7 @@ def decide_cilium_pool(change: Change[CiliumPodIPPool], live: Live) -> Verdict:
         field, kept = f"spec.ipv{family}", after.cidrs if after else ()
         if before is None:
             continue
-        still = IntervalSet(cidrs_of(kept, family))
-        takes |= any(not still.covers(cidr) for cidr in cidrs_of(before.cidrs, family))
-        takes |= after is not None and before.mask_size != after.mask_size
+        takes |= bool(lost(before.cidrs, kept, family)) or (after is not None and before.mask_size != after.mask_size)
         problems += cidrs_lost(change.name, change.key, f"{field}.cidrs", before.cidrs, kept, family, live.cilium_held)
         if after:
             mask = before.mask_size, after.mask_size

@@ -46,7 +46,13 @@ _owner = operator.itemgetter(Block._fields.index("owner"))
 
 def cidrs_of(texts: Iterable[str], family: Version | None = None) -> list[Cidr]:
     """The CIDRs that texts name, of one family or of both; what is none is left out."""
-    return [cidr for text in texts if (cidr := Cidr.within(text)) and family in (None, cidr.version)]
+    return [cidr for text in texts if (cidr := Cidr.masked(text)) and family in (None, cidr.version)]
+
+
+def lost(before: Iterable[str], after: Iterable[str], family: Version) -> list[Cidr]:
+    """The CIDRs of a list that another does not cover: they went, or became smaller."""
+    kept = IntervalSet(cidrs_of(after, family))
+    return [cidr for cidr in cidrs_of(before, family) if not kept.covers(cidr)]
 
 
 class _Index:
@@ -87,9 +93,6 @@ class _Index:
         owners = dict.fromkeys(map(_owner, blocks))
         owners.pop(but, None)
         return Holders(len(owners), tuple(owners)[:SHOWN])
-
-    def of_family(self, version: Version) -> bool:
-        return any(each == version for each, _ in self._lengths)
 
     def count_inside(self, cidr: Cidr) -> tuple[int, tuple[Block, ...]]:
         start, end = self._span(cidr, cidr.last)
@@ -158,7 +161,7 @@ class Holdings:
         for pool, texts in (("", cidrs), *pools):
             for text in texts:
                 blocks = held.setdefault(pool, {})
-                if cidr := Cidr.within(text):
+                if cidr := Cidr.masked(text):
                     blocks[Block(cidr, owner)] = None
         if not held and not more:
             return
@@ -207,7 +210,7 @@ class Holdings:
 
     def of_family(self, family: Version) -> bool:
         """Whether anybody holds a CIDR of the family."""
-        return self._all.of_family(family)
+        return self.blocks_inside(Cidr(family, 0, 0))[0] > 0
 
     def blocks_inside(self, cidr: Cidr) -> tuple[int, tuple[Block, ...]]:
         """How many blocks lie in a CIDR, and the first of them."""

@@ -16,7 +16,7 @@ from netloom.cidr import VERSIONS, Cidr, Version, format_address
 from netloom.cidr.interval_set import IntervalSet
 from netloom.guard import words
 from netloom.guard.decode import Change
-from netloom.guard.holdings import Holders, cidrs_of
+from netloom.guard.holdings import Holders, cidrs_of, lost
 from netloom.guard.live import Live
 from netloom.guard.verdict import Verdict
 
@@ -97,7 +97,7 @@ def _takes(change: Change[NetloomNetwork], old: NetloomNetwork, new: NetloomNetw
         return True
     for family in VERSIONS:
         (before, old_size), (after, new_size) = _list(old, family), _list(new, family)
-        if before and (old_size != new_size or _lost(before, after, family)):
+        if before and (old_size != new_size or lost(before, after, family)):
             return True
     return _narrows(old, new)
 
@@ -144,8 +144,8 @@ def _pool(name: str, family: Version, old: NetloomNetwork, new: NetloomNetwork, 
     (before, old_size), (after, new_size) = _list(old, family), _list(new, family)
     field = f"spec.ipam.clusterPool.ipv{family}PodCIDRList"
     kept = IntervalSet(cidrs_of(after, family))
-    lost = _lost(before, after, family)
-    problems = [_cidr_lost(name, field, str(cidr), live.held.outside(kept, cidr), live) for cidr in lost]
+    gone = lost(before, after, family)
+    problems = [_cidr_lost(name, field, str(cidr), live.held.outside(kept, cidr), live) for cidr in gone]
     if before and old_size != new_size:
         message = (
             f"the mask size cannot change while it is in use: {_in_use(live)}, cut as blocks of /{old_size}, and new "
@@ -155,14 +155,6 @@ def _pool(name: str, family: Version, old: NetloomNetwork, new: NetloomNetwork, 
         field = f"spec.ipam.clusterPool.ipv{family}MaskSize"
         problems.append(Problem(name, field, str(new_size), "CIDRInUse", message, way_out))
     return problems
-
-
-def _lost(before: tuple[str, ...], after: tuple[str, ...], family: Version) -> list[Cidr]:
-    """The CIDRs of a list that another does not cover."""
-    if before == after:
-        return []
-    kept = IntervalSet(cidrs_of(after, family))
-    return [cidr for cidr in cidrs_of(before, family) if not kept.covers(cidr)]
 
 
 def _cidr_lost(name: str, field: str, cidr: str, holders: Holders, live: Live) -> Problem:
@@ -226,7 +218,7 @@ def _narrows(old: NetloomNetwork, new: NetloomNetwork) -> bool:
 def _narrowed(old: NetloomNetwork, new: NetloomNetwork, family: Version) -> Cidr | None:
     """The native routing CIDR that was, if another stands in its place now that does not cover it, and it matters."""
     before, after = _native_cidr(old, family), _native_cidr(new, family)
-    covered = Cidr.within(before)
+    covered = Cidr.masked(before)
     if covered is None or before == after or not after or not _masquerades(new, family):
         return None
     return None if IntervalSet(cidrs_of([after], family)).covers(covered) else covered
@@ -244,7 +236,7 @@ def _warnings(name: str, old: NetloomNetwork | None, new: NetloomNetwork, live: 
         used = _list(old, family)[0] if old and old.spec.ipam.mode == "cluster-pool" else ()
         before = IntervalSet(cidrs_of(used, family))
         for number, text in enumerate(_list(new, family)[0]):
-            cidr = Cidr.within(text)
+            cidr = Cidr.masked(text)
             if cidr and cidr.version == family and not before.covers(cidr):
                 field = f"spec.ipam.clusterPool.ipv{family}PodCIDRList[{number}]"
                 overlap = nodes_inside(name, field, cidr, live, "ClusterCIDROverlapsNodes")
