@@ -73,7 +73,7 @@ def difference(
 
 def held(obj: NetloomNode) -> tuple[Cidr, ...]:
     """The pod CIDRs that the object holds, as far as they mean any addresses: host bits, say, do not matter here."""
-    return tuple(dict.fromkeys(cidr for text in obj.spec.ipam.pod_cidrs if (cidr := Cidr.within(text)) is not None))
+    return tuple(dict.fromkeys(cidr for text in obj.spec.ipam.pod_cidrs if (cidr := Cidr.masked(text)) is not None))
 
 
 def unusable(obj: NetloomNode) -> Problem | None:

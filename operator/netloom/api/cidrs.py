@@ -29,7 +29,7 @@ def check_cidr(
     def wrong(reason: str, message: str, way_out: str) -> Problem:
         return Problem(object, field, text, reason, message, way_out)
 
-    network = Cidr.within(text)
+    network = Cidr.masked(text)
     if network is None or family not in (None, network.version):
         what = f"an IPv{family} CIDR" if family else "a CIDR"
         return None, [wrong("InvalidCIDR", f"not {what}.", f"Write one such as {example}.")]
@@ -76,7 +76,7 @@ def parse_cidrs(
 
 def check_overlap(texts: Sequence[str], *, object: str, field: str, so: str) -> list[Problem]:
     """Names the first two CIDRs of a list that overlap. so: what that leads to."""
-    networks = [(text, network) for text in texts if (network := Cidr.within(text))]
+    networks = [(text, network) for text in texts if (network := Cidr.masked(text))]
     for number, (text, network) in enumerate(networks):
         for other_text, other in networks[number + 1 :]:
             if network.overlaps(other):
@@ -90,7 +90,7 @@ def check_mask_size(
 ) -> list[Problem]:
     """Names the first CIDR that is too small for a single block. block: what a block is to the reader."""
     for text in texts:
-        network = Cidr.within(text)
+        network = Cidr.masked(text)
         if network and network.version == family and network.length > mask_size:
             message = f"{block} of /{mask_size} is larger than the whole of {text}."
             way_out = "Give a larger CIDR, or a mask size that fits it."

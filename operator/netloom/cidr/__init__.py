@@ -57,7 +57,7 @@ class Cidr(msgspec.Struct, frozen=True, order=True, gc=False):
 
     @classmethod
     def parse(cls, text: str) -> "Cidr":
-        """Of `10.0.0.0/24`. CidrError for all else, host bits (see `within`) included."""
+        """Of `10.0.0.0/24`. CidrError for all else, host bits (see `masked`) included."""
         address, length = split(text)
         bits, base = len(address) * 8, int.from_bytes(address, "big")
         if base & ((1 << (bits - length)) - 1):
@@ -65,7 +65,7 @@ class Cidr(msgspec.Struct, frozen=True, order=True, gc=False):
         return cls(4 if bits == 32 else 6, base, length)
 
     @classmethod
-    def within(cls, text: str) -> "Cidr | None":
+    def masked(cls, text: str) -> "Cidr | None":
         """The CIDR that a text means, host bits dropped; None where the text is no address and prefix length."""
         try:
             return cls.of(*split(text))

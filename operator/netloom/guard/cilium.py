@@ -13,9 +13,10 @@ from netloom.api.core import ConfigMap
 from netloom.api.problem import Problem
 from netloom.api.words import NODES_HOLD, in_use
 from netloom.cidr import VERSIONS, Cidr, Version
+from netloom.cidr.interval_set import IntervalSet
 from netloom.guard import wording
 from netloom.guard.decode import Change
-from netloom.guard.holdings import Ranges, cidrs_of
+from netloom.guard.holdings import cidrs_of, lost
 from netloom.guard.live import CILIUM_IN_USE, CILIUM_MODE, Live
 from netloom.guard.network import nodes_inside
 from netloom.guard.pool import cidrs_lost, mask_changed, pool_deleted
@@ -130,9 +131,9 @@ def _pool(name: str, family: Version, old: Mapping[str, str], new: Mapping[str, 
     before, after = old.get(cidr_key, ""), new.get(cidr_key, "")
     if before != after:
         kept = frozenset(cidrs_of(elements(after), family))
-        covers = Ranges(kept)
-        lost = [cidr for cidr in dict.fromkeys(cidrs_of(elements(before), family)) if cidr not in kept]
-        problems += [_element_lost(name, cidr_key, after, cidr, cidr in covers, live) for cidr in lost]
+        together = IntervalSet(kept)
+        gone = [cidr for cidr in dict.fromkeys(cidrs_of(elements(before), family)) if cidr not in kept]
+        problems += [_element_lost(name, cidr_key, after, cidr, together.covers(cidr), live) for cidr in gone]
     used = bool(cidrs_of(elements(before), family)) or live.cilium_held.of_family(family)
     size, wanted = _mask(old, family), _mask(new, family)
     if used and size.isdecimal() and (size != wanted or (mask_key in old and mask_key not in new)):
@@ -163,7 +164,7 @@ def _uncovered(name: str, family: Version, new: Mapping[str, str], live: Live) -
     """A configuration that is made anew without CIDRs that nodes hold: a removal in two steps."""
     key = CIDR_KEYS[family]
     text = new.get(key, "")
-    holders = live.cilium_held.outside_family(Ranges(cidrs_of(elements(text), family)), family)
+    holders = live.cilium_held.outside_family(IntervalSet(cidrs_of(elements(text), family)), family)
     if not holders.count:
         return []
     message = (
@@ -229,7 +230,7 @@ def _migration_warnings(name: str, old: Mapping[str, str], new: Mapping[str, str
         return [warning(message, f"Create the CiliumPodIPPool {pool_name}, or name it in {AUTO_CREATE}.")]
     problems: list[Problem] = []
     for family, (cidrs, mask) in families.items():
-        holders = live.cilium_held.outside_family(Ranges(cidrs_of(cidrs, family)), family)
+        holders = live.cilium_held.outside_family(IntervalSet(cidrs_of(cidrs, family)), family)
         if holders.count:
             message = f"the pool {pool_name} does not cover what nodes have: {holders.blocks('outside it')}."
             problems.append(warning(message, f"Give it all of {CIDR_KEYS[family]}."))
@@ -287,9 +288,7 @@ def decide_cilium_pool(change: Change[CiliumPodIPPool], live: Live) -> Verdict:
         field, kept = f"spec.ipv{family}", after.cidrs if after else ()
         if before is None:
             continue
-        covers = Ranges(cidrs_of(kept, family))
-        takes |= any(cidr not in covers for cidr in cidrs_of(before.cidrs, family))
-        takes |= after is not None and before.mask_size != after.mask_size
+        takes |= bool(lost(before.cidrs, kept, family)) or (after is not None and before.mask_size != after.mask_size)
         problems += cidrs_lost(change.name, change.key, f"{field}.cidrs", before.cidrs, kept, family, live.cilium_held)
         if after:
             mask = before.mask_size, after.mask_size

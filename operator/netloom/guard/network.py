@@ -14,9 +14,10 @@ from netloom.api.v1alpha1 import IN_USE_FINALIZER, NETWORK_NAME, NetloomNetwork
 from netloom.api.validation.network import network_warnings
 from netloom.api.words import NODES_HOLD, in_use
 from netloom.cidr import VERSIONS, Cidr, Version, format_address
+from netloom.cidr.interval_set import IntervalSet
 from netloom.guard import wording
 from netloom.guard.decode import Change
-from netloom.guard.holdings import Holders, Ranges, cidrs_of, parse
+from netloom.guard.holdings import Holders, cidrs_of, lost
 from netloom.guard.live import Live
 from netloom.guard.verdict import Verdict
 
@@ -96,7 +97,7 @@ def _takes(change: Change[NetloomNetwork], old: NetloomNetwork, new: NetloomNetw
         return True
     for family in VERSIONS:
         (before, old_size), (after, new_size) = _list(old, family), _list(new, family)
-        if before and (old_size != new_size or _lost(before, after, family)):
+        if before and (old_size != new_size or lost(before, after, family)):
             return True
     return _narrows(old, new)
 
@@ -136,9 +137,9 @@ def _pool(name: str, family: Version, old: NetloomNetwork, new: NetloomNetwork, 
     """Cluster CIDRs of a family that go or shrink, and its mask size."""
     (before, old_size), (after, new_size) = _list(old, family), _list(new, family)
     field = f"spec.ipam.clusterPool.ipv{family}PodCIDRList"
-    kept = Ranges(cidrs_of(after, family))
-    lost = _lost(before, after, family)
-    problems = [_cidr_lost(name, field, str(cidr), live.held.outside(kept, cidr), live) for cidr in lost]
+    kept = IntervalSet(cidrs_of(after, family))
+    gone = lost(before, after, family)
+    problems = [_cidr_lost(name, field, str(cidr), live.held.outside(kept, cidr), live) for cidr in gone]
     if before and old_size != new_size:
         message = (
             f"the mask size cannot change while it is in use: {_in_use(live)}, cut as blocks of /{old_size}, and new "
@@ -148,14 +149,6 @@ def _pool(name: str, family: Version, old: NetloomNetwork, new: NetloomNetwork, 
         field = f"spec.ipam.clusterPool.ipv{family}MaskSize"
         problems.append(Problem(name, field, str(new_size), "CIDRInUse", message, way_out))
     return problems
-
-
-def _lost(before: tuple[str, ...], after: tuple[str, ...], family: Version) -> list[Cidr]:
-    """The CIDRs of a list that another does not cover."""
-    if before == after:
-        return []
-    kept = Ranges(cidrs_of(after, family))
-    return [cidr for cidr in cidrs_of(before, family) if cidr not in kept]
 
 
 def _cidr_lost(name: str, field: str, cidr: str, holders: Holders, live: Live) -> Problem:
@@ -173,7 +166,7 @@ def _uncovered(name: str, new: NetloomNetwork, live: Live) -> list[Problem]:
     problems: list[Problem] = []
     for family in VERSIONS:
         texts, _ = _list(new, family)
-        holders = live.held.outside_family(Ranges(cidrs_of(texts, family)), family)
+        holders = live.held.outside_family(IntervalSet(cidrs_of(texts, family)), family)
         if holders.count:
             message = (
                 f"it does not cover what is in use: {holders.blocks('outside it')}, and their pods "
@@ -197,10 +190,10 @@ def _native(
     if covered is None:
         return []
     before, after = _native_cidr(old, family), _native_cidr(new, family)
-    kept = Ranges(cidrs_of([after], family))
+    kept = IntervalSet(cidrs_of([after], family))
     holders = live.held.outside(kept, covered, within=True)
     cidrs = [cidr for cidr in cidrs_of(_list(new, family)[0], family) if pool and covered.contains(cidr)]
-    lost = [str(cidr) for cidr in cidrs if cidr not in kept]
+    lost = [str(cidr) for cidr in cidrs if not kept.covers(cidr)]
     if holders.count:
         what = f"it no longer covers pods: {holders.blocks('outside it')}"
     elif lost:
@@ -219,10 +212,10 @@ def _narrows(old: NetloomNetwork, new: NetloomNetwork) -> bool:
 def _narrowed(old: NetloomNetwork, new: NetloomNetwork, family: Version) -> Cidr | None:
     """The native routing CIDR that was, if another stands in its place now that does not cover it, and it matters."""
     before, after = _native_cidr(old, family), _native_cidr(new, family)
-    covered = parse(before)
+    covered = Cidr.masked(before)
     if covered is None or before == after or not after or not _masquerades(new, family):
         return None
-    return covered if covered not in Ranges(cidrs_of([after], family)) else None
+    return None if IntervalSet(cidrs_of([after], family)).covers(covered) else covered
 
 
 def _warnings(name: str, old: NetloomNetwork | None, new: NetloomNetwork, live: Live) -> list[Problem]:
@@ -234,10 +227,11 @@ def _warnings(name: str, old: NetloomNetwork | None, new: NetloomNetwork, live: 
     if new.spec.ipam.mode != "cluster-pool":
         return found
     for family in VERSIONS:
-        before = Ranges(cidrs_of(_list(old, family)[0], family) if old and old.spec.ipam.mode == "cluster-pool" else ())
+        used = _list(old, family)[0] if old and old.spec.ipam.mode == "cluster-pool" else ()
+        before = IntervalSet(cidrs_of(used, family))
         for number, text in enumerate(_list(new, family)[0]):
-            cidr = parse(text)
-            if cidr and cidr.version == family and cidr not in before:
+            cidr = Cidr.masked(text)
+            if cidr and cidr.version == family and not before.covers(cidr):
                 field = f"spec.ipam.clusterPool.ipv{family}PodCIDRList[{number}]"
                 overlap = nodes_inside(name, field, cidr, live, "ClusterCIDROverlapsNodes")
                 found += [replace(problem, severity="warning") for problem in overlap]

@@ -4,8 +4,9 @@ from netloom.api.problem import Problem
 from netloom.api.v1alpha1 import NetloomIPPool, PoolFamily
 from netloom.api.validation.pool import validate_pool_update
 from netloom.cidr import VERSIONS, Cidr, Version
+from netloom.cidr.interval_set import IntervalSet
 from netloom.guard.decode import Change
-from netloom.guard.holdings import Holdings, Ranges, cidrs_of, parse
+from netloom.guard.holdings import Holdings, cidrs_of, lost
 from netloom.guard.live import Live
 from netloom.guard.network import nodes_inside
 from netloom.guard.verdict import Verdict
@@ -50,11 +51,9 @@ def cidrs_lost(
     name: str, key: str, field: str, before: tuple[str, ...], after: tuple[str, ...], family: Version, held: Holdings
 ) -> list[Problem]:
     """CIDRs that go or shrink although nodes hold blocks there."""
-    kept = Ranges(cidrs_of(after, family))
+    kept = IntervalSet(cidrs_of(after, family))
     problems: list[Problem] = []
-    for cidr in cidrs_of(before, family):
-        if cidr in kept:
-            continue
+    for cidr in lost(before, after, family):
         holders = held.outside(kept, cidr, key)
         if holders.count:
             message = (
@@ -84,12 +83,9 @@ def _changed(change: Change[NetloomIPPool], old: NetloomIPPool, new: NetloomIPPo
     problems: list[Problem] = []
     for family in VERSIONS:
         before, after = _of(old, family), _of(new, family)
-        if before is None:
-            continue
-        field, kept = f"spec.ipv{family}", after.cidrs if after else ()
-        if before.cidrs != kept:
-            problems += cidrs_lost(change.name, change.key, f"{field}.cidrs", before.cidrs, kept, family, live.held)
-        if after:
+        field, had, kept = f"spec.ipv{family}", _cidrs(old, family), _cidrs(new, family)
+        problems += cidrs_lost(change.name, change.key, f"{field}.cidrs", had, kept, family, live.held)
+        if before and after:
             mask = before.mask_size, after.mask_size
             problems += mask_changed(change.name, change.key, f"{field}.maskSize", *mask, live.held)
     # Neither a mask size nor a family changes of a pool, in use or not: the same as the API server's own rules.
@@ -99,25 +95,18 @@ def _changed(change: Change[NetloomIPPool], old: NetloomIPPool, new: NetloomIPPo
 
 def _takes(old: NetloomIPPool, new: NetloomIPPool) -> bool:
     """Whether a CIDR goes or shrinks."""
-    for family in VERSIONS:
-        before, after = _of(old, family), _of(new, family)
-        kept = Ranges(cidrs_of(after.cidrs if after else (), family))
-        if before and any(cidr not in kept for cidr in cidrs_of(before.cidrs, family)):
-            return True
-    return False
+    return any(lost(_cidrs(old, family), _cidrs(new, family), family) for family in VERSIONS)
 
 
 def _added(old: NetloomIPPool | None, new: NetloomIPPool) -> list[tuple[str, Cidr]]:
     """CIDRs with addresses that the pool had not before, each with its field."""
-    added: list[tuple[str, Cidr]] = []
-    for family in VERSIONS:
-        before, after = _of(old, family) if old else None, _of(new, family)
-        had = Ranges(cidrs_of(before.cidrs if before else (), family))
-        for number, text in enumerate(after.cidrs if after else ()):
-            cidr = parse(text)
-            if cidr and cidr.version == family and cidr not in had:
-                added.append((f"spec.ipv{family}.cidrs[{number}]", cidr))
-    return added
+    had = IntervalSet(cidr for family in VERSIONS for cidr in cidrs_of(_cidrs(old, family), family))
+    return [
+        (f"spec.ipv{family}.cidrs[{number}]", cidr)
+        for family in VERSIONS
+        for number, text in enumerate(_cidrs(new, family))
+        if (cidr := Cidr.masked(text)) and cidr.version == family and not had.covers(cidr)
+    ]
 
 
 def _overlaps(change: Change[NetloomIPPool], field: str, cidr: Cidr, live: Live) -> list[Problem]:
@@ -138,7 +127,7 @@ def _overlaps(change: Change[NetloomIPPool], field: str, cidr: Cidr, live: Live)
 
 def _other(live: Live, name: str, cidr: Cidr) -> Cidr:
     """The first CIDR of a pool that overlaps."""
-    texts = [text for family in VERSIONS if (each := _of(live.pools[name], family)) for text in each.cidrs]
+    texts = [text for family in VERSIONS for text in _cidrs(live.pools[name], family)]
     return next(other for other in cidrs_of(texts) if other.overlaps(cidr))
 
 
@@ -153,3 +142,8 @@ def _cluster_cidrs(live: Live, family: Version) -> list[Cidr]:
 
 def _of(pool: NetloomIPPool, family: Version) -> PoolFamily | None:
     return pool.spec.ipv4 if family == 4 else pool.spec.ipv6
+
+
+def _cidrs(pool: NetloomIPPool | None, family: Version) -> tuple[str, ...]:
+    block = _of(pool, family) if pool else None
+    return block.cidrs if block else ()

@@ -134,7 +134,7 @@ class Allocator:
             if obstacle is not None:
                 plan.decisions[request.node] = obstacle
             elif cidr not in known.entries:
-                known.taken.add(cidr.base, cidr.last)
+                known.taken.add(cidr)
                 self._enter(plan, known, cidr, Entry(request.node))
 
     def _enter(self, plan: Plan, known: KnownLedger, cidr: Cidr, entry: Entry) -> None:

@@ -2,9 +2,8 @@
 
 from collections.abc import Iterable, Set
 
-from netloom.cidr import Cidr, Version
-from netloom.ipam import intervals
-from netloom.ipam.intervals import Intervals
+from netloom.cidr import Cidr
+from netloom.cidr.interval_set import IntervalSet
 
 
 class Assignments:
@@ -15,7 +14,7 @@ class Assignments:
         """By node, not one with none."""
         self._entered: dict[str, tuple[Cidr, ...]] = {}
         self._held: dict[str, tuple[Cidr, ...]] = {}
-        self._ranges: dict[Version, Intervals] | None = None
+        self._ranges: IntervalSet | None = None
 
     def entered(self, node: str) -> tuple[Cidr, ...]:
         """The blocks that the ledgers have for a node."""
@@ -33,14 +32,11 @@ class Assignments:
         """Whether there is any holder."""
         return bool(self._entered or self._held)
 
-    def overlap(self, cidr: Cidr) -> tuple[int, int] | None:
-        """The highest of the unrecorded ranges that shares an address with it."""
+    def overlap(self, cidr: Cidr) -> Cidr | None:
+        """The highest of the unrecorded blocks that shares an address with it."""
         if self._ranges is None:
-            self._ranges = {4: Intervals(), 6: Intervals()}
-            for version in self._ranges:
-                flat = (each for cidrs in self.unrecorded.values() for each in cidrs if each.version == version)
-                self._ranges[version] = intervals.of(flat)
-        return self._ranges[cidr.version].overlap(cidr.base, cidr.last)
+            self._ranges = IntervalSet(each for cidrs in self.unrecorded.values() for each in cidrs)
+        return self._ranges.overlap(cidr)
 
     # Changes; each returns blocks that are not unrecorded any more, so perhaps free.
 

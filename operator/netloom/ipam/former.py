@@ -7,7 +7,7 @@ addresses, and never gives an address twice.
 """
 
 from netloom.cidr import Cidr, Version
-from netloom.ipam.intervals import Intervals
+from netloom.cidr.interval_set import IntervalSet
 
 
 class Former:
@@ -15,20 +15,20 @@ class Former:
 
     def __init__(self) -> None:
         self._of: dict[str, tuple[Cidr, ...]] = {}
-        self._ranges: dict[Version, Intervals] = {4: Intervals(), 6: Intervals()}
+        self._blocks = IntervalSet()
 
     def remember(self, node: str, cidr: Cidr) -> None:
         """The node had this block. Of two that overlap the first counts."""
         if self.overlap(cidr) is None:
             self._of[node] = (*self._of.get(node, ()), cidr)
-            self._ranges[cidr.version].add(cidr.base, cidr.last)
+            self._blocks.add(cidr)
 
     def forget(self, node: str, version: Version | None = None) -> tuple[Cidr, ...]:
         """The node (in this family) has another by now, or is gone. What nobody wishes for any more."""
         known = self._of.pop(node, ())
         gone = tuple(cidr for cidr in known if version in (None, cidr.version))
         for cidr in gone:
-            self._ranges[cidr.version].remove(cidr.base, cidr.last)
+            self._blocks.remove(cidr)
         if len(gone) < len(known):
             self._of[node] = tuple(cidr for cidr in known if cidr not in gone)
         return gone
@@ -41,6 +41,6 @@ class Former:
         """All that are remembered."""
         return list(self._of)
 
-    def overlap(self, cidr: Cidr) -> tuple[int, int] | None:
-        """The highest of the remembered ranges that shares an address with it."""
-        return self._ranges[cidr.version].overlap(cidr.base, cidr.last)
+    def overlap(self, cidr: Cidr) -> Cidr | None:
+        """The highest of the remembered blocks that shares an address with it."""
+        return self._blocks.overlap(cidr)

@@ -3,10 +3,9 @@
 from collections.abc import Collection, Iterable, Mapping
 
 from netloom.cidr import Cidr, Version
-from netloom.ipam import intervals
+from netloom.cidr.interval_set import IntervalSet
 from netloom.ipam.assignments import Assignments
 from netloom.ipam.former import Former
-from netloom.ipam.intervals import Intervals
 from netloom.ipam.known_ledgers import KnownLedgers
 from netloom.ipam.plan import BlockRequest, BlockTaken, Deferred, Refusal
 from netloom.ipam.pool import Exhausted, Pool, Usage
@@ -21,16 +20,13 @@ class FreeBlocks:
         self._assignments = assignments
         self._former = former
         self._pools: dict[Version, Pool] = {}
-        self._reserved: dict[Version, Intervals] = {}
+        self._reserved = IntervalSet()
 
     def configure(self, mode: str, pools: Iterable[Pool], reserved: Collection[Cidr] = ()) -> None:
         """Entries are made in `mode`, blocks come from `pools`; none is given that contains a `reserved` address."""
         self.mode = mode
         self._pools = {pool.version: pool for pool in pools}
-        self._reserved = {
-            version: intervals.of(address for address in reserved if address.version == version)
-            for version in self._pools
-        }
+        self._reserved = IntervalSet(reserved)
 
     def put_back(self, cidrs: Iterable[Cidr]) -> None:
         """They are (perhaps) free again. To say so too often does no harm."""
@@ -60,13 +56,13 @@ class FreeBlocks:
                 break
             known = self._ledgers.of(found)
             if found not in known.entries:
-                known.taken.add(found.base, found.last)
+                known.taken.add(found)
                 new.append(found)
             chosen.append(found)
         if refusal is None and chosen:
             return tuple(chosen)
         for cidr in new:
-            self._ledgers.of(cidr).taken.remove(cidr.base, cidr.last)
+            self._ledgers.of(cidr).taken.remove(cidr)
         self.put_back(new)
         return refusal or Deferred("NoClusterCIDR", "the network has no usable CIDR to give blocks from")
 
@@ -79,7 +75,7 @@ class FreeBlocks:
         entry = known.entries.get(cidr)
         if entry is not None and entry.node == node:
             return None
-        if known.taken.overlap(cidr.base, cidr.last) is not None:
+        if known.taken.overlap(cidr) is not None:
             for other, entry in known.entries.items():
                 if other.overlaps(cidr):
                     return BlockTaken(cidr, other, entry.node)
@@ -112,7 +108,7 @@ class FreeBlocks:
         cidr = self._former.of(node, version)
         if cidr is None or version not in self._pools or not self._pools[version].gives(cidr):
             return None
-        reserved = self._reserved[version].overlap(cidr.base, cidr.last)
+        reserved = self._reserved.overlap(cidr)
         return None if reserved or isinstance(self.obstacle(cidr, node), BlockTaken) else cidr
 
     def _occupied(self, cidr: Cidr) -> int | None:
@@ -120,8 +116,8 @@ class FreeBlocks:
         known = self._ledgers.of(cidr)
         if known.deferral(self.mode):
             return known.range.last
-        found = known.taken.overlap(cidr.base, cidr.last) or self._assignments.overlap(cidr)
-        if not found and cidr.version in self._reserved:
-            found = self._reserved[cidr.version].overlap(cidr.base, cidr.last)
-        found = found or self._former.overlap(cidr)
-        return found[1] if found else None
+        for each in (known.taken, self._assignments, self._reserved, self._former):
+            found = each.overlap(cidr)
+            if found is not None:
+                return found.last
+        return None

@@ -4,8 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from netloom.cidr import Cidr
-from netloom.ipam import intervals
-from netloom.ipam.intervals import Intervals
+from netloom.cidr.interval_set import IntervalSet
 from netloom.ipam.ledger import Entry, Ledger, LedgerError, Mark
 from netloom.ipam.ledger_range import ledger_name, ledger_range_of
 from netloom.ipam.plan import Deferred
@@ -25,7 +24,7 @@ class KnownLedger:
     """A commit went wrong: to be read again before anything is planned here."""
     foreign_changes: int = 0
     """Grows whenever the content was replaced by anything but our own commit."""
-    taken: Intervals = field(default_factory=Intervals)
+    taken: IntervalSet = field(default_factory=IntervalSet)
     """All entries, and blocks that are being entered."""
     marked: set[Cidr] = field(default_factory=set)
     """Entries with marks."""
@@ -48,7 +47,7 @@ class KnownLedger:
         self.problem = content.problem if isinstance(content, LedgerError) else ""
         self.version, self.stale = version, False
         self.foreign_changes += 1
-        self.taken = intervals.of(self.entries)
+        self.taken = IntervalSet(self.entries)
         self.marked = {cidr for cidr, entry in self.entries.items() if entry.marks}
         self.seen = {mark: self.seen.get(mark, now) for cidr in self.marked for mark in self.entries[cidr].marks}
         return True
@@ -60,7 +59,7 @@ class KnownLedger:
         self.marked -= edits.keys()
         self.marked |= {cidr for cidr, entry in edits.items() if entry is not None and entry.marks}
         for cidr in freed:
-            self.taken.remove(cidr.base, cidr.last)
+            self.taken.remove(cidr)
         return freed
 
     def deferral(self, mode: str) -> Deferred | None:

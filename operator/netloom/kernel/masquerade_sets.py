@@ -10,7 +10,7 @@ from types import MappingProxyType
 import msgspec
 
 from netloom.cidr import Cidr, format_address
-from netloom.kernel.cover import END, START, Cover, keys, prefix_of
+from netloom.kernel.cover import END, START, Cover, cidr_of, keys
 from netloom.kernel.nftables import DELSETELEM, NEWSETELEM, ElementMessages
 from netloom.kernel.ruleset import SETS, SIZES, TABLE, Wanted, size_of
 from netloom.kernel.table import Table
@@ -103,7 +103,7 @@ class Sets:
     def __init__(self) -> None:
         self.rules = MasqueradeRules(ipv4=False, ipv6=False)
         self.tables: dict[str, Table[bytes, bool]] = {name: Table() for name in SETS}
-        self._covers = {name: Cover(size_of(name)) for name in SETS}
+        self._covers = {name: Cover() for name in SETS}
         self._messages = {name: ElementMessages(TABLE, name, size_of(name)) for name in SETS}
         self._intervals: dict[str, dict[bytes, tuple[bytes, ...]]] = {name: {} for name in SETS}
         self._open: dict[str, tuple[bytes, ...]] = {}
@@ -154,7 +154,7 @@ class Sets:
             table = self.tables[name]
             if table.kernel.keys() - table.desired.keys():
                 starts = {pair[0]: pair for pair in intervals(table.kernel)}
-                found += filter(None, [prefix_of(pair) for key, pair in starts.items() if key not in table.desired])
+                found += filter(None, [cidr_of(pair) for key, pair in starts.items() if key not in table.desired])
         self.set_known(_UNKNOWN, tuple(found))
 
     def prune(self) -> None:

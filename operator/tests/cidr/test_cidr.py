@@ -54,7 +54,7 @@ def test_prefixes_are_those_of_the_standard_library(
         assert Cidr.parse(str(network)) == cidr
     if is_address(str(address)):
         text = f"{address}/{network.prefixlen}"
-        assert (Cidr.within(text), split(text)) == (cidr, (address.packed, network.prefixlen))
+        assert (Cidr.masked(text), split(text)) == (cidr, (address.packed, network.prefixlen))
 
 
 @given(st.ip_addresses(), cidrs())

@@ -60,7 +60,7 @@ def test_both_families_or_neither(known: Allocator) -> None:
     known.blocks.configure(MODE, [Pool(4, [Cidr.parse("10.0.0.0/23")], 24), six])
     assert choose(known.blocks, "a") == ["10.0.0.0/24", "fd00::/120"]
     assert isinstance(choose(known.blocks, "b"), Exhausted)
-    assert known.ledgers.of(ONE).taken.overlap(ONE.base, ONE.last) is None
+    assert known.ledgers.of(ONE).taken.overlap(ONE) is None
 
 
 @pytest.mark.parametrize("held", [False, True])

@@ -51,11 +51,11 @@ def test_a_mark_is_waited_out_from_when_it_was_first_seen() -> None:
 def test_a_commit_says_what_it_freed() -> None:
     known = KnownLedgers().of(ONE)
     known.load(a_ledger(one="a"), "1", 0.0)
-    known.taken.add(OTHER.base, OTHER.last)
+    known.taken.add(OTHER)
     freed = known.committed({ONE: None, OTHER: Entry("b", (STRANGER,))}, a_ledger(other="b"), "2")
     assert freed == [ONE]
-    assert known.taken.overlap(ONE.base, ONE.last) is None
-    assert known.taken.overlap(OTHER.base, OTHER.last) is not None
+    assert known.taken.overlap(ONE) is None
+    assert known.taken.overlap(OTHER) is not None
     assert (known.marked, known.version) == ({OTHER}, "2")
 
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from netloom.cidr import Cidr
-from netloom.kernel.cover import Cover, keys, prefix_of
+from netloom.kernel.cover import Cover, cidr_of, keys
 from netloom.kernel.masquerade_sets import MasqueradeRules, Masquerading, Sets, intervals
 from tests.kernel.nft import prefixes
 
@@ -17,7 +17,7 @@ def texts(found: list[Cidr]) -> list[str]:
 
 
 def test_a_cidr_that_contains_others_takes_their_place_and_gives_it_back() -> None:
-    cover = Cover(4)
+    cover = Cover()
     for prefix in prefixes("10.1.0.0/24", "10.1.1.0/24", "10.1.1.128/25", "10.2.0.0/24"):
         cover.add(prefix)
     (wide,) = prefixes("10.1.0.0/16")
@@ -28,7 +28,7 @@ def test_a_cidr_that_contains_others_takes_their_place_and_gives_it_back() -> No
 
 
 def test_what_two_have_goes_with_the_second() -> None:
-    cover = Cover(4)
+    cover = Cover()
     (prefix,) = prefixes("10.1.0.0/24")
     assert cover.add(prefix) == ([prefix], [])
     assert cover.add(prefix) == ([], [])
@@ -49,12 +49,12 @@ def test_what_two_have_goes_with_the_second() -> None:
 )
 def test_the_elements_of_a_cidr(cidr: str, elements: list[str]) -> None:
     assert [key.hex() for key in keys(Cidr.parse(cidr))] == elements
-    assert prefix_of(keys(Cidr.parse(cidr))) == Cidr.parse(cidr)
+    assert cidr_of(keys(Cidr.parse(cidr))) == Cidr.parse(cidr)
 
 
 @pytest.mark.parametrize("interval", [("0a01000001", "0a01018000"), ("0a01008001", "0a01018000"), ("0a01000001",)])
 def test_what_is_no_cidr_is_none(interval: tuple[str, ...]) -> None:
-    assert prefix_of(tuple(map(bytes.fromhex, interval))) is None
+    assert cidr_of(tuple(map(bytes.fromhex, interval))) is None
 
 
 @st.composite

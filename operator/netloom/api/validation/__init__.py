@@ -2,7 +2,7 @@
 
 The rules of `crds/` are said here again, in the same words, for objects that never met an API server, or met it before
 a rule existed. The rest is what those rules cannot say, as they see one object at a time: cluster CIDRs that hold
-nodes' addresses, pools that overlap. All functions are pure; a test holds their words against the API server's.
+nodes' addresses. All functions are pure; a test holds their words against the API server's.
 """
 
 from netloom.api.meta import Object

@@ -66,7 +66,7 @@ def cluster_cidrs(network: NetloomNetwork | None) -> list[tuple[str, Cidr]]:
         (f"spec.ipam.clusterPool.ipv{family}PodCIDRList[{number}]", cidr)
         for family, (texts, _) in _lists(network.spec.ipam.cluster_pool).items()
         for number, text in enumerate(texts)
-        if (cidr := Cidr.within(text)) and cidr.version == family
+        if (cidr := Cidr.masked(text)) and cidr.version == family
     ]
 
 

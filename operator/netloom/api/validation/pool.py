@@ -1,4 +1,4 @@
-"""NetloomIPPools: each by itself and beside the nodes, and what a change of one breaks."""
+"""NetloomIPPools: each by itself, beside the nodes, and what a change breaks."""
 
 from netloom.api.cidrs import (
     NodeAddresses,
