@@ -170,7 +170,7 @@ def test_a_mode_change_of_cilium_is_refused(cilium: Cilium, guards: Guards) -> N
 
 
 def test_a_guard_that_has_made_its_certificates_holds_less_than_70_mib(guards: Guards) -> None:
-    """With `cryptography` in it, which takes 11 of them. With 5,000 nodes it holds 1 to 2 more (`make bench-webhook`)."""
+    """With `cryptography` in it, which takes 11 of them. `make bench-webhook` tells what it holds with 5,000 nodes."""
     guards.install()
     guard = guards.start()
     wait_for("the guard is ready", guard.ready, deadline=30)

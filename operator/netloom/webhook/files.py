@@ -72,9 +72,6 @@ class CertificateFiles:
         self._period = period
         self._presented = Presented(lambda: self._shown is not None and not self._untimely(self._shown))
         self.tls = self._presented.context
-        self._tried: _Content | None = None
-        self._found: _Pair | None = None
-        """The last files that fit, if they are not shown yet."""
         self._shown: _Pair | None = None
         self._wrong = ""
         self._unpublished = ""
@@ -134,17 +131,11 @@ class CertificateFiles:
             found = _Content(
                 certificate=_read(self._certificate), key=_read(self._key), ca=_read(self._ca) if self._ca else ""
             )
+            if self._shown is None or found != self._shown.content:
+                self._take(self._fitting(found))
+            self._wrong = ""
         except OSError as error:
-            self._tried = None  # what is there again counts as new, even if it is the same
             self._complain(f"{error.filename} cannot be read: {error.strerror}")
-            return
-        try:
-            if found != self._tried:
-                self._tried = found
-                self._found = None
-                self._found = self._fitting(found)
-            if self._found:
-                self._take(self._found)
         except certificates.BadCertificate as error:
             self._complain(str(error))
 
@@ -169,8 +160,7 @@ class CertificateFiles:
         if untimely and self._shown and not self._untimely(self._shown):
             raise certificates.BadCertificate(untimely)
         self._presented.show(found.context)
-        self._shown, self._found = found, None
-        self._wrong = ""
+        self._shown = found
         self._woken.set()
         expires = found.certificate.expires
         metrics.CERTIFICATE_EXPIRY.set(expires.timestamp())
