@@ -22,8 +22,7 @@ from netloom.runtime.backoff import Backoff
 from netloom.runtime.client import Api
 from netloom.runtime.errors import AlreadyExists, ApiError, Conflict
 from netloom.runtime.store import Store
-from netloom.runtime.watch import ListWatch
-from netloom.runtime.watch import Timing as WatchTiming
+from netloom.runtime.watch import ListWatch, Timing
 from netloom.webhook import certificates, metrics
 from netloom.webhook.certificates import CA, ServingCertificate
 from netloom.webhook.configuration import Configuration
@@ -35,7 +34,7 @@ log = structlog.get_logger(__name__)
 Clock = Callable[[], dt.datetime]
 
 
-class Timing(msgspec.Struct, frozen=True):
+class AuthorityTiming(msgspec.Struct, frozen=True):
     """Seconds."""
 
     period: float = 5.0
@@ -43,7 +42,7 @@ class Timing(msgspec.Struct, frozen=True):
     base: float = 0.25
     cap: float = 30.0
     """Of the delay after an attempt that failed."""
-    watch: WatchTiming = WatchTiming()
+    watch: Timing = Timing()
 
 
 class Authority:
@@ -63,7 +62,7 @@ class Authority:
         secret: str = CA_SECRET,
         configuration: str = NAME,
         now: Clock | None = None,
-        timing: Timing | None = None,
+        timing: AuthorityTiming | None = None,
     ) -> None:
         self._api = api
         self._namespace = namespace
@@ -71,7 +70,7 @@ class Authority:
         self._addresses = tuple(addresses)
         self._secret = secret
         self._now = now or api.clock.now
-        self._timing = timing or Timing()
+        self._timing = timing or AuthorityTiming()
         self._backoff = Backoff(self._timing.base, self._timing.cap)
         self._presented = Presented(lambda: not self._untimely())
         self.tls = self._presented.context
@@ -88,9 +87,6 @@ class Authority:
         """What is shown now."""
         self.cas: tuple[CA, ...] = ()
         """The CAs of the Secret, as it was read last."""
-        self._read_data: dict[str, str] = {}
-        self._bad = ""
-        """The content that was read last, and what is wrong with it."""
         self.failure = ""
         """Why the last attempt to keep the certificates failed; "" if it did not."""
         self._woken = asyncio.Event()
@@ -175,16 +171,8 @@ class Authority:
         return f"{self._namespace}/{self._secret}"
 
     def _read(self, secret: Secret | None) -> None:
-        """Takes over the CAs in the Secret; what was read already is not read again. Raises BadSecret."""
-        data = secret.data if secret else {}
-        if data != self._read_data:
-            try:
-                self.cas, self._bad = certificates.parse(data, self._key), ""
-            except certificates.BadSecret as error:
-                self._bad = str(error)
-            self._read_data = data
-        if self._bad:
-            raise certificates.BadSecret(self._bad)
+        """Takes over the CAs in the Secret. Raises BadSecret."""
+        self.cas = certificates.parse(secret.data if secret else {}, self._key)
 
     async def _fresh(self) -> Secret:
         secret = await self._api.get(SECRETS, self._secret, self._namespace)
@@ -208,7 +196,7 @@ class Authority:
             else:
                 written = await self._api.replace(SECRETS, msgspec.structs.replace(seen, data=data))
             self.secrets.put(written)
-            self.cas, self._read_data = (*kept, new), data
+            self.cas = (*kept, new)
             log.info("CA made", secret=self._key, expires=f"{new.expires:%Y-%m-%dT%H:%M:%SZ}", beside=len(kept))
         except (AlreadyExists, Conflict) as error:
             log.debug("another replica was faster", error=str(error))

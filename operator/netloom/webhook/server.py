@@ -52,7 +52,7 @@ RESOURCES = frozenset(
 """Named in metrics; any other is `other`, as whoever reaches the port could make up names without end."""
 
 
-class Limits(msgspec.Struct, frozen=True):
+class ServerLimits(msgspec.Struct, frozen=True):
     """Bytes, numbers and seconds. The defaults are for production; tests shorten them."""
 
     body: int = 8 << 20
@@ -71,7 +71,7 @@ class Limits(msgspec.Struct, frozen=True):
 class _Connection(web.RequestHandler):
     """One connection, from its first packet on: a handshake, then rest and work by turns."""
 
-    def __init__(self, server: web.Server, connections: "_Connections", limits: Limits) -> None:
+    def __init__(self, server: web.Server, connections: "_Connections", limits: ServerLimits) -> None:
         super().__init__(
             server,
             loop=asyncio.get_running_loop(),
@@ -188,7 +188,7 @@ class _Connection(web.RequestHandler):
 class _Connections:
     """All that are open, in the order in which they came into their present states."""
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: ServerLimits) -> None:
         self._most = min(limits.connections, max(1, resource.getrlimit(resource.RLIMIT_NOFILE)[0] - RESERVED_FILES))
         self._open: dict[_Connection, None] = {}
 
@@ -221,7 +221,7 @@ async def serve(
     host: str = "0.0.0.0",
     port: int = 0,
     *,
-    limits: Limits | None = None,
+    limits: ServerLimits | None = None,
     leaving: Callable[[], bool] = lambda: False,
 ) -> AsyncIterator[int]:
     """Answers while the context lasts, and gives the port (0: a free one). `host` "" stands for all addresses of both
@@ -231,7 +231,7 @@ async def serve(
     Once `leaving`, each answer is the last of its connection: the next request goes elsewhere. At the end requests that
     have begun are answered, for SHUTDOWN_SECONDS at most. Raises ConfigError if the address cannot be had.
     """
-    limits = limits or Limits()
+    limits = limits or ServerLimits()
     server = web.Server(_Handler(decide, limits, leaving).handle)
     with _listening(host, port) as listener:
         accepting = asyncio.create_task(_accept(listener, tls, server, limits), name="accept")
@@ -262,7 +262,7 @@ def _listening(host: str, port: int) -> Iterator[socket.socket]:
         yield listener
 
 
-async def _accept(listener: socket.socket, tls: ssl.SSLContext, server: web.Server, limits: Limits) -> None:
+async def _accept(listener: socket.socket, tls: ssl.SSLContext, server: web.Server, limits: ServerLimits) -> None:
     loop = asyncio.get_running_loop()
     connections = _Connections(limits)
     async with asyncio.TaskGroup() as handshakes:
@@ -283,7 +283,7 @@ async def _accept(listener: socket.socket, tls: ssl.SSLContext, server: web.Serv
 class _Handler:
     """From HTTP to the decision and back."""
 
-    def __init__(self, decide: Decide, limits: Limits, leaving: Callable[[], bool]) -> None:
+    def __init__(self, decide: Decide, limits: ServerLimits, leaving: Callable[[], bool]) -> None:
         self._decide = decide
         self._limits = limits
         self._leaving = leaving

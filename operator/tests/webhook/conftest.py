@@ -16,7 +16,7 @@ import pytest
 from netloom.api.admission import AdmissionRequest
 from netloom.guard.verdict import ALLOWED, Verdict
 from netloom.webhook import certificates
-from netloom.webhook.server import Limits, serve
+from netloom.webhook.server import ServerLimits, serve
 from netloom.webhook.tls import Presented
 from tests.loops import BOTH, UVLOOP, pytest_collection_modifyitems
 
@@ -97,7 +97,7 @@ LoopFactory = Callable[[], asyncio.AbstractEventLoop]
 
 @pytest.fixture
 def start(ca: certificates.CA, presented: Presented) -> Start:
-    """`async with start(decide, body=..., idle=...) as guarded`; further options are fields of Limits."""
+    """`async with start(decide, body=..., idle=...) as guarded`; further options are fields of ServerLimits."""
 
     @asynccontextmanager
     async def running(
@@ -107,7 +107,7 @@ def start(ca: certificates.CA, presented: Presented) -> Start:
     ) -> AsyncIterator[Guarded]:
         trusting = ssl.create_default_context(cadata=ca.certificate)
         async with (
-            serve(decide, presented.context, "127.0.0.1", limits=Limits(**limits), leaving=leaving) as port,
+            serve(decide, presented.context, "127.0.0.1", limits=ServerLimits(**limits), leaving=leaving) as port,
             aiohttp.ClientSession(
                 connector=aiohttp.TCPConnector(ssl=trusting, limit=0), timeout=aiohttp.ClientTimeout(total=240)
             ) as session,
