@@ -83,16 +83,15 @@ class _Connection(web.RequestHandler):
         )
         self._connections = connections
         self._limits = limits
-        self._handshake: asyncio.Task[None] | None = None
+        self.handshake: asyncio.Task[None] | None = None
+        """While it lasts."""
         self._deadline: asyncio.Handle | None = None
         self._works = False
 
     async def shake_hands(self, sock: socket.socket, tls: ssl.SSLContext) -> None:
-        """Begins as a task, the first state of the connection."""
-        loop = asyncio.get_running_loop()
-        self._handshake = asyncio.current_task()
+        """The task `handshake`, the first state of the connection."""
         try:
-            await loop.connect_accepted_socket(
+            await self._loop.connect_accepted_socket(
                 lambda: self,
                 sock,
                 ssl=tls,
@@ -106,7 +105,7 @@ class _Connection(web.RequestHandler):
             sock.close()
             log.exception("handshake failed by a bug")
         finally:
-            self._handshake = None
+            self.handshake = None
             if self.transport is None:
                 self._forget()
 
@@ -143,7 +142,7 @@ class _Connection(web.RequestHandler):
 
     def _begin(self, seconds: float, at_end: Callable[[], None]) -> None:
         """A state of so many seconds at most."""
-        if self.transport is not None and self in self._connections:
+        if self in self._connections:
             if self._deadline is not None:
                 self._deadline.cancel()
             self._deadline = self._loop.call_later(seconds, at_end)
@@ -157,8 +156,8 @@ class _Connection(web.RequestHandler):
     def abort(self) -> None:
         """Ends the connection without a farewell that the peer could delay."""
         self._forget()
-        if self._handshake is not None:
-            self._handshake.cancel()
+        if self.handshake is not None:
+            self.handshake.cancel()
         if self.transport is not None:
             self.transport.abort()
 
@@ -276,8 +275,8 @@ async def _accept(listener: socket.socket, tls: ssl.SSLContext, server: web.Serv
                 continue
             sock.setblocking(False)
             connection = _Connection(server, connections, limits)
+            connection.handshake = handshakes.create_task(connection.shake_hands(sock, tls), name="handshake")
             connections.add(connection)
-            handshakes.create_task(connection.shake_hands(sock, tls), name="handshake")
 
 
 class _Handler:
