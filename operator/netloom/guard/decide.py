@@ -6,7 +6,7 @@ from netloom.api.core import CONFIG_MAPS
 from netloom.api.v1alpha1 import NETLOOM_NODES, NETWORKS, POOLS
 from netloom.guard.cilium import decide_cilium_config, decide_cilium_pool
 from netloom.guard.cilium_node_config import decide_cilium_node_config
-from netloom.guard.decode import Unreadable, change_of
+from netloom.guard.decode import UnreadableObject, change_of
 from netloom.guard.live import Live
 from netloom.guard.network import decide_network
 from netloom.guard.node import decide_node
@@ -35,6 +35,6 @@ def decide(request: AdmissionRequest, live: Live) -> Verdict:
                 change = change_of(request, CONFIG_MAPS)
                 if change.key == CONFIG_NAME:
                     return decide_cilium_config(change, live)
-    except Unreadable as unreadable:
+    except UnreadableObject as unreadable:
         return Verdict(refusals=(unreadable.problem,))
     return ALLOWED

@@ -16,7 +16,7 @@ UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 """What decoding raises: wrong types or no JSON, no UTF-8, and JSON that is nested too deeply."""
 
 
-class Unreadable(Exception):
+class UnreadableObject(Exception):
     """An object of the request is none of its kind."""
 
     def __init__(self, problem: Problem) -> None:
@@ -50,7 +50,7 @@ class _Named(Struct, frozen=True):
 
 
 def change_of(request: AdmissionRequest, resource: Resource[T]) -> Change[T]:
-    """The request's objects as values. Raises Unreadable."""
+    """The request's objects as values. Raises UnreadableObject."""
     name = name_of(request, resource.kind)
     new = None if request.operation == "DELETE" else _read(name, resource, request.object, "the object")
     old = None if request.operation == "CREATE" else _read(name, resource, request.old_object, "the stored object")
@@ -75,7 +75,7 @@ def _read(name: str, resource: Resource[T], raw: msgspec.Raw, what: str) -> T:
     except UNREADABLE as error:
         message = f"{what} cannot be read as a {resource.kind} ({error}), so nothing can be said about what changes."
         way_out = "Write it as its CustomResourceDefinition has it, or see docs/guard.md on how to pass the guard."
-        raise Unreadable(Problem(name, "object", "", "Unreadable", message, way_out)) from error
+        raise UnreadableObject(Problem(name, "object", "", "Unreadable", message, way_out)) from error
     return obj
 
 

@@ -26,7 +26,6 @@ from netloom.runtime.watch import ListWatch, WatchTiming
 from netloom.webhook import certificates, metrics
 from netloom.webhook.certificates import CA, ServingCertificate
 from netloom.webhook.configuration import Configuration
-from netloom.webhook.mint import Mint, MintFailed
 from netloom.webhook.names import CA_SECRET, NAME
 from netloom.webhook.tls import Presented
 
@@ -35,7 +34,7 @@ log = structlog.get_logger(__name__)
 Clock = Callable[[], dt.datetime]
 
 
-class Timing(msgspec.Struct, frozen=True):
+class AuthorityTiming(msgspec.Struct, frozen=True):
     """Seconds."""
 
     period: float = 5.0
@@ -63,8 +62,7 @@ class Authority:
         secret: str = CA_SECRET,
         configuration: str = NAME,
         now: Clock | None = None,
-        timing: Timing | None = None,
-        mint: Mint | None = None,
+        timing: AuthorityTiming | None = None,
     ) -> None:
         self._api = api
         self._namespace = namespace
@@ -72,8 +70,7 @@ class Authority:
         self._addresses = tuple(addresses)
         self._secret = secret
         self._now = now or api.clock.now
-        self._mint = mint or Mint()
-        self._timing = timing or Timing()
+        self._timing = timing or AuthorityTiming()
         self._backoff = Backoff(self._timing.base, self._timing.cap)
         self._presented = Presented(lambda: not self._untimely())
         self.tls = self._presented.context
@@ -90,9 +87,6 @@ class Authority:
         """What is shown now."""
         self.cas: tuple[CA, ...] = ()
         """The CAs of the Secret, as it was read last."""
-        self._read_data: dict[str, str] = {}
-        self._bad = ""
-        """The content that was read last, and what is wrong with it."""
         self.failure = ""
         """Why the last attempt to keep the certificates failed; "" if it did not."""
         self._woken = asyncio.Event()
@@ -135,7 +129,7 @@ class Authority:
             self._woken.clear()
             try:
                 await self._turn()
-            except (ApiError, certificates.BadSecret, MintFailed) as error:
+            except (ApiError, certificates.BadSecret, certificates.BadCertificate) as error:
                 self._fail(str(error))
                 # What was woken meanwhile has to wait, too: others may write what fails here over and over.
                 await asyncio.sleep(self._backoff.next())
@@ -157,17 +151,17 @@ class Authority:
     async def _turn(self) -> None:
         """Does what is to be done now; what needs the API server least comes first, so that it is done without it.
 
-        Raises ApiError, BadSecret, MintFailed.
+        Raises ApiError, BadSecret, BadCertificate.
         """
         now = self._now()
-        await self._read(self.secrets.get(self._key))
-        await self._serve(now)
+        self._read(self.secrets.get(self._key))
+        self._serve(now)
         if certificates.living(self.cas, now) and not self._published():
             # The watch may lag behind, and replicas that write what each last saw would take turns for ever.
-            await self._read(await self._fresh())
+            self._read(await self._fresh())
             if self.cas and not self._published():
                 await self.configuration.publish(certificates.bundle(self.cas))
-            await self._serve(now)
+            self._serve(now)
         if certificates.due(self.cas, now):
             await self._add_ca(now)
             self._woken.set()  # the next turn issues and publishes
@@ -176,20 +170,9 @@ class Authority:
     def _key(self) -> str:
         return f"{self._namespace}/{self._secret}"
 
-    async def _read(self, secret: Secret | None) -> None:
-        """Takes over the CAs in the Secret; what was read already is not read again. Raises BadSecret, MintFailed."""
-        data = secret.data if secret else {}
-        if data != self._read_data:
-            try:
-                self.cas, self._bad = await self._parse(data) if data else (), ""
-            except certificates.BadSecret as error:
-                self._bad = str(error)
-            self._read_data = data
-        if self._bad:
-            raise certificates.BadSecret(self._bad)
-
-    async def _parse(self, data: dict[str, str]) -> tuple[CA, ...]:
-        return await self._mint.call(f"Secret {self._key} was not read", certificates.parse, data, self._key)
+    def _read(self, secret: Secret | None) -> None:
+        """Takes over the CAs in the Secret. Raises BadSecret."""
+        self.cas = certificates.parse(secret.data if secret else {}, self._key)
 
     async def _fresh(self) -> Secret:
         secret = await self._api.get(SECRETS, self._secret, self._namespace)
@@ -199,11 +182,11 @@ class Authority:
     async def _add_ca(self, now: dt.datetime) -> None:
         """What all replicas agree on: the first to write wins, the others take over what it wrote.
 
-        Raises ApiError, BadSecret, MintFailed.
+        Raises ApiError, BadSecret.
         """
         seen = self.secrets.get(self._key)
-        await self._read(seen)
-        new = await self._mint.call("a CA was not made", certificates.new_ca, now)
+        self._read(seen)
+        new = certificates.new_ca(now)
         kept = certificates.kept(self.cas, now)
         data = certificates.dump((*kept, new))
         try:
@@ -213,14 +196,14 @@ class Authority:
             else:
                 written = await self._api.replace(SECRETS, msgspec.structs.replace(seen, data=data))
             self.secrets.put(written)
-            self.cas, self._read_data = (*kept, new), data
+            self.cas = (*kept, new)
             log.info("CA made", secret=self._key, expires=f"{new.expires:%Y-%m-%dT%H:%M:%SZ}", beside=len(kept))
         except (AlreadyExists, Conflict) as error:
             log.debug("another replica was faster", error=str(error))
             await self._fresh()
 
-    async def _serve(self, now: dt.datetime) -> None:
-        """Issues and shows a certificate where it is time to. Raises MintFailed."""
+    def _serve(self, now: dt.datetime) -> None:
+        """Issues and shows a certificate where it is time to. Raises BadCertificate."""
         ca = certificates.signer(self.cas, now)
         if ca is None or not certificates.renewal(self.serving, ca, now):
             return
@@ -232,14 +215,7 @@ class Authority:
             and not self._is_trusted(ca.certificate)
         ):
             return
-        serving = await self._mint.call(
-            "a serving certificate was not issued",
-            certificates.issue,
-            ca,
-            self._names,
-            now,
-            addresses=self._addresses,
-        )
+        serving = certificates.issue(ca, self._names, now, addresses=self._addresses)
         self._presented.present(serving.certificate, serving.key)
         self.serving = serving
         metrics.CERTIFICATE_EXPIRY.set(serving.expires.timestamp())

@@ -52,7 +52,7 @@ RESOURCES = frozenset(
 """Named in metrics; any other is `other`, as whoever reaches the port could make up names without end."""
 
 
-class Limits(msgspec.Struct, frozen=True):
+class ServerLimits(msgspec.Struct, frozen=True):
     """Bytes, numbers and seconds. The defaults are for production; tests shorten them."""
 
     body: int = 8 << 20
@@ -71,7 +71,7 @@ class Limits(msgspec.Struct, frozen=True):
 class _Connection(web.RequestHandler):
     """One connection, from its first packet on: a handshake, then rest and work by turns."""
 
-    def __init__(self, server: web.Server, connections: "_Connections", limits: Limits) -> None:
+    def __init__(self, server: web.Server, connections: "_Connections", limits: ServerLimits) -> None:
         super().__init__(
             server,
             loop=asyncio.get_running_loop(),
@@ -83,16 +83,15 @@ class _Connection(web.RequestHandler):
         )
         self._connections = connections
         self._limits = limits
-        self._handshake: asyncio.Task[None] | None = None
+        self.handshake: asyncio.Task[None] | None = None
+        """While it lasts."""
         self._deadline: asyncio.Handle | None = None
         self._works = False
 
     async def shake_hands(self, sock: socket.socket, tls: ssl.SSLContext) -> None:
-        """Begins as a task, the first state of the connection."""
-        loop = asyncio.get_running_loop()
-        self._handshake = asyncio.current_task()
+        """The task `handshake`, the first state of the connection."""
         try:
-            await loop.connect_accepted_socket(
+            await self._loop.connect_accepted_socket(
                 lambda: self,
                 sock,
                 ssl=tls,
@@ -106,7 +105,7 @@ class _Connection(web.RequestHandler):
             sock.close()
             log.exception("handshake failed by a bug")
         finally:
-            self._handshake = None
+            self.handshake = None
             if self.transport is None:
                 self._forget()
 
@@ -143,7 +142,7 @@ class _Connection(web.RequestHandler):
 
     def _begin(self, seconds: float, at_end: Callable[[], None]) -> None:
         """A state of so many seconds at most."""
-        if self.transport is not None and self in self._connections:
+        if self in self._connections:
             if self._deadline is not None:
                 self._deadline.cancel()
             self._deadline = self._loop.call_later(seconds, at_end)
@@ -157,8 +156,8 @@ class _Connection(web.RequestHandler):
     def abort(self) -> None:
         """Ends the connection without a farewell that the peer could delay."""
         self._forget()
-        if self._handshake is not None:
-            self._handshake.cancel()
+        if self.handshake is not None:
+            self.handshake.cancel()
         if self.transport is not None:
             self.transport.abort()
 
@@ -188,7 +187,7 @@ class _Connection(web.RequestHandler):
 class _Connections:
     """All that are open, in the order in which they came into their present states."""
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: ServerLimits) -> None:
         self._most = min(limits.connections, max(1, resource.getrlimit(resource.RLIMIT_NOFILE)[0] - RESERVED_FILES))
         self._open: dict[_Connection, None] = {}
 
@@ -221,7 +220,7 @@ async def serve(
     host: str = "0.0.0.0",
     port: int = 0,
     *,
-    limits: Limits | None = None,
+    limits: ServerLimits | None = None,
     leaving: Callable[[], bool] = lambda: False,
 ) -> AsyncIterator[int]:
     """Answers while the context lasts, and gives the port (0: a free one). `host` "" stands for all addresses of both
@@ -231,7 +230,7 @@ async def serve(
     Once `leaving`, each answer is the last of its connection: the next request goes elsewhere. At the end requests that
     have begun are answered, for SHUTDOWN_SECONDS at most. Raises ConfigError if the address cannot be had.
     """
-    limits = limits or Limits()
+    limits = limits or ServerLimits()
     server = web.Server(_Handler(decide, limits, leaving).handle)
     with _listening(host, port) as listener:
         accepting = asyncio.create_task(_accept(listener, tls, server, limits), name="accept")
@@ -262,7 +261,7 @@ def _listening(host: str, port: int) -> Iterator[socket.socket]:
         yield listener
 
 
-async def _accept(listener: socket.socket, tls: ssl.SSLContext, server: web.Server, limits: Limits) -> None:
+async def _accept(listener: socket.socket, tls: ssl.SSLContext, server: web.Server, limits: ServerLimits) -> None:
     loop = asyncio.get_running_loop()
     connections = _Connections(limits)
     async with asyncio.TaskGroup() as handshakes:
@@ -276,14 +275,14 @@ async def _accept(listener: socket.socket, tls: ssl.SSLContext, server: web.Serv
                 continue
             sock.setblocking(False)
             connection = _Connection(server, connections, limits)
+            connection.handshake = handshakes.create_task(connection.shake_hands(sock, tls), name="handshake")
             connections.add(connection)
-            handshakes.create_task(connection.shake_hands(sock, tls), name="handshake")
 
 
 class _Handler:
     """From HTTP to the decision and back."""
 
-    def __init__(self, decide: Decide, limits: Limits, leaving: Callable[[], bool]) -> None:
+    def __init__(self, decide: Decide, limits: ServerLimits, leaving: Callable[[], bool]) -> None:
         self._decide = decide
         self._limits = limits
         self._leaving = leaving

@@ -10,11 +10,11 @@ def test_what_is_held_and_in_no_ledger_is_unrecorded_until_it_is_entered() -> No
     known = Assignments()
     assert list(known.hold("a", (ONE, SIX))) == []
     assert known.unrecorded == {"a": (ONE, SIX)}
-    assert known.overlap(Cidr.parse("10.0.0.0/22")) == (ONE.base, ONE.last)
+    assert known.overlap(Cidr.parse("10.0.0.0/22")) == ONE
     assert list(known.enter("a", ONE)) == [ONE, SIX]
     assert (known.unrecorded, known.entered("a")) == ({"a": (SIX,)}, (ONE,))
     assert known.overlap(ONE) is None
-    assert known.overlap(SIX) == (SIX.base, SIX.last)
+    assert known.overlap(SIX) == SIX
     assert list(known.enter("a", SIX)) == [SIX]
     assert (known.unrecorded, known.overlap(SIX)) == ({}, None)
 

@@ -16,22 +16,13 @@ import pytest
 from netloom.api.admission import AdmissionRequest
 from netloom.guard.verdict import ALLOWED, Verdict
 from netloom.webhook import certificates
-from netloom.webhook.mint import Mint, answer
-from netloom.webhook.server import Limits, serve
+from netloom.webhook.server import ServerLimits, serve
 from netloom.webhook.tls import Presented
 from tests.loops import BOTH, UVLOOP, pytest_collection_modifyitems
 
 __all__ = ["pytest_collection_modifyitems"]
 
 NOW = dt.datetime.now(dt.UTC).replace(microsecond=0)
-
-
-class InProcess(Mint):
-    """Answers itself what a child would, in a hundredth of the time: for what is not about children."""
-
-    async def _run(self, call: bytes) -> bytes:
-        self.children += 1
-        return answer(call)
 
 
 def review(uid: str = "1", **request: Any) -> dict[str, Any]:
@@ -106,7 +97,7 @@ LoopFactory = Callable[[], asyncio.AbstractEventLoop]
 
 @pytest.fixture
 def start(ca: certificates.CA, presented: Presented) -> Start:
-    """`async with start(decide, body=..., idle=...) as guarded`; further options are fields of Limits."""
+    """`async with start(decide, body=..., idle=...) as guarded`; further options are fields of ServerLimits."""
 
     @asynccontextmanager
     async def running(
@@ -116,7 +107,7 @@ def start(ca: certificates.CA, presented: Presented) -> Start:
     ) -> AsyncIterator[Guarded]:
         trusting = ssl.create_default_context(cadata=ca.certificate)
         async with (
-            serve(decide, presented.context, "127.0.0.1", limits=Limits(**limits), leaving=leaving) as port,
+            serve(decide, presented.context, "127.0.0.1", limits=ServerLimits(**limits), leaving=leaving) as port,
             aiohttp.ClientSession(
                 connector=aiohttp.TCPConnector(ssl=trusting, limit=0), timeout=aiohttp.ClientTimeout(total=240)
             ) as session,
@@ -128,5 +119,5 @@ def start(ca: certificates.CA, presented: Presented) -> Start:
 
 def pytest_asyncio_loop_factories(config: pytest.Config, item: pytest.Item) -> dict[str, LoopFactory]:
     """Production runs on uvloop, whose TLS and timers are code of its own; asyncio's loop is promised the same."""
-    uses_them = item.path.stem.removeprefix("test_") in ("authority", "files", "mint", "server")
+    uses_them = item.path.stem.removeprefix("test_") in ("authority", "files", "server")
     return BOTH if uses_them else UVLOOP
