@@ -106,18 +106,18 @@ class Allocation:
                 self._enqueue(names)
             case events.BlocksFreed(count):
                 self._enqueue(self._waiting.woken(count))
-            case events.SettingsChanged():
+            case events.Changed.SETTINGS:
                 self._enqueue(self._waiting.woken())
                 self.look()
-            case events.NetworkChanged():
+            case events.Changed.NETWORK:
                 self._commits.wake()
                 self.look()
                 self.network.enqueue_after(in_use.KEY, in_use.QUIET_SECONDS)
-            case events.LedgersChanged():
+            case events.Changed.LEDGERS:
                 self._in_use.ledgers_changed()
                 self.network.enqueue_after(NETWORK_NAME, RETELL_SECONDS)
                 self.network.enqueue_after(in_use.KEY, in_use.QUIET_SECONDS)
-            case events.WaitingChanged():
+            case events.Changed.WAITING:
                 self.look()
 
     def _enqueue(self, names: Iterable[str]) -> None:

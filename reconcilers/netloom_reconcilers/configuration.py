@@ -8,7 +8,7 @@ from netloom.ipam.free_blocks import FreeBlocks
 from netloom.ipam.settings import Settings
 from netloom.runtime.store import Unsubscribe
 from netloom_reconcilers import node_objects
-from netloom_reconcilers.allocation_events import Channel, NetworkChanged, SettingsChanged
+from netloom_reconcilers.allocation_events import Changed, Channel
 from netloom_reconcilers.last_known import LastKnownAddresses
 from netloom_reconcilers.stores import Stores
 
@@ -47,7 +47,7 @@ class Configuration:
             for name, node in self._stores.nodes.items():
                 self._note_addresses(name, node)
             self._configure()
-        self._channel.publish(NetworkChanged())
+        self._channel.publish(Changed.NETWORK)
 
     def _node_changed(self, key: str, old: Node | None, new: Node | None) -> None:
         before = self.inside.get(key)
@@ -72,7 +72,7 @@ class Configuration:
         settings = self.settings or Settings("")
         reserved = {(version, address) for found in self.inside.values() for version, address, _ in found}
         self._blocks.configure(settings.mode, settings.pools(), reserved)
-        self._channel.publish(SettingsChanged())
+        self._channel.publish(Changed.SETTINGS)
 
 
 def mode_of(network: NetloomNetwork) -> str:

@@ -101,7 +101,7 @@ def _owner(node: Node) -> OwnerReference:
 
 
 def _is_address(text: str) -> bool:
-    """Whether the CRD takes it: an address, and not one of IPv4 in IPv6's clothes."""
+    """Whether the CRD takes it: an address, and not one of IPv4 written as IPv6."""
     try:
         version, number = parse_address(text)
     except CidrError:

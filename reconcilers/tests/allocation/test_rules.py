@@ -26,7 +26,7 @@ Break = Callable[[pytest.MonkeyPatch], None]
 
 
 def one_block(machine: AllocationMachine) -> Iterator[World]:
-    """For all nodes; A1, A2 and A5 are checked after every write."""
+    """For all nodes; what must hold is checked after every write."""
     machine.world.apply_network(ipv4PodCIDRList=["10.0.0.0/24"], ipv4MaskSize=24)
     yield machine.world
     machine.world.close()

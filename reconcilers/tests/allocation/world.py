@@ -463,7 +463,7 @@ class World:
 
 
 def no_overlap(world: World) -> None:
-    """A1: no two NetloomNodes hold overlapping CIDRs."""
+    """No two NetloomNodes hold overlapping CIDRs."""
     held = [(cidr, name) for name, cidrs in world.cidrs().items() for cidr in cidrs]
     held.sort()
     for (cidr, name), (other, another) in itertools.pairwise(held):
