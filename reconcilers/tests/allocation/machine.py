@@ -14,7 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 from netloom.api.v1alpha1 import NetloomLedger
 from netloom.ipam.cidr import Cidr, parse
 from netloom.runtime.errors import Invalid
-from netloom_reconcilers.ledger_objects import decode
+from netloom_reconcilers.cluster.allocation.ledger_objects import decode
 from tests.allocation.server import ModelServer
 from tests.allocation.virtual import VirtualClock, VirtualLoop
 from tests.allocation.world import Operator, Pending, Server, World, no_overlap

@@ -13,19 +13,26 @@ from netloom.ipam.plan import BlockRequest, BlockTaken, Deferred, Grant, Release
 from netloom.ipam.pool import Exhausted
 from netloom.runtime.errors import ApiError, Unavailable
 from netloom.runtime.store import Store
-from netloom_reconcilers.allocation_events import (
+from netloom_reconcilers.cluster.allocation.commit_queue import BatchPolicy, CommitQueue
+from netloom_reconcilers.cluster.allocation.configuration import Configuration
+from netloom_reconcilers.cluster.allocation.events import (
     BlocksFreed,
     Changed,
     Channel,
     NodesAffected,
 )
-from netloom_reconcilers.commit_queue import BatchPolicy, CommitQueue
+from netloom_reconcilers.cluster.allocation.last_known_addresses import LastKnownAddresses
+from netloom_reconcilers.cluster.allocation.lock import LockError
+from netloom_reconcilers.cluster.allocation.stores import Stores
+from netloom_reconcilers.cluster.allocation.waiting import (
+    LAG_SECONDS,
+    RECHECK_SECONDS,
+    WaitingNodes,
+    problem,
+    refused,
+    told_by_network,
+)
 from netloom_reconcilers.conditions import Conditions
-from netloom_reconcilers.configuration import Configuration
-from netloom_reconcilers.last_known import LastKnownAddresses
-from netloom_reconcilers.lock import LockError
-from netloom_reconcilers.stores import Stores
-from netloom_reconcilers.waiting import LAG_SECONDS, RECHECK_SECONDS, WaitingNodes, problem, refused, told_by_network
 from tests.allocation.parts import LEDGER, Parts
 from tests.allocation.server import Request
 from tests.allocation.world import Said

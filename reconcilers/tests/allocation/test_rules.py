@@ -17,8 +17,8 @@ from netloom.ipam.known_ledgers import KnownLedger
 from netloom.ipam.ledger import Entry, Mark
 from netloom.ipam.marks import Marks
 from netloom.ipam.plan import Grant, Plan
-from netloom_reconcilers.ledger_writer import LedgerWriter
-from netloom_reconcilers.nodes import NodesReconciler
+from netloom_reconcilers.cluster.allocation.ledger_writer import LedgerWriter
+from netloom_reconcilers.cluster.nodes import NodesReconciler
 from tests.allocation.machine import AllocationMachine
 from tests.allocation.world import ModelApi, World
 

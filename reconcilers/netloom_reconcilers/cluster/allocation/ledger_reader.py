@@ -15,9 +15,9 @@ from netloom.ipam.known_ledgers import KnownLedger
 from netloom.ipam.ledger import Ledger, LedgerError
 from netloom.runtime.errors import NotFound
 from netloom.runtime.store import Store
-from netloom_reconcilers.allocation_events import BlocksFreed, Changed, Channel, NodesAffected
-from netloom_reconcilers.ledger_objects import decode
-from netloom_reconcilers.lock import LockError, ModeLock
+from netloom_reconcilers.cluster.allocation.events import BlocksFreed, Changed, Channel, NodesAffected
+from netloom_reconcilers.cluster.allocation.ledger_objects import decode
+from netloom_reconcilers.cluster.allocation.lock import LockError, ModeLock
 from netloom_reconcilers.writes import Requests
 
 log = structlog.get_logger(__name__)

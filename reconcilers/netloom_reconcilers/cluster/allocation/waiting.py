@@ -3,7 +3,7 @@
 from netloom.api.problem import Problem
 from netloom.ipam.plan import BlockTaken, Refusal
 from netloom.ipam.pool import Exhausted
-from netloom_reconcilers.allocation_events import Changed, Channel
+from netloom_reconcilers.cluster.allocation.events import Changed, Channel
 
 LAG_SECONDS = 1.0
 """When to look again where a cache lags behind what was read live; its event usually comes first."""

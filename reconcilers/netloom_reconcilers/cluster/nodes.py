@@ -23,15 +23,15 @@ from netloom.ipam.marks import REQUEST_SECONDS
 from netloom.ipam.plan import BlockRequest, Grant, Release
 from netloom.runtime.errors import AlreadyExists, ApiError, Conflict, NotFound
 from netloom.runtime.store import Unsubscribe
-from netloom_reconcilers import node_objects, waiting
-from netloom_reconcilers.allocation_events import BlocksFreed, Channel, NodesAffected
-from netloom_reconcilers.allocation_metrics import WRITES
-from netloom_reconcilers.commit_queue import CommitQueue
+from netloom_reconcilers.cluster.allocation import node_objects, waiting
+from netloom_reconcilers.cluster.allocation.commit_queue import CommitQueue
+from netloom_reconcilers.cluster.allocation.configuration import Configuration
+from netloom_reconcilers.cluster.allocation.events import BlocksFreed, Channel, NodesAffected
+from netloom_reconcilers.cluster.allocation.last_known_addresses import LastKnownAddresses
+from netloom_reconcilers.cluster.allocation.metrics import WRITES
+from netloom_reconcilers.cluster.allocation.stores import Stores
+from netloom_reconcilers.cluster.allocation.waiting import LAG_SECONDS, RECHECK_SECONDS, Reason, WaitingNodes
 from netloom_reconcilers.conditions import Conditions, said
-from netloom_reconcilers.configuration import Configuration
-from netloom_reconcilers.last_known import LastKnownAddresses
-from netloom_reconcilers.stores import Stores
-from netloom_reconcilers.waiting import LAG_SECONDS, RECHECK_SECONDS, Reason, WaitingNodes
 from netloom_reconcilers.writes import Requests, definite
 
 _CREATES = WRITES.labels("NetloomNode", "create")

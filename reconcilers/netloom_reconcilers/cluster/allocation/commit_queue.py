@@ -18,11 +18,11 @@ from netloom.ipam.cidr import Cidr
 from netloom.ipam.plan import BlockRequest, Decision, Deferred, Grant, Plan, Release
 from netloom.runtime.backoff import Backoff
 from netloom.runtime.errors import ApiError
-from netloom_reconcilers.allocation_events import BlocksFreed, Changed, Channel
-from netloom_reconcilers.allocation_metrics import ENTRIES
-from netloom_reconcilers.ledger_reader import LedgerReader
-from netloom_reconcilers.ledger_writer import LedgerWriter, Trouble
-from netloom_reconcilers.lock import LockError, ModeLock
+from netloom_reconcilers.cluster.allocation.events import BlocksFreed, Changed, Channel
+from netloom_reconcilers.cluster.allocation.ledger_reader import LedgerReader
+from netloom_reconcilers.cluster.allocation.ledger_writer import LedgerWriter, Trouble
+from netloom_reconcilers.cluster.allocation.lock import LockError, ModeLock
+from netloom_reconcilers.cluster.allocation.metrics import ENTRIES
 
 log = structlog.get_logger(__name__)
 

@@ -15,10 +15,10 @@ from netloom.api.core import Node
 from netloom.api.v1alpha1 import NETLOOM_NODES, Address, NetloomNode
 from netloom.ipam.cidr import CidrError, Version, parse_address
 from netloom.runtime.store import Store, Unsubscribe
-from netloom_reconcilers.allocation_events import Channel, NodesAffected
-from netloom_reconcilers.allocation_metrics import ADDRESSES_KEPT
+from netloom_reconcilers.cluster.allocation.events import Channel, NodesAffected
+from netloom_reconcilers.cluster.allocation.metrics import ADDRESSES_KEPT
+from netloom_reconcilers.cluster.allocation.node_objects import MAX_ADDRESSES, addresses_of
 from netloom_reconcilers.conditions import Conditions
-from netloom_reconcilers.node_objects import MAX_ADDRESSES, addresses_of
 
 CONDITION = "AddressReported"
 

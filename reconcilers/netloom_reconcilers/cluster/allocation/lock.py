@@ -27,8 +27,8 @@ from netloom.ipam.cidr import CidrError, cover, region_from_name
 from netloom.ipam.ledger import LedgerError
 from netloom.runtime.errors import Conflict, NotFound
 from netloom.runtime.store import Store
-from netloom_reconcilers.allocation_metrics import WRITES
-from netloom_reconcilers.ledger_objects import decode
+from netloom_reconcilers.cluster.allocation.ledger_objects import decode
+from netloom_reconcilers.cluster.allocation.metrics import WRITES
 from netloom_reconcilers.writes import Requests
 
 log = structlog.get_logger(__name__)

@@ -7,10 +7,10 @@ from netloom.ipam.cidr import Cidr, Version
 from netloom.ipam.free_blocks import FreeBlocks
 from netloom.ipam.settings import Settings
 from netloom.runtime.store import Unsubscribe
-from netloom_reconcilers import node_objects
-from netloom_reconcilers.allocation_events import Changed, Channel
-from netloom_reconcilers.last_known import LastKnownAddresses
-from netloom_reconcilers.stores import Stores
+from netloom_reconcilers.cluster.allocation import node_objects
+from netloom_reconcilers.cluster.allocation.events import Changed, Channel
+from netloom_reconcilers.cluster.allocation.last_known_addresses import LastKnownAddresses
+from netloom_reconcilers.cluster.allocation.stores import Stores
 
 
 class Configuration:
