@@ -32,7 +32,7 @@ from netloom.api.meta import ObjectMeta
 from netloom.api.v1alpha1 import NETLOOM_NODES, AcceptedTunnel
 from netloom.cidr import Cidr
 from netloom.runtime.wire import encode
-from netloom_reconcilers import node_objects
+from netloom_reconcilers.cluster.allocation import node_objects
 
 PATHS = {"nodes": NODES.path(), "netloomnodes": NETLOOM_NODES.path(), "peers": NETLOOM_NODES.path()}
 """By kind; `peers` are NetloomNodes whose agents have announced themselves."""

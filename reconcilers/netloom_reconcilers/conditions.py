@@ -10,7 +10,7 @@ from netloom.api.problem import Problem
 from netloom.api.v1alpha1 import NETLOOM_NODES, NETWORKS, NetloomNetwork, NetloomNode
 from netloom.runtime.clock import timestamp
 from netloom.runtime.errors import Conflict, NotFound
-from netloom_reconcilers.allocation_metrics import WRITES
+from netloom_reconcilers.cluster.allocation.metrics import WRITES
 from netloom_reconcilers.writes import Dated
 
 OPERATOR, AGENT = "netloom-operator", "netloom-agent"

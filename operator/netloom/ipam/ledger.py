@@ -1,4 +1,4 @@
-"""The ledger of one region: who holds which block, and who may still be writing it to a node.
+"""The ledger of one range of addresses: who holds which block, and who may still be writing it to a node.
 
 A ledger is the only place where a block is given out, and it changes only by the API server's compare-and-swap on
 one NetloomLedger object. An entry carries *marks*: a mark says "this incarnation of an operator may have a request
@@ -31,7 +31,7 @@ _NODE = re.compile(r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?")
 
 
 class LedgerError(ValueError):
-    """A ledger object whose content is no ledger. Nothing is given out of its region until it is repaired."""
+    """A ledger object whose content is no ledger. Nothing is given out of its range until it is repaired."""
 
     def __init__(self, name: str, problem: str) -> None:
         super().__init__(name, problem)
@@ -64,16 +64,16 @@ _NO_ENTRIES: Mapping[Cidr, Entry] = MappingProxyType({})
 
 @dataclass(frozen=True, slots=True)
 class Ledger:
-    """All blocks given out of `region`. No two entries overlap. `mode` "" means closed: it has no entries then."""
+    """All blocks given out of `range`. No two entries overlap. `mode` "" means closed: it has no entries then."""
 
-    region: Cidr
+    range: Cidr
     mode: str = ""
     epoch: int = 0
     entries: Mapping[Cidr, Entry] = field(default_factory=lambda: _NO_ENTRIES)
 
     @property
     def name(self) -> str:
-        return ledger_name(self.region)
+        return ledger_name(self.range)
 
     def edited(self, edits: Mapping[Cidr, Entry | None], mode: str, epoch: int) -> "Ledger":
         """The ledger after a commit of each block's new entry, or None where it is freed. Whoever edits a ledger has
@@ -84,7 +84,7 @@ class Ledger:
                 entries.pop(cidr, None)
             else:
                 entries[cidr] = entry
-        return Ledger(self.region, mode, epoch, MappingProxyType(entries))
+        return Ledger(self.range, mode, epoch, MappingProxyType(entries))
 
 
 def marked(entry: Entry, mark: Mark) -> Entry:
@@ -110,16 +110,16 @@ def encode(ledger: Ledger) -> str:
     return "\n".join(lines) + "\n"
 
 
-def decode(name: str, region: str, mode: str, used: int, text: str) -> Ledger:
+def decode(name: str, ledger_range: str, mode: str, used: int, text: str) -> Ledger:
     """The ledger that object `name` holds. Raises LedgerError: the object, and what is wrong with it."""
     try:
-        cidr = Cidr.parse(region)
+        cidr = Cidr.parse(ledger_range)
         if ledger_range_of(cidr) != cidr:
-            raise CidrError(f"{region} is not a region")
+            raise CidrError(f"{ledger_range} is not a region")
     except CidrError as error:
         raise LedgerError(name, f"spec.region: {error}") from error
     if ledger_name(cidr) != name:
-        raise LedgerError(name, f"spec.region {region} belongs to {ledger_name(cidr)}")
+        raise LedgerError(name, f"spec.region {ledger_range} belongs to {ledger_name(cidr)}")
     header, *lines = text.split("\n")
     match = _HEADER.fullmatch(header)
     if match is None:
@@ -153,11 +153,11 @@ def _entries(name: str, lines: Iterable[str]) -> Iterable[tuple[Cidr, Entry]]:
             raise LedgerError(name, f"{where}: {error}") from error
 
 
-def _check(name: str, region: Cidr, entries: Mapping[Cidr, Entry]) -> None:
+def _check(name: str, ledger_range: Cidr, entries: Mapping[Cidr, Entry]) -> None:
     before: Cidr | None = None
     for cidr in sorted(entries):
-        if not region.contains(cidr):
-            raise LedgerError(name, f"{cidr} of node {entries[cidr].node} is outside {region}")
+        if not ledger_range.contains(cidr):
+            raise LedgerError(name, f"{cidr} of node {entries[cidr].node} is outside {ledger_range}")
         if before is not None and before.overlaps(cidr):
             nodes = f"{entries[before].node} and {entries[cidr].node}"
             raise LedgerError(name, f"{before} and {cidr} overlap (nodes {nodes})")

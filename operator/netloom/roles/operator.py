@@ -25,8 +25,8 @@ from netloom.runtime.manager import Manager, crash_sentence
 from netloom.runtime.startup import follow_api_server
 from netloom.runtime.store import Store
 from netloom.runtime.watch import ListWatch
-from netloom_reconcilers.allocation import Allocation
-from netloom_reconcilers.stores import Stores, netloom_node_changed, node_changed
+from netloom_reconcilers.cluster.allocation.stores import Stores, netloom_node_changed, node_changed
+from netloom_reconcilers.cluster.allocation.term import Allocation
 
 log = structlog.get_logger(__name__)
 

@@ -85,6 +85,7 @@ def test_of_two_that_hold_one_block_the_elder_keeps_it(allocator: Allocator) -> 
 
 def test_a_block_is_freed_and_given_again(allocator: Allocator) -> None:
     load(allocator, {ZERO: Entry("a"), ONE: Entry("b")}, "1")
+    assert isinstance(allocator.plan([ask("c")], [], 0.0).decisions["c"], Exhausted)
     plan = release(allocator, "a", ZERO)
     assert (plan.edits, [each.cidr for each in plan.released]) == ({NAME: {ZERO: None}}, [ZERO])
     commit(allocator, plan, "2")

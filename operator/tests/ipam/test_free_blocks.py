@@ -61,6 +61,10 @@ def test_both_families_or_neither(known: Allocator) -> None:
     assert choose(known.blocks, "a") == ["10.0.0.0/24", "fd00::/120"]
     assert isinstance(choose(known.blocks, "b"), Exhausted)
     assert known.ledgers.of(ONE).taken.overlap(ONE) is None
+    (only,) = six.cidrs
+    known.ledgers.of(only).taken.remove(only)
+    known.blocks.put_back([only])
+    assert choose(known.blocks, "b") == ["10.0.1.0/24", "fd00::/120"]
 
 
 @pytest.mark.parametrize("held", [False, True])

@@ -36,7 +36,7 @@ def test_what_is_written_is_read(content: Ledger) -> None:
 @given(ledgers(), st.data())
 def test_equal_ledgers_have_equal_text(content: Ledger, data: st.DataObject) -> None:
     order = data.draw(st.permutations(list(content.entries)))
-    shuffled = Ledger(content.region, content.mode, content.epoch, {cidr: content.entries[cidr] for cidr in order})
+    shuffled = Ledger(content.range, content.mode, content.epoch, {cidr: content.entries[cidr] for cidr in order})
     assert ledger.encode(shuffled) == ledger.encode(content)
 
 

@@ -16,7 +16,7 @@ from netloom.roles.agent import Agent, AgentOptions, Sources
 from netloom.roles.operator import OperatorOptions, _Operator
 from netloom.runtime.client import Api
 from netloom.runtime.manager import Manager
-from netloom_reconcilers.commit_queue import CommitQueue
+from netloom_reconcilers.cluster.allocation.commit_queue import CommitQueue
 from tests.kernel.netns import Namespace
 from tests.runtime.scripted import ScriptedApi, until
 

@@ -14,7 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 from netloom.api.v1alpha1 import NetloomLedger
 from netloom.cidr import Cidr
 from netloom.runtime.errors import Invalid
-from netloom_reconcilers.ledger_objects import decode
+from netloom_reconcilers.cluster.allocation.ledger_objects import decode
 from tests.allocation.server import ModelServer
 from tests.allocation.virtual import VirtualClock, VirtualLoop
 from tests.allocation.world import Operator, Pending, Server, World, no_overlap
@@ -67,7 +67,7 @@ class AllocationMachine(RuleBasedStateMachine):
         self._listed(world)
 
     def _no_change(self, world: World) -> None:
-        """A2: what a Node holds never changes while it lives."""
+        """What a Node holds never changes while it lives."""
         uids = {obj["metadata"]["uid"] for obj in world.server.all("nodes").values()}
         for name, obj in world.server.all("netloomnodes").items():
             cidrs = tuple(obj["spec"].get("ipam", {}).get("podCIDRs", ()))
@@ -77,7 +77,7 @@ class AllocationMachine(RuleBasedStateMachine):
                     assert held == cidrs, f"change: {name} held {held} and now holds {cidrs}"
 
     def _locked(self, world: World) -> None:
-        """A5: the mode in force is set while any node holds a CIDR, and is the mode that it comes from."""
+        """The mode in force is set while any node holds a CIDR, and is the mode that it comes from."""
         force = world.mode_in_force
         for name, obj in world.server.all("netloomnodes").items():
             ipam = obj["spec"].get("ipam", {})

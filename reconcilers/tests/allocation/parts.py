@@ -11,11 +11,11 @@ from netloom.ipam.allocator import Allocator
 from netloom.ipam.pool import Pool
 from netloom.runtime.errors import ApiError
 from netloom.runtime.store import Store
-from netloom_reconcilers.allocation_events import Channel, Event
-from netloom_reconcilers.ledger_objects import decode
-from netloom_reconcilers.ledger_reader import LedgerReader
-from netloom_reconcilers.ledger_writer import LedgerWriter
-from netloom_reconcilers.lock import ModeLock
+from netloom_reconcilers.cluster.allocation.events import Channel, Event
+from netloom_reconcilers.cluster.allocation.ledger_objects import decode
+from netloom_reconcilers.cluster.allocation.ledger_reader import LedgerReader
+from netloom_reconcilers.cluster.allocation.ledger_writer import LedgerWriter
+from netloom_reconcilers.cluster.allocation.lock import ModeLock
 from tests.allocation.server import Json, ModelServer, Request
 from tests.allocation.world import ModelApi
 

@@ -4,8 +4,8 @@ from collections import Counter
 
 import pytest
 
-from netloom_reconcilers.allocation_metrics import ADDRESSES_KEPT
-from netloom_reconcilers.last_known import CONDITION
+from netloom_reconcilers.cluster.allocation.last_known_addresses import CONDITION
+from netloom_reconcilers.cluster.allocation.metrics import ADDRESSES_KEPT
 from tests.allocation.world import Operator, World
 
 KEPT = (

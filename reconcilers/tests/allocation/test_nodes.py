@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from netloom.runtime.errors import Forbidden, Invalid
-from netloom_reconcilers.allocation import Concurrency
-from netloom_reconcilers.commit_queue import BatchPolicy
+from netloom_reconcilers.cluster.allocation.commit_queue import BatchPolicy
+from netloom_reconcilers.cluster.allocation.term import Concurrency
 from tests.allocation.server import Json, ModelServer, Request
 from tests.allocation.virtual import LOOPS, VirtualClock
 from tests.allocation.world import World, no_overlap

@@ -13,22 +13,26 @@ from netloom.ipam.plan import BlockRequest, BlockTaken, Deferred, Grant, Release
 from netloom.ipam.pool import Exhausted
 from netloom.runtime.errors import ApiError, Unavailable
 from netloom.runtime.store import Store
-from netloom_reconcilers.allocation_events import (
+from netloom_reconcilers.cluster.allocation.commit_queue import BatchPolicy, CommitQueue
+from netloom_reconcilers.cluster.allocation.configuration import Configuration
+from netloom_reconcilers.cluster.allocation.events import (
     BlocksFreed,
+    Changed,
     Channel,
-    LedgersChanged,
-    NetworkChanged,
     NodesAffected,
-    SettingsChanged,
-    WaitingChanged,
 )
-from netloom_reconcilers.commit_queue import BatchPolicy, CommitQueue
+from netloom_reconcilers.cluster.allocation.last_known_addresses import LastKnownAddresses
+from netloom_reconcilers.cluster.allocation.lock import LockError
+from netloom_reconcilers.cluster.allocation.stores import Stores
+from netloom_reconcilers.cluster.allocation.waiting import (
+    LAG_SECONDS,
+    RECHECK_SECONDS,
+    WaitingNodes,
+    problem,
+    refused,
+    told_by_network,
+)
 from netloom_reconcilers.conditions import Conditions
-from netloom_reconcilers.configuration import Configuration
-from netloom_reconcilers.last_known import LastKnownAddresses
-from netloom_reconcilers.lock import LockError
-from netloom_reconcilers.stores import Stores
-from netloom_reconcilers.waiting import LAG_SECONDS, RECHECK_SECONDS, WaitingNodes, problem, refused, told_by_network
 from tests.allocation.parts import LEDGER, Parts
 from tests.allocation.server import Request
 from tests.allocation.world import Said
@@ -93,7 +97,7 @@ async def test_an_unreadable_ledger_is_read_again_after_a_while_and_told_when_it
     parts.edit_ledger(HEADER + "10.0.0.0/24 a\n", used=1)
     parts.now += 5.0
     await parts.reader.recover()
-    assert parts.events[-2:] == [LedgersChanged(), BlocksFreed()]
+    assert parts.events[-2:] == [Changed.LEDGERS, BlocksFreed()]
     assert (affected(parts)[-1], parts.reader.reread_at) == ({"a"}, float("inf"))
 
 
@@ -272,13 +276,28 @@ async def test_who_gives_up_gives_the_grant_back(parts: Parts) -> None:
         assert parts.allocator.marks.wait(parts.allocator.ledgers[LEDGER], "a", ZERO, 0.0) == 0.0
 
 
+async def test_a_grant_that_its_node_never_learns_of_is_given_back(parts: Parts) -> None:
+    async with Queue(parts) as commits:
+        asked = asyncio.create_task(commits.ask(ask("a")))
+
+        def give_up(event: object) -> None:
+            asked.cancel()
+
+        parts.channel.subscribe(give_up)  # the ledger is written, and the answer on its way
+        await asyncio.gather(asked, return_exceptions=True)
+        assert asked.cancelled()
+        assert parts.entries() == {"10.0.0.0/24": "a*"}
+        assert not commits.busy
+        assert parts.allocator.marks.wait(parts.allocator.ledgers[LEDGER], "a", ZERO, 0.0) == 0.0
+
+
 async def test_freed_blocks_are_told_and_the_last_one_clears_the_lock(parts: Parts) -> None:
     async with Queue(parts) as commits:
         commits.finish(await commits.ask(ask("a")), None)
         parts.events.clear()
         release = Release("a", ZERO, parts.allocator.ledgers[LEDGER].foreign_changes)
         assert await commits.release(release)
-        assert parts.events == [BlocksFreed(1), LedgersChanged()]
+        assert parts.events == [BlocksFreed(1), Changed.LEDGERS]
         assert not await commits.release(release), "it is freed already"
         assert parts.entries() == {}
         assert parts.network["status"]["ipam"]["mode"] == ""
@@ -305,7 +324,7 @@ def test_waiting_is_told_when_it_changes_and_not_when_it_goes_on() -> None:
     waiting = WaitingNodes(channel)
     assert waiting.add("a", exhausted()) is None
     assert waiting.add("a", exhausted()) is None
-    assert events == [WaitingChanged()]
+    assert events == [Changed.WAITING]
     assert waiting.add("a", refused("a", Deferred("LedgerBusy", "again"))) == LAG_SECONDS
     assert waiting.add("a", refused("a", BlockTaken(ZERO, ZERO, "b"))) == RECHECK_SECONDS
     waiting.remove("a")
@@ -347,16 +366,16 @@ def test_a_block_with_a_node_s_address_is_given_to_nobody(parts: Parts) -> None:
     configuration.watch()
     assert (configuration.settings, configuration.mode, parts.events) == (None, "", [])
     stores.networks.put(parts.networks.get("default"))
-    assert parts.events == [SettingsChanged(), NetworkChanged()]
+    assert parts.events == [Changed.SETTINGS, Changed.NETWORK]
     assert configuration.mode == "cluster-pool"
     nodes.put(a_node("far", "192.168.0.1"))
     assert len(parts.events) == 2
     nodes.put(a_node("near", "10.0.0.7"))
-    assert parts.events[2:] == [SettingsChanged()]
+    assert parts.events[2:] == [Changed.SETTINGS]
     assert {name: str(cidr) for name, ((_, _, cidr),) in configuration.inside.items()} == {"near": "10.0.0.0/22"}
     assert isinstance(grant := parts.allocator.plan([ask("a")], [], 0.0).decisions["a"], Grant)
     assert grant.cidrs == (ONE,)
     nodes.remove("near")
-    assert (configuration.inside, parts.events[3:]) == ({}, [SettingsChanged()])
+    assert (configuration.inside, parts.events[3:]) == ({}, [Changed.SETTINGS])
     stores.networks.remove("default")
-    assert (configuration.settings, parts.events[4:]) == (None, [SettingsChanged(), NetworkChanged()])
+    assert (configuration.settings, parts.events[4:]) == (None, [Changed.SETTINGS, Changed.NETWORK])

@@ -18,8 +18,8 @@ from netloom.ipam.ledger import Entry, Mark
 from netloom.ipam.ledger_range import ledger_range_from_name
 from netloom.ipam.marks import Marks
 from netloom.ipam.plan import Grant, Plan
-from netloom_reconcilers.ledger_writer import LedgerWriter
-from netloom_reconcilers.nodes import NodesReconciler
+from netloom_reconcilers.cluster.allocation.ledger_writer import LedgerWriter
+from netloom_reconcilers.cluster.nodes import NodesReconciler
 from tests.allocation.machine import AllocationMachine
 from tests.allocation.world import ModelApi, World
 
@@ -27,7 +27,7 @@ Break = Callable[[pytest.MonkeyPatch], None]
 
 
 def one_block(machine: AllocationMachine) -> Iterator[World]:
-    """For all nodes; A1, A2 and A5 are checked after every write."""
+    """For all nodes; what must hold is checked after every write."""
     machine.world.apply_network(ipv4PodCIDRList=["10.0.0.0/24"], ipv4MaskSize=24)
     yield machine.world
     machine.world.close()

@@ -24,10 +24,10 @@ from netloom.runtime.client import Listing
 from netloom.runtime.clock import ServerClock
 from netloom.runtime.errors import ApiError, Unavailable
 from netloom.runtime.store import Store
-from netloom_reconcilers import node_objects
-from netloom_reconcilers.allocation import Allocation, Concurrency
-from netloom_reconcilers.commit_queue import BatchPolicy
-from netloom_reconcilers.stores import Stores, netloom_node_changed, node_changed
+from netloom_reconcilers.cluster.allocation import node_objects
+from netloom_reconcilers.cluster.allocation.commit_queue import BatchPolicy
+from netloom_reconcilers.cluster.allocation.stores import Stores, netloom_node_changed, node_changed
+from netloom_reconcilers.cluster.allocation.term import Allocation, Concurrency
 from tests.allocation.server import Event, Json, ModelServer, Request
 from tests.allocation.virtual import VirtualClock, VirtualLoop
 
@@ -463,7 +463,7 @@ class World:
 
 
 def no_overlap(world: World) -> None:
-    """A1: no two NetloomNodes hold overlapping CIDRs."""
+    """No two NetloomNodes hold overlapping CIDRs."""
     held = [(cidr, name) for name, cidrs in world.cidrs().items() for cidr in cidrs]
     held.sort()
     for (cidr, name), (other, another) in itertools.pairwise(held):

@@ -18,7 +18,7 @@ def encode(content: Ledger, version: str) -> NetloomLedger:
         metadata=ObjectMeta(name=content.name, resource_version=version),
         spec=LedgerSpec(
             mode=content.mode,  # type: ignore[arg-type]
-            region=str(content.region),
+            region=str(content.range),
             used=len(content.entries),
             entries=ledger.encode(content),
         ),

@@ -3,7 +3,7 @@
 from netloom.api.problem import Problem
 from netloom.ipam.plan import BlockTaken, Refusal
 from netloom.ipam.pool import Exhausted
-from netloom_reconcilers.allocation_events import Channel, WaitingChanged
+from netloom_reconcilers.cluster.allocation.events import Changed, Channel
 
 LAG_SECONDS = 1.0
 """When to look again where a cache lags behind what was read live; its event usually comes first."""
@@ -30,7 +30,7 @@ class WaitingNodes(dict[str, Reason]):
         """The node waits; when to look at it again, None: not before it is woken."""
         if self.get(name) != why:
             self[name] = why
-            self._channel.publish(WaitingChanged())
+            self._channel.publish(Changed.WAITING)
         if isinstance(why, Exhausted) or why.reason in _WOKEN:
             return None
         return LAG_SECONDS if why.reason in _PASSING else RECHECK_SECONDS
@@ -38,7 +38,7 @@ class WaitingNodes(dict[str, Reason]):
     def remove(self, name: str) -> None:
         """The node waits no more."""
         if self.pop(name, None) is not None:
-            self._channel.publish(WaitingChanged())
+            self._channel.publish(Changed.WAITING)
 
     def woken(self, freed: int | None = None) -> list[str]:
         """Whom to reconcile, as something changed that nodes wait for; `freed`: only that many blocks came back."""

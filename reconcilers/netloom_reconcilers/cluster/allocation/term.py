@@ -17,20 +17,19 @@ from netloom.runtime.cancellation import last_words
 from netloom.runtime.clock import boottime
 from netloom.runtime.controller import Controller
 from netloom.runtime.errors import ApiError
-from netloom_reconcilers import allocation_events as events
-from netloom_reconcilers import allocation_metrics, in_use
-from netloom_reconcilers.commit_queue import BatchPolicy, CommitQueue
+from netloom_reconcilers.cluster.allocation import events, in_use, metrics
+from netloom_reconcilers.cluster.allocation.commit_queue import BatchPolicy, CommitQueue
+from netloom_reconcilers.cluster.allocation.configuration import Configuration
+from netloom_reconcilers.cluster.allocation.in_use import InUseReconciler
+from netloom_reconcilers.cluster.allocation.last_known_addresses import LastKnownAddresses
+from netloom_reconcilers.cluster.allocation.ledger_reader import LedgerReader
+from netloom_reconcilers.cluster.allocation.ledger_writer import LedgerWriter
+from netloom_reconcilers.cluster.allocation.lock import ModeLock
+from netloom_reconcilers.cluster.allocation.stores import Stores
+from netloom_reconcilers.cluster.allocation.waiting import WaitingNodes
+from netloom_reconcilers.cluster.network import GATHER_SECONDS, RETELL_SECONDS, NetworkReconciler
+from netloom_reconcilers.cluster.nodes import NodesReconciler
 from netloom_reconcilers.conditions import ADDRESSES, Conditions, Recorder
-from netloom_reconcilers.configuration import Configuration
-from netloom_reconcilers.in_use import InUseReconciler
-from netloom_reconcilers.last_known import LastKnownAddresses
-from netloom_reconcilers.ledger_reader import LedgerReader
-from netloom_reconcilers.ledger_writer import LedgerWriter
-from netloom_reconcilers.lock import ModeLock
-from netloom_reconcilers.network import GATHER_SECONDS, RETELL_SECONDS, NetworkReconciler
-from netloom_reconcilers.nodes import NodesReconciler
-from netloom_reconcilers.stores import Stores
-from netloom_reconcilers.waiting import WaitingNodes
 from netloom_reconcilers.writes import Requests
 
 log = structlog.get_logger(__name__)
@@ -106,18 +105,18 @@ class Allocation:
                 self._enqueue(names)
             case events.BlocksFreed(count):
                 self._enqueue(self._waiting.woken(count))
-            case events.SettingsChanged():
+            case events.Changed.SETTINGS:
                 self._enqueue(self._waiting.woken())
                 self.look()
-            case events.NetworkChanged():
+            case events.Changed.NETWORK:
                 self._commits.wake()
                 self.look()
                 self.network.enqueue_after(in_use.KEY, in_use.QUIET_SECONDS)
-            case events.LedgersChanged():
+            case events.Changed.LEDGERS:
                 self._in_use.ledgers_changed()
                 self.network.enqueue_after(NETWORK_NAME, RETELL_SECONDS)
                 self.network.enqueue_after(in_use.KEY, in_use.QUIET_SECONDS)
-            case events.WaitingChanged():
+            case events.Changed.WAITING:
                 self.look()
 
     def _enqueue(self, names: Iterable[str]) -> None:
@@ -131,7 +130,7 @@ class Allocation:
         # The network first: what nodes are given depends on it.
         leave = [*self._configuration.watch(), self._addresses.watch(), *self._nodes.watch()]
         leave.append(self._stores.netloom_nodes.on_replace(self._relisted))
-        allocation_metrics.BLOCKS.source = self._allocator.blocks.usage
+        metrics.BLOCKS.source = self._allocator.blocks.usage
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._commits.run(), name="ledgers")
@@ -139,7 +138,7 @@ class Allocation:
                 await self._commits.loaded.wait()
                 group.create_task(self.nodes.run(), name="nodes")
         finally:
-            allocation_metrics.BLOCKS.source = tuple
+            metrics.BLOCKS.source = tuple
             for unsubscribe in leave:
                 unsubscribe()
 

@@ -16,9 +16,9 @@ from netloom.ipam.ledger import Ledger, LedgerError
 from netloom.ipam.ledger_range import ledger_range_from_name
 from netloom.runtime.errors import NotFound
 from netloom.runtime.store import Store
-from netloom_reconcilers.allocation_events import BlocksFreed, Channel, LedgersChanged, NodesAffected
-from netloom_reconcilers.ledger_objects import decode
-from netloom_reconcilers.lock import LockError, ModeLock
+from netloom_reconcilers.cluster.allocation.events import BlocksFreed, Changed, Channel, NodesAffected
+from netloom_reconcilers.cluster.allocation.ledger_objects import decode
+from netloom_reconcilers.cluster.allocation.lock import LockError, ModeLock
 from netloom_reconcilers.writes import Requests
 
 log = structlog.get_logger(__name__)
@@ -70,7 +70,7 @@ class LedgerReader:
             before = known.problem
             await self._reread(known)
             if known.problem != before:
-                self._channel.publish(LedgersChanged())
+                self._channel.publish(Changed.LEDGERS)
                 self._channel.publish(BlocksFreed())
         unreadable = any(known.problem for known in ledgers.values())
         if due or not unreadable:

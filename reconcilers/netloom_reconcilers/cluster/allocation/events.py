@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from enum import Enum, auto
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,27 +19,20 @@ class BlocksFreed:
     count: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class LedgersChanged:
-    """Ledgers were written or read; what was told of them may be old."""
+class Changed(Enum):
+    """What else may be told or done differently now."""
 
-
-@dataclass(frozen=True, slots=True)
-class WaitingChanged:
+    LEDGERS = auto()
+    """Ledgers were written or read."""
+    NETWORK = auto()
+    """The NetloomNetwork came, went or was edited, or its status was written."""
+    SETTINGS = auto()
+    """Blocks are given by other rules than before."""
+    WAITING = auto()
     """Other nodes wait, or for other reasons."""
 
 
-@dataclass(frozen=True, slots=True)
-class SettingsChanged:
-    """Blocks are given by other rules than before."""
-
-
-@dataclass(frozen=True, slots=True)
-class NetworkChanged:
-    """The NetloomNetwork came, went or was edited, or its status was written."""
-
-
-Event = NodesAffected | BlocksFreed | LedgersChanged | WaitingChanged | SettingsChanged | NetworkChanged
+Event = NodesAffected | BlocksFreed | Changed
 
 
 class Channel:

@@ -15,10 +15,10 @@ from netloom.ipam import settings as ipam_settings
 from netloom.ipam.known_ledgers import KnownLedger, KnownLedgers
 from netloom.ipam.pool import Exhausted
 from netloom.runtime.store import Store
-from netloom_reconcilers.allocation_metrics import PROBLEMS, WAITING
+from netloom_reconcilers.cluster.allocation.configuration import Configuration, mode_of
+from netloom_reconcilers.cluster.allocation.metrics import PROBLEMS, WAITING
+from netloom_reconcilers.cluster.allocation.waiting import Reason, WaitingNodes, reason_of
 from netloom_reconcilers.conditions import Conditions, said
-from netloom_reconcilers.configuration import Configuration, mode_of
-from netloom_reconcilers.waiting import Reason, WaitingNodes, reason_of
 
 GATHER_SECONDS = 0.2
 """How long news gather before they are told."""

@@ -16,10 +16,10 @@ from netloom.api.v1alpha1 import NETLOOM_NODES, Address, NetloomNode
 from netloom.cidr import Address as Packed
 from netloom.cidr import CidrError, parse_address
 from netloom.runtime.store import Store, Unsubscribe
-from netloom_reconcilers.allocation_events import Channel, NodesAffected
-from netloom_reconcilers.allocation_metrics import ADDRESSES_KEPT
+from netloom_reconcilers.cluster.allocation.events import Channel, NodesAffected
+from netloom_reconcilers.cluster.allocation.metrics import ADDRESSES_KEPT
+from netloom_reconcilers.cluster.allocation.node_objects import MAX_ADDRESSES, addresses_of
 from netloom_reconcilers.conditions import Conditions
-from netloom_reconcilers.node_objects import MAX_ADDRESSES, addresses_of
 
 CONDITION = "AddressReported"
 

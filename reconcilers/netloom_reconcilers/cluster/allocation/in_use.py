@@ -16,8 +16,8 @@ from collections.abc import Callable
 from netloom.api.v1alpha1 import NETWORK_NAME
 from netloom.api.words import SHOWN, in_use
 from netloom.ipam.assignments import Assignments
-from netloom_reconcilers.commit_queue import CommitQueue
-from netloom_reconcilers.lock import ModeLock
+from netloom_reconcilers.cluster.allocation.commit_queue import CommitQueue
+from netloom_reconcilers.cluster.allocation.lock import ModeLock
 
 KEY = f"{NETWORK_NAME}/inUse"
 """In the queue of the network's controller: its one worker does this or the condition, never both."""

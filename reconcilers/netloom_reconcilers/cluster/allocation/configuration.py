@@ -7,9 +7,9 @@ from netloom.ipam import settings as ipam_settings
 from netloom.ipam.free_blocks import FreeBlocks
 from netloom.ipam.settings import Settings
 from netloom.runtime.store import Unsubscribe
-from netloom_reconcilers.allocation_events import Channel, NetworkChanged, SettingsChanged
-from netloom_reconcilers.last_known import LastKnownAddresses
-from netloom_reconcilers.stores import Stores
+from netloom_reconcilers.cluster.allocation.events import Changed, Channel
+from netloom_reconcilers.cluster.allocation.last_known_addresses import LastKnownAddresses
+from netloom_reconcilers.cluster.allocation.stores import Stores
 
 
 class Configuration:
@@ -46,7 +46,7 @@ class Configuration:
             for name, node in self._stores.nodes.items():
                 self._note_addresses(name, node)
             self._configure()
-        self._channel.publish(NetworkChanged())
+        self._channel.publish(Changed.NETWORK)
 
     def _node_changed(self, key: str, old: Node | None, new: Node | None) -> None:
         before = self.inside.get(key)
@@ -71,7 +71,7 @@ class Configuration:
         settings = self.settings or Settings("")
         reserved = {address for found in self.inside.values() for address in found}
         self._blocks.configure(settings.mode, settings.pools(), reserved)
-        self._channel.publish(SettingsChanged())
+        self._channel.publish(Changed.SETTINGS)
 
 
 def mode_of(network: NetloomNetwork) -> str:

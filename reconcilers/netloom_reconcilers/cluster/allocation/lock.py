@@ -28,14 +28,14 @@ from netloom.ipam.ledger import LedgerError
 from netloom.ipam.ledger_range import cover, ledger_range_from_name
 from netloom.runtime.errors import Conflict, NotFound
 from netloom.runtime.store import Store
-from netloom_reconcilers.allocation_metrics import WRITES
-from netloom_reconcilers.ledger_objects import decode
+from netloom_reconcilers.cluster.allocation.ledger_objects import decode
+from netloom_reconcilers.cluster.allocation.metrics import WRITES
 from netloom_reconcilers.writes import Requests
 
 log = structlog.get_logger(__name__)
 
 ATTEMPTS = 5
-REGIONS = 16
+RANGES = 16
 """CIDRs per family in `status.ipam.regions`. There is no such bound on ledgers, but one that the API server wants
 before it compares each cluster CIDR with each of them."""
 
@@ -176,7 +176,7 @@ class ModeLock:
             )
         return set(modes), epoch, listed
 
-    async def _write(self, network: NetloomNetwork, mode: str, shards: list[str], epoch: int) -> bool:
+    async def _write(self, network: NetloomNetwork, mode: str, ledgers: list[str], epoch: int) -> bool:
         """False where somebody else wrote first; the next try sees the newer version."""
         try:
             if mode:
@@ -184,7 +184,7 @@ class ModeLock:
         except (Conflict, NotFound):
             await self._refresh()
             return False
-        ipam: dict[str, object] = {"mode": mode, "shards": shards, "regions": _regions(shards), "epoch": epoch}
+        ipam: dict[str, object] = {"mode": mode, "shards": ledgers, "regions": _ranges(ledgers), "epoch": epoch}
         return await self._write_status(network, ipam if mode else {**ipam, "inUse": None})
 
     async def _write_status(self, network: NetloomNetwork, ipam: dict[str, object]) -> bool:
@@ -222,9 +222,9 @@ class ModeLock:
             self._networks.remove(NETWORK_NAME)
 
 
-def _regions(shards: Collection[str]) -> list[str] | None:
+def _ranges(ledgers: Collection[str]) -> list[str] | None:
     """See `status.ipam.regions`; None, which lets nothing be removed, where they cannot be told."""
     try:
-        return [str(region) for region in cover([ledger_range_from_name(name) for name in shards], REGIONS)] or None
+        return [str(cidr) for cidr in cover([ledger_range_from_name(name) for name in ledgers], RANGES)] or None
     except CidrError:
         return None

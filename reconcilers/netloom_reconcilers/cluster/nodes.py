@@ -25,24 +25,15 @@ from netloom.ipam.marks import REQUEST_SECONDS
 from netloom.ipam.plan import BlockRequest, Grant, Release
 from netloom.runtime.errors import AlreadyExists, ApiError, Conflict, NotFound
 from netloom.runtime.store import Unsubscribe
-from netloom_reconcilers import node_objects
-from netloom_reconcilers.allocation_events import BlocksFreed, Channel, NodesAffected
-from netloom_reconcilers.allocation_metrics import WRITES
-from netloom_reconcilers.commit_queue import CommitQueue
+from netloom_reconcilers.cluster.allocation import node_objects, waiting
+from netloom_reconcilers.cluster.allocation.commit_queue import CommitQueue
+from netloom_reconcilers.cluster.allocation.configuration import Configuration
+from netloom_reconcilers.cluster.allocation.events import BlocksFreed, Channel, NodesAffected
+from netloom_reconcilers.cluster.allocation.last_known_addresses import LastKnownAddresses
+from netloom_reconcilers.cluster.allocation.metrics import WRITES
+from netloom_reconcilers.cluster.allocation.stores import Stores
+from netloom_reconcilers.cluster.allocation.waiting import LAG_SECONDS, RECHECK_SECONDS, Reason, WaitingNodes
 from netloom_reconcilers.conditions import Conditions, said
-from netloom_reconcilers.configuration import Configuration
-from netloom_reconcilers.last_known import LastKnownAddresses
-from netloom_reconcilers.stores import Stores
-from netloom_reconcilers.waiting import (
-    LAG_SECONDS,
-    RECHECK_SECONDS,
-    Reason,
-    WaitingNodes,
-    problem,
-    reason_of,
-    refused,
-    told_by_network,
-)
 from netloom_reconcilers.writes import Requests, definite
 
 log = structlog.get_logger(__name__)
@@ -61,7 +52,7 @@ class NodesReconciler:
         commits: CommitQueue,
         configuration: Configuration,
         addresses: LastKnownAddresses,
-        waiting: WaitingNodes,
+        waiting_nodes: WaitingNodes,
         conditions: Conditions,
         channel: Channel,
         clock: Callable[[], float],
@@ -75,7 +66,7 @@ class NodesReconciler:
         self._commits = commits
         self._configuration = configuration
         self._addresses = addresses
-        self._waiting = waiting
+        self._waiting = waiting_nodes
         self._conditions = conditions
         self._channel = channel
         self._clock = clock
@@ -126,19 +117,19 @@ class NodesReconciler:
                 return LAG_SECONDS
             return later if again is None else again
         assert decision is not None, "only adoptions end without a grant"
-        return await self._refuse(obj or node, refused(name, decision))
+        return await self._refuse(obj or node, waiting.refused(name, decision))
 
     def _request(self, node: Node) -> BlockRequest | Problem:
         name = node.metadata.name
         settings = self._configuration.settings
         if settings is None:
-            return problem(name, "NoNetwork", "there is no NetloomNetwork.", "Create one.")
+            return waiting.problem(name, "NoNetwork", "there is no NetloomNetwork.", "Create one.")
         if settings.mode not in ipam_settings.IMPLEMENTED:
             return ipam_settings.not_implemented(settings.mode)
         if settings.mode != "kubernetes":
             return BlockRequest(name, settings.mode)
         if not node.spec.pod_cidrs:
-            return problem(name, "PodCIDRsMissing", "Node spec.podCIDRs is empty.", _CONTROLLER_WRITES)
+            return waiting.problem(name, "PodCIDRsMissing", "Node spec.podCIDRs is empty.", _CONTROLLER_WRITES)
         cidrs = ipam_settings.dictated(name, node.spec.pod_cidrs)
         return cidrs if isinstance(cidrs, Problem) else BlockRequest(name, settings.mode, cidrs)
 
@@ -240,11 +231,11 @@ class NodesReconciler:
         if obj.spec.ipam.mode not in ("", mode):
             message = f"it holds addresses of IPAM mode {obj.spec.ipam.mode}, and the mode in force is {mode}."
             way_out = "Remove the Node (and this object with it), and let it join again."
-            return problem(name, "ModeLocked", message, way_out)
+            return waiting.problem(name, "ModeLocked", message, way_out)
         since = obj.metadata.creation_timestamp
         decision = await self._commits.ask(BlockRequest(name, mode, unrecorded, adopt=True, since=since))
         assert not isinstance(decision, Grant), "an adoption is no grant"
-        return None if decision is None else refused(name, decision)
+        return None if decision is None else waiting.refused(name, decision)
 
     # A NetloomNode without a Node
 
@@ -256,7 +247,7 @@ class NodesReconciler:
         why: Reason | None = node_objects.unusable(obj) or await self._adopt(obj)
         if why is None:
             message = f"there is no Node {name}, and nobody else gets the CIDRs of this NetloomNode."
-            why = problem(name, "NoSuchNode", message, "Delete it to give them back, or let the Node join.")
+            why = waiting.problem(name, "NoSuchNode", message, "Delete it to give them back, or let the Node join.")
         return await self._refuse(obj, why)
 
     async def _delete(self, obj: NetloomNode) -> float | None:
@@ -330,7 +321,7 @@ class NodesReconciler:
         """Shows at the NetloomNode why it waits; for a Node that has none yet, one without CIDRs is made."""
         name = about.metadata.name
         again = self._waiting.add(name, why)
-        if told_by_network(why):
+        if waiting.told_by_network(why):
             return again
         if isinstance(about, Node):
             try:
@@ -343,7 +334,7 @@ class NodesReconciler:
         else:
             obj = about
         message = said(why, f"NetloomNode {name}") if isinstance(why, Problem) else f"{why}."
-        written = await self._conditions.node(obj, "False", reason_of(why), message)
+        written = await self._conditions.node(obj, "False", waiting.reason_of(why), message)
         if written is not None:
             self._store(written)
         return again
@@ -365,4 +356,4 @@ def _differing(node: Node, obj: NetloomNode) -> Problem:
         f"{', '.join(obj.spec.ipam.pod_cidrs)}, which is not changed while the node lives."
     )
     way_out = "Delete the Node and let it join again." if node.spec.pod_cidrs else _CONTROLLER_WRITES
-    return problem(node.metadata.name, "PodCIDRsDiffer", message, way_out)
+    return waiting.problem(node.metadata.name, "PodCIDRsDiffer", message, way_out)

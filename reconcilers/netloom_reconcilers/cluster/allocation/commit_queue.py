@@ -18,11 +18,11 @@ from netloom.ipam.allocator import Allocator
 from netloom.ipam.plan import BlockRequest, Decision, Deferred, Grant, Plan, Release
 from netloom.runtime.backoff import Backoff
 from netloom.runtime.errors import ApiError
-from netloom_reconcilers.allocation_events import BlocksFreed, Channel, LedgersChanged
-from netloom_reconcilers.allocation_metrics import ENTRIES
-from netloom_reconcilers.ledger_reader import LedgerReader
-from netloom_reconcilers.ledger_writer import LedgerWriter, Trouble
-from netloom_reconcilers.lock import LockError, ModeLock
+from netloom_reconcilers.cluster.allocation.events import BlocksFreed, Changed, Channel
+from netloom_reconcilers.cluster.allocation.ledger_reader import LedgerReader
+from netloom_reconcilers.cluster.allocation.ledger_writer import LedgerWriter, Trouble
+from netloom_reconcilers.cluster.allocation.lock import LockError, ModeLock
+from netloom_reconcilers.cluster.allocation.metrics import ENTRIES
 
 log = structlog.get_logger(__name__)
 
@@ -126,7 +126,7 @@ class CommitQueue:
         # The lock before the nodes: where it was lost, they would be judged by a mode that is not the one in force.
         await self._recover()
         self.loaded.set()
-        self._channel.publish(LedgersChanged())
+        self._channel.publish(Changed.LEDGERS)
         self.wake()
         try:
             while True:
@@ -195,7 +195,7 @@ class CommitQueue:
         if freed:
             self._channel.publish(BlocksFreed(len(freed)))
         if plan.edits:
-            self._channel.publish(LedgersChanged())
+            self._channel.publish(Changed.LEDGERS)
         self._schedule_tidy()
         if not requests and not self._allocator.in_use():
             await self._writer.clear_lock()

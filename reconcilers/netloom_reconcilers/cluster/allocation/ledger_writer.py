@@ -13,9 +13,9 @@ from netloom.ipam.ledger_range import ledger_range_from_name
 from netloom.ipam.marks import REQUEST_SECONDS
 from netloom.ipam.plan import Plan
 from netloom.runtime.errors import ApiError, Conflict
-from netloom_reconcilers.allocation_metrics import COMMITS, WRITES
-from netloom_reconcilers.ledger_objects import encode
-from netloom_reconcilers.lock import LockError, ModeLock
+from netloom_reconcilers.cluster.allocation.ledger_objects import encode
+from netloom_reconcilers.cluster.allocation.lock import LockError, ModeLock
+from netloom_reconcilers.cluster.allocation.metrics import COMMITS, WRITES
 from netloom_reconcilers.writes import Requests
 
 log = structlog.get_logger(__name__)
