@@ -53,7 +53,7 @@ class Agent:
         self.tunnels.on_change = self.announcement.changed
 
     def _reported(self, report: Report) -> None:
-        self.tunnels.settled(report)
+        self.tunnels.announce(report)
         self.announcement.changed()
 
     @property

@@ -6,19 +6,25 @@ a changed node of 10,000 costs one element of a set. Where the objects give no a
 """
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import structlog
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from netloom.api.v1alpha1 import NETWORK_NAME, NetloomNetwork, NetloomNode, NetworkSpec
 from netloom.kernel.address import Prefix
+from netloom.kernel.errors import KernelUnsupported, NotPermitted
 from netloom.kernel.masquerade import Masquerade
 from netloom.kernel.masquerade_report import MasqueradeReport
 from netloom.kernel.masquerade_sets import MasqueradeRules, Masquerading
+from netloom.kernel.report import Failure, PlannedChange
 from netloom.runtime.controller import Controller
+from netloom.runtime.manager import Run
 from netloom.runtime.store import Store
+from netloom_reconcilers.node.feature import KernelFeature, NodeContext, Obstacle, written_metric
 from netloom_reconcilers.own_side import OwnSide
-from netloom_reconcilers.peers import Nodes
+from netloom_reconcilers.peers import Nodes, prefixes_of
+from netloom_reconcilers.reading import missing
 
 log = structlog.get_logger(__name__)
 
@@ -38,7 +44,7 @@ def rules_of(spec: NetworkSpec, pods: tuple[Prefix, ...]) -> tuple[MasqueradeRul
     excluded: list[Prefix] = []
     problems: list[str] = []
     for field, texts in fields.items():
-        found, bad = _prefixes(f"NetloomNetwork {NETWORK_NAME}: {field}", texts)
+        found, bad = prefixes_of(f"NetloomNetwork {NETWORK_NAME}: {field}", texts)
         excluded += found
         problems += bad
     rules = MasqueradeRules(pods=pods, ipv4=masquerade.ipv4, ipv6=masquerade.ipv6, excluded=tuple(excluded))
@@ -48,22 +54,70 @@ def rules_of(spec: NetworkSpec, pods: tuple[Prefix, ...]) -> tuple[MasqueradeRul
 def pod_cidrs_of(node: NetloomNode) -> tuple[tuple[Prefix, ...], tuple[str, ...]]:
     """The node's pod CIDRs, of whatever IPAM mode, and sentences about what could not be read."""
     where = f"NetloomNode {node.metadata.name}: spec.ipam"
-    found, problems = _prefixes(f"{where}.podCIDRs", node.spec.ipam.pod_cidrs)
+    found, problems = prefixes_of(f"{where}.podCIDRs", node.spec.ipam.pod_cidrs)
     for allocation in node.spec.ipam.pools.allocated:
-        more, bad = _prefixes(f"{where}.pools.allocated", allocation.cidrs)
+        more, bad = prefixes_of(f"{where}.pools.allocated", allocation.cidrs)
         found += more
         problems += bad
     return tuple(dict.fromkeys(found)), tuple(problems)
 
 
-def _prefixes(where: str, texts: Iterable[str]) -> tuple[list[Prefix], list[str]]:
-    found, problems = [], []
-    for text in texts:
+class MasqueradeFeature(KernelFeature):
+    """Which of this node's packets get its own address, in a table of nftables."""
+
+    name = "masquerade"
+    nothing = Masquerading
+
+    def __init__(self, context: NodeContext) -> None:
+        super().__init__(context)
+        node_name, spare = context.node_name, context.spare_unknown
+        self.part: Masquerade = Masquerade(on_report=lambda report: context.changed(), spare_unknown=spare)
+        self.reconciler: MasqueradeReconciler = MasqueradeReconciler(
+            node_name, context.networks, context.peers, self.part, context.own
+        )
+        self.reconciler.on_change = context.changed
+
+    def components(self) -> Mapping[str, Run]:
+        """The reconciler, and the kernel's side."""
+        return {"masquerade": self.reconciler.controller.run, "nftables": self.part.run}
+
+    def facts(self) -> dict[str, object]:
+        """What is masqueraded."""
+        report = self.part.report
+        return {"masquerade": {"families": report.families, "elements": report.elements}}
+
+    def metrics(self) -> Iterable[Metric]:
+        """The table's figures, read off its report."""
+        report = self.part.report
+        yield written_metric("netloom_nftables_writes", "Requests written to nftables.", report)
+        yield CounterMetricFamily(
+            "netloom_nftables_drift_repaired",
+            "Parts of the nftables table that somebody had changed and that were put back.",
+            value=report.repaired,
+        )
+        yield GaugeMetricFamily(
+            "netloom_nftables_elements", "Elements of the nftables sets, two for a CIDR.", value=report.elements
+        )
+        yield GaugeMetricFamily(
+            "netloom_masquerade_errors",
+            "What keeps masquerading from being as desired; the agent's /status names each.",
+            value=len(self.errors()),
+        )
+
+    async def plan(self) -> list[PlannedChange]:
+        """Takes NET_ADMIN even to read; without it, the rest of the plan is still worth having."""
         try:
-            found.append(Prefix.parse(text))
-        except ValueError as error:
-            problems.append(f"{where}: {error}.")
-    return found, problems
+            return await super().plan()
+        except (NotPermitted, KernelUnsupported) as error:
+            log.warning("the plan says nothing of masquerading", why=str(error))
+            return []
+
+    async def cleanup(self) -> tuple[list[PlannedChange], Sequence[Failure]]:
+        """The table. A kernel that has no nftables has none of ours."""
+        try:
+            return await super().cleanup()
+        except KernelUnsupported:
+            return [], ()
 
 
 class MasqueradeReconciler:
@@ -80,8 +134,8 @@ class MasqueradeReconciler:
     ) -> None:
         self.controller = Controller("masquerade", self.reconcile)
         self.applied = asyncio.Event()
-        self.blocked = ""
-        """Why there is nothing to apply, as a sentence."""
+        self.blocked: Obstacle | None = None
+        """Why there is nothing to apply."""
         self.problems: dict[str, tuple[str, ...]] = {}
         self.on_change: Callable[[], None] = lambda: None
         """Called after every run."""
@@ -117,16 +171,13 @@ class MasqueradeReconciler:
     def desired(self) -> Masquerading | None:
         """The whole desired state, brought up to date with the caches; None where the objects give no answer."""
         network, node = self._networks.get(NETWORK_NAME), self._own.effective(self._nodes.get(self._node_name))
-        blocked = ""
-        if network is None:
-            blocked = f'there is no NetloomNetwork "{NETWORK_NAME}": apply one'
-        elif node is None:
-            blocked = f"there is no NetloomNode {self._node_name}: the operator makes it once a Node exists"
-        if blocked and blocked != self.blocked:
-            log.warning("masquerading stays as it is", why=blocked)
-        self.blocked = blocked
         if network is None or node is None:
+            blocked = missing(network, self._node_name)
+            if blocked != self.blocked:
+                log.warning("masquerading stays as it is", why=blocked.message)
+            self.blocked = blocked
             return None
+        self.blocked = None
         touched, self._touched = self._touched, set()
         for name in touched | {self._node_name}:
             self._take(name)
@@ -151,7 +202,7 @@ class MasqueradeReconciler:
 
     def errors(self, report: MasqueradeReport) -> list[str]:
         """All that keeps masquerading from being whole, as sentences; empty if nothing does."""
-        found = [self.blocked] if self.blocked else []
+        found = [self.blocked.message] if self.blocked else []
         found += [problem for problems in self.problems.values() for problem in problems]
         found += [f"nftables {failure.kind} {failure.key}: {failure.error}" for failure in report.failures]
         found += [f"nftables {item}: somebody else keeps changing it; its repair is delayed" for item in report.fought]

@@ -3,7 +3,8 @@
 What it owns is the whole of the node's mesh, so there is one key; the names of the nodes that changed are remembered
 beside it, and a change of one peer costs one peer, at 10,000 of them too. The data path itself (what is in the kernel,
 what differs, repair on the kernel's events, which peers are on the node's own networks) is `netloom.kernel`'s; by which
-ways nodes reach each other while the cluster changes from one to another is `ways`'.
+ways nodes reach each other while the cluster changes from one to another is `encapsulations`'; what objects mean is
+`reading`'s.
 
 Where the objects give no answer (no network, no NetloomNode of this name) the kernel stays as it is: a mistake in the
 API must not take the pods' network away.
@@ -11,24 +12,26 @@ API must not take the pods' network away.
 
 import asyncio
 import time
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Mapping
 
 import msgspec
 import structlog
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
-from netloom.api.v1alpha1 import NETWORK_NAME, NetloomNetwork, NetloomNode, Routing
-from netloom.kernel.address import Address, Prefix, parse_address
+from netloom.api.v1alpha1 import NETWORK_NAME, NetloomNetwork, Routing
 from netloom.kernel.dataplane import Dataplane
-from netloom.kernel.desired import Desired, Node, Peer
-from netloom.kernel.owned import mac_of
+from netloom.kernel.desired import Desired
 from netloom.kernel.report import Report
 from netloom.kernel.way import Way
 from netloom.runtime.controller import Controller
+from netloom.runtime.manager import Run
 from netloom.runtime.store import Store
+from netloom_reconcilers.announcement import AnnouncementReconciler
+from netloom_reconcilers.encapsulations import Announcement, Leaving, Needs, accepted, announced, wanted
+from netloom_reconcilers.node.feature import KernelFeature, NodeContext, Obstacle, written_metric
 from netloom_reconcilers.own_side import OwnSide
-from netloom_reconcilers.peers import HELD, Nodes
-from netloom_reconcilers.ways import Announcement, Leaving, Needs, accepted, announced, wanted, ways_to
+from netloom_reconcilers.peers import Nodes
+from netloom_reconcilers.reading import Reading, Side, node_of, peer_of, pod_cidrs_of, stranded
 
 log = structlog.get_logger(__name__)
 
@@ -39,138 +42,72 @@ by it for as long."""
 _MESH = "mesh"
 
 
-class Blocked(msgspec.Struct, frozen=True):
-    """Why there is nothing to apply: a reason for the condition, and a sentence with the way out."""
+class TunnelsFeature(KernelFeature):
+    """The mesh: its entries in the kernel, and the announcement of what this node accepts."""
 
-    reason: str
-    message: str
+    name = "tunnels"
+    nothing = Desired
 
-
-class Reading(NamedTuple):
-    """What could be made of an object, and sentences about what could not."""
-
-    peer: Peer | None
-    problems: tuple[str, ...]
-
-
-def node_of(network: NetloomNetwork | None, node: NetloomNode | None, node_name: str) -> Node | Blocked:
-    """This node's side, but for the ways that are its peers' business."""
-    if network is None:
-        return Blocked("NoNetwork", f'there is no NetloomNetwork "{NETWORK_NAME}": apply one')
-    if node is None:
-        return Blocked("NoNode", f"there is no NetloomNode {node_name}: the operator makes it once a Node exists")
-    local, problems = _underlay_of(node)
-    if local is None:
-        return Blocked("NoAddress", problems[0])
-    prefixes, problems = _prefixes_of(node)
-    if problems:
-        return Blocked("InvalidPodCIDR", " ".join(problems))
-    routing = network.spec.routing
-    return Node(
-        local=local,
-        mac=mac_of(node_name),
-        mtu=network.spec.mtu,
-        addresses=tuple(prefix.address for prefix in prefixes),
-        devices=network.spec.devices,
-        strict=routing.mode == "native" and not routing.direct_routing_skip_unreachable,
-    )
-
-
-class Side(msgspec.Struct, frozen=True):
-    """What of this node matters for each of its peers. `able`: it has all tunnels that the network's spec wants."""
-
-    routing: Routing = Routing()
-    address: Address = b""
-    cidrs: tuple[Prefix, ...] = ()
-    able: bool = True
-    kept: tuple[Prefix, ...] = ()
-    """Of the CIDRs, those that only pods hold on to; see `own_side`."""
-    seniority: tuple[str, str] = ("", "")
-    """When its object was made, and its name: of two that hold a CIDR, the younger (greater) goes."""
-
-
-def peer_of(node: NetloomNode, side: Side) -> Reading:
-    """A remote node as a peer; none while it has no address or no pod CIDR."""
-    underlay, problems = _underlay_of(node)
-    prefixes, bad = _prefixes_of(node)
-    problems += bad
-    name = node.metadata.name
-    if underlay is not None and underlay == side.address:
-        problems.append(
-            f"NetloomNode {name}: spec.addresses has this node's own address, so nothing can be sent to it. Give one "
-            "of the two nodes another address, or delete the Node that does not exist any more."
+    def __init__(self, context: NodeContext) -> None:
+        super().__init__(context)
+        node_name, run_dir, spare = context.node_name, context.run_dir, context.spare_unknown
+        self.part: Dataplane = Dataplane(run_directory=run_dir, on_report=self._reported, spare_unknown=spare)
+        self.reconciler: TunnelsReconciler = TunnelsReconciler(
+            node_name, context.networks, context.peers, self.part, context.own
         )
-        underlay = None
-    clashing = [prefix for prefix in prefixes if any(overlap(prefix, mine) for mine in side.cidrs)]
-    problems += [f"NetloomNode {name}: spec.ipam.podCIDRs {prefix} {_clash(prefix, node, side)}" for prefix in clashing]
-    prefixes = [prefix for prefix in prefixes if prefix not in clashing]
-    if underlay is None or not prefixes:
-        return Reading(None, tuple(problems) if node.spec.ipam.pod_cidrs else ())
-    peer = Peer(
-        name=name,
-        underlay=underlay,
-        mac=mac_of(name),
-        cidrs=tuple(prefixes),
-        since=node.metadata.creation_timestamp,
-        ways=ways_to(announced(node).accepts, side.routing, able=side.able),
-        underlay6=_underlay6_of(node),
-        held=node.metadata.creation_timestamp == HELD,
-    )
-    return Reading(peer, tuple(problems))
+        self.reconciler.on_change = context.changed
+        self._announcement: AnnouncementReconciler | None = None
+        if context.api is not None:
+            self._announcement = AnnouncementReconciler(
+                node_name, context.nodes, context.api, lambda: self.reconciler.announcement
+            )
 
+    def _reported(self, report: Report) -> None:
+        self.reconciler.announce(report)
+        self.context.changed()
 
-def _clash(prefix: Prefix, node: NetloomNode, side: Side) -> str:
-    if any(overlap(prefix, mine) for mine in side.cidrs if mine not in side.kept):
-        _, younger = max((node.metadata.creation_timestamp, node.metadata.name), side.seniority)
-        return (
-            f"overlaps a pod CIDR of this node, and is not routed. Drain {younger}, the younger of the two nodes, and "
-            "delete its Node."
+    def components(self) -> Mapping[str, Run]:
+        """The reconciler, the kernel's side, and the announcement where there is somebody to tell."""
+        found: dict[str, Run] = {"tunnels": self.reconciler.controller.run, "dataplane": self.part.run}
+        if self._announcement is not None:
+            found["announcement"] = self._announcement.controller.run
+        return found
+
+    def changed(self) -> None:
+        """What is announced may be different."""
+        if self._announcement is not None:
+            self._announcement.changed()
+
+    def facts(self) -> dict[str, object]:
+        """The data path's figures."""
+        report = self.part.report
+        return {
+            "peers": report.peers,
+            "mtu": report.mtu,
+            "mtuSource": report.mtu_source,
+            "underlay": report.underlay,
+            "tunnels": [str(way) for way in report.tunnels],
+            "kernelReads": report.compared,
+            "kernelReadMs": round(report.reading_seconds * 1000, 1),
+        }
+
+    def metrics(self) -> Iterable[Metric]:
+        """The same, and what was written; it is the data path that counts."""
+        report = self.part.report
+        yield written_metric("netloom_netlink_writes", "Requests written to the kernel.", report)
+        yield CounterMetricFamily(
+            "netloom_drift_repaired", "Entries that somebody had changed and that were put back.", value=report.repaired
         )
-    return (
-        "is still used by pods of this node, whose own NetloomNode does not hold it any more, and is not routed from "
-        "here. Drain this node; see docs/allocation.md."
-    )
-
-
-def overlap(a: Prefix, b: Prefix) -> bool:
-    """Whether two prefixes share an address."""
-    if len(a.address) != len(b.address):
-        return False
-    shift = len(a.address) * 8 - min(a.length, b.length)
-    return int.from_bytes(a.address, "big") >> shift == int.from_bytes(b.address, "big") >> shift
-
-
-def _underlay_of(node: NetloomNode) -> tuple[Address | None, list[str]]:
-    """The node's first internal IPv4 address: the underlay is IPv4."""
-    where = f"NetloomNode {node.metadata.name}: spec.addresses"
-    for address in node.spec.addresses:
-        if address.type == "InternalIP" and ":" not in address.ip:
-            try:
-                return parse_address(address.ip), []
-            except ValueError as error:
-                return None, [f"{where}: {error}"]
-    return None, [f"{where} has no IPv4 address of type InternalIP, and tunnels need one. Let the kubelet report it."]
-
-
-def _underlay6_of(node: NetloomNode) -> Address:
-    """Its first internal IPv6 address, empty if it has none: native routes to its IPv6 pod CIDRs go there."""
-    for address in node.spec.addresses:
-        if address.type == "InternalIP" and ":" in address.ip:
-            try:
-                return parse_address(address.ip)
-            except ValueError:
-                return b""
-    return b""
-
-
-def _prefixes_of(node: NetloomNode) -> tuple[list[Prefix], list[str]]:
-    prefixes, problems = [], []
-    for text in node.spec.ipam.pod_cidrs:
-        try:
-            prefixes.append(Prefix.parse(text))
-        except ValueError as error:
-            problems.append(f"NetloomNode {node.metadata.name}: spec.ipam.podCIDRs: {error}.")
-    return prefixes, problems
+        yield GaugeMetricFamily("netloom_peers", "Remote nodes in the mesh.", value=report.peers)
+        yield GaugeMetricFamily(
+            "netloom_unknown_ways", "Routes of an earlier run that no known peer explains.", value=self.part.unknown
+        )
+        yield GaugeMetricFamily("netloom_tunnel_mtu_bytes", "MTU inside the tunnels.", value=report.mtu)
+        yield GaugeMetricFamily(
+            "netloom_dataplane_errors",
+            "What keeps the node's data path from being as desired; the agent's /status names each.",
+            value=len(self.errors()) + len(self.context.own.errors()),
+        )
 
 
 class TunnelsReconciler:
@@ -189,9 +126,9 @@ class TunnelsReconciler:
         own: OwnSide | None = None,
     ) -> None:
         self.controller = Controller("tunnels", self.reconcile)
-        self.own = own or OwnSide(node_name, lambda within: self._dataplane.lodgers(within))
+        self.own = own or OwnSide(node_name)
         self.applied = asyncio.Event()
-        self.blocked: Blocked | None = None
+        self.blocked: Obstacle | None = None
         self.problems: dict[str, tuple[str, ...]] = {}
         self.announcement: Announcement | None = None
         self.on_change: Callable[[], None] = lambda: None
@@ -227,7 +164,7 @@ class TunnelsReconciler:
         if not self.applied.is_set():
             self.applied.set()
             log.info("the mesh is in place", node=self._node_name, peers=report.peers, mtu=report.mtu)
-        self.settled(report)
+        self.announce(report)
         self.on_change()
         return min((each for each in (again, look) if each is not None), default=None)
 
@@ -239,7 +176,7 @@ class TunnelsReconciler:
         network = self._networks.get(NETWORK_NAME)
         own = self.own.effective(self._nodes.get(self._node_name))
         node = node_of(network, own, self._node_name)
-        if network is None or own is None or isinstance(node, Blocked):
+        if network is None or own is None or isinstance(node, Obstacle):
             if node != self.blocked:
                 log.warning("the mesh stays as it is", reason=node.reason, message=node.message)  # type: ignore[union-attr]
             self.blocked = node  # type: ignore[assignment]
@@ -247,7 +184,7 @@ class TunnelsReconciler:
         self.blocked = None
         routing = network.spec.routing
         able = self._able(routing) or not keep
-        prefixes = tuple(_prefixes_of(own)[0])
+        prefixes = tuple(pod_cidrs_of(own)[0])
         kept = tuple(prefix for prefix in prefixes if str(prefix) in self.own.kept)
         seniority = own.metadata.creation_timestamp, self._node_name
         self._bring_up_to_date(Side(routing, node.local, prefixes, able, kept, seniority))
@@ -312,7 +249,7 @@ class TunnelsReconciler:
         self._desired.node = msgspec.structs.replace(node, ways=ways)
         return min((each.since + LINGER_SECONDS - now for each in self._leaving.values()), default=None)
 
-    def settled(self, report: Report) -> None:
+    def announce(self, report: Report) -> None:
         """Announce what is so, after every pass of the data path: a tunnel is accepted when its device is there; a way
         is sent by until every nexthop has been moved."""
         if self._desired.node is None or self.blocked is not None:
@@ -343,17 +280,6 @@ class TunnelsReconciler:
             f"keeps it. Delete the Node {conflict.peer}, or give it another."
             for conflict in report.conflicts
         ]
-        found += [_stranded(name, self._nodes.get(name)) for name in report.stranded]
+        found += [stranded(name, self._nodes.get(name)) for name in report.stranded]
         found += [f"{item}: somebody else keeps changing it; its repair is delayed" for item in report.fought]
         return found
-
-
-def _stranded(name: str, node: NetloomNode | None) -> str:
-    if node is not None and not _underlay6_of(node) and any(":" in cidr for cidr in node.spec.ipam.pod_cidrs):
-        why = "has no IPv6 address of type InternalIP, and native routes to its IPv6 pod CIDRs need one"
-    else:
-        why = "has no address on a network of this node, and autoDirectNodeRoutes needs that"
-    return (
-        f"NetloomNode {name}: spec.addresses {why}; it is not routed. In NetloomNetwork {NETWORK_NAME}, set "
-        "spec.routing.directRoutingSkipUnreachable to leave such nodes to a router or BGP daemon, or mode hybrid."
-    )

@@ -25,7 +25,9 @@ from netloom.kernel.mesh import Conflict
 from netloom.kernel.owned import mac_of
 from netloom.kernel.report import Failure, Report
 from netloom.runtime.store import Store
-from netloom_reconcilers.tunnels import Blocked, Side, TunnelsReconciler, node_of, overlap, peer_of
+from netloom_reconcilers.node.feature import Obstacle
+from netloom_reconcilers.reading import Side, node_of, overlap, peer_of
+from netloom_reconcilers.tunnels import TunnelsReconciler
 
 
 def node(name: str, ip: str = "192.168.7.1", *cidrs: str, since: str = "", kind: str = "InternalIP") -> NetloomNode:
@@ -90,7 +92,7 @@ def test_what_blocks_the_whole_node_is_said_with_the_way_out(
     found: NetloomNetwork | None, own: NetloomNode | None, reason: str, words: str
 ) -> None:
     blocked = node_of(found, own, "node-1")
-    assert isinstance(blocked, Blocked)
+    assert isinstance(blocked, Obstacle)
     assert blocked.reason == reason
     assert words in blocked.message
 

@@ -34,8 +34,8 @@ from netloom.kernel.way import GENEVE, NATIVE, VXLAN, Way
 from netloom.runtime.store import Store
 from netloom_reconcilers import tunnels
 from netloom_reconcilers.announcement import AnnouncementReconciler
+from netloom_reconcilers.encapsulations import Announcement, Needs, accepted, announced, ways_to
 from netloom_reconcilers.tunnels import LINGER_SECONDS, TunnelsReconciler
-from netloom_reconcilers.ways import Announcement, Needs, accepted, announced, ways_to
 
 OTHER = Way("vxlan", 8473)
 TUNNEL, HYBRID, ROUTER = Routing(), Routing(mode="hybrid"), Routing(mode="native")

@@ -14,6 +14,7 @@ from netloom.api.errors import UserError, sentences
 from netloom.cli import guard
 from netloom.cli.options import (
     Context,
+    Features,
     Format,
     Kubeconfig,
     Level,
@@ -54,6 +55,7 @@ def operator(
         str, typer.Option(envvar="POD_NAMESPACE", help="Namespace of the lease.")
     ] = "kube-system",
     identity: Annotated[str, typer.Option(envvar="POD_NAME", help="Name of this replica in the lease.")] = _HOST,
+    features: Features = "*",
     http_address: Annotated[
         str, typer.Option(help="Where /healthz, /readyz and /metrics are served.")
     ] = "127.0.0.1:9963",
@@ -105,6 +107,7 @@ def operator(
         lease_namespace=lease_namespace,
         identity=identity,
         http_address=http_address,
+        features=features,
         guard=guarding if webhook_address else None,
     )
     loop.run(run_operator(options))
@@ -117,6 +120,7 @@ def agent(
     context: Context = None,
     manifests: Manifests = None,
     run_dir: RunDir = _RUN_DIR,
+    features: Features = "*",
     http_address: Annotated[
         str, typer.Option(help="Where /healthz, /readyz, /metrics and /status are served.")
     ] = "127.0.0.1:9964",
@@ -136,6 +140,7 @@ def agent(
         manifests=manifests,
         run_dir=run_dir,
         http_address=http_address,
+        features=features,
     )
     loop.run(run_agent(options))
 
@@ -164,6 +169,7 @@ def plan(
     context: Context = None,
     manifests: Manifests = None,
     run_dir: RunDir = _RUN_DIR,
+    features: Features = "*",
     output: Format = Output.TEXT,
 ) -> None:
     """Print what the agent would change in the kernel, as `ip` would say it. Exit status 2 if anything."""
@@ -173,7 +179,12 @@ def plan(
 
     log.configure("auto", "warning")
     options = agent.AgentOptions(
-        node_name=node_name, kubeconfig=kubeconfig, context=context, manifests=manifests, run_dir=run_dir
+        node_name=node_name,
+        kubeconfig=kubeconfig,
+        context=context,
+        manifests=manifests,
+        run_dir=run_dir,
+        features=features,
     )
     changes = loop.run(agent.plan(options))
     view.print_json(changes) if output is Output.JSON else view.print_text(changes)
@@ -183,7 +194,7 @@ def plan(
 
 @app.command()
 def cleanup(run_dir: RunDir = _RUN_DIR, output: Format = Output.TEXT) -> None:
-    """Remove every device, route, neighbour and nexthop that Netloom made on this machine, and nothing else."""
+    """Remove all that agents made in the kernel of this machine, by whatever feature, and nothing else."""
     from netloom.cli import plan as view
     from netloom.roles import agent
     from netloom.runtime import log, loop

@@ -48,6 +48,13 @@ Manifests = Annotated[
     typer.Option(metavar="DIR", help="Take the objects from manifest files in this directory instead of a cluster."),
 ]
 RunDir = Annotated[Path, typer.Option(metavar="DIR", help="Where the agent keeps what `cleanup` has to restore.")]
+Features = Annotated[
+    str,
+    typer.Option(
+        metavar="LIST",
+        help="What it does: * for all, or names, by commas; -NAME takes one away, as in --features=-masquerade.",
+    ),
+]
 Format = Annotated[Output, typer.Option("-o", "--output", help="text or json.")]
 Log = Annotated[LogFormat, typer.Option("--log-format", envvar="NETLOOM_LOG_FORMAT", help="auto, json or console.")]
 Level = Annotated[LogLevel, typer.Option("--log-level", envvar="NETLOOM_LOG_LEVEL", help="The least that is logged.")]

@@ -19,7 +19,6 @@ import msgspec
 import structlog
 
 from netloom.kernel import device, reader, rows
-from netloom.kernel.address import Prefix
 from netloom.kernel.backoff import TICK_SECONDS
 from netloom.kernel.capability import require_net_admin
 from netloom.kernel.desired import Desired
@@ -28,7 +27,6 @@ from netloom.kernel.device_keeper import DeviceKeeper, DeviceOutcome
 from netloom.kernel.errors import KernelUnsupported
 from netloom.kernel.events import EventReader
 from netloom.kernel.links import Link
-from netloom.kernel.lodgers import lodgers
 from netloom.kernel.mesh import Carriers, Mesh
 from netloom.kernel.netlink import (
     BATCH,
@@ -206,13 +204,6 @@ class Dataplane:
         """Packets that the tunnel's device has received since it was made."""
         ifindex = self._mesh.carriers.tunnels.get(way, 0)
         return await self._in_thread(lambda: reader.received(self._commands, ifindex)) if ifindex else 0
-
-    async def lodgers(self, within: Collection[Prefix]) -> dict[Prefix, str]:
-        """Of these CIDRs, those that somebody else's routes and addresses on this node show to be lived in, and by
-        what. Raises AnswerLost, OSError."""
-        around = await self._in_thread(lambda: reader.surroundings(self._commands))
-        routes = await self._in_thread(lambda: reader.direct_routes(self._commands))
-        return lodgers(within, around, routes)
 
     @property
     def report(self) -> Report:

@@ -1,0 +1,149 @@
+"""What NetloomNodes mean for this node's mesh: its own side, a peer, and in which words one cannot be used. Pure."""
+
+from typing import NamedTuple
+
+import msgspec
+
+from netloom.api.v1alpha1 import NETWORK_NAME, NetloomNetwork, NetloomNode, Routing
+from netloom.kernel.address import Address, Prefix, parse_address
+from netloom.kernel.desired import Node, Peer
+from netloom.kernel.owned import mac_of
+from netloom_reconcilers.encapsulations import announced, ways_to
+from netloom_reconcilers.node.feature import Obstacle
+from netloom_reconcilers.peers import HELD, internal_ip, prefixes_of
+
+
+class Reading(NamedTuple):
+    """What could be made of an object, and sentences about what could not."""
+
+    peer: Peer | None
+    problems: tuple[str, ...]
+
+
+def node_of(network: NetloomNetwork | None, node: NetloomNode | None, node_name: str) -> Node | Obstacle:
+    """This node's side, but for the ways that are its peers' business."""
+    if network is None or node is None:
+        return missing(network, node_name)
+    local, problems = _underlay_of(node)
+    if local is None:
+        return Obstacle("NoAddress", problems[0])
+    prefixes, problems = pod_cidrs_of(node)
+    if problems:
+        return Obstacle("InvalidPodCIDR", " ".join(problems))
+    routing = network.spec.routing
+    return Node(
+        local=local,
+        mac=mac_of(node_name),
+        mtu=network.spec.mtu,
+        addresses=tuple(prefix.address for prefix in prefixes),
+        devices=network.spec.devices,
+        strict=routing.mode == "native" and not routing.direct_routing_skip_unreachable,
+    )
+
+
+class Side(msgspec.Struct, frozen=True):
+    """What of this node matters for each of its peers. `able`: it has all tunnels that the network's spec wants."""
+
+    routing: Routing = Routing()
+    address: Address = b""
+    cidrs: tuple[Prefix, ...] = ()
+    able: bool = True
+    kept: tuple[Prefix, ...] = ()
+    """Of the CIDRs, those that only pods hold on to; see `own_side`."""
+    seniority: tuple[str, str] = ("", "")
+    """When its object was made, and its name: of two that hold a CIDR, the younger (greater) goes."""
+
+
+def peer_of(node: NetloomNode, side: Side) -> Reading:
+    """A remote node as a peer; none while it has no address or no pod CIDR."""
+    underlay, problems = _underlay_of(node)
+    prefixes, bad = pod_cidrs_of(node)
+    problems += bad
+    name = node.metadata.name
+    if underlay is not None and underlay == side.address:
+        problems.append(
+            f"NetloomNode {name}: spec.addresses has this node's own address, so nothing can be sent to it. Give one "
+            "of the two nodes another address, or delete the Node that does not exist any more."
+        )
+        underlay = None
+    clashing = [prefix for prefix in prefixes if any(overlap(prefix, mine) for mine in side.cidrs)]
+    problems += [f"NetloomNode {name}: spec.ipam.podCIDRs {prefix} {_clash(prefix, node, side)}" for prefix in clashing]
+    prefixes = [prefix for prefix in prefixes if prefix not in clashing]
+    if underlay is None or not prefixes:
+        return Reading(None, tuple(problems) if node.spec.ipam.pod_cidrs else ())
+    peer = Peer(
+        name=name,
+        underlay=underlay,
+        mac=mac_of(name),
+        cidrs=tuple(prefixes),
+        since=node.metadata.creation_timestamp,
+        ways=ways_to(announced(node).accepts, side.routing, able=side.able),
+        underlay6=underlay6_of(node),
+        held=node.metadata.creation_timestamp == HELD,
+    )
+    return Reading(peer, tuple(problems))
+
+
+def _clash(prefix: Prefix, node: NetloomNode, side: Side) -> str:
+    if any(overlap(prefix, mine) for mine in side.cidrs if mine not in side.kept):
+        _, younger = max((node.metadata.creation_timestamp, node.metadata.name), side.seniority)
+        return (
+            f"overlaps a pod CIDR of this node, and is not routed. Drain {younger}, the younger of the two nodes, and "
+            "delete its Node."
+        )
+    return (
+        "is still used by pods of this node, whose own NetloomNode does not hold it any more, and is not routed from "
+        "here. Drain this node; see docs/allocation.md."
+    )
+
+
+def overlap(a: Prefix, b: Prefix) -> bool:
+    """Whether two prefixes share an address."""
+    if len(a.address) != len(b.address):
+        return False
+    shift = len(a.address) * 8 - min(a.length, b.length)
+    return int.from_bytes(a.address, "big") >> shift == int.from_bytes(b.address, "big") >> shift
+
+
+def missing(network: NetloomNetwork | None, node_name: str) -> Obstacle:
+    """That there is no network, or else no NetloomNode of this node."""
+    if network is None:
+        return Obstacle("NoNetwork", f'there is no NetloomNetwork "{NETWORK_NAME}": apply one')
+    return Obstacle("NoNode", f"there is no NetloomNode {node_name}: the operator makes it once a Node exists")
+
+
+def _underlay_of(node: NetloomNode) -> tuple[Address | None, list[str]]:
+    """The node's first internal IPv4 address: the underlay is IPv4."""
+    where, ip = f"NetloomNode {node.metadata.name}: spec.addresses", internal_ip(node)
+    if not ip:
+        why = "has no IPv4 address of type InternalIP, and tunnels need one. Let the kubelet report it."
+        return None, [f"{where} {why}"]
+    try:
+        return parse_address(ip), []
+    except ValueError as error:
+        return None, [f"{where}: {error}"]
+
+
+def underlay6_of(node: NetloomNode) -> Address:
+    """Its first internal IPv6 address, empty if it has none: native routes to its IPv6 pod CIDRs go there."""
+    try:
+        return parse_address(internal_ip(node, ipv6=True))
+    except ValueError:
+        return b""
+
+
+def pod_cidrs_of(node: NetloomNode) -> tuple[list[Prefix], list[str]]:
+    """Its pod CIDRs, and sentences about what could not be read."""
+    return prefixes_of(f"NetloomNode {node.metadata.name}: spec.ipam.podCIDRs", node.spec.ipam.pod_cidrs)
+
+
+def stranded(name: str, node: NetloomNode | None) -> str:
+    """A sentence about a peer that can only be reached natively, and is not on a network of this node."""
+    if node is not None and not underlay6_of(node) and any(":" in cidr for cidr in node.spec.ipam.pod_cidrs):
+        why = "has no IPv6 address of type InternalIP, and native routes to its IPv6 pod CIDRs need one"
+    else:
+        why = "has no address on a network of this node, and autoDirectNodeRoutes needs that"
+    return (
+        f"NetloomNode {name}: spec.addresses {why}; it is not routed. In NetloomNetwork {NETWORK_NAME}, set "
+        "spec.routing.directRoutingSkipUnreachable to leave such nodes to a router or BGP daemon, or mode hybrid."
+    )
