@@ -280,29 +280,29 @@ async def run_agent(options: AgentOptions) -> None:
                 await agent.manager.run()
 
 
-async def plan(options: AgentOptions) -> list[PlannedChange]:
+async def plan(options: AgentOptions, features: Sequence[type[NodeFeature]] = FEATURES) -> list[PlannedChange]:
     """What an agent with these options would change in the kernel. Writes nothing. Raises UserError."""
-    made = chosen(FEATURES, options.features)
+    wanted = chosen(features, options.features)
     async with sources(options) as (found, api):
         if api is not None:
             await api.check()
         context = context_of(options, found, api)
-        features = [make(context) for make in made]
+        made = [make(context) for make in wanted]
         await found.fill(PLAN_SYNC_SECONDS)
-        async with opened(features):
+        async with opened(made):
             await context.own.look(context.nodes.get(options.node_name), write=False)
-            return [change for feature in features for change in await feature.plan()]
+            return [change for feature in made for change in await feature.plan()]
 
 
-async def cleanup(run_dir: Path) -> list[PlannedChange]:
+async def cleanup(run_dir: Path, features: Sequence[type[NodeFeature]] = FEATURES) -> list[PlannedChange]:
     """Remove all that agents made on this machine; what was removed. Raises UserError, naming what would not go."""
     require_net_admin()
     context = context_of(AgentOptions(node_name="", run_dir=run_dir), Sources(None))
-    features = [make(context) for make in FEATURES]
+    made = [make(context) for make in features]
     removed: list[PlannedChange] = []
     left: list[str] = []
-    async with opened(features):
-        for feature in features:
+    async with opened(made):
+        for feature in made:
             gone, failures = await feature.cleanup()
             removed += gone
             left += [f"{failure.kind} {failure.key}: {failure.error}" for failure in failures]
