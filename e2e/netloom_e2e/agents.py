@@ -51,7 +51,8 @@ class Agents:
         further = [f"{name}={value}" for name, value in (env or {}).items()]
         command = ["env", *further, str(NETLOOM), "agent", "--kubeconfig", str(kubeconfig), "--node-name", machine.node]
         with (self.folder / f"{machine.node}.log").open("a") as log:
-            self.agents[machine.node] = machine.popen([*command, "--run-dir", self.run_dir(machine), *flags], stdout=log)
+            command += ["--run-dir", self.run_dir(machine), *flags]
+            self.agents[machine.node] = machine.popen(command, stdout=log)
 
     def run_dir(self, machine: Machine) -> str:
         return str(self.folder / machine.node)

@@ -1,4 +1,4 @@
-"""Each feature switched off in turn: the others go on, what it left in the kernel stays; and whose conditions are whose."""
+"""Each feature switched off in turn: the others go on, what it left in the kernel stays. Whose conditions are whose."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -87,6 +87,11 @@ def test_each_is_switched_off_and_the_others_go_on(agents: Agents, off: str) -> 
     assert {name: read(n1) for name, read in KERNEL.items()} == before, "what it left stays as it is"
     wait_for("the condition", lambda: agents.condition("n1").get("status") == "True")
 
+    kubeconfig = agents.plane.kubeconfig(host=agents.lab.address)
+    shown = n1.run(str(NETLOOM), "status", f"--kubeconfig={kubeconfig}")
+    assert ("1 peers, in sync" in shown) == (off != "tunnels")
+    assert "None" not in shown
+
     n1.run(*DELETE[off])
     damaged = KERNEL[off](n1)
     assert damaged != before[off]
@@ -135,7 +140,11 @@ async def test_conditions_of_features_leave_each_other_alone(crds_installed: Con
             managers = {"DataplaneReady": AGENT, "HostsWritten": manager_of("hosts"), "Loaded": manager_of("xdp")}
             told = {
                 type_: NodeStatusReconciler(
-                    "lonely", store, Conditions(api, events, manager), lambda type_=type_: said[type_], type_
+                    "lonely",
+                    store,
+                    Conditions(api, events, manager, on_write=None),
+                    lambda type_=type_: said[type_],
+                    type_,
                 )
                 for type_, manager in managers.items()
             }
@@ -146,7 +155,7 @@ async def test_conditions_of_features_leave_each_other_alone(crds_installed: Con
                     await reconciler.reconcile("lonely")
                 assert conditions() == {type_: (reason, manager) for type_, manager in managers.items()}
 
-            shared = Conditions(api, events, AGENT)
+            shared = Conditions(api, events, AGENT, on_write=None)
             await NodeStatusReconciler("lonely", store, shared, lambda: said["Loaded"], "Other").reconcile("lonely")
             assert "DataplaneReady" not in conditions(), "so each needs a manager of its own"
     finally:

@@ -96,7 +96,7 @@ class Allocation:
             self.book,
             self.ledgers,
             conditions,
-            LastKnown(stores.nodes, Conditions(api, events, ADDRESSES, _count_apply), self.nodes.enqueue),
+            LastKnown(stores.nodes, Conditions(api, events, ADDRESSES, on_write=_count_apply), self.nodes.enqueue),
             clock,
             self.nodes.enqueue,
             writers=limits.writers,

@@ -61,9 +61,10 @@ class Conditions:
         api: Dated,
         events: Recorder,
         field_manager: str = OPERATOR,
-        on_write: Callable[[str], object] = lambda kind: None,
+        *,
+        on_write: Callable[[str], object] | None,
     ) -> None:
-        """`on_write` is called with the kind of the object before each write."""
+        """`on_write` is called with the kind of the object before each write: who writes counts."""
         self._api = api
         self._events = events
         self._field_manager = field_manager
@@ -100,7 +101,8 @@ class Conditions:
             "metadata": {"name": meta.name, "uid": meta.uid},
             "status": {"conditions": [msgspec.to_builtins(new)]},
         }
-        self._on_write(res.kind)
+        if self._on_write is not None:
+            self._on_write(res.kind)
         try:
             return await self._api.patch(
                 res, meta.name, patch, subresource="status", kind="apply", field_manager=self._field_manager

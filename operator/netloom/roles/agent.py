@@ -184,11 +184,11 @@ class Agent(Collector):
 
     def _add_conditions(self, api: Api, events: EventRecorder) -> None:
         name, nodes = self.context.node_name, self.context.nodes
-        status = NodeStatusReconciler(name, nodes, Conditions(api, events, AGENT), self.readiness)
+        status = NodeStatusReconciler(name, nodes, Conditions(api, events, AGENT, on_write=None), self.readiness)
         self.manager.add("node status", status.controller.run, restart=True)
         self._conditions.append(status)
         for each in [feature for feature in self.features if feature.condition]:
-            conditions = Conditions(api, events, manager_of(each.name))
+            conditions = Conditions(api, events, manager_of(each.name), on_write=None)
             status = NodeStatusReconciler(name, nodes, conditions, each.readiness, each.condition)
             self.manager.add(f"condition {each.condition}", status.controller.run, restart=True)
             self._conditions.append(status)

@@ -13,8 +13,6 @@ from netloom.runtime.cancellation import only_if_asked
 from netloom.runtime.leader import Lead, LeaderElector, end
 from netloom.runtime.manager import Run
 
-ENDING_SECONDS = 0.1
-
 _Task = asyncio.Task[None]
 
 
@@ -22,7 +20,7 @@ class Terms:
     """See the module. Without an elector this process always leads."""
 
     def __init__(self, elector: LeaderElector | None = None) -> None:
-        self._elector = elector
+        self._compete: Callable[[Lead], Awaitable[None]] = elector.compete if elector else _always
         self._ready = 0
         self._wanted, self._unwanted, self._begun = asyncio.Event(), asyncio.Event(), asyncio.Event()
         self._unwanted.set()
@@ -30,10 +28,9 @@ class Terms:
 
     async def run(self) -> None:
         """The component that competes. Raises as `LeaderElector.compete`."""
-        compete: Callable[[Lead], Awaitable[None]] = self._elector.compete if self._elector else _always
         while True:
             await self._wanted.wait()
-            await compete(self._lead)
+            await self._compete(self._lead)
 
     def component(self, work: Run) -> Run:
         """`work` as a component for the manager: in each term it runs once, and is cancelled at the term's end. Returns
@@ -51,10 +48,6 @@ class Terms:
         self._want(1)
         try:
             await self._begun.wait()
-            while self._elector and not self._elector.leading:
-                # Frozen past its lease, this process thawed: nothing is begun in a term that is about to end.
-                await asyncio.sleep(ENDING_SECONDS)
-                await self._begun.wait()
             task = asyncio.create_task(_run(work))
             self._working.add(task)
             try:

@@ -14,7 +14,6 @@ class Elector:
     """Gives the lease whenever it is asked for, until `lose`; counts what it gave and what it got back."""
 
     def __init__(self) -> None:
-        self.leading = True
         self.terms = self.given_back = 0
         self._lead: asyncio.Task[None] | None = None
 
@@ -127,20 +126,6 @@ async def test_a_term_ends_after_its_work_however_often_it_is_cancelled() -> Non
     assert said[3] == "slow ends"
     assert sorted(said[4:]) == ["quick begins", "slow begins"]
     assert elector.terms == 2
-    await stop(tasks)
-
-
-@in_virtual_time
-async def test_nothing_begins_in_a_term_whose_lease_has_run_out() -> None:
-    said: list[str] = []
-    elector, work = Elector(), Work("a", said)
-    elector.leading = False
-    tasks = started(Terms(elector), work)  # type: ignore[arg-type]
-    await asyncio.sleep(5)
-    assert said == []
-    elector.leading = True
-    await asyncio.sleep(1)
-    assert said == ["a begins"]
     await stop(tasks)
 
 
