@@ -5,8 +5,7 @@ world outside. As there, the whole state is one key, the names of the nodes that
 a changed node of 10,000 costs one element of a set. Where the objects give no answer, the kernel stays as it is.
 """
 
-import asyncio
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import structlog
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -18,17 +17,16 @@ from netloom.kernel.masquerade import Masquerade
 from netloom.kernel.masquerade_report import MasqueradeReport
 from netloom.kernel.masquerade_sets import MasqueradeRules, Masquerading
 from netloom.kernel.report import Failure, PlannedChange
-from netloom.runtime.controller import Controller
 from netloom.runtime.manager import Run
 from netloom.runtime.store import Store
-from netloom_reconcilers.node.feature import KernelFeature, NodeContext, Obstacle, written_metric
+from netloom_reconcilers.node.feature import KernelFeature, NodeContext, written_metric
+from netloom_reconcilers.node.reconciler import KernelReconciler
 from netloom_reconcilers.own_side import OwnSide
 from netloom_reconcilers.peers import Nodes, prefixes_of
 from netloom_reconcilers.reading import missing
 
 log = structlog.get_logger(__name__)
 
-_RULES = "masquerade"
 _NETWORK = ""
 """Whose problems are those of the network; no node has an empty name."""
 
@@ -71,24 +69,24 @@ class MasqueradeFeature(KernelFeature):
     def __init__(self, context: NodeContext) -> None:
         super().__init__(context)
         node_name, spare = context.node_name, context.spare_unknown
-        self.part: Masquerade = Masquerade(on_report=lambda report: context.changed(), spare_unknown=spare)
+        self.keeper: Masquerade = Masquerade(on_report=lambda report: context.changed(), spare_unknown=spare)
         self.reconciler: MasqueradeReconciler = MasqueradeReconciler(
-            node_name, context.networks, context.peers, self.part, context.own
+            node_name, context.networks, context.peers, self.keeper, context.own
         )
         self.reconciler.on_change = context.changed
 
     def components(self) -> Mapping[str, Run]:
         """The reconciler, and the kernel's side."""
-        return {"masquerade": self.reconciler.controller.run, "nftables": self.part.run}
+        return {"masquerade": self.reconciler.controller.run, "nftables": self.keeper.run}
 
     def facts(self) -> dict[str, object]:
         """What is masqueraded."""
-        report = self.part.report
+        report = self.keeper.report
         return {"masquerade": {"families": report.families, "elements": report.elements}}
 
     def metrics(self) -> Iterable[Metric]:
         """The table's figures, read off its report."""
-        report = self.part.report
+        report = self.keeper.report
         yield written_metric("netloom_nftables_writes", "Requests written to nftables.", report)
         yield CounterMetricFamily(
             "netloom_nftables_drift_repaired",
@@ -120,9 +118,8 @@ class MasqueradeFeature(KernelFeature):
             return [], ()
 
 
-class MasqueradeReconciler:
-    """Hands what is to be masqueraded to the kernel side. `blocked` and `problems` say what keeps it from being
-    whole."""
+class MasqueradeReconciler(KernelReconciler):
+    """Hands what is to be masqueraded to the kernel side."""
 
     def __init__(
         self,
@@ -132,52 +129,23 @@ class MasqueradeReconciler:
         masquerade: Masquerade,
         own: OwnSide,
     ) -> None:
-        self.controller = Controller("masquerade", self.reconcile)
-        self.applied = asyncio.Event()
-        self.blocked: Obstacle | None = None
-        """Why there is nothing to apply."""
-        self.problems: dict[str, tuple[str, ...]] = {}
-        self.on_change: Callable[[], None] = lambda: None
-        """Called after every run."""
-        self._node_name = node_name
-        self._networks = networks
-        self._nodes = nodes
+        super().__init__("masquerade", node_name, networks, nodes, own)
         self._masquerade = masquerade
-        self._own = own
         self._desired = Masquerading()
-        self._touched: set[str] = set()
-        networks.subscribe(lambda key, old, new: self.controller.enqueue(_RULES))
-        nodes.subscribe(lambda key, old, new: self._node_changed(key))
 
-    def _node_changed(self, name: str) -> None:
-        self._touched.add(name)
-        self.controller.enqueue(_RULES)
-
-    async def reconcile(self, key: str = _RULES) -> float | None:
-        """Make the kernel what the objects say; what it refuses is in the report, and tried again by itself. Returns
-        after how many seconds to look again at a CIDR that is to be given up."""
-        await self._networks.wait_synced()
-        await self._nodes.wait_synced()
-        again = await self._own.look(self._nodes.get(self._node_name))
+    async def _apply(self) -> None:
         desired = self.desired()
         if desired is not None:
             report = await self._masquerade.apply(desired)
-            if not self.applied.is_set():
-                self.applied.set()
-                log.info("masquerading is in place", node=self._node_name, families=report.families)
-        self.on_change()
-        return again
+            self._is_in_place(families=report.families)
 
     def desired(self) -> Masquerading | None:
-        """The whole desired state, brought up to date with the caches; None where the objects give no answer."""
-        network, node = self._networks.get(NETWORK_NAME), self._own.effective(self._nodes.get(self._node_name))
+        """Which packets are masqueraded."""
+        network, node = self._networks.get(NETWORK_NAME), self.own.effective(self._said())
         if network is None or node is None:
-            blocked = missing(network, self._node_name)
-            if blocked != self.blocked:
-                log.warning("masquerading stays as it is", why=blocked.message)
-            self.blocked = blocked
+            self._is_blocked(missing(network, self._node_name))
             return None
-        self.blocked = None
+        self._is_blocked(None)
         touched, self._touched = self._touched, set()
         for name in touched | {self._node_name}:
             self._take(name)
@@ -188,22 +156,11 @@ class MasqueradeReconciler:
     def _take(self, name: str) -> None:
         node = self._nodes.get(name)
         if name == self._node_name:
-            node = self._own.effective(node)
+            node = self.own.effective(node)
         cidrs, problems = pod_cidrs_of(node) if node is not None else ((), ())
         self._desired.set_known(name, cidrs)
         self._report(name, problems)
 
-    def _report(self, name: str, problems: tuple[str, ...]) -> None:
-        if not problems:
-            self.problems.pop(name, None)
-        elif self.problems.get(name) != problems:
-            self.problems[name] = problems
-            log.warning("masquerading leaves something out", problems=problems)
-
-    def errors(self, report: MasqueradeReport) -> list[str]:
+    def errors(self, report: MasqueradeReport) -> list[str]:  # type: ignore[override]
         """All that keeps masquerading from being whole, as sentences; empty if nothing does."""
-        found = [self.blocked.message] if self.blocked else []
-        found += [problem for problems in self.problems.values() for problem in problems]
-        found += [f"nftables {failure.kind} {failure.key}: {failure.error}" for failure in report.failures]
-        found += [f"nftables {item}: somebody else keeps changing it; its repair is delayed" for item in report.fought]
-        return found
+        return super().errors(report, "nftables ")

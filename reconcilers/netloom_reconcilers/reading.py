@@ -9,7 +9,7 @@ from netloom.kernel.address import Address, Prefix, parse_address
 from netloom.kernel.desired import Node, Peer
 from netloom.kernel.owned import mac_of
 from netloom_reconcilers.encapsulations import announced, ways_to
-from netloom_reconcilers.node.feature import Obstacle
+from netloom_reconcilers.node.reconciler import Obstacle
 from netloom_reconcilers.peers import HELD, internal_ip, prefixes_of
 
 

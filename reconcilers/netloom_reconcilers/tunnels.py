@@ -10,9 +10,8 @@ Where the objects give no answer (no network, no NetloomNode of this name) the k
 API must not take the pods' network away.
 """
 
-import asyncio
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 
 import msgspec
 import structlog
@@ -20,15 +19,15 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 
 from netloom.api.v1alpha1 import NETWORK_NAME, NetloomNetwork, Routing
 from netloom.kernel.dataplane import Dataplane
-from netloom.kernel.desired import Desired
+from netloom.kernel.desired import Desired, Node
 from netloom.kernel.report import Report
 from netloom.kernel.way import Way
-from netloom.runtime.controller import Controller
 from netloom.runtime.manager import Run
 from netloom.runtime.store import Store
 from netloom_reconcilers.announcement import AnnouncementReconciler
 from netloom_reconcilers.encapsulations import Announcement, Leaving, Needs, accepted, announced, wanted
-from netloom_reconcilers.node.feature import KernelFeature, NodeContext, Obstacle, written_metric
+from netloom_reconcilers.node.feature import KernelFeature, NodeContext, written_metric
+from netloom_reconcilers.node.reconciler import KernelReconciler, Obstacle
 from netloom_reconcilers.own_side import OwnSide
 from netloom_reconcilers.peers import Nodes
 from netloom_reconcilers.reading import Reading, Side, node_of, peer_of, pod_cidrs_of, stranded
@@ -38,8 +37,6 @@ log = structlog.get_logger(__name__)
 LINGER_SECONDS = 30.0
 """How long a way that nobody needs any more is kept: until every agent that can hear of it has, and no packet has come
 by it for as long."""
-
-_MESH = "mesh"
 
 
 class TunnelsFeature(KernelFeature):
@@ -51,9 +48,9 @@ class TunnelsFeature(KernelFeature):
     def __init__(self, context: NodeContext) -> None:
         super().__init__(context)
         node_name, run_dir, spare = context.node_name, context.run_dir, context.spare_unknown
-        self.part: Dataplane = Dataplane(run_directory=run_dir, on_report=self._reported, spare_unknown=spare)
+        self.keeper: Dataplane = Dataplane(run_directory=run_dir, on_report=self._reported, spare_unknown=spare)
         self.reconciler: TunnelsReconciler = TunnelsReconciler(
-            node_name, context.networks, context.peers, self.part, context.own
+            node_name, context.networks, context.peers, self.keeper, context.own
         )
         self.reconciler.on_change = context.changed
         self._announcement: AnnouncementReconciler | None = None
@@ -68,7 +65,7 @@ class TunnelsFeature(KernelFeature):
 
     def components(self) -> Mapping[str, Run]:
         """The reconciler, the kernel's side, and the announcement where there is somebody to tell."""
-        found: dict[str, Run] = {"tunnels": self.reconciler.controller.run, "dataplane": self.part.run}
+        found: dict[str, Run] = {"tunnels": self.reconciler.controller.run, "dataplane": self.keeper.run}
         if self._announcement is not None:
             found["announcement"] = self._announcement.controller.run
         return found
@@ -80,7 +77,7 @@ class TunnelsFeature(KernelFeature):
 
     def facts(self) -> dict[str, object]:
         """The data path's figures."""
-        report = self.part.report
+        report = self.keeper.report
         return {
             "peers": report.peers,
             "mtu": report.mtu,
@@ -93,14 +90,14 @@ class TunnelsFeature(KernelFeature):
 
     def metrics(self) -> Iterable[Metric]:
         """The same, and what was written; it is the data path that counts."""
-        report = self.part.report
+        report = self.keeper.report
         yield written_metric("netloom_netlink_writes", "Requests written to the kernel.", report)
         yield CounterMetricFamily(
             "netloom_drift_repaired", "Entries that somebody had changed and that were put back.", value=report.repaired
         )
         yield GaugeMetricFamily("netloom_peers", "Remote nodes in the mesh.", value=report.peers)
         yield GaugeMetricFamily(
-            "netloom_unknown_ways", "Routes of an earlier run that no known peer explains.", value=self.part.unknown
+            "netloom_unknown_ways", "Routes of an earlier run that no known peer explains.", value=self.keeper.unknown
         )
         yield GaugeMetricFamily("netloom_tunnel_mtu_bytes", "MTU inside the tunnels.", value=report.mtu)
         yield GaugeMetricFamily(
@@ -110,11 +107,10 @@ class TunnelsFeature(KernelFeature):
         )
 
 
-class TunnelsReconciler:
-    """Hands the desired mesh to the data path. `blocked` and `problems` say what keeps it from being whole.
+class TunnelsReconciler(KernelReconciler):
+    """Hands the desired mesh to the data path.
 
-    `announcement` is what the node may say of itself, once what it says is so in the kernel; `on_change` is called
-    after every run.
+    `announcement` is what the node may say of itself, once what it says is so in the kernel.
     """
 
     def __init__(
@@ -125,63 +121,34 @@ class TunnelsReconciler:
         dataplane: Dataplane,
         own: OwnSide | None = None,
     ) -> None:
-        self.controller = Controller("tunnels", self.reconcile)
-        self.own = own or OwnSide(node_name)
-        self.applied = asyncio.Event()
-        self.blocked: Obstacle | None = None
-        self.problems: dict[str, tuple[str, ...]] = {}
+        super().__init__("tunnels", node_name, networks, nodes, own)
         self.announcement: Announcement | None = None
-        self.on_change: Callable[[], None] = lambda: None
-        self._node_name = node_name
-        self._networks = networks
-        self._nodes = nodes
         self._dataplane = dataplane
         self._desired = Desired()
         self._needs = Needs()
         self._leaving: dict[Way, Leaving] = {}
         self._side = Side()
-        self._touched: set[str] = set()
-        networks.subscribe(lambda key, old, new: self.controller.enqueue(_MESH))
-        nodes.subscribe(lambda key, old, new: self._node_changed(key))
 
-    def _node_changed(self, name: str) -> None:
-        self._touched.add(name)
-        self.controller.enqueue(_MESH)
-
-    async def reconcile(self, key: str = _MESH) -> float | None:
-        """Make the kernel what the objects say; what it refuses is in the report, and tried again by the data path.
-        Returns after how many seconds to look again at a way, or a CIDR, that is to be given up."""
-        await self._networks.wait_synced()
-        await self._nodes.wait_synced()
-        look = await self.own.look(self._nodes.get(self._node_name))
+    async def _apply(self) -> float | None:
         before = self._ways_now() if self._desired.node is None else self._desired.node.ways
         desired = self.desired(keep=before)
         if desired is None:
-            self.on_change()
-            return look
+            return None
         again = await self._let_go(before)
         report = await self._dataplane.apply(desired)
-        if not self.applied.is_set():
-            self.applied.set()
-            log.info("the mesh is in place", node=self._node_name, peers=report.peers, mtu=report.mtu)
+        self._is_in_place(peers=report.peers, mtu=report.mtu)
         self.announce(report)
-        self.on_change()
-        return min((each for each in (again, look) if each is not None), default=None)
+        return again
 
     def desired(self, keep: tuple[Way, ...] = ()) -> Desired | None:
-        """The whole desired state, brought up to date with the caches; None where the objects give no answer.
-
-        `keep`: ways to hold ready whether needed or not.
-        """
-        network = self._networks.get(NETWORK_NAME)
-        own = self.own.effective(self._nodes.get(self._node_name))
+        """The whole mesh. `keep`: ways to hold ready whether needed or not."""
+        network, own = self._networks.get(NETWORK_NAME), self.own.effective(self._said())
         node = node_of(network, own, self._node_name)
-        if network is None or own is None or isinstance(node, Obstacle):
-            if node != self.blocked:
-                log.warning("the mesh stays as it is", reason=node.reason, message=node.message)  # type: ignore[union-attr]
-            self.blocked = node  # type: ignore[assignment]
+        if self._is_blocked(node if isinstance(node, Obstacle) else None):
             return None
-        self.blocked = None
+        assert network is not None
+        assert own is not None
+        assert isinstance(node, Node)
         routing = network.spec.routing
         able = self._able(routing) or not keep
         prefixes = tuple(pod_cidrs_of(own)[0])
@@ -214,7 +181,7 @@ class TunnelsReconciler:
 
     def _ways_now(self) -> tuple[Way, ...]:
         """What this node was ready for before: by its devices in the kernel, and by what it announced."""
-        own = self._nodes.get(self._node_name)
+        own = self._said()
         said = announced(own).accepts if own is not None else ()
         return tuple(dict.fromkeys((*self._dataplane.tunnels, *said)))
 
@@ -222,7 +189,7 @@ class TunnelsReconciler:
         """Of the ways that were kept so far and that nobody needs, keep those that may still be in use: the time runs
         from when they are no longer announced, and again from the last packet. Seconds until the next of them may go.
         """
-        node, routing, own = self._desired.node, self._side.routing, self._nodes.get(self._node_name)
+        node, routing, own = self._desired.node, self._side.routing, self._said()
         assert node is not None
         assert own is not None
         said = announced(own).accepts
@@ -255,7 +222,7 @@ class TunnelsReconciler:
         if self._desired.node is None or self.blocked is not None:
             return
         if self._able(self._side.routing) != self._side.able:
-            self.controller.enqueue(_MESH)
+            self._again()
         _, announce = accepted(self._side.routing, self._needs.ways, ())
         accepts = tuple(way for way in announce if not way.is_tunnel or way in report.tunnels)
         sends = self._needs.sends
@@ -263,23 +230,12 @@ class TunnelsReconciler:
             sends |= self.announcement.sends
         self.announcement = Announcement(accepts, sends)
 
-    def _report(self, name: str, problems: tuple[str, ...]) -> None:
-        if not problems:
-            self.problems.pop(name, None)
-        elif self.problems.get(name) != problems:
-            self.problems[name] = problems
-            log.warning("a peer is not whole", peer=name, problems=problems)
-
-    def errors(self, report: Report) -> list[str]:
+    def errors(self, report: Report) -> list[str]:  # type: ignore[override]
         """All that keeps the mesh from being whole, as sentences; empty if nothing does."""
-        found = [self.blocked.message] if self.blocked else []
-        found += [problem for problems in self.problems.values() for problem in problems]
-        found += [f"{failure.kind} {failure.key}: {failure.error}" for failure in report.failures]
-        found += [
+        conflicts = [
             f"{conflict.claim} is claimed by {conflict.holder} and {conflict.peer}; {conflict.holder} is older and "
             f"keeps it. Delete the Node {conflict.peer}, or give it another."
             for conflict in report.conflicts
         ]
-        found += [stranded(name, self._nodes.get(name)) for name in report.stranded]
-        found += [f"{item}: somebody else keeps changing it; its repair is delayed" for item in report.fought]
-        return found
+        unreachable = [stranded(name, self._nodes.get(name)) for name in report.stranded]
+        return super().errors(report, more=conflicts + unreachable)

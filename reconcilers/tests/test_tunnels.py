@@ -25,7 +25,7 @@ from netloom.kernel.mesh import Conflict
 from netloom.kernel.owned import mac_of
 from netloom.kernel.report import Failure, Report
 from netloom.runtime.store import Store
-from netloom_reconcilers.node.feature import Obstacle
+from netloom_reconcilers.node.reconciler import Obstacle
 from netloom_reconcilers.reading import Side, node_of, overlap, peer_of
 from netloom_reconcilers.tunnels import TunnelsReconciler
 

@@ -33,7 +33,7 @@ from netloom_reconcilers.conditions import AGENT, Conditions, manager_of
 from netloom_reconcilers.departures import Departures, Lookup
 from netloom_reconcilers.feature import chosen
 from netloom_reconcilers.masquerade import MasqueradeFeature
-from netloom_reconcilers.node.feature import NodeContext, NodeFeature, Readiness
+from netloom_reconcilers.node.feature import KernelKeeper, NodeContext, NodeFeature, Readiness
 from netloom_reconcilers.node_status import NodeStatusReconciler, readiness_of
 from netloom_reconcilers.own_side import RECORD, OwnSide
 from netloom_reconcilers.peers import Peers, is_owned
@@ -135,13 +135,18 @@ def context_of(
     )
 
 
+def keepers(features: Sequence[NodeFeature]) -> list[KernelKeeper]:
+    """Of those that own something in the kernel."""
+    return [feature.keeper for feature in features if feature.keeper is not None]
+
+
 @asynccontextmanager
 async def opened(features: Sequence[NodeFeature]) -> AsyncIterator[None]:
-    """Their kernel parts are open meanwhile. Raises UserError where the kernel has not what they need."""
+    """Their keepers are open meanwhile. Raises UserError where the kernel has not what they need."""
     async with AsyncExitStack() as stack:
-        for part in [feature.part for feature in features if feature.part is not None]:
-            await part.open()
-            stack.push_async_callback(part.close)
+        for keeper in keepers(features):
+            await keeper.open()
+            stack.push_async_callback(keeper.close)
         yield
 
 
@@ -164,7 +169,7 @@ class Agent(Collector):
             self.context.networks,
             self.context.nodes,
             self.context.peers,
-            [feature.part for feature in self.features if feature.part is not None],
+            keepers(self.features),
             Lookup(api) if api is not None else None,
             found.watch(NETLOOM_NODES),
             events=events,
@@ -226,7 +231,7 @@ class Agent(Collector):
 
     def facts(self) -> dict[str, object]:
         """This node's data path, for people and for tests."""
-        reports = [feature.part.report for feature in self.features if feature.part is not None]
+        reports = [keeper.report for keeper in keepers(self.features)]
         written = {message: count for report in reports for message, count in report.written.items()}
         peers, errors = self.context.peers, self._errors()
         facts: dict[str, object] = {

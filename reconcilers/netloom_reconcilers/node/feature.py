@@ -1,18 +1,16 @@
 """A feature of the agent: one thing that it does for its node, with all that belongs to it.
 
-The agent iterates over its features and knows none by name: it opens their kernel parts, runs their components, waits
+The agent iterates over its features and knows none by name: it opens their keepers, runs their components, waits
 for their first desired state, and puts their errors, facts, metrics and shares of `plan` and `cleanup` together. All
 members but the name have a default, so a feature says only what it has. It finds what it needs in the context, which
 it is made with; making it reads and writes nothing.
 """
 
-import asyncio
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Protocol
 
-import msgspec
 from prometheus_client.core import CounterMetricFamily, Metric
 
 from netloom.api.v1alpha1 import NetloomNetwork, NetloomNode
@@ -23,12 +21,13 @@ from netloom.runtime.events import EventRecorder
 from netloom.runtime.manager import Run
 from netloom.runtime.store import Store
 from netloom_reconcilers.feature import Caches
+from netloom_reconcilers.node.reconciler import KernelReconciler, Obstacle
 from netloom_reconcilers.own_side import OwnSide
 from netloom_reconcilers.peers import Peers
 
 
 class KernelReport(Protocol):
-    """What a kernel part says about itself. written: requests since `open`, by message type; repaired: entries that
+    """What a keeper says about itself. written: requests since `open`, by message type; repaired: entries that
     somebody had changed and that were put back."""
 
     @property
@@ -41,8 +40,8 @@ class KernelReport(Protocol):
     def repaired(self) -> int: ...
 
 
-class KernelPart(Protocol):
-    """An owner of kernel state, such as `Dataplane` and `Masquerade`: their docstrings are the contract."""
+class KernelKeeper(Protocol):
+    """Keeps kernel state as it was told, as `Dataplane` and `Masquerade` do: their docstrings are the contract."""
 
     @property
     def report(self) -> KernelReport: ...
@@ -63,13 +62,6 @@ class KernelPart(Protocol):
     async def cleanup(self) -> KernelReport: ...
 
 
-class Obstacle(msgspec.Struct, frozen=True):
-    """Why there is nothing to apply: a reason for the condition, and a sentence with the way out."""
-
-    reason: str
-    message: str
-
-
 class Readiness(NamedTuple):
     """What a condition says, but for the time."""
 
@@ -87,7 +79,7 @@ class NodeContext:
     own:             this node's object as it counts.
     api, events:     None where the objects come from a directory.
     changed:         to be called when errors, facts or a condition may be different.
-    spare_unknown:   kernel parts leave what an earlier life left, and no object explains, until `prune`.
+    spare_unknown:   keepers leave what an earlier life left, and no object explains, until `prune`.
     """
 
     node_name: str
@@ -109,12 +101,12 @@ class NodeFeature:
     name:      as in --features, and on /readyz.
     condition: type of the condition that `readiness` gives, on the node's NetloomNode; "" for none. It is applied under
                a field manager of the feature's own, as what a manager applied and does not list again is removed.
-    part:      what it owns in the kernel; None: nothing.
+    keeper:    of what it owns in the kernel; None: it owns nothing there.
     """
 
     name: ClassVar[str]
     condition: ClassVar[str] = ""
-    part: KernelPart | None = None
+    keeper: KernelKeeper | None = None
 
     def __init__(self, context: NodeContext) -> None:
         self.context = context
@@ -153,34 +145,20 @@ class NodeFeature:
         """Something of the agent is different, this feature's or another's."""
 
     async def plan(self) -> list[PlannedChange]:
-        """What it would change, with the caches filled and its part open. Writes nothing. Raises UserError."""
+        """What it would change, with the caches filled and its keeper open. Writes nothing. Raises UserError."""
         return []
 
     async def cleanup(self) -> tuple[list[PlannedChange], Sequence[Failure]]:
         """Remove all that agents made of its kind on this machine: what was removed, and what would not go. There are
-        no objects; its part is open."""
+        no objects; its keeper is open."""
         return [], ()
 
 
-class KernelReconciler(Protocol):
-    """A reconciler that hands the whole desired state of a kernel part over."""
-
-    @property
-    def applied(self) -> asyncio.Event: ...
-
-    @property
-    def blocked(self) -> Obstacle | None: ...
-
-    def desired(self) -> Any: ...
-
-    def errors(self, report: Any) -> list[str]: ...
-
-
 class KernelFeature(NodeFeature):
-    """A feature that is a kernel part, and a reconciler that says what is to be in it. `nothing`: the desired state
+    """A feature that is a keeper, and a reconciler that says what is to be in it. `nothing`: the desired state
     without any object."""
 
-    part: KernelPart
+    keeper: KernelKeeper
     reconciler: KernelReconciler
     nothing: Callable[[], Any]
 
@@ -196,23 +174,23 @@ class KernelFeature(NodeFeature):
 
     def errors(self) -> list[str]:
         """Of objects and kernel."""
-        return self.reconciler.errors(self.part.report)
+        return self.reconciler.errors(self.keeper.report)
 
     async def plan(self) -> list[PlannedChange]:
         """From the objects as they are."""
         desired = self.reconciler.desired()
         if desired is None:
             raise ConfigError(self.reconciler.blocked.message if self.reconciler.blocked else "there is nothing to do")
-        return await self.part.plan(desired)
+        return await self.keeper.plan(desired)
 
     async def cleanup(self) -> tuple[list[PlannedChange], Sequence[Failure]]:
-        """All that the part owns."""
-        removed = await self.part.plan(self.nothing())
-        return removed, (await self.part.cleanup()).failures
+        """All that the keeper owns."""
+        removed = await self.keeper.plan(self.nothing())
+        return removed, (await self.keeper.cleanup()).failures
 
 
 def written_metric(name: str, text: str, report: KernelReport) -> Metric:
-    """A counter of the requests that a kernel part wrote, by message."""
+    """A counter of the requests that a keeper wrote, by message."""
     metric = CounterMetricFamily(name, text, labels=["message"])
     for message, count in report.written.items():
         metric.add_metric([message], count)
