@@ -4,6 +4,7 @@ import os
 import platform
 import socket
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -13,18 +14,15 @@ from netloom import __version__
 from netloom.api.errors import UserError, sentences
 from netloom.cli import guard
 from netloom.cli.options import (
-    Context,
+    Cluster,
     Features,
     Format,
-    Kubeconfig,
-    Level,
-    Log,
-    LogFormat,
-    LogLevel,
+    Logging,
     Manifests,
     NodeName,
     Output,
     RunDir,
+    grouped,
 )
 from netloom.webhook import names
 
@@ -46,109 +44,101 @@ _HOST = socket.gethostname().lower()
 _RUN_DIR = Path("/run/netloom")
 
 
-@app.command()
-def operator(
-    kubeconfig: Kubeconfig = None,
-    context: Context = None,
-    leader_elect: Annotated[bool, typer.Option(help="Work only while holding the lease.")] = True,
-    lease_namespace: Annotated[
-        str, typer.Option(envvar="POD_NAMESPACE", help="Namespace of the lease.")
-    ] = "kube-system",
-    identity: Annotated[str, typer.Option(envvar="POD_NAME", help="Name of this replica in the lease.")] = _HOST,
-    features: Features = "*",
-    http_address: Annotated[
-        str, typer.Option(help="Where /healthz, /readyz and /metrics are served.")
-    ] = "127.0.0.1:9963",
+@dataclass(frozen=True, kw_only=True)
+class Leading:
+    """Who leads."""
+
+    leader_elect: Annotated[bool, typer.Option(help="Work only while holding the lease.")] = True
+    lease_namespace: Annotated[str, typer.Option(envvar="POD_NAMESPACE", help="Namespace of the lease.")] = (
+        "kube-system"
+    )
+    identity: Annotated[str, typer.Option(envvar="POD_NAME", help="Name of this replica in the lease.")] = _HOST
+
+
+@dataclass(frozen=True, kw_only=True)
+class Webhook:
+    """The guard as part of an operator."""
+
     webhook_address: Annotated[
         str,
         typer.Option(
             metavar="HOST:PORT",
             help="Also be the guard, and answer API servers here; each replica does. Left out: no guard.",
         ),
-    ] = "",
-    webhook_for: Annotated[guard.Guarded, typer.Option(help="Whose objects are guarded.")] = guard.Guarded.NETLOOM,
+    ] = ""
+    webhook_for: Annotated[guard.Guarded, typer.Option(help="Whose objects are guarded.")] = guard.Guarded.NETLOOM
     webhook_namespace: Annotated[
         str, typer.Option(envvar="POD_NAMESPACE", help="Namespace of the guard's Secret and record.")
-    ] = names.NAMESPACE,
-    cilium_namespace: guard.CiliumNamespace = names.CILIUM_NAMESPACE,
-    dns_name: guard.Hosts = guard.NO_HOSTS,
-    tls_cert_file: guard.CertificateFile = None,
-    tls_key_file: guard.KeyFile = None,
-    tls_ca_file: guard.AuthorityFile = None,
-    operator_user: guard.OperatorUsers = guard.OPERATORS,
-    agent_user: guard.AgentUsers = guard.AGENTS,
-    log_format: Log = LogFormat.AUTO,
-    log_level: Level = LogLevel.INFO,
+    ] = names.NAMESPACE
+
+
+@dataclass(frozen=True, kw_only=True)
+class Node:
+    """Whose kernel, from which objects, with which features."""
+
+    node_name: NodeName = _HOST
+    manifests: Manifests = None
+    run_dir: RunDir = _RUN_DIR
+    features: Features = "*"
+
+
+@app.command()
+@grouped
+def operator(
+    *,
+    cluster: Cluster,
+    leading: Leading,
+    features: Features = "*",
+    http_address: Annotated[
+        str, typer.Option(help="Where /healthz, /readyz and /metrics are served.")
+    ] = "127.0.0.1:9963",
+    webhook: Webhook,
+    serving: guard.Serving,
+    logging: Logging,
 ) -> None:
     """Run the role `operator`: a NetloomNode with pod CIDRs for every Node. One leader per cluster.
 
     With --webhook-address it is the guard as well, and the options from there on are about that.
     """
-    from netloom.runtime import log, loop
-
-    log.configure(log_format.value, log_level.value)
+    logging.begin()
     from netloom.roles.operator import OperatorOptions, run_operator
-    from netloom.roles.webhook import GuardOptions
+    from netloom.runtime import loop
 
-    scope = names.Scope(webhook_for.value, webhook_namespace, cilium_namespace, tuple(operator_user), tuple(agent_user))
-    guarding = GuardOptions(
-        scope=scope,
-        address=webhook_address,
-        address_option="--webhook-address",
-        hosts=tuple(dns_name),
-        tls_cert_file=tls_cert_file,
-        tls_key_file=tls_key_file,
-        tls_ca_file=tls_ca_file,
-    )
+    at = {"address": webhook.webhook_address, "address_option": "--webhook-address"}
+    guarding = serving.options(webhook.webhook_for, webhook.webhook_namespace, **at)
     options = OperatorOptions(
-        kubeconfig=kubeconfig,
-        context=context,
-        leader_elect=leader_elect,
-        lease_namespace=lease_namespace,
-        identity=identity,
-        http_address=http_address,
+        **vars(cluster),
+        **vars(leading),
         features=features,
-        guard=guarding if webhook_address else None,
+        http_address=http_address,
+        guard=guarding if webhook.webhook_address else None,
     )
     loop.run(run_operator(options))
 
 
 @app.command()
+@grouped
 def agent(
-    node_name: NodeName = _HOST,
-    kubeconfig: Kubeconfig = None,
-    context: Context = None,
-    manifests: Manifests = None,
-    run_dir: RunDir = _RUN_DIR,
-    features: Features = "*",
+    *,
+    node: Node,
+    cluster: Cluster,
     http_address: Annotated[
         str, typer.Option(help="Where /healthz, /readyz, /metrics and /status are served.")
     ] = "127.0.0.1:9964",
-    log_format: Log = LogFormat.AUTO,
-    log_level: Level = LogLevel.INFO,
+    logging: Logging,
 ) -> None:
     """Run the role `agent`: keep this node's tunnels and routes as the cluster's objects say."""
-    from netloom.runtime import log, loop
-
-    log.configure(log_format.value, log_level.value)
+    logging.begin()
     from netloom.roles.agent import AgentOptions, run_agent
+    from netloom.runtime import loop
 
-    options = AgentOptions(
-        node_name=node_name,
-        kubeconfig=kubeconfig,
-        context=context,
-        manifests=manifests,
-        run_dir=run_dir,
-        http_address=http_address,
-        features=features,
-    )
-    loop.run(run_agent(options))
+    loop.run(run_agent(AgentOptions(**vars(node), **vars(cluster), http_address=http_address)))
 
 
 @app.command()
+@grouped
 def status(
-    kubeconfig: Kubeconfig = None,
-    context: Context = None,
+    cluster: Cluster,
     agent_address: Annotated[
         str, typer.Option(help="The agent of this machine; nothing is said of it where none answers.")
     ] = "127.0.0.1:9964",
@@ -158,35 +148,20 @@ def status(
     from netloom.cli import status as view
     from netloom.runtime import loop
 
-    report = loop.run(view.collect(kubeconfig, context, agent_address))
+    report = loop.run(view.collect(cluster.kubeconfig, cluster.context, agent_address))
     view.print_json(report) if output is Output.JSON else view.print_text(report)
 
 
 @app.command()
-def plan(
-    node_name: NodeName = _HOST,
-    kubeconfig: Kubeconfig = None,
-    context: Context = None,
-    manifests: Manifests = None,
-    run_dir: RunDir = _RUN_DIR,
-    features: Features = "*",
-    output: Format = Output.TEXT,
-) -> None:
+@grouped
+def plan(node: Node, cluster: Cluster, output: Format = Output.TEXT) -> None:
     """Print what the agent would change in the kernel, as `ip` would say it. Exit status 2 if anything."""
     from netloom.cli import plan as view
     from netloom.roles import agent
     from netloom.runtime import log, loop
 
     log.configure("auto", "warning")
-    options = agent.AgentOptions(
-        node_name=node_name,
-        kubeconfig=kubeconfig,
-        context=context,
-        manifests=manifests,
-        run_dir=run_dir,
-        features=features,
-    )
-    changes = loop.run(agent.plan(options))
+    changes = loop.run(agent.plan(agent.AgentOptions(**vars(node), **vars(cluster))))
     view.print_json(changes) if output is Output.JSON else view.print_text(changes)
     if changes:
         raise typer.Exit(EXIT_CHANGES)
