@@ -1,5 +1,5 @@
-"""Tells the other nodes by which ways this one accepts packets, and by which it still sends: `spec.tunnels` of its own
-NetloomNode, from which `ways` works.
+"""Tells the other nodes which encapsulations this one accepts, and by which it still sends: `spec.tunnels` of its own
+NetloomNode, from which `encapsulations` works.
 
 Written after what it says is so in the kernel, and only when it differs: every write of a node is sent to every agent.
 """

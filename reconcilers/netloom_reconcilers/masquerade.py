@@ -1,8 +1,6 @@
 """The masquerade reconciler: from NetloomNetwork and NetloomNodes to which of this node's packets are masqueraded.
 
-It depends on no other reconciler: tunnels may be blocked, or not built for a routing mode, and pods still reach the
-world outside. As there, the whole state is one key, the names of the nodes that changed are remembered beside it, and
-a changed node of 10,000 costs one element of a set. Where the objects give no answer, the kernel stays as it is.
+It depends on no other reconciler: tunnels may be blocked, or switched off, and pods still reach the world outside.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,7 +19,7 @@ from netloom.runtime.manager import Run
 from netloom.runtime.store import Store
 from netloom_reconcilers.node.feature import KernelFeature, NodeContext, written_metric
 from netloom_reconcilers.node.reconciler import KernelReconciler
-from netloom_reconcilers.own_side import OwnSide
+from netloom_reconcilers.own_node import OwnNode
 from netloom_reconcilers.peers import Nodes, prefixes_of
 from netloom_reconcilers.reading import missing
 
@@ -127,7 +125,7 @@ class MasqueradeReconciler(KernelReconciler):
         networks: Store[NetloomNetwork],
         nodes: Nodes,
         masquerade: Masquerade,
-        own: OwnSide,
+        own: OwnNode,
     ) -> None:
         super().__init__("masquerade", node_name, networks, nodes, own)
         self._masquerade = masquerade

@@ -1,4 +1,4 @@
-"""What NetloomNodes mean for this node's mesh: its own side, a peer, and in which words one cannot be used. Pure."""
+"""What NetloomNodes mean for this node's mesh: this node, a peer, and in which words one cannot be used. Pure."""
 
 from typing import NamedTuple
 
@@ -8,7 +8,7 @@ from netloom.api.v1alpha1 import NETWORK_NAME, NetloomNetwork, NetloomNode, Rout
 from netloom.kernel.address import Address, Prefix, parse_address
 from netloom.kernel.desired import Node, Peer
 from netloom.kernel.owned import mac_of
-from netloom_reconcilers.encapsulations import announced, ways_to
+from netloom_reconcilers.encapsulations import announced, encapsulations_to
 from netloom_reconcilers.node.reconciler import Obstacle
 from netloom_reconcilers.peers import HELD, internal_ip, prefixes_of
 
@@ -21,7 +21,7 @@ class Reading(NamedTuple):
 
 
 def node_of(network: NetloomNetwork | None, node: NetloomNode | None, node_name: str) -> Node | Obstacle:
-    """This node's side, but for the ways that are its peers' business."""
+    """This node, but for the encapsulations, which are its peers' business."""
     if network is None or node is None:
         return missing(network, node_name)
     local, problems = _underlay_of(node)
@@ -41,7 +41,7 @@ def node_of(network: NetloomNetwork | None, node: NetloomNode | None, node_name:
     )
 
 
-class Side(msgspec.Struct, frozen=True):
+class LocalNode(msgspec.Struct, frozen=True):
     """What of this node matters for each of its peers. `able`: it has all tunnels that the network's spec wants."""
 
     routing: Routing = Routing()
@@ -49,25 +49,27 @@ class Side(msgspec.Struct, frozen=True):
     cidrs: tuple[Prefix, ...] = ()
     able: bool = True
     kept: tuple[Prefix, ...] = ()
-    """Of the CIDRs, those that only pods hold on to; see `own_side`."""
+    """Of the CIDRs, those that only pods hold on to; see `own_node`."""
     seniority: tuple[str, str] = ("", "")
     """When its object was made, and its name: of two that hold a CIDR, the younger (greater) goes."""
 
 
-def peer_of(node: NetloomNode, side: Side) -> Reading:
+def peer_of(node: NetloomNode, local: LocalNode) -> Reading:
     """A remote node as a peer; none while it has no address or no pod CIDR."""
     underlay, problems = _underlay_of(node)
     prefixes, bad = pod_cidrs_of(node)
     problems += bad
     name = node.metadata.name
-    if underlay is not None and underlay == side.address:
+    if underlay is not None and underlay == local.address:
         problems.append(
             f"NetloomNode {name}: spec.addresses has this node's own address, so nothing can be sent to it. Give one "
             "of the two nodes another address, or delete the Node that does not exist any more."
         )
         underlay = None
-    clashing = [prefix for prefix in prefixes if any(overlap(prefix, mine) for mine in side.cidrs)]
-    problems += [f"NetloomNode {name}: spec.ipam.podCIDRs {prefix} {_clash(prefix, node, side)}" for prefix in clashing]
+    clashing = [prefix for prefix in prefixes if any(overlap(prefix, mine) for mine in local.cidrs)]
+    problems += [
+        f"NetloomNode {name}: spec.ipam.podCIDRs {prefix} {_clash(prefix, node, local)}" for prefix in clashing
+    ]
     prefixes = [prefix for prefix in prefixes if prefix not in clashing]
     if underlay is None or not prefixes:
         return Reading(None, tuple(problems) if node.spec.ipam.pod_cidrs else ())
@@ -77,16 +79,16 @@ def peer_of(node: NetloomNode, side: Side) -> Reading:
         mac=mac_of(name),
         cidrs=tuple(prefixes),
         since=node.metadata.creation_timestamp,
-        ways=ways_to(announced(node).accepts, side.routing, able=side.able),
+        ways=encapsulations_to(announced(node).accepts, local.routing, able=local.able),
         underlay6=underlay6_of(node),
         held=node.metadata.creation_timestamp == HELD,
     )
     return Reading(peer, tuple(problems))
 
 
-def _clash(prefix: Prefix, node: NetloomNode, side: Side) -> str:
-    if any(overlap(prefix, mine) for mine in side.cidrs if mine not in side.kept):
-        _, younger = max((node.metadata.creation_timestamp, node.metadata.name), side.seniority)
+def _clash(prefix: Prefix, node: NetloomNode, local: LocalNode) -> str:
+    if any(overlap(prefix, mine) for mine in local.cidrs if mine not in local.kept):
+        _, younger = max((node.metadata.creation_timestamp, node.metadata.name), local.seniority)
         return (
             f"overlaps a pod CIDR of this node, and is not routed. Drain {younger}, the younger of the two nodes, and "
             "delete its Node."

@@ -1,13 +1,8 @@
 """The tunnels reconciler: from NetloomNetwork and NetloomNodes to this node's end of the mesh, tunnelled or native.
 
-What it owns is the whole of the node's mesh, so there is one key; the names of the nodes that changed are remembered
-beside it, and a change of one peer costs one peer, at 10,000 of them too. The data path itself (what is in the kernel,
-what differs, repair on the kernel's events, which peers are on the node's own networks) is `netloom.kernel`'s; by which
-ways nodes reach each other while the cluster changes from one to another is `encapsulations`'; what objects mean is
-`reading`'s.
-
-Where the objects give no answer (no network, no NetloomNode of this name) the kernel stays as it is: a mistake in the
-API must not take the pods' network away.
+The data path itself (what is in the kernel, what differs, repair on the kernel's events, which peers are on the node's
+own networks) is `netloom.kernel`'s. `reading` says what objects mean, and `encapsulations` by which of them nodes reach
+each other while the cluster changes from one to another.
 """
 
 import time
@@ -28,15 +23,15 @@ from netloom_reconcilers.announcement import AnnouncementReconciler
 from netloom_reconcilers.encapsulations import Announcement, Leaving, Needs, accepted, announced, wanted
 from netloom_reconcilers.node.feature import KernelFeature, NodeContext, written_metric
 from netloom_reconcilers.node.reconciler import KernelReconciler, Obstacle
-from netloom_reconcilers.own_side import OwnSide
+from netloom_reconcilers.own_node import OwnNode
 from netloom_reconcilers.peers import Nodes
-from netloom_reconcilers.reading import Reading, Side, node_of, peer_of, pod_cidrs_of, stranded
+from netloom_reconcilers.reading import LocalNode, Reading, node_of, peer_of, pod_cidrs_of, stranded
 
 log = structlog.get_logger(__name__)
 
 LINGER_SECONDS = 30.0
-"""How long a way that nobody needs any more is kept: until every agent that can hear of it has, and no packet has come
-by it for as long."""
+"""How long an encapsulation that nobody needs any more is kept: until every agent that can hear of it has, and no
+packet has come by it for as long."""
 
 
 class TunnelsFeature(KernelFeature):
@@ -119,7 +114,7 @@ class TunnelsReconciler(KernelReconciler):
         networks: Store[NetloomNetwork],
         nodes: Nodes,
         dataplane: Dataplane,
-        own: OwnSide | None = None,
+        own: OwnNode | None = None,
     ) -> None:
         super().__init__("tunnels", node_name, networks, nodes, own)
         self.announcement: Announcement | None = None
@@ -127,10 +122,10 @@ class TunnelsReconciler(KernelReconciler):
         self._desired = Desired()
         self._needs = Needs()
         self._leaving: dict[Way, Leaving] = {}
-        self._side = Side()
+        self._local = LocalNode()
 
     async def _apply(self) -> float | None:
-        before = self._ways_now() if self._desired.node is None else self._desired.node.ways
+        before = self._encapsulations_now() if self._desired.node is None else self._desired.node.ways
         desired = self.desired(keep=before)
         if desired is None:
             return None
@@ -141,7 +136,7 @@ class TunnelsReconciler(KernelReconciler):
         return again
 
     def desired(self, keep: tuple[Way, ...] = ()) -> Desired | None:
-        """The whole mesh. `keep`: ways to hold ready whether needed or not."""
+        """The whole mesh. `keep`: encapsulations to hold ready whether needed or not."""
         network, own = self._networks.get(NETWORK_NAME), self.own.effective(self._said())
         node = node_of(network, own, self._node_name)
         if self._is_blocked(node if isinstance(node, Obstacle) else None):
@@ -154,8 +149,8 @@ class TunnelsReconciler(KernelReconciler):
         prefixes = tuple(pod_cidrs_of(own)[0])
         kept = tuple(prefix for prefix in prefixes if str(prefix) in self.own.kept)
         seniority = own.metadata.creation_timestamp, self._node_name
-        self._bring_up_to_date(Side(routing, node.local, prefixes, able, kept, seniority))
-        ways, _ = accepted(routing, self._needs.ways, keep)
+        self._bring_up_to_date(LocalNode(routing, node.local, prefixes, able, kept, seniority))
+        ways, _ = accepted(routing, self._needs.encapsulations, keep)
         self._desired.node = msgspec.structs.replace(node, ways=ways)
         return self._desired
 
@@ -163,14 +158,14 @@ class TunnelsReconciler(KernelReconciler):
         tunnels = self._dataplane.tunnels
         return all(way in tunnels for way in wanted(routing) if way.is_tunnel)
 
-    def _bring_up_to_date(self, side: Side) -> None:
-        if side != self._side:
-            self._side = side
+    def _bring_up_to_date(self, local: LocalNode) -> None:
+        if local != self._local:
+            self._local = local
             self._touched.update(self._nodes)
         touched, self._touched = self._touched, set()
         for name in touched:
             node = self._nodes.get(name) if name != self._node_name else None
-            peer, problems = peer_of(node, side) if node is not None else Reading(None, ())
+            peer, problems = peer_of(node, local) if node is not None else Reading(None, ())
             if node is not None and peer is not None:
                 self._desired.set_peer(peer)
                 self._needs.change(name, peer.ways, announced(node))
@@ -179,21 +174,20 @@ class TunnelsReconciler(KernelReconciler):
                 self._needs.forget(name)
             self._report(name, problems)
 
-    def _ways_now(self) -> tuple[Way, ...]:
+    def _encapsulations_now(self) -> tuple[Way, ...]:
         """What this node was ready for before: by its devices in the kernel, and by what it announced."""
         own = self._said()
         said = announced(own).accepts if own is not None else ()
         return tuple(dict.fromkeys((*self._dataplane.tunnels, *said)))
 
     async def _let_go(self, before: tuple[Way, ...]) -> float | None:
-        """Of the ways that were kept so far and that nobody needs, keep those that may still be in use: the time runs
-        from when they are no longer announced, and again from the last packet. Seconds until the next of them may go.
-        """
-        node, routing, own = self._desired.node, self._side.routing, self._said()
+        """Of the encapsulations that were kept so far and that nobody needs, keep those that may still be in use: the time
+        runs from when they are no longer announced, and again from the last packet. Seconds until the next may go."""
+        node, routing, own = self._desired.node, self._local.routing, self._said()
         assert node is not None
         assert own is not None
         said = announced(own).accepts
-        needed, _ = accepted(routing, self._needs.ways, ())
+        needed, _ = accepted(routing, self._needs.encapsulations, ())
         held = self._dataplane.tunnels  # by one that could never be made nothing comes, and it would be tried on and on
         unneeded = {way for way in before if way not in needed and (way in held or not way.is_tunnel)}
         if self._dataplane.unknown:
@@ -208,22 +202,22 @@ class TunnelsReconciler(KernelReconciler):
             if left is None or way in said or received != left.received:
                 self._leaving[way] = Leaving(now, received)
                 if left is None:
-                    log.info("a way is no longer needed", way=str(way), kept_for=LINGER_SECONDS)
+                    log.info("an encapsulation is no longer needed", which=str(way), kept_for=LINGER_SECONDS)
             else:
                 del self._leaving[way]
-                log.info("a way is given up", way=str(way))
-        ways, _ = accepted(routing, self._needs.ways, self._leaving)
+                log.info("an encapsulation is given up", which=str(way))
+        ways, _ = accepted(routing, self._needs.encapsulations, self._leaving)
         self._desired.node = msgspec.structs.replace(node, ways=ways)
         return min((each.since + LINGER_SECONDS - now for each in self._leaving.values()), default=None)
 
     def announce(self, report: Report) -> None:
-        """Announce what is so, after every pass of the data path: a tunnel is accepted when its device is there; a way
-        is sent by until every nexthop has been moved."""
+        """Announce what is so, after every pass of the data path: a tunnel is accepted when its device is there, and
+        an encapsulation sent by until every nexthop has been moved."""
         if self._desired.node is None or self.blocked is not None:
             return
-        if self._able(self._side.routing) != self._side.able:
+        if self._able(self._local.routing) != self._local.able:
             self._again()
-        _, announce = accepted(self._side.routing, self._needs.ways, ())
+        _, announce = accepted(self._local.routing, self._needs.encapsulations, ())
         accepts = tuple(way for way in announce if not way.is_tunnel or way in report.tunnels)
         sends = self._needs.sends
         if report.pending and self.announcement is not None:

@@ -24,7 +24,7 @@ from netloom.kernel.masquerade_report import MasqueradeReport
 from netloom.kernel.report import Failure
 from netloom.runtime.store import Store
 from netloom_reconcilers.masquerade import MasqueradeReconciler
-from netloom_reconcilers.own_side import OwnSide
+from netloom_reconcilers.own_node import OwnNode
 
 
 def node(name: str, *cidrs: str, pools: tuple[str, ...] = ()) -> NetloomNode:
@@ -48,7 +48,7 @@ class Setting:
         self.networks: Store[NetloomNetwork] = Store(NETWORKS)
         self.nodes: Store[NetloomNode] = Store(NETLOOM_NODES)
         self.lodgers: dict[Prefix, str] = {}
-        self.own = OwnSide("node-1", self._lodgers)
+        self.own = OwnNode("node-1", self._lodgers)
         self.reconciler = MasqueradeReconciler("node-1", self.networks, self.nodes, Masquerade(), self.own)
 
     async def _lodgers(self, within: Collection[Prefix]) -> dict[Prefix, str]:

@@ -26,7 +26,7 @@ from netloom.kernel.owned import mac_of
 from netloom.kernel.report import Failure, Report
 from netloom.runtime.store import Store
 from netloom_reconcilers.node.reconciler import Obstacle
-from netloom_reconcilers.reading import Side, node_of, overlap, peer_of
+from netloom_reconcilers.reading import LocalNode, node_of, overlap, peer_of
 from netloom_reconcilers.tunnels import TunnelsReconciler
 
 
@@ -98,7 +98,7 @@ def test_what_blocks_the_whole_node_is_said_with_the_way_out(
 
 
 def test_a_peer() -> None:
-    peer, problems = peer_of(node("node-2", "192.168.7.2", "10.2.0.0/24", since="2026-01-01T00:00:00Z"), Side())
+    peer, problems = peer_of(node("node-2", "192.168.7.2", "10.2.0.0/24", since="2026-01-01T00:00:00Z"), LocalNode())
     assert problems == ()
     assert peer is not None
     assert (peer.name, format_address(peer.underlay), peer.mac) == ("node-2", "192.168.7.2", mac_of("node-2"))
@@ -121,7 +121,9 @@ def test_a_peer() -> None:
 def test_a_peer_that_is_not_whole_is_named_and_its_good_cidrs_are_routed(
     remote: NetloomNode, routed: list[str] | None, words: list[str]
 ) -> None:
-    peer, problems = peer_of(remote, Side(address=parse_address("192.168.7.1"), cidrs=(Prefix.parse("10.1.0.0/24"),)))
+    peer, problems = peer_of(
+        remote, LocalNode(address=parse_address("192.168.7.1"), cidrs=(Prefix.parse("10.1.0.0/24"),))
+    )
     assert (peer and [str(prefix) for prefix in peer.cidrs]) == routed
     assert len(problems) == len(words)
     for problem, word in zip(problems, words, strict=True):

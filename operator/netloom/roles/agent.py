@@ -30,12 +30,12 @@ from netloom.runtime.manager import Manager
 from netloom.runtime.reach import follow
 from netloom.runtime.watch import EVERY_NODE
 from netloom_reconcilers.conditions import AGENT, Conditions, manager_of
-from netloom_reconcilers.departures import Departures, Lookup
+from netloom_reconcilers.departures import Departures, NodeLookup
 from netloom_reconcilers.feature import chosen
 from netloom_reconcilers.masquerade import MasqueradeFeature
 from netloom_reconcilers.node.feature import KernelKeeper, NodeContext, NodeFeature, Readiness
 from netloom_reconcilers.node_status import NodeStatusReconciler, readiness_of
-from netloom_reconcilers.own_side import RECORD, OwnSide
+from netloom_reconcilers.own_node import RECORD, OwnNode
 from netloom_reconcilers.peers import Peers, is_owned
 from netloom_reconcilers.tunnels import TunnelsFeature
 
@@ -127,7 +127,7 @@ def context_of(
         networks=networks,
         nodes=nodes,
         peers=Peers(options.node_name, nodes),
-        own=OwnSide(options.node_name, record=options.run_dir / RECORD),
+        own=OwnNode(options.node_name, record=options.run_dir / RECORD),
         api=api,
         events=events,
         changed=changed,
@@ -170,7 +170,7 @@ class Agent(Collector):
             self.context.nodes,
             self.context.peers,
             keepers(self.features),
-            Lookup(api) if api is not None else None,
+            NodeLookup(api) if api is not None else None,
             found.watch(NETLOOM_NODES),
             events=events,
         )

@@ -22,7 +22,7 @@ from netloom.runtime.manager import Run
 from netloom.runtime.store import Store
 from netloom_reconcilers.feature import Caches
 from netloom_reconcilers.node.reconciler import KernelReconciler, Obstacle
-from netloom_reconcilers.own_side import OwnSide
+from netloom_reconcilers.own_node import OwnNode
 from netloom_reconcilers.peers import Peers
 
 
@@ -88,7 +88,7 @@ class NodeContext:
     networks: Store[NetloomNetwork]
     nodes: Store[NetloomNode]
     peers: Peers
-    own: OwnSide
+    own: OwnNode
     api: Api | None = None
     events: EventRecorder | None = None
     changed: Callable[[], None] = lambda: None

@@ -16,7 +16,7 @@ import structlog
 from netloom.api.v1alpha1 import NetloomNetwork, NetloomNode
 from netloom.runtime.controller import Controller
 from netloom.runtime.store import Store
-from netloom_reconcilers.own_side import OwnSide
+from netloom_reconcilers.own_node import OwnNode
 from netloom_reconcilers.peers import Nodes
 
 log = structlog.get_logger(__name__)
@@ -36,10 +36,10 @@ class KernelReconciler(ABC):
     what keeps it from being whole; `on_change` is called after every run."""
 
     def __init__(
-        self, name: str, node_name: str, networks: Store[NetloomNetwork], nodes: Nodes, own: OwnSide | None
+        self, name: str, node_name: str, networks: Store[NetloomNetwork], nodes: Nodes, own: OwnNode | None
     ) -> None:
         self.controller = Controller(name, self.reconcile)
-        self.own = own or OwnSide(node_name)
+        self.own = own or OwnNode(node_name)
         self.applied = asyncio.Event()
         self.blocked: Obstacle | None = None
         self.problems: dict[str, tuple[str, ...]] = {}

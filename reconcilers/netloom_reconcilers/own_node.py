@@ -43,7 +43,7 @@ class OwnRecord(msgspec.Struct, frozen=True, rename="camel"):
     pod_cidrs: tuple[str, ...] = msgspec.field(name="podCIDRs", default=())
 
 
-class OwnSide:
+class OwnNode:
     """`look` compares with what was known; `effective` is the NetloomNode to go by."""
 
     def __init__(
