@@ -1,5 +1,5 @@
-"""By which encapsulations nodes reach each other (none, as with native routing, is one) while a cluster changes from one
-to another, without a lost packet. Pure.
+"""By which encapsulations (none is one, with native routing) nodes reach each other while a cluster changes from one to
+another, without a lost packet. Pure.
 
 A node announces which encapsulations it accepts, and by which it still sends (`spec.tunnels`). From this and the
 network's spec every node decides by itself:

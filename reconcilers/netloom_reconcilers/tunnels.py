@@ -181,8 +181,8 @@ class TunnelsReconciler(KernelReconciler):
         return tuple(dict.fromkeys((*self._dataplane.tunnels, *said)))
 
     async def _let_go(self, before: tuple[Way, ...]) -> float | None:
-        """Of the encapsulations that were kept so far and that nobody needs, keep those that may still be in use: the time
-        runs from when they are no longer announced, and again from the last packet. Seconds until the next may go."""
+        """Of the encapsulations that were kept so far and that nobody needs, keep those that may still be in use: the
+        time runs from when they are no longer announced, and again from the last packet. Seconds until one may go."""
         node, routing, own = self._desired.node, self._local.routing, self._said()
         assert node is not None
         assert own is not None

@@ -4,9 +4,10 @@ import os
 import platform
 import socket
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -23,8 +24,12 @@ from netloom.cli.options import (
     Output,
     RunDir,
     grouped,
+    show,
 )
 from netloom.webhook import names
+
+if TYPE_CHECKING:
+    from netloom.kernel.report import PlannedChange
 
 app = typer.Typer(
     help="The node-networking control plane of a Kubernetes cluster.",
@@ -149,20 +154,19 @@ def status(
     from netloom.runtime import loop
 
     report = loop.run(view.collect(cluster.kubeconfig, cluster.context, agent_address))
-    view.print_json(report) if output is Output.JSON else view.print_text(report)
+    show(output, report, view.print_text)
 
 
 @app.command()
 @grouped
 def plan(node: Node, cluster: Cluster, output: Format = Output.TEXT) -> None:
     """Print what the agent would change in the kernel, as `ip` would say it. Exit status 2 if anything."""
-    from netloom.cli import plan as view
     from netloom.roles import agent
     from netloom.runtime import log, loop
 
     log.configure("auto", "warning")
     changes = loop.run(agent.plan(agent.AgentOptions(**vars(node), **vars(cluster))))
-    view.print_json(changes) if output is Output.JSON else view.print_text(changes)
+    show(output, changes, _as_ip)
     if changes:
         raise typer.Exit(EXIT_CHANGES)
 
@@ -170,25 +174,27 @@ def plan(node: Node, cluster: Cluster, output: Format = Output.TEXT) -> None:
 @app.command()
 def cleanup(run_dir: RunDir = _RUN_DIR, output: Format = Output.TEXT) -> None:
     """Remove all that agents made in the kernel of this machine, by whatever feature, and nothing else."""
-    from netloom.cli import plan as view
     from netloom.roles import agent
     from netloom.runtime import log, loop
 
     log.configure("auto", "warning")
     removed = loop.run(agent.cleanup(run_dir))
-    view.print_json(removed) if output is Output.JSON else view.print_text(removed)
+    show(output, removed, _as_ip)
 
 
 @app.command()
 def version(output: Format = Output.TEXT) -> None:
     """Print the versions that matter in a report of a fault."""
-    import msgspec
-
     known = {"netloom": __version__, "python": platform.python_version(), "kernel": os.uname().release}
-    if output is Output.JSON:
-        print(msgspec.json.encode(known).decode())
-    else:
-        print("\n".join(f"{name} {value}" for name, value in known.items()))
+    show(output, known, lambda known: print("\n".join(f"{name} {value}" for name, value in known.items())))
+
+
+def _as_ip(changes: Sequence["PlannedChange"]) -> None:
+    """One change a line, the reason behind it."""
+    for change in changes:
+        print(f"{change.text}   # {change.why}" if change.why else change.text)
+    if not changes:
+        print("nothing to change")
 
 
 def main() -> None:

@@ -6,9 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
+import msgspec
 import typer
+
+T = TypeVar("T")
 
 
 class Output(StrEnum):
@@ -62,6 +65,14 @@ Features = Annotated[
 Format = Annotated[Output, typer.Option("-o", "--output", help="text or json.")]
 Log = Annotated[LogFormat, typer.Option("--log-format", envvar="NETLOOM_LOG_FORMAT", help="auto, json or console.")]
 Level = Annotated[LogLevel, typer.Option("--log-level", envvar="NETLOOM_LOG_LEVEL", help="The least that is logged.")]
+
+
+def show(output: Output, answer: T, as_text: Callable[[T], None]) -> None:
+    """Print an answer as was asked for: `as_text`, or as one JSON value with every field present."""
+    if output is Output.JSON:
+        print(msgspec.json.encode(answer).decode())
+    else:
+        as_text(answer)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -117,11 +117,6 @@ async def _agent(address: str) -> dict[str, Any] | None:
         return None
 
 
-def print_json(status: StatusReport) -> None:
-    """The report as one JSON object; every field present."""
-    print(msgspec.json.encode(status).decode())
-
-
 def print_text(status: StatusReport) -> None:
     """The report for a person."""
     console = Console(highlight=False)

@@ -5,7 +5,7 @@ is opened (it only reads), the caches fill, and only then the first whole desire
 and while the API server is away, the kernel keeps what it has.
 """
 
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,7 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from netloom.api.meta import ObjectMeta, OwnerReference
-from netloom.api.v1alpha1 import NETLOOM_NODES, NETWORKS, NetloomNetwork, NetloomNode
+from netloom.api.v1alpha1 import NETLOOM_NODES, NetloomNode
 from netloom.kernel.capability import require_net_admin
 from netloom.kernel.errors import DataplaneError
 from netloom.kernel.report import PlannedChange
@@ -35,8 +35,8 @@ from netloom_reconcilers.feature import chosen
 from netloom_reconcilers.masquerade import MasqueradeFeature
 from netloom_reconcilers.node.feature import KernelKeeper, NodeContext, NodeFeature, Readiness
 from netloom_reconcilers.node_status import NodeStatusReconciler, readiness_of
-from netloom_reconcilers.own_node import RECORD, OwnNode
-from netloom_reconcilers.peers import Peers, is_owned
+from netloom_reconcilers.own_node import RECORD
+from netloom_reconcilers.peers import is_owned
 from netloom_reconcilers.tunnels import TunnelsFeature
 
 log = structlog.get_logger(__name__)
@@ -85,11 +85,6 @@ def cluster_sources(options: AgentOptions, api: Api) -> Sources:
     return Sources(api, trims=trims, timing=EVERY_NODE)
 
 
-def _spec_changed(old: NetloomNetwork | NetloomNode, new: NetloomNetwork | NetloomNode) -> bool:
-    """Other nodes' status is nobody's business here: at 5,000 nodes it would be most of what there is to do."""
-    return old.spec != new.spec or old.metadata.creation_timestamp != new.metadata.creation_timestamp
-
-
 def _trimmed(node: NetloomNode, own: str) -> NetloomNode:
     """What an agent needs to know of another node. The rest, conditions above all, is more than half of the memory."""
     meta = node.metadata
@@ -106,33 +101,6 @@ def _trimmed(node: NetloomNode, own: str) -> NetloomNode:
 
 _OWNED = (OwnerReference(api_version="v1", kind="Node"),)
 """That an object stands for a Node; which one, its name says."""
-
-
-def context_of(
-    options: AgentOptions,
-    found: Sources,
-    api: Api | None = None,
-    events: EventRecorder | None = None,
-    *,
-    changed: Callable[[], None] = lambda: None,
-    spare_unknown: bool = False,
-) -> NodeContext:
-    """What the features share."""
-    networks = found.store(NETWORKS, _spec_changed)
-    nodes = found.store(NETLOOM_NODES, _spec_changed)
-    return NodeContext(
-        node_name=options.node_name,
-        run_dir=options.run_dir,
-        caches=found,
-        networks=networks,
-        nodes=nodes,
-        peers=Peers(options.node_name, nodes),
-        own=OwnNode(options.node_name, record=options.run_dir / RECORD),
-        api=api,
-        events=events,
-        changed=changed,
-        spare_unknown=spare_unknown,
-    )
 
 
 def keepers(features: Sequence[NodeFeature]) -> list[KernelKeeper]:
@@ -162,7 +130,9 @@ class Agent(Collector):
     ) -> None:
         self.manager = Manager(on_crash=self._changed)
         events = EventRecorder(api, "netloom-agent", host=options.node_name) if api is not None else None
-        self.context = context_of(options, found, api, events, changed=self._changed, spare_unknown=True)
+        self.context = NodeContext(
+            options.node_name, options.run_dir, found, api, events, changed=self._changed, spare_unknown=True
+        )
         self.features = [make(self.context) for make in chosen(features, options.features)]
         self.departures = Departures(
             options.node_name,
@@ -291,7 +261,7 @@ async def plan(options: AgentOptions, features: Sequence[type[NodeFeature]] = FE
     async with sources(options) as (found, api):
         if api is not None:
             await api.check()
-        context = context_of(options, found, api)
+        context = NodeContext(options.node_name, options.run_dir, found, api)
         made = [make(context) for make in wanted]
         await found.fill(PLAN_SYNC_SECONDS)
         async with opened(made):
@@ -302,7 +272,7 @@ async def plan(options: AgentOptions, features: Sequence[type[NodeFeature]] = FE
 async def cleanup(run_dir: Path, features: Sequence[type[NodeFeature]] = FEATURES) -> list[PlannedChange]:
     """Remove all that agents made on this machine; what was removed. Raises UserError, naming what would not go."""
     require_net_admin()
-    context = context_of(AgentOptions(node_name="", run_dir=run_dir), Sources(None))
+    context = NodeContext("", run_dir, Sources(None))
     made = [make(context) for make in features]
     removed: list[PlannedChange] = []
     left: list[str] = []

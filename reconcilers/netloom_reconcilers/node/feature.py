@@ -7,22 +7,20 @@ it is made with; making it reads and writes nothing.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Protocol
 
 from prometheus_client.core import CounterMetricFamily, Metric
 
-from netloom.api.v1alpha1 import NetloomNetwork, NetloomNode
+from netloom.api.v1alpha1 import NETLOOM_NODES, NETWORKS, NetloomNetwork, NetloomNode
 from netloom.kernel.report import Failure, PlannedChange
 from netloom.runtime.client import Api
 from netloom.runtime.errors import ConfigError
 from netloom.runtime.events import EventRecorder
 from netloom.runtime.manager import Run
-from netloom.runtime.store import Store
 from netloom_reconcilers.feature import Caches
 from netloom_reconcilers.node.reconciler import KernelReconciler, Obstacle
-from netloom_reconcilers.own_node import OwnNode
+from netloom_reconcilers.own_node import RECORD, OwnNode
 from netloom_reconcilers.peers import Peers
 
 
@@ -70,7 +68,6 @@ class Readiness(NamedTuple):
     message: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class NodeContext:
     """What the features of one agent share.
 
@@ -82,17 +79,33 @@ class NodeContext:
     spare_unknown:   keepers leave what an earlier life left, and no object explains, until `prune`.
     """
 
-    node_name: str
-    run_dir: Path
-    caches: Caches
-    networks: Store[NetloomNetwork]
-    nodes: Store[NetloomNode]
-    peers: Peers
-    own: OwnNode
-    api: Api | None = None
-    events: EventRecorder | None = None
-    changed: Callable[[], None] = lambda: None
-    spare_unknown: bool = False
+    def __init__(
+        self,
+        node_name: str,
+        run_dir: Path,
+        caches: Caches,
+        api: Api | None = None,
+        events: EventRecorder | None = None,
+        *,
+        changed: Callable[[], None] = lambda: None,
+        spare_unknown: bool = False,
+    ) -> None:
+        self.node_name = node_name
+        self.run_dir = run_dir
+        self.caches = caches
+        self.networks = caches.store(NETWORKS, _spec_changed)
+        self.nodes = caches.store(NETLOOM_NODES, _spec_changed)
+        self.peers = Peers(node_name, self.nodes)
+        self.own = OwnNode(node_name, record=run_dir / RECORD)
+        self.api = api
+        self.events = events
+        self.changed = changed
+        self.spare_unknown = spare_unknown
+
+
+def _spec_changed(old: NetloomNetwork | NetloomNode, new: NetloomNetwork | NetloomNode) -> bool:
+    """Other nodes' status is nobody's business here: at 5,000 nodes it would be most of what there is to do."""
+    return old.spec != new.spec or old.metadata.creation_timestamp != new.metadata.creation_timestamp
 
 
 class NodeFeature:
