@@ -8,7 +8,6 @@ who counts. This node's own object is passed on as it is: without it nothing is 
 """
 
 from collections.abc import Iterable, Iterator
-from typing import Protocol
 
 import msgspec
 import structlog
@@ -21,18 +20,6 @@ log = structlog.get_logger(__name__)
 
 HELD = "~"
 """Creation time of what is held: after every real one, so that whoever lives and claims the same has it."""
-
-
-class Nodes(Protocol):
-    """What the reconcilers read: a store, or `Peers` before it."""
-
-    def get(self, key: str) -> NetloomNode | None: ...
-
-    def __iter__(self) -> Iterator[str]: ...
-
-    def subscribe(self, fn: Subscriber[NetloomNode]) -> Unsubscribe: ...
-
-    async def wait_synced(self, timeout: float | None = None) -> None: ...
 
 
 class Peers:
@@ -97,6 +84,10 @@ class Peers:
     def _notify(self, name: str, old: NetloomNode | None, new: NetloomNode | None) -> None:
         for fn in self._subscribers:
             fn(name, old, new)
+
+
+Nodes = Store[NetloomNode] | Peers
+"""What the reconcilers read: a store, or `Peers` before it."""
 
 
 def is_peer(node: NetloomNode) -> bool:

@@ -1,7 +1,5 @@
 """What NetloomNodes mean for this node's mesh: this node, a peer, and in which words one cannot be used. Pure."""
 
-from typing import NamedTuple
-
 import msgspec
 
 from netloom.api.v1alpha1 import NETWORK_NAME, NetloomNetwork, NetloomNode, Routing
@@ -11,13 +9,6 @@ from netloom.kernel.owned import mac_of
 from netloom_reconcilers.encapsulations import announced, encapsulations_to
 from netloom_reconcilers.node.reconciler import Obstacle
 from netloom_reconcilers.peers import HELD, internal_ip, prefixes_of
-
-
-class Reading(NamedTuple):
-    """What could be made of an object, and sentences about what could not."""
-
-    peer: Peer | None
-    problems: tuple[str, ...]
 
 
 def node_of(network: NetloomNetwork | None, node: NetloomNode | None, node_name: str) -> Node | Obstacle:
@@ -54,8 +45,8 @@ class LocalNode(msgspec.Struct, frozen=True):
     """When its object was made, and its name: of two that hold a CIDR, the younger (greater) goes."""
 
 
-def peer_of(node: NetloomNode, local: LocalNode) -> Reading:
-    """A remote node as a peer; none while it has no address or no pod CIDR."""
+def peer_of(node: NetloomNode, local: LocalNode) -> tuple[Peer | None, tuple[str, ...]]:
+    """A remote node as a peer (None while it has no address or no pod CIDR), and sentences on what cannot be used."""
     underlay, problems = _underlay_of(node)
     prefixes, bad = pod_cidrs_of(node)
     problems += bad
@@ -72,7 +63,7 @@ def peer_of(node: NetloomNode, local: LocalNode) -> Reading:
     ]
     prefixes = [prefix for prefix in prefixes if prefix not in clashing]
     if underlay is None or not prefixes:
-        return Reading(None, tuple(problems) if node.spec.ipam.pod_cidrs else ())
+        return None, tuple(problems) if node.spec.ipam.pod_cidrs else ()
     peer = Peer(
         name=name,
         underlay=underlay,
@@ -83,7 +74,7 @@ def peer_of(node: NetloomNode, local: LocalNode) -> Reading:
         underlay6=underlay6_of(node),
         held=node.metadata.creation_timestamp == HELD,
     )
-    return Reading(peer, tuple(problems))
+    return peer, tuple(problems)
 
 
 def _clash(prefix: Prefix, node: NetloomNode, local: LocalNode) -> str:

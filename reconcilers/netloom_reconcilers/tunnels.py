@@ -25,7 +25,7 @@ from netloom_reconcilers.node.feature import KernelFeature, NodeContext, written
 from netloom_reconcilers.node.reconciler import KernelReconciler, Obstacle
 from netloom_reconcilers.own_node import OwnNode
 from netloom_reconcilers.peers import Nodes
-from netloom_reconcilers.reading import LocalNode, Reading, node_of, peer_of, pod_cidrs_of, stranded
+from netloom_reconcilers.reading import LocalNode, node_of, peer_of, pod_cidrs_of, stranded
 
 log = structlog.get_logger(__name__)
 
@@ -165,7 +165,7 @@ class TunnelsReconciler(KernelReconciler):
         touched, self._touched = self._touched, set()
         for name in touched:
             node = self._nodes.get(name) if name != self._node_name else None
-            peer, problems = peer_of(node, local) if node is not None else Reading(None, ())
+            peer, problems = peer_of(node, local) if node is not None else (None, ())
             if node is not None and peer is not None:
                 self._desired.set_peer(peer)
                 self._needs.change(name, peer.ways, announced(node))
