@@ -8,7 +8,7 @@ from netloom.kernel.report import Failure, PlannedChange
 from netloom.runtime.controller import Controller
 from netloom.runtime.manager import Run
 from netloom.runtime.store import Store
-from netloom_reconcilers.node.feature import NodeContext, NodeFeature
+from netloom_reconcilers.features.node import NodeContext, NodeFeature
 
 _THE_FILE = "hosts"
 

@@ -16,8 +16,8 @@ from netloom_e2e.gateway import gateway
 from netloom_e2e.lab import Lab, Machine, wait_for
 from netloom_e2e.mesh import NETLOOM, facts, state
 from netloom_reconcilers.conditions import AGENT, Conditions, manager_of
-from netloom_reconcilers.node.feature import Readiness
-from netloom_reconcilers.node_status import NodeStatusReconciler
+from netloom_reconcilers.features.node import Readiness
+from netloom_reconcilers.node.status import NodeStatusReconciler
 
 
 def table(machine: Machine) -> str:

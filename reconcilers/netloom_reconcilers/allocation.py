@@ -21,8 +21,8 @@ from netloom.runtime.controller import Controller
 from netloom.runtime.errors import ApiError
 from netloom.runtime.store import Store
 from netloom_reconcilers import allocation_metrics, in_use
-from netloom_reconcilers.cluster.feature import ClusterContext
 from netloom_reconcilers.conditions import ADDRESSES, Conditions, Recorder
+from netloom_reconcilers.features.cluster import ClusterContext
 from netloom_reconcilers.in_use import InUse
 from netloom_reconcilers.last_known import LastKnown
 from netloom_reconcilers.ledgers import Ledgers, Pace
@@ -170,7 +170,7 @@ class Allocation:
 
 
 class AllocationFeature:
-    """See `cluster.feature`."""
+    """See `features.cluster`."""
 
     name: ClassVar[str] = "allocation"
 

@@ -24,10 +24,19 @@ from netloom.kernel.masquerade_report import MasqueradeReport
 from netloom.kernel.report import Report
 from netloom.runtime.errors import Forbidden, NotFound, Unavailable
 from netloom.runtime.store import Store
-from netloom_reconcilers.departures import NAMES, Answer, Delays, Departures, NodeLookup, Question, departed, question
-from netloom_reconcilers.masquerade import MasqueradeReconciler
-from netloom_reconcilers.peers import Peers
-from netloom_reconcilers.tunnels import TunnelsReconciler
+from netloom_reconcilers.node.known.departures import (
+    NAMES,
+    Answer,
+    Delays,
+    Departures,
+    NodeLookup,
+    Question,
+    departed,
+    question,
+)
+from netloom_reconcilers.node.known.peers import Peers
+from netloom_reconcilers.node.masquerade import MasqueradeReconciler
+from netloom_reconcilers.node.tunnels import TunnelsReconciler
 
 OWNER = OwnerReference(api_version="v1", kind="Node")
 DELAYS = Delays(moment=1.0, spread=0.0, again=(2.0, 16.0), lasting=10.0)

@@ -23,8 +23,8 @@ from netloom.kernel.masquerade import Masquerade
 from netloom.kernel.masquerade_report import MasqueradeReport
 from netloom.kernel.report import Failure
 from netloom.runtime.store import Store
-from netloom_reconcilers.masquerade import MasqueradeReconciler
-from netloom_reconcilers.own_node import OwnNode
+from netloom_reconcilers.node.known.own_node import OwnNode
+from netloom_reconcilers.node.masquerade import MasqueradeReconciler
 
 
 def node(name: str, *cidrs: str, pools: tuple[str, ...] = ()) -> NetloomNode:

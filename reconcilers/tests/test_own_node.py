@@ -9,8 +9,8 @@ from netloom.api.v1alpha1 import NETLOOM_NODES, NETWORKS, NetloomNetwork, Netloo
 from netloom.kernel.address import Prefix, format_address
 from netloom.kernel.dataplane import Dataplane
 from netloom.runtime.store import Store
-from netloom_reconcilers.own_node import LOOK_SECONDS, RECORD, OwnNode
-from netloom_reconcilers.tunnels import TunnelsReconciler
+from netloom_reconcilers.node.known.own_node import LOOK_SECONDS, RECORD, OwnNode
+from netloom_reconcilers.node.tunnels import TunnelsReconciler
 from tests.test_tunnels import network, node
 
 CHANGED = (

@@ -25,9 +25,9 @@ from netloom.kernel.mesh import Conflict
 from netloom.kernel.owned import mac_of
 from netloom.kernel.report import Failure, Report
 from netloom.runtime.store import Store
-from netloom_reconcilers.node.reconciler import Obstacle
-from netloom_reconcilers.reading import LocalNode, node_of, overlap, peer_of
-from netloom_reconcilers.tunnels import TunnelsReconciler
+from netloom_reconcilers.features.kernel import Obstacle
+from netloom_reconcilers.node.mesh.reading import LocalNode, node_of, overlap, peer_of
+from netloom_reconcilers.node.tunnels import TunnelsReconciler
 
 
 def node(name: str, ip: str = "192.168.7.1", *cidrs: str, since: str = "", kind: str = "InternalIP") -> NetloomNode:

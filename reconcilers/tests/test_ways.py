@@ -32,10 +32,10 @@ from netloom.kernel.desired import Desired
 from netloom.kernel.report import Report
 from netloom.kernel.way import GENEVE, NATIVE, VXLAN, Way
 from netloom.runtime.store import Store
-from netloom_reconcilers import tunnels
-from netloom_reconcilers.announcement import AnnouncementReconciler
-from netloom_reconcilers.encapsulations import Announcement, Needs, accepted, announced, encapsulations_to
-from netloom_reconcilers.tunnels import LINGER_SECONDS, TunnelsReconciler
+from netloom_reconcilers.node import tunnels
+from netloom_reconcilers.node.mesh.announcement import AnnouncementReconciler
+from netloom_reconcilers.node.mesh.encapsulations import Announcement, Needs, accepted, announced, encapsulations_to
+from netloom_reconcilers.node.tunnels import LINGER_SECONDS, TunnelsReconciler
 
 OTHER = Way("vxlan", 8473)
 TUNNEL, HYBRID, ROUTER = Routing(), Routing(mode="hybrid"), Routing(mode="native")

@@ -30,14 +30,14 @@ from netloom.runtime.manager import Manager
 from netloom.runtime.reach import follow
 from netloom.runtime.watch import EVERY_NODE
 from netloom_reconcilers.conditions import AGENT, Conditions, manager_of
-from netloom_reconcilers.departures import Departures, NodeLookup
-from netloom_reconcilers.feature import chosen
-from netloom_reconcilers.masquerade import MasqueradeFeature
-from netloom_reconcilers.node.feature import KernelKeeper, NodeContext, NodeFeature, Readiness
-from netloom_reconcilers.node_status import NodeStatusReconciler, readiness_of
-from netloom_reconcilers.own_node import RECORD
-from netloom_reconcilers.peers import is_owned
-from netloom_reconcilers.tunnels import TunnelsFeature
+from netloom_reconcilers.features import chosen
+from netloom_reconcilers.features.node import KernelKeeper, NodeContext, NodeFeature, Readiness
+from netloom_reconcilers.node.known.departures import Departures, NodeLookup
+from netloom_reconcilers.node.known.own_node import RECORD
+from netloom_reconcilers.node.known.peers import is_owned
+from netloom_reconcilers.node.masquerade import MasqueradeFeature
+from netloom_reconcilers.node.status import NodeStatusReconciler, readiness_of
+from netloom_reconcilers.node.tunnels import TunnelsFeature
 
 log = structlog.get_logger(__name__)
 

@@ -25,8 +25,8 @@ from netloom.runtime.manager import Manager, crash_sentence
 from netloom.runtime.reach import follow
 from netloom.runtime.terms import Terms
 from netloom_reconcilers.allocation import AllocationFeature, netloom_node_changed, node_changed
-from netloom_reconcilers.cluster.feature import ClusterContext, ClusterFeature, Work
-from netloom_reconcilers.feature import chosen
+from netloom_reconcilers.features import chosen
+from netloom_reconcilers.features.cluster import ClusterContext, ClusterFeature, Work
 
 log = structlog.get_logger(__name__)
 

@@ -42,7 +42,7 @@ class Sources:
         self._watches: dict[str, ListWatch[Any]] = {}
 
     def store(self, resource: Resource[T], changed: Callable[[T, T], bool] | None = None) -> Store[T]:
-        """See `netloom_reconcilers.feature.Caches`. To be asked before anything runs."""
+        """See `netloom_reconcilers.features.Caches`. To be asked before anything runs."""
         kind = resource.kind
         matters = self._matters.setdefault(kind, [])
         matters.append(changed or _always)

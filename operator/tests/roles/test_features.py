@@ -11,9 +11,9 @@ from netloom.roles import agent, operator
 from netloom.roles.operator import Operator, OperatorOptions
 from netloom.runtime.client import Api
 from netloom.runtime.errors import ConfigError
-from netloom_reconcilers.cluster.feature import ClusterContext
 from netloom_reconcilers.conditions import ADDRESSES, AGENT, OPERATOR, manager_of
-from netloom_reconcilers.feature import chosen
+from netloom_reconcilers.features import chosen
+from netloom_reconcilers.features.cluster import ClusterContext
 from tests.roles.test_crashes import running
 from tests.runtime.scripted import ScriptedApi, until
 

@@ -18,10 +18,10 @@ from netloom.runtime.client import Api
 from netloom.runtime.errors import ConfigError
 from netloom.runtime.events import EventRecorder
 from netloom.runtime.manager import Run
-from netloom_reconcilers.feature import Caches
-from netloom_reconcilers.node.reconciler import KernelReconciler, Obstacle
-from netloom_reconcilers.own_node import RECORD, OwnNode
-from netloom_reconcilers.peers import Peers
+from netloom_reconcilers.features import Caches
+from netloom_reconcilers.features.kernel import KernelReconciler, Obstacle
+from netloom_reconcilers.node.known.own_node import RECORD, OwnNode
+from netloom_reconcilers.node.known.peers import Peers
 
 
 class KernelReport(Protocol):

@@ -1,7 +1,7 @@
 """Features: what a role can do is a list of them, and an option says which of the list it does.
 
 A feature is a class in a module of its own, and one line in its role's list (`FEATURES` of `netloom.roles.agent` and
-`netloom.roles.operator`). What it is made of differs by role: `node.feature`, `cluster.feature`.
+`netloom.roles.operator`). What it is made of differs by role: `features.node`, `features.cluster`.
 """
 
 from collections.abc import Callable, Sequence

@@ -16,8 +16,8 @@ import structlog
 from netloom.api.v1alpha1 import NetloomNetwork, NetloomNode
 from netloom.runtime.controller import Controller
 from netloom.runtime.store import Store
-from netloom_reconcilers.own_node import OwnNode
-from netloom_reconcilers.peers import Nodes
+from netloom_reconcilers.node.known.own_node import OwnNode
+from netloom_reconcilers.node.known.peers import Nodes
 
 log = structlog.get_logger(__name__)
 

@@ -11,7 +11,7 @@ from typing import ClassVar, Protocol
 
 from netloom.runtime.client import Api
 from netloom.runtime.events import EventRecorder
-from netloom_reconcilers.feature import Caches
+from netloom_reconcilers.features import Caches
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,11 +17,11 @@ from netloom.kernel.masquerade_sets import MasqueradeRules, Masquerading
 from netloom.kernel.report import Failure, PlannedChange
 from netloom.runtime.manager import Run
 from netloom.runtime.store import Store
-from netloom_reconcilers.node.feature import KernelFeature, NodeContext, written_metric
-from netloom_reconcilers.node.reconciler import KernelReconciler
-from netloom_reconcilers.own_node import OwnNode
-from netloom_reconcilers.peers import Nodes, prefixes_of
-from netloom_reconcilers.reading import missing
+from netloom_reconcilers.features.kernel import KernelReconciler
+from netloom_reconcilers.features.node import KernelFeature, NodeContext, written_metric
+from netloom_reconcilers.node.known.own_node import OwnNode
+from netloom_reconcilers.node.known.peers import Nodes, prefixes_of
+from netloom_reconcilers.node.mesh.reading import missing
 
 log = structlog.get_logger(__name__)
 

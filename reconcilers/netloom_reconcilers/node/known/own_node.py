@@ -24,7 +24,7 @@ from netloom.kernel import occupancy
 from netloom.kernel.address import Prefix
 from netloom.kernel.lodgers import holds
 from netloom.kernel.netlink import AnswerLost
-from netloom_reconcilers.peers import internal_ip, prefixes_of
+from netloom_reconcilers.node.known.peers import internal_ip, prefixes_of
 
 log = structlog.get_logger(__name__)
 

@@ -19,13 +19,13 @@ from netloom.kernel.report import Report
 from netloom.kernel.way import Way
 from netloom.runtime.manager import Run
 from netloom.runtime.store import Store
-from netloom_reconcilers.announcement import AnnouncementReconciler
-from netloom_reconcilers.encapsulations import Announcement, Leaving, Needs, accepted, announced, wanted
-from netloom_reconcilers.node.feature import KernelFeature, NodeContext, written_metric
-from netloom_reconcilers.node.reconciler import KernelReconciler, Obstacle
-from netloom_reconcilers.own_node import OwnNode
-from netloom_reconcilers.peers import Nodes
-from netloom_reconcilers.reading import LocalNode, node_of, peer_of, pod_cidrs_of, stranded
+from netloom_reconcilers.features.kernel import KernelReconciler, Obstacle
+from netloom_reconcilers.features.node import KernelFeature, NodeContext, written_metric
+from netloom_reconcilers.node.known.own_node import OwnNode
+from netloom_reconcilers.node.known.peers import Nodes
+from netloom_reconcilers.node.mesh.announcement import AnnouncementReconciler
+from netloom_reconcilers.node.mesh.encapsulations import Announcement, Leaving, Needs, accepted, announced, wanted
+from netloom_reconcilers.node.mesh.reading import LocalNode, node_of, peer_of, pod_cidrs_of, stranded
 
 log = structlog.get_logger(__name__)
 

@@ -13,7 +13,7 @@ from netloom.runtime.controller import Controller
 from netloom.runtime.errors import Conflict, NotFound
 from netloom.runtime.store import Store
 from netloom_reconcilers.conditions import AGENT
-from netloom_reconcilers.encapsulations import Announcement
+from netloom_reconcilers.node.mesh.encapsulations import Announcement
 from netloom_reconcilers.writes import Patches
 
 log = structlog.get_logger(__name__)

@@ -11,7 +11,7 @@ from netloom.api.v1alpha1 import NETLOOM_NODES, NetloomNode
 from netloom.runtime.controller import Controller
 from netloom.runtime.store import Store
 from netloom_reconcilers.conditions import Conditions
-from netloom_reconcilers.node.feature import Readiness
+from netloom_reconcilers.features.node import Readiness
 
 CONDITION = "DataplaneReady"
 STABLE_SECONDS = 1.0

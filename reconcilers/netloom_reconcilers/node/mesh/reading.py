@@ -6,9 +6,9 @@ from netloom.api.v1alpha1 import NETWORK_NAME, NetloomNetwork, NetloomNode, Rout
 from netloom.kernel.address import Address, Prefix, parse_address
 from netloom.kernel.desired import Node, Peer
 from netloom.kernel.owned import mac_of
-from netloom_reconcilers.encapsulations import announced, encapsulations_to
-from netloom_reconcilers.node.reconciler import Obstacle
-from netloom_reconcilers.peers import HELD, internal_ip, prefixes_of
+from netloom_reconcilers.features.kernel import Obstacle
+from netloom_reconcilers.node.known.peers import HELD, internal_ip, prefixes_of
+from netloom_reconcilers.node.mesh.encapsulations import announced, encapsulations_to
 
 
 def node_of(network: NetloomNetwork | None, node: NetloomNode | None, node_name: str) -> Node | Obstacle:

@@ -37,8 +37,8 @@ from netloom.runtime.errors import ApiError, NotFound, Unavailable
 from netloom.runtime.store import Store, version_of
 from netloom.runtime.watch import ListWatch
 from netloom_reconcilers.conditions import Recorder
-from netloom_reconcilers.node.feature import KernelKeeper
-from netloom_reconcilers.peers import Peers, is_owned, is_whole
+from netloom_reconcilers.features.node import KernelKeeper
+from netloom_reconcilers.node.known.peers import Peers, is_owned, is_whole
 
 log = structlog.get_logger(__name__)
 
