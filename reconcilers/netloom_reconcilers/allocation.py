@@ -8,12 +8,11 @@ import asyncio
 import uuid
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import ClassVar
 
 import structlog
 
-from netloom.api.core import NODES, Node
-from netloom.api.v1alpha1 import NETLOOM_NODES, NETWORKS, NetloomNetwork, NetloomNode
+from netloom.api.core import Node
+from netloom.api.v1alpha1 import NetloomNetwork, NetloomNode
 from netloom.ipam.book import Book
 from netloom.runtime.cancellation import last_words
 from netloom.runtime.clock import boottime
@@ -22,7 +21,6 @@ from netloom.runtime.errors import ApiError
 from netloom.runtime.store import Store
 from netloom_reconcilers import allocation_metrics, in_use
 from netloom_reconcilers.conditions import ADDRESSES, Conditions, Recorder
-from netloom_reconcilers.features.cluster import ClusterContext
 from netloom_reconcilers.in_use import InUse
 from netloom_reconcilers.last_known import LastKnown
 from netloom_reconcilers.ledgers import Ledgers, Pace
@@ -86,7 +84,7 @@ class Allocation:
             freed=self._freed,
             changed=self._committed,
         )
-        conditions = Conditions(api, events, on_write=_count_apply)
+        conditions = Conditions(api, events, on_write=allocation_metrics.count_apply)
         caches = Caches(stores.nodes, stores.netloom_nodes)
         self.nodes = Controller("nodes", self._node, limits.workers, timeout=RUN_SECONDS)
         self.network = Controller("network", self._network)
@@ -96,7 +94,11 @@ class Allocation:
             self.book,
             self.ledgers,
             conditions,
-            LastKnown(stores.nodes, Conditions(api, events, ADDRESSES, on_write=_count_apply), self.nodes.enqueue),
+            LastKnown(
+                stores.nodes,
+                Conditions(api, events, ADDRESSES, on_write=allocation_metrics.count_apply),
+                self.nodes.enqueue,
+            ),
             clock,
             self.nodes.enqueue,
             writers=limits.writers,
@@ -167,29 +169,6 @@ class Allocation:
 
     async def _network(self, name: str) -> float | None:
         return await (self._in_use.reconcile() if name == in_use.KEY else self._follower.reconcile(name))
-
-
-class AllocationFeature:
-    """See `features.cluster`."""
-
-    name: ClassVar[str] = "allocation"
-
-    def __init__(self, context: ClusterContext) -> None:
-        self._context, caches = context, context.caches
-        self._stores = Stores(
-            networks=caches.store(NETWORKS),
-            nodes=caches.store(NODES, node_changed),
-            netloom_nodes=caches.store(NETLOOM_NODES, netloom_node_changed),
-        )
-
-    def begin(self) -> Allocation:
-        """A new incarnation."""
-        context = self._context
-        return Allocation(context.api, self._stores, context.events, crashes=context.crashes)
-
-
-def _count_apply(kind: str) -> None:
-    allocation_metrics.WRITES.labels(kind, "apply").inc()
 
 
 def node_changed(old: Node, new: Node) -> bool:

@@ -24,7 +24,8 @@ from netloom.runtime.leader import LeaderElector
 from netloom.runtime.manager import Manager, crash_sentence
 from netloom.runtime.reach import follow
 from netloom.runtime.terms import Terms
-from netloom_reconcilers.allocation import AllocationFeature, netloom_node_changed, node_changed
+from netloom_reconcilers.allocation import netloom_node_changed, node_changed
+from netloom_reconcilers.allocation_feature import AllocationFeature
 from netloom_reconcilers.features import chosen
 from netloom_reconcilers.features.cluster import ClusterContext, ClusterFeature, Work
 
