@@ -24,25 +24,12 @@ from netloom_reconcilers.node.known.own_node import RECORD, OwnNode
 from netloom_reconcilers.node.known.peers import Peers
 
 
-class KernelReport(Protocol):
-    """What a keeper says about itself. written: requests since `open`, by message type; repaired: entries that
-    somebody had changed and that were put back."""
-
-    @property
-    def failures(self) -> Sequence[Failure]: ...
-
-    @property
-    def written(self) -> Mapping[str, int]: ...
-
-    @property
-    def repaired(self) -> int: ...
-
-
 class KernelKeeper(Protocol):
-    """Keeps kernel state as it was told, as `Dataplane` and `Masquerade` do: their docstrings are the contract."""
+    """Keeps kernel state as it was told, as `Dataplane` and `Masquerade` do: their docstrings are the contract. A
+    report has at least `failures`, `written` (requests by message) and `repaired`."""
 
     @property
-    def report(self) -> KernelReport: ...
+    def report(self) -> Any: ...
 
     @property
     def unknown(self) -> int: ...
@@ -57,7 +44,7 @@ class KernelKeeper(Protocol):
 
     async def plan(self, desired: Any) -> list[PlannedChange]: ...
 
-    async def cleanup(self) -> KernelReport: ...
+    async def cleanup(self) -> Any: ...
 
 
 class Readiness(NamedTuple):
@@ -202,7 +189,7 @@ class KernelFeature(NodeFeature):
         return removed, (await self.keeper.cleanup()).failures
 
 
-def written_metric(name: str, text: str, report: KernelReport) -> Metric:
+def written_metric(name: str, text: str, report: Any) -> Metric:
     """A counter of the requests that a keeper wrote, by message."""
     metric = CounterMetricFamily(name, text, labels=["message"])
     for message, count in report.written.items():

@@ -40,7 +40,7 @@ def rules_of(spec: NetworkSpec, pods: tuple[Prefix, ...]) -> tuple[MasqueradeRul
     excluded: list[Prefix] = []
     problems: list[str] = []
     for field, texts in fields.items():
-        found, bad = prefixes_of(f"NetloomNetwork {NETWORK_NAME}: {field}", texts)
+        found, bad = prefixes_of(f"NetloomNetwork {NETWORK_NAME}", field, texts)
         excluded += found
         problems += bad
     rules = MasqueradeRules(pods=pods, ipv4=masquerade.ipv4, ipv6=masquerade.ipv6, excluded=tuple(excluded))
@@ -49,10 +49,10 @@ def rules_of(spec: NetworkSpec, pods: tuple[Prefix, ...]) -> tuple[MasqueradeRul
 
 def pod_cidrs_of(node: NetloomNode) -> tuple[tuple[Prefix, ...], tuple[str, ...]]:
     """The node's pod CIDRs, of whatever IPAM mode, and sentences about what could not be read."""
-    where = f"NetloomNode {node.metadata.name}: spec.ipam"
-    found, problems = prefixes_of(f"{where}.podCIDRs", node.spec.ipam.pod_cidrs)
+    name = f"NetloomNode {node.metadata.name}"
+    found, problems = prefixes_of(name, "spec.ipam.podCIDRs", node.spec.ipam.pod_cidrs)
     for allocation in node.spec.ipam.pools.allocated:
-        more, bad = prefixes_of(f"{where}.pools.allocated", allocation.cidrs)
+        more, bad = prefixes_of(name, "spec.ipam.pools.allocated", allocation.cidrs)
         found += more
         problems += bad
     return tuple(dict.fromkeys(found)), tuple(problems)

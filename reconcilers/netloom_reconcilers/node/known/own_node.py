@@ -71,10 +71,10 @@ class OwnNode:
         """Takes in the node's own object as it is now; None, or CIDRs that cannot be read: all stays as it was. Returns
         after how many seconds to look again."""
         async with self._lock:
-            said, unreadable = prefixes_of("", node.spec.ipam.pod_cidrs) if node is not None else ([], [])
+            said, unreadable = prefixes_of("", "", node.spec.ipam.pod_cidrs) if node is not None else ([], [])
             if node is None or unreadable:
                 return None
-            lost = [each for each in prefixes_of("", self._known.pod_cidrs)[0] if not _covered(each, said)]
+            lost = [each for each in prefixes_of("", "", self._known.pod_cidrs)[0] if not _covered(each, said)]
             kept = await self._lived_in(lost, all_of_them=not said) if lost else {}
             self._tell(kept)
             address = internal_ip(node)

@@ -122,17 +122,20 @@ def _junior(node: NetloomNode) -> NetloomNode:
 
 def internal_ip(node: NetloomNode, *, ipv6: bool = False) -> str:
     """The node's first address of type InternalIP of the family; "" if it has none."""
-    return next((a.ip for a in node.spec.addresses if a.type == "InternalIP" and (":" in a.ip) == ipv6), "")
+    for address in node.spec.addresses:
+        if address.type == "InternalIP" and (":" in address.ip) is ipv6:
+            return address.ip
+    return ""
 
 
-def prefixes_of(where: str, texts: Iterable[str]) -> tuple[list[Prefix], list[str]]:
-    """CIDRs as the kernel side takes them, and a sentence about each that could not be read."""
+def prefixes_of(obj: str, field: str, texts: Iterable[str]) -> tuple[list[Prefix], list[str]]:
+    """CIDRs as the kernel side takes them, and a sentence about each that could not be read, in that field of `obj`."""
     found, problems = [], []
     for text in texts:
         try:
             found.append(Prefix.parse(text))
         except ValueError as error:
-            problems.append(f"{where}: {error}.")
+            problems.append(f"{obj}: {field}: {error}.")
     return found, problems
 
 

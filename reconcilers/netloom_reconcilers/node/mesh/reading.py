@@ -107,27 +107,27 @@ def missing(network: NetloomNetwork | None, node_name: str) -> Obstacle:
 
 def _underlay_of(node: NetloomNode) -> tuple[Address | None, list[str]]:
     """The node's first internal IPv4 address: the underlay is IPv4."""
-    where, ip = f"NetloomNode {node.metadata.name}: spec.addresses", internal_ip(node)
-    if not ip:
-        why = "has no IPv4 address of type InternalIP, and tunnels need one. Let the kubelet report it."
-        return None, [f"{where} {why}"]
     try:
-        return parse_address(ip), []
+        if ip := internal_ip(node):
+            return parse_address(ip), []
+        why = " has no IPv4 address of type InternalIP, and tunnels need one. Let the kubelet report it."
     except ValueError as error:
-        return None, [f"{where}: {error}"]
+        why = f": {error}"
+    return None, [f"NetloomNode {node.metadata.name}: spec.addresses{why}"]
 
 
 def underlay6_of(node: NetloomNode) -> Address:
     """Its first internal IPv6 address, empty if it has none: native routes to its IPv6 pod CIDRs go there."""
+    ip = internal_ip(node, ipv6=True)
     try:
-        return parse_address(internal_ip(node, ipv6=True))
+        return parse_address(ip) if ip else b""
     except ValueError:
         return b""
 
 
 def pod_cidrs_of(node: NetloomNode) -> tuple[list[Prefix], list[str]]:
     """Its pod CIDRs, and sentences about what could not be read."""
-    return prefixes_of(f"NetloomNode {node.metadata.name}: spec.ipam.podCIDRs", node.spec.ipam.pod_cidrs)
+    return prefixes_of(f"NetloomNode {node.metadata.name}", "spec.ipam.podCIDRs", node.spec.ipam.pod_cidrs)
 
 
 def stranded(name: str, node: NetloomNode | None) -> str:
