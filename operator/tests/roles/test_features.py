@@ -3,18 +3,21 @@
 import asyncio
 import subprocess
 import sys
+from pathlib import Path
 from typing import ClassVar
 
 import pytest
 
 from netloom.roles import agent, operator
+from netloom.roles.agent import Agent, AgentOptions, cluster_sources
 from netloom.roles.operator import Operator, OperatorOptions
 from netloom.runtime.client import Api
 from netloom.runtime.errors import ConfigError
 from netloom_reconcilers.conditions import ADDRESSES, AGENT, OPERATOR, manager_of
 from netloom_reconcilers.features import chosen
 from netloom_reconcilers.features.cluster import ClusterContext
-from tests.roles.test_crashes import running
+from netloom_reconcilers.features.node import NodeFeature, Readiness
+from tests.roles.test_crashes import NODE_PATH, put_network, running, said
 from tests.runtime.scripted import ScriptedApi, until
 
 LEASE_PATH = "/apis/coordination.k8s.io/v1/namespaces/kube-system/leases"
@@ -155,6 +158,33 @@ async def test_an_operator_without_one_of_its_features(server: ScriptedApi, api:
         assert {call.collection for call in server.calls if call.verb in ("list", "watch")} == set(), (
             "nobody reads anything"
         )
+
+
+class Watcher(NodeFeature):
+    """A feature of an agent that owns nothing and has a condition."""
+
+    name = "watcher"
+    condition = "Watched"
+
+    def readiness(self) -> Readiness:
+        return Readiness(False, "Asleep", "It sleeps.")
+
+
+@pytest.mark.slow
+async def test_a_features_condition_is_applied_by_a_manager_of_its_own(
+    server: ScriptedApi, api: Api, tmp_path: Path
+) -> None:
+    put_network(server)
+    server.put(NODE_PATH, {"metadata": {"name": "node-1", "generation": 1}, "spec": {}})
+    options = AgentOptions(node_name="node-1", run_dir=tmp_path)
+    role = Agent(options, cluster_sources(options, api), api, (Watcher,))
+    async with running(role.manager):
+        await until(lambda: len(said(server, NODE_PATH, "Watched") + said(server, NODE_PATH, "DataplaneReady")) == 2)
+    assert said(server, NODE_PATH, "Watched") == [("False", "Asleep", "It sleeps.")]
+    assert said(server, NODE_PATH, "DataplaneReady")[0][0] == "True", "it is the other's own business"
+    writes = [call for call in server.calls if call.verb == "patch" and call.collection == NODE_PATH]
+    managers = {call.body["status"]["conditions"][0]["type"]: call.query["fieldManager"] for call in writes}
+    assert managers == {"Watched": "netloom-agent-watcher", "DataplaneReady": "netloom-agent"}
 
 
 def test_an_agent_does_not_export_the_operators_metrics() -> None:
