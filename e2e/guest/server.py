@@ -30,8 +30,8 @@ from netloom.kernel.report import Report
 from netloom.kernel.way import Way
 from netloom.runtime.store import Store
 from netloom_e2e.machines import Machine
-from netloom_reconcilers.announcement import AnnouncementReconciler
-from netloom_reconcilers.tunnels import TunnelsReconciler
+from netloom_reconcilers.node.mesh.announcement import AnnouncementReconciler
+from netloom_reconcilers.node.tunnels import TunnelsReconciler
 from tests.kernel.meshes import eventually
 from tests.kernel.netns import Namespace
 
@@ -53,7 +53,7 @@ class Agent:
         self.tunnels.on_change = self.announcement.changed
 
     def _reported(self, report: Report) -> None:
-        self.tunnels.settled(report)
+        self.tunnels.announce(report)
         self.announcement.changed()
 
     @property

@@ -9,7 +9,7 @@ from guest.server import routing_of
 from netloom.kernel.way import GENEVE, VXLAN, Way
 from netloom_e2e.flow import Flows
 from netloom_e2e.lab import Lab
-from netloom_reconcilers import tunnels
+from netloom_reconcilers.node import tunnels
 from tests.kernel.meshes import eventually
 
 RATE = 100

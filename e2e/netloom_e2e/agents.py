@@ -45,13 +45,14 @@ class Agents:
         addresses = [{"type": "InternalIP", "ip": address} for address in machine.underlay]
         self.plane.client.request("PATCH", f"{NODES}/{machine.node}", {"spec": {"addresses": addresses}})
 
-    def start(self, machine: Machine, env: Mapping[str, str] | None = None) -> None:
+    def start(self, machine: Machine, env: Mapping[str, str] | None = None, flags: Sequence[str] = ()) -> None:
         """Start the node's agent; its log is appended to. env: beside this process's."""
         kubeconfig = self.plane.kubeconfig(self.user, host=self.lab.address)
         further = [f"{name}={value}" for name, value in (env or {}).items()]
         command = ["env", *further, str(NETLOOM), "agent", "--kubeconfig", str(kubeconfig), "--node-name", machine.node]
         with (self.folder / f"{machine.node}.log").open("a") as log:
-            self.agents[machine.node] = machine.popen([*command, "--run-dir", self.run_dir(machine)], stdout=log)
+            command += ["--run-dir", self.run_dir(machine), *flags]
+            self.agents[machine.node] = machine.popen(command, stdout=log)
 
     def run_dir(self, machine: Machine) -> str:
         return str(self.folder / machine.node)

@@ -1,5 +1,6 @@
 """Conditions and the Events that go with them, written only when something changed."""
 
+from collections.abc import Callable
 from typing import Literal, Protocol, TypeVar
 
 import msgspec
@@ -10,15 +11,20 @@ from netloom.api.problem import Problem
 from netloom.api.v1alpha1 import NETLOOM_NODES, NETWORKS, NetloomNetwork, NetloomNode
 from netloom.runtime.clock import timestamp
 from netloom.runtime.errors import Conflict, NotFound
-from netloom_reconcilers.cluster.allocation.metrics import WRITES
 from netloom_reconcilers.writes import Dated
 
 OPERATOR, AGENT = "netloom-operator", "netloom-agent"
 ADDRESSES = "netloom-operator-addresses"
-"""Field managers: who owns which condition in managedFields. One each: what it applied and does not list again goes."""
+"""Field managers: who owns which condition in managedFields. One each: what it applied and does not list again goes.
+A feature of the agent that has a condition applies it as `manager_of`."""
 MESSAGE_LIMIT = 32768
 
 Status = Literal["True", "False"]
+
+
+def manager_of(feature: str) -> str:
+    """The field manager of a feature of the agent."""
+    return f"{AGENT}-{feature}"
 
 
 class Recorder(Protocol):
@@ -50,10 +56,19 @@ class Conditions:
     A change is told as an Event, too; that all is well from the beginning is no news.
     """
 
-    def __init__(self, api: Dated, events: Recorder, field_manager: str = OPERATOR) -> None:
+    def __init__(
+        self,
+        api: Dated,
+        events: Recorder,
+        field_manager: str = OPERATOR,
+        *,
+        on_write: Callable[[str], object] | None,
+    ) -> None:
+        """`on_write` is called with the kind of the object before each write: who writes counts."""
         self._api = api
         self._events = events
         self._field_manager = field_manager
+        self._on_write = on_write
 
     async def node(self, obj: NetloomNode, status: Status, reason: str, message: str) -> NetloomNode | None:
         """Condition `Allocated`; the object as written, or None where nothing had to be."""
@@ -86,7 +101,8 @@ class Conditions:
             "metadata": {"name": meta.name, "uid": meta.uid},
             "status": {"conditions": [msgspec.to_builtins(new)]},
         }
-        WRITES.labels(res.kind, "apply").inc()
+        if self._on_write is not None:
+            self._on_write(res.kind)
         try:
             return await self._api.patch(
                 res, meta.name, patch, subresource="status", kind="apply", field_manager=self._field_manager

@@ -23,13 +23,22 @@ from netloom.kernel.masquerade import Masquerade
 from netloom.kernel.report import MasqueradeReport, Report
 from netloom.runtime.errors import Forbidden, NotFound, Unavailable
 from netloom.runtime.store import Store
-from netloom_reconcilers.departures import NAMES, Answer, Departures, Lookup, Pace, Question, departed, question
-from netloom_reconcilers.masquerade import MasqueradeReconciler
-from netloom_reconcilers.peers import Peers
-from netloom_reconcilers.tunnels import TunnelsReconciler
+from netloom_reconcilers.node.known.departures import (
+    NAMES,
+    Answer,
+    Delays,
+    Departures,
+    NodeLookup,
+    Question,
+    departed,
+    question,
+)
+from netloom_reconcilers.node.known.peers import Peers
+from netloom_reconcilers.node.masquerade import MasqueradeReconciler
+from netloom_reconcilers.node.tunnels import TunnelsReconciler
 
 OWNER = OwnerReference(api_version="v1", kind="Node")
-PACE = Pace(moment=1.0, spread=0.0, again=(2.0, 16.0), lasting=10.0)
+DELAYS = Delays(moment=1.0, spread=0.0, again=(2.0, 16.0), lasting=10.0)
 
 
 def node(
@@ -59,7 +68,7 @@ class Watch:
     following = True
 
 
-class Server(Lookup):
+class Server(NodeLookup):
     """Nodes that live, and what is asked of them."""
 
     def __init__(self, live: Iterable[int]) -> None:
@@ -108,7 +117,7 @@ class World:
             self.server if server else None,
             self.watch if server else None,
             events=self,
-            pace=PACE,
+            delays=DELAYS,
             clock=lambda: self.now,
         )
         self.network()
@@ -229,7 +238,7 @@ async def test_a_node_that_leaves_after_its_object_vanished_is_let_go(world: Wor
     world.vanish(3)
     await world.after(50)
     world.server.live.discard("node-3")
-    await world.after(PACE.again[1])
+    await world.after(DELAYS.again[1])
     assert world.routed() == [2, 4, 5]
 
 
@@ -278,7 +287,7 @@ async def test_no_answer_is_no_proof(world: World, fault: Exception) -> None:
     assert str(fault) in world.errors()
     assert len(world.server.asked) < 20
     world.server.fault = None
-    await world.after(PACE.again[1])
+    await world.after(DELAYS.again[1])
     assert (world.routed(), world.errors()) == ([2, 4, 5], "")
 
 
@@ -292,9 +301,9 @@ async def test_a_404_of_something_that_is_no_api_server_is_no_answer() -> None:
 
     api = Proxy()
     with pytest.raises(Unavailable, match="no API server"):
-        await Lookup(api).ask(Question(("node-3",), False))  # type: ignore[arg-type]
+        await NodeLookup(api).ask(Question(("node-3",), False))  # type: ignore[arg-type]
     api.details = {"name": "node-3", "kind": "nodes"}
-    assert await Lookup(api).ask(Question(("node-3",), False)) == Answer({"node-3": False})  # type: ignore[arg-type]
+    assert await NodeLookup(api).ask(Question(("node-3",), False)) == Answer({"node-3": False})  # type: ignore[arg-type]
 
 
 async def test_many_that_leave_at_once_go_by_one_question(tmp_path: Path) -> None:

@@ -22,8 +22,8 @@ from netloom.cidr import Cidr
 from netloom.kernel.masquerade import Masquerade
 from netloom.kernel.report import Failure, MasqueradeReport
 from netloom.runtime.store import Store
-from netloom_reconcilers.masquerade import MasqueradeReconciler
-from netloom_reconcilers.own_side import OwnSide
+from netloom_reconcilers.node.known.own_node import OwnNode
+from netloom_reconcilers.node.masquerade import MasqueradeReconciler
 
 
 def node(name: str, *cidrs: str, pools: tuple[str, ...] = ()) -> NetloomNode:
@@ -47,7 +47,7 @@ class Setting:
         self.networks: Store[NetloomNetwork] = Store(NETWORKS)
         self.nodes: Store[NetloomNode] = Store(NETLOOM_NODES)
         self.lodgers: dict[Cidr, str] = {}
-        self.own = OwnSide("node-1", self._lodgers)
+        self.own = OwnNode("node-1", self._lodgers)
         self.reconciler = MasqueradeReconciler("node-1", self.networks, self.nodes, Masquerade(), self.own)
 
     async def _lodgers(self, within: Collection[Cidr]) -> dict[Cidr, str]:

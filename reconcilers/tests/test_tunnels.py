@@ -25,7 +25,9 @@ from netloom.kernel.mesh import Conflict
 from netloom.kernel.owned import mac_of
 from netloom.kernel.report import Failure, Report
 from netloom.runtime.store import Store
-from netloom_reconcilers.tunnels import Blocked, Side, TunnelsReconciler, node_of, peer_of
+from netloom_reconcilers.features.kernel import Obstacle
+from netloom_reconcilers.node.mesh.reading import LocalNode, node_of, peer_of
+from netloom_reconcilers.node.tunnels import TunnelsReconciler
 
 
 def node(name: str, ip: str = "192.168.7.1", *cidrs: str, since: str = "", kind: str = "InternalIP") -> NetloomNode:
@@ -90,13 +92,13 @@ def test_what_blocks_the_whole_node_is_said_with_the_way_out(
     found: NetloomNetwork | None, own: NetloomNode | None, reason: str, words: str
 ) -> None:
     blocked = node_of(found, own, "node-1")
-    assert isinstance(blocked, Blocked)
+    assert isinstance(blocked, Obstacle)
     assert blocked.reason == reason
     assert words in blocked.message
 
 
 def test_a_peer() -> None:
-    peer, problems = peer_of(node("node-2", "192.168.7.2", "10.2.0.0/24", since="2026-01-01T00:00:00Z"), Side())
+    peer, problems = peer_of(node("node-2", "192.168.7.2", "10.2.0.0/24", since="2026-01-01T00:00:00Z"), LocalNode())
     assert problems == ()
     assert peer is not None
     assert (peer.name, format_address(peer.underlay), peer.mac) == ("node-2", "192.168.7.2", mac_of("node-2"))
@@ -119,7 +121,9 @@ def test_a_peer() -> None:
 def test_a_peer_that_is_not_whole_is_named_and_its_good_cidrs_are_routed(
     remote: NetloomNode, routed: list[str] | None, words: list[str]
 ) -> None:
-    peer, problems = peer_of(remote, Side(address=parse_address("192.168.7.1"), cidrs=(Cidr.parse("10.1.0.0/24"),)))
+    peer, problems = peer_of(
+        remote, LocalNode(address=parse_address("192.168.7.1"), cidrs=(Cidr.parse("10.1.0.0/24"),))
+    )
     assert (peer and [str(prefix) for prefix in peer.cidrs]) == routed
     assert len(problems) == len(words)
     for problem, word in zip(problems, words, strict=True):

@@ -25,8 +25,8 @@ from netloom.kernel.dataplane import Dataplane
 from netloom.kernel.report import Report
 from netloom.kernel.way import VXLAN
 from netloom.runtime.store import Store
-from netloom_reconcilers.tunnels import TunnelsReconciler
-from netloom_reconcilers.ways import Announcement
+from netloom_reconcilers.node.mesh.encapsulations import Announcement
+from netloom_reconcilers.node.tunnels import TunnelsReconciler
 from tests.kernel.faults import FaultyCommands
 from tests.kernel.meshes import eventually
 from tests.kernel.netns import Lab, Namespace
@@ -74,7 +74,7 @@ class Setting:
 
     def _reported(self, report: Report) -> None:
         self.reports += 1
-        self.tunnels.settled(report)
+        self.tunnels.announce(report)
 
     def ask_for(self, protocol: str) -> None:
         spec = NetworkSpec(routing=Routing(tunnel_protocol=protocol))  # type: ignore[arg-type]

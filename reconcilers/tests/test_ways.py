@@ -32,10 +32,10 @@ from netloom.kernel.desired import Desired
 from netloom.kernel.report import Report
 from netloom.kernel.way import GENEVE, NATIVE, VXLAN, Way
 from netloom.runtime.store import Store
-from netloom_reconcilers import tunnels
-from netloom_reconcilers.announcement import AnnouncementReconciler
-from netloom_reconcilers.tunnels import LINGER_SECONDS, TunnelsReconciler
-from netloom_reconcilers.ways import Announcement, Needs, accepted, announced, ways_to
+from netloom_reconcilers.node import tunnels
+from netloom_reconcilers.node.mesh.announcement import AnnouncementReconciler
+from netloom_reconcilers.node.mesh.encapsulations import Announcement, Needs, accepted, announced, encapsulations_to
+from netloom_reconcilers.node.tunnels import LINGER_SECONDS, TunnelsReconciler
 
 OTHER = Way("vxlan", 8473)
 TUNNEL, HYBRID, ROUTER = Routing(), Routing(mode="hybrid"), Routing(mode="native")
@@ -63,7 +63,7 @@ DIRECT = Routing(mode="native", auto_direct_node_routes=True)
     ],
 )
 def test_ways_to_a_peer(accepts: tuple[Way, ...], routing: Routing, able: bool, ways: tuple[Way, ...]) -> None:
-    assert ways_to(accepts, routing, able=able) == ways
+    assert encapsulations_to(accepts, routing, able=able) == ways
 
 
 def test_a_way_is_kept_while_a_peer_sends_by_it_or_takes_nothing_else() -> None:
@@ -71,12 +71,12 @@ def test_a_way_is_kept_while_a_peer_sends_by_it_or_takes_nothing_else() -> None:
     needs.change("a", (VXLAN,), Announcement((VXLAN,), frozenset({VXLAN})))
     needs.change("b", (GENEVE,), Announcement((GENEVE, VXLAN), frozenset({VXLAN})))
     geneve = Routing(tunnel_protocol="geneve")
-    assert accepted(geneve, needs.ways, ()) == ((GENEVE, VXLAN), (GENEVE, VXLAN))
+    assert accepted(geneve, needs.encapsulations, ()) == ((GENEVE, VXLAN), (GENEVE, VXLAN))
     assert needs.sends == {VXLAN, GENEVE}
     needs.change("a", (GENEVE,), Announcement((GENEVE,), frozenset({GENEVE})))
-    assert accepted(geneve, needs.ways, ())[1] == (GENEVE, VXLAN), "b still sends by it"
+    assert accepted(geneve, needs.encapsulations, ())[1] == (GENEVE, VXLAN), "b still sends by it"
     needs.forget("b")
-    assert accepted(geneve, needs.ways, (VXLAN,)) == ((GENEVE, VXLAN), (GENEVE,)), "kept, and not announced"
+    assert accepted(geneve, needs.encapsulations, (VXLAN,)) == ((GENEVE, VXLAN), (GENEVE,)), "kept, and not announced"
     assert needs.sends == {GENEVE}
 
 

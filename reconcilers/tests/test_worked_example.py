@@ -1,8 +1,11 @@
-"""docs/adding-a-reconciler.md shows code that works: this runs it, and compares it with what the page prints."""
+"""docs/adding-a-reconciler.md shows code that works: this runs it, by itself and as a feature of a real agent on a real
+kernel, and compares it with what the page prints."""
 
 import asyncio
 import importlib.util
-from collections.abc import Callable
+import json
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from types import ModuleType
 
@@ -10,7 +13,10 @@ import pytest
 
 from netloom.api.meta import ObjectMeta
 from netloom.api.v1alpha1 import NETLOOM_NODES, Address, NetloomNode, NetloomNodeSpec
+from netloom.roles import agent as role
+from netloom.roles.sources import Sources
 from netloom.runtime.store import Store
+from tests.kernel.netns import Lab, Namespace
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 EXAMPLE = DOCS / "examples" / "hosts_reconciler.py"
@@ -57,6 +63,103 @@ async def test_the_file_follows_the_nodes_and_is_written_only_when_it_differs(
         await until(lambda: path.read_text() == "10.0.0.1 a\n")
         assert reconciler.writes == 2
         running.cancel()
+
+
+@pytest.fixture
+def machine() -> Iterator[Namespace]:
+    """A node at 192.168.7.1; the test runs inside."""
+    lab = Lab()
+    try:
+        node, wire = lab.namespace("node"), lab.namespace("wire")
+        lab.wire(node, "eth0", wire, "node")
+        node.ip("address add 192.168.7.1/24 dev eth0")
+        with node.entered():
+            yield node
+    finally:
+        lab.close()
+
+
+def write(folder: Path, kind: str, name: str, **spec: object) -> None:
+    made = {"apiVersion": "netloom.dev/v1alpha1", "kind": kind, "metadata": {"name": name}, "spec": spec}
+    staged = folder / f"{name}.staged"
+    staged.write_text(json.dumps(made))
+    staged.rename(folder / f"{name}.json")
+
+
+@pytest.fixture
+def options(tmp_path: Path) -> role.AgentOptions:
+    """Of node a, in a directory of manifests with a network and the nodes a and b."""
+    manifests = tmp_path / "manifests"
+    manifests.mkdir()
+    pool = {"ipv4PodCIDRList": ["10.42.0.0/16"]}
+    write(manifests, "NetloomNetwork", "default", ipam={"mode": "cluster-pool", "clusterPool": pool})
+    for number, name in enumerate(("a", "b"), 1):
+        write(
+            manifests,
+            "NetloomNode",
+            name,
+            addresses=[{"type": "InternalIP", "ip": f"192.168.7.{number}"}],
+            ipam={"mode": "cluster-pool", "podCIDRs": [f"10.42.{number}.0/24"]},
+        )
+    (tmp_path / "run").mkdir()
+    return role.AgentOptions(node_name="a", manifests=manifests, run_dir=tmp_path / "run")
+
+
+@asynccontextmanager
+async def running(agent: role.Agent) -> AsyncIterator[None]:
+    async with role.opened(agent.features):
+        task = asyncio.create_task(agent.manager.run())
+        try:
+            yield
+        finally:
+            agent.manager.stop()
+            await task
+
+
+async def test_it_runs_as_a_feature_of_an_agent(
+    example: ModuleType, machine: Namespace, options: role.AgentOptions
+) -> None:
+    """One class and one line: it is started, told, planned and cleaned up beside the others."""
+    features, path = (*role.FEATURES, example.HostsFeature), options.run_dir / "hosts"
+    assert f"write {path}" in [change.text for change in await role.plan(options, features)]
+    assert not path.exists()
+
+    agent = role.Agent(options, Sources(None, options.manifests), None, features)
+    assert agent.manager.health.not_ready()["hosts"] == "nothing applied yet"
+    async with running(agent):
+        await until(lambda: bool(agent.facts()["inSync"]))
+        assert path.read_text() == "192.168.7.1 a\n192.168.7.2 b\n"
+        assert "10.42.2.0/24" in machine.ip("route")
+        assert agent.facts() | {"features": ["tunnels", "masquerade", "hosts"], "hostsWrites": 1} == agent.facts()
+        assert agent.manager.health.not_ready() == {}
+        assert await role.plan(options, features) == []
+
+        assert options.manifests is not None
+        path.unlink()
+        path.mkdir()
+        write(options.manifests, "NetloomNode", "c", addresses=[{"type": "InternalIP", "ip": "192.168.7.3"}])
+        await until(lambda: f"{path} cannot be written" in str(agent.facts()["errors"]))
+        path.rmdir()
+        await until(lambda: path.exists() and "192.168.7.3 c" in path.read_text())
+        await until(lambda: not agent.facts()["errors"])
+
+    removed = [change.text for change in await role.cleanup(options.run_dir, features)]
+    assert f"remove {path}" in removed
+    assert not path.exists()
+    assert await role.cleanup(options.run_dir, features) == []
+
+
+async def test_it_is_switched_off_and_on_by_its_name(
+    example: ModuleType, machine: Namespace, options: role.AgentOptions
+) -> None:
+    features, path = (*role.FEATURES, example.HostsFeature), options.run_dir / "hosts"
+    for wanted, written in (("-hosts", False), ("hosts", True)):
+        asked = role.AgentOptions(node_name="a", manifests=options.manifests, run_dir=options.run_dir, features=wanted)
+        agent = role.Agent(asked, Sources(None, asked.manifests), None, features)
+        async with running(agent):
+            await until(lambda agent=agent: bool(agent.facts()["inSync"]))  # type: ignore[misc]
+            assert agent.manager.health.not_ready() == {}
+        assert path.exists() is written
 
 
 def test_the_page_prints_the_code_that_runs() -> None:

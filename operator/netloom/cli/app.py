@@ -4,8 +4,10 @@ import os
 import platform
 import socket
 import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -13,19 +15,21 @@ from netloom import __version__
 from netloom.api.errors import UserError, sentences
 from netloom.cli import guard
 from netloom.cli.options import (
-    Context,
+    Cluster,
+    Features,
     Format,
-    Kubeconfig,
-    Level,
-    Log,
-    LogFormat,
-    LogLevel,
+    Logging,
     Manifests,
     NodeName,
     Output,
     RunDir,
+    grouped,
+    show,
 )
 from netloom.webhook import names
+
+if TYPE_CHECKING:
+    from netloom.kernel.report import PlannedChange
 
 app = typer.Typer(
     help="The node-networking control plane of a Kubernetes cluster.",
@@ -45,105 +49,101 @@ _HOST = socket.gethostname().lower()
 _RUN_DIR = Path("/run/netloom")
 
 
-@app.command()
-def operator(
-    kubeconfig: Kubeconfig = None,
-    context: Context = None,
-    leader_elect: Annotated[bool, typer.Option(help="Work only while holding the lease.")] = True,
-    lease_namespace: Annotated[
-        str, typer.Option(envvar="POD_NAMESPACE", help="Namespace of the lease.")
-    ] = "kube-system",
-    identity: Annotated[str, typer.Option(envvar="POD_NAME", help="Name of this replica in the lease.")] = _HOST,
-    http_address: Annotated[
-        str, typer.Option(help="Where /healthz, /readyz and /metrics are served.")
-    ] = "127.0.0.1:9963",
+@dataclass(frozen=True, kw_only=True)
+class Leading:
+    """Who leads."""
+
+    leader_elect: Annotated[bool, typer.Option(help="Work only while holding the lease.")] = True
+    lease_namespace: Annotated[str, typer.Option(envvar="POD_NAMESPACE", help="Namespace of the lease.")] = (
+        "kube-system"
+    )
+    identity: Annotated[str, typer.Option(envvar="POD_NAME", help="Name of this replica in the lease.")] = _HOST
+
+
+@dataclass(frozen=True, kw_only=True)
+class Webhook:
+    """The guard as part of an operator."""
+
     webhook_address: Annotated[
         str,
         typer.Option(
             metavar="HOST:PORT",
             help="Also be the guard, and answer API servers here; each replica does. Left out: no guard.",
         ),
-    ] = "",
-    webhook_for: Annotated[names.Guarded, typer.Option(help="Whose objects are guarded.")] = "netloom",
+    ] = ""
+    webhook_for: Annotated[names.Guarded, typer.Option(help="Whose objects are guarded.")] = "netloom"
     webhook_namespace: Annotated[
         str, typer.Option(envvar="POD_NAMESPACE", help="Namespace of the guard's Secret and record.")
-    ] = names.NAMESPACE,
-    cilium_namespace: guard.CiliumNamespace = names.CILIUM_NAMESPACE,
-    dns_name: guard.Hosts = guard.NO_HOSTS,
-    tls_cert_file: guard.CertificateFile = None,
-    tls_key_file: guard.KeyFile = None,
-    tls_ca_file: guard.AuthorityFile = None,
-    operator_user: guard.OperatorUsers = guard.OPERATORS,
-    agent_user: guard.AgentUsers = guard.AGENTS,
-    log_format: Log = LogFormat.AUTO,
-    log_level: Level = LogLevel.INFO,
+    ] = names.NAMESPACE
+
+
+@dataclass(frozen=True, kw_only=True)
+class Node:
+    """Whose kernel, from which objects, with which features."""
+
+    node_name: NodeName = _HOST
+    manifests: Manifests = None
+    run_dir: RunDir = _RUN_DIR
+    features: Features = "*"
+
+
+@app.command()
+@grouped
+def operator(
+    *,
+    cluster: Cluster,
+    leading: Leading,
+    features: Features = "*",
+    http_address: Annotated[
+        str, typer.Option(help="Where /healthz, /readyz and /metrics are served.")
+    ] = "127.0.0.1:9963",
+    webhook: Webhook,
+    serving: guard.Serving,
+    logging: Logging,
 ) -> None:
     """Run the role `operator`: a NetloomNode with pod CIDRs for every Node. One leader per cluster.
 
     With --webhook-address it is the guard as well, and the options from there on are about that.
     """
-    from netloom.runtime import log, loop
-
-    log.configure(log_format.value, log_level.value)
+    logging.begin()
     from netloom.roles.operator import OperatorOptions, run_operator
-    from netloom.roles.webhook import GuardOptions
+    from netloom.runtime import loop
 
-    scope = names.Scope(webhook_for, webhook_namespace, cilium_namespace, tuple(operator_user), tuple(agent_user))
-    guarding = GuardOptions(
-        scope=scope,
-        address=webhook_address,
-        address_option="--webhook-address",
-        hosts=tuple(dns_name),
-        tls_cert_file=tls_cert_file,
-        tls_key_file=tls_key_file,
-        tls_ca_file=tls_ca_file,
-    )
+    at = {"address": webhook.webhook_address, "address_option": "--webhook-address"}
+    guarding = serving.options(webhook.webhook_for, webhook.webhook_namespace, **at)
     options = OperatorOptions(
-        kubeconfig=kubeconfig,
-        context=context,
-        leader_elect=leader_elect,
-        lease_namespace=lease_namespace,
-        identity=identity,
+        **vars(cluster),
+        **vars(leading),
+        features=features,
         http_address=http_address,
-        guard=guarding if webhook_address else None,
+        guard=guarding if webhook.webhook_address else None,
     )
     loop.run(run_operator(options))
 
 
 @app.command()
+@grouped
 def agent(
-    node_name: NodeName = _HOST,
-    kubeconfig: Kubeconfig = None,
-    context: Context = None,
-    manifests: Manifests = None,
-    run_dir: RunDir = _RUN_DIR,
+    *,
+    node: Node,
+    cluster: Cluster,
     http_address: Annotated[
         str, typer.Option(help="Where /healthz, /readyz, /metrics and /status are served.")
     ] = "127.0.0.1:9964",
-    log_format: Log = LogFormat.AUTO,
-    log_level: Level = LogLevel.INFO,
+    logging: Logging,
 ) -> None:
     """Run the role `agent`: keep this node's tunnels and routes as the cluster's objects say."""
-    from netloom.runtime import log, loop
-
-    log.configure(log_format.value, log_level.value)
+    logging.begin()
     from netloom.roles.agent import AgentOptions, run_agent
+    from netloom.runtime import loop
 
-    options = AgentOptions(
-        node_name=node_name,
-        kubeconfig=kubeconfig,
-        context=context,
-        manifests=manifests,
-        run_dir=run_dir,
-        http_address=http_address,
-    )
-    loop.run(run_agent(options))
+    loop.run(run_agent(AgentOptions(**vars(node), **vars(cluster), http_address=http_address)))
 
 
 @app.command()
+@grouped
 def status(
-    kubeconfig: Kubeconfig = None,
-    context: Context = None,
+    cluster: Cluster,
     agent_address: Annotated[
         str, typer.Option(help="The agent of this machine; nothing is said of it where none answers.")
     ] = "127.0.0.1:9964",
@@ -153,56 +153,48 @@ def status(
     from netloom.cli import status as view
     from netloom.runtime import loop
 
-    report = loop.run(view.collect(kubeconfig, context, agent_address))
-    view.print_json(report) if output is Output.JSON else view.print_text(report)
+    report = loop.run(view.collect(cluster.kubeconfig, cluster.context, agent_address))
+    show(output, report, view.print_text)
 
 
 @app.command()
-def plan(
-    node_name: NodeName = _HOST,
-    kubeconfig: Kubeconfig = None,
-    context: Context = None,
-    manifests: Manifests = None,
-    run_dir: RunDir = _RUN_DIR,
-    output: Format = Output.TEXT,
-) -> None:
+@grouped
+def plan(node: Node, cluster: Cluster, output: Format = Output.TEXT) -> None:
     """Print what the agent would change in the kernel, as `ip` would say it. Exit status 2 if anything."""
-    from netloom.cli import plan as view
     from netloom.roles import agent
     from netloom.runtime import log, loop
 
     log.configure("auto", "warning")
-    options = agent.AgentOptions(
-        node_name=node_name, kubeconfig=kubeconfig, context=context, manifests=manifests, run_dir=run_dir
-    )
-    changes = loop.run(agent.plan(options))
-    view.print_json(changes) if output is Output.JSON else view.print_text(changes)
+    changes = loop.run(agent.plan(agent.AgentOptions(**vars(node), **vars(cluster))))
+    show(output, changes, _as_ip)
     if changes:
         raise typer.Exit(EXIT_CHANGES)
 
 
 @app.command()
 def cleanup(run_dir: RunDir = _RUN_DIR, output: Format = Output.TEXT) -> None:
-    """Remove every device, route, neighbour and nexthop that Netloom made on this machine, and nothing else."""
-    from netloom.cli import plan as view
+    """Remove all that agents made in the kernel of this machine, by whatever feature, and nothing else."""
     from netloom.roles import agent
     from netloom.runtime import log, loop
 
     log.configure("auto", "warning")
     removed = loop.run(agent.cleanup(run_dir))
-    view.print_json(removed) if output is Output.JSON else view.print_text(removed)
+    show(output, removed, _as_ip)
 
 
 @app.command()
 def version(output: Format = Output.TEXT) -> None:
     """Print the versions that matter in a report of a fault."""
-    import msgspec
-
     known = {"netloom": __version__, "python": platform.python_version(), "kernel": os.uname().release}
-    if output is Output.JSON:
-        print(msgspec.json.encode(known).decode())
-    else:
-        print("\n".join(f"{name} {value}" for name, value in known.items()))
+    show(output, known, lambda known: print("\n".join(f"{name} {value}" for name, value in known.items())))
+
+
+def _as_ip(changes: Sequence["PlannedChange"]) -> None:
+    """One change a line, the reason behind it."""
+    for change in changes:
+        print(f"{change.text}   # {change.why}" if change.why else change.text)
+    if not changes:
+        print("nothing to change")
 
 
 def main() -> None:

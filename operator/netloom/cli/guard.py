@@ -2,18 +2,21 @@
 
 import base64
 import socket
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from netloom.api.errors import UserError
-from netloom.cli.options import Context, Kubeconfig, Level, Log, LogFormat, LogLevel
+from netloom.cli.options import Cluster, Context, Kubeconfig, Logging, grouped
 from netloom.webhook import names
+
+if TYPE_CHECKING:
+    from netloom.roles.webhook import GuardOptions
 
 _HOST = socket.gethostname().lower()
 OPERATORS, AGENTS = [names.OPERATOR_USER], [names.AGENT_USER]
-NO_HOSTS: list[str] = []
 
 
 For = Annotated[names.Guarded, typer.Option("--for", help="Whose objects are guarded: cilium, netloom or all.")]
@@ -29,34 +32,56 @@ AgentUsers = Annotated[
     list[str],
     typer.Option("--agent-user", help="Who runs on a node and writes its NetloomNode. May be given several times."),
 ]
-Hosts = Annotated[
-    list[str],
-    typer.Option(
-        "--dns-name",
-        metavar="HOST",
-        help="Name or address by which API servers reach the guard, for its certificate. May be given several times.",
-        show_default="those of the Service",
-    ),
-]
-CertificateFile = Annotated[
-    Path | None,
-    typer.Option(
-        "--tls-cert-file", metavar="FILE", help="Certificate to serve with, instead of one of its own making."
-    ),
-]
-KeyFile = Annotated[Path | None, typer.Option("--tls-key-file", metavar="FILE", help="Key of --tls-cert-file.")]
-AuthorityFile = Annotated[
-    Path | None,
-    typer.Option("--tls-ca-file", metavar="FILE", help="CA of --tls-cert-file, to be kept in the webhooks' caBundle."),
-]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Serving:
+    """What a guard is told wherever it runs."""
+
+    cilium_namespace: CiliumNamespace = names.CILIUM_NAMESPACE
+    dns_name: Annotated[
+        list[str],
+        typer.Option(
+            metavar="HOST",
+            help="Name or address by which API servers reach the guard, for its certificate. May be given several "
+            "times.",
+            show_default="those of the Service",
+        ),
+    ] = field(default_factory=list)
+    tls_cert_file: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Certificate to serve with, instead of one of its own making.")
+    ] = None
+    tls_key_file: Annotated[Path | None, typer.Option(metavar="FILE", help="Key of --tls-cert-file.")] = None
+    tls_ca_file: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="CA of --tls-cert-file, to be kept in the webhooks' caBundle."),
+    ] = None
+    operator_user: OperatorUsers = field(default_factory=lambda: OPERATORS)
+    agent_user: AgentUsers = field(default_factory=lambda: AGENTS)
+
+    def options(self, guarded: names.Guarded, namespace: str, **more: Any) -> "GuardOptions":
+        """`more`: as of GuardOptions."""
+        from netloom.roles.webhook import GuardOptions
+
+        users = tuple(self.operator_user), tuple(self.agent_user)
+        return GuardOptions(
+            scope=names.Scope(guarded, namespace, self.cilium_namespace, *users),
+            hosts=tuple(self.dns_name),
+            tls_cert_file=self.tls_cert_file,
+            tls_key_file=self.tls_key_file,
+            tls_ca_file=self.tls_ca_file,
+            **more,
+        )
+
 
 guard = typer.Typer(help="The guard, which stops a live change of the IPAM mode.", no_args_is_help=True)
 
 
+@grouped
 def webhook(
+    *,
     guarded: For = "all",
-    kubeconfig: Kubeconfig = None,
-    context: Context = None,
+    cluster: Cluster,
     address: Annotated[
         str, typer.Option(metavar="[HOST]:PORT", help="Where API servers are answered.")
     ] = f":{names.PORT}",
@@ -64,43 +89,25 @@ def webhook(
         str, typer.Option(help="Where /healthz, /readyz and /metrics are served.")
     ] = "127.0.0.1:9965",
     namespace: Namespace = names.NAMESPACE,
-    cilium_namespace: CiliumNamespace = names.CILIUM_NAMESPACE,
-    dns_name: Hosts = NO_HOSTS,
     secret: Annotated[str, typer.Option(help="Secret with the CAs.")] = names.CA_SECRET,
     configuration: Annotated[
         str, typer.Option(help="ValidatingWebhookConfiguration whose caBundle is kept.")
     ] = names.NAME,
-    tls_cert_file: CertificateFile = None,
-    tls_key_file: KeyFile = None,
-    tls_ca_file: AuthorityFile = None,
-    operator_user: OperatorUsers = OPERATORS,
-    agent_user: AgentUsers = AGENTS,
+    serving: Serving,
     identity: Annotated[str, typer.Option(envvar="POD_NAME", help="Name of this replica in Events.")] = _HOST,
-    log_format: Log = LogFormat.AUTO,
-    log_level: Level = LogLevel.INFO,
+    logging: Logging,
 ) -> None:
     """Run the guard alone: answer API servers that ask about writes, and say no where pods would lose the network."""
-    from netloom.runtime import log, loop
+    logging.begin()
+    from netloom.roles.webhook import WebhookOptions, run_webhook
+    from netloom.runtime import loop
 
-    log.configure(log_format.value, log_level.value)
-    from netloom.roles.webhook import GuardOptions, WebhookOptions, run_webhook
-
-    scope = names.Scope(guarded, namespace, cilium_namespace, tuple(operator_user), tuple(agent_user))
     options = WebhookOptions(
-        kubeconfig=kubeconfig,
-        context=context,
+        kubeconfig=cluster.kubeconfig,
+        context=cluster.context,
         identity=identity,
         http_address=http_address,
-        guard=GuardOptions(
-            scope=scope,
-            address=address,
-            hosts=tuple(dns_name),
-            secret=secret,
-            configuration=configuration,
-            tls_cert_file=tls_cert_file,
-            tls_key_file=tls_key_file,
-            tls_ca_file=tls_ca_file,
-        ),
+        guard=serving.options(guarded, namespace, address=address, secret=secret, configuration=configuration),
     )
     loop.run(run_webhook(options))
 

@@ -1,10 +1,17 @@
-"""Options that several verbs have."""
+"""Options that several verbs have, and verbs whose parameters are groups of options."""
 
+import dataclasses
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, TypeVar
 
+import msgspec
 import typer
+
+T = TypeVar("T")
 
 
 class Output(StrEnum):
@@ -48,6 +55,70 @@ Manifests = Annotated[
     typer.Option(metavar="DIR", help="Take the objects from manifest files in this directory instead of a cluster."),
 ]
 RunDir = Annotated[Path, typer.Option(metavar="DIR", help="Where the agent keeps what `cleanup` has to restore.")]
+Features = Annotated[
+    str,
+    typer.Option(
+        metavar="LIST",
+        help="What it does: * for all, or names, by commas; -NAME takes one away, as in --features=-masquerade.",
+    ),
+]
 Format = Annotated[Output, typer.Option("-o", "--output", help="text or json.")]
 Log = Annotated[LogFormat, typer.Option("--log-format", envvar="NETLOOM_LOG_FORMAT", help="auto, json or console.")]
 Level = Annotated[LogLevel, typer.Option("--log-level", envvar="NETLOOM_LOG_LEVEL", help="The least that is logged.")]
+
+
+def show(output: Output, answer: T, as_text: Callable[[T], None]) -> None:
+    """Print an answer as was asked for: `as_text`, or as one JSON value with every field present."""
+    if output is Output.JSON:
+        print(msgspec.json.encode(answer).decode())
+    else:
+        as_text(answer)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cluster:
+    """Which cluster."""
+
+    kubeconfig: Kubeconfig = None
+    context: Context = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Logging:
+    """What is logged, and how."""
+
+    log_format: Log = LogFormat.AUTO
+    log_level: Level = LogLevel.INFO
+
+    def begin(self) -> None:
+        """From now on."""
+        from netloom.runtime import log
+
+        log.configure(self.log_format.value, self.log_level.value)
+
+
+def grouped(command: Callable[..., None]) -> Callable[..., None]:
+    """The command as typer wants it: of a parameter that is a dataclass, each field becomes an option."""
+    groups: dict[str, Any] = {}
+    options: list[inspect.Parameter] = []
+    for parameter in inspect.signature(command).parameters.values():
+        if dataclasses.is_dataclass(parameter.annotation):
+            groups[parameter.name] = parameter.annotation
+            options += [_option(each) for each in dataclasses.fields(parameter.annotation)]
+        else:
+            options.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY))
+
+    def run(**given: Any) -> None:
+        for name, group in groups.items():
+            given[name] = group(**{each.name: given.pop(each.name) for each in dataclasses.fields(group)})
+        command(**given)
+
+    run.__signature__ = inspect.Signature(options)  # type: ignore[attr-defined]
+    run.__annotations__ = {each.name: each.annotation for each in options}
+    run.__name__, run.__doc__ = command.__name__, command.__doc__
+    return run
+
+
+def _option(field: dataclasses.Field[Any]) -> inspect.Parameter:
+    default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+    return inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=field.type)

@@ -117,11 +117,6 @@ async def _agent(address: str) -> dict[str, Any] | None:
         return None
 
 
-def print_json(status: StatusReport) -> None:
-    """The report as one JSON object; every field present."""
-    print(msgspec.json.encode(status).decode())
-
-
 def print_text(status: StatusReport) -> None:
     """The report for a person."""
     console = Console(highlight=False)
@@ -140,12 +135,14 @@ def print_text(status: StatusReport) -> None:
     console.print(table)
     if status.agent is not None:
         facts = status.agent
+        peers = f"{facts['peers']} peers, " if "peers" in facts else ""  # else the mesh is switched off
         console.print(
-            f"agent     {facts.get('node')}: {facts.get('peers')} peers, "
+            f"agent     {facts.get('node')}: {peers}"
             f"{'in sync' if facts.get('inSync') else 'NOT in sync'}, {facts.get('driftRepaired')} drifts repaired, "
             f"{facts.get('netlinkWrites')} netlink messages written since its start"
         )
-        console.print(f"          pods' MTU {facts.get('mtu')}: {facts.get('mtuSource')}", soft_wrap=True)
+        if "mtu" in facts:
+            console.print(f"          pods' MTU {facts['mtu']}: {facts.get('mtuSource')}", soft_wrap=True)
     for problem in status.problems:
         console.print(f"[red]problem[/red]   {problem}", soft_wrap=True)
     if not status.problems:

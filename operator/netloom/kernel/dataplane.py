@@ -1,18 +1,16 @@
 """The data path: the mesh's tunnel devices and the rows on them, under one keeper."""
 
 import errno
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from pathlib import Path
 
 import structlog
 
-from netloom.cidr import Cidr
 from netloom.kernel import device, reader
 from netloom.kernel.desired import Desired
 from netloom.kernel.errors import KernelUnsupported
 from netloom.kernel.keeper import RESYNC_SECONDS, Keeper
 from netloom.kernel.links import Link
-from netloom.kernel.lodgers import lodgers
 from netloom.kernel.mesh import Carriers, Mesh
 from netloom.kernel.mesh_devices import MeshDevices
 from netloom.kernel.mesh_rows import MeshRows
@@ -97,12 +95,6 @@ class Dataplane(Keeper[Desired, Report]):
         """Packets that the tunnel's device has received since it was made."""
         ifindex = self._mesh.carriers.tunnels.get(way, 0)
         return await self._connect().call(lambda commands: reader.received(commands, ifindex)) if ifindex else 0
-
-    async def lodgers(self, within: Collection[Cidr]) -> dict[Cidr, str]:
-        """Of these CIDRs, those that somebody else's routes and addresses on this node show to be lived in, and by
-        what. Raises AnswerLost, OSError."""
-        worker = self._connect()
-        return lodgers(within, await worker.call(reader.surroundings), await worker.call(reader.direct_routes))
 
     @property
     def report(self) -> Report:

@@ -125,9 +125,9 @@ class LeaderElector:
         finally:
             # Renewal goes on until the work has ended, so that a slow end of the work is covered by the lease.
             try:
-                await _end(work)
+                await end(work)
             finally:
-                await _end(renewal)
+                await end(renewal)
         if not renewal.cancelled() and (error := renewal.exception()):
             raise error
         if not work.cancelled():
@@ -271,7 +271,7 @@ class LeaderElector:
             say("lease not released, it will run out", lease=self._name, error=str(error) or "no answer")
 
 
-async def _end(task: asyncio.Future[None]) -> None:
+async def end(task: asyncio.Future[None]) -> None:
     """Cancels the task and waits until it has ended, even if we are cancelled meanwhile; that is then passed on."""
     cancelled = False
     while not task.done():

@@ -12,8 +12,8 @@ import pytest
 from netloom.api.v1alpha1 import NetloomNetwork
 from netloom.cli import status
 from netloom.kernel.masquerade import Masquerade
-from netloom.roles.agent import Agent, AgentOptions, Sources
-from netloom.roles.operator import OperatorOptions, _Operator
+from netloom.roles.agent import Agent, AgentOptions, cluster_sources, opened
+from netloom.roles.operator import Operator, OperatorOptions
 from netloom.runtime.client import Api
 from netloom.runtime.manager import Manager
 from netloom_reconcilers.cluster.allocation.commit_queue import CommitQueue
@@ -73,7 +73,7 @@ async def test_an_allocation_that_crashes_again_and_again(
 ):
     put_network(server)
     monkeypatch.setattr(CommitQueue, "_gather", crashes(3, CommitQueue._gather))
-    operator = _Operator(api, OperatorOptions(leader_elect=False))
+    operator = Operator(api, OperatorOptions(leader_elect=False))
     async with running(operator.manager):
         await until(lambda: len(said(server, NETWORK_PATH, "Ready")) == 2)
         crash = "In the operator, allocation crashed: " + FAULT + ". It is started again; the log has the details."
@@ -98,18 +98,12 @@ async def test_a_part_of_an_agent_that_crashes(
     server.put(NODE_PATH, {"metadata": {"name": "node-1", "generation": 1}, "spec": spec})
     monkeypatch.setattr(Masquerade, "run", crashes(2, Masquerade.run))
     options = AgentOptions(node_name="node-1", run_dir=tmp_path)
-    agent = Agent(options, Sources(options, api), api)
-    await agent.dataplane.open()
-    await agent.masquerade.open()
+    agent = Agent(options, cluster_sources(options, api), api)
     crash = f"nftables crashed: {FAULT}. It is started again; the log has the details."
-    try:
-        async with running(agent.manager):
-            await until(lambda: ("False", "Degraded", crash) in said(server, NODE_PATH, "DataplaneReady"))
-            assert agent.facts()["errors"] == [crash]
-            assert agent.facts()["inSync"] is False
-            assert status.report(None, [], agent.facts()).problems[-1] == f"agent node-1: {crash}"
-            await until(lambda: said(server, NODE_PATH, "DataplaneReady")[-1][0] == "True")
-            assert agent.facts()["errors"] == []
-    finally:
-        await agent.masquerade.close()
-        await agent.dataplane.close()
+    async with opened(agent.features), running(agent.manager):
+        await until(lambda: ("False", "Degraded", crash) in said(server, NODE_PATH, "DataplaneReady"))
+        assert agent.facts()["errors"] == [crash]
+        assert agent.facts()["inSync"] is False
+        assert status.report(None, [], agent.facts()).problems[-1] == f"agent node-1: {crash}"
+        await until(lambda: said(server, NODE_PATH, "DataplaneReady")[-1][0] == "True")
+        assert agent.facts()["errors"] == []

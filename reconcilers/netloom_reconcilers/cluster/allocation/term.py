@@ -66,7 +66,7 @@ class Allocation:
         concurrency = concurrency or Concurrency()
         channel = events.Channel()
         channel.subscribe(self._react)
-        conditions = Conditions(api, recorder)
+        conditions = Conditions(api, recorder, on_write=metrics.count_apply)
         self._stores = stores
         self._allocator = Allocator(incarnation or uuid.uuid4().hex[:12])
         lock = ModeLock(api, stores.networks, stores.netloom_nodes)
@@ -75,7 +75,9 @@ class Allocation:
         self._commits = CommitQueue(
             self._allocator, lock, self._reader, writer, channel, clock, policy or BatchPolicy()
         )
-        self._addresses = LastKnownAddresses(stores.nodes, Conditions(api, recorder, ADDRESSES), channel)
+        self._addresses = LastKnownAddresses(
+            stores.nodes, Conditions(api, recorder, ADDRESSES, on_write=metrics.count_apply), channel
+        )
         self._configuration = Configuration(stores, self._allocator.blocks, self._addresses, channel)
         self._waiting = WaitingNodes(channel)
         self._nodes = NodesReconciler(

@@ -9,8 +9,8 @@ from netloom.api.v1alpha1 import NETLOOM_NODES, NETWORKS, NetloomNetwork, Netloo
 from netloom.cidr import Cidr, format_address
 from netloom.kernel.dataplane import Dataplane
 from netloom.runtime.store import Store
-from netloom_reconcilers.own_side import LOOK_SECONDS, RECORD, OwnSide
-from netloom_reconcilers.tunnels import TunnelsReconciler
+from netloom_reconcilers.node.known.own_node import LOOK_SECONDS, RECORD, OwnNode
+from netloom_reconcilers.node.tunnels import TunnelsReconciler
 from tests.test_tunnels import network, node
 
 CHANGED = (
@@ -40,7 +40,7 @@ class Host:
 
     def start(self) -> None:
         """A new process of the agent."""
-        self.own = OwnSide("node-1", self.lodgers, self.record)
+        self.own = OwnNode("node-1", self.lodgers, self.record)
 
     async def lodgers(self, within: Collection[Cidr]) -> dict[Cidr, str]:
         self.asked += 1
@@ -160,7 +160,7 @@ async def test_the_address_stays_until_another_is_said(host: Host, restart: bool
 async def test_a_record_of_another_node_or_of_nonsense_says_nothing(host: Host, tmp_path: Path) -> None:
     await host.cidrs(own("10.1.0.0/24"))
     host.living = {"10.1.0.0/24": "10.1.0.5/32 on veth1"}
-    other = OwnSide("node-2", host.lodgers, host.record)
+    other = OwnNode("node-2", host.lodgers, host.record)
     await other.look(node("node-2", "192.168.7.2", "10.2.0.0/24"))
     assert other.kept == {}
     host.record.write_text('{"node": "node-1"')

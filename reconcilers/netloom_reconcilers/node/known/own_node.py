@@ -21,7 +21,9 @@ import structlog
 
 from netloom.api.v1alpha1 import Address, NetloomNode
 from netloom.cidr import Cidr
+from netloom.kernel import occupancy
 from netloom.kernel.netlink import AnswerLost
+from netloom_reconcilers.node.known.peers import internal_ip, prefixes_of
 
 log = structlog.get_logger(__name__)
 
@@ -29,10 +31,10 @@ LOOK_SECONDS = 5.0
 """How often it is looked whether anything still lives in a CIDR that is kept."""
 RECORD = "own.json"
 
-Lodgers = Callable[[Collection[Cidr]], Awaitable[Mapping[Cidr, str]]]
+Occupants = Callable[[Collection[Cidr]], Awaitable[Mapping[Cidr, str]]]
 
 
-class Known(msgspec.Struct, frozen=True, rename="camel"):
+class OwnRecord(msgspec.Struct, frozen=True, rename="camel"):
     """What the file holds. Of another node of the same machine it says nothing."""
 
     node: str = ""
@@ -40,19 +42,23 @@ class Known(msgspec.Struct, frozen=True, rename="camel"):
     pod_cidrs: tuple[str, ...] = msgspec.field(name="podCIDRs", default=())
 
 
-class OwnSide:
+class OwnNode:
     """`look` compares with what was known; `effective` is the NetloomNode to go by."""
 
     def __init__(
-        self, node_name: str, lodgers: Lodgers, record: Path | None = None, look_seconds: float = LOOK_SECONDS
+        self,
+        node_name: str,
+        occupants: Occupants = occupancy.occupants,
+        record: Path | None = None,
+        look_seconds: float = LOOK_SECONDS,
     ) -> None:
-        """`lodgers` as of `Dataplane`; `record`: the file, None: memory alone."""
+        """`record`: the file, None: memory alone."""
         self.kept: dict[str, str] = {}
         """CIDRs that are kept, and what was seen in them."""
         self.reason = ""
         """For the node's condition; empty if nothing is kept."""
         self._node_name = node_name
-        self._lodgers = lodgers
+        self._occupants = occupants
         self._record = record
         self._look_seconds = look_seconds
         self._known = self._read()
@@ -64,17 +70,17 @@ class OwnSide:
         """Takes in the node's own object as it is now; None, or CIDRs that cannot be read: all stays as it was. Returns
         after how many seconds to look again."""
         async with self._lock:
-            said = _prefixes(node.spec.ipam.pod_cidrs) if node is not None else None
-            if node is None or said is None:
+            said, unreadable = prefixes_of("", "", node.spec.ipam.pod_cidrs) if node is not None else ([], [])
+            if node is None or unreadable:
                 return None
-            lost = [each for each in _prefixes(self._known.pod_cidrs) or () if not _covered(each, said)]
+            lost = [each for each in prefixes_of("", "", self._known.pod_cidrs)[0] if not _covered(each, said)]
             kept = await self._lived_in(lost, all_of_them=not said) if lost else {}
             self._tell(kept)
-            address = next((each.ip for each in node.spec.addresses if _is_underlay(each)), "")
+            address = internal_ip(node)
             self._address = "" if address else self._known.address
             self._explain(node, said)
             if write:
-                known = Known(self._node_name, address or self._address, (*node.spec.ipam.pod_cidrs, *self.kept))
+                known = OwnRecord(self._node_name, address or self._address, (*node.spec.ipam.pod_cidrs, *self.kept))
                 self._write(known)
             return self._look_seconds if self.kept else None
 
@@ -85,7 +91,7 @@ class OwnSide:
         spec = node.spec
         cidrs = tuple(dict.fromkeys((*spec.ipam.pod_cidrs, *self.kept)))
         addresses = spec.addresses
-        if self._address and not any(_is_underlay(each) for each in addresses):
+        if self._address and not internal_ip(node):
             addresses = (Address(type="InternalIP", ip=self._address), *addresses)
         ipam = msgspec.structs.replace(spec.ipam, pod_cidrs=cidrs)
         return msgspec.structs.replace(node, spec=msgspec.structs.replace(spec, ipam=ipam, addresses=addresses))
@@ -96,7 +102,7 @@ class OwnSide:
 
     async def _lived_in(self, lost: list[Cidr], *, all_of_them: bool) -> dict[str, str]:
         try:
-            found = dict(await self._lodgers(lost))
+            found = dict(await self._occupants(lost))
         except (AnswerLost, OSError) as error:
             log.warning("what lives in the node's former pod CIDRs cannot be read: they stay", error=str(error))
             return {str(each): self.kept.get(str(each), "") for each in lost}
@@ -133,14 +139,14 @@ class OwnSide:
                 "gone. See docs/allocation.md."
             ]
 
-    def _read(self) -> Known:
+    def _read(self) -> OwnRecord:
         try:
-            known = msgspec.json.decode(self._record.read_bytes(), type=Known) if self._record else Known()
+            known = msgspec.json.decode(self._record.read_bytes(), type=OwnRecord) if self._record else OwnRecord()
         except (OSError, msgspec.DecodeError):
-            return Known()  # there is none yet; half a file can only come from a crash of the machine
-        return known if known.node == self._node_name else Known()
+            return OwnRecord()  # there is none yet; half a file can only come from a crash of the machine
+        return known if known.node == self._node_name else OwnRecord()
 
-    def _write(self, known: Known) -> None:
+    def _write(self, known: OwnRecord) -> None:
         if known == self._known:
             return
         self._known = known
@@ -155,16 +161,5 @@ class OwnSide:
             log.warning("what is known of this node does not survive a restart", error=str(error))
 
 
-def _prefixes(texts: Collection[str]) -> list[Cidr] | None:
-    try:
-        return [Cidr.parse(text) for text in texts]
-    except ValueError:
-        return None
-
-
 def _covered(prefix: Cidr, by: Collection[Cidr]) -> bool:
     return any(each.contains(prefix) for each in by)
-
-
-def _is_underlay(address: Address) -> bool:
-    return address.type == "InternalIP" and ":" not in address.ip

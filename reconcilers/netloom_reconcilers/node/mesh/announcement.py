@@ -1,5 +1,5 @@
-"""Tells the other nodes by which ways this one accepts packets, and by which it still sends: `spec.tunnels` of its own
-NetloomNode, from which `ways` works.
+"""Tells the other nodes which encapsulations this one accepts, and by which it still sends: `spec.tunnels` of its own
+NetloomNode, from which `encapsulations` works.
 
 Written after what it says is so in the kernel, and only when it differs: every write of a node is sent to every agent.
 """
@@ -13,7 +13,7 @@ from netloom.runtime.controller import Controller
 from netloom.runtime.errors import Conflict, NotFound
 from netloom.runtime.store import Store
 from netloom_reconcilers.conditions import AGENT
-from netloom_reconcilers.ways import Announcement
+from netloom_reconcilers.node.mesh.encapsulations import Announcement
 from netloom_reconcilers.writes import Patches
 
 log = structlog.get_logger(__name__)

@@ -7,31 +7,19 @@ its address keeps the last ones. The tunnels and the masquerading read both from
 who counts. This node's own object is passed on as it is: without it nothing is applied at all.
 """
 
-from collections.abc import Iterator
-from typing import Protocol
+from collections.abc import Iterable, Iterator
 
 import msgspec
 import structlog
 
 from netloom.api.v1alpha1 import NetloomNode
+from netloom.cidr import Cidr
 from netloom.runtime.store import Store, Subscriber, Unsubscribe
 
 log = structlog.get_logger(__name__)
 
 HELD = "~"
 """Creation time of what is held: after every real one, so that whoever lives and claims the same has it."""
-
-
-class Nodes(Protocol):
-    """What the reconcilers read: a store, or `Peers` before it."""
-
-    def get(self, key: str) -> NetloomNode | None: ...
-
-    def __iter__(self) -> Iterator[str]: ...
-
-    def subscribe(self, fn: Subscriber[NetloomNode]) -> Unsubscribe: ...
-
-    async def wait_synced(self, timeout: float | None = None) -> None: ...
 
 
 class Peers:
@@ -98,6 +86,10 @@ class Peers:
             fn(name, old, new)
 
 
+Nodes = Store[NetloomNode] | Peers
+"""What the reconcilers read: a store, or `Peers` before it."""
+
+
 def is_peer(node: NetloomNode) -> bool:
     """Whether there is anything of the node that others use."""
     ipam = node.spec.ipam
@@ -106,7 +98,7 @@ def is_peer(node: NetloomNode) -> bool:
 
 def is_whole(node: NetloomNode) -> bool:
     """Whether the node has all that others need to send to its pods."""
-    return is_peer(node) and _has_address(node)
+    return is_peer(node) and bool(internal_ip(node))
 
 
 def is_owned(node: NetloomNode) -> bool:
@@ -119,7 +111,7 @@ def complete(node: NetloomNode, before: NetloomNode) -> NetloomNode:
     spec = node.spec
     if not is_peer(node) and is_peer(before):
         spec = msgspec.structs.replace(spec, ipam=before.spec.ipam)
-    if not _has_address(node) and _has_address(before):
+    if not internal_ip(node) and internal_ip(before):
         spec = msgspec.structs.replace(spec, addresses=before.spec.addresses)
     return node if spec is node.spec else _junior(msgspec.structs.replace(node, spec=spec))
 
@@ -128,12 +120,27 @@ def _junior(node: NetloomNode) -> NetloomNode:
     return msgspec.structs.replace(node, metadata=msgspec.structs.replace(node.metadata, creation_timestamp=HELD))
 
 
-def _has_address(node: NetloomNode) -> bool:
-    return any(address.type == "InternalIP" and ":" not in address.ip for address in node.spec.addresses)
+def internal_ip(node: NetloomNode, *, ipv6: bool = False) -> str:
+    """The node's first address of type InternalIP of the family; "" if it has none."""
+    for address in node.spec.addresses:
+        if address.type == "InternalIP" and (":" in address.ip) is ipv6:
+            return address.ip
+    return ""
+
+
+def prefixes_of(obj: str, field: str, texts: Iterable[str]) -> tuple[list[Cidr], list[str]]:
+    """CIDRs as the kernel side takes them, and a sentence about each that could not be read, in that field of `obj`."""
+    found, problems = [], []
+    for text in texts:
+        try:
+            found.append(Cidr.parse(text))
+        except ValueError as error:
+            problems.append(f"{obj}: {field}: {error}.")
+    return found, problems
 
 
 def _lost(node: NetloomNode) -> str:
     missing = [] if is_peer(node) else ["spec.ipam has no pod CIDRs any more"]
-    if not _has_address(node):
+    if not internal_ip(node):
         missing.append("spec.addresses has no IPv4 address of type InternalIP any more")
     return " and ".join(missing)

@@ -12,7 +12,7 @@ would each hold 5,000 objects that change all the time. So they ask, and only th
 - What stays is asked for again ever more seldom. Its object, when it comes back, needs no answer.
 - If the server's history went back, to before what was seen of a peer, its Node has a minute to appear again.
 
-The same answers end the wait for what an agent found in its kernel at its start and no object explains (`Unknown`): the
+The same answers end the wait for what an agent found in its kernel at its start and no object explains (`unknown`): the
 kernel holds no names, so only a whole world tells that nobody needs it any more.
 
 With manifests there is no server to ask. Taking a file away is a deliberate act, and counts after the same moment.
@@ -22,7 +22,7 @@ What went while this node's own object or the network was missing stays until it
 import random
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Literal, Protocol
+from typing import Literal
 
 import msgspec
 import structlog
@@ -35,8 +35,10 @@ from netloom.runtime.client import Api
 from netloom.runtime.controller import Controller
 from netloom.runtime.errors import ApiError, NotFound, Unavailable
 from netloom.runtime.store import Store, version_of
+from netloom.runtime.watch import ListWatch
 from netloom_reconcilers.conditions import Recorder
-from netloom_reconcilers.peers import Peers, is_owned, is_whole
+from netloom_reconcilers.features.node import KernelKeeper
+from netloom_reconcilers.node.known.peers import Peers, is_owned, is_whole
 
 log = structlog.get_logger(__name__)
 
@@ -46,7 +48,7 @@ NAMES = 3
 _KEY = "departures"
 
 
-class Pace(msgspec.Struct, frozen=True):
+class Delays(msgspec.Struct, frozen=True):
     """Delays in seconds. The defaults are for production; tests shorten them."""
 
     moment: float = 1.0
@@ -98,16 +100,7 @@ def departed(vanished: Collection[str], answer: Answer, complete: int, own: str 
     return {name for name in vanished if answer.lives.get(name) is False}, False
 
 
-class Unknown(Protocol):
-    """A part of the kernel side: how much it found at its start that nobody explains, and the word to let it go."""
-
-    @property
-    def unknown(self) -> int: ...
-
-    async def prune(self) -> None: ...
-
-
-class Lookup:
+class NodeLookup:
     """The questions, to an API server."""
 
     def __init__(self, api: Api) -> None:
@@ -128,16 +121,6 @@ class Lookup:
         return True
 
 
-class Watching(Protocol):
-    """What the agent knows of its watch of the NetloomNodes."""
-
-    position: str
-    """The version of the last list, or of the last event."""
-
-    @property
-    def following(self) -> bool: ...
-
-
 class Departures:
     """See the module. `on_change` is called after every look."""
 
@@ -147,15 +130,15 @@ class Departures:
         networks: Store[NetloomNetwork],
         nodes: Store[NetloomNode],
         peers: Peers,
-        parts: Sequence[Unknown],
-        lookup: Lookup | None = None,
-        watching: Watching | None = None,
+        keepers: Sequence[KernelKeeper],
+        lookup: NodeLookup | None = None,
+        watch: ListWatch[NetloomNode] | None = None,
         *,
         events: Recorder | None = None,
-        pace: Pace | None = None,
+        delays: Delays | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Without `lookup` and `watching` the objects come from manifests."""
+        """Without `lookup` and `watch` the objects come from manifests."""
         self.controller = Controller(_KEY, self.reconcile)
         self.why = ""
         """Why vanished peers, or what is unknown, stays; "" where nothing does, or that is not decided yet."""
@@ -164,13 +147,13 @@ class Departures:
         self._networks = networks
         self._nodes = nodes
         self._peers = peers
-        self._parts = parts
+        self._keepers = keepers
         self._lookup = lookup
-        self._watching = watching
-        self._pace = pace or Pace()
+        self._watch = watch
+        self._delays = delays or Delays()
         self._clock = clock
-        self._telling = Telling(own, events, self._pace, clock)
-        self._backoff = Backoff(*self._pace.again)
+        self._notice = Notice(own, events, self._delays, clock)
+        self._backoff = Backoff(*self._delays.again)
         self._since: dict[str, float] = {}
         self._fresh: set[str] = set()
         self._doubted: set[str] = set()
@@ -186,12 +169,12 @@ class Departures:
     @property
     def unknown(self) -> int:
         """Ways in the kernel that no known peer explains."""
-        return max((part.unknown for part in self._parts), default=0)
+        return max((keeper.unknown for keeper in self._keepers), default=0)
 
     def errors(self, *, lasting: bool = False) -> list[str]:
         """What stays that no object asks for, and why, as sentences. `lasting`: only what has been so for a while, in
         words that do not change with every peer."""
-        if lasting and not self._telling.lasts:
+        if lasting and not self._notice.lasts:
             return []
         found = self._peers.problems()
         if self.why and self._peers.held:
@@ -219,7 +202,7 @@ class Departures:
             self._fresh.discard(name)
             self._doubted.discard(name)
             self.controller.enqueue(_KEY)
-        elif name == self._own or name in self._peers.completed or self._telling.since is not None:
+        elif name == self._own or name in self._peers.completed or self._notice.since is not None:
             self.controller.enqueue(_KEY)
 
     def _soon(self) -> None:
@@ -235,7 +218,7 @@ class Departures:
         if not self._peers.held and not self.unknown:
             self.why, again = "", None
             self._backoff.reset()
-        later = self._telling.note(self.errors(), len(self._peers), silent=self._nodes.get(self._own) is None)
+        later = self._notice.note(self.errors(), len(self._peers), silent=self._nodes.get(self._own) is None)
         self.on_change()
         return min(filter(None, (again, later)), default=None)
 
@@ -244,26 +227,26 @@ class Departures:
         if not self._peers.held and not self.unknown:
             return None
         if self._is_unsure(now):
-            return self._pace.unsure
+            return self._delays.unsure
         if now < self._ask_at:
             return self._ask_at - now
         vanished = [name for name in self._peers.held if name not in self._doubted and not self._too_old(name, now)]
         if not vanished and not self.unknown:
             self.why = "they went with this node's own object or the network, or the API server's history went back."
-            return self._pace.unsure
+            return self._delays.unsure
         try:
             gone, whole = await self._find_out(vanished)
         except ApiError as error:
             self.why = f"the API server cannot be asked for their Nodes: {error}."
             return self._wait(max(self._next(), error.retry_after or 0.0))
         if self._is_unsure(self._clock()):
-            return self._pace.unsure  # it went while we asked
+            return self._delays.unsure  # it went while we asked
         for name in gone:
             if self._since.get(name, now) <= now:  # else it was back meanwhile
                 self._peers.forget(name)
         if whole and self.unknown:
-            for part in self._parts:
-                await part.prune()
+            for keeper in self._keepers:
+                await keeper.prune()
         if gone:
             log.info("nodes left", nodes=len(gone), such_as=sorted(gone)[:NAMES])
             self._backoff.reset()
@@ -272,14 +255,14 @@ class Departures:
         return self._wait(self._next())
 
     def _moment(self) -> float:
-        return self._pace.moment + random.uniform(0, self._pace.spread * len(self._peers))
+        return self._delays.moment + random.uniform(0, self._delays.spread * len(self._peers))
 
     def _wait(self, seconds: float) -> float:
         self._ask_at = self._clock() + seconds
         return seconds
 
     def _next(self) -> float:
-        self._backoff.cap = max(self._pace.again[1], len(self._peers) / 20)
+        self._backoff.cap = max(self._delays.again[1], len(self._peers) / 20)
         return self._backoff.next()
 
     def _is_unsure(self, now: float) -> bool:
@@ -288,7 +271,7 @@ class Departures:
             self.why = f"NetloomNetwork {NETWORK_NAME} is not there, either."
         elif self._nodes.get(self._own) is None:
             self.why = f"NetloomNode {self._own}, this node's own, is not there, either."
-        elif self._watching is not None and not (self._watching.following and self._watching.position):
+        elif self._watch is not None and not (self._watch.following and self._watch.position):
             self.why = "the NetloomNodes of the API server cannot be followed."
         else:
             return False
@@ -299,10 +282,10 @@ class Departures:
 
     def _too_old(self, name: str, now: float) -> bool:
         """Whether the server does not know of the time in which the object was seen, and may learn of it."""
-        if self._watching is None or now >= self._since[name] + self._pace.went_back:
+        if self._watch is None or now >= self._since[name] + self._delays.went_back:
             return False
         seen = version_of(self._peers.held[name].metadata.resource_version)
-        return version_of(self._watching.position) < seen
+        return version_of(self._watch.position) < seen
 
     async def _find_out(self, vanished: Collection[str]) -> tuple[set[str], bool]:
         """Which of these left, and whether what is unknown may go. Raises ApiError."""
@@ -324,14 +307,14 @@ class Departures:
         return departed(vanished, answer, complete, own)
 
 
-class Telling:
+class Notice:
     """Since when something stays, and who was told."""
 
-    def __init__(self, own: str, events: Recorder | None, pace: Pace, clock: Callable[[], float]) -> None:
+    def __init__(self, own: str, events: Recorder | None, delays: Delays, clock: Callable[[], float]) -> None:
         self.since: float | None = None
         self._node = ObjectReference(api_version="v1", kind="Node", name=own, uid=own)  # as the kubelet refers to it
         self._events = events
-        self._pace = pace
+        self._delays = delays
         self._clock = clock
         self._lasting = 0.0
         self._told = False
@@ -352,7 +335,7 @@ class Telling:
             return None
         if self.since is None:
             self.since = self._clock()
-            self._lasting = self._pace.lasting * random.uniform(1, 2) + 0.01 * peers
+            self._lasting = self._delays.lasting * random.uniform(1, 2) + 0.01 * peers
             log.warning("peers stay that no object asks for", errors=errors)
         if not self.lasts:
             return self.since + self._lasting - self._clock()

@@ -1,6 +1,7 @@
-"""By which ways nodes reach each other while a cluster changes from one to another, without a lost packet. Pure.
+"""By which encapsulations (none is one, with native routing) nodes reach each other while a cluster changes from one to
+another, without a lost packet. Pure.
 
-A node announces by which ways it accepts packets, and by which it still sends (`spec.tunnels`). From this and the
+A node announces which encapsulations it accepts, and by which it still sends (`spec.tunnels`). From this and the
 network's spec every node decides by itself:
 
 - it accepts what the spec wants, what a peer still sends, and what it needs to reach peers that do not accept what the
@@ -25,7 +26,7 @@ _SHARED = 256
 
 
 class Announcement(msgspec.Struct, frozen=True):
-    """What a node says of itself. Nothing at all (an agent that has not spoken yet): it is new, there is no old way."""
+    """What a node says of itself. Nothing at all (an agent that has not spoken yet): it is new, and has used none."""
 
     accepts: tuple[Way, ...] = ()
     sends: frozenset[Way] = frozenset()
@@ -47,7 +48,7 @@ _shared_set = functools.lru_cache(_SHARED)(frozenset[Way])
 
 
 def wanted(routing: Routing) -> tuple[Way, ...]:
-    """The ways that the network's spec asks for, the best first."""
+    """The encapsulations that the network's spec asks for, the best first."""
     tunnel = Way(routing.tunnel_protocol, routing.port)
     if routing.mode == "tunnel":
         return (tunnel,)
@@ -55,8 +56,8 @@ def wanted(routing: Routing) -> tuple[Way, ...]:
 
 
 @functools.lru_cache(_SHARED)
-def ways_to(accepts: tuple[Way, ...], routing: Routing, *, able: bool = True) -> tuple[Way, ...]:
-    """By which ways to send to a peer that accepts these, the best first; none: the network itself leads there.
+def encapsulations_to(accepts: tuple[Way, ...], routing: Routing, *, able: bool = True) -> tuple[Way, ...]:
+    """By which to send to a peer that accepts these, the best first; empty: the network itself leads there.
 
     able: whether this node has all tunnels that the spec wants; one whose kernel refuses goes on with the old.
     """
@@ -68,7 +69,7 @@ def ways_to(accepts: tuple[Way, ...], routing: Routing, *, able: bool = True) ->
 
 
 class Needs:
-    """Which ways the peers make this node keep. A change of one peer costs one peer."""
+    """Which encapsulations the peers make this node keep. A change of one peer costs one peer."""
 
     def __init__(self) -> None:
         self._of: dict[str, frozenset[Way]] = {}
@@ -100,7 +101,7 @@ class Needs:
                 del self._count[way]
 
     @property
-    def ways(self) -> frozenset[Way]:
+    def encapsulations(self) -> frozenset[Way]:
         """All that a peer sends or has to be sent by."""
         return frozenset(self._count)
 
@@ -111,7 +112,7 @@ class Needs:
 
 
 class Leaving(msgspec.Struct):
-    """A way that is no longer needed: since when (monotonic seconds), and how many packets had come by it then."""
+    """One that is no longer needed: since when (monotonic seconds), and how many packets had come by it then."""
 
     since: float
     received: int
@@ -120,7 +121,7 @@ class Leaving(msgspec.Struct):
 def accepted(
     routing: Routing, needed: frozenset[Way], leaving: Iterable[Way]
 ) -> tuple[tuple[Way, ...], tuple[Way, ...]]:
-    """The ways to keep ready, and those of them to announce: what is leaving is kept for a while, silently."""
+    """Those to keep ready, and of them those to announce: what is leaving is kept for a while, silently."""
     wants = wanted(routing)
     announce = (*wants, *sorted(needed - set(wants)))
     return (*announce, *sorted(set(leaving) - set(announce))), announce

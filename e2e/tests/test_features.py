@@ -1,0 +1,162 @@
+"""Each feature switched off in turn: the others go on, what it left in the kernel stays. Whose conditions are whose."""
+
+import os
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from netloom.api.v1alpha1 import NETLOOM_NODES, NetloomNode
+from netloom.roles.agent import FEATURES
+from netloom.runtime.client import Api
+from netloom.runtime.events import EventRecorder
+from netloom.runtime.store import Store
+from netloom_e2e.agents import NETWORK, NODES, Agents, netloom_node, network
+from netloom_e2e.cluster import ControlPlane
+from netloom_e2e.gateway import gateway
+from netloom_e2e.lab import Lab, Machine, wait_for
+from netloom_e2e.mesh import NETLOOM, facts, state
+from netloom_reconcilers.conditions import AGENT, Conditions, manager_of
+from netloom_reconcilers.features.node import Readiness
+from netloom_reconcilers.node.status import NodeStatusReconciler
+
+
+def table(machine: Machine) -> str:
+    return machine.run("nft", "list", "table", "inet", "netloom", check=False)
+
+
+KERNEL: dict[str, Callable[[Machine], str]] = {"tunnels": state, "masquerade": table}
+"""What each feature owns on a node, as text."""
+DELETE = {
+    "tunnels": ["ip", "route", "del", "10.42.2.0/24"],
+    "masquerade": ["nft", "delete", "table", "inet", "netloom"],
+}
+"""Damages it."""
+NAMES = [feature.name for feature in FEATURES]
+
+
+@pytest.fixture(scope="module")
+def agents(crds_installed: ControlPlane, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Agents]:
+    plane = crds_installed
+    with Lab(f"nlf{os.getpid() % 10000}") as lab, gateway(lab, plane.port):
+        made = Agents(lab, plane, tmp_path_factory.mktemp("agents"))
+        plane.client.request("POST", NETWORK, network())
+        made.join("n1")
+        made.join("n2")
+        try:
+            yield made
+        finally:
+            made.stop()
+            plane.delete_all("netloomnodes.v1alpha1.netloom.dev", "netloomnetworks.v1alpha1.netloom.dev")
+
+
+def readiness(machine: Machine) -> str:
+    return machine.run("curl", "-s", "--max-time", "2", "http://127.0.0.1:9964/readyz", check=False)
+
+
+def planned(agents: Agents, machine: Machine, features: str) -> str:
+    kubeconfig = str(agents.plane.kubeconfig(host=agents.lab.address))
+    command = [str(NETLOOM), "plan", f"--kubeconfig={kubeconfig}", f"--node-name={machine.node}"]
+    return machine.run(*command, f"--run-dir={agents.run_dir(machine)}", f"--features={features}", check=False)
+
+
+def restart(agents: Agents, machine: Machine, *flags: str) -> None:
+    agents.end(machine.node)
+    agents.start(machine, flags=flags)
+
+
+def test_every_feature_is_tested() -> None:
+    assert sorted(KERNEL) == sorted(DELETE) == sorted(NAMES)
+
+
+@pytest.mark.parametrize("off", NAMES)
+def test_each_is_switched_off_and_the_others_go_on(agents: Agents, off: str) -> None:
+    n1, n2 = agents.lab.nodes["n1"], agents.lab.nodes["n2"]
+    others = [name for name in NAMES if name != off]
+    restart(agents, n1)
+    agents.in_sync(n1, n2, peers=1)
+    before = {name: read(n1) for name, read in KERNEL.items()}
+    assert all(before.values())
+
+    restart(agents, n1, f"--features=-{off}")
+    wait_for("the others in sync", lambda: facts(n1).get("inSync"))
+    assert facts(n1)["features"] == others
+    assert ("peers" in facts(n1)) == (off != "tunnels")
+    assert ("masquerade" in facts(n1)) == (off != "masquerade")
+    assert readiness(n1).endswith("ok\n"), readiness(n1)
+    assert f"[+] {off}" not in readiness(n1)
+    assert {name: read(n1) for name, read in KERNEL.items()} == before, "what it left stays as it is"
+    wait_for("the condition", lambda: agents.condition("n1").get("status") == "True")
+
+    kubeconfig = agents.plane.kubeconfig(host=agents.lab.address)
+    shown = n1.run(str(NETLOOM), "status", f"--kubeconfig={kubeconfig}")
+    assert ("1 peers, in sync" in shown) == (off != "tunnels")
+    assert "None" not in shown
+
+    n1.run(*DELETE[off])
+    damaged = KERNEL[off](n1)
+    assert damaged != before[off]
+    for other in others:
+        n1.run(*DELETE[other])
+        wait_for(f"{other} to be repaired", lambda other=other: KERNEL[other](n1) == before[other])  # type: ignore[misc]
+    assert KERNEL[off](n1) == damaged, "nobody's any more"
+    assert facts(n1)["inSync"]
+    assert planned(agents, n1, f"-{off}") == "nothing to change\n"
+    assert planned(agents, n1, off) != "nothing to change\n"
+
+    restart(agents, n1)
+    wait_for("it is there again", lambda: KERNEL[off](n1) == before[off])
+
+
+def test_cleanup_removes_what_a_switched_off_feature_left(agents: Agents) -> None:
+    n1 = agents.lab.nodes["n1"]
+    restart(agents, n1)
+    agents.in_sync(n1, peers=1)
+    restart(agents, n1, "--features=tunnels")
+    wait_for("the mesh in sync", lambda: facts(n1).get("inSync"))
+    assert table(n1)
+    agents.end("n1")
+    n1.run(str(NETLOOM), "cleanup", f"--run-dir={agents.run_dir(n1)}")
+    assert (table(n1), "netloom" in n1.ip("link")) == ("", False)
+    agents.start(n1)
+
+
+async def test_conditions_of_features_leave_each_other_alone(crds_installed: ControlPlane) -> None:
+    """On a real API server, which takes away what a manager applied before and does not list again."""
+    plane, said = crds_installed, {}
+    plane.client.request("POST", NODES, netloom_node("lonely", "192.0.2.1", "10.77.0.0/24"))
+    store: Store[NetloomNode] = Store(NETLOOM_NODES)
+
+    def conditions() -> dict[str, tuple[str, str]]:
+        held = plane.client.request("GET", f"{NODES}/lonely")
+        owners = {}
+        for entry in held["metadata"]["managedFields"]:
+            for key in entry.get("fieldsV1", {}).get("f:status", {}).get("f:conditions", {}):
+                owners[key.partition('"type":"')[2].rstrip('"}')] = entry["manager"]
+        return {each["type"]: (each["reason"], owners[each["type"]]) for each in held["status"]["conditions"]}
+
+    try:
+        async with await Api.connect(str(plane.kubeconfig())) as api:
+            events = EventRecorder(api, "netloom-agent")
+            managers = {"DataplaneReady": AGENT, "HostsWritten": manager_of("hosts"), "Loaded": manager_of("xdp")}
+            told = {
+                type_: NodeStatusReconciler(
+                    "lonely",
+                    store,
+                    Conditions(api, events, manager, on_write=None),
+                    lambda type_=type_: said[type_],
+                    type_,
+                )
+                for type_, manager in managers.items()
+            }
+            for reason in ("First", "Second"):
+                for type_, reconciler in told.items():
+                    store.put(await api.get(NETLOOM_NODES, "lonely"))
+                    said[type_] = Readiness(False, reason, "text")
+                    await reconciler.reconcile("lonely")
+                assert conditions() == {type_: (reason, manager) for type_, manager in managers.items()}
+
+            shared = Conditions(api, events, AGENT, on_write=None)
+            await NodeStatusReconciler("lonely", store, shared, lambda: said["Loaded"], "Other").reconcile("lonely")
+            assert "DataplaneReady" not in conditions(), "so each needs a manager of its own"
+    finally:
+        plane.client.request("DELETE", f"{NODES}/lonely")

@@ -1,0 +1,107 @@
+"""Where a role's objects come from: the caches that its features ask for, and what keeps them filled."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from netloom.api.meta import Object, Resource
+from netloom.api.v1alpha1 import LEDGERS, NETLOOM_NODES, NETWORKS, POOLS, PREFILTERS
+from netloom.api.validation import validate
+from netloom.runtime.client import Api
+from netloom.runtime.directory import DirectorySource
+from netloom.runtime.errors import ConfigError
+from netloom.runtime.manager import Manager, Run
+from netloom.runtime.store import Store
+from netloom.runtime.watch import ListWatch, WatchTiming
+
+T = TypeVar("T", bound=Object)
+
+KINDS: tuple[Resource[Any], ...] = (NETWORKS, NETLOOM_NODES, POOLS, PREFILTERS, LEDGERS)
+"""Ours. A directory may hold manifests of all of them, whether a feature reads them or not."""
+
+
+class Sources:
+    """Each kind is cached once, whoever asks for it; from a cluster, or from a directory of manifests."""
+
+    def __init__(
+        self,
+        api: Api | None,
+        directory: Path | None = None,
+        *,
+        trims: Mapping[str, Callable[[Any], Any]] | None = None,
+        timing: WatchTiming | None = None,
+    ) -> None:
+        """`trims`: by kind, what is kept of an object. `timing`: of the watches."""
+        self._api = api
+        self._directory = directory
+        self._trims = trims or {}
+        self._timing = timing
+        self._stores: dict[str, Store[Any]] = {}
+        self._matters: dict[str, list[Callable[[Any, Any], bool]]] = {}
+        self._watches: dict[str, ListWatch[Any]] = {}
+
+    def store(self, resource: Resource[T], changed: Callable[[T, T], bool] | None = None) -> Store[T]:
+        """See `netloom_reconcilers.features.Caches`. To be asked before anything runs."""
+        kind = resource.kind
+        matters = self._matters.setdefault(kind, [])
+        matters.append(changed or _always)
+        if kind not in self._stores:
+            store = self._stores[kind] = Store(resource)
+            if self._api is not None:
+                self._watches[kind] = ListWatch(
+                    self._api,
+                    store,
+                    changed=lambda old, new: any(each(old, new) for each in matters),
+                    trim=self._trims.get(kind),
+                    timing=self._timing,
+                )
+        return self._stores[kind]
+
+    def watch(self, resource: Resource[T]) -> ListWatch[T] | None:
+        """What fills the store of a kind; None where that is a directory."""
+        return self._watches.get(resource.kind)
+
+    def trouble(self, resource: Resource[Any]) -> str:
+        """Why the store of this kind may not be what the API server holds now; "" if it is."""
+        watch = self._watches.get(resource.kind)
+        return watch.trouble if watch else ""
+
+    def add_to(self, manager: Manager) -> None:
+        """Run under this manager; say in its health what is wrong."""
+        for name, (run, trouble) in self._components().items():
+            manager.add(name, run, restart=True)
+            manager.health.ready(name, trouble)
+
+    async def fill(self, seconds: float) -> None:
+        """Run until the caches are filled once. Raises ConfigError, which says what was in the way."""
+        components = self._components().values()
+        try:
+            async with asyncio.timeout(seconds), asyncio.TaskGroup() as group:
+                running = [group.create_task(_forever(run)) for run, _ in components]
+                for store in self._stores.values():
+                    await store.wait_synced()
+                for task in running:
+                    task.cancel()
+        except TimeoutError:
+            troubles = "; ".join(filter(None, [trouble() for _, trouble in components]))
+            raise ConfigError(f"the objects could not be read in {seconds:g} s: {troubles}") from None
+
+    def _components(self) -> dict[str, tuple[Run, Callable[[], str]]]:
+        """What runs, and how to ask it what is wrong."""
+        found: dict[str, tuple[Run, Callable[[], str]]] = {}
+        for kind, watch in self._watches.items():
+            found[f"watch of {kind}"] = watch.run, lambda watch=watch: watch.trouble  # type: ignore[misc]
+        if self._directory is not None:
+            unread = [kind for kind in KINDS if kind.kind not in self._stores]
+            source = DirectorySource(self._directory, self._stores.values(), ignored=unread, validate=validate)
+            found["manifests"] = source.run, source.trouble
+        return found
+
+
+async def _forever(run: Callable[[], Awaitable[None]]) -> None:
+    await run()
+
+
+def _always(old: object, new: object) -> bool:
+    return True

@@ -1,0 +1,52 @@
+"""A feature of the operator: one thing that its leader does for the cluster.
+
+It lives as long as the process, and keeps nothing but its caches. In each term of leadership that the process wins it
+begins `Work` anew, with empty memory: what an earlier term knew may be wrong by now. Work that crashes is begun again,
+in the same term if another feature still works in it, and stops no other.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import ClassVar, Protocol
+
+from netloom.runtime.client import Api
+from netloom.runtime.events import EventRecorder
+from netloom_reconcilers.features import Caches
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClusterContext:
+    """What the features of one operator share. `crashes`: what crashed in this process of late, as sentences."""
+
+    api: Api
+    events: EventRecorder
+    caches: Caches
+    crashes: Callable[[], Iterable[str]] = tuple
+
+
+class Work(Protocol):
+    """What a feature does in one term."""
+
+    @property
+    def trouble(self) -> str:
+        """What keeps it from working, "" if nothing; for the readiness check."""
+
+    async def run(self) -> None:
+        """Works until it is cancelled; once."""
+
+    def look(self) -> None:
+        """`crashes` changed."""
+
+    async def tell_crash(self, crash: str) -> None:
+        """The last words of work that crashed, where people look."""
+
+
+class ClusterFeature(Protocol):
+    """See the module. It asks the context for its caches when it is made, and reads and writes nothing then."""
+
+    name: ClassVar[str]
+
+    def __init__(self, context: ClusterContext) -> None: ...
+
+    def begin(self) -> Work:
+        """The work of a new term."""

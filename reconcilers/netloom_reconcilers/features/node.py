@@ -1,0 +1,197 @@
+"""A feature of the agent: one thing that it does for its node, with all that belongs to it.
+
+The agent iterates over its features and knows none by name: it opens their keepers, runs their components, waits
+for their first desired state, and puts their errors, facts, metrics and shares of `plan` and `cleanup` together. All
+members but the name have a default, so a feature says only what it has. It finds what it needs in the context, which
+it is made with; making it reads and writes nothing.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple, Protocol
+
+from prometheus_client.core import CounterMetricFamily, Metric
+
+from netloom.api.v1alpha1 import NETLOOM_NODES, NETWORKS, NetloomNetwork, NetloomNode
+from netloom.kernel.report import Failure, PlannedChange
+from netloom.runtime.client import Api
+from netloom.runtime.errors import ConfigError
+from netloom.runtime.events import EventRecorder
+from netloom.runtime.manager import Run
+from netloom_reconcilers.features import Caches
+from netloom_reconcilers.features.kernel import KernelReconciler, Obstacle
+from netloom_reconcilers.node.known.own_node import RECORD, OwnNode
+from netloom_reconcilers.node.known.peers import Peers
+
+
+class KernelKeeper(Protocol):
+    """Keeps kernel state as it was told, as `Dataplane` and `Masquerade` do: their docstrings are the contract. A
+    report has at least `failures`, `written` (requests by message) and `repaired`."""
+
+    @property
+    def report(self) -> Any: ...
+
+    @property
+    def unknown(self) -> int: ...
+
+    async def open(self) -> None: ...
+
+    async def close(self) -> None: ...
+
+    async def run(self) -> None: ...
+
+    async def prune(self) -> None: ...
+
+    async def plan(self, desired: Any) -> list[PlannedChange]: ...
+
+    async def cleanup(self) -> Any: ...
+
+
+class Readiness(NamedTuple):
+    """What a condition says, but for the time."""
+
+    ready: bool
+    reason: str
+    message: str
+
+
+class NodeContext:
+    """What the features of one agent share.
+
+    networks, nodes: the caches of the two kinds that all of them read; `caches` has any other kind.
+    peers:           the nodes as they count, also those whose objects vanished by mistake.
+    own:             this node's object as it counts.
+    api, events:     None where the objects come from a directory.
+    changed:         to be called when errors, facts or a condition may be different.
+    spare_unknown:   keepers leave what an earlier life left, and no object explains, until `prune`.
+    """
+
+    def __init__(
+        self,
+        node_name: str,
+        run_dir: Path,
+        caches: Caches,
+        api: Api | None = None,
+        events: EventRecorder | None = None,
+        *,
+        changed: Callable[[], None] = lambda: None,
+        spare_unknown: bool = False,
+    ) -> None:
+        self.node_name = node_name
+        self.run_dir = run_dir
+        self.caches = caches
+        self.networks = caches.store(NETWORKS, _spec_changed)
+        self.nodes = caches.store(NETLOOM_NODES, _spec_changed)
+        self.peers = Peers(node_name, self.nodes)
+        self.own = OwnNode(node_name, record=run_dir / RECORD)
+        self.api = api
+        self.events = events
+        self.changed = changed
+        self.spare_unknown = spare_unknown
+
+
+def _spec_changed(old: NetloomNetwork | NetloomNode, new: NetloomNetwork | NetloomNode) -> bool:
+    """Other nodes' status is nobody's business here: at 5,000 nodes it would be most of what there is to do."""
+    return old.spec != new.spec or old.metadata.creation_timestamp != new.metadata.creation_timestamp
+
+
+class NodeFeature:
+    """See the module.
+
+    name:      as in --features, and on /readyz.
+    condition: type of the condition that `readiness` gives, on the node's NetloomNode; "" for none. It is applied under
+               a field manager of the feature's own, as what a manager applied and does not list again is removed.
+    keeper:    of what it owns in the kernel; None: it owns nothing there.
+    """
+
+    name: ClassVar[str]
+    condition: ClassVar[str] = ""
+    keeper: KernelKeeper | None = None
+
+    def __init__(self, context: NodeContext) -> None:
+        self.context = context
+
+    def components(self) -> Mapping[str, Run]:
+        """What runs, by name. Each is started again when it crashes, and stops no other."""
+        return {}
+
+    @property
+    def applied(self) -> bool:
+        """Whether the first whole desired state has been handed over: readiness waits for it."""
+        return True
+
+    @property
+    def obstacle(self) -> Obstacle | None:
+        """Why there is nothing to apply, if so."""
+        return None
+
+    def errors(self) -> list[str]:
+        """All that keeps what it owns from being as desired, as sentences; the obstacle's, too."""
+        return []
+
+    def readiness(self) -> Readiness | None:
+        """For its condition; None: nothing can be said yet."""
+        return None
+
+    def facts(self) -> dict[str, object]:
+        """Its share of /status."""
+        return {}
+
+    def metrics(self) -> Iterable[Metric]:
+        """Its share of /metrics, read when somebody asks."""
+        return ()
+
+    def changed(self) -> None:
+        """Something of the agent is different, this feature's or another's."""
+
+    async def plan(self) -> list[PlannedChange]:
+        """What it would change, with the caches filled and its keeper open. Writes nothing. Raises UserError."""
+        return []
+
+    async def cleanup(self) -> tuple[list[PlannedChange], Sequence[Failure]]:
+        """Remove all that agents made of its kind on this machine: what was removed, and what would not go. There are
+        no objects; its keeper is open."""
+        return [], ()
+
+
+class KernelFeature(NodeFeature):
+    """A feature that is a keeper, and a reconciler that says what is to be in it. `nothing`: the desired state
+    without any object."""
+
+    keeper: KernelKeeper
+    reconciler: KernelReconciler
+    nothing: Callable[[], Any]
+
+    @property
+    def applied(self) -> bool:
+        """Whether there was something to apply."""
+        return self.reconciler.applied.is_set()
+
+    @property
+    def obstacle(self) -> Obstacle | None:
+        """The reconciler's."""
+        return self.reconciler.blocked
+
+    def errors(self) -> list[str]:
+        """Of objects and kernel."""
+        return self.reconciler.errors(self.keeper.report)
+
+    async def plan(self) -> list[PlannedChange]:
+        """From the objects as they are."""
+        desired = self.reconciler.desired()
+        if desired is None:
+            raise ConfigError(self.reconciler.blocked.message if self.reconciler.blocked else "there is nothing to do")
+        return await self.keeper.plan(desired)
+
+    async def cleanup(self) -> tuple[list[PlannedChange], Sequence[Failure]]:
+        """All that the keeper owns."""
+        removed = await self.keeper.plan(self.nothing())
+        return removed, (await self.keeper.cleanup()).failures
+
+
+def written_metric(name: str, text: str, report: Any) -> Metric:
+    """A counter of the requests that a keeper wrote, by message."""
+    metric = CounterMetricFamily(name, text, labels=["message"])
+    for message, count in report.written.items():
+        metric.add_metric([message], count)
+    return metric

@@ -1,0 +1,163 @@
+"""The masquerade reconciler: from NetloomNetwork and NetloomNodes to which of this node's packets are masqueraded.
+
+It depends on no other reconciler: tunnels may be blocked, or switched off, and pods still reach the world outside.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import structlog
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+
+from netloom.api.v1alpha1 import NETWORK_NAME, NetloomNetwork, NetloomNode, NetworkSpec
+from netloom.cidr import Cidr
+from netloom.kernel.errors import KernelUnsupported, NotPermitted
+from netloom.kernel.masquerade import Masquerade
+from netloom.kernel.masquerade_sets import MasqueradeRules, Masquerading
+from netloom.kernel.report import Failure, MasqueradeReport, PlannedChange
+from netloom.runtime.manager import Run
+from netloom.runtime.store import Store
+from netloom_reconcilers.features.kernel import KernelReconciler
+from netloom_reconcilers.features.node import KernelFeature, NodeContext, written_metric
+from netloom_reconcilers.node.known.own_node import OwnNode
+from netloom_reconcilers.node.known.peers import Nodes, prefixes_of
+from netloom_reconcilers.node.mesh.reading import missing
+
+log = structlog.get_logger(__name__)
+
+_NETWORK = ""
+"""Whose problems are those of the network; no node has an empty name."""
+
+
+def rules_of(spec: NetworkSpec, pods: tuple[Cidr, ...]) -> tuple[MasqueradeRules, tuple[str, ...]]:
+    """What the network's options make of this node's pod CIDRs, and sentences about what could not be read."""
+    routing, masquerade = spec.routing, spec.masquerade
+    fields = {
+        "spec.routing.ipv4NativeRoutingCIDR": filter(None, [routing.ipv4_native_routing_cidr]),
+        "spec.routing.ipv6NativeRoutingCIDR": filter(None, [routing.ipv6_native_routing_cidr]),
+        "spec.masquerade.nonMasqueradeCIDRs": masquerade.non_masquerade_cidrs,
+    }
+    excluded: list[Cidr] = []
+    problems: list[str] = []
+    for field, texts in fields.items():
+        found, bad = prefixes_of(f"NetloomNetwork {NETWORK_NAME}", field, texts)
+        excluded += found
+        problems += bad
+    rules = MasqueradeRules(pods=pods, ipv4=masquerade.ipv4, ipv6=masquerade.ipv6, excluded=tuple(excluded))
+    return rules, tuple(problems)
+
+
+def pod_cidrs_of(node: NetloomNode) -> tuple[tuple[Cidr, ...], tuple[str, ...]]:
+    """The node's pod CIDRs, of whatever IPAM mode, and sentences about what could not be read."""
+    name = f"NetloomNode {node.metadata.name}"
+    found, problems = prefixes_of(name, "spec.ipam.podCIDRs", node.spec.ipam.pod_cidrs)
+    for allocation in node.spec.ipam.pools.allocated:
+        more, bad = prefixes_of(name, "spec.ipam.pools.allocated", allocation.cidrs)
+        found += more
+        problems += bad
+    return tuple(dict.fromkeys(found)), tuple(problems)
+
+
+class MasqueradeFeature(KernelFeature):
+    """Which of this node's packets get its own address, in a table of nftables."""
+
+    name = "masquerade"
+    nothing = Masquerading
+
+    def __init__(self, context: NodeContext) -> None:
+        super().__init__(context)
+        node_name, spare = context.node_name, context.spare_unknown
+        self.keeper: Masquerade = Masquerade(on_report=lambda report: context.changed(), spare_unknown=spare)
+        self.reconciler: MasqueradeReconciler = MasqueradeReconciler(
+            node_name, context.networks, context.peers, self.keeper, context.own
+        )
+        self.reconciler.on_change = context.changed
+
+    def components(self) -> Mapping[str, Run]:
+        """The reconciler, and the kernel's side."""
+        return {"masquerade": self.reconciler.controller.run, "nftables": self.keeper.run}
+
+    def facts(self) -> dict[str, object]:
+        """What is masqueraded."""
+        report = self.keeper.report
+        return {"masquerade": {"families": report.families, "elements": report.elements}}
+
+    def metrics(self) -> Iterable[Metric]:
+        """The table's figures, read off its report."""
+        report = self.keeper.report
+        yield written_metric("netloom_nftables_writes", "Requests written to nftables.", report)
+        yield CounterMetricFamily(
+            "netloom_nftables_drift_repaired",
+            "Parts of the nftables table that somebody had changed and that were put back.",
+            value=report.repaired,
+        )
+        yield GaugeMetricFamily(
+            "netloom_nftables_elements", "Elements of the nftables sets, two for a CIDR.", value=report.elements
+        )
+        yield GaugeMetricFamily(
+            "netloom_masquerade_errors",
+            "What keeps masquerading from being as desired; the agent's /status names each.",
+            value=len(self.errors()),
+        )
+
+    async def plan(self) -> list[PlannedChange]:
+        """Takes NET_ADMIN even to read; without it, the rest of the plan is still worth having."""
+        try:
+            return await super().plan()
+        except (NotPermitted, KernelUnsupported) as error:
+            log.warning("the plan says nothing of masquerading", why=str(error))
+            return []
+
+    async def cleanup(self) -> tuple[list[PlannedChange], Sequence[Failure]]:
+        """The table. A kernel that has no nftables has none of ours."""
+        try:
+            return await super().cleanup()
+        except KernelUnsupported:
+            return [], ()
+
+
+class MasqueradeReconciler(KernelReconciler):
+    """Hands what is to be masqueraded to the kernel side."""
+
+    def __init__(
+        self,
+        node_name: str,
+        networks: Store[NetloomNetwork],
+        nodes: Nodes,
+        masquerade: Masquerade,
+        own: OwnNode,
+    ) -> None:
+        super().__init__("masquerade", node_name, networks, nodes, own)
+        self._masquerade = masquerade
+        self._desired = Masquerading()
+
+    async def _apply(self) -> None:
+        desired = self.desired()
+        if desired is not None:
+            report = await self._masquerade.apply(desired)
+            self._is_in_place(families=report.families)
+
+    def desired(self) -> Masquerading | None:
+        """Which packets are masqueraded."""
+        network, node = self._networks.get(NETWORK_NAME), self.own.effective(self._said())
+        if network is None or node is None:
+            self._is_blocked(missing(network, self._node_name))
+            return None
+        self._is_blocked(None)
+        touched, self._touched = self._touched, set()
+        for name in touched | {self._node_name}:
+            self._take(name)
+        self._desired.rules, problems = rules_of(network.spec, pod_cidrs_of(node)[0])
+        self._report(_NETWORK, problems)
+        return self._desired
+
+    def _take(self, name: str) -> None:
+        node = self._nodes.get(name)
+        if name == self._node_name:
+            node = self.own.effective(node)
+        cidrs, problems = pod_cidrs_of(node) if node is not None else ((), ())
+        self._desired.set_known(name, cidrs)
+        self._report(name, problems)
+
+    def errors(self, report: MasqueradeReport) -> list[str]:  # type: ignore[override]
+        """All that keeps masquerading from being whole, as sentences; empty if nothing does."""
+        return super().errors(report, "nftables ")

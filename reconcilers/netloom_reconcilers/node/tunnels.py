@@ -1,0 +1,235 @@
+"""The tunnels reconciler: from NetloomNetwork and NetloomNodes to this node's end of the mesh, tunnelled or native.
+
+The data path itself (what is in the kernel, what differs, repair on the kernel's events, which peers are on the node's
+own networks) is `netloom.kernel`'s. `reading` says what objects mean, and `encapsulations` by which of them nodes reach
+each other while the cluster changes from one to another.
+"""
+
+import time
+from collections.abc import Iterable, Mapping
+
+import msgspec
+import structlog
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+
+from netloom.api.v1alpha1 import NETWORK_NAME, NetloomNetwork, Routing
+from netloom.kernel.dataplane import Dataplane
+from netloom.kernel.desired import Desired, Node
+from netloom.kernel.report import Report
+from netloom.kernel.way import Way
+from netloom.runtime.manager import Run
+from netloom.runtime.store import Store
+from netloom_reconcilers.features.kernel import KernelReconciler, Obstacle
+from netloom_reconcilers.features.node import KernelFeature, NodeContext, written_metric
+from netloom_reconcilers.node.known.own_node import OwnNode
+from netloom_reconcilers.node.known.peers import Nodes
+from netloom_reconcilers.node.mesh.announcement import AnnouncementReconciler
+from netloom_reconcilers.node.mesh.encapsulations import Announcement, Leaving, Needs, accepted, announced, wanted
+from netloom_reconcilers.node.mesh.reading import LocalNode, node_of, peer_of, pod_cidrs_of, stranded
+
+log = structlog.get_logger(__name__)
+
+LINGER_SECONDS = 30.0
+"""How long an encapsulation that nobody needs any more is kept: until every agent that can hear of it has, and no
+packet has come by it for as long."""
+
+
+class TunnelsFeature(KernelFeature):
+    """The mesh: its entries in the kernel, and the announcement of what this node accepts."""
+
+    name = "tunnels"
+    nothing = Desired
+
+    def __init__(self, context: NodeContext) -> None:
+        super().__init__(context)
+        node_name, run_dir, spare = context.node_name, context.run_dir, context.spare_unknown
+        self.keeper: Dataplane = Dataplane(run_directory=run_dir, on_report=self._reported, spare_unknown=spare)
+        self.reconciler: TunnelsReconciler = TunnelsReconciler(
+            node_name, context.networks, context.peers, self.keeper, context.own
+        )
+        self.reconciler.on_change = context.changed
+        self._announcement: AnnouncementReconciler | None = None
+        if context.api is not None:
+            self._announcement = AnnouncementReconciler(
+                node_name, context.nodes, context.api, lambda: self.reconciler.announcement
+            )
+
+    def _reported(self, report: Report) -> None:
+        self.reconciler.announce(report)
+        self.context.changed()
+
+    def components(self) -> Mapping[str, Run]:
+        """The reconciler, the kernel's side, and the announcement where there is somebody to tell."""
+        found: dict[str, Run] = {"tunnels": self.reconciler.controller.run, "dataplane": self.keeper.run}
+        if self._announcement is not None:
+            found["announcement"] = self._announcement.controller.run
+        return found
+
+    def changed(self) -> None:
+        """What is announced may be different."""
+        if self._announcement is not None:
+            self._announcement.changed()
+
+    def facts(self) -> dict[str, object]:
+        """The data path's figures."""
+        report = self.keeper.report
+        return {
+            "peers": report.peers,
+            "mtu": report.mtu,
+            "mtuSource": report.mtu_source,
+            "underlay": report.underlay,
+            "tunnels": [str(way) for way in report.tunnels],
+            "kernelReads": report.compared,
+            "kernelReadMs": round(report.reading_seconds * 1000, 1),
+        }
+
+    def metrics(self) -> Iterable[Metric]:
+        """The same, and what was written; it is the data path that counts."""
+        report = self.keeper.report
+        yield written_metric("netloom_netlink_writes", "Requests written to the kernel.", report)
+        yield CounterMetricFamily(
+            "netloom_drift_repaired", "Entries that somebody had changed and that were put back.", value=report.repaired
+        )
+        yield GaugeMetricFamily("netloom_peers", "Remote nodes in the mesh.", value=report.peers)
+        yield GaugeMetricFamily(
+            "netloom_unknown_ways", "Routes of an earlier run that no known peer explains.", value=self.keeper.unknown
+        )
+        yield GaugeMetricFamily("netloom_tunnel_mtu_bytes", "MTU inside the tunnels.", value=report.mtu)
+        yield GaugeMetricFamily(
+            "netloom_dataplane_errors",
+            "What keeps the node's data path from being as desired; the agent's /status names each.",
+            value=len(self.errors()) + len(self.context.own.errors()),
+        )
+
+
+class TunnelsReconciler(KernelReconciler):
+    """Hands the desired mesh to the data path.
+
+    `announcement` is what the node may say of itself, once what it says is so in the kernel.
+    """
+
+    def __init__(
+        self,
+        node_name: str,
+        networks: Store[NetloomNetwork],
+        nodes: Nodes,
+        dataplane: Dataplane,
+        own: OwnNode | None = None,
+    ) -> None:
+        super().__init__("tunnels", node_name, networks, nodes, own)
+        self.announcement: Announcement | None = None
+        self._dataplane = dataplane
+        self._desired = Desired()
+        self._needs = Needs()
+        self._leaving: dict[Way, Leaving] = {}
+        self._local = LocalNode()
+
+    async def _apply(self) -> float | None:
+        before = self._encapsulations_now() if self._desired.node is None else self._desired.node.ways
+        desired = self.desired(keep=before)
+        if desired is None:
+            return None
+        again = await self._let_go(before)
+        report = await self._dataplane.apply(desired)
+        self._is_in_place(peers=report.peers, mtu=report.mtu)
+        self.announce(report)
+        return again
+
+    def desired(self, keep: tuple[Way, ...] = ()) -> Desired | None:
+        """The whole mesh. `keep`: encapsulations to hold ready whether needed or not."""
+        network, own = self._networks.get(NETWORK_NAME), self.own.effective(self._said())
+        node = node_of(network, own, self._node_name)
+        if self._is_blocked(node if isinstance(node, Obstacle) else None):
+            return None
+        assert network is not None
+        assert own is not None
+        assert isinstance(node, Node)
+        routing = network.spec.routing
+        able = self._able(routing) or not keep
+        prefixes = tuple(pod_cidrs_of(own)[0])
+        kept = tuple(prefix for prefix in prefixes if str(prefix) in self.own.kept)
+        seniority = own.metadata.creation_timestamp, self._node_name
+        self._bring_up_to_date(LocalNode(routing, node.local, prefixes, able, kept, seniority))
+        ways, _ = accepted(routing, self._needs.encapsulations, keep)
+        self._desired.node = msgspec.structs.replace(node, ways=ways)
+        return self._desired
+
+    def _able(self, routing: Routing) -> bool:
+        tunnels = self._dataplane.tunnels
+        return all(way in tunnels for way in wanted(routing) if way.is_tunnel)
+
+    def _bring_up_to_date(self, local: LocalNode) -> None:
+        if local != self._local:
+            self._local = local
+            self._touched.update(self._nodes)
+        touched, self._touched = self._touched, set()
+        for name in touched:
+            node = self._nodes.get(name) if name != self._node_name else None
+            peer, problems = peer_of(node, local) if node is not None else (None, ())
+            if node is not None and peer is not None:
+                self._desired.set_peer(peer)
+                self._needs.change(name, peer.ways, announced(node))
+            else:
+                self._desired.remove_peer(name)
+                self._needs.forget(name)
+            self._report(name, problems)
+
+    def _encapsulations_now(self) -> tuple[Way, ...]:
+        """What this node was ready for before: by its devices in the kernel, and by what it announced."""
+        own = self._said()
+        said = announced(own).accepts if own is not None else ()
+        return tuple(dict.fromkeys((*self._dataplane.tunnels, *said)))
+
+    async def _let_go(self, before: tuple[Way, ...]) -> float | None:
+        """Of the encapsulations that were kept so far and that nobody needs, keep those that may still be in use: the
+        time runs from when they are no longer announced, and again from the last packet. Seconds until one may go."""
+        node, routing, own = self._desired.node, self._local.routing, self._said()
+        assert node is not None
+        assert own is not None
+        said = announced(own).accepts
+        needed, _ = accepted(routing, self._needs.encapsulations, ())
+        held = self._dataplane.tunnels  # by one that could never be made nothing comes, and it would be tried on and on
+        unneeded = {way for way in before if way not in needed and (way in held or not way.is_tunnel)}
+        if self._dataplane.unknown:
+            return LINGER_SECONDS  # somebody may be sent by them of whom nothing is known yet
+        self._leaving = {way: each for way, each in self._leaving.items() if way in unneeded}
+        now = time.monotonic()
+        for way in unneeded:
+            left = self._leaving.get(way)
+            if left is not None and way not in said and now < left.since + LINGER_SECONDS:
+                continue
+            received = await self._dataplane.received(way)
+            if left is None or way in said or received != left.received:
+                self._leaving[way] = Leaving(now, received)
+                if left is None:
+                    log.info("an encapsulation is no longer needed", which=str(way), kept_for=LINGER_SECONDS)
+            else:
+                del self._leaving[way]
+                log.info("an encapsulation is given up", which=str(way))
+        ways, _ = accepted(routing, self._needs.encapsulations, self._leaving)
+        self._desired.node = msgspec.structs.replace(node, ways=ways)
+        return min((each.since + LINGER_SECONDS - now for each in self._leaving.values()), default=None)
+
+    def announce(self, report: Report) -> None:
+        """Announce what is so, after every pass of the data path: a tunnel is accepted when its device is there, and
+        an encapsulation sent by until every nexthop has been moved."""
+        if self._desired.node is None or self.blocked is not None:
+            return
+        if self._able(self._local.routing) != self._local.able:
+            self._again()
+        _, announce = accepted(self._local.routing, self._needs.encapsulations, ())
+        accepts = tuple(way for way in announce if not way.is_tunnel or way in report.tunnels)
+        sends = self._needs.sends
+        if report.pending and self.announcement is not None:
+            sends |= self.announcement.sends
+        self.announcement = Announcement(accepts, sends)
+
+    def errors(self, report: Report) -> list[str]:  # type: ignore[override]
+        """All that keeps the mesh from being whole, as sentences; empty if nothing does."""
+        conflicts = [
+            f"{conflict.claim} is claimed by {conflict.holder} and {conflict.peer}; {conflict.holder} is older and "
+            f"keeps it. Delete the Node {conflict.peer}, or give it another."
+            for conflict in report.conflicts
+        ]
+        unreachable = [stranded(name, self._nodes.get(name)) for name in report.stranded]
+        return super().errors(report, more=conflicts + unreachable)
