@@ -90,6 +90,8 @@ def read_link(buffer: bytes, start: int, end: int) -> Link | None:
 
 def _tunnel(kind: str, data: Any) -> tuple[int, bool, str]:
     """Of a tunnel device's own attributes: UDP port, whether it is external, what is odd about it."""
+    if data is None:
+        return 0, False, ""
     if kind == "vxlan":
         learning = "learning" if data.get_attr("IFLA_VXLAN_LEARNING") else ""
         return data.get_attr("IFLA_VXLAN_PORT", 0), bool(data.get_attr("IFLA_VXLAN_COLLECT_METADATA")), learning
