@@ -1,11 +1,12 @@
 """Messages: what is written is read again, like the last or not; junk is survived."""
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from netloom.cidr import Cidr
-from netloom.kernel.links import LocalAddress, read_address, read_link
-from netloom.kernel.messages import AddressMessage, LinkMessage, RouteMessage, encode
+from netloom.kernel.links import Link, LocalAddress, read_address, read_link
+from netloom.kernel.messages import AddressMessage, LinkMessage, RouteMessage, encode, nested
 from netloom.kernel.netlink import walk
 from netloom.kernel.reach import Hop
 from netloom.kernel.row_readers import (
@@ -120,6 +121,13 @@ def test_readers_survive_attributes_they_do_not_know(junk: bytes) -> None:
     seen = read_link(*extended(encode(LinkMessage, 16, 0, {}, ifname="eth0")))
     assert seen is not None
     assert seen.name == "eth0"
+
+
+@pytest.mark.parametrize("kind", ["vxlan", "geneve", "veth", ""])
+def test_a_link_of_which_the_kernel_says_little(kind: str) -> None:
+    info = nested(**({"IFLA_INFO_KIND": kind} if kind else {"IFLA_INFO_SLAVE_KIND": "bridge"}))
+    message = encode(LinkMessage, 17, 0, {"index": 7}, ifname="one", linkinfo=info)
+    assert read_link(message, HEADER_SIZE, len(message)) == Link("one", 7, kind)
 
 
 @given(st.binary(max_size=60))
