@@ -44,10 +44,8 @@ def validate_network(network: NetloomNetwork, *, node_addresses: NodeAddresses |
         )
     problems += _mode(name, network)
     problems += _cluster_pool(name, network.spec.ipam.cluster_pool)
-    if network.spec.ipam.mode == "cluster-pool":
-        problems += check_nodes_outside(
-            cluster_cidrs(network), node_addresses or {}, object=name, reason="ClusterCIDROverlapsNodes"
-        )
+    cidrs, reason = _cluster_cidrs(network), "ClusterCIDROverlapsNodes"
+    problems += check_nodes_outside(cidrs, node_addresses or {}, object=name, reason=reason)
     return problems + _routing(name, network) + _mtu(name, network) + _masquerade(name, network) + _ranges(network)
 
 
@@ -58,9 +56,9 @@ def network_warnings(network: NetloomNetwork) -> list[Problem]:
     return [problem for problem in problems + _mtu(name, network) if problem.severity == "warning"]
 
 
-def cluster_cidrs(network: NetloomNetwork | None) -> list[tuple[str, Cidr]]:
+def _cluster_cidrs(network: NetloomNetwork) -> list[tuple[str, Cidr]]:
     """The cluster CIDRs in use, each with its field."""
-    if network is None or network.spec.ipam.mode != "cluster-pool":
+    if network.spec.ipam.mode != "cluster-pool":
         return []
     return [
         (f"spec.ipam.clusterPool.ipv{family}PodCIDRList[{number}]", cidr)
@@ -139,7 +137,7 @@ def _native_cidr(name: str, family: Version, network: NetloomNetwork) -> list[Pr
     masquerade = network.spec.masquerade.ipv4 if family == 4 else network.spec.masquerade.ipv6
     if native is None or not masquerade or network.spec.routing.mode == "tunnel":
         return problems
-    outside = [str(cidr) for _, cidr in cluster_cidrs(network) if cidr.version == family and not native.contains(cidr)]
+    outside = [str(cidr) for _, cidr in _cluster_cidrs(network) if cidr.version == family and not native.contains(cidr)]
     if outside:
         message = f"it does not cover {', '.join(outside)}, so packets to pods there may be masqueraded."
         way_out = "Give a CIDR that holds all cluster CIDRs."
