@@ -24,6 +24,7 @@ from netloom.runtime.client import Listing
 from netloom.runtime.clock import ServerClock
 from netloom.runtime.errors import ApiError, Unavailable
 from netloom.runtime.store import Store
+from netloom.runtime.wire import encode
 from netloom_reconcilers.cluster.allocation import node_objects
 from netloom_reconcilers.cluster.allocation.commit_queue import BatchPolicy
 from netloom_reconcilers.cluster.allocation.stores import Stores, netloom_node_changed, node_changed
@@ -91,11 +92,11 @@ class ModelApi:
         return Listing(objects=objects, resource_version=answer["resourceVersion"])
 
     async def create(self, res: Resource[T], obj: T) -> T:
-        request = Request("create", res.plural, obj.metadata.name, res.encode(obj))
+        request = Request("create", res.plural, obj.metadata.name, msgspec.json.decode(encode(res, obj)))
         return msgspec.convert(await self._ask(request), res.type)
 
     async def replace(self, res: Resource[T], obj: T, subresource: str = "") -> T:
-        request = Request("replace", res.plural, obj.metadata.name, res.encode(obj), subresource)
+        request = Request("replace", res.plural, obj.metadata.name, msgspec.json.decode(encode(res, obj)), subresource)
         return msgspec.convert(await self._ask(request), res.type)
 
     async def patch(

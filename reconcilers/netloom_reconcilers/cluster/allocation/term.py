@@ -8,6 +8,7 @@ import asyncio
 import uuid
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import assert_never
 
 import structlog
 
@@ -120,6 +121,8 @@ class Allocation:
                 self.network.enqueue_after(in_use.KEY, in_use.QUIET_SECONDS)
             case events.Changed.WAITING:
                 self.look()
+            case _:
+                assert_never(event)
 
     def _enqueue(self, names: Iterable[str]) -> None:
         for name in names:
