@@ -16,6 +16,7 @@ import pytest
 from netloom.api.admission import AdmissionRequest
 from netloom.guard.verdict import ALLOWED, Verdict
 from netloom.webhook import certificates
+from netloom.webhook.mint import Mint, answer
 from netloom.webhook.server import ServerLimits, serve
 from netloom.webhook.tls import Presented
 from tests.loops import BOTH, UVLOOP, pytest_collection_modifyitems
@@ -23,6 +24,14 @@ from tests.loops import BOTH, UVLOOP, pytest_collection_modifyitems
 __all__ = ["pytest_collection_modifyitems"]
 
 NOW = dt.datetime.now(dt.UTC).replace(microsecond=0)
+
+
+class InProcess(Mint):
+    """Answers itself what a child would, in a hundredth of the time: for what is not about children."""
+
+    async def _run(self, call: bytes) -> bytes:
+        self.children += 1
+        return answer(call)
 
 
 def review(uid: str = "1", **request: Any) -> dict[str, Any]:
@@ -119,5 +128,5 @@ def start(ca: certificates.CA, presented: Presented) -> Start:
 
 def pytest_asyncio_loop_factories(config: pytest.Config, item: pytest.Item) -> dict[str, LoopFactory]:
     """Production runs on uvloop, whose TLS and timers are code of its own; asyncio's loop is promised the same."""
-    uses_them = item.path.stem.removeprefix("test_") in ("authority", "files", "server")
+    uses_them = item.path.stem.removeprefix("test_") in ("authority", "files", "mint", "server")
     return BOTH if uses_them else UVLOOP
