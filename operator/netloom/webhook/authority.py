@@ -28,7 +28,7 @@ from netloom.webhook.certificates import CA, ServingCertificate
 from netloom.webhook.configuration import Configuration
 from netloom.webhook.mint import Mint, MintFailed
 from netloom.webhook.names import CA_SECRET, NAME
-from netloom.webhook.tls import Presented
+from netloom.webhook.tls import ServingTLS
 
 log = structlog.get_logger(__name__)
 
@@ -75,7 +75,7 @@ class Authority:
         self._mint = mint or Mint()
         self._timing = timing or AuthorityTiming()
         self._backoff = Backoff(self._timing.base, self._timing.cap)
-        self._presented = Presented(lambda: not self._untimely())
+        self._presented = ServingTLS(lambda: not self._untimely())
         self.tls = self._presented.context
         self.secrets = Store(SECRETS)
         self._secret_watch = ListWatch(

@@ -22,7 +22,7 @@ from netloom.webhook.authority import Clock
 from netloom.webhook.certificates import Validity
 from netloom.webhook.configuration import Configuration
 from netloom.webhook.mint import Mint, MintFailed
-from netloom.webhook.tls import Presented
+from netloom.webhook.tls import ServingTLS
 
 log = structlog.get_logger(__name__)
 
@@ -73,7 +73,7 @@ class CertificateFiles:
         self._now = now
         self._period = period
         self._mint = mint or Mint()
-        self._presented = Presented(lambda: self._shown is not None and not self._untimely(self._shown))
+        self._presented = ServingTLS(lambda: self._shown is not None and not self._untimely(self._shown))
         self.tls = self._presented.context
         self._tried: _Content | None = None
         self._found: _Pair | None = None

@@ -18,7 +18,7 @@ from netloom.guard.verdict import ALLOWED, Verdict
 from netloom.webhook import certificates
 from netloom.webhook.mint import Mint, answer
 from netloom.webhook.server import ServerLimits, serve
-from netloom.webhook.tls import Presented
+from netloom.webhook.tls import ServingTLS
 from tests.loops import BOTH, UVLOOP, pytest_collection_modifyitems
 
 __all__ = ["pytest_collection_modifyitems"]
@@ -93,9 +93,9 @@ def ca() -> certificates.CA:
 
 
 @pytest.fixture
-def presented(ca: certificates.CA) -> Presented:
+def presented(ca: certificates.CA) -> ServingTLS:
     serving = certificates.issue(ca, ["guard.test"], NOW, addresses=["127.0.0.1"])
-    tls = Presented()
+    tls = ServingTLS()
     tls.present(serving.certificate, serving.key)
     return tls
 
@@ -105,7 +105,7 @@ LoopFactory = Callable[[], asyncio.AbstractEventLoop]
 
 
 @pytest.fixture
-def start(ca: certificates.CA, presented: Presented) -> Start:
+def start(ca: certificates.CA, presented: ServingTLS) -> Start:
     """`async with start(decide, body=..., idle=...) as guarded`; further options are fields of ServerLimits."""
 
     @asynccontextmanager

@@ -10,7 +10,7 @@ import pytest
 from netloom.webhook import certificates
 from netloom.webhook.certificates import CA, BadCertificate, BadSecret, Validity
 from netloom.webhook.mint import Mint, MintFailed
-from netloom.webhook.tls import Presented
+from netloom.webhook.tls import ServingTLS
 from tests.runtime.scripted import until
 from tests.webhook.conftest import NOW
 from tests.webhook.test_certificates import handshake
@@ -35,7 +35,7 @@ async def test_what_the_child_makes_is_what_the_rule_asks_for():
     assert (ca.created, ca.expires) == (NOW, NOW + certificates.CA_LIFE)
     serving = await mint.call("", certificates.issue, ca, ["guard.test"], NOW, addresses=["127.0.0.1"])
     assert (serving.expires, serving.signer) == (NOW + certificates.SERVING_LIFE, ca.certificate)
-    presented = Presented()
+    presented = ServingTLS()
     presented.present(serving.certificate, serving.key)
     for host in ("guard.test", "127.0.0.1"):
         handshake(presented, ca.certificate, host)
