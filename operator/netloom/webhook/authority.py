@@ -71,6 +71,7 @@ class Authority:
         self._names = tuple(names)
         self._addresses = tuple(addresses)
         self._secret = secret
+        self._key = f"{namespace}/{secret}"
         self._now = now or api.clock.now
         self._mint = mint or Mint()
         self._timing = timing or AuthorityTiming()
@@ -172,10 +173,6 @@ class Authority:
             await self._add_ca(now)
             self._woken.set()  # the next turn issues and publishes
 
-    @property
-    def _key(self) -> str:
-        return f"{self._namespace}/{self._secret}"
-
     async def _read(self, secret: Secret | None) -> None:
         """Takes over the CAs in the Secret; what was read already is not read again. Raises BadSecret, MintFailed."""
         data = secret.data if secret else {}
@@ -258,7 +255,4 @@ class Authority:
         return all(certificates.contains(bundle, ca) for bundle in self.configuration.bundles())
 
     def _unseen(self) -> str:
-        for watch in (self._secret_watch, self.configuration.watch):
-            if watch.trouble:
-                return watch.trouble
-        return ""
+        return self._secret_watch.trouble or self.configuration.watch.trouble

@@ -7,7 +7,6 @@ not valid yet (or any more) by the API server's clock, is not taken: the one bef
 
 import asyncio
 import datetime as dt
-import os
 import ssl
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,8 +26,6 @@ from netloom.webhook.tls import ServingTLS
 log = structlog.get_logger(__name__)
 
 PERIOD_SECONDS = 10.0
-
-StrPath = str | os.PathLike[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,18 +54,18 @@ class CertificateFiles:
 
     def __init__(
         self,
-        certificate: StrPath,
-        key: StrPath,
+        certificate: Path,
+        key: Path,
         *,
-        ca: StrPath | None = None,
+        ca: Path | None = None,
         configuration: Configuration | None = None,
         now: Clock = wall,
         period: float = PERIOD_SECONDS,
         mint: Mint | None = None,
     ) -> None:
-        self._certificate = Path(certificate)
-        self._key = Path(key)
-        self._ca = Path(ca) if ca else None
+        self._certificate = certificate
+        self._key = key
+        self._ca = ca
         self._configuration = configuration if ca else None
         self._now = now
         self._period = period
@@ -79,7 +76,8 @@ class CertificateFiles:
         self._found: _Pair | None = None
         """The last files that fit, if they are not shown yet."""
         self._shown: _Pair | None = None
-        self._wrong = ""
+        self.failure = ""
+        """What is wrong with the files now, even if the ones before them still serve; "" if nothing is."""
         self._unpublished = ""
         self._woken = asyncio.Event()
 
@@ -91,7 +89,7 @@ class CertificateFiles:
         once. They are in `failure`, in the log and counted.
         """
         if self._shown is None:
-            return self._wrong or "the certificate is not read yet"
+            return self.failure or "the certificate is not read yet"
         return self._untimely(self._shown) or self._unpublished
 
     @property
@@ -99,16 +97,11 @@ class CertificateFiles:
         """End of the certificate that is shown."""
         return self._shown.certificate.expires if self._shown else None
 
-    @property
-    def failure(self) -> str:
-        """What is wrong with the files now, even if the ones before them still serve; "" if nothing is."""
-        return self._wrong
-
     async def load(self) -> None:
         """Reads the files for the first time. Raises ConfigError, as a wrong path is not going to mend itself."""
         await self.look()
         if self._shown is None:
-            raise ConfigError(self._wrong)
+            raise ConfigError(self.failure)
 
     async def run(self) -> None:
         """Follows the files for ever. Raises ConfigError if they cannot be used at the start."""
@@ -176,7 +169,7 @@ class CertificateFiles:
             raise certificates.BadCertificate(untimely)
         self._presented.show(found.context)
         self._shown, self._found = found, None
-        self._wrong = ""
+        self.failure = ""
         self._woken.set()
         expires = found.certificate.expires
         metrics.CERTIFICATE_EXPIRY.set(expires.timestamp())
@@ -201,9 +194,9 @@ class CertificateFiles:
     def _complain(self, wrong: str) -> None:
         kept = "; the certificate before it is kept" if self._shown else ""
         metrics.ERRORS.labels("certificates").inc()
-        if self._wrong != wrong + kept:
+        if self.failure != wrong + kept:
             log.error("certificate not read", error=wrong + kept)
-        self._wrong = wrong + kept
+        self.failure = wrong + kept
 
     async def _publish(self, configuration: Configuration) -> None:
         backoff = Backoff(0.25, 30.0)
