@@ -23,7 +23,7 @@ from netloom.guard.verdict import ALLOWED, Verdict
 from netloom.runtime.client import Api
 from netloom.runtime.errors import ApiError, Conflict, NotFound
 from netloom.webhook import certificates
-from netloom.webhook.authority import Authority, Timing
+from netloom.webhook.authority import Authority, AuthorityTiming
 from netloom.webhook.configuration import Configuration
 from netloom.webhook.files import CertificateFiles
 from netloom.webhook.server import serve
@@ -34,7 +34,7 @@ NAMESPACE = "default"
 SECRET = "netloom-guard-ca"
 NAME = "netloom-guard"
 LABEL = "guard-test"
-FAST = Timing(period=0.05, base=0.02, cap=0.2)
+FAST = AuthorityTiming(period=0.05, base=0.02, cap=0.2)
 DAY = dt.timedelta(days=1)
 
 

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import structlog
 
@@ -46,11 +46,11 @@ from netloom.runtime.startup import follow_api_server
 from netloom.runtime.store import Store, Subscriber
 from netloom.runtime.watch import ListWatch
 from netloom.webhook import names, server
+from netloom.webhook.authority import Authority
+from netloom.webhook.configuration import Configuration
+from netloom.webhook.files import CertificateFiles
 from netloom.webhook.names import Scope
 from netloom_reconcilers.guard_record import GuardRecord
-
-if TYPE_CHECKING:
-    from netloom.webhook.files import CertificateFiles
 
 log = structlog.get_logger(__name__)
 
@@ -168,7 +168,7 @@ class Guard:
     async def serve(self) -> AsyncIterator[int]:
         """Answers while the context lasts; gives the port. Raises ConfigError if a given certificate cannot be used."""
         if self._files:
-            self._files.load()
+            await self._files.load()
         host, port = self._address
         async with server.serve(self.decide, self._tls, host, port, leaving=lambda: self._manager.stopping) as port:
             log.info("guard answers", address=f"{host}:{port}", guards=self._options.scope.guarded)
@@ -234,11 +234,6 @@ class Guard:
 
     def _certificates(self) -> ssl.SSLContext:
         """The context to serve with; whatever keeps its certificate runs under the manager."""
-        # Here, as an operator that is no guard need not load `cryptography` (11 MiB).
-        from netloom.webhook.authority import Authority
-        from netloom.webhook.configuration import Configuration
-        from netloom.webhook.files import CertificateFiles
-
         options = self._options
         self._manager.add("API server's clock", self._follow_clock, restart=True)
         files = (options.tls_cert_file, options.tls_key_file)

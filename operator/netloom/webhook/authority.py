@@ -26,8 +26,9 @@ from netloom.runtime.watch import ListWatch, WatchTiming
 from netloom.webhook import certificates, metrics
 from netloom.webhook.certificates import CA, ServingCertificate
 from netloom.webhook.configuration import Configuration
+from netloom.webhook.mint import Mint, MintFailed
 from netloom.webhook.names import CA_SECRET, NAME
-from netloom.webhook.tls import Presented
+from netloom.webhook.tls import ServingTLS
 
 log = structlog.get_logger(__name__)
 
@@ -63,16 +64,19 @@ class Authority:
         configuration: str = NAME,
         now: Clock | None = None,
         timing: AuthorityTiming | None = None,
+        mint: Mint | None = None,
     ) -> None:
         self._api = api
         self._namespace = namespace
         self._names = tuple(names)
         self._addresses = tuple(addresses)
         self._secret = secret
+        self._key = f"{namespace}/{secret}"
         self._now = now or api.clock.now
+        self._mint = mint or Mint()
         self._timing = timing or AuthorityTiming()
         self._backoff = Backoff(self._timing.base, self._timing.cap)
-        self._presented = Presented(lambda: not self._untimely())
+        self._presented = ServingTLS(lambda: not self._untimely())
         self.tls = self._presented.context
         self.secrets = Store(SECRETS)
         self._secret_watch = ListWatch(
@@ -87,6 +91,9 @@ class Authority:
         """What is shown now."""
         self.cas: tuple[CA, ...] = ()
         """The CAs of the Secret, as it was read last."""
+        self._read_data: dict[str, str] = {}
+        self._bad = ""
+        """The content that was read last, and what is wrong with it."""
         self.failure = ""
         """Why the last attempt to keep the certificates failed; "" if it did not."""
         self._woken = asyncio.Event()
@@ -129,7 +136,7 @@ class Authority:
             self._woken.clear()
             try:
                 await self._turn()
-            except (ApiError, certificates.BadSecret, certificates.BadCertificate) as error:
+            except (ApiError, certificates.BadSecret, MintFailed) as error:
                 self._fail(str(error))
                 # What was woken meanwhile has to wait, too: others may write what fails here over and over.
                 await asyncio.sleep(self._backoff.next())
@@ -151,28 +158,35 @@ class Authority:
     async def _turn(self) -> None:
         """Does what is to be done now; what needs the API server least comes first, so that it is done without it.
 
-        Raises ApiError, BadSecret, BadCertificate.
+        Raises ApiError, BadSecret, MintFailed.
         """
         now = self._now()
-        self._read(self.secrets.get(self._key))
-        self._serve(now)
+        await self._read(self.secrets.get(self._key))
+        await self._serve(now)
         if certificates.living(self.cas, now) and not self._published():
             # The watch may lag behind, and replicas that write what each last saw would take turns for ever.
-            self._read(await self._fresh())
+            await self._read(await self._fresh())
             if self.cas and not self._published():
                 await self.configuration.publish(certificates.bundle(self.cas))
-            self._serve(now)
+            await self._serve(now)
         if certificates.due(self.cas, now):
             await self._add_ca(now)
             self._woken.set()  # the next turn issues and publishes
 
-    @property
-    def _key(self) -> str:
-        return f"{self._namespace}/{self._secret}"
+    async def _read(self, secret: Secret | None) -> None:
+        """Takes over the CAs in the Secret; what was read already is not read again. Raises BadSecret, MintFailed."""
+        data = secret.data if secret else {}
+        if data != self._read_data:
+            try:
+                self.cas, self._bad = await self._parse(data) if data else (), ""
+            except certificates.BadSecret as error:
+                self._bad = str(error)
+            self._read_data = data
+        if self._bad:
+            raise certificates.BadSecret(self._bad)
 
-    def _read(self, secret: Secret | None) -> None:
-        """Takes over the CAs in the Secret. Raises BadSecret."""
-        self.cas = certificates.parse(secret.data if secret else {}, self._key)
+    async def _parse(self, data: dict[str, str]) -> tuple[CA, ...]:
+        return await self._mint.call(f"Secret {self._key} was not read", certificates.parse, data, self._key)
 
     async def _fresh(self) -> Secret:
         secret = await self._api.get(SECRETS, self._secret, self._namespace)
@@ -182,11 +196,11 @@ class Authority:
     async def _add_ca(self, now: dt.datetime) -> None:
         """What all replicas agree on: the first to write wins, the others take over what it wrote.
 
-        Raises ApiError, BadSecret.
+        Raises ApiError, BadSecret, MintFailed.
         """
         seen = self.secrets.get(self._key)
-        self._read(seen)
-        new = certificates.new_ca(now)
+        await self._read(seen)
+        new = await self._mint.call("a CA was not made", certificates.new_ca, now)
         kept = certificates.kept(self.cas, now)
         data = certificates.dump((*kept, new))
         try:
@@ -196,14 +210,14 @@ class Authority:
             else:
                 written = await self._api.replace(SECRETS, msgspec.structs.replace(seen, data=data))
             self.secrets.put(written)
-            self.cas = (*kept, new)
+            self.cas, self._read_data = (*kept, new), data
             log.info("CA made", secret=self._key, expires=f"{new.expires:%Y-%m-%dT%H:%M:%SZ}", beside=len(kept))
         except (AlreadyExists, Conflict) as error:
             log.debug("another replica was faster", error=str(error))
             await self._fresh()
 
-    def _serve(self, now: dt.datetime) -> None:
-        """Issues and shows a certificate where it is time to. Raises BadCertificate."""
+    async def _serve(self, now: dt.datetime) -> None:
+        """Issues and shows a certificate where it is time to. Raises MintFailed."""
         ca = certificates.signer(self.cas, now)
         if ca is None or not certificates.renewal(self.serving, ca, now):
             return
@@ -215,7 +229,14 @@ class Authority:
             and not self._is_trusted(ca.certificate)
         ):
             return
-        serving = certificates.issue(ca, self._names, now, addresses=self._addresses)
+        serving = await self._mint.call(
+            "a serving certificate was not issued",
+            certificates.issue,
+            ca,
+            self._names,
+            now,
+            addresses=self._addresses,
+        )
         self._presented.present(serving.certificate, serving.key)
         self.serving = serving
         metrics.CERTIFICATE_EXPIRY.set(serving.expires.timestamp())
@@ -234,7 +255,4 @@ class Authority:
         return all(certificates.contains(bundle, ca) for bundle in self.configuration.bundles())
 
     def _unseen(self) -> str:
-        for watch in (self._secret_watch, self.configuration.watch):
-            if watch.trouble:
-                return watch.trouble
-        return ""
+        return self._secret_watch.trouble or self.configuration.watch.trouble

@@ -7,7 +7,6 @@ not valid yet (or any more) by the API server's clock, is not taken: the one bef
 
 import asyncio
 import datetime as dt
-import os
 import ssl
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,13 +20,12 @@ from netloom.webhook import certificates, metrics
 from netloom.webhook.authority import Clock
 from netloom.webhook.certificates import Validity
 from netloom.webhook.configuration import Configuration
-from netloom.webhook.tls import Presented
+from netloom.webhook.mint import Mint, MintFailed
+from netloom.webhook.tls import ServingTLS
 
 log = structlog.get_logger(__name__)
 
 PERIOD_SECONDS = 10.0
-
-StrPath = str | os.PathLike[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,24 +54,30 @@ class CertificateFiles:
 
     def __init__(
         self,
-        certificate: StrPath,
-        key: StrPath,
+        certificate: Path,
+        key: Path,
         *,
-        ca: StrPath | None = None,
+        ca: Path | None = None,
         configuration: Configuration | None = None,
         now: Clock = wall,
         period: float = PERIOD_SECONDS,
+        mint: Mint | None = None,
     ) -> None:
-        self._certificate = Path(certificate)
-        self._key = Path(key)
-        self._ca = Path(ca) if ca else None
+        self._certificate = certificate
+        self._key = key
+        self._ca = ca
         self._configuration = configuration if ca else None
         self._now = now
         self._period = period
-        self._presented = Presented(lambda: self._shown is not None and not self._untimely(self._shown))
+        self._mint = mint or Mint()
+        self._presented = ServingTLS(lambda: self._shown is not None and not self._untimely(self._shown))
         self.tls = self._presented.context
+        self._tried: _Content | None = None
+        self._found: _Pair | None = None
+        """The last files that fit, if they are not shown yet."""
         self._shown: _Pair | None = None
-        self._wrong = ""
+        self.failure = ""
+        """What is wrong with the files now, even if the ones before them still serve; "" if nothing is."""
         self._unpublished = ""
         self._woken = asyncio.Event()
 
@@ -85,7 +89,7 @@ class CertificateFiles:
         once. They are in `failure`, in the log and counted.
         """
         if self._shown is None:
-            return self._wrong or "the certificate is not read yet"
+            return self.failure or "the certificate is not read yet"
         return self._untimely(self._shown) or self._unpublished
 
     @property
@@ -93,21 +97,16 @@ class CertificateFiles:
         """End of the certificate that is shown."""
         return self._shown.certificate.expires if self._shown else None
 
-    @property
-    def failure(self) -> str:
-        """What is wrong with the files now, even if the ones before them still serve; "" if nothing is."""
-        return self._wrong
-
-    def load(self) -> None:
+    async def load(self) -> None:
         """Reads the files for the first time. Raises ConfigError, as a wrong path is not going to mend itself."""
-        self.look()
+        await self.look()
         if self._shown is None:
-            raise ConfigError(self._wrong)
+            raise ConfigError(self.failure)
 
     async def run(self) -> None:
         """Follows the files for ever. Raises ConfigError if they cannot be used at the start."""
         if self._shown is None:
-            self.load()
+            await self.load()
         if self._configuration is None:
             await self._follow()
             return
@@ -123,28 +122,37 @@ class CertificateFiles:
     async def _follow(self) -> None:
         while True:
             await asyncio.sleep(self._period)
-            self.look()
+            await self.look()
 
-    def look(self) -> None:
+    async def look(self) -> None:
         """Takes over what the files say, if it is new and good."""
         try:
             found = _Content(
                 certificate=_read(self._certificate), key=_read(self._key), ca=_read(self._ca) if self._ca else ""
             )
-            if self._shown is None or found != self._shown.content:
-                self._take(self._fitting(found))
-            self._wrong = ""
         except OSError as error:
+            self._tried = None  # what is there again counts as new, even if it is the same
             self._complain(f"{error.filename} cannot be read: {error.strerror}")
+            return
+        try:
+            if found != self._tried:
+                self._tried = found
+                self._found = None
+                self._found = await self._fitting(found)
+            if self._found:
+                self._take(self._found)
         except certificates.BadCertificate as error:
             self._complain(str(error))
+        except MintFailed as error:
+            self._tried = None  # that is no fault of the files
+            self._complain(str(error))
 
-    def _fitting(self, found: _Content) -> _Pair:
-        """Raises BadCertificate."""
+    async def _fitting(self, found: _Content) -> _Pair:
+        """Raises BadCertificate, MintFailed."""
         if self._ca and not certificates.certificates_of(found.ca):
             raise certificates.BadCertificate(f"{self._ca} has no certificate in PEM")
-        certificate, *_ = self._validity(self._certificate, found.certificate)
-        cas = self._validity(self._ca, found.ca) if self._ca else ()
+        certificate, *_ = await self._validity(self._certificate, found.certificate)
+        cas = await self._validity(self._ca, found.ca) if self._ca else ()
         try:
             context = self._presented.loaded(found.certificate, found.key)
         except ssl.SSLError as error:
@@ -160,7 +168,8 @@ class CertificateFiles:
         if untimely and self._shown and not self._untimely(self._shown):
             raise certificates.BadCertificate(untimely)
         self._presented.show(found.context)
-        self._shown = found
+        self._shown, self._found = found, None
+        self.failure = ""
         self._woken.set()
         expires = found.certificate.expires
         metrics.CERTIFICATE_EXPIRY.set(expires.timestamp())
@@ -176,18 +185,18 @@ class CertificateFiles:
         wrongs = [certificates.untimely(ca, now) for ca in pair.cas]
         return f"the CA in {self._ca} {wrongs[0]}" if wrongs and all(wrongs) else ""
 
-    def _validity(self, file: Path, pem: str) -> tuple[Validity, ...]:
+    async def _validity(self, file: Path, pem: str) -> tuple[Validity, ...]:
         try:
-            return certificates.validity(pem)
+            return await self._mint.call("a certificate was not read", certificates.validity, pem)
         except certificates.BadCertificate as error:
             raise certificates.BadCertificate(f"{file} cannot be used: {error}") from error
 
     def _complain(self, wrong: str) -> None:
         kept = "; the certificate before it is kept" if self._shown else ""
         metrics.ERRORS.labels("certificates").inc()
-        if self._wrong != wrong + kept:
+        if self.failure != wrong + kept:
             log.error("certificate not read", error=wrong + kept)
-        self._wrong = wrong + kept
+        self.failure = wrong + kept
 
     async def _publish(self, configuration: Configuration) -> None:
         backoff = Backoff(0.25, 30.0)

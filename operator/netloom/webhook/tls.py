@@ -7,7 +7,7 @@ from netloom.runtime.tls import Pem
 from netloom.runtime.tls import files as in_memory
 
 
-class Presented:
+class ServingTLS:
     """`context` is what a server listens with; `present` gives it another certificate.
 
     The certificate is kept in a context of its own that a handshake is moved to. Loaded into the listening context,

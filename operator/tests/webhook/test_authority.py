@@ -5,6 +5,7 @@ import base64
 import datetime as dt
 import json
 import ssl
+import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -20,9 +21,10 @@ from netloom.runtime.metrics import REGISTRY
 from netloom.runtime.watch import WatchTiming
 from netloom.webhook import certificates
 from netloom.webhook.authority import Authority, AuthorityTiming
+from netloom.webhook.mint import Mint
 from tests.runtime.conftest import write_kubeconfig
 from tests.runtime.scripted import Call, Object, ScriptedApi, half_open, refuse, serving, until
-from tests.webhook.conftest import NOW
+from tests.webhook.conftest import NOW, InProcess
 from tests.webhook.test_certificates import handshake
 
 SECRETS = "/api/v1/namespaces/netloom-system/secrets"
@@ -69,7 +71,7 @@ async def start(api: Api, clock: Clock) -> AsyncIterator[Start]:
         tasks = []
 
         def begin(**options: Any) -> Authority:
-            options = {"now": clock, **options}
+            options = {"now": clock, "mint": InProcess(), **options}
             authority = Authority(api, namespace="netloom-system", names=["guard.test"], timing=FAST, **options)
             tasks.append(group.create_task(authority.run()))
             return authority
@@ -427,65 +429,70 @@ async def test_private_keys_go_nowhere_but_into_the_secret(
     assert "PRIVATE" not in json.dumps([call.body for call in server.calls if call.collection != SECRETS])
 
 
-@pytest.fixture
-def calls(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
-    """How often certificates were made."""
-    counted: Counter[str] = Counter()
-
-    def counting(name: str) -> Callable[..., Any]:
-        function = getattr(certificates, name)
-
-        def call(*arguments: Any, **options: Any) -> Any:
-            counted[name] += 1
-            return function(*arguments, **options)
-
-        return call
-
-    for name in ("new_ca", "issue"):
-        monkeypatch.setattr(certificates, name, counting(name))
-    return counted
-
-
-async def test_an_ordinary_turn_makes_nothing(
-    server: ScriptedApi, start: Start, clock: Clock, ca: certificates.CA, calls: Counter[str]
-):
+async def test_an_ordinary_turn_starts_no_process(server: ScriptedApi, start: Start, clock: Clock, ca: certificates.CA):
     server.put(SECRETS, secret(ca))
     server.put(CONFIGURATIONS, configuration(ca.certificate))
-    authority = start()
+    mint = Mint()
+    authority = start(mint=mint)
     await until(lambda: good(authority), "it serves")
-    assert calls == {"issue": 1}
+    assert mint.children == 2, "one read the Secret, one issued"
     looks = clock.looks
     clock.now += DAY
     server.put(CONFIGURATIONS, configuration(ca.certificate + "\n"))
     await until(lambda: clock.looks > looks + 10, "it looks at the clock again and again")
-    assert calls == {"issue": 1}
+    assert mint.children == 2
     clock.now += certificates.SERVING_LIFE * 2 / 3
-    await until(lambda: calls == {"issue": 2}, "when it is time, one more")
+    await until(lambda: mint.children == 3, "when it is time, one more")
 
 
-async def test_beside_foreign_content_nothing_is_made(
-    server: ScriptedApi, start: Start, clock: Clock, calls: Counter[str]
-):
+async def test_foreign_content_is_read_once(server: ScriptedApi, start: Start, clock: Clock):
     server.put(SECRETS, secret() | {"data": {"password": "eA=="}})
-    authority = start()
+    mint = Mint()
+    authority = start(mint=mint)
     await until(lambda: "is nothing that the guard put there" in authority.failure, "said")
     looks = clock.looks
     await until(lambda: clock.looks > looks + 3, "it looks again and again")
-    assert not calls
+    assert mint.children == 1
 
 
-async def test_a_certificate_that_cannot_be_issued_is_said_and_tried_again(
-    server: ScriptedApi, start: Start, monkeypatch: pytest.MonkeyPatch
-):
-    issue, broken = certificates.issue, True
-
-    def failing(*arguments: Any, **options: Any) -> Any:
-        return issue(arguments[0], ["wörker"], NOW) if broken else issue(*arguments, **options)
-
-    monkeypatch.setattr(certificates, "issue", failing)
-    authority = start()
+async def test_a_child_that_fails_is_said_and_tried_again(server: ScriptedApi, start: Start, tmp_path: Path):
+    broken = tmp_path / "broken"
+    broken.touch()
+    once = f"import pathlib, runpy, sys; pathlib.Path({str(broken)!r}).exists() and sys.exit('no entropy'); "
+    child = f"{once} runpy.run_module('netloom.webhook.mint', run_name='__main__')"
+    authority = start(mint=Mint((sys.executable, "-c", child)))
     await until(lambda: authority.failure, "said")
-    why = "no certificate to serve with yet: a serving certificate was not issued: DNSName values"
-    assert authority.trouble.startswith(why)
-    broken = False
+    assert authority.trouble == (
+        "no certificate to serve with yet: a CA was not made: the process that does it ended with status 1: no entropy"
+    )
+    broken.unlink()
     await until(lambda: good(authority), "it serves")
+
+
+async def test_the_serving_process_never_loads_cryptography(server: ScriptedApi, tmp_path: Path):
+    """A process of its own, as this one has long loaded it."""
+    kubeconfig = write_kubeconfig(tmp_path / "kubeconfig", {"server": server.url}, {"token": "secret"})
+    program = """
+import asyncio, sys
+from netloom.runtime.client import Api
+from netloom.webhook.authority import Authority
+
+async def main(kubeconfig):
+    async with await Api.connect(kubeconfig) as api:
+        authority = Authority(api, namespace="netloom-system", names=["guard.test"])
+        running = asyncio.create_task(authority.run())
+        async with asyncio.timeout(30):
+            while authority.trouble:
+                await asyncio.sleep(0.01)
+        running.cancel()
+    print(authority.serving, *(name for name in sys.modules if name.startswith("cryptography")))
+
+asyncio.run(main(sys.argv[1]))
+"""
+    child = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", program, str(kubeconfig), stdout=asyncio.subprocess.PIPE
+    )
+    said, _ = await child.communicate()
+    last = said.decode().splitlines()[-1]
+    assert last.startswith("ServingCertificate(created=")
+    assert "cryptography" not in last

@@ -12,7 +12,7 @@ from netloom.webhook import certificates
 from netloom.webhook.certificates import CA, ServingCertificate
 from netloom.webhook.files import CertificateFiles
 from tests.runtime.scripted import until
-from tests.webhook.conftest import NOW
+from tests.webhook.conftest import NOW, InProcess
 from tests.webhook.test_certificates import DAY, handshake
 
 
@@ -48,7 +48,7 @@ def mount(folder: Path, serving: ServingCertificate, number: int) -> None:
 
 
 def files_in(folder: Path, **options: Any) -> CertificateFiles:
-    return CertificateFiles(folder / "tls.crt", folder / "tls.key", **options)
+    return CertificateFiles(folder / "tls.crt", folder / "tls.key", **{"mint": InProcess(), **options})
 
 
 @pytest.fixture
@@ -63,7 +63,7 @@ def issued(ca: CA, **options: Any) -> ServingCertificate:
 async def test_a_pair_is_served_with(tmp_path: Path, ca: CA):
     write(tmp_path, issued(ca))
     files = files_in(tmp_path)
-    files.load()
+    await files.load()
     assert files.trouble == ""
     assert files.expires == NOW + certificates.SERVING_LIFE
     assert shows(files, ca)
@@ -72,9 +72,9 @@ async def test_a_pair_is_served_with(tmp_path: Path, ca: CA):
 async def test_a_mounted_secret_that_changes(tmp_path: Path, ca: CA, other: CA):
     mount(tmp_path, issued(ca), 1)
     files = files_in(tmp_path)
-    files.load()
+    await files.load()
     mount(tmp_path, issued(other), 2)
-    files.look()
+    await files.look()
     assert files.failure == ""
     assert shows(files, other)
     assert not shows(files, ca)
@@ -83,16 +83,16 @@ async def test_a_mounted_secret_that_changes(tmp_path: Path, ca: CA, other: CA):
 async def test_a_half_written_pair_keeps_the_old_one_and_says_so(tmp_path: Path, ca: CA, other: CA):
     write(tmp_path, issued(ca))
     files = files_in(tmp_path)
-    files.load()
+    await files.load()
     new = issued(other)
     (tmp_path / "tls.crt").write_text(new.certificate)
-    files.look()
+    await files.look()
     assert "tls.key is not the key of the certificate in " in files.failure
     assert files.failure.endswith("; the certificate before it is kept")
     assert files.trouble == "", "it serves as well as before"
     assert shows(files, ca)
     (tmp_path / "tls.key").write_text(new.key)
-    files.look()
+    await files.look()
     assert files.failure == ""
     assert shows(files, other)
 
@@ -101,9 +101,9 @@ async def test_a_half_written_pair_keeps_the_old_one_and_says_so(tmp_path: Path,
 async def test_what_is_no_certificate_keeps_the_old_one(tmp_path: Path, ca: CA, content: str):
     write(tmp_path, issued(ca))
     files = files_in(tmp_path)
-    files.load()
+    await files.load()
     (tmp_path / "tls.crt").write_text(content)
-    files.look()
+    await files.look()
     assert "tls.crt cannot be used: not a certificate in PEM" in files.failure
     assert shows(files, ca)
 
@@ -112,13 +112,13 @@ async def test_a_file_that_is_gone_keeps_the_old_one_until_it_is_back(tmp_path: 
     serving = issued(ca)
     write(tmp_path, serving)
     files = files_in(tmp_path)
-    files.load()
+    await files.load()
     (tmp_path / "tls.key").unlink()
-    files.look()
+    await files.look()
     assert "tls.key cannot be read: No such file or directory" in files.failure
     assert shows(files, ca)
     write(tmp_path, serving)
-    files.look()
+    await files.look()
     assert files.failure == ""
 
 
@@ -140,14 +140,14 @@ async def test_a_key_of_another_type_replaces_the_first(tmp_path: Path, ca: CA, 
     secret = key.private_bytes(encoding, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()).decode()
     write(tmp_path, issued(ca))
     files = files_in(tmp_path)
-    files.load()
+    await files.load()
     pem = own.public_bytes(encoding).decode()
     write(tmp_path, ServingCertificate(pem, secret, NOW, NOW + DAY, pem))
-    files.look()
+    await files.look()
     assert files.trouble == ""
     assert not shows(files, ca)
     write(tmp_path, issued(other))
-    files.look()
+    await files.look()
     assert shows(files, other)
 
 
@@ -155,7 +155,7 @@ async def test_expiry_is_said(tmp_path: Path, ca: CA):
     write(tmp_path, issued(ca))
     now = NOW
     files = files_in(tmp_path, now=lambda: now)
-    files.load()
+    await files.load()
     assert files.trouble == ""
     now = NOW + 31 * DAY
     assert "tls.crt has expired at " in files.trouble
@@ -167,17 +167,17 @@ async def test_a_pair_that_is_not_valid_now_waits_while_the_one_before_it_is(tmp
     write(tmp_path, issued(ca))
     now = NOW
     files = files_in(tmp_path, now=lambda: now)
-    files.load()
+    await files.load()
     other = certificates.new_ca(NOW + jump)
     write(tmp_path, certificates.issue(other, ["guard.test"], NOW + jump))
-    files.look()
+    await files.look()
     assert f"the certificate in {tmp_path}/tls.crt " in files.failure
     assert ("is not valid before" if jump > 0 * DAY else "has expired at") in files.failure
     assert files.failure.endswith("; the certificate before it is kept")
     assert files.trouble == "", "it serves as well as before"
     assert shows(files, ca)
     now = NOW + jump
-    files.look()
+    await files.look()
     assert files.failure == files.trouble == ""
     assert files.expires == now + certificates.SERVING_LIFE
 
@@ -188,7 +188,7 @@ async def test_a_pair_that_is_not_valid_now_is_not_shown_and_said(tmp_path: Path
     write(tmp_path, certificates.issue(other, ["guard.test"], NOW + jump))
     now = NOW
     files = files_in(tmp_path, now=lambda: now)
-    files.load()
+    await files.load()
     assert f"the certificate in {tmp_path}/tls.crt " in files.trouble
     with pytest.raises(ssl.SSLError, match="callback failed"):
         handshake(Tls(files), other.certificate, "guard.test")  # type: ignore[arg-type]
@@ -201,10 +201,10 @@ async def test_a_ca_file_without_a_valid_ca_is_said(tmp_path: Path, ca: CA):
     future, past = (certificates.new_ca(NOW + days * DAY) for days in (400, -400))
     (tmp_path / "ca.crt").write_text(future.certificate + past.certificate)
     files = files_in(tmp_path, ca=tmp_path / "ca.crt")
-    files.load()
+    await files.load()
     assert f"the CA in {tmp_path}/ca.crt is not valid before " in files.trouble
     (tmp_path / "ca.crt").write_text(future.certificate + ca.certificate)
-    files.look()
+    await files.look()
     assert files.trouble == ""
 
 
@@ -231,8 +231,8 @@ def open_files() -> int:
 async def test_no_private_key_is_left_behind(tmp_path: Path, ca: CA):
     """Keys reach OpenSSL through memory; what was opened for it is closed."""
     write(tmp_path, issued(ca))
-    files_in(tmp_path).load()  # with the first child, the event loop opens a descriptor of its own
+    await files_in(tmp_path).load()  # with the first child, the event loop opens a descriptor of its own
     before = open_files()
     files = files_in(tmp_path)
-    files.load()
+    await files.load()
     assert open_files() == before

@@ -16,7 +16,7 @@ from netloom.runtime.errors import ConfigError
 from netloom.runtime.metrics import REGISTRY
 from netloom.webhook import certificates
 from netloom.webhook.server import serve
-from netloom.webhook.tls import Presented
+from netloom.webhook.tls import ServingTLS
 from tests.runtime.scripted import until
 from tests.webhook.conftest import NOW, Start, review
 
@@ -352,7 +352,7 @@ class TestCrowds:
 
 
 class TestLife:
-    async def test_a_new_certificate_needs_no_restart(self, start: Start, presented: Presented, ca: Any):
+    async def test_a_new_certificate_needs_no_restart(self, start: Start, presented: ServingTLS, ca: Any):
 
         def serial(writer: asyncio.StreamWriter) -> str:
             return str(writer.get_extra_info("peercert")["serialNumber"])
@@ -369,7 +369,7 @@ class TestLife:
             before.close()
             after.close()
 
-    async def test_a_pair_that_does_not_fit_changes_nothing(self, start: Start, presented: Presented, ca: Any):
+    async def test_a_pair_that_does_not_fit_changes_nothing(self, start: Start, presented: ServingTLS, ca: Any):
 
         one, other = (certificates.issue(ca, ["guard.test"], NOW) for _ in range(2))
         async with start() as guarded:
@@ -380,18 +380,18 @@ class TestLife:
             assert (await guarded.ask())["allowed"]
 
     async def test_without_a_certificate_no_handshake_succeeds_and_nothing_is_logged(self):
-        async with serve(lambda request: ALLOWED, Presented().context, "127.0.0.1") as port:
+        async with serve(lambda request: ALLOWED, ServingTLS().context, "127.0.0.1") as port:
             anyone = ssl.create_default_context()
             with pytest.raises((ssl.SSLError, ConnectionError)):
                 await asyncio.open_connection("127.0.0.1", port, ssl=anyone, server_hostname="guard.test")
 
-    async def test_a_taken_port_is_said_plainly(self, start: Start, presented: Presented):
+    async def test_a_taken_port_is_said_plainly(self, start: Start, presented: ServingTLS):
         async with start() as guarded:
             with pytest.raises(ConfigError, match=f"cannot serve HTTPS on 127.0.0.1:{guarded.port}: Address already"):
                 async with serve(lambda request: ALLOWED, presented.context, "127.0.0.1", guarded.port):
                     pass
 
-    async def test_all_addresses_of_both_families(self, presented: Presented, ca: Any):
+    async def test_all_addresses_of_both_families(self, presented: ServingTLS, ca: Any):
         async with serve(lambda request: ALLOWED, presented.context, "") as port:
             trusting = ssl.create_default_context(cadata=ca.certificate)
             for host in ("127.0.0.1", "::1"):
