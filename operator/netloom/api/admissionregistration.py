@@ -30,6 +30,5 @@ VALIDATING_WEBHOOK_CONFIGURATIONS: Resource[ValidatingWebhookConfiguration] = Re
     group="admissionregistration.k8s.io",
     version="v1",
     plural="validatingwebhookconfigurations",
-    kind="ValidatingWebhookConfiguration",
     type=ValidatingWebhookConfiguration,
 )

@@ -92,19 +92,12 @@ class CiliumNodeConfig(Struct, frozen=True):
     spec: CiliumNodeConfigSpec = CiliumNodeConfigSpec()
 
 
-CILIUM_NODES: Resource[CiliumNode] = Resource(
-    group=GROUP, version="v2", plural="ciliumnodes", kind="CiliumNode", type=CiliumNode
-)
+CILIUM_NODES: Resource[CiliumNode] = Resource(group=GROUP, version="v2", plural="ciliumnodes", type=CiliumNode)
 CILIUM_POOLS: Resource[CiliumPodIPPool] = Resource(
-    group=GROUP, version="v2alpha1", plural="ciliumpodippools", kind="CiliumPodIPPool", type=CiliumPodIPPool
+    group=GROUP, version="v2alpha1", plural="ciliumpodippools", type=CiliumPodIPPool
 )
 CILIUM_NODE_CONFIGS: Resource[CiliumNodeConfig] = Resource(
-    group=GROUP,
-    version="v2",
-    plural="ciliumnodeconfigs",
-    kind="CiliumNodeConfig",
-    type=CiliumNodeConfig,
-    namespaced=True,
+    group=GROUP, version="v2", plural="ciliumnodeconfigs", type=CiliumNodeConfig
 )
 CILIUM_NODE_CONFIG_VERSIONS = ("v2", "v2alpha1")
 """All that a cluster may serve."""

@@ -24,6 +24,4 @@ class Lease(Struct, frozen=True):
     spec: LeaseSpec = msgspec.field(default_factory=LeaseSpec)
 
 
-LEASES: Resource[Lease] = Resource(
-    group="coordination.k8s.io", version="v1", plural="leases", kind="Lease", type=Lease, namespaced=True
-)
+LEASES: Resource[Lease] = Resource(group="coordination.k8s.io", version="v1", plural="leases", type=Lease)

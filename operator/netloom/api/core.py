@@ -32,7 +32,7 @@ class Node(Struct, frozen=True):
     status: NodeStatus = NodeStatus()
 
 
-NODES: Resource[Node] = Resource(group="", version="v1", plural="nodes", kind="Node", type=Node)
+NODES: Resource[Node] = Resource(group="", version="v1", plural="nodes", type=Node)
 
 
 class ConfigMap(Struct, frozen=True):
@@ -50,9 +50,5 @@ class Secret(Struct, frozen=True):
     data: dict[str, str] = msgspec.field(default_factory=dict)
 
 
-CONFIG_MAPS: Resource[ConfigMap] = Resource(
-    group="", version="v1", plural="configmaps", kind="ConfigMap", type=ConfigMap, namespaced=True
-)
-SECRETS: Resource[Secret] = Resource(
-    group="", version="v1", plural="secrets", kind="Secret", type=Secret, namespaced=True
-)
+CONFIG_MAPS: Resource[ConfigMap] = Resource(group="", version="v1", plural="configmaps", type=ConfigMap)
+SECRETS: Resource[Secret] = Resource(group="", version="v1", plural="secrets", type=Secret)

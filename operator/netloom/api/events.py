@@ -42,4 +42,4 @@ class Event(Struct, frozen=True):
     reporting_instance: str = ""
 
 
-EVENTS: Resource[Event] = Resource(group="", version="v1", plural="events", kind="Event", type=Event, namespaced=True)
+EVENTS: Resource[Event] = Resource(group="", version="v1", plural="events", type=Event)

@@ -32,6 +32,5 @@ DEFINITIONS: Resource[CustomResourceDefinition] = Resource(
     group="apiextensions.k8s.io",
     version="v1",
     plural="customresourcedefinitions",
-    kind="CustomResourceDefinition",
     type=CustomResourceDefinition,
 )

@@ -72,9 +72,12 @@ class Resource(msgspec.Struct, Generic[T], frozen=True, kw_only=True):
     group: str
     version: str
     plural: str
-    kind: str
     type: type[T]
-    namespaced: bool = False
+
+    @property
+    def kind(self) -> str:
+        """Of its objects; the struct is called so, too."""
+        return self.type.__name__
 
     @property
     def api_version(self) -> str:

@@ -278,7 +278,7 @@ class NetloomLedger(Struct, frozen=True):
 
 
 def _resource(plural: str, type_: type[T]) -> Resource[T]:
-    return Resource(group=GROUP, version=VERSION, plural=plural, kind=type_.__name__, type=type_)
+    return Resource(group=GROUP, version=VERSION, plural=plural, type=type_)
 
 
 NETWORKS = _resource("netloomnetworks", NetloomNetwork)

@@ -27,7 +27,7 @@ from netloom.runtime.connection import Connections, Pools
 from netloom.runtime.credentials import Credentials
 from netloom.runtime.errors import ApiError, ConfigError, Gone, Unauthorized, Unavailable
 from netloom.runtime.tls import ApiEndpoint
-from netloom.runtime.wire import ENCODER, Listing, decode, decode_page, decode_version, encode
+from netloom.runtime.wire import ENCODER, Listing, Page, decode, decode_page, encode
 
 log = structlog.get_logger(__name__)
 
@@ -154,28 +154,11 @@ class Api:
     async def count(self, res: Resource[T]) -> int:
         """How many objects there are, by a list of one. Raises Unavailable where the server does not say."""
         unreadable: dict[str, str] = {}
-        page = decode_page(res, await self.request("GET", _path(res, ""), query={"limit": "1"}), unreadable)
+        page = await self._page(res, _path(res, ""), {"limit": "1"}, unreadable)
         more = page.metadata.remaining_item_count
-        if not page.metadata.resource_version or (page.metadata.continue_ and more is None):
+        if page.metadata.continue_ and more is None:
             raise Unavailable(0, "BadAnswer", f"how many {res.plural} there are is not in the answer")
         return len(page.items or []) + len(unreadable) + (more or 0)
-
-    async def _list(
-        self, res: Resource[T], path: str, query: Mapping[str, str], limit: int, trim: Callable[[T], T] | None
-    ) -> Listing[T]:
-        objects: list[T] = []
-        unreadable: dict[str, str] = {}
-        token = ""
-        while True:
-            chunk = {**query, "limit": str(limit) if limit else "", "continue": token}
-            page = decode_page(res, await self.request("GET", path, query=chunk), unreadable)
-            if not page.metadata.resource_version:
-                # Some proxy's `{}` must not pass for an empty list: caches would forget all they hold.
-                raise Unavailable(0, "BadAnswer", f"what should be a list of {res.plural} has no version")
-            objects += map(trim, page.items or []) if trim else page.items or []
-            token = page.metadata.continue_
-            if not token:
-                return Listing(objects=objects, resource_version=page.metadata.resource_version, unreadable=unreadable)
 
     async def version(
         self, res: Resource[T], *, namespace: str = "", field_selector: str = "", label_selector: str = ""
@@ -185,7 +168,31 @@ class Api:
         A list that asks for no version is answered from what the majority of etcd says now, never from an old cache.
         """
         query = {"fieldSelector": field_selector, "labelSelector": label_selector, "limit": "1"}
-        return decode_version(res, await self.request("GET", _path(res, "", namespace), query=query))
+        return (await self._page(res, _path(res, "", namespace), query, {})).metadata.resource_version
+
+    async def _list(
+        self, res: Resource[T], path: str, query: Mapping[str, str], limit: int, trim: Callable[[T], T] | None
+    ) -> Listing[T]:
+        objects: list[T] = []
+        unreadable: dict[str, str] = {}
+        token = ""
+        while True:
+            chunk = {**query, "limit": str(limit) if limit else "", "continue": token}
+            page = await self._page(res, path, chunk, unreadable)
+            objects += map(trim, page.items or []) if trim else page.items or []
+            token = page.metadata.continue_
+            if not token:
+                break
+        for name, error in unreadable.items():
+            log.warning("object not readable", kind=res.kind, object=name, error=error)
+        return Listing(objects=objects, resource_version=page.metadata.resource_version, unreadable=unreadable)
+
+    async def _page(self, res: Resource[T], path: str, query: Mapping[str, str], unreadable: dict[str, str]) -> Page[T]:
+        page = decode_page(res, await self.request("GET", path, query=query), unreadable)
+        if not page.metadata.resource_version:
+            # Some proxy's `{}` must not pass for an empty list: caches would forget all they hold.
+            raise Unavailable(0, "BadAnswer", f"what should be a list of {res.plural} has no version")
+        return page
 
     async def create(self, res: Resource[T], obj: T) -> T:
         """Creates the object; returns it as the server stored it. Raises AlreadyExists, Invalid.
@@ -271,14 +278,14 @@ class Api:
                     raise self._unanswered(where, error, pools, limits.total) from error
             if response.status < 300:
                 return content
-            if response.status == 401 and may_repeat and await self._auth.refused(token, endpoint):
+            if response.status == 401 and may_repeat and await self._auth.look_again(endpoint, refused=token):
                 continue
             break
         raise self._refusal(response, content, where, pools)
 
     async def _mended(self, error: BaseException, endpoint: ApiEndpoint) -> bool:
         """Whether what TLS failed by has been replaced on disk, and is taken over now."""
-        return bool(tls.fault(endpoint, error)) and await self._auth.untrusted(endpoint)
+        return bool(tls.fault(endpoint, error)) and await self._auth.look_again(endpoint)
 
     def _unanswered(self, where: str, error: BaseException, pools: Pools, limit: float | None = None) -> Unavailable:
         failure = connection.unanswered(where, error, pools.endpoint, pools.proxy, limit)
@@ -323,7 +330,7 @@ class Api:
                     self.clock.heard(response.headers.get("Date"))
                     if response.status != 200:
                         if response.status == 401:
-                            await self._auth.refused(token, endpoint)  # the next attempt has the new token
+                            await self._auth.look_again(endpoint, refused=token)  # the next attempt has the new token
                         raise self._refusal(response, await response.content.read(64 << 10), where, pools)
                     transport = response.connection.transport if response.connection else None
                     if transport is not None:

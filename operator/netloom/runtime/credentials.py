@@ -75,19 +75,16 @@ class Credentials:
             raise Unavailable(0, "NoCredentials", self._found.missing)
         return self._found.authorization
 
-    async def refused(self, sent: str, endpoint: ApiEndpoint) -> bool:
-        """The server answered 401 to `sent`, or TLS with it failed: look again. True if there is something else now."""
-        async with self._lock:
-            if self._found.authorization == sent and self.endpoint is endpoint:
-                await self._look(renew=True)
-            return self._found.authorization != sent or self.endpoint is not endpoint
+    async def look_again(self, endpoint: ApiEndpoint, refused: str | None = None) -> bool:
+        """The server answered 401 to `refused`, or TLS failed (None). True if there is something else now."""
 
-    async def untrusted(self, endpoint: ApiEndpoint) -> bool:
-        """TLS failed: look again. True if there is another endpoint now."""
+        def unchanged() -> bool:
+            return self.endpoint is endpoint and refused in (None, self._found.authorization)
+
         async with self._lock:
-            if self.endpoint is endpoint:
-                await self._look()
-            return self.endpoint is not endpoint
+            if unchanged():
+                await self._look(renew=refused is not None)
+            return not unchanged()
 
     async def follow(self) -> None:
         """Looks for ever."""

@@ -81,7 +81,7 @@ def _covers(entry: str, host: str, address: _Address | None, port: int) -> bool:
 
 
 def _address(text: str) -> _Address | None:
-    """An address; one of IPv4 in IPv6's clothes is itself."""
+    """The address; of an IPv4-mapped IPv6 address, the IPv4 address."""
     try:
         address = ipaddress.ip_address(text)
     except ValueError:

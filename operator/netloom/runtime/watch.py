@@ -63,7 +63,7 @@ class WatchTiming(msgspec.Struct, frozen=True):
     """For how long a list, or a good stream that ended as it should, vouches for the cache until the next stream."""
     base: float = 0.25
     cap: float = 4.0
-    """Of the pauses between attempts. A replica of few may knock this often on a door that is closed."""
+    """Of the pauses between attempts. Roles with few replicas may ask this often while there is no answer."""
     verify: tuple[float, float] = (0.0, 0.0)
     """After an outage the cache is compared with a list within so much per object, and within so much at most."""
     relist: float = 0.0

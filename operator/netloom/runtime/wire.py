@@ -8,13 +8,10 @@ from collections.abc import Mapping
 from typing import Any, Generic, TypeVar
 
 import msgspec
-import structlog
 
 from netloom.api.meta import Object, ObjectMeta, Resource, Struct
 from netloom.runtime.errors import Unavailable
 from netloom.runtime.store import key_of
-
-log = structlog.get_logger(__name__)
 
 T = TypeVar("T", bound=Object)
 
@@ -94,17 +91,6 @@ def decode_page(res: Resource[T], body: bytes, unreadable: dict[str, str]) -> Pa
         raise Unavailable(0, "BadAnswer", f"list of {res.plural} is not JSON: {error}") from error
 
 
-def decode_version(res: Resource[T], body: bytes) -> str:
-    """The version that a list (or the first objects of one) is of. Raises Unavailable if it has none."""
-    try:
-        version: str = decoder(_RawPage).decode(body).metadata.resource_version
-    except msgspec.MsgspecError as error:
-        raise Unavailable(0, "BadAnswer", f"what should be a list of {res.plural} is none: {error}") from error
-    if not version:
-        raise Unavailable(0, "BadAnswer", f"what should be a list of {res.plural} has no version")
-    return version
-
-
 def _decode_each(res: Resource[T], body: bytes, unreadable: dict[str, str]) -> Page[T]:
     try:
         raw = decoder(_RawPage).decode(body)
@@ -117,5 +103,4 @@ def _decode_each(res: Resource[T], body: bytes, unreadable: dict[str, str]) -> P
             objects.append(decoder(res.type).decode(item))
         except msgspec.ValidationError as error:
             unreadable[name] = str(error)
-            log.warning("object not readable", kind=res.kind, object=name, error=str(error))
     return Page(metadata=raw.metadata, items=objects)

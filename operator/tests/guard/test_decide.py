@@ -421,7 +421,7 @@ def test_there_is_always_a_verdict(
             operation=operation,
             resource=GroupVersionResource(group=resource.group, version="v9", resource=resource.plural),
             name=name,
-            namespace="kube-system" if resource.namespaced else "",
+            namespace="kube-system" if resource in (CONFIG_MAPS, CILIUM_NODE_CONFIGS) else "",
             user_info=UserInfo(username=user),
             object=msgspec.Raw(new),
             old_object=msgspec.Raw(old),
@@ -453,7 +453,7 @@ def test_there_is_always_a_record(state: tuple[Live, dict[str, Json], dict[str, 
 @pytest.mark.parametrize("resource", [NODES, CONFIG_MAPS, NETWORKS], ids=lambda resource: resource.kind)
 def test_what_is_not_guarded_is_allowed(resource: Resource[Any]) -> None:
     live = ask.with_record(ask.with_cilium_nodes(ask.fresh(), 1), ciliumMode="eni")
-    obj = ask.config("other") if resource.namespaced else ask.network(name="other")
+    obj = ask.config("other") if resource is CONFIG_MAPS else ask.network(name="other")
     assert ask.verdict(live, resource, obj, obj | {"data": {"ipam": "x"}}).allowed
     assert ask.verdict(live, resource, obj).allowed
     elsewhere = ask.config(namespace="elsewhere", ipam="kubernetes")
