@@ -24,7 +24,6 @@ MODE_WAY_OUT = (
     "Keep spec.ipam.mode {mode}, or remove every node first (the lock opens when the last address came back), or build "
     "a new cluster in mode {wanted} and move the workloads there."
 )
-NETWORK_MODE = f"{MODE_LOCKED} {MODE_WAY_OUT}"
 CIDR_IN_USE = "{cidr} cannot be removed or made smaller while {in_use}: pods may be using it."
 CIDR_WAY_OUT = "Keep it, or put a larger one in its place that holds all of it; to get more space, add another CIDR."
 MASK_IN_USE = "the mask size cannot change while {in_use}: new blocks would not fit between the old ones."
