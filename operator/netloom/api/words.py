@@ -23,7 +23,14 @@ MODE_WAY_OUT = (
     "Keep spec.ipam.mode {mode}, or remove every node first (the lock opens when the last address came back), or build "
     "a new cluster in mode {wanted} and move the workloads there."
 )
+<<<<<<< HEAD
 NETWORK_MODE = f"{MODE_LOCKED} {MODE_WAY_OUT}"
+=======
+CIDR_IN_USE = "{cidr} cannot be removed or made smaller while {in_use}: pods may be using it."
+CIDR_WAY_OUT = "Keep it, or put a larger one in its place that holds all of it; to get more space, add another CIDR."
+MASK_IN_USE = "the mask size cannot change while {in_use}: new blocks would not fit between the old ones."
+MASK_WAY_OUT = "Keep it, or remove every node first."
+>>>>>>> guard
 
 
 def in_use(count: int, names: Iterable[str], what: str = "addresses") -> str:

@@ -3,9 +3,8 @@
 It sits in the way of writes, so what it promises is about time: an answer for whoever asks properly, and for whoever
 does not, an end. Three things that aiohttp's own server lacks are therefore here:
 
-- **Every state of a connection has a deadline**: the handshake, a request from its first byte to the last byte of its
-  answer, and the rest between two requests. aiohttp knows only the last, and there a request whose headers trickle in
-  counts as rest.
+- **A request has a deadline**, from its first byte to the last byte of its answer, and so has a handshake. aiohttp has
+  one for the rest between two requests, and takes a request whose headers trickle in for rest.
 - **Connections are counted from their first packet**, handshakes included; where there are too many, the one goes that
   has been in its state longest: a proper client needs milliseconds for a handshake or a request, and a rest that ends
   costs it nothing. Hence the accept loop: `loop.create_server` shows a connection only after its handshake.
@@ -75,7 +74,7 @@ class _Connection(web.RequestHandler):
         super().__init__(
             server,
             loop=asyncio.get_running_loop(),
-            keepalive_timeout=2 * limits.idle,  # never the first to act: it knows nothing of a request that has begun
+            keepalive_timeout=limits.idle,
             lingering_time=min(1.0, limits.request),
             access_log=None,  # type: ignore[arg-type]  # as aiohttp's own runners hand it down to switch it off
             # A body in gzip would let 8 KiB stand for 8 MiB; API servers do not send any.
@@ -86,7 +85,7 @@ class _Connection(web.RequestHandler):
         self.handshake: asyncio.Task[None] | None = None
         """While it lasts."""
         self._deadline: asyncio.Handle | None = None
-        self._works = False
+        """Of the request that has begun."""
 
     async def shake_hands(self, sock: socket.socket, tls: ssl.SSLContext) -> None:
         """The task `handshake`, the first state of the connection."""
@@ -131,22 +130,19 @@ class _Connection(web.RequestHandler):
         return finished
 
     def _rest(self) -> None:
-        self._works = False
-        self._begin(self._limits.idle, self.abort)
+        self._stop_clock()
+        self._connections.renew(self)
 
     def work(self) -> None:
         """A request has begun; more of its bytes do not move its deadline."""
-        if not self._works:
-            self._works = True
-            self._begin(self._limits.request, self._overdue)
-
-    def _begin(self, seconds: float, at_end: Callable[[], None]) -> None:
-        """A state of so many seconds at most."""
-        if self in self._connections:
-            if self._deadline is not None:
-                self._deadline.cancel()
-            self._deadline = self._loop.call_later(seconds, at_end)
+        if self._deadline is None and self in self._connections:
+            self._deadline = self._loop.call_later(self._limits.request, self._overdue)
             self._connections.renew(self)
+
+    def _stop_clock(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
 
     def _overdue(self) -> None:
         metrics.ERRORS.labels("deadline").inc()
@@ -162,8 +158,7 @@ class _Connection(web.RequestHandler):
             self.transport.abort()
 
     def _forget(self) -> None:
-        if self._deadline is not None:
-            self._deadline.cancel()
+        self._stop_clock()
         self._connections.remove(self)
 
     def handle_error(
@@ -199,13 +194,14 @@ class _Connections:
         while len(self._open) >= self._most:
             metrics.ERRORS.labels("crowd").inc()
             next(iter(self._open)).abort()
-        self.renew(connection)
+        self._open[connection] = None
         metrics.CONNECTIONS.set(len(self._open))
 
     def renew(self, connection: _Connection) -> None:
-        """The connection is in another state."""
-        self._open.pop(connection, None)
-        self._open[connection] = None
+        """The connection, if it has not ended, is in another state."""
+        if connection in self._open:
+            del self._open[connection]
+            self._open[connection] = None
 
     def remove(self, connection: _Connection) -> None:
         """The connection has ended, or is about to."""

@@ -37,7 +37,7 @@ def test_what_was_chosen_is_taken(known: Allocator) -> None:
 
 
 def test_what_others_have_hold_reserve_or_had_is_passed_over(known: Allocator) -> None:
-    known.blocks.configure(MODE, [Pool(4, [Cidr.parse("10.0.0.0/21")], 24)], {(4, Cidr.parse("10.0.2.7/32").base)})
+    known.blocks.configure(MODE, [Pool(4, [Cidr.parse("10.0.0.0/21")], 24)], {Cidr.parse("10.0.2.7/32")})
     load(known, {ZERO: Entry("enters")})
     known.hold("holds", (ONE,))
     known.former.remember("had", Cidr.parse("10.0.3.0/24"))

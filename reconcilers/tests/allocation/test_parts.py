@@ -360,7 +360,7 @@ def a_node(name: str, address: str) -> Node:
 
 def test_a_block_with_a_node_s_address_is_given_to_nobody(parts: Parts) -> None:
     nodes = Store(NODES)
-    addresses = LastKnownAddresses(nodes, Conditions(parts.api, Said()), parts.channel)
+    addresses = LastKnownAddresses(nodes, Conditions(parts.api, Said(), on_write=None), parts.channel)
     stores = Stores(Store(NETWORKS), nodes, parts.netloom_nodes)
     configuration = Configuration(stores, parts.allocator.blocks, addresses, parts.channel)
     configuration.watch()
