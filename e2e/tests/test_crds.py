@@ -28,7 +28,8 @@ from netloom.api.validation import (
     validate_pool_update,
     validate_prefilter,
 )
-from netloom.api.words import NETWORK_MODE, NODES_HOLD
+from netloom.api.words import NODES_HOLD
+from netloom.guard import wording
 from netloom_e2e.asking import merged
 from netloom_e2e.client import ApiFailure
 from netloom_e2e.cluster import ControlPlane
@@ -153,7 +154,9 @@ def test_changes(cluster: ControlPlane, case: Case) -> None:
     if case.resource is NETWORKS and (changed := [text for text in case.says if "of a live cluster" in text]):
         in_use, mode = case.locked.get("inUse", NODES_HOLD), case.locked["mode"]
         wanted = case.patch["spec"]["ipam"]["mode"] or NetworkIPAM().mode
-        assert changed == [f"spec.ipam.mode: Forbidden: {NETWORK_MODE.format(in_use=in_use, mode=mode, wanted=wanted)}"]
+        assert changed == [
+            f"spec.ipam.mode: Forbidden: {wording.NETWORK_MODE.text.format(in_use=in_use, mode=mode, wanted=wanted)}"
+        ]
     validate = VALIDATE.get(case.resource.plural)
     if validate and not case.by_schema:
         old, new = (msgspec.convert(each, case.resource.type) for each in (before, merged(before, case.patch)))

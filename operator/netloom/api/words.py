@@ -15,23 +15,6 @@ SHOWN = 3
 NODES_HOLD = "nodes hold addresses"
 """Stands for `in_use` where it is not known which nodes."""
 
-MODE_LOCKED = (
-    "the IPAM mode of a live cluster cannot change: {in_use} of mode {mode}, and in mode {wanted} their pods would "
-    "lose the network."
-)
-MODE_WAY_OUT = (
-    "Keep spec.ipam.mode {mode}, or remove every node first (the lock opens when the last address came back), or build "
-    "a new cluster in mode {wanted} and move the workloads there."
-)
-<<<<<<< HEAD
-NETWORK_MODE = f"{MODE_LOCKED} {MODE_WAY_OUT}"
-=======
-CIDR_IN_USE = "{cidr} cannot be removed or made smaller while {in_use}: pods may be using it."
-CIDR_WAY_OUT = "Keep it, or put a larger one in its place that holds all of it; to get more space, add another CIDR."
-MASK_IN_USE = "the mask size cannot change while {in_use}: new blocks would not fit between the old ones."
-MASK_WAY_OUT = "Keep it, or remove every node first."
->>>>>>> guard
-
 
 def in_use(count: int, names: Iterable[str], what: str = "addresses") -> str:
     """Who holds addresses, or something else. names: at least SHOWN of them, or all."""

@@ -8,7 +8,6 @@ Placeholders: `in_use` "3 nodes hold addresses (a, b, c)", `mode` the one in for
 
 from dataclasses import dataclass, replace
 
-from netloom.api import words
 from netloom.api.problem import Problem
 
 
@@ -34,7 +33,12 @@ class Wording:
         return Problem(name, field, value, "ModeLocked", message, way_out)
 
 
-NETWORK_MODE = Wording(words.MODE_LOCKED, words.MODE_WAY_OUT)
+NETWORK_MODE = Wording(
+    "the IPAM mode of a live cluster cannot change: {in_use} of mode {mode}, and in mode {wanted} their pods would "
+    "lose the network.",
+    "Keep spec.ipam.mode {mode}, or remove every node first (the lock opens when the last address came back), or build "
+    "a new cluster in mode {wanted} and move the workloads there.",
+)
 NETWORK_CREATED = Wording(
     "a network that is made anew has to keep the IPAM mode: {in_use} of mode {mode}, and in mode {wanted} their pods "
     "would lose the network.",
