@@ -1,10 +1,11 @@
 """What is said of a change that would take the network from pods: one home for words that several places say.
 
-The rules of the CRDs, the webhook and the ValidatingAdmissionPolicies say the same of the same change, whichever of
-them a user meets first. A template's holes are filled with values in Python, and with CEL expressions in a policy; the
-rules in `crds/` spell them out, and tests hold them against these.
+The rules of the CRDs, `netloom.api.validation`, the webhook and the ValidatingAdmissionPolicies say the same of the
+same change, whichever of them a user meets first. A template's holes are filled with values in Python, and with CEL
+expressions in a policy; the rules in `crds/` spell them out, and tests hold them against these.
 
-Holes: `in_use` "3 nodes hold addresses (a, b, c)", `mode` the one in force, `wanted` the one asked for.
+Holes: `in_use` "3 nodes hold addresses (a, b, c)", `mode` the one in force, `wanted` the one asked for, `cidr` the one
+that the change takes away.
 """
 
 from collections.abc import Iterable
@@ -15,11 +16,19 @@ SHOWN = 3
 NODES_HOLD = "nodes hold addresses"
 """Stands for `in_use` where it is not known which nodes."""
 
-NETWORK_MODE = (
+MODE_LOCKED = (
     "the IPAM mode of a live cluster cannot change: {in_use} of mode {mode}, and in mode {wanted} their pods would "
-    "lose the network. Keep spec.ipam.mode {mode}, or remove every node first (the lock opens when the last address "
-    "came back), or build a new cluster in mode {wanted} and move the workloads there."
+    "lose the network."
 )
+MODE_WAY_OUT = (
+    "Keep spec.ipam.mode {mode}, or remove every node first (the lock opens when the last address came back), or build "
+    "a new cluster in mode {wanted} and move the workloads there."
+)
+NETWORK_MODE = f"{MODE_LOCKED} {MODE_WAY_OUT}"
+CIDR_IN_USE = "{cidr} cannot be removed or made smaller while {in_use}: pods may be using it."
+CIDR_WAY_OUT = "Keep it, or put a larger one in its place that holds all of it; to get more space, add another CIDR."
+MASK_IN_USE = "the mask size cannot change while {in_use}: new blocks would not fit between the old ones."
+MASK_WAY_OUT = "Keep it, or remove every node first."
 
 
 def in_use(count: int, names: Iterable[str], what: str = "addresses") -> str:

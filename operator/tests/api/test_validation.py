@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from netloom.api.cidrs import check_cidr, check_overlap, parse_address, parse_cidr
 from netloom.api.problem import Problem
 from netloom.api.v1alpha1 import NetloomIPPool, NetloomNetwork, NetloomNode
-from netloom.api.validation import validate_network, validate_node, validate_pool
+from netloom.api.validation import validate_network, validate_node, validate_pool, validate_pools
 
 
 def network(mode: str = "cluster-pool", **spec: Any) -> NetloomNetwork:
@@ -105,6 +105,21 @@ def test_an_address_of_mode_crd_that_is_none() -> None:
         "InvalidAddress error: NetloomNode worker-1: spec.ipam.pool[10.9.0] '10.9.0': not an IP address. "
         "Write one such as 192.168.1.10."
     ]
+
+
+def test_pools_that_overlap_each_other_or_the_cluster() -> None:
+    old = pool("old", "10.245.0.0/16", made="2026-01-01T00:00:00Z")
+    new = pool("a-new", "10.246.0.0/16", "10.245.128.0/17", made="2026-01-02T00:00:00Z")
+    unlucky = pool("unlucky", "10.244.3.0/24")
+    assert lines(validate_pools([new, unlucky, old], network())) == [
+        "PoolOverlap error: NetloomIPPool unlucky: spec.ipv4.cidrs[0] '10.244.3.0/24': 10.244.3.0/24 overlaps "
+        "10.244.0.0/16 of spec.ipam.clusterPool of the NetloomNetwork, so two nodes could be given the same address. "
+        "Remove it from one of them; until then no block of the overlap is given.",
+        "PoolOverlap error: NetloomIPPool a-new: spec.ipv4.cidrs[1] '10.245.128.0/17': 10.245.128.0/17 overlaps "
+        "10.245.0.0/16 of NetloomIPPool old, so two nodes could be given the same address. "
+        "Remove it from one of them; until then no block of the overlap is given.",
+    ]
+    assert validate_pools([new, old, unlucky], network("multi-pool"))[0].object == "NetloomIPPool a-new"
 
 
 def test_a_pool_holds_node_addresses() -> None:

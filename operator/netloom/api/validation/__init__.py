@@ -8,17 +8,20 @@ nodes' addresses, pools that overlap. All functions are pure; a test holds their
 from netloom.api.meta import Object
 from netloom.api.problem import Problem
 from netloom.api.v1alpha1 import NetloomIPPool, NetloomNetwork, NetloomNode, NetloomPrefilter
-from netloom.api.validation.network import validate_network
-from netloom.api.validation.node import validate_node
-from netloom.api.validation.pool import validate_pool, validate_pool_update
+from netloom.api.validation.network import validate_network, validate_network_update
+from netloom.api.validation.node import validate_node, validate_node_update
+from netloom.api.validation.pool import validate_pool, validate_pool_update, validate_pools
 from netloom.api.validation.prefilter import validate_prefilter
 
 __all__ = [
     "validate",
     "validate_network",
+    "validate_network_update",
     "validate_node",
+    "validate_node_update",
     "validate_pool",
     "validate_pool_update",
+    "validate_pools",
     "validate_prefilter",
 ]
 

@@ -1,6 +1,6 @@
-"""The NetloomNetwork: by itself, and beside the nodes that there are."""
+"""The NetloomNetwork: by itself, beside the nodes that there are, and what a change of it breaks."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from netloom.api.cidrs import (
     FAMILIES,
@@ -17,6 +17,15 @@ from netloom.api.cidrs import (
 from netloom.api.problem import Problem
 from netloom.api.v1alpha1 import NETWORK_NAME, ClusterPool, IPAMMode, NetloomNetwork
 from netloom.api.validation.ranges import check_ranges
+from netloom.api.words import (
+    CIDR_IN_USE,
+    CIDR_WAY_OUT,
+    MASK_IN_USE,
+    MASK_WAY_OUT,
+    MODE_LOCKED,
+    MODE_WAY_OUT,
+    NODES_HOLD,
+)
 
 TUNNEL_OVERHEAD = 50
 """Bytes that an encapsulated packet is longer than the packet of the pod, over an IPv4 network."""
@@ -61,6 +70,29 @@ def network_warnings(network: NetloomNetwork) -> list[Problem]:
     return [problem for problem in problems + _mtu(name, network) if problem.severity == "warning"]
 
 
+def validate_network_update(old: NetloomNetwork, new: NetloomNetwork) -> list[Problem]:
+    """What a change of the network breaks while nodes hold addresses of it."""
+    name = f"NetloomNetwork {new.metadata.name}"
+    problems: list[Problem] = []
+    in_force, wanted = new.status.ipam.mode, new.spec.ipam.mode
+    in_use = new.status.ipam.in_use or NODES_HOLD
+    if wanted != old.spec.ipam.mode and in_force not in ("", wanted):
+        message = MODE_LOCKED.format(in_use=in_use, mode=in_force, wanted=wanted)
+        way_out = MODE_WAY_OUT.format(mode=in_force, wanted=wanted)
+        problems.append(Problem(name, "spec.ipam.mode", wanted, "ModeLocked", message, way_out))
+    before = old.status.ipam.mode
+    if before and in_force not in ("", before):
+        message = f"the mode in force cannot go from {before} to {in_force} at once."
+        way_out = "Clear it first, after the last address came back."
+        problems.append(Problem(name, "status.ipam.mode", in_force, "ModeLocked", message, way_out))
+    if in_force == "cluster-pool":
+        regions = [region for text in new.status.ipam.regions if (region := parse_cidr(text))]
+        for family in FAMILIES:
+            pools = old.spec.ipam.cluster_pool, new.spec.ipam.cluster_pool
+            problems += _pool_update(name, family, *pools, regions, in_use)
+    return problems
+
+
 def cluster_cidrs(network: NetloomNetwork | None) -> list[tuple[str, Network]]:
     """The cluster CIDRs in use, each with its field."""
     if network is None or network.spec.ipam.mode != "cluster-pool":
@@ -102,6 +134,34 @@ def _cluster_pool(name: str, pool: ClusterPool) -> list[Problem]:
         problems += wrong
         problems += check_overlap(texts, object=name, field=field, so="a node could be given the addresses of two")
     return problems
+
+
+def _pool_update(
+    name: str, family: Family, old: ClusterPool, new: ClusterPool, regions: Sequence[Network], in_use: str
+) -> list[Problem]:
+    (before, old_size), (after, new_size) = _lists(old)[family], _lists(new)[family]
+    problems: list[Problem] = []
+    lost = next((cidr for cidr in before if _lost(cidr, after, regions)), None)
+    if lost is not None:
+        field = f"spec.ipam.clusterPool.ipv{family}PodCIDRList"
+        message = CIDR_IN_USE.format(cidr=lost, in_use=in_use)
+        problems.append(Problem(name, field, lost, "CIDRInUse", message, CIDR_WAY_OUT))
+    if before and old_size != new_size:
+        field = f"spec.ipam.clusterPool.ipv{family}MaskSize"
+        message = MASK_IN_USE.format(in_use=in_use)
+        problems.append(Problem(name, field, str(new_size), "CIDRInUse", message, MASK_WAY_OUT))
+    return problems
+
+
+def _lost(text: str, after: Iterable[str], regions: Sequence[Network]) -> bool:
+    """Whether addresses may be in use of a CIDR that is not in the list any more, nor one that holds all of it.
+
+    regions: outside them nothing was ever given; empty where that is not known.
+    """
+    cidr = parse_cidr(text)
+    if cidr is None or any(larger and _contains(larger, cidr) for larger in map(parse_cidr, after)):
+        return False
+    return not regions or any(region.overlaps(cidr) for region in regions)
 
 
 def _contains(larger: Network, cidr: Network) -> bool:

@@ -1,4 +1,4 @@
-"""NetloomNodes: what cannot be read."""
+"""NetloomNodes: what cannot be read, and what a living node cannot lose."""
 
 from netloom.api.cidrs import check_overlap, parse_address, parse_cidrs
 from netloom.api.problem import Problem
@@ -28,6 +28,25 @@ def validate_node(node: NetloomNode) -> list[Problem]:
             problems.append(Problem(name, field, str(tunnel.port), "InvalidPort", message, way_out))
     for text in ipam.pool:
         problems += _not_an_address(name, f"spec.ipam.pool[{text}]", text)
+    return problems
+
+
+def validate_node_update(old: NetloomNode, new: NetloomNode) -> list[Problem]:
+    """What a change takes away from a node that lives."""
+    name = f"NetloomNode {new.metadata.name}"
+    problems: list[Problem] = []
+    mode, before = new.spec.ipam.mode, old.spec.ipam.mode
+    if before not in ("", mode):
+        message = f"the addresses of this node come from mode {before}, and that cannot change while it lives."
+        way_out = "Remove the Node (and this object with it), and let it join again."
+        problems.append(Problem(name, "spec.ipam.mode", mode, "ModeLocked", message, way_out))
+    lost = next((cidr for cidr in old.spec.ipam.pod_cidrs if cidr not in new.spec.ipam.pod_cidrs), None)
+    if lost is not None:
+        message = (
+            f"{lost} cannot be removed or changed while the node lives: its pods use it, and other nodes route to it."
+        )
+        way_out = "Remove the Node (and this object with it) to give it back."
+        problems.append(Problem(name, "spec.ipam.podCIDRs", lost, "CIDRInUse", message, way_out))
     return problems
 
 

@@ -1,8 +1,11 @@
-"""NetloomIPPools: each by itself and beside the nodes, and what a change of one breaks."""
+"""NetloomIPPools: each by itself, and beside the other pools, the cluster's CIDRs and the nodes."""
+
+from collections.abc import Iterable
 
 from netloom.api.cidrs import (
     FAMILIES,
     Family,
+    Network,
     NodeAddresses,
     check_mask_size,
     check_nodes_outside,
@@ -10,7 +13,8 @@ from netloom.api.cidrs import (
     parse_cidrs,
 )
 from netloom.api.problem import Problem
-from netloom.api.v1alpha1 import NetloomIPPool, PoolFamily
+from netloom.api.v1alpha1 import NetloomIPPool, NetloomNetwork, PoolFamily
+from netloom.api.validation.network import cluster_cidrs
 from netloom.api.validation.ranges import check_ranges
 
 _EXAMPLES: dict[Family, str] = {4: "10.245.0.0/16", 6: "fd00:10:245::/56"}
@@ -53,6 +57,31 @@ def validate_pool_update(old: NetloomIPPool, new: NetloomIPPool) -> list[Problem
             message = "the mask size of a pool cannot change: new blocks would not fit between the old ones."
             size = str(after[family].mask_size)
             problems.append(Problem(name, f"{field}.maskSize", size, "PoolInUse", message, "Make another pool."))
+    return problems
+
+
+def validate_pools(pools: Iterable[NetloomIPPool], network: NetloomNetwork | None = None) -> list[Problem]:
+    """CIDRs of a pool that overlap those of another, or of the cluster. Both stay; the overlap is given to nobody.
+
+    The older pool keeps its right: the Problem is the younger's, or that of the later name.
+    """
+    taken = [("spec.ipam.clusterPool of the NetloomNetwork", cidr) for _, cidr in cluster_cidrs(network)]
+    problems: list[Problem] = []
+    for pool in sorted(pools, key=lambda pool: (pool.metadata.creation_timestamp, pool.metadata.name)):
+        name = f"NetloomIPPool {pool.metadata.name}"
+        own: list[tuple[str, Network]] = []
+        for family, block in _families(pool):
+            networks, _ = parse_cidrs(
+                block.cidrs, object=name, field=f"spec.ipv{family}.cidrs", example="", family=family
+            )
+            for field, cidr in networks:
+                owner = next(((owner, other) for owner, other in taken if other.overlaps(cidr)), None)
+                if owner:
+                    message = f"{cidr} overlaps {owner[1]} of {owner[0]}, so two nodes could be given the same address."
+                    way_out = "Remove it from one of them; until then no block of the overlap is given."
+                    problems.append(Problem(name, field, str(cidr), "PoolOverlap", message, way_out))
+                own.append((name, cidr))
+        taken += own
     return problems
 
 
