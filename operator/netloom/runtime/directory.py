@@ -120,7 +120,7 @@ class DirectorySource:
     async def _follow(self, inotify: Inotify) -> None:
         """Until the directory is lost. Events are read by a task of their own, as a cancelled read loses some."""
         self._writing.clear()
-        self._read_changed()
+        self._read_changed(found_again=True)
         async with asyncio.TaskGroup() as group:
             pump = group.create_task(self._pump(inotify), name="inotify")
             while not self._lost:
@@ -171,7 +171,7 @@ class DirectorySource:
             return False
         return stat.S_ISREG(found.st_mode) and found.st_nlink == 1
 
-    def _read_changed(self) -> None:
+    def _read_changed(self, *, found_again: bool = False) -> None:
         """Reads the files that differ from what was read; one that is being written is left to its event."""
         changed = {
             name
@@ -180,7 +180,7 @@ class DirectorySource:
         }
         for name in sorted(changed):
             self._read(name)
-        if changed or not self._synced:
+        if changed or found_again or not self._synced:
             self._publish()
 
     def _read(self, name: str) -> None:

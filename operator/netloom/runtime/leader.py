@@ -33,7 +33,7 @@ import structlog
 from netloom.api.coordination import LEASES, Lease, LeaseSpec
 from netloom.api.meta import ObjectMeta
 from netloom.runtime import metrics
-from netloom.runtime.backoff import exponential
+from netloom.runtime.backoff import Backoff
 from netloom.runtime.cancellation import last_words
 from netloom.runtime.client import Api
 from netloom.runtime.clock import boottime
@@ -144,7 +144,7 @@ class LeaderElector:
         """Renews, again and again until the deadline. Raises LeaseLost."""
         deadline = self._renewed_at + self._renew_deadline
         error = "no answer"
-        attempt = 0
+        backoff = Backoff(self._retry / 4, self._retry)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(deadline - self._clock()):
                 # The clock is asked as well: a timer does not count the time for which the machine sleeps.
@@ -158,8 +158,7 @@ class LeaderElector:
                     except (ApiError, TimeoutError) as failure:
                         error = str(failure) or "no answer"
                         log.debug("lease not renewed", lease=self._name, error=error)
-                    await asyncio.sleep(exponential(self._retry / 4, self._retry, attempt))
-                    attempt += 1
+                    await asyncio.sleep(backoff.next())
         raise LeaseLost(f"lease {self._name} could not be renewed in time: {error}")
 
     async def _try_renew(self) -> None:
@@ -199,7 +198,7 @@ class LeaderElector:
     # Candidacy
 
     async def _acquire(self) -> None:
-        attempt = 0
+        backoff = Backoff(self._retry, self._seconds)
         while True:
             wait = self._retry
             try:
@@ -207,13 +206,12 @@ class LeaderElector:
                     wait = await self._try_acquire()
                 if not wait:
                     return
-                attempt = 0
+                backoff.reset()
             except (Conflict, AlreadyExists):
                 log.info("another candidate was faster", lease=self._name)
             except (ApiError, TimeoutError) as error:
                 log.warning("lease not readable", lease=self._name, error=str(error) or "no answer")
-                wait = exponential(self._retry, self._seconds, attempt)
-                attempt += 1
+                wait = backoff.next()
             await asyncio.sleep(wait)
 
     async def _try_acquire(self) -> float:

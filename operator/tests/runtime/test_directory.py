@@ -259,6 +259,15 @@ async def test_a_lost_directory_keeps_its_objects_and_is_found_again(begin: Begi
     await until(lambda: not scene.source.trouble())
 
 
+async def test_a_directory_that_comes_back_as_it_was_is_found_again(begin: Begin):
+    scene = await begin({"nodes.yaml": node("a")}, compare=0.05)
+    away = scene.path.rename(scene.path.with_name("away"))
+    await until(lambda: "last objects are kept" in scene.source.trouble())
+    away.rename(scene.path)
+    await until(lambda: not scene.source.trouble())
+    assert scene.names() == ["a"]
+
+
 async def test_a_directory_that_is_not_there_is_one_sentence(tmp_path: Path):
     source = DirectorySource(tmp_path / "nowhere", [Store(NODES)])
     with pytest.raises(ConfigError) as caught:
