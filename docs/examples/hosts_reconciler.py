@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from netloom.api.v1alpha1 import NetloomNode
-from netloom.kernel.report import Failure, PlannedChange
+from netloom.kernel.keeper.report import Failure, PlannedChange
 from netloom.runtime.controller import Controller
 from netloom.runtime.manager import Run
 from netloom.runtime.store import Store

@@ -16,9 +16,11 @@ from typing import Any, NamedTuple
 
 from netloom.kernel.address import Prefix
 
-from netloom.kernel import links, nftables, row_readers, row_requests
-from netloom.kernel.cover import keys
-from netloom.kernel.messages import (
+from netloom.kernel.masquerade.cover import keys
+from netloom.kernel.mesh import row_readers, row_requests
+from netloom.kernel.mesh.rows import Nexthop, Via
+from netloom.kernel.netlink import links, nftables
+from netloom.kernel.netlink.messages import (
     LWTUNNEL_ENCAP_IP,
     AddressMessage,
     LinkMessage,
@@ -30,10 +32,16 @@ from netloom.kernel.messages import (
     nested,
     nftsocket,
 )
-from netloom.kernel.netlink import CommandSocket
-from netloom.kernel.rows import Nexthop, Via
-from netloom.kernel.template import TemplateReader
-from netloom.kernel.wire import HEADER_SIZE, RTM_GETLINK, RTM_NEWADDR, RTM_NEWNEIGH, RTM_NEWNEXTHOP, RTM_NEWROUTE
+from netloom.kernel.netlink.sockets import CommandSocket
+from netloom.kernel.netlink.template import TemplateReader
+from netloom.kernel.netlink.wire import (
+    HEADER_SIZE,
+    RTM_GETLINK,
+    RTM_NEWADDR,
+    RTM_NEWNEIGH,
+    RTM_NEWNEXTHOP,
+    RTM_NEWROUTE,
+)
 from netloom_e2e import bench
 
 _NUMBER = 1000

@@ -14,7 +14,7 @@ import pytest
 
 from guest.reporting import result_line
 from guest.server import Agent, Server, routing_of
-from netloom.kernel.way import Way
+from netloom.kernel.mesh.encapsulation import Way
 from netloom_e2e.lab import Lab
 from tests.kernel import meshes
 

@@ -6,7 +6,7 @@ import pytest
 
 from guest.conftest import Joined
 from guest.server import routing_of
-from netloom.kernel.way import GENEVE, VXLAN, Way
+from netloom.kernel.mesh.encapsulation import GENEVE, VXLAN, Way
 from netloom_e2e.flow import Flows
 from netloom_e2e.lab import Lab
 from netloom_reconcilers.node import tunnels

@@ -11,7 +11,7 @@ import pytest_asyncio
 
 from guest.conftest import MTU, Joined
 from guest.server import Agent, Server
-from netloom.kernel.way import GENEVE, VXLAN, Way
+from netloom.kernel.mesh.encapsulation import GENEVE, VXLAN, Way
 from netloom_e2e.lab import Lab
 from tests.kernel.meshes import becomes, eventually
 

@@ -10,9 +10,9 @@ import pytest
 
 from guest.conftest import Joined
 from guest.server import routing_of
-from netloom.kernel.dataplane import Dataplane
-from netloom.kernel.desired import Desired
-from netloom.kernel.way import GENEVE, VXLAN, Way
+from netloom.kernel.mesh.dataplane import Dataplane
+from netloom.kernel.mesh.desired import Desired
+from netloom.kernel.mesh.encapsulation import GENEVE, VXLAN, Way
 from netloom_e2e.lab import Lab
 from tests.kernel.meshes import eventually, here, peer, running
 from tests.kernel.netns import Namespace

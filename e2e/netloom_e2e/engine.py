@@ -13,8 +13,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from netloom.kernel.dataplane import Dataplane
-from netloom.kernel.netlink import CommandSocket, Refusal
+from netloom.kernel.mesh.dataplane import Dataplane
+from netloom.kernel.netlink.sockets import CommandSocket, Refusal
 from netloom.runtime import log, loop
 from netloom_e2e import peers
 

@@ -16,7 +16,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
-from netloom.kernel.wire import attributes
+from netloom.kernel.netlink.wire import attributes
 from netloom_e2e.lab import Namespace
 
 _SO_RCVBUFFORCE = 33

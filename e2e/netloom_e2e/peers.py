@@ -12,9 +12,9 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from netloom.cidr import Cidr, parse_address
-from netloom.kernel.desired import Desired, Node, Peer
 from netloom.kernel.mac import format_mac
-from netloom.kernel.owned import mac_of
+from netloom.kernel.mesh.desired import Desired, Node, Peer
+from netloom.kernel.ownership import mac_of
 from netloom_e2e.bench import Wrong
 from netloom_e2e.lab import Machine
 from netloom_e2e.load import PODS, UNDERLAY

@@ -18,9 +18,9 @@ from netloom.api.v1alpha1 import (
     NetloomNodeSpec,
     NodeIPAM,
 )
-from netloom.kernel.dataplane import Dataplane
-from netloom.kernel.masquerade import Masquerade
-from netloom.kernel.report import MasqueradeReport, Report
+from netloom.kernel.keeper.report import MasqueradeReport, Report
+from netloom.kernel.masquerade.masquerade import Masquerade
+from netloom.kernel.mesh.dataplane import Dataplane
 from netloom.runtime.errors import Forbidden, NotFound, Unavailable
 from netloom.runtime.store import Store
 from netloom_reconcilers.node.known.departures import (

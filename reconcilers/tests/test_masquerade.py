@@ -19,8 +19,8 @@ from netloom.api.v1alpha1 import (
 )
 from netloom.api.v1alpha1 import Masquerade as MasqueradeSpec
 from netloom.cidr import Cidr
-from netloom.kernel.masquerade import Masquerade
-from netloom.kernel.report import Failure, MasqueradeReport
+from netloom.kernel.keeper.report import Failure, MasqueradeReport
+from netloom.kernel.masquerade.masquerade import Masquerade
 from netloom.runtime.store import Store
 from netloom_reconcilers.node.known.own_node import OwnNode
 from netloom_reconcilers.node.masquerade import MasqueradeReconciler

@@ -7,7 +7,7 @@ import pytest
 
 from netloom.api.v1alpha1 import NETLOOM_NODES, NETWORKS, NetloomNetwork, NetloomNode
 from netloom.cidr import Cidr, format_address
-from netloom.kernel.dataplane import Dataplane
+from netloom.kernel.mesh.dataplane import Dataplane
 from netloom.runtime.store import Store
 from netloom_reconcilers.node.known.own_node import LOOK_SECONDS, RECORD, OwnNode
 from netloom_reconcilers.node.tunnels import TunnelsReconciler

@@ -19,11 +19,11 @@ from netloom.api.v1alpha1 import (
     Routing,
 )
 from netloom.cidr import Cidr, format_address, parse_address
-from netloom.kernel.dataplane import Dataplane
-from netloom.kernel.desired import Node
-from netloom.kernel.mesh import Conflict
-from netloom.kernel.owned import mac_of
-from netloom.kernel.report import Failure, Report
+from netloom.kernel.keeper.report import Failure, Report
+from netloom.kernel.mesh.dataplane import Dataplane
+from netloom.kernel.mesh.desired import Node
+from netloom.kernel.mesh.mesh import Conflict
+from netloom.kernel.ownership import mac_of
 from netloom.runtime.store import Store
 from netloom_reconcilers.features.kernel import Obstacle
 from netloom_reconcilers.node.mesh.reading import LocalNode, node_of, peer_of

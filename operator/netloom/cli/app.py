@@ -29,7 +29,7 @@ from netloom.cli.options import (
 from netloom.webhook import names
 
 if TYPE_CHECKING:
-    from netloom.kernel.report import PlannedChange
+    from netloom.kernel.keeper.report import PlannedChange
 
 app = typer.Typer(
     help="The node-networking control plane of a Kubernetes cluster.",

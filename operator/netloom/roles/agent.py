@@ -20,7 +20,7 @@ from netloom.api.meta import ObjectMeta, OwnerReference
 from netloom.api.v1alpha1 import NETLOOM_NODES, NetloomNode
 from netloom.kernel.capability import require_net_admin
 from netloom.kernel.errors import DataplaneError
-from netloom.kernel.report import PlannedChange
+from netloom.kernel.keeper.report import PlannedChange
 from netloom.roles.sources import Sources
 from netloom.runtime import health, metrics
 from netloom.runtime.client import Api

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from pytest_asyncio.plugin import LoopFactory
 
-from netloom.kernel.dataplane import Dataplane
+from netloom.kernel.mesh.dataplane import Dataplane
 from tests.kernel.netns import Lab, Namespace, sweep
 from tests.loops import BOTH, UVLOOP, pytest_collection_modifyitems
 

@@ -2,8 +2,8 @@
 
 from collections.abc import Callable, Sequence
 
-from netloom.kernel.netlink import AnswerLost, CommandSocket, Refusal, RefusedError, Visit, VisitAnswer
-from netloom.kernel.wire import NAMES
+from netloom.kernel.netlink.sockets import AnswerLost, CommandSocket, Refusal, RefusedError, Visit, VisitAnswer
+from netloom.kernel.netlink.wire import NAMES
 
 FOR_EVER = 1 << 30
 

@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
 from netloom.cidr import Cidr, parse_address
-from netloom.kernel.dataplane import Dataplane
-from netloom.kernel.desired import Desired, Node, Peer
-from netloom.kernel.owned import mac_of
-from netloom.kernel.way import NATIVE, VXLAN, Way
+from netloom.kernel.mesh.dataplane import Dataplane
+from netloom.kernel.mesh.desired import Desired, Node, Peer
+from netloom.kernel.mesh.encapsulation import NATIVE, VXLAN, Way
+from netloom.kernel.ownership import mac_of
 from tests.kernel.meshes import becomes, here
 from tests.kernel.netns import Lab, Namespace
 

@@ -5,10 +5,10 @@ import contextlib
 from collections.abc import AsyncIterator, Callable
 
 from netloom.cidr import Cidr, parse_address
-from netloom.kernel.dataplane import Dataplane
-from netloom.kernel.desired import Desired, Node, Peer
-from netloom.kernel.owned import mac_of
-from netloom.kernel.way import VXLAN, Way
+from netloom.kernel.mesh.dataplane import Dataplane
+from netloom.kernel.mesh.desired import Desired, Node, Peer
+from netloom.kernel.mesh.encapsulation import VXLAN, Way
+from netloom.kernel.ownership import mac_of
 
 DEADLINE_SECONDS = 20.0
 

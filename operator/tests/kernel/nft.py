@@ -7,11 +7,11 @@ from contextlib import AsyncExitStack, asynccontextmanager
 import pytest
 
 from netloom.cidr import Cidr
-from netloom.kernel.masquerade import Masquerade
-from netloom.kernel.masquerade_sets import MasqueradeRules, Masquerading
-from netloom.kernel.netlink import Refusal, RefusedError, Visit
-from netloom.kernel.nftables import NAMES
-from netloom.kernel.nftables_socket import NftablesSocket
+from netloom.kernel.masquerade.masquerade import Masquerade
+from netloom.kernel.masquerade.sets import MasqueradeRules, Masquerading
+from netloom.kernel.netlink.nftables import NAMES
+from netloom.kernel.netlink.nftables_socket import NftablesSocket
+from netloom.kernel.netlink.sockets import Refusal, RefusedError, Visit
 from tests.kernel.faults import FOR_EVER
 from tests.kernel.netns import Namespace
 

@@ -6,14 +6,14 @@ It asks and tells the kernel by `ip`, so it shows the contract of a part and not
 import subprocess
 from collections.abc import Callable, Iterable
 
-from netloom.kernel.keeper import Keeper
-from netloom.kernel.netlink import CommandSocket
-from netloom.kernel.owned import ROUTE_PROTOCOL, Ownership
-from netloom.kernel.part import Attempt, Outcome, Part, Refused, Worker
-from netloom.kernel.report import KeeperReport
-from netloom.kernel.retries import Item, Retries
-from netloom.kernel.table import Table
-from netloom.kernel.wire import RTM_DELROUTE, RTM_NEWROUTE
+from netloom.kernel.keeper.keeper import Keeper
+from netloom.kernel.keeper.part import Attempt, Outcome, Part, Refused, Worker
+from netloom.kernel.keeper.report import KeeperReport
+from netloom.kernel.keeper.retries import Item, Retries
+from netloom.kernel.keeper.table import Table
+from netloom.kernel.netlink.sockets import CommandSocket
+from netloom.kernel.netlink.wire import RTM_DELROUTE, RTM_NEWROUTE
+from netloom.kernel.ownership import ROUTE_PROTOCOL, Ownership
 from tests.kernel.netns import Namespace
 
 METRIC = 1 << 16

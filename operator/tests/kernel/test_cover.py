@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from netloom.cidr import Cidr
-from netloom.kernel.cover import Cover, cidr_of, keys
-from netloom.kernel.masquerade_sets import MasqueradeRules, Masquerading, Sets, intervals
+from netloom.kernel.masquerade.cover import Cover, cidr_of, keys
+from netloom.kernel.masquerade.sets import MasqueradeRules, Masquerading, Sets, intervals
 from tests.kernel.nft import prefixes
 
 

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from netloom.kernel import device
-from netloom.kernel.desired import Desired
-from netloom.kernel.device import Step
-from netloom.kernel.netlink import Refusal
-from netloom.kernel.report import Report
-from netloom.kernel.way import GENEVE, VXLAN
+from netloom.kernel.keeper.report import Report
+from netloom.kernel.mesh import tunnel_device as device
+from netloom.kernel.mesh.desired import Desired
+from netloom.kernel.mesh.encapsulation import GENEVE, VXLAN
+from netloom.kernel.mesh.tunnel_device import Step
+from netloom.kernel.netlink.sockets import Refusal
 from tests.kernel.conftest import Planes
 from tests.kernel.meshes import becomes, eventually, here, many, mesh, peer, running
 from tests.kernel.netns import Namespace

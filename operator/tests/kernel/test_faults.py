@@ -11,11 +11,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from netloom.kernel import retries
-from netloom.kernel.dataplane import Dataplane
-from netloom.kernel.desired import Desired
-from netloom.kernel.row_requests import encode_nexthops
-from netloom.kernel.way import NATIVE, VXLAN
+from netloom.kernel.keeper import retries
+from netloom.kernel.mesh.dataplane import Dataplane
+from netloom.kernel.mesh.desired import Desired
+from netloom.kernel.mesh.encapsulation import NATIVE, VXLAN
+from netloom.kernel.mesh.row_requests import encode_nexthops
 from tests.kernel.conftest import Planes
 from tests.kernel.faults import FOR_EVER, FaultyCommands
 from tests.kernel.meshes import becomes, eventually, here, peer, running

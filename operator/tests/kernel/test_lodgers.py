@@ -3,8 +3,8 @@
 import pytest
 
 from netloom.cidr import Cidr
-from netloom.kernel.desired import Desired
-from netloom.kernel.occupancy import occupants
+from netloom.kernel.mesh.desired import Desired
+from netloom.kernel.mesh.occupancy import occupants
 from tests.kernel.conftest import Planes
 from tests.kernel.meshes import here, mesh
 from tests.kernel.netns import Lab, Namespace

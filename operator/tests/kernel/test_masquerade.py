@@ -7,8 +7,8 @@ import pytest
 
 from netloom.cidr import Cidr
 from netloom.kernel.errors import KernelUnsupported
-from netloom.kernel.masquerade_sets import Masquerading
-from netloom.kernel.nftables_socket import NftablesSocket
+from netloom.kernel.masquerade.sets import Masquerading
+from netloom.kernel.netlink.nftables_socket import NftablesSocket
 from tests.kernel.meshes import eventually, running
 from tests.kernel.netns import Namespace
 from tests.kernel.nft import FaultyNftables, Masquerades, masquerades, masquerading, nft, ours, prefixes, rules, ruleset

@@ -10,8 +10,8 @@ from collections.abc import Callable
 
 import pytest
 
-from netloom.kernel.masquerade import Masquerade
-from netloom.kernel.masquerade_sets import Masquerading
+from netloom.kernel.masquerade.masquerade import Masquerade
+from netloom.kernel.masquerade.sets import Masquerading
 from tests.kernel.meshes import becomes, eventually, running
 from tests.kernel.netns import Namespace
 from tests.kernel.nft import FaultyNftables, Masquerades, masquerades, masquerading, nft, ruleset

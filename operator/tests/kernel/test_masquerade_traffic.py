@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import pytest
 
 from netloom.cidr import Cidr
-from netloom.kernel.masquerade_sets import Masquerading
+from netloom.kernel.masquerade.sets import Masquerading
 from tests.kernel.meshes import running
 from tests.kernel.netns import Lab, Namespace
 from tests.kernel.nft import Masquerades, masquerades, nft, rules, ruleset

@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from netloom.cidr import Cidr, parse_address
-from netloom.kernel.desired import Desired, Peer
-from netloom.kernel.mesh import Carriers, Conflict, Mesh
-from netloom.kernel.owned import NEXTHOP_IDS, ROUTE_PROTOCOL, mac_of
-from netloom.kernel.reach import Hop
-from netloom.kernel.rows import SeenNexthop, SeenRoute
-from netloom.kernel.way import GENEVE, NATIVE, VXLAN
+from netloom.kernel.mesh.desired import Desired, Peer
+from netloom.kernel.mesh.encapsulation import GENEVE, NATIVE, VXLAN
+from netloom.kernel.mesh.fib import Hop
+from netloom.kernel.mesh.mesh import Carriers, Conflict, Mesh
+from netloom.kernel.mesh.rows import SeenNexthop, SeenRoute
+from netloom.kernel.ownership import NEXTHOP_IDS, ROUTE_PROTOCOL, mac_of
 from tests.kernel.meshes import peer
 
 CARRIERS = Carriers({VXLAN: 7}, vni=1, ipv6=True)

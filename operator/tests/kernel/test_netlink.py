@@ -5,11 +5,11 @@ import errno
 import pytest
 
 from netloom.cidr import Cidr
-from netloom.kernel.messages import LinkMessage, encode
-from netloom.kernel.netlink import BATCH, CommandSocket, EventSocket, Overflow, Refusal, RefusedError
-from netloom.kernel.row_requests import dump_nexthops, encode_routes
-from netloom.kernel.rows import Via
-from netloom.kernel.wire import RTM_GETLINK, RTM_NEWROUTE
+from netloom.kernel.mesh.row_requests import dump_nexthops, encode_routes
+from netloom.kernel.mesh.rows import Via
+from netloom.kernel.netlink.messages import LinkMessage, encode
+from netloom.kernel.netlink.sockets import BATCH, CommandSocket, EventSocket, Overflow, Refusal, RefusedError
+from netloom.kernel.netlink.wire import RTM_GETLINK, RTM_NEWROUTE
 from tests.kernel.netns import Namespace
 
 

@@ -8,13 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from netloom.cidr import Cidr
-from netloom.kernel import nftables, ruleset
-from netloom.kernel.cover import END, START, keys
-from netloom.kernel.messages import decode, encode, nested, nftsocket
-from netloom.kernel.netlink import read_all
-from netloom.kernel.nftables import DELSETELEM, NEWSETELEM, ElementMessages, request
-from netloom.kernel.nftables_socket import NftablesSocket
-from netloom.kernel.wire import CREATE
+from netloom.kernel.masquerade import ruleset
+from netloom.kernel.masquerade.cover import END, START, keys
+from netloom.kernel.netlink import nftables
+from netloom.kernel.netlink.messages import decode, encode, nested, nftsocket
+from netloom.kernel.netlink.nftables import DELSETELEM, NEWSETELEM, ElementMessages, request
+from netloom.kernel.netlink.nftables_socket import NftablesSocket
+from netloom.kernel.netlink.sockets import read_all
+from netloom.kernel.netlink.wire import CREATE
 from tests.kernel.netns import Namespace
 from tests.kernel.nft import nft
 

@@ -4,14 +4,14 @@ import errno
 import subprocess
 import sys
 
-from netloom.kernel import nftables
-from netloom.kernel.nftables_socket import NftablesSocket
+from netloom.kernel.netlink import nftables
+from netloom.kernel.netlink.nftables_socket import NftablesSocket
 from tests.kernel.netns import Namespace
 from tests.kernel.nft import ruleset
 
 UNPRIVILEGED = """
-from netloom.kernel import nftables
-from netloom.kernel.nftables_socket import WHOLE, NftablesSocket
+from netloom.kernel.netlink import nftables
+from netloom.kernel.netlink.nftables_socket import WHOLE, NftablesSocket
 
 socket = NftablesSocket()
 for _ in range(2):

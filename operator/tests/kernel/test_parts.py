@@ -7,12 +7,12 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from netloom.kernel import backoff
-from netloom.kernel.dataplane import Dataplane
-from netloom.kernel.desired import Desired
-from netloom.kernel.owned import MASQUERADE, MESH
-from netloom.kernel.report import Report
-from netloom.kernel.way import NATIVE, VXLAN
+from netloom.kernel.keeper import backoff
+from netloom.kernel.keeper.report import Report
+from netloom.kernel.mesh.dataplane import Dataplane
+from netloom.kernel.mesh.desired import Desired
+from netloom.kernel.mesh.encapsulation import NATIVE, VXLAN
+from netloom.kernel.ownership import MASQUERADE, MESH
 from tests.kernel.conftest import Planes
 from tests.kernel.faults import FaultyCommands
 from tests.kernel.meshes import becomes, eventually, here, many, mesh, peer, running

@@ -8,7 +8,7 @@ import subprocess
 
 import pytest
 
-from netloom.kernel.desired import Desired
+from netloom.kernel.mesh.desired import Desired
 from tests.kernel.conftest import Planes
 from tests.kernel.meshes import becomes, eventually, here, many, mesh, peer, running
 from tests.kernel.netns import Namespace

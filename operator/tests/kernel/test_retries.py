@@ -5,9 +5,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from netloom.kernel import retries, sysctl
-from netloom.kernel.backoff import FIRST_SECONDS, FREE_REPAIRS, LONGEST_SECONDS, QUIET_SECONDS, Backoff
-from netloom.kernel.retries import Retries
+from netloom.kernel import sysctl
+from netloom.kernel.keeper import retries
+from netloom.kernel.keeper.backoff import FIRST_SECONDS, FREE_REPAIRS, LONGEST_SECONDS, QUIET_SECONDS, Backoff
+from netloom.kernel.keeper.retries import Retries
 from netloom.kernel.sysctl import Sysctl, SysctlRecord
 
 

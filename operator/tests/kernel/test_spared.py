@@ -2,8 +2,8 @@
 
 import pytest
 
-from netloom.kernel.desired import Desired
-from netloom.kernel.way import NATIVE, VXLAN, Way
+from netloom.kernel.mesh.desired import Desired
+from netloom.kernel.mesh.encapsulation import NATIVE, VXLAN, Way
 from tests.kernel.conftest import Planes
 from tests.kernel.meshes import here, many, mesh, peer
 from tests.kernel.netns import Namespace

@@ -3,7 +3,7 @@
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from netloom.kernel.table import Table
+from netloom.kernel.keeper.table import Table
 
 keys, values = st.integers(0, 5), st.integers(0, 2)
 

@@ -14,12 +14,10 @@ from pyroute2.netlink.rtnl.ndmsg import ndmsg
 from pyroute2.netlink.rtnl.rtmsg import rtmsg
 
 from netloom.cidr import Cidr, format_address
-from netloom.kernel import messages, reader, row_readers
 from netloom.kernel.mac import Mac, format_mac
-from netloom.kernel.messages import IpEncapsulation, NeighbourMessage, NexthopMessage, RouteMessage, decode, nested
-from netloom.kernel.netlink import CommandSocket
-from netloom.kernel.reach import Hop
-from netloom.kernel.row_requests import (
+from netloom.kernel.mesh import reader, row_readers
+from netloom.kernel.mesh.fib import Hop
+from netloom.kernel.mesh.row_requests import (
     ask_route,
     dump_all_routes,
     dump_neighbours,
@@ -30,8 +28,18 @@ from netloom.kernel.row_requests import (
     encode_routes,
     probe_neighbour,
 )
-from netloom.kernel.rows import Nexthop, OddRoute, SeenNeighbour, SeenNexthop, SeenRoute, Via
-from netloom.kernel.template import marker, message_template
+from netloom.kernel.mesh.rows import Nexthop, OddRoute, SeenNeighbour, SeenNexthop, SeenRoute, Via
+from netloom.kernel.netlink import messages
+from netloom.kernel.netlink.messages import (
+    IpEncapsulation,
+    NeighbourMessage,
+    NexthopMessage,
+    RouteMessage,
+    decode,
+    nested,
+)
+from netloom.kernel.netlink.sockets import CommandSocket
+from netloom.kernel.netlink.template import marker, message_template
 from tests.kernel.netns import Namespace
 
 addresses = st.binary(min_size=4, max_size=4) | st.binary(min_size=16, max_size=16)
@@ -271,7 +279,7 @@ def test_the_message_classes_come_without_the_package_and_harm_no_whole_one(whol
 import sys
 if {whole_first}:
     import pyroute2
-from netloom.kernel import messages
+from netloom.kernel.netlink import messages
 brought = [name for name in sys.modules if name.startswith("pyroute2")]
 assert bool(brought) == {whole_first}, brought
 assert messages.encode(messages.RouteMessage, 26, 0, {{}})

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from netloom.kernel.dataplane import Dataplane
-from netloom.kernel.desired import Desired
+from netloom.kernel.mesh.dataplane import Dataplane
+from netloom.kernel.mesh.desired import Desired
 from tests.kernel.meshes import eventually, here, peer, running
 from tests.kernel.netns import Lab, Namespace
 

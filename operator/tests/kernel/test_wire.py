@@ -5,11 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from netloom.cidr import Cidr
-from netloom.kernel.links import Link, LocalAddress, read_address, read_link
-from netloom.kernel.messages import AddressMessage, LinkMessage, RouteMessage, encode, nested
-from netloom.kernel.netlink import walk
-from netloom.kernel.reach import Hop
-from netloom.kernel.row_readers import (
+from netloom.kernel.mesh.fib import Hop
+from netloom.kernel.mesh.row_readers import (
     hop_reader,
     neighbour_reader,
     nexthop_reader,
@@ -19,9 +16,12 @@ from netloom.kernel.row_readers import (
     read_route,
     route_reader,
 )
-from netloom.kernel.row_requests import encode_neighbours, encode_nexthops, encode_routes
-from netloom.kernel.rows import Nexthop, OddRoute, Via
-from netloom.kernel.wire import ATTRIBUTE, HEADER, HEADER_SIZE, attributes
+from netloom.kernel.mesh.row_requests import encode_neighbours, encode_nexthops, encode_routes
+from netloom.kernel.mesh.rows import Nexthop, OddRoute, Via
+from netloom.kernel.netlink.links import Link, LocalAddress, read_address, read_link
+from netloom.kernel.netlink.messages import AddressMessage, LinkMessage, RouteMessage, encode, nested
+from netloom.kernel.netlink.sockets import walk
+from netloom.kernel.netlink.wire import ATTRIBUTE, HEADER, HEADER_SIZE, attributes
 
 addresses = st.binary(min_size=4, max_size=4) | st.binary(min_size=16, max_size=16)
 

@@ -11,7 +11,7 @@ import pytest
 
 from netloom.api.v1alpha1 import NetloomNetwork
 from netloom.cli import status
-from netloom.kernel.masquerade import Masquerade
+from netloom.kernel.masquerade.masquerade import Masquerade
 from netloom.roles.agent import Agent, AgentOptions, cluster_sources, opened
 from netloom.roles.operator import Operator, OperatorOptions
 from netloom.runtime.client import Api

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, NamedTuple, Protocol
 from prometheus_client.core import CounterMetricFamily, Metric
 
 from netloom.api.v1alpha1 import NETLOOM_NODES, NETWORKS, NetloomNetwork, NetloomNode
-from netloom.kernel.report import Failure, PlannedChange
+from netloom.kernel.keeper.report import Failure, PlannedChange
 from netloom.runtime.client import Api
 from netloom.runtime.errors import ConfigError
 from netloom.runtime.events import EventRecorder

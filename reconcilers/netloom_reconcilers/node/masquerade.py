@@ -11,9 +11,9 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from netloom.api.v1alpha1 import NETWORK_NAME, NetloomNetwork, NetloomNode, NetworkSpec
 from netloom.cidr import Cidr
 from netloom.kernel.errors import KernelUnsupported, NotPermitted
-from netloom.kernel.masquerade import Masquerade
-from netloom.kernel.masquerade_sets import MasqueradeRules, Masquerading
-from netloom.kernel.report import Failure, MasqueradeReport, PlannedChange
+from netloom.kernel.keeper.report import Failure, MasqueradeReport, PlannedChange
+from netloom.kernel.masquerade.masquerade import Masquerade
+from netloom.kernel.masquerade.sets import MasqueradeRules, Masquerading
 from netloom.runtime.manager import Run
 from netloom.runtime.store import Store
 from netloom_reconcilers.features.kernel import KernelReconciler

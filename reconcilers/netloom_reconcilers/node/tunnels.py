@@ -13,10 +13,10 @@ import structlog
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from netloom.api.v1alpha1 import NETWORK_NAME, NetloomNetwork, Routing
-from netloom.kernel.dataplane import Dataplane
-from netloom.kernel.desired import Desired, Node
-from netloom.kernel.report import Report
-from netloom.kernel.way import Way
+from netloom.kernel.keeper.report import Report
+from netloom.kernel.mesh.dataplane import Dataplane
+from netloom.kernel.mesh.desired import Desired, Node
+from netloom.kernel.mesh.encapsulation import Way
 from netloom.runtime.manager import Run
 from netloom.runtime.store import Store
 from netloom_reconcilers.features.kernel import KernelReconciler, Obstacle

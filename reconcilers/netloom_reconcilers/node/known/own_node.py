@@ -21,8 +21,8 @@ import structlog
 
 from netloom.api.v1alpha1 import Address, NetloomNode
 from netloom.cidr import Cidr
-from netloom.kernel import occupancy
-from netloom.kernel.netlink import AnswerLost
+from netloom.kernel.mesh import occupancy
+from netloom.kernel.netlink.sockets import AnswerLost
 from netloom_reconcilers.node.known.peers import internal_ip, prefixes_of
 
 log = structlog.get_logger(__name__)

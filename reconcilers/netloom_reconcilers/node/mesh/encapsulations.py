@@ -19,7 +19,7 @@ from collections.abc import Iterable
 import msgspec
 
 from netloom.api.v1alpha1 import AcceptedTunnel, NetloomNode, Routing
-from netloom.kernel.way import NATIVE, Way
+from netloom.kernel.mesh.encapsulation import NATIVE, Way
 
 _SHARED = 256
 """Different announcements of a cluster's nodes that are remembered; there are few, but during a change."""

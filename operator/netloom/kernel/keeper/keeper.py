@@ -1,0 +1,308 @@
+"""The loop that keeps the kernel at the desired state that was last handed over. There is one, for all parts.
+
+`apply` hands over a whole desired state; `run` then keeps it true: kernel events are followed within milliseconds, what
+failed is tried again with back-off, and a resync (all that is owned is read and compared) now and then finds what no
+event told. All of them end in the same pass: take in the events, then ask each part to read what is in doubt and to
+write what differs. A pass that finds no difference writes nothing, so a restart writes nothing.
+
+The parts of one keeper stand on each other, in their order (routes on devices): they are updated from the first to the
+last, and what is no longer wanted is removed from the last to the first. Parts that have nothing to do with each other
+have a keeper each, with sockets, thread and lock of its own, so that none waits for another.
+"""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, ClassVar, Generic, TypeVar
+
+import structlog
+
+from netloom.kernel.capability import require_net_admin
+from netloom.kernel.errors import KernelUnsupported
+from netloom.kernel.keeper.backoff import TICK_SECONDS
+from netloom.kernel.keeper.part import Attempt, Outcome, Part, Worker
+from netloom.kernel.keeper.report import KeeperReport
+from netloom.kernel.keeper.retries import Item, Retries
+from netloom.kernel.netlink.sockets import AnswerLost, Commands, EventSocket, Overflow, walk
+
+log = structlog.get_logger(__name__)
+
+RESYNC_SECONDS = 120.0
+"""Between resyncs. At 10,000 peers one costs 0.1 s of CPU time, at 10,000 masqueraded CIDRs 25 ms: 0.1 %."""
+
+ROUNDS = 4
+"""Passes in a row: a refusal can show that more was lost than was known. What is left then waits for its back-off."""
+
+EVENTS_AT_ONCE = 4096
+"""Datagrams read before others get a turn on the event loop."""
+
+D = TypeVar("D")
+R = TypeVar("R", bound=KeeperReport)
+
+
+class Keeper(Generic[D, R]):
+    """See the module. Only one for the same parts in a network namespace: two would remove what the other adds."""
+
+    names: ClassVar[Mapping[int, str]] = {}
+    """Of the message types, for people."""
+
+    def __init__(
+        self,
+        parts: Sequence[Part[D]],
+        *,
+        commands: Callable[[], Commands],
+        compare_seconds: float | None,
+        event_buffer: int,
+        on_report: Callable[[R], None] | None,
+    ) -> None:
+        self._parts = parts
+        self._make_commands = commands
+        self._compare_seconds = compare_seconds
+        self._event_buffer = event_buffer
+        self._on_report = on_report
+        self._retries = Retries()
+        self._hearers = {kind: [p for p in parts if kind in p.kinds] for part in parts for kind in part.kinds}
+        self._worker: Worker | None = None
+        self._listener: EventSocket | None = None
+        self._applied = False
+        self._settling = False
+        self._resynced_at = 0.0
+        self._resyncs = 0
+        self._told: object = ({}, (), ())
+        self._lock = asyncio.Lock()
+        self._wake = asyncio.Event()
+
+    async def open(self) -> None:
+        """Open the sockets. Where the kernel lacks what they need, `apply` reports it."""
+        self._executor = ThreadPoolExecutor(1, thread_name_prefix="netloom-kernel")
+        with contextlib.suppress(KernelUnsupported):
+            self._connect()
+
+    async def close(self) -> None:
+        """Close the sockets. The kernel keeps all that was made."""
+        self._ignore()
+        self._executor.shutdown()
+        if self._listener is not None:
+            self._listener.close()
+        if self._worker is not None:
+            self._worker.commands.close()
+        self._listener = None
+
+    async def apply(self, desired: D) -> R:
+        """Bring the kernel to this state, which stays in force until the next call.
+
+        The same object again costs what was changed through its methods; another object costs one look-up per entry.
+        Entries that fail are named in the report and tried again by `run`. Raises NotPermitted.
+        """
+        require_net_admin()
+        async with self._lock:
+            for part in self._parts:
+                part.want(desired, self._retries)
+            self._applied = True
+            report = await self._settle()
+        if self._retries.next() is not None:
+            self._wake.set()  # `run` sleeps, and knows of nothing that it would have to try again
+        return report
+
+    async def run(self) -> None:
+        """Keep the kernel at the applied state, until cancelled."""
+        while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._idle_seconds()):
+                    await self._wake.wait()
+            self._wake.clear()
+            if not self._applied:
+                continue
+            if time.monotonic() >= self._resync_at():
+                self._doubt()
+            async with self._lock:
+                await self._settle()
+
+    @property
+    def unknown(self) -> int:
+        """Entries that an earlier life left, that nothing desired explains, and that are spared."""
+        return sum(part.unknown for part in self._parts)
+
+    async def prune(self) -> None:
+        """All that is desired is known: what it does not explain goes."""
+        async with self._lock:
+            for part in self._parts:
+                part.spare_nothing()
+            await self._settle()
+
+    @property
+    def report(self) -> R:
+        """The state of things now."""
+        raise NotImplementedError
+
+    @property
+    def stats(self) -> dict[str, int]:
+        """Requests written since `open`, by message type."""
+        written = self._worker.commands.written if self._worker is not None else {}
+        return {self.names.get(kind, str(kind)): count for kind, count in sorted(written.items())}
+
+    # ------------------------------------------------------------------------------------------------- one pass
+
+    async def _settle(self) -> R:
+        """Passes until nothing is left that can be done now; the report, told if it says something new."""
+        self._settling = True
+        try:
+            await self._passes()
+        except BaseException:
+            self._doubt()  # what was under way may have been done, or not
+            raise
+        finally:
+            self._settling = False
+            self._listen()
+        self._retries.keep(item for part in self._parts for item in (part.state, *part.pending()))
+        report = self.report
+        told = (report.written, report.failures, report.fought)
+        if told != self._told:
+            self._told = told
+            if self._on_report is not None:
+                self._on_report(report)
+        return report
+
+    async def _passes(self) -> None:
+        retries = self._retries
+        retries.begin()
+        for part in self._parts:
+            if part.state in retries.failing and part.state not in retries.held():
+                part.doubt()
+        fresh: set[Part[D]] = set()
+        for _ in range(ROUNDS):
+            if not await self._pass(fresh) or not any(part.due for part in self._parts):
+                return
+
+    async def _pass(self, fresh: set[Part[D]]) -> bool:
+        """Each part in turn; whether all could read what they needed to. One that could not does not stop the others,
+        but nothing is removed then: something may stand on it."""
+        failed: set[Item] = set()
+        for part in self._parts:
+            await self._guarded(part, self._bring(part, fresh), failed)
+        for part in reversed(self._parts if not failed else ()):
+            await self._guarded(part, self._clear(part, fresh), failed)
+        for part in self._parts:
+            if part.state not in failed:
+                self._retries.written(part.state[0], [part.state[1]])
+        return not failed
+
+    async def _bring(self, part: Part[D], fresh: set[Part[D]]) -> None:
+        worker = self._connect()
+        self._drain()
+        if await self._read(part, worker):
+            fresh.add(part)
+            self._drain()
+        self._note(await part.update(worker, self._attempt(part, fresh)))
+
+    async def _read(self, part: Part[D], worker: Worker) -> bool:
+        whole = await part.read(worker)
+        if whole:
+            self._resynced_at = time.monotonic()
+            self._resyncs += 1
+        self._note_drift()
+        return whole
+
+    async def _clear(self, part: Part[D], fresh: set[Part[D]]) -> None:
+        self._note(await part.remove(self._connect(), self._attempt(part, fresh)))
+
+    async def _guarded(self, part: Part[D], work: Awaitable[None], failed: set[Item]) -> None:
+        try:
+            await work
+        except (AnswerLost, OSError, KernelUnsupported) as error:
+            self._doubt()  # what the kernel holds is unknown until it has been read
+            sentence = part.explain(error)
+            if part.state not in failed and sentence:
+                self._retries.refused(part.state, sentence, "", getattr(error, "errno", 0) or 0)
+            elif not sentence:
+                self._retries.written(part.state[0], [part.state[1]])
+            failed.add(part.state)
+
+    def _attempt(self, part: Part[D], fresh: set[Part[D]]) -> Attempt:
+        return Attempt(self._retries.held(), self._retries.failing, part in fresh)
+
+    def _note(self, outcome: Outcome) -> None:
+        for item in outcome.repaired:
+            self._retries.drifted(item)
+        for kind, keys in outcome.written:
+            self._retries.written(kind, keys)
+        for refused in outcome.refused:
+            self._retries.refused(refused.item, refused.error, refused.peer, refused.errno)
+
+    def _basics(self) -> dict[str, Any]:
+        """The fields of a KeeperReport."""
+        return {
+            "failures": self._retries.failures,
+            "pending": sum(1 for part in self._parts for _ in part.pending()),
+            "settling": self._settling,
+            "fought": self._retries.fought,
+            "written": self.stats,
+            "compared": self._resyncs,
+            "repaired": self._retries.repaired,
+        }
+
+    # --------------------------------------------------------------------------------------------------- events
+
+    def _connect(self) -> Worker:
+        """The asking socket, and the listening one: opened, if they could not be before. Raises KernelUnsupported."""
+        if self._worker is None:
+            self._worker = Worker(self._make_commands(), self._executor)
+        if self._listener is None:
+            groups = dict.fromkeys(group for part in self._parts for group in part.groups)
+            self._listener = EventSocket(groups, deaf_to=self._worker.commands.port, buffer=self._event_buffer)
+            self._doubt()
+            self._listen()
+        return self._worker
+
+    def _doubt(self) -> None:
+        for part in self._parts:
+            part.doubt()
+
+    def _listen(self) -> None:
+        if self._listener is not None:
+            asyncio.get_running_loop().add_reader(self._listener.fileno(), self._on_readable)
+
+    def _ignore(self) -> None:
+        if self._listener is not None:
+            asyncio.get_running_loop().remove_reader(self._listener.fileno())
+
+    def _on_readable(self) -> None:
+        """Events are taken in by the next pass: one that is under way must not be overtaken by them."""
+        self._ignore()
+        self._wake.set()
+
+    def _drain(self) -> None:
+        """Take in the events that have arrived; each is told to the parts that it may concern."""
+        hearers = self._hearers
+        try:
+            for _ in range(EVENTS_AT_ONCE):
+                buffer = self._listener.receive() if self._listener is not None else None
+                if buffer is None:
+                    break
+                for kind, flags, _sequence, start, end in walk(buffer):
+                    for part in hearers.get(kind, ()):
+                        part.hear(kind, flags, buffer, start, end)
+        except Overflow:
+            log.warning("the kernel dropped events: comparing everything")
+            self._ignore()
+            self._listener.close()  # type: ignore[union-attr]
+            self._listener = None
+            self._connect()
+        self._note_drift()
+
+    def _note_drift(self) -> None:
+        for part in self._parts:
+            for item, alone in part.drifted():
+                self._retries.drifted(item, alone=alone)
+
+    def _resync_at(self) -> float:
+        """When (monotonic)."""
+        return self._resynced_at + self._compare_seconds if self._compare_seconds is not None else float("inf")
+
+    def _idle_seconds(self) -> float | None:
+        """Until something has to be done without an event."""
+        retry = self._retries.next()
+        first = min([self._resync_at(), *([retry] if retry is not None else []), *(p.later() for p in self._parts)])
+        return max(TICK_SECONDS, first - time.monotonic()) if first != float("inf") else None

@@ -1,0 +1,90 @@
+"""What keepers say about themselves after they have tried to bring the kernel to the desired state."""
+
+from collections.abc import Mapping
+
+import msgspec
+
+from netloom.kernel.mesh.encapsulation import Way
+from netloom.kernel.mesh.mesh import Conflict
+
+
+class Failure(msgspec.Struct, frozen=True):
+    """An entry that could not be brought to its desired state. It is tried again by itself.
+
+    kind: link, address, sysctl, nexthop, neighbour, route, or dump (the kernel's state could not be read).
+    key:  as `ip` would name it. peer: whose entry it is, or empty. attempts: in a row.
+    """
+
+    kind: str
+    key: str
+    error: str
+    peer: str = ""
+    attempts: int = 1
+    errno: int = 0
+
+
+class KeeperReport(msgspec.Struct, frozen=True, kw_only=True):
+    """The state of what one keeper keeps.
+
+    pending:  entries that are not yet as desired.
+    settling: a pass is under way: what it has sent counts as done until the kernel says no.
+    fought:   entries that somebody changes again and again; their repair is delayed.
+    written:  requests written since `open`, by message type.
+    compared: resyncs since `open`.
+    repaired: entries that somebody had changed and that were put back, since `open`.
+    """
+
+    failures: tuple[Failure, ...] = ()
+    pending: int = 0
+    settling: bool = False
+    fought: tuple[str, ...] = ()
+    written: Mapping[str, int] = {}
+    compared: int = 0
+    repaired: int = 0
+
+    @property
+    def in_sync(self) -> bool:
+        """Whether the kernel holds all that is desired."""
+        return not self.failures and not self.pending and not self.settling
+
+
+class Report(KeeperReport, frozen=True, kw_only=True):
+    """The state of the data path.
+
+    mtu:      bytes, of pods; mtu_source says where it comes from. 0: not known.
+    underlay: devices that carry the traffic between the nodes.
+    tunnels:  those that are ready to receive.
+    stranded: peers that can only be reached natively, and are not on a network of this node.
+    reading_seconds: what the reading of the kernel's tables took in the resyncs, in all.
+    """
+
+    peers: int = 0
+    mtu: int = 0
+    mtu_source: str = ""
+    underlay: tuple[str, ...] = ()
+    tunnels: tuple[Way, ...] = ()
+    stranded: tuple[str, ...] = ()
+    conflicts: tuple[Conflict, ...] = ()
+    reading_seconds: float = 0.0
+
+    @property
+    def in_sync(self) -> bool:
+        """Whether the kernel holds all that is desired."""
+        return super().in_sync and not self.conflicts and not self.stranded
+
+
+class MasqueradeReport(KeeperReport, frozen=True, kw_only=True):
+    """The state of our nftables table.
+
+    families: "4" and "6", where packets are masqueraded. elements: desired, in all sets; a CIDR takes two.
+    """
+
+    families: tuple[str, ...] = ()
+    elements: int = 0
+
+
+class PlannedChange(msgspec.Struct, frozen=True):
+    """A change that would be made, as `ip` (or sysctl) would say it, and for which peer or reason."""
+
+    text: str
+    why: str = ""

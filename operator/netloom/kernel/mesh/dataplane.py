@@ -1,0 +1,122 @@
+"""The data path: the mesh's tunnel devices and the rows on them, under one keeper."""
+
+import errno
+from collections.abc import Callable
+from pathlib import Path
+
+import structlog
+
+from netloom.kernel.errors import KernelUnsupported
+from netloom.kernel.keeper.keeper import RESYNC_SECONDS, Keeper
+from netloom.kernel.keeper.report import PlannedChange, Report
+from netloom.kernel.mesh import reader
+from netloom.kernel.mesh import tunnel_device as device
+from netloom.kernel.mesh.desired import Desired
+from netloom.kernel.mesh.devices_part import MeshDevices
+from netloom.kernel.mesh.encapsulation import Way
+from netloom.kernel.mesh.mesh import Carriers, Mesh
+from netloom.kernel.mesh.plan import planned_changes
+from netloom.kernel.mesh.rows_part import MeshRows
+from netloom.kernel.netlink.links import Link
+from netloom.kernel.netlink.sockets import BUFFER, Commands, CommandSocket, RefusedError
+from netloom.kernel.netlink.wire import NAMES
+from netloom.kernel.sysctl import SysctlRecord
+
+log = structlog.get_logger(__name__)
+
+RUN_DIRECTORY = Path("/run/netloom")
+
+
+class Dataplane(Keeper[Desired, Report]):
+    """See the module."""
+
+    names = NAMES
+
+    def __init__(
+        self,
+        *,
+        run_directory: Path = RUN_DIRECTORY,
+        compare_seconds: float | None = RESYNC_SECONDS,
+        commands: Callable[[], Commands] = CommandSocket,
+        event_buffer: int = BUFFER,
+        on_report: Callable[[Report], None] | None = None,
+        spare_unknown: bool = False,
+    ) -> None:
+        """`spare_unknown`: the first state that is applied may lack peers that live; what an earlier life left in the
+        kernel and no peer explains stays until `prune`. The others as with Keeper."""
+        self._record = SysctlRecord(run_directory / "sysctl.json")
+        self._mesh = Mesh()
+        self._rows = MeshRows(self._mesh, spare_unknown=spare_unknown)
+        self._devices = MeshDevices(self._rows, self._record)
+        super().__init__(
+            (self._devices, self._rows),
+            commands=commands,
+            compare_seconds=compare_seconds,
+            event_buffer=event_buffer,
+            on_report=on_report,
+        )
+
+    async def open(self) -> None:
+        """Open the sockets and read what is owned in the kernel. Writes nothing, needs no capability.
+
+        Raises KernelUnsupported.
+        """
+        await super().open()
+        worker = self._connect()
+        try:
+            around = await worker.call(reader.surroundings)
+            found = [(way, link.ifindex) for link in around.own_links() if (way := _way_of(link))]
+            self._mesh.set_carriers(Carriers(dict(found)))
+            await self._read(self._rows, worker)
+        except RefusedError as error:
+            await self.close()
+            if error.errno in (errno.EOPNOTSUPP, errno.EINVAL):
+                why = f"this kernel has no nexthop objects (Linux 5.3 or newer is needed): {error.refusal}"
+                raise KernelUnsupported(why) from error
+            raise
+
+    async def plan(self, desired: Desired) -> list[PlannedChange]:
+        """What `apply` would change, in its order. Writes nothing, needs no capability."""
+        async with self._lock:
+            return await self._connect().call(lambda commands: planned_changes(commands, desired))
+
+    async def cleanup(self) -> Report:
+        """Remove all that is owned, and put the switches back."""
+        report = await self.apply(Desired())
+        for sysctl in await self._connect().call(lambda _commands: self._record.restore()):
+            log.info("switch restored", sysctl=sysctl.name, value=sysctl.value)
+        return report
+
+    @property
+    def tunnels(self) -> tuple[Way, ...]:
+        """Those that are ready to receive."""
+        return tuple(sorted(self._mesh.carriers.tunnels))
+
+    async def received(self, way: Way) -> int:
+        """Packets that the tunnel's device has received since it was made."""
+        ifindex = self._mesh.carriers.tunnels.get(way, 0)
+        return await self._connect().call(lambda commands: reader.received(commands, ifindex)) if ifindex else 0
+
+    @property
+    def report(self) -> Report:
+        """The state of things now."""
+        devices, strict = self._devices, self._mesh.carriers.strict
+        return Report(
+            **self._basics(),
+            peers=len(self._mesh.peers),
+            mtu=devices.mtu.bytes,
+            mtu_source=devices.mtu.why,
+            underlay=tuple(link.name for link in devices.underlay),
+            tunnels=self.tunnels,
+            stranded=tuple(sorted(self._mesh.stranded)) if strict else (),
+            conflicts=tuple(self._mesh.conflicts()),
+            reading_seconds=self._rows.reading_seconds,
+        )
+
+
+def _way_of(link: Link) -> Way | None:
+    """The tunnel that this device of our name can serve as it is; None if none."""
+    if link.kind not in ("vxlan", "geneve") or not link.up:
+        return None
+    way = Way("vxlan" if link.kind == "vxlan" else "geneve", link.port)
+    return way if link.name == way.device and not device.unfit(link, way) else None

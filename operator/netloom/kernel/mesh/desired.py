@@ -1,0 +1,105 @@
+"""What the kernel should hold, as values: the whole of it, every time.
+
+A caller describes the mesh, never a step towards it. So that a whole state can be handed over for the price of what
+changed, `Desired` writes down the names of the peers touched since it was last applied: a change of one peer of
+10,000 then costs one look-up, and no walk.
+"""
+
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
+
+import msgspec
+
+from netloom.cidr import Address, Cidr
+from netloom.kernel.mac import Mac
+from netloom.kernel.mesh.encapsulation import VXLAN, Way
+from netloom.kernel.ownership import DEFAULT_VNI
+
+
+class Node(msgspec.Struct, frozen=True, kw_only=True):
+    """This node: what it holds ready for its peers' packets, and what that is made of.
+
+    local:     this node's IPv4 underlay address.
+    mac:       of the tunnel devices, as `owned.mac_of` says for this node's name.
+    ways:      by which packets may come in: a device for each tunnel; for `native` the underlay's reverse path filter
+               is loosened, as answers may leave another way. Where a packet goes is said by its route.
+    addresses: put on the tunnel devices, /32 or /128: the network address of each of the node's own pod CIDRs, so
+               that what the node itself sends to a remote pod has a source that the remote node routes back.
+    mtu:       bytes, of the network between the nodes; 0: that of the devices that carry the traffic.
+    devices:   names or shell patterns of the devices that carry the traffic; none: those that routes to peers name.
+    strict:    a peer whose only way is `native` and which is not on a network of this node is an error.
+    """
+
+    local: Address
+    mac: Mac
+    ways: tuple[Way, ...] = (VXLAN,)
+    vni: int = DEFAULT_VNI
+    mtu: int = 0
+    addresses: tuple[Address, ...] = ()
+    devices: tuple[str, ...] = ()
+    strict: bool = True
+
+    @property
+    def tunnels(self) -> tuple[Way, ...]:
+        """The ways that have a device."""
+        return tuple(way for way in self.ways if way.is_tunnel)
+
+    @property
+    def ipv6(self) -> bool:
+        """Whether this node has an IPv6 pod CIDR itself; without one it has no source for such traffic."""
+        return any(len(address) == 16 for address in self.addresses)
+
+
+class Peer(msgspec.Struct, frozen=True, gc=False):
+    """A remote node.
+
+    since: orders the claims of two peers on one address or CIDR: the older (smaller) one wins.
+    ways:  by which to send to it, the best first. The first that is possible is taken: a tunnel if its device is up,
+           `native` if the peer is on a network of this node. None: nothing is done, its packets go where they go.
+    underlay6: its IPv6 underlay address, the gateway of native routes to its IPv6 CIDRs; empty if it has none.
+    held:  it is not known whether it still has its CIDRs: a wider one of another peer has them, too.
+    """
+
+    name: str
+    underlay: Address
+    mac: Mac
+    cidrs: tuple[Cidr, ...]
+    since: str = ""
+    ways: tuple[Way, ...] = (VXLAN,)
+    underlay6: Address = b""
+    held: bool = False
+
+    @property
+    def seniority(self) -> tuple[str, str]:
+        """Orders claims the same way on every node and after every restart."""
+        return self.since, self.name
+
+
+class Desired:
+    """The whole desired state, with a journal of what was touched. One `Dataplane` reads the journal."""
+
+    def __init__(self, node: Node | None = None, peers: Iterable[Peer] = ()) -> None:
+        self.node = node
+        self._peers = {peer.name: peer for peer in peers}
+        self._touched: set[str] = set()
+
+    @property
+    def peers(self) -> Mapping[str, Peer]:
+        """By name."""
+        return MappingProxyType(self._peers)
+
+    def set_peer(self, peer: Peer) -> None:
+        """Add the peer, or replace the one of that name."""
+        if self._peers.get(peer.name) != peer:
+            self._peers[peer.name] = peer
+            self._touched.add(peer.name)
+
+    def remove_peer(self, name: str) -> None:
+        """Forget the peer; not an error if there is none."""
+        if self._peers.pop(name, None) is not None:
+            self._touched.add(name)
+
+    def take_touched(self) -> set[str]:
+        """Names changed since the last call; a name without a peer was removed."""
+        touched, self._touched = self._touched, set()
+        return touched

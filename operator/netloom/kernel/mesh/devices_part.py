@@ -1,0 +1,268 @@
+"""The tunnel devices, their addresses and the kernel's switches as a part: what the mesh's rows stand on.
+
+Rare and short, so the kernel is read anew each time, and everything is done step by step, in the worker's thread.
+"""
+
+from collections.abc import Collection, Hashable, Iterable, Sequence, Set
+from fnmatch import fnmatchcase
+
+import msgspec
+import structlog
+
+from netloom.kernel.keeper.part import Attempt, Outcome, Part, Refused, Worker
+from netloom.kernel.keeper.retries import Item, Retries
+from netloom.kernel.mesh import reader
+from netloom.kernel.mesh import tunnel_device as device
+from netloom.kernel.mesh.desired import Desired, Node
+from netloom.kernel.mesh.encapsulation import NATIVE, Way
+from netloom.kernel.mesh.mesh import Carriers
+from netloom.kernel.mesh.rows_part import MESH_STATE, MeshRows
+from netloom.kernel.mesh.tunnel_device import Mtu, Step, Surroundings
+from netloom.kernel.mesh.writer import ALREADY_GONE
+from netloom.kernel.netlink.links import Link, read_address, read_link, read_netconf
+from netloom.kernel.netlink.sockets import Commands
+from netloom.kernel.netlink.wire import RTM_DELADDR, RTM_DELLINK, RTM_NEWADDR, RTM_NEWLINK, RTM_NEWNETCONF
+from netloom.kernel.ownership import MESH
+from netloom.kernel.sysctl import Sysctl, SysctlRecord, of_node, of_tunnel
+
+log = structlog.get_logger(__name__)
+
+_ALL_DEVICES = -1
+
+
+class MeshDevices(Part[Desired]):
+    """See the module. `rows` stand on the devices, and say by which devices the kernel sends to the peers.
+
+    underlay: the devices that carry traffic between the nodes. mtu: for pods.
+    """
+
+    owns = MESH
+    state = MESH_STATE
+    groups = ("link", "ipv4-addr", "ipv6-addr", "ipv4-netconf", "ipv6-netconf")
+    kinds = frozenset((RTM_NEWLINK, RTM_DELLINK, RTM_NEWADDR, RTM_DELADDR, RTM_NEWNETCONF))
+
+    def __init__(self, rows: MeshRows, record: SysctlRecord) -> None:
+        self.underlay: tuple[Link, ...] = ()
+        self.mtu = Mtu()
+        self._rows = rows
+        self._mesh = rows.mesh
+        self._record = record
+        self._node: Node | None = None
+        self._due = True
+        self._expected = False
+        self._outgoing: Collection[int] = frozenset()
+        self._surplus = False
+        self._unsettled: set[Item] = set()
+
+    # ------------------------------------------------------------------------------------------- what is wanted
+
+    def want(self, desired: Desired, retries: Retries) -> None:
+        """Take over what is wanted of this node."""
+        if desired.node != self._node:
+            self._node = desired.node
+            retries.clear()
+            self._due = self._expected = True
+
+    def pending(self) -> Iterable[Item]:
+        """What could not be done, or has to wait."""
+        return self._unsettled
+
+    # ------------------------------------------------------------------------------------------------- one pass
+
+    @property
+    def due(self) -> bool:  # type: ignore[override]
+        """The devices are to be looked at: also when packets to peers leave by others than before."""
+        return self._due or self._moved
+
+    @property
+    def _moved(self) -> bool:
+        outgoing = self._mesh.reach.outgoing
+        return outgoing != self._outgoing and outgoing != {link.ifindex for link in self.underlay}
+
+    def doubt(self) -> None:
+        """Everything is to be looked at again."""
+        self._due = True
+
+    async def update(self, worker: Worker, attempt: Attempt) -> Outcome:
+        """Prepare all that rows stand on, and tell them. What cannot be done is in the outcome, and the rest is done
+        all the same."""
+        self._surplus = False
+        if not self.due and self._unsettled <= attempt.held:
+            return Outcome()
+        self._expected = self._expected or self._moved
+        self._due, self._outgoing = False, self._mesh.reach.outgoing
+        work = Work(worker.commands, self._record, self._node, attempt.held)
+        found = await worker.call(lambda _commands: work.prepare(self._outgoing))
+        self.underlay, self.mtu, self._surplus = found.underlay, found.mtu, found.surplus
+        self._unsettled = set(work.unsettled)
+        self._mesh.reach.stopped_are(found.stopped)
+        if work.flushed or found.carriers.tunnels != self._mesh.carriers.tunnels:
+            self._rows.doubt()
+        self._mesh.set_carriers(found.carriers)
+        drift, self._expected = not self._expected, False
+        return work.outcome(drift=drift)
+
+    async def remove(self, worker: Worker, attempt: Attempt) -> Outcome:
+        """Remove what nothing stands on any more."""
+        if not self._surplus:
+            return Outcome()
+        work = Work(worker.commands, self._record, self._node, attempt.held)
+        await worker.call(lambda _commands: work.tear_down())
+        self._unsettled |= work.unsettled
+        return work.outcome(drift=False)
+
+    # --------------------------------------------------------------------------------------------------- events
+
+    def drifted(self) -> Iterable[tuple[Item, bool]]:
+        """None: what somebody changed shows when it is put right."""
+        return ()
+
+    def hear(self, kind: int, flags: int, buffer: bytes, start: int, end: int) -> None:
+        """Take in an event: whether it is about what this part looks after or looks at."""
+        if self._due:
+            return
+        if kind in (RTM_NEWLINK, RTM_DELLINK):
+            link = read_link(buffer, start, end)
+            self._due = link is not None and self._concerns(link, gone=kind == RTM_DELLINK)
+        elif kind == RTM_NEWNETCONF:
+            # Somebody changed a switch as forwarding or rp_filter, of all devices or of one.
+            ifindex = read_netconf(buffer, start, end)
+            known = (_ALL_DEVICES, *(link.ifindex for link in self.underlay))
+            self._due = ifindex in known or self._mesh.is_tunnel(ifindex)
+        else:
+            seen = read_address(buffer, start, end)
+            self._due = seen is not None and (
+                self._mesh.is_tunnel(seen.ifindex)
+                or (self._node is not None and seen.local.address == self._node.local)
+            )
+
+    def _concerns(self, link: Link, *, gone: bool) -> bool:
+        if self.owns.link(link.name) or self._mesh.is_tunnel(link.ifindex):
+            return True
+        known = next((each for each in self.underlay if each.ifindex == link.ifindex), None)
+        if known is not None and (link.mtu != known.mtu or link.name != known.name):
+            return True
+        told = self._node is not None and any(fnmatchcase(link.name, pattern) for pattern in self._node.devices)
+        return told and (known is None or gone)
+
+
+class Found(msgspec.Struct):
+    """What was found when all was prepared.
+
+    stopped: ifindexes of all devices that are down or without a carrier. surplus: there is something to remove.
+    """
+
+    carriers: Carriers = Carriers()
+    underlay: tuple[Link, ...] = ()
+    mtu: Mtu = Mtu()
+    stopped: Collection[int] = ()
+    surplus: bool = False
+
+
+class Work:
+    """One go at the devices, in a thread. `flushed`: the kernel may have dropped what stood on a device."""
+
+    def __init__(self, commands: Commands, record: SysctlRecord, node: Node | None, held: Set[Hashable]) -> None:
+        self.flushed = False
+        self._commands = commands
+        self._record = record
+        self._node = node
+        self._held = held
+        self._waiting: set[Item] = set()
+        self._done: dict[Item, None] = {}
+        self._refused: dict[Item, Refused] = {}
+
+    def prepare(self, outgoing: Collection[int]) -> Found:
+        """All that rows stand on. `outgoing`: ifindexes of the devices that routes to peers name."""
+        node, around = self._node, reader.surroundings(self._commands)
+        found = Found(stopped={link.ifindex for link in around.links if not link.running})
+        if node is None:
+            found.surplus = bool(around.own_links())
+            return found
+        found.underlay = tuple(device.carrying(node, around, outgoing))
+        names = [link.name for link in found.underlay]
+        self._switch(of_node(names, ipv6=node.ipv6, native=NATIVE in node.ways))
+        tunnels: dict[Way, int] = {}
+        for way in node.tunnels:
+            around = self._prepare_tunnel(node, way, device.tunnel_mtu(node, way, around, outgoing), around)
+            link = around.link(way.device)
+            if link is None or device.unfit(link, way):
+                continue
+            found.surplus = found.surplus or any(device.surplus_addresses(node, link, around))
+            if link.up:
+                tunnels[way] = link.ifindex
+        found.surplus = found.surplus or any(device.unwanted(node, around))
+        found.carriers = Carriers(tunnels, node.vni, node.ipv6, device.native_mtu(node, found.underlay), node.strict)
+        underlay = device.underlay_mtu(node, around, outgoing)
+        found.mtu = underlay.inside_tunnel() if node.tunnels and underlay.bytes else underlay
+        return found
+
+    def _prepare_tunnel(self, node: Node, way: Way, mtu: int, around: Surroundings) -> Surroundings:
+        """One device; what the kernel holds afterwards."""
+        if self._take(device.replacement(node, way, around, mtu)):
+            around = reader.surroundings(self._commands)
+        link = around.link(way.device)
+        if link is None or device.unfit(link, way):
+            return around
+        self.flushed = self.flushed or not link.up
+        self._switch(of_tunnel(way.device, ipv6=node.ipv6))
+        if self._take(device.adjustment(node, link, mtu)):
+            around = reader.surroundings(self._commands)
+            link = around.link(way.device) or link
+        self._take(device.missing_addresses(node, link, around))
+        return around
+
+    def tear_down(self) -> None:
+        """Remove what nothing stands on any more."""
+        node, around = self._node, reader.surroundings(self._commands)
+        for way in node.tunnels if node is not None else ():
+            link = around.link(way.device)
+            if node is not None and link is not None:
+                self._take(device.surplus_addresses(node, link, around))
+        self._take(device.unwanted(node, around))
+
+    @property
+    def unsettled(self) -> set[Item]:
+        """What could not be done, or has to wait."""
+        return self._waiting | self._refused.keys()
+
+    def outcome(self, *, drift: bool) -> Outcome:
+        """What came of it. `drift`: what had to be done, somebody had changed."""
+        done = [item for item in self._done if item not in self._refused]
+        written: list[tuple[str, Sequence[Hashable]]] = [(kind, [key]) for kind, key in done]
+        return Outcome(written, done if drift else [], list(self._refused.values()))
+
+    def _take(self, steps: Iterable[Step]) -> bool:
+        """Do the steps; whether any was done. A step about a link that failed takes the link's later steps with it."""
+        failed: set[Item] = set()
+        done = False
+        for step in steps:
+            item = (step.kind, step.key)
+            if item in self._held or item in failed:
+                self._waiting.add(item)
+                continue
+            refusal = self._commands.execute([step.message]).get(0)
+            if refusal is None or (step.deletes and refusal.errno in ALREADY_GONE):
+                log.info("device changed", change=f"ip {step.text}", why=step.why)
+                self._done[item] = None
+                self.flushed = self.flushed or step.flushes
+                done = True
+            else:
+                failed.add(item)
+                sentence = device.explain(step, self._node.tunnels if self._node else (), refusal)
+                self._refused[item] = Refused(item, sentence, refusal.errno)
+        return done
+
+    def _switch(self, switches: Iterable[Sysctl]) -> None:
+        for sysctl in switches:
+            item: Item = ("sysctl", sysctl.name)
+            if item in self._held:
+                self._waiting.add(item)
+                continue
+            try:
+                if self._record.set(sysctl):
+                    log.info("switch set", sysctl=sysctl.name, value=sysctl.value)
+                    self._done[item] = None
+            except OSError as error:
+                sentence = f"cannot set {sysctl.name} to {sysctl.value}: {error}"
+                self._refused[item] = Refused(item, sentence, error.errno or 0)

@@ -1,0 +1,46 @@
+"""How packets get from one node to another: through a tunnel of some protocol and port, or as they are.
+
+A node accepts some ways and sends by one of them to each peer; while a cluster changes from one to another, both
+exist. Each tunnel has a device of its own, whose name follows from it: a restart finds the devices by their names.
+"""
+
+from typing import Literal
+
+import msgspec
+
+from netloom.kernel.ownership import DEVICE_PREFIX
+
+Protocol = Literal["vxlan", "geneve", "native"]
+
+PLAIN_PORTS: dict[Protocol, int] = {"vxlan": 8472, "geneve": 6081}
+"""Ports whose device is named after the protocol alone. VXLAN's is Linux's default, as flannel and Cilium use it
+(IANA's is 4789); Geneve's is IANA's."""
+
+OVERHEAD = 50
+"""Bytes a tunnel adds over IPv4, both protocols: IPv4 20, UDP 8, VXLAN or Geneve without options 8, Ethernet 14."""
+
+
+class Way(msgspec.Struct, frozen=True, order=True, gc=False):
+    """A tunnel protocol and its UDP port, or `native` (port 0): no encapsulation."""
+
+    protocol: Protocol
+    port: int = 0
+
+    @property
+    def device(self) -> str:
+        """The name of the tunnel's device; at most 15 bytes, as the kernel wants it."""
+        plain = PLAIN_PORTS[self.protocol] == self.port
+        return f"{DEVICE_PREFIX}{self.protocol}" if plain else f"{DEVICE_PREFIX}{self.protocol[0]}{self.port}"
+
+    @property
+    def is_tunnel(self) -> bool:
+        """Whether it has a device."""
+        return self.protocol != "native"
+
+    def __str__(self) -> str:
+        return f"{self.protocol}:{self.port}" if self.is_tunnel else self.protocol
+
+
+NATIVE = Way("native")
+VXLAN = Way("vxlan", PLAIN_PORTS["vxlan"])
+GENEVE = Way("geneve", PLAIN_PORTS["geneve"])

@@ -1,0 +1,39 @@
+"""What lives on this node inside a CIDR and is none of ours: a pod's route, the bridge of a CNI plugin. Pure.
+
+Whoever wires pods leaves its traces in the node's own tables: a host route to each pod by its veth, or a bridge that
+holds an address of the CIDR. Only a device that runs counts: a bridge whose last pod left has no carrier. A route by a
+gateway leads away, and is nobody's who lives here.
+"""
+
+from collections.abc import Collection, Iterable
+
+import msgspec
+
+from netloom.cidr import Cidr
+from netloom.kernel.mesh.tunnel_device import Surroundings
+from netloom.kernel.ownership import DEVICE_PREFIX
+
+
+class DirectRoute(msgspec.Struct, frozen=True):
+    """Somebody's route by a device (its ifindex) and no gateway."""
+
+    destination: Cidr
+    ifindex: int
+
+
+def lodgers(within: Collection[Cidr], around: Surroundings, routes: Iterable[DirectRoute]) -> dict[Cidr, str]:
+    """Of these CIDRs, those that something lives in, with the first of it, as `10.1.0.5/32 on veth3`."""
+    running = {
+        link.ifindex: link.name for link in around.links if link.running and not link.name.startswith(DEVICE_PREFIX)
+    }
+    found = [(each.destination, str(each.destination), each.ifindex) for each in routes]
+    found += [
+        (Cidr.of(each.local.address, each.local.length), str(each.local), each.ifindex) for each in around.addresses
+    ]
+    result: dict[Cidr, str] = {}
+    for place, text, ifindex in sorted(found):
+        name = running.get(ifindex)
+        for cidr in within if name is not None else ():
+            if cidr not in result and cidr.contains(place):
+                result[cidr] = f"{text} on {name}"
+    return result

@@ -1,0 +1,474 @@
+"""From peers to rows: which nexthops, neighbours and routes the kernel should hold, and which it is known to hold.
+
+Pure: peers, what they can be reached by, and what was seen in the kernel go in, three tables with their differences
+come out. A peer's change costs what its own rows cost, whatever the number of peers.
+
+A peer's nexthop object keeps its id when the way to the peer changes: it is replaced, and the kernel moves all routes
+with it, at once. A peer whose underlay address or MAC is somebody else's gets no rows at all, one whose pod CIDR is, no
+route for that CIDR; see `claims`.
+"""
+
+import zlib
+from collections import Counter
+from collections.abc import Collection, Hashable, Iterable, Mapping
+from typing import Any
+
+import msgspec
+
+from netloom.cidr import Address, Cidr, format_address
+from netloom.kernel.keeper.table import Table
+from netloom.kernel.mac import Mac, format_mac
+from netloom.kernel.mesh.address_owners import Claims
+from netloom.kernel.mesh.desired import Desired, Peer
+from netloom.kernel.mesh.encapsulation import NATIVE, Way
+from netloom.kernel.mesh.fib import Reach
+from netloom.kernel.mesh.rows import (
+    EDITED,
+    NeighbourKey,
+    Nexthop,
+    OddRoute,
+    RouteKey,
+    SeenNexthop,
+    SeenRoute,
+    Via,
+)
+from netloom.kernel.ownership import NEXTHOP_IDS, link_local_of, mac_in
+
+Claim = Address | Mac | Cidr
+"""What no two peers may share. (The MAC gives the IPv6 gateway.)"""
+
+
+class Carriers(msgspec.Struct, frozen=True):
+    """What rows stand on. `tunnels`: the ifindexes of the tunnel devices that are up.
+
+    ipv6: whether this node has an IPv6 pod CIDR itself; a node without one has no source for such traffic, and often
+    no IPv6 at all. native_mtu: bytes, of native routes, where that is less than the device's; else 0. strict: nothing
+    else leads to a peer whose only way is native, so its route stays while it does not answer.
+    """
+
+    tunnels: Mapping[Way, int] = {}
+    vni: int = 1
+    ipv6: bool = False
+    native_mtu: int = 0
+    strict: bool = False
+
+
+class Conflict(msgspec.Struct, frozen=True):
+    """A claim (address or CIDR, as text) of `peer` that `holder`, being senior, has."""
+
+    claim: str
+    holder: str
+    peer: str
+
+
+class Leg(msgspec.Struct, frozen=True, gc=False):
+    """What one peer needs in the kernel for one address family: a nexthop object, in a tunnel the neighbour that is
+    its gateway (else `mac` is empty), and a route for each prefix."""
+
+    via: Via
+    nexthop: Nexthop
+    mac: Mac
+    prefixes: tuple[Cidr, ...]
+
+    @property
+    def neighbour(self) -> NeighbourKey | None:
+        """The key of its neighbour."""
+        return (self.nexthop.ifindex, self.nexthop.gateway) if self.mac else None
+
+
+Legs = tuple[Leg, ...]
+
+
+def _claims_of(peer: Peer) -> tuple[Claim, ...]:
+    addresses = (peer.underlay, peer.underlay6) if peer.underlay6 else (peer.underlay,)
+    return (*addresses, peer.mac, *peer.cidrs)
+
+
+def _claim_text(claim: Claim) -> str:
+    if isinstance(claim, Cidr):
+        return str(claim)
+    return format_mac(claim) if len(claim) == 6 else format_address(claim)
+
+
+class Mesh:
+    """Peers, and the tables of their rows."""
+
+    def __init__(self, reach: Reach | None = None) -> None:
+        self.nexthops: Table[int, Nexthop] = Table()
+        self.neighbours: Table[NeighbourKey, Mac] = Table()
+        self.routes: Table[RouteKey, Via] = Table()
+        self._tables: dict[str, Table[Any, Any]] = {
+            "nexthop": self.nexthops,
+            "neighbour": self.neighbours,
+            "route": self.routes,
+        }
+        self.carriers = Carriers()
+        self.reach = reach or Reach()
+        self.peers: dict[str, Peer] = {}
+        self.stranded: set[str] = set()
+        """Peers whose only way is native, with CIDRs that no network of this node leads to."""
+        self._held: set[str] = set()
+        self._lengths: Counter[tuple[int, int, bool]] = Counter()
+        self.natives = 0
+        """Peers that may be reached natively: the way to them has to be known before rows are written."""
+        self._natives_on: Counter[int] = Counter()
+        self._legs: dict[str, Legs] = {}
+        self._peer_of: dict[int, str] = {}
+        self._ids: dict[int, dict[str, int]] = {4: {}, 16: {}}
+        self._foreign_ids: set[int] = set()
+        self._unclaimed: dict[Nexthop, int] = {}
+        self._claims: Claims[Claim] = Claims(lambda name: self.peers[name].seniority)
+
+    # ------------------------------------------------------------------------------------------- what should be
+
+    def set_carriers(self, carriers: Carriers) -> None:
+        """Put all rows on these devices."""
+        if carriers == self.carriers:
+            return
+        gone = set(self.carriers.tunnels.values()) - set(carriers.tunnels.values())
+        if gone:
+            for key in [key for key in self.neighbours.kernel if key[0] in gone]:
+                self.neighbours.gone(key)  # a device takes its neighbours along
+        self.carriers = carriers
+        self._expand(self.peers)
+
+    def reached(self, addresses: Iterable[Address]) -> None:
+        """What is known of the way to these addresses may have changed."""
+        if not self.natives:
+            return  # tunnels do not depend on it
+        holders, peers = self._claims.holders, self.peers
+        names = {name for address in addresses if (name := holders.get(address)) is not None}
+        self._expand([name for name in names if NATIVE in peers[name].ways])
+
+    def replace_peers(self, desired: Desired) -> None:
+        """Take over a whole state; what is the same object as before costs one look-up."""
+        peers, known = desired.peers, self.peers
+        for name in [name for name in known if name not in peers]:
+            self.remove_peer(name)
+        self.set_peers([peer for name, peer in peers.items() if known.get(name) is not peer])
+
+    def set_peer(self, peer: Peer) -> None:
+        """Add or change a peer."""
+        self.set_peers((peer,))
+
+    def set_peers(self, peers: Iterable[Peer]) -> None:
+        """Add or change peers."""
+        known, change = self.peers, self._claims.change
+        concerned: dict[str, None] = {}
+        for peer in peers:
+            name, old = peer.name, known.get(peer.name)
+            if old == peer:
+                continue
+            known[name] = peer
+            self._want(old, peer)
+            concerned[name] = None
+            others = change(name, _claims_of(old) if old else (), _claims_of(peer))
+            for other in others | self._concerned(old, peer):
+                concerned[other] = None
+        self._expand(concerned)
+
+    def remove_peer(self, name: str) -> None:
+        """Forget a peer."""
+        peer = self.peers.pop(name, None)
+        if peer is None:
+            return
+        self._want(peer, None)
+        others = self._claims.change(name, _claims_of(peer), ())
+        self._expand({name: None, **dict.fromkeys(others | self._concerned(peer))})
+        self.stranded.discard(name)
+        for ids in self._ids.values():
+            identity = ids.pop(name, None)
+            if identity is not None:
+                del self._peer_of[identity]
+
+    def conflicts(self) -> list[Conflict]:
+        """Claims that are not granted, in order."""
+        found = [Conflict(_claim_text(claim), holder, name) for claim, holder, name in self._claims.refused()]
+        return sorted(found, key=lambda conflict: (conflict.claim, conflict.peer))
+
+    def items_of(self, name: str) -> list[tuple[str, Hashable]]:
+        """(kind, key) of the peer's rows."""
+        items: list[tuple[str, Hashable]] = []
+        for leg in self._legs.get(name, ()):
+            items.append(("nexthop", leg.via.nexthop))
+            if leg.neighbour:
+                items.append(("neighbour", leg.neighbour))
+            items += [("route", prefix) for prefix in leg.prefixes]
+        return items
+
+    def pending(self) -> list[tuple[str, Hashable]]:
+        """(kind, key) of all that differs from the kernel."""
+        return [(kind, key) for kind, table in self._tables.items() for key in table.pending]
+
+    def is_pending(self, kind: str, key: Hashable) -> bool:
+        """Whether this entry differs from the kernel."""
+        return key in self._tables[kind].pending
+
+    def is_tunnel(self, ifindex: int) -> bool:
+        """Whether this is a device of ours that rows stand on."""
+        return ifindex in self.carriers.tunnels.values()
+
+    def stands_on(self, ifindex: int) -> bool:
+        """Whether a native nexthop goes through this device."""
+        return self._natives_on[ifindex] > 0
+
+    def peer_of(self, kind: str, key: Any) -> str:
+        """Whose entry it is; empty if nobody's (any more)."""
+        if kind == "nexthop":
+            return self._peer_of.get(key, "")
+        if kind == "neighbour":
+            _ifindex, key = key
+            key = mac_in(key) if len(key) == 16 else key
+        return self._claims.holders.get(key, "")
+
+    def _want(self, old: Peer | None, new: Peer | None) -> None:
+        """Tell `reach` which addresses count: for IPv6, those that a native route may need."""
+        self.natives += (new is not None and NATIVE in new.ways) - (old is not None and NATIVE in old.ways)
+        for peer, count in ((old, -1), (new, 1)):
+            if peer is None:
+                continue
+            if peer.held:
+                (self._held.add if count > 0 else self._held.discard)(peer.name)
+            for prefix in peer.cidrs:
+                self._lengths[prefix.version, prefix.length, peer.held] += count
+        before, after = _underlays(old), _underlays(new)
+        if before == after:
+            return
+        for address in after:
+            if address not in before:
+                self.reach.want(address)
+        for address in before:
+            if address not in after:
+                self.reach.unwant(address)
+
+    def _expand(self, names: Iterable[str]) -> None:
+        """Bring the desired rows of these peers up to date. What one loses, another may win: first all losses."""
+        gains: list[Legs] = []
+        for name in names:
+            old, new = self._legs.get(name, ()), self._legs_of(name)
+            if new == old:
+                continue
+            if old:
+                self._unwant(old, new)
+            if self.natives or self._natives_on:
+                self._natives_on.subtract(leg.nexthop.ifindex for leg in old if not leg.mac)
+                self._natives_on.update(leg.nexthop.ifindex for leg in new if not leg.mac)
+            if new:
+                self._legs[name] = new
+                gains.append(new)
+            else:
+                del self._legs[name]
+        nexthops: dict[int, Nexthop] = {}
+        neighbours: dict[NeighbourKey, Mac] = {}
+        routes: dict[RouteKey, Via] = {}
+        for legs in gains:
+            for leg in legs:
+                via, nexthop = leg.via, leg.nexthop
+                nexthops[via.nexthop] = nexthop
+                if leg.mac:
+                    neighbours[nexthop.ifindex, nexthop.gateway] = leg.mac
+                for prefix in leg.prefixes:
+                    routes[prefix] = via
+        self.nexthops.want_all(nexthops)
+        self.neighbours.want_all(neighbours)
+        self.routes.want_all(routes)
+
+    def _unwant(self, old: Legs, new: Legs) -> None:
+        for identity in {leg.via.nexthop for leg in old} - {leg.via.nexthop for leg in new}:
+            self.nexthops.unwant(identity)
+        for neighbour in {leg.neighbour for leg in old} - {leg.neighbour for leg in new}:
+            if neighbour is not None:
+                self.neighbours.unwant(neighbour)
+        for prefix in {p for leg in old for p in leg.prefixes} - {p for leg in new for p in leg.prefixes}:
+            self.routes.unwant(prefix)
+
+    def _legs_of(self, name: str) -> Legs:
+        peer, holders = self.peers.get(name), self._claims.holders
+        if peer is None or not peer.ways or holders[peer.underlay] != name or holders[peer.mac] != name:
+            self.stranded.discard(name)
+            return ()
+        if not self.carriers.tunnels and not self.natives:
+            self.stranded.discard(name)
+            return ()  # as long as there is no device
+        four: list[Cidr] = []
+        six: list[Cidr] = []
+        for prefix in peer.cidrs:
+            if holders[prefix] == name and not (peer.held and self._has_wider(prefix, name)):
+                (four if prefix.version == 4 else six).append(prefix)
+        legs: Legs = ()
+        wanted = 0
+        for size, prefixes in ((4, four), (16, six if self.carriers.ipv6 else [])):
+            if prefixes:
+                wanted += 1
+                legs += self._leg(peer, size, prefixes)
+        if peer.ways == (NATIVE,) and len(legs) < wanted:
+            self.stranded.add(name)
+        else:
+            self.stranded.discard(name)
+        return legs
+
+    def _has_wider(self, prefix: Cidr, name: str) -> bool:
+        """Whether a peer that is not held claims a CIDR that contains this one."""
+        claimants = (self._claims.holders.get(wider, name) for wider in self._and_wider(prefix))
+        return any(claimant != name and not self.peers[claimant].held for claimant in claimants)
+
+    def _and_wider(self, prefix: Cidr) -> Iterable[Cidr]:
+        """The prefix and those that contain it, as far as a peer may claim them: of a length that there is."""
+        version, longest = prefix.version, prefix.length
+        lengths = {length for other, length, _ in self._lengths if other == version and length <= longest}
+        return map(prefix.supernet, lengths)
+
+    def _concerned(self, *peers: Peer | None) -> set[str]:
+        """Held peers that may have to make way, or may come back: only where the lengths of CIDRs differ."""
+        if not self._held:
+            return set()
+        changed = [prefix for peer in peers if peer is not None for prefix in peer.cidrs]
+        inner = [(version, length) for version, length, held in self._lengths if held]
+        differ = any(each.version == version and each.length < length for each in changed for version, length in inner)
+        return self._held if differ else set()
+
+    def _leg(self, peer: Peer, size: int, prefixes: list[Cidr]) -> Legs:
+        """By the first of the peer's ways that is possible; empty if none is."""
+        for way in peer.ways:
+            if way.is_tunnel:
+                ifindex, mac, mtu = self.carriers.tunnels.get(way, 0), peer.mac, 0
+                gateway = peer.underlay if size == 4 else link_local_of(peer.mac)
+                nexthop = Nexthop(ifindex, gateway, peer.underlay, self.carriers.vni)
+            else:
+                gateway = peer.underlay if size == 4 else peer.underlay6
+                mine = bool(gateway) and self._claims.holders[gateway] == peer.name
+                answering = not self.carriers.strict or peer.ways != (NATIVE,)
+                ifindex = self.reach.device(gateway, answering=answering) if mine else 0
+                mac, mtu = b"", self.carriers.native_mtu
+                nexthop = Nexthop.native(ifindex, gateway)
+            if ifindex:
+                identity = self._ids[size].get(peer.name) or self._new_id(peer.name, size, nexthop)
+                return (Leg(Via(identity, mtu), nexthop, mac, tuple(prefixes)),)
+        return ()
+
+    def _new_id(self, name: str, size: int, nexthop: Nexthop) -> int:
+        """An id for the peer's nexthop: what the kernel has it under already, else a hash of its name.
+
+        An id in use by another peer or by a foreign nexthop is passed over. The peer that was passed over keeps its
+        id after a restart because the content is looked up first.
+        """
+        identity = self._unclaimed.get(nexthop) if self._unclaimed else None
+        if identity is None or identity in self._peer_of:
+            at = zlib.crc32(name.encode(), size)
+            while True:
+                identity = NEXTHOP_IDS[at % len(NEXTHOP_IDS)]
+                if identity not in self._peer_of and identity not in self._foreign_ids:
+                    break
+                at += 1
+        self._ids[size][name] = identity
+        self._peer_of[identity] = name
+        return identity
+
+    # ----------------------------------------------------------------------------------------- what is there
+
+    def spare_unknown(self, among: Collection[RouteKey], own: Collection[Address]) -> None:
+        """Of these routes leave alone what no peer explains: whole ways to pod CIDRs that neither a peer nor this node
+        (with the `own` network addresses) claims, by nexthops that no peer has, to addresses that are no peer's."""
+        routes = {key for key in among if key not in self.routes.desired and self._unknown(key, own)}
+        ids = {self.routes.kernel[key].nexthop for key in routes}
+        nexthops = [self.nexthops.kernel[identity] for identity in ids]
+        neighbours = {(nexthop.ifindex, nexthop.gateway) for nexthop in nexthops}
+        self.routes.spare(routes)
+        self.nexthops.spare(ids)
+        self.neighbours.spare((neighbours & self.neighbours.kernel.keys()) - self.neighbours.desired.keys())
+
+    def spare_nothing(self) -> None:
+        """What no peer explains is to go."""
+        for table in self._tables.values():
+            table.spare(set())
+
+    def _unknown(self, key: RouteKey, own: Collection[Address]) -> bool:
+        identity, holders = self.routes.kernel[key].nexthop, self._claims.holders
+        nexthop = self.nexthops.kernel.get(identity)
+        if nexthop is None or identity in self.nexthops.desired or isinstance(key, OddRoute):
+            return False
+        if nexthop.gateway in holders or nexthop.remote in holders:
+            return False
+        mine = any(key.contains(Cidr.of(address)) for address in own)
+        return not mine and not any(wider in holders for wider in self._and_wider(key))
+
+    def load(
+        self, nexthops: Iterable[SeenNexthop], neighbours: dict[NeighbourKey, Mac], routes: Iterable[SeenRoute]
+    ) -> None:
+        """Replace what is known of the kernel by full dumps (routes and neighbours: owned ones only)."""
+        owned: dict[int, Nexthop] = {}
+        self._foreign_ids.clear()
+        for seen in nexthops:
+            if seen.owned:
+                owned[seen.id] = seen.value
+            elif seen.id in NEXTHOP_IDS:
+                self._foreign_ids.add(seen.id)
+        self.nexthops.load(owned)
+        self._unclaimed = {value: key for key, value in owned.items() if key not in self._peer_of}
+        self.neighbours.load(neighbours)
+        self.routes.load({seen.key: seen.via for seen in routes})
+
+    def saw_route(self, seen: SeenRoute, *, replaced: bool) -> bool:
+        """A route was made or changed. Returns whether it concerns us.
+
+        A foreign route that *replaced* ours is an edit of ours, and repaired. One that was there first is foreign.
+        """
+        if seen.owned:
+            self.routes.saw(seen.key, seen.via)
+        elif replaced and seen.key in self.routes.kernel:
+            self.routes.saw(seen.key, EDITED)
+        else:
+            return seen.key in self.routes.desired
+        return True
+
+    def lost_route(self, seen: SeenRoute) -> bool:
+        """A route was deleted. Returns whether it concerns us."""
+        if seen.owned or self.routes.kernel.get(seen.key) == EDITED:
+            self.routes.gone(seen.key)
+            return True
+        return seen.key in self.routes.desired
+
+    def saw_nexthop(self, seen: SeenNexthop) -> bool:
+        """A nexthop was made or changed. Returns whether it concerns us."""
+        if seen.id not in NEXTHOP_IDS:
+            return False
+        if seen.owned:
+            self.nexthops.saw(seen.id, seen.value)
+        elif seen.id in self.nexthops.kernel:
+            edited = msgspec.structs.replace(seen.value, extra=b"foreign protocol")
+            self.nexthops.saw(seen.id, edited)
+        else:
+            self._foreign_ids.add(seen.id)
+        return True
+
+    def lost_nexthops(self, ids: set[int]) -> None:
+        """Nexthops were deleted, and with them, without another word, all routes that used them."""
+        self._foreign_ids -= ids
+        for identity in ids:
+            self.nexthops.gone(identity)
+            for leg in self._legs.get(self._peer_of.get(identity, ""), ()):
+                for prefix in leg.prefixes:
+                    if self.routes.kernel.get(prefix, EDITED).nexthop == identity:
+                        self.routes.gone(prefix)
+        # Only a route that is not as desired can use another nexthop than its peer's own.
+        for key in [key for key in self.routes.pending if self.routes.kernel.get(key, EDITED).nexthop in ids]:
+            self.routes.gone(key)
+
+    def saw_neighbour(self, key: NeighbourKey, mac: Mac) -> bool:
+        """A neighbour on our device was made or changed (EDITED_MAC: no longer permanent). Whether it concerns us."""
+        if mac or key in self.neighbours.desired:
+            self.neighbours.saw(key, mac)
+            return True
+        self.neighbours.gone(key)
+        return False
+
+    def lost_neighbour(self, key: NeighbourKey) -> bool:
+        """A neighbour on our device was deleted. Returns whether it concerns us."""
+        self.neighbours.gone(key)
+        return key in self.neighbours.desired
+
+
+def _underlays(peer: Peer | None) -> tuple[Address, ...]:
+    if peer is None:
+        return ()
+    return (peer.underlay, peer.underlay6) if peer.underlay6 and NATIVE in peer.ways else (peer.underlay,)

@@ -1,0 +1,200 @@
+"""Requests that write nexthops, neighbours and routes, ask the way to an address, and dump them all.
+
+What comes by the ten thousand is encoded once by pyroute2's classes, as a template for each form that it can have, and
+then filled in: 0.5 us instead of 65 (a route) or 136 (a nexthop; `make bench-codec`).
+"""
+
+import socket
+import sys
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+from netloom.cidr import WIDTH, Address, Version
+from netloom.kernel.mesh.rows import DEFAULT_METRIC, OddRoute
+from netloom.kernel.netlink.messages import (
+    LWTUNNEL_ENCAP_IP,
+    NeighbourMessage,
+    NexthopMessage,
+    RouteMessage,
+    encode,
+    nested,
+)
+from netloom.kernel.netlink.template import marker, message_template
+from netloom.kernel.netlink.wire import (
+    CREATE,
+    EXCL,
+    REPLACE,
+    RTM_DELNEIGH,
+    RTM_DELNEXTHOP,
+    RTM_DELROUTE,
+    RTM_GETNEIGH,
+    RTM_GETNEXTHOP,
+    RTM_GETROUTE,
+    RTM_NEWNEIGH,
+    RTM_NEWNEXTHOP,
+    RTM_NEWROUTE,
+)
+from netloom.kernel.ownership import ROUTE_PROTOCOL, ROUTE_TABLE, TUNNEL_TTL
+
+_RTN_UNICAST = 1
+_SCOPE_NOWHERE = 255
+_RTNH_ONLINK = 4
+_NUD_PERMANENT = 0x80
+_NTF_USE = 0x01
+_FAMILY: dict[int, int] = {4: socket.AF_INET, 16: socket.AF_INET6}
+
+_KEY = marker(b"k", 4)
+_NUMBER = int.from_bytes(_KEY, sys.byteorder)
+_MAC = marker(b"m", 6)
+_REMOTE = marker(b"r", 4)
+_ADDRESS: dict[int, bytes] = {size: marker(b"a", size) for size in _FAMILY}
+"""Markers, by the size of the field where it varies. _NUMBER is _KEY's as an integer."""
+
+Writes = Sequence[tuple[Any, Any, Any]]
+"""(key, value, what the kernel holds under the key now). A value of None deletes."""
+
+
+def encode_routes(writes: Writes) -> list[bytes]:
+    """Requests with the sequence numbers 0, 1, ..."""
+    messages, order = [], sys.byteorder
+    # An IPv4 route that names a nexthop object and no metrics takes over those of another route with that object,
+    # even of the one that it replaces (fib_find_info_nh of fib_semantics.c). So an MTU that goes is written as 0.
+    said = any(via is not None and before is not None and before.mtu for _, via, before in writes)
+    for sequence, (key, via, before) in enumerate(writes):
+        number = sequence.to_bytes(4, order)
+        if via is None:
+            prefix, tos, metric = (key.prefix, key.tos, key.metric) if isinstance(key, OddRoute) else (key, 0, None)
+            template = _deleted_route(prefix.version, prefix.length, tos, metric)
+            messages.append(template % (number, prefix.packed))
+        else:
+            template = _route(key.version, key.length, via.mtu, said, before is not None)
+            messages.append(template % (number, key.packed, via.nexthop.to_bytes(4, order)))
+    return messages
+
+
+@lru_cache
+def _route(version: Version, length: int, mtu: int, said: bool, replace: bool) -> bytes:
+    size = WIDTH[version] // 8
+    fields = {"dst_len": length, "type": _RTN_UNICAST, **_our_routes(_FAMILY[size])}
+    metrics = {"metrics": nested(RTAX_MTU=mtu)} if mtu or said else {}
+    # Where no route of ours is, a foreign one may be: EXCL makes the kernel refuse instead of replacing it.
+    flags = CREATE | (REPLACE if replace else EXCL)
+    return message_template(RouteMessage, RTM_NEWROUTE, flags, fields, dst=_ADDRESS[size], nh_id=_NUMBER, **metrics)
+
+
+@lru_cache
+def _deleted_route(version: Version, length: int, tos: int, metric: int | None) -> bytes:
+    """The kernel compares the protocol, so this never hits anybody else's route."""
+    size = WIDTH[version] // 8
+    fields = {"dst_len": length, "tos": tos, "scope": _SCOPE_NOWHERE, **_our_routes(_FAMILY[size])}
+    priority = DEFAULT_METRIC[version] if metric is None else metric
+    return message_template(RouteMessage, RTM_DELROUTE, 0, fields, dst=_ADDRESS[size], priority=priority)
+
+
+def _our_routes(family: int) -> dict[str, int]:
+    return {"family": family, "table": ROUTE_TABLE, "proto": ROUTE_PROTOCOL}
+
+
+def encode_nexthops(writes: Writes) -> list[bytes]:
+    """Requests with the sequence numbers 0, 1, ... A replaced nexthop takes all its routes along; a deleted one
+    deletes them."""
+    messages, order = [], sys.byteorder
+    for sequence, (key, value, before) in enumerate(writes):
+        number, identity = sequence.to_bytes(4, order), key.to_bytes(4, order)
+        if value is None:
+            messages.append(_deleted_nexthop() % (number, identity))
+            continue
+        gateway, remote, replace = value.gateway, value.remote, before is not None
+        if remote:
+            template = _nexthop(len(gateway), value.ifindex, value.vni, replace)
+            messages.append(template % (number, identity, gateway, remote))
+        else:
+            messages.append(_nexthop(len(gateway), value.ifindex, None, replace) % (number, identity, gateway))
+    return messages
+
+
+@lru_cache
+def _nexthop(size: int, ifindex: int, vni: int | None, replace: bool) -> bytes:
+    """vni: None in a native one. `onlink`: that the gateway is on the device has been decided before, and is decided
+    again when it changes."""
+    fields = {"family": _FAMILY[size], "protocol": ROUTE_PROTOCOL, "flags": _RTNH_ONLINK}
+    attributes: dict[str, Any] = {"id": _NUMBER, "oif": ifindex, "gateway": _ADDRESS[size]}
+    if vni is not None:
+        outer = nested(LWTUNNEL_IP_ID=vni, LWTUNNEL_IP_TTL=TUNNEL_TTL, LWTUNNEL_IP_DST=_REMOTE)
+        attributes |= {"encap_type": LWTUNNEL_ENCAP_IP, "encap": outer}
+    flags = CREATE | (REPLACE if replace else EXCL)
+    return message_template(NexthopMessage, RTM_NEWNEXTHOP, flags, fields, **attributes)
+
+
+@lru_cache
+def _deleted_nexthop() -> bytes:
+    return message_template(NexthopMessage, RTM_DELNEXTHOP, 0, {}, id=_NUMBER)
+
+
+def encode_neighbours(writes: Writes) -> list[bytes]:
+    """Requests with the sequence numbers 0, 1, ..."""
+    messages, order = [], sys.byteorder
+    for sequence, ((ifindex, address), mac, _before) in enumerate(writes):
+        number = sequence.to_bytes(4, order)
+        if mac is None:
+            messages.append(_deleted_neighbour(len(address), ifindex) % (number, address))
+        else:
+            messages.append(_neighbour(len(address), ifindex) % (number, address, mac))
+    return messages
+
+
+@lru_cache
+def _neighbour(size: int, ifindex: int) -> bytes:
+    fields = {"family": _FAMILY[size], "ifindex": ifindex, "state": _NUD_PERMANENT, "ndm_type": _RTN_UNICAST}
+    return message_template(NeighbourMessage, RTM_NEWNEIGH, CREATE | REPLACE, fields, dst=_ADDRESS[size], lladdr=_MAC)
+
+
+@lru_cache
+def _deleted_neighbour(size: int, ifindex: int) -> bytes:
+    fields = {"family": _FAMILY[size], "ifindex": ifindex}
+    return message_template(NeighbourMessage, RTM_DELNEIGH, 0, fields, dst=_ADDRESS[size])
+
+
+def probe_neighbour(sequence: int, ifindex: int, address: Address) -> bytes:
+    """Request: ask on the device's network whether the address answers, as sending to it would. Changes nothing else,
+    and makes no entry where there is none."""
+    return _probe(len(address), ifindex) % (sequence.to_bytes(4, sys.byteorder), address)
+
+
+@lru_cache
+def _probe(size: int, ifindex: int) -> bytes:
+    fields = {"family": _FAMILY[size], "ifindex": ifindex, "flags": _NTF_USE}
+    return message_template(NeighbourMessage, RTM_NEWNEIGH, 0, fields, dst=_ADDRESS[size])
+
+
+def ask_route(sequence: int, address: Address) -> bytes:
+    """Request: which way packets to an address go."""
+    return _question(len(address)) % (sequence.to_bytes(4, sys.byteorder), address)
+
+
+@lru_cache
+def _question(size: int) -> bytes:
+    fields = {"family": _FAMILY[size], "dst_len": size * 8}
+    return message_template(RouteMessage, RTM_GETROUTE, 0, fields, dst=_ADDRESS[size])
+
+
+def dump_routes(family: int) -> bytes:
+    """Request: our routes of the main table; the kernel filters."""
+    return encode(RouteMessage, RTM_GETROUTE, 0, _our_routes(family), table=ROUTE_TABLE)
+
+
+def dump_all_routes(family: int) -> bytes:
+    """Request: everybody's routes, of all tables."""
+    return encode(RouteMessage, RTM_GETROUTE, 0, {"family": family})
+
+
+def dump_nexthops() -> bytes:
+    """Request: all nexthop objects. (The kernel can filter by device, but not by id range or protocol.)"""
+    return encode(NexthopMessage, RTM_GETNEXTHOP, 0, {})
+
+
+def dump_neighbours(ifindex: int) -> bytes:
+    """Request: the neighbours of one device."""
+    # NDA_IFINDEX, not ndm_ifindex: the strict check wants the filter as an attribute.
+    return encode(NeighbourMessage, RTM_GETNEIGH, 0, {}, ifindex=ifindex)

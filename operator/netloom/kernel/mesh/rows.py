@@ -1,0 +1,105 @@
+"""Nexthops, neighbours and routes: their values.
+
+Per peer and family there is one nexthop object and one route per pod CIDR that says no more than "nexthop N". Through
+a tunnel, the nexthop says which device, VNI, outer destination and inner gateway, and a permanent neighbour gives that
+gateway's MAC. A native nexthop is the peer's own address on a device of the node, whose MAC the kernel asks for.
+
+Routes of one device with 10,000 different gateways cost O(N^2) in the kernel's hash table (3.7 s by `ip -batch`); with
+nexthop objects they are linear, and a replaced nexthop moves all its routes at once, without a gap.
+"""
+
+import msgspec
+
+from netloom.cidr import Address, Cidr
+from netloom.kernel.mac import Mac
+from netloom.kernel.ownership import MESH, TUNNEL_TTL
+
+DEFAULT_METRIC: dict[int, int] = {4: 0, 6: 1024}
+"""What the kernel makes of a route's metric of 0, by IP version."""
+
+
+class Via(msgspec.Struct, frozen=True, gc=False):
+    """A route's content: the id of its nexthop object, and its MTU in bytes where that is not its device's (0)."""
+
+    nexthop: int
+    mtu: int = 0
+
+
+EDITED = Via(0)
+"""Value of a route whose content is not one of ours, so that it is repaired."""
+
+EDITED_MAC = b""
+"""Value of a neighbour that is no longer a permanent one with a MAC."""
+
+
+class OddRoute(msgspec.Struct, frozen=True, gc=False):
+    """The key of a route with our protocol, but with a metric or TOS that we never write: somebody's work, or an
+    older version's. It is ours, and is removed."""
+
+    prefix: Cidr
+    metric: int
+    tos: int
+
+    def __str__(self) -> str:
+        return f"{self.prefix} metric {self.metric} tos {self.tos}"
+
+
+RouteKey = Cidr | OddRoute
+"""What makes two routes of the main table the same to the kernel. Ours have the default metric and no TOS."""
+
+
+NeighbourKey = tuple[int, Address]
+"""ifindex and address."""
+
+
+class Nexthop(msgspec.Struct, frozen=True, gc=False):
+    """A nexthop object's content. `remote` is the outer destination, empty in a native one, whose `vni` and `ttl` are
+    0; `extra` is what we never write: an edit."""
+
+    ifindex: int
+    gateway: Address
+    remote: Address
+    vni: int
+    ttl: int = TUNNEL_TTL
+    extra: bytes = b""
+
+    @classmethod
+    def native(cls, ifindex: int, gateway: Address) -> "Nexthop":
+        """Without encapsulation."""
+        return cls(ifindex, gateway, b"", 0, 0)
+
+
+class SeenRoute(msgspec.Struct, frozen=True, gc=False):
+    """A route of the main table, whoever owns it. `via` is EDITED unless it is a plain `nhid` route."""
+
+    key: RouteKey
+    via: Via
+    protocol: int
+
+    @property
+    def owned(self) -> bool:
+        """The mesh's by protocol and metric."""
+        key = self.key
+        return MESH.route(self.protocol, key.metric if isinstance(key, OddRoute) else DEFAULT_METRIC[key.version])
+
+
+class SeenNexthop(msgspec.Struct, frozen=True, gc=False):
+    """A nexthop object, whoever owns it."""
+
+    id: int
+    value: Nexthop
+    protocol: int
+
+    @property
+    def owned(self) -> bool:
+        """The mesh's by id and protocol."""
+        return MESH.nexthop(self.protocol, self.id)
+
+
+class SeenNeighbour(msgspec.Struct, frozen=True, gc=False):
+    """A neighbour; `mac` is EDITED_MAC unless it is a permanent entry. `failed`: nobody answered there."""
+
+    ifindex: int
+    address: Address
+    mac: Mac
+    failed: bool = False

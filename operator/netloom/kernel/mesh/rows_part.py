@@ -1,0 +1,288 @@
+"""The rows of the mesh as a part: nexthops, neighbours and routes, and which way packets go to the peers.
+
+Several losses come without an event of their own, so the cause is followed: a deleted nexthop takes its routes with
+it, and only the nexthop is announced; a device that goes down or away takes nexthops, routes and neighbours, and only
+link and neighbour events are sent; one that loses its carrier takes its nexthops.
+"""
+
+import time
+from collections.abc import Collection, Iterable
+from contextlib import suppress
+
+from msgspec.structs import replace
+
+from netloom.kernel.keeper.part import Attempt, Outcome, Part, Worker
+from netloom.kernel.keeper.retries import Item, Retries
+from netloom.kernel.mesh import reader
+from netloom.kernel.mesh.desired import Desired
+from netloom.kernel.mesh.mesh import Mesh
+from netloom.kernel.mesh.row_readers import read_destination, read_neighbour, read_nexthop, read_route
+from netloom.kernel.mesh.row_requests import probe_neighbour
+from netloom.kernel.mesh.rows import RouteKey
+from netloom.kernel.mesh.writer import Writer
+from netloom.kernel.netlink.links import read_address, read_link
+from netloom.kernel.netlink.sockets import BATCH, AnswerLost
+from netloom.kernel.netlink.wire import (
+    REPLACE,
+    RTM_DELADDR,
+    RTM_DELLINK,
+    RTM_DELNEIGH,
+    RTM_DELNEXTHOP,
+    RTM_DELROUTE,
+    RTM_DELRULE,
+    RTM_NEWADDR,
+    RTM_NEWLINK,
+    RTM_NEWNEIGH,
+    RTM_NEWNEXTHOP,
+    RTM_NEWROUTE,
+    RTM_NEWRULE,
+)
+from netloom.kernel.ownership import DEVICE_PREFIX, MESH
+
+PROBE_SECONDS = 3.0
+"""Between questions to peers that do not answer on their network: as often as the kernel asks when it sends to them.
+It does not send, their routes lead elsewhere, and two nodes that a switch kept apart would never meet again."""
+
+MESH_STATE: Item = ("dump", "state of the kernel")
+
+
+class MeshRows(Part[Desired]):
+    """See the module. `mesh` holds the tables; what the rows stand on is told to it by whoever keeps the devices."""
+
+    owns = MESH
+    state = MESH_STATE
+    groups = (
+        "neigh", "ipv4-route", "ipv6-route", "nexthop", "ipv4-rule", "ipv6-rule", "link", "ipv4-addr", "ipv6-addr"
+    )  # fmt: skip
+
+    def __init__(self, mesh: Mesh, *, spare_unknown: bool) -> None:
+        self.mesh = mesh
+        self.reading_seconds = 0.0
+        self._hear = {
+            RTM_NEWROUTE: self._route,
+            RTM_DELROUTE: self._route,
+            RTM_NEWNEIGH: self._neighbour,
+            RTM_DELNEIGH: self._neighbour,
+            RTM_NEWNEXTHOP: self._nexthop,
+            RTM_DELNEXTHOP: self._nexthop,
+            RTM_NEWLINK: self._link,
+            RTM_DELLINK: self._link,
+            RTM_NEWADDR: self._address,
+            RTM_DELADDR: self._address,
+            RTM_NEWRULE: self._rule,
+            RTM_DELRULE: self._rule,
+        }
+        self.kinds = frozenset(self._hear)
+        self._sparing = spare_unknown
+        self._desired = Desired()
+        self._applied = False
+        self._compare_due = True
+        self._probed_at = 0.0
+        self._touched: set[Item] = set()
+        self._found: list[Item] = []
+        self._lost_nexthops: set[int] = set()
+        self._writer = Writer(mesh)
+
+    # ------------------------------------------------------------------------------------------- what is wanted
+
+    def want(self, desired: Desired, retries: Retries) -> None:
+        """Take over the peers: of the same object as before, those that its journal names."""
+        touched = desired.take_touched()
+        mesh, node = self.mesh, desired.node
+        if node is not None:
+            mesh.set_carriers(replace(mesh.carriers, vni=node.vni, ipv6=node.ipv6, strict=node.strict))
+        if desired is not self._desired or not self._applied:
+            self._desired, self._applied = desired, True
+            mesh.replace_peers(desired)
+            if self._sparing:
+                self._spare(mesh.routes.kernel)
+            retries.clear()
+            return
+        for name in touched:
+            retries.forget(mesh.items_of(name))
+            peer = desired.peers.get(name)
+            if peer is None:
+                mesh.remove_peer(name)
+            else:
+                mesh.set_peer(peer)
+            retries.forget(mesh.items_of(name))
+
+    def pending(self) -> Iterable[Item]:
+        """All that differs from the kernel."""
+        return self.mesh.pending()
+
+    @property
+    def unknown(self) -> int:  # type: ignore[override]
+        """Routes from an earlier life that no peer explains, and that are spared."""
+        return len(self.mesh.routes.spared)
+
+    def spare_nothing(self) -> None:
+        """All peers are known: what none of them explains goes."""
+        self._sparing = False
+        self.mesh.spare_nothing()
+
+    def _spare(self, among: Collection[RouteKey]) -> None:
+        self.mesh.spare_unknown(among, self._desired.node.addresses if self._desired.node else ())
+
+    # ------------------------------------------------------------------------------------------------- one pass
+
+    @property
+    def due(self) -> bool:  # type: ignore[override]
+        """Rows are to be read, or ways to be looked up."""
+        return bool(self._compare_due or self.mesh.reach.due or self.mesh.reach.changed)
+
+    def doubt(self) -> None:
+        """Everything is to be read again."""
+        self._compare_due = True
+
+    async def read(self, worker: Worker) -> bool:
+        """Look up the ways that are not known, and read all rows if they are in doubt."""
+        mesh = self.mesh
+        if mesh.natives:
+            await self._look_up(worker)
+        mesh.reached(mesh.reach.take_changed())
+        whole = self._compare_due
+        if whole:
+            await self._compare(worker)
+        if self._sparing:
+            self._spare(mesh.routes.spared)
+        return whole
+
+    async def update(self, worker: Worker, attempt: Attempt) -> Outcome:
+        """Write what is missing or different."""
+        outcome = await self._writer.update(worker, attempt)
+        # Where all go through tunnels, the way to a peer decides nothing but the MTU, and rows need not wait for it.
+        await self._look_up(worker)
+        if self.later() <= time.monotonic():
+            await self._probe(worker)
+        return self._judged(outcome, attempt)
+
+    async def remove(self, worker: Worker, attempt: Attempt) -> Outcome:
+        """Delete what is not wanted."""
+        outcome = self._judged(await self._writer.remove(worker, attempt), attempt)
+        if not self.due:
+            self._sparing = self._sparing and bool(self.unknown)
+        return outcome
+
+    def _judged(self, outcome: Outcome, attempt: Attempt) -> Outcome:
+        """A refusal that is new shows that what is known of the kernel may be wrong."""
+        if any(refused.item not in attempt.failing for refused in outcome.refused):
+            self._compare_due = True
+        return outcome
+
+    async def _look_up(self, worker: Worker) -> None:
+        """Ask the kernel which way packets go to the peers about which that is not known (any more)."""
+        reach = self.mesh.reach
+        if reach.due:
+            addresses = list(reach.due)
+            reach.answered_all(await worker.call(lambda commands: reader.hops(commands, addresses)))
+
+    async def _compare(self, worker: Worker) -> None:
+        """Read all that is owned in the kernel, and note what of it somebody changed, as far as no event told."""
+        self._compare_due = False
+        mesh, began = self.mesh, time.monotonic()
+        ifindexes = list(mesh.carriers.tunnels.values())
+        nexthops = await worker.call(reader.nexthops)
+        neighbours = await worker.call(lambda commands: reader.neighbours(commands, ifindexes))
+        routes = await worker.call(reader.routes)
+        self.reading_seconds += time.monotonic() - began
+        known = set(mesh.pending())
+        mesh.load(nexthops, neighbours, routes)
+        if self._applied:
+            self._found += [item for item in mesh.pending() if item not in known]
+
+    def later(self) -> float:
+        """When peers that do not answer are to be probed."""
+        return self._probed_at + PROBE_SECONDS if self.mesh.natives and self.mesh.reach.silent else float("inf")
+
+    async def _probe(self, worker: Worker) -> None:
+        """Ask again for peers that did not answer; if one does now, an event says so."""
+        self._probed_at = time.monotonic()
+        silent = self.mesh.reach.silent
+        for at in range(0, len(silent), BATCH):
+            with suppress(AnswerLost):
+                await worker.submit(
+                    [probe_neighbour(number, *each) for number, each in enumerate(silent[at : at + BATCH])]
+                )
+
+    # --------------------------------------------------------------------------------------------------- events
+
+    def hear(self, kind: int, flags: int, buffer: bytes, start: int, end: int) -> None:
+        """Take in an event."""
+        if kind != RTM_DELNEXTHOP:
+            self._forget_nexthops()
+        self._hear[kind](kind, flags, buffer, start, end)
+
+    def drifted(self) -> Iterable[tuple[Item, bool]]:
+        """Rows that are not as desired, though nobody here changed them."""
+        self._forget_nexthops()
+        touched, self._touched = self._touched, set()
+        found, self._found = self._found, []
+        for item in touched:
+            if self.mesh.is_pending(*item):
+                yield item, not self._compare_due
+        for item in found:
+            yield item, False
+
+    def _forget_nexthops(self) -> None:
+        """Deleted nexthops come in thousands, and each time all that is pending has to be walked."""
+        if self._lost_nexthops:
+            self.mesh.lost_nexthops(self._lost_nexthops)
+            self._lost_nexthops = set()
+
+    def _route(self, kind: int, flags: int, buffer: bytes, start: int, end: int) -> None:
+        destination = read_destination(buffer, start, end)
+        if destination is not None:
+            self.mesh.reach.route_changed(*destination)
+        seen = read_route(buffer, start, end)
+        if seen is None:
+            return
+        if kind == RTM_DELROUTE:
+            concerns = self.mesh.lost_route(seen)
+        else:
+            concerns = self.mesh.saw_route(seen, replaced=bool(flags & REPLACE))
+        if concerns:
+            self._touched.add(("route", seen.key))
+
+    def _neighbour(self, kind: int, _flags: int, buffer: bytes, start: int, end: int) -> None:
+        seen = read_neighbour(buffer, start, end)
+        if seen is None:
+            return
+        if not self.mesh.is_tunnel(seen.ifindex):
+            failed = kind == RTM_NEWNEIGH and seen.failed
+            self.mesh.reach.neighbour_changed(seen.ifindex, seen.address, failed=failed)
+            return
+        key = (seen.ifindex, seen.address)
+        concerns = self.mesh.lost_neighbour(key) if kind == RTM_DELNEIGH else self.mesh.saw_neighbour(key, seen.mac)
+        if concerns:
+            self._touched.add(("neighbour", key))
+
+    def _nexthop(self, kind: int, _flags: int, buffer: bytes, start: int, end: int) -> None:
+        seen = read_nexthop(buffer, start, end)
+        if kind == RTM_DELNEXTHOP:
+            self._lost_nexthops.add(seen.id)
+            self._touched.add(("nexthop", seen.id))
+        elif self.mesh.saw_nexthop(seen):
+            self._touched.add(("nexthop", seen.id))
+
+    def _link(self, kind: int, _flags: int, buffer: bytes, start: int, end: int) -> None:
+        link = read_link(buffer, start, end)
+        if link is None:
+            return
+        if self.mesh.is_tunnel(link.ifindex):
+            if kind == RTM_DELLINK or not link.up:
+                self._compare_due = True
+        elif not link.name.startswith(DEVICE_PREFIX):
+            running = kind == RTM_NEWLINK and link.running
+            changed = self.mesh.reach.link_changed(link.ifindex, running=running)
+            if changed and not running and self.mesh.stands_on(link.ifindex):
+                self._compare_due = True
+
+    def _address(self, _kind: int, _flags: int, buffer: bytes, start: int, end: int) -> None:
+        seen, node = read_address(buffer, start, end), self._desired.node
+        own = seen is None or self.mesh.is_tunnel(seen.ifindex) or (node and seen.local.address == node.local)
+        if seen is not None and not own:
+            self.mesh.reach.device_changed(seen.ifindex)
+
+    def _rule(self, _kind: int, _flags: int, _buffer: bytes, _start: int, _end: int) -> None:
+        self.mesh.reach.rules_changed()

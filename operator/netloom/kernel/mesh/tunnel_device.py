@@ -1,0 +1,242 @@
+"""The tunnel devices: what is wrong with them, and the steps that put them right. Pure.
+
+A device of our name is ours. One that cannot be what we need (another type, another port, a fixed VNI) is made anew;
+everything else is set on the living device.
+"""
+
+import errno
+from collections.abc import Collection, Iterable, Iterator
+from fnmatch import fnmatchcase
+
+import msgspec
+
+from netloom.cidr import Address, format_address
+from netloom.kernel.mac import format_mac
+from netloom.kernel.mesh.desired import Node
+from netloom.kernel.mesh.encapsulation import OVERHEAD, Way
+from netloom.kernel.netlink import links
+from netloom.kernel.netlink.links import InterfaceAddress, Link, LocalAddress
+from netloom.kernel.netlink.sockets import Refusal
+from netloom.kernel.ownership import DEVICE_PREFIX, MESH, link_local_of
+
+DEFAULT_MTU = 1500
+"""Bytes; Ethernet's, while there is no device to take it from."""
+
+
+class Step(msgspec.Struct, frozen=True):
+    """One change: what it is about, how `ip` would say it, why, and its message.
+
+    creates, deletes: the device or address. flushes: the kernel drops what stands on the device with it.
+    """
+
+    kind: str
+    key: str
+    text: str
+    message: bytes
+    why: str = ""
+    creates: bool = False
+    deletes: bool = False
+    flushes: bool = False
+
+
+class Surroundings(msgspec.Struct, frozen=True):
+    """The kernel's links and addresses, as far as the data path depends on them."""
+
+    links: tuple[Link, ...] = ()
+    addresses: tuple[InterfaceAddress, ...] = ()
+
+    def link(self, name: str) -> Link | None:
+        """The link of that name."""
+        return next((link for link in self.links if link.name == name), None)
+
+    def holder(self, address: Address) -> Link | None:
+        """The link that holds the address."""
+        holders = {each.ifindex for each in self.addresses if each.local.address == address}
+        return next((link for link in self.links if link.ifindex in holders), None)
+
+    def own_links(self) -> list[Link]:
+        """Links with a name of the mesh's."""
+        return [link for link in self.links if MESH.link(link.name)]
+
+    def addresses_on(self, ifindex: int) -> set[LocalAddress]:
+        """Addresses of one link."""
+        return {address.local for address in self.addresses if address.ifindex == ifindex}
+
+
+class Mtu(msgspec.Struct, frozen=True):
+    """Bytes that a packet may have, and where that comes from, for people. 0: not known."""
+
+    bytes: int = 0
+    why: str = ""
+
+    def inside_tunnel(self) -> "Mtu":
+        """What is left of it."""
+        return Mtu(self.bytes - OVERHEAD, f"{self.why}, less {OVERHEAD} for the tunnel")
+
+
+def carrying(node: Node, around: Surroundings, outgoing: Collection[int]) -> list[Link]:
+    """The devices that carry traffic between the nodes. `outgoing`: ifindexes that the kernel's routes to peers name.
+
+    Of the devices that the node was told to use, those that routes name; where no route does, all of them; where it
+    was told none, those that routes name, or the one that holds its address. Never one that has nothing to do with it.
+    """
+    foreign = [link for link in around.links if not link.name.startswith(DEVICE_PREFIX)]
+    used = [link for link in foreign if link.ifindex in outgoing]
+    if node.devices:
+        told = [link for link in foreign if any(fnmatchcase(link.name, pattern) for pattern in node.devices)]
+        return [link for link in told if link.ifindex in outgoing] or told
+    holder = around.holder(node.local)
+    return used or ([holder] if holder is not None else [])
+
+
+def underlay_mtu(node: Node, around: Surroundings, outgoing: Collection[int]) -> Mtu:
+    """Between the nodes: as configured, else the least of the devices that carry the traffic."""
+    if node.mtu:
+        return Mtu(node.mtu, "as configured")
+    found = carrying(node, around, outgoing)
+    if not found:
+        named = f"matches {', '.join(node.devices)}" if node.devices else f"holds {format_address(node.local)}"
+        return Mtu(0, f"no device {named}")
+    least = min(found, key=lambda link: link.mtu)
+    return Mtu(least.mtu, f"{least.name} has {least.mtu}")
+
+
+def tunnel_mtu(node: Node, way: Way, around: Surroundings, outgoing: Collection[int]) -> int:
+    """Bytes of the tunnel's device. While nothing says how much there is, it stays as it is."""
+    underlay, device = underlay_mtu(node, around, outgoing), around.link(way.device)
+    if underlay.bytes or device is None:
+        return (underlay.bytes or DEFAULT_MTU) - OVERHEAD
+    return device.mtu
+
+
+def native_mtu(node: Node, underlay: Iterable[Link]) -> int:
+    """Bytes for native routes, where packets have to be smaller than their devices allow; else 0."""
+    return node.mtu if node.mtu and any(link.mtu > node.mtu for link in underlay) else 0
+
+
+def desired_addresses(node: Node) -> list[LocalAddress]:
+    """The own addresses as hosts, and, where IPv6 is in use, the link-local address that peers use as gateway."""
+    result = [LocalAddress(address, len(address) * 8) for address in node.addresses]
+    if node.ipv6:
+        result.append(LocalAddress(link_local_of(node.mac), 64))
+    return result
+
+
+def unfit(link: Link, way: Way) -> str:
+    """Why this link cannot be the tunnel's device; empty if it can."""
+    if link.kind != way.protocol:
+        return f"it is a {link.kind or 'physical'} device, not {way.protocol}"
+    if not link.external:
+        return "it has a fixed VNI (not external)"
+    if link.port != way.port:
+        return f"its UDP port is {link.port}, not {way.port}"
+    return f"it is set to {link.odd}" if link.odd else ""
+
+
+def replacement(node: Node, way: Way, around: Surroundings, mtu: int) -> Iterator[Step]:
+    """Deletion of a device of the tunnel's name that cannot serve, and creation of one that can."""
+    name = way.device
+    link = around.link(name)
+    why = "there is none" if link is None else unfit(link, way)
+    if not why:
+        return
+    if link is not None:
+        yield _deletion(link, why)
+    yield Step(
+        "link",
+        name,
+        f"link add {name} address {format_mac(node.mac)} mtu {mtu} type {way.protocol} external dstport {way.port}"
+        f"{' nolearning' if way.protocol == 'vxlan' else ''}",
+        links.create_tunnel(name, way.protocol, mac=node.mac, mtu=mtu, port=way.port),
+        creates=True,
+    )
+
+
+def unwanted(node: Node | None, around: Surroundings) -> Iterator[Step]:
+    """Deletion of the links with our name that no tunnel uses."""
+    wanted = {way.device for way in node.tunnels} if node else set()
+    for link in around.own_links():
+        if link.name not in wanted:
+            yield _deletion(link, "no tunnel uses it")
+
+
+def adjustment(node: Node, link: Link, mtu: int) -> Iterator[Step]:
+    """What has to be set on the device; up comes last, so that nothing is sent before all is right."""
+    name = link.name
+
+    def step(text: str, message: bytes) -> Step:
+        return Step("link", name, f"link set {name} {text}", message)
+
+    if link.generates_addresses:
+        yield step("addrgenmode none", links.set_no_generated_addresses(link.ifindex))
+    if link.mac != node.mac:
+        yield step(f"address {format_mac(node.mac)}", links.change(link.ifindex, address=node.mac))
+    if link.mtu != mtu:
+        yield step(f"mtu {mtu}", links.change(link.ifindex, mtu=mtu))
+    if link.master:
+        yield step("nomaster", links.change(link.ifindex, master=0))
+    if not link.up:
+        yield step("up", links.set_up(link.ifindex))
+
+
+def first_steps(node: Node, way: Way, mtu: int) -> Iterator[Step]:
+    """For a plan: what follows the creation of a device that has no ifindex yet."""
+    link = Link(way.device, 0, mac=node.mac, mtu=mtu, generates_addresses=True)
+    yield from adjustment(node, link, mtu)
+    yield from missing_addresses(node, link, Surroundings())
+
+
+def missing_addresses(node: Node, link: Link, around: Surroundings) -> Iterator[Step]:
+    """Addresses to add; an added one comes last. The node's own packets have the first IPv4 address as their source, so
+    those that stand before the one that shall be it are added anew."""
+    wanted = desired_addresses(node)
+    present = [each.local for each in around.addresses if each.ifindex == link.ifindex]
+    missing = [local for local in wanted if local not in present]
+    for local in missing:
+        yield _address_step(link, local)
+    first = next((local for local in wanted if len(local.address) == 4), None)
+    for local in (*present, *missing):
+        if local == first:
+            return
+        if local in wanted and len(local.address) == 4:
+            yield _address_step(link, local, deletes=True)
+            yield _address_step(link, local)
+
+
+def surplus_addresses(node: Node, link: Link, around: Surroundings) -> Iterator[Step]:
+    """Addresses to remove: every address on our device is ours."""
+    wanted = desired_addresses(node)
+    for local in sorted(around.addresses_on(link.ifindex), key=str):
+        if local not in wanted:
+            yield _address_step(link, local, deletes=True)
+
+
+def explain(step: Step, ways: Collection[Way], refusal: Refusal) -> str:
+    """The kernel's errno as what it means for this step."""
+    way = next((way for way in ways if way.device == step.key), None)
+    if step.kind == "link" and way is not None:
+        if refusal.errno == errno.EADDRINUSE or (step.creates and _port_is_taken(refusal)):
+            return f"UDP port {way.port} is in use by another tunnel device or program ({refusal})"
+        if step.creates and refusal.errno == errno.EOPNOTSUPP:
+            module = way.protocol.upper()
+            return f"this kernel cannot make {way.protocol} devices: CONFIG_{module} is missing ({refusal})"
+    return f"`ip {step.text}`: {refusal}"
+
+
+def _port_is_taken(refusal: Refusal) -> bool:
+    """A device of the protocol has it: VXLAN says EEXIST; Geneve says EBUSY if that one is external, else EPERM, and
+    why. A program, or another protocol's device, shows only when the device goes up: EADDRINUSE, both protocols."""
+    if refusal.errno == errno.EPERM:
+        return "externally controlled device" in refusal.message
+    return refusal.errno in (errno.EEXIST, errno.EBUSY)
+
+
+def _deletion(link: Link, why: str) -> Step:
+    message = links.delete_link(link.ifindex)
+    return Step("link", link.name, f"link delete {link.name}", message, why, deletes=True, flushes=True)
+
+
+def _address_step(link: Link, local: LocalAddress, *, deletes: bool = False) -> Step:
+    key = f"{local} dev {link.name}"
+    verb, build = ("delete", links.delete_address) if deletes else ("replace", links.put_address)
+    return Step("address", key, f"address {verb} {key}", build(link.ifindex, local), deletes=deletes)

@@ -1,0 +1,45 @@
+"""The asking socket of nf_tables. What it is told to do is one transaction: all of it happens, or nothing.
+
+The kernel works on to the end of a transaction that it will refuse, and reports every request that it would not take.
+"""
+
+import socket
+from collections.abc import Sequence
+from contextlib import suppress
+
+from netloom.kernel.errors import KernelUnsupported
+from netloom.kernel.netlink.nftables import BEGIN_SEQUENCE, frame
+from netloom.kernel.netlink.sockets import NETLINK_NETFILTER, SO_SNDBUFFORCE, CommandSocket, Refusal
+
+WHOLE = BEGIN_SEQUENCE
+"""Key of a refusal that is about the transaction, and not about one of its requests."""
+
+SEND_BUFFER = 64 << 20
+"""Bytes; a transaction has to fit. 10,000 CIDRs take 1 MiB. A limit, not a reservation."""
+
+
+class NftablesSocket(CommandSocket):
+    """See the module. Raises KernelUnsupported where the kernel has no netfilter."""
+
+    protocol = NETLINK_NETFILTER
+    whole = WHOLE
+
+    def _open(self) -> None:
+        try:
+            super()._open()
+        except OSError as error:
+            raise KernelUnsupported(f"this kernel has no netfilter, so nothing can be masqueraded: {error}") from error
+        with suppress(PermissionError):
+            self._socket.setsockopt(socket.SOL_SOCKET, SO_SNDBUFFORCE, SEND_BUFFER)
+
+    def execute(self, messages: Sequence[bytes]) -> dict[int, Refusal]:
+        """Do all of them or none; return the refusals by the requests' places, or by WHOLE."""
+        refusals = super().execute(messages)
+        if WHOLE in refusals:
+            # The last request may have been acknowledged all the same, behind this.
+            self._reopen()
+        return refusals
+
+    def _batch(self, messages: Sequence[bytes]) -> bytearray:
+        begin, numbered, end = frame(messages)
+        return bytearray(begin) + super()._batch(numbered) + end
