@@ -18,7 +18,7 @@ from netloom.kernel.address import Prefix
 
 from netloom.kernel.masquerade.cover import keys
 from netloom.kernel.mesh import row_readers, row_requests
-from netloom.kernel.mesh.rows import Nexthop, Via
+from netloom.kernel.mesh.rows import Nexthop, RouteContent
 from netloom.kernel.netlink import links, nftables
 from netloom.kernel.netlink.messages import (
     LWTUNNEL_ENCAP_IP,
@@ -121,7 +121,7 @@ KINDS = (
         ("RTA_DST", "RTA_PRIORITY", "RTA_METRICS", "RTA_NH_ID"),
         _encode_route,
         row_requests.encode_routes,
-        [(Prefix(_address(number), 24), Via(number + 1), None) for number in range(_NUMBER)],
+        [(Prefix(_address(number), 24), RouteContent(number + 1), None) for number in range(_NUMBER)],
         row_readers.read_route,
         row_readers.route_reader(),
     ),

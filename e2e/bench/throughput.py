@@ -51,19 +51,19 @@ _SYNC_SECONDS = 30.0
 class Pair:
     """Two pods that reach each other in some way."""
 
-    way: str
+    encapsulation: str
     near: Pod
     far: Pod
 
 
-def _ends(lab: Lab, first: int, way: str) -> list[Machine]:
-    return [lab.add_node(f"{way[0]}{number}") for number in (first, first + 1)]
+def _ends(lab: Lab, first: int, encapsulation: str) -> list[Machine]:
+    return [lab.add_node(f"{encapsulation[0]}{number}") for number in (first, first + 1)]
 
 
-def _pods(one: Machine, two: Machine, first: int, way: str, mtu: int) -> Pair:
+def _pods(one: Machine, two: Machine, first: int, encapsulation: str, mtu: int) -> Pair:
     near, far = (m.add_pod("p", pod_address(n), mtu=mtu) for n, m in ((first, one), (first + 1, two)))
-    wait_for(f"the pods of {way}", lambda: near.ping(far.address, payload=mtu - _DATAGRAM).lost == 0)
-    return Pair(way, near, far)
+    wait_for(f"the pods of {encapsulation}", lambda: near.ping(far.address, payload=mtu - _DATAGRAM).lost == 0)
+    return Pair(encapsulation, near, far)
 
 
 @contextmanager
@@ -135,7 +135,7 @@ def _gigabits(pair: Pair, transport: str, seconds: int) -> float:
         server.kill()
         server.wait()
     if "error" in said:
-        raise Wrong(f"iperf3 over {pair.way}: {said['error']}")
+        raise Wrong(f"iperf3 over {pair.encapsulation}: {said['error']}")
     received: float = json.loads(output)["end"]["sum_received"]["bits_per_second"]
     return received / 1e9
 
@@ -153,7 +153,7 @@ def _compare(
             for transport in TRANSPORTS:
                 for who in pairs if number % 2 == 0 else reversed(pairs):
                     found[who, transport].append(rate := _gigabits(pairs[who], transport, seconds))
-                    console.print(f"  {pairs[who].way:16} {transport} {rate:7.2f} Gbit/s")
+                    console.print(f"  {pairs[who].encapsulation:16} {transport} {rate:7.2f} Gbit/s")
     medians = {key: median(each) for key, each in found.items()}
     result = {f"{t}_gbit_s": round(medians["netloom", t], 3) for t in TRANSPORTS}
     result |= {f"{t}_by_hand_gbit_s": round(medians["by hand", t], 3) for t in TRANSPORTS}

@@ -14,7 +14,7 @@ import pytest
 
 from guest.reporting import result_line
 from guest.server import Agent, Server, routing_of
-from netloom.kernel.mesh.encapsulation import Way
+from netloom.kernel.mesh.encapsulation import Encapsulation
 from netloom_e2e.lab import Lab
 from tests.kernel import meshes
 
@@ -22,7 +22,7 @@ meshes.DEADLINE_SECONDS = 90.0
 NUMBERS = (1, 2, 3)
 MTU = 1450
 
-Joined = Callable[[Way], AbstractAsyncContextManager[Server]]
+Joined = Callable[[Encapsulation], AbstractAsyncContextManager[Server]]
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
@@ -51,10 +51,10 @@ def joined(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Joined:
     """Agents on all nodes, whose network asks for this tunnel; what they made is removed afterwards."""
 
     @contextlib.asynccontextmanager
-    async def join(way: Way) -> AsyncIterator[Server]:
+    async def join(encapsulation: Encapsulation) -> AsyncIterator[Server]:
         folder = tmp_path_factory.mktemp("run")
         server = Server()
-        server.edit(**routing_of(way))
+        server.edit(**routing_of(encapsulation))
         for number, (name, machine) in enumerate(lab.nodes.items(), 1):
             server.add(Agent(name, machine, server, Path(folder)), cidrs_of(number))
         server.sync()

@@ -16,7 +16,7 @@ from netloom.api.meta import ObjectMeta
 from netloom.api.v1alpha1 import (
     NETLOOM_NODES,
     NETWORKS,
-    AcceptedTunnel,
+    AcceptedEncapsulation,
     Address,
     NetloomNetwork,
     NetloomNode,
@@ -27,7 +27,7 @@ from netloom.api.v1alpha1 import (
 )
 from netloom.kernel.keeper.report import Report
 from netloom.kernel.mesh.dataplane import Dataplane
-from netloom.kernel.mesh.encapsulation import Way
+from netloom.kernel.mesh.encapsulation import Encapsulation
 from netloom.runtime.store import Store
 from netloom_e2e.machines import Machine
 from netloom_reconcilers.node.mesh.announcement import AnnouncementReconciler
@@ -47,7 +47,7 @@ class Agent:
         self.lag = 0.0
         self.networks: Store[NetloomNetwork] = Store(NETWORKS)
         self.nodes: Store[NetloomNode] = Store(NETLOOM_NODES)
-        self.plane = Dataplane(run_directory=folder / name, compare_seconds=None, on_report=self._reported)
+        self.plane = Dataplane(run_directory=folder / name, resync_seconds=None, on_report=self._reported)
         self.tunnels = TunnelsReconciler(name, self.networks, self.nodes, self.plane)
         self.announcement = AnnouncementReconciler(name, self.nodes, server, lambda: self.tunnels.announcement)
         self.tunnels.on_change = self.announcement.changed
@@ -81,7 +81,7 @@ class Agent:
             await asyncio.gather(*tasks, return_exceptions=True)
             await self.plane.close()
 
-    def carriers(self) -> set[str]:
+    def device_state(self) -> set[str]:
         """The devices that its routes go through, of both families."""
         lines = [*self.namespace.ip("-4 route show proto 158").splitlines()]
         lines += self.namespace.ip("-6 route show proto 158").splitlines()
@@ -131,9 +131,9 @@ class Server:
             self._later(agent, lambda agent=agent: agent.networks.put(made))
 
     async def patch(self, res: Any, name: str, patch: Mapping[str, Any], **_options: object) -> NetloomNode:
-        """What the announcement writes: `spec.tunnels` of one node."""
-        tunnels = msgspec.convert(patch["spec"]["tunnels"], tuple[AcceptedTunnel, ...])
-        spec = msgspec.structs.replace(self.objects[name].spec, tunnels=tunnels)
+        """What the announcement writes: `spec.encapsulations` of one node."""
+        tunnels = msgspec.convert(patch["spec"]["encapsulations"], tuple[AcceptedEncapsulation, ...])
+        spec = msgspec.structs.replace(self.objects[name].spec, encapsulations=tunnels)
         made = self.objects[name] = NetloomNode(metadata=self._meta(name), spec=spec)
         for agent in self.agents.values():
             self._later(agent, lambda agent=agent: agent.nodes.put(made))
@@ -142,17 +142,17 @@ class Server:
     def _later(self, agent: Agent, deliver: Callable[[], object]) -> None:
         asyncio.get_running_loop().call_later(agent.lag, deliver)
 
-    async def settled(self, way: Way) -> None:
+    async def settled(self, encapsulation: Encapsulation) -> None:
         """Until every node accepts and sends by this way alone, and says so."""
-        wanted = (AcceptedTunnel(way.protocol, way.port, sending=True),)
+        wanted = (AcceptedEncapsulation(encapsulation.protocol, encapsulation.port, sending=True),)
 
         def there() -> bool:
-            said = all(node.spec.tunnels == wanted for node in self.objects.values())
+            said = all(node.spec.encapsulations == wanted for node in self.objects.values())
             return said and all(agent.in_sync for agent in self.agents.values())
 
         await eventually(there, lambda: "\n".join(str(agent.plane.report) for agent in self.agents.values()))
 
 
-def routing_of(way: Way) -> dict[str, object]:
+def routing_of(encapsulation: Encapsulation) -> dict[str, object]:
     """spec.routing that asks for this tunnel."""
-    return {"tunnel_protocol": way.protocol, "tunnel_port": way.port}
+    return {"tunnel_protocol": encapsulation.protocol, "tunnel_port": encapsulation.port}

@@ -6,7 +6,7 @@ import pytest
 
 from guest.conftest import Joined
 from guest.server import routing_of
-from netloom.kernel.mesh.encapsulation import GENEVE, VXLAN, Way
+from netloom.kernel.mesh.encapsulation import GENEVE, VXLAN, Encapsulation
 from netloom_e2e.flow import Flows
 from netloom_e2e.lab import Lab
 from netloom_reconcilers.node import tunnels
@@ -30,12 +30,12 @@ async def test_no_change_of_the_tunnel_loses_a_packet(
             server.agents[name].lag = lag
         with Flows(pods, versions=(4, 6), rate=RATE, deadline=90) as flows:
             began = {}
-            for way in (GENEVE, Way("geneve", 6082), VXLAN):
-                began[str(way)] = flows.now
-                server.edit(**routing_of(way))
-                await server.settled(way)
+            for encapsulation in (GENEVE, Encapsulation("geneve", 6082), VXLAN):
+                began[str(encapsulation)] = flows.now
+                server.edit(**routing_of(encapsulation))
+                await server.settled(encapsulation)
                 for agent in server.agents.values():
-                    assert agent.carriers() == {way.device}
+                    assert agent.device_state() == {encapsulation.device}
             report = await asyncio.to_thread(flows.stop)
         print(report)
         assert report.lossless, f"{report}\nchanges began at {began}"

@@ -11,13 +11,13 @@ import pytest_asyncio
 
 from guest.conftest import MTU, Joined
 from guest.server import Agent, Server
-from netloom.kernel.mesh.encapsulation import GENEVE, VXLAN, Way
+from netloom.kernel.mesh.encapsulation import GENEVE, VXLAN, Encapsulation
 from netloom_e2e.lab import Lab
 from tests.kernel.meshes import becomes, eventually
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
-WAYS = {"VXLAN": VXLAN, "Geneve": GENEVE, "Geneve on another port": Way("geneve", 6082)}
+WAYS = {"VXLAN": VXLAN, "Geneve": GENEVE, "Geneve on another port": Encapsulation("geneve", 6082)}
 
 OWNED = """\
 link {device} up mtu 1450 address 72:d7:7b:37:5c:ee {protocol} external dstport {port}
@@ -47,21 +47,21 @@ route fd00:103::/72 nhid 1857365905"""
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module", params=WAYS.values(), ids=WAYS.keys())
-async def way(request: pytest.FixtureRequest) -> Way:
-    found: Way = request.param
+async def encapsulation(request: pytest.FixtureRequest) -> Encapsulation:
+    found: Encapsulation = request.param
     return found
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def mesh(joined: Joined, way: Way) -> AsyncIterator[Server]:
-    async with joined(way) as server:
-        await server.settled(way)
+async def mesh(joined: Joined, encapsulation: Encapsulation) -> AsyncIterator[Server]:
+    async with joined(encapsulation) as server:
+        await server.settled(encapsulation)
         yield server
 
 
-async def test_what_is_owned_in_the_kernel(mesh: Server, way: Way) -> None:
+async def test_what_is_owned_in_the_kernel(mesh: Server, encapsulation: Encapsulation) -> None:
     owned = mesh.agents["n1"].namespace.owned()
-    assert owned == OWNED.format(device=way.device, protocol=way.protocol, port=way.port)
+    assert owned == OWNED.format(device=encapsulation.device, protocol=encapsulation.protocol, port=encapsulation.port)
 
 
 async def test_every_pod_reaches_every_pod_with_full_packets(mesh: Server, lab: Lab) -> None:
@@ -99,12 +99,12 @@ DRIFT = {
 }
 
 
-async def test_drift_is_repaired(mesh: Server, way: Way) -> None:
+async def test_drift_is_repaired(mesh: Server, encapsulation: Encapsulation) -> None:
     agent = mesh.agents["n1"]
     before = agent.namespace.owned()
     for commands in DRIFT.values():
         for command in commands:
-            agent.namespace.ip(command.format(device=way.device))
+            agent.namespace.ip(command.format(device=encapsulation.device))
         await eventually(lambda: agent.plane.report.repaired > 0 and agent.in_sync)
         await becomes(agent.namespace.owned, before)
 

@@ -12,7 +12,7 @@ from guest.conftest import Joined
 from guest.server import routing_of
 from netloom.kernel.mesh.dataplane import Dataplane
 from netloom.kernel.mesh.desired import Desired
-from netloom.kernel.mesh.encapsulation import GENEVE, VXLAN, Way
+from netloom.kernel.mesh.encapsulation import GENEVE, VXLAN, Encapsulation
 from netloom_e2e.lab import Lab
 from tests.kernel.meshes import eventually, here, peer, running
 from tests.kernel.netns import Namespace
@@ -33,7 +33,7 @@ def node(lab: Lab) -> Iterator[Namespace]:
 
 @contextlib.asynccontextmanager
 async def opened(folder: Path):  # type: ignore[no-untyped-def]
-    plane = Dataplane(run_directory=folder, compare_seconds=None)
+    plane = Dataplane(run_directory=folder, resync_seconds=None)
     await plane.open()
     try:
         yield plane
@@ -41,20 +41,26 @@ async def opened(folder: Path):  # type: ignore[no-untyped-def]
         await plane.close()
 
 
-def mesh(way: Way) -> Desired:
-    return Desired(here("node-1", "172.31.1.1", ways=(way,)), [peer(2, ways=(way,))])
+def mesh(encapsulation: Encapsulation) -> Desired:
+    return Desired(
+        here("node-1", "172.31.1.1", encapsulations=(encapsulation,)), [peer(2, encapsulations=(encapsulation,))]
+    )
 
 
-def taken(node: Namespace, way: Way, taker: str) -> contextlib.AbstractContextManager[object]:
+def taken(node: Namespace, encapsulation: Encapsulation, taker: str) -> contextlib.AbstractContextManager[object]:
     """The way's port is in use until the context ends."""
     made = contextlib.ExitStack()
     if taker == "program":
         program = made.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
-        program.bind(("", way.port))
+        program.bind(("", encapsulation.port))
         return made
-    protocol = {"vxlan": "geneve", "geneve": "vxlan"}[way.protocol] if taker == "other protocol" else way.protocol
+    protocol = (
+        {"vxlan": "geneve", "geneve": "vxlan"}[encapsulation.protocol]
+        if taker == "other protocol"
+        else encapsulation.protocol
+    )
     settings = "id 5 remote 172.31.1.9" if taker == "fixed VNI" else "external"
-    node.ip(f"link add other type {protocol} {settings} dstport {way.port}")
+    node.ip(f"link add other type {protocol} {settings} dstport {encapsulation.port}")
     node.ip("link set other up")
     made.callback(node.ip, "link delete other")
     return made
@@ -71,21 +77,29 @@ TAKEN = [
 ]
 
 
-@pytest.mark.parametrize(("way", "taker", "words"), TAKEN, ids=[f"{way}, {taker}" for way, taker, _ in TAKEN])
-async def test_a_port_that_is_taken(node: Namespace, tmp_path: Path, way: Way, taker: str, words: str) -> None:
+@pytest.mark.parametrize(
+    ("encapsulation", "taker", "words"), TAKEN, ids=[f"{encapsulation}, {taker}" for encapsulation, taker, _ in TAKEN]
+)
+async def test_a_port_that_is_taken(
+    node: Namespace, tmp_path: Path, encapsulation: Encapsulation, taker: str, words: str
+) -> None:
     async with opened(tmp_path) as plane:
-        with taken(node, way, taker):
-            await plane.apply(mesh(way))
+        with taken(node, encapsulation, taker):
+            await plane.apply(mesh(encapsulation))
             async with running(plane):
                 first = sum(plane.stats.values())
                 await eventually(lambda: any(f.attempts >= 4 for f in plane.report.failures), lambda: str(plane.report))
                 (failure,) = (f for f in plane.report.failures if f.kind == "link")
                 tried = sum(plane.stats.values()) - first
-        assert (failure.key, plane.tunnels) == (way.device, ())
-        assert failure.error.startswith(f"UDP port {way.port} is in use by another tunnel device or program ({words}")
+        assert (failure.key, plane.tunnels) == (encapsulation.device, ())
+        assert failure.error.startswith(
+            f"UDP port {encapsulation.port} is in use by another tunnel device or program ({words}"
+        )
         assert tried <= failure.attempts, "a request per attempt, and nothing is made and unmade"
         async with running(plane):
-            await eventually(lambda: plane.report.in_sync and plane.tunnels == (way,), lambda: str(plane.report))
+            await eventually(
+                lambda: plane.report.in_sync and plane.tunnels == (encapsulation,), lambda: str(plane.report)
+            )
 
 
 FOREIGN = {
@@ -131,9 +145,9 @@ async def test_a_kernel_without_the_module_goes_on_with_the_old_tunnel(joined: J
                 "link netloom_geneve: this kernel cannot make geneve devices: CONFIG_GENEVE is missing "
                 "(ENOTSUP: Unknown device type)"
             ]
-            assert agent.carriers() == {"netloom_vxlan"}
+            assert agent.device_state() == {"netloom_vxlan"}
             assert pods[0].ping(pods[1].of(4), wait=5).received == 1
-            assert [(t.protocol, t.sending) for t in server.objects["n1"].spec.tunnels] == [("vxlan", True)]
+            assert [(t.protocol, t.sending) for t in server.objects["n1"].spec.encapsulations] == [("vxlan", True)]
             await eventually(lambda: agent.plane.report.failures[0].attempts > attempts, lambda: str(agent.errors))
             grown = sum(agent.plane.stats.values()) - written
             assert grown <= agent.plane.report.failures[0].attempts - attempts
@@ -141,4 +155,4 @@ async def test_a_kernel_without_the_module_goes_on_with_the_old_tunnel(joined: J
             NO_MODULE.unlink()
         await server.settled(GENEVE)
         for agent in server.agents.values():
-            assert agent.carriers() == {"netloom_geneve"}
+            assert agent.device_state() == {"netloom_geneve"}

@@ -105,9 +105,9 @@ class Agents:
         """What each node announces: the ways it accepts, and whether it sends by them."""
         found = {}
         for node in self.plane.client.request("GET", NODES)["items"]:
-            tunnels = node["spec"].get("tunnels", ())
+            tunnels = node["spec"].get("encapsulations", ())
             found[node["metadata"]["name"]] = {
-                f"{t['protocol']}:{t['port']}".removesuffix(":0"): bool(t.get("sending")) for t in tunnels
+                f"{t['protocol']}:{t.get('port', 0)}".removesuffix(":0"): bool(t.get("sending")) for t in tunnels
             }
         return found
 

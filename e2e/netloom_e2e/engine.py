@@ -34,7 +34,7 @@ async def measure(local: str, peer_count: int) -> dict[str, object]:
     """Seconds, CPU seconds, and what was written. Raises RuntimeError if something was refused."""
     with tempfile.TemporaryDirectory() as folder:
         commands = Timed()
-        plane = Dataplane(run_directory=Path(folder), compare_seconds=None, commands=lambda: commands)
+        plane = Dataplane(run_directory=Path(folder), resync_seconds=None, commands=lambda: commands)
         await plane.open()
         try:
             await plane.apply(peers.desired(local, 0))

@@ -109,7 +109,7 @@ def netloom_node(name: str, address: str, *pod_cidrs: str, announced: bool = Fal
     if announced:
         spec = made["spec"]
         assert isinstance(spec, dict)
-        spec["tunnels"] = [{"protocol": "vxlan", "port": 8472, "sending": True}]
+        spec["encapsulations"] = [{"protocol": "vxlan", "port": 8472, "sending": True}]
     return made
 
 

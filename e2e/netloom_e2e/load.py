@@ -29,14 +29,14 @@ import yaml
 
 from netloom.api.core import NODES, Node, NodeAddress, NodeStatus
 from netloom.api.meta import ObjectMeta
-from netloom.api.v1alpha1 import NETLOOM_NODES, AcceptedTunnel
+from netloom.api.v1alpha1 import NETLOOM_NODES, AcceptedEncapsulation
 from netloom.cidr import Cidr
 from netloom.runtime.wire import encode
 from netloom_reconcilers.cluster.allocation import node_objects
 
 PATHS = {"nodes": NODES.path(), "netloomnodes": NETLOOM_NODES.path(), "peers": NETLOOM_NODES.path()}
 """By kind; `peers` are NetloomNodes whose agents have announced themselves."""
-ANNOUNCED = (AcceptedTunnel(protocol="vxlan", port=8472, sending=True),)
+ANNOUNCED = (AcceptedEncapsulation(protocol="vxlan", port=8472, sending=True),)
 UNDERLAY = int(ipaddress.IPv4Address("172.16.0.1"))
 PODS = int(ipaddress.IPv4Address("10.0.0.0"))
 _MASK = 24
@@ -121,7 +121,7 @@ def body(kind: str, prefix: str, number: int) -> bytes:
     cidr = Cidr(4, PODS + (number << (32 - _MASK)), _MASK)
     built = node_objects.built(made, "cluster-pool", (cidr,))
     if kind == "peers":
-        built = msgspec.structs.replace(built, spec=msgspec.structs.replace(built.spec, tunnels=ANNOUNCED))
+        built = msgspec.structs.replace(built, spec=msgspec.structs.replace(built.spec, encapsulations=ANNOUNCED))
     return encode(NETLOOM_NODES, built)
 
 

@@ -50,7 +50,7 @@ def shown(node: Machine, family: str = "-4") -> list[str]:
     return [re.sub(r"\bnhid \d+", "nhid N", line).strip() for line in lines if f" proto {PROTOCOL} " in line]
 
 
-def carriers(node: Machine) -> dict[str, str]:
+def device_state(node: Machine) -> dict[str, str]:
     """By which device Netloom's routes of both families lead to each pod CIDR."""
     return {line.split()[0]: line.split(" dev ")[1].split()[0] for line in routes(node) + routes6(node)}
 

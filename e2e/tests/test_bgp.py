@@ -13,7 +13,7 @@ from netloom_e2e.bird import Bird, bird_routes
 from netloom_e2e.cluster import ControlPlane
 from netloom_e2e.gateway import gateway
 from netloom_e2e.lab import Lab, Machine, wait_for
-from netloom_e2e.mesh import NETLOOM, carriers, facts
+from netloom_e2e.mesh import NETLOOM, device_state, facts
 
 NODES = ("n1", "n2", "n3")
 
@@ -87,9 +87,9 @@ def test_pods_reach_each_other_through_what_bird_learned(speakers: Speakers) -> 
     for machine in speakers.machines:
         speakers.start(machine)
     speakers.in_sync(*speakers.machines, peers=2)
-    speakers.moved("native", sending=False)
+    speakers.moved("none", sending=False)
     for machine in speakers.machines:
-        assert carriers(machine) == {}
+        assert device_state(machine) == {}
         assert "netloom" not in machine.ip("link")
         assert facts(machine)["mtu"] == 1500
     assert learned_routes(speakers) == before
@@ -117,14 +117,14 @@ def test_birds_routes_stay_through_hybrid_and_back(speakers: Speakers) -> None:
     n1, n2, _ = speakers.machines
     before = learned_routes(speakers)
     speakers.edit(mode="hybrid")
-    speakers.moved("native", "vxlan:8472")
+    speakers.moved("none", "vxlan:8472")
     speakers.in_sync(*speakers.machines, peers=2)
-    assert set(carriers(n1).values()) == {"eth0"}
+    assert set(device_state(n1).values()) == {"eth0"}
     assert learned_routes(speakers) == before
     assert reaches(n1, n2)
     speakers.edit(mode="native")
-    speakers.moved("native", sending=False)
-    wait_for("no route of Netloom's", lambda: not any(carriers(machine) for machine in speakers.machines))
+    speakers.moved("none", sending=False)
+    wait_for("no route of Netloom's", lambda: not any(device_state(machine) for machine in speakers.machines))
     assert learned_routes(speakers) == before
     assert reaches(n1, n2)
 
@@ -135,7 +135,7 @@ def test_what_bird_forgets_is_not_netlooms_to_add(speakers: Speakers) -> None:
     writes = facts(n1)["netlinkWrites"]
     speakers.birds["n2"].stop()
     speakers.birds["n1"].await_routes(*cidrs("n3"))
-    assert carriers(n1) == carriers(n2) == {}
+    assert device_state(n1) == device_state(n2) == {}
     assert not reaches(n1, n2, wait=0.2)
     assert reaches(n1, n3)
     assert (facts(n1)["netlinkWrites"], facts(n1)["inSync"]) == (writes, True)

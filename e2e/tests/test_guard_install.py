@@ -339,7 +339,7 @@ def test_with_no_guard_only_guarded_writes_wait_for_one(cluster: Cluster) -> Non
         agent = [f"--as={AGENT_USER}", "--as-group=system:masters"]
         own = "--as-user-extra=authentication.kubernetes.io/node-name=n1"
         operator = [f"--as={OPERATOR_USER}", "--as-group=system:masters"]
-        tunnels = '{"spec": {"tunnels": [{"protocol": "vxlan", "port": 8472}]}}'
+        tunnels = '{"spec": {"encapsulations": [{"protocol": "vxlan", "port": 8472}]}}'
         assert patched(plane, "netloomnodes", "n1", tunnels) == "", "no guarded field"
         assert patched(plane, "netloomnodes", "n1", ipam, *agent, own) == "", "its own node"
         both = '{"spec": {"ipam": {"podCIDRs": ["10.244.1.0/24", "fd00:10:244:1::/120"]}}}'

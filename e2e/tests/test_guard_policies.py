@@ -279,7 +279,7 @@ def test_an_agent_writes_the_node_of_its_token_and_no_other(netloom: Policies) -
     as_agent = [f"--as={AGENT_USER}", "--as-group=system:masters"]
 
     def patch(name: str, *options: str) -> str:
-        tunnels = '{"spec": {"tunnels": [{"protocol": "vxlan", "port": 8472}]}}'
+        tunnels = '{"spec": {"encapsulations": [{"protocol": "vxlan", "port": 8472}]}}'
         what = ["netloomnodes", name, "--type=merge", "-p", tunnels, "--dry-run=server"]
         return plane.kubectl("patch", *what, *as_agent, *options, check=False).stderr
 

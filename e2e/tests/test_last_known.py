@@ -16,7 +16,7 @@ from netloom_e2e.flow import Flows
 from netloom_e2e.gateway import gateway
 from netloom_e2e.lab import Lab, Machine, wait_for
 from netloom_e2e.machines import Pod
-from netloom_e2e.mesh import TUNNEL, carriers, facts
+from netloom_e2e.mesh import TUNNEL, device_state, facts
 from netloom_e2e.operators import Operators
 
 LOST_SECONDS = 2.0
@@ -110,9 +110,9 @@ def test_a_restored_world_that_gave_a_living_nodes_cidr_away(agents: Agents, clu
         wait_for("the one who has it now", lambda: "NetloomNode thief" in str(facts(n1)["errors"]))
         for address in ("10.42.1.0/32", "10.42.9.0/32"):
             assert address in own_addresses(n1)
-        assert "10.42.1.0/24" not in carriers(n1)
+        assert "10.42.1.0/24" not in device_state(n1)
         assert "10.42.1.0/24" in n1.run("nft", "list", "set", "inet", "netloom", "pods4")
-        wait_for("the other node to follow", lambda: {"10.42.9.0/24", "10.42.1.0/24"} <= set(carriers(n2)))
+        wait_for("the other node to follow", lambda: {"10.42.9.0/24", "10.42.1.0/24"} <= set(device_state(n2)))
         new = n1.add_pod("new", "10.42.9.5", mtu=1400)
         assert new.ping(far.address, wait=3).received
         assert "1 received" in n1.run("ping", "-n", "-q", "-c", "1", "-W", "3", far.address, check=False), (

@@ -50,7 +50,7 @@ def devices(agents: Agents) -> set[str]:
     }
 
 
-def carriers(agents: Agents) -> set[str]:
+def device_state(agents: Agents) -> set[str]:
     """The devices that Netloom's routes go through, of both families, on all nodes."""
     found = set()
     for machine in agents.lab.nodes.values():
@@ -63,13 +63,13 @@ def carriers(agents: Agents) -> set[str]:
 
 CHANGES = {
     "another port": ({"tunnelPort": 8473}, ("vxlan:8473",), "netloom_v8473"),
-    "tunnels to hybrid": ({"mode": "hybrid"}, ("native", "vxlan:8473"), "eth0"),
-    "hybrid to native": ({"mode": "native", "autoDirectNodeRoutes": True}, ("native",), "eth0"),
+    "tunnels to hybrid": ({"mode": "hybrid"}, ("none", "vxlan:8473"), "eth0"),
+    "hybrid to native": ({"mode": "native", "autoDirectNodeRoutes": True}, ("none",), "eth0"),
     "native to tunnels": ({"mode": "tunnel", "autoDirectNodeRoutes": False}, ("vxlan:8473",), "netloom_v8473"),
-    "tunnels to native": ({"mode": "native", "autoDirectNodeRoutes": True}, ("native",), "eth0"),
+    "tunnels to native": ({"mode": "native", "autoDirectNodeRoutes": True}, ("none",), "eth0"),
     "native to hybrid, on another port": (
         {"mode": "hybrid", "autoDirectNodeRoutes": False, "tunnelPort": 0},
-        ("native", "vxlan:8472"),
+        ("none", "vxlan:8472"),
         "eth0",
     ),
     "hybrid to tunnels": ({"mode": "tunnel"}, ("vxlan:8472",), "netloom_vxlan"),
@@ -88,7 +88,7 @@ def test_no_change_of_the_routing_loses_a_packet(agents: Agents) -> None:
                 wait_for("the late ones to be late", lambda since=began[name]: flows.now > since + LATE_SECONDS)  # type: ignore[misc]
             agents.moved(*ways)
             # A node hears a moment later that the last of its peers accepts the new way, too.
-            wait_for(f"routes through {device}", lambda want=device: carriers(agents) == {want})  # type: ignore[misc]
+            wait_for(f"routes through {device}", lambda want=device: device_state(agents) == {want})  # type: ignore[misc]
         for mtu, pods_mtu in ((1480, 1430), (0, 1450)):
             began[f"spec.mtu {mtu}"] = flows.now
             with agents.held(*LATE):

@@ -156,7 +156,7 @@ def test_of_the_devices_that_the_spec_names_the_least_counts(agents: Agents, tun
 def test_native_routes_carry_the_mtu_that_the_spec_gives(agents: Agents, tunnels: list[Machine]) -> None:
     n1, n2, n3 = tunnels
     agents.edit_spec(mtu=1400, routing={"mode": "hybrid"})
-    agents.moved("native", "vxlan:8472")
+    agents.moved("none", "vxlan:8472")
     assert f"10.42.2.0/24 nhid N via {n2.address} dev eth0 proto 158 onlink mtu 1400" in re.sub(
         " +", " ", str(shown(n1))
     )
@@ -180,7 +180,7 @@ def test_without_a_tunnel_pods_have_the_whole(agents: Agents, tunnels: list[Mach
     n1, n2, _ = tunnels
     agents.edit(mode="native", autoDirectNodeRoutes=True, directRoutingSkipUnreachable=True)
     try:
-        agents.moved("native")
+        agents.moved("none")
         fits(n1, n2, JUMBO)
         # The tunnel would be kept for half a minute more, and pods' MTU with it.
         agents.end("n1")

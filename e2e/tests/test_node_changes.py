@@ -14,7 +14,7 @@ from netloom_e2e.cluster import ControlPlane
 from netloom_e2e.flow import Flows
 from netloom_e2e.gateway import gateway
 from netloom_e2e.lab import Lab, Machine, wait_for
-from netloom_e2e.mesh import TUNNEL, carriers, facts, state
+from netloom_e2e.mesh import TUNNEL, device_state, facts, state
 
 THREE = ("n1", "n2", "n3")
 SILENT_SECONDS, DEAD_SECONDS = 16.0, 4.0
@@ -94,7 +94,7 @@ def test_a_node_gets_another_cidr_and_comes_back_with_one(agents: Agents) -> Non
     with undisturbed(agents):
         patch(agents, "n4", ipam={"podCIDRs": [*cidrs("n4"), *more]})
         for machine in (n1, n2, n3):
-            wait_for("routes to the second ones", lambda m=machine: set(more) <= set(carriers(m)))  # type: ignore[misc]
+            wait_for("routes to the second ones", lambda m=machine: set(more) <= set(device_state(m)))  # type: ignore[misc]
         n4.add_pod("second", "10.42.104.5", "fd00:42:0:104::5", mtu=1400)
         reach(n1, n4, "10.42.104.5", "fd00:42:0:104::5", *n4.pods["pod"].addresses)
         wait_for("its own addresses", lambda: "10.42.104.0/32" in n4.ip("addr", "show", TUNNEL))
@@ -105,7 +105,7 @@ def test_a_node_gets_another_cidr_and_comes_back_with_one(agents: Agents) -> Non
         agents.in_sync(n1, n2, n3, peers=2)
         agents.plane.client.request("POST", NODES, netloom_node("n4", "172.31.44.4", *cidrs("n4")))
         agents.in_sync(n1, n2, n3, n4, peers=3)
-        assert set(carriers(n1)) == {cidr for name in ("n2", "n3", "n4") for cidr in cidrs(name)}
+        assert set(device_state(n1)) == {cidr for name in ("n2", "n3", "n4") for cidr in cidrs(name)}
         wait_for("its own to go", lambda: "10.42.104.0/32" not in n4.ip("addr", "show", TUNNEL))
         n4.add_pod("pod", "10.42.4.5", "fd00:42:0:4::5", mtu=1400)
         reach(n1, n4)
@@ -142,7 +142,7 @@ def test_the_older_of_two_nodes_keeps_its_cidr_and_the_other_the_rest(agents: Ag
             assert "10.42.2.0/24 is claimed by n2 and a-thief; n2 is older and keeps it." in str(
                 facts(machine)["errors"]
             )
-            wait_for("what nobody else has", lambda m=machine: "10.42.77.0/24" in carriers(m))  # type: ignore[misc]
+            wait_for("what nobody else has", lambda m=machine: "10.42.77.0/24" in device_state(m))  # type: ignore[misc]
         wait_for(
             "n2 to say so", lambda: "a-thief: spec.ipam.podCIDRs 10.42.2.0/24 overlaps" in str(facts(n2)["errors"])
         )
@@ -181,7 +181,7 @@ def test_an_api_server_that_is_gone_for_a_while(agents: Agents) -> None:
             agents.plane.start_apiserver()
         agents.plane.client.request("POST", NODES, netloom_node("n5", "172.31.9.5", "10.42.5.0/24"))
         for machine in machines:
-            wait_for("what came meanwhile", lambda m=machine: "10.42.5.0/24" in carriers(m), deadline=60)  # type: ignore[misc]
+            wait_for("what came meanwhile", lambda m=machine: "10.42.5.0/24" in device_state(m), deadline=60)  # type: ignore[misc]
         remove(agents, "n5")
         agents.in_sync(*machines, peers=3)
         assert {machine.node: state(machine) for machine in machines} == before

@@ -14,7 +14,7 @@ from netloom_e2e.agents import NETWORK, Agents, cidrs, network
 from netloom_e2e.cluster import ControlPlane
 from netloom_e2e.gateway import gateway
 from netloom_e2e.lab import Lab, Machine, wait_for
-from netloom_e2e.mesh import NETLOOM, TUNNEL, carriers, facts, routes, routes6, shown
+from netloom_e2e.mesh import NETLOOM, TUNNEL, device_state, facts, routes, routes6, shown
 
 SEGMENTS = {"n1": "a", "n2": "a", "n3": "b", "n4": "b"}
 RP_FILTER = "net.ipv4.conf.{}.rp_filter"
@@ -55,9 +55,9 @@ def scenario(agents: Agents, mode: str, *, direct: bool = False, skip: bool = Fa
             agents.lab.router.forget(*known)
     agents.edit(mode=mode, autoDirectNodeRoutes=direct, directRoutingSkipUnreachable=skip)
     if mode == "hybrid":
-        agents.moved("native", "vxlan:8472")
+        agents.moved("none", "vxlan:8472")
     else:
-        agents.moved("native", sending=direct)
+        agents.moved("none", sending=direct)
     return list(agents.lab.nodes.values())
 
 
@@ -73,7 +73,7 @@ def reach(source: Machine, *targets: Machine) -> None:
 def via(machine: Machine, **peers: str) -> Callable[[], bool]:
     """Whether routes to peers go by these devices, in both families; "" is no route of ours."""
     wanted = {cidr: device for peer, device in peers.items() for cidr in cidrs(peer) if device}
-    return lambda: carriers(machine) == wanted
+    return lambda: device_state(machine) == wanted
 
 
 def await_via(agents: Agents, machine: Machine, why: str, **peers: str) -> None:
@@ -96,7 +96,7 @@ def switches(machine: Machine) -> str:
 def test_a_router_that_knows_the_pods_is_all_that_native_routing_needs(agents: Agents) -> None:
     n1, n2, n3, n4 = scenario(agents, "native", router=True)
     for machine in (n1, n2, n3, n4):
-        assert carriers(machine) == {}
+        assert device_state(machine) == {}
         assert "netloom" not in machine.ip("link")
     reach(n1, n2, n3, n4)
     reach(n4, n1, n2, n3)
@@ -275,7 +275,7 @@ def test_a_node_moves_to_the_other_segment_and_back(agents: Agents) -> None:
         for other, device in ((near, "eth0"), (far, TUNNEL)):
             wait_for(
                 f"{other.node} to reach n2 by {device}",
-                lambda other=other, device=device: {carriers(other).get(cidr) for cidr in cidrs("n2")} == {device},  # type: ignore[misc]
+                lambda other=other, device=device: {device_state(other).get(cidr) for cidr in cidrs("n2")} == {device},  # type: ignore[misc]
             )
         agents.in_sync(n1, n2, n3, n4, peers=3)
         reach(n2, n1, n3, n4)

@@ -184,7 +184,7 @@ def test_all_that_is_wrong_is_said(setting: Setting) -> None:
     setting.said()
     report = MasqueradeReport(
         failures=(Failure("table", "inet netloom", "create chain postrouting: EBUSY: Device or resource busy"),),
-        fought=("rules inet netloom postrouting",),
+        contended=("rules inet netloom postrouting",),
     )
     assert setting.reconciler.errors(report) == [
         "nftables table inet netloom: create chain postrouting: EBUSY: Device or resource busy",

@@ -212,7 +212,7 @@ def test_all_that_is_wrong_is_said(setting: Setting) -> None:
     report = Report(
         failures=(Failure("route", "10.2.0.0/24", "EEXIST: File exists", "node-2"),),
         conflicts=(Conflict("10.9.0.0/24", "node-4", "node-5"),),
-        fought=("route 10.6.0.0/24",),
+        contended=("route 10.6.0.0/24",),
     )
     assert setting.tunnels.errors(report) == [
         "NetloomNode node-3: spec.ipam.podCIDRs: 'junk' is not a CIDR (address/length).",
@@ -221,4 +221,4 @@ def test_all_that_is_wrong_is_said(setting: Setting) -> None:
         "another.",
         "route 10.6.0.0/24: somebody else keeps changing it; its repair is delayed",
     ]
-    assert setting.tunnels.errors(msgspec.structs.replace(report, failures=(), conflicts=(), fought=()))[1:] == []
+    assert setting.tunnels.errors(msgspec.structs.replace(report, failures=(), conflicts=(), contended=()))[1:] == []

@@ -12,7 +12,7 @@ from netloom.api.meta import ObjectMeta
 from netloom.api.v1alpha1 import (
     NETLOOM_NODES,
     NETWORKS,
-    AcceptedTunnel,
+    AcceptedEncapsulation,
     Address,
     NetloomNetwork,
     NetloomNode,
@@ -31,7 +31,7 @@ from tests.kernel.faults import FaultyCommands
 from tests.kernel.meshes import eventually
 from tests.kernel.netns import Lab, Namespace
 
-ON_VXLAN = (AcceptedTunnel("vxlan", 8472, sending=True),)
+ON_VXLAN = (AcceptedEncapsulation("vxlan", 8472, sending=True),)
 
 
 @pytest.fixture
@@ -57,14 +57,14 @@ class Setting:
         self.networks: Store[NetloomNetwork] = Store(NETWORKS)
         self.nodes: Store[NetloomNode] = Store(NETLOOM_NODES)
         self.plane = Dataplane(
-            run_directory=folder, compare_seconds=None, commands=self._make, on_report=lambda r: self._reported(r)
+            run_directory=folder, resync_seconds=None, commands=self._make, on_report=lambda r: self._reported(r)
         )
         self.tunnels = TunnelsReconciler("node-1", self.networks, self.nodes, self.plane)
         for number in (1, 2):
             spec = NetloomNodeSpec(
                 addresses=(Address(type="InternalIP", ip=f"192.168.7.{number}"),),
                 ipam=NodeIPAM(mode="cluster-pool", pod_cidrs=(f"10.{number}.0.0/24",)),
-                tunnels=ON_VXLAN,
+                encapsulations=ON_VXLAN,
             )
             self.nodes.put(NetloomNode(metadata=ObjectMeta(name=f"node-{number}"), spec=spec))
 

@@ -165,12 +165,12 @@ class NodeIPAM(Struct, frozen=True):
     pool: dict[str, PoolAddress] = msgspec.field(default_factory=dict)
 
 
-class AcceptedTunnel(Struct, frozen=True):
-    """spec.tunnels[] of a NetloomNode: a way by which this node accepts packets to its pods; `native`, with port 0, is
-    no tunnel at all. `sending`: it still sends to others by it, so they have to accept it."""
+class AcceptedEncapsulation(Struct, frozen=True):
+    """spec.encapsulations[] of a NetloomNode: in which this node accepts packets to its pods; `none`, without a port:
+    as they are. `sending`: it still sends to others in it, so they have to accept it."""
 
-    protocol: Literal["vxlan", "geneve", "native"]
-    port: int
+    protocol: Literal["vxlan", "geneve", "none"]
+    port: int = 0
     sending: bool = False
 
 
@@ -179,7 +179,7 @@ class NetloomNodeSpec(Struct, frozen=True):
 
     addresses: tuple[Address, ...] = ()
     ipam: NodeIPAM = NodeIPAM()
-    tunnels: tuple[AcceptedTunnel, ...] = ()
+    encapsulations: tuple[AcceptedEncapsulation, ...] = ()
 
 
 class NetloomNodeStatus(Struct, frozen=True):

@@ -131,7 +131,7 @@ class Agent(Collector):
         self.manager = Manager(on_crash=self._changed)
         events = EventRecorder(api, "netloom-agent", host=options.node_name) if api is not None else None
         self.context = NodeContext(
-            options.node_name, options.run_dir, found, api, events, changed=self._changed, spare_unknown=True
+            options.node_name, options.run_dir, found, api, events, changed=self._changed, retain_unknown=True
         )
         self.features = [make(self.context) for make in chosen(features, options.features)]
         self.departures = Departures(

@@ -62,7 +62,7 @@ def test_who_may_edit(live: Live, user: str, bound_to: str, may: bool) -> None:
 
 def test_everything_else_of_it_is_not_guarded(live: Live) -> None:
     old = node(ipam("cluster-pool", "10.244.1.0/24"))
-    new = {**old, "spec": {**old["spec"], "tunnels": [{"protocol": "vxlan", "port": 8472}]}}
+    new = {**old, "spec": {**old["spec"], "encapsulations": [{"protocol": "vxlan", "port": 8472}]}}
     assert refused(live, NETLOOM_NODES, old, new) == []
 
 

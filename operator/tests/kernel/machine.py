@@ -8,6 +8,7 @@ started for every comparison and everything it made is removed again. Both are c
 import asyncio
 import contextlib
 import itertools
+import re
 from pathlib import Path
 
 import msgspec
@@ -17,18 +18,18 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 from netloom.cidr import Cidr, parse_address
 from netloom.kernel.mesh.dataplane import Dataplane
 from netloom.kernel.mesh.desired import Desired, Node, Peer
-from netloom.kernel.mesh.encapsulation import NATIVE, VXLAN, Way
+from netloom.kernel.mesh.encapsulation import NO_ENCAPSULATION, VXLAN, Encapsulation
 from netloom.kernel.ownership import mac_of
 from tests.kernel.meshes import becomes, here
 from tests.kernel.netns import Lab, Namespace
 
-OTHER = Way("vxlan", 8473)
+OTHER = Encapsulation("vxlan", 8473)
 NEAR = [f"192.168.7.{n}" for n in range(2, 6)]
 FAR = ["192.168.9.2", "192.168.9.3"]
 CIDRS = ["10.2.0.0/24", "10.3.0.0/24", "10.4.0.0/16", "10.5.0.0/24", "fd00:2::/64", "fd00:3::/64"]
 NAMES = ["a", "b", "c", "d", "e"]
 
-ways = st.lists(st.sampled_from([VXLAN, OTHER, NATIVE]), unique=True, max_size=3).map(tuple)
+encapsulations = st.lists(st.sampled_from([VXLAN, OTHER, NO_ENCAPSULATION]), unique=True, max_size=3).map(tuple)
 peers = st.builds(
     Peer,
     name=st.sampled_from(NAMES),
@@ -36,14 +37,14 @@ peers = st.builds(
     mac=st.sampled_from(NAMES).map(mac_of),
     cidrs=st.lists(st.sampled_from(CIDRS), unique=True, max_size=4).map(lambda some: tuple(map(Cidr.parse, some))),
     since=st.sampled_from(["", "2026-01", "2026-02"]),
-    ways=ways,
+    encapsulations=encapsulations,
     underlay6=st.sampled_from([b"", *(parse_address(f"fd07::{n}") for n in range(2, 6))]),
 )
 nodes = st.builds(
-    lambda ways, mtu, six: here(
-        "node-1", "192.168.7.1", "10.1.0.0", *(["fd00:1::"] if six else []), ways=ways, mtu=mtu
+    lambda encapsulations, mtu, six: here(
+        "node-1", "192.168.7.1", "10.1.0.0", *(["fd00:1::"] if six else []), encapsulations=encapsulations, mtu=mtu
     ),
-    ways,
+    encapsulations,
     st.sampled_from([0, 0, 1400]),
     st.booleans(),
 )
@@ -80,8 +81,13 @@ HAND_MADE = [
 
 
 def state_of(node: Namespace) -> str:
-    """All of it, but for the anycast addresses of a router: IPv6 forwarding stays on until `cleanup`."""
-    return "\n".join(line for line in node.state().splitlines() if " anycast " not in line)
+    """All of it, but for the anycast addresses of a router (IPv6 forwarding stays on until `cleanup`) and the ids of
+    nexthops: a peer takes over one that is in the kernel as it needs it, were it another's before."""
+    lines = [line for line in node.state().splitlines() if " anycast " not in line]
+    text = "\n".join(lines)
+    for identity, content in re.findall(r"^nexthop: id (\d+) (.*)$", text, re.MULTILINE):
+        text = re.sub(rf"\b{identity}\b", f"<{content}>", text)
+    return "\n".join(sorted(text.splitlines()))
 
 
 class World:
@@ -136,7 +142,7 @@ class KernelMachine(RuleBasedStateMachine):
         self.apply()
 
     async def _open(self) -> None:
-        self.plane = Dataplane(run_directory=self.world.run_directory / "node", compare_seconds=None)
+        self.plane = Dataplane(run_directory=self.world.run_directory / "node", resync_seconds=None)
         await self.plane.open()
         self.task = asyncio.create_task(self.plane.run())
 
@@ -159,12 +165,12 @@ class KernelMachine(RuleBasedStateMachine):
         self.desired.node = node
         self.apply()
 
-    @rule(ways=ways)
-    def switch_all(self, ways: tuple[Way, ...]) -> None:
+    @rule(encapsulations=encapsulations)
+    def switch_all(self, encapsulations: tuple[Encapsulation, ...]) -> None:
         """All peers go another way, as when the network's routing mode is edited."""
-        self.desired.node = msgspec.structs.replace(self.desired.node, ways=ways)
+        self.desired.node = msgspec.structs.replace(self.desired.node, encapsulations=encapsulations)
         for peer in list(self.desired.peers.values()):
-            self.desired.set_peer(msgspec.structs.replace(peer, ways=ways))
+            self.desired.set_peer(msgspec.structs.replace(peer, encapsulations=encapsulations))
         self.apply()
 
     @rule()
@@ -216,7 +222,7 @@ class KernelMachine(RuleBasedStateMachine):
     async def _fresh(self) -> str:
         with self.twin.entered():
             directory = self.world.run_directory / f"twin-{next(self.count)}"
-            plane = Dataplane(run_directory=directory, compare_seconds=None)
+            plane = Dataplane(run_directory=directory, resync_seconds=None)
             await plane.open()
         await plane.apply(Desired(self.desired.node, self.desired.peers.values()))
         state = state_of(self.twin)

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Callable
 from netloom.cidr import Cidr, parse_address
 from netloom.kernel.mesh.dataplane import Dataplane
 from netloom.kernel.mesh.desired import Desired, Node, Peer
-from netloom.kernel.mesh.encapsulation import VXLAN, Way
+from netloom.kernel.mesh.encapsulation import VXLAN, Encapsulation
 from netloom.kernel.ownership import mac_of
 
 DEADLINE_SECONDS = 20.0
@@ -17,7 +17,7 @@ def here(
     name: str = "node-1",
     local: str = "192.168.7.1",
     *addresses: str,
-    ways: tuple[Way, ...] = (VXLAN,),
+    encapsulations: tuple[Encapsulation, ...] = (VXLAN,),
     mtu: int = 0,
     **more: object,
 ) -> Node:
@@ -26,7 +26,7 @@ def here(
     return Node(
         local=parse_address(local),
         mac=mac_of(name),
-        ways=ways,
+        encapsulations=encapsulations,
         mtu=mtu,
         addresses=tuple(parse_address(address) for address in own),
         **more,  # type: ignore[arg-type]
@@ -34,14 +34,19 @@ def here(
 
 
 def peer(
-    number: int, *cidrs: str, name: str = "", since: str = "", ways: tuple[Way, ...] = (VXLAN,), underlay6: str = ""
+    number: int,
+    *cidrs: str,
+    name: str = "",
+    since: str = "",
+    encapsulations: tuple[Encapsulation, ...] = (VXLAN,),
+    underlay6: str = "",
 ) -> Peer:
     """Node `number` of a mesh: `node-N` at 192.168.7.N with 10.N.0.0/24 and fd00:N::/64."""
     name = name or f"node-{number}"
     prefixes = cidrs or (f"10.{number}.0.0/24", f"fd00:{number:x}::/64")
     underlay = parse_address(f"192.168.{7 + number // 256}.{number % 256}")
     six = parse_address(underlay6) if underlay6 else b""
-    return Peer(name, underlay, mac_of(name), tuple(Cidr.parse(cidr) for cidr in prefixes), since, ways, six)
+    return Peer(name, underlay, mac_of(name), tuple(Cidr.parse(cidr) for cidr in prefixes), since, encapsulations, six)
 
 
 def mesh(*numbers: int) -> Desired:

@@ -87,6 +87,9 @@ class Namespace:
                 # Neighbours that the kernel makes by itself come and go.
                 if "lladdr" in line and "PERMANENT" not in line:
                     continue
+                # The kernel's echo of IPv6 addresses comes when it has the time.
+                if line.endswith("table local proto kernel metric 0 pref medium"):
+                    continue
                 lines.append(f"{command}: {_VOLATILE.sub('', line).strip()}")
         return "\n".join(sorted(lines))
 

@@ -59,7 +59,7 @@ class Masquerades:
 
     async def open(self, **options: object) -> Masquerade:
         """With no belt: what is repaired is repaired by events."""
-        made = Masquerade(**{"compare_seconds": None, **options})  # type: ignore[arg-type]
+        made = Masquerade(**{"resync_seconds": None, **options})  # type: ignore[arg-type]
         await made.open()
         self._stack.push_async_callback(made.close)
         return made

@@ -113,7 +113,7 @@ class PodKeeper(Keeper[Pods, KeeperReport]):
         self, *parts: Part[Pods], on_report: Callable[[KeeperReport], None] | None = None, event_buffer: int = 1 << 20
     ) -> None:
         super().__init__(
-            parts, commands=CommandSocket, compare_seconds=None, event_buffer=event_buffer, on_report=on_report
+            parts, commands=CommandSocket, resync_seconds=None, event_buffer=event_buffer, on_report=on_report
         )
 
     @property

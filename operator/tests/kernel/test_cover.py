@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from netloom.cidr import Cidr
-from netloom.kernel.masquerade.cover import Cover, cidr_of, keys
+from netloom.kernel.masquerade.cover import OutermostCidrs, cidr_of, keys
 from netloom.kernel.masquerade.sets import MasqueradeRules, Masquerading, Sets, intervals
 from tests.kernel.nft import prefixes
 
@@ -17,7 +17,7 @@ def texts(found: list[Cidr]) -> list[str]:
 
 
 def test_a_cidr_that_contains_others_takes_their_place_and_gives_it_back() -> None:
-    cover = Cover()
+    cover = OutermostCidrs()
     for prefix in prefixes("10.1.0.0/24", "10.1.1.0/24", "10.1.1.128/25", "10.2.0.0/24"):
         cover.add(prefix)
     (wide,) = prefixes("10.1.0.0/16")
@@ -28,7 +28,7 @@ def test_a_cidr_that_contains_others_takes_their_place_and_gives_it_back() -> No
 
 
 def test_what_two_have_goes_with_the_second() -> None:
-    cover = Cover()
+    cover = OutermostCidrs()
     (prefix,) = prefixes("10.1.0.0/24")
     assert cover.add(prefix) == ([prefix], [])
     assert cover.add(prefix) == ([], [])

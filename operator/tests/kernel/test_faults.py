@@ -14,7 +14,7 @@ import pytest
 from netloom.kernel.keeper import retries
 from netloom.kernel.mesh.dataplane import Dataplane
 from netloom.kernel.mesh.desired import Desired
-from netloom.kernel.mesh.encapsulation import NATIVE, VXLAN
+from netloom.kernel.mesh.encapsulation import NO_ENCAPSULATION, VXLAN
 from netloom.kernel.mesh.row_requests import encode_nexthops
 from tests.kernel.conftest import Planes
 from tests.kernel.faults import FOR_EVER, FaultyCommands
@@ -70,7 +70,7 @@ class Story:
             return commands[-1]
 
         # The belt is on: a kernel that says "no such route" of a route that is there is believed at first.
-        plane = await planes.open(commands=make, compare_seconds=0.1)
+        plane = await planes.open(commands=make, resync_seconds=0.1)
         await plane.apply(after())
         wanted = node.state()
         await plane.cleanup()
@@ -262,7 +262,10 @@ async def test_a_mesh_whose_ways_cannot_be_asked_for_stays_and_is_made_when_they
     """Which way a peer is on decides where its rows go: without an answer none is moved."""
     story = await Story.begin(foreign, planes)
     await story.reset()
-    native = Desired(here(ways=(VXLAN, NATIVE)), [peer(n, f"10.{n}.0.0/24", ways=(NATIVE,)) for n in (5, 6)])
+    native = Desired(
+        here(encapsulations=(VXLAN, NO_ENCAPSULATION)),
+        [peer(n, f"10.{n}.0.0/24", encapsulations=(NO_ENCAPSULATION,)) for n in (5, 6)],
+    )
     before = foreign.ip("route show proto 158")
     story.commands.fail_questions(getattr(errno, name), FOR_EVER)
     report = await story.plane.apply(native)

@@ -59,7 +59,7 @@ class Story:
     async def begin(cls, node: Namespace, masquerades: Masquerades, request_type: str) -> "Story":
         nft(node, FOREIGN)
         commands = FaultyNftables()
-        masquerade = await masquerades.open(commands=lambda: commands, compare_seconds=0.1)
+        masquerade = await masquerades.open(commands=lambda: commands, resync_seconds=0.1)
         story = cls(node, masquerade, commands, request_type)
         await story.reset()
         await masquerade.apply(story.after())

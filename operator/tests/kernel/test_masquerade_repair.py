@@ -92,7 +92,7 @@ async def test_drift_is_repaired_by_the_event(node: Namespace, masquerades: Masq
         await becomes(lambda: ours(node), before)
         await eventually(lambda: masquerade.report.in_sync, lambda: str(masquerade.report))
         await eventually(lambda: masquerade.report.repaired > 0)
-    assert masquerade.report.fought == ()
+    assert masquerade.report.contended == ()
     assert (await (await masquerades.open()).apply(masquerading())).written == {}
 
 
@@ -124,7 +124,7 @@ async def test_one_element_is_repaired_for_the_price_of_one(node: Namespace, mas
 
 
 async def test_the_belt_finds_what_no_event_told(node: Namespace, masquerades: Masquerades) -> None:
-    masquerade = await masquerades.open(compare_seconds=0.05)
+    masquerade = await masquerades.open(resync_seconds=0.05)
     await masquerade.apply(masquerading())
     before = ours(node)
     masquerade._ignore()
@@ -188,10 +188,10 @@ async def test_a_fight_is_bounded_and_reported(
     async with running(masquerade):
         for _ in range(30):
             nft(node, script)
-            await eventually(lambda: ours(node) == before or bool(masquerade.report.fought))
-            if masquerade.report.fought:
+            await eventually(lambda: ours(node) == before or bool(masquerade.report.contended))
+            if masquerade.report.contended:
                 break
-        assert masquerade.report.fought == (name,)
+        assert masquerade.report.contended == (name,)
         rounds = (masquerade.stats[request_type] - written) / (14 if request_type == "newsetelem" else 1)
         assert rounds < 26
         await becomes(lambda: ours(node), before)

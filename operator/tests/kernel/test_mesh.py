@@ -11,19 +11,19 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from netloom.cidr import Cidr, parse_address
 from netloom.kernel.mesh.desired import Desired, Peer
-from netloom.kernel.mesh.encapsulation import GENEVE, NATIVE, VXLAN
-from netloom.kernel.mesh.fib import Hop
-from netloom.kernel.mesh.mesh import Carriers, Conflict, Mesh
+from netloom.kernel.mesh.encapsulation import GENEVE, NO_ENCAPSULATION, VXLAN
+from netloom.kernel.mesh.fib import FibResult
+from netloom.kernel.mesh.mesh import Conflict, DeviceState, Mesh
 from netloom.kernel.mesh.rows import SeenNexthop, SeenRoute
 from netloom.kernel.ownership import NEXTHOP_IDS, ROUTE_PROTOCOL, mac_of
 from tests.kernel.meshes import peer
 
-CARRIERS = Carriers({VXLAN: 7}, vni=1, ipv6=True)
+CARRIERS = DeviceState({VXLAN: 7}, vni=1, ipv6=True)
 
 
 def mesh_of(*peers: Peer) -> Mesh:
     mesh = Mesh()
-    mesh.set_carriers(CARRIERS)
+    mesh.set_device_state(CARRIERS)
     for one in peers:
         mesh.set_peer(one)
     return mesh
@@ -36,7 +36,7 @@ def wanted(mesh: Mesh) -> tuple[dict[object, object], ...]:
     return (
         {value.gateway: value for value in mesh.nexthops.desired.values()},
         dict(mesh.neighbours.desired),
-        {key: (gateways[via.nexthop], via.mtu) for key, via in mesh.routes.desired.items()},
+        {key: (gateways[content.nexthop], content.mtu) for key, content in mesh.routes.desired.items()},
     )
 
 
@@ -105,7 +105,7 @@ def test_ids_survive_a_restart_whatever_the_order_of_peers() -> None:
     for order in (peers, peers[::-1]):
         restarted = Mesh()
         restarted.load(kernel, dict(before.neighbours.desired), routes)
-        restarted.set_carriers(CARRIERS)
+        restarted.set_device_state(CARRIERS)
         restarted.neighbours.load(dict(before.neighbours.desired))
         restarted.replace_peers(Desired(None, order))
         assert restarted.pending() == []
@@ -116,7 +116,7 @@ def test_a_foreign_nexthop_keeps_its_id() -> None:
     mesh = Mesh()
     value = next(iter(mesh_of(peer(5, "10.5.0.0/24")).nexthops.desired.values()))
     mesh.load([SeenNexthop(own, value, 42)], {}, [])
-    mesh.set_carriers(CARRIERS)
+    mesh.set_device_state(CARRIERS)
     mesh.set_peer(peer(2, "10.2.0.0/24"))
     assert list(mesh.nexthops.desired) == [own + 1]
     assert mesh.nexthops.kernel == {}
@@ -134,37 +134,37 @@ def test_a_lost_nexthop_takes_its_routes_and_no_others() -> None:
 
 
 def test_the_first_way_that_is_possible_is_taken_and_the_nexthop_keeps_its_id() -> None:
-    one = peer(2, "10.2.0.0/24", "fd00:2::/64", ways=(NATIVE, GENEVE, VXLAN), underlay6="fd07::2")
+    one = peer(2, "10.2.0.0/24", "fd00:2::/64", encapsulations=(NO_ENCAPSULATION, GENEVE, VXLAN), underlay6="fd07::2")
     mesh = mesh_of(one)
     four, six = sorted(mesh.nexthops.desired, key=lambda key: len(mesh.nexthops.desired[key].gateway))
     assert {each.ifindex for each in mesh.nexthops.desired.values()} == {7}, "VXLAN has the only device"
-    mesh.set_carriers(Carriers({VXLAN: 7, GENEVE: 8}, ipv6=True))
+    mesh.set_device_state(DeviceState({VXLAN: 7, GENEVE: 8}, ipv6=True))
     assert {each.ifindex for each in mesh.nexthops.desired.values()} == {8}
     assert {ifindex for ifindex, _ in mesh.neighbours.desired} == {8}
-    mesh.reach.answered_all([(one.underlay, Hop(3, direct=True))])
-    mesh.reached(mesh.reach.take_changed())
+    mesh.fib.answered_all([(one.underlay, FibResult(3, direct=True))])
+    mesh.reached(mesh.fib.take_changed())
     assert (mesh.nexthops.desired[four].ifindex, mesh.nexthops.desired[four].remote) == (3, b"")
     assert mesh.nexthops.desired[six].ifindex == 8, "each family for itself"
-    mesh.reach.answered_all([(one.underlay6, Hop(3, direct=True))])
-    mesh.reached(mesh.reach.take_changed())
+    mesh.fib.answered_all([(one.underlay6, FibResult(3, direct=True))])
+    mesh.reached(mesh.fib.take_changed())
     assert mesh.neighbours.desired == {}
-    mesh.reach.link_changed(3, running=False)
-    mesh.reached(mesh.reach.take_changed())
+    mesh.fib.link_changed(3, running=False)
+    mesh.reached(mesh.fib.take_changed())
     assert {each.ifindex for each in mesh.nexthops.desired.values()} == {8}
     assert set(mesh.nexthops.desired) == {four, six}
 
 
 def test_who_can_only_be_reached_natively_and_is_not_is_stranded() -> None:
-    mesh = mesh_of(peer(2, ways=(NATIVE,), underlay6="fd07::2"))
-    assert mesh.stranded == {"node-2"}
-    mesh.reach.answered_all([(parse_address("192.168.7.2"), Hop(3, direct=True))])
-    mesh.reached(mesh.reach.take_changed())
-    assert mesh.stranded == {"node-2"}, "its IPv6 CIDR has no way yet"
-    mesh.reach.answered_all([(parse_address("fd07::2"), Hop(3, direct=True))])
-    mesh.reached(mesh.reach.take_changed())
-    assert mesh.stranded == set()
-    mesh.set_peer(peer(2, ways=()))
-    assert mesh.stranded == set()
+    mesh = mesh_of(peer(2, encapsulations=(NO_ENCAPSULATION,), underlay6="fd07::2"))
+    assert mesh.unreachable == {"node-2"}
+    mesh.fib.answered_all([(parse_address("192.168.7.2"), FibResult(3, direct=True))])
+    mesh.reached(mesh.fib.take_changed())
+    assert mesh.unreachable == {"node-2"}, "its IPv6 CIDR has no way yet"
+    mesh.fib.answered_all([(parse_address("fd07::2"), FibResult(3, direct=True))])
+    mesh.reached(mesh.fib.take_changed())
+    assert mesh.unreachable == set()
+    mesh.set_peer(peer(2, encapsulations=()))
+    assert mesh.unreachable == set()
     assert mesh.pending() == [], "nothing is to be done for a peer without a way"
 
 
@@ -179,18 +179,18 @@ peers = st.builds(
     mac=st.sampled_from([mac_of(name) for name in "abcd"]),
     cidrs=st.lists(st.sampled_from(CIDRS), unique=True, max_size=4).map(tuple),
     since=st.sampled_from(["", "2026-01", "2026-02"]),
-    ways=st.lists(st.sampled_from([VXLAN, GENEVE, NATIVE]), unique=True).map(tuple),
+    encapsulations=st.lists(st.sampled_from([VXLAN, GENEVE, NO_ENCAPSULATION]), unique=True).map(tuple),
     underlay6=st.sampled_from([b"", *UNDERLAYS6]),
     held=st.booleans(),
 )
-carriers = st.builds(
-    Carriers,
+device_state = st.builds(
+    DeviceState,
     tunnels=st.dictionaries(st.sampled_from([VXLAN, GENEVE]), st.sampled_from([7, 8])),
     vni=st.integers(1, 2),
     ipv6=st.booleans(),
     native_mtu=st.sampled_from([0, 1400]),
 )
-hops = st.builds(Hop, outgoing=st.sampled_from([3, 4]), direct=st.booleans())
+fib_lookups = st.builds(FibResult, outgoing=st.sampled_from([3, 4]), direct=st.booleans())
 
 
 class MeshMachine(RuleBasedStateMachine):
@@ -200,8 +200,8 @@ class MeshMachine(RuleBasedStateMachine):
         super().__init__()
         self.mesh = Mesh()
         self.peers: dict[str, Peer] = {}
-        self.carriers = Carriers()
-        self.hops: dict[bytes, Hop] = {}
+        self.device_state = DeviceState()
+        self.fib_lookups: dict[bytes, FibResult] = {}
         self.stopped: set[int] = set()
 
     @rule(one=peers)
@@ -214,24 +214,24 @@ class MeshMachine(RuleBasedStateMachine):
         self.mesh.remove_peer(name)
         self.peers.pop(name, None)
 
-    @rule(carriers=carriers)
-    def set_carriers(self, carriers: Carriers) -> None:
-        self.mesh.set_carriers(carriers)
-        self.carriers = carriers
+    @rule(device_state=device_state)
+    def set_device_state(self, device_state: DeviceState) -> None:
+        self.mesh.set_device_state(device_state)
+        self.device_state = device_state
 
     @rule(some=st.lists(peers, unique_by=lambda one: one.name))
     def replace_peers(self, some: list[Peer]) -> None:
         self.mesh.replace_peers(Desired(None, some))
         self.peers = {one.name: one for one in some}
 
-    @rule(address=st.sampled_from(UNDERLAYS + UNDERLAYS6), hop=hops)
-    def the_way_changes(self, address: bytes, hop: Hop) -> None:
-        self.hops[address] = hop
-        self.mesh.reach.route_changed(address, len(address) * 8)
+    @rule(address=st.sampled_from(UNDERLAYS + UNDERLAYS6), result=fib_lookups)
+    def the_way_changes(self, address: bytes, result: FibResult) -> None:
+        self.fib_lookups[address] = result
+        self.mesh.fib.route_changed(address, len(address) * 8)
 
     @rule(ifindex=st.sampled_from([3, 4]), running=st.booleans())
     def a_link_changes(self, ifindex: int, running: bool) -> None:
-        self.mesh.reach.link_changed(ifindex, running=running)
+        self.mesh.fib.link_changed(ifindex, running=running)
         (self.stopped.discard if running else self.stopped.add)(ifindex)
 
     @rule()
@@ -241,29 +241,29 @@ class MeshMachine(RuleBasedStateMachine):
         assert self.mesh.pending() == []
 
     def look_up(self, mesh: Mesh) -> None:
-        for address in list(mesh.reach.due):
-            mesh.reach.answered_all([(address, self.hops.get(address, Hop()))])
-        mesh.reached(mesh.reach.take_changed())
+        for address in list(mesh.fib.due):
+            mesh.fib.answered_all([(address, self.fib_lookups.get(address, FibResult()))])
+        mesh.reached(mesh.fib.take_changed())
 
     @invariant()
     def wants_what_a_fresh_one_wants(self) -> None:
         fresh = Mesh()
-        fresh.set_carriers(self.carriers)
+        fresh.set_device_state(self.device_state)
         for one in sorted(self.peers.values(), key=lambda one: one.name, reverse=True):
             fresh.set_peer(one)
-        fresh.reach.stopped_are(self.stopped)
+        fresh.fib.set_stopped(self.stopped)
         for mesh in (self.mesh, fresh):
             self.look_up(mesh)
         assert wanted(self.mesh) == wanted(fresh)
         assert self.mesh.conflicts() == fresh.conflicts()
-        assert self.mesh.stranded == fresh.stranded
-        assert self.mesh.reach.outgoing == fresh.reach.outgoing
+        assert self.mesh.unreachable == fresh.unreachable
+        assert self.mesh.fib.outgoing == fresh.fib.outgoing
         assert self.mesh.natives == fresh.natives
 
     @invariant()
     def every_route_has_its_nexthop_and_every_tunnel_nexthop_its_neighbour(self) -> None:
         mesh = self.mesh
-        assert {via.nexthop for via in mesh.routes.desired.values()} <= set(mesh.nexthops.desired)
+        assert {content.nexthop for content in mesh.routes.desired.values()} <= set(mesh.nexthops.desired)
         gateways = {(value.ifindex, value.gateway) for value in mesh.nexthops.desired.values() if value.remote}
         assert gateways == set(mesh.neighbours.desired)
 

@@ -6,15 +6,15 @@ import pytest
 
 from netloom.cidr import Cidr
 from netloom.kernel.mesh.row_requests import dump_nexthops, encode_routes
-from netloom.kernel.mesh.rows import Via
+from netloom.kernel.mesh.rows import RouteContent
 from netloom.kernel.netlink.messages import LinkMessage, encode
 from netloom.kernel.netlink.sockets import BATCH, CommandSocket, EventSocket, Overflow, Refusal, RefusedError
 from netloom.kernel.netlink.wire import RTM_GETLINK, RTM_NEWROUTE
 from tests.kernel.netns import Namespace
 
 
-def route_to(number: int, nexthop: int) -> tuple[Cidr, Via, None]:
-    return Cidr.parse(f"10.{number // 256}.{number % 256}.0/24"), Via(nexthop), None
+def route_to(number: int, nexthop: int) -> tuple[Cidr, RouteContent, None]:
+    return Cidr.parse(f"10.{number // 256}.{number % 256}.0/24"), RouteContent(nexthop), None
 
 
 def test_each_error_of_a_batch_is_told_of_its_request(node: Namespace) -> None:

@@ -11,7 +11,7 @@ from netloom.kernel.keeper import backoff
 from netloom.kernel.keeper.report import Report
 from netloom.kernel.mesh.dataplane import Dataplane
 from netloom.kernel.mesh.desired import Desired
-from netloom.kernel.mesh.encapsulation import NATIVE, VXLAN
+from netloom.kernel.mesh.encapsulation import NO_ENCAPSULATION, VXLAN
 from netloom.kernel.ownership import MASQUERADE, MESH
 from tests.kernel.conftest import Planes
 from tests.kernel.faults import FaultyCommands
@@ -121,14 +121,19 @@ class Unwalked(dict):  # type: ignore[type-arg]
         return super().values()
 
 
-@pytest.mark.parametrize("ways", [(VXLAN,), (NATIVE, VXLAN)], ids=str)
+@pytest.mark.parametrize("encapsulations", [(VXLAN,), (NO_ENCAPSULATION, VXLAN)], ids=str)
 async def test_what_happens_to_a_pods_device_walks_over_no_peers(
-    wired: Namespace, planes: Planes, ways: tuple[object, ...]
+    wired: Namespace, planes: Planes, encapsulations: tuple[object, ...]
 ) -> None:
     commands = FaultyCommands()
     plane = await planes.open(commands=lambda: commands)
-    await plane.apply(Desired(here(ways=ways), [peer(number, ways=ways) for number in range(2, 50)]))  # type: ignore[arg-type]
-    hops = plane._mesh.reach._hops = Unwalked(plane._mesh.reach._hops)
+    await plane.apply(
+        Desired(
+            here(encapsulations=encapsulations),
+            [peer(number, encapsulations=encapsulations) for number in range(2, 50)],
+        )
+    )  # type: ignore[arg-type]
+    fib_lookups = plane._mesh.fib._results = Unwalked(plane._mesh.fib._results)
     nexthops = plane._mesh.nexthops.desired = Unwalked(plane._mesh.nexthops.desired)
     asked, written, compared = commands.asked, plane.stats, plane.report.compared
     async with running(plane):
@@ -143,7 +148,7 @@ async def test_what_happens_to_a_pods_device_walks_over_no_peers(
         # A change of ours is done after all of these were read.
         wired.ip("route delete 10.2.0.0/24")
         await eventually(lambda: plane.report.repaired == 1)
-    assert (hops.walks, nexthops.walks) == (0, 0)
+    assert (fib_lookups.walks, nexthops.walks) == (0, 0)
     assert commands.asked == asked, "nor was the kernel asked for a way"
     assert plane.stats == written | {"newroute": written["newroute"] + 1}
     assert plane.report.compared == compared
@@ -158,12 +163,12 @@ async def test_the_end_of_a_fight_is_told(node: Namespace, planes: Planes, monke
         for _ in range(30):
             with contextlib.suppress(RuntimeError):
                 node.ip("route delete 10.2.0.0/24")
-            await eventually(lambda: "10.2.0.0/24" in node.owned() or bool(plane.report.fought))
-            if plane.report.fought:
+            await eventually(lambda: "10.2.0.0/24" in node.owned() or bool(plane.report.contended))
+            if plane.report.contended:
                 break
-        await eventually(lambda: told[-1].fought != ())
+        await eventually(lambda: told[-1].contended != ())
         written = plane.stats["newroute"]
-        await eventually(lambda: told[-1].fought == (), lambda: str(told[-1]))
+        await eventually(lambda: told[-1].contended == (), lambda: str(told[-1]))
         assert plane.stats["newroute"] <= written + 1, "the route that was held back"
         assert told[-1].in_sync
 

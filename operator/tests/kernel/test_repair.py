@@ -82,7 +82,7 @@ async def test_drift_is_repaired_by_the_event(node: Namespace, planes: Planes, c
             node.ip(command)
         await becomes(node.state, before)
         await eventually(lambda: plane.report.in_sync, lambda: str(plane.report))
-    assert plane.report.fought == ()
+    assert plane.report.contended == ()
 
 
 @pytest.mark.parametrize("commands", [["down"], ["down", "up"]])
@@ -140,7 +140,7 @@ async def test_everything_of_a_kind_is_deleted_at_once(node: Namespace, planes: 
     routes = [line.split() for line in node.ip("route show proto 158").splitlines()]
     gateways = [words[words.index("via") + 1] for words in routes]
     async with running(plane):
-        lines = [command.format(words[0], words[2], via) for words, via in zip(routes, gateways, strict=True)]
+        lines = [command.format(words[0], words[2], content) for words, content in zip(routes, gateways, strict=True)]
         # In another process, so that repair and deletion run at the same time.
         with subprocess.Popen(["ip", "-n", node.name, "-batch", "-"], stdin=subprocess.PIPE, text=True) as process:
             assert process.stdin
@@ -193,10 +193,10 @@ async def test_a_fight_is_bounded_and_reported(node: Namespace, planes: Planes) 
     async with running(plane):
         for _ in range(30):
             subprocess.run(["ip", "-n", node.name, "route", "delete", "10.2.0.0/24"], check=False, capture_output=True)
-            await eventually(lambda: "10.2.0.0/24" in node.owned() or bool(plane.report.fought))
-            if plane.report.fought:
+            await eventually(lambda: "10.2.0.0/24" in node.owned() or bool(plane.report.contended))
+            if plane.report.contended:
                 break
-    assert plane.report.fought == ("route 10.2.0.0/24",)
+    assert plane.report.contended == ("route 10.2.0.0/24",)
     assert plane.stats["newroute"] < 20
 
 
@@ -210,7 +210,7 @@ async def test_a_device_that_flaps_is_no_fight_over_its_routes(node: Namespace, 
             node.ip("link set netloom_vxlan up")
             await eventually(lambda: "route 10.2.0.0/24 nhid" in node.owned())
         await becomes(node.state, before)
-    assert not [item for item in plane.report.fought if item.startswith(("route", "neighbour", "nexthop"))]
+    assert not [item for item in plane.report.contended if item.startswith(("route", "neighbour", "nexthop"))]
 
 
 async def test_a_foreign_route_that_goes_away_makes_room_at_once(node: Namespace, planes: Planes) -> None:

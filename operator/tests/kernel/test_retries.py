@@ -46,10 +46,10 @@ def test_the_first_repairs_are_immediate_and_a_fight_is_not() -> None:
         backoff.repaired("route", 100.0)
         backoff.written("route")
     assert backoff.held(100.0) == set()
-    assert backoff.fought(100.0) == []
+    assert backoff.contended(100.0) == []
     backoff.repaired("route", 100.0)
     assert backoff.held(100.0) == {"route"}
-    assert backoff.fought(100.0) == ["route"]
+    assert backoff.contended(100.0) == ["route"]
 
 
 def test_an_entry_that_was_written_is_forgotten_unless_it_is_fought_over() -> None:
@@ -67,7 +67,7 @@ def test_quiet_is_forgiven() -> None:
     for _ in range(FREE_REPAIRS + 1):
         backoff.repaired("route", 100.0)
     backoff.expire(100.0 + QUIET_SECONDS)
-    assert backoff.fought(100.0 + QUIET_SECONDS) == ["route"]
+    assert backoff.contended(100.0 + QUIET_SECONDS) == ["route"]
     backoff.expire(101.0 + QUIET_SECONDS)
     assert len(backoff) == 0
 
@@ -81,7 +81,7 @@ def test_quiet_is_forgiven_by_the_event_that_ends_it() -> None:
     peace = 100.0 + LONGEST_SECONDS + QUIET_SECONDS
     backoff.repaired("route", peace)
     assert backoff.held(peace) == set()
-    assert backoff.fought(peace) == []
+    assert backoff.contended(peace) == []
 
 
 def test_the_end_of_a_fight_is_waited_for() -> None:
@@ -91,7 +91,7 @@ def test_the_end_of_a_fight_is_waited_for() -> None:
     tried = backoff.next(100.0)
     assert tried == 100.0 + FIRST_SECONDS
     assert backoff.next(tried) == tried + QUIET_SECONDS
-    assert backoff.fought(tried + QUIET_SECONDS) == []
+    assert backoff.contended(tried + QUIET_SECONDS) == []
 
 
 @pytest.fixture

@@ -10,19 +10,19 @@ keys, values = st.integers(0, 5), st.integers(0, 2)
 
 class TableMachine(RuleBasedStateMachine):
     """After any sequence of wishes, events, dumps and writes, `pending` is exactly where the two sides differ, but for
-    what is spared, which nothing touches."""
+    what is retained, which nothing touches."""
 
     def __init__(self) -> None:
         super().__init__()
         self.table: Table[int, int] = Table()
         self.desired: dict[int, int] = {}
         self.kernel: dict[int, int] = {}
-        self.spared: set[int] = set()
+        self.retained: set[int] = set()
 
     @rule(asked=st.sets(keys))
     def spare(self, asked: set[int]) -> None:
-        self.spared = {key for key in asked if key in self.kernel and key not in self.desired}
-        self.table.spare(set(self.spared))
+        self.retained = {key for key in asked if key in self.kernel and key not in self.desired}
+        self.table.retain(set(self.retained))
 
     @rule(key=keys, value=values)
     def want(self, key: int, value: int) -> None:
@@ -58,7 +58,7 @@ class TableMachine(RuleBasedStateMachine):
             self.kernel[key] = value
         for key, _, before in deletions:
             assert self.kernel.pop(key) == before
-        assert {key: value for key, value in self.kernel.items() if key not in self.spared} == self.desired
+        assert {key: value for key, value in self.kernel.items() if key not in self.retained} == self.desired
         self.table.assume(updates)
         self.table.assume(deletions)
         assert not self.table.pending
@@ -67,10 +67,10 @@ class TableMachine(RuleBasedStateMachine):
     def differs_exactly_there(self) -> None:
         assert self.table.desired == self.desired
         assert self.table.kernel == self.kernel
-        self.spared = {key for key in self.spared if key in self.kernel and key not in self.desired}
-        assert self.table.spared == self.spared
+        self.retained = {key for key in self.retained if key in self.kernel and key not in self.desired}
+        assert self.table.retained == self.retained
         different = {key for key in self.desired | self.kernel if self.desired.get(key) != self.kernel.get(key)}
-        assert self.table.pending == different - self.spared
+        assert self.table.pending == different - self.retained
 
 
 TestTable = TableMachine.TestCase

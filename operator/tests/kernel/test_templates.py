@@ -16,7 +16,7 @@ from pyroute2.netlink.rtnl.rtmsg import rtmsg
 from netloom.cidr import Cidr, format_address
 from netloom.kernel.mac import Mac, format_mac
 from netloom.kernel.mesh import reader, row_readers
-from netloom.kernel.mesh.fib import Hop
+from netloom.kernel.mesh.fib import FibResult
 from netloom.kernel.mesh.row_requests import (
     ask_route,
     dump_all_routes,
@@ -28,7 +28,7 @@ from netloom.kernel.mesh.row_requests import (
     encode_routes,
     probe_neighbour,
 )
-from netloom.kernel.mesh.rows import Nexthop, OddRoute, SeenNeighbour, SeenNexthop, SeenRoute, Via
+from netloom.kernel.mesh.rows import Nexthop, OddRoute, RouteContent, SeenNeighbour, SeenNexthop, SeenRoute
 from netloom.kernel.netlink import messages
 from netloom.kernel.netlink.messages import (
     IpEncapsulation,
@@ -87,8 +87,8 @@ def test_a_template_is_filled_in_where_the_markers_are(sequence: int, first: byt
 
 @given(addresses, st.integers(0, 32), numbers, st.integers(0, 9000), st.booleans(), st.integers(0, 3))
 def test_routes(address: bytes, length: int, nexthop: int, mtu: int, replaced: bool, sequence: int) -> None:
-    before = Via(9) if replaced else None
-    made = filler(sequence, encode_routes, (Cidr.of(address, length), Via(nexthop, mtu), before))
+    before = RouteContent(9) if replaced else None
+    made = filler(sequence, encode_routes, (Cidr.of(address, length), RouteContent(nexthop, mtu), before))
     fields = {"family": family(address), "dst_len": length, "table": 254, "proto": 158, "type": 1}
     metrics = {"metrics": nested(RTAX_MTU=mtu)} if mtu else {}
     flags = 0x401 | (0x100 if replaced else 0x200)
@@ -99,7 +99,7 @@ def test_routes(address: bytes, length: int, nexthop: int, mtu: int, replaced: b
 @given(addresses, st.integers(0, 32), st.integers(0, 2**32 - 1), st.integers(0, 255), st.booleans())
 def test_deleted_routes(address: bytes, length: int, metric: int, tos: int, odd: bool) -> None:
     prefix = Cidr.of(address, length)
-    (made,) = encode_routes([(OddRoute(prefix, metric, tos) if odd else prefix, None, Via(9))])
+    (made,) = encode_routes([(OddRoute(prefix, metric, tos) if odd else prefix, None, RouteContent(9))])
     fields = {"family": family(address), "dst_len": length, "table": 254, "proto": 158, "scope": 255}
     if odd:
         fields["tos"] = tos
@@ -159,8 +159,8 @@ def nexthop_by_pyroute2(buffer: bytes, start: int, _end: int) -> SeenNexthop:
 
 def route_by_pyroute2(buffer: bytes, start: int, _end: int) -> SeenRoute:
     seen = decode(RouteMessage, buffer, start)
-    via = Via(seen.get_attr("RTA_NH_ID"), seen.get_nested("RTA_METRICS", "RTAX_MTU") or 0)
-    return SeenRoute(Cidr.of(seen.get_attr("RTA_DST"), seen["dst_len"]), via, seen["proto"])
+    content = RouteContent(seen.get_attr("RTA_NH_ID"), seen.get_nested("RTA_METRICS", "RTAX_MTU") or 0)
+    return SeenRoute(Cidr.of(seen.get_attr("RTA_DST"), seen["dst_len"]), content, seen["proto"])
 
 
 def neighbour_by_pyroute2(buffer: bytes, start: int, _end: int) -> SeenNeighbour:
@@ -168,12 +168,14 @@ def neighbour_by_pyroute2(buffer: bytes, start: int, _end: int) -> SeenNeighbour
     return SeenNeighbour(seen["ifindex"], seen.get_attr("NDA_DST"), seen.get_attr("NDA_LLADDR"))
 
 
-def rows(ifindex: int, underlay: int) -> tuple[dict[int, Nexthop], dict[tuple[int, bytes], Mac], dict[Cidr, Via]]:
+def rows(
+    ifindex: int, underlay: int
+) -> tuple[dict[int, Nexthop], dict[tuple[int, bytes], Mac], dict[Cidr, RouteContent]]:
     """300 peers through a tunnel, by IPv4 and IPv6, and 30 natively, in no order."""
     chance = random.Random(158)
     nexthops: dict[int, Nexthop] = {}
     neighbours: dict[tuple[int, bytes], Mac] = {}
-    routes: dict[Cidr, Via] = {}
+    routes: dict[Cidr, RouteContent] = {}
     for number in range(330):
         identity = chance.randrange(1, 2**31)
         four, six = chance.randbytes(2), chance.randbytes(8)
@@ -188,9 +190,9 @@ def rows(ifindex: int, underlay: int) -> tuple[dict[int, Nexthop], dict[tuple[in
             neighbours[ifindex, gateway] = b"\x02" + chance.randbytes(5)
         if len(gateway) == 4:
             length = chance.choice((24, 25, 32))
-            routes[Cidr.of(bytes([100, *four, 0]), length)] = Via(identity, chance.choice((0, 0, 1400)))
+            routes[Cidr.of(bytes([100, *four, 0]), length)] = RouteContent(identity, chance.choice((0, 0, 1400)))
         else:
-            routes[Cidr.of(b"\xfd\x02" + six[:6] + bytes(8), 64)] = Via(identity)
+            routes[Cidr.of(b"\xfd\x02" + six[:6] + bytes(8), 64)] = RouteContent(identity)
     return nexthops, neighbours, routes
 
 
@@ -218,7 +220,7 @@ def test_what_the_kernel_shows_is_read_as_pyroute2_decodes_it(node: Namespace) -
         assert [plain(*place) for place in dump] == expected
         assert [read(*place) for place in dump] == expected
     assert {seen.id: seen.value for seen in reader.nexthops(commands)} == nexthops
-    assert {seen.key: seen.via for seen in reader.routes(commands)} == routes
+    assert {seen.key: seen.content for seen in reader.routes(commands)} == routes
     assert reader.neighbours(commands, [tunnel["ifindex"]]) == neighbours
     read = row_readers.neighbour_reader().read
     for place in raw(commands, dump_neighbours(tunnel["ifindex"])):
@@ -233,19 +235,19 @@ def test_the_way_to_an_address_is_read_as_pyroute2_decodes_it(node: Namespace) -
     node.ip("route add unreachable 10.9.0.0/16")
     addresses = [bytes([192, 168, 7, number]) for number in range(2, 60)] + [bytes([10, n, 0, 1]) for n in range(20)]
     commands = CommandSocket()
-    read = row_readers.hop_reader().read
-    seen: list[tuple[bytes, Hop]] = []
+    read = row_readers.fib_result_reader().read
+    seen: list[tuple[bytes, FibResult]] = []
 
     def visit(number: int, kind: int, buffer: bytes, start: int, end: int) -> None:
         if kind == 24:
             answer = decode(RouteMessage, buffer, start)
-            hop = Hop(answer.get_attr("RTA_OIF"), answer.get_attr("RTA_GATEWAY") is None)
-            assert read(buffer, start, end) == row_readers.read_hop(buffer, start, end) == hop
-            seen.append((addresses[number], hop))
+            result = FibResult(answer.get_attr("RTA_OIF"), answer.get_attr("RTA_GATEWAY") is None)
+            assert read(buffer, start, end) == row_readers.read_fib_result(buffer, start, end) == result
+            seen.append((addresses[number], result))
 
     commands.ask([ask_route(number, address) for number, address in enumerate(addresses)], visit)
     assert len(seen) == len(addresses) - 1, "one is unreachable"
-    assert dict(reader.hops(commands, addresses)) == {**dict(seen), bytes([10, 9, 0, 1]): Hop()}
+    assert dict(reader.fib_lookups(commands, addresses)) == {**dict(seen), bytes([10, 9, 0, 1]): FibResult()}
     commands.close()
 
 

@@ -71,7 +71,7 @@ async def planes(nodes: dict[int, Namespace], tmp_path: Path) -> AsyncIterator[d
     made = {}
     async with AsyncExitStack() as stack:
         for number, node in nodes.items():
-            plane = made[number] = Dataplane(run_directory=tmp_path / str(number), compare_seconds=None)
+            plane = made[number] = Dataplane(run_directory=tmp_path / str(number), resync_seconds=None)
             with node.entered():
                 await plane.open()
                 stack.push_async_callback(plane.close)
@@ -155,7 +155,7 @@ async def test_traffic_flows_on_while_the_agent_is_away_and_back(
     with flow:
         restarts = 0
         while flow.poll() is None:
-            plane = Dataplane(run_directory=tmp_path / "1", compare_seconds=None)
+            plane = Dataplane(run_directory=tmp_path / "1", resync_seconds=None)
             with nodes[1].entered():
                 await plane.open()
                 report = await plane.apply(view_of(1))

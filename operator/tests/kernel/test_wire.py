@@ -5,19 +5,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from netloom.cidr import Cidr
-from netloom.kernel.mesh.fib import Hop
+from netloom.kernel.mesh.fib import FibResult
 from netloom.kernel.mesh.row_readers import (
-    hop_reader,
+    fib_result_reader,
     neighbour_reader,
     nexthop_reader,
-    read_hop,
+    read_fib_result,
     read_neighbour,
     read_nexthop,
     read_route,
     route_reader,
 )
 from netloom.kernel.mesh.row_requests import encode_neighbours, encode_nexthops, encode_routes
-from netloom.kernel.mesh.rows import Nexthop, OddRoute, Via
+from netloom.kernel.mesh.rows import Nexthop, OddRoute, RouteContent
 from netloom.kernel.netlink.links import Link, LocalAddress, read_address, read_link
 from netloom.kernel.netlink.messages import AddressMessage, LinkMessage, RouteMessage, encode, nested
 from netloom.kernel.netlink.sockets import walk
@@ -49,7 +49,7 @@ def test_what_is_read_by_its_likeness_is_what_the_plain_readers_read(some: list[
     for address, nexthop, mac in some:
         for length in (24, 32):
             for mtu in (0, 1400):
-                (written,) = encode_routes([(Cidr.of(address, length), Via(nexthop, mtu), None)])
+                (written,) = encode_routes([(Cidr.of(address, length), RouteContent(nexthop, mtu), None)])
                 assert routes.read(written, HEADER_SIZE, len(written)) == read_route(written, HEADER_SIZE, len(written))
         for ifindex in (7, 8):
             (written,) = encode_neighbours([((ifindex, address), mac, None)])
@@ -59,27 +59,27 @@ def test_what_is_read_by_its_likeness_is_what_the_plain_readers_read(some: list[
 
 @given(st.lists(st.tuples(st.binary(min_size=4, max_size=4), st.integers(1, 3), st.booleans(), st.integers(0, 9))))
 def test_an_answer_like_the_last_is_the_same_hop(some: list[tuple[bytes, int, bool, int]]) -> None:
-    reader = hop_reader()
+    reader = fib_result_reader()
     for address, ifindex, direct, references in some:
         gateway = {} if direct else {"gateway": b"\x0a\0\0\x01"}
         fields = {"family": 2, "dst_len": 32, "table": 254, "type": 1}
         counts = {"rta_clntref": references}
         answer = encode(RouteMessage, 24, 0, fields, dst=address, oif=ifindex, **gateway, cacheinfo=counts)
         place = (answer, HEADER_SIZE, len(answer))
-        assert reader.read(*place) == read_hop(*place) == Hop(ifindex, direct)
+        assert reader.read(*place) == read_fib_result(*place) == FibResult(ifindex, direct)
 
 
 def test_sequence_numbers_are_places_in_the_batch() -> None:
     prefixes = [Cidr.parse(f"10.{n}.0.0/24") for n in range(3)]
-    batch = b"".join(encode_routes([(prefix, Via(7), None) for prefix in prefixes]))
+    batch = b"".join(encode_routes([(prefix, RouteContent(7), None) for prefix in prefixes]))
     assert [sequence for _, _, sequence, _, _ in walk(batch)] == [0, 1, 2]
     seen = [read_route(batch, start, end) for _, _, _, start, end in walk(batch)]
-    assert [one and (one.key, one.via) for one in seen] == [(prefix, Via(7)) for prefix in prefixes]
+    assert [one and (one.key, one.content) for one in seen] == [(prefix, RouteContent(7)) for prefix in prefixes]
 
 
 def test_a_route_is_deleted_with_the_metric_and_tos_it_has() -> None:
     odd = OddRoute(Cidr.parse("10.1.0.0/24"), 7, 4)
-    (deletion,) = encode_routes([(odd, None, Via(1))])
+    (deletion,) = encode_routes([(odd, None, RouteContent(1))])
     seen = read_route(deletion, HEADER_SIZE, len(deletion))
     assert seen is not None
     assert seen.key == odd
@@ -88,12 +88,12 @@ def test_a_route_is_deleted_with_the_metric_and_tos_it_has() -> None:
 def test_an_mtu_that_goes_is_written_as_none() -> None:
     """The kernel would take over the old one; see the encoder."""
     prefix, one = Cidr.parse("10.1.0.0/24"), Cidr.parse("10.2.0.0/24")
-    plain, _ = encode_routes([(prefix, Via(1), None), (one, Via(2), Via(1))])
-    gone, beside = encode_routes([(prefix, Via(1), Via(1, 1400)), (one, Via(1), None)])
+    plain, _ = encode_routes([(prefix, RouteContent(1), None), (one, RouteContent(2), RouteContent(1))])
+    gone, beside = encode_routes([(prefix, RouteContent(1), RouteContent(1, 1400)), (one, RouteContent(1), None)])
     assert [len(message) - len(plain) for message in (gone, beside)] == [12, 12]
     seen = read_route(gone, HEADER_SIZE, len(gone))
     assert seen is not None
-    assert seen.via == Via(1)
+    assert seen.content == RouteContent(1)
 
 
 @given(st.binary(max_size=200))

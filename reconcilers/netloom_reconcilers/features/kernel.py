@@ -103,5 +103,5 @@ class KernelReconciler(ABC):
         found += [problem for problems in self.problems.values() for problem in problems]
         found += [f"{about}{failure.kind} {failure.key}: {failure.error}" for failure in report.failures]
         found += more
-        found += [f"{about}{item}: somebody else keeps changing it; its repair is delayed" for item in report.fought]
+        found += [f"{about}{item}: somebody else keeps changing it; its repair is delayed" for item in report.contended]
         return found

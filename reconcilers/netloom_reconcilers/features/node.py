@@ -63,7 +63,7 @@ class NodeContext:
     own:             this node's object as it counts.
     api, events:     None where the objects come from a directory.
     changed:         to be called when errors, facts or a condition may be different.
-    spare_unknown:   keepers leave what an earlier life left, and no object explains, until `prune`.
+    retain_unknown:  keepers leave what an earlier life left, and no object explains, until `prune`.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class NodeContext:
         events: EventRecorder | None = None,
         *,
         changed: Callable[[], None] = lambda: None,
-        spare_unknown: bool = False,
+        retain_unknown: bool = False,
     ) -> None:
         self.node_name = node_name
         self.run_dir = run_dir
@@ -87,7 +87,7 @@ class NodeContext:
         self.api = api
         self.events = events
         self.changed = changed
-        self.spare_unknown = spare_unknown
+        self.retain_unknown = retain_unknown
 
 
 def _spec_changed(old: NetloomNetwork | NetloomNode, new: NetloomNetwork | NetloomNode) -> bool:

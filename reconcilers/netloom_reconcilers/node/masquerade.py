@@ -65,8 +65,8 @@ class MasqueradeFeature(KernelFeature):
 
     def __init__(self, context: NodeContext) -> None:
         super().__init__(context)
-        node_name, spare = context.node_name, context.spare_unknown
-        self.keeper: Masquerade = Masquerade(on_report=lambda report: context.changed(), spare_unknown=spare)
+        node_name, spare = context.node_name, context.retain_unknown
+        self.keeper: Masquerade = Masquerade(on_report=lambda report: context.changed(), retain_unknown=spare)
         self.reconciler: MasqueradeReconciler = MasqueradeReconciler(
             node_name, context.networks, context.peers, self.keeper, context.own
         )

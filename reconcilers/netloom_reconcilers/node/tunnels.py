@@ -16,7 +16,7 @@ from netloom.api.v1alpha1 import NETWORK_NAME, NetloomNetwork, Routing
 from netloom.kernel.keeper.report import Report
 from netloom.kernel.mesh.dataplane import Dataplane
 from netloom.kernel.mesh.desired import Desired, Node
-from netloom.kernel.mesh.encapsulation import Way
+from netloom.kernel.mesh.encapsulation import Encapsulation
 from netloom.runtime.manager import Run
 from netloom.runtime.store import Store
 from netloom_reconcilers.features.kernel import KernelReconciler, Obstacle
@@ -25,7 +25,7 @@ from netloom_reconcilers.node.known.own_node import OwnNode
 from netloom_reconcilers.node.known.peers import Nodes
 from netloom_reconcilers.node.mesh.announcement import AnnouncementReconciler
 from netloom_reconcilers.node.mesh.encapsulations import Announcement, Leaving, Needs, accepted, announced, wanted
-from netloom_reconcilers.node.mesh.reading import LocalNode, node_of, peer_of, pod_cidrs_of, stranded
+from netloom_reconcilers.node.mesh.reading import LocalNode, node_of, peer_of, pod_cidrs_of, unreachable
 
 log = structlog.get_logger(__name__)
 
@@ -42,8 +42,8 @@ class TunnelsFeature(KernelFeature):
 
     def __init__(self, context: NodeContext) -> None:
         super().__init__(context)
-        node_name, run_dir, spare = context.node_name, context.run_dir, context.spare_unknown
-        self.keeper: Dataplane = Dataplane(run_directory=run_dir, on_report=self._reported, spare_unknown=spare)
+        node_name, run_dir, spare = context.node_name, context.run_dir, context.retain_unknown
+        self.keeper: Dataplane = Dataplane(run_directory=run_dir, on_report=self._reported, retain_unknown=spare)
         self.reconciler: TunnelsReconciler = TunnelsReconciler(
             node_name, context.networks, context.peers, self.keeper, context.own
         )
@@ -78,7 +78,7 @@ class TunnelsFeature(KernelFeature):
             "mtu": report.mtu,
             "mtuSource": report.mtu_source,
             "underlay": report.underlay,
-            "tunnels": [str(way) for way in report.tunnels],
+            "tunnels": [str(encapsulation) for encapsulation in report.tunnels],
             "kernelReads": report.compared,
             "kernelReadMs": round(report.reading_seconds * 1000, 1),
         }
@@ -121,11 +121,11 @@ class TunnelsReconciler(KernelReconciler):
         self._dataplane = dataplane
         self._desired = Desired()
         self._needs = Needs()
-        self._leaving: dict[Way, Leaving] = {}
+        self._leaving: dict[Encapsulation, Leaving] = {}
         self._local = LocalNode()
 
     async def _apply(self) -> float | None:
-        before = self._encapsulations_now() if self._desired.node is None else self._desired.node.ways
+        before = self._encapsulations_now() if self._desired.node is None else self._desired.node.encapsulations
         desired = self.desired(keep=before)
         if desired is None:
             return None
@@ -135,7 +135,7 @@ class TunnelsReconciler(KernelReconciler):
         self.announce(report)
         return again
 
-    def desired(self, keep: tuple[Way, ...] = ()) -> Desired | None:
+    def desired(self, keep: tuple[Encapsulation, ...] = ()) -> Desired | None:
         """The whole mesh. `keep`: encapsulations to hold ready whether needed or not."""
         network, own = self._networks.get(NETWORK_NAME), self.own.effective(self._said())
         node = node_of(network, own, self._node_name)
@@ -150,13 +150,13 @@ class TunnelsReconciler(KernelReconciler):
         kept = tuple(prefix for prefix in prefixes if str(prefix) in self.own.kept)
         seniority = own.metadata.creation_timestamp, self._node_name
         self._bring_up_to_date(LocalNode(routing, node.local, prefixes, able, kept, seniority))
-        ways, _ = accepted(routing, self._needs.encapsulations, keep)
-        self._desired.node = msgspec.structs.replace(node, ways=ways)
+        encapsulations, _ = accepted(routing, self._needs.encapsulations, keep)
+        self._desired.node = msgspec.structs.replace(node, encapsulations=encapsulations)
         return self._desired
 
     def _able(self, routing: Routing) -> bool:
         tunnels = self._dataplane.tunnels
-        return all(way in tunnels for way in wanted(routing) if way.is_tunnel)
+        return all(encapsulation in tunnels for encapsulation in wanted(routing) if encapsulation.is_tunnel)
 
     def _bring_up_to_date(self, local: LocalNode) -> None:
         if local != self._local:
@@ -168,19 +168,19 @@ class TunnelsReconciler(KernelReconciler):
             peer, problems = peer_of(node, local) if node is not None else (None, ())
             if node is not None and peer is not None:
                 self._desired.set_peer(peer)
-                self._needs.change(name, peer.ways, announced(node))
+                self._needs.change(name, peer.encapsulations, announced(node))
             else:
                 self._desired.remove_peer(name)
                 self._needs.forget(name)
             self._report(name, problems)
 
-    def _encapsulations_now(self) -> tuple[Way, ...]:
+    def _encapsulations_now(self) -> tuple[Encapsulation, ...]:
         """What this node was ready for before: by its devices in the kernel, and by what it announced."""
         own = self._said()
         said = announced(own).accepts if own is not None else ()
         return tuple(dict.fromkeys((*self._dataplane.tunnels, *said)))
 
-    async def _let_go(self, before: tuple[Way, ...]) -> float | None:
+    async def _let_go(self, before: tuple[Encapsulation, ...]) -> float | None:
         """Of the encapsulations that were kept so far and that nobody needs, keep those that may still be in use: the
         time runs from when they are no longer announced, and again from the last packet. Seconds until one may go."""
         node, routing, own = self._desired.node, self._local.routing, self._said()
@@ -189,25 +189,31 @@ class TunnelsReconciler(KernelReconciler):
         said = announced(own).accepts
         needed, _ = accepted(routing, self._needs.encapsulations, ())
         held = self._dataplane.tunnels  # by one that could never be made nothing comes, and it would be tried on and on
-        unneeded = {way for way in before if way not in needed and (way in held or not way.is_tunnel)}
+        unneeded = {
+            encapsulation
+            for encapsulation in before
+            if encapsulation not in needed and (encapsulation in held or not encapsulation.is_tunnel)
+        }
         if self._dataplane.unknown:
             return LINGER_SECONDS  # somebody may be sent by them of whom nothing is known yet
-        self._leaving = {way: each for way, each in self._leaving.items() if way in unneeded}
+        self._leaving = {
+            encapsulation: each for encapsulation, each in self._leaving.items() if encapsulation in unneeded
+        }
         now = time.monotonic()
-        for way in unneeded:
-            left = self._leaving.get(way)
-            if left is not None and way not in said and now < left.since + LINGER_SECONDS:
+        for encapsulation in unneeded:
+            left = self._leaving.get(encapsulation)
+            if left is not None and encapsulation not in said and now < left.since + LINGER_SECONDS:
                 continue
-            received = await self._dataplane.received(way)
-            if left is None or way in said or received != left.received:
-                self._leaving[way] = Leaving(now, received)
+            received = await self._dataplane.received(encapsulation)
+            if left is None or encapsulation in said or received != left.received:
+                self._leaving[encapsulation] = Leaving(now, received)
                 if left is None:
-                    log.info("an encapsulation is no longer needed", which=str(way), kept_for=LINGER_SECONDS)
+                    log.info("an encapsulation is no longer needed", which=str(encapsulation), kept_for=LINGER_SECONDS)
             else:
-                del self._leaving[way]
-                log.info("an encapsulation is given up", which=str(way))
-        ways, _ = accepted(routing, self._needs.encapsulations, self._leaving)
-        self._desired.node = msgspec.structs.replace(node, ways=ways)
+                del self._leaving[encapsulation]
+                log.info("an encapsulation is given up", which=str(encapsulation))
+        encapsulations, _ = accepted(routing, self._needs.encapsulations, self._leaving)
+        self._desired.node = msgspec.structs.replace(node, encapsulations=encapsulations)
         return min((each.since + LINGER_SECONDS - now for each in self._leaving.values()), default=None)
 
     def announce(self, report: Report) -> None:
@@ -218,7 +224,11 @@ class TunnelsReconciler(KernelReconciler):
         if self._able(self._local.routing) != self._local.able:
             self._again()
         _, announce = accepted(self._local.routing, self._needs.encapsulations, ())
-        accepts = tuple(way for way in announce if not way.is_tunnel or way in report.tunnels)
+        accepts = tuple(
+            encapsulation
+            for encapsulation in announce
+            if not encapsulation.is_tunnel or encapsulation in report.tunnels
+        )
         sends = self._needs.sends
         if report.pending and self.announcement is not None:
             sends |= self.announcement.sends
@@ -231,5 +241,5 @@ class TunnelsReconciler(KernelReconciler):
             f"keeps it. Delete the Node {conflict.peer}, or give it another."
             for conflict in report.conflicts
         ]
-        unreachable = [stranded(name, self._nodes.get(name)) for name in report.stranded]
-        return super().errors(report, more=conflicts + unreachable)
+        cut_off = [unreachable(name, self._nodes.get(name)) for name in report.unreachable]
+        return super().errors(report, more=conflicts + cut_off)

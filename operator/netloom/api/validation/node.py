@@ -22,11 +22,12 @@ def validate_node(node: NetloomNode) -> list[Problem]:
         field = f"spec.ipam.pools.allocated[{number}].cidrs"
         _, wrong = parse_cidrs(allocation.cidrs, object=name, field=field, example="10.244.7.0/28")
         problems += wrong
-    for number, tunnel in enumerate(node.spec.tunnels):
-        if (tunnel.protocol == "native") != (tunnel.port == 0):
-            field, message = f"spec.tunnels[{number}].port", "a tunnel needs a UDP port, and native has none."
-            way_out = "Give a port from 1 to 65535 to a tunnel, and 0 to native."
-            problems.append(Problem(name, field, str(tunnel.port), "InvalidPort", message, way_out))
+    for number, each in enumerate(node.spec.encapsulations):
+        if (each.protocol == "none") != (each.port == 0):
+            field = f"spec.encapsulations[{number}].port"
+            message = "a tunnel needs a UDP port, and packets as they are have none."
+            way_out = "Give a port from 1 to 65535 to vxlan or geneve, and leave it out with none."
+            problems.append(Problem(name, field, str(each.port), "InvalidPort", message, way_out))
     for text in ipam.pool:
         problems += _not_an_address(name, f"spec.ipam.pool[{text}]", text)
     return problems

@@ -77,7 +77,7 @@ class Backoff:
         """Everything that is wanted has changed."""
         self._delays.clear()
 
-    def fought(self, now: float) -> list[Hashable]:
+    def contended(self, now: float) -> list[Hashable]:
         """Entries that somebody changes again and again."""
         return [key for key, delay in self._delays.items() if _fought(delay) and delay.forgiven > now]
 

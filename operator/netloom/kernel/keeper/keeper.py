@@ -53,13 +53,13 @@ class Keeper(Generic[D, R]):
         parts: Sequence[Part[D]],
         *,
         commands: Callable[[], Commands],
-        compare_seconds: float | None,
+        resync_seconds: float | None,
         event_buffer: int,
         on_report: Callable[[R], None] | None,
     ) -> None:
         self._parts = parts
         self._make_commands = commands
-        self._compare_seconds = compare_seconds
+        self._resync_seconds = resync_seconds
         self._event_buffer = event_buffer
         self._on_report = on_report
         self._retries = Retries()
@@ -67,7 +67,7 @@ class Keeper(Generic[D, R]):
         self._worker: Worker | None = None
         self._listener: EventSocket | None = None
         self._applied = False
-        self._settling = False
+        self._converging = False
         self._resynced_at = 0.0
         self._resyncs = 0
         self._told: object = ({}, (), ())
@@ -101,7 +101,7 @@ class Keeper(Generic[D, R]):
             for part in self._parts:
                 part.want(desired, self._retries)
             self._applied = True
-            report = await self._settle()
+            report = await self._converge()
         if self._retries.next() is not None:
             self._wake.set()  # `run` sleeps, and knows of nothing that it would have to try again
         return report
@@ -118,19 +118,19 @@ class Keeper(Generic[D, R]):
             if time.monotonic() >= self._resync_at():
                 self._doubt()
             async with self._lock:
-                await self._settle()
+                await self._converge()
 
     @property
     def unknown(self) -> int:
-        """Entries that an earlier life left, that nothing desired explains, and that are spared."""
+        """Entries that an earlier life left, that nothing desired explains, and that are retained."""
         return sum(part.unknown for part in self._parts)
 
     async def prune(self) -> None:
         """All that is desired is known: what it does not explain goes."""
         async with self._lock:
             for part in self._parts:
-                part.spare_nothing()
-            await self._settle()
+                part.release_retained()
+            await self._converge()
 
     @property
     def report(self) -> R:
@@ -145,20 +145,20 @@ class Keeper(Generic[D, R]):
 
     # ------------------------------------------------------------------------------------------------- one pass
 
-    async def _settle(self) -> R:
+    async def _converge(self) -> R:
         """Passes until nothing is left that can be done now; the report, told if it says something new."""
-        self._settling = True
+        self._converging = True
         try:
             await self._passes()
         except BaseException:
             self._doubt()  # what was under way may have been done, or not
             raise
         finally:
-            self._settling = False
+            self._converging = False
             self._listen()
         self._retries.keep(item for part in self._parts for item in (part.state, *part.pending()))
         report = self.report
-        told = (report.written, report.failures, report.fought)
+        told = (report.written, report.failures, report.contended)
         if told != self._told:
             self._told = told
             if self._on_report is not None:
@@ -236,8 +236,8 @@ class Keeper(Generic[D, R]):
         return {
             "failures": self._retries.failures,
             "pending": sum(1 for part in self._parts for _ in part.pending()),
-            "settling": self._settling,
-            "fought": self._retries.fought,
+            "converging": self._converging,
+            "contended": self._retries.contended,
             "written": self.stats,
             "compared": self._resyncs,
             "repaired": self._retries.repaired,
@@ -299,7 +299,7 @@ class Keeper(Generic[D, R]):
 
     def _resync_at(self) -> float:
         """When (monotonic)."""
-        return self._resynced_at + self._compare_seconds if self._compare_seconds is not None else float("inf")
+        return self._resynced_at + self._resync_seconds if self._resync_seconds is not None else float("inf")
 
     def _idle_seconds(self) -> float | None:
         """Until something has to be done without an event."""

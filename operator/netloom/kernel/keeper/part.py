@@ -75,7 +75,7 @@ class Part(ABC, Generic[D]):
     state: by which the failure to read what is owned is known.
     groups, kinds: multicast groups (netlink.GROUPS) and message types of the events that it is told of.
     due:   something is to be read, or to be tried, without waiting for an event.
-    unknown: entries that an earlier life left, which nobody explains, and which are spared until `spare_nothing`.
+    unknown: entries that an earlier life left, which nobody explains, and which are retained until `release_retained`.
     """
 
     owns: Ownership
@@ -123,7 +123,7 @@ class Part(ABC, Generic[D]):
         """Why the state cannot be read, for people; empty where that does not matter."""
         return str(error)
 
-    def spare_nothing(self) -> None:
+    def release_retained(self) -> None:
         """All that is wanted is known: what nobody explains goes."""
 
     def later(self) -> float:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import msgspec
 
-from netloom.kernel.mesh.encapsulation import Way
+from netloom.kernel.mesh.encapsulation import Encapsulation
 from netloom.kernel.mesh.mesh import Conflict
 
 
@@ -27,8 +27,8 @@ class KeeperReport(msgspec.Struct, frozen=True, kw_only=True):
     """The state of what one keeper keeps.
 
     pending:  entries that are not yet as desired.
-    settling: a pass is under way: what it has sent counts as done until the kernel says no.
-    fought:   entries that somebody changes again and again; their repair is delayed.
+    converging: a pass is under way: what it has sent counts as done until the kernel says no.
+    contended: entries that somebody changes again and again; their repair is delayed.
     written:  requests written since `open`, by message type.
     compared: resyncs since `open`.
     repaired: entries that somebody had changed and that were put back, since `open`.
@@ -36,8 +36,8 @@ class KeeperReport(msgspec.Struct, frozen=True, kw_only=True):
 
     failures: tuple[Failure, ...] = ()
     pending: int = 0
-    settling: bool = False
-    fought: tuple[str, ...] = ()
+    converging: bool = False
+    contended: tuple[str, ...] = ()
     written: Mapping[str, int] = {}
     compared: int = 0
     repaired: int = 0
@@ -45,7 +45,7 @@ class KeeperReport(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def in_sync(self) -> bool:
         """Whether the kernel holds all that is desired."""
-        return not self.failures and not self.pending and not self.settling
+        return not self.failures and not self.pending and not self.converging
 
 
 class Report(KeeperReport, frozen=True, kw_only=True):
@@ -62,15 +62,15 @@ class Report(KeeperReport, frozen=True, kw_only=True):
     mtu: int = 0
     mtu_source: str = ""
     underlay: tuple[str, ...] = ()
-    tunnels: tuple[Way, ...] = ()
-    stranded: tuple[str, ...] = ()
+    tunnels: tuple[Encapsulation, ...] = ()
+    unreachable: tuple[str, ...] = ()
     conflicts: tuple[Conflict, ...] = ()
     reading_seconds: float = 0.0
 
     @property
     def in_sync(self) -> bool:
         """Whether the kernel holds all that is desired."""
-        return super().in_sync and not self.conflicts and not self.stranded
+        return super().in_sync and not self.conflicts and not self.unreachable
 
 
 class MasqueradeReport(KeeperReport, frozen=True, kw_only=True):

@@ -61,10 +61,10 @@ class Retries:
         return set(self._failures)
 
     @property
-    def fought(self) -> tuple[str, ...]:
+    def contended(self) -> tuple[str, ...]:
         """Entries that somebody changes again and again."""
-        fought = self._backoff.fought(time.monotonic())
-        return tuple(f"{item[0]} {item_text(item)}" for item in fought if isinstance(item, tuple))
+        contended = self._backoff.contended(time.monotonic())
+        return tuple(f"{item[0]} {item_text(item)}" for item in contended if isinstance(item, tuple))
 
     def held(self) -> set[Hashable]:
         """Entries that have to wait."""

@@ -14,27 +14,27 @@ V = TypeVar("V")
 
 class Table(Generic[K, V]):
     """Entries of one kind. `kernel` holds owned entries only: what is there and not desired is to be deleted, except
-    what is `spared`: nobody knows yet whether it is still needed."""
+    what is `retained`: nobody knows yet whether it is still needed."""
 
-    __slots__ = ("desired", "kernel", "pending", "spared")
+    __slots__ = ("desired", "kernel", "pending", "retained")
 
     def __init__(self) -> None:
         self.desired: dict[K, V] = {}
         self.kernel: dict[K, V] = {}
         self.pending: set[K] = set()
-        self.spared: set[K] = set()
+        self.retained: set[K] = set()
 
-    def spare(self, keys: set[K]) -> None:
+    def retain(self, keys: set[K]) -> None:
         """Of what is in the kernel and not desired leave these alone, and no others. One that is wanted, or that goes,
-        is spared no longer."""
-        freed, self.spared = self.spared - keys, keys
+        is retained no longer."""
+        freed, self.retained = self.retained - keys, keys
         self.pending.update(freed)
         self.pending -= keys
 
     def want(self, key: K, value: V) -> None:
         """This entry should exist."""
         self.desired[key] = value
-        self.spared.discard(key)
+        self.retained.discard(key)
         if self.kernel.get(key) == value:
             self.pending.discard(key)
         else:
@@ -44,8 +44,8 @@ class Table(Generic[K, V]):
         """All of these should exist."""
         kernel, pending = self.kernel, self.pending
         self.desired.update(entries)
-        if self.spared:
-            self.spared.difference_update(entries)
+        if self.retained:
+            self.retained.difference_update(entries)
         if not kernel:
             pending.update(entries)
             return
@@ -67,7 +67,7 @@ class Table(Generic[K, V]):
     def saw(self, key: K, value: V) -> None:
         """The kernel holds this entry: it said so, or it was just asked to."""
         self.kernel[key] = value
-        if key in self.spared or self.desired.get(key) == value:
+        if key in self.retained or self.desired.get(key) == value:
             self.pending.discard(key)
         else:
             self.pending.add(key)
@@ -76,7 +76,7 @@ class Table(Generic[K, V]):
         """The kernel does not hold this entry."""
         if self.kernel.pop(key, None) is None:
             return
-        self.spared.discard(key)
+        self.retained.discard(key)
         if key in self.desired:
             self.pending.add(key)
         else:
@@ -87,8 +87,8 @@ class Table(Generic[K, V]):
         self.kernel = kernel
         desired = self.desired
         self.pending = {key for key, value in desired.items() if kernel.get(key) != value}
-        self.spared &= kernel.keys()
-        self.pending.update(kernel.keys() - desired.keys() - self.spared)
+        self.retained &= kernel.keys()
+        self.pending.update(kernel.keys() - desired.keys() - self.retained)
 
     def assume(self, writes: Sequence[tuple[K, V | None, V | None]]) -> None:
         """These writes (key, value or None to delete, what was there) are about to be made."""

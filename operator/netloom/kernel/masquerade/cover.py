@@ -37,7 +37,7 @@ def cidr_of(interval: tuple[bytes, ...]) -> Cidr | None:
     return Cidr.of(interval[0][:-1], size * 8 - addresses.bit_length() + 1)
 
 
-class Cover:
+class OutermostCidrs:
     """CIDRs, counted, and which of them no other contains."""
 
     def __init__(self) -> None:

@@ -36,13 +36,13 @@ class MasqueradeTable(Part[Masquerading]):
     groups = ("nftables",)
     kinds = _KINDS
 
-    def __init__(self, *, spare_unknown: bool) -> None:
+    def __init__(self, *, retain_unknown: bool) -> None:
         self.table = State()
         self.sets = self.table.sets
-        self._sparing = spare_unknown
+        self._retaining = retain_unknown
         self._desired = Masquerading()
         self._applied = False
-        self._table_due = self._compare_due = True
+        self._table_due = self._resync_due = True
         self._touched: set[tuple[str, bytes]] = set()
         self._found: list[tuple[Item, bool]] = []
 
@@ -66,32 +66,32 @@ class MasqueradeTable(Part[Masquerading]):
 
     @property
     def unknown(self) -> int:  # type: ignore[override]
-        """Known CIDRs from an earlier life that no node explains, and that are spared."""
+        """Known CIDRs from an earlier life that no node explains, and that are retained."""
         return self.sets.unknown
 
-    def spare_nothing(self) -> None:
+    def release_retained(self) -> None:
         """All nodes are known: what none of them explains goes."""
         self.sets.prune()
 
     @property
     def due(self) -> bool:  # type: ignore[override]
         """The table is to be read."""
-        return self._compare_due or self._table_due
+        return self._resync_due or self._table_due
 
     def doubt(self) -> None:
         """All of the table is to be read again."""
-        self._compare_due = True
+        self._resync_due = True
 
     async def read(self, worker: Worker) -> bool:
         """Read the table, and its elements where these are due; note what is not as it was left."""
         if not self.due:
             return False
-        whole, self._compare_due, self._table_due = self._compare_due, False, False
+        whole, self._resync_due, self._table_due = self._resync_due, False, False
         seen, elements = await worker.call(lambda commands: read_state(commands, whole=whole))
         self._found += self.table.load(seen, elements)
-        if whole and self._sparing:
-            self._sparing = False
-            self.sets.spare_unknown()
+        if whole and self._retaining:
+            self._retaining = False
+            self.sets.retain_unknown()
         return whole
 
     async def update(self, worker: Worker, attempt: Attempt) -> Outcome:
@@ -106,7 +106,7 @@ class MasqueradeTable(Part[Masquerading]):
             refused = due.refused(refusals)
             if not attempt.fresh and refused.keys().isdisjoint(attempt.failing):
                 log.info("the kernel refused: comparing", error=next(iter(refused.values()))[0])
-                self._compare_due = True
+                self._resync_due = True
                 break
             outcome.refused += [Refused(item, error, code) for item, (error, code) in refused.items()]
             if not due.drop(refused.keys()):
@@ -121,7 +121,7 @@ class MasqueradeTable(Part[Masquerading]):
         """What is not as it should be, though nobody here changed it."""
         touched, self._touched = self._touched, set()
         found, self._found = self._found, []
-        return [*((item, not self._compare_due) for item in self.table.strange(touched)), *found]
+        return [*((item, not self._resync_due) for item in self.table.strange(touched)), *found]
 
     def hear(self, kind: int, flags: int, buffer: bytes, start: int, end: int) -> None:
         """Take in an event."""
@@ -133,7 +133,7 @@ class MasqueradeTable(Part[Masquerading]):
             self._touched.update(self.table.hear(name, elements, added=what == nftables.NEWSETELEM))
         elif what in (nftables.NEWTABLE, nftables.DELTABLE, nftables.NEWSET, nftables.DELSET):
             # A set that is deleted takes its elements along in silence.
-            self._compare_due = True
+            self._resync_due = True
         else:
             self._table_due = True
 
@@ -146,19 +146,19 @@ class Masquerade(Keeper[Masquerading, MasqueradeReport]):
     def __init__(
         self,
         *,
-        compare_seconds: float | None = RESYNC_SECONDS,
+        resync_seconds: float | None = RESYNC_SECONDS,
         commands: Callable[[], Commands] = NftablesSocket,
         event_buffer: int = BUFFER,
         on_report: Callable[[MasqueradeReport], None] | None = None,
-        spare_unknown: bool = False,
+        retain_unknown: bool = False,
     ) -> None:
-        """`spare_unknown`: known CIDRs that an earlier life left in the kernel and that no node explains stay until
+        """`retain_unknown`: known CIDRs that an earlier life left in the kernel and that no node explains stay until
         `prune`. The others as with Keeper."""
-        self._table = MasqueradeTable(spare_unknown=spare_unknown)
+        self._table = MasqueradeTable(retain_unknown=retain_unknown)
         super().__init__(
             (self._table,),
             commands=commands,
-            compare_seconds=compare_seconds,
+            resync_seconds=resync_seconds,
             event_buffer=event_buffer,
             on_report=on_report,
         )

@@ -11,7 +11,7 @@ import msgspec
 
 from netloom.cidr import Cidr, format_address
 from netloom.kernel.keeper.table import Table
-from netloom.kernel.masquerade.cover import END, START, Cover, cidr_of, keys
+from netloom.kernel.masquerade.cover import END, START, OutermostCidrs, cidr_of, keys
 from netloom.kernel.masquerade.ruleset import SETS, SIZES, TABLE, Wanted, size_of
 from netloom.kernel.netlink.nftables import DELSETELEM, NEWSETELEM, ElementMessages
 
@@ -103,7 +103,7 @@ class Sets:
     def __init__(self) -> None:
         self.rules = MasqueradeRules(ipv4=False, ipv6=False)
         self.tables: dict[str, Table[bytes, bool]] = {name: Table() for name in SETS}
-        self._covers = {name: Cover() for name in SETS}
+        self._covers = {name: OutermostCidrs() for name in SETS}
         self._messages = {name: ElementMessages(TABLE, name, size_of(name)) for name in SETS}
         self._intervals: dict[str, dict[bytes, tuple[bytes, ...]]] = {name: {} for name in SETS}
         self._open: dict[str, tuple[bytes, ...]] = {}
@@ -144,10 +144,10 @@ class Sets:
 
     @property
     def unknown(self) -> int:
-        """Known CIDRs from an earlier life that no node explains, and that are spared."""
+        """Known CIDRs from an earlier life that no node explains, and that are retained."""
         return len(self._known.get(_UNKNOWN, ()))
 
-    def spare_unknown(self) -> None:
+    def retain_unknown(self) -> None:
         """Desire, too, what the kernel has as known CIDRs and no node explains."""
         found: list[Cidr] = []
         for name in (name for name in SETS if name.startswith("known")):
@@ -164,7 +164,10 @@ class Sets:
     def _change(self, kind: str, before: Iterable[Cidr], now: Iterable[Cidr]) -> list[Element]:
         # First in, then out: what is in both never leaves the cover, and changes nothing.
         changed = []
-        for prefixes, method in ((set(now) - set(before), Cover.add), (set(before) - set(now), Cover.remove)):
+        for prefixes, method in (
+            (set(now) - set(before), OutermostCidrs.add),
+            (set(before) - set(now), OutermostCidrs.remove),
+        ):
             for prefix in prefixes:
                 name = f"{kind}{prefix.version}"
                 appeared, disappeared = method(self._covers[name], prefix)

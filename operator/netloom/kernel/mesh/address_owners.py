@@ -11,7 +11,7 @@ from typing import Any, Generic, TypeVar
 C = TypeVar("C", bound=Hashable)
 
 
-class Claims(Generic[C]):
+class AddressOwners(Generic[C]):
     """Claims and their holders. Costs O(claims of one peer) per change, plus what is contested."""
 
     def __init__(self, seniority: Callable[[str], Any]) -> None:
@@ -30,7 +30,7 @@ class Claims(Generic[C]):
         for claim in new:
             if holders.setdefault(claim, name) != name or claim in contested:
                 contested.setdefault(claim, {holders[claim]}).add(name)
-                self._settle(claim, others)
+                self._converge(claim, others)
         others.discard(name)
         return others
 
@@ -50,11 +50,11 @@ class Claims(Generic[C]):
             del self.holders[claim]
             return
         names.discard(name)
-        self._settle(claim, others)
+        self._converge(claim, others)
         if len(names) == 1:
             del self._contested[claim]
 
-    def _settle(self, claim: C, others: set[str]) -> None:
+    def _converge(self, claim: C, others: set[str]) -> None:
         before, after = self.holders[claim], min(self._contested[claim], key=self._seniority)
         if after != before:
             self.holders[claim] = after

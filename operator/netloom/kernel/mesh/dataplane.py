@@ -13,8 +13,8 @@ from netloom.kernel.mesh import reader
 from netloom.kernel.mesh import tunnel_device as device
 from netloom.kernel.mesh.desired import Desired
 from netloom.kernel.mesh.devices_part import MeshDevices
-from netloom.kernel.mesh.encapsulation import Way
-from netloom.kernel.mesh.mesh import Carriers, Mesh
+from netloom.kernel.mesh.encapsulation import Encapsulation
+from netloom.kernel.mesh.mesh import DeviceState, Mesh
 from netloom.kernel.mesh.plan import planned_changes
 from netloom.kernel.mesh.rows_part import MeshRows
 from netloom.kernel.netlink.links import Link
@@ -36,22 +36,22 @@ class Dataplane(Keeper[Desired, Report]):
         self,
         *,
         run_directory: Path = RUN_DIRECTORY,
-        compare_seconds: float | None = RESYNC_SECONDS,
+        resync_seconds: float | None = RESYNC_SECONDS,
         commands: Callable[[], Commands] = CommandSocket,
         event_buffer: int = BUFFER,
         on_report: Callable[[Report], None] | None = None,
-        spare_unknown: bool = False,
+        retain_unknown: bool = False,
     ) -> None:
-        """`spare_unknown`: the first state that is applied may lack peers that live; what an earlier life left in the
+        """`retain_unknown`: the first state that is applied may lack peers that live; what an earlier life left in the
         kernel and no peer explains stays until `prune`. The others as with Keeper."""
         self._record = SysctlRecord(run_directory / "sysctl.json")
         self._mesh = Mesh()
-        self._rows = MeshRows(self._mesh, spare_unknown=spare_unknown)
+        self._rows = MeshRows(self._mesh, retain_unknown=retain_unknown)
         self._devices = MeshDevices(self._rows, self._record)
         super().__init__(
             (self._devices, self._rows),
             commands=commands,
-            compare_seconds=compare_seconds,
+            resync_seconds=resync_seconds,
             event_buffer=event_buffer,
             on_report=on_report,
         )
@@ -64,9 +64,13 @@ class Dataplane(Keeper[Desired, Report]):
         await super().open()
         worker = self._connect()
         try:
-            around = await worker.call(reader.surroundings)
-            found = [(way, link.ifindex) for link in around.own_links() if (way := _way_of(link))]
-            self._mesh.set_carriers(Carriers(dict(found)))
+            interfaces = await worker.call(reader.read_interfaces)
+            found = [
+                (encapsulation, link.ifindex)
+                for link in interfaces.own_links()
+                if (encapsulation := _encapsulation_of(link))
+            ]
+            self._mesh.set_device_state(DeviceState(dict(found)))
             await self._read(self._rows, worker)
         except RefusedError as error:
             await self.close()
@@ -88,19 +92,19 @@ class Dataplane(Keeper[Desired, Report]):
         return report
 
     @property
-    def tunnels(self) -> tuple[Way, ...]:
+    def tunnels(self) -> tuple[Encapsulation, ...]:
         """Those that are ready to receive."""
-        return tuple(sorted(self._mesh.carriers.tunnels))
+        return tuple(sorted(self._mesh.device_state.tunnels))
 
-    async def received(self, way: Way) -> int:
+    async def received(self, encapsulation: Encapsulation) -> int:
         """Packets that the tunnel's device has received since it was made."""
-        ifindex = self._mesh.carriers.tunnels.get(way, 0)
+        ifindex = self._mesh.device_state.tunnels.get(encapsulation, 0)
         return await self._connect().call(lambda commands: reader.received(commands, ifindex)) if ifindex else 0
 
     @property
     def report(self) -> Report:
         """The state of things now."""
-        devices, strict = self._devices, self._mesh.carriers.strict
+        devices, strict = self._devices, self._mesh.device_state.strict
         return Report(
             **self._basics(),
             peers=len(self._mesh.peers),
@@ -108,15 +112,15 @@ class Dataplane(Keeper[Desired, Report]):
             mtu_source=devices.mtu.why,
             underlay=tuple(link.name for link in devices.underlay),
             tunnels=self.tunnels,
-            stranded=tuple(sorted(self._mesh.stranded)) if strict else (),
+            unreachable=tuple(sorted(self._mesh.unreachable)) if strict else (),
             conflicts=tuple(self._mesh.conflicts()),
             reading_seconds=self._rows.reading_seconds,
         )
 
 
-def _way_of(link: Link) -> Way | None:
+def _encapsulation_of(link: Link) -> Encapsulation | None:
     """The tunnel that this device of our name can serve as it is; None if none."""
     if link.kind not in ("vxlan", "geneve") or not link.up:
         return None
-    way = Way("vxlan" if link.kind == "vxlan" else "geneve", link.port)
-    return way if link.name == way.device and not device.unfit(link, way) else None
+    encapsulation = Encapsulation("vxlan" if link.kind == "vxlan" else "geneve", link.port)
+    return encapsulation if link.name == encapsulation.device and not device.unfit(link, encapsulation) else None

@@ -12,7 +12,7 @@ import msgspec
 
 from netloom.cidr import Address, Cidr
 from netloom.kernel.mac import Mac
-from netloom.kernel.mesh.encapsulation import VXLAN, Way
+from netloom.kernel.mesh.encapsulation import VXLAN, Encapsulation
 from netloom.kernel.ownership import DEFAULT_VNI
 
 
@@ -20,19 +20,19 @@ class Node(msgspec.Struct, frozen=True, kw_only=True):
     """This node: what it holds ready for its peers' packets, and what that is made of.
 
     local:     this node's IPv4 underlay address.
-    mac:       of the tunnel devices, as `owned.mac_of` says for this node's name.
-    ways:      by which packets may come in: a device for each tunnel; for `native` the underlay's reverse path filter
-               is loosened, as answers may leave another way. Where a packet goes is said by its route.
+    mac:       of the tunnel devices, as `ownership.mac_of` says for this node's name.
+    encapsulations: in which packets may come in: a device for each tunnel; for `none` the underlay's reverse path
+               filter is loosened, as answers may leave by another device. Where a packet goes is said by its route.
     addresses: put on the tunnel devices, /32 or /128: the network address of each of the node's own pod CIDRs, so
                that what the node itself sends to a remote pod has a source that the remote node routes back.
     mtu:       bytes, of the network between the nodes; 0: that of the devices that carry the traffic.
     devices:   names or shell patterns of the devices that carry the traffic; none: those that routes to peers name.
-    strict:    a peer whose only way is `native` and which is not on a network of this node is an error.
+    strict:    a peer that accepts no encapsulation and which is not on a network of this node is an error.
     """
 
     local: Address
     mac: Mac
-    ways: tuple[Way, ...] = (VXLAN,)
+    encapsulations: tuple[Encapsulation, ...] = (VXLAN,)
     vni: int = DEFAULT_VNI
     mtu: int = 0
     addresses: tuple[Address, ...] = ()
@@ -40,9 +40,9 @@ class Node(msgspec.Struct, frozen=True, kw_only=True):
     strict: bool = True
 
     @property
-    def tunnels(self) -> tuple[Way, ...]:
-        """The ways that have a device."""
-        return tuple(way for way in self.ways if way.is_tunnel)
+    def tunnels(self) -> tuple[Encapsulation, ...]:
+        """Those that have a device."""
+        return tuple(encapsulation for encapsulation in self.encapsulations if encapsulation.is_tunnel)
 
     @property
     def ipv6(self) -> bool:
@@ -54,8 +54,8 @@ class Peer(msgspec.Struct, frozen=True, gc=False):
     """A remote node.
 
     since: orders the claims of two peers on one address or CIDR: the older (smaller) one wins.
-    ways:  by which to send to it, the best first. The first that is possible is taken: a tunnel if its device is up,
-           `native` if the peer is on a network of this node. None: nothing is done, its packets go where they go.
+    encapsulations: in which to send to it, the best first. The first that is possible is taken: a tunnel if its
+           device is up, `none` if the peer is on a network of this node. Empty: its packets go where they go.
     underlay6: its IPv6 underlay address, the gateway of native routes to its IPv6 CIDRs; empty if it has none.
     held:  it is not known whether it still has its CIDRs: a wider one of another peer has them, too.
     """
@@ -65,7 +65,7 @@ class Peer(msgspec.Struct, frozen=True, gc=False):
     mac: Mac
     cidrs: tuple[Cidr, ...]
     since: str = ""
-    ways: tuple[Way, ...] = (VXLAN,)
+    encapsulations: tuple[Encapsulation, ...] = (VXLAN,)
     underlay6: Address = b""
     held: bool = False
 

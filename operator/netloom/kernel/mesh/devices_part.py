@@ -14,10 +14,10 @@ from netloom.kernel.keeper.retries import Item, Retries
 from netloom.kernel.mesh import reader
 from netloom.kernel.mesh import tunnel_device as device
 from netloom.kernel.mesh.desired import Desired, Node
-from netloom.kernel.mesh.encapsulation import NATIVE, Way
-from netloom.kernel.mesh.mesh import Carriers
+from netloom.kernel.mesh.encapsulation import NO_ENCAPSULATION, Encapsulation
+from netloom.kernel.mesh.mesh import DeviceState
 from netloom.kernel.mesh.rows_part import MESH_STATE, MeshRows
-from netloom.kernel.mesh.tunnel_device import Mtu, Step, Surroundings
+from netloom.kernel.mesh.tunnel_device import Interfaces, Mtu, Step
 from netloom.kernel.mesh.writer import ALREADY_GONE
 from netloom.kernel.netlink.links import Link, read_address, read_link, read_netconf
 from netloom.kernel.netlink.sockets import Commands
@@ -76,7 +76,7 @@ class MeshDevices(Part[Desired]):
 
     @property
     def _moved(self) -> bool:
-        outgoing = self._mesh.reach.outgoing
+        outgoing = self._mesh.fib.outgoing
         return outgoing != self._outgoing and outgoing != {link.ifindex for link in self.underlay}
 
     def doubt(self) -> None:
@@ -90,15 +90,15 @@ class MeshDevices(Part[Desired]):
         if not self.due and self._unsettled <= attempt.held:
             return Outcome()
         self._expected = self._expected or self._moved
-        self._due, self._outgoing = False, self._mesh.reach.outgoing
+        self._due, self._outgoing = False, self._mesh.fib.outgoing
         work = Work(worker.commands, self._record, self._node, attempt.held)
         found = await worker.call(lambda _commands: work.prepare(self._outgoing))
         self.underlay, self.mtu, self._surplus = found.underlay, found.mtu, found.surplus
         self._unsettled = set(work.unsettled)
-        self._mesh.reach.stopped_are(found.stopped)
-        if work.flushed or found.carriers.tunnels != self._mesh.carriers.tunnels:
+        self._mesh.fib.set_stopped(found.stopped)
+        if work.flushed or found.device_state.tunnels != self._mesh.device_state.tunnels:
             self._rows.doubt()
-        self._mesh.set_carriers(found.carriers)
+        self._mesh.set_device_state(found.device_state)
         drift, self._expected = not self._expected, False
         return work.outcome(drift=drift)
 
@@ -152,7 +152,7 @@ class Found(msgspec.Struct):
     stopped: ifindexes of all devices that are down or without a carrier. surplus: there is something to remove.
     """
 
-    carriers: Carriers = Carriers()
+    device_state: DeviceState = DeviceState()
     underlay: tuple[Link, ...] = ()
     mtu: Mtu = Mtu()
     stopped: Collection[int] = ()
@@ -174,52 +174,56 @@ class Work:
 
     def prepare(self, outgoing: Collection[int]) -> Found:
         """All that rows stand on. `outgoing`: ifindexes of the devices that routes to peers name."""
-        node, around = self._node, reader.surroundings(self._commands)
-        found = Found(stopped={link.ifindex for link in around.links if not link.running})
+        node, interfaces = self._node, reader.read_interfaces(self._commands)
+        found = Found(stopped={link.ifindex for link in interfaces.links if not link.running})
         if node is None:
-            found.surplus = bool(around.own_links())
+            found.surplus = bool(interfaces.own_links())
             return found
-        found.underlay = tuple(device.carrying(node, around, outgoing))
+        found.underlay = tuple(device.carrying(node, interfaces, outgoing))
         names = [link.name for link in found.underlay]
-        self._switch(of_node(names, ipv6=node.ipv6, native=NATIVE in node.ways))
-        tunnels: dict[Way, int] = {}
-        for way in node.tunnels:
-            around = self._prepare_tunnel(node, way, device.tunnel_mtu(node, way, around, outgoing), around)
-            link = around.link(way.device)
-            if link is None or device.unfit(link, way):
+        self._switch(of_node(names, ipv6=node.ipv6, native=NO_ENCAPSULATION in node.encapsulations))
+        tunnels: dict[Encapsulation, int] = {}
+        for encapsulation in node.tunnels:
+            interfaces = self._prepare_tunnel(
+                node, encapsulation, device.tunnel_mtu(node, encapsulation, interfaces, outgoing), interfaces
+            )
+            link = interfaces.link(encapsulation.device)
+            if link is None or device.unfit(link, encapsulation):
                 continue
-            found.surplus = found.surplus or any(device.surplus_addresses(node, link, around))
+            found.surplus = found.surplus or any(device.surplus_addresses(node, link, interfaces))
             if link.up:
-                tunnels[way] = link.ifindex
-        found.surplus = found.surplus or any(device.unwanted(node, around))
-        found.carriers = Carriers(tunnels, node.vni, node.ipv6, device.native_mtu(node, found.underlay), node.strict)
-        underlay = device.underlay_mtu(node, around, outgoing)
+                tunnels[encapsulation] = link.ifindex
+        found.surplus = found.surplus or any(device.unwanted(node, interfaces))
+        found.device_state = DeviceState(
+            tunnels, node.vni, node.ipv6, device.native_mtu(node, found.underlay), node.strict
+        )
+        underlay = device.underlay_mtu(node, interfaces, outgoing)
         found.mtu = underlay.inside_tunnel() if node.tunnels and underlay.bytes else underlay
         return found
 
-    def _prepare_tunnel(self, node: Node, way: Way, mtu: int, around: Surroundings) -> Surroundings:
+    def _prepare_tunnel(self, node: Node, encapsulation: Encapsulation, mtu: int, interfaces: Interfaces) -> Interfaces:
         """One device; what the kernel holds afterwards."""
-        if self._take(device.replacement(node, way, around, mtu)):
-            around = reader.surroundings(self._commands)
-        link = around.link(way.device)
-        if link is None or device.unfit(link, way):
-            return around
+        if self._take(device.replacement(node, encapsulation, interfaces, mtu)):
+            interfaces = reader.read_interfaces(self._commands)
+        link = interfaces.link(encapsulation.device)
+        if link is None or device.unfit(link, encapsulation):
+            return interfaces
         self.flushed = self.flushed or not link.up
-        self._switch(of_tunnel(way.device, ipv6=node.ipv6))
+        self._switch(of_tunnel(encapsulation.device, ipv6=node.ipv6))
         if self._take(device.adjustment(node, link, mtu)):
-            around = reader.surroundings(self._commands)
-            link = around.link(way.device) or link
-        self._take(device.missing_addresses(node, link, around))
-        return around
+            interfaces = reader.read_interfaces(self._commands)
+            link = interfaces.link(encapsulation.device) or link
+        self._take(device.missing_addresses(node, link, interfaces))
+        return interfaces
 
     def tear_down(self) -> None:
         """Remove what nothing stands on any more."""
-        node, around = self._node, reader.surroundings(self._commands)
-        for way in node.tunnels if node is not None else ():
-            link = around.link(way.device)
+        node, interfaces = self._node, reader.read_interfaces(self._commands)
+        for encapsulation in node.tunnels if node is not None else ():
+            link = interfaces.link(encapsulation.device)
             if node is not None and link is not None:
-                self._take(device.surplus_addresses(node, link, around))
-        self._take(device.unwanted(node, around))
+                self._take(device.surplus_addresses(node, link, interfaces))
+        self._take(device.unwanted(node, interfaces))
 
     @property
     def unsettled(self) -> set[Item]:

@@ -1,7 +1,7 @@
 """How packets get from one node to another: through a tunnel of some protocol and port, or as they are.
 
-A node accepts some ways and sends by one of them to each peer; while a cluster changes from one to another, both
-exist. Each tunnel has a device of its own, whose name follows from it: a restart finds the devices by their names.
+A node accepts some encapsulations and sends in one of them to each peer; while a cluster changes from one to another,
+both exist. Each tunnel has a device of its own, whose name follows from it: a restart finds the devices by their names.
 """
 
 from typing import Literal
@@ -10,7 +10,7 @@ import msgspec
 
 from netloom.kernel.ownership import DEVICE_PREFIX
 
-Protocol = Literal["vxlan", "geneve", "native"]
+Protocol = Literal["vxlan", "geneve", "none"]
 
 PLAIN_PORTS: dict[Protocol, int] = {"vxlan": 8472, "geneve": 6081}
 """Ports whose device is named after the protocol alone. VXLAN's is Linux's default, as flannel and Cilium use it
@@ -20,8 +20,8 @@ OVERHEAD = 50
 """Bytes a tunnel adds over IPv4, both protocols: IPv4 20, UDP 8, VXLAN or Geneve without options 8, Ethernet 14."""
 
 
-class Way(msgspec.Struct, frozen=True, order=True, gc=False):
-    """A tunnel protocol and its UDP port, or `native` (port 0): no encapsulation."""
+class Encapsulation(msgspec.Struct, frozen=True, order=True, gc=False):
+    """A tunnel protocol and its UDP port, or `none` (port 0): packets go as they are, by native routes."""
 
     protocol: Protocol
     port: int = 0
@@ -35,12 +35,12 @@ class Way(msgspec.Struct, frozen=True, order=True, gc=False):
     @property
     def is_tunnel(self) -> bool:
         """Whether it has a device."""
-        return self.protocol != "native"
+        return self.protocol != "none"
 
     def __str__(self) -> str:
         return f"{self.protocol}:{self.port}" if self.is_tunnel else self.protocol
 
 
-NATIVE = Way("native")
-VXLAN = Way("vxlan", PLAIN_PORTS["vxlan"])
-GENEVE = Way("geneve", PLAIN_PORTS["geneve"])
+NO_ENCAPSULATION = Encapsulation("none")
+VXLAN = Encapsulation("vxlan", PLAIN_PORTS["vxlan"])
+GENEVE = Encapsulation("geneve", PLAIN_PORTS["geneve"])

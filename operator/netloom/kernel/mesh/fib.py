@@ -15,7 +15,7 @@ import msgspec
 from netloom.cidr import Address
 
 
-class Hop(msgspec.Struct, frozen=True, gc=False):
+class FibResult(msgspec.Struct, frozen=True, gc=False):
     """Where packets to an address go first: through which device (ifindex; 0: nowhere), and whether the address is
     itself on that device's network (`direct`), or behind a gateway."""
 
@@ -23,11 +23,11 @@ class Hop(msgspec.Struct, frozen=True, gc=False):
     direct: bool = False
 
 
-_NOWHERE = Hop()
+_NOWHERE = FibResult()
 
 
-class Reach:
-    """What is known of the way to each peer's address, and what has to be asked.
+class FibLookups:
+    """What is known of the FIB's answer for each peer's address, and what has to be asked.
 
     due:     addresses to ask the kernel about.
     changed: addresses about which the answer to `device` may have changed.
@@ -37,7 +37,7 @@ class Reach:
         self.due: set[Address] = set()
         self.changed: set[Address] = set()
         self._wanted: dict[Address, int] = {}
-        self._hops: dict[Address, Hop] = {}
+        self._results: dict[Address, FibResult] = {}
         self._outgoing: Counter[int] = Counter()
         self._failed: set[tuple[int, Address]] = set()
         self._stopped: set[int] = set()
@@ -54,7 +54,7 @@ class Reach:
         return [
             (ifindex, address)
             for ifindex, address in self._failed
-            if ifindex not in self._stopped and self._hops.get(address) == Hop(ifindex, True)
+            if ifindex not in self._stopped and self._results.get(address) == FibResult(ifindex, True)
         ]
 
     def want(self, address: Address) -> None:
@@ -74,31 +74,31 @@ class Reach:
             self.due.discard(address)
             self.changed.discard(address)
             self._sorted = None
-            self._count(self._hops.pop(address, _NOWHERE), -1)
+            self._count(self._results.pop(address, _NOWHERE), -1)
 
     def device(self, address: Address, *, answering: bool = True) -> int:
         """The ifindex of the device on whose network the address is; 0 if on none, or if it cannot be reached there:
         one that does not answer counts as such where `answering` is asked for."""
-        hop = self._hops.get(address, _NOWHERE)
-        if not hop.direct or hop.outgoing in self._stopped:
+        result = self._results.get(address, _NOWHERE)
+        if not result.direct or result.outgoing in self._stopped:
             return 0
-        if answering and (hop.outgoing, address) in self._failed:
+        if answering and (result.outgoing, address) in self._failed:
             return 0
-        return hop.outgoing
+        return result.outgoing
 
-    def answered_all(self, answers: Sequence[tuple[Address, Hop]]) -> None:
+    def answered_all(self, answers: Sequence[tuple[Address, FibResult]]) -> None:
         """The kernel said so."""
-        self.due.difference_update([address for address, _hop in answers])
-        hops, wanted = self._hops, self._wanted
-        moved: dict[tuple[Hop, Hop], int] = {}
-        for address, hop in answers:
-            before = hops.get(address, _NOWHERE)
-            if before is not hop and before != hop and address in wanted:
-                hops[address] = hop
+        self.due.difference_update([address for address, _result in answers])
+        fib_lookups, wanted = self._results, self._wanted
+        moved: dict[tuple[FibResult, FibResult], int] = {}
+        for address, result in answers:
+            before = fib_lookups.get(address, _NOWHERE)
+            if before is not result and before != result and address in wanted:
+                fib_lookups[address] = result
                 self.changed.add(address)
-                moved[before, hop] = moved.get((before, hop), 0) + 1
-        for (before, hop), number in moved.items():
-            self._count(hop, number)
+                moved[before, result] = moved.get((before, result), 0) + 1
+        for (before, result), number in moved.items():
+            self._count(result, number)
             self._count(before, -number)
 
     def route_changed(self, destination: Address, length: int) -> None:
@@ -131,11 +131,11 @@ class Reach:
         The peers' addresses behind it."""
         if not self._outgoing[ifindex]:
             return []  # as a pod's: no walk over all peers
-        behind = [address for address, hop in self._hops.items() if hop.outgoing == ifindex]
+        behind = [address for address, result in self._results.items() if result.outgoing == ifindex]
         self.due.update(behind)
         return behind
 
-    def stopped_are(self, ifindexes: Collection[int]) -> None:
+    def set_stopped(self, ifindexes: Collection[int]) -> None:
         """All devices that are down or without a carrier, as a dump shows them."""
         for ifindex in self._stopped - set(ifindexes):
             self.link_changed(ifindex, running=True)
@@ -155,9 +155,9 @@ class Reach:
         changed, self.changed = self.changed, set()
         return changed
 
-    def _count(self, hop: Hop, by: int) -> None:
-        if not hop.outgoing:
+    def _count(self, result: FibResult, by: int) -> None:
+        if not result.outgoing:
             return
-        self._outgoing[hop.outgoing] += by
-        if not self._outgoing[hop.outgoing]:
-            del self._outgoing[hop.outgoing]
+        self._outgoing[result.outgoing] += by
+        if not self._outgoing[result.outgoing]:
+            del self._outgoing[result.outgoing]

@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterable
 import msgspec
 
 from netloom.cidr import Cidr
-from netloom.kernel.mesh.tunnel_device import Surroundings
+from netloom.kernel.mesh.tunnel_device import Interfaces
 from netloom.kernel.ownership import DEVICE_PREFIX
 
 
@@ -21,14 +21,14 @@ class DirectRoute(msgspec.Struct, frozen=True):
     ifindex: int
 
 
-def lodgers(within: Collection[Cidr], around: Surroundings, routes: Iterable[DirectRoute]) -> dict[Cidr, str]:
+def lodgers(within: Collection[Cidr], interfaces: Interfaces, routes: Iterable[DirectRoute]) -> dict[Cidr, str]:
     """Of these CIDRs, those that something lives in, with the first of it, as `10.1.0.5/32 on veth3`."""
     running = {
-        link.ifindex: link.name for link in around.links if link.running and not link.name.startswith(DEVICE_PREFIX)
+        link.ifindex: link.name for link in interfaces.links if link.running and not link.name.startswith(DEVICE_PREFIX)
     }
     found = [(each.destination, str(each.destination), each.ifindex) for each in routes]
     found += [
-        (Cidr.of(each.local.address, each.local.length), str(each.local), each.ifindex) for each in around.addresses
+        (Cidr.of(each.local.address, each.local.length), str(each.local), each.ifindex) for each in interfaces.addresses
     ]
     result: dict[Cidr, str] = {}
     for place, text, ifindex in sorted(found):

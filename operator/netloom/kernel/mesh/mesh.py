@@ -3,7 +3,7 @@
 Pure: peers, what they can be reached by, and what was seen in the kernel go in, three tables with their differences
 come out. A peer's change costs what its own rows cost, whatever the number of peers.
 
-A peer's nexthop object keeps its id when the way to the peer changes: it is replaced, and the kernel moves all routes
+A peer's nexthop object keeps its id when the encapsulation changes: it is replaced, and the kernel moves all routes
 with it, at once. A peer whose underlay address or MAC is somebody else's gets no rows at all, one whose pod CIDR is, no
 route for that CIDR; see `claims`.
 """
@@ -18,35 +18,35 @@ import msgspec
 from netloom.cidr import Address, Cidr, format_address
 from netloom.kernel.keeper.table import Table
 from netloom.kernel.mac import Mac, format_mac
-from netloom.kernel.mesh.address_owners import Claims
+from netloom.kernel.mesh.address_owners import AddressOwners
 from netloom.kernel.mesh.desired import Desired, Peer
-from netloom.kernel.mesh.encapsulation import NATIVE, Way
-from netloom.kernel.mesh.fib import Reach
+from netloom.kernel.mesh.encapsulation import NO_ENCAPSULATION, Encapsulation
+from netloom.kernel.mesh.fib import FibLookups
 from netloom.kernel.mesh.rows import (
     EDITED,
     NeighbourKey,
     Nexthop,
     OddRoute,
+    RouteContent,
     RouteKey,
     SeenNexthop,
     SeenRoute,
-    Via,
 )
 from netloom.kernel.ownership import NEXTHOP_IDS, link_local_of, mac_in
 
-Claim = Address | Mac | Cidr
+Unique = Address | Mac | Cidr
 """What no two peers may share. (The MAC gives the IPv6 gateway.)"""
 
 
-class Carriers(msgspec.Struct, frozen=True):
+class DeviceState(msgspec.Struct, frozen=True):
     """What rows stand on. `tunnels`: the ifindexes of the tunnel devices that are up.
 
     ipv6: whether this node has an IPv6 pod CIDR itself; a node without one has no source for such traffic, and often
     no IPv6 at all. native_mtu: bytes, of native routes, where that is less than the device's; else 0. strict: nothing
-    else leads to a peer whose only way is native, so its route stays while it does not answer.
+    else leads to a peer that accepts no encapsulation, so its route stays while it does not answer.
     """
 
-    tunnels: Mapping[Way, int] = {}
+    tunnels: Mapping[Encapsulation, int] = {}
     vni: int = 1
     ipv6: bool = False
     native_mtu: int = 0
@@ -61,11 +61,11 @@ class Conflict(msgspec.Struct, frozen=True):
     peer: str
 
 
-class Leg(msgspec.Struct, frozen=True, gc=False):
+class FamilyRows(msgspec.Struct, frozen=True, gc=False):
     """What one peer needs in the kernel for one address family: a nexthop object, in a tunnel the neighbour that is
     its gateway (else `mac` is empty), and a route for each prefix."""
 
-    via: Via
+    content: RouteContent
     nexthop: Nexthop
     mac: Mac
     prefixes: tuple[Cidr, ...]
@@ -76,15 +76,15 @@ class Leg(msgspec.Struct, frozen=True, gc=False):
         return (self.nexthop.ifindex, self.nexthop.gateway) if self.mac else None
 
 
-Legs = tuple[Leg, ...]
+PeerRows = tuple[FamilyRows, ...]
 
 
-def _claims_of(peer: Peer) -> tuple[Claim, ...]:
+def _unique_of(peer: Peer) -> tuple[Unique, ...]:
     addresses = (peer.underlay, peer.underlay6) if peer.underlay6 else (peer.underlay,)
     return (*addresses, peer.mac, *peer.cidrs)
 
 
-def _claim_text(claim: Claim) -> str:
+def _unique_text(claim: Unique) -> str:
     if isinstance(claim, Cidr):
         return str(claim)
     return format_mac(claim) if len(claim) == 6 else format_address(claim)
@@ -93,52 +93,52 @@ def _claim_text(claim: Claim) -> str:
 class Mesh:
     """Peers, and the tables of their rows."""
 
-    def __init__(self, reach: Reach | None = None) -> None:
+    def __init__(self, fib: FibLookups | None = None) -> None:
         self.nexthops: Table[int, Nexthop] = Table()
         self.neighbours: Table[NeighbourKey, Mac] = Table()
-        self.routes: Table[RouteKey, Via] = Table()
+        self.routes: Table[RouteKey, RouteContent] = Table()
         self._tables: dict[str, Table[Any, Any]] = {
             "nexthop": self.nexthops,
             "neighbour": self.neighbours,
             "route": self.routes,
         }
-        self.carriers = Carriers()
-        self.reach = reach or Reach()
+        self.device_state = DeviceState()
+        self.fib = fib or FibLookups()
         self.peers: dict[str, Peer] = {}
-        self.stranded: set[str] = set()
-        """Peers whose only way is native, with CIDRs that no network of this node leads to."""
+        self.unreachable: set[str] = set()
+        """Peers that accept no encapsulation, with CIDRs that no network of this node leads to."""
         self._held: set[str] = set()
         self._lengths: Counter[tuple[int, int, bool]] = Counter()
         self.natives = 0
-        """Peers that may be reached natively: the way to them has to be known before rows are written."""
+        """Peers that may be reached natively: the FIB's answer has to be known before rows are written."""
         self._natives_on: Counter[int] = Counter()
-        self._legs: dict[str, Legs] = {}
+        self._rows: dict[str, PeerRows] = {}
         self._peer_of: dict[int, str] = {}
         self._ids: dict[int, dict[str, int]] = {4: {}, 16: {}}
         self._foreign_ids: set[int] = set()
         self._unclaimed: dict[Nexthop, int] = {}
-        self._claims: Claims[Claim] = Claims(lambda name: self.peers[name].seniority)
+        self._owners: AddressOwners[Unique] = AddressOwners(lambda name: self.peers[name].seniority)
 
     # ------------------------------------------------------------------------------------------- what should be
 
-    def set_carriers(self, carriers: Carriers) -> None:
+    def set_device_state(self, device_state: DeviceState) -> None:
         """Put all rows on these devices."""
-        if carriers == self.carriers:
+        if device_state == self.device_state:
             return
-        gone = set(self.carriers.tunnels.values()) - set(carriers.tunnels.values())
+        gone = set(self.device_state.tunnels.values()) - set(device_state.tunnels.values())
         if gone:
             for key in [key for key in self.neighbours.kernel if key[0] in gone]:
                 self.neighbours.gone(key)  # a device takes its neighbours along
-        self.carriers = carriers
+        self.device_state = device_state
         self._expand(self.peers)
 
     def reached(self, addresses: Iterable[Address]) -> None:
-        """What is known of the way to these addresses may have changed."""
+        """What the FIB says of these addresses may have changed."""
         if not self.natives:
             return  # tunnels do not depend on it
-        holders, peers = self._claims.holders, self.peers
+        holders, peers = self._owners.holders, self.peers
         names = {name for address in addresses if (name := holders.get(address)) is not None}
-        self._expand([name for name in names if NATIVE in peers[name].ways])
+        self._expand([name for name in names if NO_ENCAPSULATION in peers[name].encapsulations])
 
     def replace_peers(self, desired: Desired) -> None:
         """Take over a whole state; what is the same object as before costs one look-up."""
@@ -153,7 +153,7 @@ class Mesh:
 
     def set_peers(self, peers: Iterable[Peer]) -> None:
         """Add or change peers."""
-        known, change = self.peers, self._claims.change
+        known, change = self.peers, self._owners.change
         concerned: dict[str, None] = {}
         for peer in peers:
             name, old = peer.name, known.get(peer.name)
@@ -162,7 +162,7 @@ class Mesh:
             known[name] = peer
             self._want(old, peer)
             concerned[name] = None
-            others = change(name, _claims_of(old) if old else (), _claims_of(peer))
+            others = change(name, _unique_of(old) if old else (), _unique_of(peer))
             for other in others | self._concerned(old, peer):
                 concerned[other] = None
         self._expand(concerned)
@@ -173,9 +173,9 @@ class Mesh:
         if peer is None:
             return
         self._want(peer, None)
-        others = self._claims.change(name, _claims_of(peer), ())
+        others = self._owners.change(name, _unique_of(peer), ())
         self._expand({name: None, **dict.fromkeys(others | self._concerned(peer))})
-        self.stranded.discard(name)
+        self.unreachable.discard(name)
         for ids in self._ids.values():
             identity = ids.pop(name, None)
             if identity is not None:
@@ -183,17 +183,17 @@ class Mesh:
 
     def conflicts(self) -> list[Conflict]:
         """Claims that are not granted, in order."""
-        found = [Conflict(_claim_text(claim), holder, name) for claim, holder, name in self._claims.refused()]
+        found = [Conflict(_unique_text(claim), holder, name) for claim, holder, name in self._owners.refused()]
         return sorted(found, key=lambda conflict: (conflict.claim, conflict.peer))
 
     def items_of(self, name: str) -> list[tuple[str, Hashable]]:
         """(kind, key) of the peer's rows."""
         items: list[tuple[str, Hashable]] = []
-        for leg in self._legs.get(name, ()):
-            items.append(("nexthop", leg.via.nexthop))
-            if leg.neighbour:
-                items.append(("neighbour", leg.neighbour))
-            items += [("route", prefix) for prefix in leg.prefixes]
+        for rows in self._rows.get(name, ()):
+            items.append(("nexthop", rows.content.nexthop))
+            if rows.neighbour:
+                items.append(("neighbour", rows.neighbour))
+            items += [("route", prefix) for prefix in rows.prefixes]
         return items
 
     def pending(self) -> list[tuple[str, Hashable]]:
@@ -206,7 +206,7 @@ class Mesh:
 
     def is_tunnel(self, ifindex: int) -> bool:
         """Whether this is a device of ours that rows stand on."""
-        return ifindex in self.carriers.tunnels.values()
+        return ifindex in self.device_state.tunnels.values()
 
     def stands_on(self, ifindex: int) -> bool:
         """Whether a native nexthop goes through this device."""
@@ -219,11 +219,13 @@ class Mesh:
         if kind == "neighbour":
             _ifindex, key = key
             key = mac_in(key) if len(key) == 16 else key
-        return self._claims.holders.get(key, "")
+        return self._owners.holders.get(key, "")
 
     def _want(self, old: Peer | None, new: Peer | None) -> None:
         """Tell `reach` which addresses count: for IPv6, those that a native route may need."""
-        self.natives += (new is not None and NATIVE in new.ways) - (old is not None and NATIVE in old.ways)
+        self.natives += (new is not None and NO_ENCAPSULATION in new.encapsulations) - (
+            old is not None and NO_ENCAPSULATION in old.encapsulations
+        )
         for peer, count in ((old, -1), (new, 1)):
             if peer is None:
                 continue
@@ -236,80 +238,80 @@ class Mesh:
             return
         for address in after:
             if address not in before:
-                self.reach.want(address)
+                self.fib.want(address)
         for address in before:
             if address not in after:
-                self.reach.unwant(address)
+                self.fib.unwant(address)
 
     def _expand(self, names: Iterable[str]) -> None:
         """Bring the desired rows of these peers up to date. What one loses, another may win: first all losses."""
-        gains: list[Legs] = []
+        gains: list[PeerRows] = []
         for name in names:
-            old, new = self._legs.get(name, ()), self._legs_of(name)
+            old, new = self._rows.get(name, ()), self._rows_of(name)
             if new == old:
                 continue
             if old:
                 self._unwant(old, new)
             if self.natives or self._natives_on:
-                self._natives_on.subtract(leg.nexthop.ifindex for leg in old if not leg.mac)
-                self._natives_on.update(leg.nexthop.ifindex for leg in new if not leg.mac)
+                self._natives_on.subtract(rows.nexthop.ifindex for rows in old if not rows.mac)
+                self._natives_on.update(rows.nexthop.ifindex for rows in new if not rows.mac)
             if new:
-                self._legs[name] = new
+                self._rows[name] = new
                 gains.append(new)
             else:
-                del self._legs[name]
+                del self._rows[name]
         nexthops: dict[int, Nexthop] = {}
         neighbours: dict[NeighbourKey, Mac] = {}
-        routes: dict[RouteKey, Via] = {}
-        for legs in gains:
-            for leg in legs:
-                via, nexthop = leg.via, leg.nexthop
-                nexthops[via.nexthop] = nexthop
-                if leg.mac:
-                    neighbours[nexthop.ifindex, nexthop.gateway] = leg.mac
-                for prefix in leg.prefixes:
-                    routes[prefix] = via
+        routes: dict[RouteKey, RouteContent] = {}
+        for peer_rows in gains:
+            for rows in peer_rows:
+                content, nexthop = rows.content, rows.nexthop
+                nexthops[content.nexthop] = nexthop
+                if rows.mac:
+                    neighbours[nexthop.ifindex, nexthop.gateway] = rows.mac
+                for prefix in rows.prefixes:
+                    routes[prefix] = content
         self.nexthops.want_all(nexthops)
         self.neighbours.want_all(neighbours)
         self.routes.want_all(routes)
 
-    def _unwant(self, old: Legs, new: Legs) -> None:
-        for identity in {leg.via.nexthop for leg in old} - {leg.via.nexthop for leg in new}:
+    def _unwant(self, old: PeerRows, new: PeerRows) -> None:
+        for identity in {rows.content.nexthop for rows in old} - {rows.content.nexthop for rows in new}:
             self.nexthops.unwant(identity)
-        for neighbour in {leg.neighbour for leg in old} - {leg.neighbour for leg in new}:
+        for neighbour in {rows.neighbour for rows in old} - {rows.neighbour for rows in new}:
             if neighbour is not None:
                 self.neighbours.unwant(neighbour)
-        for prefix in {p for leg in old for p in leg.prefixes} - {p for leg in new for p in leg.prefixes}:
+        for prefix in {p for rows in old for p in rows.prefixes} - {p for rows in new for p in rows.prefixes}:
             self.routes.unwant(prefix)
 
-    def _legs_of(self, name: str) -> Legs:
-        peer, holders = self.peers.get(name), self._claims.holders
-        if peer is None or not peer.ways or holders[peer.underlay] != name or holders[peer.mac] != name:
-            self.stranded.discard(name)
+    def _rows_of(self, name: str) -> PeerRows:
+        peer, holders = self.peers.get(name), self._owners.holders
+        if peer is None or not peer.encapsulations or holders[peer.underlay] != name or holders[peer.mac] != name:
+            self.unreachable.discard(name)
             return ()
-        if not self.carriers.tunnels and not self.natives:
-            self.stranded.discard(name)
+        if not self.device_state.tunnels and not self.natives:
+            self.unreachable.discard(name)
             return ()  # as long as there is no device
         four: list[Cidr] = []
         six: list[Cidr] = []
         for prefix in peer.cidrs:
             if holders[prefix] == name and not (peer.held and self._has_wider(prefix, name)):
                 (four if prefix.version == 4 else six).append(prefix)
-        legs: Legs = ()
+        peer_rows: PeerRows = ()
         wanted = 0
-        for size, prefixes in ((4, four), (16, six if self.carriers.ipv6 else [])):
+        for size, prefixes in ((4, four), (16, six if self.device_state.ipv6 else [])):
             if prefixes:
                 wanted += 1
-                legs += self._leg(peer, size, prefixes)
-        if peer.ways == (NATIVE,) and len(legs) < wanted:
-            self.stranded.add(name)
+                peer_rows += self._family_rows(peer, size, prefixes)
+        if peer.encapsulations == (NO_ENCAPSULATION,) and len(peer_rows) < wanted:
+            self.unreachable.add(name)
         else:
-            self.stranded.discard(name)
-        return legs
+            self.unreachable.discard(name)
+        return peer_rows
 
     def _has_wider(self, prefix: Cidr, name: str) -> bool:
         """Whether a peer that is not held claims a CIDR that contains this one."""
-        claimants = (self._claims.holders.get(wider, name) for wider in self._and_wider(prefix))
+        claimants = (self._owners.holders.get(wider, name) for wider in self._and_wider(prefix))
         return any(claimant != name and not self.peers[claimant].held for claimant in claimants)
 
     def _and_wider(self, prefix: Cidr) -> Iterable[Cidr]:
@@ -327,23 +329,23 @@ class Mesh:
         differ = any(each.version == version and each.length < length for each in changed for version, length in inner)
         return self._held if differ else set()
 
-    def _leg(self, peer: Peer, size: int, prefixes: list[Cidr]) -> Legs:
-        """By the first of the peer's ways that is possible; empty if none is."""
-        for way in peer.ways:
-            if way.is_tunnel:
-                ifindex, mac, mtu = self.carriers.tunnels.get(way, 0), peer.mac, 0
+    def _family_rows(self, peer: Peer, size: int, prefixes: list[Cidr]) -> PeerRows:
+        """In the first of the peer's encapsulations that is possible; empty if none is."""
+        for encapsulation in peer.encapsulations:
+            if encapsulation.is_tunnel:
+                ifindex, mac, mtu = self.device_state.tunnels.get(encapsulation, 0), peer.mac, 0
                 gateway = peer.underlay if size == 4 else link_local_of(peer.mac)
-                nexthop = Nexthop(ifindex, gateway, peer.underlay, self.carriers.vni)
+                nexthop = Nexthop(ifindex, gateway, peer.underlay, self.device_state.vni)
             else:
                 gateway = peer.underlay if size == 4 else peer.underlay6
-                mine = bool(gateway) and self._claims.holders[gateway] == peer.name
-                answering = not self.carriers.strict or peer.ways != (NATIVE,)
-                ifindex = self.reach.device(gateway, answering=answering) if mine else 0
-                mac, mtu = b"", self.carriers.native_mtu
+                mine = bool(gateway) and self._owners.holders[gateway] == peer.name
+                answering = not self.device_state.strict or peer.encapsulations != (NO_ENCAPSULATION,)
+                ifindex = self.fib.device(gateway, answering=answering) if mine else 0
+                mac, mtu = b"", self.device_state.native_mtu
                 nexthop = Nexthop.native(ifindex, gateway)
             if ifindex:
                 identity = self._ids[size].get(peer.name) or self._new_id(peer.name, size, nexthop)
-                return (Leg(Via(identity, mtu), nexthop, mac, tuple(prefixes)),)
+                return (FamilyRows(RouteContent(identity, mtu), nexthop, mac, tuple(prefixes)),)
         return ()
 
     def _new_id(self, name: str, size: int, nexthop: Nexthop) -> int:
@@ -366,24 +368,25 @@ class Mesh:
 
     # ----------------------------------------------------------------------------------------- what is there
 
-    def spare_unknown(self, among: Collection[RouteKey], own: Collection[Address]) -> None:
-        """Of these routes leave alone what no peer explains: whole ways to pod CIDRs that neither a peer nor this node
-        (with the `own` network addresses) claims, by nexthops that no peer has, to addresses that are no peer's."""
+    def retain_unknown(self, among: Collection[RouteKey], own: Collection[Address]) -> None:
+        """Of these routes leave alone what no peer explains: those to pod CIDRs that neither a peer nor this node (with
+        the `own` network addresses) claims, by nexthops that no peer has, to addresses that are no peer's; and with them
+        their nexthops and neighbours."""
         routes = {key for key in among if key not in self.routes.desired and self._unknown(key, own)}
         ids = {self.routes.kernel[key].nexthop for key in routes}
         nexthops = [self.nexthops.kernel[identity] for identity in ids]
         neighbours = {(nexthop.ifindex, nexthop.gateway) for nexthop in nexthops}
-        self.routes.spare(routes)
-        self.nexthops.spare(ids)
-        self.neighbours.spare((neighbours & self.neighbours.kernel.keys()) - self.neighbours.desired.keys())
+        self.routes.retain(routes)
+        self.nexthops.retain(ids)
+        self.neighbours.retain((neighbours & self.neighbours.kernel.keys()) - self.neighbours.desired.keys())
 
-    def spare_nothing(self) -> None:
+    def release_retained(self) -> None:
         """What no peer explains is to go."""
         for table in self._tables.values():
-            table.spare(set())
+            table.retain(set())
 
     def _unknown(self, key: RouteKey, own: Collection[Address]) -> bool:
-        identity, holders = self.routes.kernel[key].nexthop, self._claims.holders
+        identity, holders = self.routes.kernel[key].nexthop, self._owners.holders
         nexthop = self.nexthops.kernel.get(identity)
         if nexthop is None or identity in self.nexthops.desired or isinstance(key, OddRoute):
             return False
@@ -406,7 +409,7 @@ class Mesh:
         self.nexthops.load(owned)
         self._unclaimed = {value: key for key, value in owned.items() if key not in self._peer_of}
         self.neighbours.load(neighbours)
-        self.routes.load({seen.key: seen.via for seen in routes})
+        self.routes.load({seen.key: seen.content for seen in routes})
 
     def saw_route(self, seen: SeenRoute, *, replaced: bool) -> bool:
         """A route was made or changed. Returns whether it concerns us.
@@ -414,7 +417,7 @@ class Mesh:
         A foreign route that *replaced* ours is an edit of ours, and repaired. One that was there first is foreign.
         """
         if seen.owned:
-            self.routes.saw(seen.key, seen.via)
+            self.routes.saw(seen.key, seen.content)
         elif replaced and seen.key in self.routes.kernel:
             self.routes.saw(seen.key, EDITED)
         else:
@@ -446,8 +449,8 @@ class Mesh:
         self._foreign_ids -= ids
         for identity in ids:
             self.nexthops.gone(identity)
-            for leg in self._legs.get(self._peer_of.get(identity, ""), ()):
-                for prefix in leg.prefixes:
+            for rows in self._rows.get(self._peer_of.get(identity, ""), ()):
+                for prefix in rows.prefixes:
                     if self.routes.kernel.get(prefix, EDITED).nexthop == identity:
                         self.routes.gone(prefix)
         # Only a route that is not as desired can use another nexthop than its peer's own.
@@ -471,4 +474,8 @@ class Mesh:
 def _underlays(peer: Peer | None) -> tuple[Address, ...]:
     if peer is None:
         return ()
-    return (peer.underlay, peer.underlay6) if peer.underlay6 and NATIVE in peer.ways else (peer.underlay,)
+    return (
+        (peer.underlay, peer.underlay6)
+        if peer.underlay6 and NO_ENCAPSULATION in peer.encapsulations
+        else (peer.underlay,)
+    )

@@ -20,6 +20,6 @@ async def occupants(within: Collection[Cidr]) -> dict[Cidr, str]:
 
 def _read(commands: CommandSocket, within: Collection[Cidr]) -> dict[Cidr, str]:
     try:
-        return lodgers(within, reader.surroundings(commands), reader.direct_routes(commands))
+        return lodgers(within, reader.read_interfaces(commands), reader.direct_routes(commands))
     finally:
         commands.close()

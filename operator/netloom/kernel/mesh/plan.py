@@ -8,10 +8,10 @@ from netloom.kernel.mac import format_mac
 from netloom.kernel.mesh import reader
 from netloom.kernel.mesh import tunnel_device as device
 from netloom.kernel.mesh.desired import Desired, Node
-from netloom.kernel.mesh.encapsulation import NATIVE, Way
-from netloom.kernel.mesh.mesh import Carriers, Mesh
-from netloom.kernel.mesh.rows import NeighbourKey, Nexthop, OddRoute, RouteKey, Via
-from netloom.kernel.mesh.tunnel_device import Step, Surroundings
+from netloom.kernel.mesh.encapsulation import NO_ENCAPSULATION, Encapsulation
+from netloom.kernel.mesh.mesh import DeviceState, Mesh
+from netloom.kernel.mesh.rows import NeighbourKey, Nexthop, OddRoute, RouteContent, RouteKey
+from netloom.kernel.mesh.tunnel_device import Interfaces, Step
 from netloom.kernel.netlink.sockets import Commands
 from netloom.kernel.ownership import ROUTE_PROTOCOL
 from netloom.kernel.sysctl import Sysctl, effective, of_node, of_tunnel
@@ -22,42 +22,44 @@ _NO_DEVICE_YET = -1
 
 def planned_changes(commands: Commands, desired: Desired) -> list[PlannedChange]:
     """All changes, in the order in which they would be made."""
-    node, around = desired.node, reader.surroundings(commands)
-    teardown = list(device.unwanted(node, around))
+    node, interfaces = desired.node, reader.read_interfaces(commands)
+    teardown = list(device.unwanted(node, interfaces))
     changes: list[PlannedChange] = []
-    carriers = Carriers()
+    device_state = DeviceState()
     mesh = Mesh()
-    mesh.reach.stopped_are([link.ifindex for link in around.links if not link.running])
+    mesh.fib.set_stopped([link.ifindex for link in interfaces.links if not link.running])
     mesh.replace_peers(desired)
-    mesh.reach.answered_all(reader.hops(commands, list(mesh.reach.due)))
-    names = {link.ifindex: link.name for link in around.links}
+    mesh.fib.answered_all(reader.fib_lookups(commands, list(mesh.fib.due)))
+    names = {link.ifindex: link.name for link in interfaces.links}
     if node is not None:
-        tunnels: dict[Way, int] = {}
-        outgoing = mesh.reach.outgoing
-        underlay = device.carrying(node, around, outgoing)
-        switches = of_node([link.name for link in underlay], ipv6=node.ipv6, native=NATIVE in node.ways)
+        tunnels: dict[Encapsulation, int] = {}
+        outgoing = mesh.fib.outgoing
+        underlay = device.carrying(node, interfaces, outgoing)
+        switches = of_node(
+            [link.name for link in underlay], ipv6=node.ipv6, native=NO_ENCAPSULATION in node.encapsulations
+        )
         changes += _switches(switches)
-        for way in node.tunnels:
-            mtu = device.tunnel_mtu(node, way, around, outgoing)
-            steps, tunnels[way] = _tunnel(node, way, mtu, around, teardown)
-            tunnels[way] = tunnels[way] or _NO_DEVICE_YET - len(tunnels)
-            names[tunnels[way]] = way.device
+        for encapsulation in node.tunnels:
+            mtu = device.tunnel_mtu(node, encapsulation, interfaces, outgoing)
+            steps, tunnels[encapsulation] = _tunnel(node, encapsulation, mtu, interfaces, teardown)
+            tunnels[encapsulation] = tunnels[encapsulation] or _NO_DEVICE_YET - len(tunnels)
+            names[tunnels[encapsulation]] = encapsulation.device
             changes += steps
-        carriers = Carriers(tunnels, node.vni, node.ipv6, device.native_mtu(node, underlay), node.strict)
-    return changes + _rows(commands, mesh, carriers, names) + _said(teardown)
+        device_state = DeviceState(tunnels, node.vni, node.ipv6, device.native_mtu(node, underlay), node.strict)
+    return changes + _rows(commands, mesh, device_state, names) + _said(teardown)
 
 
 def _tunnel(
-    node: Node, way: Way, mtu: int, around: Surroundings, teardown: list[Step]
+    node: Node, encapsulation: Encapsulation, mtu: int, interfaces: Interfaces, teardown: list[Step]
 ) -> tuple[list[PlannedChange], int]:
     """What has to be done to the tunnel's device, and its ifindex (0: it has to be made)."""
-    making = list(device.replacement(node, way, around, mtu))
-    switches = _switches(of_tunnel(way.device, ipv6=node.ipv6))
-    link = around.link(way.device)
+    making = list(device.replacement(node, encapsulation, interfaces, mtu))
+    switches = _switches(of_tunnel(encapsulation.device, ipv6=node.ipv6))
+    link = interfaces.link(encapsulation.device)
     if making or link is None:
-        return [*_said(making), *switches, *_said(device.first_steps(node, way, mtu))], 0
-    steps = [*device.adjustment(node, link, mtu), *device.missing_addresses(node, link, around)]
-    teardown[:0] = device.surplus_addresses(node, link, around)
+        return [*_said(making), *switches, *_said(device.first_steps(node, encapsulation, mtu))], 0
+    steps = [*device.adjustment(node, link, mtu), *device.missing_addresses(node, link, interfaces)]
+    teardown[:0] = device.surplus_addresses(node, link, interfaces)
     return [*switches, *_said(steps)], link.ifindex if link.up else 0
 
 
@@ -77,10 +79,10 @@ def _switches(switches: Iterable[Sysctl]) -> list[PlannedChange]:
     return changes
 
 
-def _rows(commands: Commands, mesh: Mesh, carriers: Carriers, names: Mapping[int, str]) -> list[PlannedChange]:
+def _rows(commands: Commands, mesh: Mesh, device_state: DeviceState, names: Mapping[int, str]) -> list[PlannedChange]:
     mesh.load(reader.nexthops(commands), {}, reader.routes(commands))
-    mesh.neighbours.load(reader.neighbours(commands, [index for index in carriers.tunnels.values() if index > 0]))
-    mesh.set_carriers(carriers)
+    mesh.neighbours.load(reader.neighbours(commands, [index for index in device_state.tunnels.values() if index > 0]))
+    mesh.set_device_state(device_state)
     changes = []
     for key, mac, _ in sorted(mesh.neighbours.updates()):
         text = f"neighbour replace {_neighbour(key, names)} lladdr {format_mac(mac)} nud permanent"
@@ -88,9 +90,9 @@ def _rows(commands: Commands, mesh: Mesh, carriers: Carriers, names: Mapping[int
     for identity, nexthop, before in sorted(mesh.nexthops.updates(), key=lambda update: update[0]):
         text = nexthop_text("replace" if before else "add", identity, nexthop, names)
         changes.append((text, mesh.peer_of("nexthop", identity)))
-    for route, via, old in sorted(mesh.routes.updates(), key=lambda update: _order(update[0])):
+    for route, content, old in sorted(mesh.routes.updates(), key=lambda update: _order(update[0])):
         verb = "add" if old is None else "replace"
-        changes.append((route_text(verb, route, via), mesh.peer_of("route", route)))
+        changes.append((route_text(verb, route, content), mesh.peer_of("route", route)))
     unwanted = "no peer has it"
     changes += [(route_text("delete", key), unwanted) for key, *_ in sorted(mesh.routes.deletions(), key=_first)]
     changes += [
@@ -119,10 +121,10 @@ def nexthop_text(verb: str, identity: int, nexthop: Nexthop, names: Mapping[int,
     )
 
 
-def route_text(verb: str, key: RouteKey, via: Via | None = None) -> str:
+def route_text(verb: str, key: RouteKey, content: RouteContent | None = None) -> str:
     """The route as an `ip` command."""
-    content = f" nhid {via.nexthop}" + (f" mtu {via.mtu}" if via.mtu else "") if via else ""
-    return f"route {verb} {key} proto {ROUTE_PROTOCOL}{content}"
+    text = f" nhid {content.nexthop}" + (f" mtu {content.mtu}" if content.mtu else "") if content else ""
+    return f"route {verb} {key} proto {ROUTE_PROTOCOL}{text}"
 
 
 def _order(key: RouteKey) -> tuple[int, int, int, int]:
@@ -130,5 +132,5 @@ def _order(key: RouteKey) -> tuple[int, int, int, int]:
     return prefix.version, prefix.base, prefix.length, key.metric if isinstance(key, OddRoute) else 0
 
 
-def _first(entry: tuple[RouteKey, None, Via]) -> tuple[int, int, int, int]:
+def _first(entry: tuple[RouteKey, None, RouteContent]) -> tuple[int, int, int, int]:
     return _order(entry[0])

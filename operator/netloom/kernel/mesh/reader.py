@@ -11,10 +11,10 @@ from collections.abc import Iterable, Sequence
 from netloom.cidr import Address
 from netloom.kernel.mac import Mac
 from netloom.kernel.mesh import row_readers, row_requests
-from netloom.kernel.mesh.fib import Hop
+from netloom.kernel.mesh.fib import FibResult
 from netloom.kernel.mesh.lodgers import DirectRoute
 from netloom.kernel.mesh.rows import NeighbourKey, SeenNexthop, SeenRoute
-from netloom.kernel.mesh.tunnel_device import Surroundings
+from netloom.kernel.mesh.tunnel_device import Interfaces
 from netloom.kernel.netlink import links
 from netloom.kernel.netlink.sockets import BATCH, Commands, RefusedError, read_all
 from netloom.kernel.netlink.wire import NLMSG_ERROR
@@ -22,10 +22,10 @@ from netloom.kernel.netlink.wire import NLMSG_ERROR
 _FAMILIES = (socket.AF_INET, socket.AF_INET6)
 
 
-def surroundings(commands: Commands) -> Surroundings:
+def read_interfaces(commands: Commands) -> Interfaces:
     """All links and addresses."""
     found = read_all(commands, links.dump_links(), links.read_link)
-    return Surroundings(tuple(found), tuple(read_all(commands, links.dump_addresses(), links.read_address)))
+    return Interfaces(tuple(found), tuple(read_all(commands, links.dump_addresses(), links.read_address)))
 
 
 def nexthops(commands: Commands) -> list[SeenNexthop]:
@@ -58,15 +58,15 @@ def neighbours(commands: Commands, ifindexes: Iterable[int]) -> dict[NeighbourKe
     }
 
 
-def hops(commands: Commands, addresses: Sequence[Address]) -> list[tuple[Address, Hop]]:
+def fib_lookups(commands: Commands, addresses: Sequence[Address]) -> list[tuple[Address, FibResult]]:
     """Which way packets to these addresses go."""
-    found: list[tuple[Address, Hop]] = []
-    read, ask = row_readers.hop_reader().read, row_requests.ask_route
+    found: list[tuple[Address, FibResult]] = []
+    read, ask = row_readers.fib_result_reader().read, row_requests.ask_route
     for at in range(0, len(addresses), BATCH):
         part = addresses[at : at + BATCH]
 
         def visit(number: int, kind: int, buffer: bytes, start: int, end: int, part: Sequence[Address] = part) -> None:
-            found.append((part[number], Hop() if kind == NLMSG_ERROR else read(buffer, start, end)))
+            found.append((part[number], FibResult() if kind == NLMSG_ERROR else read(buffer, start, end)))
 
         commands.ask([ask(number, address) for number, address in enumerate(part)], visit)
     return found

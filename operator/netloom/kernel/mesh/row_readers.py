@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from netloom.cidr import Address, Cidr
-from netloom.kernel.mesh.fib import Hop
+from netloom.kernel.mesh.fib import FibResult
 from netloom.kernel.mesh.lodgers import DirectRoute
 from netloom.kernel.mesh.rows import (
     DEFAULT_METRIC,
@@ -20,10 +20,10 @@ from netloom.kernel.mesh.rows import (
     EDITED_MAC,
     Nexthop,
     OddRoute,
+    RouteContent,
     SeenNeighbour,
     SeenNexthop,
     SeenRoute,
-    Via,
 )
 from netloom.kernel.netlink.template import Place, TemplateReader
 from netloom.kernel.netlink.wire import attributes, places
@@ -62,7 +62,7 @@ def read_route(buffer: bytes, start: int, end: int) -> SeenRoute | None:
     if kind != _RTN_UNICAST or not nexthop:
         return SeenRoute(key, EDITED, protocol)
     metrics = found.get(_RTA_METRICS)
-    return SeenRoute(key, Via(nexthop, _mtu(metrics)) if metrics else Via(nexthop), protocol)
+    return SeenRoute(key, RouteContent(nexthop, _mtu(metrics)) if metrics else RouteContent(nexthop), protocol)
 
 
 def _mtu(metrics: bytes) -> int:
@@ -109,13 +109,13 @@ def read_neighbour(buffer: bytes, start: int, end: int) -> SeenNeighbour | None:
     return SeenNeighbour(ifindex, found.get(_NDA_DST, b""), mac, bool(state & _NUD_FAILED))
 
 
-def read_hop(buffer: bytes, start: int, end: int) -> Hop:
+def read_fib_result(buffer: bytes, start: int, end: int) -> FibResult:
     """The answer to that question."""
     if buffer[start + 7] != _RTN_UNICAST:
-        return Hop()
+        return FibResult()
     found = attributes(buffer, start + 12, end)
     outgoing = int.from_bytes(found.get(_RTA_OIF, b""), sys.byteorder)
-    return Hop(outgoing, _RTA_GATEWAY not in found and _RTA_VIA not in found)
+    return FibResult(outgoing, _RTA_GATEWAY not in found and _RTA_VIA not in found)
 
 
 def read_destination(buffer: bytes, start: int, end: int) -> tuple[Address, int] | None:
@@ -163,12 +163,12 @@ def route_reader() -> TemplateReader[SeenRoute | None]:
     """Of RTM_NEWROUTE: destination and nexthop vary, and so does all that follows, which says what the nexthop is."""
 
     def varying(sample: bytes, seen: SeenRoute | None) -> list[Place | None]:
-        ours = seen is not None and isinstance(seen.key, Cidr) and seen.via.nexthop
+        ours = seen is not None and isinstance(seen.key, Cidr) and seen.content.nexthop
         return _and_the_rest(sample, _RTA_DST, _RTA_NH_ID) if ours else [None]
 
     def like(sample: Any, fields: Sequence[bytes]) -> SeenRoute:
-        via = Via(int.from_bytes(fields[1], sys.byteorder), sample.via.mtu)
-        return SeenRoute(Cidr.of(fields[0], sample.key.length), via, sample.protocol)
+        content = RouteContent(int.from_bytes(fields[1], sys.byteorder), sample.content.mtu)
+        return SeenRoute(Cidr.of(fields[0], sample.key.length), content, sample.protocol)
 
     return TemplateReader(read_route, varying, like)
 
@@ -185,14 +185,14 @@ def neighbour_reader() -> TemplateReader[SeenNeighbour | None]:
     return TemplateReader(read_neighbour, varying, like)
 
 
-def hop_reader() -> TemplateReader[Hop]:
+def fib_result_reader() -> TemplateReader[FibResult]:
     """Of answers: destination and reference counts vary, and make no difference."""
 
-    def varying(sample: bytes, _seen: Hop) -> list[Place | None]:
+    def varying(sample: bytes, _seen: FibResult) -> list[Place | None]:
         found = places(sample, 12, len(sample))
         return [found[kind] for kind in (_RTA_DST, _RTA_CACHEINFO) if kind in found]
 
-    return TemplateReader(read_hop, varying, lambda sample, _fields: sample)
+    return TemplateReader(read_fib_result, varying, lambda sample, _fields: sample)
 
 
 def _and_the_rest(sample: bytes, first: int, second: int) -> list[Place | None]:

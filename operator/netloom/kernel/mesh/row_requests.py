@@ -60,16 +60,16 @@ def encode_routes(writes: Writes) -> list[bytes]:
     messages, order = [], sys.byteorder
     # An IPv4 route that names a nexthop object and no metrics takes over those of another route with that object,
     # even of the one that it replaces (fib_find_info_nh of fib_semantics.c). So an MTU that goes is written as 0.
-    said = any(via is not None and before is not None and before.mtu for _, via, before in writes)
-    for sequence, (key, via, before) in enumerate(writes):
+    said = any(content is not None and before is not None and before.mtu for _, content, before in writes)
+    for sequence, (key, content, before) in enumerate(writes):
         number = sequence.to_bytes(4, order)
-        if via is None:
+        if content is None:
             prefix, tos, metric = (key.prefix, key.tos, key.metric) if isinstance(key, OddRoute) else (key, 0, None)
             template = _deleted_route(prefix.version, prefix.length, tos, metric)
             messages.append(template % (number, prefix.packed))
         else:
-            template = _route(key.version, key.length, via.mtu, said, before is not None)
-            messages.append(template % (number, key.packed, via.nexthop.to_bytes(4, order)))
+            template = _route(key.version, key.length, content.mtu, said, before is not None)
+            messages.append(template % (number, key.packed, content.nexthop.to_bytes(4, order)))
     return messages
 
 

@@ -18,14 +18,14 @@ DEFAULT_METRIC: dict[int, int] = {4: 0, 6: 1024}
 """What the kernel makes of a route's metric of 0, by IP version."""
 
 
-class Via(msgspec.Struct, frozen=True, gc=False):
+class RouteContent(msgspec.Struct, frozen=True, gc=False):
     """A route's content: the id of its nexthop object, and its MTU in bytes where that is not its device's (0)."""
 
     nexthop: int
     mtu: int = 0
 
 
-EDITED = Via(0)
+EDITED = RouteContent(0)
 """Value of a route whose content is not one of ours, so that it is repaired."""
 
 EDITED_MAC = b""
@@ -73,7 +73,7 @@ class SeenRoute(msgspec.Struct, frozen=True, gc=False):
     """A route of the main table, whoever owns it. `via` is EDITED unless it is a plain `nhid` route."""
 
     key: RouteKey
-    via: Via
+    content: RouteContent
     protocol: int
 
     @property

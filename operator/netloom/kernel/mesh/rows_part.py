@@ -1,4 +1,4 @@
-"""The rows of the mesh as a part: nexthops, neighbours and routes, and which way packets go to the peers.
+"""The rows of the mesh as a part: nexthops, neighbours and routes, and what the FIB says of the peers.
 
 Several losses come without an event of their own, so the cause is followed: a deleted nexthop takes its routes with
 it, and only the nexthop is announced; a device that goes down or away takes nexthops, routes and neighbours, and only
@@ -55,7 +55,7 @@ class MeshRows(Part[Desired]):
         "neigh", "ipv4-route", "ipv6-route", "nexthop", "ipv4-rule", "ipv6-rule", "link", "ipv4-addr", "ipv6-addr"
     )  # fmt: skip
 
-    def __init__(self, mesh: Mesh, *, spare_unknown: bool) -> None:
+    def __init__(self, mesh: Mesh, *, retain_unknown: bool) -> None:
         self.mesh = mesh
         self.reading_seconds = 0.0
         self._hear = {
@@ -73,10 +73,10 @@ class MeshRows(Part[Desired]):
             RTM_DELRULE: self._rule,
         }
         self.kinds = frozenset(self._hear)
-        self._sparing = spare_unknown
+        self._retaining = retain_unknown
         self._desired = Desired()
         self._applied = False
-        self._compare_due = True
+        self._resync_due = True
         self._probed_at = 0.0
         self._touched: set[Item] = set()
         self._found: list[Item] = []
@@ -90,12 +90,12 @@ class MeshRows(Part[Desired]):
         touched = desired.take_touched()
         mesh, node = self.mesh, desired.node
         if node is not None:
-            mesh.set_carriers(replace(mesh.carriers, vni=node.vni, ipv6=node.ipv6, strict=node.strict))
+            mesh.set_device_state(replace(mesh.device_state, vni=node.vni, ipv6=node.ipv6, strict=node.strict))
         if desired is not self._desired or not self._applied:
             self._desired, self._applied = desired, True
             mesh.replace_peers(desired)
-            if self._sparing:
-                self._spare(mesh.routes.kernel)
+            if self._retaining:
+                self._retain(mesh.routes.kernel)
             retries.clear()
             return
         for name in touched:
@@ -113,45 +113,45 @@ class MeshRows(Part[Desired]):
 
     @property
     def unknown(self) -> int:  # type: ignore[override]
-        """Routes from an earlier life that no peer explains, and that are spared."""
-        return len(self.mesh.routes.spared)
+        """Routes from an earlier life that no peer explains, and that are retained."""
+        return len(self.mesh.routes.retained)
 
-    def spare_nothing(self) -> None:
+    def release_retained(self) -> None:
         """All peers are known: what none of them explains goes."""
-        self._sparing = False
-        self.mesh.spare_nothing()
+        self._retaining = False
+        self.mesh.release_retained()
 
-    def _spare(self, among: Collection[RouteKey]) -> None:
-        self.mesh.spare_unknown(among, self._desired.node.addresses if self._desired.node else ())
+    def _retain(self, among: Collection[RouteKey]) -> None:
+        self.mesh.retain_unknown(among, self._desired.node.addresses if self._desired.node else ())
 
     # ------------------------------------------------------------------------------------------------- one pass
 
     @property
     def due(self) -> bool:  # type: ignore[override]
-        """Rows are to be read, or ways to be looked up."""
-        return bool(self._compare_due or self.mesh.reach.due or self.mesh.reach.changed)
+        """Rows are to be read, or the FIB to be asked."""
+        return bool(self._resync_due or self.mesh.fib.due or self.mesh.fib.changed)
 
     def doubt(self) -> None:
         """Everything is to be read again."""
-        self._compare_due = True
+        self._resync_due = True
 
     async def read(self, worker: Worker) -> bool:
-        """Look up the ways that are not known, and read all rows if they are in doubt."""
+        """Ask the FIB what is not known, and read all rows if they are in doubt."""
         mesh = self.mesh
         if mesh.natives:
             await self._look_up(worker)
-        mesh.reached(mesh.reach.take_changed())
-        whole = self._compare_due
+        mesh.reached(mesh.fib.take_changed())
+        whole = self._resync_due
         if whole:
-            await self._compare(worker)
-        if self._sparing:
-            self._spare(mesh.routes.spared)
+            await self._resync(worker)
+        if self._retaining:
+            self._retain(mesh.routes.retained)
         return whole
 
     async def update(self, worker: Worker, attempt: Attempt) -> Outcome:
         """Write what is missing or different."""
         outcome = await self._writer.update(worker, attempt)
-        # Where all go through tunnels, the way to a peer decides nothing but the MTU, and rows need not wait for it.
+        # Where all go through tunnels, the FIB decides nothing but the MTU, and rows need not wait for it.
         await self._look_up(worker)
         if self.later() <= time.monotonic():
             await self._probe(worker)
@@ -161,27 +161,27 @@ class MeshRows(Part[Desired]):
         """Delete what is not wanted."""
         outcome = self._judged(await self._writer.remove(worker, attempt), attempt)
         if not self.due:
-            self._sparing = self._sparing and bool(self.unknown)
+            self._retaining = self._retaining and bool(self.unknown)
         return outcome
 
     def _judged(self, outcome: Outcome, attempt: Attempt) -> Outcome:
         """A refusal that is new shows that what is known of the kernel may be wrong."""
         if any(refused.item not in attempt.failing for refused in outcome.refused):
-            self._compare_due = True
+            self._resync_due = True
         return outcome
 
     async def _look_up(self, worker: Worker) -> None:
-        """Ask the kernel which way packets go to the peers about which that is not known (any more)."""
-        reach = self.mesh.reach
-        if reach.due:
-            addresses = list(reach.due)
-            reach.answered_all(await worker.call(lambda commands: reader.hops(commands, addresses)))
+        """Ask the kernel where packets go to the peers about which that is not known (any more)."""
+        fib = self.mesh.fib
+        if fib.due:
+            addresses = list(fib.due)
+            fib.answered_all(await worker.call(lambda commands: reader.fib_lookups(commands, addresses)))
 
-    async def _compare(self, worker: Worker) -> None:
+    async def _resync(self, worker: Worker) -> None:
         """Read all that is owned in the kernel, and note what of it somebody changed, as far as no event told."""
-        self._compare_due = False
+        self._resync_due = False
         mesh, began = self.mesh, time.monotonic()
-        ifindexes = list(mesh.carriers.tunnels.values())
+        ifindexes = list(mesh.device_state.tunnels.values())
         nexthops = await worker.call(reader.nexthops)
         neighbours = await worker.call(lambda commands: reader.neighbours(commands, ifindexes))
         routes = await worker.call(reader.routes)
@@ -193,12 +193,12 @@ class MeshRows(Part[Desired]):
 
     def later(self) -> float:
         """When peers that do not answer are to be probed."""
-        return self._probed_at + PROBE_SECONDS if self.mesh.natives and self.mesh.reach.silent else float("inf")
+        return self._probed_at + PROBE_SECONDS if self.mesh.natives and self.mesh.fib.silent else float("inf")
 
     async def _probe(self, worker: Worker) -> None:
         """Ask again for peers that did not answer; if one does now, an event says so."""
         self._probed_at = time.monotonic()
-        silent = self.mesh.reach.silent
+        silent = self.mesh.fib.silent
         for at in range(0, len(silent), BATCH):
             with suppress(AnswerLost):
                 await worker.submit(
@@ -220,7 +220,7 @@ class MeshRows(Part[Desired]):
         found, self._found = self._found, []
         for item in touched:
             if self.mesh.is_pending(*item):
-                yield item, not self._compare_due
+                yield item, not self._resync_due
         for item in found:
             yield item, False
 
@@ -233,7 +233,7 @@ class MeshRows(Part[Desired]):
     def _route(self, kind: int, flags: int, buffer: bytes, start: int, end: int) -> None:
         destination = read_destination(buffer, start, end)
         if destination is not None:
-            self.mesh.reach.route_changed(*destination)
+            self.mesh.fib.route_changed(*destination)
         seen = read_route(buffer, start, end)
         if seen is None:
             return
@@ -250,7 +250,7 @@ class MeshRows(Part[Desired]):
             return
         if not self.mesh.is_tunnel(seen.ifindex):
             failed = kind == RTM_NEWNEIGH and seen.failed
-            self.mesh.reach.neighbour_changed(seen.ifindex, seen.address, failed=failed)
+            self.mesh.fib.neighbour_changed(seen.ifindex, seen.address, failed=failed)
             return
         key = (seen.ifindex, seen.address)
         concerns = self.mesh.lost_neighbour(key) if kind == RTM_DELNEIGH else self.mesh.saw_neighbour(key, seen.mac)
@@ -271,18 +271,18 @@ class MeshRows(Part[Desired]):
             return
         if self.mesh.is_tunnel(link.ifindex):
             if kind == RTM_DELLINK or not link.up:
-                self._compare_due = True
+                self._resync_due = True
         elif not link.name.startswith(DEVICE_PREFIX):
             running = kind == RTM_NEWLINK and link.running
-            changed = self.mesh.reach.link_changed(link.ifindex, running=running)
+            changed = self.mesh.fib.link_changed(link.ifindex, running=running)
             if changed and not running and self.mesh.stands_on(link.ifindex):
-                self._compare_due = True
+                self._resync_due = True
 
     def _address(self, _kind: int, _flags: int, buffer: bytes, start: int, end: int) -> None:
         seen, node = read_address(buffer, start, end), self._desired.node
         own = seen is None or self.mesh.is_tunnel(seen.ifindex) or (node and seen.local.address == node.local)
         if seen is not None and not own:
-            self.mesh.reach.device_changed(seen.ifindex)
+            self.mesh.fib.device_changed(seen.ifindex)
 
     def _rule(self, _kind: int, _flags: int, _buffer: bytes, _start: int, _end: int) -> None:
-        self.mesh.reach.rules_changed()
+        self.mesh.fib.rules_changed()

@@ -13,7 +13,7 @@ import msgspec
 from netloom.cidr import Address, format_address
 from netloom.kernel.mac import format_mac
 from netloom.kernel.mesh.desired import Node
-from netloom.kernel.mesh.encapsulation import OVERHEAD, Way
+from netloom.kernel.mesh.encapsulation import OVERHEAD, Encapsulation
 from netloom.kernel.netlink import links
 from netloom.kernel.netlink.links import InterfaceAddress, Link, LocalAddress
 from netloom.kernel.netlink.sockets import Refusal
@@ -39,7 +39,7 @@ class Step(msgspec.Struct, frozen=True):
     flushes: bool = False
 
 
-class Surroundings(msgspec.Struct, frozen=True):
+class Interfaces(msgspec.Struct, frozen=True):
     """The kernel's links and addresses, as far as the data path depends on them."""
 
     links: tuple[Link, ...] = ()
@@ -74,26 +74,26 @@ class Mtu(msgspec.Struct, frozen=True):
         return Mtu(self.bytes - OVERHEAD, f"{self.why}, less {OVERHEAD} for the tunnel")
 
 
-def carrying(node: Node, around: Surroundings, outgoing: Collection[int]) -> list[Link]:
+def carrying(node: Node, interfaces: Interfaces, outgoing: Collection[int]) -> list[Link]:
     """The devices that carry traffic between the nodes. `outgoing`: ifindexes that the kernel's routes to peers name.
 
     Of the devices that the node was told to use, those that routes name; where no route does, all of them; where it
     was told none, those that routes name, or the one that holds its address. Never one that has nothing to do with it.
     """
-    foreign = [link for link in around.links if not link.name.startswith(DEVICE_PREFIX)]
+    foreign = [link for link in interfaces.links if not link.name.startswith(DEVICE_PREFIX)]
     used = [link for link in foreign if link.ifindex in outgoing]
     if node.devices:
         told = [link for link in foreign if any(fnmatchcase(link.name, pattern) for pattern in node.devices)]
         return [link for link in told if link.ifindex in outgoing] or told
-    holder = around.holder(node.local)
+    holder = interfaces.holder(node.local)
     return used or ([holder] if holder is not None else [])
 
 
-def underlay_mtu(node: Node, around: Surroundings, outgoing: Collection[int]) -> Mtu:
+def underlay_mtu(node: Node, interfaces: Interfaces, outgoing: Collection[int]) -> Mtu:
     """Between the nodes: as configured, else the least of the devices that carry the traffic."""
     if node.mtu:
         return Mtu(node.mtu, "as configured")
-    found = carrying(node, around, outgoing)
+    found = carrying(node, interfaces, outgoing)
     if not found:
         named = f"matches {', '.join(node.devices)}" if node.devices else f"holds {format_address(node.local)}"
         return Mtu(0, f"no device {named}")
@@ -101,9 +101,9 @@ def underlay_mtu(node: Node, around: Surroundings, outgoing: Collection[int]) ->
     return Mtu(least.mtu, f"{least.name} has {least.mtu}")
 
 
-def tunnel_mtu(node: Node, way: Way, around: Surroundings, outgoing: Collection[int]) -> int:
+def tunnel_mtu(node: Node, encapsulation: Encapsulation, interfaces: Interfaces, outgoing: Collection[int]) -> int:
     """Bytes of the tunnel's device. While nothing says how much there is, it stays as it is."""
-    underlay, device = underlay_mtu(node, around, outgoing), around.link(way.device)
+    underlay, device = underlay_mtu(node, interfaces, outgoing), interfaces.link(encapsulation.device)
     if underlay.bytes or device is None:
         return (underlay.bytes or DEFAULT_MTU) - OVERHEAD
     return device.mtu
@@ -122,22 +122,22 @@ def desired_addresses(node: Node) -> list[LocalAddress]:
     return result
 
 
-def unfit(link: Link, way: Way) -> str:
+def unfit(link: Link, encapsulation: Encapsulation) -> str:
     """Why this link cannot be the tunnel's device; empty if it can."""
-    if link.kind != way.protocol:
-        return f"it is a {link.kind or 'physical'} device, not {way.protocol}"
+    if link.kind != encapsulation.protocol:
+        return f"it is a {link.kind or 'physical'} device, not {encapsulation.protocol}"
     if not link.external:
         return "it has a fixed VNI (not external)"
-    if link.port != way.port:
-        return f"its UDP port is {link.port}, not {way.port}"
+    if link.port != encapsulation.port:
+        return f"its UDP port is {link.port}, not {encapsulation.port}"
     return f"it is set to {link.odd}" if link.odd else ""
 
 
-def replacement(node: Node, way: Way, around: Surroundings, mtu: int) -> Iterator[Step]:
+def replacement(node: Node, encapsulation: Encapsulation, interfaces: Interfaces, mtu: int) -> Iterator[Step]:
     """Deletion of a device of the tunnel's name that cannot serve, and creation of one that can."""
-    name = way.device
-    link = around.link(name)
-    why = "there is none" if link is None else unfit(link, way)
+    name = encapsulation.device
+    link = interfaces.link(name)
+    why = "there is none" if link is None else unfit(link, encapsulation)
     if not why:
         return
     if link is not None:
@@ -145,17 +145,18 @@ def replacement(node: Node, way: Way, around: Surroundings, mtu: int) -> Iterato
     yield Step(
         "link",
         name,
-        f"link add {name} address {format_mac(node.mac)} mtu {mtu} type {way.protocol} external dstport {way.port}"
-        f"{' nolearning' if way.protocol == 'vxlan' else ''}",
-        links.create_tunnel(name, way.protocol, mac=node.mac, mtu=mtu, port=way.port),
+        f"link add {name} address {format_mac(node.mac)} mtu {mtu} type {encapsulation.protocol} external "
+        f"dstport {encapsulation.port}"
+        f"{' nolearning' if encapsulation.protocol == 'vxlan' else ''}",
+        links.create_tunnel(name, encapsulation.protocol, mac=node.mac, mtu=mtu, port=encapsulation.port),
         creates=True,
     )
 
 
-def unwanted(node: Node | None, around: Surroundings) -> Iterator[Step]:
+def unwanted(node: Node | None, interfaces: Interfaces) -> Iterator[Step]:
     """Deletion of the links with our name that no tunnel uses."""
-    wanted = {way.device for way in node.tunnels} if node else set()
-    for link in around.own_links():
+    wanted = {encapsulation.device for encapsulation in node.tunnels} if node else set()
+    for link in interfaces.own_links():
         if link.name not in wanted:
             yield _deletion(link, "no tunnel uses it")
 
@@ -179,18 +180,18 @@ def adjustment(node: Node, link: Link, mtu: int) -> Iterator[Step]:
         yield step("up", links.set_up(link.ifindex))
 
 
-def first_steps(node: Node, way: Way, mtu: int) -> Iterator[Step]:
+def first_steps(node: Node, encapsulation: Encapsulation, mtu: int) -> Iterator[Step]:
     """For a plan: what follows the creation of a device that has no ifindex yet."""
-    link = Link(way.device, 0, mac=node.mac, mtu=mtu, generates_addresses=True)
+    link = Link(encapsulation.device, 0, mac=node.mac, mtu=mtu, generates_addresses=True)
     yield from adjustment(node, link, mtu)
-    yield from missing_addresses(node, link, Surroundings())
+    yield from missing_addresses(node, link, Interfaces())
 
 
-def missing_addresses(node: Node, link: Link, around: Surroundings) -> Iterator[Step]:
+def missing_addresses(node: Node, link: Link, interfaces: Interfaces) -> Iterator[Step]:
     """Addresses to add; an added one comes last. The node's own packets have the first IPv4 address as their source, so
     those that stand before the one that shall be it are added anew."""
     wanted = desired_addresses(node)
-    present = [each.local for each in around.addresses if each.ifindex == link.ifindex]
+    present = [each.local for each in interfaces.addresses if each.ifindex == link.ifindex]
     missing = [local for local in wanted if local not in present]
     for local in missing:
         yield _address_step(link, local)
@@ -203,23 +204,23 @@ def missing_addresses(node: Node, link: Link, around: Surroundings) -> Iterator[
             yield _address_step(link, local)
 
 
-def surplus_addresses(node: Node, link: Link, around: Surroundings) -> Iterator[Step]:
+def surplus_addresses(node: Node, link: Link, interfaces: Interfaces) -> Iterator[Step]:
     """Addresses to remove: every address on our device is ours."""
     wanted = desired_addresses(node)
-    for local in sorted(around.addresses_on(link.ifindex), key=str):
+    for local in sorted(interfaces.addresses_on(link.ifindex), key=str):
         if local not in wanted:
             yield _address_step(link, local, deletes=True)
 
 
-def explain(step: Step, ways: Collection[Way], refusal: Refusal) -> str:
+def explain(step: Step, encapsulations: Collection[Encapsulation], refusal: Refusal) -> str:
     """The kernel's errno as what it means for this step."""
-    way = next((way for way in ways if way.device == step.key), None)
-    if step.kind == "link" and way is not None:
+    encapsulation = next((encapsulation for encapsulation in encapsulations if encapsulation.device == step.key), None)
+    if step.kind == "link" and encapsulation is not None:
         if refusal.errno == errno.EADDRINUSE or (step.creates and _port_is_taken(refusal)):
-            return f"UDP port {way.port} is in use by another tunnel device or program ({refusal})"
+            return f"UDP port {encapsulation.port} is in use by another tunnel device or program ({refusal})"
         if step.creates and refusal.errno == errno.EOPNOTSUPP:
-            module = way.protocol.upper()
-            return f"this kernel cannot make {way.protocol} devices: CONFIG_{module} is missing ({refusal})"
+            module = encapsulation.protocol.upper()
+            return f"this kernel cannot make {encapsulation.protocol} devices: CONFIG_{module} is missing ({refusal})"
     return f"`ip {step.text}`: {refusal}"
 
 

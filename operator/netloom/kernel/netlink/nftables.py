@@ -183,7 +183,7 @@ def _expression(name: str, **parts: Any) -> Expression:
     return nested(NFTA_EXPR_NAME=name, NFTA_EXPR_DATA=nested(**parts))
 
 
-def _compare(operation: nftsocket.Cmp, value: bytes) -> Expression:
+def _resync(operation: nftsocket.Cmp, value: bytes) -> Expression:
     data = nested(NFTA_DATA_VALUE=value)
     return _expression("cmp", NFTA_CMP_SREG=_REGISTER, NFTA_CMP_OP=operation, NFTA_CMP_DATA=data)
 
@@ -195,7 +195,7 @@ def _load(key: nftsocket.Meta) -> Expression:
 def of_family(size: int) -> list[Expression]:
     """`meta nfproto ipv4`, or ipv6."""
     family = socket.AF_INET if size == 4 else socket.AF_INET6
-    return [_load(nftsocket.Meta.NFT_META_NFPROTO), _compare(nftsocket.Cmp.NFT_CMP_EQ, bytes([family]))]
+    return [_load(nftsocket.Meta.NFT_META_NFPROTO), _resync(nftsocket.Cmp.NFT_CMP_EQ, bytes([family]))]
 
 
 def address_in(size: int, name: str, *, destination: bool = False, inside: bool = True) -> list[Expression]:
@@ -210,7 +210,7 @@ def address_in(size: int, name: str, *, destination: bool = False, inside: bool 
 
 def not_out_of(device_prefix: str) -> list[Expression]:
     """`oifname != "prefix*"`."""
-    return [_load(nftsocket.Meta.NFT_META_OIFNAME), _compare(nftsocket.Cmp.NFT_CMP_NEQ, device_prefix.encode())]
+    return [_load(nftsocket.Meta.NFT_META_OIFNAME), _resync(nftsocket.Cmp.NFT_CMP_NEQ, device_prefix.encode())]
 
 
 def masquerade() -> list[Expression]:

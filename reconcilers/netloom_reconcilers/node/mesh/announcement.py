@@ -1,14 +1,15 @@
-"""Tells the other nodes which encapsulations this one accepts, and by which it still sends: `spec.tunnels` of its own
-NetloomNode, from which `encapsulations` works.
+"""Tells the other nodes which encapsulations this one accepts, and in which it still sends: `spec.encapsulations` of
+its own NetloomNode, from which `encapsulations` works.
 
 Written after what it says is so in the kernel, and only when it differs: every write of a node is sent to every agent.
 """
 
 from collections.abc import Callable
 
+import msgspec
 import structlog
 
-from netloom.api.v1alpha1 import NETLOOM_NODES, AcceptedTunnel, NetloomNode
+from netloom.api.v1alpha1 import NETLOOM_NODES, AcceptedEncapsulation, NetloomNode
 from netloom.runtime.controller import Controller
 from netloom.runtime.errors import Conflict, NotFound
 from netloom.runtime.store import Store
@@ -41,18 +42,23 @@ class AnnouncementReconciler:
         node, wanted = self._nodes.get(key), self._announcement()
         if node is None or wanted is None:
             return
-        tunnels = tuple(
-            AcceptedTunnel(protocol=way.protocol, port=way.port, sending=way in wanted.sends) for way in wanted.accepts
+        said = tuple(
+            AcceptedEncapsulation(protocol=each.protocol, port=each.port, sending=each in wanted.sends)
+            for each in wanted.accepts
         )
-        if tunnels == node.spec.tunnels:
+        if said == node.spec.encapsulations:
             return
         patch = {
             "metadata": {"name": key, "uid": node.metadata.uid},
-            "spec": {"tunnels": [{"protocol": t.protocol, "port": t.port, "sending": t.sending} for t in tunnels]},
+            "spec": {"encapsulations": [msgspec.to_builtins(each) | {"sending": each.sending} for each in said]},
         }
         try:
             stored = await self._api.patch(NETLOOM_NODES, key, patch, kind="apply", field_manager=AGENT)
         except (Conflict, NotFound):
             return  # it was deleted, or re-created: the watch brings the next one
-        log.info("announced", accepts=[str(way) for way in wanted.accepts], sends=sorted(map(str, wanted.sends)))
+        log.info(
+            "announced",
+            accepts=[str(encapsulation) for encapsulation in wanted.accepts],
+            sends=sorted(map(str, wanted.sends)),
+        )
         self._nodes.put(stored)

@@ -1,7 +1,7 @@
 """By which encapsulations (none is one, with native routing) nodes reach each other while a cluster changes from one to
 another, without a lost packet. Pure.
 
-A node announces which encapsulations it accepts, and by which it still sends (`spec.tunnels`). From this and the
+A node announces which encapsulations it accepts, and by which it still sends (`spec.encapsulations`). From this and the
 network's spec every node decides by itself:
 
 - it accepts what the spec wants, what a peer still sends, and what it needs to reach peers that do not accept what the
@@ -18,8 +18,8 @@ from collections.abc import Iterable
 
 import msgspec
 
-from netloom.api.v1alpha1 import AcceptedTunnel, NetloomNode, Routing
-from netloom.kernel.mesh.encapsulation import NATIVE, Way
+from netloom.api.v1alpha1 import AcceptedEncapsulation, NetloomNode, Routing
+from netloom.kernel.mesh.encapsulation import NO_ENCAPSULATION, Encapsulation
 
 _SHARED = 256
 """Different announcements of a cluster's nodes that are remembered; there are few, but during a change."""
@@ -28,57 +28,59 @@ _SHARED = 256
 class Announcement(msgspec.Struct, frozen=True):
     """What a node says of itself. Nothing at all (an agent that has not spoken yet): it is new, and has used none."""
 
-    accepts: tuple[Way, ...] = ()
-    sends: frozenset[Way] = frozenset()
+    accepts: tuple[Encapsulation, ...] = ()
+    sends: frozenset[Encapsulation] = frozenset()
 
 
 def announced(node: NetloomNode) -> Announcement:
     """What the object says. Nodes that say the same share one value: 10,000 of their own are 6 MiB."""
-    return _announcement(node.spec.tunnels)
+    return _announcement(node.spec.encapsulations)
 
 
 @functools.lru_cache(_SHARED)
-def _announcement(tunnels: tuple[AcceptedTunnel, ...]) -> Announcement:
-    accepts = tuple(Way(each.protocol, each.port) for each in tunnels)
-    sends = frozenset(Way(each.protocol, each.port) for each in tunnels if each.sending)
+def _announcement(tunnels: tuple[AcceptedEncapsulation, ...]) -> Announcement:
+    accepts = tuple(Encapsulation(each.protocol, each.port) for each in tunnels)
+    sends = frozenset(Encapsulation(each.protocol, each.port) for each in tunnels if each.sending)
     return Announcement(accepts, sends)
 
 
-_shared_set = functools.lru_cache(_SHARED)(frozenset[Way])
+_shared_set = functools.lru_cache(_SHARED)(frozenset[Encapsulation])
 
 
-def wanted(routing: Routing) -> tuple[Way, ...]:
+def wanted(routing: Routing) -> tuple[Encapsulation, ...]:
     """The encapsulations that the network's spec asks for, the best first."""
-    tunnel = Way(routing.tunnel_protocol, routing.port)
+    tunnel = Encapsulation(routing.tunnel_protocol, routing.port)
     if routing.mode == "tunnel":
         return (tunnel,)
-    return (NATIVE, tunnel) if routing.mode == "hybrid" else (NATIVE,)
+    return (NO_ENCAPSULATION, tunnel) if routing.mode == "hybrid" else (NO_ENCAPSULATION,)
 
 
 @functools.lru_cache(_SHARED)
-def encapsulations_to(accepts: tuple[Way, ...], routing: Routing, *, able: bool = True) -> tuple[Way, ...]:
+def encapsulations_to(
+    accepts: tuple[Encapsulation, ...], routing: Routing, *, able: bool = True
+) -> tuple[Encapsulation, ...]:
     """By which to send to a peer that accepts these, the best first; empty: the network itself leads there.
 
     able: whether this node has all tunnels that the spec wants; one whose kernel refuses goes on with the old.
     """
     wants = wanted(routing)
-    both = tuple(way for way in wants if way in accepts)
+    both = tuple(encapsulation for encapsulation in wants if encapsulation in accepts)
     if accepts and (both != wants or not able):
-        return (*both, *(way for way in accepts if way not in both))
-    return () if wants == (NATIVE,) and not routing.auto_direct_node_routes else wants
+        return (*both, *(encapsulation for encapsulation in accepts if encapsulation not in both))
+    return () if wants == (NO_ENCAPSULATION,) and not routing.auto_direct_node_routes else wants
 
 
 class Needs:
     """Which encapsulations the peers make this node keep. A change of one peer costs one peer."""
 
     def __init__(self) -> None:
-        self._of: dict[str, frozenset[Way]] = {}
-        self._sends: dict[str, frozenset[Way]] = {}
-        self._count: dict[Way, int] = {}
+        self._of: dict[str, frozenset[Encapsulation]] = {}
+        self._sends: dict[str, frozenset[Encapsulation]] = {}
+        self._count: dict[Encapsulation, int] = {}
 
-    def change(self, name: str, ways: tuple[Way, ...], theirs: Announcement) -> None:
-        """The peer is sent to by `ways`, and announces `theirs`."""
-        sends = self._sends[name] = _shared_set(ways)
+    def change(self, name: str, encapsulations: tuple[Encapsulation, ...], theirs: Announcement) -> None:
+        """The peer is sent to in `encapsulations`, and announces `theirs`."""
+        sends = self._sends[name] = _shared_set(encapsulations)
         self._replace(name, sends if theirs.sends <= sends else sends | theirs.sends)
 
     def forget(self, name: str) -> None:
@@ -86,27 +88,27 @@ class Needs:
         self._sends.pop(name, None)
         self._replace(name, frozenset())
 
-    def _replace(self, name: str, new: frozenset[Way]) -> None:
+    def _replace(self, name: str, new: frozenset[Encapsulation]) -> None:
         old = self._of.pop(name, frozenset())
         if new is old:
             self._of[name] = new
             return
         if new:
             self._of[name] = new
-        for way in new - old:
-            self._count[way] = self._count.get(way, 0) + 1
-        for way in old - new:
-            self._count[way] -= 1
-            if not self._count[way]:
-                del self._count[way]
+        for encapsulation in new - old:
+            self._count[encapsulation] = self._count.get(encapsulation, 0) + 1
+        for encapsulation in old - new:
+            self._count[encapsulation] -= 1
+            if not self._count[encapsulation]:
+                del self._count[encapsulation]
 
     @property
-    def encapsulations(self) -> frozenset[Way]:
+    def encapsulations(self) -> frozenset[Encapsulation]:
         """All that a peer sends or has to be sent by."""
         return frozenset(self._count)
 
     @property
-    def sends(self) -> frozenset[Way]:
+    def sends(self) -> frozenset[Encapsulation]:
         """All that a peer is or may be sent by."""
         return frozenset().union(*set(self._sends.values()))
 
@@ -119,8 +121,8 @@ class Leaving(msgspec.Struct):
 
 
 def accepted(
-    routing: Routing, needed: frozenset[Way], leaving: Iterable[Way]
-) -> tuple[tuple[Way, ...], tuple[Way, ...]]:
+    routing: Routing, needed: frozenset[Encapsulation], leaving: Iterable[Encapsulation]
+) -> tuple[tuple[Encapsulation, ...], tuple[Encapsulation, ...]]:
     """Those to keep ready, and of them those to announce: what is leaving is kept for a while, silently."""
     wants = wanted(routing)
     announce = (*wants, *sorted(needed - set(wants)))

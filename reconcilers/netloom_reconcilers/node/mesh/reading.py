@@ -70,7 +70,7 @@ def peer_of(node: NetloomNode, local: LocalNode) -> tuple[Peer | None, tuple[str
         mac=mac_of(name),
         cidrs=tuple(prefixes),
         since=node.metadata.creation_timestamp,
-        ways=encapsulations_to(announced(node).accepts, local.routing, able=local.able),
+        encapsulations=encapsulations_to(announced(node).accepts, local.routing, able=local.able),
         underlay6=underlay6_of(node),
         held=node.metadata.creation_timestamp == HELD,
     )
@@ -122,7 +122,7 @@ def pod_cidrs_of(node: NetloomNode) -> tuple[list[Cidr], list[str]]:
     return prefixes_of(f"NetloomNode {node.metadata.name}", "spec.ipam.podCIDRs", node.spec.ipam.pod_cidrs)
 
 
-def stranded(name: str, node: NetloomNode | None) -> str:
+def unreachable(name: str, node: NetloomNode | None) -> str:
     """A sentence about a peer that can only be reached natively, and is not on a network of this node."""
     if node is not None and not underlay6_of(node) and any(":" in cidr for cidr in node.spec.ipam.pod_cidrs):
         why = "has no IPv6 address of type InternalIP, and native routes to its IPv6 pod CIDRs need one"

@@ -3,7 +3,7 @@
 import pytest
 
 from netloom.kernel.mesh.desired import Desired
-from netloom.kernel.mesh.encapsulation import NATIVE, VXLAN, Way
+from netloom.kernel.mesh.encapsulation import NO_ENCAPSULATION, VXLAN, Encapsulation
 from tests.kernel.conftest import Planes
 from tests.kernel.meshes import here, many, mesh, peer
 from tests.kernel.netns import Namespace
@@ -12,17 +12,20 @@ from tests.kernel.nft import Masquerades, masquerades, masquerading, ours
 __all__ = ["masquerades"]
 
 
-@pytest.mark.parametrize("ways", [(VXLAN,), (NATIVE,), (NATIVE, VXLAN)], ids=str)
+@pytest.mark.parametrize("encapsulations", [(VXLAN,), (NO_ENCAPSULATION,), (NO_ENCAPSULATION, VXLAN)], ids=str)
 async def test_peers_that_are_not_told_stay_and_come_back_for_nothing(
-    node: Namespace, planes: Planes, ways: tuple[Way, ...]
+    node: Namespace, planes: Planes, encapsulations: tuple[Encapsulation, ...]
 ) -> None:
     def told(*numbers: int) -> Desired:
-        return Desired(here(ways=(VXLAN, NATIVE)), [peer(each, f"10.{each}.0.0/24", ways=ways) for each in numbers])
+        return Desired(
+            here(encapsulations=(VXLAN, NO_ENCAPSULATION)),
+            [peer(each, f"10.{each}.0.0/24", encapsulations=encapsulations) for each in numbers],
+        )
 
     await (await planes.open()).apply(told(2, 3, 4))
     before = node.owned()
     assert "10.4.0.0/24" in before
-    plane = await planes.open(spare_unknown=True)
+    plane = await planes.open(retain_unknown=True)
     desired = told()
     report = await plane.apply(desired)
     assert (report.written, plane.unknown > 0, node.owned()) == ({}, True, before)
@@ -37,7 +40,7 @@ async def test_peers_that_are_not_told_stay_and_come_back_for_nothing(
 
 async def test_they_go_once_all_peers_are_known(node: Namespace, planes: Planes) -> None:
     await (await planes.open()).apply(mesh(2, 3))
-    plane = await planes.open(spare_unknown=True)
+    plane = await planes.open(retain_unknown=True)
     await plane.apply(mesh(2))
     assert plane.unknown == 2
     await plane.prune()
@@ -50,7 +53,7 @@ async def test_they_go_once_all_peers_are_known(node: Namespace, planes: Planes)
 
 async def test_a_restart_in_a_whole_world_spares_nothing(node: Namespace, planes: Planes) -> None:
     await (await planes.open()).apply(mesh(2, 3))
-    plane = await planes.open(spare_unknown=True)
+    plane = await planes.open(retain_unknown=True)
     desired = mesh(2, 3)
     assert (await plane.apply(desired)).written == {}
     assert plane.unknown == 0
@@ -73,7 +76,7 @@ async def test_a_restart_in_a_whole_world_spares_nothing(node: Namespace, planes
 )
 async def test_what_a_peer_claims_is_the_peers(node: Namespace, planes: Planes, claimant: object, stays: bool) -> None:
     await (await planes.open()).apply(mesh(2, 3))
-    plane = await planes.open(spare_unknown=True)
+    plane = await planes.open(retain_unknown=True)
     desired = mesh(2)
     await plane.apply(desired)
     assert "10.3.0.0/24" in node.owned()
@@ -85,14 +88,14 @@ async def test_what_a_peer_claims_is_the_peers(node: Namespace, planes: Planes, 
 
 async def test_what_this_node_has_itself_is_its_own(node: Namespace, planes: Planes) -> None:
     await (await planes.open()).apply(mesh(2, 3))
-    plane = await planes.open(spare_unknown=True)
+    plane = await planes.open(retain_unknown=True)
     await plane.apply(Desired(here("node-1", "192.168.7.1", "10.3.0.0", "fd00:3::"), [peer(2)]))
     assert "route 10.3.0.0/24" not in node.owned()
 
 
 async def test_comparisons_and_events_do_not_end_it(node: Namespace, planes: Planes) -> None:
     await (await planes.open()).apply(mesh(2, 3))
-    plane = await planes.open(spare_unknown=True)
+    plane = await planes.open(retain_unknown=True)
     desired = mesh(2)
     await plane.apply(desired)
     node.ip("route replace 10.3.0.0/24 proto 158 nhid 1852653413 mtu 1300")
@@ -107,7 +110,7 @@ async def test_comparisons_and_events_do_not_end_it(node: Namespace, planes: Pla
 
 async def test_it_costs_no_message_at_any_size(node: Namespace, planes: Planes) -> None:
     await (await planes.open()).apply(many(2000))
-    plane = await planes.open(spare_unknown=True)
+    plane = await planes.open(retain_unknown=True)
     assert (await plane.apply(Desired(here()))).written == {}
     assert plane.unknown == 2000
 
@@ -117,7 +120,7 @@ async def test_known_cidrs_of_nodes_that_are_not_told_are_not_masqueraded(
 ) -> None:
     await (await masquerades.open()).apply(masquerading(peers=(2, 3, 4)))
     before = ours(node)
-    masquerade = await masquerades.open(spare_unknown=True)
+    masquerade = await masquerades.open(retain_unknown=True)
     desired = masquerading(peers=())
     report = await masquerade.apply(desired)
     assert (report.written, masquerade.unknown, ours(node)) == ({}, 6, before)
@@ -137,6 +140,6 @@ async def test_masquerading_after_a_restart_in_a_whole_world_spares_nothing(
     node: Namespace, masquerades: Masquerades
 ) -> None:
     await (await masquerades.open()).apply(masquerading())
-    masquerade = await masquerades.open(spare_unknown=True)
+    masquerade = await masquerades.open(retain_unknown=True)
     assert (await masquerade.apply(masquerading())).written == {}
     assert masquerade.unknown == 0

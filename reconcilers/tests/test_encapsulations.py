@@ -19,7 +19,7 @@ from netloom.api.meta import ObjectMeta, Resource
 from netloom.api.v1alpha1 import (
     NETLOOM_NODES,
     NETWORKS,
-    AcceptedTunnel,
+    AcceptedEncapsulation,
     Address,
     NetloomNetwork,
     NetloomNode,
@@ -30,40 +30,42 @@ from netloom.api.v1alpha1 import (
 )
 from netloom.kernel.keeper.report import Report
 from netloom.kernel.mesh.desired import Desired
-from netloom.kernel.mesh.encapsulation import GENEVE, NATIVE, VXLAN, Way
+from netloom.kernel.mesh.encapsulation import GENEVE, NO_ENCAPSULATION, VXLAN, Encapsulation
 from netloom.runtime.store import Store
 from netloom_reconcilers.node import tunnels
 from netloom_reconcilers.node.mesh.announcement import AnnouncementReconciler
 from netloom_reconcilers.node.mesh.encapsulations import Announcement, Needs, accepted, announced, encapsulations_to
 from netloom_reconcilers.node.tunnels import LINGER_SECONDS, TunnelsReconciler
 
-OTHER = Way("vxlan", 8473)
+OTHER = Encapsulation("vxlan", 8473)
 TUNNEL, HYBRID, ROUTER = Routing(), Routing(mode="hybrid"), Routing(mode="native")
 DIRECT = Routing(mode="native", auto_direct_node_routes=True)
 
 
 @pytest.mark.parametrize(
-    ("accepts", "routing", "able", "ways"),
+    ("accepts", "routing", "able", "encapsulations"),
     [
         ((), TUNNEL, True, (VXLAN,)),
         ((VXLAN,), TUNNEL, True, (VXLAN,)),
         ((GENEVE, VXLAN), TUNNEL, True, (VXLAN,)),
         ((GENEVE,), TUNNEL, True, (GENEVE,)),
         ((GENEVE, VXLAN), TUNNEL, False, (VXLAN, GENEVE)),
-        ((NATIVE,), TUNNEL, True, (NATIVE,)),
-        ((), HYBRID, True, (NATIVE, VXLAN)),
+        ((NO_ENCAPSULATION,), TUNNEL, True, (NO_ENCAPSULATION,)),
+        ((), HYBRID, True, (NO_ENCAPSULATION, VXLAN)),
         ((VXLAN,), HYBRID, True, (VXLAN,)),
-        ((NATIVE, GENEVE), HYBRID, True, (NATIVE, GENEVE)),
-        ((), DIRECT, True, (NATIVE,)),
+        ((NO_ENCAPSULATION, GENEVE), HYBRID, True, (NO_ENCAPSULATION, GENEVE)),
+        ((), DIRECT, True, (NO_ENCAPSULATION,)),
         ((VXLAN,), DIRECT, True, (VXLAN,)),
-        ((VXLAN, NATIVE), DIRECT, True, (NATIVE,)),
+        ((VXLAN, NO_ENCAPSULATION), DIRECT, True, (NO_ENCAPSULATION,)),
         ((), ROUTER, True, ()),
         ((VXLAN,), ROUTER, True, (VXLAN,)),
-        ((VXLAN, NATIVE), ROUTER, True, ()),
+        ((VXLAN, NO_ENCAPSULATION), ROUTER, True, ()),
     ],
 )
-def test_ways_to_a_peer(accepts: tuple[Way, ...], routing: Routing, able: bool, ways: tuple[Way, ...]) -> None:
-    assert encapsulations_to(accepts, routing, able=able) == ways
+def test_ways_to_a_peer(
+    accepts: tuple[Encapsulation, ...], routing: Routing, able: bool, encapsulations: tuple[Encapsulation, ...]
+) -> None:
+    assert encapsulations_to(accepts, routing, able=able) == encapsulations
 
 
 def test_a_way_is_kept_while_a_peer_sends_by_it_or_takes_nothing_else() -> None:
@@ -83,37 +85,50 @@ def test_a_way_is_kept_while_a_peer_sends_by_it_or_takes_nothing_else() -> None:
 class Kernel:
     """In the place of a Dataplane: has every device that it is asked for and can make."""
 
-    def __init__(self, cannot: frozenset[Way]) -> None:
+    def __init__(self, cannot: frozenset[Encapsulation]) -> None:
         self._cannot = cannot
-        self._ways: tuple[Way, ...] = ()
+        self._ways: tuple[Encapsulation, ...] = ()
         self._loose = False
-        self.peers: dict[str, tuple[Way, ...]] = {}
-        self.traffic: dict[Way, int] = {}
+        self.peers: dict[str, tuple[Encapsulation, ...]] = {}
+        self.traffic: dict[Encapsulation, int] = {}
         self.unknown = 0
 
     @property
-    def tunnels(self) -> tuple[Way, ...]:
-        return tuple(sorted(way for way in self._ways if way.is_tunnel))
+    def tunnels(self) -> tuple[Encapsulation, ...]:
+        return tuple(sorted(encapsulation for encapsulation in self._ways if encapsulation.is_tunnel))
 
     @property
-    def takes(self) -> set[Way]:
+    def takes(self) -> set[Encapsulation]:
         """What comes natively is taken for ever after: the reverse path filter stays loose until `cleanup`."""
-        return {*self._ways, NATIVE} if self._loose else set(self._ways)
+        return {*self._ways, NO_ENCAPSULATION} if self._loose else set(self._ways)
 
-    def sends_to(self, peer: str) -> Way | None:
+    def sends_to(self, peer: str) -> Encapsulation | None:
         """By which way; None: it has no way that works. No route of ours is the network's own."""
-        ways = self.peers[peer]
-        return next((way for way in ways if way in self._ways or way == NATIVE), None) if ways else NATIVE
+        encapsulations = self.peers[peer]
+        return (
+            next(
+                (
+                    encapsulation
+                    for encapsulation in encapsulations
+                    if encapsulation in self._ways or encapsulation == NO_ENCAPSULATION
+                ),
+                None,
+            )
+            if encapsulations
+            else NO_ENCAPSULATION
+        )
 
     async def apply(self, desired: Desired) -> Report:
         assert desired.node is not None
-        self._ways = tuple(way for way in desired.node.ways if way not in self._cannot)
-        self._loose = self._loose or NATIVE in self._ways
-        self.peers = {name: peer.ways for name, peer in desired.peers.items()}
+        self._ways = tuple(
+            encapsulation for encapsulation in desired.node.encapsulations if encapsulation not in self._cannot
+        )
+        self._loose = self._loose or NO_ENCAPSULATION in self._ways
+        self.peers = {name: peer.encapsulations for name, peer in desired.peers.items()}
         return Report(tunnels=self.tunnels)
 
-    async def received(self, way: Way) -> int:
-        return self.traffic.get(way, 0)
+    async def received(self, encapsulation: Encapsulation) -> int:
+        return self.traffic.get(encapsulation, 0)
 
 
 class Server:
@@ -133,8 +148,8 @@ class Server:
         kind: Literal["merge", "apply"] = "merge",
         field_manager: str = "",
     ) -> Any:
-        said = tuple(msgspec.convert(each, AcceptedTunnel) for each in patch["spec"]["tunnels"])
-        spec = msgspec.structs.replace(self.nodes[name].spec, tunnels=said)
+        said = tuple(msgspec.convert(each, AcceptedEncapsulation) for each in patch["spec"]["encapsulations"])
+        spec = msgspec.structs.replace(self.nodes[name].spec, encapsulations=said)
         self.nodes[name] = msgspec.structs.replace(self.nodes[name], spec=spec)
         return self.nodes[name]
 
@@ -142,7 +157,7 @@ class Server:
 class Member:
     """One node: its caches, its reconcilers, its kernel."""
 
-    def __init__(self, name: str, server: Server, cannot: frozenset[Way]) -> None:
+    def __init__(self, name: str, server: Server, cannot: frozenset[Encapsulation]) -> None:
         self.kernel = Kernel(cannot)
         self.networks: Store[NetloomNetwork] = Store(NETWORKS)
         self.nodes: Store[NetloomNode] = Store(NETLOOM_NODES)
@@ -183,7 +198,7 @@ class Cluster(RuleBasedStateMachine):
         self.routing = first
         self.members = {}
         for name in NAMES:
-            cannot = frozenset({GENEVE}) if lame and name == "c" else frozenset[Way]()
+            cannot = frozenset({GENEVE}) if lame and name == "c" else frozenset[Encapsulation]()
             self.members[name] = Member(name, self.server, cannot)
         for name in NAMES:
             self.notice(name)
@@ -234,9 +249,9 @@ class Cluster(RuleBasedStateMachine):
         self.now += LINGER_SECONDS + 1
         for one in NAMES:
             for other in NAMES:
-                if one != other and (way := self.members[one].kernel.sends_to(other)) is not None:
+                if one != other and (encapsulation := self.members[one].kernel.sends_to(other)) is not None:
                     kernel = self.members[other].kernel
-                    kernel.traffic[way] = kernel.traffic.get(way, 0) + 1
+                    kernel.traffic[encapsulation] = kernel.traffic.get(encapsulation, 0) + 1
 
     def hear_all(self, name: str) -> None:
         for about in NAMES:
@@ -250,9 +265,11 @@ class Cluster(RuleBasedStateMachine):
         for one in NAMES:
             for other in NAMES:
                 if one != other and other in self.members[one].kernel.peers:
-                    way = self.members[one].kernel.sends_to(other)
+                    encapsulation = self.members[one].kernel.sends_to(other)
                     takes = self.members[other].kernel.takes
-                    assert way in takes, f"{one} sends to {other} by {way}, which takes {sorted(map(str, takes))}"
+                    assert encapsulation in takes, (
+                        f"{one} sends to {other} by {encapsulation}, which takes {sorted(map(str, takes))}"
+                    )
 
     def settles(self) -> None:
         """With nothing more changing, all end with what the spec wants, and nothing else."""
@@ -264,9 +281,9 @@ class Cluster(RuleBasedStateMachine):
             self.wait()
             self.who_is_sent_to_takes_it()
         wants = {
-            "tunnel": {Way(self.routing.tunnel_protocol, self.routing.port)},
-            "native": {NATIVE},
-            "hybrid": {NATIVE, VXLAN},
+            "tunnel": {Encapsulation(self.routing.tunnel_protocol, self.routing.port)},
+            "native": {NO_ENCAPSULATION},
+            "hybrid": {NO_ENCAPSULATION, VXLAN},
         }[self.routing.mode]
         if self.lame and GENEVE in wants:
             assert all(announced(self.server.nodes[name]).accepts for name in NAMES)
@@ -274,7 +291,7 @@ class Cluster(RuleBasedStateMachine):
         for name in NAMES:
             said = announced(self.server.nodes[name])
             assert set(said.accepts) == wants, name
-            assert set(self.members[name].kernel.tunnels) == wants - {NATIVE}, name
+            assert set(self.members[name].kernel.tunnels) == wants - {NO_ENCAPSULATION}, name
 
 
 def bare(number: int, name: str) -> NetloomNode:
