@@ -14,7 +14,7 @@ from netloom.api.extensions import DEFINITIONS, CustomResourceDefinition
 from netloom.api.meta import Object, ObjectMeta
 from netloom.runtime.client import Api
 from netloom.runtime.store import Store
-from netloom.runtime.watch import ListWatch, WatchTiming
+from netloom.runtime.watch import ListWatch, Timing
 
 log = structlog.get_logger(__name__)
 
@@ -34,7 +34,7 @@ class OptionalWatch(Generic[T]):
         *,
         changed: Callable[[T, T], bool] | None = None,
         trim: Callable[[T], T] | None = None,
-        timing: WatchTiming | None = None,
+        timing: Timing | None = None,
     ) -> None:
         self._api = api
         self._store = store

@@ -48,7 +48,7 @@ BAD_STREAMS = 3
 """Streams that break at the same position before it is given up for a list."""
 
 
-class WatchTiming(msgspec.Struct, frozen=True):
+class Timing(msgspec.Struct, frozen=True):
     """Delays in seconds. The defaults are for production and roles of few replicas; tests shorten them."""
 
     inactivity: float = 150.0
@@ -70,7 +70,7 @@ class WatchTiming(msgspec.Struct, frozen=True):
     """A stream that was cut counts as an outage only if the last list is this old."""
 
 
-EVERY_NODE = WatchTiming(cap=30.0, verify=(0.018, 90.0), relist=600.0)
+EVERY_NODE = Timing(cap=30.0, verify=(0.018, 90.0), relist=600.0)
 """For the role that runs on every node: 5,000 of them must not come back in one second, nor list in one, nor list for
 each connection that a load balancer cuts."""
 
@@ -99,7 +99,7 @@ class ListWatch(Generic[T]):
         label_selector: str = "",
         changed: Callable[[T, T], bool] | None = None,
         trim: Callable[[T], T] | None = None,
-        timing: WatchTiming | None = None,
+        timing: Timing | None = None,
         event_limit: int = stream.EVENT_LIMIT,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
@@ -109,7 +109,7 @@ class ListWatch(Generic[T]):
         self._chosen = _Chosen(namespace=namespace, field_selector=field_selector, label_selector=label_selector)
         self._changed = changed
         self._trim = trim
-        self._timing = timing or WatchTiming()
+        self._timing = timing or Timing()
         self._event_limit = event_limit
         self._sleep = sleep
         self._backoff = Backoff(self._timing.base, self._timing.cap)

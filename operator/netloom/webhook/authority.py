@@ -22,7 +22,8 @@ from netloom.runtime.backoff import Backoff
 from netloom.runtime.client import Api
 from netloom.runtime.errors import AlreadyExists, ApiError, Conflict
 from netloom.runtime.store import Store
-from netloom.runtime.watch import ListWatch, WatchTiming
+from netloom.runtime.watch import ListWatch
+from netloom.runtime.watch import Timing as WatchTiming
 from netloom.webhook import certificates, metrics
 from netloom.webhook.certificates import CA, ServingCertificate
 from netloom.webhook.configuration import Configuration
