@@ -370,8 +370,8 @@ class Mesh:
 
     def retain_unknown(self, among: Collection[RouteKey], own: Collection[Address]) -> None:
         """Of these routes leave alone what no peer explains: those to pod CIDRs that neither a peer nor this node (with
-        the `own` network addresses) claims, by nexthops that no peer has, to addresses that are no peer's; and with them
-        their nexthops and neighbours."""
+        the `own` network addresses) claims, by nexthops that no peer has, to addresses that are no peer's, and
+        with them their nexthops and neighbours."""
         routes = {key for key in among if key not in self.routes.desired and self._unknown(key, own)}
         ids = {self.routes.kernel[key].nexthop for key in routes}
         nexthops = [self.nexthops.kernel[identity] for identity in ids]
