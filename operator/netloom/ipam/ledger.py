@@ -22,6 +22,8 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import NamedTuple
 
+from netloom.api.meta import ObjectMeta
+from netloom.api.v1alpha1 import LedgerSpec, NetloomLedger
 from netloom.cidr import Cidr, CidrError
 from netloom.ipam.ledger_range import ledger_name, ledger_range_of
 
@@ -98,7 +100,20 @@ def unmarked(entry: Entry, gone: Collection[Mark]) -> Entry:
     return Entry(entry.node, tuple(mark for mark in entry.marks if mark not in gone))
 
 
-def encode(ledger: Ledger) -> str:
+def encode(ledger: Ledger, version: str) -> NetloomLedger:
+    """The object that holds a ledger, to be written at `version` ("": to be created)."""
+    return NetloomLedger(
+        metadata=ObjectMeta(name=ledger.name, resource_version=version),
+        spec=LedgerSpec(
+            mode=ledger.mode,  # type: ignore[arg-type]
+            region=str(ledger.range),
+            used=len(ledger.entries),
+            entries=text_of(ledger),
+        ),
+    )
+
+
+def text_of(ledger: Ledger) -> str:
     """The wire form; equal ledgers give equal text."""
     lines = [f"netloom-ledger/1 epoch={ledger.epoch}"]
     for cidr in sorted(ledger.entries):
@@ -110,17 +125,18 @@ def encode(ledger: Ledger) -> str:
     return "\n".join(lines) + "\n"
 
 
-def decode(name: str, ledger_range: str, mode: str, used: int, text: str) -> Ledger:
-    """The ledger that object `name` holds. Raises LedgerError: the object, and what is wrong with it."""
+def decode(obj: NetloomLedger) -> Ledger:
+    """The ledger that an object holds. Raises LedgerError: the object, and what is wrong with it."""
+    name, region, mode, used = obj.metadata.name, obj.spec.region, obj.spec.mode, obj.spec.used
     try:
-        cidr = Cidr.parse(ledger_range)
+        cidr = Cidr.parse(region)
         if ledger_range_of(cidr) != cidr:
-            raise CidrError(f"{ledger_range} is not a region")
+            raise CidrError(f"{region} is not a region")
     except CidrError as error:
         raise LedgerError(name, f"spec.region: {error}") from error
     if ledger_name(cidr) != name:
-        raise LedgerError(name, f"spec.region {ledger_range} belongs to {ledger_name(cidr)}")
-    header, *lines = text.split("\n")
+        raise LedgerError(name, f"spec.region {region} belongs to {ledger_name(cidr)}")
+    header, *lines = obj.spec.entries.split("\n")
     match = _HEADER.fullmatch(header)
     if match is None:
         raise LedgerError(name, f"spec.entries begins with {header[:60]!r}, not with a header of this version")

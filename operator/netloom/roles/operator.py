@@ -25,8 +25,8 @@ from netloom.runtime.leader import LeaderElector
 from netloom.runtime.manager import Manager, crash_sentence
 from netloom.runtime.startup import follow_api_server
 from netloom.runtime.terms import Terms
-from netloom_reconcilers.cluster.allocation.feature import AllocationFeature
-from netloom_reconcilers.cluster.allocation.stores import netloom_node_changed, node_changed
+from netloom_reconcilers.cluster.allocation.incarnation import netloom_node_changed, node_changed
+from netloom_reconcilers.cluster.allocation.term import AllocationFeature
 from netloom_reconcilers.features import chosen
 from netloom_reconcilers.features.cluster import ClusterContext, ClusterFeature, Work
 

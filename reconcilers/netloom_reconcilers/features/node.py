@@ -8,11 +8,12 @@ it is made with; making it reads and writes nothing.
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple
 
 from prometheus_client.core import CounterMetricFamily, Metric
 
 from netloom.api.v1alpha1 import NETLOOM_NODES, NETWORKS, NetloomNetwork, NetloomNode
+from netloom.kernel.keeper.keeper import Keeper
 from netloom.kernel.keeper.report import Failure, PlannedChange
 from netloom.runtime.client import Api
 from netloom.runtime.errors import ConfigError
@@ -22,29 +23,6 @@ from netloom_reconcilers.features import Caches
 from netloom_reconcilers.features.kernel import KernelReconciler, Obstacle
 from netloom_reconcilers.node.known.own_node import RECORD, OwnNode
 from netloom_reconcilers.node.known.peers import Peers
-
-
-class KernelKeeper(Protocol):
-    """Keeps kernel state as it was told, as `Dataplane` and `Masquerade` do: their docstrings are the contract. A
-    report has at least `failures`, `written` (requests by message) and `repaired`."""
-
-    @property
-    def report(self) -> Any: ...
-
-    @property
-    def unknown(self) -> int: ...
-
-    async def open(self) -> None: ...
-
-    async def close(self) -> None: ...
-
-    async def run(self) -> None: ...
-
-    async def prune(self) -> None: ...
-
-    async def plan(self, desired: Any) -> list[PlannedChange]: ...
-
-    async def cleanup(self) -> Any: ...
 
 
 class Readiness(NamedTuple):
@@ -106,7 +84,7 @@ class NodeFeature:
 
     name: ClassVar[str]
     condition: ClassVar[str] = ""
-    keeper: KernelKeeper | None = None
+    keeper: Keeper[Any, Any] | None = None
 
     def __init__(self, context: NodeContext) -> None:
         self.context = context
@@ -155,12 +133,10 @@ class NodeFeature:
 
 
 class KernelFeature(NodeFeature):
-    """A feature that is a keeper, and a reconciler that says what is to be in it. `nothing`: the desired state
-    without any object."""
+    """A feature that is a keeper, and a reconciler that says what is to be in it."""
 
-    keeper: KernelKeeper
+    keeper: Keeper[Any, Any]
     reconciler: KernelReconciler
-    nothing: Callable[[], Any]
 
     @property
     def applied(self) -> bool:
@@ -185,7 +161,7 @@ class KernelFeature(NodeFeature):
 
     async def cleanup(self) -> tuple[list[PlannedChange], Sequence[Failure]]:
         """All that the keeper owns."""
-        removed = await self.keeper.plan(self.nothing())
+        removed = await self.keeper.plan(self.keeper.nothing())
         return removed, (await self.keeper.cleanup()).failures
 
 

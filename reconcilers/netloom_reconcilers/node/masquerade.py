@@ -61,7 +61,6 @@ class MasqueradeFeature(KernelFeature):
     """Which of this node's packets get its own address, in a table of nftables."""
 
     name = "masquerade"
-    nothing = Masquerading
 
     def __init__(self, context: NodeContext) -> None:
         super().__init__(context)

@@ -38,7 +38,6 @@ class TunnelsFeature(KernelFeature):
     """The mesh: its entries in the kernel, and the announcement of what this node accepts."""
 
     name = "tunnels"
-    nothing = Desired
 
     def __init__(self, context: NodeContext) -> None:
         super().__init__(context)

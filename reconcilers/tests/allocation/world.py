@@ -27,7 +27,7 @@ from netloom.runtime.store import Store
 from netloom.runtime.wire import encode
 from netloom_reconcilers.cluster.allocation import node_objects
 from netloom_reconcilers.cluster.allocation.commit_queue import BatchPolicy
-from netloom_reconcilers.cluster.allocation.stores import Stores, netloom_node_changed, node_changed
+from netloom_reconcilers.cluster.allocation.incarnation import Stores, netloom_node_changed, node_changed
 from netloom_reconcilers.cluster.allocation.term import Allocation, Concurrency
 from tests.allocation.server import Event, Json, ModelServer, Request
 from tests.allocation.virtual import VirtualClock, VirtualLoop

@@ -14,11 +14,11 @@ from typing import TypeVar
 import structlog
 
 from netloom.cidr import Cidr
-from netloom.ipam.allocator import Allocator
 from netloom.ipam.plan import BlockRequest, Decision, Deferred, Grant, Plan, Release
 from netloom.runtime.backoff import Backoff
 from netloom.runtime.errors import ApiError
-from netloom_reconcilers.cluster.allocation.events import BlocksFreed, Changed, Channel
+from netloom_reconcilers.cluster.allocation.events import BlocksFreed, Changed
+from netloom_reconcilers.cluster.allocation.incarnation import Incarnation, Member
 from netloom_reconcilers.cluster.allocation.ledger_reader import LedgerReader
 from netloom_reconcilers.cluster.allocation.ledger_writer import LedgerWriter, Trouble
 from netloom_reconcilers.cluster.allocation.lock import LockError, ModeLock
@@ -48,29 +48,20 @@ class BatchPolicy:
     """Back-off while the API server cannot be read: first delay, longest delay."""
 
 
-class CommitQueue:
+class CommitQueue(Member):
     """Takes requests of nodes for the one task `run`, which must run meanwhile."""
 
     def __init__(
-        self,
-        allocator: Allocator,
-        lock: ModeLock,
-        reader: LedgerReader,
-        writer: LedgerWriter,
-        channel: Channel,
-        clock: Callable[[], float],
-        policy: BatchPolicy,
+        self, incarnation: Incarnation, lock: ModeLock, reader: LedgerReader, writer: LedgerWriter, policy: BatchPolicy
     ) -> None:
+        super().__init__(incarnation)
         self.trouble: Trouble | None = None
         """Why the last batch could not be committed."""
         self.loaded = asyncio.Event()
         """All ledgers were read, and the lock says what is in use."""
-        self._allocator = allocator
         self._lock = lock
         self._reader = reader
         self._writer = writer
-        self._channel = channel
-        self._clock = clock
         self._policy = policy
         self._requests: dict[str, tuple[BlockRequest, asyncio.Future[Decision]]] = {}
         self._releases: dict[tuple[str, Cidr], tuple[Release, asyncio.Future[bool]]] = {}
@@ -126,7 +117,7 @@ class CommitQueue:
         # The lock before the nodes: where it was lost, they would be judged by a mode that is not the one in force.
         await self._recover()
         self.loaded.set()
-        self._channel.publish(Changed.LEDGERS)
+        self._publish(Changed.LEDGERS)
         self.wake()
         try:
             while True:
@@ -193,9 +184,9 @@ class CommitQueue:
                 answer_of_release.set_result(key in freed)
         ENTRIES.labels("freed").inc(len(freed))
         if freed:
-            self._channel.publish(BlocksFreed(len(freed)))
+            self._publish(BlocksFreed(len(freed)))
         if plan.edits:
-            self._channel.publish(Changed.LEDGERS)
+            self._publish(Changed.LEDGERS)
         self._schedule_tidy()
         if not requests and not self._allocator.in_use():
             await self._writer.clear_lock()

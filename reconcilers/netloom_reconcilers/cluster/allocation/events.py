@@ -1,6 +1,6 @@
 """What the parts of the allocation tell, without knowing whom: `Allocation` decides who does something about it."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum, auto
 
@@ -33,19 +33,3 @@ class Changed(Enum):
 
 
 Event = NodesAffected | BlocksFreed | Changed
-
-
-class Channel:
-    """Tells its subscribers of each event at once, as a `Store` does: they only queue keys and take notes."""
-
-    def __init__(self) -> None:
-        self._subscribers: list[Callable[[Event], None]] = []
-
-    def subscribe(self, fn: Callable[[Event], None]) -> None:
-        """From now on `fn(event)` for every event."""
-        self._subscribers.append(fn)
-
-    def publish(self, event: Event) -> None:
-        """Something happened."""
-        for fn in self._subscribers:
-            fn(event)

@@ -15,8 +15,9 @@ from netloom.api.core import Node
 from netloom.api.v1alpha1 import NETLOOM_NODES, Address, NetloomNode
 from netloom.cidr import Address as Packed
 from netloom.cidr import CidrError, parse_address
-from netloom.runtime.store import Store, Unsubscribe
-from netloom_reconcilers.cluster.allocation.events import Channel, NodesAffected
+from netloom.runtime.store import Unsubscribe
+from netloom_reconcilers.cluster.allocation.events import NodesAffected
+from netloom_reconcilers.cluster.allocation.incarnation import Incarnation, Member
 from netloom_reconcilers.cluster.allocation.metrics import ADDRESSES_KEPT
 from netloom_reconcilers.cluster.allocation.node_objects import MAX_ADDRESSES, addresses_of
 from netloom_reconcilers.conditions import Conditions
@@ -48,13 +49,13 @@ class NodeAddresses(msgspec.Struct, frozen=True):
         return " ".join(found)
 
 
-class LastKnownAddresses:
+class LastKnownAddresses(Member):
     """Follows the Nodes' addresses. A node is affected when another one reports the address that was kept for it."""
 
-    def __init__(self, nodes: Store[Node], conditions: Conditions, channel: Channel) -> None:
-        self._nodes = nodes
+    def __init__(self, incarnation: Incarnation, conditions: Conditions) -> None:
+        """`conditions`: of a field manager that applies no other."""
+        super().__init__(incarnation)
         self._conditions = conditions
-        self._channel = channel
         self._reporting: dict[Packed, set[str]] = {}
         self._kept: dict[str, frozenset[Packed]] = {}
         self._keepers: dict[Packed, set[str]] = {}
@@ -95,12 +96,12 @@ class LastKnownAddresses:
         self._note(name, known.kept)
         loss = known.loss(name)
         if loss:
-            return await self._conditions.set(NETLOOM_NODES, obj, CONDITION, "False", "InternalIPLost", loss)
+            return await self._conditions.set(NETLOOM_NODES, obj, CONDITION, False, "InternalIPLost", loss)
         told = any(each.type == CONDITION and each.status != "True" for each in obj.status.conditions)
         if not told or not any(each.type == "InternalIP" for each in known.addresses):
             return None
         message = f"Node {name} reports its addresses."
-        return await self._conditions.set(NETLOOM_NODES, obj, CONDITION, "True", "InternalIPReported", message)
+        return await self._conditions.set(NETLOOM_NODES, obj, CONDITION, True, "InternalIPReported", message)
 
     def _note(self, name: str, addresses: tuple[Address, ...]) -> None:
         """These are kept for this node now."""
@@ -117,7 +118,7 @@ class LastKnownAddresses:
             self._note(key, ())
         keepers = {name for number in after - before for name in self._keepers.get(number, ()) if name != key}
         if keepers:
-            self._channel.publish(NodesAffected(keepers))
+            self._publish(NodesAffected(keepers))
 
 
 def _move(index: dict[Packed, set[str]], name: str, before: frozenset[Packed], after: frozenset[Packed]) -> None:

@@ -21,16 +21,13 @@ from netloom.api.v1alpha1 import (
     NETWORKS,
     ClusterPool,
     NetloomNetwork,
-    NetloomNode,
 )
 from netloom.cidr import CidrError
-from netloom.ipam.ledger import LedgerError
+from netloom.ipam.ledger import LedgerError, decode
 from netloom.ipam.ledger_range import cover, ledger_range_from_name
 from netloom.runtime.errors import Conflict, NotFound
-from netloom.runtime.store import Store
-from netloom_reconcilers.cluster.allocation.ledger_objects import decode
+from netloom_reconcilers.cluster.allocation.incarnation import Incarnation, Member
 from netloom_reconcilers.cluster.allocation.metrics import WRITES
-from netloom_reconcilers.writes import Requests
 
 log = structlog.get_logger(__name__)
 
@@ -52,13 +49,11 @@ class LockError(Exception):
         return self.message
 
 
-class ModeLock:
+class ModeLock(Member):
     """Writes `status.ipam` and the finalizer of the one NetloomNetwork."""
 
-    def __init__(self, api: Requests, networks: Store[NetloomNetwork], nodes: Store[NetloomNode]) -> None:
-        self._api = api
-        self._networks = networks
-        self._nodes = nodes
+    def __init__(self, incarnation: Incarnation) -> None:
+        super().__init__(incarnation)
         self._writing = asyncio.Lock()
 
     @property
@@ -166,7 +161,7 @@ class ModeLock:
             if content.mode:
                 listed.add(name)
                 modes.setdefault(content.mode, f"NetloomLedger {name}")
-        for node in self._nodes.values():
+        for node in self._netloom_nodes.values():
             if node.spec.ipam.pod_cidrs and node.spec.ipam.mode:
                 modes.setdefault(node.spec.ipam.mode, f"NetloomNode {node.metadata.name}")
         if len(modes) > 1:
@@ -178,18 +173,16 @@ class ModeLock:
 
     async def _write(self, network: NetloomNetwork, mode: str, ledgers: list[str], epoch: int) -> bool:
         """False where somebody else wrote first; the next try sees the newer version."""
-        try:
-            if mode:
-                network = await self._set_finalizer(network, present=True)
-        except (Conflict, NotFound):
-            await self._refresh()
-            return False
         ipam: dict[str, object] = {"mode": mode, "shards": ledgers, "regions": _ranges(ledgers), "epoch": epoch}
-        return await self._write_status(network, ipam if mode else {**ipam, "inUse": None})
+        if not mode:
+            return await self._write_status(network, {**ipam, "inUse": None})
+        return await self._write_status(network, ipam, finalizer=True)
 
-    async def _write_status(self, network: NetloomNetwork, ipam: dict[str, object]) -> bool:
-        """Merges into status.ipam; False where somebody else wrote first."""
+    async def _write_status(self, network: NetloomNetwork, ipam: dict[str, object], *, finalizer: bool = False) -> bool:
+        """Merges into status.ipam, after the finalizer was set; False where somebody else wrote first."""
         try:
+            if finalizer:
+                network = await self._set_finalizer(network, present=True)
             await self._patch(network, {"status": {"ipam": ipam}}, "status")
         except (Conflict, NotFound):
             await self._refresh()

@@ -22,7 +22,7 @@ What went while this node's own object or the network was missing stays until it
 import random
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 import structlog
@@ -30,14 +30,14 @@ import structlog
 from netloom.api.core import NODES
 from netloom.api.events import ObjectReference
 from netloom.api.v1alpha1 import NETWORK_NAME, NetloomNetwork, NetloomNode
+from netloom.kernel.keeper.keeper import Keeper
 from netloom.runtime.backoff import Backoff
 from netloom.runtime.client import Api
 from netloom.runtime.controller import Controller
 from netloom.runtime.errors import ApiError, NotFound, Unavailable
+from netloom.runtime.events import EventRecorder
 from netloom.runtime.store import Store, version_of
 from netloom.runtime.watch import ListWatch
-from netloom_reconcilers.conditions import Recorder
-from netloom_reconcilers.features.node import KernelKeeper
 from netloom_reconcilers.node.known.peers import Peers, is_owned, is_whole
 
 log = structlog.get_logger(__name__)
@@ -130,11 +130,11 @@ class Departures:
         networks: Store[NetloomNetwork],
         nodes: Store[NetloomNode],
         peers: Peers,
-        keepers: Sequence[KernelKeeper],
+        keepers: Sequence[Keeper[Any, Any]],
         lookup: NodeLookup | None = None,
         watch: ListWatch[NetloomNode] | None = None,
         *,
-        events: Recorder | None = None,
+        events: EventRecorder | None = None,
         delays: Delays | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -310,7 +310,7 @@ class Departures:
 class Notice:
     """Since when something stays, and who was told."""
 
-    def __init__(self, own: str, events: Recorder | None, delays: Delays, clock: Callable[[], float]) -> None:
+    def __init__(self, own: str, events: EventRecorder | None, delays: Delays, clock: Callable[[], float]) -> None:
         self.since: float | None = None
         self._node = ObjectReference(api_version="v1", kind="Node", name=own, uid=own)  # as the kubelet refers to it
         self._events = events
