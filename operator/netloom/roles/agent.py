@@ -145,8 +145,8 @@ class Agent(Collector):
             NodeLookup(api) if api is not None else None,
             found.watch(NETLOOM_NODES),
             events=events,
+            on_change=self._changed,
         )
-        self.departures.on_change = self._changed
         self._conditions: list[NodeStatusReconciler] = []
         found.add_to(self.manager)
         for feature in self.features:

@@ -136,7 +136,12 @@ class KernelFeature(NodeFeature):
     """A feature that is a keeper, and a reconciler that says what is to be in it."""
 
     keeper: Keeper[Any, Any]
-    reconciler: KernelReconciler
+
+    def __init__(self, context: NodeContext, keeper: Keeper[Any, Any], reconciler: type[KernelReconciler]) -> None:
+        super().__init__(context)
+        self.keeper = keeper
+        self.reconciler = reconciler(context.node_name, context.networks, context.peers, keeper, context.own)
+        self.reconciler.on_change = context.changed
 
     @property
     def applied(self) -> bool:

@@ -8,18 +8,16 @@ from collections.abc import Iterable, Mapping, Sequence
 import structlog
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
-from netloom.api.v1alpha1 import NETWORK_NAME, NetloomNetwork, NetloomNode, NetworkSpec
+from netloom.api.v1alpha1 import NETWORK_NAME, NetloomNode, NetworkSpec
 from netloom.cidr import Cidr
 from netloom.kernel.errors import KernelUnsupported, NotPermitted
 from netloom.kernel.keeper.report import Failure, MasqueradeReport, PlannedChange
 from netloom.kernel.masquerade.masquerade import Masquerade
 from netloom.kernel.masquerade.sets import MasqueradeRules, Masquerading
 from netloom.runtime.manager import Run
-from netloom.runtime.store import Store
 from netloom_reconcilers.features.kernel import KernelReconciler
 from netloom_reconcilers.features.node import KernelFeature, NodeContext, written_metric
-from netloom_reconcilers.node.known.own_node import OwnNode
-from netloom_reconcilers.node.known.peers import Nodes, prefixes_of
+from netloom_reconcilers.node.known.peers import prefixes_of
 from netloom_reconcilers.node.mesh.reading import missing
 
 log = structlog.get_logger(__name__)
@@ -61,15 +59,11 @@ class MasqueradeFeature(KernelFeature):
     """Which of this node's packets get its own address, in a table of nftables."""
 
     name = "masquerade"
+    keeper: Masquerade
 
     def __init__(self, context: NodeContext) -> None:
-        super().__init__(context)
-        node_name, spare = context.node_name, context.retain_unknown
-        self.keeper: Masquerade = Masquerade(on_report=lambda report: context.changed(), retain_unknown=spare)
-        self.reconciler: MasqueradeReconciler = MasqueradeReconciler(
-            node_name, context.networks, context.peers, self.keeper, context.own
-        )
-        self.reconciler.on_change = context.changed
+        keeper = Masquerade(on_report=lambda report: context.changed(), retain_unknown=context.retain_unknown)
+        super().__init__(context, keeper, MasqueradeReconciler)
 
     def components(self) -> Mapping[str, Run]:
         """The reconciler, and the kernel's side."""
@@ -117,22 +111,13 @@ class MasqueradeFeature(KernelFeature):
 class MasqueradeReconciler(KernelReconciler):
     """Hands what is to be masqueraded to the kernel side."""
 
-    def __init__(
-        self,
-        node_name: str,
-        networks: Store[NetloomNetwork],
-        nodes: Nodes,
-        masquerade: Masquerade,
-        own: OwnNode,
-    ) -> None:
-        super().__init__("masquerade", node_name, networks, nodes, own)
-        self._masquerade = masquerade
-        self._desired = Masquerading()
+    name = "masquerade"
+    _desired: Masquerading
 
     async def _apply(self) -> None:
         desired = self.desired()
         if desired is not None:
-            report = await self._masquerade.apply(desired)
+            report = await self._keeper.apply(desired)
             self._is_in_place(families=report.families)
 
     def desired(self) -> Masquerading | None:

@@ -38,19 +38,18 @@ class TunnelsFeature(KernelFeature):
     """The mesh: its entries in the kernel, and the announcement of what this node accepts."""
 
     name = "tunnels"
+    keeper: Dataplane
+    reconciler: "TunnelsReconciler"
 
     def __init__(self, context: NodeContext) -> None:
-        super().__init__(context)
-        node_name, run_dir, spare = context.node_name, context.run_dir, context.retain_unknown
-        self.keeper: Dataplane = Dataplane(run_directory=run_dir, on_report=self._reported, retain_unknown=spare)
-        self.reconciler: TunnelsReconciler = TunnelsReconciler(
-            node_name, context.networks, context.peers, self.keeper, context.own
+        keeper = Dataplane(
+            run_directory=context.run_dir, on_report=self._reported, retain_unknown=context.retain_unknown
         )
-        self.reconciler.on_change = context.changed
+        super().__init__(context, keeper, TunnelsReconciler)
         self._announcement: AnnouncementReconciler | None = None
         if context.api is not None:
             self._announcement = AnnouncementReconciler(
-                node_name, context.nodes, context.api, lambda: self.reconciler.announcement
+                context.node_name, context.nodes, context.api, lambda: self.reconciler.announcement
             )
 
     def _reported(self, report: Report) -> None:
@@ -107,18 +106,20 @@ class TunnelsReconciler(KernelReconciler):
     `announcement` is what the node may say of itself, once what it says is so in the kernel.
     """
 
+    name = "tunnels"
+    _keeper: Dataplane
+    _desired: Desired
+
     def __init__(
         self,
         node_name: str,
         networks: Store[NetloomNetwork],
         nodes: Nodes,
-        dataplane: Dataplane,
+        keeper: Dataplane,
         own: OwnNode | None = None,
     ) -> None:
-        super().__init__("tunnels", node_name, networks, nodes, own)
+        super().__init__(node_name, networks, nodes, keeper, own)
         self.announcement: Announcement | None = None
-        self._dataplane = dataplane
-        self._desired = Desired()
         self._needs = Needs()
         self._leaving: dict[Encapsulation, Leaving] = {}
         self._local = LocalNode()
@@ -129,7 +130,7 @@ class TunnelsReconciler(KernelReconciler):
         if desired is None:
             return None
         again = await self._let_go(before)
-        report = await self._dataplane.apply(desired)
+        report = await self._keeper.apply(desired)
         self._is_in_place(peers=report.peers, mtu=report.mtu)
         self.announce(report)
         return again
@@ -154,7 +155,7 @@ class TunnelsReconciler(KernelReconciler):
         return self._desired
 
     def _able(self, routing: Routing) -> bool:
-        tunnels = self._dataplane.tunnels
+        tunnels = self._keeper.tunnels
         return all(encapsulation in tunnels for encapsulation in wanted(routing) if encapsulation.is_tunnel)
 
     def _bring_up_to_date(self, local: LocalNode) -> None:
@@ -177,7 +178,7 @@ class TunnelsReconciler(KernelReconciler):
         """What this node was ready for before: by its devices in the kernel, and by what it announced."""
         own = self._said()
         said = announced(own).accepts if own is not None else ()
-        return tuple(dict.fromkeys((*self._dataplane.tunnels, *said)))
+        return tuple(dict.fromkeys((*self._keeper.tunnels, *said)))
 
     async def _let_go(self, before: tuple[Encapsulation, ...]) -> float | None:
         """Of the encapsulations that were kept so far and that nobody needs, keep those that may still be in use: the
@@ -187,13 +188,13 @@ class TunnelsReconciler(KernelReconciler):
         assert own is not None
         said = announced(own).accepts
         needed, _ = accepted(routing, self._needs.encapsulations, ())
-        held = self._dataplane.tunnels  # by one that could never be made nothing comes, and it would be tried on and on
+        held = self._keeper.tunnels  # by one that could never be made nothing comes, and it would be tried on and on
         unneeded = {
             encapsulation
             for encapsulation in before
             if encapsulation not in needed and (encapsulation in held or not encapsulation.is_tunnel)
         }
-        if self._dataplane.unknown:
+        if self._keeper.unknown:
             return LINGER_SECONDS  # somebody may be sent by them of whom nothing is known yet
         self._leaving = {
             encapsulation: each for encapsulation, each in self._leaving.items() if encapsulation in unneeded
@@ -203,7 +204,7 @@ class TunnelsReconciler(KernelReconciler):
             left = self._leaving.get(encapsulation)
             if left is not None and encapsulation not in said and now < left.since + LINGER_SECONDS:
                 continue
-            received = await self._dataplane.received(encapsulation)
+            received = await self._keeper.received(encapsulation)
             if left is None or encapsulation in said or received != left.received:
                 self._leaving[encapsulation] = Leaving(now, received)
                 if left is None:
