@@ -19,6 +19,7 @@ give a block away twice.
 import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -36,12 +37,8 @@ class LedgerError(ValueError):
     """A ledger object whose content is no ledger. Nothing is given out of its range until it is repaired."""
 
     def __init__(self, name: str, problem: str) -> None:
-        super().__init__(name, problem)
-        self.name = name
+        super().__init__(f"NetloomLedger {name}: {problem}")
         self.problem = problem
-
-    def __str__(self) -> str:
-        return f"NetloomLedger {self.name}: {self.problem}"
 
 
 class Mark(NamedTuple):
@@ -80,13 +77,9 @@ class Ledger:
     def edited(self, edits: Mapping[Cidr, Entry | None], mode: str, epoch: int) -> "Ledger":
         """The ledger after a commit of each block's new entry, or None where it is freed. Whoever edits a ledger has
         opened it for `mode`."""
-        entries = dict(self.entries)
-        for cidr, entry in edits.items():
-            if entry is None:
-                entries.pop(cidr, None)
-            else:
-                entries[cidr] = entry
-        return Ledger(self.range, mode, epoch, MappingProxyType(entries))
+        entries = {**self.entries, **edits}
+        kept = {cidr: entry for cidr, entry in entries.items() if entry is not None}
+        return Ledger(self.range, mode, epoch, MappingProxyType(kept))
 
 
 def marked(entry: Entry, mark: Mark) -> Entry:
@@ -104,12 +97,7 @@ def encode(ledger: Ledger, version: str) -> NetloomLedger:
     """The object that holds a ledger, to be written at `version` ("": to be created)."""
     return NetloomLedger(
         metadata=ObjectMeta(name=ledger.name, resource_version=version),
-        spec=LedgerSpec(
-            mode=ledger.mode,  # type: ignore[arg-type]
-            region=str(ledger.range),
-            used=len(ledger.entries),
-            entries=text_of(ledger),
-        ),
+        spec=LedgerSpec(ledger.mode, str(ledger.range), len(ledger.entries), text_of(ledger)),  # type: ignore[arg-type]
     )
 
 
@@ -118,10 +106,7 @@ def text_of(ledger: Ledger) -> str:
     lines = [f"netloom-ledger/1 epoch={ledger.epoch}"]
     for cidr in sorted(ledger.entries):
         node, marks = ledger.entries[cidr]
-        if marks:
-            lines.append(f"{cidr} {node} {' '.join(map(str, marks))}")
-        else:
-            lines.append(f"{cidr} {node}")
+        lines.append(" ".join([str(cidr), node, *map(str, marks)]))
     return "\n".join(lines) + "\n"
 
 
@@ -170,11 +155,10 @@ def _entries(name: str, lines: Iterable[str]) -> Iterable[tuple[Cidr, Entry]]:
 
 
 def _check(name: str, ledger_range: Cidr, entries: Mapping[Cidr, Entry]) -> None:
-    before: Cidr | None = None
-    for cidr in sorted(entries):
+    for cidr, entry in entries.items():
         if not ledger_range.contains(cidr):
-            raise LedgerError(name, f"{cidr} of node {entries[cidr].node} is outside {ledger_range}")
-        if before is not None and before.overlaps(cidr):
-            nodes = f"{entries[before].node} and {entries[cidr].node}"
-            raise LedgerError(name, f"{before} and {cidr} overlap (nodes {nodes})")
-        before = cidr
+            raise LedgerError(name, f"{cidr} of node {entry.node} is outside {ledger_range}")
+    for cidr, other in pairwise(sorted(entries)):
+        if cidr.overlaps(other):
+            nodes = f"{entries[cidr].node} and {entries[other].node}"
+            raise LedgerError(name, f"{cidr} and {other} overlap (nodes {nodes})")

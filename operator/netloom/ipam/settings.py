@@ -44,14 +44,13 @@ def read(ipam: NetworkIPAM, mode: str) -> Settings:
     if mode != "cluster-pool":
         return Settings(mode)
     pool = ipam.cluster_pool
-    families = (
-        _family(4, pool.ipv4_pod_cidr_list, pool.ipv4_mask_size),
-        _family(6, pool.ipv6_pod_cidr_list, pool.ipv6_mask_size),
+    asked: tuple[tuple[Version, Sequence[str], int], ...] = (
+        (4, pool.ipv4_pod_cidr_list, pool.ipv4_mask_size),
+        (6, pool.ipv6_pod_cidr_list, pool.ipv6_mask_size),
     )
-    asked = bool(pool.ipv4_pod_cidr_list), bool(pool.ipv6_pod_cidr_list)
-    if tuple(bool(family.cidrs) for family in families) != asked:
-        return Settings(mode)  # half of a dual-stack network is worse than a node that waits
-    return Settings(mode, tuple(family for family in families if family.cidrs))
+    families = tuple(_family(*each) for each in asked if each[1])
+    # Half of a dual-stack network is worse than a node that waits.
+    return Settings(mode, families if all(family.cidrs for family in families) else ())
 
 
 def _family(version: Version, texts: Sequence[str], mask: int) -> Family:

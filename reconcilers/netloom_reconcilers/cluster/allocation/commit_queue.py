@@ -8,6 +8,7 @@ next commit, or by itself after a while.
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -136,7 +137,6 @@ class CommitQueue(Member):
             await self._flush()
 
     async def _gather(self) -> None:
-        """Waits until there is something to commit."""
         while True:
             now = self._clock()
             if self._requests and self._outstanding <= self._policy.low_water:
@@ -145,11 +145,9 @@ class CommitQueue(Member):
             if due <= now or len(self._releases) >= self._policy.batch:
                 return
             self._wake.clear()
-            try:
+            with suppress(TimeoutError):
                 async with asyncio.timeout(None if due == _NEVER else due - now):
                     await self._wake.wait()
-            except TimeoutError:
-                pass
 
     async def _retried(self, step: Callable[[], Awaitable[T]]) -> T:
         backoff = Backoff(*self._policy.retry)
@@ -211,16 +209,16 @@ class CommitQueue(Member):
         if answer.cancelled():
             return
         if isinstance(self.trouble, LockError):
-            answer.set_result(Deferred(self.trouble.reason, self.trouble.message))
+            answer.set_result(Deferred(self.trouble.reason, str(self.trouble)))
         else:
             self._requests[request.node] = request, answer
 
     def _schedule_tidy(self) -> None:
-        if self._tidy_at <= self._clock() + self._policy.tidy_after:
-            return  # it cannot be sooner, and the marks would all be looked at to say when
-        seconds = self._allocator.marks.next_tidy(self._allocator.ledgers.values(), self._clock())
-        if seconds is not None:
-            self._tidy_at = min(self._tidy_at, self._clock() + max(seconds, self._policy.tidy_after))
+        now = self._clock()
+        soonest = now + self._policy.tidy_after
+        if self._tidy_at > soonest:  # else the marks would all be looked at to say what is known
+            at = self._allocator.marks.next_tidy(self._allocator.ledgers.values())
+            self._tidy_at = min(self._tidy_at, max(at, soonest))
 
     async def _flush(self) -> None:
         """Removes the finished marks of a process that ends, so that its successor need not wait for them."""

@@ -82,12 +82,12 @@ class LastKnownAddresses(Member):
                 kept.append(each)
         if obj is None or not kept:
             return NodeAddresses(reported, taken=tuple(taken))
-        slots = list(dict.fromkeys(_slot(each) for each in obj.spec.addresses))
-        merged = sorted(
-            dict.fromkeys((*kept, *reported)[:MAX_ADDRESSES]),
-            key=lambda each: slots.index(_slot(each)) if _slot(each) in slots else len(slots),
-        )
-        return NodeAddresses(tuple(merged), tuple(kept), tuple(taken))
+        order: dict[tuple[str, str], int] = {}
+        for each in obj.spec.addresses:
+            order.setdefault(_slot(each), len(order))
+        merged = dict.fromkeys((*kept, *reported)[:MAX_ADDRESSES])
+        ordered = sorted(merged, key=lambda each: order.get(_slot(each), len(order)))
+        return NodeAddresses(tuple(ordered), tuple(kept), tuple(taken))
 
     async def tell(self, obj: NetloomNode, known: NodeAddresses) -> NetloomNode | None:
         """Tells of an address that is lost, and that it is back. The object as written, or None where nothing had to

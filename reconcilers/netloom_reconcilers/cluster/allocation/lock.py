@@ -41,12 +41,8 @@ class LockError(Exception):
     """Nothing can be given at the moment. `reason` is CamelCase for a condition."""
 
     def __init__(self, reason: str, message: str) -> None:
-        super().__init__(reason, message)
+        super().__init__(message)
         self.reason = reason
-        self.message = message
-
-    def __str__(self) -> str:
-        return self.message
 
 
 class ModeLock(Member):
@@ -81,13 +77,12 @@ class ModeLock(Member):
                     raise LockError("NetworkChanged", "the cluster's CIDRs changed while blocks were chosen")
                 if not status.mode:
                     recorded, known, listed = await self._evidence()
-                    if (recorded or {network.spec.ipam.mode}) != {mode}:
-                        raise LockError(
-                            "ModeChanged", f"nodes wait for mode {mode}, which is not the network's any more"
-                        )
+                    if (recorded or network.spec.ipam.mode) != mode:
+                        message = f"nodes wait for mode {mode}, which is not the network's any more"
+                        raise LockError("ModeChanged", message)
                     epoch = max(epoch, known)
                     names = {*names, *listed}
-                if await self._write(network, mode, sorted({*status.shards, *names}), epoch + 1):
+                if await self._write(network, mode, {*status.shards, *names}, epoch + 1):
                     return epoch + 1
             raise LockError("NetworkBusy", "the NetloomNetwork is being changed by others without a pause")
 
@@ -99,13 +94,11 @@ class ModeLock(Member):
                 status = network.status.ipam
                 if status.mode:
                     return
-                recorded, known, listed = await self._evidence()
-                if not recorded:
+                mode, epoch, listed = await self._evidence()
+                if not mode:
                     return
-                (mode,) = recorded
                 log.warning("mode lock lost, rebuilt from ledgers and nodes", mode=mode, ledgers=len(listed))
-                epoch = max(status.epoch, known) + 1
-                if await self._write(network, mode, sorted({*status.shards, *listed}), epoch):
+                if await self._write(network, mode, {*status.shards, *listed}, max(status.epoch, epoch) + 1):
                     return
 
     async def clear(self, close: Callable[[str, int], Awaitable[bool]]) -> bool:
@@ -119,7 +112,7 @@ class ModeLock(Member):
             for name in status.shards:
                 if not await close(name, status.epoch):
                     return False
-            if not await self._write(network, "", [], status.epoch + 1):
+            if not await self._write(network, "", set(), status.epoch + 1):
                 return False
             log.info("no address is in use, mode lock cleared", mode=status.mode)
             cleared = self.network
@@ -146,37 +139,36 @@ class ModeLock(Member):
             raise LockError("NetworkDeleted", "the NetloomNetwork is being deleted")
         return network
 
-    async def _evidence(self) -> tuple[set[str], int, set[str]]:
-        """Modes of what is in use, the highest epoch, and the open ledgers, read live. Raises LockError."""
+    async def _evidence(self) -> tuple[str, int, set[str]]:
+        """The mode of what is in use ("": nothing is), the highest epoch, and the open ledgers, read live. Raises
+        LockError."""
         modes: dict[str, str] = {}
         epoch = 0
         listed: set[str] = set()
         for each in (await self._api.list(LEDGERS)).objects:
-            name = each.metadata.name
             try:
                 content = decode(each)
             except LedgerError as error:
                 raise LockError("LedgerUnreadable", f"{error}. See docs/allocation.md on how to recover it.") from error
             epoch = max(epoch, content.epoch)
             if content.mode:
-                listed.add(name)
-                modes.setdefault(content.mode, f"NetloomLedger {name}")
+                listed.add(content.name)
+                modes.setdefault(content.mode, f"NetloomLedger {content.name}")
         for node in self._netloom_nodes.values():
             if node.spec.ipam.pod_cidrs and node.spec.ipam.mode:
                 modes.setdefault(node.spec.ipam.mode, f"NetloomNode {node.metadata.name}")
         if len(modes) > 1:
             found = ", ".join(f"{mode} ({where})" for mode, where in sorted(modes.items()))
-            raise LockError(
-                "ModeAmbiguous", f"addresses of several IPAM modes are in use: {found}. Remove all but one."
-            )
-        return set(modes), epoch, listed
+            message = f"addresses of several IPAM modes are in use: {found}. Remove all but one."
+            raise LockError("ModeAmbiguous", message)
+        return next(iter(modes), ""), epoch, listed
 
-    async def _write(self, network: NetloomNetwork, mode: str, ledgers: list[str], epoch: int) -> bool:
+    async def _write(self, network: NetloomNetwork, mode: str, ledgers: Collection[str], epoch: int) -> bool:
         """False where somebody else wrote first; the next try sees the newer version."""
-        ipam: dict[str, object] = {"mode": mode, "shards": ledgers, "regions": _ranges(ledgers), "epoch": epoch}
-        if not mode:
-            return await self._write_status(network, {**ipam, "inUse": None})
-        return await self._write_status(network, ipam, finalizer=True)
+        ipam = {"mode": mode, "shards": sorted(ledgers), "regions": _ranges(ledgers), "epoch": epoch}
+        if mode:
+            return await self._write_status(network, ipam, finalizer=True)
+        return await self._write_status(network, {**ipam, "inUse": None})
 
     async def _write_status(self, network: NetloomNetwork, ipam: dict[str, object], *, finalizer: bool = False) -> bool:
         """Merges into status.ipam, after the finalizer was set; False where somebody else wrote first."""
