@@ -1,8 +1,8 @@
 """The record: the ConfigMap in which the guard writes down which IPAM mode is in force, and on which nodes.
 
-It is the parameter of the ValidatingAdmissionPolicies, so that the API server knows it when no guard runs, and the only
-memory there is of the mode that a cluster of Cilium runs in. Every replica of the guard keeps it. What one writes names
-the version of the record that it saw: a replica whose caches lag behind is told so by a conflict, and looks again.
+It is the parameter of the ValidatingAdmissionPolicies, and the only memory there is of the mode that Cilium's cluster
+runs in. Every replica of the guard keeps it. What one writes names the version of the record that it saw: a replica
+whose caches lag behind is told so by a conflict, and looks again.
 """
 
 import time

@@ -1,8 +1,7 @@
 """What a NetloomNetwork says about pod addresses, as values.
 
-The API server refuses most nonsense by the rules of the CRD. What gets through all the same (an older CRD, an object
-written before a rule existed) is reported by `netloom.api.validation`; here it is left out, and all that does make
-sense goes on.
+What makes no sense and got past the CRD's rules all the same is reported by `netloom.api.validation`; here it is left
+out, and all that does make sense goes on.
 """
 
 from collections.abc import Iterable, Sequence

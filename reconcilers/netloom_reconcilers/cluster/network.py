@@ -1,6 +1,4 @@
-"""Follows the NetloomNetwork: what it says becomes settings, what is wrong becomes its condition `Ready`.
-
-Everything that keeps a node from its pod CIDR is told in three places: here, in an Event (through the condition) and
+"""Tells what keeps nodes from their pod CIDRs: in the NetloomNetwork's condition `Ready` (and by that in an Event), and
 in metrics. The message names the way out.
 """
 

@@ -1,9 +1,8 @@
 """The nodes reconciler: a NetloomNode for every Node, with its pod CIDRs in the first write.
 
-A node's CIDR never changes while the node lives, and no two nodes ever hold overlapping ones; docs/allocation.md has
-the protocol and the proof. What this module adds to the ledgers' rules is the look at the world that they ask for:
-before a block is freed, or a NetloomNode deleted, the API server is asked whether the node is really gone, since a
-cache may lag.
+docs/allocation.md has the protocol and the proof. What this module adds to the ledgers' rules is the look at the world
+that they ask for: before a block is freed, or a NetloomNode deleted, the API server is asked whether the node is really
+gone, since a cache may lag.
 
 A Node that is re-created under its name keeps the CIDR, if its NetloomNode is still there or its block was not freed
 yet: its pods may still be running. In mode `kubernetes` the new Node may come with other CIDRs; then the NetloomNode

@@ -1,8 +1,8 @@
 """What the reconcilers share that make kernel state of this node from the NetloomNetwork and all NetloomNodes.
 
-What such a reconciler owns belongs together, so there is one key; the names of the nodes that changed are remembered
-beside it, and a change of one node costs one node, at 10,000 of them too. Where the objects give no answer (no network,
-no NetloomNode of this name) the kernel stays as it is: a mistake in the API must not take the pods' network away.
+There is one key; the names of the nodes that changed are remembered beside it, so that a change of one costs one. Where
+the objects give no answer (no network, no NetloomNode of this name) the kernel stays as it is: a mistake in the API
+must not take the pods' network away.
 """
 
 import asyncio

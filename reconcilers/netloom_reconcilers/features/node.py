@@ -1,12 +1,11 @@
 """A feature of the agent: one thing that it does for its node, with all that belongs to it.
 
-The agent iterates over its features and knows none by name: it opens their keepers, runs their components, waits
-for their first desired state, and puts their errors, facts, metrics and shares of `plan` and `cleanup` together. All
-members but the name have a default, so a feature says only what it has. It finds what it needs in the context, which
-it is made with; making it reads and writes nothing.
+The agent iterates over its features and knows none by name. All members but the name have a default, so a feature says
+only what it has. It finds what it needs in the context that it is made with; making it reads and writes nothing.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -33,6 +32,7 @@ class Readiness(NamedTuple):
     message: str
 
 
+@dataclass(eq=False)
 class NodeContext:
     """What the features of one agent share.
 
@@ -44,28 +44,19 @@ class NodeContext:
     retain_unknown:  keepers leave what an earlier life left, and no object explains, until `prune`.
     """
 
-    def __init__(
-        self,
-        node_name: str,
-        run_dir: Path,
-        caches: Caches,
-        api: Api | None = None,
-        events: EventRecorder | None = None,
-        *,
-        changed: Callable[[], None] = lambda: None,
-        retain_unknown: bool = False,
-    ) -> None:
-        self.node_name = node_name
-        self.run_dir = run_dir
-        self.caches = caches
-        self.networks = caches.store(NETWORKS, _spec_changed)
-        self.nodes = caches.store(NETLOOM_NODES, _spec_changed)
-        self.peers = Peers(node_name, self.nodes)
-        self.own = OwnNode(node_name, record=run_dir / RECORD)
-        self.api = api
-        self.events = events
-        self.changed = changed
-        self.retain_unknown = retain_unknown
+    node_name: str
+    run_dir: Path
+    caches: Caches
+    api: Api | None = None
+    events: EventRecorder | None = None
+    changed: Callable[[], None] = lambda: None
+    retain_unknown: bool = False
+
+    def __post_init__(self) -> None:
+        self.networks = self.caches.store(NETWORKS, _spec_changed)
+        self.nodes = self.caches.store(NETLOOM_NODES, _spec_changed)
+        self.peers = Peers(self.node_name, self.nodes)
+        self.own = OwnNode(self.node_name, record=self.run_dir / RECORD)
 
 
 def _spec_changed(old: NetloomNetwork | NetloomNode, new: NetloomNetwork | NetloomNode) -> bool:

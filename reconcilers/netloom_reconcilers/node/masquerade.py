@@ -29,30 +29,22 @@ _NETWORK = ""
 def rules_of(spec: NetworkSpec, pods: tuple[Cidr, ...]) -> tuple[MasqueradeRules, tuple[str, ...]]:
     """What the network's options make of this node's pod CIDRs, and sentences about what could not be read."""
     routing, masquerade = spec.routing, spec.masquerade
-    fields = {
-        "spec.routing.ipv4NativeRoutingCIDR": filter(None, [routing.ipv4_native_routing_cidr]),
-        "spec.routing.ipv6NativeRoutingCIDR": filter(None, [routing.ipv6_native_routing_cidr]),
-        "spec.masquerade.nonMasqueradeCIDRs": masquerade.non_masquerade_cidrs,
-    }
-    excluded: list[Cidr] = []
-    problems: list[str] = []
-    for field, texts in fields.items():
-        found, bad = prefixes_of(f"NetloomNetwork {NETWORK_NAME}", field, texts)
-        excluded += found
-        problems += bad
-    rules = MasqueradeRules(pods=pods, ipv4=masquerade.ipv4, ipv6=masquerade.ipv6, excluded=tuple(excluded))
-    return rules, tuple(problems)
+    excluded, problems = prefixes_of(
+        f"NetloomNetwork {NETWORK_NAME}",
+        ("spec.routing.ipv4NativeRoutingCIDR", filter(None, [routing.ipv4_native_routing_cidr])),
+        ("spec.routing.ipv6NativeRoutingCIDR", filter(None, [routing.ipv6_native_routing_cidr])),
+        ("spec.masquerade.nonMasqueradeCIDRs", masquerade.non_masquerade_cidrs),
+    )
+    return MasqueradeRules(pods=pods, ipv4=masquerade.ipv4, ipv6=masquerade.ipv6, excluded=excluded), problems
 
 
 def pod_cidrs_of(node: NetloomNode) -> tuple[tuple[Cidr, ...], tuple[str, ...]]:
     """The node's pod CIDRs, of whatever IPAM mode, and sentences about what could not be read."""
+    ipam = node.spec.ipam
+    allocated = (("spec.ipam.pools.allocated", each.cidrs) for each in ipam.pools.allocated)
     name = f"NetloomNode {node.metadata.name}"
-    found, problems = prefixes_of(name, "spec.ipam.podCIDRs", node.spec.ipam.pod_cidrs)
-    for allocation in node.spec.ipam.pools.allocated:
-        more, bad = prefixes_of(name, "spec.ipam.pools.allocated", allocation.cidrs)
-        found += more
-        problems += bad
-    return tuple(dict.fromkeys(found)), tuple(problems)
+    found, problems = prefixes_of(name, ("spec.ipam.podCIDRs", ipam.pod_cidrs), *allocated)
+    return tuple(dict.fromkeys(found)), problems
 
 
 class MasqueradeFeature(KernelFeature):

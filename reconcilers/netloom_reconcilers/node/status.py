@@ -1,8 +1,7 @@
 """Tells the cluster how this node is: conditions of its NetloomNode, `DataplaneReady` above all.
 
 Written when it changes, never as a heartbeat: every write of a node is sent to every agent. So the message holds no
-counts, and a fault has to last for a moment before it is told. The condition is written by server-side apply, which
-leaves the operator's conditions on the same object alone.
+counts, and a fault has to last for a moment before it is told.
 """
 
 from collections.abc import Callable

@@ -146,7 +146,7 @@ class TunnelsReconciler(KernelReconciler):
         assert isinstance(node, Node)
         routing = network.spec.routing
         able = self._able(routing) or not keep
-        prefixes = tuple(pod_cidrs_of(own)[0])
+        prefixes, _ = pod_cidrs_of(own)
         kept = tuple(prefix for prefix in prefixes if str(prefix) in self.own.kept)
         seniority = own.metadata.creation_timestamp, self._node_name
         self._bring_up_to_date(LocalNode(routing, node.local, prefixes, able, kept, seniority))

@@ -1,9 +1,8 @@
 """Commits what many nodes ask for together: one compare-and-swap of a ledger for up to 256 of them.
 
-One task plans and commits, batch after batch. The next batch is begun while the nodes of the last one are still
-being written, early enough that the writers never wait for it and late enough that many requests have gathered. A lone
-node's commit goes at once. What is not urgent (freed blocks, marks that are not needed any more) travels with the
-next commit, or by itself after a while.
+One task plans and commits, batch after batch. The next is begun while the nodes of the last are still being written,
+early enough that the writers never wait and late enough that many requests have gathered; a lone node's goes at once.
+Freed blocks, and marks that are not needed any more, travel with the next commit, or by themselves after a while.
 """
 
 import asyncio
@@ -33,7 +32,12 @@ _NEVER = float("inf")
 
 @dataclass(frozen=True, slots=True)
 class BatchPolicy:
-    """Sizes and delays (seconds) of commits."""
+    """Sizes and delays (seconds) of commits, and how much is done at a time."""
+
+    workers: int = 400
+    """Nodes: more than a batch, the low water and the writers together, or batches stay small."""
+    writers: int = 32
+    """Nodes that are given their blocks."""
 
     batch: int = 256
     """Requests in one commit: a ledger of so many entries takes the API server 3 ms, of 4,000 entries 14 ms."""

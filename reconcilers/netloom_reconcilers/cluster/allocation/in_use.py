@@ -1,12 +1,9 @@
-"""Keeps `status.ipam.inUse` of the NetloomNetwork: who holds addresses, in words that refusals can repeat.
+"""Keeps `status.ipam.inUse` of the NetloomNetwork: who holds addresses, in words that refusals can repeat: the API
+server's rules see one object at a time.
 
-The API server's rules see one object at a time, so what they are to say of the nodes has to stand in the network.
-Nothing is decided by it and nobody waits for it, so it makes way for what somebody does wait for: it is written when
-a burst of nodes has got its CIDRs, and gives up after a moment, lest a condition or the lock wait behind it.
-
-It is no part of the write of the condition `Ready`, although both go to one object. That one is sent at once and at
-whatever version, and this one late and by compare-and-swap, lest it be written beside a lock that opened meanwhile.
-They take turns, though: at the same time, this one would fail by the version that the other made.
+Nothing is decided by it and nobody waits for it. So it is written by compare-and-swap when a burst of nodes has got
+its CIDRs, lest it be written beside a lock that opened meanwhile, and gives up after a moment, lest a condition or the
+lock wait behind it.
 """
 
 import asyncio

@@ -1,12 +1,9 @@
 """The addresses of nodes, with the last known one where a Node that lives reports none.
 
 A cloud controller that restarts, or a kubelet that cannot reach it, takes a Node's addresses out of its status for a
-while. The node has them all the same, and its pods live: were they taken out of its NetloomNode as well, every other
-node would drop its tunnel. So the last InternalIP of each family stays until the Node reports another of that family,
-which is followed at once, or until the Node is gone. The NetloomNode is the memory; nothing else has to survive.
-
-An address that another Node reports now is not this one's any more, and is not kept. ExternalIPs just follow: nothing
-is sent to them.
+while; were they taken out of its NetloomNode as well, every other node would drop its tunnel. So the last InternalIP of
+each family stays in the NetloomNode until the Node reports another of that family, until another Node reports it, or
+until the Node is gone. ExternalIPs just follow: nothing is sent to them.
 """
 
 import msgspec

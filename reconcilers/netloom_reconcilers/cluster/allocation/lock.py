@@ -3,10 +3,8 @@
 `status.ipam` of the NetloomNetwork is the root of all allocation. It is written *before* a ledger is opened and
 cleared *after* the last ledger was closed, always by compare-and-swap, so the API server orders it against a user's
 change of `spec.ipam.mode`. `status.ipam.epoch` grows with every opening and clearing: each is a write that really
-changes the object, and whoever works by an older version of it fails.
-
-If the object was deleted and re-created, the lock is gone while nodes hold addresses. It is rebuilt from what the
-ledgers and NetloomNodes say before anything is given.
+changes the object, and whoever works by an older version of it fails. An object that was deleted and made again has
+lost the lock; it is rebuilt from what the ledgers and NetloomNodes say before anything is given.
 """
 
 import asyncio
@@ -165,7 +163,7 @@ class ModeLock(Member):
 
     async def _write(self, network: NetloomNetwork, mode: str, ledgers: Collection[str], epoch: int) -> bool:
         """False where somebody else wrote first; the next try sees the newer version."""
-        ipam = {"mode": mode, "shards": sorted(ledgers), "regions": _ranges(ledgers), "epoch": epoch}
+        ipam: dict[str, object] = {"mode": mode, "shards": sorted(ledgers), "regions": _ranges(ledgers), "epoch": epoch}
         if mode:
             return await self._write_status(network, ipam, finalizer=True)
         return await self._write_status(network, {**ipam, "inUse": None})

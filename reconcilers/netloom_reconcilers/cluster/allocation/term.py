@@ -7,7 +7,6 @@ earlier life are a stranger's to it, and are waited out like any other's.
 import asyncio
 import uuid
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import ClassVar, assert_never
 
 import structlog
@@ -43,14 +42,6 @@ RUN_SECONDS = 600.0
 LAST_WORDS_SECONDS = 5.0
 
 
-@dataclass(frozen=True, slots=True)
-class Concurrency:
-    """`workers` must exceed a batch, the low water and the writers together, or batches stay small."""
-
-    workers: int = 400
-    writers: int = 32
-
-
 class Allocation:
     """One incarnation of the allocation; `run` it once."""
 
@@ -63,11 +54,10 @@ class Allocation:
         incarnation: str = "",
         clock: Callable[[], float] = boottime,
         policy: BatchPolicy | None = None,
-        concurrency: Concurrency | None = None,
         crashes: Callable[[], Iterable[str]] = tuple,
     ) -> None:
         """`crashes` gives what crashed in this process of late, as sentences; call `look` when that changed."""
-        concurrency = concurrency or Concurrency()
+        policy = policy or BatchPolicy()
         conditions, addressing = (
             Conditions(api, events, manager, lambda kind: metrics.WRITES.labels(kind, "apply").inc())
             for manager in (OPERATOR, ADDRESSES)
@@ -77,16 +67,16 @@ class Allocation:
         shared = Incarnation(api, stores, self._allocator, conditions, self._react, clock)
         lock = ModeLock(shared)
         self._reader = LedgerReader(shared, lock)
-        self._commits = CommitQueue(shared, lock, self._reader, LedgerWriter(shared, lock), policy or BatchPolicy())
+        self._commits = CommitQueue(shared, lock, self._reader, LedgerWriter(shared, lock), policy)
         self._addresses = LastKnownAddresses(shared, addressing)
         self._configuration = Configuration(shared, self._addresses)
         self._waiting = WaitingNodes(self._react)
         self._nodes = NodesReconciler(
-            shared, self._commits, self._configuration, self._addresses, self._waiting, concurrency.writers
+            shared, self._commits, self._configuration, self._addresses, self._waiting, policy.writers
         )
         self._network = NetworkReconciler(shared, self._configuration, self._waiting, crashes)
         self._in_use = InUseReconciler(shared, lock, self._commits)
-        self.nodes = Controller("nodes", self._nodes.reconcile, concurrency.workers, timeout=RUN_SECONDS)
+        self.nodes = Controller("nodes", self._nodes.reconcile, policy.workers, timeout=RUN_SECONDS)
         self.network = Controller("network", self._reconcile_network)
 
     def _react(self, event: events.Event) -> None:

@@ -1,8 +1,8 @@
 """Which of the peers whose NetloomNodes vanished have left, and which only lost their objects.
 
 A NetloomNode goes when its Node does; it also goes with its CustomResourceDefinition, by a mistake of somebody, or
-with the API server's memory. Only the Node tells the two apart, and agents do not watch Nodes: 5,000 of them that did
-would each hold 5,000 objects that change all the time. So they ask, and only then:
+with the API server's memory. Only the Node tells the two apart, and 5,000 agents cannot each watch 5,000 Nodes. So they
+ask, and only then:
 
 - Nobody is asked while this node's own object, the NetloomNetwork or the watch is missing: all peers stay.
 - After a moment, in which those may vanish as well, the API server is asked for up to `NAMES` of the Nodes. A Node that
@@ -12,11 +12,9 @@ would each hold 5,000 objects that change all the time. So they ask, and only th
 - What stays is asked for again ever more seldom. Its object, when it comes back, needs no answer.
 - If the server's history went back, to before what was seen of a peer, its Node has a minute to appear again.
 
-The same answers end the wait for what an agent found in its kernel at its start and no object explains (`unknown`): the
-kernel holds no names, so only a whole world tells that nobody needs it any more.
-
-With manifests there is no server to ask. Taking a file away is a deliberate act, and counts after the same moment.
-What went while this node's own object or the network was missing stays until its file is back, or the agent restarts.
+The same answers end the wait for what an agent found in its kernel and no object explains (`unknown`): only a whole
+world tells that nobody needs it any more. With manifests there is no server to ask: that a file is gone counts after
+the same moment, or, if this node's own object or the network was missing then, not before a restart.
 """
 
 import random

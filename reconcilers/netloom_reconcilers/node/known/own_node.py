@@ -1,8 +1,7 @@
-"""What this node's NetloomNode says of it, and what it said before and is still in use. Last known good.
+"""What this node's NetloomNode says of it, and what it said before and is still in use.
 
 A restored backup, an edit, a Node made anew may leave the NetloomNode with other pod CIDRs than its pods have, or with
-none, or without the node's address. Taken at its word it would cut pods off that live: their CIDR's address goes from
-the tunnel device, their packets are no longer masqueraded, their own CIDR is routed to whoever holds it now. So
+none, or without the node's address. Taken at its word it would cut pods off that live. So
 
 - a CIDR that is no longer said stays while something on this node lives in it, beside the new ones; where none is said
   at all, all stay;
@@ -67,10 +66,10 @@ class OwnNode:
         """Takes in the node's own object as it is now; None, or CIDRs that cannot be read: all stays as it was. Returns
         after how many seconds to look again."""
         async with self._lock:
-            said, unreadable = prefixes_of("", "", node.spec.ipam.pod_cidrs) if node is not None else ([], [])
+            said, unreadable = prefixes_of("", ("", node.spec.ipam.pod_cidrs)) if node is not None else ((), ())
             if node is None or unreadable:
                 return None
-            lost = [each for each in prefixes_of("", "", self._known.pod_cidrs)[0] if not _covered(each, said)]
+            lost = [each for each in prefixes_of("", ("", self._known.pod_cidrs))[0] if not _covered(each, said)]
             kept = await self._lived_in(lost, all_of_them=not said) if lost else {}
             self._tell(kept)
             address = internal_ip(node)

@@ -9,8 +9,8 @@ network's spec every node decides by itself:
 - it sends to a peer by what the spec wants if the peer accepts it, else by what the peer accepts.
 
 So agents may notice a change of the spec at any time and in any order: first all accept the new, then each sender moves
-peer by peer as it sees them accept, and only when nobody sends the old any more is it given up. A node whose agent is
-away, or whose kernel cannot do the new, goes on with the old, and all others with it, towards that node.
+peer by peer, and only when nobody sends the old any more is it given up. A node that cannot do the new goes on with the
+old, and all others with it, towards that node.
 """
 
 import functools
