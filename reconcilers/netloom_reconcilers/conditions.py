@@ -29,10 +29,8 @@ def manager_of(feature: str) -> str:
 
 
 class Conditions:
-    """Each write is a server-side apply of one condition, so that other writers' conditions stay.
-
-    A change is told as an Event, too; that all is well from the beginning is no news.
-    """
+    """Each write is a server-side apply of one condition, so that other writers' conditions stay. A change is told as
+    an Event, too; that all is well from the beginning is no news."""
 
     def __init__(
         self,

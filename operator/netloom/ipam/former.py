@@ -29,8 +29,8 @@ class Former:
         gone = tuple(cidr for cidr in known if version in (None, cidr.version))
         for cidr in gone:
             self._blocks.remove(cidr)
-        if len(gone) < len(known):
-            self._of[node] = tuple(cidr for cidr in known if cidr not in gone)
+        if kept := tuple(cidr for cidr in known if cidr not in gone):
+            self._of[node] = kept
         return gone
 
     def of(self, node: str, version: Version) -> Cidr | None:

@@ -12,7 +12,7 @@ from netloom.cidr import format_address
 from netloom.ipam import settings as ipam_settings
 from netloom.ipam.known_ledgers import KnownLedger
 from netloom.ipam.pool import Exhausted
-from netloom_reconcilers.cluster.allocation.configuration import Configuration, mode_of
+from netloom_reconcilers.cluster.allocation.configuration import AllocationConfiguration, mode_of
 from netloom_reconcilers.cluster.allocation.incarnation import Incarnation, Member
 from netloom_reconcilers.cluster.allocation.metrics import PROBLEMS, WAITING
 from netloom_reconcilers.cluster.allocation.waiting import Reason, WaitingNodes, reason_of
@@ -31,7 +31,7 @@ class NetworkReconciler(Member):
     def __init__(
         self,
         incarnation: Incarnation,
-        configuration: Configuration,
+        configuration: AllocationConfiguration,
         waiting: WaitingNodes,
         crashes: Callable[[], Iterable[str]] = tuple,
     ) -> None:

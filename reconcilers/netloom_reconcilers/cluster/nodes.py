@@ -27,9 +27,8 @@ from netloom.runtime.errors import AlreadyExists, ApiError, Conflict, NotFound
 from netloom.runtime.store import Store, Unsubscribe
 from netloom_reconcilers.cluster.allocation import node_objects, waiting
 from netloom_reconcilers.cluster.allocation.commit_queue import CommitQueue
-from netloom_reconcilers.cluster.allocation.configuration import Configuration
-from netloom_reconcilers.cluster.allocation.events import BlocksFreed, NodesAffected
-from netloom_reconcilers.cluster.allocation.incarnation import Incarnation, Member
+from netloom_reconcilers.cluster.allocation.configuration import AllocationConfiguration
+from netloom_reconcilers.cluster.allocation.incarnation import BlocksFreed, Incarnation, Member, NodesAffected
 from netloom_reconcilers.cluster.allocation.last_known_addresses import LastKnownAddresses
 from netloom_reconcilers.cluster.allocation.metrics import WRITES
 from netloom_reconcilers.cluster.allocation.waiting import LAG_SECONDS, RECHECK_SECONDS, Reason, WaitingNodes
@@ -51,7 +50,7 @@ class NodesReconciler(Member):
         self,
         incarnation: Incarnation,
         commits: CommitQueue,
-        configuration: Configuration,
+        configuration: AllocationConfiguration,
         addresses: LastKnownAddresses,
         waiting_nodes: WaitingNodes,
         writers: int,
@@ -272,8 +271,6 @@ class NodesReconciler(Member):
             results = [group.create_task(self._commits.release(each)) for each in releases]
         return None if all(result.result() for result in results) else LAG_SECONDS
 
-    # Live reads
-
     async def _live(self, store: Store[T], name: str) -> T | None:
         """As the API server has it, which the cache has then, too."""
         try:
@@ -282,8 +279,6 @@ class NodesReconciler(Member):
             return None
         store.put(obj)
         return obj
-
-    # Caches
 
     def _netloom_node_changed(self, key: str, old: NetloomNode | None, new: NetloomNode | None) -> None:
         if old is None or new is None or old.spec.ipam.pod_cidrs != new.spec.ipam.pod_cidrs:

@@ -101,10 +101,7 @@ class TunnelsFeature(KernelFeature):
 
 
 class TunnelsReconciler(KernelReconciler):
-    """Hands the desired mesh to the data path.
-
-    `announcement` is what the node may say of itself, once what it says is so in the kernel.
-    """
+    """Hands the desired mesh to the data path. `announcement`: what the node may say of itself by now."""
 
     name = "tunnels"
     _keeper: Dataplane
@@ -189,16 +186,10 @@ class TunnelsReconciler(KernelReconciler):
         said = announced(own).accepts
         needed, _ = accepted(routing, self._needs.encapsulations, ())
         held = self._keeper.tunnels  # by one that could never be made nothing comes, and it would be tried on and on
-        unneeded = {
-            encapsulation
-            for encapsulation in before
-            if encapsulation not in needed and (encapsulation in held or not encapsulation.is_tunnel)
-        }
+        unneeded = {each for each in before if each not in needed and (each in held or not each.is_tunnel)}
         if self._keeper.unknown:
             return LINGER_SECONDS  # somebody may be sent by them of whom nothing is known yet
-        self._leaving = {
-            encapsulation: each for encapsulation, each in self._leaving.items() if encapsulation in unneeded
-        }
+        self._leaving = {each: left for each, left in self._leaving.items() if each in unneeded}
         now = time.monotonic()
         for encapsulation in unneeded:
             left = self._leaving.get(encapsulation)
@@ -224,11 +215,7 @@ class TunnelsReconciler(KernelReconciler):
         if self._able(self._local.routing) != self._local.able:
             self._again()
         _, announce = accepted(self._local.routing, self._needs.encapsulations, ())
-        accepts = tuple(
-            encapsulation
-            for encapsulation in announce
-            if not encapsulation.is_tunnel or encapsulation in report.tunnels
-        )
+        accepts = tuple(each for each in announce if not each.is_tunnel or each in report.tunnels)
         sends = self._needs.sends
         if report.pending and self.announcement is not None:
             sends |= self.announcement.sends

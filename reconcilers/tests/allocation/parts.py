@@ -13,8 +13,7 @@ from netloom.ipam.ledger import decode
 from netloom.ipam.pool import Pool
 from netloom.runtime.errors import ApiError
 from netloom.runtime.store import Store
-from netloom_reconcilers.cluster.allocation.events import Event
-from netloom_reconcilers.cluster.allocation.incarnation import Incarnation, Stores
+from netloom_reconcilers.cluster.allocation.incarnation import Event, Incarnation, Stores
 from netloom_reconcilers.cluster.allocation.ledger_reader import LedgerReader
 from netloom_reconcilers.cluster.allocation.ledger_writer import LedgerWriter
 from netloom_reconcilers.cluster.allocation.lock import ModeLock

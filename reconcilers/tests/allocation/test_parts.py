@@ -15,13 +15,13 @@ from netloom.ipam.pool import Exhausted
 from netloom.runtime.errors import ApiError, Unavailable
 from netloom.runtime.store import Store
 from netloom_reconcilers.cluster.allocation.commit_queue import BatchPolicy, CommitQueue
-from netloom_reconcilers.cluster.allocation.configuration import Configuration
-from netloom_reconcilers.cluster.allocation.events import (
+from netloom_reconcilers.cluster.allocation.configuration import AllocationConfiguration
+from netloom_reconcilers.cluster.allocation.incarnation import (
     BlocksFreed,
     Changed,
     NodesAffected,
+    Stores,
 )
-from netloom_reconcilers.cluster.allocation.incarnation import Stores
 from netloom_reconcilers.cluster.allocation.last_known_addresses import LastKnownAddresses
 from netloom_reconcilers.cluster.allocation.lock import LockError
 from netloom_reconcilers.cluster.allocation.waiting import (
@@ -338,7 +338,7 @@ def test_what_the_network_tells_is_told_no_node() -> None:
     assert isinstance(refused("a", BlockTaken(ZERO, ONE, "b")), Problem)
 
 
-# Configuration
+# AllocationConfiguration
 
 
 def a_node(name: str, address: str) -> Node:
@@ -350,7 +350,7 @@ def test_a_block_with_a_node_s_address_is_given_to_nobody(parts: Parts) -> None:
     nodes = Store(NODES)
     stores = Stores(Store(NETWORKS), nodes, parts.netloom_nodes)
     shared = replace(parts.shared, stores=stores)
-    configuration = Configuration(shared, LastKnownAddresses(shared, shared.conditions))
+    configuration = AllocationConfiguration(shared, LastKnownAddresses(shared, shared.conditions))
     configuration.watch()
     assert (configuration.settings, configuration.mode, parts.events) == (None, "", [])
     stores.networks.put(parts.networks.get("default"))

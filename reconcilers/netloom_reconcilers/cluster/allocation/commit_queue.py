@@ -17,8 +17,7 @@ from netloom.cidr import Cidr
 from netloom.ipam.plan import BlockRequest, Decision, Deferred, Grant, Plan, Release
 from netloom.runtime.backoff import Backoff
 from netloom.runtime.errors import ApiError
-from netloom_reconcilers.cluster.allocation.events import BlocksFreed, Changed
-from netloom_reconcilers.cluster.allocation.incarnation import Incarnation, Member
+from netloom_reconcilers.cluster.allocation.incarnation import BlocksFreed, Changed, Incarnation, Member
 from netloom_reconcilers.cluster.allocation.ledger_reader import LedgerReader
 from netloom_reconcilers.cluster.allocation.ledger_writer import LedgerWriter, Trouble
 from netloom_reconcilers.cluster.allocation.lock import LockError, ModeLock

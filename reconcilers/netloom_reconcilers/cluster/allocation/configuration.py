@@ -6,12 +6,11 @@ from netloom.cidr import Cidr, parse_address
 from netloom.ipam import settings as ipam_settings
 from netloom.ipam.settings import Settings
 from netloom.runtime.store import Unsubscribe
-from netloom_reconcilers.cluster.allocation.events import Changed
-from netloom_reconcilers.cluster.allocation.incarnation import Incarnation, Member
+from netloom_reconcilers.cluster.allocation.incarnation import Changed, Incarnation, Member
 from netloom_reconcilers.cluster.allocation.last_known_addresses import LastKnownAddresses
 
 
-class Configuration(Member):
+class AllocationConfiguration(Member):
     """`settings` is None without a network. A block with a node's address in it (`inside`) is given to nobody."""
 
     def __init__(self, incarnation: Incarnation, addresses: LastKnownAddresses) -> None:

@@ -1,15 +1,45 @@
-"""What the parts of one incarnation share, and which changes in the caches concern the allocation."""
+"""What the members of one incarnation share, what they tell without knowing whom, and which changes concern them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from enum import Enum, auto
 
 from netloom.api.core import Node
 from netloom.api.v1alpha1 import NetloomNetwork, NetloomNode
 from netloom.ipam.allocator import Allocator
 from netloom.runtime.client import Api
 from netloom.runtime.store import Store
-from netloom_reconcilers.cluster.allocation.events import Event
 from netloom_reconcilers.conditions import Conditions
+
+
+@dataclass(frozen=True, slots=True)
+class NodesAffected:
+    """What is known of these nodes changed: they are to be reconciled."""
+
+    names: Iterable[str]
+
+
+@dataclass(frozen=True, slots=True)
+class BlocksFreed:
+    """So many blocks can be given to others; None: a whole ledger's, or nobody knows how many."""
+
+    count: int | None = None
+
+
+class Changed(Enum):
+    """What else may be told or done differently now."""
+
+    LEDGERS = auto()
+    """Ledgers were written or read."""
+    NETWORK = auto()
+    """The NetloomNetwork came, went or was edited, or its status was written."""
+    SETTINGS = auto()
+    """Blocks are given by other rules than before."""
+    WAITING = auto()
+    """Other nodes wait, or for other reasons."""
+
+
+Event = NodesAffected | BlocksFreed | Changed
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,10 +11,9 @@ import msgspec
 from netloom.api.core import Node
 from netloom.api.v1alpha1 import NETLOOM_NODES, Address, NetloomNode
 from netloom.cidr import Address as Packed
-from netloom.cidr import CidrError, parse_address
+from netloom.cidr import is_address, parse_address
 from netloom.runtime.store import Unsubscribe
-from netloom_reconcilers.cluster.allocation.events import NodesAffected
-from netloom_reconcilers.cluster.allocation.incarnation import Incarnation, Member
+from netloom_reconcilers.cluster.allocation.incarnation import Incarnation, Member, NodesAffected
 from netloom_reconcilers.cluster.allocation.metrics import ADDRESSES_KEPT
 from netloom_reconcilers.cluster.allocation.node_objects import MAX_ADDRESSES, addresses_of
 from netloom_reconcilers.conditions import Conditions
@@ -69,10 +68,9 @@ class LastKnownAddresses(Member):
         kept: list[Address] = []
         taken: list[tuple[Address, str]] = []
         for each in obj.spec.addresses if obj is not None else ():
-            number = _number(each)
-            if each.type != "InternalIP" or number is None or _family(each) in families:
+            if each.type != "InternalIP" or _family(each) in families or not is_address(each.ip):
                 continue
-            others = self._reporting.get(number, set()) - {node.metadata.name}
+            others = self._reporting.get(parse_address(each.ip), set()) - {node.metadata.name}
             if others:
                 taken.append((each, min(others)))
             else:
@@ -102,7 +100,7 @@ class LastKnownAddresses(Member):
 
     def _note(self, name: str, addresses: tuple[Address, ...]) -> None:
         """These are kept for this node now."""
-        numbers = frozenset(number for each in addresses if (number := _number(each)))
+        numbers = frozenset(parse_address(each.ip) for each in addresses)
         _move(self._keepers, name, self._kept.pop(name, frozenset()), numbers)
         if numbers:
             self._kept[name] = numbers
@@ -130,14 +128,7 @@ def _move(index: dict[Packed, set[str]], name: str, before: frozenset[Packed], a
 
 def _numbers(node: Node | None) -> frozenset[Packed]:
     found = addresses_of(node) if node is not None else ()
-    return frozenset(number for each in found if each.type == "InternalIP" and (number := _number(each)))
-
-
-def _number(address: Address) -> Packed | None:
-    try:
-        return parse_address(address.ip)
-    except CidrError:
-        return None
+    return frozenset(parse_address(each.ip) for each in found if each.type == "InternalIP")
 
 
 def _family(address: Address) -> str:

@@ -12,8 +12,7 @@ from netloom.ipam.known_ledgers import KnownLedger
 from netloom.ipam.ledger import Ledger, LedgerError, decode
 from netloom.ipam.ledger_range import ledger_range_from_name
 from netloom.runtime.errors import NotFound
-from netloom_reconcilers.cluster.allocation.events import BlocksFreed, Changed, NodesAffected
-from netloom_reconcilers.cluster.allocation.incarnation import Incarnation, Member
+from netloom_reconcilers.cluster.allocation.incarnation import BlocksFreed, Changed, Incarnation, Member, NodesAffected
 from netloom_reconcilers.cluster.allocation.lock import LockError, ModeLock
 
 log = structlog.get_logger(__name__)

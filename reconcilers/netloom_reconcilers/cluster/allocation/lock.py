@@ -119,10 +119,7 @@ class ModeLock(Member):
         return True
 
     async def tell(self, in_use: str) -> bool:
-        """Writes for people who holds addresses; False where somebody else wrote in between.
-
-        Never into a network whose lock is clear: by compare-and-swap, and after our own writes of the lock.
-        """
+        """Writes for people who holds addresses, where the lock is not clear; False where somebody else wrote first."""
         async with self._writing:
             network = self.network
             if network is None or (in_use and not network.status.ipam.mode):
@@ -138,8 +135,7 @@ class ModeLock(Member):
         return network
 
     async def _evidence(self) -> tuple[str, int, set[str]]:
-        """The mode of what is in use ("": nothing is), the highest epoch, and the open ledgers, read live. Raises
-        LockError."""
+        """The mode of what is in use or "", the highest epoch, and the open ledgers, read live. Raises LockError."""
         modes: dict[str, str] = {}
         epoch = 0
         listed: set[str] = set()

@@ -20,11 +20,20 @@ from netloom.runtime.clock import boottime
 from netloom.runtime.controller import Controller
 from netloom.runtime.errors import ApiError
 from netloom.runtime.events import EventRecorder
-from netloom_reconcilers.cluster.allocation import events, in_use, metrics
+from netloom_reconcilers.cluster.allocation import in_use, metrics
 from netloom_reconcilers.cluster.allocation.commit_queue import BatchPolicy, CommitQueue
-from netloom_reconcilers.cluster.allocation.configuration import Configuration
+from netloom_reconcilers.cluster.allocation.configuration import AllocationConfiguration
 from netloom_reconcilers.cluster.allocation.in_use import InUseReconciler
-from netloom_reconcilers.cluster.allocation.incarnation import Incarnation, Stores, netloom_node_changed, node_changed
+from netloom_reconcilers.cluster.allocation.incarnation import (
+    BlocksFreed,
+    Changed,
+    Event,
+    Incarnation,
+    NodesAffected,
+    Stores,
+    netloom_node_changed,
+    node_changed,
+)
 from netloom_reconcilers.cluster.allocation.last_known_addresses import LastKnownAddresses
 from netloom_reconcilers.cluster.allocation.ledger_reader import LedgerReader
 from netloom_reconcilers.cluster.allocation.ledger_writer import LedgerWriter
@@ -69,7 +78,7 @@ class Allocation:
         self._reader = LedgerReader(shared, lock)
         self._commits = CommitQueue(shared, lock, self._reader, LedgerWriter(shared, lock), policy)
         self._addresses = LastKnownAddresses(shared, addressing)
-        self._configuration = Configuration(shared, self._addresses)
+        self._configuration = AllocationConfiguration(shared, self._addresses)
         self._waiting = WaitingNodes(self._react)
         self._nodes = NodesReconciler(
             shared, self._commits, self._configuration, self._addresses, self._waiting, policy.writers
@@ -79,25 +88,25 @@ class Allocation:
         self.nodes = Controller("nodes", self._nodes.reconcile, policy.workers, timeout=RUN_SECONDS)
         self.network = Controller("network", self._reconcile_network)
 
-    def _react(self, event: events.Event) -> None:
+    def _react(self, event: Event) -> None:
         """Who does what about an event: nothing but queueing keys and taking notes."""
         match event:
-            case events.NodesAffected(names):
+            case NodesAffected(names):
                 self._enqueue(names)
-            case events.BlocksFreed(count):
+            case BlocksFreed(count):
                 self._enqueue(self._waiting.woken(count))
-            case events.Changed.SETTINGS:
+            case Changed.SETTINGS:
                 self._enqueue(self._waiting.woken())
                 self.look()
-            case events.Changed.NETWORK:
+            case Changed.NETWORK:
                 self._commits.wake()
                 self.look()
                 self.network.enqueue_after(in_use.KEY, in_use.QUIET_SECONDS)
-            case events.Changed.LEDGERS:
+            case Changed.LEDGERS:
                 self._in_use.ledgers_changed()
                 self.network.enqueue_after(NETWORK_NAME, RETELL_SECONDS)
                 self.network.enqueue_after(in_use.KEY, in_use.QUIET_SECONDS)
-            case events.Changed.WAITING:
+            case Changed.WAITING:
                 self.look()
             case _:
                 assert_never(event)

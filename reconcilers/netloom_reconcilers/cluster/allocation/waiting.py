@@ -5,7 +5,7 @@ from collections.abc import Callable
 from netloom.api.problem import Problem
 from netloom.ipam.plan import BlockTaken, Refusal
 from netloom.ipam.pool import Exhausted
-from netloom_reconcilers.cluster.allocation.events import Changed, Event
+from netloom_reconcilers.cluster.allocation.incarnation import Changed, Event
 
 LAG_SECONDS = 1.0
 """When to look again where a cache lags behind what was read live; its event usually comes first."""

@@ -122,8 +122,7 @@ class NodeLookup:
 
 @dataclass(eq=False)
 class Departures:
-    """See the module. `on_change` is called after every look. Without `lookup` and `watch` the objects come from
-    manifests."""
+    """See the module. `on_change` is called after every look; `lookup`, `watch`: None with manifests."""
 
     own: str
     networks: Store[NetloomNetwork]
@@ -314,8 +313,8 @@ class Notice:
         return self.since is not None and self.clock() >= self.since + self._lasting
 
     def note(self, errors: list[str], peers: int, *, silent: bool) -> float | None:
-        """What is so now, said where it begins or ends; as an Event where it lasts and the node has no object for a
-        condition (`silent`). Seconds until it will have lasted for long, if that is to come."""
+        """Says where it begins or ends; as an Event where it lasts and the node has no object for a condition
+        (`silent`). Seconds until it will have lasted for long, if that is to come."""
         if not errors:
             if self.since is not None:
                 log.info("all peers are as their objects say again")
