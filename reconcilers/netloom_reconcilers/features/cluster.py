@@ -1,8 +1,8 @@
 """A feature of the operator: one thing that its leader does for the cluster.
 
 It lives as long as the process, and keeps nothing but its caches. In each term of leadership that the process wins it
-begins `TermWork` anew, with empty memory: what an earlier term knew may be wrong by now. What crashes is begun again, in
-the same term if another feature still works in it, and stops no other.
+begins `TermWork` anew, with empty memory: what an earlier term knew may be wrong. What crashes is begun again, in the
+same term if another feature still works in it, and stops no other.
 """
 
 from collections.abc import Callable, Iterable
