@@ -142,7 +142,7 @@ async def test_conditions_of_features_leave_each_other_alone(crds_installed: Con
                 type_: NodeStatusReconciler(
                     "lonely",
                     store,
-                    Conditions(api, events, manager, on_write=None),
+                    Conditions(api, events, manager),
                     lambda type_=type_: said[type_],
                     type_,
                 )
@@ -155,7 +155,7 @@ async def test_conditions_of_features_leave_each_other_alone(crds_installed: Con
                     await reconciler.reconcile("lonely")
                 assert conditions() == {type_: (reason, manager) for type_, manager in managers.items()}
 
-            shared = Conditions(api, events, AGENT, on_write=None)
+            shared = Conditions(api, events, AGENT)
             await NodeStatusReconciler("lonely", store, shared, lambda: said["Loaded"], "Other").reconcile("lonely")
             assert "DataplaneReady" not in conditions(), "so each needs a manager of its own"
     finally:

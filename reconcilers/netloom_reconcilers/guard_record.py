@@ -1,13 +1,13 @@
 """The record: the ConfigMap in which the guard writes down which IPAM mode is in force, and on which nodes.
 
-It is the parameter of the ValidatingAdmissionPolicies, so that the API server knows it when no guard runs, and the only
-memory there is of the mode that a cluster of Cilium runs in. Every replica of the guard keeps it. What one writes names
-the version of the record that it saw: a replica whose caches lag behind is told so by a conflict, and looks again.
+It is the parameter of the ValidatingAdmissionPolicies, and the only memory there is of the mode that Cilium's cluster
+runs in. Every replica of the guard keeps it. What one writes names the version of the record that it saw: a replica
+whose caches lag behind is told so by a conflict, and looks again.
 """
 
 import time
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
 
 import structlog
 from prometheus_client import Gauge
@@ -17,11 +17,11 @@ from netloom.api.core import CONFIG_MAPS, ConfigMap
 from netloom.api.events import ObjectReference
 from netloom.guard.live import CILIUM_MODE, NETLOOM_MODE, Live
 from netloom.guard.record import bypassed, wanted
+from netloom.runtime.client import Api
 from netloom.runtime.controller import Controller
+from netloom.runtime.events import EventRecorder
 from netloom.runtime.metrics import REGISTRY
 from netloom.runtime.store import Store
-from netloom_reconcilers.conditions import Recorder
-from netloom_reconcilers.writes import Patches
 
 log = structlog.get_logger(__name__)
 
@@ -39,41 +39,30 @@ BYPASSED = Gauge(
 _KEY = "record"
 
 
+@dataclass(kw_only=True, eq=False)
 class GuardRecord:
     """Reconciles one ConfigMap with what is live.
 
     keys: those that are this guard's to write; another one may guard other objects and keep the rest.
+    config: of cilium-config; None where this guard has nothing to do with Cilium.
     unseen: why a cache that the record is made from is not complete; "" if all are.
     """
 
-    def __init__(
-        self,
-        api: Patches,
-        events: Recorder,
-        live: Live,
-        record: Store[ConfigMap],
-        config: Store[ConfigMap] | None,
-        *,
-        namespace: str,
-        name: str,
-        keys: Iterable[str],
-        field_manager: str,
-        unseen: Callable[[], str],
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self._api = api
-        self._events = events
-        self._live = live
-        self._record = record
-        self._config = config
-        self._namespace = namespace
-        self._name = name
-        self._keys = frozenset(keys)
-        self._field_manager = field_manager
-        self._unseen = unseen
-        self._clock = clock
-        self._earliest = 0.0
-        self._bypassed = ""
+    api: Api
+    events: EventRecorder
+    live: Live
+    record: Store[ConfigMap]
+    config: Store[ConfigMap] | None
+    namespace: str
+    name: str
+    keys: Collection[str]
+    field_manager: str
+    unseen: Callable[[], str]
+    clock: Callable[[], float] = time.monotonic
+    _earliest: float = field(default=0.0, init=False)
+    _bypassed: str = field(default="", init=False)
+
+    def __post_init__(self) -> None:
         self.controller = Controller("guard record", self._reconcile)
         self.controller.enqueue(_KEY)
 
@@ -82,35 +71,33 @@ class GuardRecord:
         self.controller.enqueue(_KEY)
 
     async def _reconcile(self, _: str) -> float | None:
-        if self._unseen():
+        if self.unseen():
             return UNSEEN_SECONDS
-        self._judge()
-        data = {key: value for key, value in wanted(self._live).items() if key in self._keys and value}
-        seen = self._record.get(f"{self._namespace}/{self._name}")
-        known = {key: value for key, value in (seen.data if seen else {}).items() if key in self._keys}
+        if self.config is not None:
+            self._judge(self.config)
+        data = {key: value for key, value in wanted(self.live).items() if key in self.keys and value}
+        key = f"{self.namespace}/{self.name}"
+        seen = self.record.get(key)
+        known = {key: value for key, value in (seen.data if seen else {}).items() if key in self.keys}
         if seen is not None and known == data:
             return None
-        if _modes(known) == _modes(data) and (wait := self._earliest - self._clock()) > 0:
+        if _modes(known) == _modes(data) and (wait := self._earliest - self.clock()) > 0:
             return wait
-        metadata: dict[str, Any] = {"name": self._name, "namespace": self._namespace}
+        metadata = {"name": self.name, "namespace": self.namespace}
         if seen is not None:
             metadata["resourceVersion"] = seen.metadata.resource_version
-        written = await self._api.patch(
-            CONFIG_MAPS,
-            self._name,
-            {"metadata": metadata, "data": data},
-            namespace=self._namespace,
-            kind="apply",
-            field_manager=self._field_manager,
+        patch = {"metadata": metadata, "data": data}
+        written = await self.api.patch(
+            CONFIG_MAPS, self.name, patch, namespace=self.namespace, kind="apply", field_manager=self.field_manager
         )
-        self._earliest = self._clock() + DISTANCE_SECONDS
-        self._record.put(written)
-        log.info("record written", record=f"{self._namespace}/{self._name}", **data)
+        self._earliest = self.clock() + DISTANCE_SECONDS
+        self.record.put(written)
+        log.info("record written", record=key, **data)
         return None
 
-    def _judge(self) -> None:
+    def _judge(self, configs: Store[ConfigMap]) -> None:
         """Says it where somebody got past the guard; once, not with every look."""
-        problem = bypassed(self._live) if self._config is not None else None
+        problem = bypassed(self.live)
         BYPASSED.set(problem is not None)
         text = problem.text if problem else ""
         if text == self._bypassed:
@@ -120,16 +107,13 @@ class GuardRecord:
             log.info("cilium-config is as the record again")
             return
         log.error("the guard was bypassed", object=problem.object, field=problem.field, error=text)
-        key = f"{self._live.cilium_namespace}/{CONFIG_NAME}"
-        config = self._config.get(key) if self._config is not None else None
+        namespace = self.live.cilium_namespace
+        config = configs.get(f"{namespace}/{CONFIG_NAME}")
+        uid = config.metadata.uid if config else ""
         reference = ObjectReference(
-            api_version=CONFIG_MAPS.api_version,
-            kind=CONFIG_MAPS.kind,
-            name=CONFIG_NAME,
-            namespace=self._live.cilium_namespace,
-            uid=config.metadata.uid if config else "",
+            api_version=CONFIG_MAPS.api_version, kind=CONFIG_MAPS.kind, name=CONFIG_NAME, namespace=namespace, uid=uid
         )
-        self._events.event(reference, "Warning", problem.reason, text)
+        self.events.event(reference, "Warning", problem.reason, text)
 
 
 def _modes(data: Mapping[str, str]) -> tuple[str, ...]:

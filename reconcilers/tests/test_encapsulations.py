@@ -85,6 +85,8 @@ def test_a_way_is_kept_while_a_peer_sends_by_it_or_takes_nothing_else() -> None:
 class Kernel:
     """In the place of a Dataplane: has every device that it is asked for and can make."""
 
+    nothing = Desired
+
     def __init__(self, cannot: frozenset[Encapsulation]) -> None:
         self._cannot = cannot
         self._ways: tuple[Encapsulation, ...] = ()

@@ -32,11 +32,11 @@ class World:
         self.record.subscribe(self.live.record)
         self.config.subscribe(self.live.cilium_config)
         self.reconciler = GuardRecord(
-            self,
-            self,
-            self.live,
-            self.record,
-            self.config,
+            api=self,
+            events=self,
+            live=self.live,
+            record=self.record,
+            config=self.config,
             namespace="netloom-system",
             name="netloom-guard",
             keys=(CILIUM_MODE, CILIUM_IN_USE),

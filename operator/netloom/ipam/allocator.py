@@ -24,10 +24,7 @@ from netloom.ipam.plan import BlockRequest, Deferred, Plan, Release
 
 
 class Allocator:
-    """All that one operator process knows of the ledgers, and its plans for changing them.
-
-    `incarnation` must never have been used before, by any process.
-    """
+    """All that a process knows of the ledgers, and its plans for changing them. `incarnation`: as of `Marks`."""
 
     def __init__(self, incarnation: str) -> None:
         self.ledgers = KnownLedgers()
@@ -52,10 +49,8 @@ class Allocator:
         self.blocks.put_back([known.range])  # what was passed over while the content was unknown, or is free now
 
     def hold(self, node: str, cidrs: tuple[Cidr, ...]) -> bool:
-        """What the NetloomNode `node` holds. Its space is given to nobody, whether or not a ledger knows of it.
-
-        True where something that no ledger knew of is held no more.
-        """
+        """What the NetloomNode `node` holds: it is given to nobody, whether or not a ledger knows of it. True where
+        something that no ledger knew of is held no more."""
         before = self.assignments.unrecorded.get(node, ())
         self.blocks.put_back(self.assignments.hold(node, cidrs))
         return not set(before) <= set(self.assignments.unrecorded.get(node, ()))

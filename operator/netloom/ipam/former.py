@@ -2,8 +2,8 @@
 
 Ledgers go with their CustomResourceDefinition, and the NetloomNodes with theirs, while the nodes' pods live on. An
 operator that lived through it gives every node its former block, if a ledger's compare-and-swap still grants it, and
-gives it to no newcomer meanwhile. Nothing rests on this memory: one that is wrong or gone costs the pods their
-addresses, and never gives an address twice.
+gives it to no newcomer meanwhile. A memory that is wrong or gone costs the pods their addresses, and never gives an
+address twice.
 """
 
 from netloom.cidr import Cidr, Version
@@ -29,8 +29,8 @@ class Former:
         gone = tuple(cidr for cidr in known if version in (None, cidr.version))
         for cidr in gone:
             self._blocks.remove(cidr)
-        if len(gone) < len(known):
-            self._of[node] = tuple(cidr for cidr in known if cidr not in gone)
+        if kept := tuple(cidr for cidr in known if cidr not in gone):
+            self._of[node] = kept
         return gone
 
     def of(self, node: str, version: Version) -> Cidr | None:

@@ -95,13 +95,10 @@ class FreeBlocks:
         return [(version, mine.get(version) or self._former_block(request.node, version)) for version in versions]
 
     def _own(self, node: str) -> Mapping[Version, Cidr]:
-        """The entry to honour per family. A node has several only after two operators raced: one without marks counts
-        first."""
-        found: dict[Version, Cidr] = {}
+        """The entry to honour per family; of several, after two operators raced, one without marks."""
         entered = self._assignments.entered(node)
-        for cidr in sorted(entered, key=lambda cidr: (cidr in self._ledgers.of(cidr).marked, cidr)):
-            found.setdefault(cidr.version, cidr)
-        return found
+        last_first = sorted(entered, key=lambda cidr: (cidr in self._ledgers.of(cidr).marked, cidr), reverse=True)
+        return {cidr.version: cidr for cidr in last_first}
 
     def _former_block(self, node: str, version: Version) -> Cidr | None:
         """What the node had by a ledger that vanished, if it can be given again."""

@@ -19,9 +19,12 @@ give a block away twice.
 import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 from types import MappingProxyType
 from typing import NamedTuple
 
+from netloom.api.meta import ObjectMeta
+from netloom.api.v1alpha1 import LedgerSpec, NetloomLedger
 from netloom.cidr import Cidr, CidrError
 from netloom.ipam.ledger_range import ledger_name, ledger_range_of
 
@@ -34,12 +37,8 @@ class LedgerError(ValueError):
     """A ledger object whose content is no ledger. Nothing is given out of its range until it is repaired."""
 
     def __init__(self, name: str, problem: str) -> None:
-        super().__init__(name, problem)
-        self.name = name
+        super().__init__(f"NetloomLedger {name}: {problem}")
         self.problem = problem
-
-    def __str__(self) -> str:
-        return f"NetloomLedger {self.name}: {self.problem}"
 
 
 class Mark(NamedTuple):
@@ -78,13 +77,9 @@ class Ledger:
     def edited(self, edits: Mapping[Cidr, Entry | None], mode: str, epoch: int) -> "Ledger":
         """The ledger after a commit of each block's new entry, or None where it is freed. Whoever edits a ledger has
         opened it for `mode`."""
-        entries = dict(self.entries)
-        for cidr, entry in edits.items():
-            if entry is None:
-                entries.pop(cidr, None)
-            else:
-                entries[cidr] = entry
-        return Ledger(self.range, mode, epoch, MappingProxyType(entries))
+        entries = {**self.entries, **edits}
+        kept = {cidr: entry for cidr, entry in entries.items() if entry is not None}
+        return Ledger(self.range, mode, epoch, MappingProxyType(kept))
 
 
 def marked(entry: Entry, mark: Mark) -> Entry:
@@ -98,29 +93,35 @@ def unmarked(entry: Entry, gone: Collection[Mark]) -> Entry:
     return Entry(entry.node, tuple(mark for mark in entry.marks if mark not in gone))
 
 
-def encode(ledger: Ledger) -> str:
+def encode(ledger: Ledger, version: str) -> NetloomLedger:
+    """The object that holds a ledger, to be written at `version` ("": to be created)."""
+    return NetloomLedger(
+        metadata=ObjectMeta(name=ledger.name, resource_version=version),
+        spec=LedgerSpec(ledger.mode, str(ledger.range), len(ledger.entries), text_of(ledger)),  # type: ignore[arg-type]
+    )
+
+
+def text_of(ledger: Ledger) -> str:
     """The wire form; equal ledgers give equal text."""
     lines = [f"netloom-ledger/1 epoch={ledger.epoch}"]
     for cidr in sorted(ledger.entries):
         node, marks = ledger.entries[cidr]
-        if marks:
-            lines.append(f"{cidr} {node} {' '.join(map(str, marks))}")
-        else:
-            lines.append(f"{cidr} {node}")
+        lines.append(" ".join([str(cidr), node, *map(str, marks)]))
     return "\n".join(lines) + "\n"
 
 
-def decode(name: str, ledger_range: str, mode: str, used: int, text: str) -> Ledger:
-    """The ledger that object `name` holds. Raises LedgerError: the object, and what is wrong with it."""
+def decode(obj: NetloomLedger) -> Ledger:
+    """The ledger that an object holds. Raises LedgerError: the object, and what is wrong with it."""
+    name, region, mode, used = obj.metadata.name, obj.spec.region, obj.spec.mode, obj.spec.used
     try:
-        cidr = Cidr.parse(ledger_range)
+        cidr = Cidr.parse(region)
         if ledger_range_of(cidr) != cidr:
-            raise CidrError(f"{ledger_range} is not a region")
+            raise CidrError(f"{region} is not a region")
     except CidrError as error:
         raise LedgerError(name, f"spec.region: {error}") from error
     if ledger_name(cidr) != name:
-        raise LedgerError(name, f"spec.region {ledger_range} belongs to {ledger_name(cidr)}")
-    header, *lines = text.split("\n")
+        raise LedgerError(name, f"spec.region {region} belongs to {ledger_name(cidr)}")
+    header, *lines = obj.spec.entries.split("\n")
     match = _HEADER.fullmatch(header)
     if match is None:
         raise LedgerError(name, f"spec.entries begins with {header[:60]!r}, not with a header of this version")
@@ -154,11 +155,10 @@ def _entries(name: str, lines: Iterable[str]) -> Iterable[tuple[Cidr, Entry]]:
 
 
 def _check(name: str, ledger_range: Cidr, entries: Mapping[Cidr, Entry]) -> None:
-    before: Cidr | None = None
-    for cidr in sorted(entries):
+    for cidr, entry in entries.items():
         if not ledger_range.contains(cidr):
-            raise LedgerError(name, f"{cidr} of node {entries[cidr].node} is outside {ledger_range}")
-        if before is not None and before.overlaps(cidr):
-            nodes = f"{entries[before].node} and {entries[cidr].node}"
-            raise LedgerError(name, f"{before} and {cidr} overlap (nodes {nodes})")
-        before = cidr
+            raise LedgerError(name, f"{cidr} of node {entry.node} is outside {ledger_range}")
+    for cidr, other in pairwise(sorted(entries)):
+        if cidr.overlaps(other):
+            nodes = f"{entries[cidr].node} and {entries[other].node}"
+            raise LedgerError(name, f"{cidr} and {other} overlap (nodes {nodes})")

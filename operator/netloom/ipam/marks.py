@@ -86,16 +86,15 @@ class Marks:
             if gone:
                 edits[cidr] = ledger.unmarked(entry, gone)
 
-    def next_tidy(self, ledgers: Iterable[KnownLedger], now: float) -> float | None:
-        """Seconds until a mark is no longer needed; None where there is none that time alone removes."""
+    def next_tidy(self, ledgers: Iterable[KnownLedger]) -> float:
+        """When a mark is no longer needed; infinite where there is none that time alone removes."""
         times = (
             self._expires(known, known.entries[cidr].node, cidr, mark)
             for known in ledgers
             for cidr in known.marked
             for mark in known.entries[cidr].marks
         )
-        soonest = min(times, default=_NEVER)
-        return None if soonest == _NEVER else max(0.0, soonest - now)
+        return min(times, default=_NEVER)
 
     def _foreign(self, mark: Mark) -> bool:
         return mark.incarnation != self._incarnation

@@ -1,8 +1,8 @@
 """Where the blocks of `cluster-pool` come from: cluster CIDRs in the order of their list, cut into equal blocks.
 
-Finding the next free block is amortised O(1): a cursor passes over each block of a cluster CIDR once, and a block
-that is freed behind the cursor is queued. Blocks that were never used come first, then the one free for longest, so
-that a block rests before another node gets it and packets for its former holder have died out.
+The next free block is found in amortised O(1): a cursor passes over each block once, and one that is freed behind it is
+queued. Blocks never used come first, then the one free for longest, so that a block rests before another node gets
+it and packets for its former holder have died out.
 """
 
 from collections import deque

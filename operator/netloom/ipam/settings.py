@@ -1,8 +1,7 @@
 """What a NetloomNetwork says about pod addresses, as values.
 
-The API server refuses most nonsense by the rules of the CRD. What gets through all the same (an older CRD, an object
-written before a rule existed) is reported by `netloom.api.validation`; here it is left out, and all that does make
-sense goes on.
+What makes no sense and got past the CRD's rules all the same is reported by `netloom.api.validation`; here it is left
+out, and all that does make sense goes on.
 """
 
 from collections.abc import Iterable, Sequence
@@ -44,14 +43,13 @@ def read(ipam: NetworkIPAM, mode: str) -> Settings:
     if mode != "cluster-pool":
         return Settings(mode)
     pool = ipam.cluster_pool
-    families = (
-        _family(4, pool.ipv4_pod_cidr_list, pool.ipv4_mask_size),
-        _family(6, pool.ipv6_pod_cidr_list, pool.ipv6_mask_size),
+    asked: tuple[tuple[Version, Sequence[str], int], ...] = (
+        (4, pool.ipv4_pod_cidr_list, pool.ipv4_mask_size),
+        (6, pool.ipv6_pod_cidr_list, pool.ipv6_mask_size),
     )
-    asked = bool(pool.ipv4_pod_cidr_list), bool(pool.ipv6_pod_cidr_list)
-    if tuple(bool(family.cidrs) for family in families) != asked:
-        return Settings(mode)  # half of a dual-stack network is worse than a node that waits
-    return Settings(mode, tuple(family for family in families if family.cidrs))
+    families = tuple(_family(*each) for each in asked if each[1])
+    # Half of a dual-stack network is worse than a node that waits.
+    return Settings(mode, families if all(family.cidrs for family in families) else ())
 
 
 def _family(version: Version, texts: Sequence[str], mask: int) -> Family:

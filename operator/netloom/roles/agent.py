@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import structlog
@@ -20,6 +21,7 @@ from netloom.api.meta import ObjectMeta, OwnerReference
 from netloom.api.v1alpha1 import NETLOOM_NODES, NetloomNode
 from netloom.kernel.capability import require_net_admin
 from netloom.kernel.errors import DataplaneError
+from netloom.kernel.keeper.keeper import Keeper
 from netloom.kernel.keeper.report import PlannedChange
 from netloom.roles.sources import Sources
 from netloom.runtime import health, metrics
@@ -31,7 +33,7 @@ from netloom.runtime.startup import follow_api_server
 from netloom.runtime.watch import EVERY_NODE
 from netloom_reconcilers.conditions import AGENT, Conditions, manager_of
 from netloom_reconcilers.features import chosen
-from netloom_reconcilers.features.node import KernelKeeper, NodeContext, NodeFeature, Readiness
+from netloom_reconcilers.features.node import NodeContext, NodeFeature, Readiness
 from netloom_reconcilers.node.known.departures import Departures, NodeLookup
 from netloom_reconcilers.node.known.own_node import RECORD
 from netloom_reconcilers.node.known.peers import is_owned
@@ -103,7 +105,7 @@ _OWNED = (OwnerReference(api_version="v1", kind="Node"),)
 """That an object stands for a Node; which one, its name says."""
 
 
-def keepers(features: Sequence[NodeFeature]) -> list[KernelKeeper]:
+def keepers(features: Sequence[NodeFeature]) -> list[Keeper[Any, Any]]:
     """Of those that own something in the kernel."""
     return [feature.keeper for feature in features if feature.keeper is not None]
 
@@ -143,8 +145,8 @@ class Agent(Collector):
             NodeLookup(api) if api is not None else None,
             found.watch(NETLOOM_NODES),
             events=events,
+            on_change=self._changed,
         )
-        self.departures.on_change = self._changed
         self._conditions: list[NodeStatusReconciler] = []
         found.add_to(self.manager)
         for feature in self.features:
@@ -159,11 +161,11 @@ class Agent(Collector):
 
     def _add_conditions(self, api: Api, events: EventRecorder) -> None:
         name, nodes = self.context.node_name, self.context.nodes
-        status = NodeStatusReconciler(name, nodes, Conditions(api, events, AGENT, on_write=None), self.readiness)
+        status = NodeStatusReconciler(name, nodes, Conditions(api, events, AGENT), self.readiness)
         self.manager.add("node status", status.controller.run, restart=True)
         self._conditions.append(status)
         for each in [feature for feature in self.features if feature.condition]:
-            conditions = Conditions(api, events, manager_of(each.name), on_write=None)
+            conditions = Conditions(api, events, manager_of(each.name))
             status = NodeStatusReconciler(name, nodes, conditions, each.readiness, each.condition)
             self.manager.add(f"condition {each.condition}", status.controller.run, restart=True)
             self._conditions.append(status)

@@ -25,10 +25,10 @@ from netloom.runtime.leader import LeaderElector
 from netloom.runtime.manager import Manager, crash_sentence
 from netloom.runtime.startup import follow_api_server
 from netloom.runtime.terms import Terms
-from netloom_reconcilers.cluster.allocation.feature import AllocationFeature
-from netloom_reconcilers.cluster.allocation.stores import netloom_node_changed, node_changed
+from netloom_reconcilers.cluster.allocation.incarnation import netloom_node_changed, node_changed
+from netloom_reconcilers.cluster.allocation.term import AllocationFeature
 from netloom_reconcilers.features import chosen
-from netloom_reconcilers.features.cluster import ClusterContext, ClusterFeature, Work
+from netloom_reconcilers.features.cluster import ClusterContext, ClusterFeature, TermWork
 
 log = structlog.get_logger(__name__)
 
@@ -78,7 +78,7 @@ class Operator:
         follow_api_server(api, self.manager)
         self._events = EventRecorder(api, "netloom-operator", host=options.identity)
         self._sources = Sources(api)
-        self._working: dict[str, Work] = {}
+        self._working: dict[str, TermWork] = {}
         context = ClusterContext(
             api=api, events=self._events, caches=self._sources, crashes=lambda: self.manager.crashes
         )

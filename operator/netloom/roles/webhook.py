@@ -216,11 +216,11 @@ class Guard:
             keys += [CILIUM_MODE, CILIUM_IN_USE]
             kinds += [CILIUM_NODES.kind, CONFIG_NAME]
         reconciler = GuardRecord(
-            self._api,
-            events,
-            self.live,
-            self._caches[CONFIG_MAPS.kind].store,
-            self._caches[CONFIG_NAME].store if scope.cilium else None,
+            api=self._api,
+            events=events,
+            live=self.live,
+            record=self._caches[CONFIG_MAPS.kind].store,
+            config=self._caches[CONFIG_NAME].store if scope.cilium else None,
             namespace=scope.namespace,
             name=RECORD_NAME,
             keys=keys,

@@ -4,6 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from netloom.api.meta import ObjectMeta
+from netloom.api.v1alpha1 import LedgerSpec, NetloomLedger
 from netloom.cidr import Cidr
 from netloom.ipam import ledger
 from netloom.ipam.ledger import Entry, Ledger, LedgerError, Mark
@@ -15,7 +17,8 @@ NODES = st.sampled_from(["n", "node-1", "node-1.example.org"])
 
 
 def decode(text: str, used: int, mode: str = "cluster-pool", region: str = "10.0.0.0/16", name: str = NAME) -> Ledger:
-    return ledger.decode(name, region, mode, used, text)
+    spec = LedgerSpec(mode=mode, region=region, used=used, entries=text)
+    return ledger.decode(NetloomLedger(metadata=ObjectMeta(name=name), spec=spec))
 
 
 @st.composite
@@ -29,7 +32,7 @@ def ledgers(draw: st.DrawFn) -> Ledger:
 
 @given(ledgers())
 def test_what_is_written_is_read(content: Ledger) -> None:
-    text = ledger.encode(content)
+    text = ledger.text_of(content)
     assert decode(text, len(content.entries), content.mode) == content
 
 
@@ -37,12 +40,12 @@ def test_what_is_written_is_read(content: Ledger) -> None:
 def test_equal_ledgers_have_equal_text(content: Ledger, data: st.DataObject) -> None:
     order = data.draw(st.permutations(list(content.entries)))
     shuffled = Ledger(content.range, content.mode, content.epoch, {cidr: content.entries[cidr] for cidr in order})
-    assert ledger.encode(shuffled) == ledger.encode(content)
+    assert ledger.text_of(shuffled) == ledger.text_of(content)
 
 
 @given(ledgers().filter(lambda content: len(content.entries) > 0), st.data())
 def test_a_text_that_was_cut_is_no_ledger(content: Ledger, data: st.DataObject) -> None:
-    text = ledger.encode(content)
+    text = ledger.text_of(content)
     cut = data.draw(st.integers(0, len(text) - 1))
     with pytest.raises(LedgerError):
         decode(text[:cut], len(content.entries))
@@ -53,7 +56,7 @@ def test_it_reads_well() -> None:
         Cidr.parse("10.0.1.0/24"): Entry("node-b", (Mark("5f3a", 12),)),
         Cidr.parse("10.0.0.0/24"): Entry("node-a"),
     }
-    text = ledger.encode(Ledger(REGION, "cluster-pool", 3, entries))
+    text = ledger.text_of(Ledger(REGION, "cluster-pool", 3, entries))
     assert text == "netloom-ledger/1 epoch=3\n10.0.0.0/24 node-a\n10.0.1.0/24 node-b 5f3a.12\n"
 
 

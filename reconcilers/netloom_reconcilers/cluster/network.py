@@ -1,6 +1,4 @@
-"""Follows the NetloomNetwork: what it says becomes settings, what is wrong becomes its condition `Ready`.
-
-Everything that keeps a node from its pod CIDR is told in three places: here, in an Event (through the condition) and
+"""Tells what keeps nodes from their pod CIDRs: in the NetloomNetwork's condition `Ready` (and by that in an Event), and
 in metrics. The message names the way out.
 """
 
@@ -8,17 +6,17 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 
 from netloom.api.problem import Problem
-from netloom.api.v1alpha1 import NETWORK_NAME, NetloomNetwork
+from netloom.api.v1alpha1 import NETWORK_NAME, NETWORKS, NetloomNetwork
 from netloom.api.validation import validate_network
 from netloom.cidr import format_address
 from netloom.ipam import settings as ipam_settings
-from netloom.ipam.known_ledgers import KnownLedger, KnownLedgers
+from netloom.ipam.known_ledgers import KnownLedger
 from netloom.ipam.pool import Exhausted
-from netloom.runtime.store import Store
-from netloom_reconcilers.cluster.allocation.configuration import Configuration, mode_of
+from netloom_reconcilers.cluster.allocation.configuration import AllocationConfiguration, mode_of
+from netloom_reconcilers.cluster.allocation.incarnation import Incarnation, Member
 from netloom_reconcilers.cluster.allocation.metrics import PROBLEMS, WAITING
 from netloom_reconcilers.cluster.allocation.waiting import Reason, WaitingNodes, reason_of
-from netloom_reconcilers.conditions import Conditions, said
+from netloom_reconcilers.conditions import said
 
 GATHER_SECONDS = 0.2
 """How long news gather before they are told."""
@@ -27,25 +25,19 @@ RETELL_SECONDS = 5.0
 _SHOWN = 3
 
 
-class NetworkReconciler:
+class NetworkReconciler(Member):
     """Its one key is the network's name."""
 
     def __init__(
         self,
-        networks: Store[NetloomNetwork],
-        configuration: Configuration,
-        ledgers: KnownLedgers,
+        incarnation: Incarnation,
+        configuration: AllocationConfiguration,
         waiting: WaitingNodes,
-        conditions: Conditions,
-        clock: Callable[[], float],
         crashes: Callable[[], Iterable[str]] = tuple,
     ) -> None:
-        self._networks = networks
+        super().__init__(incarnation)
         self._configuration = configuration
-        self._ledgers = ledgers
         self._waiting = waiting
-        self._conditions = conditions
-        self._clock = clock
         self._crashes = crashes
         self._told_at = float("-inf")
         self._told = ""
@@ -67,7 +59,7 @@ class NetworkReconciler:
         self._told, self._told_at = reason, self._clock()
         good = [] if errors else [f"Nodes are given their pod CIDRs in IPAM mode {mode_of(network)}."]
         message = " ".join([*good, *(said(problem, _NETWORK) for problem in problems)])
-        written = await self._conditions.network(network, "False" if errors else "True", reason, message)
+        written = await self._conditions.set(NETWORKS, network, "Ready", not errors, reason, message)
         if written is not None:
             self._networks.put(written)
         return None
@@ -76,7 +68,7 @@ class NetworkReconciler:
         """Says so at the network, without a look at anything that may have crashed."""
         if (network := self._networks.get(NETWORK_NAME)) is not None:
             problem = _crashed(crash)
-            await self._conditions.network(network, "False", problem.reason, said(problem, _NETWORK))
+            await self._conditions.set(NETWORKS, network, "Ready", False, problem.reason, said(problem, _NETWORK))
 
     # What is wrong
 
@@ -89,7 +81,7 @@ class NetworkReconciler:
             inside = self._configuration.inside.items()
             addresses = {name: [format_address(each.packed) for each in found_inside] for name, found_inside in inside}
             found += validate_network(network, node_addresses=addresses)
-        found += [_unreadable(known) for known in self._ledgers.values() if known.problem]
+        found += [_unreadable(known) for known in self._allocator.ledgers.values() if known.problem]
         found += _waiting(self._waiting.items())
         return sorted(found, key=lambda problem: problem.severity)
 

@@ -1,9 +1,8 @@
 """The nodes reconciler: a NetloomNode for every Node, with its pod CIDRs in the first write.
 
-A node's CIDR never changes while the node lives, and no two nodes ever hold overlapping ones; docs/allocation.md has
-the protocol and the proof. What this module adds to the ledgers' rules is the look at the world that they ask for:
-before a block is freed, or a NetloomNode deleted, the API server is asked whether the node is really gone, since a
-cache may lag.
+docs/allocation.md has the protocol and the proof. What this module adds to the ledgers' rules is the look at the world
+that they ask for: before a block is freed, or a NetloomNode deleted, the API server is asked whether the node is really
+gone, since a cache may lag.
 
 A Node that is re-created under its name keeps the CIDR, if its NetloomNode is still there or its block was not freed
 yet: its pods may still be running. In mode `kubernetes` the new Node may come with other CIDRs; then the NetloomNode
@@ -11,65 +10,57 @@ of the old one is deleted first.
 """
 
 import asyncio
-from collections.abc import Callable, Collection
+from collections.abc import Collection
+from typing import TypeVar
 
 import structlog
 
-from netloom.api.core import NODES, Node
+from netloom.api.core import Node
+from netloom.api.meta import Object
 from netloom.api.problem import Problem
 from netloom.api.v1alpha1 import NETLOOM_NODES, NetloomNode
 from netloom.cidr import Cidr
 from netloom.ipam import settings as ipam_settings
-from netloom.ipam.allocator import Allocator
 from netloom.ipam.marks import REQUEST_SECONDS
 from netloom.ipam.plan import BlockRequest, Grant, Release
 from netloom.runtime.errors import AlreadyExists, ApiError, Conflict, NotFound
-from netloom.runtime.store import Unsubscribe
+from netloom.runtime.store import Store, Unsubscribe
 from netloom_reconcilers.cluster.allocation import node_objects, waiting
 from netloom_reconcilers.cluster.allocation.commit_queue import CommitQueue
-from netloom_reconcilers.cluster.allocation.configuration import Configuration
-from netloom_reconcilers.cluster.allocation.events import BlocksFreed, Channel, NodesAffected
+from netloom_reconcilers.cluster.allocation.configuration import AllocationConfiguration
+from netloom_reconcilers.cluster.allocation.incarnation import BlocksFreed, Incarnation, Member, NodesAffected
 from netloom_reconcilers.cluster.allocation.last_known_addresses import LastKnownAddresses
 from netloom_reconcilers.cluster.allocation.metrics import WRITES
-from netloom_reconcilers.cluster.allocation.stores import Stores
 from netloom_reconcilers.cluster.allocation.waiting import LAG_SECONDS, RECHECK_SECONDS, Reason, WaitingNodes
-from netloom_reconcilers.conditions import Conditions, said
-from netloom_reconcilers.writes import Requests, definite
+from netloom_reconcilers.conditions import said
 
 log = structlog.get_logger(__name__)
 
+T = TypeVar("T", bound=Object)
+
 _CREATES = WRITES.labels("NetloomNode", "create")
+_DEFINITE = frozenset({400, 401, 403, 404, 409, 422, 429})
+"""Statuses that say: the request was not executed, and will not be. After any other failure it may be, later."""
 
 
-class NodesReconciler:
+class NodesReconciler(Member):
     """One key is one node's name."""
 
     def __init__(
         self,
-        api: Requests,
-        stores: Stores,
-        allocator: Allocator,
+        incarnation: Incarnation,
         commits: CommitQueue,
-        configuration: Configuration,
+        configuration: AllocationConfiguration,
         addresses: LastKnownAddresses,
         waiting_nodes: WaitingNodes,
-        conditions: Conditions,
-        channel: Channel,
-        clock: Callable[[], float],
         writers: int,
     ) -> None:
         """`writers`: how many NetloomNodes are given their blocks at the same time."""
-        self._api = api
-        self._nodes = stores.nodes
-        self._netloom_nodes = stores.netloom_nodes
-        self._allocator = allocator
+        super().__init__(incarnation)
         self._commits = commits
         self._configuration = configuration
         self._addresses = addresses
         self._waiting = waiting_nodes
-        self._conditions = conditions
-        self._channel = channel
-        self._clock = clock
         self._writers = asyncio.Semaphore(writers)
         self._own: str | None = None
 
@@ -77,7 +68,7 @@ class NodesReconciler:
         """Follows the caches from now on."""
         return [
             self._netloom_nodes.subscribe(self._netloom_node_changed),
-            self._nodes.subscribe(lambda key, old, new: self._channel.publish(NodesAffected((key,)))),
+            self._nodes.subscribe(lambda key, old, new: self._publish(NodesAffected((key,)))),
         ]
 
     async def reconcile(self, name: str) -> float | None:
@@ -93,7 +84,7 @@ class NodesReconciler:
             return await self._release(name, self._allocator.assignments.entered(name), gone=True)
         if node_objects.owner_of(obj) is None:
             return await self._stray(obj)
-        if await self._live_node(name) is not None:  # that the Node is gone, the cache alone is not believed
+        if await self._live(self._nodes, name) is not None:  # that the Node is gone, the cache alone is not believed
             return LAG_SECONDS
         return await self._delete(obj)
 
@@ -147,10 +138,10 @@ class NodesReconciler:
             sent = None
         except (AlreadyExists, Conflict, NotFound):
             sent = None
-            await self._live_netloom_node(grant.node)
+            await self._live(self._netloom_nodes, grant.node)
             return LAG_SECONDS
         except ApiError as error:
-            if definite(error):
+            if error.status in _DEFINITE:
                 sent = None
             raise
         finally:
@@ -174,7 +165,7 @@ class NodesReconciler:
         name = obj.metadata.name
         owner = node_objects.owner_of(obj)
         if owner is not None and owner.uid != node.metadata.uid:
-            live = await self._live_node(name)
+            live = await self._live(self._nodes, name)
             if live is None or live.metadata.uid != node.metadata.uid:
                 return LAG_SECONDS
             if self._cannot_keep(live, obj):
@@ -217,7 +208,7 @@ class NodesReconciler:
         try:
             written = await self._api.patch(NETLOOM_NODES, obj.metadata.name, patch)
         except (Conflict, NotFound):
-            await self._live_netloom_node(obj.metadata.name)
+            await self._live(self._netloom_nodes, obj.metadata.name)
             return None
         self._store(written)
         return written
@@ -242,7 +233,7 @@ class NodesReconciler:
     async def _stray(self, obj: NetloomNode) -> float | None:
         """Made by hand: its CIDRs are respected, and it is for its maker to delete."""
         name = obj.metadata.name
-        if await self._live_node(name) is not None:
+        if await self._live(self._nodes, name) is not None:
             return LAG_SECONDS
         why: Reason | None = node_objects.unusable(obj) or await self._adopt(obj)
         if why is None:
@@ -256,7 +247,7 @@ class NodesReconciler:
         try:
             await self._api.delete(NETLOOM_NODES, meta.name, uid=meta.uid, resource_version=meta.resource_version)
         except Conflict:
-            await self._live_netloom_node(meta.name)
+            await self._live(self._netloom_nodes, meta.name)
         except NotFound:
             pass
         return LAG_SECONDS
@@ -271,43 +262,32 @@ class NodesReconciler:
             return min(wait, RECHECK_SECONDS)
         # The ledger must be read before the node: what is free in it from then on stays so (see `Allocator`).
         releases = [Release(name, cidr, ledger.foreign_changes) for cidr, ledger in known]
-        if gone and await self._live_node(name) is not None:
+        if gone and await self._live(self._nodes, name) is not None:
             return LAG_SECONDS
-        obj = await self._live_netloom_node(name)
+        obj = await self._live(self._netloom_nodes, name)
         if obj is not None and any(cidr.overlaps(other) for cidr in cidrs for other in node_objects.held(obj)):
             return LAG_SECONDS
         async with asyncio.TaskGroup() as group:
             results = [group.create_task(self._commits.release(each)) for each in releases]
         return None if all(result.result() for result in results) else LAG_SECONDS
 
-    # Live reads
-
-    async def _live_node(self, name: str) -> Node | None:
+    async def _live(self, store: Store[T], name: str) -> T | None:
+        """As the API server has it, which the cache has then, too."""
         try:
-            node = await self._api.get(NODES, name)
+            obj = await self._api.get(store.resource, name)
         except NotFound:
             return None
-        self._nodes.put(node)
-        return node
-
-    async def _live_netloom_node(self, name: str) -> NetloomNode | None:
-        try:
-            obj = await self._api.get(NETLOOM_NODES, name)
-        except NotFound:
-            return None
-        self._netloom_nodes.put(obj)
+        store.put(obj)
         return obj
-
-    # Caches
 
     def _netloom_node_changed(self, key: str, old: NetloomNode | None, new: NetloomNode | None) -> None:
         if old is None or new is None or old.spec.ipam.pod_cidrs != new.spec.ipam.pod_cidrs:
             if self._allocator.hold(key, node_objects.held(new) if new is not None else ()):
-                self._channel.publish(BlocksFreed())
+                self._publish(BlocksFreed())
             if new is None:
                 self._commits.wake()
         if key != self._own:
-            self._channel.publish(NodesAffected((key,)))
+            self._publish(NodesAffected((key,)))
 
     def _store(self, written: NetloomNode) -> None:
         """Our own write needs no second look."""
@@ -328,23 +308,24 @@ class NodesReconciler:
                 async with self._writers, asyncio.timeout(REQUEST_SECONDS):
                     obj = await self._send(about, None, self._configuration.mode, ())
             except AlreadyExists:
-                await self._live_netloom_node(name)
+                await self._live(self._netloom_nodes, name)
                 return LAG_SECONDS
             self._store(obj)
         else:
             obj = about
         message = said(why, f"NetloomNode {name}") if isinstance(why, Problem) else f"{why}."
-        written = await self._conditions.node(obj, "False", waiting.reason_of(why), message)
-        if written is not None:
-            self._store(written)
+        await self._tell(obj, False, waiting.reason_of(why), message)
         return again
 
     async def _fine(self, obj: NetloomNode) -> None:
         """Takes back an earlier complaint. A node that never had one costs no write."""
         if any(each.type == "Allocated" and each.status != "True" for each in obj.status.conditions):
-            written = await self._conditions.node(obj, "True", "Allocated", "it holds the CIDRs it needs")
-            if written is not None:
-                self._store(written)
+            await self._tell(obj, True, "Allocated", "it holds the CIDRs it needs")
+
+    async def _tell(self, obj: NetloomNode, good: bool, reason: str, message: str) -> None:
+        written = await self._conditions.set(NETLOOM_NODES, obj, "Allocated", good, reason, message)
+        if written is not None:
+            self._store(written)
 
 
 _CONTROLLER_WRITES = "In IPAM mode kubernetes, kube-controller-manager writes it, if run with --allocate-node-cidrs."

@@ -1,8 +1,8 @@
 """A feature of the operator: one thing that its leader does for the cluster.
 
 It lives as long as the process, and keeps nothing but its caches. In each term of leadership that the process wins it
-begins `Work` anew, with empty memory: what an earlier term knew may be wrong by now. Work that crashes is begun again,
-in the same term if another feature still works in it, and stops no other.
+begins `TermWork` anew, with empty memory: what an earlier term knew may be wrong. What crashes is begun again, in the
+same term if another feature still works in it, and stops no other.
 """
 
 from collections.abc import Callable, Iterable
@@ -24,7 +24,7 @@ class ClusterContext:
     crashes: Callable[[], Iterable[str]] = tuple
 
 
-class Work(Protocol):
+class TermWork(Protocol):
     """What a feature does in one term."""
 
     @property
@@ -48,5 +48,5 @@ class ClusterFeature(Protocol):
 
     def __init__(self, context: ClusterContext) -> None: ...
 
-    def begin(self) -> Work:
+    def begin(self) -> TermWork:
         """The work of a new term."""

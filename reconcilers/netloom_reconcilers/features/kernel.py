@@ -1,19 +1,20 @@
 """What the reconcilers share that make kernel state of this node from the NetloomNetwork and all NetloomNodes.
 
-What such a reconciler owns belongs together, so there is one key; the names of the nodes that changed are remembered
-beside it, and a change of one node costs one node, at 10,000 of them too. Where the objects give no answer (no network,
-no NetloomNode of this name) the kernel stays as it is: a mistake in the API must not take the pods' network away.
+There is one key; the names of the nodes that changed are remembered beside it, so that a change of one costs one. Where
+the objects give no answer (no network, no NetloomNode of this name) the kernel stays as it is: a mistake in the API
+must not take the pods' network away.
 """
 
 import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, ClassVar
 
 import msgspec
 import structlog
 
 from netloom.api.v1alpha1 import NetloomNetwork, NetloomNode
+from netloom.kernel.keeper.keeper import Keeper
 from netloom.runtime.controller import Controller
 from netloom.runtime.store import Store
 from netloom_reconcilers.node.known.own_node import OwnNode
@@ -33,12 +34,19 @@ class Obstacle(msgspec.Struct, frozen=True):
 
 class KernelReconciler(ABC):
     """Hands the whole desired state over. `blocked` and `problems` (sentences, by the node whose object has them) say
-    what keeps it from being whole; `on_change` is called after every run."""
+    what keeps it from being whole; `on_change` is called after every run. `name`: the controller's."""
+
+    name: ClassVar[str]
 
     def __init__(
-        self, name: str, node_name: str, networks: Store[NetloomNetwork], nodes: Nodes, own: OwnNode | None
+        self,
+        node_name: str,
+        networks: Store[NetloomNetwork],
+        nodes: Nodes,
+        keeper: Keeper[Any, Any],
+        own: OwnNode | None = None,
     ) -> None:
-        self.controller = Controller(name, self.reconcile)
+        self.controller = Controller(self.name, self.reconcile)
         self.own = own or OwnNode(node_name)
         self.applied = asyncio.Event()
         self.blocked: Obstacle | None = None
@@ -47,6 +55,8 @@ class KernelReconciler(ABC):
         self._node_name = node_name
         self._networks = networks
         self._nodes = nodes
+        self._keeper = keeper
+        self._desired = keeper.nothing()
         self._touched: set[str] = set()
         networks.subscribe(lambda key, old, new: self._again())
         nodes.subscribe(lambda key, old, new: self._again(key))
@@ -80,21 +90,21 @@ class KernelReconciler(ABC):
     def _is_blocked(self, obstacle: Obstacle | None) -> bool:
         """Notes what there is to say of it."""
         if obstacle is not None and obstacle != self.blocked:
-            log.warning("the kernel stays as it is", of=self.controller.name, why=obstacle.message)
+            log.warning("the kernel stays as it is", of=self.name, why=obstacle.message)
         self.blocked = obstacle
         return obstacle is not None
 
     def _is_in_place(self, **facts: object) -> None:
         if not self.applied.is_set():
             self.applied.set()
-            log.info("all is in place", of=self.controller.name, node=self._node_name, **facts)
+            log.info("all is in place", of=self.name, node=self._node_name, **facts)
 
     def _report(self, name: str, problems: tuple[str, ...]) -> None:
         if not problems:
             self.problems.pop(name, None)
         elif self.problems.get(name) != problems:
             self.problems[name] = problems
-            log.warning("something is left out", of=self.controller.name, whose=name, problems=problems)
+            log.warning("something is left out", of=self.name, whose=name, problems=problems)
 
     def errors(self, report: Any, about: str = "", more: Iterable[str] = ()) -> list[str]:
         """All that keeps it from being whole, as sentences; empty if nothing does. `about` comes before what the kernel

@@ -1,18 +1,18 @@
 """A feature of the agent: one thing that it does for its node, with all that belongs to it.
 
-The agent iterates over its features and knows none by name: it opens their keepers, runs their components, waits
-for their first desired state, and puts their errors, facts, metrics and shares of `plan` and `cleanup` together. All
-members but the name have a default, so a feature says only what it has. It finds what it needs in the context, which
-it is made with; making it reads and writes nothing.
+The agent iterates over its features and knows none by name. All members but the name have a default, so a feature says
+only what it has. It finds what it needs in the context that it is made with; making it reads and writes nothing.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple
 
 from prometheus_client.core import CounterMetricFamily, Metric
 
 from netloom.api.v1alpha1 import NETLOOM_NODES, NETWORKS, NetloomNetwork, NetloomNode
+from netloom.kernel.keeper.keeper import Keeper
 from netloom.kernel.keeper.report import Failure, PlannedChange
 from netloom.runtime.client import Api
 from netloom.runtime.errors import ConfigError
@@ -24,29 +24,6 @@ from netloom_reconcilers.node.known.own_node import RECORD, OwnNode
 from netloom_reconcilers.node.known.peers import Peers
 
 
-class KernelKeeper(Protocol):
-    """Keeps kernel state as it was told, as `Dataplane` and `Masquerade` do: their docstrings are the contract. A
-    report has at least `failures`, `written` (requests by message) and `repaired`."""
-
-    @property
-    def report(self) -> Any: ...
-
-    @property
-    def unknown(self) -> int: ...
-
-    async def open(self) -> None: ...
-
-    async def close(self) -> None: ...
-
-    async def run(self) -> None: ...
-
-    async def prune(self) -> None: ...
-
-    async def plan(self, desired: Any) -> list[PlannedChange]: ...
-
-    async def cleanup(self) -> Any: ...
-
-
 class Readiness(NamedTuple):
     """What a condition says, but for the time."""
 
@@ -55,6 +32,7 @@ class Readiness(NamedTuple):
     message: str
 
 
+@dataclass(eq=False)
 class NodeContext:
     """What the features of one agent share.
 
@@ -66,28 +44,19 @@ class NodeContext:
     retain_unknown:  keepers leave what an earlier life left, and no object explains, until `prune`.
     """
 
-    def __init__(
-        self,
-        node_name: str,
-        run_dir: Path,
-        caches: Caches,
-        api: Api | None = None,
-        events: EventRecorder | None = None,
-        *,
-        changed: Callable[[], None] = lambda: None,
-        retain_unknown: bool = False,
-    ) -> None:
-        self.node_name = node_name
-        self.run_dir = run_dir
-        self.caches = caches
-        self.networks = caches.store(NETWORKS, _spec_changed)
-        self.nodes = caches.store(NETLOOM_NODES, _spec_changed)
-        self.peers = Peers(node_name, self.nodes)
-        self.own = OwnNode(node_name, record=run_dir / RECORD)
-        self.api = api
-        self.events = events
-        self.changed = changed
-        self.retain_unknown = retain_unknown
+    node_name: str
+    run_dir: Path
+    caches: Caches
+    api: Api | None = None
+    events: EventRecorder | None = None
+    changed: Callable[[], None] = lambda: None
+    retain_unknown: bool = False
+
+    def __post_init__(self) -> None:
+        self.networks = self.caches.store(NETWORKS, _spec_changed)
+        self.nodes = self.caches.store(NETLOOM_NODES, _spec_changed)
+        self.peers = Peers(self.node_name, self.nodes)
+        self.own = OwnNode(self.node_name, record=self.run_dir / RECORD)
 
 
 def _spec_changed(old: NetloomNetwork | NetloomNode, new: NetloomNetwork | NetloomNode) -> bool:
@@ -106,7 +75,7 @@ class NodeFeature:
 
     name: ClassVar[str]
     condition: ClassVar[str] = ""
-    keeper: KernelKeeper | None = None
+    keeper: Keeper[Any, Any] | None = None
 
     def __init__(self, context: NodeContext) -> None:
         self.context = context
@@ -155,12 +124,15 @@ class NodeFeature:
 
 
 class KernelFeature(NodeFeature):
-    """A feature that is a keeper, and a reconciler that says what is to be in it. `nothing`: the desired state
-    without any object."""
+    """A feature that is a keeper, and a reconciler that says what is to be in it."""
 
-    keeper: KernelKeeper
-    reconciler: KernelReconciler
-    nothing: Callable[[], Any]
+    keeper: Keeper[Any, Any]
+
+    def __init__(self, context: NodeContext, keeper: Keeper[Any, Any], reconciler: type[KernelReconciler]) -> None:
+        super().__init__(context)
+        self.keeper = keeper
+        self.reconciler = reconciler(context.node_name, context.networks, context.peers, keeper, context.own)
+        self.reconciler.on_change = context.changed
 
     @property
     def applied(self) -> bool:
@@ -185,7 +157,7 @@ class KernelFeature(NodeFeature):
 
     async def cleanup(self) -> tuple[list[PlannedChange], Sequence[Failure]]:
         """All that the keeper owns."""
-        removed = await self.keeper.plan(self.nothing())
+        removed = await self.keeper.plan(self.keeper.nothing())
         return removed, (await self.keeper.cleanup()).failures
 
 

@@ -8,18 +8,16 @@ from collections.abc import Iterable, Mapping, Sequence
 import structlog
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
-from netloom.api.v1alpha1 import NETWORK_NAME, NetloomNetwork, NetloomNode, NetworkSpec
+from netloom.api.v1alpha1 import NETWORK_NAME, NetloomNode, NetworkSpec
 from netloom.cidr import Cidr
 from netloom.kernel.errors import KernelUnsupported, NotPermitted
 from netloom.kernel.keeper.report import Failure, MasqueradeReport, PlannedChange
 from netloom.kernel.masquerade.masquerade import Masquerade
 from netloom.kernel.masquerade.sets import MasqueradeRules, Masquerading
 from netloom.runtime.manager import Run
-from netloom.runtime.store import Store
 from netloom_reconcilers.features.kernel import KernelReconciler
 from netloom_reconcilers.features.node import KernelFeature, NodeContext, written_metric
-from netloom_reconcilers.node.known.own_node import OwnNode
-from netloom_reconcilers.node.known.peers import Nodes, prefixes_of
+from netloom_reconcilers.node.known.peers import prefixes_of
 from netloom_reconcilers.node.mesh.reading import missing
 
 log = structlog.get_logger(__name__)
@@ -31,46 +29,33 @@ _NETWORK = ""
 def rules_of(spec: NetworkSpec, pods: tuple[Cidr, ...]) -> tuple[MasqueradeRules, tuple[str, ...]]:
     """What the network's options make of this node's pod CIDRs, and sentences about what could not be read."""
     routing, masquerade = spec.routing, spec.masquerade
-    fields = {
-        "spec.routing.ipv4NativeRoutingCIDR": filter(None, [routing.ipv4_native_routing_cidr]),
-        "spec.routing.ipv6NativeRoutingCIDR": filter(None, [routing.ipv6_native_routing_cidr]),
-        "spec.masquerade.nonMasqueradeCIDRs": masquerade.non_masquerade_cidrs,
-    }
-    excluded: list[Cidr] = []
-    problems: list[str] = []
-    for field, texts in fields.items():
-        found, bad = prefixes_of(f"NetloomNetwork {NETWORK_NAME}", field, texts)
-        excluded += found
-        problems += bad
-    rules = MasqueradeRules(pods=pods, ipv4=masquerade.ipv4, ipv6=masquerade.ipv6, excluded=tuple(excluded))
-    return rules, tuple(problems)
+    excluded, problems = prefixes_of(
+        f"NetloomNetwork {NETWORK_NAME}",
+        ("spec.routing.ipv4NativeRoutingCIDR", filter(None, [routing.ipv4_native_routing_cidr])),
+        ("spec.routing.ipv6NativeRoutingCIDR", filter(None, [routing.ipv6_native_routing_cidr])),
+        ("spec.masquerade.nonMasqueradeCIDRs", masquerade.non_masquerade_cidrs),
+    )
+    return MasqueradeRules(pods=pods, ipv4=masquerade.ipv4, ipv6=masquerade.ipv6, excluded=excluded), problems
 
 
 def pod_cidrs_of(node: NetloomNode) -> tuple[tuple[Cidr, ...], tuple[str, ...]]:
     """The node's pod CIDRs, of whatever IPAM mode, and sentences about what could not be read."""
+    ipam = node.spec.ipam
+    allocated = (("spec.ipam.pools.allocated", each.cidrs) for each in ipam.pools.allocated)
     name = f"NetloomNode {node.metadata.name}"
-    found, problems = prefixes_of(name, "spec.ipam.podCIDRs", node.spec.ipam.pod_cidrs)
-    for allocation in node.spec.ipam.pools.allocated:
-        more, bad = prefixes_of(name, "spec.ipam.pools.allocated", allocation.cidrs)
-        found += more
-        problems += bad
-    return tuple(dict.fromkeys(found)), tuple(problems)
+    found, problems = prefixes_of(name, ("spec.ipam.podCIDRs", ipam.pod_cidrs), *allocated)
+    return tuple(dict.fromkeys(found)), problems
 
 
 class MasqueradeFeature(KernelFeature):
     """Which of this node's packets get its own address, in a table of nftables."""
 
     name = "masquerade"
-    nothing = Masquerading
+    keeper: Masquerade
 
     def __init__(self, context: NodeContext) -> None:
-        super().__init__(context)
-        node_name, spare = context.node_name, context.retain_unknown
-        self.keeper: Masquerade = Masquerade(on_report=lambda report: context.changed(), retain_unknown=spare)
-        self.reconciler: MasqueradeReconciler = MasqueradeReconciler(
-            node_name, context.networks, context.peers, self.keeper, context.own
-        )
-        self.reconciler.on_change = context.changed
+        keeper = Masquerade(on_report=lambda report: context.changed(), retain_unknown=context.retain_unknown)
+        super().__init__(context, keeper, MasqueradeReconciler)
 
     def components(self) -> Mapping[str, Run]:
         """The reconciler, and the kernel's side."""
@@ -118,22 +103,13 @@ class MasqueradeFeature(KernelFeature):
 class MasqueradeReconciler(KernelReconciler):
     """Hands what is to be masqueraded to the kernel side."""
 
-    def __init__(
-        self,
-        node_name: str,
-        networks: Store[NetloomNetwork],
-        nodes: Nodes,
-        masquerade: Masquerade,
-        own: OwnNode,
-    ) -> None:
-        super().__init__("masquerade", node_name, networks, nodes, own)
-        self._masquerade = masquerade
-        self._desired = Masquerading()
+    name = "masquerade"
+    _desired: Masquerading
 
     async def _apply(self) -> None:
         desired = self.desired()
         if desired is not None:
-            report = await self._masquerade.apply(desired)
+            report = await self._keeper.apply(desired)
             self._is_in_place(families=report.families)
 
     def desired(self) -> Masquerading | None:

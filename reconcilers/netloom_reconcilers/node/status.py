@@ -1,11 +1,11 @@
 """Tells the cluster how this node is: conditions of its NetloomNode, `DataplaneReady` above all.
 
 Written when it changes, never as a heartbeat: every write of a node is sent to every agent. So the message holds no
-counts, and a fault has to last for a moment before it is told. The condition is written by server-side apply, which
-leaves the operator's conditions on the same object alone.
+counts, and a fault has to last for a moment before it is told.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from netloom.api.v1alpha1 import NETLOOM_NODES, NetloomNode
 from netloom.runtime.controller import Controller
@@ -28,37 +28,30 @@ def readiness_of(reason: str, errors: list[str]) -> Readiness:
     return Readiness(False, reason, " ".join(errors[:_NAMED]) + more)
 
 
+@dataclass(eq=False)
 class NodeStatusReconciler:
     """Writes the condition that `readiness` gives (None: nothing can be said yet)."""
 
-    def __init__(
-        self,
-        node_name: str,
-        nodes: Store[NetloomNode],
-        conditions: Conditions,
-        readiness: Callable[[], Readiness | None],
-        condition: str = CONDITION,
-    ) -> None:
-        name = "node-status" if condition == CONDITION else f"node-status-{condition}"
+    node_name: str
+    nodes: Store[NetloomNode]
+    conditions: Conditions
+    readiness: Callable[[], Readiness | None]
+    condition: str = CONDITION
+
+    def __post_init__(self) -> None:
+        name = "node-status" if self.condition == CONDITION else f"node-status-{self.condition}"
         self.controller = Controller(name, self.reconcile)
-        self._condition = condition
-        self._node_name = node_name
-        self._nodes = nodes
-        self._conditions = conditions
-        self._readiness = readiness
-        nodes.subscribe(lambda key, old, new: self.changed() if key == node_name else None)
+        self.nodes.subscribe(lambda key, old, new: self.changed() if key == self.node_name else None)
 
     def changed(self) -> None:
         """Something that the readiness depends on may be different."""
-        self.controller.enqueue_after(self._node_name, STABLE_SECONDS)
+        self.controller.enqueue_after(self.node_name, STABLE_SECONDS)
 
     async def reconcile(self, key: str) -> None:
         """Write the condition if it differs from what the object holds."""
-        node, wanted = self._nodes.get(key), self._readiness()
+        node, wanted = self.nodes.get(key), self.readiness()
         if node is None or wanted is None:
             return
-        stored = await self._conditions.set(
-            NETLOOM_NODES, node, self._condition, "True" if wanted.ready else "False", wanted.reason, wanted.message
-        )
+        stored = await self.conditions.set(NETLOOM_NODES, node, self.condition, *wanted)
         if stored is not None:
-            self._nodes.put(stored)
+            self.nodes.put(stored)

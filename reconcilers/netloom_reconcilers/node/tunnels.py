@@ -38,20 +38,18 @@ class TunnelsFeature(KernelFeature):
     """The mesh: its entries in the kernel, and the announcement of what this node accepts."""
 
     name = "tunnels"
-    nothing = Desired
+    keeper: Dataplane
+    reconciler: "TunnelsReconciler"
 
     def __init__(self, context: NodeContext) -> None:
-        super().__init__(context)
-        node_name, run_dir, spare = context.node_name, context.run_dir, context.retain_unknown
-        self.keeper: Dataplane = Dataplane(run_directory=run_dir, on_report=self._reported, retain_unknown=spare)
-        self.reconciler: TunnelsReconciler = TunnelsReconciler(
-            node_name, context.networks, context.peers, self.keeper, context.own
+        keeper = Dataplane(
+            run_directory=context.run_dir, on_report=self._reported, retain_unknown=context.retain_unknown
         )
-        self.reconciler.on_change = context.changed
+        super().__init__(context, keeper, TunnelsReconciler)
         self._announcement: AnnouncementReconciler | None = None
         if context.api is not None:
             self._announcement = AnnouncementReconciler(
-                node_name, context.nodes, context.api, lambda: self.reconciler.announcement
+                context.node_name, context.nodes, context.api, lambda: self.reconciler.announcement
             )
 
     def _reported(self, report: Report) -> None:
@@ -103,23 +101,22 @@ class TunnelsFeature(KernelFeature):
 
 
 class TunnelsReconciler(KernelReconciler):
-    """Hands the desired mesh to the data path.
+    """Hands the desired mesh to the data path. `announcement`: what the node may say of itself by now."""
 
-    `announcement` is what the node may say of itself, once what it says is so in the kernel.
-    """
+    name = "tunnels"
+    _keeper: Dataplane
+    _desired: Desired
 
     def __init__(
         self,
         node_name: str,
         networks: Store[NetloomNetwork],
         nodes: Nodes,
-        dataplane: Dataplane,
+        keeper: Dataplane,
         own: OwnNode | None = None,
     ) -> None:
-        super().__init__("tunnels", node_name, networks, nodes, own)
+        super().__init__(node_name, networks, nodes, keeper, own)
         self.announcement: Announcement | None = None
-        self._dataplane = dataplane
-        self._desired = Desired()
         self._needs = Needs()
         self._leaving: dict[Encapsulation, Leaving] = {}
         self._local = LocalNode()
@@ -130,7 +127,7 @@ class TunnelsReconciler(KernelReconciler):
         if desired is None:
             return None
         again = await self._let_go(before)
-        report = await self._dataplane.apply(desired)
+        report = await self._keeper.apply(desired)
         self._is_in_place(peers=report.peers, mtu=report.mtu)
         self.announce(report)
         return again
@@ -146,7 +143,7 @@ class TunnelsReconciler(KernelReconciler):
         assert isinstance(node, Node)
         routing = network.spec.routing
         able = self._able(routing) or not keep
-        prefixes = tuple(pod_cidrs_of(own)[0])
+        prefixes, _ = pod_cidrs_of(own)
         kept = tuple(prefix for prefix in prefixes if str(prefix) in self.own.kept)
         seniority = own.metadata.creation_timestamp, self._node_name
         self._bring_up_to_date(LocalNode(routing, node.local, prefixes, able, kept, seniority))
@@ -155,7 +152,7 @@ class TunnelsReconciler(KernelReconciler):
         return self._desired
 
     def _able(self, routing: Routing) -> bool:
-        tunnels = self._dataplane.tunnels
+        tunnels = self._keeper.tunnels
         return all(encapsulation in tunnels for encapsulation in wanted(routing) if encapsulation.is_tunnel)
 
     def _bring_up_to_date(self, local: LocalNode) -> None:
@@ -178,7 +175,7 @@ class TunnelsReconciler(KernelReconciler):
         """What this node was ready for before: by its devices in the kernel, and by what it announced."""
         own = self._said()
         said = announced(own).accepts if own is not None else ()
-        return tuple(dict.fromkeys((*self._dataplane.tunnels, *said)))
+        return tuple(dict.fromkeys((*self._keeper.tunnels, *said)))
 
     async def _let_go(self, before: tuple[Encapsulation, ...]) -> float | None:
         """Of the encapsulations that were kept so far and that nobody needs, keep those that may still be in use: the
@@ -188,23 +185,17 @@ class TunnelsReconciler(KernelReconciler):
         assert own is not None
         said = announced(own).accepts
         needed, _ = accepted(routing, self._needs.encapsulations, ())
-        held = self._dataplane.tunnels  # by one that could never be made nothing comes, and it would be tried on and on
-        unneeded = {
-            encapsulation
-            for encapsulation in before
-            if encapsulation not in needed and (encapsulation in held or not encapsulation.is_tunnel)
-        }
-        if self._dataplane.unknown:
+        held = self._keeper.tunnels  # by one that could never be made nothing comes, and it would be tried on and on
+        unneeded = {each for each in before if each not in needed and (each in held or not each.is_tunnel)}
+        if self._keeper.unknown:
             return LINGER_SECONDS  # somebody may be sent by them of whom nothing is known yet
-        self._leaving = {
-            encapsulation: each for encapsulation, each in self._leaving.items() if encapsulation in unneeded
-        }
+        self._leaving = {each: left for each, left in self._leaving.items() if each in unneeded}
         now = time.monotonic()
         for encapsulation in unneeded:
             left = self._leaving.get(encapsulation)
             if left is not None and encapsulation not in said and now < left.since + LINGER_SECONDS:
                 continue
-            received = await self._dataplane.received(encapsulation)
+            received = await self._keeper.received(encapsulation)
             if left is None or encapsulation in said or received != left.received:
                 self._leaving[encapsulation] = Leaving(now, received)
                 if left is None:
@@ -224,11 +215,7 @@ class TunnelsReconciler(KernelReconciler):
         if self._able(self._local.routing) != self._local.able:
             self._again()
         _, announce = accepted(self._local.routing, self._needs.encapsulations, ())
-        accepts = tuple(
-            encapsulation
-            for encapsulation in announce
-            if not encapsulation.is_tunnel or encapsulation in report.tunnels
-        )
+        accepts = tuple(each for each in announce if not each.is_tunnel or each in report.tunnels)
         sends = self._needs.sends
         if report.pending and self.announcement is not None:
             sends |= self.announcement.sends

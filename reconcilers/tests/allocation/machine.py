@@ -13,8 +13,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 
 from netloom.api.v1alpha1 import NetloomLedger
 from netloom.cidr import Cidr
+from netloom.ipam.ledger import decode
 from netloom.runtime.errors import Invalid
-from netloom_reconcilers.cluster.allocation.ledger_objects import decode
 from tests.allocation.server import ModelServer
 from tests.allocation.virtual import VirtualClock, VirtualLoop
 from tests.allocation.world import Operator, Pending, Server, World, no_overlap

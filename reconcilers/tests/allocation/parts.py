@@ -5,19 +5,21 @@ from typing import Any
 
 import msgspec
 
+from netloom.api.core import NODES
 from netloom.api.v1alpha1 import LEDGERS, NETLOOM_NODES, NETWORKS
 from netloom.cidr import Cidr
 from netloom.ipam.allocator import Allocator
+from netloom.ipam.ledger import decode
 from netloom.ipam.pool import Pool
 from netloom.runtime.errors import ApiError
 from netloom.runtime.store import Store
-from netloom_reconcilers.cluster.allocation.events import Channel, Event
-from netloom_reconcilers.cluster.allocation.ledger_objects import decode
+from netloom_reconcilers.cluster.allocation.incarnation import Event, Incarnation, Stores
 from netloom_reconcilers.cluster.allocation.ledger_reader import LedgerReader
 from netloom_reconcilers.cluster.allocation.ledger_writer import LedgerWriter
 from netloom_reconcilers.cluster.allocation.lock import ModeLock
+from netloom_reconcilers.conditions import Conditions
 from tests.allocation.server import Json, ModelServer, Request
-from tests.allocation.world import ModelApi
+from tests.allocation.world import ModelApi, Said
 
 LEDGER = "v4-10.0.0.0-16"
 
@@ -39,7 +41,7 @@ class DirectApi(ModelApi):
 
 
 class Parts:
-    """Everything below the reconcilers, by name; `events` is what was published."""
+    """Everything below the reconcilers, by name; `events` is what was published, and `told` is called with."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -47,14 +49,18 @@ class Parts:
         self.api = DirectApi(self.server)
         self.networks, self.netloom_nodes = Store(NETWORKS), Store(NETLOOM_NODES)
         self.events: list[Event] = []
-        self.channel = Channel()
-        self.channel.subscribe(self.events.append)
+        self.told: Callable[[Event], None] = lambda event: None
         self.allocator = Allocator("me")
-        self.lock = ModeLock(self.api, self.networks, self.netloom_nodes)
-        self.reader = LedgerReader(
-            self.api, self.allocator, self.lock, self.netloom_nodes, self.channel, lambda: self.now
-        )
-        self.writer = LedgerWriter(self.api, self.allocator, self.lock, lambda: self.now)
+        stores = Stores(self.networks, Store(NODES), self.netloom_nodes)
+        conditions = Conditions(self.api, Said())
+        self.shared = Incarnation(self.api, stores, self.allocator, conditions, self._publish, lambda: self.now)
+        self.lock = ModeLock(self.shared)
+        self.reader = LedgerReader(self.shared, self.lock)
+        self.writer = LedgerWriter(self.shared, self.lock)
+
+    def _publish(self, event: Event) -> None:
+        self.events.append(event)
+        self.told(event)
 
     def apply_network(self, *cidrs: str) -> None:
         """A network of blocks of 256 addresses, and the allocator by it."""

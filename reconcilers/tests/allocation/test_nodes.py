@@ -8,7 +8,6 @@ import pytest
 
 from netloom.runtime.errors import Forbidden, Invalid
 from netloom_reconcilers.cluster.allocation.commit_queue import BatchPolicy
-from netloom_reconcilers.cluster.allocation.term import Concurrency
 from tests.allocation.server import Json, ModelServer, Request
 from tests.allocation.virtual import LOOPS, VirtualClock
 from tests.allocation.world import World, no_overlap
@@ -39,7 +38,7 @@ def test_many_nodes_cost_hardly_more_than_one_write_each(empty: World) -> None:
     empty.apply_network(ipv4PodCIDRList=["10.0.0.0/8"], ipv4MaskSize=24)
     for number in range(1000):
         empty.join(f"n{number}")
-    empty.start(BatchPolicy(), Concurrency())
+    empty.start(BatchPolicy())
     empty.calm(20)
     assert len(empty.cidrs()) == 1000
     writes = empty.writes()
@@ -65,7 +64,7 @@ def test_a_thousand_nodes_that_a_policy_denies_wait_until_it_is_gone(loop: Calla
     world.apply_network(ipv4PodCIDRList=["10.0.0.0/8"], ipv4MaskSize=24)
     for number in range(1000):
         world.join(f"n{number}")
-    operator = world.start(BatchPolicy(), Concurrency())
+    operator = world.start(BatchPolicy())
     world.calm(2)
     assert world.cidrs() == {}
     assert len(operator.allocation.nodes.failing) == 1000

@@ -1,6 +1,7 @@
 """The parts of an allocation, each alone: reading ledgers, writing them, batching, who waits, and by which rules."""
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 
@@ -14,16 +15,15 @@ from netloom.ipam.pool import Exhausted
 from netloom.runtime.errors import ApiError, Unavailable
 from netloom.runtime.store import Store
 from netloom_reconcilers.cluster.allocation.commit_queue import BatchPolicy, CommitQueue
-from netloom_reconcilers.cluster.allocation.configuration import Configuration
-from netloom_reconcilers.cluster.allocation.events import (
+from netloom_reconcilers.cluster.allocation.configuration import AllocationConfiguration
+from netloom_reconcilers.cluster.allocation.incarnation import (
     BlocksFreed,
     Changed,
-    Channel,
     NodesAffected,
+    Stores,
 )
 from netloom_reconcilers.cluster.allocation.last_known_addresses import LastKnownAddresses
 from netloom_reconcilers.cluster.allocation.lock import LockError
-from netloom_reconcilers.cluster.allocation.stores import Stores
 from netloom_reconcilers.cluster.allocation.waiting import (
     LAG_SECONDS,
     RECHECK_SECONDS,
@@ -32,10 +32,8 @@ from netloom_reconcilers.cluster.allocation.waiting import (
     refused,
     told_by_network,
 )
-from netloom_reconcilers.conditions import Conditions
 from tests.allocation.parts import LEDGER, Parts
 from tests.allocation.server import Request
-from tests.allocation.world import Said
 
 HEADER = "netloom-ledger/1 epoch=1\n"
 ZERO, ONE = Cidr.parse("10.0.0.0/24"), Cidr.parse("10.0.1.0/24")
@@ -196,15 +194,7 @@ class Queue:
 
     def __init__(self, parts: Parts, **policy: float) -> None:
         settings = {"free_after": 0.0, "retry": (0.0, 0.0)} | policy
-        self.commits = CommitQueue(
-            parts.allocator,
-            parts.lock,
-            parts.reader,
-            parts.writer,
-            parts.channel,
-            lambda: parts.now,
-            BatchPolicy(**settings),
-        )
+        self.commits = CommitQueue(parts.shared, parts.lock, parts.reader, parts.writer, BatchPolicy(**settings))
 
     async def __aenter__(self) -> CommitQueue:
         self.task = asyncio.create_task(self.commits.run())
@@ -283,7 +273,7 @@ async def test_a_grant_that_its_node_never_learns_of_is_given_back(parts: Parts)
         def give_up(event: object) -> None:
             asked.cancel()
 
-        parts.channel.subscribe(give_up)  # the ledger is written, and the answer on its way
+        parts.told = give_up  # the ledger is written, and the answer on its way
         await asyncio.gather(asked, return_exceptions=True)
         assert asked.cancelled()
         assert parts.entries() == {"10.0.0.0/24": "a*"}
@@ -319,9 +309,7 @@ def exhausted() -> Exhausted:
 
 def test_waiting_is_told_when_it_changes_and_not_when_it_goes_on() -> None:
     events: list[object] = []
-    channel = Channel()
-    channel.subscribe(events.append)
-    waiting = WaitingNodes(channel)
+    waiting = WaitingNodes(events.append)
     assert waiting.add("a", exhausted()) is None
     assert waiting.add("a", exhausted()) is None
     assert events == [Changed.WAITING]
@@ -333,7 +321,7 @@ def test_waiting_is_told_when_it_changes_and_not_when_it_goes_on() -> None:
 
 
 def test_as_many_are_woken_as_blocks_came_back_and_all_who_wait_for_something_else() -> None:
-    waiting = WaitingNodes(Channel())
+    waiting = WaitingNodes(lambda event: None)
     for name in "abc":
         waiting.add(name, exhausted())
     waiting.add("d", problem("d", "PodCIDRConflict", "held by another.", "Remove one."))
@@ -350,7 +338,7 @@ def test_what_the_network_tells_is_told_no_node() -> None:
     assert isinstance(refused("a", BlockTaken(ZERO, ONE, "b")), Problem)
 
 
-# Configuration
+# AllocationConfiguration
 
 
 def a_node(name: str, address: str) -> Node:
@@ -360,9 +348,9 @@ def a_node(name: str, address: str) -> Node:
 
 def test_a_block_with_a_node_s_address_is_given_to_nobody(parts: Parts) -> None:
     nodes = Store(NODES)
-    addresses = LastKnownAddresses(nodes, Conditions(parts.api, Said(), on_write=None), parts.channel)
     stores = Stores(Store(NETWORKS), nodes, parts.netloom_nodes)
-    configuration = Configuration(stores, parts.allocator.blocks, addresses, parts.channel)
+    shared = replace(parts.shared, stores=stores)
+    configuration = AllocationConfiguration(shared, LastKnownAddresses(shared, shared.conditions))
     configuration.watch()
     assert (configuration.settings, configuration.mode, parts.events) == (None, "", [])
     stores.networks.put(parts.networks.get("default"))

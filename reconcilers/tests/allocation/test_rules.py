@@ -5,12 +5,13 @@ changed CIDR or a broken lock. Several of the stories were found by the state ma
 """
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
-from netloom.api.core import Node
+from netloom.api.core import NODES
 from netloom.api.meta import Resource
-from netloom.api.v1alpha1 import ClusterPool, NetloomNode
+from netloom.api.v1alpha1 import NETLOOM_NODES, ClusterPool, NetloomNode
 from netloom.cidr import Cidr
 from netloom.ipam import ledger, marks
 from netloom.ipam.known_ledgers import KnownLedger
@@ -18,6 +19,7 @@ from netloom.ipam.ledger import Entry, Mark
 from netloom.ipam.ledger_range import ledger_range_from_name
 from netloom.ipam.marks import Marks
 from netloom.ipam.plan import Grant, Plan
+from netloom.runtime.store import Store
 from netloom_reconcilers.cluster.allocation.ledger_writer import LedgerWriter
 from netloom_reconcilers.cluster.nodes import NodesReconciler
 from tests.allocation.machine import AllocationMachine
@@ -250,17 +252,20 @@ def time_outs_taken_for_answers(patch: pytest.MonkeyPatch) -> None:
 
 
 def the_cache_believed_about_netloom_nodes(patch: pytest.MonkeyPatch) -> None:
-    async def broken(self: NodesReconciler, name: str) -> NetloomNode | None:
-        return self._netloom_nodes.get(name)
-
-    patch.setattr(NodesReconciler, "_live_netloom_node", broken)
+    believe_the_cache(patch, NETLOOM_NODES)
 
 
 def the_cache_believed_about_nodes(patch: pytest.MonkeyPatch) -> None:
-    async def broken(self: NodesReconciler, name: str) -> Node | None:
-        return self._nodes.get(name)
+    believe_the_cache(patch, NODES)
 
-    patch.setattr(NodesReconciler, "_live_node", broken)
+
+def believe_the_cache(patch: pytest.MonkeyPatch, resource: Resource[Any]) -> None:
+    live = NodesReconciler._live
+
+    async def broken(self: NodesReconciler, store: Store[Any], name: str) -> Any:
+        return store.get(name) if store.resource is resource else await live(self, store, name)
+
+    patch.setattr(NodesReconciler, "_live", broken)
 
 
 def no_preconditions(patch: pytest.MonkeyPatch) -> None:

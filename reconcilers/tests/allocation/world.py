@@ -27,8 +27,8 @@ from netloom.runtime.store import Store
 from netloom.runtime.wire import encode
 from netloom_reconcilers.cluster.allocation import node_objects
 from netloom_reconcilers.cluster.allocation.commit_queue import BatchPolicy
-from netloom_reconcilers.cluster.allocation.stores import Stores, netloom_node_changed, node_changed
-from netloom_reconcilers.cluster.allocation.term import Allocation, Concurrency
+from netloom_reconcilers.cluster.allocation.incarnation import Stores, netloom_node_changed, node_changed
+from netloom_reconcilers.cluster.allocation.term import Allocation
 from tests.allocation.server import Event, Json, ModelServer, Request
 from tests.allocation.virtual import VirtualClock, VirtualLoop
 
@@ -38,8 +38,7 @@ CLIENT_SECONDS = 10.0
 SERVER_SECONDS = 60.0
 """A request is executed before its client gave up plus this, or never."""
 
-POLICY = BatchPolicy(batch=4, low_water=2, retry=(0.1, 2.0))
-CONCURRENCY = Concurrency(workers=8, writers=3)
+POLICY = BatchPolicy(workers=8, writers=3, batch=4, low_water=2, retry=(0.1, 2.0))
 
 _RELEVANT: dict[str, Callable[[Any, Any], bool]] = {
     "nodes": node_changed,
@@ -136,7 +135,7 @@ class Said:
 class Operator:
     """One process of the operator. `frozen`: stopped by SIGSTOP; `dead`: by SIGKILL."""
 
-    def __init__(self, world: "World", name: str, policy: BatchPolicy, concurrency: Concurrency) -> None:
+    def __init__(self, world: "World", name: str, policy: BatchPolicy) -> None:
         self.world = world
         self.name = name
         self.frozen = False
@@ -157,7 +156,6 @@ class Operator:
             incarnation=name,
             clock=self.loop.time,
             policy=policy,
-            concurrency=concurrency,
         )
         self.task = self.loop.start(self.allocation.run())
 
@@ -327,10 +325,10 @@ class World:
 
     # Operators
 
-    def start(self, policy: BatchPolicy = POLICY, concurrency: Concurrency = CONCURRENCY) -> Operator:
+    def start(self, policy: BatchPolicy = POLICY) -> Operator:
         """A new process; its caches are current."""
         self._born += 1
-        operator = Operator(self, f"op{self._born}", policy, concurrency)
+        operator = Operator(self, f"op{self._born}", policy)
         self.operators.append(operator)
         operator.run()
         return operator

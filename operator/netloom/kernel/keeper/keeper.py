@@ -23,7 +23,7 @@ from netloom.kernel.capability import require_net_admin
 from netloom.kernel.errors import KernelUnsupported
 from netloom.kernel.keeper.backoff import TICK_SECONDS
 from netloom.kernel.keeper.part import Attempt, Outcome, Part, Worker
-from netloom.kernel.keeper.report import KeeperReport
+from netloom.kernel.keeper.report import KeeperReport, PlannedChange
 from netloom.kernel.keeper.retries import Item, Retries
 from netloom.kernel.netlink.sockets import AnswerLost, Commands, EventSocket, Overflow, walk
 
@@ -47,6 +47,8 @@ class Keeper(Generic[D, R]):
 
     names: ClassVar[Mapping[int, str]] = {}
     """Of the message types, for people."""
+    nothing: Callable[[], D]
+    """The desired state in which nothing is kept."""
 
     def __init__(
         self,
@@ -119,6 +121,14 @@ class Keeper(Generic[D, R]):
                 self._doubt()
             async with self._lock:
                 await self._converge()
+
+    async def plan(self, desired: D) -> list[PlannedChange]:
+        """What `apply` would change, in its order. Writes nothing."""
+        raise NotImplementedError
+
+    async def cleanup(self) -> R:
+        """Remove all that is owned."""
+        return await self.apply(self.nothing())
 
     @property
     def unknown(self) -> int:

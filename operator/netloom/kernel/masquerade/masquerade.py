@@ -142,6 +142,7 @@ class Masquerade(Keeper[Masquerading, MasqueradeReport]):
     """See the module."""
 
     names = nftables.NAMES
+    nothing = Masquerading
 
     def __init__(
         self,
@@ -172,10 +173,6 @@ class Masquerade(Keeper[Masquerading, MasqueradeReport]):
                 return await self._connect().call(lambda commands: planned_changes(commands, desired))
             except RefusedError as error:
                 raise KernelUnsupported(_explained(error)) from error
-
-    async def cleanup(self) -> MasqueradeReport:
-        """Remove our table."""
-        return await self.apply(Masquerading())
 
     @property
     def report(self) -> MasqueradeReport:

@@ -31,6 +31,7 @@ class Dataplane(Keeper[Desired, Report]):
     """See the module."""
 
     names = NAMES
+    nothing = Desired
 
     def __init__(
         self,
@@ -86,7 +87,7 @@ class Dataplane(Keeper[Desired, Report]):
 
     async def cleanup(self) -> Report:
         """Remove all that is owned, and put the switches back."""
-        report = await self.apply(Desired())
+        report = await super().cleanup()
         for sysctl in await self._connect().call(lambda _commands: self._record.restore()):
             log.info("switch restored", sysctl=sysctl.name, value=sysctl.value)
         return report

@@ -1,24 +1,23 @@
 """Commits what many nodes ask for together: one compare-and-swap of a ledger for up to 256 of them.
 
-One task plans and commits, batch after batch. The next batch is begun while the nodes of the last one are still
-being written, early enough that the writers never wait for it and late enough that many requests have gathered. A lone
-node's commit goes at once. What is not urgent (freed blocks, marks that are not needed any more) travels with the
-next commit, or by itself after a while.
+One task plans and commits, batch after batch. The next is begun while the nodes of the last are still being written,
+early enough that the writers never wait and late enough that many requests have gathered; a lone node's goes at once.
+Freed blocks, and marks that are not needed any more, travel with the next commit, or by themselves after a while.
 """
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TypeVar
 
 import structlog
 
 from netloom.cidr import Cidr
-from netloom.ipam.allocator import Allocator
 from netloom.ipam.plan import BlockRequest, Decision, Deferred, Grant, Plan, Release
 from netloom.runtime.backoff import Backoff
 from netloom.runtime.errors import ApiError
-from netloom_reconcilers.cluster.allocation.events import BlocksFreed, Changed, Channel
+from netloom_reconcilers.cluster.allocation.incarnation import BlocksFreed, Changed, Incarnation, Member
 from netloom_reconcilers.cluster.allocation.ledger_reader import LedgerReader
 from netloom_reconcilers.cluster.allocation.ledger_writer import LedgerWriter, Trouble
 from netloom_reconcilers.cluster.allocation.lock import LockError, ModeLock
@@ -32,7 +31,12 @@ _NEVER = float("inf")
 
 @dataclass(frozen=True, slots=True)
 class BatchPolicy:
-    """Sizes and delays (seconds) of commits."""
+    """Sizes and delays (seconds) of commits, and how much is done at a time."""
+
+    workers: int = 400
+    """Nodes: more than a batch, the low water and the writers together, or batches stay small."""
+    writers: int = 32
+    """Nodes that are given their blocks."""
 
     batch: int = 256
     """Requests in one commit: a ledger of so many entries takes the API server 3 ms, of 4,000 entries 14 ms."""
@@ -48,29 +52,20 @@ class BatchPolicy:
     """Back-off while the API server cannot be read: first delay, longest delay."""
 
 
-class CommitQueue:
+class CommitQueue(Member):
     """Takes requests of nodes for the one task `run`, which must run meanwhile."""
 
     def __init__(
-        self,
-        allocator: Allocator,
-        lock: ModeLock,
-        reader: LedgerReader,
-        writer: LedgerWriter,
-        channel: Channel,
-        clock: Callable[[], float],
-        policy: BatchPolicy,
+        self, incarnation: Incarnation, lock: ModeLock, reader: LedgerReader, writer: LedgerWriter, policy: BatchPolicy
     ) -> None:
+        super().__init__(incarnation)
         self.trouble: Trouble | None = None
         """Why the last batch could not be committed."""
         self.loaded = asyncio.Event()
         """All ledgers were read, and the lock says what is in use."""
-        self._allocator = allocator
         self._lock = lock
         self._reader = reader
         self._writer = writer
-        self._channel = channel
-        self._clock = clock
         self._policy = policy
         self._requests: dict[str, tuple[BlockRequest, asyncio.Future[Decision]]] = {}
         self._releases: dict[tuple[str, Cidr], tuple[Release, asyncio.Future[bool]]] = {}
@@ -126,7 +121,7 @@ class CommitQueue:
         # The lock before the nodes: where it was lost, they would be judged by a mode that is not the one in force.
         await self._recover()
         self.loaded.set()
-        self._channel.publish(Changed.LEDGERS)
+        self._publish(Changed.LEDGERS)
         self.wake()
         try:
             while True:
@@ -145,7 +140,6 @@ class CommitQueue:
             await self._flush()
 
     async def _gather(self) -> None:
-        """Waits until there is something to commit."""
         while True:
             now = self._clock()
             if self._requests and self._outstanding <= self._policy.low_water:
@@ -154,11 +148,9 @@ class CommitQueue:
             if due <= now or len(self._releases) >= self._policy.batch:
                 return
             self._wake.clear()
-            try:
+            with suppress(TimeoutError):
                 async with asyncio.timeout(None if due == _NEVER else due - now):
                     await self._wake.wait()
-            except TimeoutError:
-                pass
 
     async def _retried(self, step: Callable[[], Awaitable[T]]) -> T:
         backoff = Backoff(*self._policy.retry)
@@ -193,9 +185,9 @@ class CommitQueue:
                 answer_of_release.set_result(key in freed)
         ENTRIES.labels("freed").inc(len(freed))
         if freed:
-            self._channel.publish(BlocksFreed(len(freed)))
+            self._publish(BlocksFreed(len(freed)))
         if plan.edits:
-            self._channel.publish(Changed.LEDGERS)
+            self._publish(Changed.LEDGERS)
         self._schedule_tidy()
         if not requests and not self._allocator.in_use():
             await self._writer.clear_lock()
@@ -220,16 +212,16 @@ class CommitQueue:
         if answer.cancelled():
             return
         if isinstance(self.trouble, LockError):
-            answer.set_result(Deferred(self.trouble.reason, self.trouble.message))
+            answer.set_result(Deferred(self.trouble.reason, str(self.trouble)))
         else:
             self._requests[request.node] = request, answer
 
     def _schedule_tidy(self) -> None:
-        if self._tidy_at <= self._clock() + self._policy.tidy_after:
-            return  # it cannot be sooner, and the marks would all be looked at to say when
-        seconds = self._allocator.marks.next_tidy(self._allocator.ledgers.values(), self._clock())
-        if seconds is not None:
-            self._tidy_at = min(self._tidy_at, self._clock() + max(seconds, self._policy.tidy_after))
+        now = self._clock()
+        soonest = now + self._policy.tidy_after
+        if self._tidy_at > soonest:  # else the marks would all be looked at to say what is known
+            at = self._allocator.marks.next_tidy(self._allocator.ledgers.values())
+            self._tidy_at = min(self._tidy_at, max(at, soonest))
 
     async def _flush(self) -> None:
         """Removes the finished marks of a process that ends, so that its successor need not wait for them."""

@@ -4,25 +4,21 @@ from netloom.api.core import Node
 from netloom.api.v1alpha1 import NETWORK_NAME, NetloomNetwork
 from netloom.cidr import Cidr, parse_address
 from netloom.ipam import settings as ipam_settings
-from netloom.ipam.free_blocks import FreeBlocks
 from netloom.ipam.settings import Settings
 from netloom.runtime.store import Unsubscribe
-from netloom_reconcilers.cluster.allocation.events import Changed, Channel
+from netloom_reconcilers.cluster.allocation.incarnation import Changed, Incarnation, Member
 from netloom_reconcilers.cluster.allocation.last_known_addresses import LastKnownAddresses
-from netloom_reconcilers.cluster.allocation.stores import Stores
 
 
-class Configuration:
+class AllocationConfiguration(Member):
     """`settings` is None without a network. A block with a node's address in it (`inside`) is given to nobody."""
 
-    def __init__(self, stores: Stores, blocks: FreeBlocks, addresses: LastKnownAddresses, channel: Channel) -> None:
+    def __init__(self, incarnation: Incarnation, addresses: LastKnownAddresses) -> None:
+        super().__init__(incarnation)
         self.settings: Settings | None = None
         self.inside: dict[str, tuple[Cidr, ...]] = {}
         """The addresses of nodes that lie in a cluster CIDR, by node."""
-        self._stores = stores
-        self._blocks = blocks
         self._addresses = addresses
-        self._channel = channel
 
     @property
     def mode(self) -> str:
@@ -31,10 +27,7 @@ class Configuration:
 
     def watch(self) -> list[Unsubscribe]:
         """Follows the caches from now on."""
-        return [
-            self._stores.networks.subscribe(self._network_changed),
-            self._stores.nodes.subscribe(self._node_changed),
-        ]
+        return [self._networks.subscribe(self._network_changed), self._nodes.subscribe(self._node_changed)]
 
     def _network_changed(self, key: str, old: NetloomNetwork | None, new: NetloomNetwork | None) -> None:
         if key != NETWORK_NAME:
@@ -43,10 +36,10 @@ class Configuration:
         if settings != self.settings:
             self.settings = settings
             self.inside.clear()
-            for name, node in self._stores.nodes.items():
+            for name, node in self._nodes.items():
                 self._note_addresses(name, node)
             self._configure()
-        self._channel.publish(Changed.NETWORK)
+        self._publish(Changed.NETWORK)
 
     def _node_changed(self, key: str, old: Node | None, new: Node | None) -> None:
         before = self.inside.get(key)
@@ -57,7 +50,7 @@ class Configuration:
     def _note_addresses(self, name: str, node: Node | None) -> None:
         found = []
         if node is not None and self.settings is not None and self.settings.families:
-            known = self._addresses.of(node, self._stores.netloom_nodes.get(name))
+            known = self._addresses.of(node, self._netloom_nodes.get(name))
             for each in known.addresses:
                 address = Cidr.of(parse_address(each.ip))
                 if ipam_settings.inside(self.settings.families, address):
@@ -70,8 +63,8 @@ class Configuration:
     def _configure(self) -> None:
         settings = self.settings or Settings("")
         reserved = {address for found in self.inside.values() for address in found}
-        self._blocks.configure(settings.mode, settings.pools(), reserved)
-        self._channel.publish(Changed.SETTINGS)
+        self._allocator.blocks.configure(settings.mode, settings.pools(), reserved)
+        self._publish(Changed.SETTINGS)
 
 
 def mode_of(network: NetloomNetwork) -> str:

@@ -1,22 +1,18 @@
-"""Keeps `status.ipam.inUse` of the NetloomNetwork: who holds addresses, in words that refusals can repeat.
+"""Keeps `status.ipam.inUse` of the NetloomNetwork: who holds addresses, in words that refusals can repeat: the API
+server's rules see one object at a time.
 
-The API server's rules see one object at a time, so what they are to say of the nodes has to stand in the network.
-Nothing is decided by it and nobody waits for it, so it makes way for what somebody does wait for: it is written when
-a burst of nodes has got its CIDRs, and gives up after a moment, lest a condition or the lock wait behind it.
-
-It is no part of the write of the condition `Ready`, although both go to one object. That one is sent at once and at
-whatever version, and this one late and by compare-and-swap, lest it be written beside a lock that opened meanwhile.
-They take turns, though: at the same time, this one would fail by the version that the other made.
+Nothing is decided by it and nobody waits for it. So it is written by compare-and-swap when a burst of nodes has got
+its CIDRs, lest it be written beside a lock that opened meanwhile, and gives up after a moment, lest a condition or the
+lock wait behind it.
 """
 
 import asyncio
 import heapq
-from collections.abc import Callable
 
 from netloom.api.v1alpha1 import NETWORK_NAME
 from netloom.api.words import SHOWN, in_use
-from netloom.ipam.assignments import Assignments
 from netloom_reconcilers.cluster.allocation.commit_queue import CommitQueue
+from netloom_reconcilers.cluster.allocation.incarnation import Incarnation, Member
 from netloom_reconcilers.cluster.allocation.lock import ModeLock
 
 KEY = f"{NETWORK_NAME}/inUse"
@@ -31,16 +27,13 @@ DEADLINE_SECONDS = 2.0
 """For the write. One that arrives later fails by its version, or is right."""
 
 
-class InUseReconciler:
+class InUseReconciler(Member):
     """Its one key is `KEY`, to be looked at after `QUIET_SECONDS` whenever the network or the ledgers changed."""
 
-    def __init__(
-        self, assignments: Assignments, lock: ModeLock, commits: CommitQueue, clock: Callable[[], float]
-    ) -> None:
-        self._assignments = assignments
+    def __init__(self, incarnation: Incarnation, lock: ModeLock, commits: CommitQueue) -> None:
+        super().__init__(incarnation)
         self._lock = lock
         self._commits = commits
-        self._clock = clock
         self._changed_at = float("-inf")
         self._untold_since: float | None = None
         self._told_at = float("-inf")
@@ -79,5 +72,5 @@ class InUseReconciler:
             return False
 
     def _words(self) -> str:
-        holders = self._assignments.holders()
+        holders = self._allocator.assignments.holders()
         return in_use(len(holders), heapq.nsmallest(SHOWN, holders)) if holders else ""

@@ -1,12 +1,9 @@
 """The addresses of nodes, with the last known one where a Node that lives reports none.
 
 A cloud controller that restarts, or a kubelet that cannot reach it, takes a Node's addresses out of its status for a
-while. The node has them all the same, and its pods live: were they taken out of its NetloomNode as well, every other
-node would drop its tunnel. So the last InternalIP of each family stays until the Node reports another of that family,
-which is followed at once, or until the Node is gone. The NetloomNode is the memory; nothing else has to survive.
-
-An address that another Node reports now is not this one's any more, and is not kept. ExternalIPs just follow: nothing
-is sent to them.
+while; were they taken out of its NetloomNode as well, every other node would drop its tunnel. So the last InternalIP of
+each family stays in the NetloomNode until the Node reports another of that family, until another Node reports it, or
+until the Node is gone. ExternalIPs just follow: nothing is sent to them.
 """
 
 import msgspec
@@ -14,9 +11,9 @@ import msgspec
 from netloom.api.core import Node
 from netloom.api.v1alpha1 import NETLOOM_NODES, Address, NetloomNode
 from netloom.cidr import Address as Packed
-from netloom.cidr import CidrError, parse_address
-from netloom.runtime.store import Store, Unsubscribe
-from netloom_reconcilers.cluster.allocation.events import Channel, NodesAffected
+from netloom.cidr import is_address, parse_address
+from netloom.runtime.store import Unsubscribe
+from netloom_reconcilers.cluster.allocation.incarnation import Incarnation, Member, NodesAffected
 from netloom_reconcilers.cluster.allocation.metrics import ADDRESSES_KEPT
 from netloom_reconcilers.cluster.allocation.node_objects import MAX_ADDRESSES, addresses_of
 from netloom_reconcilers.conditions import Conditions
@@ -48,13 +45,13 @@ class NodeAddresses(msgspec.Struct, frozen=True):
         return " ".join(found)
 
 
-class LastKnownAddresses:
+class LastKnownAddresses(Member):
     """Follows the Nodes' addresses. A node is affected when another one reports the address that was kept for it."""
 
-    def __init__(self, nodes: Store[Node], conditions: Conditions, channel: Channel) -> None:
-        self._nodes = nodes
+    def __init__(self, incarnation: Incarnation, conditions: Conditions) -> None:
+        """`conditions`: of a field manager that applies no other."""
+        super().__init__(incarnation)
         self._conditions = conditions
-        self._channel = channel
         self._reporting: dict[Packed, set[str]] = {}
         self._kept: dict[str, frozenset[Packed]] = {}
         self._keepers: dict[Packed, set[str]] = {}
@@ -71,22 +68,21 @@ class LastKnownAddresses:
         kept: list[Address] = []
         taken: list[tuple[Address, str]] = []
         for each in obj.spec.addresses if obj is not None else ():
-            number = _number(each)
-            if each.type != "InternalIP" or number is None or _family(each) in families:
+            if each.type != "InternalIP" or _family(each) in families or not is_address(each.ip):
                 continue
-            others = self._reporting.get(number, set()) - {node.metadata.name}
+            others = self._reporting.get(parse_address(each.ip), set()) - {node.metadata.name}
             if others:
                 taken.append((each, min(others)))
             else:
                 kept.append(each)
         if obj is None or not kept:
             return NodeAddresses(reported, taken=tuple(taken))
-        slots = list(dict.fromkeys(_slot(each) for each in obj.spec.addresses))
-        merged = sorted(
-            dict.fromkeys((*kept, *reported)[:MAX_ADDRESSES]),
-            key=lambda each: slots.index(_slot(each)) if _slot(each) in slots else len(slots),
-        )
-        return NodeAddresses(tuple(merged), tuple(kept), tuple(taken))
+        order: dict[tuple[str, str], int] = {}
+        for each in obj.spec.addresses:
+            order.setdefault(_slot(each), len(order))
+        merged = dict.fromkeys((*kept, *reported)[:MAX_ADDRESSES])
+        ordered = sorted(merged, key=lambda each: order.get(_slot(each), len(order)))
+        return NodeAddresses(tuple(ordered), tuple(kept), tuple(taken))
 
     async def tell(self, obj: NetloomNode, known: NodeAddresses) -> NetloomNode | None:
         """Tells of an address that is lost, and that it is back. The object as written, or None where nothing had to
@@ -95,16 +91,16 @@ class LastKnownAddresses:
         self._note(name, known.kept)
         loss = known.loss(name)
         if loss:
-            return await self._conditions.set(NETLOOM_NODES, obj, CONDITION, "False", "InternalIPLost", loss)
+            return await self._conditions.set(NETLOOM_NODES, obj, CONDITION, False, "InternalIPLost", loss)
         told = any(each.type == CONDITION and each.status != "True" for each in obj.status.conditions)
         if not told or not any(each.type == "InternalIP" for each in known.addresses):
             return None
         message = f"Node {name} reports its addresses."
-        return await self._conditions.set(NETLOOM_NODES, obj, CONDITION, "True", "InternalIPReported", message)
+        return await self._conditions.set(NETLOOM_NODES, obj, CONDITION, True, "InternalIPReported", message)
 
     def _note(self, name: str, addresses: tuple[Address, ...]) -> None:
         """These are kept for this node now."""
-        numbers = frozenset(number for each in addresses if (number := _number(each)))
+        numbers = frozenset(parse_address(each.ip) for each in addresses)
         _move(self._keepers, name, self._kept.pop(name, frozenset()), numbers)
         if numbers:
             self._kept[name] = numbers
@@ -117,7 +113,7 @@ class LastKnownAddresses:
             self._note(key, ())
         keepers = {name for number in after - before for name in self._keepers.get(number, ()) if name != key}
         if keepers:
-            self._channel.publish(NodesAffected(keepers))
+            self._publish(NodesAffected(keepers))
 
 
 def _move(index: dict[Packed, set[str]], name: str, before: frozenset[Packed], after: frozenset[Packed]) -> None:
@@ -132,14 +128,7 @@ def _move(index: dict[Packed, set[str]], name: str, before: frozenset[Packed], a
 
 def _numbers(node: Node | None) -> frozenset[Packed]:
     found = addresses_of(node) if node is not None else ()
-    return frozenset(number for each in found if each.type == "InternalIP" and (number := _number(each)))
-
-
-def _number(address: Address) -> Packed | None:
-    try:
-        return parse_address(address.ip)
-    except CidrError:
-        return None
+    return frozenset(parse_address(each.ip) for each in found if each.type == "InternalIP")
 
 
 def _family(address: Address) -> str:

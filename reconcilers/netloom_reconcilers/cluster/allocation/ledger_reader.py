@@ -4,22 +4,16 @@ That is one whose write failed or was not answered, one that is unreadable until
 where the API server may have been given back an older world.
 """
 
-from collections.abc import Callable
-
 import structlog
 
-from netloom.api.v1alpha1 import LEDGERS, NETLOOM_NODES, NetloomLedger, NetloomNode
+from netloom.api.v1alpha1 import LEDGERS, NETLOOM_NODES, NetloomLedger
 from netloom.cidr import CidrError
-from netloom.ipam.allocator import Allocator
 from netloom.ipam.known_ledgers import KnownLedger
-from netloom.ipam.ledger import Ledger, LedgerError
+from netloom.ipam.ledger import Ledger, LedgerError, decode
 from netloom.ipam.ledger_range import ledger_range_from_name
 from netloom.runtime.errors import NotFound
-from netloom.runtime.store import Store
-from netloom_reconcilers.cluster.allocation.events import BlocksFreed, Changed, Channel, NodesAffected
-from netloom_reconcilers.cluster.allocation.ledger_objects import decode
+from netloom_reconcilers.cluster.allocation.incarnation import BlocksFreed, Changed, Incarnation, Member, NodesAffected
 from netloom_reconcilers.cluster.allocation.lock import LockError, ModeLock
-from netloom_reconcilers.writes import Requests
 
 log = structlog.get_logger(__name__)
 
@@ -27,26 +21,14 @@ REREAD_SECONDS = 5.0
 """How often a ledger that is unreadable is read again: whoever repairs it should not have to restart us."""
 
 
-class LedgerReader:
+class LedgerReader(Member):
     """Everything it reads goes to the allocator. Each read raises ApiError."""
 
-    def __init__(
-        self,
-        api: Requests,
-        allocator: Allocator,
-        lock: ModeLock,
-        nodes: Store[NetloomNode],
-        channel: Channel,
-        clock: Callable[[], float],
-    ) -> None:
+    def __init__(self, incarnation: Incarnation, lock: ModeLock) -> None:
+        super().__init__(incarnation)
         self.reread_at = float("inf")
         """When an unreadable ledger is to be read again."""
-        self._api = api
-        self._allocator = allocator
         self._lock = lock
-        self._nodes = nodes
-        self._channel = channel
-        self._clock = clock
 
     async def read_all(self) -> None:
         """The first read."""
@@ -54,7 +36,7 @@ class LedgerReader:
         for each in (await self._api.list(LEDGERS)).objects:
             self._take(each, now)
         assignments = self._allocator.assignments
-        self._channel.publish(NodesAffected([*assignments.unrecorded, *assignments.nodes()]))
+        self._publish(NodesAffected([*assignments.unrecorded, *assignments.nodes()]))
 
     def distrust_all(self) -> None:
         """The world may be another one than the ledgers were read in (a restored backup): all are read again, before
@@ -70,8 +52,8 @@ class LedgerReader:
             before = known.problem
             await self._reread(known)
             if known.problem != before:
-                self._channel.publish(Changed.LEDGERS)
-                self._channel.publish(BlocksFreed())
+                self._publish(Changed.LEDGERS)
+                self._publish(BlocksFreed())
         unreadable = any(known.problem for known in ledgers.values())
         if due or not unreadable:
             self.reread_at = float("inf")
@@ -98,13 +80,13 @@ class LedgerReader:
             self._take(found, self._clock())
         entered = (entry.node for entry in known.entries.values())
         unrecorded, dispossessed = self._allocator.assignments.unrecorded, self._allocator.former.nodes()
-        self._channel.publish(NodesAffected([*unrecorded, *dispossessed, *entered]))
+        self._publish(NodesAffected([*unrecorded, *dispossessed, *entered]))
 
     async def _reread_nodes(self, ledger: str) -> None:
         """A ledger vanished: what it held is asked of the nodes themselves, not of a cache that may lag."""
         log.error("ledger is gone, it is rebuilt from the NetloomNodes", ledger=ledger)
         for node in (await self._api.list(NETLOOM_NODES)).objects:
-            self._nodes.put(node)
+            self._netloom_nodes.put(node)
 
     def _take(self, obj: NetloomLedger, now: float) -> None:
         name = obj.metadata.name

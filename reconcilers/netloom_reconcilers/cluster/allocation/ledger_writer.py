@@ -1,36 +1,31 @@
 """Writes ledgers by compare-and-swap, behind the lock: opens it before, and clears it after the last."""
 
 import asyncio
-from collections.abc import Callable
 
 import structlog
 
 from netloom.api.v1alpha1 import LEDGERS, ClusterPool
 from netloom.cidr import CidrError
-from netloom.ipam.allocator import Allocator
-from netloom.ipam.ledger import Ledger
+from netloom.ipam.ledger import Ledger, encode
 from netloom.ipam.ledger_range import ledger_range_from_name
 from netloom.ipam.marks import REQUEST_SECONDS
 from netloom.ipam.plan import Plan
 from netloom.runtime.errors import ApiError, Conflict
-from netloom_reconcilers.cluster.allocation.ledger_objects import encode
+from netloom_reconcilers.cluster.allocation.incarnation import Incarnation, Member
 from netloom_reconcilers.cluster.allocation.lock import LockError, ModeLock
 from netloom_reconcilers.cluster.allocation.metrics import COMMITS, WRITES
-from netloom_reconcilers.writes import Requests
 
 log = structlog.get_logger(__name__)
 
 Trouble = LockError | ApiError | TimeoutError
 
 
-class LedgerWriter:
+class LedgerWriter(Member):
     """The only writer of ledgers in a process, and one commit at a time. What fails is known as stale from then on."""
 
-    def __init__(self, api: Requests, allocator: Allocator, lock: ModeLock, clock: Callable[[], float]) -> None:
-        self._api = api
-        self._allocator = allocator
+    def __init__(self, incarnation: Incarnation, lock: ModeLock) -> None:
+        super().__init__(incarnation)
         self._lock = lock
-        self._clock = clock
 
     async def commit(self, plan: Plan, pool: ClusterPool | None = None) -> tuple[set[str], Trouble | None]:
         """The ledgers that were written, by name, and why others were not. `pool`: where blocks were chosen from."""

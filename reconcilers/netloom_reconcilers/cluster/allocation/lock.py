@@ -3,10 +3,8 @@
 `status.ipam` of the NetloomNetwork is the root of all allocation. It is written *before* a ledger is opened and
 cleared *after* the last ledger was closed, always by compare-and-swap, so the API server orders it against a user's
 change of `spec.ipam.mode`. `status.ipam.epoch` grows with every opening and clearing: each is a write that really
-changes the object, and whoever works by an older version of it fails.
-
-If the object was deleted and re-created, the lock is gone while nodes hold addresses. It is rebuilt from what the
-ledgers and NetloomNodes say before anything is given.
+changes the object, and whoever works by an older version of it fails. An object that was deleted and made again has
+lost the lock; it is rebuilt from what the ledgers and NetloomNodes say before anything is given.
 """
 
 import asyncio
@@ -21,16 +19,13 @@ from netloom.api.v1alpha1 import (
     NETWORKS,
     ClusterPool,
     NetloomNetwork,
-    NetloomNode,
 )
 from netloom.cidr import CidrError
-from netloom.ipam.ledger import LedgerError
+from netloom.ipam.ledger import LedgerError, decode
 from netloom.ipam.ledger_range import cover, ledger_range_from_name
 from netloom.runtime.errors import Conflict, NotFound
-from netloom.runtime.store import Store
-from netloom_reconcilers.cluster.allocation.ledger_objects import decode
+from netloom_reconcilers.cluster.allocation.incarnation import Incarnation, Member
 from netloom_reconcilers.cluster.allocation.metrics import WRITES
-from netloom_reconcilers.writes import Requests
 
 log = structlog.get_logger(__name__)
 
@@ -44,21 +39,15 @@ class LockError(Exception):
     """Nothing can be given at the moment. `reason` is CamelCase for a condition."""
 
     def __init__(self, reason: str, message: str) -> None:
-        super().__init__(reason, message)
+        super().__init__(message)
         self.reason = reason
-        self.message = message
-
-    def __str__(self) -> str:
-        return self.message
 
 
-class ModeLock:
+class ModeLock(Member):
     """Writes `status.ipam` and the finalizer of the one NetloomNetwork."""
 
-    def __init__(self, api: Requests, networks: Store[NetloomNetwork], nodes: Store[NetloomNode]) -> None:
-        self._api = api
-        self._networks = networks
-        self._nodes = nodes
+    def __init__(self, incarnation: Incarnation) -> None:
+        super().__init__(incarnation)
         self._writing = asyncio.Lock()
 
     @property
@@ -86,13 +75,12 @@ class ModeLock:
                     raise LockError("NetworkChanged", "the cluster's CIDRs changed while blocks were chosen")
                 if not status.mode:
                     recorded, known, listed = await self._evidence()
-                    if (recorded or {network.spec.ipam.mode}) != {mode}:
-                        raise LockError(
-                            "ModeChanged", f"nodes wait for mode {mode}, which is not the network's any more"
-                        )
+                    if (recorded or network.spec.ipam.mode) != mode:
+                        message = f"nodes wait for mode {mode}, which is not the network's any more"
+                        raise LockError("ModeChanged", message)
                     epoch = max(epoch, known)
                     names = {*names, *listed}
-                if await self._write(network, mode, sorted({*status.shards, *names}), epoch + 1):
+                if await self._write(network, mode, {*status.shards, *names}, epoch + 1):
                     return epoch + 1
             raise LockError("NetworkBusy", "the NetloomNetwork is being changed by others without a pause")
 
@@ -104,13 +92,11 @@ class ModeLock:
                 status = network.status.ipam
                 if status.mode:
                     return
-                recorded, known, listed = await self._evidence()
-                if not recorded:
+                mode, epoch, listed = await self._evidence()
+                if not mode:
                     return
-                (mode,) = recorded
                 log.warning("mode lock lost, rebuilt from ledgers and nodes", mode=mode, ledgers=len(listed))
-                epoch = max(status.epoch, known) + 1
-                if await self._write(network, mode, sorted({*status.shards, *listed}), epoch):
+                if await self._write(network, mode, {*status.shards, *listed}, max(status.epoch, epoch) + 1):
                     return
 
     async def clear(self, close: Callable[[str, int], Awaitable[bool]]) -> bool:
@@ -124,7 +110,7 @@ class ModeLock:
             for name in status.shards:
                 if not await close(name, status.epoch):
                     return False
-            if not await self._write(network, "", [], status.epoch + 1):
+            if not await self._write(network, "", set(), status.epoch + 1):
                 return False
             log.info("no address is in use, mode lock cleared", mode=status.mode)
             cleared = self.network
@@ -133,10 +119,7 @@ class ModeLock:
         return True
 
     async def tell(self, in_use: str) -> bool:
-        """Writes for people who holds addresses; False where somebody else wrote in between.
-
-        Never into a network whose lock is clear: by compare-and-swap, and after our own writes of the lock.
-        """
+        """Writes for people who holds addresses, where the lock is not clear; False where somebody else wrote first."""
         async with self._writing:
             network = self.network
             if network is None or (in_use and not network.status.ipam.mode):
@@ -151,45 +134,41 @@ class ModeLock:
             raise LockError("NetworkDeleted", "the NetloomNetwork is being deleted")
         return network
 
-    async def _evidence(self) -> tuple[set[str], int, set[str]]:
-        """Modes of what is in use, the highest epoch, and the open ledgers, read live. Raises LockError."""
+    async def _evidence(self) -> tuple[str, int, set[str]]:
+        """The mode of what is in use or "", the highest epoch, and the open ledgers, read live. Raises LockError."""
         modes: dict[str, str] = {}
         epoch = 0
         listed: set[str] = set()
         for each in (await self._api.list(LEDGERS)).objects:
-            name = each.metadata.name
             try:
                 content = decode(each)
             except LedgerError as error:
                 raise LockError("LedgerUnreadable", f"{error}. See docs/allocation.md on how to recover it.") from error
             epoch = max(epoch, content.epoch)
             if content.mode:
-                listed.add(name)
-                modes.setdefault(content.mode, f"NetloomLedger {name}")
-        for node in self._nodes.values():
+                listed.add(content.name)
+                modes.setdefault(content.mode, f"NetloomLedger {content.name}")
+        for node in self._netloom_nodes.values():
             if node.spec.ipam.pod_cidrs and node.spec.ipam.mode:
                 modes.setdefault(node.spec.ipam.mode, f"NetloomNode {node.metadata.name}")
         if len(modes) > 1:
             found = ", ".join(f"{mode} ({where})" for mode, where in sorted(modes.items()))
-            raise LockError(
-                "ModeAmbiguous", f"addresses of several IPAM modes are in use: {found}. Remove all but one."
-            )
-        return set(modes), epoch, listed
+            message = f"addresses of several IPAM modes are in use: {found}. Remove all but one."
+            raise LockError("ModeAmbiguous", message)
+        return next(iter(modes), ""), epoch, listed
 
-    async def _write(self, network: NetloomNetwork, mode: str, ledgers: list[str], epoch: int) -> bool:
+    async def _write(self, network: NetloomNetwork, mode: str, ledgers: Collection[str], epoch: int) -> bool:
         """False where somebody else wrote first; the next try sees the newer version."""
-        try:
-            if mode:
-                network = await self._set_finalizer(network, present=True)
-        except (Conflict, NotFound):
-            await self._refresh()
-            return False
-        ipam: dict[str, object] = {"mode": mode, "shards": ledgers, "regions": _ranges(ledgers), "epoch": epoch}
-        return await self._write_status(network, ipam if mode else {**ipam, "inUse": None})
+        ipam: dict[str, object] = {"mode": mode, "shards": sorted(ledgers), "regions": _ranges(ledgers), "epoch": epoch}
+        if mode:
+            return await self._write_status(network, ipam, finalizer=True)
+        return await self._write_status(network, {**ipam, "inUse": None})
 
-    async def _write_status(self, network: NetloomNetwork, ipam: dict[str, object]) -> bool:
-        """Merges into status.ipam; False where somebody else wrote first."""
+    async def _write_status(self, network: NetloomNetwork, ipam: dict[str, object], *, finalizer: bool = False) -> bool:
+        """Merges into status.ipam, after the finalizer was set; False where somebody else wrote first."""
         try:
+            if finalizer:
+                network = await self._set_finalizer(network, present=True)
             await self._patch(network, {"status": {"ipam": ipam}}, "status")
         except (Conflict, NotFound):
             await self._refresh()

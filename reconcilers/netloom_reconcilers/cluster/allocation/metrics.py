@@ -53,8 +53,3 @@ COMMITS = Counter(
     registry=REGISTRY,
 )
 ENTRIES = Counter("netloom_ledger_entries", "Blocks granted, adopted and freed.", ["what"], registry=REGISTRY)
-
-
-def count_apply(kind: str) -> None:
-    """A server-side apply, which is how conditions are written."""
-    WRITES.labels(kind, "apply").inc()

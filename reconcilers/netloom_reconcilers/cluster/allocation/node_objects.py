@@ -50,8 +50,7 @@ def difference(
 ) -> dict[str, Any]:
     """The merge patch that makes the object follow its Node, fenced by its version; empty where it does already.
 
-    `addresses`: what it shall say of them, see `last_known`. `cidrs`: what it is given now, as it had none;
-    CIDRs that it has are never changed.
+    `addresses`: see `last_known_addresses`. `cidrs`: given now, as it had none; those that it has never change.
     """
     meta: dict[str, Any] = {}
     spec: dict[str, Any] = {}

@@ -7,31 +7,42 @@ earlier life are a stranger's to it, and are waited out like any other's.
 import asyncio
 import uuid
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from typing import assert_never
+from typing import ClassVar, assert_never
 
 import structlog
 
-from netloom.api.v1alpha1 import NETWORK_NAME
+from netloom.api.core import NODES
+from netloom.api.v1alpha1 import NETLOOM_NODES, NETWORK_NAME, NETWORKS
 from netloom.ipam.allocator import Allocator
 from netloom.runtime.cancellation import last_words
+from netloom.runtime.client import Api
 from netloom.runtime.clock import boottime
 from netloom.runtime.controller import Controller
 from netloom.runtime.errors import ApiError
-from netloom_reconcilers.cluster.allocation import events, in_use, metrics
+from netloom.runtime.events import EventRecorder
+from netloom_reconcilers.cluster.allocation import in_use, metrics
 from netloom_reconcilers.cluster.allocation.commit_queue import BatchPolicy, CommitQueue
-from netloom_reconcilers.cluster.allocation.configuration import Configuration
+from netloom_reconcilers.cluster.allocation.configuration import AllocationConfiguration
 from netloom_reconcilers.cluster.allocation.in_use import InUseReconciler
+from netloom_reconcilers.cluster.allocation.incarnation import (
+    BlocksFreed,
+    Changed,
+    Event,
+    Incarnation,
+    NodesAffected,
+    Stores,
+    netloom_node_changed,
+    node_changed,
+)
 from netloom_reconcilers.cluster.allocation.last_known_addresses import LastKnownAddresses
 from netloom_reconcilers.cluster.allocation.ledger_reader import LedgerReader
 from netloom_reconcilers.cluster.allocation.ledger_writer import LedgerWriter
 from netloom_reconcilers.cluster.allocation.lock import ModeLock
-from netloom_reconcilers.cluster.allocation.stores import Stores
 from netloom_reconcilers.cluster.allocation.waiting import WaitingNodes
 from netloom_reconcilers.cluster.network import GATHER_SECONDS, RETELL_SECONDS, NetworkReconciler
 from netloom_reconcilers.cluster.nodes import NodesReconciler
-from netloom_reconcilers.conditions import ADDRESSES, Conditions, Recorder
-from netloom_reconcilers.writes import Requests
+from netloom_reconcilers.conditions import ADDRESSES, OPERATOR, Conditions
+from netloom_reconcilers.features.cluster import ClusterContext
 
 log = structlog.get_logger(__name__)
 
@@ -40,86 +51,62 @@ RUN_SECONDS = 600.0
 LAST_WORDS_SECONDS = 5.0
 
 
-@dataclass(frozen=True, slots=True)
-class Concurrency:
-    """`workers` must exceed a batch, the low water and the writers together, or batches stay small."""
-
-    workers: int = 400
-    writers: int = 32
-
-
 class Allocation:
     """One incarnation of the allocation; `run` it once."""
 
     def __init__(
         self,
-        api: Requests,
+        api: Api,
         stores: Stores,
-        recorder: Recorder,
+        events: EventRecorder,
         *,
         incarnation: str = "",
         clock: Callable[[], float] = boottime,
         policy: BatchPolicy | None = None,
-        concurrency: Concurrency | None = None,
         crashes: Callable[[], Iterable[str]] = tuple,
     ) -> None:
         """`crashes` gives what crashed in this process of late, as sentences; call `look` when that changed."""
-        concurrency = concurrency or Concurrency()
-        channel = events.Channel()
-        channel.subscribe(self._react)
-        conditions = Conditions(api, recorder, on_write=metrics.count_apply)
+        policy = policy or BatchPolicy()
+        conditions, addressing = (
+            Conditions(api, events, manager, lambda kind: metrics.WRITES.labels(kind, "apply").inc())
+            for manager in (OPERATOR, ADDRESSES)
+        )
         self._stores = stores
         self._allocator = Allocator(incarnation or uuid.uuid4().hex[:12])
-        lock = ModeLock(api, stores.networks, stores.netloom_nodes)
-        self._reader = LedgerReader(api, self._allocator, lock, stores.netloom_nodes, channel, clock)
-        writer = LedgerWriter(api, self._allocator, lock, clock)
-        self._commits = CommitQueue(
-            self._allocator, lock, self._reader, writer, channel, clock, policy or BatchPolicy()
-        )
-        self._addresses = LastKnownAddresses(
-            stores.nodes, Conditions(api, recorder, ADDRESSES, on_write=metrics.count_apply), channel
-        )
-        self._configuration = Configuration(stores, self._allocator.blocks, self._addresses, channel)
-        self._waiting = WaitingNodes(channel)
+        shared = Incarnation(api, stores, self._allocator, conditions, self._react, clock)
+        lock = ModeLock(shared)
+        self._reader = LedgerReader(shared, lock)
+        self._commits = CommitQueue(shared, lock, self._reader, LedgerWriter(shared, lock), policy)
+        self._addresses = LastKnownAddresses(shared, addressing)
+        self._configuration = AllocationConfiguration(shared, self._addresses)
+        self._waiting = WaitingNodes(self._react)
         self._nodes = NodesReconciler(
-            api,
-            stores,
-            self._allocator,
-            self._commits,
-            self._configuration,
-            self._addresses,
-            self._waiting,
-            conditions,
-            channel,
-            clock,
-            concurrency.writers,
+            shared, self._commits, self._configuration, self._addresses, self._waiting, policy.writers
         )
-        self._network = NetworkReconciler(
-            stores.networks, self._configuration, self._allocator.ledgers, self._waiting, conditions, clock, crashes
-        )
-        self._in_use = InUseReconciler(self._allocator.assignments, lock, self._commits, clock)
-        self.nodes = Controller("nodes", self._nodes.reconcile, concurrency.workers, timeout=RUN_SECONDS)
+        self._network = NetworkReconciler(shared, self._configuration, self._waiting, crashes)
+        self._in_use = InUseReconciler(shared, lock, self._commits)
+        self.nodes = Controller("nodes", self._nodes.reconcile, policy.workers, timeout=RUN_SECONDS)
         self.network = Controller("network", self._reconcile_network)
 
-    def _react(self, event: events.Event) -> None:
+    def _react(self, event: Event) -> None:
         """Who does what about an event: nothing but queueing keys and taking notes."""
         match event:
-            case events.NodesAffected(names):
+            case NodesAffected(names):
                 self._enqueue(names)
-            case events.BlocksFreed(count):
+            case BlocksFreed(count):
                 self._enqueue(self._waiting.woken(count))
-            case events.Changed.SETTINGS:
+            case Changed.SETTINGS:
                 self._enqueue(self._waiting.woken())
                 self.look()
-            case events.Changed.NETWORK:
+            case Changed.NETWORK:
                 self._commits.wake()
                 self.look()
                 self.network.enqueue_after(in_use.KEY, in_use.QUIET_SECONDS)
-            case events.Changed.LEDGERS:
+            case Changed.LEDGERS:
                 self._in_use.ledgers_changed()
                 self.network.enqueue_after(NETWORK_NAME, RETELL_SECONDS)
                 self.network.enqueue_after(in_use.KEY, in_use.QUIET_SECONDS)
-            case events.Changed.WAITING:
+            case Changed.WAITING:
                 self.look()
             case _:
                 assert_never(event)
@@ -170,3 +157,22 @@ class Allocation:
 
     async def _reconcile_network(self, name: str) -> float | None:
         return await (self._in_use.reconcile() if name == in_use.KEY else self._network.reconcile(name))
+
+
+class AllocationFeature:
+    """The allocation as a feature of the operator: each term is an incarnation of its own."""
+
+    name: ClassVar[str] = "allocation"
+
+    def __init__(self, context: ClusterContext) -> None:
+        self._context, caches = context, context.caches
+        self._stores = Stores(
+            networks=caches.store(NETWORKS),
+            nodes=caches.store(NODES, node_changed),
+            netloom_nodes=caches.store(NETLOOM_NODES, netloom_node_changed),
+        )
+
+    def begin(self) -> Allocation:
+        """A new incarnation."""
+        context = self._context
+        return Allocation(context.api, self._stores, context.events, crashes=context.crashes)

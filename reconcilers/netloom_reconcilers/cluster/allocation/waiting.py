@@ -1,9 +1,11 @@
 """The nodes that cannot be given what they need, and why; what wakes them, and how soon they ask by themselves."""
 
+from collections.abc import Callable
+
 from netloom.api.problem import Problem
 from netloom.ipam.plan import BlockTaken, Refusal
 from netloom.ipam.pool import Exhausted
-from netloom_reconcilers.cluster.allocation.events import Changed, Channel
+from netloom_reconcilers.cluster.allocation.incarnation import Changed, Event
 
 LAG_SECONDS = 1.0
 """When to look again where a cache lags behind what was read live; its event usually comes first."""
@@ -22,15 +24,15 @@ _PASSING = frozenset({"LedgerBusy", "ModeChanged", "NetworkBusy", "NetworkChange
 class WaitingNodes(dict[str, Reason]):
     """By name."""
 
-    def __init__(self, channel: Channel) -> None:
+    def __init__(self, publish: Callable[[Event], None]) -> None:
         super().__init__()
-        self._channel = channel
+        self._publish = publish
 
     def add(self, name: str, why: Reason) -> float | None:
         """The node waits; when to look at it again, None: not before it is woken."""
         if self.get(name) != why:
             self[name] = why
-            self._channel.publish(Changed.WAITING)
+            self._publish(Changed.WAITING)
         if isinstance(why, Exhausted) or why.reason in _WOKEN:
             return None
         return LAG_SECONDS if why.reason in _PASSING else RECHECK_SECONDS
@@ -38,7 +40,7 @@ class WaitingNodes(dict[str, Reason]):
     def remove(self, name: str) -> None:
         """The node waits no more."""
         if self.pop(name, None) is not None:
-            self._channel.publish(Changed.WAITING)
+            self._publish(Changed.WAITING)
 
     def woken(self, freed: int | None = None) -> list[str]:
         """Whom to reconcile, as something changed that nodes wait for; `freed`: only that many blocks came back."""

@@ -1,8 +1,8 @@
 """Which of the peers whose NetloomNodes vanished have left, and which only lost their objects.
 
 A NetloomNode goes when its Node does; it also goes with its CustomResourceDefinition, by a mistake of somebody, or
-with the API server's memory. Only the Node tells the two apart, and agents do not watch Nodes: 5,000 of them that did
-would each hold 5,000 objects that change all the time. So they ask, and only then:
+with the API server's memory. Only the Node tells the two apart, and 5,000 agents cannot each watch 5,000 Nodes. So they
+ask, and only then:
 
 - Nobody is asked while this node's own object, the NetloomNetwork or the watch is missing: all peers stay.
 - After a moment, in which those may vanish as well, the API server is asked for up to `NAMES` of the Nodes. A Node that
@@ -12,17 +12,16 @@ would each hold 5,000 objects that change all the time. So they ask, and only th
 - What stays is asked for again ever more seldom. Its object, when it comes back, needs no answer.
 - If the server's history went back, to before what was seen of a peer, its Node has a minute to appear again.
 
-The same answers end the wait for what an agent found in its kernel at its start and no object explains (`unknown`): the
-kernel holds no names, so only a whole world tells that nobody needs it any more.
-
-With manifests there is no server to ask. Taking a file away is a deliberate act, and counts after the same moment.
-What went while this node's own object or the network was missing stays until its file is back, or the agent restarts.
+The same answers end the wait for what an agent found in its kernel and no object explains (`unknown`): only a whole
+world tells that nobody needs it any more. With manifests there is no server to ask: that a file is gone counts after
+the same moment, or, if this node's own object or the network was missing then, not before a restart.
 """
 
 import random
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import msgspec
 import structlog
@@ -30,14 +29,14 @@ import structlog
 from netloom.api.core import NODES
 from netloom.api.events import ObjectReference
 from netloom.api.v1alpha1 import NETWORK_NAME, NetloomNetwork, NetloomNode
+from netloom.kernel.keeper.keeper import Keeper
 from netloom.runtime.backoff import Backoff
 from netloom.runtime.client import Api
 from netloom.runtime.controller import Controller
 from netloom.runtime.errors import ApiError, NotFound, Unavailable
+from netloom.runtime.events import EventRecorder
 from netloom.runtime.store import Store, version_of
 from netloom.runtime.watch import ListWatch
-from netloom_reconcilers.conditions import Recorder
-from netloom_reconcilers.features.node import KernelKeeper
 from netloom_reconcilers.node.known.peers import Peers, is_owned, is_whole
 
 log = structlog.get_logger(__name__)
@@ -121,45 +120,34 @@ class NodeLookup:
         return True
 
 
+@dataclass(eq=False)
 class Departures:
-    """See the module. `on_change` is called after every look."""
+    """See the module. `on_change` is called after every look; `lookup`, `watch`: None with manifests."""
 
-    def __init__(
-        self,
-        own: str,
-        networks: Store[NetloomNetwork],
-        nodes: Store[NetloomNode],
-        peers: Peers,
-        keepers: Sequence[KernelKeeper],
-        lookup: NodeLookup | None = None,
-        watch: ListWatch[NetloomNode] | None = None,
-        *,
-        events: Recorder | None = None,
-        delays: Delays | None = None,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        """Without `lookup` and `watch` the objects come from manifests."""
+    own: str
+    networks: Store[NetloomNetwork]
+    nodes: Store[NetloomNode]
+    peers: Peers
+    keepers: Sequence[Keeper[Any, Any]]
+    lookup: NodeLookup | None = None
+    watch: ListWatch[NetloomNode] | None = None
+    events: EventRecorder | None = None
+    delays: Delays = field(default_factory=Delays)
+    clock: Callable[[], float] = time.monotonic
+    on_change: Callable[[], None] = lambda: None
+
+    def __post_init__(self) -> None:
         self.controller = Controller(_KEY, self.reconcile)
         self.why = ""
         """Why vanished peers, or what is unknown, stays; "" where nothing does, or that is not decided yet."""
-        self.on_change: Callable[[], None] = lambda: None
-        self._own = own
-        self._networks = networks
-        self._nodes = nodes
-        self._peers = peers
-        self._keepers = keepers
-        self._lookup = lookup
-        self._watch = watch
-        self._delays = delays or Delays()
-        self._clock = clock
-        self._notice = Notice(own, events, self._delays, clock)
-        self._backoff = Backoff(*self._delays.again)
+        self._notice = Notice(self.own, self.events, self.delays, self.clock)
+        self._backoff = Backoff(*self.delays.again)
         self._since: dict[str, float] = {}
         self._fresh: set[str] = set()
         self._doubted: set[str] = set()
         self._ask_at = 0.0
-        peers.subscribe(lambda name, old, new: self._changed(name))
-        networks.subscribe(lambda name, old, new: self.controller.enqueue(_KEY))
+        self.peers.subscribe(lambda name, old, new: self._changed(name))
+        self.networks.subscribe(lambda name, old, new: self.controller.enqueue(_KEY))
 
     def look(self) -> None:
         """The kernel side may have found what is unknown."""
@@ -169,16 +157,16 @@ class Departures:
     @property
     def unknown(self) -> int:
         """Ways in the kernel that no known peer explains."""
-        return max((keeper.unknown for keeper in self._keepers), default=0)
+        return max((keeper.unknown for keeper in self.keepers), default=0)
 
     def errors(self, *, lasting: bool = False) -> list[str]:
         """What stays that no object asks for, and why, as sentences. `lasting`: only what has been so for a while, in
         words that do not change with every peer."""
         if lasting and not self._notice.lasts:
             return []
-        found = self._peers.problems()
-        if self.why and self._peers.held:
-            names = sorted(self._peers.held)
+        found = self.peers.problems()
+        if self.why and self.peers.held:
+            names = sorted(self.peers.held)
             shown = ", ".join(names[:NAMES]) + (f" and {len(names) - NAMES} more" if len(names) > NAMES else "")
             about, why = ("some", "the agent's /status says why.") if lasting else (shown, self.why)
             found.append(
@@ -192,8 +180,8 @@ class Departures:
         return found
 
     def _changed(self, name: str) -> None:
-        if name in self._peers.held:
-            self._since[name] = self._clock()
+        if name in self.peers.held:
+            self._since[name] = self.clock()
             self._fresh.add(name)
             if len(self._since) - len(self._fresh) <= NAMES:
                 self._soon()
@@ -202,12 +190,12 @@ class Departures:
             self._fresh.discard(name)
             self._doubted.discard(name)
             self.controller.enqueue(_KEY)
-        elif name == self._own or name in self._peers.completed or self._notice.since is not None:
+        elif name == self.own or name in self.peers.completed or self._notice.since is not None:
             self.controller.enqueue(_KEY)
 
     def _soon(self) -> None:
         """Ask in a moment; what is to be asked sooner still is not put off."""
-        now = self._clock()
+        now = self.clock()
         at = now + self._moment()
         self._ask_at = at if self._ask_at <= now else min(self._ask_at, at)
         self.controller.enqueue_after(_KEY, self._ask_at - now)
@@ -215,37 +203,37 @@ class Departures:
     async def reconcile(self, key: str = _KEY) -> float | None:
         """Let go what is known to have left. Seconds until the next look; None if nothing waits for one."""
         again = await self._reconcile()
-        if not self._peers.held and not self.unknown:
+        if not self.peers.held and not self.unknown:
             self.why, again = "", None
             self._backoff.reset()
-        later = self._notice.note(self.errors(), len(self._peers), silent=self._nodes.get(self._own) is None)
+        later = self._notice.note(self.errors(), len(self.peers), silent=self.nodes.get(self.own) is None)
         self.on_change()
         return min(filter(None, (again, later)), default=None)
 
     async def _reconcile(self) -> float | None:
-        now = self._clock()
-        if not self._peers.held and not self.unknown:
+        now = self.clock()
+        if not self.peers.held and not self.unknown:
             return None
         if self._is_unsure(now):
-            return self._delays.unsure
+            return self.delays.unsure
         if now < self._ask_at:
             return self._ask_at - now
-        vanished = [name for name in self._peers.held if name not in self._doubted and not self._too_old(name, now)]
+        vanished = [name for name in self.peers.held if name not in self._doubted and not self._too_old(name, now)]
         if not vanished and not self.unknown:
             self.why = "they went with this node's own object or the network, or the API server's history went back."
-            return self._delays.unsure
+            return self.delays.unsure
         try:
             gone, whole = await self._find_out(vanished)
         except ApiError as error:
             self.why = f"the API server cannot be asked for their Nodes: {error}."
             return self._wait(max(self._next(), error.retry_after or 0.0))
-        if self._is_unsure(self._clock()):
-            return self._delays.unsure  # it went while we asked
+        if self._is_unsure(self.clock()):
+            return self.delays.unsure  # it went while we asked
         for name in gone:
             if self._since.get(name, now) <= now:  # else it was back meanwhile
-                self._peers.forget(name)
+                self.peers.forget(name)
         if whole and self.unknown:
-            for keeper in self._keepers:
+            for keeper in self.keepers:
                 await keeper.prune()
         if gone:
             log.info("nodes left", nodes=len(gone), such_as=sorted(gone)[:NAMES])
@@ -255,48 +243,48 @@ class Departures:
         return self._wait(self._next())
 
     def _moment(self) -> float:
-        return self._delays.moment + random.uniform(0, self._delays.spread * len(self._peers))
+        return self.delays.moment + random.uniform(0, self.delays.spread * len(self.peers))
 
     def _wait(self, seconds: float) -> float:
-        self._ask_at = self._clock() + seconds
+        self._ask_at = self.clock() + seconds
         return seconds
 
     def _next(self) -> float:
-        self._backoff.cap = max(self._delays.again[1], len(self._peers) / 20)
+        self._backoff.cap = max(self.delays.again[1], len(self.peers) / 20)
         return self._backoff.next()
 
     def _is_unsure(self, now: float) -> bool:
         """Whether nothing that vanished is believed, whatever the answers; `why` says why."""
-        if self._networks.get(NETWORK_NAME) is None:
+        if self.networks.get(NETWORK_NAME) is None:
             self.why = f"NetloomNetwork {NETWORK_NAME} is not there, either."
-        elif self._nodes.get(self._own) is None:
-            self.why = f"NetloomNode {self._own}, this node's own, is not there, either."
-        elif self._watch is not None and not (self._watch.following and self._watch.position):
+        elif self.nodes.get(self.own) is None:
+            self.why = f"NetloomNode {self.own}, this node's own, is not there, either."
+        elif self.watch is not None and not (self.watch.following and self.watch.position):
             self.why = "the NetloomNodes of the API server cannot be followed."
         else:
             return False
         self._ask_at = max(self._ask_at, now + self._moment())
-        if self._lookup is None:
-            self._doubted.update(self._peers.held)
+        if self.lookup is None:
+            self._doubted.update(self.peers.held)
         return True
 
     def _too_old(self, name: str, now: float) -> bool:
         """Whether the server does not know of the time in which the object was seen, and may learn of it."""
-        if self._watch is None or now >= self._since[name] + self._delays.went_back:
+        if self.watch is None or now >= self._since[name] + self.delays.went_back:
             return False
-        seen = version_of(self._peers.held[name].metadata.resource_version)
-        return version_of(self._watch.position) < seen
+        seen = version_of(self.peers.held[name].metadata.resource_version)
+        return version_of(self.watch.position) < seen
 
     async def _find_out(self, vanished: Collection[str]) -> tuple[set[str], bool]:
         """Which of these left, and whether what is unknown may go. Raises ApiError."""
-        if self._lookup is None:
+        if self.lookup is None:
             return set(vanished), True
-        mine = self._nodes.get(self._own)
-        own = self._own if mine is not None and is_owned(mine) else ""
+        mine = self.nodes.get(self.own)
+        own = self.own if mine is not None and is_owned(mine) else ""
         fresh = [name for name in vanished if name in self._fresh]
-        asked = question(fresh or vanished, len(self._peers), own=own, unknown=bool(self.unknown))
-        answer = await self._lookup.ask(asked)
-        complete = sum(1 for node in self._nodes.values() if is_owned(node) and is_whole(node))
+        asked = question(fresh or vanished, len(self.peers), own=own, unknown=bool(self.unknown))
+        answer = await self.lookup.ask(asked)
+        complete = sum(1 for node in self.nodes.values() if is_owned(node) and is_whole(node))
         living = [name for name, lives in answer.lives.items() if lives and name != own]
         if not answer.lives.get(own, True):
             self.why = f"Node {own}, this node's own, is not there, either."
@@ -307,26 +295,26 @@ class Departures:
         return departed(vanished, answer, complete, own)
 
 
+@dataclass(eq=False)
 class Notice:
     """Since when something stays, and who was told."""
 
-    def __init__(self, own: str, events: Recorder | None, delays: Delays, clock: Callable[[], float]) -> None:
-        self.since: float | None = None
-        self._node = ObjectReference(api_version="v1", kind="Node", name=own, uid=own)  # as the kubelet refers to it
-        self._events = events
-        self._delays = delays
-        self._clock = clock
-        self._lasting = 0.0
-        self._told = False
+    own: str
+    events: EventRecorder | None
+    delays: Delays
+    clock: Callable[[], float]
+    since: float | None = None
+    _lasting: float = 0.0
+    _told: bool = False
 
     @property
     def lasts(self) -> bool:
         """Whether it has been so for a while."""
-        return self.since is not None and self._clock() >= self.since + self._lasting
+        return self.since is not None and self.clock() >= self.since + self._lasting
 
     def note(self, errors: list[str], peers: int, *, silent: bool) -> float | None:
-        """What is so now, said where it begins or ends; as an Event where it lasts and the node has no object for a
-        condition (`silent`). Seconds until it will have lasted for long, if that is to come."""
+        """Says where it begins or ends; as an Event where it lasts and the node has no object for a condition
+        (`silent`). Seconds until it will have lasted for long, if that is to come."""
         if not errors:
             if self.since is not None:
                 log.info("all peers are as their objects say again")
@@ -334,16 +322,17 @@ class Notice:
             self.since, self._told = None, False
             return None
         if self.since is None:
-            self.since = self._clock()
-            self._lasting = self._delays.lasting * random.uniform(1, 2) + 0.01 * peers
+            self.since = self.clock()
+            self._lasting = self.delays.lasting * random.uniform(1, 2) + 0.01 * peers
             log.warning("peers stay that no object asks for", errors=errors)
         if not self.lasts:
-            return self.since + self._lasting - self._clock()
+            return self.since + self._lasting - self.clock()
         if silent and not self._told:
             self._told = True
             self._event("Warning", "PeersStay", " ".join(errors))
         return None
 
     def _event(self, type_: Literal["Normal", "Warning"], reason: str, message: str) -> None:
-        if self._events is not None and self._told:
-            self._events.event(self._node, type_, reason, message)
+        if self.events is not None and self._told:
+            node = ObjectReference(api_version="v1", kind="Node", name=self.own, uid=self.own)  # as the kubelet does
+            self.events.event(node, type_, reason, message)

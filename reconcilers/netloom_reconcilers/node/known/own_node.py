@@ -1,8 +1,7 @@
-"""What this node's NetloomNode says of it, and what it said before and is still in use. Last known good.
+"""What this node's NetloomNode says of it, and what it said before and is still in use.
 
 A restored backup, an edit, a Node made anew may leave the NetloomNode with other pod CIDRs than its pods have, or with
-none, or without the node's address. Taken at its word it would cut pods off that live: their CIDR's address goes from
-the tunnel device, their packets are no longer masqueraded, their own CIDR is routed to whoever holds it now. So
+none, or without the node's address. Taken at its word it would cut pods off that live. So
 
 - a CIDR that is no longer said stays while something on this node lives in it, beside the new ones; where none is said
   at all, all stay;
@@ -14,6 +13,7 @@ directory: the addresses on the tunnel device tell no prefix length, and with na
 
 import asyncio
 from collections.abc import Awaitable, Callable, Collection, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
@@ -42,25 +42,21 @@ class OwnRecord(msgspec.Struct, frozen=True, rename="camel"):
     pod_cidrs: tuple[str, ...] = msgspec.field(name="podCIDRs", default=())
 
 
+@dataclass(eq=False)
 class OwnNode:
-    """`look` compares with what was known; `effective` is the NetloomNode to go by."""
+    """`look` compares with what was known; `effective` is the NetloomNode to go by. `record`: the file; None: memory
+    alone."""
 
-    def __init__(
-        self,
-        node_name: str,
-        occupants: Occupants = occupancy.occupants,
-        record: Path | None = None,
-        look_seconds: float = LOOK_SECONDS,
-    ) -> None:
-        """`record`: the file, None: memory alone."""
+    node_name: str
+    occupants: Occupants = occupancy.occupants
+    record: Path | None = None
+    look_seconds: float = LOOK_SECONDS
+
+    def __post_init__(self) -> None:
         self.kept: dict[str, str] = {}
         """CIDRs that are kept, and what was seen in them."""
         self.reason = ""
         """For the node's condition; empty if nothing is kept."""
-        self._node_name = node_name
-        self._occupants = occupants
-        self._record = record
-        self._look_seconds = look_seconds
         self._known = self._read()
         self._address = ""
         self._errors: list[str] = []
@@ -70,19 +66,19 @@ class OwnNode:
         """Takes in the node's own object as it is now; None, or CIDRs that cannot be read: all stays as it was. Returns
         after how many seconds to look again."""
         async with self._lock:
-            said, unreadable = prefixes_of("", "", node.spec.ipam.pod_cidrs) if node is not None else ([], [])
+            said, unreadable = prefixes_of("", ("", node.spec.ipam.pod_cidrs)) if node is not None else ((), ())
             if node is None or unreadable:
                 return None
-            lost = [each for each in prefixes_of("", "", self._known.pod_cidrs)[0] if not _covered(each, said)]
+            lost = [each for each in prefixes_of("", ("", self._known.pod_cidrs))[0] if not _covered(each, said)]
             kept = await self._lived_in(lost, all_of_them=not said) if lost else {}
             self._tell(kept)
             address = internal_ip(node)
             self._address = "" if address else self._known.address
             self._explain(node, said)
             if write:
-                known = OwnRecord(self._node_name, address or self._address, (*node.spec.ipam.pod_cidrs, *self.kept))
+                known = OwnRecord(self.node_name, address or self._address, (*node.spec.ipam.pod_cidrs, *self.kept))
                 self._write(known)
-            return self._look_seconds if self.kept else None
+            return self.look_seconds if self.kept else None
 
     def effective(self, node: NetloomNode | None) -> NetloomNode | None:
         """The node's own object, with what is kept of what it said before."""
@@ -102,7 +98,7 @@ class OwnNode:
 
     async def _lived_in(self, lost: list[Cidr], *, all_of_them: bool) -> dict[str, str]:
         try:
-            found = dict(await self._occupants(lost))
+            found = dict(await self.occupants(lost))
         except (AnswerLost, OSError) as error:
             log.warning("what lives in the node's former pod CIDRs cannot be read: they stay", error=str(error))
             return {str(each): self.kept.get(str(each), "") for each in lost}
@@ -116,7 +112,7 @@ class OwnNode:
         self.kept = kept
 
     def _explain(self, node: NetloomNode, said: Collection[Cidr]) -> None:
-        where, cidrs = f"NetloomNode {self._node_name}: ", ", ".join(self.kept)
+        where, cidrs = f"NetloomNode {self.node_name}: ", ", ".join(self.kept)
         self._errors, self.reason = [], ""
         if self._address:
             self.reason = "AddressLost"
@@ -135,28 +131,28 @@ class OwnNode:
             self._errors += [
                 f"{where}spec.ipam.podCIDRs does not hold {cidrs} any more, and pods of this node still use it: this "
                 f"node keeps it beside {', '.join(node.spec.ipam.pod_cidrs)}. If no other NetloomNode holds it, add it "
-                f"to spec.ipam.podCIDRs again; else drain Node {self._node_name}: it is given up once its pods are "
+                f"to spec.ipam.podCIDRs again; else drain Node {self.node_name}: it is given up once its pods are "
                 "gone. See docs/allocation.md."
             ]
 
     def _read(self) -> OwnRecord:
         try:
-            known = msgspec.json.decode(self._record.read_bytes(), type=OwnRecord) if self._record else OwnRecord()
+            known = msgspec.json.decode(self.record.read_bytes(), type=OwnRecord) if self.record else OwnRecord()
         except (OSError, msgspec.DecodeError):
             return OwnRecord()  # there is none yet; half a file can only come from a crash of the machine
-        return known if known.node == self._node_name else OwnRecord()
+        return known if known.node == self.node_name else OwnRecord()
 
     def _write(self, known: OwnRecord) -> None:
         if known == self._known:
             return
         self._known = known
-        if self._record is None:
+        if self.record is None:
             return
         try:
-            self._record.parent.mkdir(parents=True, exist_ok=True)
-            fresh = self._record.with_suffix(".new")
+            self.record.parent.mkdir(parents=True, exist_ok=True)
+            fresh = self.record.with_suffix(".new")
             fresh.write_bytes(msgspec.json.encode(known))
-            fresh.replace(self._record)
+            fresh.replace(self.record)
         except OSError as error:
             log.warning("what is known of this node does not survive a restart", error=str(error))
 

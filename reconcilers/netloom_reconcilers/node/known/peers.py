@@ -1,10 +1,8 @@
 """The nodes as the data path takes them: as their objects say, or as they last said.
 
-An object that vanishes is no proof that its node left: a CustomResourceDefinition that is deleted takes all of them
-along, one by one and in no order, and so does `kubectl delete`. So a node whose object vanished is *held*, with what
-it last said, until `forget` (see `departures`, which finds out). A node whose object lives but lost its pod CIDRs or
-its address keeps the last ones. The tunnels and the masquerading read both from here, so they cannot disagree about
-who counts. This node's own object is passed on as it is: without it nothing is applied at all.
+An object that vanishes is no proof that its node left, so the node is *held* with what it last said, until `forget`
+(`departures` finds out). A node whose object lost its pod CIDRs or its address keeps the last ones. Tunnels and
+masquerading both read from here, so they agree about who counts. This node's own object is passed on as it is.
 """
 
 from collections.abc import Iterable, Iterator
@@ -128,15 +126,16 @@ def internal_ip(node: NetloomNode, *, ipv6: bool = False) -> str:
     return ""
 
 
-def prefixes_of(obj: str, field: str, texts: Iterable[str]) -> tuple[list[Cidr], list[str]]:
-    """CIDRs as the kernel side takes them, and a sentence about each that could not be read, in that field of `obj`."""
+def prefixes_of(obj: str, *fields: tuple[str, Iterable[str]]) -> tuple[tuple[Cidr, ...], tuple[str, ...]]:
+    """The CIDRs in these fields of an object, and a sentence about each that could not be read."""
     found, problems = [], []
-    for text in texts:
-        try:
-            found.append(Cidr.parse(text))
-        except ValueError as error:
-            problems.append(f"{obj}: {field}: {error}.")
-    return found, problems
+    for field, texts in fields:
+        for text in texts:
+            try:
+                found.append(Cidr.parse(text))
+            except ValueError as error:
+                problems.append(f"{obj}: {field}: {error}.")
+    return tuple(found), tuple(problems)
 
 
 def _lost(node: NetloomNode) -> str:

@@ -9,11 +9,12 @@ network's spec every node decides by itself:
 - it sends to a peer by what the spec wants if the peer accepts it, else by what the peer accepts.
 
 So agents may notice a change of the spec at any time and in any order: first all accept the new, then each sender moves
-peer by peer as it sees them accept, and only when nobody sends the old any more is it given up. A node whose agent is
-away, or whose kernel cannot do the new, goes on with the old, and all others with it, towards that node.
+peer by peer, and only when nobody sends the old any more is it given up. A node that cannot do the new goes on with the
+old, and all others with it, towards that node.
 """
 
 import functools
+from collections import Counter
 from collections.abc import Iterable
 
 import msgspec
@@ -76,7 +77,7 @@ class Needs:
     def __init__(self) -> None:
         self._of: dict[str, frozenset[Encapsulation]] = {}
         self._sends: dict[str, frozenset[Encapsulation]] = {}
-        self._count: dict[Encapsulation, int] = {}
+        self._count: Counter[Encapsulation] = Counter()
 
     def change(self, name: str, encapsulations: tuple[Encapsulation, ...], theirs: Announcement) -> None:
         """The peer is sent to in `encapsulations`, and announces `theirs`."""
@@ -90,22 +91,16 @@ class Needs:
 
     def _replace(self, name: str, new: frozenset[Encapsulation]) -> None:
         old = self._of.pop(name, frozenset())
-        if new is old:
-            self._of[name] = new
-            return
         if new:
             self._of[name] = new
-        for encapsulation in new - old:
-            self._count[encapsulation] = self._count.get(encapsulation, 0) + 1
-        for encapsulation in old - new:
-            self._count[encapsulation] -= 1
-            if not self._count[encapsulation]:
-                del self._count[encapsulation]
+        if new is not old:
+            self._count.update(new - old)
+            self._count.subtract(old - new)
 
     @property
     def encapsulations(self) -> frozenset[Encapsulation]:
         """All that a peer sends or has to be sent by."""
-        return frozenset(self._count)
+        return frozenset(each for each, count in self._count.items() if count)
 
     @property
     def sends(self) -> frozenset[Encapsulation]:

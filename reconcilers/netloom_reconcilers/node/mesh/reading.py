@@ -18,9 +18,9 @@ def node_of(network: NetloomNetwork | None, node: NetloomNode | None, node_name:
     local, problems = _underlay_of(node)
     if local is None:
         return Obstacle("NoAddress", problems[0])
-    prefixes, problems = pod_cidrs_of(node)
-    if problems:
-        return Obstacle("InvalidPodCIDR", " ".join(problems))
+    prefixes, bad = pod_cidrs_of(node)
+    if bad:
+        return Obstacle("InvalidPodCIDR", " ".join(bad))
     routing = network.spec.routing
     return Node(
         local=local,
@@ -61,14 +61,14 @@ def peer_of(node: NetloomNode, local: LocalNode) -> tuple[Peer | None, tuple[str
     problems += [
         f"NetloomNode {name}: spec.ipam.podCIDRs {prefix} {_clash(prefix, node, local)}" for prefix in clashing
     ]
-    prefixes = [prefix for prefix in prefixes if prefix not in clashing]
+    prefixes = tuple(prefix for prefix in prefixes if prefix not in clashing)
     if underlay is None or not prefixes:
         return None, tuple(problems) if node.spec.ipam.pod_cidrs else ()
     peer = Peer(
         name=name,
         underlay=underlay,
         mac=mac_of(name),
-        cidrs=tuple(prefixes),
+        cidrs=prefixes,
         since=node.metadata.creation_timestamp,
         encapsulations=encapsulations_to(announced(node).accepts, local.routing, able=local.able),
         underlay6=underlay6_of(node),
@@ -117,9 +117,9 @@ def underlay6_of(node: NetloomNode) -> Address:
         return b""
 
 
-def pod_cidrs_of(node: NetloomNode) -> tuple[list[Cidr], list[str]]:
+def pod_cidrs_of(node: NetloomNode) -> tuple[tuple[Cidr, ...], tuple[str, ...]]:
     """Its pod CIDRs, and sentences about what could not be read."""
-    return prefixes_of(f"NetloomNode {node.metadata.name}", "spec.ipam.podCIDRs", node.spec.ipam.pod_cidrs)
+    return prefixes_of(f"NetloomNode {node.metadata.name}", ("spec.ipam.podCIDRs", node.spec.ipam.pod_cidrs))
 
 
 def unreachable(name: str, node: NetloomNode | None) -> str:

@@ -1,0 +1,96 @@
+"""What the members of one incarnation share, what they tell without knowing whom, and which changes concern them."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from enum import Enum, auto
+
+from netloom.api.core import Node
+from netloom.api.v1alpha1 import NetloomNetwork, NetloomNode
+from netloom.ipam.allocator import Allocator
+from netloom.runtime.client import Api
+from netloom.runtime.store import Store
+from netloom_reconcilers.conditions import Conditions
+
+
+@dataclass(frozen=True, slots=True)
+class NodesAffected:
+    """What is known of these nodes changed: they are to be reconciled."""
+
+    names: Iterable[str]
+
+
+@dataclass(frozen=True, slots=True)
+class BlocksFreed:
+    """So many blocks can be given to others; None: a whole ledger's, or nobody knows how many."""
+
+    count: int | None = None
+
+
+class Changed(Enum):
+    """What else may be told or done differently now."""
+
+    LEDGERS = auto()
+    """Ledgers were written or read."""
+    NETWORK = auto()
+    """The NetloomNetwork came, went or was edited, or its status was written."""
+    SETTINGS = auto()
+    """Blocks are given by other rules than before."""
+    WAITING = auto()
+    """Other nodes wait, or for other reasons."""
+
+
+Event = NodesAffected | BlocksFreed | Changed
+
+
+@dataclass(frozen=True, slots=True)
+class Stores:
+    """Somebody else fills them."""
+
+    networks: Store[NetloomNetwork]
+    nodes: Store[Node]
+    netloom_nodes: Store[NetloomNode]
+
+
+@dataclass(frozen=True, slots=True)
+class Incarnation:
+    """`publish` tells an event at once, as a `Store` does: whoever is told only queues keys and takes notes."""
+
+    api: Api
+    stores: Stores
+    allocator: Allocator
+    conditions: Conditions
+    publish: Callable[[Event], None]
+    clock: Callable[[], float]
+
+
+class Member:
+    """Of an incarnation: it has what all share."""
+
+    def __init__(self, incarnation: Incarnation) -> None:
+        self._api = incarnation.api
+        self._networks = incarnation.stores.networks
+        self._nodes = incarnation.stores.nodes
+        self._netloom_nodes = incarnation.stores.netloom_nodes
+        self._allocator = incarnation.allocator
+        self._conditions = incarnation.conditions
+        self._publish = incarnation.publish
+        self._clock = incarnation.clock
+
+
+def node_changed(old: Node, new: Node) -> bool:
+    """Whether allocation has to look again. Not at heartbeats: 5,000 nodes write 500 of them a second."""
+    return (
+        old.metadata.uid != new.metadata.uid
+        or old.spec.pod_cidrs != new.spec.pod_cidrs
+        or old.status.addresses != new.status.addresses
+    )
+
+
+def netloom_node_changed(old: NetloomNode, new: NetloomNode) -> bool:
+    """Whether allocation has to look again. Not at a status: two operators that disagree would answer each other."""
+    return (
+        old.spec != new.spec
+        or old.metadata.uid != new.metadata.uid
+        or old.metadata.deletion_timestamp != new.metadata.deletion_timestamp
+        or old.metadata.owner_references != new.metadata.owner_references
+    )
