@@ -14,8 +14,7 @@ import timeit
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from netloom.kernel.address import Prefix
-
+from netloom.cidr import Cidr
 from netloom.kernel.masquerade.cover import keys
 from netloom.kernel.mesh import row_readers, row_requests
 from netloom.kernel.mesh.rows import Nexthop, RouteContent
@@ -121,7 +120,7 @@ KINDS = (
         ("RTA_DST", "RTA_PRIORITY", "RTA_METRICS", "RTA_NH_ID"),
         _encode_route,
         row_requests.encode_routes,
-        [(Prefix(_address(number), 24), RouteContent(number + 1), None) for number in range(_NUMBER)],
+        [(Cidr(_address(number), 24), RouteContent(number + 1), None) for number in range(_NUMBER)],
         row_readers.read_route,
         row_readers.route_reader(),
     ),
@@ -150,7 +149,7 @@ KINDS = (
 
 def _elements(rounds: int) -> dict[str, dict[str, float]]:
     """The two ends of a CIDR in a set."""
-    pairs = [keys(Prefix(_address(number), 24)) for number in range(_NUMBER)]
+    pairs = [keys(Cidr(_address(number), 24)) for number in range(_NUMBER)]
     elements = nftables.ElementMessages("netloom", "known4", 4)
     made = [elements.encode(nftables.NEWSETELEM, pair) for pair in pairs]
 

@@ -4,8 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from netloom.cidr import format_address
-from netloom.kernel.mac import format_mac, parse_mac
-from netloom.kernel.ownership import link_local_of, mac_in, mac_of
+from netloom.kernel.mac import format_mac, link_local_of, mac_in, mac_of, parse_mac
 
 
 @given(st.text())

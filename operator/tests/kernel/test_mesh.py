@@ -10,12 +10,13 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from netloom.cidr import Cidr, parse_address
+from netloom.kernel.mac import mac_of
 from netloom.kernel.mesh.desired import Desired, Peer
 from netloom.kernel.mesh.encapsulation import GENEVE, NO_ENCAPSULATION, VXLAN
 from netloom.kernel.mesh.fib import FibResult
-from netloom.kernel.mesh.mesh import Conflict, DeviceState, Mesh
+from netloom.kernel.mesh.mesh import AddressConflict, DeviceState, Mesh
 from netloom.kernel.mesh.rows import SeenNexthop, SeenRoute
-from netloom.kernel.ownership import NEXTHOP_IDS, ROUTE_PROTOCOL, mac_of
+from netloom.kernel.ownership import NEXTHOP_IDS, ROUTE_PROTOCOL
 from tests.kernel.meshes import peer
 
 CARRIERS = DeviceState({VXLAN: 7}, vni=1, ipv6=True)
@@ -44,7 +45,7 @@ def test_the_older_has_what_both_claim_in_any_order() -> None:
     old, young = peer(2, "10.9.0.0/24", since="2026-01"), peer(3, "10.9.0.0/24", "10.3.0.0/24", since="2026-02")
     for order in ((old, young), (young, old)):
         mesh = mesh_of(*order)
-        assert mesh.conflicts() == [Conflict("10.9.0.0/24", "node-2", "node-3")]
+        assert mesh.conflicts() == [AddressConflict("10.9.0.0/24", "node-2", "node-3")]
         assert mesh.peer_of("route", Cidr.parse("10.9.0.0/24")) == "node-2"
         assert Cidr.parse("10.3.0.0/24") in mesh.routes.desired
 

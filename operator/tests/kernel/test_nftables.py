@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 
 from netloom.cidr import Cidr
 from netloom.kernel.masquerade import ruleset
-from netloom.kernel.masquerade.cover import END, START, keys
+from netloom.kernel.masquerade.cover import keys
 from netloom.kernel.netlink import nftables
 from netloom.kernel.netlink.messages import decode, encode, nested, nftsocket
-from netloom.kernel.netlink.nftables import DELSETELEM, NEWSETELEM, ElementMessages, request
+from netloom.kernel.netlink.nftables import DELSETELEM, END, NEWSETELEM, START, ElementMessages, request
 from netloom.kernel.netlink.nftables_socket import NftablesSocket
 from netloom.kernel.netlink.sockets import read_all
 from netloom.kernel.netlink.wire import CREATE

@@ -11,8 +11,8 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from netloom.api.v1alpha1 import NETWORK_NAME, NetloomNetwork, NetloomNode, NetworkSpec
 from netloom.cidr import Cidr
 from netloom.kernel.errors import KernelUnsupported, NotPermitted
-from netloom.kernel.keeper.report import Failure, MasqueradeReport, PlannedChange
-from netloom.kernel.masquerade.masquerade import Masquerade
+from netloom.kernel.keeper.report import Failure, PlannedChange
+from netloom.kernel.masquerade.masquerade import MasqueradeKeeper, MasqueradeReport
 from netloom.kernel.masquerade.sets import MasqueradeRules, Masquerading
 from netloom.runtime.manager import Run
 from netloom.runtime.store import Store
@@ -66,7 +66,9 @@ class MasqueradeFeature(KernelFeature):
     def __init__(self, context: NodeContext) -> None:
         super().__init__(context)
         node_name, spare = context.node_name, context.retain_unknown
-        self.keeper: Masquerade = Masquerade(on_report=lambda report: context.changed(), retain_unknown=spare)
+        self.keeper: MasqueradeKeeper = MasqueradeKeeper(
+            on_report=lambda report: context.changed(), retain_unknown=spare
+        )
         self.reconciler: MasqueradeReconciler = MasqueradeReconciler(
             node_name, context.networks, context.peers, self.keeper, context.own
         )
@@ -123,7 +125,7 @@ class MasqueradeReconciler(KernelReconciler):
         node_name: str,
         networks: Store[NetloomNetwork],
         nodes: Nodes,
-        masquerade: Masquerade,
+        masquerade: MasqueradeKeeper,
         own: OwnNode,
     ) -> None:
         super().__init__("masquerade", node_name, networks, nodes, own)

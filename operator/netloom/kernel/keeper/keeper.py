@@ -25,7 +25,7 @@ from netloom.kernel.keeper.backoff import TICK_SECONDS
 from netloom.kernel.keeper.part import Attempt, Outcome, Part, Worker
 from netloom.kernel.keeper.report import KeeperReport
 from netloom.kernel.keeper.retries import Item, Retries
-from netloom.kernel.netlink.sockets import AnswerLost, Commands, EventSocket, Overflow, walk
+from netloom.kernel.netlink.sockets import AnswerLost, CommandSocket, EventSocket, Overflow, walk
 
 log = structlog.get_logger(__name__)
 
@@ -52,7 +52,7 @@ class Keeper(Generic[D, R]):
         self,
         parts: Sequence[Part[D]],
         *,
-        commands: Callable[[], Commands],
+        commands: Callable[[], CommandSocket],
         resync_seconds: float | None,
         event_buffer: int,
         on_report: Callable[[R], None] | None,

@@ -13,14 +13,14 @@ from netloom.kernel.capability import require_net_admin
 from netloom.kernel.errors import KernelUnsupported
 from netloom.kernel.keeper.keeper import RESYNC_SECONDS, Keeper
 from netloom.kernel.keeper.part import Attempt, Outcome, Part, Refused, Worker
-from netloom.kernel.keeper.report import MasqueradeReport, PlannedChange
+from netloom.kernel.keeper.report import KeeperReport, PlannedChange
 from netloom.kernel.keeper.retries import Item, Retries
 from netloom.kernel.masquerade.ruleset import TABLE, TABLE_KEY
 from netloom.kernel.masquerade.sets import Masquerading
 from netloom.kernel.masquerade.state import ELEMENT, STRUCTURE, State, planned_changes, read_state
 from netloom.kernel.netlink import nftables
 from netloom.kernel.netlink.nftables_socket import NftablesSocket
-from netloom.kernel.netlink.sockets import BUFFER, Commands, RefusedError
+from netloom.kernel.netlink.sockets import BUFFER, CommandSocket, RefusedError
 from netloom.kernel.ownership import MASQUERADE
 
 log = structlog.get_logger(__name__)
@@ -138,7 +138,17 @@ class MasqueradeTable(Part[Masquerading]):
             self._table_due = True
 
 
-class Masquerade(Keeper[Masquerading, MasqueradeReport]):
+class MasqueradeReport(KeeperReport, frozen=True, kw_only=True):
+    """The state of our nftables table.
+
+    families: "4" and "6", where packets are masqueraded. elements: desired, in all sets; a CIDR takes two.
+    """
+
+    families: tuple[str, ...] = ()
+    elements: int = 0
+
+
+class MasqueradeKeeper(Keeper[Masquerading, MasqueradeReport]):
     """See the module."""
 
     names = nftables.NAMES
@@ -147,7 +157,7 @@ class Masquerade(Keeper[Masquerading, MasqueradeReport]):
         self,
         *,
         resync_seconds: float | None = RESYNC_SECONDS,
-        commands: Callable[[], Commands] = NftablesSocket,
+        commands: Callable[[], CommandSocket] = NftablesSocket,
         event_buffer: int = BUFFER,
         on_report: Callable[[MasqueradeReport], None] | None = None,
         retain_unknown: bool = False,

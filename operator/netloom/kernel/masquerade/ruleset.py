@@ -22,7 +22,7 @@ import msgspec
 from netloom.kernel.netlink import nftables
 from netloom.kernel.netlink.messages import nested
 from netloom.kernel.netlink.nftables import SeenChain, SeenRule, SeenSet, SeenTable, request
-from netloom.kernel.netlink.sockets import Commands, RefusedError, read_all
+from netloom.kernel.netlink.sockets import CommandSocket, RefusedError, read_all
 from netloom.kernel.ownership import DEVICE_PREFIX
 
 T = TypeVar("T")
@@ -195,7 +195,7 @@ def _new_rules(wanted: Wanted) -> list[Step]:
 # ------------------------------------------------------------------------------------------------------ reading
 
 
-def read(commands: Commands) -> Seen:
+def read(commands: CommandSocket) -> Seen:
     """The table, apart from the elements of its sets. Raises RefusedError, OSError."""
     table = _get(commands, request(nftables.GETTABLE, name=TABLE), nftables.read_table)
     if table is None:
@@ -206,13 +206,13 @@ def read(commands: Commands) -> Seen:
     return Seen(table, chain, tuple(sets), tuple(rules))
 
 
-def read_elements(commands: Commands, name: str) -> dict[bytes, bool]:
+def read_elements(commands: CommandSocket, name: str) -> dict[bytes, bool]:
     """The elements of a set: key to whether it is plain (no comment, no timeout)."""
     parts = _all(commands, request(nftables.GETSETELEM, table=TABLE, set=name), nftables.read_elements)
     return {key: plain for _name, part in parts for key, plain in part}
 
 
-def _get(commands: Commands, request: bytes, read: Callable[[bytes, int, int], T]) -> T | None:
+def _get(commands: CommandSocket, request: bytes, read: Callable[[bytes, int, int], T]) -> T | None:
     found: list[T] = []
     try:
         commands.get(request, lambda _kind, *place: found.append(read(*place)))
@@ -221,7 +221,7 @@ def _get(commands: Commands, request: bytes, read: Callable[[bytes, int, int], T
     return found[0] if found else None
 
 
-def _all(commands: Commands, request: bytes, read: Callable[[bytes, int, int], T]) -> list[T]:
+def _all(commands: CommandSocket, request: bytes, read: Callable[[bytes, int, int], T]) -> list[T]:
     try:
         return read_all(commands, request, read)
     except RefusedError as error:

@@ -12,10 +12,10 @@ from netloom.cidr import Address, format_address
 from netloom.kernel.keeper.report import PlannedChange
 from netloom.kernel.keeper.retries import Item
 from netloom.kernel.masquerade import ruleset
-from netloom.kernel.masquerade.cover import START
 from netloom.kernel.masquerade.ruleset import RULE_KEY, TABLE_KEY, Seen, Step, Wanted
 from netloom.kernel.masquerade.sets import Element, ElementWrite, Masquerading, Sets
-from netloom.kernel.netlink.sockets import Commands, Refusal
+from netloom.kernel.netlink.nftables import START
+from netloom.kernel.netlink.sockets import CommandSocket, Refusal
 
 ELEMENT = "element"
 _TABLE: Item = ("table", TABLE_KEY)
@@ -70,7 +70,7 @@ def _hint(write: Write, refusal: Refusal) -> str:
     return ""
 
 
-def read_state(commands: Commands, *, whole: bool) -> tuple[Seen, Elements | None]:
+def read_state(commands: CommandSocket, *, whole: bool) -> tuple[Seen, Elements | None]:
     """What is in the table; with the elements of its sets if the `whole` is asked for. Raises RefusedError, OSError."""
     seen = ruleset.read(commands)
     if not whole:
@@ -189,7 +189,7 @@ def _steps(item: Item, steps: Iterable[Step]) -> list[Write]:
     return [Write(item, what, message) for what, message in steps]
 
 
-def planned_changes(commands: Commands, desired: Masquerading) -> list[PlannedChange]:
+def planned_changes(commands: CommandSocket, desired: Masquerading) -> list[PlannedChange]:
     """All changes, in the order in which they would be made, as `nft` would say them. Raises RefusedError, OSError."""
     state = State()
     state.sets.replace(desired)

@@ -8,7 +8,7 @@ import structlog
 
 from netloom.kernel.errors import KernelUnsupported
 from netloom.kernel.keeper.keeper import RESYNC_SECONDS, Keeper
-from netloom.kernel.keeper.report import PlannedChange, Report
+from netloom.kernel.keeper.report import PlannedChange
 from netloom.kernel.mesh import reader
 from netloom.kernel.mesh import tunnel_device as device
 from netloom.kernel.mesh.desired import Desired
@@ -16,9 +16,10 @@ from netloom.kernel.mesh.devices_part import MeshDevices
 from netloom.kernel.mesh.encapsulation import Encapsulation
 from netloom.kernel.mesh.mesh import DeviceState, Mesh
 from netloom.kernel.mesh.plan import planned_changes
+from netloom.kernel.mesh.report import Report
 from netloom.kernel.mesh.rows_part import MeshRows
 from netloom.kernel.netlink.links import Link
-from netloom.kernel.netlink.sockets import BUFFER, Commands, CommandSocket, RefusedError
+from netloom.kernel.netlink.sockets import BUFFER, CommandSocket, RefusedError
 from netloom.kernel.netlink.wire import NAMES
 from netloom.kernel.sysctl import SysctlRecord
 
@@ -37,7 +38,7 @@ class Dataplane(Keeper[Desired, Report]):
         *,
         run_directory: Path = RUN_DIRECTORY,
         resync_seconds: float | None = RESYNC_SECONDS,
-        commands: Callable[[], Commands] = CommandSocket,
+        commands: Callable[[], CommandSocket] = CommandSocket,
         event_buffer: int = BUFFER,
         on_report: Callable[[Report], None] | None = None,
         retain_unknown: bool = False,

@@ -13,14 +13,14 @@ from netloom.kernel.keeper.part import Attempt, Outcome, Part, Refused, Worker
 from netloom.kernel.keeper.retries import Item, Retries
 from netloom.kernel.mesh import reader
 from netloom.kernel.mesh import tunnel_device as device
-from netloom.kernel.mesh.desired import Desired, Node
+from netloom.kernel.mesh.desired import Desired, MeshNode
 from netloom.kernel.mesh.encapsulation import NO_ENCAPSULATION, Encapsulation
 from netloom.kernel.mesh.mesh import DeviceState
 from netloom.kernel.mesh.rows_part import MESH_STATE, MeshRows
 from netloom.kernel.mesh.tunnel_device import Interfaces, Mtu, Step
 from netloom.kernel.mesh.writer import ALREADY_GONE
 from netloom.kernel.netlink.links import Link, read_address, read_link, read_netconf
-from netloom.kernel.netlink.sockets import Commands
+from netloom.kernel.netlink.sockets import CommandSocket
 from netloom.kernel.netlink.wire import RTM_DELADDR, RTM_DELLINK, RTM_NEWADDR, RTM_NEWLINK, RTM_NEWNETCONF
 from netloom.kernel.ownership import MESH
 from netloom.kernel.sysctl import Sysctl, SysctlRecord, of_node, of_tunnel
@@ -47,7 +47,7 @@ class MeshDevices(Part[Desired]):
         self._rows = rows
         self._mesh = rows.mesh
         self._record = record
-        self._node: Node | None = None
+        self._node: MeshNode | None = None
         self._due = True
         self._expected = False
         self._outgoing: Collection[int] = frozenset()
@@ -162,7 +162,9 @@ class Found(msgspec.Struct):
 class Work:
     """One go at the devices, in a thread. `flushed`: the kernel may have dropped what stood on a device."""
 
-    def __init__(self, commands: Commands, record: SysctlRecord, node: Node | None, held: Set[Hashable]) -> None:
+    def __init__(
+        self, commands: CommandSocket, record: SysctlRecord, node: MeshNode | None, held: Set[Hashable]
+    ) -> None:
         self.flushed = False
         self._commands = commands
         self._record = record
@@ -201,7 +203,9 @@ class Work:
         found.mtu = underlay.inside_tunnel() if node.tunnels and underlay.bytes else underlay
         return found
 
-    def _prepare_tunnel(self, node: Node, encapsulation: Encapsulation, mtu: int, interfaces: Interfaces) -> Interfaces:
+    def _prepare_tunnel(
+        self, node: MeshNode, encapsulation: Encapsulation, mtu: int, interfaces: Interfaces
+    ) -> Interfaces:
         """One device; what the kernel holds afterwards."""
         if self._take(device.replacement(node, encapsulation, interfaces, mtu)):
             interfaces = reader.read_interfaces(self._commands)

@@ -17,7 +17,7 @@ import msgspec
 
 from netloom.cidr import Address, Cidr, format_address
 from netloom.kernel.keeper.table import Table
-from netloom.kernel.mac import Mac, format_mac
+from netloom.kernel.mac import Mac, format_mac, link_local_of, mac_in
 from netloom.kernel.mesh.address_owners import AddressOwners
 from netloom.kernel.mesh.desired import Desired, Peer
 from netloom.kernel.mesh.encapsulation import NO_ENCAPSULATION, Encapsulation
@@ -32,7 +32,7 @@ from netloom.kernel.mesh.rows import (
     SeenNexthop,
     SeenRoute,
 )
-from netloom.kernel.ownership import NEXTHOP_IDS, link_local_of, mac_in
+from netloom.kernel.ownership import NEXTHOP_IDS
 
 Unique = Address | Mac | Cidr
 """What no two peers may share. (The MAC gives the IPv6 gateway.)"""
@@ -53,7 +53,7 @@ class DeviceState(msgspec.Struct, frozen=True):
     strict: bool = False
 
 
-class Conflict(msgspec.Struct, frozen=True):
+class AddressConflict(msgspec.Struct, frozen=True):
     """A claim (address or CIDR, as text) of `peer` that `holder`, being senior, has."""
 
     claim: str
@@ -181,9 +181,9 @@ class Mesh:
             if identity is not None:
                 del self._peer_of[identity]
 
-    def conflicts(self) -> list[Conflict]:
+    def conflicts(self) -> list[AddressConflict]:
         """Claims that are not granted, in order."""
-        found = [Conflict(_unique_text(claim), holder, name) for claim, holder, name in self._owners.refused()]
+        found = [AddressConflict(_unique_text(claim), holder, name) for claim, holder, name in self._owners.refused()]
         return sorted(found, key=lambda conflict: (conflict.claim, conflict.peer))
 
     def items_of(self, name: str) -> list[tuple[str, Hashable]]:

@@ -7,12 +7,12 @@ from netloom.kernel.keeper.report import PlannedChange
 from netloom.kernel.mac import format_mac
 from netloom.kernel.mesh import reader
 from netloom.kernel.mesh import tunnel_device as device
-from netloom.kernel.mesh.desired import Desired, Node
+from netloom.kernel.mesh.desired import Desired, MeshNode
 from netloom.kernel.mesh.encapsulation import NO_ENCAPSULATION, Encapsulation
 from netloom.kernel.mesh.mesh import DeviceState, Mesh
 from netloom.kernel.mesh.rows import NeighbourKey, Nexthop, OddRoute, RouteContent, RouteKey
 from netloom.kernel.mesh.tunnel_device import Interfaces, Step
-from netloom.kernel.netlink.sockets import Commands
+from netloom.kernel.netlink.sockets import CommandSocket
 from netloom.kernel.ownership import ROUTE_PROTOCOL
 from netloom.kernel.sysctl import Sysctl, effective, of_node, of_tunnel
 
@@ -20,7 +20,7 @@ _NO_DEVICE_YET = -1
 """Less this times the number of the tunnel: ifindexes of devices that would have to be made first."""
 
 
-def planned_changes(commands: Commands, desired: Desired) -> list[PlannedChange]:
+def planned_changes(commands: CommandSocket, desired: Desired) -> list[PlannedChange]:
     """All changes, in the order in which they would be made."""
     node, interfaces = desired.node, reader.read_interfaces(commands)
     teardown = list(device.unwanted(node, interfaces))
@@ -50,7 +50,7 @@ def planned_changes(commands: Commands, desired: Desired) -> list[PlannedChange]
 
 
 def _tunnel(
-    node: Node, encapsulation: Encapsulation, mtu: int, interfaces: Interfaces, teardown: list[Step]
+    node: MeshNode, encapsulation: Encapsulation, mtu: int, interfaces: Interfaces, teardown: list[Step]
 ) -> tuple[list[PlannedChange], int]:
     """What has to be done to the tunnel's device, and its ifindex (0: it has to be made)."""
     making = list(device.replacement(node, encapsulation, interfaces, mtu))
@@ -79,7 +79,9 @@ def _switches(switches: Iterable[Sysctl]) -> list[PlannedChange]:
     return changes
 
 
-def _rows(commands: Commands, mesh: Mesh, device_state: DeviceState, names: Mapping[int, str]) -> list[PlannedChange]:
+def _rows(
+    commands: CommandSocket, mesh: Mesh, device_state: DeviceState, names: Mapping[int, str]
+) -> list[PlannedChange]:
     mesh.load(reader.nexthops(commands), {}, reader.routes(commands))
     mesh.neighbours.load(reader.neighbours(commands, [index for index in device_state.tunnels.values() if index > 0]))
     mesh.set_device_state(device_state)

@@ -11,6 +11,7 @@ from functools import lru_cache
 from typing import Any
 
 from netloom.cidr import WIDTH, Address, Version
+from netloom.kernel.mesh.encapsulation import TUNNEL_TTL
 from netloom.kernel.mesh.rows import DEFAULT_METRIC, OddRoute
 from netloom.kernel.netlink.messages import (
     LWTUNNEL_ENCAP_IP,
@@ -35,7 +36,7 @@ from netloom.kernel.netlink.wire import (
     RTM_NEWNEXTHOP,
     RTM_NEWROUTE,
 )
-from netloom.kernel.ownership import ROUTE_PROTOCOL, ROUTE_TABLE, TUNNEL_TTL
+from netloom.kernel.ownership import ROUTE_PROTOCOL, ROUTE_TABLE
 
 _RTN_UNICAST = 1
 _SCOPE_NOWHERE = 255

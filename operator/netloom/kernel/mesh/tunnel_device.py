@@ -11,13 +11,13 @@ from fnmatch import fnmatchcase
 import msgspec
 
 from netloom.cidr import Address, format_address
-from netloom.kernel.mac import format_mac
-from netloom.kernel.mesh.desired import Node
+from netloom.kernel.mac import format_mac, link_local_of
+from netloom.kernel.mesh.desired import MeshNode
 from netloom.kernel.mesh.encapsulation import OVERHEAD, Encapsulation
 from netloom.kernel.netlink import links
 from netloom.kernel.netlink.links import InterfaceAddress, Link, LocalAddress
 from netloom.kernel.netlink.sockets import Refusal
-from netloom.kernel.ownership import DEVICE_PREFIX, MESH, link_local_of
+from netloom.kernel.ownership import DEVICE_PREFIX, MESH
 
 DEFAULT_MTU = 1500
 """Bytes; Ethernet's, while there is no device to take it from."""
@@ -74,7 +74,7 @@ class Mtu(msgspec.Struct, frozen=True):
         return Mtu(self.bytes - OVERHEAD, f"{self.why}, less {OVERHEAD} for the tunnel")
 
 
-def carrying(node: Node, interfaces: Interfaces, outgoing: Collection[int]) -> list[Link]:
+def carrying(node: MeshNode, interfaces: Interfaces, outgoing: Collection[int]) -> list[Link]:
     """The devices that carry traffic between the nodes. `outgoing`: ifindexes that the kernel's routes to peers name.
 
     Of the devices that the node was told to use, those that routes name; where no route does, all of them; where it
@@ -89,7 +89,7 @@ def carrying(node: Node, interfaces: Interfaces, outgoing: Collection[int]) -> l
     return used or ([holder] if holder is not None else [])
 
 
-def underlay_mtu(node: Node, interfaces: Interfaces, outgoing: Collection[int]) -> Mtu:
+def underlay_mtu(node: MeshNode, interfaces: Interfaces, outgoing: Collection[int]) -> Mtu:
     """Between the nodes: as configured, else the least of the devices that carry the traffic."""
     if node.mtu:
         return Mtu(node.mtu, "as configured")
@@ -101,7 +101,7 @@ def underlay_mtu(node: Node, interfaces: Interfaces, outgoing: Collection[int]) 
     return Mtu(least.mtu, f"{least.name} has {least.mtu}")
 
 
-def tunnel_mtu(node: Node, encapsulation: Encapsulation, interfaces: Interfaces, outgoing: Collection[int]) -> int:
+def tunnel_mtu(node: MeshNode, encapsulation: Encapsulation, interfaces: Interfaces, outgoing: Collection[int]) -> int:
     """Bytes of the tunnel's device. While nothing says how much there is, it stays as it is."""
     underlay, device = underlay_mtu(node, interfaces, outgoing), interfaces.link(encapsulation.device)
     if underlay.bytes or device is None:
@@ -109,12 +109,12 @@ def tunnel_mtu(node: Node, encapsulation: Encapsulation, interfaces: Interfaces,
     return device.mtu
 
 
-def native_mtu(node: Node, underlay: Iterable[Link]) -> int:
+def native_mtu(node: MeshNode, underlay: Iterable[Link]) -> int:
     """Bytes for native routes, where packets have to be smaller than their devices allow; else 0."""
     return node.mtu if node.mtu and any(link.mtu > node.mtu for link in underlay) else 0
 
 
-def desired_addresses(node: Node) -> list[LocalAddress]:
+def desired_addresses(node: MeshNode) -> list[LocalAddress]:
     """The own addresses as hosts, and, where IPv6 is in use, the link-local address that peers use as gateway."""
     result = [LocalAddress(address, len(address) * 8) for address in node.addresses]
     if node.ipv6:
@@ -133,7 +133,7 @@ def unfit(link: Link, encapsulation: Encapsulation) -> str:
     return f"it is set to {link.odd}" if link.odd else ""
 
 
-def replacement(node: Node, encapsulation: Encapsulation, interfaces: Interfaces, mtu: int) -> Iterator[Step]:
+def replacement(node: MeshNode, encapsulation: Encapsulation, interfaces: Interfaces, mtu: int) -> Iterator[Step]:
     """Deletion of a device of the tunnel's name that cannot serve, and creation of one that can."""
     name = encapsulation.device
     link = interfaces.link(name)
@@ -153,7 +153,7 @@ def replacement(node: Node, encapsulation: Encapsulation, interfaces: Interfaces
     )
 
 
-def unwanted(node: Node | None, interfaces: Interfaces) -> Iterator[Step]:
+def unwanted(node: MeshNode | None, interfaces: Interfaces) -> Iterator[Step]:
     """Deletion of the links with our name that no tunnel uses."""
     wanted = {encapsulation.device for encapsulation in node.tunnels} if node else set()
     for link in interfaces.own_links():
@@ -161,7 +161,7 @@ def unwanted(node: Node | None, interfaces: Interfaces) -> Iterator[Step]:
             yield _deletion(link, "no tunnel uses it")
 
 
-def adjustment(node: Node, link: Link, mtu: int) -> Iterator[Step]:
+def adjustment(node: MeshNode, link: Link, mtu: int) -> Iterator[Step]:
     """What has to be set on the device; up comes last, so that nothing is sent before all is right."""
     name = link.name
 
@@ -180,14 +180,14 @@ def adjustment(node: Node, link: Link, mtu: int) -> Iterator[Step]:
         yield step("up", links.set_up(link.ifindex))
 
 
-def first_steps(node: Node, encapsulation: Encapsulation, mtu: int) -> Iterator[Step]:
+def first_steps(node: MeshNode, encapsulation: Encapsulation, mtu: int) -> Iterator[Step]:
     """For a plan: what follows the creation of a device that has no ifindex yet."""
     link = Link(encapsulation.device, 0, mac=node.mac, mtu=mtu, generates_addresses=True)
     yield from adjustment(node, link, mtu)
     yield from missing_addresses(node, link, Interfaces())
 
 
-def missing_addresses(node: Node, link: Link, interfaces: Interfaces) -> Iterator[Step]:
+def missing_addresses(node: MeshNode, link: Link, interfaces: Interfaces) -> Iterator[Step]:
     """Addresses to add; an added one comes last. The node's own packets have the first IPv4 address as their source, so
     those that stand before the one that shall be it are added anew."""
     wanted = desired_addresses(node)
@@ -204,7 +204,7 @@ def missing_addresses(node: Node, link: Link, interfaces: Interfaces) -> Iterato
             yield _address_step(link, local)
 
 
-def surplus_addresses(node: Node, link: Link, interfaces: Interfaces) -> Iterator[Step]:
+def surplus_addresses(node: MeshNode, link: Link, interfaces: Interfaces) -> Iterator[Step]:
     """Addresses to remove: every address on our device is ours."""
     wanted = desired_addresses(node)
     for local in sorted(interfaces.addresses_on(link.ifindex), key=str):

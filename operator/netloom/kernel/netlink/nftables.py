@@ -16,7 +16,6 @@ from typing import Any
 
 import msgspec
 
-from netloom.kernel.masquerade.cover import END, START
 from netloom.kernel.netlink.messages import decode, encode, nested, nftsocket
 from netloom.kernel.netlink.wire import ATTRIBUTE, CREATE, HEADER, HEADER_SIZE, REQUEST, attributes
 
@@ -49,6 +48,10 @@ KEY_TYPES = {4: nftsocket.DATA_TYPE_IPADDR, 16: nftsocket.DATA_TYPE_IP6ADDR}
 """What `nft` calls ipv4_addr and ipv6_addr, by bytes."""
 
 _REGISTER, _NETWORK_HEADER = nftsocket.Regs.NFT_REG_1, 1
+
+START, END = b"\1", b"\0"
+"""Last byte of an element's key, behind its address: whether an interval starts or ends there. END sorts first: where
+one ends and the next begins, both are at the same address."""
 
 BEGIN_SEQUENCE = 0xFFFF_FFFF
 """Sequence number of what the kernel says about a transaction as a whole."""
@@ -183,7 +186,7 @@ def _expression(name: str, **parts: Any) -> Expression:
     return nested(NFTA_EXPR_NAME=name, NFTA_EXPR_DATA=nested(**parts))
 
 
-def _resync(operation: nftsocket.Cmp, value: bytes) -> Expression:
+def _compare(operation: nftsocket.Cmp, value: bytes) -> Expression:
     data = nested(NFTA_DATA_VALUE=value)
     return _expression("cmp", NFTA_CMP_SREG=_REGISTER, NFTA_CMP_OP=operation, NFTA_CMP_DATA=data)
 
@@ -195,7 +198,7 @@ def _load(key: nftsocket.Meta) -> Expression:
 def of_family(size: int) -> list[Expression]:
     """`meta nfproto ipv4`, or ipv6."""
     family = socket.AF_INET if size == 4 else socket.AF_INET6
-    return [_load(nftsocket.Meta.NFT_META_NFPROTO), _resync(nftsocket.Cmp.NFT_CMP_EQ, bytes([family]))]
+    return [_load(nftsocket.Meta.NFT_META_NFPROTO), _compare(nftsocket.Cmp.NFT_CMP_EQ, bytes([family]))]
 
 
 def address_in(size: int, name: str, *, destination: bool = False, inside: bool = True) -> list[Expression]:
@@ -210,7 +213,7 @@ def address_in(size: int, name: str, *, destination: bool = False, inside: bool 
 
 def not_out_of(device_prefix: str) -> list[Expression]:
     """`oifname != "prefix*"`."""
-    return [_load(nftsocket.Meta.NFT_META_OIFNAME), _resync(nftsocket.Cmp.NFT_CMP_NEQ, device_prefix.encode())]
+    return [_load(nftsocket.Meta.NFT_META_OIFNAME), _compare(nftsocket.Cmp.NFT_CMP_NEQ, device_prefix.encode())]
 
 
 def masquerade() -> list[Expression]:
@@ -229,7 +232,7 @@ class ElementMessages:
         self._start, self._end = _element_heads(size)
 
     def encode(self, kind: int, keys: Iterable[bytes]) -> bytes:
-        """NEWSETELEM or DELSETELEM for the elements of one CIDR (see cover.keys)."""
+        """NEWSETELEM or DELSETELEM for these elements."""
         elements = b"".join(
             [self._start + key[:-1] if key[-1:] == START else self._end + key[:-1] + _END_FLAG for key in keys]
         )

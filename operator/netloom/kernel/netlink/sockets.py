@@ -241,10 +241,6 @@ class CommandSocket:
                 visit(kind, buffer, start, end)
 
 
-Commands = CommandSocket
-"""What the rest of the kernel side needs of it, whatever its protocol; tests put fault injection in its place."""
-
-
 class EventSocket:
     """The listening socket, non-blocking. What `deaf_to` (a command socket's port) causes is not delivered."""
 
@@ -279,7 +275,7 @@ class EventSocket:
             raise
 
 
-def read_all(commands: Commands, request: bytes, read: Callable[[bytes, int, int], Seen | None]) -> list[Seen]:
+def read_all(commands: CommandSocket, request: bytes, read: Callable[[bytes, int, int], Seen | None]) -> list[Seen]:
     """What `read` makes of the messages of a dump, but for None. It is read again while the kernel says that the state
     changed meanwhile; the last reading stands. Raises RefusedError, OSError."""
     found: list[Seen] = []
