@@ -12,11 +12,14 @@ import msgspec
 from netloom.cidr import Cidr, format_address
 from netloom.kernel.keeper.table import Table
 from netloom.kernel.masquerade.cover import OutermostCidrs, cidr_of, keys
-from netloom.kernel.masquerade.ruleset import SETS, SIZES, TABLE, Wanted, size_of
+from netloom.kernel.masquerade.ruleset import SETS, SIZES, TABLE, Families, Write, size_of
 from netloom.kernel.netlink.nftables import DELSETELEM, END, NEWSETELEM, START, ElementMessages
 
 NEVER_MASQUERADED = tuple(map(Cidr.parse, ("169.254.0.0/16", "224.0.0.0/4", "fe80::/10", "ff00::/8")))
 """Link-local and multicast destinations: who answers them has to see who asked."""
+
+ELEMENT = "element"
+"""The kind of an element's item."""
 
 _OWN = ""
 """Name of the source of this node's own pod CIDRs; a Kubernetes name is never empty."""
@@ -38,7 +41,7 @@ class MasqueradeRules(msgspec.Struct, frozen=True, kw_only=True):
     excluded: tuple[Cidr, ...] = ()
 
     @property
-    def families(self) -> tuple[str, ...]:
+    def families(self) -> Families:
         """ "4" and "6", where there is something to masquerade."""
         versions = {str(prefix.version) for prefix in self.pods}
         switched_on = {"4": self.ipv4, "6": self.ipv6}
@@ -83,20 +86,6 @@ class Element(msgspec.Struct, frozen=True, gc=False):
         return f"{self.name} {format_address(self.key[:-1])}{behind}"
 
 
-class ElementWrite(msgspec.Struct, frozen=True, gc=False):
-    """A request that adds or deletes the elements of one CIDR."""
-
-    name: str
-    added: bool
-    keys: tuple[bytes, ...]
-    message: bytes
-
-    @property
-    def head(self) -> Element:
-        """By what failures of it are known."""
-        return Element(self.name, self.keys[0])
-
-
 class Sets:
     """The sets' elements: desired, in the kernel, pending. Values say whether an element is plain; ours all are."""
 
@@ -111,14 +100,14 @@ class Sets:
         self._change("excluded", (), NEVER_MASQUERADED)
 
     @property
-    def wanted(self) -> Wanted:
-        """The table that belongs to the rules."""
-        return Wanted(self.rules.families)
+    def names(self) -> tuple[str, ...]:
+        """Of the sets that should be there."""
+        return SETS if self.rules.families else ()
 
     @property
     def pending(self) -> int:
         """Elements of sets that should be there, which are not as desired."""
-        return sum(len(self.tables[name].pending) for name in self.wanted.sets)
+        return sum(len(self.tables[name].pending) for name in self.names)
 
     def set_rules(self, rules: MasqueradeRules) -> list[Element]:
         """As `set_known`, for the sets of pods and excluded CIDRs."""
@@ -198,10 +187,10 @@ class Sets:
         interval = self._intervals[name].get(key)
         return interval[0] if interval else key if key.endswith(START) else None
 
-    def writes(self, *, anew: bool) -> list[ElementWrite]:
+    def writes(self, *, anew: bool) -> list[Write]:
         """Requests for what is pending; `anew`: the sets are being made, and hold nothing yet."""
         deletions, additions = [], []
-        for name in self.wanted.sets:
+        for name in self.names:
             if anew:
                 additions += self._encode(name, self.tables[name].desired, added=True)
                 continue
@@ -222,22 +211,25 @@ class Sets:
             whole.update(self._open.get(name, ()))
         return surplus | (whole & table.kernel.keys()), missing | whole
 
-    def _encode(self, name: str, pending: Iterable[bytes], *, added: bool) -> list[ElementWrite]:
+    def _encode(self, name: str, pending: Iterable[bytes], *, added: bool) -> list[Write]:
         encode, kind = self._messages[name].encode, NEWSETELEM if added else DELSETELEM
-        return [ElementWrite(name, added, pair, encode(kind, pair)) for pair in intervals(pending)]
+        what = "add" if added else "delete"
+        return [
+            Write((ELEMENT, Element(name, pair[0])), what, encode(kind, pair), name=name, keys=pair, deletes=not added)
+            for pair in intervals(pending)
+        ]
 
-    def wrote(self, writes: Iterable[ElementWrite], *, anew: bool) -> None:
+    def wrote(self, writes: Iterable[Write], *, anew: bool) -> None:
         """The kernel has done these."""
         if anew:
             for table in self.tables.values():
                 table.load({})
         for write in writes:
-            table = self.tables[write.name]
             for key in write.keys:
-                if write.added:
-                    table.saw(key, True)
+                if write.deletes:
+                    self.tables[write.name].gone(key)
                 else:
-                    table.gone(key)
+                    self.tables[write.name].saw(key, True)
 
 
 def intervals(pending: Iterable[bytes]) -> list[tuple[bytes, ...]]:

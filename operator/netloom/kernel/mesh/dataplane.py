@@ -1,13 +1,13 @@
 """The data path: the mesh's tunnel devices and the rows on them, under one keeper."""
 
 import errno
-from collections.abc import Callable
 from pathlib import Path
+from typing import Unpack
 
 import structlog
 
 from netloom.kernel.errors import KernelUnsupported
-from netloom.kernel.keeper.keeper import RESYNC_SECONDS, Keeper
+from netloom.kernel.keeper.keeper import Keeper, KeeperOptions
 from netloom.kernel.keeper.report import PlannedChange
 from netloom.kernel.mesh import reader
 from netloom.kernel.mesh import tunnel_device as device
@@ -19,7 +19,7 @@ from netloom.kernel.mesh.plan import planned_changes
 from netloom.kernel.mesh.report import Report
 from netloom.kernel.mesh.rows_part import MeshRows
 from netloom.kernel.netlink.links import Link
-from netloom.kernel.netlink.sockets import BUFFER, CommandSocket, RefusedError
+from netloom.kernel.netlink.sockets import RefusedError
 from netloom.kernel.netlink.wire import NAMES
 from netloom.kernel.sysctl import SysctlRecord
 
@@ -37,25 +37,16 @@ class Dataplane(Keeper[Desired, Report]):
         self,
         *,
         run_directory: Path = RUN_DIRECTORY,
-        resync_seconds: float | None = RESYNC_SECONDS,
-        commands: Callable[[], CommandSocket] = CommandSocket,
-        event_buffer: int = BUFFER,
-        on_report: Callable[[Report], None] | None = None,
         retain_unknown: bool = False,
+        **options: Unpack[KeeperOptions],
     ) -> None:
         """`retain_unknown`: the first state that is applied may lack peers that live; what an earlier life left in the
-        kernel and no peer explains stays until `prune`. The others as with Keeper."""
+        kernel and no peer explains stays until `prune`."""
         self._record = SysctlRecord(run_directory / "sysctl.json")
         self._mesh = Mesh()
         self._rows = MeshRows(self._mesh, retain_unknown=retain_unknown)
         self._devices = MeshDevices(self._rows, self._record)
-        super().__init__(
-            (self._devices, self._rows),
-            commands=commands,
-            resync_seconds=resync_seconds,
-            event_buffer=event_buffer,
-            on_report=on_report,
-        )
+        super().__init__((self._devices, self._rows), **options)
 
     async def open(self) -> None:
         """Open the sockets and read what is owned in the kernel. Writes nothing, needs no capability.
