@@ -74,7 +74,7 @@ class Dataplane(Keeper[Desired, Report]):
     async def plan(self, desired: Desired) -> list[PlannedChange]:
         """What `apply` would change, in its order. Writes nothing, needs no capability."""
         async with self._lock:
-            return await self._connect().call(lambda commands: planned_changes(commands, desired))
+            return await self._connect().call(lambda commands: planned_changes(commands, self._record, desired))
 
     async def cleanup(self) -> Report:
         """Remove all that is owned, and put the switches back."""

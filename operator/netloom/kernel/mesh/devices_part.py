@@ -91,7 +91,7 @@ class MeshDevices(Part[Desired]):
             return Outcome()
         self._expected = self._expected or self._moved
         self._due, self._outgoing = False, self._mesh.fib.outgoing
-        work = Work(worker.commands, self._record, self._node, attempt.held)
+        work = DeviceWork(worker.commands, self._record, self._node, attempt.held)
         found = await worker.call(lambda _commands: work.prepare(self._outgoing))
         self.underlay, self.mtu, self._surplus = found.underlay, found.mtu, found.surplus
         self._unsettled = set(work.unsettled)
@@ -106,7 +106,7 @@ class MeshDevices(Part[Desired]):
         """Remove what nothing stands on any more."""
         if not self._surplus:
             return Outcome()
-        work = Work(worker.commands, self._record, self._node, attempt.held)
+        work = DeviceWork(worker.commands, self._record, self._node, attempt.held)
         await worker.call(lambda _commands: work.tear_down())
         self._unsettled |= work.unsettled
         return work.outcome(drift=False)
@@ -159,7 +159,7 @@ class Found(msgspec.Struct):
     surplus: bool = False
 
 
-class Work:
+class DeviceWork:
     """One go at the devices, in a thread. `flushed`: the kernel may have dropped what stood on a device."""
 
     def __init__(
@@ -174,9 +174,13 @@ class Work:
         self._done: dict[Item, None] = {}
         self._refused: dict[Item, Refused] = {}
 
+    def read(self) -> Interfaces:
+        """The kernel's links and addresses."""
+        return reader.read_interfaces(self._commands)
+
     def prepare(self, outgoing: Collection[int]) -> Found:
         """All that rows stand on. `outgoing`: ifindexes of the devices that routes to peers name."""
-        node, interfaces = self._node, reader.read_interfaces(self._commands)
+        node, interfaces = self._node, self.read()
         found = Found(stopped={link.ifindex for link in interfaces.links if not link.running})
         if node is None:
             found.surplus = bool(interfaces.own_links())
@@ -186,9 +190,8 @@ class Work:
         self._switch(of_node(names, ipv6=node.ipv6, native=NO_ENCAPSULATION in node.encapsulations))
         tunnels: dict[Encapsulation, int] = {}
         for encapsulation in node.tunnels:
-            interfaces = self._prepare_tunnel(
-                node, encapsulation, device.tunnel_mtu(node, encapsulation, interfaces, outgoing), interfaces
-            )
+            mtu = device.tunnel_mtu(node, encapsulation, interfaces, outgoing)
+            interfaces = self._prepare_tunnel(node, encapsulation, mtu, interfaces)
             link = interfaces.link(encapsulation.device)
             if link is None or device.unfit(link, encapsulation):
                 continue
@@ -208,21 +211,21 @@ class Work:
     ) -> Interfaces:
         """One device; what the kernel holds afterwards."""
         if self._take(device.replacement(node, encapsulation, interfaces, mtu)):
-            interfaces = reader.read_interfaces(self._commands)
+            interfaces = self.read()
         link = interfaces.link(encapsulation.device)
         if link is None or device.unfit(link, encapsulation):
             return interfaces
         self.flushed = self.flushed or not link.up
         self._switch(of_tunnel(encapsulation.device, ipv6=node.ipv6))
         if self._take(device.adjustment(node, link, mtu)):
-            interfaces = reader.read_interfaces(self._commands)
+            interfaces = self.read()
             link = interfaces.link(encapsulation.device) or link
         self._take(device.missing_addresses(node, link, interfaces))
         return interfaces
 
     def tear_down(self) -> None:
         """Remove what nothing stands on any more."""
-        node, interfaces = self._node, reader.read_interfaces(self._commands)
+        node, interfaces = self._node, self.read()
         for encapsulation in node.tunnels if node is not None else ():
             link = interfaces.link(encapsulation.device)
             if node is not None and link is not None:

@@ -9,6 +9,7 @@ from collections.abc import Collection, Iterable, Iterator
 from fnmatch import fnmatchcase
 
 import msgspec
+from msgspec.structs import replace
 
 from netloom.cidr import Address, format_address
 from netloom.kernel.mac import format_mac, link_local_of
@@ -27,6 +28,7 @@ class Step(msgspec.Struct, frozen=True):
     """One change: what it is about, how `ip` would say it, why, and its message.
 
     creates, deletes: the device or address. flushes: the kernel drops what stands on the device with it.
+    link: the device as it is then, when it has been made (its ifindex is not known: 0) or set up.
     """
 
     kind: str
@@ -37,6 +39,7 @@ class Step(msgspec.Struct, frozen=True):
     creates: bool = False
     deletes: bool = False
     flushes: bool = False
+    link: Link | None = None
 
 
 class Interfaces(msgspec.Struct, frozen=True):
@@ -142,15 +145,12 @@ def replacement(node: MeshNode, encapsulation: Encapsulation, interfaces: Interf
         return
     if link is not None:
         yield _deletion(link, why)
-    yield Step(
-        "link",
-        name,
-        f"link add {name} address {format_mac(node.mac)} mtu {mtu} type {encapsulation.protocol} external "
-        f"dstport {encapsulation.port}"
-        f"{' nolearning' if encapsulation.protocol == 'vxlan' else ''}",
-        links.create_tunnel(name, encapsulation.protocol, mac=node.mac, mtu=mtu, port=encapsulation.port),
-        creates=True,
-    )
+    protocol, port = encapsulation.protocol, encapsulation.port
+    learning = " nolearning" if protocol == "vxlan" else ""
+    text = f"address {format_mac(node.mac)} mtu {mtu} type {protocol} external dstport {port}{learning}"
+    message = links.create_tunnel(name, protocol, mac=node.mac, mtu=mtu, port=port)
+    made = Link(name, 0, protocol, mac=node.mac, mtu=mtu, port=port, external=True, generates_addresses=True)
+    yield Step("link", name, f"link add {name} {text}", message, creates=True, link=made)
 
 
 def unwanted(node: MeshNode | None, interfaces: Interfaces) -> Iterator[Step]:
@@ -165,8 +165,8 @@ def adjustment(node: MeshNode, link: Link, mtu: int) -> Iterator[Step]:
     """What has to be set on the device; up comes last, so that nothing is sent before all is right."""
     name = link.name
 
-    def step(text: str, message: bytes) -> Step:
-        return Step("link", name, f"link set {name} {text}", message)
+    def step(text: str, message: bytes, then: Link | None = None) -> Step:
+        return Step("link", name, f"link set {name} {text}", message, link=then)
 
     if link.generates_addresses:
         yield step("addrgenmode none", links.set_no_generated_addresses(link.ifindex))
@@ -177,14 +177,7 @@ def adjustment(node: MeshNode, link: Link, mtu: int) -> Iterator[Step]:
     if link.master:
         yield step("nomaster", links.change(link.ifindex, master=0))
     if not link.up:
-        yield step("up", links.set_up(link.ifindex))
-
-
-def first_steps(node: MeshNode, encapsulation: Encapsulation, mtu: int) -> Iterator[Step]:
-    """For a plan: what follows the creation of a device that has no ifindex yet."""
-    link = Link(encapsulation.device, 0, mac=node.mac, mtu=mtu, generates_addresses=True)
-    yield from adjustment(node, link, mtu)
-    yield from missing_addresses(node, link, Interfaces())
+        yield step("up", links.set_up(link.ifindex), replace(link, up=True))
 
 
 def missing_addresses(node: MeshNode, link: Link, interfaces: Interfaces) -> Iterator[Step]:
