@@ -23,16 +23,8 @@ from typing import TypeVar
 
 import msgspec
 
-from netloom.kernel.netlink.wire import (
-    ACK,
-    DUMP,
-    DUMP_INTERRUPTED,
-    HEADER,
-    HEADER_SIZE,
-    NLMSG_DONE,
-    NLMSG_ERROR,
-    attributes,
-)
+from netloom.kernel.netlink import wire
+from netloom.kernel.netlink.wire import HEADER, HEADER_SIZE, attributes
 
 NETLINK_ROUTE, NETLINK_NETFILTER = 0, 12
 _SOL_NETLINK = 270
@@ -172,14 +164,14 @@ class CommandSocket:
     def _batch(self, messages: Sequence[bytes]) -> bytearray:
         """What is sent: only the last is to be acknowledged."""
         batch = bytearray(b"".join(messages))
-        batch[len(batch) - len(messages[-1]) + 6 + _LOW_BYTE] |= ACK
+        batch[len(batch) - len(messages[-1]) + 6 + _LOW_BYTE] |= wire.ACK
         return batch
 
     def _acknowledged(self, last: int, refusals: dict[int, Refusal]) -> bool:
         """Read one datagram; whether the answer to request `last`, or to all of them, was in it."""
         done, buffer = False, self._socket.recv(1 << 16)
         for kind, flags, sequence, start, end in walk(buffer):
-            if kind != NLMSG_ERROR or (sequence > last and sequence != self.whole):
+            if kind != wire.NLMSG_ERROR or (sequence > last and sequence != self.whole):
                 continue
             refusal = _refusal(buffer, flags, start, end)
             if refusal is not None:
@@ -189,7 +181,7 @@ class CommandSocket:
 
     def ask(self, questions: Sequence[bytes], visit: VisitAnswer) -> None:
         """Ask all of them, at most BATCH, question i with sequence number i, each of which has one answer: what is
-        asked for, or an error (type NLMSG_ERROR). Raises OSError when answers are missing."""
+        asked for, or an error (type wire.NLMSG_ERROR). Raises OSError when answers are missing."""
         try:
             self._socket.sendall(b"".join(questions))
             left = len(questions)
@@ -205,11 +197,11 @@ class CommandSocket:
 
     def dump(self, request: bytes, visit: Visit) -> bool:
         """Visit every message of the answer. False: the kernel says it was interrupted by a change."""
-        return self._ask(request, DUMP, visit)
+        return self._ask(request, wire.DUMP, visit)
 
     def get(self, request: bytes, visit: Visit) -> None:
         """Visit the one object that is asked for. Raises RefusedError, as ENODEV, if there is none."""
-        self._ask(request, ACK, visit)
+        self._ask(request, wire.ACK, visit)
 
     def _ask(self, request: bytes, flags: int, visit: Visit) -> bool:
         self._sequence += 1
@@ -231,9 +223,9 @@ class CommandSocket:
             for kind, flags, sequence, start, end in walk(buffer):
                 if sequence != self._sequence:
                     continue
-                if flags & DUMP_INTERRUPTED:
+                if flags & wire.DUMP_INTERRUPTED:
                     whole = False
-                if kind in (NLMSG_DONE, NLMSG_ERROR):
+                if kind in (wire.NLMSG_DONE, wire.NLMSG_ERROR):
                     refusal = _refusal(buffer, flags, start, end)
                     if refusal is not None:
                         raise RefusedError(refusal)
