@@ -8,11 +8,6 @@ Mac = bytes
 """6 bytes."""
 
 
-def parse_mac(text: str) -> Mac:
-    """The packed form of `02:00:00:00:00:01`."""
-    return bytes.fromhex(text.replace(":", ""))
-
-
 def format_mac(mac: Mac) -> str:
     """As `ip` prints it."""
     return mac.hex(":")

@@ -310,11 +310,10 @@ class Keeper(Generic[D, R]):
                 self._retries.drifted(item, alone=alone)
 
     def _resync_at(self) -> float:
-        """When (monotonic)."""
         return self._resynced_at + self._resync_seconds if self._resync_seconds is not None else float("inf")
 
     def _idle_seconds(self) -> float | None:
         """Until something has to be done without an event."""
         retry = self._retries.next()
-        first = min([self._resync_at(), *([retry] if retry is not None else []), *(p.later() for p in self._parts)])
+        first = min(self._resync_at(), float("inf") if retry is None else retry, *(p.later() for p in self._parts))
         return max(TICK_SECONDS, first - time.monotonic()) if first != float("inf") else None

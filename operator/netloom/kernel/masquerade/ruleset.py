@@ -13,7 +13,8 @@ comes and goes for the price of one element. Only the first packet of a connecti
 
 import errno
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import TypeVar
 
@@ -204,22 +205,23 @@ def read_elements(commands: CommandSocket, name: str) -> dict[bytes, bool]:
 
 def _get(commands: CommandSocket, request: bytes, read: Callable[[bytes, int, int], T]) -> T | None:
     found: list[T] = []
-    try:
+    with _unless_gone():
         commands.get(request, lambda _kind, *place: found.append(read(*place)))
-    except RefusedError as error:
-        _may_be_gone(error)
     return found[0] if found else None
 
 
 def _all(commands: CommandSocket, request: bytes, read: Callable[[bytes, int, int], T]) -> list[T]:
-    try:
-        return read_all(commands, request, read)
-    except RefusedError as error:
-        _may_be_gone(error)
-        return []
+    found: list[T] = []
+    with _unless_gone():
+        found += read_all(commands, request, read)
+    return found
 
 
-def _may_be_gone(error: RefusedError) -> None:
+@contextmanager
+def _unless_gone() -> Iterator[None]:
     """The table, or what is in it, may not be there, or go in this moment, which an event will tell."""
-    if error.errno != errno.ENOENT:
-        raise error
+    try:
+        yield
+    except RefusedError as error:
+        if error.errno != errno.ENOENT:
+            raise

@@ -24,7 +24,7 @@ ELEMENT = "element"
 _OWN = ""
 """Name of the source of this node's own pod CIDRs; a Kubernetes name is never empty."""
 
-_UNKNOWN = "?"
+UNKNOWN = "?"
 """The same for what an earlier life has left in the sets, and no node explains."""
 
 
@@ -96,7 +96,7 @@ class Sets:
         self._messages = {name: ElementMessages(TABLE, name, size_of(name)) for name in SETS}
         self._intervals: dict[str, dict[bytes, tuple[bytes, ...]]] = {name: {} for name in SETS}
         self._open: dict[str, tuple[bytes, ...]] = {}
-        self._known: dict[str, tuple[Cidr, ...]] = {}
+        self.known: dict[str, tuple[Cidr, ...]] = {}
         self._change("excluded", (), NEVER_MASQUERADED)
 
     @property
@@ -118,23 +118,18 @@ class Sets:
 
     def set_known(self, source: str, cidrs: tuple[Cidr, ...]) -> list[Element]:
         """These are the source's CIDRs now. Returns the elements that are to come or go."""
-        before = self._known.pop(source, ())
+        before = self.known.pop(source, ())
         if cidrs:
-            self._known[source] = cidrs
+            self.known[source] = cidrs
         return self._change("known", before, cidrs)
 
     def replace(self, desired: Masquerading) -> None:
         """Take over all of it."""
         self.set_rules(desired.rules)
-        for gone in self._known.keys() - desired.known.keys() - {_OWN, _UNKNOWN}:
+        for gone in self.known.keys() - desired.known.keys() - {_OWN, UNKNOWN}:
             self.set_known(gone, ())
         for source, cidrs in desired.known.items():
             self.set_known(source, cidrs)
-
-    @property
-    def unknown(self) -> int:
-        """Known CIDRs from an earlier life that no node explains, and that are retained."""
-        return len(self._known.get(_UNKNOWN, ()))
 
     def retain_unknown(self) -> None:
         """Desire, too, what the kernel has as known CIDRs and no node explains."""
@@ -144,23 +139,17 @@ class Sets:
             if table.kernel.keys() - table.desired.keys():
                 starts = {pair[0]: pair for pair in intervals(table.kernel)}
                 found += filter(None, [cidr_of(pair) for key, pair in starts.items() if key not in table.desired])
-        self.set_known(_UNKNOWN, tuple(found))
-
-    def prune(self) -> None:
-        """All nodes are known: what none of them explains goes."""
-        self.set_known(_UNKNOWN, ())
+        self.set_known(UNKNOWN, tuple(found))
 
     def _change(self, kind: str, before: Iterable[Cidr], now: Iterable[Cidr]) -> list[Element]:
         # First in, then out: what is in both never leaves the cover, and changes nothing.
         changed = []
-        for prefixes, method in (
-            (set(now) - set(before), OutermostCidrs.add),
-            (set(before) - set(now), OutermostCidrs.remove),
-        ):
-            for prefix in prefixes:
-                name = f"{kind}{prefix.version}"
-                appeared, disappeared = method(self._covers[name], prefix)
-                changed += self._want(name, appeared, disappeared)
+        for prefix in set(now) - set(before):
+            name = f"{kind}{prefix.version}"
+            changed += self._want(name, *self._covers[name].add(prefix))
+        for prefix in set(before) - set(now):
+            name = f"{kind}{prefix.version}"
+            changed += self._want(name, *self._covers[name].remove(prefix))
         return changed
 
     def _want(self, name: str, appeared: list[Cidr], disappeared: list[Cidr]) -> list[Element]:

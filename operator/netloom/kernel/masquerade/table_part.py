@@ -18,7 +18,7 @@ from netloom.kernel.keeper.retries import Item, Retries
 from netloom.kernel.masquerade import ruleset
 from netloom.kernel.masquerade.cover import cidr_of
 from netloom.kernel.masquerade.ruleset import RULES_ITEM, SETS, TABLE, TABLE_ITEM, TABLE_KEY, Families, Seen, Write
-from netloom.kernel.masquerade.sets import ELEMENT, Element, Masquerading, Sets
+from netloom.kernel.masquerade.sets import ELEMENT, UNKNOWN, Element, Masquerading, Sets
 from netloom.kernel.netlink import nftables
 from netloom.kernel.netlink.sockets import CommandSocket, Refusal, RefusedError
 from netloom.kernel.ownership import MASQUERADE
@@ -118,11 +118,11 @@ class MasqueradeTable(Part[Masquerading]):
     @property
     def unknown(self) -> int:  # type: ignore[override]
         """Known CIDRs from an earlier life that no node explains, and that are retained."""
-        return self.sets.unknown
+        return len(self.sets.known.get(UNKNOWN, ()))
 
     def release_retained(self) -> None:
         """All nodes are known: what none of them explains goes."""
-        self.sets.prune()
+        self.sets.set_known(UNKNOWN, ())
 
     def pending(self) -> Iterable[Item]:
         """All that is not as it should be."""

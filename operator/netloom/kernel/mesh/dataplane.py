@@ -57,12 +57,8 @@ class Dataplane(Keeper[Desired, Report]):
         worker = self._connect()
         try:
             interfaces = await worker.call(reader.read_interfaces)
-            found = [
-                (encapsulation, link.ifindex)
-                for link in interfaces.own_links()
-                if (encapsulation := _encapsulation_of(link))
-            ]
-            self._mesh.set_device_state(DeviceState(dict(found)))
+            found = ((_encapsulation_of(link), link.ifindex) for link in interfaces.own_links())
+            self._mesh.set_device_state(DeviceState({each: ifindex for each, ifindex in found if each is not None}))
             await self._read(self._rows, worker)
         except RefusedError as error:
             await self.close()
@@ -96,13 +92,13 @@ class Dataplane(Keeper[Desired, Report]):
     @property
     def report(self) -> Report:
         """The state of things now."""
-        devices, strict = self._devices, self._mesh.device_state.strict
+        found, strict = self._devices.found, self._mesh.device_state.strict
         return Report(
             **self._basics(),
             peers=len(self._mesh.peers),
-            mtu=devices.mtu.bytes,
-            mtu_source=devices.mtu.why,
-            underlay=tuple(link.name for link in devices.underlay),
+            mtu=found.mtu.bytes,
+            mtu_source=found.mtu.why,
+            underlay=tuple(link.name for link in found.underlay),
             tunnels=self.tunnels,
             unreachable=tuple(sorted(self._mesh.unreachable)) if strict else (),
             conflicts=tuple(self._mesh.conflicts()),

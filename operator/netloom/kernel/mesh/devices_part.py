@@ -31,10 +31,7 @@ _ALL_DEVICES = -1
 
 
 class MeshDevices(Part[Desired]):
-    """See the module. `rows` stand on the devices, and say by which devices the kernel sends to the peers.
-
-    underlay: the devices that carry traffic between the nodes. mtu: for pods.
-    """
+    """See the module. `rows` stand on the devices, and say by which devices the kernel sends to the peers."""
 
     owns = MESH
     state = MESH_STATE
@@ -42,8 +39,7 @@ class MeshDevices(Part[Desired]):
     kinds = frozenset((RTM_NEWLINK, RTM_DELLINK, RTM_NEWADDR, RTM_DELADDR, RTM_NEWNETCONF))
 
     def __init__(self, rows: MeshRows, record: SysctlRecord) -> None:
-        self.underlay: tuple[Link, ...] = ()
-        self.mtu = Mtu()
+        self.found = Found()
         self._rows = rows
         self._mesh = rows.mesh
         self._record = record
@@ -51,8 +47,7 @@ class MeshDevices(Part[Desired]):
         self._due = True
         self._expected = False
         self._outgoing: Collection[int] = frozenset()
-        self._surplus = False
-        self._unsettled: set[Item] = set()
+        self._undone: set[Item] = set()
 
     # ------------------------------------------------------------------------------------------- what is wanted
 
@@ -65,7 +60,7 @@ class MeshDevices(Part[Desired]):
 
     def pending(self) -> Iterable[Item]:
         """What could not be done, or has to wait."""
-        return self._unsettled
+        return self._undone
 
     # ------------------------------------------------------------------------------------------------- one pass
 
@@ -77,7 +72,7 @@ class MeshDevices(Part[Desired]):
     @property
     def _moved(self) -> bool:
         outgoing = self._mesh.fib.outgoing
-        return outgoing != self._outgoing and outgoing != {link.ifindex for link in self.underlay}
+        return outgoing != self._outgoing and outgoing != {link.ifindex for link in self.found.underlay}
 
     def doubt(self) -> None:
         """Everything is to be looked at again."""
@@ -86,15 +81,14 @@ class MeshDevices(Part[Desired]):
     async def update(self, worker: Worker, attempt: Attempt) -> Outcome:
         """Prepare all that rows stand on, and tell them. What cannot be done is in the outcome, and the rest is done
         all the same."""
-        self._surplus = False
-        if not self.due and self._unsettled <= attempt.held:
+        self.found.surplus = False
+        if not self.due and self._undone <= attempt.held:
             return Outcome()
         self._expected = self._expected or self._moved
         self._due, self._outgoing = False, self._mesh.fib.outgoing
         work = DeviceWork(worker.commands, self._record, self._node, attempt.held)
-        found = await worker.call(lambda _commands: work.prepare(self._outgoing))
-        self.underlay, self.mtu, self._surplus = found.underlay, found.mtu, found.surplus
-        self._unsettled = set(work.unsettled)
+        self.found = found = await worker.call(lambda _commands: work.prepare(self._outgoing))
+        self._undone = work.undone
         self._mesh.fib.set_stopped(found.stopped)
         if work.flushed or found.device_state.tunnels != self._mesh.device_state.tunnels:
             self._rows.doubt()
@@ -104,11 +98,11 @@ class MeshDevices(Part[Desired]):
 
     async def remove(self, worker: Worker, attempt: Attempt) -> Outcome:
         """Remove what nothing stands on any more."""
-        if not self._surplus:
+        if not self.found.surplus:
             return Outcome()
         work = DeviceWork(worker.commands, self._record, self._node, attempt.held)
         await worker.call(lambda _commands: work.tear_down())
-        self._unsettled |= work.unsettled
+        self._undone |= work.undone
         return work.outcome(drift=False)
 
     # --------------------------------------------------------------------------------------------------- events
@@ -127,7 +121,7 @@ class MeshDevices(Part[Desired]):
         elif kind == RTM_NEWNETCONF:
             # Somebody changed a switch as forwarding or rp_filter, of all devices or of one.
             ifindex = read_netconf(buffer, start, end)
-            known = (_ALL_DEVICES, *(link.ifindex for link in self.underlay))
+            known = (_ALL_DEVICES, *(link.ifindex for link in self.found.underlay))
             self._due = ifindex in known or self._mesh.is_tunnel(ifindex)
         else:
             seen = read_address(buffer, start, end)
@@ -139,7 +133,7 @@ class MeshDevices(Part[Desired]):
     def _concerns(self, link: Link, *, gone: bool) -> bool:
         if self.owns.link(link.name) or self._mesh.is_tunnel(link.ifindex):
             return True
-        known = next((each for each in self.underlay if each.ifindex == link.ifindex), None)
+        known = next((each for each in self.found.underlay if each.ifindex == link.ifindex), None)
         if known is not None and (link.mtu != known.mtu or link.name != known.name):
             return True
         told = self._node is not None and any(fnmatchcase(link.name, pattern) for pattern in self._node.devices)
@@ -149,7 +143,8 @@ class MeshDevices(Part[Desired]):
 class Found(msgspec.Struct):
     """What was found when all was prepared.
 
-    stopped: ifindexes of all devices that are down or without a carrier. surplus: there is something to remove.
+    underlay: the devices that carry traffic between the nodes. mtu: for pods. stopped: ifindexes of all devices that
+    are down or without a carrier. surplus: there is something to remove.
     """
 
     device_state: DeviceState = DeviceState()
@@ -233,7 +228,7 @@ class DeviceWork:
         self._take(device.unwanted(node, interfaces))
 
     @property
-    def unsettled(self) -> set[Item]:
+    def undone(self) -> set[Item]:
         """What could not be done, or has to wait."""
         return self._waiting | self._refused.keys()
 

@@ -1,4 +1,4 @@
-"""The kernel's state, read whole: what a start, a full comparison and a plan begin with.
+"""The kernel's state, read whole: what a start, a resync and a plan begin with.
 
 Needs no capability. 10,000 peers are read in about 0.1 s; while that happens the event loop goes on (the caller uses
 a thread).

@@ -71,7 +71,7 @@ class Nexthop(msgspec.Struct, frozen=True, gc=False):
 
 
 class SeenRoute(msgspec.Struct, frozen=True, gc=False):
-    """A route of the main table, whoever owns it. `via` is EDITED unless it is a plain `nhid` route."""
+    """A route of the main table, whoever owns it. `content` is EDITED unless it is a plain `nhid` route."""
 
     key: RouteKey
     content: RouteContent

@@ -86,7 +86,7 @@ class MeshRows(Part[Desired]):
             if peer is None:
                 mesh.remove_peer(name)
             else:
-                mesh.set_peer(peer)
+                mesh.set_peers((peer,))
             retries.forget(mesh.items_of(name))
 
     def pending(self) -> Iterable[Item]:
@@ -200,9 +200,9 @@ class MeshRows(Part[Desired]):
         self._forget_nexthops()
         touched, self._touched = self._touched, set()
         found, self._found = self._found, []
-        for item in touched:
-            if self.mesh.is_pending(*item):
-                yield item, not self._resync_due
+        for kind, key in touched:
+            if key in self.mesh.tables[kind].pending:
+                yield (kind, key), not self._resync_due
         for item in found:
             yield item, False
 

@@ -5,19 +5,20 @@ back (no NLA_F_NESTED, registers by their 16-byte names), so a dumped rule can b
 there are 10,000 of, the sets' elements: those of a CIDR take 1.3 us to encode and 2.6 to decode, pyroute2's class 145
 and 90 (`make bench-codec`), and it loses the flag that marks the end of an interval.
 
-Why not libnftables or `nft`: to change one element of an interval set they read the whole set first. Numbers are from
-linux/netfilter/{nf_tables,nfnetlink}.h.
+Numbers are from linux/netfilter/{nf_tables,nfnetlink}.h.
 """
 
 import socket
 import sys
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeVar
 
 import msgspec
 
 from netloom.kernel.netlink.messages import decode, encode, nested, nftsocket
 from netloom.kernel.netlink.wire import ATTRIBUTE, CREATE, HEADER, HEADER_SIZE, REQUEST, attributes
+
+S = TypeVar("S")
 
 SUBSYSTEM = 10 << 8
 BATCH_BEGIN, BATCH_END = 0x10, 0x11
@@ -27,16 +28,8 @@ NEWRULE, GETRULE, DELRULE = 6, 7, 8
 NEWSET, GETSET, DELSET = 9, 10, 11
 NEWSETELEM, GETSETELEM, DELSETELEM = 12, 13, 14
 
-NAMES = {
-    NEWTABLE: "newtable",
-    DELTABLE: "deltable",
-    NEWCHAIN: "newchain",
-    NEWRULE: "newrule",
-    DELRULE: "delrule",
-    NEWSET: "newset",
-    NEWSETELEM: "newsetelem",
-    DELSETELEM: "delsetelem",
-}
+_OBJECTS = ("table", "chain", "rule", "set", "setelem")
+NAMES = {3 * i + change: verb + name for i, name in enumerate(_OBJECTS) for change, verb in ((0, "new"), (2, "del"))}
 """Requests that change the kernel, by the low byte of their type, as metrics and tests name them."""
 
 FAMILY_INET = 1
@@ -141,35 +134,28 @@ class SeenRule(msgspec.Struct, frozen=True):
     expressions: bytes
 
 
-def read_table(buffer: bytes, start: int, end: int) -> SeenTable:
-    """A NEWTABLE message."""
-    found = decode(_Table, buffer, start)
-    return SeenTable(found.get_attr("NFTA_TABLE_FLAGS", 0), found.get_attr("NFTA_TABLE_USE", 0))
+def _reader(layout: Any, seen: Callable[..., S], *attributes: tuple[Any, Any]) -> Callable[[bytes, int, int], S]:
+    """attributes: name, or path of names, and what stands for one that is missing, for each field of what is seen."""
+
+    def read(buffer: bytes, start: int, end: int) -> S:
+        found = decode(layout, buffer, start)
+        return seen(*[found.get(name, missing) for name, missing in attributes])
+
+    return read
 
 
-def read_chain(buffer: bytes, start: int, end: int) -> SeenChain:
-    """A NEWCHAIN message."""
-    found = decode(_Chain, buffer, start)
-    return SeenChain(
-        kind=found.get_attr("NFTA_CHAIN_TYPE", ""),
-        hook=found.get(("NFTA_CHAIN_HOOK", "NFTA_HOOK_HOOKNUM"), -1),
-        priority=found.get(("NFTA_CHAIN_HOOK", "NFTA_HOOK_PRIORITY"), 0),
-        policy=found.get_attr("NFTA_CHAIN_POLICY", 0),
-    )
-
-
-def read_set(buffer: bytes, start: int, end: int) -> SeenSet:
-    """A NEWSET message."""
-    found = decode(_Set, buffer, start)
-    flags, kind, size = (found.get_attr(f"NFTA_SET_{name}", 0) for name in ("FLAGS", "KEY_TYPE", "KEY_LEN"))
-    return SeenSet(found.get_attr("NFTA_SET_NAME"), flags, kind, size)
-
-
-def read_rule(buffer: bytes, start: int, end: int) -> SeenRule:
-    """A NEWRULE message."""
-    found = decode(_Rule, buffer, start)
-    texts = (found.get_attr(f"NFTA_RULE_{name}", b"") for name in ("USERDATA", "EXPRESSIONS"))
-    return SeenRule(found.get_attr("NFTA_RULE_HANDLE"), *texts)
+read_table = _reader(_Table, SeenTable, ("flags", 0), ("use", 0))
+read_chain = _reader(
+    _Chain,
+    SeenChain,
+    ("type", ""),
+    (("hook", "NFTA_HOOK_HOOKNUM"), -1),
+    (("hook", "NFTA_HOOK_PRIORITY"), 0),
+    ("policy", 0),
+)
+read_set = _reader(_Set, SeenSet, ("name", ""), ("flags", 0), ("key_type", 0), ("key_len", 0))
+read_rule = _reader(_Rule, SeenRule, ("handle", 0), ("userdata", b""), ("expressions", b""))
+"""Of NEWTABLE, NEWCHAIN, NEWSET and NEWRULE messages."""
 
 
 # -------------------------------------------------------------------------------------------------- expressions

@@ -96,11 +96,11 @@ class RefusedError(OSError):
 
 
 class AnswerLost(Exception):
-    """The kernel's answers to a batch did not all arrive: what it did is unknown until it is compared."""
+    """The kernel's answers to a batch did not all arrive: what it did is unknown until it is read."""
 
 
 class Overflow(Exception):
-    """Events were dropped: what changed is unknown until it is compared."""
+    """Events were dropped: what changed is unknown until all is read."""
 
 
 Seen = TypeVar("Seen")
@@ -181,7 +181,7 @@ class CommandSocket:
 
     def ask(self, questions: Sequence[bytes], visit: VisitAnswer) -> None:
         """Ask all of them, at most BATCH, question i with sequence number i, each of which has one answer: what is
-        asked for, or an error (type wire.NLMSG_ERROR). Raises OSError when answers are missing."""
+        asked for, or an error (type NLMSG_ERROR). Raises OSError when answers are missing."""
         try:
             self._socket.sendall(b"".join(questions))
             left = len(questions)
@@ -312,15 +312,8 @@ def _drop_events_of(sock: socket.socket, port: int) -> None:
     load_word, jump_if_equal, give = 0x20, 0x15, 0x06
     # BPF loads words in network order, the header holds them in host order.
     swapped = int.from_bytes(port.to_bytes(4, sys.byteorder), "big")
-    program = b"".join(
-        struct.pack("=HBBI", *instruction)
-        for instruction in (
-            (load_word, 0, 0, 12),
-            (jump_if_equal, 0, 1, swapped),
-            (give, 0, 0, 0),
-            (give, 0, 0, 0xFFFFFFFF),
-        )
-    )
+    instructions = ((load_word, 0, 0, 12), (jump_if_equal, 0, 1, swapped), (give, 0, 0, 0), (give, 0, 0, 0xFFFFFFFF))
+    program = b"".join(struct.pack("=HBBI", *each) for each in instructions)
     memory = ctypes.create_string_buffer(program)
     filter_program = struct.pack("HL", len(program) // 8, ctypes.addressof(memory))
     sock.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, filter_program)

@@ -27,7 +27,7 @@ NAMES = {kind + i: verb + name for kind, name in _OBJECTS.items() for i, verb in
 """Types of requests that change the kernel, as metrics and tests name them."""
 
 # Flags of the header. The same bits mean one thing in a "new" request, another in a "get" request.
-REQUEST, MULTI, ACK, DUMP_INTERRUPTED = 0x01, 0x02, 0x04, 0x10
+REQUEST, ACK, DUMP_INTERRUPTED = 0x01, 0x04, 0x10
 DUMP = 0x300
 REPLACE, EXCL, CREATE = 0x100, 0x200, 0x400
 
