@@ -12,9 +12,8 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from netloom.cidr import Cidr, parse_address
-from netloom.kernel.mac import format_mac
-from netloom.kernel.mesh.desired import Desired, Node, Peer
-from netloom.kernel.ownership import mac_of
+from netloom.kernel.mac import format_mac, mac_of
+from netloom.kernel.mesh.desired import Desired, MeshNode, Peer
 from netloom_e2e.bench import Wrong
 from netloom_e2e.lab import Machine
 from netloom_e2e.load import PODS, UNDERLAY
@@ -51,7 +50,7 @@ def peers(count: int) -> list[PeerText]:
 
 def desired(local: str, count: int) -> Desired:
     """The mesh of the node at `local`, with `count` peers. The engine's types are named here and nowhere else."""
-    own = Node(local=parse_address(local), mac=mac_of("bench"), addresses=(parse_address("192.168.0.0"),))
+    own = MeshNode(local=parse_address(local), mac=mac_of("bench"), addresses=(parse_address("192.168.0.0"),))
     others = []
     for each in peers(count):
         cidrs = (Cidr.parse(each.cidr),)

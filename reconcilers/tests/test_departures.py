@@ -18,9 +18,9 @@ from netloom.api.v1alpha1 import (
     NetloomNodeSpec,
     NodeIPAM,
 )
-from netloom.kernel.keeper.report import MasqueradeReport, Report
-from netloom.kernel.masquerade.masquerade import Masquerade
+from netloom.kernel.masquerade.masquerade import MasqueradeKeeper, MasqueradeReport
 from netloom.kernel.mesh.dataplane import Dataplane
+from netloom.kernel.mesh.report import Report
 from netloom.runtime.errors import Forbidden, NotFound, Unavailable
 from netloom.runtime.store import Store
 from netloom_reconcilers.node.known.departures import (
@@ -105,7 +105,9 @@ class World:
         self.nodes: Store[NetloomNode] = Store(NETLOOM_NODES)
         self.peers = Peers("node-1", self.nodes)
         self.tunnels = TunnelsReconciler("node-1", self.networks, self.peers, Dataplane(run_directory=tmp_path))
-        self.masquerading = MasqueradeReconciler("node-1", self.networks, self.peers, Masquerade(), self.tunnels.own)
+        self.masquerading = MasqueradeReconciler(
+            "node-1", self.networks, self.peers, MasqueradeKeeper(), self.tunnels.own
+        )
         self.watch, self.server, self.part = Watch(), Server(range(1, count + 1)), Part()
         self.events: list[tuple[str, str]] = []
         self.departures = Departures(

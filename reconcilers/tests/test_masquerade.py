@@ -19,8 +19,8 @@ from netloom.api.v1alpha1 import (
 )
 from netloom.api.v1alpha1 import Masquerade as MasqueradeSpec
 from netloom.cidr import Cidr
-from netloom.kernel.keeper.report import Failure, MasqueradeReport
-from netloom.kernel.masquerade.masquerade import Masquerade
+from netloom.kernel.keeper.report import Failure
+from netloom.kernel.masquerade.masquerade import MasqueradeKeeper, MasqueradeReport
 from netloom.runtime.store import Store
 from netloom_reconcilers.node.known.own_node import OwnNode
 from netloom_reconcilers.node.masquerade import MasqueradeReconciler
@@ -48,7 +48,7 @@ class Setting:
         self.nodes: Store[NetloomNode] = Store(NETLOOM_NODES)
         self.lodgers: dict[Cidr, str] = {}
         self.own = OwnNode("node-1", self._lodgers)
-        self.reconciler = MasqueradeReconciler("node-1", self.networks, self.nodes, Masquerade(), self.own)
+        self.reconciler = MasqueradeReconciler("node-1", self.networks, self.nodes, MasqueradeKeeper(), self.own)
 
     async def _lodgers(self, within: Collection[Cidr]) -> dict[Cidr, str]:
         return {cidr: what for cidr, what in self.lodgers.items() if cidr in within}

@@ -19,11 +19,12 @@ from netloom.api.v1alpha1 import (
     Routing,
 )
 from netloom.cidr import Cidr, format_address, parse_address
-from netloom.kernel.keeper.report import Failure, Report
+from netloom.kernel.keeper.report import Failure
+from netloom.kernel.mac import mac_of
 from netloom.kernel.mesh.dataplane import Dataplane
-from netloom.kernel.mesh.desired import Node
-from netloom.kernel.mesh.mesh import Conflict
-from netloom.kernel.ownership import mac_of
+from netloom.kernel.mesh.desired import MeshNode
+from netloom.kernel.mesh.mesh import AddressConflict
+from netloom.kernel.mesh.report import Report
 from netloom.runtime.store import Store
 from netloom_reconcilers.features.kernel import Obstacle
 from netloom_reconcilers.node.mesh.reading import LocalNode, node_of, peer_of
@@ -70,7 +71,7 @@ def setting(tmp_path: Path) -> Setting:
 
 def test_the_nodes_own_side() -> None:
     side = node_of(network(mtu=1400), node("node-1", "192.168.7.1", "10.1.0.0/24", "fd00:1::/64"), "node-1")
-    assert isinstance(side, Node)
+    assert isinstance(side, MeshNode)
     assert (format_address(side.local), side.mac, side.mtu) == ("192.168.7.1", mac_of("node-1"), 1400)
     assert [format_address(address) for address in side.addresses] == ["10.1.0.0", "fd00:1::"]
 
@@ -211,7 +212,7 @@ def test_all_that_is_wrong_is_said(setting: Setting) -> None:
     setting.tunnels.desired()
     report = Report(
         failures=(Failure("route", "10.2.0.0/24", "EEXIST: File exists", "node-2"),),
-        conflicts=(Conflict("10.9.0.0/24", "node-4", "node-5"),),
+        conflicts=(AddressConflict("10.9.0.0/24", "node-4", "node-5"),),
         contended=("route 10.6.0.0/24",),
     )
     assert setting.tunnels.errors(report) == [

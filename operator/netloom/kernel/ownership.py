@@ -13,13 +13,9 @@ reads and removes only its own:
 - a rule, by its priority; an nftables table, by its name.
 """
 
-import hashlib
 from fnmatch import fnmatchcase
 
 import msgspec
-
-from netloom.cidr import Address
-from netloom.kernel.mac import Mac
 
 DEVICE_PREFIX = "netloom_"
 """Of the names of all devices that are Netloom's, whichever part's."""
@@ -70,29 +66,3 @@ MESH = Ownership(
 1024 (IPv6), and any metric below 65536 that somebody may have given them."""
 
 MASQUERADE = Ownership(tables=("inet netloom",))
-
-DEFAULT_VNI = 1
-"""What a packet carries when the sender has no identity (R4): the same as flannel's default."""
-
-TUNNEL_TTL = 64
-"""Outer TTL. Has to be given: the kernel's default for an encapsulation route is 0 in places."""
-
-
-def mac_of(node_name: str) -> Mac:
-    """The MAC of the node's tunnel device: locally administered, unicast, and known to every peer without asking.
-
-    The inner frame has to carry the receiver's MAC, or its kernel takes the packet for somebody else's. Derived from
-    the name, it survives restarts and needs no field in the API.
-    """
-    digest = hashlib.sha256(b"netloom:" + node_name.encode()).digest()
-    return bytes([(digest[0] & 0xFC) | 0x02]) + digest[1:6]
-
-
-def mac_in(link_local: Address) -> Mac:
-    """The MAC that the link-local address was made of."""
-    return bytes([link_local[8] ^ 0x02]) + link_local[9:11] + link_local[13:16]
-
-
-def link_local_of(mac: Mac) -> Address:
-    """The IPv6 link-local address of a device with this MAC (EUI-64, RFC 4291 appendix A)."""
-    return b"\xfe\x80" + bytes(6) + bytes([mac[0] ^ 0x02]) + mac[1:3] + b"\xff\xfe" + mac[3:6]

@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
 from netloom.cidr import Cidr, parse_address
+from netloom.kernel.mac import mac_of
 from netloom.kernel.mesh.dataplane import Dataplane
-from netloom.kernel.mesh.desired import Desired, Node, Peer
+from netloom.kernel.mesh.desired import Desired, MeshNode, Peer
 from netloom.kernel.mesh.encapsulation import NO_ENCAPSULATION, VXLAN, Encapsulation
-from netloom.kernel.ownership import mac_of
 from tests.kernel.meshes import becomes, here
 from tests.kernel.netns import Lab, Namespace
 
@@ -136,7 +136,7 @@ class KernelMachine(RuleBasedStateMachine):
         self.count = itertools.count()
 
     @initialize(node=nodes, some=st.lists(peers, unique_by=lambda one: one.name))
-    def start(self, node: Node, some: list[Peer]) -> None:
+    def start(self, node: MeshNode, some: list[Peer]) -> None:
         self.desired = Desired(node, some)
         self.runner.run(self._open())
         self.apply()
@@ -161,7 +161,7 @@ class KernelMachine(RuleBasedStateMachine):
         self.desired.remove_peer(name)
 
     @rule(node=nodes)
-    def switch(self, node: Node) -> None:
+    def switch(self, node: MeshNode) -> None:
         self.desired.node = node
         self.apply()
 

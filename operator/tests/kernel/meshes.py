@@ -5,10 +5,10 @@ import contextlib
 from collections.abc import AsyncIterator, Callable
 
 from netloom.cidr import Cidr, parse_address
+from netloom.kernel.mac import mac_of
 from netloom.kernel.mesh.dataplane import Dataplane
-from netloom.kernel.mesh.desired import Desired, Node, Peer
+from netloom.kernel.mesh.desired import Desired, MeshNode, Peer
 from netloom.kernel.mesh.encapsulation import VXLAN, Encapsulation
-from netloom.kernel.ownership import mac_of
 
 DEADLINE_SECONDS = 20.0
 
@@ -20,10 +20,10 @@ def here(
     encapsulations: tuple[Encapsulation, ...] = (VXLAN,),
     mtu: int = 0,
     **more: object,
-) -> Node:
+) -> MeshNode:
     """This node; `addresses` default to one of each family."""
     own = addresses or ("10.1.0.0", "fd00:1::")
-    return Node(
+    return MeshNode(
         local=parse_address(local),
         mac=mac_of(name),
         encapsulations=encapsulations,

@@ -7,7 +7,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 import pytest
 
 from netloom.cidr import Cidr
-from netloom.kernel.masquerade.masquerade import Masquerade
+from netloom.kernel.masquerade.masquerade import MasqueradeKeeper
 from netloom.kernel.masquerade.sets import MasqueradeRules, Masquerading
 from netloom.kernel.netlink.nftables import NAMES
 from netloom.kernel.netlink.nftables_socket import NftablesSocket
@@ -57,9 +57,9 @@ class Masquerades:
     def __init__(self, stack: AsyncExitStack) -> None:
         self._stack = stack
 
-    async def open(self, **options: object) -> Masquerade:
-        """With no belt: what is repaired is repaired by events."""
-        made = Masquerade(**{"resync_seconds": None, **options})  # type: ignore[arg-type]
+    async def open(self, **options: object) -> MasqueradeKeeper:
+        """Without resyncs: what is repaired is repaired by events."""
+        made = MasqueradeKeeper(**{"resync_seconds": None, **options})  # type: ignore[arg-type]
         await made.open()
         self._stack.push_async_callback(made.close)
         return made

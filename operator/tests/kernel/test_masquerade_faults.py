@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import pytest
 
-from netloom.kernel.masquerade.masquerade import Masquerade
+from netloom.kernel.masquerade.masquerade import MasqueradeKeeper
 from netloom.kernel.masquerade.sets import Masquerading
 from tests.kernel.meshes import becomes, eventually, running
 from tests.kernel.netns import Namespace
@@ -50,7 +50,9 @@ KIND = {"newsetelem": "element", "delsetelem": "element", "delrule": "rules"}
 class Story:
     """From one state to the next, with a fault on the way; the outcome is taken from a run without."""
 
-    def __init__(self, node: Namespace, masquerade: Masquerade, commands: FaultyNftables, request_type: str) -> None:
+    def __init__(
+        self, node: Namespace, masquerade: MasqueradeKeeper, commands: FaultyNftables, request_type: str
+    ) -> None:
         self.node, self.masquerade, self.commands = node, masquerade, commands
         self._before, self._edit, self.after = STORIES[request_type]
         self.wanted = ""

@@ -10,12 +10,13 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from netloom.cidr import Cidr, parse_address
+from netloom.kernel.mac import mac_of
 from netloom.kernel.mesh.desired import Desired, Peer
 from netloom.kernel.mesh.encapsulation import GENEVE, NO_ENCAPSULATION, VXLAN
 from netloom.kernel.mesh.fib import FibResult
-from netloom.kernel.mesh.mesh import Conflict, DeviceState, Mesh
+from netloom.kernel.mesh.mesh import AddressConflict, DeviceState, Mesh
 from netloom.kernel.mesh.rows import SeenNexthop, SeenRoute
-from netloom.kernel.ownership import NEXTHOP_IDS, ROUTE_PROTOCOL, mac_of
+from netloom.kernel.ownership import NEXTHOP_IDS, ROUTE_PROTOCOL
 from tests.kernel.meshes import peer
 
 CARRIERS = DeviceState({VXLAN: 7}, vni=1, ipv6=True)
@@ -25,7 +26,7 @@ def mesh_of(*peers: Peer) -> Mesh:
     mesh = Mesh()
     mesh.set_device_state(CARRIERS)
     for one in peers:
-        mesh.set_peer(one)
+        mesh.set_peers([one])
     return mesh
 
 
@@ -44,7 +45,7 @@ def test_the_older_has_what_both_claim_in_any_order() -> None:
     old, young = peer(2, "10.9.0.0/24", since="2026-01"), peer(3, "10.9.0.0/24", "10.3.0.0/24", since="2026-02")
     for order in ((old, young), (young, old)):
         mesh = mesh_of(*order)
-        assert mesh.conflicts() == [Conflict("10.9.0.0/24", "node-2", "node-3")]
+        assert mesh.conflicts() == [AddressConflict("10.9.0.0/24", "node-2", "node-3")]
         assert mesh.peer_of("route", Cidr.parse("10.9.0.0/24")) == "node-2"
         assert Cidr.parse("10.3.0.0/24") in mesh.routes.desired
 
@@ -54,16 +55,16 @@ def test_a_held_peer_makes_way_for_a_wider_cidr_of_one_that_lives_and_for_none_t
     wide, prefix = peer(3, "10.9.0.0/16"), Cidr.parse("10.9.0.0/24")
     mesh = mesh_of(held, peer(4))
     assert prefix in mesh.routes.desired
-    mesh.set_peer(wide)
+    mesh.set_peers([wide])
     assert prefix not in mesh.routes.desired
     assert Cidr.parse("10.2.0.0/24") in mesh.routes.desired
-    mesh.set_peer(msgspec.structs.replace(wide, held=True))
+    mesh.set_peers([msgspec.structs.replace(wide, held=True)])
     assert prefix in mesh.routes.desired
-    mesh.set_peer(wide)
+    mesh.set_peers([wide])
     mesh.remove_peer("node-3")
     assert prefix in mesh.routes.desired
-    mesh.set_peer(wide)
-    mesh.set_peer(msgspec.structs.replace(held, held=False))
+    mesh.set_peers([wide])
+    mesh.set_peers([msgspec.structs.replace(held, held=False)])
     assert prefix in mesh.routes.desired, "two that live settle it by the longer prefix"
 
 
@@ -117,7 +118,7 @@ def test_a_foreign_nexthop_keeps_its_id() -> None:
     value = next(iter(mesh_of(peer(5, "10.5.0.0/24")).nexthops.desired.values()))
     mesh.load([SeenNexthop(own, value, 42)], {}, [])
     mesh.set_device_state(CARRIERS)
-    mesh.set_peer(peer(2, "10.2.0.0/24"))
+    mesh.set_peers([peer(2, "10.2.0.0/24")])
     assert list(mesh.nexthops.desired) == [own + 1]
     assert mesh.nexthops.kernel == {}
 
@@ -163,7 +164,7 @@ def test_who_can_only_be_reached_natively_and_is_not_is_stranded() -> None:
     mesh.fib.answered_all([(parse_address("fd07::2"), FibResult(3, direct=True))])
     mesh.reached(mesh.fib.take_changed())
     assert mesh.unreachable == set()
-    mesh.set_peer(peer(2, encapsulations=()))
+    mesh.set_peers([peer(2, encapsulations=())])
     assert mesh.unreachable == set()
     assert mesh.pending() == [], "nothing is to be done for a peer without a way"
 
@@ -206,7 +207,7 @@ class MeshMachine(RuleBasedStateMachine):
 
     @rule(one=peers)
     def set_peer(self, one: Peer) -> None:
-        self.mesh.set_peer(one)
+        self.mesh.set_peers([one])
         self.peers[one.name] = one
 
     @rule(name=st.sampled_from(["a", "b", "c", "d"]))
@@ -250,7 +251,7 @@ class MeshMachine(RuleBasedStateMachine):
         fresh = Mesh()
         fresh.set_device_state(self.device_state)
         for one in sorted(self.peers.values(), key=lambda one: one.name, reverse=True):
-            fresh.set_peer(one)
+            fresh.set_peers([one])
         fresh.fib.set_stopped(self.stopped)
         for mesh in (self.mesh, fresh):
             self.look_up(mesh)

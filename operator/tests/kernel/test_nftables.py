@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 
 from netloom.cidr import Cidr
 from netloom.kernel.masquerade import ruleset
-from netloom.kernel.masquerade.cover import END, START, keys
+from netloom.kernel.masquerade.cover import keys
 from netloom.kernel.netlink import nftables
 from netloom.kernel.netlink.messages import decode, encode, nested, nftsocket
-from netloom.kernel.netlink.nftables import DELSETELEM, NEWSETELEM, ElementMessages, request
+from netloom.kernel.netlink.nftables import DELSETELEM, END, NEWSETELEM, START, ElementMessages, request
 from netloom.kernel.netlink.nftables_socket import NftablesSocket
 from netloom.kernel.netlink.sockets import read_all
 from netloom.kernel.netlink.wire import CREATE
@@ -98,5 +98,5 @@ def test_what_the_kernel_shows_is_read_as_pyroute2_decodes_it(node: Namespace) -
 
 def test_rules_are_those_of_the_versions_before() -> None:
     """The comment tells a rule of this version by a fingerprint: another one would have every node's rules replaced."""
-    rules = ruleset.Wanted(("4", "6")).rules
+    rules = [ruleset.rule_of(family) for family in ("4", "6")]
     assert [rule.remark for rule in rules] == ["netloom 05707986", "netloom c2ec53b6"]

@@ -7,11 +7,11 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from netloom.kernel.keeper import backoff
-from netloom.kernel.keeper.report import Report
+from netloom.kernel.keeper import retries
 from netloom.kernel.mesh.dataplane import Dataplane
 from netloom.kernel.mesh.desired import Desired
 from netloom.kernel.mesh.encapsulation import NO_ENCAPSULATION, VXLAN
+from netloom.kernel.mesh.report import Report
 from netloom.kernel.ownership import MASQUERADE, MESH
 from tests.kernel.conftest import Planes
 from tests.kernel.faults import FaultyCommands
@@ -155,7 +155,7 @@ async def test_what_happens_to_a_pods_device_walks_over_no_peers(
 
 
 async def test_the_end_of_a_fight_is_told(node: Namespace, planes: Planes, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backoff, "QUIET_SECONDS", 0.5)
+    monkeypatch.setattr(retries, "QUIET_SECONDS", 0.5)
     told: list[Report] = []
     plane: Dataplane = await planes.open(on_report=told.append)
     await plane.apply(mesh())

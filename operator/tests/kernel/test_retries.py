@@ -7,91 +7,119 @@ import pytest
 
 from netloom.kernel import sysctl
 from netloom.kernel.keeper import retries
-from netloom.kernel.keeper.backoff import FIRST_SECONDS, FREE_REPAIRS, LONGEST_SECONDS, QUIET_SECONDS, Backoff
-from netloom.kernel.keeper.retries import Retries
+from netloom.kernel.keeper.retries import FIRST_SECONDS, FREE_REPAIRS, LONGEST_SECONDS, QUIET_SECONDS, Retries
 from netloom.kernel.sysctl import Sysctl, SysctlRecord
 
+ROUTE = ("route", "10.2.0.0/24")
 
-def test_failures_double_their_delay_up_to_a_limit() -> None:
-    backoff, now, delays = Backoff(), 100.0, []
+
+class Clocked:
+    """Retries, at a time that the test says."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+        self.retries = Retries()
+
+    def refused(self) -> None:
+        self.retries.refused(ROUTE, "busy", "")
+
+    def repaired(self, times: int = 1) -> None:
+        for _ in range(times):
+            self.retries.drifted(ROUTE)
+            self.retries.written(ROUTE[0], [ROUTE[1]])
+
+    def held(self, now: float) -> bool:
+        """Whether the entry has to wait, in passes that begin now."""
+        self.now = now
+        self.retries.begin()
+        return self.retries.held() == {ROUTE}
+
+    @property
+    def contended(self) -> bool:
+        return self.retries.contended == ("route 10.2.0.0/24",)
+
+
+@pytest.fixture
+def clocked(monkeypatch: pytest.MonkeyPatch) -> Clocked:
+    result = Clocked()
+    monkeypatch.setattr(retries, "time", SimpleNamespace(monotonic=lambda: result.now))
+    return result
+
+
+def test_failures_double_their_delay_up_to_a_limit(clocked: Clocked) -> None:
+    delays = []
     for _ in range(12):
-        delays.append(round(backoff.failed("route", now).until - now, 3))
-        assert backoff.held(now) == {"route"}
-        now = backoff.next(now) or now
-        assert backoff.held(now) == set()
+        clocked.refused()
+        assert clocked.held(clocked.now)
+        tried = clocked.retries.next() or clocked.now
+        delays.append(round(tried - clocked.now, 3))
+        assert not clocked.held(tried)
     assert delays[:4] == [0.1, 0.2, 0.4, 0.8]
     assert delays[-1] == LONGEST_SECONDS
 
 
-def test_what_was_held_is_waited_for_even_if_its_time_came_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
-    now = 100.0
-    monkeypatch.setattr(retries, "time", SimpleNamespace(monotonic=lambda: now))
-    entries = Retries()
+def test_what_was_held_is_waited_for_even_if_its_time_came_meanwhile(clocked: Clocked) -> None:
+    entries = clocked.retries
     entries.begin()
-    entries.refused(("route", "10.2.0.0/24"), "busy", "")
-    now = 100.0 + FIRST_SECONDS - 0.0005  # the timer ended early
+    clocked.refused()
+    clocked.now = 100.0 + FIRST_SECONDS - 0.0005  # the timer ended early
     entries.begin()
-    assert entries.held() == {("route", "10.2.0.0/24")}
-    now += 0.001
-    assert entries.held() == {("route", "10.2.0.0/24")}
+    assert entries.held() == {ROUTE}
+    clocked.now += 0.001
+    assert entries.held() == {ROUTE}
     assert entries.next() == 100.0 + FIRST_SECONDS
     entries.begin()
     assert entries.held() == set()
     assert entries.next() is None
 
 
-def test_the_first_repairs_are_immediate_and_a_fight_is_not() -> None:
-    backoff = Backoff()
-    for _ in range(FREE_REPAIRS):
-        backoff.repaired("route", 100.0)
-        backoff.written("route")
-    assert backoff.held(100.0) == set()
-    assert backoff.contended(100.0) == []
-    backoff.repaired("route", 100.0)
-    assert backoff.held(100.0) == {"route"}
-    assert backoff.contended(100.0) == ["route"]
+def test_the_first_repairs_are_immediate_and_a_fight_is_not(clocked: Clocked) -> None:
+    clocked.repaired(FREE_REPAIRS)
+    assert not clocked.held(100.0)
+    assert not clocked.contended
+    clocked.repaired()
+    assert clocked.held(100.0)
+    assert clocked.contended
 
 
-def test_an_entry_that_was_written_is_forgotten_unless_it_is_fought_over() -> None:
-    backoff = Backoff()
-    backoff.failed("route", 100.0)
-    backoff.written("route")
-    assert len(backoff) == 0
-    backoff.repaired("route", 100.0)
-    backoff.written("route")
-    assert len(backoff) == 1
+def test_an_entry_that_was_written_is_forgotten_unless_it_is_fought_over(clocked: Clocked) -> None:
+    clocked.refused()
+    clocked.retries.written(ROUTE[0], [ROUTE[1]])
+    assert not clocked.held(100.0)
+    assert clocked.retries.next() is None
+    clocked.repaired()
+    clocked.repaired(FREE_REPAIRS)
+    assert clocked.contended, "the first repair counts"
 
 
-def test_quiet_is_forgiven() -> None:
-    backoff = Backoff()
-    for _ in range(FREE_REPAIRS + 1):
-        backoff.repaired("route", 100.0)
-    backoff.expire(100.0 + QUIET_SECONDS)
-    assert backoff.contended(100.0 + QUIET_SECONDS) == ["route"]
-    backoff.expire(101.0 + QUIET_SECONDS)
-    assert len(backoff) == 0
+def test_quiet_is_forgiven(clocked: Clocked) -> None:
+    clocked.repaired(FREE_REPAIRS + 1)
+    clocked.held(100.0 + QUIET_SECONDS)
+    assert clocked.contended
+    clocked.held(101.0 + QUIET_SECONDS)
+    assert not clocked.contended
+    assert clocked.retries.next() is None
 
 
-def test_quiet_is_forgiven_by_the_event_that_ends_it() -> None:
+def test_quiet_is_forgiven_by_the_event_that_ends_it(clocked: Clocked) -> None:
     """Events come before anything expires: the first repair after a long peace is as immediate as the very first."""
-    backoff = Backoff()
-    for _ in range(FREE_REPAIRS + 20):
-        backoff.repaired("route", 100.0)
-    assert backoff.held(100.0) == {"route"}
-    peace = 100.0 + LONGEST_SECONDS + QUIET_SECONDS
-    backoff.repaired("route", peace)
-    assert backoff.held(peace) == set()
-    assert backoff.contended(peace) == []
+    clocked.repaired(FREE_REPAIRS + 20)
+    assert clocked.held(100.0)
+    clocked.now = 100.0 + LONGEST_SECONDS + QUIET_SECONDS
+    clocked.repaired()
+    assert not clocked.held(clocked.now)
+    assert not clocked.contended
 
 
-def test_the_end_of_a_fight_is_waited_for() -> None:
-    backoff = Backoff()
-    for _ in range(FREE_REPAIRS + 1):
-        backoff.repaired("route", 100.0)
-    tried = backoff.next(100.0)
+def test_the_end_of_a_fight_is_waited_for(clocked: Clocked) -> None:
+    clocked.repaired(FREE_REPAIRS + 1)
+    clocked.held(100.0)
+    tried = clocked.retries.next()
     assert tried == 100.0 + FIRST_SECONDS
-    assert backoff.next(tried) == tried + QUIET_SECONDS
-    assert backoff.contended(tried + QUIET_SECONDS) == []
+    clocked.held(tried)
+    assert clocked.retries.next() == tried + QUIET_SECONDS
+    clocked.now = tried + QUIET_SECONDS
+    assert not clocked.contended
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import pytest
 
 from netloom.api.v1alpha1 import NetloomNetwork
 from netloom.cli import status
-from netloom.kernel.masquerade.masquerade import Masquerade
+from netloom.kernel.masquerade.masquerade import MasqueradeKeeper
 from netloom.roles.agent import Agent, AgentOptions, cluster_sources, opened
 from netloom.roles.operator import Operator, OperatorOptions
 from netloom.runtime.client import Api
@@ -96,7 +96,7 @@ async def test_a_part_of_an_agent_that_crashes(
     ipam = {"mode": "cluster-pool", "podCIDRs": ["10.0.1.0/24"]}
     spec = {"addresses": [{"type": "InternalIP", "ip": "192.168.7.1"}], "ipam": ipam}
     server.put(NODE_PATH, {"metadata": {"name": "node-1", "generation": 1}, "spec": spec})
-    monkeypatch.setattr(Masquerade, "run", crashes(2, Masquerade.run))
+    monkeypatch.setattr(MasqueradeKeeper, "run", crashes(2, MasqueradeKeeper.run))
     options = AgentOptions(node_name="node-1", run_dir=tmp_path)
     agent = Agent(options, cluster_sources(options, api), api)
     crash = f"nftables crashed: {FAULT}. It is started again; the log has the details."

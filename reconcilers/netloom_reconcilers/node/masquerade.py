@@ -11,8 +11,8 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from netloom.api.v1alpha1 import NETWORK_NAME, NetloomNode, NetworkSpec
 from netloom.cidr import Cidr
 from netloom.kernel.errors import KernelUnsupported, NotPermitted
-from netloom.kernel.keeper.report import Failure, MasqueradeReport, PlannedChange
-from netloom.kernel.masquerade.masquerade import Masquerade
+from netloom.kernel.keeper.report import Failure, PlannedChange
+from netloom.kernel.masquerade.masquerade import MasqueradeKeeper, MasqueradeReport
 from netloom.kernel.masquerade.sets import MasqueradeRules, Masquerading
 from netloom.runtime.manager import Run
 from netloom_reconcilers.features.kernel import KernelReconciler
@@ -51,10 +51,10 @@ class MasqueradeFeature(KernelFeature):
     """Which of this node's packets get its own address, in a table of nftables."""
 
     name = "masquerade"
-    keeper: Masquerade
+    keeper: MasqueradeKeeper
 
     def __init__(self, context: NodeContext) -> None:
-        keeper = Masquerade(on_report=lambda report: context.changed(), retain_unknown=context.retain_unknown)
+        keeper = MasqueradeKeeper(on_report=lambda report: context.changed(), retain_unknown=context.retain_unknown)
         super().__init__(context, keeper, MasqueradeReconciler)
 
     def components(self) -> Mapping[str, Run]:

@@ -13,10 +13,10 @@ import structlog
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from netloom.api.v1alpha1 import NETWORK_NAME, NetloomNetwork, Routing
-from netloom.kernel.keeper.report import Report
 from netloom.kernel.mesh.dataplane import Dataplane
-from netloom.kernel.mesh.desired import Desired, Node
+from netloom.kernel.mesh.desired import Desired, MeshNode
 from netloom.kernel.mesh.encapsulation import Encapsulation
+from netloom.kernel.mesh.report import Report
 from netloom.runtime.manager import Run
 from netloom.runtime.store import Store
 from netloom_reconcilers.features.kernel import KernelReconciler, Obstacle
@@ -140,7 +140,7 @@ class TunnelsReconciler(KernelReconciler):
             return None
         assert network is not None
         assert own is not None
-        assert isinstance(node, Node)
+        assert isinstance(node, MeshNode)
         routing = network.spec.routing
         able = self._able(routing) or not keep
         prefixes, _ = pod_cidrs_of(own)

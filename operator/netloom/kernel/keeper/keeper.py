@@ -15,17 +15,16 @@ import contextlib
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypedDict, TypeVar
 
 import structlog
 
 from netloom.kernel.capability import require_net_admin
 from netloom.kernel.errors import KernelUnsupported
-from netloom.kernel.keeper.backoff import TICK_SECONDS
 from netloom.kernel.keeper.part import Attempt, Outcome, Part, Worker
 from netloom.kernel.keeper.report import KeeperReport, PlannedChange
-from netloom.kernel.keeper.retries import Item, Retries
-from netloom.kernel.netlink.sockets import AnswerLost, Commands, EventSocket, Overflow, walk
+from netloom.kernel.keeper.retries import TICK_SECONDS, Item, Retries
+from netloom.kernel.netlink.sockets import BUFFER, AnswerLost, CommandSocket, EventSocket, Overflow, walk
 
 log = structlog.get_logger(__name__)
 
@@ -42,6 +41,19 @@ D = TypeVar("D")
 R = TypeVar("R", bound=KeeperReport)
 
 
+class KeeperOptions(TypedDict, total=False):
+    """What every keeper can be told.
+
+    resync_seconds: between resyncs; None: only those that something asks for. commands: makes the asking socket.
+    event_buffer:   bytes, of the listening one. on_report: is called with each report that says something new.
+    """
+
+    resync_seconds: float | None
+    commands: Callable[[], CommandSocket]
+    event_buffer: int
+    on_report: Callable[[Any], None] | None
+
+
 class Keeper(Generic[D, R]):
     """See the module. Only one for the same parts in a network namespace: two would remove what the other adds."""
 
@@ -54,10 +66,10 @@ class Keeper(Generic[D, R]):
         self,
         parts: Sequence[Part[D]],
         *,
-        commands: Callable[[], Commands],
-        resync_seconds: float | None,
-        event_buffer: int,
-        on_report: Callable[[R], None] | None,
+        resync_seconds: float | None = RESYNC_SECONDS,
+        commands: Callable[[], CommandSocket] = CommandSocket,
+        event_buffer: int = BUFFER,
+        on_report: Callable[[R], None] | None = None,
     ) -> None:
         self._parts = parts
         self._make_commands = commands
@@ -295,7 +307,7 @@ class Keeper(Generic[D, R]):
                     for part in hearers.get(kind, ()):
                         part.hear(kind, flags, buffer, start, end)
         except Overflow:
-            log.warning("the kernel dropped events: comparing everything")
+            log.warning("the kernel dropped events: reading everything")
             self._ignore()
             self._listener.close()  # type: ignore[union-attr]
             self._listener = None
@@ -308,11 +320,10 @@ class Keeper(Generic[D, R]):
                 self._retries.drifted(item, alone=alone)
 
     def _resync_at(self) -> float:
-        """When (monotonic)."""
         return self._resynced_at + self._resync_seconds if self._resync_seconds is not None else float("inf")
 
     def _idle_seconds(self) -> float | None:
         """Until something has to be done without an event."""
         retry = self._retries.next()
-        first = min([self._resync_at(), *([retry] if retry is not None else []), *(p.later() for p in self._parts)])
+        first = min(self._resync_at(), float("inf") if retry is None else retry, *(p.later() for p in self._parts))
         return max(TICK_SECONDS, first - time.monotonic()) if first != float("inf") else None

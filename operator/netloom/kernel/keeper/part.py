@@ -15,7 +15,7 @@ from typing import Generic, TypeVar
 import msgspec
 
 from netloom.kernel.keeper.retries import Item, Retries
-from netloom.kernel.netlink.sockets import Commands, Refusal
+from netloom.kernel.netlink.sockets import CommandSocket, Refusal
 from netloom.kernel.ownership import Ownership
 
 T = TypeVar("T")
@@ -56,7 +56,7 @@ class Worker:
     """The asking socket and the thread that waits for it: the kernel takes a lock that others may hold for seconds,
     and the event loop must not wait for that. What is asked for is done in its order."""
 
-    def __init__(self, commands: Commands, executor: Executor) -> None:
+    def __init__(self, commands: CommandSocket, executor: Executor) -> None:
         self.commands = commands
         self._executor = executor
 
@@ -64,7 +64,7 @@ class Worker:
         """Have these requests done, at most netlink.BATCH; the refusals by their places. Raises AnswerLost."""
         return asyncio.get_running_loop().run_in_executor(self._executor, self.commands.execute, messages)
 
-    async def call(self, work: Callable[[Commands], T]) -> T:
+    async def call(self, work: Callable[[CommandSocket], T]) -> T:
         """Do this in the thread."""
         return await asyncio.get_running_loop().run_in_executor(self._executor, work, self.commands)
 

@@ -4,9 +4,6 @@ from collections.abc import Mapping
 
 import msgspec
 
-from netloom.kernel.mesh.encapsulation import Encapsulation
-from netloom.kernel.mesh.mesh import Conflict
-
 
 class Failure(msgspec.Struct, frozen=True):
     """An entry that could not be brought to its desired state. It is tried again by itself.
@@ -46,41 +43,6 @@ class KeeperReport(msgspec.Struct, frozen=True, kw_only=True):
     def in_sync(self) -> bool:
         """Whether the kernel holds all that is desired."""
         return not self.failures and not self.pending and not self.converging
-
-
-class Report(KeeperReport, frozen=True, kw_only=True):
-    """The state of the data path.
-
-    mtu:      bytes, of pods; mtu_source says where it comes from. 0: not known.
-    underlay: devices that carry the traffic between the nodes.
-    tunnels:  those that are ready to receive.
-    stranded: peers that can only be reached natively, and are not on a network of this node.
-    reading_seconds: what the reading of the kernel's tables took in the resyncs, in all.
-    """
-
-    peers: int = 0
-    mtu: int = 0
-    mtu_source: str = ""
-    underlay: tuple[str, ...] = ()
-    tunnels: tuple[Encapsulation, ...] = ()
-    unreachable: tuple[str, ...] = ()
-    conflicts: tuple[Conflict, ...] = ()
-    reading_seconds: float = 0.0
-
-    @property
-    def in_sync(self) -> bool:
-        """Whether the kernel holds all that is desired."""
-        return super().in_sync and not self.conflicts and not self.unreachable
-
-
-class MasqueradeReport(KeeperReport, frozen=True, kw_only=True):
-    """The state of our nftables table.
-
-    families: "4" and "6", where packets are masqueraded. elements: desired, in all sets; a CIDR takes two.
-    """
-
-    families: tuple[str, ...] = ()
-    elements: int = 0
 
 
 class PlannedChange(msgspec.Struct, frozen=True):

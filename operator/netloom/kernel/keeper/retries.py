@@ -1,15 +1,17 @@
 """What is not as it should be: entries the kernel refused, and entries somebody else keeps changing.
 
-The only place that decides when an entry is tried again, and what is logged about it.
+The only place that decides when an entry is tried again, and what is logged about it. The first repairs are immediate:
+drift is repaired in milliseconds. An entry that fails, or drifts again and again because another program fights for it,
+waits longer each time, so that neither the kernel nor the log is flooded.
 """
 
 import time
 from collections.abc import Hashable, Iterable
 
+import msgspec
 import structlog
 
 from netloom.cidr import format_address
-from netloom.kernel.keeper.backoff import Backoff
 from netloom.kernel.keeper.report import Failure
 
 log = structlog.get_logger(__name__)
@@ -17,6 +19,13 @@ log = structlog.get_logger(__name__)
 Item = tuple[str, Hashable]
 """(kind, key): kind is link, address, sysctl, nexthop, neighbour, route or dump."""
 
+FIRST_SECONDS, LONGEST_SECONDS = 0.1, 30.0
+FREE_REPAIRS = 10
+"""Repairs of one entry that are not delayed."""
+QUIET_SECONDS = 20.0
+"""After that long without a failure or repair, what was before is forgotten."""
+TICK_SECONDS = 0.001
+"""The shortest sleep that is worth it: an event loop's timers end up to a millisecond early."""
 NAMED_IN_LOG = 5
 """Repairs that are logged one by one; 10,000 deleted routes become one line."""
 
@@ -27,28 +36,59 @@ def item_text(item: Item) -> str:
     return format_address(key) if isinstance(key, bytes) else str(key)
 
 
+class Delay(msgspec.Struct):
+    """How often an entry has failed or been repaired in a row, and when (monotonic seconds) it may be tried again."""
+
+    last: float
+    strikes: int = 0
+    failures: int = 0
+    until: float = 0.0
+
+    def wait(self, times: int) -> None:
+        """Twice as long as the time before."""
+        self.until = self.last + min(LONGEST_SECONDS, FIRST_SECONDS * 2.0 ** (times - 1)) if times > 0 else 0.0
+
+    @property
+    def contended(self) -> bool:
+        """Whether somebody changes it again and again."""
+        return self.strikes > FREE_REPAIRS
+
+    @property
+    def forgiven(self) -> float:
+        """When, if nothing happens until then, all this is forgotten (monotonic seconds)."""
+        return max(self.last, self.until) + QUIET_SECONDS
+
+
 class Retries:
     """Failures and drift by entry, with their delays.
 
     The clock is read once for all passes that follow each other, by `begin`: what is held then is held in all of them,
-    and `next` says when the first of that comes, which may be over by the time somebody asks.
+    and `next` says when the first of that comes, which may be over by the time somebody asks. Asked at two moments, an
+    entry whose time came between them would neither be tried nor waited for.
     """
 
     def __init__(self) -> None:
         self.repaired = 0
-        self._backoff = Backoff()
         self._moment = 0.0
+        self._delays: dict[Item, Delay] = {}
         self._failures: dict[Item, Failure] = {}
         self._drifted: set[Item] = set()
 
     def begin(self) -> None:
-        """Passes begin."""
+        """Passes begin. Entries that have been quiet for long are forgotten."""
         self._moment = time.monotonic()
-        self._backoff.expire(self._moment)
+        for item in [item for item, delay in self._delays.items() if delay.forgiven <= self._moment]:
+            del self._delays[item]
+
+    def held(self) -> set[Item]:
+        """Entries that have to wait."""
+        return {item for item, delay in self._delays.items() if delay.until > self._moment}
 
     def next(self) -> float | None:
         """When (monotonic) the first of the entries that were held may be tried, or a fight is over; None: never."""
-        return self._backoff.next(self._moment)
+        tries = [delay.until for delay in self._delays.values() if delay.until > self._moment]
+        peace = [delay.forgiven for delay in self._delays.values() if delay.contended]
+        return min(tries + peace, default=None)
 
     @property
     def failures(self) -> tuple[Failure, ...]:
@@ -63,18 +103,17 @@ class Retries:
     @property
     def contended(self) -> tuple[str, ...]:
         """Entries that somebody changes again and again."""
-        contended = self._backoff.contended(time.monotonic())
-        return tuple(f"{item[0]} {item_text(item)}" for item in contended if isinstance(item, tuple))
-
-    def held(self) -> set[Hashable]:
-        """Entries that have to wait."""
-        return self._backoff.held(self._moment)
+        now = time.monotonic()
+        contended = [item for item, delay in self._delays.items() if delay.contended and delay.forgiven > now]
+        return tuple(f"{item[0]} {item_text(item)}" for item in contended)
 
     def refused(self, item: Item, error: str, peer: str, code: int = 0) -> None:
         """The kernel refused the entry."""
         before = self._failures.get(item)
         attempts = before.attempts + 1 if before else 1
-        delay = self._backoff.failed(item, time.monotonic())
+        delay = self._delay(item)
+        delay.failures += 1
+        delay.wait(delay.failures)
         kind, text = item[0], item_text(item)
         self._failures[item] = Failure(kind, text, error, peer, attempts, code)
         if before is None or before.error != error:
@@ -87,7 +126,10 @@ class Retries:
         if item not in self._drifted:
             self._drifted.add(item)
             if alone:
-                self._backoff.repaired(item, time.monotonic())
+                delay = self._delay(item)
+                delay.strikes += 1
+                delay.failures = 0
+                delay.wait(delay.strikes - FREE_REPAIRS)
 
     def written(self, kind: str, keys: Iterable[Hashable]) -> None:
         """The entries are as they should be."""
@@ -97,14 +139,18 @@ class Retries:
         for key in keys:
             item = (kind, key)
             if self._failures.pop(item, None) is not None:
-                log.info("done after a failure", kind=item[0], key=item_text(item))
+                log.info("done after a failure", kind=kind, key=item_text(item))
             if item in self._drifted:
                 self._drifted.discard(item)
                 repaired.append(item)
-            self._backoff.written(item)
+            delay = self._delays.get(item)
+            if delay is not None:
+                delay.failures = 0
+                if not delay.strikes:
+                    del self._delays[item]
         self.repaired += len(repaired)
         for item in repaired[:NAMED_IN_LOG]:
-            log.info("repaired", kind=item[0], key=item_text(item))
+            log.info("repaired", kind=kind, key=item_text(item))
         if len(repaired) > NAMED_IN_LOG:
             log.info("repaired more", count=len(repaired) - NAMED_IN_LOG)
 
@@ -120,13 +166,21 @@ class Retries:
 
     def forget(self, items: Iterable[Item]) -> None:
         """What is wanted of these entries has changed: try them at once, as if for the first time."""
-        if len(self._backoff) or self._failures:
+        if self._delays or self._failures:
             for item in items:
                 self._failures.pop(item, None)
-                self._backoff.forget([item])
+                self._delays.pop(item, None)
 
     def clear(self) -> None:
         """Everything that is wanted has changed."""
-        self._failures.clear()
-        self._drifted.clear()
-        self._backoff.clear()
+        for entries in (self._failures, self._drifted, self._delays):
+            entries.clear()
+
+    def _delay(self, item: Item) -> Delay:
+        """Quiet is forgiven by the event that ends it, too: events come before anything expires."""
+        now = time.monotonic()
+        delay = self._delays.get(item)
+        if delay is None or delay.forgiven <= now:
+            delay = self._delays[item] = Delay(now)
+        delay.last = now
+        return delay

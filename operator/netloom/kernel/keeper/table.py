@@ -35,10 +35,7 @@ class Table(Generic[K, V]):
         """This entry should exist."""
         self.desired[key] = value
         self.retained.discard(key)
-        if self.kernel.get(key) == value:
-            self.pending.discard(key)
-        else:
-            self.pending.add(key)
+        self._differ(key)
 
     def want_all(self, entries: Mapping[K, V]) -> None:
         """All of these should exist."""
@@ -57,30 +54,25 @@ class Table(Generic[K, V]):
 
     def unwant(self, key: K) -> None:
         """This entry should not exist."""
-        if self.desired.pop(key, None) is None:
-            return
-        if key in self.kernel:
-            self.pending.add(key)
-        else:
-            self.pending.discard(key)
+        if self.desired.pop(key, None) is not None:
+            self._differ(key)
 
     def saw(self, key: K, value: V) -> None:
         """The kernel holds this entry: it said so, or it was just asked to."""
         self.kernel[key] = value
-        if key in self.retained or self.desired.get(key) == value:
-            self.pending.discard(key)
-        else:
-            self.pending.add(key)
+        self._differ(key)
 
     def gone(self, key: K) -> None:
         """The kernel does not hold this entry."""
-        if self.kernel.pop(key, None) is None:
-            return
-        self.retained.discard(key)
-        if key in self.desired:
-            self.pending.add(key)
-        else:
+        if self.kernel.pop(key, None) is not None:
+            self.retained.discard(key)
+            self._differ(key)
+
+    def _differ(self, key: K) -> None:
+        if key in self.retained or self.desired.get(key) == self.kernel.get(key):
             self.pending.discard(key)
+        else:
+            self.pending.add(key)
 
     def load(self, kernel: dict[K, V]) -> None:
         """Replace all that was known of the kernel by a full dump of what is owned there."""

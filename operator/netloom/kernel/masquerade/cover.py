@@ -11,9 +11,7 @@ from sortedcontainers import SortedList
 
 from netloom.cidr import Cidr
 from netloom.cidr.interval_set import IntervalSet, highest, outermost
-
-START, END = b"\1", b"\0"
-"""Last byte of a key. END sorts first: where one CIDR ends and the next begins, both are at the same address."""
+from netloom.kernel.netlink.nftables import END, START
 
 
 def keys(cidr: Cidr) -> tuple[bytes, ...]:

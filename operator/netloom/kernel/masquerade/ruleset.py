@@ -13,16 +13,18 @@ comes and goes for the price of one element. Only the first packet of a connecti
 
 import errno
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import TypeVar
 
 import msgspec
 
+from netloom.kernel.keeper.retries import Item
 from netloom.kernel.netlink import nftables
 from netloom.kernel.netlink.messages import nested
 from netloom.kernel.netlink.nftables import SeenChain, SeenRule, SeenSet, SeenTable, request
-from netloom.kernel.netlink.sockets import Commands, RefusedError, read_all
+from netloom.kernel.netlink.sockets import CommandSocket, RefusedError, read_all
 from netloom.kernel.ownership import DEVICE_PREFIX
 
 T = TypeVar("T")
@@ -30,6 +32,8 @@ T = TypeVar("T")
 TABLE, CHAIN = "netloom", "postrouting"
 TABLE_KEY = f"inet {TABLE}"
 RULE_KEY = f"{TABLE_KEY} {CHAIN}"
+TABLE_ITEM: Item = ("table", TABLE_KEY)
+RULES_ITEM: Item = ("rules", RULE_KEY)
 _IN_CHAIN = {"table": TABLE, "chain": CHAIN}
 REMARK = "Netloom's: it undoes changes"
 
@@ -39,7 +43,12 @@ _CHAIN = SeenChain("nat", _HOOK_POSTROUTING, _PRIORITY_SRCNAT, _ACCEPT)
 SIZES = {"4": 4, "6": 16}
 """Bytes of an address, by the last character of a set's name."""
 
+Families = tuple[str, ...]
+"""Of "4" and "6", those whose packets are masqueraded."""
+
 SETS = tuple(kind + family for family in SIZES for kind in ("pods", "known", "excluded"))
+"""Those of both families, as soon as there is a table. Switching one off or on then changes rules only; a table that is
+made anew in one transaction still has a moment without a hook for new connections."""
 
 
 def size_of(name: str) -> int:
@@ -48,14 +57,10 @@ def size_of(name: str) -> int:
 
 
 class Rule(msgspec.Struct, frozen=True):
-    """A rule as it should be: the comment holds a fingerprint, so that a rule is known as ours of this version."""
+    """A rule as it should be. The comment holds a fingerprint, so that it is known as ours of this version."""
 
+    remark: str
     expressions: bytes
-
-    @property
-    def remark(self) -> str:
-        """The comment."""
-        return f"netloom {hashlib.sha256(self.expressions).hexdigest()[:8]}"
 
     @property
     def userdata(self) -> bytes:
@@ -63,27 +68,11 @@ class Rule(msgspec.Struct, frozen=True):
         return nftables.comment(self.remark)
 
 
-class Wanted(msgspec.Struct, frozen=True):
-    """What is in the table for these families ("4", "6"): nothing for none."""
-
-    families: tuple[str, ...]
-
-    @property
-    def sets(self) -> tuple[str, ...]:
-        """Names: those of both families, as soon as there is a table. Switching one off or on then changes rules only;
-        a table that is made anew in one transaction still has a moment without a hook for new connections."""
-        return SETS if self.families else ()
-
-    @property
-    def rules(self) -> tuple[Rule, ...]:
-        """In their order."""
-        return tuple(map(_rule, self.families))
-
-
 @cache
-def _rule(family: str) -> Rule:
+def rule_of(family: str) -> Rule:
+    """The rule of a family."""
     size = SIZES[family]
-    expressions = (
+    expressions = nftables.as_bytes(
         nftables.of_family(size)
         + nftables.address_in(size, f"pods{family}")
         + nftables.address_in(size, f"known{family}", destination=True, inside=False)
@@ -91,7 +80,7 @@ def _rule(family: str) -> Rule:
         + nftables.not_out_of(DEVICE_PREFIX)
         + nftables.masquerade()
     )
-    return Rule(nftables.as_bytes(expressions))
+    return Rule(f"netloom {hashlib.sha256(expressions).hexdigest()[:8]}", expressions)
 
 
 class Seen(msgspec.Struct, frozen=True):
@@ -108,7 +97,7 @@ class Seen(msgspec.Struct, frozen=True):
         return {found.name for found in self.sets}
 
 
-def fault_of_table(wanted: Wanted, seen: Seen) -> str:
+def fault_of_table(seen: Seen) -> str:
     """What is wrong with the table, apart from rules and elements; empty if nothing is."""
     if seen.table is None:
         return "it is not there"
@@ -116,86 +105,88 @@ def fault_of_table(wanted: Wanted, seen: Seen) -> str:
         return f"its flags are {seen.table.flags:#x}"
     if seen.chain != _CHAIN:
         return f"chain {CHAIN} is not there" if seen.chain is None else f"chain {CHAIN} is another: {seen.chain}"
-    sets = {(found.name, found.flags, found.key_type, found.key_size) for found in seen.sets}
-    due = {(name, nftables.INTERVAL, nftables.KEY_TYPES[size_of(name)], size_of(name)) for name in wanted.sets}
-    if sets != due:
+    due = {SeenSet(name, nftables.INTERVAL, nftables.KEY_TYPES[size_of(name)], size_of(name)) for name in SETS}
+    if set(seen.sets) != due:
         return f"its sets are {', '.join(sorted(found.name for found in seen.sets)) or 'gone'}, or not as they were"
-    if seen.table.used != 1 + len(due):
+    if seen.table.used != 1 + len(seen.sets):
         return "something else is in it"
     return ""
 
 
-def same_rules(wanted: Wanted, seen: Seen, echoed: dict[bytes, bytes]) -> bool:
-    """Whether the chain holds exactly these rules.
+def same_rules(families: Families, seen: Seen, echoed: dict[bytes, bytes]) -> bool:
+    """Whether the chain holds exactly the rules of these families.
 
-    `echoed`: what this kernel has been seen to make of expressions, where that is not what it was given.
+    `echoed`: the expressions that this kernel was seen to make of a rule, by the rule's userdata.
     """
-    rules = wanted.rules
-    return len(rules) == len(seen.rules) and all(
-        found.userdata == rule.userdata
-        and found.expressions in (rule.expressions, echoed.get(rule.expressions, rule.expressions))
-        for rule, found in zip(rules, seen.rules, strict=True)
+    return len(families) == len(seen.rules) and all(
+        found.userdata == rule.userdata and found.expressions in (rule.expressions, echoed.get(rule.userdata))
+        for rule, found in zip(map(rule_of, families), seen.rules, strict=True)
     )
 
 
-def echoes(wanted: Wanted, seen: Seen) -> dict[bytes, bytes]:
-    """What the kernel made of rules that were just written, where that is not what it was given."""
-    if len(wanted.rules) != len(seen.rules):
-        return {}
-    return {
-        rule.expressions: found.expressions
-        for rule, found in zip(wanted.rules, seen.rules, strict=True)
-        if found.userdata == rule.userdata and found.expressions != rule.expressions
-    }
+class Write(msgspec.Struct, frozen=True, gc=False):
+    """One request: the item by which it is known when it fails, and how it is called then.
+
+    planned: as `nft` would say it, for a plan; what goes without saying there has none. needs_nat: it is refused where
+    the kernel has no NAT. keys: of the elements of one interval of the set `name`, which it adds, or `deletes`.
+    """
+
+    item: Item
+    what: str
+    message: bytes
+    planned: str = ""
+    needs_nat: bool = False
+    name: str = ""
+    keys: tuple[bytes, ...] = ()
+    deletes: bool = False
 
 
-Step = tuple[str, bytes]
-"""A request, and how it is called."""
-
-
-def creation(wanted: Wanted, *, replace: bool) -> tuple[list[Step], list[Step]]:
+def creation(families: Families, *, replace: bool) -> tuple[list[Write], list[Write]]:
     """Requests for the table and its sets, and those for chain and rules, which come after the elements."""
-    first = removal() if replace else []
-    first.append(("create the table", request(nftables.NEWTABLE, name=TABLE, flags=0, userdata=REMARK)))
-    for i, name in enumerate(wanted.sets, 1):
+    table = request(nftables.NEWTABLE, name=TABLE, flags=0, userdata=REMARK)
+    first = [*(removal() if replace else ()), Write(TABLE_ITEM, "create the table", table, f"add table {TABLE_KEY}")]
+    for i, name in enumerate(SETS, 1):
         size = size_of(name)
         key = {"flags": nftables.INTERVAL, "key_type": nftables.KEY_TYPES[size], "key_len": size}
-        first.append((f"create set {name}", request(nftables.NEWSET, table=TABLE, name=name, **key, id=i)))
+        message = request(nftables.NEWSET, table=TABLE, name=name, **key, id=i)
+        first.append(Write(TABLE_ITEM, f"create set {name}", message))
     hook = nested(NFTA_HOOK_HOOKNUM=_CHAIN.hook, NFTA_HOOK_PRIORITY=_CHAIN.priority)
     base = {"hook": hook, "policy": _CHAIN.policy, "type": _CHAIN.kind}
     chain = request(nftables.NEWCHAIN, table=TABLE, name=CHAIN, **base)
-    return first, [(f"create chain {CHAIN}", chain), *_new_rules(wanted)]
+    return first, [Write(TABLE_ITEM, f"create chain {CHAIN}", chain, needs_nat=True), *_new_rules(families, TABLE_ITEM)]
 
 
-def removal() -> list[Step]:
+def removal() -> list[Write]:
     """Requests that remove the table with all that is in it."""
-    return [("delete the table", request(nftables.DELTABLE, name=TABLE))]
+    message = request(nftables.DELTABLE, name=TABLE)
+    return [Write(TABLE_ITEM, "delete the table", message, f"delete table {TABLE_KEY}", deletes=True)]
 
 
-def replacement(wanted: Wanted, seen: Seen) -> list[Step]:
-    """Requests that put the wanted rules in the place of those in the chain. In one transaction: no packet goes by
-    without a rule."""
-    gone = [
-        (f"delete rule handle {rule.handle}", request(nftables.DELRULE, **_IN_CHAIN, handle=rule.handle))
-        for rule in seen.rules
-    ]
-    return gone + _new_rules(wanted)
+def replacement(families: Families, seen: Seen) -> list[Write]:
+    """Requests that put the rules of these families in the place of those in the chain. In one transaction: no packet
+    goes by without a rule."""
+    gone = []
+    for handle in (rule.handle for rule in seen.rules):
+        message = request(nftables.DELRULE, **_IN_CHAIN, handle=handle)
+        planned = f"delete rule {RULE_KEY} handle {handle}"
+        gone.append(Write(RULES_ITEM, f"delete rule handle {handle}", message, planned))
+    return gone + _new_rules(families, RULES_ITEM)
 
 
-def _new_rules(wanted: Wanted) -> list[Step]:
-    return [
-        (
-            f"add rule (IPv{family})",
-            request(nftables.NEWRULE, **_IN_CHAIN, expressions=rule.expressions, userdata=rule.userdata),
-        )
-        for family, rule in zip(wanted.families, wanted.rules, strict=True)
-    ]
+def _new_rules(families: Families, item: Item) -> list[Write]:
+    writes = []
+    for family in families:
+        rule = rule_of(family)
+        message = request(nftables.NEWRULE, **_IN_CHAIN, expressions=rule.expressions, userdata=rule.userdata)
+        planned = f"add rule {RULE_KEY} (IPv{family})"
+        writes.append(Write(item, f"add rule (IPv{family})", message, planned, needs_nat=True))
+    return writes
 
 
 # ------------------------------------------------------------------------------------------------------ reading
 
 
-def read(commands: Commands) -> Seen:
+def read(commands: CommandSocket) -> Seen:
     """The table, apart from the elements of its sets. Raises RefusedError, OSError."""
     table = _get(commands, request(nftables.GETTABLE, name=TABLE), nftables.read_table)
     if table is None:
@@ -206,30 +197,31 @@ def read(commands: Commands) -> Seen:
     return Seen(table, chain, tuple(sets), tuple(rules))
 
 
-def read_elements(commands: Commands, name: str) -> dict[bytes, bool]:
+def read_elements(commands: CommandSocket, name: str) -> dict[bytes, bool]:
     """The elements of a set: key to whether it is plain (no comment, no timeout)."""
     parts = _all(commands, request(nftables.GETSETELEM, table=TABLE, set=name), nftables.read_elements)
     return {key: plain for _name, part in parts for key, plain in part}
 
 
-def _get(commands: Commands, request: bytes, read: Callable[[bytes, int, int], T]) -> T | None:
+def _get(commands: CommandSocket, request: bytes, read: Callable[[bytes, int, int], T]) -> T | None:
     found: list[T] = []
-    try:
+    with _unless_gone():
         commands.get(request, lambda _kind, *place: found.append(read(*place)))
-    except RefusedError as error:
-        _may_be_gone(error)
     return found[0] if found else None
 
 
-def _all(commands: Commands, request: bytes, read: Callable[[bytes, int, int], T]) -> list[T]:
-    try:
-        return read_all(commands, request, read)
-    except RefusedError as error:
-        _may_be_gone(error)
-        return []
+def _all(commands: CommandSocket, request: bytes, read: Callable[[bytes, int, int], T]) -> list[T]:
+    found: list[T] = []
+    with _unless_gone():
+        found += read_all(commands, request, read)
+    return found
 
 
-def _may_be_gone(error: RefusedError) -> None:
+@contextmanager
+def _unless_gone() -> Iterator[None]:
     """The table, or what is in it, may not be there, or go in this moment, which an event will tell."""
-    if error.errno != errno.ENOENT:
-        raise error
+    try:
+        yield
+    except RefusedError as error:
+        if error.errno != errno.ENOENT:
+            raise

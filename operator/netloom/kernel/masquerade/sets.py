@@ -11,17 +11,20 @@ import msgspec
 
 from netloom.cidr import Cidr, format_address
 from netloom.kernel.keeper.table import Table
-from netloom.kernel.masquerade.cover import END, START, OutermostCidrs, cidr_of, keys
-from netloom.kernel.masquerade.ruleset import SETS, SIZES, TABLE, Wanted, size_of
-from netloom.kernel.netlink.nftables import DELSETELEM, NEWSETELEM, ElementMessages
+from netloom.kernel.masquerade.cover import OutermostCidrs, cidr_of, keys
+from netloom.kernel.masquerade.ruleset import SETS, SIZES, TABLE, Families, Write, size_of
+from netloom.kernel.netlink.nftables import DELSETELEM, END, NEWSETELEM, START, ElementMessages
 
 NEVER_MASQUERADED = tuple(map(Cidr.parse, ("169.254.0.0/16", "224.0.0.0/4", "fe80::/10", "ff00::/8")))
 """Link-local and multicast destinations: who answers them has to see who asked."""
 
+ELEMENT = "element"
+"""The kind of an element's item."""
+
 _OWN = ""
 """Name of the source of this node's own pod CIDRs; a Kubernetes name is never empty."""
 
-_UNKNOWN = "?"
+UNKNOWN = "?"
 """The same for what an earlier life has left in the sets, and no node explains."""
 
 
@@ -38,7 +41,7 @@ class MasqueradeRules(msgspec.Struct, frozen=True, kw_only=True):
     excluded: tuple[Cidr, ...] = ()
 
     @property
-    def families(self) -> tuple[str, ...]:
+    def families(self) -> Families:
         """ "4" and "6", where there is something to masquerade."""
         versions = {str(prefix.version) for prefix in self.pods}
         switched_on = {"4": self.ipv4, "6": self.ipv6}
@@ -83,20 +86,6 @@ class Element(msgspec.Struct, frozen=True, gc=False):
         return f"{self.name} {format_address(self.key[:-1])}{behind}"
 
 
-class ElementWrite(msgspec.Struct, frozen=True, gc=False):
-    """A request that adds or deletes the elements of one CIDR."""
-
-    name: str
-    added: bool
-    keys: tuple[bytes, ...]
-    message: bytes
-
-    @property
-    def head(self) -> Element:
-        """By what failures of it are known."""
-        return Element(self.name, self.keys[0])
-
-
 class Sets:
     """The sets' elements: desired, in the kernel, pending. Values say whether an element is plain; ours all are."""
 
@@ -107,18 +96,18 @@ class Sets:
         self._messages = {name: ElementMessages(TABLE, name, size_of(name)) for name in SETS}
         self._intervals: dict[str, dict[bytes, tuple[bytes, ...]]] = {name: {} for name in SETS}
         self._open: dict[str, tuple[bytes, ...]] = {}
-        self._known: dict[str, tuple[Cidr, ...]] = {}
+        self.known: dict[str, tuple[Cidr, ...]] = {}
         self._change("excluded", (), NEVER_MASQUERADED)
 
     @property
-    def wanted(self) -> Wanted:
-        """The table that belongs to the rules."""
-        return Wanted(self.rules.families)
+    def names(self) -> tuple[str, ...]:
+        """Of the sets that should be there."""
+        return SETS if self.rules.families else ()
 
     @property
     def pending(self) -> int:
         """Elements of sets that should be there, which are not as desired."""
-        return sum(len(self.tables[name].pending) for name in self.wanted.sets)
+        return sum(len(self.tables[name].pending) for name in self.names)
 
     def set_rules(self, rules: MasqueradeRules) -> list[Element]:
         """As `set_known`, for the sets of pods and excluded CIDRs."""
@@ -129,23 +118,18 @@ class Sets:
 
     def set_known(self, source: str, cidrs: tuple[Cidr, ...]) -> list[Element]:
         """These are the source's CIDRs now. Returns the elements that are to come or go."""
-        before = self._known.pop(source, ())
+        before = self.known.pop(source, ())
         if cidrs:
-            self._known[source] = cidrs
+            self.known[source] = cidrs
         return self._change("known", before, cidrs)
 
     def replace(self, desired: Masquerading) -> None:
         """Take over all of it."""
         self.set_rules(desired.rules)
-        for gone in self._known.keys() - desired.known.keys() - {_OWN, _UNKNOWN}:
+        for gone in self.known.keys() - desired.known.keys() - {_OWN, UNKNOWN}:
             self.set_known(gone, ())
         for source, cidrs in desired.known.items():
             self.set_known(source, cidrs)
-
-    @property
-    def unknown(self) -> int:
-        """Known CIDRs from an earlier life that no node explains, and that are retained."""
-        return len(self._known.get(_UNKNOWN, ()))
 
     def retain_unknown(self) -> None:
         """Desire, too, what the kernel has as known CIDRs and no node explains."""
@@ -155,23 +139,17 @@ class Sets:
             if table.kernel.keys() - table.desired.keys():
                 starts = {pair[0]: pair for pair in intervals(table.kernel)}
                 found += filter(None, [cidr_of(pair) for key, pair in starts.items() if key not in table.desired])
-        self.set_known(_UNKNOWN, tuple(found))
-
-    def prune(self) -> None:
-        """All nodes are known: what none of them explains goes."""
-        self.set_known(_UNKNOWN, ())
+        self.set_known(UNKNOWN, tuple(found))
 
     def _change(self, kind: str, before: Iterable[Cidr], now: Iterable[Cidr]) -> list[Element]:
         # First in, then out: what is in both never leaves the cover, and changes nothing.
         changed = []
-        for prefixes, method in (
-            (set(now) - set(before), OutermostCidrs.add),
-            (set(before) - set(now), OutermostCidrs.remove),
-        ):
-            for prefix in prefixes:
-                name = f"{kind}{prefix.version}"
-                appeared, disappeared = method(self._covers[name], prefix)
-                changed += self._want(name, appeared, disappeared)
+        for prefix in set(now) - set(before):
+            name = f"{kind}{prefix.version}"
+            changed += self._want(name, *self._covers[name].add(prefix))
+        for prefix in set(before) - set(now):
+            name = f"{kind}{prefix.version}"
+            changed += self._want(name, *self._covers[name].remove(prefix))
         return changed
 
     def _want(self, name: str, appeared: list[Cidr], disappeared: list[Cidr]) -> list[Element]:
@@ -198,10 +176,10 @@ class Sets:
         interval = self._intervals[name].get(key)
         return interval[0] if interval else key if key.endswith(START) else None
 
-    def writes(self, *, anew: bool) -> list[ElementWrite]:
+    def writes(self, *, anew: bool) -> list[Write]:
         """Requests for what is pending; `anew`: the sets are being made, and hold nothing yet."""
         deletions, additions = [], []
-        for name in self.wanted.sets:
+        for name in self.names:
             if anew:
                 additions += self._encode(name, self.tables[name].desired, added=True)
                 continue
@@ -222,22 +200,25 @@ class Sets:
             whole.update(self._open.get(name, ()))
         return surplus | (whole & table.kernel.keys()), missing | whole
 
-    def _encode(self, name: str, pending: Iterable[bytes], *, added: bool) -> list[ElementWrite]:
+    def _encode(self, name: str, pending: Iterable[bytes], *, added: bool) -> list[Write]:
         encode, kind = self._messages[name].encode, NEWSETELEM if added else DELSETELEM
-        return [ElementWrite(name, added, pair, encode(kind, pair)) for pair in intervals(pending)]
+        what = "add" if added else "delete"
+        return [
+            Write((ELEMENT, Element(name, pair[0])), what, encode(kind, pair), name=name, keys=pair, deletes=not added)
+            for pair in intervals(pending)
+        ]
 
-    def wrote(self, writes: Iterable[ElementWrite], *, anew: bool) -> None:
+    def wrote(self, writes: Iterable[Write], *, anew: bool) -> None:
         """The kernel has done these."""
         if anew:
             for table in self.tables.values():
                 table.load({})
         for write in writes:
-            table = self.tables[write.name]
             for key in write.keys:
-                if write.added:
-                    table.saw(key, True)
+                if write.deletes:
+                    self.tables[write.name].gone(key)
                 else:
-                    table.gone(key)
+                    self.tables[write.name].saw(key, True)
 
 
 def intervals(pending: Iterable[bytes]) -> list[tuple[bytes, ...]]:

@@ -1,14 +1,14 @@
 """The data path: the mesh's tunnel devices and the rows on them, under one keeper."""
 
 import errno
-from collections.abc import Callable
 from pathlib import Path
+from typing import Unpack
 
 import structlog
 
 from netloom.kernel.errors import KernelUnsupported
-from netloom.kernel.keeper.keeper import RESYNC_SECONDS, Keeper
-from netloom.kernel.keeper.report import PlannedChange, Report
+from netloom.kernel.keeper.keeper import Keeper, KeeperOptions
+from netloom.kernel.keeper.report import PlannedChange
 from netloom.kernel.mesh import reader
 from netloom.kernel.mesh import tunnel_device as device
 from netloom.kernel.mesh.desired import Desired
@@ -16,9 +16,10 @@ from netloom.kernel.mesh.devices_part import MeshDevices
 from netloom.kernel.mesh.encapsulation import Encapsulation
 from netloom.kernel.mesh.mesh import DeviceState, Mesh
 from netloom.kernel.mesh.plan import planned_changes
+from netloom.kernel.mesh.report import Report
 from netloom.kernel.mesh.rows_part import MeshRows
 from netloom.kernel.netlink.links import Link
-from netloom.kernel.netlink.sockets import BUFFER, Commands, CommandSocket, RefusedError
+from netloom.kernel.netlink.sockets import RefusedError
 from netloom.kernel.netlink.wire import NAMES
 from netloom.kernel.sysctl import SysctlRecord
 
@@ -37,25 +38,16 @@ class Dataplane(Keeper[Desired, Report]):
         self,
         *,
         run_directory: Path = RUN_DIRECTORY,
-        resync_seconds: float | None = RESYNC_SECONDS,
-        commands: Callable[[], Commands] = CommandSocket,
-        event_buffer: int = BUFFER,
-        on_report: Callable[[Report], None] | None = None,
         retain_unknown: bool = False,
+        **options: Unpack[KeeperOptions],
     ) -> None:
         """`retain_unknown`: the first state that is applied may lack peers that live; what an earlier life left in the
-        kernel and no peer explains stays until `prune`. The others as with Keeper."""
+        kernel and no peer explains stays until `prune`."""
         self._record = SysctlRecord(run_directory / "sysctl.json")
         self._mesh = Mesh()
         self._rows = MeshRows(self._mesh, retain_unknown=retain_unknown)
         self._devices = MeshDevices(self._rows, self._record)
-        super().__init__(
-            (self._devices, self._rows),
-            commands=commands,
-            resync_seconds=resync_seconds,
-            event_buffer=event_buffer,
-            on_report=on_report,
-        )
+        super().__init__((self._devices, self._rows), **options)
 
     async def open(self) -> None:
         """Open the sockets and read what is owned in the kernel. Writes nothing, needs no capability.
@@ -66,12 +58,8 @@ class Dataplane(Keeper[Desired, Report]):
         worker = self._connect()
         try:
             interfaces = await worker.call(reader.read_interfaces)
-            found = [
-                (encapsulation, link.ifindex)
-                for link in interfaces.own_links()
-                if (encapsulation := _encapsulation_of(link))
-            ]
-            self._mesh.set_device_state(DeviceState(dict(found)))
+            found = ((_encapsulation_of(link), link.ifindex) for link in interfaces.own_links())
+            self._mesh.set_device_state(DeviceState({each: ifindex for each, ifindex in found if each is not None}))
             await self._read(self._rows, worker)
         except RefusedError as error:
             await self.close()
@@ -83,7 +71,7 @@ class Dataplane(Keeper[Desired, Report]):
     async def plan(self, desired: Desired) -> list[PlannedChange]:
         """What `apply` would change, in its order. Writes nothing, needs no capability."""
         async with self._lock:
-            return await self._connect().call(lambda commands: planned_changes(commands, desired))
+            return await self._connect().call(lambda commands: planned_changes(commands, self._record, desired))
 
     async def cleanup(self) -> Report:
         """Remove all that is owned, and put the switches back."""
@@ -105,13 +93,13 @@ class Dataplane(Keeper[Desired, Report]):
     @property
     def report(self) -> Report:
         """The state of things now."""
-        devices, strict = self._devices, self._mesh.device_state.strict
+        found, strict = self._devices.found, self._mesh.device_state.strict
         return Report(
             **self._basics(),
             peers=len(self._mesh.peers),
-            mtu=devices.mtu.bytes,
-            mtu_source=devices.mtu.why,
-            underlay=tuple(link.name for link in devices.underlay),
+            mtu=found.mtu.bytes,
+            mtu_source=found.mtu.why,
+            underlay=tuple(link.name for link in found.underlay),
             tunnels=self.tunnels,
             unreachable=tuple(sorted(self._mesh.unreachable)) if strict else (),
             conflicts=tuple(self._mesh.conflicts()),

@@ -12,11 +12,10 @@ import msgspec
 
 from netloom.cidr import Address, Cidr
 from netloom.kernel.mac import Mac
-from netloom.kernel.mesh.encapsulation import VXLAN, Encapsulation
-from netloom.kernel.ownership import DEFAULT_VNI
+from netloom.kernel.mesh.encapsulation import DEFAULT_VNI, VXLAN, Encapsulation
 
 
-class Node(msgspec.Struct, frozen=True, kw_only=True):
+class MeshNode(msgspec.Struct, frozen=True, kw_only=True):
     """This node: what it holds ready for its peers' packets, and what that is made of.
 
     local:     this node's IPv4 underlay address.
@@ -78,7 +77,7 @@ class Peer(msgspec.Struct, frozen=True, gc=False):
 class Desired:
     """The whole desired state, with a journal of what was touched. One `Dataplane` reads the journal."""
 
-    def __init__(self, node: Node | None = None, peers: Iterable[Peer] = ()) -> None:
+    def __init__(self, node: MeshNode | None = None, peers: Iterable[Peer] = ()) -> None:
         self.node = node
         self._peers = {peer.name: peer for peer in peers}
         self._touched: set[str] = set()

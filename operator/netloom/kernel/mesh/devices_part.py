@@ -13,14 +13,14 @@ from netloom.kernel.keeper.part import Attempt, Outcome, Part, Refused, Worker
 from netloom.kernel.keeper.retries import Item, Retries
 from netloom.kernel.mesh import reader
 from netloom.kernel.mesh import tunnel_device as device
-from netloom.kernel.mesh.desired import Desired, Node
+from netloom.kernel.mesh.desired import Desired, MeshNode
 from netloom.kernel.mesh.encapsulation import NO_ENCAPSULATION, Encapsulation
 from netloom.kernel.mesh.mesh import DeviceState
 from netloom.kernel.mesh.rows_part import MESH_STATE, MeshRows
 from netloom.kernel.mesh.tunnel_device import Interfaces, Mtu, Step
 from netloom.kernel.mesh.writer import ALREADY_GONE
 from netloom.kernel.netlink.links import Link, read_address, read_link, read_netconf
-from netloom.kernel.netlink.sockets import Commands
+from netloom.kernel.netlink.sockets import CommandSocket
 from netloom.kernel.netlink.wire import RTM_DELADDR, RTM_DELLINK, RTM_NEWADDR, RTM_NEWLINK, RTM_NEWNETCONF
 from netloom.kernel.ownership import MESH
 from netloom.kernel.sysctl import Sysctl, SysctlRecord, of_node, of_tunnel
@@ -31,10 +31,7 @@ _ALL_DEVICES = -1
 
 
 class MeshDevices(Part[Desired]):
-    """See the module. `rows` stand on the devices, and say by which devices the kernel sends to the peers.
-
-    underlay: the devices that carry traffic between the nodes. mtu: for pods.
-    """
+    """See the module. `rows` stand on the devices, and say by which devices the kernel sends to the peers."""
 
     owns = MESH
     state = MESH_STATE
@@ -42,17 +39,15 @@ class MeshDevices(Part[Desired]):
     kinds = frozenset((RTM_NEWLINK, RTM_DELLINK, RTM_NEWADDR, RTM_DELADDR, RTM_NEWNETCONF))
 
     def __init__(self, rows: MeshRows, record: SysctlRecord) -> None:
-        self.underlay: tuple[Link, ...] = ()
-        self.mtu = Mtu()
+        self.found = Found()
         self._rows = rows
         self._mesh = rows.mesh
         self._record = record
-        self._node: Node | None = None
+        self._node: MeshNode | None = None
         self._due = True
         self._expected = False
         self._outgoing: Collection[int] = frozenset()
-        self._surplus = False
-        self._unsettled: set[Item] = set()
+        self._undone: set[Item] = set()
 
     # ------------------------------------------------------------------------------------------- what is wanted
 
@@ -65,7 +60,7 @@ class MeshDevices(Part[Desired]):
 
     def pending(self) -> Iterable[Item]:
         """What could not be done, or has to wait."""
-        return self._unsettled
+        return self._undone
 
     # ------------------------------------------------------------------------------------------------- one pass
 
@@ -77,7 +72,7 @@ class MeshDevices(Part[Desired]):
     @property
     def _moved(self) -> bool:
         outgoing = self._mesh.fib.outgoing
-        return outgoing != self._outgoing and outgoing != {link.ifindex for link in self.underlay}
+        return outgoing != self._outgoing and outgoing != {link.ifindex for link in self.found.underlay}
 
     def doubt(self) -> None:
         """Everything is to be looked at again."""
@@ -86,15 +81,14 @@ class MeshDevices(Part[Desired]):
     async def update(self, worker: Worker, attempt: Attempt) -> Outcome:
         """Prepare all that rows stand on, and tell them. What cannot be done is in the outcome, and the rest is done
         all the same."""
-        self._surplus = False
-        if not self.due and self._unsettled <= attempt.held:
+        self.found.surplus = False
+        if not self.due and self._undone <= attempt.held:
             return Outcome()
         self._expected = self._expected or self._moved
         self._due, self._outgoing = False, self._mesh.fib.outgoing
-        work = Work(worker.commands, self._record, self._node, attempt.held)
-        found = await worker.call(lambda _commands: work.prepare(self._outgoing))
-        self.underlay, self.mtu, self._surplus = found.underlay, found.mtu, found.surplus
-        self._unsettled = set(work.unsettled)
+        work = DeviceWork(worker.commands, self._record, self._node, attempt.held)
+        self.found = found = await worker.call(lambda _commands: work.prepare(self._outgoing))
+        self._undone = work.undone
         self._mesh.fib.set_stopped(found.stopped)
         if work.flushed or found.device_state.tunnels != self._mesh.device_state.tunnels:
             self._rows.doubt()
@@ -104,11 +98,11 @@ class MeshDevices(Part[Desired]):
 
     async def remove(self, worker: Worker, attempt: Attempt) -> Outcome:
         """Remove what nothing stands on any more."""
-        if not self._surplus:
+        if not self.found.surplus:
             return Outcome()
-        work = Work(worker.commands, self._record, self._node, attempt.held)
+        work = DeviceWork(worker.commands, self._record, self._node, attempt.held)
         await worker.call(lambda _commands: work.tear_down())
-        self._unsettled |= work.unsettled
+        self._undone |= work.undone
         return work.outcome(drift=False)
 
     # --------------------------------------------------------------------------------------------------- events
@@ -127,7 +121,7 @@ class MeshDevices(Part[Desired]):
         elif kind == RTM_NEWNETCONF:
             # Somebody changed a switch as forwarding or rp_filter, of all devices or of one.
             ifindex = read_netconf(buffer, start, end)
-            known = (_ALL_DEVICES, *(link.ifindex for link in self.underlay))
+            known = (_ALL_DEVICES, *(link.ifindex for link in self.found.underlay))
             self._due = ifindex in known or self._mesh.is_tunnel(ifindex)
         else:
             seen = read_address(buffer, start, end)
@@ -139,7 +133,7 @@ class MeshDevices(Part[Desired]):
     def _concerns(self, link: Link, *, gone: bool) -> bool:
         if self.owns.link(link.name) or self._mesh.is_tunnel(link.ifindex):
             return True
-        known = next((each for each in self.underlay if each.ifindex == link.ifindex), None)
+        known = next((each for each in self.found.underlay if each.ifindex == link.ifindex), None)
         if known is not None and (link.mtu != known.mtu or link.name != known.name):
             return True
         told = self._node is not None and any(fnmatchcase(link.name, pattern) for pattern in self._node.devices)
@@ -149,7 +143,8 @@ class MeshDevices(Part[Desired]):
 class Found(msgspec.Struct):
     """What was found when all was prepared.
 
-    stopped: ifindexes of all devices that are down or without a carrier. surplus: there is something to remove.
+    underlay: the devices that carry traffic between the nodes. mtu: for pods. stopped: ifindexes of all devices that
+    are down or without a carrier. surplus: there is something to remove.
     """
 
     device_state: DeviceState = DeviceState()
@@ -159,10 +154,12 @@ class Found(msgspec.Struct):
     surplus: bool = False
 
 
-class Work:
+class DeviceWork:
     """One go at the devices, in a thread. `flushed`: the kernel may have dropped what stood on a device."""
 
-    def __init__(self, commands: Commands, record: SysctlRecord, node: Node | None, held: Set[Hashable]) -> None:
+    def __init__(
+        self, commands: CommandSocket, record: SysctlRecord, node: MeshNode | None, held: Set[Hashable]
+    ) -> None:
         self.flushed = False
         self._commands = commands
         self._record = record
@@ -172,9 +169,13 @@ class Work:
         self._done: dict[Item, None] = {}
         self._refused: dict[Item, Refused] = {}
 
+    def read(self) -> Interfaces:
+        """The kernel's links and addresses."""
+        return reader.read_interfaces(self._commands)
+
     def prepare(self, outgoing: Collection[int]) -> Found:
         """All that rows stand on. `outgoing`: ifindexes of the devices that routes to peers name."""
-        node, interfaces = self._node, reader.read_interfaces(self._commands)
+        node, interfaces = self._node, self.read()
         found = Found(stopped={link.ifindex for link in interfaces.links if not link.running})
         if node is None:
             found.surplus = bool(interfaces.own_links())
@@ -184,9 +185,8 @@ class Work:
         self._switch(of_node(names, ipv6=node.ipv6, native=NO_ENCAPSULATION in node.encapsulations))
         tunnels: dict[Encapsulation, int] = {}
         for encapsulation in node.tunnels:
-            interfaces = self._prepare_tunnel(
-                node, encapsulation, device.tunnel_mtu(node, encapsulation, interfaces, outgoing), interfaces
-            )
+            mtu = device.tunnel_mtu(node, encapsulation, interfaces, outgoing)
+            interfaces = self._prepare_tunnel(node, encapsulation, mtu, interfaces)
             link = interfaces.link(encapsulation.device)
             if link is None or device.unfit(link, encapsulation):
                 continue
@@ -201,24 +201,26 @@ class Work:
         found.mtu = underlay.inside_tunnel() if node.tunnels and underlay.bytes else underlay
         return found
 
-    def _prepare_tunnel(self, node: Node, encapsulation: Encapsulation, mtu: int, interfaces: Interfaces) -> Interfaces:
+    def _prepare_tunnel(
+        self, node: MeshNode, encapsulation: Encapsulation, mtu: int, interfaces: Interfaces
+    ) -> Interfaces:
         """One device; what the kernel holds afterwards."""
         if self._take(device.replacement(node, encapsulation, interfaces, mtu)):
-            interfaces = reader.read_interfaces(self._commands)
+            interfaces = self.read()
         link = interfaces.link(encapsulation.device)
         if link is None or device.unfit(link, encapsulation):
             return interfaces
         self.flushed = self.flushed or not link.up
         self._switch(of_tunnel(encapsulation.device, ipv6=node.ipv6))
         if self._take(device.adjustment(node, link, mtu)):
-            interfaces = reader.read_interfaces(self._commands)
+            interfaces = self.read()
             link = interfaces.link(encapsulation.device) or link
         self._take(device.missing_addresses(node, link, interfaces))
         return interfaces
 
     def tear_down(self) -> None:
         """Remove what nothing stands on any more."""
-        node, interfaces = self._node, reader.read_interfaces(self._commands)
+        node, interfaces = self._node, self.read()
         for encapsulation in node.tunnels if node is not None else ():
             link = interfaces.link(encapsulation.device)
             if node is not None and link is not None:
@@ -226,7 +228,7 @@ class Work:
         self._take(device.unwanted(node, interfaces))
 
     @property
-    def unsettled(self) -> set[Item]:
+    def undone(self) -> set[Item]:
         """What could not be done, or has to wait."""
         return self._waiting | self._refused.keys()
 

@@ -20,6 +20,13 @@ OVERHEAD = 50
 """Bytes a tunnel adds over IPv4, both protocols: IPv4 20, UDP 8, VXLAN or Geneve without options 8, Ethernet 14."""
 
 
+DEFAULT_VNI = 1
+"""What a packet carries when the sender has no identity: the same as flannel's default."""
+
+TUNNEL_TTL = 64
+"""Outer TTL. Has to be given: the kernel's default for an encapsulation route is 0 in places."""
+
+
 class Encapsulation(msgspec.Struct, frozen=True, order=True, gc=False):
     """A tunnel protocol and its UDP port, or `none` (port 0): packets go as they are, by native routes."""
 

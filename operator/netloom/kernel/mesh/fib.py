@@ -89,12 +89,12 @@ class FibLookups:
     def answered_all(self, answers: Sequence[tuple[Address, FibResult]]) -> None:
         """The kernel said so."""
         self.due.difference_update([address for address, _result in answers])
-        fib_lookups, wanted = self._results, self._wanted
+        results, wanted = self._results, self._wanted
         moved: dict[tuple[FibResult, FibResult], int] = {}
         for address, result in answers:
-            before = fib_lookups.get(address, _NOWHERE)
+            before = results.get(address, _NOWHERE)
             if before is not result and before != result and address in wanted:
-                fib_lookups[address] = result
+                results[address] = result
                 self.changed.add(address)
                 moved[before, result] = moved.get((before, result), 0) + 1
         for (before, result), number in moved.items():

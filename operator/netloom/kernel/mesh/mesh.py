@@ -5,7 +5,7 @@ come out. A peer's change costs what its own rows cost, whatever the number of p
 
 A peer's nexthop object keeps its id when the encapsulation changes: it is replaced, and the kernel moves all routes
 with it, at once. A peer whose underlay address or MAC is somebody else's gets no rows at all, one whose pod CIDR is, no
-route for that CIDR; see `claims`.
+route for that CIDR; see `AddressOwners`.
 """
 
 import zlib
@@ -17,7 +17,7 @@ import msgspec
 
 from netloom.cidr import Address, Cidr, format_address
 from netloom.kernel.keeper.table import Table
-from netloom.kernel.mac import Mac, format_mac
+from netloom.kernel.mac import Mac, format_mac, link_local_of, mac_in
 from netloom.kernel.mesh.address_owners import AddressOwners
 from netloom.kernel.mesh.desired import Desired, Peer
 from netloom.kernel.mesh.encapsulation import NO_ENCAPSULATION, Encapsulation
@@ -32,7 +32,7 @@ from netloom.kernel.mesh.rows import (
     SeenNexthop,
     SeenRoute,
 )
-from netloom.kernel.ownership import NEXTHOP_IDS, link_local_of, mac_in
+from netloom.kernel.ownership import NEXTHOP_IDS
 
 Unique = Address | Mac | Cidr
 """What no two peers may share. (The MAC gives the IPv6 gateway.)"""
@@ -53,7 +53,7 @@ class DeviceState(msgspec.Struct, frozen=True):
     strict: bool = False
 
 
-class Conflict(msgspec.Struct, frozen=True):
+class AddressConflict(msgspec.Struct, frozen=True):
     """A claim (address or CIDR, as text) of `peer` that `holder`, being senior, has."""
 
     claim: str
@@ -97,7 +97,7 @@ class Mesh:
         self.nexthops: Table[int, Nexthop] = Table()
         self.neighbours: Table[NeighbourKey, Mac] = Table()
         self.routes: Table[RouteKey, RouteContent] = Table()
-        self._tables: dict[str, Table[Any, Any]] = {
+        self.tables: dict[str, Table[Any, Any]] = {
             "nexthop": self.nexthops,
             "neighbour": self.neighbours,
             "route": self.routes,
@@ -147,10 +147,6 @@ class Mesh:
             self.remove_peer(name)
         self.set_peers([peer for name, peer in peers.items() if known.get(name) is not peer])
 
-    def set_peer(self, peer: Peer) -> None:
-        """Add or change a peer."""
-        self.set_peers((peer,))
-
     def set_peers(self, peers: Iterable[Peer]) -> None:
         """Add or change peers."""
         known, change = self.peers, self._owners.change
@@ -181,9 +177,9 @@ class Mesh:
             if identity is not None:
                 del self._peer_of[identity]
 
-    def conflicts(self) -> list[Conflict]:
+    def conflicts(self) -> list[AddressConflict]:
         """Claims that are not granted, in order."""
-        found = [Conflict(_unique_text(claim), holder, name) for claim, holder, name in self._owners.refused()]
+        found = [AddressConflict(_unique_text(claim), holder, name) for claim, holder, name in self._owners.refused()]
         return sorted(found, key=lambda conflict: (conflict.claim, conflict.peer))
 
     def items_of(self, name: str) -> list[tuple[str, Hashable]]:
@@ -198,11 +194,7 @@ class Mesh:
 
     def pending(self) -> list[tuple[str, Hashable]]:
         """(kind, key) of all that differs from the kernel."""
-        return [(kind, key) for kind, table in self._tables.items() for key in table.pending]
-
-    def is_pending(self, kind: str, key: Hashable) -> bool:
-        """Whether this entry differs from the kernel."""
-        return key in self._tables[kind].pending
+        return [(kind, key) for kind, table in self.tables.items() for key in table.pending]
 
     def is_tunnel(self, ifindex: int) -> bool:
         """Whether this is a device of ours that rows stand on."""
@@ -222,25 +214,22 @@ class Mesh:
         return self._owners.holders.get(key, "")
 
     def _want(self, old: Peer | None, new: Peer | None) -> None:
-        """Tell `reach` which addresses count: for IPv6, those that a native route may need."""
-        self.natives += (new is not None and NO_ENCAPSULATION in new.encapsulations) - (
-            old is not None and NO_ENCAPSULATION in old.encapsulations
-        )
-        for peer, count in ((old, -1), (new, 1)):
+        """Count what peers have in common, and tell the FIB which addresses matter."""
+        for peer, count in ((new, 1), (old, -1)):
             if peer is None:
                 continue
-            if peer.held:
-                (self._held.add if count > 0 else self._held.discard)(peer.name)
+            self.natives += count * (NO_ENCAPSULATION in peer.encapsulations)
             for prefix in peer.cidrs:
                 self._lengths[prefix.version, prefix.length, peer.held] += count
+        if old is not None:
+            self._held.discard(old.name)
+        if new is not None and new.held:
+            self._held.add(new.name)
         before, after = _underlays(old), _underlays(new)
-        if before == after:
-            return
-        for address in after:
-            if address not in before:
+        if before != after:
+            for address in after:
                 self.fib.want(address)
-        for address in before:
-            if address not in after:
+            for address in before:
                 self.fib.unwant(address)
 
     def _expand(self, names: Iterable[str]) -> None:
@@ -286,12 +275,10 @@ class Mesh:
 
     def _rows_of(self, name: str) -> PeerRows:
         peer, holders = self.peers.get(name), self._owners.holders
-        if peer is None or not peer.encapsulations or holders[peer.underlay] != name or holders[peer.mac] != name:
+        possible = self.device_state.tunnels or self.natives  # else there is no device yet
+        if peer is None or not possible or holders[peer.underlay] != name or holders[peer.mac] != name:
             self.unreachable.discard(name)
             return ()
-        if not self.device_state.tunnels and not self.natives:
-            self.unreachable.discard(name)
-            return ()  # as long as there is no device
         four: list[Cidr] = []
         six: list[Cidr] = []
         for prefix in peer.cidrs:
@@ -382,7 +369,7 @@ class Mesh:
 
     def release_retained(self) -> None:
         """What no peer explains is to go."""
-        for table in self._tables.values():
+        for table in self.tables.values():
             table.retain(set())
 
     def _unknown(self, key: RouteKey, own: Collection[Address]) -> bool:
@@ -472,10 +459,8 @@ class Mesh:
 
 
 def _underlays(peer: Peer | None) -> tuple[Address, ...]:
+    """For IPv6 the one that a native route may need."""
     if peer is None:
         return ()
-    return (
-        (peer.underlay, peer.underlay6)
-        if peer.underlay6 and NO_ENCAPSULATION in peer.encapsulations
-        else (peer.underlay,)
-    )
+    native6 = peer.underlay6 and NO_ENCAPSULATION in peer.encapsulations
+    return (peer.underlay, peer.underlay6) if native6 else (peer.underlay,)

@@ -1,4 +1,4 @@
-"""The kernel's state, read whole: what a start, a full comparison and a plan begin with.
+"""The kernel's state, read whole: what a start, a resync and a plan begin with.
 
 Needs no capability. 10,000 peers are read in about 0.1 s; while that happens the event loop goes on (the caller uses
 a thread).
@@ -12,42 +12,41 @@ from netloom.cidr import Address
 from netloom.kernel.mac import Mac
 from netloom.kernel.mesh import row_readers, row_requests
 from netloom.kernel.mesh.fib import FibResult
-from netloom.kernel.mesh.lodgers import DirectRoute
-from netloom.kernel.mesh.rows import NeighbourKey, SeenNexthop, SeenRoute
+from netloom.kernel.mesh.rows import DirectRoute, NeighbourKey, SeenNexthop, SeenRoute
 from netloom.kernel.mesh.tunnel_device import Interfaces
 from netloom.kernel.netlink import links
-from netloom.kernel.netlink.sockets import BATCH, Commands, RefusedError, read_all
+from netloom.kernel.netlink.sockets import BATCH, CommandSocket, RefusedError, read_all
 from netloom.kernel.netlink.wire import NLMSG_ERROR
 
 _FAMILIES = (socket.AF_INET, socket.AF_INET6)
 
 
-def read_interfaces(commands: Commands) -> Interfaces:
+def read_interfaces(commands: CommandSocket) -> Interfaces:
     """All links and addresses."""
     found = read_all(commands, links.dump_links(), links.read_link)
     return Interfaces(tuple(found), tuple(read_all(commands, links.dump_addresses(), links.read_address)))
 
 
-def nexthops(commands: Commands) -> list[SeenNexthop]:
+def nexthops(commands: CommandSocket) -> list[SeenNexthop]:
     """All nexthop objects, foreign ones included: their ids are not free."""
     return read_all(commands, row_requests.dump_nexthops(), row_readers.nexthop_reader().read)
 
 
-def routes(commands: Commands) -> list[SeenRoute]:
+def routes(commands: CommandSocket) -> list[SeenRoute]:
     """The mesh's routes."""
     read = row_readers.route_reader().read
     found = [read_all(commands, row_requests.dump_routes(family), read) for family in _FAMILIES]
     return [seen for part in found for seen in part if seen.owned]
 
 
-def direct_routes(commands: Commands) -> list[DirectRoute]:
+def direct_routes(commands: CommandSocket) -> list[DirectRoute]:
     """Everybody else's routes that lead to a device and by no gateway."""
     read = row_readers.read_direct_route
     found = [read_all(commands, row_requests.dump_all_routes(family), read) for family in _FAMILIES]
     return [seen for part in found for seen in part]
 
 
-def neighbours(commands: Commands, ifindexes: Iterable[int]) -> dict[NeighbourKey, Mac]:
+def neighbours(commands: CommandSocket, ifindexes: Iterable[int]) -> dict[NeighbourKey, Mac]:
     """The permanent neighbours on our devices."""
     read = row_readers.neighbour_reader().read
     return {
@@ -58,7 +57,7 @@ def neighbours(commands: Commands, ifindexes: Iterable[int]) -> dict[NeighbourKe
     }
 
 
-def fib_lookups(commands: Commands, addresses: Sequence[Address]) -> list[tuple[Address, FibResult]]:
+def fib_lookups(commands: CommandSocket, addresses: Sequence[Address]) -> list[tuple[Address, FibResult]]:
     """Which way packets to these addresses go."""
     found: list[tuple[Address, FibResult]] = []
     read, ask = row_readers.fib_result_reader().read, row_requests.ask_route
@@ -72,7 +71,7 @@ def fib_lookups(commands: Commands, addresses: Sequence[Address]) -> list[tuple[
     return found
 
 
-def received(commands: Commands, ifindex: int) -> int:
+def received(commands: CommandSocket, ifindex: int) -> int:
     """Packets that a device has received since it was made; 0 if it is not there."""
     counts: list[int] = []
     with contextlib.suppress(RefusedError):

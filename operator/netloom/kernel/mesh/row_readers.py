@@ -13,11 +13,11 @@ from typing import Any
 
 from netloom.cidr import Address, Cidr
 from netloom.kernel.mesh.fib import FibResult
-from netloom.kernel.mesh.lodgers import DirectRoute
 from netloom.kernel.mesh.rows import (
     DEFAULT_METRIC,
     EDITED,
     EDITED_MAC,
+    DirectRoute,
     Nexthop,
     OddRoute,
     RouteContent,

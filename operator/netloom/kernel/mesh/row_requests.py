@@ -11,7 +11,9 @@ from functools import lru_cache
 from typing import Any
 
 from netloom.cidr import WIDTH, Address, Version
+from netloom.kernel.mesh.encapsulation import TUNNEL_TTL
 from netloom.kernel.mesh.rows import DEFAULT_METRIC, OddRoute
+from netloom.kernel.netlink import wire
 from netloom.kernel.netlink.messages import (
     LWTUNNEL_ENCAP_IP,
     NeighbourMessage,
@@ -21,21 +23,7 @@ from netloom.kernel.netlink.messages import (
     nested,
 )
 from netloom.kernel.netlink.template import marker, message_template
-from netloom.kernel.netlink.wire import (
-    CREATE,
-    EXCL,
-    REPLACE,
-    RTM_DELNEIGH,
-    RTM_DELNEXTHOP,
-    RTM_DELROUTE,
-    RTM_GETNEIGH,
-    RTM_GETNEXTHOP,
-    RTM_GETROUTE,
-    RTM_NEWNEIGH,
-    RTM_NEWNEXTHOP,
-    RTM_NEWROUTE,
-)
-from netloom.kernel.ownership import ROUTE_PROTOCOL, ROUTE_TABLE, TUNNEL_TTL
+from netloom.kernel.ownership import ROUTE_PROTOCOL, ROUTE_TABLE
 
 _RTN_UNICAST = 1
 _SCOPE_NOWHERE = 255
@@ -79,8 +67,9 @@ def _route(version: Version, length: int, mtu: int, said: bool, replace: bool) -
     fields = {"dst_len": length, "type": _RTN_UNICAST, **_our_routes(_FAMILY[size])}
     metrics = {"metrics": nested(RTAX_MTU=mtu)} if mtu or said else {}
     # Where no route of ours is, a foreign one may be: EXCL makes the kernel refuse instead of replacing it.
-    flags = CREATE | (REPLACE if replace else EXCL)
-    return message_template(RouteMessage, RTM_NEWROUTE, flags, fields, dst=_ADDRESS[size], nh_id=_NUMBER, **metrics)
+    flags = wire.CREATE | (wire.REPLACE if replace else wire.EXCL)
+    attributes = {"dst": _ADDRESS[size], "nh_id": _NUMBER, **metrics}
+    return message_template(RouteMessage, wire.RTM_NEWROUTE, flags, fields, **attributes)
 
 
 @lru_cache
@@ -89,7 +78,7 @@ def _deleted_route(version: Version, length: int, tos: int, metric: int | None) 
     size = WIDTH[version] // 8
     fields = {"dst_len": length, "tos": tos, "scope": _SCOPE_NOWHERE, **_our_routes(_FAMILY[size])}
     priority = DEFAULT_METRIC[version] if metric is None else metric
-    return message_template(RouteMessage, RTM_DELROUTE, 0, fields, dst=_ADDRESS[size], priority=priority)
+    return message_template(RouteMessage, wire.RTM_DELROUTE, 0, fields, dst=_ADDRESS[size], priority=priority)
 
 
 def _our_routes(family: int) -> dict[str, int]:
@@ -123,13 +112,13 @@ def _nexthop(size: int, ifindex: int, vni: int | None, replace: bool) -> bytes:
     if vni is not None:
         outer = nested(LWTUNNEL_IP_ID=vni, LWTUNNEL_IP_TTL=TUNNEL_TTL, LWTUNNEL_IP_DST=_REMOTE)
         attributes |= {"encap_type": LWTUNNEL_ENCAP_IP, "encap": outer}
-    flags = CREATE | (REPLACE if replace else EXCL)
-    return message_template(NexthopMessage, RTM_NEWNEXTHOP, flags, fields, **attributes)
+    flags = wire.CREATE | (wire.REPLACE if replace else wire.EXCL)
+    return message_template(NexthopMessage, wire.RTM_NEWNEXTHOP, flags, fields, **attributes)
 
 
 @lru_cache
 def _deleted_nexthop() -> bytes:
-    return message_template(NexthopMessage, RTM_DELNEXTHOP, 0, {}, id=_NUMBER)
+    return message_template(NexthopMessage, wire.RTM_DELNEXTHOP, 0, {}, id=_NUMBER)
 
 
 def encode_neighbours(writes: Writes) -> list[bytes]:
@@ -147,13 +136,14 @@ def encode_neighbours(writes: Writes) -> list[bytes]:
 @lru_cache
 def _neighbour(size: int, ifindex: int) -> bytes:
     fields = {"family": _FAMILY[size], "ifindex": ifindex, "state": _NUD_PERMANENT, "ndm_type": _RTN_UNICAST}
-    return message_template(NeighbourMessage, RTM_NEWNEIGH, CREATE | REPLACE, fields, dst=_ADDRESS[size], lladdr=_MAC)
+    flags = wire.CREATE | wire.REPLACE
+    return message_template(NeighbourMessage, wire.RTM_NEWNEIGH, flags, fields, dst=_ADDRESS[size], lladdr=_MAC)
 
 
 @lru_cache
 def _deleted_neighbour(size: int, ifindex: int) -> bytes:
     fields = {"family": _FAMILY[size], "ifindex": ifindex}
-    return message_template(NeighbourMessage, RTM_DELNEIGH, 0, fields, dst=_ADDRESS[size])
+    return message_template(NeighbourMessage, wire.RTM_DELNEIGH, 0, fields, dst=_ADDRESS[size])
 
 
 def probe_neighbour(sequence: int, ifindex: int, address: Address) -> bytes:
@@ -165,7 +155,7 @@ def probe_neighbour(sequence: int, ifindex: int, address: Address) -> bytes:
 @lru_cache
 def _probe(size: int, ifindex: int) -> bytes:
     fields = {"family": _FAMILY[size], "ifindex": ifindex, "flags": _NTF_USE}
-    return message_template(NeighbourMessage, RTM_NEWNEIGH, 0, fields, dst=_ADDRESS[size])
+    return message_template(NeighbourMessage, wire.RTM_NEWNEIGH, 0, fields, dst=_ADDRESS[size])
 
 
 def ask_route(sequence: int, address: Address) -> bytes:
@@ -176,25 +166,25 @@ def ask_route(sequence: int, address: Address) -> bytes:
 @lru_cache
 def _question(size: int) -> bytes:
     fields = {"family": _FAMILY[size], "dst_len": size * 8}
-    return message_template(RouteMessage, RTM_GETROUTE, 0, fields, dst=_ADDRESS[size])
+    return message_template(RouteMessage, wire.RTM_GETROUTE, 0, fields, dst=_ADDRESS[size])
 
 
 def dump_routes(family: int) -> bytes:
     """Request: our routes of the main table; the kernel filters."""
-    return encode(RouteMessage, RTM_GETROUTE, 0, _our_routes(family), table=ROUTE_TABLE)
+    return encode(RouteMessage, wire.RTM_GETROUTE, 0, _our_routes(family), table=ROUTE_TABLE)
 
 
 def dump_all_routes(family: int) -> bytes:
     """Request: everybody's routes, of all tables."""
-    return encode(RouteMessage, RTM_GETROUTE, 0, {"family": family})
+    return encode(RouteMessage, wire.RTM_GETROUTE, 0, {"family": family})
 
 
 def dump_nexthops() -> bytes:
     """Request: all nexthop objects. (The kernel can filter by device, but not by id range or protocol.)"""
-    return encode(NexthopMessage, RTM_GETNEXTHOP, 0, {})
+    return encode(NexthopMessage, wire.RTM_GETNEXTHOP, 0, {})
 
 
 def dump_neighbours(ifindex: int) -> bytes:
     """Request: the neighbours of one device."""
     # NDA_IFINDEX, not ndm_ifindex: the strict check wants the filter as an attribute.
-    return encode(NeighbourMessage, RTM_GETNEIGH, 0, {}, ifindex=ifindex)
+    return encode(NeighbourMessage, wire.RTM_GETNEIGH, 0, {}, ifindex=ifindex)

@@ -12,7 +12,8 @@ import msgspec
 
 from netloom.cidr import Address, Cidr
 from netloom.kernel.mac import Mac
-from netloom.kernel.ownership import MESH, TUNNEL_TTL
+from netloom.kernel.mesh.encapsulation import TUNNEL_TTL
+from netloom.kernel.ownership import MESH
 
 DEFAULT_METRIC: dict[int, int] = {4: 0, 6: 1024}
 """What the kernel makes of a route's metric of 0, by IP version."""
@@ -70,7 +71,7 @@ class Nexthop(msgspec.Struct, frozen=True, gc=False):
 
 
 class SeenRoute(msgspec.Struct, frozen=True, gc=False):
-    """A route of the main table, whoever owns it. `via` is EDITED unless it is a plain `nhid` route."""
+    """A route of the main table, whoever owns it. `content` is EDITED unless it is a plain `nhid` route."""
 
     key: RouteKey
     content: RouteContent
@@ -103,3 +104,10 @@ class SeenNeighbour(msgspec.Struct, frozen=True, gc=False):
     address: Address
     mac: Mac
     failed: bool = False
+
+
+class DirectRoute(msgspec.Struct, frozen=True):
+    """Somebody's route by a device (its ifindex) and no gateway."""
+
+    destination: Cidr
+    ifindex: int

@@ -20,23 +20,9 @@ from netloom.kernel.mesh.row_readers import read_destination, read_neighbour, re
 from netloom.kernel.mesh.row_requests import probe_neighbour
 from netloom.kernel.mesh.rows import RouteKey
 from netloom.kernel.mesh.writer import Writer
+from netloom.kernel.netlink import wire
 from netloom.kernel.netlink.links import read_address, read_link
 from netloom.kernel.netlink.sockets import BATCH, AnswerLost
-from netloom.kernel.netlink.wire import (
-    REPLACE,
-    RTM_DELADDR,
-    RTM_DELLINK,
-    RTM_DELNEIGH,
-    RTM_DELNEXTHOP,
-    RTM_DELROUTE,
-    RTM_DELRULE,
-    RTM_NEWADDR,
-    RTM_NEWLINK,
-    RTM_NEWNEIGH,
-    RTM_NEWNEXTHOP,
-    RTM_NEWROUTE,
-    RTM_NEWRULE,
-)
 from netloom.kernel.ownership import DEVICE_PREFIX, MESH
 
 PROBE_SECONDS = 3.0
@@ -58,20 +44,16 @@ class MeshRows(Part[Desired]):
     def __init__(self, mesh: Mesh, *, retain_unknown: bool) -> None:
         self.mesh = mesh
         self.reading_seconds = 0.0
-        self._hear = {
-            RTM_NEWROUTE: self._route,
-            RTM_DELROUTE: self._route,
-            RTM_NEWNEIGH: self._neighbour,
-            RTM_DELNEIGH: self._neighbour,
-            RTM_NEWNEXTHOP: self._nexthop,
-            RTM_DELNEXTHOP: self._nexthop,
-            RTM_NEWLINK: self._link,
-            RTM_DELLINK: self._link,
-            RTM_NEWADDR: self._address,
-            RTM_DELADDR: self._address,
-            RTM_NEWRULE: self._rule,
-            RTM_DELRULE: self._rule,
-        }
+        hear = (
+            (wire.RTM_NEWROUTE, self._route),
+            (wire.RTM_NEWNEIGH, self._neighbour),
+            (wire.RTM_NEWNEXTHOP, self._nexthop),
+            (wire.RTM_NEWLINK, self._link),
+            (wire.RTM_NEWADDR, self._address),
+            (wire.RTM_NEWRULE, self._rule),
+        )
+        self._hear = {kind + deleted: each for kind, each in hear for deleted in (0, 1)}
+        """By message type: RTM_DELROUTE is behind RTM_NEWROUTE, and so with the others."""
         self.kinds = frozenset(self._hear)
         self._retaining = retain_unknown
         self._desired = Desired()
@@ -104,7 +86,7 @@ class MeshRows(Part[Desired]):
             if peer is None:
                 mesh.remove_peer(name)
             else:
-                mesh.set_peer(peer)
+                mesh.set_peers((peer,))
             retries.forget(mesh.items_of(name))
 
     def pending(self) -> Iterable[Item]:
@@ -209,7 +191,7 @@ class MeshRows(Part[Desired]):
 
     def hear(self, kind: int, flags: int, buffer: bytes, start: int, end: int) -> None:
         """Take in an event."""
-        if kind != RTM_DELNEXTHOP:
+        if kind != wire.RTM_DELNEXTHOP:
             self._forget_nexthops()
         self._hear[kind](kind, flags, buffer, start, end)
 
@@ -218,9 +200,9 @@ class MeshRows(Part[Desired]):
         self._forget_nexthops()
         touched, self._touched = self._touched, set()
         found, self._found = self._found, []
-        for item in touched:
-            if self.mesh.is_pending(*item):
-                yield item, not self._resync_due
+        for kind, key in touched:
+            if key in self.mesh.tables[kind].pending:
+                yield (kind, key), not self._resync_due
         for item in found:
             yield item, False
 
@@ -237,10 +219,10 @@ class MeshRows(Part[Desired]):
         seen = read_route(buffer, start, end)
         if seen is None:
             return
-        if kind == RTM_DELROUTE:
+        if kind == wire.RTM_DELROUTE:
             concerns = self.mesh.lost_route(seen)
         else:
-            concerns = self.mesh.saw_route(seen, replaced=bool(flags & REPLACE))
+            concerns = self.mesh.saw_route(seen, replaced=bool(flags & wire.REPLACE))
         if concerns:
             self._touched.add(("route", seen.key))
 
@@ -249,17 +231,17 @@ class MeshRows(Part[Desired]):
         if seen is None:
             return
         if not self.mesh.is_tunnel(seen.ifindex):
-            failed = kind == RTM_NEWNEIGH and seen.failed
+            failed = kind == wire.RTM_NEWNEIGH and seen.failed
             self.mesh.fib.neighbour_changed(seen.ifindex, seen.address, failed=failed)
             return
         key = (seen.ifindex, seen.address)
-        concerns = self.mesh.lost_neighbour(key) if kind == RTM_DELNEIGH else self.mesh.saw_neighbour(key, seen.mac)
-        if concerns:
+        deleted = kind == wire.RTM_DELNEIGH
+        if self.mesh.lost_neighbour(key) if deleted else self.mesh.saw_neighbour(key, seen.mac):
             self._touched.add(("neighbour", key))
 
     def _nexthop(self, kind: int, _flags: int, buffer: bytes, start: int, end: int) -> None:
         seen = read_nexthop(buffer, start, end)
-        if kind == RTM_DELNEXTHOP:
+        if kind == wire.RTM_DELNEXTHOP:
             self._lost_nexthops.add(seen.id)
             self._touched.add(("nexthop", seen.id))
         elif self.mesh.saw_nexthop(seen):
@@ -270,10 +252,10 @@ class MeshRows(Part[Desired]):
         if link is None:
             return
         if self.mesh.is_tunnel(link.ifindex):
-            if kind == RTM_DELLINK or not link.up:
+            if kind == wire.RTM_DELLINK or not link.up:
                 self._resync_due = True
         elif not link.name.startswith(DEVICE_PREFIX):
-            running = kind == RTM_NEWLINK and link.running
+            running = kind == wire.RTM_NEWLINK and link.running
             changed = self.mesh.fib.link_changed(link.ifindex, running=running)
             if changed and not running and self.mesh.stands_on(link.ifindex):
                 self._resync_due = True

@@ -9,15 +9,16 @@ from collections.abc import Collection, Iterable, Iterator
 from fnmatch import fnmatchcase
 
 import msgspec
+from msgspec.structs import replace
 
 from netloom.cidr import Address, format_address
-from netloom.kernel.mac import format_mac
-from netloom.kernel.mesh.desired import Node
+from netloom.kernel.mac import format_mac, link_local_of
+from netloom.kernel.mesh.desired import MeshNode
 from netloom.kernel.mesh.encapsulation import OVERHEAD, Encapsulation
 from netloom.kernel.netlink import links
 from netloom.kernel.netlink.links import InterfaceAddress, Link, LocalAddress
 from netloom.kernel.netlink.sockets import Refusal
-from netloom.kernel.ownership import DEVICE_PREFIX, MESH, link_local_of
+from netloom.kernel.ownership import DEVICE_PREFIX, MESH
 
 DEFAULT_MTU = 1500
 """Bytes; Ethernet's, while there is no device to take it from."""
@@ -27,6 +28,7 @@ class Step(msgspec.Struct, frozen=True):
     """One change: what it is about, how `ip` would say it, why, and its message.
 
     creates, deletes: the device or address. flushes: the kernel drops what stands on the device with it.
+    link: the device as it is then, when it has been made (its ifindex is not known: 0) or set up.
     """
 
     kind: str
@@ -37,6 +39,7 @@ class Step(msgspec.Struct, frozen=True):
     creates: bool = False
     deletes: bool = False
     flushes: bool = False
+    link: Link | None = None
 
 
 class Interfaces(msgspec.Struct, frozen=True):
@@ -74,7 +77,7 @@ class Mtu(msgspec.Struct, frozen=True):
         return Mtu(self.bytes - OVERHEAD, f"{self.why}, less {OVERHEAD} for the tunnel")
 
 
-def carrying(node: Node, interfaces: Interfaces, outgoing: Collection[int]) -> list[Link]:
+def carrying(node: MeshNode, interfaces: Interfaces, outgoing: Collection[int]) -> list[Link]:
     """The devices that carry traffic between the nodes. `outgoing`: ifindexes that the kernel's routes to peers name.
 
     Of the devices that the node was told to use, those that routes name; where no route does, all of them; where it
@@ -89,7 +92,7 @@ def carrying(node: Node, interfaces: Interfaces, outgoing: Collection[int]) -> l
     return used or ([holder] if holder is not None else [])
 
 
-def underlay_mtu(node: Node, interfaces: Interfaces, outgoing: Collection[int]) -> Mtu:
+def underlay_mtu(node: MeshNode, interfaces: Interfaces, outgoing: Collection[int]) -> Mtu:
     """Between the nodes: as configured, else the least of the devices that carry the traffic."""
     if node.mtu:
         return Mtu(node.mtu, "as configured")
@@ -101,7 +104,7 @@ def underlay_mtu(node: Node, interfaces: Interfaces, outgoing: Collection[int]) 
     return Mtu(least.mtu, f"{least.name} has {least.mtu}")
 
 
-def tunnel_mtu(node: Node, encapsulation: Encapsulation, interfaces: Interfaces, outgoing: Collection[int]) -> int:
+def tunnel_mtu(node: MeshNode, encapsulation: Encapsulation, interfaces: Interfaces, outgoing: Collection[int]) -> int:
     """Bytes of the tunnel's device. While nothing says how much there is, it stays as it is."""
     underlay, device = underlay_mtu(node, interfaces, outgoing), interfaces.link(encapsulation.device)
     if underlay.bytes or device is None:
@@ -109,12 +112,12 @@ def tunnel_mtu(node: Node, encapsulation: Encapsulation, interfaces: Interfaces,
     return device.mtu
 
 
-def native_mtu(node: Node, underlay: Iterable[Link]) -> int:
+def native_mtu(node: MeshNode, underlay: Iterable[Link]) -> int:
     """Bytes for native routes, where packets have to be smaller than their devices allow; else 0."""
     return node.mtu if node.mtu and any(link.mtu > node.mtu for link in underlay) else 0
 
 
-def desired_addresses(node: Node) -> list[LocalAddress]:
+def desired_addresses(node: MeshNode) -> list[LocalAddress]:
     """The own addresses as hosts, and, where IPv6 is in use, the link-local address that peers use as gateway."""
     result = [LocalAddress(address, len(address) * 8) for address in node.addresses]
     if node.ipv6:
@@ -133,7 +136,7 @@ def unfit(link: Link, encapsulation: Encapsulation) -> str:
     return f"it is set to {link.odd}" if link.odd else ""
 
 
-def replacement(node: Node, encapsulation: Encapsulation, interfaces: Interfaces, mtu: int) -> Iterator[Step]:
+def replacement(node: MeshNode, encapsulation: Encapsulation, interfaces: Interfaces, mtu: int) -> Iterator[Step]:
     """Deletion of a device of the tunnel's name that cannot serve, and creation of one that can."""
     name = encapsulation.device
     link = interfaces.link(name)
@@ -142,18 +145,15 @@ def replacement(node: Node, encapsulation: Encapsulation, interfaces: Interfaces
         return
     if link is not None:
         yield _deletion(link, why)
-    yield Step(
-        "link",
-        name,
-        f"link add {name} address {format_mac(node.mac)} mtu {mtu} type {encapsulation.protocol} external "
-        f"dstport {encapsulation.port}"
-        f"{' nolearning' if encapsulation.protocol == 'vxlan' else ''}",
-        links.create_tunnel(name, encapsulation.protocol, mac=node.mac, mtu=mtu, port=encapsulation.port),
-        creates=True,
-    )
+    protocol, port = encapsulation.protocol, encapsulation.port
+    learning = " nolearning" if protocol == "vxlan" else ""
+    text = f"address {format_mac(node.mac)} mtu {mtu} type {protocol} external dstport {port}{learning}"
+    message = links.create_tunnel(name, protocol, mac=node.mac, mtu=mtu, port=port)
+    made = Link(name, 0, protocol, mac=node.mac, mtu=mtu, port=port, external=True, generates_addresses=True)
+    yield Step("link", name, f"link add {name} {text}", message, creates=True, link=made)
 
 
-def unwanted(node: Node | None, interfaces: Interfaces) -> Iterator[Step]:
+def unwanted(node: MeshNode | None, interfaces: Interfaces) -> Iterator[Step]:
     """Deletion of the links with our name that no tunnel uses."""
     wanted = {encapsulation.device for encapsulation in node.tunnels} if node else set()
     for link in interfaces.own_links():
@@ -161,12 +161,12 @@ def unwanted(node: Node | None, interfaces: Interfaces) -> Iterator[Step]:
             yield _deletion(link, "no tunnel uses it")
 
 
-def adjustment(node: Node, link: Link, mtu: int) -> Iterator[Step]:
+def adjustment(node: MeshNode, link: Link, mtu: int) -> Iterator[Step]:
     """What has to be set on the device; up comes last, so that nothing is sent before all is right."""
     name = link.name
 
-    def step(text: str, message: bytes) -> Step:
-        return Step("link", name, f"link set {name} {text}", message)
+    def step(text: str, message: bytes, then: Link | None = None) -> Step:
+        return Step("link", name, f"link set {name} {text}", message, link=then)
 
     if link.generates_addresses:
         yield step("addrgenmode none", links.set_no_generated_addresses(link.ifindex))
@@ -177,17 +177,10 @@ def adjustment(node: Node, link: Link, mtu: int) -> Iterator[Step]:
     if link.master:
         yield step("nomaster", links.change(link.ifindex, master=0))
     if not link.up:
-        yield step("up", links.set_up(link.ifindex))
+        yield step("up", links.set_up(link.ifindex), replace(link, up=True))
 
 
-def first_steps(node: Node, encapsulation: Encapsulation, mtu: int) -> Iterator[Step]:
-    """For a plan: what follows the creation of a device that has no ifindex yet."""
-    link = Link(encapsulation.device, 0, mac=node.mac, mtu=mtu, generates_addresses=True)
-    yield from adjustment(node, link, mtu)
-    yield from missing_addresses(node, link, Interfaces())
-
-
-def missing_addresses(node: Node, link: Link, interfaces: Interfaces) -> Iterator[Step]:
+def missing_addresses(node: MeshNode, link: Link, interfaces: Interfaces) -> Iterator[Step]:
     """Addresses to add; an added one comes last. The node's own packets have the first IPv4 address as their source, so
     those that stand before the one that shall be it are added anew."""
     wanted = desired_addresses(node)
@@ -204,7 +197,7 @@ def missing_addresses(node: Node, link: Link, interfaces: Interfaces) -> Iterato
             yield _address_step(link, local)
 
 
-def surplus_addresses(node: Node, link: Link, interfaces: Interfaces) -> Iterator[Step]:
+def surplus_addresses(node: MeshNode, link: Link, interfaces: Interfaces) -> Iterator[Step]:
     """Addresses to remove: every address on our device is ours."""
     wanted = desired_addresses(node)
     for local in sorted(interfaces.addresses_on(link.ifindex), key=str):

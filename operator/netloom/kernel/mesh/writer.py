@@ -10,13 +10,12 @@ read while the batch is under way is then never overwritten by older knowledge.
 
 import asyncio
 import errno
-from collections.abc import Callable, Collection, Hashable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
 
 from netloom.kernel.keeper.part import Attempt, Outcome, Refused, Worker
-from netloom.kernel.keeper.table import Table
 from netloom.kernel.mesh.mesh import Mesh
 from netloom.kernel.mesh.row_requests import encode_neighbours, encode_nexthops, encode_routes
 from netloom.kernel.netlink.sockets import BATCH, Refusal
@@ -30,9 +29,15 @@ Write = tuple[Any, Any, Any]
 
 class _Batch(msgspec.Struct):
     kind: str
-    table: Table[Any, Any]
     writes: Sequence[Write]
     answer: asyncio.Future[dict[int, Refusal]]
+
+
+_ENCODERS: dict[str, Callable[[Sequence[Write]], list[bytes]]] = {
+    "neighbour": encode_neighbours,
+    "nexthop": encode_nexthops,
+    "route": encode_routes,
+}
 
 
 class Writer:
@@ -40,36 +45,33 @@ class Writer:
 
     def __init__(self, mesh: Mesh) -> None:
         self._mesh = mesh
-        self._encoders: dict[str, Callable[[Sequence[Write]], list[bytes]]] = {
-            "neighbour": encode_neighbours,
-            "nexthop": encode_nexthops,
-            "route": encode_routes,
-        }
 
     async def update(self, worker: Worker, attempt: Attempt) -> Outcome:
         """Send all that is missing or different and not held back. Raises AnswerLost."""
         mesh, batches = self._mesh, list[_Batch]()
-        for kind, table in (("neighbour", mesh.neighbours), ("nexthop", mesh.nexthops)):
-            self._send(worker, kind, table, _allowed(kind, table.updates(), attempt.held), batches)
+        self._send(worker, attempt, "neighbour", mesh.neighbours.updates(), batches)
+        self._send(worker, attempt, "nexthop", mesh.nexthops.updates(), batches)
         # A route cannot stand on a nexthop that has to wait.
         routes = [write for write in mesh.routes.updates() if write[1].nexthop in mesh.nexthops.kernel]
-        self._send(worker, "route", mesh.routes, _allowed("route", routes, attempt.held), batches)
+        self._send(worker, attempt, "route", routes, batches)
         return await self._outcome(batches)
 
     async def remove(self, worker: Worker, attempt: Attempt) -> Outcome:
         """Send the deletion of all that is not wanted and not held back. Raises AnswerLost."""
-        mesh, batches = self._mesh, list[_Batch]()
-        for kind, table in (("route", mesh.routes), ("nexthop", mesh.nexthops), ("neighbour", mesh.neighbours)):
-            self._send(worker, kind, table, _allowed(kind, table.deletions(), attempt.held), batches)
+        batches: list[_Batch] = []
+        for kind in ("route", "nexthop", "neighbour"):
+            self._send(worker, attempt, kind, self._mesh.tables[kind].deletions(), batches)
         return await self._outcome(batches)
 
     def _send(
-        self, worker: Worker, kind: str, table: Table[Any, Any], writes: Sequence[Write], batches: list[_Batch]
+        self, worker: Worker, attempt: Attempt, kind: str, writes: Sequence[Write], batches: list[_Batch]
     ) -> None:
-        table.assume(writes)
+        if attempt.held:
+            writes = [write for write in writes if (kind, write[0]) not in attempt.held]
+        self._mesh.tables[kind].assume(writes)
         for at in range(0, len(writes), BATCH):
             part = writes[at : at + BATCH]
-            batches.append(_Batch(kind, table, part, worker.submit(self._encoders[kind](part))))
+            batches.append(_Batch(kind, part, worker.submit(_ENCODERS[kind](part))))
 
     async def _outcome(self, batches: Sequence[_Batch]) -> Outcome:
         """Wait for all answers, and correct the tables by what was refused."""
@@ -89,21 +91,18 @@ class Writer:
 
     def _correct(self, batch: _Batch, refusals: dict[int, Refusal], outcome: Outcome) -> None:
         mesh, written = self._mesh, []
+        table = mesh.tables[batch.kind]
         for sequence, (key, value, before) in enumerate(batch.writes):
             refusal = refusals.get(sequence)
             if refusal is None or (value is None and refusal.errno in ALREADY_GONE):
                 written.append(key)
                 continue
             if before is None:
-                batch.table.gone(key)
+                table.gone(key)
             else:
-                batch.table.saw(key, before)
+                table.saw(key, before)
             # A route whose nexthop was refused in the same go is not a failure of its own: it waits.
             if batch.kind != "route" or value is None or value.nexthop in mesh.nexthops.kernel:
                 peer = mesh.peer_of(batch.kind, key)
                 outcome.refused.append(Refused((batch.kind, key), str(refusal), refusal.errno, peer))
         outcome.written.append((batch.kind, written))
-
-
-def _allowed(kind: str, writes: Sequence[Write], held: Collection[Hashable]) -> Sequence[Write]:
-    return [write for write in writes if (kind, write[0]) not in held] if held else writes

@@ -11,18 +11,8 @@ import msgspec
 
 from netloom.cidr import Address, format_address
 from netloom.kernel.mac import Mac
+from netloom.kernel.netlink import wire
 from netloom.kernel.netlink.messages import AddressMessage, LinkMessage, NetconfMessage, decode, encode, nested
-from netloom.kernel.netlink.wire import (
-    CREATE,
-    EXCL,
-    REPLACE,
-    RTM_DELADDR,
-    RTM_DELLINK,
-    RTM_GETADDR,
-    RTM_GETLINK,
-    RTM_NEWADDR,
-    RTM_NEWLINK,
-)
 
 IFF_UP, IFF_LOWER_UP = 1, 1 << 16
 _SKIP_STATISTICS = 8
@@ -143,17 +133,17 @@ def read_netconf(buffer: bytes, start: int, end: int) -> int:
 
 def dump_links() -> bytes:
     """Request: all links, without their counters."""
-    return encode(LinkMessage, RTM_GETLINK, 0, {}, ext_mask=_SKIP_STATISTICS)
+    return encode(LinkMessage, wire.RTM_GETLINK, 0, {}, ext_mask=_SKIP_STATISTICS)
 
 
 def get_link(ifindex: int) -> bytes:
     """Request: one link, with its counters."""
-    return encode(LinkMessage, RTM_GETLINK, 0, {"index": ifindex})
+    return encode(LinkMessage, wire.RTM_GETLINK, 0, {"index": ifindex})
 
 
 def dump_addresses() -> bytes:
     """Request: all addresses."""
-    return encode(AddressMessage, RTM_GETADDR, 0, {})
+    return encode(AddressMessage, wire.RTM_GETADDR, 0, {})
 
 
 def create_tunnel(name: str, kind: str, *, mac: Mac, mtu: int, port: int) -> bytes:
@@ -163,40 +153,41 @@ def create_tunnel(name: str, kind: str, *, mac: Mac, mtu: int, port: int) -> byt
     else:
         settings = nested(IFLA_GENEVE_COLLECT_METADATA=True, IFLA_GENEVE_PORT=port)
     info = nested(IFLA_INFO_KIND=kind, IFLA_INFO_DATA=settings)
-    return encode(LinkMessage, RTM_NEWLINK, CREATE | EXCL, {}, ifname=name, address=mac, mtu=mtu, linkinfo=info)
+    flags = wire.CREATE | wire.EXCL
+    return encode(LinkMessage, wire.RTM_NEWLINK, flags, {}, ifname=name, address=mac, mtu=mtu, linkinfo=info)
 
 
 def set_up(ifindex: int) -> bytes:
     """`ip link set up`."""
-    return encode(LinkMessage, RTM_NEWLINK, 0, {"index": ifindex, "flags": IFF_UP, "change": IFF_UP})
+    return encode(LinkMessage, wire.RTM_NEWLINK, 0, {"index": ifindex, "flags": IFF_UP, "change": IFF_UP})
 
 
 def change(ifindex: int, /, **attributes: Any) -> bytes:
-    """`ip link set` of a MAC (`address`), an `mtu` or a `master`, which is 0 for none."""
-    return encode(LinkMessage, RTM_NEWLINK, 0, {"index": ifindex}, **attributes)
+    """`ip link set` of a MAC (`address`), an `mtu`, a `master` (0: none), or what else goes by its name."""
+    return encode(LinkMessage, wire.RTM_NEWLINK, 0, {"index": ifindex}, **attributes)
 
 
 def set_no_generated_addresses(ifindex: int) -> bytes:
     """`ip link set addrgenmode none`: the link-local address is given, not made by the kernel after a second of DAD."""
-    ipv6 = nested(IFLA_INET6_ADDR_GEN_MODE=_GENERATE_NO_ADDRESS)
-    return change(ifindex, af_spec=nested(AF_INET6=ipv6))
+    return change(ifindex, af_spec=nested(AF_INET6=nested(IFLA_INET6_ADDR_GEN_MODE=_GENERATE_NO_ADDRESS)))
 
 
 def delete_link(ifindex: int) -> bytes:
     """`ip link delete`."""
-    return encode(LinkMessage, RTM_DELLINK, 0, {"index": ifindex})
+    return encode(LinkMessage, wire.RTM_DELLINK, 0, {"index": ifindex})
 
 
 def put_address(ifindex: int, local: LocalAddress) -> bytes:
     """`ip address replace`. IPv6: without duplicate address detection, which a tunnel cannot do, and waits for."""
     fields = {"family": local.family, "prefixlen": local.length, "index": ifindex}
     fields["scope"] = _SCOPE_LINK if local.address.startswith(_LINK_LOCAL) else 0
-    flags = {"flags": _NO_DUPLICATE_DETECTION} if local.family == socket.AF_INET6 else {}
-    address = local.address
-    return encode(AddressMessage, RTM_NEWADDR, CREATE | REPLACE, fields, local=address, address=address, **flags)
+    attributes: dict[str, Any] = {"local": local.address, "address": local.address}
+    if local.family == socket.AF_INET6:
+        attributes["flags"] = _NO_DUPLICATE_DETECTION
+    return encode(AddressMessage, wire.RTM_NEWADDR, wire.CREATE | wire.REPLACE, fields, **attributes)
 
 
 def delete_address(ifindex: int, local: LocalAddress) -> bytes:
     """`ip address delete`."""
     fields = {"family": local.family, "prefixlen": local.length, "index": ifindex}
-    return encode(AddressMessage, RTM_DELADDR, 0, fields, local=local.address)
+    return encode(AddressMessage, wire.RTM_DELADDR, 0, fields, local=local.address)

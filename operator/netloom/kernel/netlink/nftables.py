@@ -5,20 +5,20 @@ back (no NLA_F_NESTED, registers by their 16-byte names), so a dumped rule can b
 there are 10,000 of, the sets' elements: those of a CIDR take 1.3 us to encode and 2.6 to decode, pyroute2's class 145
 and 90 (`make bench-codec`), and it loses the flag that marks the end of an interval.
 
-Why not libnftables or `nft`: to change one element of an interval set they read the whole set first. Numbers are from
-linux/netfilter/{nf_tables,nfnetlink}.h.
+Numbers are from linux/netfilter/{nf_tables,nfnetlink}.h.
 """
 
 import socket
 import sys
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeVar
 
 import msgspec
 
-from netloom.kernel.masquerade.cover import END, START
 from netloom.kernel.netlink.messages import decode, encode, nested, nftsocket
 from netloom.kernel.netlink.wire import ATTRIBUTE, CREATE, HEADER, HEADER_SIZE, REQUEST, attributes
+
+S = TypeVar("S")
 
 SUBSYSTEM = 10 << 8
 BATCH_BEGIN, BATCH_END = 0x10, 0x11
@@ -28,16 +28,8 @@ NEWRULE, GETRULE, DELRULE = 6, 7, 8
 NEWSET, GETSET, DELSET = 9, 10, 11
 NEWSETELEM, GETSETELEM, DELSETELEM = 12, 13, 14
 
-NAMES = {
-    NEWTABLE: "newtable",
-    DELTABLE: "deltable",
-    NEWCHAIN: "newchain",
-    NEWRULE: "newrule",
-    DELRULE: "delrule",
-    NEWSET: "newset",
-    NEWSETELEM: "newsetelem",
-    DELSETELEM: "delsetelem",
-}
+_OBJECTS = ("table", "chain", "rule", "set", "setelem")
+NAMES = {3 * i + change: verb + name for i, name in enumerate(_OBJECTS) for change, verb in ((0, "new"), (2, "del"))}
 """Requests that change the kernel, by the low byte of their type, as metrics and tests name them."""
 
 FAMILY_INET = 1
@@ -49,6 +41,10 @@ KEY_TYPES = {4: nftsocket.DATA_TYPE_IPADDR, 16: nftsocket.DATA_TYPE_IP6ADDR}
 """What `nft` calls ipv4_addr and ipv6_addr, by bytes."""
 
 _REGISTER, _NETWORK_HEADER = nftsocket.Regs.NFT_REG_1, 1
+
+START, END = b"\1", b"\0"
+"""Last byte of an element's key, behind its address: whether an interval starts or ends there. END sorts first: where
+one ends and the next begins, both are at the same address."""
 
 BEGIN_SEQUENCE = 0xFFFF_FFFF
 """Sequence number of what the kernel says about a transaction as a whole."""
@@ -138,35 +134,28 @@ class SeenRule(msgspec.Struct, frozen=True):
     expressions: bytes
 
 
-def read_table(buffer: bytes, start: int, end: int) -> SeenTable:
-    """A NEWTABLE message."""
-    found = decode(_Table, buffer, start)
-    return SeenTable(found.get_attr("NFTA_TABLE_FLAGS", 0), found.get_attr("NFTA_TABLE_USE", 0))
+def _reader(layout: Any, seen: Callable[..., S], *attributes: tuple[Any, Any]) -> Callable[[bytes, int, int], S]:
+    """attributes: name, or path of names, and what stands for one that is missing, for each field of what is seen."""
+
+    def read(buffer: bytes, start: int, end: int) -> S:
+        found = decode(layout, buffer, start)
+        return seen(*[found.get(name, missing) for name, missing in attributes])
+
+    return read
 
 
-def read_chain(buffer: bytes, start: int, end: int) -> SeenChain:
-    """A NEWCHAIN message."""
-    found = decode(_Chain, buffer, start)
-    return SeenChain(
-        kind=found.get_attr("NFTA_CHAIN_TYPE", ""),
-        hook=found.get(("NFTA_CHAIN_HOOK", "NFTA_HOOK_HOOKNUM"), -1),
-        priority=found.get(("NFTA_CHAIN_HOOK", "NFTA_HOOK_PRIORITY"), 0),
-        policy=found.get_attr("NFTA_CHAIN_POLICY", 0),
-    )
-
-
-def read_set(buffer: bytes, start: int, end: int) -> SeenSet:
-    """A NEWSET message."""
-    found = decode(_Set, buffer, start)
-    flags, kind, size = (found.get_attr(f"NFTA_SET_{name}", 0) for name in ("FLAGS", "KEY_TYPE", "KEY_LEN"))
-    return SeenSet(found.get_attr("NFTA_SET_NAME"), flags, kind, size)
-
-
-def read_rule(buffer: bytes, start: int, end: int) -> SeenRule:
-    """A NEWRULE message."""
-    found = decode(_Rule, buffer, start)
-    texts = (found.get_attr(f"NFTA_RULE_{name}", b"") for name in ("USERDATA", "EXPRESSIONS"))
-    return SeenRule(found.get_attr("NFTA_RULE_HANDLE"), *texts)
+read_table = _reader(_Table, SeenTable, ("flags", 0), ("use", 0))
+read_chain = _reader(
+    _Chain,
+    SeenChain,
+    ("type", ""),
+    (("hook", "NFTA_HOOK_HOOKNUM"), -1),
+    (("hook", "NFTA_HOOK_PRIORITY"), 0),
+    ("policy", 0),
+)
+read_set = _reader(_Set, SeenSet, ("name", ""), ("flags", 0), ("key_type", 0), ("key_len", 0))
+read_rule = _reader(_Rule, SeenRule, ("handle", 0), ("userdata", b""), ("expressions", b""))
+"""Of NEWTABLE, NEWCHAIN, NEWSET and NEWRULE messages."""
 
 
 # -------------------------------------------------------------------------------------------------- expressions
@@ -183,7 +172,7 @@ def _expression(name: str, **parts: Any) -> Expression:
     return nested(NFTA_EXPR_NAME=name, NFTA_EXPR_DATA=nested(**parts))
 
 
-def _resync(operation: nftsocket.Cmp, value: bytes) -> Expression:
+def _compare(operation: nftsocket.Cmp, value: bytes) -> Expression:
     data = nested(NFTA_DATA_VALUE=value)
     return _expression("cmp", NFTA_CMP_SREG=_REGISTER, NFTA_CMP_OP=operation, NFTA_CMP_DATA=data)
 
@@ -195,7 +184,7 @@ def _load(key: nftsocket.Meta) -> Expression:
 def of_family(size: int) -> list[Expression]:
     """`meta nfproto ipv4`, or ipv6."""
     family = socket.AF_INET if size == 4 else socket.AF_INET6
-    return [_load(nftsocket.Meta.NFT_META_NFPROTO), _resync(nftsocket.Cmp.NFT_CMP_EQ, bytes([family]))]
+    return [_load(nftsocket.Meta.NFT_META_NFPROTO), _compare(nftsocket.Cmp.NFT_CMP_EQ, bytes([family]))]
 
 
 def address_in(size: int, name: str, *, destination: bool = False, inside: bool = True) -> list[Expression]:
@@ -210,7 +199,7 @@ def address_in(size: int, name: str, *, destination: bool = False, inside: bool 
 
 def not_out_of(device_prefix: str) -> list[Expression]:
     """`oifname != "prefix*"`."""
-    return [_load(nftsocket.Meta.NFT_META_OIFNAME), _resync(nftsocket.Cmp.NFT_CMP_NEQ, device_prefix.encode())]
+    return [_load(nftsocket.Meta.NFT_META_OIFNAME), _compare(nftsocket.Cmp.NFT_CMP_NEQ, device_prefix.encode())]
 
 
 def masquerade() -> list[Expression]:
@@ -229,7 +218,7 @@ class ElementMessages:
         self._start, self._end = _element_heads(size)
 
     def encode(self, kind: int, keys: Iterable[bytes]) -> bytes:
-        """NEWSETELEM or DELSETELEM for the elements of one CIDR (see cover.keys)."""
+        """NEWSETELEM or DELSETELEM for these elements."""
         elements = b"".join(
             [self._start + key[:-1] if key[-1:] == START else self._end + key[:-1] + _END_FLAG for key in keys]
         )

@@ -23,16 +23,8 @@ from typing import TypeVar
 
 import msgspec
 
-from netloom.kernel.netlink.wire import (
-    ACK,
-    DUMP,
-    DUMP_INTERRUPTED,
-    HEADER,
-    HEADER_SIZE,
-    NLMSG_DONE,
-    NLMSG_ERROR,
-    attributes,
-)
+from netloom.kernel.netlink import wire
+from netloom.kernel.netlink.wire import HEADER, HEADER_SIZE, attributes
 
 NETLINK_ROUTE, NETLINK_NETFILTER = 0, 12
 _SOL_NETLINK = 270
@@ -104,11 +96,11 @@ class RefusedError(OSError):
 
 
 class AnswerLost(Exception):
-    """The kernel's answers to a batch did not all arrive: what it did is unknown until it is compared."""
+    """The kernel's answers to a batch did not all arrive: what it did is unknown until it is read."""
 
 
 class Overflow(Exception):
-    """Events were dropped: what changed is unknown until it is compared."""
+    """Events were dropped: what changed is unknown until all is read."""
 
 
 Seen = TypeVar("Seen")
@@ -172,14 +164,14 @@ class CommandSocket:
     def _batch(self, messages: Sequence[bytes]) -> bytearray:
         """What is sent: only the last is to be acknowledged."""
         batch = bytearray(b"".join(messages))
-        batch[len(batch) - len(messages[-1]) + 6 + _LOW_BYTE] |= ACK
+        batch[len(batch) - len(messages[-1]) + 6 + _LOW_BYTE] |= wire.ACK
         return batch
 
     def _acknowledged(self, last: int, refusals: dict[int, Refusal]) -> bool:
         """Read one datagram; whether the answer to request `last`, or to all of them, was in it."""
         done, buffer = False, self._socket.recv(1 << 16)
         for kind, flags, sequence, start, end in walk(buffer):
-            if kind != NLMSG_ERROR or (sequence > last and sequence != self.whole):
+            if kind != wire.NLMSG_ERROR or (sequence > last and sequence != self.whole):
                 continue
             refusal = _refusal(buffer, flags, start, end)
             if refusal is not None:
@@ -205,11 +197,11 @@ class CommandSocket:
 
     def dump(self, request: bytes, visit: Visit) -> bool:
         """Visit every message of the answer. False: the kernel says it was interrupted by a change."""
-        return self._ask(request, DUMP, visit)
+        return self._ask(request, wire.DUMP, visit)
 
     def get(self, request: bytes, visit: Visit) -> None:
         """Visit the one object that is asked for. Raises RefusedError, as ENODEV, if there is none."""
-        self._ask(request, ACK, visit)
+        self._ask(request, wire.ACK, visit)
 
     def _ask(self, request: bytes, flags: int, visit: Visit) -> bool:
         self._sequence += 1
@@ -231,18 +223,14 @@ class CommandSocket:
             for kind, flags, sequence, start, end in walk(buffer):
                 if sequence != self._sequence:
                     continue
-                if flags & DUMP_INTERRUPTED:
+                if flags & wire.DUMP_INTERRUPTED:
                     whole = False
-                if kind in (NLMSG_DONE, NLMSG_ERROR):
+                if kind in (wire.NLMSG_DONE, wire.NLMSG_ERROR):
                     refusal = _refusal(buffer, flags, start, end)
                     if refusal is not None:
                         raise RefusedError(refusal)
                     return whole
                 visit(kind, buffer, start, end)
-
-
-Commands = CommandSocket
-"""What the rest of the kernel side needs of it, whatever its protocol; tests put fault injection in its place."""
 
 
 class EventSocket:
@@ -279,7 +267,7 @@ class EventSocket:
             raise
 
 
-def read_all(commands: Commands, request: bytes, read: Callable[[bytes, int, int], Seen | None]) -> list[Seen]:
+def read_all(commands: CommandSocket, request: bytes, read: Callable[[bytes, int, int], Seen | None]) -> list[Seen]:
     """What `read` makes of the messages of a dump, but for None. It is read again while the kernel says that the state
     changed meanwhile; the last reading stands. Raises RefusedError, OSError."""
     found: list[Seen] = []
@@ -324,15 +312,8 @@ def _drop_events_of(sock: socket.socket, port: int) -> None:
     load_word, jump_if_equal, give = 0x20, 0x15, 0x06
     # BPF loads words in network order, the header holds them in host order.
     swapped = int.from_bytes(port.to_bytes(4, sys.byteorder), "big")
-    program = b"".join(
-        struct.pack("=HBBI", *instruction)
-        for instruction in (
-            (load_word, 0, 0, 12),
-            (jump_if_equal, 0, 1, swapped),
-            (give, 0, 0, 0),
-            (give, 0, 0, 0xFFFFFFFF),
-        )
-    )
+    instructions = ((load_word, 0, 0, 12), (jump_if_equal, 0, 1, swapped), (give, 0, 0, 0), (give, 0, 0, 0xFFFFFFFF))
+    program = b"".join(struct.pack("=HBBI", *each) for each in instructions)
     memory = ctypes.create_string_buffer(program)
     filter_program = struct.pack("HL", len(program) // 8, ctypes.addressof(memory))
     sock.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, filter_program)

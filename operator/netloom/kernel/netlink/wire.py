@@ -16,22 +16,18 @@ RTM_NEWRULE, RTM_DELRULE = 32, 33
 RTM_NEWNETCONF = 80
 RTM_NEWNEXTHOP, RTM_DELNEXTHOP, RTM_GETNEXTHOP = 104, 105, 106
 
-NAMES = {
-    RTM_NEWLINK: "newlink",
-    RTM_DELLINK: "dellink",
-    RTM_NEWADDR: "newaddr",
-    RTM_DELADDR: "deladdr",
-    RTM_NEWROUTE: "newroute",
-    RTM_DELROUTE: "delroute",
-    RTM_NEWNEIGH: "newneigh",
-    RTM_DELNEIGH: "delneigh",
-    RTM_NEWNEXTHOP: "newnexthop",
-    RTM_DELNEXTHOP: "delnexthop",
+_OBJECTS = {
+    RTM_NEWLINK: "link",
+    RTM_NEWADDR: "addr",
+    RTM_NEWROUTE: "route",
+    RTM_NEWNEIGH: "neigh",
+    RTM_NEWNEXTHOP: "nexthop",
 }
+NAMES = {kind + i: verb + name for kind, name in _OBJECTS.items() for i, verb in enumerate(("new", "del"))}
 """Types of requests that change the kernel, as metrics and tests name them."""
 
 # Flags of the header. The same bits mean one thing in a "new" request, another in a "get" request.
-REQUEST, MULTI, ACK, DUMP_INTERRUPTED = 0x01, 0x02, 0x04, 0x10
+REQUEST, ACK, DUMP_INTERRUPTED = 0x01, 0x04, 0x10
 DUMP = 0x300
 REPLACE, EXCL, CREATE = 0x100, 0x200, 0x400
 

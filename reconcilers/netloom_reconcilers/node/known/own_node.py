@@ -21,7 +21,7 @@ import structlog
 
 from netloom.api.v1alpha1 import Address, NetloomNode
 from netloom.cidr import Cidr
-from netloom.kernel.mesh import occupancy
+from netloom.kernel.mesh.occupants import occupants
 from netloom.kernel.netlink.sockets import AnswerLost
 from netloom_reconcilers.node.known.peers import internal_ip, prefixes_of
 
@@ -48,7 +48,7 @@ class OwnNode:
     alone."""
 
     node_name: str
-    occupants: Occupants = occupancy.occupants
+    occupants: Occupants = occupants
     record: Path | None = None
     look_seconds: float = LOOK_SECONDS
 

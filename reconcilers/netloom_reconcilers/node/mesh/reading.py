@@ -4,14 +4,14 @@ import msgspec
 
 from netloom.api.v1alpha1 import NETWORK_NAME, NetloomNetwork, NetloomNode, Routing
 from netloom.cidr import Address, Cidr, parse_address
-from netloom.kernel.mesh.desired import Node, Peer
-from netloom.kernel.ownership import mac_of
+from netloom.kernel.mac import mac_of
+from netloom.kernel.mesh.desired import MeshNode, Peer
 from netloom_reconcilers.features.kernel import Obstacle
 from netloom_reconcilers.node.known.peers import HELD, internal_ip, prefixes_of
 from netloom_reconcilers.node.mesh.encapsulations import announced, encapsulations_to
 
 
-def node_of(network: NetloomNetwork | None, node: NetloomNode | None, node_name: str) -> Node | Obstacle:
+def node_of(network: NetloomNetwork | None, node: NetloomNode | None, node_name: str) -> MeshNode | Obstacle:
     """This node, but for the encapsulations, which are its peers' business."""
     if network is None or node is None:
         return missing(network, node_name)
@@ -22,7 +22,7 @@ def node_of(network: NetloomNetwork | None, node: NetloomNode | None, node_name:
     if bad:
         return Obstacle("InvalidPodCIDR", " ".join(bad))
     routing = network.spec.routing
-    return Node(
+    return MeshNode(
         local=local,
         mac=mac_of(node_name),
         mtu=network.spec.mtu,

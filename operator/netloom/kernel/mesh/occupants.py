@@ -1,28 +1,34 @@
-"""What lives on this node inside a CIDR and is none of ours: a pod's route, the bridge of a CNI plugin. Pure.
+"""What lives on this node inside a CIDR and is none of ours: a pod's route, the bridge of a CNI plugin.
 
 Whoever wires pods leaves its traces in the node's own tables: a host route to each pod by its veth, or a bridge that
 holds an address of the CIDR. Only a device that runs counts: a bridge whose last pod left has no carrier. A route by a
 gateway leads away, and is nobody's who lives here.
 """
 
-from collections.abc import Collection, Iterable
-
-import msgspec
+import asyncio
+from collections.abc import Collection
 
 from netloom.cidr import Cidr
-from netloom.kernel.mesh.tunnel_device import Interfaces
+from netloom.kernel.mesh import reader
+from netloom.kernel.netlink.sockets import CommandSocket
 from netloom.kernel.ownership import DEVICE_PREFIX
 
 
-class DirectRoute(msgspec.Struct, frozen=True):
-    """Somebody's route by a device (its ifindex) and no gateway."""
+async def occupants(within: Collection[Cidr]) -> dict[Cidr, str]:
+    """Of these CIDRs, those that somebody else's routes and addresses on this node show to be lived in, with the first
+    of these, as `10.1.0.5/32 on veth3`.
 
-    destination: Cidr
-    ifindex: int
+    Raises AnswerLost, OSError.
+    """
+    commands = CommandSocket()  # opened in this thread, whose network namespace counts
+    return await asyncio.to_thread(_read, commands, within)
 
 
-def lodgers(within: Collection[Cidr], interfaces: Interfaces, routes: Iterable[DirectRoute]) -> dict[Cidr, str]:
-    """Of these CIDRs, those that something lives in, with the first of it, as `10.1.0.5/32 on veth3`."""
+def _read(commands: CommandSocket, within: Collection[Cidr]) -> dict[Cidr, str]:
+    try:
+        interfaces, routes = reader.read_interfaces(commands), reader.direct_routes(commands)
+    finally:
+        commands.close()
     running = {
         link.ifindex: link.name for link in interfaces.links if link.running and not link.name.startswith(DEVICE_PREFIX)
     }

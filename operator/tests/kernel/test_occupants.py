@@ -4,7 +4,7 @@ import pytest
 
 from netloom.cidr import Cidr
 from netloom.kernel.mesh.desired import Desired
-from netloom.kernel.mesh.occupancy import occupants
+from netloom.kernel.mesh.occupants import occupants
 from tests.kernel.conftest import Planes
 from tests.kernel.meshes import here, mesh
 from tests.kernel.netns import Lab, Namespace

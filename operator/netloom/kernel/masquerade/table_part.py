@@ -1,0 +1,321 @@
+"""Our nftables table as a part: as it should be, as it is known to be, and the transaction between the two.
+
+What a pass writes is one transaction, so packets see the table before it or after it, and never without its rules.
+A refused element is left out of the next attempt, and does not stop the others.
+"""
+
+import errno
+from collections.abc import Hashable, Iterable, Sequence, Set
+
+import msgspec
+import structlog
+
+from netloom.cidr import format_address
+from netloom.kernel.errors import KernelUnsupported
+from netloom.kernel.keeper.part import Attempt, Outcome, Part, Refused, Worker
+from netloom.kernel.keeper.report import PlannedChange
+from netloom.kernel.keeper.retries import Item, Retries
+from netloom.kernel.masquerade import ruleset
+from netloom.kernel.masquerade.cover import cidr_of
+from netloom.kernel.masquerade.ruleset import RULES_ITEM, SETS, TABLE, TABLE_ITEM, TABLE_KEY, Families, Seen, Write
+from netloom.kernel.masquerade.sets import ELEMENT, UNKNOWN, Element, Masquerading, Sets
+from netloom.kernel.netlink import nftables
+from netloom.kernel.netlink.sockets import CommandSocket, Refusal, RefusedError
+from netloom.kernel.ownership import MASQUERADE
+
+log = structlog.get_logger(__name__)
+
+_TRANSACTION: Item = ("transaction", TABLE_KEY)
+
+Elements = dict[str, dict[bytes, bool]]
+"""By set: key, and whether the element is plain."""
+
+
+class Transaction(msgspec.Struct):
+    """Requests. `anew`: the table is made or removed, with all that is in it; `rules`: rules are written."""
+
+    writes: Sequence[Write] = ()
+    anew: bool = False
+    rules: bool = False
+
+    def refused(self, refusals: dict[int, Refusal]) -> dict[Item, Refused]:
+        """What the kernel would not take, in words."""
+        found: dict[Item, Refused] = {}
+        for i, refusal in sorted(refusals.items()):
+            if i < len(self.writes) and (write := self.writes[i]).item not in found:
+                error = f"{write.what}: {refusal}{_hint(write, refusal)}"
+                found[write.item] = Refused(write.item, error, refusal.errno)
+        if not found:
+            refusal = next(iter(refusals.values()))
+            found[_TRANSACTION] = Refused(_TRANSACTION, str(refusal), refusal.errno)
+        return found
+
+    def drop(self, items: Set[Item]) -> bool:
+        """Leave these out. Whether there is anything left that can be done without them."""
+        if not items.isdisjoint({TABLE_ITEM, _TRANSACTION}):
+            return False
+        self.rules = self.rules and RULES_ITEM not in items
+        self.writes = [write for write in self.writes if write.item not in items]
+        return bool(self.writes)
+
+
+def _hint(write: Write, refusal: Refusal) -> str:
+    if refusal.errno == errno.ENOENT and write.needs_nat:
+        return " (is there NAT for nftables in this kernel? It takes nft_chain_nat and nft_masq, and Linux 5.2)"
+    return ""
+
+
+def _read_state(commands: CommandSocket, *, whole: bool) -> tuple[Seen, Elements | None]:
+    """What is in the table; with the elements of its sets if the `whole` is asked for. Raises RefusedError, OSError."""
+    seen = ruleset.read(commands)
+    if not whole:
+        return seen, None
+    return seen, {name: ruleset.read_elements(commands, name) for name in SETS if name in seen.names}
+
+
+class MasqueradeTable(Part[Masquerading]):
+    """See the module."""
+
+    owns = MASQUERADE
+    state = ("dump", f"table {TABLE_KEY}")
+    groups = ("nftables",)
+    kinds = frozenset(range(nftables.SUBSYSTEM, nftables.SUBSYSTEM + 256))
+
+    def __init__(self, *, retain_unknown: bool = False) -> None:
+        self.sets = Sets()
+        self._seen = Seen()
+        self._retaining = retain_unknown
+        self._desired: Masquerading | None = None
+        self._table_due = self._resync_due = True
+        self._touched: set[tuple[str, bytes]] = set()
+        self._found: list[tuple[Item, bool]] = []
+        self._in_place: Families | None = None
+        """What the table was last found to be right for; None: not known."""
+        self._echoed: dict[bytes, bytes] = {}
+        self._rules_written = False
+
+    # ------------------------------------------------------------------------------------------- what is wanted
+
+    def want(self, desired: Masquerading, retries: Retries) -> None:
+        """Take over the rules, and the CIDRs: of the same object as before, those that its journal names."""
+        touched, sets = desired.take_touched(), self.sets
+        if desired is not self._desired:
+            self._desired = desired
+            sets.replace(desired)
+            retries.clear()
+            return
+        changed = [element for name in touched for element in sets.set_known(name, desired.known.get(name, ()))]
+        if desired.rules != sets.rules:
+            changed += sets.set_rules(desired.rules)
+            retries.forget((TABLE_ITEM, RULES_ITEM, _TRANSACTION))
+        retries.forget((ELEMENT, element) for element in changed)
+
+    @property
+    def families(self) -> Families:
+        """Those whose packets are to be masqueraded; with none there is to be no table."""
+        return self.sets.rules.families
+
+    @property
+    def unknown(self) -> int:  # type: ignore[override]
+        """Known CIDRs from an earlier life that no node explains, and that are retained."""
+        return len(self.sets.known.get(UNKNOWN, ()))
+
+    def release_retained(self) -> None:
+        """All nodes are known: what none of them explains goes."""
+        self.sets.set_known(UNKNOWN, ())
+
+    def pending(self) -> Iterable[Item]:
+        """All that is not as it should be."""
+        faults = self._faults()
+        yield from faults
+        if faults or self.sets.pending:
+            yield _TRANSACTION
+        for name, key in self._different():
+            yield ELEMENT, Element(name, key)
+
+    def _different(self) -> Iterable[tuple[str, bytes]]:
+        """Elements of sets that should be there, which are not as desired."""
+        return ((name, key) for name in self.sets.names for key in self.sets.tables[name].pending)
+
+    def _faults(self) -> list[Item]:
+        """What of the table is not as it should be, apart from elements."""
+        if not self.families:
+            return [TABLE_ITEM] if self._seen.table is not None else []
+        if ruleset.fault_of_table(self._seen):
+            return [TABLE_ITEM]
+        return [] if ruleset.same_rules(self.families, self._seen, self._echoed) else [RULES_ITEM]
+
+    # -------------------------------------------------------------------------------------------------- reading
+
+    @property
+    def due(self) -> bool:  # type: ignore[override]
+        """The table is to be read."""
+        return self._resync_due or self._table_due
+
+    def doubt(self) -> None:
+        """All of the table is to be read again."""
+        self._resync_due = True
+
+    async def read(self, worker: Worker) -> bool:
+        """Read the table, and its elements where these are due; note what is not as it was left."""
+        if not self.due:
+            return False
+        whole, self._resync_due, self._table_due = self._resync_due, False, False
+        self._load(*await worker.call(lambda commands: _read_state(commands, whole=whole)))
+        if whole and self._retaining:
+            self._retaining = False
+            self.sets.retain_unknown()
+        return whole
+
+    def _load(self, seen: Seen, elements: Elements | None) -> None:
+        """The kernel holds this (`elements` None: as far as is known, the same as before)."""
+        self._seen = seen
+        if self._rules_written:
+            self._rules_written = False
+            if len(seen.rules) == len(self.families):
+                self._echoed |= {rule.userdata: rule.expressions for rule in seen.rules}
+        expected = self._in_place == self.families
+        known = set(self._different()) if expected else set()
+        for name, table in self.sets.tables.items():
+            if elements is not None:
+                table.load(elements.get(name, {}))
+            elif name not in seen.names:
+                table.load({})
+        faults = self._faults()
+        if expected:
+            self._found += [(item, True) for item in faults]
+            if TABLE_ITEM not in faults:
+                self._found += [(item, False) for item in self._strange({*self._different()} - known)]
+        if not faults:
+            self._in_place = self.families
+
+    def explain(self, error: Exception) -> str:
+        """With the cause that is behind an errno that says little; empty where no table is wanted."""
+        return "" if _without_nftables(error) and not self.families else explained(error)
+
+    # -------------------------------------------------------------------------------------------------- writing
+
+    async def update(self, worker: Worker, attempt: Attempt) -> Outcome:
+        """Write what is due. Refused on the strength of old knowledge, it is tried again on that of new."""
+        outcome, due = Outcome(), self._transaction(attempt.held)
+        while due.writes:
+            refusals = await worker.submit([write.message for write in due.writes])
+            if not refusals:
+                self._wrote(due, outcome)
+                break
+            refused = due.refused(refusals)
+            if not attempt.fresh and refused.keys().isdisjoint(attempt.failing):
+                log.info("the kernel refused: reading everything", error=next(iter(refused.values())).error)
+                self._resync_due = True
+                break
+            outcome.refused += refused.values()
+            if not due.drop(refused.keys()):
+                break
+        return outcome
+
+    def _transaction(self, held: Set[Hashable]) -> Transaction:
+        """What makes all right that may be tried now."""
+        faults = self._faults()
+        anew = TABLE_ITEM in faults
+        if _TRANSACTION in held or (anew and TABLE_ITEM in held):
+            return Transaction()
+        if not self.families:
+            return Transaction(ruleset.removal() if faults else (), anew=True)
+        writes = [write for write in self.sets.writes(anew=anew) if write.item not in held]
+        if anew:
+            first, last = ruleset.creation(self.families, replace=self._seen.table is not None)
+            return Transaction([*first, *writes, *last], anew=True, rules=True)
+        if RULES_ITEM in faults and RULES_ITEM not in held:
+            return Transaction([*writes, *ruleset.replacement(self.families, self._seen)], rules=True)
+        return Transaction(writes)
+
+    def _wrote(self, done: Transaction, outcome: Outcome) -> None:
+        self.sets.wrote(done.writes, anew=done.anew)
+        self._rules_written = done.rules
+        self._table_due = self._table_due or done.anew or done.rules
+        structure = dict.fromkeys(write.item for write in done.writes if not write.keys)
+        outcome.written += [(kind, [key]) for kind, key in [*structure, _TRANSACTION]]
+        outcome.written.append((ELEMENT, [Element(write.name, key) for write in done.writes for key in write.keys]))
+
+    # --------------------------------------------------------------------------------------------------- events
+
+    def hear(self, kind: int, flags: int, buffer: bytes, start: int, end: int) -> None:
+        """Take in an event."""
+        if not nftables.belongs_to(TABLE, buffer, start, end):
+            return
+        what = kind & 0xFF
+        if what in (nftables.NEWSETELEM, nftables.DELSETELEM):
+            name, elements = nftables.read_elements(buffer, start, end)
+            table = self.sets.tables.get(name)
+            for key, plain in elements if table is not None else ():
+                if what == nftables.NEWSETELEM:
+                    table.saw(key, plain)  # type: ignore[union-attr]
+                else:
+                    table.gone(key)  # type: ignore[union-attr]
+                self._touched.add((name, key))
+        elif what in (nftables.NEWTABLE, nftables.DELTABLE, nftables.NEWSET, nftables.DELSET):
+            # A set that is deleted takes its elements along in silence.
+            self._resync_due = True
+        else:
+            self._table_due = True
+
+    def drifted(self) -> Iterable[tuple[Item, bool]]:
+        """What is not as it should be, though nobody here changed it."""
+        touched, self._touched = self._touched, set()
+        found, self._found = self._found, []
+        return [*((item, not self._resync_due) for item in self._strange(touched)), *found]
+
+    def _strange(self, touched: Iterable[tuple[str, bytes]]) -> list[Item]:
+        """Those of the touched elements that are not as desired; an interval counts once."""
+        found: dict[Item, None] = {}
+        for name, key in touched:
+            if name in self.sets.names and key in self.sets.tables[name].pending:
+                start = self.sets.start_of(name, key)
+                if start is not None:
+                    found[ELEMENT, Element(name, start)] = None
+        return list(found)
+
+    # ----------------------------------------------------------------------------------------------------- plan
+
+    def plan(self, commands: CommandSocket, desired: Masquerading) -> list[PlannedChange]:
+        """All changes, in the order in which they would be made, as `nft` would say them; for a part that is asked
+        nothing else. Raises RefusedError, OSError."""
+        self.sets.replace(desired)
+        self._load(*_read_state(commands, whole=True))
+        due = self._transaction(frozenset())
+        why = ruleset.fault_of_table(self._seen) if due.anew and self.families else ""
+        changes = []
+        for write in due.writes:
+            if write.keys:
+                verb = "delete" if write.deletes else "add"
+                text = f"{verb} element {TABLE_KEY} {write.name} {{ {_range(write.keys)} }}"
+                changes.append(PlannedChange(f"nft {text}"))
+            elif write.planned:
+                reason = why or ("nothing is to be masqueraded" if write.item == TABLE_ITEM else "")
+                changes.append(PlannedChange(f"nft {write.planned}", reason))
+        return changes
+
+
+def _range(keys: tuple[bytes, ...]) -> str:
+    """The CIDR that these are the elements of, or first and last address."""
+    cidr = cidr_of(keys)
+    if cidr is not None and keys[0].endswith(nftables.START):
+        return str(cidr)
+    size = len(keys[0]) - 1
+    behind = int.from_bytes(keys[1][:-1], "big") if len(keys) > 1 else 1 << size * 8
+    return f"{format_address(keys[0][:-1])}-{format_address((behind - 1).to_bytes(size, 'big'))}"
+
+
+def _without_nftables(error: Exception) -> bool:
+    """What a socket, or nfnetlink, says where there is none."""
+    refused = isinstance(error, RefusedError) and error.errno in (errno.EINVAL, errno.EOPNOTSUPP)
+    return refused or isinstance(error, KernelUnsupported)
+
+
+def explained(error: Exception) -> str:
+    """With the cause that is behind an errno that says little."""
+    if isinstance(error, RefusedError):
+        if _without_nftables(error):
+            return f"this kernel has no nftables (nf_tables), so nothing can be masqueraded: {error.refusal}"
+        return f"nftables cannot be read: {error.refusal}"
+    return str(error)
