@@ -12,11 +12,13 @@ from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
 
 from netloom.kernel.netlink.wire import HEADER_SIZE, REQUEST
-from netloom.shells import shells
+from netloom.shells import imported_later, shells
 
 _NO_SOCKETS = {"AsyncNetlinkSocket": object, "NetlinkSocket": object}
 
-with shells("pyroute2", stand_ins={"netlink.nlsocket": _NO_SOCKETS}):
+_LATER = {"multiprocessing": ("Pipe", "Queue", "Process", "shared_memory")}
+
+with shells("pyroute2", stand_ins={"netlink.nlsocket": _NO_SOCKETS}), imported_later(_LATER):
     from pyroute2.netlink import NLA_F_NESTED, nla, nlmsg
     from pyroute2.netlink.nfnetlink import nftsocket
     from pyroute2.netlink.rtnl.ifaddrmsg import ifaddrmsg
