@@ -66,7 +66,7 @@ class Object(Protocol):
 T = TypeVar("T", bound=Object)
 
 
-class Resource(msgspec.Struct, Generic[T], frozen=True, kw_only=True):
+class Resource(msgspec.Struct, Generic[T], frozen=True):
     """A kind as the API server serves it, with the struct its objects are decoded into."""
 
     group: str

@@ -1,8 +1,7 @@
 """What the kubelet and Prometheus ask a role: /healthz, /readyz, /metrics.
 
-*Live* means that a restart would not help, which every process says whose event loop turns; *ready* that the role does
-its work. A check returns "" when all is well, else one sentence, and that sentence is in the answer: a probe that only
-says 503 helps nobody.
+A check returns "" when all is well, else one sentence, and that is in the answer: a probe that only says 503 helps
+nobody.
 """
 
 from collections.abc import AsyncIterator, Callable, Iterable

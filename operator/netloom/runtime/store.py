@@ -1,14 +1,8 @@
 """The cache of one kind: what reconcilers read instead of asking the API server.
 
-A store is filled by a `ListWatch` or a `DirectorySource` and told by writers what they wrote. Whoever subscribes is
-called synchronously after the cache changed, so a subscriber that only queues a key can never see the cache lag
-behind the key.
-
-**Order.** The API server numbers the versions of all objects of a kind upward, and since Kubernetes 1.35 guarantees
-that two such numbers may be compared (KEP-5504); it has always been so with etcd. Per object, therefore, an older or
-equal version never replaces a newer one, no matter in which order it arrives, and a deletion is remembered for a
-while, so that a late event does not bring a deleted object back. Where a version is no number, order of arrival
-counts. A list (`replace`) is the truth as a whole and is not compared.
+Subscribers are called synchronously after the cache changed, so one that only queues a key can never see the cache lag
+behind the key. Versions are compared as numbers, which Kubernetes guarantees since 1.35 (KEP-5504) and etcd always did;
+where one is no number, order of arrival counts. A list (`replace`) is the truth as a whole and is not compared.
 """
 
 import asyncio
