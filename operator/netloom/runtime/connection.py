@@ -38,27 +38,19 @@ class ConnectionReplaced(Exception):
 
 
 class Connections:
-    """The pools of connections to the endpoint that the credentials name now.
-
-    When that changes (another certificate, another address), new requests go by new pools; requests under way are
-    finished by the old ones, watches there end and go on by the new ones, and what nobody uses is closed.
-    """
+    """The pools of connections to the endpoint that the credentials name now; when that changes, new requests go by new
+    pools, requests under way are finished by the old ones, watches there end, and what nobody uses is closed."""
 
     def __init__(self, auth: Credentials, limit: int, user_agent: str) -> None:
         self._limit = limit
         self._headers = {"User-Agent": user_agent, "Accept": "application/json"}
         self._closing: set[asyncio.Task[None]] = set()
-        self.present = self._make(auth.endpoint)
+        self.present = Pools(auth.endpoint, limit, self._headers)
         """What new requests go by; `use` it for what takes time."""
         auth.on_change = self._replace
 
-    def _make(self, endpoint: ApiEndpoint) -> "Pools":
-        tls.check(endpoint)
-        return Pools(endpoint, self._limit, self._headers)
-
     def _replace(self, endpoint: ApiEndpoint) -> None:
-        new = self._make(endpoint)
-        old, self.present = self.present, new
+        old, self.present = self.present, Pools(endpoint, self._limit, self._headers)
         old.retire(elsewhere=endpoint.host != old.endpoint.host)
         self._close_if_idle(old)
 
@@ -88,12 +80,10 @@ class Connections:
 
 
 class Pools:
-    """Ordinary requests share up to `limit` connections; watches have their own, as each holds one for minutes.
-
-    `options` are to be given with every request.
-    """
+    """Connections of ordinary requests, up to `limit`, and of watches. `options` are to be given with every request."""
 
     def __init__(self, endpoint: ApiEndpoint, limit: int, headers: dict[str, str]) -> None:
+        tls.check(endpoint)
         self.endpoint = endpoint
         self.users = 0
         self.retired = False
@@ -154,10 +144,7 @@ class Pools:
         return Unavailable(0, reason, f"{where}: {self._hindrance(error, limit)}")
 
     def _hindrance(self, error: BaseException, limit: float | None = None) -> str:
-        """What kept an answer away, but for TLS: `tls.fault` tells of that.
-
-        What fails on the way through a proxy is the proxy's business as often as the API server's, so it is named.
-        """
+        """What kept an answer away, but for TLS. A proxy on the way is named: it may be at fault."""
         proxy = self.proxy
         unreachable = f"{proxy.name} cannot be reached: " if proxy else ""
         if isinstance(error, aiohttp.ClientHttpProxyError) and proxy:
@@ -196,11 +183,7 @@ class Pools:
 
 
 def keep_alive(transport: asyncio.Transport) -> None:
-    """Lets the kernel probe the peer of a connection on which nothing may be said for a minute.
-
-    It finds a peer that is gone, and keeps the entry of a NAT or a load balancer between. That the server is alive it
-    cannot tell; the watch's own deadline does.
-    """
+    """Lets the kernel probe the peer of a watch: that finds one that is gone, and keeps the entry of a NAT between."""
     connection = transport.get_extra_info("socket")
     for level, option, value in KEEPALIVE:
         connection.setsockopt(level, option, value)

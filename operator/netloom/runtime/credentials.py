@@ -49,10 +49,7 @@ class Credentials:
         return self._found.endpoint
 
     async def authorization(self) -> str:
-        """The Authorization header's value for a request that is sent now; "" where there is none.
-
-        Raises Unavailable if a credential plugin has given nothing yet.
-        """
+        """The Authorization header's value, or ""; raises Unavailable if a credential plugin has given nothing yet."""
         if self._clock() >= self._look_at or self._found.missing:
             async with self._lock:
                 if self._clock() >= self._look_at or self._found.missing:

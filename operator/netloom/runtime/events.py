@@ -17,6 +17,7 @@ import uuid
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 import msgspec
@@ -38,20 +39,18 @@ MESSAGE_LIMIT = 1024
 
 
 class EventLimits(msgspec.Struct, frozen=True):
-    """How much may be said. Times in seconds."""
+    """How much may be said. Times in seconds.
+
+    Of an object, and of the process: so many writes at once (`burst`), and one more after each `refill`. A repeated
+    event's count is written after `repeat`, then after twice as long, and so on up to `repeat_cap`.
+    """
 
     object_burst: int = 10
-    """Writes for one object at once ..."""
     object_refill: float = 60.0
-    """... and one more after each of these."""
     burst: int = 50
-    """Writes of the process at once ..."""
     refill: float = 0.2
-    """... and one more after each of these."""
     repeat: float = 5.0
-    """A repeated event's count is written after this long, then after twice as long, and so on ..."""
     repeat_cap: float = 600.0
-    """... up to this."""
     remembered: int = 4096
     """Events and objects that are kept in mind."""
     drain: float = 2.0
@@ -105,8 +104,10 @@ class EventRecorder:
         self._limits = limits or EventLimits()
         self._clock = clock
         self._said: OrderedDict[str, _Series] = OrderedDict()
-        self._budgets: OrderedDict[str, _Bucket] = OrderedDict()
         self._budget = _Bucket(self._limits.burst, self._limits.refill, clock())
+        self._budget_of = lru_cache(self._limits.remembered)(
+            lambda about: _Bucket(self._limits.object_burst, self._limits.object_refill, clock())
+        )
         self._queue = WorkQueue()
 
     def event(self, ref: ObjectReference, type_: Literal["Normal", "Warning"], reason: str, message: str) -> None:
@@ -127,13 +128,7 @@ class EventRecorder:
     def _may(self, about: str) -> bool:
         """Whether something new may be said about this object now."""
         now = self._clock()
-        bucket = self._budgets.get(about)
-        if bucket is None:
-            bucket = self._budgets[about] = _Bucket(self._limits.object_burst, self._limits.object_refill, now)
-            if len(self._budgets) > self._limits.remembered:
-                self._budgets.popitem(last=False)
-        self._budgets.move_to_end(about)
-        if not bucket.take(now):
+        if not self._budget_of(about).take(now):
             metrics.EVENTS_DROPPED.labels("object").inc()
         elif not self._budget.take(now):
             metrics.EVENTS_DROPPED.labels("process").inc()

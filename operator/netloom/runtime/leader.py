@@ -29,7 +29,7 @@ from netloom.api.coordination import LEASES, Lease, LeaseSpec
 from netloom.api.meta import ObjectMeta
 from netloom.runtime import metrics
 from netloom.runtime.backoff import Backoff
-from netloom.runtime.cancellation import last_words
+from netloom.runtime.cancellation import end, last_words
 from netloom.runtime.client import Api
 from netloom.runtime.clock import boottime
 from netloom.runtime.errors import AlreadyExists, ApiError, Conflict, NotFound
@@ -256,19 +256,6 @@ class LeaderElector:
             log.info("lease released", lease=self._name)
         except (ApiError, TimeoutError) as error:
             say("lease not released, it will run out", lease=self._name, error=str(error) or "no answer")
-
-
-async def end(task: asyncio.Future[None]) -> None:
-    """Cancels the task and waits until it has ended, even if we are cancelled meanwhile; that is then passed on."""
-    cancelled = False
-    while not task.done():
-        task.cancel()
-        try:
-            await asyncio.wait([task])
-        except asyncio.CancelledError:
-            cancelled = True
-    if cancelled:
-        raise asyncio.CancelledError
 
 
 class Watchdog:

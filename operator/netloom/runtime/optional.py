@@ -11,8 +11,8 @@ import structlog
 
 from netloom.api.extensions import DEFINITIONS, CustomResourceDefinition
 from netloom.api.meta import Object, ObjectMeta
+from netloom.runtime.cancellation import end
 from netloom.runtime.client import Api
-from netloom.runtime.leader import end
 from netloom.runtime.store import Store
 from netloom.runtime.watch import ListWatch, Timing
 

@@ -28,10 +28,8 @@ class Proxy:
 
     @classmethod
     def of(cls, server: str, proxy_url: str, environ: Mapping[str, str]) -> Self | None:
-        """The proxy on the way to `server` (an http or https URL), if any. `proxy_url`: the kubeconfig's, or "".
-
-        Raises ConfigError for one that is to be used and cannot be.
-        """
+        """The one on the way to `server` (an http or https URL), if any. `proxy_url`: the kubeconfig's. ConfigError for
+        one that cannot be used."""
         if proxy_url:
             return cls(_parse(proxy_url, "proxy-url in the kubeconfig"), "proxy-url in the kubeconfig")
         target = URL(server)

@@ -19,10 +19,7 @@ worth a timer: whoever looks again "in 0.2 ms" because it was woken early would 
 
 
 class WorkQueue:
-    """Keys that are due. To be used from one event loop.
-
-    `base` and `cap` are the bounds of a failing key's back-off in seconds.
-    """
+    """Keys that are due, for one event loop. `base`, `cap`: bounds of a failing key's back-off in seconds."""
 
     def __init__(self, base: float = 0.1, cap: float = 60.0, draw: Callable[[], float] = random.random) -> None:
         self._base = base

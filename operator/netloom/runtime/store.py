@@ -74,20 +74,14 @@ class Store(Generic[T]):
             await self.synced.wait()
 
     def subscribe(self, fn: Subscriber[T]) -> Unsubscribe:
-        """From now on `fn(key, old, new)` after every change; once for every object that is there already.
-
-        Until what it returns is called: a reconciler that loses the lease must not go on listening.
-        """
+        """Until what it returns is called: `fn(key, old, new)` after every change, now for every object there is."""
         self._subscribers.append(fn)
         for key, obj in self.items():
             self._tell(fn, key, None, obj)
         return lambda: self._subscribers.remove(fn)
 
     def on_replace(self, fn: Callable[[], None]) -> Unsubscribe:
-        """From now on `fn()` after the cache was made equal to a list: whatever else is known of the server may be old.
-
-        Until what it returns is called.
-        """
+        """Until what it returns is called: `fn()` after the cache was made equal to a list, and all else may be old."""
         self._relisted.append(fn)
         return lambda: self._relisted.remove(fn)
 

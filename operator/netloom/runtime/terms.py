@@ -8,8 +8,8 @@ and that only after all work of the term has ended.
 import asyncio
 from collections.abc import Awaitable, Callable
 
-from netloom.runtime.cancellation import only_if_asked
-from netloom.runtime.leader import Lead, LeaderElector, end
+from netloom.runtime.cancellation import end, only_if_asked
+from netloom.runtime.leader import Lead, LeaderElector
 from netloom.runtime.manager import Run
 
 _Task = asyncio.Task[None]

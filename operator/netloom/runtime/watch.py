@@ -325,7 +325,13 @@ class ListWatch(Generic[T]):
     def _take(self, line: bytes) -> None:
         match stream.parse(self._resource, line):
             case stream.ChangeEvent(type=kind, object=obj):
-                self._apply(kind, obj)
+                if kind == "DELETED":
+                    new = self._store.remove(key_of(obj), obj.metadata.resource_version)
+                else:
+                    new = self._store.take(self._trim(obj) if self._trim else obj, self._changed)
+                if new:
+                    self._events.inc()
+                self._advance(obj.metadata.resource_version, news=new)
             case stream.BookmarkEvent(resource_version=version):
                 self._advance(version, news=True)
             case stream.UndecodableEvent(type=kind, key=key, resource_version=version, error=error):
@@ -336,21 +342,8 @@ class ListWatch(Generic[T]):
                     self._store.remove(key, version)
                 self._advance(version)
 
-    def _apply(self, kind: str, obj: T) -> None:
-        version = obj.metadata.resource_version
-        if kind == "DELETED":
-            new = self._store.remove(key_of(obj), version)
-        else:
-            new = self._store.take(self._trim(obj) if self._trim else obj, self._changed)
-        if new:
-            self._events.inc()
-        self._advance(version, news=new)
-
     def _advance(self, text: str, news: bool = False) -> None:
-        """The stream has come to this version. `news`: it told something new, which must not lie behind the position.
-
-        Raises OutOfOrder.
-        """
+        """The stream has come to this version. OutOfOrder where it told something new (`news`) from behind `_seen`."""
         version = version_of(text)
         if version and version < self._seen:
             if not news:
