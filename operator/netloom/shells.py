@@ -6,11 +6,12 @@ shell and all that was imported below it are taken out again, so that an `import
 process gets the real, whole package and never a half-made one.
 """
 
+import importlib
 import importlib.machinery
 import importlib.util
 import sys
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -51,6 +52,36 @@ def shells(package: str, *below: str, stand_ins: Mapping[str, Mapping[str, Any]]
     finally:
         _taken_out(package)
         sys.modules.update(before)
+
+
+@contextmanager
+def imported_later(modules: Mapping[str, Iterable[str]]) -> Iterator[None]:
+    """While it lasts, something stands in the place of these modules that are not imported yet; it imports the module
+    once an attribute of it is asked for, or one of the named functions, which may be taken out of it, is called."""
+    made = {name: _later(name, functions) for name, functions in modules.items() if name not in sys.modules}
+    sys.modules.update(made)
+    try:
+        yield
+    finally:
+        for name, module in made.items():
+            if sys.modules.get(name) is module:
+                del sys.modules[name]
+
+
+def _later(name: str, functions: Iterable[str]) -> types.ModuleType:
+    def real(attribute: str) -> Any:
+        if attribute.startswith("__"):  # what the import system asks every module
+            raise AttributeError(f"module {name!r} has no attribute {attribute!r}")
+        return getattr(importlib.import_module(name), attribute)
+
+    def called_later(function: str) -> Callable[..., Any]:
+        return lambda *arguments, **options: real(function)(*arguments, **options)
+
+    module = shell(name)
+    module.__getattr__ = real  # type: ignore[method-assign]
+    for function in functions:
+        setattr(module, function, called_later(function))
+    return module
 
 
 def _taken_out(package: str) -> dict[str, types.ModuleType]:

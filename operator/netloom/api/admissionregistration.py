@@ -26,9 +26,6 @@ class ValidatingWebhookConfiguration(Struct, frozen=True):
     webhooks: tuple[ValidatingWebhook, ...] = ()
 
 
-VALIDATING_WEBHOOK_CONFIGURATIONS: Resource[ValidatingWebhookConfiguration] = Resource(
-    group="admissionregistration.k8s.io",
-    version="v1",
-    plural="validatingwebhookconfigurations",
-    type=ValidatingWebhookConfiguration,
+VALIDATING_WEBHOOK_CONFIGURATIONS = Resource(
+    "admissionregistration.k8s.io", "v1", "validatingwebhookconfigurations", ValidatingWebhookConfiguration
 )

@@ -92,12 +92,8 @@ class CiliumNodeConfig(Struct, frozen=True):
     spec: CiliumNodeConfigSpec = CiliumNodeConfigSpec()
 
 
-CILIUM_NODES: Resource[CiliumNode] = Resource(group=GROUP, version="v2", plural="ciliumnodes", type=CiliumNode)
-CILIUM_POOLS: Resource[CiliumPodIPPool] = Resource(
-    group=GROUP, version="v2alpha1", plural="ciliumpodippools", type=CiliumPodIPPool
-)
-CILIUM_NODE_CONFIGS: Resource[CiliumNodeConfig] = Resource(
-    group=GROUP, version="v2", plural="ciliumnodeconfigs", type=CiliumNodeConfig
-)
+CILIUM_NODES = Resource(GROUP, "v2", "ciliumnodes", CiliumNode)
+CILIUM_POOLS = Resource(GROUP, "v2alpha1", "ciliumpodippools", CiliumPodIPPool)
+CILIUM_NODE_CONFIGS = Resource(GROUP, "v2", "ciliumnodeconfigs", CiliumNodeConfig)
 CILIUM_NODE_CONFIG_VERSIONS = ("v2", "v2alpha1")
 """All that a cluster may serve."""

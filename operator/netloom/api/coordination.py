@@ -24,4 +24,4 @@ class Lease(Struct, frozen=True):
     spec: LeaseSpec = msgspec.field(default_factory=LeaseSpec)
 
 
-LEASES: Resource[Lease] = Resource(group="coordination.k8s.io", version="v1", plural="leases", type=Lease)
+LEASES = Resource("coordination.k8s.io", "v1", "leases", Lease)

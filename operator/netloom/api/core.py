@@ -32,7 +32,7 @@ class Node(Struct, frozen=True):
     status: NodeStatus = NodeStatus()
 
 
-NODES: Resource[Node] = Resource(group="", version="v1", plural="nodes", type=Node)
+NODES = Resource("", "v1", "nodes", Node)
 
 
 class ConfigMap(Struct, frozen=True):
@@ -50,5 +50,5 @@ class Secret(Struct, frozen=True):
     data: dict[str, str] = msgspec.field(default_factory=dict)
 
 
-CONFIG_MAPS: Resource[ConfigMap] = Resource(group="", version="v1", plural="configmaps", type=ConfigMap)
-SECRETS: Resource[Secret] = Resource(group="", version="v1", plural="secrets", type=Secret)
+CONFIG_MAPS = Resource("", "v1", "configmaps", ConfigMap)
+SECRETS = Resource("", "v1", "secrets", Secret)

@@ -42,4 +42,4 @@ class Event(Struct, frozen=True):
     reporting_instance: str = ""
 
 
-EVENTS: Resource[Event] = Resource(group="", version="v1", plural="events", type=Event)
+EVENTS = Resource("", "v1", "events", Event)

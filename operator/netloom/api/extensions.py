@@ -28,9 +28,4 @@ class CustomResourceDefinition(Struct, frozen=True):
         return any(each.type == "Established" and each.status == "True" for each in self.status.conditions)
 
 
-DEFINITIONS: Resource[CustomResourceDefinition] = Resource(
-    group="apiextensions.k8s.io",
-    version="v1",
-    plural="customresourcedefinitions",
-    type=CustomResourceDefinition,
-)
+DEFINITIONS = Resource("apiextensions.k8s.io", "v1", "customresourcedefinitions", CustomResourceDefinition)

@@ -66,7 +66,7 @@ class Object(Protocol):
 T = TypeVar("T", bound=Object)
 
 
-class Resource(msgspec.Struct, Generic[T], frozen=True, kw_only=True):
+class Resource(msgspec.Struct, Generic[T], frozen=True):
     """A kind as the API server serves it, with the struct its objects are decoded into."""
 
     group: str
@@ -87,11 +87,5 @@ class Resource(msgspec.Struct, Generic[T], frozen=True, kw_only=True):
     def path(self, name: str = "", *, namespace: str = "", subresource: str = "") -> str:
         """URL path of the collection, or of one object (or subresource) where `name` is given."""
         parts = ["/apis", self.group, self.version] if self.group else ["/api", self.version]
-        if namespace:
-            parts += ["namespaces", namespace]
-        parts.append(self.plural)
-        if name:
-            parts.append(name)
-        if subresource:
-            parts.append(subresource)
-        return "/".join(parts)
+        parts += ["namespaces", namespace] if namespace else []
+        return "/".join(filter(None, [*parts, self.plural, name, subresource]))

@@ -13,7 +13,7 @@ from typing import Literal
 
 import msgspec
 
-from netloom.api.meta import Condition, ObjectMeta, Resource, Struct, T
+from netloom.api.meta import Condition, ObjectMeta, Resource, Struct
 
 GROUP = "netloom.dev"
 VERSION = "v1alpha1"
@@ -277,12 +277,8 @@ class NetloomLedger(Struct, frozen=True):
     spec: LedgerSpec = LedgerSpec()
 
 
-def _resource(plural: str, type_: type[T]) -> Resource[T]:
-    return Resource(group=GROUP, version=VERSION, plural=plural, type=type_)
-
-
-NETWORKS = _resource("netloomnetworks", NetloomNetwork)
-NETLOOM_NODES = _resource("netloomnodes", NetloomNode)
-POOLS = _resource("netloomippools", NetloomIPPool)
-PREFILTERS = _resource("netloomprefilters", NetloomPrefilter)
-LEDGERS = _resource("netloomledgers", NetloomLedger)
+NETWORKS = Resource(GROUP, VERSION, "netloomnetworks", NetloomNetwork)
+NETLOOM_NODES = Resource(GROUP, VERSION, "netloomnodes", NetloomNode)
+POOLS = Resource(GROUP, VERSION, "netloomippools", NetloomIPPool)
+PREFILTERS = Resource(GROUP, VERSION, "netloomprefilters", NetloomPrefilter)
+LEDGERS = Resource(GROUP, VERSION, "netloomledgers", NetloomLedger)

@@ -41,3 +41,16 @@ async def last_words(seconds: float) -> AsyncIterator[None]:
         if limit.expired() and task.cancelling() <= before:
             raise TimeoutError from None
         raise
+
+
+async def end(task: asyncio.Future[None]) -> None:
+    """Cancels the task and waits until it has ended, even if we are cancelled meanwhile; that is then passed on."""
+    cancelled = False
+    while not task.done():
+        task.cancel()
+        try:
+            await asyncio.wait([task])
+        except asyncio.CancelledError:
+            cancelled = True
+    if cancelled:
+        raise asyncio.CancelledError

@@ -1,11 +1,8 @@
 """What time it is, to whom.
 
-Three clocks, and what each is for:
-
 - `boottime` measures how long something lasts. Nobody can set it, and it counts on while the machine sleeps.
-- The **API server's clock** dates what the API server judges or shows: certificates, credentials, timestamps in
-  objects. Every answer tells it by its Date header, to the second; between answers `boottime` carries it on. So a wall
-  clock that is set, here or anywhere but there, changes nothing.
+- The **API server's clock** dates what the API server judges or shows. Every answer tells it by its Date header, to the
+  second; between answers `boottime` carries it on, so setting a clock here changes nothing.
 - The **wall clock** of this machine is believed only until the first answer.
 """
 

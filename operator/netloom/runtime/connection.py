@@ -38,27 +38,19 @@ class ConnectionReplaced(Exception):
 
 
 class Connections:
-    """The pools of connections to the endpoint that the credentials name now.
-
-    When that changes (another certificate, another address), new requests go by new pools; requests under way are
-    finished by the old ones, watches there end and go on by the new ones, and what nobody uses is closed.
-    """
+    """The pools of connections to the endpoint that the credentials name now; when that changes, new requests go by new
+    pools, requests under way are finished by the old ones, watches there end, and what nobody uses is closed."""
 
     def __init__(self, auth: Credentials, limit: int, user_agent: str) -> None:
         self._limit = limit
         self._headers = {"User-Agent": user_agent, "Accept": "application/json"}
         self._closing: set[asyncio.Task[None]] = set()
-        self.present = self._make(auth.endpoint)
+        self.present = Pools(auth.endpoint, limit, self._headers)
         """What new requests go by; `use` it for what takes time."""
         auth.on_change = self._replace
 
-    def _make(self, endpoint: ApiEndpoint) -> "Pools":
-        tls.check(endpoint)
-        return Pools(endpoint, self._limit, self._headers)
-
     def _replace(self, endpoint: ApiEndpoint) -> None:
-        new = self._make(endpoint)
-        old, self.present = self.present, new
+        old, self.present = self.present, Pools(endpoint, self._limit, self._headers)
         old.retire(elsewhere=endpoint.host != old.endpoint.host)
         self._close_if_idle(old)
 
@@ -88,12 +80,10 @@ class Connections:
 
 
 class Pools:
-    """Ordinary requests share up to `limit` connections; watches have their own, as each holds one for minutes.
-
-    `options` are to be given with every request.
-    """
+    """Connections of ordinary requests, up to `limit`, and of watches. `options` are to be given with every request."""
 
     def __init__(self, endpoint: ApiEndpoint, limit: int, headers: dict[str, str]) -> None:
+        tls.check(endpoint)
         self.endpoint = endpoint
         self.users = 0
         self.retired = False
@@ -141,6 +131,51 @@ class Pools:
         for content in self._streams:
             content.set_exception(ConnectionReplaced(elsewhere))
 
+    @property
+    def via(self) -> str:
+        """To be added to what went this way; "" without a proxy."""
+        return f" through {self.proxy.name}" if self.proxy else ""
+
+    def unanswered(self, where: str, error: BaseException, limit: float | None = None) -> Unavailable:
+        """The exception for a request that got no answer (within `limit` seconds)."""
+        if fault := tls.fault(self.endpoint, error):
+            return Unavailable(0, "TLS", f"{where}{self.via}: {fault}")
+        reason = "Timeout" if isinstance(error, TimeoutError) else type(error).__name__
+        return Unavailable(0, reason, f"{where}: {self._hindrance(error, limit)}")
+
+    def _hindrance(self, error: BaseException, limit: float | None = None) -> str:
+        """What kept an answer away, but for TLS. A proxy on the way is named: it may be at fault."""
+        proxy = self.proxy
+        unreachable = f"{proxy.name} cannot be reached: " if proxy else ""
+        if isinstance(error, aiohttp.ClientHttpProxyError) and proxy:
+            held = "it does not accept those" if proxy.url.user else "there are none"
+            credentials = f"; it wants credentials, and {held} in its address" if error.status == 407 else ""
+            return f"{proxy.name} does not let it through: {error.status} {error.message}{credentials}"
+        if isinstance(error, aiohttp.ClientConnectorError):
+            return f"{unreachable}{plain(error.os_error)}"
+        if isinstance(error, aiohttp.ConnectionTimeoutError):
+            return f"{unreachable}no connection within {CONNECT_SECONDS:g} s"
+        if isinstance(error, TimeoutError):
+            return f"no answer{self.via}" if proxy or not limit else f"no answer within {limit:g} s"
+        if proxy:
+            return f"the connection{self.via} was lost ({type(error).__name__})"
+        return str(error) or "connection lost"
+
+    def explain(self, error: ApiError, aside: str) -> str:
+        """One sentence for people on why the first request failed; `aside` belongs to it where there was no answer."""
+        server, cause = f"the API server at {self.endpoint.host}", error.__cause__
+        if cause is not None and (fault := tls.fault(self.endpoint, cause)):
+            return f"{fault}{aside}" + (f" (asked{self.via})" if self.proxy else "")
+        if self.proxy and (cause is not None or error.foreign):
+            return f"{server} was not reached: {self._hindrance(cause) if cause is not None else error}"
+        if isinstance(cause, TimeoutError):
+            return f"{server} does not answer"
+        if isinstance(cause, aiohttp.ClientConnectorError):
+            return f"{server} cannot be reached: {plain(cause.os_error)}{aside}"
+        if isinstance(error, Unauthorized):
+            return f"{server} does not accept the credentials (401): {error.message}"
+        return f"{server} refuses to talk: {error}"
+
     async def close(self) -> None:
         """Closes all connections."""
         await self.watches.close()
@@ -148,65 +183,7 @@ class Pools:
 
 
 def keep_alive(transport: asyncio.Transport) -> None:
-    """Lets the kernel probe the peer of a connection on which nothing may be said for a minute.
-
-    It finds a peer that is gone, and keeps the entry of a NAT or a load balancer between. That the server is alive it
-    cannot tell; the watch's own deadline does.
-    """
+    """Lets the kernel probe the peer of a watch: that finds one that is gone, and keeps the entry of a NAT between."""
     connection = transport.get_extra_info("socket")
     for level, option, value in KEEPALIVE:
         connection.setsockopt(level, option, value)
-
-
-def unanswered(
-    where: str, error: BaseException, endpoint: ApiEndpoint, proxy: Proxy | None, limit: float | None = None
-) -> Unavailable:
-    """The exception for a request that got no answer (within `limit` seconds)."""
-    if fault := tls.fault(endpoint, error):
-        return Unavailable(0, "TLS", f"{where}{via(proxy)}: {fault}")
-    reason = "Timeout" if isinstance(error, TimeoutError) else type(error).__name__
-    return Unavailable(0, reason, f"{where}: {_hindrance(error, proxy, limit)}")
-
-
-def via(proxy: Proxy | None) -> str:
-    """To be added to what went this way; "" without a proxy."""
-    return f" through {proxy.name}" if proxy else ""
-
-
-def _hindrance(error: BaseException, proxy: Proxy | None, limit: float | None = None) -> str:
-    """What kept an answer away, but for TLS: `tls.fault` tells of that.
-
-    What fails on the way through a proxy is the proxy's business as often as the API server's, so it is named.
-    """
-    unreachable = f"{proxy.name} cannot be reached: " if proxy else ""
-    if isinstance(error, aiohttp.ClientHttpProxyError) and proxy:
-        held = "it does not accept those" if proxy.url.user else "there are none"
-        credentials = f"; it wants credentials, and {held} in its address" if error.status == 407 else ""
-        return f"{proxy.name} does not let it through: {error.status} {error.message}{credentials}"
-    if isinstance(error, aiohttp.ClientConnectorError):
-        return f"{unreachable}{plain(error.os_error)}"
-    if isinstance(error, aiohttp.ConnectionTimeoutError):
-        return f"{unreachable}no connection within {CONNECT_SECONDS:g} s"
-    if isinstance(error, TimeoutError):
-        return f"no answer{via(proxy)}" if proxy or not limit else f"no answer within {limit:g} s"
-    if proxy:
-        return f"the connection{via(proxy)} was lost ({type(error).__name__})"
-    return str(error) or "connection lost"
-
-
-def explain(endpoint: ApiEndpoint, error: ApiError, aside: str = "", proxy: Proxy | None = None) -> str:
-    """One sentence for people on why the first request failed; `aside` belongs to it where there was no answer."""
-    host, cause = endpoint.host, error.__cause__
-    if cause is not None and (fault := tls.fault(endpoint, cause)):
-        return f"{fault}{aside}" + (f" (asked{via(proxy)})" if proxy else "")
-    if proxy is not None and cause is not None:
-        return f"the API server at {host} was not reached: {_hindrance(cause, proxy)}"
-    if proxy is not None and error.foreign:
-        return f"the API server at {host} was not reached: {error}"
-    if isinstance(cause, TimeoutError):
-        return f"the API server at {host} does not answer"
-    if isinstance(cause, aiohttp.ClientConnectorError):
-        return f"the API server at {host} cannot be reached: {plain(cause.os_error)}{aside}"
-    if isinstance(error, Unauthorized):
-        return f"the API server at {host} does not accept the credentials (401): {error.message}"
-    return f"the API server at {host} refuses to talk: {error}"

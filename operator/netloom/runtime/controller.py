@@ -1,8 +1,8 @@
 """Runs a reconciler over its queue: the framework owns retry, back-off, metrics and the log.
 
-A reconciler is one coroutine function. It is given a key, makes the world as the caches say it should be for that
-key, and returns; the seconds it may return mean "look again then". If it raises, the key is retried with a growing
-delay, and other keys go on. A `UserError` is what no retry mends: it ends the controller, and with it the role.
+A reconciler is given a key, makes the world as the caches say it should be for that key, and returns; the seconds it
+may return mean "look again then". If it raises, the key is retried with a growing delay, and other keys go on. A
+`UserError` is what no retry mends: it ends the controller, and with it the role.
 """
 
 import asyncio

@@ -1,10 +1,8 @@
 """Where the API server is and who we are: kubeconfig or service account, followed on disk while the process runs.
 
-An operator outlives its certificates, its tokens, and the CA of its API server. Whoever renews them replaces files,
-and does not restart it. So everything is read again every few seconds, and at once when the server refuses us or shows
-a certificate that is not trusted, and compared: that finds every way of replacing a file (in place, by a rename, by
-Kubernetes' `..data` symlinks, by an edited kubeconfig that names other files), and costs less than being told of some
-of them. What cannot be used, half-written perhaps, never replaces what works.
+Whoever renews certificates and tokens replaces files, and restarts nobody. So all is read again every few seconds, and
+at once when the server refuses us or shows a certificate that is not trusted, and compared: that finds every way of
+replacing a file. What cannot be used, half-written perhaps, never replaces what works.
 """
 
 import asyncio
@@ -12,12 +10,10 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
 
 import msgspec
 import structlog
 
-from netloom.runtime import tls
 from netloom.runtime.errors import ConfigError, Unavailable
 from netloom.runtime.kubeconfig import ClientConfig, Kubeconfig, pem, token
 from netloom.runtime.tls import ApiEndpoint
@@ -29,20 +25,15 @@ LOOK_SECONDS = 10.0
 SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 
 
-class ConfigSource(Protocol):
-    """What is read."""
-
-    async def read(self, *, renew: bool = False) -> ClientConfig:
-        """All of it as it is now. Raises ConfigError. renew: the credentials were refused."""
-
-
 class Credentials:
     """The endpoint and the credentials that are good now.
 
     `on_change` is called with a new endpoint before it becomes the present one, and may refuse it (ConfigError).
     """
 
-    def __init__(self, source: ConfigSource, found: ClientConfig, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, source: "Kubeconfig | ServiceAccount", found: ClientConfig, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._source = source
         self._found = found
         self._clock = clock
@@ -57,16 +48,8 @@ class Credentials:
         """The API server and its TLS; another object if anything of it changed."""
         return self._found.endpoint
 
-    @property
-    def host(self) -> str:
-        """Base URL of the API server, without a slash at the end."""
-        return self.endpoint.host
-
     async def authorization(self) -> str:
-        """The Authorization header's value for a request that is sent now; "" where there is none.
-
-        Raises Unavailable if a credential plugin has given nothing yet.
-        """
+        """The Authorization header's value, or ""; raises Unavailable if a credential plugin has given nothing yet."""
         if self._clock() >= self._look_at or self._found.missing:
             async with self._lock:
                 if self._clock() >= self._look_at or self._found.missing:
@@ -101,7 +84,9 @@ class Credentials:
                 found = msgspec.structs.replace(found, endpoint=self.endpoint)
             else:
                 self.on_change(found.endpoint)
-                log.info("the way to the API server changed on disk", changed=_changed(self.endpoint, found.endpoint))
+                old, new = msgspec.structs.asdict(self.endpoint), msgspec.structs.asdict(found.endpoint)
+                changed = [name for name in old if old[name] != new[name]]
+                log.info("the way to the API server changed on disk", changed=changed)
         except ConfigError as error:
             if self.trouble != str(error):
                 log.error("what is on disk is not used, what was there before is", error=str(error))
@@ -112,19 +97,10 @@ class Credentials:
         self.trouble = ""
         self._found = found
 
-    def refusal(self) -> str:
-        """To be appended to a 401: the client certificate that was shown, if one was, and `unused`."""
-        shown = f"; shown was {tls.client_certificate(self.endpoint)}" if self.endpoint.certificate else ""
-        return f"{shown}{self.unused}"
-
     @property
     def unused(self) -> str:
         """`trouble`, to be appended to what fails meanwhile."""
         return f"; what is on disk now cannot be used: {self.trouble}" if self.trouble else ""
-
-
-def _changed(old: ApiEndpoint, new: ApiEndpoint) -> list[str]:
-    return [name for name in old.__struct_fields__ if getattr(old, name) != getattr(new, name)]
 
 
 async def load(
@@ -145,7 +121,7 @@ async def load(
     return Credentials(source, found, clock)
 
 
-def _source(kubeconfig: str | None, context: str | None, clock: Callable[[], float]) -> ConfigSource:
+def _source(kubeconfig: str | None, context: str | None, clock: Callable[[], float]) -> "Kubeconfig | ServiceAccount":
     paths = kubeconfig or os.environ.get("KUBECONFIG") or ""
     default = Path.home() / ".kube" / "config"
     if not paths and default.is_file():

@@ -1,23 +1,20 @@
 """Fills stores from manifest files in a directory, without a cluster, through the same stores as a watch.
 
-inotify says at once what changed. The rules that keep half-written desired state away from the kernel:
+inotify says at once what changed; a slow comparison finds what it cannot tell (lost events, the target of a link). What
+keeps half-written desired state away from the kernel:
 
 - A file is read when its writer has closed it or renamed it into place, never while it is being written.
 - Changes wait until the directory has been quiet for a moment: an editor that moves a file away and writes it anew
   does not remove its objects in between, and a set of files that is copied is one change.
-- A file with a mistake keeps its last good objects, whole; what is wrong is in the log, the metric and `problems`.
-- Until every file was good once, the stores are not `synced`: after a restart a typo must not look like a deletion.
-- An object that two files hold is taken from the first by name, and reported.
-
-ConfigMap mounts work: there the files are links, and all change when the link `..data` is replaced. A link that leads
-elsewhere is followed, but its target is not watched; the slow comparison finds such changes, and lost events.
+- A file with a mistake keeps its last good objects. Until every file was good once, the stores are not `synced`: after
+  a restart a typo must not look like a deletion.
 """
 
 import asyncio
 import contextlib
 import os
 import stat
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -71,11 +68,9 @@ class DirectorySource:
         timing: DirectoryTiming | None = None,
     ) -> None:
         self._path = Path(path)
-        self._stores: dict[Kind, Store[Any]] = {}
-        for store in stores:
-            self._stores[store.resource.api_version, store.resource.kind] = store
+        self._stores = {_kind(store.resource): store for store in stores}
         self._resources = {kind: store.resource for kind, store in self._stores.items()}
-        self._ignored: Collection[Kind] = {(resource.api_version, resource.kind) for resource in ignored}
+        self._ignored = {_kind(resource) for resource in ignored}
         self._validate = validate
         self._timing = timing or DirectoryTiming()
         self._good: dict[str, list[Manifest]] = {}
@@ -150,7 +145,7 @@ class DirectorySource:
                 self._woken.set()
 
     def _note(self, event: Event) -> bool:
-        """Notes what an event means; False if it means nothing here."""
+        """False if the event means nothing here."""
         name = os.fspath(event.name) if event.name is not None else ""
         if event.mask & _SELF:
             self._lost = True
@@ -173,18 +168,17 @@ class DirectorySource:
 
     def _read_changed(self, *, found_again: bool = False) -> None:
         """Reads the files that differ from what was read; one that is being written is left to its event."""
-        changed = {
-            name
-            for name in (self._names() | set(self._signatures)) - self._writing
-            if self._signature(name) != self._signatures.get(name)
-        }
-        for name in sorted(changed):
-            self._read(name)
+        present = {entry.name for entry in os.scandir(self._path) if _is_manifest(entry.name)}
+        changed = False
+        for name in sorted((present | set(self._signatures)) - self._writing):
+            signature = self._signature(name)
+            if signature != self._signatures.get(name):
+                changed = True
+                self._read(name, signature)
         if changed or found_again or not self._synced:
             self._publish()
 
-    def _read(self, name: str) -> None:
-        signature = self._signature(name)
+    def _read(self, name: str, signature: Signature | None) -> None:
         self._bad.pop(name, None)
         if signature is None:
             self._signatures.pop(name, None)
@@ -197,7 +191,7 @@ class DirectorySource:
         except InvalidManifests as error:
             self._bad[name] = error.problems
         except OSError as error:
-            self._bad[name] = (ManifestProblem(file=name, document=0, field="", message=error.strerror or str(error)),)
+            self._bad[name] = (ManifestProblem(name, 0, "", error.strerror or str(error)),)
 
     def _publish(self) -> None:
         objects: dict[Kind, dict[str, Any]] = {kind: {} for kind in self._stores}
@@ -210,7 +204,7 @@ class DirectorySource:
                     objects[manifest.kind][manifest.key] = manifest.object
                 else:
                     message = f"{manifest.kind[1]} {manifest.key} is taken from {first}"
-                    problems.append(ManifestProblem(file=name, document=manifest.document, field="", message=message))
+                    problems.append(ManifestProblem(name, manifest.document, "", message))
         self._set_problems(problems)
         if self._bad and not self._synced:
             return
@@ -231,10 +225,7 @@ class DirectorySource:
 
     def _report_lost(self, why: str) -> None:
         message = f"cannot be watched ({why}), its last objects are kept"
-        self._set_problems([ManifestProblem(file=str(self._path), document=0, field="", message=message)])
-
-    def _names(self) -> set[str]:
-        return {entry.name for entry in os.scandir(self._path) if _is_manifest(entry.name)}
+        self._set_problems([ManifestProblem(str(self._path), 0, "", message)])
 
     def _signature(self, name: str) -> Signature | None:
         """What changes when a file does; None if it is gone or no file (reading a pipe would never end)."""
@@ -243,6 +234,10 @@ class DirectorySource:
         except OSError:
             return None
         return (found.st_ino, found.st_size, found.st_mtime_ns) if stat.S_ISREG(found.st_mode) else None
+
+
+def _kind(resource: Resource[Any]) -> Kind:
+    return resource.api_version, resource.kind
 
 
 def _is_manifest(name: str) -> bool:

@@ -154,17 +154,13 @@ def from_answer(
 
 
 def parse_retry_after(value: str | None, now: dt.datetime | None = None) -> float | None:
-    """Seconds from a Retry-After header: a number, or an HTTP date (RFC 9110, 10.2.3). None where unreadable.
-
-    now: by the clock that the date is of; this machine's where nothing better is known.
-    """
+    """Seconds from a Retry-After header: a number, or an HTTP date (RFC 9110, 10.2.3). None where unreadable."""
     if not value:
         return None
     try:
         return max(0.0, float(value))
     except ValueError:
-        pass
-    then = http_date(value)
+        then = http_date(value)
     return None if then is None else max(0.0, (then - (now or wall())).total_seconds())
 
 

@@ -1,9 +1,8 @@
 """Kubernetes Events without spam.
 
-An event is said for people, and must never cost more than it tells. So: saying one takes no time (it is written in
-the background); the same (object, type, reason, message) is one Event whose count is raised, at growing distances; an
-object that has too much to say is cut short, and so is the process as a whole. What is not written is counted in
-`netloom_events_dropped_total`, never retried for long, and never the concern of a reconciler.
+Saying one takes no time (it is written in the background); the same (object, type, reason, message) is one Event whose
+count is raised, at growing distances; an object that has too much to say is cut short, and so is the process as a
+whole. What is not written is counted, never retried for long, and never the concern of a reconciler.
 
 Events of cluster-scoped objects live in the namespace `default`, where the API server demands them and
 `kubectl describe` looks for them.
@@ -11,11 +10,14 @@ Events of cluster-scoped objects live in the namespace `default`, where the API 
 
 import asyncio
 import contextlib
+import math
 import os
 import time
 import uuid
 from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 import msgspec
@@ -37,57 +39,51 @@ MESSAGE_LIMIT = 1024
 
 
 class EventLimits(msgspec.Struct, frozen=True):
-    """How much may be said. Times in seconds."""
+    """How much may be said. Times in seconds.
+
+    Of an object, and of the process: so many writes at once (`burst`), and one more after each `refill`. A repeated
+    event's count is written after `repeat`, then after twice as long, and so on up to `repeat_cap`.
+    """
 
     object_burst: int = 10
-    """Writes for one object at once ..."""
     object_refill: float = 60.0
-    """... and one more after each of these."""
     burst: int = 50
-    """Writes of the process at once ..."""
     refill: float = 0.2
-    """... and one more after each of these."""
     repeat: float = 5.0
-    """A repeated event's count is written after this long, then after twice as long, and so on ..."""
     repeat_cap: float = 600.0
-    """... up to this."""
     remembered: int = 4096
     """Events and objects that are kept in mind."""
     drain: float = 2.0
     """For what is unwritten when the process ends."""
 
 
+@dataclass(slots=True)
 class _Bucket:
     """A token bucket: `burst` at once, one more per `refill` seconds."""
 
-    __slots__ = ("_burst", "_refill", "_then", "_tokens")
-
-    def __init__(self, burst: int, refill: float, now: float) -> None:
-        self._burst = burst
-        self._refill = refill
-        self._tokens = float(burst)
-        self._then = now
+    burst: int
+    refill: float
+    then: float
+    tokens: float = math.inf
 
     def take(self, now: float) -> bool:
-        self._tokens = min(self._burst, self._tokens + (now - self._then) / self._refill)
-        self._then = now
-        if self._tokens < 1:
+        self.tokens = min(self.burst, self.tokens + (now - self.then) / self.refill)
+        self.then = now
+        if self.tokens < 1:
             return False
-        self._tokens -= 1
+        self.tokens -= 1
         return True
 
 
+@dataclass(slots=True)
 class _Series:
     """One event and how often it was said."""
 
-    __slots__ = ("count", "distance", "event", "next_write", "written")
-
-    def __init__(self, event: Event, distance: float) -> None:
-        self.event = event
-        self.count = 0
-        self.written = 0  # the count that the API server has
-        self.distance = distance
-        self.next_write = 0.0
+    event: Event
+    distance: float
+    count: int = 0
+    written: int = 0  # the count that the API server has
+    next_write: float = 0.0
 
 
 class EventRecorder:
@@ -108,8 +104,10 @@ class EventRecorder:
         self._limits = limits or EventLimits()
         self._clock = clock
         self._said: OrderedDict[str, _Series] = OrderedDict()
-        self._budgets: OrderedDict[str, _Bucket] = OrderedDict()
         self._budget = _Bucket(self._limits.burst, self._limits.refill, clock())
+        self._budget_of = lru_cache(self._limits.remembered)(
+            lambda about: _Bucket(self._limits.object_burst, self._limits.object_refill, clock())
+        )
         self._queue = WorkQueue()
 
     def event(self, ref: ObjectReference, type_: Literal["Normal", "Warning"], reason: str, message: str) -> None:
@@ -120,11 +118,7 @@ class EventRecorder:
         if said is None:
             if not self._may(about):
                 return
-            said = _Series(
-                self._new(ref, type_, reason, message.encode()[:MESSAGE_LIMIT].decode(errors="ignore")),
-                self._limits.repeat,
-            )
-            self._said[key] = said
+            said = self._said[key] = _Series(self._new(ref, type_, reason, message), self._limits.repeat)
             if len(self._said) > self._limits.remembered:
                 self._said.popitem(last=False)
         self._said.move_to_end(key)
@@ -134,13 +128,7 @@ class EventRecorder:
     def _may(self, about: str) -> bool:
         """Whether something new may be said about this object now."""
         now = self._clock()
-        bucket = self._budgets.get(about)
-        if bucket is None:
-            bucket = self._budgets[about] = _Bucket(self._limits.object_burst, self._limits.object_refill, now)
-            if len(self._budgets) > self._limits.remembered:
-                self._budgets.popitem(last=False)
-        self._budgets.move_to_end(about)
-        if not bucket.take(now):
+        if not self._budget_of(about).take(now):
             metrics.EVENTS_DROPPED.labels("object").inc()
         elif not self._budget.take(now):
             metrics.EVENTS_DROPPED.labels("process").inc()
@@ -181,17 +169,18 @@ class EventRecorder:
     async def _write(self, said: _Series) -> None:
         said.next_write = self._clock() + said.distance
         said.distance = min(said.distance * 2, self._limits.repeat_cap)
-        count, now = said.count, self._now()
+        count, now, meta = said.count, self._now(), said.event.metadata
         try:
             if said.written:
                 try:
-                    await self._repeat(said, count, now)
+                    change = {"count": count, "lastTimestamp": now}
+                    await self._api.patch(EVENTS, meta.name, change, namespace=meta.namespace)
                 except NotFound:  # the server keeps events for an hour
-                    said.event = self._renamed(said.event)
+                    meta = _metadata(said.event.involved_object)
+                    said.event = msgspec.structs.replace(said.event, metadata=meta)
                     said.written = 0
             if not said.written:
-                first = said.event.first_timestamp or now
-                event = msgspec.structs.replace(said.event, count=count, first_timestamp=first, last_timestamp=now)
+                event = msgspec.structs.replace(said.event, count=count, last_timestamp=now)
                 with contextlib.suppress(AlreadyExists):  # an attempt whose answer was not waited for
                     await self._api.create(EVENTS, event)
             said.written = count
@@ -199,29 +188,24 @@ class EventRecorder:
             metrics.EVENTS_DROPPED.labels("refused").inc()
             log.warning("event not written", reason=said.event.reason, error=str(error))
 
-    async def _repeat(self, said: _Series, count: int, now: str) -> None:
-        meta = said.event.metadata
-        change = {"count": count, "lastTimestamp": now}
-        await self._api.patch(EVENTS, meta.name, change, namespace=meta.namespace)
-
     def _new(self, ref: ObjectReference, type_: str, reason: str, message: str) -> Event:
-        event = Event(
-            metadata=ObjectMeta(namespace=ref.namespace or "default"),
+        return Event(
+            metadata=_metadata(ref),
             involved_object=ref,
             reason=reason,
-            message=message,
+            message=message.encode()[:MESSAGE_LIMIT].decode(errors="ignore"),
             type=type_,
             first_timestamp=self._now(),
             source=self._source,
             reporting_component=self._source.component,
             reporting_instance=self._instance,
         )
-        return self._renamed(event)
 
     def _now(self) -> str:
         return timestamp(self._api.clock.now())
 
-    def _renamed(self, event: Event) -> Event:
-        # 200 characters leave room for the suffix below the limit of 253.
-        name = f"{event.involved_object.name[:200].rstrip('.-')}.{uuid.uuid4().hex[:16]}"
-        return msgspec.structs.replace(event, metadata=msgspec.structs.replace(event.metadata, name=name))
+
+def _metadata(ref: ObjectReference) -> ObjectMeta:
+    # 200 characters leave room for the suffix below the limit of 253.
+    name = f"{ref.name[:200].rstrip('.-')}.{uuid.uuid4().hex[:16]}"
+    return ObjectMeta(name=name, namespace=ref.namespace or "default")

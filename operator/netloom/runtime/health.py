@@ -1,8 +1,7 @@
 """What the kubelet and Prometheus ask a role: /healthz, /readyz, /metrics.
 
-*Live* means that a restart would not help, which every process says whose event loop turns; *ready* that the role does
-its work. A check returns "" when all is well, else one sentence, and that sentence is in the answer: a probe that only
-says 503 helps nobody.
+A check returns "" when all is well, else one sentence, and that is in the answer: a probe that only says 503 helps
+nobody.
 """
 
 from collections.abc import AsyncIterator, Callable, Iterable
@@ -71,23 +70,16 @@ async def serve(
     *,
     routes: Iterable[web.RouteDef] = (),
 ) -> AsyncIterator[int]:
-    """Serves the checks, metrics and further `routes` while the context lasts, and gives the port (0: a free one).
-
-    Raises ConfigError if the address cannot be had.
-    """
+    """Serves the checks, metrics and further `routes`, and gives the port (0: a free one). Raises ConfigError."""
 
     async def show_metrics(_request: web.Request) -> web.Response:
         return web.Response(body=generate_latest(registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
     app = web.Application()
-    app.add_routes(
-        [
-            web.get("/healthz", health.healthz),
-            web.get("/readyz", health.readyz),
-            web.get("/metrics", show_metrics),
-            *routes,
-        ]
-    )
+    app.router.add_get("/healthz", health.healthz)
+    app.router.add_get("/readyz", health.readyz)
+    app.router.add_get("/metrics", show_metrics)
+    app.add_routes(routes)
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
     await runner.setup()
     try:

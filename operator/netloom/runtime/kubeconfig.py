@@ -61,7 +61,7 @@ class AuthInfo(msgspec.Struct, frozen=True, kw_only=True):
         return "AuthInfo(...)"
 
 
-class KubeContext(msgspec.Struct, frozen=True, kw_only=True):
+class KubeContext(msgspec.Struct, frozen=True):
     """What one context means: its cluster and user, each with the file that it is from."""
 
     context: str
@@ -72,15 +72,12 @@ class KubeContext(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class _NoCredentials(ConfigError):
-    """A plugin or an auth provider gave nothing."""
+    pass
 
 
 class Kubeconfig:
-    """One or several files (as $KUBECONFIG lists them), and one context in them.
-
-    Without a `context` it is the current one of the first reading, for as long as it exists: somebody who switches
-    contexts for kubectl does not move a running role to another cluster.
-    """
+    """One or several files (as $KUBECONFIG lists them), and one context: where none is given, the current one of
+    the first reading, as long as it exists."""
 
     def __init__(self, paths: str, context: str | None = None, clock: Callable[[], float] = time.monotonic) -> None:
         self._paths = paths
@@ -100,15 +97,20 @@ class Kubeconfig:
         """All of it as it is now. Raises ConfigError. renew: the credentials were refused."""
         section = self._choose()
         where = f"kubeconfig {self._paths}, context {section.context!r}"
-        login = await self._log_in(section, where, renew)
         server = str(section.cluster["server"]).rstrip("/")
         ca = certificate = key = None
-        if server.startswith("https"):
-            ca = _pem(section.cluster, "certificate-authority", section.cluster_file, where)
-            certificate, key = login.certificate, login.key
-            if certificate is None:
-                certificate = _pem(section.user, "client-certificate", section.user_file, where)
-                key = _pem(section.user, "client-key", section.user_file, where)
+        try:
+            login = await self._log_in(section, where, renew)
+            if server.startswith("https"):
+                ca = _pem(section.cluster, "certificate-authority", section.cluster_file)
+                certificate, key = login.certificate, login.key
+                if certificate is None:
+                    certificate = _pem(section.user, "client-certificate", section.user_file)
+                    key = _pem(section.user, "client-key", section.user_file)
+        except _NoCredentials:
+            raise
+        except ConfigError as error:
+            raise ConfigError(f"{where}: {error}") from error
         endpoint = ApiEndpoint(
             host=server,
             ca=ca,
@@ -143,7 +145,7 @@ class Kubeconfig:
         user = section.user
         if not user.get("exec") and not user.get("auth-provider"):
             self._login = None
-            return _fixed(section, where)
+            return _fixed(section)
         by = {key: user.get(key) for key in ("exec", "auth-provider")}
         old = self._login if self._login_by == by else None
         if old is not None and not self._due(old, renew, bool(user.get("auth-provider"))):
@@ -167,8 +169,15 @@ class Kubeconfig:
         try:
             async with asyncio.timeout(PLUGIN_SECONDS):
                 return await (self._ask_provider() if user.get("auth-provider") else _ask_plugin(user["exec"]))
+        except TimeoutError as error:
+            raise _NoCredentials(
+                f"{where}: the credential plugin did not answer within {PLUGIN_SECONDS:g} s"
+            ) from error
         except Exception as error:
-            raise _NoCredentials(f"{where}: {_said(error, user)}") from error
+            if isinstance(error, OSError) and not error.filename:  # uvloop does not say which program cannot be run
+                error.filename = (user.get("exec") or {}).get("command")
+            said = " ".join(str(error).split()) or type(error).__name__
+            raise _NoCredentials(f"{where}: {said}") from error
 
     def _due(self, old: AuthInfo, renew: bool, provider: bool) -> bool:
         now = self._clock()
@@ -198,7 +207,7 @@ class Kubeconfig:
             self._loader = (self._content, loader)
         loader = self._loader[1]
         await loader._load_authentication()
-        return AuthInfo(authorization=_header(getattr(loader, "token", "")))
+        return AuthInfo(authorization=getattr(loader, "token", "").strip())
 
 
 class _PluginStatus(msgspec.Struct, rename="camel"):
@@ -213,8 +222,12 @@ class _ExecCredential(msgspec.Struct, rename="camel"):
     status: _PluginStatus
 
 
-async def _run_plugin(plugin: Mapping[str, Any]) -> _PluginStatus:
-    """What a credential plugin says. One that takes too long is killed: kubernetes-asyncio's runner lets it hang."""
+async def _ask_plugin(plugin: Mapping[str, Any]) -> AuthInfo:
+    """An ExecCredential (client.authentication.k8s.io/v1): a token, a client certificate, or both.
+
+    A plugin that takes too long is killed: kubernetes-asyncio's runner lets it hang.
+    """
+    origin = f"the credential plugin {plugin['command']}"
     provider = slim.ExecProvider(slim.ConfigNode("exec", plugin))
     info = {"apiVersion": provider.api_version, "kind": "ExecCredential", "spec": {"interactive": sys.stdout.isatty()}}
     process = await asyncio.create_subprocess_exec(
@@ -228,7 +241,6 @@ async def _run_plugin(plugin: Mapping[str, Any]) -> _PluginStatus:
     finally:
         if process.returncode is None:
             process.kill()
-    origin = f"the credential plugin {plugin['command']}"
     if process.returncode:
         raise ConfigError(f"{origin} ended with status {process.returncode}. {errors.decode(errors='replace').strip()}")
     try:
@@ -237,13 +249,7 @@ async def _run_plugin(plugin: Mapping[str, Any]) -> _PluginStatus:
         raise ConfigError(f"{origin} gives no ExecCredential: {error}") from error
     if said.api_version != provider.api_version:
         raise ConfigError(f"{origin} answers in {said.api_version}, not in {provider.api_version}")
-    return said.status
-
-
-async def _ask_plugin(plugin: Mapping[str, Any]) -> AuthInfo:
-    """An ExecCredential (client.authentication.k8s.io/v1): a token, a client certificate, or both."""
-    status = await _run_plugin(plugin)
-    origin = f"the credential plugin {plugin['command']}"
+    status = said.status
     if not status.token and not status.client_certificate_data:
         raise ConfigError(f"{origin} gives neither a token nor a client certificate")
     if bool(status.client_certificate_data) != bool(status.client_key_data):
@@ -256,34 +262,22 @@ async def _ask_plugin(plugin: Mapping[str, Any]) -> AuthInfo:
         ends += filter(None, [tls.not_after(certificate.content)])
     if status.expiration_timestamp:
         ends.append(dt.datetime.fromisoformat(status.expiration_timestamp).astimezone(dt.UTC))
-    return AuthInfo(
-        authorization=_header(f"Bearer {status.token}") if status.token else "",
-        certificate=certificate,
-        key=key,
-        expires=min(ends, default=None),
-    )
+    authorization = f"Bearer {status.token}".strip() if status.token else ""
+    return AuthInfo(authorization=authorization, certificate=certificate, key=key, expires=min(ends, default=None))
 
 
-def _said(error: Exception, user: Mapping[str, Any]) -> str:
-    if isinstance(error, TimeoutError):
-        return f"the credential plugin did not answer within {PLUGIN_SECONDS:g} s"
-    if isinstance(error, OSError) and not error.filename:  # uvloop does not say which program cannot be run
-        error.filename = (user.get("exec") or {}).get("command")
-    return " ".join(str(error).split()) or type(error).__name__
-
-
-def _fixed(section: KubeContext, where: str) -> AuthInfo:
+def _fixed(section: KubeContext) -> AuthInfo:
     """A token, a file that holds one, or a password. The file wins, as with client-go, while it can be read."""
     user = section.user
     if user.get("tokenFile"):
         path = section.user_file.parent / str(user["tokenFile"])
         try:
             return AuthInfo(authorization=token(path))
-        except ConfigError as error:
+        except ConfigError:
             if not user.get("token"):
-                raise ConfigError(f"{where}: {error}") from error
+                raise
     if user.get("token"):
-        return AuthInfo(authorization=_header(f"Bearer {user['token']}"))
+        return AuthInfo(authorization=f"Bearer {user['token']}".strip())
     if "username" in user and "password" in user:
         basic = base64.b64encode(f"{user['username']}:{user['password']}".encode()).decode()
         return AuthInfo(authorization=f"Basic {basic}")
@@ -295,12 +289,7 @@ def token(path: Path) -> str:
     text = _read(path, "the token file").decode(errors="replace")
     if not text.strip():
         raise ConfigError(f"the token file {path} is empty")
-    return _header(f"Bearer {text}")
-
-
-def _header(value: str) -> str:
-    # A token file usually ends in a newline, which has no place in a header.
-    return value.strip()
+    return f"Bearer {text}".strip()  # it usually ends in a newline, which has no place in a header
 
 
 def pem(path: Path, what: str) -> Pem:
@@ -308,19 +297,14 @@ def pem(path: Path, what: str) -> Pem:
     return Pem(_read(path, what), str(path))
 
 
-def _pem(section: Mapping[str, Any], field: str, file: Path, where: str) -> Pem | None:
+def _pem(section: Mapping[str, Any], field: str, file: Path) -> Pem | None:
     """Of a field that holds base64 (FIELD-data, which wins) or names a file, relative to the kubeconfig's folder."""
     if data := section.get(f"{field}-data"):
         try:
             return Pem(base64.b64decode(data), f"{field}-data in {file}")
         except (binascii.Error, ValueError, TypeError) as error:
-            raise ConfigError(f"{where}: {field}-data in {file} is not base64") from error
-    if not section.get(field):
-        return None
-    try:
-        return pem(file.parent / str(section[field]), field)
-    except ConfigError as error:
-        raise ConfigError(f"{where}: {error}") from error
+            raise ConfigError(f"{field}-data in {file} is not base64") from error
+    return pem(file.parent / str(section[field]), field) if section.get(field) else None
 
 
 def _read(path: Path, what: str) -> bytes:
@@ -356,9 +340,7 @@ def choose(paths: str, context: str | None, content: Mapping[Path, Any]) -> Kube
     name = str(section.get("user") or "")
     if name and name not in merged["users"]:
         raise ConfigError(f"kubeconfig {paths}, context {chosen!r}: its user {name!r} does not exist")
-    found, found_in = merged["clusters"][cluster]
-    user, user_file = merged["users"].get(name, ({}, file))
-    return KubeContext(context=chosen, cluster=found, cluster_file=found_in, user=user, user_file=user_file)
+    return KubeContext(chosen, *merged["clusters"][cluster], *merged["users"].get(name, ({}, file)))
 
 
 def _mapping(path: Path, text: bytes) -> dict[str, Any]:

@@ -1,22 +1,17 @@
 """Leader election whose holder has provably stopped before another can start.
 
-The record is a Lease. Two rules, both on clocks that nobody can set (the boot-time clock, which also counts while
-the machine sleeps):
+The record is a Lease. Two rules, both on the boot-time clock, which nobody can set and which also counts while the
+machine sleeps (docs/runtime.md says what this cannot promise):
 
-- **The holder** counts from the moment *before* it sent its last successful renewal. The server cannot have stored it
-  earlier, nobody can have seen it earlier. `renew_deadline` after that moment the work is cancelled, and before
-  `lease_seconds` after it the work has ended, or the process ends: a watchdog thread calls `os._exit`, even if the
-  event loop is blocked.
+- **The holder** counts from the moment *before* it sent its last successful renewal: nobody can have seen that earlier.
+  `renew_deadline` later the work is cancelled, and before `lease_seconds` it has ended, or a watchdog thread ends the
+  process, even if the event loop is blocked.
 - **A candidate** counts `lease_seconds` from the moment *after* it received a record that it had not seen before. Its
   count therefore ends later than the holder's, whatever their wall clocks say.
 
 Every request has a time-out and is a compare-and-swap, so a renewal that is late by minutes fails. A Lease that is
 missing is created at once; if it was deleted under a holder, candidates that saw it wait for the holder's time to be
 over, and the holder stops at its next renewal.
-
-What this cannot promise: a process that is frozen (SIGSTOP, a paused virtual machine) past its lease and thawed may
-get to finish an instruction, even to send a request, before its watchdog runs. So nothing that must be unique rests
-on the lease: allocation is guarded by the API server's compare-and-swap. The lease saves the work of two.
 """
 
 import asyncio
@@ -34,7 +29,7 @@ from netloom.api.coordination import LEASES, Lease, LeaseSpec
 from netloom.api.meta import ObjectMeta
 from netloom.runtime import metrics
 from netloom.runtime.backoff import Backoff
-from netloom.runtime.cancellation import last_words
+from netloom.runtime.cancellation import end, last_words
 from netloom.runtime.client import Api
 from netloom.runtime.clock import boottime
 from netloom.runtime.errors import AlreadyExists, ApiError, Conflict, NotFound
@@ -133,15 +128,12 @@ class LeaderElector:
         if not work.cancelled():
             work.result()
 
-    # Renewal
-
     async def _keep_renewing(self) -> None:
         while True:
             await asyncio.sleep(self._retry)
             await self._renew_in_time()
 
     async def _renew_in_time(self) -> None:
-        """Renews, again and again until the deadline. Raises LeaseLost."""
         deadline = self._renewed_at + self._renew_deadline
         error = "no answer"
         backoff = Backoff(self._retry / 4, self._retry)
@@ -163,13 +155,11 @@ class LeaderElector:
 
     async def _try_renew(self) -> None:
         """One attempt. Raises LeaseLost if somebody else holds the lease."""
-        if self._observed is None:
-            self._observe(await self._api.get(LEASES, self._name, self._namespace))
-        assert self._observed is not None
+        held = self._observed or await self._look()
         if self._holder != self.identity:
             raise LeaseLost(f"lease {self._name} was taken by {self._holder or 'nobody'}")
         try:
-            await self._write(self._observed, self._observed.spec.acquire_time, self._observed.spec.lease_transitions)
+            await self._write(held, held.spec.acquire_time, held.spec.lease_transitions)
         except (ApiError, TimeoutError, asyncio.CancelledError):
             # It may have been written all the same: the next attempt has to look first.
             self._observed = None
@@ -195,8 +185,6 @@ class LeaderElector:
         self._observe(stored)
         self._watchdog.extend(sent + self._seconds * (1 - MARGIN))
 
-    # Candidacy
-
     async def _acquire(self) -> None:
         backoff = Backoff(self._retry, self._seconds)
         while True:
@@ -217,15 +205,11 @@ class LeaderElector:
     async def _try_acquire(self) -> float:
         """One attempt. 0 if the lease is ours now, else the seconds after which to look again."""
         try:
-            found = await self._api.get(LEASES, self._name, self._namespace)
+            found = await self._look()
         except NotFound:
-            if (left := self._left()) > 0:
-                return min(self._retry, left)
             found = Lease(metadata=ObjectMeta(name=self._name, namespace=self._namespace), spec=LeaseSpec())
-        else:
-            self._observe(found)
-            if (left := self._left()) > 0:
-                return min(self._retry, left)
+        if (left := self._left()) > 0:
+            return min(self._retry, left)
         new = found.spec.holder_identity != self.identity
         transitions = found.spec.lease_transitions + (new and bool(found.metadata.resource_version))
         await self._write(found, None if new else found.spec.acquire_time, transitions)
@@ -234,6 +218,11 @@ class LeaderElector:
     @property
     def _holder(self) -> str:
         return self._observed.spec.holder_identity if self._observed else ""
+
+    async def _look(self) -> Lease:
+        found = await self._api.get(LEASES, self._name, self._namespace)
+        self._observe(found)
+        return found
 
     def _observe(self, found: Lease) -> None:
         """Notes a record; its holder's time counts from now if it is a new one."""
@@ -256,30 +245,17 @@ class LeaderElector:
         """Gives the lease back, so that the next one need not wait; if that fails, it runs out."""
         try:
             async with last_words(self._retry):
-                if self._observed is None:  # a renewal was cut off, and may have been written
-                    self._observe(await self._api.get(LEASES, self._name, self._namespace))
-                if self._observed is None or self._holder != self.identity:
+                # Where there is none, a renewal was cut off, and may have been written.
+                held = self._observed or await self._look()
+                if self._holder != self.identity:
                     return
                 spec = msgspec.structs.replace(
-                    self._observed.spec, holder_identity="", lease_duration_seconds=1, renew_time=self._date()
+                    held.spec, holder_identity="", lease_duration_seconds=1, renew_time=self._date()
                 )
-                await self._api.replace(LEASES, msgspec.structs.replace(self._observed, spec=spec))
+                await self._api.replace(LEASES, msgspec.structs.replace(held, spec=spec))
             log.info("lease released", lease=self._name)
         except (ApiError, TimeoutError) as error:
             say("lease not released, it will run out", lease=self._name, error=str(error) or "no answer")
-
-
-async def end(task: asyncio.Future[None]) -> None:
-    """Cancels the task and waits until it has ended, even if we are cancelled meanwhile; that is then passed on."""
-    cancelled = False
-    while not task.done():
-        task.cancel()
-        try:
-            await asyncio.wait([task])
-        except asyncio.CancelledError:
-            cancelled = True
-    if cancelled:
-        raise asyncio.CancelledError
 
 
 class Watchdog:

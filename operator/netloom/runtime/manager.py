@@ -1,15 +1,13 @@
 """Runs the components of a role together and ends them together.
 
-A component is a coroutine function that runs until it is cancelled. Most are `restart=True`: reconcilers are
-independent, and one that crashes is started again, with a growing delay, while the others go on. Readiness and
-`crashes` show it, also while it runs again, until it has run for longer than it would wait after another crash: one
-that crashes every few seconds is never well. The crash of one without `restart` ends the role, and with it the
-process: whoever started it starts it again. So does a `UserError`, restart or not: it names what somebody has to mend
-first.
+A component is a coroutine function that runs until it is cancelled. One with `restart` that crashes is started again,
+with a growing delay, while the others go on. Readiness and `crashes` show it until it has run for longer than it would
+wait after another crash. The crash of one without `restart`, or a `UserError`, which names what somebody has to mend
+first, ends the role.
 
-SIGTERM or SIGINT ends the role in order: for `drain` seconds it works on and says that it is not ready, so that whoever
-shares requests out gives it no more; then every component is cancelled and has `grace` seconds for its last words. A
-second signal, or a component that overstays, ends the process on the spot.
+SIGTERM or SIGINT ends the role in order: for `drain` seconds it works on and says that it is not ready, then every
+component is cancelled and has `grace` seconds for its last words. A second signal, or a component that overstays, ends
+the process on the spot.
 """
 
 import asyncio
@@ -17,7 +15,6 @@ import os
 import signal
 from collections.abc import Awaitable, Callable
 
-import msgspec
 import structlog
 
 from netloom.api.errors import UserError, in_words, sentences
@@ -34,14 +31,6 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 EXIT_OVERSTAYED = 70
 
 Run = Callable[[], Awaitable[None]]
-
-
-class Component(msgspec.Struct, frozen=True):
-    """A named part of a role."""
-
-    name: str
-    run: Run
-    restart: bool
 
 
 class ComponentCrashed(Exception):
@@ -70,7 +59,7 @@ class Manager:
         self._grace = grace
         self._delays = (restart_delay, restart_cap)
         self._exit = exit
-        self._components: list[Component] = []
+        self._components: list[tuple[str, Run, bool]] = []
         self._stop = asyncio.Event()
         if drain:
             self.health.ready("stop", lambda: "the process is about to end" if self.stopping else "")
@@ -87,7 +76,7 @@ class Manager:
 
     def add(self, name: str, run: Run, *, restart: bool = False) -> None:
         """Adds a component; to be called before `run`."""
-        self._components.append(Component(name=name, run=run, restart=restart))
+        self._components.append((name, run, restart))
 
     def backoff(self) -> Backoff:
         """The delays between a component's attempts, for one that tries by itself."""
@@ -116,7 +105,7 @@ class Manager:
         self.stop()
 
     async def _run(self) -> None:
-        tasks = [asyncio.create_task(self._supervise(part), name=part.name) for part in self._components]
+        tasks = [asyncio.create_task(self._supervise(*part), name=part[0]) for part in self._components]
         stopping = asyncio.create_task(self._stop.wait(), name="stop")
         try:
             pending: set[asyncio.Task[None]] = set(tasks)
@@ -129,54 +118,51 @@ class Manager:
                 await asyncio.wait(pending, timeout=self._drain, return_when=asyncio.FIRST_EXCEPTION)
         finally:
             stopping.cancel()
-            await self._end(tasks)
+            await self._end([task for task in tasks if not task.done()])
         for task in tasks:
             if task.done() and not task.cancelled() and (error := task.exception()):
                 raise error
 
-    async def _end(self, tasks: list[asyncio.Task[None]]) -> None:
-        running = [task for task in tasks if not task.done()]
+    async def _end(self, running: list[asyncio.Task[None]]) -> None:
         for task in running:
             task.cancel()
-        if not running:
-            return
-        _, overstayed = await asyncio.wait(running, timeout=self._grace)
-        if overstayed:
-            names = sorted(task.get_name() for task in overstayed)
+        if running:
+            await asyncio.wait(running, timeout=self._grace)
+        if names := sorted(task.get_name() for task in running if not task.done()):
             log.error("components did not stop, ending at once", components=names, grace=self._grace)
             self._exit(EXIT_OVERSTAYED)
 
-    async def _supervise(self, part: Component) -> None:
+    async def _supervise(self, name: str, run: Run, restart: bool) -> None:
         backoff = self.backoff()
         loop = asyncio.get_running_loop()
-        self.health.ready(f"component {part.name}", lambda: _crashed(self._crashes.get(part.name, "")))
+        self.health.ready(f"component {name}", lambda: _crashed(self._crashes.get(name, "")))
         proof: asyncio.Handle | None = None
         while True:
             began = loop.time()
             try:
-                await only_if_asked(part.run())
+                await only_if_asked(run())
+            except UserError:
+                raise
             except Exception as error:
-                if isinstance(error, UserError):
-                    raise
                 if said := sentences(error):
                     raise UserError(" ".join(said)) from error
-                self._note(part.name, in_words(error))
-                if not part.restart:
-                    log.exception("component crashed", component=part.name)
-                    raise ComponentCrashed(f"{part.name} {_crashed(in_words(error))}") from error
+                self._note(name, in_words(error))
+                if not restart:
+                    log.exception("component crashed", component=name)
+                    raise ComponentCrashed(f"{name} {_crashed(in_words(error))}") from error
                 if loop.time() - began > backoff.cap:
                     backoff.reset()
                 delay = backoff.next()
-                log.exception("component crashed, starting it again", component=part.name, delay=round(delay, 3))
+                log.exception("component crashed, starting it again", component=name, delay=round(delay, 3))
             else:
-                log.info("component ended", component=part.name)
+                log.info("component ended", component=name)
                 return
             finally:
                 if proof is not None:
                     proof.cancel()
-            metrics.COMPONENT_RESTARTS.labels(part.name).inc()
+            metrics.COMPONENT_RESTARTS.labels(name).inc()
             await asyncio.sleep(delay)
-            proof = loop.call_later(backoff.longest, self._note, part.name, "")
+            proof = loop.call_later(backoff.longest, self._note, name, "")
 
     def _note(self, name: str, error: str) -> None:
         if error:

@@ -15,7 +15,7 @@ import msgspec.inspect
 import yaml
 
 from netloom.api import problem
-from netloom.api.meta import Object, Resource, Struct
+from netloom.api.meta import Object, Resource
 from netloom.runtime.store import key_of
 
 Kind = tuple[str, str]
@@ -26,11 +26,11 @@ Validate = Callable[[Object], Iterable[problem.Problem]]
 
 _NAME = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
 _AT = re.compile(r"^(?P<what>.*?) - at `\$\.?(?P<field>.*)`$", re.DOTALL)
-_NOT_TYPED_WHOLE = frozenset({"metadata", "status"})
-"""Sections whose structs hold only some of the fields that an exported object has."""
+_NOT_TYPED_WHOLE = frozenset({"apiVersion", "kind", "metadata", "status"})
+"""Fields that the structs do not have, or sections of which they hold only some of what an exported object has."""
 
 
-class ManifestProblem(Struct, frozen=True):
+class ManifestProblem(msgspec.Struct, frozen=True):
     """What is wrong with a manifest. `document` counts from 1, 0 is the file as a whole; `field` may be empty."""
 
     file: str
@@ -39,15 +39,11 @@ class ManifestProblem(Struct, frozen=True):
     message: str
 
     def __str__(self) -> str:
-        place = self.file
-        if self.document:
-            place += f", document {self.document}"
-        if self.field:
-            place += f", {self.field}"
-        return f"{place}: {self.message}"
+        document = f"document {self.document}" if self.document else ""
+        return f"{', '.join(filter(None, (self.file, document, self.field)))}: {self.message}"
 
 
-class Manifest(Struct, frozen=True):
+class Manifest(msgspec.Struct, frozen=True):
     """One object of a file."""
 
     document: int
@@ -59,9 +55,9 @@ class Manifest(Struct, frozen=True):
 class InvalidManifests(Exception):
     """A file cannot be used as it is; `problems` says why."""
 
-    def __init__(self, problems: list[ManifestProblem]) -> None:
-        super().__init__("; ".join(str(problem) for problem in problems))
-        self.problems = tuple(problems)
+    def __init__(self, *problems: ManifestProblem) -> None:
+        super().__init__("; ".join(map(str, problems)))
+        self.problems = problems
 
 
 def parse(
@@ -86,20 +82,14 @@ def parse(
         first = seen.setdefault((manifest.kind, manifest.key), number)
         if first != number:
             message = f"{manifest.kind[1]} {manifest.key} is in document {first} already"
-            problems.append(ManifestProblem(file=file, document=number, field="", message=message))
+            problems.append(ManifestProblem(file, number, "", message))
         found.append(manifest)
-        problems += [
-            ManifestProblem(
-                file=file,
-                document=number,
-                field=wrong.field,
-                message=f"{manifest.kind[1]} {manifest.key}: {wrong.text}",
-            )
-            for wrong in validate(manifest.object)
-            if wrong.severity == "error"
-        ]
+        for wrong in validate(manifest.object):
+            if wrong.severity == "error":
+                message = f"{manifest.kind[1]} {manifest.key}: {wrong.text}"
+                problems.append(ManifestProblem(file, number, wrong.field, message))
     if problems:
-        raise InvalidManifests(problems)
+        raise InvalidManifests(*problems)
     return found
 
 
@@ -112,7 +102,7 @@ def _documents(file: str, content: bytes) -> Iterator[tuple[int, Any]]:
             documents = list(yaml.load_all(content, Loader=_Loader))
     except (yaml.YAMLError, msgspec.DecodeError, UnicodeDecodeError) as error:
         message = " ".join(str(error).replace('in "<byte string>", ', "").split())
-        raise InvalidManifests([ManifestProblem(file=file, document=0, field="", message=message)]) from error
+        raise InvalidManifests(ManifestProblem(file, 0, "", message)) from error
     for number, document in enumerate(documents, start=1):
         if isinstance(document, dict) and isinstance(document.get("items"), list):
             for item in document["items"]:
@@ -125,7 +115,7 @@ def _object(
     file: str, number: int, document: Any, resources: Mapping[Kind, Resource[Any]], ignored: Collection[Kind]
 ) -> Manifest | None:
     def refused(field: str, message: str) -> InvalidManifests:
-        return InvalidManifests([ManifestProblem(file=file, document=number, field=field, message=message)])
+        return InvalidManifests(ManifestProblem(file, number, field, message))
 
     if not isinstance(document, dict):
         raise refused("", "is no object")
@@ -146,7 +136,7 @@ def _object(
         raise refused(match["field"] if match else "", match["what"] if match else str(error)) from error
     if not _NAME.fullmatch(obj.metadata.name) or len(obj.metadata.name) > 253:
         raise refused("metadata.name", f"{obj.metadata.name!r} is not the name of an object")
-    return Manifest(document=number, kind=kind, key=key_of(obj), object=obj)
+    return Manifest(number, kind, key_of(obj), obj)
 
 
 def _without_nulls(value: Any) -> Any:
@@ -160,31 +150,25 @@ def _without_nulls(value: Any) -> Any:
 
 def unknown_field(document: Mapping[str, Any], type_: Any) -> str:
     """Path of the first field that the struct does not have, "" if it has all."""
-    for name, value in document.items():
-        if name in ("apiVersion", "kind") or name in _NOT_TYPED_WHOLE:
-            continue
-        if found := _unknown(name, value, _fields(type_).get(str(name))):
-            return found
-    return ""
+    typed = {name: value for name, value in document.items() if name not in _NOT_TYPED_WHOLE}
+    return _unknown("", typed, msgspec.inspect.type_info(type_))
 
 
 def _unknown(path: str, value: Any, type_: msgspec.inspect.Type | None) -> str:
     if type_ is None:
         return path
-    match type_:
-        case msgspec.inspect.StructType(cls=cls) if isinstance(value, dict):
+    match type_, value:
+        case msgspec.inspect.StructType(cls=cls), dict():
             fields = _fields(cls)
-            parts = ((f"{path}.{name}", inner, fields.get(str(name))) for name, inner in value.items())
-            return next((found for part in parts if (found := _unknown(*part))), "")
-        case msgspec.inspect.ListType(item_type=inner) | msgspec.inspect.VarTupleType(item_type=inner) if isinstance(
-            value, list
-        ):
-            items = ((f"{path}[{index}]", item, inner) for index, item in enumerate(value))
-            return next((found for part in items if (found := _unknown(*part))), "")
-        case msgspec.inspect.UnionType(types=types):
+            parts = ((f"{path}.{name}".lstrip("."), inner, fields.get(str(name))) for name, inner in value.items())
+        case msgspec.inspect.VarTupleType(item_type=inner), list():
+            parts = ((f"{path}[{index}]", item, inner) for index, item in enumerate(value))
+        case msgspec.inspect.UnionType(types=types), _:
             answers = [_unknown(path, value, inner) for inner in types]
             return "" if "" in answers else answers[0]
-    return ""
+        case _:
+            return ""
+    return next((found for part in parts if (found := _unknown(*part))), "")
 
 
 @functools.cache

@@ -1,14 +1,10 @@
-"""Which proxy a connection to the API server takes, by the rules that kubectl's users know.
+"""Which proxy a connection to the API server takes, by the rules that kubectl's users know (docs/runtime.md).
 
-The rules are those of Go's golang.org/x/net/http/httpproxy, which client-go follows. A kubeconfig's `proxy-url` is
-always used. Else the environment names one by the scheme of the server's address ($HTTPS_PROXY, $HTTP_PROXY; of both
-spellings the lower case counts), and $NO_PROXY says where it is not used: names with what is below them, `.names` and
-`*.names` for only what is below, addresses, networks, each but the latter with a port if need be, or `*`. `localhost`
-and loopback addresses are never reached through the environment's proxy.
-
-A message names the proxy, and never the password that may stand in its address.
+They are those of Go's golang.org/x/net/http/httpproxy, which client-go follows; Python's own (urllib, and so aiohttp's
+`trust_env`) know no networks and no ports. A message names the proxy, and never the password in its address.
 """
 
+import contextlib
 import ipaddress
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -32,15 +28,13 @@ class Proxy:
 
     @classmethod
     def of(cls, server: str, proxy_url: str, environ: Mapping[str, str]) -> Self | None:
-        """The proxy on the way to `server` (an http or https URL), if any. `proxy_url`: the kubeconfig's, or "".
-
-        Raises ConfigError for one that is to be used and cannot be.
-        """
+        """The one on the way to `server` (an http or https URL), if any. `proxy_url`: the kubeconfig's. ConfigError for
+        one that cannot be used."""
         if proxy_url:
             return cls(_parse(proxy_url, "proxy-url in the kubeconfig"), "proxy-url in the kubeconfig")
         target = URL(server)
         names = (f"{target.scheme}_proxy", f"{target.scheme.upper()}_PROXY")
-        name = next((name for name in names if environ.get(name)), "")
+        name = next(filter(environ.get, names), "")
         port = target.port or _DEFAULT_PORTS.get(target.scheme, 0)
         no_proxy = environ.get("no_proxy") or environ.get("NO_PROXY") or ""
         if not name or exempt(target.raw_host or "", port, no_proxy):
@@ -67,8 +61,9 @@ def exempt(host: str, port: int, no_proxy: str) -> bool:
 
 
 def _covers(entry: str, host: str, address: _Address | None, port: int) -> bool:
-    if (network := _network(entry)) is not None:
-        return address is not None and address.version == network.version and address in network
+    if "/" in entry:
+        with contextlib.suppress(ValueError):
+            return address is not None and address in ipaddress.ip_network(entry, strict=False)
     name, only = _split_port(entry)
     if not name or only not in ("", str(port)):
         return False
@@ -87,15 +82,6 @@ def _address(text: str) -> _Address | None:
     except ValueError:
         return None
     return getattr(address, "ipv4_mapped", None) or address
-
-
-def _network(entry: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network | None:
-    if "/" not in entry:
-        return None
-    try:
-        return ipaddress.ip_network(entry, strict=False)
-    except ValueError:
-        return None
 
 
 def _split_port(entry: str) -> tuple[str, str]:
@@ -118,10 +104,10 @@ def _parse(text: str, source: str) -> URL:
     """Raises ConfigError. Of what is no address nothing is shown: it may hold a password."""
     try:
         url = URL(text if "://" in text else f"http://{text}")
-        port = url.port
+        usable = bool(url.host) and url.port != 0
     except ValueError:
-        raise ConfigError(f"{source} is not the address of a proxy, such as http://proxy.example.org:3128") from None
-    if not url.host or port == 0:
+        usable = False
+    if not usable:
         raise ConfigError(f"{source} is not the address of a proxy, such as http://proxy.example.org:3128")
     if url.scheme == "https":
         # aiohttp would speak to it by the API server's TLS context: trust the cluster's CA alone, and show it the

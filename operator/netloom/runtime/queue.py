@@ -1,9 +1,9 @@
 """The work queue: which keys are due, each of them at most once at a time.
 
-It holds keys and nothing else, so a reconciler cannot come to depend on what an event said: it looks at the caches
-when it runs. The rules are client-go's. A key that is added while it waits is one run, not two; a key that is added
-while it runs is run once more afterwards; a key that fails waits longer each time, by itself. One timer serves all
-waiting keys: a task for each would cost 5,000 tasks when an API server goes away under 5,000 nodes.
+It holds keys and nothing else, so a reconciler cannot come to depend on what an event said. The rules are client-go's:
+a key that is added while it waits is one run, not two; a key that is added while it runs is run once more afterwards; a
+key that fails waits longer each time, by itself. One timer serves all waiting keys: a task for each would cost 5,000
+tasks when an API server goes away under 5,000 nodes.
 """
 
 import asyncio
@@ -19,10 +19,7 @@ worth a timer: whoever looks again "in 0.2 ms" because it was woken early would 
 
 
 class WorkQueue:
-    """Keys that are due. To be used from one event loop.
-
-    `base` and `cap` are the bounds of a failing key's back-off in seconds.
-    """
+    """Keys that are due, for one event loop. `base`, `cap`: bounds of a failing key's back-off in seconds."""
 
     def __init__(self, base: float = 0.1, cap: float = 60.0, draw: Callable[[], float] = random.random) -> None:
         self._base = base
@@ -42,16 +39,6 @@ class WorkQueue:
     def __len__(self) -> int:
         """Keys that are due now, without those that run."""
         return self._ready.qsize()
-
-    @property
-    def waiting(self) -> int:
-        """Retries and looks whose time has not come."""
-        return len(self._due)
-
-    @property
-    def running(self) -> int:
-        """Keys that are being worked on."""
-        return len(self._running)
 
     def add(self, key: str) -> None:
         """The key is due now."""

@@ -8,49 +8,15 @@ urllib3, of which its configuration uses one function for one way to log in, is 
 are dateutil (2 MiB), by which ApiClient would read the times in models, and its pool of threads (0.5 MiB).
 """
 
-import importlib
-import sys
-import types
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any
+from netloom.shells import imported_later, shells
 
-from netloom.shells import shell, shells
+_LATER: dict[str, tuple[str, ...]] = {
+    "urllib3": (),
+    "dateutil.parser": ("parse",),
+    "multiprocessing.pool": ("ThreadPool",),
+}
 
-
-@contextmanager
-def _imported_later() -> Iterator[None]:
-    stand_ins = [_later("urllib3"), _later("dateutil.parser", "parse"), _later("multiprocessing.pool", "ThreadPool")]
-    try:
-        yield
-    finally:
-        for stand_in in stand_ins:
-            if stand_in and sys.modules.get(stand_in.__name__) is stand_in:
-                del sys.modules[stand_in.__name__]
-
-
-def _later(name: str, *functions: str) -> types.ModuleType | None:
-    """Something in a module's place that imports the module once an attribute of it is asked for, or once one of the
-    functions is called: those may be taken out of it before."""
-    if name in sys.modules:
-        return None
-
-    def real(attribute: str) -> Any:
-        if attribute.startswith("__"):  # what the import system asks every module
-            raise AttributeError(f"module {name!r} has no attribute {attribute!r}")
-        return getattr(importlib.import_module(name), attribute)
-
-    def called_later(function: str) -> Callable[..., Any]:
-        return lambda *arguments, **options: real(function)(*arguments, **options)
-
-    module = sys.modules[name] = shell(name)
-    module.__getattr__ = real  # type: ignore[method-assign]
-    for function in functions:
-        setattr(module, function, called_later(function))
-    return module
-
-
-with shells("kubernetes_asyncio", "client", stand_ins={"client.models": {}}), _imported_later():
+with shells("kubernetes_asyncio", "client", stand_ins={"client.models": {}}), imported_later(_LATER):
     from kubernetes_asyncio import client as _client
     from kubernetes_asyncio.client.api_client import ApiClient
     from kubernetes_asyncio.client.configuration import Configuration

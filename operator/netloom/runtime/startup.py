@@ -1,13 +1,11 @@
 """Waiting for an API server that is not there when a role starts.
 
-After a reboot of a node, or of the whole cluster, an agent is often there first. One that ended would be started again
-by its supervisor later each time, up to five minutes, and its node would have no routes meanwhile. So whatever is in
-the way is waited for, said on /readyz, and asked again: nobody listens, no route, no name, a certificate that is not
-trusted (yet), 5xx, 429, no answer, even 403. The caches ask for themselves at the same time; this is what speaks.
+After a reboot an agent is often there first. One that ended would be started again by its supervisor later each time,
+up to five minutes, and its node would have no routes meanwhile. So whatever is in the way, even 403, is waited for,
+said on /readyz, and asked again. The caches ask for themselves at the same time; this is what speaks.
 
-A 401 is waited for, too: an API server that has just started may not know its tokens yet, and what we show may be
-replaced on disk. If the answers have been nothing else for `PATIENCE_SECONDS`, the credentials are wrong, which
-somebody has to mend: that ends the role.
+Only where the answers have been nothing but 401 for `PATIENCE_SECONDS`, the role ends: an API server that has just
+started may not know its tokens yet, but credentials that are wrong have to be mended by somebody.
 """
 
 import asyncio

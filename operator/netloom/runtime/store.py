@@ -1,14 +1,8 @@
 """The cache of one kind: what reconcilers read instead of asking the API server.
 
-A store is filled by a `ListWatch` or a `DirectorySource` and told by writers what they wrote. Whoever subscribes is
-called synchronously after the cache changed, so a subscriber that only queues a key can never see the cache lag
-behind the key.
-
-**Order.** The API server numbers the versions of all objects of a kind upward, and since Kubernetes 1.35 guarantees
-that two such numbers may be compared (KEP-5504); it has always been so with etcd. Per object, therefore, an older or
-equal version never replaces a newer one, no matter in which order it arrives, and a deletion is remembered for a
-while, so that a late event does not bring a deleted object back. Where a version is no number, order of arrival
-counts. A list (`replace`) is the truth as a whole and is not compared.
+Subscribers are called synchronously after the cache changed, so one that only queues a key can never see the cache lag
+behind the key. Versions are compared as numbers, which Kubernetes guarantees since 1.35 (KEP-5504) and etcd always did;
+where one is no number, order of arrival counts. A list (`replace`) is the truth as a whole and is not compared.
 """
 
 import asyncio
@@ -80,20 +74,14 @@ class Store(Generic[T]):
             await self.synced.wait()
 
     def subscribe(self, fn: Subscriber[T]) -> Unsubscribe:
-        """From now on `fn(key, old, new)` after every change; once for every object that is there already.
-
-        Until what it returns is called: a reconciler that loses the lease must not go on listening.
-        """
+        """Until what it returns is called: `fn(key, old, new)` after every change, now for every object there is."""
         self._subscribers.append(fn)
         for key, obj in self.items():
             self._tell(fn, key, None, obj)
         return lambda: self._subscribers.remove(fn)
 
     def on_replace(self, fn: Callable[[], None]) -> Unsubscribe:
-        """From now on `fn()` after the cache was made equal to a list: whatever else is known of the server may be old.
-
-        Until what it returns is called.
-        """
+        """Until what it returns is called: `fn()` after the cache was made equal to a list, and all else may be old."""
         self._relisted.append(fn)
         return lambda: self._relisted.remove(fn)
 

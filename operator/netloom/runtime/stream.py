@@ -8,11 +8,14 @@ enlarge it), so lines are cut here, up to a limit that only guards the process's
 from typing import Generic, TypeVar
 
 import msgspec
+import structlog
 
 from netloom.api.meta import Object, Resource, Struct
-from netloom.runtime.errors import Status
+from netloom.runtime.errors import Status, from_status
 from netloom.runtime.store import key_of
 from netloom.runtime.wire import MetaOnly, decoder
+
+log = structlog.get_logger(__name__)
 
 T = TypeVar("T", bound=Object)
 
@@ -74,12 +77,6 @@ class BookmarkEvent(Struct, frozen=True):
     resource_version: str
 
 
-class ErrorEvent(Struct, frozen=True):
-    """The server ends the watch and says why."""
-
-    status: Status
-
-
 class UndecodableEvent(Struct, frozen=True):
     """An event whose object does not fit its struct; `key` may be empty."""
 
@@ -89,12 +86,6 @@ class UndecodableEvent(Struct, frozen=True):
     error: str
 
 
-class UnknownEvent(Struct, frozen=True):
-    """An event of a type that this code does not know."""
-
-    type: str
-
-
 class _Any(Struct, frozen=True):
     type: str
     object: msgspec.Raw = msgspec.Raw(b"{}")
@@ -102,12 +93,14 @@ class _Any(Struct, frozen=True):
 
 CHANGES = frozenset({"ADDED", "MODIFIED", "DELETED"})
 
+WatchEvent = ChangeEvent[T] | BookmarkEvent | UndecodableEvent
 
-WatchEvent = ChangeEvent[T] | BookmarkEvent | ErrorEvent | UndecodableEvent | UnknownEvent
 
+def parse(resource: Resource[T], line: bytes) -> WatchEvent[T] | None:
+    """One line as an event; None where its type is not known.
 
-def parse(resource: Resource[T], line: bytes) -> WatchEvent[T]:
-    """One line as an event. Raises StreamBroken if it is no event at all."""
+    Raises StreamBroken if it is no event at all, and ApiError where the server ends the watch and says why.
+    """
     error = ""
     try:
         # The usual case in one pass: the object is decoded where it stands.
@@ -123,9 +116,10 @@ def parse(resource: Resource[T], line: bytes) -> WatchEvent[T]:
     try:
         other = decoder(_Any).decode(line)
         if other.type == "ERROR":
-            return ErrorEvent(status=decoder(Status).decode(other.object))
+            raise from_status(decoder(Status).decode(other.object), where=f"watch of {resource.plural}")
         if other.type != "BOOKMARK" and other.type not in CHANGES:
-            return UnknownEvent(type=other.type)
+            log.warning("unknown event ignored", kind=resource.kind, type=other.type)
+            return None
         some = decoder(MetaOnly).decode(other.object)
     except msgspec.ValidationError as invalid:
         raise StreamBroken(f"not an event: {invalid}") from invalid

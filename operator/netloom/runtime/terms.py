@@ -1,16 +1,15 @@
 """Components that work only while this process leads, each by itself.
 
-A role's manager supervises them as it does every component: one that crashes is told, waits, and is begun again while
-the others go on. `Terms` is one more component, which competes for the lease while any of them has something to do. A
-term ends when the lease is lost or given back, and that only after all work of the term has ended. It is given back
-when none of them works any more: a process in which all of them crashed lets another try.
+A role's manager supervises them as every other. `Terms` is one more component, which competes for the lease while any
+of them has something to do. A term ends when the lease is lost, or is given back because none of them works any more,
+and that only after all work of the term has ended.
 """
 
 import asyncio
 from collections.abc import Awaitable, Callable
 
-from netloom.runtime.cancellation import only_if_asked
-from netloom.runtime.leader import Lead, LeaderElector, end
+from netloom.runtime.cancellation import end, only_if_asked
+from netloom.runtime.leader import Lead, LeaderElector
 from netloom.runtime.manager import Run
 
 _Task = asyncio.Task[None]

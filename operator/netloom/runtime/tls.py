@@ -15,6 +15,7 @@ from contextlib import ExitStack, contextmanager
 import aiohttp
 import msgspec
 
+from netloom.runtime.clock import timestamp, wall
 from netloom.runtime.errors import ConfigError
 
 CERTIFICATE = re.compile(rb"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", re.DOTALL)
@@ -113,21 +114,15 @@ def _reason(error: ssl.SSLError) -> str:
     return error.reason.replace("_", " ").lower() if error.reason else "it is cut off, or no PEM"
 
 
-def is_fault(error: BaseException) -> bool:
-    """Whether a request failed because of TLS, before anything of it was sent."""
-    return isinstance(error, aiohttp.ClientSSLError)
-
-
 def fault(endpoint: ApiEndpoint, error: BaseException) -> str:
     """What is wrong with certificates, as a sentence that names the file; "" if the error is about something else."""
     host = endpoint.host
     if isinstance(error, aiohttp.ClientConnectorCertificateError):
         return _untrusted(endpoint, error.certificate_error)
     reason = alert(error)
-    if reason and "alert" in reason and endpoint.certificate is not None:
-        shown = client_certificate(endpoint)
-        return f"the API server at {host} does not accept {shown}: {reason}"
-    if reason and "alert" in reason:
+    if "alert" in reason:
+        if endpoint.certificate is not None:
+            return f"the API server at {host} does not accept {client_certificate(endpoint)}: {reason}"
         return f"the API server at {host} ends TLS: {reason} (no client certificate is given)"
     if isinstance(error, aiohttp.ClientConnectorSSLError):
         return f"no TLS connection to the API server at {host}: {reason or error.os_error}"
@@ -148,31 +143,25 @@ def _untrusted(endpoint: ApiEndpoint, error: Exception) -> str:
     if code in ISSUER_UNKNOWN:
         return f"{shows} {trusted} does not trust: {why}"
     if code in OUT_OF_TIME:
-        why += f" (it is {_text(dt.datetime.now(dt.UTC))} here)"
+        why += f" (it is {timestamp(wall())} here)"
     return f"{shows} is not trusted: {why}; it was checked with {trusted}"
 
 
 def ended(endpoint: ApiEndpoint) -> str:
     """That our certificate is out of date, to be appended to whatever failed: servers often just hang up on it."""
     end = not_after(endpoint.certificate.content) if endpoint.certificate else None
-    return f"; shown was {client_certificate(endpoint)}" if end and end <= dt.datetime.now(dt.UTC) else ""
+    return f"; shown was {client_certificate(endpoint)}" if end and end <= wall() else ""
 
 
 def client_certificate(endpoint: ApiEndpoint) -> str:
     """The client's certificate in words: where it is from, and until when it is good."""
     if endpoint.certificate is None:
         return "no client certificate"
+    words = f"the client certificate of {endpoint.certificate.origin}"
     end = not_after(endpoint.certificate.content)
-    until = ""
-    if end is not None:
-        until = (
-            f", which is good until {_text(end)}" if end > dt.datetime.now(dt.UTC) else f", which ended {_text(end)}"
-        )
-    return f"the client certificate of {endpoint.certificate.origin}{until}"
-
-
-def _text(moment: dt.datetime) -> str:
-    return f"{moment:%Y-%m-%dT%H:%M:%SZ}"
+    if end is None:
+        return words
+    return f"{words}, which {'is good until' if end > wall() else 'ended'} {timestamp(end)}"
 
 
 def not_after(pem: bytes) -> dt.datetime | None:

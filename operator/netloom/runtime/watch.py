@@ -1,33 +1,20 @@
 """Keeps a store equal to what the API server holds of a kind: list once, then follow its changes.
 
 The watch of kubernetes-asyncio is not used, as it repeats a 410 for ever, hangs on a half-open connection, takes the
-text of a 503 for an event, and reconnects without a pause. What this one promises:
-
-- **Truth.** After any fault the store becomes what the server holds. The watch goes on where it stopped, or, where
-  that cannot be trusted (410, silence, an event out of order, garbage at the same place again, a server that was away
-  for long enough to be given another history), lists anew and takes the difference, deletions included.
-- **Proof.** A stream is opened where the server has just shown that its history reaches: a server restored from a
-  backup takes a watch from its future, and says nothing. `following` is true only then.
-- **Few requests.** Every failed attempt is followed by a jittered, growing delay. It starts over only when a stream
-  proved good: an event took the watch forward, or the stream lived for a while; and once when a server that was away
-  answers again. A server that accepts each watch and closes it at once is asked seldom. Retry-After is obeyed.
-- **No silence.** Bookmarks come about once a minute. A stream that says nothing for `inactivity` seconds is dead,
-  whatever TCP believes.
+text of a 503 for an event, and reconnects without a pause. What this one promises, and what a restored etcd does to a
+watch, is in docs/runtime.md.
 
 A version is a position in the server's history, and only compared (see `netloom.runtime.store`). What lies behind the
 position (a new event, a bookmark, the answer to a writer or to a question) ends the stream: either its order is broken
-or the history went back (a restored backup), and a list tells which. Of a list that is older than what was seen, one
-is a stale server. When the next answer says so too, the history did go back, and the list is right.
-
-The other way round, a restored history may have overtaken the position before anybody asked, and nothing shows it. So
-after an outage of the API server the cache is compared with a whole list, at once where replicas are few (`verify`).
+or the history went back, and a list tells which. One list that is older than what was seen is a stale server; when the
+next answer says so too, the history did go back, and the list is right.
 """
 
 import asyncio
 import math
 import random
 from collections.abc import Awaitable, Callable
-from typing import Generic, TypedDict, TypeVar
+from typing import Any, Generic, TypeVar
 
 import msgspec
 import structlog
@@ -37,7 +24,7 @@ from netloom.runtime import metrics, stream
 from netloom.runtime.backoff import Backoff
 from netloom.runtime.client import Api
 from netloom.runtime.connection import ConnectionReplaced
-from netloom.runtime.errors import ApiError, Gone, Unavailable, from_status
+from netloom.runtime.errors import ApiError, Gone, Unavailable
 from netloom.runtime.store import Store, key_of, version_of
 
 log = structlog.get_logger(__name__)
@@ -75,12 +62,6 @@ EVERY_NODE = Timing(cap=30.0, verify=(0.018, 90.0), relist=600.0)
 each connection that a load balancer cuts."""
 
 
-class _Chosen(TypedDict):
-    namespace: str
-    field_selector: str
-    label_selector: str
-
-
 class ListWatch(Generic[T]):
     """Keeps `store` equal to the server's objects (of one `namespace`, where given) that the selectors choose.
 
@@ -106,7 +87,11 @@ class ListWatch(Generic[T]):
         self._api = api
         self._store = store
         self._resource = store.resource
-        self._chosen = _Chosen(namespace=namespace, field_selector=field_selector, label_selector=label_selector)
+        self._chosen: dict[str, Any] = {
+            "namespace": namespace,
+            "field_selector": field_selector,
+            "label_selector": label_selector,
+        }
         self._changed = changed
         self._trim = trim
         self._timing = timing or Timing()
@@ -338,39 +323,27 @@ class ListWatch(Generic[T]):
         return asyncio.get_running_loop().time()
 
     def _take(self, line: bytes) -> None:
-        event = stream.parse(self._resource, line)
-        match event:
+        match stream.parse(self._resource, line):
             case stream.ChangeEvent(type=kind, object=obj):
-                self._apply(kind, obj)
+                if kind == "DELETED":
+                    new = self._store.remove(key_of(obj), obj.metadata.resource_version)
+                else:
+                    new = self._store.take(self._trim(obj) if self._trim else obj, self._changed)
+                if new:
+                    self._events.inc()
+                self._advance(obj.metadata.resource_version, news=new)
             case stream.BookmarkEvent(resource_version=version):
                 self._advance(version, news=True)
-            case stream.ErrorEvent(status=status):
-                raise from_status(status, where=f"watch of {self._resource.plural}")
-            case stream.UndecodableEvent(key=key, resource_version=version, error=error):
+            case stream.UndecodableEvent(type=kind, key=key, resource_version=version, error=error):
                 # The last good object stays: half an object would be worse than an old one.
                 metrics.UNREADABLE.labels(self._resource.kind).inc()
                 log.warning("object not readable", kind=self._resource.kind, object=key, error=error)
-                if event.type == "DELETED":
+                if kind == "DELETED":
                     self._store.remove(key, version)
                 self._advance(version)
-            case stream.UnknownEvent(type=kind):
-                log.warning("unknown event ignored", kind=self._resource.kind, type=kind)
-
-    def _apply(self, kind: str, obj: T) -> None:
-        version = obj.metadata.resource_version
-        if kind == "DELETED":
-            new = self._store.remove(key_of(obj), version)
-        else:
-            new = self._store.take(self._trim(obj) if self._trim else obj, self._changed)
-        if new:
-            self._events.inc()
-        self._advance(version, news=new)
 
     def _advance(self, text: str, news: bool = False) -> None:
-        """The stream has come to this version. `news`: it told something new, which must not lie behind the position.
-
-        Raises OutOfOrder.
-        """
+        """The stream has come to this version. OutOfOrder where it told something new (`news`) from behind `_seen`."""
         version = version_of(text)
         if version and version < self._seen:
             if not news:

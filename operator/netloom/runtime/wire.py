@@ -39,11 +39,6 @@ class Listing(Struct, Generic[T], frozen=True):
     unreadable: Mapping[str, str] = msgspec.field(default_factory=dict)
 
 
-class _RawPage(Struct, frozen=True):
-    metadata: ListMeta = ListMeta()
-    items: list[msgspec.Raw] | None = None
-
-
 class MetaOnly(Struct, frozen=True):
     """Any object, of which only the metadata is wanted."""
 
@@ -93,7 +88,7 @@ def decode_page(res: Resource[T], body: bytes, unreadable: dict[str, str]) -> Pa
 
 def _decode_each(res: Resource[T], body: bytes, unreadable: dict[str, str]) -> Page[T]:
     try:
-        raw = decoder(_RawPage).decode(body)
+        raw = decoder(Page[msgspec.Raw]).decode(body)  # type: ignore[type-var]
         named = [(key_of(decoder(MetaOnly).decode(item)), item) for item in raw.items or []]
     except msgspec.ValidationError as error:
         raise Unavailable(0, "BadAnswer", f"what should be a list of {res.plural} is none: {error}") from error

@@ -216,7 +216,7 @@ async def test_a_pods_token_is_read_again(tmp_path: Path, monkeypatch: pytest.Mo
     (tmp_path / "ca.crt").write_text("certificate")
     (tmp_path / "token").write_text("one")
     auth = await credentials.load()
-    assert auth.host == "https://10.96.0.1:443"
+    assert auth.endpoint.host == "https://10.96.0.1:443"
     assert await auth.authorization() == "Bearer one"
     (tmp_path / "token").write_text("two")
     assert await auth.authorization() == "Bearer two"
@@ -378,7 +378,7 @@ async def test_of_several_kubeconfigs_the_first_that_says_so_counts(tmp_path: Pa
     two.write_text(yaml.safe_dump({"clusters": [CLUSTER], "users": [USER], "current-context": "other"}))
     monkeypatch.setenv("KUBECONFIG", f"{one}:{two}:{tmp_path}/absent")
     auth = await credentials.load()
-    assert (auth.host, await auth.authorization()) == ("http://x", "Bearer t")
+    assert (auth.endpoint.host, await auth.authorization()) == ("http://x", "Bearer t")
 
 
 @pytest.mark.parametrize("full_first", [False, True])

@@ -146,7 +146,7 @@ async def test_memory_is_bounded(api: Api):
     for number in range(1000):
         speaker.event(other(f"n{number}"), "Normal", "R", "m")
     assert len(speaker._said) == 100
-    assert len(speaker._budgets) == 100
+    assert speaker._budget_of.cache_info().currsize == 100
 
 
 async def test_an_expired_event_is_written_anew(server: ScriptedApi, recorder: Callable[..., EventRecorder]):

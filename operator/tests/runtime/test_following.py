@@ -129,4 +129,4 @@ async def test_the_context_of_the_start_is_kept(
         assert api.host == server.url
         path.write_text(text.replace("test", "renamed").replace("renameder", "tester"))
         await api.check()
-        assert api.unused == ""
+        assert api._auth.trouble == ""

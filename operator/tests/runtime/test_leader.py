@@ -45,7 +45,6 @@ class LeaseServer:
     network: Callable[[str], tuple[float, float]] = lambda _who: (0.0, 0.0)
     """Seconds that a request of this client takes to the server and its answer back; infinity is a loss."""
     requests: int = 0
-    under_way: set["asyncio.Task[Lease]"] = field(default_factory=set)
 
     def client(self, who: str) -> "LeaseClient":
         return LeaseClient(self, who)
@@ -79,16 +78,16 @@ class LeaseClient:
         self.server.requests += 1
 
         async def carry() -> Lease:
-            await _pass(there)
+            await asyncio.sleep(there)
             return act()
 
-        # A request that its sender gave up may still be carried out; nobody else would hold its task until then.
-        task = asyncio.ensure_future(carry())
-        self.server.under_way.add(task)
-        task.add_done_callback(lambda done: done.cancelled() or done.exception())
-        task.add_done_callback(self.server.under_way.discard)
         try:
             async with asyncio.timeout(15.0):
+                if there == float("inf"):
+                    await _pass(there)  # lost: nothing is left of it when its sender gives it up
+                # One that its sender gave up may still be carried out: the loop holds its task until then.
+                task = asyncio.ensure_future(carry())
+                task.add_done_callback(lambda done: done.cancelled() or done.exception())
                 answer = await asyncio.shield(task)
                 await _pass(back)
                 return answer

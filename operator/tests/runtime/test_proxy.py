@@ -12,8 +12,8 @@ import aiohttp
 import pytest
 from yarl import URL
 
-from netloom.runtime import connection
 from netloom.runtime.client import Api
+from netloom.runtime.connection import Pools
 from netloom.runtime.errors import ApiError, ConfigError
 from netloom.runtime.proxy import Proxy, exempt
 from netloom.runtime.tls import ApiEndpoint
@@ -90,11 +90,13 @@ def test_which_proxy_is_used(server: str, proxy_url: str, environ: dict[str, str
     assert (f"{proxy} {proxy.source}" if proxy else "") == chosen
 
 
-def test_the_password_is_used_and_not_shown():
-    proxy = Proxy.of("https://api.test", "http://user:secret@p.test:3128", {})
+async def test_the_password_is_used_and_not_shown():
+    pools = Pools(ApiEndpoint(host="https://api.test", proxy="http://user:secret@p.test:3128"), 1, {})
+    proxy = pools.proxy
     assert proxy is not None
     assert proxy.url == URL("http://user:secret@p.test:3128")
-    failure = connection.unanswered("GET /version", ConnectionResetError(), ApiEndpoint(host="https://api.test"), proxy)
+    failure = pools.unanswered("GET /version", ConnectionResetError())
+    await pools.close()
     assert "p.test" in str(failure)
     assert "secret" not in f"{proxy}{proxy.name}{failure}"
 

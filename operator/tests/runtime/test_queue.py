@@ -65,7 +65,7 @@ async def test_a_later_look_comes_at_its_time_and_the_earliest_counts():
     queue.add_after("b", 3)
     assert (await queue.get(), now()) == ("a", 2.0)
     assert (await queue.get(), now()) == ("b", 3.0)
-    assert queue.waiting == 0
+    assert len(queue._due) == 0
     queue.done("a")
     queue.done("b")
     await passes(60)
@@ -152,7 +152,7 @@ async def _storm(dice: random.Random) -> None:
             await passes(dice.uniform(0, 0.05))
     await passes(300)
     assert seen == wanted
-    assert (len(queue), queue.waiting, queue.running) == (0, 0, 0)
+    assert (len(queue), len(queue._due), len(queue._running)) == (0, 0, 0)
     for worker in workers:
         worker.cancel()
     for done in await asyncio.gather(*workers, return_exceptions=True):
@@ -170,7 +170,7 @@ async def test_times_that_a_timer_cannot_tell_apart_lose_no_key():
     got = [await queue.get() for _ in range(5)]
     assert (sorted(got[:2]), got[2:]) == (["a", "b"], ["c", "d", "e"])
     assert round(now(), 2) == 5.01
-    assert (len(queue), queue.waiting, asyncio.get_running_loop().timers()) == (0, 0, [])  # type: ignore[attr-defined]
+    assert (len(queue), len(queue._due), asyncio.get_running_loop().timers()) == (0, 0, [])  # type: ignore[attr-defined]
 
 
 @in_virtual_time

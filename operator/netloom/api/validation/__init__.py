@@ -5,6 +5,9 @@ a rule existed. The rest is what those rules cannot say, as they see one object 
 nodes' addresses. All functions are pure; a test holds their words against the API server's.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 from netloom.api.meta import Object
 from netloom.api.problem import Problem
 from netloom.api.v1alpha1 import NetloomIPPool, NetloomNetwork, NetloomNode, NetloomPrefilter
@@ -23,15 +26,15 @@ __all__ = [
 ]
 
 
+_RULES: dict[Any, Callable[[Any], list[Problem]]] = {
+    NetloomNetwork: validate_network,
+    NetloomNode: validate_node,
+    NetloomIPPool: validate_pool,
+    NetloomPrefilter: validate_prefilter,
+}
+
+
 def validate(obj: Object) -> list[Problem]:
     """Everything that is wrong with an object by itself; of a kind that is not ours, nothing is."""
-    match obj:
-        case NetloomNetwork():
-            return validate_network(obj)
-        case NetloomNode():
-            return validate_node(obj)
-        case NetloomIPPool():
-            return validate_pool(obj)
-        case NetloomPrefilter():
-            return validate_prefilter(obj)
-    return []
+    rules = _RULES.get(type(obj))
+    return rules(obj) if rules else []

@@ -8,23 +8,16 @@ Addresses and MACs are packed here as everywhere on the kernel side, and not tex
 have no nexthop objects, no `nhid` of a route, and pass over `encap ip` without a word.
 """
 
-import os
 from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
 
 from netloom.kernel.netlink.wire import HEADER_SIZE, REQUEST
-from netloom.shells import shells
+from netloom.shells import imported_later, shells
 
 _NO_SOCKETS = {"AsyncNetlinkSocket": object, "NetlinkSocket": object}
-_CONFIG = {
-    "AF_BRIDGE": 7,
-    "machine": os.uname().machine,
-    "data_plugins_pkgs": (),
-    "data_plugins_path": (),
-}
-"""What the classes ask of it. The real one imports multiprocessing, 0.5 MiB."""
+_LATER = {"multiprocessing": ("Pipe", "Queue", "Process", "shared_memory")}
 
-with shells("pyroute2", stand_ins={"netlink.nlsocket": _NO_SOCKETS, "config": _CONFIG}):
+with shells("pyroute2", stand_ins={"netlink.nlsocket": _NO_SOCKETS}), imported_later(_LATER):
     from pyroute2.netlink import NLA_F_NESTED, nla, nlmsg
     from pyroute2.netlink.nfnetlink import nftsocket
     from pyroute2.netlink.rtnl.ifaddrmsg import ifaddrmsg
