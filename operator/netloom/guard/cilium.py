@@ -1,4 +1,4 @@
-"""What is refused of writes to Cilium's configuration and pools while CiliumNodes hold addresses.
+"""What is refused of writes to Cilium's configuration while CiliumNodes hold addresses.
 
 The mode in force is the recorded one; without a record, what the stored configuration says counts. Lists are compared
 as Cilium reads them: elements between blanks and commas, as networks, in any order.
@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import replace
 
-from netloom.api.cilium import DEFAULT_MODE, CiliumPodIPPool, CiliumPoolFamily
+from netloom.api.cilium import DEFAULT_MODE
 from netloom.api.core import ConfigMap
 from netloom.api.problem import Problem
 from netloom.api.words import NODES_HOLD, in_use
@@ -16,10 +16,9 @@ from netloom.cidr import VERSIONS, Cidr, Version
 from netloom.cidr.interval_set import IntervalSet
 from netloom.guard import wording
 from netloom.guard.decode import Change
-from netloom.guard.holdings import cidrs_of, lost
+from netloom.guard.holdings import cidrs_of
 from netloom.guard.live import CILIUM_IN_USE, CILIUM_MODE, Live
 from netloom.guard.network import nodes_inside
-from netloom.guard.pool import cidrs_lost, mask_changed, pool_deleted
 from netloom.guard.verdict import Verdict
 
 IPAM = "ipam"
@@ -271,32 +270,3 @@ def auto_created(text: str) -> dict[str, dict[Version, tuple[tuple[str, ...], st
 def _shortened(text: str) -> str:
     """A value that a message repeats: lists may be long."""
     return text if len(text) <= 200 else f"{text[:200]}..."
-
-
-def decide_cilium_pool(change: Change[CiliumPodIPPool], live: Live) -> Verdict:
-    """The verdict on one write of a CiliumPodIPPool."""
-    old, new = change.old, change.new
-    unseen = live.unseen("CiliumNode")
-    if new is None:
-        return pool_deleted(change.name, change.key, live.cilium_held, unseen, kind="CiliumNode")
-    if old is None or old.spec == new.spec:
-        return Verdict()
-    problems: list[Problem] = []
-    takes = False
-    for family in VERSIONS:
-        before, after = _family(old, family), _family(new, family)
-        field, kept = f"spec.ipv{family}", after.cidrs if after else ()
-        if before is None:
-            continue
-        takes |= bool(lost(before.cidrs, kept, family)) or (after is not None and before.mask_size != after.mask_size)
-        problems += cidrs_lost(change.name, change.key, f"{field}.cidrs", before.cidrs, kept, family, live.cilium_held)
-        if after:
-            mask = before.mask_size, after.mask_size
-            problems += mask_changed(change.name, change.key, f"{field}.maskSize", *mask, live.cilium_held)
-    if takes and unseen and not problems:
-        return Verdict(unseen=live.missing("CiliumNode"))
-    return Verdict(refusals=tuple(problems))
-
-
-def _family(pool: CiliumPodIPPool, family: Version) -> CiliumPoolFamily | None:
-    return pool.spec.ipv4 if family == 4 else pool.spec.ipv6
