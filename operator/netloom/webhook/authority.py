@@ -25,7 +25,7 @@ from netloom.runtime.store import Store
 from netloom.runtime.watch import ListWatch, Timing
 from netloom.webhook import certificates, metrics
 from netloom.webhook.certificates import CA, ServingCertificate
-from netloom.webhook.configuration import Configuration
+from netloom.webhook.configuration import WebhookConfiguration, wait
 from netloom.webhook.mint import Mint, MintFailed
 from netloom.webhook.names import CA_SECRET, NAME
 from netloom.webhook.tls import ServingTLS
@@ -86,7 +86,7 @@ class Authority:
             field_selector=f"metadata.name={secret}",
             timing=self._timing.watch,
         )
-        self.configuration = Configuration(api, configuration, timing=self._timing.watch)
+        self.configuration = WebhookConfiguration(api, configuration, timing=self._timing.watch)
         self.serving: ServingCertificate | None = None
         """What is shown now."""
         self.cas: tuple[CA, ...] = ()
@@ -97,6 +97,8 @@ class Authority:
         self.failure = ""
         """Why the last attempt to keep the certificates failed; "" if it did not."""
         self._woken = asyncio.Event()
+        self.secrets.subscribe(lambda key, old, new: self._woken.set())
+        self.configuration.store.subscribe(lambda key, old, new: self._woken.set())
 
     @property
     def trouble(self) -> str:
@@ -116,18 +118,10 @@ class Authority:
 
     async def run(self) -> None:
         """Keeps all of it until cancelled."""
-        wake = [
-            self.secrets.subscribe(lambda key, old, new: self._woken.set()),
-            self.configuration.store.subscribe(lambda key, old, new: self._woken.set()),
-        ]
-        try:
-            async with asyncio.TaskGroup() as group:
-                group.create_task(self._secret_watch.run(), name="watch of the CA's Secret")
-                group.create_task(self.configuration.watch.run(), name="watch of the webhooks")
-                group.create_task(self._keep(), name="certificates")
-        finally:
-            for forget in wake:
-                forget()
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._secret_watch.run(), name="watch of the CA's Secret")
+            group.create_task(self.configuration.watch.run(), name="watch of the webhooks")
+            await self._keep()
 
     async def _keep(self) -> None:
         await self.secrets.wait_synced()
@@ -143,11 +137,7 @@ class Authority:
                 continue
             self.failure = ""
             self._backoff.reset()
-            try:
-                async with asyncio.timeout(self._timing.period):
-                    await self._woken.wait()
-            except TimeoutError:
-                pass
+            await wait(self._woken, self._timing.period)
 
     def _fail(self, failure: str) -> None:
         metrics.ERRORS.labels("certificates").inc()
@@ -163,11 +153,12 @@ class Authority:
         now = self._now()
         await self._read(self.secrets.get(self._key))
         await self._serve(now)
-        if certificates.living(self.cas, now) and not self._published():
+        if certificates.living(self.cas, now) and not self.configuration.holds(certificates.bundle(self.cas)):
             # The watch may lag behind, and replicas that write what each last saw would take turns for ever.
             await self._read(await self._fresh())
-            if self.cas and not self._published():
-                await self.configuration.publish(certificates.bundle(self.cas))
+            bundle = certificates.bundle(self.cas)
+            if self.cas and not self.configuration.holds(bundle):
+                await self.configuration.publish(bundle)
             await self._serve(now)
         if certificates.due(self.cas, now):
             await self._add_ca(now)
@@ -245,10 +236,6 @@ class Authority:
 
     def _untimely(self) -> str:
         return certificates.untimely(self.serving, self._now()) if self.serving else ""
-
-    def _published(self) -> bool:
-        wanted = certificates.bundle(self.cas)
-        return all(certificates.same(bundle, wanted) for bundle in self.configuration.bundles())
 
     def _is_trusted(self, ca: str) -> bool:
         """Whether all webhooks trust it. Where there are none (yet), nobody is there to mistrust."""
