@@ -11,7 +11,7 @@ from netloom.api.cilium import DEFAULT_MODE, CiliumPoolFamily
 from netloom.api.core import ConfigMap
 from netloom.api.problem import Problem
 from netloom.api.words import NODES_HOLD, in_use
-from netloom.cidr import VERSIONS, Cidr, Version
+from netloom.cidr import VERSIONS, Version
 from netloom.cidr.interval_set import IntervalSet
 from netloom.guard import wording
 from netloom.guard.decode import Change
@@ -131,8 +131,8 @@ def _pool(name: str, family: Version, old: Mapping[str, str], new: Mapping[str, 
         why = holders.blocks() if holders.count else f"{who_holds(live)} of mode cluster-pool"
         how = "put into a larger one" if together.covers(cidr) else "removed or changed"
         message = (
-            f"{cidr} cannot be {how} while it is in use: {why}, and Cilium, which allows no change of an element, would "
-            "not know their addresses any more and give them to others."
+            f"{cidr} cannot be {how} while it is in use: {why}, and Cilium, which allows no change of an element, "
+            "would not know their addresses any more and give them to others."
         )
         way_out = f"Keep {cidr} in {cidr_key}; to get more space, add another CIDR behind it."
         problems.append(Problem(name, f"data.{cidr_key}", _shortened(after), "CIDRInUse", message, way_out))
@@ -165,7 +165,6 @@ def _uncovered(name: str, family: Version, new: Mapping[str, str], live: Live) -
 
 
 def _mask(data: Mapping[str, str], family: Version) -> str:
-    """A mask size as text, without what makes no difference."""
     text = data.get(MASK_KEYS[family], DEFAULT_MASKS[family]).strip()
     return text.lstrip("0") or text
 
@@ -219,7 +218,7 @@ def _migration_warnings(name: str, old: Mapping[str, str], new: Mapping[str, str
             message = f"the pool {pool_name} does not cover what nodes have: {holders.blocks('outside it')}."
             problems.append(warning(message, f"Give it all of {CIDR_KEYS[family]}."))
         size = _mask(old or new, family)
-        if cidrs and live.cilium_held.of_family(family) and str(mask) != size:
+        if cidrs and live.cilium_held.of_family(family) and mask != size:
             message = f"the pool {pool_name} has blocks of /{mask}, and nodes hold blocks of /{size}."
             problems.append(warning(message, f"Give it the mask size {size}."))
     return problems
@@ -233,7 +232,7 @@ def _pool_families(
     if pool is None:
         return auto_created(data.get(AUTO_CREATE, "")).get(pool_name)
     families: dict[Version, CiliumPoolFamily | None] = {4: pool.spec.ipv4, 6: pool.spec.ipv6}
-    return {family: (each.cidrs, str(each.mask_size)) for family, each in families.items() if each}
+    return {family: (each.cidrs, str(each.mask_size)) if each else ((), "") for family, each in families.items()}
 
 
 def auto_created(text: str) -> dict[str, dict[Version, tuple[tuple[str, ...], str]]]:
@@ -251,5 +250,4 @@ def auto_created(text: str) -> dict[str, dict[Version, tuple[tuple[str, ...], st
 
 
 def _shortened(text: str) -> str:
-    """A value that a message repeats: lists may be long."""
     return text if len(text) <= 200 else f"{text[:200]}..."

@@ -117,7 +117,6 @@ class _Index:
         return found
 
     def _containing(self, cidr: Cidr) -> Iterator[Block]:
-        """Those that contain a CIDR and are larger."""
         for version, length in self._lengths:
             if version == cidr.version and length < cidr.length:
                 around = cidr.supernet(length)
@@ -173,7 +172,6 @@ class Holdings:
                 self._pools.setdefault(pool, _Index()).add(owner, blocks)
 
     def remove(self, owner: str) -> None:
-        """The owner holds nothing any more."""
         if owner not in self._held:
             return
         self._all.remove(owner, self._blocks_of(owner))
