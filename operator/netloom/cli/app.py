@@ -179,7 +179,6 @@ def version(output: Output = "text") -> None:
 
 
 def _as_ip(changes: Sequence["PlannedChange"]) -> None:
-    """One change a line, the reason behind it."""
     for change in changes:
         print(f"{change.text}   # {change.why}" if change.why else change.text)
     if not changes:

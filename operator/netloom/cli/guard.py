@@ -60,8 +60,7 @@ class Serving:
     ] = None
     tls_key_file: Annotated[Path | None, typer.Option(metavar="FILE", help="Key of --tls-cert-file.")] = None
     tls_ca_file: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="CA of --tls-cert-file, to be kept in the webhooks' caBundle."),
+        Path | None, typer.Option(metavar="FILE", help="CA of --tls-cert-file, to be kept in the webhooks' caBundle.")
     ] = None
 
     def options(self, scope: names.Scope, **more: str) -> "GuardOptions":
@@ -141,8 +140,7 @@ def install(
     ] = None,
     tls_secret: Annotated[str, typer.Option(help="Secret (kubernetes.io/tls) with a certificate to serve with.")] = "",
     inject_ca_from: Annotated[
-        str,
-        typer.Option(metavar="NAMESPACE/NAME", help="Certificate of cert-manager, which fills in the caBundle."),
+        str, typer.Option(metavar="NAMESPACE/NAME", help="Certificate of cert-manager, which fills in the caBundle.")
     ] = "",
     apply: Annotated[bool, typer.Option("--apply", help="Apply it to the cluster instead of printing it.")] = False,
     cluster: Cluster,

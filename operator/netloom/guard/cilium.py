@@ -104,7 +104,6 @@ def _refusals(
 
 
 def _harmless(change: Change[ConfigMap], old: Mapping[str, str], new: Mapping[str, str], live: Live) -> bool:
-    """Whether a change would pass whatever mode is in force."""
     if mode_of(old) != mode_of(new):
         return False
     return not any(_refusals(change, mode, old, new, live) for mode in (mode_of(old), "cluster-pool"))
@@ -119,7 +118,6 @@ def who_holds(live: Live) -> str:
 
 
 def _pool(name: str, family: Version, old: Mapping[str, str], new: Mapping[str, str], live: Live) -> list[Problem]:
-    """Elements of a family's list that go or change, and its mask size."""
     cidr_key, mask_key = CIDR_KEYS[family], MASK_KEYS[family]
     problems: list[Problem] = []
     after = new.get(cidr_key, "")
@@ -188,7 +186,6 @@ def _warnings(name: str, old: Mapping[str, str], new: Mapping[str, str], live: L
 def _holds_nodes(
     name: str, family: Version, old: Mapping[str, str], new: Mapping[str, str], live: Live
 ) -> list[Problem]:
-    """CIDRs that are new and hold nodes' own addresses."""
     key = CIDR_KEYS[family]
     if not live.node_addresses.count or old.get(key) == new.get(key):
         return []

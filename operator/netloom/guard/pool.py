@@ -110,7 +110,6 @@ def _added(old: NetloomIPPool | None, new: NetloomIPPool) -> list[tuple[str, Cid
 
 
 def _overlaps(change: Change[NetloomIPPool], field: str, cidr: Cidr, live: Live) -> list[Problem]:
-    """What else a CIDR belongs to."""
     others = live.pool_cidrs.overlapping(cidr, but=change.key)
     owners = [f"{_other(live, name, cidr)} of NetloomIPPool {name}" for name in others.names]
     more = f" and of {others.count - len(owners)} more pools" if others.count > len(owners) else ""
@@ -126,7 +125,6 @@ def _overlaps(change: Change[NetloomIPPool], field: str, cidr: Cidr, live: Live)
 
 
 def _other(live: Live, name: str, cidr: Cidr) -> Cidr:
-    """The first CIDR of a pool that overlaps."""
     texts = [text for family in VERSIONS for text in _cidrs(live.pools[name], family)]
     return next(other for other in cidrs_of(texts) if other.overlaps(cidr))
 

@@ -102,7 +102,6 @@ class Operator:
         return self._guard.serve() if self._guard else nullcontext()
 
     def _caches(self) -> dict[str, WatchedStore[Any]]:
-        """What the guard reads as well, whoever else does; by kind."""
         return {
             NODES.kind: self._cache(NODES, node_changed),
             NETLOOM_NODES.kind: self._cache(NETLOOM_NODES, netloom_node_changed),
@@ -113,7 +112,6 @@ class Operator:
         return WatchedStore(self._sources.store(kind, changed), lambda: self._sources.trouble(kind))
 
     async def _work(self, feature: ClusterFeature) -> None:
-        """A feature's work in one term."""
         work = self._working[feature.name] = feature.begin()
         try:
             await work.run()

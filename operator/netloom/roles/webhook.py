@@ -161,7 +161,6 @@ class Guard:
         self._record(events)
 
     def decide(self, request: AdmissionRequest) -> Verdict:
-        """The verdict on one request, from the caches as they are."""
         return decide(request, self.live)
 
     @asynccontextmanager
@@ -270,7 +269,6 @@ class Guard:
 
 
 def _one(namespace: str, name: str) -> dict[str, str]:
-    """Which ConfigMap a watch is to be of."""
     return {"namespace": namespace, "field_selector": f"metadata.name={name}"}
 
 

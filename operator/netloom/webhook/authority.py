@@ -79,12 +79,9 @@ class Authority:
         self._presented = ServingTLS(lambda: not self._untimely())
         self.tls = self._presented.context
         self.secrets = Store(SECRETS)
+        chosen = f"metadata.name={secret}"
         self._secret_watch = ListWatch(
-            api,
-            self.secrets,
-            namespace=namespace,
-            field_selector=f"metadata.name={secret}",
-            timing=self._timing.watch,
+            api, self.secrets, namespace=namespace, field_selector=chosen, timing=self._timing.watch
         )
         self.configuration = WebhookConfiguration(api, configuration, timing=self._timing.watch)
         self.serving: ServingCertificate | None = None
@@ -108,7 +105,8 @@ class Authority:
         replicas unready, and so cause what it only announces. It is in `failure`, in the log and counted.
         """
         if self.serving is None:
-            return f"no certificate to serve with yet: {self.failure or self._unseen() or 'about to be made'}"
+            unseen = self._secret_watch.trouble or self.configuration.watch.trouble
+            return f"no certificate to serve with yet: {self.failure or unseen or 'about to be made'}"
         if untimely := self._untimely():
             return f"the certificate {untimely}: {self.failure or 'another is about to be issued'}"
         if not self._is_trusted(self.serving.signer):
@@ -168,16 +166,15 @@ class Authority:
         """Takes over the CAs in the Secret; what was read already is not read again. Raises BadSecret, MintFailed."""
         data = secret.data if secret else {}
         if data != self._read_data:
+            what = f"Secret {self._key} was not read"
             try:
-                self.cas, self._bad = await self._parse(data) if data else (), ""
+                self.cas = await self._mint.call(what, certificates.parse, data, self._key) if data else ()
+                self._bad = ""
             except certificates.BadSecret as error:
                 self._bad = str(error)
             self._read_data = data
         if self._bad:
             raise certificates.BadSecret(self._bad)
-
-    async def _parse(self, data: dict[str, str]) -> tuple[CA, ...]:
-        return await self._mint.call(f"Secret {self._key} was not read", certificates.parse, data, self._key)
 
     async def _fresh(self) -> Secret:
         secret = await self._api.get(SECRETS, self._secret, self._namespace)
@@ -220,14 +217,8 @@ class Authority:
             and not self._is_trusted(ca.certificate)
         ):
             return
-        serving = await self._mint.call(
-            "a serving certificate was not issued",
-            certificates.issue,
-            ca,
-            self._names,
-            now,
-            addresses=self._addresses,
-        )
+        what, hosts = "a serving certificate was not issued", self._addresses
+        serving = await self._mint.call(what, certificates.issue, ca, self._names, now, addresses=hosts)
         self._presented.present(serving.certificate, serving.key)
         self.serving = serving
         metrics.CERTIFICATE_EXPIRY.set(serving.expires.timestamp())
@@ -240,6 +231,3 @@ class Authority:
     def _is_trusted(self, ca: str) -> bool:
         """Whether all webhooks trust it. Where there are none (yet), nobody is there to mistrust."""
         return all(certificates.contains(bundle, ca) for bundle in self.configuration.bundles())
-
-    def _unseen(self) -> str:
-        return self._secret_watch.trouble or self.configuration.watch.trouble

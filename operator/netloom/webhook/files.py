@@ -63,6 +63,7 @@ class CertificateFiles:
         period: float = PERIOD_SECONDS,
         mint: Mint | None = None,
     ) -> None:
+        self._paths = (certificate, key, ca)
         self._certificate = certificate
         self._key = key
         self._ca = ca
@@ -121,7 +122,7 @@ class CertificateFiles:
     async def look(self) -> None:
         """Takes over what the files say, if it is new and good."""
         try:
-            found = _Content(_read(self._certificate), _read(self._key), _read(self._ca) if self._ca else "")
+            found = _Content(*(path.read_text(errors="replace") if path else "" for path in self._paths))
         except OSError as error:
             self._tried = None  # what is there again counts as new, even if it is the same
             self._complain(f"{error.filename} cannot be read: {error.strerror}")
@@ -133,10 +134,9 @@ class CertificateFiles:
                 self._found = await self._fitting(found)
             if self._found:
                 self._take(self._found)
-        except certificates.BadCertificate as error:
-            self._complain(str(error))
-        except MintFailed as error:
-            self._tried = None  # that is no fault of the files
+        except (certificates.BadCertificate, MintFailed) as error:
+            if isinstance(error, MintFailed):
+                self._tried = None  # that is no fault of the files
             self._complain(str(error))
 
     async def _fitting(self, found: _Content) -> _Pair:
@@ -159,7 +159,7 @@ class CertificateFiles:
         untimely = self._untimely(found)
         if untimely and self._shown and not self._untimely(self._shown):
             raise certificates.BadCertificate(untimely)
-        self._presented.show(found.context)
+        self._presented.current = found.context
         self._shown, self._found = found, None
         self.failure = ""
         expires = found.certificate.expires
@@ -183,14 +183,13 @@ class CertificateFiles:
             raise certificates.BadCertificate(f"{file} cannot be used: {error}") from error
 
     def _complain(self, wrong: str) -> None:
-        kept = "; the certificate before it is kept" if self._shown else ""
+        failure = f"{wrong}; the certificate before it is kept" if self._shown else wrong
         metrics.ERRORS.labels("certificates").inc()
-        if self.failure != wrong + kept:
-            log.error("certificate not read", error=wrong + kept)
-        self.failure = wrong + kept
+        if self.failure != failure:
+            log.error("certificate not read", error=failure)
+        self.failure = failure
 
     async def _publish(self) -> None:
-        """The caBundle, if it is to be kept; what failed is tried again after a delay."""
         configuration, shown = self._configuration, self._shown
         try:
             if configuration and shown and not configuration.holds(shown.ca):
@@ -204,7 +203,3 @@ class CertificateFiles:
         else:
             self._unpublished = ""
             self._backoff.reset()
-
-
-def _read(path: Path) -> str:
-    return path.read_text(errors="replace")

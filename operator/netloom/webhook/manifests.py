@@ -122,7 +122,7 @@ def _rights(options: Installation) -> list[Manifest]:
     """Reads what is guarded; writes the record, its CAs, caBundle and Events. No object of a user."""
     scope = options.scope
     read = ["list", "watch"]
-    groups = {"netloom.dev": NETLOOM_KINDS} if scope.netloom else {}
+    groups: dict[str, tuple[str, ...]] = {"netloom.dev": NETLOOM_KINDS} if scope.netloom else {}
     groups |= {"cilium.io": CILIUM_KINDS} if scope.cilium else {}
     crds = [f"{kind}.{group}" for group, kinds in groups.items() for kind in kinds]
     cluster = [

@@ -171,7 +171,6 @@ def _recorded(key: str, otherwise: str) -> str:
 
 
 def _data(of: str, key: str, missing_at: str) -> str:
-    """A value of a ConfigMap that there is none of at one operation."""
     return f"(request.operation == '{missing_at}' ? '' : {of}.?data[?{cel.text(key)}].orValue(''))"
 
 
