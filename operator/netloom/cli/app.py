@@ -14,7 +14,18 @@ import typer
 from netloom import __version__
 from netloom.api.errors import UserError, sentences
 from netloom.cli import guard
-from netloom.cli.options import Cluster, Features, Logging, Manifests, NodeName, Output, RunDir, grouped, show
+from netloom.cli.options import (
+    Cluster,
+    Features,
+    HttpAddress,
+    Logging,
+    Manifests,
+    NodeName,
+    Output,
+    RunDir,
+    grouped,
+    show,
+)
 from netloom.webhook import names
 
 if TYPE_CHECKING:
@@ -82,9 +93,7 @@ def operator(
     cluster: Cluster,
     leading: Leading,
     features: Features = "*",
-    http_address: Annotated[
-        str, typer.Option(help="Where /healthz, /readyz and /metrics are served.")
-    ] = "127.0.0.1:9963",
+    http_address: HttpAddress = "127.0.0.1:9963",
     webhook: Webhook,
     guarding: guard.Guarding,
     serving: guard.Serving,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from netloom.api.errors import UserError
-from netloom.cli.options import Cluster, Logging, grouped
+from netloom.cli.options import Cluster, HttpAddress, Logging, grouped
 from netloom.webhook import names
 
 if TYPE_CHECKING:
@@ -88,9 +88,7 @@ def webhook(
     address: Annotated[
         str, typer.Option(metavar="[HOST]:PORT", help="Where API servers are answered.")
     ] = f":{names.PORT}",
-    http_address: Annotated[
-        str, typer.Option(help="Where /healthz, /readyz and /metrics are served.")
-    ] = "127.0.0.1:9965",
+    http_address: HttpAddress = "127.0.0.1:9965",
     namespace: Namespace = names.NAMESPACE,
     secret: Annotated[str, typer.Option(help="Secret with the CAs.")] = names.CA_SECRET,
     configuration: Annotated[
@@ -103,19 +101,12 @@ def webhook(
 ) -> None:
     """Run the guard alone: answer API servers that ask about writes, and say no where pods would lose the network."""
     logging.begin()
-    from netloom.roles.webhook import WebhookOptions, run_webhook
+    from netloom.roles.webhook import run_webhook
     from netloom.runtime import loop
 
-    options = WebhookOptions(
-        kubeconfig=cluster.kubeconfig,
-        context=cluster.context,
-        identity=identity,
-        http_address=http_address,
-        guard=serving.options(
-            guarding.scope(guarded, namespace), address=address, secret=secret, configuration=configuration
-        ),
-    )
-    loop.run(run_webhook(options))
+    scope = guarding.scope(guarded, namespace)
+    options = serving.options(scope, address=address, secret=secret, configuration=configuration)
+    loop.run(run_webhook(options, **vars(cluster), identity=identity, http_address=http_address))
 
 
 @guard.command()

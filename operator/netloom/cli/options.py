@@ -36,6 +36,7 @@ Features = Annotated[
         help="What it does: * for all, or names, by commas; -NAME takes one away, as in --features=-masquerade.",
     ),
 ]
+HttpAddress = Annotated[str, typer.Option(help="Where /healthz, /readyz and /metrics are served.")]
 Output = Annotated[Literal["text", "json"], typer.Option("-o", "--output", help="text or json.")]
 LogFormat = Annotated[
     Literal["auto", "json", "console"],

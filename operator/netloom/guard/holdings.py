@@ -94,7 +94,7 @@ class _Index:
         owners.pop(but, None)
         return Holders(len(owners), tuple(owners)[:SHOWN])
 
-    def count_inside(self, cidr: Cidr) -> tuple[int, tuple[Block, ...]]:
+    def inside(self, cidr: Cidr) -> tuple[int, tuple[Block, ...]]:
         start, end = self._span(cidr, cidr.last)
         return end - start, tuple(self._blocks[start : min(end, start + SHOWN)])
 
@@ -212,7 +212,7 @@ class Holdings:
 
     def blocks_inside(self, cidr: Cidr) -> tuple[int, tuple[Block, ...]]:
         """How many blocks lie in a CIDR, and the first of them."""
-        return self._all.count_inside(cidr)
+        return self._all.inside(cidr)
 
     def overlapping(self, cidr: Cidr, pool: str | None = None, *, but: str = "") -> Holders:
         """Who (but one) holds CIDRs that share an address with this one, in the order of addresses."""

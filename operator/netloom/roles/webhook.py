@@ -84,30 +84,21 @@ class GuardOptions:
     tls_ca_file: Path | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WebhookOptions:
-    """The options of `netloom webhook`."""
-
-    kubeconfig: str | None = None
-    context: str | None = None
-    identity: str = ""
-    http_address: str = "127.0.0.1:9965"
-    guard: GuardOptions = field(default_factory=GuardOptions)
-
-
-async def run_webhook(options: WebhookOptions) -> None:
+async def run_webhook(
+    options: GuardOptions, kubeconfig: str | None, context: str | None, *, identity: str, http_address: str
+) -> None:
     """Runs until SIGTERM or SIGINT. Raises UserError (a kubeconfig that is wrong, credentials refused for good)."""
-    host, port = health.parse_address(options.http_address)
+    host, port = health.parse_address(http_address)
     user_agent = f"netloom-webhook/{__version__}"
     async with await Api.connect(
-        options.kubeconfig, options.context, connections=CONNECTIONS, user_agent=user_agent, patient=True
+        kubeconfig, context, connections=CONNECTIONS, user_agent=user_agent, patient=True
     ) as api:
         log.info("guard starts", version=__version__, api_server=api.host, pid=os.getpid())
         manager = Manager(drain=DRAIN_SECONDS)
         follow_api_server(api, manager)
-        events = EventRecorder(api, "netloom-guard", host=options.identity)
+        events = EventRecorder(api, "netloom-guard", host=identity)
         manager.add("events", events.run, restart=True)
-        guard = Guard(api, options.guard, manager, events)
+        guard = Guard(api, options, manager, events)
         async with health.serve(manager.health, host, port), guard.serve():
             await manager.run()
 

@@ -219,7 +219,7 @@ def new_ca(now: dt.datetime, life: dt.timedelta = CA_LIFE) -> CA:
 
     now = now.replace(microsecond=0)
     key, key_pem = _new_key()
-    name = _name(f"netloom-guard-ca {now:{_TIME}}")
+    name = x509.Name.from_rfc4514_string(f"CN=netloom-guard-ca {now:{_TIME}}")
     identifier = x509.SubjectKeyIdentifier.from_public_key(key.public_key())
     certificate = _sign(x509.BasicConstraints(True, 0), now, now + life, name, key.public_key(), name, key, identifier)
     return CA(certificate, key_pem, now, now + life)
@@ -245,7 +245,7 @@ def issue(
         x509.SubjectAlternativeName(hosts),
         x509.AuthorityKeyIdentifier.from_issuer_public_key(parent_key.public_key()),
     )
-    subject, end = _name("netloom-guard"), x509.BasicConstraints(False, None)
+    subject, end = x509.Name.from_rfc4514_string("CN=netloom-guard"), x509.BasicConstraints(False, None)
     certificate = _sign(end, created, expires, subject, key.public_key(), parent.subject, parent_key, *extensions)
     return ServingCertificate(certificate, key_pem, created, expires, ca.certificate)
 
@@ -259,11 +259,8 @@ def _ca(certificate: str, key: str) -> CA:
     from cryptography import x509
 
     loaded, private = _load(certificate)[0], _load_key(key)
-    try:
-        signs = loaded.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
-    except x509.ExtensionNotFound:
-        signs = False
-    if not signs:
+    values = [extension.value for extension in loaded.extensions]
+    if not any(isinstance(value, x509.BasicConstraints) and value.ca for value in values):
         raise BadCertificate("it may not sign others")
     if loaded.public_key() != private.public_key():
         raise BadCertificate("the key beside it is not its own")
@@ -299,13 +296,6 @@ def _new_key() -> "tuple[ec.EllipticCurvePrivateKey, str]":
 
     key = ec.generate_private_key(ec.SECP256R1())
     return key, key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()).decode()
-
-
-def _name(text: str) -> "x509.Name":
-    from cryptography import x509
-    from cryptography.x509.oid import NameOID
-
-    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, text)])
 
 
 def _sign(

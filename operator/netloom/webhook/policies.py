@@ -14,15 +14,8 @@ from netloom.api.words import NODES_HOLD
 from netloom.guard import wording
 from netloom.guard.cilium import IPAM, MIGRATION, MIGRATION_MODES, TRUE
 from netloom.guard.live import CILIUM_IN_USE, CILIUM_MODE, NETLOOM_IN_USE, NETLOOM_MODE, RECORD_NAME
-from netloom.webhook import cel
-from netloom.webhook.names import (
-    AGENTS_POLICY,
-    CILIUM_NODE_CONFIG_POLICY,
-    CILIUM_POLICY,
-    KEPT_POLICY,
-    NETWORK_POLICY,
-    Scope,
-)
+from netloom.webhook import cel, names
+from netloom.webhook.names import Scope
 from netloom.webhook.rules import admission_object, cilium_node_configs, match_conditions, namespace_selector, rule
 
 Manifest = dict[str, Any]
@@ -52,7 +45,9 @@ def _kept(scope: Scope) -> list[Manifest]:
     factory that starts each kind once), so policies that come back would go by the record as it was then, for ever.
     """
     matched = rule("guard.netloom.dev", "v1", ["nothing"])
-    found = _policy(scope, KEPT_POLICY, matched=matched, variables={}, validations={"true": "'nothing is refused'"})
+    found = _policy(
+        scope, names.KEPT_POLICY, matched=matched, variables={}, validations={"true": "'nothing is refused'"}
+    )
     for each in found:
         del each["metadata"]["labels"]
     return found
@@ -65,7 +60,7 @@ def _network(scope: Scope) -> list[Manifest]:
     spec_mode = f"{head}spec.ipam.mode \\'' + variables.wanted + '\\': ' + "
     return _policy(
         scope,
-        NETWORK_POLICY,
+        names.NETWORK_POLICY,
         matched=rule("netloom.dev", "v1alpha1", ["netloomnetworks", "netloomnetworks/status"]),
         variables={
             "name": cel.NAME,
@@ -100,7 +95,7 @@ def _cilium(scope: Scope) -> list[Manifest]:
     flagged = f"(variables.migrates && variables.flag in {cel.texts(sorted(TRUE))})"
     return _policy(
         scope,
-        CILIUM_POLICY,
+        names.CILIUM_POLICY,
         matched=rule("", "v1", ["configmaps"], scope="Namespaced"),
         namespace=scope.cilium_namespace,
         only=CONFIG_NAME,
@@ -137,7 +132,7 @@ def _cilium_node_config(scope: Scope) -> list[Manifest]:
     other_nodes = _said(wording.CILIUM_NODE_SELECTOR, wanted="shown")
     return _policy(
         scope,
-        CILIUM_NODE_CONFIG_POLICY,
+        names.CILIUM_NODE_CONFIG_POLICY,
         matched=cilium_node_configs(),
         namespace=scope.cilium_namespace,
         variables={
@@ -182,7 +177,7 @@ def _agents(scope: Scope) -> list[Manifest]:
     # A token of a service account says on which node its pod runs; one without that, or a certificate, writes nothing.
     return _policy(
         scope,
-        AGENTS_POLICY,
+        names.AGENTS_POLICY,
         matched=rule("netloom.dev", "v1alpha1", ["netloomnodes", "netloomnodes/status"]),
         conditions={"an-agent": cel.by(scope.agent_users)},
         variables={"name": cel.NAME, "own": cel.BOUND_NODES},
