@@ -24,7 +24,7 @@ from netloom.runtime.client import Api
 from netloom.runtime.errors import ApiError, Conflict, NotFound
 from netloom.webhook import certificates
 from netloom.webhook.authority import Authority, AuthorityTiming
-from netloom.webhook.configuration import Configuration
+from netloom.webhook.configuration import WebhookConfiguration
 from netloom.webhook.files import CertificateFiles
 from netloom.webhook.server import serve
 from netloom_e2e.cluster import ControlPlane
@@ -235,7 +235,7 @@ async def test_a_configuration_that_is_not_there_is_never_made(plane: ControlPla
     plane.kubectl("delete", "validatingwebhookconfiguration", NAME)
     await until(lambda: replica.configuration.object is None, "gone")
     # As if the watch had not told it yet:
-    late = Configuration(api, NAME)
+    late = WebhookConfiguration(api, NAME)
     late.store.put(seen)
     with pytest.raises(ApiError) as refused:
         await late.publish("x")
@@ -456,7 +456,7 @@ async def test_files_of_ones_own(plane: ControlPlane, api: CountingApi, tmp_path
     apply(plane, configuration())
     files = CertificateFiles(
         tmp_path / "tls.crt", tmp_path / "tls.key", ca=tmp_path / "ca.crt",
-        configuration=Configuration(api, NAME), period=0.05,
+        configuration=WebhookConfiguration(api, NAME), period=0.05,
     )  # fmt: skip
     task = asyncio.create_task(files.run())
     try:

@@ -17,7 +17,7 @@ from netloom.cli import guard
 from netloom.cli.options import (
     Cluster,
     Features,
-    Format,
+    HttpAddress,
     Logging,
     Manifests,
     NodeName,
@@ -43,7 +43,6 @@ app.command()(guard.webhook)
 
 EXIT_CHANGES = 2
 """Exit status of `netloom plan` when the kernel differs from what is wanted."""
-
 
 _HOST = socket.gethostname().lower()
 _RUN_DIR = Path("/run/netloom")
@@ -78,7 +77,7 @@ class Webhook:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Node:
+class NodeOptions:
     """Whose kernel, from which objects, with which features."""
 
     node_name: NodeName = _HOST
@@ -94,10 +93,9 @@ def operator(
     cluster: Cluster,
     leading: Leading,
     features: Features = "*",
-    http_address: Annotated[
-        str, typer.Option(help="Where /healthz, /readyz and /metrics are served.")
-    ] = "127.0.0.1:9963",
+    http_address: HttpAddress = "127.0.0.1:9963",
     webhook: Webhook,
+    guarding: guard.Guarding,
     serving: guard.Serving,
     logging: Logging,
 ) -> None:
@@ -109,14 +107,14 @@ def operator(
     from netloom.roles.operator import OperatorOptions, run_operator
     from netloom.runtime import loop
 
+    scope = guarding.scope(webhook.webhook_for, webhook.webhook_namespace)
     at = {"address": webhook.webhook_address, "address_option": "--webhook-address"}
-    guarding = serving.options(webhook.webhook_for, webhook.webhook_namespace, **at)
     options = OperatorOptions(
         **vars(cluster),
         **vars(leading),
         features=features,
         http_address=http_address,
-        guard=guarding if webhook.webhook_address else None,
+        guard=serving.options(scope, **at) if webhook.webhook_address else None,
     )
     loop.run(run_operator(options))
 
@@ -125,7 +123,7 @@ def operator(
 @grouped
 def agent(
     *,
-    node: Node,
+    node: NodeOptions,
     cluster: Cluster,
     http_address: Annotated[
         str, typer.Option(help="Where /healthz, /readyz, /metrics and /status are served.")
@@ -147,7 +145,7 @@ def status(
     agent_address: Annotated[
         str, typer.Option(help="The agent of this machine; nothing is said of it where none answers.")
     ] = "127.0.0.1:9964",
-    output: Format = Output.TEXT,
+    output: Output = "text",
 ) -> None:
     """Show nodes, CIDRs, peers, drift and errors at a glance."""
     from netloom.cli import status as view
@@ -159,7 +157,7 @@ def status(
 
 @app.command()
 @grouped
-def plan(node: Node, cluster: Cluster, output: Format = Output.TEXT) -> None:
+def plan(node: NodeOptions, cluster: Cluster, output: Output = "text") -> None:
     """Print what the agent would change in the kernel, as `ip` would say it. Exit status 2 if anything."""
     from netloom.roles import agent
     from netloom.runtime import log, loop
@@ -172,7 +170,7 @@ def plan(node: Node, cluster: Cluster, output: Format = Output.TEXT) -> None:
 
 
 @app.command()
-def cleanup(run_dir: RunDir = _RUN_DIR, output: Format = Output.TEXT) -> None:
+def cleanup(run_dir: RunDir = _RUN_DIR, output: Output = "text") -> None:
     """Remove all that agents made in the kernel of this machine, by whatever feature, and nothing else."""
     from netloom.roles import agent
     from netloom.runtime import log, loop
@@ -183,14 +181,13 @@ def cleanup(run_dir: RunDir = _RUN_DIR, output: Format = Output.TEXT) -> None:
 
 
 @app.command()
-def version(output: Format = Output.TEXT) -> None:
+def version(output: Output = "text") -> None:
     """Print the versions that matter in a report of a fault."""
     known = {"netloom": __version__, "python": platform.python_version(), "kernel": os.uname().release}
     show(output, known, lambda known: print("\n".join(f"{name} {value}" for name, value in known.items())))
 
 
 def _as_ip(changes: Sequence["PlannedChange"]) -> None:
-    """One change a line, the reason behind it."""
     for change in changes:
         print(f"{change.text}   # {change.why}" if change.why else change.text)
     if not changes:

@@ -15,24 +15,14 @@ FIELD_MANAGER = "netloom-guard-install"
 
 _PLURALS = {"ValidatingAdmissionPolicy": "validatingadmissionpolicies"}
 """Of kinds that do not just take an "s"."""
-_CLUSTER_SCOPED = frozenset(
-    {
-        "Namespace",
-        "ClusterRole",
-        "ClusterRoleBinding",
-        "ValidatingAdmissionPolicy",
-        "ValidatingAdmissionPolicyBinding",
-        "ValidatingWebhookConfiguration",
-    }
-)
 
 
 def path_of(manifest: dict[str, Any]) -> str:
-    """URL path of the object."""
+    """URL path of the object, which has a namespace where its kind has one."""
     version, kind, metadata = manifest["apiVersion"], manifest["kind"], manifest["metadata"]
     plural = _PLURALS.get(kind, f"{kind.lower()}s")
     prefix = f"/apis/{version}" if "/" in version else f"/api/{version}"
-    inside = "" if kind in _CLUSTER_SCOPED else f"/namespaces/{metadata['namespace']}"
+    inside = f"/namespaces/{metadata['namespace']}" if "namespace" in metadata else ""
     return f"{prefix}{inside}/{plural}/{metadata['name']}"
 
 

@@ -4,41 +4,48 @@ import base64
 import socket
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from netloom.api.errors import UserError
-from netloom.cli.options import Cluster, Context, Kubeconfig, Logging, grouped
+from netloom.cli.options import Cluster, HttpAddress, Logging, grouped
 from netloom.webhook import names
 
 if TYPE_CHECKING:
     from netloom.roles.webhook import GuardOptions
 
 _HOST = socket.gethostname().lower()
-OPERATORS, AGENTS = [names.OPERATOR_USER], [names.AGENT_USER]
-
 
 For = Annotated[names.Guarded, typer.Option("--for", help="Whose objects are guarded: cilium, netloom or all.")]
 Namespace = Annotated[str, typer.Option(envvar="POD_NAMESPACE", help="Namespace of the guard.")]
-CiliumNamespace = Annotated[
-    str, typer.Option(help="Namespace of the ConfigMap cilium-config and of the CiliumNodeConfigs that Cilium reads.")
-]
-OperatorUsers = Annotated[
-    list[str],
-    typer.Option("--operator-user", help="Who gives addresses to nodes. May be given several times."),
-]
-AgentUsers = Annotated[
-    list[str],
-    typer.Option("--agent-user", help="Who runs on a node and writes its NetloomNode. May be given several times."),
-]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Guarding:
+    """What is guarded, and on whose word."""
+
+    cilium_namespace: Annotated[
+        str,
+        typer.Option(help="Namespace of the ConfigMap cilium-config and of the CiliumNodeConfigs that Cilium reads."),
+    ] = names.CILIUM_NAMESPACE
+    operator_user: Annotated[
+        list[str], typer.Option(help="Who gives addresses to nodes. May be given several times.")
+    ] = field(default_factory=lambda: [names.OPERATOR_USER])
+    agent_user: Annotated[
+        list[str], typer.Option(help="Who runs on a node and writes its NetloomNode. May be given several times.")
+    ] = field(default_factory=lambda: [names.AGENT_USER])
+
+    def scope(self, guarded: names.Guarded, namespace: str) -> names.Scope:
+        """With what the verbs ask for each in its own way."""
+        users = tuple(self.operator_user), tuple(self.agent_user)
+        return names.Scope(guarded, namespace, self.cilium_namespace, *users)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Serving:
     """What a guard is told wherever it runs."""
 
-    cilium_namespace: CiliumNamespace = names.CILIUM_NAMESPACE
     dns_name: Annotated[
         list[str],
         typer.Option(
@@ -53,19 +60,15 @@ class Serving:
     ] = None
     tls_key_file: Annotated[Path | None, typer.Option(metavar="FILE", help="Key of --tls-cert-file.")] = None
     tls_ca_file: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="CA of --tls-cert-file, to be kept in the webhooks' caBundle."),
+        Path | None, typer.Option(metavar="FILE", help="CA of --tls-cert-file, to be kept in the webhooks' caBundle.")
     ] = None
-    operator_user: OperatorUsers = field(default_factory=lambda: OPERATORS)
-    agent_user: AgentUsers = field(default_factory=lambda: AGENTS)
 
-    def options(self, guarded: names.Guarded, namespace: str, **more: Any) -> "GuardOptions":
+    def options(self, scope: names.Scope, **more: str) -> "GuardOptions":
         """`more`: as of GuardOptions."""
         from netloom.roles.webhook import GuardOptions
 
-        users = tuple(self.operator_user), tuple(self.agent_user)
         return GuardOptions(
-            scope=names.Scope(guarded, namespace, self.cilium_namespace, *users),
+            scope=scope,
             hosts=tuple(self.dns_name),
             tls_cert_file=self.tls_cert_file,
             tls_key_file=self.tls_key_file,
@@ -85,36 +88,32 @@ def webhook(
     address: Annotated[
         str, typer.Option(metavar="[HOST]:PORT", help="Where API servers are answered.")
     ] = f":{names.PORT}",
-    http_address: Annotated[
-        str, typer.Option(help="Where /healthz, /readyz and /metrics are served.")
-    ] = "127.0.0.1:9965",
+    http_address: HttpAddress = "127.0.0.1:9965",
     namespace: Namespace = names.NAMESPACE,
     secret: Annotated[str, typer.Option(help="Secret with the CAs.")] = names.CA_SECRET,
     configuration: Annotated[
         str, typer.Option(help="ValidatingWebhookConfiguration whose caBundle is kept.")
     ] = names.NAME,
+    guarding: Guarding,
     serving: Serving,
     identity: Annotated[str, typer.Option(envvar="POD_NAME", help="Name of this replica in Events.")] = _HOST,
     logging: Logging,
 ) -> None:
     """Run the guard alone: answer API servers that ask about writes, and say no where pods would lose the network."""
     logging.begin()
-    from netloom.roles.webhook import WebhookOptions, run_webhook
+    from netloom.roles.webhook import run_webhook
     from netloom.runtime import loop
 
-    options = WebhookOptions(
-        kubeconfig=cluster.kubeconfig,
-        context=cluster.context,
-        identity=identity,
-        http_address=http_address,
-        guard=serving.options(guarded, namespace, address=address, secret=secret, configuration=configuration),
-    )
-    loop.run(run_webhook(options))
+    scope = guarding.scope(guarded, namespace)
+    options = serving.options(scope, address=address, secret=secret, configuration=configuration)
+    loop.run(run_webhook(options, **vars(cluster), identity=identity, http_address=http_address))
 
 
 @guard.command()
+@grouped
 def install(
-    guarded: Annotated[names.Guarded, typer.Option("--for", help="Whose objects to guard: cilium, netloom or all.")],
+    *,
+    guarded: For,
     image: Annotated[str, typer.Option(help="Image of Netloom for the Deployment, REPOSITORY:TAG.")] = "",
     url: Annotated[
         str,
@@ -125,21 +124,17 @@ def install(
     ] = "",
     replicas: Annotated[int, typer.Option(help="Pods of the Deployment.")] = 2,
     namespace: Annotated[str, typer.Option(help="Namespace of the guard.")] = names.NAMESPACE,
-    cilium_namespace: CiliumNamespace = names.CILIUM_NAMESPACE,
-    operator_user: OperatorUsers = OPERATORS,
-    agent_user: AgentUsers = AGENTS,
+    guarding: Guarding,
     ca_file: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="CA that vouches for the guard, where it does not keep one of its own."),
     ] = None,
     tls_secret: Annotated[str, typer.Option(help="Secret (kubernetes.io/tls) with a certificate to serve with.")] = "",
     inject_ca_from: Annotated[
-        str,
-        typer.Option(metavar="NAMESPACE/NAME", help="Certificate of cert-manager, which fills in the caBundle."),
+        str, typer.Option(metavar="NAMESPACE/NAME", help="Certificate of cert-manager, which fills in the caBundle.")
     ] = "",
     apply: Annotated[bool, typer.Option("--apply", help="Apply it to the cluster instead of printing it.")] = False,
-    kubeconfig: Kubeconfig = None,
-    context: Context = None,
+    cluster: Cluster,
 ) -> None:
     """Print, or apply, what a cluster needs to be guarded. With --for cilium there is nothing of Netloom's network."""
     from netloom.cli.printing import as_yaml
@@ -147,7 +142,7 @@ def install(
 
     manifests = render(
         Installation(
-            scope=names.Scope(guarded, namespace, cilium_namespace, tuple(operator_user), tuple(agent_user)),
+            scope=guarding.scope(guarded, namespace),
             image=image,
             url=url,
             replicas=replicas,
@@ -163,7 +158,7 @@ def install(
     from netloom.runtime import log, loop
 
     log.configure("auto", "warning")
-    loop.run(apply_all(manifests, kubeconfig, context))
+    loop.run(apply_all(manifests, cluster.kubeconfig, cluster.context))
 
 
 def _bundle(file: Path) -> str:

@@ -4,39 +4,13 @@ import dataclasses
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 import typer
 
 T = TypeVar("T")
-
-
-class Output(StrEnum):
-    """How an answer is printed."""
-
-    TEXT = "text"
-    JSON = "json"
-
-
-class LogLevel(StrEnum):
-    """The least that is logged."""
-
-    DEBUG = "debug"
-    INFO = "info"
-    WARNING = "warning"
-    ERROR = "error"
-
-
-class LogFormat(StrEnum):
-    """`auto`: readable on a terminal, JSON elsewhere."""
-
-    AUTO = "auto"
-    JSON = "json"
-    CONSOLE = "console"
-
 
 Kubeconfig = Annotated[
     str | None,
@@ -62,14 +36,21 @@ Features = Annotated[
         help="What it does: * for all, or names, by commas; -NAME takes one away, as in --features=-masquerade.",
     ),
 ]
-Format = Annotated[Output, typer.Option("-o", "--output", help="text or json.")]
-Log = Annotated[LogFormat, typer.Option("--log-format", envvar="NETLOOM_LOG_FORMAT", help="auto, json or console.")]
-Level = Annotated[LogLevel, typer.Option("--log-level", envvar="NETLOOM_LOG_LEVEL", help="The least that is logged.")]
+HttpAddress = Annotated[str, typer.Option(help="Where /healthz, /readyz and /metrics are served.")]
+Output = Annotated[Literal["text", "json"], typer.Option("-o", "--output", help="text or json.")]
+LogFormat = Annotated[
+    Literal["auto", "json", "console"],
+    typer.Option("--log-format", envvar="NETLOOM_LOG_FORMAT", help="auto, json or console."),
+]
+LogLevel = Annotated[
+    Literal["debug", "info", "warning", "error"],
+    typer.Option("--log-level", envvar="NETLOOM_LOG_LEVEL", help="The least that is logged."),
+]
 
 
-def show(output: Output, answer: T, as_text: Callable[[T], None]) -> None:
+def show(output: str, answer: T, as_text: Callable[[T], None]) -> None:
     """Print an answer as was asked for: `as_text`, or as one JSON value with every field present."""
-    if output is Output.JSON:
+    if output == "json":
         print(msgspec.json.encode(answer).decode())
     else:
         as_text(answer)
@@ -87,14 +68,14 @@ class Cluster:
 class Logging:
     """What is logged, and how."""
 
-    log_format: Log = LogFormat.AUTO
-    log_level: Level = LogLevel.INFO
+    log_format: LogFormat = "auto"
+    log_level: LogLevel = "info"
 
     def begin(self) -> None:
         """From now on."""
         from netloom.runtime import log
 
-        log.configure(self.log_format.value, self.log_level.value)
+        log.configure(self.log_format, self.log_level)
 
 
 def grouped(command: Callable[..., None]) -> Callable[..., None]:

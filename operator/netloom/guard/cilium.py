@@ -1,4 +1,4 @@
-"""What is refused of writes to Cilium's configuration and pools while CiliumNodes hold addresses.
+"""What is refused of writes to Cilium's configuration while CiliumNodes hold addresses.
 
 The mode in force is the recorded one; without a record, what the stored configuration says counts. Lists are compared
 as Cilium reads them: elements between blanks and commas, as networks, in any order.
@@ -6,20 +6,18 @@ as Cilium reads them: elements between blanks and commas, as networks, in any or
 
 import re
 from collections.abc import Mapping
-from dataclasses import replace
 
-from netloom.api.cilium import DEFAULT_MODE, CiliumPodIPPool, CiliumPoolFamily
+from netloom.api.cilium import DEFAULT_MODE, CiliumPoolFamily
 from netloom.api.core import ConfigMap
 from netloom.api.problem import Problem
 from netloom.api.words import NODES_HOLD, in_use
-from netloom.cidr import VERSIONS, Cidr, Version
+from netloom.cidr import VERSIONS, Version
 from netloom.cidr.interval_set import IntervalSet
 from netloom.guard import wording
 from netloom.guard.decode import Change
-from netloom.guard.holdings import cidrs_of, lost
+from netloom.guard.holdings import cidrs_of
 from netloom.guard.live import CILIUM_IN_USE, CILIUM_MODE, Live
 from netloom.guard.network import nodes_inside
-from netloom.guard.pool import cidrs_lost, mask_changed, pool_deleted
 from netloom.guard.verdict import Verdict
 
 IPAM = "ipam"
@@ -63,11 +61,12 @@ def decide_cilium_config(change: Change[ConfigMap], live: Live) -> Verdict:
     """The verdict on one write of Cilium's configuration."""
     old = change.old.data if change.old else None
     new = change.new.data if change.new else None
-    if old is not None and new is not None and not _guarded(old, new):
-        return Verdict()
     warnings = tuple(_warnings(change.name, old or {}, new, live)) if new is not None else ()
-    if old is not None and new is not None and _harmless(change, old, new, live):
-        return Verdict(warnings=warnings)
+    if old is not None and new is not None:
+        if all(old.get(key) == new.get(key) for key in GUARDED_KEYS):
+            return Verdict()
+        if _harmless(change, old, new, live):
+            return Verdict(warnings=warnings)
     unseen = live.missing("CiliumNode", "ConfigMap")
     recorded = live.recorded.get(CILIUM_MODE, "")
     if live.unseen("ConfigMap") or not (recorded or live.cilium_held.count):
@@ -104,13 +103,7 @@ def _refusals(
     return problems
 
 
-def _guarded(old: Mapping[str, str], new: Mapping[str, str]) -> bool:
-    """Whether a guarded key changes, as text."""
-    return any(old.get(key) != new.get(key) for key in GUARDED_KEYS)
-
-
 def _harmless(change: Change[ConfigMap], old: Mapping[str, str], new: Mapping[str, str], live: Live) -> bool:
-    """Whether a change would pass whatever mode is in force."""
     if mode_of(old) != mode_of(new):
         return False
     return not any(_refusals(change, mode, old, new, live) for mode in (mode_of(old), "cluster-pool"))
@@ -125,20 +118,26 @@ def who_holds(live: Live) -> str:
 
 
 def _pool(name: str, family: Version, old: Mapping[str, str], new: Mapping[str, str], live: Live) -> list[Problem]:
-    """Elements of a family's list that go or change, and its mask size."""
     cidr_key, mask_key = CIDR_KEYS[family], MASK_KEYS[family]
     problems: list[Problem] = []
-    before, after = old.get(cidr_key, ""), new.get(cidr_key, "")
-    if before != after:
-        kept = frozenset(cidrs_of(elements(after), family))
-        together = IntervalSet(kept)
-        gone = [cidr for cidr in dict.fromkeys(cidrs_of(elements(before), family)) if cidr not in kept]
-        problems += [_element_lost(name, cidr_key, after, cidr, together.covers(cidr), live) for cidr in gone]
-    used = bool(cidrs_of(elements(before), family)) or live.cilium_held.of_family(family)
+    after = new.get(cidr_key, "")
+    before = cidrs_of(elements(old.get(cidr_key, "")), family)
+    kept = frozenset(cidrs_of(elements(after), family))
+    together = IntervalSet(kept)
+    for cidr in dict.fromkeys(cidr for cidr in before if cidr not in kept):
+        holders = live.cilium_held.overlapping(cidr)
+        why = holders.blocks() if holders.count else f"{who_holds(live)} of mode cluster-pool"
+        how = "put into a larger one" if together.covers(cidr) else "removed or changed"
+        message = (
+            f"{cidr} cannot be {how} while it is in use: {why}, and Cilium, which allows no change of an element, "
+            "would not know their addresses any more and give them to others."
+        )
+        way_out = f"Keep {cidr} in {cidr_key}; to get more space, add another CIDR behind it."
+        problems.append(Problem(name, f"data.{cidr_key}", _shortened(after), "CIDRInUse", message, way_out))
     size, wanted = _mask(old, family), _mask(new, family)
-    if used and size.isdecimal() and (size != wanted or (mask_key in old and mask_key not in new)):
-        removed = mask_key not in new
-        what = "the key cannot be removed" if removed else "the mask size cannot change"
+    removed = mask_key in old and mask_key not in new
+    if size.isdecimal() and (size != wanted or removed) and (before or live.cilium_held.of_family(family)):
+        what = "the mask size cannot change" if mask_key in new else "the key cannot be removed"
         message = (
             f"{what} while it is in use: {who_holds(live)}, cut as blocks of /{size}, and Cilium would take the blocks "
             "that nodes hold for others, and give addresses twice."
@@ -146,18 +145,6 @@ def _pool(name: str, family: Version, old: Mapping[str, str], new: Mapping[str, 
         way_out = f'Keep {mask_key}: "{size}", or remove every node and its CiliumNode first.'
         problems.append(Problem(name, f"data.{mask_key}", new.get(mask_key, ""), "CIDRInUse", message, way_out))
     return problems
-
-
-def _element_lost(name: str, key: str, after: str, cidr: Cidr, widened: bool, live: Live) -> Problem:
-    holders = live.cilium_held.overlapping(cidr)
-    why = holders.blocks() if holders.count else f"{who_holds(live)} of mode cluster-pool"
-    how = "put into a larger one" if widened else "removed or changed"
-    message = (
-        f"{cidr} cannot be {how} while it is in use: {why}, and Cilium, which allows no change of an element, would "
-        "not know their addresses any more and give them to others."
-    )
-    way_out = f"Keep {cidr} in {key}; to get more space, add another CIDR behind it."
-    return Problem(name, f"data.{key}", _shortened(after), "CIDRInUse", message, way_out)
 
 
 def _uncovered(name: str, family: Version, new: Mapping[str, str], live: Live) -> list[Problem]:
@@ -176,7 +163,6 @@ def _uncovered(name: str, family: Version, new: Mapping[str, str], live: Live) -
 
 
 def _mask(data: Mapping[str, str], family: Version) -> str:
-    """A mask size as text, without what makes no difference."""
     text = data.get(MASK_KEYS[family], DEFAULT_MASKS[family]).strip()
     return text.lstrip("0") or text
 
@@ -185,16 +171,11 @@ def _warnings(name: str, old: Mapping[str, str], new: Mapping[str, str], live: L
     """What is legal and unwise, and was not so before."""
     problems: list[Problem] = []
     auto = new.get(AUTO_CREATE, "").strip()
-    if (
-        auto
-        and mode_of(new) == "multi-pool"
-        and (auto, "multi-pool") != (old.get(AUTO_CREATE, "").strip(), mode_of(old))
-    ):
+    known = mode_of(old) == "multi-pool" and auto == old.get(AUTO_CREATE, "").strip()
+    if auto and mode_of(new) == "multi-pool" and not known:
         message = "Cilium creates these pools when it starts and never changes them afterwards, whatever is put here."
-        way_out = "Write CiliumPodIPPools yourself."
-        problems.append(
-            Problem(name, f"data.{AUTO_CREATE}", _shortened(auto), "AutoCreatedPools", message, way_out, "warning")
-        )
+        field, way_out = f"data.{AUTO_CREATE}", "Write CiliumPodIPPools yourself."
+        problems.append(Problem(name, field, _shortened(auto), "AutoCreatedPools", message, way_out, "warning"))
     if mode_of(new) == "cluster-pool":
         problems += [each for family in VERSIONS for each in _holds_nodes(name, family, old, new, live)]
     if migrates(new) and not migrates(old) and mode_of(old) == DEFAULT_MODE:
@@ -205,15 +186,14 @@ def _warnings(name: str, old: Mapping[str, str], new: Mapping[str, str], live: L
 def _holds_nodes(
     name: str, family: Version, old: Mapping[str, str], new: Mapping[str, str], live: Live
 ) -> list[Problem]:
-    """CIDRs that are new and hold nodes' own addresses."""
     key = CIDR_KEYS[family]
     if not live.node_addresses.count or old.get(key) == new.get(key):
         return []
     known = frozenset(cidrs_of(elements(old.get(key, "")), family))
     for cidr in cidrs_of(elements(new.get(key, "")), family):
-        found = [] if cidr in known else nodes_inside(name, f"data.{key}", cidr, live, "ClusterCIDROverlapsNodes")
-        if found:
-            return [replace(problem, severity="warning") for problem in found]
+        field, reason = f"data.{key}", "ClusterCIDROverlapsNodes"
+        if cidr not in known and (found := nodes_inside(name, field, cidr, live, reason, "warning")):
+            return found
     return []
 
 
@@ -235,7 +215,7 @@ def _migration_warnings(name: str, old: Mapping[str, str], new: Mapping[str, str
             message = f"the pool {pool_name} does not cover what nodes have: {holders.blocks('outside it')}."
             problems.append(warning(message, f"Give it all of {CIDR_KEYS[family]}."))
         size = _mask(old or new, family)
-        if cidrs and live.cilium_held.of_family(family) and str(mask) != size:
+        if cidrs and live.cilium_held.of_family(family) and mask != size:
             message = f"the pool {pool_name} has blocks of /{mask}, and nodes hold blocks of /{size}."
             problems.append(warning(message, f"Give it the mask size {size}."))
     return problems
@@ -246,12 +226,10 @@ def _pool_families(
 ) -> dict[Version, tuple[tuple[str, ...], str]] | None:
     """CIDRs and mask size of a pool by family: as it exists, else as it is to be created; None if neither."""
     pool = live.cilium_pools.get(pool_name)
-    if pool is not None:
-        return {
-            family: (each.cidrs, str(each.mask_size)) if each else ((), "")
-            for family, each in zip(VERSIONS, (pool.spec.ipv4, pool.spec.ipv6), strict=True)
-        }
-    return auto_created(data.get(AUTO_CREATE, "")).get(pool_name)
+    if pool is None:
+        return auto_created(data.get(AUTO_CREATE, "")).get(pool_name)
+    families: dict[Version, CiliumPoolFamily | None] = {4: pool.spec.ipv4, 6: pool.spec.ipv6}
+    return {family: (each.cidrs, str(each.mask_size)) if each else ((), "") for family, each in families.items()}
 
 
 def auto_created(text: str) -> dict[str, dict[Version, tuple[tuple[str, ...], str]]]:
@@ -269,34 +247,4 @@ def auto_created(text: str) -> dict[str, dict[Version, tuple[tuple[str, ...], st
 
 
 def _shortened(text: str) -> str:
-    """A value that a message repeats: lists may be long."""
     return text if len(text) <= 200 else f"{text[:200]}..."
-
-
-def decide_cilium_pool(change: Change[CiliumPodIPPool], live: Live) -> Verdict:
-    """The verdict on one write of a CiliumPodIPPool."""
-    old, new = change.old, change.new
-    unseen = live.unseen("CiliumNode")
-    if new is None:
-        return pool_deleted(change.name, change.key, live.cilium_held, unseen, kind="CiliumNode")
-    if old is None or old.spec == new.spec:
-        return Verdict()
-    problems: list[Problem] = []
-    takes = False
-    for family in VERSIONS:
-        before, after = _family(old, family), _family(new, family)
-        field, kept = f"spec.ipv{family}", after.cidrs if after else ()
-        if before is None:
-            continue
-        takes |= bool(lost(before.cidrs, kept, family)) or (after is not None and before.mask_size != after.mask_size)
-        problems += cidrs_lost(change.name, change.key, f"{field}.cidrs", before.cidrs, kept, family, live.cilium_held)
-        if after:
-            mask = before.mask_size, after.mask_size
-            problems += mask_changed(change.name, change.key, f"{field}.maskSize", *mask, live.cilium_held)
-    if takes and unseen and not problems:
-        return Verdict(unseen=live.missing("CiliumNode"))
-    return Verdict(refusals=tuple(problems))
-
-
-def _family(pool: CiliumPodIPPool, family: Version) -> CiliumPoolFamily | None:
-    return pool.spec.ipv4 if family == 4 else pool.spec.ipv6

@@ -4,13 +4,13 @@ from netloom.api.admission import AdmissionRequest
 from netloom.api.cilium import CILIUM_NODE_CONFIGS, CILIUM_POOLS, CONFIG_NAME
 from netloom.api.core import CONFIG_MAPS
 from netloom.api.v1alpha1 import NETLOOM_NODES, NETWORKS, POOLS
-from netloom.guard.cilium import decide_cilium_config, decide_cilium_pool
+from netloom.guard.cilium import decide_cilium_config
 from netloom.guard.cilium_node_config import decide_cilium_node_config
 from netloom.guard.decode import UnreadableObject, change_of
 from netloom.guard.live import Live
 from netloom.guard.network import decide_network
 from netloom.guard.node import decide_node
-from netloom.guard.pool import decide_pool
+from netloom.guard.pool import decide_cilium_pool, decide_pool
 from netloom.guard.verdict import ALLOWED, Verdict
 
 

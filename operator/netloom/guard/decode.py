@@ -1,8 +1,9 @@
 """From the raw objects of a request to values; what cannot be read is refused by name, never guessed."""
 
 import functools
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 import msgspec
 
@@ -61,22 +62,18 @@ def name_of(request: AdmissionRequest, kind: str) -> str:
     """Kind and name of what the request is about, as far as they can be read."""
     name, namespace = request.name, request.namespace
     for raw in (request.object, request.old_object):
-        if not name:
-            try:
-                name = _decoder(_Named).decode(raw).metadata.name
-            except UNREADABLE:
-                continue
+        with suppress(*UNREADABLE):
+            name = name or _decoder(_Named).decode(raw).metadata.name
     return f"{kind} {namespace}/{name}" if namespace else f"{kind} {name}"
 
 
 def _read(name: str, resource: Resource[T], raw: msgspec.Raw, what: str) -> T:
     try:
-        obj: T = _decoder(resource.type).decode(raw)
+        return cast(T, _decoder(resource.type).decode(raw))
     except UNREADABLE as error:
         message = f"{what} cannot be read as a {resource.kind} ({error}), so nothing can be said about what changes."
         way_out = "Write it as its CustomResourceDefinition has it, or see docs/guard.md on how to pass the guard."
         raise UnreadableObject(Problem(name, "object", "", "Unreadable", message, way_out)) from error
-    return obj
 
 
 @functools.cache

@@ -94,7 +94,7 @@ class _Index:
         owners.pop(but, None)
         return Holders(len(owners), tuple(owners)[:SHOWN])
 
-    def count_inside(self, cidr: Cidr) -> tuple[int, tuple[Block, ...]]:
+    def inside(self, cidr: Cidr) -> tuple[int, tuple[Block, ...]]:
         start, end = self._span(cidr, cidr.last)
         return end - start, tuple(self._blocks[start : min(end, start + SHOWN)])
 
@@ -117,7 +117,6 @@ class _Index:
         return found
 
     def _containing(self, cidr: Cidr) -> Iterator[Block]:
-        """Those that contain a CIDR and are larger."""
         for version, length in self._lengths:
             if version == cidr.version and length < cidr.length:
                 around = cidr.supernet(length)
@@ -173,7 +172,6 @@ class Holdings:
                 self._pools.setdefault(pool, _Index()).add(owner, blocks)
 
     def remove(self, owner: str) -> None:
-        """The owner holds nothing any more."""
         if owner not in self._held:
             return
         self._all.remove(owner, self._blocks_of(owner))
@@ -214,7 +212,7 @@ class Holdings:
 
     def blocks_inside(self, cidr: Cidr) -> tuple[int, tuple[Block, ...]]:
         """How many blocks lie in a CIDR, and the first of them."""
-        return self._all.count_inside(cidr)
+        return self._all.inside(cidr)
 
     def overlapping(self, cidr: Cidr, pool: str | None = None, *, but: str = "") -> Holders:
         """Who (but one) holds CIDRs that share an address with this one, in the order of addresses."""

@@ -1,6 +1,7 @@
 """What is live: the indexes that decisions ask, kept up to date by the caches.
 
-Every method named after a kind fits `Store.subscribe`. `Live` is used from one event loop, and never waits.
+Every method named after a kind, or a ConfigMap, takes in its changes and fits `Store.subscribe`; objects of other names
+count for nothing. `Live` is used from one event loop, and never waits.
 """
 
 from collections.abc import Callable
@@ -72,7 +73,6 @@ class Live:
         return tuple(f"{kind}: {why}" for kind in kinds if (why := self.unseen(kind)))
 
     def netloom_node(self, key: str, old: NetloomNode | None, new: NetloomNode | None) -> None:
-        """A NetloomNode changed."""
         if new is None:
             self.held.remove(key)
             return
@@ -81,7 +81,6 @@ class Live:
         self.held.put(key, ipam.mode, ipam.pod_cidrs, pools, more=bool(ipam.pool))
 
     def node(self, key: str, old: Node | None, new: Node | None) -> None:
-        """A Node changed."""
         if new is None:
             self.nodes.discard(key)
             self.node_addresses.remove(key)
@@ -91,12 +90,10 @@ class Live:
         self.node_addresses.put(key, cidrs=[f"{each}/{128 if ':' in each else 32}" for each in addresses])
 
     def network(self, key: str, old: NetloomNetwork | None, new: NetloomNetwork | None) -> None:
-        """A NetloomNetwork changed; one of another name is none."""
         if key == NETWORK_NAME:
             self.network_now = new
 
     def pool(self, key: str, old: NetloomIPPool | None, new: NetloomIPPool | None) -> None:
-        """A NetloomIPPool changed."""
         if new is None:
             self.pools.pop(key, None)
             self.pool_cidrs.remove(key)
@@ -106,33 +103,28 @@ class Live:
         self.pool_cidrs.put(key, cidrs=[cidr for family in families if family for cidr in family.cidrs])
 
     def cilium_node(self, key: str, old: CiliumNode | None, new: CiliumNode | None) -> None:
-        """A CiliumNode changed."""
         if new is None:
             self.cilium_held.remove(key)
             self._holds_from(0)
             return
         ipam = new.spec.ipam
         pools = ((each.pool, each.cidrs) for each in ipam.pools.allocated)
-        more = bool(ipam.pool or ipam.ipv6_pool)
-        self.cilium_held.put(key, "", ipam.pod_cidrs, pools, more=more)
+        self.cilium_held.put(key, "", ipam.pod_cidrs, pools, more=bool(ipam.pool or ipam.ipv6_pool))
         self._holds_from(_version(new.metadata))
 
     def cilium_pool(self, key: str, old: CiliumPodIPPool | None, new: CiliumPodIPPool | None) -> None:
-        """A CiliumPodIPPool changed."""
-        if new is None:
-            self.cilium_pools.pop(key, None)
-        else:
+        self.cilium_pools.pop(key, None)
+        if new is not None:
             self.cilium_pools[key] = new
 
     def cilium_config(self, key: str, old: ConfigMap | None, new: ConfigMap | None) -> None:
-        """A ConfigMap changed, which counts if it is Cilium's configuration."""
-        if key == f"{self.cilium_namespace}/{CONFIG_NAME}":
-            if self.cilium_data is not None and new is not None and _ipam(self.cilium_data) != _ipam(new.data):
-                self.cilium_before = _version(new.metadata), self.cilium_data
-            self.cilium_data = None if new is None else new.data
+        if key != f"{self.cilium_namespace}/{CONFIG_NAME}":
+            return
+        if self.cilium_data is not None and new is not None and _ipam(self.cilium_data) != _ipam(new.data):
+            self.cilium_before = _version(new.metadata), self.cilium_data
+        self.cilium_data = None if new is None else new.data
 
     def record(self, key: str, old: ConfigMap | None, new: ConfigMap | None) -> None:
-        """A ConfigMap changed, which counts if it is the record."""
         if key.rpartition("/")[2] == RECORD_NAME:
             self.recorded = {} if new is None else new.data
             if new is None or new.data.get(CILIUM_MODE):
@@ -149,22 +141,16 @@ class Live:
 def trim_netloom_node(node: NetloomNode) -> NetloomNode:
     """A NetloomNode without what no decision asks for; of single addresses, one is enough."""
     ipam = node.spec.ipam
-    slim = msgspec.structs.replace(
-        ipam,
-        pools=msgspec.structs.replace(ipam.pools, requested=()),
-        pool=dict(list(ipam.pool.items())[:1]) or _NOTHING,
-    )
+    pools = msgspec.structs.replace(ipam.pools, requested=())
+    slim = msgspec.structs.replace(ipam, pools=pools, pool=dict(list(ipam.pool.items())[:1]) or _NOTHING)
     return NetloomNode(metadata=_slim(node.metadata), spec=type(node.spec)(ipam=slim))
 
 
 def trim_cilium_node(node: CiliumNode) -> CiliumNode:
     """A CiliumNode without what no decision asks for; of single addresses, one is enough."""
     ipam = node.spec.ipam
-    slim = msgspec.structs.replace(
-        ipam,
-        pool=dict.fromkeys(list(ipam.pool)[:1]) or _NOTHING,
-        ipv6_pool=dict.fromkeys(list(ipam.ipv6_pool)[:1]) or _NOTHING,
-    )
+    one, one_ipv6 = (dict.fromkeys(list(pool)[:1]) or _NOTHING for pool in (ipam.pool, ipam.ipv6_pool))
+    slim = msgspec.structs.replace(ipam, pool=one, ipv6_pool=one_ipv6)
     return CiliumNode(metadata=_slim(node.metadata), spec=type(node.spec)(ipam=slim))
 
 
@@ -174,13 +160,8 @@ def trim_node(node: Node) -> Node:
 
 
 def _slim(metadata: ObjectMeta) -> ObjectMeta:
-    return ObjectMeta(
-        name=metadata.name,
-        namespace=metadata.namespace,
-        resource_version=metadata.resource_version,
-        labels=_NOTHING,
-        annotations=_NOTHING,
-    )
+    name, namespace, version = metadata.name, metadata.namespace, metadata.resource_version
+    return ObjectMeta(name=name, namespace=namespace, resource_version=version, labels=_NOTHING, annotations=_NOTHING)
 
 
 def _version(metadata: ObjectMeta) -> int:

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from netloom.api.cidrs import holds_nodes
-from netloom.api.problem import Problem
+from netloom.api.problem import Problem, Severity
 from netloom.api.v1alpha1 import IN_USE_FINALIZER, NETWORK_NAME, NetloomNetwork
 from netloom.api.validation.network import network_warnings
 from netloom.api.words import NODES_HOLD, in_use
@@ -17,7 +17,7 @@ from netloom.cidr import VERSIONS, Cidr, Version, format_address
 from netloom.cidr.interval_set import IntervalSet
 from netloom.guard import wording
 from netloom.guard.decode import Change
-from netloom.guard.holdings import Holders, cidrs_of, lost
+from netloom.guard.holdings import cidrs_of, lost
 from netloom.guard.live import Live
 from netloom.guard.verdict import Verdict
 
@@ -35,9 +35,8 @@ def _created(change: Change[NetloomNetwork], new: NetloomNetwork, live: Live) ->
     name, wanted = change.key, new.spec.ipam.mode
     if name != NETWORK_NAME:
         message = "a cluster has one network, so a NetloomNetwork of another name would be ignored."
-        return Verdict(
-            refusals=(Problem(change.name, "metadata.name", name, "NotTheNetwork", message, 'Name it "default".'),)
-        )
+        refusal = Problem(change.name, "metadata.name", name, "NotTheNetwork", message, 'Name it "default".')
+        return Verdict(refusals=(refusal,))
     if unseen := live.missing("NetloomNode"):
         return Verdict(unseen=unseen)
     modes = live.held.modes - {""}
@@ -134,12 +133,19 @@ def _either(modes: Iterable[str]) -> str:
 
 
 def _pool(name: str, family: Version, old: NetloomNetwork, new: NetloomNetwork, live: Live) -> list[Problem]:
-    """Cluster CIDRs of a family that go or shrink, and its mask size."""
     (before, old_size), (after, new_size) = _list(old, family), _list(new, family)
     field = f"spec.ipam.clusterPool.ipv{family}PodCIDRList"
     kept = IntervalSet(cidrs_of(after, family))
-    gone = lost(before, after, family)
-    problems = [_cidr_lost(name, field, str(cidr), live.held.outside(kept, cidr), live) for cidr in gone]
+    problems: list[Problem] = []
+    for cidr in lost(before, after, family):
+        holders = live.held.outside(kept, cidr)
+        if holders.count:
+            why = f"{holders.blocks()}, and their pods would have addresses that are not the cluster's any more."
+        else:
+            why = f"{_in_use(live)} of mode cluster-pool, and a block of it may be on its way to one."
+        message = f"{cidr} cannot be removed or made smaller while it is in use: {why}"
+        way_out = "Keep it; to get more space, add another CIDR to the list, or put one in its place that contains it."
+        problems.append(Problem(name, field, str(cidr), "CIDRInUse", message, way_out))
     if before and old_size != new_size:
         message = (
             f"the mask size cannot change while it is in use: {_in_use(live)}, cut as blocks of /{old_size}, and new "
@@ -149,16 +155,6 @@ def _pool(name: str, family: Version, old: NetloomNetwork, new: NetloomNetwork, 
         field = f"spec.ipam.clusterPool.ipv{family}MaskSize"
         problems.append(Problem(name, field, str(new_size), "CIDRInUse", message, way_out))
     return problems
-
-
-def _cidr_lost(name: str, field: str, cidr: str, holders: Holders, live: Live) -> Problem:
-    if holders.count:
-        why = f"{holders.blocks()}, and their pods would have addresses that are not the cluster's any more."
-    else:
-        why = f"{_in_use(live)} of mode cluster-pool, and a block of it may be on its way to one."
-    message = f"{cidr} cannot be removed or made smaller while it is in use: {why}"
-    way_out = "Keep it; to get more space, add another CIDR to the list, or put one in its place that contains it."
-    return Problem(name, field, cidr, "CIDRInUse", message, way_out)
 
 
 def _uncovered(name: str, new: NetloomNetwork, live: Live) -> list[Problem]:
@@ -226,25 +222,27 @@ def _warnings(name: str, old: NetloomNetwork | None, new: NetloomNetwork, live: 
     found = [problem for problem in network_warnings(new) if problem not in known]
     if new.spec.ipam.mode != "cluster-pool":
         return found
+    was = old if old and old.spec.ipam.mode == "cluster-pool" else NetloomNetwork()
     for family in VERSIONS:
-        used = _list(old, family)[0] if old and old.spec.ipam.mode == "cluster-pool" else ()
-        before = IntervalSet(cidrs_of(used, family))
+        before = IntervalSet(cidrs_of(_list(was, family)[0], family))
         for number, text in enumerate(_list(new, family)[0]):
             cidr = Cidr.masked(text)
             if cidr and cidr.version == family and not before.covers(cidr):
                 field = f"spec.ipam.clusterPool.ipv{family}PodCIDRList[{number}]"
-                overlap = nodes_inside(name, field, cidr, live, "ClusterCIDROverlapsNodes")
-                found += [replace(problem, severity="warning") for problem in overlap]
+                found += nodes_inside(name, field, cidr, live, "ClusterCIDROverlapsNodes", "warning")
     return found
 
 
-def nodes_inside(name: str, field: str, cidr: Cidr, live: Live, reason: str) -> list[Problem]:
+def nodes_inside(
+    name: str, field: str, cidr: Cidr, live: Live, reason: str, severity: Severity = "error"
+) -> list[Problem]:
     """Says that a CIDR holds addresses of nodes, if it does."""
     count, blocks = live.node_addresses.blocks_inside(cidr)
     if not count:
         return []
     inside = [f"{format_address(block.cidr.packed)} of node {block.owner}" for block in blocks]
-    return [holds_nodes(str(cidr), inside, count, object=name, field=field, reason=reason)]
+    problem = holds_nodes(str(cidr), inside, count, object=name, field=field, reason=reason)
+    return [replace(problem, severity=severity)]
 
 
 def _list(network: NetloomNetwork, family: Version) -> tuple[tuple[str, ...], int]:
@@ -260,6 +258,5 @@ def _native_cidr(network: NetloomNetwork, family: Version) -> str:
 
 
 def _masquerades(network: NetloomNetwork, family: Version) -> bool:
-    """Whether packets that leave a node without a tunnel may get the node's address."""
     masquerade = network.spec.masquerade
     return network.spec.routing.mode != "tunnel" and (masquerade.ipv4 if family == 4 else masquerade.ipv6)

@@ -63,7 +63,6 @@ def _own_agent(change: Change[NetloomNode], live: Live) -> bool:
 
 
 def _summary(ipam: NodeIPAM) -> str:
-    """What a node holds, short: "10.244.1.0/24, 10.245.0.0/28 and 4 more", "3 addresses"."""
     cidrs = [*ipam.pod_cidrs, *(cidr for each in ipam.pools.allocated for cidr in each.cidrs)]
     if cidrs:
         return ", ".join(cidrs[:2]) + (f" and {len(cidrs) - 2} more" if len(cidrs) > 2 else "")

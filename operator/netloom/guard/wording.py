@@ -20,11 +20,9 @@ class Wording:
 
     @property
     def text(self) -> str:
-        """Both."""
         return f"{self.message} {self.way_out}"
 
     def __add__(self, hint: str) -> "Wording":
-        """With one more sentence about what to do."""
         return replace(self, way_out=f"{self.way_out} {hint}")
 
     def problem(self, name: str, field: str, value: str, **values: str) -> Problem:

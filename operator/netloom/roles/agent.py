@@ -124,11 +124,7 @@ class Agent(Collector):
     """A running agent: its features, what they share, and what it says about itself."""
 
     def __init__(
-        self,
-        options: AgentOptions,
-        found: Sources,
-        api: Api | None,
-        features: Sequence[type[NodeFeature]] = FEATURES,
+        self, options: AgentOptions, found: Sources, api: Api | None, features: Sequence[type[NodeFeature]] = FEATURES
     ) -> None:
         self.manager = Manager(on_crash=self._changed)
         events = EventRecorder(api, "netloom-agent", host=options.node_name) if api is not None else None

@@ -5,8 +5,8 @@ next term begins with empty memory.
 """
 
 import os
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,9 +15,10 @@ import structlog
 from netloom import __version__
 from netloom.api.core import NODES
 from netloom.api.errors import in_words, sentences
+from netloom.api.meta import Resource, T
 from netloom.api.v1alpha1 import NETLOOM_NODES, NETWORKS
 from netloom.roles.sources import Sources
-from netloom.roles.webhook import DRAIN_SECONDS, Cache, Guard, GuardOptions
+from netloom.roles.webhook import DRAIN_SECONDS, Guard, GuardOptions, WatchedStore
 from netloom.runtime import health
 from netloom.runtime.client import Api
 from netloom.runtime.events import EventRecorder
@@ -96,28 +97,21 @@ class Operator:
             self.manager.add(feature.name, terms.component(lambda each=feature: self._work(each)), restart=True)  # type: ignore[misc]
             self.manager.health.ready(feature.name, lambda name=feature.name: self._trouble(name))  # type: ignore[misc]
 
-    @asynccontextmanager
-    async def guarding(self) -> AsyncIterator[None]:
+    def guarding(self) -> AbstractAsyncContextManager[object]:
         """Answers admission reviews while the context lasts, where that was asked for."""
-        if self._guard is None:
-            yield
-            return
-        async with self._guard.serve():
-            yield
+        return self._guard.serve() if self._guard else nullcontext()
 
-    def _caches(self) -> dict[str, Cache[Any]]:
-        """What the guard reads as well, whoever else does; by kind."""
-        sources = self._sources
+    def _caches(self) -> dict[str, WatchedStore[Any]]:
         return {
-            NODES.kind: Cache(sources.store(NODES, node_changed), lambda: sources.trouble(NODES)),
-            NETLOOM_NODES.kind: Cache(
-                sources.store(NETLOOM_NODES, netloom_node_changed), lambda: sources.trouble(NETLOOM_NODES)
-            ),
-            NETWORKS.kind: Cache(sources.store(NETWORKS), lambda: sources.trouble(NETWORKS)),
+            NODES.kind: self._cache(NODES, node_changed),
+            NETLOOM_NODES.kind: self._cache(NETLOOM_NODES, netloom_node_changed),
+            NETWORKS.kind: self._cache(NETWORKS),
         }
 
+    def _cache(self, kind: Resource[T], changed: Callable[[T, T], bool] | None = None) -> WatchedStore[T]:
+        return WatchedStore(self._sources.store(kind, changed), lambda: self._sources.trouble(kind))
+
     async def _work(self, feature: ClusterFeature) -> None:
-        """A feature's work in one term."""
         work = self._working[feature.name] = feature.begin()
         try:
             await work.run()

@@ -45,7 +45,7 @@ class Sources:
         """See `netloom_reconcilers.features.Caches`. To be asked before anything runs."""
         kind = resource.kind
         matters = self._matters.setdefault(kind, [])
-        matters.append(changed or _always)
+        matters.append(changed or (lambda old, new: True))
         if kind not in self._stores:
             store = self._stores[kind] = Store(resource)
             if self._api is not None:
@@ -88,7 +88,6 @@ class Sources:
             raise ConfigError(f"the objects could not be read in {seconds:g} s: {troubles}") from None
 
     def _components(self) -> dict[str, tuple[Run, Callable[[], str]]]:
-        """What runs, and how to ask it what is wrong."""
         found: dict[str, tuple[Run, Callable[[], str]]] = {}
         for kind, watch in self._watches.items():
             found[f"watch of {kind}"] = watch.run, lambda watch=watch: watch.trouble  # type: ignore[misc]
@@ -101,7 +100,3 @@ class Sources:
 
 async def _forever(run: Callable[[], Awaitable[None]]) -> None:
     await run()
-
-
-def _always(old: object, new: object) -> bool:
-    return True

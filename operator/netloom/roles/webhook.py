@@ -18,7 +18,7 @@ import structlog
 from netloom import __version__
 from netloom.api.admission import AdmissionRequest
 from netloom.api.cilium import CILIUM_NODES, CILIUM_POOLS, CONFIG_NAME, CiliumNode
-from netloom.api.core import CONFIG_MAPS, NODES, ConfigMap, Node
+from netloom.api.core import CONFIG_MAPS, NODES, Node
 from netloom.api.meta import Object, Resource
 from netloom.api.v1alpha1 import NETLOOM_NODES, NETWORKS, POOLS, NetloomNode
 from netloom.cidr import is_address
@@ -47,7 +47,7 @@ from netloom.runtime.store import Store, Subscriber
 from netloom.runtime.watch import ListWatch
 from netloom.webhook import names, server
 from netloom.webhook.authority import Authority
-from netloom.webhook.configuration import Configuration
+from netloom.webhook.configuration import WebhookConfiguration
 from netloom.webhook.files import CertificateFiles
 from netloom.webhook.names import Scope
 from netloom_reconcilers.guard_record import GuardRecord
@@ -84,36 +84,27 @@ class GuardOptions:
     tls_ca_file: Path | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WebhookOptions:
-    """The options of `netloom webhook`."""
-
-    kubeconfig: str | None = None
-    context: str | None = None
-    identity: str = ""
-    http_address: str = "127.0.0.1:9965"
-    guard: GuardOptions = field(default_factory=GuardOptions)
-
-
-async def run_webhook(options: WebhookOptions) -> None:
+async def run_webhook(
+    options: GuardOptions, kubeconfig: str | None, context: str | None, *, identity: str, http_address: str
+) -> None:
     """Runs until SIGTERM or SIGINT. Raises UserError (a kubeconfig that is wrong, credentials refused for good)."""
-    host, port = health.parse_address(options.http_address)
+    host, port = health.parse_address(http_address)
     user_agent = f"netloom-webhook/{__version__}"
     async with await Api.connect(
-        options.kubeconfig, options.context, connections=CONNECTIONS, user_agent=user_agent, patient=True
+        kubeconfig, context, connections=CONNECTIONS, user_agent=user_agent, patient=True
     ) as api:
         log.info("guard starts", version=__version__, api_server=api.host, pid=os.getpid())
         manager = Manager(drain=DRAIN_SECONDS)
         follow_api_server(api, manager)
-        events = EventRecorder(api, "netloom-guard", host=options.identity)
+        events = EventRecorder(api, "netloom-guard", host=identity)
         manager.add("events", events.run, restart=True)
-        guard = Guard(api, options.guard, manager, events)
+        guard = Guard(api, options, manager, events)
         async with health.serve(manager.health, host, port), guard.serve():
             await manager.run()
 
 
 @dataclass(frozen=True, slots=True)
-class Cache(Generic[T]):
+class WatchedStore(Generic[T]):
     """A store, and why it may not be what the API server holds now; "" if it is."""
 
     store: Store[T]
@@ -132,7 +123,7 @@ class Guard:
         options: GuardOptions,
         manager: Manager,
         events: EventRecorder,
-        shared: Mapping[str, Cache[Any]] | None = None,
+        shared: Mapping[str, WatchedStore[Any]] | None = None,
     ) -> None:
         self._api = api
         self._options = options
@@ -145,10 +136,10 @@ class Guard:
         self._files: CertificateFiles | None = None
         self._tls = self._certificates()
         self._shared = shared or {}
-        self._caches: dict[str, Cache[Any]] = {}
+        self._caches: dict[str, WatchedStore[Any]] = {}
         """As `Live.unseen` asks: by kind, `ConfigMap` for the record, and cilium-config."""
         self._follow(NODES, live.node, ListWatch, changed=_addresses_changed, trim=trim_node)
-        self._follow_config_map("record", scope.namespace, RECORD_NAME, live.record, CONFIG_MAPS.kind)
+        self._follow(CONFIG_MAPS, live.record, ListWatch, name="record", **_one(scope.namespace, RECORD_NAME))
         if scope.netloom:
             self._follow(POOLS, live.pool)
             self._follow(NETLOOM_NODES, live.netloom_node, changed=_spec_changed, trim=trim_netloom_node)
@@ -156,12 +147,11 @@ class Guard:
         if scope.cilium:
             self._follow(CILIUM_NODES, live.cilium_node, changed=_spec_changed, trim=trim_cilium_node)
             self._follow(CILIUM_POOLS, live.cilium_pool)
-            where = scope.cilium_namespace
-            self._follow_config_map(CONFIG_NAME, where, CONFIG_NAME, live.cilium_config, CONFIG_NAME)
+            config = _one(scope.cilium_namespace, CONFIG_NAME)
+            self._follow(CONFIG_MAPS, live.cilium_config, ListWatch, key=CONFIG_NAME, name=CONFIG_NAME, **config)
         self._record(events)
 
     def decide(self, request: AdmissionRequest) -> Verdict:
-        """The verdict on one request, from the caches as they are."""
         return decide(request, self.live)
 
     @asynccontextmanager
@@ -180,30 +170,29 @@ class Guard:
 
     def _follow(
         self,
-        res: Resource[T],
+        resource: Resource[T],
         tell: Subscriber[T],
         watch: type[ListWatch[T]] | type[OptionalWatch[T]] = OptionalWatch,
+        *,
+        key: str = "",
+        name: str = "",
         **options: Any,
     ) -> None:
-        """From the role's cache or one of its own; of a kind which the cluster may not have, by OptionalWatch."""
-        cache = self._shared.get(res.kind) or self._watched(res.kind, Store(res), watch, **options)
-        cache.store.subscribe(tell)
-        self._caches[res.kind] = cache
+        """From the role's cache or one of its own; of a kind which the cluster may not have, by OptionalWatch.
 
-    def _follow_config_map(self, what: str, namespace: str, name: str, tell: Subscriber[ConfigMap], key: str) -> None:
-        selector = f"metadata.name={name}"
-        cache = self._watched(what, Store(CONFIG_MAPS), ListWatch, namespace=namespace, field_selector=selector)
+        key, name: what `Live.unseen` and health call it, if not as its kind.
+        """
+        cache = self._shared.get(resource.kind)
+        if cache is None:
+            store = Store(resource)
+            own = watch(self._api, store, **options)
+            cache = WatchedStore(store, lambda: own.trouble)
+            # Why the cache cannot be relied on is also why the guard is not ready.
+            component = f"guard's watch of {name or resource.kind}"
+            self._manager.add(component, own.run, restart=True)
+            self._manager.health.ready(component, cache.unseen)
         cache.store.subscribe(tell)
-        self._caches[key] = cache
-
-    def _watched(
-        self, what: str, store: Store[T], kind: type[ListWatch[T]] | type[OptionalWatch[T]], **options: Any
-    ) -> Cache[T]:
-        """A watch of the guard's own. Why its cache cannot be relied on is also why the guard is not ready."""
-        watch = kind(self._api, store, **options)
-        self._manager.add(f"guard's watch of {what}", watch.run, restart=True)
-        self._manager.health.ready(f"guard's watch of {what}", lambda: watch.trouble)
-        return Cache(store, lambda: watch.trouble)
+        self._caches[key or resource.kind] = cache
 
     def _record(self, events: EventRecorder) -> None:
         """The reconciler of the record, which looks again when anything changed that it is made from."""
@@ -236,32 +225,32 @@ class Guard:
         """The context to serve with; whatever keeps its certificate runs under the manager."""
         options = self._options
         self._manager.add("API server's clock", self._follow_clock, restart=True)
-        files = (options.tls_cert_file, options.tls_key_file)
-        if files == (None, None):
-            authority = Authority(
+        keeper: Authority | CertificateFiles
+        if options.tls_cert_file and options.tls_key_file:
+            configuration = WebhookConfiguration(self._api, options.configuration) if options.tls_ca_file else None
+            keeper = self._files = CertificateFiles(
+                options.tls_cert_file,
+                options.tls_key_file,
+                ca=options.tls_ca_file,
+                configuration=configuration,
+                now=self._api.clock.now,
+            )
+        elif options.tls_cert_file or options.tls_key_file:
+            raise ConfigError("a certificate needs its key: give both --tls-cert-file and --tls-key-file, or neither")
+        else:
+            service = f"{names.NAME}.{options.scope.namespace}"
+            hosts = options.hosts or (f"{service}.svc", f"{service}.svc.cluster.local", service)
+            keeper = Authority(
                 self._api,
                 namespace=options.scope.namespace,
-                names=[host for host in self._hosts() if not is_address(host)],
-                addresses=[host for host in self._hosts() if is_address(host)],
+                names=[host for host in hosts if not is_address(host)],
+                addresses=[host for host in hosts if is_address(host)],
                 secret=options.secret,
                 configuration=options.configuration,
             )
-            self._manager.add("certificates", authority.run, restart=True)
-            self._manager.health.ready("certificates", lambda: authority.trouble)
-            return authority.tls
-        if options.tls_cert_file is None or options.tls_key_file is None:
-            raise ConfigError("a certificate needs its key: give both --tls-cert-file and --tls-key-file, or neither")
-        configuration = Configuration(self._api, options.configuration) if options.tls_ca_file else None
-        given = self._files = CertificateFiles(
-            options.tls_cert_file,
-            options.tls_key_file,
-            ca=options.tls_ca_file,
-            configuration=configuration,
-            now=self._api.clock.now,
-        )
-        self._manager.add("certificates", given.run, restart=True)
-        self._manager.health.ready("certificates", lambda: given.trouble)
-        return given.tls
+        self._manager.add("certificates", keeper.run, restart=True)
+        self._manager.health.ready("certificates", lambda: keeper.trouble)
+        return keeper.tls
 
     async def _follow_clock(self) -> None:
         while True:
@@ -269,9 +258,9 @@ class Guard:
                 await self._api.request("GET", "/version")
             await asyncio.sleep(ASK_SECONDS)
 
-    def _hosts(self) -> tuple[str, ...]:
-        service = f"{names.NAME}.{self._options.scope.namespace}"
-        return self._options.hosts or (f"{service}.svc", f"{service}.svc.cluster.local", service)
+
+def _one(namespace: str, name: str) -> dict[str, str]:
+    return {"namespace": namespace, "field_selector": f"metadata.name={name}"}
 
 
 def _spec_changed(old: CiliumNode | NetloomNode, new: CiliumNode | NetloomNode) -> bool:

@@ -25,7 +25,7 @@ from netloom.runtime.store import Store
 from netloom.runtime.watch import ListWatch, Timing
 from netloom.webhook import certificates, metrics
 from netloom.webhook.certificates import CA, ServingCertificate
-from netloom.webhook.configuration import Configuration
+from netloom.webhook.configuration import WebhookConfiguration, wait
 from netloom.webhook.mint import Mint, MintFailed
 from netloom.webhook.names import CA_SECRET, NAME
 from netloom.webhook.tls import ServingTLS
@@ -79,14 +79,11 @@ class Authority:
         self._presented = ServingTLS(lambda: not self._untimely())
         self.tls = self._presented.context
         self.secrets = Store(SECRETS)
+        chosen = f"metadata.name={secret}"
         self._secret_watch = ListWatch(
-            api,
-            self.secrets,
-            namespace=namespace,
-            field_selector=f"metadata.name={secret}",
-            timing=self._timing.watch,
+            api, self.secrets, namespace=namespace, field_selector=chosen, timing=self._timing.watch
         )
-        self.configuration = Configuration(api, configuration, timing=self._timing.watch)
+        self.configuration = WebhookConfiguration(api, configuration, timing=self._timing.watch)
         self.serving: ServingCertificate | None = None
         """What is shown now."""
         self.cas: tuple[CA, ...] = ()
@@ -97,6 +94,8 @@ class Authority:
         self.failure = ""
         """Why the last attempt to keep the certificates failed; "" if it did not."""
         self._woken = asyncio.Event()
+        self.secrets.subscribe(lambda key, old, new: self._woken.set())
+        self.configuration.store.subscribe(lambda key, old, new: self._woken.set())
 
     @property
     def trouble(self) -> str:
@@ -106,7 +105,8 @@ class Authority:
         replicas unready, and so cause what it only announces. It is in `failure`, in the log and counted.
         """
         if self.serving is None:
-            return f"no certificate to serve with yet: {self.failure or self._unseen() or 'about to be made'}"
+            unseen = self._secret_watch.trouble or self.configuration.watch.trouble
+            return f"no certificate to serve with yet: {self.failure or unseen or 'about to be made'}"
         if untimely := self._untimely():
             return f"the certificate {untimely}: {self.failure or 'another is about to be issued'}"
         if not self._is_trusted(self.serving.signer):
@@ -116,18 +116,10 @@ class Authority:
 
     async def run(self) -> None:
         """Keeps all of it until cancelled."""
-        wake = [
-            self.secrets.subscribe(lambda key, old, new: self._woken.set()),
-            self.configuration.store.subscribe(lambda key, old, new: self._woken.set()),
-        ]
-        try:
-            async with asyncio.TaskGroup() as group:
-                group.create_task(self._secret_watch.run(), name="watch of the CA's Secret")
-                group.create_task(self.configuration.watch.run(), name="watch of the webhooks")
-                group.create_task(self._keep(), name="certificates")
-        finally:
-            for forget in wake:
-                forget()
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._secret_watch.run(), name="watch of the CA's Secret")
+            group.create_task(self.configuration.watch.run(), name="watch of the webhooks")
+            await self._keep()
 
     async def _keep(self) -> None:
         await self.secrets.wait_synced()
@@ -143,11 +135,7 @@ class Authority:
                 continue
             self.failure = ""
             self._backoff.reset()
-            try:
-                async with asyncio.timeout(self._timing.period):
-                    await self._woken.wait()
-            except TimeoutError:
-                pass
+            await wait(self._woken, self._timing.period)
 
     def _fail(self, failure: str) -> None:
         metrics.ERRORS.labels("certificates").inc()
@@ -163,11 +151,12 @@ class Authority:
         now = self._now()
         await self._read(self.secrets.get(self._key))
         await self._serve(now)
-        if certificates.living(self.cas, now) and not self._published():
+        if certificates.living(self.cas, now) and not self.configuration.holds(certificates.bundle(self.cas)):
             # The watch may lag behind, and replicas that write what each last saw would take turns for ever.
             await self._read(await self._fresh())
-            if self.cas and not self._published():
-                await self.configuration.publish(certificates.bundle(self.cas))
+            bundle = certificates.bundle(self.cas)
+            if self.cas and not self.configuration.holds(bundle):
+                await self.configuration.publish(bundle)
             await self._serve(now)
         if certificates.due(self.cas, now):
             await self._add_ca(now)
@@ -177,16 +166,15 @@ class Authority:
         """Takes over the CAs in the Secret; what was read already is not read again. Raises BadSecret, MintFailed."""
         data = secret.data if secret else {}
         if data != self._read_data:
+            what = f"Secret {self._key} was not read"
             try:
-                self.cas, self._bad = await self._parse(data) if data else (), ""
+                self.cas = await self._mint.call(what, certificates.parse, data, self._key) if data else ()
+                self._bad = ""
             except certificates.BadSecret as error:
                 self._bad = str(error)
             self._read_data = data
         if self._bad:
             raise certificates.BadSecret(self._bad)
-
-    async def _parse(self, data: dict[str, str]) -> tuple[CA, ...]:
-        return await self._mint.call(f"Secret {self._key} was not read", certificates.parse, data, self._key)
 
     async def _fresh(self) -> Secret:
         secret = await self._api.get(SECRETS, self._secret, self._namespace)
@@ -229,14 +217,8 @@ class Authority:
             and not self._is_trusted(ca.certificate)
         ):
             return
-        serving = await self._mint.call(
-            "a serving certificate was not issued",
-            certificates.issue,
-            ca,
-            self._names,
-            now,
-            addresses=self._addresses,
-        )
+        what, hosts = "a serving certificate was not issued", self._addresses
+        serving = await self._mint.call(what, certificates.issue, ca, self._names, now, addresses=hosts)
         self._presented.present(serving.certificate, serving.key)
         self.serving = serving
         metrics.CERTIFICATE_EXPIRY.set(serving.expires.timestamp())
@@ -246,13 +228,6 @@ class Authority:
     def _untimely(self) -> str:
         return certificates.untimely(self.serving, self._now()) if self.serving else ""
 
-    def _published(self) -> bool:
-        wanted = certificates.bundle(self.cas)
-        return all(certificates.same(bundle, wanted) for bundle in self.configuration.bundles())
-
     def _is_trusted(self, ca: str) -> bool:
         """Whether all webhooks trust it. Where there are none (yet), nobody is there to mistrust."""
         return all(certificates.contains(bundle, ca) for bundle in self.configuration.bundles())
-
-    def _unseen(self) -> str:
-        return self._secret_watch.trouble or self.configuration.watch.trouble

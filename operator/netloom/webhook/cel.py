@@ -51,6 +51,6 @@ def by(users: Iterable[str]) -> str:
     return f"{USER} in {texts(users)}"
 
 
-def differs(*fields: str) -> str:
-    """Whether an update changes one of these fields, each written after `object.`, with `?` where it may be missing."""
-    return " || ".join(f"object.{field} != oldObject.{field}" for field in fields)
+def differs(field: str) -> str:
+    """Whether an update changes a field, written as after `object.`, with `?` where it may be missing."""
+    return f"object.{field} != oldObject.{field}"

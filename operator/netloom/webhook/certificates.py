@@ -24,7 +24,7 @@ import datetime as dt
 import ipaddress
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -52,17 +52,14 @@ class BadCertificate(Exception):
     """Something is no certificate, or no key to it. The text says what."""
 
 
-@dataclass(frozen=True, slots=True, repr=False)
+@dataclass(frozen=True, slots=True)
 class _Issued:
     """A certificate of the guard's own making, with its key. `created` is BACKDATE after its notBefore."""
 
-    certificate: str
-    key: str
+    certificate: str = field(repr=False)
+    key: str = field(repr=False)
     created: dt.datetime
     expires: dt.datetime
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}(created={self.created:{_TIME}}, expires={self.expires:{_TIME}})"
 
     @property
     def begins(self) -> dt.datetime:
@@ -70,9 +67,10 @@ class _Issued:
         return self.created - BACKDATE
 
 
-@dataclass(frozen=True, slots=True, repr=False)
 class CA(_Issued):
     """A CA."""
+
+    __slots__ = ()
 
     @property
     def name(self) -> str:
@@ -80,11 +78,11 @@ class CA(_Issued):
         return f"ca-{self.created:%Y%m%dT%H%M%SZ}"
 
 
-@dataclass(frozen=True, slots=True, repr=False)
+@dataclass(frozen=True, slots=True)
 class ServingCertificate(_Issued):
     """Valid only while its CA is; `signer` is the certificate of that."""
 
-    signer: str
+    signer: str = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,12 +163,12 @@ def parse(data: Mapping[str, str], secret: str) -> tuple[CA, ...]:
         partner = f"{stem}.{'key' if suffix == 'crt' else 'crt'}"
         if partner not in data:
             raise _bad(secret, key, f"stands there without {partner}")
-        if suffix == "crt":
-            certificate, private = _text(data, key, secret), _text(data, partner, secret)
-            try:
-                cas.append(_ca(certificate, private))
-            except BadCertificate as error:
-                raise _bad(secret, key, f"is no CA of the guard: {error}") from error
+        if suffix == "key":
+            continue
+        try:
+            cas.append(_ca(_text(data, key, secret), _text(data, partner, secret)))
+        except BadCertificate as error:
+            raise _bad(secret, key, f"is no CA of the guard: {error}") from error
     return tuple(sorted(cas, key=_age))
 
 
@@ -221,19 +219,14 @@ def new_ca(now: dt.datetime, life: dt.timedelta = CA_LIFE) -> CA:
 
     now = now.replace(microsecond=0)
     key, key_pem = _new_key()
-    name = _name(f"netloom-guard-ca {now:{_TIME}}")
+    name = x509.Name.from_rfc4514_string(f"CN=netloom-guard-ca {now:{_TIME}}")
     identifier = x509.SubjectKeyIdentifier.from_public_key(key.public_key())
     certificate = _sign(x509.BasicConstraints(True, 0), now, now + life, name, key.public_key(), name, key, identifier)
     return CA(certificate, key_pem, now, now + life)
 
 
 def issue(
-    ca: CA,
-    names: Sequence[str],
-    now: dt.datetime,
-    *,
-    addresses: Sequence[str] = (),
-    life: dt.timedelta = SERVING_LIFE,
+    ca: CA, names: Sequence[str], now: dt.datetime, *, addresses: Sequence[str] = (), life: dt.timedelta = SERVING_LIFE
 ) -> ServingCertificate:
     """A serving certificate for DNS names and IP addresses; it does not outlive its CA."""
     from cryptography import x509
@@ -247,18 +240,13 @@ def issue(
     if not hosts:
         raise ValueError("a serving certificate needs a name or an address")
     key, key_pem = _new_key()
-    certificate = _sign(
-        x509.BasicConstraints(False, None),
-        created,
-        expires,
-        _name("netloom-guard"),
-        key.public_key(),
-        parent.subject,
-        parent_key,
+    extensions = (
         x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]),
         x509.SubjectAlternativeName(hosts),
         x509.AuthorityKeyIdentifier.from_issuer_public_key(parent_key.public_key()),
     )
+    subject, end = x509.Name.from_rfc4514_string("CN=netloom-guard"), x509.BasicConstraints(False, None)
+    certificate = _sign(end, created, expires, subject, key.public_key(), parent.subject, parent_key, *extensions)
     return ServingCertificate(certificate, key_pem, created, expires, ca.certificate)
 
 
@@ -268,15 +256,11 @@ def validity(pem: str) -> tuple[Validity, ...]:
 
 
 def _ca(certificate: str, key: str) -> CA:
-    """Checked: it is a CA, and the key is its own."""
     from cryptography import x509
 
     loaded, private = _load(certificate)[0], _load_key(key)
-    try:
-        signs = loaded.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
-    except x509.ExtensionNotFound:
-        signs = False
-    if not signs:
+    values = [extension.value for extension in loaded.extensions]
+    if not any(isinstance(value, x509.BasicConstraints) and value.ca for value in values):
         raise BadCertificate("it may not sign others")
     if loaded.public_key() != private.public_key():
         raise BadCertificate("the key beside it is not its own")
@@ -307,19 +291,11 @@ def _load_key(pem: str) -> "ec.EllipticCurvePrivateKey":
 
 
 def _new_key() -> "tuple[ec.EllipticCurvePrivateKey, str]":
-    """A key, and the same in PEM."""
     from cryptography.hazmat.primitives.asymmetric import ec
     from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
     key = ec.generate_private_key(ec.SECP256R1())
     return key, key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()).decode()
-
-
-def _name(text: str) -> "x509.Name":
-    from cryptography import x509
-    from cryptography.x509.oid import NameOID
-
-    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, text)])
 
 
 def _sign(

@@ -4,8 +4,10 @@ Only what is there is written to: a configuration that somebody deleted, in an e
 patch names the uid of the object that was seen, and the API server refuses to create one under a given uid.
 """
 
+import asyncio
 import base64
 import binascii
+from contextlib import suppress
 
 import structlog
 
@@ -18,7 +20,7 @@ from netloom.runtime.client import Api
 from netloom.runtime.store import Store
 from netloom.runtime.watch import ListWatch
 from netloom.runtime.watch import Timing as WatchTiming
-from netloom.webhook import metrics
+from netloom.webhook import certificates, metrics
 
 log = structlog.get_logger(__name__)
 
@@ -26,7 +28,7 @@ FIELD_MANAGER = "netloom-guard-ca"
 """Of its own: what the guard applies elsewhere under another name must not drop these fields."""
 
 
-class Configuration:
+class WebhookConfiguration:
     """The ValidatingWebhookConfiguration of one name, watched; it may be missing."""
 
     def __init__(self, api: Api, name: str, *, timing: WatchTiming | None = None) -> None:
@@ -46,6 +48,10 @@ class Configuration:
     def bundles(self) -> list[str]:
         """The caBundle of every webhook, as PEM; "" where there is none, or nothing readable."""
         return [bundle_of(hook) for hook in self.object.webhooks] if self.object else []
+
+    def holds(self, bundle: str) -> bool:
+        """Whether every webhook's caBundle has these certificates (PEM), and no others."""
+        return all(certificates.same(each, bundle) for each in self.bundles())
 
     async def publish(self, bundle: str) -> None:
         """Writes `bundle` (PEM) into all webhooks of the configuration that was seen. Raises ApiError."""
@@ -71,3 +77,10 @@ def bundle_of(hook: ValidatingWebhook) -> str:
         return base64.b64decode(hook.client_config.ca_bundle).decode()
     except (binascii.Error, ValueError):
         return ""
+
+
+async def wait(woken: asyncio.Event, seconds: float) -> None:
+    """Until the event is set, or the time is over."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await woken.wait()

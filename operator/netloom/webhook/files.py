@@ -10,6 +10,7 @@ import datetime as dt
 import ssl
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import structlog
 
@@ -19,7 +20,7 @@ from netloom.runtime.errors import ApiError, ConfigError
 from netloom.webhook import certificates, metrics
 from netloom.webhook.authority import Clock
 from netloom.webhook.certificates import Validity
-from netloom.webhook.configuration import Configuration
+from netloom.webhook.configuration import WebhookConfiguration, wait
 from netloom.webhook.mint import Mint, MintFailed
 from netloom.webhook.tls import ServingTLS
 
@@ -28,8 +29,7 @@ log = structlog.get_logger(__name__)
 PERIOD_SECONDS = 10.0
 
 
-@dataclass(frozen=True, slots=True)
-class _Content:
+class _Content(NamedTuple):
     certificate: str
     key: str
     ca: str
@@ -37,9 +37,9 @@ class _Content:
 
 @dataclass(frozen=True, slots=True)
 class _Pair:
-    """Files that fit. `cas`: of the CA file, where there is one."""
+    """Files that fit. `ca`: the CA file, `cas`: of its certificates; where there is one."""
 
-    content: _Content
+    ca: str
     context: ssl.SSLContext
     certificate: Validity
     cas: tuple[Validity, ...]
@@ -58,11 +58,12 @@ class CertificateFiles:
         key: Path,
         *,
         ca: Path | None = None,
-        configuration: Configuration | None = None,
+        configuration: WebhookConfiguration | None = None,
         now: Clock = wall,
         period: float = PERIOD_SECONDS,
         mint: Mint | None = None,
     ) -> None:
+        self._paths = (certificate, key, ca)
         self._certificate = certificate
         self._key = key
         self._ca = ca
@@ -79,7 +80,10 @@ class CertificateFiles:
         self.failure = ""
         """What is wrong with the files now, even if the ones before them still serve; "" if nothing is."""
         self._unpublished = ""
+        self._backoff = Backoff(0.25, period)
         self._woken = asyncio.Event()
+        if self._configuration:
+            self._configuration.store.subscribe(lambda key, old, new: self._woken.set())
 
     @property
     def trouble(self) -> str:
@@ -94,7 +98,6 @@ class CertificateFiles:
 
     @property
     def expires(self) -> dt.datetime | None:
-        """End of the certificate that is shown."""
         return self._shown.certificate.expires if self._shown else None
 
     async def load(self) -> None:
@@ -107,29 +110,19 @@ class CertificateFiles:
         """Follows the files for ever. Raises ConfigError if they cannot be used at the start."""
         if self._shown is None:
             await self.load()
-        if self._configuration is None:
-            await self._follow()
-            return
-        forget = self._configuration.store.subscribe(lambda key, old, new: self._woken.set())
-        try:
-            async with asyncio.TaskGroup() as group:
+        async with asyncio.TaskGroup() as group:
+            if self._configuration:
                 group.create_task(self._configuration.watch.run(), name="watch of the webhooks")
-                group.create_task(self._publish(self._configuration), name="caBundle")
-                group.create_task(self._follow(), name="certificate files")
-        finally:
-            forget()
-
-    async def _follow(self) -> None:
-        while True:
-            await asyncio.sleep(self._period)
-            await self.look()
+            while True:
+                self._woken.clear()
+                await self._publish()
+                await wait(self._woken, self._period)
+                await self.look()
 
     async def look(self) -> None:
         """Takes over what the files say, if it is new and good."""
         try:
-            found = _Content(
-                certificate=_read(self._certificate), key=_read(self._key), ca=_read(self._ca) if self._ca else ""
-            )
+            found = _Content(*(path.read_text(errors="replace") if path else "" for path in self._paths))
         except OSError as error:
             self._tried = None  # what is there again counts as new, even if it is the same
             self._complain(f"{error.filename} cannot be read: {error.strerror}")
@@ -141,10 +134,9 @@ class CertificateFiles:
                 self._found = await self._fitting(found)
             if self._found:
                 self._take(self._found)
-        except certificates.BadCertificate as error:
-            self._complain(str(error))
-        except MintFailed as error:
-            self._tried = None  # that is no fault of the files
+        except (certificates.BadCertificate, MintFailed) as error:
+            if isinstance(error, MintFailed):
+                self._tried = None  # that is no fault of the files
             self._complain(str(error))
 
     async def _fitting(self, found: _Content) -> _Pair:
@@ -160,17 +152,16 @@ class CertificateFiles:
             raise certificates.BadCertificate(
                 f"{self._key} is not the key of the certificate in {self._certificate} ({reason})"
             ) from error
-        return _Pair(found, context, certificate, cas)
+        return _Pair(found.ca, context, certificate, cas)
 
     def _take(self, found: _Pair) -> None:
         """Shows the pair. Raises BadCertificate if it is not valid now, while the one before it is."""
         untimely = self._untimely(found)
         if untimely and self._shown and not self._untimely(self._shown):
             raise certificates.BadCertificate(untimely)
-        self._presented.show(found.context)
+        self._presented.current = found.context
         self._shown, self._found = found, None
         self.failure = ""
-        self._woken.set()
         expires = found.certificate.expires
         metrics.CERTIFICATE_EXPIRY.set(expires.timestamp())
         metrics.CA_EXPIRY.set(found.cas[0].expires.timestamp() if found.cas else 0)
@@ -192,31 +183,23 @@ class CertificateFiles:
             raise certificates.BadCertificate(f"{file} cannot be used: {error}") from error
 
     def _complain(self, wrong: str) -> None:
-        kept = "; the certificate before it is kept" if self._shown else ""
+        failure = f"{wrong}; the certificate before it is kept" if self._shown else wrong
         metrics.ERRORS.labels("certificates").inc()
-        if self.failure != wrong + kept:
-            log.error("certificate not read", error=wrong + kept)
-        self.failure = wrong + kept
+        if self.failure != failure:
+            log.error("certificate not read", error=failure)
+        self.failure = failure
 
-    async def _publish(self, configuration: Configuration) -> None:
-        backoff = Backoff(0.25, 30.0)
-        await configuration.store.wait_synced()
-        while True:
-            self._woken.clear()
-            wanted = self._shown.content.ca if self._shown else ""
-            if wanted and any(not certificates.same(bundle, wanted) for bundle in configuration.bundles()):
-                try:
-                    await configuration.publish(wanted)
-                except ApiError as error:
-                    self._unpublished = f"the caBundle of {configuration} is not written: {error}"
-                    metrics.ERRORS.labels("certificates").inc()
-                    log.error("caBundle not written", error=str(error))
-                    await asyncio.sleep(backoff.next())
-                    continue
+    async def _publish(self) -> None:
+        configuration, shown = self._configuration, self._shown
+        try:
+            if configuration and shown and not configuration.holds(shown.ca):
+                await configuration.publish(shown.ca)
+        except ApiError as error:
+            self._unpublished = f"the caBundle of {configuration} is not written: {error}"
+            metrics.ERRORS.labels("certificates").inc()
+            log.error("caBundle not written", error=str(error))
+            await asyncio.sleep(self._backoff.next())
+            self._woken.set()
+        else:
             self._unpublished = ""
-            backoff.reset()
-            await self._woken.wait()
-
-
-def _read(path: Path) -> str:
-    return path.read_text(errors="replace")
+            self._backoff.reset()

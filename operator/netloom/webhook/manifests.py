@@ -5,6 +5,7 @@ it. Two things are left out for the guard to write, so that applying again does 
 record, and `caBundle` (until it is there, the API server cannot verify the guard, and refuses guarded writes).
 """
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,6 +23,13 @@ _SELECTOR = {"app.kubernetes.io/name": NAME}
 
 _OF_EVERY_CLUSTER = frozenset({"default", "kube-system"})
 """Namespaces that are not ours to make or to label."""
+
+_TOLERATED = (
+    "node-role.kubernetes.io/control-plane",
+    "node.kubernetes.io/not-ready",
+    "node.cilium.io/agent-not-ready",
+    "node.kubernetes.io/network-unavailable",
+)
 
 HTTP_PORT = 9965
 CERTIFICATE_FOLDER = "/etc/netloom-guard/tls"
@@ -84,50 +92,48 @@ def render(options: Installation) -> list[Manifest]:
     record = _object("ConfigMap", RECORD_NAME, scope.namespace)
     found = [*_namespace(options), account, *_rights(options), record]
     if not options.url:
-        found += [_service(scope), _deployment(options)]
+        port = {"name": "webhook", "protocol": "TCP", "port": 443, "targetPort": PORT}
+        found.append(_object("Service", NAME, scope.namespace, spec={"selector": _SELECTOR, "ports": [port]}))
+        found.append(_object("Deployment", NAME, scope.namespace, "apps/v1", spec=_deployment(options)))
         if options.replicas > 1:
-            found.append(_disruption_budget(scope))
+            spec = {"minAvailable": 1, "selector": {"matchLabels": _SELECTOR}}
+            found.append(_object("PodDisruptionBudget", NAME, scope.namespace, "policy/v1", spec=spec))
     annotations = {"cert-manager.io/inject-ca-from": options.inject_ca_from} if options.inject_ca_from else {}
     client = client_config(scope, options.url, options.ca_bundle)
     return [*found, *policies(scope), webhook_configuration(scope, client, annotations)]
 
 
 def _object(kind: str, name: str, namespace: str, api_version: str = "v1", **content: Any) -> Manifest:
-    return {"apiVersion": api_version, "kind": kind, "metadata": _meta(name, namespace), **content}
-
-
-def _meta(name: str, namespace: str = "") -> Manifest:
-    return {"name": name, **({"namespace": namespace} if namespace else {}), "labels": dict(_LABELS)}
+    metadata = {"name": name, **({"namespace": namespace} if namespace else {}), "labels": dict(_LABELS)}
+    return {"apiVersion": api_version, "kind": kind, "metadata": metadata, **content}
 
 
 def _namespace(options: Installation) -> list[Manifest]:
-    namespace = options.scope.namespace
-    if namespace in _OF_EVERY_CLUSTER:
+    if options.scope.namespace in _OF_EVERY_CLUSTER:
         return []
-    meta = _meta(namespace)
+    namespace = _object("Namespace", options.scope.namespace, "")
     if not options.url:
         # hostNetwork is what the profile `privileged` is needed for; else the pods are as `restricted` wants them.
-        meta["labels"]["pod-security.kubernetes.io/enforce"] = "privileged"
-    return [{"apiVersion": "v1", "kind": "Namespace", "metadata": meta}]
+        namespace["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] = "privileged"
+    return [namespace]
 
 
 def _rights(options: Installation) -> list[Manifest]:
     """Reads what is guarded; writes the record, its CAs, caBundle and Events. No object of a user."""
     scope = options.scope
     read = ["list", "watch"]
-    own, cluster = [], [_may(read, "", ["nodes"])]
-    if scope.netloom:
-        cluster.append(_may(read, "netloom.dev", NETLOOM_KINDS))
-    if scope.cilium:
-        cluster.append(_may(read, "cilium.io", CILIUM_KINDS))
-    kinds = [f"{kind}.netloom.dev" for kind in NETLOOM_KINDS if scope.netloom]
-    kinds += [f"{kind}.cilium.io" for kind in CILIUM_KINDS if scope.cilium]
-    cluster.append(_may(read, "apiextensions.k8s.io", ["customresourcedefinitions"], kinds))
-    own.append(_may([*read, "create", "patch"], "", ["configmaps"], [RECORD_NAME]))
+    groups: dict[str, tuple[str, ...]] = {"netloom.dev": NETLOOM_KINDS} if scope.netloom else {}
+    groups |= {"cilium.io": CILIUM_KINDS} if scope.cilium else {}
+    crds = [f"{kind}.{group}" for group, kinds in groups.items() for kind in kinds]
+    cluster = [
+        _may(read, "", ["nodes"]),
+        *(_may(read, group, kinds) for group, kinds in groups.items()),
+        _may(read, "apiextensions.k8s.io", ["customresourcedefinitions"], crds),
+    ]
+    own = [_may([*read, "create", "patch"], "", ["configmaps"], [RECORD_NAME])]
     if options.own_authority:
-        cluster.append(
-            _may([*read, "patch"], "admissionregistration.k8s.io", ["validatingwebhookconfigurations"], [NAME])
-        )
+        hooks = ["validatingwebhookconfigurations"]
+        cluster.append(_may([*read, "patch"], "admissionregistration.k8s.io", hooks, [NAME]))
         # Who creates an object has no name yet that RBAC could look at.
         own.append(_may(["create"], "", ["secrets"]))
         own.append(_may(["get", *read, "update"], "", ["secrets"], [CA_SECRET]))
@@ -138,15 +144,12 @@ def _rights(options: Installation) -> list[Manifest]:
     return found
 
 
-def _may(
-    verbs: list[str], group: str, resources: list[str] | tuple[str, ...], names: list[str] | None = None
-) -> Manifest:
-    named = {"resourceNames": names} if names else {}
+def _may(verbs: list[str], group: str, resources: Iterable[str], names: Sequence[str] = ()) -> Manifest:
+    named = {"resourceNames": list(names)} if names else {}
     return {"apiGroups": [group], "resources": list(resources), **named, "verbs": verbs}
 
 
 def _granted(kind: str, name: str, namespace: str, rules: list[Manifest], scope: Scope) -> list[Manifest]:
-    """A role, and its binding to the guard."""
     ref = {"apiGroup": _RBAC, "kind": kind, "name": name}
     account = {"kind": "ServiceAccount", "name": NAME, "namespace": scope.namespace}
     return [
@@ -155,32 +158,19 @@ def _granted(kind: str, name: str, namespace: str, rules: list[Manifest], scope:
     ]
 
 
-def _service(scope: Scope) -> Manifest:
-    port = {"name": "webhook", "protocol": "TCP", "port": 443, "targetPort": PORT}
-    return _object("Service", NAME, scope.namespace, spec={"selector": dict(_SELECTOR), "ports": [port]})
-
-
-def _disruption_budget(scope: Scope) -> Manifest:
-    spec = {"minAvailable": 1, "selector": {"matchLabels": dict(_SELECTOR)}}
-    return _object("PodDisruptionBudget", NAME, scope.namespace, "policy/v1", spec=spec)
-
-
 def _deployment(options: Installation) -> Manifest:
-    spec = {
+    return {
         "replicas": options.replicas,
-        "selector": {"matchLabels": dict(_SELECTOR)},
+        "selector": {"matchLabels": _SELECTOR},
         # One more than there are nodes could not be placed: its port is taken on each of them.
         "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 1, "maxSurge": 0}},
-        "template": {"metadata": {"labels": dict(_LABELS)}, "spec": _pod(options)},
+        "template": {"metadata": {"labels": _LABELS}, "spec": _pod(options)},
     }
-    return _object("Deployment", NAME, options.scope.namespace, "apps/v1", spec=spec)
 
 
 def _pod(options: Installation) -> Manifest:
-    volumes, mounts = [], []
-    if options.tls_secret:
-        volumes = [{"name": "tls", "secret": {"secretName": options.tls_secret}}]
-        mounts = [{"name": "tls", "mountPath": CERTIFICATE_FOLDER, "readOnly": True}]
+    volumes = {"volumes": [{"name": "tls", "secret": {"secretName": options.tls_secret}}]}
+    on_control_plane = {"key": "node-role.kubernetes.io/control-plane", "operator": "Exists"}
     return {
         "serviceAccountName": NAME,
         "hostNetwork": True,
@@ -197,36 +187,24 @@ def _pod(options: Installation) -> Manifest:
         "affinity": {
             "podAntiAffinity": {
                 "requiredDuringSchedulingIgnoredDuringExecution": [
-                    {"labelSelector": {"matchLabels": dict(_SELECTOR)}, "topologyKey": "kubernetes.io/hostname"}
+                    {"labelSelector": {"matchLabels": _SELECTOR}, "topologyKey": "kubernetes.io/hostname"}
                 ]
             },
             "nodeAffinity": {
                 "preferredDuringSchedulingIgnoredDuringExecution": [
-                    {
-                        "weight": 100,
-                        "preference": {
-                            "matchExpressions": [{"key": "node-role.kubernetes.io/control-plane", "operator": "Exists"}]
-                        },
-                    }
+                    {"weight": 100, "preference": {"matchExpressions": [on_control_plane]}}
                 ]
             },
         },
         # A node that is not ready for lack of a network is where the guard has to start all the same.
-        "tolerations": [
-            {"key": key, "operator": "Exists", "effect": effect}
-            for key, effect in (
-                ("node-role.kubernetes.io/control-plane", "NoSchedule"),
-                ("node.kubernetes.io/not-ready", "NoSchedule"),
-                ("node.cilium.io/agent-not-ready", "NoSchedule"),
-                ("node.kubernetes.io/network-unavailable", "NoSchedule"),
-            )
-        ],
-        "containers": [_container(options, mounts)],
-        **({"volumes": volumes} if volumes else {}),
+        "tolerations": [{"key": key, "operator": "Exists", "effect": "NoSchedule"} for key in _TOLERATED],
+        "containers": [_container(options)],
+        **(volumes if options.tls_secret else {}),
     }
 
 
-def _container(options: Installation, mounts: list[Manifest]) -> Manifest:
+def _container(options: Installation) -> Manifest:
+    mounts = {"volumeMounts": [{"name": "tls", "mountPath": CERTIFICATE_FOLDER, "readOnly": True}]}
     return {
         "name": "guard",
         "image": options.image,
@@ -245,7 +223,7 @@ def _container(options: Installation, mounts: list[Manifest]) -> Manifest:
             "readOnlyRootFilesystem": True,
             "capabilities": {"drop": ["ALL"]},
         },
-        **({"volumeMounts": mounts} if mounts else {}),
+        **(mounts if options.tls_secret else {}),
     }
 
 

@@ -14,22 +14,17 @@ from netloom.api.words import NODES_HOLD
 from netloom.guard import wording
 from netloom.guard.cilium import IPAM, MIGRATION, MIGRATION_MODES, TRUE
 from netloom.guard.live import CILIUM_IN_USE, CILIUM_MODE, NETLOOM_IN_USE, NETLOOM_MODE, RECORD_NAME
-from netloom.webhook import cel
-from netloom.webhook.names import (
-    AGENTS_POLICY,
-    CILIUM_NODE_CONFIG_POLICY,
-    CILIUM_POLICY,
-    KEPT_POLICY,
-    LABEL,
-    NETWORK_POLICY,
-    Scope,
-)
-from netloom.webhook.rules import cilium_node_configs, match_conditions, namespace_selector, rule
+from netloom.webhook import cel, names
+from netloom.webhook.names import Scope
+from netloom.webhook.rules import admission_object, cilium_node_configs, match_conditions, namespace_selector, rule
 
 Manifest = dict[str, Any]
 
-_CREATE, _UPDATE, _DELETE = (f"request.operation != '{each}'" for each in ("CREATE", "UPDATE", "DELETE"))
-"""How a validation of one operation begins: the others pass."""
+_CREATE, _UPDATE, _DELETE = (
+    f"request.operation != '{each}' || variables.mode == ''" for each in ("CREATE", "UPDATE", "DELETE")
+)
+"""How a validation of one operation begins: the others pass, and all do while nothing is in use."""
+_SAME = "variables.mode == variables.wanted"
 
 
 def policies(scope: Scope) -> list[Manifest]:
@@ -49,12 +44,9 @@ def _kept(scope: Scope) -> list[Manifest]:
     it never watches again until it is restarted (policy_source.go of k8s.io/apiserver 1.37: the watch is one of a
     factory that starts each kind once), so policies that come back would go by the record as it was then, for ever.
     """
+    matched = rule("guard.netloom.dev", "v1", ["nothing"])
     found = _policy(
-        scope,
-        KEPT_POLICY,
-        matched=rule("guard.netloom.dev", "v1", ["nothing"]),
-        variables={},
-        validations=[("true", "'nothing is refused'")],
+        scope, names.KEPT_POLICY, matched=matched, variables={}, validations={"true": "'nothing is refused'"}
     )
     for each in found:
         del each["metadata"]["labels"]
@@ -62,14 +54,13 @@ def _kept(scope: Scope) -> list[Manifest]:
 
 
 def _network(scope: Scope) -> list[Manifest]:
-    values = {"in_use": "variables.inUse", "mode": "variables.mode", "wanted": "variables.wanted"}
     head = "'NetloomNetwork ' + variables.name + ': "
-    deleted = cel.filled(wording.NETWORK_DELETED.text, values)
+    deleted = _said(wording.NETWORK_DELETED)
     finalizer = cel.text(IN_USE_FINALIZER)
     spec_mode = f"{head}spec.ipam.mode \\'' + variables.wanted + '\\': ' + "
     return _policy(
         scope,
-        NETWORK_POLICY,
+        names.NETWORK_POLICY,
         matched=rule("netloom.dev", "v1alpha1", ["netloomnetworks", "netloomnetworks/status"]),
         variables={
             "name": cel.NAME,
@@ -78,45 +69,33 @@ def _network(scope: Scope) -> list[Manifest]:
             "inUse": _recorded(NETLOOM_IN_USE, NODES_HOLD),
             "wanted": "request.operation == 'DELETE' ? '' : object.?spec.?ipam.?mode.orValue('cluster-pool')",
         },
-        validations=[
-            (
-                f"{_CREATE} || variables.mode == '' || variables.mode == variables.wanted",
-                spec_mode + cel.filled(wording.NETWORK_CREATED.text, values),
+        validations={
+            f"{_CREATE} || {_SAME}": spec_mode + _said(wording.NETWORK_CREATED),
+            f"{_UPDATE} || {_SAME} || variables.wanted == oldObject.?spec.?ipam.?mode.orValue('cluster-pool')": (
+                spec_mode + _said(wording.NETWORK_MODE)
             ),
-            (
-                f"{_UPDATE} || variables.mode == '' || variables.mode == variables.wanted"
-                " || variables.wanted == oldObject.?spec.?ipam.?mode.orValue('cluster-pool')",
-                spec_mode + cel.filled(wording.NETWORK_MODE.text, values),
+            _DELETE: f"{head}metadata.name \\'' + variables.name + '\\': ' + {deleted}",
+            f"{_UPDATE} || object.?status.?ipam == oldObject.?status.?ipam || {cel.by(scope.operator_users)}": (
+                f"{head}status.ipam: ' + " + _said(wording.NETWORK_UNLOCKED)
             ),
-            (
-                f"{_DELETE} || variables.mode == ''",
-                f"{head}metadata.name \\'' + variables.name + '\\': ' + {deleted}",
+            f"{_UPDATE} || !oldObject.metadata.?deletionTimestamp.hasValue()"
+            f" || !({finalizer} in oldObject.metadata.?finalizers.orValue([]))"
+            f" || {finalizer} in object.metadata.?finalizers.orValue([]) || {cel.by(scope.operator_users)}": (
+                f"{head}metadata.finalizers: ' + {deleted}"
             ),
-            (
-                f"{_UPDATE} || variables.mode == ''"
-                f" || object.?status.?ipam == oldObject.?status.?ipam || {cel.by(scope.operator_users)}",
-                f"{head}status.ipam: ' + " + cel.filled(wording.NETWORK_UNLOCKED.text, values),
-            ),
-            (
-                f"{_UPDATE} || variables.mode == '' || !oldObject.metadata.?deletionTimestamp.hasValue()"
-                f" || !({finalizer} in oldObject.metadata.?finalizers.orValue([]))"
-                f" || {finalizer} in object.metadata.?finalizers.orValue([]) || {cel.by(scope.operator_users)}",
-                f"{head}metadata.finalizers: ' + {deleted}",
-            ),
-        ],
+        },
     )
 
 
 def _cilium(scope: Scope) -> list[Manifest]:
-    values = {"in_use": "variables.inUse", "mode": "variables.mode", "wanted": "variables.wanted"}
     head = f"'ConfigMap {scope.cilium_namespace}/{CONFIG_NAME}: "
     shown = f"{head}data.{IPAM}' + (variables.asked == '' ? '' : ' \\'' + variables.asked + '\\'') + ': ' + "
     migration = f"(variables.migrates ? {cel.text(f' {wording.CILIUM_MIGRATION}')} : '')"
-    another_mode = f"{shown}{cel.filled(wording.CILIUM_MODE.text, values)} + {migration}"
+    another_mode = f"{shown}{_said(wording.CILIUM_MODE)} + {migration}"
     flagged = f"(variables.migrates && variables.flag in {cel.texts(sorted(TRUE))})"
     return _policy(
         scope,
-        CILIUM_POLICY,
+        names.CILIUM_POLICY,
         matched=rule("", "v1", ["configmaps"], scope="Namespaced"),
         namespace=scope.cilium_namespace,
         only=CONFIG_NAME,
@@ -130,41 +109,30 @@ def _cilium(scope: Scope) -> list[Manifest]:
             "flag": _data("object", MIGRATION, "DELETE") + ".trim()",
             "migrates": "variables.mode == 'cluster-pool' && variables.wanted == 'multi-pool'",
         },
-        validations=[
-            (
-                f"{_CREATE} || variables.mode == '' || variables.mode == variables.wanted || {flagged}",
-                another_mode,
+        validations={
+            f"{_CREATE} || {_SAME} || {flagged}": another_mode,
+            f"{_UPDATE} || {_SAME} || variables.wanted == variables.oldMode || variables.asked.trim() == ''"
+            f" || ({flagged} && variables.oldMode in ['cluster-pool', 'multi-pool'])": another_mode,
+            f"{_UPDATE} || variables.old == '' || variables.asked.trim() != ''": (
+                f"{head}data.{IPAM}: ' + " + _said(wording.CILIUM_UNSET)
             ),
-            (
-                f"{_UPDATE} || variables.mode == '' || variables.mode == variables.wanted"
-                " || variables.wanted == variables.oldMode || variables.asked.trim() == ''"
-                f" || ({flagged} && variables.oldMode in ['cluster-pool', 'multi-pool'])",
-                another_mode,
-            ),
-            (
-                f"{_UPDATE} || variables.mode == '' || variables.old == '' || variables.asked.trim() != ''",
-                f"{head}data.{IPAM}: ' + " + cel.filled(wording.CILIUM_UNSET.text, values),
-            ),
-            (
-                f"{_DELETE} || variables.mode == ''",
-                f"{head}metadata.name \\'{CONFIG_NAME}\\': ' + " + cel.filled(wording.CILIUM_DELETED.text, values),
-            ),
-        ],
+            _DELETE: f"{head}metadata.name \\'{CONFIG_NAME}\\': ' + " + _said(wording.CILIUM_DELETED),
+        },
     )
 
 
 def _cilium_node_config(scope: Scope) -> list[Manifest]:
     ipam = f"?spec.?defaults[?{cel.text(IPAM)}].orValue(variables.mode).trim()"
-    values = {"in_use": "variables.inUse", "mode": "variables.mode", "wanted": "variables.shown"}
     head = f"'CiliumNodeConfig {scope.cilium_namespace}/' + variables.name + ': "
     value = "(variables.wanted == '' ? '' : ' \\'' + variables.wanted + '\\'')"
     source, target = map(cel.text, MIGRATION_MODES)
     hint = cel.text(" " + wording.CILIUM_NODE_MIGRATION)
     migration = f"(variables.mode == {source} && variables.wanted == {target} ? {hint} : '')"
-    harmless = "variables.mode == '' || variables.mode == variables.wanted"
+    other_mode = _said(wording.CILIUM_NODE_MODE, wanted="shown")
+    other_nodes = _said(wording.CILIUM_NODE_SELECTOR, wanted="shown")
     return _policy(
         scope,
-        CILIUM_NODE_CONFIG_POLICY,
+        names.CILIUM_NODE_CONFIG_POLICY,
         matched=cilium_node_configs(),
         namespace=scope.cilium_namespace,
         variables={
@@ -175,28 +143,29 @@ def _cilium_node_config(scope: Scope) -> list[Manifest]:
             "old": f"request.operation == 'CREATE' ? variables.mode : oldObject.{ipam}",
             "shown": f"variables.wanted == '' ? {cel.text(wording.CILIUM_NO_MODE)} : variables.wanted",
         },
-        validations=[
-            (
-                f"{harmless} || variables.wanted == variables.old",
-                f"{head}spec.defaults.{IPAM}' + {value} + ': ' + {cel.filled(wording.CILIUM_NODE_MODE.text, values)}"
-                f" + {migration}",
+        validations={
+            f"variables.mode == '' || {_SAME} || variables.wanted == variables.old": (
+                f"{head}spec.defaults.{IPAM}' + {value} + ': ' + {other_mode} + {migration}"
             ),
-            (
-                f"{_UPDATE} || {harmless} || variables.wanted != variables.old"
-                " || object.?spec.?nodeSelector == oldObject.?spec.?nodeSelector",
-                f"{head}spec.nodeSelector: ' + {cel.filled(wording.CILIUM_NODE_SELECTOR.text, values)} + {migration}",
+            f"{_UPDATE} || {_SAME} || variables.wanted != variables.old"
+            " || object.?spec.?nodeSelector == oldObject.?spec.?nodeSelector": (
+                f"{head}spec.nodeSelector: ' + {other_nodes} + {migration}"
             ),
-        ],
+        },
     )
 
 
+def _said(refusal: wording.Wording, *, wanted: str = "wanted") -> str:
+    """The text of a refusal, with a policy's variables in it."""
+    values = {"in_use": "variables.inUse", "mode": "variables.mode", "wanted": f"variables.{wanted}"}
+    return cel.filled(refusal.text, values)
+
+
 def _recorded(key: str, otherwise: str) -> str:
-    """A value of the record."""
     return f"params.?data[?{cel.text(key)}].orValue({cel.text(otherwise)})"
 
 
 def _data(of: str, key: str, missing_at: str) -> str:
-    """A value of a ConfigMap that there is none of at one operation."""
     return f"(request.operation == '{missing_at}' ? '' : {of}.?data[?{cel.text(key)}].orValue(''))"
 
 
@@ -208,19 +177,18 @@ def _agents(scope: Scope) -> list[Manifest]:
     # A token of a service account says on which node its pod runs; one without that, or a certificate, writes nothing.
     return _policy(
         scope,
-        AGENTS_POLICY,
+        names.AGENTS_POLICY,
         matched=rule("netloom.dev", "v1alpha1", ["netloomnodes", "netloomnodes/status"]),
         conditions={"an-agent": cel.by(scope.agent_users)},
         variables={"name": cel.NAME, "own": cel.BOUND_NODES},
-        validations=[
-            (
-                "request.operation == 'UPDATE' && variables.name in variables.own",
+        validations={
+            "request.operation == 'UPDATE' && variables.name in variables.own": (
                 "'NetloomNode ' + variables.name + ': metadata.name \\'' + variables.name + '\\': '"
                 " + 'an agent may only update the NetloomNode of its own node'"
                 " + (variables.own.size() > 0 ? ', which is ' + variables.own[0] : ', and its token names none')"
-                " + '. Let the agent of that node write it, or the operator.'",
+                " + '. Let the agent of that node write it, or the operator.'"
             ),
-        ],
+        },
         parameters=False,
     )
 
@@ -231,13 +199,13 @@ def _policy(
     *,
     matched: Manifest,
     variables: Mapping[str, str],
-    validations: list[tuple[str, str]],
+    validations: Mapping[str, str],
     parameters: bool = True,
     conditions: Mapping[str, str] | None = None,
     namespace: str = "",
     only: str = "",
 ) -> list[Manifest]:
-    """A policy and its binding. validations: pairs of what has to hold and what is said where it does not.
+    """A policy and its binding. validations: what has to hold, and what is said where it does not.
 
     parameters: whether it goes by the record. only: the name of the one object that is guarded.
     """
@@ -257,20 +225,12 @@ def _policy(
         "matchConditions": match_conditions(conditions or {}, only),
         "variables": [{"name": each, "expression": text} for each, text in variables.items()],
         "validations": [
-            {"expression": holds, "messageExpression": says, "reason": "Forbidden"} for holds, says in validations
+            {"expression": holds, "messageExpression": says, "reason": "Forbidden"}
+            for holds, says in validations.items()
         ],
     }
-    binding = {
-        "policyName": name,
-        "validationActions": ["Deny"],
-        **({"paramRef": record} if parameters else {}),
-    }
+    binding = {"policyName": name, "validationActions": ["Deny"], **({"paramRef": record} if parameters else {})}
     return [
-        {
-            "apiVersion": "admissionregistration.k8s.io/v1",
-            "kind": kind,
-            "metadata": {"name": name, "labels": {LABEL: ""}},
-            "spec": spec,
-        }
-        for kind, spec in (("ValidatingAdmissionPolicy", policy), ("ValidatingAdmissionPolicyBinding", binding))
+        admission_object("ValidatingAdmissionPolicy", name, spec=policy),
+        admission_object("ValidatingAdmissionPolicyBinding", name, spec=binding),
     ]

@@ -30,16 +30,17 @@ def webhook_configuration(scope: Scope, client: Mapping[str, Any], annotations: 
         webhooks += [_network(scope), _pool("pool", POOLS), _node(scope)]
     if scope.cilium:
         webhooks += [_cilium_config(scope), _pool("cilium-pool", CILIUM_POOLS), _cilium_node_config(scope)]
-    return {
-        "apiVersion": "admissionregistration.k8s.io/v1",
-        "kind": "ValidatingWebhookConfiguration",
-        "metadata": {
-            "name": NAME,
-            "labels": {LABEL: ""},
-            **({"annotations": dict(annotations)} if annotations else {}),
-        },
-        "webhooks": [webhook | {"clientConfig": dict(client)} for webhook in webhooks],
-    }
+    webhooks = [webhook | {"clientConfig": dict(client)} for webhook in webhooks]
+    configuration = admission_object("ValidatingWebhookConfiguration", NAME, webhooks=webhooks)
+    if annotations:
+        configuration["metadata"]["annotations"] = dict(annotations)
+    return configuration
+
+
+def admission_object(kind: str, name: str, **content: Any) -> Manifest:
+    """With the label of all that stands between a user and a write."""
+    metadata = {"name": name, "labels": {LABEL: ""}}
+    return {"apiVersion": "admissionregistration.k8s.io/v1", "kind": kind, "metadata": metadata, **content}
 
 
 def _network(scope: Scope) -> Manifest:
@@ -56,11 +57,8 @@ def _network(scope: Scope) -> Manifest:
 
 
 def _pool(name: str, kind: Resource[Any]) -> Manifest:
-    return _webhook(
-        name,
-        rule(kind.group, kind.version, [kind.plural]),
-        {"what-is-guarded": f"{_UPDATE} || {cel.differs('?spec')}"},
-    )
+    condition = {"what-is-guarded": f"{_UPDATE} || {cel.differs('?spec')}"}
+    return _webhook(name, rule(kind.group, kind.version, [kind.plural]), condition)
 
 
 def _node(scope: Scope) -> Manifest:
@@ -87,9 +85,7 @@ def _cilium_config(scope: Scope) -> Manifest:
     return _webhook(
         "cilium-config",
         rule("", "v1", ["configmaps"], scope="Namespaced"),
-        {
-            "what-is-guarded": (f"{_UPDATE} || {keys}.exists(key, object.?data[?key] != oldObject.?data[?key])"),
-        },
+        {"what-is-guarded": f"{_UPDATE} || {keys}.exists(key, object.?data[?key] != oldObject.?data[?key])"},
         only=CONFIG_NAME,
     ) | {"namespaceSelector": namespace_selector(scope.cilium_namespace)}
 
@@ -119,7 +115,6 @@ def namespace_selector(namespace: str) -> Manifest:
 
 
 def _webhook(name: str, matched: Manifest, conditions: Mapping[str, str], *, only: str = "") -> Manifest:
-    """only: the name of the one object that is guarded."""
     return {
         "name": f"{name}.guard.netloom.dev",
         "rules": [matched],
@@ -153,9 +148,6 @@ def rule(group: str, version: str, resources: Sequence[str], *, scope: str = "Cl
 
 def client_config(scope: Scope, url: str, ca_bundle: str) -> Manifest:
     """How the API server reaches the guard. url: where there is no Service. ca_bundle: base64 of PEM, or ""."""
-    reach: Manifest
-    if url:
-        reach = {"url": url.rstrip("/") + PATH}
-    else:
-        reach = {"service": {"name": NAME, "namespace": scope.namespace, "path": PATH, "port": 443}}
+    service = {"name": NAME, "namespace": scope.namespace, "path": PATH, "port": 443}
+    reach: Manifest = {"url": url.rstrip("/") + PATH} if url else {"service": service}
     return reach | ({"caBundle": ca_bundle} if ca_bundle else {})

@@ -3,8 +3,8 @@
 It sits in the way of writes, so what it promises is about time: an answer for whoever asks properly, and for whoever
 does not, an end. Three things that aiohttp's own server lacks are therefore here:
 
-- **A request has a deadline**, from its first byte to the last byte of its answer, and so has a handshake. aiohttp has
-  one for the rest between two requests, and takes a request whose headers trickle in for rest.
+- **A request has a deadline**, from its first byte to the last byte of its answer, and so has a handshake. aiohttp
+  takes a request whose headers trickle in for the rest between two.
 - **Connections are counted from their first packet**, handshakes included; where there are too many, the one goes that
   has been in its state longest: a proper client needs milliseconds for a handshake or a request, and a rest that ends
   costs it nothing. Hence the accept loop: `loop.create_server` shows a connection only after its handshake.
@@ -13,9 +13,9 @@ does not, an end. Three things that aiohttp's own server lacks are therefore her
 All else (parsing, keep-alive, pipelining, flow control) is aiohttp's low-level server. `_Connection` overrides only the
 methods of asyncio's protocol and the public `handle_error` and `finish_response` of `aiohttp.web.RequestHandler`.
 
-The pause is longer than the 90 s after which the API server's own transport (Go's, as client-go sets it up) lets an
-idle connection go: if this side were the first, it would now and then close a connection on which a request is just
-being sent, and the API server does not repeat a POST.
+`idle` is more than the 90 s after which the API server's own transport (Go's, as client-go sets it up) lets a
+connection go: if this side were the first, it would now and then close one on which a POST is just being sent, and
+that is not repeated.
 """
 
 import asyncio
@@ -68,7 +68,7 @@ class ServerLimits(msgspec.Struct, frozen=True):
 
 
 class _Connection(web.RequestHandler):
-    """One connection, from its first packet on: a handshake, then rest and work by turns."""
+    """One connection, from its first packet on: a handshake (a task), then rest and work by turns."""
 
     def __init__(self, server: web.Server, connections: "_Connections", limits: ServerLimits) -> None:
         super().__init__(
@@ -83,19 +83,12 @@ class _Connection(web.RequestHandler):
         self._connections = connections
         self._limits = limits
         self.handshake: asyncio.Task[None] | None = None
-        """While it lasts."""
-        self._deadline: asyncio.Handle | None = None
-        """Of the request that has begun."""
+        self._deadline: asyncio.Handle | None = None  # of the request that has begun
 
     async def shake_hands(self, sock: socket.socket, tls: ssl.SSLContext) -> None:
-        """The task `handshake`, the first state of the connection."""
         try:
             await self._loop.connect_accepted_socket(
-                lambda: self,
-                sock,
-                ssl=tls,
-                ssl_handshake_timeout=self._limits.handshake,
-                ssl_shutdown_timeout=1.0,
+                lambda: self, sock, ssl=tls, ssl_handshake_timeout=self._limits.handshake, ssl_shutdown_timeout=1.0
             )
         except OSError as error:  # TLS errors and time-outs are such
             sock.close()
@@ -162,11 +155,7 @@ class _Connection(web.RequestHandler):
         self._connections.remove(self)
 
     def handle_error(
-        self,
-        request: web.BaseRequest,
-        status: int = 500,
-        exc: BaseException | None = None,
-        message: str | None = None,
+        self, request: web.BaseRequest, status: int = 500, exc: BaseException | None = None, message: str | None = None
     ) -> web.StreamResponse:
         """What is not HTTP gets one line; what is left is a bug in this server."""
         if isinstance(exc, ConnectionError):
@@ -198,13 +187,11 @@ class _Connections:
         metrics.CONNECTIONS.set(len(self._open))
 
     def renew(self, connection: _Connection) -> None:
-        """The connection, if it has not ended, is in another state."""
         if connection in self._open:
             del self._open[connection]
             self._open[connection] = None
 
     def remove(self, connection: _Connection) -> None:
-        """The connection has ended, or is about to."""
         self._open.pop(connection, None)
         metrics.CONNECTIONS.set(len(self._open))
 
@@ -312,7 +299,6 @@ class _Handler:
         return web.Response(body=self._judge(asked), content_type="application/json")
 
     async def _read(self, request: web.BaseRequest) -> bytes | web.Response:
-        """The body, or what to say instead."""
         chunks: list[bytes] = []
         size = large = 0
         try:
@@ -357,7 +343,6 @@ class _Handler:
 
 
 def _wrong(request: web.BaseRequest) -> web.Response | None:
-    """What is wrong with a request before its body is looked at."""
     if request.path != PATH:
         return _said(404, f"nothing is served here but POST {PATH}")
     if request.method != "POST":

@@ -19,7 +19,8 @@ class ServingTLS:
 
     def __init__(self, timely: Callable[[], bool] = lambda: True) -> None:
         self._timely = timely
-        self._current: ssl.SSLContext | None = None
+        self.current: ssl.SSLContext | None = None
+        """In which handshakes go on: one that was `loaded`."""
         self.context = _context()
         self.context.sni_callback = self._choose
 
@@ -28,14 +29,10 @@ class ServingTLS:
 
         Raises ssl.SSLError if they are no certificate and its key; all stays as it was then. Open connections live on.
         """
-        self.show(self.loaded(certificate, key))
-
-    def show(self, context: ssl.SSLContext) -> None:
-        """From now on handshakes go on in this context: one that was `loaded`."""
-        self._current = context
+        self.current = self.loaded(certificate, key)
 
     def loaded(self, certificate: str, key: str) -> ssl.SSLContext:
-        """A context with this certificate, to be shown later. Raises ssl.SSLError as `present` does."""
+        """A context with this certificate, to be shown now or later. Raises ssl.SSLError as `present` does."""
         context = _context()
         with in_memory(Pem(certificate.encode(), ""), Pem(key.encode(), "")) as (chain, secret):
             assert chain
@@ -44,10 +41,9 @@ class ServingTLS:
         return context
 
     def _choose(self, connection: ssl.SSLObject, name: str | None, context: ssl.SSLContext) -> int | None:
-        """Called by every handshake, whether the client names a host or not."""
-        if self._current is None or not self._timely():
+        if self.current is None or not self._timely():
             return ssl.ALERT_DESCRIPTION_INTERNAL_ERROR
-        connection.context = self._current
+        connection.context = self.current
         return None
 
 
