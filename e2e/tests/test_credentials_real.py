@@ -91,7 +91,7 @@ class Underway:
     async def goes_on(self) -> None:
         """The watch tells what is written after this call."""
         target = self.written + 2
-        await until(lambda: self.seen >= target, f"write {target} is seen; {self.watch.trouble} {self.failures[-1:]}")
+        await until(lambda: self.seen >= target, f"write {target} is seen; {self.watch.fault} {self.failures[-1:]}")
 
     async def is_(self, user: str) -> None:
         """Until requests are made as this user."""
@@ -345,13 +345,13 @@ async def test_a_ca_that_is_rotated_without_a_warning(plane: ControlPlane, tmp_p
         plane.present(new)
         await asyncio.to_thread(plane.start_apiserver)
         sentence = f"the API server at {plane.url} shows a certificate that {ca} does not trust: "
-        await until(lambda: sentence in client.watch.trouble, "the watch says why")
+        await until(lambda: sentence in client.watch.fault, "the watch says why")
         await until(lambda: sentence in client.failures[-1], "a request says why")
         ca.write_bytes(new.certificate.read_bytes()[:-50])
         await until(
             lambda: (
                 f"what is on disk now cannot be used: a certificate or key for {plane.url} cannot be used: "
-                f"there is no certificate (PEM) in {ca}" in client.watch.trouble
+                f"there is no certificate (PEM) in {ca}" in client.watch.fault
             ),
             "both are said",
         )

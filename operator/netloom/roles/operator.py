@@ -94,7 +94,7 @@ class Operator:
         self.manager.add("leadership", terms.run, restart=True)
         for feature in made:
             self.manager.add(feature.name, terms.component(lambda each=feature: self._work(each)), restart=True)  # type: ignore[misc]
-            self.manager.health.ready(feature.name, lambda name=feature.name: self._trouble(name))  # type: ignore[misc]
+            self.manager.health.ready(feature.name, lambda name=feature.name: self._fault(name))  # type: ignore[misc]
 
     @asynccontextmanager
     async def guarding(self) -> AsyncIterator[None]:
@@ -109,11 +109,11 @@ class Operator:
         """What the guard reads as well, whoever else does; by kind."""
         sources = self._sources
         return {
-            NODES.kind: Cache(sources.store(NODES, node_changed), lambda: sources.trouble(NODES)),
+            NODES.kind: Cache(sources.store(NODES, node_changed), lambda: sources.fault(NODES)),
             NETLOOM_NODES.kind: Cache(
-                sources.store(NETLOOM_NODES, netloom_node_changed), lambda: sources.trouble(NETLOOM_NODES)
+                sources.store(NETLOOM_NODES, netloom_node_changed), lambda: sources.fault(NETLOOM_NODES)
             ),
-            NETWORKS.kind: Cache(sources.store(NETWORKS), lambda: sources.trouble(NETWORKS)),
+            NETWORKS.kind: Cache(sources.store(NETWORKS), lambda: sources.fault(NETWORKS)),
         }
 
     async def _work(self, feature: ClusterFeature) -> None:
@@ -133,6 +133,6 @@ class Operator:
         for work in self._working.values():
             work.look()
 
-    def _trouble(self, name: str) -> str:
+    def _fault(self, name: str) -> str:
         work = self._working.get(name)
-        return work.trouble if work else ""
+        return work.fault if work else ""

@@ -202,8 +202,8 @@ class Guard:
         """A watch of the guard's own. Why its cache cannot be relied on is also why the guard is not ready."""
         watch = kind(self._api, store, **options)
         self._manager.add(f"guard's watch of {what}", watch.run, restart=True)
-        self._manager.health.ready(f"guard's watch of {what}", lambda: watch.trouble)
-        return Cache(store, lambda: watch.trouble)
+        self._manager.health.ready(f"guard's watch of {what}", lambda: watch.fault)
+        return Cache(store, lambda: watch.fault)
 
     def _record(self, events: EventRecorder) -> None:
         """The reconciler of the record, which looks again when anything changed that it is made from."""
@@ -247,7 +247,7 @@ class Guard:
                 configuration=options.configuration,
             )
             self._manager.add("certificates", authority.run, restart=True)
-            self._manager.health.ready("certificates", lambda: authority.trouble)
+            self._manager.health.ready("certificates", lambda: authority.fault)
             return authority.tls
         if options.tls_cert_file is None or options.tls_key_file is None:
             raise ConfigError("a certificate needs its key: give both --tls-cert-file and --tls-key-file, or neither")
@@ -260,7 +260,7 @@ class Guard:
             now=self._api.clock.now,
         )
         self._manager.add("certificates", given.run, restart=True)
-        self._manager.health.ready("certificates", lambda: given.trouble)
+        self._manager.health.ready("certificates", lambda: given.fault)
         return given.tls
 
     async def _follow_clock(self) -> None:

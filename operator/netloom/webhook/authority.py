@@ -99,7 +99,7 @@ class Authority:
         self._woken = asyncio.Event()
 
     @property
-    def trouble(self) -> str:
+    def fault(self) -> str:
         """Why API servers cannot believe this replica; "" if they do: a check of readiness.
 
         A failure that does no harm yet is none: an API server that stumbles in the hour of a renewal would make all
@@ -255,4 +255,4 @@ class Authority:
         return all(certificates.contains(bundle, ca) for bundle in self.configuration.bundles())
 
     def _unseen(self) -> str:
-        return self._secret_watch.trouble or self.configuration.watch.trouble
+        return self._secret_watch.fault or self.configuration.watch.fault

@@ -82,7 +82,7 @@ class CertificateFiles:
         self._woken = asyncio.Event()
 
     @property
-    def trouble(self) -> str:
+    def fault(self) -> str:
         """Why API servers cannot believe this replica, "" if they do: a check of readiness.
 
         New files that cannot be used are none as long as the old ones serve: they would make all replicas unready at

@@ -20,7 +20,7 @@ from netloom.runtime.backoff import Backoff
 from netloom.runtime.errors import ApiError
 from netloom_reconcilers.cluster.allocation.events import BlocksFreed, Changed, Channel
 from netloom_reconcilers.cluster.allocation.ledger_reader import LedgerReader
-from netloom_reconcilers.cluster.allocation.ledger_writer import LedgerWriter, Trouble
+from netloom_reconcilers.cluster.allocation.ledger_writer import CommitFailure, LedgerWriter
 from netloom_reconcilers.cluster.allocation.lock import LockError, ModeLock
 from netloom_reconcilers.cluster.allocation.metrics import ENTRIES
 
@@ -61,7 +61,7 @@ class CommitQueue:
         clock: Callable[[], float],
         policy: BatchPolicy,
     ) -> None:
-        self.trouble: Trouble | None = None
+        self.failure: CommitFailure | None = None
         """Why the last batch could not be committed."""
         self.loaded = asyncio.Event()
         """All ledgers were read, and the lock says what is in use."""
@@ -133,7 +133,7 @@ class CommitQueue:
                 await self._gather()
                 await self._recover()
                 await self._batch()
-                if self.trouble is None:
+                if self.failure is None:
                     self._backoff.reset()
                 else:
                     await asyncio.sleep(self._backoff.next())
@@ -170,7 +170,7 @@ class CommitQueue:
                 await asyncio.sleep(max(backoff.next(), error.retry_after or 0.0))
 
     async def _recover(self) -> None:
-        self.trouble = await self._retried(self._reader.recover) or self.trouble
+        self.failure = await self._retried(self._reader.recover) or self.failure
 
     async def _batch(self) -> None:
         requests = self._take_requests()
@@ -181,8 +181,8 @@ class CommitQueue:
         if not requests:
             self._tidy_at = _NEVER
             plan.edits = {**self._allocator.tidy(now).edits, **plan.edits}
-        self.trouble = None
-        written, self.trouble = await self._writer.commit(plan, network.spec.ipam.cluster_pool if network else None)
+        self.failure = None
+        written, self.failure = await self._writer.commit(plan, network.spec.ipam.cluster_pool if network else None)
         for request, answer in requests:
             self._answer(plan, request, answer, written)
         freed = {
@@ -219,8 +219,8 @@ class CommitQueue:
             self.finish(decision, None)
         if answer.cancelled():
             return
-        if isinstance(self.trouble, LockError):
-            answer.set_result(Deferred(self.trouble.reason, self.trouble.message))
+        if isinstance(self.failure, LockError):
+            answer.set_result(Deferred(self.failure.reason, self.failure.message))
         else:
             self._requests[request.node] = request, answer
 
