@@ -91,7 +91,7 @@ class Underway:
     async def goes_on(self) -> None:
         """The watch tells what is written after this call."""
         target = self.written + 2
-        await until(lambda: self.seen >= target, f"write {target} is seen; {self.watch.trouble} {self.failures[-1:]}")
+        await until(lambda: self.seen >= target, f"write {target} is seen; {self.watch.fault} {self.failures[-1:]}")
 
     async def is_(self, user: str) -> None:
         """Until requests are made as this user."""
@@ -186,11 +186,11 @@ async def test_a_client_certificate_that_is_renewed_on_disk(plane: ControlPlane,
     async with underway(plane, str(path)) as client:
         await client.is_("first")
         key.write_bytes(second.key.read_bytes())
-        await until(lambda: "is not the key of the certificate in" in client.api.unused, "it is noticed")
+        await until(lambda: "is not the key of the certificate in" in client.api._auth.fault, "it is noticed")
         await client.is_("first")
         certificate.write_bytes(second.certificate.read_bytes())
         await client.is_("second")
-        assert client.api.unused == ""
+        assert client.api._auth.fault == ""
         await client.goes_on()
         assert client.api.watches == 2
         await until(lambda: dt.datetime.now(dt.UTC) > began + lifetime + dt.timedelta(seconds=1), "the first has ended")
@@ -251,20 +251,20 @@ async def test_a_kubeconfig_that_names_something_else(plane: ControlPlane, tmp_p
         await client.is_("bert")
         await client.goes_on()
         path.write_text(config(plane, paths(users["carl"]))[:-40])  # half-written
-        await until(lambda: client.api.unused, "it is noticed")
+        await until(lambda: client.api._auth.fault, "it is noticed")
         await client.is_("bert")
         path.write_text(config(plane, inline(users["carl"]), server=f"https://localhost:{plane.port}"))
         await client.is_("carl")
         assert client.api.host == f"https://localhost:{plane.port}"
         await client.goes_on()
         path.unlink()
-        await until(lambda: "does not exist" in client.api.unused, "it is noticed")
+        await until(lambda: "does not exist" in client.api._auth.fault, "it is noticed")
         await client.is_("carl")
         replace(path, config(plane, {"token": plane.token}))
         await client.is_("admin")
         await client.goes_on()
         assert client.api.watches == 4
-        assert client.api.unused == ""
+        assert client.api._auth.fault == ""
 
 
 def inline(pair: KeyPair) -> dict[str, object]:
@@ -345,13 +345,13 @@ async def test_a_ca_that_is_rotated_without_a_warning(plane: ControlPlane, tmp_p
         plane.present(new)
         await asyncio.to_thread(plane.start_apiserver)
         sentence = f"the API server at {plane.url} shows a certificate that {ca} does not trust: "
-        await until(lambda: sentence in client.watch.trouble, "the watch says why")
+        await until(lambda: sentence in client.watch.fault, "the watch says why")
         await until(lambda: sentence in client.failures[-1], "a request says why")
         ca.write_bytes(new.certificate.read_bytes()[:-50])
         await until(
             lambda: (
                 f"what is on disk now cannot be used: a certificate or key for {plane.url} cannot be used: "
-                f"there is no certificate (PEM) in {ca}" in client.watch.trouble
+                f"there is no certificate (PEM) in {ca}" in client.watch.fault
             ),
             "both are said",
         )

@@ -164,7 +164,7 @@ async def cas(api: Api) -> tuple[certificates.CA, ...]:
 
 
 def serving(authority: Authority) -> bool:
-    return authority.trouble == ""
+    return authority.fault == ""
 
 
 def config_map(name: str, **data: str) -> ConfigMap:
@@ -302,8 +302,8 @@ async def test_foreign_content_is_left_alone_and_said(plane: ControlPlane, api: 
     await api.create(SECRETS, Secret(metadata=ObjectMeta(name=SECRET, namespace=NAMESPACE), data=data))
     api.writes()
     replica = replicas.start()
-    await until(lambda: "is nothing that the guard put there" in replica.trouble, "said")
-    assert "Secret default/netloom-guard-ca: data['password']" in replica.trouble
+    await until(lambda: "is nothing that the guard put there" in replica.fault, "said")
+    assert "Secret default/netloom-guard-ca: data['password']" in replica.fault
     assert api.writes() == []
     await api.delete(SECRETS, SECRET, namespace=NAMESPACE)
     await until(lambda: serving(replica), "the way out is one")
@@ -347,7 +347,7 @@ async def test_a_ca_that_expired_while_nobody_ran(plane: ControlPlane, api: Coun
     (old,) = await cas(api)
     await replicas.stop(first)
     clock.now += 800 * DAY
-    assert "has expired" in first.trouble
+    assert "has expired" in first.fault
     later = replicas.start()
     await until(lambda: serving(later), "it serves after two years")
     (new,) = await cas(api)
@@ -463,7 +463,7 @@ async def test_files_of_ones_own(plane: ControlPlane, api: CountingApi, tmp_path
         for ca in (one, other):
             put(ca)
             await becomes_published(api, {ca.certificate})
-            await until(lambda: files.trouble == "", "no trouble")
+            await until(lambda: files.fault == "", "no fault")
     finally:
         task.cancel()
         await asyncio.wait([task])

@@ -137,7 +137,7 @@ async def test_the_cache_survives_every_outage(plane: ControlPlane, api: Api):
 
     plane.pause_apiserver()
     try:
-        await until(lambda: "nothing came" in watch.trouble or "no answer" in watch.trouble, "the silence is noticed")
+        await until(lambda: "nothing came" in watch.fault or "no answer" in watch.fault, "the silence is noticed")
     finally:
         plane.resume_apiserver()
     await api.delete(NODES, "n0")
@@ -145,7 +145,7 @@ async def test_the_cache_survives_every_outage(plane: ControlPlane, api: Api):
     await equal()
 
     plane.kill_apiserver()
-    await until(lambda: watch.trouble, "the loss is noticed")
+    await until(lambda: watch.fault, "the loss is noticed")
     with pytest.raises(Unavailable):
         await api.get(NODES, "n1")
     with pytest.raises(ConfigError, match="cannot be reached: Connection refused"):
@@ -155,7 +155,7 @@ async def test_the_cache_survives_every_outage(plane: ControlPlane, api: Api):
     await api.create(NODES, node("new"))
     await equal()
     assert sorted(store) == ["n2", "n3", "n4", "new"]
-    await until(lambda: not watch.trouble)
+    await until(lambda: not watch.fault)
     await end(task)
     await served_again(api)
 
@@ -244,7 +244,7 @@ async def test_a_frozen_api_server_ends_the_leader_in_time(plane: ControlPlane, 
 async def test_a_kind_comes_goes_and_comes_again_as_another(plane: ControlPlane, api: Api) -> None:
     store = Store(CILIUM_NODES)
     watch = OptionalWatch(api, store, timing=Timing(base=0.01, cap=0.1))
-    assert "whether there is a ciliumnodes.cilium.io is not known" in watch.trouble
+    assert "whether there is a ciliumnodes.cilium.io is not known" in watch.fault
     running = asyncio.create_task(watch.run())
 
     def add(name: str) -> None:
@@ -252,17 +252,17 @@ async def test_a_kind_comes_goes_and_comes_again_as_another(plane: ControlPlane,
         plane.client.request("POST", CILIUM_NODES.path(), body | {"spec": {}})
 
     try:
-        await until(lambda: watch.trouble == "", "no such kind, which is an answer")
+        await until(lambda: watch.fault == "", "no such kind, which is an answer")
         assert not watch.served
         for name in ("a", "b"):
             await asyncio.to_thread(install_cilium, plane)
-            await until(lambda: watch.served and watch.trouble == "", "the kind is there")
+            await until(lambda: watch.served and watch.fault == "", "the kind is there")
             assert len(store) == 0
             add(name)
             await until(lambda name=name: list(store) == [name], "its objects are there")  # type: ignore[misc]
             await asyncio.to_thread(uninstall_cilium, plane)
             await until(lambda: not watch.served and len(store) == 0, "the kind is gone")
-            assert watch.trouble == ""
+            assert watch.fault == ""
     finally:
         await end(running)
         await asyncio.to_thread(uninstall_cilium, plane)
@@ -273,6 +273,6 @@ async def test_a_kind_that_may_not_be_watched_is_not_taken_for_missing(plane: Co
         watch = OptionalWatch(stranger, Store(CILIUM_NODES), timing=Timing(base=0.01, cap=0.1))
         running = asyncio.create_task(watch.run())
         try:
-            await until(lambda: "is forbidden" in watch.trouble, "it says why")
+            await until(lambda: "is forbidden" in watch.fault, "it says why")
         finally:
             await end(running)

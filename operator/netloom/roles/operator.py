@@ -95,7 +95,7 @@ class Operator:
         self.manager.add("leadership", terms.run, restart=True)
         for feature in made:
             self.manager.add(feature.name, terms.component(lambda each=feature: self._work(each)), restart=True)  # type: ignore[misc]
-            self.manager.health.ready(feature.name, lambda name=feature.name: self._trouble(name))  # type: ignore[misc]
+            self.manager.health.ready(feature.name, lambda name=feature.name: self._fault(name))  # type: ignore[misc]
 
     def guarding(self) -> AbstractAsyncContextManager[object]:
         """Answers admission reviews while the context lasts, where that was asked for."""
@@ -109,7 +109,7 @@ class Operator:
         }
 
     def _cache(self, kind: Resource[T], changed: Callable[[T, T], bool] | None = None) -> WatchedStore[T]:
-        return WatchedStore(self._sources.store(kind, changed), lambda: self._sources.trouble(kind))
+        return WatchedStore(self._sources.store(kind, changed), lambda: self._sources.fault(kind))
 
     async def _work(self, feature: ClusterFeature) -> None:
         work = self._working[feature.name] = feature.begin()
@@ -127,6 +127,6 @@ class Operator:
         for work in self._working.values():
             work.look()
 
-    def _trouble(self, name: str) -> str:
+    def _fault(self, name: str) -> str:
         work = self._working.get(name)
-        return work.trouble if work else ""
+        return work.fault if work else ""

@@ -62,16 +62,16 @@ class Sources:
         """What fills the store of a kind; None where that is a directory."""
         return self._watches.get(resource.kind)
 
-    def trouble(self, resource: Resource[Any]) -> str:
+    def fault(self, resource: Resource[Any]) -> str:
         """Why the store of this kind may not be what the API server holds now; "" if it is."""
         watch = self._watches.get(resource.kind)
-        return watch.trouble if watch else ""
+        return watch.fault if watch else ""
 
     def add_to(self, manager: Manager) -> None:
         """Run under this manager; say in its health what is wrong."""
-        for name, (run, trouble) in self._components().items():
+        for name, (run, fault) in self._components().items():
             manager.add(name, run, restart=True)
-            manager.health.ready(name, trouble)
+            manager.health.ready(name, fault)
 
     async def fill(self, seconds: float) -> None:
         """Run until the caches are filled once. Raises ConfigError, which says what was in the way."""
@@ -84,17 +84,17 @@ class Sources:
                 for task in running:
                     task.cancel()
         except TimeoutError:
-            troubles = "; ".join(filter(None, [trouble() for _, trouble in components]))
-            raise ConfigError(f"the objects could not be read in {seconds:g} s: {troubles}") from None
+            faults = "; ".join(filter(None, [fault() for _, fault in components]))
+            raise ConfigError(f"the objects could not be read in {seconds:g} s: {faults}") from None
 
     def _components(self) -> dict[str, tuple[Run, Callable[[], str]]]:
         found: dict[str, tuple[Run, Callable[[], str]]] = {}
         for kind, watch in self._watches.items():
-            found[f"watch of {kind}"] = watch.run, lambda watch=watch: watch.trouble  # type: ignore[misc]
+            found[f"watch of {kind}"] = watch.run, lambda watch=watch: watch.fault  # type: ignore[misc]
         if self._directory is not None:
             unread = [kind for kind in KINDS if kind.kind not in self._stores]
             source = DirectorySource(self._directory, self._stores.values(), ignored=unread, validate=validate)
-            found["manifests"] = source.run, source.trouble
+            found["manifests"] = source.run, source.fault
         return found
 
 

@@ -186,7 +186,7 @@ class Guard:
         if cache is None:
             store = Store(resource)
             own = watch(self._api, store, **options)
-            cache = WatchedStore(store, lambda: own.trouble)
+            cache = WatchedStore(store, lambda: own.fault)
             # Why the cache cannot be relied on is also why the guard is not ready.
             component = f"guard's watch of {name or resource.kind}"
             self._manager.add(component, own.run, restart=True)
@@ -249,7 +249,7 @@ class Guard:
                 configuration=options.configuration,
             )
         self._manager.add("certificates", keeper.run, restart=True)
-        self._manager.health.ready("certificates", lambda: keeper.trouble)
+        self._manager.health.ready("certificates", lambda: keeper.fault)
         return keeper.tls
 
     async def _follow_clock(self) -> None:

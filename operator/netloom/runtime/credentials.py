@@ -40,7 +40,7 @@ class Credentials:
         self._look_at = clock() + LOOK_SECONDS
         self._lock = asyncio.Lock()
         self.on_change: Callable[[ApiEndpoint], None] = lambda endpoint: None
-        self.trouble = ""
+        self.fault = ""
         """Why what is on disk now is not used, and what was there before is; "" if nothing is wrong."""
 
     @property
@@ -88,19 +88,19 @@ class Credentials:
                 changed = [name for name in old if old[name] != new[name]]
                 log.info("the way to the API server changed on disk", changed=changed)
         except ConfigError as error:
-            if self.trouble != str(error):
+            if self.fault != str(error):
                 log.error("what is on disk is not used, what was there before is", error=str(error))
-            self.trouble = str(error)
+            self.fault = str(error)
             return
-        if self.trouble:
+        if self.fault:
             log.info("what is on disk is used again")
-        self.trouble = ""
+        self.fault = ""
         self._found = found
 
     @property
     def unused(self) -> str:
-        """`trouble`, to be appended to what fails meanwhile."""
-        return f"; what is on disk now cannot be used: {self.trouble}" if self.trouble else ""
+        """`fault`, to be appended to what fails meanwhile."""
+        return f"; what is on disk now cannot be used: {self.fault}" if self.fault else ""
 
 
 async def load(

@@ -83,7 +83,7 @@ class DirectorySource:
         """What is wrong with the files now; empty if nothing is."""
         metrics.MANIFEST_PROBLEMS.set_function(lambda: len(self.problems))
 
-    def trouble(self) -> str:
+    def fault(self) -> str:
         """The first problem as a sentence, "" if there is none: a readiness check."""
         more = f" (and {len(self.problems) - 1} more)" if len(self.problems) > 1 else ""
         return f"{self.problems[0]}{more}" if self.problems else ""

@@ -11,7 +11,7 @@ import structlog
 
 from netloom.api.extensions import DEFINITIONS, CustomResourceDefinition
 from netloom.api.meta import Object, ObjectMeta
-from netloom.runtime.cancellation import end
+from netloom.runtime.cancellation import end, only_if_asked
 from netloom.runtime.client import Api
 from netloom.runtime.store import Store
 from netloom.runtime.watch import ListWatch, Timing
@@ -24,7 +24,7 @@ T = TypeVar("T", bound=Object)
 class OptionalWatch(Generic[T]):
     """Keeps `store` equal to the server's objects of a custom kind; empty while there is no such kind.
 
-    A component of a role: `run` it; `trouble` says what is wrong. `options` are those of `ListWatch`.
+    A component of a role: `run` it; `fault` says what is wrong. `options` are those of `ListWatch`.
     """
 
     def __init__(self, api: Api, store: Store[T], *, timing: Timing | None = None, **options: Any) -> None:
@@ -47,14 +47,14 @@ class OptionalWatch(Generic[T]):
         return definition.metadata.uid if definition is not None and definition.established else ""
 
     @property
-    def trouble(self) -> str:
+    def fault(self) -> str:
         """Why the cache may not be what the server holds; "" if it is, be it because there is no such kind."""
         if self._definitions.synced.is_set():
             if self._watch is not None:
-                return self._watch.trouble
+                return self._watch.fault
             if self.served:
                 return "not listed yet"
-        wrong = self._definition_watch.trouble
+        wrong = self._definition_watch.fault
         return wrong and f"whether there is a {self._name} is not known: {wrong}"
 
     async def run(self) -> None:
@@ -65,7 +65,8 @@ class OptionalWatch(Generic[T]):
             while True:
                 if served := self.served:
                     self._watch = ListWatch(self._api, self._store, **self._options)
-                    watch = group.create_task(self._watch.run(), name=f"watch {self._store.resource.kind}")
+                    following = only_if_asked(self._watch.run())
+                    watch = group.create_task(following, name=f"watch {self._store.resource.kind}")
                     try:
                         await self._changed_from(served)
                         await end(watch)

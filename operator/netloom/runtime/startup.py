@@ -28,12 +28,12 @@ def follow_api_server(api: Api, manager: Manager) -> None:
     """Lets a role wait for its API server at the start, and follow credentials and certificates on disk after it."""
     check = StartupCheck(api, manager.backoff())
     manager.add("API server", check.run, restart=True)
-    manager.health.ready("API server", lambda: check.trouble)
+    manager.health.ready("API server", lambda: check.fault)
     manager.add("credentials", api.follow, restart=True)
 
 
 class StartupCheck:
-    """A component that ends when the API server has answered; until then `trouble` says why it has not."""
+    """A component that ends when the API server has answered; until then `fault` says why it has not."""
 
     def __init__(
         self,
@@ -46,7 +46,7 @@ class StartupCheck:
         self._backoff = backoff
         self._clock = clock
         self._sleep = sleep
-        self.trouble = "the API server was not asked yet"
+        self.fault = "the API server was not asked yet"
 
     async def run(self) -> None:
         """Asks until there is an answer. Raises ConfigError if the credentials are refused for good."""
@@ -61,11 +61,11 @@ class StartupCheck:
                     refused_since = self._clock()
                 elif self._clock() - refused_since >= PATIENCE_SECONDS:
                     raise
-                if self.trouble != str(error):
+                if self.fault != str(error):
                     log.warning("the API server is waited for", error=str(error))
-                self.trouble = str(error)
+                self.fault = str(error)
                 await self._sleep(self._backoff.next())
             else:
-                self.trouble = ""
+                self.fault = ""
                 log.info("the API server answers", api_server=version, host=self._api.host)
                 return

@@ -124,7 +124,7 @@ class ListWatch(Generic[T]):
         return self._streaming or self._now() < self._vouched_until
 
     @property
-    def trouble(self) -> str:
+    def fault(self) -> str:
         """Why the cache may not be what the server holds; "" if it is."""
         return "" if self.following else self._wrong or "no watch is open that has proved anything"
 

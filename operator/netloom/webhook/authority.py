@@ -98,14 +98,14 @@ class Authority:
         self.configuration.store.subscribe(lambda key, old, new: self._woken.set())
 
     @property
-    def trouble(self) -> str:
+    def fault(self) -> str:
         """Why API servers cannot believe this replica; "" if they do: a check of readiness.
 
         A failure that does no harm yet is none: an API server that stumbles in the hour of a renewal would make all
         replicas unready, and so cause what it only announces. It is in `failure`, in the log and counted.
         """
         if self.serving is None:
-            unseen = self._secret_watch.trouble or self.configuration.watch.trouble
+            unseen = self._secret_watch.fault or self.configuration.watch.fault
             return f"no certificate to serve with yet: {self.failure or unseen or 'about to be made'}"
         if untimely := self._untimely():
             return f"the certificate {untimely}: {self.failure or 'another is about to be issued'}"

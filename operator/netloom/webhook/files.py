@@ -86,7 +86,7 @@ class CertificateFiles:
             self._configuration.store.subscribe(lambda key, old, new: self._woken.set())
 
     @property
-    def trouble(self) -> str:
+    def fault(self) -> str:
         """Why API servers cannot believe this replica, "" if they do: a check of readiness.
 
         New files that cannot be used are none as long as the old ones serve: they would make all replicas unready at

@@ -32,7 +32,7 @@ class Probe:
     def __init__(self, context: ClusterContext) -> None:
         self.context = context
         self.begun = self.looks = 0
-        self.trouble = ""
+        self.fault = ""
         self.told: list[str] = []
         self.crash = asyncio.Event()
         self.made.append(self)
@@ -123,9 +123,9 @@ async def test_a_feature_that_crashes_is_told_and_begun_again_and_the_others_go_
     one, two = Probe.made
     async with running(role.manager):
         await until(lambda: one.begun == two.begun == 1)
-        two.trouble = "no ledger"
+        two.fault = "no ledger"
         assert role.manager.health.not_ready() == {"two": "no ledger"}
-        two.trouble = ""
+        two.fault = ""
 
         one.crash.set()
         await until(lambda: one.begun == 2)

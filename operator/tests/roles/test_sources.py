@@ -58,7 +58,7 @@ async def test_a_directory_is_read_for_what_was_asked_and_holds_the_rest_as_well
     await sources.fill(5.0)
     assert (list(networks), list(pools)) == (["default"], ["blue"])
     assert sources.watch(NETWORKS) is None
-    assert sources.trouble(NETWORKS) == ""
+    assert sources.fault(NETWORKS) == ""
 
 
 async def test_what_is_in_the_way_is_said(tmp_path: Path) -> None:

@@ -214,11 +214,11 @@ async def test_a_broken_file_keeps_its_last_good_objects(begin: Begin):
     scene.write("other.yaml", node("other", "another"))
     await scene.holds("a", "b", "other", "another")
     assert scene.problems() == ["nodes.yaml, document 3, spec.mtu: Expected `int`, got `str`"]
-    assert scene.source.trouble() == scene.problems()[0]
+    assert scene.source.fault() == scene.problems()[0]
     assert metrics.REGISTRY.get_sample_value("netloom_manifest_problems") == 1
     scene.write("nodes.yaml", node("a", "new"))
     await scene.holds("a", "new", "other", "another")
-    assert not scene.source.trouble()
+    assert not scene.source.fault()
 
 
 async def test_a_file_broken_from_the_start_holds_back_the_sync(begin: Begin):
@@ -251,20 +251,20 @@ async def test_an_object_in_two_files_is_taken_from_the_first(begin: Begin):
 async def test_a_lost_directory_keeps_its_objects_and_is_found_again(begin: Begin):
     scene = await begin({"nodes.yaml": node("a")}, compare=0.05)
     shutil.rmtree(scene.path)
-    await until(lambda: "last objects are kept" in scene.source.trouble())
+    await until(lambda: "last objects are kept" in scene.source.fault())
     assert scene.names() == ["a"]
     scene.path.mkdir()
     scene.write("nodes.yaml", node("a", "b"))
     await scene.holds("a", "b")
-    await until(lambda: not scene.source.trouble())
+    await until(lambda: not scene.source.fault())
 
 
 async def test_a_directory_that_comes_back_as_it_was_is_found_again(begin: Begin):
     scene = await begin({"nodes.yaml": node("a")}, compare=0.05)
     away = scene.path.rename(scene.path.with_name("away"))
-    await until(lambda: "last objects are kept" in scene.source.trouble())
+    await until(lambda: "last objects are kept" in scene.source.fault())
     away.rename(scene.path)
-    await until(lambda: not scene.source.trouble())
+    await until(lambda: not scene.source.fault())
     assert scene.names() == ["a"]
 
 

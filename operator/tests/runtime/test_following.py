@@ -53,7 +53,7 @@ def test_another_address(tmp_path: Path, run: Callable[[Any], None]) -> None:
                 new.put("/api/v1/nodes", {"metadata": {"name": "b"}})
                 await until(lambda: "b" in store)
                 # What answers elsewhere may be of another history.
-                assert (watch.trouble, old.count("list"), new.count("list")) == ("", 1, 1)
+                assert (watch.fault, old.count("list"), new.count("list")) == ("", 1, 1)
                 assert not tasks[-1].done()
                 answer.set()
                 assert (await tasks[-1]).metadata.name == "a"
@@ -129,4 +129,4 @@ async def test_the_context_of_the_start_is_kept(
         assert api.host == server.url
         path.write_text(text.replace("test", "renamed").replace("renameder", "tester"))
         await api.check()
-        assert api._auth.trouble == ""
+        assert api._auth.fault == ""

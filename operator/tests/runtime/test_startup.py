@@ -30,7 +30,7 @@ class Patience:
 
     async def sleep(self, seconds: float) -> None:
         assert self.check
-        self.said.append(self.check.trouble)
+        self.said.append(self.check.fault)
         self.delays.append(seconds)
         self.now += seconds
         await asyncio.sleep(0)
@@ -51,9 +51,9 @@ async def test_whatever_an_api_server_answers_at_first_is_waited_for(server: Scr
     server.on("version", *FAULTS.values())
     patience = Patience()
     waiting = patience.of(api)
-    assert waiting.trouble == "the API server was not asked yet"
+    assert waiting.fault == "the API server was not asked yet"
     await waiting.run()
-    assert waiting.trouble == ""
+    assert waiting.fault == ""
     for sentence, said in zip(FAULTS, patience.said, strict=True):
         assert sentence in said
         assert server.url in said
@@ -72,7 +72,7 @@ async def test_an_api_server_that_is_not_there_is_waited_for(tmp_path: Path, url
     async with await Api.connect(write_kubeconfig(tmp_path / "k", {"server": url}, {"token": "t"})) as api:
         waiting = StartupCheck(api, Backoff(0.01, 0.02))
         task = asyncio.create_task(waiting.run())
-        await until(lambda: sentence in waiting.trouble)
+        await until(lambda: sentence in waiting.fault)
         assert not task.done()
         task.cancel()
         await asyncio.wait([task])

@@ -49,7 +49,7 @@ def user(pair: KeyPair) -> dict[str, object]:
 
 
 async def said(url: str, ca: Path, login: dict[str, object], folder: Path) -> set[str]:
-    """What the first request, any other, a watch and the watch's `trouble` say, without the request's name."""
+    """What the first request, any other, a watch and the watch's `fault` say, without the request's name."""
     sentences = []
     kubeconfig = write_kubeconfig(folder / "k", {"server": url, "certificate-authority": str(ca)}, login)
     async with await Api.connect(kubeconfig) as api:
@@ -62,8 +62,8 @@ async def said(url: str, ca: Path, login: dict[str, object], folder: Path) -> se
             sentences.append(caught.value.message.removeprefix("GET /a: "))
         watch = ListWatch(api, Store(NODES), timing=Timing(base=0.01, cap=0.02))
         task = asyncio.create_task(watch.run())
-        await until(lambda: watch.trouble != "not listed yet")
-        sentences.append(watch.trouble.removeprefix("GET /api/v1/nodes: ").removesuffix(" (TLS)"))
+        await until(lambda: watch.fault != "not listed yet")
+        sentences.append(watch.fault.removeprefix("GET /api/v1/nodes: ").removesuffix(" (TLS)"))
         task.cancel()
         await asyncio.wait([task])
     assert all("\n" not in sentence and "not permitted" not in sentence for sentence in sentences)

@@ -369,7 +369,7 @@ async def test_an_older_version_never_replaces_a_newer_one(server: ScriptedApi, 
     ]
     server.on("watch", scripted.events(*shuffled, then="hang"))
     watcher = start()
-    await until(lambda: not watcher.watch.trouble and "110" in watcher.watch.position)
+    await until(lambda: not watcher.watch.fault and "110" in watcher.watch.position)
     assert cached(watcher.store) == {"a": {"zone": "3"}}
     assert (server.count("list"), server.count("watch")) == (1, 1)
 
@@ -533,12 +533,12 @@ async def test_nobody_decides_from_a_stream_that_proved_nothing(server: Scripted
     watcher = start(healthy=0.0)
     await equal(watcher, server)
     await still_follows(watcher, server)
-    assert (watcher.watch.following, watcher.watch.trouble) == (True, "")
+    assert (watcher.watch.following, watcher.watch.fault) == (True, "")
     server.on("ask", late)
     server.disconnect()
     await until(lambda: server.count("ask") == 1)
     assert not watcher.watch.following
-    assert watcher.watch.trouble
+    assert watcher.watch.fault
     answer.set()
     await until(lambda: watcher.watch.following)
     assert [server.count(verb) for verb in ("ask", "list", "watch")] == [1, 1, 2]
@@ -548,18 +548,18 @@ async def test_a_stream_that_ended_as_it_should_vouches_for_the_cache_until_the_
     server: ScriptedApi, start: Callable[..., Watcher]
 ):
     """Else whoever decides from it would refuse to for a moment, every few minutes."""
-    troubles: list[str] = []
+    faults: list[str] = []
     watcher: Watcher
 
     async def look(call: Call) -> web.StreamResponse:
-        troubles.append(watcher.watch.trouble)
+        faults.append(watcher.watch.fault)
         return await call.ordinary()
 
     server.on("watch", scripted.end_at_once)
     server.on("ask", look)
     watcher = start(healthy=0.0)
     await until(lambda: server.count("watch") == 2)
-    assert troubles == [""]
+    assert faults == [""]
 
 
 async def test_a_writers_answer_from_another_history_leads_to_a_list(

@@ -101,7 +101,7 @@ def stored(server: ScriptedApi) -> tuple[certificates.CA, ...]:
 
 
 def good(authority: Authority) -> bool:
-    return authority.trouble == ""
+    return authority.fault == ""
 
 
 async def test_the_watches_ask_for_one_object_each(server: ScriptedApi, start: Start):
@@ -129,8 +129,8 @@ async def test_the_patch_names_the_object_that_was_seen_and_nothing_but_the_bund
 async def test_it_says_what_it_waits_for(server: ScriptedApi, start: Start):
     server.faulty = refuse(403, "Forbidden", "secrets is forbidden")
     authority = start()
-    await until(lambda: "secrets is forbidden" in authority.trouble, "said")
-    assert authority.trouble.startswith("no certificate to serve with yet: ")
+    await until(lambda: "secrets is forbidden" in authority.fault, "said")
+    assert authority.fault.startswith("no certificate to serve with yet: ")
     server.faulty = None
     await until(lambda: good(authority), "it serves")
 
@@ -205,7 +205,7 @@ async def test_an_api_server_that_is_away_when_it_is_time_costs_nothing_but_a_se
     server.disconnect()
     clock.now += certificates.CA_LIFE * 2 / 3
     await until(lambda: "away" in authority.failure, "said")
-    assert authority.trouble == "", "it renews by itself what it can, and stays ready"
+    assert authority.fault == "", "it renews by itself what it can, and stays ready"
     assert authority.serving
     assert authority.serving.expires == clock.now + certificates.SERVING_LIFE
     assert stored(server) == (ca,)
@@ -221,8 +221,8 @@ async def test_a_bundle_that_may_not_be_written_is_said_and_tried_seldom(
     server.put(CONFIGURATIONS, configuration())
     server.on("patch", *[refuse(403, "Forbidden", "cannot patch")] * 3)
     authority = start()
-    await until(lambda: "cannot patch" in authority.trouble, "said")
-    assert f"the caBundle of ValidatingWebhookConfiguration {NAME} does not have the CA" in authority.trouble
+    await until(lambda: "cannot patch" in authority.fault, "said")
+    assert f"the caBundle of ValidatingWebhookConfiguration {NAME} does not have the CA" in authority.fault
     await until(lambda: good(authority), "written at last")
     assert server.count("patch") == 4
 
@@ -402,12 +402,12 @@ async def test_what_is_not_valid_now_is_not_shown_and_said(
     server.disconnect()
     clock.now -= 2 * DAY
     await until(lambda: authority.failure, "it fails to make another")
-    assert authority.trouble.startswith("the certificate is not valid before ")
+    assert authority.fault.startswith("the certificate is not valid before ")
     assert not believed(server, authority)
     clock.now = NOW + 800 * DAY
-    assert authority.trouble.startswith("the certificate has expired at ")
+    assert authority.fault.startswith("the certificate has expired at ")
     clock.now = NOW
-    assert authority.trouble == ""
+    assert authority.fault == ""
     assert believed(server, authority), "the clock is right again, and what was there is as good as before"
 
 
@@ -462,7 +462,7 @@ async def test_a_child_that_fails_is_said_and_tried_again(server: ScriptedApi, s
     child = f"{once} runpy.run_module('netloom.webhook.mint', run_name='__main__')"
     authority = start(mint=Mint((sys.executable, "-c", child)))
     await until(lambda: authority.failure, "said")
-    assert authority.trouble == (
+    assert authority.fault == (
         "no certificate to serve with yet: a CA was not made: the process that does it ended with status 1: no entropy"
     )
     broken.unlink()
@@ -482,7 +482,7 @@ async def main(kubeconfig):
         authority = Authority(api, namespace="netloom-system", names=["guard.test"])
         running = asyncio.create_task(authority.run())
         async with asyncio.timeout(30):
-            while authority.trouble:
+            while authority.fault:
                 await asyncio.sleep(0.01)
         running.cancel()
     print(authority.serving, *(name for name in sys.modules if name.startswith("cryptography")))

@@ -64,7 +64,7 @@ async def test_a_pair_is_served_with(tmp_path: Path, ca: CA):
     write(tmp_path, issued(ca))
     files = files_in(tmp_path)
     await files.load()
-    assert files.trouble == ""
+    assert files.fault == ""
     assert files.expires == NOW + certificates.SERVING_LIFE
     assert shows(files, ca)
 
@@ -89,7 +89,7 @@ async def test_a_half_written_pair_keeps_the_old_one_and_says_so(tmp_path: Path,
     await files.look()
     assert "tls.key is not the key of the certificate in " in files.failure
     assert files.failure.endswith("; the certificate before it is kept")
-    assert files.trouble == "", "it serves as well as before"
+    assert files.fault == "", "it serves as well as before"
     assert shows(files, ca)
     (tmp_path / "tls.key").write_text(new.key)
     await files.look()
@@ -144,7 +144,7 @@ async def test_a_key_of_another_type_replaces_the_first(tmp_path: Path, ca: CA, 
     pem = own.public_bytes(encoding).decode()
     write(tmp_path, ServingCertificate(pem, secret, NOW, NOW + DAY, pem))
     await files.look()
-    assert files.trouble == ""
+    assert files.fault == ""
     assert not shows(files, ca)
     write(tmp_path, issued(other))
     await files.look()
@@ -156,9 +156,9 @@ async def test_expiry_is_said(tmp_path: Path, ca: CA):
     now = NOW
     files = files_in(tmp_path, now=lambda: now)
     await files.load()
-    assert files.trouble == ""
+    assert files.fault == ""
     now = NOW + 31 * DAY
-    assert "tls.crt has expired at " in files.trouble
+    assert "tls.crt has expired at " in files.fault
 
 
 @pytest.mark.parametrize("jump", [-400 * DAY, 400 * DAY])
@@ -174,11 +174,11 @@ async def test_a_pair_that_is_not_valid_now_waits_while_the_one_before_it_is(tmp
     assert f"the certificate in {tmp_path}/tls.crt " in files.failure
     assert ("is not valid before" if jump > 0 * DAY else "has expired at") in files.failure
     assert files.failure.endswith("; the certificate before it is kept")
-    assert files.trouble == "", "it serves as well as before"
+    assert files.fault == "", "it serves as well as before"
     assert shows(files, ca)
     now = NOW + jump
     await files.look()
-    assert files.failure == files.trouble == ""
+    assert files.failure == files.fault == ""
     assert files.expires == now + certificates.SERVING_LIFE
 
 
@@ -189,11 +189,11 @@ async def test_a_pair_that_is_not_valid_now_is_not_shown_and_said(tmp_path: Path
     now = NOW
     files = files_in(tmp_path, now=lambda: now)
     await files.load()
-    assert f"the certificate in {tmp_path}/tls.crt " in files.trouble
+    assert f"the certificate in {tmp_path}/tls.crt " in files.fault
     with pytest.raises(ssl.SSLError, match="callback failed"):
         handshake(Tls(files), other.certificate, "guard.test")  # type: ignore[arg-type]
     now = NOW + jump
-    assert files.trouble == ""
+    assert files.fault == ""
 
 
 async def test_a_ca_file_without_a_valid_ca_is_said(tmp_path: Path, ca: CA):
@@ -202,10 +202,10 @@ async def test_a_ca_file_without_a_valid_ca_is_said(tmp_path: Path, ca: CA):
     (tmp_path / "ca.crt").write_text(future.certificate + past.certificate)
     files = files_in(tmp_path, ca=tmp_path / "ca.crt")
     await files.load()
-    assert f"the CA in {tmp_path}/ca.crt is not valid before " in files.trouble
+    assert f"the CA in {tmp_path}/ca.crt is not valid before " in files.fault
     (tmp_path / "ca.crt").write_text(future.certificate + ca.certificate)
     await files.look()
-    assert files.trouble == ""
+    assert files.fault == ""
 
 
 async def test_a_wrong_path_ends_it_with_a_sentence(tmp_path: Path):

@@ -28,7 +28,7 @@ class TermWork(Protocol):
     """What a feature does in one term."""
 
     @property
-    def trouble(self) -> str:
+    def fault(self) -> str:
         """What keeps it from working, "" if nothing; for the readiness check."""
 
     async def run(self) -> None:

@@ -133,8 +133,8 @@ async def test_the_lock_is_opened_before_the_first_entry_and_not_again(parts: Pa
         f"create netloomledgers/{LEDGER}",
     ]
     since = len(parts.server.executed)
-    written, trouble = await parts.writer.commit(parts.allocator.plan([ask("b")], [], 0.0))
-    assert (written, trouble) == ({LEDGER}, None)
+    written, failure = await parts.writer.commit(parts.allocator.plan([ask("b")], [], 0.0))
+    assert (written, failure) == ({LEDGER}, None)
     assert parts.requests(since) == [f"replace netloomledgers/{LEDGER}"]
     assert parts.entries() == {"10.0.0.0/24": "a*", "10.0.1.0/24": "b*"}
 
@@ -142,8 +142,8 @@ async def test_the_lock_is_opened_before_the_first_entry_and_not_again(parts: Pa
 @pytest.mark.parametrize("error", [Unavailable(503, "ServiceUnavailable", "who knows"), ApiError(429, "Busy", "no")])
 async def test_a_ledger_whose_write_failed_is_stale_and_nothing_is_entered(parts: Parts, error: ApiError) -> None:
     parts.api.faults["create netloomledgers"] = error
-    written, trouble = await parts.writer.commit(parts.allocator.plan([ask("a")], [], 0.0))
-    assert (written, trouble) == (set(), error)
+    written, failure = await parts.writer.commit(parts.allocator.plan([ask("a")], [], 0.0))
+    assert (written, failure) == (set(), error)
     assert parts.allocator.ledgers[LEDGER].stale
     assert parts.allocator.assignments.entered("a") == ()
 
@@ -152,18 +152,18 @@ async def test_somebody_else_s_write_makes_the_commit_fail(parts: Parts) -> None
     await parts.writer.commit(parts.allocator.plan([ask("a")], [], 0.0))
     plan = parts.allocator.plan([ask("b")], [], 0.0)
     parts.edit_ledger(HEADER + "10.0.0.0/24 a\n10.0.1.0/24 other\n", used=2)
-    written, trouble = await parts.writer.commit(plan)
+    written, failure = await parts.writer.commit(plan)
     assert written == set()
-    assert trouble is not None
+    assert failure is not None
     assert parts.entries() == {"10.0.0.0/24": "a", "10.0.1.0/24": "other"}
 
 
 async def test_a_lock_that_cannot_be_opened_stops_the_whole_batch(parts: Parts) -> None:
     plan = parts.allocator.plan([ask("a")], [], 0.0)
     parts.networks.remove("default")
-    written, trouble = await parts.writer.commit(plan)
-    assert isinstance(trouble, LockError)
-    assert (written, trouble.reason, parts.entries()) == (set(), "NoNetwork", {})
+    written, failure = await parts.writer.commit(plan)
+    assert isinstance(failure, LockError)
+    assert (written, failure.reason, parts.entries()) == (set(), "NoNetwork", {})
     assert parts.allocator.ledgers[LEDGER].stale
 
 
@@ -242,7 +242,7 @@ async def test_a_request_whose_commit_failed_is_in_the_next_batch(parts: Parts) 
         assert parts.entries() == {"10.0.0.0/24": "a*"}
         assert parts.allocator.marks.wait(parts.allocator.ledgers[LEDGER], "a", ZERO, 0.0) == float("inf")
         commits.finish(grant, None)
-        assert commits.trouble is None
+        assert commits.failure is None
 
 
 async def test_what_the_lock_refuses_is_told_the_node(parts: Parts) -> None:
@@ -251,7 +251,7 @@ async def test_what_the_lock_refuses_is_told_the_node(parts: Parts) -> None:
         decision = await commits.ask(ask("a"))
         assert isinstance(decision, Deferred)
         assert decision.reason == "NoNetwork"
-        assert str(commits.trouble) == decision.message
+        assert str(commits.failure) == decision.message
 
 
 async def test_who_gives_up_gives_the_grant_back(parts: Parts) -> None:

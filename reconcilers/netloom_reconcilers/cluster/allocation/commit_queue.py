@@ -19,7 +19,7 @@ from netloom.runtime.backoff import Backoff
 from netloom.runtime.errors import ApiError
 from netloom_reconcilers.cluster.allocation.incarnation import BlocksFreed, Changed, Incarnation, Member
 from netloom_reconcilers.cluster.allocation.ledger_reader import LedgerReader
-from netloom_reconcilers.cluster.allocation.ledger_writer import LedgerWriter, Trouble
+from netloom_reconcilers.cluster.allocation.ledger_writer import CommitFailure, LedgerWriter
 from netloom_reconcilers.cluster.allocation.lock import LockError, ModeLock
 from netloom_reconcilers.cluster.allocation.metrics import ENTRIES
 
@@ -59,7 +59,7 @@ class CommitQueue(Member):
         self, incarnation: Incarnation, lock: ModeLock, reader: LedgerReader, writer: LedgerWriter, policy: BatchPolicy
     ) -> None:
         super().__init__(incarnation)
-        self.trouble: Trouble | None = None
+        self.failure: CommitFailure | None = None
         """Why the last batch could not be committed."""
         self.loaded = asyncio.Event()
         """All ledgers were read, and the lock says what is in use."""
@@ -128,7 +128,7 @@ class CommitQueue(Member):
                 await self._gather()
                 await self._recover()
                 await self._batch()
-                if self.trouble is None:
+                if self.failure is None:
                     self._backoff.reset()
                 else:
                     await asyncio.sleep(self._backoff.next())
@@ -162,7 +162,7 @@ class CommitQueue(Member):
                 await asyncio.sleep(max(backoff.next(), error.retry_after or 0.0))
 
     async def _recover(self) -> None:
-        self.trouble = await self._retried(self._reader.recover) or self.trouble
+        self.failure = await self._retried(self._reader.recover) or self.failure
 
     async def _batch(self) -> None:
         requests = self._take_requests()
@@ -173,8 +173,8 @@ class CommitQueue(Member):
         if not requests:
             self._tidy_at = _NEVER
             plan.edits = {**self._allocator.tidy(now).edits, **plan.edits}
-        self.trouble = None
-        written, self.trouble = await self._writer.commit(plan, network.spec.ipam.cluster_pool if network else None)
+        self.failure = None
+        written, self.failure = await self._writer.commit(plan, network.spec.ipam.cluster_pool if network else None)
         for request, answer in requests:
             self._answer(plan, request, answer, written)
         freed = {
@@ -211,8 +211,8 @@ class CommitQueue(Member):
             self.finish(decision, None)
         if answer.cancelled():
             return
-        if isinstance(self.trouble, LockError):
-            answer.set_result(Deferred(self.trouble.reason, str(self.trouble)))
+        if isinstance(self.failure, LockError):
+            answer.set_result(Deferred(self.failure.reason, str(self.failure)))
         else:
             self._requests[request.node] = request, answer
 

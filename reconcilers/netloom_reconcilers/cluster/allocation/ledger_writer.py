@@ -17,7 +17,7 @@ from netloom_reconcilers.cluster.allocation.metrics import COMMITS, WRITES
 
 log = structlog.get_logger(__name__)
 
-Trouble = LockError | ApiError | TimeoutError
+CommitFailure = LockError | ApiError | TimeoutError
 
 
 class LedgerWriter(Member):
@@ -27,7 +27,7 @@ class LedgerWriter(Member):
         super().__init__(incarnation)
         self._lock = lock
 
-    async def commit(self, plan: Plan, pool: ClusterPool | None = None) -> tuple[set[str], Trouble | None]:
+    async def commit(self, plan: Plan, pool: ClusterPool | None = None) -> tuple[set[str], CommitFailure | None]:
         """The ledgers that were written, by name, and why others were not. `pool`: where blocks were chosen from."""
         try:
             epoch = await self._open(plan, pool)
@@ -39,8 +39,8 @@ class LedgerWriter(Member):
         async with asyncio.TaskGroup() as group:
             writes = {name: group.create_task(self._write(plan, name, epoch)) for name in plan.edits}
         results = {name: write.result() for name, write in writes.items()}
-        trouble = next((result for result in results.values() if result is not None), None)
-        return {name for name, result in results.items() if result is None}, trouble
+        failure = next((result for result in results.values() if result is not None), None)
+        return {name for name, result in results.items() if result is None}, failure
 
     async def clear_lock(self) -> None:
         """Closes all ledgers and clears the lock, as nothing is in use."""

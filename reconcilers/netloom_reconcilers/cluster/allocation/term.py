@@ -147,9 +147,9 @@ class Allocation:
             log.warning("the crash is not told", error=str(error) or "no answer")
 
     @property
-    def trouble(self) -> str:
+    def fault(self) -> str:
         """What keeps allocation from working, "" if nothing; for the readiness check."""
-        return str(self._commits.trouble) if self._commits.trouble else ""
+        return str(self._commits.failure) if self._commits.failure else ""
 
     def _relisted(self) -> None:
         self._reader.distrust_all()
