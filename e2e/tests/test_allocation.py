@@ -189,7 +189,7 @@ def test_a_cluster_cidr_in_use_is_made_larger(cluster: Cluster, operators: Opera
     wait_for("the metric says so", lambda: operator.metric(BLOCKS, cidr="10.70.0.0/16", state="allocated") == 6)
     wait_for("the metric says so", lambda: operator.metric(BLOCKS, cidr="fd00:70::/56", state="allocated") == 6)
 
-    # Once more, beyond the regions of the ledgers (an IPv4 /16, an IPv6 /56); a successor gives what a node left.
+    # Once more, beyond the ranges of the ledgers (an IPv4 /16, an IPv6 /56); a successor gives what a node left.
     pool = {"ipv4PodCIDRList": ["10.64.0.0/12"], "ipv6PodCIDRList": ["fd00:70::/48"]}
     plane.kubectl("patch", "nlnet", "default", "--type=merge", "--patch", spec_of(pool))
     operator.stop()
@@ -207,8 +207,8 @@ def test_a_cluster_cidr_in_use_is_made_larger(cluster: Cluster, operators: Opera
         obj["metadata"]["name"]: obj["spec"]["used"] for obj in cluster.list("netloomledgers.v1alpha1.netloom.dev")
     }
     assert ledgers == {"v4-10.64.0.0-16": 4, "v4-10.70.0.0-16": 5, "v6-fd00-70-0-0-56": 9}
-    shards = cluster.network()["status"]["ipam"]["shards"]
-    assert sorted(shards) == sorted(ledgers)
+    listed = cluster.network()["status"]["ipam"]["ledgers"]
+    assert sorted(listed) == sorted(ledgers)
 
 
 def test_a_cluster_cidr_is_removed_of_which_nothing_was_given(
@@ -224,7 +224,7 @@ def test_a_cluster_cidr_is_removed_of_which_nothing_was_given(
     wait_for("all nodes have CIDRs", cluster.served)
     assert lines(cluster.check())["node-3"] == "10.98.0.0/24"
     ipam = cluster.network()["status"]["ipam"]
-    assert (ipam["shards"], ipam["regions"]) == (
+    assert (ipam["ledgers"], ipam["ledgerRanges"]) == (
         ["v4-10.70.0.0-16", "v4-10.98.0.0-16"],
         ["10.70.0.0/16", "10.98.0.0/16"],
     )

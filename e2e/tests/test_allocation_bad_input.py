@@ -252,7 +252,7 @@ def test_a_ledger_damaged_by_hand(cluster: Cluster, operators: Operators):
     before = cluster.check()
     damage = '{"spec": {"entries": "10.70.0.0/24 somebody"}}'
     cluster.plane.kubectl("patch", "nlledger", "v4-10.70.0.0-16", "--type=merge", "--patch", damage)
-    # Nothing is given out of it; other regions serve.
+    # Nothing is given out of it; other ranges serve.
     cluster.add_nodes("node-2", "node-3")
     wait_for("the others have their CIDRs", cluster.served)
     held = cluster.held()

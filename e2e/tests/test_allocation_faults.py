@@ -27,8 +27,8 @@ WRITES = [
 after both."""
 IN_FORCE = {
     "mode": "cluster-pool",
-    "shards": ["v4-10.40.0.0-16"],
-    "regions": ["10.40.0.0/16"],
+    "ledgers": ["v4-10.40.0.0-16"],
+    "ledgerRanges": ["10.40.0.0/16"],
     "inUse": "4 nodes hold addresses (node-1, node-2, node-3 and 1 more)",
 }
 """status.ipam of the network after it, but for the epoch."""

@@ -91,7 +91,7 @@ def _read(tables: tuple[str, ...]) -> Iterator[Case]:
 
 
 def _in_force(row: Manifest) -> dict[str, object]:
-    names = {"locked": "mode", "in_use": "inUse", "regions": "regions"}
+    names = {"locked": "mode", "in_use": "inUse", "ranges": "ledgerRanges"}
     return {field: row[name] for name, field in names.items() if name in row}
 
 

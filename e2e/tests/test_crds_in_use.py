@@ -145,9 +145,9 @@ def test_full_lists_are_within_the_budget_for_rules(cluster: ControlPlane) -> No
     masquerade = {"nonMasqueradeCIDRs": [f"10.0.{number}.0/24" for number in range(256)]}
     ipam = {"mode": "cluster-pool", "clusterPool": full}
     cluster.kubectl("apply", "-f", "-", input=manifest("NetloomNetwork", "default", ipam=ipam, masquerade=masquerade))
-    regions = [f"172.{number}.0.0/16" for number in range(16)]
-    regions += [f"fd00:1111:2222:3300:4444:5555:66{number}:0/112" for number in range(64, 80)]
-    lock(cluster, regions=regions, inUse="x" * 1024)
+    ranges = [f"172.{number}.0.0/16" for number in range(16)]
+    ranges += [f"fd00:1111:2222:3300:4444:5555:66{number}:0/112" for number in range(64, 80)]
+    lock(cluster, ledgerRanges=ranges, inUse="x" * 1024)
     full["ipv4PodCIDRList"].reverse()
     cluster.kubectl("apply", "-f", "-", input=manifest("NetloomNetwork", "default", ipam=ipam, masquerade=masquerade))
     # All are made larger, and what holds them stands at the end of the list: each is compared with nearly each.
@@ -156,12 +156,12 @@ def test_full_lists_are_within_the_budget_for_rules(cluster: ControlPlane) -> No
     full["ipv6PodCIDRList"] = [f"fd00:1111:2222:3333:4444:5555:66{number}:0/112" for number in range(64, 80)]
     full["ipv6PodCIDRList"] += [f"fd00:1111:2222:3333:4444:5555:66{number:02}:0/111" for number in range(0, 32, 2)]
     cluster.kubectl("apply", "-f", "-", input=manifest("NetloomNetwork", "default", ipam=ipam, masquerade=masquerade))
-    # All are taken away: each is compared with each region, too.
+    # All are taken away: each is compared with each range, too.
     full["ipv4PodCIDRList"] = [f"10.{number}.0.0/16" for number in range(100, 132)]
     full["ipv6PodCIDRList"] = [f"fd00:9999:2222:3333:4444:5555:66{number:02}:0/112" for number in range(32)]
     cluster.kubectl("apply", "-f", "-", input=manifest("NetloomNetwork", "default", ipam=ipam, masquerade=masquerade))
     # All but the last, in which something is in use.
-    lock(cluster, regions=[*regions[:15], "10.131.0.0/16", *regions[16:]])
+    lock(cluster, ledgerRanges=[*ranges[:15], "10.131.0.0/16", *ranges[16:]])
     refusal = cluster.kubectl("apply", "-f", "-", input=network(), check=False)
     assert f"10.131.0.0/16 cannot be removed or made smaller while {'x' * 1024}: pods may" in refusal.stderr
     cidrs = [f"fd00:1111:2222:3333:4444:5555:6666:{number:x}/128" for number in range(1, 16385)]
@@ -216,7 +216,7 @@ netloomippool.netloom.dev/default   3           2045                            
 NAME                                  MODE   DEVICES            READY   REASON   AGE
 netloomprefilter.netloom.dev/bogons   auto   ["eth0","bond*"]   True    Fine     *
 
-NAME                                         REGION          MODE           USED   AGE
+NAME                                         RANGE           MODE           USED   AGE
 netloomledger.netloom.dev/v4-10.244.0.0-16   10.244.0.0/16   cluster-pool   1      *
 """
 
@@ -232,7 +232,7 @@ def test_tables_say_whether_all_is_fine(cluster: ControlPlane) -> None:
     created(cluster, POOLS, pool, ready | {"ipv4": {"total": 2048, "used": 3, "free": 2045}})
     prefilter = manifest("NetloomPrefilter", "bogons", devices=["eth0", "bond*"])
     created(cluster, PREFILTERS, prefilter, ready)
-    ledger = manifest("NetloomLedger", "v4-10.244.0.0-16", mode="cluster-pool", region="10.244.0.0/16", used=1)
+    ledger = manifest("NetloomLedger", "v4-10.244.0.0-16", mode="cluster-pool", range="10.244.0.0/16", used=1)
     created(cluster, LEDGERS, ledger, {})
     assert table(cluster.kubectl("get", "nlnet,nln,nlpool,nlpf,nlledger")) == TABLES
     assert len(cluster.kubectl("get", "netloom", "-o", "name").stdout.splitlines()) == 6

@@ -240,7 +240,7 @@ def test_a_network_that_is_in_use(netloom: Policies, locked: bool) -> None:
     wider["spec"]["ipam"]["clusterPool"]["ipv4PodCIDRList"].append("10.245.0.0/16")
     assert netloom.says("PUT", NETWORK, wider) == ""
     assert netloom.says("DELETE", NETWORK) == netloom.guard_says("DELETE", NETWORK_RESOURCE, stored, None) != ""
-    edited = stored | {"status": {"ipam": {"shards": ["x"]}}}
+    edited = stored | {"status": {"ipam": {"ledgers": ["x"]}}}
     by_guard = netloom.guard_says("UPDATE", NETWORK_RESOURCE, stored, edited)
     assert netloom.says("PUT", f"{NETWORK}/status", edited) == by_guard != ""
     conditions = [

@@ -88,14 +88,14 @@ class NetworkIPAMStatus(Struct, frozen=True):
 
     `epoch` grows with every opening of a ledger and every clearing of the mode: each is then a write that really
     changes the object, and whoever wrote by an older resourceVersion notices. `in_use` says for people who holds
-    addresses, as `netloom.api.words.in_use` does; it may be some seconds old, and nothing is decided by it. `regions`
-    are CIDRs that hold all regions of `shards`, few enough for the API server's rules to look at.
+    addresses, as `netloom.api.words.in_use` does; it may be some seconds old, and nothing is decided by it.
+    `ledger_ranges` are CIDRs that hold the ranges of all `ledgers`, few enough for the API server's rules to look at.
     """
 
     mode: IPAMMode | Literal[""] = ""
     epoch: int = 0
-    shards: tuple[str, ...] = ()
-    regions: tuple[str, ...] = ()
+    ledgers: tuple[str, ...] = ()
+    ledger_ranges: tuple[str, ...] = ()
     in_use: str = ""
 
 
@@ -258,20 +258,20 @@ class NetloomPrefilter(Struct, frozen=True):
 
 
 class LedgerSpec(Struct, frozen=True):
-    """spec of a NetloomLedger: who holds which CIDR inside `region`.
+    """spec of a NetloomLedger: who holds which CIDR inside `range`.
 
     `entries` is one opaque string on purpose: the API server tracks the ownership of every key of a map, and a write
     of 1,000 keys takes it 24 ms, of the same content as a string 6 ms.
     """
 
     mode: IPAMMode | Literal[""] = ""
-    region: str = ""
+    range: str = ""
     used: int = 0
     entries: str = ""
 
 
 class NetloomLedger(Struct, frozen=True):
-    """Internal: the allocations inside one fixed region of the address space, committed by compare-and-swap."""
+    """Internal: the allocations inside one fixed range of the address space, committed by compare-and-swap."""
 
     metadata: ObjectMeta = ObjectMeta()
     spec: LedgerSpec = LedgerSpec()

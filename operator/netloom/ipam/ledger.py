@@ -112,15 +112,15 @@ def text_of(ledger: Ledger) -> str:
 
 def decode(obj: NetloomLedger) -> Ledger:
     """The ledger that an object holds. Raises LedgerError: the object, and what is wrong with it."""
-    name, region, mode, used = obj.metadata.name, obj.spec.region, obj.spec.mode, obj.spec.used
+    name, text, mode, used = obj.metadata.name, obj.spec.range, obj.spec.mode, obj.spec.used
     try:
-        cidr = Cidr.parse(region)
+        cidr = Cidr.parse(text)
         if ledger_range_of(cidr) != cidr:
-            raise CidrError(f"{region} is not a region")
+            raise CidrError(f"{text} is not a ledger range")
     except CidrError as error:
-        raise LedgerError(name, f"spec.region: {error}") from error
+        raise LedgerError(name, f"spec.range: {error}") from error
     if ledger_name(cidr) != name:
-        raise LedgerError(name, f"spec.region {region} belongs to {ledger_name(cidr)}")
+        raise LedgerError(name, f"spec.range {text} belongs to {ledger_name(cidr)}")
     header, *lines = obj.spec.entries.split("\n")
     match = _HEADER.fullmatch(header)
     if match is None:

@@ -42,7 +42,7 @@ def ledger_range_from_name(name: str) -> Cidr:
     except CidrError:
         ledger_range = None
     if ledger_range is None or ledger_name(ledger_range) != name:
-        raise CidrError(f"{name!r} is not the name of a region's ledger")
+        raise CidrError(f"{name!r} is not the name of a ledger")
     return ledger_range
 
 

@@ -11,13 +11,15 @@ from netloom.ipam import ledger
 from netloom.ipam.ledger import Entry, Ledger, LedgerError, Mark
 
 NAME = "v4-10.0.0.0-16"
-REGION = Cidr.parse("10.0.0.0/16")
+RANGE = Cidr.parse("10.0.0.0/16")
 MARKS = st.builds(Mark, st.sampled_from(["a1", "b2"]), st.integers(1, 99))
 NODES = st.sampled_from(["n", "node-1", "node-1.example.org"])
 
 
-def decode(text: str, used: int, mode: str = "cluster-pool", region: str = "10.0.0.0/16", name: str = NAME) -> Ledger:
-    spec = LedgerSpec(mode=mode, region=region, used=used, entries=text)
+def decode(
+    text: str, used: int, mode: str = "cluster-pool", ledger_range: str = "10.0.0.0/16", name: str = NAME
+) -> Ledger:
+    spec = LedgerSpec(mode=mode, range=ledger_range, used=used, entries=text)
     return ledger.decode(NetloomLedger(metadata=ObjectMeta(name=name), spec=spec))
 
 
@@ -26,8 +28,8 @@ def ledgers(draw: st.DrawFn) -> Ledger:
     entries = {}
     for index in draw(st.sets(st.integers(0, 255), max_size=12)):
         marks = draw(st.lists(MARKS, max_size=2, unique=True))
-        entries[Cidr(4, REGION.base + (index << 8), 24)] = Entry(draw(NODES), tuple(sorted(marks)))
-    return Ledger(REGION, "cluster-pool" if entries else draw(st.sampled_from(["", "kubernetes"])), 3, entries)
+        entries[Cidr(4, RANGE.base + (index << 8), 24)] = Entry(draw(NODES), tuple(sorted(marks)))
+    return Ledger(RANGE, "cluster-pool" if entries else draw(st.sampled_from(["", "kubernetes"])), 3, entries)
 
 
 @given(ledgers())
@@ -56,7 +58,7 @@ def test_it_reads_well() -> None:
         Cidr.parse("10.0.1.0/24"): Entry("node-b", (Mark("5f3a", 12),)),
         Cidr.parse("10.0.0.0/24"): Entry("node-a"),
     }
-    text = ledger.text_of(Ledger(REGION, "cluster-pool", 3, entries))
+    text = ledger.text_of(Ledger(RANGE, "cluster-pool", 3, entries))
     assert text == "netloom-ledger/1 epoch=3\n10.0.0.0/24 node-a\n10.0.1.0/24 node-b 5f3a.12\n"
 
 
@@ -91,10 +93,10 @@ def test_any_other_text_is_refused_and_named(text: str, used: int, says: str) ->
 
 def test_a_ledger_belongs_to_its_name_and_is_empty_when_closed() -> None:
     header = "netloom-ledger/1 epoch=1\n"
-    with pytest.raises(LedgerError, match=r"spec.region 10.1.0.0/16 belongs to v4-10.1.0.0-16"):
-        decode(header, 0, region="10.1.0.0/16")
-    with pytest.raises(LedgerError, match=r"10.0.0.0/24 is not a region"):
-        decode(header, 0, region="10.0.0.0/24")
+    with pytest.raises(LedgerError, match=r"spec.range 10.1.0.0/16 belongs to v4-10.1.0.0-16"):
+        decode(header, 0, ledger_range="10.1.0.0/16")
+    with pytest.raises(LedgerError, match=r"10.0.0.0/24 is not a ledger range"):
+        decode(header, 0, ledger_range="10.0.0.0/24")
     with pytest.raises(LedgerError, match=r"spec.mode is empty"):
         decode(header + "10.0.0.0/24 a\n", 1, mode="")
 
@@ -107,7 +109,7 @@ def test_marks_of_one_incarnation_replace_each_other_and_leave_others_alone() ->
 
 def test_an_edit_leaves_the_old_value_alone() -> None:
     one, other = Cidr.parse("10.0.0.0/24"), Cidr.parse("10.0.1.0/24")
-    before = Ledger(REGION, "cluster-pool", 1, {one: Entry("a")})
+    before = Ledger(RANGE, "cluster-pool", 1, {one: Entry("a")})
     after = before.edited({one: None, other: Entry("b")}, "cluster-pool", 2)
     assert dict(after.entries) == {other: Entry("b")}
     assert dict(before.entries) == {one: Entry("a")}

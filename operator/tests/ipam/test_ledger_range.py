@@ -34,7 +34,7 @@ def test_names_of_ledgers_are_object_names() -> None:
     "name", ["", "v4-10.0.0.0-24", "v4-10.0.0.1-16", "v6-fd00--56", "v5-10.0.0.0-16", "v4", "v6-x-56"]
 )
 def test_other_names_are_none(name: str) -> None:
-    with pytest.raises(CidrError, match="is not the name of a region's ledger"):
+    with pytest.raises(CidrError, match="is not the name of a ledger"):
         ledger_range_from_name(name)
 
 

@@ -84,7 +84,7 @@ class Parts:
 
     def edit_ledger(self, text: str, used: int, mode: str = "cluster-pool") -> None:
         """Somebody else writes the ledger; creates it where there is none."""
-        spec = {"mode": mode, "region": "10.0.0.0/16", "used": used, "entries": text}
+        spec = {"mode": mode, "range": "10.0.0.0/16", "used": used, "entries": text}
         if LEDGER in self.server.all("netloomledgers"):
             self.server.execute(Request("patch", "netloomledgers", LEDGER, {"spec": spec}, kind="merge"))
         else:

@@ -226,11 +226,11 @@ def _rules(plural: str, old: Json | None, new: Json) -> None:
             for name in ("ipv4", "ipv6"):
                 cidrs, had = pool.get(f"{name}PodCIDRList", ()), before.get(f"{name}PodCIDRList", ())
                 lost = [cidr for cidr in had if not any(Cidr.parse(each).contains(Cidr.parse(cidr)) for each in cidrs)]
-                regions = new["status"]["ipam"].get("regions")
+                ranges = new["status"]["ipam"].get("ledgerRanges")
                 used = [
                     cidr
                     for cidr in lost
-                    if not regions or any(Cidr.parse(each).overlaps(Cidr.parse(cidr)) for each in regions)
+                    if not ranges or any(Cidr.parse(each).overlaps(Cidr.parse(cidr)) for each in ranges)
                 ]
                 _check(not used, "a CIDR cannot be removed or made smaller while nodes hold addresses")
                 mask = f"{name}MaskSize"
@@ -241,7 +241,7 @@ def _rules(plural: str, old: Json | None, new: Json) -> None:
         if old is not None:
             had = old["spec"].get("mode", "")
             _check(not had or spec.get("mode", "") in ("", had), "the mode of an open ledger cannot change")
-            _check(spec["region"] == old["spec"]["region"], "the region cannot change")
+            _check(spec["range"] == old["spec"]["range"], "the range cannot change")
     if plural == "netloomnodes" and old is not None:
         ipam, before = new["spec"].get("ipam", {}), old["spec"].get("ipam", {})
         _check(set(before.get("podCIDRs", ())) <= set(ipam.get("podCIDRs", ())), "a CIDR cannot be taken away")

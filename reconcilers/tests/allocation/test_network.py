@@ -87,7 +87,7 @@ def test_a_cidr_made_larger_gives_what_is_beside_the_old_one(empty: World) -> No
     assert held["n15"] == "10.0.4.128/26", "the blocks of a and b are passed over"
     assert metric("netloom_ipam_blocks", cidr="10.0.0.0/16", mask="26", state="allocated") == 23
 
-    # Out of the region of the first ledger, too, and with a successor that knows only what is written.
+    # Out of the range of the first ledger, too, and with a successor that knows only what is written.
     empty.apply_network(ipv4PodCIDRList=["10.0.0.0/15"], ipv4MaskSize=26)
     empty.kill(empty.operators[0])
     empty.start()
@@ -258,7 +258,7 @@ def test_a_lost_lock_is_rebuilt_before_anything_is_given(world: World) -> None:
     assert world.mode_in_force == ""
     world.calm(10)
     assert world.network["status"]["ipam"]["mode"] == "cluster-pool"
-    assert world.network["status"]["ipam"]["shards"] == ["v4-10.0.0.0-16"]
+    assert world.network["status"]["ipam"]["ledgers"] == ["v4-10.0.0.0-16"]
     assert world.network["status"]["ipam"]["epoch"] > epoch
     world.join("b")
     world.calm(10)
@@ -305,7 +305,7 @@ def test_the_mode_in_force_is_obeyed_when_the_lock_was_cleared_by_hand(world: Wo
         operator = world.start()
     world.calm(20)
     assert world.mode_in_force == "cluster-pool"
-    assert world.network["status"]["ipam"]["shards"] == ["v4-10.0.0.0-16"]
+    assert world.network["status"]["ipam"]["ledgers"] == ["v4-10.0.0.0-16"]
     assert words_of(world) == "2 nodes hold addresses (a, b)"
     assert world.texts() == {"a": "10.0.0.0/24", "b": "10.0.1.0/24"}
     assert ready(world)[:2] == ("False", "ModeLocked")

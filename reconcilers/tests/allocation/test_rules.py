@@ -211,7 +211,7 @@ def a_cidr_is_removed_before_its_first_block_is_given(world: World) -> None:
     world.apply_network(ipv4PodCIDRList=["10.0.0.0/24"], ipv4MaskSize=24)
     world.handle(announcement)
     world.calm(20)
-    assert world.network["status"]["ipam"]["regions"] == ["10.0.0.0/16"]
+    assert world.network["status"]["ipam"]["ledgerRanges"] == ["10.0.0.0/16"]
     assert world.texts() == {"a": "10.0.0.0/24", "b": ""}
     world.apply_network(ipv4PodCIDRList=["10.0.0.0/24", "10.1.0.0/24"], ipv4MaskSize=24)
     world.calm(20)
@@ -293,7 +293,7 @@ def announced_once_is_enough(patch: pytest.MonkeyPatch) -> None:
     async def broken(self: LedgerWriter, plan: Plan, pool: ClusterPool | None) -> int:
         network = self._lock.network
         assert network is not None
-        if plan.opens <= set(network.status.ipam.shards):
+        if plan.opens <= set(network.status.ipam.ledgers):
             return network.status.ipam.epoch
         return await open_(self, plan, pool)
 

@@ -31,7 +31,7 @@ log = structlog.get_logger(__name__)
 
 ATTEMPTS = 5
 RANGES = 16
-"""CIDRs per family in `status.ipam.regions`. There is no such bound on ledgers, but one that the API server wants
+"""CIDRs per family in `status.ipam.ledgerRanges`. There is no such bound on ledgers, but one that the API server wants
 before it compares each cluster CIDR with each of them."""
 
 
@@ -80,7 +80,7 @@ class ModeLock(Member):
                         raise LockError("ModeChanged", message)
                     epoch = max(epoch, known)
                     names = {*names, *listed}
-                if await self._write(network, mode, {*status.shards, *names}, epoch + 1):
+                if await self._write(network, mode, {*status.ledgers, *names}, epoch + 1):
                     return epoch + 1
             raise LockError("NetworkBusy", "the NetloomNetwork is being changed by others without a pause")
 
@@ -96,7 +96,7 @@ class ModeLock(Member):
                 if not mode:
                     return
                 log.warning("mode lock lost, rebuilt from ledgers and nodes", mode=mode, ledgers=len(listed))
-                if await self._write(network, mode, {*status.shards, *listed}, max(status.epoch, epoch) + 1):
+                if await self._write(network, mode, {*status.ledgers, *listed}, max(status.epoch, epoch) + 1):
                     return
 
     async def clear(self, close: Callable[[str, int], Awaitable[bool]]) -> bool:
@@ -107,7 +107,7 @@ class ModeLock(Member):
             status = network.status.ipam
             if not status.mode:
                 return True
-            for name in status.shards:
+            for name in status.ledgers:
                 if not await close(name, status.epoch):
                     return False
             if not await self._write(network, "", set(), status.epoch + 1):
@@ -159,7 +159,8 @@ class ModeLock(Member):
 
     async def _write(self, network: NetloomNetwork, mode: str, ledgers: Collection[str], epoch: int) -> bool:
         """False where somebody else wrote first; the next try sees the newer version."""
-        ipam: dict[str, object] = {"mode": mode, "shards": sorted(ledgers), "regions": _ranges(ledgers), "epoch": epoch}
+        ipam: dict[str, object] = {"mode": mode, "ledgers": sorted(ledgers), "ledgerRanges": _ranges(ledgers)}
+        ipam["epoch"] = epoch
         if mode:
             return await self._write_status(network, ipam, finalizer=True)
         return await self._write_status(network, {**ipam, "inUse": None})
@@ -202,7 +203,7 @@ class ModeLock(Member):
 
 
 def _ranges(ledgers: Collection[str]) -> list[str] | None:
-    """See `status.ipam.regions`; None, which lets nothing be removed, where they cannot be told."""
+    """See `status.ipam.ledgerRanges`; None, which lets nothing be removed, where they cannot be told."""
     try:
         return [str(cidr) for cidr in cover([ledger_range_from_name(name) for name in ledgers], RANGES)] or None
     except CidrError:
