@@ -110,9 +110,7 @@ class World:
         self.watch, self.server, self.part = Watch(), Server(range(1, count + 1)), Part()
         self.events: list[tuple[str, str]] = []
         self.departures = Departures(
-            "node-1",
             self.networks,
-            self.nodes,
             self.peers,
             (self.part,),
             self.server if server else None,
