@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -30,8 +31,9 @@ from netloom.kernel.mesh.encapsulation import Encapsulation
 from netloom.kernel.mesh.report import Report
 from netloom.runtime.store import Store
 from netloom_e2e.machines import Machine
+from netloom_reconcilers.node.known.own_node import OwnNode
 from netloom_reconcilers.node.mesh.announcement import AnnouncementReconciler
-from netloom_reconcilers.node.tunnels import TunnelsReconciler
+from netloom_reconcilers.node.tunnels import TunnelsFeature
 from tests.kernel.meshes import eventually
 from tests.kernel.netns import Namespace
 
@@ -48,9 +50,18 @@ class Agent:
         self.networks: Store[NetloomNetwork] = Store(NETWORKS)
         self.nodes: Store[NetloomNode] = Store(NETLOOM_NODES)
         self.plane = Dataplane(run_directory=folder / name, resync_seconds=None, on_report=self._reported)
-        self.tunnels = TunnelsReconciler(name, self.networks, self.nodes, self.plane)
+        context: Any = SimpleNamespace(
+            node_name=name,
+            networks=self.networks,
+            peers=self.nodes,
+            own=OwnNode(name),
+            api=None,
+            run_dir=folder,
+            retain_unknown=False,
+            changed=lambda: self.announcement.changed(),
+        )
+        self.tunnels = TunnelsFeature(context, self.plane)
         self.announcement = AnnouncementReconciler(name, self.nodes, server, lambda: self.tunnels.announcement)
-        self.tunnels.on_change = self.announcement.changed
 
     def _reported(self, report: Report) -> None:
         self.tunnels.announce(report)
@@ -64,7 +75,7 @@ class Agent:
     @property
     def in_sync(self) -> bool:
         """All that it was told is so."""
-        return self.tunnels.applied.is_set() and not self.errors and not self.plane.report.pending
+        return self.tunnels.applied and not self.errors and not self.plane.report.pending
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:

@@ -82,7 +82,7 @@ async def test_a_restart_writes_nothing(mesh: Server) -> None:
     again = Agent("n1", running.machine, mesh, running.folder)
     mesh.fill(again)
     async with again.running():
-        await eventually(again.tunnels.applied.is_set)
+        await eventually(lambda: again.tunnels.applied)
         assert again.in_sync
         assert again.plane.stats == {}
     assert mesh.objects == said

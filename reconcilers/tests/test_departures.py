@@ -34,8 +34,9 @@ from netloom_reconcilers.node.known.departures import (
     question,
 )
 from netloom_reconcilers.node.known.peers import Peers
-from netloom_reconcilers.node.masquerade import MasqueradeReconciler
-from netloom_reconcilers.node.tunnels import TunnelsReconciler
+from netloom_reconcilers.node.masquerade import MasqueradeFeature
+from netloom_reconcilers.node.tunnels import TunnelsFeature
+from tests.contexts import context
 
 OWNER = OwnerReference(api_version="v1", kind="Node")
 DELAYS = Delays(moment=1.0, spread=0.0, again=(2.0, 16.0), lasting=10.0)
@@ -104,16 +105,12 @@ class World:
         self.networks: Store[NetloomNetwork] = Store(NETWORKS)
         self.nodes: Store[NetloomNode] = Store(NETLOOM_NODES)
         self.peers = Peers("node-1", self.nodes)
-        self.tunnels = TunnelsReconciler("node-1", self.networks, self.peers, Dataplane(run_directory=tmp_path))
-        self.masquerading = MasqueradeReconciler(
-            "node-1", self.networks, self.peers, MasqueradeKeeper(), self.tunnels.own
-        )
+        self.tunnels = TunnelsFeature(context("node-1", self.networks, self.peers), Dataplane(run_directory=tmp_path))
+        self.masquerading = MasqueradeFeature(self.tunnels.context, MasqueradeKeeper())
         self.watch, self.server, self.part = Watch(), Server(range(1, count + 1)), Part()
         self.events: list[tuple[str, str]] = []
         self.departures = Departures(
-            "node-1",
             self.networks,
-            self.nodes,
             self.peers,
             (self.part,),
             self.server if server else None,

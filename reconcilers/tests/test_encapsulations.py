@@ -35,7 +35,8 @@ from netloom.runtime.store import Store
 from netloom_reconcilers.node import tunnels
 from netloom_reconcilers.node.mesh.announcement import AnnouncementReconciler
 from netloom_reconcilers.node.mesh.encapsulations import Announcement, Needs, accepted, announced, encapsulations_to
-from netloom_reconcilers.node.tunnels import LINGER_SECONDS, TunnelsReconciler
+from netloom_reconcilers.node.tunnels import LINGER_SECONDS, TunnelsFeature
+from tests.contexts import context
 
 OTHER = Encapsulation("vxlan", 8473)
 TUNNEL, HYBRID, ROUTER = Routing(), Routing(mode="hybrid"), Routing(mode="native")
@@ -163,7 +164,7 @@ class Member:
         self.kernel = Kernel(cannot)
         self.networks: Store[NetloomNetwork] = Store(NETWORKS)
         self.nodes: Store[NetloomNode] = Store(NETLOOM_NODES)
-        self.tunnels = TunnelsReconciler(name, self.networks, self.nodes, self.kernel)  # type: ignore[arg-type]
+        self.tunnels = TunnelsFeature(context(name, self.networks, self.nodes), self.kernel)  # type: ignore[arg-type]
         self.announcer = AnnouncementReconciler(name, self.nodes, server, lambda: self.tunnels.announcement)
         self.networks.synced.set()
         self.nodes.synced.set()

@@ -23,7 +23,8 @@ from netloom.kernel.keeper.report import Failure
 from netloom.kernel.masquerade.masquerade import MasqueradeKeeper, MasqueradeReport
 from netloom.runtime.store import Store
 from netloom_reconcilers.node.known.own_node import OwnNode
-from netloom_reconcilers.node.masquerade import MasqueradeReconciler
+from netloom_reconcilers.node.masquerade import MasqueradeFeature
+from tests.contexts import context
 
 
 def node(name: str, *cidrs: str, pools: tuple[str, ...] = ()) -> NetloomNode:
@@ -48,7 +49,7 @@ class Setting:
         self.nodes: Store[NetloomNode] = Store(NETLOOM_NODES)
         self.lodgers: dict[Cidr, str] = {}
         self.own = OwnNode("node-1", self._lodgers)
-        self.reconciler = MasqueradeReconciler("node-1", self.networks, self.nodes, MasqueradeKeeper(), self.own)
+        self.reconciler = MasqueradeFeature(context("node-1", self.networks, self.nodes, self.own), MasqueradeKeeper())
 
     async def _lodgers(self, within: Collection[Cidr]) -> dict[Cidr, str]:
         return {cidr: what for cidr, what in self.lodgers.items() if cidr in within}

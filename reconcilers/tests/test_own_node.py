@@ -10,7 +10,8 @@ from netloom.cidr import Cidr, format_address
 from netloom.kernel.mesh.dataplane import Dataplane
 from netloom.runtime.store import Store
 from netloom_reconcilers.node.known.own_node import LOOK_SECONDS, RECORD, OwnNode
-from netloom_reconcilers.node.tunnels import TunnelsReconciler
+from netloom_reconcilers.node.tunnels import TunnelsFeature
+from tests.contexts import context
 from tests.test_tunnels import network, node
 
 CHANGED = (
@@ -184,7 +185,7 @@ class Mesh:
         self.networks: Store[NetloomNetwork] = Store(NETWORKS)
         self.nodes: Store[NetloomNode] = Store(NETLOOM_NODES)
         plane = Dataplane(run_directory=folder)
-        self.tunnels = TunnelsReconciler("node-1", self.networks, self.nodes, plane, host.own)
+        self.tunnels = TunnelsFeature(context("node-1", self.networks, self.nodes, host.own), plane)
         self.networks.put(network())
 
     async def put(self, *nodes: NetloomNode) -> None:

@@ -26,9 +26,10 @@ from netloom.kernel.mesh.desired import MeshNode
 from netloom.kernel.mesh.mesh import AddressConflict
 from netloom.kernel.mesh.report import Report
 from netloom.runtime.store import Store
-from netloom_reconcilers.features.kernel import Obstacle
+from netloom_reconcilers.features.node import Obstacle
 from netloom_reconcilers.node.mesh.reading import LocalNode, node_of, peer_of
-from netloom_reconcilers.node.tunnels import TunnelsReconciler
+from netloom_reconcilers.node.tunnels import TunnelsFeature
+from tests.contexts import context
 
 
 def node(name: str, ip: str = "192.168.7.1", *cidrs: str, since: str = "", kind: str = "InternalIP") -> NetloomNode:
@@ -52,7 +53,7 @@ class Setting:
     def __init__(self, tmp_path: Path) -> None:
         self.networks: Store[NetloomNetwork] = Store(NETWORKS)
         self.nodes: Store[NetloomNode] = Store(NETLOOM_NODES)
-        self.tunnels = TunnelsReconciler("node-1", self.networks, self.nodes, Dataplane(run_directory=tmp_path))
+        self.tunnels = TunnelsFeature(context("node-1", self.networks, self.nodes), Dataplane(run_directory=tmp_path))
 
     def names(self) -> list[str]:
         desired = self.tunnels.desired()
@@ -199,12 +200,12 @@ def test_a_mistake_in_the_api_takes_nothing_away(setting: Setting, mistake: Call
     before = dict(desired.peers)
     mistake(setting)
     assert setting.tunnels.desired() is None, "nothing is applied, so the kernel stays as it is"
-    assert setting.tunnels.blocked is not None
+    assert setting.tunnels.obstacle is not None
     assert dict(desired.peers) == before
     setting.networks.put(network())
     setting.nodes.put(node("node-1", "192.168.7.1", "10.1.0.0/24", "fd00:1::/64"))
     assert setting.tunnels.desired() is desired
-    assert setting.tunnels.blocked is None
+    assert setting.tunnels.obstacle is None
 
 
 def test_all_that_is_wrong_is_said(setting: Setting) -> None:

@@ -26,7 +26,8 @@ from netloom.kernel.mesh.encapsulation import VXLAN
 from netloom.kernel.mesh.report import Report
 from netloom.runtime.store import Store
 from netloom_reconcilers.node.mesh.encapsulations import Announcement
-from netloom_reconcilers.node.tunnels import TunnelsReconciler
+from netloom_reconcilers.node.tunnels import TunnelsFeature
+from tests.contexts import context
 from tests.kernel.faults import FaultyCommands
 from tests.kernel.meshes import eventually
 from tests.kernel.netns import Lab, Namespace
@@ -59,7 +60,7 @@ class Setting:
         self.plane = Dataplane(
             run_directory=folder, resync_seconds=None, commands=self._make, on_report=lambda r: self._reported(r)
         )
-        self.tunnels = TunnelsReconciler("node-1", self.networks, self.nodes, self.plane)
+        self.tunnels = TunnelsFeature(context("node-1", self.networks, self.nodes), self.plane)
         for number in (1, 2):
             spec = NetloomNodeSpec(
                 addresses=(Address(type="InternalIP", ip=f"192.168.7.{number}"),),
@@ -102,7 +103,7 @@ async def test_the_old_tunnel_stays_in_use_and_nothing_flaps(node: Namespace, tm
     setting = Setting(tmp_path)
     setting.ask_for("vxlan")
     async with setting.running():
-        await eventually(lambda: setting.tunnels.applied.is_set() and setting.plane.report.in_sync)
+        await eventually(lambda: setting.tunnels.applied and setting.plane.report.in_sync)
         before, written = node.owned(), dict(setting.plane.stats)
         setting.commands.refuse("newlink", errno.EOPNOTSUPP)
         setting.ask_for("geneve")

@@ -61,7 +61,7 @@ class Allocator:
 
     def in_use(self) -> bool:
         """Whether any block is in use, or may be."""
-        return self.assignments.in_use() or any(known.problem for known in self.ledgers.values())
+        return bool(self.assignments.holders()) or any(known.problem for known in self.ledgers.values())
 
     # Plans
 

@@ -28,10 +28,6 @@ class Assignments:
         """All nodes that hold blocks, are being given some, or have not yet given all back."""
         return self._entered.keys() | self._held.keys()
 
-    def in_use(self) -> bool:
-        """Whether there is any holder."""
-        return bool(self._entered or self._held)
-
     def overlap(self, cidr: Cidr) -> Cidr | None:
         """The highest of the unrecorded blocks that shares an address with it."""
         if self._ranges is None:

@@ -133,9 +133,7 @@ class Agent(Collector):
         )
         self.features = [make(self.context) for make in chosen(features, options.features)]
         self.departures = Departures(
-            options.node_name,
             self.context.networks,
-            self.context.nodes,
             self.context.peers,
             keepers(self.features),
             NodeLookup(api) if api is not None else None,

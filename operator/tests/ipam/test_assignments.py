@@ -26,7 +26,7 @@ def test_what_is_struck_while_it_is_held_is_unrecorded_again() -> None:
     assert list(known.strike("a", ONE)) == []
     assert known.unrecorded == {"a": (ONE,)}
     assert list(known.hold("a", ())) == [ONE]
-    assert not known.in_use()
+    assert not bool(known.holders())
 
 
 def test_another_node_s_entry_does_not_count_for_it() -> None:
@@ -42,8 +42,8 @@ def test_holders_hold_or_have_an_entry() -> None:
     known.enter("is-given", OTHER)
     known.enter("is-given", SIX)
     assert known.holders() == {"holds", "is-given"}
-    assert (known.nodes(), known.in_use()) == (["is-given"], True)
+    assert (known.nodes(), bool(known.holders())) == (["is-given"], True)
     known.strike("is-given", OTHER)
     known.strike("is-given", SIX)
     known.hold("holds", ())
-    assert (known.holders(), known.nodes(), known.in_use()) == (set(), [], False)
+    assert (known.holders(), known.nodes(), bool(known.holders())) == (set(), [], False)

@@ -2,18 +2,23 @@
 in metrics. The message names the way out.
 """
 
+import asyncio
+import heapq
 from collections import Counter
 from collections.abc import Callable, Iterable
 
 from netloom.api.problem import Problem
 from netloom.api.v1alpha1 import NETWORK_NAME, NETWORKS, NetloomNetwork
 from netloom.api.validation import validate_network
+from netloom.api.words import SHOWN, in_use
 from netloom.cidr import format_address
 from netloom.ipam import settings as ipam_settings
 from netloom.ipam.known_ledgers import KnownLedger
 from netloom.ipam.pool import Exhausted
+from netloom_reconcilers.cluster.allocation.commit_queue import CommitQueue
 from netloom_reconcilers.cluster.allocation.configuration import AllocationConfiguration, mode_of
 from netloom_reconcilers.cluster.allocation.incarnation import Incarnation, Member
+from netloom_reconcilers.cluster.allocation.lock import ModeLock
 from netloom_reconcilers.cluster.allocation.metrics import PROBLEMS, WAITING
 from netloom_reconcilers.cluster.allocation.waiting import Reason, WaitingNodes, reason_of
 from netloom_reconcilers.conditions import said
@@ -21,7 +26,16 @@ from netloom_reconcilers.conditions import said
 GATHER_SECONDS = 0.2
 """How long news gather before they are told."""
 RETELL_SECONDS = 5.0
-"""How soon a condition is told again of which nothing but the numbers changed."""
+"""How soon a condition is told again of which nothing but the numbers changed, and how soon other words of who holds
+addresses are told. Every agent watches the network: 5,000 of them are sent each of these writes."""
+IN_USE_KEY = f"{NETWORK_NAME}/inUse"
+"""In the queue of the network's controller: its one worker does this or the condition, never both."""
+QUIET_SECONDS = 0.5
+"""A burst is over when ledgers were not written, and no node was being given addresses, for so long."""
+PATIENCE_SECONDS = 30.0
+"""How long the end of a burst is waited for: where nodes come and go without a pause, it is told in between."""
+DEADLINE_SECONDS = 2.0
+"""For the write of who holds addresses. One that arrives later fails by its version, or is right."""
 _SHOWN = 3
 
 
@@ -92,6 +106,61 @@ class NetworkReconciler(Member):
         WAITING.clear()
         for reason, count in Counter(map(reason_of, self._waiting.values())).items():
             WAITING.labels(reason).set(count)
+
+
+class InUseReconciler(Member):
+    """Keeps `status.ipam.inUse`: who holds addresses, in words that refusals can repeat, as the API server's rules see
+    one object at a time. Its one key is `IN_USE_KEY`, looked at `QUIET_SECONDS` after the network or ledgers changed.
+
+    Nothing is decided by it and nobody waits for it. So it is written by compare-and-swap when a burst of nodes has got
+    its CIDRs, lest it be written beside a lock that opened meanwhile, and gives up after a moment, lest a condition or
+    the lock wait behind it.
+    """
+
+    def __init__(self, incarnation: Incarnation, lock: ModeLock, commits: CommitQueue) -> None:
+        super().__init__(incarnation)
+        self._lock = lock
+        self._commits = commits
+        self._changed_at = float("-inf")
+        self._untold_since: float | None = None
+        self._told_at = float("-inf")
+
+    def ledgers_changed(self) -> None:
+        """Ledgers were written or read: the burst of nodes goes on."""
+        self._changed_at = self._clock()
+
+    async def reconcile(self) -> float | None:
+        """Tells who holds addresses, if that is not what the network says, and if now is the time."""
+        network = self._lock.network
+        if network is None or not self._commits.loaded.is_set():
+            return None  # both are told when they come
+        now = self._clock()
+        self._untold_since = now if self._untold_since is None else self._untold_since
+        if now < self._untold_since + PATIENCE_SECONDS:
+            if self._commits.busy:
+                return QUIET_SECONDS
+            if now < self._changed_at + QUIET_SECONDS:
+                return self._changed_at + QUIET_SECONDS - now
+        words = self._words() if network.status.ipam.mode else ""
+        if words != network.status.ipam.in_use:
+            if now < self._told_at + RETELL_SECONDS:
+                return self._told_at + RETELL_SECONDS - now
+            self._told_at = now
+            if not await self._tell(words):
+                return RETELL_SECONDS
+        self._untold_since = None
+        return None
+
+    async def _tell(self, words: str) -> bool:
+        try:
+            async with asyncio.timeout(DEADLINE_SECONDS):
+                return await self._lock.tell(words)
+        except TimeoutError:
+            return False
+
+    def _words(self) -> str:
+        holders = self._allocator.assignments.holders()
+        return in_use(len(holders), heapq.nsmallest(SHOWN, holders)) if holders else ""
 
 
 def _crashed(crash: str) -> Problem:

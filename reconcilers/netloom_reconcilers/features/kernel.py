@@ -1,65 +1,54 @@
-"""What the reconcilers share that make kernel state of this node from the NetloomNetwork and all NetloomNodes.
+"""A feature that makes kernel state of this node from the NetloomNetwork and all NetloomNodes: a keeper, and what says
+what is to be in it.
 
 There is one key; the names of the nodes that changed are remembered beside it, so that a change of one costs one. Where
 the objects give no answer (no network, no NetloomNode of this name) the kernel stays as it is: a mistake in the API
 must not take the pods' network away.
 """
 
-import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
-from typing import Any, ClassVar
+from collections.abc import Iterable, Sequence
+from typing import Any
 
-import msgspec
 import structlog
 
-from netloom.api.v1alpha1 import NetloomNetwork, NetloomNode
+from netloom.api.v1alpha1 import NetloomNode
 from netloom.kernel.keeper.keeper import Keeper
+from netloom.kernel.keeper.report import Failure, PlannedChange
 from netloom.runtime.controller import Controller
-from netloom.runtime.store import Store
-from netloom_reconcilers.node.known.own_node import OwnNode
-from netloom_reconcilers.node.known.peers import Nodes
+from netloom.runtime.errors import ConfigError
+from netloom_reconcilers.features.node import NodeContext, NodeFeature, Obstacle
 
 log = structlog.get_logger(__name__)
 
 _KEY = "kernel"
 
 
-class Obstacle(msgspec.Struct, frozen=True):
-    """Why there is nothing to apply: a reason for the condition, and a sentence with the way out."""
+class KernelFeature(NodeFeature, ABC):
+    """Hands the whole desired state over to its keeper. `obstacle` and `problems` (sentences, by the node whose object
+    has them) say what keeps it from being whole; `context.changed` is called after every run."""
 
-    reason: str
-    message: str
+    keeper: Keeper[Any, Any]
 
-
-class KernelReconciler(ABC):
-    """Hands the whole desired state over. `blocked` and `problems` (sentences, by the node whose object has them) say
-    what keeps it from being whole; `on_change` is called after every run. `name`: the controller's."""
-
-    name: ClassVar[str]
-
-    def __init__(
-        self,
-        node_name: str,
-        networks: Store[NetloomNetwork],
-        nodes: Nodes,
-        keeper: Keeper[Any, Any],
-        own: OwnNode | None = None,
-    ) -> None:
+    def __init__(self, context: NodeContext, keeper: Keeper[Any, Any]) -> None:
+        super().__init__(context)
+        self.keeper = keeper
+        self.own = context.own
         self.controller = Controller(self.name, self.reconcile)
-        self.own = own or OwnNode(node_name)
-        self.applied = asyncio.Event()
-        self.blocked: Obstacle | None = None
         self.problems: dict[str, tuple[str, ...]] = {}
-        self.on_change: Callable[[], None] = lambda: None
-        self._node_name = node_name
-        self._networks = networks
-        self._nodes = nodes
-        self._keeper = keeper
+        self._node_name = context.node_name
+        self._networks = context.networks
+        self._nodes = context.peers
         self._desired = keeper.nothing()
+        self._applied = False
         self._touched: set[str] = set()
-        networks.subscribe(lambda key, old, new: self._again())
-        nodes.subscribe(lambda key, old, new: self._again(key))
+        self._networks.subscribe(lambda key, old, new: self._again())
+        self._nodes.subscribe(lambda key, old, new: self._again(key))
+
+    @property
+    def applied(self) -> bool:
+        """Whether there was something to apply."""
+        return self._applied
 
     def _again(self, *names: str) -> None:
         self._touched.update(names)
@@ -72,7 +61,7 @@ class KernelReconciler(ABC):
         await self._nodes.wait_synced()
         look = await self.own.look(self._said())
         again = await self._apply()
-        self.on_change()
+        self.context.changed()
         return min((each for each in (again, look) if each is not None), default=None)
 
     @abstractmethod
@@ -89,14 +78,14 @@ class KernelReconciler(ABC):
 
     def _is_blocked(self, obstacle: Obstacle | None) -> bool:
         """Notes what there is to say of it."""
-        if obstacle is not None and obstacle != self.blocked:
+        if obstacle is not None and obstacle != self.obstacle:
             log.warning("the kernel stays as it is", of=self.name, why=obstacle.message)
-        self.blocked = obstacle
+        self.obstacle = obstacle
         return obstacle is not None
 
     def _is_in_place(self, **facts: object) -> None:
-        if not self.applied.is_set():
-            self.applied.set()
+        if not self._applied:
+            self._applied = True
             log.info("all is in place", of=self.name, node=self._node_name, **facts)
 
     def _report(self, name: str, problems: tuple[str, ...]) -> None:
@@ -106,12 +95,25 @@ class KernelReconciler(ABC):
             self.problems[name] = problems
             log.warning("something is left out", of=self.name, whose=name, problems=problems)
 
-    def errors(self, report: Any, about: str = "", more: Iterable[str] = ()) -> list[str]:
-        """All that keeps it from being whole, as sentences; empty if nothing does. `about` comes before what the kernel
-        refused, `more` after it."""
-        found = [self.blocked.message] if self.blocked else []
+    def errors(self, report: Any = None, about: str = "", more: Iterable[str] = ()) -> list[str]:
+        """All that keeps it from being whole by the keeper's `report`, as sentences; empty if nothing does. `about`
+        comes before what the kernel refused, `more` after it."""
+        report = report or self.keeper.report
+        found = [self.obstacle.message] if self.obstacle else []
         found += [problem for problems in self.problems.values() for problem in problems]
         found += [f"{about}{failure.kind} {failure.key}: {failure.error}" for failure in report.failures]
         found += more
         found += [f"{about}{item}: somebody else keeps changing it; its repair is delayed" for item in report.contended]
         return found
+
+    async def plan(self) -> list[PlannedChange]:
+        """From the objects as they are."""
+        desired = self.desired()
+        if desired is None:
+            raise ConfigError(self.obstacle.message if self.obstacle else "there is nothing to do")
+        return await self.keeper.plan(desired)
+
+    async def cleanup(self) -> tuple[list[PlannedChange], Sequence[Failure]]:
+        """All that the keeper owns."""
+        removed = await self.keeper.plan(self.keeper.nothing())
+        return removed, (await self.keeper.cleanup()).failures

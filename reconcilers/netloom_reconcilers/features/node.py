@@ -15,11 +15,9 @@ from netloom.api.v1alpha1 import NETLOOM_NODES, NETWORKS, NetloomNetwork, Netloo
 from netloom.kernel.keeper.keeper import Keeper
 from netloom.kernel.keeper.report import Failure, PlannedChange
 from netloom.runtime.client import Api
-from netloom.runtime.errors import ConfigError
 from netloom.runtime.events import EventRecorder
 from netloom.runtime.manager import Run
 from netloom_reconcilers.features import Caches
-from netloom_reconcilers.features.kernel import KernelReconciler, Obstacle
 from netloom_reconcilers.node.known.own_node import RECORD, OwnNode
 from netloom_reconcilers.node.known.peers import Peers
 
@@ -64,6 +62,13 @@ def _spec_changed(old: NetloomNetwork | NetloomNode, new: NetloomNetwork | Netlo
     return old.spec != new.spec or old.metadata.creation_timestamp != new.metadata.creation_timestamp
 
 
+class Obstacle(NamedTuple):
+    """Why there is nothing to apply: a reason for the condition, and a sentence with the way out."""
+
+    reason: str
+    message: str
+
+
 class NodeFeature:
     """See the module.
 
@@ -71,11 +76,13 @@ class NodeFeature:
     condition: type of the condition that `readiness` gives, on the node's NetloomNode; "" for none. It is applied under
                a field manager of the feature's own, as what a manager applied and does not list again is removed.
     keeper:    of what it owns in the kernel; None: it owns nothing there.
+    obstacle:  why there is nothing to apply, if so.
     """
 
     name: ClassVar[str]
     condition: ClassVar[str] = ""
     keeper: Keeper[Any, Any] | None = None
+    obstacle: Obstacle | None = None
 
     def __init__(self, context: NodeContext) -> None:
         self.context = context
@@ -88,11 +95,6 @@ class NodeFeature:
     def applied(self) -> bool:
         """Whether the first whole desired state has been handed over: readiness waits for it."""
         return True
-
-    @property
-    def obstacle(self) -> Obstacle | None:
-        """Why there is nothing to apply, if so."""
-        return None
 
     def errors(self) -> list[str]:
         """All that keeps what it owns from being as desired, as sentences; the obstacle's, too."""
@@ -121,44 +123,6 @@ class NodeFeature:
         """Remove all that agents made of its kind on this machine: what was removed, and what would not go. There are
         no objects; its keeper is open."""
         return [], ()
-
-
-class KernelFeature(NodeFeature):
-    """A feature that is a keeper, and a reconciler that says what is to be in it."""
-
-    keeper: Keeper[Any, Any]
-
-    def __init__(self, context: NodeContext, keeper: Keeper[Any, Any], reconciler: type[KernelReconciler]) -> None:
-        super().__init__(context)
-        self.keeper = keeper
-        self.reconciler = reconciler(context.node_name, context.networks, context.peers, keeper, context.own)
-        self.reconciler.on_change = context.changed
-
-    @property
-    def applied(self) -> bool:
-        """Whether there was something to apply."""
-        return self.reconciler.applied.is_set()
-
-    @property
-    def obstacle(self) -> Obstacle | None:
-        """The reconciler's."""
-        return self.reconciler.blocked
-
-    def errors(self) -> list[str]:
-        """Of objects and kernel."""
-        return self.reconciler.errors(self.keeper.report)
-
-    async def plan(self) -> list[PlannedChange]:
-        """From the objects as they are."""
-        desired = self.reconciler.desired()
-        if desired is None:
-            raise ConfigError(self.reconciler.blocked.message if self.reconciler.blocked else "there is nothing to do")
-        return await self.keeper.plan(desired)
-
-    async def cleanup(self) -> tuple[list[PlannedChange], Sequence[Failure]]:
-        """All that the keeper owns."""
-        removed = await self.keeper.plan(self.keeper.nothing())
-        return removed, (await self.keeper.cleanup()).failures
 
 
 def written_metric(name: str, text: str, report: Any) -> Metric:

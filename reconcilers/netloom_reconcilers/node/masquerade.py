@@ -4,6 +4,7 @@ It depends on no other reconciler: tunnels may be blocked, or switched off, and 
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import structlog
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -12,11 +13,11 @@ from netloom.api.v1alpha1 import NETWORK_NAME, NetloomNode, NetworkSpec
 from netloom.cidr import Cidr
 from netloom.kernel.errors import KernelUnsupported, NotPermitted
 from netloom.kernel.keeper.report import Failure, PlannedChange
-from netloom.kernel.masquerade.masquerade import MasqueradeKeeper, MasqueradeReport
+from netloom.kernel.masquerade.masquerade import MasqueradeKeeper
 from netloom.kernel.masquerade.sets import MasqueradeRules, Masquerading
 from netloom.runtime.manager import Run
-from netloom_reconcilers.features.kernel import KernelReconciler
-from netloom_reconcilers.features.node import KernelFeature, NodeContext, written_metric
+from netloom_reconcilers.features.kernel import KernelFeature
+from netloom_reconcilers.features.node import NodeContext, written_metric
 from netloom_reconcilers.node.known.peers import prefixes_of
 from netloom_reconcilers.node.mesh.reading import missing
 
@@ -52,14 +53,17 @@ class MasqueradeFeature(KernelFeature):
 
     name = "masquerade"
     keeper: MasqueradeKeeper
+    _desired: Masquerading
 
-    def __init__(self, context: NodeContext) -> None:
-        keeper = MasqueradeKeeper(on_report=lambda report: context.changed(), retain_unknown=context.retain_unknown)
-        super().__init__(context, keeper, MasqueradeReconciler)
+    def __init__(self, context: NodeContext, keeper: MasqueradeKeeper | None = None) -> None:
+        retain = context.retain_unknown
+        super().__init__(
+            context, keeper or MasqueradeKeeper(on_report=lambda report: context.changed(), retain_unknown=retain)
+        )
 
     def components(self) -> Mapping[str, Run]:
         """The reconciler, and the kernel's side."""
-        return {"masquerade": self.reconciler.controller.run, "nftables": self.keeper.run}
+        return {"masquerade": self.controller.run, "nftables": self.keeper.run}
 
     def facts(self) -> dict[str, object]:
         """What is masqueraded."""
@@ -99,17 +103,10 @@ class MasqueradeFeature(KernelFeature):
         except KernelUnsupported:
             return [], ()
 
-
-class MasqueradeReconciler(KernelReconciler):
-    """Hands what is to be masqueraded to the kernel side."""
-
-    name = "masquerade"
-    _desired: Masquerading
-
     async def _apply(self) -> None:
         desired = self.desired()
         if desired is not None:
-            report = await self._keeper.apply(desired)
+            report = await self.keeper.apply(desired)
             self._is_in_place(families=report.families)
 
     def desired(self) -> Masquerading | None:
@@ -134,6 +131,6 @@ class MasqueradeReconciler(KernelReconciler):
         self._desired.set_known(name, cidrs)
         self._report(name, problems)
 
-    def errors(self, report: MasqueradeReport) -> list[str]:  # type: ignore[override]
+    def errors(self, report: Any = None, about: str = "nftables ", more: Iterable[str] = ()) -> list[str]:
         """All that keeps masquerading from being whole, as sentences; empty if nothing does."""
-        return super().errors(report, "nftables ")
+        return super().errors(report, about, more)

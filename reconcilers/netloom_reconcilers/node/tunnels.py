@@ -12,17 +12,14 @@ import msgspec
 import structlog
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
-from netloom.api.v1alpha1 import NETWORK_NAME, NetloomNetwork, Routing
+from netloom.api.v1alpha1 import NETWORK_NAME, Routing
 from netloom.kernel.mesh.dataplane import Dataplane
 from netloom.kernel.mesh.desired import Desired, MeshNode
 from netloom.kernel.mesh.encapsulation import Encapsulation
 from netloom.kernel.mesh.report import Report
 from netloom.runtime.manager import Run
-from netloom.runtime.store import Store
-from netloom_reconcilers.features.kernel import KernelReconciler, Obstacle
-from netloom_reconcilers.features.node import KernelFeature, NodeContext, written_metric
-from netloom_reconcilers.node.known.own_node import OwnNode
-from netloom_reconcilers.node.known.peers import Nodes
+from netloom_reconcilers.features.kernel import KernelFeature
+from netloom_reconcilers.features.node import NodeContext, Obstacle, written_metric
 from netloom_reconcilers.node.mesh.announcement import AnnouncementReconciler
 from netloom_reconcilers.node.mesh.encapsulations import Announcement, Leaving, Needs, accepted, announced, wanted
 from netloom_reconcilers.node.mesh.reading import LocalNode, node_of, peer_of, pod_cidrs_of, unreachable
@@ -39,34 +36,37 @@ class TunnelsFeature(KernelFeature):
 
     name = "tunnels"
     keeper: Dataplane
-    reconciler: "TunnelsReconciler"
+    _desired: Desired
 
-    def __init__(self, context: NodeContext) -> None:
-        keeper = Dataplane(
-            run_directory=context.run_dir, on_report=self._reported, retain_unknown=context.retain_unknown
-        )
-        super().__init__(context, keeper, TunnelsReconciler)
-        self._announcement: AnnouncementReconciler | None = None
+    def __init__(self, context: NodeContext, keeper: Dataplane | None = None) -> None:
+        run_dir, retain = context.run_dir, context.retain_unknown
+        keeper = keeper or Dataplane(run_directory=run_dir, on_report=self._reported, retain_unknown=retain)
+        super().__init__(context, keeper)
+        self.announcement: Announcement | None = None
+        self._needs = Needs()
+        self._leaving: dict[Encapsulation, Leaving] = {}
+        self._local = LocalNode()
+        self._announcer: AnnouncementReconciler | None = None
         if context.api is not None:
-            self._announcement = AnnouncementReconciler(
-                context.node_name, context.nodes, context.api, lambda: self.reconciler.announcement
+            self._announcer = AnnouncementReconciler(
+                self._node_name, context.nodes, context.api, lambda: self.announcement
             )
 
     def _reported(self, report: Report) -> None:
-        self.reconciler.announce(report)
+        self.announce(report)
         self.context.changed()
 
     def components(self) -> Mapping[str, Run]:
         """The reconciler, the kernel's side, and the announcement where there is somebody to tell."""
-        found: dict[str, Run] = {"tunnels": self.reconciler.controller.run, "dataplane": self.keeper.run}
-        if self._announcement is not None:
-            found["announcement"] = self._announcement.controller.run
+        found: dict[str, Run] = {"tunnels": self.controller.run, "dataplane": self.keeper.run}
+        if self._announcer is not None:
+            found["announcement"] = self._announcer.controller.run
         return found
 
     def changed(self) -> None:
         """What is announced may be different."""
-        if self._announcement is not None:
-            self._announcement.changed()
+        if self._announcer is not None:
+            self._announcer.changed()
 
     def facts(self) -> dict[str, object]:
         """The data path's figures."""
@@ -99,35 +99,13 @@ class TunnelsFeature(KernelFeature):
             value=len(self.errors()) + len(self.context.own.errors()),
         )
 
-
-class TunnelsReconciler(KernelReconciler):
-    """Hands the desired mesh to the data path. `announcement`: what the node may say of itself by now."""
-
-    name = "tunnels"
-    _keeper: Dataplane
-    _desired: Desired
-
-    def __init__(
-        self,
-        node_name: str,
-        networks: Store[NetloomNetwork],
-        nodes: Nodes,
-        keeper: Dataplane,
-        own: OwnNode | None = None,
-    ) -> None:
-        super().__init__(node_name, networks, nodes, keeper, own)
-        self.announcement: Announcement | None = None
-        self._needs = Needs()
-        self._leaving: dict[Encapsulation, Leaving] = {}
-        self._local = LocalNode()
-
     async def _apply(self) -> float | None:
         before = self._encapsulations_now() if self._desired.node is None else self._desired.node.encapsulations
         desired = self.desired(keep=before)
         if desired is None:
             return None
         again = await self._let_go(before)
-        report = await self._keeper.apply(desired)
+        report = await self.keeper.apply(desired)
         self._is_in_place(peers=report.peers, mtu=report.mtu)
         self.announce(report)
         return again
@@ -152,7 +130,7 @@ class TunnelsReconciler(KernelReconciler):
         return self._desired
 
     def _able(self, routing: Routing) -> bool:
-        tunnels = self._keeper.tunnels
+        tunnels = self.keeper.tunnels
         return all(encapsulation in tunnels for encapsulation in wanted(routing) if encapsulation.is_tunnel)
 
     def _bring_up_to_date(self, local: LocalNode) -> None:
@@ -175,7 +153,7 @@ class TunnelsReconciler(KernelReconciler):
         """What this node was ready for before: by its devices in the kernel, and by what it announced."""
         own = self._said()
         said = announced(own).accepts if own is not None else ()
-        return tuple(dict.fromkeys((*self._keeper.tunnels, *said)))
+        return tuple(dict.fromkeys((*self.keeper.tunnels, *said)))
 
     async def _let_go(self, before: tuple[Encapsulation, ...]) -> float | None:
         """Of the encapsulations that were kept so far and that nobody needs, keep those that may still be in use: the
@@ -185,9 +163,9 @@ class TunnelsReconciler(KernelReconciler):
         assert own is not None
         said = announced(own).accepts
         needed, _ = accepted(routing, self._needs.encapsulations, ())
-        held = self._keeper.tunnels  # by one that could never be made nothing comes, and it would be tried on and on
+        held = self.keeper.tunnels  # by one that could never be made nothing comes, and it would be tried on and on
         unneeded = {each for each in before if each not in needed and (each in held or not each.is_tunnel)}
-        if self._keeper.unknown:
+        if self.keeper.unknown:
             return LINGER_SECONDS  # somebody may be sent by them of whom nothing is known yet
         self._leaving = {each: left for each, left in self._leaving.items() if each in unneeded}
         now = time.monotonic()
@@ -195,7 +173,7 @@ class TunnelsReconciler(KernelReconciler):
             left = self._leaving.get(encapsulation)
             if left is not None and encapsulation not in said and now < left.since + LINGER_SECONDS:
                 continue
-            received = await self._keeper.received(encapsulation)
+            received = await self.keeper.received(encapsulation)
             if left is None or encapsulation in said or received != left.received:
                 self._leaving[encapsulation] = Leaving(now, received)
                 if left is None:
@@ -210,7 +188,7 @@ class TunnelsReconciler(KernelReconciler):
     def announce(self, report: Report) -> None:
         """Announce what is so, after every pass of the data path: a tunnel is accepted when its device is there, and
         an encapsulation sent by until every nexthop has been moved."""
-        if self._desired.node is None or self.blocked is not None:
+        if self._desired.node is None or self.obstacle is not None:
             return
         if self._able(self._local.routing) != self._local.able:
             self._again()
@@ -221,12 +199,13 @@ class TunnelsReconciler(KernelReconciler):
             sends |= self.announcement.sends
         self.announcement = Announcement(accepts, sends)
 
-    def errors(self, report: Report) -> list[str]:  # type: ignore[override]
+    def errors(self, report: Report | None = None, about: str = "", more: Iterable[str] = ()) -> list[str]:
         """All that keeps the mesh from being whole, as sentences; empty if nothing does."""
+        report = report or self.keeper.report
         conflicts = [
             f"{conflict.claim} is claimed by {conflict.holder} and {conflict.peer}; {conflict.holder} is older and "
             f"keeps it. Delete the Node {conflict.peer}, or give it another."
             for conflict in report.conflicts
         ]
         cut_off = [unreachable(name, self._nodes.get(name)) for name in report.unreachable]
-        return super().errors(report, more=conflicts + cut_off)
+        return super().errors(report, about, [*conflicts, *cut_off, *more])

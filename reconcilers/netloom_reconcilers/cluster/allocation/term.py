@@ -20,10 +20,9 @@ from netloom.runtime.clock import boottime
 from netloom.runtime.controller import Controller
 from netloom.runtime.errors import ApiError
 from netloom.runtime.events import EventRecorder
-from netloom_reconcilers.cluster.allocation import in_use, metrics
+from netloom_reconcilers.cluster.allocation import metrics
 from netloom_reconcilers.cluster.allocation.commit_queue import BatchPolicy, CommitQueue
 from netloom_reconcilers.cluster.allocation.configuration import AllocationConfiguration
-from netloom_reconcilers.cluster.allocation.in_use import InUseReconciler
 from netloom_reconcilers.cluster.allocation.incarnation import (
     BlocksFreed,
     Changed,
@@ -39,7 +38,14 @@ from netloom_reconcilers.cluster.allocation.ledger_reader import LedgerReader
 from netloom_reconcilers.cluster.allocation.ledger_writer import LedgerWriter
 from netloom_reconcilers.cluster.allocation.lock import ModeLock
 from netloom_reconcilers.cluster.allocation.waiting import WaitingNodes
-from netloom_reconcilers.cluster.network import GATHER_SECONDS, RETELL_SECONDS, NetworkReconciler
+from netloom_reconcilers.cluster.network import (
+    GATHER_SECONDS,
+    IN_USE_KEY,
+    QUIET_SECONDS,
+    RETELL_SECONDS,
+    InUseReconciler,
+    NetworkReconciler,
+)
 from netloom_reconcilers.cluster.nodes import NodesReconciler
 from netloom_reconcilers.conditions import ADDRESSES, OPERATOR, Conditions
 from netloom_reconcilers.features.cluster import ClusterContext
@@ -101,11 +107,11 @@ class Allocation:
             case Changed.NETWORK:
                 self._commits.wake()
                 self.look()
-                self.network.enqueue_after(in_use.KEY, in_use.QUIET_SECONDS)
+                self.network.enqueue_after(IN_USE_KEY, QUIET_SECONDS)
             case Changed.LEDGERS:
                 self._in_use.ledgers_changed()
                 self.network.enqueue_after(NETWORK_NAME, RETELL_SECONDS)
-                self.network.enqueue_after(in_use.KEY, in_use.QUIET_SECONDS)
+                self.network.enqueue_after(IN_USE_KEY, QUIET_SECONDS)
             case Changed.WAITING:
                 self.look()
             case _:
@@ -156,7 +162,7 @@ class Allocation:
         self._commits.wake()
 
     async def _reconcile_network(self, name: str) -> float | None:
-        return await (self._in_use.reconcile() if name == in_use.KEY else self._network.reconcile(name))
+        return await (self._in_use.reconcile() if name == IN_USE_KEY else self._network.reconcile(name))
 
 
 class AllocationFeature:

@@ -124,9 +124,7 @@ class NodeLookup:
 class Departures:
     """See the module. `on_change` is called after every look; `lookup`, `watch`: None with manifests."""
 
-    own: str
     networks: Store[NetloomNetwork]
-    nodes: Store[NetloomNode]
     peers: Peers
     keepers: Sequence[Keeper[Any, Any]]
     lookup: NodeLookup | None = None
@@ -140,7 +138,7 @@ class Departures:
         self.controller = Controller(_KEY, self.reconcile)
         self.why = ""
         """Why vanished peers, or what is unknown, stays; "" where nothing does, or that is not decided yet."""
-        self._notice = Notice(self.own, self.events, self.delays, self.clock)
+        self._notice = Notice(self.peers.own, self.events, self.delays, self.clock)
         self._backoff = Backoff(*self.delays.again)
         self._since: dict[str, float] = {}
         self._fresh: set[str] = set()
@@ -190,7 +188,7 @@ class Departures:
             self._fresh.discard(name)
             self._doubted.discard(name)
             self.controller.enqueue(_KEY)
-        elif name == self.own or name in self.peers.completed or self._notice.since is not None:
+        elif name == self.peers.own or name in self.peers.completed or self._notice.since is not None:
             self.controller.enqueue(_KEY)
 
     def _soon(self) -> None:
@@ -206,7 +204,7 @@ class Departures:
         if not self.peers.held and not self.unknown:
             self.why, again = "", None
             self._backoff.reset()
-        later = self._notice.note(self.errors(), len(self.peers), silent=self.nodes.get(self.own) is None)
+        later = self._notice.note(self.errors(), len(self.peers), silent=self.peers.nodes.get(self.peers.own) is None)
         self.on_change()
         return min(filter(None, (again, later)), default=None)
 
@@ -257,8 +255,8 @@ class Departures:
         """Whether nothing that vanished is believed, whatever the answers; `why` says why."""
         if self.networks.get(NETWORK_NAME) is None:
             self.why = f"NetloomNetwork {NETWORK_NAME} is not there, either."
-        elif self.nodes.get(self.own) is None:
-            self.why = f"NetloomNode {self.own}, this node's own, is not there, either."
+        elif self.peers.nodes.get(self.peers.own) is None:
+            self.why = f"NetloomNode {self.peers.own}, this node's own, is not there, either."
         elif self.watch is not None and not (self.watch.following and self.watch.position):
             self.why = "the NetloomNodes of the API server cannot be followed."
         else:
@@ -279,12 +277,12 @@ class Departures:
         """Which of these left, and whether what is unknown may go. Raises ApiError."""
         if self.lookup is None:
             return set(vanished), True
-        mine = self.nodes.get(self.own)
-        own = self.own if mine is not None and is_owned(mine) else ""
+        mine = self.peers.nodes.get(self.peers.own)
+        own = self.peers.own if mine is not None and is_owned(mine) else ""
         fresh = [name for name in vanished if name in self._fresh]
         asked = question(fresh or vanished, len(self.peers), own=own, unknown=bool(self.unknown))
         answer = await self.lookup.ask(asked)
-        complete = sum(1 for node in self.nodes.values() if is_owned(node) and is_whole(node))
+        complete = sum(1 for node in self.peers.nodes.values() if is_owned(node) and is_whole(node))
         living = [name for name, lives in answer.lives.items() if lives and name != own]
         if not answer.lives.get(own, True):
             self.why = f"Node {own}, this node's own, is not there, either."

@@ -12,7 +12,7 @@ import structlog
 
 from netloom.api.v1alpha1 import NetloomNode
 from netloom.cidr import Cidr
-from netloom.runtime.store import Store, Subscriber, Unsubscribe
+from netloom.runtime.store import Store, Subscriber
 
 log = structlog.get_logger(__name__)
 
@@ -28,32 +28,31 @@ class Peers:
         """By name, the nodes whose objects vanished, as they last were."""
         self.completed: dict[str, NetloomNode] = {}
         """By name, the nodes whose objects lack something that they had, with that."""
-        self._own = own
-        self._nodes = nodes
+        self.own = own
+        self.nodes = nodes
         self._subscribers: list[Subscriber[NetloomNode]] = []
         nodes.subscribe(self._changed)
 
     def get(self, key: str) -> NetloomNode | None:
         """The node as it counts, or None."""
-        return self.completed.get(key) or self._nodes.get(key) or self.held.get(key)
+        return self.completed.get(key) or self.nodes.get(key) or self.held.get(key)
 
     def __iter__(self) -> Iterator[str]:
-        yield from self._nodes
+        yield from self.nodes
         yield from self.held
 
     def __len__(self) -> int:
-        return len(self._nodes) + len(self.held)
+        return len(self.nodes) + len(self.held)
 
     async def wait_synced(self, timeout: float | None = None) -> None:
         """As of the store."""
-        await self._nodes.wait_synced(timeout)
+        await self.nodes.wait_synced(timeout)
 
-    def subscribe(self, fn: Subscriber[NetloomNode]) -> Unsubscribe:
+    def subscribe(self, fn: Subscriber[NetloomNode]) -> None:
         """As of the store; an object that vanishes is told with what is held of it."""
         self._subscribers.append(fn)
         for name in list(self):
             fn(name, None, self.get(name))
-        return lambda: self._subscribers.remove(fn)
 
     def forget(self, name: str) -> None:
         """The node left: it is no peer any more."""
@@ -66,12 +65,12 @@ class Peers:
         return [
             f"NetloomNode {name}: {_lost(node)}; the last known stay in use. Have the operator write them again."
             for name in self.completed
-            if (node := self._nodes.get(name)) is not None
+            if (node := self.nodes.get(name)) is not None
         ]
 
     def _changed(self, name: str, old: NetloomNode | None, new: NetloomNode | None) -> None:
         before = self.completed.pop(name, None) or old or self.held.pop(name, None)
-        if name != self._own and before is not None:
+        if name != self.own and before is not None:
             if new is None and is_peer(before):
                 self.held[name] = _junior(before)
             elif new is not None and (completed := complete(new, before)) is not new:
@@ -82,10 +81,6 @@ class Peers:
     def _notify(self, name: str, old: NetloomNode | None, new: NetloomNode | None) -> None:
         for fn in self._subscribers:
             fn(name, old, new)
-
-
-Nodes = Store[NetloomNode] | Peers
-"""What the reconcilers read: a store, or `Peers` before it."""
 
 
 def is_peer(node: NetloomNode) -> bool:

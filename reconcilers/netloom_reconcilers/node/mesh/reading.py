@@ -6,7 +6,7 @@ from netloom.api.v1alpha1 import NETWORK_NAME, NetloomNetwork, NetloomNode, Rout
 from netloom.cidr import Address, Cidr, parse_address
 from netloom.kernel.mac import mac_of
 from netloom.kernel.mesh.desired import MeshNode, Peer
-from netloom_reconcilers.features.kernel import Obstacle
+from netloom_reconcilers.features.node import Obstacle
 from netloom_reconcilers.node.known.peers import HELD, internal_ip, prefixes_of
 from netloom_reconcilers.node.mesh.encapsulations import announced, encapsulations_to
 
