@@ -14,7 +14,7 @@ from netloom.kernel.keeper.retries import Item, Retries
 from netloom.kernel.mesh import reader
 from netloom.kernel.mesh import tunnel_device as device
 from netloom.kernel.mesh.desired import Desired, MeshNode
-from netloom.kernel.mesh.encapsulation import NO_ENCAPSULATION, Encapsulation
+from netloom.kernel.mesh.encapsulation import NO_ENCAPSULATION, OVERHEAD, Encapsulation
 from netloom.kernel.mesh.mesh import DeviceState
 from netloom.kernel.mesh.rows_part import MESH_STATE, MeshRows
 from netloom.kernel.mesh.tunnel_device import Interfaces, Mtu, Step
@@ -107,10 +107,6 @@ class MeshDevices(Part[Desired]):
 
     # --------------------------------------------------------------------------------------------------- events
 
-    def drifted(self) -> Iterable[tuple[Item, bool]]:
-        """None: what somebody changed shows when it is put right."""
-        return ()
-
     def hear(self, kind: int, flags: int, buffer: bytes, start: int, end: int) -> None:
         """Take in an event: whether it is about what this part looks after or looks at."""
         if self._due:
@@ -198,7 +194,9 @@ class DeviceWork:
             tunnels, node.vni, node.ipv6, device.native_mtu(node, found.underlay), node.strict
         )
         underlay = device.underlay_mtu(node, interfaces, outgoing)
-        found.mtu = underlay.inside_tunnel() if node.tunnels and underlay.bytes else underlay
+        if node.tunnels and underlay.bytes:
+            underlay = Mtu(underlay.bytes - OVERHEAD, f"{underlay.why}, less {OVERHEAD} for the tunnel")
+        found.mtu = underlay
         return found
 
     def _prepare_tunnel(
