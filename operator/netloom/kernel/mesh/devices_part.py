@@ -238,11 +238,10 @@ class DeviceWork:
 
     def _take(self, steps: Iterable[Step]) -> bool:
         """Do the steps; whether any was done. A step about a link that failed takes the link's later steps with it."""
-        failed: set[Item] = set()
         done = False
         for step in steps:
             item = (step.kind, step.key)
-            if item in self._held or item in failed:
+            if item in self._held or item in self._refused:
                 self._waiting.add(item)
                 continue
             refusal = self._commands.execute([step.message]).get(0)
@@ -252,7 +251,6 @@ class DeviceWork:
                 self.flushed = self.flushed or step.flushes
                 done = True
             else:
-                failed.add(item)
                 sentence = device.explain(step, self._node.tunnels if self._node else (), refusal)
                 self._refused[item] = Refused(item, sentence, refusal.errno)
         return done
