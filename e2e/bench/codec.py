@@ -120,7 +120,7 @@ KINDS = (
         ("RTA_DST", "RTA_PRIORITY", "RTA_METRICS", "RTA_NH_ID"),
         _encode_route,
         row_messages.encode_routes,
-        [(Cidr(_address(number), 24), RouteContent(number + 1), None) for number in range(_NUMBER)],
+        [(Cidr.of(_address(number), 24), RouteContent(number + 1), None) for number in range(_NUMBER)],
         row_messages.read_route,
         row_messages.route_reader(),
     ),
@@ -149,7 +149,7 @@ KINDS = (
 
 def _elements(rounds: int) -> dict[str, dict[str, float]]:
     """The two ends of a CIDR in a set."""
-    pairs = [keys(Cidr(_address(number), 24)) for number in range(_NUMBER)]
+    pairs = [keys(Cidr.of(_address(number), 24)) for number in range(_NUMBER)]
     elements = nftables.ElementMessages("netloom", "known4", 4)
     made = [elements.encode(nftables.NEWSETELEM, pair) for pair in pairs]
 
