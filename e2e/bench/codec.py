@@ -15,8 +15,8 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from netloom.cidr import Cidr
-from netloom.kernel.masquerade.cover import keys
-from netloom.kernel.mesh import row_readers, row_requests
+from netloom.kernel.masquerade.outermost import keys
+from netloom.kernel.mesh import row_messages
 from netloom.kernel.mesh.rows import Nexthop, RouteContent
 from netloom.kernel.netlink import links, nftables
 from netloom.kernel.netlink.messages import (
@@ -119,30 +119,30 @@ KINDS = (
         RouteMessage,
         ("RTA_DST", "RTA_PRIORITY", "RTA_METRICS", "RTA_NH_ID"),
         _encode_route,
-        row_requests.encode_routes,
+        row_messages.encode_routes,
         [(Cidr.of(_address(number), 24), RouteContent(number + 1), None) for number in range(_NUMBER)],
-        row_readers.read_route,
-        row_readers.route_reader(),
+        row_messages.read_route,
+        row_messages.route_reader(),
     ),
     Kind(
         "nexthop",
         NexthopMessage,
         ("NHA_ID", "NHA_OIF", "NHA_GATEWAY", "NHA_ENCAP_TYPE", "NHA_ENCAP"),
         _encode_nexthop,
-        row_requests.encode_nexthops,
+        row_messages.encode_nexthops,
         [(number + 1, Nexthop(7, _address(number), _address(number), 1), None) for number in range(_NUMBER)],
-        row_readers.read_nexthop,
-        row_readers.nexthop_reader(),
+        row_messages.read_nexthop,
+        row_messages.nexthop_reader(),
     ),
     Kind(
         "neighbour",
         NeighbourMessage,
         ("NDA_DST", "NDA_LLADDR"),
         _encode_neighbour,
-        row_requests.encode_neighbours,
+        row_messages.encode_neighbours,
         [((7, _address(number)), _MAC, None) for number in range(_NUMBER)],
-        row_readers.read_neighbour,
-        row_readers.neighbour_reader(),
+        row_messages.read_neighbour,
+        row_messages.neighbour_reader(),
     ),
 )
 

@@ -26,9 +26,8 @@ from netloom.api.v1alpha1 import (
     NodeIPAM,
     Routing,
 )
-from netloom.kernel.mesh.dataplane import Dataplane
+from netloom.kernel.mesh.dataplane import Dataplane, Report
 from netloom.kernel.mesh.encapsulation import Encapsulation
-from netloom.kernel.mesh.report import Report
 from netloom.runtime.store import Store
 from netloom_e2e.machines import Machine
 from netloom_reconcilers.node.known.own_node import OwnNode

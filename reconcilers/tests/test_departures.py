@@ -19,8 +19,7 @@ from netloom.api.v1alpha1 import (
     NodeIPAM,
 )
 from netloom.kernel.masquerade.masquerade import MasqueradeKeeper, MasqueradeReport
-from netloom.kernel.mesh.dataplane import Dataplane
-from netloom.kernel.mesh.report import Report
+from netloom.kernel.mesh.dataplane import Dataplane, Report
 from netloom.runtime.errors import Forbidden, NotFound, Unavailable
 from netloom.runtime.store import Store
 from netloom_reconcilers.node.known.departures import (

@@ -47,12 +47,12 @@ class Setting:
     def __init__(self) -> None:
         self.networks: Store[NetloomNetwork] = Store(NETWORKS)
         self.nodes: Store[NetloomNode] = Store(NETLOOM_NODES)
-        self.lodgers: dict[Cidr, str] = {}
-        self.own = OwnNode("node-1", self._lodgers)
+        self.occupants: dict[Cidr, str] = {}
+        self.own = OwnNode("node-1", self._occupants)
         self.reconciler = MasqueradeFeature(context("node-1", self.networks, self.nodes, self.own), MasqueradeKeeper())
 
-    async def _lodgers(self, within: Collection[Cidr]) -> dict[Cidr, str]:
-        return {cidr: what for cidr, what in self.lodgers.items() if cidr in within}
+    async def _occupants(self, within: Collection[Cidr]) -> dict[Cidr, str]:
+        return {cidr: what for cidr, what in self.occupants.items() if cidr in within}
 
     def said(self) -> str:
         """What is desired, one line each."""
@@ -167,7 +167,7 @@ def test_a_mistake_in_the_api_takes_nothing_away(
 
 
 async def test_pods_of_a_former_cidr_are_masqueraded_until_they_are_gone(setting: Setting) -> None:
-    setting.lodgers = {Cidr.parse("10.1.0.0/24"): "10.1.0.5/32 on veth1"}
+    setting.occupants = {Cidr.parse("10.1.0.0/24"): "10.1.0.5/32 on veth1"}
     await setting.own.look(setting.nodes.get("node-1"))
     setting.nodes.put(node("node-1", "10.9.0.0/24"))
     await setting.own.look(setting.nodes.get("node-1"))
@@ -176,7 +176,7 @@ async def test_pods_of_a_former_cidr_are_masqueraded_until_they_are_gone(setting
         "from 10.9.0.0/24 10.1.0.0/24",
         "but not to node-1 10.9.0.0/24 10.1.0.0/24",
     ]
-    setting.lodgers.clear()
+    setting.occupants.clear()
     await setting.own.look(setting.nodes.get("node-1"))
     assert setting.said().splitlines()[1:3] == ["from 10.9.0.0/24", "but not to node-1 10.9.0.0/24"]
 

@@ -41,9 +41,9 @@ class Host:
 
     def start(self) -> None:
         """A new process of the agent."""
-        self.own = OwnNode("node-1", self.lodgers, self.record)
+        self.own = OwnNode("node-1", self.occupants, self.record)
 
-    async def lodgers(self, within: Collection[Cidr]) -> dict[Cidr, str]:
+    async def occupants(self, within: Collection[Cidr]) -> dict[Cidr, str]:
         self.asked += 1
         if self.broken:
             raise OSError("no netlink today")
@@ -161,7 +161,7 @@ async def test_the_address_stays_until_another_is_said(host: Host, restart: bool
 async def test_a_record_of_another_node_or_of_nonsense_says_nothing(host: Host, tmp_path: Path) -> None:
     await host.cidrs(own("10.1.0.0/24"))
     host.living = {"10.1.0.0/24": "10.1.0.5/32 on veth1"}
-    other = OwnNode("node-2", host.lodgers, host.record)
+    other = OwnNode("node-2", host.occupants, host.record)
     await other.look(node("node-2", "192.168.7.2", "10.2.0.0/24"))
     assert other.kept == {}
     host.record.write_text('{"node": "node-1"')

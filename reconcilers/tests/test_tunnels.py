@@ -21,10 +21,9 @@ from netloom.api.v1alpha1 import (
 from netloom.cidr import Cidr, format_address, parse_address
 from netloom.kernel.keeper.report import Failure
 from netloom.kernel.mac import mac_of
-from netloom.kernel.mesh.dataplane import Dataplane
+from netloom.kernel.mesh.dataplane import Dataplane, Report
 from netloom.kernel.mesh.desired import MeshNode
 from netloom.kernel.mesh.mesh import AddressConflict
-from netloom.kernel.mesh.report import Report
 from netloom.runtime.store import Store
 from netloom_reconcilers.features.node import Obstacle
 from netloom_reconcilers.node.mesh.reading import LocalNode, node_of, peer_of

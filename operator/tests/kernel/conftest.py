@@ -54,7 +54,7 @@ class Planes:
         self._stack = stack
 
     async def open(self, **options: object) -> Dataplane:
-        """A data path with no belt: what is repaired is repaired by events."""
+        """A data path without resyncs by time: what is repaired is repaired by events."""
         plane = Dataplane(**{"run_directory": self._run_directory, "resync_seconds": None, **options})  # type: ignore[arg-type]
         await plane.open()
         self._stack.push_async_callback(plane.close)

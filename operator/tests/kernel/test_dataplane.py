@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from netloom.kernel.mesh import tunnel_device as device
+from netloom.kernel.mesh.dataplane import Report
 from netloom.kernel.mesh.desired import Desired
 from netloom.kernel.mesh.encapsulation import GENEVE, VXLAN
-from netloom.kernel.mesh.report import Report
 from netloom.kernel.mesh.tunnel_device import Step
 from netloom.kernel.netlink.sockets import Refusal
 from tests.kernel.conftest import Planes

@@ -15,7 +15,7 @@ from netloom.kernel.keeper import retries
 from netloom.kernel.mesh.dataplane import Dataplane
 from netloom.kernel.mesh.desired import Desired
 from netloom.kernel.mesh.encapsulation import NO_ENCAPSULATION, VXLAN
-from netloom.kernel.mesh.row_requests import encode_nexthops
+from netloom.kernel.mesh.row_messages import encode_nexthops
 from tests.kernel.conftest import Planes
 from tests.kernel.faults import FOR_EVER, FaultyCommands
 from tests.kernel.meshes import becomes, eventually, here, peer, running
@@ -69,7 +69,7 @@ class Story:
             commands.append(FaultyCommands())
             return commands[-1]
 
-        # The belt is on: a kernel that says "no such route" of a route that is there is believed at first.
+        # With resyncs by time: a kernel that says "no such route" of a route that is there is believed at first.
         plane = await planes.open(commands=make, resync_seconds=0.1)
         await plane.apply(after())
         wanted = node.state()
@@ -127,7 +127,7 @@ async def test_refused_for_good(foreign: Namespace, planes: Planes, request_type
 async def test_a_timer_that_ends_early_loses_no_retry(
     node: Namespace, planes: Planes, request_type: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The belt is off, and no event wakes it up: what is not tried when its time has come is never tried."""
+    """No resync and no event wakes it up: what is not tried when its time has come is never tried."""
     monkeypatch.setattr(retries, "time", SimpleNamespace(monotonic=lambda: time.monotonic() - 0.002))
     commands = FaultyCommands()
     plane = await planes.open(commands=lambda: commands)

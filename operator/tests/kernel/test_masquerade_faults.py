@@ -159,7 +159,7 @@ async def test_what_keeps_failing_is_tried_less_and_less_often(
 
 
 async def test_what_fails_while_nothing_else_is_due_is_tried_again(node: Namespace, masquerades: Masquerades) -> None:
-    """No belt: whoever waits for the next event has to hear that something is to be tried again before."""
+    """Without resyncs: whoever waits for the next event has to hear that something is to be tried again before."""
     commands = FaultyNftables()
     masquerade = await masquerades.open(commands=lambda: commands)
     await masquerade.apply(masquerading())

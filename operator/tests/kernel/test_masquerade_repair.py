@@ -1,4 +1,4 @@
-"""Whatever somebody does to our table is undone on the kernel's event; the belt is off in all of these tests."""
+"""Whatever somebody does to our table is undone on the kernel's event; resyncs by time are off in all these tests."""
 
 import asyncio
 import subprocess
@@ -123,7 +123,7 @@ async def test_one_element_is_repaired_for_the_price_of_one(node: Namespace, mas
     assert masquerade.report.compared == compared
 
 
-async def test_the_belt_finds_what_no_event_told(node: Namespace, masquerades: Masquerades) -> None:
+async def test_a_resync_finds_what_no_event_told(node: Namespace, masquerades: Masquerades) -> None:
     masquerade = await masquerades.open(resync_seconds=0.05)
     await masquerade.apply(masquerading())
     before = ours(node)

@@ -5,7 +5,7 @@ import errno
 import pytest
 
 from netloom.cidr import Cidr
-from netloom.kernel.mesh.row_requests import dump_nexthops, encode_routes
+from netloom.kernel.mesh.row_messages import dump_nexthops, encode_routes
 from netloom.kernel.mesh.rows import RouteContent
 from netloom.kernel.netlink.messages import LinkMessage, encode
 from netloom.kernel.netlink.sockets import BATCH, CommandSocket, EventSocket, Overflow, Refusal, RefusedError

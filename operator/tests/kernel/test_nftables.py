@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from netloom.cidr import Cidr
 from netloom.kernel.masquerade import ruleset
-from netloom.kernel.masquerade.cover import keys
+from netloom.kernel.masquerade.outermost import keys
 from netloom.kernel.netlink import nftables
 from netloom.kernel.netlink.messages import decode, encode, nested, nftsocket
 from netloom.kernel.netlink.nftables import DELSETELEM, END, NEWSETELEM, START, ElementMessages, request

@@ -11,7 +11,8 @@ from tests.kernel.nft import ruleset
 
 UNPRIVILEGED = """
 from netloom.kernel.netlink import nftables
-from netloom.kernel.netlink.nftables_socket import WHOLE, NftablesSocket
+from netloom.kernel.netlink.nftables import WHOLE
+from netloom.kernel.netlink.nftables_socket import NftablesSocket
 
 socket = NftablesSocket()
 for _ in range(2):

@@ -8,10 +8,9 @@ from collections.abc import AsyncIterator
 import pytest
 
 from netloom.kernel.keeper import retries
-from netloom.kernel.mesh.dataplane import Dataplane
+from netloom.kernel.mesh.dataplane import Dataplane, Report
 from netloom.kernel.mesh.desired import Desired
 from netloom.kernel.mesh.encapsulation import NO_ENCAPSULATION, VXLAN
-from netloom.kernel.mesh.report import Report
 from netloom.kernel.ownership import MASQUERADE, MESH
 from tests.kernel.conftest import Planes
 from tests.kernel.faults import FaultyCommands

@@ -1,7 +1,7 @@
 """Whatever somebody does to what is ours is undone on the kernel's event.
 
-The belt (the full comparison by time) is off in all of these tests, so what comes back, comes back because of an
-event. What was there before and after is compared whole, as `ip` prints it.
+Resyncs by time are off in all of these tests, so what comes back, comes back because of an event. What was there before
+and after is compared whole, as `ip` prints it.
 """
 
 import subprocess

@@ -6,7 +6,10 @@ from hypothesis import strategies as st
 
 from netloom.cidr import Cidr
 from netloom.kernel.mesh.fib import FibResult
-from netloom.kernel.mesh.row_readers import (
+from netloom.kernel.mesh.row_messages import (
+    encode_neighbours,
+    encode_nexthops,
+    encode_routes,
     fib_result_reader,
     neighbour_reader,
     nexthop_reader,
@@ -16,7 +19,6 @@ from netloom.kernel.mesh.row_readers import (
     read_route,
     route_reader,
 )
-from netloom.kernel.mesh.row_requests import encode_neighbours, encode_nexthops, encode_routes
 from netloom.kernel.mesh.rows import Nexthop, OddRoute, RouteContent
 from netloom.kernel.netlink.links import Link, LocalAddress, read_address, read_link
 from netloom.kernel.netlink.messages import AddressMessage, LinkMessage, RouteMessage, encode, nested

@@ -13,10 +13,9 @@ import structlog
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from netloom.api.v1alpha1 import NETWORK_NAME, Routing
-from netloom.kernel.mesh.dataplane import Dataplane
+from netloom.kernel.mesh.dataplane import Dataplane, Report
 from netloom.kernel.mesh.desired import Desired, MeshNode
 from netloom.kernel.mesh.encapsulation import Encapsulation
-from netloom.kernel.mesh.report import Report
 from netloom.runtime.manager import Run
 from netloom_reconcilers.features.kernel import KernelFeature
 from netloom_reconcilers.features.node import NodeContext, Obstacle, written_metric

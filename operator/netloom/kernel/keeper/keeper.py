@@ -13,7 +13,7 @@ have a keeper each, with sockets, thread and lock of its own, so that none waits
 import asyncio
 import contextlib
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, ClassVar, Generic, TypedDict, TypeVar
 
@@ -203,21 +203,20 @@ class Keeper(Generic[D, R]):
         but nothing is removed then: something may stand on it."""
         failed: set[Item] = set()
         for part in self._parts:
-            await self._guarded(part, self._bring(part, fresh), failed)
+            with self._guarded(part, failed):
+                worker = self._connect()
+                self._drain()
+                if await self._read(part, worker):
+                    fresh.add(part)
+                    self._drain()
+                self._note(await part.update(worker, self._attempt(part, fresh)))
         for part in reversed(self._parts if not failed else ()):
-            await self._guarded(part, self._clear(part, fresh), failed)
+            with self._guarded(part, failed):
+                self._note(await part.remove(self._connect(), self._attempt(part, fresh)))
         for part in self._parts:
             if part.state not in failed:
-                self._retries.written(part.state[0], [part.state[1]])
+                self._is_readable(part)
         return not failed
-
-    async def _bring(self, part: Part[D], fresh: set[Part[D]]) -> None:
-        worker = self._connect()
-        self._drain()
-        if await self._read(part, worker):
-            fresh.add(part)
-            self._drain()
-        self._note(await part.update(worker, self._attempt(part, fresh)))
 
     async def _read(self, part: Part[D], worker: Worker) -> bool:
         whole = await part.read(worker)
@@ -227,20 +226,21 @@ class Keeper(Generic[D, R]):
         self._note_drift()
         return whole
 
-    async def _clear(self, part: Part[D], fresh: set[Part[D]]) -> None:
-        self._note(await part.remove(self._connect(), self._attempt(part, fresh)))
-
-    async def _guarded(self, part: Part[D], work: Awaitable[None], failed: set[Item]) -> None:
+    @contextlib.contextmanager
+    def _guarded(self, part: Part[D], failed: set[Item]) -> Iterator[None]:
         try:
-            await work
+            yield
         except (AnswerLost, OSError, KernelUnsupported) as error:
             self._doubt()  # what the kernel holds is unknown until it has been read
             sentence = part.explain(error)
-            if part.state not in failed and sentence:
+            if not sentence:
+                self._is_readable(part)
+            elif part.state not in failed:
                 self._retries.refused(part.state, sentence, "", getattr(error, "errno", 0) or 0)
-            elif not sentence:
-                self._retries.written(part.state[0], [part.state[1]])
             failed.add(part.state)
+
+    def _is_readable(self, part: Part[D]) -> None:
+        self._retries.written(part.state[0], [part.state[1]])
 
     def _attempt(self, part: Part[D], fresh: set[Part[D]]) -> Attempt:
         return Attempt(self._retries.held(), self._retries.failing, part in fresh)

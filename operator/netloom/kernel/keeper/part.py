@@ -93,10 +93,10 @@ class Part(ABC, Generic[D]):
     def hear(self, kind: int, flags: int, buffer: bytes, start: int, end: int) -> None:
         """Take in an event: its message lies in the buffer from `start`, behind the header, to `end`."""
 
-    @abstractmethod
     def drifted(self) -> Iterable[tuple[Item, bool]]:
         """Entries that somebody changed, as events and readings since the last call show; and whether each by itself:
-        one that goes with what it stands on is nobody's doing."""
+        one that goes with what it stands on is nobody's doing. None where that shows only when it is put right."""
+        return ()
 
     @abstractmethod
     def doubt(self) -> None:

@@ -11,7 +11,7 @@ import msgspec
 
 from netloom.cidr import Cidr, format_address
 from netloom.kernel.keeper.table import Table
-from netloom.kernel.masquerade.cover import OutermostCidrs, cidr_of, keys
+from netloom.kernel.masquerade.outermost import OutermostCidrs, cidr_of, keys
 from netloom.kernel.masquerade.ruleset import SETS, SIZES, TABLE, Families, Write, size_of
 from netloom.kernel.netlink.nftables import DELSETELEM, END, NEWSETELEM, START, ElementMessages
 
@@ -92,7 +92,7 @@ class Sets:
     def __init__(self) -> None:
         self.rules = MasqueradeRules(ipv4=False, ipv6=False)
         self.tables: dict[str, Table[bytes, bool]] = {name: Table() for name in SETS}
-        self._covers = {name: OutermostCidrs() for name in SETS}
+        self._cidrs = {name: OutermostCidrs() for name in SETS}
         self._messages = {name: ElementMessages(TABLE, name, size_of(name)) for name in SETS}
         self._intervals: dict[str, dict[bytes, tuple[bytes, ...]]] = {name: {} for name in SETS}
         self._open: dict[str, tuple[bytes, ...]] = {}
@@ -142,14 +142,14 @@ class Sets:
         self.set_known(UNKNOWN, tuple(found))
 
     def _change(self, kind: str, before: Iterable[Cidr], now: Iterable[Cidr]) -> list[Element]:
-        # First in, then out: what is in both never leaves the cover, and changes nothing.
+        # First in, then out: what is in both stays an element, and changes nothing.
         changed = []
         for prefix in set(now) - set(before):
             name = f"{kind}{prefix.version}"
-            changed += self._want(name, *self._covers[name].add(prefix))
+            changed += self._want(name, *self._cidrs[name].add(prefix))
         for prefix in set(before) - set(now):
             name = f"{kind}{prefix.version}"
-            changed += self._want(name, *self._covers[name].remove(prefix))
+            changed += self._want(name, *self._cidrs[name].remove(prefix))
         return changed
 
     def _want(self, name: str, appeared: list[Cidr], disappeared: list[Cidr]) -> list[Element]:

@@ -16,7 +16,7 @@ from netloom.kernel.keeper.part import Attempt, Outcome, Part, Refused, Worker
 from netloom.kernel.keeper.report import PlannedChange
 from netloom.kernel.keeper.retries import Item, Retries
 from netloom.kernel.masquerade import ruleset
-from netloom.kernel.masquerade.cover import cidr_of
+from netloom.kernel.masquerade.outermost import cidr_of
 from netloom.kernel.masquerade.ruleset import RULES_ITEM, SETS, TABLE, TABLE_ITEM, TABLE_KEY, Families, Seen, Write
 from netloom.kernel.masquerade.sets import ELEMENT, UNKNOWN, Element, Masquerading, Sets
 from netloom.kernel.netlink import nftables

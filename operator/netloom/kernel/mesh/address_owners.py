@@ -30,7 +30,7 @@ class AddressOwners(Generic[C]):
         for claim in new:
             if holders.setdefault(claim, name) != name or claim in contested:
                 contested.setdefault(claim, {holders[claim]}).add(name)
-                self._converge(claim, others)
+                self._decide(claim, others)
         others.discard(name)
         return others
 
@@ -50,11 +50,11 @@ class AddressOwners(Generic[C]):
             del self.holders[claim]
             return
         names.discard(name)
-        self._converge(claim, others)
+        self._decide(claim, others)
         if len(names) == 1:
             del self._contested[claim]
 
-    def _converge(self, claim: C, others: set[str]) -> None:
+    def _decide(self, claim: C, others: set[str]) -> None:
         before, after = self.holders[claim], min(self._contested[claim], key=self._seniority)
         if after != before:
             self.holders[claim] = after

@@ -8,15 +8,14 @@ import structlog
 
 from netloom.kernel.errors import KernelUnsupported
 from netloom.kernel.keeper.keeper import Keeper, KeeperOptions
-from netloom.kernel.keeper.report import PlannedChange
+from netloom.kernel.keeper.report import KeeperReport, PlannedChange
 from netloom.kernel.mesh import reader
 from netloom.kernel.mesh import tunnel_device as device
 from netloom.kernel.mesh.desired import Desired
 from netloom.kernel.mesh.devices_part import MeshDevices
 from netloom.kernel.mesh.encapsulation import Encapsulation
-from netloom.kernel.mesh.mesh import DeviceState, Mesh
+from netloom.kernel.mesh.mesh import AddressConflict, DeviceState, Mesh
 from netloom.kernel.mesh.plan import planned_changes
-from netloom.kernel.mesh.report import Report
 from netloom.kernel.mesh.rows_part import MeshRows
 from netloom.kernel.netlink.links import Link
 from netloom.kernel.netlink.sockets import RefusedError
@@ -26,6 +25,31 @@ from netloom.kernel.sysctl import SysctlRecord
 log = structlog.get_logger(__name__)
 
 RUN_DIRECTORY = Path("/run/netloom")
+
+
+class Report(KeeperReport, frozen=True, kw_only=True):
+    """The state of the data path.
+
+    mtu:      bytes, of pods; mtu_source says where it comes from. 0: not known.
+    underlay: devices that carry the traffic between the nodes.
+    tunnels:  those that are ready to receive.
+    unreachable: peers that can only be reached natively, and are not on a network of this node.
+    reading_seconds: what the reading of the kernel's tables took in the resyncs, in all.
+    """
+
+    peers: int = 0
+    mtu: int = 0
+    mtu_source: str = ""
+    underlay: tuple[str, ...] = ()
+    tunnels: tuple[Encapsulation, ...] = ()
+    unreachable: tuple[str, ...] = ()
+    conflicts: tuple[AddressConflict, ...] = ()
+    reading_seconds: float = 0.0
+
+    @property
+    def in_sync(self) -> bool:
+        """Whether the kernel holds all that is desired."""
+        return super().in_sync and not self.conflicts and not self.unreachable
 
 
 class Dataplane(Keeper[Desired, Report]):

@@ -14,7 +14,7 @@ from netloom.kernel.keeper.retries import Item, Retries
 from netloom.kernel.mesh import reader
 from netloom.kernel.mesh import tunnel_device as device
 from netloom.kernel.mesh.desired import Desired, MeshNode
-from netloom.kernel.mesh.encapsulation import NO_ENCAPSULATION, Encapsulation
+from netloom.kernel.mesh.encapsulation import NO_ENCAPSULATION, OVERHEAD, Encapsulation
 from netloom.kernel.mesh.mesh import DeviceState
 from netloom.kernel.mesh.rows_part import MESH_STATE, MeshRows
 from netloom.kernel.mesh.tunnel_device import Interfaces, Mtu, Step
@@ -107,10 +107,6 @@ class MeshDevices(Part[Desired]):
 
     # --------------------------------------------------------------------------------------------------- events
 
-    def drifted(self) -> Iterable[tuple[Item, bool]]:
-        """None: what somebody changed shows when it is put right."""
-        return ()
-
     def hear(self, kind: int, flags: int, buffer: bytes, start: int, end: int) -> None:
         """Take in an event: whether it is about what this part looks after or looks at."""
         if self._due:
@@ -198,7 +194,9 @@ class DeviceWork:
             tunnels, node.vni, node.ipv6, device.native_mtu(node, found.underlay), node.strict
         )
         underlay = device.underlay_mtu(node, interfaces, outgoing)
-        found.mtu = underlay.inside_tunnel() if node.tunnels and underlay.bytes else underlay
+        if node.tunnels and underlay.bytes:
+            underlay = Mtu(underlay.bytes - OVERHEAD, f"{underlay.why}, less {OVERHEAD} for the tunnel")
+        found.mtu = underlay
         return found
 
     def _prepare_tunnel(
@@ -240,11 +238,10 @@ class DeviceWork:
 
     def _take(self, steps: Iterable[Step]) -> bool:
         """Do the steps; whether any was done. A step about a link that failed takes the link's later steps with it."""
-        failed: set[Item] = set()
         done = False
         for step in steps:
             item = (step.kind, step.key)
-            if item in self._held or item in failed:
+            if item in self._held or item in self._refused:
                 self._waiting.add(item)
                 continue
             refusal = self._commands.execute([step.message]).get(0)
@@ -254,7 +251,6 @@ class DeviceWork:
                 self.flushed = self.flushed or step.flushes
                 done = True
             else:
-                failed.add(item)
                 sentence = device.explain(step, self._node.tunnels if self._node else (), refusal)
                 self._refused[item] = Refused(item, sentence, refusal.errno)
         return done

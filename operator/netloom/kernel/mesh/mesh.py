@@ -178,7 +178,7 @@ class Mesh:
                 del self._peer_of[identity]
 
     def conflicts(self) -> list[AddressConflict]:
-        """Claims that are not granted, in order."""
+        """The address conflicts, in order."""
         found = [AddressConflict(_unique_text(claim), holder, name) for claim, holder, name in self._owners.refused()]
         return sorted(found, key=lambda conflict: (conflict.claim, conflict.peer))
 

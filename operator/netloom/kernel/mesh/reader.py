@@ -10,49 +10,52 @@ from collections.abc import Iterable, Sequence
 
 from netloom.cidr import Address
 from netloom.kernel.mac import Mac
-from netloom.kernel.mesh import row_readers, row_requests
+from netloom.kernel.mesh import row_messages
 from netloom.kernel.mesh.fib import FibResult
 from netloom.kernel.mesh.rows import DirectRoute, NeighbourKey, SeenNexthop, SeenRoute
 from netloom.kernel.mesh.tunnel_device import Interfaces
-from netloom.kernel.netlink import links
+from netloom.kernel.netlink import wire
+from netloom.kernel.netlink.links import read_address, read_link, read_received
+from netloom.kernel.netlink.messages import AddressMessage, LinkMessage, encode
 from netloom.kernel.netlink.sockets import BATCH, CommandSocket, RefusedError, read_all
-from netloom.kernel.netlink.wire import NLMSG_ERROR
 
+_SKIP_STATISTICS = 8
 _FAMILIES = (socket.AF_INET, socket.AF_INET6)
 
 
 def read_interfaces(commands: CommandSocket) -> Interfaces:
     """All links and addresses."""
-    found = read_all(commands, links.dump_links(), links.read_link)
-    return Interfaces(tuple(found), tuple(read_all(commands, links.dump_addresses(), links.read_address)))
+    found = read_all(commands, encode(LinkMessage, wire.RTM_GETLINK, 0, {}, ext_mask=_SKIP_STATISTICS), read_link)
+    addresses = read_all(commands, encode(AddressMessage, wire.RTM_GETADDR, 0, {}), read_address)
+    return Interfaces(tuple(found), tuple(addresses))
 
 
 def nexthops(commands: CommandSocket) -> list[SeenNexthop]:
     """All nexthop objects, foreign ones included: their ids are not free."""
-    return read_all(commands, row_requests.dump_nexthops(), row_readers.nexthop_reader().read)
+    return read_all(commands, row_messages.dump_nexthops(), row_messages.nexthop_reader().read)
 
 
 def routes(commands: CommandSocket) -> list[SeenRoute]:
     """The mesh's routes."""
-    read = row_readers.route_reader().read
-    found = [read_all(commands, row_requests.dump_routes(family), read) for family in _FAMILIES]
+    read = row_messages.route_reader().read
+    found = [read_all(commands, row_messages.dump_routes(family), read) for family in _FAMILIES]
     return [seen for part in found for seen in part if seen.owned]
 
 
 def direct_routes(commands: CommandSocket) -> list[DirectRoute]:
     """Everybody else's routes that lead to a device and by no gateway."""
-    read = row_readers.read_direct_route
-    found = [read_all(commands, row_requests.dump_all_routes(family), read) for family in _FAMILIES]
+    read = row_messages.read_direct_route
+    found = [read_all(commands, row_messages.dump_all_routes(family), read) for family in _FAMILIES]
     return [seen for part in found for seen in part]
 
 
 def neighbours(commands: CommandSocket, ifindexes: Iterable[int]) -> dict[NeighbourKey, Mac]:
     """The permanent neighbours on our devices."""
-    read = row_readers.neighbour_reader().read
+    read = row_messages.neighbour_reader().read
     return {
         (ifindex, seen.address): seen.mac
         for ifindex in ifindexes
-        for seen in read_all(commands, row_requests.dump_neighbours(ifindex), read)
+        for seen in read_all(commands, row_messages.dump_neighbours(ifindex), read)
         if seen.ifindex == ifindex and seen.mac
     }
 
@@ -60,12 +63,12 @@ def neighbours(commands: CommandSocket, ifindexes: Iterable[int]) -> dict[Neighb
 def fib_lookups(commands: CommandSocket, addresses: Sequence[Address]) -> list[tuple[Address, FibResult]]:
     """Which way packets to these addresses go."""
     found: list[tuple[Address, FibResult]] = []
-    read, ask = row_readers.fib_result_reader().read, row_requests.ask_route
+    read, ask = row_messages.fib_result_reader().read, row_messages.ask_route
     for at in range(0, len(addresses), BATCH):
         part = addresses[at : at + BATCH]
 
         def visit(number: int, kind: int, buffer: bytes, start: int, end: int, part: Sequence[Address] = part) -> None:
-            found.append((part[number], FibResult() if kind == NLMSG_ERROR else read(buffer, start, end)))
+            found.append((part[number], FibResult() if kind == wire.NLMSG_ERROR else read(buffer, start, end)))
 
         commands.ask([ask(number, address) for number, address in enumerate(part)], visit)
     return found
@@ -75,8 +78,6 @@ def received(commands: CommandSocket, ifindex: int) -> int:
     """Packets that a device has received since it was made; 0 if it is not there."""
     counts: list[int] = []
     with contextlib.suppress(RefusedError):
-        commands.get(
-            links.get_link(ifindex),
-            lambda _k, buffer, start, end: counts.append(links.read_received(buffer, start, end)),
-        )
+        request = encode(LinkMessage, wire.RTM_GETLINK, 0, {"index": ifindex})
+        commands.get(request, lambda _kind, *place: counts.append(read_received(*place)))
     return sum(counts)

@@ -16,8 +16,7 @@ from netloom.kernel.keeper.retries import Item, Retries
 from netloom.kernel.mesh import reader
 from netloom.kernel.mesh.desired import Desired
 from netloom.kernel.mesh.mesh import Mesh
-from netloom.kernel.mesh.row_readers import read_destination, read_neighbour, read_nexthop, read_route
-from netloom.kernel.mesh.row_requests import probe_neighbour
+from netloom.kernel.mesh.row_messages import probe_neighbour, read_destination, read_neighbour, read_nexthop, read_route
 from netloom.kernel.mesh.rows import RouteKey
 from netloom.kernel.mesh.writer import Writer
 from netloom.kernel.netlink import wire

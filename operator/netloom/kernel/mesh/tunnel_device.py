@@ -11,7 +11,7 @@ from fnmatch import fnmatchcase
 import msgspec
 from msgspec.structs import replace
 
-from netloom.cidr import Address, format_address
+from netloom.cidr import format_address
 from netloom.kernel.mac import format_mac, link_local_of
 from netloom.kernel.mesh.desired import MeshNode
 from netloom.kernel.mesh.encapsulation import OVERHEAD, Encapsulation
@@ -52,18 +52,13 @@ class Interfaces(msgspec.Struct, frozen=True):
         """The link of that name."""
         return next((link for link in self.links if link.name == name), None)
 
-    def holder(self, address: Address) -> Link | None:
-        """The link that holds the address."""
-        holders = {each.ifindex for each in self.addresses if each.local.address == address}
-        return next((link for link in self.links if link.ifindex in holders), None)
-
     def own_links(self) -> list[Link]:
         """Links with a name of the mesh's."""
         return [link for link in self.links if MESH.link(link.name)]
 
-    def addresses_on(self, ifindex: int) -> set[LocalAddress]:
+    def addresses_on(self, ifindex: int) -> list[LocalAddress]:
         """Addresses of one link."""
-        return {address.local for address in self.addresses if address.ifindex == ifindex}
+        return [address.local for address in self.addresses if address.ifindex == ifindex]
 
 
 class Mtu(msgspec.Struct, frozen=True):
@@ -71,10 +66,6 @@ class Mtu(msgspec.Struct, frozen=True):
 
     bytes: int = 0
     why: str = ""
-
-    def inside_tunnel(self) -> "Mtu":
-        """What is left of it."""
-        return Mtu(self.bytes - OVERHEAD, f"{self.why}, less {OVERHEAD} for the tunnel")
 
 
 def carrying(node: MeshNode, interfaces: Interfaces, outgoing: Collection[int]) -> list[Link]:
@@ -88,8 +79,8 @@ def carrying(node: MeshNode, interfaces: Interfaces, outgoing: Collection[int]) 
     if node.devices:
         told = [link for link in foreign if any(fnmatchcase(link.name, pattern) for pattern in node.devices)]
         return [link for link in told if link.ifindex in outgoing] or told
-    holder = interfaces.holder(node.local)
-    return used or ([holder] if holder is not None else [])
+    holders = {each.ifindex for each in interfaces.addresses if each.local.address == node.local}
+    return used or [link for link in interfaces.links if link.ifindex in holders][:1]
 
 
 def underlay_mtu(node: MeshNode, interfaces: Interfaces, outgoing: Collection[int]) -> Mtu:
@@ -184,7 +175,7 @@ def missing_addresses(node: MeshNode, link: Link, interfaces: Interfaces) -> Ite
     """Addresses to add; an added one comes last. The node's own packets have the first IPv4 address as their source, so
     those that stand before the one that shall be it are added anew."""
     wanted = desired_addresses(node)
-    present = [each.local for each in interfaces.addresses if each.ifindex == link.ifindex]
+    present = interfaces.addresses_on(link.ifindex)
     missing = [local for local in wanted if local not in present]
     for local in missing:
         yield _address_step(link, local)

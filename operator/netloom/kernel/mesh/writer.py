@@ -17,7 +17,7 @@ import msgspec
 
 from netloom.kernel.keeper.part import Attempt, Outcome, Refused, Worker
 from netloom.kernel.mesh.mesh import Mesh
-from netloom.kernel.mesh.row_requests import encode_neighbours, encode_nexthops, encode_routes
+from netloom.kernel.mesh.row_messages import encode_neighbours, encode_nexthops, encode_routes
 from netloom.kernel.netlink.sockets import BATCH, Refusal
 
 ALREADY_GONE = {errno.ESRCH, errno.ENOENT, errno.ENODEV, errno.EADDRNOTAVAIL}

@@ -15,10 +15,11 @@ from netloom.kernel.netlink import wire
 from netloom.kernel.netlink.messages import AddressMessage, LinkMessage, NetconfMessage, decode, encode, nested
 
 IFF_UP, IFF_LOWER_UP = 1, 1 << 16
-_SKIP_STATISTICS = 8
 _GENERATE_NO_ADDRESS = 1
 _NO_DUPLICATE_DETECTION = 2
 _SCOPE_LINK = 253
+_ODD = {"vxlan": ("LEARNING", "learning"), "geneve": ("INNER_PROTO_INHERIT", "innerprotoinherit")}
+"""What is never set on a tunnel device: the attribute, and its name for `ip`."""
 _LINK_LOCAL = b"\xfe\x80" + bytes(6)
 """Of IPv6: fe80::/64."""
 
@@ -96,15 +97,12 @@ def read_link(buffer: bytes, start: int, end: int) -> Link | None:
 
 def _tunnel(kind: str, data: Any) -> tuple[int, bool, str]:
     """Of a tunnel device's own attributes: UDP port, whether it is external, what is odd about it."""
-    if data is None:
+    if data is None or kind not in _ODD:
         return 0, False, ""
-    if kind == "vxlan":
-        learning = "learning" if data.get_attr("IFLA_VXLAN_LEARNING") else ""
-        return data.get_attr("IFLA_VXLAN_PORT", 0), bool(data.get_attr("IFLA_VXLAN_COLLECT_METADATA")), learning
-    if kind == "geneve":
-        inherits = "innerprotoinherit" if data.get_attr("IFLA_GENEVE_INNER_PROTO_INHERIT") else ""
-        return data.get_attr("IFLA_GENEVE_PORT", 0), bool(data.get_attr("IFLA_GENEVE_COLLECT_METADATA")), inherits
-    return 0, False, ""
+    odd, text = _ODD[kind]
+    prefix = f"IFLA_{kind.upper()}_"
+    external = bool(data.get_attr(prefix + "COLLECT_METADATA"))
+    return data.get_attr(prefix + "PORT", 0), external, text if data.get_attr(prefix + odd) else ""
 
 
 def read_received(buffer: bytes, start: int, end: int) -> int:
@@ -129,21 +127,6 @@ def read_netconf(buffer: bytes, start: int, end: int) -> int:
 
 
 # ---------------------------------------------------------------------------------------------- to the kernel
-
-
-def dump_links() -> bytes:
-    """Request: all links, without their counters."""
-    return encode(LinkMessage, wire.RTM_GETLINK, 0, {}, ext_mask=_SKIP_STATISTICS)
-
-
-def get_link(ifindex: int) -> bytes:
-    """Request: one link, with its counters."""
-    return encode(LinkMessage, wire.RTM_GETLINK, 0, {"index": ifindex})
-
-
-def dump_addresses() -> bytes:
-    """Request: all addresses."""
-    return encode(AddressMessage, wire.RTM_GETADDR, 0, {})
 
 
 def create_tunnel(name: str, kind: str, *, mac: Mac, mtu: int, port: int) -> bytes:

@@ -2,7 +2,7 @@
 
 Only those classes are loaded: an agent is 1.5 MiB larger for them, where `import pyroute2` is 10.5 MiB and 0.1 s. They
 are slow: 50 us to encode a message, 30 us (an address) to 200 us (a link) to decode one (`make bench-codec`). That
-serves for everything that does not come by the ten thousand; for what does, see `template` and `row_readers`.
+serves for everything that does not come by the ten thousand; for what does, see `template` and `row_messages`.
 
 Addresses and MACs are packed here as everywhere on the kernel side, and not text as in pyroute2's own classes. Those
 have no nexthop objects, no `nhid` of a route, and pass over `encap ip` without a word.

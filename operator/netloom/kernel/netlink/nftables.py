@@ -46,8 +46,8 @@ START, END = b"\1", b"\0"
 """Last byte of an element's key, behind its address: whether an interval starts or ends there. END sorts first: where
 one ends and the next begins, both are at the same address."""
 
-BEGIN_SEQUENCE = 0xFFFF_FFFF
-"""Sequence number of what the kernel says about a transaction as a whole."""
+WHOLE = 0xFFFF_FFFF
+"""Sequence number of what the kernel says about a transaction as a whole, and not about one of its requests."""
 
 
 def _as(layout: Any, **kinds: str) -> tuple[tuple[str, str], ...]:
@@ -92,7 +92,7 @@ def comment(value: str) -> bytes:
 def frame(messages: Iterable[bytes]) -> tuple[bytes, list[bytes], bytes]:
     """The requests as one transaction (all of them, or none): what comes before them, they, and what comes behind."""
     begin, end = (
-        HEADER.pack(HEADER_SIZE + 4, kind, REQUEST, BEGIN_SEQUENCE, 0) + (SUBSYSTEM >> 8).to_bytes(4, "big")
+        HEADER.pack(HEADER_SIZE + 4, kind, REQUEST, WHOLE, 0) + (SUBSYSTEM >> 8).to_bytes(4, "big")
         for kind in (BATCH_BEGIN, BATCH_END)
     )
     return begin, [part[:8] + i.to_bytes(4, sys.byteorder) + part[12:] for i, part in enumerate(messages)], end

@@ -8,11 +8,8 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 from netloom.kernel.errors import KernelUnsupported
-from netloom.kernel.netlink.nftables import BEGIN_SEQUENCE, frame
+from netloom.kernel.netlink.nftables import WHOLE, frame
 from netloom.kernel.netlink.sockets import NETLINK_NETFILTER, SO_SNDBUFFORCE, CommandSocket, Refusal
-
-WHOLE = BEGIN_SEQUENCE
-"""Key of a refusal that is about the transaction, and not about one of its requests."""
 
 SEND_BUFFER = 64 << 20
 """Bytes; a transaction has to fit. 10,000 CIDRs take 1 MiB. A limit, not a reservation."""

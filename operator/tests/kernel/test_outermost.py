@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from netloom.cidr import Cidr
-from netloom.kernel.masquerade.cover import OutermostCidrs, cidr_of, keys
+from netloom.kernel.masquerade.outermost import OutermostCidrs, cidr_of, keys
 from netloom.kernel.masquerade.sets import MasqueradeRules, Masquerading, Sets, intervals
 from tests.kernel.nft import prefixes
 
