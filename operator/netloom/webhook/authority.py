@@ -76,7 +76,7 @@ class Authority:
         self._mint = mint or Mint()
         self._timing = timing or AuthorityTiming()
         self._backoff = Backoff(self._timing.base, self._timing.cap)
-        self._presented = ServingTLS(lambda: not self._untimely())
+        self._presented = ServingTLS(lambda: not self._invalidity())
         self.tls = self._presented.context
         self.secrets = Store(SECRETS)
         chosen = f"metadata.name={secret}"
@@ -107,8 +107,8 @@ class Authority:
         if self.serving is None:
             unseen = self._secret_watch.trouble or self.configuration.watch.trouble
             return f"no certificate to serve with yet: {self.failure or unseen or 'about to be made'}"
-        if untimely := self._untimely():
-            return f"the certificate {untimely}: {self.failure or 'another is about to be issued'}"
+        if invalidity := self._invalidity():
+            return f"the certificate {invalidity}: {self.failure or 'another is about to be issued'}"
         if not self._is_trusted(self.serving.signer):
             why = self.failure or "about to be written"
             return f"the caBundle of {self.configuration} does not have the CA of this replica: {why}"
@@ -212,7 +212,7 @@ class Authority:
         serving = self.serving
         if (
             serving
-            and not certificates.untimely(serving, now)
+            and not certificates.invalidity(serving, now)
             and self._is_trusted(serving.signer)
             and not self._is_trusted(ca.certificate)
         ):
@@ -225,8 +225,8 @@ class Authority:
         metrics.CA_EXPIRY.set(ca.expires.timestamp())
         log.info("serving certificate issued", expires=f"{serving.expires:%Y-%m-%dT%H:%M:%SZ}", ca=ca.name)
 
-    def _untimely(self) -> str:
-        return certificates.untimely(self.serving, self._now()) if self.serving else ""
+    def _invalidity(self) -> str:
+        return certificates.invalidity(self.serving, self._now()) if self.serving else ""
 
     def _is_trusted(self, ca: str) -> bool:
         """Whether all webhooks trust it. Where there are none (yet), nobody is there to mistrust."""

@@ -96,7 +96,7 @@ class Validity:
 # The rule
 
 
-def untimely(one: _Issued | Validity, now: dt.datetime) -> str:
+def invalidity(one: _Issued | Validity, now: dt.datetime) -> str:
     """Why an API server whose clock says `now` does not take it for valid, to be said after its name; "" if it does."""
     if now < one.begins:
         return f"is not valid before {one.begins:{_TIME}} by the API server's clock"
@@ -105,7 +105,7 @@ def untimely(one: _Issued | Validity, now: dt.datetime) -> str:
 
 def living(cas: Iterable[CA], now: dt.datetime) -> tuple[CA, ...]:
     """Those that are valid, the oldest first."""
-    return tuple(sorted((ca for ca in cas if not untimely(ca, now)), key=_age))
+    return tuple(sorted((ca for ca in cas if not invalidity(ca, now)), key=_age))
 
 
 def kept(cas: Iterable[CA], now: dt.datetime) -> tuple[CA, ...]:
@@ -133,7 +133,7 @@ def due(cas: Iterable[CA], now: dt.datetime) -> bool:
 
 def renewal(serving: ServingCertificate | None, signed_by: CA, now: dt.datetime) -> bool:
     """Whether a new serving certificate is to be issued, given the CA that signs now."""
-    if serving is None or serving.signer != signed_by.certificate or untimely(serving, now):
+    if serving is None or serving.signer != signed_by.certificate or invalidity(serving, now):
         return True
     # A CA near its end can only give short certificates; to renew the last one over and over would help nobody.
     return _used_up(serving.created, serving.expires, now) and serving.expires < signed_by.expires

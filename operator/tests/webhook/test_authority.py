@@ -365,9 +365,9 @@ async def test_an_api_server_whose_clock_is_set_is_served_there_and_back(
         now = NOW + ahead + MINUTE
         for replica in replicas:
             assert replica.serving
-            assert certificates.untimely(replica.serving, now) == ""
+            assert certificates.invalidity(replica.serving, now) == ""
             (by,) = [each for each in stored(server) if each.certificate == replica.serving.signer]
-            assert certificates.untimely(by, now) == ""
+            assert certificates.invalidity(by, now) == ""
     assert all(believed(server, each) for each in replicas)
     assert ca in stored(server)
     assert len(stored(server)) <= 2, "the way there and back, twice, takes one CA more"
