@@ -21,7 +21,6 @@ from netloom.api.cilium import CILIUM_NODES, CILIUM_POOLS, CONFIG_NAME, CiliumNo
 from netloom.api.core import CONFIG_MAPS, NODES, Node
 from netloom.api.meta import Object, Resource
 from netloom.api.v1alpha1 import NETLOOM_NODES, NETWORKS, POOLS, NetloomNode
-from netloom.cidr import is_address
 from netloom.guard.cluster_state import (
     CILIUM_IN_USE,
     CILIUM_MODE,
@@ -243,8 +242,7 @@ class Guard:
             keeper = Authority(
                 self._api,
                 namespace=options.scope.namespace,
-                names=[host for host in hosts if not is_address(host)],
-                addresses=[host for host in hosts if is_address(host)],
+                hosts=hosts,
                 secret=options.secret,
                 configuration=options.configuration,
             )

@@ -49,7 +49,7 @@ class AuthorityTiming(msgspec.Struct, frozen=True):
 class Authority:
     """Keeps the certificates; `tls` is the context to serve with. `run` is a component of a Manager.
 
-    names, addresses: what the serving certificate is valid for, as API servers call the guard:
+    hosts: names and addresses that the serving certificate is valid for, as API servers call the guard:
         `netloom-guard.netloom-system.svc`, or the host of a URL.
     """
 
@@ -58,8 +58,7 @@ class Authority:
         api: Api,
         *,
         namespace: str,
-        names: Sequence[str] = (),
-        addresses: Sequence[str] = (),
+        hosts: Sequence[str] = (),
         secret: str = CA_SECRET,
         configuration: str = NAME,
         now: Clock | None = None,
@@ -68,8 +67,7 @@ class Authority:
     ) -> None:
         self._api = api
         self._namespace = namespace
-        self._names = tuple(names)
-        self._addresses = tuple(addresses)
+        self._hosts = tuple(hosts)
         self._secret = secret
         self._key = f"{namespace}/{secret}"
         self._now = now or api.clock.now
@@ -217,8 +215,8 @@ class Authority:
             and not self._is_trusted(ca.certificate)
         ):
             return
-        what, hosts = "a serving certificate was not issued", self._addresses
-        serving = await self._mint.call(what, certificates.issue, ca, self._names, now, addresses=hosts)
+        what = "a serving certificate was not issued"
+        serving = await self._mint.call(what, certificates.issue, ca, self._hosts, now)
         self._presented.present(serving.certificate, serving.key)
         self.serving = serving
         metrics.CERTIFICATE_EXPIRY.set(serving.expires.timestamp())

@@ -23,9 +23,11 @@ import binascii
 import datetime as dt
 import ipaddress
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+
+from netloom.cidr import is_address
 
 if TYPE_CHECKING:
     from cryptography import x509
@@ -225,9 +227,7 @@ def new_ca(now: dt.datetime, life: dt.timedelta = CA_LIFE) -> CA:
     return CA(certificate, key_pem, now, now + life)
 
 
-def issue(
-    ca: CA, names: Sequence[str], now: dt.datetime, *, addresses: Sequence[str] = (), life: dt.timedelta = SERVING_LIFE
-) -> ServingCertificate:
+def issue(ca: CA, hosts: Iterable[str], now: dt.datetime, *, life: dt.timedelta = SERVING_LIFE) -> ServingCertificate:
     """A serving certificate for DNS names and IP addresses; it does not outlive its CA."""
     from cryptography import x509
     from cryptography.x509.oid import ExtendedKeyUsageOID
@@ -235,14 +235,13 @@ def issue(
     now = now.replace(microsecond=0)
     parent, parent_key = _load(ca.certificate)[0], _load_key(ca.key)
     created, expires = max(now, ca.created), min(now + life, ca.expires)
-    hosts: list[x509.GeneralName] = [x509.DNSName(name) for name in names]
-    hosts += [x509.IPAddress(ipaddress.ip_address(address)) for address in addresses]
-    if not hosts:
+    names = [x509.IPAddress(ipaddress.ip_address(host)) if is_address(host) else x509.DNSName(host) for host in hosts]
+    if not names:
         raise ValueError("a serving certificate needs a name or an address")
     key, key_pem = _new_key()
     extensions = (
         x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]),
-        x509.SubjectAlternativeName(hosts),
+        x509.SubjectAlternativeName(names),
         x509.AuthorityKeyIdentifier.from_issuer_public_key(parent_key.public_key()),
     )
     subject, end = x509.Name.from_rfc4514_string("CN=netloom-guard"), x509.BasicConstraints(False, None)

@@ -72,7 +72,7 @@ async def start(api: Api, clock: Clock) -> AsyncIterator[Start]:
 
         def begin(**options: Any) -> Authority:
             options = {"now": clock, "mint": InProcess(), **options}
-            authority = Authority(api, namespace="netloom-system", names=["guard.test"], timing=FAST, **options)
+            authority = Authority(api, namespace="netloom-system", hosts=["guard.test"], timing=FAST, **options)
             tasks.append(group.create_task(authority.run()))
             return authority
 
@@ -479,7 +479,7 @@ from netloom.webhook.authority import Authority
 
 async def main(kubeconfig):
     async with await Api.connect(kubeconfig) as api:
-        authority = Authority(api, namespace="netloom-system", names=["guard.test"])
+        authority = Authority(api, namespace="netloom-system", hosts=["guard.test"])
         running = asyncio.create_task(authority.run())
         async with asyncio.timeout(30):
             while authority.trouble:

@@ -212,7 +212,7 @@ def test_the_rule_holds_together(ages: list[dt.timedelta], since: dt.timedelta):
 class TestCertificates:
     def test_a_client_believes_names_and_addresses(self, ca: CA):
         names, addresses = ["netloom-guard.netloom-system.svc", "guard.example"], ["127.0.0.1", "fd00::1"]
-        serving = issue(ca, names, NOW, addresses=addresses)
+        serving = issue(ca, [*names, *addresses], NOW)
         presented = ServingTLS()
         presented.present(serving.certificate, serving.key)
         for host in (*names, *addresses):
