@@ -44,8 +44,8 @@ from rich.console import Console
 
 from netloom.api.admission import AdmissionRequest, GroupVersionResource
 from netloom.api.cilium import CILIUM_NODES
+from netloom.guard.cluster_state import ClusterState, Users
 from netloom.guard.decide import decide
-from netloom.guard.live import Live, Users
 from netloom_e2e import bench, binaries, gauges
 from netloom_e2e.bench import Wrong
 from netloom_e2e.certificates import Authority
@@ -286,7 +286,7 @@ def median(latencies: Sequence[Latency]) -> Latency:
 
 def decisions(nodes: int, rounds: int = 2000) -> dict[str, float]:
     """The 99th percentile of the decision function in ms, by question, with that many nodes held in its indexes."""
-    live = Live(Users(frozenset(), frozenset()))
+    live = ClusterState(Users(frozenset(), frozenset()))
     for number in range(nodes):
         held = msgspec.convert(_node(number), CILIUM_NODES.type)
         live.cilium_node(held.metadata.name, None, held)

@@ -89,7 +89,7 @@ class Replicas:
 
     def start(self, **options: Any) -> Authority:
         authority = Authority(
-            options.pop("api", self._api), namespace=NAMESPACE, names=["guard.test"], addresses=["127.0.0.1"],
+            options.pop("api", self._api), namespace=NAMESPACE, hosts=["guard.test", "127.0.0.1"],
             secret=SECRET, configuration=NAME, now=options.pop("now", self._clock), timing=FAST, **options,
         )  # fmt: skip
         self._tasks[id(authority)] = self._group.create_task(authority.run())
@@ -447,7 +447,7 @@ async def test_files_of_ones_own(plane: ControlPlane, api: CountingApi, tmp_path
     now = dt.datetime.now(dt.UTC)
 
     def put(ca: certificates.CA) -> None:
-        made = certificates.issue(ca, ["guard.test"], now, addresses=["127.0.0.1"])
+        made = certificates.issue(ca, ["guard.test", "127.0.0.1"], now)
         for name, content in (("tls.crt", made.certificate), ("tls.key", made.key), ("ca.crt", ca.certificate)):
             (tmp_path / name).write_text(content)
 

@@ -187,7 +187,7 @@ def test_a_certificate_of_ones_own(guards: Guards, tmp_path: Path) -> None:
     assert f"{tmp_path / 'tls.crt'} cannot be read: No such file or directory" in lost.process.tail()
     assert "Traceback" not in lost.process.tail()
     now = dt.datetime.now(dt.UTC)
-    serving = certificates.issue(certificates.new_ca(now), [], now, addresses=["127.0.0.1"])
+    serving = certificates.issue(certificates.new_ca(now), ["127.0.0.1"], now)
     (tmp_path / "tls.crt").write_text(serving.certificate)
     (tmp_path / "tls.key").write_text(serving.key)
     wait_for("the guard is ready", guards.start(*files).ready, deadline=30)

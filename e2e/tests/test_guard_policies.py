@@ -16,8 +16,8 @@ from netloom.api.admission import AdmissionRequest, GroupVersionResource, UserIn
 from netloom.api.cilium import CILIUM_NODE_CONFIGS
 from netloom.api.meta import ObjectMeta
 from netloom.api.v1alpha1 import NETLOOM_NODES, NETWORKS, NetloomNode, NetloomNodeSpec, NodeIPAM
+from netloom.guard.cluster_state import ClusterState, Users
 from netloom.guard.decide import decide
-from netloom.guard.live import Live, Users
 from netloom.guard.record import wanted
 from netloom.webhook.names import AGENT_USER, OPERATOR_USER, Guarded, Scope
 from netloom_e2e.asking import put
@@ -41,7 +41,7 @@ class Policies:
 
     def __init__(self, plane: ControlPlane, guarded: Guarded) -> None:
         self.plane = plane
-        self.live = Live(Users(frozenset({OPERATOR_USER}), frozenset({AGENT_USER})))
+        self.live = ClusterState(Users(frozenset({OPERATOR_USER}), frozenset({AGENT_USER})))
         self.guards = Guards(plane, Scope(guarded=guarded))
 
     def install(self, data: dict[str, str]) -> None:

@@ -15,7 +15,7 @@ from prometheus_client import Gauge
 from netloom.api.cilium import CONFIG_NAME
 from netloom.api.core import CONFIG_MAPS, ConfigMap
 from netloom.api.events import ObjectReference
-from netloom.guard.live import CILIUM_MODE, NETLOOM_MODE, Live
+from netloom.guard.cluster_state import CILIUM_MODE, NETLOOM_MODE, ClusterState
 from netloom.guard.record import bypassed, wanted
 from netloom.runtime.client import Api
 from netloom.runtime.controller import Controller
@@ -50,7 +50,7 @@ class GuardRecord:
 
     api: Api
     events: EventRecorder
-    live: Live
+    live: ClusterState
     record: Store[ConfigMap]
     config: Store[ConfigMap] | None
     namespace: str

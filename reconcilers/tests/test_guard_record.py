@@ -10,7 +10,7 @@ from netloom.api.cilium import CiliumNode, CiliumNodeIPAM, CiliumNodeSpec
 from netloom.api.core import CONFIG_MAPS, ConfigMap
 from netloom.api.events import ObjectReference
 from netloom.api.meta import ObjectMeta
-from netloom.guard.live import CILIUM_IN_USE, CILIUM_MODE, Live, Users
+from netloom.guard.cluster_state import CILIUM_IN_USE, CILIUM_MODE, ClusterState, Users
 from netloom.runtime.errors import Conflict
 from netloom.runtime.store import Store
 from netloom_reconcilers.guard_record import DISTANCE_SECONDS, UNSEEN_SECONDS, GuardRecord
@@ -28,7 +28,7 @@ class World:
         self.events: list[tuple[str, str]] = []
         self.record = Store(CONFIG_MAPS)
         self.config = Store(CONFIG_MAPS)
-        self.live = Live(Users())
+        self.live = ClusterState(Users())
         self.record.subscribe(self.live.record)
         self.config.subscribe(self.live.cilium_config)
         self.reconciler = GuardRecord(

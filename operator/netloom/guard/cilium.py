@@ -14,11 +14,14 @@ from netloom.api.words import NODES_HOLD, in_use
 from netloom.cidr import VERSIONS, Version
 from netloom.cidr.interval_set import IntervalSet
 from netloom.guard import wording
+from netloom.guard.cluster_state import CILIUM_IN_USE, CILIUM_MODE, ClusterState
 from netloom.guard.decode import Change
 from netloom.guard.holdings import cidrs_of
-from netloom.guard.live import CILIUM_IN_USE, CILIUM_MODE, Live
 from netloom.guard.network import nodes_inside
 from netloom.guard.verdict import Verdict
+
+Data = Mapping[str, str]
+"""`data` of a ConfigMap."""
 
 IPAM = "ipam"
 MIGRATION = "enable-cluster-pool-to-multi-pool-migration"
@@ -42,12 +45,12 @@ _POOL_BREAKS = re.compile(r"[\s,]+(?=[^\s,;:=]+=)")
 """What stands before the name of the next pool."""
 
 
-def mode_of(data: Mapping[str, str]) -> str:
+def mode_of(data: Data) -> str:
     """The IPAM mode that a configuration asks for."""
     return data.get(IPAM, "").strip() or DEFAULT_MODE
 
 
-def migrates(data: Mapping[str, str]) -> bool:
+def migrates(data: Data) -> bool:
     """Whether a configuration asks for the one live migration that Cilium has, out of mode cluster-pool."""
     return mode_of(data) == "multi-pool" and data.get(MIGRATION, "").strip() in TRUE
 
@@ -57,7 +60,7 @@ def elements(text: str) -> tuple[str, ...]:
     return tuple(element for element in _BREAKS.split(text) if element)
 
 
-def decide_cilium_config(change: Change[ConfigMap], live: Live) -> Verdict:
+def decide_cilium_config(change: Change[ConfigMap], live: ClusterState) -> Verdict:
     """The verdict on one write of Cilium's configuration."""
     old = change.old.data if change.old else None
     new = change.new.data if change.new else None
@@ -80,7 +83,7 @@ def decide_cilium_config(change: Change[ConfigMap], live: Live) -> Verdict:
 
 
 def _refusals(
-    change: Change[ConfigMap], mode: str, old: Mapping[str, str] | None, new: Mapping[str, str] | None, live: Live
+    change: Change[ConfigMap], mode: str, old: Data | None, new: Data | None, live: ClusterState
 ) -> list[Problem]:
     name, said = change.name, {"in_use": who_holds(live), "mode": mode}
     if new is None:
@@ -103,13 +106,13 @@ def _refusals(
     return problems
 
 
-def _harmless(change: Change[ConfigMap], old: Mapping[str, str], new: Mapping[str, str], live: Live) -> bool:
+def _harmless(change: Change[ConfigMap], old: Data, new: Data, live: ClusterState) -> bool:
     if mode_of(old) != mode_of(new):
         return False
     return not any(_refusals(change, mode, old, new, live) for mode in (mode_of(old), "cluster-pool"))
 
 
-def who_holds(live: Live) -> str:
+def who_holds(live: ClusterState) -> str:
     """Who holds addresses, as a clause: as it is seen, or as it was recorded."""
     held = live.cilium_held
     if held.count and not live.unseen("CiliumNode"):
@@ -117,7 +120,7 @@ def who_holds(live: Live) -> str:
     return live.recorded.get(CILIUM_IN_USE, "") or NODES_HOLD
 
 
-def _pool(name: str, family: Version, old: Mapping[str, str], new: Mapping[str, str], live: Live) -> list[Problem]:
+def _pool(name: str, family: Version, old: Data, new: Data, live: ClusterState) -> list[Problem]:
     cidr_key, mask_key = CIDR_KEYS[family], MASK_KEYS[family]
     problems: list[Problem] = []
     after = new.get(cidr_key, "")
@@ -147,7 +150,7 @@ def _pool(name: str, family: Version, old: Mapping[str, str], new: Mapping[str, 
     return problems
 
 
-def _uncovered(name: str, family: Version, new: Mapping[str, str], live: Live) -> list[Problem]:
+def _uncovered(name: str, family: Version, new: Data, live: ClusterState) -> list[Problem]:
     """A configuration that is made anew without CIDRs that nodes hold: a removal in two steps."""
     key = CIDR_KEYS[family]
     text = new.get(key, "")
@@ -162,12 +165,12 @@ def _uncovered(name: str, family: Version, new: Mapping[str, str], live: Live) -
     return [Problem(name, f"data.{key}", _shortened(text), "CIDRInUse", message, way_out)]
 
 
-def _mask(data: Mapping[str, str], family: Version) -> str:
+def _mask(data: Data, family: Version) -> str:
     text = data.get(MASK_KEYS[family], DEFAULT_MASKS[family]).strip()
     return text.lstrip("0") or text
 
 
-def _warnings(name: str, old: Mapping[str, str], new: Mapping[str, str], live: Live) -> list[Problem]:
+def _warnings(name: str, old: Data, new: Data, live: ClusterState) -> list[Problem]:
     """What is legal and unwise, and was not so before."""
     problems: list[Problem] = []
     auto = new.get(AUTO_CREATE, "").strip()
@@ -183,9 +186,7 @@ def _warnings(name: str, old: Mapping[str, str], new: Mapping[str, str], live: L
     return problems
 
 
-def _holds_nodes(
-    name: str, family: Version, old: Mapping[str, str], new: Mapping[str, str], live: Live
-) -> list[Problem]:
+def _holds_nodes(name: str, family: Version, old: Data, new: Data, live: ClusterState) -> list[Problem]:
     key = CIDR_KEYS[family]
     if not live.node_addresses.count or old.get(key) == new.get(key):
         return []
@@ -197,7 +198,7 @@ def _holds_nodes(
     return []
 
 
-def _migration_warnings(name: str, old: Mapping[str, str], new: Mapping[str, str], live: Live) -> list[Problem]:
+def _migration_warnings(name: str, old: Data, new: Data, live: ClusterState) -> list[Problem]:
     """The limits of Cilium's migration: the default pool has to hold what the nodes hold, in blocks of that size."""
     pool_name = new.get(DEFAULT_POOL, "").strip() or "default"
     families = _pool_families(pool_name, new, live)
@@ -221,9 +222,7 @@ def _migration_warnings(name: str, old: Mapping[str, str], new: Mapping[str, str
     return problems
 
 
-def _pool_families(
-    pool_name: str, data: Mapping[str, str], live: Live
-) -> dict[Version, tuple[tuple[str, ...], str]] | None:
+def _pool_families(pool_name: str, data: Data, live: ClusterState) -> dict[Version, tuple[tuple[str, ...], str]] | None:
     """CIDRs and mask size of a pool by family: as it exists, else as it is to be created; None if neither."""
     pool = live.cilium_pools.get(pool_name)
     if pool is None:

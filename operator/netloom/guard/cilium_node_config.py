@@ -14,15 +14,15 @@ from netloom.api.cilium import CONFIG_NAME, CiliumNodeConfig
 from netloom.api.problem import Problem
 from netloom.guard import wording
 from netloom.guard.cilium import IPAM, MIGRATION_MODES, who_holds
+from netloom.guard.cluster_state import CILIUM_MODE, ClusterState
 from netloom.guard.decode import Change
-from netloom.guard.live import CILIUM_MODE, Live
 from netloom.guard.record import cilium_mode
 from netloom.guard.verdict import ALLOWED, Verdict
 
 _IPAM_FIELD, _SELECTOR_FIELD = f"spec.defaults.{IPAM}", "spec.nodeSelector"
 
 
-def decide_cilium_node_config(change: Change[CiliumNodeConfig], live: Live) -> Verdict:
+def decide_cilium_node_config(change: Change[CiliumNodeConfig], live: ClusterState) -> Verdict:
     """The verdict on one write of a CiliumNodeConfig in Cilium's namespace."""
     old, new = _override(change.old), _override(change.new)
     # Which nodes are selected is not looked at: the labels of 5,000 nodes would have to be kept, and they change. As
@@ -53,7 +53,7 @@ def _selects_others(change: Change[CiliumNodeConfig]) -> bool:
     return old is not None and new is not None and old.spec.node_selector != new.spec.node_selector
 
 
-def _in_force(live: Live) -> tuple[str, tuple[str, ...]]:
+def _in_force(live: ClusterState) -> tuple[str, tuple[str, ...]]:
     """The mode that nodes hold addresses of, or why it is not known; neither while nobody holds any."""
     if unseen := live.missing("ConfigMap"):
         return "", unseen

@@ -6,15 +6,15 @@ from netloom.api.core import CONFIG_MAPS
 from netloom.api.v1alpha1 import NETLOOM_NODES, NETWORKS, POOLS
 from netloom.guard.cilium import decide_cilium_config
 from netloom.guard.cilium_node_config import decide_cilium_node_config
+from netloom.guard.cluster_state import ClusterState
 from netloom.guard.decode import UnreadableObject, change_of
-from netloom.guard.live import Live
 from netloom.guard.network import decide_network
 from netloom.guard.node import decide_node
 from netloom.guard.pool import decide_cilium_pool, decide_pool
 from netloom.guard.verdict import ALLOWED, Verdict
 
 
-def decide(request: AdmissionRequest, live: Live) -> Verdict:
+def decide(request: AdmissionRequest, live: ClusterState) -> Verdict:
     """The verdict; what is not guarded is allowed. A dry run is answered like the real one."""
     if request.operation == "CONNECT":
         return ALLOWED

@@ -16,13 +16,13 @@ from netloom.api.words import NODES_HOLD, in_use
 from netloom.cidr import VERSIONS, Cidr, Version, format_address
 from netloom.cidr.interval_set import IntervalSet
 from netloom.guard import wording
+from netloom.guard.cluster_state import ClusterState
 from netloom.guard.decode import Change
 from netloom.guard.holdings import cidrs_of, lost
-from netloom.guard.live import Live
 from netloom.guard.verdict import Verdict
 
 
-def decide_network(change: Change[NetloomNetwork], live: Live) -> Verdict:
+def decide_network(change: Change[NetloomNetwork], live: ClusterState) -> Verdict:
     """The verdict on one write of a NetloomNetwork."""
     old, new = change.old, change.new
     if new is None:
@@ -31,7 +31,7 @@ def decide_network(change: Change[NetloomNetwork], live: Live) -> Verdict:
     return replace(verdict, warnings=tuple(_warnings(change.name, old, new, live)))
 
 
-def _created(change: Change[NetloomNetwork], new: NetloomNetwork, live: Live) -> Verdict:
+def _created(change: Change[NetloomNetwork], new: NetloomNetwork, live: ClusterState) -> Verdict:
     name, wanted = change.key, new.spec.ipam.mode
     if name != NETWORK_NAME:
         message = "a cluster has one network, so a NetloomNetwork of another name would be ignored."
@@ -49,7 +49,7 @@ def _created(change: Change[NetloomNetwork], new: NetloomNetwork, live: Live) ->
     return Verdict(refusals=tuple(_uncovered(change.name, new, live)))
 
 
-def _deleted(change: Change[NetloomNetwork], old: NetloomNetwork, live: Live) -> Verdict:
+def _deleted(change: Change[NetloomNetwork], old: NetloomNetwork, live: ClusterState) -> Verdict:
     if change.key != NETWORK_NAME:
         return Verdict()
     modes = _modes(old, live)
@@ -60,7 +60,7 @@ def _deleted(change: Change[NetloomNetwork], old: NetloomNetwork, live: Live) ->
     return Verdict(unseen=live.missing("NetloomNode"))
 
 
-def _updated(change: Change[NetloomNetwork], old: NetloomNetwork, new: NetloomNetwork, live: Live) -> Verdict:
+def _updated(change: Change[NetloomNetwork], old: NetloomNetwork, new: NetloomNetwork, live: ClusterState) -> Verdict:
     if change.key != NETWORK_NAME or not _takes(change, old, new, live):
         return Verdict()
     modes = _modes(old, live)
@@ -72,7 +72,7 @@ def _updated(change: Change[NetloomNetwork], old: NetloomNetwork, new: NetloomNe
 
 
 def _refusals(
-    change: Change[NetloomNetwork], old: NetloomNetwork, new: NetloomNetwork, modes: frozenset[str], live: Live
+    change: Change[NetloomNetwork], old: NetloomNetwork, new: NetloomNetwork, modes: frozenset[str], live: ClusterState
 ) -> list[Problem]:
     name, said = change.name, {"in_use": _in_use(live), "mode": _either(modes)}
     refusals: list[Problem] = []
@@ -90,7 +90,7 @@ def _refusals(
     return refusals
 
 
-def _takes(change: Change[NetloomNetwork], old: NetloomNetwork, new: NetloomNetwork, live: Live) -> bool:
+def _takes(change: Change[NetloomNetwork], old: NetloomNetwork, new: NetloomNetwork, live: ClusterState) -> bool:
     """Whether anything is taken away or exchanged; growth, and what is not guarded, passes whatever is live."""
     if old.spec.ipam.mode != new.spec.ipam.mode or _unlocks(change, old, new, live) or _frees(change, old, new, live):
         return True
@@ -101,19 +101,19 @@ def _takes(change: Change[NetloomNetwork], old: NetloomNetwork, new: NetloomNetw
     return _narrows(old, new)
 
 
-def _unlocks(change: Change[NetloomNetwork], old: NetloomNetwork, new: NetloomNetwork, live: Live) -> bool:
+def _unlocks(change: Change[NetloomNetwork], old: NetloomNetwork, new: NetloomNetwork, live: ClusterState) -> bool:
     """Whether somebody but the operator writes what is in force."""
     return old.status.ipam != new.status.ipam and change.user not in live.users.operators
 
 
-def _frees(change: Change[NetloomNetwork], old: NetloomNetwork, new: NetloomNetwork, live: Live) -> bool:
+def _frees(change: Change[NetloomNetwork], old: NetloomNetwork, new: NetloomNetwork, live: ClusterState) -> bool:
     """Whether somebody but the operator lets a deletion go through that was under way."""
     before, after = old.metadata, new.metadata
     waits = bool(before.deletion_timestamp) and IN_USE_FINALIZER in before.finalizers
     return waits and IN_USE_FINALIZER not in after.finalizers and change.user not in live.users.operators
 
 
-def _modes(old: NetloomNetwork, live: Live) -> frozenset[str]:
+def _modes(old: NetloomNetwork, live: ClusterState) -> frozenset[str]:
     """The modes in force; none where nobody holds addresses. Several only where nodes record several."""
     if old.status.ipam.mode:
         return frozenset({old.status.ipam.mode})
@@ -122,7 +122,7 @@ def _modes(old: NetloomNetwork, live: Live) -> frozenset[str]:
     return frozenset()
 
 
-def _in_use(live: Live) -> str:
+def _in_use(live: ClusterState) -> str:
     if live.held.count and not live.unseen("NetloomNode"):
         return in_use(live.held.count, live.held.names)
     return NODES_HOLD
@@ -132,7 +132,7 @@ def _either(modes: Iterable[str]) -> str:
     return " and ".join(sorted(modes))
 
 
-def _pool(name: str, family: Version, old: NetloomNetwork, new: NetloomNetwork, live: Live) -> list[Problem]:
+def _pool(name: str, family: Version, old: NetloomNetwork, new: NetloomNetwork, live: ClusterState) -> list[Problem]:
     (before, old_size), (after, new_size) = _list(old, family), _list(new, family)
     field = f"spec.ipam.clusterPool.ipv{family}PodCIDRList"
     kept = IntervalSet(cidrs_of(after, family))
@@ -157,7 +157,7 @@ def _pool(name: str, family: Version, old: NetloomNetwork, new: NetloomNetwork, 
     return problems
 
 
-def _uncovered(name: str, new: NetloomNetwork, live: Live) -> list[Problem]:
+def _uncovered(name: str, new: NetloomNetwork, live: ClusterState) -> list[Problem]:
     """A network that is made anew without CIDRs that nodes hold: a removal in two steps."""
     problems: list[Problem] = []
     for family in VERSIONS:
@@ -175,7 +175,7 @@ def _uncovered(name: str, new: NetloomNetwork, live: Live) -> list[Problem]:
 
 
 def _native(
-    name: str, family: Version, old: NetloomNetwork, new: NetloomNetwork, live: Live, *, pool: bool
+    name: str, family: Version, old: NetloomNetwork, new: NetloomNetwork, live: ClusterState, *, pool: bool
 ) -> list[Problem]:
     """A native routing CIDR that lets pods go which it covered.
 
@@ -214,7 +214,7 @@ def _narrowed(old: NetloomNetwork, new: NetloomNetwork, family: Version) -> Cidr
     return None if IntervalSet(cidrs_of([after], family)).covers(covered) else covered
 
 
-def _warnings(name: str, old: NetloomNetwork | None, new: NetloomNetwork, live: Live) -> list[Problem]:
+def _warnings(name: str, old: NetloomNetwork | None, new: NetloomNetwork, live: ClusterState) -> list[Problem]:
     """What is legal and unwise, and was not so before."""
     if old is not None and old.spec == new.spec:
         return []
@@ -234,7 +234,7 @@ def _warnings(name: str, old: NetloomNetwork | None, new: NetloomNetwork, live: 
 
 
 def nodes_inside(
-    name: str, field: str, cidr: Cidr, live: Live, reason: str, severity: Severity = "error"
+    name: str, field: str, cidr: Cidr, live: ClusterState, reason: str, severity: Severity = "error"
 ) -> list[Problem]:
     """Says that a CIDR holds addresses of nodes, if it does."""
     count, blocks = live.node_addresses.blocks_inside(cidr)

@@ -2,8 +2,8 @@
 
 from netloom.api.problem import Problem
 from netloom.api.v1alpha1 import NetloomNode, NodeIPAM
+from netloom.guard.cluster_state import ClusterState
 from netloom.guard.decode import Change
-from netloom.guard.live import Live
 from netloom.guard.verdict import Verdict
 
 GARBAGE_COLLECTOR = "system:serviceaccount:kube-system:generic-garbage-collector"
@@ -13,7 +13,7 @@ NODE_NAME = "authentication.kubernetes.io/node-name"
 """Key of userInfo.extra: the node of the pod that a service account's token is bound to."""
 
 
-def decide_node(change: Change[NetloomNode], live: Live) -> Verdict:
+def decide_node(change: Change[NetloomNode], live: ClusterState) -> Verdict:
     """The verdict on one write of a NetloomNode."""
     if change.user in live.users.operators:
         return Verdict()
@@ -40,7 +40,7 @@ def decide_node(change: Change[NetloomNode], live: Live) -> Verdict:
     return Verdict(refusals=(Problem(change.name, "spec.ipam", value, "NotTheOwner", message, way_out),))
 
 
-def _deleted(change: Change[NetloomNode], live: Live) -> Verdict:
+def _deleted(change: Change[NetloomNode], live: ClusterState) -> Verdict:
     if change.user == GARBAGE_COLLECTOR:
         return Verdict()
     name = change.key
@@ -56,7 +56,7 @@ def _deleted(change: Change[NetloomNode], live: Live) -> Verdict:
     return Verdict(unseen=live.missing("Node"))
 
 
-def _own_agent(change: Change[NetloomNode], live: Live) -> bool:
+def _own_agent(change: Change[NetloomNode], live: ClusterState) -> bool:
     """Whether the agent of this very node asks. One whose token is bound to no node cannot be told from another's."""
     bound = change.request.user_info.extra.get(NODE_NAME, ())
     return change.user in live.users.agents and change.key in bound

@@ -9,16 +9,16 @@ from netloom.api.v1alpha1 import NetloomIPPool, PoolFamily
 from netloom.api.validation.pool import validate_pool_update
 from netloom.cidr import VERSIONS, Cidr, Version
 from netloom.cidr.interval_set import IntervalSet
+from netloom.guard.cluster_state import ClusterState
 from netloom.guard.decode import Change
 from netloom.guard.holdings import Holdings, cidrs_of, lost
-from netloom.guard.live import Live
 from netloom.guard.network import nodes_inside
 from netloom.guard.verdict import Verdict
 
 Pool = NetloomIPPool | CiliumPodIPPool
 
 
-def decide_pool(change: Change[NetloomIPPool], live: Live) -> Verdict:
+def decide_pool(change: Change[NetloomIPPool], live: ClusterState) -> Verdict:
     """The verdict on one write of a NetloomIPPool."""
     old, new = change.old, change.new
     if new is None:
@@ -41,7 +41,7 @@ def decide_pool(change: Change[NetloomIPPool], live: Live) -> Verdict:
     return Verdict(refusals=tuple(refusals), unseen=() if refusals else unseen)
 
 
-def decide_cilium_pool(change: Change[CiliumPodIPPool], live: Live) -> Verdict:
+def decide_cilium_pool(change: Change[CiliumPodIPPool], live: ClusterState) -> Verdict:
     """The verdict on one write of a CiliumPodIPPool."""
     old, new = change.old, change.new
     if new is None:
@@ -109,7 +109,7 @@ def _added(old: NetloomIPPool | None, new: NetloomIPPool) -> list[tuple[str, Cid
     ]
 
 
-def _overlaps(change: Change[NetloomIPPool], field: str, cidr: Cidr, live: Live) -> list[Problem]:
+def _overlaps(change: Change[NetloomIPPool], field: str, cidr: Cidr, live: ClusterState) -> list[Problem]:
     others = live.pool_cidrs.overlapping(cidr, but=change.key)
     owners = [f"{_other(live, name, cidr)} of NetloomIPPool {name}" for name in others.names]
     more = f" and of {others.count - len(owners)} more pools" if others.count > len(owners) else ""
@@ -124,12 +124,12 @@ def _overlaps(change: Change[NetloomIPPool], field: str, cidr: Cidr, live: Live)
     return problems
 
 
-def _other(live: Live, name: str, cidr: Cidr) -> Cidr:
+def _other(live: ClusterState, name: str, cidr: Cidr) -> Cidr:
     texts = [text for family in VERSIONS for text in _cidrs(live.pools[name], family)]
     return next(other for other in cidrs_of(texts) if other.overlaps(cidr))
 
 
-def _cluster_cidrs(live: Live, family: Version) -> list[Cidr]:
+def _cluster_cidrs(live: ClusterState, family: Version) -> list[Cidr]:
     """The cluster CIDRs in force, whatever mode was asked for since."""
     network = live.network_now
     if network is None or (network.status.ipam.mode or network.spec.ipam.mode) != "cluster-pool":

@@ -4,10 +4,10 @@ from netloom.api.cilium import CONFIG_NAME
 from netloom.api.problem import Problem
 from netloom.api.words import in_use
 from netloom.guard.cilium import IPAM, migrates, mode_of
-from netloom.guard.live import CILIUM_IN_USE, CILIUM_MODE, NETLOOM_IN_USE, NETLOOM_MODE, Live
+from netloom.guard.cluster_state import CILIUM_IN_USE, CILIUM_MODE, NETLOOM_IN_USE, NETLOOM_MODE, ClusterState
 
 
-def wanted(live: Live) -> dict[str, str]:
+def wanted(live: ClusterState) -> dict[str, str]:
     """`data` of the record as it should be; keys of what is not in use are left out.
 
     To be asked only while everything can be seen: caches that are empty as yet say that nobody holds anything.
@@ -22,7 +22,7 @@ def wanted(live: Live) -> dict[str, str]:
     return data
 
 
-def bypassed(live: Live) -> Problem | None:
+def bypassed(live: ClusterState) -> Problem | None:
     """Cilium's configuration asks for another mode than the one that is recorded while nodes hold addresses of it."""
     recorded = live.recorded.get(CILIUM_MODE, "")
     if not recorded or not live.cilium_held.count or live.cilium_data is None:
@@ -42,7 +42,7 @@ def bypassed(live: Live) -> Problem | None:
     return Problem(name, f"data.{IPAM}", live.cilium_data.get(IPAM, ""), "ModeBypassed", message, way_out)
 
 
-def cilium_mode(live: Live) -> str:
+def cilium_mode(live: ClusterState) -> str:
     """Cilium's mode in force while addresses are in use; "" where nothing says it.
 
     The recorded mode stays, but for the documented migration; without one, the configuration's.
@@ -62,7 +62,7 @@ def cilium_mode(live: Live) -> str:
     return recorded or asked
 
 
-def _netloom_mode(live: Live) -> str:
+def _netloom_mode(live: ClusterState) -> str:
     """The mode in force: the network says it, or the nodes, as long as they agree."""
     if live.network_now and live.network_now.status.ipam.mode:
         return live.network_now.status.ipam.mode

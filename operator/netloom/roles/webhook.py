@@ -21,20 +21,19 @@ from netloom.api.cilium import CILIUM_NODES, CILIUM_POOLS, CONFIG_NAME, CiliumNo
 from netloom.api.core import CONFIG_MAPS, NODES, Node
 from netloom.api.meta import Object, Resource
 from netloom.api.v1alpha1 import NETLOOM_NODES, NETWORKS, POOLS, NetloomNode
-from netloom.cidr import is_address
-from netloom.guard.decide import decide
-from netloom.guard.live import (
+from netloom.guard.cluster_state import (
     CILIUM_IN_USE,
     CILIUM_MODE,
     NETLOOM_IN_USE,
     NETLOOM_MODE,
     RECORD_NAME,
-    Live,
+    ClusterState,
     Users,
     trim_cilium_node,
     trim_netloom_node,
     trim_node,
 )
+from netloom.guard.decide import decide
 from netloom.guard.verdict import Verdict
 from netloom.runtime import health
 from netloom.runtime.client import Api
@@ -131,13 +130,13 @@ class Guard:
         scope = options.scope
         self._address = health.parse_address(options.address, options.address_option)
         users = Users(frozenset(scope.operator_users), frozenset(scope.agent_users))
-        self.live = live = Live(users, scope.cilium_namespace)
+        self.live = live = ClusterState(users, scope.cilium_namespace)
         live.unseen = self._unseen
         self._files: CertificateFiles | None = None
         self._tls = self._certificates()
         self._shared = shared or {}
         self._caches: dict[str, WatchedStore[Any]] = {}
-        """As `Live.unseen` asks: by kind, `ConfigMap` for the record, and cilium-config."""
+        """As `ClusterState.unseen` asks: by kind, `ConfigMap` for the record, and cilium-config."""
         self._follow(NODES, live.node, ListWatch, changed=_addresses_changed, trim=trim_node)
         self._follow(CONFIG_MAPS, live.record, ListWatch, name="record", **_one(scope.namespace, RECORD_NAME))
         if scope.netloom:
@@ -180,7 +179,7 @@ class Guard:
     ) -> None:
         """From the role's cache or one of its own; of a kind which the cluster may not have, by OptionalWatch.
 
-        key, name: what `Live.unseen` and health call it, if not as its kind.
+        key, name: what `ClusterState.unseen` and health call it, if not as its kind.
         """
         cache = self._shared.get(resource.kind)
         if cache is None:
@@ -243,8 +242,7 @@ class Guard:
             keeper = Authority(
                 self._api,
                 namespace=options.scope.namespace,
-                names=[host for host in hosts if not is_address(host)],
-                addresses=[host for host in hosts if is_address(host)],
+                hosts=hosts,
                 secret=options.secret,
                 configuration=options.configuration,
             )

@@ -49,7 +49,7 @@ class AuthorityTiming(msgspec.Struct, frozen=True):
 class Authority:
     """Keeps the certificates; `tls` is the context to serve with. `run` is a component of a Manager.
 
-    names, addresses: what the serving certificate is valid for, as API servers call the guard:
+    hosts: names and addresses that the serving certificate is valid for, as API servers call the guard:
         `netloom-guard.netloom-system.svc`, or the host of a URL.
     """
 
@@ -58,8 +58,7 @@ class Authority:
         api: Api,
         *,
         namespace: str,
-        names: Sequence[str] = (),
-        addresses: Sequence[str] = (),
+        hosts: Sequence[str] = (),
         secret: str = CA_SECRET,
         configuration: str = NAME,
         now: Clock | None = None,
@@ -68,15 +67,14 @@ class Authority:
     ) -> None:
         self._api = api
         self._namespace = namespace
-        self._names = tuple(names)
-        self._addresses = tuple(addresses)
+        self._hosts = tuple(hosts)
         self._secret = secret
         self._key = f"{namespace}/{secret}"
         self._now = now or api.clock.now
         self._mint = mint or Mint()
         self._timing = timing or AuthorityTiming()
         self._backoff = Backoff(self._timing.base, self._timing.cap)
-        self._presented = ServingTLS(lambda: not self._untimely())
+        self._presented = ServingTLS(lambda: not self._invalidity())
         self.tls = self._presented.context
         self.secrets = Store(SECRETS)
         chosen = f"metadata.name={secret}"
@@ -107,8 +105,8 @@ class Authority:
         if self.serving is None:
             unseen = self._secret_watch.fault or self.configuration.watch.fault
             return f"no certificate to serve with yet: {self.failure or unseen or 'about to be made'}"
-        if untimely := self._untimely():
-            return f"the certificate {untimely}: {self.failure or 'another is about to be issued'}"
+        if invalidity := self._invalidity():
+            return f"the certificate {invalidity}: {self.failure or 'another is about to be issued'}"
         if not self._is_trusted(self.serving.signer):
             why = self.failure or "about to be written"
             return f"the caBundle of {self.configuration} does not have the CA of this replica: {why}"
@@ -212,21 +210,21 @@ class Authority:
         serving = self.serving
         if (
             serving
-            and not certificates.untimely(serving, now)
+            and not certificates.invalidity(serving, now)
             and self._is_trusted(serving.signer)
             and not self._is_trusted(ca.certificate)
         ):
             return
-        what, hosts = "a serving certificate was not issued", self._addresses
-        serving = await self._mint.call(what, certificates.issue, ca, self._names, now, addresses=hosts)
+        what = "a serving certificate was not issued"
+        serving = await self._mint.call(what, certificates.issue, ca, self._hosts, now)
         self._presented.present(serving.certificate, serving.key)
         self.serving = serving
         metrics.CERTIFICATE_EXPIRY.set(serving.expires.timestamp())
         metrics.CA_EXPIRY.set(ca.expires.timestamp())
         log.info("serving certificate issued", expires=f"{serving.expires:%Y-%m-%dT%H:%M:%SZ}", ca=ca.name)
 
-    def _untimely(self) -> str:
-        return certificates.untimely(self.serving, self._now()) if self.serving else ""
+    def _invalidity(self) -> str:
+        return certificates.invalidity(self.serving, self._now()) if self.serving else ""
 
     def _is_trusted(self, ca: str) -> bool:
         """Whether all webhooks trust it. Where there are none (yet), nobody is there to mistrust."""

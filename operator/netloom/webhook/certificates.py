@@ -23,9 +23,11 @@ import binascii
 import datetime as dt
 import ipaddress
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+
+from netloom.cidr import is_address
 
 if TYPE_CHECKING:
     from cryptography import x509
@@ -96,7 +98,7 @@ class Validity:
 # The rule
 
 
-def untimely(one: _Issued | Validity, now: dt.datetime) -> str:
+def invalidity(one: _Issued | Validity, now: dt.datetime) -> str:
     """Why an API server whose clock says `now` does not take it for valid, to be said after its name; "" if it does."""
     if now < one.begins:
         return f"is not valid before {one.begins:{_TIME}} by the API server's clock"
@@ -105,7 +107,7 @@ def untimely(one: _Issued | Validity, now: dt.datetime) -> str:
 
 def living(cas: Iterable[CA], now: dt.datetime) -> tuple[CA, ...]:
     """Those that are valid, the oldest first."""
-    return tuple(sorted((ca for ca in cas if not untimely(ca, now)), key=_age))
+    return tuple(sorted((ca for ca in cas if not invalidity(ca, now)), key=_age))
 
 
 def kept(cas: Iterable[CA], now: dt.datetime) -> tuple[CA, ...]:
@@ -133,7 +135,7 @@ def due(cas: Iterable[CA], now: dt.datetime) -> bool:
 
 def renewal(serving: ServingCertificate | None, signed_by: CA, now: dt.datetime) -> bool:
     """Whether a new serving certificate is to be issued, given the CA that signs now."""
-    if serving is None or serving.signer != signed_by.certificate or untimely(serving, now):
+    if serving is None or serving.signer != signed_by.certificate or invalidity(serving, now):
         return True
     # A CA near its end can only give short certificates; to renew the last one over and over would help nobody.
     return _used_up(serving.created, serving.expires, now) and serving.expires < signed_by.expires
@@ -225,9 +227,7 @@ def new_ca(now: dt.datetime, life: dt.timedelta = CA_LIFE) -> CA:
     return CA(certificate, key_pem, now, now + life)
 
 
-def issue(
-    ca: CA, names: Sequence[str], now: dt.datetime, *, addresses: Sequence[str] = (), life: dt.timedelta = SERVING_LIFE
-) -> ServingCertificate:
+def issue(ca: CA, hosts: Iterable[str], now: dt.datetime, *, life: dt.timedelta = SERVING_LIFE) -> ServingCertificate:
     """A serving certificate for DNS names and IP addresses; it does not outlive its CA."""
     from cryptography import x509
     from cryptography.x509.oid import ExtendedKeyUsageOID
@@ -235,14 +235,13 @@ def issue(
     now = now.replace(microsecond=0)
     parent, parent_key = _load(ca.certificate)[0], _load_key(ca.key)
     created, expires = max(now, ca.created), min(now + life, ca.expires)
-    hosts: list[x509.GeneralName] = [x509.DNSName(name) for name in names]
-    hosts += [x509.IPAddress(ipaddress.ip_address(address)) for address in addresses]
-    if not hosts:
+    names = [x509.IPAddress(ipaddress.ip_address(host)) if is_address(host) else x509.DNSName(host) for host in hosts]
+    if not names:
         raise ValueError("a serving certificate needs a name or an address")
     key, key_pem = _new_key()
     extensions = (
         x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]),
-        x509.SubjectAlternativeName(hosts),
+        x509.SubjectAlternativeName(names),
         x509.AuthorityKeyIdentifier.from_issuer_public_key(parent_key.public_key()),
     )
     subject, end = x509.Name.from_rfc4514_string("CN=netloom-guard"), x509.BasicConstraints(False, None)

@@ -13,7 +13,6 @@ import structlog
 
 from netloom.api.admissionregistration import (
     VALIDATING_WEBHOOK_CONFIGURATIONS,
-    ValidatingWebhook,
     ValidatingWebhookConfiguration,
 )
 from netloom.runtime.client import Api
@@ -47,7 +46,7 @@ class WebhookConfiguration:
 
     def bundles(self) -> list[str]:
         """The caBundle of every webhook, as PEM; "" where there is none, or nothing readable."""
-        return [bundle_of(hook) for hook in self.object.webhooks] if self.object else []
+        return [_decoded(hook.client_config.ca_bundle) for hook in self.object.webhooks] if self.object else []
 
     def holds(self, bundle: str) -> bool:
         """Whether every webhook's caBundle has these certificates (PEM), and no others."""
@@ -71,10 +70,9 @@ class WebhookConfiguration:
         log.info("caBundle written", configuration=self.name, webhooks=[hook.name for hook in seen.webhooks])
 
 
-def bundle_of(hook: ValidatingWebhook) -> str:
-    """The caBundle as PEM; "" for one that is not base64 of text."""
+def _decoded(ca_bundle: str) -> str:
     try:
-        return base64.b64decode(hook.client_config.ca_bundle).decode()
+        return base64.b64decode(ca_bundle).decode()
     except (binascii.Error, ValueError):
         return ""
 

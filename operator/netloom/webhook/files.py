@@ -71,7 +71,7 @@ class CertificateFiles:
         self._now = now
         self._period = period
         self._mint = mint or Mint()
-        self._presented = ServingTLS(lambda: self._shown is not None and not self._untimely(self._shown))
+        self._presented = ServingTLS(lambda: self._shown is not None and not self._invalidity(self._shown))
         self.tls = self._presented.context
         self._tried: _Content | None = None
         self._found: _Pair | None = None
@@ -94,7 +94,7 @@ class CertificateFiles:
         """
         if self._shown is None:
             return self.failure or "the certificate is not read yet"
-        return self._untimely(self._shown) or self._unpublished
+        return self._invalidity(self._shown) or self._unpublished
 
     @property
     def expires(self) -> dt.datetime | None:
@@ -156,9 +156,9 @@ class CertificateFiles:
 
     def _take(self, found: _Pair) -> None:
         """Shows the pair. Raises BadCertificate if it is not valid now, while the one before it is."""
-        untimely = self._untimely(found)
-        if untimely and self._shown and not self._untimely(self._shown):
-            raise certificates.BadCertificate(untimely)
+        invalidity = self._invalidity(found)
+        if invalidity and self._shown and not self._invalidity(self._shown):
+            raise certificates.BadCertificate(invalidity)
         self._presented.current = found.context
         self._shown, self._found = found, None
         self.failure = ""
@@ -167,13 +167,13 @@ class CertificateFiles:
         metrics.CA_EXPIRY.set(found.cas[0].expires.timestamp() if found.cas else 0)
         log.info("certificate read", file=str(self._certificate), expires=f"{expires:%Y-%m-%dT%H:%M:%SZ}")
 
-    def _untimely(self, pair: _Pair) -> str:
+    def _invalidity(self, pair: _Pair) -> str:
         """Why API servers do not take the pair for valid now; "" if they do."""
         now = self._now()
-        if wrong := certificates.untimely(pair.certificate, now):
+        if wrong := certificates.invalidity(pair.certificate, now):
             return f"the certificate in {self._certificate} {wrong}"
         # Of several CAs in a file one is enough: old ones stand beside new ones.
-        wrongs = [certificates.untimely(ca, now) for ca in pair.cas]
+        wrongs = [certificates.invalidity(ca, now) for ca in pair.cas]
         return f"the CA in {self._ca} {wrongs[0]}" if wrongs and all(wrongs) else ""
 
     async def _validity(self, file: Path, pem: str) -> tuple[Validity, ...]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from netloom.api.errors import UserError
-from netloom.guard.live import RECORD_NAME
+from netloom.guard.cluster_state import RECORD_NAME
 from netloom.webhook.names import CA_SECRET, NAME, PORT, Scope
 from netloom.webhook.policies import policies
 from netloom.webhook.rules import client_config, webhook_configuration

@@ -13,7 +13,7 @@ from netloom.api.v1alpha1 import IN_USE_FINALIZER
 from netloom.api.words import NODES_HOLD
 from netloom.guard import wording
 from netloom.guard.cilium import IPAM, MIGRATION, MIGRATION_MODES, TRUE
-from netloom.guard.live import CILIUM_IN_USE, CILIUM_MODE, NETLOOM_IN_USE, NETLOOM_MODE, RECORD_NAME
+from netloom.guard.cluster_state import CILIUM_IN_USE, CILIUM_MODE, NETLOOM_IN_USE, NETLOOM_MODE, RECORD_NAME
 from netloom.webhook import cel, names
 from netloom.webhook.names import Scope
 from netloom.webhook.rules import admission_object, cilium_node_configs, match_conditions, namespace_selector, rule

@@ -14,11 +14,11 @@ class ServingTLS:
     a pair that does not fit would leave it with neither the old nor the new one, and one with a key of another type
     (RSA after ECDSA) would stand beside the old one instead of replacing it.
 
-    timely: whether what is presented is valid at the moment of a handshake; where it is not, nothing is shown.
+    valid: whether what is presented is valid at the moment of a handshake; where it is not, nothing is shown.
     """
 
-    def __init__(self, timely: Callable[[], bool] = lambda: True) -> None:
-        self._timely = timely
+    def __init__(self, valid: Callable[[], bool] = lambda: True) -> None:
+        self._valid = valid
         self.current: ssl.SSLContext | None = None
         """In which handshakes go on: one that was `loaded`."""
         self.context = _context()
@@ -41,7 +41,7 @@ class ServingTLS:
         return context
 
     def _choose(self, connection: ssl.SSLObject, name: str | None, context: ssl.SSLContext) -> int | None:
-        if self.current is None or not self._timely():
+        if self.current is None or not self._valid():
             return ssl.ALERT_DESCRIPTION_INTERNAL_ERROR
         connection.context = self.current
         return None

@@ -9,8 +9,8 @@ from netloom.api.cilium import CILIUM_NODES, CILIUM_POOLS, CONFIG_NAME
 from netloom.api.core import CONFIG_MAPS, NODES
 from netloom.api.meta import Resource
 from netloom.api.v1alpha1 import NETLOOM_NODES, NETWORKS, POOLS
+from netloom.guard.cluster_state import RECORD_NAME, ClusterState, Users
 from netloom.guard.decide import decide
-from netloom.guard.live import RECORD_NAME, Live, Users
 from netloom.guard.verdict import Verdict
 
 OPERATOR = "system:serviceaccount:netloom-system:netloom-operator"
@@ -20,8 +20,8 @@ NODE_NAME = "authentication.kubernetes.io/node-name"
 Json = dict[str, Any]
 
 
-def fresh() -> Live:
-    return Live(Users(frozenset({OPERATOR}), frozenset({AGENT})))
+def fresh() -> ClusterState:
+    return ClusterState(Users(frozenset({OPERATOR}), frozenset({AGENT})))
 
 
 def request(
@@ -53,11 +53,11 @@ def request(
     )
 
 
-def verdict(live: Live, resource: Resource[Any], old: Any = None, new: Any = None, **more: Any) -> Verdict:
+def verdict(live: ClusterState, resource: Resource[Any], old: Any = None, new: Any = None, **more: Any) -> Verdict:
     return decide(request(resource, old, new, **more), live)
 
 
-def refused(live: Live, resource: Resource[Any], old: Any = None, new: Any = None, **more: Any) -> list[str]:
+def refused(live: ClusterState, resource: Resource[Any], old: Any = None, new: Any = None, **more: Any) -> list[str]:
     """The refusals as texts; a dry run has to get the same."""
     found = verdict(live, resource, old, new, **more)
     assert verdict(live, resource, old, new, dry_run=True, **more) == found
@@ -65,7 +65,7 @@ def refused(live: Live, resource: Resource[Any], old: Any = None, new: Any = Non
     return [str(problem) for problem in found.refusals]
 
 
-def warned(live: Live, resource: Resource[Any], old: Any = None, new: Any = None, **more: Any) -> list[str]:
+def warned(live: ClusterState, resource: Resource[Any], old: Any = None, new: Any = None, **more: Any) -> list[str]:
     found = verdict(live, resource, old, new, **more)
     assert found.allowed, found
     assert all(problem.severity == "warning" for problem in found.warnings)
@@ -118,52 +118,52 @@ def node_config(
     return {"metadata": {"name": name, "namespace": namespace}, "spec": spec}
 
 
-def with_node(live: Live, name: str, held: Json) -> None:
+def with_node(live: ClusterState, name: str, held: Json) -> None:
     obj = msgspec.convert({"metadata": {"name": name}, "spec": {"ipam": held}}, NETLOOM_NODES.type)
     live.netloom_node(name, None, obj)
 
 
-def with_nodes(live: Live, count: int, mode: str = "cluster-pool") -> Live:
+def with_nodes(live: ClusterState, count: int, mode: str = "cluster-pool") -> ClusterState:
     """worker-001 holds 10.244.1.0/24, and so on."""
     for number in range(1, count + 1):
         with_node(live, f"worker-{number:03}", ipam(mode, f"10.{244 + number // 256}.{number % 256}.0/24"))
     return live
 
 
-def with_addresses(live: Live, name: str, *addresses: str) -> None:
+def with_addresses(live: ClusterState, name: str, *addresses: str) -> None:
     status = {"addresses": [{"type": "InternalIP", "address": address} for address in addresses]}
     live.node(name, None, msgspec.convert({"metadata": {"name": name}, "status": status}, NODES.type))
 
 
-def with_network(live: Live, obj: Json) -> None:
+def with_network(live: ClusterState, obj: Json) -> None:
     live.network(obj["metadata"]["name"], None, msgspec.convert(obj, NETWORKS.type))
 
 
-def with_pool(live: Live, obj: Json) -> None:
+def with_pool(live: ClusterState, obj: Json) -> None:
     live.pool(obj["metadata"]["name"], None, msgspec.convert(obj, POOLS.type))
 
 
-def with_cilium_node(live: Live, name: str, held: Json) -> None:
+def with_cilium_node(live: ClusterState, name: str, held: Json) -> None:
     obj = msgspec.convert({"metadata": {"name": name}, "spec": {"ipam": held}}, CILIUM_NODES.type)
     live.cilium_node(name, None, obj)
 
 
-def with_cilium_nodes(live: Live, count: int) -> Live:
+def with_cilium_nodes(live: ClusterState, count: int) -> ClusterState:
     for number in range(1, count + 1):
         with_cilium_node(live, f"worker-{number:03}", {"podCIDRs": [f"10.0.{number}.0/24"]})
     return live
 
 
-def with_cilium_pool(live: Live, obj: Json) -> None:
+def with_cilium_pool(live: ClusterState, obj: Json) -> None:
     live.cilium_pool(obj["metadata"]["name"], None, msgspec.convert(obj, CILIUM_POOLS.type))
 
 
-def with_record(live: Live, **data: str) -> Live:
+def with_record(live: ClusterState, **data: str) -> ClusterState:
     obj = config(RECORD_NAME, "netloom-system", **data)
     live.record(f"netloom-system/{RECORD_NAME}", None, msgspec.convert(obj, CONFIG_MAPS.type))
     return live
 
 
-def with_config(live: Live, **data: str) -> Live:
+def with_config(live: ClusterState, **data: str) -> ClusterState:
     live.cilium_config(f"kube-system/{CONFIG_NAME}", None, msgspec.convert(config(**data), CONFIG_MAPS.type))
     return live

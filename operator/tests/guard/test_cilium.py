@@ -4,7 +4,7 @@ import pytest
 
 from netloom.api.cilium import CILIUM_POOLS
 from netloom.api.core import CONFIG_MAPS
-from netloom.guard.live import Live
+from netloom.guard.cluster_state import ClusterState
 from tests.guard import requests as ask
 from tests.guard.requests import config, ip_pool, refused, warned
 
@@ -15,7 +15,7 @@ FLAG = {"enable_cluster_pool_to_multi_pool_migration": "true"}
 
 
 @pytest.fixture(params=["recorded", "not recorded"])
-def live(request: pytest.FixtureRequest) -> Live:
+def live(request: pytest.FixtureRequest) -> ClusterState:
     """Three nodes of mode cluster-pool; whether it is recorded makes no difference to an update."""
     live = ask.with_cilium_nodes(ask.fresh(), 3)
     return ask.with_record(live, ciliumMode="cluster-pool") if request.param == "recorded" else live
@@ -30,7 +30,7 @@ def locked(wanted: str) -> str:
     )
 
 
-def test_another_mode_is_refused_while_nodes_hold_addresses(live: Live) -> None:
+def test_another_mode_is_refused_while_nodes_hold_addresses(live: ClusterState) -> None:
     assert refused(
         live, CONFIG_MAPS, config(**POOL), config(ipam="kubernetes", **{k: v for k, v in POOL.items() if k != "ipam"})
     ) == [locked("kubernetes")]
@@ -38,7 +38,7 @@ def test_another_mode_is_refused_while_nodes_hold_addresses(live: Live) -> None:
     assert refused(live, CONFIG_MAPS, config(), config(ipam="eni")) == [locked("eni")]
 
 
-def test_the_migration_needs_its_flag(live: Live) -> None:
+def test_the_migration_needs_its_flag(live: ClusterState) -> None:
     without = locked("multi-pool") + (
         " The one live migration that Cilium has, from cluster-pool to multi-pool, needs "
         'enable-cluster-pool-to-multi-pool-migration: "true" in the same change (from Cilium 1.20 on).'
@@ -91,7 +91,7 @@ def test_the_migration_says_what_it_needs() -> None:
     ]
 
 
-def test_the_key_is_not_removed(live: Live) -> None:
+def test_the_key_is_not_removed(live: ClusterState) -> None:
     unset = (
         f"{NAME}data.ipam: the key cannot be removed while it is in use: {THREE} of mode cluster-pool, and Cilium "
         "would "
@@ -103,7 +103,7 @@ def test_the_key_is_not_removed(live: Live) -> None:
     assert refused(live, CONFIG_MAPS, config(), config(ipam="cluster-pool")) == []
 
 
-def test_the_configuration_is_not_deleted(live: Live) -> None:
+def test_the_configuration_is_not_deleted(live: ClusterState) -> None:
     assert refused(live, CONFIG_MAPS, config(**POOL)) == [
         f"{NAME}metadata.name 'cilium-config': Cilium's configuration cannot be deleted while it is in use: {THREE} of "
         "mode cluster-pool, and whatever starts without it, or is installed anew in another mode, takes the network "
@@ -123,7 +123,7 @@ def test_one_made_anew_keeps_mode_and_cidrs() -> None:
     assert refused(live, CONFIG_MAPS, None, config(ipam="multi-pool", **FLAG)) == []
 
 
-def test_elements_stay_as_they_are(live: Live) -> None:
+def test_elements_stay_as_they_are(live: ClusterState) -> None:
     old = config(ipam="cluster-pool", cluster_pool_ipv4_cidr="10.0.2.0/24 10.0.0.0/23,10.9.0.0/16")
     field = f"{NAME}data.cluster-pool-ipv4-cidr "
     rest = (
@@ -147,12 +147,12 @@ def test_elements_stay_as_they_are(live: Live) -> None:
 @pytest.mark.parametrize(
     "after", ["10.9.0.0/16, 10.0.2.0/24\n10.0.0.0/23", " 10.0.0.0/23 10.0.2.0/24 10.9.7.7/16 10.200.0.0/16 "]
 )
-def test_order_and_separators_do_not_matter_and_growth_passes(live: Live, after: str) -> None:
+def test_order_and_separators_do_not_matter_and_growth_passes(live: ClusterState, after: str) -> None:
     old = config(ipam="cluster-pool", cluster_pool_ipv4_cidr="10.0.2.0/24 10.0.0.0/23,10.9.0.0/16 nonsense")
     assert refused(live, CONFIG_MAPS, old, config(ipam="cluster-pool", cluster_pool_ipv4_cidr=after)) == []
 
 
-def test_the_mask_size_stays(live: Live) -> None:
+def test_the_mask_size_stays(live: ClusterState) -> None:
     field = f"{NAME}data.cluster-pool-ipv4-mask-size"
     rest = (
         f"while it is in use: {THREE}, cut as blocks of /24, and Cilium would take the blocks that nodes hold for "

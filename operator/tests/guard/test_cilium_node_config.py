@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from netloom.api.cilium import CILIUM_NODE_CONFIGS
-from netloom.guard.live import Live
+from netloom.guard.cluster_state import ClusterState
 from tests.guard import requests as ask
 from tests.guard.requests import node_config, refused, warned
 
@@ -16,7 +16,7 @@ LIST_NOT_READ = "its list was not read yet"
 
 
 @pytest.fixture(params=["recorded", "not recorded"])
-def live(request: pytest.FixtureRequest) -> Live:
+def live(request: pytest.FixtureRequest) -> ClusterState:
     """Two nodes of mode cluster-pool; where it is not recorded yet, cilium-config says so."""
     live = ask.with_cilium_nodes(ask.fresh(), 2)
     if request.param == "recorded":
@@ -33,7 +33,7 @@ def locked(shown: str, wanted: str) -> str:
     )
 
 
-def test_another_mode_is_refused_for_some_nodes_too(live: Live) -> None:
+def test_another_mode_is_refused_for_some_nodes_too(live: ClusterState) -> None:
     other = node_config("kubernetes", ZONE)
     for old in (None, node_config(), node_config("cluster-pool"), node_config("eni"), node_config("eni", ZONE)):
         assert refused(live, CILIUM_NODE_CONFIGS, old, other) == [locked(" 'kubernetes'", "kubernetes")]
@@ -41,7 +41,7 @@ def test_another_mode_is_refused_for_some_nodes_too(live: Live) -> None:
     assert refused(live, CILIUM_NODE_CONFIGS, None, node_config(" ")) == [locked("", '""')]
 
 
-def test_the_migration_is_made_in_cilium_config(live: Live) -> None:
+def test_the_migration_is_made_in_cilium_config(live: ClusterState) -> None:
     flag = {"enable-cluster-pool-to-multi-pool-migration": "true"}
     hint = (
         " The one live migration that Cilium has, from cluster-pool to multi-pool, is made in cilium-config, for all "
@@ -57,7 +57,7 @@ def test_the_migration_is_made_in_cilium_config(live: Live) -> None:
     assert hint not in text
 
 
-def test_an_override_does_not_get_to_other_nodes(live: Live) -> None:
+def test_an_override_does_not_get_to_other_nodes(live: ClusterState) -> None:
     old = node_config("kubernetes", ZONE)
     for selector in ({}, {"matchLabels": {"zone": "b"}}, None):
         assert refused(live, CILIUM_NODE_CONFIGS, old, node_config("kubernetes", selector)) == [
@@ -68,7 +68,7 @@ def test_an_override_does_not_get_to_other_nodes(live: Live) -> None:
     assert refused(live, CILIUM_NODE_CONFIGS, old, node_config(" kubernetes", ZONE, debug="true")) == []
 
 
-def test_what_leaves_the_mode_alone_passes(live: Live) -> None:
+def test_what_leaves_the_mode_alone_passes(live: ClusterState) -> None:
     for old, new in (
         (None, node_config(None, {}, debug="true")),
         (None, node_config("cluster-pool\n", {})),
@@ -82,7 +82,7 @@ def test_what_leaves_the_mode_alone_passes(live: Live) -> None:
         assert warned(live, CILIUM_NODE_CONFIGS, old, new) == []
 
 
-def test_there_is_a_way_back_that_is_warned_of(live: Live) -> None:
+def test_there_is_a_way_back_that_is_warned_of(live: ClusterState) -> None:
     rest = (
         "where Cilium started in mode kubernetes, it goes back to mode cluster-pool when it restarts, and pods that "
         "got their addresses in between lose the network. Drain each such node before."
@@ -94,7 +94,7 @@ def test_there_is_a_way_back_that_is_warned_of(live: Live) -> None:
     assert warned(live, CILIUM_NODE_CONFIGS, old, back) == [f"{NAME}spec.defaults.ipam 'cluster-pool': {rest}"]
 
 
-def test_all_is_free_while_nobody_holds_addresses_and_elsewhere(live: Live) -> None:
+def test_all_is_free_while_nobody_holds_addresses_and_elsewhere(live: ClusterState) -> None:
     other = node_config("kubernetes", {})
     for old, new in ((None, other), (node_config(), other), (other, node_config("eni")), (other, None)):
         assert warned(ask.with_config(ask.fresh()), CILIUM_NODE_CONFIGS, old, new) == []
@@ -123,7 +123,7 @@ def test_the_mode_in_force_has_to_be_known(hidden: set[str], known: dict[str, An
         assert warned(live, CILIUM_NODE_CONFIGS, other, new) == [], "it can only lead back, or nowhere"
 
 
-def test_the_record_is_enough(live: Live) -> None:
+def test_the_record_is_enough(live: ClusterState) -> None:
     ask.with_record(live, ciliumMode="cluster-pool", ciliumInUse="2 nodes hold addresses (x, y)")
     live.unseen = lambda kind: LIST_NOT_READ if kind != "ConfigMap" else ""
     (text,) = refused(live, CILIUM_NODE_CONFIGS, None, node_config("eni"))
@@ -133,6 +133,6 @@ def test_the_record_is_enough(live: Live) -> None:
 @pytest.mark.parametrize(
     "spec", [{"defaults": ["ipam"]}, {"defaults": {"ipam": 3}}, {"defaults": None}, {"nodeSelector": "a"}, [], "x"]
 )
-def test_what_is_none_is_refused_by_name(live: Live, spec: object) -> None:
+def test_what_is_none_is_refused_by_name(live: ClusterState, spec: object) -> None:
     (text,) = refused(live, CILIUM_NODE_CONFIGS, None, node_config() | {"spec": spec})
     assert text.startswith(f"{NAME}object: the object cannot be read as a CiliumNodeConfig (")

@@ -17,8 +17,8 @@ from netloom.api.cilium import CILIUM_NODE_CONFIGS, CILIUM_POOLS
 from netloom.api.core import CONFIG_MAPS, NODES
 from netloom.api.meta import Resource
 from netloom.api.v1alpha1 import NETLOOM_NODES, NETWORKS, POOLS
+from netloom.guard.cluster_state import ClusterState
 from netloom.guard.decide import decide
-from netloom.guard.live import Live
 from netloom.guard.record import bypassed, wanted
 from tests.guard import requests as ask
 from tests.guard.requests import Json
@@ -106,7 +106,7 @@ KINDS = [
 
 
 @st.composite
-def states(draw: st.DrawFn, seen: bool = True) -> tuple[Live, dict[str, Json], dict[str, Json]]:
+def states(draw: st.DrawFn, seen: bool = True) -> tuple[ClusterState, dict[str, Json], dict[str, Json]]:
     """What is live, and the NetloomNodes and CiliumNodes that it was told of, as JSON."""
     live = ask.fresh()
     nodes = draw(st.dictionaries(NAMES, HELD, max_size=3))
@@ -170,7 +170,7 @@ def mode_in_status(network: Json | None) -> str:
 @settings(max_examples=150)
 @given(states(seen=False), writes(NETWORK), USERS, st.booleans())
 def test_the_mode_of_a_live_network_never_changes(
-    state: tuple[Live, dict[str, Json], Any], write: tuple[Json | None, Json | None], user: str, dry_run: bool
+    state: tuple[ClusterState, dict[str, Json], Any], write: tuple[Json | None, Json | None], user: str, dry_run: bool
 ) -> None:
     live, nodes, _ = state
     old, new = write
@@ -203,7 +203,7 @@ def cilium_mode(data: dict[str, str]) -> str:
 @settings(max_examples=150)
 @given(states(seen=False), writes(DATA), USERS, st.booleans())
 def test_the_mode_of_a_live_cilium_never_changes(
-    state: tuple[Live, Any, dict[str, Json]],
+    state: tuple[ClusterState, Any, dict[str, Json]],
     write: tuple[dict[str, str] | None, dict[str, str] | None],
     user: str,
     dry_run: bool,
@@ -235,7 +235,7 @@ def test_the_mode_of_a_live_cilium_never_changes(
 @settings(max_examples=150)
 @given(states(seen=False), writes(NODE_CONFIG), USERS, st.booleans())
 def test_no_node_of_a_live_cilium_gets_another_mode(
-    state: tuple[Live, Any, dict[str, Json]], write: tuple[Json | None, Json | None], user: str, dry_run: bool
+    state: tuple[ClusterState, Any, dict[str, Json]], write: tuple[Json | None, Json | None], user: str, dry_run: bool
 ) -> None:
     live, _, nodes = state
     old, new = write
@@ -281,7 +281,9 @@ def networks(text: str, version: int) -> set[Any]:
 
 
 @given(states(seen=False), NETWORK, USERS)
-def test_no_mode_takes_the_place_of_another(state: tuple[Live, dict[str, Json], Any], old: Json, user: str) -> None:
+def test_no_mode_takes_the_place_of_another(
+    state: tuple[ClusterState, dict[str, Json], Any], old: Json, user: str
+) -> None:
     live, nodes, _ = state
     old["metadata"]["name"] = "default"
     holding = [held for held in nodes.values() if holds(held)]
@@ -295,7 +297,7 @@ def test_no_mode_takes_the_place_of_another(state: tuple[Live, dict[str, Json], 
 
 @given(states(seen=False), DATA, USERS)
 def test_no_mode_of_cilium_takes_the_place_of_another(
-    state: tuple[Live, Any, dict[str, Json]], old: dict[str, str], user: str
+    state: tuple[ClusterState, Any, dict[str, Json]], old: dict[str, str], user: str
 ) -> None:
     live, _, nodes = state
     recorded = live.recorded["ciliumMode"]
@@ -313,7 +315,9 @@ def test_no_mode_of_cilium_takes_the_place_of_another(
 
 
 @given(states(seen=False), NETWORK, st.integers(0, 9000), USERS)
-def test_a_harmless_change_of_the_network_passes(state: tuple[Live, Any, Any], old: Json, mtu: int, user: str) -> None:
+def test_a_harmless_change_of_the_network_passes(
+    state: tuple[ClusterState, Any, Any], old: Json, mtu: int, user: str
+) -> None:
     new = copy.deepcopy(old)
     new["spec"] |= {"mtu": mtu, "devices": ["eth1"]}
     new["metadata"] |= {"labels": {"a": "b"}}
@@ -326,7 +330,7 @@ def test_a_harmless_change_of_the_network_passes(state: tuple[Live, Any, Any], o
 
 @given(states(seen=False), DATA, st.text(max_size=5), USERS)
 def test_a_harmless_change_of_ciliums_configuration_passes(
-    state: tuple[Live, Any, Any], old: dict[str, str], text: str, user: str
+    state: tuple[ClusterState, Any, Any], old: dict[str, str], text: str, user: str
 ) -> None:
     new = old | {"mtu": text, "debug": "true", "auto-create-cilium-pod-ip-pools": text}
     assert ask.verdict(state[0], CONFIG_MAPS, ask.config(**old), ask.config(**new), user=user).allowed
@@ -337,7 +341,7 @@ def test_a_harmless_change_of_ciliums_configuration_passes(
 
 @given(states(seen=False), NODE, POOL, USERS)
 def test_labels_of_nodes_and_pools_are_anybodys(
-    state: tuple[Live, Any, Any], node: Json, pool: Json, user: str
+    state: tuple[ClusterState, Any, Any], node: Json, pool: Json, user: str
 ) -> None:
     for resource, old in ((NETLOOM_NODES, node), (POOLS, pool), (CILIUM_POOLS, pool)):
         new = copy.deepcopy(old)
@@ -349,7 +353,7 @@ def test_labels_of_nodes_and_pools_are_anybodys(
 @settings(max_examples=150)
 @given(states(), st.data())
 def test_pools_keep_the_blocks_that_nodes_hold(
-    state: tuple[Live, dict[str, Json], dict[str, Json]], data: st.DataObject
+    state: tuple[ClusterState, dict[str, Json], dict[str, Json]], data: st.DataObject
 ) -> None:
     live, nodes, cilium_nodes = state
     for resource, held_by in ((POOLS, nodes), (CILIUM_POOLS, cilium_nodes)):
@@ -413,8 +417,9 @@ RESOURCES = st.sampled_from([NETWORKS, NETLOOM_NODES, POOLS, CILIUM_POOLS, CILIU
     USERS,
 )
 def test_there_is_always_a_verdict(
-    state: tuple[Live, Any, Any], resource: Resource[Any], operation: Any, name: str, old: bytes, new: bytes, user: str
-) -> None:
+    state: tuple[ClusterState, Any, Any], resource: Resource[Any], operation: Any, name: str,
+    old: bytes, new: bytes, user: str,
+) -> None:  # fmt: skip
     verdict = decide(
         AdmissionRequest(
             uid="1",
@@ -438,7 +443,7 @@ def test_there_is_always_a_verdict(
 
 
 @given(states())
-def test_there_is_always_a_record(state: tuple[Live, dict[str, Json], dict[str, Json]]) -> None:
+def test_there_is_always_a_record(state: tuple[ClusterState, dict[str, Json], dict[str, Json]]) -> None:
     live, _, cilium_nodes = state
     data = wanted(live)
     assert all(data.values())

@@ -3,7 +3,7 @@
 import pytest
 
 from netloom.api.v1alpha1 import NETWORKS
-from netloom.guard.live import Live
+from netloom.guard.cluster_state import ClusterState
 from tests.guard import requests as ask
 from tests.guard.requests import Json, network, refused, warned
 
@@ -13,11 +13,11 @@ MODE = "NetloomNetwork default: spec.ipam.mode 'kubernetes': "
 
 
 @pytest.fixture
-def live() -> Live:
+def live() -> ClusterState:
     return ask.with_nodes(ask.fresh(), 3)
 
 
-def test_another_mode_is_refused_while_nodes_hold_addresses(live: Live) -> None:
+def test_another_mode_is_refused_while_nodes_hold_addresses(live: ClusterState) -> None:
     old, new = network(in_force="cluster-pool"), network("kubernetes", in_force="cluster-pool")
     assert refused(live, NETWORKS, old, new) == [
         f"{MODE}the IPAM mode of a live cluster cannot change: {THREE} of mode cluster-pool, and in mode kubernetes "
@@ -30,7 +30,7 @@ def test_another_mode_is_refused_while_nodes_hold_addresses(live: Live) -> None:
 
 @pytest.mark.parametrize("user", [ask.OPERATOR, ask.AGENT, "system:admin"])
 @pytest.mark.parametrize("in_force", ["", "cluster-pool"])
-def test_it_is_refused_to_everybody_and_without_a_status(live: Live, user: str, in_force: str) -> None:
+def test_it_is_refused_to_everybody_and_without_a_status(live: ClusterState, user: str, in_force: str) -> None:
     old, new = network(in_force=in_force), network("kubernetes", in_force=in_force)
     assert refused(live, NETWORKS, old, new, user=user)[0].startswith(MODE)
 
@@ -47,7 +47,7 @@ def test_the_mode_of_an_empty_cluster_is_free() -> None:
     assert refused(ask.fresh(), NETWORKS, network()) == []
 
 
-def test_a_wrong_mode_may_stay_and_may_go_back_and_go_nowhere_else(live: Live) -> None:
+def test_a_wrong_mode_may_stay_and_may_go_back_and_go_nowhere_else(live: ClusterState) -> None:
     wrong = network("kubernetes", in_force="cluster-pool")
     assert refused(live, NETWORKS, wrong, {**wrong, "metadata": {"name": "default", "labels": {"a": "b"}}}) == []
     assert refused(live, NETWORKS, wrong, network(in_force="cluster-pool")) == []
@@ -55,7 +55,7 @@ def test_a_wrong_mode_may_stay_and_may_go_back_and_go_nowhere_else(live: Live) -
     assert "3 nodes hold addresses (worker-001, worker-002, worker-003) of mode cluster-pool" in text
 
 
-def test_a_network_made_anew_keeps_the_mode(live: Live) -> None:
+def test_a_network_made_anew_keeps_the_mode(live: ClusterState) -> None:
     assert refused(live, NETWORKS, None, network("kubernetes")) == [
         f"{MODE}a network that is made anew has to keep the IPAM mode: {THREE} of mode cluster-pool, and in mode "
         "kubernetes their pods would lose the network. Create it with spec.ipam.mode cluster-pool, or remove every "
@@ -64,7 +64,7 @@ def test_a_network_made_anew_keeps_the_mode(live: Live) -> None:
     assert refused(live, NETWORKS, None, network()) == []
 
 
-def test_a_network_made_anew_keeps_the_cidrs(live: Live) -> None:
+def test_a_network_made_anew_keeps_the_cidrs(live: ClusterState) -> None:
     assert refused(live, NETWORKS, None, network("cluster-pool", "10.244.2.0/24", "10.99.0.0/16")) == [
         "NetloomNetwork default: spec.ipam.clusterPool.ipv4PodCIDRList '10.244.2.0/24, 10.99.0.0/16': it does not "
         "cover "
@@ -81,7 +81,7 @@ def test_a_second_network_is_refused_always() -> None:
     assert refused(ask.fresh(), NETWORKS, network(name="second")) == []
 
 
-def test_the_network_in_use_is_not_deleted(live: Live) -> None:
+def test_the_network_in_use_is_not_deleted(live: ClusterState) -> None:
     assert refused(live, NETWORKS, network(in_force="cluster-pool")) == [
         f"NetloomNetwork default: metadata.name 'default': the network cannot be deleted while it is in use: {THREE} "
         "of "
@@ -89,7 +89,7 @@ def test_the_network_in_use_is_not_deleted(live: Live) -> None:
     ]
 
 
-def test_a_deletion_that_waits_is_not_let_through(live: Live) -> None:
+def test_a_deletion_that_waits_is_not_let_through(live: ClusterState) -> None:
     meta = {"deletionTimestamp": "2026-01-01T00:00:00Z", "finalizers": ["netloom.dev/in-use"]}
     old, new = network(in_force="cluster-pool", meta=meta), network(in_force="cluster-pool")
     (text,) = refused(live, NETWORKS, old, new)
@@ -97,7 +97,7 @@ def test_a_deletion_that_waits_is_not_let_through(live: Live) -> None:
     assert refused(live, NETWORKS, old, new, user=ask.OPERATOR) == []
 
 
-def test_what_is_in_force_is_the_operators(live: Live) -> None:
+def test_what_is_in_force_is_the_operators(live: ClusterState) -> None:
     old, new = network(in_force="cluster-pool"), network()
     assert refused(live, NETWORKS, old, new, sub_resource="status") == [
         f"NetloomNetwork default: status.ipam: only the operator writes what is in force: {THREE} of mode "
@@ -111,7 +111,7 @@ def test_what_is_in_force_is_the_operators(live: Live) -> None:
     assert refused(ask.fresh(), NETWORKS, new, old, sub_resource="status") == []
 
 
-def test_cidrs_in_use_are_neither_removed_nor_made_smaller(live: Live) -> None:
+def test_cidrs_in_use_are_neither_removed_nor_made_smaller(live: ClusterState) -> None:
     old = network("cluster-pool", "10.244.0.0/16", "10.250.0.0/16", in_force="cluster-pool")
     new = network("cluster-pool", "10.244.2.0/23", in_force="cluster-pool")
     field = "NetloomNetwork default: spec.ipam.clusterPool.ipv4PodCIDRList "
@@ -131,7 +131,7 @@ def test_cidrs_in_use_are_neither_removed_nor_made_smaller(live: Live) -> None:
 @pytest.mark.parametrize(
     "after", [["10.250.0.0/16", "10.244.0.0/16"], ["10.240.0.0/12"], ["10.244.0.0/17", "10.244.128.0/17"]]
 )
-def test_growth_passes(live: Live, after: list[str]) -> None:
+def test_growth_passes(live: ClusterState, after: list[str]) -> None:
     assert (
         refused(
             live, NETWORKS, network(in_force="cluster-pool"), network("cluster-pool", *after, in_force="cluster-pool")
@@ -140,13 +140,13 @@ def test_growth_passes(live: Live, after: list[str]) -> None:
     )
 
 
-def test_a_family_joins_and_does_not_leave(live: Live) -> None:
+def test_a_family_joins_and_does_not_leave(live: ClusterState) -> None:
     both = network(in_force="cluster-pool", pool={"ipv6PodCIDRList": ["fd00:10:244::/56"], "ipv6MaskSize": 64})
     assert refused(live, NETWORKS, network(in_force="cluster-pool"), both) == []
     assert "fd00:10:244::/56 cannot be removed" in refused(live, NETWORKS, both, network(in_force="cluster-pool"))[0]
 
 
-def test_the_mask_size_stays(live: Live) -> None:
+def test_the_mask_size_stays(live: ClusterState) -> None:
     old, new = network(in_force="cluster-pool"), network(in_force="cluster-pool", pool={"ipv4MaskSize": 25})
     assert refused(live, NETWORKS, old, new) == [
         f"NetloomNetwork default: spec.ipam.clusterPool.ipv4MaskSize '25': the mask size cannot change while it is in "
@@ -156,7 +156,7 @@ def test_the_mask_size_stays(live: Live) -> None:
     assert refused(live, NETWORKS, old, network(in_force="cluster-pool", pool={"ipv6MaskSize": 64})) == []
 
 
-def test_what_is_no_cidr_may_go(live: Live) -> None:
+def test_what_is_no_cidr_may_go(live: ClusterState) -> None:
     old = network("cluster-pool", "10.244.0.0/16", "nonsense", in_force="cluster-pool")
     assert refused(live, NETWORKS, old, network(in_force="cluster-pool")) == []
 
@@ -166,7 +166,7 @@ def native(cidr: str, mode: str = "native", masquerade: bool = True) -> Json:
     return network(in_force="cluster-pool", routing=routing, masquerade={"ipv4": masquerade})
 
 
-def test_the_native_cidr_goes_on_covering_pods(live: Live) -> None:
+def test_the_native_cidr_goes_on_covering_pods(live: ClusterState) -> None:
     field = "NetloomNetwork default: spec.routing.ipv4NativeRoutingCIDR "
     rest = (
         ", so packets to pods there may be masqueraded, and are taken for those of a node. Give a CIDR that holds all "
@@ -193,7 +193,7 @@ def test_the_native_cidr_goes_on_covering_pods(live: Live) -> None:
         (native("10.0.0.0/8"), native("")),
     ],
 )
-def test_a_native_cidr_that_takes_no_pod_away_passes(live: Live, before: Json, after: Json) -> None:
+def test_a_native_cidr_that_takes_no_pod_away_passes(live: ClusterState, before: Json, after: Json) -> None:
     assert refused(live, NETWORKS, before, after) == []
 
 
@@ -218,7 +218,7 @@ def test_nothing_is_decided_before_the_nodes_are_seen() -> None:
     )
 
 
-def test_an_object_that_cannot_be_read_is_named(live: Live) -> None:
+def test_an_object_that_cannot_be_read_is_named(live: ClusterState) -> None:
     (text,) = refused(live, NETWORKS, network(), {"metadata": {"name": "default"}, "spec": {"ipam": {"mode": "magic"}}})
     assert text == (
         "NetloomNetwork default: object: the object cannot be read as a NetloomNetwork (Invalid enum value 'magic' - "

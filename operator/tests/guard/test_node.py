@@ -3,7 +3,7 @@
 import pytest
 
 from netloom.api.v1alpha1 import NETLOOM_NODES
-from netloom.guard.live import Live
+from netloom.guard.cluster_state import ClusterState
 from netloom.guard.node import GARBAGE_COLLECTOR
 from tests.guard import requests as ask
 from tests.guard.requests import Json, ipam, refused
@@ -16,13 +16,13 @@ def node(held: Json) -> Json:
 
 
 @pytest.fixture
-def live() -> Live:
+def live() -> ClusterState:
     live = ask.fresh()
     ask.with_addresses(live, "worker-1", "192.168.0.1")
     return live
 
 
-def test_a_user_does_not_edit_addresses(live: Live) -> None:
+def test_a_user_does_not_edit_addresses(live: ClusterState) -> None:
     old = node(ipam("multi-pool", "10.244.1.0/24", pools={"default": ["10.245.0.0/27", "10.245.0.32/27"]}))
     new = node(ipam("multi-pool", "10.244.1.0/24"))
     assert refused(live, NETLOOM_NODES, old, new) == [
@@ -33,7 +33,7 @@ def test_a_user_does_not_edit_addresses(live: Live) -> None:
     ]
 
 
-def test_a_user_does_not_give_addresses(live: Live) -> None:
+def test_a_user_does_not_give_addresses(live: ClusterState) -> None:
     assert refused(live, NETLOOM_NODES, None, node(ipam("crd", pool={"10.0.0.1": {}, "10.0.0.2": {}}))) == [
         "NetloomNode worker-1: spec.ipam '2 addresses': only the operator gives a node its addresses, and admin is not "
         "it: they may be in use on another node. Create it without spec.ipam, or leave it to the operator, which makes "
@@ -54,19 +54,19 @@ def test_a_user_does_not_give_addresses(live: Live) -> None:
         ("", "", False),
     ],
 )
-def test_who_may_edit(live: Live, user: str, bound_to: str, may: bool) -> None:
+def test_who_may_edit(live: ClusterState, user: str, bound_to: str, may: bool) -> None:
     old, new = node(ipam("multi-pool", pools={"default": ["10.245.0.0/27"]})), node(ipam("multi-pool"))
     assert (refused(live, NETLOOM_NODES, old, new, user=user, node=bound_to) == []) == may
     assert (refused(live, NETLOOM_NODES, None, old, user=user, node=bound_to) == []) == may
 
 
-def test_everything_else_of_it_is_not_guarded(live: Live) -> None:
+def test_everything_else_of_it_is_not_guarded(live: ClusterState) -> None:
     old = node(ipam("cluster-pool", "10.244.1.0/24"))
     new = {**old, "spec": {**old["spec"], "encapsulations": [{"protocol": "vxlan", "port": 8472}]}}
     assert refused(live, NETLOOM_NODES, old, new) == []
 
 
-def test_it_lives_as_long_as_its_node(live: Live) -> None:
+def test_it_lives_as_long_as_its_node(live: ClusterState) -> None:
     old = node(ipam("cluster-pool", "10.244.1.0/24"))
     assert refused(live, NETLOOM_NODES, old) == [
         "NetloomNode worker-1: metadata.name 'worker-1': the Node of this name lives and it holds 10.244.1.0/24: "

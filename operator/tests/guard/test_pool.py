@@ -3,7 +3,7 @@
 import pytest
 
 from netloom.api.v1alpha1 import POOLS
-from netloom.guard.live import Live
+from netloom.guard.cluster_state import ClusterState
 from tests.guard import requests as ask
 from tests.guard.requests import ip_pool, ipam, network, refused
 
@@ -12,7 +12,7 @@ LOST = "and their pods would have addresses that belong to nobody, which another
 
 
 @pytest.fixture
-def live() -> Live:
+def live() -> ClusterState:
     """Five nodes hold two blocks of /27 each of the pool blue, one after the other, and one holds one of green."""
     live = ask.fresh()
     for number in range(5):
@@ -24,7 +24,7 @@ def live() -> Live:
     return live
 
 
-def test_cidrs_in_use_are_neither_removed_nor_made_smaller(live: Live) -> None:
+def test_cidrs_in_use_are_neither_removed_nor_made_smaller(live: ClusterState) -> None:
     old = ip_pool("blue", "10.245.0.0/16")
     field = (
         "NetloomIPPool blue: spec.ipv4.cidrs '10.245.0.0/16': 10.245.0.0/16 cannot be removed or made smaller while it "
@@ -38,7 +38,7 @@ def test_cidrs_in_use_are_neither_removed_nor_made_smaller(live: Live) -> None:
     ]
 
 
-def test_a_part_that_nobody_holds_may_go(live: Live) -> None:
+def test_a_part_that_nobody_holds_may_go(live: ClusterState) -> None:
     assert refused(live, POOLS, ip_pool("blue", "10.245.0.0/16"), ip_pool("blue", "10.245.0.0/20")) == []
     assert (
         refused(live, POOLS, ip_pool("blue", "10.245.0.0/16", "10.247.0.0/16"), ip_pool("blue", "10.245.0.0/16")) == []
@@ -46,13 +46,13 @@ def test_a_part_that_nobody_holds_may_go(live: Live) -> None:
     assert refused(live, POOLS, ip_pool("red", "10.245.0.0/16"), ip_pool("red", "10.248.0.0/16")) == []
 
 
-def test_growth_passes(live: Live) -> None:
+def test_growth_passes(live: ClusterState) -> None:
     old = ip_pool("blue", "10.245.0.0/16")
     assert refused(live, POOLS, old, ip_pool("blue", "10.247.0.0/16", "10.245.0.0/16")) == []
     assert refused(live, POOLS, old, ip_pool("blue", "10.244.0.0/15")) == []
 
 
-def test_the_mask_size_stays(live: Live) -> None:
+def test_the_mask_size_stays(live: ClusterState) -> None:
     assert refused(live, POOLS, ip_pool("blue", "10.245.0.0/16"), ip_pool("blue", "10.245.0.0/16", mask=28)) == [
         "NetloomIPPool blue: spec.ipv4.maskSize '28': the mask size of a pool cannot change while it is in use: 5 "
         "nodes "
@@ -65,7 +65,7 @@ def test_the_mask_size_stays(live: Live) -> None:
     ]
 
 
-def test_a_pool_in_use_is_not_deleted(live: Live) -> None:
+def test_a_pool_in_use_is_not_deleted(live: ClusterState) -> None:
     assert refused(live, POOLS, ip_pool("green", "10.246.0.0/16")) == [
         "NetloomIPPool green: metadata.name 'green': the pool cannot be deleted while it is in use: 1 node holds "
         "blocks "
@@ -77,7 +77,7 @@ def test_a_pool_in_use_is_not_deleted(live: Live) -> None:
     assert refused(live, POOLS, ip_pool("green", "10.246.0.0/16")) == []
 
 
-def test_no_address_is_in_two_pools(live: Live) -> None:
+def test_no_address_is_in_two_pools(live: ClusterState) -> None:
     (text,) = refused(live, POOLS, None, ip_pool("red", "10.248.0.0/16", "10.240.0.0/12"))
     assert text == (
         "NetloomIPPool red: spec.ipv4.cidrs[1] '10.240.0.0/12': 10.240.0.0/12 overlaps 10.245.0.0/16 of NetloomIPPool "
@@ -109,7 +109,7 @@ def test_the_cluster_cidrs_in_force_are_no_pools(mode: str, in_force: str, overl
     ]
 
 
-def test_nodes_addresses_are_no_pools(live: Live) -> None:
+def test_nodes_addresses_are_no_pools(live: ClusterState) -> None:
     for number in range(1, 5):
         ask.with_addresses(live, f"worker-{number}", f"192.168.0.{number}")
     text = (

@@ -7,7 +7,7 @@ from netloom.api.cilium import CILIUM_NODES, CiliumNode, CiliumNodeIPAM, CiliumN
 from netloom.api.core import NODES, ConfigMap
 from netloom.api.meta import ObjectMeta
 from netloom.api.v1alpha1 import NETLOOM_NODES
-from netloom.guard.live import Live, trim_cilium_node, trim_netloom_node, trim_node
+from netloom.guard.cluster_state import ClusterState, trim_cilium_node, trim_netloom_node, trim_node
 from netloom.guard.record import bypassed, wanted
 from tests.guard import requests as ask
 
@@ -16,7 +16,7 @@ FLAG = {"enable_cluster_pool_to_multi_pool_migration": "true"}
 
 
 @pytest.fixture
-def live() -> Live:
+def live() -> ClusterState:
     return ask.with_cilium_nodes(ask.fresh(), 2)
 
 
@@ -26,13 +26,13 @@ def test_nobody_holds_addresses() -> None:
     assert bypassed(live) is None
 
 
-def test_the_first_who_holds_an_address_locks_the_mode(live: Live) -> None:
+def test_the_first_who_holds_an_address_locks_the_mode(live: ClusterState) -> None:
     assert wanted(live) == {}, "without a configuration it is not known"
     assert wanted(ask.with_config(live)) == IN_USE, "cluster-pool is Cilium's default"
     assert wanted(ask.with_config(live, ipam="eni")) == IN_USE | {"ciliumMode": "eni"}
 
 
-def test_what_is_recorded_stays(live: Live) -> None:
+def test_what_is_recorded_stays(live: ClusterState) -> None:
     ask.with_record(live, **IN_USE)
     assert wanted(live) == IN_USE
     assert wanted(ask.with_config(live, ipam="kubernetes")) == IN_USE
@@ -75,17 +75,17 @@ def test_a_node_that_joins_behind_a_change_has_its_addresses_from_the_new_mode()
     assert wanted(live)["ciliumMode"] == "kubernetes"
 
 
-def config(version: str, live: Live, **data: str) -> None:
+def config(version: str, live: ClusterState, **data: str) -> None:
     metadata = ObjectMeta(name="cilium-config", namespace="kube-system", resource_version=version)
     live.cilium_config("kube-system/cilium-config", None, ConfigMap(metadata=metadata, data=data))
 
 
-def cilium_node(version: str, live: Live) -> None:
+def cilium_node(version: str, live: ClusterState) -> None:
     spec = CiliumNodeSpec(ipam=CiliumNodeIPAM(pod_cidrs=("10.0.0.0/24",)))
     live.cilium_node("a", None, CiliumNode(metadata=ObjectMeta(name="a", resource_version=version), spec=spec))
 
 
-def test_the_documented_migration_is_taken_over(live: Live) -> None:
+def test_the_documented_migration_is_taken_over(live: ClusterState) -> None:
     ask.with_record(live, ciliumMode="cluster-pool")
     ask.with_config(live, ipam="multi-pool", **FLAG)
     assert wanted(live)["ciliumMode"] == "multi-pool"

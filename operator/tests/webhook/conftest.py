@@ -94,7 +94,7 @@ def ca() -> certificates.CA:
 
 @pytest.fixture
 def presented(ca: certificates.CA) -> ServingTLS:
-    serving = certificates.issue(ca, ["guard.test"], NOW, addresses=["127.0.0.1"])
+    serving = certificates.issue(ca, ["guard.test", "127.0.0.1"], NOW)
     tls = ServingTLS()
     tls.present(serving.certificate, serving.key)
     return tls

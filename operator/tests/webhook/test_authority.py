@@ -72,7 +72,7 @@ async def start(api: Api, clock: Clock) -> AsyncIterator[Start]:
 
         def begin(**options: Any) -> Authority:
             options = {"now": clock, "mint": InProcess(), **options}
-            authority = Authority(api, namespace="netloom-system", names=["guard.test"], timing=FAST, **options)
+            authority = Authority(api, namespace="netloom-system", hosts=["guard.test"], timing=FAST, **options)
             tasks.append(group.create_task(authority.run()))
             return authority
 
@@ -365,9 +365,9 @@ async def test_an_api_server_whose_clock_is_set_is_served_there_and_back(
         now = NOW + ahead + MINUTE
         for replica in replicas:
             assert replica.serving
-            assert certificates.untimely(replica.serving, now) == ""
+            assert certificates.invalidity(replica.serving, now) == ""
             (by,) = [each for each in stored(server) if each.certificate == replica.serving.signer]
-            assert certificates.untimely(by, now) == ""
+            assert certificates.invalidity(by, now) == ""
     assert all(believed(server, each) for each in replicas)
     assert ca in stored(server)
     assert len(stored(server)) <= 2, "the way there and back, twice, takes one CA more"
@@ -479,7 +479,7 @@ from netloom.webhook.authority import Authority
 
 async def main(kubeconfig):
     async with await Api.connect(kubeconfig) as api:
-        authority = Authority(api, namespace="netloom-system", names=["guard.test"])
+        authority = Authority(api, namespace="netloom-system", hosts=["guard.test"])
         running = asyncio.create_task(authority.run())
         async with asyncio.timeout(30):
             while authority.fault:

@@ -20,6 +20,7 @@ from netloom.webhook.certificates import (
     bundle,
     due,
     dump,
+    invalidity,
     issue,
     kept,
     living,
@@ -28,7 +29,6 @@ from netloom.webhook.certificates import (
     renewal,
     same,
     signer,
-    untimely,
 )
 from netloom.webhook.tls import ServingTLS
 from tests.webhook.conftest import NOW
@@ -116,9 +116,9 @@ class TestTheRule:
 
     def test_certificates_are_valid_between_two_moments(self):
         ca = paper(NOW)
-        assert untimely(ca, NOW - HOUR) == untimely(ca, ca.expires - SECOND) == ""
-        assert untimely(ca, NOW - HOUR - SECOND).startswith("is not valid before ")
-        assert untimely(ca, ca.expires).startswith("has expired at ")
+        assert invalidity(ca, NOW - HOUR) == invalidity(ca, ca.expires - SECOND) == ""
+        assert invalidity(ca, NOW - HOUR - SECOND).startswith("is not valid before ")
+        assert invalidity(ca, ca.expires).startswith("has expired at ")
 
     def test_all_expired_while_nobody_ran(self):
         first = paper(NOW)
@@ -200,7 +200,7 @@ def test_the_rule_holds_together(ages: list[dt.timedelta], since: dt.timedelta):
     cas, now = [paper(NOW + age) for age in ages], NOW + since
     chosen = signer(cas, now)
     if chosen:
-        assert not untimely(chosen, now)
+        assert not invalidity(chosen, now)
         assert certificates.contains(bundle(cas), chosen.certificate)
     else:
         assert due(cas, now)
@@ -212,7 +212,7 @@ def test_the_rule_holds_together(ages: list[dt.timedelta], since: dt.timedelta):
 class TestCertificates:
     def test_a_client_believes_names_and_addresses(self, ca: CA):
         names, addresses = ["netloom-guard.netloom-system.svc", "guard.example"], ["127.0.0.1", "fd00::1"]
-        serving = issue(ca, names, NOW, addresses=addresses)
+        serving = issue(ca, [*names, *addresses], NOW)
         presented = ServingTLS()
         presented.present(serving.certificate, serving.key)
         for host in (*names, *addresses):

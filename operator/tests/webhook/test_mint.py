@@ -33,7 +33,7 @@ async def test_what_the_child_makes_is_what_the_rule_asks_for():
     mint = Mint()
     ca = await mint.call("", certificates.new_ca, NOW)
     assert (ca.created, ca.expires) == (NOW, NOW + certificates.CA_LIFE)
-    serving = await mint.call("", certificates.issue, ca, ["guard.test"], NOW, addresses=["127.0.0.1"])
+    serving = await mint.call("", certificates.issue, ca, ["guard.test", "127.0.0.1"], NOW)
     assert (serving.expires, serving.signer) == (NOW + certificates.SERVING_LIFE, ca.certificate)
     presented = ServingTLS()
     presented.present(serving.certificate, serving.key)

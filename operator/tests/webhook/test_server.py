@@ -359,7 +359,7 @@ class TestLife:
 
         async with start() as guarded:
             reader, before = await guarded.connect()
-            serving = certificates.issue(ca, ["guard.test"], NOW, addresses=["127.0.0.1"])
+            serving = certificates.issue(ca, ["guard.test", "127.0.0.1"], NOW)
             presented.present(serving.certificate, serving.key)
             _, after = await guarded.connect()
             assert serial(before) != serial(after)

@@ -1,7 +1,7 @@
 """What is live: the indexes that decisions ask, kept up to date by the caches.
 
 Every method named after a kind, or a ConfigMap, takes in its changes and fits `Store.subscribe`; objects of other names
-count for nothing. `Live` is used from one event loop, and never waits.
+count for nothing. `ClusterState` is used from one event loop, and never waits.
 """
 
 from collections.abc import Callable
@@ -35,7 +35,7 @@ class Users:
     agents: frozenset[str] = frozenset()
 
 
-class Live:
+class ClusterState:
     """What nodes hold, which pools, networks and nodes there are, and which mode is recorded."""
 
     def __init__(self, users: Users, cilium_namespace: str = "kube-system") -> None:
