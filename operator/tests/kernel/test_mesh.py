@@ -14,8 +14,8 @@ from netloom.kernel.mac import mac_of
 from netloom.kernel.mesh.desired import Desired, Peer
 from netloom.kernel.mesh.encapsulation import GENEVE, NO_ENCAPSULATION, VXLAN
 from netloom.kernel.mesh.fib import FibResult
-from netloom.kernel.mesh.mesh import AddressConflict, DeviceState, Mesh
-from netloom.kernel.mesh.rows import SeenNexthop, SeenRoute
+from netloom.kernel.mesh.mesh import AddressConflict, Mesh
+from netloom.kernel.mesh.rows import DeviceState, SeenNexthop, SeenRoute
 from netloom.kernel.ownership import NEXTHOP_IDS, ROUTE_PROTOCOL
 from tests.kernel.meshes import peer
 

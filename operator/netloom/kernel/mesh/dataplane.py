@@ -14,8 +14,9 @@ from netloom.kernel.mesh import tunnel_device as device
 from netloom.kernel.mesh.desired import Desired
 from netloom.kernel.mesh.devices_part import MeshDevices
 from netloom.kernel.mesh.encapsulation import Encapsulation
-from netloom.kernel.mesh.mesh import AddressConflict, DeviceState, Mesh
+from netloom.kernel.mesh.mesh import AddressConflict, Mesh
 from netloom.kernel.mesh.plan import planned_changes
+from netloom.kernel.mesh.rows import DeviceState
 from netloom.kernel.mesh.rows_part import MeshRows
 from netloom.kernel.netlink.links import Link
 from netloom.kernel.netlink.sockets import RefusedError

@@ -10,7 +10,7 @@ route for that CIDR; see `AddressOwners`.
 
 import zlib
 from collections import Counter
-from collections.abc import Collection, Hashable, Iterable, Mapping
+from collections.abc import Collection, Hashable, Iterable
 from typing import Any
 
 import msgspec
@@ -20,13 +20,16 @@ from netloom.kernel.keeper.table import Table
 from netloom.kernel.mac import Mac, format_mac, link_local_of, mac_in
 from netloom.kernel.mesh.address_owners import AddressOwners
 from netloom.kernel.mesh.desired import Desired, Peer
-from netloom.kernel.mesh.encapsulation import NO_ENCAPSULATION, Encapsulation
+from netloom.kernel.mesh.encapsulation import NO_ENCAPSULATION
 from netloom.kernel.mesh.fib import FibLookups
 from netloom.kernel.mesh.rows import (
     EDITED,
+    DeviceState,
+    FamilyRows,
     NeighbourKey,
     Nexthop,
     OddRoute,
+    PeerRows,
     RouteContent,
     RouteKey,
     SeenNexthop,
@@ -38,45 +41,12 @@ Unique = Address | Mac | Cidr
 """What no two peers may share. (The MAC gives the IPv6 gateway.)"""
 
 
-class DeviceState(msgspec.Struct, frozen=True):
-    """What rows stand on. `tunnels`: the ifindexes of the tunnel devices that are up.
-
-    ipv6: whether this node has an IPv6 pod CIDR itself; a node without one has no source for such traffic, and often
-    no IPv6 at all. native_mtu: bytes, of native routes, where that is less than the device's; else 0. strict: nothing
-    else leads to a peer that accepts no encapsulation, so its route stays while it does not answer.
-    """
-
-    tunnels: Mapping[Encapsulation, int] = {}
-    vni: int = 1
-    ipv6: bool = False
-    native_mtu: int = 0
-    strict: bool = False
-
-
 class AddressConflict(msgspec.Struct, frozen=True):
     """A claim (address or CIDR, as text) of `peer` that `holder`, being senior, has."""
 
     claim: str
     holder: str
     peer: str
-
-
-class FamilyRows(msgspec.Struct, frozen=True, gc=False):
-    """What one peer needs in the kernel for one address family: a nexthop object, in a tunnel the neighbour that is
-    its gateway (else `mac` is empty), and a route for each prefix."""
-
-    content: RouteContent
-    nexthop: Nexthop
-    mac: Mac
-    prefixes: tuple[Cidr, ...]
-
-    @property
-    def neighbour(self) -> NeighbourKey | None:
-        """The key of its neighbour."""
-        return (self.nexthop.ifindex, self.nexthop.gateway) if self.mac else None
-
-
-PeerRows = tuple[FamilyRows, ...]
 
 
 def _unique_of(peer: Peer) -> tuple[Unique, ...]:

@@ -8,11 +8,13 @@ Routes of one device with 10,000 different gateways cost O(N^2) in the kernel's 
 nexthop objects they are linear, and a replaced nexthop moves all its routes at once, without a gap.
 """
 
+from collections.abc import Mapping
+
 import msgspec
 
 from netloom.cidr import Address, Cidr
 from netloom.kernel.mac import Mac
-from netloom.kernel.mesh.encapsulation import TUNNEL_TTL
+from netloom.kernel.mesh.encapsulation import TUNNEL_TTL, Encapsulation
 from netloom.kernel.ownership import MESH
 
 DEFAULT_METRIC: dict[int, int] = {4: 0, 6: 1024}
@@ -111,3 +113,36 @@ class DirectRoute(msgspec.Struct, frozen=True):
 
     destination: Cidr
     ifindex: int
+
+
+class DeviceState(msgspec.Struct, frozen=True):
+    """What rows stand on. `tunnels`: the ifindexes of the tunnel devices that are up.
+
+    ipv6: whether this node has an IPv6 pod CIDR itself; a node without one has no source for such traffic, and often
+    no IPv6 at all. native_mtu: bytes, of native routes, where that is less than the device's; else 0. strict: nothing
+    else leads to a peer that accepts no encapsulation, so its route stays while it does not answer.
+    """
+
+    tunnels: Mapping[Encapsulation, int] = {}
+    vni: int = 1
+    ipv6: bool = False
+    native_mtu: int = 0
+    strict: bool = False
+
+
+class FamilyRows(msgspec.Struct, frozen=True, gc=False):
+    """What one peer needs in the kernel for one address family: a nexthop object, in a tunnel the neighbour that is
+    its gateway (else `mac` is empty), and a route for each prefix."""
+
+    content: RouteContent
+    nexthop: Nexthop
+    mac: Mac
+    prefixes: tuple[Cidr, ...]
+
+    @property
+    def neighbour(self) -> NeighbourKey | None:
+        """The key of its neighbour."""
+        return (self.nexthop.ifindex, self.nexthop.gateway) if self.mac else None
+
+
+PeerRows = tuple[FamilyRows, ...]
