@@ -35,17 +35,8 @@ _WITHOUT = (
     *("config-*", "*.opt-?.pyc", "*.a"),
 )
 _PACKAGES_WITHOUT = (
-    *(
-        "kubernetes_asyncio",
-        "mypy",
-        "mypyc",
-        "*__mypyc.*",
-        "pip",
-        "setuptools",
-        "pkg_resources",
-        "hypothesis*",
-        "grimp",
-    ),
+    *("models", "api", "e2e_test"),  # of kubernetes_asyncio
+    *("mypy", "mypyc", "*__mypyc.*", "pip", "setuptools", "pkg_resources", "hypothesis*", "grimp"),
     *("importlinter", "cryptography", "uvloop", "hatchling", "ast_serialize", "librt"),
     *("pydantic", "pydantic_core", "tzdata"),
 )
