@@ -239,7 +239,7 @@ class Cluster(RuleBasedStateMachine):
         """The agent starts anew, with the kernel as it was, and hears what there is to hear."""
         old = self.members[name]
         fresh = Member(name, self.server, frozenset())
-        fresh.kernel = fresh.tunnels._dataplane = old.kernel  # type: ignore[assignment]
+        fresh.kernel = fresh.tunnels.keeper = old.kernel  # type: ignore[assignment]
         self.members[name] = fresh
         self.notice(name)
         self.hear_all(name)
