@@ -4,14 +4,13 @@ It asks and tells the kernel by `ip`, so it shows the contract of a part and not
 """
 
 import subprocess
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 from netloom.kernel.keeper.keeper import Keeper
 from netloom.kernel.keeper.part import Attempt, Outcome, Part, Refused, Worker
 from netloom.kernel.keeper.report import KeeperReport
 from netloom.kernel.keeper.retries import Item, Retries
 from netloom.kernel.keeper.table import Table
-from netloom.kernel.netlink.sockets import CommandSocket
 from netloom.kernel.netlink.wire import RTM_DELROUTE, RTM_NEWROUTE
 from netloom.kernel.ownership import ROUTE_PROTOCOL, Ownership
 from tests.kernel.netns import Namespace
@@ -34,6 +33,7 @@ class PodRoutes(Part[Pods]):
         self.routes: Table[str, str] = Table()
         self.fail: Exception | None = None
         self.due = True
+        self.reads = 0
         self.commands: list[str] = []
         self._node = node
         self._applied = False
@@ -60,6 +60,7 @@ class PodRoutes(Part[Pods]):
         return [(item, True) for item in found]
 
     async def read(self, worker: Worker) -> bool:
+        self.reads += 1
         if self.fail is not None:
             raise self.fail
         if not self.due:
@@ -109,12 +110,8 @@ class PodRoutes(Part[Pods]):
 class PodKeeper(Keeper[Pods, KeeperReport]):
     """A keeper of pods' routes, and of parts that stand on them."""
 
-    def __init__(
-        self, *parts: Part[Pods], on_report: Callable[[KeeperReport], None] | None = None, event_buffer: int = 1 << 20
-    ) -> None:
-        super().__init__(
-            parts, commands=CommandSocket, resync_seconds=None, event_buffer=event_buffer, on_report=on_report
-        )
+    def __init__(self, *parts: Part[Pods], resync_seconds: float | None = None) -> None:
+        super().__init__(parts, resync_seconds=resync_seconds)
 
     @property
     def report(self) -> KeeperReport:

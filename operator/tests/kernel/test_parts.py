@@ -1,5 +1,6 @@
 """Parts beside each other: each finds its own and nothing else, whatever the other does, and hears what concerns it."""
 
+import asyncio
 import contextlib
 import errno
 import itertools
@@ -101,6 +102,24 @@ async def test_one_that_cannot_read_does_not_stop_another(wired: Namespace) -> N
         assert wired.state().count(" metric 65536") == 2
         broken.fail = None
         async with running(keeper):
+            await eventually(lambda: keeper.report.in_sync, lambda: str(keeper.report))
+    finally:
+        await keeper.close()
+
+
+async def test_what_cannot_be_read_when_a_resync_is_due_is_not_tried_without_a_pause(wired: Namespace) -> None:
+    part = PodRoutes(wired)
+    keeper = PodKeeper(part, resync_seconds=0.3)
+    await keeper.open()
+    try:
+        await keeper.apply(PODS)
+        part.fail = OSError(errno.EBUSY, "injected")
+        async with running(keeper):
+            await eventually(lambda: bool(keeper.report.failures))
+            before = part.reads
+            await asyncio.sleep(0.6)
+            assert part.reads - before < 30, "two resyncs and some attempts by back-off"
+            part.fail = None
             await eventually(lambda: keeper.report.in_sync, lambda: str(keeper.report))
     finally:
         await keeper.close()

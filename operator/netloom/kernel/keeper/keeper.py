@@ -130,6 +130,7 @@ class Keeper(Generic[D, R]):
             if not self._applied:
                 continue
             if time.monotonic() >= self._resync_at():
+                self._resynced_at = time.monotonic()  # what cannot be read then is tried again by its back-off
                 self._doubt()
             async with self._lock:
                 await self._converge()
