@@ -18,7 +18,7 @@ from netloom.kernel.mesh.encapsulation import Encapsulation
 from netloom_e2e.lab import Lab
 from tests.kernel import meshes
 
-meshes.DEADLINE_SECONDS = 90.0
+meshes.DEADLINE_SECONDS = 150.0
 NUMBERS = (1, 2, 3)
 MTU = 1450
 

@@ -12,8 +12,10 @@ from netloom_e2e.lab import Lab
 from netloom_reconcilers.node import tunnels
 from tests.kernel.meshes import eventually
 
-RATE = 100
-"""Packets per second of each flow: 12 flows, on an emulated processor."""
+RATE = 20
+"""Packets per second of each flow. At 100 the 12 flows take three quarters of an emulated processor; where the machine
+has other work, the answers to the nodes' ARP requests then wait for it until the kernel gives a neighbour up, which
+loses packets on paths that nobody changed."""
 
 LAGS = {"n1": 0.0, "n2": 0.5, "n3": 2.0}
 
