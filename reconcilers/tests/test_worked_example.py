@@ -4,7 +4,7 @@ kernel, and compares it with what the page prints."""
 import asyncio
 import importlib.util
 import json
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from types import ModuleType
@@ -17,6 +17,7 @@ from netloom.roles import agent as role
 from netloom.roles.sources import Sources
 from netloom.runtime.store import Store
 from tests.kernel.netns import Lab, Namespace
+from tests.runtime.scripted import until
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 EXAMPLE = DOCS / "examples" / "hosts_reconciler.py"
@@ -37,12 +38,6 @@ def node(name: str, ip: str, version: int = 1) -> NetloomNode:
         metadata=ObjectMeta(name=name, resource_version=str(version)),
         spec=NetloomNodeSpec(addresses=(Address(type="InternalIP", ip=ip), Address(type="Hostname", ip=name))),
     )
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
-        while not condition():
-            await asyncio.sleep(0)
 
 
 async def test_the_file_follows_the_nodes_and_is_written_only_when_it_differs(
