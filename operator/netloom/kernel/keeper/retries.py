@@ -44,10 +44,6 @@ class Delay(msgspec.Struct):
     failures: int = 0
     until: float = 0.0
 
-    def wait(self, times: int) -> None:
-        """Twice as long as the time before."""
-        self.until = self.last + min(LONGEST_SECONDS, FIRST_SECONDS * 2.0 ** (times - 1)) if times > 0 else 0.0
-
     @property
     def contended(self) -> bool:
         """Whether somebody changes it again and again."""
@@ -71,23 +67,31 @@ class Retries:
         self.repaired = 0
         self._moment = 0.0
         self._delays: dict[Item, Delay] = {}
+        self._delayed: dict[Item, Delay] = {}
+        """Of these, the few that have to wait, or had to: a pass must not walk over what was repaired at once."""
+        self._forget_at = 0.0
         self._failures: dict[Item, Failure] = {}
         self._drifted: set[Item] = set()
 
     def begin(self) -> None:
         """Passes begin. Entries that have been quiet for long are forgotten."""
         self._moment = time.monotonic()
-        for item in [item for item, delay in self._delays.items() if delay.forgiven <= self._moment]:
+        entries = self._delayed
+        if self._moment >= self._forget_at:
+            self._forget_at = self._moment + QUIET_SECONDS
+            entries = self._delays
+        for item in [item for item, delay in entries.items() if delay.forgiven <= self._moment]:
             del self._delays[item]
+            self._delayed.pop(item, None)
 
     def held(self) -> set[Item]:
         """Entries that have to wait."""
-        return {item for item, delay in self._delays.items() if delay.until > self._moment}
+        return {item for item, delay in self._delayed.items() if delay.until > self._moment}
 
     def next(self) -> float | None:
         """When (monotonic) the first of the entries that were held may be tried, or a fight is over; None: never."""
-        tries = [delay.until for delay in self._delays.values() if delay.until > self._moment]
-        peace = [delay.forgiven for delay in self._delays.values() if delay.contended]
+        tries = [delay.until for delay in self._delayed.values() if delay.until > self._moment]
+        peace = [delay.forgiven for delay in self._delayed.values() if delay.contended]
         return min(tries + peace, default=None)
 
     @property
@@ -104,7 +108,7 @@ class Retries:
     def contended(self) -> tuple[str, ...]:
         """Entries that somebody changes again and again."""
         now = time.monotonic()
-        contended = [item for item, delay in self._delays.items() if delay.contended and delay.forgiven > now]
+        contended = [item for item, delay in self._delayed.items() if delay.contended and delay.forgiven > now]
         return tuple(f"{item[0]} {item_text(item)}" for item in contended)
 
     def refused(self, item: Item, error: str, peer: str, code: int = 0) -> None:
@@ -113,7 +117,7 @@ class Retries:
         attempts = before.attempts + 1 if before else 1
         delay = self._delay(item)
         delay.failures += 1
-        delay.wait(delay.failures)
+        self._wait(item, delay, delay.failures)
         kind, text = item[0], item_text(item)
         self._failures[item] = Failure(kind, text, error, peer, attempts, code)
         if before is None or before.error != error:
@@ -129,7 +133,7 @@ class Retries:
                 delay = self._delay(item)
                 delay.strikes += 1
                 delay.failures = 0
-                delay.wait(delay.strikes - FREE_REPAIRS)
+                self._wait(item, delay, delay.strikes - FREE_REPAIRS)
 
     def written(self, kind: str, keys: Iterable[Hashable]) -> None:
         """The entries are as they should be."""
@@ -148,6 +152,7 @@ class Retries:
                 delay.failures = 0
                 if not delay.strikes:
                     del self._delays[item]
+                    self._delayed.pop(item, None)
         self.repaired += len(repaired)
         for item in repaired[:NAMED_IN_LOG]:
             log.info("repaired", kind=kind, key=item_text(item))
@@ -170,10 +175,11 @@ class Retries:
             for item in items:
                 self._failures.pop(item, None)
                 self._delays.pop(item, None)
+                self._delayed.pop(item, None)
 
     def clear(self) -> None:
         """Everything that is wanted has changed."""
-        for entries in (self._failures, self._drifted, self._delays):
+        for entries in (self._failures, self._drifted, self._delays, self._delayed):
             entries.clear()
 
     def _delay(self, item: Item) -> Delay:
@@ -182,5 +188,15 @@ class Retries:
         delay = self._delays.get(item)
         if delay is None or delay.forgiven <= now:
             delay = self._delays[item] = Delay(now)
+            self._delayed.pop(item, None)
         delay.last = now
         return delay
+
+    def _wait(self, item: Item, delay: Delay, times: int) -> None:
+        """Twice as long as the time before; not at all if `times` is not above 0."""
+        if times > 0:
+            delay.until = delay.last + min(LONGEST_SECONDS, FIRST_SECONDS * 2.0 ** (times - 1))
+            self._delayed[item] = delay
+        else:
+            delay.until = 0.0
+            self._delayed.pop(item, None)

@@ -76,6 +76,8 @@ class Writer:
     async def _outcome(self, batches: Sequence[_Batch]) -> Outcome:
         """Wait for all answers, and correct the tables by what was refused."""
         outcome = Outcome()
+        if not batches:
+            return outcome  # `gather` of nothing waits for a turn of the event loop
         answers = await asyncio.gather(*[batch.answer for batch in batches], return_exceptions=True)
         lost = None
         for batch, answer in zip(batches, answers, strict=True):
