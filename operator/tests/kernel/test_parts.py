@@ -9,14 +9,20 @@ from collections.abc import AsyncIterator
 import pytest
 
 from netloom.kernel.keeper import retries
+from netloom.kernel.keeper.retries import Retries
+from netloom.kernel.masquerade.table_part import MasqueradeTable
 from netloom.kernel.mesh.dataplane import Dataplane, Report
 from netloom.kernel.mesh.desired import Desired
 from netloom.kernel.mesh.encapsulation import NO_ENCAPSULATION, VXLAN
+from netloom.kernel.mesh.mesh import Mesh
+from netloom.kernel.mesh.rows import DeviceState
+from netloom.kernel.mesh.rows_part import MeshRows
 from netloom.kernel.ownership import MASQUERADE, MESH
 from tests.kernel.conftest import Planes
 from tests.kernel.faults import FaultyCommands
 from tests.kernel.meshes import becomes, eventually, here, many, mesh, peer, running
 from tests.kernel.netns import Namespace
+from tests.kernel.nft import masquerading
 from tests.kernel.pods import PodKeeper, PodRoutes, Pods
 
 SHOW = "route show proto 158"
@@ -53,6 +59,15 @@ def test_no_two_parts_own_the_same() -> None:
     names = {"netloom_vxlan": MESH, "netloom_g7000": MESH, "netloom_p5": PodRoutes.owns}
     for name, owner in names.items():
         assert [each for each in (MESH, MASQUERADE, PodRoutes.owns) if each.link(name)] == [owner]
+
+
+def test_what_is_pending_is_counted_as_it_is_listed() -> None:
+    rows, table = MeshRows(Mesh(), retain_unknown=False), MasqueradeTable()
+    rows.mesh.set_device_state(DeviceState({VXLAN: 7}))
+    rows.want(many(5), Retries())
+    table.want(masquerading(), Retries())
+    for part in (rows, table):
+        assert part.count_pending() == len(list(part.pending())) > 1
 
 
 async def test_each_finds_its_own_in_whatever_order_they_come_and_go(wired: Namespace, planes: Planes) -> None:

@@ -256,7 +256,7 @@ class Keeper(Generic[D, R]):
         """The fields of a KeeperReport."""
         return {
             "failures": self._retries.failures,
-            "pending": sum(1 for part in self._parts for _ in part.pending()),
+            "pending": sum(part.count_pending() for part in self._parts),
             "converging": self._converging,
             "contended": self._retries.contended,
             "written": self.stats,

@@ -119,6 +119,10 @@ class Part(ABC, Generic[D]):
     def pending(self) -> Iterable[Item]:
         """All that is known not to be as it should be."""
 
+    def count_pending(self) -> int:
+        """How many that are. A report says so, and there is one for every question how things are."""
+        return sum(1 for _ in self.pending())
+
     def explain(self, error: Exception) -> str:
         """Why the state cannot be read, for people; empty where that does not matter."""
         return str(error)

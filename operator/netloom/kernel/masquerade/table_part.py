@@ -133,6 +133,11 @@ class MasqueradeTable(Part[Masquerading]):
         for name, key in self._different():
             yield ELEMENT, Element(name, key)
 
+    def count_pending(self) -> int:
+        """Without a walk over the elements."""
+        faults = len(self._faults())
+        return faults + bool(faults or self.sets.pending) + self.sets.pending
+
     def _different(self) -> Iterable[tuple[str, bytes]]:
         """Elements of sets that should be there, which are not as desired."""
         return ((name, key) for name in self.sets.names for key in self.sets.tables[name].pending)

@@ -92,6 +92,10 @@ class MeshRows(Part[Desired]):
         """All that differs from the kernel."""
         return self.mesh.pending()
 
+    def count_pending(self) -> int:
+        """Without a walk over them."""
+        return sum(len(table.pending) for table in self.mesh.tables.values())
+
     @property
     def unknown(self) -> int:  # type: ignore[override]
         """Routes from an earlier life that no peer explains, and that are retained."""
