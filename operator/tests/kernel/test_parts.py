@@ -140,6 +140,27 @@ async def test_what_cannot_be_read_when_a_resync_is_due_is_not_tried_without_a_p
         await keeper.close()
 
 
+async def test_an_entry_that_is_fought_over_waits_from_the_event_that_shows_it(
+    wired: Namespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Events are taken in during a pass: what they show has to wait in that very pass."""
+    monkeypatch.setattr(retries, "FREE_REPAIRS", 0)
+    monkeypatch.setattr(retries, "FIRST_SECONDS", 30.0)
+    part = PodRoutes(wired)
+    keeper = PodKeeper(part)
+    await keeper.open()
+    try:
+        await keeper.apply(PODS)
+        async with running(keeper):
+            done = len(part.commands)
+            wired.ip("route delete 10.1.0.5 proto 158")
+            await eventually(lambda: bool(keeper.report.contended), lambda: str(keeper.report))
+            assert keeper.report.pending == 1
+            assert len(part.commands) == done
+    finally:
+        await keeper.close()
+
+
 class Unwalked(dict):  # type: ignore[type-arg]
     """Counts how often all of it is walked."""
 

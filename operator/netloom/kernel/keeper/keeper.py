@@ -203,7 +203,6 @@ class Keeper(Generic[D, R]):
         """Each part in turn; whether all could read what they needed to. One that could not does not stop the others,
         but nothing is removed then: something may stand on it."""
         failed: set[Item] = set()
-        held, failing = self._retries.held(), self._retries.failing
         for part in self._parts:
             with self._guarded(part, failed):
                 worker = self._connect()
@@ -211,10 +210,10 @@ class Keeper(Generic[D, R]):
                 if await self._read(part, worker):
                     fresh.add(part)
                     self._drain()
-                self._note(await part.update(worker, Attempt(held, failing, part in fresh)))
+                self._note(await part.update(worker, self._attempt(part, fresh)))
         for part in reversed(self._parts if not failed else ()):
             with self._guarded(part, failed):
-                self._note(await part.remove(self._connect(), Attempt(held, failing, part in fresh)))
+                self._note(await part.remove(self._connect(), self._attempt(part, fresh)))
         for part in self._parts:
             if part.state not in failed:
                 self._is_readable(part)
@@ -243,6 +242,10 @@ class Keeper(Generic[D, R]):
 
     def _is_readable(self, part: Part[D]) -> None:
         self._retries.written(part.state[0], [part.state[1]])
+
+    def _attempt(self, part: Part[D], fresh: set[Part[D]]) -> Attempt:
+        """As things are now: what an event has shown in this pass has to wait in it already."""
+        return Attempt(self._retries.held(), self._retries.failing, part in fresh)
 
     def _note(self, outcome: Outcome) -> None:
         for item in outcome.repaired:
