@@ -127,6 +127,38 @@ def test_cilium_config_changed(cilium: Policies, before: str | None) -> None:
     assert cilium.says("DELETE", path) == by_guard != ""
 
 
+SPELLINGS = (
+    {"IPAM": "kubernetes"},
+    {"IPAM": " cluster-pool "},
+    {"Ipam": ""},
+    {"ipam": "cluster-pool", "IPAM": "kubernetes"},
+    {"ipam": "kubernetes", "IPAM": "cluster-pool"},
+    {"ipam": "cluster-pool", "IPAM": "cluster-pool"},
+    {"IPAM": "multi-pool", MIGRATION: "true"},
+    {"ipam": "multi-pool", MIGRATION.upper(): "true"},
+)
+"""Cilium's library reads all keys in lower case."""
+
+
+def spelled(data: dict[str, str]) -> dict[str, Any]:
+    return config() | {"data": data}
+
+
+def test_keys_of_cilium_config_count_however_they_are_spelled(cilium: Policies) -> None:
+    configurations = [config("cluster-pool"), *map(spelled, SPELLINGS)]
+    refused = 0
+    for old in (None, *configurations):
+        if old is not None:
+            put(cilium.plane, old)
+        for new in configurations:
+            operation, method = ("CREATE", "POST") if old is None else ("UPDATE", "PUT")
+            path = CONFIG_MAPS if old is None else f"{CONFIG_MAPS}/cilium-config"
+            by_guard = cilium.guard_says(operation, ("", "v1", "configmaps"), old, new)
+            assert cilium.says(method, path, new) == by_guard, (old, new)
+            refused += bool(by_guard)
+    assert refused >= 20
+
+
 def test_other_config_maps_are_left_alone(cilium: Policies) -> None:
     other = config("kubernetes")
     other["metadata"]["name"] = "other"
@@ -176,6 +208,10 @@ def test_cilium_node_configs(node_configs: Policies) -> None:
             by_guard = node_configs.guard_says("UPDATE", resource, stored, new)
             assert node_configs.says("PUT", path, new) == by_guard, (stored, new)
             refused += bool(by_guard)
+        for defaults, zone in itertools.product(SPELLINGS, ("a", "b")):
+            new = stored | {"spec": node_config(name, None, zone)["spec"] | {"defaults": dict(defaults)}}
+            by_guard = node_configs.guard_says("UPDATE", resource, stored, new)
+            assert node_configs.says("PUT", path, new) == by_guard, (stored, new)
         assert node_configs.says("DELETE", path) == node_configs.guard_says("DELETE", resource, stored, None) == ""
     assert refused >= 50
     older = node_config("older", "kubernetes", version="v2alpha1")

@@ -3,6 +3,7 @@
 Source: pkg/k8s/apis/cilium.io/client/crds of cilium/cilium. Nothing here is ever written.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -16,6 +17,17 @@ CONFIG_NAME = "cilium-config"
 
 DEFAULT_MODE = "cluster-pool"
 """IPAM mode of a cilium-config without the key `ipam`."""
+
+
+def spellings(data: Mapping[str, str], key: str) -> list[str]:
+    """The keys that Cilium takes for this one, the one in lower case first: the library that it reads its configuration
+    with (viper) reads all keys in lower case. Where several have different values, any of them may win."""
+    return sorted((each for each in data if each.lower() == key), reverse=True)
+
+
+def settings(data: Mapping[str, str]) -> dict[str, str]:
+    """A configuration by the keys that Cilium reads; of several spellings the value of the first."""
+    return {key.lower(): data[key] for key in sorted(data)}
 
 
 class CiliumPoolAllocation(Struct, frozen=True):

@@ -6,8 +6,9 @@ as Cilium reads them: elements between blanks and commas, as networks, in any or
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 
-from netloom.api.cilium import DEFAULT_MODE, CiliumPoolFamily
+from netloom.api.cilium import DEFAULT_MODE, CiliumPoolFamily, settings, spellings
 from netloom.api.core import ConfigMap
 from netloom.api.problem import Problem
 from netloom.api.words import NODES_HOLD, in_use
@@ -21,7 +22,7 @@ from netloom.guard.network import nodes_inside
 from netloom.guard.verdict import Verdict
 
 Data = Mapping[str, str]
-"""`data` of a ConfigMap."""
+"""`data` of a ConfigMap, by the keys that Cilium reads (`api.cilium.settings`)."""
 
 IPAM = "ipam"
 MIGRATION = "enable-cluster-pool-to-multi-pool-migration"
@@ -50,9 +51,21 @@ def mode_of(data: Data) -> str:
     return data.get(IPAM, "").strip() or DEFAULT_MODE
 
 
-def migrates(data: Data) -> bool:
+def modes_of(data: Mapping[str, str]) -> tuple[str, ...]:
+    """The IPAM modes that a configuration asks for, by the keys as they are written: several where spellings of the key
+    contradict each other."""
+    return tuple(dict.fromkeys(mode_of({IPAM: data[each]}) for each in spellings(data, IPAM))) or (DEFAULT_MODE,)
+
+
+def contradictions(data: Mapping[str, str]) -> dict[str, dict[str, str]]:
+    """The keys that are there in spellings with different values, with these: any of them may count."""
+    found = {key: {each: data[each] for each in spellings(data, key)} for key in (*GUARDED_KEYS, MIGRATION)}
+    return {key: values for key, values in found.items() if len({each.strip() for each in values.values()}) > 1}
+
+
+def migrates(data: Mapping[str, str]) -> bool:
     """Whether a configuration asks for the one live migration that Cilium has, out of mode cluster-pool."""
-    return mode_of(data) == "multi-pool" and data.get(MIGRATION, "").strip() in TRUE
+    return modes_of(data) == ("multi-pool",) and settings(data).get(MIGRATION, "").strip() in TRUE
 
 
 def elements(text: str) -> tuple[str, ...]:
@@ -62,8 +75,20 @@ def elements(text: str) -> tuple[str, ...]:
 
 def decide_cilium_config(change: Change[ConfigMap], live: ClusterState) -> Verdict:
     """The verdict on one write of Cilium's configuration."""
-    old = change.old.data if change.old else None
-    new = change.new.data if change.new else None
+    was, wanted = (each.data if each else None for each in (change.old, change.new))
+    old, new = (None if each is None else settings(each) for each in (was, wanted))
+    known = contradictions(was or {})
+    unclear = [key for key, values in contradictions(wanted or {}).items() if known.get(key) != values]
+    if unclear:
+        refusal = wording.CILIUM_SPELLINGS
+        return Verdict(refusals=tuple(refusal.problem(change.name, f"data.{key}", "") for key in unclear))
+    verdict = _decide(change, old, new, live)
+    written = {f"data.{key.lower()}": f"data.{key}" for key in sorted(wanted or {})}
+    named = (replace(each, field=written.get(each.field, each.field)) for each in verdict.refusals)
+    return replace(verdict, refusals=tuple(named))
+
+
+def _decide(change: Change[ConfigMap], old: Data | None, new: Data | None, live: ClusterState) -> Verdict:
     warnings = tuple(_warnings(change.name, old or {}, new, live)) if new is not None else ()
     if old is not None and new is not None:
         if all(old.get(key) == new.get(key) for key in GUARDED_KEYS):

@@ -10,7 +10,7 @@ are those of cilium-config, and agents follow as they restart. (Source: cluster-
 Documentation/network/concepts/ipam, Cilium 1.20.)
 """
 
-from netloom.api.cilium import CONFIG_NAME, CiliumNodeConfig
+from netloom.api.cilium import CONFIG_NAME, CiliumNodeConfig, spellings
 from netloom.api.problem import Problem
 from netloom.guard import wording
 from netloom.guard.cilium import IPAM, MIGRATION_MODES, who_holds
@@ -27,25 +27,30 @@ def decide_cilium_node_config(change: Change[CiliumNodeConfig], live: ClusterSta
     old, new = _override(change.old), _override(change.new)
     # Which nodes are selected is not looked at: the labels of 5,000 nodes would have to be kept, and they change. As
     # Cilium's operator runs in one mode, another one is wrong for whichever nodes it would be.
-    if old == new and (new is None or not _selects_others(change)):
+    if set(old.values()) == set(new.values()) and (not new or not _selects_others(change)):
         return ALLOWED
     mode, unknown = _in_force(live)
     if not mode:
-        return Verdict(unseen=unknown if new is not None else ())
-    was, wanted = (mode if each is None else each for each in (old, new))
+        return Verdict(unseen=unknown if new else ())
+    was, wanted = (next((value for value in each.values() if value != mode), mode) for each in (old, new))
     if wanted == mode:
-        return Verdict(warnings=() if was == mode else (_way_back(change.name, was, mode, new or ""),))
+        return Verdict(warnings=() if was == mode else (_way_back(change.name, was, mode, new.get(IPAM, "")),))
+    if was == wanted and not _selects_others(change):
+        return ALLOWED
     refusal = wording.CILIUM_NODE_SELECTOR if was == wanted else wording.CILIUM_NODE_MODE
     if (mode, wanted) == MIGRATION_MODES:
         refusal += wording.CILIUM_NODE_MIGRATION
-    field, value = (_SELECTOR_FIELD, "") if was == wanted else (_IPAM_FIELD, wanted)
+    key = next(key for key, value in new.items() if value != mode)
+    field, value = (_SELECTOR_FIELD, "") if was == wanted else (f"spec.defaults.{key}", wanted)
     said = {"in_use": who_holds(live), "mode": mode, "wanted": wanted or wording.CILIUM_NO_MODE}
     return Verdict(refusals=(refusal.problem(change.name, field, value, **said),))
 
 
-def _override(config: CiliumNodeConfig | None) -> str | None:
-    """The mode that a configuration sets for its nodes; None where it leaves them in that of the cluster."""
-    return config.spec.defaults[IPAM].strip() if config and IPAM in config.spec.defaults else None
+def _override(config: CiliumNodeConfig | None) -> dict[str, str]:
+    """The mode that a configuration sets for its nodes, by the key as it is written; of several spellings any may
+    count. Empty where it leaves the nodes in the mode of the cluster."""
+    defaults = config.spec.defaults if config else {}
+    return {key: defaults[key].strip() for key in spellings(defaults, IPAM)}
 
 
 def _selects_others(change: Change[CiliumNodeConfig]) -> bool:

@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from netloom.api.cilium import CONFIG_NAME, CiliumNode, CiliumPodIPPool
+from netloom.api.cilium import CONFIG_NAME, CiliumNode, CiliumPodIPPool, spellings
 from netloom.api.core import ConfigMap, Node
 from netloom.api.meta import ObjectMeta
 from netloom.api.v1alpha1 import NETWORK_NAME, NetloomIPPool, NetloomNetwork, NetloomNode
@@ -169,5 +169,5 @@ def _version(metadata: ObjectMeta) -> int:
     return int(metadata.resource_version) if metadata.resource_version.isdecimal() else 0
 
 
-def _ipam(data: dict[str, str]) -> str:
-    return data.get("ipam", "").strip()
+def _ipam(data: dict[str, str]) -> list[str]:
+    return [data[key].strip() for key in spellings(data, "ipam")]

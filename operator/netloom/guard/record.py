@@ -1,9 +1,9 @@
 """The record: which modes are in force, and who holds addresses, as the policies and the next decision need it."""
 
-from netloom.api.cilium import CONFIG_NAME
+from netloom.api.cilium import CONFIG_NAME, spellings
 from netloom.api.problem import Problem
 from netloom.api.words import in_use
-from netloom.guard.cilium import IPAM, migrates, mode_of
+from netloom.guard.cilium import IPAM, migrates, modes_of
 from netloom.guard.cluster_state import CILIUM_IN_USE, CILIUM_MODE, NETLOOM_IN_USE, NETLOOM_MODE, ClusterState
 
 
@@ -27,9 +27,10 @@ def bypassed(live: ClusterState) -> Problem | None:
     recorded = live.recorded.get(CILIUM_MODE, "")
     if not recorded or not live.cilium_held.count or live.cilium_data is None:
         return None
-    mode = mode_of(live.cilium_data)
-    if mode == recorded or (recorded == "cluster-pool" and migrates(live.cilium_data)):
+    modes = modes_of(live.cilium_data)
+    if modes == (recorded,) or (recorded == "cluster-pool" and migrates(live.cilium_data)):
         return None
+    mode = " or ".join(each for each in modes if each != recorded)
     message = (
         f"the IPAM mode was changed past the guard: {in_use(live.cilium_held.count, live.cilium_held.names)} of "
         f"mode {recorded}, and what restarts in mode {mode} takes the network from their pods."
@@ -39,7 +40,8 @@ def bypassed(live: ClusterState) -> Problem | None:
         "the mode (docs/guard.md), which is then made anew."
     )
     name = f"ConfigMap {live.cilium_namespace}/{CONFIG_NAME}"
-    return Problem(name, f"data.{IPAM}", live.cilium_data.get(IPAM, ""), "ModeBypassed", message, way_out)
+    key = next((each for each in spellings(live.cilium_data, IPAM) if live.cilium_data[each].strip() != recorded), IPAM)
+    return Problem(name, f"data.{key}", live.cilium_data.get(key, ""), "ModeBypassed", message, way_out)
 
 
 def cilium_mode(live: ClusterState) -> str:
@@ -53,13 +55,12 @@ def cilium_mode(live: ClusterState) -> str:
     recorded = live.recorded.get(CILIUM_MODE, "")
     if live.cilium_data is None:
         return recorded
-    asked = mode_of(live.cilium_data)
-    if recorded == "cluster-pool" and migrates(live.cilium_data):
-        return asked
+    asked, migrating = modes_of(live.cilium_data), migrates(live.cilium_data)
     changed, before = live.cilium_before
-    if live.cilium_first and live.cilium_first < changed and not migrates(live.cilium_data):
-        asked = mode_of(before)
-    return recorded or asked
+    if live.cilium_first and live.cilium_first < changed and not migrating:
+        asked = modes_of(before)
+    (mode,) = asked if len(asked) == 1 else ("",)
+    return mode if recorded == "cluster-pool" and migrating else recorded or mode
 
 
 def _netloom_mode(live: ClusterState) -> str:

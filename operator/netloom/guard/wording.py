@@ -69,6 +69,11 @@ CILIUM_UNSET = Wording(
     "its own when it restarts.",
     "Keep ipam: {mode} (Helm: --set ipam.mode={mode}).",
 )
+CILIUM_SPELLINGS = Wording(
+    "the key is there in several spellings with different values, and Cilium, which reads all keys in lower case, "
+    "would go by any one of them.",
+    "Write it once, in lower case.",
+)
 CILIUM_DELETED = Wording(
     "Cilium's configuration cannot be deleted while it is in use: {in_use} of mode {mode}, and whatever starts without "
     "it, or is installed anew in another mode, takes the network from their pods.",

@@ -51,6 +51,18 @@ def by(users: Iterable[str]) -> str:
     return f"{USER} in {texts(users)}"
 
 
+def spellings(of: str, field: str, keys: Iterable[str]) -> str:
+    """A list of the keys of a map that Cilium takes for one of these (`api.cilium.spellings`), in no order. field: the
+    map, written as after `object.`, with `?`."""
+    return f"{of}.{field}.orValue({{}}).filter(key, key.lowerAscii() in {texts(keys)})"
+
+
+def rewritten(field: str, keys: Iterable[str]) -> str:
+    """Whether an update changes one of these keys of such a map, however it is spelled."""
+    changed = f".exists(key, object.{field}[?key] != oldObject.{field}[?key])"
+    return f"({' || '.join(spellings(of, field, keys) + changed for of in ('object', 'oldObject'))})"
+
+
 def differs(field: str) -> str:
     """Whether an update changes a field, written as after `object.`, with `?` where it may be missing."""
     return f"object.{field} != oldObject.{field}"

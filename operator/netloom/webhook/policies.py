@@ -89,9 +89,12 @@ def _network(scope: Scope) -> list[Manifest]:
 
 def _cilium(scope: Scope) -> list[Manifest]:
     head = f"'ConfigMap {scope.cilium_namespace}/{CONFIG_NAME}: "
-    shown = f"{head}data.{IPAM}' + (variables.asked == '' ? '' : ' \\'' + variables.asked + '\\'') + ': ' + "
+    key = f"(variables.keys.size() == 0 || {cel.text(IPAM)} in variables.keys ? {cel.text(IPAM)} : variables.keys[0])"
+    shown = f"{head}data.' + {key} + (variables.asked == '' ? '' : ' \\'' + variables.asked + '\\'') + ': ' + "
     migration = f"(variables.migrates ? {cel.text(f' {wording.CILIUM_MIGRATION}')} : '')"
     another_mode = f"{shown}{_said(wording.CILIUM_MODE)} + {migration}"
+    agreed = "variables.keys.all(key, object.data[key].trim() == variables.asked.trim())"
+    as_before = f"request.operation == 'UPDATE' && !{cel.rewritten('?data', [IPAM])}"
     flagged = f"(variables.migrates && variables.flag in {cel.texts(sorted(TRUE))})"
     return _policy(
         scope,
@@ -102,6 +105,7 @@ def _cilium(scope: Scope) -> list[Manifest]:
         variables={
             "mode": _recorded(CILIUM_MODE, ""),
             "inUse": _recorded(CILIUM_IN_USE, NODES_HOLD),
+            "keys": f"request.operation == 'DELETE' ? [] : {cel.spellings('object', '?data', [IPAM])}",
             "asked": _data("object", IPAM, "DELETE"),
             "old": _data("oldObject", IPAM, "CREATE") + ".trim()",
             "wanted": _or_default("variables.asked.trim()"),
@@ -110,11 +114,14 @@ def _cilium(scope: Scope) -> list[Manifest]:
             "migrates": "variables.mode == 'cluster-pool' && variables.wanted == 'multi-pool'",
         },
         validations={
+            f"variables.mode == '' || {agreed} || ({as_before})": (
+                f"{head}data.{IPAM}: ' + " + _said(wording.CILIUM_SPELLINGS)
+            ),
             f"{_CREATE} || {_SAME} || {flagged}": another_mode,
             f"{_UPDATE} || {_SAME} || variables.wanted == variables.oldMode || variables.asked.trim() == ''"
             f" || ({flagged} && variables.oldMode in ['cluster-pool', 'multi-pool'])": another_mode,
             f"{_UPDATE} || variables.old == '' || variables.asked.trim() != ''": (
-                f"{head}data.{IPAM}: ' + " + _said(wording.CILIUM_UNSET)
+                f"{head}data.' + {key} + ': ' + {_said(wording.CILIUM_UNSET)}"
             ),
             _DELETE: f"{head}metadata.name \\'{CONFIG_NAME}\\': ' + " + _said(wording.CILIUM_DELETED),
         },
@@ -122,7 +129,12 @@ def _cilium(scope: Scope) -> list[Manifest]:
 
 
 def _cilium_node_config(scope: Scope) -> list[Manifest]:
-    ipam = f"?spec.?defaults[?{cel.text(IPAM)}].orValue(variables.mode).trim()"
+    others = {
+        of: f"{cel.spellings(of, '?spec.?defaults', [IPAM])}"
+        f".filter(key, {of}.spec.defaults[key].trim() != variables.mode)"
+        for of in ("object", "oldObject")
+    }
+    modes = {of: f"{keys}.map(key, {of}.spec.defaults[key].trim())[?0]" for of, keys in others.items()}
     head = f"'CiliumNodeConfig {scope.cilium_namespace}/' + variables.name + ': "
     value = "(variables.wanted == '' ? '' : ' \\'' + variables.wanted + '\\'')"
     source, target = map(cel.text, MIGRATION_MODES)
@@ -139,13 +151,14 @@ def _cilium_node_config(scope: Scope) -> list[Manifest]:
             "mode": _recorded(CILIUM_MODE, ""),
             "inUse": _recorded(CILIUM_IN_USE, NODES_HOLD),
             "name": cel.NAME,
-            "wanted": f"request.operation == 'DELETE' ? variables.mode : object.{ipam}",
-            "old": f"request.operation == 'CREATE' ? variables.mode : oldObject.{ipam}",
+            "key": f"request.operation == 'DELETE' ? '' : {others['object']}[?0].orValue({cel.text(IPAM)})",
+            "wanted": f"request.operation == 'DELETE' ? variables.mode : {modes['object']}.orValue(variables.mode)",
+            "old": f"request.operation == 'CREATE' ? variables.mode : {modes['oldObject']}.orValue(variables.mode)",
             "shown": f"variables.wanted == '' ? {cel.text(wording.CILIUM_NO_MODE)} : variables.wanted",
         },
         validations={
             f"variables.mode == '' || {_SAME} || variables.wanted == variables.old": (
-                f"{head}spec.defaults.{IPAM}' + {value} + ': ' + {other_mode} + {migration}"
+                f"{head}spec.defaults.' + variables.key + {value} + ': ' + {other_mode} + {migration}"
             ),
             f"{_UPDATE} || {_SAME} || variables.wanted != variables.old"
             " || object.?spec.?nodeSelector == oldObject.?spec.?nodeSelector": (
@@ -166,7 +179,9 @@ def _recorded(key: str, otherwise: str) -> str:
 
 
 def _data(of: str, key: str, missing_at: str) -> str:
-    return f"(request.operation == '{missing_at}' ? '' : {of}.?data[?{cel.text(key)}].orValue(''))"
+    """The value of a key of cilium-config, however it is spelled; of several, the one in lower case."""
+    others = f"{cel.spellings(of, '?data', [key])}.map(key, {of}.data[key])[?0]"
+    return f"(request.operation == '{missing_at}' ? '' : {of}.?data[?{cel.text(key)}].or({others}).orValue(''))"
 
 
 def _or_default(mode: str) -> str:

@@ -81,20 +81,20 @@ def _node(scope: Scope) -> Manifest:
 
 
 def _cilium_config(scope: Scope) -> Manifest:
-    keys = cel.texts(GUARDED_KEYS)
     return _webhook(
         "cilium-config",
         rule("", "v1", ["configmaps"], scope="Namespaced"),
-        {"what-is-guarded": f"{_UPDATE} || {keys}.exists(key, object.?data[?key] != oldObject.?data[?key])"},
+        {"what-is-guarded": f"{_UPDATE} || {cel.rewritten('?data', GUARDED_KEYS)}"},
         only=CONFIG_NAME,
     ) | {"namespaceSelector": namespace_selector(scope.cilium_namespace)}
 
 
 def _cilium_node_config(scope: Scope) -> Manifest:
     # Of a selector, only where there is a mode that more or other nodes could get.
-    ipam = f"?spec.?defaults[?{cel.text(IPAM)}]"
-    written = f"{_UPDATE} && {cel.TARGET}.{ipam}.hasValue()"
-    moved = f"{cel.differs(ipam)} || (object.{ipam}.hasValue() && {cel.differs('?spec.?nodeSelector')})"
+    defaults = "?spec.?defaults"
+    written = f"{_UPDATE} && {cel.spellings(cel.TARGET, defaults, [IPAM])}.size() > 0"
+    selected = f"{cel.spellings('object', defaults, [IPAM])}.size() > 0 && {cel.differs('?spec.?nodeSelector')}"
+    moved = f"{cel.rewritten(defaults, [IPAM])} || ({selected})"
     return _webhook(
         "cilium-node-config",
         cilium_node_configs(),

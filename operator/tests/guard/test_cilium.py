@@ -38,6 +38,47 @@ def test_another_mode_is_refused_while_nodes_hold_addresses(live: ClusterState) 
     assert refused(live, CONFIG_MAPS, config(), config(ipam="eni")) == [locked("eni")]
 
 
+def test_a_key_counts_however_it_is_spelled(live: ClusterState) -> None:
+    """Cilium's library reads all keys in lower case."""
+    old = config(**POOL)
+    rest = {key: value for key, value in POOL.items() if key != "ipam"}
+    for spelled in ("IPAM", "Ipam", "iPAM"):
+        assert refused(live, CONFIG_MAPS, old, config(**rest, **{spelled: "kubernetes"})) == [
+            locked("kubernetes").replace("data.ipam ", f"data.{spelled} ")
+        ]
+        assert refused(live, CONFIG_MAPS, old, config(**rest, **{spelled: "cluster-pool"})) == []
+        assert refused(live, CONFIG_MAPS, config(**{spelled: "cluster-pool"}), config(ipam="eni")) == [locked("eni")]
+    others = {"ipam": "cluster-pool", "cluster_pool_ipv4_mask_size": "24"}
+    (text,) = refused(live, CONFIG_MAPS, old, config(**others, CLUSTER_POOL_IPV4_CIDR="10.9.0.0/16"))
+    assert text.startswith(f"{NAME}data.CLUSTER-POOL-IPV4-CIDR '10.9.0.0/16': 10.0.0.0/16 cannot be removed")
+    (text,) = refused(live, CONFIG_MAPS, old, config(**rest, IPAM=""))
+    assert text.startswith(f"{NAME}data.IPAM: the key cannot be removed while it is in use")
+
+
+@pytest.mark.parametrize("nodes", [0, 3])
+def test_spellings_that_contradict_each_other_are_refused(nodes: int) -> None:
+    """Also while nobody holds an address: which mode the first would be of, nobody could say."""
+    live = ask.with_cilium_nodes(ask.fresh(), nodes)
+    contradiction = (
+        "the key is there in several spellings with different values, and Cilium, which reads all keys in lower case, "
+        "would go by any one of them. Write it once, in lower case."
+    )
+    old = config(**POOL)
+    for key, value in (
+        ("ipam", "kubernetes"), ("cluster_pool_ipv4_cidr", "10.9.0.0/16"), ("cluster_pool_ipv4_mask_size", "25")
+    ):  # fmt: skip
+        for before in (None, old):
+            new = config(**POOL, **{key.upper(): value})
+            assert refused(live, CONFIG_MAPS, before, new) == [f"{NAME}data.{key.replace('_', '-')}: {contradiction}"]
+            assert refused(live, CONFIG_MAPS, new, new) == []
+            assert refused(live, CONFIG_MAPS, new, old) == [], "it can always be made better"
+            assert refused(live, CONFIG_MAPS, new, config(**POOL, **{key.upper(): "more"})) != []
+        assert refused(live, CONFIG_MAPS, old, config(**POOL, **{key.upper(): POOL[key]})) == []
+    flags = FLAG | {"ENABLE_CLUSTER_POOL_TO_MULTI_POOL_MIGRATION": "false"}
+    (text,) = refused(live, CONFIG_MAPS, old, config(ipam="multi-pool", **flags))
+    assert text == f"{NAME}data.enable-cluster-pool-to-multi-pool-migration: {contradiction}"
+
+
 def test_the_migration_needs_its_flag(live: ClusterState) -> None:
     without = locked("multi-pool") + (
         " The one live migration that Cilium has, from cluster-pool to multi-pool, needs "

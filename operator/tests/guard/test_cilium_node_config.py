@@ -41,6 +41,20 @@ def test_another_mode_is_refused_for_some_nodes_too(live: ClusterState) -> None:
     assert refused(live, CILIUM_NODE_CONFIGS, None, node_config(" ")) == [locked("", '""')]
 
 
+def test_the_key_counts_however_it_is_spelled(live: ClusterState) -> None:
+    for old in (None, node_config("cluster-pool")):
+        for new in (node_config(IPAM="kubernetes"), node_config("cluster-pool", IPAM="kubernetes")):
+            assert refused(live, CILIUM_NODE_CONFIGS, old, new) == [
+                locked(" 'kubernetes'", "kubernetes").replace("spec.defaults.ipam ", "spec.defaults.IPAM ")
+            ]
+        assert refused(live, CILIUM_NODE_CONFIGS, old, node_config(IPAM="cluster-pool")) == []
+    assert refused(live, CILIUM_NODE_CONFIGS, node_config(" "), node_config(Ipam="")) == [], "nothing changes"
+    both = node_config("cluster-pool", IPAM="kubernetes")
+    assert refused(live, CILIUM_NODE_CONFIGS, node_config("kubernetes"), both) == [], "it gets no worse"
+    assert refused(live, CILIUM_NODE_CONFIGS, both, both | {"spec": both["spec"] | {"nodeSelector": ZONE}}) != []
+    assert refused(live, CILIUM_NODE_CONFIGS, both, node_config("cluster-pool")) == []
+
+
 def test_the_migration_is_made_in_cilium_config(live: ClusterState) -> None:
     flag = {"enable-cluster-pool-to-multi-pool-migration": "true"}
     hint = (

@@ -49,6 +49,20 @@ def test_what_is_recorded_stays(live: ClusterState) -> None:
     assert wanted(live)["ciliumInUse"] == "1 node holds addresses (worker-002)"
 
 
+def test_a_mode_in_another_spelling_is_seen(live: ClusterState) -> None:
+    assert wanted(ask.with_config(live, IPAM="eni")) == IN_USE | {"ciliumMode": "eni"}
+    assert wanted(ask.with_config(live, IPAM="eni", ipam="crd")) == {}, "nobody can say which of them counts"
+    ask.with_record(live, **IN_USE)
+    for data in ({"IPAM": "kubernetes"}, {"ipam": "cluster-pool", "IPAM": "kubernetes"}):
+        problem = bypassed(ask.with_config(live, **data))
+        assert problem is not None
+        assert str(problem).startswith("ConfigMap kube-system/cilium-config: data.IPAM 'kubernetes': the IPAM mode was")
+        assert "what restarts in mode kubernetes takes" in problem.message
+    assert bypassed(ask.with_config(live, IPAM="cluster-pool")) is None
+    assert bypassed(ask.with_config(live, ipam="multi-pool", IPAM="eni", **FLAG)) is not None
+    assert bypassed(ask.with_config(live, IPAM="multi-pool", **FLAG)) is None
+
+
 @pytest.mark.parametrize("node_first", [True, False], ids=["the node is seen first", "the change is seen first"])
 def test_a_mode_that_changed_behind_the_first_node_is_not_the_one_in_force(node_first: bool) -> None:
     """Both were under way: the change was let through as nobody held an address yet, as far as the guard had seen."""
