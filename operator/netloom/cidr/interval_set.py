@@ -8,7 +8,6 @@ list and `bisect`: 1.6 us and 8 us at 65,000.) An element is the CIDR itself, so
 a cluster are mostly of one length, and then no order is needed: such a question costs 1 us.
 """
 
-from collections import Counter
 from collections.abc import Iterable, Iterator
 
 from sortedcontainers import SortedList
@@ -24,9 +23,9 @@ class IntervalSet:
     def __init__(self, cidrs: Iterable[Cidr] = ()) -> None:
         """Of CIDRs that contain one another, the largest is taken."""
         self._cidrs: SortedList[Cidr] = SortedList(outermost(sorted(cidrs)))
-        self._lengths: dict[Version, Counter[int]] = {version: Counter() for version in VERSIONS}
+        self._lengths: dict[Version, dict[int, int]] = {version: {} for version in VERSIONS}
         for cidr in self._cidrs:
-            self._lengths[cidr.version][cidr.length] += 1
+            self._count(cidr)
 
     def __len__(self) -> int:
         return len(self._cidrs)
@@ -97,7 +96,11 @@ class IntervalSet:
 
     def _insert(self, cidr: Cidr) -> None:
         self._cidrs.add(cidr)
-        self._lengths[cidr.version][cidr.length] += 1
+        self._count(cidr)
+
+    def _count(self, cidr: Cidr) -> None:
+        lengths = self._lengths[cidr.version]
+        lengths[cidr.length] = lengths.get(cidr.length, 0) + 1
 
 
 def outermost(cidrs: Iterable[Cidr]) -> Iterator[Cidr]:

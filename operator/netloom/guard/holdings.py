@@ -49,10 +49,14 @@ def cidrs_of(texts: Iterable[str], family: Version | None = None) -> list[Cidr]:
     return [cidr for text in texts if (cidr := Cidr.masked(text)) and family in (None, cidr.version)]
 
 
-def lost(before: Iterable[str], after: Iterable[str], family: Version) -> list[Cidr]:
+def lost(before: Iterable[str], after: Collection[str], family: Version) -> list[Cidr]:
     """The CIDRs of a list that another does not cover: they went, or became smaller."""
+    written = set(after)
+    changed = cidrs_of((text for text in before if text not in written), family)
+    if not changed:
+        return []  # most writes take nothing away, and a set in order costs more than all else here
     kept = IntervalSet(cidrs_of(after, family))
-    return [cidr for cidr in cidrs_of(before, family) if not kept.covers(cidr)]
+    return [cidr for cidr in changed if not kept.covers(cidr)]
 
 
 class _Index:

@@ -1,6 +1,7 @@
 """What is refused of writes to NetloomIPPools and CiliumPodIPPools: what takes blocks from nodes, and, of Netloom's,
 what would give addresses twice."""
 
+from collections.abc import Iterable
 from typing import Any
 
 from netloom.api.cilium import CiliumPodIPPool, CiliumPoolFamily
@@ -70,21 +71,9 @@ def _taken(change: Change[Any], old: Pool, new: Pool, held: Holdings) -> tuple[l
     takes = False
     for family in VERSIONS:
         before, after = _of(old, family), _of(new, family)
-        kept = IntervalSet(cidrs_of(_cidrs(new, family), family))
-        for cidr in lost(_cidrs(old, family), _cidrs(new, family), family):
+        if gone := lost(_cidrs(old, family), _cidrs(new, family), family):
             takes = True
-            holders = held.outside(kept, cidr, change.key)
-            if holders.count:
-                message = (
-                    f"{cidr} cannot be removed or made smaller while it is in use: {holders.blocks()}, and their pods "
-                    "would have addresses that belong to nobody, which another pool may give to others."
-                )
-                way_out = (
-                    "Keep it; to get more space, add another CIDR to the list. It can go when no node holds a block of "
-                    "it."
-                )
-                field = f"spec.ipv{family}.cidrs"
-                problems.append(Problem(change.name, field, str(cidr), "PoolInUse", message, way_out))
+            problems += _gone(change, gone, cidrs_of(_cidrs(new, family), family), held)
         if before and after and before.mask_size != after.mask_size:
             takes = True
             holders = held.holders(change.key)
@@ -96,6 +85,24 @@ def _taken(change: Change[Any], old: Pool, new: Pool, held: Holdings) -> tuple[l
                 field, way_out = f"spec.ipv{family}.maskSize", f"Keep {before.mask_size}, or make another pool."
                 problems.append(Problem(change.name, field, str(after.mask_size), "PoolInUse", message, way_out))
     return problems, takes
+
+
+def _gone(change: Change[Any], gone: Iterable[Cidr], left: Iterable[Cidr], held: Holdings) -> list[Problem]:
+    """What is wrong with CIDRs that go or shrink, where these are left."""
+    problems, kept = [], IntervalSet(left)
+    for cidr in gone:
+        holders = held.outside(kept, cidr, change.key)
+        if holders.count:
+            message = (
+                f"{cidr} cannot be removed or made smaller while it is in use: {holders.blocks()}, and their pods "
+                "would have addresses that belong to nobody, which another pool may give to others."
+            )
+            way_out = (
+                "Keep it; to get more space, add another CIDR to the list. It can go when no node holds a block of it."
+            )
+            field = f"spec.ipv{cidr.version}.cidrs"
+            problems.append(Problem(change.name, field, str(cidr), "PoolInUse", message, way_out))
+    return problems
 
 
 def _added(old: NetloomIPPool | None, new: NetloomIPPool) -> list[tuple[str, Cidr]]:
