@@ -34,7 +34,8 @@ T = TypeVar("T")
 
 Life = Literal["alive", "silent", "released", "never", "unknown"]
 """silent: heard of once, and not in time since; released: the Lease was given back, and nobody took it (of operators);
-never: there is no Lease; unknown: Leases could not be looked at."""
+never: there is no Lease; unknown: Leases could not be looked at, or an agent would not have one, as there is no
+NetloomNode that it could belong to."""
 
 
 def agent_lease(node: str) -> str:
@@ -148,7 +149,13 @@ class Totals(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     agents_alive: int = 0
     agents_silent: int = 0
     agents_never_seen: int = 0
+    agents_unknown: int = 0
     left_out: int = 0
+
+    @property
+    def summary(self) -> str:
+        """The first thing to say."""
+        return f"{self.ready:,} of {self.nodes:,} nodes ready"
 
 
 class OperatorState(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
@@ -171,8 +178,8 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
 
     @property
     def summary(self) -> str:
-        """Totals, as the first thing to say."""
-        return f"{self.totals.ready:,} of {self.totals.nodes:,} nodes ready"
+        """The first thing to say."""
+        return self.totals.summary
 
 
 def judge(known: Known) -> Verdict:
@@ -339,7 +346,7 @@ class _Nodes:
     def judge(self, name: str, node: Node | None, obj: NetloomNode | None) -> tuple[NodeState, list[Trouble]]:
         """How the node is, and what is wrong with it."""
         sign = None if isinstance(self._agents, Unseen) else self._agents.get(name)
-        life: Life = "unknown" if isinstance(self._agents, Unseen) else sign.life if sign else "never"
+        life: Life = sign.life if sign else "unknown" if obj is None or isinstance(self._agents, Unseen) else "never"
         conditions = obj.status.conditions if obj else ()
         troubles = [*self._of_object(name, node, obj), *self._of_agent(name, life, sign, obj)]
         # That nothing is known of a data path whose agent is gone, the agent's silence has said.
@@ -434,5 +441,6 @@ def _totals(states: Iterable[NodeState], left_out: int) -> Totals:
         agents_alive=agents["alive"],
         agents_silent=agents["silent"] + agents["released"],
         agents_never_seen=agents["never"],
+        agents_unknown=agents["unknown"],
         left_out=left_out,
     )

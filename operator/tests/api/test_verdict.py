@@ -93,6 +93,7 @@ def test_all_is_well() -> None:
         "agentsAlive": 2,
         "agentsSilent": 0,
         "agentsNeverSeen": 0,
+        "agentsUnknown": 0,
         "leftOut": 0,
     }
     assert msgspec.to_builtins(found.operator) == {
@@ -158,6 +159,13 @@ def test_no_agent_anywhere() -> None:
         "2 Agents (a, b): AgentNeverSeen. For one, agent of a: was never heard of (there is no Lease "
         "kube-system/netloom-agent-a). Run `netloom agent` on node a."
     ]
+
+
+def test_an_agent_whose_node_has_no_netloom_node_has_no_lease_either() -> None:
+    found = verdict(["a"], [], {})
+    assert found.nodes[0].agent == "unknown"
+    assert found.totals.agents_unknown == 1
+    assert [group.kind for group in found.problems] == ["Node"]
 
 
 def test_an_agent_that_lives_and_says_that_something_is_wrong_or_nothing_yet() -> None:
