@@ -280,7 +280,7 @@ def _operator(known: Known) -> Iterator[Trouble]:
     if sign is None:
         why = (
             f"operator: none was ever heard of ({lease} does not exist): {consequence}. Start `netloom operator`; "
-            "of one with --leader-elect=false, or with another --lease-namespace, nothing can be seen here."
+            "of one with --no-leader-elect, or with another --lease-namespace, nothing can be seen here."
         )
         yield Trouble("Operator", "netloom-operator", "OperatorNeverSeen", why)
     elif isinstance(sign, Unseen) or sign.life == "alive":

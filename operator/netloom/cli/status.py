@@ -266,14 +266,14 @@ async def wait_until_healthy(look: Callable[[], Awaitable[StatusReport]], second
         failure: BaseException | None = None
         try:
             report = await look()
+            if report.healthy:
+                return report
             news = _news(report)
         except (UserError, BaseExceptionGroup) as error:
             if not sentences(error):
                 raise
             failure, news = error, "; ".join(sentences(error))
         now = time.monotonic()
-        if failure is None and report.healthy:
-            return report
         if now >= deadline:
             if failure:
                 raise failure
@@ -285,9 +285,8 @@ async def wait_until_healthy(look: Callable[[], Awaitable[StatusReport]], second
 
 
 def _news(report: StatusReport) -> str:
-    more = f" (and {len(report.problems) - 1} more problems)" if len(report.problems) > 1 else ""
-    first = str(report.problems[0]) if report.problems else ""
-    return f"{report.totals.summary}; {first}{more}"
+    more = f" (problem 1 of {len(report.problems)})" if len(report.problems) > 1 else ""
+    return f"{report.totals.summary}; {report.problems[0]}{more}"
 
 
 def _say(sentence: str) -> None:

@@ -135,7 +135,7 @@ def test_an_operator_that_ended_in_order_or_never_was() -> None:
     ]
     assert said(verdict(operator=None, namespace="net")) == [
         f"operator: none was ever heard of (Lease net/netloom-operator does not exist): {CONSEQUENCE}. Start `netloom "
-        "operator`; of one with --leader-elect=false, or with another --lease-namespace, nothing can be seen here."
+        "operator`; of one with --no-leader-elect, or with another --lease-namespace, nothing can be seen here."
     ]
     assert (ended.summary, ended.healthy) == ("1 of 1 nodes ready", False), "the data path of the nodes is as it was"
 

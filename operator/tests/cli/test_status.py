@@ -292,7 +292,7 @@ async def test_waiting_ends_when_all_is_well_and_says_what_it_waits_for(
     lines = told.err.splitlines()
     assert len(lines) == 2, "what is waited for is said when it changes"
     assert lines[0].startswith("netloom: waiting: 0 of 0 nodes ready; operator: none was ever heard of")
-    assert lines[0].endswith("(and 1 more problems)")
+    assert lines[0].endswith("(problem 1 of 2)")
     assert lines[1] == "netloom: waiting: the API server is away"
     assert told.out == ""
 
