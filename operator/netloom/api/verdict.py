@@ -277,17 +277,21 @@ def _unseen(known: Known) -> Iterator[Trouble]:
 def _operator(known: Known) -> Iterator[Trouble]:
     sign, lease = known.operator, f"Lease {known.namespace}/{OPERATOR_LEASE}"
     consequence = "new nodes get no pod CIDRs, and nothing is told of nodes that fail"
-    if sign is None:
+    if sign is None and _status(_network_conditions(known), "Ready"):
         why = (
-            f"operator: none was ever heard of ({lease} does not exist): {consequence}. Start `netloom operator`; "
-            "of one with --no-leader-elect, or with another --lease-namespace, nothing can be seen here."
+            f"operator: no sign of life can be seen: {lease} does not exist, though one has judged the NetloomNetwork. "
+            "If it keeps its Lease in another namespace, give that as --lease-namespace; of one with --no-leader-elect "
+            "nothing can be known."
         )
-        yield Trouble("Operator", "netloom-operator", "OperatorNeverSeen", why)
+        yield Trouble("Operator", OPERATOR_LEASE, "OperatorUnknown", why)
+    elif sign is None:
+        why = f"operator: none was ever heard of ({lease} does not exist): {consequence}. Start `netloom operator`."
+        yield Trouble("Operator", OPERATOR_LEASE, "OperatorNeverSeen", why)
     elif isinstance(sign, Unseen) or sign.life == "alive":
         return
     elif sign.life == "released":
         why = f"operator: the last one ended in order at {sign.heard}, and none took over ({lease}): {consequence}."
-        yield Trouble("Operator", "netloom-operator", "OperatorGone", f"{why} Start `netloom operator`.")
+        yield Trouble("Operator", OPERATOR_LEASE, "OperatorGone", f"{why} Start `netloom operator`.")
     else:
         why = (
             f"operator {sign.holder}: was last heard of at {sign.heard}, {sign.seconds:g} s of silence are allowed, "
@@ -326,6 +330,10 @@ def _conditions(kind: str, name: str, conditions: Iterable[Condition]) -> Iterat
         if each.status != "True" and each.type != SUMMARY:
             told = f"{each.type}={each.status}"
             yield Trouble(kind, name, each.reason, f"{kind} {name}: {told} {each.reason}: {each.message}", told)
+
+
+def _network_conditions(known: Known) -> tuple[Condition, ...]:
+    return known.network.status.conditions if isinstance(known.network, NetloomNetwork) else ()
 
 
 def _status(conditions: Iterable[Condition], type_: str) -> str:
@@ -410,8 +418,7 @@ def _why_waiting(known: Known) -> tuple[str, str]:
         return "Waiting", "the operator gives them; whether one works could not be looked at."
     if sign is None or sign.life != "alive":
         return "NoOperator", "no operator is heard of that would give them."
-    told = () if isinstance(network, Unseen) else network.status.conditions
-    ready = next((each for each in told if each.type == "Ready"), None)
+    ready = next((each for each in _network_conditions(known) if each.type == "Ready"), None)
     if ready is not None and ready.status != "True":
         return ready.reason, f"NetloomNetwork {NETWORK_NAME} is not ready ({ready.reason}), and says why."
     return "Waiting", f"the operator {sign.holder} gives them within moments; if this lasts, its log says why."

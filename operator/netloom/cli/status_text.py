@@ -83,7 +83,7 @@ def _operator(report: StatusReport, now: dt.datetime) -> str:
         case "released":
             return f"NONE: the last one ended {ago}"
         case "never":
-            return "NONE was ever heard of"
+            return "no sign of life of any"
     return "could not be looked at"
 
 

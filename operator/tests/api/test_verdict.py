@@ -133,9 +133,15 @@ def test_an_operator_that_ended_in_order_or_never_was() -> None:
         f"operator: the last one ended in order at {THEN}, and none took over (Lease kube-system/netloom-operator): "
         f"{CONSEQUENCE}. Start `netloom operator`."
     ]
-    assert said(verdict(operator=None, namespace="net")) == [
+    never = verdict(operator=None, namespace="net", network=NetloomNetwork(metadata=ObjectMeta(name="default")))
+    assert said(never) == [
         f"operator: none was ever heard of (Lease net/netloom-operator does not exist): {CONSEQUENCE}. Start `netloom "
-        "operator`; of one with --no-leader-elect, or with another --lease-namespace, nothing can be seen here."
+        "operator`."
+    ]
+    assert said(verdict(operator=None, namespace="net")) == [
+        "operator: no sign of life can be seen: Lease net/netloom-operator does not exist, though one has judged the "
+        "NetloomNetwork. If it keeps its Lease in another namespace, give that as --lease-namespace; of one with "
+        "--no-leader-elect nothing can be known."
     ]
     assert (ended.summary, ended.healthy) == ("1 of 1 nodes ready", False), "the data path of the nodes is as it was"
 

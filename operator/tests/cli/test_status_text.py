@@ -73,7 +73,7 @@ def test_what_is_wrong_is_said_and_who_is_dead() -> None:
 @pytest.mark.parametrize(
     ("leader", "said"),
     [
-        (None, "operator  NONE was ever heard of"),
+        (None, "operator  no sign of life of any"),
         (Sign("", NOW, NOW, 1, alive=True), "operator  NONE: the last one ended 5s ago"),
     ],
 )
