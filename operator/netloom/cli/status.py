@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from netloom.api.core import NODES, Node
-from netloom.api.errors import UserError, sentences
+from netloom.api.errors import UserError, in_words, sentences
 from netloom.api.meta import Condition, Object, Resource
 from netloom.api.v1alpha1 import NETLOOM_NODES, NETWORK_NAME, NETWORKS, NetloomNetwork
 from netloom.api.verdict import (
@@ -114,6 +114,10 @@ async def collect(
         leases = group.create_task(_list(api, DATED_LEASES, **agents_only))
         leader = group.create_task(_leader(api, asked.lease_namespace))
         agent = group.create_task(local_agent.ask(asked.agent_address or local_agent.ADDRESS))
+    answers = (networks.result(), nodes.result(), objects.result(), leases.result(), leader.result())
+    refusals = [answer.why for answer in answers if isinstance(answer, Unseen)]
+    if len(refusals) == len(answers):
+        raise ConfigError(f"nothing of what Netloom is about may be looked at: {refusals[0]}")
     network = _network(networks.result())
     present = None if isinstance(network, Unseen) else network
     verdict = judge(
@@ -239,8 +243,8 @@ def run(asked: Asked, wait: float | None, show: Callable[[StatusReport], None]) 
     log.configure("auto", "error")
     try:
         report = loop.run(_seen(asked, wait))
-    except (UserError, BaseExceptionGroup) as error:
-        said = sentences(error)
+    except (UserError, OSError, BaseExceptionGroup) as error:
+        said = sentences(error) or _of_the_system(error)
         if not said:
             raise
         for sentence in said:
@@ -248,6 +252,14 @@ def run(asked: Asked, wait: float | None, show: Callable[[StatusReport], None]) 
         return EXIT_NOT_ASKED
     show(report)
     return EXIT_HEALTHY if report.healthy else EXIT_PROBLEMS
+
+
+def _of_the_system(error: BaseException) -> list[str]:
+    """What the system refused this process (too many open files, say); nothing where something else failed, too."""
+    alien = not isinstance(error, OSError | BaseExceptionGroup)
+    if isinstance(error, BaseExceptionGroup):
+        alien = error.split((UserError, OSError))[1] is not None
+    return [] if alien else [f"the cluster could not be asked: {in_words(error)}"]
 
 
 async def _seen(asked: Asked, wait: float | None) -> StatusReport:

@@ -17,6 +17,7 @@ from netloom.api.verdict import OPERATOR_LEASE
 from netloom.cli import local_agent, status
 from netloom.cli.status import Asked, StatusReport, collect, duration, wait_until_healthy
 from netloom.roles.operator import LEASE
+from netloom.runtime import log, loop
 from netloom.runtime.client import PAGE, Api
 from netloom.runtime.errors import ConfigError
 from tests.runtime.scripted import Call, ScriptedApi, refuse
@@ -141,6 +142,14 @@ async def test_who_may_not_read_everything_is_told_what_is_missing(
     assert all("for you" in problem for problem in problems(report))
     assert not report.healthy
     assert [node.name for node in report.nodes] == ["a"]
+
+
+async def test_who_may_read_nothing_gets_no_verdict(server: ScriptedApi, api: Api) -> None:
+    about(server, NODES, LEASES, NETWORKS, NETLOOM_NODES)
+    with pytest.raises(
+        UserError, match=r"nothing of what Netloom is about may be looked at: .*netloomnetworks for you"
+    ):
+        await collect(api, Asked())
 
 
 async def test_crds_that_are_not_installed(server: ScriptedApi, api: Api) -> None:
@@ -308,6 +317,47 @@ async def test_an_api_server_that_stays_away_is_no_verdict() -> None:
 
     with pytest.raises(UserError, match="is away"):
         await wait_until_healthy(look, 0)
+
+
+@pytest.fixture
+def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`run` sets up the log and the memory of a process, which is not the tests'."""
+    monkeypatch.setattr(log, "configure", lambda *_options: None)
+    monkeypatch.setattr(loop, "run", asyncio.run)
+
+
+@pytest.mark.usefixtures("in_this_process")
+@pytest.mark.parametrize(
+    ("failure", "said"),
+    [
+        (ConfigError("the API server is away"), "the API server is away"),
+        (ExceptionGroup("", [ConfigError("a"), ConfigError("b")]), "a\nnetloom: b"),
+        (OSError(24, "Too many open files"), "the cluster could not be asked: [Errno 24] Too many open files"),
+        (
+            ExceptionGroup("", [OSError(24, "Too many open files"), ConfigError("away")]),
+            "the cluster could not be asked: [Errno 24] Too many open files; away",
+        ),
+    ],
+)
+def test_no_verdict_is_not_a_bad_one(
+    failure: Exception, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def fail(asked: Asked, wait: float | None) -> StatusReport:
+        raise failure
+
+    monkeypatch.setattr(status, "_seen", fail)
+    assert status.run(Asked(), None, lambda report: pytest.fail("there is none")) == status.EXIT_NOT_ASKED
+    assert capsys.readouterr().err == f"netloom: {said}\n"
+
+
+@pytest.mark.usefixtures("in_this_process")
+def test_a_fault_of_our_own_is_not_taken_for_the_clusters(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def fail(asked: Asked, wait: float | None) -> StatusReport:
+        raise ExceptionGroup("", [OSError(24, "no"), KeyError("x")])
+
+    monkeypatch.setattr(status, "_seen", fail)
+    with pytest.raises(ExceptionGroup):
+        status.run(Asked(), None, lambda report: None)
 
 
 def test_a_report_has_all_of_a_verdict() -> None:
