@@ -88,7 +88,7 @@ def test_each_is_switched_off_and_the_others_go_on(agents: Agents, off: str) -> 
     wait_for("the condition", lambda: agents.condition("n1").get("status") == "True")
 
     kubeconfig = agents.plane.kubeconfig(host=agents.lab.address)
-    shown = n1.run(str(NETLOOM), "status", f"--kubeconfig={kubeconfig}")
+    shown = n1.run(str(NETLOOM), "status", f"--kubeconfig={kubeconfig}", check=False)
     assert ("1 peers, in sync" in shown) == (off != "tunnels")
     assert "None" not in shown
 

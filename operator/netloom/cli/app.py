@@ -7,9 +7,10 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from netloom import __version__
 from netloom.api.errors import UserError, sentences
@@ -23,6 +24,7 @@ from netloom.cli.options import (
     NodeName,
     Output,
     RunDir,
+    StatusOutput,
     grouped,
     show,
 )
@@ -43,6 +45,9 @@ app.command()(guard.webhook)
 
 EXIT_CHANGES = 2
 """Exit status of `netloom plan` when the kernel differs from what is wanted."""
+
+WAIT = "5m"
+"""How long `netloom status --wait` waits."""
 
 _HOST = socket.gethostname().lower()
 _RUN_DIR = Path("/run/netloom")
@@ -138,21 +143,50 @@ def agent(
     loop.run(run_agent(AgentOptions(**vars(node), **vars(cluster), http_address=http_address)))
 
 
-@app.command()
+class OptionalWait(TyperCommand):
+    """`--wait` alone is `--wait=` with its default: typer knows no option whose value may be left out."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """As the base class does."""
+        return super().parse_args(ctx, [f"--wait={WAIT}" if arg == "--wait" else arg for arg in args])
+
+
+@app.command(cls=OptionalWait)
 @grouped
 def status(
     cluster: Cluster,
+    lease_namespace: Annotated[
+        str, typer.Option(envvar="POD_NAMESPACE", help="Where the operator and the agents keep their Leases.")
+    ] = "kube-system",
     agent_address: Annotated[
-        str, typer.Option(help="The agent of this machine; nothing is said of it where none answers.")
-    ] = "127.0.0.1:9964",
-    output: Output = "text",
+        str,
+        typer.Option(
+            metavar="HOST:PORT",
+            help="The agent of this machine. Left out: 127.0.0.1:9964, and nothing is said where none answers.",
+        ),
+    ] = "",
+    wait: Annotated[
+        str | None,
+        typer.Option(
+            metavar="[=DURATION]", help=f"Wait until nothing is wrong, so long at most; {WAIT} if no duration is given."
+        ),
+    ] = None,
+    output: StatusOutput = "text",
 ) -> None:
-    """Show nodes, CIDRs, peers, drift and errors at a glance."""
-    from netloom.cli import status as view
-    from netloom.runtime import loop
+    """Say whether all is well, and if not, what is wrong: nodes, addresses, operator, agents.
 
-    report = loop.run(view.collect(cluster.kubeconfig, cluster.context, agent_address))
-    show(output, report, view.print_text)
+    Exit status: 0 nothing is wrong, 1 something is, 2 the command line is wrong, 3 the cluster could not be asked.
+    """
+    from netloom.cli import status as view
+    from netloom.cli.status_text import printed
+
+    asked = view.Asked(**vars(cluster), lease_namespace=lease_namespace, agent_address=agent_address)
+    try:
+        asked.check()
+        seconds = None if wait is None else view.duration(wait)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+    raise typer.Exit(view.run(asked, seconds, lambda report: typer.echo(printed(report, output))))
 
 
 @app.command()

@@ -38,6 +38,10 @@ Features = Annotated[
 ]
 HttpAddress = Annotated[str, typer.Option(help="Where /healthz, /readyz and /metrics are served.")]
 Output = Annotated[Literal["text", "json"], typer.Option("-o", "--output", help="text or json.")]
+StatusOutput = Annotated[
+    Literal["text", "wide", "json", "yaml"],
+    typer.Option("-o", "--output", help="text, wide (every node, more columns), json or yaml (all that is known)."),
+]
 LogFormat = Annotated[
     Literal["auto", "json", "console"],
     typer.Option("--log-format", envvar="NETLOOM_LOG_FORMAT", help="auto, json or console."),

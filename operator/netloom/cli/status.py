@@ -1,149 +1,305 @@
-"""`netloom status`: the cluster's objects and this machine's agent, put together so that trouble stands out.
+"""`netloom status`: the cluster's objects, signs of life and this machine's agent, put together for a verdict.
 
 The cluster's part comes from the API server; peers and drift are known only to the agent of a node, which answers on
-its own address. A node without an agent (a laptop, a CI job) shows the cluster's part alone.
+its own address. What may not be read is said, and what is known of the rest is told all the same.
 """
 
 import asyncio
-from collections.abc import Iterable
-from typing import Any
+import re
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
-import aiohttp
 import msgspec
-from rich.console import Console
-from rich.table import Table
 
-from netloom.api.meta import Condition, Resource, T
-from netloom.api.v1alpha1 import NETLOOM_NODES, NETWORK_NAME, NETWORKS, NetloomNetwork, NetloomNode
+from netloom.api.core import NODES, Node
+from netloom.api.errors import UserError, in_words, sentences
+from netloom.api.meta import Condition, Object, Resource
+from netloom.api.v1alpha1 import NETLOOM_NODES, NETWORK_NAME, NETWORKS, NetloomNetwork
+from netloom.api.verdict import (
+    AGENT_LABEL,
+    OPERATOR_LEASE,
+    Known,
+    NodeState,
+    OperatorState,
+    ProblemGroup,
+    Sign,
+    Totals,
+    Trouble,
+    Unseen,
+    Verdict,
+    agent_lease,
+    judge,
+)
+from netloom.cli import local_agent
+from netloom.cli.local_agent import LocalAgent
+from netloom.cli.signs import DATED_LEASES, sign_of
 from netloom.runtime.client import Api
-from netloom.runtime.errors import ApiError, ConfigError, NotFound
+from netloom.runtime.clock import timestamp
+from netloom.runtime.errors import ApiError, ConfigError, Forbidden, NotFound
+from netloom.runtime.wire import Listing
 
-_AGENT_TIMEOUT = aiohttp.ClientTimeout(total=2)
+T = TypeVar("T", bound=Object)
+Found = TypeVar("Found")
+
+EXIT_HEALTHY, EXIT_PROBLEMS, EXIT_NOT_ASKED = 0, 1, 3
+"""Exit statuses; the last says that there is no verdict. 2 is a command line that is wrong."""
+
+LOOK_SECONDS = 2.0
+"""Between two looks while it is waited; where a look takes long, four times as long as it took."""
 
 
-class NodeLine(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
-    """One node. `allocated` and `dataplane` are a condition's status: "True", "False", "Unknown", or "" if absent."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """What `netloom status` was asked. agent_address: "" for the usual one, where it is no fault if nobody answers."""
 
-    name: str = ""
-    addresses: tuple[str, ...] = ()
-    pod_cidrs: tuple[str, ...] = msgspec.field(name="podCIDRs", default=())
-    allocated: str = ""
-    dataplane: str = ""
+    kubeconfig: str | None = None
+    context: str | None = None
+    lease_namespace: str = "kube-system"
+    agent_address: str = ""
+
+    def check(self) -> None:
+        """Raises ValueError where the address is none."""
+        host, colon, port = self.agent_address.rpartition(":")
+        if self.agent_address and not (host and colon and port.isdecimal() and int(port) <= 65535):
+            raise ValueError(f"--agent-address {self.agent_address!r} is not HOST:PORT, such as {local_agent.ADDRESS}")
+
+
+class Network(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    """The NetloomNetwork. mode_in_force: "" while no node holds addresses."""
+
+    mode: str
+    mode_in_force: str
+    routing: str
+    tunnel_protocol: str
+    conditions: tuple[Condition, ...]
 
 
 class StatusReport(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
-    """What `netloom status -o json` prints. `problems` are sentences; none means: all is well."""
+    """What `netloom status -o json` prints. `time` by the API server's clock; `notes` are no problems."""
 
-    network: dict[str, str] | None = None
-    nodes: tuple[NodeLine, ...] = ()
+    time: str
+    healthy: bool
+    totals: Totals
+    operator: OperatorState
+    network: Network | None = None
     agent: dict[str, Any] | None = None
-    problems: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    problems: tuple[ProblemGroup, ...] = ()
+    nodes: tuple[NodeState, ...] = ()
+
+    @property
+    def facts(self) -> local_agent.Facts | None:
+        """Of this machine's agent, where one answers."""
+        return None if self.agent is None else msgspec.convert(self.agent, local_agent.Facts)
 
 
-def report(network: NetloomNetwork | None, nodes: Iterable[NetloomNode], agent: dict[str, Any] | None) -> StatusReport:
-    """Put the parts together and name what is wrong."""
-    nodes = sorted(nodes, key=lambda node: node.metadata.name)
-    problems: list[str] = []
-    facts: dict[str, str] | None = None
-    if network is None:
-        problems.append(f"NetloomNetwork {NETWORK_NAME}: does not exist; apply one")
-    else:
-        facts = {
-            "mode": network.spec.ipam.mode,
-            "modeInForce": network.status.ipam.mode,
-            "routing": network.spec.routing.mode,
-            "tunnelProtocol": network.spec.routing.tunnel_protocol,
-        }
-        problems += _troubles("NetloomNetwork", NETWORK_NAME, network.status.conditions)
-    for node in nodes:
-        problems += _troubles("NetloomNode", node.metadata.name, node.status.conditions)
-    if agent is not None:
-        problems += [f"agent {agent.get('node', '')}: {error}" for error in agent.get("errors", ())]
-    return StatusReport(
-        network=facts, nodes=tuple(_line(node) for node in nodes), agent=agent, problems=tuple(problems)
-    )
+def takes_part(node: Node, network: NetloomNetwork | None) -> bool:
+    """Whether a Node is Netloom's."""
+    return True
 
 
-def _troubles(kind: str, name: str, conditions: Iterable[Condition]) -> list[str]:
-    return [f"{kind} {name}: {c.type}={c.status} {c.reason}: {c.message}" for c in conditions if c.status != "True"]
-
-
-def _line(node: NetloomNode) -> NodeLine:
-    conditions = {condition.type: condition.status for condition in node.status.conditions}
-    # In the good case the operator writes no status: the CIDRs themselves say that it allocated.
-    allocated = conditions.get("Allocated", "True" if node.spec.ipam.pod_cidrs else "False")
-    return NodeLine(
-        name=node.metadata.name,
-        addresses=tuple(address.ip for address in node.spec.addresses if address.type == "InternalIP"),
-        pod_cidrs=node.spec.ipam.pod_cidrs,
-        allocated=allocated,
-        dataplane=conditions.get("DataplaneReady", ""),
-    )
-
-
-async def collect(kubeconfig: str | None, context: str | None, agent_address: str) -> StatusReport:
+async def collect(
+    api: Api, asked: Asked, takes_part: Callable[[Node, NetloomNetwork | None], bool] = takes_part
+) -> StatusReport:
     """Ask the API server and this machine's agent, at the same time. Raises ConfigError if the cluster is not there."""
-    async with await Api.connect(kubeconfig, context) as api:
-        await api.check()
-        async with asyncio.TaskGroup() as group:
-            networks = group.create_task(_list(api, NETWORKS))
-            nodes = group.create_task(_list(api, NETLOOM_NODES))
-            agent = group.create_task(_agent(agent_address))
-    network = next((each for each in networks.result() if each.metadata.name == NETWORK_NAME), None)
-    return report(network, nodes.result(), agent.result())
+    await api.check()
+    agents_only = {"namespace": asked.lease_namespace, "label_selector": f"{AGENT_LABEL}=true"}
+    async with asyncio.TaskGroup() as group:
+        networks = group.create_task(_list(api, NETWORKS))
+        nodes = group.create_task(_list(api, NODES))
+        objects = group.create_task(_list(api, NETLOOM_NODES))
+        leases = group.create_task(_list(api, DATED_LEASES, **agents_only))
+        leader = group.create_task(_leader(api, asked.lease_namespace))
+        agent = group.create_task(local_agent.ask(asked.agent_address or local_agent.ADDRESS))
+    answers = (networks.result(), nodes.result(), objects.result(), leases.result(), leader.result())
+    refusals = [answer.why for answer in answers if isinstance(answer, Unseen)]
+    if len(refusals) == len(answers):
+        raise ConfigError(f"nothing of what Netloom is about may be looked at: {refusals[0]}")
+    network = _network(networks.result())
+    present = None if isinstance(network, Unseen) else network
+    verdict = judge(
+        Known(
+            nodes=_objects(nodes.result()),
+            netloom_nodes=_objects(objects.result()),
+            network=network,
+            agents=_agents(api, leases.result()),
+            operator=leader.result(),
+            left_out=lambda node: not takes_part(node, present),
+            namespace=asked.lease_namespace,
+            unreadable=_unreadable(NetloomNetwork=networks.result(), Node=nodes.result(), NetloomNode=objects.result()),
+            more=_told_by(agent.result(), asked),
+        )
+    )
+    return _report(api, verdict, present, agent.result(), asked)
 
 
-async def _list(api: Api, resource: Resource[T]) -> list[T]:
+def _report(
+    api: Api, verdict: Verdict, network: NetloomNetwork | None, agent: LocalAgent, asked: Asked
+) -> StatusReport:
+    told = agent.silence if not (asked.agent_address or agent.nobody) else ""
+    return StatusReport(
+        time=timestamp(api.clock.now()),
+        network=None if network is None else _facts(network),
+        agent=agent.said,
+        notes=(told,) if told else (),
+        **{field: getattr(verdict, field) for field in verdict.__struct_fields__},
+    )
+
+
+def _facts(network: NetloomNetwork) -> Network:
+    return Network(
+        mode=network.spec.ipam.mode,
+        mode_in_force=network.status.ipam.mode,
+        routing=network.spec.routing.mode,
+        tunnel_protocol=network.spec.routing.tunnel_protocol,
+        conditions=network.status.conditions,
+    )
+
+
+def _told_by(agent: LocalAgent, asked: Asked) -> list[Trouble]:
+    if agent.silence and asked.agent_address:
+        return [Trouble("LocalAgent", asked.agent_address, "NoAgentThere", agent.silence)]
+    return agent.troubles
+
+
+# What the API server says, or that it may not be asked
+
+
+async def _allowed(asking: Awaitable[Found]) -> Found | Unseen:
     try:
-        return (await api.list(resource)).objects
-    except NotFound as error:
-        # The same words for every kind: all of them are asked for at once, and the answer is one sentence.
-        why = "the cluster does not know Netloom's objects: install the CRDs with `kubectl apply -f crds/`"
-        raise ConfigError(why) from error
+        return await asking
+    except Forbidden as error:
+        return Unseen(error.message)
+    except NotFound:
+        raise
     except ApiError as error:
         raise ConfigError(str(error)) from error
 
 
-async def _agent(address: str) -> dict[str, Any] | None:
+async def _list(api: Api, resource: Resource[T], **selection: str) -> Listing[T] | Unseen:
     try:
-        async with (
-            aiohttp.ClientSession(timeout=_AGENT_TIMEOUT) as session,
-            session.get(f"http://{address}/status") as answer,
-        ):
-            answer.raise_for_status()
-            facts: dict[str, Any] = msgspec.json.decode(await answer.read())
-            return facts
-    except (aiohttp.ClientError, TimeoutError, msgspec.DecodeError):
+        return await _allowed(api.list(resource, **selection))  # type: ignore[arg-type]
+    except NotFound as error:
+        # The same words for every kind: all of them are asked for at once, and the answer is one sentence.
+        why = "the cluster does not know Netloom's objects: install the CRDs with `kubectl apply -f crds/`"
+        raise ConfigError(why) from error
+
+
+async def _leader(api: Api, namespace: str) -> Sign | Unseen | None:
+    try:
+        lease = await _allowed(api.get(DATED_LEASES, OPERATOR_LEASE, namespace))
+    except NotFound:
         return None
+    return lease if isinstance(lease, Unseen) else sign_of(lease, api.clock.now())
 
 
-def print_text(status: StatusReport) -> None:
-    """The report for a person."""
-    console = Console(highlight=False)
-    if status.network is not None:
-        facts = status.network
-        force = facts["modeInForce"] or "free: no node holds addresses"
-        console.print(
-            f"network   IPAM {facts['mode']} (in force: {force}), {facts['routing']} {facts['tunnelProtocol']}"
-        )
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    for column in ("NODE", "ADDRESS", "POD CIDRS", "ALLOCATED", "DATAPLANE"):
-        table.add_column(column)
-    for node in status.nodes:
-        row = (node.name, ",".join(node.addresses), ",".join(node.pod_cidrs), node.allocated, node.dataplane or "-")
-        table.add_row(*row)
-    console.print(table)
-    if status.agent is not None:
-        facts = status.agent
-        peers = f"{facts['peers']} peers, " if "peers" in facts else ""  # else the mesh is switched off
-        console.print(
-            f"agent     {facts.get('node')}: {peers}"
-            f"{'in sync' if facts.get('inSync') else 'NOT in sync'}, {facts.get('driftRepaired')} drifts repaired, "
-            f"{facts.get('netlinkWrites')} netlink messages written since its start"
-        )
-        if "mtu" in facts:
-            console.print(f"          pods' MTU {facts['mtu']}: {facts.get('mtuSource')}", soft_wrap=True)
-    for problem in status.problems:
-        console.print(f"[red]problem[/red]   {problem}", soft_wrap=True)
-    if not status.problems:
-        console.print("no problems")
+def _agents(api: Api, leases: Listing[Any] | Unseen) -> dict[str, Sign] | Unseen:
+    now = api.clock.now()
+    if isinstance(leases, Unseen):
+        return leases
+    return {
+        lease.spec.holder_identity or lease.metadata.name.removeprefix(agent_lease("")): sign_of(lease, now)
+        for lease in leases.objects
+    }
+
+
+def _network(networks: Listing[NetloomNetwork] | Unseen) -> NetloomNetwork | Unseen | None:
+    if isinstance(networks, Unseen):
+        return networks
+    return next((each for each in networks.objects if each.metadata.name == NETWORK_NAME), None)
+
+
+def _objects(listing: Listing[T] | Unseen) -> list[T] | Unseen:
+    return listing if isinstance(listing, Unseen) else listing.objects
+
+
+def _unreadable(**listings: Listing[Any] | Unseen) -> dict[tuple[str, str], str]:
+    return {
+        (kind, name): why
+        for kind, listing in listings.items()
+        if not isinstance(listing, Unseen)
+        for name, why in listing.unreadable.items()
+    }
+
+
+# Waiting
+
+
+def duration(text: str) -> float:
+    """Seconds of `90s`, `5m`, `1h30m`. Raises ValueError."""
+    if not re.fullmatch(r"(\d+(\.\d+)?(ms|s|m|h))+", text) and text != "0":
+        raise ValueError(f"--wait {text!r} is no duration, such as 90s, 5m or 1h30m")
+    parts: list[tuple[str, str]] = re.findall(r"(\d+(?:\.\d+)?)(ms|s|m|h)", text)
+    return sum(float(number) * {"ms": 0.001, "s": 1, "m": 60, "h": 3600}[unit] for number, unit in parts)
+
+
+def run(asked: Asked, wait: float | None, show: Callable[[StatusReport], None]) -> int:
+    """Shows the status, after waiting up to `wait` seconds for a healthy one; the exit status."""
+    from netloom.runtime import log, loop
+
+    log.configure("auto", "error")
+    try:
+        report = loop.run(_seen(asked, wait))
+    except (UserError, OSError, BaseExceptionGroup) as error:
+        said = sentences(error) or _of_the_system(error)
+        if not said:
+            raise
+        for sentence in said:
+            _say(sentence)
+        return EXIT_NOT_ASKED
+    show(report)
+    return EXIT_HEALTHY if report.healthy else EXIT_PROBLEMS
+
+
+def _of_the_system(error: BaseException) -> list[str]:
+    """What the system refused this process (too many open files, say); nothing where something else failed, too."""
+    alien = not isinstance(error, OSError | BaseExceptionGroup)
+    if isinstance(error, BaseExceptionGroup):
+        alien = error.split((UserError, OSError))[1] is not None
+    return [] if alien else [f"the cluster could not be asked: {in_words(error)}"]
+
+
+async def _seen(asked: Asked, wait: float | None) -> StatusReport:
+    async with await Api.connect(asked.kubeconfig, asked.context, user_agent="netloom-status") as api:
+        return await (collect(api, asked) if wait is None else wait_until_healthy(lambda: collect(api, asked), wait))
+
+
+async def wait_until_healthy(look: Callable[[], Awaitable[StatusReport]], seconds: float) -> StatusReport:
+    """The first healthy report, or the last one when the time is over; raises what that look raised.
+
+    What is waited for is said on standard error whenever it changes.
+    """
+    deadline, told = time.monotonic() + seconds, ""
+    while True:
+        began = time.monotonic()
+        failure: BaseException | None = None
+        try:
+            report = await look()
+            if report.healthy:
+                return report
+            news = _news(report)
+        except (UserError, BaseExceptionGroup) as error:
+            if not sentences(error):
+                raise
+            failure, news = error, "; ".join(sentences(error))
+        now = time.monotonic()
+        if now >= deadline:
+            if failure:
+                raise failure
+            return report
+        if news != told:
+            told = news
+            _say(f"waiting: {news}")
+        await asyncio.sleep(min(deadline - now, max(LOOK_SECONDS, 4 * (now - began))))
+
+
+def _news(report: StatusReport) -> str:
+    more = f" (problem 1 of {len(report.problems)})" if len(report.problems) > 1 else ""
+    return f"{report.totals.summary}; {report.problems[0]}{more}"
+
+
+def _say(sentence: str) -> None:
+    print(f"netloom: {sentence}", file=sys.stderr, flush=True)

@@ -1,0 +1,75 @@
+"""The agent of this machine, asked for what only it knows: peers, drift, errors.
+
+Its answer may be anybody's: whatever else listens on that port is told apart from an agent, and named as what it is.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import aiohttp
+import msgspec
+
+from netloom.api.verdict import Trouble
+from netloom.runtime.errors import plain
+
+ADDRESS = "127.0.0.1:9964"
+"""Where it answers if it was not told otherwise."""
+_TIMEOUT = aiohttp.ClientTimeout(total=2)
+_NAMED = 3
+"""Errors that are told; the agent's own /status has all."""
+
+
+class Facts(msgspec.Struct, frozen=True, rename="camel"):
+    """What is shown of an agent's /status, and by what an agent is known. peers: None without a mesh."""
+
+    node: str
+    in_sync: bool
+    drift_repaired: int
+    netlink_writes: int
+    errors: tuple[str, ...]
+    peers: int | None = None
+    mtu: int | None = None
+    mtu_source: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class LocalAgent:
+    """What an address answered. `said`: all of it, where an agent answered; `silence`: why that is None."""
+
+    facts: Facts | None = None
+    said: dict[str, Any] | None = None
+    silence: str = ""
+    nobody: bool = False
+    """Nothing listens there."""
+
+    @property
+    def troubles(self) -> list[Trouble]:
+        """What the agent says is wrong."""
+        if self.facts is None or (self.facts.in_sync and not self.facts.errors):
+            return []
+        name, errors = self.facts.node, self.facts.errors
+        more = f" And {len(errors) - _NAMED} more: see its /status." if len(errors) > _NAMED else ""
+        what = " ".join(errors[:_NAMED]) if errors else "not everything that is desired is in the kernel yet."
+        return [Trouble("LocalAgent", name, "NotInSync", f"agent of this machine ({name}): {what}{more}")]
+
+
+async def ask(address: str) -> LocalAgent:
+    """What the agent at HOST:PORT says of itself."""
+    try:
+        async with (
+            aiohttp.ClientSession(timeout=_TIMEOUT) as session,
+            session.get(f"http://{address}/status", allow_redirects=False) as answer,
+        ):
+            body, status, kind = await answer.read(), answer.status, answer.content_type
+    except aiohttp.ClientConnectorError as error:
+        return LocalAgent(silence=f"agent at {address}: does not answer: {plain(error.os_error)}.", nobody=True)
+    except TimeoutError:
+        return LocalAgent(silence=f"agent at {address}: does not answer within {_TIMEOUT.total:g} s.")
+    except (aiohttp.ClientError, ValueError) as error:
+        why = " ".join(str(error).split())[:100] or type(error).__name__
+        return LocalAgent(silence=f"{address}: what answers there is no agent of Netloom: {why}.")
+    try:
+        return LocalAgent(msgspec.json.decode(body, type=Facts), msgspec.json.decode(body))
+    except msgspec.MsgspecError:
+        what = f"status {status}, {kind}"
+        return LocalAgent(silence=f"{address}: what answers there is no agent of Netloom ({what}).")
