@@ -304,7 +304,6 @@ def test_every_operator_is_a_guard_if_it_is_told_to(cluster: Cluster, operators:
             f"--webhook-address=127.0.0.1:{guards.port}",
             f"--webhook-namespace={NAMESPACE}",
             f"--operator-user={USER}",
-            "--dns-name=127.0.0.1",
             leader_elect=True,
         )
         guards.wait_in_force(guards.started(waits))
