@@ -117,7 +117,6 @@ class Guards:
             f"--cilium-namespace={scope.cilium_namespace}",
             *(f"--operator-user={user}" for user in scope.operator_users),
             *(f"--agent-user={user}" for user in scope.agent_users),
-            "--dns-name=127.0.0.1",
             "--log-format=console",
             *arguments,
         ]

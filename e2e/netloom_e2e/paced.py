@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import re
 import ssl
 import subprocess
 import sys
@@ -28,6 +29,9 @@ _WARM_UP = 20
 """Requests that are not counted: they open the connections, of this client and of the server to a webhook."""
 
 
+_VERSION = re.compile(rb'"resourceVersion":"(\d+)"')
+
+
 class Request(NamedTuple):
     """One request of a plan."""
 
@@ -37,11 +41,22 @@ class Request(NamedTuple):
     content_type: str = "application/merge-patch+json"
 
 
+class Answer(NamedTuple):
+    """When a request was sent and its answer had ended, in seconds since the first was due; and the resourceVersion in
+    it, "" if there is none."""
+
+    sent: float
+    ended: float
+    version: str
+
+
 class Seen(NamedTuple):
-    """Seconds from when each request was due to the end of its answer, and how many answers had which status."""
+    """Seconds from when each request was due to the end of its answer, and how many answers had which status: without
+    those that warm up. `answers`: to all of the plan, in its order."""
 
     seconds: list[float]
     statuses: dict[str, int]
+    answers: list[Answer]
 
 
 def paced(kubeconfig: Path, requests: Sequence[Request], rate: float) -> Seen:
@@ -50,7 +65,8 @@ def paced(kubeconfig: Path, requests: Sequence[Request], rate: float) -> Seen:
     lines = "".join(f"{json.dumps(request)}\n" for request in requests)
     limit = len(requests) / rate + 2 * _REQUEST_SECONDS
     done = subprocess.run(command, input=lines, stdout=subprocess.PIPE, text=True, check=True, timeout=limit)
-    return Seen(**json.loads(done.stdout))
+    seconds, statuses, answers = json.loads(done.stdout)
+    return Seen(seconds, statuses, [Answer(*each) for each in answers])
 
 
 async def _send(kubeconfig: Path, requests: Sequence[Request], rate: float) -> Seen:
@@ -60,20 +76,25 @@ async def _send(kubeconfig: Path, requests: Sequence[Request], rate: float) -> S
     tls.load_cert_chain(user["client-certificate"], user["client-key"])
     seconds: list[float] = []
     statuses: dict[str, int] = {}
+    answers: dict[int, Answer] = {}
     async with aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(limit=_CONNECTIONS, ssl=tls),
         timeout=aiohttp.ClientTimeout(total=_REQUEST_SECONDS),
     ) as session:
 
-        async def send(request: Request, due: float, counted: bool) -> None:
+        async def send(number: int, request: Request, due: float) -> None:
+            sent = time.perf_counter()
             headers = {"Content-Type": request.content_type}
             async with session.request(
                 request.method, cluster["server"] + request.path, data=request.body, headers=headers
             ) as response:
-                await response.read()
+                body = await response.read()
                 status = str(response.status)
-            if counted:
-                seconds.append(time.perf_counter() - due)
+            ended = time.perf_counter()
+            version = _VERSION.search(body)
+            answers[number] = Answer(sent - began, ended - began, version[1].decode() if version else "")
+            if number >= _WARM_UP:
+                seconds.append(ended - due)
                 statuses[status] = statuses.get(status, 0) + 1
 
         began = time.perf_counter() + 0.1
@@ -81,8 +102,8 @@ async def _send(kubeconfig: Path, requests: Sequence[Request], rate: float) -> S
             for number, request in enumerate(requests):
                 due = began + number / rate
                 await asyncio.sleep(due - time.perf_counter())
-                group.create_task(send(request, due, number >= _WARM_UP))
-    return Seen(seconds, statuses)
+                group.create_task(send(number, request, due))
+    return Seen(seconds, statuses, [answers[number] for number in range(len(requests))])
 
 
 def main() -> None:
@@ -93,7 +114,7 @@ def main() -> None:
     options = parser.parse_args()
     requests = [Request(*json.loads(line)) for line in sys.stdin]
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        print(json.dumps(runner.run(_send(options.kubeconfig, requests, options.rate))._asdict()))
+        print(json.dumps(runner.run(_send(options.kubeconfig, requests, options.rate))))
 
 
 if __name__ == "__main__":

@@ -177,8 +177,9 @@ def test_the_process_that_answers_has_never_loaded_cryptography(guards: Guards) 
     assert "cryptography" not in Path(f"/proc/{guard.process.pid}/maps").read_text()
 
 
-def test_a_certificate_of_ones_own(guards: Guards, tmp_path: Path) -> None:
-    """A wrong path ends the guard with a sentence; with the files there, it answers."""
+def test_a_certificate_of_ones_own(control_plane: ControlPlane, guards: Guards, tmp_path: Path) -> None:
+    """A wrong path ends the guard with a sentence; with the files there, it is ready once API servers know whom to
+    trust."""
     guards.install()
     files = [f"--tls-cert-file={tmp_path / 'tls.crt'}", f"--tls-key-file={tmp_path / 'tls.key'}"]
     lost = guards.start(*files)
@@ -187,10 +188,16 @@ def test_a_certificate_of_ones_own(guards: Guards, tmp_path: Path) -> None:
     assert f"{tmp_path / 'tls.crt'} cannot be read: No such file or directory" in lost.process.tail()
     assert "Traceback" not in lost.process.tail()
     now = dt.datetime.now(dt.UTC)
-    serving = certificates.issue(certificates.new_ca(now), ["127.0.0.1"], now)
+    ca = certificates.new_ca(now)
+    serving = certificates.issue(ca, ["127.0.0.1"], now)
     (tmp_path / "tls.crt").write_text(serving.certificate)
     (tmp_path / "tls.key").write_text(serving.key)
-    wait_for("the guard is ready", guards.start(*files).ready, deadline=30)
+    guard = guards.start(*files)
+    wait_for("it says why not", lambda: "and the caBundle is empty" in guard.readiness(), deadline=30)
+    (tmp_path / "ca.crt").write_text(ca.certificate)
+    text = guard_install("--for=cilium", f"--url={guards.url}", f"--ca-file={tmp_path / 'ca.crt'}")
+    control_plane.kubectl("apply", "--server-side", "-f", "-", input=text)
+    wait_for("the guard is ready", guard.ready, deadline=30)
 
 
 def test_applying_again_takes_nothing_of_the_guard_away(cilium: Cilium, guards: Guards) -> None:
@@ -304,7 +311,6 @@ def test_every_operator_is_a_guard_if_it_is_told_to(cluster: Cluster, operators:
             f"--webhook-address=127.0.0.1:{guards.port}",
             f"--webhook-namespace={NAMESPACE}",
             f"--operator-user={USER}",
-            "--dns-name=127.0.0.1",
             leader_elect=True,
         )
         guards.wait_in_force(guards.started(waits))

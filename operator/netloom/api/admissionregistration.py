@@ -1,4 +1,5 @@
-"""admissionregistration.k8s.io/v1 ValidatingWebhookConfiguration, as far as the guard keeps it: who is to be trusted.
+"""admissionregistration.k8s.io/v1 ValidatingWebhookConfiguration, as far as the guard keeps it: who is to be trusted,
+and as far as it goes by it: where API servers call.
 
 Source: k8s.io/api/admissionregistration/v1/types.go. It is never replaced as a whole, only applied field by field.
 """
@@ -6,10 +7,19 @@ Source: k8s.io/api/admissionregistration/v1/types.go. It is never replaced as a 
 from netloom.api.meta import ObjectMeta, Resource, Struct
 
 
+class ServiceReference(Struct, frozen=True):
+    """webhooks[].clientConfig.service"""
+
+    name: str = ""
+    namespace: str = ""
+
+
 class WebhookClientConfig(Struct, frozen=True):
-    """webhooks[].clientConfig: `ca_bundle` is PEM in base64, as on the wire."""
+    """webhooks[].clientConfig: a service or a URL; `ca_bundle` is PEM in base64, as on the wire."""
 
     ca_bundle: str = ""
+    url: str = ""
+    service: ServiceReference | None = None
 
 
 class ValidatingWebhook(Struct, frozen=True):

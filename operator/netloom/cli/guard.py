@@ -50,8 +50,8 @@ class Serving:
         list[str],
         typer.Option(
             metavar="HOST",
-            help="Name or address by which API servers reach the guard, for its certificate. May be given several "
-            "times.",
+            help="Name or address that the guard's certificate is for, besides those by which the webhook "
+            "configuration has API servers call it. May be given several times.",
             show_default="those of the Service",
         ),
     ] = field(default_factory=list)

@@ -36,6 +36,8 @@ DEFAULT_MASKS: dict[Version, str] = {4: "24", 6: "112"}
 GUARDED_KEYS = (IPAM, *CIDR_KEYS.values(), *MASK_KEYS.values())
 """Whose change is looked at; all other keys are Cilium's own business."""
 
+_READ_KEYS = (*GUARDED_KEYS, MIGRATION)
+
 TRUE = frozenset({"1", "t", "T", "TRUE", "true", "True"})
 """What Go's strconv.ParseBool takes for true."""
 
@@ -59,7 +61,10 @@ def modes_of(data: Mapping[str, str]) -> tuple[str, ...]:
 
 def contradictions(data: Mapping[str, str]) -> dict[str, dict[str, str]]:
     """The keys that are there in spellings with different values, with these: any of them may count."""
-    found = {key: {each: data[each] for each in spellings(data, key)} for key in (*GUARDED_KEYS, MIGRATION)}
+    found: dict[str, dict[str, str]] = {key: {} for key in _READ_KEYS}
+    for each, value in data.items():
+        if (values := found.get(each.lower())) is not None:
+            values[each] = value
     return {key: values for key, values in found.items() if len({each.strip() for each in values.values()}) > 1}
 
 

@@ -136,6 +136,10 @@ class _Index:
         return self._blocks.bisect_left((least,)), self._blocks.bisect_left((Cidr(least.version, last, _BEYOND),))
 
 
+_NONE = _Index()
+"""Of a pool that nobody holds anything of: only ever asked."""
+
+
 class Holdings:
     """Owners (nodes, say) and what they hold: CIDRs, CIDRs of pools, or just something."""
 
@@ -233,7 +237,7 @@ class Holdings:
         return self.outside(kept, Cidr(family, 0, 0))
 
     def _index(self, pool: str | None) -> _Index:
-        return self._all if pool is None else self._pools.get(pool) or _Index()
+        return self._all if pool is None else self._pools.get(pool, _NONE)
 
     def _blocks_of(self, owner: str) -> Collection[Block]:
         return dict.fromkeys(block for _, blocks in self._held[owner][1] for block in blocks)

@@ -68,7 +68,7 @@ its proxies later still. A write that is sent to nobody is refused."""
 class GuardOptions:
     """What a guard guards, where it is reached, and with which certificate.
 
-    hosts: names and addresses that API servers call it by; the Service's where there are none.
+    hosts: names and addresses that its certificate is for, besides those by which the webhooks are called.
     tls_cert_file, tls_key_file: instead of certificates of its own making; with tls_ca_file it keeps caBundle as well.
     """
 
@@ -226,12 +226,11 @@ class Guard:
         self._manager.add("API server's clock", self._follow_clock, restart=True)
         keeper: Authority | CertificateFiles
         if options.tls_cert_file and options.tls_key_file:
-            configuration = WebhookConfiguration(self._api, options.configuration) if options.tls_ca_file else None
             keeper = self._files = CertificateFiles(
                 options.tls_cert_file,
                 options.tls_key_file,
                 ca=options.tls_ca_file,
-                configuration=configuration,
+                configuration=WebhookConfiguration(self._api, options.configuration),
                 now=self._api.clock.now,
             )
         elif options.tls_cert_file or options.tls_key_file:

@@ -49,8 +49,11 @@ class AuthorityTiming(msgspec.Struct, frozen=True):
 class Authority:
     """Keeps the certificates; `tls` is the context to serve with. `run` is a component of a Manager.
 
-    hosts: names and addresses that the serving certificate is valid for, as API servers call the guard:
-        `netloom-guard.netloom-system.svc`, or the host of a URL.
+    The serving certificate is for the names and addresses by which the webhooks are called, as their configuration
+    says: `netloom-guard.netloom-system.svc`, or the host of a URL. Where that changes, another is issued, which is for
+    those of before as well: not all API servers learn of a change at once.
+
+    hosts: what it is for besides.
     """
 
     def __init__(
@@ -68,6 +71,8 @@ class Authority:
         self._api = api
         self._namespace = namespace
         self._hosts = tuple(hosts)
+        self._called: tuple[str, ...] = ()
+        """What the serving certificate had to be for when it was issued."""
         self._secret = secret
         self._key = f"{namespace}/{secret}"
         self._now = now or api.clock.now
@@ -110,7 +115,11 @@ class Authority:
         if not self._is_trusted(self.serving.signer):
             why = self.failure or "about to be written"
             return f"the caBundle of {self.configuration} does not have the CA of this replica: {why}"
-        return ""
+        assert self._presented.current
+        refusal = self.configuration.refusal(self._presented.current, "the certificate of this replica")
+        late = not self.serving.covers(self.configuration.hosts())
+        why = self.failure or ("another is about to be issued" if late else "")
+        return f"{refusal}: {why}" if refusal and why else refusal
 
     async def run(self) -> None:
         """Keeps all of it until cancelled."""
@@ -205,23 +214,27 @@ class Authority:
     async def _serve(self, now: dt.datetime) -> None:
         """Issues and shows a certificate where it is time to. Raises MintFailed."""
         ca = certificates.signer(self.cas, now)
-        if ca is None or not certificates.renewal(self.serving, ca, now):
+        hosts = tuple(dict.fromkeys((*self._hosts, *self.configuration.hosts())))
+        if ca is None or not certificates.renewal(self.serving, ca, now, hosts):
             return
         serving = self.serving
         if (
             serving
+            and serving.covers(hosts)
             and not certificates.invalidity(serving, now)
             and self._is_trusted(serving.signer)
             and not self._is_trusted(ca.certificate)
         ):
             return
         what = "a serving certificate was not issued"
-        serving = await self._mint.call(what, certificates.issue, ca, self._hosts, now)
+        every = tuple(dict.fromkeys((*hosts, *self._called)))
+        serving = await self._mint.call(what, certificates.issue, ca, every, now)
         self._presented.present(serving.certificate, serving.key)
-        self.serving = serving
+        self.serving, self._called = serving, hosts
         metrics.CERTIFICATE_EXPIRY.set(serving.expires.timestamp())
         metrics.CA_EXPIRY.set(ca.expires.timestamp())
-        log.info("serving certificate issued", expires=f"{serving.expires:%Y-%m-%dT%H:%M:%SZ}", ca=ca.name)
+        expires = f"{serving.expires:%Y-%m-%dT%H:%M:%SZ}"
+        log.info("serving certificate issued", expires=expires, ca=ca.name, hosts=serving.hosts)
 
     def _invalidity(self) -> str:
         return certificates.invalidity(self.serving, self._now()) if self.serving else ""

@@ -23,7 +23,7 @@ import binascii
 import datetime as dt
 import ipaddress
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -82,9 +82,14 @@ class CA(_Issued):
 
 @dataclass(frozen=True, slots=True)
 class ServingCertificate(_Issued):
-    """Valid only while its CA is; `signer` is the certificate of that."""
+    """Valid only while its CA is; `signer` is the certificate of that. `hosts`: what it is for."""
 
     signer: str = field(repr=False)
+    hosts: tuple[str, ...] = ()
+
+    def covers(self, hosts: Collection[str]) -> bool:
+        """Whether it is for all of these."""
+        return set(hosts) <= set(self.hosts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,9 +138,14 @@ def due(cas: Iterable[CA], now: dt.datetime) -> bool:
     return not alive or _used_up(alive[-1].created, alive[-1].expires, now)
 
 
-def renewal(serving: ServingCertificate | None, signed_by: CA, now: dt.datetime) -> bool:
-    """Whether a new serving certificate is to be issued, given the CA that signs now."""
-    if serving is None or serving.signer != signed_by.certificate or invalidity(serving, now):
+def renewal(serving: ServingCertificate | None, signed_by: CA, now: dt.datetime, hosts: Collection[str] = ()) -> bool:
+    """Whether a new serving certificate is to be issued, given the CA that signs now and what it has to be for."""
+    if (
+        serving is None
+        or not serving.covers(hosts)
+        or serving.signer != signed_by.certificate
+        or invalidity(serving, now)
+    ):
         return True
     # A CA near its end can only give short certificates; to renew the last one over and over would help nobody.
     return _used_up(serving.created, serving.expires, now) and serving.expires < signed_by.expires
@@ -233,6 +243,7 @@ def issue(ca: CA, hosts: Iterable[str], now: dt.datetime, *, life: dt.timedelta 
     from cryptography.x509.oid import ExtendedKeyUsageOID
 
     now = now.replace(microsecond=0)
+    hosts = tuple(hosts)
     parent, parent_key = _load(ca.certificate)[0], _load_key(ca.key)
     created, expires = max(now, ca.created), min(now + life, ca.expires)
     names = [x509.IPAddress(ipaddress.ip_address(host)) if is_address(host) else x509.DNSName(host) for host in hosts]
@@ -246,7 +257,7 @@ def issue(ca: CA, hosts: Iterable[str], now: dt.datetime, *, life: dt.timedelta 
     )
     subject, end = x509.Name.from_rfc4514_string("CN=netloom-guard"), x509.BasicConstraints(False, None)
     certificate = _sign(end, created, expires, subject, key.public_key(), parent.subject, parent_key, *extensions)
-    return ServingCertificate(certificate, key_pem, created, expires, ca.certificate)
+    return ServingCertificate(certificate, key_pem, created, expires, ca.certificate, hosts)
 
 
 def validity(pem: str) -> tuple[Validity, ...]:

@@ -2,7 +2,8 @@
 
 The files are read every ten seconds and compared, which finds every way of replacing them (the kubelet swaps a symlink,
 people copy) and costs less than being told of some of them. A pair that does not fit, half-written perhaps, or that is
-not valid yet (or any more) by the API server's clock, is not taken: the one before it stays, as long as it is valid.
+not valid yet (or any more) by the API server's clock, or that API servers would not accept for the address by which
+they call, is not taken: the one before it stays, as long as they accept that.
 """
 
 import asyncio
@@ -48,8 +49,8 @@ class _Pair:
 class CertificateFiles:
     """Serves with the certificate in `certificate` (chain) and `key`; `tls` is the context to serve with.
 
-    With `ca` and `configuration`, the caBundle of the webhooks is kept equal to the CA file; else it is the business
-    of whoever issues the certificates (cert-manager's cainjector).
+    configuration: the webhooks; by it the certificate is judged. With `ca`, their caBundle is kept equal to the CA
+    file; else it is the business of whoever issues the certificates (cert-manager's cainjector).
     """
 
     def __init__(
@@ -67,7 +68,7 @@ class CertificateFiles:
         self._certificate = certificate
         self._key = key
         self._ca = ca
-        self._configuration = configuration if ca else None
+        self._configuration = configuration
         self._now = now
         self._period = period
         self._mint = mint or Mint()
@@ -94,7 +95,14 @@ class CertificateFiles:
         """
         if self._shown is None:
             return self.failure or "the certificate is not read yet"
-        return self._invalidity(self._shown) or self._unpublished
+        wrong = self._invalidity(self._shown) or self._unpublished
+        configuration = self._configuration
+        if wrong or configuration is None:
+            return wrong
+        if not configuration.store.synced.is_set():
+            why = configuration.watch.fault
+            return f"whether API servers accept the certificate is not known: {configuration} is not read yet: {why}"
+        return configuration.refusal(self._shown.context, f"the certificate in {self._certificate}")
 
     @property
     def expires(self) -> dt.datetime | None:
@@ -155,10 +163,10 @@ class CertificateFiles:
         return _Pair(found.ca, context, certificate, cas)
 
     def _take(self, found: _Pair) -> None:
-        """Shows the pair. Raises BadCertificate if it is not valid now, while the one before it is."""
-        invalidity = self._invalidity(found)
-        if invalidity and self._shown and not self._invalidity(self._shown):
-            raise certificates.BadCertificate(invalidity)
+        """Shows the pair. Raises BadCertificate if API servers do not accept it now, while they do the one before."""
+        wrong = self._wrong(found)
+        if wrong and self._shown and not self._wrong(self._shown):
+            raise certificates.BadCertificate(wrong)
         self._presented.current = found.context
         self._shown, self._found = found, None
         self.failure = ""
@@ -166,6 +174,12 @@ class CertificateFiles:
         metrics.CERTIFICATE_EXPIRY.set(expires.timestamp())
         metrics.CA_EXPIRY.set(found.cas[0].expires.timestamp() if found.cas else 0)
         log.info("certificate read", file=str(self._certificate), expires=f"{expires:%Y-%m-%dT%H:%M:%SZ}")
+
+    def _wrong(self, pair: _Pair) -> str:
+        """Why API servers do not accept the pair, once its CA is published; "" if they do."""
+        if (wrong := self._invalidity(pair)) or self._configuration is None:
+            return wrong
+        return self._configuration.refusal(pair.context, f"the certificate in {self._certificate}", pair.ca)
 
     def _invalidity(self, pair: _Pair) -> str:
         """Why API servers do not take the pair for valid now; "" if they do."""
@@ -192,7 +206,7 @@ class CertificateFiles:
     async def _publish(self) -> None:
         configuration, shown = self._configuration, self._shown
         try:
-            if configuration and shown and not configuration.holds(shown.ca):
+            if configuration and self._ca and shown and not configuration.holds(shown.ca):
                 await configuration.publish(shown.ca)
         except ApiError as error:
             self._unpublished = f"the caBundle of {configuration} is not written: {error}"

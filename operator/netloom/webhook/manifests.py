@@ -11,6 +11,7 @@ from typing import Any
 
 from netloom.api.errors import UserError
 from netloom.guard.cluster_state import RECORD_NAME
+from netloom.webhook.configuration import host_of
 from netloom.webhook.names import CA_SECRET, NAME, PORT, Scope
 from netloom.webhook.policies import policies
 from netloom.webhook.rules import client_config, webhook_configuration
@@ -72,6 +73,11 @@ class Installation:
             raise UserError(f"--replicas {self.replicas}: a guard that does not run refuses every guarded write.")
         if self.url and not self.url.startswith("https://"):
             raise UserError(f"--url {self.url!r}: the API server speaks to webhooks by https:// only.")
+        if self.url and not host_of(self.url):
+            raise UserError(
+                f"--url {self.url!r}: there is no host in it that an API server could call; write https://HOST:PORT, "
+                "an IPv6 address in brackets: https://[::1]:9443."
+            )
         if self.tls_secret and not (self.ca_bundle or self.inject_ca_from):
             raise UserError(
                 f"--tls-secret {self.tls_secret}: who vouches for that certificate is not said. Give --ca-file, or "
@@ -130,10 +136,11 @@ def _rights(options: Installation) -> list[Manifest]:
         *(_may(read, group, kinds) for group, kinds in groups.items()),
         _may(read, "apiextensions.k8s.io", ["customresourcedefinitions"], crds),
     ]
+    # It is ready when API servers would accept its certificate where these webhooks say that they call.
+    hooks = [*read, "patch"] if options.own_authority else read
+    cluster.append(_may(hooks, "admissionregistration.k8s.io", ["validatingwebhookconfigurations"], [NAME]))
     own = [_may([*read, "create", "patch"], "", ["configmaps"], [RECORD_NAME])]
     if options.own_authority:
-        hooks = ["validatingwebhookconfigurations"]
-        cluster.append(_may([*read, "patch"], "admissionregistration.k8s.io", hooks, [NAME]))
         # Who creates an object has no name yet that RBAC could look at.
         own.append(_may(["create"], "", ["secrets"]))
         own.append(_may(["get", *read, "update"], "", ["secrets"], [CA_SECRET]))

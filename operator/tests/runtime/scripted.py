@@ -253,8 +253,15 @@ def _read(request: web.Request, name: str) -> str:
     return "watch" if "watch" in request.query else "ask" if request.query.get("limit") == "1" else "list"
 
 
+def _named(objects: list[Any]) -> bool:
+    return all(isinstance(each, dict) and "name" in each for each in objects)
+
+
 def _merged(held: Any, patch: Any) -> Any:
-    """RFC 7386."""
+    """RFC 7386; and lists of objects with names are merged by these, as server-side apply does."""
+    if isinstance(held, list) and _named(held) and isinstance(patch, list) and _named(patch):
+        changes = {each["name"]: each for each in patch}
+        return [_merged(each, changes.get(each["name"], {})) for each in held]
     if not isinstance(patch, dict):
         return patch
     merged = dict(held) if isinstance(held, dict) else {}

@@ -29,8 +29,13 @@ NOW = dt.datetime.now(dt.UTC).replace(microsecond=0)
 class InProcess(Mint):
     """Answers itself what a child would, in a hundredth of the time: for what is not about children."""
 
+    fail = ""
+    """Why no call succeeds, where none does."""
+
     async def _run(self, call: bytes) -> bytes:
         self.children += 1
+        if self.fail:
+            raise OSError(self.fail)
         return answer(call)
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import contextlib
 import datetime as dt
 import json
 import ssl
@@ -85,10 +86,17 @@ def secret(*cas: certificates.CA) -> Object:
     return {"metadata": {"name": SECRET, "namespace": "netloom-system"}, "data": certificates.dump(cas)}
 
 
-def configuration(bundle: str = "") -> Object:
+def configuration(bundle: str = "", *urls: str) -> Object:
+    """Two webhooks of a Service; or one at each URL."""
     encoded = base64.b64encode(bundle.encode()).decode()
-    hook = {"clientConfig": {"caBundle": encoded, "service": {"name": NAME}}, "failurePolicy": "Fail"}
-    return {"metadata": {"name": NAME}, "webhooks": [{"name": "one", **hook}, {"name": "two", **hook}]}
+    hook = {
+        "clientConfig": {"caBundle": encoded, "service": {"name": NAME, "namespace": "netloom-system"}},
+        "failurePolicy": "Fail",
+    }
+    hooks = [{"name": "one", **hook}, {"name": "two", **hook}]
+    if urls:
+        hooks = [{"name": f"at-{url}", "clientConfig": {"caBundle": encoded, "url": url}} for url in urls]
+    return {"metadata": {"name": NAME}, "webhooks": hooks}
 
 
 def published(server: ScriptedApi) -> set[str]:
@@ -304,6 +312,78 @@ def believed(server: ScriptedApi, authority: Authority) -> bool:
     except ssl.SSLError:
         return False
     return True
+
+
+def shown_to(server: ScriptedApi, authority: Authority, *hosts: str) -> list[str]:
+    """Those of the hosts for which an API server takes what the authority shows."""
+    taken = []
+    for host in hosts:
+        with contextlib.suppress(ssl.SSLError):
+            handshake(Shown(authority), next(iter(published(server))), host)  # type: ignore[arg-type]
+            taken.append(host)
+    return taken
+
+
+async def test_the_certificate_is_for_where_the_webhooks_are_called(server: ScriptedApi, start: Start):
+    urls = "https://127.0.0.1:9443/validate", "https://[0:0::1]:9443/validate", "https://Guard.Example.com./validate"
+    server.put(CONFIGURATIONS, configuration("", *urls))
+    authority = start()
+    await until(lambda: good(authority), "it serves")
+    every = "127.0.0.1", "::1", "guard.example.com", "guard.test"
+    assert shown_to(server, authority, *every, "127.0.0.2", "example.com") == list(every)
+
+
+async def test_a_change_of_the_url_makes_a_certificate_and_keeps_the_names_of_before_for_once(
+    server: ScriptedApi, start: Start, clock: Clock
+):
+    """API servers that have not seen the change go on to call where they did."""
+    server.put(CONFIGURATIONS, configuration("", "https://10.0.0.1:9443/"))
+    authority = start()
+    await until(lambda: good(authority), "it serves")
+    (ca,) = stored(server)
+    hosts = "10.0.0.1", "10.0.0.2", "10.0.0.3"
+
+    async def becomes(*shown: str) -> None:
+        await until(lambda: shown_to(server, authority, *hosts) == list(shown) and good(authority), f"for {shown}")
+
+    await becomes("10.0.0.1")
+    server.put(CONFIGURATIONS, configuration(ca.certificate, "https://10.0.0.2:9443/"))
+    await becomes("10.0.0.1", "10.0.0.2")
+    server.put(CONFIGURATIONS, configuration(ca.certificate, "https://10.0.0.3:9443/"))
+    await becomes("10.0.0.2", "10.0.0.3")
+    clock.now += certificates.SERVING_LIFE * 3 / 4
+    await until(
+        lambda: authority.serving and authority.serving.hosts == ("guard.test", "10.0.0.3"), "no names of before"
+    )
+    assert server.count("patch") == 1, "the CA is the same"
+
+
+async def test_an_address_that_the_certificate_is_not_for_is_said(
+    server: ScriptedApi, start: Start, ca: certificates.CA
+):
+    """While none for it can be issued."""
+    server.put(SECRETS, secret(ca))
+    server.put(CONFIGURATIONS, configuration(ca.certificate))
+    mint = InProcess()
+    authority = start(mint=mint)
+    await until(lambda: good(authority), "it serves")
+    mint.fail = "no memory"
+    server.put(CONFIGURATIONS, configuration(ca.certificate, "https://[fd00::7]:9443/"))
+    await until(lambda: "no memory" in authority.fault, "said")
+    assert authority.fault == (
+        "the certificate of this replica is for guard.test, netloom-guard.netloom-system.svc, and not for fd00::7, "
+        f"where API servers call (ValidatingWebhookConfiguration {NAME}, webhook at-https://[fd00::7]:9443/): "
+        "a serving certificate was not issued: no process to do it could be started: no memory"
+    )
+    mint.fail = ""
+    await until(lambda: good(authority), "it serves again")
+
+
+async def test_a_url_without_a_host_is_said(server: ScriptedApi, start: Start, ca: certificates.CA):
+    server.put(CONFIGURATIONS, configuration("", "https://[::1", "https://127.0.0.1:9443/"))
+    authority = start()
+    await until(lambda: "clientConfig says no host" in authority.fault, "said")
+    assert authority.fault.endswith("webhook at-https://[::1: clientConfig says no host to call that could be read")
 
 
 JUMPS = [-400 * DAY, -120 * MINUTE, 120 * MINUTE, 400 * DAY]

@@ -4,11 +4,17 @@ import base64
 import dataclasses
 import datetime as dt
 import ssl
+from ipaddress import ip_address
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from hypothesis import given
 from hypothesis import strategies as st
 
+from netloom.cidr import is_address
 from netloom.webhook import certificates
 from netloom.webhook.certificates import (
     CA,
@@ -30,7 +36,7 @@ from netloom.webhook.certificates import (
     same,
     signer,
 )
-from netloom.webhook.tls import ServingTLS
+from netloom.webhook.tls import ServingTLS, refusal
 from tests.webhook.conftest import NOW
 
 SECOND, MINUTE, HOUR, DAY = (dt.timedelta(**{unit: 1}) for unit in ("seconds", "minutes", "hours", "days"))
@@ -59,6 +65,56 @@ def handshake(presented: ServingTLS, trusted: str, host: str) -> None:
         if done >= 2:
             return
     raise AssertionError("the handshake does not end")
+
+
+@pytest.mark.parametrize(
+    ("names", "host", "refused"),
+    [
+        (["127.0.0.1"], "127.0.0.1", ""),
+        (["::1"], "::1", ""),
+        (["guard.test"], "guard.test", ""),
+        (["*.guard.test"], "a.guard.test", ""),
+        (["*.test"], "guard.test", ""),
+        (["*.test"], "a.guard.test", "is for *.test, and not for a.guard.test"),
+        (["guard.test"], "127.0.0.1", "is for guard.test, and not for 127.0.0.1"),
+        (["127.0.0.1"], "127.0.0.2", "is for 127.0.0.1, and not for 127.0.0.2"),
+        # As Go has it: the common name counts for nothing, and a name that looks like an address is none.
+        ([], "own", "is for no name at all, and not for own"),
+        (["guard.test"], "own", "is for guard.test, and not for own"),
+        (["guard.test"], "fe80::1%25eth0", "is for guard.test, and not for fe80::1%25eth0"),
+        (["guard.test"], "a" * 300, f"is for guard.test, and not for {'a' * 300}"),
+    ],
+)
+def test_what_a_client_would_refuse(names: list[str], host: str, refused: str):
+    """Also of a certificate that vouches for itself, as people make them with one command."""
+    pem, key = own_certificate(names)
+    shown = ServingTLS().loaded(pem, key)
+    assert refusal(shown, host, pem) == refused
+    stranger = refusal(shown, host, new_ca(NOW).certificate)
+    assert stranger.startswith("is not by the CA that API servers trust (")
+    assert "caBundle is not readable" in refusal(shown, host, "nonsense")
+
+
+def test_times_are_not_the_business_of_that():
+    long_ago = NOW - 800 * DAY
+    ca = new_ca(long_ago)
+    serving = issue(ca, ["guard.test"], long_ago)
+    assert refusal(ServingTLS().loaded(serving.certificate, serving.key), "guard.test", ca.certificate) == ""
+
+
+def own_certificate(names: list[str]) -> tuple[str, str]:
+    """Self-signed, with the common name `own` and these subject alternative names."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    subject = x509.Name.from_rfc4514_string("CN=own")
+    builder = (
+        x509.CertificateBuilder().subject_name(subject).issuer_name(subject).public_key(key.public_key())
+        .serial_number(1).not_valid_before(NOW - DAY).not_valid_after(NOW + DAY)
+    )  # fmt: skip
+    if names:
+        found = [x509.IPAddress(ip_address(each)) if is_address(each) else x509.DNSName(each) for each in names]
+        builder = builder.add_extension(x509.SubjectAlternativeName(found), critical=False)
+    pem = builder.sign(key, hashes.SHA256()).public_bytes(Encoding.PEM).decode()
+    return pem, key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()).decode()
 
 
 def presenting(ca: CA, now: dt.datetime = NOW, **options: object) -> ServingTLS:

@@ -1,15 +1,23 @@
 """Certificates that somebody else renews in files."""
 
 import asyncio
+import base64
 import ssl
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from netloom.api.admissionregistration import (
+    ValidatingWebhook,
+    ValidatingWebhookConfiguration,
+    WebhookClientConfig,
+)
+from netloom.api.meta import ObjectMeta
 from netloom.runtime.errors import ConfigError
 from netloom.webhook import certificates
 from netloom.webhook.certificates import CA, ServingCertificate
+from netloom.webhook.configuration import WebhookConfiguration
 from netloom.webhook.files import CertificateFiles
 from tests.runtime.scripted import until
 from tests.webhook.conftest import NOW, InProcess
@@ -222,6 +230,82 @@ async def test_files_are_followed(tmp_path: Path, ca: CA, other: CA):
     await until(lambda: shows(files, other), "followed")
     task.cancel()
     await asyncio.wait([task])
+
+
+class Configured:
+    """A WebhookConfiguration as its watch would have seen it."""
+
+    def __init__(self) -> None:
+        self.seen = WebhookConfiguration(None, "netloom-guard")  # type: ignore[arg-type]  # it is never asked
+
+    def put(self, ca: CA | None, *urls: str) -> WebhookConfiguration:
+        bundle = base64.b64encode(ca.certificate.encode()).decode() if ca else ""
+        hooks = tuple(ValidatingWebhook(f"hook-{n}", WebhookClientConfig(bundle, url)) for n, url in enumerate(urls))
+        self._version = getattr(self, "_version", 0) + 1
+        meta = ObjectMeta(name="netloom-guard", uid="1", resource_version=str(self._version))
+        self.seen.store.put(ValidatingWebhookConfiguration(meta, hooks))
+        self.seen.store.synced.set()
+        return self.seen
+
+
+WHERE = "where API servers call (ValidatingWebhookConfiguration netloom-guard, webhook"
+
+
+async def test_ready_is_what_api_servers_would_accept(tmp_path: Path, ca: CA, other: CA):
+    """The name or address, and the CA; whatever of these is wrong is said, and it follows the configuration."""
+    write(tmp_path, certificates.issue(ca, ["guard.test", "10.0.0.1"], NOW))
+    configured = Configured()
+    files = files_in(tmp_path, configuration=configured.seen)
+    await files.load()
+    assert "whether API servers accept the certificate is not known" in files.fault
+    mine = f"the certificate in {tmp_path}/tls.crt"
+    configured.put(ca, "https://10.0.0.1:9443/validate", "https://guard.test/validate")
+    assert files.fault == ""
+    configured.put(ca, "https://10.0.0.1:9443/", "https://127.0.0.1:9443/", "https://127.0.0.1:9443/")
+    assert files.fault == f"{mine} is for guard.test, 10.0.0.1, and not for 127.0.0.1, {WHERE}s hook-1, hook-2)"
+    configured.put(other, "https://10.0.0.1:9443/")
+    untrusted = f"{mine} is not by the CA that API servers trust (unable to get local issuer certificate), for 10.0.0.1"
+    assert files.fault == f"{untrusted}, {WHERE} hook-0)"
+    configured.put(None, "https://10.0.0.1:9443/")
+    assert "is not by a CA of this machine, and the caBundle is empty (unable to get" in files.fault
+    configured.put(ca, "https://guard.test:9443/")
+    assert files.fault == ""
+
+
+async def test_a_renewed_pair_that_api_servers_would_not_accept_waits(tmp_path: Path, ca: CA, other: CA):
+    write(tmp_path, issued(ca))
+    configured = Configured()
+    files = files_in(tmp_path, configuration=configured.put(ca, "https://guard.test/"))
+    await files.load()
+    write(tmp_path, issued(other))  # as cert-manager does it: the caBundle follows later
+    await files.look()
+    assert "is not by the CA that API servers trust" in files.failure
+    assert files.fault == "", "it serves as well as before"
+    assert shows(files, ca)
+    configured.put(other, "https://guard.test/")
+    await files.look()
+    assert files.failure == files.fault == ""
+    assert shows(files, other)
+    write(tmp_path, certificates.issue(other, ["guard.tset"], NOW))
+    await files.look()
+    assert f"is for guard.tset, and not for guard.test, {WHERE} hook-0)" in files.failure
+    assert shows(files, other)
+
+
+async def test_a_new_ca_file_is_judged_by_itself(tmp_path: Path, ca: CA, other: CA):
+    """It is about to be the caBundle."""
+    write(tmp_path, issued(ca))
+    (tmp_path / "ca.crt").write_text(ca.certificate)
+    configured = Configured()
+    files = files_in(tmp_path, ca=tmp_path / "ca.crt", configuration=configured.put(ca, "https://guard.test/"))
+    await files.load()
+    write(tmp_path, issued(other))
+    await files.look()
+    assert "is not by the CA that API servers trust" in files.failure
+    (tmp_path / "ca.crt").write_text(other.certificate)
+    await files.look()
+    assert files.failure == ""
+    assert shows(files, other)
 
 
 def open_files() -> int:

@@ -204,6 +204,8 @@ def test_a_given_ca_stands_in_every_webhook() -> None:
         ({"image": ""}, "--image"),
         ({"replicas": 0}, "--replicas 0"),
         ({"url": "http://127.0.0.1:9443"}, "https:// only"),
+        ({"url": "https://:9443"}, "no host in it"),
+        ({"url": "https://[::1:9443"}, "no host in it"),
         ({"tls_secret": "guard-tls"}, "--ca-file"),
         ({"ca_bundle": "UEVN"}, "--tls-secret"),
     ],
