@@ -13,6 +13,7 @@ from netloom.api.cidrs import (
 from netloom.api.problem import Problem
 from netloom.api.v1alpha1 import NETWORK_NAME, ClusterPool, IPAMMode, NetloomNetwork
 from netloom.api.validation.ranges import check_ranges
+from netloom.api.validation.selector import check_selector
 from netloom.cidr import VERSIONS, Cidr, Version
 
 TUNNEL_OVERHEAD = 50
@@ -46,6 +47,7 @@ def validate_network(network: NetloomNetwork, *, node_addresses: NodeAddresses |
     problems += _cluster_pool(name, network.spec.ipam.cluster_pool)
     cidrs, reason = _cluster_cidrs(network), "ClusterCIDROverlapsNodes"
     problems += check_nodes_outside(cidrs, node_addresses or {}, object=name, reason=reason)
+    problems += check_selector(network.spec.node_selector, object=name, field="spec.nodeSelector")
     return problems + _routing(name, network) + _mtu(name, network) + _masquerade(name, network) + _ranges(network)
 
 
