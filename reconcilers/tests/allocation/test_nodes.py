@@ -196,7 +196,9 @@ def test_addresses_follow_the_node_and_heartbeats_cost_nothing(world: World) -> 
         {"type": "InternalIP", "ip": "192.168.0.8"},
         {"type": "ExternalIP", "ip": "2001:db8::8"},
     ]
-    assert world.writes(since) == Counter({"patch netloomnodes": 1})
+    assert world.writes(since) == Counter({"patch netloomnodes": 1, "patch netloomnetworks": 1})
+    told = world.condition("netloomnetworks", "default")[2]
+    assert "Node a: status.addresses[2] ::ffff:10.0.0.1: '::ffff:10.0.0.1' is not an IP address of its own" in told
 
 
 # Dual stack
