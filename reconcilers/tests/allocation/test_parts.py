@@ -370,6 +370,6 @@ def test_a_block_with_a_node_s_address_is_given_to_nobody(parts: Parts) -> None:
     assert isinstance(grant := parts.allocator.plan([ask("a")], [], 0.0).decisions["a"], Grant)
     assert grant.cidrs == (ONE,)
     nodes.remove("near")
-    assert (configuration.inside, parts.events[3:]) == ({}, [Changed.SETTINGS])
+    assert (configuration.inside, parts.events[3:]) == ({}, [Changed.SETTINGS] * 2)
     stores.networks.remove("default")
-    assert (configuration.settings, parts.events[4:]) == (None, [Changed.SETTINGS, Changed.NETWORK])
+    assert (configuration.settings, parts.events[5:]) == (None, [Changed.SETTINGS, Changed.NETWORK])
