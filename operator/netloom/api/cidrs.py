@@ -39,8 +39,8 @@ def check_cidr(
         message = "bits are set after the prefix length, so this is an address, not a network."
         problems.append(wrong("InvalidCIDR", message, f"Write {network}."))
     if f"{format_address(address)}/{length}" != text:
-        message = "not in canonical form (RFC 5952), and equal CIDRs must be equal as text."
-        problems.append(wrong("InvalidCIDR", message, f"Write {network}."))
+        message = "not in canonical form, and equal CIDRs must be equal as text."
+        problems.append(wrong("InvalidCIDR", message, f"Write {network} (RFC 5952)."))
     reserved = RESERVED[network.version]
     if for_pods and any(each.overlaps(network) for each in reserved):
         names = f"{', '.join(map(str, reserved[:-1]))} and {reserved[-1]}"
