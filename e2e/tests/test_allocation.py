@@ -229,7 +229,7 @@ def test_a_cluster_cidr_is_removed_of_which_nothing_was_given(
         ["10.70.0.0/16", "10.88.0.0/16"],
     )
     wait_for("it is told who", lambda: cluster.network()["status"]["ipam"].get("inUse", "").startswith("3 nodes"))
-    with pytest.raises(KubectlError, match=r"10\.98\.0\.0/16 cannot be removed or made smaller while 3 nodes hold"):
+    with pytest.raises(KubectlError, match=r"10\.88\.0\.0/16 cannot be removed or made smaller while 3 nodes hold"):
         plane.kubectl(*patch, spec_of({"ipv4PodCIDRList": ["10.70.0.0/23"]}))
 
 

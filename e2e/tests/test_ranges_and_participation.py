@@ -1,10 +1,16 @@
 """What no node may be given, and which Nodes are given nothing: real ServiceCIDRs, Pods and Nodes, a real operator."""
 
+import os
+from collections.abc import Iterator
 from typing import Any
 
+import pytest
+
+from netloom_e2e.agents import Agents
 from netloom_e2e.allocations import NETWORKS, Cluster, condition
 from netloom_e2e.client import collection_path
-from netloom_e2e.lab import wait_for
+from netloom_e2e.gateway import gateway
+from netloom_e2e.lab import Lab, wait_for
 from netloom_e2e.operators import Operator, Operators
 
 SERVICE_CIDRS = "/apis/networking.k8s.io/v1/servicecidrs"
@@ -12,6 +18,16 @@ PODS = "/api/v1/namespaces/default/pods"
 NETWORK = f"{collection_path(NETWORKS)}/default"
 ROLE = "/apis/rbac.authorization.k8s.io/v1/clusterroles/netloom-operator"
 LEFT_OUT = {"metadata": {"labels": {"netloom.dev/ignore": "true"}}}
+
+
+@pytest.fixture
+def agents(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Agents]:
+    with Lab(f"nlp{os.getpid() % 10000}") as lab, gateway(lab, cluster.plane.port):
+        made = Agents(lab, cluster.plane, tmp_path_factory.mktemp("agents"), user="netloom-agent")
+        try:
+            yield made
+        finally:
+            made.stop()
 
 
 def told(cluster: Cluster) -> tuple[str, str]:
@@ -148,6 +164,37 @@ def test_nodes_that_are_none_of_ours(cluster: Cluster, operators: Operators) -> 
         end_pod(cluster, f"pod-{name}")
     assert held(cluster) == now
     assert operator.healthy()
+
+
+def test_peers_drop_a_node_that_is_left_out(agents: Agents, cluster: Cluster, operators: Operators) -> None:
+    cluster.create_network(ipv4PodCIDRList=["10.70.0.0/16"])
+    operators.start()
+    machines = [agents.lab.add_node(name) for name in ("n1", "n2")]
+    for machine in machines:
+        cluster.add_node(machine.node, address=machine.address)
+    for number in (3, 4):
+        cluster.add_node(f"n{number}", address=f"192.0.2.{number}")
+    wait_for("all have their CIDRs", cluster.served)
+    for machine in machines:
+        agents.start(machine)
+    agents.in_sync(*machines, peers=3)
+    cidr = held(cluster)["n4"]
+    cluster.client.request("PATCH", "/api/v1/nodes/n3", LEFT_OUT)
+    wait_for("it is let go", lambda: "n3" not in cluster.held())
+    agents.in_sync(*machines, peers=2)
+    assert agents.condition("n1")["status"] == "True"
+
+    # One leaves while an agent does not run: it finds ways of nobody, and knows that no NetloomNode is missing.
+    wait_for("it is counted", lambda: cluster.network()["status"]["ipam"].get("nodesLeftOut") == 1)
+    (n1, _) = machines
+    agents.end("n1")
+    cluster.remove_nodes("n4")
+    wait_for("it has left", lambda: "n4" not in cluster.held())
+    assert cidr in n1.ip("route")
+    agents.start(n1)
+    agents.in_sync(n1, peers=1)
+    wait_for("its ways are gone", lambda: cidr not in n1.ip("route"), deadline=30)
+    wait_for("all is well", lambda: agents.condition("n1")["status"] == "True", deadline=30)
 
 
 def _warns(cluster: Cluster, operator: Operator, words: str) -> None:
