@@ -9,7 +9,7 @@ until the Node is gone. ExternalIPs just follow: nothing is sent to them.
 import msgspec
 
 from netloom.api.core import Node
-from netloom.api.node_addresses import is_usable
+from netloom.api.odd_addresses import is_usable
 from netloom.api.v1alpha1 import NETLOOM_NODES, Address, NetloomNode
 from netloom.cidr import Address as Packed
 from netloom.cidr import Cidr, parse_address
