@@ -111,7 +111,15 @@ def lines_of(refusal: CompletedProcess[str], kind: str, name: str) -> list[str]:
 
 
 def in_our_words(problems: list[Problem]) -> list[str]:
-    return sorted(f"{problem.field}: {problem.text}" for problem in problems if problem.severity == "error")
+    lines = (f"{problem.field}: {problem.text}" for problem in problems if problem.severity == "error")
+    return sorted(_without_ipv6(line) for line in lines)
+
+
+def _without_ipv6(line: str) -> str:
+    """What to write instead of an IPv6 CIDR is more than CEL can say: the rules tell how to find it."""
+    line = re.sub(r"Write \S*:\S*\.$", "Set them to zero.", line)
+    lower = 'Write it in lower case, with the longest run of zeros as "::" (RFC 5952).'
+    return re.sub(r"Write \S*:\S* \(RFC 5952\)\.$", lower, line)
 
 
 def without_verdict(line: str) -> str:

@@ -45,17 +45,20 @@ class Conditions:
         self._field_manager = field_manager
         self._on_write = on_write
 
-    async def set(self, res: Resource[T], obj: T, type_: str, good: bool, reason: str, message: str) -> T | None:
-        """The object as written, or None where nothing had to be, or it is not there any more. `good`: it is True."""
+    async def set(
+        self, res: Resource[T], obj: T, type_: str, good: bool, reason: str, message: str, *, warns: bool = False
+    ) -> T | None:
+        """The object as written, or None where nothing had to be, or it is not there any more. `good`: it is True.
+        `warns`: it is, and there is something to be done all the same."""
         meta = obj.metadata
         status: Literal["True", "False"] = "True" if good else "False"
         old = next((each for each in obj.status.conditions if each.type == type_), None)
         message = message[:MESSAGE_LIMIT]
         if old is not None and (old.status, old.reason, old.message) == (status, reason, message):
             return None
-        if old is not None or not good:
+        if old is not None or not good or warns:
             reference = ObjectReference(api_version=res.api_version, kind=res.kind, name=meta.name, uid=meta.uid)
-            self._events.event(reference, "Normal" if good else "Warning", reason, message)
+            self._events.event(reference, "Normal" if good and not warns else "Warning", reason, message)
         since = old.last_transition_time if old and old.status == status else timestamp(self._api.clock.now())
         new = Condition(type_, status, reason, message, since, meta.generation)
         conditions = {"conditions": [msgspec.to_builtins(new)]}

@@ -7,15 +7,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from netloom.api.core import Node
 from netloom.api.events import ObjectReference
-from netloom.api.meta import ObjectMeta, OwnerReference
+from netloom.api.meta import LabelSelector, ObjectMeta, OwnerReference
 from netloom.api.v1alpha1 import (
+    IGNORE_LABEL,
     NETLOOM_NODES,
     NETWORKS,
     Address,
     NetloomNetwork,
     NetloomNode,
     NetloomNodeSpec,
+    NetworkIPAMStatus,
+    NetworkSpec,
+    NetworkStatus,
     NodeIPAM,
 )
 from netloom.kernel.masquerade.masquerade import MasqueradeKeeper, MasqueradeReport
@@ -73,14 +78,16 @@ class Server(NodeLookup):
 
     def __init__(self, live: Iterable[int]) -> None:
         self.live = {f"node-{number}" for number in live}
+        self.left_out: set[str] = set()
         self.asked: list[Question] = []
         self.fault: Exception | None = None
 
-    async def ask(self, asked: Question) -> Answer:
+    async def ask(self, asked: Question, network: NetloomNetwork | None) -> Answer:
         self.asked.append(asked)
         if self.fault is not None:
             raise self.fault
-        return Answer({name: name in self.live for name in asked.names}, len(self.live) if asked.count else None)
+        lives = {name: name in self.live and name not in self.left_out for name in asked.names}
+        return Answer(lives, len(self.live) if asked.count else None)
 
     @property
     def requests(self) -> int:
@@ -126,8 +133,9 @@ class World:
     def event(self, ref: ObjectReference, type_: str, reason: str, message: str) -> None:
         self.events.append((f"{ref.kind} {ref.name}", reason))
 
-    def network(self) -> None:
-        self.networks.put(NetloomNetwork(metadata=ObjectMeta(name="default")))
+    def network(self, left_out: int = 0) -> None:
+        status = NetworkStatus(ipam=NetworkIPAMStatus(nodes_left_out=left_out))
+        self.networks.put(NetloomNetwork(metadata=ObjectMeta(name="default"), status=status))
 
     def vanish(self, *numbers: int) -> None:
         for number in numbers:
@@ -299,9 +307,30 @@ async def test_a_404_of_something_that_is_no_api_server_is_no_answer() -> None:
 
     api = Proxy()
     with pytest.raises(Unavailable, match="no API server"):
-        await NodeLookup(api).ask(Question(("node-3",), False))  # type: ignore[arg-type]
+        await NodeLookup(api).ask(Question(("node-3",), False), None)  # type: ignore[arg-type]
     api.details = {"name": "node-3", "kind": "nodes"}
-    assert await NodeLookup(api).ask(Question(("node-3",), False)) == Answer({"node-3": False})  # type: ignore[arg-type]
+    assert await NodeLookup(api).ask(Question(("node-3",), False), None) == Answer({"node-3": False})  # type: ignore[arg-type]
+
+
+async def test_a_node_that_is_left_out_has_left() -> None:
+    class Labelled:
+        def __init__(self, **labels: str) -> None:
+            self.labels = labels
+
+        async def get(self, res: object, name: str) -> Node:
+            return Node(metadata=ObjectMeta(name=name, labels=self.labels))
+
+    chosen = NetloomNetwork(spec=NetworkSpec(node_selector=LabelSelector(match_labels={"role": "worker"})))
+    asked = Question(("node-3",), False)
+    for labels, network, lives in (
+        ({}, None, True),
+        ({IGNORE_LABEL: "true"}, None, False),
+        ({}, chosen, False),
+        ({"role": "worker"}, chosen, True),
+        ({"role": "worker", IGNORE_LABEL: ""}, chosen, False),
+    ):
+        answer = await NodeLookup(Labelled(**labels)).ask(asked, network)  # type: ignore[arg-type]
+        assert answer == Answer({"node-3": lives})
 
 
 async def test_many_that_leave_at_once_go_by_one_question(tmp_path: Path) -> None:
@@ -310,6 +339,21 @@ async def test_many_that_leave_at_once_go_by_one_question(tmp_path: Path) -> Non
     await world.after(1.1)
     assert world.routed() == [2, *range(150, 201)]
     assert world.server.requests == NAMES + 2, "three of them, this node's own, and how many there are"
+
+
+async def test_many_that_are_left_out_at_once_go_by_one_question_when_the_network_counts_them(tmp_path: Path) -> None:
+    world = World(tmp_path, 40)
+    world.server.left_out = {f"node-{number}" for number in range(3, 23)}
+    world.vanish(*range(3, 23))
+    await world.after(1.1)
+    assert len(world.routed()) == 39 - NAMES, "the three that were asked for by name"
+    world.network(left_out=20)
+    await world.after(2.1)
+    assert world.routed() == [2, *range(23, 41)]
+    assert world.errors() == ""
+    world.vanish(30, 31, 32, 33)
+    await world.after(60)
+    assert len(world.routed()) == 19, "their Nodes live, and take part"
 
 
 async def test_many_that_leave_while_another_lost_its_object_go_by_name(tmp_path: Path) -> None:
@@ -332,7 +376,7 @@ async def test_when_this_nodes_own_node_is_gone_too_many_others_are_not_believed
     world.vanish(*range(3, 11))
     await world.after(60)
     assert world.routed() == list(range(2, 11))
-    assert "Node node-1, this node's own, is not there, either." in world.errors()
+    assert "Node node-1, this node's own, is not there, either, or is left out." in world.errors()
 
 
 async def test_nodes_that_were_made_by_hand_go_as_their_objects_do(world: World) -> None:

@@ -37,11 +37,10 @@ def check_cidr(
     address, length = split(text)
     if address != network.packed:
         message = "bits are set after the prefix length, so this is an address, not a network."
-        problems.append(wrong("InvalidCIDR", message, "Set them to zero."))
+        problems.append(wrong("InvalidCIDR", message, f"Write {network}."))
     if f"{format_address(address)}/{length}" != text:
         message = "not in canonical form, and equal CIDRs must be equal as text."
-        way_out = 'Write it in lower case, with the longest run of zeros as "::" (RFC 5952).'
-        problems.append(wrong("InvalidCIDR", message, way_out))
+        problems.append(wrong("InvalidCIDR", message, f"Write {network} (RFC 5952)."))
     reserved = RESERVED[network.version]
     if for_pods and any(each.overlaps(network) for each in reserved):
         names = f"{', '.join(map(str, reserved[:-1]))} and {reserved[-1]}"

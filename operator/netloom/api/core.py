@@ -50,5 +50,61 @@ class Secret(Struct, frozen=True):
     data: dict[str, str] = msgspec.field(default_factory=dict)
 
 
+class PodIP(Struct, frozen=True):
+    """Pod.status.podIPs[]."""
+
+    ip: str = ""
+
+
+class PodSpec(Struct, frozen=True):
+    """Pod.spec, as far as it says whose addresses the pod has."""
+
+    host_network: bool = False
+
+
+class PodStatus(Struct, frozen=True):
+    """Pod.status: one in phase Succeeded or Failed has given its addresses back."""
+
+    phase: str = ""
+    pod_ips: tuple[PodIP, ...] = msgspec.field(name="podIPs", default=())
+
+
+class Pod(Struct, frozen=True):
+    """core/v1 Pod."""
+
+    metadata: ObjectMeta = ObjectMeta()
+    spec: PodSpec = PodSpec()
+    status: PodStatus = PodStatus()
+
+
+class ServiceSpec(Struct, frozen=True):
+    """Service.spec: its virtual addresses, "None" where it has none."""
+
+    cluster_ips: tuple[str, ...] = msgspec.field(name="clusterIPs", default=())
+
+
+class Service(Struct, frozen=True):
+    """core/v1 Service."""
+
+    metadata: ObjectMeta = ObjectMeta()
+    spec: ServiceSpec = ServiceSpec()
+
+
+class ServiceCIDRSpec(Struct, frozen=True):
+    """ServiceCIDR.spec: at most one CIDR of each family."""
+
+    cidrs: tuple[str, ...] = ()
+
+
+class ServiceCIDR(Struct, frozen=True):
+    """networking.k8s.io/v1 ServiceCIDR: Services get their addresses of all of them. Served since Kubernetes 1.33."""
+
+    metadata: ObjectMeta = ObjectMeta()
+    spec: ServiceCIDRSpec = ServiceCIDRSpec()
+
+
+PODS = Resource("", "v1", "pods", Pod)
+SERVICES = Resource("", "v1", "services", Service)
+SERVICE_CIDRS = Resource("networking.k8s.io", "v1", "servicecidrs", ServiceCIDR)
 CONFIG_MAPS = Resource("", "v1", "configmaps", ConfigMap)
 SECRETS = Resource("", "v1", "secrets", Secret)

@@ -56,6 +56,27 @@ class Condition(Struct, frozen=True):
     observed_generation: int = 0
 
 
+class LabelRequirement(Struct, frozen=True):
+    """metav1.LabelSelectorRequirement. `values` of In and NotIn; the others have none."""
+
+    key: str
+    operator: Literal["In", "NotIn", "Exists", "DoesNotExist"]
+    values: tuple[str, ...] = ()
+
+
+class LabelSelector(Struct, frozen=True):
+    """metav1.LabelSelector: all of it has to hold; an empty one chooses everything."""
+
+    match_labels: dict[str, str] = {}
+    match_expressions: tuple[LabelRequirement, ...] = ()
+
+    @property
+    def requirements(self) -> tuple[LabelRequirement, ...]:
+        """All of it as requirements."""
+        equal = (LabelRequirement(key=key, operator="In", values=(value,)) for key, value in self.match_labels.items())
+        return (*equal, *self.match_expressions)
+
+
 class Object(Protocol):
     """Anything with metadata: what caches and queues need to know of an object."""
 

@@ -13,13 +13,16 @@ from typing import Literal
 
 import msgspec
 
-from netloom.api.meta import Condition, ObjectMeta, Resource, Struct
+from netloom.api.meta import Condition, LabelSelector, ObjectMeta, Resource, Struct
 
 GROUP = "netloom.dev"
 VERSION = "v1alpha1"
 
 NETWORK_NAME = "default"
 """The one name a NetloomNetwork may have."""
+
+IGNORE_LABEL = "netloom.dev/ignore"
+"""Of a Node: takes it out of Netloom; see `netloom.api.participation`."""
 
 IN_USE_FINALIZER = "netloom.dev/in-use"
 """The operator's, on a network that is in use: without it, a deletion that waits goes through."""
@@ -74,13 +77,15 @@ class Masquerade(Struct, frozen=True):
 
 
 class NetworkSpec(Struct, frozen=True):
-    """spec of a NetloomNetwork. `mtu` is in bytes, 0 means: from the devices that carry the traffic."""
+    """spec of a NetloomNetwork. `mtu` is in bytes, 0 means: from the devices that carry the traffic. `node_selector`
+    chooses the Nodes that take part, an empty one all of them."""
 
     ipam: NetworkIPAM = NetworkIPAM()
     routing: Routing = Routing()
     mtu: int = 0
     devices: tuple[str, ...] = ()
     masquerade: Masquerade = Masquerade()
+    node_selector: LabelSelector = LabelSelector()
 
 
 class NetworkIPAMStatus(Struct, frozen=True):
@@ -90,6 +95,8 @@ class NetworkIPAMStatus(Struct, frozen=True):
     changes the object, and whoever wrote by an older resourceVersion notices. `in_use` says for people who holds
     addresses, as `netloom.api.words.in_use` does; it may be some seconds old, and nothing is decided by it.
     `ledger_ranges` are CIDRs that hold the ranges of all `ledgers`, few enough for the API server's rules to look at.
+    `nodes_left_out` counts the Nodes that have no NetloomNode, and are meant to have none: without them, agents could
+    not tell a cluster in which every Node has its own from one in which some were lost.
     """
 
     mode: IPAMMode | Literal[""] = ""
@@ -97,6 +104,7 @@ class NetworkIPAMStatus(Struct, frozen=True):
     ledgers: tuple[str, ...] = ()
     ledger_ranges: tuple[str, ...] = ()
     in_use: str = ""
+    nodes_left_out: int = 0
 
 
 class NetworkStatus(Struct, frozen=True):

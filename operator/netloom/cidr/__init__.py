@@ -61,7 +61,7 @@ class Cidr(msgspec.Struct, frozen=True, order=True, gc=False):
         address, length = split(text)
         bits, base = len(address) * 8, int.from_bytes(address, "big")
         if base & ((1 << (bits - length)) - 1):
-            raise CidrError(f"{text!r} has bits set below its mask (did you mean {cls.of(address, length)}?)")
+            raise CidrError(f"{text!r} has bits set below its mask: write {cls.of(address, length)}")
         return cls(4 if bits == 32 else 6, base, length)
 
     @classmethod

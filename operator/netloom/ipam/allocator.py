@@ -19,6 +19,7 @@ from netloom.ipam.former import Former
 from netloom.ipam.free_blocks import FreeBlocks
 from netloom.ipam.known_ledgers import KnownLedger, KnownLedgers
 from netloom.ipam.ledger import Entry, Ledger, LedgerError
+from netloom.ipam.ledger_range import ledger_name, ledger_range_of
 from netloom.ipam.marks import Marks
 from netloom.ipam.plan import BlockRequest, Deferred, Plan, Release
 
@@ -62,6 +63,11 @@ class Allocator:
     def in_use(self) -> bool:
         """Whether any block is in use, or may be."""
         return bool(self.assignments.holders()) or any(known.problem for known in self.ledgers.values())
+
+    def given(self, address: Cidr) -> Cidr | None:
+        """The block with this address in it that a node holds, or is being given."""
+        known = self.ledgers.get(ledger_name(ledger_range_of(address)))
+        return (known.taken.overlap(address) if known else None) or self.assignments.overlap(address)
 
     # Plans
 

@@ -1,6 +1,7 @@
 """The search for a block that can be given: nobody has it, holds it, reserves it or waits for it."""
 
 from collections.abc import Collection, Iterable, Mapping
+from dataclasses import replace
 
 from netloom.cidr import Cidr, Version
 from netloom.cidr.interval_set import IntervalSet
@@ -21,12 +22,14 @@ class FreeBlocks:
         self._former = former
         self._pools: dict[Version, Pool] = {}
         self._reserved = IntervalSet()
+        self._exhausted: dict[Version, Exhausted] = {}
 
     def configure(self, mode: str, pools: Iterable[Pool], reserved: Collection[Cidr] = ()) -> None:
-        """Entries are made in `mode`, blocks come from `pools`; none is given that contains a `reserved` address."""
+        """Entries are made in `mode`, blocks come from `pools`; none is given that overlaps `reserved`."""
         self.mode = mode
         self._pools = {pool.version: pool for pool in pools}
         self._reserved = IntervalSet(reserved)
+        self._exhausted = {}
 
     def put_back(self, cidrs: Iterable[Cidr]) -> None:
         """They are (perhaps) free again. To say so too often does no harm."""
@@ -39,7 +42,8 @@ class FreeBlocks:
         """How much of each cluster CIDR is in use."""
         blocks = [cidr for known in self._ledgers.values() for cidr in known.entries]
         blocks += [cidr for cidrs in self._assignments.unrecorded.values() for cidr in cidrs]
-        return [usage for pool in self._pools.values() for usage in pool.usage(blocks)]
+        reserved = self._reserved_cidrs()
+        return [usage for pool in self._pools.values() for usage in pool.usage(blocks, reserved)]
 
     def choose(self, request: BlockRequest) -> tuple[Cidr, ...] | Refusal:
         """Blocks for the node, entered in their ledgers' `taken`; both families or neither."""
@@ -49,7 +53,7 @@ class FreeBlocks:
         for version, cidr in self._asked(request):
             found = cidr or self._pools[version].take(self._occupied)
             if isinstance(found, Exhausted):
-                refusal = found
+                refusal = self._told(found)
                 break
             refusal = self.obstacle(found, request.node)
             if refusal is not None:
@@ -86,6 +90,17 @@ class FreeBlocks:
                     if holder != node and other.overlaps(cidr):
                         return BlockTaken(cidr, other, holder)
         return None
+
+    def _told(self, exhausted: Exhausted) -> Exhausted:
+        """With how many blocks are reserved, counted once per configuration: all who wait are told the same."""
+        version = exhausted.version
+        if version not in self._exhausted:
+            reserved = sum(usage.reserved for usage in self._pools[version].usage((), self._reserved_cidrs()))
+            self._exhausted[version] = replace(exhausted, reserved=reserved)
+        return self._exhausted[version]
+
+    def _reserved_cidrs(self) -> list[Cidr]:
+        return [cidr for version in self._pools for cidr in self._reserved.inside(Cidr(version, 0, 0))]
 
     def _asked(self, request: BlockRequest) -> list[tuple[Version, Cidr | None]]:
         if request.cidrs:

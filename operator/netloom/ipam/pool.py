@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from netloom.cidr import WIDTH, Cidr, Version
+from netloom.cidr.interval_set import outermost
 from netloom.ipam.ledger_range import LEDGER_RANGE_LENGTH
 
 Occupied = Callable[[Cidr], int | None]
@@ -18,26 +19,29 @@ Occupied = Callable[[Cidr], int | None]
 
 
 class Usage(NamedTuple):
-    """Blocks of one cluster CIDR, of prefix length `mask`."""
+    """Blocks of one cluster CIDR, of prefix length `mask`. `reserved`: not in use, and given to nobody."""
 
     cidr: Cidr
     mask: int
     total: int
     used: int
+    reserved: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Exhausted:
-    """No free block is left in any cluster CIDR of the family."""
+    """No free block is left in any cluster CIDR of the family. `reserved` of its `blocks` are given to nobody."""
 
     version: Version
     cidrs: tuple[Cidr, ...]
     mask: int
     blocks: int
+    reserved: int = 0
 
     def __str__(self) -> str:
         listed = ", ".join(map(str, self.cidrs))
-        return f"all {self.blocks} IPv{self.version} blocks (/{self.mask}) of {listed} are in use"
+        reserved = f", or hold addresses of Services or nodes ({self.reserved})" if self.reserved else ""
+        return f"all {self.blocks} IPv{self.version} blocks (/{self.mask}) of {listed} are in use{reserved}"
 
 
 class _Source:
@@ -129,6 +133,12 @@ class Pool:
         for source in self._sources:
             source.put_back(cidr)
 
-    def usage(self, cidrs: Collection[Cidr]) -> list[Usage]:
-        """Blocks per cluster CIDR; used is every block that shares an address with one of `cidrs`."""
-        return [Usage(source.cidr, source.mask, source.total, source.used(cidrs)) for source in self._sources]
+    def usage(self, cidrs: Collection[Cidr], reserved: Collection[Cidr] = ()) -> list[Usage]:
+        """Blocks per cluster CIDR; used is every block that shares an address with one of `cidrs`, reserved every
+        other one that shares an address with one of `reserved`."""
+        found: list[Usage] = []
+        taken = [*outermost(sorted([*cidrs, *reserved]))] if reserved else cidrs
+        for source in self._sources:
+            used = source.used(cidrs)
+            found.append(Usage(source.cidr, source.mask, source.total, used, source.used(taken) - used))
+        return found

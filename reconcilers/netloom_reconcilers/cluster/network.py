@@ -6,10 +6,13 @@ import asyncio
 import heapq
 from collections import Counter
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 
-from netloom.api.problem import Problem
+from netloom.api.cidrs import check_nodes_outside
+from netloom.api.problem import Problem, Severity
 from netloom.api.v1alpha1 import NETWORK_NAME, NETWORKS, NetloomNetwork
 from netloom.api.validation import validate_network
+from netloom.api.validation.network import cluster_cidrs
 from netloom.api.words import SHOWN, in_use
 from netloom.cidr import format_address
 from netloom.ipam import settings as ipam_settings
@@ -18,9 +21,11 @@ from netloom.ipam.pool import Exhausted
 from netloom_reconcilers.cluster.allocation.commit_queue import CommitQueue
 from netloom_reconcilers.cluster.allocation.configuration import AllocationConfiguration, mode_of
 from netloom_reconcilers.cluster.allocation.incarnation import Incarnation, Member
+from netloom_reconcilers.cluster.allocation.left_out import LeftOut
 from netloom_reconcilers.cluster.allocation.lock import ModeLock
 from netloom_reconcilers.cluster.allocation.metrics import PROBLEMS, WAITING
-from netloom_reconcilers.cluster.allocation.waiting import Reason, WaitingNodes, reason_of
+from netloom_reconcilers.cluster.allocation.waiting import UNREACHABLE, Reason, WaitingNodes, reason_of
+from netloom_reconcilers.cluster.service_overlaps import holders, service_overlaps, unreadable
 from netloom_reconcilers.conditions import said
 
 GATHER_SECONDS = 0.2
@@ -46,11 +51,13 @@ class NetworkReconciler(Member):
         self,
         incarnation: Incarnation,
         configuration: AllocationConfiguration,
+        left_out: LeftOut,
         waiting: WaitingNodes,
         crashes: Callable[[], Iterable[str]] = tuple,
     ) -> None:
         super().__init__(incarnation)
         self._configuration = configuration
+        self._left_out = left_out
         self._waiting = waiting
         self._crashes = crashes
         self._told_at = float("-inf")
@@ -66,14 +73,17 @@ class NetworkReconciler(Member):
         if network is None:
             return None
         errors = [problem for problem in problems if problem.severity == "error"]
-        reason = errors[0].reason if errors else "Accepted"
+        reason = problems[0].reason if problems else "Accepted"
         wait = self._told_at + RETELL_SECONDS - self._clock()
         if reason == self._told and wait > 0:
             return wait
         self._told, self._told_at = reason, self._clock()
         good = [] if errors else [f"Nodes are given their pod CIDRs in IPAM mode {mode_of(network)}."]
         message = " ".join([*good, *(said(problem, _NETWORK) for problem in problems)])
-        written = await self._conditions.set(NETWORKS, network, "Ready", not errors, reason, message)
+        good_enough, warns = not errors, bool(problems)
+        written = await self._conditions.set(
+            NETWORKS, network, "Ready", good_enough, reason, message, warns=warns and good_enough
+        )
         if written is not None:
             self._networks.put(written)
         return None
@@ -92,12 +102,47 @@ class NetworkReconciler(Member):
         if network is not None:
             mode = mode_of(network)
             found += [] if mode in ipam_settings.IMPLEMENTED else [ipam_settings.not_implemented(mode)]
-            inside = self._configuration.inside.items()
-            addresses = {name: [format_address(each.packed) for each in found_inside] for name, found_inside in inside}
-            found += validate_network(network, node_addresses=addresses)
+            found += validate_network(network) + self._nodes_inside(network) + self._service_overlaps(network)
+        found += self._left_out.problems(_NETWORK) + self._odd()
         found += [_unreadable(known) for known in self._allocator.ledgers.values() if known.problem]
         found += _waiting(self._waiting.items())
         return sorted(found, key=lambda problem: problem.severity)
+
+    def _nodes_inside(self, network: NetloomNetwork) -> list[Problem]:
+        """Cluster CIDRs with addresses of nodes in them. Of most nodes: the CIDR is wrong. Of few: those are odd, and
+        nobody else has to suffer for it, as the blocks are passed over."""
+        inside: dict[str, list[str]] = {}
+        for name, found in self._configuration.inside.items():
+            obj = self._netloom_nodes.get(name)
+            accepted = {each.ip for each in obj.spec.addresses} if obj is not None else ()
+            for address in found:
+                text = format_address(address.packed)
+                if name not in self._left_out.names and (text in accepted or self._allocator.given(address) is None):
+                    inside.setdefault(name, []).append(text)
+        most = 2 * len(inside) > len(self._nodes) - len(self._left_out.names)
+        severity: Severity = "error" if most else "warning"
+        problems = check_nodes_outside(
+            cluster_cidrs(network), inside, object=_NETWORK, reason="ClusterCIDROverlapsNodes"
+        )
+        return [replace(problem, severity=severity) for problem in problems]
+
+    def _service_overlaps(self, network: NetloomNetwork) -> list[Problem]:
+        services = self._configuration.services
+        held = holders(self._allocator, services.known)
+        found = service_overlaps(cluster_cidrs(network), services.known, held, _NETWORK)
+        return [*found, unreadable(services.unreadable, _NETWORK)] if services.unreadable else found
+
+    def _odd(self) -> list[Problem]:
+        """Addresses of Nodes that are not accepted, by Node; who waits for one is told of elsewhere."""
+        odd = [
+            problem
+            for name, problem in sorted(self._configuration.odd.items())
+            if name not in self._left_out.names and name not in self._waiting
+        ]
+        if not odd:
+            return []
+        more = f" {len(odd) - 1} more Nodes report such." if odd[1:] else ""
+        return [replace(odd[0], message=f"{odd[0].message}{more}")]
 
     def _measure(self, problems: Iterable[Problem]) -> None:
         PROBLEMS.clear()
@@ -110,17 +155,22 @@ class NetworkReconciler(Member):
 
 class InUseReconciler(Member):
     """Keeps `status.ipam.inUse`: who holds addresses, in words that refusals can repeat, as the API server's rules see
-    one object at a time. Its one key is `IN_USE_KEY`, looked at `QUIET_SECONDS` after the network or ledgers changed.
+    one object at a time; and beside it `nodesLeftOut`, without which agents that miss NetloomNodes could not tell that
+    none is missing. Its one key is `IN_USE_KEY`, looked at `QUIET_SECONDS` after the network or ledgers changed.
 
-    Nothing is decided by it and nobody waits for it. So it is written by compare-and-swap when a burst of nodes has got
+    Nobody waits for it. So it is written by compare-and-swap when a burst of nodes has got
     its CIDRs, lest it be written beside a lock that opened meanwhile, and gives up after a moment, lest a condition or
     the lock wait behind it.
     """
 
-    def __init__(self, incarnation: Incarnation, lock: ModeLock, commits: CommitQueue) -> None:
+    def __init__(
+        self, incarnation: Incarnation, lock: ModeLock, commits: CommitQueue, left_out: LeftOut, waiting: WaitingNodes
+    ) -> None:
         super().__init__(incarnation)
         self._lock = lock
         self._commits = commits
+        self._left_out = left_out
+        self._waiting = waiting
         self._changed_at = float("-inf")
         self._untold_since: float | None = None
         self._told_at = float("-inf")
@@ -142,21 +192,31 @@ class InUseReconciler(Member):
             if now < self._changed_at + QUIET_SECONDS:
                 return self._changed_at + QUIET_SECONDS - now
         words = self._words() if network.status.ipam.mode else ""
-        if words != network.status.ipam.in_use:
+        left_out = self._nodes_left_out()
+        if (words, left_out) != (network.status.ipam.in_use, network.status.ipam.nodes_left_out):
             if now < self._told_at + RETELL_SECONDS:
                 return self._told_at + RETELL_SECONDS - now
             self._told_at = now
-            if not await self._tell(words):
+            if not await self._tell(words, left_out):
                 return RETELL_SECONDS
         self._untold_since = None
         return None
 
-    async def _tell(self, words: str) -> bool:
+    async def _tell(self, words: str, left_out: int) -> bool:
         try:
             async with asyncio.timeout(DEADLINE_SECONDS):
-                return await self._lock.tell(words)
+                return await self._lock.tell(words, left_out)
         except TimeoutError:
             return False
+
+    def _nodes_left_out(self) -> int:
+        """Nodes without a NetloomNode that are meant to have none."""
+        unreachable = sum(
+            1
+            for name, why in self._waiting.items()
+            if reason_of(why) in UNREACHABLE and name not in self._netloom_nodes
+        )
+        return self._left_out.without_object() + unreachable
 
     def _words(self) -> str:
         holders = self._allocator.assignments.holders()
@@ -192,7 +252,8 @@ def _group(reason: str, nodes: list[tuple[str, Reason]]) -> Problem:
         field = f"spec.ipam.clusterPool.ipv{why.version}PodCIDRList"
         way_out = f"Append a CIDR to {field}, or remove nodes."
         return Problem(_NETWORK, "", "", reason, f"{count} without a pod CIDR: {why}.", way_out)
-    return Problem(_NETWORK, "", "", reason, f"{count}: {said(why, why.object)}", "")
+    severity: Severity = "warning" if reason in UNREACHABLE else "error"
+    return Problem(_NETWORK, "", "", reason, f"{count}: {said(why, why.object)}", "", severity)
 
 
 _NETWORK = f"NetloomNetwork {NETWORK_NAME}"

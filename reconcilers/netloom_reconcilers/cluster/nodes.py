@@ -7,6 +7,9 @@ gone, since a cache may lag.
 A Node that is re-created under its name keeps the CIDR, if its NetloomNode is still there or its block was not freed
 yet: its pods may still be running. In mode `kubernetes` the new Node may come with other CIDRs; then the NetloomNode
 of the old one is deleted first.
+
+A Node that is left out gets nothing, and gives back what it has when none of its pods uses it (`left_out`). A newcomer
+to which nobody could send is given nothing, either.
 """
 
 import asyncio
@@ -17,9 +20,10 @@ import structlog
 
 from netloom.api.core import Node
 from netloom.api.meta import Object
+from netloom.api.odd_addresses import in_pod_cidr, is_usable, no_address, odd_addresses
 from netloom.api.problem import Problem
-from netloom.api.v1alpha1 import NETLOOM_NODES, NetloomNode
-from netloom.cidr import Cidr
+from netloom.api.v1alpha1 import NETLOOM_NODES, Address, NetloomNode
+from netloom.cidr import VERSIONS, Cidr
 from netloom.ipam import settings as ipam_settings
 from netloom.ipam.marks import REQUEST_SECONDS
 from netloom.ipam.plan import BlockRequest, Grant, Release
@@ -30,6 +34,7 @@ from netloom_reconcilers.cluster.allocation.commit_queue import CommitQueue
 from netloom_reconcilers.cluster.allocation.configuration import AllocationConfiguration
 from netloom_reconcilers.cluster.allocation.incarnation import BlocksFreed, Incarnation, Member, NodesAffected
 from netloom_reconcilers.cluster.allocation.last_known_addresses import LastKnownAddresses
+from netloom_reconcilers.cluster.allocation.left_out import LeftOut
 from netloom_reconcilers.cluster.allocation.metrics import WRITES
 from netloom_reconcilers.cluster.allocation.waiting import LAG_SECONDS, RECHECK_SECONDS, Reason, WaitingNodes
 from netloom_reconcilers.conditions import said
@@ -39,6 +44,8 @@ log = structlog.get_logger(__name__)
 T = TypeVar("T", bound=Object)
 
 _CREATES = WRITES.labels("NetloomNode", "create")
+ADDRESS_SECONDS = 30.0
+"""How long a Node that reports no address is not complained about."""
 _DEFINITE = frozenset({400, 401, 403, 404, 409, 422, 429})
 """Statuses that say: the request was not executed, and will not be. After any other failure it may be, later."""
 
@@ -52,6 +59,7 @@ class NodesReconciler(Member):
         commits: CommitQueue,
         configuration: AllocationConfiguration,
         addresses: LastKnownAddresses,
+        left_out: LeftOut,
         waiting_nodes: WaitingNodes,
         writers: int,
     ) -> None:
@@ -60,6 +68,8 @@ class NodesReconciler(Member):
         self._commits = commits
         self._configuration = configuration
         self._addresses = addresses
+        self._left_out = left_out
+        self._unreached: dict[str, float] = {}
         self._waiting = waiting_nodes
         self._writers = asyncio.Semaphore(writers)
         self._own: str | None = None
@@ -76,11 +86,13 @@ class NodesReconciler(Member):
         node, obj = self._nodes.get(name), self._netloom_nodes.get(name)
         if obj is not None and obj.metadata.deletion_timestamp:
             return None  # its removal will be an event
+        if node is not None and name in self._left_out.names:
+            return await self._leave_out(node, obj)
+        self._left_out.let_go(name)
         if node is not None:
             return await (self._allocate(node, None) if obj is None else self._follow(node, obj))
         if obj is None:
-            self._waiting.remove(name)
-            self._allocator.forget(name)
+            self._forget(name)
             return await self._release(name, self._allocator.assignments.entered(name), gone=True)
         if node_objects.owner_of(obj) is None:
             return await self._stray(obj)
@@ -95,12 +107,15 @@ class NodesReconciler(Member):
         request = self._request(node)
         if isinstance(request, Problem):
             return await self._refuse(obj or node, request)
+        if (unreachable := self._unreachable(node, obj)) is not None:
+            return await self._wait_for_address(node, unreachable)
         entered = self._allocator.assignments.entered
         stale = [cidr for cidr in entered(name) if request.cidrs and cidr not in request.cidrs]
         again = await self._release(name, stale, gone=False)
         decision = await self._commits.ask(request)
         if isinstance(decision, Grant):
             self._waiting.remove(name)
+            self._unreached.pop(name, None)
             later = await self._write(node, obj, decision)
             if any(cidr not in decision.cidrs for cidr in entered(name)):
                 # Operators that disagreed entered the node twice. Our own write is no event, so nothing else would
@@ -123,6 +138,28 @@ class NodesReconciler(Member):
             return waiting.problem(name, "PodCIDRsMissing", "Node spec.podCIDRs is empty.", _CONTROLLER_WRITES)
         cidrs = ipam_settings.dictated(name, node.spec.pod_cidrs)
         return cidrs if isinstance(cidrs, Problem) else BlockRequest(name, settings.mode, cidrs)
+
+    def _unreachable(self, node: Node, obj: NetloomNode | None) -> Problem | None:
+        """Why nobody could send to a newcomer. One that had a block before is given it again, whatever it reports."""
+        name = node.metadata.name
+        former = self._allocator.former
+        if self._allocator.assignments.entered(name) or any(former.of(name, version) for version in VERSIONS):
+            return None
+        if any(each.type == "InternalIP" for each in self._addresses.of(node, obj).addresses):
+            return None
+        for number, each in enumerate(node.status.addresses):
+            address = Address(type=each.type, ip=each.address)
+            if is_usable(address.ip) and (block := self._addresses.in_pod_cidr(address, obj)) is not None:
+                return in_pod_cidr(node, number, block)
+        return next(odd_addresses(node), None) or no_address(node)
+
+    async def _wait_for_address(self, node: Node, why: Problem) -> float | None:
+        """A cloud controller may need a moment for the addresses of a new Node; then it is told."""
+        name = node.metadata.name
+        since = self._unreached.setdefault(name, self._clock())
+        if why.reason == "NodeAddressMissing" and (rest := since + ADDRESS_SECONDS - self._clock()) > 0:
+            return rest
+        return await self._refuse(node, why)
 
     async def _write(self, node: Node, obj: NetloomNode | None, grant: Grant) -> float | None:
         """Gives the node what was granted: the one write that must never happen without a mark in the ledger."""
@@ -154,7 +191,8 @@ class NodesReconciler(Member):
     async def _send(self, node: Node, obj: NetloomNode | None, mode: str, cidrs: Collection[Cidr]) -> NetloomNode:
         if obj is None:
             _CREATES.inc()
-            return await self._api.create(NETLOOM_NODES, node_objects.built(node, mode, cidrs))
+            addresses = self._addresses.of(node, None).addresses
+            return await self._api.create(NETLOOM_NODES, node_objects.built(node, mode, cidrs, addresses))
         WRITES.labels("NetloomNode", "patch").inc()
         patch = node_objects.difference(node, obj, mode, self._addresses.of(node, obj).addresses, cidrs)
         return await self._api.patch(NETLOOM_NODES, obj.metadata.name, patch)
@@ -227,6 +265,33 @@ class NodesReconciler(Member):
         decision = await self._commits.ask(BlockRequest(name, mode, unrecorded, adopt=True, since=since))
         assert not isinstance(decision, Grant), "an adoption is no grant"
         return None if decision is None else waiting.refused(name, decision)
+
+    # A Node that is left out
+
+    async def _leave_out(self, node: Node, obj: NetloomNode | None) -> float | None:
+        """Takes back what it has, once no pod of it uses that. One made by hand is its maker's."""
+        name = node.metadata.name
+        if obj is not None and node_objects.owner_of(obj) is None:
+            return None
+        entered = self._allocator.assignments.entered(name)
+        cidrs = {*entered, *(node_objects.held(obj) if obj is not None else ())}
+        if obj is None and not cidrs:
+            self._forget(name)
+            self._left_out.let_go(name)
+            return None
+        confirmed = await self._left_out.confirmed(name)
+        if confirmed is None:
+            return LAG_SECONDS
+        if cidrs and await self._left_out.held_by_pods(confirmed, cidrs):
+            return self._left_out.recheck()
+        self._forget(name)
+        return await (self._release(name, entered, gone=False) if obj is None else self._delete(obj))
+
+    def _forget(self, name: str) -> None:
+        """It waits for nothing, and has no claim to what it had."""
+        self._waiting.remove(name)
+        self._unreached.pop(name, None)
+        self._allocator.forget(name)
 
     # A NetloomNode without a Node
 

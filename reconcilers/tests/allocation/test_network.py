@@ -364,10 +364,12 @@ def test_blocks_with_the_address_of_a_node_are_given_to_nobody(world: World) -> 
         world.join(name)
     world.calm(20)
     assert world.texts() == {"a": "10.0.0.0/24", "b": "10.0.2.0/24", "c": "10.0.3.0/24", "d": ""}
-    status, reason, message = ready(world)
-    assert (status, reason) == ("False", "ClusterCIDROverlapsNodes")
-    assert "10.0.1.20 of node a" in message
-    assert "ClusterCIDROverlapsNodes" in operator.said.reasons("NetloomNetwork/default")
+    assert "10.0.1.20 of node a" in ready(world)[2]
+    assert (
+        "all 4 IPv4 blocks (/24) of 10.0.0.0/22 are in use, or hold addresses of Services or nodes (1)"
+        in ready(world)[2]
+    )
+    assert operator.said.reasons("NetloomNode/d") == ["ClusterPoolExhausted"]
     assert metric("netloom_network_problems", reason="ClusterCIDROverlapsNodes") == 1
     node = world.server.all("nodes")["a"]
     moved = [{"type": "InternalIP", "address": "192.168.0.1"}]

@@ -196,7 +196,9 @@ def test_addresses_follow_the_node_and_heartbeats_cost_nothing(world: World) -> 
         {"type": "InternalIP", "ip": "192.168.0.8"},
         {"type": "ExternalIP", "ip": "2001:db8::8"},
     ]
-    assert world.writes(since) == Counter({"patch netloomnodes": 1})
+    assert world.writes(since) == Counter({"patch netloomnodes": 1, "patch netloomnetworks": 1})
+    told = world.condition("netloomnetworks", "default")[2]
+    assert "Node a: status.addresses[2] ::ffff:10.0.0.1: '::ffff:10.0.0.1' is not an IP address of its own" in told
 
 
 # Dual stack
@@ -293,7 +295,7 @@ def test_a_node_without_pod_cidrs_waits_for_them(kubernetes: World) -> None:
 @pytest.mark.parametrize(
     ("cidrs", "says"),
     [
-        (("10.244.0.1/24",), "'10.244.0.1/24' has bits set below its mask (did you mean 10.244.0.0/24?)"),
+        (("10.244.0.1/24",), "'10.244.0.1/24' has bits set below its mask: write 10.244.0.0/24"),
         (("nonsense",), "'nonsense' is not a CIDR"),
         (("10.0.0.0/8",), "too large for one node: an IPv4 pod CIDR has at least a /16 mask"),
         (("fd00::/48",), "too large for one node: an IPv6 pod CIDR has at least a /56 mask"),

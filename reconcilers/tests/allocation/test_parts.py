@@ -24,6 +24,7 @@ from netloom_reconcilers.cluster.allocation.incarnation import (
 )
 from netloom_reconcilers.cluster.allocation.last_known_addresses import LastKnownAddresses
 from netloom_reconcilers.cluster.allocation.lock import LockError
+from netloom_reconcilers.cluster.allocation.service_ranges import ServiceRange
 from netloom_reconcilers.cluster.allocation.waiting import (
     LAG_SECONDS,
     RECHECK_SECONDS,
@@ -34,6 +35,7 @@ from netloom_reconcilers.cluster.allocation.waiting import (
 )
 from tests.allocation.parts import LEDGER, Parts
 from tests.allocation.server import Request
+from tests.allocation.world import ModelServices
 
 HEADER = "netloom-ledger/1 epoch=1\n"
 ZERO, ONE = Cidr.parse("10.0.0.0/24"), Cidr.parse("10.0.1.0/24")
@@ -350,7 +352,8 @@ def test_a_block_with_a_node_s_address_is_given_to_nobody(parts: Parts) -> None:
     nodes = Store(NODES)
     stores = Stores(Store(NETWORKS), nodes, parts.netloom_nodes)
     shared = replace(parts.shared, stores=stores)
-    configuration = AllocationConfiguration(shared, LastKnownAddresses(shared, shared.conditions))
+    services = ModelServices(())
+    configuration = AllocationConfiguration(shared, LastKnownAddresses(shared, shared.conditions), services)
     configuration.watch()
     assert (configuration.settings, configuration.mode, parts.events) == (None, "", [])
     stores.networks.put(parts.networks.get("default"))
@@ -361,9 +364,12 @@ def test_a_block_with_a_node_s_address_is_given_to_nobody(parts: Parts) -> None:
     nodes.put(a_node("near", "10.0.0.7"))
     assert parts.events[2:] == [Changed.SETTINGS]
     assert list(configuration.inside) == ["near"]
+    services.known = (ServiceRange(Cidr.parse("10.0.2.0/23"), "ServiceCIDR kubernetes"),)
+    services.on_change()
+    assert parts.events[3:] == [Changed.SETTINGS]
     assert isinstance(grant := parts.allocator.plan([ask("a")], [], 0.0).decisions["a"], Grant)
     assert grant.cidrs == (ONE,)
     nodes.remove("near")
-    assert (configuration.inside, parts.events[3:]) == ({}, [Changed.SETTINGS])
+    assert (configuration.inside, parts.events[3:]) == ({}, [Changed.SETTINGS] * 2)
     stores.networks.remove("default")
-    assert (configuration.settings, parts.events[4:]) == (None, [Changed.SETTINGS, Changed.NETWORK])
+    assert (configuration.settings, parts.events[5:]) == (None, [Changed.SETTINGS, Changed.NETWORK])

@@ -28,6 +28,7 @@ from netloom.runtime.wire import encode
 from netloom_reconcilers.cluster.allocation import node_objects
 from netloom_reconcilers.cluster.allocation.commit_queue import BatchPolicy
 from netloom_reconcilers.cluster.allocation.incarnation import Stores, netloom_node_changed, node_changed
+from netloom_reconcilers.cluster.allocation.service_ranges import ServiceRange
 from netloom_reconcilers.cluster.allocation.term import Allocation
 from tests.allocation.server import Event, Json, ModelServer, Request
 from tests.allocation.virtual import VirtualClock, VirtualLoop
@@ -85,8 +86,11 @@ class ModelApi:
     async def get(self, res: Resource[T], name: str, namespace: str = "") -> T:
         return msgspec.convert(await self._ask(Request("get", res.plural, name)), res.type)
 
-    async def list(self, res: Resource[T]) -> Listing[T]:
+    async def list(self, res: Resource[T], *, field_selector: str = "") -> Listing[T]:
         answer = await self._ask(Request("list", res.plural))
+        if field_selector:
+            node = field_selector.removeprefix("spec.nodeName=")
+            answer["items"] = [each for each in answer["items"] if each["spec"]["nodeName"] == node]
         objects = [msgspec.convert(each, res.type) for each in answer["items"]]
         return Listing(objects=objects, resource_version=answer["resourceVersion"])
 
@@ -132,6 +136,21 @@ class Said:
         return [reason for ref, _, reason, _ in self.events if ref == about]
 
 
+class ModelServices:
+    """What an operator knows of Services' addresses; see `ServiceRanges`."""
+
+    def __init__(self, known: tuple[ServiceRange, ...]) -> None:
+        self.known = known
+        self.unreadable = ""
+        self.on_change: Callable[[], None] = lambda: None
+
+    async def settled(self) -> None:
+        """At once."""
+
+    async def run(self) -> None:
+        await asyncio.Event().wait()
+
+
 class Operator:
     """One process of the operator. `frozen`: stopped by SIGSTOP; `dead`: by SIGKILL."""
 
@@ -143,6 +162,7 @@ class Operator:
         self.said = Said()
         self.loop = world.loop(world.clock)
         self._position = 0
+        self.services = ModelServices(world.services)
         self.stores = Stores(Store(NETWORKS), Store(NODES), Store(NETLOOM_NODES))
         self._by_plural: dict[str, Store[Any]] = {
             store.resource.plural: store
@@ -156,6 +176,7 @@ class Operator:
             incarnation=name,
             clock=self.loop.time,
             policy=policy,
+            services=self.services,
         )
         self.task = self.loop.start(self.allocation.run())
 
@@ -242,6 +263,7 @@ class World:
         self.pending: list[Pending] = []
         self.delayed: list[Pending] = []
         self.operators: list[Operator] = []
+        self.services: tuple[ServiceRange, ...] = ()
         self._born = 0
 
     # Objects
@@ -256,15 +278,42 @@ class World:
             body = {"metadata": {"name": "default"}, "spec": spec}
             self.server.execute(Request("create", "netloomnetworks", "default", body))
 
-    def join(self, name: str, *pod_cidrs: str, address: str = "") -> None:
-        """A Node registers."""
-        addresses = [{"type": "InternalIP", "address": address or f"192.168.0.{len(name) + ord(name[-1])}"}]
+    def give_services(self, *cidrs: str, source: str = "ServiceCIDR kubernetes") -> None:
+        """Services get their addresses of these from now on, and all operators know."""
+        self.services = tuple(ServiceRange(Cidr.parse(cidr), source) for cidr in cidrs)
+        for operator in self.running:
+            operator.services.known = self.services
+            operator.loop.call_soon(operator.services.on_change)
+
+    def join(
+        self, name: str, *pod_cidrs: str, address: str | None = "", labels: Mapping[str, str] | None = None
+    ) -> None:
+        """A Node registers; `address` None: without one."""
+        ip = address or f"192.168.0.{len(name) + ord(name[-1])}"
+        addresses = [{"type": "InternalIP", "address": ip}] if address is not None else []
         body = {
-            "metadata": {"name": name},
+            "metadata": {"name": name, "labels": dict(labels or {})},
             "spec": {"podCIDRs": list(pod_cidrs)},
             "status": {"addresses": addresses},
         }
         self.server.execute(Request("create", "nodes", name, body))
+
+    def label(self, name: str, **labels: str) -> None:
+        """A user gives a Node these labels and no others; an underscore stands for the slash."""
+        before = self.server.all("nodes")[name]["metadata"].get("labels", {})
+        wanted = dict.fromkeys(before) | {key.replace("_", "/"): value for key, value in labels.items()}
+        self.server.execute(Request("patch", "nodes", name, {"metadata": {"labels": wanted}}, kind="merge"))
+
+    def run_pod(
+        self, name: str, node: str, *addresses: str, host_network: bool = False, phase: str = "Running"
+    ) -> None:
+        """A pod of namespace `default` on a Node."""
+        body = {
+            "metadata": {"name": name, "namespace": "default"},
+            "spec": {"nodeName": node, "hostNetwork": host_network},
+            "status": {"phase": phase, "podIPs": [{"ip": address} for address in addresses]},
+        }
+        self.server.execute(Request("create", "pods", name, body))
 
     def leave(self, name: str) -> None:
         """A Node is deleted."""

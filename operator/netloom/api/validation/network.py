@@ -13,6 +13,7 @@ from netloom.api.cidrs import (
 from netloom.api.problem import Problem
 from netloom.api.v1alpha1 import NETWORK_NAME, ClusterPool, IPAMMode, NetloomNetwork
 from netloom.api.validation.ranges import check_ranges
+from netloom.api.validation.selector import check_selector
 from netloom.cidr import VERSIONS, Cidr, Version
 
 TUNNEL_OVERHEAD = 50
@@ -44,8 +45,9 @@ def validate_network(network: NetloomNetwork, *, node_addresses: NodeAddresses |
         )
     problems += _mode(name, network)
     problems += _cluster_pool(name, network.spec.ipam.cluster_pool)
-    cidrs, reason = _cluster_cidrs(network), "ClusterCIDROverlapsNodes"
+    cidrs, reason = cluster_cidrs(network), "ClusterCIDROverlapsNodes"
     problems += check_nodes_outside(cidrs, node_addresses or {}, object=name, reason=reason)
+    problems += check_selector(network.spec.node_selector, object=name, field="spec.nodeSelector")
     return problems + _routing(name, network) + _mtu(name, network) + _masquerade(name, network) + _ranges(network)
 
 
@@ -56,7 +58,7 @@ def network_warnings(network: NetloomNetwork) -> list[Problem]:
     return [problem for problem in problems + _mtu(name, network) if problem.severity == "warning"]
 
 
-def _cluster_cidrs(network: NetloomNetwork) -> list[tuple[str, Cidr]]:
+def cluster_cidrs(network: NetloomNetwork) -> list[tuple[str, Cidr]]:
     """The cluster CIDRs in use, each with its field."""
     if network.spec.ipam.mode != "cluster-pool":
         return []
@@ -137,7 +139,7 @@ def _native_cidr(name: str, family: Version, network: NetloomNetwork) -> list[Pr
     masquerade = network.spec.masquerade.ipv4 if family == 4 else network.spec.masquerade.ipv6
     if native is None or not masquerade or network.spec.routing.mode == "tunnel":
         return problems
-    outside = [str(cidr) for _, cidr in _cluster_cidrs(network) if cidr.version == family and not native.contains(cidr)]
+    outside = [str(cidr) for _, cidr in cluster_cidrs(network) if cidr.version == family and not native.contains(cidr)]
     if outside:
         message = f"it does not cover {', '.join(outside)}, so packets to pods there may be masqueraded."
         way_out = "Give a CIDR that holds all cluster CIDRs."

@@ -37,6 +37,8 @@ class Changed(Enum):
     """Blocks are given by other rules than before."""
     WAITING = auto()
     """Other nodes wait, or for other reasons."""
+    LEFT_OUT = auto()
+    """Other Nodes are left out, or keep what they had."""
 
 
 Event = NodesAffected | BlocksFreed | Changed
@@ -81,6 +83,7 @@ def node_changed(old: Node, new: Node) -> bool:
     """Whether allocation has to look again. Not at heartbeats: 5,000 nodes write 500 of them a second."""
     return (
         old.metadata.uid != new.metadata.uid
+        or old.metadata.labels != new.metadata.labels
         or old.spec.pod_cidrs != new.spec.pod_cidrs
         or old.status.addresses != new.status.addresses
     )

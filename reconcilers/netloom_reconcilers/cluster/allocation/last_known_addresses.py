@@ -9,9 +9,10 @@ until the Node is gone. ExternalIPs just follow: nothing is sent to them.
 import msgspec
 
 from netloom.api.core import Node
+from netloom.api.odd_addresses import is_usable
 from netloom.api.v1alpha1 import NETLOOM_NODES, Address, NetloomNode
 from netloom.cidr import Address as Packed
-from netloom.cidr import is_address, parse_address
+from netloom.cidr import Cidr, parse_address
 from netloom.runtime.store import Unsubscribe
 from netloom_reconcilers.cluster.allocation.incarnation import Incarnation, Member, NodesAffected
 from netloom_reconcilers.cluster.allocation.metrics import ADDRESSES_KEPT
@@ -63,12 +64,12 @@ class LastKnownAddresses(Member):
 
     def of(self, node: Node, obj: NetloomNode | None) -> NodeAddresses:
         """The addresses of a node whose NetloomNode is `obj`, in an order that a loss does not change."""
-        reported = addresses_of(node)
+        reported = tuple(each for each in addresses_of(node) if self.in_pod_cidr(each, obj) is None)
         families = {_family(each) for each in reported if each.type == "InternalIP"}
         kept: list[Address] = []
         taken: list[tuple[Address, str]] = []
         for each in obj.spec.addresses if obj is not None else ():
-            if each.type != "InternalIP" or _family(each) in families or not is_address(each.ip):
+            if each.type != "InternalIP" or _family(each) in families or not is_usable(each.ip):
                 continue
             others = self._reporting.get(parse_address(each.ip), set()) - {node.metadata.name}
             if others:
@@ -83,6 +84,13 @@ class LastKnownAddresses(Member):
         merged = dict.fromkeys((*kept, *reported)[:MAX_ADDRESSES])
         ordered = sorted(merged, key=lambda each: order.get(_slot(each), len(order)))
         return NodeAddresses(tuple(ordered), tuple(kept), tuple(taken))
+
+    def in_pod_cidr(self, address: Address, obj: NetloomNode | None) -> Cidr | None:
+        """The block of pods' addresses in which one lies that the NetloomNode does not have yet: it is not taken for
+        the node's. (A virtual kubelet reports its pod's.) One that it has stays, whatever was given since."""
+        if address.type != "InternalIP" or (obj is not None and address in obj.spec.addresses):
+            return None
+        return self._allocator.given(Cidr.of(parse_address(address.ip)))
 
     async def tell(self, obj: NetloomNode, known: NodeAddresses) -> NetloomNode | None:
         """Tells of an address that is lost, and that it is back. The object as written, or None where nothing had to

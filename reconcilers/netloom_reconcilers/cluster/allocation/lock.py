@@ -118,13 +118,20 @@ class ModeLock(Member):
                 await self._set_finalizer(cleared, present=False)
         return True
 
-    async def tell(self, in_use: str) -> bool:
-        """Writes for people who holds addresses, where the lock is not clear; False where somebody else wrote first."""
+    async def tell(self, in_use: str, left_out: int) -> bool:
+        """Writes who holds addresses, where the lock is not clear, and how many Nodes are meant to hold none; False
+        where somebody else wrote first."""
         async with self._writing:
             network = self.network
-            if network is None or (in_use and not network.status.ipam.mode):
+            if network is None:
                 return True
-            return await self._write_status(network, {"inUse": in_use or None})
+            status = network.status.ipam
+            told: dict[str, object] = {}
+            if in_use != status.in_use and (status.mode or not in_use):
+                told["inUse"] = in_use or None
+            if left_out != status.nodes_left_out:
+                told["nodesLeftOut"] = left_out or None
+            return not told or await self._write_status(network, told)
 
     def _usable(self) -> NetloomNetwork:
         network = self.network

@@ -20,13 +20,14 @@ class Blocks(Collector):
         """One sample per cluster CIDR and state."""
         family = GaugeMetricFamily(
             "netloom_ipam_blocks",
-            "Blocks of a cluster CIDR, by state: allocated or free.",
+            "Blocks of a cluster CIDR, by state: allocated, free, or reserved for Services or nodes.",
             labels=["cidr", "mask", "state"],
         )
         for usage in self.source():
             labels = [str(usage.cidr), str(usage.mask)]
             family.add_metric([*labels, "allocated"], usage.used)
-            family.add_metric([*labels, "free"], usage.total - usage.used)
+            family.add_metric([*labels, "reserved"], usage.reserved)
+            family.add_metric([*labels, "free"], usage.total - usage.used - usage.reserved)
         yield family
 
 

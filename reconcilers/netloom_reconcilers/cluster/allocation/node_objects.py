@@ -1,5 +1,6 @@
 """From a Node to its NetloomNode: what it shall say, and what has to change where it says something else."""
 
+import sys
 from collections.abc import Collection
 from typing import Any, cast
 
@@ -7,23 +8,41 @@ import msgspec
 
 from netloom.api.core import Node
 from netloom.api.meta import ObjectMeta, OwnerReference
+from netloom.api.odd_addresses import is_usable
 from netloom.api.problem import Problem
 from netloom.api.v1alpha1 import Address, IPAMMode, NetloomNode, NetloomNodeSpec, NodeIPAM
-from netloom.cidr import Cidr, CidrError, is_address
+from netloom.cidr import Cidr, CidrError
 from netloom.ipam.ledger_range import ledger_range_of
 
 _ADDRESS_TYPES = frozenset({"InternalIP", "ExternalIP"})
 MAX_ADDRESSES = 64
+_NOTHING: dict[str, str] = {}
+"""One for all: each of its own takes 64 bytes."""
 
 
 def addresses_of(node: Node) -> tuple[Address, ...]:
-    """The addresses that others can send to, in the order of Node.status.addresses."""
+    """The addresses that others can send to (`netloom.api.node_addresses`), in the order of Node.status.addresses."""
     found = (
         Address(type=each.type, ip=each.address)
         for each in node.status.addresses
-        if each.type in _ADDRESS_TYPES and is_address(each.address)
+        if each.type in _ADDRESS_TYPES and is_usable(each.address)
     )
     return tuple(dict.fromkeys(found))[:MAX_ADDRESSES]
+
+
+def trimmed(node: Node) -> Node:
+    """What the operator keeps of a Node: 5,000 have the same labels but for a few, so their texts are kept once."""
+    meta = node.metadata
+    labels = {sys.intern(key): sys.intern(value) for key, value in meta.labels.items()} if meta.labels else _NOTHING
+    kept = ObjectMeta(
+        name=meta.name,
+        uid=meta.uid,
+        resource_version=meta.resource_version,
+        creation_timestamp=meta.creation_timestamp,
+        labels=labels,
+        annotations=_NOTHING,
+    )
+    return msgspec.structs.replace(node, metadata=kept)
 
 
 def owner_of(obj: NetloomNode) -> OwnerReference | None:
@@ -34,12 +53,13 @@ def owner_of(obj: NetloomNode) -> OwnerReference | None:
     return None
 
 
-def built(node: Node, mode: str, cidrs: Collection[Cidr]) -> NetloomNode:
-    """The NetloomNode to create. Without CIDRs it has no mode either: it holds no address of any."""
+def built(node: Node, mode: str, cidrs: Collection[Cidr], addresses: tuple[Address, ...] | None = None) -> NetloomNode:
+    """The NetloomNode to create. Without CIDRs it has no mode either: it holds no address of any. `addresses`: those of
+    the Node that are accepted, if not all."""
     return NetloomNode(
         metadata=ObjectMeta(name=node.metadata.name, owner_references=(_owner(node),)),
         spec=NetloomNodeSpec(
-            addresses=addresses_of(node),
+            addresses=addresses_of(node) if addresses is None else addresses,
             ipam=NodeIPAM(mode=cast(IPAMMode, mode), pod_cidrs=tuple(map(str, cidrs))) if cidrs else NodeIPAM(),
         ),
     )

@@ -22,7 +22,7 @@ from netloom.runtime.errors import ApiError
 from netloom.runtime.events import EventRecorder
 from netloom_reconcilers.cluster.allocation import metrics
 from netloom_reconcilers.cluster.allocation.commit_queue import BatchPolicy, CommitQueue
-from netloom_reconcilers.cluster.allocation.configuration import AllocationConfiguration
+from netloom_reconcilers.cluster.allocation.configuration import AllocationConfiguration, Services
 from netloom_reconcilers.cluster.allocation.incarnation import (
     BlocksFreed,
     Changed,
@@ -36,7 +36,9 @@ from netloom_reconcilers.cluster.allocation.incarnation import (
 from netloom_reconcilers.cluster.allocation.last_known_addresses import LastKnownAddresses
 from netloom_reconcilers.cluster.allocation.ledger_reader import LedgerReader
 from netloom_reconcilers.cluster.allocation.ledger_writer import LedgerWriter
+from netloom_reconcilers.cluster.allocation.left_out import LeftOut
 from netloom_reconcilers.cluster.allocation.lock import ModeLock
+from netloom_reconcilers.cluster.allocation.service_ranges import ServiceRanges
 from netloom_reconcilers.cluster.allocation.waiting import WaitingNodes
 from netloom_reconcilers.cluster.network import (
     GATHER_SECONDS,
@@ -70,6 +72,7 @@ class Allocation:
         clock: Callable[[], float] = boottime,
         policy: BatchPolicy | None = None,
         crashes: Callable[[], Iterable[str]] = tuple,
+        services: Services | None = None,
     ) -> None:
         """`crashes` gives what crashed in this process of late, as sentences; call `look` when that changed."""
         policy = policy or BatchPolicy()
@@ -84,13 +87,15 @@ class Allocation:
         self._reader = LedgerReader(shared, lock)
         self._commits = CommitQueue(shared, lock, self._reader, LedgerWriter(shared, lock), policy)
         self._addresses = LastKnownAddresses(shared, addressing)
-        self._configuration = AllocationConfiguration(shared, self._addresses)
+        self._services = services or ServiceRanges(api)
+        self._configuration = AllocationConfiguration(shared, self._addresses, self._services)
+        self._left_out = LeftOut(shared)
         self._waiting = WaitingNodes(self._react)
         self._nodes = NodesReconciler(
-            shared, self._commits, self._configuration, self._addresses, self._waiting, policy.writers
+            shared, self._commits, self._configuration, self._addresses, self._left_out, self._waiting, policy.writers
         )
-        self._network = NetworkReconciler(shared, self._configuration, self._waiting, crashes)
-        self._in_use = InUseReconciler(shared, lock, self._commits)
+        self._network = NetworkReconciler(shared, self._configuration, self._left_out, self._waiting, crashes)
+        self._in_use = InUseReconciler(shared, lock, self._commits, self._left_out, self._waiting)
         self.nodes = Controller("nodes", self._nodes.reconcile, policy.workers, timeout=RUN_SECONDS)
         self.network = Controller("network", self._reconcile_network)
 
@@ -112,8 +117,9 @@ class Allocation:
                 self._in_use.ledgers_changed()
                 self.network.enqueue_after(NETWORK_NAME, RETELL_SECONDS)
                 self.network.enqueue_after(IN_USE_KEY, QUIET_SECONDS)
-            case Changed.WAITING:
+            case Changed.WAITING | Changed.LEFT_OUT:
                 self.look()
+                self.network.enqueue_after(IN_USE_KEY, QUIET_SECONDS)
             case _:
                 assert_never(event)
 
@@ -126,14 +132,16 @@ class Allocation:
         for store in (self._stores.networks, self._stores.nodes, self._stores.netloom_nodes):
             await store.wait_synced()
         # The network first: what nodes are given depends on it.
-        leave = [*self._configuration.watch(), self._addresses.watch(), *self._nodes.watch()]
+        leave = [*self._left_out.watch(), *self._configuration.watch(), self._addresses.watch(), *self._nodes.watch()]
         leave.append(self._stores.netloom_nodes.on_replace(self._relisted))
         metrics.BLOCKS.source = self._allocator.blocks.usage
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._commits.run(), name="ledgers")
                 group.create_task(self.network.run(), name="network")
+                group.create_task(self._services.run(), name="services")
                 await self._commits.loaded.wait()
+                await self._services.settled()
                 group.create_task(self.nodes.run(), name="nodes")
         finally:
             metrics.BLOCKS.source = tuple

@@ -19,6 +19,8 @@ _WOKEN = frozenset({"NoNetwork", "PodCIDRsMissing", "IPAMModeNotImplemented", "N
 """Reasons that end with an event."""
 _PASSING = frozenset({"LedgerBusy", "ModeChanged", "NetworkBusy", "NetworkChanged"})
 """Reasons that pass by themselves."""
+UNREACHABLE = frozenset({"NodeAddressMissing", "NodeAddressUnusable"})
+"""Reasons that lie in the Node alone: the network warns of them, and is well."""
 
 
 class WaitingNodes(dict[str, Reason]):
@@ -61,7 +63,7 @@ def reason_of(why: Reason) -> str:
 
 def told_by_network(why: Reason) -> bool:
     """Whether the NetloomNetwork tells it: no object per node is written for that."""
-    return isinstance(why, Problem) and why.reason in _WOKEN | _PASSING
+    return isinstance(why, Problem) and why.reason in _WOKEN | _PASSING | UNREACHABLE
 
 
 def problem(node: str, reason: str, message: str, way_out: str) -> Problem:

@@ -6,9 +6,10 @@ ask, and only then:
 
 - Nobody is asked while this node's own object, the NetloomNetwork or the watch is missing: all peers stay.
 - After a moment, in which those may vanish as well, the API server is asked for up to `NAMES` of the Nodes. A Node that
-  is not there has left. A peer goes on this proof alone, or when the world is whole: if every Node has its
-  NetloomNode (a list of one Node tells how many there are), whatever else was there has left. That is asked when more
-  vanished than are asked for by name, or at least half of all; and then this node's own Node has to be there as well.
+  is not there, or was left out of Netloom by its label or the network's selector, has left. A peer goes on this proof
+  alone, or when the world is whole: if every Node has its NetloomNode (a list of one Node tells how many there are, the
+  network how many are meant to have none), whatever else was there has left. That is asked when more vanished than are
+  asked for by name, or at least half of all; and then this node's own Node has to be there as well.
 - What stays is asked for again ever more seldom. Its object, when it comes back, needs no answer.
 - If the server's history went back, to before what was seen of a peer, its Node has a minute to appear again.
 
@@ -28,6 +29,7 @@ import structlog
 
 from netloom.api.core import NODES
 from netloom.api.events import ObjectReference
+from netloom.api.participation import takes_part
 from netloom.api.v1alpha1 import NETWORK_NAME, NetloomNetwork, NetloomNode
 from netloom.kernel.keeper.keeper import Keeper
 from netloom.runtime.backoff import Backoff
@@ -73,7 +75,7 @@ class Question(msgspec.Struct, frozen=True):
 
 
 class Answer(msgspec.Struct, frozen=True):
-    """Which of the Nodes live, and how many there are (None: not asked)."""
+    """Which of the Nodes live and take part, and how many Nodes there are (None: not asked)."""
 
     lives: Mapping[str, bool]
     nodes: int | None = None
@@ -87,12 +89,14 @@ def question(vanished: Collection[str], peers: int, *, own: str = "", unknown: b
     return Question((*names, own) if own and (many or unknown) else names, count)
 
 
-def departed(vanished: Collection[str], answer: Answer, complete: int, own: str = "") -> tuple[set[str], bool]:
-    """Which of these left, and whether the world is whole: every Node has its NetloomNode, `complete` of which are for
-    Nodes, and have pod CIDRs and an address."""
+def departed(
+    vanished: Collection[str], answer: Answer, complete: int, own: str = "", left_out: int = 0
+) -> tuple[set[str], bool]:
+    """Which of these left, and whether the world is whole: every Node but `left_out` has its NetloomNode, `complete` of
+    which are for Nodes, and have pod CIDRs and an address."""
     if not answer.lives.get(own, True):
         return set(), False
-    whole = answer.nodes is not None and answer.nodes <= complete
+    whole = answer.nodes is not None and answer.nodes - left_out <= complete
     whole = whole and not any(lives for name, lives in answer.lives.items() if name != own)
     if whole:
         return set(vanished), True
@@ -105,19 +109,19 @@ class NodeLookup:
     def __init__(self, api: Api) -> None:
         self._api = api
 
-    async def ask(self, asked: Question) -> Answer:
+    async def ask(self, asked: Question, network: NetloomNetwork | None) -> Answer:
         """Raises ApiError: then nothing is known."""
-        lives = {name: await self._lives(name) for name in asked.names}
+        lives = {name: await self._lives(name, network) for name in asked.names}
         return Answer(lives, await self._api.count(NODES) if asked.count else None)
 
-    async def _lives(self, name: str) -> bool:
+    async def _lives(self, name: str, network: NetloomNetwork | None) -> bool:
         try:
-            await self._api.get(NODES, name)
+            node = await self._api.get(NODES, name)
         except NotFound as error:
             if error.details.get("name") != name or error.details.get("kind") != NODES.plural:
                 raise Unavailable(404, "BadAnswer", f"what answers for Node {name} is no API server") from error
             return False
-        return True
+        return takes_part(node, network)
 
 
 @dataclass(eq=False)
@@ -281,16 +285,19 @@ class Departures:
         own = self.peers.own if mine is not None and is_owned(mine) else ""
         fresh = [name for name in vanished if name in self._fresh]
         asked = question(fresh or vanished, len(self.peers), own=own, unknown=bool(self.unknown))
-        answer = await self.lookup.ask(asked)
+        network = self.networks.get(NETWORK_NAME)
+        left_out = network.status.ipam.nodes_left_out if network is not None else 0
+        answer = await self.lookup.ask(asked, network)
         complete = sum(1 for node in self.peers.nodes.values() if is_owned(node) and is_whole(node))
         living = [name for name, lives in answer.lives.items() if lives and name != own]
         if not answer.lives.get(own, True):
-            self.why = f"Node {own}, this node's own, is not there, either."
+            self.why = f"Node {own}, this node's own, is not there, either, or is left out."
         elif living:
             self.why = f"Node {living[0]} lives."
         else:
-            self.why = f"there are {answer.nodes} Nodes, and {complete} of them have a NetloomNode that is whole."
-        return departed(vanished, answer, complete, own)
+            without = f", {left_out} of them left out" if left_out else ""
+            self.why = f"there are {answer.nodes} Nodes{without}, and {complete} have a NetloomNode that is whole."
+        return departed(vanished, answer, complete, own, left_out)
 
 
 @dataclass(eq=False)
