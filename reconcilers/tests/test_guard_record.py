@@ -3,11 +3,10 @@
 from collections.abc import Mapping
 from typing import Any
 
-import msgspec
 import pytest
 
 from netloom.api.cilium import CiliumNode, CiliumNodeIPAM, CiliumNodeSpec
-from netloom.api.core import CONFIG_MAPS, ConfigMap
+from netloom.api.core import CONFIG_MAPS, ConfigMap, ManagedFields, ManagedMeta
 from netloom.api.events import ObjectReference
 from netloom.api.meta import ObjectMeta
 from netloom.guard.cluster_state import CILIUM_IN_USE, CILIUM_MODE, ClusterState, Users
@@ -52,14 +51,13 @@ class World:
         version = stored.metadata.resource_version if stored else "0"
         if patch["metadata"].get("resourceVersion", version) != version:
             raise Conflict(409, "Conflict", "somebody was faster")
-        meta = ObjectMeta(name=name, namespace="netloom-system", resource_version=str(int(version) + 1))
-        return ConfigMap(metadata=meta, data=dict(patch["data"]))
+        return record(patch["data"], version=str(int(version) + 1), by=options["field_manager"])
 
     def event(self, ref: ObjectReference, type_: str, reason: str, message: str) -> None:
         self.events.append((f"{ref.kind} {ref.namespace}/{ref.name}", reason))
 
     def configure(self, ipam: str) -> None:
-        meta = ObjectMeta(name="cilium-config", namespace="kube-system")
+        meta = ManagedMeta(name="cilium-config", namespace="kube-system")
         self.config.put(ConfigMap(metadata=meta, data={"ipam": ipam}))
 
     def hold(self, *names: str) -> None:
@@ -153,6 +151,10 @@ async def test_a_change_past_the_guard_is_told_once(world: World) -> None:
     assert world.written[CILIUM_MODE] == "cluster-pool"
 
 
-def record(data: dict[str, str], version: str = "1") -> ConfigMap:
-    meta = ObjectMeta(name="netloom-guard", namespace="netloom-system", resource_version=version)
-    return msgspec.structs.replace(ConfigMap(metadata=meta), data=data)
+def record(data: Mapping[str, str], version: str = "1", by: str = "netloom-guard-cilium") -> ConfigMap:
+    fields = {"f:data": {f"f:{key}": {} for key in data}}
+    managed = ManagedFields(manager=by, operation="Apply", fields_v1=fields)
+    meta = ManagedMeta(
+        name="netloom-guard", namespace="netloom-system", resource_version=version, managed_fields=(managed,)
+    )
+    return ConfigMap(metadata=meta, data=dict(data))

@@ -4,7 +4,7 @@ import msgspec
 import pytest
 
 from netloom.api.cilium import CILIUM_NODES, CiliumNode, CiliumNodeIPAM, CiliumNodeSpec
-from netloom.api.core import NODES, ConfigMap
+from netloom.api.core import NODES, ConfigMap, ManagedMeta
 from netloom.api.meta import ObjectMeta
 from netloom.api.v1alpha1 import NETLOOM_NODES
 from netloom.guard.cluster_state import ClusterState, trim_cilium_node, trim_netloom_node, trim_node
@@ -12,6 +12,11 @@ from netloom.guard.record import bypassed, wanted
 from tests.guard import requests as ask
 
 IN_USE = {"ciliumMode": "cluster-pool", "ciliumInUse": "2 nodes hold addresses (worker-001, worker-002)"}
+RECORD_IN = "netloom-system"
+ANEW = (
+    "which is then made anew: kubectl delete configmap netloom-guard -n netloom-system --as=admin "
+    "--as-group=system:masters --as-group=netloom:break-glass"
+)
 FLAG = {"enable_cluster_pool_to_multi_pool_migration": "true"}
 
 
@@ -23,7 +28,7 @@ def live() -> ClusterState:
 def test_nobody_holds_addresses() -> None:
     live = ask.with_record(ask.with_config(ask.fresh(), ipam="eni"), ciliumMode="eni", ciliumInUse="1 node ...")
     assert wanted(live) == {}
-    assert bypassed(live) is None
+    assert bypassed(live, RECORD_IN) is None
 
 
 def test_the_first_who_holds_an_address_locks_the_mode(live: ClusterState) -> None:
@@ -36,15 +41,13 @@ def test_what_is_recorded_stays(live: ClusterState) -> None:
     ask.with_record(live, **IN_USE)
     assert wanted(live) == IN_USE
     assert wanted(ask.with_config(live, ipam="kubernetes")) == IN_USE
-    assert str(bypassed(live)) == (
-        "ConfigMap kube-system/cilium-config: data.ipam 'kubernetes': the IPAM mode was changed past the guard: 2 "
-        "nodes "
+    assert str(bypassed(live, RECORD_IN)) == (
+        "ConfigMap kube-system/cilium-config: data.ipam 'kubernetes': the IPAM mode was changed past the guard: 2 nodes "
         "hold addresses (worker-001, worker-002) of mode cluster-pool, and what restarts in mode kubernetes takes the "
-        "network from their pods. Set it back to cluster-pool before Cilium restarts; if the change is meant, delete "
-        "the "
-        "ConfigMap that records the mode (docs/guard.md), which is then made anew."
+        "network from their pods. Set it back to cluster-pool before Cilium restarts; if the change is meant, delete the "
+        f"record, {ANEW}"
     )
-    assert bypassed(ask.with_config(live)) is None
+    assert bypassed(ask.with_config(live), RECORD_IN) is None
     ask.with_cilium_node(live, "worker-001", {})
     assert wanted(live)["ciliumInUse"] == "1 node holds addresses (worker-002)"
 
@@ -54,13 +57,13 @@ def test_a_mode_in_another_spelling_is_seen(live: ClusterState) -> None:
     assert wanted(ask.with_config(live, IPAM="eni", ipam="crd")) == {}, "nobody can say which of them counts"
     ask.with_record(live, **IN_USE)
     for data in ({"IPAM": "kubernetes"}, {"ipam": "cluster-pool", "IPAM": "kubernetes"}):
-        problem = bypassed(ask.with_config(live, **data))
+        problem = bypassed(ask.with_config(live, **data), RECORD_IN)
         assert problem is not None
         assert str(problem).startswith("ConfigMap kube-system/cilium-config: data.IPAM 'kubernetes': the IPAM mode was")
         assert "what restarts in mode kubernetes takes" in problem.message
-    assert bypassed(ask.with_config(live, IPAM="cluster-pool")) is None
-    assert bypassed(ask.with_config(live, ipam="multi-pool", IPAM="eni", **FLAG)) is not None
-    assert bypassed(ask.with_config(live, IPAM="multi-pool", **FLAG)) is None
+    assert bypassed(ask.with_config(live, IPAM="cluster-pool"), RECORD_IN) is None
+    assert bypassed(ask.with_config(live, ipam="multi-pool", IPAM="eni", **FLAG), RECORD_IN) is not None
+    assert bypassed(ask.with_config(live, IPAM="multi-pool", **FLAG), RECORD_IN) is None
 
 
 @pytest.mark.parametrize("node_first", [True, False], ids=["the node is seen first", "the change is seen first"])
@@ -75,10 +78,10 @@ def test_a_mode_that_changed_behind_the_first_node_is_not_the_one_in_force(node_
         cilium_node("7", live)
     assert wanted(live)["ciliumMode"] == "cluster-pool"
     ask.with_record(live, **wanted(live))
-    assert bypassed(live) is not None
+    assert bypassed(live, RECORD_IN) is not None
     live.record("netloom-system/netloom-guard", None, None)  # somebody says that it is meant
     assert wanted(live)["ciliumMode"] == "kubernetes"
-    assert bypassed(live) is None
+    assert bypassed(live, RECORD_IN) is None
 
 
 def test_a_node_that_joins_behind_a_change_has_its_addresses_from_the_new_mode() -> None:
@@ -90,7 +93,7 @@ def test_a_node_that_joins_behind_a_change_has_its_addresses_from_the_new_mode()
 
 
 def config(version: str, live: ClusterState, **data: str) -> None:
-    metadata = ObjectMeta(name="cilium-config", namespace="kube-system", resource_version=version)
+    metadata = ManagedMeta(name="cilium-config", namespace="kube-system", resource_version=version)
     live.cilium_config("kube-system/cilium-config", None, ConfigMap(metadata=metadata, data=data))
 
 
@@ -103,14 +106,14 @@ def test_the_documented_migration_is_taken_over(live: ClusterState) -> None:
     ask.with_record(live, ciliumMode="cluster-pool")
     ask.with_config(live, ipam="multi-pool", **FLAG)
     assert wanted(live)["ciliumMode"] == "multi-pool"
-    assert bypassed(live) is None
+    assert bypassed(live, RECORD_IN) is None
     ask.with_config(live, ipam="multi-pool")
     assert wanted(live)["ciliumMode"] == "cluster-pool"
-    assert bypassed(live) is not None
+    assert bypassed(live, RECORD_IN) is not None
     ask.with_record(live, ciliumMode="eni")
     ask.with_config(live, ipam="multi-pool", **FLAG)
     assert wanted(live)["ciliumMode"] == "eni"
-    assert bypassed(live) is not None
+    assert bypassed(live, RECORD_IN) is not None
 
 
 def test_netlooms_mode_is_the_networks_or_the_nodes() -> None:
