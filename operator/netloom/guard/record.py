@@ -31,7 +31,7 @@ def wanted(live: ClusterState) -> dict[str, str]:
         data[CILIUM_MODE] = mode
         data[CILIUM_IN_USE] = in_use(live.cilium_held.count, live.cilium_held.names)
     elif remembered(live):
-        data = {key: live.recorded[key] for key in (CILIUM_MODE, CILIUM_IN_USE) if key in live.recorded}
+        data = {CILIUM_MODE: live.recorded[CILIUM_MODE], CILIUM_IN_USE: who_holds(live)}
     if live.held.count and (mode := _netloom_mode(live)):
         data[NETLOOM_MODE] = mode
         data[NETLOOM_IN_USE] = in_use(live.held.count, live.held.names)

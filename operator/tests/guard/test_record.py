@@ -3,12 +3,12 @@
 import msgspec
 import pytest
 
-from netloom.api.cilium import CILIUM_NODES, CiliumNode, CiliumNodeIPAM, CiliumNodeSpec
-from netloom.api.core import NODES, ConfigMap, ManagedMeta
+from netloom.api.cilium import CILIUM_NODES, DAEMON_SETS, CiliumNode, CiliumNodeIPAM, CiliumNodeSpec
+from netloom.api.core import CONFIG_MAPS, NODES, ConfigMap, ManagedMeta
 from netloom.api.meta import ObjectMeta
 from netloom.api.v1alpha1 import NETLOOM_NODES
-from netloom.guard.cluster_state import ClusterState, trim_cilium_node, trim_netloom_node, trim_node
-from netloom.guard.record import bypassed, wanted
+from netloom.guard.cluster_state import ClusterState, trim_cilium_node, trim_netloom_node, trim_node, trim_workload
+from netloom.guard.record import bypassed, bypasses, tampered, vanished, wanted
 from tests.guard import requests as ask
 
 IN_USE = {"ciliumMode": "cluster-pool", "ciliumInUse": "2 nodes hold addresses (worker-001, worker-002)"}
@@ -42,10 +42,10 @@ def test_what_is_recorded_stays(live: ClusterState) -> None:
     assert wanted(live) == IN_USE
     assert wanted(ask.with_config(live, ipam="kubernetes")) == IN_USE
     assert str(bypassed(live, RECORD_IN)) == (
-        "ConfigMap kube-system/cilium-config: data.ipam 'kubernetes': the IPAM mode was changed past the guard: 2 nodes "
-        "hold addresses (worker-001, worker-002) of mode cluster-pool, and what restarts in mode kubernetes takes the "
-        "network from their pods. Set it back to cluster-pool before Cilium restarts; if the change is meant, delete the "
-        f"record, {ANEW}"
+        "ConfigMap kube-system/cilium-config: data.ipam 'kubernetes': the IPAM mode was changed past the guard: 2 "
+        "nodes hold addresses (worker-001, worker-002) of mode cluster-pool, and what restarts in mode kubernetes "
+        "takes the network from their pods. Set it back to cluster-pool before Cilium restarts; if the change is "
+        f"meant, delete the record, {ANEW}"
     )
     assert bypassed(ask.with_config(live), RECORD_IN) is None
     ask.with_cilium_node(live, "worker-001", {})
@@ -162,3 +162,109 @@ def test_little_is_kept_of_an_object() -> None:
         "metadata": {"name": "a"},
         "status": status,
     }
+
+
+def vanishing(*names: str) -> ClusterState:
+    """Nodes and CiliumNodes of these names, and the record that follows."""
+    live = ask.with_config(ask.fresh())
+    for number, name in enumerate(names):
+        ask.with_addresses(live, name, f"192.168.0.{number}")
+        ask.with_cilium_node(live, name, {"podCIDRs": [f"10.0.{number}.0/24"]})
+    return ask.with_record(live, **wanted(live))
+
+
+def test_a_node_holds_addresses_as_long_as_it_lives() -> None:
+    live = vanishing("a", "b", "c")
+    assert vanished(live, RECORD_IN) is None
+    live.cilium_node("a", None, None)
+    ask.with_cilium_node(live, "b", {})
+    assert live.cilium_held.count == 3
+    assert str(vanished(live, RECORD_IN)) == (
+        "ConfigMap kube-system/cilium-config: data.ipam: Nodes live whose CiliumNodes were deleted or emptied (a, b): "
+        "their pods have their addresses all the same, so mode cluster-pool stays in force. Restart Cilium's agents, "
+        "which make their CiliumNodes anew; a Node that is removed counts no more. If no pod has addresses of that "
+        f"mode any more, delete the record, {ANEW}"
+    )
+    live.node("a", None, None)
+    ask.with_cilium_node(live, "b", {"podCIDRs": ["10.0.1.0/24"]})
+    assert vanished(live, RECORD_IN) is None
+    assert wanted(live)["ciliumInUse"] == "2 nodes hold addresses (b, c)"
+
+
+@pytest.mark.parametrize("node_first", [True, False], ids=["its Node first", "its CiliumNode first"])
+def test_a_node_that_leaves_is_forgotten(node_first: bool) -> None:
+    live = vanishing("a")
+    if node_first:
+        live.node("a", None, None)
+        assert wanted(live)["ciliumMode"] == "cluster-pool"
+    live.cilium_node("a", None, None)
+    if not node_first:
+        live.node("a", None, None)
+    assert wanted(live) == {}
+    assert vanished(live, RECORD_IN) is None
+
+
+def test_the_record_remembers_what_nobody_has_seen() -> None:
+    """All CiliumNodes went while no guard ran."""
+    live = ask.with_record(ask.with_config(ask.fresh()), **IN_USE)
+    ask.with_addresses(live, "worker-001", "192.168.0.1")
+    assert wanted(live) == IN_USE
+    problem = vanished(live, RECORD_IN)
+    assert problem is not None
+    assert "no CiliumNode holds addresses any more (2 nodes hold addresses (worker-001, worker-002) before)" in str(
+        problem
+    )
+    assert bypassed(ask.with_config(live, ipam="kubernetes"), RECORD_IN) is not None
+    live.node("worker-001", None, None)
+    assert wanted(live) == {}
+
+
+def test_a_record_that_is_deleted_forgets_those_that_vanished() -> None:
+    live = vanishing("a")
+    live.cilium_node("a", None, None)
+    live.record(f"{RECORD_IN}/netloom-guard", None, None)
+    assert wanted(live) == {}
+    assert vanished(live, RECORD_IN) is None
+
+
+def test_a_record_that_somebody_else_wrote_is_no_witness() -> None:
+    live = vanishing("a")
+    for by, data in (
+        ("kubectl-edit", {"ciliumMode": "kubernetes"}),
+        ("netloom-guard-cilium", {"ciliumInUse": "nobody"}),
+    ):
+        ask.with_record(live, by, **data)
+        assert live.tampered == ("ciliumMode",)
+        assert wanted(live)["ciliumMode"] == "cluster-pool"
+        assert str(tampered(live, RECORD_IN)).startswith(
+            "ConfigMap netloom-system/netloom-guard: data.ciliumMode: somebody but the guard wrote down which IPAM mode"
+        )
+        ask.with_record(live, **wanted(live))
+        assert tampered(live, RECORD_IN) is None
+    started = ask.with_record(ask.with_cilium_nodes(ask.fresh(), 2), "kubectl-edit", ciliumMode="kubernetes")
+    assert wanted(ask.with_config(started)) == IN_USE
+    assert bypassed(started, RECORD_IN) is None
+
+
+def test_what_runs_cilium_may_ask_for_another_mode() -> None:
+    live = vanishing("a")
+    container = {"name": "cilium-agent", "command": ["cilium-agent"], "args": ["--ipam=kubernetes"]}
+    spec = {"template": {"spec": {"containers": [container]}}}
+    agents = msgspec.convert({"metadata": {"name": "cilium"}, "spec": spec}, DAEMON_SETS.type)
+    live.cilium_workload("kube-system/cilium", None, trim_workload(agents))
+    (problem,) = bypasses(live, RECORD_IN)
+    assert str(problem).startswith(
+        "DaemonSet kube-system/cilium: spec.template 'cilium-agent: --ipam kubernetes': it overrules the ConfigMap"
+    )
+    assert problem.reason == "ModeBypassed"
+    live.cilium_workload("kube-system/cilium", agents, None)
+    assert bypasses(live, RECORD_IN) == []
+
+
+def test_binary_data_of_the_configuration_is_seen() -> None:
+    live = vanishing("a")
+    obj = ask.config(ipam="cluster-pool") | {"binaryData": {"IPAM": "ZW5p"}}
+    live.cilium_config("kube-system/cilium-config", None, msgspec.convert(obj, CONFIG_MAPS.type))
+    problem = bypassed(live, RECORD_IN)
+    assert problem is not None
+    assert (problem.field, problem.value) == ("data.IPAM", "eni")
