@@ -252,6 +252,11 @@ OVERRIDES: dict[str, tuple[str, Change, str]] = {
     "another image": (AGENTS, put_at("containers.0.image", "quay.io/cilium/cilium:v1.20.1"), ""),
     "another flag": (OPERATOR, flag("--ipam-something=x", "--debug"), ""),
     "something for another container": (AGENTS, flag("--config-dir=/y", "--source=nodes", container=1), ""),
+    "variables of another container": (
+        AGENTS,
+        put_at("containers.1.envFrom", [{"configMapRef": {"name": "other"}}]),
+        "",
+    ),
 }
 
 

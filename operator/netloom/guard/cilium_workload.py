@@ -18,11 +18,11 @@ CONFIG_DIR = "/tmp/cilium/config-map"
 _KEYS = "|".join(GUARDED_KEYS)
 FLAG = rf"(?:^|\s)--(?:{_KEYS})(?:[=\s]\S*|$)"
 """A guarded key as a flag, of whatever container: nothing but Cilium has such."""
-CILIUM = r"(?:^|[\s/])cilium-(?:agent|operator)"
-"""In the command of a container that runs one of Cilium's programs ..."""
+BUILD_CONFIG = "build-config"
+CILIUM = rf"(?:^|[\s/])(?:cilium-agent|cilium-operator|{BUILD_CONFIG})"
+"""In the name or the command of a container that runs one of Cilium's programs ..."""
 FOLDER = r"(?:^|\s)--config(?:-dir)?(?:[=\s]\S*|$)"
 """... and so reads its files from where this says."""
-BUILD_CONFIG = "build-config"
 SOURCE = r"(?:^|\s)--source[=\s]\S*"
 OPEN = rf"(?:^|\s)--allow-config-keys[=\s](?:\S*,)?(?:{_KEYS})(?:,|\s|$)"
 LIMITED = r"(?:^|\s)--allow-config-keys[=\s]\S"
@@ -56,7 +56,7 @@ def overrides(pod: PodSpec, namespace: str, mode: str) -> list[str]:
 def _flags(container: Container, namespace: str, mode: str) -> Iterator[str]:
     text = " ".join((*container.command, *container.args))
     yield from (flag for flag in _found(FLAG, text) if flag != f"--{IPAM} {mode}")
-    if re.search(CILIUM, text):
+    if _runs_cilium(container):
         yield from (flag for flag in _found(FOLDER, text) if flag != f"--config-dir {CONFIG_DIR}")
     if BUILD_CONFIG in text:
         limited = re.search(LIMITED, text) and not re.search(OPEN, text.lower())
@@ -72,8 +72,12 @@ def _environment(container: Container, mode: str) -> Iterator[str]:
     for variable in container.env:
         if variable.name in ENVIRONMENT and not _guarded(variable, mode):
             yield f"env {variable.name} {'of another object' if variable.value_from else variable.value}"
-    if container.env_from:
+    if container.env_from and _runs_cilium(container):
         yield "envFrom"
+
+
+def _runs_cilium(container: Container) -> bool:
+    return re.search(CILIUM, " ".join((container.name, *container.command, *container.args))) is not None
 
 
 def _guarded(variable: EnvVar, mode: str) -> bool:

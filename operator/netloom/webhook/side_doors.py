@@ -136,7 +136,7 @@ def _overrides(scope: Scope, of: str) -> str:
     limited = f"(t.matches({_pattern(workload.LIMITED)}) && !t.lowerAscii().matches({_pattern(workload.OPEN)}))"
     known = f"f.matches({_pattern(workload.known_sources(namespace))})"
     first = f"f.matches({_pattern(workload.first_source(namespace))})"
-    ours = f"t.matches({_pattern(workload.CILIUM)})"
+    ours = f"(c.name + ' ' + {text}).matches({_pattern(workload.CILIUM)})"
     flags = (
         found(workload.FLAG, f"f != '--{IPAM} ' + variables.mode")
         + " + "
@@ -156,7 +156,7 @@ def _overrides(scope: Scope, of: str) -> str:
         f"c.?env.orValue([]).filter(e, e.name in {cel.texts(workload.ENVIRONMENT)} && !{guarded})"
         f".map(e, c.name + ': env ' + e.name + ' ' + {value})"
     )
-    whole = "(c.?envFrom.orValue([]).size() > 0 ? [c.name + ': envFrom'] : [])"
+    whole = f"(c.?envFrom.orValue([]).size() > 0 && {ours} ? [c.name + ': envFrom'] : [])"
     volumes = (
         f"{of}.?spec.?template.?spec.?volumes.orValue([]).exists(v, v.name == m.name"
         f" && v.?configMap.?name.orValue('') == '{CONFIG_NAME}' && v.?configMap.?items.orValue([]).size() == 0)"
