@@ -6,13 +6,13 @@ from typing import Any
 import pytest
 
 from netloom.api.cilium import CiliumNode, CiliumNodeIPAM, CiliumNodeSpec
-from netloom.api.core import CONFIG_MAPS, ConfigMap, ManagedFields, ManagedMeta
+from netloom.api.core import CONFIG_MAPS, ConfigMap, ManagedFields, ManagedMeta, Node
 from netloom.api.events import ObjectReference
 from netloom.api.meta import ObjectMeta
 from netloom.guard.cluster_state import CILIUM_IN_USE, CILIUM_MODE, ClusterState, Users
 from netloom.runtime.errors import Conflict
 from netloom.runtime.store import Store
-from netloom_reconcilers.guard_record import DISTANCE_SECONDS, UNSEEN_SECONDS, GuardRecord
+from netloom_reconcilers.guard_record import DISTANCE_SECONDS, UNSEEN_SECONDS, VANISHED_SECONDS, GuardRecord
 
 KEY = "netloom-system/netloom-guard"
 
@@ -158,3 +158,38 @@ def record(data: Mapping[str, str], version: str = "1", by: str = "netloom-guard
         name="netloom-guard", namespace="netloom-system", resource_version=version, managed_fields=(managed,)
     )
     return ConfigMap(metadata=meta, data=dict(data))
+
+
+async def test_a_cilium_node_is_missed_after_a_while(world: World) -> None:
+    """And told once, however many follow."""
+    world.configure("cluster-pool")
+    for name in ("a", "b"):
+        world.live.node(name, None, Node(metadata=ObjectMeta(name=name)))
+        world.hold(name)
+    await world.turn()
+    world.live.cilium_node("a", None, None)
+    assert await world.turn() == VANISHED_SECONDS
+    assert world.events == []
+    world.now += VANISHED_SECONDS
+    await world.turn()
+    world.live.cilium_node("b", None, None)
+    world.now += DISTANCE_SECONDS
+    await world.turn()
+    assert world.events == [("ConfigMap kube-system/cilium-config", "CiliumNodesVanished")]
+    assert world.written[CILIUM_IN_USE] == "2 nodes hold addresses (a, b)"
+    world.hold("a", "b")
+    await world.turn()
+    world.live.cilium_node("b", None, None)
+    assert await world.turn() == VANISHED_SECONDS, "once it was well, it counts anew"
+
+
+async def test_a_record_that_somebody_edits_is_written_again(world: World) -> None:
+    world.configure("cluster-pool")
+    world.hold("a")
+    await world.turn()
+    world.record.put(record({CILIUM_MODE: "kubernetes"}, version="7", by="kubectl-edit"))
+    assert await world.turn() is None
+    assert world.written[CILIUM_MODE] == "cluster-pool"
+    assert world.events == [("ConfigMap netloom-system/netloom-guard", "RecordTampered")]
+    await world.turn()
+    assert len(world.patches) == 2
