@@ -148,6 +148,7 @@ def test_install_applies_by_itself_and_says_what_it_did(control_plane: ControlPl
     assert first[-1] == f"ValidatingWebhookConfiguration {NAME}: created"
     again = guard_install(*arguments).splitlines()
     assert [line for line in again if not line.endswith(": unchanged")] == []
+    assert "netloom:guards:cp-1" in guard_install(*arguments[:2], "--guard-user=netloom:guards:cp-1")
     # The same by another tool is no conflict about who owns what.
     control_plane.kubectl("apply", "--server-side", "-f", "-", input=guard_install(*arguments[:2]))
 

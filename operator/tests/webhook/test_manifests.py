@@ -3,13 +3,14 @@
 import itertools
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from netloom.api.errors import UserError
 from netloom.webhook.manifests import Installation, render
-from netloom.webhook.names import LABEL, Guarded, Scope
+from netloom.webhook.names import LABEL, OPERATOR_USER, Guarded, Scope
 
 IMAGE = "registry.example/netloom:1"
 URL = "https://127.0.0.1:9443"
@@ -220,3 +221,15 @@ def test_a_given_ca_stands_in_every_webhook() -> None:
 def test_options_that_do_not_go_together(options: dict[str, Any], said: str) -> None:
     with pytest.raises(UserError, match=said):
         installed(**options)
+
+
+def test_only_guards_write_the_record() -> None:
+    """Nobody else is left out of the policy: an operator is a guard where Netloom is guarded."""
+    account = "system:serviceaccount:netloom-system:netloom-guard"
+    named = replace(Scope("cilium"), guard_users=("cp-1",))
+    assert named.record_users == (account, "cp-1")
+    assert Scope("netloom").record_users == (account, OPERATOR_USER)
+    manifests = render(Installation(scope=named, image="x"))
+    policy = next(each for each in manifests if each["metadata"]["name"] == "netloom-guard-record-writes")
+    conditions = {each["name"]: each["expression"] for each in policy["spec"]["matchConditions"]}
+    assert conditions["not-the-guard"] == f"!(request.userInfo.?username.orValue('') in ['{account}', 'cp-1'])"
