@@ -27,6 +27,7 @@ from netloom_e2e.lab import environment, wait_for
 from netloom_e2e.operators import Operator, free_port
 
 CILIUM_CRDS = Path(__file__).parent / "cilium" / "crds"
+PAST_THE_GUARD = ("--as=admin", "--as-group=system:masters", "--as-group=netloom:break-glass")
 CILIUM_KINDS = ("ciliumnodes.v2.cilium.io", "ciliumpodippools.v2alpha1.cilium.io")
 _POLICIES = "/apis/admissionregistration.k8s.io/v1/validatingadmissionpolicies"
 _NETLOOM = Path(sys.executable).with_name("netloom")
@@ -40,7 +41,7 @@ def install_cilium(plane: ControlPlane) -> None:
 
 def uninstall_cilium(plane: ControlPlane) -> None:
     """Takes them away with all their objects, if they are there."""
-    plane.kubectl("delete", "--ignore-not-found", "--filename", CILIUM_CRDS)
+    plane.kubectl("delete", "--ignore-not-found", "--filename", CILIUM_CRDS, *PAST_THE_GUARD)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +98,8 @@ class Guards:
             for each in reversed(self.manifests)
             if each["kind"] != "Namespace" and each["metadata"]["name"] != KEPT_POLICY
         ]
-        self._plane.kubectl("delete", "--ignore-not-found", "--wait=false", "-f", "-", input=_text(manifests))
+        options = ["--ignore-not-found", "--wait=false", *PAST_THE_GUARD]
+        self._plane.kubectl("delete", *options, "-f", "-", input=_text(manifests))
 
     def start(
         self, *arguments: str, port: int = 0, kubeconfig: Path | None = None, env: Mapping[str, str] | None = None
@@ -194,9 +196,9 @@ class Guards:
         self._started.clear()
 
 
-def apply(plane: ControlPlane, manifests: list[dict[str, Any]]) -> str:
+def apply(plane: ControlPlane, manifests: list[dict[str, Any]], *options: str) -> str:
     """What kubectl says of each object."""
-    return plane.kubectl("apply", "--server-side", "-f", "-", input=_text(manifests)).stdout
+    return plane.kubectl("apply", "--server-side", *options, "-f", "-", input=_text(manifests)).stdout
 
 
 def _text(manifests: list[dict[str, Any]]) -> str:

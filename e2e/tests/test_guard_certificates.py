@@ -16,7 +16,7 @@ import pytest
 
 from netloom.api.admission import AdmissionRequest
 from netloom.api.admissionregistration import VALIDATING_WEBHOOK_CONFIGURATIONS
-from netloom.api.core import CONFIG_MAPS, SECRETS, ConfigMap, Secret
+from netloom.api.core import CONFIG_MAPS, SECRETS, ConfigMap, ManagedMeta, Secret
 from netloom.api.meta import ObjectMeta
 from netloom.api.problem import Problem
 from netloom.guard.verdict import ALLOWED, Verdict
@@ -168,7 +168,7 @@ def serving(authority: Authority) -> bool:
 
 
 def config_map(name: str, **data: str) -> ConfigMap:
-    return ConfigMap(metadata=ObjectMeta(name=name, namespace=NAMESPACE, labels={LABEL: "yes"}), data=data)
+    return ConfigMap(metadata=ManagedMeta(name=name, namespace=NAMESPACE, labels={LABEL: "yes"}), data=data)
 
 
 async def believes(trusted: str, authority: Authority) -> None:

@@ -21,7 +21,16 @@ from netloom_e2e import crds
 from netloom_e2e.allocations import Cluster
 from netloom_e2e.client import ApiFailure
 from netloom_e2e.cluster import ControllerManager, ControlPlane
-from netloom_e2e.guard import CILIUM_KINDS, Guard, Guards, apply, install_cilium, type_warnings, uninstall_cilium
+from netloom_e2e.guard import (
+    CILIUM_KINDS,
+    PAST_THE_GUARD,
+    Guard,
+    Guards,
+    apply,
+    install_cilium,
+    type_warnings,
+    uninstall_cilium,
+)
 from netloom_e2e.lab import environment, wait_for
 from netloom_e2e.operators import USER, Operators
 
@@ -139,6 +148,7 @@ def test_install_applies_by_itself_and_says_what_it_did(control_plane: ControlPl
     assert first[-1] == f"ValidatingWebhookConfiguration {NAME}: created"
     again = guard_install(*arguments).splitlines()
     assert [line for line in again if not line.endswith(": unchanged")] == []
+    assert "netloom:guards:cp-1" in guard_install(*arguments[:2], "--guard-user=netloom:guards:cp-1")
     # The same by another tool is no conflict about who owns what.
     control_plane.kubectl("apply", "--server-side", "-f", "-", input=guard_install(*arguments[:2]))
 
@@ -268,7 +278,9 @@ def test_break_glass_is_a_group_and_what_it_did_is_told(cilium: Cilium, guards: 
         "jsonpath={..message}",
     ]
     wait_for("an Event says it", lambda: "past the guard" in cilium.plane.kubectl(*events).stdout, deadline=20)
-    cilium.plane.kubectl("delete", "configmap", NAME, "-n", NAMESPACE)
+    delete = ["delete", "configmap", NAME, "-n", NAMESPACE]
+    assert "only the guard writes down" in cilium.plane.kubectl(*delete, check=False).stderr
+    cilium.plane.kubectl(*delete, *PAST_THE_GUARD)
     wait_for("the new mode is recorded", lambda: guards.record().get("ciliumMode") == "kubernetes", deadline=20)
     wait_for("all is well", lambda: guard.metric("netloom_guard_bypassed") == 0, deadline=20)
 

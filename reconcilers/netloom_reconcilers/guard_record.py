@@ -12,11 +12,12 @@ from dataclasses import dataclass, field
 import structlog
 from prometheus_client import Gauge
 
-from netloom.api.cilium import CONFIG_NAME
+from netloom.api.cilium import CONFIG_NAME, DAEMON_SETS
 from netloom.api.core import CONFIG_MAPS, ConfigMap
 from netloom.api.events import ObjectReference
+from netloom.api.problem import Problem
 from netloom.guard.cluster_state import CILIUM_MODE, NETLOOM_MODE, ClusterState
-from netloom.guard.record import bypassed, wanted
+from netloom.guard.record import bypasses, tampered, vanished, wanted
 from netloom.runtime.client import Api
 from netloom.runtime.controller import Controller
 from netloom.runtime.events import EventRecorder
@@ -31,9 +32,18 @@ comes into force or goes is written at once: until then, the policies know nothi
 UNSEEN_SECONDS = 1.0
 """Until the next look while a cache is not complete: what is missing from it must not pass for gone."""
 
+VANISHED_SECONDS = 5.0
+"""Until a CiliumNode is missed: of a Node that is removed, it may be seen to go first, and agents make theirs anew."""
+
 BYPASSED = Gauge(
     "netloom_guard_bypassed",
-    "1 while cilium-config asks for another IPAM mode than the one that nodes hold addresses of.",
+    "1 while Cilium's configuration asks for another IPAM mode than the one that nodes hold addresses of, or is taken "
+    "from where nobody guards it.",
+    registry=REGISTRY,
+)
+VANISHED = Gauge(
+    "netloom_guard_vanished_nodes",
+    "Nodes that live and whose CiliumNode was deleted or emptied.",
     registry=REGISTRY,
 )
 _KEY = "record"
@@ -60,7 +70,8 @@ class GuardRecord:
     unseen: Callable[[], str]
     clock: Callable[[], float] = time.monotonic
     _earliest: float = field(default=0.0, init=False)
-    _bypassed: str = field(default="", init=False)
+    _told: frozenset[tuple[str, ...]] = field(default=frozenset(), init=False)
+    _missed: float = field(default=0.0, init=False)
 
     def __post_init__(self) -> None:
         self.controller = Controller("guard record", self._reconcile)
@@ -73,8 +84,11 @@ class GuardRecord:
     async def _reconcile(self, _: str) -> float | None:
         if self.unseen():
             return UNSEEN_SECONDS
-        if self.config is not None:
-            self._judge(self.config)
+        again = self._judge()
+        wait = await self._write()
+        return min(filter(None, (again, wait)), default=None)
+
+    async def _write(self) -> float | None:
         data = {key: value for key, value in wanted(self.live).items() if key in self.keys and value}
         key = f"{self.namespace}/{self.name}"
         seen = self.record.get(key)
@@ -95,25 +109,47 @@ class GuardRecord:
         log.info("record written", record=key, **data)
         return None
 
-    def _judge(self, configs: Store[ConfigMap]) -> None:
-        """Says it where somebody got past the guard; once, not with every look."""
-        problem = bypassed(self.live)
-        BYPASSED.set(problem is not None)
-        text = problem.text if problem else ""
-        if text == self._bypassed:
-            return
-        self._bypassed = text
-        if problem is None:
-            log.info("cilium-config is as the record again")
-            return
-        log.error("the guard was bypassed", object=problem.object, field=problem.field, error=text)
-        namespace = self.live.cilium_namespace
-        config = configs.get(f"{namespace}/{CONFIG_NAME}")
-        uid = config.metadata.uid if config else ""
-        reference = ObjectReference(
-            api_version=CONFIG_MAPS.api_version, kind=CONFIG_MAPS.kind, name=CONFIG_NAME, namespace=namespace, uid=uid
+    def _judge(self) -> float | None:
+        """Says it where somebody got past the guard; once, not with every look. Gives the seconds to the next look."""
+        live, again = self.live, None
+        found = list(filter(None, [tampered(live, self.namespace)]))
+        if self.config is not None:
+            bypassed = bypasses(live, self.namespace)
+            BYPASSED.set(bool(bypassed))
+            gone = vanished(live, self.namespace)
+            VANISHED.set(len(live.cilium_vanished))
+            self._missed = 0.0 if gone is None else self._missed or self.clock() + VANISHED_SECONDS
+            again = max(self._missed - self.clock(), 0.0) or None
+            found += [*bypassed, *([gone] if gone and again is None else [])]
+        told = {(each.object, each.reason, each.field, each.value): each for each in found}
+        for key in told.keys() - self._told:
+            self._say(told[key])
+        if self._told and not told:
+            log.info("all is as the record again")
+        self._told = frozenset(told)
+        return again
+
+    def _say(self, problem: Problem) -> None:
+        write = log.warning if problem.severity == "warning" else log.error
+        write(
+            _LOGGED[problem.reason], object=problem.object, field=problem.field, value=problem.value, error=problem.text
         )
-        self.events.event(reference, "Warning", problem.reason, text)
+        kind, _, place = problem.object.partition(" ")
+        namespace, _, name = place.partition("/")
+        api_version = CONFIG_MAPS.api_version if kind == CONFIG_MAPS.kind else DAEMON_SETS.api_version
+        store = self.config if name == CONFIG_NAME else self.record
+        config = store.get(place) if store is not None and kind == CONFIG_MAPS.kind else None
+        uid = config.metadata.uid if config else ""
+        reference = ObjectReference(api_version=api_version, kind=kind, name=name, namespace=namespace, uid=uid)
+        value = f" {problem.value!r}" if problem.value else ""
+        self.events.event(reference, "Warning", problem.reason, f"{problem.field}{value}: {problem.text}")
+
+
+_LOGGED = {
+    "ModeBypassed": "the guard was bypassed",
+    "CiliumNodesVanished": "CiliumNodes vanished",
+    "RecordTampered": "the record was edited",
+}
 
 
 def _modes(data: Mapping[str, str]) -> tuple[str, ...]:

@@ -3,17 +3,16 @@
 from collections.abc import Mapping
 from typing import Any
 
-import msgspec
 import pytest
 
 from netloom.api.cilium import CiliumNode, CiliumNodeIPAM, CiliumNodeSpec
-from netloom.api.core import CONFIG_MAPS, ConfigMap
+from netloom.api.core import CONFIG_MAPS, ConfigMap, ManagedFields, ManagedMeta, Node
 from netloom.api.events import ObjectReference
 from netloom.api.meta import ObjectMeta
 from netloom.guard.cluster_state import CILIUM_IN_USE, CILIUM_MODE, ClusterState, Users
 from netloom.runtime.errors import Conflict
 from netloom.runtime.store import Store
-from netloom_reconcilers.guard_record import DISTANCE_SECONDS, UNSEEN_SECONDS, GuardRecord
+from netloom_reconcilers.guard_record import DISTANCE_SECONDS, UNSEEN_SECONDS, VANISHED_SECONDS, GuardRecord
 
 KEY = "netloom-system/netloom-guard"
 
@@ -52,14 +51,13 @@ class World:
         version = stored.metadata.resource_version if stored else "0"
         if patch["metadata"].get("resourceVersion", version) != version:
             raise Conflict(409, "Conflict", "somebody was faster")
-        meta = ObjectMeta(name=name, namespace="netloom-system", resource_version=str(int(version) + 1))
-        return ConfigMap(metadata=meta, data=dict(patch["data"]))
+        return record(patch["data"], version=str(int(version) + 1), by=options["field_manager"])
 
     def event(self, ref: ObjectReference, type_: str, reason: str, message: str) -> None:
         self.events.append((f"{ref.kind} {ref.namespace}/{ref.name}", reason))
 
     def configure(self, ipam: str) -> None:
-        meta = ObjectMeta(name="cilium-config", namespace="kube-system")
+        meta = ManagedMeta(name="cilium-config", namespace="kube-system")
         self.config.put(ConfigMap(metadata=meta, data={"ipam": ipam}))
 
     def hold(self, *names: str) -> None:
@@ -153,6 +151,45 @@ async def test_a_change_past_the_guard_is_told_once(world: World) -> None:
     assert world.written[CILIUM_MODE] == "cluster-pool"
 
 
-def record(data: dict[str, str], version: str = "1") -> ConfigMap:
-    meta = ObjectMeta(name="netloom-guard", namespace="netloom-system", resource_version=version)
-    return msgspec.structs.replace(ConfigMap(metadata=meta), data=data)
+def record(data: Mapping[str, str], version: str = "1", by: str = "netloom-guard-cilium") -> ConfigMap:
+    fields = {"f:data": {f"f:{key}": {} for key in data}}
+    managed = ManagedFields(manager=by, operation="Apply", fields_v1=fields)
+    meta = ManagedMeta(
+        name="netloom-guard", namespace="netloom-system", resource_version=version, managed_fields=(managed,)
+    )
+    return ConfigMap(metadata=meta, data=dict(data))
+
+
+async def test_a_cilium_node_is_missed_after_a_while(world: World) -> None:
+    """And told once, however many follow."""
+    world.configure("cluster-pool")
+    for name in ("a", "b"):
+        world.live.node(name, None, Node(metadata=ObjectMeta(name=name)))
+        world.hold(name)
+    await world.turn()
+    world.live.cilium_node("a", None, None)
+    assert await world.turn() == VANISHED_SECONDS
+    assert world.events == []
+    world.now += VANISHED_SECONDS
+    await world.turn()
+    world.live.cilium_node("b", None, None)
+    world.now += DISTANCE_SECONDS
+    await world.turn()
+    assert world.events == [("ConfigMap kube-system/cilium-config", "CiliumNodesVanished")]
+    assert world.written[CILIUM_IN_USE] == "2 nodes hold addresses (a, b)"
+    world.hold("a", "b")
+    await world.turn()
+    world.live.cilium_node("b", None, None)
+    assert await world.turn() == VANISHED_SECONDS, "once it was well, it counts anew"
+
+
+async def test_a_record_that_somebody_edits_is_written_again(world: World) -> None:
+    world.configure("cluster-pool")
+    world.hold("a")
+    await world.turn()
+    world.record.put(record({CILIUM_MODE: "kubernetes"}, version="7", by="kubectl-edit"))
+    assert await world.turn() is None
+    assert world.written[CILIUM_MODE] == "cluster-pool"
+    assert world.events == [("ConfigMap netloom-system/netloom-guard", "RecordTampered")]
+    await world.turn()
+    assert len(world.patches) == 2

@@ -1,6 +1,7 @@
 """The objects of Cilium that the guard looks at, cut down to what it reads (group cilium.io, Cilium 1.13 to 1.20).
 
-Source: pkg/k8s/apis/cilium.io/client/crds of cilium/cilium. Nothing here is ever written.
+Source: pkg/k8s/apis/cilium.io/client/crds of cilium/cilium, and for what runs it install/kubernetes/cilium/templates
+(cilium-agent/daemonset.yaml, cilium-operator/deployment.yaml). Nothing here is ever written.
 """
 
 from collections.abc import Mapping
@@ -50,6 +51,12 @@ class CiliumNodeIPAM(Struct, frozen=True):
     pools: CiliumNodePools = CiliumNodePools()
     pool: dict[str, Any] = msgspec.field(default_factory=dict)
     ipv6_pool: dict[str, Any] = msgspec.field(name="ipv6-pool", default_factory=dict)
+
+    @property
+    def held(self) -> frozenset[str]:
+        """All that the node holds: CIDRs and addresses."""
+        pools = (cidr for each in self.pools.allocated for cidr in each.cidrs)
+        return frozenset((*self.pod_cidrs, *pools, *self.pool, *self.ipv6_pool))
 
 
 class CiliumNodeSpec(Struct, frozen=True):
@@ -104,6 +111,87 @@ class CiliumNodeConfig(Struct, frozen=True):
     spec: CiliumNodeConfigSpec = CiliumNodeConfigSpec()
 
 
+class EnvVar(Struct, frozen=True):
+    """env[] of a container; value_from: where its value is, instead of `value`."""
+
+    name: str = ""
+    value: str = ""
+    value_from: dict[str, Any] | None = None
+
+
+class VolumeMount(Struct, frozen=True):
+    """volumeMounts[] of a container."""
+
+    name: str = ""
+    mount_path: str = ""
+
+
+class Container(Struct, frozen=True):
+    """A container, as far as it says how Cilium is configured."""
+
+    name: str = ""
+    command: tuple[str, ...] = ()
+    args: tuple[str, ...] = ()
+    env: tuple[EnvVar, ...] = ()
+    env_from: tuple[dict[str, Any], ...] = ()
+    volume_mounts: tuple[VolumeMount, ...] = ()
+
+
+class ConfigMapVolume(Struct, frozen=True):
+    """configMap of a volume."""
+
+    name: str = ""
+    items: tuple[dict[str, Any], ...] = ()
+
+
+class Volume(Struct, frozen=True):
+    """volumes[] of a pod."""
+
+    name: str = ""
+    config_map: ConfigMapVolume | None = None
+
+
+class PodSpec(Struct, frozen=True):
+    """spec of a pod."""
+
+    containers: tuple[Container, ...] = ()
+    init_containers: tuple[Container, ...] = ()
+    volumes: tuple[Volume, ...] = ()
+
+
+class PodTemplate(Struct, frozen=True):
+    """spec.template of a workload."""
+
+    spec: PodSpec = PodSpec()
+
+
+class WorkloadSpec(Struct, frozen=True):
+    """spec of a workload."""
+
+    template: PodTemplate = PodTemplate()
+
+
+class DaemonSet(Struct, frozen=True):
+    """apps/v1 DaemonSet: Cilium's agents."""
+
+    metadata: ObjectMeta = ObjectMeta()
+    spec: WorkloadSpec = WorkloadSpec()
+
+
+class Deployment(Struct, frozen=True):
+    """apps/v1 Deployment: Cilium's operator."""
+
+    metadata: ObjectMeta = ObjectMeta()
+    spec: WorkloadSpec = WorkloadSpec()
+
+
+Workload = DaemonSet | Deployment
+
+AGENTS_NAME, OPERATOR_NAME = "cilium", "cilium-operator"
+"""Names of the DaemonSet and the Deployment."""
+
+DAEMON_SETS = Resource("apps", "v1", "daemonsets", DaemonSet)
+DEPLOYMENTS = Resource("apps", "v1", "deployments", Deployment)
 CILIUM_NODES = Resource(GROUP, "v2", "ciliumnodes", CiliumNode)
 CILIUM_POOLS = Resource(GROUP, "v2alpha1", "ciliumpodippools", CiliumPodIPPool)
 CILIUM_NODE_CONFIGS = Resource(GROUP, "v2", "ciliumnodeconfigs", CiliumNodeConfig)

@@ -1,5 +1,9 @@
 """The built-in objects of Kubernetes that Netloom reads, with just the fields it uses."""
 
+import base64
+import binascii
+from typing import Any
+
 import msgspec
 
 from netloom.api.meta import ObjectMeta, Resource, Struct
@@ -35,11 +39,31 @@ class Node(Struct, frozen=True):
 NODES = Resource("", "v1", "nodes", Node)
 
 
-class ConfigMap(Struct, frozen=True):
-    """core/v1 ConfigMap; its `binaryData` is not read."""
+class ManagedFields(Struct, frozen=True):
+    """metadata.managedFields[]: what `manager` wrote, by a server-side apply or (`operation` Update) otherwise."""
 
-    metadata: ObjectMeta = ObjectMeta()
+    manager: str = ""
+    operation: str = ""
+    fields_v1: dict[str, Any] = msgspec.field(name="fieldsV1", default_factory=dict)
+
+
+class ManagedMeta(ObjectMeta, frozen=True):
+    """With who wrote which field; for kinds of which few objects are kept, as it takes room."""
+
+    managed_fields: tuple[ManagedFields, ...] = ()
+
+
+class ConfigMap(Struct, frozen=True):
+    """core/v1 ConfigMap: `binary_data` as on the wire, in base64."""
+
+    metadata: ManagedMeta = ManagedMeta()
     data: dict[str, str] = msgspec.field(default_factory=dict)
+    binary_data: dict[str, str] = msgspec.field(default_factory=dict)
+
+    @property
+    def files(self) -> dict[str, str]:
+        """What a container sees that mounts it: the keys of both. What is no UTF-8 is shown as it can be."""
+        return {key: _text(value) for key, value in self.binary_data.items()} | self.data
 
 
 class Secret(Struct, frozen=True):
@@ -108,3 +132,10 @@ SERVICES = Resource("", "v1", "services", Service)
 SERVICE_CIDRS = Resource("networking.k8s.io", "v1", "servicecidrs", ServiceCIDR)
 CONFIG_MAPS = Resource("", "v1", "configmaps", ConfigMap)
 SECRETS = Resource("", "v1", "secrets", Secret)
+
+
+def _text(encoded: str) -> str:
+    try:
+        return base64.b64decode(encoded).decode(errors="replace")
+    except (binascii.Error, ValueError):
+        return encoded

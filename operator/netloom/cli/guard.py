@@ -2,7 +2,7 @@
 
 import base64
 import socket
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -133,6 +133,14 @@ def install(
     inject_ca_from: Annotated[
         str, typer.Option(metavar="NAMESPACE/NAME", help="Certificate of cert-manager, which fills in the caBundle.")
     ] = "",
+    guard_user: Annotated[
+        list[str],
+        typer.Option(
+            metavar="USER",
+            help="User name of a guard that runs with credentials of its own (the CN of its client certificate): only "
+            "guards write the record. May be given several times.",
+        ),
+    ] = [],  # noqa: B006  # typer copies it
     apply: Annotated[bool, typer.Option("--apply", help="Apply it to the cluster instead of printing it.")] = False,
     cluster: Cluster,
 ) -> None:
@@ -142,7 +150,7 @@ def install(
 
     manifests = render(
         Installation(
-            scope=guarding.scope(guarded, namespace),
+            scope=replace(guarding.scope(guarded, namespace), guard_users=tuple(guard_user)),
             image=image,
             url=url,
             replicas=replicas,

@@ -88,9 +88,28 @@ def decide_cilium_config(change: Change[ConfigMap], live: ClusterState) -> Verdi
         refusal = wording.CILIUM_SPELLINGS
         return Verdict(refusals=tuple(refusal.problem(change.name, f"data.{key}", "") for key in unclear))
     verdict = _decide(change, old, new, live)
+    if binary := _binary(change, live):
+        verdict = replace(verdict, refusals=(*binary, *verdict.refusals))
     written = {f"data.{key.lower()}": f"data.{key}" for key in sorted(wanted or {})}
     named = (replace(each, field=written.get(each.field, each.field)) for each in verdict.refusals)
     return replace(verdict, refusals=tuple(named))
+
+
+def _binary(change: Change[ConfigMap], live: ClusterState) -> list[Problem]:
+    """Guarded keys that are new or changed among the binary data of a configuration that is in use."""
+    if change.new is None or live.unseen("ConfigMap"):
+        return []
+    known = change.old.binary_data if change.old else {}
+    new = [key for key, value in change.new.binary_data.items() if known.get(key) != value]
+    mode = live.recorded.get(CILIUM_MODE, "")
+    if not mode and live.cilium_held.count and change.old is not None:
+        mode = mode_of(settings(change.old.data))
+    said = {"in_use": who_holds(live), "mode": mode}
+    return [
+        wording.CILIUM_BINARY.problem(change.name, f"binaryData.{key}", "", **said)
+        for key in sorted(new)
+        if mode and key.lower() in GUARDED_KEYS
+    ]
 
 
 def _decide(change: Change[ConfigMap], old: Data | None, new: Data | None, live: ClusterState) -> Verdict:

@@ -4,24 +4,30 @@ Every method named after a kind, or a ConfigMap, takes in its changes and fits `
 count for nothing. `ClusterState` is used from one event loop, and never waits.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
-from netloom.api.cilium import CONFIG_NAME, CiliumNode, CiliumPodIPPool, spellings
-from netloom.api.core import ConfigMap, Node
+from netloom.api.cilium import CONFIG_NAME, CiliumNode, CiliumPodIPPool, Workload, spellings
+from netloom.api.core import ConfigMap, ManagedFields, Node
 from netloom.api.meta import ObjectMeta
 from netloom.api.v1alpha1 import NETWORK_NAME, NetloomIPPool, NetloomNetwork, NetloomNode
 from netloom.cidr import is_address
 from netloom.guard.holdings import Holdings
+
+W = TypeVar("W", bound=Workload)
 
 _NOTHING: dict[str, Any] = {}
 """For all trimmed objects one empty mapping: one of its own for each field of 5,000 nodes would be 1.2 MiB."""
 
 RECORD_NAME = "netloom-guard"
 """Name of the ConfigMap that records the modes in force, and who holds addresses; see `guard.record`."""
+RECORD_MANAGER = "netloom-guard-"
+"""How the field managers of guards begin. A mode that is none of theirs was written by somebody else."""
+BREAK_GLASS_GROUP = "netloom:break-glass"
+"""Who acts as a member of this group is not asked. RBAC says who may: `impersonate` on the resource `groups`."""
 CILIUM_MODE, CILIUM_IN_USE = "ciliumMode", "ciliumInUse"
 NETLOOM_MODE, NETLOOM_IN_USE = "netloomMode", "netloomInUse"
 """Its keys."""
@@ -45,12 +51,17 @@ class ClusterState:
         """Why objects of a kind cannot be seen now; "" if they can, or if the cluster does not have the kind.
 
         Kinds that are asked for: NetloomNode, NetloomNetwork, NetloomIPPool, Node, CiliumNode, CiliumPodIPPool,
-        ConfigMap, which stands for the record, and cilium-config.
+        DaemonSet, Deployment, ConfigMap, which stands for the record, and cilium-config.
         """
         self.held = Holdings()
         """By NetloomNodes."""
         self.cilium_held = Holdings()
-        """By CiliumNodes."""
+        """By CiliumNodes, those included that vanished while their Node lives: its pods have the addresses all the
+        same."""
+        self.cilium_vanished: set[str] = set()
+        """Nodes that live, and whose CiliumNode was deleted or holds nothing any more."""
+        self.cilium_seen = False
+        """Whether any CiliumNode with addresses was ever seen."""
         self.nodes: set[str] = set()
         self.node_addresses = Holdings()
         """Addresses of Nodes, as CIDRs of one address."""
@@ -64,9 +75,13 @@ class ClusterState:
         self.cilium_before: tuple[int, dict[str, str]] = (0, {})
         """The last change of Cilium's mode that was seen: the version it made, and `data` before it."""
         self.cilium_data: dict[str, str] | None = None
-        """`data` of cilium-config; None where there is none."""
+        """Of cilium-config, `data` and what its `binaryData` adds; None where there is none."""
+        self.cilium_workloads: dict[str, Workload] = {}
+        """What runs Cilium, by kind."""
         self.recorded: dict[str, str] = {}
-        """`data` of the record."""
+        """`data` of the record, as guards wrote it."""
+        self.tampered: tuple[str, ...] = ()
+        """Keys of the record whose value is none that a guard wrote."""
 
     def missing(self, *kinds: str) -> tuple[str, ...]:
         """For each of these kinds that cannot be seen now: its name, and why."""
@@ -84,6 +99,8 @@ class ClusterState:
         if new is None:
             self.nodes.discard(key)
             self.node_addresses.remove(key)
+            if key in self.cilium_vanished:
+                self._releases(key)
             return
         self.nodes.add(key)
         addresses = (each.address for each in new.status.addresses if is_address(each.address))
@@ -103,14 +120,25 @@ class ClusterState:
         self.pool_cidrs.put(key, cidrs=[cidr for family in families if family for cidr in family.cidrs])
 
     def cilium_node(self, key: str, old: CiliumNode | None, new: CiliumNode | None) -> None:
-        if new is None:
-            self.cilium_held.remove(key)
-            self._holds_from(0)
+        if new is None or not new.spec.ipam.held:
+            if key in self.cilium_held and key in self.nodes:
+                self.cilium_vanished.add(key)
+            else:
+                self._releases(key)
             return
         ipam = new.spec.ipam
         pools = ((each.pool, each.cidrs) for each in ipam.pools.allocated)
         self.cilium_held.put(key, "", ipam.pod_cidrs, pools, more=bool(ipam.pool or ipam.ipv6_pool))
+        self.cilium_vanished.discard(key)
+        self.cilium_seen = True
         self._holds_from(_version(new.metadata))
+
+    def cilium_workload(self, key: str, old: Workload | None, new: Workload | None) -> None:
+        gone = new or old
+        if gone is not None:
+            self.cilium_workloads.pop(type(gone).__name__, None)
+        if new is not None:
+            self.cilium_workloads[type(new).__name__] = new
 
     def cilium_pool(self, key: str, old: CiliumPodIPPool | None, new: CiliumPodIPPool | None) -> None:
         self.cilium_pools.pop(key, None)
@@ -120,16 +148,38 @@ class ClusterState:
     def cilium_config(self, key: str, old: ConfigMap | None, new: ConfigMap | None) -> None:
         if key != f"{self.cilium_namespace}/{CONFIG_NAME}":
             return
-        if self.cilium_data is not None and new is not None and _ipam(self.cilium_data) != _ipam(new.data):
+        data = None if new is None else new.files
+        if self.cilium_data is not None and new is not None and data and _ipam(self.cilium_data) != _ipam(data):
             self.cilium_before = _version(new.metadata), self.cilium_data
-        self.cilium_data = None if new is None else new.data
+        self.cilium_data = data
 
     def record(self, key: str, old: ConfigMap | None, new: ConfigMap | None) -> None:
-        if key.rpartition("/")[2] == RECORD_NAME:
-            self.recorded = {} if new is None else new.data
-            if new is None or new.data.get(CILIUM_MODE):
-                # Written down, or acknowledged by somebody who deleted the record: the change is no news any more.
-                self.cilium_before = 0, {}
+        """A record that is deleted is one that somebody wants to have made anew, from what there is. One that somebody
+        else edited is no witness: what a guard wrote counts, as far as it is remembered."""
+        if key.rpartition("/")[2] != RECORD_NAME:
+            return
+        if new is None or (old is not None and old.metadata.uid != new.metadata.uid):
+            self.recorded = {}
+            for name in tuple(self.cilium_vanished):
+                self._releases(name)
+        before, self.recorded, tampered = self.recorded, dict(new.data) if new else {}, []
+        for mode in (CILIUM_MODE, NETLOOM_MODE):
+            value, known = self.recorded.get(mode, ""), before.get(mode, "")
+            # A guard takes a mode out only where nobody holds addresses any more.
+            taken_out = not value and mode == CILIUM_MODE and self.cilium_held.count > 0
+            if value != known and (taken_out or (value and new and not _by_guard(new, mode))):
+                tampered.append(mode)
+                self.recorded = {key: text for key, text in self.recorded.items() if key != mode}
+                self.recorded |= {mode: known} if known else {}
+        self.tampered = tuple(tampered)
+        if new is None or self.recorded.get(CILIUM_MODE):
+            # Written down, or acknowledged by somebody who deleted the record: the change is no news any more.
+            self.cilium_before = 0, {}
+
+    def _releases(self, name: str) -> None:
+        self.cilium_vanished.discard(name)
+        self.cilium_held.remove(name)
+        self._holds_from(0)
 
     def _holds_from(self, version: int) -> None:
         if not self.cilium_held.count:
@@ -159,6 +209,11 @@ def trim_node(node: Node) -> Node:
     return Node(metadata=_slim(node.metadata), status=node.status)
 
 
+def trim_workload(workload: W) -> W:
+    """A workload without what only people read."""
+    return msgspec.structs.replace(workload, metadata=_slim(workload.metadata))
+
+
 def _slim(metadata: ObjectMeta) -> ObjectMeta:
     name, namespace, version = metadata.name, metadata.namespace, metadata.resource_version
     return ObjectMeta(name=name, namespace=namespace, resource_version=version, labels=_NOTHING, annotations=_NOTHING)
@@ -167,6 +222,19 @@ def _slim(metadata: ObjectMeta) -> ObjectMeta:
 def _version(metadata: ObjectMeta) -> int:
     """Positions in one history, whatever the kind: an API server's objects are in one etcd."""
     return int(metadata.resource_version) if metadata.resource_version.isdecimal() else 0
+
+
+def _by_guard(record: ConfigMap, key: str) -> bool:
+    """Whether the value of a key is one that a guard wrote: the API server notes who wrote which."""
+    return any(
+        each.operation == "Apply" and each.manager.startswith(RECORD_MANAGER) and f"f:{key}" in _fields_of_data(each)
+        for each in record.metadata.managed_fields
+    )
+
+
+def _fields_of_data(fields: ManagedFields) -> Mapping[str, Any]:
+    found = fields.fields_v1.get("f:data")
+    return found if isinstance(found, dict) else {}
 
 
 def _ipam(data: dict[str, str]) -> list[str]:

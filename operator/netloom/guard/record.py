@@ -1,10 +1,24 @@
-"""The record: which modes are in force, and who holds addresses, as the policies and the next decision need it."""
+"""The record: which modes are in force, and who holds addresses, as the policies and the next decision need it; and
+what live objects show of somebody who got past the guard."""
 
-from netloom.api.cilium import CONFIG_NAME, spellings
+from collections.abc import Iterator
+from dataclasses import replace
+
+from netloom.api.cilium import AGENTS_NAME, CONFIG_NAME, OPERATOR_NAME, DaemonSet, spellings
 from netloom.api.problem import Problem
-from netloom.api.words import in_use
-from netloom.guard.cilium import IPAM, migrates, modes_of
-from netloom.guard.cluster_state import CILIUM_IN_USE, CILIUM_MODE, NETLOOM_IN_USE, NETLOOM_MODE, ClusterState
+from netloom.api.words import NODES_HOLD, SHOWN, in_use
+from netloom.guard import wording
+from netloom.guard.cilium import IPAM, migrates, modes_of, who_holds
+from netloom.guard.cilium_workload import overrides
+from netloom.guard.cluster_state import (
+    BREAK_GLASS_GROUP,
+    CILIUM_IN_USE,
+    CILIUM_MODE,
+    NETLOOM_IN_USE,
+    NETLOOM_MODE,
+    RECORD_NAME,
+    ClusterState,
+)
 
 
 def wanted(live: ClusterState) -> dict[str, str]:
@@ -16,32 +30,96 @@ def wanted(live: ClusterState) -> dict[str, str]:
     if live.cilium_held.count and (mode := cilium_mode(live)):
         data[CILIUM_MODE] = mode
         data[CILIUM_IN_USE] = in_use(live.cilium_held.count, live.cilium_held.names)
+    elif remembered(live):
+        data = {CILIUM_MODE: live.recorded[CILIUM_MODE], CILIUM_IN_USE: who_holds(live)}
     if live.held.count and (mode := _netloom_mode(live)):
         data[NETLOOM_MODE] = mode
         data[NETLOOM_IN_USE] = in_use(live.held.count, live.held.names)
     return data
 
 
-def bypassed(live: ClusterState) -> Problem | None:
+def remembered(live: ClusterState) -> bool:
+    """Whether nothing but the record says that Cilium is in use: all CiliumNodes went while no guard ran, and Nodes are
+    left of which nobody knows whether their pods have addresses."""
+    return bool(live.recorded.get(CILIUM_MODE) and live.nodes and not live.cilium_seen)
+
+
+def bypasses(live: ClusterState, namespace: str) -> list[Problem]:
+    """What has another mode follow than the one in force, or may have. namespace: of the record."""
+    problem = bypassed(live, namespace)
+    return [*([problem] if problem else []), *_overridden(live)]
+
+
+def vanished(live: ClusterState, namespace: str) -> Problem | None:
+    """CiliumNodes that were taken from under their pods."""
+    names = sorted(live.cilium_vanished)
+    if names:
+        more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+        what = f"Nodes live whose CiliumNodes were deleted or emptied ({', '.join(names[:SHOWN])}{more})"
+    elif remembered(live):
+        before = live.recorded.get(CILIUM_IN_USE, NODES_HOLD)
+        what = f"Nodes live, and no CiliumNode holds addresses any more ({before} before)"
+    else:
+        return None
+    mode = live.recorded.get(CILIUM_MODE, "") or cilium_mode(live)
+    message = f"{what}: their pods have their addresses all the same, so mode {mode} stays in force."
+    way_out = (
+        "Restart Cilium's agents, which make their CiliumNodes anew; a Node that is removed counts no more. If no pod "
+        f"has addresses of that mode any more, {_forget(namespace)}"
+    )
+    name = f"ConfigMap {live.cilium_namespace}/{CONFIG_NAME}"
+    return Problem(name, f"data.{IPAM}", "", "CiliumNodesVanished", message, way_out, "warning")
+
+
+def tampered(live: ClusterState, namespace: str) -> Problem | None:
+    """Somebody else wrote into the record."""
+    if not live.tampered:
+        return None
+    message = (
+        "somebody but the guard wrote down which IPAM mode is in force; what is live counts, and is written again."
+    )
+    way_out = f"If a change of the mode was meant and made, {_forget(namespace)}"
+    field = ", ".join(f"data.{key}" for key in live.tampered)
+    return Problem(f"ConfigMap {namespace}/{RECORD_NAME}", field, "", "RecordTampered", message, way_out)
+
+
+def _overridden(live: ClusterState) -> Iterator[Problem]:
+    mode = live.recorded.get(CILIUM_MODE, "")
+    for kind, workload in sorted(live.cilium_workloads.items() if mode else ()):
+        found = overrides(workload.spec.template.spec, live.cilium_namespace, mode)
+        if found:
+            name = AGENTS_NAME if isinstance(workload, DaemonSet) else OPERATOR_NAME
+            said = {"in_use": who_holds(live), "mode": mode}
+            text, value = f"{kind} {live.cilium_namespace}/{name}", "; ".join(found)
+            problem = wording.CILIUM_OVERRIDE.problem(text, "spec.template", value, **said)
+            yield replace(problem, reason="ModeBypassed")
+
+
+def bypassed(live: ClusterState, namespace: str) -> Problem | None:
     """Cilium's configuration asks for another mode than the one that is recorded while nodes hold addresses of it."""
     recorded = live.recorded.get(CILIUM_MODE, "")
-    if not recorded or not live.cilium_held.count or live.cilium_data is None:
+    if not recorded or not (live.cilium_held.count or remembered(live)) or live.cilium_data is None:
         return None
     modes = modes_of(live.cilium_data)
     if modes == (recorded,) or (recorded == "cluster-pool" and migrates(live.cilium_data)):
         return None
     mode = " or ".join(each for each in modes if each != recorded)
     message = (
-        f"the IPAM mode was changed past the guard: {in_use(live.cilium_held.count, live.cilium_held.names)} of "
-        f"mode {recorded}, and what restarts in mode {mode} takes the network from their pods."
+        f"the IPAM mode was changed past the guard: {who_holds(live)} of mode "
+        f"{recorded}, and what restarts in mode {mode} takes the network from their pods."
     )
-    way_out = (
-        f"Set it back to {recorded} before Cilium restarts; if the change is meant, delete the ConfigMap that records "
-        "the mode (docs/guard.md), which is then made anew."
-    )
+    way_out = f"Set it back to {recorded} before Cilium restarts; if the change is meant, {_forget(namespace)}"
     name = f"ConfigMap {live.cilium_namespace}/{CONFIG_NAME}"
     key = next((each for each in spellings(live.cilium_data, IPAM) if live.cilium_data[each].strip() != recorded), IPAM)
     return Problem(name, f"data.{key}", live.cilium_data.get(key, ""), "ModeBypassed", message, way_out)
+
+
+def _forget(namespace: str) -> str:
+    """The way to have the record made anew, from what is there."""
+    return (
+        f"delete the record, which is then made anew: kubectl delete configmap {RECORD_NAME} -n {namespace} --as=admin "
+        f"--as-group=system:masters --as-group={BREAK_GLASS_GROUP}"
+    )
 
 
 def cilium_mode(live: ClusterState) -> str:

@@ -97,3 +97,27 @@ CILIUM_NODE_MIGRATION = (
 """Follows the two above where somebody asks for that one."""
 CILIUM_NO_MODE = '""'
 """Stands for a mode that is set to nothing: no agent starts with it."""
+CILIUM_BINARY = Wording(
+    "a key of Cilium's configuration cannot be binary data while it is in use: {in_use} of mode {mode}, and Cilium's "
+    "operator, which reads it like any other, would go by it.",
+    "Write it under data.",
+)
+CILIUM_OVERRIDE = Wording(
+    "it overrules the ConfigMap cilium-config, or puts something else in its place, while that is in use: {in_use} of "
+    "mode {mode}, and with other settings their pods would lose the network when Cilium restarts.",
+    "Take it out, and write what is needed into cilium-config; another source of the agents' configuration may be "
+    "given together with daemon.allowedConfigOverrides (Helm) that names no key of IPAM.",
+)
+CILIUM_PART = Wording(
+    "Cilium cannot be taken away while it is in use: {in_use} of mode {mode}, new pods would get no network, and what "
+    "is installed anew in another mode takes it from the others.",
+    "Remove every node and its CiliumNode first. To make this object anew under running pods, delete it with "
+    "--cascade=orphan. If this was helm uninstall, what it did delete comes back with helm rollback.",
+)
+RECORD_WRITTEN = Wording(
+    "only the guard writes down which IPAM mode is in force: with another entry the mode could be changed under live "
+    "nodes.",
+    "Leave it as it is. If a change of the mode was meant and made, delete this ConfigMap as a member of the group "
+    "{group} (docs/guard.md, Break-glass), and the guard makes it anew. A guard with a user name of its own has to be "
+    "named: netloom guard install --guard-user.",
+)

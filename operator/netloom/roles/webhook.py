@@ -17,7 +17,17 @@ import structlog
 
 from netloom import __version__
 from netloom.api.admission import AdmissionRequest
-from netloom.api.cilium import CILIUM_NODES, CILIUM_POOLS, CONFIG_NAME, CiliumNode
+from netloom.api.cilium import (
+    AGENTS_NAME,
+    CILIUM_NODES,
+    CILIUM_POOLS,
+    CONFIG_NAME,
+    DAEMON_SETS,
+    DEPLOYMENTS,
+    OPERATOR_NAME,
+    CiliumNode,
+    Workload,
+)
 from netloom.api.core import CONFIG_MAPS, NODES, Node
 from netloom.api.meta import Object, Resource
 from netloom.api.v1alpha1 import NETLOOM_NODES, NETWORKS, POOLS, NetloomNode
@@ -26,12 +36,14 @@ from netloom.guard.cluster_state import (
     CILIUM_MODE,
     NETLOOM_IN_USE,
     NETLOOM_MODE,
+    RECORD_MANAGER,
     RECORD_NAME,
     ClusterState,
     Users,
     trim_cilium_node,
     trim_netloom_node,
     trim_node,
+    trim_workload,
 )
 from netloom.guard.decide import decide
 from netloom.guard.verdict import Verdict
@@ -148,6 +160,10 @@ class Guard:
             self._follow(CILIUM_POOLS, live.cilium_pool)
             config = _one(scope.cilium_namespace, CONFIG_NAME)
             self._follow(CONFIG_MAPS, live.cilium_config, ListWatch, key=CONFIG_NAME, name=CONFIG_NAME, **config)
+            agents, operator = (_one(scope.cilium_namespace, name) for name in (AGENTS_NAME, OPERATOR_NAME))
+            told = live.cilium_workload
+            self._follow(DAEMON_SETS, told, ListWatch, changed=_template_changed, trim=trim_workload, **agents)
+            self._follow(DEPLOYMENTS, told, ListWatch, changed=_template_changed, trim=trim_workload, **operator)
         self._record(events)
 
     def decide(self, request: AdmissionRequest) -> Verdict:
@@ -202,7 +218,7 @@ class Guard:
             kinds += [NETWORKS.kind, NETLOOM_NODES.kind]
         if scope.cilium:
             keys += [CILIUM_MODE, CILIUM_IN_USE]
-            kinds += [CILIUM_NODES.kind, CONFIG_NAME]
+            kinds += [CILIUM_NODES.kind, CONFIG_NAME, NODES.kind, DAEMON_SETS.kind, DEPLOYMENTS.kind]
         reconciler = GuardRecord(
             api=self._api,
             events=events,
@@ -212,7 +228,7 @@ class Guard:
             namespace=scope.namespace,
             name=RECORD_NAME,
             keys=keys,
-            field_manager=f"netloom-guard-{scope.guarded}",
+            field_manager=f"{RECORD_MANAGER}{scope.guarded}",
             unseen=lambda: next(filter(None, map(self._unseen, kinds)), ""),
         )
         for kind in kinds:
@@ -262,6 +278,11 @@ def _one(namespace: str, name: str) -> dict[str, str]:
 
 def _spec_changed(old: CiliumNode | NetloomNode, new: CiliumNode | NetloomNode) -> bool:
     """Not at a status, nor at what was trimmed away: agents write those all the time, and none of it is held."""
+    return old.spec != new.spec
+
+
+def _template_changed(old: Workload, new: Workload) -> bool:
+    """Not at a status, which changes with each of their pods."""
     return old.spec != new.spec
 
 

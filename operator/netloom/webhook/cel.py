@@ -7,10 +7,8 @@ be missing but by `?`: the API server leaves out what is empty, `request.userInf
 import string
 from collections.abc import Iterable, Mapping
 
+from netloom.guard.cluster_state import BREAK_GLASS_GROUP
 from netloom.guard.node import NODE_NAME
-
-BREAK_GLASS_GROUP = "netloom:break-glass"
-"""Who acts as a member of this group is not asked. RBAC says who may: `impersonate` on the resource `groups`."""
 
 NO_BREAK_GLASS = f"!('{BREAK_GLASS_GROUP}' in request.userInfo.?groups.orValue([]))"
 

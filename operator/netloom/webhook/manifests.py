@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from netloom.api.cilium import AGENTS_NAME, CONFIG_NAME, DAEMON_SETS, DEPLOYMENTS, OPERATOR_NAME
 from netloom.api.errors import UserError
 from netloom.guard.cluster_state import RECORD_NAME
 from netloom.webhook.configuration import host_of
@@ -125,7 +126,8 @@ def _namespace(options: Installation) -> list[Manifest]:
 
 
 def _rights(options: Installation) -> list[Manifest]:
-    """Reads what is guarded; writes the record, its CAs, caBundle and Events. No object of a user."""
+    """Reads what is guarded, and what runs Cilium; writes the record, its CAs, caBundle and Events. No object of a
+    user."""
     scope = options.scope
     read = ["list", "watch"]
     groups: dict[str, tuple[str, ...]] = {"netloom.dev": NETLOOM_KINDS} if scope.netloom else {}
@@ -139,14 +141,20 @@ def _rights(options: Installation) -> list[Manifest]:
     # It is ready when API servers would accept its certificate where these webhooks say that they call.
     hooks = [*read, "patch"] if options.own_authority else read
     cluster.append(_may(hooks, "admissionregistration.k8s.io", ["validatingwebhookconfigurations"], [NAME]))
-    own = [_may([*read, "create", "patch"], "", ["configmaps"], [RECORD_NAME])]
+    say = _may(["create", "patch"], "", ["events"])
+    own = [_may([*read, "create", "patch"], "", ["configmaps"], [RECORD_NAME]), say]
     if options.own_authority:
         # Who creates an object has no name yet that RBAC could look at.
         own.append(_may(["create"], "", ["secrets"]))
         own.append(_may(["get", *read, "update"], "", ["secrets"], [CA_SECRET]))
     found = [*_granted("ClusterRole", NAME, "", cluster, scope), *_granted("Role", NAME, scope.namespace, own, scope)]
     if scope.cilium:
-        there = [_may(read, "", ["configmaps"], ["cilium-config"]), _may(["create", "patch"], "", ["events"])]
+        there = [
+            _may(read, "", ["configmaps"], [CONFIG_NAME]),
+            _may(read, "apps", [DAEMON_SETS.plural], [AGENTS_NAME]),
+            _may(read, "apps", [DEPLOYMENTS.plural], [OPERATOR_NAME]),
+            say,
+        ]
         found += _granted("Role", f"{NAME}-cilium", scope.cilium_namespace, there, scope)
     return found
 

@@ -12,6 +12,9 @@ NETWORK_POLICY = "netloom-guard-network"
 CILIUM_POLICY = "netloom-guard-cilium"
 CILIUM_NODE_CONFIG_POLICY = "netloom-guard-cilium-node-config"
 AGENTS_POLICY = "netloom-agents"
+CILIUM_WORKLOADS_POLICY = "netloom-guard-cilium-workloads"
+CILIUM_PARTS_POLICY = "netloom-guard-cilium-parts"
+RECORD_POLICY = "netloom-guard-record-writes"
 KEPT_POLICY = "netloom-guard-record"
 """Refuses nothing; see `netloom.webhook.policies`."""
 
@@ -36,6 +39,8 @@ class Scope:
     cilium_namespace: str = CILIUM_NAMESPACE
     operator_users: tuple[str, ...] = (OPERATOR_USER,)
     agent_users: tuple[str, ...] = (AGENT_USER,)
+    guard_users: tuple[str, ...] = ()
+    """Besides the service account of the Deployment, and operators, which may be guards."""
 
     @property
     def cilium(self) -> bool:
@@ -44,3 +49,12 @@ class Scope:
     @property
     def netloom(self) -> bool:
         return self.guarded != "cilium"
+
+    @property
+    def record_users(self) -> tuple[str, ...]:
+        """Who keeps the record."""
+        account, operators = (
+            f"system:serviceaccount:{self.namespace}:{NAME}",
+            self.operator_users if self.netloom else (),
+        )
+        return tuple(dict.fromkeys((account, *self.guard_users, *operators)))

@@ -5,18 +5,19 @@ is none, or nothing is in use, they let everything through. A policy is asked be
 same words from either (`guard.wording`).
 """
 
-from collections.abc import Mapping
 from typing import Any
 
 from netloom.api.cilium import CONFIG_NAME, DEFAULT_MODE
 from netloom.api.v1alpha1 import IN_USE_FINALIZER
 from netloom.api.words import NODES_HOLD
 from netloom.guard import wording
-from netloom.guard.cilium import IPAM, MIGRATION, MIGRATION_MODES, TRUE
-from netloom.guard.cluster_state import CILIUM_IN_USE, CILIUM_MODE, NETLOOM_IN_USE, NETLOOM_MODE, RECORD_NAME
+from netloom.guard.cilium import GUARDED_KEYS, IPAM, MIGRATION, MIGRATION_MODES, TRUE
+from netloom.guard.cluster_state import CILIUM_IN_USE, CILIUM_MODE, NETLOOM_IN_USE, NETLOOM_MODE
 from netloom.webhook import cel, names
 from netloom.webhook.names import Scope
-from netloom.webhook.rules import admission_object, cilium_node_configs, match_conditions, namespace_selector, rule
+from netloom.webhook.policy import policy, recorded, said
+from netloom.webhook.rules import cilium_node_configs, rule
+from netloom.webhook.side_doors import parts, record_writes, workloads
 
 Manifest = dict[str, Any]
 
@@ -33,8 +34,8 @@ def policies(scope: Scope) -> list[Manifest]:
     if scope.netloom:
         found += _network(scope) + _agents(scope)
     if scope.cilium:
-        found += _cilium(scope) + _cilium_node_config(scope)
-    return found + _kept(scope)
+        found += _cilium(scope) + _cilium_node_config(scope) + workloads(scope) + parts(scope)
+    return found + record_writes(scope) + _kept(scope)
 
 
 def _kept(scope: Scope) -> list[Manifest]:
@@ -45,7 +46,7 @@ def _kept(scope: Scope) -> list[Manifest]:
     factory that starts each kind once), so policies that come back would go by the record as it was then, for ever.
     """
     matched = rule("guard.netloom.dev", "v1", ["nothing"])
-    found = _policy(
+    found = policy(
         scope, names.KEPT_POLICY, matched=matched, variables={}, validations={"true": "'nothing is refused'"}
     )
     for each in found:
@@ -55,28 +56,28 @@ def _kept(scope: Scope) -> list[Manifest]:
 
 def _network(scope: Scope) -> list[Manifest]:
     head = "'NetloomNetwork ' + variables.name + ': "
-    deleted = _said(wording.NETWORK_DELETED)
+    deleted = said(wording.NETWORK_DELETED)
     finalizer = cel.text(IN_USE_FINALIZER)
     spec_mode = f"{head}spec.ipam.mode \\'' + variables.wanted + '\\': ' + "
-    return _policy(
+    return policy(
         scope,
         names.NETWORK_POLICY,
         matched=rule("netloom.dev", "v1alpha1", ["netloomnetworks", "netloomnetworks/status"]),
         variables={
             "name": cel.NAME,
             "locked": "request.operation == 'CREATE' ? '' : oldObject.?status.?ipam.?mode.orValue('')",
-            "mode": "variables.locked != '' ? variables.locked : " + _recorded(NETLOOM_MODE, ""),
-            "inUse": _recorded(NETLOOM_IN_USE, NODES_HOLD),
+            "mode": "variables.locked != '' ? variables.locked : " + recorded(NETLOOM_MODE, ""),
+            "inUse": recorded(NETLOOM_IN_USE, NODES_HOLD),
             "wanted": "request.operation == 'DELETE' ? '' : object.?spec.?ipam.?mode.orValue('cluster-pool')",
         },
         validations={
-            f"{_CREATE} || {_SAME}": spec_mode + _said(wording.NETWORK_CREATED),
+            f"{_CREATE} || {_SAME}": spec_mode + said(wording.NETWORK_CREATED),
             f"{_UPDATE} || {_SAME} || variables.wanted == oldObject.?spec.?ipam.?mode.orValue('cluster-pool')": (
-                spec_mode + _said(wording.NETWORK_MODE)
+                spec_mode + said(wording.NETWORK_MODE)
             ),
             _DELETE: f"{head}metadata.name \\'' + variables.name + '\\': ' + {deleted}",
             f"{_UPDATE} || object.?status.?ipam == oldObject.?status.?ipam || {cel.by(scope.operator_users)}": (
-                f"{head}status.ipam: ' + " + _said(wording.NETWORK_UNLOCKED)
+                f"{head}status.ipam: ' + " + said(wording.NETWORK_UNLOCKED)
             ),
             f"{_UPDATE} || !oldObject.metadata.?deletionTimestamp.hasValue()"
             f" || !({finalizer} in oldObject.metadata.?finalizers.orValue([]))"
@@ -92,20 +93,25 @@ def _cilium(scope: Scope) -> list[Manifest]:
     key = f"(variables.keys.size() == 0 || {cel.text(IPAM)} in variables.keys ? {cel.text(IPAM)} : variables.keys[0])"
     shown = f"{head}data.' + {key} + (variables.asked == '' ? '' : ' \\'' + variables.asked + '\\'') + ': ' + "
     migration = f"(variables.migrates ? {cel.text(f' {wording.CILIUM_MIGRATION}')} : '')"
-    another_mode = f"{shown}{_said(wording.CILIUM_MODE)} + {migration}"
+    another_mode = f"{shown}{said(wording.CILIUM_MODE)} + {migration}"
     agreed = "variables.keys.all(key, object.data[key].trim() == variables.asked.trim())"
     as_before = f"request.operation == 'UPDATE' && !{cel.rewritten('?data', [IPAM])}"
+    binary = cel.spellings("object", "?binaryData", GUARDED_KEYS)
     flagged = f"(variables.migrates && variables.flag in {cel.texts(sorted(TRUE))})"
-    return _policy(
+    return policy(
         scope,
         names.CILIUM_POLICY,
         matched=rule("", "v1", ["configmaps"], scope="Namespaced"),
         namespace=scope.cilium_namespace,
         only=CONFIG_NAME,
         variables={
-            "mode": _recorded(CILIUM_MODE, ""),
-            "inUse": _recorded(CILIUM_IN_USE, NODES_HOLD),
+            "mode": recorded(CILIUM_MODE, ""),
+            "inUse": recorded(CILIUM_IN_USE, NODES_HOLD),
             "keys": f"request.operation == 'DELETE' ? [] : {cel.spellings('object', '?data', [IPAM])}",
+            "binary": (
+                f"request.operation == 'DELETE' ? [] : request.operation == 'CREATE' ? {binary}"
+                f" : {binary}.filter(key, object.?binaryData[?key] != oldObject.?binaryData[?key])"
+            ),
             "asked": _data("object", IPAM, "DELETE"),
             "old": _data("oldObject", IPAM, "CREATE") + ".trim()",
             "wanted": _or_default("variables.asked.trim()"),
@@ -114,16 +120,19 @@ def _cilium(scope: Scope) -> list[Manifest]:
             "migrates": "variables.mode == 'cluster-pool' && variables.wanted == 'multi-pool'",
         },
         validations={
+            "variables.mode == '' || variables.binary.size() == 0": (
+                f"{head}binaryData.' + variables.binary[0] + ': ' + {said(wording.CILIUM_BINARY)}"
+            ),
             f"variables.mode == '' || {agreed} || ({as_before})": (
-                f"{head}data.{IPAM}: ' + " + _said(wording.CILIUM_SPELLINGS)
+                f"{head}data.{IPAM}: ' + " + said(wording.CILIUM_SPELLINGS)
             ),
             f"{_CREATE} || {_SAME} || {flagged}": another_mode,
             f"{_UPDATE} || {_SAME} || variables.wanted == variables.oldMode || variables.asked.trim() == ''"
             f" || ({flagged} && variables.oldMode in ['cluster-pool', 'multi-pool'])": another_mode,
             f"{_UPDATE} || variables.old == '' || variables.asked.trim() != ''": (
-                f"{head}data.' + {key} + ': ' + {_said(wording.CILIUM_UNSET)}"
+                f"{head}data.' + {key} + ': ' + {said(wording.CILIUM_UNSET)}"
             ),
-            _DELETE: f"{head}metadata.name \\'{CONFIG_NAME}\\': ' + " + _said(wording.CILIUM_DELETED),
+            _DELETE: f"{head}metadata.name \\'{CONFIG_NAME}\\': ' + " + said(wording.CILIUM_DELETED),
         },
     )
 
@@ -140,16 +149,16 @@ def _cilium_node_config(scope: Scope) -> list[Manifest]:
     source, target = map(cel.text, MIGRATION_MODES)
     hint = cel.text(" " + wording.CILIUM_NODE_MIGRATION)
     migration = f"(variables.mode == {source} && variables.wanted == {target} ? {hint} : '')"
-    other_mode = _said(wording.CILIUM_NODE_MODE, wanted="shown")
-    other_nodes = _said(wording.CILIUM_NODE_SELECTOR, wanted="shown")
-    return _policy(
+    other_mode = said(wording.CILIUM_NODE_MODE, wanted="shown")
+    other_nodes = said(wording.CILIUM_NODE_SELECTOR, wanted="shown")
+    return policy(
         scope,
         names.CILIUM_NODE_CONFIG_POLICY,
         matched=cilium_node_configs(),
         namespace=scope.cilium_namespace,
         variables={
-            "mode": _recorded(CILIUM_MODE, ""),
-            "inUse": _recorded(CILIUM_IN_USE, NODES_HOLD),
+            "mode": recorded(CILIUM_MODE, ""),
+            "inUse": recorded(CILIUM_IN_USE, NODES_HOLD),
             "name": cel.NAME,
             "key": f"request.operation == 'DELETE' ? '' : {others['object']}[?0].orValue({cel.text(IPAM)})",
             "wanted": f"request.operation == 'DELETE' ? variables.mode : {modes['object']}.orValue(variables.mode)",
@@ -168,16 +177,6 @@ def _cilium_node_config(scope: Scope) -> list[Manifest]:
     )
 
 
-def _said(refusal: wording.Wording, *, wanted: str = "wanted") -> str:
-    """The text of a refusal, with a policy's variables in it."""
-    values = {"in_use": "variables.inUse", "mode": "variables.mode", "wanted": f"variables.{wanted}"}
-    return cel.filled(refusal.text, values)
-
-
-def _recorded(key: str, otherwise: str) -> str:
-    return f"params.?data[?{cel.text(key)}].orValue({cel.text(otherwise)})"
-
-
 def _data(of: str, key: str, missing_at: str) -> str:
     """The value of a key of cilium-config, however it is spelled; of several, the one in lower case."""
     others = f"{cel.spellings(of, '?data', [key])}.map(key, {of}.data[key])[?0]"
@@ -190,7 +189,7 @@ def _or_default(mode: str) -> str:
 
 def _agents(scope: Scope) -> list[Manifest]:
     # A token of a service account says on which node its pod runs; one without that, or a certificate, writes nothing.
-    return _policy(
+    return policy(
         scope,
         names.AGENTS_POLICY,
         matched=rule("netloom.dev", "v1alpha1", ["netloomnodes", "netloomnodes/status"]),
@@ -206,46 +205,3 @@ def _agents(scope: Scope) -> list[Manifest]:
         },
         parameters=False,
     )
-
-
-def _policy(
-    scope: Scope,
-    name: str,
-    *,
-    matched: Manifest,
-    variables: Mapping[str, str],
-    validations: Mapping[str, str],
-    parameters: bool = True,
-    conditions: Mapping[str, str] | None = None,
-    namespace: str = "",
-    only: str = "",
-) -> list[Manifest]:
-    """A policy and its binding. validations: what has to hold, and what is said where it does not.
-
-    parameters: whether it goes by the record. only: the name of the one object that is guarded.
-    """
-    # Whole, with what the API server would fill in: server-side apply compares this block as one, and would see a
-    # conflict between two tools that apply the very same.
-    constraints = {
-        "resourceRules": [matched],
-        "matchPolicy": "Equivalent",
-        "namespaceSelector": namespace_selector(namespace) if namespace else {},
-        "objectSelector": {},
-    }
-    record = {"name": RECORD_NAME, "namespace": scope.namespace, "parameterNotFoundAction": "Allow"}
-    policy = {
-        "failurePolicy": "Fail",
-        **({"paramKind": {"apiVersion": "v1", "kind": "ConfigMap"}} if parameters else {}),
-        "matchConstraints": constraints,
-        "matchConditions": match_conditions(conditions or {}, only),
-        "variables": [{"name": each, "expression": text} for each, text in variables.items()],
-        "validations": [
-            {"expression": holds, "messageExpression": says, "reason": "Forbidden"}
-            for holds, says in validations.items()
-        ],
-    }
-    binding = {"policyName": name, "validationActions": ["Deny"], **({"paramRef": record} if parameters else {})}
-    return [
-        admission_object("ValidatingAdmissionPolicy", name, spec=policy),
-        admission_object("ValidatingAdmissionPolicyBinding", name, spec=binding),
-    ]

@@ -7,7 +7,13 @@ of their updates only those that change a guarded field. What meets no condition
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from netloom.api.cilium import CILIUM_NODE_CONFIG_VERSIONS, CILIUM_NODE_CONFIGS, CILIUM_POOLS, CONFIG_NAME
+from netloom.api.cilium import (
+    CILIUM_NODE_CONFIG_VERSIONS,
+    CILIUM_NODE_CONFIGS,
+    CILIUM_NODES,
+    CILIUM_POOLS,
+    CONFIG_NAME,
+)
 from netloom.api.meta import Resource
 from netloom.api.v1alpha1 import POOLS
 from netloom.guard.cilium import GUARDED_KEYS, IPAM
@@ -29,7 +35,8 @@ def webhook_configuration(scope: Scope, client: Mapping[str, Any], annotations: 
     if scope.netloom:
         webhooks += [_network(scope), _pool("pool", POOLS), _node(scope)]
     if scope.cilium:
-        webhooks += [_cilium_config(scope), _pool("cilium-pool", CILIUM_POOLS), _cilium_node_config(scope)]
+        webhooks += [_cilium_config(scope), _pool("cilium-pool", CILIUM_POOLS), _cilium_node(scope)]
+        webhooks += [_cilium_node_config(scope)]
     webhooks = [webhook | {"clientConfig": dict(client)} for webhook in webhooks]
     configuration = admission_object("ValidatingWebhookConfiguration", NAME, webhooks=webhooks)
     if annotations:
@@ -84,9 +91,27 @@ def _cilium_config(scope: Scope) -> Manifest:
     return _webhook(
         "cilium-config",
         rule("", "v1", ["configmaps"], scope="Namespaced"),
-        {"what-is-guarded": f"{_UPDATE} || {cel.rewritten('?data', GUARDED_KEYS)}"},
+        {
+            "what-is-guarded": f"{_UPDATE} || {cel.rewritten('?data', GUARDED_KEYS)}"
+            f" || {cel.rewritten('?binaryData', GUARDED_KEYS)}"
+        },
         only=CONFIG_NAME,
     ) | {"namespaceSelector": namespace_selector(scope.cilium_namespace)}
+
+
+def _cilium_node(scope: Scope) -> Manifest:
+    # What Cilium itself writes causes no call, and a new object none at all.
+    cilium = f"{cel.USER}.startsWith('system:serviceaccount:{scope.cilium_namespace}:')"
+    matched = rule(CILIUM_NODES.group, CILIUM_NODES.version, [CILIUM_NODES.plural])
+    return _webhook(
+        "cilium-node",
+        matched | {"operations": ["UPDATE", "DELETE"]},
+        {
+            "not-cilium": f"!({cilium})",
+            "not-the-garbage-collector": f"!({cel.by([GARBAGE_COLLECTOR])})",
+            "what-is-guarded": f"{_UPDATE} || {cel.differs('?spec.?ipam')}",
+        },
+    )
 
 
 def _cilium_node_config(scope: Scope) -> Manifest:

@@ -46,7 +46,15 @@ SHUTDOWN_SECONDS = 2.0
 RESERVED_FILES = 100
 """File descriptors for all but these connections; where few are allowed, the connections are fewer."""
 RESOURCES = frozenset(
-    {"netloomnetworks", "netloomippools", "netloomnodes", "configmaps", "ciliumpodippools", "ciliumnodeconfigs"}
+    {
+        "netloomnetworks",
+        "netloomippools",
+        "netloomnodes",
+        "configmaps",
+        "ciliumpodippools",
+        "ciliumnodes",
+        "ciliumnodeconfigs",
+    }
 )
 """Named in metrics; any other is `other`, as whoever reaches the port could make up names without end."""
 

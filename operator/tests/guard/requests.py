@@ -158,8 +158,11 @@ def with_cilium_pool(live: ClusterState, obj: Json) -> None:
     live.cilium_pool(obj["metadata"]["name"], None, msgspec.convert(obj, CILIUM_POOLS.type))
 
 
-def with_record(live: ClusterState, **data: str) -> ClusterState:
+def with_record(live: ClusterState, by: str = "netloom-guard-cilium", **data: str) -> ClusterState:
+    """by: the field manager whose apply it was."""
     obj = config(RECORD_NAME, "netloom-system", **data)
+    fields = {"f:data": {f"f:{key}": {} for key in data}}
+    obj["metadata"]["managedFields"] = [{"manager": by, "operation": "Apply", "fieldsV1": fields}]
     live.record(f"netloom-system/{RECORD_NAME}", None, msgspec.convert(obj, CONFIG_MAPS.type))
     return live
 

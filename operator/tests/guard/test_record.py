@@ -3,15 +3,20 @@
 import msgspec
 import pytest
 
-from netloom.api.cilium import CILIUM_NODES, CiliumNode, CiliumNodeIPAM, CiliumNodeSpec
-from netloom.api.core import NODES, ConfigMap
+from netloom.api.cilium import CILIUM_NODES, DAEMON_SETS, CiliumNode, CiliumNodeIPAM, CiliumNodeSpec
+from netloom.api.core import CONFIG_MAPS, NODES, ConfigMap, ManagedMeta
 from netloom.api.meta import ObjectMeta
 from netloom.api.v1alpha1 import NETLOOM_NODES
-from netloom.guard.cluster_state import ClusterState, trim_cilium_node, trim_netloom_node, trim_node
-from netloom.guard.record import bypassed, wanted
+from netloom.guard.cluster_state import ClusterState, trim_cilium_node, trim_netloom_node, trim_node, trim_workload
+from netloom.guard.record import bypassed, bypasses, tampered, vanished, wanted
 from tests.guard import requests as ask
 
 IN_USE = {"ciliumMode": "cluster-pool", "ciliumInUse": "2 nodes hold addresses (worker-001, worker-002)"}
+RECORD_IN = "netloom-system"
+ANEW = (
+    "which is then made anew: kubectl delete configmap netloom-guard -n netloom-system --as=admin "
+    "--as-group=system:masters --as-group=netloom:break-glass"
+)
 FLAG = {"enable_cluster_pool_to_multi_pool_migration": "true"}
 
 
@@ -23,7 +28,7 @@ def live() -> ClusterState:
 def test_nobody_holds_addresses() -> None:
     live = ask.with_record(ask.with_config(ask.fresh(), ipam="eni"), ciliumMode="eni", ciliumInUse="1 node ...")
     assert wanted(live) == {}
-    assert bypassed(live) is None
+    assert bypassed(live, RECORD_IN) is None
 
 
 def test_the_first_who_holds_an_address_locks_the_mode(live: ClusterState) -> None:
@@ -36,15 +41,13 @@ def test_what_is_recorded_stays(live: ClusterState) -> None:
     ask.with_record(live, **IN_USE)
     assert wanted(live) == IN_USE
     assert wanted(ask.with_config(live, ipam="kubernetes")) == IN_USE
-    assert str(bypassed(live)) == (
+    assert str(bypassed(live, RECORD_IN)) == (
         "ConfigMap kube-system/cilium-config: data.ipam 'kubernetes': the IPAM mode was changed past the guard: 2 "
-        "nodes "
-        "hold addresses (worker-001, worker-002) of mode cluster-pool, and what restarts in mode kubernetes takes the "
-        "network from their pods. Set it back to cluster-pool before Cilium restarts; if the change is meant, delete "
-        "the "
-        "ConfigMap that records the mode (docs/guard.md), which is then made anew."
+        "nodes hold addresses (worker-001, worker-002) of mode cluster-pool, and what restarts in mode kubernetes "
+        "takes the network from their pods. Set it back to cluster-pool before Cilium restarts; if the change is "
+        f"meant, delete the record, {ANEW}"
     )
-    assert bypassed(ask.with_config(live)) is None
+    assert bypassed(ask.with_config(live), RECORD_IN) is None
     ask.with_cilium_node(live, "worker-001", {})
     assert wanted(live)["ciliumInUse"] == "1 node holds addresses (worker-002)"
 
@@ -54,13 +57,13 @@ def test_a_mode_in_another_spelling_is_seen(live: ClusterState) -> None:
     assert wanted(ask.with_config(live, IPAM="eni", ipam="crd")) == {}, "nobody can say which of them counts"
     ask.with_record(live, **IN_USE)
     for data in ({"IPAM": "kubernetes"}, {"ipam": "cluster-pool", "IPAM": "kubernetes"}):
-        problem = bypassed(ask.with_config(live, **data))
+        problem = bypassed(ask.with_config(live, **data), RECORD_IN)
         assert problem is not None
         assert str(problem).startswith("ConfigMap kube-system/cilium-config: data.IPAM 'kubernetes': the IPAM mode was")
         assert "what restarts in mode kubernetes takes" in problem.message
-    assert bypassed(ask.with_config(live, IPAM="cluster-pool")) is None
-    assert bypassed(ask.with_config(live, ipam="multi-pool", IPAM="eni", **FLAG)) is not None
-    assert bypassed(ask.with_config(live, IPAM="multi-pool", **FLAG)) is None
+    assert bypassed(ask.with_config(live, IPAM="cluster-pool"), RECORD_IN) is None
+    assert bypassed(ask.with_config(live, ipam="multi-pool", IPAM="eni", **FLAG), RECORD_IN) is not None
+    assert bypassed(ask.with_config(live, IPAM="multi-pool", **FLAG), RECORD_IN) is None
 
 
 @pytest.mark.parametrize("node_first", [True, False], ids=["the node is seen first", "the change is seen first"])
@@ -75,10 +78,10 @@ def test_a_mode_that_changed_behind_the_first_node_is_not_the_one_in_force(node_
         cilium_node("7", live)
     assert wanted(live)["ciliumMode"] == "cluster-pool"
     ask.with_record(live, **wanted(live))
-    assert bypassed(live) is not None
+    assert bypassed(live, RECORD_IN) is not None
     live.record("netloom-system/netloom-guard", None, None)  # somebody says that it is meant
     assert wanted(live)["ciliumMode"] == "kubernetes"
-    assert bypassed(live) is None
+    assert bypassed(live, RECORD_IN) is None
 
 
 def test_a_node_that_joins_behind_a_change_has_its_addresses_from_the_new_mode() -> None:
@@ -90,7 +93,7 @@ def test_a_node_that_joins_behind_a_change_has_its_addresses_from_the_new_mode()
 
 
 def config(version: str, live: ClusterState, **data: str) -> None:
-    metadata = ObjectMeta(name="cilium-config", namespace="kube-system", resource_version=version)
+    metadata = ManagedMeta(name="cilium-config", namespace="kube-system", resource_version=version)
     live.cilium_config("kube-system/cilium-config", None, ConfigMap(metadata=metadata, data=data))
 
 
@@ -103,14 +106,14 @@ def test_the_documented_migration_is_taken_over(live: ClusterState) -> None:
     ask.with_record(live, ciliumMode="cluster-pool")
     ask.with_config(live, ipam="multi-pool", **FLAG)
     assert wanted(live)["ciliumMode"] == "multi-pool"
-    assert bypassed(live) is None
+    assert bypassed(live, RECORD_IN) is None
     ask.with_config(live, ipam="multi-pool")
     assert wanted(live)["ciliumMode"] == "cluster-pool"
-    assert bypassed(live) is not None
+    assert bypassed(live, RECORD_IN) is not None
     ask.with_record(live, ciliumMode="eni")
     ask.with_config(live, ipam="multi-pool", **FLAG)
     assert wanted(live)["ciliumMode"] == "eni"
-    assert bypassed(live) is not None
+    assert bypassed(live, RECORD_IN) is not None
 
 
 def test_netlooms_mode_is_the_networks_or_the_nodes() -> None:
@@ -159,3 +162,109 @@ def test_little_is_kept_of_an_object() -> None:
         "metadata": {"name": "a"},
         "status": status,
     }
+
+
+def vanishing(*names: str) -> ClusterState:
+    """Nodes and CiliumNodes of these names, and the record that follows."""
+    live = ask.with_config(ask.fresh())
+    for number, name in enumerate(names):
+        ask.with_addresses(live, name, f"192.168.0.{number}")
+        ask.with_cilium_node(live, name, {"podCIDRs": [f"10.0.{number}.0/24"]})
+    return ask.with_record(live, **wanted(live))
+
+
+def test_a_node_holds_addresses_as_long_as_it_lives() -> None:
+    live = vanishing("a", "b", "c")
+    assert vanished(live, RECORD_IN) is None
+    live.cilium_node("a", None, None)
+    ask.with_cilium_node(live, "b", {})
+    assert live.cilium_held.count == 3
+    assert str(vanished(live, RECORD_IN)) == (
+        "ConfigMap kube-system/cilium-config: data.ipam: Nodes live whose CiliumNodes were deleted or emptied (a, b): "
+        "their pods have their addresses all the same, so mode cluster-pool stays in force. Restart Cilium's agents, "
+        "which make their CiliumNodes anew; a Node that is removed counts no more. If no pod has addresses of that "
+        f"mode any more, delete the record, {ANEW}"
+    )
+    live.node("a", None, None)
+    ask.with_cilium_node(live, "b", {"podCIDRs": ["10.0.1.0/24"]})
+    assert vanished(live, RECORD_IN) is None
+    assert wanted(live)["ciliumInUse"] == "2 nodes hold addresses (b, c)"
+
+
+@pytest.mark.parametrize("node_first", [True, False], ids=["its Node first", "its CiliumNode first"])
+def test_a_node_that_leaves_is_forgotten(node_first: bool) -> None:
+    live = vanishing("a")
+    if node_first:
+        live.node("a", None, None)
+        assert wanted(live)["ciliumMode"] == "cluster-pool"
+    live.cilium_node("a", None, None)
+    if not node_first:
+        live.node("a", None, None)
+    assert wanted(live) == {}
+    assert vanished(live, RECORD_IN) is None
+
+
+def test_the_record_remembers_what_nobody_has_seen() -> None:
+    """All CiliumNodes went while no guard ran."""
+    live = ask.with_record(ask.with_config(ask.fresh()), **IN_USE)
+    ask.with_addresses(live, "worker-001", "192.168.0.1")
+    assert wanted(live) == IN_USE
+    problem = vanished(live, RECORD_IN)
+    assert problem is not None
+    assert "no CiliumNode holds addresses any more (2 nodes hold addresses (worker-001, worker-002) before)" in str(
+        problem
+    )
+    assert bypassed(ask.with_config(live, ipam="kubernetes"), RECORD_IN) is not None
+    live.node("worker-001", None, None)
+    assert wanted(live) == {}
+
+
+def test_a_record_that_is_deleted_forgets_those_that_vanished() -> None:
+    live = vanishing("a")
+    live.cilium_node("a", None, None)
+    live.record(f"{RECORD_IN}/netloom-guard", None, None)
+    assert wanted(live) == {}
+    assert vanished(live, RECORD_IN) is None
+
+
+def test_a_record_that_somebody_else_wrote_is_no_witness() -> None:
+    live = vanishing("a")
+    for by, data in (
+        ("kubectl-edit", {"ciliumMode": "kubernetes"}),
+        ("netloom-guard-cilium", {"ciliumInUse": "nobody"}),
+    ):
+        ask.with_record(live, by, **data)
+        assert live.tampered == ("ciliumMode",)
+        assert wanted(live)["ciliumMode"] == "cluster-pool"
+        assert str(tampered(live, RECORD_IN)).startswith(
+            "ConfigMap netloom-system/netloom-guard: data.ciliumMode: somebody but the guard wrote down which IPAM mode"
+        )
+        ask.with_record(live, **wanted(live))
+        assert tampered(live, RECORD_IN) is None
+    started = ask.with_record(ask.with_cilium_nodes(ask.fresh(), 2), "kubectl-edit", ciliumMode="kubernetes")
+    assert wanted(ask.with_config(started)) == IN_USE
+    assert bypassed(started, RECORD_IN) is None
+
+
+def test_what_runs_cilium_may_ask_for_another_mode() -> None:
+    live = vanishing("a")
+    container = {"name": "cilium-agent", "command": ["cilium-agent"], "args": ["--ipam=kubernetes"]}
+    spec = {"template": {"spec": {"containers": [container]}}}
+    agents = msgspec.convert({"metadata": {"name": "cilium"}, "spec": spec}, DAEMON_SETS.type)
+    live.cilium_workload("kube-system/cilium", None, trim_workload(agents))
+    (problem,) = bypasses(live, RECORD_IN)
+    assert str(problem).startswith(
+        "DaemonSet kube-system/cilium: spec.template 'cilium-agent: --ipam kubernetes': it overrules the ConfigMap"
+    )
+    assert problem.reason == "ModeBypassed"
+    live.cilium_workload("kube-system/cilium", agents, None)
+    assert bypasses(live, RECORD_IN) == []
+
+
+def test_binary_data_of_the_configuration_is_seen() -> None:
+    live = vanishing("a")
+    obj = ask.config(ipam="cluster-pool") | {"binaryData": {"IPAM": "ZW5p"}}
+    live.cilium_config("kube-system/cilium-config", None, msgspec.convert(obj, CONFIG_MAPS.type))
+    problem = bypassed(live, RECORD_IN)
+    assert problem is not None
+    assert (problem.field, problem.value) == ("data.IPAM", "eni")

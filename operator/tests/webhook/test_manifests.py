@@ -3,13 +3,14 @@
 import itertools
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from netloom.api.errors import UserError
 from netloom.webhook.manifests import Installation, render
-from netloom.webhook.names import LABEL, Guarded, Scope
+from netloom.webhook.names import LABEL, OPERATOR_USER, Guarded, Scope
 
 IMAGE = "registry.example/netloom:1"
 URL = "https://127.0.0.1:9443"
@@ -65,6 +66,12 @@ def test_for_cilium_there_is_nothing_of_our_network() -> None:
         "ValidatingAdmissionPolicyBinding netloom-guard-cilium",
         "ValidatingAdmissionPolicy netloom-guard-cilium-node-config",
         "ValidatingAdmissionPolicyBinding netloom-guard-cilium-node-config",
+        "ValidatingAdmissionPolicy netloom-guard-cilium-workloads",
+        "ValidatingAdmissionPolicyBinding netloom-guard-cilium-workloads",
+        "ValidatingAdmissionPolicy netloom-guard-cilium-parts",
+        "ValidatingAdmissionPolicyBinding netloom-guard-cilium-parts",
+        "ValidatingAdmissionPolicy netloom-guard-record-writes",
+        "ValidatingAdmissionPolicyBinding netloom-guard-record-writes",
         "ValidatingAdmissionPolicy netloom-guard-record",
         "ValidatingAdmissionPolicyBinding netloom-guard-record",
         "ValidatingWebhookConfiguration netloom-guard",
@@ -75,6 +82,7 @@ def test_for_cilium_there_is_nothing_of_our_network() -> None:
     assert [each["name"] for each in webhooks("cilium")] == [
         "cilium-config.guard.netloom.dev",
         "cilium-pool.guard.netloom.dev",
+        "cilium-node.guard.netloom.dev",
         "cilium-node-config.guard.netloom.dev",
     ]
 
@@ -93,9 +101,10 @@ def test_what_the_webhooks_can_hold_up(guarded: Guarded) -> None:
     for webhook in webhooks(guarded):
         (rule,) = webhook["rules"]
         guardable = {"netloomnetworks", "netloomnetworks/status", "netloomippools", "netloomnodes", "configmaps"}
-        assert set(rule["resources"]) <= guardable | {"ciliumpodippools", "ciliumnodeconfigs"}
+        assert set(rule["resources"]) <= guardable | {"ciliumpodippools", "ciliumnodes", "ciliumnodeconfigs"}
         assert "*" not in strings(rule)
-        assert rule["operations"] == ["CREATE", "UPDATE", "DELETE"]
+        made = [] if rule["resources"] == ["ciliumnodes"] else ["CREATE"]
+        assert rule["operations"] == [*made, "UPDATE", "DELETE"]
         assert webhook["failurePolicy"] == "Fail"
         assert 0 < webhook["timeoutSeconds"] <= 5
         assert webhook["sideEffects"] == "None"
@@ -174,7 +183,7 @@ def test_two_replicas_on_two_nodes_of_which_one_stays() -> None:
 def test_a_guard_at_a_url_needs_neither_service_nor_deployment() -> None:
     manifests = installed(image="", url=URL)
     assert {"Service", "Deployment", "PodDisruptionBudget"}.isdisjoint(each["kind"] for each in manifests)
-    assert [each["clientConfig"] for each in webhooks(image="", url=f"{URL}/")] == [{"url": f"{URL}/validate"}] * 6
+    assert [each["clientConfig"] for each in webhooks(image="", url=f"{URL}/")] == [{"url": f"{URL}/validate"}] * 7
 
 
 def test_what_the_guard_writes_is_left_out() -> None:
@@ -195,7 +204,7 @@ def test_certificates_of_cert_manager() -> None:
 
 def test_a_given_ca_stands_in_every_webhook() -> None:
     bundles = [each["clientConfig"]["caBundle"] for each in webhooks(tls_secret="guard-tls", ca_bundle="UEVN")]
-    assert bundles == ["UEVN"] * 6
+    assert bundles == ["UEVN"] * 7
 
 
 @pytest.mark.parametrize(
@@ -214,3 +223,15 @@ def test_a_given_ca_stands_in_every_webhook() -> None:
 def test_options_that_do_not_go_together(options: dict[str, Any], said: str) -> None:
     with pytest.raises(UserError, match=said):
         installed(**options)
+
+
+def test_only_guards_write_the_record() -> None:
+    """Nobody else is left out of the policy: an operator is a guard where Netloom is guarded."""
+    account = "system:serviceaccount:netloom-system:netloom-guard"
+    named = replace(Scope("cilium"), guard_users=("cp-1",))
+    assert named.record_users == (account, "cp-1")
+    assert Scope("netloom").record_users == (account, OPERATOR_USER)
+    manifests = render(Installation(scope=named, image="x"))
+    policy = next(each for each in manifests if each["metadata"]["name"] == "netloom-guard-record-writes")
+    conditions = {each["name"]: each["expression"] for each in policy["spec"]["matchConditions"]}
+    assert conditions["not-the-guard"] == f"!(request.userInfo.?username.orValue('') in ['{account}', 'cp-1'])"
