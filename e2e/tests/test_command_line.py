@@ -40,6 +40,11 @@ CONFIG = """\
 {apiVersion: v1, kind: Config, current-context: a, contexts: [{name: a, context: {cluster: c}}],
 clusters: [{name: c, cluster: {server: "%s"}}]}
 """
+BROKEN = """\
+from netloom.cli import process
+def broken(): raise ValueError("a\\nb")
+process.end(process.run(broken))
+"""
 ROOT = Path(__file__).resolve().parents[2]
 COMMANDS = ("status", "plan", "guard", "guard install", "cleanup", "help", "completion", "version", "agent", "webhook")
 PLAN = "unshare -n netloom plan --manifests good --node-name me"
@@ -111,6 +116,13 @@ TRIES = [
     Try(f"unshare -n {FEWER_RIGHTS} netloom plan -f good --features masquerade --node-name me", 1, ".*NET_ADMIN.*"),
     Try(f"{SOMEBODY} netloom plan -f good --node-name me >/dev/null", 2, "masquerade is left out: .*NET_ADMIN.*"),
     Try(f"unshare -n {FEWER_RIGHTS} netloom cleanup --dry-run >/dev/null", 0, "masquerade is left out: .*"),
+    # a fault of our own
+    Try(
+        "python broken.py",
+        1,
+        r"ValueError: a b \(.*\). This is a fault of Netloom: please report it, .*NETLOOM_LOG_LEVEL=debug.*",
+    ),
+    Try("NETLOOM_LOG_LEVEL=debug python broken.py 2>&1 | grep -c '^Traceback' >/dev/null", 0, ""),
     # what would be ignored
     Try("netloom plan -f good --kubeconfig c", 2, "--kubeconfig has no effect with --manifests, .*"),
     Try("netloom agent -f good --context a", 2, "--context has no effect with --manifests, .*"),
@@ -161,6 +173,7 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Done]:
         (folder / "bad" / f"{name}.yaml").write_text(MANIFESTS.replace("{mode: kubernetes}", "{mode: 7}"))
     (folder / "c").write_text(CONFIG % "https://127.0.0.1:1")
     (folder / "file").touch()
+    (folder / "broken.py").write_text(BROKEN)
     (folder / "locked").chmod(0o700)
     given = {name: value for name, value in environment().items() if name not in ("KUBECONFIG", "NODE_NAME")}
     given["PATH"] = f"{NETLOOM.parent}:{given['PATH']}"
@@ -220,6 +233,8 @@ def test_help_and_version_are_where_people_look() -> None:
         "Roles, which pods and services run",
     ]
     commands = re.findall(r"^  (\w+) {2,}", shown, re.MULTILINE)
+    program = "import typer; from netloom.cli.app import app; print(*typer.main.get_command(app).commands)"
+    assert sorted(commands) == sorted(run(sys.executable, "-c", program).split())
     assert (commands[0], commands[-3:]) == ("status", ["agent", "operator", "webhook"])
     assert run(NETLOOM, "help", "guard", "install") == run(NETLOOM, "guard", "install", "--help")
     assert run(NETLOOM, "--version").split() == run(NETLOOM, "version").split()[:2]

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from io import TextIOWrapper
 from typing import TextIO, cast
 
-from netloom.api.errors import WrongUsage, sentences
+from netloom.api.errors import WrongUsage, in_words, sentences
 
 WRONG_USAGE = 2
 INTERRUPTED = 130
@@ -76,11 +76,12 @@ def _explain(error: BaseException) -> int:
     said = sentences(error)
     if not said and os.environ.get("NETLOOM_LOG_LEVEL", "").lower() == "debug":
         sys.excepthook(type(error), error, error.__traceback__)
-    if not said and (isinstance(error, OSError) or _TOO_MANY_FILES in str(error)):  # an import fails by an ImportError
+    words = in_words(error)
+    if not said and (isinstance(error, OSError) or _TOO_MANY_FILES in words):  # an import fails by an ImportError
         said = [_of_the_system(error)]
     if not said:
         said = [
-            f"{' '.join(f'{type(error).__name__}: {error}'.split())}{_place(error)}. This is a fault of Netloom: "
+            f"{' '.join(f'{type(error).__name__}: {words}'.split())}{_place(error)}. This is a fault of Netloom: "
             "please report it, with what NETLOOM_LOG_LEVEL=debug shows of it"
         ]
     for line in "\n".join(said).splitlines():
@@ -89,7 +90,7 @@ def _explain(error: BaseException) -> int:
 
 
 def _of_the_system(error: BaseException) -> str:
-    if _TOO_MANY_FILES in str(error):
+    if _TOO_MANY_FILES in in_words(error):
         return f"{_TOO_MANY_FILES}: this process may not open what it needs; raise the limit, as by `ulimit -n 1024`"
     if not isinstance(error, OSError):
         return str(error)
