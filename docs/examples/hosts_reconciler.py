@@ -84,12 +84,15 @@ class HostsFeature(NodeFeature):
         """For `netloom plan`: the caches are filled, and nothing is written."""
         return [PlannedChange(f"write {self._path}")] if self._reconciler.due() is not None else []
 
+    async def plan_cleanup(self) -> list[PlannedChange]:
+        """For `netloom cleanup --dry-run`."""
+        return [PlannedChange(f"remove {self._path}")] if self._path.exists() else []
+
     async def cleanup(self) -> tuple[list[PlannedChange], Sequence[Failure]]:
         """For `netloom cleanup`: the file goes, and what would not go is named."""
-        if not self._path.exists():
-            return [], ()
+        planned = await self.plan_cleanup()
         try:
-            self._path.unlink()
+            self._path.unlink(missing_ok=True)
         except OSError as error:
             return [], [Failure(kind="file", key=str(self._path), error=str(error))]
-        return [PlannedChange(f"remove {self._path}")], ()
+        return planned, ()

@@ -86,7 +86,7 @@ class DirectoryMesh:
         for machine in machines:
             self.agents[machine.node].terminate()
             self.agents[machine.node].wait(_DEADLINE)
-            machine.run(str(NETLOOM), "cleanup", "--run-dir", self._run_dir(machine))
+            machine.run(str(NETLOOM), "cleanup", "--yes", "--run-dir", self._run_dir(machine))
         left = "".join(map(state, machines))
         self.report.saw("netloom cleanup on the three", left or "nothing of Netloom is left", not left)
         for machine in machines:

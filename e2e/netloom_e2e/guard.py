@@ -116,9 +116,9 @@ class Guards:
             f"--address=127.0.0.1:{port}",
             f"--http-address={address}",
             f"--namespace={scope.namespace}",
-            f"--cilium-namespace={scope.cilium_namespace}",
-            *(f"--operator-user={user}" for user in scope.operator_users),
-            *(f"--agent-user={user}" for user in scope.agent_users),
+            *([f"--cilium-namespace={scope.cilium_namespace}"] if scope.cilium else ()),
+            *(f"--operator-user={user}" for user in scope.operator_users if scope.netloom),
+            *(f"--agent-user={user}" for user in scope.agent_users if scope.netloom),
             "--log-format=console",
             *arguments,
         ]

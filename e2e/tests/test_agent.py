@@ -257,7 +257,7 @@ def test_plan_says_what_an_agent_would_do_and_cleanup_leaves_what_is_foreign(
     n1 = mesh[0]
     kubeconfig = str(cluster.plane.kubeconfig(host=cluster.lab.address))
     plan = [str(NETLOOM), "plan", "--kubeconfig", kubeconfig, "--node-name", "n1", "--run-dir", cluster.run_dir(n1)]
-    cleanup = [str(NETLOOM), "cleanup", "--run-dir", cluster.run_dir(n1)]
+    cleanup = [str(NETLOOM), "cleanup", "--yes", "--run-dir", cluster.run_dir(n1)]
     assert n1.run(*plan) == "nothing to change\n"
 
     cluster.agents["n1"].terminate()
@@ -272,14 +272,18 @@ def test_plan_says_what_an_agent_would_do_and_cleanup_leaves_what_is_foreign(
     assert len(done.stdout.splitlines()) == 1
     assert "10.42.2.0/24" not in state(n1), "a plan writes nothing"
 
-    n1.run(*cleanup)
+    planned = n1.run(*cleanup, "--dry-run")
+    assert "ip route delete 10.42.3.0/24 proto 158   # no peer has it\n" in planned
+    assert "sysctl -w net.ipv4.ip_forward=0   # as before\n" in planned
+    assert "10.42.3.0/24" in state(n1), "nothing was removed"
+    assert n1.run(*cleanup) == planned
     assert "netloom" not in n1.ip("link")
     assert "proto 158" not in n1.ip("route") + n1.ip("-6", "route") + n1.ip("nexthop")
     assert n1.run("nft", "list", "tables") == "table ip foreign\n"
     assert "10.99.0.0/24" in n1.ip("route")
     assert "id 7 dev eth0" in n1.ip("nexthop")
     assert n1.run("cat", "/proc/sys/net/ipv4/ip_forward").strip() == "0", "put back as it was found"
-    assert n1.run(*cleanup) == "nothing to change\n"
+    assert n1.run(*cleanup) == n1.run(*cleanup, "--dry-run") == "nothing to remove\n"
 
 
 def test_status_shows_the_cluster_and_the_agent(cluster: Cluster, mesh: list[Machine]) -> None:

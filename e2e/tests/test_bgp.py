@@ -149,6 +149,6 @@ def test_cleanup_leaves_birds_routes(speakers: Speakers) -> None:
     n1 = speakers.machines[0]
     before = learned_routes(speakers)
     speakers.end("n1")
-    n1.run(str(NETLOOM), "cleanup", "--run-dir", speakers.run_dir(n1))
+    n1.run(str(NETLOOM), "cleanup", "--yes", "--run-dir", speakers.run_dir(n1))
     assert n1.run("sysctl", "-n", "net.ipv4.ip_forward") == "0\n"
     assert learned_routes(speakers) == before

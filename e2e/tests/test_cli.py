@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -97,9 +98,10 @@ def test_a_user_that_the_api_server_does_not_know(kubeconfig: Path) -> None:
 
 def test_crds_that_are_not_installed_are_named(tmp_path: Path, control_plane_binaries: Path) -> None:
     with ControlPlane() as bare:
-        said = refusal("status", "--kubeconfig", str(bare.kubeconfig()))
-    assert "Netloom's objects" in said
-    assert "kubectl apply -f crds/" in said
+        for verb in ("status", "plan"):
+            done = netloom(verb, "--kubeconfig", str(bare.kubeconfig()))
+            assert re.fullmatch("netloom: .*Netloom's objects: .*kubectl apply -f crds/.*\n", done.stderr), "and no log"
+            assert done.returncode == 1
 
 
 @pytest.mark.parametrize("verb", ["agent", "plan"])
@@ -116,7 +118,7 @@ def test_a_plan_from_a_manifest_with_a_mistake_names_file_and_field(tmp_path: Pa
     assert "spec.mtu" in said
 
 
-@pytest.mark.parametrize("verb", [["agent", "--manifests", "/tmp"], ["cleanup"]], ids=" ".join)
+@pytest.mark.parametrize("verb", [["agent", "--manifests", "/tmp"], ["cleanup", "--yes"]], ids=" ".join)
 def test_a_missing_capability(verb: list[str]) -> None:
     prefix = ("setpriv", "--bounding-set=-net_admin", "--inh-caps=-net_admin", "--")
     said = refusal(*verb, prefix=prefix)

@@ -115,7 +115,7 @@ def test_cleanup_removes_what_a_switched_off_feature_left(agents: Agents) -> Non
     wait_for("the mesh in sync", lambda: facts(n1).get("inSync"))
     assert table(n1)
     agents.end("n1")
-    n1.run(str(NETLOOM), "cleanup", f"--run-dir={agents.run_dir(n1)}")
+    n1.run(str(NETLOOM), "cleanup", "--yes", f"--run-dir={agents.run_dir(n1)}")
     assert (table(n1), "netloom" in n1.ip("link")) == ("", False)
     agents.start(n1)
 

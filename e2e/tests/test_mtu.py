@@ -184,7 +184,7 @@ def test_without_a_tunnel_pods_have_the_whole(agents: Agents, tunnels: list[Mach
         fits(n1, n2, JUMBO)
         # The tunnel would be kept for half a minute more, and pods' MTU with it.
         agents.end("n1")
-        n1.run(str(NETLOOM), "cleanup", "--run-dir", agents.run_dir(n1))
+        n1.run(str(NETLOOM), "cleanup", "--yes", "--run-dir", agents.run_dir(n1))
         agents.start(n1)
         says(n1, JUMBO, "eth0 has 9000")
         agents.lab.set_mtu("a", 5000)

@@ -110,7 +110,7 @@ def test_the_switches_of_routing_are_set_and_cleanup_puts_them_back(agents: Agen
         in_all, on_device = (RP_FILTER.format(name) for name in ("all", "eth0"))
         assert switches(machine) == f"{on}{in_all} = {filters[0]}\n{on_device} = 2\n", "strict is loosened"
         agents.end(machine.node)
-        machine.run(str(NETLOOM), "cleanup", "--run-dir", agents.run_dir(machine))
+        machine.run(str(NETLOOM), "cleanup", "--yes", "--run-dir", agents.run_dir(machine))
         assert switches(machine) == f"{off}{in_all} = {filters[0]}\n{on_device} = {filters[1]}\n"
         agents.start(machine)
     agents.in_sync(n1, n2, peers=3)

@@ -116,7 +116,7 @@ async def test_it_runs_as_a_feature_of_an_agent(
 ) -> None:
     """One class and one line: it is started, told, planned and cleaned up beside the others."""
     features, path = (*role.FEATURES, example.HostsFeature), options.run_dir / "hosts"
-    assert f"write {path}" in [change.text for change in await role.plan(options, features)]
+    assert f"write {path}" in [change.text for change in (await role.plan(options, features)).changes]
     assert not path.exists()
 
     agent = role.Agent(options, Sources(None, options.manifests), None, features)
@@ -127,7 +127,7 @@ async def test_it_runs_as_a_feature_of_an_agent(
         assert "10.42.2.0/24" in machine.ip("route")
         assert agent.facts() | {"features": ["tunnels", "masquerade", "hosts"], "hostsWrites": 1} == agent.facts()
         assert agent.manager.health.not_ready() == {}
-        assert await role.plan(options, features) == []
+        assert await role.plan(options, features) == role.Plan([])
 
         assert options.manifests is not None
         path.unlink()
@@ -138,10 +138,12 @@ async def test_it_runs_as_a_feature_of_an_agent(
         await until(lambda: path.exists() and "192.168.7.3 c" in path.read_text())
         await until(lambda: not agent.facts()["errors"])
 
-    removed = [change.text for change in await role.cleanup(options.run_dir, features)]
-    assert f"remove {path}" in removed
+    planned = await role.cleanup(options.run_dir, features, dry_run=True)
+    assert f"remove {path}" in [change.text for change in planned.changes]
+    assert path.exists()
+    assert await role.cleanup(options.run_dir, features) == planned
     assert not path.exists()
-    assert await role.cleanup(options.run_dir, features) == []
+    assert await role.cleanup(options.run_dir, features) == role.Plan([])
 
 
 async def test_it_is_switched_off_and_on_by_its_name(

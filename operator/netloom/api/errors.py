@@ -8,6 +8,10 @@ class UserError(Exception):
     """
 
 
+class WrongUsage(UserError):
+    """The command line itself is wrong: exit status 2."""
+
+
 def sentences(error: BaseException) -> list[str]:
     """The messages of a UserError, or of a group in which nothing but UserErrors failed; else nothing."""
     if isinstance(error, UserError):

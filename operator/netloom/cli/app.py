@@ -1,4 +1,4 @@
-"""`netloom`: its verbs, and the one place where an error becomes a sentence and an exit status."""
+"""`netloom`: its verbs."""
 
 import os
 import platform
@@ -7,14 +7,15 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from typer.core import TyperCommand
 
 from netloom import __version__
-from netloom.api.errors import UserError, sentences
+from netloom.api.errors import UserError, WrongUsage
 from netloom.cli import guard
+from netloom.cli.help import Commands, show_help
 from netloom.cli.options import (
     Cluster,
     Features,
@@ -28,16 +29,21 @@ from netloom.cli.options import (
     grouped,
     show,
 )
+from netloom.cli.process import say
 from netloom.webhook import names
 
 if TYPE_CHECKING:
     from netloom.kernel.keeper.report import PlannedChange
 
+# Plain text: it is read, searched and pasted as it is, and starts a third faster than boxes.
 app = typer.Typer(
-    help="The node-networking control plane of a Kubernetes cluster.",
+    cls=Commands,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="`netloom help COMMAND` says more of one. Exit status: 0 all is well, 1 it is not, 2 wrong command line.",
 )
 
 app.add_typer(guard.guard, name="guard")
@@ -110,7 +116,6 @@ def operator(
     """
     logging.begin()
     from netloom.roles.operator import OperatorOptions, run_operator
-    from netloom.runtime import loop
 
     scope = guarding.scope(webhook.webhook_for, webhook.webhook_namespace)
     at = {"address": webhook.webhook_address, "address_option": "--webhook-address"}
@@ -121,7 +126,7 @@ def operator(
         http_address=http_address,
         guard=serving.options(scope, **at) if webhook.webhook_address else None,
     )
-    loop.run(run_operator(options))
+    logging.run(run_operator(options))
 
 
 @app.command()
@@ -138,9 +143,8 @@ def agent(
     """Run the role `agent`: keep this node's tunnels and routes as the cluster's objects say."""
     logging.begin()
     from netloom.roles.agent import AgentOptions, run_agent
-    from netloom.runtime import loop
 
-    loop.run(run_agent(AgentOptions(**vars(node), **vars(cluster), http_address=http_address)))
+    logging.run(run_agent(AgentOptions(**vars(node), **vars(cluster), http_address=http_address)))
 
 
 class OptionalWait(TyperCommand):
@@ -192,26 +196,78 @@ def status(
 @app.command()
 @grouped
 def plan(node: NodeOptions, cluster: Cluster, output: Output = "text") -> None:
-    """Print what the agent would change in the kernel, as `ip` would say it. Exit status 2 if anything."""
+    """Print what the agent would change in the kernel, as `ip` would say it. Exit status 2 if anything.
+
+    It writes nothing, and needs no rights over the network: what cannot be read without them is named, and left out.
+    The exit status is 1 then, if there is nothing else to change.
+    """
     from netloom.roles import agent
     from netloom.runtime import log, loop
 
     log.configure("auto", "warning")
-    changes = loop.run(agent.plan(agent.AgentOptions(**vars(node), **vars(cluster))))
-    show(output, changes, _as_ip)
-    if changes:
+    found = loop.run(agent.plan(agent.AgentOptions(**vars(node), **vars(cluster))))
+    show(output, found.changes, lambda changes: _as_ip(changes, "change", whole=not found.unread))
+    _tell(found.unread)
+    if found.changes:
         raise typer.Exit(EXIT_CHANGES)
+    if found.unread:
+        raise typer.Exit(1)
 
 
 @app.command()
-def cleanup(run_dir: RunDir = _RUN_DIR, output: Output = "text") -> None:
-    """Remove all that agents made in the kernel of this machine, by whatever feature, and nothing else."""
-    from netloom.roles import agent
+def cleanup(
+    run_dir: RunDir = _RUN_DIR,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would go, and remove nothing.")] = False,
+    yes: Annotated[bool, typer.Option("-y", "--yes", help="Do not ask.")] = False,
+    output: Output = "text",
+) -> None:
+    """Remove all that agents made in the kernel of this machine, by whatever feature, and nothing else.
+
+    Pods lose their way to other nodes. On a terminal it shows first what would go, and asks; elsewhere it takes --yes.
+    An agent has to be stopped before: it would put everything back.
+    """
+    if not (dry_run or yes or sys.stdin.isatty()):
+        raise WrongUsage(
+            "cleanup takes the network from this machine's pods, and there is no terminal to ask on: give --yes, or "
+            "--dry-run to see what it would remove"
+        )
+    from netloom.roles import agent, presence
     from netloom.runtime import log, loop
 
     log.configure("auto", "warning")
-    removed = loop.run(agent.cleanup(run_dir))
-    show(output, removed, _as_ip)
+    running = presence.sentence()
+    if running and not dry_run:
+        raise UserError(f"{running} Stop it first: its DaemonSet's pod on this node, or its service.")
+    if dry_run or not yes:
+        would = loop.run(agent.cleanup(run_dir, dry_run=True))
+        if dry_run or not would.changes:
+            show(output, would.changes, lambda changes: _as_ip(changes, "remove", whole=not would.unread))
+            _tell((*would.unread, *filter(None, [running])))
+            return
+        _ask(would.changes)
+    removed = loop.run(agent.cleanup(run_dir)).changes
+    show(output, removed, lambda changes: _as_ip(changes, "remove"))
+
+
+@app.command()
+def completion(shell: Annotated[Literal["bash", "zsh", "fish"], typer.Argument(metavar="bash|zsh|fish")]) -> None:
+    """Print the script that completes commands and options when TAB is pressed.
+
+    Load it with `source <(netloom completion bash)`, in zsh with `source <(netloom completion zsh)`, in fish with
+    `netloom completion fish | source`; for good, put that line into ~/.bashrc, ~/.zshrc (behind compinit) or
+    ~/.config/fish/config.fish. kubectl completes `kubectl netloom` by itself.
+    """
+    from netloom.cli.completion import SCRIPTS
+
+    print(SCRIPTS[shell], end="")
+
+
+@app.command("help")
+def help_(
+    called: typer.Context, command: Annotated[list[str] | None, typer.Argument(metavar="[COMMAND]")] = None
+) -> None:
+    """Show this, or the help of a command."""
+    show_help(called, command or [])
 
 
 @app.command()
@@ -221,20 +277,39 @@ def version(output: Output = "text") -> None:
     show(output, known, lambda known: print("\n".join(f"{name} {value}" for name, value in known.items())))
 
 
-def _as_ip(changes: Sequence["PlannedChange"]) -> None:
+def _print_version(asked: bool) -> None:
+    if asked:
+        print(f"netloom {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def netloom(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version, and exit.")
+    ] = False,
+) -> None:
+    """The node-networking control plane of a Kubernetes cluster."""
+
+
+def _as_ip(changes: Sequence["PlannedChange"], verb: str, *, whole: bool = True) -> None:
     for change in changes:
         print(f"{change.text}   # {change.why}" if change.why else change.text)
     if not changes:
-        print("nothing to change")
+        print(f"nothing to {verb}" if whole else f"nothing to {verb} in what could be read")
 
 
-def main() -> None:
-    """Entry point. What a user can mend is one sentence on standard error and exit status 1, never a traceback."""
-    try:
-        app()
-    except (UserError, BaseExceptionGroup) as error:
-        said = sentences(error)
-        if not said:
-            raise
-        print("\n".join(f"netloom: {sentence}" for sentence in said), file=sys.stderr)
-        raise SystemExit(1) from None
+def _tell(sentences: Sequence[str]) -> None:
+    sys.stdout.flush()
+    for sentence in sentences:
+        say(sentence)
+
+
+def _ask(changes: Sequence["PlannedChange"]) -> None:
+    """Shows what would go. Raises typer.Exit where the answer is no."""
+    _as_ip(changes, "remove")
+    sys.stdout.flush()
+    print(f"Remove these {len(changes)}? [y/N] ", end="", file=sys.stderr, flush=True)
+    if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+        say("nothing was removed")
+        raise typer.Exit(1)

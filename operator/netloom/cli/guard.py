@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 _HOST = socket.gethostname().lower()
 
 For = Annotated[names.Guarded, typer.Option("--for", help="Whose objects are guarded: cilium, netloom or all.")]
-Namespace = Annotated[str, typer.Option(envvar="POD_NAMESPACE", help="Namespace of the guard.")]
+Namespace = Annotated[str, typer.Option("-n", "--namespace", envvar="POD_NAMESPACE", help="Namespace of the guard.")]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,11 +102,10 @@ def webhook(
     """Run the guard alone: answer API servers that ask about writes, and say no where pods would lose the network."""
     logging.begin()
     from netloom.roles.webhook import run_webhook
-    from netloom.runtime import loop
 
     scope = guarding.scope(guarded, namespace)
     options = serving.options(scope, address=address, secret=secret, configuration=configuration)
-    loop.run(run_webhook(options, **vars(cluster), identity=identity, http_address=http_address))
+    logging.run(run_webhook(options, **vars(cluster), identity=identity, http_address=http_address))
 
 
 @guard.command()
@@ -123,7 +122,7 @@ def install(
         ),
     ] = "",
     replicas: Annotated[int, typer.Option(help="Pods of the Deployment.")] = 2,
-    namespace: Annotated[str, typer.Option(help="Namespace of the guard.")] = names.NAMESPACE,
+    namespace: Annotated[str, typer.Option("-n", "--namespace", help="Namespace of the guard.")] = names.NAMESPACE,
     guarding: Guarding,
     ca_file: Annotated[
         Path | None,

@@ -2,13 +2,17 @@
 
 import dataclasses
 import inspect
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 import typer
+
+from netloom.api.errors import sentences
+from netloom.cli.ignored import refuse_ignored
 
 T = TypeVar("T")
 
@@ -26,7 +30,12 @@ NodeName = Annotated[
 ]
 Manifests = Annotated[
     Path | None,
-    typer.Option(metavar="DIR", help="Take the objects from manifest files in this directory instead of a cluster."),
+    typer.Option(
+        "-f",
+        "--manifests",
+        metavar="DIR",
+        help="Take the objects from manifest files in this directory, not a cluster.",
+    ),
 ]
 RunDir = Annotated[Path, typer.Option(metavar="DIR", help="Where the agent keeps what `cleanup` has to restore.")]
 Features = Annotated[
@@ -81,9 +90,21 @@ class Logging:
 
         log.configure(self.log_format, self.log_level)
 
+    def run(self, role: Coroutine[Any, Any, None]) -> None:
+        """To its end. A fault of our own is in the log with all that is known of it."""
+        from netloom.runtime import loop
+
+        try:
+            loop.run(role)
+        except Exception as error:
+            if not sentences(error):
+                logging.getLogger("netloom").critical("the role crashed", exc_info=True)
+            raise
+
 
 def grouped(command: Callable[..., None]) -> Callable[..., None]:
-    """The command as typer wants it: of a parameter that is a dataclass, each field becomes an option."""
+    """The command as typer wants it: of a parameter that is a dataclass, each field becomes an option. An option that
+    others make void is refused."""
     groups: dict[str, Any] = {}
     options: list[inspect.Parameter] = []
     for parameter in inspect.signature(command).parameters.values():
@@ -93,13 +114,15 @@ def grouped(command: Callable[..., None]) -> Callable[..., None]:
         else:
             options.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY))
 
-    def run(**given: Any) -> None:
+    def run(called: typer.Context, **given: Any) -> None:
+        refuse_ignored(called)
         for name, group in groups.items():
             given[name] = group(**{each.name: given.pop(each.name) for each in dataclasses.fields(group)})
         command(**given)
 
-    run.__signature__ = inspect.Signature(options)  # type: ignore[attr-defined]
-    run.__annotations__ = {each.name: each.annotation for each in options}
+    called = inspect.Parameter("called", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)
+    run.__signature__ = inspect.Signature([called, *options])  # type: ignore[attr-defined]
+    run.__annotations__ = {each.name: each.annotation for each in (called, *options)}
     run.__name__, run.__doc__ = command.__name__, command.__doc__
     return run
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import msgspec
 
 ROOT = Path("/proc/sys")
+_DOTTED = str.maketrans("/.", "./")
 
 
 class Sysctl(msgspec.Struct, frozen=True):
@@ -25,6 +26,11 @@ class Sysctl(msgspec.Struct, frozen=True):
     ours: bool = False
     only_from: str = ""
     beside: str = ""
+
+    @property
+    def dotted(self) -> str:
+        """The name as `sysctl` takes it: a dot within, as in eth0.5, becomes a slash."""
+        return self.name.translate(_DOTTED)
 
     def is_set(self, now: str) -> bool:
         """Whether a value that is read needs no change."""
@@ -94,14 +100,21 @@ class SysctlRecord:
         (ROOT / sysctl.name).write_text(sysctl.value, encoding="ascii")
         return True
 
-    def restore(self) -> list[Sysctl]:
-        """Put back what nobody has changed since, and forget it. Returns what was put back. Raises OSError."""
-        restored = []
+    def due(self) -> list[Sysctl]:
+        """What `restore` would put back: what nobody has changed since. Raises OSError."""
+        found = []
         for name, (before, ours) in self._load().items():
             with suppress(FileNotFoundError):  # of a device that is no longer there
                 if read(name) == ours:
-                    (ROOT / name).write_text(before, encoding="ascii")
-                    restored.append(Sysctl(name, before))
+                    found.append(Sysctl(name, before))
+        return found
+
+    def restore(self) -> list[Sysctl]:
+        """Put it back, and forget all. Returns what was put back. Raises OSError."""
+        restored = self.due()
+        for sysctl in restored:
+            with suppress(FileNotFoundError):
+                (ROOT / sysctl.name).write_text(sysctl.value, encoding="ascii")
         self._path.unlink(missing_ok=True)
         return restored
 

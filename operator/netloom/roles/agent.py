@@ -5,11 +5,11 @@ is opened (it only reads), the caches fill, and only then the first whole desire
 and while the API server is away, the kernel keeps what it has.
 """
 
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import structlog
@@ -20,9 +20,10 @@ from prometheus_client.registry import Collector
 from netloom.api.meta import ObjectMeta, OwnerReference
 from netloom.api.v1alpha1 import NETLOOM_NODES, NetloomNode
 from netloom.kernel.capability import require_net_admin
-from netloom.kernel.errors import DataplaneError
+from netloom.kernel.errors import DataplaneError, KernelUnsupported, NotPermitted
 from netloom.kernel.keeper.keeper import Keeper
 from netloom.kernel.keeper.report import PlannedChange
+from netloom.roles import presence
 from netloom.roles.sources import Sources
 from netloom.runtime import health, metrics
 from netloom.runtime.client import Api
@@ -48,8 +49,6 @@ FEATURES: tuple[type[NodeFeature], ...] = (
     MasqueradeFeature,
 )
 """What an agent can do, in the order in which it is planned, told and cleaned up."""
-
-PLAN_SYNC_SECONDS = 15.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -240,10 +239,11 @@ async def run_agent(options: AgentOptions) -> None:
     """
     host, port = health.parse_address(options.http_address)
     chosen(FEATURES, options.features)
+    _check_run_dir(options.run_dir)
     require_net_admin()
     async with sources(options, patient=True) as (found, api):
         agent = Agent(options, found, api)
-        async with opened(agent.features):
+        async with opened(agent.features), presence.shown():
             metrics.REGISTRY.register(agent)
             routes = [web.get("/status", agent.show_status)]
             async with health.serve(agent.manager.health, host, port, routes=routes):
@@ -251,25 +251,38 @@ async def run_agent(options: AgentOptions) -> None:
                 await agent.manager.run()
 
 
-async def plan(options: AgentOptions, features: Sequence[type[NodeFeature]] = FEATURES) -> list[PlannedChange]:
+class Plan(NamedTuple):
+    """What would be changed, and sentences about what could not be read."""
+
+    changes: list[PlannedChange]
+    unread: tuple[str, ...] = ()
+
+
+async def plan(options: AgentOptions, features: Sequence[type[NodeFeature]] = FEATURES) -> Plan:
     """What an agent with these options would change in the kernel. Writes nothing. Raises UserError."""
     wanted = chosen(features, options.features)
+    _check_run_dir(options.run_dir)
     async with sources(options) as (found, api):
         if api is not None:
             await api.check()
         context = NodeContext(options.node_name, options.run_dir, found, api)
         made = [make(context) for make in wanted]
-        await found.fill(PLAN_SYNC_SECONDS)
-        async with opened(made):
-            await context.own.look(context.nodes.get(options.node_name), write=False)
-            return [change for feature in made for change in await feature.plan()]
+        await found.fill()
+        await context.own.look(context.nodes.get(options.node_name), write=False)
+        return await _of_each(made, lambda feature: feature.plan())
 
 
-async def cleanup(run_dir: Path, features: Sequence[type[NodeFeature]] = FEATURES) -> list[PlannedChange]:
-    """Remove all that agents made on this machine; what was removed. Raises UserError, naming what would not go."""
-    require_net_admin()
+async def cleanup(run_dir: Path, features: Sequence[type[NodeFeature]] = FEATURES, *, dry_run: bool = False) -> Plan:
+    """Remove all that agents made on this machine; what was removed. Raises UserError, naming what would not go.
+
+    dry_run: what would be removed; as with `plan`, nothing is written, and no capability is needed.
+    """
+    _check_run_dir(run_dir)
     context = NodeContext("", run_dir, Sources(None))
     made = [make(context) for make in features]
+    if dry_run:
+        return await _of_each(made, lambda feature: feature.plan_cleanup())
+    require_net_admin()
     removed: list[PlannedChange] = []
     left: list[str] = []
     async with opened(made):
@@ -281,4 +294,26 @@ async def cleanup(run_dir: Path, features: Sequence[type[NodeFeature]] = FEATURE
         why = f"not everything could be removed: {'; '.join(left)}. Run it again once that is out of the way."
         raise DataplaneError(why)
     (run_dir / RECORD).unlink(missing_ok=True)
-    return removed
+    return Plan(removed)
+
+
+def _check_run_dir(run_dir: Path) -> None:
+    if run_dir.exists() and not run_dir.is_dir():
+        raise ConfigError(f"--run-dir {run_dir} is no directory")
+
+
+async def _of_each(
+    features: Sequence[NodeFeature], planned: Callable[[NodeFeature], Awaitable[list[PlannedChange]]]
+) -> Plan:
+    """What can be read of one is worth having without the others. Raises UserError where that is nothing at all."""
+    changes: list[PlannedChange] = []
+    unread: list[str] = []
+    for feature in features:
+        try:
+            async with opened([feature]):
+                changes += await planned(feature)
+        except (NotPermitted, KernelUnsupported) as error:
+            unread.append(f"{feature.name} is left out: {error}")
+            if len(unread) == len(features):
+                raise
+    return Plan(changes, tuple(unread))

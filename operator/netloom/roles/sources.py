@@ -1,7 +1,7 @@
 """Where a role's objects come from: the caches that its features ask for, and what keeps them filled."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -10,7 +10,7 @@ from netloom.api.v1alpha1 import LEDGERS, NETLOOM_NODES, NETWORKS, POOLS, PREFIL
 from netloom.api.validation import validate
 from netloom.runtime.client import Api
 from netloom.runtime.directory import DirectorySource
-from netloom.runtime.errors import ConfigError
+from netloom.runtime.errors import ApiError, ConfigError, Forbidden, NotFound
 from netloom.runtime.manager import Manager, Run
 from netloom.runtime.store import Store
 from netloom.runtime.watch import ListWatch, Timing
@@ -73,30 +73,38 @@ class Sources:
             manager.add(name, run, restart=True)
             manager.health.ready(name, fault)
 
-    async def fill(self, seconds: float) -> None:
-        """Run until the caches are filled once. Raises ConfigError, which says what was in the way."""
-        components = self._components().values()
+    async def fill(self) -> None:
+        """Read everything once. Raises ConfigError, which says what was in the way."""
+        if self._directory is not None:
+            self._source(self._directory).load()
         try:
-            async with asyncio.timeout(seconds), asyncio.TaskGroup() as group:
-                running = [group.create_task(_forever(run)) for run, _ in components]
-                for store in self._stores.values():
-                    await store.wait_synced()
-                for task in running:
-                    task.cancel()
-        except TimeoutError:
-            faults = "; ".join(filter(None, [fault() for _, fault in components]))
-            raise ConfigError(f"the objects could not be read in {seconds:g} s: {faults}") from None
+            async with asyncio.TaskGroup() as group:
+                for watch in self._watches.values():
+                    group.create_task(watch.load())
+        except* ApiError as refusals:
+            found = refusals.exceptions[0]
+            assert isinstance(found, ApiError)
+            raise ConfigError(unreadable(found)) from found
 
     def _components(self) -> dict[str, tuple[Run, Callable[[], str]]]:
         found: dict[str, tuple[Run, Callable[[], str]]] = {}
         for kind, watch in self._watches.items():
             found[f"watch of {kind}"] = watch.run, lambda watch=watch: watch.fault  # type: ignore[misc]
         if self._directory is not None:
-            unread = [kind for kind in KINDS if kind.kind not in self._stores]
-            source = DirectorySource(self._directory, self._stores.values(), ignored=unread, validate=validate)
+            source = self._source(self._directory)
             found["manifests"] = source.run, source.fault
         return found
 
+    def _source(self, directory: Path) -> DirectorySource:
+        unread = [kind for kind in KINDS if kind.kind not in self._stores]
+        return DirectorySource(directory, self._stores.values(), ignored=unread, validate=validate)
 
-async def _forever(run: Callable[[], Awaitable[None]]) -> None:
-    await run()
+
+def unreadable(error: ApiError) -> str:
+    """Why Netloom's objects could not be read, for people. The same words for every kind: all are asked for at once,
+    and the answer is one sentence."""
+    if isinstance(error, NotFound):
+        return "the cluster does not know Netloom's objects: install the CRDs with `kubectl apply -f crds/`"
+    if isinstance(error, Forbidden):
+        return f"the objects may not be read: {error.message}. Give that user the rights, or use another context."
+    return f"the objects could not be read: {error}"

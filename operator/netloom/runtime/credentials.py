@@ -15,7 +15,7 @@ import msgspec
 import structlog
 
 from netloom.runtime.errors import ConfigError, Unavailable
-from netloom.runtime.kubeconfig import ClientConfig, Kubeconfig, pem, token
+from netloom.runtime.kubeconfig import ClientConfig, Kubeconfig, is_there, pem, token
 from netloom.runtime.tls import ApiEndpoint
 
 log = structlog.get_logger(__name__)
@@ -123,8 +123,8 @@ async def load(
 
 def _source(kubeconfig: str | None, context: str | None, clock: Callable[[], float]) -> "Kubeconfig | ServiceAccount":
     paths = kubeconfig or os.environ.get("KUBECONFIG") or ""
-    default = Path.home() / ".kube" / "config"
-    if not paths and default.is_file():
+    default = _default()
+    if not paths and is_there(default):
         paths = str(default)
     if paths:
         return Kubeconfig(paths, context, clock)
@@ -140,6 +140,14 @@ def _source(kubeconfig: str | None, context: str | None, clock: Callable[[], flo
             "and this is no pod of a cluster ($KUBERNETES_SERVICE_HOST and $KUBERNETES_SERVICE_PORT are not set)"
         )
     return ServiceAccount(f"https://[{host}]:{port}" if ":" in host else f"https://{host}:{port}")
+
+
+def _default() -> Path:
+    """~/.kube/config, whether it is there or not; of a user without a home, where there will be none."""
+    try:
+        return Path.home() / ".kube" / "config"
+    except RuntimeError:  # $HOME is not set, and the user is not in /etc/passwd
+        return Path("~/.kube/config")
 
 
 class ServiceAccount:

@@ -78,6 +78,7 @@ class DirectorySource:
         self._signatures: dict[str, Signature] = {}
         self._writing: set[str] = set()
         self._lost = False
+        self._telling = True  # the log, unless who asked is told
         self._woken = asyncio.Event()
         self.problems: tuple[ManifestProblem, ...] = ()
         """What is wrong with the files now; empty if nothing is."""
@@ -91,6 +92,7 @@ class DirectorySource:
     def load(self) -> None:
         """Reads the directory once, for a command that does not follow it. Raises ConfigError if anything is wrong."""
         self._check_directory()
+        self._telling = False
         self._read_changed()
         if self.problems:
             raise ConfigError("\n".join(str(problem) for problem in self.problems))
@@ -217,7 +219,7 @@ class DirectorySource:
 
     def _set_problems(self, problems: list[ManifestProblem]) -> None:
         for problem in problems:
-            if problem not in self.problems:
+            if problem not in self.problems and self._telling:
                 log.error("manifest not used", **msgspec.structs.asdict(problem))
         if self.problems and not problems:
             log.info("all manifests are good", directory=str(self._path))

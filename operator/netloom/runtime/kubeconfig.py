@@ -10,6 +10,7 @@ import base64
 import binascii
 import datetime as dt
 import os
+import stat
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -19,6 +20,7 @@ from typing import Any
 import msgspec
 import structlog
 import yaml
+from yarl import URL
 
 from netloom.runtime import slim, tls
 from netloom.runtime.errors import ConfigError
@@ -97,7 +99,7 @@ class Kubeconfig:
         """All of it as it is now. Raises ConfigError. renew: the credentials were refused."""
         section = self._choose()
         where = f"kubeconfig {self._paths}, context {section.context!r}"
-        server = str(section.cluster["server"]).rstrip("/")
+        server = _server(section, where)
         ca = certificate = key = None
         try:
             login = await self._log_in(section, where, renew)
@@ -123,8 +125,8 @@ class Kubeconfig:
         return ClientConfig(endpoint=endpoint, authorization=login.authorization, missing=login.missing)
 
     def _choose(self) -> KubeContext:
-        files = [Path(path).expanduser() for path in self._paths.split(os.pathsep) if path]
-        present = [path for path in files if path.is_file()]
+        files = [_expanded(path) for path in self._paths.split(os.pathsep) if path]
+        present = [path for path in files if is_there(path)]
         if not present:
             raise ConfigError(f"kubeconfig {self._paths} does not exist")
         content = {path: _read(path, "kubeconfig") for path in present}
@@ -307,6 +309,42 @@ def _pem(section: Mapping[str, Any], field: str, file: Path) -> Pem | None:
     return pem(file.parent / str(section[field]), field) if section.get(field) else None
 
 
+def _expanded(path: str) -> Path:
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise ConfigError(f"kubeconfig {path}: whose home directory that is, is not known") from error
+
+
+def is_there(path: Path) -> bool:
+    """Whether there is a kubeconfig. Raises ConfigError where that is not to be known, as in a folder of somebody else:
+    to go on without it would mean to go on with another cluster."""
+    try:
+        found = path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except (OSError, ValueError) as error:
+        why = error.strerror if isinstance(error, OSError) else error
+        raise ConfigError(f"kubeconfig {path} cannot be read: {why}") from error
+    if not stat.S_ISREG(found.st_mode):
+        raise ConfigError(f"kubeconfig {path} is no file")
+    return True
+
+
+def _server(section: KubeContext, where: str) -> str:
+    """The API server's URL, without a slash at its end."""
+    server = str(section.cluster["server"]).rstrip("/")
+    try:
+        url = URL(server)
+        right = url.scheme in ("https", "http") and url.host and not any(map(str.isspace, server))
+        wrong = "" if right else "it is not of the form https://HOST:PORT"
+    except ValueError as error:
+        wrong = str(error)
+    if wrong:
+        raise ConfigError(f"{where}: the server address {server!r} cannot be used: {wrong}")
+    return server
+
+
 def _read(path: Path, what: str) -> bytes:
     try:
         return path.read_bytes()
@@ -324,9 +362,12 @@ def choose(paths: str, context: str | None, content: Mapping[Path, Any]) -> Kube
     for path, mapping in content.items():
         current = current or str(mapping.get("current-context") or "")
         for kind, entries in merged.items():
-            for entry in mapping.get(kind) or []:
+            listed = mapping.get(kind) or []
+            for entry in listed if isinstance(listed, list) else []:
                 if isinstance(entry, dict) and "name" in entry:
-                    entries.setdefault(str(entry["name"]), (entry.get(kind[:-1]) or {}, path))
+                    inner = entry.get(kind[:-1])
+                    found = inner if isinstance(inner, dict) else {}
+                    entries.setdefault(str(entry["name"]), (found, path))
     chosen = context or current
     known = ", ".join(sorted(merged["contexts"])) or "none"
     if not chosen:
@@ -346,7 +387,7 @@ def choose(paths: str, context: str | None, content: Mapping[Path, Any]) -> Kube
 def _mapping(path: Path, text: bytes) -> dict[str, Any]:
     try:
         content = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigError(f"kubeconfig {path} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
         raise ConfigError(f"kubeconfig {path} is empty or not a mapping")

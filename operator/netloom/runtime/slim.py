@@ -8,7 +8,14 @@ urllib3, of which its configuration uses one function for one way to log in, is 
 are dateutil (2 MiB), by which ApiClient would read the times in models, and its pool of threads (0.5 MiB).
 """
 
+import os
+
 from netloom.shells import imported_later, shells
+
+_HOMELESS = os.path.expanduser("~") == "~"  # noqa: PTH111 - pathlib's raises an error then
+"""The user has no home, and kubernetes-asyncio asks for it when it is imported."""
+if _HOMELESS:
+    os.environ["HOME"] = "/"
 
 _LATER: dict[str, tuple[str, ...]] = {
     "urllib3": (),
@@ -25,6 +32,9 @@ with shells("kubernetes_asyncio", "client", stand_ins={"client.models": {}}), im
     # kube_config takes these two from the package, whose __init__ has not run.
     _client.Configuration, _client.ApiClient = Configuration, ApiClient
     from kubernetes_asyncio.config.kube_config import ConfigNode, ExecProvider, KubeConfigLoader, KubeConfigMerger
+
+if _HOMELESS:
+    del os.environ["HOME"]
 
 __all__ = [
     "ApiClient",

@@ -128,6 +128,10 @@ class ListWatch(Generic[T]):
         """Why the cache may not be what the server holds; "" if it is."""
         return "" if self.following else self._wrong or "no watch is open that has proved anything"
 
+    async def load(self) -> None:
+        """Lists once, for a command that does not follow. Raises ApiError."""
+        await self._list()
+
     async def run(self) -> None:
         """Lists and follows for ever; cancellation is the way to stop it."""
         while True:

@@ -256,8 +256,9 @@ def arguments(options: Installation) -> list[str]:
         f"--for={scope.guarded}",
         f"--address=:{PORT}",
         f"--http-address=127.0.0.1:{HTTP_PORT}",
-        f"--cilium-namespace={scope.cilium_namespace}",
     ]
+    if scope.cilium:
+        given.append(f"--cilium-namespace={scope.cilium_namespace}")
     if scope.netloom:
         given += [f"--operator-user={user}" for user in scope.operator_users]
         given += [f"--agent-user={user}" for user in scope.agent_users]

@@ -113,7 +113,11 @@ class KernelFeature(NodeFeature, ABC):
             raise ConfigError(self.obstacle.message if self.obstacle else "there is nothing to do")
         return await self.keeper.plan(desired)
 
-    async def cleanup(self) -> tuple[list[PlannedChange], Sequence[Failure]]:
+    async def plan_cleanup(self) -> list[PlannedChange]:
         """All that the keeper owns."""
-        removed = await self.keeper.plan(self.keeper.nothing())
+        return await self.keeper.plan_cleanup()
+
+    async def cleanup(self) -> tuple[list[PlannedChange], Sequence[Failure]]:
+        """The same, done."""
+        removed = await self.plan_cleanup()
         return removed, (await self.keeper.cleanup()).failures

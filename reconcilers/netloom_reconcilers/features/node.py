@@ -119,6 +119,10 @@ class NodeFeature:
         """What it would change, with the caches filled and its keeper open. Writes nothing. Raises UserError."""
         return []
 
+    async def plan_cleanup(self) -> list[PlannedChange]:
+        """What `cleanup` would remove. Writes nothing. Raises UserError."""
+        return []
+
     async def cleanup(self) -> tuple[list[PlannedChange], Sequence[Failure]]:
         """Remove all that agents made of its kind on this machine: what was removed, and what would not go. There are
         no objects; its keeper is open."""

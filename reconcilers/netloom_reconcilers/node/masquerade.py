@@ -11,7 +11,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 
 from netloom.api.v1alpha1 import NETWORK_NAME, NetloomNode, NetworkSpec
 from netloom.cidr import Cidr
-from netloom.kernel.errors import KernelUnsupported, NotPermitted
+from netloom.kernel.errors import KernelUnsupported
 from netloom.kernel.keeper.report import Failure, PlannedChange
 from netloom.kernel.masquerade.masquerade import MasqueradeKeeper
 from netloom.kernel.masquerade.sets import MasqueradeRules, Masquerading
@@ -88,16 +88,15 @@ class MasqueradeFeature(KernelFeature):
             value=len(self.errors()),
         )
 
-    async def plan(self) -> list[PlannedChange]:
-        """Takes NET_ADMIN even to read; without it, the rest of the plan is still worth having."""
+    async def plan_cleanup(self) -> list[PlannedChange]:
+        """The table. A kernel that has no nftables has none of ours."""
         try:
-            return await super().plan()
-        except (NotPermitted, KernelUnsupported) as error:
-            log.warning("the plan says nothing of masquerading", why=str(error))
+            return await super().plan_cleanup()
+        except KernelUnsupported:
             return []
 
     async def cleanup(self) -> tuple[list[PlannedChange], Sequence[Failure]]:
-        """The table. A kernel that has no nftables has none of ours."""
+        """The same, done."""
         try:
             return await super().cleanup()
         except KernelUnsupported:

@@ -139,6 +139,10 @@ class Keeper(Generic[D, R]):
         """What `apply` would change, in its order. Writes nothing."""
         raise NotImplementedError
 
+    async def plan_cleanup(self) -> list[PlannedChange]:
+        """What `cleanup` would do. Writes nothing."""
+        return await self.plan(self.nothing())
+
     async def cleanup(self) -> R:
         """Remove all that is owned."""
         return await self.apply(self.nothing())

@@ -2,8 +2,7 @@
 
 from typing import Unpack
 
-from netloom.kernel.capability import require_net_admin
-from netloom.kernel.errors import KernelUnsupported
+from netloom.kernel.errors import KernelUnsupported, NotPermitted
 from netloom.kernel.keeper.keeper import Keeper, KeeperOptions
 from netloom.kernel.keeper.report import KeeperReport, PlannedChange
 from netloom.kernel.masquerade.sets import Masquerading
@@ -36,10 +35,17 @@ class MasqueradeKeeper(Keeper[Masquerading, MasqueradeReport]):
         self._table = MasqueradeTable(retain_unknown=retain_unknown)
         super().__init__((self._table,), **options)
 
+    async def open(self) -> None:
+        """Opens the sockets. Raises NotPermitted: nftables is not even read without NET_ADMIN."""
+        try:
+            await super().open()
+        except PermissionError as error:
+            await self.close()
+            why = "the kernel shows nftables to nobody without the capability NET_ADMIN: run it as root to see all"
+            raise NotPermitted(why) from error
+
     async def plan(self, desired: Masquerading) -> list[PlannedChange]:
-        """What `apply` would change. Writes nothing. Raises NotPermitted (nftables is not even read without
-        NET_ADMIN), KernelUnsupported."""
-        require_net_admin()
+        """What `apply` would change. Writes nothing. Raises KernelUnsupported."""
         async with self._lock:
             try:
                 return await self._connect().call(lambda commands: MasqueradeTable().plan(commands, desired))

@@ -98,6 +98,11 @@ class Dataplane(Keeper[Desired, Report]):
         async with self._lock:
             return await self._connect().call(lambda commands: planned_changes(commands, self._record, desired))
 
+    async def plan_cleanup(self) -> list[PlannedChange]:
+        """What `cleanup` would do. Writes nothing, needs no capability."""
+        switches = [PlannedChange(f"sysctl -w {each.dotted}={each.value}", "as before") for each in self._record.due()]
+        return [*await super().plan_cleanup(), *switches]
+
     async def cleanup(self) -> Report:
         """Remove all that is owned, and put the switches back."""
         report = await super().cleanup()

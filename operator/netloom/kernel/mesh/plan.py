@@ -53,7 +53,7 @@ class PlannedDeviceWork(DeviceWork):
             except FileNotFoundError:
                 before = "not there yet"
             if not sysctl.is_set(before):
-                text = f"sysctl -w {sysctl.name.replace('/', '.')}={sysctl.value}"
+                text = f"sysctl -w {sysctl.dotted}={sysctl.value}"
                 self.changes.append(PlannedChange(text, f"is {before}"))
 
 

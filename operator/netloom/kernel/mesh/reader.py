@@ -5,6 +5,7 @@ a thread).
 """
 
 import contextlib
+import errno
 import socket
 from collections.abc import Iterable, Sequence
 
@@ -38,8 +39,14 @@ def nexthops(commands: CommandSocket) -> list[SeenNexthop]:
 def routes(commands: CommandSocket) -> list[SeenRoute]:
     """The mesh's routes."""
     read = row_messages.route_reader().read
-    found = [read_all(commands, row_messages.dump_routes(family), read) for family in _FAMILIES]
-    return [seen for part in found for seen in part if seen.owned]
+    found: list[SeenRoute] = []
+    for family in _FAMILIES:
+        try:
+            found += read_all(commands, row_messages.dump_routes(family), read)
+        except RefusedError as error:
+            if error.errno != errno.ENOENT:  # a network namespace in which there was no route yet has no table
+                raise
+    return [seen for seen in found if seen.owned]
 
 
 def direct_routes(commands: CommandSocket) -> list[DirectRoute]:

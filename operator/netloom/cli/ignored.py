@@ -1,0 +1,81 @@
+"""Options that would have no effect beside others. Whoever types one believes that it has: it is an error.
+
+What comes from the environment is left out: that is for all commands of a shell or a pod, and none of them uses all.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import fields
+from typing import Any, NamedTuple
+
+import typer
+
+from netloom.api.errors import WrongUsage
+
+Given = Mapping[str, Any]
+
+
+class Rule(NamedTuple):
+    """Of these parameters none has an effect `when` the values of all are so; `why` says so behind the option."""
+
+    when: Callable[[Given], bool]
+    why: str
+    parameters: tuple[str, ...]
+
+
+def rules() -> dict[str, tuple[Rule, ...]]:
+    """By command."""
+    from netloom.cli import app, guard
+
+    of_a_guard = [each.name for group in (app.Webhook, guard.Guarding, guard.Serving) for each in fields(group)]
+    manifests = Rule(
+        lambda given: given["manifests"] is not None,
+        "with --manifests, which takes the objects from files and not from a cluster",
+        ("kubeconfig", "context", "lease_namespace", "grace_period"),
+    )
+    of_guarded = [_only_cilium("guarded", "--for"), _only_netloom("guarded", "--for")]
+    serving = (
+        Rule(lambda given: given["tls_cert_file"] is not None, "with --tls-cert-file", ("secret",)),
+        Rule(lambda given: given["tls_cert_file"] is None, "without --tls-cert-file", ("tls_ca_file",)),
+    )
+    return {
+        "agent": (manifests,),
+        "plan": (manifests,),
+        "operator": (
+            Rule(lambda given: not given["leader_elect"], "with --no-leader-elect", ("lease_namespace",)),
+            Rule(
+                lambda given: not given["webhook_address"],
+                "without --webhook-address, which makes the operator a guard as well",
+                tuple(name for name in of_a_guard if name != "webhook_address"),
+            ),
+            _only_cilium("webhook_for", "--webhook-for"),
+            _only_netloom("webhook_for", "--webhook-for"),
+            serving[1],
+        ),
+        "webhook": (*of_guarded, *serving),
+        "install": (
+            *of_guarded,
+            Rule(lambda given: bool(given["url"]), "with --url: something else runs the guard", ("image", "replicas")),
+            Rule(lambda given: not given["apply"], "without --apply", ("kubeconfig", "context")),
+        ),
+    }
+
+
+def _only_cilium(parameter: str, option: str) -> Rule:
+    why = f"with {option} cilium, which guards nothing of Netloom's network"
+    return Rule(lambda given: given[parameter] == "cilium", why, ("operator_user", "agent_user"))
+
+
+def _only_netloom(parameter: str, option: str) -> Rule:
+    why = f"with {option} netloom, which guards nothing of Cilium's"
+    return Rule(lambda given: given[parameter] == "netloom", why, ("cilium_namespace",))
+
+
+def refuse_ignored(called: typer.Context) -> None:
+    """Raises WrongUsage, which names the option and what it does not go with."""
+    names = {each.name: max(each.opts, key=len) for each in called.command.params if each.name}
+    for rule in rules().get(called.command.name or "", ()):
+        for parameter in rule.parameters:
+            source = called.get_parameter_source(parameter)
+            if source is not None and source.name == "COMMANDLINE" and rule.when(called.params):
+                way = "Give that as well, or leave this" if rule.why.startswith("without") else "Leave one of the two"
+                raise WrongUsage(f"{names[parameter]} has no effect {rule.why}. {way} out.")
