@@ -1,0 +1,29 @@
+"""Which of the addresses that a Node reports others can send to, and what the rest are.
+
+A kubelet reports what it finds, and a virtual kubelet what it likes: 127.0.0.1, 0.0.0.0, a broadcast address. None of
+them leads to the node, and a kernel refuses most of them as a nexthop, in words that name nobody.
+"""
+
+from netloom.cidr import Address, Cidr
+
+_UNUSABLE: tuple[tuple[Cidr, str], ...] = tuple(
+    (Cidr.parse(cidr), what)
+    for cidr, what in (
+        ("0.0.0.0/8", "no address of a machine"),
+        ("127.0.0.0/8", "a loopback address"),
+        ("169.254.0.0/16", "a link-local address"),
+        ("224.0.0.0/4", "a multicast address"),
+        ("255.255.255.255/32", "the broadcast address"),
+        ("::/128", "no address of a machine"),
+        ("::1/128", "a loopback address"),
+        ("fe80::/10", "a link-local address"),
+        ("ff00::/8", "a multicast address"),
+    )
+)
+"""RFC 6890, RFC 4291. The rest of 240.0.0.0/4 is no more reserved in practice: clouds number machines by it."""
+
+
+def unusable(address: Address) -> str:
+    """What an address is that leads to no other machine; "" if it may lead to one."""
+    cidr = Cidr.of(address)
+    return next((what for of, what in _UNUSABLE if of.contains(cidr)), "")
