@@ -149,12 +149,13 @@ class NodesReconciler(Member):
         self._store(written)
         if obj is not None:
             await self._fine(written)
-        return None
+        return LAG_SECONDS if self._addresses.of(node, written).loss else None
 
     async def _send(self, node: Node, obj: NetloomNode | None, mode: str, cidrs: Collection[Cidr]) -> NetloomNode:
         if obj is None:
             _CREATES.inc()
-            return await self._api.create(NETLOOM_NODES, node_objects.built(node, mode, cidrs))
+            addresses = self._addresses.of(node, None).addresses
+            return await self._api.create(NETLOOM_NODES, node_objects.built(node, mode, cidrs, addresses))
         WRITES.labels("NetloomNode", "patch").inc()
         patch = node_objects.difference(node, obj, mode, self._addresses.of(node, obj).addresses, cidrs)
         return await self._api.patch(NETLOOM_NODES, obj.metadata.name, patch)

@@ -243,6 +243,7 @@ class World:
         self.delayed: list[Pending] = []
         self.operators: list[Operator] = []
         self._born = 0
+        self._numbers: dict[str, int] = {}
 
     # Objects
 
@@ -258,7 +259,9 @@ class World:
 
     def join(self, name: str, *pod_cidrs: str, address: str = "") -> None:
         """A Node registers."""
-        addresses = [{"type": "InternalIP", "address": address or f"192.168.0.{len(name) + ord(name[-1])}"}]
+        number = self._numbers.setdefault(name, len(self._numbers) + 256)
+        own = f"192.168.{number // 256}.{number % 256}"
+        addresses = [{"type": "InternalIP", "address": address or own}]
         body = {
             "metadata": {"name": name},
             "spec": {"podCIDRs": list(pod_cidrs)},

@@ -34,12 +34,12 @@ def owner_of(obj: NetloomNode) -> OwnerReference | None:
     return None
 
 
-def built(node: Node, mode: str, cidrs: Collection[Cidr]) -> NetloomNode:
+def built(node: Node, mode: str, cidrs: Collection[Cidr], addresses: tuple[Address, ...]) -> NetloomNode:
     """The NetloomNode to create. Without CIDRs it has no mode either: it holds no address of any."""
     return NetloomNode(
         metadata=ObjectMeta(name=node.metadata.name, owner_references=(_owner(node),)),
         spec=NetloomNodeSpec(
-            addresses=addresses_of(node),
+            addresses=addresses,
             ipam=NodeIPAM(mode=cast(IPAMMode, mode), pod_cidrs=tuple(map(str, cidrs))) if cidrs else NodeIPAM(),
         ),
     )

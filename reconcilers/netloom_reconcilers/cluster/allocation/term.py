@@ -126,7 +126,7 @@ class Allocation:
         for store in (self._stores.networks, self._stores.nodes, self._stores.netloom_nodes):
             await store.wait_synced()
         # The network first: what nodes are given depends on it.
-        leave = [*self._configuration.watch(), self._addresses.watch(), *self._nodes.watch()]
+        leave = [*self._configuration.watch(), *self._addresses.watch(), *self._nodes.watch()]
         leave.append(self._stores.netloom_nodes.on_replace(self._relisted))
         metrics.BLOCKS.source = self._allocator.blocks.usage
         try:
