@@ -27,6 +27,7 @@ from netloom.runtime.manager import Manager, crash_sentence
 from netloom.runtime.startup import follow_api_server
 from netloom.runtime.terms import Terms
 from netloom_reconcilers.cluster.allocation.incarnation import netloom_node_changed, node_changed
+from netloom_reconcilers.cluster.allocation.node_objects import trimmed
 from netloom_reconcilers.cluster.allocation.term import AllocationFeature
 from netloom_reconcilers.features import chosen
 from netloom_reconcilers.features.cluster import ClusterContext, ClusterFeature, TermWork
@@ -78,7 +79,7 @@ class Operator:
         self.manager = Manager(drain=DRAIN_SECONDS if options.guard else 0.0, on_crash=self._crashed)
         follow_api_server(api, self.manager)
         self._events = EventRecorder(api, "netloom-operator", host=options.identity)
-        self._sources = Sources(api)
+        self._sources = Sources(api, trims={NODES.kind: trimmed})
         self._working: dict[str, TermWork] = {}
         context = ClusterContext(
             api=api, events=self._events, caches=self._sources, crashes=lambda: self.manager.crashes
