@@ -85,6 +85,7 @@ def test_the_nodes_own_side() -> None:
         (network(), node("node-1", "fd00::1"), "NoAddress", "has no IPv4 address of type InternalIP"),
         (network(), node("node-1", "8.8.8.8", kind="ExternalIP"), "NoAddress", "of type InternalIP"),
         (network(), node("node-1", "192.168.7.300"), "NoAddress", "'192.168.7.300' is not an IP address"),
+        (network(), node("node-1", "127.0.0.1"), "NoAddress", "127.0.0.1 is a loopback address, and no other node"),
         (network(), node("node-1", "192.168.7.1", "10.1.0.0"), "InvalidPodCIDR", "'10.1.0.0' is not a CIDR"),
         (network(), node("node-1", "192.168.7.1", "10.1.0.7/24"), "InvalidPodCIDR", "has bits set below its mask"),
     ],
