@@ -26,6 +26,9 @@ _UNUSABLE: tuple[tuple[Cidr, str], ...] = tuple(
     )
 )
 """RFC 6890, RFC 4291. The rest of 240.0.0.0/4 is no more reserved in practice: clouds number machines by it."""
+_FIRST_BYTES = frozenset(
+    byte for cidr, _ in _UNUSABLE for byte in range(cidr.packed[0], (cidr.packed[0] | 0xFF >> min(cidr.length, 8)) + 1)
+)
 
 _IGNORE = f"if it is none of Netloom's, label it {IGNORE_LABEL}=true."
 _REPORT = "Have its kubelet (--node-ip) or the cloud controller manager report one by which other nodes reach it; "
@@ -33,6 +36,8 @@ _REPORT = "Have its kubelet (--node-ip) or the cloud controller manager report o
 
 def unusable(address: Address) -> str:
     """What an address is that leads to no other machine; "" if it may lead to one."""
+    if address[0] not in _FIRST_BYTES:
+        return ""  # an agent asks for each of its peers: 0.1 us instead of 3
     cidr = Cidr.of(address)
     return next((what for of, what in _UNUSABLE if of.contains(cidr)), "")
 

@@ -5,6 +5,7 @@ drift is repaired in milliseconds. An entry that fails, or drifts again and agai
 waits longer each time, so that neither the kernel nor the log is flooded.
 """
 
+import socket
 import time
 from collections.abc import Hashable, Iterable
 
@@ -33,7 +34,17 @@ NAMED_IN_LOG = 5
 def item_text(item: Item) -> str:
     """The entry as `ip` would name it, without its kind."""
     _kind, key = item
+    if isinstance(key, tuple):
+        ifindex, address = key
+        return f"{format_address(address)} dev {_device(ifindex)}"
     return format_address(key) if isinstance(key, bytes) else str(key)
+
+
+def _device(ifindex: int) -> str:
+    try:
+        return socket.if_indextoname(ifindex)
+    except OSError:
+        return f"#{ifindex}"  # it is gone
 
 
 class Delay(msgspec.Struct):
@@ -105,11 +116,10 @@ class Retries:
         return set(self._failures)
 
     @property
-    def contended(self) -> tuple[str, ...]:
+    def contended(self) -> tuple[Item, ...]:
         """Entries that somebody changes again and again."""
         now = time.monotonic()
-        contended = [item for item, delay in self._delayed.items() if delay.contended and delay.forgiven > now]
-        return tuple(f"{item[0]} {item_text(item)}" for item in contended)
+        return tuple(item for item, delay in self._delayed.items() if delay.contended and delay.forgiven > now)
 
     def refused(self, item: Item, error: str, peer: str, code: int = 0) -> None:
         """The kernel refused the entry."""
