@@ -182,7 +182,7 @@ def test_the_condition_tells_and_is_written_only_when_it_changes(cluster: Cluste
     mesh[0].ip("route", "add", "blackhole", "10.42.5.0/24")
     cluster.join("n5")
     wait_for("the trouble", lambda: condition().get("reason") == "Degraded")
-    assert "route 10.42.5.0/24: EEXIST" in condition()["message"]
+    assert "route 10.42.5.0/24 of n5: EEXIST" in condition()["message"]
     events = cluster.plane.kubectl("get", "events", "--field-selector", "involvedObject.name=n1").stdout
     assert "Degraded" in events
     mesh[0].ip("route", "del", "blackhole", "10.42.5.0/24")
