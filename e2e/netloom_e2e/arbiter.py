@@ -20,6 +20,7 @@ Json = dict[str, Any]
 
 _KINDS = {
     "nodes": ("v1", "Node"),
+    "pods": ("v1", "Pod"),
     "netloomnetworks": ("netloom.dev/v1alpha1", "NetloomNetwork"),
     "netloomnodes": ("netloom.dev/v1alpha1", "NetloomNode"),
     "netloomledgers": ("netloom.dev/v1alpha1", "NetloomLedger"),

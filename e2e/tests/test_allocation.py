@@ -86,7 +86,7 @@ def test_every_node_gets_its_cidr_in_the_first_write(cluster: Cluster, operators
 
 def test_dual_stack_over_several_cluster_cidrs(cluster: Cluster, operators: Operators):
     cluster.create_network(
-        ipv4PodCIDRList=["10.10.0.0/23", "10.99.8.0/22"],
+        ipv4PodCIDRList=["10.10.0.0/23", "10.89.8.0/22"],
         ipv4MaskSize=24,
         ipv6PodCIDRList=["fd00:10::/63", "fd00:99::/62"],
         ipv6MaskSize=64,
@@ -97,9 +97,9 @@ def test_dual_stack_over_several_cluster_cidrs(cluster: Cluster, operators: Oper
     assert set(lines(cluster.check()).values()) == {
         "10.10.0.0/24 fd00:10::/64",
         "10.10.1.0/24 fd00:10:0:1::/64",
-        "10.99.8.0/24 fd00:99::/64",
-        "10.99.9.0/24 fd00:99:0:1::/64",
-        "10.99.10.0/24 fd00:99:0:2::/64",
+        "10.89.8.0/24 fd00:99::/64",
+        "10.89.9.0/24 fd00:99:0:1::/64",
+        "10.89.10.0/24 fd00:99:0:2::/64",
     }
 
 
@@ -214,22 +214,22 @@ def test_a_cluster_cidr_in_use_is_made_larger(cluster: Cluster, operators: Opera
 def test_a_cluster_cidr_is_removed_of_which_nothing_was_given(
     cluster: Cluster, operators: Operators, plane: ControlPlane
 ):
-    cluster.create_network(ipv4PodCIDRList=["10.70.0.0/23", "10.99.0.0/16"])
+    cluster.create_network(ipv4PodCIDRList=["10.70.0.0/23", "10.89.0.0/16"])
     operators.start()
     cluster.add_nodes(*names(2))
     wait_for("two nodes have CIDRs", cluster.served)
     patch = ("patch", "nlnet", "default", "--type=merge", "--patch")
-    plane.kubectl(*patch, spec_of({"ipv4PodCIDRList": ["10.70.0.0/23", "10.98.0.0/16"]}))
+    plane.kubectl(*patch, spec_of({"ipv4PodCIDRList": ["10.70.0.0/23", "10.88.0.0/16"]}))
     cluster.add_nodes("node-3")
     wait_for("all nodes have CIDRs", cluster.served)
-    assert lines(cluster.check())["node-3"] == "10.98.0.0/24"
+    assert lines(cluster.check())["node-3"] == "10.88.0.0/24"
     ipam = cluster.network()["status"]["ipam"]
     assert (ipam["ledgers"], ipam["ledgerRanges"]) == (
-        ["v4-10.70.0.0-16", "v4-10.98.0.0-16"],
-        ["10.70.0.0/16", "10.98.0.0/16"],
+        ["v4-10.70.0.0-16", "v4-10.88.0.0-16"],
+        ["10.70.0.0/16", "10.88.0.0/16"],
     )
     wait_for("it is told who", lambda: cluster.network()["status"]["ipam"].get("inUse", "").startswith("3 nodes"))
-    with pytest.raises(KubectlError, match=r"10\.98\.0\.0/16 cannot be removed or made smaller while 3 nodes hold"):
+    with pytest.raises(KubectlError, match=r"10\.88\.0\.0/16 cannot be removed or made smaller while 3 nodes hold"):
         plane.kubectl(*patch, spec_of({"ipv4PodCIDRList": ["10.70.0.0/23"]}))
 
 

@@ -127,7 +127,7 @@ def test_cluster_cidrs_that_contain_nodes(cluster: Cluster, operators: Operators
     wait_for("both nodes have CIDRs", cluster.served)
     wait_for("it is told", lambda: condition(cluster.network(), "Ready")[1] == "ClusterCIDROverlapsNodes")
     status, _, message = condition(cluster.network(), "Ready")
-    assert status == "False"
+    assert status == "True", "one of two may be odd, and the block is passed over"
     assert "10.90.0.0/22: it holds addresses of nodes (10.90.1.10 of node inside)" in message
     wait_for("an Event", lambda: ("Warning", "ClusterCIDROverlapsNodes") in cluster.events("default"))
     wait_for(

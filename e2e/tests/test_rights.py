@@ -78,6 +78,12 @@ def _live(cluster: Cluster, operators: Operators, agents: Agents) -> None:
     cluster.remove_nodes("n2")
     wait_for("the last has its CIDR", cluster.served, deadline=60)
 
+    # One is left out, which has no pods.
+    cluster.add_node("n4", address="192.0.2.4")
+    cluster.client.request("PATCH", "/api/v1/nodes/n3", {"metadata": {"labels": {"netloom.dev/ignore": "true"}}})
+    wait_for("its CIDR is another's", lambda: cluster.held().get("n4"), deadline=60)
+    cluster.remove_nodes("n3")
+
     # All objects of the nodes vanish at once. The roles are started anew.
     before = _uids(cluster)
     client.request("DELETE", collection_path(NETLOOM_NODES))
@@ -91,7 +97,7 @@ def _live(cluster: Cluster, operators: Operators, agents: Agents) -> None:
     # More peers vanish than an agent asks for one by one: it asks how many Nodes there are.
     for number in range(4):
         spec = {"addresses": [{"type": "InternalIP", "ip": f"192.0.2.{10 + number}"}]}
-        spec |= {"ipam": {"podCIDRs": [f"10.98.{number}.0/24"]}}
+        spec |= {"ipam": {"podCIDRs": [f"10.88.{number}.0/24"]}}
         client.request(
             "POST", collection_path(NETLOOM_NODES), HAND_MADE | {"metadata": {"name": f"m{number}"}, "spec": spec}
         )
@@ -110,8 +116,8 @@ def _live(cluster: Cluster, operators: Operators, agents: Agents) -> None:
 def _repeated(cluster: Cluster, agents: Agents) -> None:
     """Twice a pool that is used up, and twice a peer to which no route can be made: the Events are counted, not written
     anew."""
-    agents.lab.nodes["n1"].ip("route", "add", "blackhole", "10.99.0.0/24")
-    odd = {"addresses": [{"type": "InternalIP", "ip": "192.0.2.99"}], "ipam": {"podCIDRs": ["10.99.0.0/24"]}}
+    agents.lab.nodes["n1"].ip("route", "add", "blackhole", "10.89.0.0/24")
+    odd = {"addresses": [{"type": "InternalIP", "ip": "192.0.2.99"}], "ipam": {"podCIDRs": ["10.89.0.0/24"]}}
     for last in (False, True):
         cluster.add_node("n3", address="192.0.2.3")
         cluster.client.request(

@@ -350,7 +350,7 @@ async def test_many_that_are_left_out_at_once_go_by_one_question_when_the_networ
     await world.after(1.1)
     assert len(world.routed()) == 39 - NAMES, "the three that were asked for by name"
     world.network(left_out=20)
-    await world.after(DELAYS.again[1])
+    await world.after(2.1)
     assert world.routed() == [2, *range(23, 41)]
     assert world.errors() == ""
     world.vanish(30, 31, 32, 33)

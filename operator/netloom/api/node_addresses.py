@@ -9,7 +9,13 @@ from collections.abc import Iterator
 from netloom.api.core import Node
 from netloom.api.problem import Problem
 from netloom.api.v1alpha1 import IGNORE_LABEL
-from netloom.cidr import Address, Cidr, CidrError, parse_address
+from netloom.cidr import WIDTH, Address, Cidr, CidrError, parse_address
+
+
+def _top(cidr: Cidr) -> int:
+    """The first byte of the highest address."""
+    return cidr.last >> (WIDTH[cidr.version] - 8)
+
 
 _UNUSABLE: tuple[tuple[Cidr, str], ...] = tuple(
     (Cidr.parse(cidr), what)
@@ -26,9 +32,14 @@ _UNUSABLE: tuple[tuple[Cidr, str], ...] = tuple(
     )
 )
 """RFC 6890, RFC 4291. The rest of 240.0.0.0/4 is no more reserved in practice: clouds number machines by it."""
-_FIRST_BYTES = frozenset(
-    byte for cidr, _ in _UNUSABLE for byte in range(cidr.packed[0], (cidr.packed[0] | 0xFF >> min(cidr.length, 8)) + 1)
-)
+
+_SUSPECT = {
+    size: frozenset(
+        first for cidr, _ in _UNUSABLE if len(cidr.packed) == size for first in range(cidr.packed[0], _top(cidr) + 1)
+    )
+    for size in (4, 16)
+}
+"""First bytes of such addresses, by the address's length: all others cost 0.1 us."""
 
 _IGNORE = f"if it is none of Netloom's, label it {IGNORE_LABEL}=true."
 _REPORT = "Have its kubelet (--node-ip) or the cloud controller manager report one by which other nodes reach it; "
@@ -36,8 +47,8 @@ _REPORT = "Have its kubelet (--node-ip) or the cloud controller manager report o
 
 def unusable(address: Address) -> str:
     """What an address is that leads to no other machine; "" if it may lead to one."""
-    if address[0] not in _FIRST_BYTES:
-        return ""  # an agent asks for each of its peers: 0.1 us instead of 3
+    if address[0] not in _SUSPECT[len(address)]:
+        return ""
     cidr = Cidr.of(address)
     return next((what for of, what in _UNUSABLE if of.contains(cidr)), "")
 

@@ -11,11 +11,11 @@ import msgspec
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
-from netloom.api.v1alpha1 import NetloomLedger
+from netloom.api.v1alpha1 import IGNORE_LABEL, NetloomLedger
 from netloom.cidr import Cidr
 from netloom.ipam.ledger import decode
 from netloom.runtime.errors import Invalid
-from tests.allocation.server import ModelServer
+from tests.allocation.server import Json, ModelServer
 from tests.allocation.virtual import VirtualClock, VirtualLoop
 from tests.allocation.world import Operator, Pending, Server, World, no_overlap
 
@@ -68,7 +68,11 @@ class AllocationMachine(RuleBasedStateMachine):
 
     def _no_change(self, world: World) -> None:
         """What a Node holds never changes while it lives."""
-        uids = {obj["metadata"]["uid"] for obj in world.server.all("nodes").values()}
+        uids = set()
+        for name, node in world.server.all("nodes").items():
+            uids.add(node["metadata"]["uid"])
+            if _left_out(node) and name not in world.server.all("netloomnodes"):
+                self.held_by_uid.pop(node["metadata"]["uid"], None)  # left out, and let go
         for name, obj in world.server.all("netloomnodes").items():
             cidrs = tuple(obj["spec"].get("ipam", {}).get("podCIDRs", ()))
             for owner in obj["metadata"].get("ownerReferences", ()):
@@ -117,6 +121,13 @@ class AllocationMachine(RuleBasedStateMachine):
             self.world.leave(name)
         else:
             self.world.join(name, *([dictated] if self.mode == "kubernetes" else []))
+
+    @rule(name=st.sampled_from(NAMES))
+    def leave_out_or_take_in(self, name: str) -> None:
+        """A user labels a Node, or takes the label away again."""
+        node = self.world.server.all("nodes").get(name)
+        if node is not None:
+            self.world.label(name, **({} if _left_out(node) else {IGNORE_LABEL: "true"}))
 
     @rule(action=st.sampled_from(("collect", "resize", "cluster-pool", "kubernetes", *WAITS)))
     def interfere(self, action: str | float) -> None:
@@ -265,7 +276,8 @@ class AllocationMachine(RuleBasedStateMachine):
             world.kill(operator)
         world.start()
         world.calm(400)
-        nodes, ledgers = set(world.server.all("nodes")), self._entries()
+        nodes = {name for name, node in world.server.all("nodes").items() if not _left_out(node)}
+        ledgers = self._entries()
         held = {name: cidrs for name, cidrs in world.cidrs().items() if cidrs}
         assert set(world.cidrs()) <= nodes
         expected = {cidr: name for name, cidrs in held.items() for cidr in cidrs}
@@ -295,3 +307,7 @@ class AllocationMachine(RuleBasedStateMachine):
 
 def _text(blocks: dict[Cidr, str]) -> str:
     return ", ".join(f"{cidr} {node}" for cidr, node in sorted(blocks.items()))
+
+
+def _left_out(node: Json) -> bool:
+    return IGNORE_LABEL in node["metadata"].get("labels", {})

@@ -301,10 +301,10 @@ class World:
         self.server.execute(Request("create", "nodes", name, body))
 
     def label(self, name: str, **labels: str) -> None:
-        """A user labels a Node; an underscore stands for the slash."""
-        node = self.server.all("nodes")[name]
-        kept = {key.replace("_", "/"): value for key, value in labels.items()}
-        self.server._update("nodes", node, {**node, "metadata": {**node["metadata"], "labels": kept}})
+        """A user gives a Node these labels and no others; an underscore stands for the slash."""
+        before = self.server.all("nodes")[name]["metadata"].get("labels", {})
+        wanted = dict.fromkeys(before) | {key.replace("_", "/"): value for key, value in labels.items()}
+        self.server.execute(Request("patch", "nodes", name, {"metadata": {"labels": wanted}}, kind="merge"))
 
     def run_pod(
         self, name: str, node: str, *addresses: str, host_network: bool = False, phase: str = "Running"
