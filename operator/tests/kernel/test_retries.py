@@ -4,6 +4,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from structlog.testing import capture_logs
 
 from netloom.kernel import sysctl
 from netloom.kernel.keeper import retries
@@ -185,3 +186,18 @@ def test_entries_are_named_as_people_write_them(item: retries.Item, text: str) -
     failing = Retries()
     failing.refused(item, "EINVAL: Invalid argument", "node-7")
     assert [str(each) for each in failing.failures] == [f"{item[0]} {text} of node-7: EINVAL: Invalid argument"]
+
+
+def test_the_log_says_whose_an_entry_is() -> None:
+    fresh = Retries(lambda item: "node-7")
+    with capture_logs() as logs:
+        fresh.drifted(ROUTE)
+        fresh.written(ROUTE[0], [ROUTE[1]])
+        fresh.refused(ROUTE, "busy", "node-7")
+        fresh.written(ROUTE[0], [ROUTE[1]])
+        fresh.refused(ROUTE, "busy", "node-7")
+        fresh.keep(())
+    assert [(each["event"], each["key"], each["peer"]) for each in logs] == [
+        (event, ROUTE[1], "node-7")
+        for event in ("repaired", "the kernel refused", "done after a failure", "the kernel refused", "failure is over")
+    ]

@@ -76,7 +76,7 @@ class Keeper(Generic[D, R]):
         self._resync_seconds = resync_seconds
         self._event_buffer = event_buffer
         self._on_report = on_report
-        self._retries = Retries()
+        self._retries = Retries(self._whose)
         self._hearers = {kind: [p for p in parts if kind in p.kinds] for part in parts for kind in part.kinds}
         self._worker: Worker | None = None
         self._listener: EventSocket | None = None
