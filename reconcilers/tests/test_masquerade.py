@@ -135,8 +135,8 @@ def test_bad_cidrs_are_named_and_the_others_done(setting: Setting) -> None:
     assert "but not to node-2 fd00:2::/64" in setting.said()
     assert setting.reconciler.errors(MasqueradeReport()) == [
         "NetloomNode node-2: spec.ipam.podCIDRs: '10.2.0.0/33': an IPv4 prefix has at most 32 bits.",
-        "NetloomNetwork default: spec.routing.ipv4NativeRoutingCIDR: '10.0.0.1/8' has bits set below its mask (did you "
-        "mean 10.0.0.0/8?).",
+        "NetloomNetwork default: spec.routing.ipv4NativeRoutingCIDR: '10.0.0.1/8' has bits set below its mask: write "
+        "10.0.0.0/8.",
         "NetloomNetwork default: spec.masquerade.nonMasqueradeCIDRs: 'junk' is not a CIDR (address/length).",
     ]
     setting.networks.put(network())

@@ -20,7 +20,7 @@ import structlog
 
 from netloom.api.core import Node
 from netloom.api.meta import Object
-from netloom.api.node_addresses import in_pod_cidr, is_usable, no_address, odd_addresses
+from netloom.api.odd_addresses import in_pod_cidr, is_usable, no_address, odd_addresses
 from netloom.api.problem import Problem
 from netloom.api.v1alpha1 import NETLOOM_NODES, Address, NetloomNode
 from netloom.cidr import VERSIONS, Cidr

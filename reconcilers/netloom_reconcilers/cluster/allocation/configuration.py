@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from typing import Protocol
 
 from netloom.api.core import Node
-from netloom.api.node_addresses import odd_addresses
+from netloom.api.odd_addresses import odd_addresses
 from netloom.api.problem import Problem
 from netloom.api.v1alpha1 import NETWORK_NAME, NetloomNetwork
 from netloom.cidr import Cidr, parse_address

@@ -12,7 +12,7 @@ Node has is written as what it is, contested, and the loss is told.
 import msgspec
 
 from netloom.api.core import Node
-from netloom.api.node_addresses import is_usable
+from netloom.api.odd_addresses import is_usable
 from netloom.api.v1alpha1 import CONTESTED, NETLOOM_NODES, Address, NetloomNode
 from netloom.cidr import Address as Packed
 from netloom.cidr import Cidr, format_address, is_address, parse_address

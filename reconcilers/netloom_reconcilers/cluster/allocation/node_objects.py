@@ -8,7 +8,7 @@ import msgspec
 
 from netloom.api.core import Node
 from netloom.api.meta import ObjectMeta, OwnerReference
-from netloom.api.node_addresses import is_usable
+from netloom.api.odd_addresses import is_usable
 from netloom.api.problem import Problem
 from netloom.api.v1alpha1 import Address, IPAMMode, NetloomNode, NetloomNodeSpec, NodeIPAM
 from netloom.cidr import Cidr, CidrError

@@ -5,7 +5,8 @@ from hypothesis import strategies as st
 
 from netloom.api.core import Node, NodeAddress, NodeStatus
 from netloom.api.meta import ObjectMeta
-from netloom.api.node_addresses import is_usable, odd_addresses, unusable
+from netloom.api.node_addresses import unusable
+from netloom.api.odd_addresses import is_usable, odd_addresses
 
 
 @given(st.ip_addresses())
