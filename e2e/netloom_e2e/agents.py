@@ -45,11 +45,14 @@ class Agents:
         addresses = [{"type": "InternalIP", "ip": address} for address in machine.underlay]
         self.plane.client.request("PATCH", f"{NODES}/{machine.node}", {"spec": {"addresses": addresses}})
 
-    def start(self, machine: Machine, env: Mapping[str, str] | None = None, flags: Sequence[str] = ()) -> None:
-        """Start the node's agent; its log is appended to. env: beside this process's."""
+    def start(
+        self, machine: Machine, env: Mapping[str, str] | None = None, flags: Sequence[str] = (), *, node: str = ""
+    ) -> None:
+        """Start the node's agent; its log is appended to. env: beside this process's. node: its name, if another."""
         kubeconfig = self.plane.kubeconfig(self.user, host=self.lab.address)
         further = [f"{name}={value}" for name, value in (env or {}).items()]
-        command = ["env", *further, str(NETLOOM), "agent", "--kubeconfig", str(kubeconfig), "--node-name", machine.node]
+        command = ["env", *further, str(NETLOOM), "agent", "--kubeconfig", str(kubeconfig)]
+        command += ["--node-name", node or machine.node]
         with (self.folder / f"{machine.node}.log").open("a") as log:
             command += ["--run-dir", self.run_dir(machine), *flags]
             self.agents[machine.node] = machine.popen(command, stdout=log)

@@ -17,6 +17,8 @@ from netloom_e2e.cluster import ControlPlane
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
+_UNDERLAY = ipaddress.IPv4Address("198.18.0.1")
+
 NETLOOM_NODES = "netloomnodes.v1alpha1.netloom.dev"
 NETWORKS = "netloomnetworks.v1alpha1.netloom.dev"
 LEDGERS = "netloomledgers.v1alpha1.netloom.dev"
@@ -36,6 +38,7 @@ class Cluster:
     def __init__(self, plane: ControlPlane) -> None:
         self.plane = plane
         self.client: Client = plane.client
+        self._numbers: dict[str, int] = {}
 
     # Writing
 
@@ -55,8 +58,13 @@ class Cluster:
             },
         )
 
-    def add_node(self, name: str, *, address: str = "192.0.2.1", pod_cidrs: Collection[str] = ()) -> None:
+    def address_of(self, name: str) -> str:
+        """What a Node of that name reports unless told: nobody else's."""
+        return str(_UNDERLAY + self._numbers.setdefault(name, len(self._numbers)))
+
+    def add_node(self, name: str, *, address: str = "", pod_cidrs: Collection[str] = ()) -> None:
         """A Node as a kubelet registers it. Raises ApiFailure where the API server refuses it."""
+        address = address or self.address_of(name)
         spec = {"podCIDR": next(iter(pod_cidrs)), "podCIDRs": list(pod_cidrs)} if pod_cidrs else {}
         addresses = [{"type": "InternalIP", "address": address}, {"type": "Hostname", "address": name}]
         body = {"metadata": {"name": name}, "spec": spec, "status": {"addresses": addresses}}

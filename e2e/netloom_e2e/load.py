@@ -119,7 +119,7 @@ def body(kind: str, prefix: str, number: int) -> bytes:
         bare = Node(metadata=ObjectMeta(name=made.metadata.name), status=made.status)
         return encode(NODES, bare)
     cidr = Cidr(4, PODS + (number << (32 - _MASK)), _MASK)
-    built = node_objects.built(made, "cluster-pool", (cidr,))
+    built = node_objects.built(made, "cluster-pool", (cidr,), node_objects.addresses_of(made))
     if kind == "peers":
         built = msgspec.structs.replace(built, spec=msgspec.structs.replace(built.spec, encapsulations=ANNOUNCED))
     return encode(NETLOOM_NODES, built)

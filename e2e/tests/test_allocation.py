@@ -58,7 +58,7 @@ def test_every_node_gets_its_cidr_in_the_first_write(cluster: Cluster, operators
         {"apiVersion": "v1", "kind": "Node", "name": "node-7", "uid": node["metadata"]["uid"]}
     ]
     assert obj["spec"]["ipam"]["mode"] == "cluster-pool"
-    assert obj["spec"]["addresses"] == [{"type": "InternalIP", "ip": "192.0.2.1"}]
+    assert obj["spec"]["addresses"] == [{"type": "InternalIP", "ip": cluster.address_of("node-7")}]
     wait_for(
         "the metric says so",
         lambda: operator.metric(BLOCKS, cidr="10.244.0.0/16", state="allocated") == 20,

@@ -118,18 +118,75 @@ def test_the_older_of_two_nodes_keeps_its_address_and_the_other_is_named(agents:
         body = netloom_node("zz-twin", n2.address, "10.42.77.0/24")
         agents.plane.client.request("POST", NODES, body)
         for machine in (n1, n3):
-            wait_for("the report", lambda m=machine: facts(m)["errors"])  # type: ignore[misc]
-            (error,) = facts(machine)["errors"]
-            assert error == (
+            wait_for("the report", lambda m=machine: facts(m)["warnings"])  # type: ignore[misc]
+            (warning,) = facts(machine)["warnings"]
+            assert warning == (
                 f"{n2.address} is claimed by n2 and zz-twin; n2 is older and keeps it. "
-                "Delete the Node zz-twin, or give it another."
+                "Delete the Node of the two that is gone, or give one of them another address."
             )
-        wait_for("the older one itself to say so", lambda: "zz-twin" in str(facts(n2)["errors"]))
-        assert "has this node's own address" in str(facts(n2)["errors"])
-        wait_for("the condition", lambda: "zz-twin" in agents.condition("n1").get("message", ""))
+        wait_for("the older one itself to say so", lambda: "zz-twin" in str(facts(n2)["warnings"]))
+        assert "has this node's own address" in str(facts(n2)["warnings"])
+        assert [facts(machine)["errors"] for machine in (n1, n2, n3)] == [[], [], []], "nothing is wrong with them"
         assert state(n1) == before
     remove(agents, "zz-twin")
     agents.in_sync(n1, n2, n3, peers=3)
+
+
+def test_nodes_that_nobody_can_send_to_are_named_and_make_no_other_node_worse(agents: Agents) -> None:
+    machines = list(agents.lab.nodes.values())
+    n1 = machines[0]
+    odd = {"lo": "127.0.0.1", "zero": "0.0.0.0", "many": "224.0.0.1", "all": "255.255.255.255", "none": ()}
+    before = state(n1)
+    transitions = [agents.condition(machine.node)["lastTransitionTime"] for machine in machines]
+    with undisturbed(agents):
+        for number, (name, address) in enumerate(odd.items(), 90):
+            agents.plane.client.request("POST", NODES, netloom_node(name, address, f"10.42.{number}.0/24"))
+        for machine in machines:
+            wait_for("all to be named", lambda m=machine: len(facts(m)["warnings"]) == len(odd))  # type: ignore[misc]
+            said = facts(machine)
+            assert (said["errors"], said["inSync"], said["peers"]) == ([], True, 3)
+            for name in odd:
+                (warning,) = [each for each in said["warnings"] if f"NetloomNode {name}: spec.addresses" in each]
+                assert str(odd[name] or "no IPv4 address") in warning
+        metrics = n1.run("curl", "-s", "http://127.0.0.1:9964/metrics")
+        assert f"netloom_peer_warnings {len(odd)}.0" in metrics
+        assert "netloom_dataplane_errors 0.0" in metrics
+        assert state(n1) == before
+        assert agents.log(n1).count("NetloomNode lo: spec.addresses") == 1, "said once"
+    assert [agents.condition(machine.node)["status"] for machine in machines] == ["True"] * 4
+    assert [agents.condition(machine.node)["lastTransitionTime"] for machine in machines] == transitions
+    remove(agents, *odd)
+    for machine in machines:
+        wait_for("them to be forgotten", lambda m=machine: not facts(m)["warnings"])  # type: ignore[misc]
+
+
+def test_an_own_address_that_no_device_has_is_told_by_its_agent(agents: Agents) -> None:
+    """By the kernel's event, when it goes and when it comes; the address is the one that others send to."""
+    n1, n2, n3, n4 = agents.lab.nodes.values()
+    vip, own = "172.31.44.99", ("172.31.44.4", n4.address6)
+    with undisturbed(agents):
+        patch(agents, "n4", addresses=[{"type": "InternalIP", "ip": ip} for ip in (vip, *own)])
+        wait_for("n4 to say so", lambda: f"others send to {vip}, and no device" in str(facts(n4)["errors"]))
+        wait_for("the condition", lambda: vip in agents.condition("n4")["message"])
+        wait_for("the sign for the operator", lambda: vip in absent(agents, "n4"))
+        told = absent(agents, "n4")
+        n4.ip("addr", "add", f"{vip}/32", "dev", "eth0")
+        wait_for("it to be well again", lambda: facts(n4)["inSync"])
+        wait_for("the condition", lambda: agents.condition("n4")["status"] == "True")
+        reach(n1, n4)
+        assert absent(agents, "n4") == told, "what is back is told when it has stayed"
+        assert [facts(machine)["errors"] for machine in (n1, n2, n3)] == [[], [], []]
+        n4.ip("addr", "del", f"{vip}/32", "dev", "eth0")
+        wait_for("it to say so again", lambda: not facts(n4)["inSync"])
+        patch(agents, "n4", addresses=[{"type": "InternalIP", "ip": ip} for ip in own])
+        agents.in_sync(n1, n2, n3, n4, peers=3)
+    reach(n1, n4)
+    assert absent(agents, "n4") == told
+
+
+def absent(agents: Agents, name: str) -> list[str]:
+    found: list[str] = agents.plane.client.request("GET", f"{NODES}/{name}")["status"].get("absentAddresses", [])
+    return found
 
 
 def test_the_older_of_two_nodes_keeps_its_cidr_and_the_other_the_rest(agents: Agents) -> None:
@@ -138,13 +195,13 @@ def test_the_older_of_two_nodes_keeps_its_cidr_and_the_other_the_rest(agents: Ag
         body = netloom_node("a-thief", "172.31.9.9", cidrs("n2")[0], "10.42.77.0/24")
         agents.plane.client.request("POST", NODES, body)
         for machine in (n1, n3):
-            wait_for("the report", lambda m=machine: facts(m)["errors"])  # type: ignore[misc]
+            wait_for("the report", lambda m=machine: facts(m)["warnings"])  # type: ignore[misc]
             assert "10.42.2.0/24 is claimed by n2 and a-thief; n2 is older and keeps it." in str(
-                facts(machine)["errors"]
+                facts(machine)["warnings"]
             )
             wait_for("what nobody else has", lambda m=machine: "10.42.77.0/24" in device_state(m))  # type: ignore[misc]
         wait_for(
-            "n2 to say so", lambda: "a-thief: spec.ipam.podCIDRs 10.42.2.0/24 overlaps" in str(facts(n2)["errors"])
+            "n2 to say so", lambda: "a-thief: spec.ipam.podCIDRs 10.42.2.0/24 overlaps" in str(facts(n2)["warnings"])
         )
     with undisturbed(agents, "n1", "n3"):
         # When the older one is gone, the younger takes over.

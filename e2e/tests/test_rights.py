@@ -114,16 +114,19 @@ def _live(cluster: Cluster, operators: Operators, agents: Agents) -> None:
 
 
 def _repeated(cluster: Cluster, agents: Agents) -> None:
-    """Twice a pool that is used up, and twice a peer without an address: the Events are counted, not written anew."""
+    """Twice a pool that is used up, and twice a peer to which no route can be made: the Events are counted, not written
+    anew."""
+    agents.lab.nodes["n1"].ip("route", "add", "blackhole", "10.89.0.0/24")
+    odd = {"addresses": [{"type": "InternalIP", "ip": "192.0.2.99"}], "ipam": {"podCIDRs": ["10.89.0.0/24"]}}
     for last in (False, True):
         cluster.add_node("n3", address="192.0.2.3")
         cluster.client.request(
             "POST",
             collection_path(NETLOOM_NODES),
-            HAND_MADE | {"metadata": {"name": "odd"}, "spec": {"ipam": {"podCIDRs": ["10.89.0.0/24"]}}},
+            HAND_MADE | {"metadata": {"name": "odd"}, "spec": odd},
         )
         wait_for("the pool is used up", lambda: _status(cluster) == "False")
-        wait_for("the agent misses an address", lambda: agents.condition("n1").get("status") == "False")
+        wait_for("the agent to fail", lambda: agents.condition("n1").get("status") == "False")
         cluster.client.request("DELETE", ODD)
         wait_for("the agent is content", lambda: agents.condition("n1").get("status") == "True")
         if not last:

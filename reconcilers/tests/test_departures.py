@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -11,6 +12,7 @@ from netloom.api.core import Node
 from netloom.api.events import ObjectReference
 from netloom.api.meta import LabelSelector, ObjectMeta, OwnerReference
 from netloom.api.v1alpha1 import (
+    CONTESTED,
     IGNORE_LABEL,
     NETLOOM_NODES,
     NETWORKS,
@@ -37,7 +39,7 @@ from netloom_reconcilers.node.known.departures import (
     departed,
     question,
 )
-from netloom_reconcilers.node.known.peers import Peers
+from netloom_reconcilers.node.known.peers import Peers, is_whole
 from netloom_reconcilers.node.masquerade import MasqueradeFeature
 from netloom_reconcilers.node.tunnels import TunnelsFeature
 from tests.contexts import context
@@ -457,9 +459,10 @@ async def test_what_an_object_loses_while_it_lives_stays_as_it_was(
     assert world.routed() == [2, 3, 4, 5]
     assert (before.peers["node-3"].cidrs, before.peers["node-3"].underlay) == rows
     assert before.peers["node-3"].since == "~", "whoever lives and claims it has it"
-    assert words in world.errors()
+    (said,) = world.departures.peers.problems()
+    assert words in said
     await world.after(30)
-    assert words in " ".join(world.departures.errors(lasting=True))
+    assert world.errors() == "", "it is that node's own agent that is not ready"
     world.vanish(3)
     assert world.routed() == [2, 3, 4, 5], "and when the object vanishes as well"
     world.nodes.put(node("node-3", "10.7.0.0/24"))
@@ -467,7 +470,19 @@ async def test_what_an_object_loses_while_it_lives_stays_as_it_was(
     assert str(before.peers["node-3"].cidrs[0]) == "10.3.0.0/24", "until the next run"
     world.routed()
     assert str(before.peers["node-3"].cidrs[0]) == "10.7.0.0/24"
-    assert world.errors() == ""
+    assert world.departures.peers.problems() == []
+
+
+async def test_an_address_that_another_node_has_is_not_kept(world: World) -> None:
+    before = world.tunnels.desired()
+    assert before is not None
+    contested = node("node-3", "10.3.0.0/24")
+    spec = msgspec.structs.replace(contested.spec, addresses=(Address(CONTESTED, contested.spec.addresses[0].ip),))
+    world.nodes.put(msgspec.structs.replace(contested, spec=spec))
+    world.tunnels.desired()
+    assert sorted(before.peers) == ["node-2", "node-4", "node-5"]
+    assert world.departures.peers.problems() == []
+    assert is_whole(world.nodes.get("node-3")), "nothing is missing of it: what no node explains may go"  # type: ignore[arg-type]
 
 
 async def test_what_the_kernel_has_of_nobody_goes_when_every_node_has_its_object(world: World) -> None:

@@ -133,8 +133,10 @@ def test_bad_cidrs_are_named_and_the_others_done(setting: Setting) -> None:
     setting.nodes.put(node("node-2", "10.2.0.0/33", "fd00:2::/64"))
     assert "but not to 172.16.0.0/12" in setting.said()
     assert "but not to node-2 fd00:2::/64" in setting.said()
+    assert setting.reconciler.warnings() == [
+        "NetloomNode node-2: spec.ipam.podCIDRs: '10.2.0.0/33': an IPv4 prefix has at most 32 bits."
+    ]
     assert setting.reconciler.errors(MasqueradeReport()) == [
-        "NetloomNode node-2: spec.ipam.podCIDRs: '10.2.0.0/33': an IPv4 prefix has at most 32 bits.",
         "NetloomNetwork default: spec.routing.ipv4NativeRoutingCIDR: '10.0.0.1/8' has bits set below its mask: write "
         "10.0.0.0/8.",
         "NetloomNetwork default: spec.masquerade.nonMasqueradeCIDRs: 'junk' is not a CIDR (address/length).",
@@ -143,6 +145,10 @@ def test_bad_cidrs_are_named_and_the_others_done(setting: Setting) -> None:
     setting.nodes.put(node("node-2", "10.2.0.0/24"))
     setting.said()
     assert setting.reconciler.errors(MasqueradeReport()) == []
+    assert setting.reconciler.warnings() == []
+    setting.nodes.put(node("node-1", "10.1.0.0/33"))
+    setting.said()
+    assert "NetloomNode node-1: spec.ipam.podCIDRs" in setting.reconciler.errors(MasqueradeReport())[0]
 
 
 @pytest.mark.parametrize(

@@ -241,3 +241,21 @@ async def test_an_address_that_is_lost_does_not_keep_peers_from_being_followed(m
     await mesh.put(own("10.1.0.0/24"))
     await mesh.put(own("10.1.0.0/24", ip=""), node("node-2", "192.168.7.2", "10.2.0.0/24"))
     assert mesh.says() == (["10.1.0.0"], {"node-2": ["10.2.0.0/24"]})
+
+
+@pytest.mark.parametrize("known", [False, True])
+async def test_an_address_that_another_node_has_is_said_and_takes_nothing_away(
+    mesh: Mesh, host: Host, known: bool
+) -> None:
+    if known:
+        await mesh.put(own("10.1.0.0/24"))
+    contested = node("node-1", "192.168.7.1", "10.1.0.0/24", kind="ContestedIP")
+    await mesh.put(contested, node("node-2", "192.168.7.2", "10.2.0.0/24"))
+    assert mesh.says() == (["10.1.0.0"], {"node-2": ["10.2.0.0/24"]})
+    assert host.own.reason == "AddressContested"
+    assert host.own.errors() == [
+        "NetloomNode node-1: spec.addresses: 192.168.7.1 is another node's, too, which has it: nothing is sent to this "
+        "one. Its condition AddressReported names it, and says what to do."
+    ]
+    await mesh.put(own("10.1.0.0/24"))
+    assert (host.own.errors(), host.own.reason) == ([], "")

@@ -85,6 +85,7 @@ def test_the_nodes_own_side() -> None:
         (network(), node("node-1", "fd00::1"), "NoAddress", "has no IPv4 address of type InternalIP"),
         (network(), node("node-1", "8.8.8.8", kind="ExternalIP"), "NoAddress", "of type InternalIP"),
         (network(), node("node-1", "192.168.7.300"), "NoAddress", "'192.168.7.300' is not an IP address"),
+        (network(), node("node-1", "127.0.0.1"), "NoAddress", "127.0.0.1 is a loopback address, and no other node"),
         (network(), node("node-1", "192.168.7.1", "10.1.0.0"), "InvalidPodCIDR", "'10.1.0.0' is not a CIDR"),
         (network(), node("node-1", "192.168.7.1", "10.1.0.7/24"), "InvalidPodCIDR", "has bits set below its mask"),
     ],
@@ -213,13 +214,86 @@ def test_all_that_is_wrong_is_said(setting: Setting) -> None:
     report = Report(
         failures=(Failure("route", "10.2.0.0/24", "EEXIST: File exists", "node-2"),),
         conflicts=(AddressConflict("10.9.0.0/24", "node-4", "node-5"),),
-        contended=("route 10.6.0.0/24",),
+        contended=("route 10.6.0.0/24 of node-6",),
     )
     assert setting.tunnels.errors(report) == [
-        "NetloomNode node-3: spec.ipam.podCIDRs: 'junk' is not a CIDR (address/length).",
-        "route 10.2.0.0/24: EEXIST: File exists",
-        "10.9.0.0/24 is claimed by node-4 and node-5; node-4 is older and keeps it. Delete the Node node-5, or give it "
-        "another.",
-        "route 10.6.0.0/24: somebody else keeps changing it; its repair is delayed",
+        "route 10.2.0.0/24 of node-2: EEXIST: File exists",
+        "route 10.6.0.0/24 of node-6: somebody else keeps changing it; its repair is delayed",
     ]
-    assert setting.tunnels.errors(msgspec.structs.replace(report, failures=(), conflicts=(), contended=()))[1:] == []
+    assert setting.tunnels.warnings(report) == [
+        "NetloomNode node-3: spec.ipam.podCIDRs: 'junk' is not a CIDR (address/length).",
+        "10.9.0.0/24 is claimed by node-4 and node-5; node-4 is older and keeps it. Drain node-5, and delete its Node.",
+    ]
+    quiet = msgspec.structs.replace(report, failures=(), conflicts=(), contended=())
+    assert setting.tunnels.errors(quiet) == []
+
+
+@pytest.mark.parametrize(
+    ("odd", "words"),
+    [
+        (node("odd", "", "10.3.0.0/24"), "has no IPv4 address of type InternalIP, and tunnels need one"),
+        (node("odd", "fd00::3", "10.3.0.0/24"), "has no IPv4 address of type InternalIP"),
+        (node("odd", "10.0.0.300", "10.3.0.0/24"), "'10.0.0.300' is not an IP address"),
+        (node("odd", "127.0.0.1", "10.3.0.0/24"), "127.0.0.1 is a loopback address, and no other node can send to it"),
+        (node("odd", "0.0.0.0", "10.3.0.0/24"), "0.0.0.0 is no address of a machine, and no"),
+        (node("odd", "224.0.0.5", "10.3.0.0/24"), "224.0.0.5 is a multicast address, and no"),
+        (node("odd", "255.255.255.255", "10.3.0.0/24"), "255.255.255.255 is the broadcast address, and no"),
+        (node("odd", "10.0.0.3", "10.3.0.0/24", kind="ContestedIP"), "10.0.0.3 is another node's, too, which has it"),
+        (node("odd", "192.168.7.1", "10.3.0.0/24", since="2026"), "has this node's own address"),
+        (node("odd", "192.168.7.3", "10.1.0.0/24", since="2026"), "overlaps a pod CIDR of this node"),
+    ],
+)
+def test_what_is_wrong_with_one_node_is_no_fault_of_the_others(setting: Setting, odd: NetloomNode, words: str) -> None:
+    setting.nodes.put(odd)
+    assert setting.names() == ["node-2"]
+    (warning,) = setting.tunnels.warnings(Report())
+    assert warning.startswith("NetloomNode odd: spec.")
+    assert words in warning
+    assert setting.tunnels.errors(Report()) == []
+    setting.nodes.remove("odd")
+    assert setting.names() == ["node-2"]
+    assert setting.tunnels.warnings(Report()) == []
+
+
+@pytest.mark.parametrize("what", [("192.168.7.1", "10.3.0.0/24"), ("192.168.7.3", "10.1.0.0/25")])
+def test_what_an_older_node_has_this_one_goes_without_and_says_so(setting: Setting, what: tuple[str, str]) -> None:
+    own = node("node-1", "192.168.7.1", "10.1.0.0/24", "fd00:1::/64", since="2026-01-02T00:00:00Z")
+    setting.nodes.put(own)
+    setting.nodes.put(node("older", *what, since="2026-01-01T00:00:00Z"))
+    assert setting.names() == ["node-2"]
+    assert len(setting.tunnels.errors(Report())) == 1
+    assert setting.tunnels.warnings(Report()) == []
+    setting.nodes.put(node("older", *what, since="2026-01-03T00:00:00Z"))
+    assert setting.names() == ["node-2"]
+    assert setting.tunnels.errors(Report()) == []
+    assert len(setting.tunnels.warnings(Report())) == 1
+
+
+def test_an_own_address_that_no_device_has_is_an_error_of_this_node(setting: Setting) -> None:
+    own = node("node-1", "192.168.7.1", "10.1.0.0/24")
+    more = (*own.spec.addresses, Address("InternalIP", "192.168.7.9"), Address("InternalIP", "fd00::9"))
+    spec = msgspec.structs.replace(own.spec, addresses=(*more, Address("ExternalIP", "8.8.8.8")))
+    setting.nodes.put(msgspec.structs.replace(own, spec=spec))
+    desired = setting.tunnels.desired()
+    assert desired is not None
+    assert desired.node is not None
+    assert list(map(format_address, desired.node.claimed)) == ["192.168.7.1", "192.168.7.9", "fd00::9"]
+    absent = parse_address("192.168.7.1"), parse_address("192.168.7.9")
+    assert setting.tunnels.errors(Report(absent=absent[1:])) == [], "nobody sends to it"
+    (error,) = setting.tunnels.errors(Report(absent=absent))
+    assert error.startswith(
+        "NetloomNode node-1: spec.addresses: others send to 192.168.7.1, and no device of this machine has it"
+    )
+
+
+def test_a_node_without_an_ipv6_address_that_native_routes_need_says_so_itself(setting: Setting) -> None:
+    setting.networks.put(network(mode="native", auto_direct_node_routes=True))
+    setting.tunnels.desired()
+    assert setting.tunnels.errors(Report(unreachable=("node-2",))) == [
+        "NetloomNode node-1: spec.addresses has no IPv6 address of type InternalIP, and native routes to its IPv6 pod "
+        "CIDRs need one. Let the kubelet report it (--node-ip)."
+    ]
+    (warning,) = setting.tunnels.warnings(Report(unreachable=("node-2",)))
+    assert "NetloomNode node-2: spec.addresses has no IPv6 address" in warning
+    setting.nodes.put(node("node-2", "192.168.7.2", "10.2.0.0/24"))
+    assert "has no address on a network of this node" in setting.tunnels.errors(Report(unreachable=("node-2",)))[0]

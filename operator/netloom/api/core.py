@@ -22,10 +22,28 @@ class NodeSpec(Struct, frozen=True):
     pod_cidrs: tuple[str, ...] = msgspec.field(name="podCIDRs", default=())
 
 
+class NodeCondition(Struct, frozen=True):
+    """Node.status.conditions[], without the time of its heartbeat."""
+
+    type: str = ""
+    status: str = ""
+    last_transition_time: str = ""
+
+
 class NodeStatus(Struct, frozen=True):
     """Node.status without its heartbeats."""
 
     addresses: tuple[NodeAddress, ...] = ()
+    conditions: tuple[NodeCondition, ...] = ()
+
+    @property
+    def ready(self) -> NodeCondition:
+        """Whether the kubelet says that it is Ready, and since when: Unknown where the kubelet is silent, empty where
+        there is no kubelet that says anything."""
+        return next((each for each in self.conditions if each.type == "Ready"), _NOT_SAID)
+
+
+_NOT_SAID = NodeCondition("Ready")
 
 
 class Node(Struct, frozen=True):

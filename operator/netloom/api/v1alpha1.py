@@ -122,8 +122,12 @@ class NetloomNetwork(Struct, frozen=True):
     status: NetworkStatus = NetworkStatus()
 
 
+CONTESTED = "ContestedIP"
+"""Type of an InternalIP of a Node that another Node reports as well, and has: nothing is sent to it for this one."""
+
+
 class Address(Struct, frozen=True):
-    """spec.addresses[] of a NetloomNode, as in Node.status.addresses."""
+    """spec.addresses[] of a NetloomNode, as in Node.status.addresses but for what is CONTESTED."""
 
     type: str
     ip: str
@@ -191,9 +195,11 @@ class NetloomNodeSpec(Struct, frozen=True):
 
 
 class NetloomNodeStatus(Struct, frozen=True):
-    """status of a NetloomNode. Conditions: `Allocated`, `AddressReported` (operator), `DataplaneReady` (agent)."""
+    """status of a NetloomNode. Conditions: `Allocated`, `AddressReported` (operator), `DataplaneReady` (agent).
+    `absent_addresses`: those that the Node reports and that are on no device of the machine; its agent says so."""
 
     conditions: tuple[Condition, ...] = ()
+    absent_addresses: tuple[str, ...] = ()
 
 
 class NetloomNode(Struct, frozen=True):

@@ -190,6 +190,13 @@ class Agent(Collector):
         found += self.manager.crashes
         return list(dict.fromkeys(found))  # a missing object is missed by several
 
+    def _warnings(self) -> list[str]:
+        """What is wrong with other nodes: they say it themselves, and it makes this one no worse."""
+        found = self.context.peers.problems()
+        for feature in self.features:
+            found += feature.warnings()
+        return list(dict.fromkeys(found))
+
     async def show_status(self, _request: web.Request) -> web.Response:
         """GET /status: what `netloom status` prints of this node."""
         return web.Response(body=msgspec.json.encode(self.facts()), content_type="application/json")
@@ -210,6 +217,7 @@ class Agent(Collector):
             "netlinkWrites": sum(written.values()),
             "written": written,
             "errors": errors,
+            "warnings": self._warnings(),
         }
         for feature in self.features:
             facts |= feature.facts()
@@ -227,6 +235,12 @@ class Agent(Collector):
             "netloom_pod_cidrs_kept",
             "Pod CIDRs that this node's NetloomNode does not hold any more, and that are kept.",
             value=len(own.kept),
+        )
+        yield GaugeMetricFamily(
+            "netloom_peer_warnings",
+            "What is wrong with other nodes and keeps a part of them out of this node's data path; the agent's /status "
+            "names each.",
+            value=len(self._warnings()),
         )
         for feature in self.features:
             yield from feature.metrics()
@@ -289,7 +303,7 @@ async def cleanup(run_dir: Path, features: Sequence[type[NodeFeature]] = FEATURE
         for feature in made:
             gone, failures = await feature.cleanup()
             removed += gone
-            left += [f"{failure.kind} {failure.key}: {failure.error}" for failure in failures]
+            left += map(str, failures)
     if left:
         why = f"not everything could be removed: {'; '.join(left)}. Run it again once that is out of the way."
         raise DataplaneError(why)

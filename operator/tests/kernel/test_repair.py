@@ -8,6 +8,7 @@ import subprocess
 
 import pytest
 
+from netloom.cidr import format_address, parse_address
 from netloom.kernel.mesh.desired import Desired
 from tests.kernel.conftest import Planes
 from tests.kernel.meshes import becomes, eventually, here, many, mesh, peer, running
@@ -196,7 +197,7 @@ async def test_a_fight_is_bounded_and_reported(node: Namespace, planes: Planes) 
             await eventually(lambda: "10.2.0.0/24" in node.owned() or bool(plane.report.contended))
             if plane.report.contended:
                 break
-    assert plane.report.contended == ("route 10.2.0.0/24",)
+    assert plane.report.contended == ("route 10.2.0.0/24 of node-2",)
     assert plane.stats["newroute"] < 20
 
 
@@ -253,3 +254,25 @@ async def test_events_of_others_are_none_of_our_business(node: Namespace, planes
         await eventually(lambda: plane.report.repaired == 1)
     assert plane.stats == written | {"newroute": written["newroute"] + 1}
     assert plane.report.compared == compared
+
+
+async def test_an_address_of_the_node_that_no_device_has_is_told_by_the_event(node: Namespace, planes: Planes) -> None:
+    """Of all that it is said to have; nothing is written for it, and it is on whatever device."""
+    told: list[tuple[str, ...]] = []
+    vip, own = "192.168.7.100", "192.168.7.1"
+    claimed = tuple(map(parse_address, (vip, own, "fd00:7::1")))
+    plane = await planes.open(on_report=lambda report: told.append(tuple(map(format_address, report.absent))))
+    await plane.apply(Desired(here(local=vip, claimed=claimed), [peer(2), peer(3)]))
+    assert told[-1] == (vip, "fd00:7::1")
+    written, wanted = plane.stats, plane.report.in_sync
+    async with running(plane):
+        for command, then in (
+            (f"address add {vip}/32 dev lo", ("fd00:7::1",)),
+            (f"address delete {vip}/32 dev lo", (vip, "fd00:7::1")),
+            ("address add fd00:7::1/64 dev eth0 nodad", (vip,)),
+            (f"address add {vip}/32 dev eth0", ()),
+            (f"address delete {own}/24 dev eth0", (own,)),
+        ):
+            node.ip(command)
+            await eventually(lambda then=then: told[-1] == then, lambda: str(told))  # type: ignore[misc]
+    assert (plane.stats, plane.report.in_sync) == (written, wanted)

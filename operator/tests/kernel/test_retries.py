@@ -4,6 +4,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from structlog.testing import capture_logs
 
 from netloom.kernel import sysctl
 from netloom.kernel.keeper import retries
@@ -36,7 +37,7 @@ class Clocked:
 
     @property
     def contended(self) -> bool:
-        return self.retries.contended == ("route 10.2.0.0/24",)
+        return self.retries.contended == (ROUTE,)
 
 
 @pytest.fixture
@@ -168,3 +169,35 @@ def test_a_switch_of_our_own_device_is_not_remembered(switches: Path, tmp_path: 
     record = SysctlRecord(tmp_path / "sysctl.json")
     record.set(Sysctl("net/a", "1", ours=True))
     assert not (tmp_path / "sysctl.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("item", "text"),
+    [
+        (("neighbour", (1, bytes([172, 31, 1, 3]))), "172.31.1.3 dev lo"),
+        (("neighbour", (1 << 30, bytes.fromhex("fd00" + 13 * "00" + "07"))), "fd00::7 dev #1073741824"),
+        (("nexthop", 0x6E000007), "1845493767"),
+        (("address", "10.1.0.0/32 dev netloom_vxlan"), "10.1.0.0/32 dev netloom_vxlan"),
+        (("element", bytes([10, 0, 0, 1])), "10.0.0.1"),
+    ],
+)
+def test_entries_are_named_as_people_write_them(item: retries.Item, text: str) -> None:
+    assert retries.item_text(item) == text
+    failing = Retries()
+    failing.refused(item, "EINVAL: Invalid argument", "node-7")
+    assert [str(each) for each in failing.failures] == [f"{item[0]} {text} of node-7: EINVAL: Invalid argument"]
+
+
+def test_the_log_says_whose_an_entry_is() -> None:
+    fresh = Retries(lambda item: "node-7")
+    with capture_logs() as logs:
+        fresh.drifted(ROUTE)
+        fresh.written(ROUTE[0], [ROUTE[1]])
+        fresh.refused(ROUTE, "busy", "node-7")
+        fresh.written(ROUTE[0], [ROUTE[1]])
+        fresh.refused(ROUTE, "busy", "node-7")
+        fresh.keep(())
+    assert [(each["event"], each["key"], each["peer"]) for each in logs] == [
+        (event, ROUTE[1], "node-7")
+        for event in ("repaired", "the kernel refused", "done after a failure", "the kernel refused", "failure is over")
+    ]

@@ -86,6 +86,7 @@ class NodesReconciler(Member):
         node, obj = self._nodes.get(name), self._netloom_nodes.get(name)
         if obj is not None and obj.metadata.deletion_timestamp:
             return None  # its removal will be an event
+        self._addresses.look(name)
         if node is not None and name in self._left_out.names:
             return await self._leave_out(node, obj)
         self._left_out.let_go(name)
@@ -145,7 +146,7 @@ class NodesReconciler(Member):
         former = self._allocator.former
         if self._allocator.assignments.entered(name) or any(former.of(name, version) for version in VERSIONS):
             return None
-        if any(each.type == "InternalIP" for each in self._addresses.of(node, obj).addresses):
+        if any(each.type != "ExternalIP" for each in self._addresses.of(node, obj).addresses):
             return None
         for number, each in enumerate(node.status.addresses):
             address = Address(type=each.type, ip=each.address)
@@ -186,7 +187,7 @@ class NodesReconciler(Member):
         self._store(written)
         if obj is not None:
             await self._fine(written)
-        return None
+        return LAG_SECONDS if self._addresses.of(node, written).loss else None
 
     async def _send(self, node: Node, obj: NetloomNode | None, mode: str, cidrs: Collection[Cidr]) -> NetloomNode:
         if obj is None:

@@ -26,7 +26,9 @@ _KEY = "kernel"
 
 class KernelFeature(NodeFeature, ABC):
     """Hands the whole desired state over to its keeper. `obstacle` and `problems` (sentences, by the node whose object
-    has them) say what keeps it from being whole; `context.changed` is called after every run."""
+    has them) say what keeps it from being whole; `context.changed` is called after every run. What is wrong with
+    another node's object is that node's matter, and a warning here, unless its name is in `rivals`: this node goes
+    without something then."""
 
     keeper: Keeper[Any, Any]
 
@@ -36,6 +38,7 @@ class KernelFeature(NodeFeature, ABC):
         self.own = context.own
         self.controller = Controller(self.name, self.reconcile)
         self.problems: dict[str, tuple[str, ...]] = {}
+        self.rivals: set[str] = set()
         self._node_name = context.node_name
         self._networks = context.networks
         self._nodes = context.peers
@@ -100,11 +103,18 @@ class KernelFeature(NodeFeature, ABC):
         comes before what the kernel refused, `more` after it."""
         report = report or self.keeper.report
         found = [self.obstacle.message] if self.obstacle else []
-        found += [problem for problems in self.problems.values() for problem in problems]
-        found += [f"{about}{failure.kind} {failure.key}: {failure.error}" for failure in report.failures]
+        found += [problem for name in self.problems if self._is_ours(name) for problem in self.problems[name]]
+        found += [f"{about}{failure}" for failure in report.failures]
         found += more
         found += [f"{about}{item}: somebody else keeps changing it; its repair is delayed" for item in report.contended]
         return found
+
+    def warnings(self) -> list[str]:
+        """What other nodes' objects lack, as sentences."""
+        return [problem for name in self.problems if not self._is_ours(name) for problem in self.problems[name]]
+
+    def _is_ours(self, name: str) -> bool:
+        return name in ("", self._node_name) or name in self.rivals
 
     async def plan(self) -> list[PlannedChange]:
         """From the objects as they are."""

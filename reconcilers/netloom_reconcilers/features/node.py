@@ -100,6 +100,10 @@ class NodeFeature:
         """All that keeps what it owns from being as desired, as sentences; the obstacle's, too."""
         return []
 
+    def warnings(self) -> list[str]:
+        """What is wrong with other nodes, and keeps a part of them out of what it owns, as sentences: no error here."""
+        return []
+
     def readiness(self) -> Readiness | None:
         """For its condition; None: nothing can be said yet."""
         return None

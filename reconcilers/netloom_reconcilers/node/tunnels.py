@@ -13,15 +13,27 @@ import structlog
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from netloom.api.v1alpha1 import NETWORK_NAME, Routing
+from netloom.cidr import format_address
 from netloom.kernel.mesh.dataplane import Dataplane, Report
 from netloom.kernel.mesh.desired import Desired, MeshNode
 from netloom.kernel.mesh.encapsulation import Encapsulation
 from netloom.runtime.manager import Run
 from netloom_reconcilers.features.kernel import KernelFeature
 from netloom_reconcilers.features.node import NodeContext, Obstacle, written_metric
+from netloom_reconcilers.node.mesh.absence import AbsenceReconciler
 from netloom_reconcilers.node.mesh.announcement import AnnouncementReconciler
 from netloom_reconcilers.node.mesh.encapsulations import Announcement, Leaving, Needs, accepted, announced, wanted
-from netloom_reconcilers.node.mesh.reading import LocalNode, node_of, peer_of, pod_cidrs_of, unreachable
+from netloom_reconcilers.node.mesh.reading import (
+    LocalNode,
+    at_our_cost,
+    conflict_text,
+    lacks_ipv6,
+    node_of,
+    own_faults,
+    peer_of,
+    pod_cidrs_of,
+    unreachable,
+)
 
 log = structlog.get_logger(__name__)
 
@@ -46,7 +58,9 @@ class TunnelsFeature(KernelFeature):
         self._leaving: dict[Encapsulation, Leaving] = {}
         self._local = LocalNode()
         self._announcer: AnnouncementReconciler | None = None
+        self._absence: AbsenceReconciler | None = None
         if context.api is not None:
+            self._absence = AbsenceReconciler(self._node_name, context.nodes, context.api, self._absent)
             self._announcer = AnnouncementReconciler(
                 self._node_name, context.nodes, context.api, lambda: self.announcement
             )
@@ -60,12 +74,20 @@ class TunnelsFeature(KernelFeature):
         found: dict[str, Run] = {"tunnels": self.controller.run, "dataplane": self.keeper.run}
         if self._announcer is not None:
             found["announcement"] = self._announcer.controller.run
+        if self._absence is not None:
+            found["absent addresses"] = self._absence.controller.run
         return found
 
     def changed(self) -> None:
         """What is announced may be different."""
-        if self._announcer is not None:
-            self._announcer.changed()
+        for each in (self._announcer, self._absence):
+            if each is not None:
+                each.changed()
+
+    def _absent(self) -> frozenset[str] | None:
+        if self._desired.node is None or not self.applied or self.obstacle is not None:
+            return None
+        return frozenset(map(format_address, self.keeper.absent))
 
     def facts(self) -> dict[str, object]:
         """The data path's figures."""
@@ -146,6 +168,8 @@ class TunnelsFeature(KernelFeature):
             else:
                 self._desired.remove_peer(name)
                 self._needs.forget(name)
+            contend = node is not None and bool(problems) and at_our_cost(node, local)
+            (self.rivals.add if contend else self.rivals.discard)(name)
             self._report(name, problems)
 
     def _encapsulations_now(self) -> tuple[Encapsulation, ...]:
@@ -201,10 +225,19 @@ class TunnelsFeature(KernelFeature):
     def errors(self, report: Report | None = None, about: str = "", more: Iterable[str] = ()) -> list[str]:
         """All that keeps the mesh from being whole, as sentences; empty if nothing does."""
         report = report or self.keeper.report
-        conflicts = [
-            f"{conflict.claim} is claimed by {conflict.holder} and {conflict.peer}; {conflict.holder} is older and "
-            f"keeps it. Delete the Node {conflict.peer}, or give it another."
-            for conflict in report.conflicts
+        cut_off = [
+            unreachable(name, node)
+            for name in report.unreachable
+            if (node := self._nodes.get(name)) is None or not lacks_ipv6(node)
         ]
-        cut_off = [unreachable(name, self._nodes.get(name)) for name in report.unreachable]
-        return super().errors(report, about, [*conflicts, *cut_off, *more])
+        network, own, here = self._networks.get(NETWORK_NAME), self._said(), self._desired.node
+        if network is not None and own is not None and here is not None and self.obstacle is None:
+            cut_off += own_faults(here, network, own, report.absent)
+        return super().errors(report, about, [*cut_off, *more])
+
+    def warnings(self, report: Report | None = None) -> list[str]:
+        """What is wrong with other nodes, and what two of them both claim."""
+        report = report or self.keeper.report
+        nodes = [(name, self._nodes.get(name)) for name in report.unreachable]
+        lacking = [unreachable(name, node) for name, node in nodes if node is not None and lacks_ipv6(node)]
+        return [*super().warnings(), *map(conflict_text, report.conflicts), *lacking]

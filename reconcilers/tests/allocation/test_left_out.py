@@ -222,7 +222,7 @@ def test_the_address_of_a_pod_is_no_address_of_a_node(world: World) -> None:
     # A node that moves to such an address keeps the one that it had.
     report(world, "c", "10.0.1.78")
     world.calm(20)
-    assert addresses(world, "c") == ["192.168.0.100"]
+    assert addresses(world, "c") == ["192.168.1.2"]
     assert world.condition("netloomnodes", "c", "AddressReported")[:2] == ("False", "InternalIPLost")
 
 

@@ -265,6 +265,7 @@ class World:
         self.operators: list[Operator] = []
         self.services: tuple[ServiceRange, ...] = ()
         self._born = 0
+        self._numbers: dict[str, int] = {}
 
     # Objects
 
@@ -289,7 +290,8 @@ class World:
         self, name: str, *pod_cidrs: str, address: str | None = "", labels: Mapping[str, str] | None = None
     ) -> None:
         """A Node registers; `address` None: without one."""
-        ip = address or f"192.168.0.{len(name) + ord(name[-1])}"
+        number = self._numbers.setdefault(name, len(self._numbers) + 256)
+        ip = address or f"192.168.{number // 256}.{number % 256}"
         addresses = [{"type": "InternalIP", "address": ip}] if address is not None else []
         body = {
             "metadata": {"name": name, "labels": dict(labels or {})},

@@ -22,8 +22,8 @@ import structlog
 from netloom.kernel.capability import require_net_admin
 from netloom.kernel.errors import KernelUnsupported
 from netloom.kernel.keeper.part import Attempt, Outcome, Part, Worker
-from netloom.kernel.keeper.report import KeeperReport, PlannedChange
-from netloom.kernel.keeper.retries import TICK_SECONDS, Item, Retries
+from netloom.kernel.keeper.report import KeeperReport, PlannedChange, entry
+from netloom.kernel.keeper.retries import TICK_SECONDS, Item, Retries, item_text
 from netloom.kernel.netlink.sockets import BUFFER, AnswerLost, CommandSocket, EventSocket, Overflow, walk
 
 log = structlog.get_logger(__name__)
@@ -76,7 +76,7 @@ class Keeper(Generic[D, R]):
         self._resync_seconds = resync_seconds
         self._event_buffer = event_buffer
         self._on_report = on_report
-        self._retries = Retries()
+        self._retries = Retries(self._whose)
         self._hearers = {kind: [p for p in parts if kind in p.kinds] for part in parts for kind in part.kinds}
         self._worker: Worker | None = None
         self._listener: EventSocket | None = None
@@ -185,9 +185,8 @@ class Keeper(Generic[D, R]):
             self._listen()
         self._retries.keep(item for part in self._parts for item in (part.state, *part.pending()))
         report = self.report
-        told = (report.written, report.failures, report.contended)
-        if told != self._told:
-            self._told = told
+        if report.news != self._told:
+            self._told = report.news
             if self._on_report is not None:
                 self._on_report(report)
         return report
@@ -265,11 +264,14 @@ class Keeper(Generic[D, R]):
             "failures": self._retries.failures,
             "pending": sum(part.count_pending() for part in self._parts),
             "converging": self._converging,
-            "contended": self._retries.contended,
+            "contended": tuple(entry(item[0], item_text(item), self._whose(item)) for item in self._retries.contended),
             "written": self.stats,
             "compared": self._resyncs,
             "repaired": self._retries.repaired,
         }
+
+    def _whose(self, item: Item) -> str:
+        return next(filter(None, (part.whose(item) for part in self._parts)), "")
 
     # --------------------------------------------------------------------------------------------------- events
 

@@ -123,6 +123,10 @@ class Part(ABC, Generic[D]):
         """How many that are. A report says so, and there is one for every question how things are."""
         return sum(1 for _ in self.pending())
 
+    def whose(self, item: Item) -> str:
+        """The peer that an entry is for; empty where there is none, or it has no name."""
+        return ""
+
     def explain(self, error: Exception) -> str:
         """Why the state cannot be read, for people; empty where that does not matter."""
         return str(error)

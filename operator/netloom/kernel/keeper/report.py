@@ -5,6 +5,11 @@ from collections.abc import Mapping
 import msgspec
 
 
+def entry(kind: str, key: str, peer: str = "") -> str:
+    """An entry of the kernel for people: what `ip` calls it, and whose it is."""
+    return f"{kind} {key} of {peer}" if peer else f"{kind} {key}"
+
+
 class Failure(msgspec.Struct, frozen=True):
     """An entry that could not be brought to its desired state. It is tried again by itself.
 
@@ -18,6 +23,9 @@ class Failure(msgspec.Struct, frozen=True):
     peer: str = ""
     attempts: int = 1
     errno: int = 0
+
+    def __str__(self) -> str:
+        return f"{entry(self.kind, self.key, self.peer)}: {self.error}"
 
 
 class KeeperReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -38,6 +46,11 @@ class KeeperReport(msgspec.Struct, frozen=True, kw_only=True):
     written: Mapping[str, int] = {}
     compared: int = 0
     repaired: int = 0
+
+    @property
+    def news(self) -> tuple[object, ...]:
+        """What is worth telling when it changes."""
+        return self.written, self.failures, self.contended
 
     @property
     def in_sync(self) -> bool:

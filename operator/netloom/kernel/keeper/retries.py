@@ -5,8 +5,9 @@ drift is repaired in milliseconds. An entry that fails, or drifts again and agai
 waits longer each time, so that neither the kernel nor the log is flooded.
 """
 
+import socket
 import time
-from collections.abc import Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 
 import msgspec
 import structlog
@@ -33,7 +34,17 @@ NAMED_IN_LOG = 5
 def item_text(item: Item) -> str:
     """The entry as `ip` would name it, without its kind."""
     _kind, key = item
+    if isinstance(key, tuple):
+        ifindex, address = key
+        return f"{format_address(address)} dev {_device(ifindex)}"
     return format_address(key) if isinstance(key, bytes) else str(key)
+
+
+def _device(ifindex: int) -> str:
+    try:
+        return socket.if_indextoname(ifindex)
+    except OSError:
+        return f"#{ifindex}"  # it is gone
 
 
 class Delay(msgspec.Struct):
@@ -63,8 +74,10 @@ class Retries:
     entry whose time came between them would neither be tried nor waited for.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, whose: Callable[[Item], str] = lambda item: "") -> None:
+        """`whose` names the peer that an entry is for, for the log."""
         self.repaired = 0
+        self._whose = whose
         self._moment = 0.0
         self._delays: dict[Item, Delay] = {}
         self._delayed: dict[Item, Delay] = {}
@@ -105,11 +118,10 @@ class Retries:
         return set(self._failures)
 
     @property
-    def contended(self) -> tuple[str, ...]:
+    def contended(self) -> tuple[Item, ...]:
         """Entries that somebody changes again and again."""
         now = time.monotonic()
-        contended = [item for item, delay in self._delayed.items() if delay.contended and delay.forgiven > now]
-        return tuple(f"{item[0]} {item_text(item)}" for item in contended)
+        return tuple(item for item, delay in self._delayed.items() if delay.contended and delay.forgiven > now)
 
     def refused(self, item: Item, error: str, peer: str, code: int = 0) -> None:
         """The kernel refused the entry."""
@@ -142,8 +154,8 @@ class Retries:
         repaired = []
         for key in keys:
             item = (kind, key)
-            if self._failures.pop(item, None) is not None:
-                log.info("done after a failure", kind=kind, key=item_text(item))
+            if (failure := self._failures.pop(item, None)) is not None:
+                log.info("done after a failure", kind=kind, key=failure.key, peer=failure.peer)
             if item in self._drifted:
                 self._drifted.discard(item)
                 repaired.append(item)
@@ -155,7 +167,7 @@ class Retries:
                     self._delayed.pop(item, None)
         self.repaired += len(repaired)
         for item in repaired[:NAMED_IN_LOG]:
-            log.info("repaired", kind=kind, key=item_text(item))
+            log.info("repaired", kind=kind, key=item_text(item), peer=self._whose(item))
         if len(repaired) > NAMED_IN_LOG:
             log.info("repaired more", count=len(repaired) - NAMED_IN_LOG)
 
@@ -165,8 +177,8 @@ class Retries:
             return
         wanted = set(pending)
         for item in [item for item in self._failures if item not in wanted]:
-            del self._failures[item]
-            log.info("failure is over", kind=item[0], key=item_text(item))
+            failure = self._failures.pop(item)
+            log.info("failure is over", kind=item[0], key=failure.key, peer=failure.peer)
         self._drifted &= wanted
 
     def forget(self, items: Iterable[Item]) -> None:

@@ -6,6 +6,7 @@ from typing import Unpack
 
 import structlog
 
+from netloom.cidr import Address
 from netloom.kernel.errors import KernelUnsupported
 from netloom.kernel.keeper.keeper import Keeper, KeeperOptions
 from netloom.kernel.keeper.report import KeeperReport, PlannedChange
@@ -35,6 +36,7 @@ class Report(KeeperReport, frozen=True, kw_only=True):
     underlay: devices that carry the traffic between the nodes.
     tunnels:  those that are ready to receive.
     unreachable: peers that can only be reached natively, and are not on a network of this node.
+    absent:   of the addresses that the node is said to have, those that are on no device.
     reading_seconds: what the reading of the kernel's tables took in the resyncs, in all.
     """
 
@@ -45,7 +47,13 @@ class Report(KeeperReport, frozen=True, kw_only=True):
     tunnels: tuple[Encapsulation, ...] = ()
     unreachable: tuple[str, ...] = ()
     conflicts: tuple[AddressConflict, ...] = ()
+    absent: tuple[Address, ...] = ()
     reading_seconds: float = 0.0
+
+    @property
+    def news(self) -> tuple[object, ...]:
+        """An address comes and goes by an event, and nothing is written for it."""
+        return (*super().news, self.absent) if self.absent else super().news
 
     @property
     def in_sync(self) -> bool:
@@ -115,6 +123,11 @@ class Dataplane(Keeper[Desired, Report]):
         """Those that are ready to receive."""
         return tuple(sorted(self._mesh.device_state.tunnels))
 
+    @property
+    def absent(self) -> tuple[Address, ...]:
+        """Of the addresses that the node is said to have, those that are on no device."""
+        return self._devices.found.absent
+
     async def received(self, encapsulation: Encapsulation) -> int:
         """Packets that the tunnel's device has received since it was made."""
         ifindex = self._mesh.device_state.tunnels.get(encapsulation, 0)
@@ -133,6 +146,7 @@ class Dataplane(Keeper[Desired, Report]):
             tunnels=self.tunnels,
             unreachable=tuple(sorted(self._mesh.unreachable)) if strict else (),
             conflicts=tuple(self._mesh.conflicts()),
+            absent=self.absent,
             reading_seconds=self._rows.reading_seconds,
         )
 

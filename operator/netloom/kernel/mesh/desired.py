@@ -26,6 +26,7 @@ class MeshNode(msgspec.Struct, frozen=True, kw_only=True):
                that what the node itself sends to a remote pod has a source that the remote node routes back.
     mtu:       bytes, of the network between the nodes; 0: that of the devices that carry the traffic.
     devices:   names or shell patterns of the devices that carry the traffic; none: those that routes to peers name.
+    claimed:   all addresses that the node is said to have; which of them are on no device is in the report.
     strict:    a peer that accepts no encapsulation and which is not on a network of this node is an error.
     """
 
@@ -37,6 +38,7 @@ class MeshNode(msgspec.Struct, frozen=True, kw_only=True):
     addresses: tuple[Address, ...] = ()
     devices: tuple[str, ...] = ()
     strict: bool = True
+    claimed: tuple[Address, ...] = ()
 
     @property
     def tunnels(self) -> tuple[Encapsulation, ...]:

@@ -9,6 +9,7 @@ from fnmatch import fnmatchcase
 import msgspec
 import structlog
 
+from netloom.cidr import Address
 from netloom.kernel.keeper.part import Attempt, Outcome, Part, Refused, Worker
 from netloom.kernel.keeper.retries import Item, Retries
 from netloom.kernel.mesh import reader
@@ -123,7 +124,7 @@ class MeshDevices(Part[Desired]):
             seen = read_address(buffer, start, end)
             self._due = seen is not None and (
                 self._mesh.is_tunnel(seen.ifindex)
-                or (self._node is not None and seen.local.address == self._node.local)
+                or (self._node is not None and seen.local.address in (self._node.local, *self._node.claimed))
             )
 
     def _concerns(self, link: Link, *, gone: bool) -> bool:
@@ -140,7 +141,8 @@ class Found(msgspec.Struct):
     """What was found when all was prepared.
 
     underlay: the devices that carry traffic between the nodes. mtu: for pods. stopped: ifindexes of all devices that
-    are down or without a carrier. surplus: there is something to remove.
+    are down or without a carrier. surplus: there is something to remove. absent: of the addresses that the node is said
+    to have, those that are on no device.
     """
 
     device_state: DeviceState = DeviceState()
@@ -148,6 +150,7 @@ class Found(msgspec.Struct):
     mtu: Mtu = Mtu()
     stopped: Collection[int] = ()
     surplus: bool = False
+    absent: tuple[Address, ...] = ()
 
 
 class DeviceWork:
@@ -176,6 +179,7 @@ class DeviceWork:
         if node is None:
             found.surplus = bool(interfaces.own_links())
             return found
+        found.absent = device.absent_addresses(node, interfaces)
         found.underlay = tuple(device.carrying(node, interfaces, outgoing))
         names = [link.name for link in found.underlay]
         self._switch(of_node(names, ipv6=node.ipv6, native=NO_ENCAPSULATION in node.encapsulations))

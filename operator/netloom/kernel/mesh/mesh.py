@@ -11,7 +11,7 @@ route for that CIDR; see `AddressOwners`.
 import zlib
 from collections import Counter
 from collections.abc import Collection, Hashable, Iterable
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -42,11 +42,12 @@ Unique = Address | Mac | Cidr
 
 
 class AddressConflict(msgspec.Struct, frozen=True):
-    """A claim (address or CIDR, as text) of `peer` that `holder`, being senior, has."""
+    """A claim (address, MAC or CIDR, as text) of `peer` that `holder`, being senior, has."""
 
     claim: str
     holder: str
     peer: str
+    kind: Literal["address", "MAC", "CIDR"] = "CIDR"
 
 
 def _unique_of(peer: Peer) -> tuple[Unique, ...]:
@@ -54,10 +55,12 @@ def _unique_of(peer: Peer) -> tuple[Unique, ...]:
     return (*addresses, peer.mac, *peer.cidrs)
 
 
-def _unique_text(claim: Unique) -> str:
+def _conflict(claim: Unique, holder: str, name: str) -> AddressConflict:
     if isinstance(claim, Cidr):
-        return str(claim)
-    return format_mac(claim) if len(claim) == 6 else format_address(claim)
+        return AddressConflict(str(claim), holder, name)
+    if len(claim) == 6:
+        return AddressConflict(format_mac(claim), holder, name, "MAC")
+    return AddressConflict(format_address(claim), holder, name, "address")
 
 
 class Mesh:
@@ -149,7 +152,7 @@ class Mesh:
 
     def conflicts(self) -> list[AddressConflict]:
         """The address conflicts, in order."""
-        found = [AddressConflict(_unique_text(claim), holder, name) for claim, holder, name in self._owners.refused()]
+        found = [_conflict(claim, holder, name) for claim, holder, name in self._owners.refused()]
         return sorted(found, key=lambda conflict: (conflict.claim, conflict.peer))
 
     def items_of(self, name: str) -> list[tuple[str, Hashable]]:

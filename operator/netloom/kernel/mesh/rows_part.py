@@ -96,6 +96,11 @@ class MeshRows(Part[Desired]):
         """Without a walk over them."""
         return sum(len(table.pending) for table in self.mesh.tables.values())
 
+    def whose(self, item: Item) -> str:
+        """By the peers as they are."""
+        kind, key = item
+        return self.mesh.peer_of(kind, key) if kind in self.mesh.tables else ""
+
     @property
     def unknown(self) -> int:  # type: ignore[override]
         """Routes from an earlier life that no peer explains, and that are retained."""

@@ -11,7 +11,7 @@ from fnmatch import fnmatchcase
 import msgspec
 from msgspec.structs import replace
 
-from netloom.cidr import format_address
+from netloom.cidr import Address, format_address
 from netloom.kernel.mac import format_mac, link_local_of
 from netloom.kernel.mesh.desired import MeshNode
 from netloom.kernel.mesh.encapsulation import OVERHEAD, Encapsulation
@@ -81,6 +81,12 @@ def carrying(node: MeshNode, interfaces: Interfaces, outgoing: Collection[int]) 
         return [link for link in told if link.ifindex in outgoing] or told
     holders = {each.ifindex for each in interfaces.addresses if each.local.address == node.local}
     return used or [link for link in interfaces.links if link.ifindex in holders][:1]
+
+
+def absent_addresses(node: MeshNode, interfaces: Interfaces) -> tuple[Address, ...]:
+    """Of the addresses that the node is said to have, those that are on no device."""
+    held = {each.local.address for each in interfaces.addresses}
+    return tuple(address for address in dict.fromkeys((node.local, *node.claimed)) if address not in held)
 
 
 def underlay_mtu(node: MeshNode, interfaces: Interfaces, outgoing: Collection[int]) -> Mtu:

@@ -86,14 +86,17 @@ def node_changed(old: Node, new: Node) -> bool:
         or old.metadata.labels != new.metadata.labels
         or old.spec.pod_cidrs != new.spec.pod_cidrs
         or old.status.addresses != new.status.addresses
+        or old.status.ready.status != new.status.ready.status
     )
 
 
 def netloom_node_changed(old: NetloomNode, new: NetloomNode) -> bool:
-    """Whether allocation has to look again. Not at a status: two operators that disagree would answer each other."""
+    """Whether allocation has to look again. Not at what operators write of the status: two that disagree would answer
+    each other."""
     return (
         old.spec != new.spec
         or old.metadata.uid != new.metadata.uid
         or old.metadata.deletion_timestamp != new.metadata.deletion_timestamp
         or old.metadata.owner_references != new.metadata.owner_references
+        or old.status.absent_addresses != new.status.absent_addresses
     )

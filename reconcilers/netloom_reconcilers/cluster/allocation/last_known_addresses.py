@@ -4,18 +4,23 @@ A cloud controller that restarts, or a kubelet that cannot reach it, takes a Nod
 while; were they taken out of its NetloomNode as well, every other node would drop its tunnel. So the last InternalIP of
 each family stays in the NetloomNode until the Node reports another of that family, until another Node reports it, or
 until the Node is gone. ExternalIPs just follow: nothing is sent to them.
+
+Of several InternalIPs others use the first, so the one that `address_claims` chooses is put there. One that another
+Node has is written as what it is, contested, and the loss is told.
 """
 
 import msgspec
 
 from netloom.api.core import Node
 from netloom.api.odd_addresses import is_usable
-from netloom.api.v1alpha1 import NETLOOM_NODES, Address, NetloomNode
+from netloom.api.v1alpha1 import CONTESTED, NETLOOM_NODES, Address, NetloomNode
 from netloom.cidr import Address as Packed
-from netloom.cidr import Cidr, parse_address
+from netloom.cidr import Cidr, format_address, is_address, parse_address
 from netloom.runtime.store import Unsubscribe
+from netloom_reconcilers.cluster.allocation.address_claims import AddressClaims, Choice, Claim
 from netloom_reconcilers.cluster.allocation.incarnation import Incarnation, Member, NodesAffected
-from netloom_reconcilers.cluster.allocation.metrics import ADDRESSES_KEPT
+from netloom_reconcilers.cluster.allocation.left_out import LeftOut
+from netloom_reconcilers.cluster.allocation.metrics import ADDRESSES_CONTESTED, ADDRESSES_KEPT
 from netloom_reconcilers.cluster.allocation.node_objects import MAX_ADDRESSES, addresses_of
 from netloom_reconcilers.conditions import Conditions
 
@@ -24,66 +29,118 @@ CONDITION = "AddressReported"
 
 class NodeAddresses(msgspec.Struct, frozen=True):
     """What a node's NetloomNode shall say. `kept`: of its addresses, those that the Node does not report any more.
-    `taken`: those that it had and that another Node reports now, with that Node's name."""
+    `loss`: what it goes without, in sentences; empty if nothing. `contested`: of that, something another Node has."""
 
     addresses: tuple[Address, ...]
     kept: tuple[Address, ...] = ()
-    taken: tuple[tuple[Address, str], ...] = ()
+    loss: str = ""
+    contested: bool = False
 
-    def loss(self, name: str) -> str:
-        """What was lost, in sentences; empty if nothing."""
-        found = [
-            f"Node {name} reports no {_family(each)} address of type InternalIP any more: {each.ip}, its last, is "
-            "kept, and other nodes go on sending to it. Another is followed at once. Node status.addresses is "
-            "written by the kubelet or the cloud controller manager; if the node is gone, delete its Node."
-            for each in self.kept
-        ]
-        found += [
-            f"Node {name} reports no {_family(each)} address of type InternalIP any more, and {each.ip}, its "
-            f"last, is Node {other}'s now: nothing is sent to it. If Node {name} is gone, delete it."
-            for each, other in self.taken
-        ]
-        return " ".join(found)
+
+def _loss(name: str, kept: list[Address], taken: list[tuple[Address, str]]) -> list[str]:
+    found = [
+        f"Node {name} reports no {_family(each)} address of type InternalIP any more: {each.ip}, its last, is "
+        "kept, and other nodes go on sending to it. Another is followed at once. Node status.addresses is "
+        "written by the kubelet or the cloud controller manager; if the node is gone, delete its Node."
+        for each in kept
+    ]
+    found += [
+        f"Node {name} reports no {_family(each)} address of type InternalIP any more, and {each.ip}, its "
+        f"last, is Node {other}'s now: nothing is sent to it. If Node {name} is gone, delete it."
+        for each, other in taken
+    ]
+    return found
 
 
 class LastKnownAddresses(Member):
     """Follows the Nodes' addresses. A node is affected when another one reports the address that was kept for it."""
 
-    def __init__(self, incarnation: Incarnation, conditions: Conditions) -> None:
+    def __init__(self, incarnation: Incarnation, conditions: Conditions, left_out: LeftOut) -> None:
         """`conditions`: of a field manager that applies no other."""
         super().__init__(incarnation)
         self._conditions = conditions
+        self._left_out = left_out
         self._reporting: dict[Packed, set[str]] = {}
         self._kept: dict[str, frozenset[Packed]] = {}
         self._keepers: dict[Packed, set[str]] = {}
+        self._claims = AddressClaims()
+        self._contested: set[str] = set()
         ADDRESSES_KEPT.set(0)
+        ADDRESSES_CONTESTED.set(0)
 
-    def watch(self) -> Unsubscribe:
-        """Follows the cache from now on."""
-        return self._nodes.subscribe(self._node_changed)
+    def watch(self) -> list[Unsubscribe]:
+        """Follows the caches from now on."""
+        return [
+            self._nodes.subscribe(self._node_changed),
+            self._netloom_nodes.subscribe(lambda key, old, new: self._object_changed(key)),
+        ]
 
     def of(self, node: Node, obj: NetloomNode | None) -> NodeAddresses:
         """The addresses of a node whose NetloomNode is `obj`, in an order that a loss does not change."""
-        reported = tuple(each for each in addresses_of(node) if self.in_pod_cidr(each, obj) is None)
-        families = {_family(each) for each in reported if each.type == "InternalIP"}
+        name = node.metadata.name
+        reported, disputes = self._chosen(node, obj)
+        families = {_family(each) for each in reported if each.type in _OWN_TYPES}
         kept: list[Address] = []
         taken: list[tuple[Address, str]] = []
         for each in obj.spec.addresses if obj is not None else ():
-            if each.type != "InternalIP" or _family(each) in families or not is_usable(each.ip):
+            if each.type not in _OWN_TYPES or _family(each) in families or not is_usable(each.ip):
                 continue
-            others = self._reporting.get(parse_address(each.ip), set()) - {node.metadata.name}
+            others = self._reporting.get(parse_address(each.ip), set()) - {name}
             if others:
                 taken.append((each, min(others)))
             else:
-                kept.append(each)
+                kept.append(msgspec.structs.replace(each, type="InternalIP"))
+        loss = " ".join([*_loss(name, kept, taken), *disputes])
         if obj is None or not kept:
-            return NodeAddresses(reported, taken=tuple(taken))
+            return NodeAddresses(reported, loss=loss, contested=bool(disputes))
         order: dict[tuple[str, str], int] = {}
         for each in obj.spec.addresses:
             order.setdefault(_slot(each), len(order))
         merged = dict.fromkeys((*kept, *reported)[:MAX_ADDRESSES])
         ordered = sorted(merged, key=lambda each: order.get(_slot(each), len(order)))
-        return NodeAddresses(tuple(ordered), tuple(kept), tuple(taken))
+        return NodeAddresses(tuple(ordered), tuple(kept), loss, bool(disputes))
+
+    def _chosen(self, node: Node, obj: NetloomNode | None) -> tuple[tuple[Address, ...], list[str]]:
+        """The addresses that the Node reports, of its InternalIPs of a family the one first by which others reach it;
+        and sentences about what another has."""
+        name, disputes = node.metadata.name, list[str]()
+        reported = self._reported(node, obj)
+        inside = [each for each in reported if each.type == "InternalIP"]
+        ordered: dict[int, list[Address]] = {}  # by bytes of an address
+        for size in sorted({_size(each) for each in inside}):
+            mine = [each for each in inside if _size(each) == size]
+            choice = self._claims.choice(name, size)
+            if choice.holder:
+                disputes.append(self._dispute(name, choice))
+                mine = [Address(CONTESTED, each.ip) for each in mine]
+            first = [each for each in mine if parse_address(each.ip) == choice.address]
+            ordered[size] = [*first, *(each for each in mine if each not in first)]
+        result = (ordered[_size(each)].pop(0) if each.type == "InternalIP" else each for each in reported)
+        return tuple(result), disputes
+
+    def _dispute(self, name: str, choice: Choice) -> str:
+        holder, ip = choice.holder, format_address(choice.lost)
+        has, lost = self._nodes.get(holder), self._nodes.get(name)
+        what = (
+            f"Node {holder} ({_standing(has)}) and Node {name} ({_standing(lost)}) both report {ip}: {holder} has it, "
+            f"and nothing is sent to {name}."
+        )
+        if _unready(has) == _unready(lost) == 0:
+            way_out = (
+                f"If {ip} is a virtual IP (keepalived, kube-vip), have both kubelets report the machine's own address "
+                "(--node-ip); else give one of the machines another."
+            )
+        else:
+            silent = [each for each, node in ((holder, has), (name, lost)) if _unready(node) == _SILENT]
+            gone = f"Node {name}" if silent == [name] else "Node that is left over, once its kubelet is silent"
+            way_out = (
+                f"If one machine came back under another name, delete the {gone}; if there are two machines, give each "
+                "an address of its own, which its kubelet reports (--node-ip)."
+            )
+        return f"{what} {way_out}"
+
+    def _reported(self, node: Node, obj: NetloomNode | None) -> tuple[Address, ...]:
+        return tuple(each for each in addresses_of(node) if self.in_pod_cidr(each, obj) is None)
 
     def in_pod_cidr(self, address: Address, obj: NetloomNode | None) -> Cidr | None:
         """The block of pods' addresses in which one lies that the NetloomNode does not have yet: it is not taken for
@@ -97,13 +154,15 @@ class LastKnownAddresses(Member):
         be: a node that never lost one costs no write."""
         name = obj.metadata.name
         self._note(name, known.kept)
-        loss = known.loss(name)
-        if loss:
-            return await self._conditions.set(NETLOOM_NODES, obj, CONDITION, False, "InternalIPLost", loss)
+        (self._contested.add if known.contested else self._contested.discard)(name)
+        ADDRESSES_CONTESTED.set(len(self._contested))
+        if known.loss:
+            reason = "AddressContested" if known.contested else "InternalIPLost"
+            return await self._conditions.set(NETLOOM_NODES, obj, CONDITION, False, reason, known.loss)
         told = any(each.type == CONDITION and each.status != "True" for each in obj.status.conditions)
         if not told or not any(each.type == "InternalIP" for each in known.addresses):
             return None
-        message = f"Node {name} reports its addresses."
+        message = f"Node {name} reports addresses of its own."
         return await self._conditions.set(NETLOOM_NODES, obj, CONDITION, True, "InternalIPReported", message)
 
     def _note(self, name: str, addresses: tuple[Address, ...]) -> None:
@@ -119,9 +178,53 @@ class LastKnownAddresses(Member):
         _move(self._reporting, key, before, after)
         if new is None:
             self._note(key, ())
-        keepers = {name for number in after - before for name in self._keepers.get(number, ()) if name != key}
-        if keepers:
-            self._publish(NodesAffected(keepers))
+            self._contested.discard(key)
+        affected = {name for number in after - before for name in self._keepers.get(number, ()) if name != key}
+        affected |= self._claim(key)
+        if affected:
+            self._publish(NodesAffected(affected))
+
+    def look(self, name: str) -> None:
+        """What the node claims may be different: it is left out, or takes part again."""
+        self._object_changed(name)
+
+    def _object_changed(self, key: str) -> None:
+        if key in self._nodes and (affected := self._claim(key)):
+            self._publish(NodesAffected(affected))
+
+    def _claim(self, name: str) -> set[str]:
+        """What the node claims now; the others for which that matters."""
+        node, obj = self._nodes.get(name), self._netloom_nodes.get(name)
+        if node is None or name in self._left_out.names:
+            return self._claims.change(name, None)
+        addresses = tuple(parse_address(each.ip) for each in self._reported(node, obj) if each.type == "InternalIP")
+        if obj is None:
+            return self._claims.change(name, Claim(addresses, _unready(node), node.metadata.creation_timestamp))
+        absent = frozenset(parse_address(each) for each in obj.status.absent_addresses if is_address(each))
+        firsts = {_family(each): each.ip for each in reversed(obj.spec.addresses) if each.type == "InternalIP"}
+        current = frozenset(parse_address(each) for each in firsts.values() if is_address(each))
+        since = node.metadata.creation_timestamp
+        return self._claims.change(name, Claim(addresses, _unready(node), since, absent, current))
+
+
+_SILENT = 2
+_OWN_TYPES = ("InternalIP", CONTESTED)
+
+
+def _unready(node: Node | None) -> int:
+    """As of a `Claim`."""
+    said = node.status.ready.status if node is not None else ""
+    return {"True": 0, "Unknown": _SILENT}.get(said, 1)
+
+
+def _standing(node: Node | None) -> str:
+    ready = node.status.ready if node is not None else None
+    if ready is None or not ready.status:
+        return "not known to be Ready"
+    if ready.status == "True":
+        return "Ready"
+    what = "its kubelet is silent" if ready.status == "Unknown" else "NotReady"
+    return f"{what} since {ready.last_transition_time}"
 
 
 def _move(index: dict[Packed, set[str]], name: str, before: frozenset[Packed], after: frozenset[Packed]) -> None:
@@ -141,6 +244,10 @@ def _numbers(node: Node | None) -> frozenset[Packed]:
 
 def _family(address: Address) -> str:
     return "IPv6" if ":" in address.ip else "IPv4"
+
+
+def _size(address: Address) -> int:
+    return len(parse_address(address.ip))
 
 
 def _slot(address: Address) -> tuple[str, str]:

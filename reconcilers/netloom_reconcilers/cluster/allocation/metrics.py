@@ -44,6 +44,11 @@ ADDRESSES_KEPT = Gauge(
     "Nodes that report no InternalIP of a family that they had: the last known one is kept.",
     registry=REGISTRY,
 )
+ADDRESSES_CONTESTED = Gauge(
+    "netloom_nodes_address_contested",
+    "Nodes that report no address of a family but such as another Node reports as well, and has.",
+    registry=REGISTRY,
+)
 WRITES = Counter(
     "netloom_allocation_writes", "Writes of the allocation, by kind and verb.", ["kind", "verb"], registry=REGISTRY
 )

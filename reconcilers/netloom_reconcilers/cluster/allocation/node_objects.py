@@ -31,7 +31,8 @@ def addresses_of(node: Node) -> tuple[Address, ...]:
 
 
 def trimmed(node: Node) -> Node:
-    """What the operator keeps of a Node: 5,000 have the same labels but for a few, so their texts are kept once."""
+    """What the operator keeps of a Node: 5,000 have the same labels but for a few, so their texts are kept once; and
+    of its conditions whether it is Ready."""
     meta = node.metadata
     labels = {sys.intern(key): sys.intern(value) for key, value in meta.labels.items()} if meta.labels else _NOTHING
     kept = ObjectMeta(
@@ -42,7 +43,8 @@ def trimmed(node: Node) -> Node:
         labels=labels,
         annotations=_NOTHING,
     )
-    return msgspec.structs.replace(node, metadata=kept)
+    ready = tuple(each for each in node.status.conditions if each.type == "Ready")
+    return msgspec.structs.replace(node, metadata=kept, status=msgspec.structs.replace(node.status, conditions=ready))
 
 
 def owner_of(obj: NetloomNode) -> OwnerReference | None:
@@ -53,13 +55,12 @@ def owner_of(obj: NetloomNode) -> OwnerReference | None:
     return None
 
 
-def built(node: Node, mode: str, cidrs: Collection[Cidr], addresses: tuple[Address, ...] | None = None) -> NetloomNode:
-    """The NetloomNode to create. Without CIDRs it has no mode either: it holds no address of any. `addresses`: those of
-    the Node that are accepted, if not all."""
+def built(node: Node, mode: str, cidrs: Collection[Cidr], addresses: tuple[Address, ...]) -> NetloomNode:
+    """The NetloomNode to create. Without CIDRs it has no mode either: it holds no address of any."""
     return NetloomNode(
         metadata=ObjectMeta(name=node.metadata.name, owner_references=(_owner(node),)),
         spec=NetloomNodeSpec(
-            addresses=addresses_of(node) if addresses is None else addresses,
+            addresses=addresses,
             ipam=NodeIPAM(mode=cast(IPAMMode, mode), pod_cidrs=tuple(map(str, cidrs))) if cidrs else NodeIPAM(),
         ),
     )

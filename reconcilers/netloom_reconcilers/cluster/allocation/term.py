@@ -86,10 +86,10 @@ class Allocation:
         lock = ModeLock(shared)
         self._reader = LedgerReader(shared, lock)
         self._commits = CommitQueue(shared, lock, self._reader, LedgerWriter(shared, lock), policy)
-        self._addresses = LastKnownAddresses(shared, addressing)
+        self._left_out = LeftOut(shared)
+        self._addresses = LastKnownAddresses(shared, addressing, self._left_out)
         self._services = services or ServiceRanges(api)
         self._configuration = AllocationConfiguration(shared, self._addresses, self._services)
-        self._left_out = LeftOut(shared)
         self._waiting = WaitingNodes(self._react)
         self._nodes = NodesReconciler(
             shared, self._commits, self._configuration, self._addresses, self._left_out, self._waiting, policy.writers
@@ -132,7 +132,7 @@ class Allocation:
         for store in (self._stores.networks, self._stores.nodes, self._stores.netloom_nodes):
             await store.wait_synced()
         # The network first: what nodes are given depends on it.
-        leave = [*self._left_out.watch(), *self._configuration.watch(), self._addresses.watch(), *self._nodes.watch()]
+        leave = [*self._left_out.watch(), *self._configuration.watch(), *self._addresses.watch(), *self._nodes.watch()]
         leave.append(self._stores.netloom_nodes.on_replace(self._relisted))
         metrics.BLOCKS.source = self._allocator.blocks.usage
         try:

@@ -166,7 +166,7 @@ class Departures:
         words that do not change with every peer."""
         if lasting and not self._notice.lasts:
             return []
-        found = self.peers.problems()
+        found: list[str] = []
         if self.why and self.peers.held:
             names = sorted(self.peers.held)
             shown = ", ".join(names[:NAMES]) + (f" and {len(names) - NAMES} more" if len(names) > NAMES else "")
@@ -208,7 +208,11 @@ class Departures:
         if not self.peers.held and not self.unknown:
             self.why, again = "", None
             self._backoff.reset()
-        later = self._notice.note(self.errors(), len(self.peers), silent=self.peers.nodes.get(self.peers.own) is None)
+        later = self._notice.note(
+            [*self.peers.problems(), *self.errors()],
+            len(self.peers),
+            silent=self.peers.nodes.get(self.peers.own) is None,
+        )
         self.on_change()
         return min(filter(None, (again, later)), default=None)
 

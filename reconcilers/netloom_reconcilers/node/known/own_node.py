@@ -23,7 +23,7 @@ from netloom.api.v1alpha1 import Address, NetloomNode
 from netloom.cidr import Cidr
 from netloom.kernel.mesh.occupants import occupants
 from netloom.kernel.netlink.sockets import AnswerLost
-from netloom_reconcilers.node.known.peers import internal_ip, prefixes_of
+from netloom_reconcilers.node.known.peers import contested_ip, internal_ip, prefixes_of
 
 log = structlog.get_logger(__name__)
 
@@ -73,7 +73,7 @@ class OwnNode:
             kept = await self._lived_in(lost, all_of_them=not said) if lost else {}
             self._tell(kept)
             address = internal_ip(node)
-            self._address = "" if address else self._known.address
+            self._address = "" if address else contested_ip(node) or self._known.address
             self._explain(node, said)
             if write:
                 known = OwnRecord(self.node_name, address or self._address, (*node.spec.ipam.pod_cidrs, *self.kept))
@@ -114,7 +114,13 @@ class OwnNode:
     def _explain(self, node: NetloomNode, said: Collection[Cidr]) -> None:
         where, cidrs = f"NetloomNode {self.node_name}: ", ", ".join(self.kept)
         self._errors, self.reason = [], ""
-        if self._address:
+        if self._address and self._address == contested_ip(node):
+            self.reason = "AddressContested"
+            self._errors = [
+                f"{where}spec.addresses: {self._address} is another node's, too, which has it: nothing is sent to this "
+                "one. Its condition AddressReported names it, and says what to do."
+            ]
+        elif self._address:
             self.reason = "AddressLost"
             self._errors = [
                 f"{where}spec.addresses has no IPv4 address of type InternalIP any more: {self._address}, its last, is "

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 import msgspec
 import structlog
 
-from netloom.api.v1alpha1 import NetloomNode
+from netloom.api.v1alpha1 import CONTESTED, NetloomNode
 from netloom.cidr import Cidr
 from netloom.runtime.store import Store, Subscriber
 
@@ -90,8 +90,8 @@ def is_peer(node: NetloomNode) -> bool:
 
 
 def is_whole(node: NetloomNode) -> bool:
-    """Whether the node has all that others need to send to its pods."""
-    return is_peer(node) and bool(internal_ip(node))
+    """Whether the node has all that others need to send to its pods, or is known to have no address of its own."""
+    return is_peer(node) and bool(internal_ip(node) or contested_ip(node))
 
 
 def is_owned(node: NetloomNode) -> bool:
@@ -104,7 +104,7 @@ def complete(node: NetloomNode, before: NetloomNode) -> NetloomNode:
     spec = node.spec
     if not is_peer(node) and is_peer(before):
         spec = msgspec.structs.replace(spec, ipam=before.spec.ipam)
-    if not internal_ip(node) and internal_ip(before):
+    if not internal_ip(node) and not contested_ip(node) and internal_ip(before):
         spec = msgspec.structs.replace(spec, addresses=before.spec.addresses)
     return node if spec is node.spec else _junior(msgspec.structs.replace(node, spec=spec))
 
@@ -115,8 +115,17 @@ def _junior(node: NetloomNode) -> NetloomNode:
 
 def internal_ip(node: NetloomNode, *, ipv6: bool = False) -> str:
     """The node's first address of type InternalIP of the family; "" if it has none."""
+    return _first_ip(node, "InternalIP", ipv6=ipv6)
+
+
+def contested_ip(node: NetloomNode) -> str:
+    """The IPv4 address that the node reports, and that another one has; "" if there is none."""
+    return _first_ip(node, CONTESTED)
+
+
+def _first_ip(node: NetloomNode, type_: str, *, ipv6: bool = False) -> str:
     for address in node.spec.addresses:
-        if address.type == "InternalIP" and (":" in address.ip) is ipv6:
+        if address.type == type_ and (":" in address.ip) is ipv6:
             return address.ip
     return ""
 

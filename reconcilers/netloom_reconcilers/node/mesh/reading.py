@@ -1,13 +1,17 @@
 """What NetloomNodes mean for this node's mesh: this node, a peer, and in which words one cannot be used. Pure."""
 
+from collections.abc import Collection
+
 import msgspec
 
-from netloom.api.v1alpha1 import NETWORK_NAME, NetloomNetwork, NetloomNode, Routing
-from netloom.cidr import Address, Cidr, parse_address
+from netloom.api.node_addresses import unusable
+from netloom.api.v1alpha1 import CONTESTED, NETWORK_NAME, NetloomNetwork, NetloomNode, Routing
+from netloom.cidr import Address, Cidr, CidrError, format_address, is_address, parse_address
 from netloom.kernel.mac import mac_of
 from netloom.kernel.mesh.desired import MeshNode, Peer
+from netloom.kernel.mesh.mesh import AddressConflict
 from netloom_reconcilers.features.node import Obstacle
-from netloom_reconcilers.node.known.peers import HELD, internal_ip, prefixes_of
+from netloom_reconcilers.node.known.peers import HELD, contested_ip, internal_ip, prefixes_of
 from netloom_reconcilers.node.mesh.encapsulations import announced, encapsulations_to
 
 
@@ -28,8 +32,25 @@ def node_of(network: NetloomNetwork | None, node: NetloomNode | None, node_name:
         mtu=network.spec.mtu,
         addresses=tuple(prefix.packed for prefix in prefixes),
         devices=network.spec.devices,
+        claimed=claimed_by(node),
         strict=routing.mode == "native" and not routing.direct_routing_skip_unreachable,
     )
+
+
+def own_faults(node: MeshNode, network: NetloomNetwork, obj: NetloomNode, absent: Collection[Address]) -> list[str]:
+    """Sentences on why others cannot send to this node, as its own object and its machine's devices are."""
+    found, about = [], f"NetloomNode {obj.metadata.name}: spec.addresses"
+    if node.local in absent:
+        found.append(
+            f"{about}: others send to {format_address(node.local)}, and no device of this machine has it: they reach "
+            "this node only where a gateway translates it. Put it on a device, or let the kubelet report the machine's "
+            "own (--node-ip)."
+        )
+    routing = network.spec.routing
+    if node.strict and routing.auto_direct_node_routes and lacks_ipv6(obj):
+        why = "has no IPv6 address of type InternalIP, and native routes to its IPv6 pod CIDRs need one."
+        found.append(f"{about} {why} {_REPORT}")
+    return found
 
 
 class LocalNode(msgspec.Struct, frozen=True):
@@ -77,6 +98,17 @@ def peer_of(node: NetloomNode, local: LocalNode) -> tuple[Peer | None, tuple[str
     return peer, tuple(problems)
 
 
+def at_our_cost(node: NetloomNode, local: LocalNode) -> bool:
+    """Whether this node itself goes without something by what the remote one says: an older node claims what it has, or
+    another what its pods still live in. All else that is wrong with a remote node's object is that node's matter."""
+    prefixes, _ = pod_cidrs_of(node)
+    if any(prefix.overlaps(mine) for prefix in prefixes for mine in local.kept):
+        return True
+    claims = _underlay_of(node)[0] == local.address
+    claims = claims or any(prefix.overlaps(mine) for prefix in prefixes for mine in local.cidrs)
+    return claims and (node.metadata.creation_timestamp, node.metadata.name) < local.seniority
+
+
 def _clash(prefix: Cidr, node: NetloomNode, local: LocalNode) -> str:
     if any(prefix.overlaps(mine) for mine in local.cidrs if mine not in local.kept):
         _, younger = max((node.metadata.creation_timestamp, node.metadata.name), local.seniority)
@@ -99,22 +131,38 @@ def missing(network: NetloomNetwork | None, node_name: str) -> Obstacle:
 
 def _underlay_of(node: NetloomNode) -> tuple[Address | None, list[str]]:
     """The node's first internal IPv4 address: the underlay is IPv4."""
+    about, ip = f"NetloomNode {node.metadata.name}: spec.addresses", internal_ip(node)
+    if not ip:
+        if taken := contested_ip(node):
+            return None, [f"{about}: {taken} is another node's, too, which has it: nothing is sent to this one. {_SEE}"]
+        return None, [f"{about} has no IPv4 address of type InternalIP, and tunnels need one. {_REPORT}"]
     try:
-        if ip := internal_ip(node):
-            return parse_address(ip), []
-        why = " has no IPv4 address of type InternalIP, and tunnels need one. Let the kubelet report it."
-    except ValueError as error:
-        why = f": {error}"
-    return None, [f"NetloomNode {node.metadata.name}: spec.addresses{why}"]
+        address = parse_address(ip)
+    except CidrError as error:
+        return None, [f"{about}: {error}. {_REPORT}"]
+    if what := unusable(address):
+        return None, [f"{about}: {ip} is {what}, and no other node can send to it. {_REPORT}"]
+    return address, []
+
+
+_REPORT = "Let the kubelet report it (--node-ip)."
+_SEE = "Its condition AddressReported names it, and says what to do."
+
+
+def claimed_by(node: NetloomNode) -> tuple[Address, ...]:
+    """All addresses of its own that it is said to have, whoever else is, too."""
+    texts = [each.ip for each in node.spec.addresses if each.type in ("InternalIP", CONTESTED)]
+    return tuple(address for ip in texts if is_address(ip) and not unusable(address := parse_address(ip)))
 
 
 def underlay6_of(node: NetloomNode) -> Address:
     """Its first internal IPv6 address, empty if it has none: native routes to its IPv6 pod CIDRs go there."""
     ip = internal_ip(node, ipv6=True)
     try:
-        return parse_address(ip) if ip else b""
-    except ValueError:
+        address = parse_address(ip) if ip else b""
+    except CidrError:
         return b""
+    return b"" if address and unusable(address) else address
 
 
 def pod_cidrs_of(node: NetloomNode) -> tuple[tuple[Cidr, ...], tuple[str, ...]]:
@@ -122,9 +170,25 @@ def pod_cidrs_of(node: NetloomNode) -> tuple[tuple[Cidr, ...], tuple[str, ...]]:
     return prefixes_of(f"NetloomNode {node.metadata.name}", ("spec.ipam.podCIDRs", node.spec.ipam.pod_cidrs))
 
 
+def conflict_text(conflict: AddressConflict) -> str:
+    """A sentence about what two peers claim. By age alone it is not known which of them lives."""
+    claim, holder, peer = conflict.claim, conflict.holder, conflict.peer
+    what = f"{claim} is claimed by {holder} and {peer}; {holder} is older and keeps it."
+    if conflict.kind == "CIDR":
+        return f"{what} Drain {peer}, and delete its Node."
+    if conflict.kind == "MAC":
+        return f"{what} It is made from the names of the nodes: give {peer} another."
+    return f"{what} Delete the Node of the two that is gone, or give one of them another address."
+
+
+def lacks_ipv6(node: NetloomNode) -> bool:
+    """Whether it has IPv6 pod CIDRs, and no address to which native routes to them could go."""
+    return not underlay6_of(node) and any(":" in cidr for cidr in node.spec.ipam.pod_cidrs)
+
+
 def unreachable(name: str, node: NetloomNode | None) -> str:
     """A sentence about a peer that can only be reached natively, and is not on a network of this node."""
-    if node is not None and not underlay6_of(node) and any(":" in cidr for cidr in node.spec.ipam.pod_cidrs):
+    if node is not None and lacks_ipv6(node):
         why = "has no IPv6 address of type InternalIP, and native routes to its IPv6 pod CIDRs need one"
     else:
         why = "has no address on a network of this node, and autoDirectNodeRoutes needs that"
