@@ -99,10 +99,20 @@ class NetworkIPAMStatus(Struct, frozen=True):
     in_use: str = ""
 
 
+class NodeCounts(Struct, frozen=True):
+    """status.nodes of a NetloomNetwork, some seconds old; `netloom.api.verdict` says what counts as what."""
+
+    total: int
+    ready: int
+    waiting: int
+    not_heard_of: int
+
+
 class NetworkStatus(Struct, frozen=True):
-    """status of a NetloomNetwork."""
+    """status of a NetloomNetwork. Conditions: `Ready`, `Degraded` (operator)."""
 
     ipam: NetworkIPAMStatus = NetworkIPAMStatus()
+    nodes: NodeCounts | None = None
     conditions: tuple[Condition, ...] = ()
 
 
