@@ -380,6 +380,16 @@ async def test_counts_that_change_all_the_time() -> None:
     assert len(set(world.events)) == len(world.events) == 1, "one Event, however often it is counted anew"
 
 
+async def test_what_is_wrong_changes_all_the_time() -> None:
+    world = World(2)
+    for number in range(10):
+        world.tell("n0", *(("False", f"Reason{number}") if number % 2 else ("True", "InSync")))
+        world.tell("n1", *(("True", "InSync") if number % 2 else ("False", f"Reason{number}")))
+        await world.pass_(5, "n0", "n1")
+    assert {each[0] for each in world.summary()} == {"True"}
+    assert 3 <= len(world.summary()) <= 5
+
+
 async def test_no_network() -> None:
     world = World(1)
     world.caches.networks.remove("default")

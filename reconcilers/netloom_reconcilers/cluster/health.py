@@ -144,10 +144,10 @@ class Health:
     async def turn(self) -> None:
         """One look at the caches, and what is to be written by it."""
         self._listen()
-        self._heard.expect({*self._caches.netloom_nodes, *self._caches.nodes})
+        self._heard.expect(set(self._caches.netloom_nodes))  # without one, an agent has no Lease
         verdict = METRICS.verdict = self._verdict()
         try:
-            await self._mark(verdict.totals.nodes)
+            await self._mark()
             await self.summary.tell(verdict)
         except ApiError as error:
             log.warning("what is wrong with the cluster is not told", error=str(error))
@@ -190,11 +190,11 @@ class Health:
 
     # Nodes whose agents are silent
 
-    async def _mark(self, nodes: int) -> None:
+    async def _mark(self) -> None:
         if self._deaf:
             return
         silent = self._heard.silent()
-        allowed = self._pace.allowed(self._clock(), nodes, len(silent))
+        allowed = self._pace.allowed(self._clock(), len(self._caches.netloom_nodes), len(silent))
         for obj in self._to_mark(silent):
             if allowed < 1:
                 return

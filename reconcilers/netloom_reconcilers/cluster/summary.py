@@ -17,9 +17,9 @@ from netloom.runtime.store import Store
 from netloom_reconcilers.conditions import Conditions, ConditionStatus
 
 SETTLE_SECONDS = 10.0
-"""How long a verdict must have the same reason before it is told."""
+"""How long all must have been well, or something wrong, before that is told."""
 RETELL_SECONDS = 10.0
-"""How soon other words and counts of the same are told. 5,000 agents are sent each of these writes."""
+"""How soon other reasons, words and counts are told. 5,000 agents are sent each of these writes."""
 SHOWN = 5
 """Groups of problems that the message tells; `netloom status` tells all."""
 
@@ -68,7 +68,7 @@ class Summary:
         self._networks = networks
         self._conditions = conditions
         self._clock = clock
-        self._reason = ""
+        self._healthy: bool | None = None
         self._since = self._told_at = -math.inf
 
     async def tell(self, verdict: Verdict) -> None:
@@ -76,14 +76,12 @@ class Summary:
         network = self._networks.get(NETWORK_NAME)
         if network is None:
             return
-        now, reason = self._clock(), _reason(verdict)
-        if reason != self._reason:
-            self._reason, self._since = reason, now
+        now = self._clock()
+        if verdict.healthy != self._healthy:
+            self._healthy, self._since = verdict.healthy, now
         held = next((each for each in network.status.conditions if each.type == SUMMARY), None)
-        if held is None or held.reason != reason:
-            if now < self._since + SETTLE_SECONDS:
-                return
-        elif now < self._told_at + RETELL_SECONDS:
+        same = held is not None and held.status == ("False" if verdict.healthy else "True")
+        if now < (self._told_at + RETELL_SECONDS if same else self._since + SETTLE_SECONDS):
             return
         totals = verdict.totals
         counts = NodeCounts(
@@ -92,6 +90,7 @@ class Summary:
             waiting=totals.waiting,
             not_heard_of=totals.agents_silent + totals.agents_never_seen,
         )
+        reason = verdict.problems[0].reason if verdict.problems else "AllWell"
         await self._write(network, verdict.healthy, reason, _message(verdict), counts)
 
     async def tell_crash(self, crash: str) -> None:
@@ -116,10 +115,6 @@ class Summary:
         if written is not None:
             self._told_at = self._clock()
             self._networks.put(written)
-
-
-def _reason(verdict: Verdict) -> str:
-    return verdict.problems[0].reason if verdict.problems else "AllWell"
 
 
 def _message(verdict: Verdict) -> str:
