@@ -174,6 +174,7 @@ async def test_a_write_that_was_not_answered_is_no_other_agent() -> None:
         world.server.unanswered = True
         await world.turns()
         assert "no answer" in world.life.fault
+        assert world.life.silence == "", "nobody counts one that is lost"
         world.server.unanswered = False
         assert await world.turns() == ["get", "replace"]
     assert (world.life.twin, world.life.fault) == ("", "")
@@ -204,6 +205,7 @@ async def test_a_lease_that_cannot_be_written_is_said_once_and_asked_for_seldom(
     begin = world.now
     asked = await world.turns(30)
     assert not world.life.given
+    assert world.life.silence == world.life.fault
     assert world.life.fault.startswith("Lease kube-system/netloom-agent-n0: cannot be renewed: ")
     assert way_out in world.life.fault
     assert world.changes == 1

@@ -177,7 +177,7 @@ class Agent(Collector):
             on_change=self._changed,
         )
         self.manager.add("sign of life", life.run, restart=True)
-        self.manager.health.ready("sign of life", lambda: life.fault or life.twin)
+        self.manager.health.ready("sign of life", lambda: life.silence or life.twin)
         return life
 
     def _idle(self) -> str:

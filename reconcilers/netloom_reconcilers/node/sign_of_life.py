@@ -67,6 +67,11 @@ class SignOfLife:
         return self.clock() < self._given_until
 
     @property
+    def silence(self) -> str:
+        """Why it cannot, as a sentence; "" while it can, were the last renewal a failure."""
+        return "" if self.given else self.fault
+
+    @property
     def twin(self) -> str:
         """That another agent renews the same Lease, as a sentence that both of them say; "" if none does."""
         if self._forestalled < TWIN_AFTER:
