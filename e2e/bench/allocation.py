@@ -47,7 +47,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from netloom.roles.operator import CONNECTIONS, LEASE
+from netloom.api.verdict import OPERATOR_LEASE
+from netloom.roles.operator import CONNECTIONS
 from netloom_e2e import bench, crds, gauges, load
 from netloom_e2e.bench import Wrong
 from netloom_e2e.cluster import ControlPlane
@@ -239,7 +240,7 @@ class Bench:
         writes = gauges.writes(self._plane.client)
         writes.subtract(before)
         self._plane.delete_all(NETLOOM_NODES, LEDGERS, NETWORKS)
-        self._plane.kubectl("delete", "lease", "--ignore-not-found", "-n", "kube-system", LEASE)
+        self._plane.kubectl("delete", "lease", "--ignore-not-found", "-n", "kube-system", OPERATOR_LEASE)
         return Run(timed.nodes, timed.seconds, timed.cpu, timed.server_cpu, memory, +writes)
 
     # The actors

@@ -16,9 +16,12 @@ from netloom.runtime.events import EventRecorder
 
 OPERATOR, AGENT = "netloom-operator", "netloom-agent"
 ADDRESSES = "netloom-operator-addresses"
+HEALTH = "netloom-operator-health"
 """Field managers: who owns which condition in managedFields. One each: what it applied and does not list again goes.
 A feature of the agent that has a condition applies it as `manager_of`."""
 MESSAGE_LIMIT = 32768
+
+ConditionStatus = Literal["True", "False", "Unknown"]
 
 T = TypeVar("T", NetloomNetwork, NetloomNode)
 
@@ -46,23 +49,37 @@ class Conditions:
         self._on_write = on_write
 
     async def set(
-        self, res: Resource[T], obj: T, type_: str, good: bool, reason: str, message: str, *, warns: bool = False
+        self,
+        res: Resource[T],
+        obj: T,
+        type_: str,
+        good: bool,
+        reason: str,
+        message: str,
+        *,
+        warns: bool = False,
+        status: ConditionStatus | None = None,
+        **beside: msgspec.Struct,
     ) -> T | None:
-        """The object as written, or None where nothing had to be, or it is not there any more. `good`: it is True.
-        `warns`: it is, and there is something to be done all the same."""
+        """The object as written, or None where nothing had to be, or it is not there any more. `good`: it is True,
+        unless `status` says otherwise.
+        warns: it is, and there is something to be done all the same. beside: further fields of the status, which this
+        field manager owns as well."""
         meta = obj.metadata
-        status: Literal["True", "False"] = "True" if good else "False"
+        status = status or ("True" if good else "False")
         old = next((each for each in obj.status.conditions if each.type == type_), None)
         message = message[:MESSAGE_LIMIT]
-        if old is not None and (old.status, old.reason, old.message) == (status, reason, message):
+        same = all(getattr(obj.status, name) == value for name, value in beside.items())
+        if same and old is not None and (old.status, old.reason, old.message) == (status, reason, message):
             return None
-        if old is not None or not good or warns:
+        recounted = bool(beside) and old is not None and (old.status, old.reason) == (status, reason)
+        if (old is not None or not good or warns) and not recounted:
             reference = ObjectReference(api_version=res.api_version, kind=res.kind, name=meta.name, uid=meta.uid)
             self._events.event(reference, "Normal" if good and not warns else "Warning", reason, message)
         since = old.last_transition_time if old and old.status == status else timestamp(self._api.clock.now())
         new = Condition(type_, status, reason, message, since, meta.generation)
-        conditions = {"conditions": [msgspec.to_builtins(new)]}
-        patch = {"metadata": {"name": meta.name, "uid": meta.uid}, "status": conditions}
+        told = {"conditions": [msgspec.to_builtins(new)]} | {k: msgspec.to_builtins(v) for k, v in beside.items()}
+        patch = {"metadata": {"name": meta.name, "uid": meta.uid}, "status": told}
         self._on_write(res.kind)
         try:
             return await self._api.patch(

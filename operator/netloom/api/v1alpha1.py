@@ -107,10 +107,20 @@ class NetworkIPAMStatus(Struct, frozen=True):
     nodes_left_out: int = 0
 
 
+class NodeCounts(Struct, frozen=True):
+    """status.nodes of a NetloomNetwork, some seconds old; `netloom.api.verdict` says what counts as what."""
+
+    total: int
+    ready: int
+    waiting: int
+    not_heard_of: int
+
+
 class NetworkStatus(Struct, frozen=True):
-    """status of a NetloomNetwork."""
+    """status of a NetloomNetwork. Conditions: `Ready`, `Degraded` (operator)."""
 
     ipam: NetworkIPAMStatus = NetworkIPAMStatus()
+    nodes: NodeCounts | None = None
     conditions: tuple[Condition, ...] = ()
 
 

@@ -19,6 +19,7 @@ from netloom.cli.help import Commands, show_help
 from netloom.cli.options import (
     Cluster,
     Features,
+    GracePeriod,
     HttpAddress,
     Logging,
     Manifests,
@@ -64,9 +65,9 @@ class Leading:
     """Who leads."""
 
     leader_elect: Annotated[bool, typer.Option(help="Work only while holding the lease.")] = True
-    lease_namespace: Annotated[str, typer.Option(envvar="POD_NAMESPACE", help="Namespace of the lease.")] = (
-        "kube-system"
-    )
+    lease_namespace: Annotated[
+        str, typer.Option(envvar="POD_NAMESPACE", help="Namespace of the lease, and of those of the agents.")
+    ] = "kube-system"
     identity: Annotated[str, typer.Option(envvar="POD_NAME", help="Name of this replica in the lease.")] = _HOST
 
 
@@ -88,6 +89,16 @@ class Webhook:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Living:
+    """How an agent says that it lives."""
+
+    lease_namespace: Annotated[
+        str, typer.Option(envvar="POD_NAMESPACE", help="Namespace of the Lease that says that this agent lives.")
+    ] = "kube-system"
+    grace_period: GracePeriod = 40.0
+
+
+@dataclass(frozen=True, kw_only=True)
 class NodeOptions:
     """Whose kernel, from which objects, with which features."""
 
@@ -104,6 +115,7 @@ def operator(
     cluster: Cluster,
     leading: Leading,
     features: Features = "*",
+    grace_period: GracePeriod = 40.0,
     http_address: HttpAddress = "127.0.0.1:9963",
     webhook: Webhook,
     guarding: guard.Guarding,
@@ -123,6 +135,7 @@ def operator(
         **vars(cluster),
         **vars(leading),
         features=features,
+        grace_period=grace_period,
         http_address=http_address,
         guard=serving.options(scope, **at) if webhook.webhook_address else None,
     )
@@ -135,6 +148,7 @@ def agent(
     *,
     node: NodeOptions,
     cluster: Cluster,
+    living: Living,
     http_address: Annotated[
         str, typer.Option(help="Where /healthz, /readyz, /metrics and /status are served.")
     ] = "127.0.0.1:9964",
@@ -144,7 +158,7 @@ def agent(
     logging.begin()
     from netloom.roles.agent import AgentOptions, run_agent
 
-    logging.run(run_agent(AgentOptions(**vars(node), **vars(cluster), http_address=http_address)))
+    logging.run(run_agent(AgentOptions(**vars(node), **vars(cluster), **vars(living), http_address=http_address)))
 
 
 class OptionalWait(TyperCommand):

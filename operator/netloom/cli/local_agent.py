@@ -16,7 +16,7 @@ ADDRESS = "127.0.0.1:9964"
 """Where it answers if it was not told otherwise."""
 _TIMEOUT = aiohttp.ClientTimeout(total=2)
 _NAMED = 3
-"""Errors that are told; the agent's own /status has all."""
+"""Errors that are told, and warnings; the agent's own /status has all."""
 
 
 class Facts(msgspec.Struct, frozen=True, rename="camel"):
@@ -27,6 +27,7 @@ class Facts(msgspec.Struct, frozen=True, rename="camel"):
     drift_repaired: int
     netlink_writes: int
     errors: tuple[str, ...]
+    warnings: tuple[str, ...] = ()
     peers: int | None = None
     mtu: int | None = None
     mtu_source: str = ""
@@ -41,6 +42,13 @@ class LocalAgent:
     silence: str = ""
     nobody: bool = False
     """Nothing listens there."""
+
+    @property
+    def warnings(self) -> list[str]:
+        """What the agent says is wrong with other nodes: each says so itself, and is a problem there."""
+        said = self.facts.warnings if self.facts is not None else ()
+        more = [f"And {len(said) - _NAMED} more: see its /status."] if len(said) > _NAMED else []
+        return [f"agent of this machine: {each}" for each in (*said[:_NAMED], *more)]
 
     @property
     def troubles(self) -> list[Trouble]:

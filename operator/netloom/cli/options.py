@@ -45,6 +45,12 @@ Features = Annotated[
         help="What it does: * for all, or names, by commas; -NAME takes one away, as in --features=-masquerade.",
     ),
 ]
+GracePeriod = Annotated[
+    float,
+    typer.Option(
+        metavar="SECONDS", min=1, help="Silence after which an agent counts as not heard of; more in a large cluster."
+    ),
+]
 HttpAddress = Annotated[str, typer.Option(help="Where /healthz, /readyz and /metrics are served.")]
 Output = Annotated[Literal["text", "json"], typer.Option("-o", "--output", help="text or json.")]
 StatusOutput = Annotated[

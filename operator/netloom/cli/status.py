@@ -14,9 +14,10 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from netloom.api.core import NODES, Node
+from netloom.api.core import NODES
 from netloom.api.errors import UserError, in_words, sentences
 from netloom.api.meta import Condition, Object, Resource
+from netloom.api.participation import takes_part
 from netloom.api.v1alpha1 import NETLOOM_NODES, NETWORK_NAME, NETWORKS, NetloomNetwork
 from netloom.api.verdict import (
     AGENT_LABEL,
@@ -96,14 +97,7 @@ class StatusReport(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
         return None if self.agent is None else msgspec.convert(self.agent, local_agent.Facts)
 
 
-def takes_part(node: Node, network: NetloomNetwork | None) -> bool:
-    """Whether a Node is Netloom's."""
-    return True
-
-
-async def collect(
-    api: Api, asked: Asked, takes_part: Callable[[Node, NetloomNetwork | None], bool] = takes_part
-) -> StatusReport:
+async def collect(api: Api, asked: Asked) -> StatusReport:
     """Ask the API server and this machine's agent, at the same time. Raises ConfigError if the cluster is not there."""
     await api.check()
     agents_only = {"namespace": asked.lease_namespace, "label_selector": f"{AGENT_LABEL}=true"}
@@ -139,12 +133,12 @@ async def collect(
 def _report(
     api: Api, verdict: Verdict, network: NetloomNetwork | None, agent: LocalAgent, asked: Asked
 ) -> StatusReport:
-    told = agent.silence if not (asked.agent_address or agent.nobody) else ""
+    told = [agent.silence] if agent.silence and not (asked.agent_address or agent.nobody) else agent.warnings
     return StatusReport(
         time=timestamp(api.clock.now()),
         network=None if network is None else _facts(network),
         agent=agent.said,
-        notes=(told,) if told else (),
+        notes=tuple(told),
         **{field: getattr(verdict, field) for field in verdict.__struct_fields__},
     )
 

@@ -39,8 +39,10 @@ from netloom_reconcilers.node.known.departures import Departures, NodeLookup
 from netloom_reconcilers.node.known.own_node import RECORD
 from netloom_reconcilers.node.known.peers import is_owned
 from netloom_reconcilers.node.masquerade import MasqueradeFeature
+from netloom_reconcilers.node.sign_of_life import SignOfLife
 from netloom_reconcilers.node.status import NodeStatusReconciler, readiness_of
 from netloom_reconcilers.node.tunnels import TunnelsFeature
+from netloom_reconcilers.signs_of_life import GRACE_SECONDS
 
 log = structlog.get_logger(__name__)
 
@@ -50,10 +52,17 @@ FEATURES: tuple[type[NodeFeature], ...] = (
 )
 """What an agent can do, in the order in which it is planned, told and cleaned up."""
 
+STUCK = 60.0
+"""Seconds after which a keeper that has not ended its pass counts as stuck. One of 10,000 peers takes a second."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AgentOptions:
-    """What `netloom agent` was asked to do. `manifests` set: no cluster is spoken to. features: as for `chosen`."""
+    """What `netloom agent` was asked to do. `manifests` set: no cluster is spoken to. features: as for `chosen`.
+
+    lease_namespace: of the Lease that says that this agent lives. grace_period: seconds of silence that it is allowed;
+    more in a large cluster.
+    """
 
     node_name: str
     kubeconfig: str | None = None
@@ -62,6 +71,8 @@ class AgentOptions:
     run_dir: Path = Path("/run/netloom")
     http_address: str = "127.0.0.1:9964"
     features: str = "*"
+    lease_namespace: str = "kube-system"
+    grace_period: float = GRACE_SECONDS
 
 
 @asynccontextmanager
@@ -141,6 +152,8 @@ class Agent(Collector):
             on_change=self._changed,
         )
         self._conditions: list[NodeStatusReconciler] = []
+        self.life: SignOfLife | None = None
+        """None where there is no cluster to give signs of life to."""
         found.add_to(self.manager)
         for feature in self.features:
             self.manager.health.ready(feature.name, lambda each=feature: "" if each.applied else "nothing applied yet")  # type: ignore[misc]
@@ -150,11 +163,33 @@ class Agent(Collector):
         if api is not None and events is not None:
             follow_api_server(api, self.manager)
             self.manager.add("events", events.run, restart=True)
-            self._add_conditions(api, events)
+            self.life = self._give_signs_of_life(api, options)
+            self._add_conditions(api, events, self.life)
 
-    def _add_conditions(self, api: Api, events: EventRecorder) -> None:
+    def _give_signs_of_life(self, api: Api, options: AgentOptions) -> SignOfLife:
+        life = SignOfLife(
+            api,
+            options.node_name,
+            self.context.nodes,
+            options.lease_namespace,
+            options.grace_period,
+            idle=self._idle,
+            on_change=self._changed,
+        )
+        self.manager.add("sign of life", life.run, restart=True)
+        self.manager.health.ready("sign of life", lambda: life.silence or life.twin)
+        return life
+
+    def _idle(self) -> str:
+        """Why this process does no work, "" while it does. The loop of each keeper waits for its kernel alone."""
+        stuck = [feature.name for feature in self.features if feature.keeper and feature.keeper.busy_seconds > STUCK]
+        said = f"the kernel has not answered {', '.join(stuck)} for more than {STUCK:g} s; see the kernel's log."
+        return said if stuck else ""
+
+    def _add_conditions(self, api: Api, events: EventRecorder, life: SignOfLife) -> None:
         name, nodes = self.context.node_name, self.context.nodes
-        status = NodeStatusReconciler(name, nodes, Conditions(api, events, AGENT), self.readiness)
+        conditions = Conditions(api, events, AGENT)
+        status = NodeStatusReconciler(name, nodes, conditions, self.readiness, heard_of=lambda: life.given)
         self.manager.add("node status", status.controller.run, restart=True)
         self._conditions.append(status)
         for each in [feature for feature in self.features if feature.condition]:
@@ -172,6 +207,9 @@ class Agent(Collector):
 
     def readiness(self) -> Readiness | None:
         """For the node's condition; None until the objects have been read."""
+        if self.life is not None and self.life.twin:
+            # Nothing of this agent's own: both write the condition, and would answer each other for ever.
+            return Readiness(False, "TwoAgents", self.life.twin)
         obstacle = next(filter(None, (feature.obstacle for feature in self.features)), None)
         if obstacle is None and not self._applied and not self.manager.crashes:
             return None
@@ -188,6 +226,7 @@ class Agent(Collector):
             found += feature.errors()
         found += self.departures.errors(lasting=lasting)
         found += self.manager.crashes
+        found += [f"The kernel side does not work: {idle}"] if (idle := self._idle()) else []
         return list(dict.fromkeys(found))  # a missing object is missed by several
 
     def _warnings(self) -> list[str]:
@@ -219,6 +258,8 @@ class Agent(Collector):
             "errors": errors,
             "warnings": self._warnings(),
         }
+        if self.life is not None:
+            facts["signOfLife"] = self.life.fault or self.life.twin or ("given" if self.life.given else "not yet given")
         for feature in self.features:
             facts |= feature.facts()
         return facts

@@ -17,6 +17,7 @@ from netloom.api.core import NODES
 from netloom.api.errors import in_words, sentences
 from netloom.api.meta import Resource, T
 from netloom.api.v1alpha1 import NETLOOM_NODES, NETWORKS
+from netloom.api.verdict import OPERATOR_LEASE
 from netloom.roles.sources import Sources
 from netloom.roles.webhook import DRAIN_SECONDS, Guard, GuardOptions, WatchedStore
 from netloom.runtime import health
@@ -29,15 +30,16 @@ from netloom.runtime.terms import Terms
 from netloom_reconcilers.cluster.allocation.incarnation import netloom_node_changed, node_changed
 from netloom_reconcilers.cluster.allocation.node_objects import trimmed
 from netloom_reconcilers.cluster.allocation.term import AllocationFeature
+from netloom_reconcilers.cluster.health import HealthFeature
 from netloom_reconcilers.features import chosen
 from netloom_reconcilers.features.cluster import ClusterContext, ClusterFeature, TermWork
+from netloom_reconcilers.signs_of_life import GRACE_SECONDS
 
 log = structlog.get_logger(__name__)
 
-FEATURES: tuple[type[ClusterFeature], ...] = (AllocationFeature,)
+FEATURES: tuple[type[ClusterFeature], ...] = (AllocationFeature, HealthFeature)
 """What the leader of the operators can do."""
 
-LEASE = "netloom-operator"
 CONNECTIONS = 36
 """32 writers of nodes, and some for ledgers, conditions and Events."""
 
@@ -54,6 +56,8 @@ class OperatorOptions:
     http_address: str = "127.0.0.1:9963"
     features: str = "*"
     """As for `chosen`."""
+    grace_period: float = GRACE_SECONDS
+    """Seconds of silence that are allowed to agents that do not say it themselves; more in a large cluster."""
     guard: GuardOptions | None = None
     """Of the guard that every replica serves, leader or not; None: there is none."""
 
@@ -81,8 +85,15 @@ class Operator:
         self._events = EventRecorder(api, "netloom-operator", host=options.identity)
         self._sources = Sources(api, trims={NODES.kind: trimmed})
         self._working: dict[str, TermWork] = {}
+        identity = options.identity or os.uname().nodename
         context = ClusterContext(
-            api=api, events=self._events, caches=self._sources, crashes=lambda: self.manager.crashes
+            api=api,
+            events=self._events,
+            caches=self._sources,
+            crashes=lambda: self.manager.crashes,
+            identity=identity,
+            lease_namespace=options.lease_namespace,
+            grace_period=options.grace_period,
         )
         made = [make(context) for make in chosen(features, options.features)]
         self.manager.add("events", self._events.run, restart=True)
@@ -90,8 +101,9 @@ class Operator:
         if options.guard:
             self._guard = Guard(api, options.guard, self.manager, self._events, self._caches())
         self._sources.add_to(self.manager)
-        identity = options.identity or os.uname().nodename
-        elector = LeaderElector(api, LEASE, options.lease_namespace, identity) if options.leader_elect else None
+        elector = (
+            LeaderElector(api, OPERATOR_LEASE, options.lease_namespace, identity) if options.leader_elect else None
+        )
         terms = Terms(elector)
         self.manager.add("leadership", terms.run, restart=True)
         for feature in made:

@@ -40,8 +40,17 @@ class Sources:
         self._stores: dict[str, Store[Any]] = {}
         self._matters: dict[str, list[Callable[[Any, Any], bool]]] = {}
         self._watches: dict[str, ListWatch[Any]] = {}
+        self._optional: set[str] = set()
 
-    def store(self, resource: Resource[T], changed: Callable[[T, T], bool] | None = None) -> Store[T]:
+    def store(
+        self,
+        resource: Resource[T],
+        changed: Callable[[T, T], bool] | None = None,
+        *,
+        namespace: str = "",
+        label_selector: str = "",
+        optional: bool = False,
+    ) -> Store[T]:
         """See `netloom_reconcilers.features.Caches`. To be asked before anything runs."""
         kind = resource.kind
         matters = self._matters.setdefault(kind, [])
@@ -55,7 +64,11 @@ class Sources:
                     changed=lambda old, new: any(each(old, new) for each in matters),
                     trim=self._trims.get(kind),
                     timing=self._timing,
+                    namespace=namespace,
+                    label_selector=label_selector,
                 )
+            if optional:
+                self._optional.add(f"watch of {kind}")
         return self._stores[kind]
 
     def watch(self, resource: Resource[T]) -> ListWatch[T] | None:
@@ -71,7 +84,8 @@ class Sources:
         """Run under this manager; say in its health what is wrong."""
         for name, (run, fault) in self._components().items():
             manager.add(name, run, restart=True)
-            manager.health.ready(name, fault)
+            if name not in self._optional:
+                manager.health.ready(name, fault)
 
     async def fill(self) -> None:
         """Read everything once. Raises ConfigError, which says what was in the way."""

@@ -10,9 +10,8 @@ import msgspec
 import pytest
 from aiohttp import web
 
-from netloom.api.core import Node
 from netloom.api.errors import UserError
-from netloom.api.v1alpha1 import NetloomNetwork
+from netloom.api.v1alpha1 import IGNORE_LABEL
 from netloom.api.verdict import OPERATOR_LEASE
 from netloom.cli import local_agent, status
 from netloom.cli.status import Asked, StatusReport, collect, duration, wait_until_healthy
@@ -171,11 +170,8 @@ async def test_nodes_that_take_no_part_are_counted_apart(server: ScriptedApi, ap
     fill(server, "a")
     server.put(NODES, {"metadata": {"name": "virtual"}})
     assert not (await collect(api, Asked())).healthy
-
-    def takes_part(node: Node, network: NetloomNetwork | None) -> bool:
-        return network is not None and node.metadata.name != "virtual"
-
-    report = await collect(api, Asked(), takes_part)
+    server.put(NODES, {"metadata": {"name": "virtual", "labels": {IGNORE_LABEL: "true"}}})
+    report = await collect(api, Asked())
     assert report.healthy
     assert (report.totals.nodes, report.totals.left_out) == (1, 1)
 

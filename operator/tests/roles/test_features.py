@@ -13,9 +13,9 @@ from netloom.roles.agent import Agent, AgentOptions, cluster_sources
 from netloom.roles.operator import Operator, OperatorOptions
 from netloom.runtime.client import Api
 from netloom.runtime.errors import ConfigError
-from netloom_reconcilers.conditions import ADDRESSES, AGENT, OPERATOR, manager_of
+from netloom_reconcilers.conditions import ADDRESSES, AGENT, HEALTH, OPERATOR, manager_of
 from netloom_reconcilers.features import chosen
-from netloom_reconcilers.features.cluster import ClusterContext
+from netloom_reconcilers.features.cluster import ClusterContext, ClusterFeature
 from netloom_reconcilers.features.node import NodeFeature, Readiness
 from tests.roles.test_crashes import NODE_PATH, put_network, running, said
 from tests.runtime.scripted import ScriptedApi, until
@@ -112,7 +112,7 @@ def test_names_are_names(features: tuple[type[Probe], ...]) -> None:
 
 
 def test_field_managers_are_one_each() -> None:
-    managers = [OPERATOR, ADDRESSES, AGENT, *(manager_of(feature.name) for feature in agent.FEATURES)]
+    managers = [OPERATOR, ADDRESSES, HEALTH, AGENT, *(manager_of(feature.name) for feature in agent.FEATURES)]
     assert len(set(managers)) == len(managers)
 
 
@@ -148,10 +148,12 @@ async def test_each_is_switched_off_and_the_others_work(server: ScriptedApi, api
         await until(lambda: not role.manager.health.not_ready())
 
 
-@pytest.mark.parametrize("off", [feature.name for feature in operator.FEATURES])
-async def test_an_operator_without_one_of_its_features(server: ScriptedApi, api: Api, off: str) -> None:
+@pytest.mark.parametrize("off", operator.FEATURES)
+async def test_an_operator_without_one_of_its_features(
+    server: ScriptedApi, api: Api, off: type[ClusterFeature]
+) -> None:
     """Here with another in its place, so that somebody leads."""
-    role = Operator(api, OperatorOptions(features=f"-{off}"), (*operator.FEATURES, One))
+    role = Operator(api, OperatorOptions(features=f"-{off.name}"), (off, One))
     async with running(role.manager):
         await until(lambda: Probe.made[0].begun == 1)
         await until(lambda: not role.manager.health.not_ready())

@@ -5,7 +5,7 @@ A feature is a class in a module of its own, and one line in its role's list (`F
 """
 
 from collections.abc import Callable, Sequence
-from typing import ClassVar, Protocol, TypeVar
+from typing import Any, ClassVar, Protocol, TypeVar
 
 from netloom.api.meta import Object, Resource
 from netloom.runtime.errors import ConfigError
@@ -28,8 +28,23 @@ F = TypeVar("F", bound=Named)
 class Caches(Protocol):
     """Where a feature asks for the stores that it reads; somebody else fills them."""
 
-    def store(self, resource: Resource[T], changed: Callable[[T, T], bool] | None = None) -> Store[T]:
-        """The one store of a kind. `changed` says which changes (old, new) matter to who asks; None: all of them."""
+    def store(
+        self,
+        resource: Resource[T],
+        changed: Callable[[T, T], bool] | None = None,
+        *,
+        namespace: str = "",
+        label_selector: str = "",
+        optional: bool = False,
+    ) -> Store[T]:
+        """The one store of a kind. `changed` says which changes (old, new) matter to who asks; None: all of them.
+
+        namespace, label_selector: what of the kind; for all who ask, as the first of them says. optional: the role
+        does its work without it, so that it is not there makes nobody unready.
+        """
+
+    def fault(self, resource: Resource[Any]) -> str:
+        """Why the store of this kind may not be what the API server holds now; "" if it is."""
 
 
 def chosen(features: Sequence[type[F]], wanted: str) -> tuple[type[F], ...]:

@@ -12,16 +12,24 @@ from typing import ClassVar, Protocol
 from netloom.runtime.client import Api
 from netloom.runtime.events import EventRecorder
 from netloom_reconcilers.features import Caches
+from netloom_reconcilers.signs_of_life import GRACE_SECONDS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClusterContext:
-    """What the features of one operator share. `crashes`: what crashed in this process of late, as sentences."""
+    """What the features of one operator share. `crashes`: what crashed in this process of late, as sentences.
+
+    identity: of this replica. lease_namespace: of the operators' Lease and the agents'. grace_period: seconds of
+    silence that agents are allowed in a small cluster.
+    """
 
     api: Api
     events: EventRecorder
     caches: Caches
     crashes: Callable[[], Iterable[str]] = tuple
+    identity: str = ""
+    lease_namespace: str = "kube-system"
+    grace_period: float = GRACE_SECONDS
 
 
 class TermWork(Protocol):

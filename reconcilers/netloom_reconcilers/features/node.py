@@ -52,9 +52,13 @@ class NodeContext:
 
     def __post_init__(self) -> None:
         self.networks = self.caches.store(NETWORKS, _spec_changed)
-        self.nodes = self.caches.store(NETLOOM_NODES, _spec_changed)
+        self.nodes = self.caches.store(NETLOOM_NODES, self._node_matters)
         self.peers = Peers(self.node_name, self.nodes)
         self.own = OwnNode(self.node_name, record=self.run_dir / RECORD)
+
+    def _node_matters(self, old: NetloomNode, new: NetloomNode) -> bool:
+        """Of this node's own object the status, too: somebody else may have told its condition."""
+        return _spec_changed(old, new) or (new.metadata.name == self.node_name and old.status != new.status)
 
 
 def _spec_changed(old: NetloomNetwork | NetloomNode, new: NetloomNetwork | NetloomNode) -> bool:

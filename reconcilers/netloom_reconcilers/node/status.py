@@ -2,6 +2,9 @@
 
 Written when it changes, never as a heartbeat: every write of a node is sent to every agent. So the message holds no
 counts, and a fault has to last for a moment before it is told.
+
+The operator writes `DataplaneReady=Unknown` when an agent was not heard of. An agent takes that back at once, but only
+while it gives signs of life: else each would take back what the other wrote, for ever.
 """
 
 from collections.abc import Callable
@@ -12,6 +15,7 @@ from netloom.runtime.controller import Controller
 from netloom.runtime.store import Store
 from netloom_reconcilers.conditions import Conditions
 from netloom_reconcilers.features.node import Readiness
+from netloom_reconcilers.signs_of_life import NOT_HEARD_OF
 
 CONDITION = "DataplaneReady"
 STABLE_SECONDS = 1.0
@@ -37,6 +41,8 @@ class NodeStatusReconciler:
     conditions: Conditions
     readiness: Callable[[], Readiness | None]
     condition: str = CONDITION
+    heard_of: Callable[[], bool] = lambda: True
+    """Whether this agent gives signs of life."""
 
     def __post_init__(self) -> None:
         name = "node-status" if self.condition == CONDITION else f"node-status-{self.condition}"
@@ -50,8 +56,12 @@ class NodeStatusReconciler:
     async def reconcile(self, key: str) -> None:
         """Write the condition if it differs from what the object holds."""
         node, wanted = self.nodes.get(key), self.readiness()
-        if node is None or wanted is None:
+        if node is None or wanted is None or (self._is_told_silent(node) and not self.heard_of()):
             return
         stored = await self.conditions.set(NETLOOM_NODES, node, self.condition, *wanted)
         if stored is not None:
             self.nodes.put(stored)
+
+    def _is_told_silent(self, node: NetloomNode) -> bool:
+        held = next((each for each in node.status.conditions if each.type == self.condition), None)
+        return held is not None and (held.status, held.reason) == ("Unknown", NOT_HEARD_OF)

@@ -82,6 +82,7 @@ class Keeper(Generic[D, R]):
         self._listener: EventSocket | None = None
         self._applied = False
         self._converging = False
+        self._busy_since: float | None = None
         self._resynced_at = 0.0
         self._resyncs = 0
         self._told: object = ({}, (), ())
@@ -165,6 +166,11 @@ class Keeper(Generic[D, R]):
         raise NotImplementedError
 
     @property
+    def busy_seconds(self) -> float:
+        """For how long the passes that are under way have been; 0 where none are."""
+        return 0.0 if self._busy_since is None else time.monotonic() - self._busy_since
+
+    @property
     def stats(self) -> dict[str, int]:
         """Requests written since `open`, by message type."""
         written = self._worker.commands.written if self._worker is not None else {}
@@ -175,6 +181,7 @@ class Keeper(Generic[D, R]):
     async def _converge(self) -> R:
         """Passes until nothing is left that can be done now; the report, told if it says something new."""
         self._converging = True
+        self._busy_since = time.monotonic()
         try:
             await self._passes()
         except BaseException:
@@ -182,6 +189,7 @@ class Keeper(Generic[D, R]):
             raise
         finally:
             self._converging = False
+            self._busy_since = None
             self._listen()
         self._retries.keep(item for part in self._parts for item in (part.state, *part.pending()))
         report = self.report

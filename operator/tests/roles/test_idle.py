@@ -1,0 +1,88 @@
+"""An agent whose kernel side hangs does not count as one that works."""
+
+import asyncio
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from netloom.kernel.keeper.keeper import Keeper
+from netloom.roles.agent import STUCK, Agent, AgentOptions, cluster_sources
+from netloom.runtime.client import Api
+from tests.roles.test_crashes import NODE_PATH, put_network, running
+from tests.runtime.scripted import ScriptedApi, refuse, until
+
+LEASES = "/apis/coordination.k8s.io/v1/namespaces/kube-system/leases"
+
+
+async def test_how_long_a_pass_has_been_under_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    keeper: Keeper[Any, Any] = Keeper([])
+    assert keeper.busy_seconds == 0
+    under_way = asyncio.Event()
+
+    async def hang() -> None:
+        under_way.set()
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(keeper, "_passes", hang)
+    task = asyncio.create_task(keeper._converge())
+    await under_way.wait()
+    await asyncio.sleep(0.01)
+    assert keeper.busy_seconds > 0
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert keeper.busy_seconds == 0
+
+
+async def test_an_agent_whose_kernel_does_not_answer_gives_no_sign_of_life(
+    server: ScriptedApi, api: Api, tmp_path: Path
+) -> None:
+    put_network(server)
+    server.put(NODE_PATH, {"metadata": {"name": "node-1", "generation": 1}, "spec": {}})
+    options = AgentOptions(node_name="node-1", run_dir=tmp_path, grace_period=0.2)
+    agent = Agent(options, cluster_sources(options, api), api, ())
+    life = agent.life
+    assert life is not None
+    async with running(agent.manager):
+        await until(lambda: life.given and len(server.objects[LEASES]) == 1)
+        assert agent.facts()["signOfLife"] == "given"
+        assert "sign of life" not in agent.manager.health.not_ready()
+        agent._idle = lambda: "the kernel has not answered tunnels."  # type: ignore[method-assign]
+        life.idle = agent._idle
+        await until(lambda: not life.given)
+        assert agent.manager.health.not_ready()["sign of life"].endswith("the kernel has not answered tunnels.")
+        assert agent.readiness() == (
+            False,
+            "Degraded",
+            "The kernel side does not work: the kernel has not answered tunnels.",
+        )
+
+
+async def test_which_keepers_count_as_stuck(server: ScriptedApi, api: Api, tmp_path: Path) -> None:
+    options = AgentOptions(node_name="node-1", run_dir=tmp_path)
+    agent = Agent(options, cluster_sources(options, api), api, ())
+    busy = {"tunnels": STUCK + 1, "masquerade": 1.0}
+    agent.features = [
+        SimpleNamespace(name=name, keeper=SimpleNamespace(busy_seconds=seconds))  # type: ignore[misc]
+        for name, seconds in busy.items()
+    ]
+    assert agent._idle() == "the kernel has not answered tunnels for more than 60 s; see the kernel's log."
+    busy_no_more = SimpleNamespace(name="tunnels", keeper=SimpleNamespace(busy_seconds=0.0))
+    agent.features = [busy_no_more]  # type: ignore[list-item]
+    assert agent._idle() == ""
+
+
+async def test_an_agent_that_may_not_write_its_lease_goes_on(server: ScriptedApi, api: Api, tmp_path: Path) -> None:
+    put_network(server)
+    server.put(NODE_PATH, {"metadata": {"name": "node-1", "generation": 1}, "spec": {}})
+    server.on("create", *[refuse(403, "Forbidden", "leases is forbidden")] * 50)
+    options = AgentOptions(node_name="node-1", run_dir=tmp_path, grace_period=0.4)
+    agent = Agent(options, cluster_sources(options, api), api, ())
+    async with running(agent.manager):
+        await until(lambda: "sign of life" in agent.manager.health.not_ready())
+        wrong = agent.manager.health.not_ready()
+        assert list(wrong) == ["sign of life"]
+        assert "leases is forbidden" in str(agent.facts()["signOfLife"])
+        assert (agent.facts()["inSync"], agent.manager.crashes) == (True, ())

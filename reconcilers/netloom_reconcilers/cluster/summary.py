@@ -1,0 +1,124 @@
+"""Tells the verdict on the cluster: condition `Degraded` and counts of the NetloomNetwork, and metrics.
+
+All agents watch the network, so it is written seldom: what is wrong is told once it has been so for a moment, and that
+is not every node that joins; other counts and examples of the same are told only now and then.
+"""
+
+import math
+from collections.abc import Callable, Iterable
+
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from netloom.api.v1alpha1 import NETWORK_NAME, NETWORKS, NetloomNetwork, NodeCounts
+from netloom.api.verdict import SUMMARY, Verdict
+from netloom.runtime.metrics import REGISTRY
+from netloom.runtime.store import Store
+from netloom_reconcilers.conditions import Conditions, ConditionStatus
+
+SETTLE_SECONDS = 10.0
+"""How long all must have been well, or something wrong, before that is told."""
+RETELL_SECONDS = 10.0
+"""How soon other reasons, words and counts are told. 5,000 agents are sent each of these writes."""
+SHOWN = 5
+"""Groups of problems that the message tells; `netloom status` tells all."""
+
+
+class Metrics(Collector):
+    """Of the verdict that was found last; nothing where this process does not lead."""
+
+    verdict: Verdict | None = None
+
+    def collect(self) -> Iterable[Metric]:
+        """When somebody asks."""
+        verdict = self.verdict
+        if verdict is None:
+            return
+        degraded = (
+            "1 while anything is wrong in the cluster, as in the NetloomNetwork's condition Degraded, but at once."
+        )
+        yield GaugeMetricFamily("netloom_degraded", degraded, value=float(not verdict.healthy))
+        problems = GaugeMetricFamily("netloom_problems", "What is wrong in the cluster.", labels=["kind", "reason"])
+        for kind, reason in sorted({(each.kind, each.reason) for each in verdict.problems}):
+            same = (each.count for each in verdict.problems if (each.kind, each.reason) == (kind, reason))
+            problems.add_metric([kind, reason], sum(same))
+        yield problems
+        totals = verdict.totals
+        nodes = GaugeMetricFamily(
+            "netloom_nodes", "Nodes of the cluster, by state; ready and waiting are part of total.", labels=["state"]
+        )
+        for state, count in {"total": totals.nodes, "ready": totals.ready, "waiting": totals.waiting}.items():
+            nodes.add_metric([state], count)
+        yield nodes
+        agents = GaugeMetricFamily("netloom_agents", "Agents, by whether they give signs of life.", labels=["state"])
+        states = {"alive": totals.agents_alive, "silent": totals.agents_silent, "never": totals.agents_never_seen}
+        for state, count in states.items():
+            agents.add_metric([state], count)
+        yield agents
+
+
+METRICS = Metrics()
+REGISTRY.register(METRICS)
+
+
+class Summary:
+    """Writes to the NetloomNetwork, of one term."""
+
+    def __init__(self, networks: Store[NetloomNetwork], conditions: Conditions, clock: Callable[[], float]) -> None:
+        self._networks = networks
+        self._conditions = conditions
+        self._clock = clock
+        self._healthy: bool | None = None
+        self._since = self._told_at = -math.inf
+
+    async def tell(self, verdict: Verdict) -> None:
+        """If it is time. Raises ApiError."""
+        network = self._networks.get(NETWORK_NAME)
+        if network is None:
+            return
+        now = self._clock()
+        if verdict.healthy != self._healthy:
+            self._healthy, self._since = verdict.healthy, now
+        held = next((each for each in network.status.conditions if each.type == SUMMARY), None)
+        same = held is not None and held.status == ("False" if verdict.healthy else "True")
+        if now < (self._told_at + RETELL_SECONDS if same else self._since + SETTLE_SECONDS):
+            return
+        totals = verdict.totals
+        counts = NodeCounts(
+            total=totals.nodes,
+            ready=totals.ready,
+            waiting=totals.waiting,
+            not_heard_of=totals.agents_silent + totals.agents_never_seen,
+        )
+        reason = verdict.problems[0].reason if verdict.problems else "AllWell"
+        await self._write(network, verdict.healthy, reason, _message(verdict), counts)
+
+    async def tell_crash(self, crash: str) -> None:
+        """That there is no verdict. Raises ApiError."""
+        if (network := self._networks.get(NETWORK_NAME)) is not None:
+            counts = network.status.nodes or NodeCounts(total=0, ready=0, waiting=0, not_heard_of=0)
+            await self._write(network, False, "OperatorCrashed", f"In the operator, {crash}", counts, "Unknown")
+
+    async def _write(
+        self,
+        network: NetloomNetwork,
+        healthy: bool,
+        reason: str,
+        message: str,
+        counts: NodeCounts,
+        status: ConditionStatus | None = None,
+    ) -> None:
+        status = status or ("False" if healthy else "True")
+        written = await self._conditions.set(
+            NETWORKS, network, SUMMARY, healthy, reason, message, status=status, nodes=counts
+        )
+        if written is not None:
+            self._told_at = self._clock()
+            self._networks.put(written)
+
+
+def _message(verdict: Verdict) -> str:
+    said = [f"{verdict.summary}.", *(str(group) for group in verdict.problems[:SHOWN])]
+    if len(verdict.problems) > SHOWN:
+        said.append(f"And {len(verdict.problems) - SHOWN} more kinds of problems: see `netloom status`.")
+    return " ".join(said)
