@@ -15,7 +15,6 @@ from netloom.api.v1alpha1 import IGNORE_LABEL
 from netloom.api.verdict import OPERATOR_LEASE
 from netloom.cli import local_agent, status
 from netloom.cli.status import Asked, StatusReport, collect, duration, wait_until_healthy
-from netloom.roles.operator import LEASE
 from netloom.runtime import log, loop
 from netloom.runtime.client import PAGE, Api
 from netloom.runtime.errors import ConfigError
@@ -92,10 +91,6 @@ async def listening(answer: Callable[[web.Request], Awaitable[web.StreamResponse
         yield f"127.0.0.1:{runner.addresses[0][1]}"
     finally:
         await runner.cleanup()
-
-
-def test_the_lease_is_the_operators() -> None:
-    assert OPERATOR_LEASE == LEASE
 
 
 async def test_a_cluster_that_is_well(server: ScriptedApi, api: Api) -> None:

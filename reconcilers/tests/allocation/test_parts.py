@@ -23,6 +23,7 @@ from netloom_reconcilers.cluster.allocation.incarnation import (
     Stores,
 )
 from netloom_reconcilers.cluster.allocation.last_known_addresses import LastKnownAddresses
+from netloom_reconcilers.cluster.allocation.left_out import LeftOut
 from netloom_reconcilers.cluster.allocation.lock import LockError
 from netloom_reconcilers.cluster.allocation.service_ranges import ServiceRange
 from netloom_reconcilers.cluster.allocation.waiting import (
@@ -353,7 +354,7 @@ def test_a_block_with_a_node_s_address_is_given_to_nobody(parts: Parts) -> None:
     stores = Stores(Store(NETWORKS), nodes, parts.netloom_nodes)
     shared = replace(parts.shared, stores=stores)
     services = ModelServices(())
-    configuration = AllocationConfiguration(shared, LastKnownAddresses(shared, shared.conditions), services)
+    configuration = AllocationConfiguration(shared, LastKnownAddresses(shared, shared.conditions, LeftOut(shared)), services)
     configuration.watch()
     assert (configuration.settings, configuration.mode, parts.events) == (None, "", [])
     stores.networks.put(parts.networks.get("default"))
