@@ -325,3 +325,19 @@ def test_an_agent_writes_the_node_of_its_token_and_no_other(netloom: Policies) -
     assert f"NetloomNode b: metadata.name 'b': {said}" in patch("b", extra)
     assert "and its token names none" in patch("a")
     assert "may only update" in plane.kubectl("delete", "netloomnodes", "a", *as_agent, extra, check=False).stderr
+
+
+def test_an_agent_renews_the_lease_of_its_node_and_no_other(netloom: Policies) -> None:
+    extra = "--as-user-extra=authentication.kubernetes.io/node-name=a"
+
+    def create(name: str, *options: str) -> str:
+        lease = {"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": {"name": name}, "spec": {}}
+        who = [f"--as={AGENT_USER}", "--as-group=system:masters", *options]
+        what = ["create", "--namespace=kube-system", "--dry-run=server", "--filename=-"]
+        return netloom.plane.kubectl(*what, *who, input=json.dumps(lease), check=False).stderr
+
+    assert create("netloom-agent-a", extra) == ""
+    said = "an agent may only renew the Lease of its own node, which is a. Let the agent of that node write it"
+    for name in ("netloom-agent-b", "netloom-operator", "a", "xnetloom-agent-a"):
+        assert f"Lease {name}: metadata.name '{name}': {said}" in create(name, extra)
+    assert "and its token names none" in create("netloom-agent-a")

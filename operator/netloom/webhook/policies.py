@@ -8,7 +8,9 @@ same words from either (`guard.wording`).
 from typing import Any
 
 from netloom.api.cilium import CONFIG_NAME, DEFAULT_MODE
+from netloom.api.coordination import LEASES
 from netloom.api.v1alpha1 import IN_USE_FINALIZER
+from netloom.api.verdict import agent_lease
 from netloom.api.words import NODES_HOLD
 from netloom.guard import wording
 from netloom.guard.cilium import GUARDED_KEYS, IPAM, MIGRATION, MIGRATION_MODES, TRUE
@@ -189,16 +191,25 @@ def _or_default(mode: str) -> str:
 
 def _agents(scope: Scope) -> list[Manifest]:
     # A token of a service account says on which node its pod runs; one without that, or a certificate, writes nothing.
+    lease = cel.text(agent_lease(""))
+    on_lease = f"request.resource.resource == '{LEASES.plural}'"
+    own = f"({on_lease} ? variables.own.map(node, {lease} + node) : variables.own)"
+    # A renewal is an update, and the first of them a creation; RBAC grants neither for one name alone.
+    written = f"request.operation == 'UPDATE' || ({on_lease} && request.operation == 'CREATE')"
     return policy(
         scope,
         names.AGENTS_POLICY,
-        matched=rule("netloom.dev", "v1alpha1", ["netloomnodes", "netloomnodes/status"]),
+        matched=[
+            rule("netloom.dev", "v1alpha1", ["netloomnodes", "netloomnodes/status"]),
+            rule(LEASES.group, LEASES.version, [LEASES.plural], scope="Namespaced"),
+        ],
         conditions={"an-agent": cel.by(scope.agent_users)},
         variables={"name": cel.NAME, "own": cel.BOUND_NODES},
         validations={
-            "request.operation == 'UPDATE' && variables.name in variables.own": (
-                "'NetloomNode ' + variables.name + ': metadata.name \\'' + variables.name + '\\': '"
-                " + 'an agent may only update the NetloomNode of its own node'"
+            f"({written}) && variables.name in {own}": (
+                "request.kind.kind + ' ' + variables.name + ': metadata.name \\'' + variables.name + '\\': '"
+                f" + ({on_lease} ? 'an agent may only renew the Lease of its own node'"
+                " : 'an agent may only update the NetloomNode of its own node')"
                 " + (variables.own.size() > 0 ? ', which is ' + variables.own[0] : ', and its token names none')"
                 " + '. Let the agent of that node write it, or the operator.'"
             ),
