@@ -107,9 +107,10 @@ def test_an_agent_follows_its_peers_and_dates_what_it_writes(agents: Agents, tmp
             agents.enter(f"n{number}")
             agents.in_sync(n1, peers=number - 1)
             if by == JUMPS[-1]:
-                # Two nodes claim one CIDR: the condition changes.
-                agents.plane.client.request("POST", NODES, netloom_node("zz-twin", "192.0.2.9", *cidrs("n2")))
-                wait_for("the condition", lambda: "zz-twin" in agents.condition("n1").get("message", ""))
+                # To a peer no route can be made: the condition changes.
+                n1.ip("route", "add", "blackhole", cidrs("n99")[0])
+                agents.plane.client.request("POST", NODES, netloom_node("odd", "192.0.2.9", *cidrs("n99")))
+                wait_for("the condition", lambda: "odd" in agents.condition("n1").get("message", ""))
     assert is_now(agents.condition("n1")["lastTransitionTime"])
     assert agents.agents["n1"].poll() is None
     assert "Traceback" not in agents.log(n1)

@@ -230,6 +230,7 @@ def netloom(crds_installed: ControlPlane) -> Iterator[Policies]:
     policies.install(wanted(policies.live))
     probe = network("kubernetes")
     wait_for("the policy is in force", lambda: policies.says("POST", NETWORKS.path(), probe), deadline=30)
+    wait_for("that of agents is, too", lambda: as_agent(policies, "create", lease("netloom-agent-a")), deadline=30)
     yield policies
     policies.guards.uninstall()
     wait_for("the policies are gone", lambda: not policies.says("POST", NETWORKS.path(), probe), deadline=30)
@@ -306,6 +307,17 @@ def test_a_network_that_waits_for_its_deletion_keeps_its_finalizer(netloom: Poli
     assert netloom.says("PUT", NETWORK, freed) == by_guard != ""
 
 
+def lease(name: str) -> str:
+    return json.dumps({"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": {"name": name}, "spec": {}})
+
+
+def as_agent(policies: Policies, verb: str, text: str, *options: str) -> str:
+    """What an agent is told who tries this; its token names no node, if the options do not."""
+    what = [verb, "--namespace=kube-system", "--dry-run=server", "--filename=-"]
+    who = [f"--as={AGENT_USER}", "--as-group=system:masters", *options]
+    return policies.plane.kubectl(*what, *who, input=text, check=False).stderr
+
+
 def test_an_agent_writes_the_node_of_its_token_and_no_other(netloom: Policies) -> None:
     plane = netloom.plane
     for name in ("a", "b"):
@@ -329,15 +341,9 @@ def test_an_agent_writes_the_node_of_its_token_and_no_other(netloom: Policies) -
 
 def test_an_agent_renews_the_lease_of_its_node_and_no_other(netloom: Policies) -> None:
     extra = "--as-user-extra=authentication.kubernetes.io/node-name=a"
-
-    def create(name: str, *options: str) -> str:
-        lease = {"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": {"name": name}, "spec": {}}
-        who = [f"--as={AGENT_USER}", "--as-group=system:masters", *options]
-        what = ["create", "--namespace=kube-system", "--dry-run=server", "--filename=-"]
-        return netloom.plane.kubectl(*what, *who, input=json.dumps(lease), check=False).stderr
-
-    assert create("netloom-agent-a", extra) == ""
+    assert as_agent(netloom, "create", lease("netloom-agent-a"), extra) == ""
     said = "an agent may only renew the Lease of its own node, which is a. Let the agent of that node write it"
     for name in ("netloom-agent-b", "netloom-operator", "a", "xnetloom-agent-a"):
-        assert f"Lease {name}: metadata.name '{name}': {said}" in create(name, extra)
-    assert "and its token names none" in create("netloom-agent-a")
+        refusal = as_agent(netloom, "create", lease(name), extra)
+        assert f"Lease {name}: metadata.name '{name}': {said}" in refusal
+    assert "and its token names none" in as_agent(netloom, "create", lease("netloom-agent-a"))
