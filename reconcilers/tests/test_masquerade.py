@@ -154,8 +154,8 @@ def test_bad_cidrs_are_named_and_the_others_done(setting: Setting) -> None:
 @pytest.mark.parametrize(
     ("mistake", "words"),
     [
-        (lambda s: s.networks.remove("default"), 'there is no NetloomNetwork "default": apply one'),
-        (lambda s: s.nodes.remove("node-1"), "there is no NetloomNode node-1: the operator makes it"),
+        (lambda s: s.networks.remove("default"), 'there is no NetloomNetwork "default": apply one.'),
+        (lambda s: s.nodes.remove("node-1"), "there is no NetloomNode node-1: the operator makes one"),
     ],
 )
 def test_a_mistake_in_the_api_takes_nothing_away(

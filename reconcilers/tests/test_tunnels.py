@@ -79,8 +79,14 @@ def test_the_nodes_own_side() -> None:
 @pytest.mark.parametrize(
     ("found", "own", "reason", "words"),
     [
-        (None, node("node-1"), "NoNetwork", 'there is no NetloomNetwork "default": apply one'),
-        (network(), None, "NoNode", "there is no NetloomNode node-1: the operator makes it once a Node exists"),
+        (None, node("node-1"), "NoNetwork", 'there is no NetloomNetwork "default": apply one.'),
+        (
+            network(),
+            None,
+            "NoNode",
+            "there is no NetloomNode node-1: the operator makes one for each Node that is not "
+            "left out. If this machine's Node has another name, give that as --node-name.",
+        ),
         (network(), node("node-1", ""), "NoAddress", "has no IPv4 address of type InternalIP"),
         (network(), node("node-1", "fd00::1"), "NoAddress", "has no IPv4 address of type InternalIP"),
         (network(), node("node-1", "8.8.8.8", kind="ExternalIP"), "NoAddress", "of type InternalIP"),

@@ -59,7 +59,7 @@ def _of_the_cluster(report: StatusReport, now: dt.datetime) -> Iterator[str]:
     if report.totals.waiting:
         yield f"waiting   {report.totals.waiting:,} without addresses for pods"
     if report.totals.left_out:
-        yield f"left out  {report.totals.left_out:,} Nodes that are none of Netloom's"
+        yield f"left out  {report.totals.left_out:,} by label or nodeSelector"
     if (network := report.network) is not None:
         force = network.mode_in_force or "free: no node holds addresses"
         yield f"network   IPAM {network.mode} (in force: {force}), {network.routing} {network.tunnel_protocol}"

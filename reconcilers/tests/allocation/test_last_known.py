@@ -9,9 +9,9 @@ from netloom_reconcilers.cluster.allocation.metrics import ADDRESSES_KEPT
 from tests.allocation.world import Operator, World
 
 KEPT = (
-    "Node a reports no IPv4 address of type InternalIP any more: 192.168.0.7, its last, is kept, and other nodes go on "
-    "sending to it. Another is followed at once. Node status.addresses is written by the kubelet or the cloud "
-    "controller manager; if the node is gone, delete its Node."
+    "Node a reports no usable IPv4 address of type InternalIP any more: 192.168.0.7, its last, is kept, and other "
+    "nodes go on sending to it. Another is followed at once. Node status.addresses is written by the kubelet or the "
+    "cloud controller manager; if the node is gone, delete its Node."
 )
 
 

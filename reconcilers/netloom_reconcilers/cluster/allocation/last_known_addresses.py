@@ -39,13 +39,13 @@ class NodeAddresses(msgspec.Struct, frozen=True):
 
 def _loss(name: str, kept: list[Address], taken: list[tuple[Address, str]]) -> list[str]:
     found = [
-        f"Node {name} reports no {_family(each)} address of type InternalIP any more: {each.ip}, its last, is "
+        f"Node {name} reports no usable {_family(each)} address of type InternalIP any more: {each.ip}, its last, is "
         "kept, and other nodes go on sending to it. Another is followed at once. Node status.addresses is "
         "written by the kubelet or the cloud controller manager; if the node is gone, delete its Node."
         for each in kept
     ]
     found += [
-        f"Node {name} reports no {_family(each)} address of type InternalIP any more, and {each.ip}, its "
+        f"Node {name} reports no usable {_family(each)} address of type InternalIP any more, and {each.ip}, its "
         f"last, is Node {other}'s now: nothing is sent to it. If Node {name} is gone, delete it."
         for each, other in taken
     ]

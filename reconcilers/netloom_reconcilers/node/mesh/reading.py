@@ -125,8 +125,9 @@ def _clash(prefix: Cidr, node: NetloomNode, local: LocalNode) -> str:
 def missing(network: NetloomNetwork | None, node_name: str) -> Obstacle:
     """That there is no network, or else no NetloomNode of this node."""
     if network is None:
-        return Obstacle("NoNetwork", f'there is no NetloomNetwork "{NETWORK_NAME}": apply one')
-    return Obstacle("NoNode", f"there is no NetloomNode {node_name}: the operator makes it once a Node exists")
+        return Obstacle("NoNetwork", f'there is no NetloomNetwork "{NETWORK_NAME}": apply one.')
+    why = f"there is no NetloomNode {node_name}: the operator makes one for each Node that is not left out."
+    return Obstacle("NoNode", f"{why} If this machine's Node has another name, give that as --node-name.")
 
 
 def _underlay_of(node: NetloomNode) -> tuple[Address | None, list[str]]:
