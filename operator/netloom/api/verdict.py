@@ -315,6 +315,13 @@ def _network(known: Known) -> Iterator[Trouble]:
         why = f"{_NETWORK}: does not exist, so no node gets pod CIDRs. Apply one."
         yield Trouble("NetloomNetwork", NETWORK_NAME, "NoNetwork", why)
         return
+    if since := network.metadata.deletion_timestamp:
+        why = (
+            f"{_NETWORK}: was deleted at {since}, and goes when no node holds addresses any more; a deletion cannot be "
+            f"taken back. Keep a copy (kubectl get netloomnetwork {NETWORK_NAME} -o yaml), and apply it when this one is "
+            "gone."
+        )
+        yield Trouble("NetloomNetwork", NETWORK_NAME, "NetworkDeleted", why)
     yield from _conditions("NetloomNetwork", NETWORK_NAME, network.status.conditions)
     sign = known.operator
     if isinstance(sign, Sign) and sign.life == "alive" and not _status(network.status.conditions, "Ready"):

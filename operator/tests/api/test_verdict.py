@@ -248,6 +248,15 @@ def test_the_summary_in_the_network_is_not_a_problem_of_its_own() -> None:
         assert verdict(network=network(READY, condition("Degraded", status, "AgentSilent"))).healthy
 
 
+def test_a_network_that_waits_for_its_deletion() -> None:
+    meta = ObjectMeta(name="default", deletion_timestamp="2026-01-01T00:00:00Z")
+    found = verdict(network=msgspec.structs.replace(network(READY), metadata=meta))
+    assert [group.reason for group in found.problems] == ["NetworkDeleted"]
+    assert said(found)[0].startswith(
+        "NetloomNetwork default: was deleted at 2026-01-01T00:00:00Z, and goes when no node"
+    )
+
+
 def test_conditions_of_the_network() -> None:
     assert not verdict(network=None).healthy
     silent = NetloomNetwork(metadata=ObjectMeta(name="default"))
