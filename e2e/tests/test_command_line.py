@@ -127,11 +127,7 @@ TRIES = [
     Try("netloom plan -f good --kubeconfig c", 2, "--kubeconfig has no effect with --manifests, .*"),
     Try("netloom agent -f good --context a", 2, "--context has no effect with --manifests, .*"),
     Try(f"KUBECONFIG=c {PLAN} >/dev/null", 2, ""),
-    Try(
-        "netloom operator --no-leader-elect --lease-namespace a",
-        2,
-        "--lease-namespace has no effect with --no-leader.*",
-    ),
+    Try("netloom operator --no-leader-elect --lease-namespace a --kubeconfig no", 1, "kubeconfig no does not exist"),
     Try("netloom operator --dns-name a", 2, "--dns-name has no effect without --webhook-address, .*"),
     Try("netloom webhook --for cilium --agent-user a", 2, "--agent-user has no effect with --for cilium, .*"),
     Try(
