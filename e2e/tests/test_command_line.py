@@ -45,6 +45,15 @@ from netloom.cli import process
 def broken(): raise ValueError("a\\nb")
 process.end(process.run(broken))
 """
+LONG = """\
+from netloom.cli import process
+from netloom.runtime import loop
+async def nothing(): pass
+def long():
+    loop.run(nothing())
+    print("x" * 400_000)
+process.end(process.run(long))
+"""
 ROOT = Path(__file__).resolve().parents[2]
 COMMANDS = ("status", "plan", "guard", "guard install", "cleanup", "help", "completion", "version", "agent", "webhook")
 PLAN = "unshare -n netloom plan --manifests good --node-name me"
@@ -102,6 +111,7 @@ TRIES = [
     Try("netloom version <&- 2>&- >/dev/null", 0, ""),
     Try("netloom nonsense 2>/dev/full", 1, ""),
     Try(f"{INSTALL} | head -1 >/dev/null", 0, ""),
+    Try("PYTHONUNBUFFERED=1 python long.py | (sleep 2; test $(wc -c) = 400001)", 0, ""),
     Try("netloom --help | true; exit ${PIPESTATUS[0]}", 141, ""),
     Try(
         "LC_ALL=C PYTHONUTF8=0 PYTHONCOERCECLOCALE=0 netloom plan -f /ü",
@@ -170,6 +180,7 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Done]:
     (folder / "c").write_text(CONFIG % "https://127.0.0.1:1")
     (folder / "file").touch()
     (folder / "broken.py").write_text(BROKEN)
+    (folder / "long.py").write_text(LONG)
     (folder / "locked").chmod(0o700)
     given = {name: value for name, value in environment().items() if name not in ("KUBECONFIG", "NODE_NAME")}
     given["PATH"] = f"{NETLOOM.parent}:{given['PATH']}"
