@@ -83,6 +83,7 @@ TRIES = [
     address("localhost:8080", "it is not of the form https://HOST:PORT"),
     address("ftp://localhost", "it is not of the form https://HOST:PORT"),
     address("https://exa mple", "it is not of the form https://HOST:PORT"),
+    Try("netloom status --wait 1s --kubeconfig no", 3, "kubeconfig no does not exist"),
     Try("netloom plan --kubeconfig .", 1, "kubeconfig . is no file"),
     Try(r"printf '\377\376\000' >u && netloom plan --kubeconfig u", 1, "kubeconfig u is not YAML: .*"),
     Try("printf '[%.0s' {1..5000} >d && netloom plan --kubeconfig d", 1, "kubeconfig d is not YAML: .*"),
