@@ -357,9 +357,10 @@ def test_a_plan_without_rights_is_one_sentence(crds_installed: ControlPlane) -> 
 
 @pytest.fixture
 def node(tmp_path: Path) -> Iterator[Machine]:
-    (tmp_path / "m.yaml").write_text(MANIFESTS)
     with Lab(f"nlq{os.getpid() % 10000}") as lab:
-        yield lab.add_node("n1")
+        machine = lab.add_node("n1")
+        (tmp_path / "m.yaml").write_text(MANIFESTS.replace("10.9.9.9", machine.address))
+        yield machine
 
 
 def test_cleanup_asks_and_does_nothing_beside_an_agent(node: Machine, tmp_path: Path) -> None:
