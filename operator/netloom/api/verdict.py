@@ -382,7 +382,7 @@ class _Nodes:
         if obj is None:
             if not isinstance(self._known.netloom_nodes, Unseen):
                 reason, why = self._why_waiting
-                if reason == "Waiting" and node is not None and (odd := unreachable(node)) is not None:
+                if node is not None and (odd := unreachable(node)) is not None:
                     reason, why = odd.reason, f"{f'{odd.field} {odd.value}'.strip()}: {odd.text}"
                 yield Trouble("Node", name, reason, f"Node {name}: has no NetloomNode, and so no pod CIDRs: {why}")
             return

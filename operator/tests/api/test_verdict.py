@@ -104,6 +104,9 @@ def test_a_newcomer_to_which_nobody_could_send_is_not_promised_addresses(address
     found = judge(Known(nodes=[odd], netloom_nodes=[], network=network(), agents={}, operator=LEADER))
     assert [group.reason for group in found.problems] == [reason]
     assert said(found)[0].startswith(f"Node a: has no NetloomNode, and so no pod CIDRs: {why}")
+    if address != "172.16.0.1":
+        alone = judge(Known(nodes=[odd], netloom_nodes=[], network=network(), agents={}, operator=None))
+        assert [group.reason for group in alone.problems] == ["OperatorUnknown", reason], "also of one unseen"
 
 
 def test_all_is_well() -> None:
