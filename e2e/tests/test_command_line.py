@@ -45,6 +45,15 @@ from netloom.cli import process
 def broken(): raise ValueError("a\\nb")
 process.end(process.run(broken))
 """
+LONG = """\
+from netloom.cli import process
+from netloom.runtime import loop
+async def nothing(): pass
+def long():
+    loop.run(nothing())
+    print("x" * 400_000)
+process.end(process.run(long))
+"""
 ROOT = Path(__file__).resolve().parents[2]
 COMMANDS = ("status", "plan", "guard", "guard install", "cleanup", "help", "completion", "version", "agent", "webhook")
 PLAN = "unshare -n netloom plan --manifests good --node-name me"
@@ -74,6 +83,7 @@ TRIES = [
     address("localhost:8080", "it is not of the form https://HOST:PORT"),
     address("ftp://localhost", "it is not of the form https://HOST:PORT"),
     address("https://exa mple", "it is not of the form https://HOST:PORT"),
+    Try("netloom status --wait 1s --kubeconfig no", 3, "kubeconfig no does not exist"),
     Try("netloom plan --kubeconfig .", 1, "kubeconfig . is no file"),
     Try(r"printf '\377\376\000' >u && netloom plan --kubeconfig u", 1, "kubeconfig u is not YAML: .*"),
     Try("printf '[%.0s' {1..5000} >d && netloom plan --kubeconfig d", 1, "kubeconfig d is not YAML: .*"),
@@ -102,6 +112,7 @@ TRIES = [
     Try("netloom version <&- 2>&- >/dev/null", 0, ""),
     Try("netloom nonsense 2>/dev/full", 1, ""),
     Try(f"{INSTALL} | head -1 >/dev/null", 0, ""),
+    Try("PYTHONUNBUFFERED=1 python long.py | (sleep 2; test $(wc -c) = 400001)", 0, ""),
     Try("netloom --help | true; exit ${PIPESTATUS[0]}", 141, ""),
     Try(
         "LC_ALL=C PYTHONUTF8=0 PYTHONCOERCECLOCALE=0 netloom plan -f /ü",
@@ -127,11 +138,7 @@ TRIES = [
     Try("netloom plan -f good --kubeconfig c", 2, "--kubeconfig has no effect with --manifests, .*"),
     Try("netloom agent -f good --context a", 2, "--context has no effect with --manifests, .*"),
     Try(f"KUBECONFIG=c {PLAN} >/dev/null", 2, ""),
-    Try(
-        "netloom operator --no-leader-elect --lease-namespace a",
-        2,
-        "--lease-namespace has no effect with --no-leader.*",
-    ),
+    Try("netloom operator --no-leader-elect --lease-namespace a --kubeconfig no", 1, "kubeconfig no does not exist"),
     Try("netloom operator --dns-name a", 2, "--dns-name has no effect without --webhook-address, .*"),
     Try("netloom webhook --for cilium --agent-user a", 2, "--agent-user has no effect with --for cilium, .*"),
     Try(
@@ -174,6 +181,7 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Done]:
     (folder / "c").write_text(CONFIG % "https://127.0.0.1:1")
     (folder / "file").touch()
     (folder / "broken.py").write_text(BROKEN)
+    (folder / "long.py").write_text(LONG)
     (folder / "locked").chmod(0o700)
     given = {name: value for name, value in environment().items() if name not in ("KUBECONFIG", "NODE_NAME")}
     given["PATH"] = f"{NETLOOM.parent}:{given['PATH']}"
@@ -350,9 +358,9 @@ def test_a_plan_without_rights_is_one_sentence(crds_installed: ControlPlane) -> 
 @pytest.fixture
 def node(tmp_path: Path) -> Iterator[Machine]:
     with Lab(f"nlq{os.getpid() % 10000}") as lab:
-        node = lab.add_node("n1")
-        (tmp_path / "m.yaml").write_text(MANIFESTS.replace("10.9.9.9", node.address))
-        yield node
+        machine = lab.add_node("n1")
+        (tmp_path / "m.yaml").write_text(MANIFESTS.replace("10.9.9.9", machine.address))
+        yield machine
 
 
 def test_cleanup_asks_and_does_nothing_beside_an_agent(node: Machine, tmp_path: Path) -> None:

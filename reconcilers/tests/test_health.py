@@ -24,7 +24,7 @@ from netloom.runtime.clock import ServerClock
 from netloom.runtime.errors import ApiError, NotFound, Unavailable
 from netloom.runtime.store import Store
 from netloom_reconcilers.cluster import health
-from netloom_reconcilers.cluster.health import KUBELETS, LOOK_SECONDS, Caches, Health, Kubelet
+from netloom_reconcilers.cluster.health import LOOK_SECONDS, Caches, Health
 from netloom_reconcilers.cluster.summary import METRICS, RETELL_SECONDS, SETTLE_SECONDS
 from netloom_reconcilers.features.cluster import ClusterContext
 from netloom_reconcilers.signs_of_life import grace
@@ -102,11 +102,11 @@ class World:
         self.now += self.slow
         if self.failing:
             raise self.failing
-        if res is KUBELETS:
+        if res is NODES:
             if name not in self.caches.nodes:
                 raise NotFound(404, "NotFound", name)
             conditions = [{"type": "Ready", "status": self.ready, "reason": "x", "lastHeartbeatTime": SINCE}]
-            return msgspec.convert({"metadata": {"name": name}, "status": {"conditions": conditions}}, Kubelet)
+            return msgspec.convert({"metadata": {"name": name}, "status": {"conditions": conditions}}, Node)
         assert (res, namespace) == (LEASES, "kube-system")
         if name not in self.live:
             raise NotFound(404, "NotFound", name)
@@ -290,7 +290,7 @@ async def test_a_node_that_goes_meanwhile() -> None:
     get = world.get
 
     async def gone(res: Any, name: str, namespace: str = "") -> Any:
-        if res is KUBELETS:
+        if res is NODES:
             raise NotFound(404, "NotFound", name)
         return await get(res, name, namespace)
 

@@ -258,7 +258,7 @@ async def test_a_condition_is_taken_back_only_with_signs_of_life(monkeypatch: py
         world.nodes,
         Conditions(),
         lambda: good,
-        heard_of=lambda: world.life.given,  # type: ignore[arg-type]
+        spell=lambda: world.life.spell,  # type: ignore[arg-type]
     )
     await reconciler.reconcile("n0")
     assert written == []
@@ -272,6 +272,40 @@ async def test_a_condition_is_taken_back_only_with_signs_of_life(monkeypatch: py
     world.nodes.put(msgspec.structs.replace(node, metadata=meta, status=status))
     await reconciler.reconcile("n0")
     assert written == [good, good], "what others than the operator tell is not left"
+
+
+async def test_an_operator_that_does_not_hear_is_not_answered_for_ever() -> None:
+    """It listens in another namespace, say: both would write every few seconds, and all agents are sent each write."""
+    world, written = World(), []
+    told = Condition("DataplaneReady", "Unknown", "AgentNotHeardOf", "silent", "2026-01-01T00:00:00Z")
+    status = NetloomNodeStatus(conditions=(told,))
+    node = NetloomNode(metadata=ObjectMeta(name="n0", uid="uid-0", resource_version="7"), status=status)
+    world.nodes.put(node)
+
+    class Conditions:
+        async def set(self, *asked: Any) -> NetloomNode:
+            written.append(world.now)
+            return node  # and the operator says the same again
+
+    good = Readiness(True, "InSync", "fine")
+    reconciler = NodeStatusReconciler(
+        "n0",
+        world.nodes,
+        Conditions(),  # type: ignore[arg-type]
+        lambda: good,
+        spell=lambda: world.life.spell,
+        clock=lambda: world.now,
+    )
+    for _ in range(360):
+        await world.turns()
+        await reconciler.reconcile("n0")
+        world.now += 10
+    assert 5 < len(written) < 15, "in an hour"
+    before = len(written)
+    world.now += 41  # it stood still, and was silent indeed
+    await world.turns()
+    await reconciler.reconcile("n0")
+    assert len(written) == before + 1, "that it is back is said at once"
 
 
 async def test_agents_that_start_together_do_not_write_together(monkeypatch: pytest.MonkeyPatch) -> None:

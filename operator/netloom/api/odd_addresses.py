@@ -34,6 +34,13 @@ def odd_addresses(node: Node) -> Iterator[Problem]:
             yield not_accepted(node, number, f"this is {what}, and no other node can send to it.")
 
 
+def unreachable(node: Node) -> Problem | None:
+    """Why no other node can send to any InternalIP of a Node; None if one of them may lead to it."""
+    if any(each.type == "InternalIP" and is_usable(each.address) for each in node.status.addresses):
+        return None
+    return next(odd_addresses(node), None) or no_address(node)
+
+
 def not_accepted(node: Node, number: int, message: str) -> Problem:
     """Of the address at that place of Node status.addresses. message: why."""
     field, text = f"status.addresses[{number}]", node.status.addresses[number].address

@@ -18,6 +18,7 @@ import msgspec
 
 from netloom.api.core import Node
 from netloom.api.meta import Condition
+from netloom.api.odd_addresses import unreachable
 from netloom.api.v1alpha1 import NETWORK_NAME, NetloomNetwork, NetloomNode
 from netloom.api.words import SHOWN
 
@@ -318,8 +319,8 @@ def _network(known: Known) -> Iterator[Trouble]:
     if since := network.metadata.deletion_timestamp:
         why = (
             f"{_NETWORK}: was deleted at {since}, and goes when no node holds addresses any more; a deletion cannot be "
-            f"taken back. Keep a copy (kubectl get netloomnetwork {NETWORK_NAME} -o yaml), and apply it when this one is "
-            "gone."
+            f"taken back. Keep a copy (kubectl get netloomnetwork {NETWORK_NAME} -o yaml), and apply it when this one "
+            "is gone."
         )
         yield Trouble("NetloomNetwork", NETWORK_NAME, "NetworkDeleted", why)
     yield from _conditions("NetloomNetwork", NETWORK_NAME, network.status.conditions)
@@ -388,6 +389,8 @@ class _Nodes:
         if obj is None:
             if not isinstance(self._known.netloom_nodes, Unseen):
                 reason, why = self._why_waiting
+                if node is not None and (odd := unreachable(node)) is not None:
+                    reason, why = odd.reason, f"{f'{odd.field} {odd.value}'.strip()}: {odd.text}"
                 yield Trouble("Node", name, reason, f"Node {name}: has no NetloomNode, and so no pod CIDRs: {why}")
             return
         allocated = _status(obj.status.conditions, "Allocated")
@@ -402,7 +405,8 @@ class _Nodes:
         if life == "never":
             why = (
                 f"agent of {name}: was never heard of (there is no Lease {self._known.namespace}/{agent_lease(name)}). "
-                f"Run `netloom agent` on node {name}."
+                f"Run `netloom agent` on node {name}; where one runs, it needs "
+                f"--lease-namespace={self._known.namespace} as well, and its log says why it writes none."
             )
             yield Trouble("Agent", name, "AgentNeverSeen", why)
         elif sign is not None and life != "alive":
@@ -428,7 +432,8 @@ def _why_waiting(known: Known) -> tuple[str, str]:
     ready = next((each for each in _network_conditions(known) if each.type == "Ready"), None)
     if ready is not None and ready.status != "True":
         return ready.reason, f"NetloomNetwork {NETWORK_NAME} is not ready ({ready.reason}), and says why."
-    return "Waiting", f"the operator {sign.holder} gives them within moments; if this lasts, its log says why."
+    way = "if this lasts, the Node's Events and the operator's log say why."
+    return "Waiting", f"the operator {sign.holder} gives them within moments; {way}"
 
 
 def _holds(obj: NetloomNode | None) -> bool:

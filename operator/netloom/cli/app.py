@@ -1,5 +1,6 @@
 """`netloom`: its verbs."""
 
+import itertools
 import os
 import platform
 import socket
@@ -162,11 +163,14 @@ def agent(
 
 
 class OptionalWait(TyperCommand):
-    """`--wait` alone is `--wait=` with its default: typer knows no option whose value may be left out."""
+    """`--wait` alone is `--wait=` with its default: typer knows no option whose value may be left out. A word behind it
+    is its value, as there are no arguments."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """As the base class does."""
-        return super().parse_args(ctx, [f"--wait={WAIT}" if arg == "--wait" else arg for arg in args])
+        pairs = itertools.pairwise([*args, "-"])
+        given = [f"--wait={WAIT}" if arg == "--wait" and after.startswith("-") else arg for arg, after in pairs]
+        return super().parse_args(ctx, given)
 
 
 @app.command(cls=OptionalWait)

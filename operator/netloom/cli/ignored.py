@@ -41,7 +41,6 @@ def rules() -> dict[str, tuple[Rule, ...]]:
         "agent": (manifests,),
         "plan": (manifests,),
         "operator": (
-            Rule(lambda given: not given["leader_elect"], "with --no-leader-elect", ("lease_namespace",)),
             Rule(
                 lambda given: not given["webhook_address"],
                 "without --webhook-address, which makes the operator a guard as well",

@@ -10,7 +10,7 @@ import errno
 import os
 import sys
 from collections.abc import Callable
-from io import TextIOWrapper
+from io import BufferedWriter, RawIOBase, TextIOWrapper
 from typing import TextIO, cast
 
 from netloom.api.errors import WrongUsage, in_words, sentences
@@ -134,7 +134,10 @@ def _open_streams() -> None:
     # What a locale has no letters for is written as \u2026, and stops nothing.
     plain = cast(TextIOWrapper, sys.stdout)
     encoding, line_buffering = plain.encoding, plain.line_buffering
-    sys.stdout = _Output(plain.detach(), encoding, "backslashreplace", line_buffering=line_buffering)
+    binary = plain.detach()
+    if isinstance(binary, RawIOBase):  # PYTHONUNBUFFERED: what a pipe does not take at once would be lost
+        binary, line_buffering = BufferedWriter(binary), True
+    sys.stdout = _Output(binary, encoding, "backslashreplace", line_buffering=line_buffering)
     if isinstance(sys.stderr, TextIOWrapper):
         sys.stderr.reconfigure(errors="backslashreplace")
 

@@ -194,10 +194,7 @@ def _agents(api: Api, leases: Listing[Any] | Unseen) -> dict[str, Sign] | Unseen
     now = api.clock.now()
     if isinstance(leases, Unseen):
         return leases
-    return {
-        lease.spec.holder_identity or lease.metadata.name.removeprefix(agent_lease("")): sign_of(lease, now)
-        for lease in leases.objects
-    }
+    return {lease.metadata.name.removeprefix(agent_lease("")): sign_of(lease, now) for lease in leases.objects}
 
 
 def _network(networks: Listing[NetloomNetwork] | Unseen) -> NetloomNetwork | Unseen | None:

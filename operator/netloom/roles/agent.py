@@ -189,7 +189,7 @@ class Agent(Collector):
     def _add_conditions(self, api: Api, events: EventRecorder, life: SignOfLife) -> None:
         name, nodes = self.context.node_name, self.context.nodes
         conditions = Conditions(api, events, AGENT)
-        status = NodeStatusReconciler(name, nodes, conditions, self.readiness, heard_of=lambda: life.given)
+        status = NodeStatusReconciler(name, nodes, conditions, self.readiness, spell=lambda: life.spell)
         self.manager.add("node status", status.controller.run, restart=True)
         self._conditions.append(status)
         for each in [feature for feature in self.features if feature.condition]:

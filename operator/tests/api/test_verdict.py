@@ -81,6 +81,34 @@ def said(found: Verdict) -> list[str]:
     return [str(group) for group in found.problems]
 
 
+WITHIN_MOMENTS = (
+    "the operator op-1_aa gives them within moments; if this lasts, the Node's Events and the operator's log say why."
+)
+
+
+@pytest.mark.parametrize(
+    ("address", "reason", "why"),
+    [
+        (
+            "127.0.0.1",
+            "NodeAddressUnusable",
+            "status.addresses[0] 127.0.0.1: this is a loopback address, and no other ",
+        ),
+        ("", "NodeAddressMissing", "status.addresses: it reports no address of type InternalIP, so no other node can "),
+        ("172.16.0.1", "Waiting", WITHIN_MOMENTS),
+    ],
+)
+def test_a_newcomer_to_which_nobody_could_send_is_not_promised_addresses(address: str, reason: str, why: str) -> None:
+    addresses = (NodeAddress(type="InternalIP", address=address),) if address else ()
+    odd = Node(metadata=ObjectMeta(name="a"), status=NodeStatus(addresses=addresses))
+    found = judge(Known(nodes=[odd], netloom_nodes=[], network=network(), agents={}, operator=LEADER))
+    assert [group.reason for group in found.problems] == [reason]
+    assert said(found)[0].startswith(f"Node a: has no NetloomNode, and so no pod CIDRs: {why}")
+    if address != "172.16.0.1":
+        alone = judge(Known(nodes=[odd], netloom_nodes=[], network=network(), agents={}, operator=None))
+        assert [group.reason for group in alone.problems] == ["OperatorUnknown", reason], "also of one unseen"
+
+
 def test_all_is_well() -> None:
     found = verdict(["b", "a"])
     assert found.healthy
@@ -163,7 +191,8 @@ def test_no_agent_anywhere() -> None:
     assert found.totals.agents_never_seen == 2
     assert said(found) == [
         "2 Agents (a, b): AgentNeverSeen. For one, agent of a: was never heard of (there is no Lease "
-        "kube-system/netloom-agent-a). Run `netloom agent` on node a."
+        "kube-system/netloom-agent-a). Run `netloom agent` on node a; where one runs, it needs "
+        "--lease-namespace=kube-system as well, and its log says why it writes none."
     ]
 
 
@@ -225,7 +254,7 @@ def test_half_of_the_nodes_have_no_addresses() -> None:
             "PodCIDRsMissing",
             "NetloomNetwork default is not ready (PodCIDRsMissing), and says why.",
         ),
-        ({}, "Waiting", "the operator op-1_aa gives them within moments; if this lasts, its log says why."),
+        ({}, "Waiting", WITHIN_MOMENTS),
     ],
 )
 def test_why_a_node_waits(known: dict[str, Any], reason: str, why: str) -> None:

@@ -105,6 +105,14 @@ async def test_a_cluster_that_is_well(server: ScriptedApi, api: Api) -> None:
     assert (report.agent, report.notes) == (None, ()), "a machine without an agent is no fault"
 
 
+async def test_a_lease_is_of_the_node_in_its_name_whatever_its_holder_says(server: ScriptedApi, api: Api) -> None:
+    """As for the operator: else one agent could speak for another, and both verdicts would differ."""
+    fill(server, "a")
+    server.put(LEASES, lease("netloom-agent-a", "b"))
+    report = await collect(api, Asked())
+    assert report.healthy, problems(report)
+
+
 async def test_what_is_asked_of_a_large_cluster(server: ScriptedApi, api: Api) -> None:
     """A list of each kind in chunks, and the operator's Lease; nothing per node."""
     fill(server, *(f"n{number:04}" for number in range(2 * PAGE + 1)))

@@ -10,7 +10,8 @@ import msgspec
 import pytest
 
 from netloom.api.v1alpha1 import NetloomNetwork
-from netloom.cli import status
+from netloom.api.verdict import Known, judge
+from netloom.cli.local_agent import Facts, LocalAgent
 from netloom.kernel.masquerade.masquerade import MasqueradeKeeper
 from netloom.roles.agent import Agent, AgentOptions, cluster_sources, opened
 from netloom.roles.operator import Operator, OperatorOptions
@@ -81,8 +82,9 @@ async def test_an_allocation_that_crashes_again_and_again(
         assert said(server, NETWORK_PATH, "Ready") == [("False", "OperatorCrashed", crash), ("True", "Accepted", good)]
         assert not operator.manager.health.not_ready()
         broken = next(obj for _, at, _, obj in server.history if at == NETWORK_PATH and "status" in obj)
-        shown = status.report(msgspec.convert(broken, NetloomNetwork), [], None)
-        assert shown.problems == (f"NetloomNetwork default: Ready=False OperatorCrashed: {crash}",)
+        network = msgspec.convert(broken, NetloomNetwork)
+        shown = judge(Known(nodes=[], netloom_nodes=[], network=network, agents={}, operator=None))
+        assert f"NetloomNetwork default: Ready=False OperatorCrashed: {crash}" in map(str, shown.problems)
         await until(lambda: len(server.objects[EVENTS_PATH]) == 2)
         told = [(event["type"], event["reason"]) for event in server.objects[EVENTS_PATH].values()]
         assert told == [("Warning", "OperatorCrashed"), ("Normal", "Accepted")]
@@ -104,6 +106,7 @@ async def test_a_part_of_an_agent_that_crashes(
         await until(lambda: ("False", "Degraded", crash) in said(server, NODE_PATH, "DataplaneReady"))
         assert agent.facts()["errors"] == [crash]
         assert agent.facts()["inSync"] is False
-        assert status.report(None, [], agent.facts()).problems[-1] == f"agent node-1: {crash}"
+        (trouble,) = LocalAgent(msgspec.convert(agent.facts(), Facts)).troubles
+        assert trouble.message == f"agent of this machine (node-1): {crash}"
         await until(lambda: said(server, NODE_PATH, "DataplaneReady")[-1][0] == "True")
         assert agent.facts()["errors"] == []

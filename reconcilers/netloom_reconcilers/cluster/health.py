@@ -19,7 +19,6 @@ import structlog
 
 from netloom.api.coordination import LEASES, Lease
 from netloom.api.core import NODES, Node
-from netloom.api.meta import ObjectMeta, Resource, Struct
 from netloom.api.participation import takes_part
 from netloom.api.v1alpha1 import NETLOOM_NODES, NETWORK_NAME, NETWORKS, NetloomNetwork, NetloomNode
 from netloom.api.verdict import AGENT_LABEL, Known, Sign, Unseen, Verdict, agent_lease, judge
@@ -80,29 +79,6 @@ class Caches(NamedTuple):
     networks: Store[NetloomNetwork]
     leases: Store[Lease]
     fault: Callable[[], str]
-
-
-class NodeCondition(Struct, frozen=True):
-    """Of a Node: type and status."""
-
-    type: str = ""
-    status: str = ""
-
-
-class KubeletStatus(Struct, frozen=True):
-    """status of a Node: what its kubelet says."""
-
-    conditions: tuple[NodeCondition, ...] = ()
-
-
-class Kubelet(Struct, frozen=True):
-    """A Node, for whether its kubelet is well. It is asked for when that is to be known: it changes all the time."""
-
-    metadata: ObjectMeta = ObjectMeta()
-    status: KubeletStatus = KubeletStatus()
-
-
-KUBELETS = Resource("", "v1", "nodes", Kubelet)
 
 
 class Health:
@@ -245,10 +221,9 @@ class Health:
         except NotFound:
             pass
         try:
-            kubelet = await api.get(KUBELETS, name)
+            node = await api.get(NODES, name)
         except NotFound:
             return ""
-        ready = next((each.status for each in kubelet.status.conditions if each.type == "Ready"), "")
         sign = self._heard.sign(name)
         if sign is None:
             why = (
@@ -256,8 +231,9 @@ class Health:
                 "So nobody knows whether packets of its pods pass. "
             )
             running = (
-                f"Run `netloom agent` on node {name}; where one runs, its log says why it does not write the Lease, "
-                "and one of a version before this operator's has to be updated."
+                f"Run `netloom agent` on node {name}; where one runs, it needs --lease-namespace={namespace} as the "
+                "operator, its log says why it does not write the Lease, and one of a version before this operator's "
+                "has to be updated."
             )
         else:
             why = (
@@ -265,7 +241,7 @@ class Health:
                 "allowed. So nobody knows whether its data path is whole. "
             )
             running = f"Look whether `netloom agent` runs on node {name}, and whether it reaches the API server."
-        if ready in ("", "True"):
+        if node.status.ready.status in ("", "True"):
             return why + running
         return f"{why}Node {name} is not ready, either: see to the machine, or delete the Node if it is gone for good."
 

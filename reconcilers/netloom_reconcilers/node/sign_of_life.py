@@ -58,6 +58,7 @@ class SignOfLife:
         self._lease: Lease | None = None
         self._acquired = ""
         self._given_until = -math.inf
+        self._spells = 0
         self._forestalled = 0
         self._backoff = Backoff(1.0, self.least / RENEWALS)
 
@@ -65,6 +66,11 @@ class SignOfLife:
     def given(self) -> bool:
         """Whether the cluster can know that this agent lives."""
         return self.clock() < self._given_until
+
+    @property
+    def spell(self) -> int:
+        """Number of the unbroken row of signs that it gives now; 0 while it gives none."""
+        return self._spells if self.given else 0
 
     @property
     def silence(self) -> str:
@@ -132,6 +138,7 @@ class SignOfLife:
         else:
             if lease is not None:
                 self._forestalled = 0
+        self._spells += not self.given
         self._given_until = sent + seconds
 
     async def _look(self) -> Lease | None:

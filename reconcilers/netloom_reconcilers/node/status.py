@@ -4,22 +4,32 @@ Written when it changes, never as a heartbeat: every write of a node is sent to 
 counts, and a fault has to last for a moment before it is told.
 
 The operator writes `DataplaneReady=Unknown` when an agent was not heard of. An agent takes that back at once, but only
-while it gives signs of life: else each would take back what the other wrote, for ever.
+while it gives signs of life: else each would take back what the other wrote, for ever. An operator that says it again
+all the same listens somewhere else (another --lease-namespace), and is contradicted ever more seldom.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import structlog
+
 from netloom.api.v1alpha1 import NETLOOM_NODES, NetloomNode
+from netloom.runtime.backoff import Backoff
+from netloom.runtime.clock import boottime
 from netloom.runtime.controller import Controller
 from netloom.runtime.store import Store
 from netloom_reconcilers.conditions import Conditions
 from netloom_reconcilers.features.node import Readiness
 from netloom_reconcilers.signs_of_life import NOT_HEARD_OF
 
+log = structlog.get_logger(__name__)
+
 CONDITION = "DataplaneReady"
 STABLE_SECONDS = 1.0
 """How long a readiness must stand before it is written."""
+CONTRADICTED_SECONDS = 60.0, 1200.0
+"""How long what the operator says again is left, for a start and at most."""
 _NAMED = 3
 """Errors that the message names; the agent's own /status names all."""
 
@@ -41,10 +51,15 @@ class NodeStatusReconciler:
     conditions: Conditions
     readiness: Callable[[], Readiness | None]
     condition: str = CONDITION
-    heard_of: Callable[[], bool] = lambda: True
-    """Whether this agent gives signs of life."""
+    spell: Callable[[], int] = lambda: 1
+    """Number of the unbroken row of signs of life that this agent gives now; 0 while it gives none."""
+    clock: Callable[[], float] = boottime
 
     def __post_init__(self) -> None:
+        self._contradicted = 0
+        """In which row that was last; not again before a moment, if it is the same."""
+        self._not_before = -math.inf
+        self._backoff = Backoff(*CONTRADICTED_SECONDS)
         name = "node-status" if self.condition == CONDITION else f"node-status-{self.condition}"
         self.controller = Controller(name, self.reconcile)
         self.nodes.subscribe(lambda key, old, new: self.changed() if key == self.node_name else None)
@@ -56,12 +71,39 @@ class NodeStatusReconciler:
     async def reconcile(self, key: str) -> None:
         """Write the condition if it differs from what the object holds."""
         node, wanted = self.nodes.get(key), self.readiness()
-        if node is None or wanted is None or (self._is_told_silent(node) and not self.heard_of()):
+        if node is None or wanted is None:
+            return
+        silent = self._is_told_silent(node)
+        if silent and (wait := self._seconds_of_patience()):
+            if wait < math.inf:
+                self.controller.enqueue_after(key, wait)
             return
         stored = await self.conditions.set(NETLOOM_NODES, node, self.condition, *wanted)
-        if stored is not None:
-            self.nodes.put(stored)
+        if stored is None:
+            return
+        self.nodes.put(stored)
+        if silent:
+            self._note_contradiction()
 
     def _is_told_silent(self, node: NetloomNode) -> bool:
         held = next((each for each in node.status.conditions if each.type == self.condition), None)
         return held is not None and (held.status, held.reason) == ("Unknown", NOT_HEARD_OF)
+
+    def _seconds_of_patience(self) -> float:
+        """For so long it may not say that it lives."""
+        spell = self.spell()
+        if not spell:
+            return math.inf
+        return max(0.0, self._not_before - self.clock()) if spell == self._contradicted else 0.0
+
+    def _note_contradiction(self) -> None:
+        spell = self.spell()
+        if spell == self._contradicted:
+            log.warning(
+                "the operator does not hear this agent, which renews its Lease",
+                advice="give agents and operator the same --lease-namespace",
+            )
+        else:
+            self._contradicted = spell
+            self._backoff.reset()
+        self._not_before = self.clock() + self._backoff.next()
