@@ -354,7 +354,9 @@ def test_a_block_with_a_node_s_address_is_given_to_nobody(parts: Parts) -> None:
     stores = Stores(Store(NETWORKS), nodes, parts.netloom_nodes)
     shared = replace(parts.shared, stores=stores)
     services = ModelServices(())
-    configuration = AllocationConfiguration(shared, LastKnownAddresses(shared, shared.conditions, LeftOut(shared)), services)
+    configuration = AllocationConfiguration(
+        shared, LastKnownAddresses(shared, shared.conditions, LeftOut(shared)), services
+    )
     configuration.watch()
     assert (configuration.settings, configuration.mode, parts.events) == (None, "", [])
     stores.networks.put(parts.networks.get("default"))
