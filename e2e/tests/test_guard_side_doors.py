@@ -234,7 +234,40 @@ OVERRIDES: dict[str, tuple[str, Change, str]] = {
         lambda manifest: (source("node")(manifest), flag("--ipam=gke")(manifest))[0],
         "config: --source node; cilium-agent: --ipam gke",
     ),
+    "a flag in a shell's quotes": (
+        AGENTS,
+        put_at("containers.0.command", ["sh", "-c", "exec cilium-agent '--ipam=eni' --\"ipam\" 'gke'"]),
+        "cilium-agent: --ipam eni; cilium-agent: --ipam gke",
+    ),
+    "a variable that a shell sets": (
+        AGENTS,
+        put_at("containers.0.command", ["sh", "-c", "export CILIUM_IPAM='eni'; exec cilium-agent"]),
+        "cilium-agent: CILIUM_IPAM eni",
+    ),
+    "the folder, spelled in another way": (
+        OPERATOR,
+        lambda manifest: (
+            put_at("volumes.0.configMap.name", "other")(manifest),
+            put_at("containers.0.volumeMounts.0.mountPath", "/tmp//cilium/./config-map")(manifest),
+        )[0],
+        "cilium-operator: volume cilium-config-path at /tmp//cilium/./config-map",
+    ),
     # What is harmless goes through.
+    "sidecars with long scripts": (
+        AGENTS,
+        lambda manifest: pod(manifest)["containers"].extend(
+            {"name": f"sidecar-{number}", "image": "sidecar", "args": ["echo --some --words\n" * 6000]}
+            for number in range(4)
+        ),
+        "",
+    ),
+    "the mode in force, as a shell has it": (
+        AGENTS,
+        put_at(
+            "containers.0.command", ["sh", "-c", "CILIUM_IPAM=cluster-pool exec cilium-agent '--ipam=cluster-pool'"]
+        ),
+        "",
+    ),
     "the mode in force": (AGENTS, flag("--ipam=cluster-pool"), ""),
     "the mode in force as a variable": (AGENTS, variable(name="CILIUM_IPAM", value="cluster-pool"), ""),
     "the guarded key as a variable": (

@@ -27,10 +27,25 @@ SOURCE = r"(?:^|\s)--source[=\s]\S*"
 OPEN = rf"(?:^|\s)--allow-config-keys[=\s](?:\S*,)?(?:{_KEYS})(?:,|\s|$)"
 LIMITED = r"(?:^|\s)--allow-config-keys[=\s]\S"
 """Other sources than the first may set only keys that are named so: none that is guarded, if OPEN is not found."""
+MOUNTED = r"^[/.]*tmp[/.]+cilium[/.]+config-map"
+"""CONFIG_DIR and what is in it, however a mount's path is written."""
 ENVIRONMENT = tuple(
     "CILIUM_" + key.upper().replace("-", "_")
     for key in (*GUARDED_KEYS, "config", "config-dir", "source", "allow-config-keys")
 )
+
+ASSIGNED = rf"\b(?:{'|'.join(ENVIRONMENT)})=[^\s;&|)]*"
+"""Such a variable, as a shell is told to set it."""
+QUOTES = ("'", '"')
+"""What a shell takes away from its words."""
+NEEDED: dict[str, tuple[str, ...]] = {
+    FLAG: ("--ipam", "--cluster-pool-"),
+    FOLDER: ("--config",),
+    SOURCE: (BUILD_CONFIG,),
+    ASSIGNED: ("CILIUM_",),
+}
+"""What a text has in it, one of these, where such a pattern is found: to look for that first is cheap, and the API
+server refuses what takes it too long (a sidecar with a script of 50 kB did)."""
 
 
 def first_source(namespace: str) -> str:
@@ -55,9 +70,13 @@ def overrides(pod: PodSpec, namespace: str, mode: str) -> list[str]:
 
 def _flags(container: Container, namespace: str, mode: str) -> Iterator[str]:
     text = " ".join((*container.command, *container.args))
+    for quote in QUOTES:
+        text = text.replace(quote, "")
     yield from (flag for flag in _found(FLAG, text) if flag != f"--{IPAM} {mode}")
     if _runs_cilium(container):
         yield from (flag for flag in _found(FOLDER, text) if flag != f"--config-dir {CONFIG_DIR}")
+    assigned = f"{ENVIRONMENT[0]} {mode}"
+    yield from (each for each in _found(ASSIGNED, text) if each != assigned)
     if BUILD_CONFIG in text:
         limited = re.search(LIMITED, text) and not re.search(OPEN, text.lower())
         allowed = (known_sources(namespace), *((first_source(namespace),) if limited else ()))
@@ -95,7 +114,7 @@ def _mounts(container: Container, pod: PodSpec) -> Iterator[str]:
         if each.config_map and each.config_map.name == CONFIG_NAME and not each.config_map.items
     ]
     for mount in container.volume_mounts:
-        if mount.mount_path.startswith(CONFIG_DIR) and mount.name not in guarded:
+        if re.search(MOUNTED, mount.mount_path) and mount.name not in guarded:
             yield f"volume {mount.name} at {mount.mount_path}"
 
 

@@ -128,9 +128,11 @@ def _containers(of: str) -> str:
 def _overrides(scope: Scope, of: str) -> str:
     """For a container `c` of an object, what `guard.cilium_workload.overrides` finds of it."""
     namespace, text = scope.cilium_namespace, "(c.?command.orValue([]) + c.?args.orValue([])).join(' ')"
+    plain = text + "".join(f".replace({cel.text(quote)}, '')" for quote in workload.QUOTES)
 
     def found(pattern: str, but: str) -> str:
-        each = f"t.findAll({_pattern(pattern)}).map(f, f.trim().replace('=', ' ', 1))"
+        needed = " || ".join(f"t.contains({cel.text(each)})" for each in workload.NEEDED[pattern])
+        each = f"(({needed}) ? t.findAll({_pattern(pattern)}) : []).map(f, f.trim().replace('=', ' ', 1))"
         return f"{each}.filter(f, {but}).map(f, c.name + ': ' + f)"
 
     limited = f"(t.matches({_pattern(workload.LIMITED)}) && !t.lowerAscii().matches({_pattern(workload.OPEN)}))"
@@ -142,7 +144,9 @@ def _overrides(scope: Scope, of: str) -> str:
         + " + "
         + found(workload.FOLDER, f"{ours} && f != '--config-dir {workload.CONFIG_DIR}'")
         + " + "
-        + found(workload.SOURCE, f"t.contains('{workload.BUILD_CONFIG}') && !({known} || ({limited} && {first}))")
+        + found(workload.ASSIGNED, f"f != '{workload.ENVIRONMENT[0]} ' + variables.mode")
+        + " + "
+        + found(workload.SOURCE, f"!({known} || ({limited} && {first}))")
     )
     key = "e.?valueFrom.?configMapKeyRef"
     guarded = (
@@ -162,10 +166,10 @@ def _overrides(scope: Scope, of: str) -> str:
         f" && v.?configMap.?name.orValue('') == '{CONFIG_NAME}' && v.?configMap.?items.orValue([]).size() == 0)"
     )
     mounts = (
-        f"c.?volumeMounts.orValue([]).filter(m, m.mountPath.startsWith('{workload.CONFIG_DIR}') && !{volumes})"
+        f"c.?volumeMounts.orValue([]).filter(m, m.mountPath.matches({_pattern(workload.MOUNTED)}) && !{volumes})"
         ".map(m, c.name + ': volume ' + m.name + ' at ' + m.mountPath)"
     )
-    return f"([{text}].map(t, {flags})[0] + {environment} + {whole} + {mounts})"
+    return f"([{plain}].map(t, {flags})[0] + {environment} + {whole} + {mounts})"
 
 
 def _pattern(pattern: str) -> str:

@@ -40,24 +40,28 @@ def service_overlaps(
     """
     problems: list[Problem] = []
     rest = list(held)
+    cluster_cidrs = list(cluster_cidrs)
+    inside = {cidr for _, cidr in cluster_cidrs if any(each.cidr.contains(cidr) for each in ranges)}
+    served = {cidr.version for _, cidr in cluster_cidrs if cidr not in inside}
     for field, cidr in cluster_cidrs:
         overlapping = [each for each in ranges if each.cidr.overlaps(cidr)]
         if not overlapping:
             continue
         mine = [(node, block) for node, block in held if block.overlaps(cidr)]
         rest = [each for each in rest if each not in mine]
-        whole = any(each.cidr.contains(cidr) for each in overlapping)
+        whole = cidr in inside
         message = (
             f"it overlaps {_all(overlapping)}, so a pod could have the address of a Service. "
             f"{'Nothing of it' if whole else 'No block that overlaps'} is given to nodes"
         )
         way_out = "It can stay; where blocks run short, append a CIDR that overlaps no Services."
-        if whole:
+        nothing_left = whole and cidr.version not in served
+        if nothing_left:
             way_out = "Append a CIDR that overlaps no Services, or put one in its place."
         if mine:
             message += f", but {_who(mine)}"
             way_out = f"Append a CIDR that overlaps no Services if there is no room, {_MOVE} block."
-        severity: Severity = "error" if mine or whole else "warning"
+        severity: Severity = "error" if mine or nothing_left else "warning"
         reason = "ClusterCIDROverlapsServices"
         problems.append(Problem(network, field, str(cidr), reason, f"{message}.", way_out, severity))
     if rest:

@@ -76,7 +76,8 @@ def test_a_node_keeps_its_cidr_while_pods_live_on_it(world: World, by_label: boo
         "LeftOutWithPods",
         "Nodes are given their pod CIDRs in IPAM mode cluster-pool. 1 Node is left out of Netloom and keeps its pod "
         f"CIDRs (a). Of a: {why}, and 2 pods live in 10.0.0.0/24 (default/starting, default/web-1). Drain such a node, "
-        "and its CIDR comes back; or remove what leaves it out, and it takes part again.",
+        "and keep off it the pods that a drain leaves there (DaemonSets'), and its CIDR comes back; or "
+        "remove what leaves it out, and it takes part again.",
     )
     assert ("NetloomNetwork/default", "Warning", "LeftOutWithPods") in [each[:3] for each in operator.said.events]
     assert left_out(world) == 0, "its object is there, as every other"

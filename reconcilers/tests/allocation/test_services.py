@@ -62,7 +62,22 @@ def test_a_cluster_cidr_inside_the_services_gives_nothing_and_says_why(empty: Wo
     assert (
         "all 4 IPv4 blocks (/24) of 10.97.0.0/22 are in use, or hold addresses of Services or nodes (4). Append a CIDR"
     ) in message
-    # It can be replaced, as nothing of it was given.
+    # As is said: append one. Then all is well, though the first gives nothing still.
+    empty.apply_network(ipv4PodCIDRList=["10.97.0.0/22", "10.43.0.0/22"], ipv4MaskSize=24)
+    empty.join("b")
+    empty.calm(20)
+    assert empty.texts() == {"a": "10.43.0.0/24", "b": "10.43.1.0/24"}
+    status, reason, message = ready(empty)
+    assert (status, reason) == ("True", "ClusterCIDROverlapsServices")
+    assert "Nothing of it is given to nodes. It can stay; where blocks run short, append" in message
+
+
+def test_a_cluster_cidr_inside_the_services_can_be_replaced(empty: World) -> None:
+    empty.give_services("10.96.0.0/12")
+    empty.apply_network(ipv4PodCIDRList=["10.97.0.0/22"], ipv4MaskSize=24)
+    empty.start()
+    empty.join("a")
+    empty.calm(20)
     empty.apply_network(ipv4PodCIDRList=["10.42.0.0/22"], ipv4MaskSize=24)
     empty.calm(20)
     assert empty.texts() == {"a": "10.42.0.0/24"}

@@ -97,7 +97,8 @@ class LeftOut(Member):
                 keep = f"{len(names)} Nodes are left out of Netloom and keep their"
             message = f"{keep} pod CIDRs ({shown}). Of {names[0]}: {self.staying[names[0]]}."
             way_out = (
-                "Drain such a node, and its CIDR comes back; or remove what leaves it out, and it takes part again."
+                "Drain such a node, and keep off it the pods that a drain leaves there (DaemonSets'), and its CIDR "
+                "comes back; or remove what leaves it out, and it takes part again."
             )
             found.append(Problem(about, "", "", "LeftOutWithPods", message, way_out, "warning"))
         if self.names and len(self.names) == len(self._nodes) and self._selector != LabelSelector():
