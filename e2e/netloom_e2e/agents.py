@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from netloom_e2e.client import ApiFailure
 from netloom_e2e.cluster import ControlPlane
 from netloom_e2e.lab import Lab, Machine, wait_for
 from netloom_e2e.mesh import NETLOOM, facts
 
 NETWORK = "/apis/netloom.dev/v1alpha1/netloomnetworks"
 NODES = "/apis/netloom.dev/v1alpha1/netloomnodes"
+_LEASES = "/apis/coordination.k8s.io/v1/namespaces/kube-system/leases?labelSelector=netloom.dev/agent=true"
 
 
 @dataclass
@@ -80,7 +82,7 @@ class Agents:
                 status = self.agents[machine.node].poll()
                 raise AssertionError(f"{error}\nexit status {status}, it says {said}\n{end}") from error
 
-    @contextmanager
+    @contextlib.contextmanager
     def held(self, *nodes: str) -> Iterator[None]:
         """These agents do nothing while the block lasts: whatever happens, they notice it afterwards."""
         for node in nodes:
@@ -129,9 +131,13 @@ class Agents:
         self.agents[name].wait(20)
 
     def stop(self) -> None:
+        """Also takes away their Leases, as the garbage collector would: for a while they tell of agents that live, and
+        the next test may have nodes of the same names."""
         for agent in self.agents.values():
             agent.kill()
             agent.wait()
+        with contextlib.suppress(OSError, ApiFailure):  # an API server of the test's own may have ended before
+            self.plane.client.request("DELETE", _LEASES)
 
 
 def cidrs(name: str) -> tuple[str, str]:
