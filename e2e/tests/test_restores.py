@@ -194,8 +194,10 @@ def test_nobody_stays_in_the_world_that_was_lost(world: World, overtaken: bool) 
     client = world.plane.client
     world.register(["ghost"])
     client.request("POST", POOLS, pool("10.64.0.0/16", "10.65.0.0/16"))
+    hold(world, {"pool": "p", "cidrs": ["10.64.0.0/27"]})
     world.whole()
     backup = world.plane.backup()
+    hold(world)
     world.cluster.remove_nodes("ghost")
     joined = [f"joined-{number}" for number in range(NODES)]
     world.register(joined)
@@ -217,8 +219,7 @@ def test_nobody_stays_in_the_world_that_was_lost(world: World, overtaken: bool) 
     if overtaken:
         push(world, before)
         world.thaw()
-    hold(world, {"pool": "p", "cidrs": ["10.64.0.0/27"]})
-    assert world.refusal()
+    assert world.refusal(), "by what the guard knew of the lost world, nobody holds it"
     world.whole()
     assert "10.64.0.0/16 cannot be removed" in world.refusal()
     for role in roles(world):
