@@ -162,6 +162,10 @@ def test_agents_that_cannot_be_told_apart_or_may_not_write(story: Story) -> None
     story.start_agent(story.n2, "--node-name=n1")
     message = story.becomes("n1", "False", "TwoAgents")
     assert message.startswith("Two agents run as node n1: both renew Lease kube-system/netloom-agent-n1.")
+    both = [story.n1, story.n2]
+    status = ("curl", "-s", "http://127.0.0.1:9964/status")
+    wait_for("both know it", lambda: all("Two agents" in each.run(*status) for each in both), deadline=30)
+    story.becomes("n1", "False", "TwoAgents")
     assert story.quiet(lambda: story.dataplane("n1")[1] == "TwoAgents") == 0
     story.agents.end("n2")
     story.becomes("n1", "True", "InSync")
