@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,6 +12,7 @@ from pathlib import Path
 
 from netloom_e2e.client import ApiFailure
 from netloom_e2e.cluster import ControlPlane
+from netloom_e2e.gateway import gateway
 from netloom_e2e.lab import Lab, Machine, wait_for
 from netloom_e2e.mesh import NETLOOM, facts
 
@@ -138,6 +140,18 @@ class Agents:
             agent.wait()
         with contextlib.suppress(OSError, ApiFailure):  # an API server of the test's own may have ended before
             self.plane.client.request("DELETE", _LEASES)
+
+
+@contextlib.contextmanager
+def running_agents(plane: ControlPlane, prefix: str, folder: Path) -> Iterator[Agents]:
+    """A lab of its own and the network, for agents that a test starts; they have ended afterwards."""
+    with Lab(f"{prefix}{os.getpid() % 10000}") as lab, gateway(lab, plane.port):
+        made = Agents(lab, plane, folder)
+        plane.client.request("POST", NETWORK, network())
+        try:
+            yield made
+        finally:
+            made.stop()
 
 
 def cidrs(name: str) -> tuple[str, str]:

@@ -2,17 +2,15 @@
 under another name. Packets between pods that it does not concern go on; who has the address is said with the way out.
 """
 
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import pytest
 
-from netloom_e2e.agents import NETWORK, Agents, network
+from netloom_e2e.agents import Agents, running_agents
 from netloom_e2e.allocations import Cluster, condition
 from netloom_e2e.flow import Flows
-from netloom_e2e.gateway import gateway
-from netloom_e2e.lab import Lab, Machine, wait_for
+from netloom_e2e.lab import Machine, wait_for
 from netloom_e2e.machines import Pod
 from netloom_e2e.mesh import facts
 from netloom_e2e.operators import Operators
@@ -23,14 +21,8 @@ SINCE = "2026-01-01T00:00:00Z"
 
 @pytest.fixture
 def agents(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Agents]:
-    plane = cluster.plane
-    with Lab(f"nlv{os.getpid() % 10000}") as lab, gateway(lab, plane.port):
-        made = Agents(lab, plane, tmp_path_factory.mktemp("agents"))
-        plane.client.request("POST", NETWORK, network())
-        try:
-            yield made
-        finally:
-            made.stop()
+    with running_agents(cluster.plane, "nlv", tmp_path_factory.mktemp("agents")) as made:
+        yield made
 
 
 @contextmanager

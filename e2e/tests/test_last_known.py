@@ -4,17 +4,15 @@ A Node that loses its address, with an operator and agents; and a world as a bac
 live in a CIDR that its NetloomNode does not hold, written here as the restore would leave it.
 """
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
 
-from netloom_e2e.agents import NETWORK, NODES, Agents, netloom_node, network
+from netloom_e2e.agents import NODES, Agents, netloom_node, running_agents
 from netloom_e2e.allocations import Cluster, condition
 from netloom_e2e.flow import Flows
-from netloom_e2e.gateway import gateway
-from netloom_e2e.lab import Lab, Machine, wait_for
+from netloom_e2e.lab import Machine, wait_for
 from netloom_e2e.machines import Pod
 from netloom_e2e.mesh import TUNNEL, device_state, facts
 from netloom_e2e.operators import Operators
@@ -24,14 +22,8 @@ LOST_SECONDS = 2.0
 
 @pytest.fixture
 def agents(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Agents]:
-    plane = cluster.plane
-    with Lab(f"nll{os.getpid() % 10000}") as lab, gateway(lab, plane.port):
-        made = Agents(lab, plane, tmp_path_factory.mktemp("agents"))
-        plane.client.request("POST", NETWORK, network())
-        try:
-            yield made
-        finally:
-            made.stop()
+    with running_agents(cluster.plane, "nll", tmp_path_factory.mktemp("agents")) as made:
+        yield made
 
 
 @contextmanager
