@@ -128,8 +128,9 @@ class World:
 
 @pytest.fixture
 def world(roles_running: World) -> Iterator[World]:
-    """With the nodes of two agents; emptied afterwards."""
+    """With the nodes of two agents, which have their NetloomNodes; emptied afterwards."""
     roles_running.register(["n1", "n2"])
+    wait_for("n1 and n2 have their NetloomNodes", roles_running.cluster.served, deadline=60)
     yield roles_running
     hold(roles_running)
     roles_running.plane.delete_all("netloomippools.v1alpha1.netloom.dev")
