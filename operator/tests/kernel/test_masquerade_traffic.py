@@ -7,12 +7,13 @@ pod 10.1.0.2 -- node 192.168.7.1 -- eth0 -- host with 192.0.2.9 (outside), 10.2.
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
 
 import pytest
 
 from netloom.cidr import Cidr
 from netloom.kernel.masquerade.sets import Masquerading
-from tests.kernel.meshes import running
+from tests.kernel.meshes import eventually, running
 from tests.kernel.netns import Lab, Namespace
 from tests.kernel.nft import Masquerades, masquerades, nft, rules, ruleset
 
@@ -20,6 +21,7 @@ __all__ = ["masquerades"]
 
 HOST_ADDRESSES = ["192.0.2.9", "10.2.0.2", "172.16.0.9", "2001:db8::9", "fd00:2::2", "fd55::9"]
 NODE4, NODE6, POD4, POD6 = "192.168.7.1", "fd77::1", "10.1.0.2", "fd00:1::2"
+CIDRS = {POD4: "10.1.0.0/24", POD6: "fd00:1::/64"}
 
 SERVER = """
 import socket
@@ -35,6 +37,39 @@ CLIENT = """
 import socket, sys
 print(socket.create_connection((sys.argv[1], int(sys.argv[2])), timeout=5).recv(100).decode())
 """
+
+DATAGRAMS = """
+import select, socket, sys
+servers = []
+for address in sys.argv[1:]:
+    server = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_DGRAM)
+    server.bind((address, 9))
+    servers.append(server)
+print("ready", flush=True)
+while True:
+    for server in select.select(servers, [], [])[0]:
+        said, peer = server.recvfrom(100)
+        print(said.decode(), peer[0], flush=True)
+        if said == b"question":
+            server.sendto(b"answer", peer)
+"""
+"""Answers only what is a question, and says of all from whom it came."""
+
+FLOW = """
+import socket, sys
+target, what = sys.argv[1:]
+flow = socket.socket(socket.AF_INET6 if ":" in target else socket.AF_INET, socket.SOCK_DGRAM)
+flow.settimeout(5)
+flow.connect((target, 9))
+for _ in sys.stdin:
+    flow.send(what.encode())
+    if what == "question":
+        flow.recv(100)
+        print("answered", flush=True)
+"""
+
+TRACKING = "table inet somebody { chain input { type filter hook forward priority 0; ct state invalid counter; }; }"
+"""Connections are tracked before we come, as by kube-proxy."""
 
 KUBE_PROXY = [
     "iptables -t nat -N KUBE-POSTROUTING",
@@ -64,11 +99,32 @@ table inet firewalld {
 """
 
 
+class Script:
+    """A program in a namespace that is talked to line by line."""
+
+    def __init__(self, stack: ExitStack, inside: Namespace, code: str, *arguments: str) -> None:
+        command = ["ip", "netns", "exec", inside.name, sys.executable, "-c", code, *arguments]
+        pipe = subprocess.PIPE
+        self._process = stack.enter_context(subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True))
+        stack.callback(self._process.kill)
+
+    def go(self) -> None:
+        """Once more."""
+        assert self._process.stdin
+        self._process.stdin.write("\n")
+        self._process.stdin.flush()
+
+    def said(self) -> str:
+        """The next line."""
+        assert self._process.stdout
+        return self._process.stdout.readline().strip()
+
+
 class World:
     """The pod, the node (in which the test runs), and what the host sees."""
 
-    def __init__(self, pod: Namespace, node: Namespace) -> None:
-        self.pod, self.node = pod, node
+    def __init__(self, pod: Namespace, node: Namespace, host: Namespace) -> None:
+        self.pod, self.node, self.host = pod, node, host
 
     def seen(self, target: str, port: int = 7) -> str:
         """The source address that the host at `target` sees of the pod."""
@@ -114,7 +170,7 @@ def world(lab: Lab) -> Iterator[World]:
         assert server.stdout
         assert server.stdout.readline() == "ready\n"
         with node.entered():
-            yield World(pod, node)
+            yield World(pod, node, host)
         server.terminate()
 
 
@@ -156,7 +212,7 @@ async def test_each_family_is_switched_by_itself(
 
 async def test_the_nodes_own_packets_are_left_alone(world: World, masquerades: Masquerades) -> None:
     await (await masquerades.open()).apply(cluster())
-    assert World(world.node, world.node).seen("192.0.2.9") == NODE4
+    assert World(world.node, world.node, world.host).seen("192.0.2.9") == NODE4
 
 
 async def test_a_packet_out_of_our_own_device_is_left_alone(world: World, masquerades: Masquerades) -> None:
@@ -166,6 +222,38 @@ async def test_a_packet_out_of_our_own_device_is_left_alone(world: World, masque
     world.node.ip("route add default via 192.168.7.9")
     await (await masquerades.open()).apply(cluster())
     assert world.seen("192.0.2.9") == POD4
+
+
+@pytest.mark.parametrize(("target", "pod", "node"), [("192.0.2.9", POD4, NODE4), ("2001:db8::9", POD6, NODE6)])
+async def test_a_flow_that_began_before(
+    world: World, masquerades: Masquerades, target: str, pod: str, node: str
+) -> None:
+    """What nobody answers is masqueraded from the next packet on; what works stays as it is, and so does what goes to
+    other nodes' pods."""
+    nft(world.node, TRACKING)
+    other = "fd00:2::2" if ":" in target else "10.2.0.2"
+    with ExitStack() as stack:
+        server = Script(stack, world.host, DATAGRAMS, target, other)
+        assert server.said() == "ready"
+        destinations = {"plain": target, "question": target, "inside": other}
+        flows = {what: Script(stack, world.pod, FLOW, to, what) for what, to in destinations.items()}
+
+        def seen() -> dict[str, str]:
+            for flow in flows.values():
+                flow.go()
+            return dict(server.said().split(" ") for _ in flows)
+
+        untranslated = dict.fromkeys(flows, pod)
+        assert seen() == untranslated
+        masquerade = await masquerades.open()
+        await masquerade.apply(cluster())
+        expected = untranslated | {"plain": node}
+        assert seen() == expected
+        nft(world.node, f"delete element inet netloom {'pods6' if ':' in pod else 'pods4'} {{ {CIDRS[pod]} }}")
+        flows["late"] = Script(stack, world.pod, FLOW, target, "late")
+        assert seen() == expected | {"late": pod}, "it began while somebody had changed a set"
+        async with running(masquerade):
+            await eventually(lambda: seen() == expected | {"late": node})
 
 
 async def test_every_moment_has_its_rule(world: World, masquerades: Masquerades) -> None:

@@ -15,7 +15,7 @@ from netloom.kernel.errors import KernelUnsupported
 from netloom.kernel.keeper.part import Attempt, Outcome, Part, Refused, Worker
 from netloom.kernel.keeper.report import PlannedChange
 from netloom.kernel.keeper.retries import Item, Retries
-from netloom.kernel.masquerade import ruleset
+from netloom.kernel.masquerade import begun_flows, ruleset
 from netloom.kernel.masquerade.outermost import cidr_of
 from netloom.kernel.masquerade.ruleset import RULES_ITEM, SETS, TABLE, TABLE_ITEM, TABLE_KEY, Families, Seen, Write
 from netloom.kernel.masquerade.sets import ELEMENT, UNKNOWN, Element, Masquerading, Sets
@@ -26,6 +26,7 @@ from netloom.kernel.ownership import MASQUERADE
 log = structlog.get_logger(__name__)
 
 _TRANSACTION: Item = ("transaction", TABLE_KEY)
+_OWN_PODS = {f"pods{family}" for family in ruleset.SIZES}
 
 Elements = dict[str, dict[bytes, bool]]
 """By set: key, and whether the element is plain."""
@@ -207,6 +208,8 @@ class MasqueradeTable(Part[Masquerading]):
             refusals = await worker.submit([write.message for write in due.writes])
             if not refusals:
                 self._wrote(due, outcome)
+                if due.rules or any(write.name in _OWN_PODS and not write.deletes for write in due.writes):
+                    await self._forget_begun(worker)
                 break
             refused = due.refused(refusals)
             if not attempt.fresh and refused.keys().isdisjoint(attempt.failing):
@@ -217,6 +220,12 @@ class MasqueradeTable(Part[Masquerading]):
             if not due.drop(refused.keys()):
                 break
         return outcome
+
+    async def _forget_begun(self, worker: Worker) -> None:
+        sets, families = self.sets, self.families
+        forgotten = await worker.call(lambda _commands: begun_flows.forget(sets, families))
+        if forgotten:
+            log.info("flows that began before masquerading begin anew", count=forgotten)
 
     def _transaction(self, held: Set[Hashable]) -> Transaction:
         """What makes all right that may be tried now."""
