@@ -1,14 +1,16 @@
 """`make bench-throughput`: what pods get of the network, through Netloom's mesh and through one made by hand.
 
 Pairs of nodes on one Ethernet segment, a pod on each: two of Netloom's (their agents take the objects from manifests,
-as nothing here needs an API server), and two that a person has set up with `ip`: a VXLAN device with one VNI, an FDB
-entry, a neighbour and a route; for native routing a route by the other node's address, and no more. iperf3 sends TCP,
-then UDP, from pod to pod, in turn on both pairs; the order changes from round to round. All of it shares this machine's
-CPUs, so what is compared is the work per byte.
+as nothing here needs an API server), and two pairs that a person has set up. The *plain* one is the limit: with `ip` a
+VXLAN device with one VNI, an FDB entry, a neighbour and a route; for native routing a route by the other node's
+address, and no more, so its pods reach nobody outside. The *masquerading* one is the peer: the same, and the rule that
+anybody would type for that. iperf3 sends TCP, then UDP, from pod to pod, in turn on all pairs; the order changes from
+round to round. All of it shares this machine's CPUs, so what is compared is the work per byte.
 
-A ratio is Netloom's throughput over the hand-made pair's, measured one right after the other, and of all rounds the
-median: what else the machine does changes from minute to minute. vxlan_ratio and native_ratio are the lower one of TCP
-and UDP; all are in `vxlan` and `native`. UDP counts what arrived. Ends with one line `RESULT {json}`.
+A ratio is Netloom's throughput over a hand-made pair's, measured one right after the other, and of all rounds the
+median: what else the machine does changes from minute to minute. plain_ratio and masquerading_ratio are the lowest of
+both transports and both ways; all are in `vxlan` and `native`. UDP counts what arrived. Ends with one line
+`RESULT {json}`.
 """
 
 from __future__ import annotations
@@ -42,6 +44,8 @@ ROUTING: dict[str, dict[str, object]] = {
     "native": {"mode": "native", "autoDirectNodeRoutes": True},
 }
 TRANSPORTS: dict[str, tuple[str, ...]] = {"tcp": (), "udp": ("--udp", "--bitrate", "0")}
+PLAIN, MASQUERADING = "plain", "masquerading"
+_RULE = "ip saddr {own} ip daddr != 10.250.0.0/15 masquerade"
 _DATAGRAM = 28
 """Bytes of the headers of IP and UDP."""
 _SYNC_SECONDS = 30.0
@@ -92,12 +96,16 @@ def _in_sync(machine: Machine) -> bool:
     return bool(said.get("inSync")) and said["peers"] == 1
 
 
-@contextmanager
-def _by_hand(lab: Lab, first: int, mode: str, _folder: Path) -> Iterator[Pair]:
+def _by_hand(lab: Lab, first: int, mode: str, *, masquerade: bool) -> Pair:
     """What a person would type."""
     one, two = _ends(lab, first, "hand")
     for machine in (one, two):
         machine.run("sysctl", "-qw", "net.ipv4.ip_forward=1")
+        if masquerade:
+            hook = "{ type nat hook postrouting priority srcnat; }"
+            own = pod_cidr(first if machine is one else first + 1)
+            for words in ("table ip n", f"chain ip n p {hook}", f"rule ip n p {_RULE.format(own=own)}"):
+                machine.run("nft", f"add {words}")
         if mode == "vxlan":
             device = f"id 1 local {machine.address} dev eth0 dstport 8472 nolearning"
             machine.batch([f"link add {CLASSIC} type vxlan {device}", f"link set {CLASSIC} up"])
@@ -113,7 +121,8 @@ def _by_hand(lab: Lab, first: int, mode: str, _folder: Path) -> Iterator[Pair]:
                 f"route add {pod_cidr(number)} via {other.address} dev {CLASSIC} onlink",
             ]
         )
-    yield _pods(one, two, first, f"by hand {mode}", MTU[mode])
+    kind = MASQUERADING if masquerade else PLAIN
+    return _pods(one, two, first, f"{kind} {mode}", MTU[mode])
 
 
 def _device(mode: str) -> str:
@@ -146,20 +155,25 @@ def _compare(
     """What RESULT says of a mode."""
     rounds, seconds = times
     found: defaultdict[tuple[str, str], list[float]] = defaultdict(list)
-    with ExitStack() as stack:
-        pairs = {"netloom": stack.enter_context(_netloom(lab, first, mode, folder))}
-        pairs["by hand"] = stack.enter_context(_by_hand(lab, first + 2, mode, folder))
-        for number in range(rounds):
+    with _netloom(lab, first, mode, folder) as ours:
+        pairs = {"": ours}
+        pairs[PLAIN] = _by_hand(lab, first + 2, mode, masquerade=False)
+        pairs[MASQUERADING] = _by_hand(lab, first + 4, mode, masquerade=True)
+        order = list(pairs)
+        for _ in range(rounds):
             for transport in TRANSPORTS:
-                for who in pairs if number % 2 == 0 else reversed(pairs):
+                for who in order:
                     found[who, transport].append(rate := _gigabits(pairs[who], transport, seconds))
-                    console.print(f"  {pairs[who].encapsulation:16} {transport} {rate:7.2f} Gbit/s")
-    medians = {key: median(each) for key, each in found.items()}
-    result = {f"{t}_gbit_s": round(medians["netloom", t], 3) for t in TRANSPORTS}
-    result |= {f"{t}_by_hand_gbit_s": round(medians["by hand", t], 3) for t in TRANSPORTS}
-    for t in TRANSPORTS:
-        rates = zip(found["netloom", t], found["by hand", t], strict=True)
-        result[f"{t}_ratio"] = round(median(ours / theirs for ours, theirs in rates), 3)
+                    console.print(f"  {pairs[who].encapsulation:20} {transport} {rate:7.2f} Gbit/s")
+            order.append(order.pop(0))
+    result = {
+        "_".join(filter(None, (transport, who, "gbit_s"))): round(median(rates), 3)
+        for (who, transport), rates in found.items()
+    }
+    for transport in TRANSPORTS:
+        for who in (PLAIN, MASQUERADING):
+            rates = zip(found["", transport], found[who, transport], strict=True)
+            result[f"{transport}_{who}_ratio"] = round(median(ours / theirs for ours, theirs in rates), 3)
     return result
 
 
@@ -169,21 +183,26 @@ def run(rounds: int, seconds: int) -> dict[str, Any]:
     console.print(f"{bench.circumstances()}, {rounds} rounds of {seconds} s")
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(prefix="netloom-bench-") as name, Lab(f"nlb{os.getpid() % 100000}") as lab:
-        for first, mode in ((1, "vxlan"), (5, "native")):
+        for first, mode in ((1, "vxlan"), (7, "native")):
             found[mode] = _compare(lab, first, mode, Path(name), (rounds, seconds), console)
+    columns = ("gbit_s", f"{PLAIN}_gbit_s", f"{MASQUERADING}_gbit_s", f"{PLAIN}_ratio", f"{MASQUERADING}_ratio")
     rows = [
-        (f"{mode} {t}", *(f"{each[key]:.2f}" for key in (f"{t}_gbit_s", f"{t}_by_hand_gbit_s", f"{t}_ratio")))
+        (f"{mode} {t}", *(f"{each[f'{t}_{column}']:.2f}" for column in columns))
         for mode, each in found.items()
         for t in TRANSPORTS
     ]
-    console.print(bench.table("Pod to pod (medians)", ("", "Netloom Gbit/s", "by hand Gbit/s", "ratio"), rows))
-    lowest = {f"{mode}_ratio": min(each[f"{t}_ratio"] for t in TRANSPORTS) for mode, each in found.items()}
+    heads = ("", "Netloom Gbit/s", PLAIN, MASQUERADING, f"/ {PLAIN}", f"/ {MASQUERADING}")
+    console.print(bench.table("Pod to pod (medians)", heads, rows))
+    lowest = {
+        f"{who}_ratio": min(each[f"{t}_{who}_ratio"] for each in found.values() for t in TRANSPORTS)
+        for who in (PLAIN, MASQUERADING)
+    }
     return lowest | found
 
 
 def main() -> int:
     """The exit status."""
-    parser = argparse.ArgumentParser(description="Throughput from pod to pod, beside a mesh made by hand.")
+    parser = argparse.ArgumentParser(description="Throughput from pod to pod, beside meshes made by hand.")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=int, default=3, help="of each measurement")
     options = parser.parse_args()
