@@ -203,8 +203,8 @@ def run(rounds: int, seconds: int) -> dict[str, Any]:
 def main() -> int:
     """The exit status."""
     parser = argparse.ArgumentParser(description="Throughput from pod to pod, beside meshes made by hand.")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=int, default=3, help="of each measurement")
+    parser.add_argument("--rounds", type=int, default=12)
+    parser.add_argument("--seconds", type=int, default=1, help="of each measurement")
     options = parser.parse_args()
     return bench.conclude("bench-throughput", lambda: run(options.rounds, options.seconds))
 
