@@ -246,7 +246,10 @@ def test_help_and_version_are_where_people_look() -> None:
     assert (commands[0], commands[-3:]) == ("status", ["agent", "operator", "webhook"])
     assert run(NETLOOM, "help", "guard", "install") == run(NETLOOM, "guard", "install", "--help")
     assert run(NETLOOM, "--version").split() == run(NETLOOM, "version").split()[:2]
-    assert subprocess.run([NETLOOM, "help", "nonsense"], capture_output=True, check=False).returncode == 2
+    for names in (["nonsense"], ["status", "nonsense"], ["guard", "install", "nonsense"]):
+        refused = subprocess.run([NETLOOM, "help", *names], capture_output=True, text=True, check=False)
+        assert refused.returncode == 2
+        assert " ".join(names) in refused.stderr
 
 
 class Terminal:

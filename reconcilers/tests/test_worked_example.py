@@ -16,6 +16,7 @@ from netloom.api.v1alpha1 import NETLOOM_NODES, Address, NetloomNode, NetloomNod
 from netloom.roles import agent as role
 from netloom.roles.sources import Sources
 from netloom.runtime.store import Store
+from netloom_reconcilers.features.node import Obstacle
 from tests.kernel.netns import Lab, Namespace
 from tests.runtime.scripted import until
 
@@ -121,6 +122,8 @@ async def test_it_runs_as_a_feature_of_an_agent(
 
     agent = role.Agent(options, Sources(None, options.manifests), None, features)
     assert agent.manager.health.not_ready()["hosts"] == "nothing applied yet"
+    agent.features[0].obstacle = Obstacle("NoNetwork", "there is no network")
+    assert agent.manager.health.not_ready()["tunnels"] == "nothing applied yet: there is no network"
     async with running(agent):
         await until(lambda: bool(agent.facts()["inSync"]))
         assert path.read_text() == "192.168.7.1 a\n192.168.7.2 b\n"

@@ -38,6 +38,11 @@ def _first_sentence(text: str) -> str:
 
 
 def show_help(called: typer.Context, names: list[str]) -> None:
-    """What `netloom NAMES --help` prints. Ends the command."""
+    """What `netloom NAMES --help` prints. Ends the command; with an error where the names are those of none."""
     root = called.find_root()
+    command: object = root.command
+    for number, name in enumerate(names, 1):
+        command = command.get_command(root, name) if isinstance(command, TyperGroup) else None
+        if command is None:
+            called.fail(f"there is no command '{' '.join(names[:number])}'")
     root.command.main([*names, "--help"], prog_name=root.info_name)

@@ -156,7 +156,7 @@ class Agent(Collector):
         """None where there is no cluster to give signs of life to."""
         found.add_to(self.manager)
         for feature in self.features:
-            self.manager.health.ready(feature.name, lambda each=feature: "" if each.applied else "nothing applied yet")  # type: ignore[misc]
+            self.manager.health.ready(feature.name, lambda each=feature: _unapplied(each))  # type: ignore[misc]
             for name, run in feature.components().items():
                 self.manager.add(name, run, restart=True)
         self.manager.add("departures", self.departures.controller.run, restart=True)
@@ -285,6 +285,13 @@ class Agent(Collector):
         )
         for feature in self.features:
             yield from feature.metrics()
+
+
+def _unapplied(feature: NodeFeature) -> str:
+    """For readiness: that its first desired state is still to come, and why."""
+    if feature.applied:
+        return ""
+    return f"nothing applied yet: {feature.obstacle.message}" if feature.obstacle else "nothing applied yet"
 
 
 async def run_agent(options: AgentOptions) -> None:
