@@ -11,7 +11,7 @@ LO, ETH0, WG0, CNI0, DOCKER0, TUNNEL = range(1, 7)
 DEVICES = {
     LO: Device("lo"),
     ETH0: Device("eth0"),
-    WG0: Device("wg0", narrow=True),
+    WG0: Device("wg0"),
     CNI0: Device("cni0"),
     DOCKER0: Device("docker0"),
     TUNNEL: Device("netloom_vxlan", ours=True),
@@ -21,9 +21,9 @@ IN_THE_LAN = f"it lies in {LAN}, a network of this node (eth0)"
 THE_GATEWAY = "it holds 10.90.0.1, a gateway of this node"
 
 
-def on(ifindex: int, destination: str, *gateways: str, automatic: bool = True) -> NodeRoute:
+def on(ifindex: int, destination: str, *gateways: str, connected: bool = True) -> NodeRoute:
     hops = tuple((ifindex, parse_address(each)) for each in gateways) or ((ifindex, b""),)
-    return NodeRoute(Cidr.parse(destination), hops, automatic=automatic and not gateways)
+    return NodeRoute(Cidr.parse(destination), hops, connected=connected and not gateways)
 
 
 def default(gateway: str, ifindex: int = ETH0) -> NodeRoute:
@@ -74,7 +74,7 @@ def test_what_is_around_a_connected_network_does_it_no_harm_and_none_to_what_is_
     ("routes", "api", "expected"),
     [
         ([default("10.91.0.1")], "", "it holds 10.91.0.1, a gateway of this node"),
-        ([on(ETH0, "10.91.0.1/32", automatic=False), default("10.91.0.1")], "", ""),
+        ([on(ETH0, "10.91.0.1/32", connected=False), default("10.91.0.1")], "", ""),
         ([], "10.91.7.7", "it holds 10.91.7.7, the API server"),
         ([on(ETH0, "10.5.0.0/16", "10.91.0.9")], "", "it holds 10.91.0.9, a gateway of this node"),
     ],
@@ -91,8 +91,9 @@ def test_what_holds_a_node_takes_it_along_unless_it_does_not_count() -> None:
         node.add_node(parse_address(each))
     prefix = Cidr.parse("10.88.0.0/14")
     assert node.harm(prefix) == "it holds 10.91.3.3, the address of a node"
-    assert node.harm(prefix, lambda address: address.endswith(b"\4")) == "it holds 10.91.3.4, the address of a node"
-    assert node.harm(prefix, lambda _: False) == ""
+    named = {parse_address("10.91.3.4"): "node-4"}
+    assert node.harm(prefix, lambda address: named.get(address, "")) == "it holds 10.91.3.4, the address of node-4"
+    assert node.harm(prefix, lambda _: "") == ""
     node.remove_node(parse_address("10.91.3.4"))
     node.remove_node(parse_address("10.91.3.3"))
     assert node.harm(prefix) != ""
@@ -101,7 +102,7 @@ def test_what_holds_a_node_takes_it_along_unless_it_does_not_count() -> None:
 
 
 def test_the_networks_of_own_pods_are_no_lifeline_however_wide_they_are_made() -> None:
-    bridge, host = on(CNI0, "10.42.0.0/16"), on(CNI0, "10.42.1.9/32", automatic=False)
+    bridge, host = on(CNI0, "10.42.0.0/16"), on(CNI0, "10.42.1.9/32", connected=False)
     node = lifelines(bridge, host, own=((CNI0, "10.42.1.1"),), cidrs=("10.42.1.0/24",))
     assert harm(node, "10.42.3.0/24") == ""
 
@@ -120,12 +121,14 @@ def test_containers_of_docker_would_lose_their_traffic() -> None:
 @pytest.mark.parametrize("wide", ["0.0.0.0/0", "0.0.0.0/1"])
 @pytest.mark.parametrize("device", [ETH0, WG0])
 def test_a_default_route_on_a_device_is_no_network(wide: str, device: int) -> None:
-    assert harm(lifelines(on(device, wide, automatic=False)), "10.42.3.0/24") == ""
+    assert harm(lifelines(on(device, wide, connected=False)), "10.42.3.0/24") == ""
 
 
-def test_what_is_routed_into_a_point_to_point_device_is_no_network_but_its_own_is() -> None:
-    node = lifelines(on(WG0, "10.8.0.0/24"), on(WG0, "10.0.0.0/8", automatic=False))
+@pytest.mark.parametrize("device", [ETH0, WG0])
+def test_what_somebody_routes_to_a_device_is_no_network_but_what_its_address_makes_is(device: int) -> None:
+    node = lifelines(on(WG0, "10.8.0.0/24"), on(device, "10.0.0.0/8", connected=False), default("10.42.9.1"))
     assert harm(node, "10.42.3.0/24") == ""
+    assert harm(node, "10.42.9.0/24") == "it holds 10.42.9.1, a gateway of this node"
     assert harm(node, "10.8.0.128/25") == "it lies in 10.8.0.0/24, a network of this node (wg0)"
 
 
@@ -179,7 +182,7 @@ hosts = st.integers(0, 255).map(lambda base: base.to_bytes(4, "big"))
 def test_in_general(networks: list[Cidr], nodes: list[Address], gone: list[Address], prefix: Cidr) -> None:
     """Harmless is what takes no address along: neither one that lies in a network as wide, nor a node's outside."""
     lines = Lifelines()
-    lines.see(Surroundings(DEVICES, [NodeRoute(each, ((ETH0, b""),)) for each in networks]))
+    lines.see(Surroundings(DEVICES, [NodeRoute(each, ((ETH0, b""),), connected=True) for each in networks]))
     for address in (*nodes, *gone):
         lines.add_node(address)
     assert lines.harm(prefix) is not None  # asked in between: what was added is in order before more is removed

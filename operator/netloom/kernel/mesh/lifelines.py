@@ -7,10 +7,10 @@ this node itself along if the CIDR
 - holds a gateway, another node or the API server, and no connected network within the CIDR leads there. A node whose
   tunnel packets are themselves sent into the tunnel is lost, too.
 
-A CIDR *around* a connected network does that network no harm, as the longer prefix wins. Not connected networks are a
-default route that goes by a device without a gateway, and what somebody routes into a point-to-point device: there only
-the address that the device has makes a network. The networks of the node's own pods (a bridge, a veth) are no lifeline,
-however wide they are made; nor is what is link-local.
+A CIDR *around* a connected network does that network no harm, as the longer prefix wins. A connected network is what an
+address of the node makes one, or a router or DHCP server says to be one. What somebody routes to a device without a
+gateway is none (a default route, a VPN's 10.0.0.0/8). The networks of the node's own pods (a bridge, a veth) are no
+lifeline, however wide they are made; nor is what is link-local.
 
 Pure. Costs: a question about a prefix that is near none of all this is one look-up, any other a few and a bisection. A
 node's address costs its place in a list.
@@ -36,22 +36,20 @@ _VERSION: dict[int, Version] = {4: 4, 16: 6}
 
 
 class Device(msgspec.Struct, frozen=True):
-    """A device of the node. `narrow`: point-to-point or without ARP, so that it has one other end, or none that can be
-    asked for. `ours`: made by Netloom."""
+    """A device of the node. `ours`: made by Netloom."""
 
     name: str
-    narrow: bool = False
     ours: bool = False
 
 
 class NodeRoute(msgspec.Struct, frozen=True, gc=False):
     """Somebody's route of the main table. `hops`: (ifindex, gateway) of each way; no gateway (empty): on the device's
-    network. `automatic`: the kernel made it for an address of the device."""
+    network. `connected`: it is there because that network is."""
 
     destination: Cidr
     hops: tuple[tuple[int, Address], ...]
     metric: int = 0
-    automatic: bool = False
+    connected: bool = False
 
     @property
     def wide(self) -> bool:
@@ -151,12 +149,11 @@ class Lifelines:
             if gateway:
                 # A route by a gateway inside itself (as flannel's to another node's pods) is nothing to live by.
                 foreign = route.wide or not _holds(destination, gateway)
-                if foreign and ifindex not in pods and not _is_link_local(Cidr.of(gateway)):
+                if foreign and ifindex not in pods and not is_link_local(Cidr.of(gateway)):
                     self._points.setdefault(gateway, "a gateway of this node")
             elif not route.wide:
                 self._direct.add(destination)
-                connected = route.automatic or not device.narrow
-                if connected and ifindex not in pods and not _is_link_local(destination):
+                if route.connected and ifindex not in pods and not is_link_local(destination):
                     self._networks.setdefault(destination, device.name)
 
     def add_node(self, address: Address) -> None:
@@ -169,19 +166,28 @@ class Lifelines:
         """One less."""
         self._nodes[_VERSION[len(address)]].remove(address)
 
-    def harm(self, prefix: Cidr, counts: Callable[[Address], bool] = lambda _address: True) -> str:
+    def harm(self, prefix: Cidr, whose: Callable[[Address], str] = lambda _: "a node") -> str:
         """Why a route to this prefix would cut the node off: "it lies in ..." or "it holds ..."; empty if it would not.
-        `counts` is asked whether a node's address inside it is a reason."""
-        version, near = prefix.version, _NEAR[prefix.version]
-        if (
-            prefix.length >= near
-            and prefix.base >> (WIDTH[version] - near) not in self._near[version]
-            and version not in self._near_all
-        ):
-            return ""
-        return " and ".join(self._reasons(prefix, counts))
+        `whose` is asked for the name of the node with an address inside it; empty: that is no reason."""
+        return " and ".join(self._reasons(prefix, whose)) if self._is_near(prefix) else ""
 
-    def _reasons(self, prefix: Cidr, counts: Callable[[Address], bool]) -> Iterator[str]:
+    def holds_point(self, prefix: Cidr) -> bool:
+        """Whether a route to the prefix would take a gateway or a server along."""
+        if not self._is_near(prefix):
+            return False
+        return any(True for _ in self._taken_along(self._sorted_points[prefix.version], prefix))
+
+    def takes_along(self, prefix: Cidr, address: Address) -> bool:
+        """Whether a route to the prefix would take this address along."""
+        return _holds(prefix, address) and self._shelter(address, prefix) is None
+
+    def _is_near(self, prefix: Cidr) -> bool:
+        version, near = prefix.version, _NEAR[prefix.version]
+        if prefix.length < near or version in self._near_all:
+            return True
+        return prefix.base >> (WIDTH[version] - near) in self._near[version]
+
+    def _reasons(self, prefix: Cidr, whose: Callable[[Address], str]) -> Iterator[str]:
         for network in self._around(prefix):
             if (device := self._networks.get(network)) is not None:
                 yield f"it lies in {network}, a network of this node ({device})"
@@ -189,8 +195,8 @@ class Lifelines:
         for address in self._taken_along(self._sorted_points[prefix.version], prefix):
             yield f"it holds {format_address(address)}, {self._points[address]}"
         for address in self._taken_along(self._nodes[prefix.version].sorted(), prefix):
-            if address not in self._points and counts(address):
-                yield f"it holds {format_address(address)}, the address of a node"
+            if address not in self._points and (name := whose(address)):
+                yield f"it holds {format_address(address)}, the address of {name}"
                 return
 
     def _taken_along(self, addresses: Sequence[Address], prefix: Cidr) -> Iterator[Address]:
@@ -233,5 +239,6 @@ def _last(prefix: Cidr) -> Address:
     return prefix.last.to_bytes(WIDTH[prefix.version] // 8, "big")
 
 
-def _is_link_local(prefix: Cidr) -> bool:
+def is_link_local(prefix: Cidr) -> bool:
+    """Whether it is of no network of its own: link-local, or multicast."""
     return any(each.contains(prefix) for each in (*_LINK_LOCAL, *_MULTICAST))
