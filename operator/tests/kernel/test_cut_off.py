@@ -66,9 +66,9 @@ async def test_a_route_into_the_lan_is_not_made_and_named(
     assert (report.in_sync, report.pending, report.failures) == (False, 0, ())
     assert {each.peer for each in report.withheld} == {"node-2"}
     assert withheld(plane) == {
-        "192.168.0.0/24": f"{IN_THE_LAN} and it holds {GATEWAY}, a gateway of this node and it holds {SERVER}, "
+        "192.168.0.0/24": f"{IN_THE_LAN}, and it holds {GATEWAY}, a gateway of this node, and it holds {SERVER}, "
         "the API server",
-        "192.168.7.0/24": f"{IN_THE_LAN} and it holds 192.168.7.2, the address of node-2",
+        "192.168.7.0/24": f"{IN_THE_LAN}, and it holds 192.168.7.2, the address of node-2",
         "2001:db8::/80": "it lies in 2001:db8::/64, a network of this node (eth0)",
     }
     planned = await plane.plan(told(of(2, *cidrs, encapsulations=ways)))

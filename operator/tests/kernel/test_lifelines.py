@@ -59,7 +59,7 @@ def test_what_lies_in_a_connected_network_would_cut_the_node_off_from_it() -> No
     node = lifelines(on(ETH0, LAN), default("10.90.0.1"), api="10.90.0.2")
     assert harm(node, "10.90.1.0/24") == IN_THE_LAN
     assert harm(node, LAN) == harm(node, "10.90.0.0/24")
-    assert harm(node, "10.90.0.0/24") == f"{IN_THE_LAN} and {THE_GATEWAY} and it holds 10.90.0.2, the API server"
+    assert harm(node, "10.90.0.0/24") == f"{IN_THE_LAN}, and {THE_GATEWAY}, and it holds 10.90.0.2, the API server"
     assert harm(node, "10.91.0.0/24") == ""
     assert harm(node, "192.168.0.0/24") == ""
 
@@ -68,6 +68,8 @@ def test_what_is_around_a_connected_network_does_it_no_harm_and_none_to_what_is_
     node = lifelines(on(ETH0, "10.90.1.0/24"), default("10.90.1.1"), api="10.90.1.2")
     node.add_node(parse_address("10.90.1.12"))
     assert harm(node, "10.90.0.0/16") == ""
+    assert node.network_in(Cidr.parse("10.90.0.0/16")) == "it holds 10.90.1.0/24, a network of this node (eth0)"
+    assert node.network_in(Cidr.parse("10.90.2.0/24")) == ""
 
 
 @pytest.mark.parametrize(

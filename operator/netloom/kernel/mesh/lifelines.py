@@ -26,7 +26,7 @@ from netloom.cidr import WIDTH, Address, Cidr, Version, format_address
 WIDEST: dict[Version, int] = {4: 8, 6: 16}
 """Prefix lengths below these are those of a default route, or of a part of one (0.0.0.0/1, 2000::/3)."""
 
-_NEAR: dict[Version, int] = {4: 16, 6: 32}
+NEAR: dict[Version, int] = {4: 16, 6: 32}
 """Of so many leading bits it is remembered whether a lifeline has them."""
 _FEW = 32
 _LINK_LOCAL = (Cidr.parse("169.254.0.0/16"), Cidr.parse("fe80::/10"))
@@ -77,30 +77,39 @@ class Surroundings(msgspec.Struct, frozen=True):
         return found - {index for index, address in self.addresses if address in self.claimed}
 
 
+class _All(set[int]):
+    """The set that holds everything."""
+
+    def __contains__(self, _: object) -> bool:
+        return True
+
+
 class _Addresses:
-    """Addresses of one family, in order; an address that is added twice is there twice."""
+    """Addresses of one family, in order; an address that is added twice is there twice. `added` are not in order yet.
+    Their leading bits are noted in `near`."""
 
-    __slots__ = ("_added", "_all")
+    __slots__ = ("_all", "_bytes", "added", "near")
 
-    def __init__(self) -> None:
+    def __init__(self, version: Version, near: set[int]) -> None:
+        self.added: list[Address] = []
+        self.near = near
         self._all: list[Address] = []
-        self._added: list[Address] = []
-
-    def add(self, address: Address) -> None:
-        self._added.append(address)
+        self._bytes = NEAR[version] // 8
 
     def remove(self, address: Address) -> None:
         every = self.sorted()
         del every[bisect_left(every, address)]
 
     def sorted(self) -> list[Address]:
-        if len(self._added) > _FEW:
-            self._all += self._added
-            self._all.sort()
-        else:
-            for address in self._added:
-                insort(self._all, address)
-        self._added.clear()
+        if self.added:
+            if len(self.added) > _FEW:
+                self._all += self.added
+                self._all.sort()
+            else:
+                for address in self.added:
+                    insort(self._all, address)
+            self.near.update(int.from_bytes(each, "big") for each in {each[: self._bytes] for each in self.added})
+            self.added.clear()
         return self._all
 
 
@@ -116,9 +125,9 @@ class Lifelines:
         self._sorted_points: dict[Version, list[Address]] = {4: [], 6: []}
         self._local: frozenset[Address] = frozenset()
         self._lengths: dict[Version, list[int]] = {4: [], 6: []}
-        self._nodes: dict[Version, _Addresses] = {4: _Addresses(), 6: _Addresses()}
         self._near: dict[Version, set[int]] = {4: set(), 6: set()}
-        self._near_all: set[Version] = set()
+        self._nodes = {4: _Addresses(4, self._near[4]), 6: _Addresses(6, self._near[6])}
+        self._added = {4: self._nodes[4].added, 16: self._nodes[6].added}
 
     def see(self, around: Surroundings) -> set[Cidr]:
         """Take in how things are now. Returns the prefixes and addresses about which that is something new."""
@@ -158,22 +167,26 @@ class Lifelines:
 
     def add_node(self, address: Address) -> None:
         """Another node has this address, too."""
-        version = _VERSION[len(address)]
-        self._nodes[version].add(address)
-        self._near[version].add(int.from_bytes(address[: _NEAR[version] // 8], "big"))
+        self._added[len(address)].append(address)
 
     def remove_node(self, address: Address) -> None:
         """One less."""
         self._nodes[_VERSION[len(address)]].remove(address)
 
+    def network_in(self, prefix: Cidr) -> str:
+        """A network of the node's own inside the prefix, as the end of a sentence; empty if there is none. A route to
+        the prefix does not harm that network itself."""
+        inner = [network for network in self._networks if prefix.contains(network)]
+        return f"it holds {min(inner)}, a network of this node ({self._networks[min(inner)]})" if inner else ""
+
     def harm(self, prefix: Cidr, whose: Callable[[Address], str] = lambda _: "a node") -> str:
         """Why a route to this prefix would cut the node off: "it lies in ..." or "it holds ..."; empty if it would not.
         `whose` is asked for the name of the node with an address inside it; empty: that is no reason."""
-        return " and ".join(self._reasons(prefix, whose)) if self._is_near(prefix) else ""
+        return ", and ".join(self._reasons(prefix, whose)) if self.is_near(prefix) else ""
 
     def holds_point(self, prefix: Cidr) -> bool:
         """Whether a route to the prefix would take a gateway or a server along."""
-        if not self._is_near(prefix):
+        if not self.is_near(prefix):
             return False
         return any(True for _ in self._taken_along(self._sorted_points[prefix.version], prefix))
 
@@ -181,11 +194,19 @@ class Lifelines:
         """Whether a route to the prefix would take this address along."""
         return _holds(prefix, address) and self._shelter(address, prefix) is None
 
-    def _is_near(self, prefix: Cidr) -> bool:
-        version, near = prefix.version, _NEAR[prefix.version]
-        if prefix.length < near or version in self._near_all:
-            return True
-        return prefix.base >> (WIDTH[version] - near) in self._near[version]
+    @property
+    def near(self) -> Mapping[Version, Collection[int]]:
+        """The leading `NEAR` bits of whatever is a lifeline, and of some that were: to see at a glance, of thousands,
+        which prefixes are worth a question. One of fewer bits always is."""
+        for nodes in self._nodes.values():
+            if nodes.added:
+                nodes.sorted()
+        return self._near
+
+    def is_near(self, prefix: Cidr) -> bool:
+        """Whether `harm` may find anything."""
+        near = NEAR[prefix.version]
+        return prefix.length < near or prefix.base >> (WIDTH[prefix.version] - near) in self.near[prefix.version]
 
     def _reasons(self, prefix: Cidr, whose: Callable[[Address], str]) -> Iterator[str]:
         for network in self._around(prefix):
@@ -224,9 +245,9 @@ class Lifelines:
         return (prefix.supernet(length) for length in reversed(lengths) if length <= prefix.length)
 
     def _come_near(self, prefix: Cidr) -> None:
-        version, near = prefix.version, _NEAR[prefix.version]
+        version, near = prefix.version, NEAR[prefix.version]
         if prefix.length < near:
-            self._near_all.add(version)
+            self._near[version] = self._nodes[version].near = _All()
         else:
             self._near[version].add(prefix.base >> (WIDTH[version] - near))
 

@@ -10,19 +10,19 @@ route for that CIDR; see `AddressOwners`. Nor is there a route that would cut th
 
 import zlib
 from collections import Counter
-from collections.abc import Collection, Hashable, Iterable
+from collections.abc import Collection, Hashable, Iterable, Mapping
 from typing import Any, Literal
 
 import msgspec
 
-from netloom.cidr import Address, Cidr, format_address
+from netloom.cidr import WIDTH, Address, Cidr, Version, format_address
 from netloom.kernel.keeper.table import Table
 from netloom.kernel.mac import Mac, format_mac, link_local_of, mac_in
 from netloom.kernel.mesh.address_owners import AddressOwners
 from netloom.kernel.mesh.desired import Bystander, Desired, Peer
 from netloom.kernel.mesh.encapsulation import NO_ENCAPSULATION
 from netloom.kernel.mesh.fib import FibLookups
-from netloom.kernel.mesh.lifelines import Surroundings
+from netloom.kernel.mesh.lifelines import NEAR, Surroundings
 from netloom.kernel.mesh.rows import (
     EDITED,
     DeviceState,
@@ -137,7 +137,7 @@ class Mesh:
         """Add or change peers."""
         known, change = self.peers, self._owners.change
         concerned: dict[str, None] = {}
-        moved: list[Address] = []
+        moved: list[Address] | None = [] if known else None  # None: all are new
         for peer in peers:
             name, old = peer.name, known.get(peer.name)
             if old == peer:
@@ -150,9 +150,9 @@ class Mesh:
                 concerned[other] = None
             if old is not None and old.cidrs != peer.cidrs:
                 self.withheld.forget(prefix for prefix in old.cidrs if prefix not in self._owners.holders)
-            if _is_other(old, peer):
+            if moved is not None and _is_other(old, peer):
                 moved += (*addresses_of(old), *addresses_of(peer))
-        if len(concerned) < len(known):
+        if moved:
             concerned.update(dict.fromkeys(self._around(moved)))
         self._expand(concerned)
 
@@ -220,8 +220,8 @@ class Mesh:
             self._held.discard(old.name)
         if new is not None and new.held:
             self._held.add(new.name)
-        if (known_by := addresses_of(old)) != addresses_of(new):
-            self.withheld.move(known_by, addresses_of(new))
+        if old is None or new is None or old.underlay != new.underlay or old.underlay6 != new.underlay6:
+            self.withheld.move(addresses_of(old) if old else (), addresses_of(new) if new else ())
         before, after = _underlays(old), _underlays(new)
         if before != after:
             for address in after:
@@ -232,8 +232,9 @@ class Mesh:
     def _expand(self, names: Iterable[str]) -> None:
         """Bring the desired rows of these peers up to date. What one loses, another may win: first all losses."""
         gains: list[PeerRows] = []
+        near = self.withheld.lifelines.near
         for name in names:
-            old, new = self._rows.get(name, ()), self._rows_of(name)
+            old, new = self._rows.get(name, ()), self._rows_of(name, near)
             if new == old:
                 continue
             if old:
@@ -270,21 +271,29 @@ class Mesh:
         for prefix in {p for rows in old for p in rows.prefixes} - {p for rows in new for p in rows.prefixes}:
             self.routes.unwant(prefix)
 
-    def _rows_of(self, name: str) -> PeerRows:
+    def _rows_of(self, name: str, near: Mapping[Version, Collection[int]]) -> PeerRows:
+        """`near`: a pod CIDR with none of these leading bits cannot harm this node."""
         peer, holders = self.peers.get(name), self._owners.holders
-        mine = [prefix for prefix in peer.cidrs if holders[prefix] == name] if peer is not None else []
         if peer is None or holders[peer.underlay] != name or holders[peer.mac] != name:
             self.unreachable.discard(name)
-            self.withheld.forget(mine)
+            if peer is not None:
+                self.withheld.forget(prefix for prefix in peer.cidrs if holders[prefix] == name)
             return ()
         four: list[Cidr] = []
         six: list[Cidr] = []
-        for prefix in mine:
-            ours = prefix.version == 4 or self.device_state.ipv6
-            if not peer.encapsulations or not ours or (peer.held and self._has_wider(prefix, name)):
+        for prefix in peer.cidrs:
+            if holders[prefix] != name:
+                continue
+            version = prefix.version
+            routed = peer.encapsulations and (version == 4 or self.device_state.ipv6)
+            if not routed or (peer.held and self._has_wider(prefix, name)):
                 self.withheld.forget((prefix,))
-            elif not self.withheld.is_withheld(prefix, peer):
-                (four if prefix.version == 4 else six).append(prefix)
+            elif (
+                prefix.length >= NEAR[version]
+                and prefix.base >> (WIDTH[version] - NEAR[version]) not in near[version]
+                and not self.withheld.reasons
+            ) or not self.withheld.is_withheld(prefix, peer):
+                (four if version == 4 else six).append(prefix)
         if not self.device_state.tunnels and not self.natives:
             self.unreachable.discard(name)
             return ()  # there is no device yet

@@ -7,7 +7,7 @@ server: a route that an earlier run left may be what keeps the node from asking.
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import structlog
 
@@ -28,7 +28,8 @@ class ApiAddresses:
 
     api: Api
     found: Callable[[Mapping[Address, str]], Awaitable[None]]
-    _told: Mapping[Address, str] | None = field(default=None)
+    sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
+    _told: Mapping[Address, str] | None = None
 
     async def run(self) -> None:
         """A component of the agent, for ever."""
@@ -37,7 +38,7 @@ class ApiAddresses:
                 await self._tell({})
             servers = await self.look_up()
             known = bool(servers) and await self._tell(servers)
-            await asyncio.sleep(AGAIN_SECONDS if known else UNKNOWN_SECONDS)
+            await self.sleep(AGAIN_SECONDS if known else UNKNOWN_SECONDS)
 
     async def look_up(self) -> Mapping[Address, str]:
         """The addresses, as far as they can be found out now, and what has them."""
