@@ -254,9 +254,16 @@ class MeshMachine(RuleBasedStateMachine):
         self.mesh.set_device_state(device_state)
         self.device_state = device_state
 
-    @rule(some=st.lists(peers, unique_by=lambda one: one.name))
-    def replace_peers(self, some: list[Peer]) -> None:
-        self.mesh.replace_peers(Desired(None, some))
+    @rule(
+        some=st.lists(peers, unique_by=lambda one: one.name),
+        others=st.dictionaries(st.sampled_from(["a", "b", "e"]), bystanders, max_size=2),
+    )
+    def replace_peers(self, some: list[Peer], others: dict[str, Bystander]) -> None:
+        self.bystanders = others
+        desired = Desired(None, some)
+        for name, bystander in self.bystanders.items():
+            desired.set_bystander(name, bystander)
+        self.mesh.replace_peers(desired)
         self.peers = {one.name: one for one in some}
 
     @rule(address=st.sampled_from(UNDERLAYS + UNDERLAYS6), result=fib_lookups)

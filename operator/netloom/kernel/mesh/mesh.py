@@ -129,6 +129,8 @@ class Mesh:
     def replace_peers(self, desired: Desired) -> None:
         """Take over a whole state; what is the same object as before costs one look-up."""
         peers, known = desired.peers, self.peers
+        for name in self.withheld.bystanders.keys() | desired.bystanders.keys():
+            self.set_bystander(name, desired.bystanders.get(name))
         for name in [name for name in known if name not in peers]:
             self.remove_peer(name)
         self.set_peers([peer for name, peer in peers.items() if known.get(name) is not peer])

@@ -68,8 +68,6 @@ def planned_changes(
         vicinity.know(desired.node.cidrs, (desired.node.local, *desired.node.claimed), servers)
     mesh.look_around(vicinity.surroundings())
     mesh.fib.set_narrow(vicinity.narrow)
-    for name, bystander in desired.bystanders.items():
-        mesh.set_bystander(name, bystander)
     mesh.fib.set_stopped([link.ifindex for link in work.read().links if not link.running])
     mesh.replace_peers(desired)
     mesh.fib.answered_all(reader.fib_lookups(commands, list(mesh.fib.due)))

@@ -39,8 +39,9 @@ class Withheld:
         self.reasons: dict[Cidr, str] = {}
         self._peers = peers
         self._holders = holders
-        self._bystanders: dict[str, Bystander] = {}
-        self._bystanding: dict[Address, str] = {}
+        self.bystanders: dict[str, Bystander] = {}
+        """By name; to be changed by `set_bystander`."""
+        self._bystanding: dict[Address, set[str]] = {}
 
     def is_withheld(self, prefix: Cidr, peer: Peer) -> bool:
         """Decide it, of a CIDR that is this peer's."""
@@ -86,27 +87,28 @@ class Withheld:
 
     def set_bystander(self, name: str, bystander: Bystander | None) -> tuple[Address, ...]:
         """What a node has of addresses that no peer's rows need. Returns those about which that is news."""
-        old = self._bystanders.pop(name, None)
+        old = self.bystanders.pop(name, None)
         if old == bystander:
             if bystander is not None:
-                self._bystanders[name] = bystander
+                self.bystanders[name] = bystander
             return ()
         before, after = (old.addresses if old else ()), (bystander.addresses if bystander else ())
         for address in before:
-            if self._bystanding.get(address) == name:
+            self._bystanding[address].discard(name)
+            if not self._bystanding[address]:
                 del self._bystanding[address]
         if bystander is not None:
-            self._bystanders[name] = bystander
-            self._bystanding.update(dict.fromkeys(after, name))
+            self.bystanders[name] = bystander
+        for address in after:
+            self._bystanding.setdefault(address, set()).add(name)
         self.move(before, after)
         return (*before, *after)
 
     def _whose(self, address: Address, owner: Peer | None) -> str:
         """Name of the node whose address is a reason, if it is one. `owner`: of the CIDR; None: not known."""
-        claims: tuple[tuple[str, Peer | Bystander | None], ...] = (
-            (name := self._holders.get(address, ""), self._peers.get(name)),
-            (name := self._bystanding.get(address, ""), self._bystanders.get(name)),
-        )
+        holder = self._holders.get(address, "")
+        claims: list[tuple[str, Peer | Bystander | None]] = [(holder, self._peers.get(holder))]
+        claims += [(name, self.bystanders[name]) for name in sorted(self._bystanding.get(address, ()))]
         youngest = owner.since if owner is not None and not owner.held else _ANY
         for name, claim in claims:
             if claim is None:
