@@ -255,6 +255,8 @@ async def test_a_peer_behind_a_gateway_whose_own_address_is_in_its_cidr(node: Na
 
 async def test_own_pod_cidrs_over_own_networks_are_told(node: Namespace, planes: Planes) -> None:
     plane = await planes.open()
-    report = await plane.apply(Desired(here(cidrs=(Cidr.parse("192.168.9.0/24"),)), [peer(4)]))
+    desired = Desired(here(cidrs=(Cidr.parse("192.168.9.0/24"), *OWN)), [peer(4)])
+    desired.set_bystander("virtual", Bystander((parse_address("10.1.0.7"),), speaks=False))
+    report = await plane.apply(desired)
     assert [(each.cidr, each.why) for each in report.misplaced] == [("192.168.9.0/24", IN_THE_LAN)]
     assert (await plane.apply(mesh(4))).misplaced == ()

@@ -112,7 +112,9 @@ class Dataplane(Keeper[Desired, Report]):
         """What has these addresses, and is called so, the node cannot do without: no route is made that takes them
         along, and what an earlier life left of that kind goes, before anything is applied."""
         async with self._lock:
-            removed = await self._rows.free_node(self._connect(), servers)
+            worker = self._connect()
+            self._drain()
+            removed = await self._rows.free_node(worker, servers)
             for key in removed:
                 log.warning("a route of an earlier run cut this node off, and is removed", route=str(key))
         self._wake.set()

@@ -186,6 +186,8 @@ class MeshRows(Part[Desired]):
         vicinity.know(vicinity.cidrs, vicinity.claimed, servers)
         if self._applied:
             return []
+        if vicinity.due:
+            await worker.call(lambda commands: reader.read_vicinity(commands, vicinity))
         self._look_around()
         mesh = self.mesh
         keys = cutting_off(mesh.withheld.lifelines, mesh.routes.kernel, mesh.nexthops.kernel)

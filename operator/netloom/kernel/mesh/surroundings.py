@@ -48,6 +48,8 @@ def read_node_route(buffer: bytes, start: int, end: int) -> NodeRoute | None:
         return None
     found = attributes(buffer, start + 12, end)
     destination = Cidr.of(found.get(_RTA_DST) or bytes(_SIZE[family]), length)
+    if is_link_local(destination):  # each device has one, a pod's as well
+        return None
     metric = int.from_bytes(found.get(_RTA_PRIORITY, b""), sys.byteorder)
     return NodeRoute(destination, tuple(read_hops(found)), metric, protocol in _CONNECTED)
 

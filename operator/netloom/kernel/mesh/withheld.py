@@ -62,7 +62,9 @@ class Withheld:
 
     def of_own(self, prefixes: Iterable[Cidr]) -> tuple[WithheldRoute, ...]:
         """Of this node's own pod CIDRs, those over what it lives by itself: none of the others will route them."""
-        reasons = ((prefix, self.lifelines.harm(prefix)) for prefix in prefixes)
+        reasons = (
+            (prefix, self.lifelines.harm(prefix, lambda address: self._whose(address, None))) for prefix in prefixes
+        )
         return tuple(WithheldRoute(str(prefix), "", why) for prefix, why in reasons if why)
 
     def forget(self, prefixes: Iterable[Cidr]) -> None:
