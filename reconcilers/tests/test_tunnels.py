@@ -22,11 +22,12 @@ from netloom.cidr import Cidr, format_address, parse_address
 from netloom.kernel.keeper.report import Failure
 from netloom.kernel.mac import mac_of
 from netloom.kernel.mesh.dataplane import Dataplane, Report
-from netloom.kernel.mesh.desired import MeshNode
+from netloom.kernel.mesh.desired import Bystander, MeshNode
 from netloom.kernel.mesh.mesh import AddressConflict
+from netloom.kernel.mesh.withheld import WithheldRoute
 from netloom.runtime.store import Store
 from netloom_reconcilers.features.node import Obstacle
-from netloom_reconcilers.node.mesh.reading import LocalNode, node_of, peer_of
+from netloom_reconcilers.node.mesh.reading import LocalNode, bystander_of, node_of, peer_of
 from netloom_reconcilers.node.tunnels import TunnelsFeature
 from tests.contexts import context
 
@@ -303,3 +304,51 @@ def test_a_node_without_an_ipv6_address_that_native_routes_need_says_so_itself(s
     assert "NetloomNode node-2: spec.addresses has no IPv6 address" in warning
     setting.nodes.put(node("node-2", "192.168.7.2", "10.2.0.0/24"))
     assert "has no address on a network of this node" in setting.tunnels.errors(Report(unreachable=("node-2",)))[0]
+
+
+def test_addresses_that_no_rows_are_made_for_are_known_all_the_same(setting: Setting) -> None:
+    bare = node("node-3", "192.168.7.3", since="2026")
+    more = msgspec.structs.replace(
+        bare.spec, addresses=(*bare.spec.addresses, Address("InternalIP", "10.0.0.3"), Address("Hostname", "node-3"))
+    )
+    two = setting.nodes.get("node-2")
+    assert two is not None
+    setting.nodes.put(bare)
+    setting.nodes.put(msgspec.structs.replace(two, spec=msgspec.structs.replace(two.spec, addresses=more.addresses)))
+    desired = setting.tunnels.desired()
+    assert desired is not None
+    assert dict(desired.bystanders) == {
+        "node-2": Bystander((parse_address("10.0.0.3"),)),
+        "node-3": Bystander((parse_address("192.168.7.3"),), "2026"),
+    }
+    setting.nodes.put(node("node-3", "192.168.7.3", "10.3.0.0/24"))
+    setting.nodes.remove("node-2")
+    desired = setting.tunnels.desired()
+    assert desired is not None
+    assert (dict(desired.bystanders), "node-3" in desired.peers) == ({}, True)
+
+
+def test_an_agent_that_has_said_nothing_speaks_for_no_machine_where_others_do() -> None:
+    silent = node("node-2", "192.168.7.2", "10.2.0.0/24")
+    for hears, speaks in ((False, True), (True, False)):
+        local = LocalNode(hears=hears)
+        found, _ = peer_of(silent, local)
+        assert found is not None
+        assert found.speaks is speaks
+        bare = bystander_of(node("node-3", "192.168.7.3"), None, local)
+        assert bare is not None
+        assert bare.speaks is speaks
+
+
+def test_a_cidr_that_is_withheld_is_an_error_of_this_node_and_names_the_way_out(setting: Setting) -> None:
+    setting.tunnels.desired()
+    over = WithheldRoute("10.90.0.0/24", "node-2", "it lies in 10.90.0.0/16, a network of this node (eth0)")
+    mine = WithheldRoute("10.90.1.0/24", "", "it holds 10.90.1.1, a gateway of this node")
+    assert setting.tunnels.errors(Report(withheld=(over,), misplaced=(mine,))) == [
+        "NetloomNode node-1: spec.ipam.podCIDRs 10.90.1.0/24 cannot be routed by nodes on the same network: it holds "
+        "10.90.1.1, a gateway of this node. Let pod CIDRs come from outside the networks of the machines, then drain "
+        "node-1 and delete its Node: it gets others when it registers again.",
+        "NetloomNode node-2: spec.ipam.podCIDRs 10.90.0.0/24 is not routed from here, as a route to it would cut this "
+        "node off: it lies in 10.90.0.0/16, a network of this node (eth0). Let pod CIDRs come from outside the "
+        "networks of the machines, then drain node-2 and delete its Node: it gets others when it registers again.",
+    ]

@@ -217,7 +217,8 @@ def plan(node: NodeOptions, cluster: Cluster, output: Output = "text") -> None:
     """Print what the agent would change in the kernel, as `ip` would say it. Exit status 2 if anything.
 
     It writes nothing, and needs no rights over the network: what cannot be read without them is named, and left out.
-    The exit status is 1 then, if there is nothing else to change.
+    So is what an agent would not do, as a route that would cut the node off. The exit status is 1 then, if there is
+    nothing else to change.
     """
     from netloom.roles import agent
     from netloom.runtime import log, loop
@@ -225,10 +226,10 @@ def plan(node: NodeOptions, cluster: Cluster, output: Output = "text") -> None:
     log.configure("auto", "warning")
     found = loop.run(agent.plan(agent.AgentOptions(**vars(node), **vars(cluster))))
     show(output, found.changes, lambda changes: _as_ip(changes, "change", whole=not found.unread))
-    _tell(found.unread)
+    _tell((*found.unread, *found.left_out))
     if found.changes:
         raise typer.Exit(EXIT_CHANGES)
-    if found.unread:
+    if found.unread or found.left_out:
         raise typer.Exit(1)
 
 

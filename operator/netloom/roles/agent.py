@@ -314,10 +314,11 @@ async def run_agent(options: AgentOptions) -> None:
 
 
 class Plan(NamedTuple):
-    """What would be changed, and sentences about what could not be read."""
+    """What would be changed, and sentences about what could not be read, and what would be left out."""
 
     changes: list[PlannedChange]
     unread: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
 
 
 async def plan(options: AgentOptions, features: Sequence[type[NodeFeature]] = FEATURES) -> Plan:
@@ -378,4 +379,5 @@ async def _of_each(
             unread.append(f"{feature.name} is left out: {error}")
             if len(unread) == len(features):
                 raise
-    return Plan(changes, tuple(unread))
+    left_out = [f"{each.text}: {each.why}" for each in changes if each.left_out]
+    return Plan([each for each in changes if not each.left_out], tuple(unread), tuple(left_out))

@@ -77,6 +77,14 @@ class Api(AbstractAsyncContextManager["Api", None]):
         """Base URL of the API server."""
         return self._auth.endpoint.host
 
+    @property
+    def reached_by(self) -> tuple[str, str]:
+        """What connections go to: the name or address of the API server, or of the proxy to it, and which it is."""
+        proxy = self._connections.present.proxy
+        if proxy is not None:
+            return proxy.url.host or "", "the proxy to the API server"
+        return URL(self.host).host or "", "the API server"
+
     async def follow(self) -> None:
         """Follows kubeconfig, certificates and tokens on disk for ever; a component of every role that lives long."""
         await self._auth.follow()

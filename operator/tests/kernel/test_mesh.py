@@ -11,9 +11,10 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from netloom.cidr import Cidr, parse_address
 from netloom.kernel.mac import mac_of
-from netloom.kernel.mesh.desired import Desired, Peer
+from netloom.kernel.mesh.desired import Bystander, Desired, Peer
 from netloom.kernel.mesh.encapsulation import GENEVE, NO_ENCAPSULATION, VXLAN
 from netloom.kernel.mesh.fib import FibResult
+from netloom.kernel.mesh.lifelines import Device, NodeRoute, Surroundings
 from netloom.kernel.mesh.mesh import AddressConflict, Mesh
 from netloom.kernel.mesh.rows import DeviceState, SeenNexthop, SeenRoute
 from netloom.kernel.ownership import NEXTHOP_IDS, ROUTE_PROTOCOL
@@ -171,7 +172,7 @@ def test_who_can_only_be_reached_natively_and_is_not_is_stranded() -> None:
 
 TEXTS = ("10.1.0.0/24", "10.2.0.0/24", "10.3.0.0/24", "10.2.0.0/23", "fd00:1::/64", "fd00:2::/64")
 CIDRS = [Cidr.parse(text) for text in TEXTS]
-UNDERLAYS = [parse_address(f"192.168.7.{n}") for n in range(2, 6)]
+UNDERLAYS = [parse_address(f"192.168.7.{n}") for n in range(2, 5)] + [parse_address("10.2.0.9")]
 UNDERLAYS6 = [parse_address(f"fd07::{n}") for n in range(2, 6)]
 peers = st.builds(
     Peer,
@@ -183,7 +184,26 @@ peers = st.builds(
     encapsulations=st.lists(st.sampled_from([VXLAN, GENEVE, NO_ENCAPSULATION]), unique=True).map(tuple),
     underlay6=st.sampled_from([b"", *UNDERLAYS6]),
     held=st.booleans(),
+    speaks=st.booleans(),
 )
+bystanders = st.builds(
+    Bystander,
+    addresses=st.lists(st.sampled_from([*UNDERLAYS, parse_address("10.3.0.7")]), unique=True).map(tuple),
+    since=st.sampled_from(["", "2026-01", "2026-02"]),
+    held=st.booleans(),
+    speaks=st.booleans(),
+)
+ROUTES = [
+    NodeRoute(Cidr.parse(destination), ((3, parse_address(gateway) if gateway else b""),), connected=not gateway)
+    for destination, gateway in (
+        ("0.0.0.0/0", "10.1.0.1"),
+        ("10.2.0.0/24", ""),
+        ("10.2.0.8/29", ""),
+        ("10.0.0.0/14", ""),
+        ("::/0", "fd00:2::1"),
+        ("fd00:1::/32", ""),
+    )
+]
 device_state = st.builds(
     DeviceState,
     tunnels=st.dictionaries(st.sampled_from([VXLAN, GENEVE]), st.sampled_from([7, 8])),
@@ -204,6 +224,20 @@ class MeshMachine(RuleBasedStateMachine):
         self.device_state = DeviceState()
         self.fib_lookups: dict[bytes, FibResult] = {}
         self.stopped: set[int] = set()
+        self.around = Surroundings()
+        self.bystanders: dict[str, Bystander] = {}
+
+    @rule(routes=st.sets(st.sampled_from(ROUTES), max_size=2))
+    def look_around(self, routes: set[NodeRoute]) -> None:
+        self.around = Surroundings({3: Device("eth0")}, routes)
+        self.mesh.look_around(self.around)
+
+    @rule(name=st.sampled_from(["a", "b", "e"]), bystander=st.none() | bystanders)
+    def set_bystander(self, name: str, bystander: Bystander | None) -> None:
+        self.mesh.set_bystander(name, bystander)
+        self.bystanders.pop(name, None)
+        if bystander is not None:
+            self.bystanders[name] = bystander
 
     @rule(one=peers)
     def set_peer(self, one: Peer) -> None:
@@ -220,9 +254,16 @@ class MeshMachine(RuleBasedStateMachine):
         self.mesh.set_device_state(device_state)
         self.device_state = device_state
 
-    @rule(some=st.lists(peers, unique_by=lambda one: one.name))
-    def replace_peers(self, some: list[Peer]) -> None:
-        self.mesh.replace_peers(Desired(None, some))
+    @rule(
+        some=st.lists(peers, unique_by=lambda one: one.name),
+        others=st.dictionaries(st.sampled_from(["a", "b", "e"]), bystanders, max_size=2),
+    )
+    def replace_peers(self, some: list[Peer], others: dict[str, Bystander]) -> None:
+        self.bystanders = others
+        desired = Desired(None, some)
+        for name, bystander in self.bystanders.items():
+            desired.set_bystander(name, bystander)
+        self.mesh.replace_peers(desired)
         self.peers = {one.name: one for one in some}
 
     @rule(address=st.sampled_from(UNDERLAYS + UNDERLAYS6), result=fib_lookups)
@@ -250,6 +291,9 @@ class MeshMachine(RuleBasedStateMachine):
     def wants_what_a_fresh_one_wants(self) -> None:
         fresh = Mesh()
         fresh.set_device_state(self.device_state)
+        fresh.look_around(self.around)
+        for name, bystander in self.bystanders.items():
+            fresh.set_bystander(name, bystander)
         for one in sorted(self.peers.values(), key=lambda one: one.name, reverse=True):
             fresh.set_peers([one])
         fresh.fib.set_stopped(self.stopped)
@@ -257,6 +301,7 @@ class MeshMachine(RuleBasedStateMachine):
             self.look_up(mesh)
         assert wanted(self.mesh) == wanted(fresh)
         assert self.mesh.conflicts() == fresh.conflicts()
+        assert self.mesh.withheld.routes() == fresh.withheld.routes()
         assert self.mesh.unreachable == fresh.unreachable
         assert self.mesh.fib.outgoing == fresh.fib.outgoing
         assert self.mesh.natives == fresh.natives

@@ -134,7 +134,7 @@ def test_neighbours(ifindex: int, address: bytes, mac: bytes, sequence: int) -> 
 
 @given(addresses, st.integers(0, 1023))
 def test_questions(address: bytes, sequence: int) -> None:
-    fields = {"family": family(address), "dst_len": len(address) * 8}
+    fields = {"family": family(address), "dst_len": len(address) * 8, "flags": 0x2000}
     expected = encoded(RouteByPyroute2, 26, 1, fields, sequence, dst=format_address(address))
     assert ask_route(sequence, address) == expected
 
@@ -253,7 +253,8 @@ def test_the_way_to_an_address_is_read_as_pyroute2_decodes_it(node: Namespace) -
     def visit(number: int, kind: int, buffer: bytes, start: int, end: int) -> None:
         if kind == 24:
             answer = decode(RouteMessage, buffer, start)
-            result = FibResult(answer.get_attr("RTA_OIF"), answer.get_attr("RTA_GATEWAY") is None)
+            direct = answer.get_attr("RTA_GATEWAY") is None
+            result = FibResult(answer.get_attr("RTA_OIF"), direct, exact=direct and answer["dst_len"] == 32)
             assert read(buffer, start, end) == row_messages.read_fib_result(buffer, start, end) == result
             seen.append((addresses[number], result))
 

@@ -68,7 +68,7 @@ def test_an_answer_like_the_last_is_the_same_hop(some: list[tuple[bytes, int, bo
         counts = {"rta_clntref": references}
         answer = encode(RouteMessage, 24, 0, fields, dst=address, oif=ifindex, **gateway, cacheinfo=counts)
         place = (answer, HEADER_SIZE, len(answer))
-        assert reader.read(*place) == read_fib_result(*place) == FibResult(ifindex, direct)
+        assert reader.read(*place) == read_fib_result(*place) == FibResult(ifindex, direct, exact=direct)
 
 
 def test_sequence_numbers_are_places_in_the_batch() -> None:

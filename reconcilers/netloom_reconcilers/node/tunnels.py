@@ -12,27 +12,34 @@ import msgspec
 import structlog
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
-from netloom.api.v1alpha1 import NETWORK_NAME, Routing
+from netloom.api.events import ObjectReference
+from netloom.api.v1alpha1 import NETLOOM_NODES, NETWORK_NAME, Routing
 from netloom.cidr import format_address
+from netloom.kernel.keeper.report import PlannedChange
 from netloom.kernel.mesh.dataplane import Dataplane, Report
 from netloom.kernel.mesh.desired import Desired, MeshNode
 from netloom.kernel.mesh.encapsulation import Encapsulation
+from netloom.kernel.mesh.withheld import WithheldRoute
 from netloom.runtime.manager import Run
 from netloom_reconcilers.features.kernel import KernelFeature
 from netloom_reconcilers.features.node import NodeContext, Obstacle, written_metric
 from netloom_reconcilers.node.mesh.absence import AbsenceReconciler
 from netloom_reconcilers.node.mesh.announcement import AnnouncementReconciler
+from netloom_reconcilers.node.mesh.api_addresses import ApiAddresses
 from netloom_reconcilers.node.mesh.encapsulations import Announcement, Leaving, Needs, accepted, announced, wanted
 from netloom_reconcilers.node.mesh.reading import (
     LocalNode,
     at_our_cost,
+    bystander_of,
     conflict_text,
     lacks_ipv6,
+    misplaced_text,
     node_of,
     own_faults,
     peer_of,
     pod_cidrs_of,
     unreachable,
+    withheld_text,
 )
 
 log = structlog.get_logger(__name__)
@@ -59,7 +66,10 @@ class TunnelsFeature(KernelFeature):
         self._local = LocalNode()
         self._announcer: AnnouncementReconciler | None = None
         self._absence: AbsenceReconciler | None = None
+        self._api_addresses: ApiAddresses | None = None
+        self._withheld: frozenset[WithheldRoute] = frozenset()
         if context.api is not None:
+            self._api_addresses = ApiAddresses(context.api, self.keeper.free_node)
             self._absence = AbsenceReconciler(self._node_name, context.nodes, context.api, self._absent)
             self._announcer = AnnouncementReconciler(
                 self._node_name, context.nodes, context.api, lambda: self.announcement
@@ -67,13 +77,32 @@ class TunnelsFeature(KernelFeature):
 
     def _reported(self, report: Report) -> None:
         self.announce(report)
+        self._tell_withheld(report)
         self.context.changed()
+
+    def _tell_withheld(self, report: Report) -> None:
+        """What is not routed is told once as an Event of this node, beside the condition."""
+        own, events, before = self._said(), self.context.events, self._withheld
+        self._withheld = frozenset(report.withheld)
+        for route in report.withheld:
+            if route not in before:
+                log.warning("a route would cut this node off, and is not made", to=route.cidr, whose=route.peer)
+                if own is not None and events is not None:
+                    about = ObjectReference(
+                        api_version=NETLOOM_NODES.api_version,
+                        kind=NETLOOM_NODES.kind,
+                        name=own.metadata.name,
+                        uid=own.metadata.uid,
+                    )
+                    events.event(about, "Warning", "RouteWithheld", withheld_text(route))
 
     def components(self) -> Mapping[str, Run]:
         """The reconciler, the kernel's side, and the announcement where there is somebody to tell."""
         found: dict[str, Run] = {"tunnels": self.controller.run, "dataplane": self.keeper.run}
         if self._announcer is not None:
             found["announcement"] = self._announcer.controller.run
+        if self._api_addresses is not None:
+            found["API server's addresses"] = self._api_addresses.run
         if self._absence is not None:
             found["absent addresses"] = self._absence.controller.run
         return found
@@ -113,6 +142,11 @@ class TunnelsFeature(KernelFeature):
         yield GaugeMetricFamily(
             "netloom_unknown_ways", "Routes of an earlier run that no known peer explains.", value=self.keeper.unknown
         )
+        yield GaugeMetricFamily(
+            "netloom_withheld_routes",
+            "Pod CIDRs that are not routed, as a route would cut this node off from what it needs itself.",
+            value=len(report.withheld),
+        )
         yield GaugeMetricFamily("netloom_tunnel_mtu_bytes", "MTU inside the tunnels.", value=report.mtu)
         yield GaugeMetricFamily(
             "netloom_dataplane_errors",
@@ -145,7 +179,9 @@ class TunnelsFeature(KernelFeature):
         prefixes, _ = pod_cidrs_of(own)
         kept = tuple(prefix for prefix in prefixes if str(prefix) in self.own.kept)
         seniority = own.metadata.creation_timestamp, self._node_name
-        self._bring_up_to_date(LocalNode(routing, node.local, prefixes, able, kept, seniority))
+        self._bring_up_to_date(
+            LocalNode(routing, node.local, prefixes, able, kept, seniority, self.context.api is not None)
+        )
         encapsulations, _ = accepted(routing, self._needs.encapsulations, keep)
         self._desired.node = msgspec.structs.replace(node, encapsulations=encapsulations)
         return self._desired
@@ -168,6 +204,7 @@ class TunnelsFeature(KernelFeature):
             else:
                 self._desired.remove_peer(name)
                 self._needs.forget(name)
+            self._desired.set_bystander(name, bystander_of(node, peer, local) if node is not None else None)
             contend = node is not None and bool(problems) and at_our_cost(node, local)
             (self.rivals.add if contend else self.rivals.discard)(name)
             self._report(name, problems)
@@ -222,6 +259,12 @@ class TunnelsFeature(KernelFeature):
             sends |= self.announcement.sends
         self.announcement = Announcement(accepts, sends)
 
+    async def plan(self) -> list[PlannedChange]:
+        """As any, but that the API server's addresses matter."""
+        if self._api_addresses is not None:
+            self.keeper.servers = await self._api_addresses.look_up()
+        return await super().plan()
+
     def errors(self, report: Report | None = None, about: str = "", more: Iterable[str] = ()) -> list[str]:
         """All that keeps the mesh from being whole, as sentences; empty if nothing does."""
         report = report or self.keeper.report
@@ -233,6 +276,8 @@ class TunnelsFeature(KernelFeature):
         network, own, here = self._networks.get(NETWORK_NAME), self._said(), self._desired.node
         if network is not None and own is not None and here is not None and self.obstacle is None:
             cut_off += own_faults(here, network, own, report.absent)
+            cut_off += [misplaced_text(self._node_name, each) for each in report.misplaced]
+        cut_off += map(withheld_text, report.withheld)
         return super().errors(report, about, [*cut_off, *more])
 
     def warnings(self, report: Report | None = None) -> list[str]:

@@ -1,6 +1,7 @@
 """The data path: the mesh's tunnel devices and the rows on them, under one keeper."""
 
 import errno
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Unpack
 
@@ -19,6 +20,7 @@ from netloom.kernel.mesh.mesh import AddressConflict, Mesh
 from netloom.kernel.mesh.plan import planned_changes
 from netloom.kernel.mesh.rows import DeviceState
 from netloom.kernel.mesh.rows_part import MeshRows
+from netloom.kernel.mesh.withheld import WithheldRoute
 from netloom.kernel.netlink.links import Link
 from netloom.kernel.netlink.sockets import RefusedError
 from netloom.kernel.netlink.wire import NAMES
@@ -36,6 +38,8 @@ class Report(KeeperReport, frozen=True, kw_only=True):
     underlay: devices that carry the traffic between the nodes.
     tunnels:  those that are ready to receive.
     unreachable: peers that can only be reached natively, and are not on a network of this node.
+    withheld: pod CIDRs that are not routed, as a route to them would cut this node off.
+    misplaced: of this node's own pod CIDRs, those that others cannot route for that reason.
     absent:   of the addresses that the node is said to have, those that are on no device.
     reading_seconds: what the reading of the kernel's tables took in the resyncs, in all.
     """
@@ -47,18 +51,21 @@ class Report(KeeperReport, frozen=True, kw_only=True):
     tunnels: tuple[Encapsulation, ...] = ()
     unreachable: tuple[str, ...] = ()
     conflicts: tuple[AddressConflict, ...] = ()
+    withheld: tuple[WithheldRoute, ...] = ()
+    misplaced: tuple[WithheldRoute, ...] = ()
     absent: tuple[Address, ...] = ()
     reading_seconds: float = 0.0
 
     @property
     def news(self) -> tuple[object, ...]:
-        """An address comes and goes by an event, and nothing is written for it."""
-        return (*super().news, self.absent) if self.absent else super().news
+        """An address comes and goes by an event, and nothing is written for it; nor for what is withheld."""
+        more = (self.absent, self.withheld, self.misplaced)
+        return (*super().news, *more) if any(more) else super().news
 
     @property
     def in_sync(self) -> bool:
         """Whether the kernel holds all that is desired."""
-        return super().in_sync and not self.conflicts and not self.unreachable
+        return super().in_sync and not self.conflicts and not self.unreachable and not self.withheld
 
 
 class Dataplane(Keeper[Desired, Report]):
@@ -101,10 +108,33 @@ class Dataplane(Keeper[Desired, Report]):
                 raise KernelUnsupported(why) from error
             raise
 
+    async def free_node(self, servers: Mapping[Address, str]) -> None:
+        """What has these addresses, and is called so, the node cannot do without: no route is made that takes them
+        along, and what an earlier life left of that kind goes, before anything is applied."""
+        async with self._lock:
+            worker = self._connect()
+            self._drain()
+            removed = await self._rows.free_node(worker, servers)
+            for key in removed:
+                log.warning("a route of an earlier run cut this node off, and is removed", route=str(key))
+        self._wake.set()
+
+    @property
+    def servers(self) -> Mapping[Address, str]:
+        """What the node cannot do without, as `free_node` was told."""
+        return self._rows.vicinity.servers
+
+    @servers.setter
+    def servers(self, servers: Mapping[Address, str]) -> None:
+        vicinity = self._rows.vicinity
+        vicinity.know(vicinity.cidrs, vicinity.claimed, servers)
+
     async def plan(self, desired: Desired) -> list[PlannedChange]:
         """What `apply` would change, in its order. Writes nothing, needs no capability."""
         async with self._lock:
-            return await self._connect().call(lambda commands: planned_changes(commands, self._record, desired))
+            return await self._connect().call(
+                lambda commands: planned_changes(commands, self._record, desired, self.servers)
+            )
 
     async def plan_cleanup(self) -> list[PlannedChange]:
         """What `cleanup` would do. Writes nothing, needs no capability."""
@@ -146,6 +176,8 @@ class Dataplane(Keeper[Desired, Report]):
             tunnels=self.tunnels,
             unreachable=tuple(sorted(self._mesh.unreachable)) if strict else (),
             conflicts=tuple(self._mesh.conflicts()),
+            withheld=self._mesh.withheld.routes(),
+            misplaced=self._mesh.withheld.of_own(self._rows.vicinity.cidrs),
             absent=self.absent,
             reading_seconds=self._rows.reading_seconds,
         )

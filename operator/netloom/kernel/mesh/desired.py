@@ -26,6 +26,7 @@ class MeshNode(msgspec.Struct, frozen=True, kw_only=True):
                that what the node itself sends to a remote pod has a source that the remote node routes back.
     mtu:       bytes, of the network between the nodes; 0: that of the devices that carry the traffic.
     devices:   names or shell patterns of the devices that carry the traffic; none: those that routes to peers name.
+    cidrs:     its own pod CIDRs.
     claimed:   all addresses that the node is said to have; which of them are on no device is in the report.
     strict:    a peer that accepts no encapsulation and which is not on a network of this node is an error.
     """
@@ -39,6 +40,7 @@ class MeshNode(msgspec.Struct, frozen=True, kw_only=True):
     devices: tuple[str, ...] = ()
     strict: bool = True
     claimed: tuple[Address, ...] = ()
+    cidrs: tuple[Cidr, ...] = ()
 
     @property
     def tunnels(self) -> tuple[Encapsulation, ...]:
@@ -59,6 +61,7 @@ class Peer(msgspec.Struct, frozen=True, gc=False):
            device is up, `none` if the peer is on a network of this node. Empty: its packets go where they go.
     underlay6: its IPv6 underlay address, the gateway of native routes to its IPv6 CIDRs; empty if it has none.
     held:  it is not known whether it still has its CIDRs: a wider one of another peer has them, too.
+    speaks: its own agent has been heard of, so its addresses are a machine's.
     """
 
     name: str
@@ -69,11 +72,22 @@ class Peer(msgspec.Struct, frozen=True, gc=False):
     encapsulations: tuple[Encapsulation, ...] = (VXLAN,)
     underlay6: Address = b""
     held: bool = False
+    speaks: bool = True
 
     @property
     def seniority(self) -> tuple[str, str]:
         """Orders claims the same way on every node and after every restart."""
         return self.since, self.name
+
+
+class Bystander(msgspec.Struct, frozen=True, gc=False):
+    """What a node has of addresses that no rows are made for: it has no pod CIDR, or has them beside the one that its
+    packets are sent to. `since`, `held` and `speaks` are as a peer's."""
+
+    addresses: tuple[Address, ...]
+    since: str = ""
+    held: bool = False
+    speaks: bool = True
 
 
 class Desired:
@@ -82,6 +96,8 @@ class Desired:
     def __init__(self, node: MeshNode | None = None, peers: Iterable[Peer] = ()) -> None:
         self.node = node
         self._peers = {peer.name: peer for peer in peers}
+        self.bystanders: dict[str, Bystander] = {}
+        """By name; to be changed by `set_bystander`."""
         self._touched: set[str] = set()
 
     @property
@@ -99,6 +115,16 @@ class Desired:
         """Forget the peer; not an error if there is none."""
         if self._peers.pop(name, None) is not None:
             self._touched.add(name)
+
+    def set_bystander(self, name: str, bystander: Bystander | None) -> None:
+        """What the node of that name, a peer or not, has of further addresses; None: nothing."""
+        if self.bystanders.get(name) == bystander:
+            return
+        if bystander is None:
+            del self.bystanders[name]
+        else:
+            self.bystanders[name] = bystander
+        self._touched.add(name)
 
     def take_touched(self) -> set[str]:
         """Names changed since the last call; a name without a peer was removed."""

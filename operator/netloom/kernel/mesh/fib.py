@@ -4,11 +4,17 @@ The kernel is asked, not modelled: policy rules, metrics and other tables have t
 addresses that a change can concern: a changed route for those that it covers, a changed policy rule for all, a device
 that came or went for those behind it. A peer that does not answer on its network (a failed neighbour) is not on it. No
 I/O here: who reads `due` asks, and says what the answers were.
+
+That a route has no gateway does not make a peer's packets arrive. A default route on a device is no network: who
+answers there for any address (proxy ARP) knows nothing of pods. On a narrow device (point-to-point, or without ARP)
+nobody is asked for a gateway's address: all goes to the other end, so the peer has to be that, with a route of its own.
+What leads into a VPN (WireGuard, a program behind a tun device) is let through there by its destination, so pods'
+packets are mostly not; it counts where nothing else leads to the peer.
 """
 
 from bisect import bisect_left, bisect_right
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import msgspec
 
@@ -17,13 +23,22 @@ from netloom.cidr import Address
 
 class FibResult(msgspec.Struct, frozen=True, gc=False):
     """Where packets to an address go first: through which device (ifindex; 0: nowhere), and whether the address is
-    itself on that device's network (`direct`), or behind a gateway."""
+    itself on that device's network (`direct`), or behind a gateway or a default route. `exact`: by a route to this
+    address alone."""
 
     outgoing: int = 0
     direct: bool = False
+    exact: bool = False
+
+
+class Narrow(msgspec.Struct, frozen=True):
+    """A device that is point-to-point, or has no ARP. `choosy`: it lets packets through by their destination."""
+
+    choosy: bool = False
 
 
 _NOWHERE = FibResult()
+_WIDE = Narrow()
 
 
 class FibLookups:
@@ -41,6 +56,7 @@ class FibLookups:
         self._outgoing: Counter[int] = Counter()
         self._failed: set[tuple[int, Address]] = set()
         self._stopped: set[int] = set()
+        self._narrow: dict[int, Narrow] = {}
         self._sorted: dict[int, list[Address]] | None = None
 
     @property
@@ -54,7 +70,7 @@ class FibLookups:
         return [
             (ifindex, address)
             for ifindex, address in self._failed
-            if ifindex not in self._stopped and self._results.get(address) == FibResult(ifindex, True)
+            if ifindex not in self._stopped and self._is_on(ifindex, self._results.get(address, _NOWHERE))
         ]
 
     def want(self, address: Address) -> None:
@@ -76,15 +92,19 @@ class FibLookups:
             self._sorted = None
             self._count(self._results.pop(address, _NOWHERE), -1)
 
-    def device(self, address: Address, *, answering: bool = True) -> int:
-        """The ifindex of the device on whose network the address is; 0 if on none, or if it cannot be reached there:
-        one that does not answer counts as such where `answering` is asked for."""
+    def device(self, address: Address, *, sure: bool = True) -> int:
+        """The ifindex of the device on whose network the address is; 0 if on none, or if it cannot be reached there.
+        One that does not answer, or behind a choosy device, counts as such where it has to be `sure`."""
         result = self._results.get(address, _NOWHERE)
-        if not result.direct or result.outgoing in self._stopped:
+        outgoing = result.outgoing
+        if not self._is_on(outgoing, result) or outgoing in self._stopped:
             return 0
-        if answering and (result.outgoing, address) in self._failed:
+        if sure and ((outgoing, address) in self._failed or self._narrow.get(outgoing, _WIDE).choosy):
             return 0
-        return result.outgoing
+        return outgoing
+
+    def _is_on(self, ifindex: int, result: FibResult) -> bool:
+        return result.direct and result.outgoing == ifindex and (result.exact or ifindex not in self._narrow)
 
     def answered_all(self, answers: Sequence[tuple[Address, FibResult]]) -> None:
         """The kernel said so."""
@@ -141,6 +161,13 @@ class FibLookups:
             self.link_changed(ifindex, running=True)
         for ifindex in ifindexes:
             self.link_changed(ifindex, running=False)
+
+    def set_narrow(self, devices: Mapping[int, Narrow]) -> None:
+        """All devices that are narrow."""
+        for ifindex in self._narrow.keys() | devices.keys():
+            if self._narrow.get(ifindex) != devices.get(ifindex):
+                self.changed.update(self.device_changed(ifindex))
+        self._narrow = dict(devices)
 
     def neighbour_changed(self, ifindex: int, address: Address, *, failed: bool) -> None:
         """Whether the address answered on the network of the device."""

@@ -5,23 +5,24 @@ come out. A peer's change costs what its own rows cost, whatever the number of p
 
 A peer's nexthop object keeps its id when the encapsulation changes: it is replaced, and the kernel moves all routes
 with it, at once. A peer whose underlay address or MAC is somebody else's gets no rows at all, one whose pod CIDR is, no
-route for that CIDR; see `AddressOwners`.
+route for that CIDR; see `AddressOwners`. Nor is there a route that would cut this node off; see `Withheld`.
 """
 
 import zlib
 from collections import Counter
-from collections.abc import Collection, Hashable, Iterable
+from collections.abc import Collection, Hashable, Iterable, Mapping
 from typing import Any, Literal
 
 import msgspec
 
-from netloom.cidr import Address, Cidr, format_address
+from netloom.cidr import WIDTH, Address, Cidr, Version, format_address
 from netloom.kernel.keeper.table import Table
 from netloom.kernel.mac import Mac, format_mac, link_local_of, mac_in
 from netloom.kernel.mesh.address_owners import AddressOwners
-from netloom.kernel.mesh.desired import Desired, Peer
+from netloom.kernel.mesh.desired import Bystander, Desired, Peer
 from netloom.kernel.mesh.encapsulation import NO_ENCAPSULATION
 from netloom.kernel.mesh.fib import FibLookups
+from netloom.kernel.mesh.lifelines import NEAR, Surroundings
 from netloom.kernel.mesh.rows import (
     EDITED,
     DeviceState,
@@ -35,6 +36,7 @@ from netloom.kernel.mesh.rows import (
     SeenNexthop,
     SeenRoute,
 )
+from netloom.kernel.mesh.withheld import Withheld, addresses_of
 from netloom.kernel.ownership import NEXTHOP_IDS
 
 Unique = Address | Mac | Cidr
@@ -51,8 +53,7 @@ class AddressConflict(msgspec.Struct, frozen=True):
 
 
 def _unique_of(peer: Peer) -> tuple[Unique, ...]:
-    addresses = (peer.underlay, peer.underlay6) if peer.underlay6 else (peer.underlay,)
-    return (*addresses, peer.mac, *peer.cidrs)
+    return (*addresses_of(peer), peer.mac, *peer.cidrs)
 
 
 def _conflict(claim: Unique, holder: str, name: str) -> AddressConflict:
@@ -91,6 +92,7 @@ class Mesh:
         self._foreign_ids: set[int] = set()
         self._unclaimed: dict[Nexthop, int] = {}
         self._owners: AddressOwners[Unique] = AddressOwners(lambda name: self.peers[name].seniority)
+        self.withheld = Withheld(self.peers, self._owners.holders)
 
     # ------------------------------------------------------------------------------------------- what should be
 
@@ -113,9 +115,22 @@ class Mesh:
         names = {name for address in addresses if (name := holders.get(address)) is not None}
         self._expand([name for name in names if NO_ENCAPSULATION in peers[name].encapsulations])
 
+    def look_around(self, around: Surroundings) -> None:
+        """Take in what this node lives by, as it is now."""
+        changed = self.withheld.lifelines.see(around)
+        if changed and self.peers:
+            claims = ((each, name) for each, name in self._owners.holders.items() if isinstance(each, Cidr))
+            self._expand({name for cidr, name in claims if any(map(cidr.overlaps, changed))})
+
+    def set_bystander(self, name: str, bystander: Bystander | None) -> None:
+        """A node has these addresses beside those that rows are made for."""
+        self._expand(self._around(self.withheld.set_bystander(name, bystander)))
+
     def replace_peers(self, desired: Desired) -> None:
         """Take over a whole state; what is the same object as before costs one look-up."""
         peers, known = desired.peers, self.peers
+        for name in self.withheld.bystanders.keys() | desired.bystanders.keys():
+            self.set_bystander(name, desired.bystanders.get(name))
         for name in [name for name in known if name not in peers]:
             self.remove_peer(name)
         self.set_peers([peer for name, peer in peers.items() if known.get(name) is not peer])
@@ -124,6 +139,7 @@ class Mesh:
         """Add or change peers."""
         known, change = self.peers, self._owners.change
         concerned: dict[str, None] = {}
+        moved: list[Address] | None = [] if known else None  # None: all are new
         for peer in peers:
             name, old = peer.name, known.get(peer.name)
             if old == peer:
@@ -134,6 +150,12 @@ class Mesh:
             others = change(name, _unique_of(old) if old else (), _unique_of(peer))
             for other in others | self._concerned(old, peer):
                 concerned[other] = None
+            if old is not None and old.cidrs != peer.cidrs:
+                self.withheld.forget(prefix for prefix in old.cidrs if prefix not in self._owners.holders)
+            if moved is not None and _is_other(old, peer):
+                moved += (*addresses_of(old), *addresses_of(peer))
+        if moved:
+            concerned.update(dict.fromkeys(self._around(moved)))
         self._expand(concerned)
 
     def remove_peer(self, name: str) -> None:
@@ -143,7 +165,9 @@ class Mesh:
             return
         self._want(peer, None)
         others = self._owners.change(name, _unique_of(peer), ())
-        self._expand({name: None, **dict.fromkeys(others | self._concerned(peer))})
+        concerned = others | self._concerned(peer) | self._around(addresses_of(peer))
+        self.withheld.forget(prefix for prefix in peer.cidrs if prefix not in self._owners.holders)
+        self._expand({name: None, **dict.fromkeys(concerned)})
         self.unreachable.discard(name)
         for ids in self._ids.values():
             identity = ids.pop(name, None)
@@ -198,6 +222,8 @@ class Mesh:
             self._held.discard(old.name)
         if new is not None and new.held:
             self._held.add(new.name)
+        if old is None or new is None or old.underlay != new.underlay or old.underlay6 != new.underlay6:
+            self.withheld.move(addresses_of(old) if old else (), addresses_of(new) if new else ())
         before, after = _underlays(old), _underlays(new)
         if before != after:
             for address in after:
@@ -208,8 +234,9 @@ class Mesh:
     def _expand(self, names: Iterable[str]) -> None:
         """Bring the desired rows of these peers up to date. What one loses, another may win: first all losses."""
         gains: list[PeerRows] = []
+        near = self.withheld.lifelines.near
         for name in names:
-            old, new = self._rows.get(name, ()), self._rows_of(name)
+            old, new = self._rows.get(name, ()), self._rows_of(name, near)
             if new == old:
                 continue
             if old:
@@ -246,20 +273,35 @@ class Mesh:
         for prefix in {p for rows in old for p in rows.prefixes} - {p for rows in new for p in rows.prefixes}:
             self.routes.unwant(prefix)
 
-    def _rows_of(self, name: str) -> PeerRows:
+    def _rows_of(self, name: str, near: Mapping[Version, Collection[int]]) -> PeerRows:
+        """`near`: a pod CIDR with none of these leading bits cannot harm this node."""
         peer, holders = self.peers.get(name), self._owners.holders
-        possible = self.device_state.tunnels or self.natives  # else there is no device yet
-        if peer is None or not possible or holders[peer.underlay] != name or holders[peer.mac] != name:
+        if peer is None or holders[peer.underlay] != name or holders[peer.mac] != name:
             self.unreachable.discard(name)
+            if peer is not None:
+                self.withheld.forget(prefix for prefix in peer.cidrs if holders[prefix] == name)
             return ()
         four: list[Cidr] = []
         six: list[Cidr] = []
         for prefix in peer.cidrs:
-            if holders[prefix] == name and not (peer.held and self._has_wider(prefix, name)):
-                (four if prefix.version == 4 else six).append(prefix)
+            if holders[prefix] != name:
+                continue
+            version = prefix.version
+            routed = peer.encapsulations and (version == 4 or self.device_state.ipv6)
+            if not routed or (peer.held and self._has_wider(prefix, name)):
+                self.withheld.forget((prefix,))
+            elif (
+                prefix.length >= NEAR[version]
+                and prefix.base >> (WIDTH[version] - NEAR[version]) not in near[version]
+                and not self.withheld.reasons
+            ) or not self.withheld.is_withheld(prefix, peer):
+                (four if version == 4 else six).append(prefix)
+        if not self.device_state.tunnels and not self.natives:
+            self.unreachable.discard(name)
+            return ()  # there is no device yet
         peer_rows: PeerRows = ()
         wanted = 0
-        for size, prefixes in ((4, four), (16, six if self.device_state.ipv6 else [])):
+        for size, prefixes in ((4, four), (16, six)):
             if prefixes:
                 wanted += 1
                 peer_rows += self._family_rows(peer, size, prefixes)
@@ -280,6 +322,11 @@ class Mesh:
         lengths = {length for other, length, _ in self._lengths if other == version and length <= longest}
         return map(prefix.supernet, lengths)
 
+    def _around(self, addresses: Iterable[Address]) -> set[str]:
+        """Peers with a CIDR that holds one of these."""
+        claims = (wider for address in addresses for wider in self._and_wider(Cidr.of(address)))
+        return {name for claim in claims if (name := self._owners.holders.get(claim))}
+
     def _concerned(self, *peers: Peer | None) -> set[str]:
         """Held peers that may have to make way, or may come back: only where the lengths of CIDRs differ."""
         if not self._held:
@@ -299,8 +346,8 @@ class Mesh:
             else:
                 gateway = peer.underlay if size == 4 else peer.underlay6
                 mine = bool(gateway) and self._owners.holders[gateway] == peer.name
-                answering = not self.device_state.strict or peer.encapsulations != (NO_ENCAPSULATION,)
-                ifindex = self.fib.device(gateway, answering=answering) if mine else 0
+                sure = not self.device_state.strict or peer.encapsulations != (NO_ENCAPSULATION,)
+                ifindex = self.fib.device(gateway, sure=sure) if mine else 0
                 mac, mtu = b"", self.device_state.native_mtu
                 nexthop = Nexthop.native(ifindex, gateway)
             if ifindex:
@@ -331,7 +378,7 @@ class Mesh:
     def retain_unknown(self, among: Collection[RouteKey], own: Collection[Address]) -> None:
         """Of these routes leave alone what no peer explains: those to pod CIDRs that neither a peer nor this node (with
         the `own` network addresses) claims, by nexthops that no peer has, to addresses that are no peer's, and
-        with them their nexthops and neighbours."""
+        with them their nexthops and neighbours. One that would cut this node off is not left."""
         routes = {key for key in among if key not in self.routes.desired and self._unknown(key, own)}
         ids = {self.routes.kernel[key].nexthop for key in routes}
         nexthops = [self.nexthops.kernel[identity] for identity in ids]
@@ -351,6 +398,8 @@ class Mesh:
         if nexthop is None or identity in self.nexthops.desired or isinstance(key, OddRoute):
             return False
         if nexthop.gateway in holders or nexthop.remote in holders:
+            return False
+        if self.withheld.is_harmful(key, nexthop.remote):
             return False
         mine = any(key.contains(Cidr.of(address)) for address in own)
         return not mine and not any(wider in holders for wider in self._and_wider(key))
@@ -429,6 +478,15 @@ class Mesh:
         """A neighbour on our device was deleted. Returns whether it concerns us."""
         self.neighbours.gone(key)
         return key in self.neighbours.desired
+
+
+def _is_other(old: Peer | None, new: Peer) -> bool:
+    """Whether its addresses are, or what they count for."""
+    if old is None:
+        return True
+    return any(
+        getattr(old, name) != getattr(new, name) for name in ("underlay", "underlay6", "since", "held", "speaks")
+    )
 
 
 def _underlays(peer: Peer | None) -> tuple[Address, ...]:

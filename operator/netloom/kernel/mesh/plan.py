@@ -5,7 +5,7 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from netloom.cidr import format_address
+from netloom.cidr import Address, format_address
 from netloom.kernel.keeper.report import PlannedChange
 from netloom.kernel.mac import format_mac
 from netloom.kernel.mesh import reader
@@ -13,6 +13,7 @@ from netloom.kernel.mesh.desired import Desired, MeshNode
 from netloom.kernel.mesh.devices_part import DeviceWork
 from netloom.kernel.mesh.mesh import Mesh
 from netloom.kernel.mesh.rows import NeighbourKey, Nexthop, OddRoute, RouteContent, RouteKey
+from netloom.kernel.mesh.surroundings import Vicinity
 from netloom.kernel.mesh.tunnel_device import Interfaces, Step
 from netloom.kernel.netlink.links import Link
 from netloom.kernel.netlink.sockets import CommandSocket
@@ -57,9 +58,16 @@ class PlannedDeviceWork(DeviceWork):
                 self.changes.append(PlannedChange(text, f"is {before}"))
 
 
-def planned_changes(commands: CommandSocket, record: SysctlRecord, desired: Desired) -> list[PlannedChange]:
-    """All changes, in the order in which they would be made."""
-    work, mesh = PlannedDeviceWork(commands, record, desired.node), Mesh()
+def planned_changes(
+    commands: CommandSocket, record: SysctlRecord, desired: Desired, servers: Mapping[Address, str]
+) -> list[PlannedChange]:
+    """All changes, in the order in which they would be made, and what is left out. `servers`: see `Vicinity`."""
+    work, mesh, vicinity = PlannedDeviceWork(commands, record, desired.node), Mesh(), Vicinity()
+    reader.read_vicinity(commands, vicinity)
+    if desired.node is not None:
+        vicinity.know(desired.node.cidrs, (desired.node.local, *desired.node.claimed), servers)
+    mesh.look_around(vicinity.surroundings())
+    mesh.fib.set_narrow(vicinity.narrow)
     mesh.fib.set_stopped([link.ifindex for link in work.read().links if not link.running])
     mesh.replace_peers(desired)
     mesh.fib.answered_all(reader.fib_lookups(commands, list(mesh.fib.due)))
@@ -69,7 +77,11 @@ def planned_changes(commands: CommandSocket, record: SysctlRecord, desired: Desi
     mesh.set_device_state(device_state)
     work.changes += _rows(mesh, {link.ifindex: link.name for link in work.read().links})
     work.tear_down()
-    return work.changes
+    left_out = [
+        PlannedChange(f"{each.cidr} of {each.peer} is not routed", each.why, left_out=True)
+        for each in mesh.withheld.routes()
+    ]
+    return work.changes + left_out
 
 
 def _rows(mesh: Mesh, names: Mapping[int, str]) -> list[PlannedChange]:

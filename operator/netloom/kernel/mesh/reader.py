@@ -7,13 +7,16 @@ a thread).
 import contextlib
 import errno
 import socket
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import product
 
 from netloom.cidr import Address
 from netloom.kernel.mac import Mac
 from netloom.kernel.mesh import row_messages
 from netloom.kernel.mesh.fib import FibResult
+from netloom.kernel.mesh.lifelines import NodeRoute
 from netloom.kernel.mesh.rows import DirectRoute, NeighbourKey, SeenNexthop, SeenRoute
+from netloom.kernel.mesh.surroundings import PROTOCOLS, Vicinity, dump_node_routes, read_node_route
 from netloom.kernel.mesh.tunnel_device import Interfaces
 from netloom.kernel.netlink import wire
 from netloom.kernel.netlink.links import read_address, read_link, read_received
@@ -41,11 +44,8 @@ def routes(commands: CommandSocket) -> list[SeenRoute]:
     read = row_messages.route_reader().read
     found: list[SeenRoute] = []
     for family in _FAMILIES:
-        try:
+        with _no_table():
             found += read_all(commands, row_messages.dump_routes(family), read)
-        except RefusedError as error:
-            if error.errno != errno.ENOENT:  # a network namespace in which there was no route yet has no table
-                raise
     return [seen for seen in found if seen.owned]
 
 
@@ -54,6 +54,25 @@ def direct_routes(commands: CommandSocket) -> list[DirectRoute]:
     read = row_messages.read_direct_route
     found = [read_all(commands, row_messages.dump_all_routes(family), read) for family in _FAMILIES]
     return [seen for part in found for seen in part]
+
+
+def read_vicinity(commands: CommandSocket, vicinity: Vicinity) -> None:
+    """The node's own devices, addresses and routes."""
+    interfaces, found = read_interfaces(commands), list[NodeRoute | None]()
+    for family, protocol in product(_FAMILIES, PROTOCOLS.values()):
+        with _no_table():
+            found += read_all(commands, dump_node_routes(family, protocol), read_node_route)
+    vicinity.load(interfaces.links, interfaces.addresses, found)
+
+
+@contextlib.contextmanager
+def _no_table() -> Iterator[None]:
+    """A network namespace in which there was no route yet has no table to be read."""
+    try:
+        yield
+    except RefusedError as error:
+        if error.errno != errno.ENOENT:
+            raise
 
 
 def neighbours(commands: CommandSocket, ifindexes: Iterable[int]) -> dict[NeighbourKey, Mac]:

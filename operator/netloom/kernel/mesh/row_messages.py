@@ -10,13 +10,14 @@ neighbour 1.0, and in a dump no more than 1.0 each (see `template`), where pyrou
 import socket
 import struct
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
 from netloom.cidr import WIDTH, Address, Cidr, Version
 from netloom.kernel.mesh.encapsulation import TUNNEL_TTL
 from netloom.kernel.mesh.fib import FibResult
+from netloom.kernel.mesh.lifelines import WIDEST
 from netloom.kernel.mesh.rows import (
     DEFAULT_METRIC,
     EDITED,
@@ -45,7 +46,8 @@ from netloom.kernel.ownership import ROUTE_PROTOCOL, ROUTE_TABLE
 _RTN_UNICAST = 1
 _RTNH_ONLINK = 4
 _RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_PRIORITY, _RTA_METRICS = 1, 4, 5, 6, 8
-_RTA_CACHEINFO, _RTA_VIA, _RTA_NH_ID = 12, 18, 30
+_RTA_MULTIPATH, _RTA_CACHEINFO, _RTA_VIA, _RTA_NH_ID = 9, 12, 18, 30
+_RTM_F_FIB_MATCH = 0x2000
 _RTAX_MTU = 2
 _NHA_ID, _NHA_OIF, _NHA_GATEWAY, _NHA_ENCAP_TYPE, _NHA_ENCAP = 1, 5, 6, 7, 8
 _ENCAP_IP = 2
@@ -192,13 +194,13 @@ def _probe(size: int, ifindex: int) -> bytes:
 
 
 def ask_route(sequence: int, address: Address) -> bytes:
-    """Request: which way packets to an address go."""
+    """Request: which way packets to an address go, and by which route: the answer is that route."""
     return _question(len(address)) % (sequence.to_bytes(4, sys.byteorder), address)
 
 
 @lru_cache
 def _question(size: int) -> bytes:
-    fields = {"family": _FAMILY[size], "dst_len": size * 8}
+    fields = {"family": _FAMILY[size], "dst_len": size * 8, "flags": _RTM_F_FIB_MATCH}
     return message_template(RouteMessage, wire.RTM_GETROUTE, 0, fields, dst=_ADDRESS[size])
 
 
@@ -288,12 +290,30 @@ def read_neighbour(buffer: bytes, start: int, end: int) -> SeenNeighbour | None:
 
 
 def read_fib_result(buffer: bytes, start: int, end: int) -> FibResult:
-    """The answer to that question."""
-    if buffer[start + 7] != _RTN_UNICAST:
+    """The answer to that question. Of several ways at once, the first."""
+    family, length, _source, _tos, _table, _protocol, _scope, kind, _flags = _ROUTE.unpack_from(buffer, start)
+    if kind != _RTN_UNICAST:
         return FibResult()
-    found = attributes(buffer, start + 12, end)
-    outgoing = int.from_bytes(found.get(_RTA_OIF, b""), sys.byteorder)
-    return FibResult(outgoing, _RTA_GATEWAY not in found and _RTA_VIA not in found)
+    (outgoing, gateway), *_ = read_hops(attributes(buffer, start + 12, end))
+    size = _SIZE[family]
+    direct = not gateway and length >= WIDEST[4 if size == 4 else 6]
+    return FibResult(outgoing, direct, direct and length == size * 8)
+
+
+def read_hops(found: Mapping[int, bytes]) -> list[tuple[int, Address]]:
+    """(ifindex, gateway) of each way of a route, by its attributes; no gateway: empty."""
+    ways = [(found.get(_RTA_OIF, b""), found)]
+    if several := found.get(_RTA_MULTIPATH):
+        ways, at = [], 0
+        while at + 8 <= len(several):
+            length = max(8, int.from_bytes(several[at : at + 2], sys.byteorder))
+            ways.append((several[at + 4 : at + 8], attributes(several, at + 8, at + length)))
+            at += (length + 3) & ~3
+    return [
+        # RTA_VIA, the gateway of another family, has that family in front.
+        (int.from_bytes(oif, sys.byteorder), each.get(_RTA_GATEWAY) or each.get(_RTA_VIA, b"")[2:])
+        for oif, each in ways
+    ]
 
 
 def read_destination(buffer: bytes, start: int, end: int) -> tuple[Address, int] | None:
@@ -364,7 +384,7 @@ def neighbour_reader() -> TemplateReader[SeenNeighbour | None]:
 
 
 def fib_result_reader() -> TemplateReader[FibResult]:
-    """Of answers: destination and reference counts vary, and make no difference."""
+    """Of answers: that of a host route has its destination, and reference counts vary; they make no difference."""
 
     def varying(sample: bytes, _seen: FibResult) -> list[Place | None]:
         found = places(sample, 12, len(sample))

@@ -3,14 +3,17 @@
 Several losses come without an event of their own, so the cause is followed: a deleted nexthop takes its routes with
 it, and only the nexthop is announced; a device that goes down or away takes nexthops, routes and neighbours, and only
 link and neighbour events are sent; one that loses its carrier takes its nexthops.
+
+Before a row is written, what the node itself lives by is up to date with all events that have come.
 """
 
 import time
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
 
 from msgspec.structs import replace
 
+from netloom.cidr import Address
 from netloom.kernel.keeper.part import Attempt, Outcome, Part, Worker
 from netloom.kernel.keeper.retries import Item, Retries
 from netloom.kernel.mesh import reader
@@ -18,6 +21,8 @@ from netloom.kernel.mesh.desired import Desired
 from netloom.kernel.mesh.mesh import Mesh
 from netloom.kernel.mesh.row_messages import probe_neighbour, read_destination, read_neighbour, read_nexthop, read_route
 from netloom.kernel.mesh.rows import RouteKey
+from netloom.kernel.mesh.surroundings import Vicinity, read_node_route
+from netloom.kernel.mesh.withheld import cutting_off
 from netloom.kernel.mesh.writer import Writer
 from netloom.kernel.netlink import wire
 from netloom.kernel.netlink.links import read_address, read_link
@@ -63,6 +68,7 @@ class MeshRows(Part[Desired]):
         self._found: list[Item] = []
         self._lost_nexthops: set[int] = set()
         self._writer = Writer(mesh)
+        self.vicinity = Vicinity()
 
     # ------------------------------------------------------------------------------------------- what is wanted
 
@@ -72,6 +78,8 @@ class MeshRows(Part[Desired]):
         mesh, node = self.mesh, desired.node
         if node is not None:
             mesh.set_device_state(replace(mesh.device_state, vni=node.vni, ipv6=node.ipv6, strict=node.strict))
+            self.vicinity.know(node.cidrs, (node.local, *node.claimed))
+        self._look_around()
         if desired is not self._desired or not self._applied:
             self._desired, self._applied = desired, True
             mesh.replace_peers(desired)
@@ -82,6 +90,7 @@ class MeshRows(Part[Desired]):
         for name in touched:
             retries.forget(mesh.items_of(name))
             peer = desired.peers.get(name)
+            mesh.set_bystander(name, desired.bystanders.get(name))
             if peer is None:
                 mesh.remove_peer(name)
             else:
@@ -119,7 +128,8 @@ class MeshRows(Part[Desired]):
     @property
     def due(self) -> bool:  # type: ignore[override]
         """Rows are to be read, or the FIB to be asked."""
-        return bool(self._resync_due or self.mesh.fib.due or self.mesh.fib.changed)
+        around = self.vicinity.due or self.vicinity.fresh
+        return bool(self._resync_due or around or self.mesh.fib.due or self.mesh.fib.changed)
 
     def doubt(self) -> None:
         """Everything is to be read again."""
@@ -128,6 +138,9 @@ class MeshRows(Part[Desired]):
     async def read(self, worker: Worker) -> bool:
         """Ask the FIB what is not known, and read all rows if they are in doubt."""
         mesh = self.mesh
+        if self._resync_due or self.vicinity.due:
+            await worker.call(lambda commands: reader.read_vicinity(commands, self.vicinity))
+        self._look_around()
         if mesh.natives:
             await self._look_up(worker)
         mesh.reached(mesh.fib.take_changed())
@@ -159,6 +172,26 @@ class MeshRows(Part[Desired]):
         if any(refused.item not in attempt.failing for refused in outcome.refused):
             self._resync_due = True
         return outcome
+
+    def _look_around(self) -> None:
+        """Decide again what may be routed, if the node lives by something else than before."""
+        if self.vicinity.fresh:
+            self.mesh.look_around(self.vicinity.surroundings())
+            self.mesh.fib.set_narrow(self.vicinity.narrow)
+
+    async def free_node(self, worker: Worker, servers: Mapping[Address, str]) -> list[RouteKey]:
+        """Addresses that the node cannot do without are known (each with what it is). While nothing is wanted yet,
+        remove the routes of an earlier life that may keep it from learning what is. Returns those."""
+        vicinity = self.vicinity
+        vicinity.know(vicinity.cidrs, vicinity.claimed, servers)
+        if self._applied:
+            return []
+        if vicinity.due:
+            await worker.call(lambda commands: reader.read_vicinity(commands, vicinity))
+        self._look_around()
+        mesh = self.mesh
+        keys = cutting_off(mesh.withheld.lifelines, mesh.routes.kernel, mesh.nexthops.kernel)
+        return keys if await self._writer.delete_routes(worker, keys) else []
 
     async def _look_up(self, worker: Worker) -> None:
         """Ask the kernel where packets go to the peers about which that is not known (any more)."""
@@ -221,6 +254,10 @@ class MeshRows(Part[Desired]):
             self._lost_nexthops = set()
 
     def _route(self, kind: int, flags: int, buffer: bytes, start: int, end: int) -> None:
+        route = read_node_route(buffer, start, end)
+        if route is not None:
+            replaced = bool(flags & wire.REPLACE) and kind == wire.RTM_NEWROUTE
+            self.vicinity.saw_route(route, gone=kind == wire.RTM_DELROUTE, replaced=replaced)
         destination = read_destination(buffer, start, end)
         if destination is not None:
             self.mesh.fib.route_changed(*destination)
@@ -259,6 +296,7 @@ class MeshRows(Part[Desired]):
         link = read_link(buffer, start, end)
         if link is None:
             return
+        self.vicinity.saw_link(link, gone=kind == wire.RTM_DELLINK)
         if self.mesh.is_tunnel(link.ifindex):
             if kind == wire.RTM_DELLINK or not link.up:
                 self._resync_due = True
@@ -268,8 +306,10 @@ class MeshRows(Part[Desired]):
             if changed and not running and self.mesh.stands_on(link.ifindex):
                 self._resync_due = True
 
-    def _address(self, _kind: int, _flags: int, buffer: bytes, start: int, end: int) -> None:
+    def _address(self, kind: int, _flags: int, buffer: bytes, start: int, end: int) -> None:
         seen, node = read_address(buffer, start, end), self._desired.node
+        if seen is not None and not self.mesh.is_tunnel(seen.ifindex):
+            self.vicinity.saw_address(seen, gone=kind == wire.RTM_DELADDR)
         own = seen is None or self.mesh.is_tunnel(seen.ifindex) or (node and seen.local.address == node.local)
         if seen is not None and not own:
             self.mesh.fib.device_changed(seen.ifindex)

@@ -18,6 +18,7 @@ import msgspec
 from netloom.kernel.keeper.part import Attempt, Outcome, Refused, Worker
 from netloom.kernel.mesh.mesh import Mesh
 from netloom.kernel.mesh.row_messages import encode_neighbours, encode_nexthops, encode_routes
+from netloom.kernel.mesh.rows import RouteKey
 from netloom.kernel.netlink.sockets import BATCH, Refusal
 
 ALREADY_GONE = {errno.ESRCH, errno.ENOENT, errno.ENODEV, errno.EADDRNOTAVAIL}
@@ -62,6 +63,17 @@ class Writer:
         for kind in ("route", "nexthop", "neighbour"):
             self._send(worker, attempt, kind, self._mesh.tables[kind].deletions(), batches)
         return await self._outcome(batches)
+
+    async def delete_routes(self, worker: Worker, keys: Sequence[RouteKey]) -> bool:
+        """Send the deletion of these, whether wanted or not; whether there were any. Raises AnswerLost."""
+        routes = self._mesh.routes
+        writes: list[Write] = [(key, None, routes.kernel[key]) for key in keys]
+        routes.assume(writes)
+        for at in range(0, len(writes), BATCH):
+            part = writes[at : at + BATCH]
+            answer = await worker.submit(encode_routes(part))
+            self._correct(_Batch("route", part, asyncio.Future()), answer, Outcome())
+        return bool(writes)
 
     def _send(
         self, worker: Worker, attempt: Attempt, kind: str, writes: Sequence[Write], batches: list[_Batch]

@@ -15,6 +15,8 @@ from netloom.kernel.netlink import wire
 from netloom.kernel.netlink.messages import AddressMessage, LinkMessage, NetconfMessage, decode, encode, nested
 
 IFF_UP, IFF_LOWER_UP = 1, 1 << 16
+_IFF_NARROW = 0x10 | 0x80
+"""IFF_POINTOPOINT, IFF_NOARP."""
 _GENERATE_NO_ADDRESS = 1
 _NO_DUPLICATE_DETECTION = 2
 _SCOPE_LINK = 253
@@ -30,6 +32,7 @@ class Link(msgspec.Struct, frozen=True):
     `running`: up, and with a carrier; without one the kernel drops nexthops on it, and says nothing.
     `odd`: what a tunnel device has been told that we never tell it, as `ip` would name it.
     `generates_addresses`: the kernel makes IPv6 link-local addresses by itself (addrgenmode is not none).
+    `narrow`: point-to-point, or without ARP.
     """
 
     name: str
@@ -44,6 +47,7 @@ class Link(msgspec.Struct, frozen=True):
     external: bool = False
     odd: str = ""
     generates_addresses: bool = False
+    narrow: bool = False
 
 
 class LocalAddress(msgspec.Struct, frozen=True):
@@ -92,6 +96,7 @@ def read_link(buffer: bytes, start: int, end: int) -> Link | None:
         external=external,
         odd=odd,
         generates_addresses=mode not in (None, _GENERATE_NO_ADDRESS),
+        narrow=bool(seen["flags"] & _IFF_NARROW),
     )
 
 

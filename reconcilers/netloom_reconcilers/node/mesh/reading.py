@@ -8,8 +8,9 @@ from netloom.api.node_addresses import unusable
 from netloom.api.v1alpha1 import CONTESTED, NETWORK_NAME, NetloomNetwork, NetloomNode, Routing
 from netloom.cidr import Address, Cidr, CidrError, format_address, is_address, parse_address
 from netloom.kernel.mac import mac_of
-from netloom.kernel.mesh.desired import MeshNode, Peer
+from netloom.kernel.mesh.desired import Bystander, MeshNode, Peer
 from netloom.kernel.mesh.mesh import AddressConflict
+from netloom.kernel.mesh.withheld import WithheldRoute, addresses_of
 from netloom_reconcilers.features.node import Obstacle
 from netloom_reconcilers.node.known.peers import HELD, contested_ip, internal_ip, prefixes_of
 from netloom_reconcilers.node.mesh.encapsulations import announced, encapsulations_to
@@ -33,6 +34,7 @@ def node_of(network: NetloomNetwork | None, node: NetloomNode | None, node_name:
         addresses=tuple(prefix.packed for prefix in prefixes),
         devices=network.spec.devices,
         claimed=claimed_by(node),
+        cidrs=prefixes,
         strict=routing.mode == "native" and not routing.direct_routing_skip_unreachable,
     )
 
@@ -64,6 +66,8 @@ class LocalNode(msgspec.Struct, frozen=True):
     """Of the CIDRs, those that only pods hold on to; see `own_node`."""
     seniority: tuple[str, str] = ("", "")
     """When its object was made, and its name: of two that hold a CIDR, the younger (greater) goes."""
+    hears: bool = False
+    """Whether agents announce anything to it: there is an API server between them."""
 
 
 def peer_of(node: NetloomNode, local: LocalNode) -> tuple[Peer | None, tuple[str, ...]]:
@@ -94,8 +98,25 @@ def peer_of(node: NetloomNode, local: LocalNode) -> tuple[Peer | None, tuple[str
         encapsulations=encapsulations_to(announced(node).accepts, local.routing, able=local.able),
         underlay6=underlay6_of(node),
         held=node.metadata.creation_timestamp == HELD,
+        speaks=speaks(node, local),
     )
     return peer, tuple(problems)
+
+
+def bystander_of(node: NetloomNode, peer: Peer | None, local: LocalNode) -> Bystander | None:
+    """What a remote node has of addresses beside those that are its peer's; None: nothing."""
+    texts = [each.ip for each in node.spec.addresses if each.type in ("InternalIP", CONTESTED)]
+    known = addresses_of(peer)
+    if len(texts) == len(known):
+        return None
+    addresses = tuple(address for address in claimed_by(node) if address not in known and address != local.address)
+    since = node.metadata.creation_timestamp
+    return Bystander(addresses, since, since == HELD, speaks(node, local)) if addresses else None
+
+
+def speaks(node: NetloomNode, local: LocalNode) -> bool:
+    """Whether its own agent has said something, as far as any could."""
+    return bool(node.spec.encapsulations) or not local.hears
 
 
 def at_our_cost(node: NetloomNode, local: LocalNode) -> bool:
@@ -185,6 +206,28 @@ def conflict_text(conflict: AddressConflict) -> str:
 def lacks_ipv6(node: NetloomNode) -> bool:
     """Whether it has IPv6 pod CIDRs, and no address to which native routes to them could go."""
     return not underlay6_of(node) and any(":" in cidr for cidr in node.spec.ipam.pod_cidrs)
+
+
+def withheld_text(route: WithheldRoute) -> str:
+    """A sentence about a pod CIDR that would cut this node off."""
+    return (
+        f"NetloomNode {route.peer}: spec.ipam.podCIDRs {route.cidr} is not routed from here, as a route to it would "
+        f"cut this node off: {route.why}. {_ELSEWHERE.format(route.peer)}"
+    )
+
+
+def misplaced_text(name: str, route: WithheldRoute) -> str:
+    """A sentence about a pod CIDR of this node's own, over what it lives by itself."""
+    return (
+        f"NetloomNode {name}: spec.ipam.podCIDRs {route.cidr} cannot be routed by nodes on the same network: "
+        f"{route.why}. {_ELSEWHERE.format(name)}"
+    )
+
+
+_ELSEWHERE = (
+    "Let pod CIDRs come from outside the networks of the machines, then drain {0} and delete its Node: it gets others "
+    "when it registers again."
+)
 
 
 def unreachable(name: str, node: NetloomNode | None) -> str:
