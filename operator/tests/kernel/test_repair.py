@@ -27,6 +27,9 @@ DRIFT = {
     "a route is replaced, and that is deleted": ["route replace 10.2.0.0/24 dev eth0", "route delete 10.2.0.0/24"],
     "a route is added under our protocol": ["route add 10.99.0.0/24 dev eth0 proto 158"],
     "a route is added again with a metric": [f"route add 10.2.0.0/24 nhid {NEXTHOP} metric 7 proto 158"],
+    "a route gets a source": [f"route replace 10.2.0.0/24 nhid {NEXTHOP} src 192.168.7.1 proto 158"],
+    "an IPv6 route gets a source": ["route replace fd00:2::/64 nhid 1848463230 src fd00:1:: proto 158"],
+    "an IPv6 route is to expire": ["route replace fd00:2::/64 nhid 1848463230 expires 60 proto 158"],
     "a neighbour is deleted": ["neighbour delete 192.168.7.2 dev netloom_vxlan"],
     "a neighbour gets another MAC": ["neighbour replace 192.168.7.2 lladdr 02:00:00:00:00:99 dev netloom_vxlan"],
     "a neighbour is no longer permanent": [

@@ -44,8 +44,10 @@ from netloom.kernel.ownership import ROUTE_PROTOCOL, ROUTE_TABLE
 
 _RTN_UNICAST = 1
 _RTNH_ONLINK = 4
-_RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_PRIORITY, _RTA_METRICS = 1, 4, 5, 6, 8
+_RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_PRIORITY, _RTA_PREFSRC, _RTA_METRICS = 1, 4, 5, 6, 7, 8
 _RTA_CACHEINFO, _RTA_VIA, _RTA_NH_ID = 12, 18, 30
+_EXPIRES = slice(8, 12)
+"""Where a route's lifetime is in its rta_cacheinfo; 0: it has none."""
 _RTAX_MTU = 2
 _NHA_ID, _NHA_OIF, _NHA_GATEWAY, _NHA_ENCAP_TYPE, _NHA_ENCAP = 1, 5, 6, 7, 8
 _ENCAP_IP = 2
@@ -231,13 +233,14 @@ def read_route(buffer: bytes, start: int, end: int) -> SeenRoute | None:
     family, length, _source, tos, table, protocol, _scope, kind, _flags = _ROUTE.unpack_from(buffer, start)
     if table != ROUTE_TABLE or family not in _SIZE:
         return None
-    # What follows the nexthop's id is the nexthop's content once more.
-    found = attributes(buffer, start + 12, end, _RTA_NH_ID)
+    # What follows the nexthop's id is the nexthop's content once more; and whether an IPv6 route expires.
+    found = attributes(buffer, start + 12, end, _RTA_NH_ID if family == socket.AF_INET else 0)
     metric = int.from_bytes(found.get(_RTA_PRIORITY, b""), sys.byteorder)
     prefix = Cidr.of(found.get(_RTA_DST) or bytes(_SIZE[family]), length)
     key = prefix if metric == DEFAULT_METRIC[prefix.version] and not tos else OddRoute(prefix, metric, tos)
     nexthop = int.from_bytes(found.get(_RTA_NH_ID, b""), sys.byteorder)
-    if kind != _RTN_UNICAST or not nexthop:
+    edited = _RTA_PREFSRC in found or any(found.get(_RTA_CACHEINFO, b"")[_EXPIRES])
+    if kind != _RTN_UNICAST or not nexthop or edited:
         return SeenRoute(key, EDITED, protocol)
     metrics = found.get(_RTA_METRICS)
     return SeenRoute(key, RouteContent(nexthop, _mtu(metrics)) if metrics else RouteContent(nexthop), protocol)
