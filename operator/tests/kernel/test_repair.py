@@ -53,9 +53,26 @@ DRIFT = {
     "an address is deleted": ["address delete 10.1.0.0/32 dev netloom_vxlan"],
     "the link-local address is deleted": ["address delete fe80::3872:55ff:fe8c:abf9/64 dev netloom_vxlan"],
     "an address is added": ["address add 10.99.0.1/24 dev netloom_vxlan"],
+    "an address is added that leads a peer's CIDR to the device": [
+        "address add 10.1.0.0 peer 10.2.0.0/24 dev netloom_vxlan"
+    ],
+    "an address is to expire": ["address change 10.1.0.0/32 dev netloom_vxlan valid_lft 60 preferred_lft 30"],
+    "an IPv6 address is to be used no longer": [
+        "address change fd00:1::/128 dev netloom_vxlan valid_lft 60 preferred_lft 0"
+    ],
+    "an IPv6 address gets a network": [
+        "address delete fd00:1::/128 dev netloom_vxlan",
+        "address add fd00:1::/64 dev netloom_vxlan nodad",
+    ],
+    "an IPv6 address gets another end": [
+        "address delete fd00:1::/128 dev netloom_vxlan",
+        "address add fd00:1:: peer fd00:2:: dev netloom_vxlan nodad",
+    ],
     "all addresses are flushed": ["address flush dev netloom_vxlan"],
     "the device goes down": ["link set netloom_vxlan down"],
     "the device flaps": ["link set netloom_vxlan down", "link set netloom_vxlan up"],
+    "the device asks nobody for MACs": ["link set netloom_vxlan arp off"],
+    "the device has another name": ["link set netloom_vxlan name vxlan9"],
     "the device is deleted": ["link delete netloom_vxlan"],
     "the device is replaced by another of the name": [
         "link delete netloom_vxlan",

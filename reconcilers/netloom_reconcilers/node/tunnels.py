@@ -22,6 +22,7 @@ from netloom_reconcilers.features.kernel import KernelFeature
 from netloom_reconcilers.features.node import NodeContext, Obstacle, written_metric
 from netloom_reconcilers.node.mesh.absence import AbsenceReconciler
 from netloom_reconcilers.node.mesh.announcement import AnnouncementReconciler
+from netloom_reconcilers.node.mesh.astray import astray_text, is_own
 from netloom_reconcilers.node.mesh.encapsulations import Announcement, Leaving, Needs, accepted, announced, wanted
 from netloom_reconcilers.node.mesh.reading import (
     LocalNode,
@@ -233,6 +234,7 @@ class TunnelsFeature(KernelFeature):
         network, own, here = self._networks.get(NETWORK_NAME), self._said(), self._desired.node
         if network is not None and own is not None and here is not None and self.obstacle is None:
             cut_off += own_faults(here, network, own, report.absent)
+        cut_off += [astray_text(each) for each in report.astray if is_own(each)]
         return super().errors(report, about, [*cut_off, *more])
 
     def warnings(self, report: Report | None = None) -> list[str]:
@@ -240,4 +242,5 @@ class TunnelsFeature(KernelFeature):
         report = report or self.keeper.report
         nodes = [(name, self._nodes.get(name)) for name in report.unreachable]
         lacking = [unreachable(name, node) for name, node in nodes if node is not None and lacks_ipv6(node)]
-        return [*super().warnings(), *map(conflict_text, report.conflicts), *lacking]
+        astray = [astray_text(each) for each in report.astray if not is_own(each)]
+        return [*super().warnings(), *map(conflict_text, report.conflicts), *lacking, *astray]

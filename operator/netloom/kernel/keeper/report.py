@@ -59,7 +59,9 @@ class KeeperReport(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class PlannedChange(msgspec.Struct, frozen=True):
-    """A change that would be made, as `ip` (or sysctl) would say it, and for which peer or reason."""
+    """A change that would be made, as `ip` (or sysctl) would say it, and for which peer or reason. `left_out`: it is
+    none, but says what would not be done, and why."""
 
     text: str
     why: str = ""
+    left_out: bool = False

@@ -19,6 +19,7 @@ from netloom.kernel.mesh.mesh import AddressConflict, Mesh
 from netloom.kernel.mesh.plan import planned_changes
 from netloom.kernel.mesh.rows import DeviceState
 from netloom.kernel.mesh.rows_part import MeshRows
+from netloom.kernel.mesh.underlay import Astray
 from netloom.kernel.netlink.links import Link
 from netloom.kernel.netlink.sockets import RefusedError
 from netloom.kernel.netlink.wire import NAMES
@@ -37,6 +38,7 @@ class Report(KeeperReport, frozen=True, kw_only=True):
     tunnels:  those that are ready to receive.
     unreachable: peers that can only be reached natively, and are not on a network of this node.
     absent:   of the addresses that the node is said to have, those that are on no device.
+    astray: peers whose addresses are no node's, by the devices that packets to them leave by.
     reading_seconds: what the reading of the kernel's tables took in the resyncs, in all.
     """
 
@@ -48,12 +50,14 @@ class Report(KeeperReport, frozen=True, kw_only=True):
     unreachable: tuple[str, ...] = ()
     conflicts: tuple[AddressConflict, ...] = ()
     absent: tuple[Address, ...] = ()
+    astray: tuple[Astray, ...] = ()
     reading_seconds: float = 0.0
 
     @property
     def news(self) -> tuple[object, ...]:
         """An address comes and goes by an event, and nothing is written for it."""
-        return (*super().news, self.absent) if self.absent else super().news
+        more = (self.absent, self.astray)
+        return (*super().news, *more) if any(more) else super().news
 
     @property
     def in_sync(self) -> bool:
@@ -147,6 +151,7 @@ class Dataplane(Keeper[Desired, Report]):
             unreachable=tuple(sorted(self._mesh.unreachable)) if strict else (),
             conflicts=tuple(self._mesh.conflicts()),
             absent=self.absent,
+            astray=self._devices.astray,
             reading_seconds=self._rows.reading_seconds,
         )
 

@@ -260,7 +260,7 @@ class MeshRows(Part[Desired]):
         if link is None:
             return
         if self.mesh.is_tunnel(link.ifindex):
-            if kind == wire.RTM_DELLINK or not link.up:
+            if kind == wire.RTM_DELLINK or not link.running:
                 self._resync_due = True
         elif not link.name.startswith(DEVICE_PREFIX):
             running = kind == wire.RTM_NEWLINK and link.running
