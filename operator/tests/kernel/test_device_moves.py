@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from netloom.kernel.mesh.encapsulation import NO_ENCAPSULATION
 from tests.kernel.faults import FaultyCommands
 from tests.kernel.meshes import becomes, eventually, running
 from tests.kernel.netns import Lab
@@ -56,6 +57,25 @@ async def test_an_edit_that_stops_packets_is_undone(two: Two, commands: list[str
             await eventually(again(two, was), two.here.owned)
             await eventually(lambda: plane.report.in_sync, lambda: str(plane.report))
     assert "protodown" not in two.here.ip("-d link show netloom_vxlan")
+
+
+async def test_what_was_edited_while_no_agent_ran_is_undone_at_its_start(two: Two) -> None:
+    """Also what the kernel tells nobody of."""
+    async with two.opened() as plane:
+        await plane.apply(view_of(1))
+        before = two.here.state()
+    for edit in (
+        "route replace 10.2.0.0/24 nhid 1852444659 src 192.168.7.1 proto 158",
+        "address change fd00:1::/128 dev netloom_vxlan valid_lft 60 preferred_lft 0",
+        "link set netloom_vxlan arp off",
+        "link set netloom_vxlan name vxlan9",
+    ):
+        two.here.ip(edit)
+    two.here.sysctl("net.ipv6.conf.vxlan9.accept_ra", "1")
+    async with two.opened() as restarted:
+        assert (await restarted.apply(view_of(1))).in_sync
+    await becomes(two.here.state, before)
+    assert two.here.sysctl("net.ipv6.conf.netloom_vxlan.accept_ra") == "0"
 
 
 LEFT = [
@@ -138,6 +158,16 @@ async def test_a_restart_knows_a_renamed_device_by_what_it_is(two: Two, commands
         assert not any("link add" in text for text in planned)
         assert (await restarted.apply(view_of(1))).in_sync
     assert again(two, was)()
+
+
+async def test_a_renamed_device_that_no_tunnel_needs_any_more_goes(two: Two) -> None:
+    async with two.opened() as plane:
+        await plane.apply(view_of(1))
+    two.here.ip("link set netloom_vxlan name vxlan9")
+    two.here.ip("link add theirs type vxlan external dstport 8475")
+    async with two.opened() as restarted:
+        assert (await restarted.apply(view_of(1, encapsulations=(NO_ENCAPSULATION,)))).in_sync
+    assert [link["ifname"] for link in two.here.ip_json("link show type vxlan")] == ["theirs"]
 
 
 async def test_a_kernel_that_renames_no_device_that_is_up(two: Two) -> None:

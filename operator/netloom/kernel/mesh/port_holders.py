@@ -74,7 +74,9 @@ def holder_of(commands: CommandSocket, encapsulation: Encapsulation, interfaces:
     for each in moved_away(commands, encapsulation):
         where = f"network namespace {each.netns} (`ip netns list-id` has the names), into which somebody moved it"
         return f"the {each.link.kind} device {each.link.name} in {where}"
-    return next(_programs(port), "another tunnel device or program")
+    return next(
+        _programs(port), "a device that is not seen from here, as one that was moved to other network namespaces"
+    )
 
 
 def _programs(port: int) -> Iterator[str]:

@@ -114,13 +114,17 @@ def unfit(link: Link, encapsulation: Encapsulation) -> str:
 
 
 def former(node: MeshNode, encapsulation: Encapsulation, interfaces: Interfaces, known: int) -> Link | None:
-    """The tunnel's device under a name that somebody gave it: by its ifindex, as it was `known`, or by what it is. No
-    other device has our MAC, which is made from the node's name, and receives as ours does at its port."""
+    """The tunnel's device under a name that somebody gave it: by its ifindex, as it was `known`, or by what it is."""
     for link in interfaces.links:
-        ours = link.ifindex == known or link.mac == node.mac
+        ours = link.ifindex == known or _is_made_like_ours(node, link)
         if link.name != encapsulation.device and ours and not unfit(link, encapsulation):
             return link
     return None
+
+
+def _is_made_like_ours(node: MeshNode, link: Link) -> bool:
+    """Nobody else's device takes its VNI from each packet and has our MAC, which is made from the node's name."""
+    return link.external and link.mac == node.mac and link.made_in < 0
 
 
 def renaming(link: Link, name: str) -> Step:
@@ -162,10 +166,12 @@ def creation(node: MeshNode, encapsulation: Encapsulation, mtu: int) -> Step:
 
 
 def unwanted(node: MeshNode | None, interfaces: Interfaces) -> Iterator[Step]:
-    """Deletion of the links with our name that no tunnel uses."""
+    """Deletion of the links with our name that no tunnel uses, and of those that had one and were renamed."""
     wanted = {encapsulation.device for encapsulation in node.tunnels} if node else set()
-    for link in interfaces.own_links():
-        if link.name not in wanted:
+    for link in interfaces.links:
+        if link.name in wanted:
+            continue
+        if MESH.link(link.name) or (node is not None and _is_made_like_ours(node, link)):
             yield _deletion(link, "no tunnel uses it")
 
 
