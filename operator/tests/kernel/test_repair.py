@@ -10,6 +10,7 @@ import pytest
 
 from netloom.cidr import format_address, parse_address
 from netloom.kernel.mesh.desired import Desired
+from netloom.kernel.mesh.encapsulation import NO_ENCAPSULATION
 from tests.kernel.conftest import Planes
 from tests.kernel.meshes import becomes, eventually, here, many, mesh, peer, running
 from tests.kernel.netns import Namespace
@@ -296,3 +297,19 @@ async def test_an_address_of_the_node_that_no_device_has_is_told_by_the_event(no
             node.ip(command)
             await eventually(lambda then=then: told[-1] == then, lambda: str(told))  # type: ignore[misc]
     assert (plane.stats, plane.report.in_sync) == (written, wanted)
+
+
+async def test_a_routes_mtu_survives_what_the_kernel_makes_of_it_when_the_device_is_resized(
+    node: Namespace, planes: Planes
+) -> None:
+    """An IPv6 route that has its device's MTU has the device's new one afterwards, and no event says so."""
+    node.ip("-6 address add fd07::1/64 dev eth0 nodad")
+    plane, native = await planes.open(), (NO_ENCAPSULATION,)
+    own = here(encapsulations=native, mtu=1400)
+    await plane.apply(Desired(own, [peer(2, encapsulations=native, underlay6="fd07::2")]))
+    before = node.state()
+    assert "fd00:2::/64 nhid" in before
+    async with running(plane):
+        node.ip("link set eth0 mtu 1400")
+        node.ip("link set eth0 mtu 1500")
+        await becomes(node.state, before)

@@ -150,6 +150,8 @@ class MeshDevices(Part[Desired]):
             return True
         counted = (*self.found.underlay, *self.found.measured)
         known = next((each for each in counted if each.ifindex == link.ifindex), None)
+        if known is not None and link.mtu != known.mtu and self._mesh.natives:
+            self._rows.doubt()  # of IPv6 routes by it the kernel may have changed the MTU, and says nothing
         if known is not None and (link.mtu != known.mtu or link.name != known.name):
             return True
         told = self._node is not None and device.is_told(self._node, link)
