@@ -92,9 +92,8 @@ async def test_a_port_that_is_taken(
                 (failure,) = (f for f in plane.report.failures if f.kind == "link")
                 tried = sum(plane.stats.values()) - first
         assert (failure.key, plane.tunnels) == (encapsulation.device, ())
-        assert failure.error.startswith(
-            f"UDP port {encapsulation.port} is in use by another tunnel device or program ({words}"
-        )
+        assert failure.error.startswith(f"UDP port {encapsulation.port} is in use by the ")
+        assert f" ({words}" in failure.error
         assert tried <= failure.attempts, "a request per attempt, and nothing is made and unmade"
         async with running(plane):
             await eventually(
@@ -123,6 +122,26 @@ async def test_a_device_of_our_name_that_cannot_serve_is_made_anew(node: Namespa
         wanted = wanted or owned
         assert "link netloom_geneve up mtu 1450" in wanted
         assert owned == wanted, what
+
+
+async def test_a_device_that_was_renamed_or_moved_is_ours_again(node: Namespace, lab: Lab, tmp_path: Path) -> None:
+    """This kernel renames no device that is up: whoever does it takes the device down before."""
+    elsewhere = Namespace(lab.nodes["n2"].name)
+    for encapsulation in (VXLAN, GENEVE):
+        name = encapsulation.device
+        async with opened(tmp_path) as plane:
+            await plane.apply(mesh(encapsulation))
+            owned = node.owned()
+            async with running(plane):
+                for commands in (
+                    [f"link set {name} down", f"link set {name} name other9", "link set other9 up"],
+                    [f"link set {name} netns {elsewhere.name}"],
+                ):
+                    for command in commands:
+                        node.ip(command)
+                    await eventually(lambda owned=owned: node.owned() == owned, node.owned)
+                    await eventually(lambda plane=plane: plane.report.in_sync, lambda plane=plane: str(plane.report))
+        assert name not in elsewhere.ip("link")
 
 
 async def test_a_kernel_without_the_module_goes_on_with_the_old_tunnel(joined: Joined, lab: Lab) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from netloom_e2e.agents import NETWORK, Agents, network
+from netloom_e2e.agents import NETWORK, NODES, Agents, netloom_node, network
 from netloom_e2e.cluster import ControlPlane
 from netloom_e2e.gateway import gateway
 from netloom_e2e.lab import Lab, Machine, Pod, wait_for
@@ -174,6 +174,25 @@ def test_native_routes_carry_the_mtu_that_the_spec_gives(agents: Agents, tunnels
     says(n1, JUMBO - 50, "eth0 has 9000, less 50 for the tunnel")
     wait_for("routes without", lambda: " mtu " not in str(shown(n1) + shown(n1, "-6")))
     fits(n1, n2, JUMBO)
+
+
+def test_a_node_with_a_pods_address_is_named_and_lowers_no_mtu(agents: Agents, tunnels: list[Machine]) -> None:
+    """The pod's device is what packets to that Node would leave by, and it has its MTU from this node."""
+    n1, n2, _ = tunnels
+    n1.set_pod_mtu("pod", 1300)
+    agents.plane.client.request("POST", NODES, netloom_node("n9", "10.42.1.5", "10.42.9.0/24"))
+    wrong = "NetloomNode n9: spec.addresses has 10.42.1.5, and packets to it leave by "
+    try:
+        wait_for("n1 to name it", lambda: wrong in agents.condition("n1")["message"])
+        assert "which leads to this node's own pods: no machine has it." in agents.condition("n1")["message"]
+        says(n1, JUMBO - 50, "eth0 has 9000, less 50 for the tunnel")
+        assert (facts(n1)["underlay"], tunnel_mtu(n1)) == (["eth0"], JUMBO - 50)
+        wait_for("n2 to name it", lambda: any(wrong + TUNNEL in each for each in facts(n2)["warnings"]))
+        assert agents.condition("n2")["status"] == "True"
+        fits(n1, n2, JUMBO - 50)
+    finally:
+        agents.plane.client.request("DELETE", f"{NODES}/n9")
+    wait_for("n1 to be content", lambda: agents.condition("n1")["status"] == "True")
 
 
 def test_without_a_tunnel_pods_have_the_whole(agents: Agents, tunnels: list[Machine]) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from netloom.cidr import format_address, parse_address
 from netloom.kernel.mesh.desired import Desired
+from netloom.kernel.mesh.encapsulation import NO_ENCAPSULATION
 from tests.kernel.conftest import Planes
 from tests.kernel.meshes import becomes, eventually, here, many, mesh, peer, running
 from tests.kernel.netns import Namespace
@@ -27,6 +28,9 @@ DRIFT = {
     "a route is replaced, and that is deleted": ["route replace 10.2.0.0/24 dev eth0", "route delete 10.2.0.0/24"],
     "a route is added under our protocol": ["route add 10.99.0.0/24 dev eth0 proto 158"],
     "a route is added again with a metric": [f"route add 10.2.0.0/24 nhid {NEXTHOP} metric 7 proto 158"],
+    "a route gets a source": [f"route replace 10.2.0.0/24 nhid {NEXTHOP} src 192.168.7.1 proto 158"],
+    "an IPv6 route gets a source": ["route replace fd00:2::/64 nhid 1848463230 src fd00:1:: proto 158"],
+    "an IPv6 route is to expire": ["route replace fd00:2::/64 nhid 1848463230 expires 60 proto 158"],
     "a neighbour is deleted": ["neighbour delete 192.168.7.2 dev netloom_vxlan"],
     "a neighbour gets another MAC": ["neighbour replace 192.168.7.2 lladdr 02:00:00:00:00:99 dev netloom_vxlan"],
     "a neighbour is no longer permanent": [
@@ -50,9 +54,26 @@ DRIFT = {
     "an address is deleted": ["address delete 10.1.0.0/32 dev netloom_vxlan"],
     "the link-local address is deleted": ["address delete fe80::3872:55ff:fe8c:abf9/64 dev netloom_vxlan"],
     "an address is added": ["address add 10.99.0.1/24 dev netloom_vxlan"],
+    "an address is added that leads a peer's CIDR to the device": [
+        "address add 10.1.0.0 peer 10.2.0.0/24 dev netloom_vxlan"
+    ],
+    "an address is to expire": ["address change 10.1.0.0/32 dev netloom_vxlan valid_lft 60 preferred_lft 30"],
+    "an IPv6 address is to be used no longer": [
+        "address change fd00:1::/128 dev netloom_vxlan valid_lft 60 preferred_lft 0"
+    ],
+    "an IPv6 address gets a network": [
+        "address delete fd00:1::/128 dev netloom_vxlan",
+        "address add fd00:1::/64 dev netloom_vxlan nodad",
+    ],
+    "an IPv6 address gets another end": [
+        "address delete fd00:1::/128 dev netloom_vxlan",
+        "address add fd00:1:: peer fd00:2:: dev netloom_vxlan nodad",
+    ],
     "all addresses are flushed": ["address flush dev netloom_vxlan"],
     "the device goes down": ["link set netloom_vxlan down"],
     "the device flaps": ["link set netloom_vxlan down", "link set netloom_vxlan up"],
+    "the device asks nobody for MACs": ["link set netloom_vxlan arp off"],
+    "the device has another name": ["link set netloom_vxlan name vxlan9"],
     "the device is deleted": ["link delete netloom_vxlan"],
     "the device is replaced by another of the name": [
         "link delete netloom_vxlan",
@@ -276,3 +297,19 @@ async def test_an_address_of_the_node_that_no_device_has_is_told_by_the_event(no
             node.ip(command)
             await eventually(lambda then=then: told[-1] == then, lambda: str(told))  # type: ignore[misc]
     assert (plane.stats, plane.report.in_sync) == (written, wanted)
+
+
+async def test_a_routes_mtu_survives_what_the_kernel_makes_of_it_when_the_device_is_resized(
+    node: Namespace, planes: Planes
+) -> None:
+    """An IPv6 route that has its device's MTU has the device's new one afterwards, and no event says so."""
+    node.ip("-6 address add fd07::1/64 dev eth0 nodad")
+    plane, native = await planes.open(), (NO_ENCAPSULATION,)
+    own = here(encapsulations=native, mtu=1400)
+    await plane.apply(Desired(own, [peer(2, encapsulations=native, underlay6="fd07::2")]))
+    before = node.state()
+    assert "fd00:2::/64 nhid" in before
+    async with running(plane):
+        node.ip("link set eth0 mtu 1400")
+        node.ip("link set eth0 mtu 1500")
+        await becomes(node.state, before)

@@ -117,7 +117,9 @@ def test_readers_survive_attributes_they_do_not_know(junk: bytes) -> None:
         header = HEADER.pack(len(message) + len(unknown), *HEADER.unpack_from(message)[1:])
         return header + message[HEADER_SIZE:] + unknown, HEADER_SIZE, len(message) + len(unknown)
 
-    address = read_address(*extended(encode(AddressMessage, 20, 0, {"family": 2, "prefixlen": 8}, local=b"abcd")))
+    address = read_address(
+        *extended(encode(AddressMessage, 20, 0, {"family": 2, "prefixlen": 8, "flags": 0x80}, local=b"abcd"))
+    )
     assert address is not None
     assert address.local == LocalAddress(b"abcd", 8)
     seen = read_link(*extended(encode(LinkMessage, 16, 0, {}, ifname="eth0")))

@@ -26,6 +26,7 @@ from netloom_reconcilers.features.node import NodeContext, Obstacle, written_met
 from netloom_reconcilers.node.mesh.absence import AbsenceReconciler
 from netloom_reconcilers.node.mesh.announcement import AnnouncementReconciler
 from netloom_reconcilers.node.mesh.api_addresses import ApiAddresses
+from netloom_reconcilers.node.mesh.astray import astray_text, is_own
 from netloom_reconcilers.node.mesh.encapsulations import Announcement, Leaving, Needs, accepted, announced, wanted
 from netloom_reconcilers.node.mesh.reading import (
     LocalNode,
@@ -278,6 +279,7 @@ class TunnelsFeature(KernelFeature):
             cut_off += own_faults(here, network, own, report.absent)
             cut_off += [misplaced_text(self._node_name, each) for each in report.misplaced]
         cut_off += map(withheld_text, report.withheld)
+        cut_off += [astray_text(each) for each in report.astray if is_own(each)]
         return super().errors(report, about, [*cut_off, *more])
 
     def warnings(self, report: Report | None = None) -> list[str]:
@@ -285,4 +287,5 @@ class TunnelsFeature(KernelFeature):
         report = report or self.keeper.report
         nodes = [(name, self._nodes.get(name)) for name in report.unreachable]
         lacking = [unreachable(name, node) for name, node in nodes if node is not None and lacks_ipv6(node)]
-        return [*super().warnings(), *map(conflict_text, report.conflicts), *lacking]
+        astray = [astray_text(each) for each in report.astray if not is_own(each)]
+        return [*super().warnings(), *map(conflict_text, report.conflicts), *lacking, *astray]

@@ -20,6 +20,7 @@ from netloom.kernel.mesh.mesh import AddressConflict, Mesh
 from netloom.kernel.mesh.plan import planned_changes
 from netloom.kernel.mesh.rows import DeviceState
 from netloom.kernel.mesh.rows_part import MeshRows
+from netloom.kernel.mesh.underlay import Astray
 from netloom.kernel.mesh.withheld import WithheldRoute
 from netloom.kernel.netlink.links import Link
 from netloom.kernel.netlink.sockets import RefusedError
@@ -41,6 +42,7 @@ class Report(KeeperReport, frozen=True, kw_only=True):
     withheld: pod CIDRs that are not routed, as a route to them would cut this node off.
     misplaced: of this node's own pod CIDRs, those that others cannot route for that reason.
     absent:   of the addresses that the node is said to have, those that are on no device.
+    astray: peers whose addresses are no node's, by the devices that packets to them leave by.
     reading_seconds: what the reading of the kernel's tables took in the resyncs, in all.
     """
 
@@ -54,12 +56,13 @@ class Report(KeeperReport, frozen=True, kw_only=True):
     withheld: tuple[WithheldRoute, ...] = ()
     misplaced: tuple[WithheldRoute, ...] = ()
     absent: tuple[Address, ...] = ()
+    astray: tuple[Astray, ...] = ()
     reading_seconds: float = 0.0
 
     @property
     def news(self) -> tuple[object, ...]:
         """An address comes and goes by an event, and nothing is written for it; nor for what is withheld."""
-        more = (self.absent, self.withheld, self.misplaced)
+        more = (self.absent, self.withheld, self.misplaced, self.astray)
         return (*super().news, *more) if any(more) else super().news
 
     @property
@@ -179,6 +182,7 @@ class Dataplane(Keeper[Desired, Report]):
             withheld=self._mesh.withheld.routes(),
             misplaced=self._mesh.withheld.of_own(self._rows.vicinity.cidrs),
             absent=self.absent,
+            astray=self._devices.astray,
             reading_seconds=self._rows.reading_seconds,
         )
 

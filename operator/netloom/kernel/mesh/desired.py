@@ -28,6 +28,7 @@ class MeshNode(msgspec.Struct, frozen=True, kw_only=True):
     devices:   names or shell patterns of the devices that carry the traffic; none: those that routes to peers name.
     cidrs:     its own pod CIDRs.
     claimed:   all addresses that the node is said to have; which of them are on no device is in the report.
+    cidrs:     its own pod CIDRs: what leads to an address in them is a pod's device, and no network of nodes.
     strict:    a peer that accepts no encapsulation and which is not on a network of this node is an error.
     """
 

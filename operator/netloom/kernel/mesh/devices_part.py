@@ -3,25 +3,28 @@
 Rare and short, so the kernel is read anew each time, and everything is done step by step, in the worker's thread.
 """
 
-from collections.abc import Collection, Hashable, Iterable, Sequence, Set
-from fnmatch import fnmatchcase
+import errno
+from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence, Set
 
 import msgspec
 import structlog
+from msgspec.structs import replace
 
 from netloom.cidr import Address
 from netloom.kernel.keeper.part import Attempt, Outcome, Part, Refused, Worker
 from netloom.kernel.keeper.retries import Item, Retries
-from netloom.kernel.mesh import reader
+from netloom.kernel.mesh import port_holders, reader
 from netloom.kernel.mesh import tunnel_device as device
 from netloom.kernel.mesh.desired import Desired, MeshNode
 from netloom.kernel.mesh.encapsulation import NO_ENCAPSULATION, OVERHEAD, Encapsulation
+from netloom.kernel.mesh.fib import FibLookups
 from netloom.kernel.mesh.rows import DeviceState
 from netloom.kernel.mesh.rows_part import MESH_STATE, MeshRows
 from netloom.kernel.mesh.tunnel_device import Interfaces, Mtu, Step
+from netloom.kernel.mesh.underlay import Astray, own_addresses_of_peers, underlay_of
 from netloom.kernel.mesh.writer import ALREADY_GONE
 from netloom.kernel.netlink.links import Link, read_address, read_link, read_netconf
-from netloom.kernel.netlink.sockets import CommandSocket
+from netloom.kernel.netlink.sockets import CommandSocket, Refusal
 from netloom.kernel.netlink.wire import RTM_DELADDR, RTM_DELLINK, RTM_NEWADDR, RTM_NEWLINK, RTM_NEWNETCONF
 from netloom.kernel.ownership import MESH
 from netloom.kernel.sysctl import Sysctl, SysctlRecord, of_node, of_tunnel
@@ -72,8 +75,10 @@ class MeshDevices(Part[Desired]):
 
     @property
     def _moved(self) -> bool:
-        outgoing = self._mesh.fib.outgoing
-        return outgoing != self._outgoing and outgoing != {link.ifindex for link in self.found.underlay}
+        fib = self._mesh.fib
+        if any(fib.count_behind(ifindex) != count for ifindex, count in self.found.refused.items()):
+            return True
+        return fib.outgoing != self._outgoing and fib.outgoing != {link.ifindex for link in self.found.underlay}
 
     def doubt(self) -> None:
         """Everything is to be looked at again."""
@@ -88,7 +93,8 @@ class MeshDevices(Part[Desired]):
         self._expected = self._expected or self._moved
         self._due, self._outgoing = False, self._mesh.fib.outgoing
         work = DeviceWork(worker.commands, self._record, self._node, attempt.held)
-        self.found = found = await worker.call(lambda _commands: work.prepare(self._outgoing))
+        known = self._mesh.device_state.tunnels
+        self.found = found = await worker.call(lambda _commands: work.prepare(self._mesh.fib, known))
         self._undone = work.undone
         self._mesh.fib.set_stopped(found.stopped)
         if work.flushed or found.device_state.tunnels != self._mesh.device_state.tunnels:
@@ -96,6 +102,17 @@ class MeshDevices(Part[Desired]):
         self._mesh.set_device_state(found.device_state)
         drift, self._expected = not self._expected, False
         return work.outcome(drift=drift)
+
+    @property
+    def astray(self) -> tuple[Astray, ...]:
+        """Peers whose addresses are a pod's or this machine's own, by the devices that packets to them leave by."""
+        found, mesh = self.found, self._mesh
+        if self._node is None:
+            return ()
+        every = (*found.astray, *own_addresses_of_peers(self._node, found.interfaces, mesh.fib))
+        return tuple(
+            replace(each, peers=tuple(mesh.peer_of("address", address) for address in each.addresses)) for each in every
+        )
 
     async def remove(self, worker: Worker, attempt: Attempt) -> Outcome:
         """Remove what nothing stands on any more."""
@@ -125,28 +142,37 @@ class MeshDevices(Part[Desired]):
             self._due = seen is not None and (
                 self._mesh.is_tunnel(seen.ifindex)
                 or (self._node is not None and seen.local.address in (self._node.local, *self._node.claimed))
+                or self._mesh.fib.is_asked(seen.local.address)
             )
 
     def _concerns(self, link: Link, *, gone: bool) -> bool:
         if self.owns.link(link.name) or self._mesh.is_tunnel(link.ifindex):
             return True
-        known = next((each for each in self.found.underlay if each.ifindex == link.ifindex), None)
+        counted = (*self.found.underlay, *self.found.measured)
+        known = next((each for each in counted if each.ifindex == link.ifindex), None)
+        if known is not None and link.mtu != known.mtu and self._mesh.natives:
+            self._rows.doubt()  # of IPv6 routes by it the kernel may have changed the MTU, and says nothing
         if known is not None and (link.mtu != known.mtu or link.name != known.name):
             return True
-        told = self._node is not None and any(fnmatchcase(link.name, pattern) for pattern in self._node.devices)
+        told = self._node is not None and device.is_told(self._node, link)
         return told and (known is None or gone)
 
 
 class Found(msgspec.Struct):
     """What was found when all was prepared.
 
-    underlay: the devices that carry traffic between the nodes. mtu: for pods. stopped: ifindexes of all devices that
-    are down or without a carrier. surplus: there is something to remove. absent: of the addresses that the node is said
-    to have, those that are on no device.
+    interfaces: as they were read at the beginning. underlay: the devices that carry traffic between the nodes; of these
+    and their ports, the MTU of those that are measured counts. astray, refused: see `Underlay`. mtu: for pods.
+    stopped: ifindexes of all devices that are down or without a carrier. surplus: there is something to remove. absent:
+    of the addresses that the node is said to have, those that are on no device.
     """
 
     device_state: DeviceState = DeviceState()
+    interfaces: Interfaces = Interfaces()
     underlay: tuple[Link, ...] = ()
+    measured: tuple[Link, ...] = ()
+    astray: tuple[Astray, ...] = ()
+    refused: Mapping[int, int] = {}
     mtu: Mtu = Mtu()
     stopped: Collection[int] = ()
     surplus: bool = False
@@ -172,21 +198,24 @@ class DeviceWork:
         """The kernel's links and addresses."""
         return reader.read_interfaces(self._commands)
 
-    def prepare(self, outgoing: Collection[int]) -> Found:
-        """All that rows stand on. `outgoing`: ifindexes of the devices that routes to peers name."""
+    def prepare(self, fib: FibLookups, known: Mapping[Encapsulation, int]) -> Found:
+        """All that rows stand on. `fib`: by which devices packets to the peers leave. `known`: ifindexes that the
+        tunnels' devices had before."""
         node, interfaces = self._node, self.read()
-        found = Found(stopped={link.ifindex for link in interfaces.links if not link.running})
+        found = Found(interfaces=interfaces, stopped={link.ifindex for link in interfaces.links if not link.running})
         if node is None:
             found.surplus = bool(interfaces.own_links())
             return found
         found.absent = device.absent_addresses(node, interfaces)
-        found.underlay = tuple(device.carrying(node, interfaces, outgoing))
+        underlay = underlay_of(node, interfaces, fib, lambda: reader.direct_routes(self._commands))
+        found.underlay, found.measured = underlay.links, underlay.measured
+        found.astray, found.refused = underlay.astray, underlay.refused
         names = [link.name for link in found.underlay]
         self._switch(of_node(names, ipv6=node.ipv6, native=NO_ENCAPSULATION in node.encapsulations))
         tunnels: dict[Encapsulation, int] = {}
         for encapsulation in node.tunnels:
-            mtu = device.tunnel_mtu(node, encapsulation, interfaces, outgoing)
-            interfaces = self._prepare_tunnel(node, encapsulation, mtu, interfaces)
+            mtu = device.tunnel_mtu(underlay.mtu, encapsulation, interfaces)
+            interfaces = self._prepare_tunnel(node, encapsulation, mtu, interfaces, known.get(encapsulation, 0))
             link = interfaces.link(encapsulation.device)
             if link is None or device.unfit(link, encapsulation):
                 continue
@@ -197,17 +226,24 @@ class DeviceWork:
         found.device_state = DeviceState(
             tunnels, node.vni, node.ipv6, device.native_mtu(node, found.underlay), node.strict
         )
-        underlay = device.underlay_mtu(node, interfaces, outgoing)
-        if node.tunnels and underlay.bytes:
-            underlay = Mtu(underlay.bytes - OVERHEAD, f"{underlay.why}, less {OVERHEAD} for the tunnel")
-        found.mtu = underlay
+        found.mtu = underlay.mtu
+        if node.tunnels and underlay.mtu.bytes:
+            found.mtu = Mtu(underlay.mtu.bytes - OVERHEAD, f"{underlay.mtu.why}, less {OVERHEAD} for the tunnel")
         return found
 
     def _prepare_tunnel(
-        self, node: MeshNode, encapsulation: Encapsulation, mtu: int, interfaces: Interfaces
+        self, node: MeshNode, encapsulation: Encapsulation, mtu: int, interfaces: Interfaces, known: int
     ) -> Interfaces:
         """One device; what the kernel holds afterwards."""
-        if self._take(device.replacement(node, encapsulation, interfaces, mtu)):
+        if self._take(device.removal(encapsulation, interfaces)):
+            interfaces = self.read()
+        if interfaces.link(encapsulation.device) is None:
+            former = device.former(node, encapsulation, interfaces, known)
+            if former is not None:
+                self._rename(former, encapsulation.device)
+            else:
+                self._recall(node, encapsulation)
+                self._take([device.creation(node, encapsulation, mtu)])
             interfaces = self.read()
         link = interfaces.link(encapsulation.device)
         if link is None or device.unfit(link, encapsulation):
@@ -219,6 +255,19 @@ class DeviceWork:
             link = interfaces.link(encapsulation.device) or link
         self._take(device.missing_addresses(node, link, interfaces))
         return interfaces
+
+    def _rename(self, link: Link, name: str) -> None:
+        self._take([device.renaming(link, name)])
+        refused = self._refused.get(("link", name))
+        if refused is not None and refused.errno == errno.EBUSY and link.up:
+            del self._refused["link", name]
+            self._take(device.renaming_down(link, name))
+
+    def _recall(self, node: MeshNode, encapsulation: Encapsulation) -> None:
+        """Nothing else than a device of ours, made here with our MAC, is touched in another network namespace."""
+        for each in port_holders.moved_away(self._commands, encapsulation):
+            if each.link.mac == node.mac and each.link.external:
+                self._take([device.recall(encapsulation, each.link, each.netns)])
 
     def tear_down(self) -> None:
         """Remove what nothing stands on any more."""
@@ -255,9 +304,16 @@ class DeviceWork:
                 self.flushed = self.flushed or step.flushes
                 done = True
             else:
-                sentence = device.explain(step, self._node.tunnels if self._node else (), refusal)
-                self._refused[item] = Refused(item, sentence, refusal.errno)
+                self._refused[item] = Refused(item, self._explain(step, refusal), refusal.errno)
         return done
+
+    def _explain(self, step: Step, refusal: Refusal) -> str:
+        tunnels = self._node.tunnels if self._node else ()
+        taken = device.taken_port(step, tunnels, refusal)
+        if taken is None:
+            return device.explain(step, tunnels, refusal)
+        holder = port_holders.holder_of(self._commands, taken, DeviceWork.read(self))
+        return f"UDP port {taken.port} is in use by {holder} ({refusal})"
 
     def _switch(self, switches: Iterable[Sysctl]) -> None:
         for sysctl in switches:

@@ -64,6 +64,18 @@ class FibLookups:
         """ifindexes of the devices that packets to peers leave by."""
         return frozenset(self._outgoing)
 
+    def behind(self, ifindex: int) -> list[tuple[Address, FibResult]]:
+        """The peers' addresses to which packets leave by this device, by a walk over all peers."""
+        return [(address, result) for address, result in self._results.items() if result.outgoing == ifindex]
+
+    def count_behind(self, ifindex: int) -> int:
+        """How many these are."""
+        return self._outgoing[ifindex]
+
+    def is_asked(self, address: Address) -> bool:
+        """Whether a peer has this address."""
+        return address in self._wanted
+
     @property
     def silent(self) -> list[tuple[int, Address]]:
         """(ifindex, address) of those that do not answer on their network, though the device carries."""

@@ -1,6 +1,6 @@
 """What would be changed, said as `ip` would say it: the same work as the real thing, but that nothing is done."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from msgspec.structs import replace
@@ -10,11 +10,12 @@ from netloom.kernel.keeper.report import PlannedChange
 from netloom.kernel.mac import format_mac
 from netloom.kernel.mesh import reader
 from netloom.kernel.mesh.desired import Desired, MeshNode
-from netloom.kernel.mesh.devices_part import DeviceWork
+from netloom.kernel.mesh.devices_part import DeviceWork, Found
 from netloom.kernel.mesh.mesh import Mesh
 from netloom.kernel.mesh.rows import NeighbourKey, Nexthop, OddRoute, RouteContent, RouteKey
 from netloom.kernel.mesh.surroundings import Vicinity
 from netloom.kernel.mesh.tunnel_device import Interfaces, Step
+from netloom.kernel.mesh.underlay import own_addresses_of_peers
 from netloom.kernel.netlink.links import Link
 from netloom.kernel.netlink.sockets import CommandSocket
 from netloom.kernel.ownership import ROUTE_PROTOCOL
@@ -71,17 +72,28 @@ def planned_changes(
     mesh.fib.set_stopped([link.ifindex for link in work.read().links if not link.running])
     mesh.replace_peers(desired)
     mesh.fib.answered_all(reader.fib_lookups(commands, list(mesh.fib.due)))
-    device_state = work.prepare(mesh.fib.outgoing).device_state
+    found = work.prepare(mesh.fib, {})
+    device_state = found.device_state
     neighbours = reader.neighbours(commands, [index for index in device_state.tunnels.values() if index < _UNMADE])
     mesh.load(reader.nexthops(commands), neighbours, reader.routes(commands))
     mesh.set_device_state(device_state)
     work.changes += _rows(mesh, {link.ifindex: link.name for link in work.read().links})
     work.tear_down()
-    left_out = [
+    work.changes += [
         PlannedChange(f"{each.cidr} of {each.peer} is not routed", each.why, left_out=True)
         for each in mesh.withheld.routes()
     ]
-    return work.changes + left_out
+    if desired.node is not None:
+        work.changes += _astray(desired.node, found, mesh)
+    return work.changes
+
+
+def _astray(node: MeshNode, found: Found, mesh: Mesh) -> Iterator[PlannedChange]:
+    for each in (*found.astray, *own_addresses_of_peers(node, found.interfaces, mesh.fib)):
+        where = f"packets to these addresses {each}" if each.why != "here" else f"it is an address that {each}"
+        for address in each.addresses:
+            text = f"{format_address(address)} of {mesh.peer_of('address', address)} does not count as a node's"
+            yield PlannedChange(text, where, left_out=True)
 
 
 def _rows(mesh: Mesh, names: Mapping[int, str]) -> list[PlannedChange]:

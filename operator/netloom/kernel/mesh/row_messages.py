@@ -45,7 +45,7 @@ from netloom.kernel.ownership import ROUTE_PROTOCOL, ROUTE_TABLE
 
 _RTN_UNICAST = 1
 _RTNH_ONLINK = 4
-_RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_PRIORITY, _RTA_METRICS = 1, 4, 5, 6, 8
+_RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_PRIORITY, _RTA_PREFSRC, _RTA_METRICS = 1, 4, 5, 6, 7, 8
 _RTA_MULTIPATH, _RTA_CACHEINFO, _RTA_VIA, _RTA_NH_ID = 9, 12, 18, 30
 _RTM_F_FIB_MATCH = 0x2000
 _RTAX_MTU = 2
@@ -63,6 +63,10 @@ _NEIGHBOUR = struct.Struct("=BxxxiHBB")  # family, ifindex, state, flags, type
 
 _SIZE: dict[int, int] = {socket.AF_INET: 4, socket.AF_INET6: 16}
 _FAMILY: dict[int, int] = {size: family for family, size in _SIZE.items()}
+
+_CACHEINFO = struct.pack("=HH", 36, _RTA_CACHEINFO)
+_CACHEINFO_TO_END = 36 + 8
+"""The head of that attribute, and the bytes from there to the end, RTA_PREF being the last."""
 
 _KEY = marker(b"k", 4)
 _NUMBER = int.from_bytes(_KEY, sys.byteorder)
@@ -239,10 +243,20 @@ def read_route(buffer: bytes, start: int, end: int) -> SeenRoute | None:
     prefix = Cidr.of(found.get(_RTA_DST) or bytes(_SIZE[family]), length)
     key = prefix if metric == DEFAULT_METRIC[prefix.version] and not tos else OddRoute(prefix, metric, tos)
     nexthop = int.from_bytes(found.get(_RTA_NH_ID, b""), sys.byteorder)
-    if kind != _RTN_UNICAST or not nexthop:
+    edited = _RTA_PREFSRC in found or (family == socket.AF_INET6 and _expires(buffer, start, end))
+    if kind != _RTN_UNICAST or not nexthop or edited:
         return SeenRoute(key, EDITED, protocol)
     metrics = found.get(_RTA_METRICS)
     return SeenRoute(key, RouteContent(nexthop, _mtu(metrics)) if metrics else RouteContent(nexthop), protocol)
+
+
+def _expires(buffer: bytes, start: int, end: int) -> bool:
+    """Whether an IPv6 route has a lifetime: the third number of its rta_cacheinfo, which is the last but one attribute;
+    all are looked at only where it is not."""
+    at = end - _CACHEINFO_TO_END
+    if buffer[at : at + 4] != _CACHEINFO:
+        return any(attributes(buffer, start + 12, end).get(_RTA_CACHEINFO, b"")[8:12])
+    return buffer[at + 12 : at + 16] != bytes(4)
 
 
 def _mtu(metrics: bytes) -> int:

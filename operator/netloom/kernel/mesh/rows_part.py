@@ -298,7 +298,7 @@ class MeshRows(Part[Desired]):
             return
         self.vicinity.saw_link(link, gone=kind == wire.RTM_DELLINK)
         if self.mesh.is_tunnel(link.ifindex):
-            if kind == wire.RTM_DELLINK or not link.up:
+            if kind == wire.RTM_DELLINK or not link.running:
                 self._resync_due = True
         elif not link.name.startswith(DEVICE_PREFIX):
             running = kind == wire.RTM_NEWLINK and link.running

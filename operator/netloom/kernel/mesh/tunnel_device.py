@@ -11,14 +11,14 @@ from fnmatch import fnmatchcase
 import msgspec
 from msgspec.structs import replace
 
-from netloom.cidr import Address, format_address
+from netloom.cidr import Address
 from netloom.kernel.mac import format_mac, link_local_of
 from netloom.kernel.mesh.desired import MeshNode
 from netloom.kernel.mesh.encapsulation import OVERHEAD, Encapsulation
 from netloom.kernel.netlink import links
 from netloom.kernel.netlink.links import InterfaceAddress, Link, LocalAddress
 from netloom.kernel.netlink.sockets import Refusal
-from netloom.kernel.ownership import DEVICE_PREFIX, MESH
+from netloom.kernel.ownership import MESH
 
 DEFAULT_MTU = 1500
 """Bytes; Ethernet's, while there is no device to take it from."""
@@ -68,19 +68,9 @@ class Mtu(msgspec.Struct, frozen=True):
     why: str = ""
 
 
-def carrying(node: MeshNode, interfaces: Interfaces, outgoing: Collection[int]) -> list[Link]:
-    """The devices that carry traffic between the nodes. `outgoing`: ifindexes that the kernel's routes to peers name.
-
-    Of the devices that the node was told to use, those that routes name; where no route does, all of them; where it
-    was told none, those that routes name, or the one that holds its address. Never one that has nothing to do with it.
-    """
-    foreign = [link for link in interfaces.links if not link.name.startswith(DEVICE_PREFIX)]
-    used = [link for link in foreign if link.ifindex in outgoing]
-    if node.devices:
-        told = [link for link in foreign if any(fnmatchcase(link.name, pattern) for pattern in node.devices)]
-        return [link for link in told if link.ifindex in outgoing] or told
-    holders = {each.ifindex for each in interfaces.addresses if each.local.address == node.local}
-    return used or [link for link in interfaces.links if link.ifindex in holders][:1]
+def is_told(node: MeshNode, link: Link) -> bool:
+    """Whether the device is one of those that the node was told to use."""
+    return any(fnmatchcase(link.name, pattern) for pattern in node.devices)
 
 
 def absent_addresses(node: MeshNode, interfaces: Interfaces) -> tuple[Address, ...]:
@@ -89,21 +79,9 @@ def absent_addresses(node: MeshNode, interfaces: Interfaces) -> tuple[Address, .
     return tuple(address for address in dict.fromkeys((node.local, *node.claimed)) if address not in held)
 
 
-def underlay_mtu(node: MeshNode, interfaces: Interfaces, outgoing: Collection[int]) -> Mtu:
-    """Between the nodes: as configured, else the least of the devices that carry the traffic."""
-    if node.mtu:
-        return Mtu(node.mtu, "as configured")
-    found = carrying(node, interfaces, outgoing)
-    if not found:
-        named = f"matches {', '.join(node.devices)}" if node.devices else f"holds {format_address(node.local)}"
-        return Mtu(0, f"no device {named}")
-    least = min(found, key=lambda link: link.mtu)
-    return Mtu(least.mtu, f"{least.name} has {least.mtu}")
-
-
-def tunnel_mtu(node: MeshNode, encapsulation: Encapsulation, interfaces: Interfaces, outgoing: Collection[int]) -> int:
+def tunnel_mtu(underlay: Mtu, encapsulation: Encapsulation, interfaces: Interfaces) -> int:
     """Bytes of the tunnel's device. While nothing says how much there is, it stays as it is."""
-    underlay, device = underlay_mtu(node, interfaces, outgoing), interfaces.link(encapsulation.device)
+    device = interfaces.link(encapsulation.device)
     if underlay.bytes or device is None:
         return (underlay.bytes or DEFAULT_MTU) - OVERHEAD
     return device.mtu
@@ -126,6 +104,8 @@ def unfit(link: Link, encapsulation: Encapsulation) -> str:
     """Why this link cannot be the tunnel's device; empty if it can."""
     if link.kind != encapsulation.protocol:
         return f"it is a {link.kind or 'physical'} device, not {encapsulation.protocol}"
+    if link.made_in >= 0:
+        return "it was made in another network namespace, and receives there"
     if not link.external:
         return "it has a fixed VNI (not external)"
     if link.port != encapsulation.port:
@@ -133,28 +113,65 @@ def unfit(link: Link, encapsulation: Encapsulation) -> str:
     return f"it is set to {link.odd}" if link.odd else ""
 
 
-def replacement(node: MeshNode, encapsulation: Encapsulation, interfaces: Interfaces, mtu: int) -> Iterator[Step]:
-    """Deletion of a device of the tunnel's name that cannot serve, and creation of one that can."""
-    name = encapsulation.device
-    link = interfaces.link(name)
-    why = "there is none" if link is None else unfit(link, encapsulation)
-    if not why:
-        return
-    if link is not None:
+def former(node: MeshNode, encapsulation: Encapsulation, interfaces: Interfaces, known: int) -> Link | None:
+    """The tunnel's device under a name that somebody gave it: by its ifindex, as it was `known`, or by what it is."""
+    for link in interfaces.links:
+        ours = link.ifindex == known or _is_made_like_ours(node, link)
+        if link.name != encapsulation.device and ours and not unfit(link, encapsulation):
+            return link
+    return None
+
+
+def _is_made_like_ours(node: MeshNode, link: Link) -> bool:
+    """Nobody else's device takes its VNI from each packet and has our MAC, which is made from the node's name."""
+    return link.external and link.mac == node.mac and link.made_in < 0
+
+
+def renaming(link: Link, name: str) -> Step:
+    """Gives a device its name back."""
+    message = links.change(link.ifindex, ifname=name)
+    return Step(
+        "link", name, f"link set {link.name} name {name}", message, "somebody renamed it", link=replace(link, name=name)
+    )
+
+
+def renaming_down(link: Link, name: str) -> Iterator[Step]:
+    """The same where the kernel renames no device that is up (before Linux 6.2)."""
+    yield Step("link", name, f"link set {link.name} down", links.set_down(link.ifindex), flushes=True)
+    yield renaming(link, name)
+
+
+def recall(encapsulation: Encapsulation, link: Link, netns: int) -> Step:
+    """Deletion of the tunnel's device where somebody moved it: it still has the port here, and would keep it."""
+    text = f"link delete {link.name} in network namespace {netns}"
+    why = "somebody moved it there, and it still has this one's UDP port"
+    return Step("link", encapsulation.device, text, links.delete_link(link.ifindex, netns=netns), why, deletes=True)
+
+
+def removal(encapsulation: Encapsulation, interfaces: Interfaces) -> Iterator[Step]:
+    """Deletion of a device of the tunnel's name that cannot serve."""
+    link = interfaces.link(encapsulation.device)
+    if link is not None and (why := unfit(link, encapsulation)):
         yield _deletion(link, why)
-    protocol, port = encapsulation.protocol, encapsulation.port
+
+
+def creation(node: MeshNode, encapsulation: Encapsulation, mtu: int) -> Step:
+    """A device for the tunnel."""
+    name, protocol, port = encapsulation.device, encapsulation.protocol, encapsulation.port
     learning = " nolearning" if protocol == "vxlan" else ""
     text = f"address {format_mac(node.mac)} mtu {mtu} type {protocol} external dstport {port}{learning}"
     message = links.create_tunnel(name, protocol, mac=node.mac, mtu=mtu, port=port)
     made = Link(name, 0, protocol, mac=node.mac, mtu=mtu, port=port, external=True, generates_addresses=True)
-    yield Step("link", name, f"link add {name} {text}", message, creates=True, link=made)
+    return Step("link", name, f"link add {name} {text}", message, creates=True, link=made)
 
 
 def unwanted(node: MeshNode | None, interfaces: Interfaces) -> Iterator[Step]:
-    """Deletion of the links with our name that no tunnel uses."""
+    """Deletion of the links with our name that no tunnel uses, and of those that had one and were renamed."""
     wanted = {encapsulation.device for encapsulation in node.tunnels} if node else set()
-    for link in interfaces.own_links():
-        if link.name not in wanted:
+    for link in interfaces.links:
+        if link.name in wanted:
+            continue
+        if MESH.link(link.name) or (node is not None and _is_made_like_ours(node, link)):
             yield _deletion(link, "no tunnel uses it")
 
 
@@ -162,9 +179,13 @@ def adjustment(node: MeshNode, link: Link, mtu: int) -> Iterator[Step]:
     """What has to be set on the device; up comes last, so that nothing is sent before all is right."""
     name = link.name
 
-    def step(text: str, message: bytes, then: Link | None = None) -> Step:
-        return Step("link", name, f"link set {name} {text}", message, link=then)
+    def step(text: str, message: bytes, then: Link | None = None, *, flushes: bool = False) -> Step:
+        return Step("link", name, f"link set {name} {text}", message, flushes=flushes, link=then)
 
+    if link.protodown:  # it has no carrier, and all nexthops on it are gone
+        yield step("protodown off", links.set_no_protodown(link.ifindex), flushes=True)
+    if link.no_arp:  # to change that, on or off, takes all neighbours along
+        yield step("arp on", links.set_arp(link.ifindex), flushes=True)
     if link.generates_addresses:
         yield step("addrgenmode none", links.set_no_generated_addresses(link.ifindex))
     if link.mac != node.mac:
@@ -179,14 +200,19 @@ def adjustment(node: MeshNode, link: Link, mtu: int) -> Iterator[Step]:
 
 def missing_addresses(node: MeshNode, link: Link, interfaces: Interfaces) -> Iterator[Step]:
     """Addresses to add; an added one comes last. The node's own packets have the first IPv4 address as their source, so
-    those that stand before the one that shall be it are added anew."""
+    those that stand before the one that shall be it are added anew. One that has been given an end is given none again
+    in its place; one in another form (a length, a peer) has to go first, as the kernel knows an IPv6 address by itself.
+    """
     wanted = desired_addresses(node)
-    present = interfaces.addresses_on(link.ifindex)
-    missing = [local for local in wanted if local not in present]
-    for local in missing:
-        yield _address_step(link, local)
+    found = interfaces.addresses_on(link.ifindex)
+    present = [replace(local, expires=False) for local in found]
+    for local in wanted:
+        if local not in found:
+            if local not in present:
+                yield from (_address_step(link, odd, deletes=True) for odd in found if odd.address == local.address)
+            yield _address_step(link, local)
     first = next((local for local in wanted if len(local.address) == 4), None)
-    for local in (*present, *missing):
+    for local in (*present, *(local for local in wanted if local not in present)):
         if local == first:
             return
         if local in wanted and len(local.address) == 4:
@@ -198,20 +224,27 @@ def surplus_addresses(node: MeshNode, link: Link, interfaces: Interfaces) -> Ite
     """Addresses to remove: every address on our device is ours."""
     wanted = desired_addresses(node)
     for local in sorted(interfaces.addresses_on(link.ifindex), key=str):
-        if local not in wanted:
+        if replace(local, expires=False) not in wanted:
             yield _address_step(link, local, deletes=True)
+
+
+def taken_port(step: Step, encapsulations: Collection[Encapsulation], refusal: Refusal) -> Encapsulation | None:
+    """The tunnel whose UDP port somebody else has, if the kernel refused the step for that."""
+    taken = refusal.errno == errno.EADDRINUSE or (step.creates and _port_is_taken(refusal))
+    return _tunnel_of(step, encapsulations) if taken else None
 
 
 def explain(step: Step, encapsulations: Collection[Encapsulation], refusal: Refusal) -> str:
     """The kernel's errno as what it means for this step."""
-    encapsulation = next((encapsulation for encapsulation in encapsulations if encapsulation.device == step.key), None)
-    if step.kind == "link" and encapsulation is not None:
-        if refusal.errno == errno.EADDRINUSE or (step.creates and _port_is_taken(refusal)):
-            return f"UDP port {encapsulation.port} is in use by another tunnel device or program ({refusal})"
-        if step.creates and refusal.errno == errno.EOPNOTSUPP:
-            module = encapsulation.protocol.upper()
-            return f"this kernel cannot make {encapsulation.protocol} devices: CONFIG_{module} is missing ({refusal})"
+    encapsulation = _tunnel_of(step, encapsulations)
+    if encapsulation is not None and step.creates and refusal.errno == errno.EOPNOTSUPP:
+        module = encapsulation.protocol.upper()
+        return f"this kernel cannot make {encapsulation.protocol} devices: CONFIG_{module} is missing ({refusal})"
     return f"`ip {step.text}`: {refusal}"
+
+
+def _tunnel_of(step: Step, encapsulations: Collection[Encapsulation]) -> Encapsulation | None:
+    return next((each for each in encapsulations if step.kind == "link" and each.device == step.key), None)
 
 
 def _port_is_taken(refusal: Refusal) -> bool:

@@ -14,9 +14,10 @@ from netloom.kernel.mac import Mac
 from netloom.kernel.netlink import wire
 from netloom.kernel.netlink.messages import AddressMessage, LinkMessage, NetconfMessage, decode, encode, nested
 
-IFF_UP, IFF_LOWER_UP = 1, 1 << 16
-_IFF_NARROW = 0x10 | 0x80
+IFF_UP, IFF_NOARP, IFF_LOWER_UP = 1, 1 << 7, 1 << 16
+_IFF_NARROW = 0x10 | IFF_NOARP
 """IFF_POINTOPOINT, IFF_NOARP."""
+_DEPRECATED, _PERMANENT = 0x20, 0x80
 _GENERATE_NO_ADDRESS = 1
 _NO_DUPLICATE_DETECTION = 2
 _SCOPE_LINK = 253
@@ -24,6 +25,8 @@ _ODD = {"vxlan": ("LEARNING", "learning"), "geneve": ("INNER_PROTO_INHERIT", "in
 """What is never set on a tunnel device: the attribute, and its name for `ip`."""
 _LINK_LOCAL = b"\xfe\x80" + bytes(6)
 """Of IPv6: fe80::/64."""
+_LINK_LOCALS = (b"\xa9\xfe", b"\xfe\x80")
+_ALL_REASONS = (1 << 32) - 1
 
 
 class Link(msgspec.Struct, frozen=True):
@@ -33,6 +36,9 @@ class Link(msgspec.Struct, frozen=True):
     `odd`: what a tunnel device has been told that we never tell it, as `ip` would name it.
     `generates_addresses`: the kernel makes IPv6 link-local addresses by itself (addrgenmode is not none).
     `narrow`: point-to-point, or without ARP.
+    `no_arp`: it asks nobody for MACs (`arp off`). `protodown`: told to be without a carrier.
+    `made_in`: id of the network namespace in which it was made, if that is another one, else -1: a tunnel device has
+    its UDP port there.
     """
 
     name: str
@@ -48,13 +54,27 @@ class Link(msgspec.Struct, frozen=True):
     odd: str = ""
     generates_addresses: bool = False
     narrow: bool = False
+    no_arp: bool = False
+    protodown: bool = False
+    made_in: int = -1
 
 
 class LocalAddress(msgspec.Struct, frozen=True):
-    """A node's own address, with the prefix length of the network that it says to be on. No CIDR: host bits count."""
+    """A node's own address, with the prefix length of the network that it says to be on. No CIDR: host bits count.
+
+    `peer`: the other end's, of a point-to-point address, of whose network the length is then. `expires`: it has a
+    lifetime, or is no longer to be used.
+    """
 
     address: Address
     length: int
+    peer: Address = b""
+    expires: bool = False
+
+    @property
+    def is_link_local(self) -> bool:
+        """169.254.0.0/16, fe80::/16."""
+        return self.address[:2] in _LINK_LOCALS
 
     @property
     def family(self) -> int:
@@ -62,7 +82,8 @@ class LocalAddress(msgspec.Struct, frozen=True):
         return socket.AF_INET if len(self.address) == 4 else socket.AF_INET6
 
     def __str__(self) -> str:
-        return f"{format_address(self.address)}/{self.length}"
+        other = f" peer {format_address(self.peer)}" if self.peer else ""
+        return f"{format_address(self.address)}{other}/{self.length}"
 
 
 class InterfaceAddress(msgspec.Struct, frozen=True):
@@ -97,6 +118,9 @@ def read_link(buffer: bytes, start: int, end: int) -> Link | None:
         odd=odd,
         generates_addresses=mode not in (None, _GENERATE_NO_ADDRESS),
         narrow=bool(seen["flags"] & _IFF_NARROW),
+        no_arp=bool(seen["flags"] & IFF_NOARP),
+        protodown=bool(seen.get_attr("IFLA_PROTO_DOWN", 0)),
+        made_in=seen.get_attr("IFLA_LINK_NETNSID", -1),
     )
 
 
@@ -122,8 +146,11 @@ def read_address(buffer: bytes, start: int, end: int) -> InterfaceAddress | None
         return None
     seen = decode(AddressMessage, buffer, start)
     # On a point-to-point device IFA_ADDRESS is the other end's.
-    address = seen.get_attr("IFA_LOCAL") or seen.get_attr("IFA_ADDRESS", b"")
-    return InterfaceAddress(seen["index"], LocalAddress(address, seen["prefixlen"]))
+    other = seen.get_attr("IFA_ADDRESS", b"")
+    address = seen.get_attr("IFA_LOCAL") or other
+    expires = seen["flags"] & (_DEPRECATED | _PERMANENT) != _PERMANENT
+    local = LocalAddress(address, seen["prefixlen"], other if other != address else b"", expires)
+    return InterfaceAddress(seen["index"], local)
 
 
 def read_netconf(buffer: bytes, start: int, end: int) -> int:
@@ -150,8 +177,24 @@ def set_up(ifindex: int) -> bytes:
     return encode(LinkMessage, wire.RTM_NEWLINK, 0, {"index": ifindex, "flags": IFF_UP, "change": IFF_UP})
 
 
+def set_down(ifindex: int) -> bytes:
+    """`ip link set down`."""
+    return encode(LinkMessage, wire.RTM_NEWLINK, 0, {"index": ifindex, "change": IFF_UP})
+
+
+def set_arp(ifindex: int) -> bytes:
+    """`ip link set arp on`."""
+    return encode(LinkMessage, wire.RTM_NEWLINK, 0, {"index": ifindex, "change": IFF_NOARP})
+
+
+def set_no_protodown(ifindex: int) -> bytes:
+    """`ip link set protodown off`, and every reason for it: while there is one, the kernel refuses."""
+    reasons = nested(IFLA_PROTO_DOWN_REASON_MASK=_ALL_REASONS, IFLA_PROTO_DOWN_REASON_VALUE=0)
+    return change(ifindex, proto_down=0, proto_down_reason=reasons)
+
+
 def change(ifindex: int, /, **attributes: Any) -> bytes:
-    """`ip link set` of a MAC (`address`), an `mtu`, a `master` (0: none), or what else goes by its name."""
+    """`ip link set` of a name (`ifname`), MAC (`address`), `mtu`, `master` (0: none), or what else goes by its name."""
     return encode(LinkMessage, wire.RTM_NEWLINK, 0, {"index": ifindex}, **attributes)
 
 
@@ -160,9 +203,10 @@ def set_no_generated_addresses(ifindex: int) -> bytes:
     return change(ifindex, af_spec=nested(AF_INET6=nested(IFLA_INET6_ADDR_GEN_MODE=_GENERATE_NO_ADDRESS)))
 
 
-def delete_link(ifindex: int) -> bytes:
-    """`ip link delete`."""
-    return encode(LinkMessage, wire.RTM_DELLINK, 0, {"index": ifindex})
+def delete_link(ifindex: int, *, netns: int = -1) -> bytes:
+    """`ip link delete`; `netns`: in the network namespace of that id."""
+    elsewhere = {"if_netnsid": netns} if netns >= 0 else {}
+    return encode(LinkMessage, wire.RTM_DELLINK, 0, {"index": ifindex}, **elsewhere)
 
 
 def put_address(ifindex: int, local: LocalAddress) -> bytes:
@@ -178,4 +222,6 @@ def put_address(ifindex: int, local: LocalAddress) -> bytes:
 def delete_address(ifindex: int, local: LocalAddress) -> bytes:
     """`ip address delete`."""
     fields = {"family": local.family, "prefixlen": local.length, "index": ifindex}
-    return encode(AddressMessage, wire.RTM_DELADDR, 0, fields, local=local.address)
+    # With one end alone the kernel takes the first address that has it.
+    both = {"local": local.address, "address": local.peer or local.address}
+    return encode(AddressMessage, wire.RTM_DELADDR, 0, fields, **both)

@@ -113,6 +113,19 @@ class NetconfMessage(nlmsg):  # type: ignore[misc]
     nla_map = (("NETCONFA_UNSPEC", "none"), ("NETCONFA_IFINDEX", "int32"))
 
 
+class NamespaceIdMessage(nlmsg):  # type: ignore[misc]
+    """`struct rtgenmsg`, RTM_*NSID, linux/net_namespace.h."""
+
+    prefix = "NETNSA_"
+    fields = (("family", "B"), ("__padding", "3x"))
+    nla_map = (
+        ("NETNSA_NONE", "none"),
+        ("NETNSA_NSID", "int32"),
+        ("NETNSA_PID", "uint32"),
+        ("NETNSA_FD", "uint32"),
+    )
+
+
 def nested(**attributes: Any) -> dict[str, list[tuple[str, Any]]]:
     """The value of an attribute that holds these, which go by their whole names."""
     return {"attrs": list(attributes.items())}
