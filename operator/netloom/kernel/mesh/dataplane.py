@@ -8,6 +8,7 @@ import structlog
 
 from netloom.cidr import Address
 from netloom.kernel.errors import KernelUnsupported
+from netloom.kernel.forwarders import forwarders
 from netloom.kernel.keeper.keeper import Keeper, KeeperOptions
 from netloom.kernel.keeper.report import KeeperReport, PlannedChange
 from netloom.kernel.mesh import reader
@@ -108,15 +109,24 @@ class Dataplane(Keeper[Desired, Report]):
 
     async def plan_cleanup(self) -> list[PlannedChange]:
         """What `cleanup` would do. Writes nothing, needs no capability."""
-        switches = [PlannedChange(f"sysctl -w {each.dotted}={each.value}", "as before") for each in self._record.due()]
+        others = await self._connect().call(forwarders)
+        due = self._record.due(shared=bool(others))
+        switches = [PlannedChange(f"sysctl -w {each.dotted}={each.value}", "as before") for each in due]
         return [*await super().plan_cleanup(), *switches]
 
     async def cleanup(self) -> Report:
-        """Remove all that is owned, and put the switches back."""
+        """Remove all that is owned, and put the switches back, but for those that others may rely on."""
         report = await super().cleanup()
-        for sysctl in await self._connect().call(lambda _commands: self._record.restore()):
+        worker = self._connect()
+        others = await worker.call(forwarders)
+        for sysctl in await worker.call(lambda _commands: self._record.restore(shared=bool(others))):
             log.info("switch restored", sysctl=sysctl.name, value=sysctl.value)
         return report
+
+    async def left(self) -> list[str]:
+        """The switches that others may rely on, and how to switch them."""
+        others = await self._connect().call(forwarders)
+        return [sentence] if others and (sentence := self._record.sentence(others)) else []
 
     @property
     def tunnels(self) -> tuple[Encapsulation, ...]:

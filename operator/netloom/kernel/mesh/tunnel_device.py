@@ -77,10 +77,15 @@ def carrying(node: MeshNode, interfaces: Interfaces, outgoing: Collection[int]) 
     foreign = [link for link in interfaces.links if not link.name.startswith(DEVICE_PREFIX)]
     used = [link for link in foreign if link.ifindex in outgoing]
     if node.devices:
-        told = [link for link in foreign if any(fnmatchcase(link.name, pattern) for pattern in node.devices)]
+        told = [link for link in foreign if is_told(node, link)]
         return [link for link in told if link.ifindex in outgoing] or told
     holders = {each.ifindex for each in interfaces.addresses if each.local.address == node.local}
     return used or [link for link in interfaces.links if link.ifindex in holders][:1]
+
+
+def is_told(node: MeshNode, link: Link) -> bool:
+    """Whether the device is one of those that the node was told to use."""
+    return any(fnmatchcase(link.name, pattern) for pattern in node.devices)
 
 
 def absent_addresses(node: MeshNode, interfaces: Interfaces) -> tuple[Address, ...]:

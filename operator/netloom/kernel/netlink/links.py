@@ -12,7 +12,7 @@ import msgspec
 from netloom.cidr import Address, format_address
 from netloom.kernel.mac import Mac
 from netloom.kernel.netlink import wire
-from netloom.kernel.netlink.messages import AddressMessage, LinkMessage, NetconfMessage, decode, encode, nested
+from netloom.kernel.netlink.messages import AddressMessage, LinkMessage, decode, encode, nested
 
 IFF_UP, IFF_LOWER_UP = 1, 1 << 16
 _GENERATE_NO_ADDRESS = 1
@@ -119,11 +119,6 @@ def read_address(buffer: bytes, start: int, end: int) -> InterfaceAddress | None
     # On a point-to-point device IFA_ADDRESS is the other end's.
     address = seen.get_attr("IFA_LOCAL") or seen.get_attr("IFA_ADDRESS", b"")
     return InterfaceAddress(seen["index"], LocalAddress(address, seen["prefixlen"]))
-
-
-def read_netconf(buffer: bytes, start: int, end: int) -> int:
-    """The ifindex of the device of which an RTM_NEWNETCONF says that a switch was changed; -1: all, -2: default."""
-    return int(decode(NetconfMessage, buffer, start).get_attr("NETCONFA_IFINDEX", 0))
 
 
 # ---------------------------------------------------------------------------------------------- to the kernel

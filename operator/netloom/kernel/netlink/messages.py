@@ -106,13 +106,6 @@ class NexthopMessage(nlmsg):  # type: ignore[misc]
     ip_encapsulation = IpEncapsulation
 
 
-class NetconfMessage(nlmsg):  # type: ignore[misc]
-    """`struct netconfmsg`, RTM_NEWNETCONF, linux/netconf.h."""
-
-    fields = (("family", "B"), ("__padding", "3x"))
-    nla_map = (("NETCONFA_UNSPEC", "none"), ("NETCONFA_IFINDEX", "int32"))
-
-
 def nested(**attributes: Any) -> dict[str, list[tuple[str, Any]]]:
     """The value of an attribute that holds these, which go by their whole names."""
     return {"attrs": list(attributes.items())}
