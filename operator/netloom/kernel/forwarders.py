@@ -9,7 +9,10 @@ import socket
 import struct
 from pathlib import Path
 
+import structlog
+
 from netloom.kernel.errors import KernelUnsupported
+from netloom.kernel.keeper.report import PlannedChange
 from netloom.kernel.netlink import nftables
 from netloom.kernel.netlink.links import Link, read_link
 from netloom.kernel.netlink.messages import LinkMessage, encode
@@ -17,6 +20,9 @@ from netloom.kernel.netlink.nftables_socket import NftablesSocket
 from netloom.kernel.netlink.sockets import CommandSocket, RefusedError, read_all
 from netloom.kernel.netlink.wire import HEADER, HEADER_SIZE, REQUEST, RTM_GETLINK, attributes
 from netloom.kernel.ownership import DEVICE_PREFIX
+from netloom.kernel.sysctl import SysctlRecord
+
+log = structlog.get_logger(__name__)
 
 _LEGACY = Path("/proc/thread-self/net/ip_tables_names"), Path("/proc/thread-self/net/ip6_tables_names")
 _SINKS = frozenset(("dummy", "ifb"))
@@ -29,7 +35,25 @@ _TABLE, _USED, _TYPE = 1, 6, 7
 def forwarders(commands: CommandSocket) -> str:
     """By what others' packets may be forwarded, for people: `docker0 and eth0`; empty if by nothing. Raises OSError."""
     links = read_all(commands, encode(LinkMessage, RTM_GETLINK, 0, {}, ext_mask=8), read_link)
-    return _devices(links) or _translations()
+    return _devices(links) or translations()
+
+
+def plan_restore(commands: CommandSocket, record: SysctlRecord) -> list[PlannedChange]:
+    """What `restore` would put back. Raises OSError."""
+    due = record.due(shared=bool(forwarders(commands)))
+    return [PlannedChange(f"sysctl -w {each.dotted}={each.value}", "as before") for each in due]
+
+
+def restore(commands: CommandSocket, record: SysctlRecord) -> None:
+    """Put back what was recorded, but for what others may rely on. Raises OSError."""
+    for sysctl in record.restore(shared=bool(forwarders(commands))):
+        log.info("switch restored", sysctl=sysctl.name, value=sysctl.value)
+
+
+def left(commands: CommandSocket, record: SysctlRecord) -> list[str]:
+    """What `restore` leaves, why, and how to switch it. Raises OSError."""
+    others = forwarders(commands)
+    return [sentence] if others and (sentence := record.sentence(others)) else []
 
 
 def _devices(links: list[Link]) -> str:
@@ -49,8 +73,8 @@ def _devices(links: list[Link]) -> str:
     return f"the devices {', '.join(found[:_NAMED])}{more}"
 
 
-def _translations() -> str:
-    """NAT chains of others that hold rules. What cannot be read counts."""
+def translations() -> str:
+    """Whose rules translate addresses, for people; empty if nobody's but ours. What cannot be read counts."""
     try:
         if any("nat" in path.read_text(encoding="ascii").split() for path in _LEGACY if path.exists()):
             return "rules of iptables' nat table"

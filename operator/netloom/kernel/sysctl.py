@@ -173,8 +173,9 @@ class SysctlRecord:
 
     def _remember(self, name: str, before: str, ours: str) -> None:
         record = self._load()
-        if name not in record:
-            self._store({**record, name: (before, ours)})
+        wanted = (record[name][0] if name in record else before, ours)
+        if record.get(name) != wanted:
+            self._store({**record, name: wanted})
 
     def _store(self, record: dict[str, tuple[str, str]]) -> None:
         self._path.parent.mkdir(parents=True, exist_ok=True)

@@ -41,6 +41,7 @@ from netloom_reconcilers.node.known.peers import is_owned
 from netloom_reconcilers.node.masquerade import MasqueradeFeature
 from netloom_reconcilers.node.sign_of_life import SignOfLife
 from netloom_reconcilers.node.status import NodeStatusReconciler, readiness_of
+from netloom_reconcilers.node.surroundings import SurroundingsFeature
 from netloom_reconcilers.node.tunnels import TunnelsFeature
 from netloom_reconcilers.signs_of_life import GRACE_SECONDS
 
@@ -49,6 +50,7 @@ log = structlog.get_logger(__name__)
 FEATURES: tuple[type[NodeFeature], ...] = (
     TunnelsFeature,
     MasqueradeFeature,
+    SurroundingsFeature,
 )
 """What an agent can do, in the order in which it is planned, told and cleaned up."""
 

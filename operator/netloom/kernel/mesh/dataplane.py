@@ -4,11 +4,9 @@ import errno
 from pathlib import Path
 from typing import Unpack
 
-import structlog
-
 from netloom.cidr import Address
 from netloom.kernel.errors import KernelUnsupported
-from netloom.kernel.forwarders import forwarders
+from netloom.kernel.forwarders import left, plan_restore, restore
 from netloom.kernel.keeper.keeper import Keeper, KeeperOptions
 from netloom.kernel.keeper.report import KeeperReport, PlannedChange
 from netloom.kernel.mesh import reader
@@ -24,8 +22,6 @@ from netloom.kernel.netlink.links import Link
 from netloom.kernel.netlink.sockets import RefusedError
 from netloom.kernel.netlink.wire import NAMES
 from netloom.kernel.sysctl import SysctlRecord
-
-log = structlog.get_logger(__name__)
 
 RUN_DIRECTORY = Path("/run/netloom")
 
@@ -109,24 +105,18 @@ class Dataplane(Keeper[Desired, Report]):
 
     async def plan_cleanup(self) -> list[PlannedChange]:
         """What `cleanup` would do. Writes nothing, needs no capability."""
-        others = await self._connect().call(forwarders)
-        due = self._record.due(shared=bool(others))
-        switches = [PlannedChange(f"sysctl -w {each.dotted}={each.value}", "as before") for each in due]
-        return [*await super().plan_cleanup(), *switches]
+        changes = await super().plan_cleanup()
+        return changes + await self._connect().call(lambda commands: plan_restore(commands, self._record))
 
     async def cleanup(self) -> Report:
         """Remove all that is owned, and put the switches back, but for those that others may rely on."""
         report = await super().cleanup()
-        worker = self._connect()
-        others = await worker.call(forwarders)
-        for sysctl in await worker.call(lambda _commands: self._record.restore(shared=bool(others))):
-            log.info("switch restored", sysctl=sysctl.name, value=sysctl.value)
+        await self._connect().call(lambda commands: restore(commands, self._record))
         return report
 
     async def left(self) -> list[str]:
         """The switches that others may rely on, and how to switch them."""
-        others = await self._connect().call(forwarders)
-        return [sentence] if others and (sentence := self._record.sentence(others)) else []
+        return await self._connect().call(lambda commands: left(commands, self._record))
 
     @property
     def tunnels(self) -> tuple[Encapsulation, ...]:
