@@ -4,15 +4,17 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from netloom.cidr import Cidr, parse_address
 from netloom.kernel.mesh.encapsulation import NO_ENCAPSULATION
+from netloom.kernel.surroundings import tables
 from netloom.kernel.surroundings.detours import Detour, Remote
 from netloom.kernel.surroundings.look_part import Surroundings
 from netloom.kernel.surroundings.surroundings import SurroundingsKeeper
 from tests.kernel.conftest import Planes
-from tests.kernel.meshes import Desired, becomes, eventually, here, mesh, peer, running
+from tests.kernel.meshes import Desired, becomes, eventually, here, many, mesh, peer, running
 from tests.kernel.netns import Lab, Namespace
 
 OWN = (Cidr.parse("10.1.0.0/24"), Cidr.parse("fd00:1::/64"))
@@ -248,3 +250,52 @@ async def test_bridged_pods_around_kube_proxy_are_seen(node: Namespace, bridge: 
         keeper._doubt()
         found = (await keeper.apply(AROUND)).found.unfiltered
         assert [(each.name, each.value) for each in found] == ([("cni0", "0")] if value == "0" else [])
+
+
+async def test_native_peers_are_held_against_the_neighbours_that_the_kernel_takes(
+    node: Namespace, pod: Namespace, planes: Planes, keepers: Opener
+) -> None:
+    """The limits are the machine's, and not to be set from a network namespace: which is what is said then."""
+    keeper = await keepers()
+    around = msgspec.structs.replace(AROUND, native=True, raise_limits=True)
+    (table, _) = (await keeper.apply(around)).found.tables.neighbours
+    assert table.expected == 2, "the pod here, and the node in the pod"
+    native, count = (NO_ENCAPSULATION,), table.thresholds[1]
+    node.ip("address add 172.16.255.254/12 dev eth0")
+    peers = [msgspec.structs.replace(peer, encapsulations=native) for peer in many(count).peers.values()]
+    await (await planes.open()).apply(
+        Desired(here("node-1", "172.16.255.254", "10.1.0.0", encapsulations=native), peers)
+    )
+    found = (await keeper.apply(msgspec.structs.replace(around, peers=count))).found
+    assert found.tables.neighbours[0].expected == count + 2
+    names = [f"net/ipv4/neigh/default/gc_thresh{number}" for number in (3, 2, 1)]
+    assert found.unset == dict.fromkeys(names, "it is shown in the machine's first network namespace only")
+    assert found.refused == {}
+
+
+async def test_tunnels_take_no_neighbours(node: Namespace, planes: Planes, keepers: Opener) -> None:
+    await (await planes.open()).apply(many(300))
+    found = (await (await keepers()).apply(msgspec.structs.replace(AROUND, native=True))).found
+    assert found.tables.neighbours[0].expected == 0
+
+
+async def test_tracked_connections_are_counted_and_those_that_were_dropped(
+    node: Namespace, keepers: Opener, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keeper = await keepers()
+    node.exec("nft add table ip tracked")
+    node.exec("nft add chain ip tracked output { type filter hook output priority 0; }")
+    node.exec("nft add rule ip tracked output ct state new counter")
+    node.exec("ping -c 1 -W 1 127.0.0.1")
+    tracked = (await keeper.apply(AROUND)).found.tables.conntrack
+    assert tracked is not None
+    assert (tracked.count, tracked.dropped) == (1, 0)
+    assert tracked.limit == int(node.sysctl("net.netfilter.nf_conntrack_max"))
+
+    statistics = tmp_path / "nf_conntrack"
+    monkeypatch.setattr(tables, "_CONNTRACK_STATISTICS", statistics)
+    for drops, refused in (("05 02", {"conntrack": 7}), ("05 02", {"conntrack": 7}), ("06 02", {"conntrack": 8})):
+        one, two = drops.split()
+        statistics.write_text(f"entries  found drop\n00000001 00000000 000000{one}\n00000001 00000000 000000{two}\n")
+        keeper._doubt()
+        assert (await keeper.apply(AROUND)).found.refused == refused

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from netloom.cidr import Cidr
 from netloom.kernel.mesh.encapsulation import NO_ENCAPSULATION
 from netloom.kernel.sysctl import SysctlRecord
 from tests.kernel.conftest import Planes
@@ -89,6 +90,18 @@ async def test_devices_that_come_later_may_be_advertised_to_and_pods_may_not(
         assert accepts(node, "veth1") == "1"
         pod.advertise_router("eth0")
         assert "veth1" not in by_advertisement(node)
+
+
+async def test_what_a_pod_has_advertised_goes(node: Namespace, router: Namespace, planes: Planes, lab: Lab) -> None:
+    """While nothing was forwarded, a pod could make itself the node's router."""
+    await advertised(router, "second", "", lambda: "eth1" in by_advertisement(node))
+    pod = lab.namespace("pod")
+    lab.wire(node, "veth1", pod, "eth0")
+    node.ip("route add 10.1.0.5/32 dev veth1")
+    await advertised(pod, "eth0", "", lambda: "veth1" in by_advertisement(node))
+    await (await planes.open()).apply(Desired(here(cidrs=(Cidr.parse("10.1.0.0/24"),)), [peer(2)]))
+    assert by_advertisement(node) == {"eth1"}
+    assert [accepts(node, device) for device in ("eth1", "veth1")] == ["2", "1"]
 
 
 async def test_a_machine_that_forwarded_before_takes_no_more_advertisements(

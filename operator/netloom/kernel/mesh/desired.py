@@ -27,6 +27,7 @@ class MeshNode(msgspec.Struct, frozen=True, kw_only=True):
     mtu:       bytes, of the network between the nodes; 0: that of the devices that carry the traffic.
     devices:   names or shell patterns of the devices that carry the traffic; none: those that routes to peers name.
     claimed:   all addresses that the node is said to have; which of them are on no device is in the report.
+    cidrs:     its own pod CIDRs: what leads to an address in them is a pod's device, and no network of nodes.
     strict:    a peer that accepts no encapsulation and which is not on a network of this node is an error.
     """
 
@@ -39,6 +40,7 @@ class MeshNode(msgspec.Struct, frozen=True, kw_only=True):
     devices: tuple[str, ...] = ()
     strict: bool = True
     claimed: tuple[Address, ...] = ()
+    cidrs: tuple[Cidr, ...] = ()
 
     @property
     def tunnels(self) -> tuple[Encapsulation, ...]:

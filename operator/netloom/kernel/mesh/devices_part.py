@@ -222,6 +222,9 @@ class DeviceWork:
         if not node.ipv6:
             return []
         found = set(advertised.learned_on(self._commands))
+        if found:  # what a pod has advertised goes with forwarding
+            routes = reader.direct_routes(self._commands)
+            found -= {each.ifindex for each in routes if any(cidr.contains(each.destination) for cidr in node.cidrs)}
         with suppress(OSError):  # of a kernel without IPv6; that is said when forwarding is switched on
             if "0" in (switches.read(switches.IPV6), self._record.before(switches.IPV6)):
                 told = [link for link in interfaces.links if device.is_told(node, link)]

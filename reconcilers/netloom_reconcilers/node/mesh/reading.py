@@ -33,6 +33,7 @@ def node_of(network: NetloomNetwork | None, node: NetloomNode | None, node_name:
         addresses=tuple(prefix.packed for prefix in prefixes),
         devices=network.spec.devices,
         claimed=claimed_by(node),
+        cidrs=prefixes,
         strict=routing.mode == "native" and not routing.direct_routing_skip_unreachable,
     )
 
