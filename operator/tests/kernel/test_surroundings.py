@@ -171,7 +171,7 @@ async def test_a_rule_is_seen_when_it_comes_though_its_routes_come_later(
     reports: list[object] = []
     keeper = await keepers(on_report=reports.append)
     await keeper.apply(AROUND)
-    async with running(keeper):  # type: ignore[arg-type]
+    async with running(keeper):
         node.ip("rule add pref 100 lookup 200")
         node.ip("route add default via 192.168.9.9 table 200")
         await eventually(lambda: bool(keeper.report.found.detours))
@@ -210,7 +210,7 @@ async def test_devices_of_pods_are_made_to_forward(
     assert [change.text for change in await keeper.plan(AROUND)] == [f"sysctl -w {switch}=1"]
     await keeper.apply(AROUND)
     assert node.sysctl(switch) == "1"
-    async with running(keeper):  # type: ignore[arg-type]
+    async with running(keeper):
         node.sysctl(switch, "0")
         await becomes(lambda: node.sysctl(switch), "1")
         lab.wire(node, "veth2", lab.namespace("later"), "eth0")

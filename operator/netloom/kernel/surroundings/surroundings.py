@@ -43,6 +43,11 @@ class SurroundingsKeeper(Keeper[Surroundings, SurroundingsReport]):
         self._part = LookPart(self._record)
         super().__init__((self._part,), **options)
 
+    async def open(self) -> None:
+        """Open the sockets, and begin the thread: it reads switches of the network namespace in which it began."""
+        await super().open()
+        await self._connect().call(lambda _commands: None)
+
     async def plan(self, desired: Surroundings) -> list[PlannedChange]:
         """What `apply` would set. Writes nothing, needs no capability."""
         if not desired.own:
