@@ -40,20 +40,24 @@ def forwarders(commands: CommandSocket) -> str:
 
 def plan_restore(commands: CommandSocket, record: SysctlRecord) -> list[PlannedChange]:
     """What `restore` would put back. Raises OSError."""
-    due = record.due(shared=bool(forwarders(commands)))
+    due = record.due(shared=_shared(commands, record))
     return [PlannedChange(f"sysctl -w {each.dotted}={each.value}", "as before") for each in due]
 
 
 def restore(commands: CommandSocket, record: SysctlRecord) -> None:
     """Put back what was recorded, but for what others may rely on. Raises OSError."""
-    for sysctl in record.restore(shared=bool(forwarders(commands))):
+    for sysctl in record.restore(shared=_shared(commands, record)):
         log.info("switch restored", sysctl=sysctl.name, value=sysctl.value)
 
 
 def left(commands: CommandSocket, record: SysctlRecord) -> list[str]:
     """What `restore` leaves, why, and how to switch it. Raises OSError."""
-    others = forwarders(commands)
-    return [sentence] if others and (sentence := record.sentence(others)) else []
+    others = forwarders(commands) if record.left() else ""
+    return [record.sentence(others)] if others else []
+
+
+def _shared(commands: CommandSocket, record: SysctlRecord) -> bool:
+    return bool(record.left() and forwarders(commands))
 
 
 def _devices(links: list[Link]) -> str:

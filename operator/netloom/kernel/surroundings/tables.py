@@ -154,5 +154,5 @@ def _read_conntrack() -> Conntrack | None:
         at = header.split().index("drop")
         dropped = sum(int(line.split()[at], 16) for line in processors)
         return Conntrack(int(read(_COUNT)), int(read(_MAX)), dropped)
-    except (FileNotFoundError, ValueError):
-        return None
+    except (OSError, ValueError):
+        return None  # nothing is tracked, or not shown
