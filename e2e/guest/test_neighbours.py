@@ -26,6 +26,8 @@ PEERS = 200
 LIMITS = {"gc_thresh1": 32, "gc_thresh2": 64, "gc_thresh3": 128}
 SWITCH = "net.ipv4.neigh.default"
 QUIET_SECONDS = 5.0
+IP_PKTINFO = 8
+"""linux/in.h: with each packet comes where it was sent to. Python does not name it."""
 
 pytestmark = pytest.mark.skipif(IS_GUEST not in os.environ, reason="it sets limits of the whole machine")
 
@@ -59,7 +61,7 @@ def reached(far: Namespace) -> int:
     with far.entered():
         receiver = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     with receiver, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
-        receiver.setsockopt(socket.IPPROTO_IP, socket.IP_PKTINFO, 1)
+        receiver.setsockopt(socket.IPPROTO_IP, IP_PKTINFO, 1)
         receiver.settimeout(QUIET_SECONDS)
         receiver.bind(("0.0.0.0", 9))
         for number in range(1, PEERS + 1):
