@@ -81,9 +81,9 @@ class LookPart(Part[Surroundings]):
         self.found = Found()
         self._record = record
         self._desired: Surroundings | None = None
-        self._pods = LocalPods()
         self._doubtful = True
         self._expected = True
+        self._looked_at = 0.0
         self._again_at = float("inf")
         self._counters: dict[str, int] = {}
         self._overflows: dict[str, tuple[float, int]] = {}
@@ -96,13 +96,21 @@ class LookPart(Part[Surroundings]):
             self._doubtful = self._expected = True
 
     def hear(self, kind: int, flags: int, buffer: bytes, start: int, end: int) -> None:
-        """Take in a rule, or that a device does not forward: it may be a pod's, or become one's."""
+        """Take in a rule, or that a device does not forward: it may be a pod's, or become one's.
+
+        Some CNI plugins make rules for each pod: only the first of many is looked at once, and all of them afterwards.
+        """
+        now = time.monotonic()
         if kind == RTM_NEWNETCONF:
             seen = read_netconf(buffer, start, end)
             if seen is None or seen.ifindex <= 0 or seen.forwarding is not False:
                 return
-        self._doubtful = True
-        self._again_at = time.monotonic() + AFTERWARDS_SECONDS
+            self._doubtful = True
+        elif now >= self._looked_at + AFTERWARDS_SECONDS:
+            self._doubtful = True
+        elif self._again_at < float("inf"):
+            return
+        self._again_at = now + AFTERWARDS_SECONDS
 
     def doubt(self) -> None:
         """Look again."""
@@ -126,7 +134,7 @@ class LookPart(Part[Surroundings]):
         desired = self._desired
         if desired is None or not (self.due or self._undone - attempt.held):
             return Outcome()
-        self._doubtful = False
+        self._doubtful, self._looked_at = False, time.monotonic()
         if time.monotonic() >= self._again_at:
             self._again_at = float("inf")
         if not desired.own:
