@@ -85,8 +85,7 @@ class LookPart(Part[Surroundings]):
         self._expected = True
         self._looked_at = 0.0
         self._again_at = float("inf")
-        self._counters: dict[str, int] = {}
-        self._overflows: dict[str, tuple[float, int]] = {}
+        self._overflows = Overflows()
         self._undone: set[Item] = set()
 
     def want(self, desired: Surroundings, retries: Retries) -> None:
@@ -142,35 +141,55 @@ class LookPart(Part[Surroundings]):
             return Outcome()
         rules = await worker.call(suspicious_rules)
         remotes = list(desired.remotes()) if rules else []  # here: the caches are this thread's
-        work = LookWork(self._record, desired, attempt.held)
-        self.found = await worker.call(lambda commands: self._look(commands, work, rules, remotes))
+        work = LookWork(self._record, desired, self._overflows, attempt.held)
+        self.found = await worker.call(lambda commands: work.look(commands, rules, remotes))
         self._undone = work.undone
         drift, self._expected = not self._expected, False
         return work.outcome(drift=drift)
 
-    def _look(self, commands: CommandSocket, work: "LookWork", rules: list[Rule], remotes: list[Remote]) -> Found:
-        found = work.look(commands, rules, remotes)
-        return msgspec.structs.replace(found, refused=self._newly_refused(found.tables))
 
-    def _newly_refused(self, tables: Tables) -> dict[str, int]:
-        now, counters = time.monotonic(), {table.family: table.refused for table in tables.neighbours}
+class Overflows:
+    """How often tables were full, by name ("ipv4", "ipv6", "conntrack"), as counters of the kernel show that only grow.
+
+    unraised: those that were, and whose limit could not be raised; it is tried again while they are remembered.
+    """
+
+    def __init__(self) -> None:
+        self.unraised: set[str] = set()
+        self._counters: dict[str, int] = {}
+        self._when: dict[str, float] = {}
+        self._count: dict[str, int] = {}
+
+    def note(self, tables: Tables) -> set[str]:
+        """Which of them were, since the last time."""
+        counters = {table.family: table.refused for table in tables.neighbours}
         if tables.conntrack is not None:
             counters["conntrack"] = tables.conntrack.dropped
-        for name, count in counters.items():
-            if (rise := count - self._counters.get(name, count)) > 0:
-                since, before = self._overflows.get(name, (now, 0))
-                self._overflows[name] = (now, before + rise if now - since < REMEMBERED_SECONDS else rise)
+        recent, now = self.recent, time.monotonic()
+        risen = {name for name, count in counters.items() if count > self._counters.get(name, count)}
+        for name in risen:
+            self._count[name] = recent.get(name, 0) + counters[name] - self._counters[name]
+            self._when[name] = now
         self._counters = counters
-        return {name: count for name, (when, count) in self._overflows.items() if now - when < REMEMBERED_SECONDS}
+        return risen
+
+    @property
+    def recent(self) -> dict[str, int]:
+        """Those that were of late, with how often."""
+        now = time.monotonic()
+        return {name: self._count[name] for name, when in self._when.items() if now - when < REMEMBERED_SECONDS}
 
 
 class LookWork:
     """One look, in a thread."""
 
-    def __init__(self, record: SysctlRecord, desired: Surroundings, held: Set[Hashable] = frozenset()) -> None:
+    def __init__(
+        self, record: SysctlRecord, desired: Surroundings, overflows: Overflows, held: Set[Hashable] = frozenset()
+    ) -> None:
         self.changes: list[PlannedChange] = []
         self._record = record
         self._desired = desired
+        self._overflows = overflows
         self._held = held
         self._raised = False
         self._done: list[Item] = []
@@ -183,11 +202,13 @@ class LookWork:
         pods = read_local_pods(commands, desired.own)
         self._let_forward(commands, pods)
         tables = read_tables(commands, pods.counts, native=desired.native)
-        unset = self._raise(tables) if desired.raise_limits else {}
+        full = self._overflows.note(tables)
+        unset = self._raise(tables, full | self._overflows.unraised) if desired.raise_limits else {}
+        self._overflows.unraised = {name for name in self._overflows.recent if any(name in each for each in unset)}
         if self._raised:
             tables = read_tables(commands, pods.counts, native=desired.native)
         detours = find_detours(commands, rules, pods.places, remotes, pods.names) if rules and pods.places else []
-        return Found(tuple(detours), tables, unset=unset, unfiltered=_unfiltered(pods))
+        return Found(tuple(detours), tables, self._overflows.recent, unset, _unfiltered(pods))
 
     def _let_forward(self, commands: CommandSocket, pods: LocalPods) -> None:
         """Where forwarding is off as a whole, that is the mesh's to mend, and mends all devices."""
@@ -203,15 +224,18 @@ class LookWork:
                 try:
                     if self._set(sysctl):
                         self._done.append(item)
+                except FileNotFoundError:
+                    continue  # the pod has gone
                 except OSError as error:
                     sentence = f"cannot set {sysctl.name} to {sysctl.value}: {error}"
                     self._refused.append(Refused(item, sentence, error.errno or 0))
 
-    def _raise(self, tables: Tables) -> dict[str, str]:
-        """Why which limits could not be raised."""
-        wanted = [s for table in tables.neighbours if table.needed >= table.thresholds[1] for s in table.raised()]
+    def _raise(self, tables: Tables, full: Set[str]) -> dict[str, str]:
+        """Those that are nearly reached, and those of tables that were full just now; why which could not be raised."""
+        small = [each for each in tables.neighbours if each.needed >= each.thresholds[1] or each.family in full]
+        wanted = [sysctl for table in small for sysctl in table.raised()]
         tracked = tables.conntrack
-        if tracked is not None and tracked.count >= tracked.limit * _ROOM:
+        if tracked is not None and (tracked.count >= tracked.limit * _ROOM or "conntrack" in full):
             wanted += tracked.raised(memory_of_machine())
         unset = {}
         for sysctl in wanted:

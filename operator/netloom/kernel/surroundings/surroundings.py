@@ -8,7 +8,7 @@ from netloom.kernel.keeper.keeper import Keeper, KeeperOptions
 from netloom.kernel.keeper.report import KeeperReport, PlannedChange
 from netloom.kernel.netlink.sockets import CommandSocket
 from netloom.kernel.netlink.wire import NAMES
-from netloom.kernel.surroundings.look_part import Found, LookPart, PlannedLookWork, Surroundings
+from netloom.kernel.surroundings.look_part import Found, LookPart, Overflows, PlannedLookWork, Surroundings
 from netloom.kernel.sysctl import SysctlRecord
 
 LOOK_SECONDS = 60.0
@@ -52,7 +52,7 @@ class SurroundingsKeeper(Keeper[Surroundings, SurroundingsReport]):
         """What `apply` would set. Writes nothing, needs no capability."""
         if not desired.own:
             return []
-        work = PlannedLookWork(self._record, desired)
+        work = PlannedLookWork(self._record, desired, Overflows())
 
         def look(commands: CommandSocket) -> None:
             work.look(commands, [], [])
