@@ -36,6 +36,9 @@ META_PACKAGE = "linux-image-amd64"
 MODULES = ("bridge", "dummy", "geneve", "sch_netem", "veth", "vxlan", "8021q", "ipvlan", "macvlan", "tun")
 """With what they need. A guest loads them by itself when a device of theirs is made."""
 
+IS_GUEST = "NETLOOM_GUEST"
+"""An environment variable that commands in a guest have: they may do to the machine what they like."""
+
 _MEMORY = "1G"
 _READY, _DONE = "@@ guest ready", "@@ guest done"
 
@@ -48,7 +51,7 @@ exec >/dev/ttyS0 2>&1 </dev/null
 ln -s /proc/self/fd /dev/fd 2>/dev/null
 ip link set lo up
 sysctl -qw net.core.netdev_max_backlog=100000 # packets wait longer for an emulated processor
-export PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LANG=C.UTF-8 PYTHONDONTWRITEBYTECODE=1
+export PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LANG=C.UTF-8 PYTHONDONTWRITEBYTECODE=1 {is_guest}=1
 cd {folder}
 echo; echo "{ready}"
 {command}
@@ -153,7 +156,13 @@ class VirtualMachine:
         Raises VirtualMachineError when the seconds are over, or the guest died.
         """
         root = GuestRoot(self.kernel.modules)
-        words = {"folder": shlex.quote(str(TREE)), "ready": _READY, "done": _DONE, "command": shlex.join(command)}
+        words = {
+            "folder": shlex.quote(str(TREE)),
+            "is_guest": IS_GUEST,
+            "ready": _READY,
+            "done": _DONE,
+            "command": shlex.join(command),
+        }
         root.add(Path("/init"), _INIT.format(**words).encode())
         progress = Progress(title or f"Running a command on Linux {self.kernel.version} under QEMU")
         with os.fdopen(os.memfd_create("initramfs"), "wb") as initramfs:

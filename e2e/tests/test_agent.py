@@ -286,6 +286,28 @@ def test_plan_says_what_an_agent_would_do_and_cleanup_leaves_what_is_foreign(
     assert n1.run(*cleanup) == n1.run(*cleanup, "--dry-run") == "nothing to remove\n"
 
 
+def test_a_rule_that_leads_pods_packets_elsewhere_is_told_until_it_is_gone(
+    cluster: Cluster, mesh: list[Machine]
+) -> None:
+    n1, n2, _ = mesh
+    cluster.edit_spec(limits={"raise": True})
+    a, b = n1.add_pod("a", "10.42.1.5", mtu=1450), n2.add_pod("b", "10.42.2.5", mtu=1450)
+    assert a.ping(b.address).lost == 0
+    n1.ip("route", "add", "10.42.2.0/24", "via", cluster.lab.address, "table", "200")
+    n1.ip("rule", "add", "pref", "100", "lookup", "200")
+    wait_for("the condition", lambda: cluster.condition("n1").get("status") == "False")
+    assert a.ping(b.address, wait=0.2).received == 0
+    message = cluster.condition("n1")["message"]
+    assert message.startswith("ip rule 100 (from all lookup 200) leads packets to 10.42.2.0/24 (of n2) out of eth0, ")
+    mending = message.partition("asked before: ")[2].rstrip(".")
+    assert mending == "ip rule add pref 99 to 10.42.2.0/24 lookup main"
+    n1.run(*mending.split())
+    wait_for("the condition", lambda: cluster.condition("n1").get("status") == "True")
+    assert a.ping(b.address).lost == 0
+    n1.ip("rule", "delete", "pref", "99")
+    n1.ip("rule", "delete", "pref", "100")
+
+
 def test_status_shows_the_cluster_and_the_agent(cluster: Cluster, mesh: list[Machine]) -> None:
     n1 = mesh[0]
     kubeconfig = str(cluster.plane.kubeconfig(host=cluster.lab.address))

@@ -24,11 +24,17 @@ def table(machine: Machine) -> str:
     return machine.run("nft", "list", "table", "inet", "netloom", check=False)
 
 
-KERNEL: dict[str, Callable[[Machine], str]] = {"tunnels": state, "masquerade": table}
-"""What each feature owns on a node, as text."""
+def pod_switch(machine: Machine) -> str:
+    return machine.run("sysctl", POD_SWITCH)
+
+
+POD_SWITCH = "net.ipv4.conf.p-pod.forwarding"
+KERNEL: dict[str, Callable[[Machine], str]] = {"tunnels": state, "masquerade": table, "surroundings": pod_switch}
+"""What each feature keeps as it is on a node, as text."""
 DELETE = {
     "tunnels": ["ip", "route", "del", "10.42.2.0/24"],
     "masquerade": ["nft", "delete", "table", "inet", "netloom"],
+    "surroundings": ["sysctl", "-qw", f"{POD_SWITCH}=0"],
 }
 """Damages it."""
 NAMES = [feature.name for feature in FEATURES]
@@ -40,7 +46,7 @@ def agents(crds_installed: ControlPlane, tmp_path_factory: pytest.TempPathFactor
     with Lab(f"nlf{os.getpid() % 10000}") as lab, gateway(lab, plane.port):
         made = Agents(lab, plane, tmp_path_factory.mktemp("agents"))
         plane.client.request("POST", NETWORK, network())
-        made.join("n1")
+        made.join("n1").add_pod("pod", "10.42.1.5", mtu=1450)
         made.join("n2")
         try:
             yield made

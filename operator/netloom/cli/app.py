@@ -261,11 +261,12 @@ def cleanup(
         would = loop.run(agent.cleanup(run_dir, dry_run=True))
         if dry_run or not would.changes:
             show(output, would.changes, lambda changes: _as_ip(changes, "remove", whole=not would.unread))
-            _tell((*would.unread, *filter(None, [running])))
+            _tell((*would.unread, *would.left, *filter(None, [running])))
             return
         _ask(would.changes)
-    removed = loop.run(agent.cleanup(run_dir)).changes
-    show(output, removed, lambda changes: _as_ip(changes, "remove"))
+    done = loop.run(agent.cleanup(run_dir))
+    show(output, done.changes, lambda changes: _as_ip(changes, "remove"))
+    _tell(done.left)
 
 
 @app.command()

@@ -41,6 +41,7 @@ from netloom_reconcilers.node.known.peers import is_owned
 from netloom_reconcilers.node.masquerade import MasqueradeFeature
 from netloom_reconcilers.node.sign_of_life import SignOfLife
 from netloom_reconcilers.node.status import NodeStatusReconciler, readiness_of
+from netloom_reconcilers.node.surroundings import SurroundingsFeature
 from netloom_reconcilers.node.tunnels import TunnelsFeature
 from netloom_reconcilers.signs_of_life import GRACE_SECONDS
 
@@ -49,6 +50,7 @@ log = structlog.get_logger(__name__)
 FEATURES: tuple[type[NodeFeature], ...] = (
     TunnelsFeature,
     MasqueradeFeature,
+    SurroundingsFeature,
 )
 """What an agent can do, in the order in which it is planned, told and cleaned up."""
 
@@ -314,11 +316,13 @@ async def run_agent(options: AgentOptions) -> None:
 
 
 class Plan(NamedTuple):
-    """What would be changed, and sentences about what could not be read, and what would be left out."""
+    """What would be changed, and sentences: about what could not be read, what would be left out, and what cleanup
+    leaves."""
 
     changes: list[PlannedChange]
     unread: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()
+    left: tuple[str, ...] = ()
 
 
 async def plan(options: AgentOptions, features: Sequence[type[NodeFeature]] = FEATURES) -> Plan:
@@ -344,20 +348,30 @@ async def cleanup(run_dir: Path, features: Sequence[type[NodeFeature]] = FEATURE
     context = NodeContext("", run_dir, Sources(None))
     made = [make(context) for make in features]
     if dry_run:
-        return await _of_each(made, lambda feature: feature.plan_cleanup())
+        kept: list[str] = []
+
+        async def planned(feature: NodeFeature) -> list[PlannedChange]:
+            changes = await feature.plan_cleanup()
+            kept.extend(await feature.left())
+            return changes
+
+        return (await _of_each(made, planned))._replace(left=tuple(kept))
     require_net_admin()
     removed: list[PlannedChange] = []
+    failed: list[str] = []
     left: list[str] = []
     async with opened(made):
         for feature in made:
             gone, failures = await feature.cleanup()
             removed += gone
-            left += map(str, failures)
-    if left:
-        why = f"not everything could be removed: {'; '.join(left)}. Run it again once that is out of the way."
+            failed += map(str, failures)
+        for feature in made:
+            left += await feature.left()
+    if failed:
+        why = f"not everything could be removed: {'; '.join(failed)}. Run it again once that is out of the way."
         raise DataplaneError(why)
     (run_dir / RECORD).unlink(missing_ok=True)
-    return Plan(removed)
+    return Plan(removed, left=tuple(left))
 
 
 def _check_run_dir(run_dir: Path) -> None:

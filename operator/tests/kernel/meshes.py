@@ -3,10 +3,11 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable
+from typing import Any
 
 from netloom.cidr import Cidr, parse_address
+from netloom.kernel.keeper.keeper import Keeper
 from netloom.kernel.mac import mac_of
-from netloom.kernel.mesh.dataplane import Dataplane
 from netloom.kernel.mesh.desired import Desired, MeshNode, Peer
 from netloom.kernel.mesh.encapsulation import VXLAN, Encapsulation
 
@@ -65,8 +66,8 @@ def many(count: int) -> Desired:
 
 
 @contextlib.asynccontextmanager
-async def running(plane: Dataplane) -> AsyncIterator[None]:
-    """The data path follows events meanwhile."""
+async def running(plane: Keeper[Any, Any]) -> AsyncIterator[None]:
+    """The data path, or another keeper, follows events meanwhile."""
     task = asyncio.create_task(plane.run())
     try:
         yield

@@ -9,6 +9,8 @@ import ctypes
 import json
 import os
 import re
+import socket
+import struct
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -65,6 +67,17 @@ class Namespace:
         options = f"-s {size - (48 if ':' in target else 28)} -M do" if size else ""
         origin = f"-I {source}" if source else ""
         return " 0% packet loss" in self.exec(f"ping -n -c 1 -W 2 {options} {origin} {target}", check=False)
+
+    def advertise_router(self, device: str, prefix: str = "") -> None:
+        """One router advertisement (RFC 4861): a default route by the device's link-local address, for half an hour,
+        and, with `prefix`, a /64 in which every host makes itself an address."""
+        message = struct.pack("!BBHBBHII", 134, 0, 0, 64, 0, 1800, 0, 0)
+        if prefix:
+            network = socket.inet_pton(socket.AF_INET6, prefix)
+            message += struct.pack("!BBBBIII16s", 3, 4, 64, 0xC0, 86400, 14400, 0, network)
+        with self.entered(), socket.socket(socket.AF_INET6, socket.SOCK_RAW, socket.IPPROTO_ICMPV6) as raw:
+            raw.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_HOPS, 255)
+            raw.sendto(message, ("ff02::1", 0, 0, socket.if_nametoindex(device)))
 
     @contextlib.contextmanager
     def entered(self) -> Iterator[None]:

@@ -39,8 +39,8 @@ route fd00:2::/64 nhid 1848463230
 route fd00:3::/64 nhid 1848279016"""
 
 PLAN = """\
-sysctl -w net.ipv4.ip_forward=1
 sysctl -w net.ipv6.conf.eth0.accept_ra=2
+sysctl -w net.ipv4.ip_forward=1
 sysctl -w net.ipv6.conf.all.forwarding=1
 ip link add netloom_vxlan address 3a:72:55:8c:ab:f9 mtu 1450 type vxlan external dstport 8472 nolearning
 sysctl -w net.ipv4.conf.netloom_vxlan.rp_filter=2
@@ -201,6 +201,9 @@ async def test_cleanup_removes_what_is_owned_and_nothing_else(node: Namespace, p
     other = await planes.open()
     await other.cleanup()
     assert node.state() == before
+    assert [node.sysctl(name) for name in switches] == ["1", "1"], "packets may pass between other devices"
+    node.ip("link delete other")
+    await other.cleanup()
     assert [node.sysctl(name) for name in switches] == ["0", "0"]
     assert not (tmp_path / "run" / "sysctl.json").exists()
 

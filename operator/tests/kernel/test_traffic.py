@@ -7,8 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from netloom.cidr import Cidr
 from netloom.kernel.mesh.dataplane import Dataplane
 from netloom.kernel.mesh.desired import Desired
+from netloom.kernel.surroundings.look_part import Surroundings
+from netloom.kernel.surroundings.surroundings import SurroundingsKeeper
 from tests.kernel.meshes import eventually, here, peer, running
 from tests.kernel.netns import Lab, Namespace
 
@@ -113,6 +116,37 @@ async def test_a_node_reaches_a_remote_pod_from_its_underlay_address(
     nodes[2].sysctl("net.ipv4.conf.all.rp_filter", "1")
     assert nodes[2].sysctl("net.ipv4.conf.netloom_vxlan.rp_filter") == "2"
     assert nodes[1].pings("10.2.0.2", source="192.168.7.1")
+
+
+async def test_pods_of_hardened_nodes_get_through_and_stay_so(
+    nodes: dict[int, Namespace], pods: dict[int, Namespace], tmp_path: Path
+) -> None:
+    """No device forwards when the agents come, and again later, as a tool leaves it that goes over all of them."""
+    switch = "net.ipv4.conf.{}.forwarding".format
+    for node in nodes.values():
+        node.sysctl("net.ipv4.ip_forward", "1")
+        for device in ("default", "eth0", "pod"):
+            node.sysctl(switch(device), "0")
+    async with AsyncExitStack() as stack:
+        keepers = {}
+        for number, node in nodes.items():
+            plane = Dataplane(run_directory=tmp_path / str(number), resync_seconds=None)
+            keeper = keepers[number] = SurroundingsKeeper(run_directory=tmp_path / str(number), resync_seconds=None)
+            with node.entered():
+                for each in (plane, keeper):
+                    await each.open()
+                    stack.push_async_callback(each.close)
+            await plane.apply(view_of(number))
+            await stack.enter_async_context(running(plane))
+        assert not pods[1].pings("10.2.0.2"), "the pods' own devices do not forward yet"
+        for number, keeper in keepers.items():
+            await keeper.apply(Surroundings(own=(Cidr.parse(f"10.{number}.0.0/24"),)))
+            await stack.enter_async_context(running(keeper))
+        assert pods[1].pings("10.2.0.2")
+        for device in ("netloom_vxlan", "pod"):
+            nodes[1].sysctl(switch(device), "0")
+            await eventually(lambda device=device: nodes[1].sysctl(switch(device)) == "1")  # type: ignore[misc]
+            assert pods[1].pings("10.2.0.2")
 
 
 async def test_jumbo_frames_work_by_themselves(

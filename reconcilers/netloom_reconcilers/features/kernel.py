@@ -131,3 +131,7 @@ class KernelFeature(NodeFeature, ABC):
         """The same, done."""
         removed = await self.plan_cleanup()
         return removed, (await self.keeper.cleanup()).failures
+
+    async def left(self) -> list[str]:
+        """Of what the keeper made or set."""
+        return await self.keeper.left()

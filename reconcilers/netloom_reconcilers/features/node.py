@@ -136,6 +136,10 @@ class NodeFeature:
         no objects; its keeper is open."""
         return [], ()
 
+    async def left(self) -> list[str]:
+        """What `cleanup` leaves of what agents made or set, and how to change it, as sentences; its keeper is open."""
+        return []
+
 
 def written_metric(name: str, text: str, report: Any) -> Metric:
     """A counter of the requests that a keeper wrote, by message."""

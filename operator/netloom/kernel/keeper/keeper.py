@@ -148,6 +148,10 @@ class Keeper(Generic[D, R]):
         """Remove all that is owned."""
         return await self.apply(self.nothing())
 
+    async def left(self) -> list[str]:
+        """What `cleanup` leaves though it was made or set here, and how to change that, as sentences."""
+        return []
+
     @property
     def unknown(self) -> int:
         """Entries that an earlier life left, that nothing desired explains, and that are retained."""

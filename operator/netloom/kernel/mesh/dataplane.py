@@ -9,6 +9,7 @@ import structlog
 
 from netloom.cidr import Address
 from netloom.kernel.errors import KernelUnsupported
+from netloom.kernel.forwarders import left, plan_restore, restore
 from netloom.kernel.keeper.keeper import Keeper, KeeperOptions
 from netloom.kernel.keeper.report import KeeperReport, PlannedChange
 from netloom.kernel.mesh import reader
@@ -141,15 +142,18 @@ class Dataplane(Keeper[Desired, Report]):
 
     async def plan_cleanup(self) -> list[PlannedChange]:
         """What `cleanup` would do. Writes nothing, needs no capability."""
-        switches = [PlannedChange(f"sysctl -w {each.dotted}={each.value}", "as before") for each in self._record.due()]
-        return [*await super().plan_cleanup(), *switches]
+        changes = await super().plan_cleanup()
+        return changes + await self._connect().call(lambda commands: plan_restore(commands, self._record))
 
     async def cleanup(self) -> Report:
-        """Remove all that is owned, and put the switches back."""
+        """Remove all that is owned, and put the switches back, but for those that others may rely on."""
         report = await super().cleanup()
-        for sysctl in await self._connect().call(lambda _commands: self._record.restore()):
-            log.info("switch restored", sysctl=sysctl.name, value=sysctl.value)
+        await self._connect().call(lambda commands: restore(commands, self._record))
         return report
+
+    async def left(self) -> list[str]:
+        """The switches that others may rely on, and how to switch them."""
+        return await self._connect().call(lambda commands: left(commands, self._record))
 
     @property
     def tunnels(self) -> tuple[Encapsulation, ...]:

@@ -5,15 +5,17 @@ Rare and short, so the kernel is read anew each time, and everything is done ste
 
 import errno
 from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence, Set
+from contextlib import suppress
 
 import msgspec
 import structlog
 from msgspec.structs import replace
 
 from netloom.cidr import Address
+from netloom.kernel import sysctl as switches
 from netloom.kernel.keeper.part import Attempt, Outcome, Part, Refused, Worker
 from netloom.kernel.keeper.retries import Item, Retries
-from netloom.kernel.mesh import port_holders, reader
+from netloom.kernel.mesh import advertised, port_holders, reader
 from netloom.kernel.mesh import tunnel_device as device
 from netloom.kernel.mesh.desired import Desired, MeshNode
 from netloom.kernel.mesh.encapsulation import NO_ENCAPSULATION, OVERHEAD, Encapsulation
@@ -23,15 +25,14 @@ from netloom.kernel.mesh.rows_part import MESH_STATE, MeshRows
 from netloom.kernel.mesh.tunnel_device import Interfaces, Mtu, Step
 from netloom.kernel.mesh.underlay import Astray, own_addresses_of_peers, underlay_of
 from netloom.kernel.mesh.writer import ALREADY_GONE
-from netloom.kernel.netlink.links import Link, read_address, read_link, read_netconf
+from netloom.kernel.netlink.links import Link, read_address, read_link
+from netloom.kernel.netlink.netconf import ALL, DEFAULT, Netconf, read_netconf
 from netloom.kernel.netlink.sockets import CommandSocket, Refusal
 from netloom.kernel.netlink.wire import RTM_DELADDR, RTM_DELLINK, RTM_NEWADDR, RTM_NEWLINK, RTM_NEWNETCONF
-from netloom.kernel.ownership import MESH
+from netloom.kernel.ownership import DEVICE_PREFIX, MESH
 from netloom.kernel.sysctl import Sysctl, SysctlRecord, of_node, of_tunnel
 
 log = structlog.get_logger(__name__)
-
-_ALL_DEVICES = -1
 
 
 class MeshDevices(Part[Desired]):
@@ -133,10 +134,7 @@ class MeshDevices(Part[Desired]):
             link = read_link(buffer, start, end)
             self._due = link is not None and self._concerns(link, gone=kind == RTM_DELLINK)
         elif kind == RTM_NEWNETCONF:
-            # Somebody changed a switch as forwarding or rp_filter, of all devices or of one.
-            ifindex = read_netconf(buffer, start, end)
-            known = (_ALL_DEVICES, *(link.ifindex for link in self.found.underlay))
-            self._due = ifindex in known or self._mesh.is_tunnel(ifindex)
+            self._due = self._is_switched(read_netconf(buffer, start, end))
         else:
             seen = read_address(buffer, start, end)
             self._due = seen is not None and (
@@ -144,6 +142,14 @@ class MeshDevices(Part[Desired]):
                 or (self._node is not None and seen.local.address in (self._node.local, *self._node.claimed))
                 or self._mesh.fib.is_asked(seen.local.address)
             )
+
+    def _is_switched(self, seen: Netconf | None) -> bool:
+        """Whether somebody changed a switch, of all devices or of one. That forwarding is on is nothing to look at: the
+        kernel says so of every device when it is switched on here."""
+        known = (ALL, DEFAULT, *(link.ifindex for link in self.found.underlay))
+        if seen is None or not (seen.ifindex in known or self._mesh.is_tunnel(seen.ifindex)):
+            return False
+        return seen.forwarding is False or seen.rp_filter is not None
 
     def _concerns(self, link: Link, *, gone: bool) -> bool:
         if self.owns.link(link.name) or self._mesh.is_tunnel(link.ifindex):
@@ -154,6 +160,8 @@ class MeshDevices(Part[Desired]):
             self._rows.doubt()  # of IPv6 routes by it the kernel may have changed the MTU, and says nothing
         if known is not None and (link.mtu != known.mtu or link.name != known.name):
             return True
+        if advertised.leads_outside(link) and link.ifindex not in self.found.outside and not gone:
+            return True
         told = self._node is not None and device.is_told(self._node, link)
         return told and (known is None or gone)
 
@@ -162,9 +170,10 @@ class Found(msgspec.Struct):
     """What was found when all was prepared.
 
     interfaces: as they were read at the beginning. underlay: the devices that carry traffic between the nodes; of these
-    and their ports, the MTU of those that are measured counts. astray, refused: see `Underlay`. mtu: for pods.
-    stopped: ifindexes of all devices that are down or without a carrier. surplus: there is something to remove. absent:
-    of the addresses that the node is said to have, those that are on no device.
+    and their ports, the MTU of those that are measured counts. astray, refused: see `Underlay`. outside: ifindexes of
+    all by which a machine is on a network. mtu: for pods. stopped: ifindexes of all devices that are down or without a
+    carrier. surplus: there is something to remove. absent: of the addresses that the node is said to have, those that
+    are on no device.
     """
 
     device_state: DeviceState = DeviceState()
@@ -173,6 +182,7 @@ class Found(msgspec.Struct):
     measured: tuple[Link, ...] = ()
     astray: tuple[Astray, ...] = ()
     refused: Mapping[int, int] = {}
+    outside: frozenset[int] = frozenset()
     mtu: Mtu = Mtu()
     stopped: Collection[int] = ()
     surplus: bool = False
@@ -211,7 +221,10 @@ class DeviceWork:
         found.underlay, found.measured = underlay.links, underlay.measured
         found.astray, found.refused = underlay.astray, underlay.refused
         names = [link.name for link in found.underlay]
-        self._switch(of_node(names, ipv6=node.ipv6, native=NO_ENCAPSULATION in node.encapsulations))
+        outside = [link for link in interfaces.links if advertised.leads_outside(link)]
+        found.outside = frozenset(link.ifindex for link in outside)
+        learners = self._learners(node, interfaces, outside)
+        self._switch(of_node(names, learners, ipv6=node.ipv6, native=NO_ENCAPSULATION in node.encapsulations))
         tunnels: dict[Encapsulation, int] = {}
         for encapsulation in node.tunnels:
             mtu = device.tunnel_mtu(underlay.mtu, encapsulation, interfaces)
@@ -230,6 +243,25 @@ class DeviceWork:
         if node.tunnels and underlay.mtu.bytes:
             found.mtu = Mtu(underlay.mtu.bytes - OVERHEAD, f"{underlay.mtu.why}, less {OVERHEAD} for the tunnel")
         return found
+
+    def _learners(self, node: MeshNode, interfaces: Interfaces, outside: Iterable[Link]) -> list[str]:
+        """Names of the devices that this node is, or may come to be, configured by router advertisements on.
+
+        Where one may come is worth a switch only if forwarding was not on before: else the kernel took none then.
+        """
+        if not node.ipv6:
+            return []
+        found = set(advertised.learned_on(self._commands))
+        if found:  # what a pod has advertised goes with forwarding
+            routes = reader.direct_routes(self._commands)
+            found -= {each.ifindex for each in routes if any(cidr.contains(each.destination) for cidr in node.cidrs)}
+        with suppress(OSError):  # of a kernel without IPv6; that is said when forwarding is switched on
+            if "0" in (switches.read(switches.IPV6), self._record.before(switches.IPV6)):
+                told = [link for link in interfaces.links if device.is_told(node, link)]
+                found.update(link.ifindex for link in (*outside, *told))
+        return [
+            link.name for link in interfaces.links if link.ifindex in found and not link.name.startswith(DEVICE_PREFIX)
+        ]
 
     def _prepare_tunnel(
         self, node: MeshNode, encapsulation: Encapsulation, mtu: int, interfaces: Interfaces, known: int

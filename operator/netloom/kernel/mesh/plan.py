@@ -32,6 +32,7 @@ class PlannedDeviceWork(DeviceWork):
         super().__init__(commands, record, node, held=frozenset())
         self.changes: list[PlannedChange] = []
         self._devices: dict[str, Link] = {}
+        self._switched: set[str] = set()
 
     def read(self) -> Interfaces:
         """The kernel's links and addresses, as they would be."""
@@ -54,7 +55,9 @@ class PlannedDeviceWork(DeviceWork):
                 before = effective(sysctl)
             except FileNotFoundError:
                 before = "not there yet"
-            if not sysctl.is_set(before):
+            implied = sysctl.implied_by in self._switched or (sysctl.implied_by and before == "not there yet")
+            if not sysctl.is_set(before) and not implied:
+                self._switched.add(sysctl.name)
                 text = f"sysctl -w {sysctl.dotted}={sysctl.value}"
                 self.changes.append(PlannedChange(text, f"is {before}"))
 

@@ -12,7 +12,7 @@ import msgspec
 from netloom.cidr import Address, format_address
 from netloom.kernel.mac import Mac
 from netloom.kernel.netlink import wire
-from netloom.kernel.netlink.messages import AddressMessage, LinkMessage, NetconfMessage, decode, encode, nested
+from netloom.kernel.netlink.messages import AddressMessage, LinkMessage, decode, encode, nested
 
 IFF_UP, IFF_NOARP, IFF_LOWER_UP = 1, 1 << 7, 1 << 16
 _IFF_NARROW = 0x10 | IFF_NOARP
@@ -151,11 +151,6 @@ def read_address(buffer: bytes, start: int, end: int) -> InterfaceAddress | None
     expires = seen["flags"] & (_DEPRECATED | _PERMANENT) != _PERMANENT
     local = LocalAddress(address, seen["prefixlen"], other if other != address else b"", expires)
     return InterfaceAddress(seen["index"], local)
-
-
-def read_netconf(buffer: bytes, start: int, end: int) -> int:
-    """The ifindex of the device of which an RTM_NEWNETCONF says that a switch was changed; -1: all, -2: default."""
-    return int(decode(NetconfMessage, buffer, start).get_attr("NETCONFA_IFINDEX", 0))
 
 
 # ---------------------------------------------------------------------------------------------- to the kernel

@@ -106,13 +106,6 @@ class NexthopMessage(nlmsg):  # type: ignore[misc]
     ip_encapsulation = IpEncapsulation
 
 
-class NetconfMessage(nlmsg):  # type: ignore[misc]
-    """`struct netconfmsg`, RTM_NEWNETCONF, linux/netconf.h."""
-
-    fields = (("family", "B"), ("__padding", "3x"))
-    nla_map = (("NETCONFA_UNSPEC", "none"), ("NETCONFA_IFINDEX", "int32"))
-
-
 class NamespaceIdMessage(nlmsg):  # type: ignore[misc]
     """`struct rtgenmsg`, RTM_*NSID, linux/net_namespace.h."""
 

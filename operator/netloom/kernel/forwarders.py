@@ -1,0 +1,106 @@
+"""Whether others' packets may be forwarded on this machine: then forwarding is not switched off when ours are gone.
+
+Which program relies on it, nobody can tell: a container network that found it on has written nothing. So any sign
+counts: two devices between which packets may pass, or somebody's translation of addresses (as kube-proxy's, by which a
+packet may leave by the only device there is).
+"""
+
+import socket
+import struct
+from pathlib import Path
+
+import structlog
+
+from netloom.kernel.errors import KernelUnsupported
+from netloom.kernel.keeper.report import PlannedChange
+from netloom.kernel.netlink import nftables
+from netloom.kernel.netlink.links import Link, read_link
+from netloom.kernel.netlink.messages import LinkMessage, encode
+from netloom.kernel.netlink.nftables_socket import NftablesSocket
+from netloom.kernel.netlink.sockets import CommandSocket, RefusedError, read_all
+from netloom.kernel.netlink.wire import HEADER, HEADER_SIZE, REQUEST, RTM_GETLINK, attributes
+from netloom.kernel.ownership import DEVICE_PREFIX
+from netloom.kernel.sysctl import SysctlRecord
+
+log = structlog.get_logger(__name__)
+
+_LEGACY = Path("/proc/thread-self/net/ip_tables_names"), Path("/proc/thread-self/net/ip6_tables_names")
+_SINKS = frozenset(("dummy", "ifb"))
+_ONE_OF_MANY = frozenset(("bond", "team"))
+_NAMED = 3
+_NFGEN = struct.Struct("=BBH")
+_TABLE, _USED, _TYPE = 1, 6, 7
+
+
+def forwarders(commands: CommandSocket) -> str:
+    """By what others' packets may be forwarded, for people: `docker0 and eth0`; empty if by nothing. Raises OSError."""
+    links = read_all(commands, encode(LinkMessage, RTM_GETLINK, 0, {}, ext_mask=8), read_link)
+    return _devices(links) or translations()
+
+
+def plan_restore(commands: CommandSocket, record: SysctlRecord) -> list[PlannedChange]:
+    """What `restore` would put back. Raises OSError."""
+    due = record.due(shared=_shared(commands, record))
+    return [PlannedChange(f"sysctl -w {each.dotted}={each.value}", "as before") for each in due]
+
+
+def restore(commands: CommandSocket, record: SysctlRecord) -> None:
+    """Put back what was recorded, but for what others may rely on. Raises OSError."""
+    for sysctl in record.restore(shared=_shared(commands, record)):
+        log.info("switch restored", sysctl=sysctl.name, value=sysctl.value)
+
+
+def left(commands: CommandSocket, record: SysctlRecord) -> list[str]:
+    """What `restore` leaves, why, and how to switch it. Raises OSError."""
+    others = forwarders(commands) if record.left() else ""
+    return [record.sentence(others)] if others else []
+
+
+def _shared(commands: CommandSocket, record: SysctlRecord) -> bool:
+    return bool(record.left() and forwarders(commands))
+
+
+def _devices(links: list[Link]) -> str:
+    bundles = {link.ifindex for link in links if link.kind in _ONE_OF_MANY}
+    found = sorted(
+        link.name
+        for link in links
+        if link.up
+        and link.name != "lo"
+        and not link.name.startswith(DEVICE_PREFIX)
+        and link.kind not in _SINKS
+        and link.master not in bundles
+    )
+    if len(found) < 2:
+        return ""
+    more = f" and {len(found) - _NAMED} more" if len(found) > _NAMED else ""
+    return f"the devices {', '.join(found[:_NAMED])}{more}"
+
+
+def translations() -> str:
+    """Whose rules translate addresses, for people; empty if nobody's but ours. What cannot be read counts."""
+    try:
+        if any("nat" in path.read_text(encoding="ascii").split() for path in _LEGACY if path.exists()):
+            return "rules of iptables' nat table"
+        return next((f"rules of nft table {name}" for name in _foreign_nat_tables()), "")
+    except KernelUnsupported:
+        return ""
+    except (PermissionError, RefusedError):
+        return "rules that take CAP_NET_ADMIN to read"
+
+
+def _foreign_nat_tables() -> list[str]:
+    def read(buffer: bytes, start: int, end: int) -> str | None:
+        found = attributes(buffer, start + _NFGEN.size, end)
+        name = found[_TABLE].rstrip(b"\0").decode(errors="replace")
+        if found.get(_TYPE) != b"nat\0" or not int.from_bytes(found.get(_USED, b""), "big"):
+            return None
+        return None if name == "netloom" or name.startswith("netloom-") else name
+
+    kind = nftables.SUBSYSTEM | nftables.GETCHAIN
+    request = HEADER.pack(HEADER_SIZE + _NFGEN.size, kind, REQUEST, 0, 0) + _NFGEN.pack(socket.AF_UNSPEC, 0, 0)
+    commands = NftablesSocket()
+    try:
+        return sorted({name for name in read_all(commands, request, read) if name})
+    finally:
+        commands.close()

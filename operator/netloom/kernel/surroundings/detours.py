@@ -1,0 +1,228 @@
+"""Packets of pods that a policy rule leads past their route, as the kernel itself routes them.
+
+Rules are common, and most of them mean no harm: they match packets with a mark, or a table behind them has nothing for
+pods. Instead of working out what they do, packets are made up that each suspicious rule could match, from a pod of this
+node to each other node's CIDR and back, and the kernel is asked where they would go. On a node with no rules but its
+own nothing is asked.
+"""
+
+import errno
+import socket
+import struct
+import sys
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+
+import msgspec
+
+from netloom.cidr import Address, Cidr
+from netloom.kernel.mesh import reader
+from netloom.kernel.netlink import wire
+from netloom.kernel.netlink.sockets import BATCH, CommandSocket, RefusedError, read_all
+from netloom.kernel.netlink.wire import attributes
+from netloom.kernel.ownership import DEVICE_PREFIX, ROUTE_TABLE
+from netloom.kernel.surroundings.rules import LOCAL_TABLE, REFUSING, Rule, before_main, read_rule
+
+_DST, _SRC, _IIF, _OIF, _GATEWAY, _TABLE, _VIA, _IP_PROTO, _SPORT, _DPORT = 1, 2, 3, 4, 5, 15, 18, 27, 28, 29
+_LOOKUP_TABLE = 0x1000
+"""RTM_F_LOOKUP_TABLE: the answer says in which table the route was. IPv6 always does, and knows no such flag."""
+_ROUTE = struct.Struct("=BBBBBBBBI")
+_RULE_SIZE = 12
+_VERSIONS: dict[int, int] = {socket.AF_INET: 4, socket.AF_INET6: 6}
+
+
+class Pod(msgspec.Struct, frozen=True):
+    """Where pods of this node are: a route inside its CIDRs, to a device. `bridge`: of that kind."""
+
+    destination: Cidr
+    ifindex: int
+    device: str
+    bridge: bool = False
+
+
+class Remote(msgspec.Struct, frozen=True):
+    """A CIDR of another node, and that one's own addresses."""
+
+    node: str
+    cidr: Cidr
+    addresses: tuple[Address, ...] = ()
+
+
+class Packet(msgspec.Struct, frozen=True):
+    """A packet made up for a rule, between a pod of this node and another node's: as it comes in by the device `iif`,
+    or (0) as this node would send it itself. inward: it comes for the pod."""
+
+    rule: Rule
+    remote: Remote
+    pod: Pod
+    destination: Address
+    source: Address = b""
+    iif: int = 0
+    inward: bool = False
+
+    def is_astray(self, way: "Way", ours: Collection[int]) -> bool:
+        """Whether it does not get where it should, and a rule has decided so, and not the main table. An error does not
+        say which of them it was, unless it is a rule that refuses."""
+        if way.error:
+            return self.rule.action in REFUSING or way.error == errno.EACCES
+        if way.table in (ROUTE_TABLE, LOCAL_TABLE):
+            return False
+        return (
+            way.oif != self.pod.ifindex
+            if self.inward
+            else way.oif not in ours and way.gateway not in self.remote.addresses
+        )
+
+
+class Way(msgspec.Struct, frozen=True):
+    """The kernel's answer for a packet: which table sends it, by which device and gateway, or with which error."""
+
+    table: int = 0
+    oif: int = 0
+    gateway: Address = b""
+    error: int = 0
+
+
+class Detour(msgspec.Struct, frozen=True):
+    """What a rule does to packets from this node's pods to other nodes' (`inward`: to them): to `cidr`, one of `count`,
+    which is of `node`. device: by which they leave, in vain; "": they are dropped."""
+
+    rule: Rule
+    cidr: Cidr
+    node: str
+    count: int
+    device: str = ""
+    inward: bool = False
+
+
+def suspicious_rules(commands: CommandSocket) -> list[Rule]:
+    """Those that may lead pods' packets past the main table. Raises OSError."""
+    return [rule for family in _VERSIONS for rule in _suspicious(commands, family)]
+
+
+def find_detours(
+    commands: CommandSocket,
+    rules: Sequence[Rule],
+    pods: Sequence[Pod],
+    remotes: Iterable[Remote],
+    names: Mapping[int, str],
+) -> list[Detour]:
+    """What these rules do, to CIDRs to which this node has a route. names: of devices, by ifindex. Raises OSError."""
+    ours = [ifindex for ifindex, name in names.items() if name.startswith(DEVICE_PREFIX)]
+    routed = {seen.key for seen in reader.routes(commands)}
+    remotes = [remote for remote in remotes if remote.cidr in routed]
+    packets = [packet for rule in rules for packet in _outward(rule, pods, remotes)]
+    packets += [packet for rule in rules for packet in _inward(commands, rule, pods, remotes, names, ours)]
+    astray: dict[tuple[Rule, bool], list[tuple[Packet, Way]]] = {}
+    for packet, way in zip(packets, _ask(commands, packets), strict=True):
+        if packet.is_astray(way, ours):
+            by = [rule for rule in rules if way.table and (rule.family, rule.table) == (packet.rule.family, way.table)]
+            astray.setdefault((by[0] if by else packet.rule, packet.inward), []).append((packet, way))
+    return [_detour(rule, inward, found, names) for (rule, inward), found in astray.items()]
+
+
+def _detour(rule: Rule, inward: bool, found: Sequence[tuple[Packet, Way]], names: Mapping[int, str]) -> Detour:
+    cidrs = dict.fromkeys(packet.pod.destination if inward else packet.remote.cidr for packet, _ in found)
+    packet, way = found[0]
+    return Detour(
+        rule, next(iter(cidrs)), "" if inward else packet.remote.node, len(cidrs), names.get(way.oif, ""), inward
+    )
+
+
+def _suspicious(commands: CommandSocket, family: int) -> list[Rule]:
+    request = wire.HEADER.pack(wire.HEADER_SIZE + _RULE_SIZE, wire.RTM_GETRULE, wire.REQUEST, 0, 0)
+    try:
+        seen = read_all(commands, request + bytes([family]).ljust(_RULE_SIZE, b"\0"), read_rule)
+    except RefusedError:
+        return []  # a kernel without policy rules, or without the family
+    return before_main([rule for rule in seen if rule.family == family])
+
+
+def _outward(rule: Rule, pods: Sequence[Pod], remotes: Sequence[Remote]) -> Iterator[Packet]:
+    """From a pod that the rule matches, if there is one, to every other node's CIDR that it matches."""
+    version, source, target = _VERSIONS[rule.family], rule.matched_source, rule.matched_destination
+    for pod in pods:
+        if (
+            pod.destination.version == version
+            and rule.matched_incoming in ("", pod.device)
+            and _meet(source, pod.destination)
+        ):
+            break
+    else:
+        return
+    sender = _both(pod.destination, source)
+    for remote in remotes:
+        if remote.cidr.version == version and _meet(target, remote.cidr):
+            yield Packet(rule, remote, pod, _both(remote.cidr, target), sender, pod.ifindex)
+
+
+def _inward(
+    commands: CommandSocket,
+    rule: Rule,
+    pods: Sequence[Pod],
+    remotes: Sequence[Remote],
+    names: Mapping[int, str],
+    ours: Sequence[int],
+) -> Iterator[Packet]:
+    """From some other node that the rule matches, by the device that leads there, to every pod that it matches."""
+    version, source, target = _VERSIONS[rule.family], rule.matched_source, rule.matched_destination
+    remote = next((each for each in remotes if each.cidr.version == version and _meet(source, each.cidr)), None)
+    if remote is None:
+        return
+    sender = _both(remote.cidr, source)
+    iif = ours[0] if ours else _ask(commands, [Packet(rule, remote, pods[0], sender)])[0].oif
+    if not iif or rule.matched_incoming not in ("", names.get(iif)):
+        return
+    for pod in pods:
+        if pod.destination.version == version and _meet(target, pod.destination):
+            yield Packet(rule, remote, pod, _both(pod.destination, target), sender, iif, inward=True)
+
+
+def _meet(matched: Cidr | None, cidr: Cidr) -> bool:
+    return matched is None or matched.overlaps(cidr)
+
+
+def _both(cidr: Cidr, matched: Cidr | None) -> Address:
+    """An address that lies in both, which overlap; not the first or the last of a network, where there is another."""
+    within = matched if matched is not None and cidr.contains(matched) else cidr
+    return max(within.base, within.last - 1).to_bytes(len(within.packed), "big")
+
+
+def _ask(commands: CommandSocket, packets: Sequence[Packet]) -> list[Way]:
+    ways = [Way()] * len(packets)
+    for at in range(0, len(packets), BATCH):
+
+        def visit(number: int, kind: int, buffer: bytes, start: int, end: int, at: int = at) -> None:
+            ways[at + number] = _read_way(kind, buffer, start, end)
+
+        commands.ask([_question(number, packet) for number, packet in enumerate(packets[at : at + BATCH])], visit)
+    return ways
+
+
+def _question(sequence: int, packet: Packet) -> bytes:
+    rule, bits, order = packet.rule, len(packet.destination) * 8, sys.byteorder
+    values = [
+        (_DST, packet.destination),
+        (_SRC, packet.source),
+        (_IIF, packet.iif.to_bytes(4, order) if packet.iif else b""),
+    ]
+    if rule.protocol and not rule.inverted:
+        ports = ((_SPORT, rule.source_port), (_DPORT, rule.port))
+        values += [
+            (_IP_PROTO, bytes([rule.protocol])),
+            *((kind, port.to_bytes(2, "big")) for kind, port in ports if port),
+        ]
+    flags = _LOOKUP_TABLE if bits == 32 else 0
+    body = _ROUTE.pack(rule.family, bits, bits if packet.source else 0, rule.tos, 0, 0, 0, 0, flags)
+    for kind, value in values:
+        if value:
+            body += wire.ATTRIBUTE.pack(4 + len(value), kind) + value + bytes(-len(value) % 4)
+    return wire.HEADER.pack(wire.HEADER_SIZE + len(body), wire.RTM_GETROUTE, wire.REQUEST, sequence, 0) + body
+
+
+def _read_way(kind: int, buffer: bytes, start: int, end: int) -> Way:
+    if kind == wire.NLMSG_ERROR:
+        return Way(error=-int.from_bytes(buffer[start : start + 4], sys.byteorder, signed=True))
+    found = attributes(buffer, start + _ROUTE.size, end)
+    table = int.from_bytes(found[_TABLE], sys.byteorder) if _TABLE in found else buffer[start + 4]
+    gateway = found.get(_GATEWAY) or found.get(_VIA, b"")[2:]
+    return Way(table, int.from_bytes(found.get(_OIF, b""), sys.byteorder), gateway)

@@ -1,0 +1,130 @@
+"""Policy rules (`ip rule`) as the kernel lists them, and which of them may lead pods past the main table. Pure.
+
+Routes to other nodes' pods are in the main table. A rule that is asked before it, and that a packet of a pod matches,
+can send it elsewhere. Whether one does is not worked out here: the kernel is asked about packets that match it (see
+`detours`). So a rule has to be left out only where no packet of a pod can match it.
+"""
+
+import struct
+import sys
+
+import msgspec
+
+from netloom.cidr import Cidr
+from netloom.kernel.netlink.wire import attributes
+from netloom.kernel.ownership import ROUTE_TABLE
+
+LOCAL_TABLE = 255
+_LOOKUP, _GOTO, _NOTHING = 1, 2, 3
+REFUSING = {6: "blackhole", 7: "unreachable", 8: "prohibit"}
+"""Actions that end a packet's way (FR_ACT_*, linux/fib_rules.h)."""
+_INVERTED = 2
+_HEADER = struct.Struct("=BBBBBxxBI")  # family, dst_len, src_len, tos, table, action, flags
+_DST, _SRC, _IIF, _PRIORITY, _MARK = 1, 2, 3, 6, 10
+_SUPPRESS_PREFIX, _TABLE, _MASK, _OIF, _L3MDEV = 14, 15, 16, 17, 19
+_PROTOCOL, _SOURCE_PORTS, _PORTS = 22, 23, 24
+_UIDS, _TUNNEL_ID = 20, 12
+_NEVER = 0xFFFF_FFFF
+
+
+class Rule(msgspec.Struct, frozen=True):
+    """A rule. table: that it leads to; 0: none. source, destination, incoming (a device): what it matches, None or ""
+    for all packets; inverted: it matches what these do not. protocol, ports, tos: that it is limited to; of port ranges
+    the first. local: it matches only packets of this machine's own programs, or such as no pod sends. plain: it matches
+    every packet, and lets every route of its table count.
+    """
+
+    priority: int
+    family: int
+    table: int
+    action: int
+    source: Cidr | None = None
+    destination: Cidr | None = None
+    incoming: str = ""
+    inverted: bool = False
+    local: bool = False
+    mark: int = 0
+    mask: int = 0
+    tos: int = 0
+    protocol: int = 0
+    source_port: int = 0
+    port: int = 0
+    vrf: bool = False
+    plain: bool = False
+
+    @property
+    def text(self) -> str:
+        """As `ip rule` prints it, but for its priority."""
+        words = ["not"] if self.inverted else []
+        words += ["from", str(self.source) if self.source else "all"]
+        words += ["to", str(self.destination)] if self.destination else []
+        words += ["iif", self.incoming] if self.incoming else []
+        words += [f"fwmark {self.mark:#x}/{self.mask:#x}"] if self.mask else []
+        words += [f"ipproto {self.protocol}"] if self.protocol else []
+        words += [f"dport {self.port}"] if self.port else []
+        words += [f"lookup {self.table}"] if self.table else [REFUSING.get(self.action, "")]
+        return " ".join(filter(None, words))
+
+    @property
+    def matched_source(self) -> Cidr | None:
+        """Where packets that it matches come from, None for anywhere."""
+        return None if self.inverted else self.source
+
+    @property
+    def matched_destination(self) -> Cidr | None:
+        """Where packets that it matches go, None for anywhere."""
+        return None if self.inverted else self.destination
+
+    @property
+    def matched_incoming(self) -> str:
+        """The device by which packets that it matches come, "" for any."""
+        return "" if self.inverted else self.incoming
+
+    def may_match_pods(self) -> bool:
+        """Whether a packet that comes from a pod or for one, with no mark, may match it and go elsewhere by it."""
+        if self.action == _LOOKUP and self.table in (ROUTE_TABLE, LOCAL_TABLE):
+            return False
+        if self.action not in (_LOOKUP, *REFUSING) or self.vrf or self.local:
+            return False
+        return self.inverted or not self.mark & self.mask
+
+
+def read_rule(buffer: bytes, start: int, end: int) -> Rule | None:
+    """An RTM_NEWRULE."""
+    family, to_length, from_length, tos, table, action, flags = _HEADER.unpack_from(buffer, start)
+    found = attributes(buffer, start + _HEADER.size, end)
+
+    def number(kind: int, missing: int = 0) -> int:
+        return int.from_bytes(found[kind], sys.byteorder) if kind in found else missing
+
+    selecting = (_DST, _SRC, _IIF, _OIF, _MARK, _UIDS, _TUNNEL_ID, _PROTOCOL, _SOURCE_PORTS, _PORTS, _L3MDEV)
+    selects = bool(tos) or any(kind in found for kind in selecting)
+    incoming = found.get(_IIF, b"").rstrip(b"\0").decode(errors="replace")
+    suppresses = number(_SUPPRESS_PREFIX, _NEVER) != _NEVER
+    return Rule(
+        priority=number(_PRIORITY),
+        family=family,
+        table=number(_TABLE, table) if action == _LOOKUP else 0,
+        action=action,
+        source=Cidr.of(found[_SRC], from_length) if _SRC in found else None,
+        destination=Cidr.of(found[_DST], to_length) if _DST in found else None,
+        incoming=incoming,
+        inverted=bool(flags & _INVERTED),
+        # By the user of a local socket, the device that one is bound to, or packets that this machine sends itself.
+        local=_UIDS in found or _OIF in found or incoming == "lo" or _TUNNEL_ID in found,
+        mark=number(_MARK),
+        mask=number(_MASK, _NEVER) if _MARK in found or _MASK in found else 0,
+        tos=tos,
+        protocol=number(_PROTOCOL),
+        source_port=int.from_bytes(found.get(_SOURCE_PORTS, b"")[:2], sys.byteorder),
+        port=int.from_bytes(found.get(_PORTS, b"")[:2], sys.byteorder),
+        vrf=_L3MDEV in found,
+        plain=not (selects or suppresses) and action == _LOOKUP,
+    )
+
+
+def before_main(rules: list[Rule]) -> list[Rule]:
+    """Of the rules of one family those that are asked before the main table, and that a pod's packet may match."""
+    ordered = sorted(rules, key=lambda rule: rule.priority)
+    main = next((rule.priority for rule in ordered if rule.plain and rule.table == ROUTE_TABLE), _NEVER + 1)
+    return [rule for rule in ordered if rule.priority < main and rule.may_match_pods()]

@@ -1,0 +1,123 @@
+"""The surroundings reconciler: what others set on this node, and pods' packets depend on.
+
+It owns nothing in the kernel. What it finds are errors where packets of pods do not pass, and warnings where some may
+not. Peers are counted and walked over only when something calls for it, so their coming and going costs nothing here.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+
+from netloom.api.v1alpha1 import NETWORK_NAME, NetloomNode
+from netloom.cidr import is_address, parse_address
+from netloom.kernel.surroundings.detours import Remote
+from netloom.kernel.surroundings.look_part import Surroundings
+from netloom.kernel.surroundings.surroundings import SurroundingsKeeper
+from netloom.kernel.surroundings.tables import memory_of_machine
+from netloom.runtime.manager import Run
+from netloom_reconcilers.features.kernel import KernelFeature
+from netloom_reconcilers.features.node import NodeContext
+from netloom_reconcilers.node import findings
+from netloom_reconcilers.node.masquerade import pod_cidrs_of
+from netloom_reconcilers.node.mesh.reading import missing
+
+_KEY = "kernel"
+SETTLE_SECONDS = 3.0
+"""After peers came or went it is looked again, once for all of them."""
+
+
+class SurroundingsFeature(KernelFeature):
+    """See the module."""
+
+    name = "surroundings"
+    keeper: SurroundingsKeeper
+    _desired: Surroundings
+
+    def __init__(self, context: NodeContext, keeper: SurroundingsKeeper | None = None) -> None:
+        made = keeper or SurroundingsKeeper(run_directory=context.run_dir, on_report=lambda report: context.changed())
+        super().__init__(context, made)
+        self._memory = memory_of_machine()
+        self._nodes.subscribe(self._peer_changed)
+
+    def _again(self, *names: str) -> None:
+        """Of other nodes only that they came or went matters."""
+        if not names or self._node_name in names:
+            super()._again()
+
+    def _peer_changed(self, _name: str, old: NetloomNode | None, new: NetloomNode | None) -> None:
+        if old is None or new is None:
+            self.controller.enqueue_after(_KEY, SETTLE_SECONDS)
+
+    def components(self) -> Mapping[str, Run]:
+        """The reconciler, and the kernel's side."""
+        return {"surroundings": self.controller.run, "look around": self.keeper.run}
+
+    async def _apply(self) -> None:
+        desired = self.desired()
+        if desired is not None:
+            await self.keeper.apply(desired)
+            self._is_in_place()
+
+    def desired(self) -> Surroundings | None:
+        """For whom to look."""
+        network, node = self._networks.get(NETWORK_NAME), self.own.effective(self._said())
+        if network is None or node is None:
+            self._is_blocked(missing(network, self._node_name))
+            return None
+        self._is_blocked(None)
+        self._desired = Surroundings(
+            own=pod_cidrs_of(node)[0],
+            remotes=self._remotes,
+            peers=len(self._nodes),
+            native=network.spec.routing.mode != "tunnel",
+            raise_limits=network.spec.limits.raises,
+        )
+        return self._desired
+
+    def _remotes(self) -> Iterator[Remote]:
+        for name in self._nodes:
+            node = self._nodes.get(name)
+            if node is None or name == self._node_name:
+                continue
+            addresses = tuple(parse_address(each.ip) for each in node.spec.addresses if is_address(each.ip))
+            for cidr in pod_cidrs_of(node)[0]:
+                yield Remote(name, cidr, addresses)
+
+    def errors(self, report: Any = None, about: str = "", more: Iterable[str] = ()) -> list[str]:
+        """What keeps packets of pods from passing, as sentences."""
+        report = report or self.keeper.report
+        return super().errors(report, about, [*findings.errors(report.found, self._memory), *more])
+
+    def warnings(self) -> list[str]:
+        """What may come to that, or concerns only some of them."""
+        return [*super().warnings(), *findings.warnings(self.keeper.report.found, self._memory)]
+
+    def facts(self) -> dict[str, object]:
+        """The figures."""
+        return {"surroundings": findings.figures(self.keeper.report.found)}
+
+    def metrics(self) -> Iterable[Metric]:
+        """The same."""
+        found = self.keeper.report.found
+        yield GaugeMetricFamily(
+            "netloom_rule_detours", "Policy rules that lead packets of pods past their route.", value=len(found.detours)
+        )
+        needed = GaugeMetricFamily(
+            "netloom_neighbours_needed", "Neighbours that the node has or is to have, by family.", labels=["family"]
+        )
+        limit = GaugeMetricFamily("netloom_neighbours_limit", "gc_thresh3 of the kernel, by family.", labels=["family"])
+        refused = CounterMetricFamily(
+            "netloom_neighbours_refused", "Neighbours that the kernel had no room for, by family.", labels=["family"]
+        )
+        for table in found.tables.neighbours:
+            needed.add_metric([table.family], table.needed)
+            limit.add_metric([table.family], table.thresholds[2])
+            refused.add_metric([table.family], table.refused)
+        yield from (needed, limit, refused)
+        if (tracked := found.tables.conntrack) is not None:
+            yield GaugeMetricFamily("netloom_conntrack_entries", "Tracked connections.", value=tracked.count)
+            yield GaugeMetricFamily("netloom_conntrack_limit", "How many there may be.", value=tracked.limit)
+            yield CounterMetricFamily(
+                "netloom_conntrack_dropped", "Packets that connection tracking dropped.", value=tracked.dropped
+            )
