@@ -13,6 +13,7 @@ from typing import Any
 import structlog
 
 from netloom.api.v1alpha1 import NetloomNode
+from netloom.kernel.errors import KernelUnsupported
 from netloom.kernel.keeper.keeper import Keeper
 from netloom.kernel.keeper.report import Failure, PlannedChange
 from netloom.runtime.controller import Controller
@@ -131,3 +132,21 @@ class KernelFeature(NodeFeature, ABC):
         """The same, done."""
         removed = await self.plan_cleanup()
         return removed, (await self.keeper.cleanup()).failures
+
+
+class NftablesFeature(KernelFeature, ABC):
+    """One whose keeper owns a table of nftables."""
+
+    async def plan_cleanup(self) -> list[PlannedChange]:
+        """The table. A kernel that has no nftables has none of ours."""
+        try:
+            return await super().plan_cleanup()
+        except KernelUnsupported:
+            return []
+
+    async def cleanup(self) -> tuple[list[PlannedChange], Sequence[Failure]]:
+        """The same, done."""
+        try:
+            return await super().cleanup()
+        except KernelUnsupported:
+            return [], ()
