@@ -200,11 +200,12 @@ class AcceptedEncapsulation(Struct, frozen=True):
 
 
 class NetloomNodeSpec(Struct, frozen=True):
-    """spec of a NetloomNode."""
+    """spec of a NetloomNode. `source_addresses`: from which it may send through tunnels besides its `addresses`."""
 
     addresses: tuple[Address, ...] = ()
     ipam: NodeIPAM = NodeIPAM()
     encapsulations: tuple[AcceptedEncapsulation, ...] = ()
+    source_addresses: tuple[str, ...] = ()
 
 
 class NetloomNodeStatus(Struct, frozen=True):

@@ -70,17 +70,17 @@ def header(port: TunnelPort, *, vni: int = 1, options: bytes = b"") -> bytes:
     return struct.pack("!BBHI", len(options) // 4, 0, 0x6558, vni << 8) + options
 
 
-def inner(source: str, target: str, payload: bytes) -> bytes:
+def inner(source: str, target: str, payload: bytes, mac: bytes = MAC) -> bytes:
     """An Ethernet frame with a UDP packet, without its checksum where there can be none."""
     one, other = parse_address(source), parse_address(target)
     udp = struct.pack("!HHHH", 4242, INNER_PORT, 8 + len(payload), 0) + payload
     if len(one) == 4:
         head = struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(udp), 0, 0, 64, 17, 0) + one + other
         head = head[:10] + _checksum(head) + head[12:]
-        return MAC + bytes(6) + b"\x08\x00" + head + udp
+        return mac + bytes(6) + b"\x08\x00" + head + udp
     pseudo = one + other + struct.pack("!II", len(udp), 17)
     udp = udp[:6] + _checksum(pseudo + udp) + udp[8:]
-    return MAC + bytes(6) + b"\x86\xdd" + struct.pack("!IHBB", 6 << 28, len(udp), 17, 64) + one + other + udp
+    return mac + bytes(6) + b"\x86\xdd" + struct.pack("!IHBB", 6 << 28, len(udp), 17, 64) + one + other + udp
 
 
 def _checksum(data: bytes) -> bytes:

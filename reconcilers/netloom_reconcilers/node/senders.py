@@ -40,7 +40,8 @@ _NAMED = 5
 
 def senders_of(node: NetloomNode) -> tuple[Address, ...]:
     """The IPv4 addresses that the node's packets may come from."""
-    texts = [each.ip for each in node.spec.addresses if each.type in _SENDING and ":" not in each.ip]
+    texts = [each.ip for each in node.spec.addresses if each.type in _SENDING]
+    texts += node.spec.source_addresses
     return tuple(address for ip in texts if is_address(ip) and not unusable(address := parse_address(ip)))
 
 
@@ -158,8 +159,8 @@ class SendersFeature(NftablesFeature):
             )
         if refusals.forgers:
             found.append(
-                f"{table}: packets that {_some(refusals.forgers)} send for pods of other nodes are dropped "
-                f"({refusals.forged} so far). See what runs on these nodes that sends with a source that is not theirs."
+                f"{table}: packets from {_some(refusals.forgers)} with pods of other nodes as inner source are dropped "
+                f"({refusals.forged} so far). See what runs on these nodes that sends so."
             )
         return super().warnings() + found
 

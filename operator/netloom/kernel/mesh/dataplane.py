@@ -37,6 +37,7 @@ class Report(KeeperReport, frozen=True, kw_only=True):
     tunnels:  those that are ready to receive.
     unreachable: peers that can only be reached natively, and are not on a network of this node.
     absent:   of the addresses that the node is said to have, those that are on no device.
+    sources:  IPv4 addresses that it may send from, and is not said to have.
     reading_seconds: what the reading of the kernel's tables took in the resyncs, in all.
     """
 
@@ -48,12 +49,14 @@ class Report(KeeperReport, frozen=True, kw_only=True):
     unreachable: tuple[str, ...] = ()
     conflicts: tuple[AddressConflict, ...] = ()
     absent: tuple[Address, ...] = ()
+    sources: tuple[Address, ...] = ()
     reading_seconds: float = 0.0
 
     @property
     def news(self) -> tuple[object, ...]:
         """An address comes and goes by an event, and nothing is written for it."""
-        return (*super().news, self.absent) if self.absent else super().news
+        addresses = tuple(filter(None, (self.absent, self.sources)))
+        return (*super().news, *addresses)
 
     @property
     def in_sync(self) -> bool:
@@ -147,6 +150,7 @@ class Dataplane(Keeper[Desired, Report]):
             unreachable=tuple(sorted(self._mesh.unreachable)) if strict else (),
             conflicts=tuple(self._mesh.conflicts()),
             absent=self.absent,
+            sources=self._devices.found.sources,
             reading_seconds=self._rows.reading_seconds,
         )
 

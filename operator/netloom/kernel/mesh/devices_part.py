@@ -124,6 +124,7 @@ class MeshDevices(Part[Desired]):
             seen = read_address(buffer, start, end)
             self._due = seen is not None and (
                 self._mesh.is_tunnel(seen.ifindex)
+                or any(link.ifindex == seen.ifindex for link in self.found.underlay)
                 or (self._node is not None and seen.local.address in (self._node.local, *self._node.claimed))
             )
 
@@ -142,7 +143,7 @@ class Found(msgspec.Struct):
 
     underlay: the devices that carry traffic between the nodes. mtu: for pods. stopped: ifindexes of all devices that
     are down or without a carrier. surplus: there is something to remove. absent: of the addresses that the node is said
-    to have, those that are on no device.
+    to have, those that are on no device. sources: addresses that it may send from, and is not said to have.
     """
 
     device_state: DeviceState = DeviceState()
@@ -151,6 +152,7 @@ class Found(msgspec.Struct):
     stopped: Collection[int] = ()
     surplus: bool = False
     absent: tuple[Address, ...] = ()
+    sources: tuple[Address, ...] = ()
 
 
 class DeviceWork:
@@ -181,6 +183,7 @@ class DeviceWork:
             return found
         found.absent = device.absent_addresses(node, interfaces)
         found.underlay = tuple(device.carrying(node, interfaces, outgoing))
+        found.sources = device.source_addresses(node, interfaces, found.underlay)
         names = [link.name for link in found.underlay]
         self._switch(of_node(names, ipv6=node.ipv6, native=NO_ENCAPSULATION in node.encapsulations))
         tunnels: dict[Encapsulation, int] = {}
