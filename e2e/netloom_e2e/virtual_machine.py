@@ -33,8 +33,11 @@ from netloom_e2e.progress import Progress, follow
 META_PACKAGE = "linux-image-amd64"
 """Depends on the package that holds Debian's current kernel."""
 
-MODULES = ("bridge", "dummy", "geneve", "sch_netem", "veth", "vxlan", "8021q", "ipvlan", "macvlan", "tun")
-"""With what they need. A guest loads them by itself when a device of theirs is made."""
+MODULES = (
+    *("bridge", "dummy", "geneve", "sch_netem", "veth", "vxlan", "8021q", "ipvlan", "macvlan", "tun"),
+    *("nf_tables", "nft_ct", "nft_fib_inet"),
+)
+"""With what they need. A guest loads them by itself when a device or an expression of theirs is made."""
 
 _MEMORY = "1G"
 _READY, _DONE = "@@ guest ready", "@@ guest done"

@@ -32,6 +32,9 @@ class PackedKeys:
 
     def add(self, key: bytes) -> bool:
         """One more of it; whether it is the first."""
+        if key > self._packed[-self.size :]:
+            self._packed += key  # nodes mostly come in the order of their addresses
+            return True
         place = self._place(key)
         first = self._at(place) != key
         start = place * self.size

@@ -112,6 +112,8 @@ class SendersTable(Part[Senders]):
             retries.clear()
             return
         changed = self.differences.changed(changes)
+        if not self._is_checked:
+            self.refusals = Refusals()
         if self.layout != before:
             retries.forget((TABLE_ITEM, RULES_ITEM, _TRANSACTION))
         retries.forget((ELEMENT, element) for element in changed)
@@ -267,9 +269,8 @@ class SendersTable(Part[Senders]):
             for name in self.differences.of.keys() | self._desired.keys:
                 self.differences.load(name, self._desired.keys.get(name, ()), {})
         gone = [name for name in self.differences.of if str(name) not in layout.sets]
-        writes = (
-            [each for each in self.differences.writes(gone=gone) if each.item not in held] if layout.checked else []
-        )
+        due = self.differences.writes(gone=gone, anew=anew) if layout.checked else ()
+        writes = [each for each in due if each.item not in held]
         if anew:
             first, last = ruleset.creation(layout, replace=self._seen.table is not None)
             return Transaction(TABLE_KEY, [*first, *writes, *last], anew=True, rules=True)
@@ -335,10 +336,9 @@ class SendersTable(Part[Senders]):
         changes = []
         for write in due.writes:
             if write.keys:
-                element = write.item[1]
-                assert isinstance(element, Element)
-                text = f"{write.what} element {TABLE_KEY} {element.name} {{ {element.text} }}"
-                changes.append(PlannedChange(f"nft {text}"))
+                name = write.item[1].name  # type: ignore[attr-defined]
+                elements = ", ".join(Element(name, key).text for key in write.keys)
+                changes.append(PlannedChange(f"nft {write.what} element {TABLE_KEY} {name} {{ {elements} }}"))
             elif write.planned:
                 reason = why or ("no tunnel is in use" if write.item == TABLE_ITEM else "")
                 changes.append(PlannedChange(f"nft {write.planned}", reason))
