@@ -35,7 +35,7 @@ PEERS = 5000
 MTU = 1450
 DEVICE = "hand0"
 TRANSPORTS: dict[str, tuple[str, ...]] = {"tcp": (), "udp": ("--udp", "--bitrate", "0")}
-MASQUERADE = "table ip hand { chain c { type nat hook postrouting priority 100; ip daddr 203.0.113.1 masquerade\n} }"
+MASQUERADE = "table ip hand {\nchain c { type nat hook postrouting priority 100; ip daddr 203.0.113.1 masquerade\n}\n}"
 
 
 def _tunnel(one: Machine, two: Machine) -> None:

@@ -327,8 +327,10 @@ async def test_cleanup_and_plan(node: Namespace, keepers: Keepers) -> None:
         "nft add element inet netloom-tunnels nodes { 192.168.7.2 }",
         "nft add element inet netloom-tunnels pairs4-24 { 192.168.7.2 . 10.2.0.0 }",
         "nft add element inet netloom-tunnels pairs6-64 { 192.168.7.2 . fd00:2:: }",
-        "nft add element inet netloom-tunnels pods4-24 { 10.1.0.0, 10.2.0.0 }",
-        "nft add element inet netloom-tunnels pods6-64 { fd00:1::, fd00:2:: }",
+        "nft add element inet netloom-tunnels pods4-24 { 10.1.0.0 }",
+        "nft add element inet netloom-tunnels pods4-24 { 10.2.0.0 }",
+        "nft add element inet netloom-tunnels pods6-64 { fd00:1:: }",
+        "nft add element inet netloom-tunnels pods6-64 { fd00:2:: }",
         "nft add rules to inet netloom-tunnels (vxlan:8472; senders: nodes)",
     ]
     await keeper.apply(senders(2))

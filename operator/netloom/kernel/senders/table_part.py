@@ -337,8 +337,8 @@ class SendersTable(Part[Senders]):
         for write in due.writes:
             if write.keys:
                 name = write.item[1].name  # type: ignore[attr-defined]
-                elements = ", ".join(Element(name, key).text for key in write.keys)
-                changes.append(PlannedChange(f"nft {write.what} element {TABLE_KEY} {name} {{ {elements} }}"))
+                about = f"nft {write.what} element {TABLE_KEY} {name}"
+                changes += [PlannedChange(f"{about} {{ {Element(name, key).text} }}") for key in write.keys]
             elif write.planned:
                 reason = why or ("no tunnel is in use" if write.item == TABLE_ITEM else "")
                 changes.append(PlannedChange(f"nft {write.planned}", reason))
