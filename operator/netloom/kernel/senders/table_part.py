@@ -321,7 +321,8 @@ class SendersTable(Part[Senders]):
         touched, self._touched = self._touched, set()
         found, self._found = self._found, []
         alone = not self._resync_due
-        strange = [each for each in touched if self._is_checked and each.key in self.differences[each.name].pending]
+        pending = {*self._pending()} if touched else ()
+        strange = [each for each in touched if each in pending]
         return [*(((ELEMENT, element), alone) for element in strange), *found]
 
     # ----------------------------------------------------------------------------------------------------- plan
