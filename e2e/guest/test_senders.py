@@ -29,6 +29,10 @@ async def test_who_gets_into_geneve(keepers: Keepers) -> None:
             keeper = await keepers.open()
             await keeper.apply(senders(ports=(GENEVE, VXLAN)))
             assert [send() for send in sent] == [0, 6, 0, 6, 0, 0]
-            await keeper.cleanup()
+            again = await keepers.open()
+            assert (await again.apply(senders(ports=(GENEVE, VXLAN)))).written == {}, (
+                "this kernel writes rules as others"
+            )
+            await again.cleanup()
     finally:
         lab.close()

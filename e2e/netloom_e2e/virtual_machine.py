@@ -35,7 +35,7 @@ META_PACKAGE = "linux-image-amd64"
 
 MODULES = (
     *("bridge", "dummy", "geneve", "sch_netem", "veth", "vxlan", "8021q", "ipvlan", "macvlan", "tun"),
-    *("crc32c_generic", "nf_tables", "nft_ct", "nft_fib_inet"),
+    *("crc32c_generic", "nf_tables", "nft_ct", "nft_fib_inet", "nft_objref"),
 )
 """With what they need (libcrc32c asks for crc32c_generic at run time). A guest loads them by itself when a device or an
 expression of theirs is made."""

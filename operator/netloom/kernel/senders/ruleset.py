@@ -41,7 +41,7 @@ TABLE_KEY = f"inet {TABLE_NAME}"
 TABLE_ITEM: Item = (TABLE, TABLE_KEY)
 RULES_ITEM: Item = (RULES, TABLE_KEY)
 REMARK = "Netloom's: it undoes changes"
-NEEDS = "is there all of nftables in this kernel? It takes nft_ct and nft_fib_inet"
+NEEDS = "is there all of nftables in this kernel? It takes nft_ct, nft_fib_inet and nft_objref"
 
 PREROUTING, OUTPUT = "prerouting", "output"
 ARRIVALS, OTHERS, MEMBERS, FORGED = "arrivals", "others", "members", "forged"
