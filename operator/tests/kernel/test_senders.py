@@ -77,14 +77,15 @@ table inet netloom-tunnels {
     }
 
     chain arrivals {
-        meta nfproto ipv6 goto others comment "netloom 97e99a77"
-        @th,224,16 0x800 @nh,96,32 . @th,336,32 & 0xffffff00 @pairs4-24 notrack accept comment "netloom 526b7e7e"
-        @th,224,16 0x86dd @nh,96,32 . @th,304,128 & 0xffffffffffffffff0000000000000000 @pairs6-64 notrack accept \
-comment "netloom c61454e9"
+        @nh,0,8 0x45 @nh,72,8 0x11 @th,224,16 0x800 @nh,96,32 . @th,336,32 & 0xffffff00 @pairs4-24 notrack accept \
+comment "netloom 4bd6f5bc"
+        @nh,0,8 0x45 @nh,72,8 0x11 @th,224,16 0x86dd @nh,96,32 . @th,304,128 & 0xffffffffffffffff0000000000000000 \
+@pairs6-64 notrack accept comment "netloom 6f3ee81f"
         goto others comment "netloom 3f8823b8"
     }
 
     chain others {
+        meta l4proto != udp accept comment "netloom 610d4348"
         fib daddr type unicast accept comment "netloom 4d13b05a"
         ip saddr @nodes goto members comment "netloom 14474bb4"
         add @strangers4 { ip saddr } comment "netloom 406355a2"
@@ -106,12 +107,12 @@ comment "netloom c2d18208"
 
     chain prerouting {
         type filter hook prerouting priority raw; policy accept;
-        udp dport 8472 @th,64,32 0x8000000 goto arrivals comment "netloom 9c8f7c65"
+        th dport 8472 @th,64,32 0x8000000 goto arrivals comment "netloom 6ffddf4f"
     }
 
     chain output {
         type filter hook output priority raw; policy accept;
-        udp dport 8472 @th,64,32 0x8000000 notrack comment "netloom 8afd082d"
+        th dport 8472 @th,64,32 0x8000000 meta l4proto udp notrack comment "netloom 46238ef4"
     }
 }
 """
@@ -135,7 +136,7 @@ async def test_any_has_neither_sets_nor_chains_to_check_by(node: Namespace, keep
     desired.checked = False
     assert (await keeper.apply(desired)).in_sync
     assert "set " not in ours(node)
-    assert ours(node).count("notrack") == ours(node).count("udp dport") == 2
+    assert ours(node).count("notrack") == ours(node).count("th dport") == 2
     add(desired, 3)
     before = keeper.stats
     assert (await keeper.apply(desired)).in_sync
@@ -222,7 +223,7 @@ async def test_another_prefix_length_or_port_changes_rules_and_no_element(node: 
     desired.ports = (GENEVE, VXLAN)
     assert (await keeper.apply(desired)).in_sync
     assert since(keeper, before) == {"delrule": 16, "newrule": 20}
-    assert "udp dport 6081" in ours(node)
+    assert "th dport 6081" in ours(node)
 
 
 async def test_what_a_node_sent_from_lingers(node: Namespace, keepers: Keepers) -> None:

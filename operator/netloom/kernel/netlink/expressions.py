@@ -78,10 +78,20 @@ def of_family(size: int) -> bytes:
     return _expression("meta", _number(2, _META_NFPROTO), _number(1, _FIRST)) + _equals(bytes([family]))
 
 
-def udp_to(port: int) -> bytes:
-    """`udp dport PORT`."""
-    protocol = _expression("meta", _number(2, _META_L4PROTO), _number(1, _FIRST)) + _equals(bytes([UDP]))
-    return protocol + _load(_TRANSPORT, 2, 2) + _equals(port.to_bytes(2, "big"))
+def to_port(port: int) -> bytes:
+    """`@th,16,16 PORT`: of UDP, or another protocol. The kernel does this in place, and has to call for `l4proto`."""
+    return _load(_TRANSPORT, 2, 2) + _equals(port.to_bytes(2, "big"))
+
+
+def is_udp(*, other: bool = False) -> bytes:
+    """`meta l4proto udp`, `!=` for any `other`."""
+    compare = _differs if other else _equals
+    return _expression("meta", _number(2, _META_L4PROTO), _number(1, _FIRST)) + compare(bytes([UDP]))
+
+
+def is_plain_udp4() -> bytes:
+    """`@nh,0,8 0x45 @nh,72,8 17`: UDP over IPv4 without options, also in place."""
+    return _load(_NETWORK, 0, 1) + _equals(b"\x45") + _load(_NETWORK, 9, 1) + _equals(bytes([UDP]))
 
 
 def payload_is(offset: int, value: bytes, mask: bytes = b"", *, other: bool = False) -> bytes:

@@ -14,10 +14,12 @@
         chain output, priority raw
             a tunnel's packet: notrack
 
-Sets are looked up by hashing, as what an interval set costs a packet grows with the cluster, and a rule masks the inner
-source for each prefix length in use: one or two. A tunnel's packet is what the device would take, by port and header:
-the answer to a pod whose connection was masqueraded to that very port is none, and passes. Geneve's options, which our
-nodes do not send, would move the inner packet from where it is looked for, so such packets count as forged.
+Each datagram passes four hooks on its way from pod to pod, so what the kernel does in place comes first, and what it
+has to call for (`meta`, look-ups) last. Sets are looked up by hashing, as what an interval set costs a packet grows
+with the cluster, and a rule masks the inner source for each prefix length in use: one or two. A tunnel's packet is
+what the device would take, by port and header: the answer to a pod whose connection was masqueraded to that very port
+is none, and passes. Geneve's options, which our nodes do not send, would move the inner packet from where it is
+looked for, so such packets count as forged.
 """
 
 import hashlib
@@ -114,19 +116,20 @@ def rules_of(layout: Layout) -> tuple[Rule, ...]:
 
 
 def _of_port(port: TunnelPort, *, checked: bool) -> list[Rule]:
-    udp, vxlan = e.udp_to(port.number), port.protocol == "vxlan"
-    ours = udp + (e.payload_is(_WORD, _VXLAN) if vxlan else e.payload_is(_WORD, _GENEVE, _VERSION_AND_TYPE))
-    out = Rule(OUTPUT, ours + e.untracked())
+    to, vxlan = e.to_port(port.number), port.protocol == "vxlan"
+    ours = to + (e.payload_is(_WORD, _VXLAN) if vxlan else e.payload_is(_WORD, _GENEVE, _VERSION_AND_TYPE))
+    out = Rule(OUTPUT, ours + e.is_udp() + e.untracked())
     if not checked:
-        return [Rule(PREROUTING, ours + e.untracked()), out]
+        return [Rule(PREROUTING, ours + e.is_udp() + e.untracked()), out]
     if vxlan:
         return [Rule(PREROUTING, ours + e.go_to(ARRIVALS)), out]
-    bare = udp + e.payload_is(_WORD, _GENEVE, _OPTIONS_TOO)
+    bare = to + e.payload_is(_WORD, _GENEVE, _OPTIONS_TOO)
     return [Rule(PREROUTING, bare + e.go_to(ARRIVALS)), Rule(PREROUTING, ours + e.go_to(OTHERS)), out]
 
 
 def _of_senders(layout: Layout) -> list[Rule]:
     accept, drop, ipv4, ipv6 = e.verdict(e.ACCEPT), e.verdict(e.DROP), e.of_family(4), e.of_family(16)
+    plain = e.is_plain_udp4()
     inner = [(family, length, _mask(family, length)) for family, length in layout.lengths]
     pairs, pods = (
         [
@@ -137,14 +140,14 @@ def _of_senders(layout: Layout) -> list[Rule]:
         for kind, look_up in ((PAIRS, e.source_and_payload_in), (PODS, e.payload_in))
     )
     options = [
-        e.udp_to(port.number) + e.payload_is(_WORD, b"\0", b"\x3f", other=True)
+        e.to_port(port.number) + e.payload_is(_WORD, b"\0", b"\x3f", other=True)
         for port in layout.ports
         if port.protocol == "geneve"
     ]
     return [
-        Rule(ARRIVALS, ipv6 + e.go_to(OTHERS)),
-        *(Rule(ARRIVALS, pair + e.untracked() + accept) for pair in pairs),
+        *(Rule(ARRIVALS, plain + pair + e.untracked() + accept) for pair in pairs),
         Rule(ARRIVALS, e.go_to(OTHERS)),
+        Rule(OTHERS, e.is_udp(other=True) + accept),
         Rule(OTHERS, e.on_its_way() + accept),
         Rule(OTHERS, ipv4 + e.source_in(NODES) + e.go_to(MEMBERS)),
         Rule(OTHERS, ipv4 + e.remember_source(4, f"{STRANGERS}4")),
