@@ -5,7 +5,7 @@ PY := .venv/bin/python
 PEERS ?= 10000
 export PATH := $(PATH):/usr/sbin:/sbin
 
-.PHONY: help demo test check bench bench-allocation bench-mesh bench-codec bench-drift bench-restart bench-join bench-throughput bench-webhook setup setup-tests
+.PHONY: help demo test check bench bench-allocation bench-mesh bench-codec bench-drift bench-restart bench-join bench-throughput bench-senders bench-webhook setup setup-tests
 
 help: ## Show this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -25,7 +25,7 @@ check: setup-tests ## Format, lint, types, layers and unit tests; under a minute
 	.venv/bin/lint-imports --no-logo
 	$(PY) -m pytest -q -n 4 -m "not slow" operator/tests reconcilers/tests
 
-bench: bench-allocation bench-mesh bench-codec bench-drift bench-restart bench-join bench-throughput bench-webhook ## Run all benches; each ends with a line `RESULT {json}`
+bench: bench-allocation bench-mesh bench-codec bench-drift bench-restart bench-join bench-throughput bench-senders bench-webhook ## Run all benches; each ends with a line `RESULT {json}`
 
 bench-allocation: NODES ?= 5000
 bench-allocation: setup ## Allocation for NODES new nodes beside the raw create rate
@@ -50,6 +50,10 @@ bench-join: setup ## From a new node in the API to a route on NODES agents
 bench-throughput: setup ## TCP and UDP from pod to pod, beside a mesh made by hand
 	@e2e/setup iperf3
 	@$(PY) e2e/bench/throughput.py
+
+bench-senders: setup ## What it costs pods' traffic that nodes know who may send through tunnels
+	@e2e/setup iperf3
+	@$(PY) e2e/bench/senders.py
 
 bench-webhook: NODES ?= 5000
 bench-webhook: setup ## What the guard adds to writes, beside Open Policy Agent, with NODES nodes

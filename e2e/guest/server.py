@@ -28,10 +28,12 @@ from netloom.api.v1alpha1 import (
 )
 from netloom.kernel.mesh.dataplane import Dataplane, Report
 from netloom.kernel.mesh.encapsulation import Encapsulation
+from netloom.kernel.senders.keeper import SendersKeeper
 from netloom.runtime.store import Store
 from netloom_e2e.machines import Machine
 from netloom_reconcilers.node.known.own_node import OwnNode
 from netloom_reconcilers.node.mesh.announcement import AnnouncementReconciler
+from netloom_reconcilers.node.senders import SendersFeature
 from netloom_reconcilers.node.tunnels import TunnelsFeature
 from tests.kernel.meshes import eventually
 from tests.kernel.netns import Namespace
@@ -60,6 +62,7 @@ class Agent:
             changed=lambda: self.announcement.changed(),
         )
         self.tunnels = TunnelsFeature(context, self.plane)
+        self.senders = SendersFeature(context, SendersKeeper(resync_seconds=None))
         self.announcement = AnnouncementReconciler(name, self.nodes, server, lambda: self.tunnels.announcement)
 
     def _reported(self, report: Report) -> None:
@@ -69,19 +72,23 @@ class Agent:
     @property
     def errors(self) -> list[str]:
         """What its condition would say."""
-        return self.tunnels.errors(self.plane.report)
+        return [*self.tunnels.errors(self.plane.report), *self.senders.errors(), *self.senders.warnings()]
 
     @property
     def in_sync(self) -> bool:
         """All that it was told is so."""
-        return self.tunnels.applied and not self.errors and not self.plane.report.pending
+        applied = self.tunnels.applied and self.senders.applied
+        return applied and not self.errors and not self.plane.report.pending
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """It works meanwhile; the kernel keeps what it made."""
         with self.namespace.entered():
             await self.plane.open()
-        work = (self.plane.run, self.tunnels.controller.run, self.announcement.controller.run)
+            await self.senders.keeper.open()
+        features = (self.tunnels, self.senders)
+        work = [self.announcement.controller.run, *(each.keeper.run for each in features)]
+        work += [each.controller.run for each in features]
         tasks = [asyncio.create_task(each()) for each in work]
         try:
             yield
@@ -90,6 +97,7 @@ class Agent:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
             await self.plane.close()
+            await self.senders.keeper.close()
 
     def device_state(self) -> set[str]:
         """The devices that its routes go through, of both families."""

@@ -33,8 +33,12 @@ from netloom_e2e.progress import Progress, follow
 META_PACKAGE = "linux-image-amd64"
 """Depends on the package that holds Debian's current kernel."""
 
-MODULES = ("bridge", "dummy", "geneve", "sch_netem", "veth", "vxlan", "8021q", "ipvlan", "macvlan", "tun")
-"""With what they need. A guest loads them by itself when a device of theirs is made."""
+MODULES = (
+    *("bridge", "dummy", "geneve", "sch_netem", "veth", "vxlan", "8021q", "ipvlan", "macvlan", "tun"),
+    *("crc32c_generic", "nf_tables", "nft_ct", "nft_fib_inet", "nft_objref"),
+)
+"""With what they need (libcrc32c asks for crc32c_generic at run time). A guest loads them by itself when a device or an
+expression of theirs is made."""
 
 IS_GUEST = "NETLOOM_GUEST"
 """An environment variable that commands in a guest have: they may do to the machine what they like."""

@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from netloom_e2e.cluster import ControlPlane
 from netloom_e2e.gateway import gateway
 from netloom_e2e.lab import Lab, Machine, wait_for
 from netloom_e2e.mesh import NETLOOM, TUNNEL, facts, routes, state
+from tests.kernel.tunnelled import VXLAN, header, inner
 
 THREE = ("n1", "n2", "n3")
 
@@ -318,3 +320,87 @@ def test_status_shows_the_cluster_and_the_agent(cluster: Cluster, mesh: list[Mac
     text = n1.run(str(NETLOOM), "status", "--kubeconfig", kubeconfig, check=False)
     assert "10.42.3.0/24" in text
     assert "n1: 2 peers, in sync" in text
+
+
+SPOOF = """
+import socket, sys
+source, target, port, packets = sys.argv[1:]
+with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+    sock.bind((source, 0))
+    for packet in packets.split(","):
+        sock.sendto(bytes.fromhex(packet), (target, int(port)))
+"""
+RECEIVE = """
+import socket, sys
+inbox = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+inbox.bind((sys.argv[1], 7777))
+print("ready", flush=True)
+while (told := inbox.recv(100)) != b"end":
+    print(told.decode(), flush=True)
+"""
+
+
+def test_only_nodes_get_packets_into_the_tunnels(cluster: Cluster, mesh: list[Machine]) -> None:
+    """A machine of the LAN that is no node sends with any VNI as a pod; and a node as a pod of another."""
+    n1, n2, n3 = mesh
+    b = n2.add_pod("b", "10.42.2.5", mtu=1450)
+    stranger = cluster.lab.add_node("stranger")
+    mac = bytes.fromhex(json.loads(n2.ip("-j", "link", "show", TUNNEL))[0]["address"].replace(":", ""))
+
+    def spoof(machine: Machine, pod: str, *said: bytes) -> None:
+        packets = [header(VXLAN, vni=1 + i) + inner(pod, b.address, word, mac) for i, word in enumerate(said)]
+        words = [machine.address, n2.address, str(VXLAN.number), ",".join(packet.hex() for packet in packets)]
+        machine.run(sys.executable, "-SEc", SPOOF, *words)
+
+    def delivered() -> list[str]:
+        inbox = b.popen([sys.executable, "-SEc", RECEIVE, b.address], stdout=subprocess.PIPE)
+        try:
+            assert inbox.stdout
+            assert inbox.stdout.readline() == "ready\n"
+            spoof(stranger, "10.42.1.5", *[b"stranger"] * 6)
+            spoof(n1, "10.42.3.5", *[b"forged"] * 6)
+            spoof(n1, n1.address, b"node")
+            spoof(n1, "10.42.1.5", b"pod", b"end")
+            return inbox.stdout.read().split()
+        finally:
+            inbox.kill()
+            inbox.communicate()
+
+    assert delivered() == ["node", "pod"]
+    said: dict[str, object] = {}
+
+    def counted() -> bool:
+        said.update(facts(n2)["tunnelSenders"])
+        return (said["strangersDropped"], said["forgedDropped"]) == (6, 6)
+
+    wait_for("what was dropped is counted", counted, deadline=30)
+    assert (said["strangers"], said["forgers"]) == ([stranger.address], [n1.address])
+    assert len(facts(n2)["warnings"]) == 2
+    assert facts(n2)["inSync"]
+
+    cluster.edit(tunnelSenders="any")
+    wait_for("anybody to be let in", lambda: "set nodes" not in n2.run("nft", "list", "ruleset"))
+    assert delivered() == [*["stranger"] * 6, *["forged"] * 6, "node", "pod"]
+    cluster.edit(tunnelSenders="nodes")
+    wait_for("nodes alone to be let in", lambda: "set nodes" in n2.run("nft", "list", "ruleset"))
+    assert delivered() == ["node", "pod"]
+    cluster.lab.remove_node("stranger")
+    assert n3.ip("route", "show", "10.42.2.0/24")
+
+
+def test_a_node_on_two_networks_says_from_where_it_sends(cluster: Cluster, mesh: list[Machine]) -> None:
+    """Its outer packets have the address that its own routes choose, which its Node need not report."""
+    n1, n2, _ = mesh
+    a, b = n1.add_pod("a", "10.42.1.5", mtu=1450), n2.add_pod("b", "10.42.2.5", mtu=1450)
+    other = "172.31.77.1"
+    n1.ip("address", "add", f"{other}/24", "dev", "eth0")
+    try:
+        spec = lambda: cluster.plane.client.request("GET", f"{NODES}/n1")["spec"]  # noqa: E731
+        wait_for("the address to be told", lambda: spec().get("sourceAddresses") == [other])
+        wait_for("n2 to hear it", lambda: f"{other} . 10.42.1.0" in n2.run("nft", "list", "ruleset"))
+        n1.ip("route", "add", n2.address, "dev", "eth0", "src", other)
+        assert a.ping(b.address, count=5, interval=0.01, wait=2).received == 5
+        sent_from = n2.run("nft", "list", "set", "inet", "netloom-tunnels", "strangers4")
+        assert other not in sent_from
+    finally:
+        n1.ip("address", "delete", f"{other}/24", "dev", "eth0")

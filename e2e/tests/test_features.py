@@ -28,13 +28,23 @@ def pod_switch(machine: Machine) -> str:
     return machine.run("sysctl", POD_SWITCH)
 
 
+def senders(machine: Machine) -> str:
+    return machine.run("nft", "list", "table", "inet", "netloom-tunnels", check=False)
+
+
 POD_SWITCH = "net.ipv4.conf.p-pod.forwarding"
-KERNEL: dict[str, Callable[[Machine], str]] = {"tunnels": state, "masquerade": table, "surroundings": pod_switch}
+KERNEL: dict[str, Callable[[Machine], str]] = {
+    "tunnels": state,
+    "masquerade": table,
+    "surroundings": pod_switch,
+    "senders": senders,
+}
 """What each feature keeps as it is on a node, as text."""
 DELETE = {
     "tunnels": ["ip", "route", "del", "10.42.2.0/24"],
     "masquerade": ["nft", "delete", "table", "inet", "netloom"],
     "surroundings": ["sysctl", "-qw", f"{POD_SWITCH}=0"],
+    "senders": ["nft", "delete", "table", "inet", "netloom-tunnels"],
 }
 """Damages it."""
 NAMES = [feature.name for feature in FEATURES]
@@ -122,7 +132,7 @@ def test_cleanup_removes_what_a_switched_off_feature_left(agents: Agents) -> Non
     assert table(n1)
     agents.end("n1")
     n1.run(str(NETLOOM), "cleanup", "--yes", f"--run-dir={agents.run_dir(n1)}")
-    assert (table(n1), "netloom" in n1.ip("link")) == ("", False)
+    assert (table(n1), senders(n1), "netloom" in n1.ip("link")) == ("", "", False)
     agents.start(n1)
 
 

@@ -30,6 +30,7 @@ IN_USE_FINALIZER = "netloom.dev/in-use"
 IPAMMode = Literal["kubernetes", "cluster-pool", "multi-pool", "crd", "eni", "azure", "gke"]
 RoutingMode = Literal["tunnel", "native", "hybrid"]
 TunnelProtocol = Literal["vxlan", "geneve"]
+TunnelSenders = Literal["nodes", "any"]
 
 DEFAULT_PORTS: dict[TunnelProtocol, int] = {"vxlan": 8472, "geneve": 6081}
 """UDP port that `tunnelPort: 0` stands for."""
@@ -52,11 +53,13 @@ class NetworkIPAM(Struct, frozen=True):
 
 
 class Routing(Struct, frozen=True):
-    """spec.routing of a NetloomNetwork: how pod traffic gets from node to node."""
+    """spec.routing of a NetloomNetwork: how pod traffic gets from node to node. `tunnel_senders`: whose packets are
+    taken out of tunnels."""
 
     mode: RoutingMode = "tunnel"
     tunnel_protocol: TunnelProtocol = "vxlan"
     tunnel_port: int = 0
+    tunnel_senders: TunnelSenders = "nodes"
     auto_direct_node_routes: bool = False
     direct_routing_skip_unreachable: bool = False
     ipv4_native_routing_cidr: str = msgspec.field(name="ipv4NativeRoutingCIDR", default="")
@@ -204,11 +207,12 @@ class AcceptedEncapsulation(Struct, frozen=True):
 
 
 class NetloomNodeSpec(Struct, frozen=True):
-    """spec of a NetloomNode."""
+    """spec of a NetloomNode. `source_addresses`: from which it may send through tunnels besides its `addresses`."""
 
     addresses: tuple[Address, ...] = ()
     ipam: NodeIPAM = NodeIPAM()
     encapsulations: tuple[AcceptedEncapsulation, ...] = ()
+    source_addresses: tuple[str, ...] = ()
 
 
 class NetloomNodeStatus(Struct, frozen=True):

@@ -66,3 +66,5 @@ MESH = Ownership(
 1024 (IPv6), and any metric below 65536 that somebody may have given them."""
 
 MASQUERADE = Ownership(tables=("inet netloom",))
+
+SENDERS = Ownership(tables=("inet netloom-tunnels",))

@@ -5,6 +5,7 @@ is opened (it only reads), the caches fill, and only then the first whole desire
 and while the API server is away, the kernel keeps what it has.
 """
 
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -39,6 +40,7 @@ from netloom_reconcilers.node.known.departures import Departures, NodeLookup
 from netloom_reconcilers.node.known.own_node import RECORD
 from netloom_reconcilers.node.known.peers import is_owned
 from netloom_reconcilers.node.masquerade import MasqueradeFeature
+from netloom_reconcilers.node.senders import SendersFeature
 from netloom_reconcilers.node.sign_of_life import SignOfLife
 from netloom_reconcilers.node.status import NodeStatusReconciler, readiness_of
 from netloom_reconcilers.node.surroundings import SurroundingsFeature
@@ -50,6 +52,7 @@ log = structlog.get_logger(__name__)
 FEATURES: tuple[type[NodeFeature], ...] = (
     TunnelsFeature,
     MasqueradeFeature,
+    SendersFeature,
     SurroundingsFeature,
 )
 """What an agent can do, in the order in which it is planned, told and cleaned up."""
@@ -245,7 +248,9 @@ class Agent(Collector):
     def facts(self) -> dict[str, object]:
         """This node's data path, for people and for tests."""
         reports = [keeper.report for keeper in keepers(self.features)]
-        written = {message: count for report in reports for message, count in report.written.items()}
+        written: Counter[str] = Counter()
+        for report in reports:
+            written.update(report.written)
         peers, errors = self.context.peers, self._errors()
         facts: dict[str, object] = {
             "node": self.context.node_name,

@@ -357,3 +357,18 @@ async def test_the_first_address_is_the_source_of_the_nodes_own_packets(node: Na
     again = await planes.open()
     await again.apply(desired)
     assert (again.stats, node.state()) == ({}, state)
+
+
+async def test_from_which_other_addresses_the_node_may_send(node: Namespace, planes: Planes) -> None:
+    """Those of further networks of its devices; a virtual IP is no network's, and its own is known anyway."""
+    node.ip("address add 192.168.7.200/32 dev eth0")
+    node.ip("address add 10.9.0.1/24 dev eth0")
+    plane = await planes.open()
+    report = await plane.apply(mesh())
+    assert report.sources == (bytes([10, 9, 0, 1]),)
+    async with running(plane):
+        node.ip("address add 10.8.0.1/24 dev eth0")
+        await eventually(lambda: plane.report.sources == (bytes([10, 8, 0, 1]), bytes([10, 9, 0, 1])))
+        node.ip("address delete 10.8.0.1/24 dev eth0")
+        node.ip("address delete 10.9.0.1/24 dev eth0")
+        await eventually(lambda: plane.report.sources == ())

@@ -13,6 +13,7 @@ from typing import Any
 import structlog
 
 from netloom.api.v1alpha1 import NetloomNode
+from netloom.kernel.errors import KernelUnsupported
 from netloom.kernel.keeper.keeper import Keeper
 from netloom.kernel.keeper.report import Failure, PlannedChange
 from netloom.runtime.controller import Controller
@@ -135,3 +136,21 @@ class KernelFeature(NodeFeature, ABC):
     async def left(self) -> list[str]:
         """Of what the keeper made or set."""
         return await self.keeper.left()
+
+
+class NftablesFeature(KernelFeature, ABC):
+    """One whose keeper owns a table of nftables."""
+
+    async def plan_cleanup(self) -> list[PlannedChange]:
+        """The table. A kernel that has no nftables has none of ours."""
+        try:
+            return await super().plan_cleanup()
+        except KernelUnsupported:
+            return []
+
+    async def cleanup(self) -> tuple[list[PlannedChange], Sequence[Failure]]:
+        """The same, done."""
+        try:
+            return await super().cleanup()
+        except KernelUnsupported:
+            return [], ()

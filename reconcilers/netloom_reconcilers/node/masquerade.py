@@ -3,7 +3,7 @@
 It depends on no other reconciler: tunnels may be blocked, or switched off, and pods still reach the world outside.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import structlog
@@ -11,12 +11,10 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 
 from netloom.api.v1alpha1 import NETWORK_NAME, NetloomNode, NetworkSpec
 from netloom.cidr import Cidr
-from netloom.kernel.errors import KernelUnsupported
-from netloom.kernel.keeper.report import Failure, PlannedChange
 from netloom.kernel.masquerade.masquerade import MasqueradeKeeper
 from netloom.kernel.masquerade.sets import MasqueradeRules, Masquerading
 from netloom.runtime.manager import Run
-from netloom_reconcilers.features.kernel import KernelFeature
+from netloom_reconcilers.features.kernel import NftablesFeature
 from netloom_reconcilers.features.node import NodeContext, written_metric
 from netloom_reconcilers.node.known.peers import prefixes_of
 from netloom_reconcilers.node.mesh.reading import missing
@@ -48,7 +46,7 @@ def pod_cidrs_of(node: NetloomNode) -> tuple[tuple[Cidr, ...], tuple[str, ...]]:
     return tuple(dict.fromkeys(found)), problems
 
 
-class MasqueradeFeature(KernelFeature):
+class MasqueradeFeature(NftablesFeature):
     """Which of this node's packets get its own address, in a table of nftables."""
 
     name = "masquerade"
@@ -87,20 +85,6 @@ class MasqueradeFeature(KernelFeature):
             "What keeps masquerading from being as desired; the agent's /status names each.",
             value=len(self.errors()),
         )
-
-    async def plan_cleanup(self) -> list[PlannedChange]:
-        """The table. A kernel that has no nftables has none of ours."""
-        try:
-            return await super().plan_cleanup()
-        except KernelUnsupported:
-            return []
-
-    async def cleanup(self) -> tuple[list[PlannedChange], Sequence[Failure]]:
-        """The same, done."""
-        try:
-            return await super().cleanup()
-        except KernelUnsupported:
-            return [], ()
 
     async def _apply(self) -> None:
         desired = self.desired()

@@ -49,6 +49,9 @@ LINGER_SECONDS = 30.0
 """How long an encapsulation that nobody needs any more is kept: until every agent that can hear of it has, and no
 packet has come by it for as long."""
 
+MOST_SOURCES = 32
+"""Of the CRD."""
+
 
 class TunnelsFeature(KernelFeature):
     """The mesh: its entries in the kernel, and the announcement of what this node accepts."""
@@ -65,6 +68,9 @@ class TunnelsFeature(KernelFeature):
         self._needs = Needs()
         self._leaving: dict[Encapsulation, Leaving] = {}
         self._local = LocalNode()
+        self._sources: set[str] = set()
+        """Addresses that this node has sent from, besides its object's, in the life of this process: what comes and
+        goes is told once, as every write of a node is heard by all."""
         self._announcer: AnnouncementReconciler | None = None
         self._absence: AbsenceReconciler | None = None
         self._api_addresses: ApiAddresses | None = None
@@ -258,7 +264,8 @@ class TunnelsFeature(KernelFeature):
         sends = self._needs.sends
         if report.pending and self.announcement is not None:
             sends |= self.announcement.sends
-        self.announcement = Announcement(accepts, sends)
+        self._sources |= {*map(format_address, report.sources)}
+        self.announcement = Announcement(accepts, sends, tuple(sorted(self._sources)[:MOST_SOURCES]))
 
     async def plan(self) -> list[PlannedChange]:
         """As any, but that the API server's addresses matter."""

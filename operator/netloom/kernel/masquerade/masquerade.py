@@ -5,8 +5,9 @@ from typing import Unpack
 from netloom.kernel.errors import KernelUnsupported, NotPermitted
 from netloom.kernel.keeper.keeper import Keeper, KeeperOptions
 from netloom.kernel.keeper.report import KeeperReport, PlannedChange
+from netloom.kernel.keeper.transaction import explained
 from netloom.kernel.masquerade.sets import Masquerading
-from netloom.kernel.masquerade.table_part import MasqueradeTable, explained
+from netloom.kernel.masquerade.table_part import LOSS, MasqueradeTable
 from netloom.kernel.netlink import nftables
 from netloom.kernel.netlink.nftables_socket import NftablesSocket
 from netloom.kernel.netlink.sockets import RefusedError
@@ -50,7 +51,7 @@ class MasqueradeKeeper(Keeper[Masquerading, MasqueradeReport]):
             try:
                 return await self._connect().call(lambda commands: MasqueradeTable().plan(commands, desired))
             except RefusedError as error:
-                raise KernelUnsupported(explained(error)) from error
+                raise KernelUnsupported(explained(error, LOSS)) from error
 
     @property
     def report(self) -> MasqueradeReport:

@@ -11,23 +11,19 @@ and the same with 6. Known and excluded are two sets, so that a native routing C
 comes and goes for the price of one element. Only the first packet of a connection passes the chain.
 """
 
-import errno
 import hashlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from functools import cache
-from typing import TypeVar
 
 import msgspec
 
 from netloom.kernel.keeper.retries import Item
+from netloom.kernel.keeper.transaction import Write
 from netloom.kernel.netlink import nftables
 from netloom.kernel.netlink.messages import nested
 from netloom.kernel.netlink.nftables import SeenChain, SeenRule, SeenSet, SeenTable, request
-from netloom.kernel.netlink.sockets import CommandSocket, RefusedError, read_all
+from netloom.kernel.netlink.nftables_socket import get_all, get_one
+from netloom.kernel.netlink.sockets import CommandSocket
 from netloom.kernel.ownership import DEVICE_PREFIX
-
-T = TypeVar("T")
 
 TABLE, CHAIN = "netloom", "postrouting"
 TABLE_KEY = f"inet {TABLE}"
@@ -42,6 +38,8 @@ _CHAIN = SeenChain("nat", _HOOK_POSTROUTING, _PRIORITY_SRCNAT, _ACCEPT)
 
 SIZES = {"4": 4, "6": 16}
 """Bytes of an address, by the last character of a set's name."""
+
+NEEDS_NAT = "is there NAT for nftables in this kernel? It takes nft_chain_nat and nft_masq, and Linux 5.2"
 
 Families = tuple[str, ...]
 """Of "4" and "6", those whose packets are masqueraded."""
@@ -124,23 +122,6 @@ def same_rules(families: Families, seen: Seen, echoed: dict[bytes, bytes]) -> bo
     )
 
 
-class Write(msgspec.Struct, frozen=True, gc=False):
-    """One request: the item by which it is known when it fails, and how it is called then.
-
-    planned: as `nft` would say it, for a plan; what goes without saying there has none. needs_nat: it is refused where
-    the kernel has no NAT. keys: of the elements of one interval of the set `name`, which it adds, or `deletes`.
-    """
-
-    item: Item
-    what: str
-    message: bytes
-    planned: str = ""
-    needs_nat: bool = False
-    name: str = ""
-    keys: tuple[bytes, ...] = ()
-    deletes: bool = False
-
-
 def creation(families: Families, *, replace: bool) -> tuple[list[Write], list[Write]]:
     """Requests for the table and its sets, and those for chain and rules, which come after the elements."""
     table = request(nftables.NEWTABLE, name=TABLE, flags=0, userdata=REMARK)
@@ -153,7 +134,10 @@ def creation(families: Families, *, replace: bool) -> tuple[list[Write], list[Wr
     hook = nested(NFTA_HOOK_HOOKNUM=_CHAIN.hook, NFTA_HOOK_PRIORITY=_CHAIN.priority)
     base = {"hook": hook, "policy": _CHAIN.policy, "type": _CHAIN.kind}
     chain = request(nftables.NEWCHAIN, table=TABLE, name=CHAIN, **base)
-    return first, [Write(TABLE_ITEM, f"create chain {CHAIN}", chain, needs_nat=True), *_new_rules(families, TABLE_ITEM)]
+    return first, [
+        Write(TABLE_ITEM, f"create chain {CHAIN}", chain, needs=NEEDS_NAT),
+        *_new_rules(families, TABLE_ITEM),
+    ]
 
 
 def removal() -> list[Write]:
@@ -179,7 +163,7 @@ def _new_rules(families: Families, item: Item) -> list[Write]:
         rule = rule_of(family)
         message = request(nftables.NEWRULE, **_IN_CHAIN, expressions=rule.expressions, userdata=rule.userdata)
         planned = f"add rule {RULE_KEY} (IPv{family})"
-        writes.append(Write(item, f"add rule (IPv{family})", message, planned, needs_nat=True))
+        writes.append(Write(item, f"add rule (IPv{family})", message, planned, needs=NEEDS_NAT))
     return writes
 
 
@@ -188,40 +172,16 @@ def _new_rules(families: Families, item: Item) -> list[Write]:
 
 def read(commands: CommandSocket) -> Seen:
     """The table, apart from the elements of its sets. Raises RefusedError, OSError."""
-    table = _get(commands, request(nftables.GETTABLE, name=TABLE), nftables.read_table)
+    table = get_one(commands, request(nftables.GETTABLE, name=TABLE), nftables.read_table)
     if table is None:
         return Seen()
-    chain = _get(commands, request(nftables.GETCHAIN, table=TABLE, name=CHAIN), nftables.read_chain)
-    rules = _all(commands, request(nftables.GETRULE, **_IN_CHAIN), nftables.read_rule) if chain else []
-    sets = _all(commands, request(nftables.GETSET, table=TABLE), nftables.read_set)
+    chain = get_one(commands, request(nftables.GETCHAIN, table=TABLE, name=CHAIN), nftables.read_chain)
+    rules = get_all(commands, request(nftables.GETRULE, **_IN_CHAIN), nftables.read_rule) if chain else []
+    sets = get_all(commands, request(nftables.GETSET, table=TABLE), nftables.read_set)
     return Seen(table, chain, tuple(sets), tuple(rules))
 
 
 def read_elements(commands: CommandSocket, name: str) -> dict[bytes, bool]:
     """The elements of a set: key to whether it is plain (no comment, no timeout)."""
-    parts = _all(commands, request(nftables.GETSETELEM, table=TABLE, set=name), nftables.read_elements)
+    parts = get_all(commands, request(nftables.GETSETELEM, table=TABLE, set=name), nftables.read_elements)
     return {key: plain for _name, part in parts for key, plain in part}
-
-
-def _get(commands: CommandSocket, request: bytes, read: Callable[[bytes, int, int], T]) -> T | None:
-    found: list[T] = []
-    with _unless_gone():
-        commands.get(request, lambda _kind, *place: found.append(read(*place)))
-    return found[0] if found else None
-
-
-def _all(commands: CommandSocket, request: bytes, read: Callable[[bytes, int, int], T]) -> list[T]:
-    found: list[T] = []
-    with _unless_gone():
-        found += read_all(commands, request, read)
-    return found
-
-
-@contextmanager
-def _unless_gone() -> Iterator[None]:
-    """The table, or what is in it, may not be there, or go in this moment, which an event will tell."""
-    try:
-        yield
-    except RefusedError as error:
-        if error.errno != errno.ENOENT:
-            raise

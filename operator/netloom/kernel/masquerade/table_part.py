@@ -4,23 +4,21 @@ What a pass writes is one transaction, so packets see the table before it or aft
 A refused element is left out of the next attempt, and does not stop the others.
 """
 
-import errno
-from collections.abc import Hashable, Iterable, Sequence, Set
+from collections.abc import Hashable, Iterable, Set
 
-import msgspec
 import structlog
 
 from netloom.cidr import format_address
-from netloom.kernel.errors import KernelUnsupported
-from netloom.kernel.keeper.part import Attempt, Outcome, Part, Refused, Worker
+from netloom.kernel.keeper.part import Attempt, Outcome, Part, Worker
 from netloom.kernel.keeper.report import PlannedChange
 from netloom.kernel.keeper.retries import Item, Retries
+from netloom.kernel.keeper.transaction import Came, Transaction, explained, without_nftables
 from netloom.kernel.masquerade import begun_flows, ruleset
 from netloom.kernel.masquerade.outermost import cidr_of
-from netloom.kernel.masquerade.ruleset import RULES_ITEM, SETS, TABLE, TABLE_ITEM, TABLE_KEY, Families, Seen, Write
+from netloom.kernel.masquerade.ruleset import RULES_ITEM, SETS, TABLE, TABLE_ITEM, TABLE_KEY, Families, Seen
 from netloom.kernel.masquerade.sets import ELEMENT, UNKNOWN, Element, Masquerading, Sets
 from netloom.kernel.netlink import nftables
-from netloom.kernel.netlink.sockets import CommandSocket, Refusal, RefusedError
+from netloom.kernel.netlink.sockets import CommandSocket
 from netloom.kernel.ownership import MASQUERADE
 
 log = structlog.get_logger(__name__)
@@ -28,42 +26,11 @@ log = structlog.get_logger(__name__)
 _TRANSACTION: Item = ("transaction", TABLE_KEY)
 _OWN_PODS = {f"pods{family}" for family in ruleset.SIZES}
 
+LOSS = "nothing can be masqueraded"
+"""Where the kernel has no nftables."""
+
 Elements = dict[str, dict[bytes, bool]]
 """By set: key, and whether the element is plain."""
-
-
-class Transaction(msgspec.Struct):
-    """Requests. `anew`: the table is made or removed, with all that is in it; `rules`: rules are written."""
-
-    writes: Sequence[Write] = ()
-    anew: bool = False
-    rules: bool = False
-
-    def refused(self, refusals: dict[int, Refusal]) -> dict[Item, Refused]:
-        """What the kernel would not take, in words."""
-        found: dict[Item, Refused] = {}
-        for i, refusal in sorted(refusals.items()):
-            if i < len(self.writes) and (write := self.writes[i]).item not in found:
-                error = f"{write.what}: {refusal}{_hint(write, refusal)}"
-                found[write.item] = Refused(write.item, error, refusal.errno)
-        if not found:
-            refusal = next(iter(refusals.values()))
-            found[_TRANSACTION] = Refused(_TRANSACTION, str(refusal), refusal.errno)
-        return found
-
-    def drop(self, items: Set[Item]) -> bool:
-        """Leave these out. Whether there is anything left that can be done without them."""
-        if not items.isdisjoint({TABLE_ITEM, _TRANSACTION}):
-            return False
-        self.rules = self.rules and RULES_ITEM not in items
-        self.writes = [write for write in self.writes if write.item not in items]
-        return bool(self.writes)
-
-
-def _hint(write: Write, refusal: Refusal) -> str:
-    if refusal.errno == errno.ENOENT and write.needs_nat:
-        return " (is there NAT for nftables in this kernel? It takes nft_chain_nat and nft_masq, and Linux 5.2)"
-    return ""
 
 
 def _read_state(commands: CommandSocket, *, whole: bool) -> tuple[Seen, Elements | None]:
@@ -197,28 +164,20 @@ class MasqueradeTable(Part[Masquerading]):
 
     def explain(self, error: Exception) -> str:
         """With the cause that is behind an errno that says little; empty where no table is wanted."""
-        return "" if _without_nftables(error) and not self.families else explained(error)
+        return "" if without_nftables(error) and not self.families else explained(error, LOSS)
 
     # -------------------------------------------------------------------------------------------------- writing
 
     async def update(self, worker: Worker, attempt: Attempt) -> Outcome:
         """Write what is due. Refused on the strength of old knowledge, it is tried again on that of new."""
-        outcome, due = Outcome(), self._transaction(attempt.held)
-        while due.writes:
-            refusals = await worker.submit([write.message for write in due.writes])
-            if not refusals:
-                self._wrote(due, outcome)
-                if due.rules or any(write.name in _OWN_PODS and not write.deletes for write in due.writes):
-                    await self._forget_begun(worker)
-                break
-            refused = due.refused(refusals)
-            if not attempt.fresh and refused.keys().isdisjoint(attempt.failing):
-                log.info("the kernel refused: reading everything", error=next(iter(refused.values())).error)
-                self._resync_due = True
-                break
-            outcome.refused += refused.values()
-            if not due.drop(refused.keys()):
-                break
+        due = self._transaction(attempt.held)
+        came, refused = await due.submit(worker, attempt)
+        outcome = Outcome(refused=refused)
+        if came is Came.DONE:
+            self._wrote(due, outcome)
+            if due.rules or any(write.name in _OWN_PODS and not write.deletes for write in due.writes):
+                await self._forget_begun(worker)
+        self._resync_due = self._resync_due or came is Came.STALE
         return outcome
 
     async def _forget_begun(self, worker: Worker) -> None:
@@ -232,16 +191,16 @@ class MasqueradeTable(Part[Masquerading]):
         faults = self._faults()
         anew = TABLE_ITEM in faults
         if _TRANSACTION in held or (anew and TABLE_ITEM in held):
-            return Transaction()
+            return Transaction(TABLE_KEY)
         if not self.families:
-            return Transaction(ruleset.removal() if faults else (), anew=True)
+            return Transaction(TABLE_KEY, ruleset.removal() if faults else (), anew=True)
         writes = [write for write in self.sets.writes(anew=anew) if write.item not in held]
         if anew:
             first, last = ruleset.creation(self.families, replace=self._seen.table is not None)
-            return Transaction([*first, *writes, *last], anew=True, rules=True)
+            return Transaction(TABLE_KEY, [*first, *writes, *last], anew=True, rules=True)
         if RULES_ITEM in faults and RULES_ITEM not in held:
-            return Transaction([*writes, *ruleset.replacement(self.families, self._seen)], rules=True)
-        return Transaction(writes)
+            return Transaction(TABLE_KEY, [*writes, *ruleset.replacement(self.families, self._seen)], rules=True)
+        return Transaction(TABLE_KEY, writes)
 
     def _wrote(self, done: Transaction, outcome: Outcome) -> None:
         self.sets.wrote(done.writes, anew=done.anew)
@@ -318,18 +277,3 @@ def _range(keys: tuple[bytes, ...]) -> str:
     size = len(keys[0]) - 1
     behind = int.from_bytes(keys[1][:-1], "big") if len(keys) > 1 else 1 << size * 8
     return f"{format_address(keys[0][:-1])}-{format_address((behind - 1).to_bytes(size, 'big'))}"
-
-
-def _without_nftables(error: Exception) -> bool:
-    """What a socket, or nfnetlink, says where there is none."""
-    refused = isinstance(error, RefusedError) and error.errno in (errno.EINVAL, errno.EOPNOTSUPP)
-    return refused or isinstance(error, KernelUnsupported)
-
-
-def explained(error: Exception) -> str:
-    """With the cause that is behind an errno that says little."""
-    if isinstance(error, RefusedError):
-        if _without_nftables(error):
-            return f"this kernel has no nftables (nf_tables), so nothing can be masqueraded: {error.refusal}"
-        return f"nftables cannot be read: {error.refusal}"
-    return str(error)

@@ -44,6 +44,7 @@ class Report(KeeperReport, frozen=True, kw_only=True):
     misplaced: of this node's own pod CIDRs, those that others cannot route for that reason.
     absent:   of the addresses that the node is said to have, those that are on no device.
     astray: peers whose addresses are no node's, by the devices that packets to them leave by.
+    sources:  IPv4 addresses that it may send from, and is not said to have.
     reading_seconds: what the reading of the kernel's tables took in the resyncs, in all.
     """
 
@@ -58,12 +59,13 @@ class Report(KeeperReport, frozen=True, kw_only=True):
     misplaced: tuple[WithheldRoute, ...] = ()
     absent: tuple[Address, ...] = ()
     astray: tuple[Astray, ...] = ()
+    sources: tuple[Address, ...] = ()
     reading_seconds: float = 0.0
 
     @property
     def news(self) -> tuple[object, ...]:
         """An address comes and goes by an event, and nothing is written for it; nor for what is withheld."""
-        more = (self.absent, self.withheld, self.misplaced, self.astray)
+        more = (self.absent, self.withheld, self.misplaced, self.astray, self.sources)
         return (*super().news, *more) if any(more) else super().news
 
     @property
@@ -187,6 +189,7 @@ class Dataplane(Keeper[Desired, Report]):
             misplaced=self._mesh.withheld.of_own(self._rows.vicinity.cidrs),
             absent=self.absent,
             astray=self._devices.astray,
+            sources=self._devices.found.sources,
             reading_seconds=self._rows.reading_seconds,
         )
 

@@ -139,6 +139,7 @@ class MeshDevices(Part[Desired]):
             seen = read_address(buffer, start, end)
             self._due = seen is not None and (
                 self._mesh.is_tunnel(seen.ifindex)
+                or any(link.ifindex == seen.ifindex for link in self.found.underlay)
                 or (self._node is not None and seen.local.address in (self._node.local, *self._node.claimed))
                 or self._mesh.fib.is_asked(seen.local.address)
             )
@@ -173,7 +174,7 @@ class Found(msgspec.Struct):
     and their ports, the MTU of those that are measured counts. astray, refused: see `Underlay`. outside: ifindexes of
     all by which a machine is on a network. mtu: for pods. stopped: ifindexes of all devices that are down or without a
     carrier. surplus: there is something to remove. absent: of the addresses that the node is said to have, those that
-    are on no device.
+    are on no device. sources: addresses that it may send from, and is not said to have.
     """
 
     device_state: DeviceState = DeviceState()
@@ -187,6 +188,7 @@ class Found(msgspec.Struct):
     stopped: Collection[int] = ()
     surplus: bool = False
     absent: tuple[Address, ...] = ()
+    sources: tuple[Address, ...] = ()
 
 
 class DeviceWork:
@@ -220,6 +222,7 @@ class DeviceWork:
         underlay = underlay_of(node, interfaces, fib, lambda: reader.direct_routes(self._commands))
         found.underlay, found.measured = underlay.links, underlay.measured
         found.astray, found.refused = underlay.astray, underlay.refused
+        found.sources = device.source_addresses(node, interfaces, found.underlay)
         names = [link.name for link in found.underlay]
         outside = [link for link in interfaces.links if advertised.leads_outside(link)]
         found.outside = frozenset(link.ifindex for link in outside)

@@ -51,3 +51,13 @@ class Encapsulation(msgspec.Struct, frozen=True, order=True, gc=False):
 NO_ENCAPSULATION = Encapsulation("none")
 VXLAN = Encapsulation("vxlan", PLAIN_PORTS["vxlan"])
 GENEVE = Encapsulation("geneve", PLAIN_PORTS["geneve"])
+
+
+def encapsulation_of(device: str) -> Encapsulation | None:
+    """The tunnel whose device has this name; None if it is none of ours."""
+    rest = device.removeprefix(DEVICE_PREFIX)
+    for protocol, plain in PLAIN_PORTS.items():
+        port = int(rest[1:]) if rest[:1] == protocol[0] and rest[1:].isdecimal() else plain
+        if (found := Encapsulation(protocol, port)).device == device:
+            return found
+    return None

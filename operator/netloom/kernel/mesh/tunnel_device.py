@@ -79,6 +79,17 @@ def absent_addresses(node: MeshNode, interfaces: Interfaces) -> tuple[Address, .
     return tuple(address for address in dict.fromkeys((node.local, *node.claimed)) if address not in held)
 
 
+def source_addresses(node: MeshNode, interfaces: Interfaces, underlay: Iterable[Link]) -> tuple[Address, ...]:
+    """IPv4 addresses from which the kernel may send to peers, and that the node is not said to have: those of the
+    devices that carry the traffic. A /32 beside others is a virtual one, which the kernel chooses for no network."""
+    found: set[Address] = set()
+    for link in underlay:
+        held = [local for local in interfaces.addresses_on(link.ifindex) if len(local.address) == 4]
+        networks = [local for local in held if local.length < 32]
+        found.update(local.address for local in networks or held)
+    return tuple(sorted(found - {node.local, *node.claimed}))
+
+
 def tunnel_mtu(underlay: Mtu, encapsulation: Encapsulation, interfaces: Interfaces) -> int:
     """Bytes of the tunnel's device. While nothing says how much there is, it stays as it is."""
     device = interfaces.link(encapsulation.device)

@@ -27,18 +27,26 @@ NEWCHAIN, GETCHAIN = 3, 4
 NEWRULE, GETRULE, DELRULE = 6, 7, 8
 NEWSET, GETSET, DELSET = 9, 10, 11
 NEWSETELEM, GETSETELEM, DELSETELEM = 12, 13, 14
+NEWOBJECT, GETOBJECT, DELOBJECT = 18, 19, 20
 
 _OBJECTS = ("table", "chain", "rule", "set", "setelem")
 NAMES = {3 * i + change: verb + name for i, name in enumerate(_OBJECTS) for change, verb in ((0, "new"), (2, "del"))}
+NAMES |= {NEWOBJECT: "newobj", DELOBJECT: "delobj"}
 """Requests that change the kernel, by the low byte of their type, as metrics and tests name them."""
 
 FAMILY_INET = 1
 APPEND = 0x800
-INTERVAL = 4
-"""NFT_SET_INTERVAL."""
+INTERVAL, TIMEOUT, DYNAMIC = 4, 0x10, 0x20
+"""NFT_SET_INTERVAL; NFT_SET_TIMEOUT: elements go by themselves; NFT_SET_EVAL: rules add some."""
+
+COUNTER = 1
+"""NFT_OBJECT_COUNTER."""
 
 KEY_TYPES = {4: nftsocket.DATA_TYPE_IPADDR, 16: nftsocket.DATA_TYPE_IP6ADDR}
 """What `nft` calls ipv4_addr and ipv6_addr, by bytes."""
+
+PAIR_TYPES = {4 + size: KEY_TYPES[4] << 6 | kind for size, kind in KEY_TYPES.items()}
+"""`ipv4_addr . ipv4_addr` and `ipv4_addr . ipv6_addr`, by bytes."""
 
 _REGISTER, _NETWORK_HEADER = nftsocket.Regs.NFT_REG_1, 1
 
@@ -71,8 +79,24 @@ class _Expressions(nftsocket.nfgen_msg, nftsocket.nft_contains_expr):  # type: i
     nla_map = (("UNSPEC", "none"), ("EXPRESSIONS", "*nft_expr"))
 
 
+class _Object(nftsocket.nfgen_msg):  # type: ignore[misc]
+    """A named counter."""
+
+    prefix = "NFTA_OBJ_"
+    nla_map = (
+        ("NFTA_OBJ_UNSPEC", "none"),
+        ("NFTA_OBJ_TABLE", "asciiz"),
+        ("NFTA_OBJ_NAME", "asciiz"),
+        ("NFTA_OBJ_TYPE", "be32"),
+        ("NFTA_OBJ_DATA", "counter"),
+    )
+
+    class counter(nftsocket.nla):  # type: ignore[misc]
+        nla_map = (("NFTA_COUNTER_UNSPEC", "none"), ("NFTA_COUNTER_BYTES", "be64"), ("NFTA_COUNTER_PACKETS", "be64"))
+
+
 _Table, _Chain, _Elements = nftsocket.nft_table_msg, nftsocket.nft_chain_msg, nftsocket.nft_set_elem_list_msg
-_LAYOUTS = (_Table, _Chain, _Rule, _Set, _Elements)
+_LAYOUTS = (_Table, _Chain, _Rule, _Set, _Elements, None, _Object)
 """Each of three kinds of message: new, get, delete."""
 
 
@@ -156,6 +180,9 @@ read_chain = _reader(
 read_set = _reader(_Set, SeenSet, ("name", ""), ("flags", 0), ("key_type", 0), ("key_len", 0))
 read_rule = _reader(_Rule, SeenRule, ("handle", 0), ("userdata", b""), ("expressions", b""))
 """Of NEWTABLE, NEWCHAIN, NEWSET and NEWRULE messages."""
+
+read_counter = _reader(_Object, int, (("data", "NFTA_COUNTER_PACKETS"), 0))
+"""Packets; of a NEWOBJECT message."""
 
 
 # -------------------------------------------------------------------------------------------------- expressions
@@ -273,3 +300,4 @@ def _read_element(element: bytes) -> tuple[bytes, bool]:
 
 
 _HEADS = {size + 12 + more: (size, *_element_heads(size)) for size in KEY_TYPES for more in (0, 8)}
+_HEADS |= {size + 12: (size, *_element_heads(size)) for size in PAIR_TYPES}

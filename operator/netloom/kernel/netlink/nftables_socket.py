@@ -3,13 +3,24 @@
 The kernel works on to the end of a transaction that it will refuse, and reports every request that it would not take.
 """
 
+import errno
 import socket
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import TypeVar
 
 from netloom.kernel.errors import KernelUnsupported
 from netloom.kernel.netlink.nftables import WHOLE, frame
-from netloom.kernel.netlink.sockets import NETLINK_NETFILTER, SO_SNDBUFFORCE, CommandSocket, Refusal
+from netloom.kernel.netlink.sockets import (
+    NETLINK_NETFILTER,
+    SO_SNDBUFFORCE,
+    CommandSocket,
+    Refusal,
+    RefusedError,
+    read_all,
+)
+
+T = TypeVar("T")
 
 SEND_BUFFER = 64 << 20
 """Bytes; a transaction has to fit. 10,000 CIDRs take 1 MiB. A limit, not a reservation."""
@@ -25,7 +36,7 @@ class NftablesSocket(CommandSocket):
         try:
             super()._open()
         except OSError as error:
-            raise KernelUnsupported(f"this kernel has no netfilter, so nothing can be masqueraded: {error}") from error
+            raise KernelUnsupported(f"this kernel has no netfilter, and so no nftables: {error}") from error
         with suppress(PermissionError):
             self._socket.setsockopt(socket.SOL_SOCKET, SO_SNDBUFFORCE, SEND_BUFFER)
 
@@ -40,3 +51,29 @@ class NftablesSocket(CommandSocket):
     def _batch(self, messages: Sequence[bytes]) -> bytearray:
         begin, numbered, end = frame(messages)
         return bytearray(begin) + super()._batch(numbered) + end
+
+
+def get_one(commands: CommandSocket, request: bytes, read: Callable[[bytes, int, int], T]) -> T | None:
+    """The object that is asked for; None if it is not there. Raises RefusedError, OSError."""
+    found: list[T] = []
+    with _unless_gone():
+        commands.get(request, lambda _kind, *place: found.append(read(*place)))
+    return found[0] if found else None
+
+
+def get_all(commands: CommandSocket, request: bytes, read: Callable[[bytes, int, int], T]) -> list[T]:
+    """All objects of a kind in a table, none where that is not there. Raises RefusedError, OSError."""
+    found: list[T] = []
+    with _unless_gone():
+        found += read_all(commands, request, read)
+    return found
+
+
+@contextmanager
+def _unless_gone() -> Iterator[None]:
+    """The table, or what is in it, may not be there, or go in this moment, which an event will tell."""
+    try:
+        yield
+    except RefusedError as error:
+        if error.errno != errno.ENOENT:
+            raise

@@ -1,5 +1,6 @@
 """Tells the other nodes which encapsulations this one accepts, and in which it still sends: `spec.encapsulations` of
-its own NetloomNode, from which `encapsulations` works.
+its own NetloomNode, from which `encapsulations` works; and in `spec.sourceAddresses` from where it sends besides the
+addresses that its Node reports.
 
 Written after what it says is so in the kernel, and only when it differs: every write of a node is sent to every agent.
 """
@@ -47,12 +48,14 @@ class AnnouncementReconciler:
             AcceptedEncapsulation(protocol=each.protocol, port=each.port, sending=each in wanted.sends)
             for each in wanted.accepts
         )
-        if said == node.spec.encapsulations:
+        if (said, wanted.sources) == (node.spec.encapsulations, node.spec.source_addresses):
             return
-        patch = {
-            "metadata": {"name": key, "uid": node.metadata.uid},
-            "spec": {"encapsulations": [msgspec.to_builtins(each) | {"sending": each.sending} for each in said]},
+        spec: dict[str, object] = {
+            "encapsulations": [msgspec.to_builtins(each) | {"sending": each.sending} for each in said]
         }
+        if wanted.sources:
+            spec["sourceAddresses"] = wanted.sources
+        patch = {"metadata": {"name": key, "uid": node.metadata.uid}, "spec": spec}
         try:
             stored = await self.api.patch(NETLOOM_NODES, key, patch, kind="apply", field_manager=AGENT)
         except (Conflict, NotFound):

@@ -27,10 +27,12 @@ _SHARED = 256
 
 
 class Announcement(msgspec.Struct, frozen=True):
-    """What a node says of itself. Nothing at all (an agent that has not spoken yet): it is new, and has used none."""
+    """What a node says of itself. Nothing at all (an agent that has not spoken yet): it is new, and has used none.
+    `sources`: addresses that it may send from, besides those that its object has."""
 
     accepts: tuple[Encapsulation, ...] = ()
     sends: frozenset[Encapsulation] = frozenset()
+    sources: tuple[str, ...] = ()
 
 
 def announced(node: NetloomNode) -> Announcement:

@@ -1,0 +1,137 @@
+"""Who may send through the tunnels, and from which pods: the whole desired state, with a journal of what changed. Pure.
+
+Each node is described by the addresses that it may send from and by its pod CIDRs. What the kernel looks up is made of
+that, as keys of sets, which are looked up by hashing: an address; an address with the base of a pod CIDR; a base. Bases
+are in one set for each prefix length, as a packet's source is masked before it is looked up.
+
+What a node does not have any more lingers: it may still send from there, as it hears of a change later than others.
+"""
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from functools import cache
+from typing import Literal
+
+import msgspec
+
+from netloom.cidr import Address, Cidr
+from netloom.kernel.senders.packed import PackedKeys
+
+LINGER_SECONDS = 30.0
+
+NODES, PAIRS, PODS = "nodes", "pairs", "pods"
+"""Kinds of sets."""
+
+_IPV6 = 64
+"""Added to the prefix length of a packed IPv6 CIDR."""
+
+
+class TunnelPort(msgspec.Struct, frozen=True, order=True):
+    """A UDP port, and what comes by it."""
+
+    protocol: Literal["vxlan", "geneve"]
+    number: int
+
+    def __str__(self) -> str:
+        return f"{self.protocol}:{self.number}"
+
+
+class SetName(msgspec.Struct, frozen=True, order=True):
+    """A set. Of pods and pairs there is one for each family (bytes of an address) and prefix length."""
+
+    kind: str
+    family: int = 4
+    length: int = 32
+
+    def __str__(self) -> str:
+        return self.kind if self.kind == NODES else f"{self.kind}{4 if self.family == 4 else 6}-{self.length}"
+
+    @property
+    def size(self) -> int:
+        """Bytes of a key."""
+        return self.family + 4 if self.kind == PAIRS else self.family
+
+
+NODE_SET = SetName(NODES)
+
+Change = tuple[SetName, bytes, bool]
+"""A key that came to a set (True) or went."""
+
+
+class Senders:
+    """See the module. One `SendersTable` reads the journal.
+
+    ports: those by which tunnels come in; none: there is nothing to keep. checked: whether it matters who sends.
+    """
+
+    def __init__(self, *, linger: float = LINGER_SECONDS) -> None:
+        self.ports: tuple[TunnelPort, ...] = ()
+        self.checked = True
+        self.keys: dict[SetName, PackedKeys] = {}
+        self._linger = linger
+        self._nodes: dict[str, bytes] = {}
+        self._leaving: deque[tuple[float, SetName, bytes]] = deque()
+        self._journal: list[Change] = []
+
+    def set_node(self, name: str, addresses: Iterable[Address], cidrs: Iterable[Cidr], now: float) -> None:
+        """It may send from these IPv4 addresses, and for pods in these CIDRs. now: monotonic seconds. This node is one
+        without addresses: nobody sends for its pods."""
+        new, old = _pack(addresses, cidrs), self._nodes.get(name, b"\0")
+        if new == old:
+            return
+        before, after = set(_keys(old)), set(_keys(new))
+        for where, key in after - before:
+            self._count(where, key)
+        self._leaving.extend((now + self._linger, where, key) for where, key in before - after)
+        if len(new) > 1:
+            self._nodes[name] = new
+        else:
+            del self._nodes[name]
+
+    def expire(self, now: float) -> float | None:
+        """What has lingered long enough goes. Seconds until the next does; None: there is nothing."""
+        while self._leaving and self._leaving[0][0] <= now:
+            _due, where, key = self._leaving.popleft()
+            keys = self.keys[where]
+            if keys.remove(key):
+                self._journal.append((where, key, False))
+            if not keys:
+                del self.keys[where]
+        return self._leaving[0][0] - now if self._leaving else None
+
+    def take_journal(self) -> list[Change]:
+        """What came and went since the last call, in that order."""
+        journal, self._journal = self._journal, []
+        return journal
+
+    def _count(self, where: SetName, key: bytes) -> None:
+        keys = self.keys.get(where)
+        if keys is None:
+            keys = self.keys[where] = PackedKeys(where.size)
+        if keys.add(key):
+            self._journal.append((where, key, True))
+
+
+def _pack(addresses: Iterable[Address], cidrs: Iterable[Cidr]) -> bytes:
+    """A node in one piece: 10 bytes for most, where objects would take 250."""
+    senders = sorted({address for address in addresses if len(address) == 4})[:255]
+    pods = [bytes([each.length + _IPV6 * (each.version == 6)]) + each.packed for each in sorted(set(cidrs))]
+    return b"".join([bytes([len(senders)]), *senders, *pods])
+
+
+def _keys(packed: bytes) -> Iterator[tuple[SetName, bytes]]:
+    """What is to be in the sets for it."""
+    at = 1 + 4 * packed[0]
+    addresses = [packed[start : start + 4] for start in range(1, at, 4)]
+    for address in addresses:
+        yield NODE_SET, address
+    while at < len(packed):
+        family, length = (16, packed[at] - _IPV6) if packed[at] >= _IPV6 else (4, packed[at])
+        base = packed[at + 1 : at + 1 + family]
+        yield _name(PODS, family, length), base
+        for address in addresses:
+            yield _name(PAIRS, family, length), address + base
+        at += 1 + family
+
+
+_name = cache(SetName)
