@@ -26,6 +26,7 @@ def agents(crds_installed: ControlPlane, tmp_path_factory: pytest.TempPathFactor
             made.join(name).add_pod("pod", f"10.42.{number}.5", mtu=1400)
         made.in_sync(*made.lab.nodes.values(), peers=1)
         yield made
+    crds_installed.delete_all("netloomnodes.v1alpha1.netloom.dev", "netloomnetworks.v1alpha1.netloom.dev")
 
 
 @pytest.fixture
