@@ -121,6 +121,7 @@ def test_an_almost_empty_network_is_stored_in_full(cluster: ControlPlane) -> Non
             "mode": "tunnel",
             "tunnelProtocol": "vxlan",
             "tunnelPort": 0,
+            "tunnelSenders": "nodes",
             "autoDirectNodeRoutes": False,
             "directRoutingSkipUnreachable": False,
         },
