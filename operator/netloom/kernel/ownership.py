@@ -66,3 +66,6 @@ MESH = Ownership(
 1024 (IPv6), and any metric below 65536 that somebody may have given them."""
 
 MASQUERADE = Ownership(tables=("inet netloom",))
+
+PROBE = Ownership(links=(f"{DEVICE_PREFIX}probe",))
+"""The device of the probe. The routes to its addresses, in table `local`, are on it and go with it."""
