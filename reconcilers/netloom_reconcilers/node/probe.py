@@ -66,7 +66,7 @@ class ProbeFeature(KernelFeature):
 
     def __init__(self, context: NodeContext, keeper: ProbeKeeper | None = None, timing: Timing | None = None) -> None:
         super().__init__(context, keeper or ProbeKeeper(on_report=lambda report: context.changed()))
-        self.prober = Prober(troubled=self._is_troubled)
+        self.prober = Prober(troubled=self._is_troubled, doubted=self._is_doubted)
         self.keeper.device.moved = self._device_moved
         self.failing: dict[Key, Finding] = {}
         """What was told to fail."""
@@ -83,7 +83,7 @@ class ProbeFeature(KernelFeature):
         self._checking = asyncio.Lock()
         self._good_since: float | None = None
         self._patience = random.random()
-        self._troubled_at = 0.0
+        self._troubled_at = self._doubted_at = 0.0
 
     def components(self) -> Mapping[str, Run]:
         """The reconciler, the device, and the probing."""
@@ -323,6 +323,13 @@ class ProbeFeature(KernelFeature):
                 self._wake.set()
                 return
 
+    def _is_doubted(self) -> None:
+        """A peer finds the pods' way closed: is it by this node's own forwarding? It is told in the next answer."""
+        now = time.monotonic()
+        if now - self._doubted_at > SETTLE_SECONDS:
+            self._doubted_at = now
+            self._wake.set()
+
     # ----------------------------------------------------------------------------------------------- what is told
 
     async def check(self, names: Sequence[str]) -> Sequence[Finding]:
@@ -341,7 +348,7 @@ class ProbeFeature(KernelFeature):
             texts = list(dict.fromkeys(found.text for found in self.failing.values()))
             more = f" And {len(texts) - NAMED} more." if len(texts) > NAMED else ""
             reason = next(iter(self.failing.values())).reason
-            return Readiness(False, reason, " ".join(f"{text[:1].upper()}{text[1:]}" for text in texts[:NAMED]) + more)
+            return Readiness(False, reason, " ".join(texts[:NAMED]) + more)
         if self._good_since is None or time.monotonic() - self._good_since < self._quiet_seconds():
             return None
         if lacking:

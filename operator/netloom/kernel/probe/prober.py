@@ -43,13 +43,20 @@ class Answer(msgspec.Struct, frozen=True):
 
 class Prober:
     """See the module. `forwards`: whether this node's own forwarding let the last probe through, by length of address.
-    `troubled(address)` is called when a peer asks and says that it gets no answers."""
+    `troubled(address)` is called when a peer asks and says that it gets no answers; `doubted()`, when one asks by the
+    nodes' own way, as it does where the pods' way fails."""
 
-    def __init__(self, *, troubled: Callable[[Address], None] = lambda address: None) -> None:
+    def __init__(
+        self,
+        *,
+        troubled: Callable[[Address], None] = lambda address: None,
+        doubted: Callable[[], None] = lambda: None,
+    ) -> None:
         self.addresses: tuple[Address, ...] = ()
         self.mtu = 0
         self.forwards: dict[int, bool] = {}
         self.troubled = troubled
+        self.doubted = doubted
         self.answers = 0
         self.descriptor: int | None = None
         self._reading = False
@@ -237,6 +244,7 @@ class Prober:
         said = message.decode(payload)
         if said is None or said.kind != ASK:
             return
+        self.doubted()
         seen = SEEN if said.about != NOTHING and said.about in self._seen else 0
         flags = seen | (FORWARDS if self.forwards.get(4 if listening.family == socket.AF_INET else 16, True) else 0)
         with contextlib.suppress(OSError):
