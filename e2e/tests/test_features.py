@@ -1,6 +1,7 @@
 """Each feature switched off in turn: the others go on, what it left in the kernel stays. Whose conditions are whose."""
 
 import os
+import re
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -14,7 +15,7 @@ from netloom_e2e.agents import NETWORK, NODES, Agents, netloom_node, network
 from netloom_e2e.cluster import ControlPlane
 from netloom_e2e.gateway import gateway
 from netloom_e2e.lab import Lab, Machine, wait_for
-from netloom_e2e.mesh import NETLOOM, facts, state
+from netloom_e2e.mesh import NETLOOM, PROTOCOL, facts, state
 from netloom_reconcilers.conditions import AGENT, Conditions, manager_of
 from netloom_reconcilers.features.node import Readiness
 from netloom_reconcilers.node.status import NodeStatusReconciler
@@ -24,11 +25,21 @@ def table(machine: Machine) -> str:
     return machine.run("nft", "list", "table", "inet", "netloom", check=False)
 
 
-KERNEL: dict[str, Callable[[Machine], str]] = {"tunnels": state, "masquerade": table}
+def probe(machine: Machine) -> str:
+    """But for the carrier, which comes and goes with the agent."""
+    device = ("dev", "netloom_probe")
+    lines = machine.ip("-o", "link", "show", *device, check=False).splitlines()
+    lines += machine.ip("route", "show", "table", "local", *device, check=False).splitlines()
+    lines += machine.ip("-6", "route", "show", "table", "local", *device, "proto", PROTOCOL, check=False).splitlines()
+    return "\n".join(re.sub(r"^\d+: |<.*?> | state \w+|qdisc \w+ | linkdown", "", line).strip() for line in lines)
+
+
+KERNEL: dict[str, Callable[[Machine], str]] = {"tunnels": state, "masquerade": table, "probe": probe}
 """What each feature owns on a node, as text."""
 DELETE = {
     "tunnels": ["ip", "route", "del", "10.42.2.0/24"],
     "masquerade": ["nft", "delete", "table", "inet", "netloom"],
+    "probe": ["ip", "link", "delete", "netloom_probe"],
 }
 """Damages it."""
 NAMES = [feature.name for feature in FEATURES]

@@ -16,6 +16,7 @@ from netloom.cli import local_agent
 from netloom.cli.status_text import safe
 from netloom.runtime.client import Api
 from netloom.runtime.errors import ApiError, NotFound, plain
+from netloom_reconcilers.node.probing.findings import Finding, sentences
 
 EXIT_PASSES, EXIT_PROBLEMS, EXIT_NOT_ASKED = 0, 1, 3
 """Exit statuses; the last says that nobody could look."""
@@ -25,28 +26,12 @@ _TIMEOUT = aiohttp.ClientTimeout(total=300)
 """A peer that does not answer takes some seconds, eight of them at once."""
 
 
-class Check(msgspec.Struct, frozen=True, kw_only=True):
-    """What an agent saw of one peer by one family; `netloom_reconcilers.node.probing.findings` says what it means."""
-
-    peer: str
-    family: int
-    way: str
-    passes: bool | None
-    reason: str = ""
-    where: str = ""
-    text: str = ""
-    size: int = 0
-    largest: int = 0
-    seconds: float = 0.0
-    seen: str = "pods"
-
-
 class Checks(msgspec.Struct, frozen=True, kw_only=True):
     """What an agent answered. node: its own. unknown: names that are no peer's."""
 
     node: str
     unknown: tuple[str, ...] = ()
-    checks: tuple[Check, ...] = ()
+    checks: tuple[Finding, ...] = ()
 
     @property
     def passes(self) -> bool:
@@ -95,18 +80,21 @@ def lines(found: Checks) -> Iterator[str]:
     for row in rows:
         cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=False)]
         yield safe("   ".join([*cells, row[3]]).rstrip())
-    told = {each.text: each.passes for each in found.checks if each.text}
-    if told or any(each.seen == "nodes" for each in found.checks):
+    lost = sentences(each for each in found.checks if each.passes is False)
+    unknown = sentences(each for each in found.checks if each.passes is None)
+    if lost or unknown or any(each.seen == "nodes" for each in found.checks):
         yield ""
     if any(each.seen == "nodes" for each in found.checks):
         yield "note      the forward hooks were not looked at: the agent has no /dev/net/tun; its /status says why"
-    for text, passes in told.items():
-        yield f"{'note      ' if passes is None else typer.style('problem', fg='red') + '   '}{safe(text)}"
+    for text in lost:
+        yield f"{typer.style('problem', fg='red')}   {safe(text)}"
+    for text in unknown:
+        yield f"note      {safe(text)}"
     if found.passes:
         yield "no problems"
 
 
-def _row(check: Check) -> tuple[str, str, str, str]:
+def _row(check: Finding) -> tuple[str, str, str, str]:
     if check.passes is None:
         result = f"not known: {check.reason}"
     elif not check.passes:

@@ -30,7 +30,8 @@ class Probed(msgspec.Struct, frozen=True):
 
 
 class Facts(msgspec.Struct, frozen=True, rename="camel"):
-    """What is shown of an agent's /status, and by what an agent is known. peers: None without a mesh; probe: without that feature."""
+    """What is shown of an agent's /status, and by what an agent is known. peers: None without a mesh,
+    probe: without that feature."""
 
     node: str
     in_sync: bool

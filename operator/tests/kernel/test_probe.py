@@ -195,11 +195,10 @@ async def test_a_network_between_the_nodes_that_carries_less(pair: Pair, version
 
 async def test_one_way_loss_is_told_by_the_one_whose_packets_vanish(pair: Pair) -> None:
     with pair.dropping("ip saddr 192.168.7.1 udp dport 8472", "port1"):
-        await pair.two.examine(1, 4)
-        assert not (await pair.two.examine(1, 4)).heard
-        found = await pair.one.examine(2, 4)
+        found, theirs = await asyncio.gather(pair.one.examine(2, 4), pair.two.examine(1, 4))
     assert found.heard, "the peer's questions arrive, and only this node's do not"
-    assert found.largest == 0
+    assert not theirs.heard
+    assert found.largest == theirs.largest == 0
 
 
 async def test_a_peer_without_an_agent_is_told_from_packets_that_are_lost(pair: Pair) -> None:

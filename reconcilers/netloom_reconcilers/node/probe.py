@@ -29,7 +29,7 @@ from netloom.runtime.manager import Run
 from netloom_reconcilers.features.kernel import KernelFeature
 from netloom_reconcilers.features.node import NodeContext, Readiness
 from netloom_reconcilers.node.mesh.reading import missing
-from netloom_reconcilers.node.probing.findings import Finding, finding, not_forwarded
+from netloom_reconcilers.node.probing.findings import Finding, finding, not_forwarded, sentences
 from netloom_reconcilers.node.probing.selection import behind, by_way, concerns
 from netloom_reconcilers.node.probing.targets import addresses_of, by_nodes, hosts_of, targets_of
 
@@ -77,6 +77,8 @@ class ProbeFeature(KernelFeature):
         """By way and family: sent, answered, seconds of the last round trip."""
         self._timing = timing or Timing()
         self._strikes: dict[Key, int] = {}
+        self._since: dict[Key, float] = {}
+        """When the first of the questions began that were not answered."""
         self._changed: dict[str, None] = {}
         self._next_round = 0.0
         self._wake = asyncio.Event()
@@ -123,7 +125,7 @@ class ProbeFeature(KernelFeature):
             if name == self._node_name:
                 self._soon()
             elif self._nodes.get(name) is None:
-                for kept in (self.failing, self.unknown, self.passing, self._strikes):
+                for kept in (self.failing, self.unknown, self.passing, self._strikes, self._since):
                     for family in (4, 6):
                         kept.pop((name, family), None)
                 self._changed.pop(name, None)
@@ -224,8 +226,10 @@ class ProbeFeature(KernelFeature):
 
     async def _examined(self, target: Target, way: Way, *, whole: bool) -> Finding:
         self.prober.mtu = way.mtu or self.prober.mtu
-        examination = Examination(self.prober, by_nodes(target, way), way, self._timing)
         key = (target.name, 4 if len(target.address) == 4 else 6)
+        began = time.monotonic()
+        since = self._since.get(key)
+        examination = Examination(self.prober, by_nodes(target, way), way, self._timing, since=since)
         suspect = whole or key in self._strikes or self.prober.descriptor is None
         evidence = None if suspect else await examination.once()
         evidence = evidence or await examination.whole()
@@ -235,6 +239,7 @@ class ProbeFeature(KernelFeature):
             counts[1] += 1
             counts[2] = evidence.seconds
             return finding(evidence, alive=True)
+        self._since.setdefault(key, began)
         silent = evidence.host == "silent" and not evidence.largest
         alive = await self._lives(target.name) if silent else True
         return finding(evidence, alive=alive, switch=_switch_off(evidence.family))
@@ -287,6 +292,7 @@ class ProbeFeature(KernelFeature):
         key = (found.peer, found.family)
         if found.passes is not False:
             self._strikes.pop(key, None)
+            self._since.pop(key, None)
             back = self.failing.pop(key, None)
             (self.passing if found.passes else self.unknown)[key] = found
             if back is not None:
@@ -345,7 +351,7 @@ class ProbeFeature(KernelFeature):
         """What fails twice or more. Nothing is told before anything has been seen."""
         lacking = self.keeper.device.lacking
         if self.failing:
-            texts = list(dict.fromkeys(found.text for found in self.failing.values()))
+            texts = sentences(self.failing.values())
             more = f" And {len(texts) - NAMED} more." if len(texts) > NAMED else ""
             reason = next(iter(self.failing.values())).reason
             return Readiness(False, reason, " ".join(texts[:NAMED]) + more)
@@ -362,8 +368,8 @@ class ProbeFeature(KernelFeature):
         """What the last probes saw."""
         told = {
             "passing": len({peer for peer, _ in self.passing if peer != self._node_name}),
-            "failing": list(dict.fromkeys(found.text for found in self.failing.values())),
-            "unknown": list(dict.fromkeys(found.text for found in self.unknown.values())),
+            "failing": sentences(self.failing.values()),
+            "unknown": sentences(self.unknown.values()),
             "lacking": self.keeper.device.lacking,
         }
         return {"probe": told}

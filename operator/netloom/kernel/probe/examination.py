@@ -1,5 +1,6 @@
 """Whether packets pass to a peer and back, and if not, what there is to see of where they are lost."""
 
+import time
 from typing import Literal
 
 import msgspec
@@ -13,7 +14,6 @@ from netloom.kernel.probe.prober import Answer, Prober, new_nonce
 
 SMALL = {4: 200, 16: 300}
 """Bytes of a packet that any path takes, by the length of an address."""
-HEARD_SECONDS = 30.0
 
 
 class Timing(msgspec.Struct, frozen=True):
@@ -40,7 +40,7 @@ class Evidence(msgspec.Struct, frozen=True, kw_only=True):
     rejected: an ICMP error that came back. forwards: whether this node's own forwarding lets the probe through.
     host:     what the nodes' own way gave: an answer, the word that no agent listens there, or nothing.
     seen:     the peer says, by that way, that the questions arrived. peer_forwards: as it says of itself.
-    heard:    packets of the peer arrive by the pods' way, asked for or not.
+    heard:    packets of the peer arrive by the pods' way, asked for or not, since this node's are not answered.
     ping:     whether the peer's node answers on the network between the nodes; None: not tried, or not allowed.
     port_refused: the peer's node refuses what is sent to the tunnel's UDP port.
     """
@@ -72,9 +72,10 @@ class Evidence(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Examination:
-    """One look at one peer, by one address family."""
+    """One look at one peer, by one address family. since: when (monotonic) the first question was not answered, if that
+    was in an earlier look."""
 
-    def __init__(self, prober: Prober, target: Target, way: Way, timing: Timing) -> None:
+    def __init__(self, prober: Prober, target: Target, way: Way, timing: Timing, *, since: float | None = None) -> None:
         self._prober = prober
         self._target = target
         self._way = way
@@ -82,7 +83,8 @@ class Examination:
         self._size = way.mtu
         self._rejected: Rejection | None = None
         self._nonce = b""
-        self._began_troubled = False
+        self._since = since if since is not None else time.monotonic()
+        self._troubled = since is not None
 
     async def once(self) -> Evidence | None:
         """One question in the full size; None where no answer came."""
@@ -112,11 +114,11 @@ class Examination:
     async def _ask(self, size: int, seconds: float = 0.0) -> Answer | None:
         self._nonce = new_nonce()
         wait = seconds or self._timing.answer
-        troubled = self._began_troubled
+        troubled = self._troubled
         answer = await self._prober.ask(self._target.address, size, wait, nonce=self._nonce, troubled=troubled)
         if answer is not None and answer.said is not None:
             return answer
-        self._began_troubled = True
+        self._troubled = True
         if answer is not None and answer.rejected is not None:
             self._rejected = answer.rejected
             smaller = answer.rejected.mtu
@@ -158,7 +160,7 @@ class Examination:
             host=host,
             seen=seen,
             peer_forwards=peer_forwards,
-            heard=self._prober.heard(target.address, HEARD_SECONDS),
+            heard=self._prober.heard(target.address, self._since),
             ping=ping,
             port_refused=port_refused,
         )

@@ -102,9 +102,9 @@ class Prober:
         self.forwards[version_bytes] = found is not None and found.said is not None
         return found
 
-    def heard(self, target: Address, seconds: float) -> bool:
-        """Whether anything came from this probe address within so many seconds."""
-        return time.monotonic() - self._heard.get(target, float("-inf")) < seconds
+    def heard(self, target: Address, since: float) -> bool:
+        """Whether anything came from this probe address since that moment (monotonic)."""
+        return self._heard.get(target, float("-inf")) > since
 
     # ------------------------------------------------------------------------------------------- by the nodes' own way
 

@@ -1,5 +1,6 @@
 """What was seen on the way to a peer, in words: whether pods' packets pass, where they are lost, what to do. Pure."""
 
+from collections.abc import Iterable
 from typing import Literal
 
 import msgspec
@@ -60,6 +61,20 @@ def not_forwarded(family: int, switch: str, refused: bool = False) -> str:
         f"this node's forward hook {does} packets of pods (IPv{family}). `nft list ruleset` (at `hook forward`) "
         "and `iptables -S FORWARD` show by which rule; with firewalld, put the pods' networks into the zone trusted."
     )
+
+
+def sentences(findings: Iterable[Finding]) -> list[str]:
+    """What they say; what is said of both address families alike is said once."""
+    said: dict[tuple[object, ...], Finding] = {}
+    for each in findings:
+        key = (each.peer, each.way, each.reason, each.where, each.size, each.largest)
+        first = said.setdefault(key, each)
+        if first.family != each.family:
+            family = f"IPv{first.family}"
+            said[key] = msgspec.structs.replace(
+                first, text=first.text.replace(family, f"{family} and IPv{each.family}")
+            )
+    return list(dict.fromkeys(each.text for each in said.values() if each.text))
 
 
 _Verdict = tuple[bool | None, str, str, str]
