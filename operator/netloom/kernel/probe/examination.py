@@ -1,5 +1,6 @@
 """Whether packets pass to a peer and back, and if not, what there is to see of where they are lost."""
 
+import asyncio
 import time
 from typing import Literal
 
@@ -8,12 +9,15 @@ import msgspec
 from netloom.cidr import Address
 from netloom.kernel.probe import underlay
 from netloom.kernel.probe.keeper import Way
-from netloom.kernel.probe.message import FORWARDS, SEEN
+from netloom.kernel.probe.message import FORWARDS, SEEN, Message
 from netloom.kernel.probe.packets import Rejection
 from netloom.kernel.probe.prober import Answer, Prober, new_nonce
 
 SMALL = {4: 200, 16: 300}
 """Bytes of a packet that any path takes, by the length of an address."""
+
+
+Host = Literal["", "answered", "refused", "silent"]
 
 
 class Timing(msgspec.Struct, frozen=True):
@@ -53,7 +57,7 @@ class Evidence(msgspec.Struct, frozen=True, kw_only=True):
     seconds: float = 0.0
     rejected: Rejection | None = None
     forwards: bool | None = None
-    host: Literal["", "answered", "refused", "silent"] = ""
+    host: Host = ""
     seen: bool = False
     peer_forwards: bool = True
     heard: bool = False
@@ -95,12 +99,12 @@ class Examination:
         """As many questions as it takes, and where they are not answered, all that can be seen of why."""
         if self._prober.descriptor is None:
             return await self._by_nodes_alone()
-        for _ in range(self._timing.tries):
-            answer = await self._ask(self._size)
-            if answer is not None:
-                return self._passed(answer)
-        small = SMALL[len(self._target.address)]
-        answer = await self._ask(small) or await self._ask(small)
+        small, answer = SMALL[len(self._target.address)], None
+        for number in range(self._timing.tries):
+            beside = self._ask(small) if number else _nothing()
+            full, answer = await asyncio.gather(self._ask(self._size), beside)
+            if full is not None:
+                return self._passed(full)
         if answer is None:
             return await self._lost()
         assert answer.said is not None
@@ -136,52 +140,56 @@ class Examination:
         return low
 
     async def _lost(self) -> Evidence:
-        target, seconds = self._target, self._timing.answer
-        own = await self._prober.loop(len(target.address), seconds)
-        forwards = own is not None and own.said is not None
-        rejected = self._rejected or (own.rejected if own is not None else None)
-        host: Literal["", "answered", "refused", "silent"] = "silent"
-        seen, peer_forwards = False, True
-        for _ in range(2):
-            answer = await self._prober.ask_host(target.host, self._nonce, seconds) if target.host else None
-            if answer is not None:
-                host = "refused" if answer.refused else "answered"
-                flags = answer.said.flags if answer.said is not None else FORWARDS
-                seen, peer_forwards = bool(flags & SEEN), bool(flags & FORWARDS)
-                break
-        ping, port_refused = None, False
-        if host == "silent" and target.underlay:
-            ping = await underlay.answers_ping(target.underlay, seconds)
-            if self._way.port:
-                port_refused = await underlay.refuses(target.underlay, self._way.port, seconds)
+        target = self._target
+        own, (host, said), (ping, port_refused) = await asyncio.gather(
+            self._prober.loop(len(target.address), self._timing.answer), self._by_host(), self._underlay()
+        )
+        flags = said.flags if said is not None else FORWARDS
         return self._evidence(
-            rejected=rejected,
-            forwards=forwards,
+            rejected=self._rejected or (own.rejected if own is not None else None),
+            forwards=own is not None and own.said is not None,
             host=host,
-            seen=seen,
-            peer_forwards=peer_forwards,
+            seen=bool(flags & SEEN),
+            peer_forwards=bool(flags & FORWARDS),
             heard=self._prober.heard(target.address, self._since),
             ping=ping,
             port_refused=port_refused,
         )
 
+    async def _by_host(self) -> tuple[Host, Message | None]:
+        """By the nodes' own way: what came of it, and what the peer said."""
+        for _ in range(2):
+            answer = await self._prober.ask_host(self._target.host, self._nonce, self._timing.answer)
+            if answer is not None:
+                return "refused" if answer.refused else "answered", answer.said
+        return "silent", None
+
+    async def _underlay(self) -> tuple[bool | None, bool]:
+        """Whether the peer's node answers a ping, and whether it refuses what is sent to the tunnel's port."""
+        address, port, seconds = self._target.underlay, self._way.port, self._timing.answer
+        if not address:
+            return None, False
+        ping = underlay.answers_ping(address, seconds)
+        if not port:
+            return await ping, False
+        pinged, refused = await asyncio.gather(ping, underlay.refuses(address, port, seconds))
+        return pinged, refused
+
     async def _by_nodes_alone(self) -> Evidence:
         """Without the device: small packets between the nodes' own addresses, which meet no forwarding."""
-        target, seconds = self._target, self._timing.answer
-        for _ in range(self._timing.tries):
-            answer = await self._prober.ask_host(target.host, self._nonce, seconds) if target.host else None
-            if answer is not None and answer.refused:
-                return self._evidence(device=False, host="refused")
-            if answer is not None:
-                return self._evidence(device=False, host="answered", largest=self._size, seconds=answer.seconds)
-        ping = await underlay.answers_ping(target.underlay, seconds) if target.underlay else None
-        refused = bool(self._way.port and target.underlay) and await underlay.refuses(
-            target.underlay, self._way.port, seconds
-        )
-        return self._evidence(device=False, host="silent", ping=ping, port_refused=refused)
+        host, said = await self._by_host()
+        if host != "silent":
+            largest = self._size if said is not None else 0
+            return self._evidence(device=False, host=host, largest=largest)
+        ping, port_refused = await self._underlay()
+        return self._evidence(device=False, host=host, ping=ping, port_refused=port_refused)
 
     def _passed(self, answer: Answer) -> Evidence:
         return self._evidence(largest=self._size, seconds=answer.seconds)
 
     def _evidence(self, **seen: object) -> Evidence:
         return Evidence(target=self._target, way=self._way, size=self._size, **seen)  # type: ignore[arg-type]
+
+
+async def _nothing() -> None:
+    """Nothing is asked, and nothing comes."""

@@ -124,6 +124,8 @@ class Prober:
 
     async def ask_host(self, target: Address, about: bytes, seconds: float) -> Answer | None:
         """The same to a peer's own address, with the question whether `about` has arrived there."""
+        if not target:
+            return None
         nonce = new_nonce()
         kind = socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
         with contextlib.suppress(OSError), socket.socket(family_of(target), kind) as asking:
