@@ -7,29 +7,27 @@ what fails twice is told in the condition, what passes is taken back at once. Wh
 
 import asyncio
 import contextlib
-import datetime as dt
+import math
 import random
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import structlog
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
-from netloom.api.coordination import LEASES
 from netloom.api.v1alpha1 import NETWORK_NAME, NetloomNode
-from netloom.api.verdict import agent_lease
 from netloom.cidr import Address
-from netloom.kernel import sysctl
-from netloom.kernel.probe.device_part import DEVICE, ProbeNode
+from netloom.kernel.probe.device_part import ProbeNode
 from netloom.kernel.probe.examination import Examination, Target, Timing
 from netloom.kernel.probe.keeper import ProbeKeeper, Way
 from netloom.kernel.probe.prober import Prober
-from netloom.runtime.errors import ApiError, NotFound
 from netloom.runtime.manager import Run
 from netloom_reconcilers.features.kernel import KernelFeature
 from netloom_reconcilers.features.node import NodeContext, Readiness
 from netloom_reconcilers.node.mesh.reading import missing
 from netloom_reconcilers.node.probing.findings import Finding, finding, not_forwarded, sentences
+from netloom_reconcilers.node.probing.looks import lives, switch_off
 from netloom_reconcilers.node.probing.selection import behind, by_way, concerns
 from netloom_reconcilers.node.probing.targets import addresses_of, by_nodes, hosts_of, targets_of
 
@@ -75,6 +73,7 @@ class ProbeFeature(KernelFeature):
         """Of the last round."""
         self.counts: dict[tuple[str, int], list[float]] = {}
         """By way and family: sent, answered, seconds of the last round trip."""
+        self._held: ProbeNode | None = None
         self._timing = timing or Timing()
         self._strikes: dict[Key, int] = {}
         self._since: dict[Key, float] = {}
@@ -97,7 +96,9 @@ class ProbeFeature(KernelFeature):
         desired = self.desired()
         if desired is None:
             return
-        await self.keeper.apply(desired)
+        if desired != self._held:  # what changes about a peer is nothing to the device
+            await self.keeper.apply(desired)
+            self._held = desired
         self._is_in_place(addresses=len(desired.addresses))
         changed, self.prober.addresses = desired.addresses != self.prober.addresses, desired.addresses
         own = self._own()
@@ -157,8 +158,9 @@ class ProbeFeature(KernelFeature):
                 if self._wake.is_set():
                     self._wake.clear()
                     await asyncio.sleep(SETTLE_SECONDS)
-        finally:
+        except asyncio.CancelledError:
             self.prober.close()
+            raise
 
     def _idle_seconds(self) -> float:
         wait = max(0.1, self._next_round - time.monotonic())
@@ -170,10 +172,10 @@ class ProbeFeature(KernelFeature):
             self._next_round = time.monotonic() + SETTLE_SECONDS
             return
         names: dict[str, None] = {}
+        old: list[Key] = []
         if time.monotonic() >= self._next_round:
             self._next_round = time.monotonic() + ROUND_SECONDS * random.uniform(0.9, 1.1)
-            self.passing.clear()
-            self.unknown.clear()
+            old = [*self.passing, *self.unknown]
             names |= dict.fromkeys(await self._round())
         for name in list(self._changed)[:CHANGED_AT_ONCE]:
             del self._changed[name]
@@ -181,7 +183,11 @@ class ProbeFeature(KernelFeature):
         followed = dict.fromkeys(name for name, _ in self._strikes if name != self._node_name)
         names |= dict.fromkeys(list(followed)[:FOLLOWED])
         await self._look_at_own_forwarding()
-        await self._look_at(names)
+        seen = {(found.peer, found.family) for found in await self._look_at(names)}
+        for key in old:
+            if key not in seen and key[0] != self._node_name:
+                self.passing.pop(key, None)
+                self.unknown.pop(key, None)
 
     async def _round(self) -> list[str]:
         """The peers of a round."""
@@ -241,8 +247,8 @@ class ProbeFeature(KernelFeature):
             return finding(evidence, alive=True)
         self._since.setdefault(key, began)
         silent = evidence.host == "silent" and not evidence.largest
-        alive = await self._lives(target.name) if silent else True
-        return finding(evidence, alive=alive, switch=_switch_off(evidence.family))
+        alive = await lives(self.context, target.name) if silent else True
+        return finding(evidence, alive=alive, switch=switch_off(evidence.family))
 
     async def _look_at_own_forwarding(self) -> None:
         """By the node's own loop: a single node has pods on it that talk through it, too."""
@@ -256,7 +262,7 @@ class ProbeFeature(KernelFeature):
                     break
             else:
                 refused = answer is not None and answer.rejected is not None and answer.rejected.kind == "filter"
-                text = not_forwarded(family, _switch_off(family), refused)
+                text = not_forwarded(family, switch_off(family), refused)
                 self._take(
                     Finding(
                         peer=key[0],
@@ -270,39 +276,28 @@ class ProbeFeature(KernelFeature):
                 )
                 self.keeper.device.doubt()
 
-    async def _lives(self, name: str) -> bool | None:
-        """Whether the peer's agent renews its Lease; None where that cannot be known."""
-        api = self.context.api
-        if api is None:
-            return None
-        try:
-            lease = await api.get(LEASES, agent_lease(name), self.context.lease_namespace)
-        except NotFound:
-            return False
-        except ApiError:
-            return None
-        try:
-            renewed = dt.datetime.fromisoformat(lease.spec.renew_time or "")
-        except ValueError:
-            return False
-        return api.clock.now() <= renewed + dt.timedelta(seconds=lease.spec.lease_duration_seconds)
-
     def _take(self, found: Finding) -> None:
         """A finding counts; what is told may be different by it."""
         key = (found.peer, found.family)
+        if found.passes is None and found.reason == "NoAnswerAtAll" and key in self.failing:
+            return  # so little is known that what was told stands
         if found.passes is not False:
             self._strikes.pop(key, None)
             self._since.pop(key, None)
             back = self.failing.pop(key, None)
+            (self.unknown if found.passes else self.passing).pop(key, None)
             (self.passing if found.passes else self.unknown)[key] = found
             if back is not None:
-                log.info("packets of pods pass again", peer=found.peer, family=found.family)
+                what = "packets of pods pass again" if found.passes else "it is not known any more whether packets pass"
+                log.info(what, peer=found.peer, family=found.family)
+                self._good_since = -math.inf  # what was told is taken back at once
                 self.context.changed()
             if self._good_since is None and found.passes and not self.failing:
                 self._good_since = time.monotonic()
                 self._tell_later()
             return
         self.passing.pop(key, None)
+        self.unknown.pop(key, None)
         self._strikes[key] = self._strikes.get(key, 0) + 1
         if self._strikes[key] >= STRIKES and self.failing.get(key) != found:
             log.warning("packets of pods do not pass", peer=found.peer, family=found.family, why=found.text)
@@ -346,6 +341,14 @@ class ProbeFeature(KernelFeature):
             chosen = list(names) or (every if len(every) <= CHECKED else behind(self._node_name, every, CHECKED))
             own = [each for key, each in (self.failing | self.passing).items() if key[0] == self._node_name]
             return [*own, *await self._look_at(chosen, whole=True)]
+
+    def errors(self, report: Any = None, about: str = "", more: Iterable[str] = ()) -> list[str]:
+        """Why it does nothing. That the device is not as desired keeps no packet of a pod back: it is a warning."""
+        return [self.obstacle.message] if self.obstacle else []
+
+    def warnings(self) -> list[str]:
+        """What the kernel refused of the device."""
+        return super().errors()[len(self.errors()) :]
 
     def readiness(self) -> Readiness | None:
         """What fails twice or more. Nothing is told before anything has been seen."""
@@ -392,14 +395,3 @@ class ProbeFeature(KernelFeature):
             "/status names each.",
             value=len(self.failing),
         )
-
-
-def _switch_off(family: int) -> str:
-    """The switch that keeps this node from forwarding, as `sysctl` names it; "" if none does."""
-    names = ["net/ipv4/ip_forward", f"net/ipv4/conf/{DEVICE}/forwarding"]
-    for name in names if family == 4 else ["net/ipv6/conf/all/forwarding"]:
-        with contextlib.suppress(OSError):
-            if sysctl.read(name) == "0":
-                shown = "net/ipv4/conf/default/forwarding" if DEVICE in name else name
-                return shown.replace("/", ".")
-    return ""
