@@ -7,10 +7,12 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from netloom.cidr import Address, parse_address
 from netloom.kernel.mesh.dataplane import Dataplane
 from netloom.kernel.mesh.desired import Desired
+from netloom.kernel.mesh.encapsulation import NO_ENCAPSULATION, VXLAN
 from netloom.kernel.probe.device_part import DEVICE, ProbeNode
 from netloom.kernel.probe.examination import Evidence, Examination, Target, Timing
 from netloom.kernel.probe.keeper import ProbeKeeper, Way
@@ -46,12 +48,15 @@ class Node:
         assert (await self.keeper.apply(ProbeNode(addresses if device else ()))).in_sync
         self.prober.addresses, self.prober.mtu = addresses, 1450
         self.prober.attach(self.keeper.device.descriptor)
-        self.prober.listen_at([parse_address(f"10.{self.number}.0.0"), parse_address(f"fd00:{self.number}::")])
+        hosts = (f"10.{self.number}.0.0", f"fd00:{self.number}::", f"192.168.7.{self.number}")
+        self.prober.listen_at([parse_address(host) for host in hosts])
 
     async def examine(self, number: int, version: int) -> Evidence:
         with self.place.entered():
             target = target_of(number, version)
             (way,) = await self.keeper.ways([target.address])
+            if not way.port:
+                target = replace(target, host=target.underlay)
             return await Examination(self.prober, target, way, QUICK).whole()
 
     async def close(self) -> None:
@@ -96,8 +101,9 @@ class Pair:
 
 
 @pytest.fixture
-async def pair(lab: Lab, tmp_path: Path) -> AsyncIterator[Pair]:
-    """Both in the mesh, of which they are all."""
+async def pair(lab: Lab, tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterator[Pair]:
+    """Both in the mesh, of which they are all. A parameter says by which encapsulation, if not VXLAN."""
+    ways = (getattr(request, "param", VXLAN),)
     switch = lab.namespace("switch")
     switch.ip("link add bridge type bridge")
     switch.ip("link set bridge up")
@@ -108,12 +114,15 @@ async def pair(lab: Lab, tmp_path: Path) -> AsyncIterator[Pair]:
             lab.wire(place, "eth0", switch, f"port{number}")
             switch.ip(f"link set port{number} master bridge")
             place.ip(f"address add 192.168.7.{number}/24 dev eth0")
+            place.ip(f"address add fd07::{number}/64 dev eth0 nodad")
             with place.entered():
                 plane = Dataplane(run_directory=tmp_path / str(number), resync_seconds=None)
                 await plane.open()
                 stack.push_async_callback(plane.close)
-                own = here(f"node-{number}", f"192.168.7.{number}", f"10.{number}.0.0", f"fd00:{number}::")
-                assert (await plane.apply(Desired(own, [peer(3 - number)]))).in_sync
+                name, address, cidrs = f"node-{number}", f"192.168.7.{number}", (f"10.{number}.0.0", f"fd00:{number}::")
+                own = here(name, address, *cidrs, encapsulations=ways)
+                other = peer(3 - number, encapsulations=ways, underlay6=f"fd07::{3 - number}")
+                assert (await plane.apply(Desired(own, [other]))).in_sync
                 node = Node(number, place, ProbeKeeper(resync_seconds=None))
                 await node.start()
                 stack.push_async_callback(node.close)
@@ -127,6 +136,19 @@ async def test_all_is_well(pair: Pair, version: int) -> None:
     assert found.passes
     assert (found.way, found.size) == (Way("netloom_vxlan", "vxlan", 8472, 1450), 1450)
     assert pair.two.prober.answers == 1, "one packet there, one back"
+
+
+@FAMILIES
+@pytest.mark.parametrize("pair", [NO_ENCAPSULATION], indirect=True)
+async def test_without_tunnels(pair: Pair, version: int) -> None:
+    found = await pair.one.examine(2, version)
+    assert found.passes
+    assert (found.way, found.size) == (Way("eth0", "native", 0, 1500), 1500)
+    pair.two.nft("", policy="drop")
+    with pair.two.place.entered():
+        await pair.two.prober.loop(4 if version == 4 else 16, 0.2)
+    found = await pair.one.examine(2, version)
+    assert (found.largest, found.host, found.forwards, found.peer_forwards) == (0, "answered", True, False)
 
 
 async def test_a_bridge_that_holds_the_whole_block_is_in_nobodys_way(pair: Pair) -> None:

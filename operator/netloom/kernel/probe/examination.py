@@ -144,13 +144,14 @@ class Examination:
         own, (host, said), (ping, port_refused) = await asyncio.gather(
             self._prober.loop(len(target.address), self._timing.answer), self._by_host(), self._underlay()
         )
-        flags = said.flags if said is not None else FORWARDS
+        forwards = FORWARDS[len(target.address)]
+        flags = said.flags if said is not None else forwards
         return self._evidence(
             rejected=self._rejected or (own.rejected if own is not None else None),
             forwards=own is not None and own.said is not None,
             host=host,
             seen=bool(flags & SEEN),
-            peer_forwards=bool(flags & FORWARDS),
+            peer_forwards=bool(flags & forwards),
             heard=self._prober.heard(target.address, self._since),
             ping=ping,
             port_refused=port_refused,

@@ -14,7 +14,9 @@ NOTHING = bytes(8)
 SMALLEST: Final = _LAYOUT.size
 
 ASK, ANSWER = 1, 2
-SEEN, FORWARDS, TROUBLED = 1, 2, 4
+SEEN, TROUBLED = 1, 2
+FORWARDS = {4: 4, 16: 8}
+"""By the length of an address."""
 _KNOWN_KINDS = (ASK, ANSWER)
 
 
@@ -24,8 +26,8 @@ class Message(msgspec.Struct, frozen=True):
     mtu:   bytes, of pods at the sender. nonce: of the question; an answer has the same.
     size:  in an answer, the bytes of the question's packet as it arrived.
     about: in a question, the nonce of another that went by the pods' way.
-    flags: SEEN (an answer's: that one arrived), FORWARDS (the sender's own forwarding lets its probe through),
-           TROUBLED (a question's: earlier ones have not been answered).
+    flags: SEEN (an answer's: that one arrived), FORWARDS (the sender's own forwarding lets its probe of that
+           family through), TROUBLED (a question's: earlier ones have not been answered).
     """
 
     kind: int

@@ -88,7 +88,7 @@ class Prober:
         source, nonce = self._own(target), nonce or new_nonce()
         if source is None or self.descriptor is None:
             return None
-        flags = (TROUBLED if troubled else 0) | self._own_flags(target)
+        flags = (TROUBLED if troubled else 0) | self._own_flags()
         payload = Message(ASK, nonce, flags, self.mtu).encode(size - HEADERS[len(target)])
         packet = datagram(source, target, payload)
         return await self._awaited(nonce, target, seconds, lambda: self._write(packet))
@@ -130,7 +130,7 @@ class Prober:
         kind = socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
         with contextlib.suppress(OSError), socket.socket(family_of(target), kind) as asking:
             asking.connect((format_address(target), UDP_PORT))
-            payload = Message(ASK, nonce, self._own_flags(target), self.mtu, about=about).encode(message.SMALLEST)
+            payload = Message(ASK, nonce, self._own_flags(), self.mtu, about=about).encode(message.SMALLEST)
             return await self._awaited(nonce, target, seconds, lambda: asking.send(payload), asking)
         return None
 
@@ -139,8 +139,8 @@ class Prober:
     def _own(self, target: Address) -> Address | None:
         return next((each for each in self.addresses if len(each) == len(target)), None)
 
-    def _own_flags(self, target: Address) -> int:
-        return FORWARDS if self.forwards.get(len(target), True) else 0
+    def _own_flags(self) -> int:
+        return sum(flag for size, flag in FORWARDS.items() if self.forwards.get(size, True))
 
     async def _awaited(
         self,
@@ -221,7 +221,7 @@ class Prober:
     def _answer(self, said: Message, found: Datagram) -> None:
         _remember(self._seen, said.nonce, None)
         _remember(self._heard, found.source, time.monotonic())
-        reply = Message(ANSWER, said.nonce, self._own_flags(found.source), self.mtu, found.size)
+        reply = Message(ANSWER, said.nonce, self._own_flags(), self.mtu, found.size)
         self._write(datagram(found.destination, found.source, reply.encode(len(found.payload))))
         self.answers += 1
         if said.flags & TROUBLED:
@@ -248,7 +248,7 @@ class Prober:
             return
         self.doubted()
         seen = SEEN if said.about != NOTHING and said.about in self._seen else 0
-        flags = seen | (FORWARDS if self.forwards.get(4 if listening.family == socket.AF_INET else 16, True) else 0)
+        flags = seen | self._own_flags()
         with contextlib.suppress(OSError):
             listening.sendto(Message(ANSWER, said.nonce, flags, self.mtu, len(payload)).encode(len(payload)), who)
 

@@ -34,9 +34,7 @@ def targets_of(node: NetloomNode) -> list[Target]:
 
 def by_nodes(target: Target, way: Way) -> Target:
     """The target with the address to which the nodes' own way leads: without a tunnel nobody has the CIDR's first."""
-    if way.port:
-        return target
-    return replace(target, host=target.underlay if len(target.address) == 4 else b"")
+    return target if way.port else replace(target, host=target.underlay)
 
 
 def _first_cidrs(node: NetloomNode) -> dict[int, Cidr]:
