@@ -1,6 +1,7 @@
 """Each feature switched off in turn: the others go on, what it left in the kernel stays. Whose conditions are whose."""
 
 import os
+import re
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -14,7 +15,7 @@ from netloom_e2e.agents import NETWORK, NODES, Agents, netloom_node, network
 from netloom_e2e.cluster import ControlPlane
 from netloom_e2e.gateway import gateway
 from netloom_e2e.lab import Lab, Machine, wait_for
-from netloom_e2e.mesh import NETLOOM, facts, state
+from netloom_e2e.mesh import NETLOOM, PROTOCOL, facts, state
 from netloom_reconcilers.conditions import AGENT, Conditions, manager_of
 from netloom_reconcilers.features.node import Readiness
 from netloom_reconcilers.node.status import NodeStatusReconciler
@@ -32,12 +33,22 @@ def senders(machine: Machine) -> str:
     return machine.run("nft", "list", "table", "inet", "netloom-tunnels", check=False)
 
 
+def probe(machine: Machine) -> str:
+    """But for the carrier, which comes and goes with the agent."""
+    device = ("dev", "netloom_probe")
+    lines = machine.ip("-o", "link", "show", *device, check=False).splitlines()
+    lines += machine.ip("route", "show", "table", "local", *device, check=False).splitlines()
+    lines += machine.ip("-6", "route", "show", "table", "local", *device, "proto", PROTOCOL, check=False).splitlines()
+    return "\n".join(re.sub(r"^\d+: |<.*?> | state \w+|qdisc \w+ | linkdown", "", line).strip() for line in lines)
+
+
 POD_SWITCH = "net.ipv4.conf.p-pod.forwarding"
 KERNEL: dict[str, Callable[[Machine], str]] = {
     "tunnels": state,
     "masquerade": table,
     "surroundings": pod_switch,
     "senders": senders,
+    "probe": probe,
 }
 """What each feature keeps as it is on a node, as text."""
 DELETE = {
@@ -45,6 +56,7 @@ DELETE = {
     "masquerade": ["nft", "delete", "table", "inet", "netloom"],
     "surroundings": ["sysctl", "-qw", f"{POD_SWITCH}=0"],
     "senders": ["nft", "delete", "table", "inet", "netloom-tunnels"],
+    "probe": ["ip", "link", "delete", "netloom_probe"],
 }
 """Damages it."""
 NAMES = [feature.name for feature in FEATURES]

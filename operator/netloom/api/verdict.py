@@ -350,6 +350,9 @@ def _status(conditions: Iterable[Condition], type_: str) -> str:
 
 # Of each node
 
+_LAST_WORDS = ("DataplaneReady=Unknown", "PodTrafficPasses=False")
+"""Of an agent that is gone: it looks no more."""
+
 
 class _Nodes:
     """Judges each node; what is the same for all of them is looked at once."""
@@ -366,9 +369,9 @@ class _Nodes:
         conditions = obj.status.conditions if obj else ()
         troubles = [*self._of_object(name, node, obj), *self._of_agent(name, life, sign, obj)]
         # That nothing is known of a data path whose agent is gone, the agent's silence has said.
-        passed_over = "DataplaneReady=Unknown" if life in ("silent", "released", "never") else ""
+        passed_over = _LAST_WORDS if life in ("silent", "released", "never") else ()
         told = _conditions("NetloomNode", name, conditions)
-        troubles += [trouble for trouble in told if trouble.condition != passed_over]
+        troubles += [trouble for trouble in told if trouble.condition not in passed_over]
         state = NodeState(
             name=name,
             ready=not troubles and obj is not None,

@@ -213,6 +213,40 @@ def status(
 
 @app.command()
 @grouped
+def check(
+    node: Annotated[str, typer.Argument(metavar="[NODE]", help="The peer; left out: a few, or all of a few.")] = "",
+    *,
+    cluster: Cluster,
+    agent_address: Annotated[
+        str, typer.Option(metavar="HOST:PORT", help="The agent that is to look. Left out: 127.0.0.1:9964.")
+    ] = "",
+    output: Output = "text",
+) -> None:
+    """Have this machine's agent look now whether packets of pods pass to other nodes, and say where they are lost.
+
+    It sends packets as pods do, of full size, by both address families, and explains: MTU, forward hooks, a firewall
+    between the nodes, one-way loss. On a machine without an agent it prints what the agent of NODE saw last.
+
+    Exit status: 0 all pass, 1 something is lost or not known, 2 the command line is wrong, 3 nobody could look.
+    """
+    from netloom.cli import check as view
+    from netloom.runtime import log, loop
+
+    log.configure("auto", "error")
+    try:
+        found, status, said = loop.run(view.run(**vars(cluster), node=node, address=agent_address))
+    except UserError as error:
+        say(str(error))
+        raise typer.Exit(view.EXIT_NOT_ASKED) from error
+    if found is not None and output == "json":
+        show(output, found, lambda found: None)
+    else:
+        typer.echo("\n".join(said))
+    raise typer.Exit(status)
+
+
+@app.command()
+@grouped
 def plan(node: NodeOptions, cluster: Cluster, output: Output = "text") -> None:
     """Print what the agent would change in the kernel, as `ip` would say it. Exit status 2 if anything.
 

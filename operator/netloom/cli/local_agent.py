@@ -19,8 +19,19 @@ _NAMED = 3
 """Errors that are told, and warnings; the agent's own /status has all."""
 
 
+class Probed(msgspec.Struct, frozen=True):
+    """Whether packets of pods pass, as the last probes saw: to how many peers, and sentences about the others. lacking:
+    why forwarding cannot be looked at."""
+
+    passing: int = 0
+    failing: tuple[str, ...] = ()
+    unknown: tuple[str, ...] = ()
+    lacking: str = ""
+
+
 class Facts(msgspec.Struct, frozen=True, rename="camel"):
-    """What is shown of an agent's /status, and by what an agent is known. peers: None without a mesh."""
+    """What is shown of an agent's /status, and by what an agent is known. peers: None without a mesh,
+    probe: without that feature."""
 
     node: str
     in_sync: bool
@@ -31,6 +42,7 @@ class Facts(msgspec.Struct, frozen=True, rename="camel"):
     peers: int | None = None
     mtu: int | None = None
     mtu_source: str = ""
+    probe: Probed | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,12 +65,19 @@ class LocalAgent:
     @property
     def troubles(self) -> list[Trouble]:
         """What the agent says is wrong."""
-        if self.facts is None or (self.facts.in_sync and not self.facts.errors):
+        if self.facts is None:
             return []
         name, errors = self.facts.node, self.facts.errors
+        lost = self.facts.probe.failing if self.facts.probe is not None else ()
+        found = []
+        if lost:
+            what = f"agent of this machine ({name}): {' '.join(lost[:_NAMED])}"
+            found.append(Trouble("LocalAgent", name, "PodTrafficLost", what))
+        if self.facts.in_sync and not errors:
+            return found
         more = f" And {len(errors) - _NAMED} more: see its /status." if len(errors) > _NAMED else ""
         what = " ".join(errors[:_NAMED]) if errors else "not everything that is desired is in the kernel yet."
-        return [Trouble("LocalAgent", name, "NotInSync", f"agent of this machine ({name}): {what}{more}")]
+        return [*found, Trouble("LocalAgent", name, "NotInSync", f"agent of this machine ({name}): {what}{more}")]
 
 
 async def ask(address: str) -> LocalAgent:

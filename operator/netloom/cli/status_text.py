@@ -44,9 +44,9 @@ def _lines(report: StatusReport, wide: bool) -> Iterator[str]:
     if report.problems or report.notes:
         yield ""
     for note in report.notes:
-        yield f"note      {_safe(note)}"
+        yield f"note      {safe(note)}"
     for problem in report.problems[:SHOWN_PROBLEMS]:
-        yield f"{typer.style('problem', fg='red')}   {_safe(str(problem))}"
+        yield f"{typer.style('problem', fg='red')}   {safe(str(problem))}"
     if len(report.problems) > SHOWN_PROBLEMS:
         yield f"and {len(report.problems) - SHOWN_PROBLEMS} more kinds of problems: -o json has all"
     if report.healthy:
@@ -66,20 +66,24 @@ def _of_the_cluster(report: StatusReport, now: dt.datetime) -> Iterator[str]:
     if (agent := report.facts) is not None:
         peers = f"{agent.peers:,} peers, " if agent.peers is not None else ""  # else the mesh is switched off
         yield (
-            f"agent     {_safe(agent.node)}: {peers}{'in sync' if agent.in_sync else 'NOT in sync'}, "
+            f"agent     {safe(agent.node)}: {peers}{'in sync' if agent.in_sync else 'NOT in sync'}, "
             f"{agent.drift_repaired} drifts repaired, {agent.netlink_writes} netlink messages written since its start"
         )
         if agent.mtu is not None:
-            yield f"          pods' MTU {agent.mtu}: {_safe(agent.mtu_source)}"
+            yield f"          pods' MTU {agent.mtu}: {safe(agent.mtu_source)}"
+        if (probe := agent.probe) is not None:
+            lost = f", LOST by {len(probe.failing)} ways" if probe.failing else ""
+            unknown = f", not known of {len(probe.unknown)}" if probe.unknown else ""
+            yield f"          packets of pods pass to {probe.passing:,} peers that were probed{lost}{unknown}"
 
 
 def _operator(report: StatusReport, now: dt.datetime) -> str:
     state, ago = report.operator, f"{_age(report.operator.last_heard, now)} ago"
     match state.life:
         case "alive":
-            return f"{_safe(state.leader)} leads since {state.since}, heard of {ago}"
+            return f"{safe(state.leader)} leads since {state.since}, heard of {ago}"
         case "silent":
-            return f"NOT heard of: {_safe(state.leader)} led since {state.since}, and was last heard of {ago}"
+            return f"NOT heard of: {safe(state.leader)} led since {state.since}, and was last heard of {ago}"
         case "released":
             return f"NONE: the last one ended {ago}"
         case "never":
@@ -136,7 +140,7 @@ def _joined(texts: Sequence[str], limit: int | None) -> str:
 
 def _table(columns: Sequence[Column], nodes: Iterable[NodeState]) -> Iterator[str]:
     """Aligned by its widest cells. (rich takes 14 s for 5,000 nodes, and cuts at 80 columns in a pipe.)"""
-    rows = [[title for title, _ in columns], *([_safe(cell(node)) for _, cell in columns] for node in nodes)]
+    rows = [[title for title, _ in columns], *([safe(cell(node)) for _, cell in columns] for node in nodes)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         yield "   ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
@@ -153,5 +157,6 @@ def _age(moment: str, now: dt.datetime) -> str:
     return f"{seconds}s"
 
 
-def _safe(text: str) -> str:
+def safe(text: str) -> str:
+    """Without the characters by which a terminal can be told to do things."""
     return "".join(letter if letter.isprintable() else " " for letter in text)

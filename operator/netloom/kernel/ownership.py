@@ -68,3 +68,6 @@ MESH = Ownership(
 MASQUERADE = Ownership(tables=("inet netloom",))
 
 SENDERS = Ownership(tables=("inet netloom-tunnels",))
+
+PROBE = Ownership(links=(f"{DEVICE_PREFIX}probe",))
+"""The device of the probe. The routes to its addresses, in table `local`, are on it and go with it."""

@@ -40,6 +40,7 @@ from netloom_reconcilers.node.known.departures import Departures, NodeLookup
 from netloom_reconcilers.node.known.own_node import RECORD
 from netloom_reconcilers.node.known.peers import is_owned
 from netloom_reconcilers.node.masquerade import MasqueradeFeature
+from netloom_reconcilers.node.probe import ProbeFeature
 from netloom_reconcilers.node.senders import SendersFeature
 from netloom_reconcilers.node.sign_of_life import SignOfLife
 from netloom_reconcilers.node.status import NodeStatusReconciler, readiness_of
@@ -54,6 +55,7 @@ FEATURES: tuple[type[NodeFeature], ...] = (
     MasqueradeFeature,
     SendersFeature,
     SurroundingsFeature,
+    ProbeFeature,
 )
 """What an agent can do, in the order in which it is planned, told and cleaned up."""
 
@@ -144,7 +146,14 @@ class Agent(Collector):
         self.manager = Manager(on_crash=self._changed)
         events = EventRecorder(api, "netloom-agent", host=options.node_name) if api is not None else None
         self.context = NodeContext(
-            options.node_name, options.run_dir, found, api, events, changed=self._changed, retain_unknown=True
+            options.node_name,
+            options.run_dir,
+            found,
+            api,
+            events,
+            changed=self._changed,
+            retain_unknown=True,
+            lease_namespace=options.lease_namespace,
         )
         self.features = [make(self.context) for make in chosen(features, options.features)]
         self.departures = Departures(
@@ -245,6 +254,15 @@ class Agent(Collector):
         """GET /status: what `netloom status` prints of this node."""
         return web.Response(body=msgspec.json.encode(self.facts()), content_type="application/json")
 
+    async def check(self, request: web.Request) -> web.Response:
+        """GET /check?node=NAME (any number of them, or none): what `netloom check` prints. It takes seconds."""
+        names, peers = request.query.getall("node", []), self.context.peers
+        names = [name for name in names if name != self.context.node_name]
+        unknown = [name for name in names if peers.get(name) is None]
+        found = [each for feature in self.features for each in await feature.check(names)] if not unknown else []
+        answer = {"node": self.context.node_name, "unknown": unknown, "checks": found}
+        return web.Response(body=msgspec.json.encode(answer), content_type="application/json")
+
     def facts(self) -> dict[str, object]:
         """This node's data path, for people and for tests."""
         reports = [keeper.report for keeper in keepers(self.features)]
@@ -314,7 +332,7 @@ async def run_agent(options: AgentOptions) -> None:
         agent = Agent(options, found, api)
         async with opened(agent.features), presence.shown():
             metrics.REGISTRY.register(agent)
-            routes = [web.get("/status", agent.show_status)]
+            routes = [web.get("/status", agent.show_status), web.get("/check", agent.check)]
             async with health.serve(agent.manager.health, host, port, routes=routes):
                 log.info("agent started", node=options.node_name, features=[each.name for each in agent.features])
                 await agent.manager.run()

@@ -174,6 +174,14 @@ def test_an_operator_that_ended_in_order_or_never_was() -> None:
     assert (ended.summary, ended.healthy) == ("1 of 1 nodes ready", False), "the data path of the nodes is as it was"
 
 
+def test_packets_of_pods_that_do_not_pass_are_a_problem_while_somebody_looks() -> None:
+    lost = obj("a", IN_SYNC, condition("PodTrafficPasses", "False", "ForwardHookDrops"))
+    found = verdict(["a"], [lost], {"a": ALIVE})
+    assert [problem.condition for problem in found.problems] == ["PodTrafficPasses=False"]
+    assert (found.nodes[0].ready, found.nodes[0].reasons) == (False, ("ForwardHookDrops",))
+    assert [problem.reason for problem in verdict(["a"], [lost], {"a": SILENT}).problems] == ["AgentSilent"]
+
+
 def test_a_dead_agent_counts_although_its_last_word_was_good() -> None:
     unknown = obj("b", condition("DataplaneReady", "Unknown", "AgentSilent"))
     found = verdict(["a", "b", "c"], [obj("a"), unknown, obj("c")], {"a": SILENT, "b": SILENT, "c": ALIVE})

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
+import msgspec
 from prometheus_client.core import CounterMetricFamily, Metric
 
 from netloom.api.v1alpha1 import NETLOOM_NODES, NETWORKS, NetloomNetwork, NetloomNode
@@ -39,6 +40,7 @@ class NodeContext:
     own:             this node's object as it counts.
     api, events:     None where the objects come from a directory.
     changed:         to be called when errors, facts or a condition may be different.
+    lease_namespace: of the Leases that say which agents live.
     retain_unknown:  keepers leave what an earlier life left, and no object explains, until `prune`.
     """
 
@@ -49,6 +51,7 @@ class NodeContext:
     events: EventRecorder | None = None
     changed: Callable[[], None] = lambda: None
     retain_unknown: bool = False
+    lease_namespace: str = "kube-system"
 
     def __post_init__(self) -> None:
         self.networks = self.caches.store(NETWORKS, _spec_changed)
@@ -119,6 +122,10 @@ class NodeFeature:
     def metrics(self) -> Iterable[Metric]:
         """Its share of /metrics, read when somebody asks."""
         return ()
+
+    async def check(self, names: Sequence[str]) -> Sequence[msgspec.Struct]:
+        """Looks now whether what it made does its work, towards these peers (none: those that it chooses)."""
+        return []
 
     def changed(self) -> None:
         """Something of the agent is different, this feature's or another's."""

@@ -1,0 +1,138 @@
+"""`netloom check`: has the agent of this machine look now whether packets of pods pass, and says what it saw.
+
+Only an agent can look: it holds the device that stands for a pod. Where none answers, the condition of the node that
+was asked for says what its agent saw last.
+"""
+
+from collections.abc import Iterator
+
+import aiohttp
+import msgspec
+import typer
+
+from netloom.api.errors import UserError
+from netloom.api.v1alpha1 import NETLOOM_NODES
+from netloom.cli import local_agent
+from netloom.cli.status_text import safe
+from netloom.runtime.client import Api
+from netloom.runtime.errors import ApiError, NotFound, plain
+from netloom_reconcilers.node.probing.findings import Finding, sentences
+
+EXIT_PASSES, EXIT_PROBLEMS, EXIT_NOT_ASKED = 0, 1, 3
+"""Exit statuses; the last says that nobody could look."""
+
+CONDITION = "PodTrafficPasses"
+_TIMEOUT = aiohttp.ClientTimeout(total=300)
+"""A peer that does not answer takes some seconds, eight of them at once."""
+
+
+class Checks(msgspec.Struct, frozen=True, kw_only=True):
+    """What an agent answered. node: its own. unknown: names that are no peer's."""
+
+    node: str
+    unknown: tuple[str, ...] = ()
+    checks: tuple[Finding, ...] = ()
+
+    @property
+    def passes(self) -> bool:
+        """Whether all that was looked at passes, and could be looked at."""
+        return all(each.passes for each in self.checks)
+
+
+class Nobody(UserError):
+    """No agent answers there."""
+
+
+async def ask(address: str, nodes: list[str]) -> Checks:
+    """Have the agent at HOST:PORT look. Raises UserError; Nobody, if nothing listens there."""
+    query = [("node", node) for node in nodes]
+    try:
+        async with (
+            aiohttp.ClientSession(timeout=_TIMEOUT) as session,
+            session.get(f"http://{address}/check", params=query, allow_redirects=False) as answer,
+        ):
+            body, status = await answer.read(), answer.status
+    except aiohttp.ClientConnectorError as error:
+        raise Nobody(f"agent at {address}: does not answer: {plain(error.os_error)}.") from error
+    except (aiohttp.ClientError, TimeoutError, ValueError) as error:
+        why = " ".join(str(error).split())[:100] or type(error).__name__
+        raise UserError(f"agent at {address}: gave no answer: {why}.") from error
+    try:
+        found = msgspec.json.decode(body, type=Checks)
+    except msgspec.MsgspecError as error:
+        what = f"{address}: what answers there is no agent of Netloom that can check (status {status})."
+        raise UserError(what) from error
+    if found.unknown:
+        raise UserError(
+            f"there is no node {', '.join(found.unknown)} with addresses for pods, as {found.node} sees it."
+        )
+    if not found.checks:
+        why = "its feature `probe` is off, or neither it nor a peer holds addresses for pods"
+        raise UserError(f"agent of {found.node}: looked at nothing: {why}.")
+    return found
+
+
+def lines(found: Checks) -> Iterator[str]:
+    """As text."""
+    rows = [("PEER", "FAMILY", "WAY", "RESULT"), *(_row(each) for each in found.checks)]
+    widths = [max(len(row[column]) for row in rows) for column in range(3)]
+    yield f"as {found.node} sees it:"
+    for row in rows:
+        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=False)]
+        yield safe("   ".join([*cells, row[3]]).rstrip())
+    lost = sentences(each for each in found.checks if each.passes is False)
+    unknown = sentences(each for each in found.checks if each.passes is None)
+    if lost or unknown or any(each.seen == "nodes" for each in found.checks):
+        yield ""
+    if any(each.seen == "nodes" for each in found.checks):
+        yield "note      the forward hooks were not looked at: the agent has no /dev/net/tun; its /status says why"
+    for text in lost:
+        yield f"{typer.style('problem', fg='red')}   {safe(text)}"
+    for text in unknown:
+        yield f"note      {safe(text)}"
+    if found.passes:
+        yield "no problems"
+
+
+def _row(check: Finding) -> tuple[str, str, str, str]:
+    if check.passes is None:
+        result = f"not known: {check.reason}"
+    elif not check.passes:
+        result = f"LOST{f' {check.where}' if check.where else ''}: {check.reason}"
+    elif check.size:
+        result = f"passes: {check.size} bytes, {check.seconds * 1000:.1f} ms there and back"
+    else:
+        result = "forwards"
+    return check.peer, f"IPv{check.family}", check.way, result
+
+
+async def from_elsewhere(kubeconfig: str | None, context: str | None, node: str) -> tuple[bool, list[str]]:
+    """What the node's own condition says: whether it is good, and lines. Raises UserError."""
+    async with await Api.connect(kubeconfig, context, user_agent="netloom-check") as api:
+        try:
+            found = await api.get(NETLOOM_NODES, node)
+        except NotFound as error:
+            raise UserError(f"there is no NetloomNode {node}.") from error
+        except ApiError as error:
+            raise UserError(f"NetloomNode {node} could not be read: {error}") from error
+    said = next((each for each in found.status.conditions if each.type == CONDITION), None)
+    what = f"{CONDITION}={said.status} {said.reason}: {said.message}" if said else f"no condition {CONDITION} yet"
+    look = (
+        f"To look now, run `netloom check` in the agent's pod of that node: kubectl exec in the pod that "
+        f"`kubectl get pods -A -o wide --field-selector spec.nodeName={node}` shows."
+    )
+    return said is not None and said.status == "True", [safe(f"NetloomNode {node}: {what}"), look]
+
+
+async def run(
+    kubeconfig: str | None, context: str | None, node: str, address: str
+) -> tuple[Checks | None, int, list[str]]:
+    """What was seen (None: only the condition could be read), the exit status, and lines. Raises UserError."""
+    try:
+        found = await ask(address or local_agent.ADDRESS, [node] if node else [])
+    except Nobody as nobody:
+        if address or not node:
+            raise UserError(f"{nobody} Run it on a node, or name one: `netloom check NODE`.") from nobody
+        good, said = await from_elsewhere(kubeconfig, context, node)
+        return None, EXIT_PASSES if good else EXIT_PROBLEMS, said
+    return found, EXIT_PASSES if found.passes else EXIT_PROBLEMS, list(lines(found))

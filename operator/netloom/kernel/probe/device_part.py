@@ -1,0 +1,266 @@
+"""The device of the probe and the routes to its addresses, as a part. Rare and short: read anew each time.
+
+The device stands for a pod. An address of it is the last of a pod CIDR of the node, which no IPAM gives to a pod. The
+routes are in table `local`, in front of what else may be there: a bridge that holds the CIDR makes its last IPv4
+address the broadcast address in that table, which the kernel looks into before all others.
+"""
+
+import os
+import socket
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+
+import msgspec
+import structlog
+
+from netloom.cidr import Address, format_address
+from netloom.kernel import sysctl
+from netloom.kernel.keeper.part import Attempt, Outcome, Part, Refused, Worker
+from netloom.kernel.keeper.report import PlannedChange
+from netloom.kernel.keeper.retries import Item, Retries
+from netloom.kernel.netlink import links, wire
+from netloom.kernel.netlink.links import Link, read_link
+from netloom.kernel.netlink.messages import LinkMessage, RouteMessage, decode, encode
+from netloom.kernel.netlink.sockets import CommandSocket, RefusedError, read_all
+from netloom.kernel.ownership import PROBE, ROUTE_PROTOCOL
+from netloom.kernel.probe import tun
+from netloom.kernel.probe.packets import family_of
+
+log = structlog.get_logger(__name__)
+
+DEVICE = PROBE.links[0]
+MTU = 65535
+"""Bytes: what arrives is not to be refused by this device."""
+
+_LOCAL, _UNICAST, _SCOPE_LINK = 255, 1, 253
+
+
+class ProbeNode(msgspec.Struct, frozen=True):
+    """What is wanted: the addresses that stand for a pod of this node, at most one of each family; none: no device."""
+
+    addresses: tuple[Address, ...] = ()
+
+
+class Change(msgspec.Struct, frozen=True):
+    """One step: as `ip` would say it, and its message; without one, the device is opened."""
+
+    kind: str
+    key: str
+    text: str
+    message: bytes = b""
+
+    @property
+    def item(self) -> Item:
+        """By which it is known."""
+        return self.kind, self.key
+
+
+class Found(msgspec.Struct, frozen=True):
+    """What the kernel holds of ours."""
+
+    link: Link | None = None
+    routes: frozenset[Address] = frozenset()
+
+
+class ProbeDevice(Part[ProbeNode]):
+    """See the module. descriptor: of the device while it is open, by this process; lacking: why it cannot be, as a
+    sentence, which is no failure: the check does with less then. `moved` is called after either changed."""
+
+    owns = PROBE
+    state = ("dump", "the probe's device")
+    groups = ("link",)
+    kinds = frozenset((wire.RTM_NEWLINK, wire.RTM_DELLINK))
+
+    def __init__(self, moved: Callable[[], None] = lambda: None) -> None:
+        self.descriptor: int | None = None
+        self.lacking = ""
+        self.moved = moved
+        self.due = True
+        self._node = ProbeNode()
+        self._expected = False
+        self._undone: set[Item] = set()
+
+    def want(self, desired: ProbeNode, retries: Retries) -> None:
+        """Take over the addresses."""
+        if desired != self._node:
+            self._node = desired
+            self.due = self._expected = True
+
+    def hear(self, kind: int, flags: int, buffer: bytes, start: int, end: int) -> None:
+        """Whether somebody changed the device."""
+        link = read_link(buffer, start, end) if not self.due else None
+        if link is not None and self.owns.link(link.name):
+            self.due = True
+
+    def doubt(self) -> None:
+        """All is to be looked at again."""
+        self.due = True
+
+    def pending(self) -> Iterable[Item]:
+        """What could not be done, or has to wait."""
+        return self._undone
+
+    async def update(self, worker: Worker, attempt: Attempt) -> Outcome:
+        """Make what is missing."""
+        if not self.due and self._undone <= attempt.held:
+            return Outcome()
+        self.due = False
+        if self.descriptor is not None and not await worker.call(self._holds):
+            self.close()
+        before = self.descriptor, self.lacking
+        outcome = await worker.call(lambda commands: self._work(commands, attempt))
+        if (self.descriptor, self.lacking) != before:
+            self.moved()
+        return outcome
+
+    def close(self) -> None:
+        """The device stays, and what is routed to it is dropped."""
+        descriptor, self.descriptor = self.descriptor, None
+        if descriptor is not None:
+            self.moved()  # who reads it, ends to
+            os.close(descriptor)
+
+    def plan(self, commands: CommandSocket, node: ProbeNode) -> list[PlannedChange]:
+        """What would be changed."""
+        changes = list(changes_to(look(commands), node))
+        return [PlannedChange(f"ip {change.text}", "the probe's device") for change in changes]
+
+    # ------------------------------------------------------------------------------------------- in the thread
+
+    def _work(self, commands: CommandSocket, attempt: Attempt) -> Outcome:
+        done: list[Item] = []
+        refused: list[Refused] = []
+        self._undone = set()
+        found = look(commands)
+        if self._node.addresses and self.descriptor is None:
+            self._open(done, there=found.link is not None)
+            found = look(commands)
+        if self.descriptor is not None or not self._node.addresses:
+            self._switch(found, done, refused)
+            for change in changes_to(found, self._node):
+                self._do(commands, change, attempt, done, refused)
+        drift, self._expected = not self._expected, False
+        return Outcome([(kind, [key]) for kind, key in done], done if drift else [], refused)
+
+    def _holds(self, commands: CommandSocket) -> bool:
+        """Whether the descriptor is wanted, and that of the device that is there; of one that was deleted it is good
+        for nothing."""
+        assert self.descriptor is not None
+        try:
+            there = tun.name_of(self.descriptor) == DEVICE and look(commands).link is not None
+        except OSError:
+            return False
+        return there and bool(self._node.addresses)
+
+    def _open(self, done: list[Item], *, there: bool) -> None:
+        try:
+            self.descriptor = tun.open_tun(DEVICE)
+        except OSError as error:
+            lacking = tun.explain(error)
+            if lacking != self.lacking:
+                log.warning("the check does without a device of its own", why=lacking)
+            self.lacking = lacking
+            return
+        self.lacking = ""
+        if not there:
+            done.append(("link", DEVICE))
+            log.info("device changed", change=f"ip tuntap add dev {DEVICE} mode tun")
+
+    def _switch(self, found: Found, done: list[Item], refused: list[Refused]) -> None:
+        """As of a pod's device that is made now: it forwards if those that are new do."""
+        if found.link is None or not self._node.addresses:
+            return
+        wanted = {}
+        with suppress(OSError):
+            wanted[f"net/ipv4/conf/{DEVICE}/forwarding"] = sysctl.read("net/ipv4/conf/default/forwarding")
+        if any(len(address) == 16 for address in self._node.addresses):
+            wanted[f"net/ipv6/conf/{DEVICE}/disable_ipv6"] = "0"
+        for name, value in wanted.items():
+            item: Item = ("sysctl", name)
+            try:
+                if sysctl.read(name) != value:
+                    (sysctl.ROOT / name).write_text(value, encoding="ascii")
+                    done.append(item)
+            except OSError as error:
+                self._undone.add(item)
+                refused.append(Refused(item, f"cannot set {name} to {value}: {error}", error.errno or 0))
+
+    def _do(
+        self, commands: CommandSocket, change: Change, attempt: Attempt, done: list[Item], refused: list[Refused]
+    ) -> None:
+        if change.item in attempt.held or change.item in self._undone:
+            self._undone.add(change.item)
+            return
+        refusal = commands.execute([change.message]).get(0)
+        if refusal is None:
+            log.info("device changed", change=f"ip {change.text}")
+            done.append(change.item)
+        else:
+            self._undone.add(change.item)
+            refused.append(Refused(change.item, f"`ip {change.text}`: {refusal}", refusal.errno))
+
+
+def look(commands: CommandSocket) -> Found:
+    """What there is of the probe's in the kernel. Raises RefusedError, OSError."""
+    found: list[Link] = []
+
+    def visit(_kind: int, buffer: bytes, start: int, end: int) -> None:
+        link = read_link(buffer, start, end)
+        if link is not None:
+            found.append(link)
+
+    with suppress(RefusedError):
+        commands.get(encode(LinkMessage, wire.RTM_GETLINK, 0, {}, ifname=DEVICE), visit)
+    if not found:
+        return Found()
+    routes = (read_all(commands, _dump(family), _address_on(found[0].ifindex)) for family in _FAMILIES)
+    return Found(found[0], frozenset(address for each in routes for address in each))
+
+
+def changes_to(found: Found, node: ProbeNode) -> Iterable[Change]:
+    """What is to be done, in its order."""
+    link = found.link
+    if not node.addresses:
+        if link is not None:
+            yield Change("link", DEVICE, f"link delete {DEVICE}", links.delete_link(link.ifindex))
+        return
+    if link is None:
+        yield Change("link", DEVICE, f"tuntap add dev {DEVICE} mode tun")
+    ifindex = link.ifindex if link is not None else 0
+    if link is None or link.generates_addresses:
+        message = links.set_no_generated_addresses(ifindex)
+        yield Change("link", DEVICE, f"link set {DEVICE} addrgenmode none", message)
+    if link is None or link.mtu != MTU:
+        yield Change("link", DEVICE, f"link set {DEVICE} mtu {MTU}", links.change(ifindex, mtu=MTU))
+    if link is None or not link.up:
+        yield Change("link", DEVICE, f"link set {DEVICE} up", links.set_up(ifindex))
+    for address in node.addresses:
+        if address not in found.routes:
+            yield _route(address, ifindex)
+    for address in sorted(found.routes.difference(node.addresses)):
+        yield _route(address, ifindex, gone=True)
+
+
+_FAMILIES = (socket.AF_INET, socket.AF_INET6)
+
+
+def _dump(family: int) -> bytes:
+    return encode(RouteMessage, wire.RTM_GETROUTE, 0, {"family": family, "table": _LOCAL, "proto": ROUTE_PROTOCOL})
+
+
+def _address_on(ifindex: int) -> Callable[[bytes, int, int], Address | None]:
+    def read(buffer: bytes, start: int, end: int) -> Address | None:
+        seen = decode(RouteMessage, buffer, start)
+        ours = seen["table"] == _LOCAL and seen["proto"] == ROUTE_PROTOCOL and seen.get_attr("RTA_OIF") == ifindex
+        return seen.get_attr("RTA_DST") if ours else None
+
+    return read
+
+
+def _route(address: Address, ifindex: int, *, gone: bool = False) -> Change:
+    fields = {"family": family_of(address), "dst_len": len(address) * 8, "table": _LOCAL, "proto": ROUTE_PROTOCOL}
+    fields |= {"type": _UNICAST, "scope": _SCOPE_LINK if len(address) == 4 else 0}
+    kind, verb, flags = (wire.RTM_DELROUTE, "delete", 0) if gone else (wire.RTM_NEWROUTE, "prepend", wire.CREATE)
+    key = f"{format_address(address)} dev {DEVICE} table local"
+    message = encode(RouteMessage, kind, flags, fields, dst=address, oif=ifindex)
+    return Change("route", key, f"route {verb} {key} proto {ROUTE_PROTOCOL}", message)

@@ -1,0 +1,94 @@
+"""The probe's device under a keeper of its own, and what is asked of the kernel on the way to a peer."""
+
+from typing import Unpack
+
+import msgspec
+
+from netloom.cidr import Address
+from netloom.kernel.errors import KernelUnsupported
+from netloom.kernel.keeper.keeper import Keeper, KeeperOptions
+from netloom.kernel.keeper.report import KeeperReport, PlannedChange
+from netloom.kernel.netlink import wire
+from netloom.kernel.netlink.links import Link, read_link
+from netloom.kernel.netlink.messages import LinkMessage, RouteMessage, decode, encode
+from netloom.kernel.netlink.sockets import CommandSocket, RefusedError, read_all
+from netloom.kernel.ownership import DEVICE_PREFIX
+from netloom.kernel.probe import tun
+from netloom.kernel.probe.device_part import ProbeDevice, ProbeNode
+from netloom.kernel.probe.packets import family_of
+
+
+class Way(msgspec.Struct, frozen=True):
+    """How packets to an address leave, says the kernel: by which device, through a tunnel (`vxlan`, `geneve`) to which
+    UDP port or without one (`native`), and how large they may be (bytes; the least of all tunnels' and the device's, as
+    that is the pods' MTU). device "": no route leads there."""
+
+    device: str = ""
+    kind: str = "native"
+    port: int = 0
+    mtu: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.kind}:{self.port}" if self.port else self.kind
+
+
+class ProbeKeeper(Keeper[ProbeNode, KeeperReport]):
+    """See the module."""
+
+    names = wire.NAMES
+    nothing = ProbeNode
+
+    def __init__(self, **options: Unpack[KeeperOptions]) -> None:
+        self.device = ProbeDevice()
+        super().__init__((self.device,), **options)
+
+    async def close(self) -> None:
+        """Close the sockets and the device, which stays."""
+        self.device.close()
+        await super().close()
+
+    async def plan(self, desired: ProbeNode) -> list[PlannedChange]:
+        """What `apply` would change. Writes nothing. Raises KernelUnsupported."""
+        if desired.addresses and not tun.is_there():
+            raise KernelUnsupported(f"{tun.PATH} is not there: load the module `tun`")
+        async with self._lock:
+            return await self._connect().call(lambda commands: self.device.plan(commands, desired))
+
+    async def ways(self, addresses: list[Address]) -> list[Way]:
+        """To each of these."""
+        return await self._connect().call(lambda commands: _ways(commands, addresses))
+
+    @property
+    def report(self) -> KeeperReport:
+        """The state of things now."""
+        return KeeperReport(**self._basics())
+
+
+def _ways(commands: CommandSocket, addresses: list[Address]) -> list[Way]:
+    links = {link.ifindex: link for link in read_all(commands, encode(LinkMessage, wire.RTM_GETLINK, 0, {}), read_link)}
+    tunnels = [each.mtu for each in links.values() if each.name.startswith(DEVICE_PREFIX) and each.external and each.up]
+    return [_way(links.get(_outgoing(commands, address)), tunnels) for address in addresses]
+
+
+def _way(link: Link | None, tunnels: list[int]) -> Way:
+    if link is None:
+        return Way()
+    mtu = min([link.mtu, *tunnels])
+    if link.external and link.kind in ("vxlan", "geneve"):
+        return Way(link.name, link.kind, link.port, mtu)
+    return Way(link.name, mtu=mtu)
+
+
+def _outgoing(commands: CommandSocket, address: Address) -> int:
+    """The ifindex of the device by which packets to the address leave; 0: none."""
+    found: list[int] = []
+
+    def visit(_kind: int, buffer: bytes, start: int, _end: int) -> None:
+        found.append(decode(RouteMessage, buffer, start).get_attr("RTA_OIF") or 0)
+
+    fields = {"family": family_of(address), "dst_len": len(address) * 8}
+    try:
+        commands.get(encode(RouteMessage, wire.RTM_GETROUTE, 0, fields, dst=address), visit)
+    except RefusedError:
+        return 0
+    return next(iter(found), 0)

@@ -1,0 +1,397 @@
+"""The probe: looks whether packets of pods pass to other nodes and back, instead of believing that they must.
+
+Each node asks a few peers (`probing.selection`), every minute and soon after changes, by the way that packets of pods
+take (`netloom.kernel.probe`). Of one that does not answer it looks where the packets are lost, and looks again soon:
+what fails twice is told in the condition, what passes is taken back at once. Whose agent does not run is no alarm.
+"""
+
+import asyncio
+import contextlib
+import math
+import random
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import structlog
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+
+from netloom.api.v1alpha1 import NETWORK_NAME, NetloomNode
+from netloom.cidr import Address
+from netloom.kernel.probe.device_part import ProbeNode
+from netloom.kernel.probe.examination import Examination, Target, Timing
+from netloom.kernel.probe.keeper import ProbeKeeper, Way
+from netloom.kernel.probe.prober import Prober
+from netloom.runtime.manager import Run
+from netloom_reconcilers.features.kernel import KernelFeature
+from netloom_reconcilers.features.node import NodeContext, Readiness
+from netloom_reconcilers.node.mesh.reading import missing
+from netloom_reconcilers.node.probing.findings import Finding, finding, not_forwarded, sentences
+from netloom_reconcilers.node.probing.looks import lives, switch_off
+from netloom_reconcilers.node.probing.selection import behind, by_way, concerns
+from netloom_reconcilers.node.probing.targets import addresses_of, by_nodes, hosts_of, targets_of
+
+log = structlog.get_logger(__name__)
+
+ROUND_SECONDS = 60.0
+SETTLE_SECONDS = 3.0
+"""After a change, before it is looked at: every agent has to hear of it, and to write."""
+AGAIN_SECONDS = 10.0
+"""Until a peer that failed is looked at again, and another one that changed."""
+STRIKES = 2
+"""Examinations in a row that fail before it is told; each of them is several questions."""
+CHANGED_AT_ONCE, CHANGED_KEPT = 4, 32
+FOLLOWED = 8
+"""Failing peers that are looked at again and again; with more, the first ones tell enough."""
+AT_ONCE = 8
+NAMED = 3
+CHECKED = 32
+"""Peers that `netloom check` looks at when none is named."""
+TOLD_PER_SECOND = 10.0
+"""Nodes of the cluster that tell the first time that all is well: each such write is sent to every agent."""
+
+Key = tuple[str, int]
+"""Peer and IP version; with the node's own name, its own forwarding."""
+
+
+class ProbeFeature(KernelFeature):
+    """See the module."""
+
+    name = "probe"
+    condition = "PodTrafficPasses"
+    keeper: ProbeKeeper
+    _desired: ProbeNode
+
+    def __init__(self, context: NodeContext, keeper: ProbeKeeper | None = None, timing: Timing | None = None) -> None:
+        super().__init__(context, keeper or ProbeKeeper(on_report=lambda report: context.changed()))
+        self.prober = Prober(troubled=self._is_troubled, doubted=self._is_doubted)
+        self.keeper.device.moved = self._device_moved
+        self.failing: dict[Key, Finding] = {}
+        """What was told to fail."""
+        self.unknown: dict[Key, Finding] = {}
+        self.passing: dict[Key, Finding] = {}
+        """Of the last round."""
+        self.counts: dict[tuple[str, int], list[float]] = {}
+        """By way and family: sent, answered, seconds of the last round trip."""
+        self._held: ProbeNode | None = None
+        self._timing = timing or Timing()
+        self._strikes: dict[Key, int] = {}
+        self._since: dict[Key, float] = {}
+        """When the first of the questions began that were not answered."""
+        self._changed: dict[str, None] = {}
+        self._next_round = 0.0
+        self._wake = asyncio.Event()
+        self._checking = asyncio.Lock()
+        self._good_since: float | None = None
+        self._patience = random.random()
+        self._troubled_at = self._doubted_at = 0.0
+
+    def components(self) -> Mapping[str, Run]:
+        """The reconciler, the device, and the probing."""
+        return {"probe": self.controller.run, "probe device": self.keeper.run, "probing": self.run}
+
+    # --------------------------------------------------------------------------------------- what is in the kernel
+
+    async def _apply(self) -> None:
+        desired = self.desired()
+        if desired is None:
+            return
+        if desired != self._held:  # what changes about a peer is nothing to the device
+            await self.keeper.apply(desired)
+            self._held = desired
+        self._is_in_place(addresses=len(desired.addresses))
+        changed, self.prober.addresses = desired.addresses != self.prober.addresses, desired.addresses
+        own = self._own()
+        self.prober.listen_at(hosts_of(own) if own is not None else ())
+        if changed:
+            self._soon()
+
+    def desired(self) -> ProbeNode | None:
+        """The addresses that stand for a pod."""
+        network, node = self._networks.get(NETWORK_NAME), self._own()
+        if network is None or node is None:
+            self._is_blocked(missing(network, self._node_name))
+            return None
+        self._is_blocked(None)
+        self._notice()
+        return ProbeNode(tuple(addresses_of(node).values()))
+
+    def _own(self) -> NetloomNode | None:
+        return self.own.effective(self._said())
+
+    def _notice(self) -> None:
+        """Peers that changed and that this node is to look at; those that are gone are forgotten."""
+        touched, self._touched = self._touched, set()
+        for name in touched:
+            if name == self._node_name:
+                self._soon()
+            elif self._nodes.get(name) is None:
+                for kept in (self.failing, self.unknown, self.passing, self._strikes, self._since):
+                    for family in (4, 6):
+                        kept.pop((name, family), None)
+                self._changed.pop(name, None)
+            elif concerns(self._node_name, name, len(self._nodes)):
+                self._changed[name] = None
+                while len(self._changed) > CHANGED_KEPT:
+                    self._changed.pop(next(iter(self._changed)))
+                self._wake.set()
+
+    def _soon(self) -> None:
+        """A round is due: something of this node is different."""
+        self._next_round = min(self._next_round, time.monotonic() + SETTLE_SECONDS)
+        self._wake.set()
+
+    def _device_moved(self) -> None:
+        self.prober.attach(self.keeper.device.descriptor)
+        self.context.changed()
+
+    # ------------------------------------------------------------------------------------------------- the probing
+
+    async def run(self) -> None:
+        """Probes until it is cancelled."""
+        try:
+            while True:
+                await self._due()
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(self._idle_seconds()):
+                        await self._wake.wait()
+                if self._wake.is_set():
+                    self._wake.clear()
+                    await asyncio.sleep(SETTLE_SECONDS)
+        except asyncio.CancelledError:
+            self.prober.close()
+            raise
+
+    def _idle_seconds(self) -> float:
+        wait = max(0.1, self._next_round - time.monotonic())
+        return min(wait, AGAIN_SECONDS) if self._strikes or self._changed else wait
+
+    async def _due(self) -> None:
+        """What is due now: a round, peers that changed, and those that failed."""
+        if not self.prober.addresses or not self.applied:
+            self._next_round = time.monotonic() + SETTLE_SECONDS
+            return
+        names: dict[str, None] = {}
+        old: list[Key] = []
+        if time.monotonic() >= self._next_round:
+            self._next_round = time.monotonic() + ROUND_SECONDS * random.uniform(0.9, 1.1)
+            old = [*self.passing, *self.unknown]
+            names |= dict.fromkeys(await self._round())
+        for name in list(self._changed)[:CHANGED_AT_ONCE]:
+            del self._changed[name]
+            names[name] = None
+        followed = dict.fromkeys(name for name, _ in self._strikes if name != self._node_name)
+        names |= dict.fromkeys(list(followed)[:FOLLOWED])
+        await self._look_at_own_forwarding()
+        seen = {(found.peer, found.family) for found in await self._look_at(names)}
+        for key in old:
+            if key not in seen and key[0] != self._node_name:
+                self.passing.pop(key, None)
+                self.unknown.pop(key, None)
+
+    async def _round(self) -> list[str]:
+        """The peers of a round."""
+        candidates = behind(self._node_name, self._nodes)
+        ways = await self._ways([self._address(name) for name in candidates])
+        chosen = by_way(candidates, [way.kind for way in ways])
+        names = list(self._nodes)
+        return [*chosen, *([random.choice(names)] if len(names) > len(chosen) + 1 else [])]
+
+    def _address(self, name: str) -> Address:
+        node = self._nodes.get(name)
+        return next(iter(addresses_of(node).values()), b"") if node is not None else b""
+
+    async def _ways(self, addresses: list[Address]) -> list[Way]:
+        known = [address for address in addresses if address]
+        found = dict(zip(known, await self.keeper.ways(known), strict=True)) if known else {}
+        return [found.get(address, Way()) for address in addresses]
+
+    async def _look_at(self, names: Iterable[str], *, whole: bool = False) -> list[Finding]:
+        """At these peers; with `whole`, as closely as at one that failed."""
+        targets = [target for name in names for target in self._targets(name)]
+        ways = await self._ways([target.address for target in targets])
+        limit = asyncio.Semaphore(AT_ONCE)
+
+        async def one(target: Target, way: Way) -> Finding:
+            async with limit:
+                return await self._examined(target, way, whole=whole)
+
+        found = await asyncio.gather(*(one(target, way) for target, way in zip(targets, ways, strict=True)))
+        for each in found:
+            self._take(each)
+        return found
+
+    def _targets(self, name: str) -> list[Target]:
+        node = self._nodes.get(name)
+        if node is None or name == self._node_name:
+            return []
+        return [target for target in targets_of(node) if self._has_family(target)]
+
+    def _has_family(self, target: Target) -> bool:
+        return any(len(address) == len(target.address) for address in self.prober.addresses)
+
+    async def _examined(self, target: Target, way: Way, *, whole: bool) -> Finding:
+        self.prober.mtu = way.mtu or self.prober.mtu
+        key = (target.name, 4 if len(target.address) == 4 else 6)
+        began = time.monotonic()
+        since = self._since.get(key)
+        examination = Examination(self.prober, by_nodes(target, way), way, self._timing, since=since)
+        suspect = whole or key in self._strikes or self.prober.descriptor is None
+        evidence = None if suspect else await examination.once()
+        evidence = evidence or await examination.whole()
+        counts = self.counts.setdefault((str(way), evidence.family), [0, 0, 0.0])
+        counts[0] += 1
+        if evidence.passes:
+            counts[1] += 1
+            counts[2] = evidence.seconds
+            return finding(evidence, alive=True)
+        self._since.setdefault(key, began)
+        silent = evidence.host == "silent" and not evidence.largest
+        alive = await lives(self.context, target.name) if silent else True
+        return finding(evidence, alive=alive, switch=switch_off(evidence.family))
+
+    async def _look_at_own_forwarding(self) -> None:
+        """By the node's own loop: a single node has pods on it that talk through it, too."""
+        for address in self.prober.addresses if self.prober.descriptor is not None else ():
+            size, family = len(address), 4 if len(address) == 4 else 6
+            key = (self._node_name, family)
+            for _ in range(self._timing.tries):
+                answer = await self.prober.loop(size, self._timing.answer)
+                if self.prober.forwards.get(size):
+                    self._take(Finding(peer=key[0], family=family, way="own", passes=True))
+                    break
+            else:
+                refused = answer is not None and answer.rejected is not None and answer.rejected.kind == "filter"
+                text = not_forwarded(family, switch_off(family), refused)
+                self._take(
+                    Finding(
+                        peer=key[0],
+                        family=family,
+                        way="own",
+                        passes=False,
+                        reason="ForwardHookDrops",
+                        where="here",
+                        text=text,
+                    )
+                )
+                self.keeper.device.doubt()
+
+    def _take(self, found: Finding) -> None:
+        """A finding counts; what is told may be different by it."""
+        key = (found.peer, found.family)
+        if found.passes is None and found.reason == "NoAnswerAtAll" and key in self.failing:
+            return  # so little is known that what was told stands
+        if found.passes is not False:
+            self._strikes.pop(key, None)
+            self._since.pop(key, None)
+            back = self.failing.pop(key, None)
+            (self.unknown if found.passes else self.passing).pop(key, None)
+            (self.passing if found.passes else self.unknown)[key] = found
+            if back is not None:
+                what = "packets of pods pass again" if found.passes else "it is not known any more whether packets pass"
+                log.info(what, peer=found.peer, family=found.family)
+                self._good_since = -math.inf  # what was told is taken back at once
+                self.context.changed()
+            if self._good_since is None and found.passes and not self.failing:
+                self._good_since = time.monotonic()
+                self._tell_later()
+            return
+        self.passing.pop(key, None)
+        self.unknown.pop(key, None)
+        self._strikes[key] = self._strikes.get(key, 0) + 1
+        if self._strikes[key] >= STRIKES and self.failing.get(key) != found:
+            log.warning("packets of pods do not pass", peer=found.peer, family=found.family, why=found.text)
+            self.failing[key] = found
+            self.context.changed()
+
+    def _tell_later(self) -> None:
+        asyncio.get_running_loop().call_later(self._quiet_seconds() + 0.1, self.context.changed)
+
+    def _quiet_seconds(self) -> float:
+        """For so long it is not told that all is well, at first: not by all nodes at once."""
+        return self._patience * len(self._nodes) / TOLD_PER_SECOND
+
+    def _is_troubled(self, address: Address) -> None:
+        """A peer that gets no answers from here asked: whether this node's packets reach it, only this node can see."""
+        now = time.monotonic()
+        if now - self._troubled_at < AGAIN_SECONDS:
+            return
+        self._troubled_at = now
+        for name in self._nodes:
+            node = self._nodes.get(name)
+            if node is not None and address in addresses_of(node).values():
+                self._changed[name] = None
+                self._wake.set()
+                return
+
+    def _is_doubted(self) -> None:
+        """A peer finds the pods' way closed: is it by this node's own forwarding? It is told in the next answer."""
+        now = time.monotonic()
+        if now - self._doubted_at > SETTLE_SECONDS:
+            self._doubted_at = now
+            self._wake.set()
+
+    # ----------------------------------------------------------------------------------------------- what is told
+
+    async def check(self, names: Sequence[str]) -> Sequence[Finding]:
+        """A close look now at these peers; at none: at this node's own choice."""
+        async with self._checking:
+            await self._look_at_own_forwarding()
+            every = [name for name in self._nodes if name != self._node_name]
+            chosen = list(names) or (every if len(every) <= CHECKED else behind(self._node_name, every, CHECKED))
+            own = [each for key, each in (self.failing | self.passing).items() if key[0] == self._node_name]
+            return [*own, *await self._look_at(chosen, whole=True)]
+
+    def errors(self, report: Any = None, about: str = "", more: Iterable[str] = ()) -> list[str]:
+        """Why it does nothing. That the device is not as desired keeps no packet of a pod back: it is a warning."""
+        return [self.obstacle.message] if self.obstacle else []
+
+    def warnings(self) -> list[str]:
+        """What the kernel refused of the device."""
+        return super().errors()[len(self.errors()) :]
+
+    def readiness(self) -> Readiness | None:
+        """What fails twice or more. Nothing is told before anything has been seen."""
+        lacking = self.keeper.device.lacking
+        if self.failing:
+            texts = sentences(self.failing.values())
+            more = f" And {len(texts) - NAMED} more." if len(texts) > NAMED else ""
+            reason = next(iter(self.failing.values())).reason
+            return Readiness(False, reason, " ".join(texts[:NAMED]) + more)
+        if self._good_since is None or time.monotonic() - self._good_since < self._quiet_seconds():
+            return None
+        if lacking:
+            what = "Packets between the nodes' own addresses pass; whether the forward hooks let those of pods through"
+            return Readiness(True, "SeenInPart", f"{what} cannot be seen: {lacking}")
+        return Readiness(
+            True, "ProbesAnswered", "Packets as those of pods pass to the nodes that were probed, and back."
+        )
+
+    def facts(self) -> dict[str, object]:
+        """What the last probes saw."""
+        told = {
+            "passing": len({peer for peer, _ in self.passing if peer != self._node_name}),
+            "failing": sentences(self.failing.values()),
+            "unknown": sentences(self.unknown.values()),
+            "lacking": self.keeper.device.lacking,
+        }
+        return {"probe": told}
+
+    def metrics(self) -> Iterable[Metric]:
+        """Peers asked and answers, by way and family."""
+        labels = ["way", "family"]
+        sent = CounterMetricFamily("netloom_probes_sent", "Times that a peer was probed.", labels=labels)
+        answered = CounterMetricFamily("netloom_probes_answered", "Of these, those that passed in full.", labels=labels)
+        seconds = GaugeMetricFamily("netloom_probe_round_trip_seconds", "Of the last that passed.", labels=labels)
+        for (way, family), (asked, passed, trip) in self.counts.items():
+            values = [way, f"IPv{family}"]
+            sent.add_metric(values, asked)
+            answered.add_metric(values, passed)
+            seconds.add_metric(values, trip)
+        yield from (sent, answered, seconds)
+        yield GaugeMetricFamily(
+            "netloom_probe_failing",
+            "Peers (by family; this node's own forwarding is one) to which packets of pods do not pass; the agent's "
+            "/status names each.",
+            value=len(self.failing),
+        )

@@ -1,0 +1,191 @@
+"""What was seen on the way to a peer, in words: whether pods' packets pass, where they are lost, what to do. Pure."""
+
+from collections.abc import Iterable
+from typing import Literal
+
+import msgspec
+
+from netloom.api.v1alpha1 import NETWORK_NAME
+from netloom.cidr import format_address
+from netloom.kernel.probe.examination import Evidence
+
+TUNNEL_OVERHEAD = 50
+
+Where = Literal["", "here", "there", "way there", "way back", "between"]
+
+
+class Finding(msgspec.Struct, frozen=True, kw_only=True):
+    """passes: None where it cannot be known, as nobody there would answer. where: they are lost. reason: for the
+    condition; text: for people, with what mends it. size, largest: bytes, of pods' packets and of those that pass.
+    seconds: the round trip. seen: by which way it was looked: `pods`, or only `nodes`."""
+
+    peer: str
+    family: int
+    way: str
+    passes: bool | None
+    reason: str = ""
+    where: Where = ""
+    text: str = ""
+    size: int = 0
+    largest: int = 0
+    seconds: float = 0.0
+    seen: Literal["pods", "nodes"] = "pods"
+
+
+def finding(evidence: Evidence, *, alive: bool | None, switch: str = "") -> Finding:
+    """alive: whether the peer's agent gives signs of life; None: not known. switch: of this node's, that is off and
+    keeps it from forwarding, as `sysctl` names it."""
+    found = evidence
+    passes, reason, where, text = (True, "", "", "") if found.passes else _verdict(found, alive, switch)
+    return Finding(
+        peer=found.target.name,
+        family=found.family,
+        way=str(found.way),
+        passes=passes,
+        reason=reason,
+        where=where,  # type: ignore[arg-type]
+        text=text,
+        size=found.size,
+        largest=found.largest,
+        seconds=round(found.seconds, 6),
+        seen="pods" if found.device else "nodes",
+    )
+
+
+def not_forwarded(family: int, switch: str, refused: bool = False) -> str:
+    """Why this node's own forwarding does not let pods' packets through."""
+    if switch:
+        return f"this node forwards no packets of pods (IPv{family}): {switch} is 0. `sysctl -w {switch}=1`."
+    does = "refuses" if refused else "drops"
+    return (
+        f"this node's forward hook {does} packets of pods (IPv{family}). `nft list ruleset` (at `hook forward`) "
+        "and `iptables -S FORWARD` show by which rule; with firewalld, put the pods' networks into the zone trusted."
+    )
+
+
+def sentences(findings: Iterable[Finding]) -> list[str]:
+    """What they say; what is said of both address families alike is said once."""
+    said: dict[tuple[object, ...], Finding] = {}
+    for each in findings:
+        key = (each.peer, each.way, each.reason, each.where, each.size, each.largest)
+        first = said.setdefault(key, each)
+        if first.family != each.family:
+            family = f"IPv{first.family}"
+            said[key] = msgspec.structs.replace(
+                first, text=first.text.replace(family, f"{family} and IPv{each.family}")
+            )
+    return list(dict.fromkeys(each.text for each in said.values() if each.text))
+
+
+_Verdict = tuple[bool | None, str, str, str]
+
+
+def _verdict(found: Evidence, alive: bool | None, switch: str) -> _Verdict:
+    name, way = found.target.name, found.way
+    pods = f"packets of pods to {name} (IPv{found.family}, {way})"
+    if not way.device:
+        return False, "NoRoute", "here", f"{pods} have no route on this node; DataplaneReady says why."
+    if found.largest:
+        return _too_large(found)
+    if found.host == "refused" and found.forwards is not False:
+        what = f"{name}: no agent answers there (UDP port 9966), so it is not known whether packets of pods pass."
+        return None, "NoAgentThere", "", f"{what} Its Lease, or its features, say why."
+    if found.forwards is False:
+        refused = found.rejected is not None and found.rejected.kind == "filter"
+        return False, "ForwardHookDrops", "here", not_forwarded(found.family, switch, refused)
+    if found.rejected is not None and found.rejected.kind == "filter":
+        return _refused(found)
+    if found.host == "answered":
+        return _in_forward_hook(found)
+    return _silent(found, alive)
+
+
+def _too_large(found: Evidence) -> _Verdict:
+    carries = found.largest + (TUNNEL_OVERHEAD if found.way.port else 0)
+    text = (
+        f"packets of up to {found.largest} bytes pass to {found.target.name} (IPv{found.family}, {found.way}), "
+        f"those of {found.size} bytes, which pods send, do not: the network between the nodes carries {carries} bytes. "
+        f"In NetloomNetwork {NETWORK_NAME} set spec.mtu to {carries}, or let the network carry more."
+    )
+    return False, "PacketsTooLarge", "between", text
+
+
+def _refused(found: Evidence) -> _Verdict:
+    assert found.rejected is not None
+    name, by = found.target.name, found.rejected.by
+    there = by in (found.target.host, found.target.underlay)
+    who = f"the forward hook of {name}" if there else f"a filter at {format_address(by)}"
+    text = (
+        f"{who} refuses packets of pods from this node to {name} (IPv{found.family}). There, `nft list ruleset` and "
+        "`iptables -S FORWARD` show by which rule; with firewalld, put the pods' networks into the zone trusted."
+    )
+    return False, "ForwardHookRefuses", "there" if there else "between", text
+
+
+def _in_forward_hook(found: Evidence) -> _Verdict:
+    name, device = found.target.name, found.way.device
+    if not found.peer_forwards:
+        text = (
+            f"the forward hook of {name} drops packets of pods (IPv{found.family}), or forwarding is off there: its "
+            "condition PodTrafficPasses says which."
+        )
+        return False, "ForwardHookDrops", "there", text
+    if found.seen:
+        lost, first, then = (
+            "answers from",
+            f"{name} (what leaves by its tunnel)",
+            f"this node (what comes in by {device})",
+        )
+    else:
+        lost, first, then = "packets to", f"this node (what leaves by {device})", f"{name} (what comes in)"
+    text = (
+        f"{lost} {name} (IPv{found.family}, {found.way}) are lost when pods send them, and pass when the nodes "
+        f"themselves do: a filter in the forward hook drops them, of {first} or of {then}. `nft list ruleset` and "
+        "`iptables -S FORWARD` show it."
+    )
+    where = "way back" if found.seen else "way there"
+    return False, "ForwardHookDrops", where, text
+
+
+def _silent(found: Evidence, alive: bool | None) -> _Verdict:
+    name, way = found.target.name, found.way
+    underlay = format_address(found.target.underlay) if found.target.underlay else "its node"
+    port = f"UDP port {way.port} ({way.kind})"
+    if alive is False:
+        return None, "AgentSilent", "", f"{name}: its agent gives no sign of life, so nobody there would answer."
+    if found.heard:
+        what = port if way.port else "packets with pods' addresses"
+        text = (
+            f"packets from this node to {name} (IPv{found.family}, {way}) are lost on the way, those from there "
+            f"arrive. Look for what drops {what} in that one direction: from this node to {underlay}."
+        )
+        return False, "LostOneWay", "way there", text
+    if found.ping and found.port_refused:
+        text = (
+            f"{name} ({underlay}) answers ping, and refuses {port}: a firewall there rejects it, or no tunnel device "
+            f"is there. `ip link show type {way.kind}` on {name} shows the device; allow {port} between all nodes."
+        )
+        return False, "UnderlayPortRefused", "there", text
+    if found.ping and way.port:
+        text = (
+            f"{name} ({underlay}) answers ping, and nothing comes back through the tunnel: a firewall at the network "
+            f"between the nodes, or on one of both, drops {port}. Allow it between all nodes, both ways."
+        )
+        return False, "UnderlayPortDropped", "between", text
+    if found.ping:
+        text = (
+            f"{name} ({underlay}) answers ping, and packets of pods (IPv{found.family}, native) are lost: the network "
+            "between the nodes does not carry pods' addresses. It needs routes to the pod CIDRs, and must not filter "
+            "by source (anti-spoofing, source/destination check)."
+        )
+        return False, "NetworkDropsPods", "between", text
+    if found.ping is False and alive is None:
+        text = f"{name} ({underlay}) does not answer at all, and it is not known whether it lives."
+        return None, "NoAnswerAtAll", "", text
+    alive_text = "its agent gives signs of life, and " if alive else ""
+    pinged = f"{underlay} does not answer ping either" if found.ping is False else "this process may send no ping"
+    text = (
+        f"{name}: {alive_text}nothing comes back from it (IPv{found.family}, {way}); {pinged}. Look at the network "
+        f"between this node and {underlay}: routes, firewall, cable."
+    )
+    return False, "UnderlayUnreachable", "between", text

@@ -1,0 +1,55 @@
+"""Which addresses of a node the probe uses, as its object says. Pure."""
+
+from msgspec.structs import replace
+
+from netloom.api.v1alpha1 import NetloomNode
+from netloom.cidr import Address, Cidr, CidrError, parse_address
+from netloom.kernel.probe.examination import Target
+from netloom.kernel.probe.keeper import Way
+from netloom_reconcilers.node.known.peers import internal_ip
+from netloom_reconcilers.node.masquerade import pod_cidrs_of
+
+
+def addresses_of(node: NetloomNode) -> dict[int, Address]:
+    """The addresses that stand for a pod of the node, by their length: the last of its first CIDR of each family. A
+    CIDR of fewer than four addresses has none to spare."""
+    lasts = {size: cidr.last.to_bytes(size, "big") for size, cidr in _first_cidrs(node).items() if _has_room(cidr)}
+    return dict(sorted(lasts.items()))
+
+
+def hosts_of(node: NetloomNode) -> list[Address]:
+    """Addresses of the node itself, at which its agent answers, too: in the tunnels, the first of its CIDRs of each
+    family; without tunnels, that of its Node."""
+    return [*(cidr.packed for cidr in _first_cidrs(node).values()), *filter(None, [_underlay_of(node)])]
+
+
+def targets_of(node: NetloomNode) -> list[Target]:
+    """What to probe of a peer, by family."""
+    firsts, underlay = _first_cidrs(node), _underlay_of(node)
+    return [
+        Target(node.metadata.name, address, firsts[size].packed, underlay)
+        for size, address in addresses_of(node).items()
+    ]
+
+
+def by_nodes(target: Target, way: Way) -> Target:
+    """The target with the address to which the nodes' own way leads: without a tunnel nobody has the CIDR's first."""
+    return target if way.port else replace(target, host=target.underlay)
+
+
+def _first_cidrs(node: NetloomNode) -> dict[int, Cidr]:
+    found: dict[int, Cidr] = {}
+    for cidr in pod_cidrs_of(node)[0]:
+        found.setdefault(4 if cidr.version == 4 else 16, cidr)
+    return found
+
+
+def _has_room(cidr: Cidr) -> bool:
+    return cidr.length <= (30 if cidr.version == 4 else 126)
+
+
+def _underlay_of(node: NetloomNode) -> Address:
+    try:
+        return parse_address(internal_ip(node)) if internal_ip(node) else b""
+    except CidrError:
+        return b""

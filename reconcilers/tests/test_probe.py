@@ -1,0 +1,70 @@
+"""When the probe's findings are told: what fails twice, what passes at once, and never what cannot be known."""
+
+from pathlib import Path
+
+import pytest
+
+from netloom.roles.sources import Sources
+from netloom_reconcilers.features.node import NodeContext
+from netloom_reconcilers.node.probe import ProbeFeature
+from netloom_reconcilers.node.probing.findings import Finding
+
+GOOD = Finding(peer="n2", family=4, way="vxlan:8472", passes=True, size=1450, largest=1450)
+BAD = Finding(peer="n2", family=4, way="vxlan:8472", passes=False, reason="LostOneWay", text="packets to n2 are lost")
+UNKNOWN = Finding(peer="n2", family=4, way="vxlan:8472", passes=None, reason="AgentSilent", text="nobody there")
+
+
+@pytest.fixture
+async def probe(tmp_path: Path) -> ProbeFeature:
+    return ProbeFeature(NodeContext("n1", tmp_path, Sources(None)))
+
+
+def said(probe: ProbeFeature) -> tuple[bool, str] | None:
+    found = probe.readiness()
+    return found[:2] if found is not None else None
+
+
+async def test_what_fails_twice_in_a_row_is_told_and_taken_back_at_once(probe: ProbeFeature) -> None:
+    assert said(probe) is None
+    probe._take(GOOD)
+    assert said(probe) == (True, "ProbesAnswered")
+    for finding in (BAD, GOOD, BAD, GOOD):
+        probe._take(finding)
+        assert said(probe) == (True, "ProbesAnswered"), "one failure is nothing"
+    probe._take(BAD)
+    probe._take(BAD)
+    assert probe.readiness() == (False, "LostOneWay", "packets to n2 are lost")
+    assert probe.facts()["probe"]["failing"] == ["packets to n2 are lost"]  # type: ignore[index]
+    probe._take(GOOD)
+    assert said(probe) == (True, "ProbesAnswered")
+
+
+async def test_a_peer_of_which_nothing_can_be_known_is_no_alarm(probe: ProbeFeature) -> None:
+    probe._take(GOOD)
+    for _ in range(5):
+        probe._take(UNKNOWN)
+    assert said(probe) == (True, "ProbesAnswered")
+    assert probe.facts()["probe"]["unknown"] == ["nobody there"]  # type: ignore[index]
+
+
+async def test_that_too_little_is_known_takes_nothing_back(probe: ProbeFeature) -> None:
+    probe._take(BAD)
+    probe._take(BAD)
+    probe._take(Finding(peer="n2", family=4, way="vxlan:8472", passes=None, reason="NoAnswerAtAll", text="?"))
+    assert said(probe) == (False, "LostOneWay")
+
+
+async def test_a_bounded_number_is_named(probe: ProbeFeature) -> None:
+    for number in range(20):
+        for _ in range(2):
+            probe._take(Finding(peer=f"n{number}", family=4, way="w", passes=False, reason="R", text=f"lost {number}."))
+    assert probe.readiness() == (False, "R", "lost 0. lost 1. lost 2. And 17 more.")
+
+
+async def test_without_the_device_it_is_said_what_cannot_be_seen(probe: ProbeFeature) -> None:
+    probe.keeper.device.lacking = "/dev/net/tun is not there."
+    probe._take(GOOD)
+    found = probe.readiness()
+    assert found is not None
+    assert found[:2] == (True, "SeenInPart")
+    assert found.message.endswith("cannot be seen: /dev/net/tun is not there.")
