@@ -24,11 +24,16 @@ def table(machine: Machine) -> str:
     return machine.run("nft", "list", "table", "inet", "netloom", check=False)
 
 
-KERNEL: dict[str, Callable[[Machine], str]] = {"tunnels": state, "masquerade": table}
+def opened(machine: Machine) -> str:
+    return machine.run("iptables-nft", "-S", "NETLOOM-FORWARD", check=False)
+
+
+KERNEL: dict[str, Callable[[Machine], str]] = {"tunnels": state, "masquerade": table, "forwarding": opened}
 """What each feature owns on a node, as text."""
 DELETE = {
     "tunnels": ["ip", "route", "del", "10.42.2.0/24"],
     "masquerade": ["nft", "delete", "table", "inet", "netloom"],
+    "forwarding": ["iptables-nft", "-D", "NETLOOM-FORWARD", "1"],
 }
 """Damages it."""
 NAMES = [feature.name for feature in FEATURES]
@@ -42,6 +47,7 @@ def agents(crds_installed: ControlPlane, tmp_path_factory: pytest.TempPathFactor
         plane.client.request("POST", NETWORK, network())
         made.join("n1")
         made.join("n2")
+        lab.nodes["n1"].run("iptables-nft", "-P", "FORWARD", "DROP")
         try:
             yield made
         finally:
@@ -82,6 +88,7 @@ def test_each_is_switched_off_and_the_others_go_on(agents: Agents, off: str) -> 
     assert facts(n1)["features"] == others
     assert ("peers" in facts(n1)) == (off != "tunnels")
     assert ("masquerade" in facts(n1)) == (off != "masquerade")
+    assert ("forwarding" in facts(n1)) == (off != "forwarding")
     assert readiness(n1).endswith("ok\n"), readiness(n1)
     assert f"[+] {off}" not in readiness(n1)
     assert {name: read(n1) for name, read in KERNEL.items()} == before, "what it left stays as it is"
@@ -116,7 +123,7 @@ def test_cleanup_removes_what_a_switched_off_feature_left(agents: Agents) -> Non
     assert table(n1)
     agents.end("n1")
     n1.run(str(NETLOOM), "cleanup", "--yes", f"--run-dir={agents.run_dir(n1)}")
-    assert (table(n1), "netloom" in n1.ip("link")) == ("", False)
+    assert (table(n1), opened(n1), "netloom" in n1.ip("link")) == ("", "", False)
     agents.start(n1)
 
 

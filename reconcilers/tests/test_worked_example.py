@@ -125,7 +125,10 @@ async def test_it_runs_as_a_feature_of_an_agent(
         await until(lambda: bool(agent.facts()["inSync"]))
         assert path.read_text() == "192.168.7.1 a\n192.168.7.2 b\n"
         assert "10.42.2.0/24" in machine.ip("route")
-        assert agent.facts() | {"features": ["tunnels", "masquerade", "hosts"], "hostsWrites": 1} == agent.facts()
+        assert (
+            agent.facts() | {"features": ["tunnels", "masquerade", "forwarding", "hosts"], "hostsWrites": 1}
+            == agent.facts()
+        )
         assert agent.manager.health.not_ready() == {}
         assert await role.plan(options, features) == role.Plan([])
 

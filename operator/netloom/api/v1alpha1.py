@@ -76,6 +76,12 @@ class Masquerade(Struct, frozen=True):
     non_masquerade_cidrs: tuple[str, ...] = msgspec.field(name="nonMasqueradeCIDRs", default=())
 
 
+class Forwarding(Struct, frozen=True):
+    """spec.forwarding of a NetloomNetwork: what agents do where a filter of iptables drops pods' packets."""
+
+    filter: Literal["accept", "report"] = "accept"
+
+
 class NetworkSpec(Struct, frozen=True):
     """spec of a NetloomNetwork. `mtu` is in bytes, 0 means: from the devices that carry the traffic. `node_selector`
     chooses the Nodes that take part, an empty one all of them."""
@@ -85,6 +91,7 @@ class NetworkSpec(Struct, frozen=True):
     mtu: int = 0
     devices: tuple[str, ...] = ()
     masquerade: Masquerade = Masquerade()
+    forwarding: Forwarding = Forwarding()
     node_selector: LabelSelector = LabelSelector()
 
 

@@ -35,6 +35,7 @@ from netloom.runtime.watch import EVERY_NODE
 from netloom_reconcilers.conditions import AGENT, Conditions, manager_of
 from netloom_reconcilers.features import chosen
 from netloom_reconcilers.features.node import NodeContext, NodeFeature, Readiness
+from netloom_reconcilers.node.forwarding import ForwardingFeature
 from netloom_reconcilers.node.known.departures import Departures, NodeLookup
 from netloom_reconcilers.node.known.own_node import RECORD
 from netloom_reconcilers.node.known.peers import is_owned
@@ -49,6 +50,7 @@ log = structlog.get_logger(__name__)
 FEATURES: tuple[type[NodeFeature], ...] = (
     TunnelsFeature,
     MasqueradeFeature,
+    ForwardingFeature,
 )
 """What an agent can do, in the order in which it is planned, told and cleaned up."""
 

@@ -1,0 +1,165 @@
+"""Which nftables chains see packets that are forwarded, and what is in them, read from the kernel.
+
+Only chains at the forward hook are read, and those that they lead to: a ruleset may have ten thousand others. Not even
+asked is `iptables`, which makes tables where there are none.
+"""
+
+import errno
+from collections.abc import Callable, Mapping
+from typing import TypeVar
+
+import msgspec
+
+from netloom.kernel.forward.expressions import Element, elements_of, rules_of
+from netloom.kernel.forward.packets import Chain, Rule
+from netloom.kernel.netlink import nftables
+from netloom.kernel.netlink.sockets import CommandSocket, RefusedError, read_all
+from netloom.kernel.netlink.wire import attributes
+from netloom.kernel.ownership import FORWARD_CHAIN
+
+T = TypeVar("T")
+
+FAMILIES = {1: "inet", 2: "ip", 10: "ip6"}
+"""NFPROTO_*, as `nft` calls them. Frames of a bridge and of a device's ingress have hooks of their own."""
+NUMBERS = {name: number for number, name in FAMILIES.items()}
+
+_HOOK_FORWARD = 2
+_DORMANT = 1
+_ANONYMOUS = "__"
+"""What sets begin with that are written out in a rule. They never change; what others will hold nobody knows."""
+
+TableKey = tuple[str, str]
+"""Family and name."""
+
+
+class Base(msgspec.Struct, frozen=True):
+    """A base chain at the forward hook."""
+
+    family: str
+    table: str
+    name: str
+    priority: int
+    kind: str
+    policy: str
+
+    def __str__(self) -> str:
+        return f"{self.family} {self.table} {self.name}"
+
+
+class Ruleset(msgspec.Struct, frozen=True):
+    """Base chains in the order in which packets pass them, and by table all chains that they lead to."""
+
+    bases: tuple[Base, ...] = ()
+    tables: Mapping[TableKey, Mapping[str, Chain]] = {}
+
+    def sees(self, family: str, table: str, chain: str) -> bool:
+        """Whether what is in this chain matters."""
+        return chain in self.tables.get((family, table), ())
+
+
+def read(commands: CommandSocket) -> Ruleset:
+    """What there is now. Raises RefusedError, OSError."""
+    dormant = set(read_all(commands, nftables.request(nftables.GETTABLE, 0), _dormant))
+    tables: dict[TableKey, dict[str, Chain]] = {}
+    found = read_all(commands, nftables.request(nftables.GETCHAIN, 0), _worth_reading)
+    found = [base for base in found if (base.family, base.table) not in dormant or base.name == FORWARD_CHAIN]
+    for base in found:
+        _follow(commands, base, tables.setdefault((base.family, base.table), {}))
+    bases = [base for base in found if base.policy]
+    return Ruleset(tuple(sorted(bases, key=lambda base: base.priority)), tables)
+
+
+def _follow(commands: CommandSocket, base: Base, chains: dict[str, Chain]) -> None:
+    """The chain, and all that it leads to."""
+    policies, ahead = {base.name: base.policy}, [base.name]
+    while ahead:
+        name = ahead.pop()
+        if name in chains and not policies.get(name):
+            continue
+        rules = _rules(commands, base, name)
+        chains[name] = Chain(rules, policies.pop(name, ""))  # type: ignore[arg-type]
+        ahead += {rule.target for rule in rules if rule.target} - chains.keys()
+
+
+def _rules(commands: CommandSocket, base: Base, name: str) -> tuple[Rule, ...]:
+    family = NUMBERS[base.family]
+
+    def elements(set_name: str) -> list[Element] | None:
+        if not set_name.startswith(_ANONYMOUS):
+            return None
+        request = nftables.request(nftables.GETSETELEM, family, table=base.table, set=set_name)
+        return [element for part in _all(commands, request, _elements) for element in part]
+
+    found = _all(commands, nftables.request(nftables.GETRULE, family, table=base.table, chain=name), _raw)
+    return tuple(rule for handle, expressions in found for rule in rules_of(handle, expressions, elements))
+
+
+def _all(commands: CommandSocket, request: bytes, read: Callable[[bytes, int, int], T]) -> list[T]:
+    """What goes in this moment has nothing in it, and an event will tell."""
+    try:
+        return read_all(commands, request, read)
+    except RefusedError as error:
+        if error.errno != errno.ENOENT:
+            raise
+        return []
+
+
+def _elements(buffer: bytes, start: int, end: int) -> list[Element]:
+    return elements_of(attributes(buffer, start + 4, end).get(3, b""))
+
+
+def _raw(buffer: bytes, start: int, end: int) -> tuple[int, bytes]:
+    """Of a NEWRULE message the handle and the expressions."""
+    found = attributes(buffer, start + 4, end)
+    return int.from_bytes(found.get(3, b""), "big"), found.get(4, b"")
+
+
+def place_of(buffer: bytes, start: int, end: int) -> tuple[str, dict[int, bytes]]:
+    """Of any message the family ("" for those that matter to nobody here), and the attributes."""
+    return FAMILIES.get(buffer[start], ""), attributes(buffer, start + 4, end)
+
+
+def text(found: Mapping[int, bytes], kind: int) -> str:
+    """The attribute as text."""
+    return found.get(kind, b"").rstrip(b"\0").decode(errors="replace")
+
+
+def base_of(buffer: bytes, start: int, end: int) -> Base | None:
+    """Of a NEWCHAIN or DELCHAIN message the base chain; None if it is none at the forward hook."""
+    family, found = place_of(buffer, start, end)
+    if not family or 4 not in found:
+        return None
+    hook = attributes(found[4], 0, len(found[4]))
+    if int.from_bytes(hook.get(1, b""), "big") != _HOOK_FORWARD:
+        return None
+    priority = int.from_bytes(hook.get(2, b""), "big", signed=True)
+    policy = "accept" if int.from_bytes(found.get(5, b"\1"), "big") else "drop"
+    return Base(family, text(found, 1), text(found, 3), priority, text(found, 7), policy)
+
+
+def _worth_reading(buffer: bytes, start: int, end: int) -> Base | None:
+    """Base chains, and our own chain, whether anything leads there or not."""
+    family, found = place_of(buffer, start, end)
+    if family and text(found, 3) == FORWARD_CHAIN:
+        return Base(family, text(found, 1), FORWARD_CHAIN, 0, "", "")
+    return base_of(buffer, start, end)
+
+
+def _dormant(buffer: bytes, start: int, end: int) -> TableKey | None:
+    family, found = place_of(buffer, start, end)
+    return (family, text(found, 1)) if int.from_bytes(found.get(2, b""), "big") & _DORMANT else None
+
+
+def matters(ruleset: Ruleset, kind: int, buffer: bytes, start: int, end: int) -> bool:
+    """Whether an event can mean that the ruleset as read is not what there is. One per rule that anybody writes, so
+    nothing else is looked at."""
+    family, found = place_of(buffer, start, end)
+    if not family:
+        return False
+    table = text(found, 1)
+    if kind in (nftables.NEWRULE, nftables.DELRULE):
+        return ruleset.sees(family, table, text(found, 2))
+    if kind in (nftables.NEWCHAIN, nftables.DELCHAIN):
+        return ruleset.sees(family, table, text(found, 3)) or base_of(buffer, start, end) is not None
+    # A table that is made dormant, or wakes: its chains may not have been worth reading until now.
+    return kind in (nftables.NEWTABLE, nftables.DELTABLE)
