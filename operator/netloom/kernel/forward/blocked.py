@@ -43,13 +43,16 @@ def is_iptables(base: Base) -> bool:
 def blocked(
     base: Base, chains: Mapping[str, Chain], desired: Forwarding, underlay: str, program: str = "nft"
 ) -> Iterator[Blocked]:
-    """The base chain, if it drops packets of pods."""
+    """The base chain, if it drops packets of pods: those of some for sure, those of others perhaps."""
     families = PROTOCOL_FAMILY if base.family == "inet" else (base.family,)
     packets = [each for family in families for each in desired.packets(family, underlay)]
     found = zip(packets, fates(chains, base.name, [packet for _cidr, packet in packets]), strict=True)
     drops = [(cidr, fate) for (cidr, _packet), fate in found if fate.verdict == "drop"]
-    if drops:
-        first = min((fate for _cidr, fate in drops), key=lambda fate: fate.perhaps)
-        handle = first.rule.handle if first.rule is not None else 0
-        pods = tuple(dict.fromkeys(cidr for cidr, _fate in drops))
-        yield Blocked(base, program, pods, not first.perhaps, first.chain, first.rule is None, handle)
+    certain = {cidr for cidr, fate in drops if not fate.perhaps}
+    for sure in (True, False):
+        these = [(cidr, fate) for cidr, fate in drops if (cidr in certain) is sure and fate.perhaps is not sure]
+        if these:
+            fate = these[0][1]
+            pods = tuple(dict.fromkeys(cidr for cidr, _fate in these))
+            handle = fate.rule.handle if fate.rule is not None else 0
+            yield Blocked(base, program, pods, sure, fate.chain, fate.rule is None, handle)

@@ -26,6 +26,8 @@ _VERDICTS: dict[int, Verdict] = {0: "drop", 1: "accept", -1: "", -2: "", -3: "ju
 """NF_DROP, NF_ACCEPT, NFT_*."""
 
 _NETWORK_HEADER = 1
+_LESS_OR_EQUAL, _MORE_OR_EQUAL = 3, 5
+"""NFT_CMP_*; equal is 0, another 1."""
 _ADDRESSES = {12: ("ip saddr", 4), 16: ("ip daddr", 4), 8: ("ip6 saddr", 16), 24: ("ip6 daddr", 16)}
 """By their place in the header. A part of it that begins elsewhere is something else."""
 
@@ -123,8 +125,24 @@ class _Reader:
     # Expressions that ask.
 
     def _cmp(self, found: dict[int, bytes]) -> None:
-        loaded, operation, value = self._register(found.get(1)), _number(found.get(2, b"")), _value(found.get(3, b""))
+        operation, value = _number(found.get(2, b"")), _value(found.get(3, b""))
+        if operation in (_LESS_OR_EQUAL, _MORE_OR_EQUAL):
+            less = operation == _LESS_OR_EQUAL
+            ends = (bytes(len(value)), value) if less else (value, b"\xff" * len(value))
+            self._between(found.get(1), *ends, inverted=False)
+            return
+        loaded = self._register(found.get(1))
         condition = _compared(loaded, value, inverted=operation == 1) if loaded and operation in (0, 1) else None
+        self._conditions.append(condition or Condition(UNKNOWN))
+
+    def _range(self, found: dict[int, bytes]) -> None:
+        first, last = (_value(found.get(kind, b"")) for kind in (3, 4))
+        self._between(found.get(1), first, last, inverted=_number(found.get(2, b"")) == 1)
+
+    def _between(self, register: bytes | None, first: bytes, last: bytes, *, inverted: bool) -> None:
+        loaded = self._register(register)
+        fits = loaded is not None and loaded.field.endswith("addr") and not loaded.mask and len(first) == loaded.whole
+        condition = Condition(loaded.field, ((_number(first), _number(last)),), inverted) if loaded and fits else None
         self._conditions.append(condition or Condition(UNKNOWN))
 
     def _lookup(self, found: dict[int, bytes]) -> None:
