@@ -123,10 +123,14 @@ TRIES = [
     *(Try(f"ulimit -n {n}; netloom plan --kubeconfig c", 1, ".*(Too many open files|refused).*") for n in (6, 16)),
     Try(f"ulimit -n 12; {PLAN}", 1, "Too many open files: .* raise the limit, as by `ulimit -n 1024`"),
     # rights
-    Try(f"unshare -n {FEWER_RIGHTS} netloom plan -f good --node-name me >/dev/null", 2, "masquerade is left out: .*"),
+    Try(
+        f"unshare -n {FEWER_RIGHTS} netloom plan -f good --node-name me >/dev/null",
+        2,
+        "masquerade is left out: (?s:.*)",
+    ),
     Try(f"unshare -n {FEWER_RIGHTS} netloom plan -f good --features masquerade --node-name me", 1, ".*NET_ADMIN.*"),
-    Try(f"{SOMEBODY} netloom plan -f good --node-name me >/dev/null", 2, "masquerade is left out: .*NET_ADMIN.*"),
-    Try(f"unshare -n {FEWER_RIGHTS} netloom cleanup --dry-run >/dev/null", 0, "masquerade is left out: .*"),
+    Try(f"{SOMEBODY} netloom plan -f good --node-name me >/dev/null", 2, "masquerade is left out: (?s:.*NET_ADMIN.*)"),
+    Try(f"unshare -n {FEWER_RIGHTS} netloom cleanup --dry-run >/dev/null", 0, "masquerade is left out: (?s:.*)"),
     # a fault of our own
     Try(
         "python broken.py",

@@ -16,8 +16,9 @@ from tests.kernel.netns import Lab
 
 PODS = (Cidr.parse("10.42.1.0/24"), Cidr.parse("fd00:42:1::/64"))
 PEERS = (Cidr.parse("10.42.2.0/24"), Cidr.parse("fd00:42:2::/64"))
-DESIRED = Forwarding(PODS, peers=PEERS, peer="192.168.7.2", tunnels=False, native=True)
-REPORTED = Forwarding(PODS, accept=False, peers=PEERS, peer="192.168.7.2", tunnels=False, native=True)
+DESIRED = Forwarding(PODS, peers=PEERS, peer="192.168.7.2", tunnel="", native=True)
+REPORTED = Forwarding(PODS, accept=False, peers=PEERS, peer="192.168.7.2", tunnel="", native=True)
+TUNNELLED = Forwarding(PODS, peers=PEERS)
 PROGRAMS = {"nft": ("iptables-nft", "ip6tables-nft"), "legacy": ("iptables-legacy", "ip6tables-legacy")}
 
 # As Docker 28 leaves it, before any container publishes a port.
@@ -49,12 +50,12 @@ COMMIT
 
 
 class Crossing:
-    """`a` is a pod of the node, `b` one beyond its wire."""
+    """`a` is a pod of the node, `b` one beyond its wire, by the device of that name."""
 
-    def __init__(self, lab: Lab) -> None:
+    def __init__(self, lab: Lab, wire: str = "eth0") -> None:
         self.node, self.a, self.b = (lab.namespace(name) for name in ("node", "a", "b"))
         lab.wire(self.node, "pods", self.a, "eth0")
-        lab.wire(self.node, "eth0", self.b, "eth0")
+        lab.wire(self.node, wire, self.b, "eth0")
         self.node.sysctl("net.ipv4.ip_forward", "1")
         self.node.sysctl("net.ipv6.conf.all.forwarding", "1")
         nodad = "nodad"
@@ -62,9 +63,9 @@ class Crossing:
             [
                 "address add 10.42.1.1/24 dev pods",
                 f"address add fd00:42:1::1/64 dev pods {nodad}",
-                "address add 192.168.7.1/24 dev eth0",
-                "address add 10.42.2.1/24 dev eth0",
-                f"address add fd00:42:2::1/64 dev eth0 {nodad}",
+                f"address add 192.168.7.1/24 dev {wire}",
+                f"address add 10.42.2.1/24 dev {wire}",
+                f"address add fd00:42:2::1/64 dev {wire} {nodad}",
             ]
         )
         for pod, number in ((self.a, 1), (self.b, 2)):

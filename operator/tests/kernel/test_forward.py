@@ -3,14 +3,13 @@
 Whether a filter lets pods pass is shown by pings through it, not by what the product says.
 """
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
 import pytest
 
-from netloom.kernel.forward import iptables, part
+from netloom.kernel.forward import iptables, legacy_part
 from netloom.kernel.keeper.report import PlannedChange
 from tests.kernel.faults import FOR_EVER
 from tests.kernel.forwards import (
@@ -44,7 +43,7 @@ def crossing(lab: Lab) -> Iterator[Crossing]:
 
 @pytest.fixture(autouse=True)
 def _look_often(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(part, "LOOK_SECONDS", 0.05)
+    monkeypatch.setattr(legacy_part, "LOOK_SECONDS", 0.05)
 
 
 def in_place(crossing: Crossing, programs: Programs) -> bool:
@@ -212,7 +211,7 @@ async def test_nothing_is_made_where_nothing_drops(crossing: Crossing) -> None:
         report = await keeper.apply(DESIRED)
         assert report.in_sync
         assert crossing.tables() == ""
-        await eventually(lambda: keeper._filters[1]._looks.at > 0)
+        await eventually(lambda: keeper._filters[1]._look_at > 0)
         for programs in PROGRAMS.values():
             for program, source in zip(programs, ("192.0.2.1", "2001:db8::1"), strict=True):
                 crossing.node.exec(f"{program} -A FORWARD -s {source} -j DROP")
@@ -245,15 +244,20 @@ async def test_it_can_be_told_to_report_only(crossing: Crossing, programs: Progr
 
 
 async def test_without_the_programs_it_is_said(crossing: Crossing, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And nothing of it stays said when they are there again, or the table is gone."""
     crossing.node.exec("iptables-legacy -P FORWARD DROP")
-    monkeypatch.setattr(iptables, "program", lambda name: None)
-    async with keeping() as keeper:
-        report = await keeper.apply(DESIRED)
-        assert report.in_sync
-        (said,) = report.unread
-        assert said.startswith("the kernel holds a filter table of iptables-legacy; ")
-        assert "iptables-legacy-save is missing" in said
-    assert shutil.which("iptables-legacy-save")
+    with monkeypatch.context() as without:
+        without.setattr(iptables, "PROGRAMS", {"ip": "xtables-absent", "ip6": "xtables-absent"})
+        async with keeping() as keeper, running(keeper):  # type: ignore[arg-type]
+            report = await keeper.apply(DESIRED)
+            assert report.in_sync
+            assert report.unread == (
+                "the kernel holds a filter table of iptables-legacy, and whether it drops packets of pods cannot be "
+                "told: there is no program xtables-absent-save beside the agent (Debian: package iptables)",
+            )
+            without.undo()
+            await eventually(lambda: keeper.report.open == ("iptables-legacy",), lambda: str(keeper.report))
+            assert keeper.report.unread == ()
 
 
 async def test_who_holds_the_lock_is_waited_for_and_named(

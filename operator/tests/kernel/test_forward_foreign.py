@@ -6,13 +6,15 @@ from pathlib import Path
 import pytest
 
 from netloom.kernel.forward.blocked import Blocked
-from tests.kernel.forwards import ALL, DESIRED, NONE, Crossing, keeping
+from netloom.kernel.forward.opening import Forwarding
+from tests.kernel.forwards import ALL, DESIRED, NONE, TUNNELLED, Crossing, keeping
 from tests.kernel.meshes import eventually, running
 from tests.kernel.netns import Lab
 
 FIREWALLD = Path(__file__).parent / "firewalld"
 """Table `inet firewalld` as firewalld 1.3.3 makes it, as far as forwarded packets see it, with eth0 in zone public; and
-after `firewall-cmd --permanent --zone=trusted --add-source=10.42.0.0/16 --add-source=fd00:42::/32`."""
+after `firewall-cmd --permanent --zone=trusted --add-source=10.42.0.0/16 --add-source=fd00:42::/32`, or with this node's
+own pod CIDRs and --add-interface=netloom_vxlan in their stead."""
 
 CLOSED = "table inet site { chain forward { type filter hook forward priority 0; policy drop; %s\n}\n}\n"
 OPEN = "table inet site { chain forward { type filter hook forward priority 0; %s\n}\n}\n"
@@ -118,11 +120,11 @@ def crossing(lab: Lab) -> Iterator[Crossing]:
         yield made
 
 
-async def said(crossing: Crossing, ruleset: str) -> tuple[Blocked, ...]:
+async def said(crossing: Crossing, ruleset: str, desired: Forwarding = DESIRED) -> tuple[Blocked, ...]:
     """Of a filter that is there when the agent starts, and of one that comes later."""
     crossing.feed("nft -f -", ruleset)
     async with keeping() as keeper:
-        report = await keeper.apply(DESIRED)
+        report = await keeper.apply(desired)
         assert report.in_sync
         assert report.written == {}
     return report.blocked
@@ -166,6 +168,18 @@ async def test_firewalld(crossing: Crossing) -> None:
     crossing.node.exec("nft flush ruleset")
     assert await said(crossing, (FIREWALLD / "trusted_sources.nft").read_text()) == ()
     assert crossing.passes() == ALL
+
+
+async def test_firewalld_by_the_tunnels_device(lab: Lab) -> None:
+    """Where nobody knows a range that holds all pods."""
+    crossing = Crossing(lab, "netloom_vxlan")
+    with crossing.node.entered():
+        (blocked,) = await said(crossing, (FIREWALLD / "default.nft").read_text(), TUNNELLED)
+        assert blocked.sure
+        assert crossing.passes(0.2) == NONE
+        crossing.node.exec("nft flush ruleset")
+        assert await said(crossing, (FIREWALLD / "trusted_device.nft").read_text(), TUNNELLED) == ()
+        assert crossing.passes() == ALL
 
 
 async def test_filters_that_come_and_go_are_heard_of(crossing: Crossing) -> None:

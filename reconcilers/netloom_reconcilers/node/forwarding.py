@@ -9,7 +9,7 @@ from typing import Any
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
-from netloom.api.v1alpha1 import NETWORK_NAME, NetloomNetwork, NetloomNode, NetworkSpec
+from netloom.api.v1alpha1 import NETWORK_NAME, NetloomNetwork, NetloomNode, NetworkSpec, Routing
 from netloom.cidr import Cidr
 from netloom.kernel.errors import KernelUnsupported
 from netloom.kernel.forward.blocked import Blocked
@@ -63,14 +63,14 @@ class ForwardingFeature(KernelFeature):
         self._is_blocked(None)
         pods, problems = pod_cidrs_of(node)
         self._report(self._node_name, problems)
-        other, mode = self._another(), network.spec.routing.mode
+        other, routing = self._another(), network.spec.routing
         return Forwarding(
             pods=pods,
             accept=network.spec.forwarding.filter == "accept",
             peers=pod_cidrs_of(other)[0] if other is not None else (),
             peer=internal_ip(other) if other is not None else "",
-            tunnels=mode != "native",
-            native=mode != "tunnel",
+            tunnel=_device_of(routing) if routing.mode != "native" else "",
+            native=routing.mode != "tunnel",
         )
 
     def _another(self) -> NetloomNode | None:
@@ -131,11 +131,12 @@ class ForwardingFeature(KernelFeature):
             return []
 
     async def cleanup(self) -> tuple[list[PlannedChange], Sequence[Failure]]:
-        """The same, done."""
+        """The same, done; a filter that cannot be read may hold one."""
         try:
-            return await super().cleanup()
+            removed, failures = await super().cleanup()
         except KernelUnsupported:
             return [], ()
+        return removed, (*failures, *(Failure("filter", "", why) for why in self.keeper.report.unread))
 
 
 def said_of(blocked: Blocked, spec: NetworkSpec) -> str:
@@ -175,6 +176,10 @@ def _advice(blocked: Blocked, spec: NetworkSpec) -> str:
     )
 
 
+def _device_of(routing: Routing) -> str:
+    return Encapsulation(routing.tunnel_protocol, routing.port).device
+
+
 def _set_of(cidrs: Sequence[Cidr]) -> str:
     return str(cidrs[0]) if len(cidrs) == 1 else f"{{ {', '.join(map(str, cidrs))} }}"
 
@@ -192,5 +197,5 @@ def _trusted(pods: Sequence[Cidr], spec: NetworkSpec) -> tuple[list[str], bool]:
     trust = "--permanent --zone=trusted"
     options = [f"{trust} {' '.join(f'--add-source={cidr}' for cidr in (*ranges, *own))}"]
     if own and routing.mode == "tunnel":
-        options.append(f"{trust} --add-interface={Encapsulation(routing.tunnel_protocol, routing.port).device}")
+        options.append(f"{trust} --add-interface={_device_of(routing)}")
     return options, not own or routing.mode == "tunnel"

@@ -68,16 +68,11 @@ def restore(family: str, lines: Sequence[str]) -> None:
     _run(family, "restore", "--noflush", "-w", str(LOCK_SECONDS), said="\n".join([f"*{TABLE}", *lines, "COMMIT", ""]))
 
 
-def program(name: str) -> str | None:
-    """Where it is, if it is here."""
-    return shutil.which(name) or shutil.which(name, path=_ALSO_IN)
-
-
 def _run(family: str, verb: str, *options: str, said: str = "") -> str:
     name = f"{PROGRAMS[family]}-{verb}"
-    found = program(name)
+    found = shutil.which(name) or shutil.which(name, path=_ALSO_IN)
     if found is None:
-        raise IptablesError(f"there is no program {name} here")
+        raise IptablesError(f"there is no program {name} beside the agent (Debian: package iptables)")
     try:
         done = subprocess.run(
             [found, *options], input=said, capture_output=True, text=True, timeout=2 * LOCK_SECONDS, check=False

@@ -1,5 +1,6 @@
 """iptables of the legacy variant as a part: no event tells of its changes, so it is looked at now and then."""
 
+import time
 from collections.abc import Mapping
 from typing import ClassVar
 
@@ -7,11 +8,14 @@ from netloom.kernel.forward import iptables
 from netloom.kernel.forward.blocked import blocked
 from netloom.kernel.forward.opening import FORWARD, Due, Forwarding, script
 from netloom.kernel.forward.packets import Chain
-from netloom.kernel.forward.part import ForwardPart, Looks, Reading
+from netloom.kernel.forward.part import ForwardPart, Reading
 from netloom.kernel.forward.reading import Base
 from netloom.kernel.forward.ways import device_to
 from netloom.kernel.keeper.part import Worker
 from netloom.kernel.netlink.sockets import CommandSocket
+
+LOOK_SECONDS = 5.0
+"""Between looks: 4 ms of CPU time each where both families have tables (0.1 %), and 50 us where there is nothing."""
 
 
 class LegacyForward(ForwardPart):
@@ -24,7 +28,7 @@ class LegacyForward(ForwardPart):
 
     def __init__(self) -> None:
         super().__init__()
-        self._looks = Looks()
+        self._look_at = 0.0
         self._parsed: dict[str, tuple[str, Mapping[str, Chain]]] = {}
 
     def hear(self, kind: int, flags: int, buffer: bytes, start: int, end: int) -> None:
@@ -32,25 +36,28 @@ class LegacyForward(ForwardPart):
 
     def later(self) -> float:
         """The next look."""
-        return self._looks.at
+        return self._look_at
 
     async def read(self, worker: Worker) -> bool:
         """Look, if it is time or there is a reason to."""
-        self.due = self._looks.is_time() or self.due
+        now = time.monotonic()
+        if now >= self._look_at:
+            self.due, self._look_at = True, now + LOOK_SECONDS
         return await super().read(worker)
 
     def find(self, commands: CommandSocket, desired: Forwarding) -> Reading:
-        """Read the tables that there are; without the program, there is no way."""
-        there = [family for family in self.programs if iptables.has_table(family)]
-        unread = tuple(
-            f"the kernel holds a filter table of {self.programs[family]}; whether it drops packets of pods nobody can "
-            f"tell here, as {name} is missing. Install it beside the agent (Debian: package iptables)."
-            for family in there
-            if not iptables.program(name := f"{self.programs[family]}-save")
-        )
-        if unread:
-            return Reading(unread=unread)
-        tables = {family: self._chains(family) for family in there}
+        """Read the tables that there are; what cannot be read is looked for again, and said meanwhile."""
+        tables: dict[str, Mapping[str, Chain]] = {}
+        unread = []
+        for family, program in self.programs.items():
+            if iptables.has_table(family):
+                try:
+                    tables[family] = self._chains(family)
+                except OSError as error:
+                    unread.append(
+                        f"the kernel holds a filter table of {program}, and whether it drops packets of pods cannot be "
+                        f"told: {error}"
+                    )
         underlay = device_to(desired.peer) if tables else ""
         found = [
             each
@@ -58,7 +65,7 @@ class LegacyForward(ForwardPart):
             if not desired.accept and FORWARD in chains
             for each in blocked(_base(family, chains), chains, desired, underlay, self.programs[family])
         ]
-        return Reading(tables, underlay, tuple(found), unread)
+        return Reading(tables, underlay, tuple(found), tuple(unread))
 
     def _chains(self, family: str) -> Mapping[str, Chain]:
         """What is the same text as before has been read before."""

@@ -31,14 +31,14 @@ class Forwarding(msgspec.Struct, frozen=True):
     pods:    this node's pod CIDRs. accept: where a filter of iptables drops, open it; else only say so.
     peers:   pod CIDRs of another node, by which it is told what happens between nodes; there may be none.
     peer:    an address of that node (as in spec.addresses), or "".
-    tunnels, native: by which ways packets go between nodes: our own devices, or that of the node's own traffic.
+    tunnel, native: by which ways packets go between nodes: a device of ours, or that of the node's own traffic.
     """
 
     pods: tuple[Cidr, ...] = ()
     accept: bool = True
     peers: tuple[Cidr, ...] = ()
     peer: str = ""
-    tunnels: bool = True
+    tunnel: str = "netloom_vxlan"
     native: bool = False
 
     def of(self, family: str) -> tuple[Cidr, ...]:
@@ -50,7 +50,7 @@ class Forwarding(msgspec.Struct, frozen=True):
         """Packets from each pod CIDR to another node, and from there. underlay: the device of the node's own traffic
         with it, "" if that is not known."""
         other = next((cidr for cidr in self.peers if cidr.version == FAMILIES[family]), None)
-        way = "" if self.tunnels and self.native else OURS if self.tunnels else underlay
+        way = (underlay if not self.tunnel else "") if self.native else self.tunnel
         foreign = [OURS, *([underlay] if underlay else [])]
         for cidr in self.of(family):
             yield cidr, packet(family, source=cidr, destination=other, out_of=way, foreign=foreign)

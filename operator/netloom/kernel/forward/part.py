@@ -4,7 +4,6 @@ what is to be done about each, and that is done, all at once for a table.
 There is a filter table per variant and family, and any of them may be there beside the others.
 """
 
-import time
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping
 from typing import ClassVar
@@ -143,23 +142,3 @@ class ForwardPart(Part[Forwarding]):
             for family, due in self._dues.items()
             for line in script(due, desired, family)
         ]
-
-
-LOOK_SECONDS = 5.0
-"""Between looks at what tells of no change: 4 ms of CPU time each where there are both families (0.1 %), and 50 us
-where there is nothing."""
-
-
-class Looks:
-    """When to look next."""
-
-    def __init__(self) -> None:
-        self.at = 0.0
-
-    def is_time(self) -> bool:
-        """Whether it is, now; then it is not again for a while."""
-        now = time.monotonic()
-        if now < self.at:
-            return False
-        self.at = now + LOOK_SECONDS
-        return True
