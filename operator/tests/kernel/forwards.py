@@ -134,7 +134,7 @@ def count_readings(keeper: ForwardKeeper, monkeypatch: pytest.MonkeyPatch) -> li
     """One for each time that nftables is read from now on."""
     seen: list[object] = []
     real = reading.read
-    monkeypatch.setattr(reading, "read", lambda commands: seen.append(keeper) or real(commands))
+    monkeypatch.setattr(reading, "read", lambda *what: seen.append(keeper) or real(*what))
     return seen
 
 

@@ -29,20 +29,29 @@ class NftForward(ForwardPart):
     programs: ClassVar = {"ip": "iptables-nft", "ip6": "ip6tables-nft"}
     state = ("dump", "nftables, forward hook")
     groups = ("nftables",)
-    kinds = frozenset(range(nftables.SUBSYSTEM, nftables.SUBSYSTEM + 256))
+    kinds = reading.KINDS
 
     def __init__(self) -> None:
         super().__init__()
         self._ruleset = reading.Ruleset()
+        self._chains_due = True
+
+    def doubt(self) -> None:
+        """The chains, too."""
+        super().doubt()
+        self._chains_due = True
 
     def hear(self, kind: int, flags: int, buffer: bytes, start: int, end: int) -> None:
         """Take in an event: nothing is to be read for what no forwarded packet sees."""
-        self.due = self.due or reading.matters(self._ruleset, kind & 0xFF, buffer, start, end)
+        what = reading.changed(self._ruleset, kind & 0xFF, buffer, start, end)
+        self.due = self.due or bool(what)
+        self._chains_due = self._chains_due or what == "chains"
 
     def find(self, commands: CommandSocket, desired: Forwarding) -> Reading:
         """Read all that is at the forward hook."""
+        known, self._chains_due = None if self._chains_due else self._ruleset.found, False
         try:
-            self._ruleset = reading.read(commands)
+            self._ruleset = reading.read(commands, known)
         except RefusedError as error:
             if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):
                 raise
@@ -65,6 +74,7 @@ class NftForward(ForwardPart):
     async def write(self, worker: Worker, family: str, due: Due) -> str:
         """One transaction."""
         requests = list(_requests(family, due, self._desired))
+        self._chains_due = True
         refusals = await worker.submit([message for _what, message in requests])
         for place, refusal in sorted(refusals.items()):
             what = requests[place][0] if place < len(requests) else "write it"
