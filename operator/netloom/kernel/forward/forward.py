@@ -50,6 +50,15 @@ class ForwardKeeper(Keeper[Forwarding, ForwardReport]):
             why = "the kernel shows nftables to nobody without the capability NET_ADMIN: run it as root to see all"
             raise NotPermitted(why) from error
 
+    def _on_readable(self) -> None:
+        """Only what concerns a filter leads to a pass: masquerading writes for each node that comes, kube-proxy for
+        each Service, and all of that is told here."""
+        if not self._lock.locked():
+            self._drain()
+            if not any(part.due for part in self._filters):
+                return
+        super()._on_readable()
+
     async def plan(self, desired: Forwarding) -> list[PlannedChange]:
         """What `apply` would change. Writes nothing. Raises KernelUnsupported where there is no netfilter,
         DataplaneError where a filter cannot be read."""

@@ -25,6 +25,7 @@ NUMBERS = {name: number for number, name in FAMILIES.items()}
 
 _HOOK_FORWARD = 2
 _DORMANT = 1
+_OURS = FORWARD_CHAIN.encode() + b"\0"
 _ANONYMOUS = "__"
 """What sets begin with that are written out in a rule. They never change; what others will hold nobody knows."""
 
@@ -68,7 +69,7 @@ def read(commands: CommandSocket, found: tuple[Base, ...] | None = None) -> Rule
     with 5,000 Services there may be 15,000 chains to look through. Raises RefusedError, OSError."""
     if found is None:
         dormant = set(read_all(commands, nftables.request(nftables.GETTABLE, 0), _dormant))
-        chains = read_all(commands, nftables.request(nftables.GETCHAIN, 0), _worth_reading)
+        chains = read_all(commands, nftables.request(nftables.GETCHAIN, 0), chain_of)
         awake = [base for base in chains if (base.family, base.table) not in dormant or not base.policy]
         found = tuple(sorted(awake, key=lambda base: base.priority))
     tables: dict[TableKey, dict[str, Chain]] = {}
@@ -132,25 +133,22 @@ def text(found: Mapping[int, bytes], kind: int) -> str:
     return found.get(kind, b"").rstrip(b"\0").decode(errors="replace")
 
 
-def base_of(buffer: bytes, start: int, end: int) -> Base | None:
-    """Of a NEWCHAIN or DELCHAIN message the base chain; None if it is none at the forward hook."""
-    family, found = place_of(buffer, start, end)
-    if not family or 4 not in found:
+def chain_of(buffer: bytes, start: int, end: int) -> Base | None:
+    """Of a NEWCHAIN or DELCHAIN message the chain, if it is a base chain at the forward hook, or ours: most are not."""
+    found = attributes(buffer, start + 4, end)
+    if 4 not in found and found.get(3) != _OURS:
         return None
+    family = FAMILIES.get(buffer[start], "")
+    if not family:
+        return None
+    if 4 not in found:
+        return Base(family, text(found, 1), FORWARD_CHAIN, 0, "", "")
     hook = attributes(found[4], 0, len(found[4]))
     if int.from_bytes(hook.get(1, b""), "big") != _HOOK_FORWARD:
         return None
     priority = int.from_bytes(hook.get(2, b""), "big", signed=True)
     policy = "accept" if int.from_bytes(found.get(5, b"\1"), "big") else "drop"
     return Base(family, text(found, 1), text(found, 3), priority, text(found, 7), policy)
-
-
-def _worth_reading(buffer: bytes, start: int, end: int) -> Base | None:
-    """Base chains, and our own chain, whether anything leads there or not."""
-    family, found = place_of(buffer, start, end)
-    if family and text(found, 3) == FORWARD_CHAIN:
-        return Base(family, text(found, 1), FORWARD_CHAIN, 0, "", "")
-    return base_of(buffer, start, end)
 
 
 def _dormant(buffer: bytes, start: int, end: int) -> TableKey | None:
@@ -168,7 +166,7 @@ def changed(ruleset: Ruleset, kind: int, buffer: bytes, start: int, end: int) ->
     if kind in (nftables.NEWRULE, nftables.DELRULE):
         return "rules" if ruleset.sees(family, table, text(found, 2)) else ""
     if kind in (nftables.NEWCHAIN, nftables.DELCHAIN):
-        chain = _worth_reading(buffer, start, end)
+        chain = chain_of(buffer, start, end)
         return "chains" if chain is not None and (kind == nftables.DELCHAIN or chain not in ruleset.found) else ""
     return "chains"  # a table that is made dormant, or wakes: its chains may not have been worth reading until now
 
