@@ -127,6 +127,7 @@ def test_an_almost_empty_network_is_stored_in_full(cluster: ControlPlane) -> Non
         },
         "mtu": 0,
         "masquerade": {"ipv4": True, "ipv6": True},
+        "forwarding": {"filter": "accept"},
         "limits": {"raise": False},
         "nodeSelector": {},
     }

@@ -33,6 +33,10 @@ def senders(machine: Machine) -> str:
     return machine.run("nft", "list", "table", "inet", "netloom-tunnels", check=False)
 
 
+def opened(machine: Machine) -> str:
+    return machine.run("iptables-nft", "-S", "NETLOOM-FORWARD", check=False)
+
+
 def probe(machine: Machine) -> str:
     """But for the carrier, which comes and goes with the agent."""
     device = ("dev", "netloom_probe")
@@ -46,16 +50,18 @@ POD_SWITCH = "net.ipv4.conf.p-pod.forwarding"
 KERNEL: dict[str, Callable[[Machine], str]] = {
     "tunnels": state,
     "masquerade": table,
-    "surroundings": pod_switch,
     "senders": senders,
+    "forwarding": opened,
+    "surroundings": pod_switch,
     "probe": probe,
 }
 """What each feature keeps as it is on a node, as text."""
 DELETE = {
     "tunnels": ["ip", "route", "del", "10.42.2.0/24"],
     "masquerade": ["nft", "delete", "table", "inet", "netloom"],
-    "surroundings": ["sysctl", "-qw", f"{POD_SWITCH}=0"],
     "senders": ["nft", "delete", "table", "inet", "netloom-tunnels"],
+    "forwarding": ["iptables-nft", "-D", "NETLOOM-FORWARD", "1"],
+    "surroundings": ["sysctl", "-qw", f"{POD_SWITCH}=0"],
     "probe": ["ip", "link", "delete", "netloom_probe"],
 }
 """Damages it."""
@@ -70,6 +76,7 @@ def agents(crds_installed: ControlPlane, tmp_path_factory: pytest.TempPathFactor
         plane.client.request("POST", NETWORK, network())
         made.join("n1").add_pod("pod", "10.42.1.5", mtu=1450)
         made.join("n2")
+        lab.nodes["n1"].run("iptables-nft", "-P", "FORWARD", "DROP")
         try:
             yield made
         finally:
@@ -110,6 +117,7 @@ def test_each_is_switched_off_and_the_others_go_on(agents: Agents, off: str) -> 
     assert facts(n1)["features"] == others
     assert ("peers" in facts(n1)) == (off != "tunnels")
     assert ("masquerade" in facts(n1)) == (off != "masquerade")
+    assert ("forwarding" in facts(n1)) == (off != "forwarding")
     assert readiness(n1).endswith("ok\n"), readiness(n1)
     assert f"[+] {off}" not in readiness(n1)
     assert {name: read(n1) for name, read in KERNEL.items()} == before, "what it left stays as it is"
@@ -144,7 +152,7 @@ def test_cleanup_removes_what_a_switched_off_feature_left(agents: Agents) -> Non
     assert table(n1)
     agents.end("n1")
     n1.run(str(NETLOOM), "cleanup", "--yes", f"--run-dir={agents.run_dir(n1)}")
-    assert (table(n1), senders(n1), "netloom" in n1.ip("link")) == ("", "", False)
+    assert (table(n1), senders(n1), opened(n1), "netloom" in n1.ip("link")) == ("", "", "", False)
     agents.start(n1)
 
 

@@ -85,6 +85,12 @@ class Limits(Struct, frozen=True):
     raises: bool = msgspec.field(name="raise", default=False)
 
 
+class Forwarding(Struct, frozen=True):
+    """spec.forwarding of a NetloomNetwork: what agents do where a filter of iptables drops pods' packets."""
+
+    filter: Literal["accept", "report"] = "accept"
+
+
 class NetworkSpec(Struct, frozen=True):
     """spec of a NetloomNetwork. `mtu` is in bytes, 0 means: from the devices that carry the traffic. `node_selector`
     chooses the Nodes that take part, an empty one all of them."""
@@ -95,6 +101,7 @@ class NetworkSpec(Struct, frozen=True):
     devices: tuple[str, ...] = ()
     masquerade: Masquerade = Masquerade()
     limits: Limits = Limits()
+    forwarding: Forwarding = Forwarding()
     node_selector: LabelSelector = LabelSelector()
 
 

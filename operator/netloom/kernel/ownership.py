@@ -10,7 +10,7 @@ reads and removes only its own:
   the kernel knows a route by, so whatever somebody edits, a route never changes its class;
 - a nexthop object, by its range of ids *and* its protocol number: an id of the range that somebody else uses is left
   alone and never taken;
-- a rule, by its priority; an nftables table, by its name.
+- a rule, by its priority; an nftables table, by its name; a chain in a filter table of iptables, by its name.
 """
 
 from fnmatch import fnmatchcase
@@ -35,7 +35,8 @@ class Ownership(msgspec.Struct, frozen=True, kw_only=True):
     """What one part owns.
 
     links:    names, as shell patterns. routes: metrics of its routes. nexthops: ids of its nexthop objects.
-    rules:    priorities of its policy rules. tables: its nftables tables, as `nft` names them.
+    rules:    priorities of its policy rules. tables: its nftables tables, as `nft` names them. chains: names of its
+    chains in the filter tables of iptables, of both variants and families, with the jumps to them.
     """
 
     links: tuple[str, ...] = ()
@@ -43,6 +44,7 @@ class Ownership(msgspec.Struct, frozen=True, kw_only=True):
     nexthops: range = range(0)
     rules: range = range(0)
     tables: tuple[str, ...] = ()
+    chains: tuple[str, ...] = ()
 
     def link(self, name: str) -> bool:
         """Whether a link of this name is the part's."""
@@ -68,6 +70,11 @@ MESH = Ownership(
 MASQUERADE = Ownership(tables=("inet netloom",))
 
 SENDERS = Ownership(tables=("inet netloom-tunnels",))
+
+FORWARD_CHAIN = "NETLOOM-FORWARD"
+
+FORWARD = Ownership(chains=(FORWARD_CHAIN,))
+"""A chain of a table that is somebody else's, in which everybody has chains of their own."""
 
 PROBE = Ownership(links=(f"{DEVICE_PREFIX}probe",))
 """The device of the probe. The routes to its addresses, in table `local`, are on it and go with it."""

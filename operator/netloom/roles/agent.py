@@ -36,6 +36,7 @@ from netloom.runtime.watch import EVERY_NODE
 from netloom_reconcilers.conditions import AGENT, Conditions, manager_of
 from netloom_reconcilers.features import chosen
 from netloom_reconcilers.features.node import NodeContext, NodeFeature, Readiness
+from netloom_reconcilers.node.forwarding import ForwardingFeature
 from netloom_reconcilers.node.known.departures import Departures, NodeLookup
 from netloom_reconcilers.node.known.own_node import RECORD
 from netloom_reconcilers.node.known.peers import is_owned
@@ -54,6 +55,7 @@ FEATURES: tuple[type[NodeFeature], ...] = (
     TunnelsFeature,
     MasqueradeFeature,
     SendersFeature,
+    ForwardingFeature,
     SurroundingsFeature,
     ProbeFeature,
 )

@@ -23,7 +23,7 @@ S = TypeVar("S")
 SUBSYSTEM = 10 << 8
 BATCH_BEGIN, BATCH_END = 0x10, 0x11
 NEWTABLE, GETTABLE, DELTABLE = 0, 1, 2
-NEWCHAIN, GETCHAIN = 3, 4
+NEWCHAIN, GETCHAIN, DELCHAIN = 3, 4, 5
 NEWRULE, GETRULE, DELRULE = 6, 7, 8
 NEWSET, GETSET, DELSET = 9, 10, 11
 NEWSETELEM, GETSETELEM, DELSETELEM = 12, 13, 14
@@ -100,11 +100,11 @@ _LAYOUTS = (_Table, _Chain, _Rule, _Set, _Elements, None, _Object)
 """Each of three kinds of message: new, get, delete."""
 
 
-def request(kind: int, /, **attributes: Any) -> bytes:
+def request(kind: int, family: int = FAMILY_INET, /, **attributes: Any) -> bytes:
     """A request; attributes go by their names without the prefix of all. What is new is created, a rule behind those
-    that are there."""
-    flags = CREATE | APPEND if kind == NEWRULE else CREATE if kind % 3 == 0 else 0
-    return encode(_LAYOUTS[kind // 3], SUBSYSTEM | kind, flags, {"nfgen_family": FAMILY_INET}, **attributes)
+    that are there, or before the one whose handle is its `position`."""
+    flags = 0 if kind % 3 else CREATE if kind != NEWRULE or "position" in attributes else CREATE | APPEND
+    return encode(_LAYOUTS[kind // 3], SUBSYSTEM | kind, flags, {"nfgen_family": family}, **attributes)
 
 
 def comment(value: str) -> bytes:
@@ -227,6 +227,38 @@ def address_in(size: int, name: str, *, destination: bool = False, inside: bool 
 def not_out_of(device_prefix: str) -> list[Expression]:
     """`oifname != "prefix*"`."""
     return [_load(nftsocket.Meta.NFT_META_OIFNAME), _compare(nftsocket.Cmp.NFT_CMP_NEQ, device_prefix.encode())]
+
+
+def address_within(base: bytes, length: int, *, destination: bool = False) -> list[Expression]:
+    """`ip saddr CIDR`, or `ip daddr`; in a table of the address's family."""
+    size = len(base)
+    offset = {4: (12, 16), 16: (8, 24)}[size][destination]
+    where = {"NFTA_PAYLOAD_BASE": _NETWORK_HEADER, "NFTA_PAYLOAD_OFFSET": offset, "NFTA_PAYLOAD_LEN": size}
+    mask = ((1 << length) - 1 << 8 * size - length).to_bytes(size, "big")
+    registers = {"NFTA_BITWISE_SREG": _REGISTER, "NFTA_BITWISE_DREG": _REGISTER, "NFTA_BITWISE_LEN": size}
+    operands = {
+        "NFTA_BITWISE_MASK": nested(NFTA_DATA_VALUE=mask),
+        "NFTA_BITWISE_XOR": nested(NFTA_DATA_VALUE=bytes(size)),
+    }
+    payload = _expression("payload", NFTA_PAYLOAD_DREG=_REGISTER, **where)
+    masked = [_expression("bitwise", **registers, **operands)] if length < 8 * size else []
+    return [payload, *masked, _compare(nftsocket.Cmp.NFT_CMP_EQ, base)]
+
+
+def counter() -> list[Expression]:
+    """`counter`."""
+    return [_expression("counter", NFTA_COUNTER_BYTES=0, NFTA_COUNTER_PACKETS=0)]
+
+
+ACCEPT, JUMP = 1, -3
+"""NF_ACCEPT, NFT_JUMP."""
+
+
+def verdict(code: int, chain: str = "") -> list[Expression]:
+    """`accept`, or `jump chain`."""
+    said = {"NFTA_VERDICT_CODE": code, **({"NFTA_VERDICT_CHAIN": chain} if chain else {})}
+    data = nested(NFTA_DATA_VERDICT=nested(**said))
+    return [_expression("immediate", NFTA_IMMEDIATE_DREG=nftsocket.Regs.NFT_REG_VERDICT, NFTA_IMMEDIATE_DATA=data)]
 
 
 def masquerade() -> list[Expression]:

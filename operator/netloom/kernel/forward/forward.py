@@ -1,0 +1,84 @@
+"""The forward hook: pods' packets pass the filters of iptables, and what drops them elsewhere is known."""
+
+from typing import Unpack
+
+from netloom.kernel.errors import DataplaneError, NotPermitted
+from netloom.kernel.forward.blocked import Blocked
+from netloom.kernel.forward.legacy_part import LegacyForward
+from netloom.kernel.forward.nft_part import NftForward
+from netloom.kernel.forward.opening import Forwarding
+from netloom.kernel.keeper.keeper import Keeper, KeeperOptions
+from netloom.kernel.keeper.report import KeeperReport, PlannedChange
+from netloom.kernel.netlink import nftables
+from netloom.kernel.netlink.nftables_socket import NftablesSocket
+
+
+class ForwardReport(KeeperReport, frozen=True, kw_only=True):
+    """The state of the forward hook.
+
+    open: the programs of iptables whose filters hold our chain. blocked: the filters that drop packets of pods, and
+    that are not opened. unread: what could not be looked at, as sentences.
+    """
+
+    open: tuple[str, ...] = ()
+    blocked: tuple[Blocked, ...] = ()
+    unread: tuple[str, ...] = ()
+
+    @property
+    def news(self) -> tuple[object, ...]:
+        """What is worth telling when it changes."""
+        return *super().news, self.open, self.blocked, self.unread
+
+
+class ForwardKeeper(Keeper[Forwarding, ForwardReport]):
+    """See the module."""
+
+    names = nftables.NAMES
+    nothing = Forwarding
+
+    def __init__(self, **options: Unpack[KeeperOptions]) -> None:
+        options.setdefault("commands", NftablesSocket)
+        self._filters = (NftForward(), LegacyForward())
+        super().__init__(self._filters, **options)
+
+    async def open(self) -> None:
+        """Opens the sockets. Raises NotPermitted: nftables is not even read without NET_ADMIN."""
+        try:
+            await super().open()
+        except PermissionError as error:
+            await self.close()
+            why = "the kernel shows nftables to nobody without the capability NET_ADMIN: run it as root to see all"
+            raise NotPermitted(why) from error
+
+    def _on_readable(self) -> None:
+        """Only what concerns a filter leads to a pass: masquerading writes for each node that comes, kube-proxy for
+        each Service, and all of that is told here."""
+        if not self._lock.locked():
+            self._drain()
+            if not any(part.due for part in self._filters):
+                return
+        super()._on_readable()
+
+    async def plan(self, desired: Forwarding) -> list[PlannedChange]:
+        """What `apply` would change. Writes nothing. Raises KernelUnsupported where there is no netfilter,
+        DataplaneError where a filter cannot be read."""
+        parts = (NftForward(), LegacyForward())
+        async with self._lock:
+            worker = self._connect()
+            try:
+                return await worker.call(
+                    lambda commands: [change for part in parts for change in part.plan(commands, desired)]
+                )
+            except OSError as error:
+                raise DataplaneError(f"the filters at the forward hook cannot be read: {error}") from error
+
+    @property
+    def report(self) -> ForwardReport:
+        """The state of things now."""
+        readings = [part.reading for part in self._filters]
+        return ForwardReport(
+            **self._basics(),
+            open=tuple(program for part in self._filters for program in part.open),
+            blocked=tuple(each for reading in readings for each in reading.blocked),
+            unread=tuple(each for reading in readings for each in reading.unread),
+        )
