@@ -1,0 +1,127 @@
+"""What no block may overlap: addresses of Services, addresses of nodes, and networks that nodes are connected to.
+
+An agent writes no route into a network of its own node, or over the addresses that nodes have: it would cut the node
+off. So a pod in such a block would be reached by nobody, and the block is passed over. Agents publish the networks
+(`status.connectedCIDRs`) once they have a NetloomNode. Before that nothing is known, and the first blocks are given all
+the same; who holds one keeps it, and `overlaps` tells.
+
+Of what nodes say, only what concerns the cluster CIDRs is kept: in most clusters nothing. In IPAM mode `kubernetes`
+nothing is given, so nothing can be passed over; all is kept, to be compared with what nodes hold.
+"""
+
+from collections.abc import Callable
+from typing import Protocol
+
+from netloom.api.core import Node
+from netloom.api.odd_addresses import is_usable
+from netloom.api.v1alpha1 import NetloomNode
+from netloom.cidr import Cidr, parse_address
+from netloom.ipam.settings import Settings
+from netloom.runtime.store import Unsubscribe
+from netloom_reconcilers.cluster.allocation import node_objects
+from netloom_reconcilers.cluster.allocation.incarnation import BlocksFreed, Changed, Incarnation, Member
+from netloom_reconcilers.cluster.allocation.service_ranges import ServiceRange
+
+
+class Services(Protocol):
+    """See `ServiceRanges`."""
+
+    known: tuple[ServiceRange, ...]
+    unreadable: str
+    on_change: Callable[[], None]
+
+    async def settled(self) -> None: ...
+
+    async def run(self) -> None: ...
+
+
+class Reserved(Member):
+    """Keeps the allocator's reservations. One node's change costs what it says, whatever others say."""
+
+    def __init__(self, incarnation: Incarnation, services: Services) -> None:
+        super().__init__(incarnation)
+        self.services = services
+        self.addresses: dict[str, tuple[Cidr, ...]] = {}
+        """All that its Node and its NetloomNode say to be the node's, by node."""
+        self.networks: dict[str, tuple[Cidr, ...]] = {}
+        """Those that the node is connected to, by node."""
+        self._of_services: dict[str, tuple[Cidr, ...]] = {}
+        self._settings = Settings("")
+
+    def watch(self) -> list[Unsubscribe]:
+        """Follows the caches from now on."""
+        self.services.on_change = self._services_changed
+        self._services_changed()
+        return [self._nodes.subscribe(self._node_changed), self._netloom_nodes.subscribe(self._object_changed)]
+
+    def configure(self, settings: Settings) -> None:
+        """Other CIDRs may be concerned."""
+        self._settings = settings
+        for name in {*self._nodes, *self._netloom_nodes, *self.addresses, *self.networks}:
+            self._note(name)
+
+    def _node_changed(self, key: str, old: Node | None, new: Node | None) -> None:
+        if old is None or new is None or old.status.addresses != new.status.addresses:
+            self._note(key)
+
+    def _object_changed(self, key: str, old: NetloomNode | None, new: NetloomNode | None) -> None:
+        if old is None or new is None or old.spec != new.spec or _connected(old) != _connected(new):
+            self._note(key)
+
+    def _services_changed(self) -> None:
+        self._keep(self._of_services, "", dict.fromkeys(each.cidr for each in self.services.known))
+        self._publish(Changed.RESERVED)  # also where nothing but their names changed
+
+    def _note(self, name: str) -> None:
+        """What the node says now."""
+        node, obj = self._nodes.get(name), self._netloom_nodes.get(name)
+        texts = (
+            {each.address for each in node.status.addresses if _is_ip(each.type)} if node is not None else set[str]()
+        )
+        if obj is not None:
+            texts |= {each.ip for each in obj.spec.addresses if _is_ip(each.type)}
+        hosts = (Cidr.of(parse_address(text)) for text in texts if is_usable(text))
+        self._keep(self.addresses, name, {host: None for host in hosts if self._concerns(host)})
+        networks = dict[Cidr, None]()
+        if obj is not None and (connected := _connected(obj)):
+            own = node_objects.held(obj)
+            for text in connected:
+                cidr = Cidr.masked(text)
+                if cidr and cidr.length and self._concerns(cidr) and not any(each.contains(cidr) for each in own):
+                    networks[cidr] = None
+        self._keep(self.networks, name, networks)
+
+    def _concerns(self, cidr: Cidr) -> bool:
+        settings = self._settings
+        if settings.mode == "kubernetes":
+            return True
+        return any(each.overlaps(cidr) for family in settings.families for each in family.cidrs)
+
+    def _keep(self, kept: dict[str, tuple[Cidr, ...]], name: str, cidrs: dict[Cidr, None]) -> None:
+        before = kept.get(name, ())
+        if cidrs.keys() == set(before):
+            return
+        blocks = self._allocator.blocks
+        for cidr in cidrs.keys() - set(before):
+            blocks.reserve(cidr)
+        gone = [cidr for cidr in before if cidr not in cidrs and blocks.let_go(cidr)]
+        if cidrs:
+            kept[name] = tuple(cidrs)
+        else:
+            del kept[name]
+        if gone:
+            self._publish(BlocksFreed(sum(map(self._blocks_in, gone))))
+        self._publish(Changed.RESERVED)
+
+    def _blocks_in(self, cidr: Cidr) -> int:
+        masks = [family.mask for family in self._settings.families if family.version == cidr.version]
+        return sum(1 << max(0, mask - cidr.length) for mask in masks)
+
+
+def _connected(obj: NetloomNode) -> tuple[str, ...]:
+    return obj.status.connected_cidrs
+
+
+def _is_ip(type_: str) -> bool:
+    """Of an address: not a name."""
+    return type_.endswith("IP")
