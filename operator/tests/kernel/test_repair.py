@@ -9,6 +9,7 @@ import subprocess
 import pytest
 
 from netloom.cidr import format_address, parse_address
+from netloom.kernel.mesh.dataplane import Report
 from netloom.kernel.mesh.desired import Desired
 from tests.kernel.conftest import Planes
 from tests.kernel.meshes import becomes, eventually, here, many, mesh, peer, running
@@ -276,3 +277,28 @@ async def test_an_address_of_the_node_that_no_device_has_is_told_by_the_event(no
             node.ip(command)
             await eventually(lambda then=then: told[-1] == then, lambda: str(told))  # type: ignore[misc]
     assert (plane.stats, plane.report.in_sync) == (written, wanted)
+
+
+async def test_the_networks_that_devices_are_on_are_told_by_the_event(node: Namespace, planes: Planes) -> None:
+    """Nothing is written for them; neither our own devices' are told, nor what each device makes for itself."""
+    told: list[str] = []
+
+    def tell(report: Report) -> None:
+        told.append(" ".join(str(each.local) for each in report.on_networks))
+
+    plane = await planes.open(on_report=tell)
+    await plane.apply(Desired(here(), [peer(2)]))
+    assert told[-1] == "192.168.7.1/24"
+    written, reports = plane.stats, len(told)
+    async with running(plane):
+        for command, then in (
+            ("link add docker0 type bridge", "192.168.7.1/24"),
+            ("address add 172.17.0.1/16 dev docker0", "192.168.7.1/24 172.17.0.1/16"),
+            ("link set docker0 up", "192.168.7.1/24 172.17.0.1/16"),
+            ("address add 10.9.9.9/32 dev docker0", "192.168.7.1/24 172.17.0.1/16"),
+            ("link delete docker0", "192.168.7.1/24"),
+        ):
+            node.ip(command)
+            await eventually(lambda then=then: told[-1] == then, lambda: str(told))  # type: ignore[misc]
+    assert plane.stats == written
+    assert len(told) - reports == 2

@@ -20,9 +20,9 @@ from netloom.kernel.mesh.encapsulation import Encapsulation
 from netloom.runtime.manager import Run
 from netloom_reconcilers.features.kernel import KernelFeature
 from netloom_reconcilers.features.node import NodeContext, Obstacle, written_metric
-from netloom_reconcilers.node.mesh.absence import AbsenceReconciler
 from netloom_reconcilers.node.mesh.announcement import AnnouncementReconciler
 from netloom_reconcilers.node.mesh.encapsulations import Announcement, Leaving, Needs, accepted, announced, wanted
+from netloom_reconcilers.node.mesh.machine import Machine, MachineReconciler, connected_to
 from netloom_reconcilers.node.mesh.reading import (
     LocalNode,
     at_our_cost,
@@ -58,9 +58,9 @@ class TunnelsFeature(KernelFeature):
         self._leaving: dict[Encapsulation, Leaving] = {}
         self._local = LocalNode()
         self._announcer: AnnouncementReconciler | None = None
-        self._absence: AbsenceReconciler | None = None
+        self._teller: MachineReconciler | None = None
         if context.api is not None:
-            self._absence = AbsenceReconciler(self._node_name, context.nodes, context.api, self._absent)
+            self._teller = MachineReconciler(self._node_name, context.nodes, context.api, self._machine)
             self._announcer = AnnouncementReconciler(
                 self._node_name, context.nodes, context.api, lambda: self.announcement
             )
@@ -74,20 +74,22 @@ class TunnelsFeature(KernelFeature):
         found: dict[str, Run] = {"tunnels": self.controller.run, "dataplane": self.keeper.run}
         if self._announcer is not None:
             found["announcement"] = self._announcer.controller.run
-        if self._absence is not None:
-            found["absent addresses"] = self._absence.controller.run
+        if self._teller is not None:
+            found["machine"] = self._teller.controller.run
         return found
 
     def changed(self) -> None:
         """What is announced may be different."""
-        for each in (self._announcer, self._absence):
+        for each in (self._announcer, self._teller):
             if each is not None:
                 each.changed()
 
-    def _absent(self) -> frozenset[str] | None:
-        if self._desired.node is None or not self.applied or self.obstacle is not None:
+    def _machine(self) -> Machine | None:
+        node = self._desired.node
+        if node is None or not self.applied or self.obstacle is not None:
             return None
-        return frozenset(map(format_address, self.keeper.absent))
+        networks = connected_to(self.keeper.on_networks, self._local.cidrs, (node.local, *node.claimed))
+        return Machine(frozenset(map(format_address, self.keeper.absent)), frozenset(map(str, networks)))
 
     def facts(self) -> dict[str, object]:
         """The data path's figures."""

@@ -19,7 +19,7 @@ from netloom.kernel.mesh.mesh import AddressConflict, Mesh
 from netloom.kernel.mesh.plan import planned_changes
 from netloom.kernel.mesh.rows import DeviceState
 from netloom.kernel.mesh.rows_part import MeshRows
-from netloom.kernel.netlink.links import Link
+from netloom.kernel.netlink.links import InterfaceAddress, Link
 from netloom.kernel.netlink.sockets import RefusedError
 from netloom.kernel.netlink.wire import NAMES
 from netloom.kernel.sysctl import SysctlRecord
@@ -37,6 +37,7 @@ class Report(KeeperReport, frozen=True, kw_only=True):
     tunnels:  those that are ready to receive.
     unreachable: peers that can only be reached natively, and are not on a network of this node.
     absent:   of the addresses that the node is said to have, those that are on no device.
+    on_networks: addresses of other devices than ours, each of which says that the device is on a network.
     reading_seconds: what the reading of the kernel's tables took in the resyncs, in all.
     """
 
@@ -48,12 +49,13 @@ class Report(KeeperReport, frozen=True, kw_only=True):
     unreachable: tuple[str, ...] = ()
     conflicts: tuple[AddressConflict, ...] = ()
     absent: tuple[Address, ...] = ()
+    on_networks: tuple[InterfaceAddress, ...] = ()
     reading_seconds: float = 0.0
 
     @property
     def news(self) -> tuple[object, ...]:
         """An address comes and goes by an event, and nothing is written for it."""
-        return (*super().news, self.absent) if self.absent else super().news
+        return (*super().news, self.absent, self.on_networks)
 
     @property
     def in_sync(self) -> bool:
@@ -128,6 +130,11 @@ class Dataplane(Keeper[Desired, Report]):
         """Of the addresses that the node is said to have, those that are on no device."""
         return self._devices.found.absent
 
+    @property
+    def on_networks(self) -> tuple[InterfaceAddress, ...]:
+        """See `Report`."""
+        return self._devices.found.on_networks
+
     async def received(self, encapsulation: Encapsulation) -> int:
         """Packets that the tunnel's device has received since it was made."""
         ifindex = self._mesh.device_state.tunnels.get(encapsulation, 0)
@@ -147,6 +154,7 @@ class Dataplane(Keeper[Desired, Report]):
             unreachable=tuple(sorted(self._mesh.unreachable)) if strict else (),
             conflicts=tuple(self._mesh.conflicts()),
             absent=self.absent,
+            on_networks=self.on_networks,
             reading_seconds=self._rows.reading_seconds,
         )
 

@@ -20,7 +20,7 @@ from netloom.kernel.mesh.rows import DeviceState
 from netloom.kernel.mesh.rows_part import MESH_STATE, MeshRows
 from netloom.kernel.mesh.tunnel_device import Interfaces, Mtu, Step
 from netloom.kernel.mesh.writer import ALREADY_GONE
-from netloom.kernel.netlink.links import Link, read_address, read_link, read_netconf
+from netloom.kernel.netlink.links import InterfaceAddress, Link, read_address, read_link, read_netconf
 from netloom.kernel.netlink.sockets import CommandSocket
 from netloom.kernel.netlink.wire import RTM_DELADDR, RTM_DELLINK, RTM_NEWADDR, RTM_NEWLINK, RTM_NEWNETCONF
 from netloom.kernel.ownership import MESH
@@ -125,6 +125,7 @@ class MeshDevices(Part[Desired]):
             self._due = seen is not None and (
                 self._mesh.is_tunnel(seen.ifindex)
                 or (self._node is not None and seen.local.address in (self._node.local, *self._node.claimed))
+                or (device.says_network(seen) and (kind == RTM_NEWADDR) != (seen in self.found.on_networks))
             )
 
     def _concerns(self, link: Link, *, gone: bool) -> bool:
@@ -142,7 +143,7 @@ class Found(msgspec.Struct):
 
     underlay: the devices that carry traffic between the nodes. mtu: for pods. stopped: ifindexes of all devices that
     are down or without a carrier. surplus: there is something to remove. absent: of the addresses that the node is said
-    to have, those that are on no device.
+    to have, those that are on no device. on_networks: addresses that say that a device, none of ours, is on a network.
     """
 
     device_state: DeviceState = DeviceState()
@@ -151,6 +152,7 @@ class Found(msgspec.Struct):
     stopped: Collection[int] = ()
     surplus: bool = False
     absent: tuple[Address, ...] = ()
+    on_networks: tuple[InterfaceAddress, ...] = ()
 
 
 class DeviceWork:
@@ -180,6 +182,7 @@ class DeviceWork:
             found.surplus = bool(interfaces.own_links())
             return found
         found.absent = device.absent_addresses(node, interfaces)
+        found.on_networks = device.on_networks(interfaces)
         found.underlay = tuple(device.carrying(node, interfaces, outgoing))
         names = [link.name for link in found.underlay]
         self._switch(of_node(names, ipv6=node.ipv6, native=NO_ENCAPSULATION in node.encapsulations))

@@ -11,7 +11,7 @@ from fnmatch import fnmatchcase
 import msgspec
 from msgspec.structs import replace
 
-from netloom.cidr import Address, format_address
+from netloom.cidr import Address, Cidr, format_address
 from netloom.kernel.mac import format_mac, link_local_of
 from netloom.kernel.mesh.desired import MeshNode
 from netloom.kernel.mesh.encapsulation import OVERHEAD, Encapsulation
@@ -87,6 +87,22 @@ def absent_addresses(node: MeshNode, interfaces: Interfaces) -> tuple[Address, .
     """Of the addresses that the node is said to have, those that are on no device."""
     held = {each.local.address for each in interfaces.addresses}
     return tuple(address for address in dict.fromkeys((node.local, *node.claimed)) if address not in held)
+
+
+def on_networks(interfaces: Interfaces) -> tuple[InterfaceAddress, ...]:
+    """Of the addresses on devices that are not ours, those that say that the device is on a network."""
+    ours = {link.ifindex for link in interfaces.links if link.name.startswith(DEVICE_PREFIX)}
+    found = (each for each in interfaces.addresses if each.ifindex not in ours and says_network(each))
+    return tuple(sorted(found, key=lambda each: (each.ifindex, each.local.address)))
+
+
+def says_network(address: InterfaceAddress) -> bool:
+    """Whether an address stands for more than itself: not on the loopback device, nor what each device makes."""
+    local = address.local
+    return local.length < 8 * len(local.address) and not any(each.contains(Cidr.of(local.address)) for each in _LOCAL)
+
+
+_LOCAL = tuple(map(Cidr.parse, ("127.0.0.0/8", "169.254.0.0/16", "fe80::/10")))
 
 
 def underlay_mtu(node: MeshNode, interfaces: Interfaces, outgoing: Collection[int]) -> Mtu:
