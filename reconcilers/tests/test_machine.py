@@ -47,7 +47,7 @@ class Setting:
         if self.gone:
             raise NotFound(404, "NotFound", "it is gone")
         status = patch["status"]
-        self.written.append((status["absentAddresses"], status["connectedCIDRs"]))
+        self.written.append((status.get("absentAddresses", []), status.get("connectedCIDRs", [])))
         node = self.nodes.get("a")
         assert node is not None
         absent, connected = (tuple(each) for each in self.written[-1])

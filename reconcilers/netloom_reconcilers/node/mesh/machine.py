@@ -111,7 +111,8 @@ class MachineReconciler:
 
     async def _write(self, node: NetloomNode, wanted: Machine) -> None:
         meta = node.metadata
-        status = {"absentAddresses": sorted(wanted.absent), "connectedCIDRs": sorted(wanted.connected)}
+        told = {"absentAddresses": sorted(wanted.absent), "connectedCIDRs": sorted(wanted.connected)}
+        status = {name: texts for name, texts in told.items() if texts}  # what is not listed goes
         patch = {"metadata": {"name": meta.name, "uid": meta.uid}, "status": status}
         manager = manager_of("addresses")
         try:
