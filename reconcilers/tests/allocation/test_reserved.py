@@ -12,13 +12,6 @@ FIELD = "spec.ipam.clusterPool.ipv4PodCIDRList[0]"
 SO = "so a pod could have the address of another machine, and agents write no route into a network of their node."
 
 
-def connect(world: World, name: str, *cidrs: str) -> None:
-    """The node's agent writes which networks its machine is on."""
-    obj = world.server.all("netloomnodes")[name]
-    status = {**obj.get("status", {}), "connectedCIDRs": list(cidrs)}
-    world.server._update("netloomnodes", obj, {**obj, "metadata": dict(obj["metadata"]), "status": status})
-
-
 def move(world: World, name: str, *addresses: str) -> None:
     """The Node reports these addresses from now on."""
     node = world.server.all("nodes")[name]
@@ -32,7 +25,7 @@ def test_blocks_that_overlap_networks_of_nodes_are_passed_over_and_it_is_told(em
     operator = empty.start()
     empty.join("a")
     empty.calm(20)
-    connect(empty, "a", "172.17.0.0/16", "192.168.0.0/16", "fe80::/64", "nonsense", "0.0.0.0/0")
+    empty.connect("a", "172.17.0.0/16", "192.168.0.0/16", "fe80::/64", "nonsense", "0.0.0.0/0")
     empty.calm(20)
     empty.join("b")
     empty.calm(20)
@@ -48,7 +41,7 @@ def test_blocks_that_overlap_networks_of_nodes_are_passed_over_and_it_is_told(em
     reasons = operator.said.reasons("NetloomNetwork/default")
     assert reasons.index("ClusterCIDROverlapsConnected") < reasons.index("ClusterPoolExhausted")
     # The agent says that its machine left the network.
-    connect(empty, "a", "192.168.0.0/16")
+    empty.connect("a", "192.168.0.0/16")
     empty.calm(20)
     assert empty.texts()["b"] == "172.17.0.0/16"
     assert ready(empty)[:2] == ("True", "Accepted")
@@ -60,7 +53,7 @@ def test_a_cluster_cidr_inside_the_nodes_network_gives_nothing_and_says_the_ways
     for name in "abcd":
         empty.join(name, address=f"10.90.0.{ord(name)}")
         empty.calm(20)
-        connect(empty, name, "10.90.0.0/16")
+        empty.connect(name, "10.90.0.0/16")
         empty.calm(20)
     assert empty.texts() == {"a": "10.90.128.0/24", "b": "", "c": "", "d": ""}, "of the first nothing was known"
     assert ready(empty)[:2] == ("False", "ClusterCIDROverlapsConnected")
@@ -75,7 +68,7 @@ def test_a_cluster_cidr_inside_the_nodes_network_gives_nothing_and_says_the_ways
     assert "ClusterCIDROverlapsConnected" in operator.said.reasons("NetloomNetwork/default")
     # Either way out. The LAN becomes smaller, as its devices say:
     for name in "abcd":
-        connect(empty, name, "10.90.0.0/17")
+        empty.connect(name, "10.90.0.0/17")
     empty.calm(20)
     assert empty.texts() == {name: f"10.90.{128 + number}.0/24" for number, name in enumerate("abcd")}
     assert ready(empty)[:2] == ("True", "Accepted")
@@ -86,7 +79,7 @@ def test_or_another_cidr_is_appended(empty: World) -> None:
     empty.start()
     empty.join("a")
     empty.calm(20)
-    connect(empty, "a", "10.90.0.0/16")
+    empty.connect("a", "10.90.0.0/16")
     empty.join("b")
     empty.calm(20)
     assert "10.90.128.0/22 are in use, or reserved for Services, nodes and their networks (4)" in ready(empty)[2]
@@ -102,7 +95,7 @@ def test_a_successor_knows_it_before_it_gives_anything(empty: World) -> None:
     empty.join("a")
     empty.calm(20)
     empty.kill(first)
-    connect(empty, "a", "10.42.0.0/22")
+    empty.connect("a", "10.42.0.0/22")
     empty.join("b", address="10.42.4.4")
     empty.start()
     empty.calm(200)
@@ -114,7 +107,7 @@ def test_a_bridge_of_a_node_s_own_pods_reserves_nothing_until_it_is_left_over(em
     empty.start()
     empty.join("a")
     empty.calm(20)
-    connect(empty, "a", "10.42.0.0/24")
+    empty.connect("a", "10.42.0.0/24")
     empty.calm(20)
     assert ready(empty)[:2] == ("True", "Accepted")
     assert metric("netloom_ipam_blocks", cidr="10.42.0.0/23", mask="24", state="free") == 1
@@ -204,7 +197,7 @@ def test_one_node_s_change_costs_nothing_for_the_others(empty: World, counted: l
         empty.join(f"n{number}", address=f"10.90.0.{number + 1}")
     empty.calm(20)
     for number in range(60):
-        connect(empty, f"n{number}", "10.90.0.0/16", "172.17.0.0/16")
+        empty.connect(f"n{number}", "10.90.0.0/16", "172.17.0.0/16")
     empty.calm(20)
     assert counted == []
     assert len(allocation._allocator.blocks.reserved) == 61

@@ -12,6 +12,7 @@ is the same on every node.
   the Node that had it so far, the older one. Whoever loses has no address.
 """
 
+from collections.abc import Collection, Set
 from typing import NamedTuple
 
 import msgspec
@@ -29,8 +30,8 @@ class Claim(msgspec.Struct, frozen=True):
     addresses: tuple[Address, ...]
     unready: int = 0
     since: str = ""
-    absent: frozenset[Address] = frozenset()
-    current: frozenset[Address] = frozenset()
+    absent: Collection[Address] = ()
+    current: Collection[Address] = ()
 
 
 class Choice(NamedTuple):
@@ -75,6 +76,22 @@ class AddressClaims:
         affected.discard(name)
         return affected
 
+    def of(self, name: str) -> tuple[Address, ...]:
+        """What the node claims."""
+        claim = self._claims.get(name)
+        return claim.addresses if claim is not None else ()
+
+    def claimants(self, address: Address) -> Set[str]:
+        """The nodes that claim it."""
+        return self._claimants.get(address, _NOBODY)
+
+    def is_plain(self, name: str) -> bool:
+        """Whether there is nothing to choose: the node claims one address of a family at most, and nobody else does."""
+        mine = self.of(name)
+        if len(mine) > 2 or (len(mine) == 2 and len(mine[0]) == len(mine[1])):
+            return False
+        return not any(map(self._is_shared, mine))
+
     def choice(self, name: str, size: int) -> Choice:
         """By which of its addresses of that many bytes others reach the node."""
         claim = self._claims.get(name)
@@ -115,3 +132,6 @@ class AddressClaims:
             return has_own, claim.unready, absent, new, claim.since, name
 
         return min(self._claimants[address], key=rank)
+
+
+_NOBODY: Set[str] = frozenset()

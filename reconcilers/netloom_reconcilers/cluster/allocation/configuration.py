@@ -10,7 +10,7 @@ from netloom.ipam import settings as ipam_settings
 from netloom.ipam.settings import Settings
 from netloom.runtime.store import Unsubscribe
 from netloom_reconcilers.cluster.allocation.incarnation import Changed, Incarnation, Member
-from netloom_reconcilers.cluster.allocation.node_objects import addresses_of
+from netloom_reconcilers.cluster.allocation.node_objects import reported_by
 from netloom_reconcilers.cluster.allocation.reserved import Reserved
 
 
@@ -60,7 +60,10 @@ class AllocationConfiguration(Member):
 
 def _missed(node: Node) -> Iterator[Problem]:
     """What is wrong with addresses of a family of which the Node reports no other."""
-    families = {":" in each.ip for each in addresses_of(node) if each.type == "InternalIP"}
+    found = reported_by(node)
+    if not found.odd:
+        return iter(())
+    families = {":" in each.ip for each in found.addresses if each.type == "InternalIP"}
     return (problem for problem in odd_addresses(node) if (":" in problem.value) not in families)
 
 

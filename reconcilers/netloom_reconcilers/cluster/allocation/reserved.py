@@ -20,6 +20,7 @@ from netloom.ipam.settings import Settings
 from netloom.runtime.store import Unsubscribe
 from netloom_reconcilers.cluster.allocation import node_objects
 from netloom_reconcilers.cluster.allocation.incarnation import BlocksFreed, Changed, Incarnation, Member
+from netloom_reconcilers.cluster.allocation.node_objects import Reported, reported_by
 from netloom_reconcilers.cluster.allocation.service_ranges import ServiceRange
 
 
@@ -65,7 +66,7 @@ class Reserved(Member):
             self._note(key)
 
     def _object_changed(self, key: str, old: NetloomNode | None, new: NetloomNode | None) -> None:
-        if old is None or new is None or old.spec != new.spec or _connected(old) != _connected(new):
+        if old is None or new is None or _said(old) != _said(new):
             self._note(key)
 
     def _services_changed(self) -> None:
@@ -75,17 +76,16 @@ class Reserved(Member):
     def _note(self, name: str) -> None:
         """What the node says now."""
         node, obj = self._nodes.get(name), self._netloom_nodes.get(name)
-        texts = (
-            {each.address for each in node.status.addresses if _is_ip(each.type)} if node is not None else set[str]()
-        )
-        if obj is not None:
-            texts |= {each.ip for each in obj.spec.addresses if _is_ip(each.type)}
-        hosts = (Cidr.of(parse_address(text)) for text in texts if is_usable(text))
+        found = reported_by(node) if node is not None else Reported()
+        packed = dict.fromkeys(found.packed)
+        if obj is not None and obj.spec.addresses != found.addresses:
+            packed |= {parse_address(each.ip): None for each in obj.spec.addresses if is_usable(each.ip)}
+        hosts = map(Cidr.of, packed)
         self._keep(self.addresses, name, {host: None for host in hosts if self._concerns(host)})
         networks = dict[Cidr, None]()
-        if obj is not None and (connected := _connected(obj)):
+        if obj is not None and obj.status.connected_cidrs:
             own = node_objects.held(obj)
-            for text in connected:
+            for text in obj.status.connected_cidrs:
                 cidr = Cidr.masked(text)
                 if cidr and cidr.length and self._concerns(cidr) and not any(each.contains(cidr) for each in own):
                     networks[cidr] = None
@@ -118,10 +118,5 @@ class Reserved(Member):
         return sum(1 << max(0, mask - cidr.length) for mask in masks)
 
 
-def _connected(obj: NetloomNode) -> tuple[str, ...]:
-    return obj.status.connected_cidrs
-
-
-def _is_ip(type_: str) -> bool:
-    """Of an address: not a name."""
-    return type_.endswith("IP")
+def _said(obj: NetloomNode) -> tuple[tuple[object, ...], ...]:
+    return obj.spec.addresses, obj.spec.ipam.pod_cidrs, obj.status.connected_cidrs
