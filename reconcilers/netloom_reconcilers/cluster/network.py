@@ -129,7 +129,9 @@ class NetworkReconciler(Member):
         for name, found in self._reserved.addresses.items() if cidrs else ():
             accepted = self._accepted(name)
             for address in found:
-                if name not in self._left_out.names and (address in accepted or self._allocator.given(address) is None):
+                if name not in self._left_out.names and (
+                    address in accepted or self._allocator.given(address.packed) is None
+                ):
                     inside.setdefault(name, []).append(format_address(address.packed))
         most = 2 * len(inside) > len(self._nodes) - len(self._left_out.names)
         severity: Severity = "error" if most else "warning"

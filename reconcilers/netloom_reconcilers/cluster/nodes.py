@@ -145,6 +145,8 @@ class NodesReconciler(Member):
     def _unreachable(self, node: Node, obj: NetloomNode | None) -> Problem | None:
         """Why nobody could send to a newcomer. One that had a block before is given it again, whatever it reports."""
         name = node.metadata.name
+        if self._addresses.has_any(name):
+            return None
         former = self._allocator.former
         if self._allocator.assignments.entered(name) or any(former.of(name, version) for version in VERSIONS):
             return None

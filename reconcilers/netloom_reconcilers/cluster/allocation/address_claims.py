@@ -56,6 +56,9 @@ class AddressClaims:
         before = self._claims.get(name)
         if before == claim:
             return set()
+        if before is not None and claim is not None and before.addresses == claim.addresses and not self._disputed:
+            self._claims[name] = claim
+            return set()
         old, new = (set(each.addresses) if each else set() for each in (before, claim))
         if claim is not None:
             self._claims[name] = claim
@@ -88,7 +91,7 @@ class AddressClaims:
     def is_plain(self, name: str) -> bool:
         """Whether there is nothing to choose: the node claims one address of a family at most, and nobody else does."""
         mine = self.of(name)
-        if len(mine) > 2 or (len(mine) == 2 and len(mine[0]) == len(mine[1])):
+        if len(mine) > 1 and (len(mine) > 2 or len(mine[0]) == len(mine[1])):
             return False
         return not any(map(self._is_shared, mine))
 

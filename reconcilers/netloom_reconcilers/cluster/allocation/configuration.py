@@ -32,9 +32,9 @@ class AllocationConfiguration(Member):
     def watch(self) -> list[Unsubscribe]:
         """Follows the caches from now on."""
         return [
+            *self.reserved.watch(),  # before it knows which CIDRs are concerned: then all are looked at once
             self._networks.subscribe(self._network_changed),
             self._nodes.subscribe(self._node_changed),
-            *self.reserved.watch(),
         ]
 
     def _network_changed(self, key: str, old: NetloomNetwork | None, new: NetloomNetwork | None) -> None:

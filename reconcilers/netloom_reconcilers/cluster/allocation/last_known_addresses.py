@@ -149,19 +149,16 @@ class LastKnownAddresses(Member):
     def _accepted(self, node: Node, obj: NetloomNode | None) -> Reported:
         """What the Node reports, but for what lies in a pod CIDR."""
         found = reported_by(node)
-        inside = [
-            each
-            for each, ip in zip(found.addresses, found.packed, strict=True)
-            if each.type == _INTERNAL and self._allocator.given(Cidr.of(ip)) and self.in_pod_cidr(each, obj)
-        ]
-        return of_addresses(tuple(each for each in found.addresses if each not in inside)) if inside else found
+        if not any(map(self._allocator.given, found.internal)):
+            return found
+        return of_addresses(tuple(each for each in found.addresses if self.in_pod_cidr(each, obj) is None))
 
     def in_pod_cidr(self, address: Address, obj: NetloomNode | None) -> Cidr | None:
         """The block of pods' addresses in which one lies that the NetloomNode does not have yet: it is not taken for
         the node's. (A virtual kubelet reports its pod's.) One that it has stays, whatever was given since."""
         if address.type != "InternalIP" or (obj is not None and address in obj.spec.addresses):
             return None
-        return self._allocator.given(Cidr.of(parse_address(address.ip)))
+        return self._allocator.given(parse_address(address.ip))
 
     async def tell(self, obj: NetloomNode, known: NodeAddresses) -> NetloomNode | None:
         """Tells of an address that is lost, and that it is back. The object as written, or None where nothing had to
@@ -194,8 +191,16 @@ class LastKnownAddresses(Member):
         self._claim(key)
 
     def look(self, name: str) -> None:
-        """What the node claims may be different: it is left out, or takes part again."""
-        self._object_changed(name)
+        """What the node claims may be different: it is left out, or takes part again, or a pod CIDR was given."""
+        node, now = self._nodes.get(name), tuple[Packed, ...]()
+        if node is not None and name not in self._left_out.names:
+            now = self._accepted(node, self._netloom_nodes.get(name)).internal
+        if now != self._claims.of(name):
+            self._claim(name)
+
+    def has_any(self, name: str) -> bool:
+        """Whether others can send to any InternalIP that the Node reports, or could if it had not lost it."""
+        return bool(self._claims.of(name))
 
     def _object_changed(self, key: str) -> None:
         if key in self._nodes:
@@ -205,10 +210,9 @@ class LastKnownAddresses(Member):
         """What the node claims now; the others for which that matters are told."""
         before = self._claims.of(name)
         affected = self._claims.change(name, self._claim_of(name))
-        after = self._claims.of(name)
-        if after != before and self._keepers:
-            affected |= {keeper for each in after if each not in before for keeper in self._keepers.get(each, ())}
-            affected.discard(name)
+        if self._keepers:
+            new = set(self._claims.of(name)).difference(before)
+            affected |= {keeper for each in new for keeper in self._keepers.get(each, ()) if keeper != name}
         if affected:
             self._publish(NodesAffected(affected))
 
@@ -219,12 +223,14 @@ class LastKnownAddresses(Member):
         found, since = self._accepted(node, obj), node.metadata.creation_timestamp
         if obj is None:
             return Claim(found.internal, _unready(node), since)
-        absent = [parse_address(each) for each in obj.status.absent_addresses if is_address(each)]
+        absent = frozenset[Packed]()
+        if obj.status.absent_addresses:
+            absent = frozenset(parse_address(each) for each in obj.status.absent_addresses if is_address(each))
         current = found.internal
         if obj.spec.addresses != found.addresses or len(current) > 1:
             firsts = {_family(each): each.ip for each in reversed(obj.spec.addresses) if each.type == _INTERNAL}
             current = tuple(parse_address(each) for each in firsts.values() if is_address(each))
-        return Claim(found.internal, _unready(node), since, frozenset(absent) if absent else (), current)
+        return Claim(found.internal, _unready(node), since, absent, current)
 
 
 _SILENT = 2
