@@ -9,6 +9,8 @@ Of several InternalIPs others use the first, so the one that `address_claims` ch
 Node has is written as what it is, contested, and the loss is told.
 """
 
+from collections.abc import Iterator
+
 import msgspec
 
 from netloom.api.core import Node
@@ -98,7 +100,10 @@ class LastKnownAddresses(Member):
                 taken.append((each, min(others)))
             else:
                 kept.append(msgspec.structs.replace(each, type="InternalIP"))
-        loss = " ".join([*_loss(name, kept, taken), *disputes])
+        losses = _loss(name, kept, taken)
+        if losses:
+            losses += self._inside(node, found, obj)
+        loss = " ".join([*losses, *disputes])
         if not kept:
             return NodeAddresses(reported, loss=loss, contested=bool(disputes))
         order: dict[tuple[str, str], int] = {}
@@ -152,6 +157,12 @@ class LastKnownAddresses(Member):
         if not any(map(self._allocator.given, found.internal)):
             return found
         return of_addresses(tuple(each for each in found.addresses if self.in_pod_cidr(each, obj) is None))
+
+    def _inside(self, node: Node, found: Reported, obj: NetloomNode) -> Iterator[str]:
+        """Of what the Node reports and is not `found`, why."""
+        for each in reported_by(node).addresses:
+            if each not in found.addresses and (block := self.in_pod_cidr(each, obj)) is not None:
+                yield f"It reports {each.ip}, which lies in {block}, a node's pod CIDR, and may be a pod's address."
 
     def in_pod_cidr(self, address: Address, obj: NetloomNode | None) -> Cidr | None:
         """The block of pods' addresses in which one lies that the NetloomNode does not have yet: it is not taken for
