@@ -27,7 +27,7 @@ class FreeBlocks:
     def configure(self, mode: str, pools: Iterable[Pool]) -> None:
         """Entries are made in `mode`, blocks come from `pools`; none is given that overlaps what is reserved."""
         self.mode = mode
-        self._pools = {pool.version: pool for pool in pools}
+        self._pools = {pool.version: pool for pool in sorted(pools, key=lambda pool: pool.version)}
         self._exhausted = {}
 
     def reserve(self, cidr: Cidr) -> bool:
@@ -119,6 +119,8 @@ class FreeBlocks:
         if request.cidrs:
             return [(cidr.version, cidr) for cidr in request.cidrs]
         mine = self._own(request.node)
+        if not mine and not self._former:
+            return [(version, None) for version in self._pools]
         versions = sorted({*self._pools, *mine})
         return [(version, mine.get(version) or self._former_block(request.node, version)) for version in versions]
 

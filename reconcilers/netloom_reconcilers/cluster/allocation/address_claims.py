@@ -59,24 +59,28 @@ class AddressClaims:
         if before is not None and claim is not None and before.addresses == claim.addresses and not self._disputed:
             self._claims[name] = claim
             return set()
-        old, new = (set(each.addresses) if each else set() for each in (before, claim))
+        old = before.addresses if before is not None else ()
+        new = claim.addresses if claim is not None else ()
         if claim is not None:
             self._claims[name] = claim
         else:
             del self._claims[name]
         affected: set[str] = set()
-        doubtful = old | new
-        for address in old ^ new:
+        doubtful = {*old, *new}
+        for address in doubtful:
+            if (address in old) == (address in new):
+                continue
             claimants = self._claimants.setdefault(address, set())
             (claimants.add if address in new else claimants.discard)(name)
             if len(claimants) == (2 if address in new else 1):  # it is shared since now, or not any more
-                others = claimants - {name}
-                affected |= others
-                doubtful.update(*(self._claims[other].addresses for other in others))
+                affected |= claimants
             if not claimants:
                 del self._claimants[address]
-        affected |= self._decided_anew(name, doubtful)
         affected.discard(name)
+        if self._disputed:
+            doubtful.update(*(self._claims[other].addresses for other in affected))
+            affected |= self._decided_anew(name, doubtful)
+            affected.discard(name)
         return affected
 
     def of(self, name: str) -> tuple[Address, ...]:

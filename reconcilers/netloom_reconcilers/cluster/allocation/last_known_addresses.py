@@ -245,14 +245,14 @@ class LastKnownAddresses(Member):
 
 
 _SILENT = 2
+_UNREADY = {"True": 0, "Unknown": _SILENT}
 _INTERNAL = "InternalIP"
 _OWN_TYPES = (_INTERNAL, CONTESTED)
 
 
 def _unready(node: Node | None) -> int:
     """As of a `Claim`."""
-    said = node.status.ready.status if node is not None else ""
-    return {"True": 0, "Unknown": _SILENT}.get(said, 1)
+    return _UNREADY.get(node.status.ready.status, 1) if node is not None else 1
 
 
 def _standing(node: Node | None) -> str:
