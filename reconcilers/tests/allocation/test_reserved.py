@@ -127,6 +127,16 @@ def test_a_node_s_address_that_comes_later_keeps_its_block_back(world: World) ->
     assert world.texts()["d"] == "10.0.1.0/24", "it is free again"
 
 
+def test_the_address_of_a_node_that_is_left_out_is_no_pod_s_either(world: World) -> None:
+    world.start()
+    world.join("other", address="10.0.1.20", labels={"netloom.dev/ignore": "true"})
+    for name in "abc":
+        world.join(name)
+    world.calm(20)
+    assert world.texts() == {"a": "10.0.0.0/24", "b": "10.0.2.0/24", "c": "10.0.3.0/24"}
+    assert ready(world)[:2] == ("True", "Accepted")
+
+
 def test_the_address_that_is_kept_for_a_node_reserves_its_block(world: World) -> None:
     """The Node reports it no more, and others go on sending to it."""
     world.start()
