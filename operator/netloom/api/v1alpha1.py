@@ -224,10 +224,12 @@ class NetloomNodeSpec(Struct, frozen=True):
 
 class NetloomNodeStatus(Struct, frozen=True):
     """status of a NetloomNode. Conditions: `Allocated`, `AddressReported` (operator), `DataplaneReady` (agent).
-    `absent_addresses`: those that the Node reports and that are on no device of the machine; its agent says so."""
+    By its agent: `absent_addresses`, those that the Node reports and that are on no device of the machine;
+    `connected_cidrs`, the networks that devices of the machine are on, apart from its own pods'."""
 
     conditions: tuple[Condition, ...] = ()
     absent_addresses: tuple[str, ...] = ()
+    connected_cidrs: tuple[str, ...] = msgspec.field(name="connectedCIDRs", default=())
 
 
 class NetloomNode(Struct, frozen=True):

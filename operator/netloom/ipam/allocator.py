@@ -13,13 +13,12 @@ decides whether they were known well enough.
 
 from collections.abc import Sequence
 
-from netloom.cidr import Cidr
+from netloom.cidr import Address, Cidr
 from netloom.ipam.assignments import Assignments
 from netloom.ipam.former import Former
 from netloom.ipam.free_blocks import FreeBlocks
 from netloom.ipam.known_ledgers import KnownLedger, KnownLedgers
 from netloom.ipam.ledger import Entry, Ledger, LedgerError
-from netloom.ipam.ledger_range import ledger_name, ledger_range_of
 from netloom.ipam.marks import Marks
 from netloom.ipam.plan import BlockRequest, Deferred, Plan, Release
 
@@ -64,10 +63,13 @@ class Allocator:
         """Whether any block is in use, or may be."""
         return bool(self.assignments.holders()) or any(known.problem for known in self.ledgers.values())
 
-    def given(self, address: Cidr) -> Cidr | None:
+    def given(self, address: Address) -> Cidr | None:
         """The block with this address in it that a node holds, or is being given."""
-        known = self.ledgers.get(ledger_name(ledger_range_of(address)))
-        return (known.taken.overlap(address) if known else None) or self.assignments.overlap(address)
+        known = self.ledgers.around(address)
+        if known is None and not self.assignments.unrecorded:
+            return None
+        host = Cidr.of(address)
+        return (known.taken.overlap(host) if known else None) or self.assignments.overlap(host)
 
     # Plans
 

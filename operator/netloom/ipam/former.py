@@ -17,6 +17,9 @@ class Former:
         self._of: dict[str, tuple[Cidr, ...]] = {}
         self._blocks = IntervalSet()
 
+    def __len__(self) -> int:
+        return len(self._of)
+
     def remember(self, node: str, cidr: Cidr) -> None:
         """The node had this block. Of two that overlap the first counts."""
         if self.overlap(cidr) is None:

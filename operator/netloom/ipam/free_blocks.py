@@ -1,15 +1,15 @@
 """The search for a block that can be given: nobody has it, holds it, reserves it or waits for it."""
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from netloom.cidr import Cidr, Version
-from netloom.cidr.interval_set import IntervalSet
 from netloom.ipam.assignments import Assignments
 from netloom.ipam.former import Former
 from netloom.ipam.known_ledgers import KnownLedgers
 from netloom.ipam.plan import BlockRequest, BlockTaken, Deferred, Refusal
 from netloom.ipam.pool import Exhausted, Pool, Usage
+from netloom.ipam.reservations import Reservations
 
 
 class FreeBlocks:
@@ -21,15 +21,29 @@ class FreeBlocks:
         self._assignments = assignments
         self._former = former
         self._pools: dict[Version, Pool] = {}
-        self._reserved = IntervalSet()
+        self.reserved = Reservations()
         self._exhausted: dict[Version, Exhausted] = {}
 
-    def configure(self, mode: str, pools: Iterable[Pool], reserved: Collection[Cidr] = ()) -> None:
-        """Entries are made in `mode`, blocks come from `pools`; none is given that overlaps `reserved`."""
+    def configure(self, mode: str, pools: Iterable[Pool]) -> None:
+        """Entries are made in `mode`, blocks come from `pools`; none is given that overlaps what is reserved."""
         self.mode = mode
-        self._pools = {pool.version: pool for pool in pools}
-        self._reserved = IntervalSet(reserved)
+        self._pools = {pool.version: pool for pool in sorted(pools, key=lambda pool: pool.version)}
         self._exhausted = {}
+
+    def reserve(self, cidr: Cidr) -> bool:
+        """See `Reservations.reserve`."""
+        new = self.reserved.reserve(cidr)
+        if new:
+            self._exhausted = {}
+        return new
+
+    def let_go(self, cidr: Cidr) -> bool:
+        """See `Reservations.let_go`."""
+        gone = self.reserved.let_go(cidr)
+        if gone:
+            self._exhausted = {}
+            self.put_back((cidr,))
+        return gone
 
     def put_back(self, cidrs: Iterable[Cidr]) -> None:
         """They are (perhaps) free again. To say so too often does no harm."""
@@ -42,8 +56,7 @@ class FreeBlocks:
         """How much of each cluster CIDR is in use."""
         blocks = [cidr for known in self._ledgers.values() for cidr in known.entries]
         blocks += [cidr for cidrs in self._assignments.unrecorded.values() for cidr in cidrs]
-        reserved = self._reserved_cidrs()
-        return [usage for pool in self._pools.values() for usage in pool.usage(blocks, reserved)]
+        return [usage for pool in self._pools.values() for usage in pool.usage(blocks, self._reserved_of(pool.version))]
 
     def choose(self, request: BlockRequest) -> tuple[Cidr, ...] | Refusal:
         """Blocks for the node, entered in their ledgers' `taken`; both families or neither."""
@@ -95,17 +108,19 @@ class FreeBlocks:
         """With how many blocks are reserved, counted once per configuration: all who wait are told the same."""
         version = exhausted.version
         if version not in self._exhausted:
-            reserved = sum(usage.reserved for usage in self._pools[version].usage((), self._reserved_cidrs()))
+            reserved = sum(usage.reserved for usage in self._pools[version].usage((), self._reserved_of(version)))
             self._exhausted[version] = replace(exhausted, reserved=reserved)
         return self._exhausted[version]
 
-    def _reserved_cidrs(self) -> list[Cidr]:
-        return [cidr for version in self._pools for cidr in self._reserved.inside(Cidr(version, 0, 0))]
+    def _reserved_of(self, version: Version) -> list[Cidr]:
+        return list(self.reserved.of(version))
 
     def _asked(self, request: BlockRequest) -> list[tuple[Version, Cidr | None]]:
         if request.cidrs:
             return [(cidr.version, cidr) for cidr in request.cidrs]
         mine = self._own(request.node)
+        if not mine and not self._former:
+            return [(version, None) for version in self._pools]
         versions = sorted({*self._pools, *mine})
         return [(version, mine.get(version) or self._former_block(request.node, version)) for version in versions]
 
@@ -116,19 +131,18 @@ class FreeBlocks:
         return {cidr.version: cidr for cidr in last_first}
 
     def _former_block(self, node: str, version: Version) -> Cidr | None:
-        """What the node had by a ledger that vanished, if it can be given again."""
+        """What the node had by a ledger that vanished, if it can be given again; reserved or not, its pods live."""
         cidr = self._former.of(node, version)
         if cidr is None or version not in self._pools or not self._pools[version].gives(cidr):
             return None
-        reserved = self._reserved.overlap(cidr)
-        return None if reserved or isinstance(self.obstacle(cidr, node), BlockTaken) else cidr
+        return None if isinstance(self.obstacle(cidr, node), BlockTaken) else cidr
 
     def _occupied(self, cidr: Cidr) -> int | None:
         """Of what overlaps the block, the last address (see `Pool`)."""
         known = self._ledgers.of(cidr)
         if known.deferral(self.mode):
             return known.range.last
-        for each in (known.taken, self._assignments, self._reserved, self._former):
+        for each in (known.taken, self._assignments, self.reserved, self._former):
             found = each.overlap(cidr)
             if found is not None:
                 return found.last

@@ -3,10 +3,10 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from netloom.cidr import Cidr
+from netloom.cidr import VERSIONS, WIDTH, Address, Cidr, Version
 from netloom.cidr.interval_set import IntervalSet
 from netloom.ipam.ledger import Entry, Ledger, LedgerError, Mark
-from netloom.ipam.ledger_range import ledger_name, ledger_range_of
+from netloom.ipam.ledger_range import LEDGER_RANGE_LENGTH, ledger_name, ledger_range_of
 from netloom.ipam.plan import Deferred
 
 
@@ -78,11 +78,25 @@ class KnownLedger:
 class KnownLedgers(dict[str, KnownLedger]):
     """By name; one that was never heard of is there when it is first asked for."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._by_prefix: dict[tuple[Version, int], KnownLedger] = {}
+        """By the bits that all addresses of the range have in front: a name costs ten times as much to make."""
+
     def of(self, cidr: Cidr) -> KnownLedger:
-        """The ledger that answers for a block."""
-        ledger_range = ledger_range_of(cidr)
-        name = ledger_name(ledger_range)
-        found = self.get(name)
-        if found is None:
-            found = self[name] = KnownLedger(name, ledger_range)
+        """The ledger that answers for a block. CidrError where it is larger than a ledger's range."""
+        version = cidr.version
+        found = self._by_prefix.get((version, cidr.base >> _SHIFT[version]))
+        if found is None or cidr.length < found.range.length:
+            ledger_range = ledger_range_of(cidr)
+            found = KnownLedger(ledger_name(ledger_range), ledger_range)
+            self[found.name] = self._by_prefix[version, ledger_range.base >> _SHIFT[version]] = found
         return found
+
+    def around(self, address: Address) -> KnownLedger | None:
+        """The ledger that answers for an address, if it was ever heard of."""
+        version: Version = 4 if len(address) == 4 else 6
+        return self._by_prefix.get((version, int.from_bytes(address, "big") >> _SHIFT[version]))
+
+
+_SHIFT: dict[Version, int] = {version: WIDTH[version] - LEDGER_RANGE_LENGTH[version] for version in VERSIONS}

@@ -40,7 +40,7 @@ class Exhausted:
 
     def __str__(self) -> str:
         listed = ", ".join(map(str, self.cidrs))
-        reserved = f", or hold addresses of Services or nodes ({self.reserved})" if self.reserved else ""
+        reserved = f", or reserved for Services, nodes and their networks ({self.reserved})" if self.reserved else ""
         return f"all {self.blocks} IPv{self.version} blocks (/{self.mask}) of {listed} are in use{reserved}"
 
 

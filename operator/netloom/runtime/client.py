@@ -8,6 +8,7 @@ Every request has a time-out. A write that was not answered may have happened al
 compare-and-swap (`replace`), or safe to repeat (`create` says AlreadyExists).
 """
 
+import functools
 import urllib.parse
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -315,11 +316,14 @@ class Api(AbstractAsyncContextManager["Api", None]):
 
 
 def _url(endpoint: ApiEndpoint, path: str, query: Mapping[str, str] | None) -> URL:
-    if query:
-        given = {key: value for key, value in query.items() if value}
-        if given:
-            path = f"{path}?{urllib.parse.urlencode(given)}"
-    return URL(endpoint.host + path, encoded=True)
+    return _url_of(endpoint.host + path, tuple(query.items()) if query else ())
+
+
+@functools.lru_cache(maxsize=64)
+def _url_of(address: str, query: tuple[tuple[str, str], ...]) -> URL:
+    """Objects of a kind are all created at one."""
+    given = [(key, value) for key, value in query if value]
+    return URL(f"{address}?{urllib.parse.urlencode(given)}" if given else address, encoded=True)
 
 
 def _path(res: Resource[T], name: str, namespace: str = "", subresource: str = "") -> str:

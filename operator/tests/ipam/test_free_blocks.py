@@ -37,7 +37,8 @@ def test_what_was_chosen_is_taken(known: Allocator) -> None:
 
 
 def test_what_others_have_hold_reserve_or_had_is_passed_over(known: Allocator) -> None:
-    known.blocks.configure(MODE, [Pool(4, [Cidr.parse("10.0.0.0/21")], 24)], {Cidr.parse("10.0.2.7/32")})
+    known.blocks.configure(MODE, [Pool(4, [Cidr.parse("10.0.0.0/21")], 24)])
+    known.blocks.reserve(Cidr.parse("10.0.2.7/32"))
     load(known, {ZERO: Entry("enters")})
     known.hold("holds", (ONE,))
     known.former.remember("had", Cidr.parse("10.0.3.0/24"))
@@ -53,6 +54,25 @@ def test_a_node_gets_what_a_ledger_has_for_it_and_of_several_one_without_marks(k
 def test_a_former_block_that_is_none_of_the_pool_s_any_more_is_forgone(known: Allocator) -> None:
     known.former.remember("a", Cidr.parse("10.0.8.0/24"))
     assert choose(known.blocks, "a") == ["10.0.0.0/24"]
+
+
+def test_a_former_block_that_is_reserved_by_now_is_given_back_to_its_node_and_to_nobody_else(known: Allocator) -> None:
+    known.former.remember("a", ZERO)
+    known.blocks.reserve(Cidr.parse("10.0.0.0/25"))
+    assert choose(known.blocks, "b") == ["10.0.1.0/24"]
+    assert choose(known.blocks, "a") == ["10.0.0.0/24"]
+
+
+def test_what_is_reserved_no_more_is_given_at_once(known: Allocator) -> None:
+    known.blocks.reserve(Cidr.parse("10.0.0.0/8"))
+    assert str(choose(known.blocks, "a")) == (
+        "all 2 IPv4 blocks (/24) of 10.0.0.0/23 are in use, or reserved for Services, nodes and their networks (2)"
+    )
+    known.blocks.reserve(Cidr.parse("10.0.0.7/32"))
+    known.blocks.let_go(Cidr.parse("10.0.0.0/8"))
+    assert choose(known.blocks, "a") == ["10.0.1.0/24"]
+    known.blocks.let_go(Cidr.parse("10.0.0.7/32"))
+    assert choose(known.blocks, "b") == ["10.0.0.0/24"]
 
 
 def test_both_families_or_neither(known: Allocator) -> None:

@@ -9,6 +9,7 @@ import subprocess
 import pytest
 
 from netloom.cidr import format_address, parse_address
+from netloom.kernel.mesh.dataplane import Report
 from netloom.kernel.mesh.desired import Desired
 from netloom.kernel.mesh.encapsulation import NO_ENCAPSULATION
 from tests.kernel.conftest import Planes
@@ -316,3 +317,28 @@ async def test_a_routes_mtu_survives_what_the_kernel_makes_of_it_when_the_device
         node.ip("link set eth0 mtu 1400")
         node.ip("link set eth0 mtu 1500")
         await becomes(node.state, before)
+
+
+async def test_the_networks_that_devices_are_on_are_told_by_the_event(node: Namespace, planes: Planes) -> None:
+    """Nothing is written for them; neither our own devices' are told, nor what each device makes for itself."""
+    told: list[str] = []
+
+    def tell(report: Report) -> None:
+        told.append(" ".join(str(each.local) for each in report.on_networks))
+
+    plane = await planes.open(on_report=tell)
+    await plane.apply(Desired(here(), [peer(2)]))
+    assert told[-1] == "192.168.7.1/24"
+    written, reports = plane.stats, len(told)
+    async with running(plane):
+        for command, then in (
+            ("link add docker0 type bridge", "192.168.7.1/24"),
+            ("address add 172.17.0.1/16 dev docker0", "192.168.7.1/24 172.17.0.1/16"),
+            ("link set docker0 up", "192.168.7.1/24 172.17.0.1/16"),
+            ("address add 10.9.9.9/32 dev docker0", "192.168.7.1/24 172.17.0.1/16"),
+            ("link delete docker0", "192.168.7.1/24"),
+        ):
+            node.ip(command)
+            await eventually(lambda then=then: told[-1] == then, lambda: str(told))  # type: ignore[misc]
+    assert plane.stats == written
+    assert len(told) - reports == 2

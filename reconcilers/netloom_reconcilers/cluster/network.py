@@ -5,16 +5,17 @@ in metrics. The message names the way out.
 import asyncio
 import heapq
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 
 from netloom.api.cidrs import check_nodes_outside
+from netloom.api.odd_addresses import in_pod_cidr, is_usable
 from netloom.api.problem import Problem, Severity
 from netloom.api.v1alpha1 import NETWORK_NAME, NETWORKS, NetloomNetwork
 from netloom.api.validation import validate_network
 from netloom.api.validation.network import cluster_cidrs
 from netloom.api.words import SHOWN, in_use
-from netloom.cidr import format_address
+from netloom.cidr import Cidr, format_address, is_address, parse_address
 from netloom.ipam import settings as ipam_settings
 from netloom.ipam.known_ledgers import KnownLedger
 from netloom.ipam.pool import Exhausted
@@ -25,7 +26,17 @@ from netloom_reconcilers.cluster.allocation.left_out import LeftOut
 from netloom_reconcilers.cluster.allocation.lock import ModeLock
 from netloom_reconcilers.cluster.allocation.metrics import PROBLEMS, WAITING
 from netloom_reconcilers.cluster.allocation.waiting import UNREACHABLE, Reason, WaitingNodes, reason_of
-from netloom_reconcilers.cluster.service_overlaps import holders, service_overlaps, unreadable
+from netloom_reconcilers.cluster.overlaps import (
+    CONNECTED,
+    NODES,
+    SERVICES,
+    OfNodes,
+    Ranges,
+    holders,
+    overlaps,
+    ranges_of,
+    unreadable,
+)
 from netloom_reconcilers.conditions import said
 
 GATHER_SECONDS = 0.2
@@ -57,6 +68,7 @@ class NetworkReconciler(Member):
     ) -> None:
         super().__init__(incarnation)
         self._configuration = configuration
+        self._reserved = configuration.reserved
         self._left_out = left_out
         self._waiting = waiting
         self._crashes = crashes
@@ -99,11 +111,12 @@ class NetworkReconciler(Member):
     def _problems(self, network: NetloomNetwork | None) -> list[Problem]:
         """What the network says, then what became of it; errors before warnings."""
         found = [_crashed(crash) for crash in self._crashes()]
+        held = holders(self._allocator)
         if network is not None:
             mode = mode_of(network)
             found += [] if mode in ipam_settings.IMPLEMENTED else [ipam_settings.not_implemented(mode)]
-            found += validate_network(network) + self._nodes_inside(network) + self._service_overlaps(network)
-        found += self._left_out.problems(_NETWORK) + self._odd()
+            found += validate_network(network) + self._nodes_inside(network) + self._overlaps(network, held)
+        found += self._left_out.problems(_NETWORK) + self._odd(held)
         found += [_unreadable(known) for known in self._allocator.ledgers.values() if known.problem]
         found += _waiting(self._waiting.items())
         return sorted(found, key=lambda problem: problem.severity)
@@ -111,38 +124,68 @@ class NetworkReconciler(Member):
     def _nodes_inside(self, network: NetloomNetwork) -> list[Problem]:
         """Cluster CIDRs with addresses of nodes in them. Of most nodes: the CIDR is wrong. Of few: those are odd, and
         nobody else has to suffer for it, as the blocks are passed over."""
+        cidrs = cluster_cidrs(network)
         inside: dict[str, list[str]] = {}
-        for name, found in self._configuration.inside.items():
-            obj = self._netloom_nodes.get(name)
-            accepted = {each.ip for each in obj.spec.addresses} if obj is not None else ()
+        for name, found in self._reserved.addresses.items() if cidrs else ():
+            accepted = self._accepted(name)
             for address in found:
-                text = format_address(address.packed)
-                if name not in self._left_out.names and (text in accepted or self._allocator.given(address) is None):
-                    inside.setdefault(name, []).append(text)
+                if name not in self._left_out.names and (
+                    address in accepted or self._allocator.given(address.packed) is None
+                ):
+                    inside.setdefault(name, []).append(format_address(address.packed))
         most = 2 * len(inside) > len(self._nodes) - len(self._left_out.names)
         severity: Severity = "error" if most else "warning"
-        problems = check_nodes_outside(
-            cluster_cidrs(network), inside, object=_NETWORK, reason="ClusterCIDROverlapsNodes"
-        )
+        problems = check_nodes_outside(cidrs, inside, object=_NETWORK, reason="ClusterCIDROverlapsNodes")
         return [replace(problem, severity=severity) for problem in problems]
 
-    def _service_overlaps(self, network: NetloomNetwork) -> list[Problem]:
-        services = self._configuration.services
-        held = holders(self._allocator, services.known)
-        found = service_overlaps(cluster_cidrs(network), services.known, held, _NETWORK)
-        return [*found, unreadable(services.unreadable, _NETWORK)] if services.unreadable else found
+    def _overlaps(self, network: NetloomNetwork, held: list[tuple[str, Cidr]]) -> list[Problem]:
+        """What nodes hold, or could be given, of what is no pod's."""
+        reserved, of = self._allocator.blocks.reserved, self._reserved
+        cidrs = cluster_cidrs(network)
+        whole = [cidr for _, cidr in cidrs if (around := reserved.overlap(cidr)) and around.contains(cidr)]
+        services, networks = Ranges(reserved, of.services.known), Ranges(reserved, ranges_of(of.networks))
+        found = overlaps(SERVICES, services, cidrs, held, _NETWORK, whole)
+        found += overlaps(CONNECTED, networks, cidrs, held, _NETWORK, whole)
+        found += overlaps(NODES, self._nodes_near(held, accepted=True), (), held, _NETWORK)
+        return [*found, unreadable(of.services.unreadable, _NETWORK)] if of.services.unreadable else found
 
-    def _odd(self) -> list[Problem]:
+    def _nodes_near(self, held: list[tuple[str, Cidr]], *, accepted: bool) -> Ranges[OfNodes]:
+        """Where blocks are `held` that hold something else, the addresses of nodes; by which others send to them, or
+        not."""
+        addresses = self._reserved.addresses.items() if held else ()
+        chosen = {
+            name: [each for each in cidrs if (each in self._accepted(name)) == accepted] for name, cidrs in addresses
+        }
+        return Ranges(self._allocator.blocks.reserved, ranges_of(chosen))
+
+    def _accepted(self, name: str) -> set[Cidr]:
+        """The addresses by which others send to the node."""
+        obj = self._netloom_nodes.get(name)
+        texts = [each.ip for each in obj.spec.addresses if each.type == "InternalIP"] if obj is not None else ()
+        return {Cidr.of(parse_address(text)) for text in texts if is_address(text)}
+
+    def _odd(self, held: list[tuple[str, Cidr]]) -> list[Problem]:
         """Addresses of Nodes that are not accepted, by Node; who waits for one is told of elsewhere."""
+        found = {name: problem for problem, name in self._in_pod_cidrs(held)} | self._configuration.odd
         odd = [
             problem
-            for name, problem in sorted(self._configuration.odd.items())
+            for name, problem in sorted(found.items())
             if name not in self._left_out.names and name not in self._waiting
         ]
         if not odd:
             return []
         more = f" {len(odd) - 1} more Nodes report such." if odd[1:] else ""
         return [replace(odd[0], message=f"{odd[0].message}{more}")]
+
+    def _in_pod_cidrs(self, held: list[tuple[str, Cidr]]) -> Iterator[tuple[Problem, str]]:
+        near = self._nodes_near(held, accepted=False).near
+        for block, name in [(cidr, name) for _, cidr in held for found in near(cidr) for name in found.nodes]:
+            if (node := self._nodes.get(name)) is None:
+                continue
+            for number, each in enumerate(node.status.addresses):
+                usable = each.type == "InternalIP" and is_usable(each.address)
+                if usable and block.contains(Cidr.of(parse_address(each.address))):
+                    yield in_pod_cidr(node, number, block), name
 
     def _measure(self, problems: Iterable[Problem]) -> None:
         PROBLEMS.clear()

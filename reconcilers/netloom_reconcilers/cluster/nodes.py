@@ -73,6 +73,8 @@ class NodesReconciler(Member):
         self._waiting = waiting_nodes
         self._writers = asyncio.Semaphore(writers)
         self._own: str | None = None
+        self._creating: set[str] = set()
+        """Nodes whose NetloomNode is being made: who does that comes back to it, whatever the watch tells first."""
 
     def watch(self) -> list[Unsubscribe]:
         """Follows the caches from now on."""
@@ -143,6 +145,8 @@ class NodesReconciler(Member):
     def _unreachable(self, node: Node, obj: NetloomNode | None) -> Problem | None:
         """Why nobody could send to a newcomer. One that had a block before is given it again, whatever it reports."""
         name = node.metadata.name
+        if self._addresses.has_any(name):
+            return None
         former = self._allocator.former
         if self._allocator.assignments.entered(name) or any(former.of(name, version) for version in VERSIONS):
             return None
@@ -171,8 +175,9 @@ class NodesReconciler(Member):
                 if now >= grant.deadline:
                     return 0.0
                 sent = now
+                known = self._addresses.of(node, obj)
                 async with asyncio.timeout(REQUEST_SECONDS):
-                    written = await self._send(node, obj, grant.mode, grant.cidrs)
+                    written = await self._send(node, obj, grant.mode, grant.cidrs, known.addresses)
             sent = None
         except (AlreadyExists, Conflict, NotFound):
             sent = None
@@ -187,15 +192,26 @@ class NodesReconciler(Member):
         self._store(written)
         if obj is not None:
             await self._fine(written)
-        return LAG_SECONDS if self._addresses.of(node, written).loss else None
+        return LAG_SECONDS if known.loss else None
 
-    async def _send(self, node: Node, obj: NetloomNode | None, mode: str, cidrs: Collection[Cidr]) -> NetloomNode:
+    async def _send(
+        self,
+        node: Node,
+        obj: NetloomNode | None,
+        mode: str,
+        cidrs: Collection[Cidr],
+        addresses: tuple[Address, ...],
+    ) -> NetloomNode:
+        name = node.metadata.name
         if obj is None:
             _CREATES.inc()
-            addresses = self._addresses.of(node, None).addresses
-            return await self._api.create(NETLOOM_NODES, node_objects.built(node, mode, cidrs, addresses))
+            self._creating.add(name)
+            try:
+                return await self._api.create(NETLOOM_NODES, node_objects.built(node, mode, cidrs, addresses))
+            finally:
+                self._creating.discard(name)
         WRITES.labels("NetloomNode", "patch").inc()
-        patch = node_objects.difference(node, obj, mode, self._addresses.of(node, obj).addresses, cidrs)
+        patch = node_objects.difference(node, obj, mode, addresses, cidrs)
         return await self._api.patch(NETLOOM_NODES, obj.metadata.name, patch)
 
     # A Node with its NetloomNode
@@ -352,7 +368,7 @@ class NodesReconciler(Member):
                 self._publish(BlocksFreed())
             if new is None:
                 self._commits.wake()
-        if key != self._own:
+        if key != self._own and not (old is None and key in self._creating):
             self._publish(NodesAffected((key,)))
 
     def _store(self, written: NetloomNode) -> None:
@@ -372,7 +388,8 @@ class NodesReconciler(Member):
         if isinstance(about, Node):
             try:
                 async with self._writers, asyncio.timeout(REQUEST_SECONDS):
-                    obj = await self._send(about, None, self._configuration.mode, ())
+                    addresses = self._addresses.of(about, None).addresses
+                    obj = await self._send(about, None, self._configuration.mode, (), addresses)
             except AlreadyExists:
                 await self._live(self._netloom_nodes, name)
                 return LAG_SECONDS

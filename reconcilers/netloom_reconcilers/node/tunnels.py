@@ -23,11 +23,11 @@ from netloom.kernel.mesh.withheld import WithheldRoute
 from netloom.runtime.manager import Run
 from netloom_reconcilers.features.kernel import KernelFeature
 from netloom_reconcilers.features.node import NodeContext, Obstacle, written_metric
-from netloom_reconcilers.node.mesh.absence import AbsenceReconciler
 from netloom_reconcilers.node.mesh.announcement import AnnouncementReconciler
 from netloom_reconcilers.node.mesh.api_addresses import ApiAddresses
 from netloom_reconcilers.node.mesh.astray import astray_text, is_own
 from netloom_reconcilers.node.mesh.encapsulations import Announcement, Leaving, Needs, accepted, announced, wanted
+from netloom_reconcilers.node.mesh.machine import Machine, MachineReconciler, connected_to
 from netloom_reconcilers.node.mesh.reading import (
     LocalNode,
     at_our_cost,
@@ -72,12 +72,12 @@ class TunnelsFeature(KernelFeature):
         """Addresses that this node has sent from, besides its object's, in the life of this process: what comes and
         goes is told once, as every write of a node is heard by all."""
         self._announcer: AnnouncementReconciler | None = None
-        self._absence: AbsenceReconciler | None = None
+        self._teller: MachineReconciler | None = None
         self._api_addresses: ApiAddresses | None = None
         self._withheld: frozenset[WithheldRoute] = frozenset()
         if context.api is not None:
             self._api_addresses = ApiAddresses(context.api, self.keeper.free_node)
-            self._absence = AbsenceReconciler(self._node_name, context.nodes, context.api, self._absent)
+            self._teller = MachineReconciler(self._node_name, context.nodes, context.api, self._machine)
             self._announcer = AnnouncementReconciler(
                 self._node_name, context.nodes, context.api, lambda: self.announcement
             )
@@ -110,20 +110,22 @@ class TunnelsFeature(KernelFeature):
             found["announcement"] = self._announcer.controller.run
         if self._api_addresses is not None:
             found["API server's addresses"] = self._api_addresses.run
-        if self._absence is not None:
-            found["absent addresses"] = self._absence.controller.run
+        if self._teller is not None:
+            found["machine"] = self._teller.controller.run
         return found
 
     def changed(self) -> None:
         """What is announced may be different."""
-        for each in (self._announcer, self._absence):
+        for each in (self._announcer, self._teller):
             if each is not None:
                 each.changed()
 
-    def _absent(self) -> frozenset[str] | None:
-        if self._desired.node is None or not self.applied or self.obstacle is not None:
+    def _machine(self) -> Machine | None:
+        node = self._desired.node
+        if node is None or not self.applied or self.obstacle is not None:
             return None
-        return frozenset(map(format_address, self.keeper.absent))
+        networks = connected_to(self.keeper.on_networks, self._local.cidrs, (node.local, *node.claimed))
+        return Machine(frozenset(map(format_address, self.keeper.absent)), frozenset(map(str, networks)))
 
     def facts(self) -> dict[str, object]:
         """The data path's figures."""

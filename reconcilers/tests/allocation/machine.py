@@ -129,6 +129,12 @@ class AllocationMachine(RuleBasedStateMachine):
         if node is not None:
             self.world.label(name, **({} if _left_out(node) else {IGNORE_LABEL: "true"}))
 
+    @rule(name=st.sampled_from(NAMES), cidrs=st.sampled_from(([], ["10.0.1.0/24"], ["10.0.0.0/16", "fd00::/119"])))
+    def connect(self, name: str, cidrs: list[str]) -> None:
+        """A machine joins networks, or leaves them. What its node, or another, holds of them stays."""
+        if name in self.world.server.all("netloomnodes"):
+            self.world.connect(name, *cidrs)
+
     @rule(action=st.sampled_from(("collect", "resize", "cluster-pool", "kubernetes", *WAITS)))
     def interfere(self, action: str | float) -> None:
         """Time passes, the garbage collector has its turn, the user gives more space, takes it back, or tries to change
@@ -274,6 +280,8 @@ class AllocationMachine(RuleBasedStateMachine):
         world = self.world
         for operator in world.operators:
             world.kill(operator)
+        for name in world.server.all("netloomnodes"):
+            world.connect(name)
         world.start()
         world.calm(400)
         nodes = {name for name, node in world.server.all("nodes").items() if not _left_out(node)}

@@ -152,6 +152,19 @@ def test_an_address_that_another_node_reports_now_is_not_kept(joined: World, fir
     assert joined.condition("netloomnodes", "a", CONDITION)[0] == "True"
 
 
+def test_a_node_that_is_left_out_takes_the_address_of_none_until_it_takes_part(joined: World) -> None:
+    joined.join("b", address="192.168.0.7", labels={"netloom.dev/ignore": "true"})
+    joined.calm(20)
+    report(joined, "a")
+    joined.calm(20)
+    assert addresses(joined, "a") == ["192.168.0.7"]
+    assert joined.condition("netloomnodes", "a", CONDITION) == ("False", "InternalIPLost", KEPT)
+    joined.label("b")
+    joined.calm(20)
+    assert (addresses(joined, "a"), addresses(joined, "b")) == ([], ["192.168.0.7"])
+    assert "192.168.0.7, its last, is Node b's now" in joined.condition("netloomnodes", "a", CONDITION)[2]
+
+
 def test_a_node_that_was_recreated_without_an_address_keeps_it_until_it_reports_one(joined: World) -> None:
     joined.leave("a")
     joined.join("a")

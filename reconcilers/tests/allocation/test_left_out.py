@@ -224,7 +224,11 @@ def test_the_address_of_a_pod_is_no_address_of_a_node(world: World) -> None:
     report(world, "c", "10.0.1.78")
     world.calm(20)
     assert addresses(world, "c") == ["192.168.1.2"]
-    assert world.condition("netloomnodes", "c", "AddressReported")[:2] == ("False", "InternalIPLost")
+    status, reason, message = world.condition("netloomnodes", "c", "AddressReported")
+    assert (status, reason) == ("False", "InternalIPLost")
+    assert message.endswith(
+        "It reports 10.0.1.78, which lies in 10.0.1.0/24, a node's pod CIDR, and may be a pod's address."
+    )
 
 
 def test_a_node_without_an_address_is_told_when_that_lasts(world: World) -> None:

@@ -366,7 +366,7 @@ def test_blocks_with_the_address_of_a_node_are_given_to_nobody(world: World) -> 
     assert world.texts() == {"a": "10.0.0.0/24", "b": "10.0.2.0/24", "c": "10.0.3.0/24", "d": ""}
     assert "10.0.1.20 of node a" in ready(world)[2]
     assert (
-        "all 4 IPv4 blocks (/24) of 10.0.0.0/22 are in use, or hold addresses of Services or nodes (1)"
+        "all 4 IPv4 blocks (/24) of 10.0.0.0/22 are in use, or reserved for Services, nodes and their networks (1)"
         in ready(world)[2]
     )
     assert operator.said.reasons("NetloomNode/d") == ["ClusterPoolExhausted"]

@@ -22,9 +22,8 @@ from netloom_reconcilers.cluster.allocation.incarnation import (
     NodesAffected,
     Stores,
 )
-from netloom_reconcilers.cluster.allocation.last_known_addresses import LastKnownAddresses
-from netloom_reconcilers.cluster.allocation.left_out import LeftOut
 from netloom_reconcilers.cluster.allocation.lock import LockError
+from netloom_reconcilers.cluster.allocation.reserved import Reserved
 from netloom_reconcilers.cluster.allocation.service_ranges import ServiceRange
 from netloom_reconcilers.cluster.allocation.waiting import (
     LAG_SECONDS,
@@ -354,25 +353,25 @@ def test_a_block_with_a_node_s_address_is_given_to_nobody(parts: Parts) -> None:
     stores = Stores(Store(NETWORKS), nodes, parts.netloom_nodes)
     shared = replace(parts.shared, stores=stores)
     services = ModelServices(())
-    configuration = AllocationConfiguration(
-        shared, LastKnownAddresses(shared, shared.conditions, LeftOut(shared)), services
-    )
+    reserved = Reserved(shared, services)
+    configuration = AllocationConfiguration(shared, reserved)
     configuration.watch()
-    assert (configuration.settings, configuration.mode, parts.events) == (None, "", [])
+    assert (configuration.settings, configuration.mode, parts.events) == (None, "", [Changed.RESERVED])
     stores.networks.put(parts.networks.get("default"))
-    assert parts.events == [Changed.SETTINGS, Changed.NETWORK]
+    assert parts.events[1:] == [Changed.SETTINGS, Changed.NETWORK]
     assert configuration.mode == "cluster-pool"
     nodes.put(a_node("far", "192.168.0.1"))
-    assert len(parts.events) == 2
+    assert len(parts.events) == 3
     nodes.put(a_node("near", "10.0.0.7"))
-    assert parts.events[2:] == [Changed.SETTINGS]
-    assert list(configuration.inside) == ["near"]
+    assert parts.events[3:] == [Changed.RESERVED]
+    assert list(reserved.addresses) == ["near"]
     services.known = (ServiceRange(Cidr.parse("10.0.2.0/23"), "ServiceCIDR kubernetes"),)
     services.on_change()
-    assert parts.events[3:] == [Changed.SETTINGS]
+    assert set(parts.events[4:]) == {Changed.RESERVED}
     assert isinstance(grant := parts.allocator.plan([ask("a")], [], 0.0).decisions["a"], Grant)
     assert grant.cidrs == (ONE,)
+    parts.events.clear()
     nodes.remove("near")
-    assert (configuration.inside, parts.events[3:]) == ({}, [Changed.SETTINGS] * 2)
+    assert (reserved.addresses, parts.events) == ({}, [BlocksFreed(1), Changed.RESERVED])
     stores.networks.remove("default")
-    assert (configuration.settings, parts.events[5:]) == (None, [Changed.SETTINGS, Changed.NETWORK])
+    assert (configuration.settings, parts.events[2:]) == (None, [Changed.SETTINGS, Changed.NETWORK])

@@ -5,8 +5,9 @@ from collections.abc import Sequence
 import pytest
 
 from netloom.cidr import Cidr
+from netloom.ipam.reservations import Reservations
 from netloom_reconcilers.cluster.allocation.service_ranges import ServiceRange
-from netloom_reconcilers.cluster.service_overlaps import service_overlaps
+from netloom_reconcilers.cluster.overlaps import SERVICES, Ranges, overlaps
 from tests.allocation.test_network import metric, ready
 from tests.allocation.world import World
 
@@ -60,7 +61,8 @@ def test_a_cluster_cidr_inside_the_services_gives_nothing_and_says_why(empty: Wo
         "Nothing of it is given to nodes. Append a CIDR that overlaps no Services, or put one in its place." in message
     )
     assert (
-        "all 4 IPv4 blocks (/24) of 10.97.0.0/22 are in use, or hold addresses of Services or nodes (4). Append a CIDR"
+        "all 4 IPv4 blocks (/24) of 10.97.0.0/22 are in use, or reserved for Services, nodes and their networks (4). "
+        "Append a CIDR"
     ) in message
     # As is said: append one. Then all is well, though the first gives nothing still.
     empty.apply_network(ipv4PodCIDRList=["10.97.0.0/22", "10.43.0.0/22"], ipv4MaskSize=24)
@@ -163,6 +165,13 @@ def test_services_that_may_not_be_read_are_a_warning(world: World) -> None:
 ALL = [(f"n{number}", Cidr.parse(f"10.96.{number}.0/24")) for number in range(5)]
 
 
+def of_services(cidr: str) -> Ranges[ServiceRange]:
+    found = ServiceRange(Cidr.parse(cidr), "ServiceCIDR kubernetes")
+    reserved = Reservations()
+    reserved.reserve(found.cidr)
+    return Ranges(reserved, [found])
+
+
 @pytest.mark.parametrize(
     ("cidr", "services", "held", "told"),
     [
@@ -176,14 +185,13 @@ ALL = [(f"n{number}", Cidr.parse(f"10.96.{number}.0/24")) for number in range(5)
     ],
 )
 def test_overlaps(cidr: str, services: str, held: Sequence[tuple[str, Cidr]], told: str | None) -> None:
-    ranges = [ServiceRange(Cidr.parse(services), "ServiceCIDR kubernetes")]
-    found = service_overlaps([("field", Cidr.parse(cidr))], ranges, held, "NetloomNetwork default")
+    whole = [Cidr.parse(cidr)] if Cidr.parse(services).contains(Cidr.parse(cidr)) else []
+    found = overlaps(SERVICES, of_services(services), [("field", Cidr.parse(cidr))], held, "NetloomNetwork", whole)
     assert [problem.severity for problem in found] == ([told] if told else [])
 
 
 def test_many_holders_are_counted() -> None:
-    ranges = [ServiceRange(Cidr.parse("10.96.0.0/12"), "ServiceCIDR kubernetes")]
-    (problem,) = service_overlaps([], ranges, ALL, "NetloomNetwork default")
+    (problem,) = overlaps(SERVICES, of_services("10.96.0.0/12"), [], ALL, "NetloomNetwork default")
     assert problem.message.startswith(
         "n0 holds 10.96.0.0/24, n1 holds 10.96.1.0/24, n2 holds 10.96.2.0/24 and 2 more, which stay as they are: "
     )

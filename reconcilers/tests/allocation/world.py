@@ -317,6 +317,11 @@ class World:
         }
         self.server.execute(Request("create", "pods", name, body))
 
+    def connect(self, name: str, *cidrs: str) -> None:
+        """The node's agent writes which networks its machine is on."""
+        status = {"status": {"connectedCIDRs": list(cidrs)}}
+        self.server.execute(Request("patch", "netloomnodes", name, status, "status", "merge"))
+
     def leave(self, name: str) -> None:
         """A Node is deleted."""
         self.server.execute(Request("delete", "nodes", name))

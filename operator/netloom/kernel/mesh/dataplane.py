@@ -23,7 +23,7 @@ from netloom.kernel.mesh.rows import DeviceState
 from netloom.kernel.mesh.rows_part import MeshRows
 from netloom.kernel.mesh.underlay import Astray
 from netloom.kernel.mesh.withheld import WithheldRoute
-from netloom.kernel.netlink.links import Link
+from netloom.kernel.netlink.links import InterfaceAddress, Link
 from netloom.kernel.netlink.sockets import RefusedError
 from netloom.kernel.netlink.wire import NAMES
 from netloom.kernel.sysctl import SysctlRecord
@@ -45,6 +45,7 @@ class Report(KeeperReport, frozen=True, kw_only=True):
     absent:   of the addresses that the node is said to have, those that are on no device.
     astray: peers whose addresses are no node's, by the devices that packets to them leave by.
     sources:  IPv4 addresses that it may send from, and is not said to have.
+    on_networks: addresses of other devices than ours, each of which says that the device is on a network.
     reading_seconds: what the reading of the kernel's tables took in the resyncs, in all.
     """
 
@@ -60,13 +61,14 @@ class Report(KeeperReport, frozen=True, kw_only=True):
     absent: tuple[Address, ...] = ()
     astray: tuple[Astray, ...] = ()
     sources: tuple[Address, ...] = ()
+    on_networks: tuple[InterfaceAddress, ...] = ()
     reading_seconds: float = 0.0
 
     @property
     def news(self) -> tuple[object, ...]:
         """An address comes and goes by an event, and nothing is written for it; nor for what is withheld."""
-        more = (self.absent, self.withheld, self.misplaced, self.astray, self.sources)
-        return (*super().news, *more) if any(more) else super().news
+        more = (self.absent, self.withheld, self.misplaced, self.astray, self.sources, self.on_networks)
+        return (*super().news, *more)
 
     @property
     def in_sync(self) -> bool:
@@ -167,6 +169,11 @@ class Dataplane(Keeper[Desired, Report]):
         """Of the addresses that the node is said to have, those that are on no device."""
         return self._devices.found.absent
 
+    @property
+    def on_networks(self) -> tuple[InterfaceAddress, ...]:
+        """See `Report`."""
+        return self._devices.found.on_networks
+
     async def received(self, encapsulation: Encapsulation) -> int:
         """Packets that the tunnel's device has received since it was made."""
         ifindex = self._mesh.device_state.tunnels.get(encapsulation, 0)
@@ -190,6 +197,7 @@ class Dataplane(Keeper[Desired, Report]):
             absent=self.absent,
             astray=self._devices.astray,
             sources=self._devices.found.sources,
+            on_networks=self.on_networks,
             reading_seconds=self._rows.reading_seconds,
         )
 

@@ -2,8 +2,8 @@
 
 A tunnel device has its port in the network namespace in which it was *made*, wherever it is now, and even while it is
 down. So a device that somebody moved away keeps the port of the namespace that it left, and no other can be made there:
-seen on Linux 6.1 (VXLAN, Geneve) and 6.18 (VXLAN). The kernel numbers the namespaces that a namespace has to do with, that
-one among them from the move on, and shows and removes devices in them by that number.
+seen on Linux 6.1 (VXLAN, Geneve) and 6.18 (VXLAN). The kernel numbers the namespaces that a namespace has to do with,
+that one among them from the move on, and shows and removes devices in them by that number.
 """
 
 import re

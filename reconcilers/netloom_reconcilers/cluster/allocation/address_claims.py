@@ -12,6 +12,7 @@ is the same on every node.
   the Node that had it so far, the older one. Whoever loses has no address.
 """
 
+from collections.abc import Collection, Set
 from typing import NamedTuple
 
 import msgspec
@@ -29,8 +30,8 @@ class Claim(msgspec.Struct, frozen=True):
     addresses: tuple[Address, ...]
     unready: int = 0
     since: str = ""
-    absent: frozenset[Address] = frozenset()
-    current: frozenset[Address] = frozenset()
+    absent: Collection[Address] = ()
+    current: Collection[Address] = ()
 
 
 class Choice(NamedTuple):
@@ -55,25 +56,48 @@ class AddressClaims:
         before = self._claims.get(name)
         if before == claim:
             return set()
-        old, new = (set(each.addresses) if each else set() for each in (before, claim))
+        if before is not None and claim is not None and before.addresses == claim.addresses and not self._disputed:
+            self._claims[name] = claim
+            return set()
+        old = before.addresses if before is not None else ()
+        new = claim.addresses if claim is not None else ()
         if claim is not None:
             self._claims[name] = claim
         else:
             del self._claims[name]
         affected: set[str] = set()
-        doubtful = old | new
-        for address in old ^ new:
+        doubtful = {*old, *new}
+        for address in doubtful:
+            if (address in old) == (address in new):
+                continue
             claimants = self._claimants.setdefault(address, set())
             (claimants.add if address in new else claimants.discard)(name)
             if len(claimants) == (2 if address in new else 1):  # it is shared since now, or not any more
-                others = claimants - {name}
-                affected |= others
-                doubtful.update(*(self._claims[other].addresses for other in others))
+                affected |= claimants
             if not claimants:
                 del self._claimants[address]
-        affected |= self._decided_anew(name, doubtful)
         affected.discard(name)
+        if self._disputed:
+            doubtful.update(*(self._claims[other].addresses for other in affected))
+            affected |= self._decided_anew(name, doubtful)
+            affected.discard(name)
         return affected
+
+    def of(self, name: str) -> tuple[Address, ...]:
+        """What the node claims."""
+        claim = self._claims.get(name)
+        return claim.addresses if claim is not None else ()
+
+    def claimants(self, address: Address) -> Set[str]:
+        """The nodes that claim it."""
+        return self._claimants.get(address, _NOBODY)
+
+    def is_plain(self, name: str) -> bool:
+        """Whether there is nothing to choose: the node claims one address of a family at most, and nobody else does."""
+        mine = self.of(name)
+        if len(mine) > 1 and (len(mine) > 2 or len(mine[0]) == len(mine[1])):
+            return False
+        return not any(map(self._is_shared, mine))
 
     def choice(self, name: str, size: int) -> Choice:
         """By which of its addresses of that many bytes others reach the node."""
@@ -115,3 +139,6 @@ class AddressClaims:
             return has_own, claim.unready, absent, new, claim.since, name
 
         return min(self._claimants[address], key=rank)
+
+
+_NOBODY: Set[str] = frozenset()

@@ -27,6 +27,7 @@ log = structlog.get_logger(__name__)
 
 T = TypeVar("T")
 _NEVER = float("inf")
+_GRANTED, _REFUSED, _ADOPTED = (ENTRIES.labels(what) for what in ("granted", "refused", "adopted"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,8 +204,8 @@ class CommitQueue(Member):
         if isinstance(decision, Grant):
             self._outstanding += 1
         if committed and not answer.cancelled():
-            granted = "granted" if isinstance(decision, Grant) else "refused"
-            ENTRIES.labels("adopted" if decision is None else granted).inc()
+            granted = _GRANTED if isinstance(decision, Grant) else _REFUSED
+            (_ADOPTED if decision is None else granted).inc()
             answer.set_result(decision)
             return
         if isinstance(decision, Grant):

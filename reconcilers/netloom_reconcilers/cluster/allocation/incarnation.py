@@ -35,6 +35,8 @@ class Changed(Enum):
     """The NetloomNetwork came, went or was edited, or its status was written."""
     SETTINGS = auto()
     """Blocks are given by other rules than before."""
+    RESERVED = auto()
+    """Other blocks are given to nobody than before, or for other reasons."""
     WAITING = auto()
     """Other nodes wait, or for other reasons."""
     LEFT_OUT = auto()
@@ -99,4 +101,5 @@ def netloom_node_changed(old: NetloomNode, new: NetloomNode) -> bool:
         or old.metadata.deletion_timestamp != new.metadata.deletion_timestamp
         or old.metadata.owner_references != new.metadata.owner_references
         or old.status.absent_addresses != new.status.absent_addresses
+        or old.status.connected_cidrs != new.status.connected_cidrs
     )

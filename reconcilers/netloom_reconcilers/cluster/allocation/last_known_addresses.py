@@ -9,6 +9,8 @@ Of several InternalIPs others use the first, so the one that `address_claims` ch
 Node has is written as what it is, contested, and the loss is told.
 """
 
+from collections.abc import Iterator
+
 import msgspec
 
 from netloom.api.core import Node
@@ -21,7 +23,12 @@ from netloom_reconcilers.cluster.allocation.address_claims import AddressClaims,
 from netloom_reconcilers.cluster.allocation.incarnation import Incarnation, Member, NodesAffected
 from netloom_reconcilers.cluster.allocation.left_out import LeftOut
 from netloom_reconcilers.cluster.allocation.metrics import ADDRESSES_CONTESTED, ADDRESSES_KEPT
-from netloom_reconcilers.cluster.allocation.node_objects import MAX_ADDRESSES, addresses_of
+from netloom_reconcilers.cluster.allocation.node_objects import (
+    MAX_ADDRESSES,
+    Reported,
+    of_addresses,
+    reported_by,
+)
 from netloom_reconcilers.conditions import Conditions
 
 CONDITION = "AddressReported"
@@ -60,7 +67,6 @@ class LastKnownAddresses(Member):
         super().__init__(incarnation)
         self._conditions = conditions
         self._left_out = left_out
-        self._reporting: dict[Packed, set[str]] = {}
         self._kept: dict[str, frozenset[Packed]] = {}
         self._keepers: dict[Packed, set[str]] = {}
         self._claims = AddressClaims()
@@ -77,21 +83,28 @@ class LastKnownAddresses(Member):
 
     def of(self, node: Node, obj: NetloomNode | None) -> NodeAddresses:
         """The addresses of a node whose NetloomNode is `obj`, in an order that a loss does not change."""
-        name = node.metadata.name
-        reported, disputes = self._chosen(node, obj)
+        name, found = node.metadata.name, self._accepted(node, obj)
+        reported, disputes = found.addresses, list[str]()
+        if not self._claims.is_plain(name):
+            reported, disputes = self._chosen(node, found)
+        if obj is None or obj.spec.addresses == reported:
+            return NodeAddresses(reported, loss=" ".join(disputes), contested=bool(disputes))
         families = {_family(each) for each in reported if each.type in _OWN_TYPES}
         kept: list[Address] = []
         taken: list[tuple[Address, str]] = []
-        for each in obj.spec.addresses if obj is not None else ():
+        for each in obj.spec.addresses:
             if each.type not in _OWN_TYPES or _family(each) in families or not is_usable(each.ip):
                 continue
-            others = self._reporting.get(parse_address(each.ip), set()) - {name}
+            others = self._claims.claimants(parse_address(each.ip)) - {name}
             if others:
                 taken.append((each, min(others)))
             else:
                 kept.append(msgspec.structs.replace(each, type="InternalIP"))
-        loss = " ".join([*_loss(name, kept, taken), *disputes])
-        if obj is None or not kept:
+        losses = _loss(name, kept, taken)
+        if losses:
+            losses += self._inside(node, found, obj)
+        loss = " ".join([*losses, *disputes])
+        if not kept:
             return NodeAddresses(reported, loss=loss, contested=bool(disputes))
         order: dict[tuple[str, str], int] = {}
         for each in obj.spec.addresses:
@@ -100,23 +113,22 @@ class LastKnownAddresses(Member):
         ordered = sorted(merged, key=lambda each: order.get(_slot(each), len(order)))
         return NodeAddresses(tuple(ordered), tuple(kept), loss, bool(disputes))
 
-    def _chosen(self, node: Node, obj: NetloomNode | None) -> tuple[tuple[Address, ...], list[str]]:
+    def _chosen(self, node: Node, found: Reported) -> tuple[tuple[Address, ...], list[str]]:
         """The addresses that the Node reports, of its InternalIPs of a family the one first by which others reach it;
         and sentences about what another has."""
         name, disputes = node.metadata.name, list[str]()
-        reported = self._reported(node, obj)
-        inside = [each for each in reported if each.type == "InternalIP"]
+        inside = [(each, ip) for each, ip in zip(found.addresses, found.packed, strict=True) if each.type == _INTERNAL]
         ordered: dict[int, list[Address]] = {}  # by bytes of an address
-        for size in sorted({_size(each) for each in inside}):
-            mine = [each for each in inside if _size(each) == size]
+        for size in sorted({len(ip) for _, ip in inside}):
             choice = self._claims.choice(name, size)
+            mine = [(each, ip) for each, ip in inside if len(ip) == size]
             if choice.holder:
                 disputes.append(self._dispute(name, choice))
-                mine = [Address(CONTESTED, each.ip) for each in mine]
-            first = [each for each in mine if parse_address(each.ip) == choice.address]
-            ordered[size] = [*first, *(each for each in mine if each not in first)]
-        result = (ordered[_size(each)].pop(0) if each.type == "InternalIP" else each for each in reported)
-        return tuple(result), disputes
+                mine = [(Address(CONTESTED, each.ip), ip) for each, ip in mine]
+            ordered[size] = [each for each, ip in sorted(mine, key=lambda pair: pair[1] != choice.address)]
+        sizes = map(len, found.packed)
+        every = zip(found.addresses, sizes, strict=True)
+        return tuple(ordered[size].pop(0) if each.type == _INTERNAL else each for each, size in every), disputes
 
     def _dispute(self, name: str, choice: Choice) -> str:
         holder, ip = choice.holder, format_address(choice.lost)
@@ -139,15 +151,25 @@ class LastKnownAddresses(Member):
             )
         return f"{what} {way_out}"
 
-    def _reported(self, node: Node, obj: NetloomNode | None) -> tuple[Address, ...]:
-        return tuple(each for each in addresses_of(node) if self.in_pod_cidr(each, obj) is None)
+    def _accepted(self, node: Node, obj: NetloomNode | None) -> Reported:
+        """What the Node reports, but for what lies in a pod CIDR."""
+        found = reported_by(node)
+        if not any(map(self._allocator.given, found.internal)):
+            return found
+        return of_addresses(tuple(each for each in found.addresses if self.in_pod_cidr(each, obj) is None))
+
+    def _inside(self, node: Node, found: Reported, obj: NetloomNode) -> Iterator[str]:
+        """Of what the Node reports and is not `found`, why."""
+        for each in reported_by(node).addresses:
+            if each not in found.addresses and (block := self.in_pod_cidr(each, obj)) is not None:
+                yield f"It reports {each.ip}, which lies in {block}, a node's pod CIDR, and may be a pod's address."
 
     def in_pod_cidr(self, address: Address, obj: NetloomNode | None) -> Cidr | None:
         """The block of pods' addresses in which one lies that the NetloomNode does not have yet: it is not taken for
         the node's. (A virtual kubelet reports its pod's.) One that it has stays, whatever was given since."""
         if address.type != "InternalIP" or (obj is not None and address in obj.spec.addresses):
             return None
-        return self._allocator.given(Cidr.of(parse_address(address.ip)))
+        return self._allocator.given(parse_address(address.ip))
 
     async def tell(self, obj: NetloomNode, known: NodeAddresses) -> NetloomNode | None:
         """Tells of an address that is lost, and that it is back. The object as written, or None where nothing had to
@@ -174,47 +196,63 @@ class LastKnownAddresses(Member):
         ADDRESSES_KEPT.set(len(self._kept))
 
     def _node_changed(self, key: str, old: Node | None, new: Node | None) -> None:
-        before, after = _numbers(old), _numbers(new)
-        _move(self._reporting, key, before, after)
         if new is None:
             self._note(key, ())
             self._contested.discard(key)
-        affected = {name for number in after - before for name in self._keepers.get(number, ()) if name != key}
-        affected |= self._claim(key)
+        self._claim(key)
+
+    def look(self, name: str) -> None:
+        """What the node claims may be different: it is left out, or takes part again, or a pod CIDR was given."""
+        node, now = self._nodes.get(name), tuple[Packed, ...]()
+        if node is not None and name not in self._left_out.names:
+            now = self._accepted(node, self._netloom_nodes.get(name)).internal
+        if now != self._claims.of(name):
+            self._claim(name)
+
+    def has_any(self, name: str) -> bool:
+        """Whether others can send to any InternalIP that the Node reports, or could if it had not lost it."""
+        return bool(self._claims.of(name))
+
+    def _object_changed(self, key: str) -> None:
+        if key in self._nodes:
+            self._claim(key)
+
+    def _claim(self, name: str) -> None:
+        """What the node claims now; the others for which that matters are told."""
+        before = self._claims.of(name)
+        affected = self._claims.change(name, self._claim_of(name))
+        if self._keepers:
+            new = set(self._claims.of(name)).difference(before)
+            affected |= {keeper for each in new for keeper in self._keepers.get(each, ()) if keeper != name}
         if affected:
             self._publish(NodesAffected(affected))
 
-    def look(self, name: str) -> None:
-        """What the node claims may be different: it is left out, or takes part again."""
-        self._object_changed(name)
-
-    def _object_changed(self, key: str) -> None:
-        if key in self._nodes and (affected := self._claim(key)):
-            self._publish(NodesAffected(affected))
-
-    def _claim(self, name: str) -> set[str]:
-        """What the node claims now; the others for which that matters."""
+    def _claim_of(self, name: str) -> Claim | None:
         node, obj = self._nodes.get(name), self._netloom_nodes.get(name)
         if node is None or name in self._left_out.names:
-            return self._claims.change(name, None)
-        addresses = tuple(parse_address(each.ip) for each in self._reported(node, obj) if each.type == "InternalIP")
+            return None
+        found, since = self._accepted(node, obj), node.metadata.creation_timestamp
         if obj is None:
-            return self._claims.change(name, Claim(addresses, _unready(node), node.metadata.creation_timestamp))
-        absent = frozenset(parse_address(each) for each in obj.status.absent_addresses if is_address(each))
-        firsts = {_family(each): each.ip for each in reversed(obj.spec.addresses) if each.type == "InternalIP"}
-        current = frozenset(parse_address(each) for each in firsts.values() if is_address(each))
-        since = node.metadata.creation_timestamp
-        return self._claims.change(name, Claim(addresses, _unready(node), since, absent, current))
+            return Claim(found.internal, _unready(node), since)
+        absent = frozenset[Packed]()
+        if obj.status.absent_addresses:
+            absent = frozenset(parse_address(each) for each in obj.status.absent_addresses if is_address(each))
+        current = found.internal
+        if obj.spec.addresses != found.addresses or len(current) > 1:
+            firsts = {_family(each): each.ip for each in reversed(obj.spec.addresses) if each.type == _INTERNAL}
+            current = tuple(parse_address(each) for each in firsts.values() if is_address(each))
+        return Claim(found.internal, _unready(node), since, absent, current)
 
 
 _SILENT = 2
-_OWN_TYPES = ("InternalIP", CONTESTED)
+_UNREADY = {"True": 0, "Unknown": _SILENT}
+_INTERNAL = "InternalIP"
+_OWN_TYPES = (_INTERNAL, CONTESTED)
 
 
 def _unready(node: Node | None) -> int:
     """As of a `Claim`."""
-    said = node.status.ready.status if node is not None else ""
-    return {"True": 0, "Unknown": _SILENT}.get(said, 1)
+    return _UNREADY.get(node.status.ready.status, 1) if node is not None else 1
 
 
 def _standing(node: Node | None) -> str:
@@ -237,17 +275,8 @@ def _move(index: dict[Packed, set[str]], name: str, before: frozenset[Packed], a
         index.setdefault(number, set()).add(name)
 
 
-def _numbers(node: Node | None) -> frozenset[Packed]:
-    found = addresses_of(node) if node is not None else ()
-    return frozenset(parse_address(each.ip) for each in found if each.type == "InternalIP")
-
-
 def _family(address: Address) -> str:
     return "IPv6" if ":" in address.ip else "IPv4"
-
-
-def _size(address: Address) -> int:
-    return len(parse_address(address.ip))
 
 
 def _slot(address: Address) -> tuple[str, str]:

@@ -117,7 +117,8 @@ class LeftOut(Member):
     def _node_changed(self, key: str, old: Node | None, new: Node | None) -> None:
         if new is None:
             self.let_go(key)
-        self._note([(key, new)])
+        if key in self.names or (new is not None and not takes_part(new, self._networks.get(NETWORK_NAME))):
+            self._note([(key, new)])
 
     def _note(self, nodes: Collection[tuple[str, Node | None]]) -> None:
         network = self._networks.get(NETWORK_NAME)

@@ -20,7 +20,7 @@ class Blocks(Collector):
         """One sample per cluster CIDR and state."""
         family = GaugeMetricFamily(
             "netloom_ipam_blocks",
-            "Blocks of a cluster CIDR, by state: allocated, free, or reserved for Services or nodes.",
+            "Blocks of a cluster CIDR, by state: allocated, free, or reserved for Services, nodes or their networks.",
             labels=["cidr", "mask", "state"],
         )
         for usage in self.source():

@@ -2,16 +2,18 @@
 
 import sys
 from collections.abc import Collection
+from functools import lru_cache
 from typing import Any, cast
 
 import msgspec
 
-from netloom.api.core import Node
+from netloom.api.core import Node, NodeAddress
 from netloom.api.meta import ObjectMeta, OwnerReference
 from netloom.api.odd_addresses import is_usable
 from netloom.api.problem import Problem
 from netloom.api.v1alpha1 import Address, IPAMMode, NetloomNode, NetloomNodeSpec, NodeIPAM
-from netloom.cidr import Cidr, CidrError
+from netloom.cidr import Address as Packed
+from netloom.cidr import Cidr, CidrError, parse_address
 from netloom.ipam.ledger_range import ledger_range_of
 
 _ADDRESS_TYPES = frozenset({"InternalIP", "ExternalIP"})
@@ -20,14 +22,42 @@ _NOTHING: dict[str, str] = {}
 """One for all: each of its own takes 64 bytes."""
 
 
+class Reported(msgspec.Struct, frozen=True, gc=False):
+    """The addresses that a Node reports and that others can send to (`netloom.api.node_addresses`), in its order.
+
+    packed: the same, packed. internal: of these the InternalIPs. odd: there is an InternalIP that nobody can send to.
+    """
+
+    addresses: tuple[Address, ...] = ()
+    packed: tuple[Packed, ...] = ()
+    internal: tuple[Packed, ...] = ()
+    odd: bool = False
+
+
+def reported_by(node: Node) -> Reported:
+    """Parsed once per version of a Node, though a newcomer's are asked for ten times."""
+    return _parsed(node.status.addresses)
+
+
 def addresses_of(node: Node) -> tuple[Address, ...]:
-    """The addresses that others can send to (`netloom.api.node_addresses`), in the order of Node.status.addresses."""
-    found = (
-        Address(type=each.type, ip=each.address)
-        for each in node.status.addresses
-        if each.type in _ADDRESS_TYPES and is_usable(each.address)
-    )
-    return tuple(dict.fromkeys(found))[:MAX_ADDRESSES]
+    """See `Reported`."""
+    return _parsed(node.status.addresses).addresses
+
+
+@lru_cache(maxsize=8192)
+def _parsed(texts: tuple[NodeAddress, ...]) -> Reported:
+    known = [each for each in texts if each.type in _ADDRESS_TYPES]
+    usable = [each for each in known if is_usable(each.address)]
+    odd = any(each.type == "InternalIP" and each not in usable for each in known)
+    addresses = tuple(dict.fromkeys(Address(type=each.type, ip=each.address) for each in usable))[:MAX_ADDRESSES]
+    return of_addresses(addresses, odd=odd)
+
+
+def of_addresses(addresses: tuple[Address, ...], *, odd: bool = False) -> Reported:
+    """Of addresses that are usable."""
+    packed = tuple(parse_address(each.ip) for each in addresses)
+    internal = tuple(ip for each, ip in zip(addresses, packed, strict=True) if each.type == "InternalIP")
+    return Reported(addresses, packed, packed if internal == packed else internal, odd)
 
 
 def trimmed(node: Node) -> Node:

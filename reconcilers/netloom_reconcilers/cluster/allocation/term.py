@@ -22,7 +22,7 @@ from netloom.runtime.errors import ApiError
 from netloom.runtime.events import EventRecorder
 from netloom_reconcilers.cluster.allocation import metrics
 from netloom_reconcilers.cluster.allocation.commit_queue import BatchPolicy, CommitQueue
-from netloom_reconcilers.cluster.allocation.configuration import AllocationConfiguration, Services
+from netloom_reconcilers.cluster.allocation.configuration import AllocationConfiguration
 from netloom_reconcilers.cluster.allocation.incarnation import (
     BlocksFreed,
     Changed,
@@ -38,6 +38,7 @@ from netloom_reconcilers.cluster.allocation.ledger_reader import LedgerReader
 from netloom_reconcilers.cluster.allocation.ledger_writer import LedgerWriter
 from netloom_reconcilers.cluster.allocation.left_out import LeftOut
 from netloom_reconcilers.cluster.allocation.lock import ModeLock
+from netloom_reconcilers.cluster.allocation.reserved import Reserved, Services
 from netloom_reconcilers.cluster.allocation.service_ranges import ServiceRanges
 from netloom_reconcilers.cluster.allocation.waiting import WaitingNodes
 from netloom_reconcilers.cluster.network import (
@@ -89,7 +90,7 @@ class Allocation:
         self._left_out = LeftOut(shared)
         self._addresses = LastKnownAddresses(shared, addressing, self._left_out)
         self._services = services or ServiceRanges(api)
-        self._configuration = AllocationConfiguration(shared, self._addresses, self._services)
+        self._configuration = AllocationConfiguration(shared, Reserved(shared, self._services))
         self._waiting = WaitingNodes(self._react)
         self._nodes = NodesReconciler(
             shared, self._commits, self._configuration, self._addresses, self._left_out, self._waiting, policy.writers
@@ -113,6 +114,8 @@ class Allocation:
                 self._commits.wake()
                 self.look()
                 self.network.enqueue_after(IN_USE_KEY, QUIET_SECONDS)
+            case Changed.RESERVED:
+                self.look()
             case Changed.LEDGERS:
                 self._in_use.ledgers_changed()
                 self.network.enqueue_after(NETWORK_NAME, RETELL_SECONDS)

@@ -1,0 +1,146 @@
+"""What no block may overlap: addresses of Services, addresses of nodes, and networks that nodes are connected to.
+
+An agent writes no route into a network of its own node, or over the addresses that nodes have: it would cut the node
+off. So a pod in such a block would be reached by nobody, and the block is passed over. Agents publish the networks
+(`status.connectedCIDRs`) once they have a NetloomNode. Before that nothing is known, and the first blocks are given all
+the same; who holds one keeps it, and `overlaps` tells.
+
+Of what nodes say, only what concerns the cluster CIDRs is kept: in most clusters nothing. In IPAM mode `kubernetes`
+nothing is given, so nothing can be passed over; all is kept, to be compared with what nodes hold.
+"""
+
+from collections.abc import Callable
+from typing import Protocol
+
+from netloom.api.core import Node
+from netloom.api.odd_addresses import is_usable
+from netloom.api.v1alpha1 import NetloomNode
+from netloom.cidr import VERSIONS, WIDTH, Address, Cidr, parse_address
+from netloom.ipam.settings import Settings
+from netloom.runtime.store import Unsubscribe
+from netloom_reconcilers.cluster.allocation import node_objects
+from netloom_reconcilers.cluster.allocation.incarnation import BlocksFreed, Changed, Incarnation, Member
+from netloom_reconcilers.cluster.allocation.node_objects import Reported, reported_by
+from netloom_reconcilers.cluster.allocation.service_ranges import ServiceRange
+
+
+class Services(Protocol):
+    """See `ServiceRanges`."""
+
+    known: tuple[ServiceRange, ...]
+    unreadable: str
+    on_change: Callable[[], None]
+
+    async def settled(self) -> None: ...
+
+    async def run(self) -> None: ...
+
+
+class Reserved(Member):
+    """Keeps the allocator's reservations. One node's change costs what it says, whatever others say."""
+
+    def __init__(self, incarnation: Incarnation, services: Services) -> None:
+        super().__init__(incarnation)
+        self.services = services
+        self.addresses: dict[str, tuple[Cidr, ...]] = {}
+        """All that its Node and its NetloomNode say to be the node's, by node."""
+        self.networks: dict[str, tuple[Cidr, ...]] = {}
+        """Those that the node is connected to, by node."""
+        self._of_services: dict[str, tuple[Cidr, ...]] = {}
+        self._settings = Settings("")
+        self._concerned: list[Cidr] = []
+        self._prefixes: list[tuple[int, int, int]] = []
+        """Of those: bytes of an address, and its bits after the prefix, and those in front."""
+
+    def watch(self) -> list[Unsubscribe]:
+        """Follows the caches from now on."""
+        self.services.on_change = self._services_changed
+        self._services_changed()
+        return [self._nodes.subscribe(self._node_changed), self._netloom_nodes.subscribe(self._object_changed)]
+
+    def configure(self, settings: Settings) -> None:
+        """Other CIDRs may be concerned."""
+        self._settings = settings
+        self._concerned = [cidr for family in settings.families for cidr in family.cidrs]
+        if settings.mode == "kubernetes":
+            self._concerned = [Cidr(version, 0, 0) for version in VERSIONS]
+        self._prefixes = [_prefix_of(cidr) for cidr in self._concerned]
+        for name in {*self._nodes, *self._netloom_nodes, *self.addresses, *self.networks}:
+            self._note(name)
+
+    def _node_changed(self, key: str, old: Node | None, new: Node | None) -> None:
+        if self._prefixes and (old is None or new is None or old.status.addresses != new.status.addresses):
+            self._note(key)
+
+    def _object_changed(self, key: str, old: NetloomNode | None, new: NetloomNode | None) -> None:
+        if self._prefixes and (old is None or new is None or _said(old) != _said(new)):
+            self._note(key)
+
+    def _services_changed(self) -> None:
+        self._keep(self._of_services, "", dict.fromkeys(each.cidr for each in self.services.known))
+        self._publish(Changed.RESERVED)  # also where nothing but their names changed
+
+    def _note(self, name: str) -> None:
+        """What the node says now."""
+        node, obj = self._nodes.get(name), self._netloom_nodes.get(name)
+        found = reported_by(node) if node is not None else Reported()
+        inside = [ip for ip in found.packed if self._is_inside(ip)]
+        networks = dict[Cidr, None]()
+        if obj is not None:
+            if obj.spec.addresses != found.addresses:
+                packed = (parse_address(each.ip) for each in obj.spec.addresses if is_usable(each.ip))
+                inside += [ip for ip in packed if self._is_inside(ip)]
+            if obj.status.connected_cidrs:
+                networks = self._networks_of(obj)
+        if inside or name in self.addresses:
+            self._keep(self.addresses, name, {Cidr.of(ip): None for ip in inside})
+        if networks or name in self.networks:
+            self._keep(self.networks, name, networks)
+
+    def _is_inside(self, ip: Address) -> bool:
+        """Whether it lies in a CIDR that is concerned: asked for each node twice, in most clusters of none."""
+        number = int.from_bytes(ip, "big")
+        for size, shift, front in self._prefixes:  # noqa: SIM110 - three times as fast as any()
+            if number >> shift == front and len(ip) == size:
+                return True
+        return False
+
+    def _networks_of(self, obj: NetloomNode) -> dict[Cidr, None]:
+        own = node_objects.held(obj)
+        return {
+            cidr: None
+            for cidr in map(Cidr.masked, obj.status.connected_cidrs)
+            if cidr
+            and cidr.length
+            and any(map(cidr.overlaps, self._concerned))
+            and not any(o.contains(cidr) for o in own)
+        }
+
+    def _keep(self, kept: dict[str, tuple[Cidr, ...]], name: str, cidrs: dict[Cidr, None]) -> None:
+        before = kept.get(name, ())
+        if cidrs.keys() == set(before):
+            return
+        blocks = self._allocator.blocks
+        for cidr in cidrs.keys() - set(before):
+            blocks.reserve(cidr)
+        gone = [cidr for cidr in before if cidr not in cidrs and blocks.let_go(cidr)]
+        if cidrs:
+            kept[name] = tuple(cidrs)
+        else:
+            del kept[name]
+        if gone:
+            self._publish(BlocksFreed(sum(map(self._blocks_in, gone))))
+        self._publish(Changed.RESERVED)
+
+    def _blocks_in(self, cidr: Cidr) -> int:
+        masks = [family.mask for family in self._settings.families if family.version == cidr.version]
+        return sum(1 << max(0, mask - cidr.length) for mask in masks)
+
+
+def _said(obj: NetloomNode) -> tuple[tuple[object, ...], ...]:
+    return obj.spec.addresses, obj.spec.ipam.pod_cidrs, obj.status.connected_cidrs
+
+
+def _prefix_of(cidr: Cidr) -> tuple[int, int, int]:
+    shift = WIDTH[cidr.version] - cidr.length
+    return WIDTH[cidr.version] // 8, shift, cidr.base >> shift
