@@ -462,3 +462,23 @@ def test_a_node_that_was_entered_twice_keeps_one_block_and_the_other_comes_back(
     empty.join("b")
     empty.calm(200)
     assert empty.texts() == {"a": "10.0.0.0/24", "b": "10.1.0.0/24"}
+
+
+def test_what_the_watch_tells_before_the_answer_makes_no_second_look(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    operator = world.start()
+    world.join("a")
+    create = world.until(operator, "create netloomnodes/a")
+    nodes, looks = operator.allocation._nodes, list[str]()
+    follow = nodes._follow
+    monkeypatch.setattr(nodes, "_follow", lambda node, obj: (looks.append(node.metadata.name), follow(node, obj))[1])
+    world.pending.remove(create)
+    answer = world.server.execute(create.request)
+    world.see_all()
+    create.answer.set_result(answer)
+    world.calm(20)
+    assert (world.texts(), looks) == ({"a": "10.0.0.0/24"}, [])
+    world.label("a", zone="b")
+    world.calm(20)
+    assert looks == ["a"], "which it has where there is something to see"
