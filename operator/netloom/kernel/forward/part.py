@@ -134,11 +134,12 @@ class ForwardPart(Part[Forwarding]):
         """All changes, for a part that is asked nothing else. Raises OSError, KernelUnsupported."""
         self._desired = desired
         self.load(self.find(commands, desired))
-        why = "its FORWARD chain drops packets of pods"
+        why = {
+            True: "its FORWARD chain drops packets of pods",
+            False: "pods' packets pass without it" if desired.accept and desired.pods else "nothing is to be opened",
+        }
         return [
-            PlannedChange(
-                f"{self.programs[family]} -t filter {line}", why if due.needed else "pods' packets pass without it"
-            )
+            PlannedChange(f"{self.programs[family]} -t filter {line}", why[due.needed])
             for family, due in self._dues.items()
             for line in script(due, desired, family)
         ]
