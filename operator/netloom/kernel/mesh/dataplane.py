@@ -1,12 +1,13 @@
 """The data path: the mesh's tunnel devices and the rows on them, under one keeper."""
 
 import errno
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Unpack
 
 import structlog
 
-from netloom.cidr import Address
+from netloom.cidr import Address, Cidr
 from netloom.kernel.errors import KernelUnsupported
 from netloom.kernel.keeper.keeper import Keeper, KeeperOptions
 from netloom.kernel.keeper.report import KeeperReport, PlannedChange
@@ -15,6 +16,7 @@ from netloom.kernel.mesh import tunnel_device as device
 from netloom.kernel.mesh.desired import Desired
 from netloom.kernel.mesh.devices_part import MeshDevices
 from netloom.kernel.mesh.encapsulation import Encapsulation
+from netloom.kernel.mesh.holes_part import MeshHoles
 from netloom.kernel.mesh.mesh import AddressConflict, Mesh
 from netloom.kernel.mesh.plan import planned_changes
 from netloom.kernel.mesh.rows import DeviceState
@@ -37,6 +39,7 @@ class Report(KeeperReport, frozen=True, kw_only=True):
     tunnels:  those that are ready to receive.
     unreachable: peers that can only be reached natively, and are not on a network of this node.
     absent:   of the addresses that the node is said to have, those that are on no device.
+    left_out: pod CIDRs of this node and the cluster's in which no unreachable route can be, and why.
     reading_seconds: what the reading of the kernel's tables took in the resyncs, in all.
     """
 
@@ -48,6 +51,7 @@ class Report(KeeperReport, frozen=True, kw_only=True):
     unreachable: tuple[str, ...] = ()
     conflicts: tuple[AddressConflict, ...] = ()
     absent: tuple[Address, ...] = ()
+    left_out: Mapping[Cidr, str] = {}
     reading_seconds: float = 0.0
 
     @property
@@ -80,7 +84,7 @@ class Dataplane(Keeper[Desired, Report]):
         self._mesh = Mesh()
         self._rows = MeshRows(self._mesh, retain_unknown=retain_unknown)
         self._devices = MeshDevices(self._rows, self._record)
-        super().__init__((self._devices, self._rows), **options)
+        super().__init__((self._devices, self._rows, MeshHoles(self._mesh)), **options)
 
     async def open(self) -> None:
         """Open the sockets and read what is owned in the kernel. Writes nothing, needs no capability.
@@ -147,6 +151,7 @@ class Dataplane(Keeper[Desired, Report]):
             unreachable=tuple(sorted(self._mesh.unreachable)) if strict else (),
             conflicts=tuple(self._mesh.conflicts()),
             absent=self.absent,
+            left_out=self._mesh.holes.left_out,
             reading_seconds=self._rows.reading_seconds,
         )
 

@@ -13,6 +13,7 @@ import msgspec
 from netloom.cidr import Address, Cidr
 from netloom.kernel.mac import Mac
 from netloom.kernel.mesh.encapsulation import DEFAULT_VNI, VXLAN, Encapsulation
+from netloom.kernel.mesh.holes import HoleRules
 
 
 class MeshNode(msgspec.Struct, frozen=True, kw_only=True):
@@ -28,6 +29,7 @@ class MeshNode(msgspec.Struct, frozen=True, kw_only=True):
     devices:   names or shell patterns of the devices that carry the traffic; none: those that routes to peers name.
     claimed:   all addresses that the node is said to have; which of them are on no device is in the report.
     strict:    a peer that accepts no encapsulation and which is not on a network of this node is an error.
+    holes:     where packets end that are for pods which nobody has; None: nowhere, they go where they go.
     """
 
     local: Address
@@ -39,6 +41,7 @@ class MeshNode(msgspec.Struct, frozen=True, kw_only=True):
     devices: tuple[str, ...] = ()
     strict: bool = True
     claimed: tuple[Address, ...] = ()
+    holes: HoleRules | None = None
 
     @property
     def tunnels(self) -> tuple[Encapsulation, ...]:

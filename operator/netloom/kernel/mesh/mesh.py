@@ -22,6 +22,7 @@ from netloom.kernel.mesh.address_owners import AddressOwners
 from netloom.kernel.mesh.desired import Desired, Peer
 from netloom.kernel.mesh.encapsulation import NO_ENCAPSULATION
 from netloom.kernel.mesh.fib import FibLookups
+from netloom.kernel.mesh.holes import Holes
 from netloom.kernel.mesh.rows import (
     EDITED,
     DeviceState,
@@ -77,6 +78,7 @@ class Mesh:
         }
         self.device_state = DeviceState()
         self.fib = fib or FibLookups()
+        self.holes = Holes()
         self.peers: dict[str, Peer] = {}
         self.unreachable: set[str] = set()
         """Peers that accept no encapsulation, with CIDRs that no network of this node leads to."""
@@ -132,6 +134,7 @@ class Mesh:
             self._want(old, peer)
             concerned[name] = None
             others = change(name, _unique_of(old) if old else (), _unique_of(peer))
+            self._count_holes(old, peer)
             for other in others | self._concerned(old, peer):
                 concerned[other] = None
         self._expand(concerned)
@@ -143,6 +146,7 @@ class Mesh:
             return
         self._want(peer, None)
         others = self._owners.change(name, _unique_of(peer), ())
+        self._count_holes(peer, None)
         self._expand({name: None, **dict.fromkeys(others | self._concerned(peer))})
         self.unreachable.discard(name)
         for ids in self._ids.values():
@@ -210,6 +214,7 @@ class Mesh:
         gains: list[PeerRows] = []
         for name in names:
             old, new = self._rows.get(name, ()), self._rows_of(name)
+            self.holes.set_without_way(name, self._without_way(name, new))
             if new == old:
                 continue
             if old:
@@ -268,6 +273,25 @@ class Mesh:
         else:
             self.unreachable.discard(name)
         return peer_rows
+
+    def _without_way(self, name: str, rows: PeerRows) -> tuple[Cidr, ...]:
+        """The peer's CIDRs that none of these rows leads to, and which no other peer has."""
+        peer = self.peers.get(name)
+        routed = sum(len(each.prefixes) for each in rows)
+        if peer is None or routed == len(peer.cidrs):
+            return ()
+        ways, ipv6 = {prefix for each in rows for prefix in each.prefixes}, self.device_state.ipv6
+        ours = (p for p in peer.cidrs if p not in ways and (p.version == 4 or ipv6) and self._owners.holders[p] == name)
+        return tuple(prefix for prefix in ours if not (peer.held and self._has_wider(prefix, name)))
+
+    def _count_holes(self, old: Peer | None, new: Peer | None) -> None:
+        """Which CIDRs nobody has any more, and which somebody has (again)."""
+        before, after = old.cidrs if old is not None else (), new.cidrs if new is not None else ()
+        if before != after:
+            self.holes.claimed(after)
+            holders = self._owners.holders
+            lost = (prefix for prefix in before if prefix not in after)
+            self.holes.given_up(p for p in lost if not any(wider in holders for wider in self._and_wider(p)))
 
     def _has_wider(self, prefix: Cidr, name: str) -> bool:
         """Whether a peer that is not held claims a CIDR that contains this one."""
@@ -369,7 +393,9 @@ class Mesh:
         self.nexthops.load(owned)
         self._unclaimed = {value: key for key, value in owned.items() if key not in self._peer_of}
         self.neighbours.load(neighbours)
-        self.routes.load({seen.key: seen.content for seen in routes})
+        routes = list(routes)
+        self.holes.load(routes)
+        self.routes.load({seen.key: seen.content for seen in routes if seen.owned})
 
     def saw_route(self, seen: SeenRoute, *, replaced: bool) -> bool:
         """A route was made or changed. Returns whether it concerns us.

@@ -60,12 +60,15 @@ class PlannedDeviceWork(DeviceWork):
 def planned_changes(commands: CommandSocket, record: SysctlRecord, desired: Desired) -> list[PlannedChange]:
     """All changes, in the order in which they would be made."""
     work, mesh = PlannedDeviceWork(commands, record, desired.node), Mesh()
+    routes = reader.routes(commands)
+    mesh.holes.load(routes)
+    mesh.holes.set_rules(desired.node.holes if desired.node is not None else None)
     mesh.fib.set_stopped([link.ifindex for link in work.read().links if not link.running])
     mesh.replace_peers(desired)
     mesh.fib.answered_all(reader.fib_lookups(commands, list(mesh.fib.due)))
     device_state = work.prepare(mesh.fib.outgoing).device_state
     neighbours = reader.neighbours(commands, [index for index in device_state.tunnels.values() if index < _UNMADE])
-    mesh.load(reader.nexthops(commands), neighbours, reader.routes(commands))
+    mesh.load(reader.nexthops(commands), neighbours, routes)
     mesh.set_device_state(device_state)
     work.changes += _rows(mesh, {link.ifindex: link.name for link in work.read().links})
     work.tear_down()
@@ -83,6 +86,12 @@ def _rows(mesh: Mesh, names: Mapping[int, str]) -> list[PlannedChange]:
     for route, content, before in sorted(mesh.routes.updates(), key=_order):
         text = _route("replace" if before else "add", route, content)
         changes.append((text, mesh.peer_of("route", route)))
+    holes = mesh.holes.table
+    for hole, _, old in sorted(holes.updates()):
+        text = f"route {'replace' if old else 'add'} {hole} proto {ROUTE_PROTOCOL}"
+        changes.append((text, "what nobody has there ends here"))
+    gone = [f"route delete {hole} proto {ROUTE_PROTOCOL}" for hole, *_ in sorted(holes.deletions())]
+    changes += [(text, "no pods are there") for text in gone]
     unwanted = [_route("delete", key) for key, *_ in sorted(mesh.routes.deletions(), key=_order)]
     unwanted += [f"nexthop delete id {key}" for key, *_ in sorted(mesh.nexthops.deletions(), key=_key)]
     unwanted += [f"neighbour delete {_neighbour(key, names)}" for key, *_ in sorted(mesh.neighbours.deletions())]

@@ -37,7 +37,7 @@ def nexthops(commands: CommandSocket) -> list[SeenNexthop]:
 
 
 def routes(commands: CommandSocket) -> list[SeenRoute]:
-    """The mesh's routes."""
+    """Our routes: the mesh's, and unreachable ones."""
     read = row_messages.route_reader().read
     found: list[SeenRoute] = []
     for family in _FAMILIES:
@@ -46,7 +46,7 @@ def routes(commands: CommandSocket) -> list[SeenRoute]:
         except RefusedError as error:
             if error.errno != errno.ENOENT:  # a network namespace in which there was no route yet has no table
                 raise
-    return [seen for seen in found if seen.owned]
+    return found
 
 
 def direct_routes(commands: CommandSocket) -> list[DirectRoute]:

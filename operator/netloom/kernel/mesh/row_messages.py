@@ -21,6 +21,7 @@ from netloom.kernel.mesh.rows import (
     DEFAULT_METRIC,
     EDITED,
     EDITED_MAC,
+    UNREACHABLE,
     DirectRoute,
     Nexthop,
     OddRoute,
@@ -42,7 +43,7 @@ from netloom.kernel.netlink.template import Place, TemplateReader, marker, messa
 from netloom.kernel.netlink.wire import attributes, places
 from netloom.kernel.ownership import ROUTE_PROTOCOL, ROUTE_TABLE
 
-_RTN_UNICAST = 1
+_RTN_UNICAST, _RTN_UNREACHABLE = 1, 7
 _RTNH_ONLINK = 4
 _RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_PRIORITY, _RTA_METRICS = 1, 4, 5, 6, 8
 _RTA_CACHEINFO, _RTA_VIA, _RTA_NH_ID = 12, 18, 30
@@ -112,6 +113,27 @@ def _deleted_route(version: Version, length: int, tos: int, metric: int | None) 
     fields = {"dst_len": length, "tos": tos, "scope": _SCOPE_NOWHERE, **_our_routes(_FAMILY[size])}
     priority = DEFAULT_METRIC[version] if metric is None else metric
     return message_template(RouteMessage, wire.RTM_DELROUTE, 0, fields, dst=_ADDRESS[size], priority=priority)
+
+
+def encode_holes(writes: Writes) -> list[bytes]:
+    """Requests for unreachable routes, with the sequence numbers 0, 1, ..."""
+    messages, order = [], sys.byteorder
+    for sequence, (hole, content, before) in enumerate(writes):
+        prefix, number = hole.prefix, sequence.to_bytes(4, order)
+        if content is None:
+            template = _deleted_route(prefix.version, prefix.length, 0, hole.metric)
+        else:
+            template = _hole(prefix.version, prefix.length, hole.metric, before is not None)
+        messages.append(template % (number, prefix.packed))
+    return messages
+
+
+@lru_cache
+def _hole(version: Version, length: int, metric: int, replace: bool) -> bytes:
+    size = WIDTH[version] // 8
+    fields = {"dst_len": length, "type": _RTN_UNREACHABLE, **_our_routes(_FAMILY[size])}
+    flags = wire.CREATE | (wire.REPLACE if replace else wire.EXCL)
+    return message_template(RouteMessage, wire.RTM_NEWROUTE, flags, fields, dst=_ADDRESS[size], priority=metric)
 
 
 def _our_routes(family: int) -> dict[str, int]:
@@ -238,9 +260,14 @@ def read_route(buffer: bytes, start: int, end: int) -> SeenRoute | None:
     key = prefix if metric == DEFAULT_METRIC[prefix.version] and not tos else OddRoute(prefix, metric, tos)
     nexthop = int.from_bytes(found.get(_RTA_NH_ID, b""), sys.byteorder)
     if kind != _RTN_UNICAST or not nexthop:
-        return SeenRoute(key, EDITED, protocol)
+        return SeenRoute(key, UNREACHABLE if kind == _RTN_UNREACHABLE else EDITED, protocol)
     metrics = found.get(_RTA_METRICS)
     return SeenRoute(key, RouteContent(nexthop, _mtu(metrics)) if metrics else RouteContent(nexthop), protocol)
+
+
+def read_own_route(buffer: bytes, start: int, end: int) -> SeenRoute | None:
+    """The same, of a route with our protocol; None if it has another. A daemon's million costs a look at one byte."""
+    return read_route(buffer, start, end) if buffer[start + 5] == ROUTE_PROTOCOL else None
 
 
 def _mtu(metrics: bytes) -> int:

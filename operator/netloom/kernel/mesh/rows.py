@@ -31,6 +31,9 @@ class RouteContent(msgspec.Struct, frozen=True, gc=False):
 EDITED = RouteContent(0)
 """Value of a route whose content is not one of ours, so that it is repaired."""
 
+UNREACHABLE = RouteContent(-1)
+"""Value of an unreachable route."""
+
 EDITED_MAC = b""
 """Value of a neighbour that is no longer a permanent one with a MAC."""
 

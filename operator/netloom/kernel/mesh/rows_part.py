@@ -70,6 +70,7 @@ class MeshRows(Part[Desired]):
         """Take over the peers: of the same object as before, those that its journal names."""
         touched = desired.take_touched()
         mesh, node = self.mesh, desired.node
+        mesh.holes.set_rules(node.holes if node is not None else None)
         if node is not None:
             mesh.set_device_state(replace(mesh.device_state, vni=node.vni, ipv6=node.ipv6, strict=node.strict))
         if desired is not self._desired or not self._applied:

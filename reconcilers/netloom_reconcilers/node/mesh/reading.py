@@ -13,6 +13,7 @@ from netloom.kernel.mesh.mesh import AddressConflict
 from netloom_reconcilers.features.node import Obstacle
 from netloom_reconcilers.node.known.peers import HELD, contested_ip, internal_ip, prefixes_of
 from netloom_reconcilers.node.mesh.encapsulations import announced, encapsulations_to
+from netloom_reconcilers.node.mesh.ranges import hole_rules
 
 
 def node_of(network: NetloomNetwork | None, node: NetloomNode | None, node_name: str) -> MeshNode | Obstacle:
@@ -34,6 +35,7 @@ def node_of(network: NetloomNetwork | None, node: NetloomNode | None, node_name:
         devices=network.spec.devices,
         claimed=claimed_by(node),
         strict=routing.mode == "native" and not routing.direct_routing_skip_unreachable,
+        holes=hole_rules(network, prefixes),
     )
 
 

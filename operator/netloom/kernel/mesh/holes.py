@@ -1,0 +1,205 @@
+"""Where packets end whose pod nobody has: which CIDRs need an unreachable route below the real ones. Pure.
+
+Without one such packets take the default route: masqueraded as this node's, or in circles between the node and a router
+that knows the node's CIDRs, until their TTL ends; the sender never hears of it. A *hole* ends them here, and says so.
+
+- This node's own CIDRs have one always: the routes to its pods are more specific.
+- The cluster's ranges have one, whoever has a part of them, or had: no peer costs a second route.
+- Outside of these (no range is known, or it is shared with what the node reaches by other routes) each CIDR has its own
+  for which a peer has no way, and each that a peer gave up, for an hour.
+
+A hole that would cut the node off is not made; `left_out` says which, and why.
+"""
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable
+
+import msgspec
+
+from netloom.cidr import Cidr
+from netloom.kernel.keeper.table import Table
+from netloom.kernel.mesh.rows import UNREACHABLE, OddRoute, RouteContent, SeenRoute
+from netloom.kernel.ownership import HOLES
+
+STANDING, PASSING = HOLES.routes
+"""Metrics: of what stands as long as the objects say so, and of what goes with time. By them an agent that starts knows
+which of an earlier life's holes nothing explains, and may stay all the same."""
+
+FORMER_SECONDS = 3600.0
+"""How long the CIDR of a peer that left, and which lies in no known range, stays unreachable: longer than anybody goes
+on asking for a pod that is gone."""
+
+
+class Hole(msgspec.Struct, frozen=True, order=True, gc=False):
+    """The key of an unreachable route."""
+
+    prefix: Cidr
+    metric: int = STANDING
+
+    def __str__(self) -> str:
+        return f"unreachable {self.prefix} metric {self.metric}"
+
+
+class HoleRules(msgspec.Struct, frozen=True):
+    """What of this node and its network decides about holes.
+
+    own: the node's pod CIDRs. ranges: those of the cluster, of which nodes get theirs. carried: what this node has no
+    route to is the business of a router or routing daemon, which knows pods: only own CIDRs end here.
+    """
+
+    own: tuple[Cidr, ...] = ()
+    ranges: tuple[Cidr, ...] = ()
+    carried: bool = False
+
+
+class Harm:
+    """What a hole could take away from this node; as a sentence's end, "" for nothing. This one knows of nothing."""
+
+    def of_cidr(self, prefix: Cidr) -> str:
+        """Of a hole in place of one node's CIDR."""
+        return ""
+
+    def of_range(self, prefix: Cidr) -> str:
+        """Of a hole in place of a range of the cluster: it is wide, so a sign that others live in it is enough."""
+        return ""
+
+
+class Holes:
+    """See the module. A peer's change costs what its own CIDRs cost."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self.table: Table[Hole, RouteContent] = Table()
+        self.left_out: dict[Cidr, str] = {}
+        self.harm = Harm()
+        self.found: set[Hole] = set()
+        """What the last reading showed to be changed by somebody."""
+        self._rules: HoleRules | None = None
+        self._applied = False
+        self._left_to_network = False
+        self._standing: tuple[Cidr, ...] = ()
+        self._without_way: dict[str, tuple[Cidr, ...]] = {}
+        self._former: dict[Cidr, float] = {}
+        self._former_lengths: Counter[tuple[int, int]] = Counter()
+        self._clock = clock
+
+    # ------------------------------------------------------------------------------------------- what should be
+
+    def set_rules(self, rules: HoleRules | None) -> None:
+        """This is so now; None: nothing is to be left in the kernel."""
+        if rules is None:
+            self._forget_former(list(self._former))
+        elif self._rules is None:
+            for hole in self.table.kernel:
+                if hole.metric == PASSING:
+                    self._remember(hole.prefix)
+        if rules != self._rules or not self._applied:
+            self._rules, self._applied = rules, True
+            self.review()
+
+    def leave_to_network(self, left: bool) -> None:
+        """Whether, while the cluster changes its routing, there are peers still that only the network leads to."""
+        if left != self._left_to_network:
+            self._left_to_network = left
+            self.review()
+
+    def review(self) -> None:
+        """What `harm` says may be different."""
+        rules, self.left_out = self._rules or HoleRules(), {}
+        standing = list(rules.own)
+        for prefix in rules.own:
+            if why := self.harm.of_cidr(prefix):
+                self.left_out[prefix] = why
+        for prefix in () if self._carried else rules.ranges:
+            if why := self.harm.of_range(prefix):
+                self.left_out[prefix] = why
+            standing.append(prefix)
+        self._standing = tuple(prefix for prefix in dict.fromkeys(standing) if prefix not in self.left_out)
+        wanted = dict.fromkeys(map(Hole, self._standing), UNREACHABLE)
+        concerned = [*self._former, *(prefix for prefixes in self._without_way.values() for prefix in prefixes)]
+        wanted |= {Hole(prefix, PASSING): UNREACHABLE for prefix in concerned if self._has_its_own(prefix)}
+        for hole in self.table.desired.keys() - wanted:
+            self.table.unwant(hole)
+        self.table.want_all(wanted)
+
+    @property
+    def _carried(self) -> bool:
+        return self._rules is None or self._rules.carried or self._left_to_network
+
+    def _has_its_own(self, prefix: Cidr) -> bool:
+        covered = any(standing.contains(prefix) for standing in self._standing)
+        return not (covered or self._carried or self.harm.of_cidr(prefix))
+
+    def set_without_way(self, name: str, prefixes: tuple[Cidr, ...]) -> None:
+        """No route leads to these CIDRs of the peer, which nobody else has."""
+        before = self._without_way.get(name, ())
+        if before == prefixes:
+            return
+        if prefixes:
+            self._without_way[name] = prefixes
+        else:
+            del self._without_way[name]
+        for prefix in before:
+            if prefix not in prefixes and prefix not in self._former:
+                self.table.unwant(Hole(prefix, PASSING))
+        self._want(prefixes)
+
+    def _want(self, prefixes: Iterable[Cidr]) -> None:
+        for prefix in prefixes:
+            if self._has_its_own(prefix):
+                self.table.want(Hole(prefix, PASSING), UNREACHABLE)
+
+    def given_up(self, prefixes: Iterable[Cidr]) -> None:
+        """No peer has these any more, nor any that holds them."""
+        if not self._carried:
+            lost = [prefix for prefix in prefixes if not any(each.contains(prefix) for each in self._standing)]
+            for prefix in lost:
+                self._remember(prefix)
+            self._want(lost)
+
+    def claimed(self, prefixes: Iterable[Cidr]) -> None:
+        """A peer has these: whatever they were before, they are its own now."""
+        for prefix in prefixes if self._former else ():
+            inner = any(v == prefix.version and length > prefix.length for v, length in self._former_lengths)
+            within = [each for each in self._former if prefix.contains(each)] if inner else [prefix]
+            self._forget_former([each for each in within if each in self._former])
+
+    def forget_old(self) -> None:
+        """Those that were given up long ago."""
+        now = self._clock()
+        if self.later() <= now:
+            self._forget_former([each for each, since in self._former.items() if since + FORMER_SECONDS <= now])
+
+    def later(self) -> float:
+        """When (monotonic seconds) the first of those that were given up may go."""
+        return next(iter(self._former.values())) + FORMER_SECONDS if self._former else float("inf")
+
+    def _remember(self, prefix: Cidr) -> None:
+        if self._former.pop(prefix, None) is None:
+            self._former_lengths[prefix.version, prefix.length] += 1
+        self._former[prefix] = self._clock()  # last in order
+
+    def _forget_former(self, prefixes: Iterable[Cidr]) -> None:
+        for prefix in prefixes:
+            del self._former[prefix]
+            self.table.unwant(Hole(prefix, PASSING))
+            key = prefix.version, prefix.length
+            self._former_lengths[key] -= 1
+            if not self._former_lengths[key]:
+                del self._former_lengths[key]
+
+    # ----------------------------------------------------------------------------------------- what is there
+
+    def load(self, routes: Iterable[SeenRoute]) -> None:
+        """Replace what is known of the kernel by a full dump of our routes."""
+        known = set(self.table.pending)
+        self.table.load({hole: seen.content for seen in routes if (hole := hole_of(seen)) is not None})
+        if self._applied:
+            self.found |= self.table.pending - known
+
+
+def hole_of(seen: SeenRoute) -> Hole | None:
+    """The hole that this route of the main table is, edited or not; None if it is none."""
+    key = seen.key
+    mine = isinstance(key, OddRoute) and HOLES.route(seen.protocol, key.metric)
+    return Hole(key.prefix, key.metric) if mine else None  # type: ignore[union-attr]
