@@ -5,7 +5,6 @@ is for 10.1.0.0/24 back to the node. It counts what it gets for addresses of pod
 """
 
 import re
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +16,10 @@ from netloom.kernel.mesh import holes
 from netloom.kernel.mesh.desired import Desired
 from netloom.kernel.mesh.encapsulation import NO_ENCAPSULATION, VXLAN, Encapsulation
 from netloom.kernel.mesh.holes import HoleRules
+from netloom.kernel.mesh.row_messages import read_route
+from netloom.kernel.mesh.rows import UNREACHABLE
+from netloom.kernel.netlink.sockets import EventSocket, walk
+from netloom.kernel.netlink.wire import NAMES
 from netloom.kernel.ownership import HOLES
 from tests.kernel.conftest import Planes
 from tests.kernel.meshes import becomes, eventually, here, peer, running
@@ -258,52 +261,21 @@ async def test_they_go_with_all_else(world: World, planes: Planes, tmp_path: Pat
     assert world.node.state() == before
 
 
-async def test_one_is_there_before_a_way_goes_and_until_another_is(
-    world: World, planes: Planes, tmp_path: Path
-) -> None:
+async def test_one_is_there_before_a_way_goes_and_until_another_is(world: World, planes: Planes) -> None:
     """What is written is seen in its order by somebody who listens."""
     desired = view(2, ranges=())
     plane = await planes.open()
     await plane.apply(desired)
-    listener = _Monitor(world.node, tmp_path / "events")
-    try:
-        await listener.listens(world.node)
-        desired.remove_peer("node-2")
-        await plane.apply(desired)
-        desired.set_peer(peer(2))
-        await plane.apply(desired)
-        await eventually(lambda: listener.text().count("10.2.0.0/24") == 4, listener.text)
-    finally:
-        listener.close()
-    order = [line.strip() for line in listener.text().splitlines() if "10.2.0.0/24" in line]
-    assert [(line.startswith("Deleted"), "unreachable" in line) for line in order] == [
-        (False, True),
-        (True, False),
-        (False, False),
-        (True, True),
-    ]
-
-
-class _Monitor:
-    """`ip monitor route` in a namespace."""
-
-    def __init__(self, node: Namespace, path: Path) -> None:
-        self._path = path
-        with path.open("w") as out:
-            self._process = subprocess.Popen(["ip", "-n", node.name, "-4", "monitor", "route"], stdout=out)
-
-    async def listens(self, node: Namespace) -> None:
-        """It has begun to."""
-
-        def heard() -> bool:
-            node.ip("route replace unreachable 203.0.113.0/24")
-            return "203.0.113.0/24" in self.text()
-
-        await eventually(heard)
-
-    def text(self) -> str:
-        return self._path.read_text()
-
-    def close(self) -> None:
-        self._process.terminate()
-        self._process.wait(10)
+    listener = EventSocket(["ipv4-route"])
+    desired.remove_peer("node-2")
+    await plane.apply(desired)
+    desired.set_peer(peer(2))
+    await plane.apply(desired)
+    order = []
+    while (buffer := listener.receive()) is not None:
+        for kind, _, _, start, end in walk(buffer):
+            seen = read_route(buffer, start, end)
+            assert seen is not None
+            order.append((NAMES[kind], seen.content == UNREACHABLE))
+    listener.close()
+    assert order == [("newroute", True), ("delroute", False), ("newroute", False), ("delroute", True)]

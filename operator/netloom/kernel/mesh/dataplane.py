@@ -19,6 +19,7 @@ from netloom.kernel.mesh.encapsulation import Encapsulation
 from netloom.kernel.mesh.holes_part import MeshHoles
 from netloom.kernel.mesh.mesh import AddressConflict, Mesh
 from netloom.kernel.mesh.plan import planned_changes
+from netloom.kernel.mesh.rivals import Rival
 from netloom.kernel.mesh.rows import DeviceState
 from netloom.kernel.mesh.rows_part import MeshRows
 from netloom.kernel.netlink.links import Link
@@ -40,6 +41,7 @@ class Report(KeeperReport, frozen=True, kw_only=True):
     unreachable: peers that can only be reached natively, and are not on a network of this node.
     absent:   of the addresses that the node is said to have, those that are on no device.
     left_out: pod CIDRs of this node and the cluster's in which no unreachable route can be, and why.
+    rivals:   foreign routes that take packets to peers' pods.
     reading_seconds: what the reading of the kernel's tables took in the resyncs, in all.
     """
 
@@ -52,12 +54,14 @@ class Report(KeeperReport, frozen=True, kw_only=True):
     conflicts: tuple[AddressConflict, ...] = ()
     absent: tuple[Address, ...] = ()
     left_out: Mapping[Cidr, str] = {}
+    rivals: tuple[Rival, ...] = ()
     reading_seconds: float = 0.0
 
     @property
     def news(self) -> tuple[object, ...]:
-        """An address comes and goes by an event, and nothing is written for it."""
-        return (*super().news, self.absent) if self.absent else super().news
+        """An address and somebody's route come and go by an event, and nothing is written for it."""
+        more = self.absent or self.rivals or self.left_out
+        return (*super().news, self.absent, self.rivals, self.left_out) if more else super().news
 
     @property
     def in_sync(self) -> bool:
@@ -152,6 +156,7 @@ class Dataplane(Keeper[Desired, Report]):
             conflicts=tuple(self._mesh.conflicts()),
             absent=self.absent,
             left_out=self._mesh.holes.left_out,
+            rivals=self._mesh.rivals.rivals(lambda cidr: self._mesh.peer_of("route", cidr)),
             reading_seconds=self._rows.reading_seconds,
         )
 

@@ -10,7 +10,7 @@ route for that CIDR; see `AddressOwners`.
 
 import zlib
 from collections import Counter
-from collections.abc import Collection, Hashable, Iterable
+from collections.abc import Collection, Hashable, Iterable, Sequence
 from typing import Any, Literal
 
 import msgspec
@@ -23,6 +23,7 @@ from netloom.kernel.mesh.desired import Desired, Peer
 from netloom.kernel.mesh.encapsulation import NO_ENCAPSULATION
 from netloom.kernel.mesh.fib import FibLookups
 from netloom.kernel.mesh.holes import Holes
+from netloom.kernel.mesh.rivals import ForeignRoute, Rivals
 from netloom.kernel.mesh.rows import (
     EDITED,
     DeviceState,
@@ -36,6 +37,7 @@ from netloom.kernel.mesh.rows import (
     SeenNexthop,
     SeenRoute,
 )
+from netloom.kernel.netlink.wire import EXCL, REPLACE
 from netloom.kernel.ownership import NEXTHOP_IDS
 
 Unique = Address | Mac | Cidr
@@ -79,6 +81,7 @@ class Mesh:
         self.device_state = DeviceState()
         self.fib = fib or FibLookups()
         self.holes = Holes()
+        self.rivals = Rivals(self.routes, self.way_around)
         self.peers: dict[str, Peer] = {}
         self.unreachable: set[str] = set()
         """Peers that accept no encapsulation, with CIDRs that no network of this node leads to."""
@@ -298,6 +301,11 @@ class Mesh:
         claimants = (self._owners.holders.get(wider, name) for wider in self._and_wider(prefix))
         return any(claimant != name and not self.peers[claimant].held for claimant in claimants)
 
+    def way_around(self, prefix: Cidr) -> Cidr | None:
+        """The route of ours, as it should be, in which the prefix lies."""
+        ways = (wider for wider in self._and_wider(prefix) if wider in self.routes.desired)
+        return max(ways, key=lambda wider: wider.length, default=None)
+
     def _and_wider(self, prefix: Cidr) -> Iterable[Cidr]:
         """The prefix and those that contain it, as far as a peer may claim them: of a length that there is."""
         version, longest = prefix.version, prefix.length
@@ -380,9 +388,14 @@ class Mesh:
         return not mine and not any(wider in holders for wider in self._and_wider(key))
 
     def load(
-        self, nexthops: Iterable[SeenNexthop], neighbours: dict[NeighbourKey, Mac], routes: Iterable[SeenRoute]
+        self,
+        nexthops: Iterable[SeenNexthop],
+        neighbours: dict[NeighbourKey, Mac],
+        routes: Sequence[SeenRoute],
+        foreign: Sequence[ForeignRoute] = (),
     ) -> None:
-        """Replace what is known of the kernel by full dumps (routes and neighbours: owned ones only)."""
+        """Replace what is known of the kernel by full dumps (routes and neighbours: owned ones only; `foreign`: others'
+        that may come before ours)."""
         owned: dict[int, Nexthop] = {}
         self._foreign_ids.clear()
         for seen in nexthops:
@@ -393,9 +406,8 @@ class Mesh:
         self.nexthops.load(owned)
         self._unclaimed = {value: key for key, value in owned.items() if key not in self._peer_of}
         self.neighbours.load(neighbours)
-        routes = list(routes)
         self.holes.load(routes)
-        self.routes.load({seen.key: seen.content for seen in routes if seen.owned})
+        self.routes.load(self.rivals.load((seen for seen in routes if seen.owned), foreign))
 
     def saw_route(self, seen: SeenRoute, *, replaced: bool) -> bool:
         """A route was made or changed. Returns whether it concerns us.
@@ -409,6 +421,12 @@ class Mesh:
         else:
             return seen.key in self.routes.desired
         return True
+
+    def is_second(self, key: RouteKey, flags: int) -> bool:
+        """Whether a route of ours that was made, as these flags of the event say, is one more under its key. (An IPv6
+        route of several ways looks like one, whether or not another is there.)"""
+        version = key.prefix.version if isinstance(key, OddRoute) else key.version
+        return not flags & (EXCL | REPLACE) and (version == 4 or key in self.routes.kernel)
 
     def lost_route(self, seen: SeenRoute) -> bool:
         """A route was deleted. Returns whether it concerns us."""

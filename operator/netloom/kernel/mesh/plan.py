@@ -61,15 +61,16 @@ def planned_changes(commands: CommandSocket, record: SysctlRecord, desired: Desi
     """All changes, in the order in which they would be made."""
     work, mesh = PlannedDeviceWork(commands, record, desired.node), Mesh()
     routes = reader.routes(commands)
-    mesh.holes.load(routes)
+    mesh.holes.load(routes.ours)
     mesh.holes.set_rules(desired.node.holes if desired.node is not None else None)
     mesh.fib.set_stopped([link.ifindex for link in work.read().links if not link.running])
     mesh.replace_peers(desired)
     mesh.fib.answered_all(reader.fib_lookups(commands, list(mesh.fib.due)))
     device_state = work.prepare(mesh.fib.outgoing).device_state
     neighbours = reader.neighbours(commands, [index for index in device_state.tunnels.values() if index < _UNMADE])
-    mesh.load(reader.nexthops(commands), neighbours, routes)
+    mesh.load(reader.nexthops(commands), neighbours, routes.ours)
     mesh.set_device_state(device_state)
+    mesh.rivals.sort_out()
     work.changes += _rows(mesh, {link.ifindex: link.name for link in work.read().links})
     work.tear_down()
     return work.changes
@@ -87,8 +88,8 @@ def _rows(mesh: Mesh, names: Mapping[int, str]) -> list[PlannedChange]:
         text = _route("replace" if before else "add", route, content)
         changes.append((text, mesh.peer_of("route", route)))
     holes = mesh.holes.table
-    for hole, _, old in sorted(holes.updates()):
-        text = f"route {'replace' if old else 'add'} {hole} proto {ROUTE_PROTOCOL}"
+    for hole, _, before in sorted(holes.updates()):
+        text = f"route {'replace' if before else 'add'} {hole} proto {ROUTE_PROTOCOL}"
         changes.append((text, "what nobody has there ends here"))
     gone = [f"route delete {hole} proto {ROUTE_PROTOCOL}" for hole, *_ in sorted(holes.deletions())]
     changes += [(text, "no pods are there") for text in gone]
@@ -120,7 +121,7 @@ def _key(entry: tuple[int, Any, Any]) -> int:
     return entry[0]
 
 
-def _order(entry: tuple[RouteKey, Any, Any]) -> tuple[int, ...]:
+def _order(entry: tuple[RouteKey, Any, Any]) -> tuple[int, int, int, int, str]:
     key = entry[0]
     prefix = key.prefix if isinstance(key, OddRoute) else key
-    return prefix.version, prefix.base, prefix.length, key.metric if isinstance(key, OddRoute) else 0
+    return prefix.version, prefix.base, prefix.length, key.metric if isinstance(key, OddRoute) else 0, str(key)

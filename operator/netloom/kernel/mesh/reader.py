@@ -7,13 +7,17 @@ a thread).
 import contextlib
 import errno
 import socket
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
-from netloom.cidr import Address
+import msgspec
+from msgspec.structs import replace
+
+from netloom.cidr import Address, Cidr
 from netloom.kernel.mac import Mac
 from netloom.kernel.mesh import row_messages
 from netloom.kernel.mesh.fib import FibResult
-from netloom.kernel.mesh.rows import DirectRoute, NeighbourKey, SeenNexthop, SeenRoute
+from netloom.kernel.mesh.rivals import MOST_AT_ONCE, ForeignRoute
+from netloom.kernel.mesh.rows import DirectRoute, NeighbourKey, RouteKey, SeenNexthop, SeenRoute
 from netloom.kernel.mesh.tunnel_device import Interfaces
 from netloom.kernel.netlink import wire
 from netloom.kernel.netlink.links import read_address, read_link, read_received
@@ -36,17 +40,69 @@ def nexthops(commands: CommandSocket) -> list[SeenNexthop]:
     return read_all(commands, row_messages.dump_nexthops(), row_messages.nexthop_reader().read)
 
 
-def routes(commands: CommandSocket) -> list[SeenRoute]:
-    """Our routes: the mesh's, and unreachable ones."""
-    read = row_messages.route_reader().read
-    found: list[SeenRoute] = []
+class RouteReading(msgspec.Struct):
+    """The main table, in the kernel's order: our routes (the mesh's, and unreachable ones), and others' that are worth
+    to be remembered."""
+
+    ours: list[SeenRoute] = []
+    foreign: list[ForeignRoute] = []
+
+
+def routes(commands: CommandSocket, concerns: Callable[[Cidr], bool] = lambda prefix: False) -> RouteReading:
+    """`concerns` is asked about the prefixes of others' routes."""
+    reading = RouteReading()
     for family in _FAMILIES:
-        try:
-            found += read_all(commands, row_messages.dump_routes(family), read)
-        except RefusedError as error:
-            if error.errno != errno.ENOENT:  # a network namespace in which there was no route yet has no table
-                raise
-    return found
+        found = _read_routes(commands, family, concerns, row_messages.route_reader().read)
+        ours = [seen for seen in found if isinstance(seen, SeenRoute)]
+        foreign = [seen for seen in found if not isinstance(seen, SeenRoute)]
+        if len({seen.key for seen in ours}) < len(ours):
+            # What tells two of one key apart is read for all, and only where there are such.
+            found = _read_routes(commands, family, concerns, row_messages.read_whole_route)
+            ours = [seen for seen in found if isinstance(seen, SeenRoute)]
+            foreign = [seen for seen in found if not isinstance(seen, SeenRoute)]
+        if foreign:
+            foreign = _placed(found)
+        reading.ours += ours
+        reading.foreign += foreign
+    return reading
+
+
+def _read_routes(
+    commands: CommandSocket,
+    family: int,
+    concerns: Callable[[Cidr], bool],
+    read: Callable[[bytes, int, int], SeenRoute | None],
+) -> list[SeenRoute | ForeignRoute]:
+    left = MOST_AT_ONCE
+
+    def read_any(buffer: bytes, start: int, end: int) -> SeenRoute | ForeignRoute | None:
+        nonlocal left
+        if row_messages.route_is_ours(buffer, start):
+            return read(buffer, start, end)
+        prefix = row_messages.read_rival_prefix(buffer, start, end) if left else None
+        if prefix is None or not concerns(prefix):
+            return None
+        left -= 1
+        return row_messages.read_foreign_route(buffer, start, end)
+
+    try:
+        return read_all(commands, row_messages.dump_routes(family), read_any)
+    except RefusedError as error:
+        if error.errno != errno.ENOENT:  # a network namespace in which there was no route yet has no table
+            raise
+        return []
+
+
+def _placed(found: Sequence[SeenRoute | ForeignRoute]) -> list[ForeignRoute]:
+    """The foreign routes, and whether they are behind ours of the same prefix."""
+    ours: set[RouteKey] = set()
+    foreign: list[ForeignRoute] = []
+    for seen in found:
+        if isinstance(seen, SeenRoute):
+            ours.add(seen.key)
+        else:
+            foreign.append(replace(seen, behind=seen.prefix in ours and not seen.tos))
+    return foreign
 
 
 def direct_routes(commands: CommandSocket) -> list[DirectRoute]:

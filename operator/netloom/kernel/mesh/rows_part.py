@@ -16,8 +16,17 @@ from netloom.kernel.keeper.retries import Item, Retries
 from netloom.kernel.mesh import reader
 from netloom.kernel.mesh.desired import Desired
 from netloom.kernel.mesh.mesh import Mesh
-from netloom.kernel.mesh.row_messages import probe_neighbour, read_destination, read_neighbour, read_nexthop, read_route
-from netloom.kernel.mesh.rows import RouteKey
+from netloom.kernel.mesh.row_messages import (
+    probe_neighbour,
+    read_body,
+    read_destination,
+    read_foreign_route,
+    read_neighbour,
+    read_nexthop,
+    read_rival_prefix,
+    read_route,
+)
+from netloom.kernel.mesh.rows import OddRoute, RouteKey, SeenRoute
 from netloom.kernel.mesh.writer import Writer
 from netloom.kernel.netlink import wire
 from netloom.kernel.netlink.links import read_address, read_link
@@ -141,7 +150,9 @@ class MeshRows(Part[Desired]):
 
     async def update(self, worker: Worker, attempt: Attempt) -> Outcome:
         """Write what is missing or different."""
+        self._sort_out()
         outcome = await self._writer.update(worker, attempt)
+        self._resync_due = self._resync_due or self._writer.appended
         # Where all go through tunnels, the FIB decides nothing but the MTU, and rows need not wait for it.
         await self._look_up(worker)
         if self.later() <= time.monotonic():
@@ -151,6 +162,8 @@ class MeshRows(Part[Desired]):
     async def remove(self, worker: Worker, attempt: Attempt) -> Outcome:
         """Delete what is not wanted."""
         outcome = self._judged(await self._writer.remove(worker, attempt), attempt)
+        if self.mesh.rivals.crowded and any(isinstance(key, OddRoute) for _, keys in outcome.written for key in keys):
+            self._resync_due = True  # which of several the kernel has deleted, it does not say
         if not self.due:
             self._retaining = self._retaining and bool(self.unknown)
         return outcome
@@ -160,6 +173,12 @@ class MeshRows(Part[Desired]):
         if any(refused.item not in attempt.failing for refused in outcome.refused):
             self._resync_due = True
         return outcome
+
+    def _sort_out(self) -> None:
+        """What was read before it was known which routes are wanted."""
+        if self._applied:
+            self.mesh.rivals.judge()
+            self.mesh.rivals.sort_out()
 
     async def _look_up(self, worker: Worker) -> None:
         """Ask the kernel where packets go to the peers about which that is not known (any more)."""
@@ -175,10 +194,12 @@ class MeshRows(Part[Desired]):
         ifindexes = list(mesh.device_state.tunnels.values())
         nexthops = await worker.call(reader.nexthops)
         neighbours = await worker.call(lambda commands: reader.neighbours(commands, ifindexes))
-        routes = await worker.call(reader.routes)
+        concerns = mesh.rivals.concerns
+        routes = await worker.call(lambda commands: reader.routes(commands, concerns))
         self.reading_seconds += time.monotonic() - began
         known = set(mesh.pending())
-        mesh.load(nexthops, neighbours, routes)
+        mesh.load(nexthops, neighbours, routes.ours, routes.foreign)
+        self._sort_out()
         if self._applied:
             self._found += [item for item in mesh.pending() if item not in known]
 
@@ -228,12 +249,32 @@ class MeshRows(Part[Desired]):
         seen = read_route(buffer, start, end)
         if seen is None:
             return
-        if kind == wire.RTM_DELROUTE:
-            concerns = self.mesh.lost_route(seen)
-        else:
-            concerns = self.mesh.saw_route(seen, replaced=bool(flags & wire.REPLACE))
-        if concerns:
-            self._touched.add(("route", seen.key))
+        key, gone, replaced = seen.key, kind == wire.RTM_DELROUTE, bool(flags & wire.REPLACE)
+        if not seen.owned:
+            self._rival(seen, buffer, start, end, gone=gone, flags=flags)
+        elif key in self.mesh.rivals.crowded and (gone or replaced):
+            self._resync_due = True  # of which of them this was told, is not
+        elif not gone and self.mesh.is_second(key, flags):
+            key = self.mesh.rivals.saw_second(replace(seen, body=read_body(buffer, start, end)))
+            self._touched.add(("route", key))
+            return
+        if self.mesh.lost_route(seen) if gone else self.mesh.saw_route(seen, replaced=replaced):
+            self._touched.add(("route", key))
+
+    def _rival(self, seen: SeenRoute, buffer: bytes, start: int, end: int, *, gone: bool, flags: int) -> None:
+        """A foreign route that may come before one of ours."""
+        rivals, prefix = self.mesh.rivals, read_rival_prefix(buffer, start, end)
+        if prefix is None or not rivals.concerns(prefix):
+            return
+        if flags & wire.REPLACE and not gone and seen.key in self.mesh.routes.kernel:
+            # Ours was replaced, if no other was there to be.
+            self._resync_due = self._resync_due or rivals.knows(prefix)
+            return
+        route = read_foreign_route(buffer, start, end, behind=bool(flags & wire.APPEND))
+        if not gone:
+            rivals.saw_foreign(route, replaced=bool(flags & wire.REPLACE))
+        elif not rivals.lost_foreign(route):
+            self._resync_due = True
 
     def _neighbour(self, kind: int, _flags: int, buffer: bytes, start: int, end: int) -> None:
         seen = read_neighbour(buffer, start, end)

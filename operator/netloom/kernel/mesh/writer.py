@@ -19,6 +19,7 @@ from netloom.kernel.keeper.part import Attempt, Outcome, Refused, Worker
 from netloom.kernel.keeper.table import Table
 from netloom.kernel.mesh.mesh import Mesh
 from netloom.kernel.mesh.row_messages import encode_neighbours, encode_nexthops, encode_routes
+from netloom.kernel.mesh.rows import BEHIND
 from netloom.kernel.netlink.sockets import BATCH, Refusal
 
 ALREADY_GONE = {errno.ESRCH, errno.ENOENT, errno.ENODEV, errno.EADDRNOTAVAIL}
@@ -62,7 +63,7 @@ class TableWriter:
     async def remove(self, worker: Worker, attempt: Attempt) -> Outcome:
         """Send the deletion of all that is not wanted and not held back. Raises AnswerLost."""
         batches: list[_Batch] = []
-        for kind in reversed(self._tables):
+        for kind in reversed(tuple(self._tables)):
             if self._tables[kind].pending:
                 self._send(worker, attempt, kind, self._tables[kind].deletions(), batches)
         return await self._outcome(batches)
@@ -126,6 +127,8 @@ class Writer(TableWriter):
     def __init__(self, mesh: Mesh) -> None:
         super().__init__({kind: mesh.tables[kind] for kind in ("neighbour", "nexthop", "route")}, _ENCODERS)
         self._mesh = mesh
+        self.appended = False
+        """In the last update a route came behind somebody else's and ours that was there, which is still to go."""
 
     async def update(self, worker: Worker, attempt: Attempt) -> Outcome:
         """Send all that is missing or different and not held back. Raises AnswerLost."""
@@ -134,6 +137,10 @@ class Writer(TableWriter):
         self._send(worker, attempt, "nexthop", mesh.nexthops.updates(), batches)
         # A route cannot stand on a nexthop that has to wait.
         routes = [write for write in mesh.routes.updates() if write[1].nexthop in mesh.nexthops.kernel]
+        behind = {key for key, _, before in routes if before is not None and mesh.rivals.in_front(key)}
+        self.appended = bool(behind)
+        if behind:
+            routes = [(key, value, BEHIND if key in behind else before) for key, value, before in routes]
         self._send(worker, attempt, "route", routes, batches)
         return await self._outcome(batches)
 
