@@ -11,11 +11,12 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from netloom.cidr import Cidr
+from netloom.cidr import Cidr, parse_address
 from netloom.kernel.mesh import holes
 from netloom.kernel.mesh.desired import Desired
 from netloom.kernel.mesh.encapsulation import NO_ENCAPSULATION, VXLAN, Encapsulation
-from netloom.kernel.mesh.holes import HoleRules
+from netloom.kernel.mesh.holes import HoleRules, Holes
+from netloom.kernel.mesh.lifelines import Device, Lifelines, NodeRoute, Surroundings
 from netloom.kernel.mesh.row_messages import read_route
 from netloom.kernel.mesh.rows import UNREACHABLE
 from netloom.kernel.netlink.sockets import EventSocket, walk
@@ -279,3 +280,76 @@ async def test_one_is_there_before_a_way_goes_and_until_another_is(world: World,
             order.append((NAMES[kind], seen.content == UNREACHABLE))
     listener.close()
     assert order == [("newroute", True), ("delroute", False), ("newroute", False), ("delroute", True)]
+
+
+AROUND = Surroundings(
+    devices={2: Device("eth0"), 3: Device("eth1"), 4: Device("cni0")},
+    routes=(
+        NodeRoute(Cidr.parse("10.90.0.0/16"), ((2, b""),), automatic=True),
+        NodeRoute(Cidr.parse("0.0.0.0/0"), ((2, parse_address("10.90.0.1")),)),
+        NodeRoute(Cidr.parse("172.16.0.0/16"), ((3, b""),), automatic=True),
+        NodeRoute(Cidr.parse("10.42.1.0/24"), ((4, b""),), automatic=True),
+    ),
+    addresses=((2, parse_address("10.90.0.11")), (4, parse_address("10.42.1.1"))),
+    cidrs=(Cidr.parse("10.42.1.0/24"),),
+    claimed=(parse_address("10.90.0.11"),),
+    servers={parse_address("10.96.0.1"): "the API server"},
+)
+
+
+@pytest.mark.parametrize(
+    ("own", "range_", "made", "why"),
+    [
+        ("10.42.1.0/24", "10.42.0.0/16", ["10.42.0.0/16", "10.42.1.0/24"], ""),
+        ("10.42.1.0/24", "10.0.0.0/9", ["10.42.1.0/24"], "it holds 10.96.0.1, the API server"),
+        ("10.42.1.0/24", "10.88.0.0/14", ["10.42.1.0/24"], "it holds 10.90.0.0/16, a network of this node (eth0)"),
+        ("10.90.1.0/24", "10.42.0.0/16", ["10.42.0.0/16"], "it lies in 10.90.0.0/16, a network of this node (eth0)"),
+        ("10.42.1.0/24", "192.168.0.0/16", ["10.42.1.0/24"], "it holds 192.168.3.3, the address of a node"),
+    ],
+)
+def test_none_takes_away_what_the_node_lives_by(own: str, range_: str, made: list[str], why: str) -> None:
+    lifelines = Lifelines()
+    lifelines.see(AROUND)
+    lifelines.add_node(parse_address("192.168.3.3"))
+    found = Holes(lifelines)
+    found.set_rules(HoleRules((Cidr.parse(own),), (Cidr.parse(range_),)))
+    assert sorted(str(hole.prefix) for hole in found.table.desired) == made
+    assert list(found.left_out.values()) == ([why] if why else [])
+
+
+def test_where_the_range_is_shared_peers_and_former_peers_have_their_own() -> None:
+    lifelines, now = Lifelines(), [0.0]
+    lifelines.see(AROUND)
+    found = Holes(lifelines, lambda: now[0])
+    found.set_rules(HoleRules((Cidr.parse("10.42.1.0/24"),), (Cidr.parse("10.0.0.0/8"),)))
+    found.set_without_way("node-2", (Cidr.parse("10.42.2.0/24"), Cidr.parse("10.90.2.0/24")))
+    found.given_up((Cidr.parse("10.42.3.0/24"), Cidr.parse("10.90.0.0/24")))
+    assert sorted(str(hole.prefix) for hole in found.table.desired) == ["10.42.1.0/24", "10.42.2.0/24", "10.42.3.0/24"]
+    now[0] = holes.FORMER_SECONDS
+    found.bring_up_to_date()
+    assert sorted(str(hole.prefix) for hole in found.table.desired) == ["10.42.1.0/24", "10.42.2.0/24"]
+
+
+def test_a_node_that_comes_into_a_range_by_the_default_route_takes_it_back() -> None:
+    lifelines = Lifelines()
+    lifelines.see(AROUND)
+    found = Holes(lifelines)
+    found.set_rules(HoleRules((), (Cidr.parse("192.168.0.0/16"),)))
+    assert len(found.table.desired) == 1
+    address = parse_address("192.168.3.3")
+    lifelines.add_node(address)
+    found.moved((address,))
+    found.bring_up_to_date()
+    assert found.table.desired == {}
+    lifelines.remove_node(address)
+    found.moved((address,))
+    found.bring_up_to_date()
+    assert len(found.table.desired) == 1
+
+
+def test_a_wider_claim_ends_what_lay_in_it() -> None:
+    found = Holes(Lifelines())
+    found.set_rules(HoleRules())
+    found.given_up(map(Cidr.parse, ("10.3.1.0/24", "10.4.1.0/24")))
+    found.claimed((Cidr.parse("10.3.0.0/16"),))
+    assert [str(hole.prefix) for hole in found.table.desired] == ["10.4.1.0/24"]

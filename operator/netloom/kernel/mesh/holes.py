@@ -8,7 +8,9 @@ that knows the node's CIDRs, until their TTL ends; the sender never hears of it.
 - Outside of these (no range is known, or it is shared with what the node reaches by other routes) each CIDR has its own
   for which a peer has no way, and each that a peer gave up, for an hour.
 
-A hole that would cut the node off is not made; `left_out` says which, and why.
+A hole that would cut the node off is not made: where a route would not be, either. A range is wide, and what the node
+reaches by its default route is not all known; so a network of the node's own inside it, which itself is safe, as the
+longer prefix wins, is a sign that others share the range, and it has none as a whole. `left_out` says so.
 """
 
 import time
@@ -17,8 +19,9 @@ from collections.abc import Callable, Iterable
 
 import msgspec
 
-from netloom.cidr import Cidr
+from netloom.cidr import Address, Cidr
 from netloom.kernel.keeper.table import Table
+from netloom.kernel.mesh.lifelines import Lifelines
 from netloom.kernel.mesh.rows import UNREACHABLE, OddRoute, RouteContent, SeenRoute
 from netloom.kernel.ownership import HOLES
 
@@ -53,27 +56,16 @@ class HoleRules(msgspec.Struct, frozen=True):
     carried: bool = False
 
 
-class Harm:
-    """What a hole could take away from this node; as a sentence's end, "" for nothing. This one knows of nothing."""
-
-    def of_cidr(self, prefix: Cidr) -> str:
-        """Of a hole in place of one node's CIDR."""
-        return ""
-
-    def of_range(self, prefix: Cidr) -> str:
-        """Of a hole in place of a range of the cluster: it is wide, so a sign that others live in it is enough."""
-        return ""
-
-
 class Holes:
     """See the module. A peer's change costs what its own CIDRs cost."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, lifelines: Lifelines, clock: Callable[[], float] = time.monotonic) -> None:
         self.table: Table[Hole, RouteContent] = Table()
         self.left_out: dict[Cidr, str] = {}
-        self.harm = Harm()
         self.found: set[Hole] = set()
         """What the last reading showed to be changed by somebody."""
+        self._lifelines = lifelines
+        self._due = False
         self._rules: HoleRules | None = None
         self._applied = False
         self._left_to_network = False
@@ -103,15 +95,33 @@ class Holes:
             self._left_to_network = left
             self.review()
 
+    def moved(self, addresses: Iterable[Address]) -> None:
+        """Nodes came to these, or left them."""
+        ranges = self._rules.ranges if self._rules is not None else ()
+        self._due = self._due or any(prefix.contains(Cidr.of(each)) for each in addresses for prefix in ranges)
+
+    def look_again(self) -> None:
+        """What this node lives by is different."""
+        self._due = True
+
+    def bring_up_to_date(self) -> None:
+        """Before anything is written: all that was left for later."""
+        if self._due:
+            self.review()
+        now = self._clock()
+        if self.later() <= now:
+            self._forget_former([each for each, since in self._former.items() if since + FORMER_SECONDS <= now])
+
     def review(self) -> None:
-        """What `harm` says may be different."""
-        rules, self.left_out = self._rules or HoleRules(), {}
+        """Decide everything anew."""
+        self._due, self.left_out = False, {}
+        rules = self._rules or HoleRules()
         standing = list(rules.own)
         for prefix in rules.own:
-            if why := self.harm.of_cidr(prefix):
+            if why := self._lifelines.harm(prefix):
                 self.left_out[prefix] = why
         for prefix in () if self._carried else rules.ranges:
-            if why := self.harm.of_range(prefix):
+            if why := self._lifelines.harm(prefix) or self._lifelines.network_in(prefix):
                 self.left_out[prefix] = why
             standing.append(prefix)
         self._standing = tuple(prefix for prefix in dict.fromkeys(standing) if prefix not in self.left_out)
@@ -128,7 +138,7 @@ class Holes:
 
     def _has_its_own(self, prefix: Cidr) -> bool:
         covered = any(standing.contains(prefix) for standing in self._standing)
-        return not (covered or self._carried or self.harm.of_cidr(prefix))
+        return not (covered or self._carried or self._lifelines.harm(prefix))
 
     def set_without_way(self, name: str, prefixes: tuple[Cidr, ...]) -> None:
         """No route leads to these CIDRs of the peer, which nobody else has."""
@@ -163,12 +173,6 @@ class Holes:
             inner = any(v == prefix.version and length > prefix.length for v, length in self._former_lengths)
             within = [each for each in self._former if prefix.contains(each)] if inner else [prefix]
             self._forget_former([each for each in within if each in self._former])
-
-    def forget_old(self) -> None:
-        """Those that were given up long ago."""
-        now = self._clock()
-        if self.later() <= now:
-            self._forget_former([each for each, since in self._former.items() if since + FORMER_SECONDS <= now])
 
     def later(self) -> float:
         """When (monotonic seconds) the first of those that were given up may go."""

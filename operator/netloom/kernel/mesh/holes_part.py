@@ -51,7 +51,7 @@ class MeshHoles(Part[Desired]):
         """Write what is missing or different."""
         mesh = self._mesh
         self._holes.leave_to_network(bool(mesh.unreachable) and not mesh.device_state.strict)
-        self._holes.forget_old()
+        self._holes.bring_up_to_date()
         return await self._writer.update(worker, attempt)
 
     async def remove(self, worker: Worker, attempt: Attempt) -> Outcome:

@@ -169,6 +169,12 @@ class Lifelines:
         """One less."""
         self._nodes[_VERSION[len(address)]].remove(address)
 
+    def network_in(self, prefix: Cidr) -> str:
+        """A network of the node's own inside the prefix, as the end of a sentence; empty if there is none. A route to
+        the prefix does not harm that network itself."""
+        inner = [network for network in self._networks if prefix.contains(network)]
+        return f"it holds {min(inner)}, a network of this node ({self._networks[min(inner)]})" if inner else ""
+
     def harm(self, prefix: Cidr, counts: Callable[[Address], bool] = lambda _address: True) -> str:
         """Why a route to this prefix would cut the node off: "it lies in ..." or "it holds ..."; empty if it would not.
         `counts` is asked whether a node's address inside it is a reason."""

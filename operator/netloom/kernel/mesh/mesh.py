@@ -23,6 +23,7 @@ from netloom.kernel.mesh.desired import Desired, Peer
 from netloom.kernel.mesh.encapsulation import NO_ENCAPSULATION
 from netloom.kernel.mesh.fib import FibLookups
 from netloom.kernel.mesh.holes import Holes
+from netloom.kernel.mesh.lifelines import Lifelines
 from netloom.kernel.mesh.rivals import ForeignRoute, Rivals
 from netloom.kernel.mesh.rows import (
     EDITED,
@@ -80,7 +81,7 @@ class Mesh:
         }
         self.device_state = DeviceState()
         self.fib = fib or FibLookups()
-        self.holes = Holes()
+        self.holes = Holes(Lifelines())
         self.rivals = Rivals(self.routes, self.way_around)
         self.peers: dict[str, Peer] = {}
         self.unreachable: set[str] = set()
@@ -211,6 +212,7 @@ class Mesh:
                 self.fib.want(address)
             for address in before:
                 self.fib.unwant(address)
+            self.holes.moved((*before, *after))
 
     def _expand(self, names: Iterable[str]) -> None:
         """Bring the desired rows of these peers up to date. What one loses, another may win: first all losses."""

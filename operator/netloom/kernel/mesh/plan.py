@@ -71,6 +71,8 @@ def planned_changes(commands: CommandSocket, record: SysctlRecord, desired: Desi
     mesh.load(reader.nexthops(commands), neighbours, routes.ours)
     mesh.set_device_state(device_state)
     mesh.rivals.sort_out()
+    mesh.holes.leave_to_network(bool(mesh.unreachable) and not device_state.strict)
+    mesh.holes.bring_up_to_date()
     work.changes += _rows(mesh, {link.ifindex: link.name for link in work.read().links})
     work.tear_down()
     return work.changes
