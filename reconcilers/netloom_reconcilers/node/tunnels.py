@@ -34,6 +34,7 @@ from netloom_reconcilers.node.mesh.reading import (
     pod_cidrs_of,
     unreachable,
 )
+from netloom_reconcilers.node.mesh.rival_routes import rival_faults
 
 log = structlog.get_logger(__name__)
 
@@ -98,6 +99,7 @@ class TunnelsFeature(KernelFeature):
             "mtuSource": report.mtu_source,
             "underlay": report.underlay,
             "tunnels": [str(encapsulation) for encapsulation in report.tunnels],
+            "rangesLeftOut": [f"{prefix}: {why}" for prefix, why in report.left_out.items()],
             "kernelReads": report.compared,
             "kernelReadMs": round(report.reading_seconds * 1000, 1),
         }
@@ -112,6 +114,9 @@ class TunnelsFeature(KernelFeature):
         yield GaugeMetricFamily("netloom_peers", "Remote nodes in the mesh.", value=report.peers)
         yield GaugeMetricFamily(
             "netloom_unknown_ways", "Routes of an earlier run that no known peer explains.", value=self.keeper.unknown
+        )
+        yield GaugeMetricFamily(
+            "netloom_rival_routes", "Foreign routes that take packets to other nodes' pods.", value=len(report.rivals)
         )
         yield GaugeMetricFamily("netloom_tunnel_mtu_bytes", "MTU inside the tunnels.", value=report.mtu)
         yield GaugeMetricFamily(
@@ -233,11 +238,18 @@ class TunnelsFeature(KernelFeature):
         network, own, here = self._networks.get(NETWORK_NAME), self._said(), self._desired.node
         if network is not None and own is not None and here is not None and self.obstacle is None:
             cut_off += own_faults(here, network, own, report.absent)
-        return super().errors(report, about, [*cut_off, *more])
+        taken, _ = rival_faults(report.rivals, carried=self._carried)
+        return super().errors(report, about, [*cut_off, *taken, *more])
 
     def warnings(self, report: Report | None = None) -> list[str]:
         """What is wrong with other nodes, and what two of them both claim."""
         report = report or self.keeper.report
         nodes = [(name, self._nodes.get(name)) for name in report.unreachable]
         lacking = [unreachable(name, node) for name, node in nodes if node is not None and lacks_ipv6(node)]
-        return [*super().warnings(), *map(conflict_text, report.conflicts), *lacking]
+        _, taken = rival_faults(report.rivals, carried=self._carried)
+        return [*super().warnings(), *map(conflict_text, report.conflicts), *lacking, *taken]
+
+    @property
+    def _carried(self) -> bool:
+        here = self._desired.node
+        return here is not None and here.holes is not None and here.holes.carried

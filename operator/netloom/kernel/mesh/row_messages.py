@@ -257,6 +257,12 @@ def route_is_ours(buffer: bytes, start: int) -> bool:
     return buffer[start + 5] == ROUTE_PROTOCOL
 
 
+def dump_connected_routes(family: int) -> bytes:
+    """Request: those of the main table that the kernel made for addresses; the kernel filters."""
+    fields = {"family": family, "table": ROUTE_TABLE, "proto": _RTPROT_KERNEL}
+    return encode(RouteMessage, wire.RTM_GETROUTE, 0, fields, table=ROUTE_TABLE)
+
+
 def dump_all_routes(family: int) -> bytes:
     """Request: everybody's routes, of all tables."""
     return encode(RouteMessage, wire.RTM_GETROUTE, 0, {"family": family})
