@@ -63,7 +63,9 @@ class Holes:
         self.table: Table[Hole, RouteContent] = Table()
         self.left_out: dict[Cidr, str] = {}
         self.found: set[Hole] = set()
-        """What the last reading showed to be changed by somebody."""
+        """What a reading showed to be changed by somebody."""
+        self.touched: set[Hole] = set()
+        """What an event did."""
         self._lifelines = lifelines
         self._due = False
         self._rules: HoleRules | None = None
@@ -97,8 +99,8 @@ class Holes:
 
     def moved(self, addresses: Iterable[Address]) -> None:
         """Nodes came to these, or left them."""
-        ranges = self._rules.ranges if self._rules is not None else ()
-        self._due = self._due or any(prefix.contains(Cidr.of(each)) for each in addresses for prefix in ranges)
+        if self._rules is not None and self._rules.ranges and not self._due:
+            self._due = any(prefix.contains(Cidr.of(each)) for each in addresses for prefix in self._rules.ranges)
 
     def look_again(self) -> None:
         """What this node lives by is different."""
@@ -169,7 +171,7 @@ class Holes:
 
     def claimed(self, prefixes: Iterable[Cidr]) -> None:
         """A peer has these: whatever they were before, they are its own now."""
-        for prefix in prefixes if self._former else ():
+        for prefix in prefixes:
             inner = any(v == prefix.version and length > prefix.length for v, length in self._former_lengths)
             within = [each for each in self._former if prefix.contains(each)] if inner else [prefix]
             self._forget_former([each for each in within if each in self._former])
@@ -192,12 +194,26 @@ class Holes:
             if not self._former_lengths[key]:
                 del self._former_lengths[key]
 
+    @property
+    def remembers(self) -> bool:
+        """Whether there are CIDRs that were given up."""
+        return bool(self._former)
+
     # ----------------------------------------------------------------------------------------- what is there
+
+    def saw(self, hole: Hole, content: RouteContent | None) -> None:
+        """Somebody made or changed it; None: deleted it."""
+        if content is None:
+            self.table.gone(hole)
+        else:
+            self.table.saw(hole, content)
+        self.touched.add(hole)
 
     def load(self, routes: Iterable[SeenRoute]) -> None:
         """Replace what is known of the kernel by a full dump of our routes."""
         known = set(self.table.pending)
-        self.table.load({hole: seen.content for seen in routes if (hole := hole_of(seen)) is not None})
+        odd = [seen for seen in routes if isinstance(seen.key, OddRoute)]
+        self.table.load({hole: seen.content for seen in odd if (hole := hole_of(seen)) is not None})
         if self._applied:
             self.found |= self.table.pending - known
 

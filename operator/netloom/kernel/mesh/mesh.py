@@ -122,6 +122,7 @@ class Mesh:
     def replace_peers(self, desired: Desired) -> None:
         """Take over a whole state; what is the same object as before costs one look-up."""
         peers, known = desired.peers, self.peers
+        self.holes.look_again()
         for name in [name for name in known if name not in peers]:
             self.remove_peer(name)
         self.set_peers([peer for name, peer in peers.items() if known.get(name) is not peer])
@@ -281,8 +282,9 @@ class Mesh:
 
     def _without_way(self, name: str, rows: PeerRows) -> tuple[Cidr, ...]:
         """The peer's CIDRs that none of these rows leads to, and which no other peer has."""
-        peer = self.peers.get(name)
-        routed = sum(len(each.prefixes) for each in rows)
+        peer, routed = self.peers.get(name), 0
+        for each in rows:
+            routed += len(each.prefixes)
         if peer is None or routed == len(peer.cidrs):
             return ()
         ways, ipv6 = {prefix for each in rows for prefix in each.prefixes}, self.device_state.ipv6
@@ -292,8 +294,9 @@ class Mesh:
     def _count_holes(self, old: Peer | None, new: Peer | None) -> None:
         """Which CIDRs nobody has any more, and which somebody has (again)."""
         before, after = old.cidrs if old is not None else (), new.cidrs if new is not None else ()
-        if before != after:
+        if self.holes.remembers:
             self.holes.claimed(after)
+        if before and before != after:
             holders = self._owners.holders
             lost = (prefix for prefix in before if prefix not in after)
             self.holes.given_up(p for p in lost if not any(wider in holders for wider in self._and_wider(p)))
@@ -409,7 +412,7 @@ class Mesh:
         self._unclaimed = {value: key for key, value in owned.items() if key not in self._peer_of}
         self.neighbours.load(neighbours)
         self.holes.load(routes)
-        self.routes.load(self.rivals.load((seen for seen in routes if seen.owned), foreign))
+        self.routes.load(self.rivals.load([seen for seen in routes if seen.owned], foreign))
 
     def saw_route(self, seen: SeenRoute, *, replaced: bool) -> bool:
         """A route was made or changed. Returns whether it concerns us.

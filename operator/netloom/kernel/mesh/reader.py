@@ -52,16 +52,11 @@ def routes(commands: CommandSocket, concerns: Callable[[Cidr], bool] = lambda pr
     """`concerns` is asked about the prefixes of others' routes."""
     reading = RouteReading()
     for family in _FAMILIES:
-        found = _read_routes(commands, family, concerns, row_messages.route_reader().read)
-        ours = [seen for seen in found if isinstance(seen, SeenRoute)]
-        foreign = [seen for seen in found if not isinstance(seen, SeenRoute)]
-        if len({seen.key for seen in ours}) < len(ours):
-            # What tells two of one key apart is read for all, and only where there are such.
-            found = _read_routes(commands, family, concerns, row_messages.read_whole_route)
-            ours = [seen for seen in found if isinstance(seen, SeenRoute)]
-            foreign = [seen for seen in found if not isinstance(seen, SeenRoute)]
-        if foreign:
-            foreign = _placed(found)
+        ours, foreign = _read_routes(commands, family, concerns, row_messages.route_reader().read)
+        keys = {seen.key for seen in ours}
+        if len(keys) < len(ours) or any(route.prefix in keys for route in foreign):
+            # What tells two of one key apart, and which comes first, is read only where there are such.
+            ours, foreign = _read_routes(commands, family, concerns, row_messages.read_whole_route, placed=True)
         reading.ours += ours
         reading.foreign += foreign
     return reading
@@ -72,37 +67,32 @@ def _read_routes(
     family: int,
     concerns: Callable[[Cidr], bool],
     read: Callable[[bytes, int, int], SeenRoute | None],
-) -> list[SeenRoute | ForeignRoute]:
-    left = MOST_AT_ONCE
+    *,
+    placed: bool = False,
+) -> tuple[list[SeenRoute], list[ForeignRoute]]:
+    """`placed`: of the foreign ones it is told which are behind ours of the same prefix."""
+    foreign: list[ForeignRoute] = []
+    before: set[RouteKey] = set()
 
-    def read_any(buffer: bytes, start: int, end: int) -> SeenRoute | ForeignRoute | None:
-        nonlocal left
+    def read_any(buffer: bytes, start: int, end: int) -> SeenRoute | None:
         if row_messages.route_is_ours(buffer, start):
-            return read(buffer, start, end)
-        prefix = row_messages.read_rival_prefix(buffer, start, end) if left else None
-        if prefix is None or not concerns(prefix):
-            return None
-        left -= 1
-        return row_messages.read_foreign_route(buffer, start, end)
+            seen = read(buffer, start, end)
+            if placed and seen is not None:
+                before.add(seen.key)
+            return seen
+        prefix = row_messages.read_rival_prefix(buffer, start, end) if len(foreign) < MOST_AT_ONCE else None
+        if prefix is not None and concerns(prefix):
+            route = row_messages.read_foreign_route(buffer, start, end)
+            foreign.append(replace(route, behind=prefix in before and not route.tos))
+        return None
 
     try:
-        return read_all(commands, row_messages.dump_routes(family), read_any)
+        ours = read_all(commands, row_messages.dump_routes(family), read_any)
     except RefusedError as error:
         if error.errno != errno.ENOENT:  # a network namespace in which there was no route yet has no table
             raise
-        return []
-
-
-def _placed(found: Sequence[SeenRoute | ForeignRoute]) -> list[ForeignRoute]:
-    """The foreign routes, and whether they are behind ours of the same prefix."""
-    ours: set[RouteKey] = set()
-    foreign: list[ForeignRoute] = []
-    for seen in found:
-        if isinstance(seen, SeenRoute):
-            ours.add(seen.key)
-        else:
-            foreign.append(replace(seen, behind=seen.prefix in ours and not seen.tos))
-    return foreign
+        return [], []
+    return ours, list({(route.key, route.body): route for route in foreign}.values())
 
 
 def direct_routes(commands: CommandSocket) -> list[DirectRoute]:

@@ -9,7 +9,7 @@ prepend` and `append` make them. Ours is one. Of the others
 A replacing request hits the first, whosesoever it is: while another's is known to be in front of ours, none is sent.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 
 import msgspec
 
@@ -75,21 +75,17 @@ class Rivals:
         """Whether a foreign route to it is worth to be remembered."""
         return not self._judged or self._around(prefix) is not None
 
-    def load(self, owned: Iterable[SeenRoute], foreign: Sequence[ForeignRoute]) -> dict[RouteKey, RouteContent]:
+    def load(self, owned: Sequence[SeenRoute], foreign: Sequence[ForeignRoute]) -> dict[RouteKey, RouteContent]:
         """Take over a full dump, in the kernel's order; what the table is to be loaded with."""
-        kernel: dict[RouteKey, RouteContent] = {}
+        kernel = {seen.key: seen.content for seen in owned}
         crowds: dict[RouteKey, list[SeenRoute]] = {}
-        first: dict[RouteKey, SeenRoute] = {}
-        for seen in owned:
-            if seen.key not in kernel:
-                kernel[seen.key] = seen.content
-                if seen.body:
-                    first[seen.key] = seen
-            else:
-                crowds.setdefault(seen.key, [first[seen.key]]).append(seen)
-        for crowd in crowds.values():
-            for seen in crowd[1:]:
-                kernel[beside(seen)] = EDITED
+        if len(kernel) < len(owned):
+            for seen in owned:
+                crowds.setdefault(seen.key, []).append(seen)
+            crowds = {key: crowd for key, crowd in crowds.items() if len(crowd) > 1}
+        for key, (first, *others) in crowds.items():
+            kernel[key] = first.content
+            kernel.update((beside(seen), EDITED) for seen in others)
         self._crowds, self.crowded = crowds, set(crowds)
         self._foreign = {}
         for route in foreign:

@@ -299,11 +299,6 @@ def read_route(buffer: bytes, start: int, end: int) -> SeenRoute | None:
     return SeenRoute(key, RouteContent(nexthop, _mtu(metrics)) if metrics else RouteContent(nexthop), protocol)
 
 
-def read_own_route(buffer: bytes, start: int, end: int) -> SeenRoute | None:
-    """The same, of a route with our protocol; None if it has another. A daemon's million costs a look at one byte."""
-    return read_route(buffer, start, end) if route_is_ours(buffer, start) else None
-
-
 def read_whole_route(buffer: bytes, start: int, end: int) -> SeenRoute | None:
     """As `read_route`, with what tells the route apart from another of its key."""
     seen = read_route(buffer, start, end)
@@ -331,7 +326,7 @@ def read_body(buffer: bytes, start: int, end: int) -> bytes:
     """Type and ways of a route. A nexthop object stands for all of its ways, which the kernel repeats behind its id."""
     found = attributes(buffer, start + 12, end)
     ways = [_RTA_NH_ID] if _RTA_NH_ID in found else [_RTA_OIF, _RTA_GATEWAY, _RTA_MULTIPATH, _RTA_VIA]
-    parts = [_attribute(kind, found[kind]) for kind in (_RTA_PREFSRC, *ways) if kind in found]
+    parts = [_attribute(kind, found[kind]) for kind in (_RTA_METRICS, _RTA_PREFSRC, *ways) if kind in found]
     return bytes([buffer[start + 7]]) + b"".join(parts)
 
 

@@ -89,6 +89,13 @@ class OddRoute(msgspec.Struct, frozen=True, gc=False):
     tos: int
     beside: bytes = b""
 
+    @property
+    def vague(self) -> bool:
+        """Whether the kernel may delete another of its key for it: of IPv6 it takes any that has a nexthop object."""
+        return bool(self.beside) and (
+            self.prefix.version == 6 or _RTA_NH_ID in attributes(self.beside, 1, len(self.beside))
+        )
+
     def __str__(self) -> str:
         where = way_text(self.prefix, self.beside) if self.beside else str(self.prefix)
         return f"{where} metric {self.metric} tos {self.tos}"

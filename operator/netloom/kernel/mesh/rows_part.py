@@ -15,6 +15,7 @@ from netloom.kernel.keeper.part import Attempt, Outcome, Part, Worker
 from netloom.kernel.keeper.retries import Item, Retries
 from netloom.kernel.mesh import reader
 from netloom.kernel.mesh.desired import Desired
+from netloom.kernel.mesh.holes import hole_of
 from netloom.kernel.mesh.mesh import Mesh
 from netloom.kernel.mesh.row_messages import (
     probe_neighbour,
@@ -162,8 +163,9 @@ class MeshRows(Part[Desired]):
     async def remove(self, worker: Worker, attempt: Attempt) -> Outcome:
         """Delete what is not wanted."""
         outcome = self._judged(await self._writer.remove(worker, attempt), attempt)
-        if self.mesh.rivals.crowded and any(isinstance(key, OddRoute) for _, keys in outcome.written for key in keys):
-            self._resync_due = True  # which of several the kernel has deleted, it does not say
+        if self.mesh.rivals.crowded:
+            keys = (key for _, written in outcome.written for key in written)
+            self._resync_due = self._resync_due or any(isinstance(key, OddRoute) and key.vague for key in keys)
         if not self.due:
             self._retaining = self._retaining and bool(self.unknown)
         return outcome
@@ -232,7 +234,7 @@ class MeshRows(Part[Desired]):
         found, self._found = self._found, []
         for kind, key in touched:
             if key in self.mesh.tables[kind].pending:
-                yield (kind, key), not self._resync_due
+                yield (kind, key), not self._resync_due or isinstance(key, OddRoute)
         for item in found:
             yield item, False
 
@@ -251,6 +253,9 @@ class MeshRows(Part[Desired]):
             return
         key, gone, replaced = seen.key, kind == wire.RTM_DELROUTE, bool(flags & wire.REPLACE)
         if not seen.owned:
+            if hole := hole_of(seen):
+                self.mesh.holes.saw(hole, None if gone else seen.content)
+                return
             self._rival(seen, buffer, start, end, gone=gone, flags=flags)
         elif key in self.mesh.rivals.crowded and (gone or replaced):
             self._resync_due = True  # of which of them this was told, is not
