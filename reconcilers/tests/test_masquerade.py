@@ -220,7 +220,7 @@ def test_all_that_is_wrong_is_said(setting: Setting) -> None:
     ],
     ids=["apart", "a bridge of own pods", "a network of this node", "a node", "a node, IPv6"],
 )
-async def test_the_clusters_ranges_are_never_masqueraded_unless_others_live_there(
+async def test_the_cluster_cidrs_are_never_masqueraded_unless_others_live_there(
     setting: Setting, connected: str, address: str, excluded: str
 ) -> None:
     pool = ClusterPool(ipv4_pod_cidr_list=("10.0.0.0/12",), ipv6_pod_cidr_list=("fd00::/16",))

@@ -32,7 +32,7 @@ from netloom.kernel.mesh.mesh import AddressConflict
 from netloom.kernel.mesh.rivals import ForeignRoute, Rival
 from netloom.runtime.store import Store
 from netloom_reconcilers.features.node import Obstacle
-from netloom_reconcilers.node.mesh.ranges import hole_rules
+from netloom_reconcilers.node.mesh.cluster_cidrs import hole_rules
 from netloom_reconcilers.node.mesh.reading import LocalNode, node_of, peer_of
 from netloom_reconcilers.node.tunnels import TunnelsFeature
 from tests.contexts import context
@@ -364,7 +364,9 @@ def test_where_packets_for_nobody_end(routing: dict[str, object], carried: bool)
     own, own6 = Cidr.parse("10.1.0.0/24"), Cidr.parse("fd00:1::/64")
     four = tuple(map(Cidr.parse, pool.ipv4_pod_cidr_list))
     six = tuple(map(Cidr.parse, pool.ipv6_pod_cidr_list))
-    assert hole_rules(pooled, (own, own6)) == HoleRules((own, own6), (*four, *six), carried)
-    assert hole_rules(pooled, (own,)) == HoleRules((own,), four, carried), "nothing of IPv6 where a node has none"
-    in_force = NetworkStatus(ipam=NetworkIPAMStatus(mode="kubernetes"))
-    assert hole_rules(msgspec.structs.replace(pooled, status=in_force), (own,)) == HoleRules((own,), (), carried)
+    assert hole_rules(pooled, (own, own6)) == HoleRules((own, own6), (*four, *six), carried=carried)
+    assert hole_rules(pooled, (own,)) == HoleRules((own,), four, carried=carried), "no IPv6 where a node has none"
+    status = NetworkStatus(ipam=NetworkIPAMStatus(mode="kubernetes", service_cidrs=("10.96.0.0/12",)))
+    services = (Cidr.parse("10.96.0.0/12"),)
+    in_force = msgspec.structs.replace(pooled, status=status)
+    assert hole_rules(in_force, (own,)) == HoleRules((own,), (), services, carried)

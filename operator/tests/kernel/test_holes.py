@@ -28,7 +28,7 @@ from tests.kernel.netns import Lab, Namespace
 
 GENEVE = Encapsulation("geneve", 6081)
 OWN = tuple(map(Cidr.parse, ("10.1.0.0/24", "fd00:1::/64")))
-RANGES = tuple(map(Cidr.parse, ("10.0.0.0/12", "fd00::/16")))
+CLUSTER = tuple(map(Cidr.parse, ("10.0.0.0/12", "fd00::/16")))
 FREE = {4: "10.1.0.77", 6: "fd00:1::77"}
 DEPARTED = {4: "10.3.0.2", 6: "fd00:3::2"}
 UNREACHED = re.compile("Destination (Host|Net) Unreachable|Destination unreachable: (No route|Address unreachable)")
@@ -91,10 +91,13 @@ def world(lab: Lab) -> Iterator[World]:
 
 
 def view(
-    *numbers: int, ranges: tuple[Cidr, ...] = RANGES, carried: bool = False, ways: tuple[Encapsulation, ...] = (VXLAN,)
+    *numbers: int,
+    cluster: tuple[Cidr, ...] = CLUSTER,
+    carried: bool = False,
+    ways: tuple[Encapsulation, ...] = (VXLAN,),
 ) -> Desired:
     """Node 1's view of a mesh with these peers."""
-    own = here(encapsulations=ways, holes=HoleRules(OWN, ranges, carried), strict=False)
+    own = here(encapsulations=ways, holes=HoleRules(OWN, cluster, carried=carried), strict=False)
     return Desired(own, [peer(number, encapsulations=ways) for number in numbers])
 
 
@@ -123,7 +126,9 @@ async def test_free_and_departed_addresses_end_here(world: World, planes: Planes
             assert UNREACHED.search(said) or sender is world.node, said
     assert world.leaked == 0
     assert all(world.node.pings(pod) for pod in ("10.1.0.2", "fd00:1::2"))
-    assert world.holes() == sorted(map(str, (*OWN, *RANGES))), "a peer costs no second route where a range is known"
+    assert world.holes() == sorted(map(str, (*OWN, *CLUSTER))), (
+        "a peer costs no second route where the cluster CIDR is known"
+    )
 
 
 async def test_what_leads_somewhere_goes_before(world: World, planes: Planes) -> None:
@@ -149,7 +154,7 @@ async def test_where_a_router_knows_pods_only_own_cidrs_end_here(world: World, p
     assert world.leaked == 0
 
 
-async def test_while_a_peer_is_only_reached_through_the_network_no_range_ends_here(
+async def test_while_a_peer_is_only_reached_through_the_network_no_cluster_cidr_ends_here(
     world: World, planes: Planes
 ) -> None:
     """The cluster goes from native routing to tunnels, and node 2 has not made its tunnel yet."""
@@ -161,12 +166,12 @@ async def test_while_a_peer_is_only_reached_through_the_network_no_range_ends_he
     assert "via 192.168.7.254" in world.node.ip("route get 10.2.0.2")
     desired.set_peer(peer(2))
     await plane.apply(desired)
-    assert world.holes() == sorted(map(str, (*OWN, *RANGES)))
+    assert world.holes() == sorted(map(str, (*OWN, *CLUSTER)))
 
 
-async def test_a_peer_without_a_way_has_a_hole_where_no_range_covers_it(world: World, planes: Planes) -> None:
+async def test_a_peer_without_a_way_has_a_hole_where_no_cluster_cidr_covers_it(world: World, planes: Planes) -> None:
     """Node 2 speaks Geneve only, and this node has no such device."""
-    desired = view(2, 3, ranges=())
+    desired = view(2, 3, cluster=())
     plane = await planes.open()
     await plane.apply(desired)
     assert world.holes() == sorted(map(str, OWN))
@@ -183,10 +188,10 @@ async def test_a_peer_without_a_way_has_a_hole_where_no_range_covers_it(world: W
     assert plane.stats["newroute"] - before["newroute"] == 4
 
 
-async def test_a_peer_that_leaves_has_one_for_an_hour_where_no_range_is_known(
+async def test_a_peer_that_leaves_has_one_for_an_hour_where_no_cluster_cidr_is_known(
     world: World, planes: Planes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    desired = view(2, 3, ranges=())
+    desired = view(2, 3, cluster=())
     plane = await planes.open()
     await plane.apply(desired)
     desired.remove_peer("node-3")
@@ -199,11 +204,11 @@ async def test_a_peer_that_leaves_has_one_for_an_hour_where_no_range_is_known(
     await plane.close()
 
     plane = await planes.open()
-    report = await plane.apply(view(2, ranges=()))
+    report = await plane.apply(view(2, cluster=()))
     assert report.written == {}, "a restart leaves them"
     assert world.node.state() == whole
 
-    desired = view(2, ranges=())
+    desired = view(2, cluster=())
     await plane.apply(desired)
     desired.set_peer(peer(4, "10.3.0.0/24"))
     await plane.apply(desired)
@@ -264,7 +269,7 @@ async def test_they_go_with_all_else(world: World, planes: Planes, tmp_path: Pat
 
 async def test_one_is_there_before_a_way_goes_and_until_another_is(world: World, planes: Planes) -> None:
     """What is written is seen in its order by somebody who listens."""
-    desired = view(2, ranges=())
+    desired = view(2, cluster=())
     plane = await planes.open()
     await plane.apply(desired)
     listener = EventSocket(["ipv4-route"])
@@ -298,7 +303,7 @@ AROUND = Surroundings(
 
 
 @pytest.mark.parametrize(
-    ("own", "range_", "made", "why"),
+    ("own", "cluster", "made", "why"),
     [
         ("10.42.1.0/24", "10.42.0.0/16", ["10.42.0.0/16", "10.42.1.0/24"], ""),
         ("10.42.1.0/24", "10.0.0.0/9", ["10.42.1.0/24"], "it holds 10.96.0.1, the API server"),
@@ -307,17 +312,25 @@ AROUND = Surroundings(
         ("10.42.1.0/24", "192.168.0.0/16", ["10.42.1.0/24"], "it holds 192.168.3.3, the address of a node"),
     ],
 )
-def test_none_takes_away_what_the_node_lives_by(own: str, range_: str, made: list[str], why: str) -> None:
+def test_none_takes_away_what_the_node_lives_by(own: str, cluster: str, made: list[str], why: str) -> None:
     lifelines = Lifelines()
     lifelines.see(AROUND)
     lifelines.add_node(parse_address("192.168.3.3"))
     found = Holes(lifelines)
-    found.set_rules(HoleRules((Cidr.parse(own),), (Cidr.parse(range_),)))
+    found.set_rules(HoleRules((Cidr.parse(own),), (Cidr.parse(cluster),)))
     assert sorted(str(hole.prefix) for hole in found.table.desired) == made
     assert list(found.left_out.values()) == ([why] if why else [])
 
 
-def test_where_the_range_is_shared_peers_and_former_peers_have_their_own() -> None:
+def test_services_in_a_cluster_cidr_are_reached_by_the_node_itself() -> None:
+    found, own = Holes(Lifelines()), Cidr.parse("10.42.1.0/24")
+    services = (Cidr.parse("10.96.0.0/12"),)
+    found.set_rules(HoleRules((own,), (Cidr.parse("10.0.0.0/8"), Cidr.parse("192.168.0.0/16")), services))
+    assert sorted(str(hole.prefix) for hole in found.table.desired) == ["10.42.1.0/24", "192.168.0.0/16"]
+    assert found.left_out == {Cidr.parse("10.0.0.0/8"): "it overlaps 10.96.0.0/12, the addresses of Services"}
+
+
+def test_where_the_cluster_cidr_is_shared_peers_and_former_peers_have_their_own() -> None:
     lifelines, now = Lifelines(), [0.0]
     lifelines.see(AROUND)
     found = Holes(lifelines, lambda: now[0])
@@ -330,7 +343,7 @@ def test_where_the_range_is_shared_peers_and_former_peers_have_their_own() -> No
     assert sorted(str(hole.prefix) for hole in found.table.desired) == ["10.42.1.0/24", "10.42.2.0/24"]
 
 
-def test_a_node_that_comes_into_a_range_by_the_default_route_takes_it_back() -> None:
+def test_a_node_that_comes_into_one_by_the_default_route_takes_it_back() -> None:
     lifelines = Lifelines()
     lifelines.see(AROUND)
     found = Holes(lifelines)

@@ -1,7 +1,7 @@
 """The networks of a node are those of its addresses, and no route that somebody made."""
 
 from netloom.cidr import Cidr
-from netloom.kernel.own_networks import own_networks
+from netloom.kernel.mesh.own_networks import own_networks
 from tests.kernel.netns import Namespace
 
 

@@ -61,7 +61,6 @@ SECOND = {
         "-6 route append fd00:2::/64 via fd77::7 dev eth0 proto 158",
     ],
 }
-parametrized = pytest.mark.parametrize("commands", SECOND.values(), ids=SECOND.keys())
 
 
 @pytest.fixture
@@ -70,7 +69,7 @@ def wired(node: Namespace) -> Namespace:
     return node
 
 
-@parametrized
+@pytest.mark.parametrize("commands", SECOND.values(), ids=SECOND.keys())
 async def test_a_second_one_of_ours_goes_by_its_event(wired: Namespace, planes: Planes, commands: list[str]) -> None:
     plane = await planes.open()
     await plane.apply(mesh())
@@ -84,13 +83,24 @@ async def test_a_second_one_of_ours_goes_by_its_event(wired: Namespace, planes: 
     assert plane.report.failures == ()
 
 
-@parametrized
-async def test_a_restart_finds_it_and_the_plan_says_so(wired: Namespace, planes: Planes, commands: list[str]) -> None:
+@pytest.mark.parametrize(
+    "which",
+    [
+        "in front",
+        "two in front, one behind",
+        "on our own nexthop, with a source",
+        "in front, and one is deleted",
+        "IPv6, two ways at once",
+        "IPv6, by a device",
+        "IPv6, siblings where ours was",
+    ],
+)
+async def test_a_restart_finds_it_and_the_plan_says_so(wired: Namespace, planes: Planes, which: str) -> None:
     plane = await planes.open()
     await plane.apply(mesh())
     whole = wired.state()
     await plane.close()
-    for command in commands:
+    for command in SECOND[which]:
         wired.ip(command)
     assert wired.state() != whole
     plane = await planes.open()

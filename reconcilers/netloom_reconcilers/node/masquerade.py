@@ -16,13 +16,13 @@ from netloom.kernel.errors import KernelUnsupported
 from netloom.kernel.keeper.report import Failure, PlannedChange
 from netloom.kernel.masquerade.masquerade import MasqueradeKeeper
 from netloom.kernel.masquerade.sets import MasqueradeRules, Masquerading
+from netloom.kernel.mesh.own_networks import own_networks
 from netloom.kernel.netlink.sockets import AnswerLost
-from netloom.kernel.own_networks import own_networks
 from netloom.runtime.manager import Run
 from netloom_reconcilers.features.kernel import KernelFeature
 from netloom_reconcilers.features.node import NodeContext, written_metric
 from netloom_reconcilers.node.known.peers import prefixes_of
-from netloom_reconcilers.node.mesh.ranges import cluster_ranges
+from netloom_reconcilers.node.mesh.cluster_cidrs import cluster_cidrs
 from netloom_reconcilers.node.mesh.reading import missing
 
 log = structlog.get_logger(__name__)
@@ -35,10 +35,10 @@ _NETWORK = ""
 
 
 def rules_of(
-    spec: NetworkSpec, pods: tuple[Cidr, ...], ranges: tuple[Cidr, ...] = ()
+    spec: NetworkSpec, pods: tuple[Cidr, ...], cluster: tuple[Cidr, ...] = ()
 ) -> tuple[MasqueradeRules, tuple[str, ...]]:
-    """What the network's options make of this node's pod CIDRs, and sentences about what could not be read. `ranges`:
-    in which there are pods and nothing else, whether a node has the CIDR or not."""
+    """What the network's options make of this node's pod CIDRs, and sentences about what could not be read. `cluster`:
+    CIDRs in which there are pods and nothing else, whether a node has the CIDR or not."""
     routing, masquerade = spec.routing, spec.masquerade
     excluded, problems = prefixes_of(
         f"NetloomNetwork {NETWORK_NAME}",
@@ -46,17 +46,17 @@ def rules_of(
         ("spec.routing.ipv6NativeRoutingCIDR", filter(None, [routing.ipv6_native_routing_cidr])),
         ("spec.masquerade.nonMasqueradeCIDRs", masquerade.non_masquerade_cidrs),
     )
-    excluded = tuple(dict.fromkeys((*excluded, *ranges)))
+    excluded = tuple(dict.fromkeys((*excluded, *cluster)))
     return MasqueradeRules(pods=pods, ipv4=masquerade.ipv4, ipv6=masquerade.ipv6, excluded=excluded), problems
 
 
 def unshared(
-    ranges: Iterable[Cidr], pods: tuple[Cidr, ...], networks: Collection[Cidr], addresses: Collection[Cidr]
+    cluster: Iterable[Cidr], pods: tuple[Cidr, ...], networks: Collection[Cidr], addresses: Collection[Cidr]
 ) -> tuple[Cidr, ...]:
-    """Of the cluster's ranges those in which there is nothing but pods. Who has an address there that is no pod's (a
+    """Of the cluster CIDRs those in which there is nothing but pods. Who has an address there that is no pod's (a
     network of this node, a node) does not know the way to pods, and has to see this node's address."""
     others = [network for network in networks if not any(pod.contains(network) for pod in pods)]
-    return tuple(each for each in ranges if not any(each.overlaps(other) for other in (*others, *addresses)))
+    return tuple(each for each in cluster if not any(each.overlaps(other) for other in (*others, *addresses)))
 
 
 def pod_cidrs_of(node: NetloomNode) -> tuple[tuple[Cidr, ...], tuple[str, ...]]:
@@ -85,7 +85,7 @@ class MasqueradeFeature(KernelFeature):
         self._own_networks = own_networks
         self._connected: Collection[Cidr] | None = None
         self._looked_at = 0.0
-        self._ranges: tuple[Cidr, ...] = ()
+        self._cluster: tuple[Cidr, ...] = ()
         self._among_pods: dict[str, tuple[Cidr, ...]] = {}
         super().__init__(
             context, keeper or MasqueradeKeeper(on_report=lambda report: context.changed(), retain_unknown=retain)
@@ -138,7 +138,7 @@ class MasqueradeFeature(KernelFeature):
         if desired is not None:
             report = await self.keeper.apply(desired)
             self._is_in_place(families=report.families)
-        return LOOK_SECONDS if self._ranges else None
+        return LOOK_SECONDS if self._cluster else None
 
     async def plan(self) -> list[PlannedChange]:
         """From the objects as they are."""
@@ -149,7 +149,7 @@ class MasqueradeFeature(KernelFeature):
         """Which networks this node is connected to. Where that cannot be read, what is known stays."""
         network, now = self._networks.get(NETWORK_NAME), time.monotonic()
         fresh = self._connected is not None and now < self._looked_at + LOOK_SECONDS / 2
-        if network is None or fresh or not cluster_ranges(network):
+        if network is None or fresh or not cluster_cidrs(network):
             return
         try:
             self._connected, self._looked_at = await self._own_networks(), now
@@ -163,16 +163,16 @@ class MasqueradeFeature(KernelFeature):
             self._is_blocked(missing(network, self._node_name))
             return None
         self._is_blocked(None)
-        ranges = cluster_ranges(network)
-        if ranges != self._ranges:
-            self._ranges = ranges
+        cluster = cluster_cidrs(network)
+        if cluster != self._cluster:
+            self._cluster = cluster
             self._touched.update(self._nodes)
         touched, self._touched = self._touched, set()
         for name in touched | {self._node_name}:
             self._take(name)
         pods, among = pod_cidrs_of(node)[0], {each for found in self._among_pods.values() for each in found}
-        ranges = unshared(ranges, pods, self._connected, among) if self._connected is not None else ()
-        self._desired.rules, problems = rules_of(network.spec, pods, ranges)
+        cluster = unshared(cluster, pods, self._connected, among) if self._connected is not None else ()
+        self._desired.rules, problems = rules_of(network.spec, pods, cluster)
         self._report(_NETWORK, problems)
         return self._desired
 
@@ -183,8 +183,8 @@ class MasqueradeFeature(KernelFeature):
         cidrs, problems = pod_cidrs_of(node) if node is not None else ((), ())
         self._desired.set_known(name, cidrs)
         texts = [each.ip for each in node.spec.addresses if is_address(each.ip)] if node is not None else []
-        addresses = map(Cidr.of, map(parse_address, texts)) if self._ranges else ()
-        among = tuple(each for each in addresses if any(prefix.contains(each) for prefix in self._ranges))
+        addresses = map(Cidr.of, map(parse_address, texts)) if self._cluster else ()
+        among = tuple(each for each in addresses if any(prefix.contains(each) for prefix in self._cluster))
         if among:
             self._among_pods[name] = among
         else:

@@ -99,7 +99,7 @@ class TunnelsFeature(KernelFeature):
             "mtuSource": report.mtu_source,
             "underlay": report.underlay,
             "tunnels": [str(encapsulation) for encapsulation in report.tunnels],
-            "rangesLeftOut": [f"{prefix}: {why}" for prefix, why in report.left_out.items()],
+            "unreachableLeftOut": [f"{prefix}: {why}" for prefix, why in report.left_out.items()],
             "kernelReads": report.compared,
             "kernelReadMs": round(report.reading_seconds * 1000, 1),
         }

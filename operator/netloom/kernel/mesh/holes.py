@@ -4,13 +4,13 @@ Without one such packets take the default route: masqueraded as this node's, or 
 that knows the node's CIDRs, until their TTL ends; the sender never hears of it. A *hole* ends them here, and says so.
 
 - This node's own CIDRs have one always: the routes to its pods are more specific.
-- The cluster's ranges have one, whoever has a part of them, or had: no peer costs a second route.
-- Outside of these (no range is known, or it is shared with what the node reaches by other routes) each CIDR has its own
+- The cluster CIDRs have one, whoever has a block of them, or had: no peer costs a second route.
+- Outside of these (none is known, or it is shared with what the node reaches by other routes) each CIDR has its own
   for which a peer has no way, and each that a peer gave up, for an hour.
 
-A hole that would cut the node off is not made: where a route would not be, either. A range is wide, and what the node
-reaches by its default route is not all known; so a network of the node's own inside it, which itself is safe, as the
-longer prefix wins, is a sign that others share the range, and it has none as a whole. `left_out` says so.
+A hole that would cut the node off is not made: where a route would not be, either. A cluster CIDR is wide, and what the
+node reaches by its default route is not all known; so a network of the node's own inside it, which itself is safe, as
+the longer prefix wins, is a sign that others share it, and it has none as a whole. `left_out` says so.
 """
 
 import time
@@ -30,7 +30,7 @@ STANDING, PASSING = HOLES.routes
 which of an earlier life's holes nothing explains, and may stay all the same."""
 
 FORMER_SECONDS = 3600.0
-"""How long the CIDR of a peer that left, and which lies in no known range, stays unreachable: longer than anybody goes
+"""How long the CIDR of a peer that left, and which lies in no cluster CIDR, stays unreachable: longer than anybody goes
 on asking for a pod that is gone."""
 
 
@@ -47,12 +47,15 @@ class Hole(msgspec.Struct, frozen=True, order=True, gc=False):
 class HoleRules(msgspec.Struct, frozen=True):
     """What of this node and its network decides about holes.
 
-    own: the node's pod CIDRs. ranges: those of the cluster, of which nodes get theirs. carried: what this node has no
-    route to is the business of a router or routing daemon, which knows pods: only own CIDRs end here.
+    own: the node's pod CIDRs. cluster: the CIDRs from which nodes get their blocks. services: addresses that Services
+    have, and to which this node itself connects: its packets are routed before they get the address of a pod.
+    carried: what this node has no route to is the business of a router or routing daemon, which knows pods: only own
+    CIDRs end here.
     """
 
     own: tuple[Cidr, ...] = ()
-    ranges: tuple[Cidr, ...] = ()
+    cluster: tuple[Cidr, ...] = ()
+    services: tuple[Cidr, ...] = ()
     carried: bool = False
 
 
@@ -99,8 +102,8 @@ class Holes:
 
     def moved(self, addresses: Iterable[Address]) -> None:
         """Nodes came to these, or left them."""
-        if self._rules is not None and self._rules.ranges and not self._due:
-            self._due = any(prefix.contains(Cidr.of(each)) for each in addresses for prefix in self._rules.ranges)
+        if self._rules is not None and self._rules.cluster and not self._due:
+            self._due = any(prefix.contains(Cidr.of(each)) for each in addresses for prefix in self._rules.cluster)
 
     def look_again(self) -> None:
         """What this node lives by is different."""
@@ -122,8 +125,8 @@ class Holes:
         for prefix in rules.own:
             if why := self._lifelines.harm(prefix):
                 self.left_out[prefix] = why
-        for prefix in () if self._carried else rules.ranges:
-            if why := self._lifelines.harm(prefix) or self._lifelines.network_in(prefix):
+        for prefix in () if self._carried else rules.cluster:
+            if why := self._lifelines.harm(prefix) or self._lifelines.network_in(prefix) or self._services_in(prefix):
                 self.left_out[prefix] = why
             standing.append(prefix)
         self._standing = tuple(prefix for prefix in dict.fromkeys(standing) if prefix not in self.left_out)
@@ -133,6 +136,11 @@ class Holes:
         for hole in self.table.desired.keys() - wanted:
             self.table.unwant(hole)
         self.table.want_all(wanted)
+
+    def _services_in(self, prefix: Cidr) -> str:
+        services = self._rules.services if self._rules is not None else ()
+        among = next(filter(prefix.overlaps, services), None)
+        return f"it overlaps {among}, the addresses of Services" if among is not None else ""
 
     @property
     def _carried(self) -> bool:

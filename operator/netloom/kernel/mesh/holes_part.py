@@ -1,7 +1,7 @@
 """The unreachable routes as a part: the last below all that leads somewhere, and the last to go.
 
-They are read with the mesh's routes, in one dump, and written after them: where a peer loses its way, what ends packets
-to it is there before the way is removed, and where it gets one, until that is there.
+They are read, and heard of, with the mesh's routes (one dump serves both), and written after them: where a peer loses
+its way, what ends packets to it is there before the way is removed, and where it gets one, until that is there.
 """
 
 from collections.abc import Iterable

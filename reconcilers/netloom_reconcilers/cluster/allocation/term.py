@@ -95,7 +95,7 @@ class Allocation:
             shared, self._commits, self._configuration, self._addresses, self._left_out, self._waiting, policy.writers
         )
         self._network = NetworkReconciler(shared, self._configuration, self._left_out, self._waiting, crashes)
-        self._in_use = InUseReconciler(shared, lock, self._commits, self._left_out, self._waiting)
+        self._in_use = InUseReconciler(shared, lock, self._commits, self._configuration, self._left_out, self._waiting)
         self.nodes = Controller("nodes", self._nodes.reconcile, policy.workers, timeout=RUN_SECONDS)
         self.network = Controller("network", self._reconcile_network)
 
@@ -109,6 +109,7 @@ class Allocation:
             case Changed.SETTINGS:
                 self._enqueue(self._waiting.woken())
                 self.look()
+                self.network.enqueue_after(IN_USE_KEY, QUIET_SECONDS)
             case Changed.NETWORK:
                 self._commits.wake()
                 self.look()

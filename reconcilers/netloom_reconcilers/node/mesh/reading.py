@@ -12,8 +12,8 @@ from netloom.kernel.mesh.desired import MeshNode, Peer
 from netloom.kernel.mesh.mesh import AddressConflict
 from netloom_reconcilers.features.node import Obstacle
 from netloom_reconcilers.node.known.peers import HELD, contested_ip, internal_ip, prefixes_of
+from netloom_reconcilers.node.mesh.cluster_cidrs import hole_rules
 from netloom_reconcilers.node.mesh.encapsulations import announced, encapsulations_to
-from netloom_reconcilers.node.mesh.ranges import hole_rules
 
 
 def node_of(network: NetloomNetwork | None, node: NetloomNode | None, node_name: str) -> MeshNode | Obstacle:

@@ -1,4 +1,4 @@
-"""The ranges that a cluster's pods have their addresses of, as far as its NetloomNetwork says so. Pure."""
+"""The CIDRs from which nodes get their blocks, as far as the NetloomNetwork says so. Pure."""
 
 from netloom.api.v1alpha1 import NETWORK_NAME, NetloomNetwork
 from netloom.cidr import Cidr
@@ -6,7 +6,7 @@ from netloom.kernel.mesh.holes import HoleRules
 from netloom_reconcilers.node.known.peers import prefixes_of
 
 
-def cluster_ranges(network: NetloomNetwork) -> tuple[Cidr, ...]:
+def cluster_cidrs(network: NetloomNetwork) -> tuple[Cidr, ...]:
     """The lists of cluster-pool. They cannot get smaller while nodes hold parts of them, so all that was ever given out
     lies in them. (The ledgers' own ranges are no substitute: each is a fixed part of the address space, and wider.)
 
@@ -29,5 +29,6 @@ def hole_rules(network: NetloomNetwork, own: tuple[Cidr, ...]) -> HoleRules:
     routing = network.spec.routing
     skips = not routing.auto_direct_node_routes or routing.direct_routing_skip_unreachable
     ipv6 = any(prefix.version == 6 for prefix in own)
-    ranges = tuple(prefix for prefix in cluster_ranges(network) if prefix.version == 4 or ipv6)
-    return HoleRules(own, ranges, carried=routing.mode == "native" and skips)
+    cluster = tuple(prefix for prefix in cluster_cidrs(network) if prefix.version == 4 or ipv6)
+    services, _ = prefixes_of("", ("status.ipam.serviceCIDRs", network.status.ipam.service_cidrs))
+    return HoleRules(own, cluster, services, carried=routing.mode == "native" and skips)
