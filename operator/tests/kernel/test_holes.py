@@ -333,7 +333,7 @@ def test_services_in_a_cluster_cidr_are_reached_by_the_node_itself() -> None:
 def test_where_the_cluster_cidr_is_shared_peers_and_former_peers_have_their_own() -> None:
     lifelines, now = Lifelines(), [0.0]
     lifelines.see(AROUND)
-    found = Holes(lifelines, lambda: now[0])
+    found = Holes(lifelines, clock=lambda: now[0])
     found.set_rules(HoleRules((Cidr.parse("10.42.1.0/24"),), (Cidr.parse("10.0.0.0/8"),)))
     found.set_without_way("node-2", (Cidr.parse("10.42.2.0/24"), Cidr.parse("10.90.2.0/24")))
     found.given_up((Cidr.parse("10.42.3.0/24"), Cidr.parse("10.90.0.0/24")))

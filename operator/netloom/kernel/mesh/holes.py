@@ -62,7 +62,13 @@ class HoleRules(msgspec.Struct, frozen=True):
 class Holes:
     """See the module. A peer's change costs what its own CIDRs cost."""
 
-    def __init__(self, lifelines: Lifelines, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        lifelines: Lifelines,
+        harm_of_own: Callable[[Cidr], str] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`harm_of_own`: why one in place of an own CIDR would cut the node off; "" if it would not."""
         self.table: Table[Hole, RouteContent] = Table()
         self.left_out: dict[Cidr, str] = {}
         self.found: set[Hole] = set()
@@ -70,6 +76,7 @@ class Holes:
         self.touched: set[Hole] = set()
         """What an event did."""
         self._lifelines = lifelines
+        self._harm_of_own = harm_of_own or lifelines.harm
         self._due = False
         self._rules: HoleRules | None = None
         self._applied = False
@@ -123,7 +130,7 @@ class Holes:
         rules = self._rules or HoleRules()
         standing = list(rules.own)
         for prefix in rules.own:
-            if why := self._lifelines.harm(prefix):
+            if why := self._harm_of_own(prefix):
                 self.left_out[prefix] = why
         for prefix in () if self._carried else rules.cluster:
             if why := self._lifelines.harm(prefix) or self._lifelines.network_in(prefix) or self._services_in(prefix):
