@@ -290,10 +290,10 @@ async def test_one_is_there_before_a_way_goes_and_until_another_is(world: World,
 AROUND = Surroundings(
     devices={2: Device("eth0"), 3: Device("eth1"), 4: Device("cni0")},
     routes=(
-        NodeRoute(Cidr.parse("10.90.0.0/16"), ((2, b""),), automatic=True),
+        NodeRoute(Cidr.parse("10.90.0.0/16"), ((2, b""),), 0, True),
         NodeRoute(Cidr.parse("0.0.0.0/0"), ((2, parse_address("10.90.0.1")),)),
-        NodeRoute(Cidr.parse("172.16.0.0/16"), ((3, b""),), automatic=True),
-        NodeRoute(Cidr.parse("10.42.1.0/24"), ((4, b""),), automatic=True),
+        NodeRoute(Cidr.parse("172.16.0.0/16"), ((3, b""),), 0, True),
+        NodeRoute(Cidr.parse("10.42.1.0/24"), ((4, b""),), 0, True),
     ),
     addresses=((2, parse_address("10.90.0.11")), (4, parse_address("10.42.1.1"))),
     cidrs=(Cidr.parse("10.42.1.0/24"),),
