@@ -156,7 +156,7 @@ class Drift:
 
 def _entries(machine: Machine) -> list[Entries]:
     found = []
-    for line in machine.ip("route", "show", "proto", PROTOCOL).splitlines():
+    for line in machine.ip("route", "show", "type", "unicast", "proto", PROTOCOL).splitlines():
         words = line.split()
         found.append(Entries(words[0], words[words.index("nhid") + 1], words[words.index("via") + 1]))
     return found

@@ -14,8 +14,8 @@ PROTOCOL = "158"
 
 
 def routes(node: Machine) -> list[str]:
-    """Netloom's IPv4 routes on a node."""
-    return node.ip("route", "show", "proto", PROTOCOL).splitlines()
+    """Netloom's IPv4 routes on a node that lead somewhere."""
+    return node.ip("route", "show", "type", "unicast", "proto", PROTOCOL).splitlines()
 
 
 def state(node: Machine) -> str:
@@ -25,7 +25,7 @@ def state(node: Machine) -> str:
         node.ip("-o", "addr", "show", "dev", TUNNEL, check=False).splitlines(),
         node.ip("neigh", "show", "dev", TUNNEL, "nud", "permanent", check=False).splitlines(),
         node.ip("nexthop", "show").splitlines(),
-        routes(node),
+        node.ip("route", "show", "proto", PROTOCOL).splitlines(),
         node.ip("-6", "route", "show", "proto", PROTOCOL).splitlines(),
     ]
     return "\n".join(re.sub(r"^\d+: ", "", line) for part in parts for line in sorted(part))
@@ -40,13 +40,19 @@ def tunnel_mtu(node: Machine, deadline: float = 10.0) -> int:
 
 
 def routes6(node: Machine) -> list[str]:
-    """Netloom's IPv6 routes on a node."""
-    return node.ip("-6", "route", "show", "proto", PROTOCOL).splitlines()
+    """Netloom's IPv6 routes on a node that lead somewhere."""
+    return node.ip("-6", "route", "show", "type", "unicast", "proto", PROTOCOL).splitlines()
+
+
+def holes(node: Machine) -> list[str]:
+    """CIDRs of Netloom's unreachable routes on a node, of both families."""
+    lines = [line for f in ("-4", "-6") for line in node.ip(f, "route", "show", "proto", PROTOCOL).splitlines()]
+    return sorted(line.split()[1] for line in lines if line.startswith("unreachable "))
 
 
 def shown(node: Machine, family: str = "-4") -> list[str]:
-    """Netloom's routes as `ip route` shows them among others, but for the nexthops' ids."""
-    lines = node.ip(family, "route", "show").splitlines()
+    """Netloom's routes that lead somewhere as `ip route` shows them among others, but for the nexthops' ids."""
+    lines = node.ip(family, "route", "show", "type", "unicast").splitlines()
     return [re.sub(r"\bnhid \d+", "nhid N", line).strip() for line in lines if f" proto {PROTOCOL} " in line]
 
 

@@ -28,6 +28,7 @@ GROUPS = {"neighbour": 1 << 2, "route": 1 << 6, "nexthop": 1 << 31}
 """Bits of nl_groups (RTMGRP_*, linux/rtnetlink.h): IPv4 routes, nexthop objects, neighbours."""
 _NEW = {24: "route", 28: "neighbour", 104: "nexthop"}
 _DELETED = {25: "route", 29: "neighbour", 105: "nexthop"}
+_RTN_UNREACHABLE = 7
 _RTA_DST, _RTA_NH_ID, _NHA_ID, _NDA_DST, _NDA_LLADDR = 1, 30, 1, 1, 2
 _NUD_PERMANENT = 0x80
 _PROTOCOL = 158
@@ -130,6 +131,8 @@ def _event(at: float, where: int, number: int, data: bytes, start: int, end: int
     kind = _NEW.get(number) or _DELETED.get(number)
     value = b""
     if kind == "route":
+        if data[start + 7] == _RTN_UNREACHABLE:
+            return None
         found, prefix_length, protocol = attributes(data, start + 12, end), data[start + 1], data[start + 5]
         key = f"{_address(found.get(_RTA_DST, b''))}/{prefix_length}"
         if protocol == _PROTOCOL:

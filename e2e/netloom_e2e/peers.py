@@ -107,7 +107,7 @@ def held(machine: Machine) -> dict[str, tuple[str, ...]]:
     nexthops = {each["id"]: each for each in _json(machine, "nexthop")}
     macs = {each["dst"]: each["lladdr"] for each in _json(machine, "neigh", "show", "dev", TUNNEL, "nud", "permanent")}
     found: dict[str, tuple[str, ...]] = {}
-    for route in _json(machine, "route", "show", "proto", PROTOCOL):
+    for route in _json(machine, "route", "show", "type", "unicast", "proto", PROTOCOL):
         nexthop = nexthops.pop(route.get("nhid"), {})
         gateway = str(nexthop.get("gateway"))
         found[route["dst"]] = (str(nexthop.get("dst")), gateway, macs.pop(gateway, ""), str(nexthop.get("dev")))

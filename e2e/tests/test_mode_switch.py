@@ -55,7 +55,7 @@ def device_state(agents: Agents) -> set[str]:
     found = set()
     for machine in agents.lab.nodes.values():
         for family in ("-4", "-6"):
-            lines = machine.ip(family, "route", "show", "proto", PROTOCOL).splitlines()
+            lines = machine.ip(family, "route", "show", "type", "unicast", "proto", PROTOCOL).splitlines()
             assert len(lines) == len(NODES) - 1
             found |= {line.split(" dev ")[1].split()[0] for line in lines}
     return found

@@ -5,6 +5,7 @@ router knows all pod CIDRs in the tests of native routing, and none in those of 
 """
 
 import os
+import re
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,9 +16,10 @@ from netloom_e2e.agents import NETWORK, Agents, cidrs, network
 from netloom_e2e.cluster import ControlPlane
 from netloom_e2e.gateway import gateway
 from netloom_e2e.lab import Lab, Machine, wait_for
-from netloom_e2e.mesh import NETLOOM, TUNNEL, device_state, facts, routes, routes6, shown
+from netloom_e2e.mesh import NETLOOM, TUNNEL, device_state, facts, holes, routes, routes6, shown
 
 SEGMENTS = {"n1": "a", "n2": "a", "n3": "b", "n4": "b"}
+UNREACHED = re.compile("Destination Host Unreachable|Destination unreachable: (No route|Address unreachable)")
 RP_FILTER = "net.ipv4.conf.{}.rp_filter"
 
 
@@ -99,6 +101,10 @@ def test_a_router_that_knows_the_pods_is_all_that_native_routing_needs(agents: A
     for machine in (n1, n2, n3, n4):
         assert device_state(machine) == {}
         assert "netloom" not in machine.ip("link")
+        assert holes(machine) == sorted(cidrs(machine.node)), "all else is the router's"
+    for free in ("10.42.1.77", "fd00:42:0:1::77"):
+        said = n2.pods["pod"].run("ping", "-n", "-c", "1", "-W", "3", free, check=False)
+        assert UNREACHED.search(said), "between n1 and the router it would go in circles"
     reach(n1, n2, n3, n4)
     reach(n4, n1, n2, n3)
 
@@ -185,6 +191,11 @@ def test_hybrid_is_direct_in_the_segment_and_tunnelled_beyond(agents: Agents) ->
     n1, n2, n3, n4 = scenario(agents, "hybrid", router=False)
     assert via(n1, n2="eth0", n3=TUNNEL, n4=TUNNEL)()
     assert via(n3, n4="eth0", n1=TUNNEL, n2=TUNNEL)()
+    for machine in (n1, n2, n3, n4):
+        wanted = sorted([*cidrs(machine.node), "10.42.0.0/16", "fd00:42::/56"])
+        wait_for("packets for nobody to end", lambda machine=machine, wanted=wanted: holes(machine) == wanted)  # type: ignore[misc]
+    said = n1.pods["pod"].run("ping", "-n", "-c", "1", "-W", "3", "10.42.200.5", check=False)
+    assert UNREACHED.search(said), "of a CIDR that no node has"
     reach(n1, n2, n3, n4)
     reach(n4, n1, n2, n3)
 

@@ -2,15 +2,19 @@
 
 from collections.abc import Callable, Collection
 
+import msgspec
 import pytest
 
 from netloom.api.meta import ObjectMeta
 from netloom.api.v1alpha1 import (
     NETLOOM_NODES,
     NETWORKS,
+    Address,
+    ClusterPool,
     NetloomNetwork,
     NetloomNode,
     NetloomNodeSpec,
+    NetworkIPAM,
     NetworkSpec,
     NodeIPAM,
     NodePools,
@@ -49,7 +53,13 @@ class Setting:
         self.nodes: Store[NetloomNode] = Store(NETLOOM_NODES)
         self.occupants: dict[Cidr, str] = {}
         self.own = OwnNode("node-1", self._occupants)
-        self.reconciler = MasqueradeFeature(context("node-1", self.networks, self.nodes, self.own), MasqueradeKeeper())
+        self.connected: list[Cidr] = []
+        self.reconciler = MasqueradeFeature(
+            context("node-1", self.networks, self.nodes, self.own), MasqueradeKeeper(), self._own_networks
+        )
+
+    async def _own_networks(self) -> list[Cidr]:
+        return self.connected
 
     async def _occupants(self, within: Collection[Cidr]) -> dict[Cidr, str]:
         return {cidr: what for cidr, what in self.occupants.items() if cidr in within}
@@ -197,3 +207,34 @@ def test_all_that_is_wrong_is_said(setting: Setting) -> None:
         "nftables table inet netloom: create chain postrouting: EBUSY: Device or resource busy",
         "nftables rules inet netloom postrouting: somebody else keeps changing it; its repair is delayed",
     ]
+
+
+@pytest.mark.parametrize(
+    ("connected", "address", "excluded"),
+    [
+        ("192.168.7.0/24", "192.168.7.2", "10.0.0.0/12 fd00::/16"),
+        ("10.1.0.0/24", "192.168.7.2", "10.0.0.0/12 fd00::/16"),
+        ("10.9.0.0/16", "192.168.7.2", "fd00::/16"),
+        ("192.168.7.0/24", "10.9.0.2", "fd00::/16"),
+        ("192.168.7.0/24", "fd00:99::2", "10.0.0.0/12"),
+    ],
+    ids=["apart", "a bridge of own pods", "a network of this node", "a node", "a node, IPv6"],
+)
+async def test_the_cluster_cidrs_are_never_masqueraded_unless_others_live_there(
+    setting: Setting, connected: str, address: str, excluded: str
+) -> None:
+    pool = ClusterPool(ipv4_pod_cidr_list=("10.0.0.0/12",), ipv6_pod_cidr_list=("fd00::/16",))
+    plain = network()
+    spec = msgspec.structs.replace(plain.spec, ipam=NetworkIPAM("cluster-pool", pool))
+    setting.networks.put(msgspec.structs.replace(plain, spec=spec))
+    assert "but not to 10.0.0.0/12" not in setting.said(), "not before it is known who lives there"
+    setting.connected = [Cidr.parse(connected)]
+    second = node("node-2", "10.2.0.0/24")
+    spec2 = msgspec.structs.replace(second.spec, addresses=(Address("InternalIP", address),))
+    setting.nodes.put(msgspec.structs.replace(second, spec=spec2))
+    await setting.reconciler._look_around()
+    lines = [line for line in setting.said().splitlines() if line.startswith("but not to ") and "node-" not in line]
+    assert [line.removeprefix("but not to ") for line in lines] == excluded.split()
+    setting.nodes.remove("node-2")
+    if connected != "10.9.0.0/16":
+        assert "but not to 10.0.0.0/12\nbut not to fd00::/16" in setting.said(), "the node left"

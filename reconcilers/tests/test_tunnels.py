@@ -11,10 +11,14 @@ from netloom.api.v1alpha1 import (
     NETLOOM_NODES,
     NETWORKS,
     Address,
+    ClusterPool,
     NetloomNetwork,
     NetloomNode,
     NetloomNodeSpec,
+    NetworkIPAM,
+    NetworkIPAMStatus,
     NetworkSpec,
+    NetworkStatus,
     NodeIPAM,
     Routing,
 )
@@ -23,10 +27,13 @@ from netloom.kernel.keeper.report import Failure
 from netloom.kernel.mac import mac_of
 from netloom.kernel.mesh.dataplane import Dataplane, Report
 from netloom.kernel.mesh.desired import Bystander, MeshNode
+from netloom.kernel.mesh.holes import HoleRules
 from netloom.kernel.mesh.mesh import AddressConflict
+from netloom.kernel.mesh.rivals import ForeignRoute, Rival
 from netloom.kernel.mesh.withheld import WithheldRoute
 from netloom.runtime.store import Store
 from netloom_reconcilers.features.node import Obstacle
+from netloom_reconcilers.node.mesh.cluster_cidrs import hole_rules
 from netloom_reconcilers.node.mesh.reading import LocalNode, bystander_of, node_of, peer_of
 from netloom_reconcilers.node.tunnels import TunnelsFeature
 from tests.contexts import context
@@ -352,3 +359,63 @@ def test_a_cidr_that_is_withheld_is_an_error_of_this_node_and_names_the_way_out(
         "node off: it lies in 10.90.0.0/16, a network of this node (eth0). Let pod CIDRs come from outside the "
         "networks of the machines, then drain node-2 and delete its Node: it gets others when it registers again.",
     ]
+
+
+def rival(text: str, cidr: str, *, whole: bool) -> Rival:
+    via = bytes((1, 8, 0, 5, 0, 192, 168, 7, 9))
+    return Rival(ForeignRoute(Cidr.parse(text), 0, 0, 4, via), Cidr.parse(cidr), "node-2", whole)
+
+
+@pytest.mark.parametrize("carried", [False, True])
+def test_routes_of_others_that_take_packets_to_pods_are_named(setting: Setting, carried: bool) -> None:
+    setting.networks.put(network(mode="native" if carried else "tunnel"))
+    assert setting.tunnels.desired() is not None
+    rivals = (rival("10.2.0.0/24", "10.2.0.0/24", whole=True), rival("10.2.0.7/32", "10.2.0.0/24", whole=False))
+    errors, warnings = setting.tunnels.errors(Report(rivals=rivals)), setting.tunnels.warnings(Report(rivals=rivals))
+    whole = (
+        "Route 10.2.0.0/24 via 192.168.7.9 proto 4: it comes before Netloom's own to 10.2.0.0/24, the pods of node-2, "
+        "and is somebody else's: packets to these pods go where it leads. If nobody needs it: "
+        "ip route del 10.2.0.0/24 via 192.168.7.9 proto 4"
+    )
+    part = (
+        "Route 10.2.0.7/32 via 192.168.7.9 proto 4: it lies in 10.2.0.0/24, the pods of node-2, and is somebody "
+        "else's: packets to that part of them go where it leads. If nobody needs it: "
+        "ip route del 10.2.0.7/32 via 192.168.7.9 proto 4"
+    )
+    assert errors == ([] if carried else [whole])
+    assert warnings == ([whole, part] if carried else [part])
+
+
+def test_of_very_many_some_are_named(setting: Setting) -> None:
+    assert setting.tunnels.desired() is not None
+    rivals = tuple(rival(f"10.2.0.{number}/32", "10.2.0.0/24", whole=False) for number in range(200))
+    warnings = setting.tunnels.warnings(Report(rivals=rivals))
+    assert len(warnings) == 11
+    assert warnings[-1] == "190 more routes that others made take packets to pods of other nodes."
+
+
+@pytest.mark.parametrize(
+    ("routing", "carried"),
+    [
+        ({"mode": "tunnel"}, False),
+        ({"mode": "hybrid"}, False),
+        ({"mode": "native"}, True),
+        ({"mode": "native", "auto_direct_node_routes": True}, False),
+        ({"mode": "native", "auto_direct_node_routes": True, "direct_routing_skip_unreachable": True}, True),
+    ],
+)
+def test_where_packets_for_nobody_end(routing: dict[str, object], carried: bool) -> None:
+    pool = ClusterPool(ipv4_pod_cidr_list=("10.0.0.0/12", "10.32.0.0/12"), ipv6_pod_cidr_list=("fd00::/16",))
+    plain = network(**routing)
+    pooled = msgspec.structs.replace(
+        plain, spec=msgspec.structs.replace(plain.spec, ipam=NetworkIPAM("cluster-pool", pool))
+    )
+    own, own6 = Cidr.parse("10.1.0.0/24"), Cidr.parse("fd00:1::/64")
+    four = tuple(map(Cidr.parse, pool.ipv4_pod_cidr_list))
+    six = tuple(map(Cidr.parse, pool.ipv6_pod_cidr_list))
+    assert hole_rules(pooled, (own, own6)) == HoleRules((own, own6), (*four, *six), carried=carried)
+    assert hole_rules(pooled, (own,)) == HoleRules((own,), four, carried=carried), "no IPv6 where a node has none"
+    status = NetworkStatus(ipam=NetworkIPAMStatus(mode="kubernetes", service_cidrs=("10.96.0.0/12",)))
+    services = (Cidr.parse("10.96.0.0/12"),)
+    in_force = msgspec.structs.replace(pooled, status=status)
+    assert hole_rules(in_force, (own,)) == HoleRules((own,), (), services, carried)

@@ -112,6 +112,8 @@ class NetworkIPAMStatus(Struct, frozen=True):
     changes the object, and whoever wrote by an older resourceVersion notices. `in_use` says for people who holds
     addresses, as `netloom.api.words.in_use` does; it may be some seconds old, and nothing is decided by it.
     `ledger_ranges` are CIDRs that hold the ranges of all `ledgers`, few enough for the API server's rules to look at.
+    `service_cidrs` are those of which Services get their addresses, where they overlap cluster CIDRs: an agent sees no
+    Service, and may not take their addresses for pods'.
     `nodes_left_out` counts the Nodes that have no NetloomNode, and are meant to have none: without them, agents could
     not tell a cluster in which every Node has its own from one in which some were lost.
     """
@@ -120,6 +122,7 @@ class NetworkIPAMStatus(Struct, frozen=True):
     epoch: int = 0
     ledgers: tuple[str, ...] = ()
     ledger_ranges: tuple[str, ...] = ()
+    service_cidrs: tuple[str, ...] = msgspec.field(name="serviceCIDRs", default=())
     in_use: str = ""
     nodes_left_out: int = 0
 

@@ -67,6 +67,10 @@ MESH = Ownership(
 """Tunnel devices, and the routes to other nodes' pods: those without a metric, which the kernel shows as 0 (IPv4) or
 1024 (IPv6), and any metric below 65536 that somebody may have given them."""
 
+HOLES = Ownership(routes=range(4_000_000_000, 4_000_000_002))
+"""Unreachable routes, for addresses of pods that nobody has (any more): below every route that leads somewhere, as a
+router advertisement, a DHCP client or a routing daemon writes its own by metrics far below these."""
+
 MASQUERADE = Ownership(tables=("inet netloom",))
 
 SENDERS = Ownership(tables=("inet netloom-tunnels",))

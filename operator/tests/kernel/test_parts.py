@@ -17,7 +17,7 @@ from netloom.kernel.mesh.encapsulation import NO_ENCAPSULATION, VXLAN
 from netloom.kernel.mesh.mesh import Mesh
 from netloom.kernel.mesh.rows import DeviceState
 from netloom.kernel.mesh.rows_part import MeshRows
-from netloom.kernel.ownership import MASQUERADE, MESH
+from netloom.kernel.ownership import HOLES, MASQUERADE, MESH
 from tests.kernel.conftest import Planes
 from tests.kernel.faults import FaultyCommands
 from tests.kernel.meshes import becomes, eventually, here, many, mesh, peer, running
@@ -51,7 +51,7 @@ async def pods_of(node: Namespace) -> AsyncIterator[tuple[PodKeeper, PodRoutes]]
 
 
 def test_no_two_parts_own_the_same() -> None:
-    for one, other in itertools.combinations((MESH, MASQUERADE, PodRoutes.owns), 2):
+    for one, other in itertools.combinations((MESH, HOLES, MASQUERADE, PodRoutes.owns), 2):
         for kind in ("routes", "nexthops", "rules"):
             mine, theirs = getattr(one, kind), getattr(other, kind)
             assert not (mine and theirs) or mine.stop <= theirs.start or theirs.stop <= mine.start

@@ -53,6 +53,8 @@ PATIENCE_SECONDS = 30.0
 DEADLINE_SECONDS = 2.0
 """For the write of who holds addresses. One that arrives later fails by its version, or is right."""
 _SHOWN = 3
+_SERVICES = 32
+"""CIDRs in `status.ipam.serviceCIDRs`, as many as the schema takes."""
 
 
 class NetworkReconciler(Member):
@@ -207,11 +209,18 @@ class InUseReconciler(Member):
     """
 
     def __init__(
-        self, incarnation: Incarnation, lock: ModeLock, commits: CommitQueue, left_out: LeftOut, waiting: WaitingNodes
+        self,
+        incarnation: Incarnation,
+        lock: ModeLock,
+        commits: CommitQueue,
+        configuration: AllocationConfiguration,
+        left_out: LeftOut,
+        waiting: WaitingNodes,
     ) -> None:
         super().__init__(incarnation)
         self._lock = lock
         self._commits = commits
+        self._services = configuration.reserved.services
         self._left_out = left_out
         self._waiting = waiting
         self._changed_at = float("-inf")
@@ -235,22 +244,30 @@ class InUseReconciler(Member):
             if now < self._changed_at + QUIET_SECONDS:
                 return self._changed_at + QUIET_SECONDS - now
         words = self._words() if network.status.ipam.mode else ""
-        left_out = self._nodes_left_out()
-        if (words, left_out) != (network.status.ipam.in_use, network.status.ipam.nodes_left_out):
+        left_out, services, ipam = self._nodes_left_out(), self._service_cidrs(network), network.status.ipam
+        if (words, left_out, services) != (ipam.in_use, ipam.nodes_left_out, ipam.service_cidrs):
             if now < self._told_at + RETELL_SECONDS:
                 return self._told_at + RETELL_SECONDS - now
             self._told_at = now
-            if not await self._tell(words, left_out):
+            if not await self._tell(words, left_out, services):
                 return RETELL_SECONDS
         self._untold_since = None
         return None
 
-    async def _tell(self, words: str, left_out: int) -> bool:
+    async def _tell(self, words: str, left_out: int, services: tuple[str, ...]) -> bool:
         try:
             async with asyncio.timeout(DEADLINE_SECONDS):
-                return await self._lock.tell(words, left_out)
+                return await self._lock.tell(words, left_out, services)
         except TimeoutError:
             return False
+
+    def _service_cidrs(self, network: NetloomNetwork) -> tuple[str, ...]:
+        """Of what Services get their addresses of, that which overlaps a cluster CIDR; the last known if nothing is."""
+        known = [each.cidr for each in self._services.known]
+        if not known:
+            return network.status.ipam.service_cidrs
+        mine = [cidr for _, cidr in cluster_cidrs(network)]
+        return tuple(str(cidr) for cidr in sorted(set(known)) if any(map(cidr.overlaps, mine)))[:_SERVICES]
 
     def _nodes_left_out(self) -> int:
         """Nodes without a NetloomNode that are meant to have none."""

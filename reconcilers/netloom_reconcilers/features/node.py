@@ -54,7 +54,7 @@ class NodeContext:
     lease_namespace: str = "kube-system"
 
     def __post_init__(self) -> None:
-        self.networks = self.caches.store(NETWORKS, _spec_changed)
+        self.networks = self.caches.store(NETWORKS, _network_changed)
         self.nodes = self.caches.store(NETLOOM_NODES, self._node_matters)
         self.peers = Peers(self.node_name, self.nodes)
         self.own = OwnNode(self.node_name, record=self.run_dir / RECORD)
@@ -67,6 +67,13 @@ class NodeContext:
 def _spec_changed(old: NetloomNetwork | NetloomNode, new: NetloomNetwork | NetloomNode) -> bool:
     """Other nodes' status is nobody's business here: at 5,000 nodes it would be most of what there is to do."""
     return old.spec != new.spec or old.metadata.creation_timestamp != new.metadata.creation_timestamp
+
+
+def _network_changed(old: NetloomNetwork, new: NetloomNetwork) -> bool:
+    """Of the status what decides where pods' addresses may be."""
+    before, after = old.status.ipam, new.status.ipam
+    said = before.mode != after.mode or before.service_cidrs != after.service_cidrs
+    return said or _spec_changed(old, new)
 
 
 class Obstacle(NamedTuple):

@@ -3,30 +3,41 @@
 It depends on no other reconciler: tunnels may be blocked, or switched off, and pods still reach the world outside.
 """
 
-from collections.abc import Iterable, Mapping
+import time
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from typing import Any
 
 import structlog
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from netloom.api.v1alpha1 import NETWORK_NAME, NetloomNode, NetworkSpec
-from netloom.cidr import Cidr
+from netloom.cidr import Cidr, is_address, parse_address
+from netloom.kernel.keeper.report import PlannedChange
 from netloom.kernel.masquerade.masquerade import MasqueradeKeeper
 from netloom.kernel.masquerade.sets import MasqueradeRules, Masquerading
+from netloom.kernel.mesh.own_networks import own_networks
+from netloom.kernel.netlink.sockets import AnswerLost
 from netloom.runtime.manager import Run
 from netloom_reconcilers.features.kernel import NftablesFeature
 from netloom_reconcilers.features.node import NodeContext, written_metric
 from netloom_reconcilers.node.known.peers import prefixes_of
+from netloom_reconcilers.node.mesh.cluster_cidrs import cluster_cidrs
 from netloom_reconcilers.node.mesh.reading import missing
 
 log = structlog.get_logger(__name__)
+
+LOOK_SECONDS = 60.0
+"""Between looks at which networks this node is connected to; they matter only if they lie among the cluster's pods."""
 
 _NETWORK = ""
 """Whose problems are those of the network; no node has an empty name."""
 
 
-def rules_of(spec: NetworkSpec, pods: tuple[Cidr, ...]) -> tuple[MasqueradeRules, tuple[str, ...]]:
-    """What the network's options make of this node's pod CIDRs, and sentences about what could not be read."""
+def rules_of(
+    spec: NetworkSpec, pods: tuple[Cidr, ...], cluster: tuple[Cidr, ...] = ()
+) -> tuple[MasqueradeRules, tuple[str, ...]]:
+    """What the network's options make of this node's pod CIDRs, and sentences about what could not be read. `cluster`:
+    CIDRs in which there are pods and nothing else, whether a node has the CIDR or not."""
     routing, masquerade = spec.routing, spec.masquerade
     excluded, problems = prefixes_of(
         f"NetloomNetwork {NETWORK_NAME}",
@@ -34,7 +45,17 @@ def rules_of(spec: NetworkSpec, pods: tuple[Cidr, ...]) -> tuple[MasqueradeRules
         ("spec.routing.ipv6NativeRoutingCIDR", filter(None, [routing.ipv6_native_routing_cidr])),
         ("spec.masquerade.nonMasqueradeCIDRs", masquerade.non_masquerade_cidrs),
     )
+    excluded = tuple(dict.fromkeys((*excluded, *cluster)))
     return MasqueradeRules(pods=pods, ipv4=masquerade.ipv4, ipv6=masquerade.ipv6, excluded=excluded), problems
+
+
+def unshared(
+    cluster: Iterable[Cidr], pods: tuple[Cidr, ...], networks: Collection[Cidr], addresses: Collection[Cidr]
+) -> tuple[Cidr, ...]:
+    """Of the cluster CIDRs those in which there is nothing but pods. Who has an address there that is no pod's (a
+    network of this node, a node) does not know the way to pods, and has to see this node's address."""
+    others = [network for network in networks if not any(pod.contains(network) for pod in pods)]
+    return tuple(each for each in cluster if not any(each.overlaps(other) for other in (*others, *addresses)))
 
 
 def pod_cidrs_of(node: NetloomNode) -> tuple[tuple[Cidr, ...], tuple[str, ...]]:
@@ -53,8 +74,18 @@ class MasqueradeFeature(NftablesFeature):
     keeper: MasqueradeKeeper
     _desired: Masquerading
 
-    def __init__(self, context: NodeContext, keeper: MasqueradeKeeper | None = None) -> None:
+    def __init__(
+        self,
+        context: NodeContext,
+        keeper: MasqueradeKeeper | None = None,
+        own_networks: Callable[[], Awaitable[Collection[Cidr]]] = own_networks,
+    ) -> None:
         retain = context.retain_unknown
+        self._own_networks = own_networks
+        self._connected: Collection[Cidr] | None = None
+        self._looked_at = 0.0
+        self._cluster: tuple[Cidr, ...] = ()
+        self._among_pods: dict[str, tuple[Cidr, ...]] = {}
         super().__init__(
             context, keeper or MasqueradeKeeper(on_report=lambda report: context.changed(), retain_unknown=retain)
         )
@@ -86,11 +117,29 @@ class MasqueradeFeature(NftablesFeature):
             value=len(self.errors()),
         )
 
-    async def _apply(self) -> None:
+    async def _apply(self) -> float | None:
+        await self._look_around()
         desired = self.desired()
         if desired is not None:
             report = await self.keeper.apply(desired)
             self._is_in_place(families=report.families)
+        return LOOK_SECONDS if self._cluster else None
+
+    async def plan(self) -> list[PlannedChange]:
+        """From the objects as they are."""
+        await self._look_around()
+        return await super().plan()
+
+    async def _look_around(self) -> None:
+        """Which networks this node is connected to. Where that cannot be read, what is known stays."""
+        network, now = self._networks.get(NETWORK_NAME), time.monotonic()
+        fresh = self._connected is not None and now < self._looked_at + LOOK_SECONDS / 2
+        if network is None or fresh or not cluster_cidrs(network):
+            return
+        try:
+            self._connected, self._looked_at = await self._own_networks(), now
+        except (AnswerLost, OSError) as error:
+            log.warning("the networks of this node cannot be read", error=str(error))
 
     def desired(self) -> Masquerading | None:
         """Which packets are masqueraded."""
@@ -99,10 +148,16 @@ class MasqueradeFeature(NftablesFeature):
             self._is_blocked(missing(network, self._node_name))
             return None
         self._is_blocked(None)
+        cluster = cluster_cidrs(network)
+        if cluster != self._cluster:
+            self._cluster = cluster
+            self._touched.update(self._nodes)
         touched, self._touched = self._touched, set()
         for name in touched | {self._node_name}:
             self._take(name)
-        self._desired.rules, problems = rules_of(network.spec, pod_cidrs_of(node)[0])
+        pods, among = pod_cidrs_of(node)[0], {each for found in self._among_pods.values() for each in found}
+        cluster = unshared(cluster, pods, self._connected, among) if self._connected is not None else ()
+        self._desired.rules, problems = rules_of(network.spec, pods, cluster)
         self._report(_NETWORK, problems)
         return self._desired
 
@@ -112,6 +167,13 @@ class MasqueradeFeature(NftablesFeature):
             node = self.own.effective(node)
         cidrs, problems = pod_cidrs_of(node) if node is not None else ((), ())
         self._desired.set_known(name, cidrs)
+        texts = [each.ip for each in node.spec.addresses if is_address(each.ip)] if node is not None else []
+        addresses = map(Cidr.of, map(parse_address, texts)) if self._cluster else ()
+        among = tuple(each for each in addresses if any(prefix.contains(each) for prefix in self._cluster))
+        if among:
+            self._among_pods[name] = among
+        else:
+            self._among_pods.pop(name, None)
         self._report(name, problems)
 
     def errors(self, report: Any = None, about: str = "nftables ", more: Iterable[str] = ()) -> list[str]:

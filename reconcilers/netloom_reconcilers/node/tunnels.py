@@ -42,6 +42,7 @@ from netloom_reconcilers.node.mesh.reading import (
     unreachable,
     withheld_text,
 )
+from netloom_reconcilers.node.mesh.rival_routes import rival_faults
 
 log = structlog.get_logger(__name__)
 
@@ -136,6 +137,7 @@ class TunnelsFeature(KernelFeature):
             "mtuSource": report.mtu_source,
             "underlay": report.underlay,
             "tunnels": [str(encapsulation) for encapsulation in report.tunnels],
+            "unreachableLeftOut": [f"{prefix}: {why}" for prefix, why in report.left_out.items()],
             "kernelReads": report.compared,
             "kernelReadMs": round(report.reading_seconds * 1000, 1),
         }
@@ -155,6 +157,9 @@ class TunnelsFeature(KernelFeature):
             "netloom_withheld_routes",
             "Pod CIDRs that are not routed, as a route would cut this node off from what it needs itself.",
             value=len(report.withheld),
+        )
+        yield GaugeMetricFamily(
+            "netloom_rival_routes", "Foreign routes that take packets to other nodes' pods.", value=len(report.rivals)
         )
         yield GaugeMetricFamily("netloom_tunnel_mtu_bytes", "MTU inside the tunnels.", value=report.mtu)
         yield GaugeMetricFamily(
@@ -289,7 +294,8 @@ class TunnelsFeature(KernelFeature):
             cut_off += [misplaced_text(self._node_name, each) for each in report.misplaced]
         cut_off += map(withheld_text, report.withheld)
         cut_off += [astray_text(each) for each in report.astray if is_own(each)]
-        return super().errors(report, about, [*cut_off, *more])
+        taken, _ = rival_faults(report.rivals, carried=self._carried)
+        return super().errors(report, about, [*cut_off, *taken, *more])
 
     def warnings(self, report: Report | None = None) -> list[str]:
         """What is wrong with other nodes, and what two of them both claim."""
@@ -297,4 +303,10 @@ class TunnelsFeature(KernelFeature):
         nodes = [(name, self._nodes.get(name)) for name in report.unreachable]
         lacking = [unreachable(name, node) for name, node in nodes if node is not None and lacks_ipv6(node)]
         astray = [astray_text(each) for each in report.astray if not is_own(each)]
-        return [*super().warnings(), *map(conflict_text, report.conflicts), *lacking, *astray]
+        _, taken = rival_faults(report.rivals, carried=self._carried)
+        return [*super().warnings(), *map(conflict_text, report.conflicts), *lacking, *astray, *taken]
+
+    @property
+    def _carried(self) -> bool:
+        here = self._desired.node
+        return here is not None and here.holes is not None and here.holes.carried

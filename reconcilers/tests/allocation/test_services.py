@@ -195,3 +195,18 @@ def test_many_holders_are_counted() -> None:
     assert problem.message.startswith(
         "n0 holds 10.96.0.0/24, n1 holds 10.96.1.0/24, n2 holds 10.96.2.0/24 and 2 more, which stay as they are: "
     )
+
+
+def test_agents_are_told_of_services_among_pods_and_of_no_others(empty: World) -> None:
+    empty.give_services("10.96.0.0/12", "fd00:10:96::/112")
+    empty.apply_network(ipv4PodCIDRList=["10.0.0.0/8"], ipv4MaskSize=24, ipv6PodCIDRList=["fd00:42::/48"])
+    empty.start()
+    empty.join("a")
+    empty.calm(20)
+    assert empty.network["status"]["ipam"]["serviceCIDRs"] == ["10.96.0.0/12"]
+    empty.give_services()
+    empty.calm(20)
+    assert empty.network["status"]["ipam"]["serviceCIDRs"] == ["10.96.0.0/12"], "nothing is known any more"
+    empty.give_services("10.200.0.0/16", "172.20.0.0/16")
+    empty.calm(20)
+    assert empty.network["status"]["ipam"]["serviceCIDRs"] == ["10.200.0.0/16"]

@@ -7,7 +7,7 @@ from typing import Unpack
 
 import structlog
 
-from netloom.cidr import Address
+from netloom.cidr import Address, Cidr
 from netloom.kernel.errors import KernelUnsupported
 from netloom.kernel.forwarders import left, plan_restore, restore
 from netloom.kernel.keeper.keeper import Keeper, KeeperOptions
@@ -17,8 +17,10 @@ from netloom.kernel.mesh import tunnel_device as device
 from netloom.kernel.mesh.desired import Desired
 from netloom.kernel.mesh.devices_part import MeshDevices
 from netloom.kernel.mesh.encapsulation import Encapsulation
+from netloom.kernel.mesh.holes_part import MeshHoles
 from netloom.kernel.mesh.mesh import AddressConflict, Mesh
 from netloom.kernel.mesh.plan import planned_changes
+from netloom.kernel.mesh.rivals import Rival
 from netloom.kernel.mesh.rows import DeviceState
 from netloom.kernel.mesh.rows_part import MeshRows
 from netloom.kernel.mesh.underlay import Astray
@@ -46,6 +48,8 @@ class Report(KeeperReport, frozen=True, kw_only=True):
     astray: peers whose addresses are no node's, by the devices that packets to them leave by.
     sources:  IPv4 addresses that it may send from, and is not said to have.
     on_networks: addresses of other devices than ours, each of which says that the device is on a network.
+    left_out: pod CIDRs of this node and the cluster's in which no unreachable route can be, and why.
+    rivals:   foreign routes that take packets to peers' pods.
     reading_seconds: what the reading of the kernel's tables took in the resyncs, in all.
     """
 
@@ -62,13 +66,16 @@ class Report(KeeperReport, frozen=True, kw_only=True):
     astray: tuple[Astray, ...] = ()
     sources: tuple[Address, ...] = ()
     on_networks: tuple[InterfaceAddress, ...] = ()
+    left_out: Mapping[Cidr, str] = {}
+    rivals: tuple[Rival, ...] = ()
     reading_seconds: float = 0.0
 
     @property
     def news(self) -> tuple[object, ...]:
-        """An address comes and goes by an event, and nothing is written for it; nor for what is withheld."""
+        """An address, or somebody's route, comes and goes by an event, and nothing is written for it; nor for what is
+        withheld."""
         more = (self.absent, self.withheld, self.misplaced, self.astray, self.sources, self.on_networks)
-        return (*super().news, *more)
+        return (*super().news, *more, self.rivals, self.left_out)
 
     @property
     def in_sync(self) -> bool:
@@ -95,7 +102,7 @@ class Dataplane(Keeper[Desired, Report]):
         self._mesh = Mesh()
         self._rows = MeshRows(self._mesh, retain_unknown=retain_unknown)
         self._devices = MeshDevices(self._rows, self._record)
-        super().__init__((self._devices, self._rows), **options)
+        super().__init__((self._devices, self._rows, MeshHoles(self._mesh)), **options)
 
     async def open(self) -> None:
         """Open the sockets and read what is owned in the kernel. Writes nothing, needs no capability.
@@ -198,6 +205,8 @@ class Dataplane(Keeper[Desired, Report]):
             astray=self._devices.astray,
             sources=self._devices.found.sources,
             on_networks=self.on_networks,
+            left_out=self._mesh.holes.left_out,
+            rivals=self._mesh.rivals.rivals(lambda cidr: self._mesh.peer_of("route", cidr)),
             reading_seconds=self._rows.reading_seconds,
         )
 

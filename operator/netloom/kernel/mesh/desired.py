@@ -13,6 +13,7 @@ import msgspec
 from netloom.cidr import Address, Cidr
 from netloom.kernel.mac import Mac
 from netloom.kernel.mesh.encapsulation import DEFAULT_VNI, VXLAN, Encapsulation
+from netloom.kernel.mesh.holes import HoleRules
 
 
 class MeshNode(msgspec.Struct, frozen=True, kw_only=True):
@@ -26,10 +27,10 @@ class MeshNode(msgspec.Struct, frozen=True, kw_only=True):
                that what the node itself sends to a remote pod has a source that the remote node routes back.
     mtu:       bytes, of the network between the nodes; 0: that of the devices that carry the traffic.
     devices:   names or shell patterns of the devices that carry the traffic; none: those that routes to peers name.
-    cidrs:     its own pod CIDRs.
     claimed:   all addresses that the node is said to have; which of them are on no device is in the report.
     cidrs:     its own pod CIDRs: what leads to an address in them is a pod's device, and no network of nodes.
     strict:    a peer that accepts no encapsulation and which is not on a network of this node is an error.
+    holes:     where packets end that are for pods which nobody has; None: nowhere, they go where they go.
     """
 
     local: Address
@@ -41,6 +42,7 @@ class MeshNode(msgspec.Struct, frozen=True, kw_only=True):
     devices: tuple[str, ...] = ()
     strict: bool = True
     claimed: tuple[Address, ...] = ()
+    holes: HoleRules | None = None
     cidrs: tuple[Cidr, ...] = ()
 
     @property

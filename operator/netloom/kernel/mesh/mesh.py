@@ -10,7 +10,7 @@ route for that CIDR; see `AddressOwners`. Nor is there a route that would cut th
 
 import zlib
 from collections import Counter
-from collections.abc import Collection, Hashable, Iterable, Mapping
+from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import msgspec
@@ -22,7 +22,9 @@ from netloom.kernel.mesh.address_owners import AddressOwners
 from netloom.kernel.mesh.desired import Bystander, Desired, Peer
 from netloom.kernel.mesh.encapsulation import NO_ENCAPSULATION
 from netloom.kernel.mesh.fib import FibLookups
+from netloom.kernel.mesh.holes import Holes
 from netloom.kernel.mesh.lifelines import NEAR, Surroundings
+from netloom.kernel.mesh.rivals import ForeignRoute, Rivals
 from netloom.kernel.mesh.rows import (
     EDITED,
     DeviceState,
@@ -37,6 +39,7 @@ from netloom.kernel.mesh.rows import (
     SeenRoute,
 )
 from netloom.kernel.mesh.withheld import Withheld, addresses_of
+from netloom.kernel.netlink.wire import EXCL, REPLACE
 from netloom.kernel.ownership import NEXTHOP_IDS
 
 Unique = Address | Mac | Cidr
@@ -78,6 +81,7 @@ class Mesh:
         }
         self.device_state = DeviceState()
         self.fib = fib or FibLookups()
+        self.rivals = Rivals(self.routes, self.way_around)
         self.peers: dict[str, Peer] = {}
         self.unreachable: set[str] = set()
         """Peers that accept no encapsulation, with CIDRs that no network of this node leads to."""
@@ -93,6 +97,7 @@ class Mesh:
         self._unclaimed: dict[Nexthop, int] = {}
         self._owners: AddressOwners[Unique] = AddressOwners(lambda name: self.peers[name].seniority)
         self.withheld = Withheld(self.peers, self._owners.holders)
+        self.holes = Holes(self.withheld.lifelines, self.withheld.harm)
 
     # ------------------------------------------------------------------------------------------- what should be
 
@@ -118,6 +123,7 @@ class Mesh:
     def look_around(self, around: Surroundings) -> None:
         """Take in what this node lives by, as it is now."""
         changed = self.withheld.lifelines.see(around)
+        self.holes.look_again()
         if changed and self.peers:
             claims = ((each, name) for each, name in self._owners.holders.items() if isinstance(each, Cidr))
             self._expand({name for cidr, name in claims if any(map(cidr.overlaps, changed))})
@@ -129,6 +135,7 @@ class Mesh:
     def replace_peers(self, desired: Desired) -> None:
         """Take over a whole state; what is the same object as before costs one look-up."""
         peers, known = desired.peers, self.peers
+        self.holes.look_again()
         for name in self.withheld.bystanders.keys() | desired.bystanders.keys():
             self.set_bystander(name, desired.bystanders.get(name))
         for name in [name for name in known if name not in peers]:
@@ -148,6 +155,7 @@ class Mesh:
             self._want(old, peer)
             concerned[name] = None
             others = change(name, _unique_of(old) if old else (), _unique_of(peer))
+            self._count_holes(old, peer)
             for other in others | self._concerned(old, peer):
                 concerned[other] = None
             if old is not None and old.cidrs != peer.cidrs:
@@ -165,6 +173,7 @@ class Mesh:
             return
         self._want(peer, None)
         others = self._owners.change(name, _unique_of(peer), ())
+        self._count_holes(peer, None)
         concerned = others | self._concerned(peer) | self._around(addresses_of(peer))
         self.withheld.forget(prefix for prefix in peer.cidrs if prefix not in self._owners.holders)
         self._expand({name: None, **dict.fromkeys(concerned)})
@@ -230,6 +239,7 @@ class Mesh:
                 self.fib.want(address)
             for address in before:
                 self.fib.unwant(address)
+            self.holes.moved((*before, *after))
 
     def _expand(self, names: Iterable[str]) -> None:
         """Bring the desired rows of these peers up to date. What one loses, another may win: first all losses."""
@@ -237,6 +247,7 @@ class Mesh:
         near = self.withheld.lifelines.near
         for name in names:
             old, new = self._rows.get(name, ()), self._rows_of(name, near)
+            self.holes.set_without_way(name, self._without_way(name, new))
             if new == old:
                 continue
             if old:
@@ -311,10 +322,36 @@ class Mesh:
             self.unreachable.discard(name)
         return peer_rows
 
+    def _without_way(self, name: str, rows: PeerRows) -> tuple[Cidr, ...]:
+        """The peer's CIDRs that none of these rows leads to, and which no other peer has."""
+        peer, routed = self.peers.get(name), 0
+        for each in rows:
+            routed += len(each.prefixes)
+        if peer is None or routed == len(peer.cidrs):
+            return ()
+        ways, ipv6 = {prefix for each in rows for prefix in each.prefixes}, self.device_state.ipv6
+        ours = (p for p in peer.cidrs if p not in ways and (p.version == 4 or ipv6) and self._owners.holders[p] == name)
+        return tuple(prefix for prefix in ours if not (peer.held and self._has_wider(prefix, name)))
+
+    def _count_holes(self, old: Peer | None, new: Peer | None) -> None:
+        """Which CIDRs nobody has any more, and which somebody has (again)."""
+        before, after = old.cidrs if old is not None else (), new.cidrs if new is not None else ()
+        if self.holes.remembers:
+            self.holes.claimed(after)
+        if before and before != after:
+            holders = self._owners.holders
+            lost = (prefix for prefix in before if prefix not in after)
+            self.holes.given_up(p for p in lost if not any(wider in holders for wider in self._and_wider(p)))
+
     def _has_wider(self, prefix: Cidr, name: str) -> bool:
         """Whether a peer that is not held claims a CIDR that contains this one."""
         claimants = (self._owners.holders.get(wider, name) for wider in self._and_wider(prefix))
         return any(claimant != name and not self.peers[claimant].held for claimant in claimants)
+
+    def way_around(self, prefix: Cidr) -> Cidr | None:
+        """The route of ours, as it should be, in which the prefix lies."""
+        ways = (wider for wider in self._and_wider(prefix) if wider in self.routes.desired)
+        return max(ways, key=lambda wider: wider.length, default=None)
 
     def _and_wider(self, prefix: Cidr) -> Iterable[Cidr]:
         """The prefix and those that contain it, as far as a peer may claim them: of a length that there is."""
@@ -405,9 +442,14 @@ class Mesh:
         return not mine and not any(wider in holders for wider in self._and_wider(key))
 
     def load(
-        self, nexthops: Iterable[SeenNexthop], neighbours: dict[NeighbourKey, Mac], routes: Iterable[SeenRoute]
+        self,
+        nexthops: Iterable[SeenNexthop],
+        neighbours: dict[NeighbourKey, Mac],
+        routes: Sequence[SeenRoute],
+        foreign: Sequence[ForeignRoute] = (),
     ) -> None:
-        """Replace what is known of the kernel by full dumps (routes and neighbours: owned ones only)."""
+        """Replace what is known of the kernel by full dumps (routes and neighbours: owned ones only; `foreign`: others'
+        that may come before ours)."""
         owned: dict[int, Nexthop] = {}
         self._foreign_ids.clear()
         for seen in nexthops:
@@ -418,7 +460,8 @@ class Mesh:
         self.nexthops.load(owned)
         self._unclaimed = {value: key for key, value in owned.items() if key not in self._peer_of}
         self.neighbours.load(neighbours)
-        self.routes.load({seen.key: seen.content for seen in routes})
+        self.holes.load(routes)
+        self.routes.load(self.rivals.load([seen for seen in routes if seen.owned], foreign))
 
     def saw_route(self, seen: SeenRoute, *, replaced: bool) -> bool:
         """A route was made or changed. Returns whether it concerns us.
@@ -432,6 +475,12 @@ class Mesh:
         else:
             return seen.key in self.routes.desired
         return True
+
+    def is_second(self, key: RouteKey, flags: int) -> bool:
+        """Whether a route of ours that was made, as these flags of the event say, is one more under its key. (An IPv6
+        route of several ways looks like one, whether or not another is there.)"""
+        version = key.prefix.version if isinstance(key, OddRoute) else key.version
+        return not flags & (EXCL | REPLACE) and (version == 4 or key in self.routes.kernel)
 
     def lost_route(self, seen: SeenRoute) -> bool:
         """A route was deleted. Returns whether it concerns us."""

@@ -72,14 +72,20 @@ def planned_changes(
         vicinity.know(desired.node.cidrs, (desired.node.local, *desired.node.claimed), servers)
     mesh.look_around(vicinity.surroundings())
     mesh.fib.set_narrow(vicinity.narrow)
+    routes = reader.routes(commands)
+    mesh.holes.load(routes.ours)
+    mesh.holes.set_rules(desired.node.holes if desired.node is not None else None)
     mesh.fib.set_stopped([link.ifindex for link in work.read().links if not link.running])
     mesh.replace_peers(desired)
     mesh.fib.answered_all(reader.fib_lookups(commands, list(mesh.fib.due)))
     found = work.prepare(mesh.fib, {})
     device_state = found.device_state
     neighbours = reader.neighbours(commands, [index for index in device_state.tunnels.values() if index < _UNMADE])
-    mesh.load(reader.nexthops(commands), neighbours, reader.routes(commands))
+    mesh.load(reader.nexthops(commands), neighbours, routes.ours)
     mesh.set_device_state(device_state)
+    mesh.rivals.sort_out()
+    mesh.holes.leave_to_network(bool(mesh.unreachable) and not device_state.strict)
+    mesh.holes.bring_up_to_date()
     work.changes += _rows(mesh, {link.ifindex: link.name for link in work.read().links})
     work.tear_down()
     work.changes += [
@@ -110,6 +116,12 @@ def _rows(mesh: Mesh, names: Mapping[int, str]) -> list[PlannedChange]:
     for route, content, before in sorted(mesh.routes.updates(), key=_order):
         text = _route("replace" if before else "add", route, content)
         changes.append((text, mesh.peer_of("route", route)))
+    holes = mesh.holes.table
+    for hole, _, before in sorted(holes.updates()):
+        text = f"route {'replace' if before else 'add'} {hole} proto {ROUTE_PROTOCOL}"
+        changes.append((text, "what nobody has there ends here"))
+    gone = [f"route delete {hole} proto {ROUTE_PROTOCOL}" for hole, *_ in sorted(holes.deletions())]
+    changes += [(text, "no pods are there") for text in gone]
     unwanted = [_route("delete", key) for key, *_ in sorted(mesh.routes.deletions(), key=_order)]
     unwanted += [f"nexthop delete id {key}" for key, *_ in sorted(mesh.nexthops.deletions(), key=_key)]
     unwanted += [f"neighbour delete {_neighbour(key, names)}" for key, *_ in sorted(mesh.neighbours.deletions())]
@@ -138,7 +150,7 @@ def _key(entry: tuple[int, Any, Any]) -> int:
     return entry[0]
 
 
-def _order(entry: tuple[RouteKey, Any, Any]) -> tuple[int, ...]:
+def _order(entry: tuple[RouteKey, Any, Any]) -> tuple[int, int, int, int, str]:
     key = entry[0]
     prefix = key.prefix if isinstance(key, OddRoute) else key
-    return prefix.version, prefix.base, prefix.length, key.metric if isinstance(key, OddRoute) else 0
+    return prefix.version, prefix.base, prefix.length, key.metric if isinstance(key, OddRoute) else 0, str(key)

@@ -7,15 +7,19 @@ a thread).
 import contextlib
 import errno
 import socket
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import product
 
-from netloom.cidr import Address
+import msgspec
+from msgspec.structs import replace
+
+from netloom.cidr import Address, Cidr
 from netloom.kernel.mac import Mac
 from netloom.kernel.mesh import row_messages
 from netloom.kernel.mesh.fib import FibResult
 from netloom.kernel.mesh.lifelines import NodeRoute
-from netloom.kernel.mesh.rows import DirectRoute, NeighbourKey, SeenNexthop, SeenRoute
+from netloom.kernel.mesh.rivals import MOST_AT_ONCE, ForeignRoute
+from netloom.kernel.mesh.rows import DirectRoute, NeighbourKey, RouteKey, SeenNexthop, SeenRoute
 from netloom.kernel.mesh.surroundings import PROTOCOLS, Vicinity, dump_node_routes, read_node_route
 from netloom.kernel.mesh.tunnel_device import Interfaces
 from netloom.kernel.netlink import wire
@@ -39,14 +43,56 @@ def nexthops(commands: CommandSocket) -> list[SeenNexthop]:
     return read_all(commands, row_messages.dump_nexthops(), row_messages.nexthop_reader().read)
 
 
-def routes(commands: CommandSocket) -> list[SeenRoute]:
-    """The mesh's routes."""
-    read = row_messages.route_reader().read
-    found: list[SeenRoute] = []
+class RouteReading(msgspec.Struct):
+    """The main table, in the kernel's order: our routes (the mesh's, and unreachable ones), and others' that are worth
+    to be remembered."""
+
+    ours: list[SeenRoute] = []
+    foreign: list[ForeignRoute] = []
+
+
+def routes(commands: CommandSocket, concerns: Callable[[Cidr], bool] = lambda prefix: False) -> RouteReading:
+    """`concerns` is asked about the prefixes of others' routes."""
+    reading = RouteReading()
     for family in _FAMILIES:
-        with _no_table():
-            found += read_all(commands, row_messages.dump_routes(family), read)
-    return [seen for seen in found if seen.owned]
+        ours, foreign = _read_routes(commands, family, concerns, row_messages.route_reader().read)
+        keys = {seen.key for seen in ours}
+        if len(keys) < len(ours) or any(route.prefix in keys for route in foreign):
+            # What tells two of one key apart, and which comes first, is read only where there are such.
+            ours, foreign = _read_routes(commands, family, concerns, row_messages.read_whole_route, placed=True)
+        reading.ours += ours
+        reading.foreign += foreign
+    return reading
+
+
+def _read_routes(
+    commands: CommandSocket,
+    family: int,
+    concerns: Callable[[Cidr], bool],
+    read: Callable[[bytes, int, int], SeenRoute | None],
+    *,
+    placed: bool = False,
+) -> tuple[list[SeenRoute], list[ForeignRoute]]:
+    """`placed`: of the foreign ones it is told which are behind ours of the same prefix."""
+    foreign: list[ForeignRoute] = []
+    before: set[RouteKey] = set()
+
+    def read_any(buffer: bytes, start: int, end: int) -> SeenRoute | None:
+        if row_messages.route_is_ours(buffer, start):
+            seen = read(buffer, start, end)
+            if placed and seen is not None:
+                before.add(seen.key)
+            return seen
+        prefix = row_messages.read_rival_prefix(buffer, start, end) if len(foreign) < MOST_AT_ONCE else None
+        if prefix is not None and concerns(prefix):
+            route = row_messages.read_foreign_route(buffer, start, end)
+            foreign.append(replace(route, behind=prefix in before and not route.tos))
+        return None
+
+    ours: list[SeenRoute] = []
+    with _no_table():
+        ours = read_all(commands, row_messages.dump_routes(family), read_any)
+    return ours, list({(route.key, route.body): route for route in foreign}.values())
 
 
 def direct_routes(commands: CommandSocket) -> list[DirectRoute]:

@@ -14,14 +14,19 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
+from msgspec.structs import replace
+
 from netloom.cidr import WIDTH, Address, Cidr, Version
 from netloom.kernel.mesh.encapsulation import TUNNEL_TTL
 from netloom.kernel.mesh.fib import FibResult
 from netloom.kernel.mesh.lifelines import WIDEST
+from netloom.kernel.mesh.rivals import ForeignRoute
 from netloom.kernel.mesh.rows import (
+    BEHIND,
     DEFAULT_METRIC,
     EDITED,
     EDITED_MAC,
+    UNREACHABLE,
     DirectRoute,
     Nexthop,
     OddRoute,
@@ -43,7 +48,7 @@ from netloom.kernel.netlink.template import Place, TemplateReader, marker, messa
 from netloom.kernel.netlink.wire import attributes, places
 from netloom.kernel.ownership import ROUTE_PROTOCOL, ROUTE_TABLE
 
-_RTN_UNICAST = 1
+_RTN_UNICAST, _RTN_UNREACHABLE = 1, 7
 _RTNH_ONLINK = 4
 _RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_PRIORITY, _RTA_PREFSRC, _RTA_METRICS = 1, 4, 5, 6, 7, 8
 _RTA_MULTIPATH, _RTA_CACHEINFO, _RTA_VIA, _RTA_NH_ID = 9, 12, 18, 30
@@ -56,6 +61,7 @@ _NDA_DST, _NDA_LLADDR = 1, 2
 _NUD_FAILED, _NUD_PERMANENT = 0x20, 0x80
 _NTF_USE, _NTF_PROXY = 0x01, 0x08
 _SCOPE_NOWHERE = 255
+_RTPROT_KERNEL = 2
 
 _ROUTE = struct.Struct("=BBBBBBBBI")  # family, dst_len, src_len, tos, table, protocol, scope, type, flags
 _NEXTHOP = struct.Struct("=BBBBI")  # family, scope, protocol, reserved, flags
@@ -90,25 +96,27 @@ def encode_routes(writes: Writes) -> list[bytes]:
     said = any(content is not None and before is not None and before.mtu for _, content, before in writes)
     for sequence, (key, content, before) in enumerate(writes):
         number = sequence.to_bytes(4, order)
-        if content is None:
+        if content is None and isinstance(key, OddRoute) and key.beside:
+            messages.append(_deleted_second(number, key))
+        elif content is None:
             prefix, tos, metric = (key.prefix, key.tos, key.metric) if isinstance(key, OddRoute) else (key, 0, None)
             template = _deleted_route(prefix.version, prefix.length, tos, metric)
             messages.append(template % (number, prefix.packed))
         else:
-            template = _route(key.version, key.length, content.mtu, said, before is not None)
+            flags = wire.EXCL if before is None else wire.APPEND if before == BEHIND else wire.REPLACE
+            template = _route(key.version, key.length, content.mtu, said, flags)
             messages.append(template % (number, key.packed, content.nexthop.to_bytes(4, order)))
     return messages
 
 
 @lru_cache
-def _route(version: Version, length: int, mtu: int, said: bool, replace: bool) -> bytes:
+def _route(version: Version, length: int, mtu: int, said: bool, flags: int) -> bytes:
     size = WIDTH[version] // 8
     fields = {"dst_len": length, "type": _RTN_UNICAST, **_our_routes(_FAMILY[size])}
     metrics = {"metrics": nested(RTAX_MTU=mtu)} if mtu or said else {}
     # Where no route of ours is, a foreign one may be: EXCL makes the kernel refuse instead of replacing it.
-    flags = wire.CREATE | (wire.REPLACE if replace else wire.EXCL)
     attributes = {"dst": _ADDRESS[size], "nh_id": _NUMBER, **metrics}
-    return message_template(RouteMessage, wire.RTM_NEWROUTE, flags, fields, **attributes)
+    return message_template(RouteMessage, wire.RTM_NEWROUTE, wire.CREATE | flags, fields, **attributes)
 
 
 @lru_cache
@@ -118,6 +126,43 @@ def _deleted_route(version: Version, length: int, tos: int, metric: int | None) 
     fields = {"dst_len": length, "tos": tos, "scope": _SCOPE_NOWHERE, **_our_routes(_FAMILY[size])}
     priority = DEFAULT_METRIC[version] if metric is None else metric
     return message_template(RouteMessage, wire.RTM_DELROUTE, 0, fields, dst=_ADDRESS[size], priority=priority)
+
+
+def _deleted_second(number: bytes, key: OddRoute) -> bytes:
+    """Of several routes under one key the kernel deletes the first that has these ways. In IPv6 it takes one that
+    stands on a nexthop object for any: what is left there has to be read."""
+    prefix, kind, ways = key.prefix, key.beside[0], key.beside[1:] if key.prefix.version == 4 else b""
+    family = _FAMILY[WIDTH[prefix.version] // 8]
+    fixed = _ROUTE.pack(family, prefix.length, 0, key.tos, ROUTE_TABLE, ROUTE_PROTOCOL, _SCOPE_NOWHERE, kind, 0)
+    rest = fixed + _attribute(_RTA_DST, prefix.packed)
+    rest += _attribute(_RTA_PRIORITY, key.metric.to_bytes(4, sys.byteorder)) + ways
+    header = wire.HEADER.pack(wire.HEADER_SIZE + len(rest), wire.RTM_DELROUTE, wire.REQUEST, 0, 0)
+    return header[:8] + number + header[12:] + rest
+
+
+def _attribute(kind: int, value: bytes) -> bytes:
+    return wire.ATTRIBUTE.pack(4 + len(value), kind) + value + bytes(-len(value) % 4)
+
+
+def encode_holes(writes: Writes) -> list[bytes]:
+    """Requests for unreachable routes, with the sequence numbers 0, 1, ..."""
+    messages, order = [], sys.byteorder
+    for sequence, (hole, content, before) in enumerate(writes):
+        prefix, number = hole.prefix, sequence.to_bytes(4, order)
+        if content is None:
+            template = _deleted_route(prefix.version, prefix.length, 0, hole.metric)
+        else:
+            template = _hole(prefix.version, prefix.length, hole.metric, before is not None)
+        messages.append(template % (number, prefix.packed))
+    return messages
+
+
+@lru_cache
+def _hole(version: Version, length: int, metric: int, replace: bool) -> bytes:
+    size = WIDTH[version] // 8
+    fields = {"dst_len": length, "type": _RTN_UNREACHABLE, **_our_routes(_FAMILY[size])}
+    flags = wire.CREATE | (wire.REPLACE if replace else wire.EXCL)
+    return message_template(RouteMessage, wire.RTM_NEWROUTE, flags, fields, dst=_ADDRESS[size], priority=metric)
 
 
 def _our_routes(family: int) -> dict[str, int]:
@@ -209,8 +254,19 @@ def _question(size: int) -> bytes:
 
 
 def dump_routes(family: int) -> bytes:
-    """Request: our routes of the main table; the kernel filters."""
-    return encode(RouteMessage, wire.RTM_GETROUTE, 0, _our_routes(family), table=ROUTE_TABLE)
+    """Request: all routes of the main table; the kernel filters."""
+    return encode(RouteMessage, wire.RTM_GETROUTE, 0, {"family": family, "table": ROUTE_TABLE}, table=ROUTE_TABLE)
+
+
+def route_is_ours(buffer: bytes, start: int) -> bool:
+    """By its protocol alone."""
+    return buffer[start + 5] == ROUTE_PROTOCOL
+
+
+def dump_connected_routes(family: int) -> bytes:
+    """Request: those of the main table that the kernel made for addresses; the kernel filters."""
+    fields = {"family": family, "table": ROUTE_TABLE, "proto": _RTPROT_KERNEL}
+    return encode(RouteMessage, wire.RTM_GETROUTE, 0, fields, table=ROUTE_TABLE)
 
 
 def dump_all_routes(family: int) -> bytes:
@@ -245,7 +301,7 @@ def read_route(buffer: bytes, start: int, end: int) -> SeenRoute | None:
     nexthop = int.from_bytes(found.get(_RTA_NH_ID, b""), sys.byteorder)
     edited = _RTA_PREFSRC in found or (family == socket.AF_INET6 and _expires(buffer, start, end))
     if kind != _RTN_UNICAST or not nexthop or edited:
-        return SeenRoute(key, EDITED, protocol)
+        return SeenRoute(key, UNREACHABLE if kind == _RTN_UNREACHABLE else EDITED, protocol)
     metrics = found.get(_RTA_METRICS)
     return SeenRoute(key, RouteContent(nexthop, _mtu(metrics)) if metrics else RouteContent(nexthop), protocol)
 
@@ -257,6 +313,37 @@ def _expires(buffer: bytes, start: int, end: int) -> bool:
     if buffer[at : at + 4] != _CACHEINFO:
         return any(attributes(buffer, start + 12, end).get(_RTA_CACHEINFO, b"")[8:12])
     return buffer[at + 12 : at + 16] != bytes(4)
+
+
+def read_whole_route(buffer: bytes, start: int, end: int) -> SeenRoute | None:
+    """As `read_route`, with what tells the route apart from another of its key."""
+    seen = read_route(buffer, start, end)
+    return replace(seen, body=read_body(buffer, start, end)) if seen is not None else None
+
+
+def read_rival_prefix(buffer: bytes, start: int, end: int) -> Cidr | None:
+    """The destination of a foreign route; None of one that the kernel made for an address: that is no rival."""
+    family, length, _source, _tos, _table, protocol = _ROUTE.unpack_from(buffer, start)[:6]
+    if protocol == _RTPROT_KERNEL or family not in _SIZE:
+        return None
+    return Cidr.of(attributes(buffer, start + 12, end, _RTA_DST).get(_RTA_DST) or bytes(_SIZE[family]), length)
+
+
+def read_foreign_route(buffer: bytes, start: int, end: int, *, behind: bool = False) -> ForeignRoute:
+    """A route of the main table as others see it."""
+    family, length, _source, tos, _table, protocol = _ROUTE.unpack_from(buffer, start)[:6]
+    found = attributes(buffer, start + 12, end)
+    metric = int.from_bytes(found.get(_RTA_PRIORITY, b""), sys.byteorder)
+    prefix = Cidr.of(found.get(_RTA_DST) or bytes(_SIZE[family]), length)
+    return ForeignRoute(prefix, metric, tos, protocol, read_body(buffer, start, end), behind)
+
+
+def read_body(buffer: bytes, start: int, end: int) -> bytes:
+    """Type and ways of a route. A nexthop object stands for all of its ways, which the kernel repeats behind its id."""
+    found = attributes(buffer, start + 12, end)
+    ways = [_RTA_NH_ID] if _RTA_NH_ID in found else [_RTA_OIF, _RTA_GATEWAY, _RTA_MULTIPATH, _RTA_VIA]
+    parts = [_attribute(kind, found[kind]) for kind in (_RTA_METRICS, _RTA_PREFSRC, *ways) if kind in found]
+    return bytes([buffer[start + 7]]) + b"".join(parts)
 
 
 def _mtu(metrics: bytes) -> int:

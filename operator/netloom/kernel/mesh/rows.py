@@ -8,14 +8,28 @@ Routes of one device with 10,000 different gateways cost O(N^2) in the kernel's 
 nexthop objects they are linear, and a replaced nexthop moves all its routes at once, without a gap.
 """
 
+import socket
+import sys
 from collections.abc import Mapping
 
 import msgspec
 
-from netloom.cidr import Address, Cidr
+from netloom.cidr import Address, Cidr, format_address
 from netloom.kernel.mac import Mac
 from netloom.kernel.mesh.encapsulation import TUNNEL_TTL, Encapsulation
+from netloom.kernel.netlink.wire import attributes
 from netloom.kernel.ownership import MESH
+
+_KINDS = {
+    2: "local ",
+    3: "broadcast ",
+    5: "multicast ",
+    6: "blackhole ",
+    7: "unreachable ",
+    8: "prohibit ",
+    9: "throw ",
+}
+_RTA_OIF, _RTA_GATEWAY, _RTA_PREFSRC, _RTA_VIA, _RTA_NH_ID = 4, 5, 7, 18, 30
 
 DEFAULT_METRIC: dict[int, int] = {4: 0, 6: 1024}
 """What the kernel makes of a route's metric of 0, by IP version."""
@@ -31,20 +45,60 @@ class RouteContent(msgspec.Struct, frozen=True, gc=False):
 EDITED = RouteContent(0)
 """Value of a route whose content is not one of ours, so that it is repaired."""
 
+BEHIND = RouteContent(-2)
+"""In the place of what the kernel holds: ours, with another's in front of it, which a replacement would hit."""
+
+UNREACHABLE = RouteContent(-1)
+"""Value of an unreachable route."""
+
 EDITED_MAC = b""
 """Value of a neighbour that is no longer a permanent one with a MAC."""
 
 
+def way_text(prefix: Cidr, body: bytes) -> str:
+    """Destination and first hop, as `ip` takes them. Of several ways at once none is named."""
+    found = attributes(body, 1, len(body))
+    words = [f"{_KINDS.get(body[0], '')}{prefix}"]
+    if _RTA_NH_ID in found:
+        words.append(f"nhid {int.from_bytes(found[_RTA_NH_ID], sys.byteorder)}")
+    if _RTA_GATEWAY in found:
+        words.append(f"via {format_address(found[_RTA_GATEWAY])}")
+    elif _RTA_VIA in found:
+        words.append(f"via inet6 {format_address(found[_RTA_VIA][2:])}")
+    if _RTA_OIF in found and not words[0].startswith(tuple(_KINDS.values())):
+        words.append(f"dev {_device(int.from_bytes(found[_RTA_OIF], sys.byteorder))}")
+    if _RTA_PREFSRC in found:
+        words.append(f"src {format_address(found[_RTA_PREFSRC])}")
+    return " ".join(words)
+
+
+def _device(ifindex: int) -> str:
+    try:
+        return socket.if_indextoname(ifindex)
+    except OSError:
+        return f"#{ifindex}"
+
+
 class OddRoute(msgspec.Struct, frozen=True, gc=False):
-    """The key of a route with our protocol, but with a metric or TOS that we never write: somebody's work, or an
-    older version's. It is ours, and is removed."""
+    """The key of a route with our protocol that we never write: somebody's work, or an older version's. It is ours, and
+    is removed. It has another metric or TOS, or is one more under a key that we have; then `beside` tells it apart:
+    its type and ways, as the kernel says them."""
 
     prefix: Cidr
     metric: int
     tos: int
+    beside: bytes = b""
+
+    @property
+    def vague(self) -> bool:
+        """Whether the kernel may delete another of its key for it: of IPv6 it takes any that has a nexthop object."""
+        return bool(self.beside) and (
+            self.prefix.version == 6 or _RTA_NH_ID in attributes(self.beside, 1, len(self.beside))
+        )
 
     def __str__(self) -> str:
-        return f"{self.prefix} metric {self.metric} tos {self.tos}"
+        where = way_text(self.prefix, self.beside) if self.beside else str(self.prefix)
+        return f"{where} metric {self.metric} tos {self.tos}"
 
 
 RouteKey = Cidr | OddRoute
@@ -73,11 +127,13 @@ class Nexthop(msgspec.Struct, frozen=True, gc=False):
 
 
 class SeenRoute(msgspec.Struct, frozen=True, gc=False):
-    """A route of the main table, whoever owns it. `content` is EDITED unless it is a plain `nhid` route."""
+    """A route of the main table, whoever owns it. `content` is EDITED unless it is a plain `nhid` route. `body`: what
+    tells it apart from another of its key; not read where there is no other."""
 
     key: RouteKey
     content: RouteContent
     protocol: int
+    body: bytes = b""
 
     @property
     def owned(self) -> bool:

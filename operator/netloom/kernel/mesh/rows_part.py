@@ -18,9 +18,19 @@ from netloom.kernel.keeper.part import Attempt, Outcome, Part, Worker
 from netloom.kernel.keeper.retries import Item, Retries
 from netloom.kernel.mesh import reader
 from netloom.kernel.mesh.desired import Desired
+from netloom.kernel.mesh.holes import hole_of
 from netloom.kernel.mesh.mesh import Mesh
-from netloom.kernel.mesh.row_messages import probe_neighbour, read_destination, read_neighbour, read_nexthop, read_route
-from netloom.kernel.mesh.rows import RouteKey
+from netloom.kernel.mesh.row_messages import (
+    probe_neighbour,
+    read_body,
+    read_destination,
+    read_foreign_route,
+    read_neighbour,
+    read_nexthop,
+    read_rival_prefix,
+    read_route,
+)
+from netloom.kernel.mesh.rows import OddRoute, RouteKey, SeenRoute
 from netloom.kernel.mesh.surroundings import Vicinity, read_node_route
 from netloom.kernel.mesh.withheld import cutting_off
 from netloom.kernel.mesh.writer import Writer
@@ -76,6 +86,7 @@ class MeshRows(Part[Desired]):
         """Take over the peers: of the same object as before, those that its journal names."""
         touched = desired.take_touched()
         mesh, node = self.mesh, desired.node
+        mesh.holes.set_rules(node.holes if node is not None else None)
         if node is not None:
             mesh.set_device_state(replace(mesh.device_state, vni=node.vni, ipv6=node.ipv6, strict=node.strict))
             self.vicinity.know(node.cidrs, (node.local, *node.claimed))
@@ -153,7 +164,9 @@ class MeshRows(Part[Desired]):
 
     async def update(self, worker: Worker, attempt: Attempt) -> Outcome:
         """Write what is missing or different."""
+        self._sort_out()
         outcome = await self._writer.update(worker, attempt)
+        self._resync_due = self._resync_due or self._writer.appended
         # Where all go through tunnels, the FIB decides nothing but the MTU, and rows need not wait for it.
         await self._look_up(worker)
         if self.later() <= time.monotonic():
@@ -163,6 +176,9 @@ class MeshRows(Part[Desired]):
     async def remove(self, worker: Worker, attempt: Attempt) -> Outcome:
         """Delete what is not wanted."""
         outcome = self._judged(await self._writer.remove(worker, attempt), attempt)
+        if self.mesh.rivals.crowded:
+            keys = (key for _, written in outcome.written for key in written)
+            self._resync_due = self._resync_due or any(isinstance(key, OddRoute) and key.vague for key in keys)
         if not self.due:
             self._retaining = self._retaining and bool(self.unknown)
         return outcome
@@ -193,6 +209,12 @@ class MeshRows(Part[Desired]):
         keys = cutting_off(mesh.withheld.lifelines, mesh.routes.kernel, mesh.nexthops.kernel)
         return keys if await self._writer.delete_routes(worker, keys) else []
 
+    def _sort_out(self) -> None:
+        """What was read before it was known which routes are wanted."""
+        if self._applied:
+            self.mesh.rivals.judge()
+            self.mesh.rivals.sort_out()
+
     async def _look_up(self, worker: Worker) -> None:
         """Ask the kernel where packets go to the peers about which that is not known (any more)."""
         fib = self.mesh.fib
@@ -207,10 +229,12 @@ class MeshRows(Part[Desired]):
         ifindexes = list(mesh.device_state.tunnels.values())
         nexthops = await worker.call(reader.nexthops)
         neighbours = await worker.call(lambda commands: reader.neighbours(commands, ifindexes))
-        routes = await worker.call(reader.routes)
+        concerns = mesh.rivals.concerns
+        routes = await worker.call(lambda commands: reader.routes(commands, concerns))
         self.reading_seconds += time.monotonic() - began
         known = set(mesh.pending())
-        mesh.load(nexthops, neighbours, routes)
+        mesh.load(nexthops, neighbours, routes.ours, routes.foreign)
+        self._sort_out()
         if self._applied:
             self._found += [item for item in mesh.pending() if item not in known]
 
@@ -243,7 +267,7 @@ class MeshRows(Part[Desired]):
         found, self._found = self._found, []
         for kind, key in touched:
             if key in self.mesh.tables[kind].pending:
-                yield (kind, key), not self._resync_due
+                yield (kind, key), not self._resync_due or isinstance(key, OddRoute)
         for item in found:
             yield item, False
 
@@ -264,12 +288,35 @@ class MeshRows(Part[Desired]):
         seen = read_route(buffer, start, end)
         if seen is None:
             return
-        if kind == wire.RTM_DELROUTE:
-            concerns = self.mesh.lost_route(seen)
-        else:
-            concerns = self.mesh.saw_route(seen, replaced=bool(flags & wire.REPLACE))
-        if concerns:
-            self._touched.add(("route", seen.key))
+        key, gone, replaced = seen.key, kind == wire.RTM_DELROUTE, bool(flags & wire.REPLACE)
+        if not seen.owned:
+            if hole := hole_of(seen):
+                self.mesh.holes.saw(hole, None if gone else seen.content)
+                return
+            self._rival(seen, buffer, start, end, gone=gone, flags=flags)
+        elif key in self.mesh.rivals.crowded and (gone or replaced):
+            self._resync_due = True  # of which of them this was told, is not
+        elif not gone and self.mesh.is_second(key, flags):
+            key = self.mesh.rivals.saw_second(replace(seen, body=read_body(buffer, start, end)))
+            self._touched.add(("route", key))
+            return
+        if self.mesh.lost_route(seen) if gone else self.mesh.saw_route(seen, replaced=replaced):
+            self._touched.add(("route", key))
+
+    def _rival(self, seen: SeenRoute, buffer: bytes, start: int, end: int, *, gone: bool, flags: int) -> None:
+        """A foreign route that may come before one of ours."""
+        rivals, prefix = self.mesh.rivals, read_rival_prefix(buffer, start, end)
+        if prefix is None or not rivals.concerns(prefix):
+            return
+        if flags & wire.REPLACE and not gone and seen.key in self.mesh.routes.kernel:
+            # Ours was replaced, if no other was there to be.
+            self._resync_due = self._resync_due or rivals.knows(prefix)
+            return
+        route = read_foreign_route(buffer, start, end, behind=bool(flags & wire.APPEND))
+        if not gone:
+            rivals.saw_foreign(route, replaced=bool(flags & wire.REPLACE))
+        elif not rivals.lost_foreign(route):
+            self._resync_due = True
 
     def _neighbour(self, kind: int, _flags: int, buffer: bytes, start: int, end: int) -> None:
         seen = read_neighbour(buffer, start, end)

@@ -58,13 +58,15 @@ class Withheld:
         lifelines = self.lifelines
         if remote and lifelines.takes_along(prefix, remote):
             return True
-        return bool(lifelines.harm(prefix, lambda address: self._whose(address, None)))
+        return bool(self.harm(prefix))
+
+    def harm(self, prefix: Cidr) -> str:
+        """Why a route to this prefix would cut the node off, whoever has it; "" if it would not."""
+        return self.lifelines.harm(prefix, lambda address: self._whose(address, None))
 
     def of_own(self, prefixes: Iterable[Cidr]) -> tuple[WithheldRoute, ...]:
         """Of this node's own pod CIDRs, those over what it lives by itself: none of the others will route them."""
-        reasons = (
-            (prefix, self.lifelines.harm(prefix, lambda address: self._whose(address, None))) for prefix in prefixes
-        )
+        reasons = ((prefix, self.harm(prefix)) for prefix in prefixes)
         return tuple(WithheldRoute(str(prefix), "", why) for prefix, why in reasons if why)
 
     def forget(self, prefixes: Iterable[Cidr]) -> None:

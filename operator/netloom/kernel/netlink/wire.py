@@ -31,7 +31,7 @@ NAMES = {kind + i: verb + name for kind, name in _OBJECTS.items() for i, verb in
 # Flags of the header. The same bits mean one thing in a "new" request, another in a "get" request.
 REQUEST, ACK, DUMP_INTERRUPTED = 0x01, 0x04, 0x10
 DUMP = 0x300
-REPLACE, EXCL, CREATE = 0x100, 0x200, 0x400
+REPLACE, EXCL, CREATE, APPEND = 0x100, 0x200, 0x400, 0x800
 
 HEADER = struct.Struct("=IHHII")
 """nlmsghdr: length, type, flags, sequence, port id."""

@@ -108,7 +108,7 @@ def find_detours(
 ) -> list[Detour]:
     """What these rules do, to CIDRs to which this node has a route. names: of devices, by ifindex. Raises OSError."""
     ours = [ifindex for ifindex, name in names.items() if name.startswith(DEVICE_PREFIX)]
-    routed = {seen.key for seen in reader.routes(commands)}
+    routed = {seen.key for seen in reader.routes(commands).ours}
     remotes = [remote for remote in remotes if remote.cidr in routed]
     packets = [packet for rule in rules for packet in _outward(rule, pods, remotes)]
     packets += [packet for rule in rules for packet in _inward(commands, rule, pods, remotes, names, ours)]

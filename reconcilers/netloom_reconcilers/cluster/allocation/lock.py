@@ -118,9 +118,9 @@ class ModeLock(Member):
                 await self._set_finalizer(cleared, present=False)
         return True
 
-    async def tell(self, in_use: str, left_out: int) -> bool:
-        """Writes who holds addresses, where the lock is not clear, and how many Nodes are meant to hold none; False
-        where somebody else wrote first."""
+    async def tell(self, in_use: str, left_out: int, services: tuple[str, ...]) -> bool:
+        """Writes who holds addresses, where the lock is not clear, how many Nodes are meant to hold none, and which of
+        the addresses are Services'; False where somebody else wrote first."""
         async with self._writing:
             network = self.network
             if network is None:
@@ -131,6 +131,8 @@ class ModeLock(Member):
                 told["inUse"] = in_use or None
             if left_out != status.nodes_left_out:
                 told["nodesLeftOut"] = left_out or None
+            if services != status.service_cidrs:
+                told["serviceCIDRs"] = services or None
             return not told or await self._write_status(network, told)
 
     def _usable(self) -> NetloomNetwork:

@@ -96,7 +96,7 @@ class Allocation:
             shared, self._commits, self._configuration, self._addresses, self._left_out, self._waiting, policy.writers
         )
         self._network = NetworkReconciler(shared, self._configuration, self._left_out, self._waiting, crashes)
-        self._in_use = InUseReconciler(shared, lock, self._commits, self._left_out, self._waiting)
+        self._in_use = InUseReconciler(shared, lock, self._commits, self._configuration, self._left_out, self._waiting)
         self.nodes = Controller("nodes", self._nodes.reconcile, policy.workers, timeout=RUN_SECONDS)
         self.network = Controller("network", self._reconcile_network)
 
@@ -110,17 +110,16 @@ class Allocation:
             case Changed.SETTINGS:
                 self._enqueue(self._waiting.woken())
                 self.look()
+                self.network.enqueue_after(IN_USE_KEY, QUIET_SECONDS)
             case Changed.NETWORK:
                 self._commits.wake()
                 self.look()
                 self.network.enqueue_after(IN_USE_KEY, QUIET_SECONDS)
-            case Changed.RESERVED:
-                self.look()
             case Changed.LEDGERS:
                 self._in_use.ledgers_changed()
                 self.network.enqueue_after(NETWORK_NAME, RETELL_SECONDS)
                 self.network.enqueue_after(IN_USE_KEY, QUIET_SECONDS)
-            case Changed.WAITING | Changed.LEFT_OUT:
+            case Changed.RESERVED | Changed.WAITING | Changed.LEFT_OUT:
                 self.look()
                 self.network.enqueue_after(IN_USE_KEY, QUIET_SECONDS)
             case _:

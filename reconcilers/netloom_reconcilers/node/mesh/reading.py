@@ -13,6 +13,7 @@ from netloom.kernel.mesh.mesh import AddressConflict
 from netloom.kernel.mesh.withheld import WithheldRoute, addresses_of
 from netloom_reconcilers.features.node import Obstacle
 from netloom_reconcilers.node.known.peers import HELD, contested_ip, internal_ip, prefixes_of
+from netloom_reconcilers.node.mesh.cluster_cidrs import hole_rules
 from netloom_reconcilers.node.mesh.encapsulations import announced, encapsulations_to
 
 
@@ -36,6 +37,7 @@ def node_of(network: NetloomNetwork | None, node: NetloomNode | None, node_name:
         claimed=claimed_by(node),
         cidrs=prefixes,
         strict=routing.mode == "native" and not routing.direct_routing_skip_unreachable,
+        holes=hole_rules(network, prefixes),
     )
 
 
