@@ -144,12 +144,12 @@ class MeshRows(Part[Desired]):
 
     def doubt(self) -> None:
         """Everything is to be read again."""
-        self._resync_due = True
+        self._resync_due = self.vicinity.due = True
 
     async def read(self, worker: Worker) -> bool:
         """Ask the FIB what is not known, and read all rows if they are in doubt."""
         mesh = self.mesh
-        if self._resync_due or self.vicinity.due:
+        if self.vicinity.due:
             await worker.call(lambda commands: reader.read_vicinity(commands, self.vicinity))
         self._look_around()
         if mesh.natives:
