@@ -45,7 +45,10 @@ class LinkMessage(ifinfmsg):  # type: ignore[misc]
 class AddressMessage(ifaddrmsg):  # type: ignore[misc]
     """`struct ifaddrmsg`, RTM_*ADDR."""
 
-    nla_map = _packed(ifaddrmsg.nla_map)
+    # pyroute2 has a text for it.
+    nla_map = tuple(
+        (name, "int32" if name == "IFA_TARGET_NETNSID" else kind) for name, kind in _packed(ifaddrmsg.nla_map)
+    )
 
 
 class NeighbourMessage(ndmsg):  # type: ignore[misc]
