@@ -221,7 +221,8 @@ class Keeper(Generic[D, R]):
         for part in self._parts:
             with self._guarded(part, failed):
                 worker = self._connect()
-                self._drain()
+                if part.kinds:  # else an earlier part would learn something behind its turn, and nobody would wake it
+                    self._drain()
                 if await self._read(part, worker):
                     fresh.add(part)
                     self._drain()
