@@ -82,6 +82,8 @@ def test_the_last_address_of_the_first_cidr_of_each_family_stands_for_a_pod() ->
         (replace(LOST, way=NATIVE, ping=True), True, False, "NetworkDropsPods", "between", "routes to the pod CIDRs"),
         (replace(LOST, ping=False), True, False, "UnderlayUnreachable", "between", "does not answer ping either"),
         (replace(LOST, ping=False), None, None, "NoAnswerAtAll", "", "not known whether it lives"),
+        (LOST, None, None, "NoAnswerAtAll", "", "not known whether it lives"),
+        (LOST, True, False, "UnderlayUnreachable", "between", "this process may send no ping"),
         (replace(LOST, ping=False), False, None, "AgentSilent", "", "no sign of life"),
         (replace(LOST, ping=True), False, None, "AgentSilent", "", "no sign of life"),
         (replace(LOST, way=Way()), True, False, "NoRoute", "here", "have no route"),

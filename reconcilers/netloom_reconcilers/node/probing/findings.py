@@ -179,13 +179,13 @@ def _silent(found: Evidence, alive: bool | None) -> _Verdict:
             "by source (anti-spoofing, source/destination check)."
         )
         return False, "NetworkDropsPods", "between", text
-    if found.ping is False and alive is None:
+    if alive is None:
         text = f"{name} ({underlay}) does not answer at all, and it is not known whether it lives."
         return None, "NoAnswerAtAll", "", text
-    alive_text = "its agent gives signs of life, and " if alive else ""
     pinged = f"{underlay} does not answer ping either" if found.ping is False else "this process may send no ping"
     text = (
-        f"{name}: {alive_text}nothing comes back from it (IPv{found.family}, {way}); {pinged}. Look at the network "
-        f"between this node and {underlay}: routes, firewall, cable."
+        f"{name}: its agent gives signs of life, and nothing comes back from it "
+        f"(IPv{found.family}, {way}); {pinged}. Look at the network between this node and "
+        f"{underlay}: routes, firewall, cable."
     )
     return False, "UnderlayUnreachable", "between", text
