@@ -194,7 +194,7 @@ async def test_a_bridge_of_own_pods_holds_nothing_back_however_wide(node: Namesp
         await plane.apply(told(of(2, "10.2.0.0/24")))
         writes = plane.stats
         node.ip("address add 10.1.0.1/8 dev cni0")
-        node.ip("address add 10.1.0.9/32 dev eth0")  # heard after it
+        node.ip("address add 172.30.0.9/32 dev eth0")  # heard after it
         node.ip("link set eth0 mtu 1400")
         await eventually(lambda: plane.report.mtu == 1350)
         assert (withheld(plane), plane.report.written.get("delroute", 0)) == ({}, writes.get("delroute", 0))
