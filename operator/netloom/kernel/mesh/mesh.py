@@ -130,7 +130,9 @@ class Mesh:
 
     def set_bystander(self, name: str, bystander: Bystander | None) -> None:
         """A node has these addresses beside those that rows are made for."""
-        self._expand(self._around(self.withheld.set_bystander(name, bystander)))
+        moved = self.withheld.set_bystander(name, bystander)
+        self.holes.moved(moved)
+        self._expand(self._around(moved))
 
     def replace_peers(self, desired: Desired) -> None:
         """Take over a whole state; what is the same object as before costs one look-up."""
