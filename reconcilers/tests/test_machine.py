@@ -8,8 +8,6 @@ import pytest
 
 from netloom.api.meta import ObjectMeta
 from netloom.api.v1alpha1 import NETLOOM_NODES, NetloomNode
-from netloom.cidr import Cidr, parse_address
-from netloom.kernel.netlink.links import InterfaceAddress, LocalAddress
 from netloom.runtime.errors import NotFound
 from netloom.runtime.store import Store
 from netloom_reconcilers.node.mesh.machine import (
@@ -19,7 +17,6 @@ from netloom_reconcilers.node.mesh.machine import (
     PAUSE_SECONDS,
     Machine,
     MachineReconciler,
-    connected_to,
 )
 
 Written = tuple[list[str], list[str]]
@@ -171,23 +168,3 @@ async def test_of_a_thousand_networks_the_largest_are_told_and_the_small_may_cha
     await setting.is_on(*large, *(f"192.168.{number}.0/24" for number in range(200)))
     await setting.is_on(*large, "192.168.201.0/24", after=2 * LEFT_SECONDS)
     assert setting.connected == [sorted(large)]
-
-
-def on(ifindex: int, *texts: str) -> list[InterfaceAddress]:
-    found = [text.split("/") for text in texts]
-    return [InterfaceAddress(ifindex, LocalAddress(parse_address(ip), int(length))) for ip, length in found]
-
-
-@pytest.mark.parametrize(
-    ("own", "expected"),
-    [
-        ("10.42.1.0/24", "10.90.0.0/16 172.17.0.0/16 2001:db8::/64"),
-        ("10.90.7.0/24", "10.42.0.0/16 10.90.0.0/16 172.17.0.0/16 2001:db8::/64"),
-        ("10.90.3.0/24", "10.42.0.0/16 10.90.0.0/16 172.17.0.0/16 2001:db8::/64"),
-    ],
-)
-def test_the_networks_of_devices_but_for_those_of_own_pods(own: str, expected: str) -> None:
-    """The second own CIDR lies in the LAN, the third holds the node itself: that makes the LAN no pods' network."""
-    found = on(2, "10.90.3.4/16", "10.90.3.5/24", "2001:db8::4/64") + on(3, "172.17.0.1/16") + on(4, "10.42.1.1/16")
-    networks = connected_to(found, [Cidr.parse(own)], [parse_address("10.90.3.4")])
-    assert " ".join(map(str, sorted(networks))) == expected

@@ -15,6 +15,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from netloom.api.events import ObjectReference
 from netloom.api.v1alpha1 import NETLOOM_NODES, NETWORK_NAME, Routing
 from netloom.cidr import format_address
+from netloom.cidr.interval_set import outermost
 from netloom.kernel.keeper.report import PlannedChange
 from netloom.kernel.mesh.dataplane import Dataplane, Report
 from netloom.kernel.mesh.desired import Desired, MeshNode
@@ -27,7 +28,7 @@ from netloom_reconcilers.node.mesh.announcement import AnnouncementReconciler
 from netloom_reconcilers.node.mesh.api_addresses import ApiAddresses
 from netloom_reconcilers.node.mesh.astray import astray_text, is_own
 from netloom_reconcilers.node.mesh.encapsulations import Announcement, Leaving, Needs, accepted, announced, wanted
-from netloom_reconcilers.node.mesh.machine import Machine, MachineReconciler, connected_to
+from netloom_reconcilers.node.mesh.machine import Machine, MachineReconciler
 from netloom_reconcilers.node.mesh.reading import (
     LocalNode,
     at_our_cost,
@@ -122,11 +123,10 @@ class TunnelsFeature(KernelFeature):
                 each.changed()
 
     def _machine(self) -> Machine | None:
-        node = self._desired.node
-        if node is None or not self.applied or self.obstacle is not None:
+        if self._desired.node is None or not self.applied or self.obstacle is not None:
             return None
-        networks = connected_to(self.keeper.on_networks, self._local.cidrs, (node.local, *node.claimed))
-        return Machine(frozenset(map(format_address, self.keeper.absent)), frozenset(map(str, networks)))
+        absent, networks = map(format_address, self.keeper.absent), map(str, outermost(self.keeper.connected))
+        return Machine(frozenset(absent), frozenset(networks))
 
     def facts(self) -> dict[str, object]:
         """The data path's figures."""

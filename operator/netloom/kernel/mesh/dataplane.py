@@ -25,7 +25,7 @@ from netloom.kernel.mesh.rows import DeviceState
 from netloom.kernel.mesh.rows_part import MeshRows
 from netloom.kernel.mesh.underlay import Astray
 from netloom.kernel.mesh.withheld import WithheldRoute
-from netloom.kernel.netlink.links import InterfaceAddress, Link
+from netloom.kernel.netlink.links import Link
 from netloom.kernel.netlink.sockets import RefusedError
 from netloom.kernel.netlink.wire import NAMES
 from netloom.kernel.sysctl import SysctlRecord
@@ -47,7 +47,7 @@ class Report(KeeperReport, frozen=True, kw_only=True):
     absent:   of the addresses that the node is said to have, those that are on no device.
     astray: peers whose addresses are no node's, by the devices that packets to them leave by.
     sources:  IPv4 addresses that it may send from, and is not said to have.
-    on_networks: addresses of other devices than ours, each of which says that the device is on a network.
+    connected: networks that other devices than ours, and those of own pods, are on.
     left_out: pod CIDRs of this node and the cluster's in which no unreachable route can be, and why.
     rivals:   foreign routes that take packets to peers' pods.
     reading_seconds: what the reading of the kernel's tables took in the resyncs, in all.
@@ -65,7 +65,7 @@ class Report(KeeperReport, frozen=True, kw_only=True):
     absent: tuple[Address, ...] = ()
     astray: tuple[Astray, ...] = ()
     sources: tuple[Address, ...] = ()
-    on_networks: tuple[InterfaceAddress, ...] = ()
+    connected: tuple[Cidr, ...] = ()
     left_out: Mapping[Cidr, str] = {}
     rivals: tuple[Rival, ...] = ()
     reading_seconds: float = 0.0
@@ -74,7 +74,7 @@ class Report(KeeperReport, frozen=True, kw_only=True):
     def news(self) -> tuple[object, ...]:
         """An address, or somebody's route, comes and goes by an event, and nothing is written for it; nor for what is
         withheld."""
-        more = (self.absent, self.withheld, self.misplaced, self.astray, self.sources, self.on_networks)
+        more = (self.absent, self.withheld, self.misplaced, self.astray, self.sources, self.connected)
         return (*super().news, *more, self.rivals, self.left_out)
 
     @property
@@ -177,9 +177,9 @@ class Dataplane(Keeper[Desired, Report]):
         return self._devices.found.absent
 
     @property
-    def on_networks(self) -> tuple[InterfaceAddress, ...]:
+    def connected(self) -> tuple[Cidr, ...]:
         """See `Report`."""
-        return self._devices.found.on_networks
+        return self._mesh.withheld.lifelines.networks
 
     async def received(self, encapsulation: Encapsulation) -> int:
         """Packets that the tunnel's device has received since it was made."""
@@ -204,7 +204,7 @@ class Dataplane(Keeper[Desired, Report]):
             absent=self.absent,
             astray=self._devices.astray,
             sources=self._devices.found.sources,
-            on_networks=self.on_networks,
+            connected=self.connected,
             left_out=self._mesh.holes.left_out,
             rivals=self._mesh.rivals.rivals(lambda cidr: self._mesh.peer_of("route", cidr)),
             reading_seconds=self._rows.reading_seconds,

@@ -25,7 +25,7 @@ from netloom.kernel.mesh.rows_part import MESH_STATE, MeshRows
 from netloom.kernel.mesh.tunnel_device import Interfaces, Mtu, Step
 from netloom.kernel.mesh.underlay import Astray, own_addresses_of_peers, underlay_of
 from netloom.kernel.mesh.writer import ALREADY_GONE
-from netloom.kernel.netlink.links import InterfaceAddress, Link, read_address, read_link
+from netloom.kernel.netlink.links import Link, read_address, read_link
 from netloom.kernel.netlink.netconf import ALL, DEFAULT, Netconf, read_netconf
 from netloom.kernel.netlink.sockets import CommandSocket, Refusal
 from netloom.kernel.netlink.wire import RTM_DELADDR, RTM_DELLINK, RTM_NEWADDR, RTM_NEWLINK, RTM_NEWNETCONF
@@ -142,7 +142,6 @@ class MeshDevices(Part[Desired]):
                 or any(link.ifindex == seen.ifindex for link in self.found.underlay)
                 or (self._node is not None and seen.local.address in (self._node.local, *self._node.claimed))
                 or self._mesh.fib.is_asked(seen.local.address)
-                or (device.says_network(seen) and (kind == RTM_NEWADDR) != (seen in self.found.on_networks))
             )
 
     def _is_switched(self, seen: Netconf | None) -> bool:
@@ -175,8 +174,7 @@ class Found(msgspec.Struct):
     and their ports, the MTU of those that are measured counts. astray, refused: see `Underlay`. outside: ifindexes of
     all by which a machine is on a network. mtu: for pods. stopped: ifindexes of all devices that are down or without a
     carrier. surplus: there is something to remove. absent: of the addresses that the node is said to have, those that
-    are on no device. sources: addresses that it may send from, and is not said to have. on_networks: addresses that say
-    that a device, none of ours, is on a network.
+    are on no device. sources: addresses that it may send from, and is not said to have.
     """
 
     device_state: DeviceState = DeviceState()
@@ -191,7 +189,6 @@ class Found(msgspec.Struct):
     surplus: bool = False
     absent: tuple[Address, ...] = ()
     sources: tuple[Address, ...] = ()
-    on_networks: tuple[InterfaceAddress, ...] = ()
 
 
 class DeviceWork:
@@ -226,7 +223,6 @@ class DeviceWork:
         found.underlay, found.measured = underlay.links, underlay.measured
         found.astray, found.refused = underlay.astray, underlay.refused
         found.sources = device.source_addresses(node, interfaces, found.underlay)
-        found.on_networks = device.on_networks(interfaces)
         names = [link.name for link in found.underlay]
         outside = [link for link in interfaces.links if advertised.leads_outside(link)]
         found.outside = frozenset(link.ifindex for link in outside)

@@ -129,6 +129,11 @@ class Lifelines:
         self._nodes = {4: _Addresses(4, self._near[4]), 6: _Addresses(6, self._near[6])}
         self._added = {4: self._nodes[4].added, 16: self._nodes[6].added}
 
+    @property
+    def networks(self) -> tuple[Cidr, ...]:
+        """Networks that the node is connected to, in order; not single addresses."""
+        return tuple(sorted(each for each in self._networks if each.length < WIDTH[each.version]))
+
     def see(self, around: Surroundings) -> set[Cidr]:
         """Take in how things are now. Returns the prefixes and addresses about which that is something new."""
         before = self._networks, self._direct, self._points, self._local

@@ -11,14 +11,14 @@ from fnmatch import fnmatchcase
 import msgspec
 from msgspec.structs import replace
 
-from netloom.cidr import Address, Cidr
+from netloom.cidr import Address
 from netloom.kernel.mac import format_mac, link_local_of
 from netloom.kernel.mesh.desired import MeshNode
 from netloom.kernel.mesh.encapsulation import OVERHEAD, Encapsulation
 from netloom.kernel.netlink import links
 from netloom.kernel.netlink.links import InterfaceAddress, Link, LocalAddress
 from netloom.kernel.netlink.sockets import Refusal
-from netloom.kernel.ownership import DEVICE_PREFIX, MESH
+from netloom.kernel.ownership import MESH
 
 DEFAULT_MTU = 1500
 """Bytes; Ethernet's, while there is no device to take it from."""
@@ -88,22 +88,6 @@ def source_addresses(node: MeshNode, interfaces: Interfaces, underlay: Iterable[
         networks = [local for local in held if local.length < 32]
         found.update(local.address for local in networks or held)
     return tuple(sorted(found - {node.local, *node.claimed}))
-
-
-def on_networks(interfaces: Interfaces) -> tuple[InterfaceAddress, ...]:
-    """Of the addresses on devices that are not ours, those that say that the device is on a network."""
-    ours = {link.ifindex for link in interfaces.links if link.name.startswith(DEVICE_PREFIX)}
-    found = (each for each in interfaces.addresses if each.ifindex not in ours and says_network(each))
-    return tuple(sorted(found, key=lambda each: (each.ifindex, each.local.address)))
-
-
-def says_network(address: InterfaceAddress) -> bool:
-    """Whether an address stands for more than itself: not on the loopback device, nor what each device makes."""
-    local = address.local
-    return local.length < 8 * len(local.address) and not any(each.contains(Cidr.of(local.address)) for each in _LOCAL)
-
-
-_LOCAL = tuple(map(Cidr.parse, ("127.0.0.0/8", "169.254.0.0/16", "fe80::/10")))
 
 
 def tunnel_mtu(underlay: Mtu, encapsulation: Encapsulation, interfaces: Interfaces) -> int:

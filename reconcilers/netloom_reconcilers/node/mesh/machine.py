@@ -10,16 +10,14 @@ or the bridge that a build makes each time, is written once; and networks alone 
 """
 
 import time
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import msgspec
 import structlog
 
 from netloom.api.v1alpha1 import NETLOOM_NODES, NetloomNode
-from netloom.cidr import Address, Cidr
-from netloom.cidr.interval_set import outermost
-from netloom.kernel.netlink.links import InterfaceAddress
+from netloom.cidr import Cidr
 from netloom.runtime.client import Api
 from netloom.runtime.controller import Controller
 from netloom.runtime.errors import Conflict, NotFound
@@ -44,15 +42,6 @@ class Machine(msgspec.Struct, frozen=True):
 
     absent: frozenset[str] = frozenset()
     connected: frozenset[str] = frozenset()
-
-
-def connected_to(found: Collection[InterfaceAddress], own: Collection[Cidr], claimed: Collection[Address]) -> set[Cidr]:
-    """The networks of these addresses. `own`: the node's pod CIDRs. A device leads to its pods if it has an address of
-    theirs, and none that the node is known by (`claimed`): however wide its network is made, it is no other's."""
-    pods = {each.ifindex for each in found if any(cidr.contains(Cidr.of(each.local.address)) for cidr in own)}
-    pods -= {each.ifindex for each in found if each.local.address in claimed}
-    networks = {Cidr.of(each.local.address, each.local.length) for each in found if each.ifindex not in pods}
-    return set(outermost(sorted(networks)))
 
 
 class _Lingering:
