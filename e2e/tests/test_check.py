@@ -105,6 +105,8 @@ def test_a_forward_hook_that_drops_is_told_everywhere_and_taken_back(
 def test_what_is_lost_between_the_nodes_is_named(agents: Agents, tmp_path: Path) -> None:
     n1, n2 = agents.lab.nodes["n1"], agents.lab.nodes["n2"]
     switch = agents.lab.switch
+    passes(agents, "n1")  # what came in before the loss began is no sign that one direction works
+    passes(agents, "n2")
     path = tmp_path / "drop.nft"
     path.write_text(NO_TUNNEL.replace("DEVICES", f"{n1.port}, {n2.port}"))
     switch.run("nft", "-f", str(path))

@@ -43,7 +43,7 @@ def probe(machine: Machine) -> str:
     lines = machine.ip("-o", "link", "show", *device, check=False).splitlines()
     lines += machine.ip("route", "show", "table", "local", *device, check=False).splitlines()
     lines += machine.ip("-6", "route", "show", "table", "local", *device, "proto", PROTOCOL, check=False).splitlines()
-    return "\n".join(re.sub(r"^\d+: |<.*?> | state \w+|qdisc \w+ | linkdown", "", line).strip() for line in lines)
+    return "\n".join(re.sub(r"^\d+: |<.*?> |qdisc \w+ |state \w+ | linkdown", "", line).strip() for line in lines)
 
 
 POD_SWITCH = "net.ipv4.conf.p-pod.forwarding"
