@@ -17,7 +17,7 @@ CONTAINER = "10.42.1.9"
 
 @pytest.fixture
 def agents(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Agents]:
-    with running_agents(cluster.plane, "nlc", tmp_path_factory.mktemp("agents")) as made:
+    with running_agents(cluster.plane, "nlk", tmp_path_factory.mktemp("agents")) as made:
         yield made
 
 
