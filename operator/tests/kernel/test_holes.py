@@ -218,6 +218,44 @@ async def test_a_peer_that_leaves_has_one_for_an_hour_where_no_cluster_cidr_is_k
     assert world.holes() == sorted(map(str, OWN)), "it was long ago"
 
 
+async def test_what_only_the_default_route_leads_to_stays_reached_while_the_node_has_a_network_there(
+    world: World, planes: Planes
+) -> None:
+    """10.91.0.9 is a machine beyond the router, and the node is in 10.90.0.0/16: others live among the pods' CIDRs."""
+    world.node.ip("address add 10.90.0.11/16 dev eth0")
+    world.router.ip("address add 10.90.0.1/16 dev node")
+    world.router.ip("address add 10.91.0.9/32 dev lo")
+    wide = Cidr.parse("10.0.0.0/8")
+    plane = await planes.open()
+    await plane.apply(view(2, cluster=(wide,)))
+    assert world.node.pings("10.91.0.9")
+    assert plane.report.left_out == {wide: "it holds 10.90.0.0/16, a network of this node (eth0)"}
+    assert [change.text for change in await plane.plan(view(2, cluster=(wide,)))] == [
+        "10.0.0.0/8 has no unreachable route as a whole"
+    ]
+    async with running(plane):
+        world.node.ip("address delete 10.90.0.11/16 dev eth0")
+        await eventually(lambda: "10.0.0.0/8" in world.holes(), lambda: str(plane.report))
+        assert plane.report.left_out == {}
+        world.node.ip("address add 10.90.0.11/16 dev eth0")
+        await eventually(lambda: "10.0.0.0/8" not in world.holes(), lambda: str(plane.report))
+    assert world.node.pings("10.91.0.9")
+
+
+async def test_one_of_an_earlier_life_over_the_api_server_goes_before_anything_is_known(
+    world: World, planes: Planes
+) -> None:
+    world.router.ip("address add 10.1.0.99/32 dev lo")
+    world.node.ip(f"route add unreachable 10.1.0.0/24 proto 158 metric {HOLES.routes.start}")
+    plane = await planes.open()
+    assert not world.node.pings("10.1.0.99")
+    await plane.free_node({parse_address("10.1.0.99"): "the API server"})
+    assert world.node.pings("10.1.0.99")
+    await plane.apply(view(2))
+    assert world.node.pings("10.1.0.99")
+    assert list(plane.report.left_out.values()) == ["it holds 10.1.0.99, the API server"] * 2
+
+
 DRIFT = {
     "one is deleted": [f"route delete unreachable 10.1.0.0/24 metric {HOLES.routes.start}"],
     "one of IPv6 is deleted": [f"-6 route delete unreachable fd00:1::/64 metric {HOLES.routes.start}"],

@@ -123,7 +123,8 @@ class Mesh:
     def look_around(self, around: Surroundings) -> None:
         """Take in what this node lives by, as it is now."""
         changed = self.withheld.lifelines.see(around)
-        self.holes.look_again()
+        if changed:
+            self.holes.look_again()
         if changed and self.peers:
             claims = ((each, name) for each, name in self._owners.holders.items() if isinstance(each, Cidr))
             self._expand({name for cidr, name in claims if any(map(cidr.overlaps, changed))})

@@ -18,9 +18,10 @@ from netloom.kernel.keeper.part import Attempt, Outcome, Part, Worker
 from netloom.kernel.keeper.retries import Item, Retries
 from netloom.kernel.mesh import reader
 from netloom.kernel.mesh.desired import Desired
-from netloom.kernel.mesh.holes import hole_of
+from netloom.kernel.mesh.holes import Hole, hole_of
 from netloom.kernel.mesh.mesh import Mesh
 from netloom.kernel.mesh.row_messages import (
+    encode_holes,
     probe_neighbour,
     read_body,
     read_destination,
@@ -30,7 +31,7 @@ from netloom.kernel.mesh.row_messages import (
     read_rival_prefix,
     read_route,
 )
-from netloom.kernel.mesh.rows import OddRoute, RouteKey, SeenRoute
+from netloom.kernel.mesh.rows import UNREACHABLE, OddRoute, RouteKey, SeenRoute
 from netloom.kernel.mesh.surroundings import Vicinity, read_node_route
 from netloom.kernel.mesh.withheld import cutting_off
 from netloom.kernel.mesh.writer import Writer
@@ -195,7 +196,7 @@ class MeshRows(Part[Desired]):
             self.mesh.look_around(self.vicinity.surroundings())
             self.mesh.fib.set_narrow(self.vicinity.narrow)
 
-    async def free_node(self, worker: Worker, servers: Mapping[Address, str]) -> list[RouteKey]:
+    async def free_node(self, worker: Worker, servers: Mapping[Address, str]) -> list[RouteKey | Hole]:
         """Addresses that the node cannot do without are known (each with what it is). While nothing is wanted yet,
         remove the routes of an earlier life that may keep it from learning what is. Returns those."""
         vicinity = self.vicinity
@@ -207,7 +208,13 @@ class MeshRows(Part[Desired]):
         self._look_around()
         mesh = self.mesh
         keys = cutting_off(mesh.withheld.lifelines, mesh.routes.kernel, mesh.nexthops.kernel)
-        return keys if await self._writer.delete_routes(worker, keys) else []
+        await self._writer.delete_routes(worker, keys)
+        holes = [hole for hole in mesh.holes.table.kernel if mesh.withheld.lifelines.holds_point(hole.prefix)]
+        if holes:
+            await worker.submit(encode_holes([(hole, None, UNREACHABLE) for hole in holes]))
+            for hole in holes:
+                mesh.holes.table.gone(hole)
+        return [*keys, *holes]
 
     def _sort_out(self) -> None:
         """What was read before it was known which routes are wanted."""

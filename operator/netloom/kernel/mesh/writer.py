@@ -130,8 +130,8 @@ class Writer(TableWriter):
         self.appended = False
         """In the last update a route came behind somebody else's and ours that was there, which is still to go."""
 
-    async def delete_routes(self, worker: Worker, keys: Sequence[RouteKey]) -> bool:
-        """Send the deletion of these, whether wanted or not; whether there were any. Raises AnswerLost."""
+    async def delete_routes(self, worker: Worker, keys: Sequence[RouteKey]) -> None:
+        """Send the deletion of these, whether wanted or not. Raises AnswerLost."""
         routes = self._mesh.routes
         writes: list[Write] = [(key, None, routes.kernel[key]) for key in keys]
         routes.assume(writes)
@@ -139,7 +139,6 @@ class Writer(TableWriter):
             part = writes[at : at + BATCH]
             answer = await worker.submit(encode_routes(part))
             self._correct(_Batch("route", part, asyncio.Future()), answer, Outcome())
-        return bool(writes)
 
     async def update(self, worker: Worker, attempt: Attempt) -> Outcome:
         """Send all that is missing or different and not held back. Raises AnswerLost."""
