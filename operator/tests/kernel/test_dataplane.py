@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from netloom.cidr import Cidr
 from netloom.kernel.mesh import tunnel_device as device
 from netloom.kernel.mesh.dataplane import Report
 from netloom.kernel.mesh.desired import Desired
@@ -77,6 +78,7 @@ async def test_a_mesh_in_the_kernel_as_ip_shows_it(node: Namespace, planes: Plan
         mtu_source="eth0 has 1500, less 50 for the tunnel",
         underlay=("eth0",),
         tunnels=(VXLAN,),
+        connected=(Cidr.parse("192.168.7.0/24"),),
         written=plane.stats,
         compared=report.compared,
         reading_seconds=report.reading_seconds,
