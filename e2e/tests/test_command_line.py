@@ -60,7 +60,7 @@ PLAN = "unshare -n netloom plan --manifests good --node-name me"
 INSTALL = "netloom guard install --for cilium --url https://127.0.0.1:9443"
 SOMEBODY = "setpriv --reuid 12345 --regid 12345 --clear-groups --"
 FEWER_RIGHTS = "setpriv --bounding-set=-net_admin --inh-caps=-net_admin --"
-UNREAD = r"masquerade is left out: .*NET_ADMIN.*\nnetloom: senders is left out: .*NET_ADMIN.*"
+UNREAD = "\nnetloom: ".join(f"{each} is left out: .*NET_ADMIN.*" for each in ("masquerade", "senders", "forwarding"))
 FULL = "the output cannot be written: No space left on device"
 
 
