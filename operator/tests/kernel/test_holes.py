@@ -402,3 +402,25 @@ def test_a_wider_claim_ends_what_lay_in_it() -> None:
     found.given_up(map(Cidr.parse, ("10.3.1.0/24", "10.4.1.0/24")))
     found.claimed((Cidr.parse("10.3.0.0/16"),))
     assert [str(hole.prefix) for hole in found.table.desired] == ["10.4.1.0/24"]
+
+
+def test_a_node_that_comes_into_an_own_or_a_peers_cidr_takes_that_back_too() -> None:
+    lifelines, own, other = Lifelines(), Cidr.parse("10.42.1.0/24"), Cidr.parse("10.43.1.0/24")
+    found = Holes(lifelines)
+    found.set_rules(HoleRules((own,)))
+    found.set_without_way("node-2", (other,))
+    for text, left in (("10.42.1.9", [str(other)]), ("10.43.1.9", [])):
+        lifelines.add_node(parse_address(text))
+        found.moved((parse_address(text),))
+        found.bring_up_to_date()
+        assert [str(hole.prefix) for hole in found.table.desired] == left
+
+
+def test_a_cidr_that_one_peer_without_a_way_takes_over_from_another_stays_unreachable() -> None:
+    found, cidr = Holes(Lifelines()), Cidr.parse("10.43.1.0/24")
+    found.set_rules(HoleRules())
+    found.set_without_way("node-2", (cidr,))
+    found.set_without_way("node-3", (cidr,))
+    found.set_without_way("node-2", ())
+    found.bring_up_to_date()
+    assert [str(hole.prefix) for hole in found.table.desired] == [str(cidr)]

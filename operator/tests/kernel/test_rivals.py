@@ -3,12 +3,15 @@
 Ours (by protocol and metric) go, in whatever way it is found out that they are there. Others' stay, and are said.
 """
 
+import socket
 import zlib
 
 import pytest
 
 from netloom.cidr import Cidr
 from netloom.kernel.mesh.desired import Desired
+from netloom.kernel.netlink.sockets import CommandSocket, Visit
+from netloom.kernel.netlink.wire import HEADER_SIZE
 from netloom.kernel.ownership import NEXTHOP_IDS
 from tests.kernel.conftest import Planes
 from tests.kernel.meshes import becomes, eventually, here, mesh, peer, running
@@ -253,3 +256,22 @@ async def test_nothing_of_ours_takes_the_place_of_another_ones_in_front(
     assert len(moved) == 1
     assert moved[0] != ours
     assert str(Cidr.parse(prefix)) in moved[0]
+
+
+class WithoutIPv6(CommandSocket):
+    """As of a kernel without IPv6: asked for a family that it does not have, it shows all families."""
+
+    def dump(self, request: bytes, visit: Visit) -> bool:
+        if request[HEADER_SIZE] == socket.AF_INET6:
+            request = request[:HEADER_SIZE] + bytes([socket.AF_UNSPEC]) + request[HEADER_SIZE + 1 :]
+        return super().dump(request, visit)
+
+
+async def test_what_a_kernel_without_ipv6_shows_twice_is_no_second_route(node: Namespace, planes: Planes) -> None:
+    plane = await planes.open(commands=WithoutIPv6)
+    await plane.apply(mesh(2))
+    before = node.state()
+    again = await planes.open(commands=WithoutIPv6)
+    await again.apply(mesh(2))
+    assert node.state() == before
+    assert again.stats == {}

@@ -109,8 +109,12 @@ class Holes:
 
     def moved(self, addresses: Iterable[Address]) -> None:
         """Nodes came to these, or left them."""
-        if self._rules is not None and self._rules.cluster and not self._due:
-            self._due = any(prefix.contains(Cidr.of(each)) for each in addresses for prefix in self._rules.cluster)
+        if self._rules is None or self._due:
+            return
+        wide = (*self._rules.own, *self._rules.cluster)
+        self._due = bool(self._former or self._without_way) or any(
+            prefix.contains(Cidr.of(each)) for each in addresses for prefix in wide
+        )
 
     def look_again(self) -> None:
         """What this node lives by is different."""
@@ -169,6 +173,7 @@ class Holes:
         for prefix in before:
             if prefix not in prefixes and prefix not in self._former:
                 self.table.unwant(Hole(prefix, PASSING))
+                self._due = True  # another peer that has taken it over may have no way, either
         self._want(prefixes)
 
     def _want(self, prefixes: Iterable[Cidr]) -> None:

@@ -78,6 +78,8 @@ def _read_routes(
     before: set[RouteKey] = set()
 
     def read_any(buffer: bytes, start: int, end: int) -> SeenRoute | None:
+        if buffer[start] != family:
+            return None  # a kernel without IPv6 answers with the routes of all families that it has
         if row_messages.route_is_ours(buffer, start):
             seen = read(buffer, start, end)
             if placed and seen is not None:
@@ -97,9 +99,14 @@ def _read_routes(
 
 def direct_routes(commands: CommandSocket) -> list[DirectRoute]:
     """Everybody else's routes that lead to a device and by no gateway."""
-    read = row_messages.read_direct_route
-    found = [read_all(commands, row_messages.dump_all_routes(family), read) for family in _FAMILIES]
-    return [seen for part in found for seen in part]
+    found: list[DirectRoute] = []
+    for family in _FAMILIES:
+
+        def read(buffer: bytes, start: int, end: int, family: int = family) -> DirectRoute | None:
+            return row_messages.read_direct_route(buffer, start, end) if buffer[start] == family else None
+
+        found += read_all(commands, row_messages.dump_all_routes(family), read)
+    return found
 
 
 def read_vicinity(commands: CommandSocket, vicinity: Vicinity) -> None:

@@ -19,7 +19,7 @@ from netloom.kernel.mesh import reader
 from netloom.kernel.netlink import wire
 from netloom.kernel.netlink.sockets import BATCH, CommandSocket, RefusedError, read_all
 from netloom.kernel.netlink.wire import attributes
-from netloom.kernel.ownership import DEVICE_PREFIX, ROUTE_TABLE
+from netloom.kernel.ownership import MESH, ROUTE_TABLE
 from netloom.kernel.surroundings.rules import LOCAL_TABLE, REFUSING, Rule, before_main, read_rule
 
 _DST, _SRC, _IIF, _OIF, _GATEWAY, _TABLE, _VIA, _IP_PROTO, _SPORT, _DPORT = 1, 2, 3, 4, 5, 15, 18, 27, 28, 29
@@ -107,7 +107,7 @@ def find_detours(
     names: Mapping[int, str],
 ) -> list[Detour]:
     """What these rules do, to CIDRs to which this node has a route. names: of devices, by ifindex. Raises OSError."""
-    ours = [ifindex for ifindex, name in names.items() if name.startswith(DEVICE_PREFIX)]
+    ours = [ifindex for ifindex, name in names.items() if MESH.link(name)]
     routed = {seen.key for seen in reader.routes(commands).ours}
     remotes = [remote for remote in remotes if remote.cidr in routed]
     packets = [packet for rule in rules for packet in _outward(rule, pods, remotes)]
