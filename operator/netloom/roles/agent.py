@@ -18,6 +18,7 @@ from aiohttp import web
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from netloom.api.errors import in_words
 from netloom.api.meta import ObjectMeta, OwnerReference
 from netloom.api.v1alpha1 import NETLOOM_NODES, NetloomNode
 from netloom.kernel.capability import require_net_admin
@@ -167,6 +168,8 @@ class Agent(Collector):
             events=events,
             on_change=self._changed,
         )
+        self.leftovers: tuple[str, ...] = ()
+        """What `remove_leftovers` could not remove, as sentences."""
         self._conditions: list[NodeStatusReconciler] = []
         self.life: SignOfLife | None = None
         """None where there is no cluster to give signs of life to."""
@@ -241,6 +244,7 @@ class Agent(Collector):
         for feature in self.features:
             found += feature.errors()
         found += self.departures.errors(lasting=lasting)
+        found += self.leftovers
         found += self.manager.crashes
         found += [f"The kernel side does not work: {idle}"] if (idle := self._idle()) else []
         return list(dict.fromkeys(found))  # a missing object is missed by several
@@ -333,11 +337,42 @@ async def run_agent(options: AgentOptions) -> None:
     async with sources(options, patient=True) as (found, api):
         agent = Agent(options, found, api)
         async with opened(agent.features), presence.shown():
+            agent.leftovers = await remove_leftovers(options)
             metrics.REGISTRY.register(agent)
             routes = [web.get("/status", agent.show_status), web.get("/check", agent.check)]
             async with health.serve(agent.manager.health, host, port, routes=routes):
                 log.info("agent started", node=options.node_name, features=[each.name for each in agent.features])
                 await agent.manager.run()
+
+
+def _dropping(options: AgentOptions, features: Sequence[type[NodeFeature]]) -> list[type[NodeFeature]]:
+    """Those that are off, and whose leftovers drop packets."""
+    on = chosen(features, options.features)
+    return [each for each in features if each.drops and each not in on]
+
+
+async def remove_leftovers(options: AgentOptions, features: Sequence[type[NodeFeature]] = FEATURES) -> tuple[str, ...]:
+    """What features that are off left in the kernel, where it drops packets. What would not go, as sentences."""
+    context = NodeContext("", options.run_dir, Sources(None))
+    failed: list[str] = []
+    for make in _dropping(options, features):
+        feature = make(context)
+        try:
+            async with opened([feature]):
+                gone, failures = await feature.cleanup()
+                why = [*map(str, failures)]
+        except Exception as error:  # noqa: BLE001 - whatever it is, the other features do their work; told below
+            gone, why = [], [in_words(error)]
+        if gone and not why:
+            log.info("what a feature left is removed", feature=make.name, what=[each.text for each in gone])
+        failed += [
+            f"{each}. This is left of the feature {make.name}, which is off, and drops packets of new nodes. Start the "
+            f"agent again once it can be removed, or with {make.name} among its --features."
+            for each in why
+        ]
+    for each in failed:
+        log.warning("what a feature left is not removed", why=each)
+    return tuple(failed)
 
 
 class Plan(NamedTuple):
@@ -359,9 +394,12 @@ async def plan(options: AgentOptions, features: Sequence[type[NodeFeature]] = FE
             await api.check()
         context = NodeContext(options.node_name, options.run_dir, found, api)
         made = [make(context) for make in wanted]
+        dropping = [make(context) for make in _dropping(options, features)]
         await found.fill()
         await context.own.look(context.nodes.get(options.node_name), write=False)
-        return await _of_each(made, lambda feature: feature.plan())
+        return await _of_each(
+            [*made, *dropping], lambda feature: feature.plan_cleanup() if feature in dropping else feature.plan()
+        )
 
 
 async def cleanup(run_dir: Path, features: Sequence[type[NodeFeature]] = FEATURES, *, dry_run: bool = False) -> Plan:

@@ -362,7 +362,8 @@ async def test_the_first_address_is_the_source_of_the_nodes_own_packets(node: Na
 
 
 async def test_from_which_other_addresses_the_node_may_send(node: Namespace, planes: Planes) -> None:
-    """Those of further networks of its devices; a virtual IP is no network's, and its own is known anyway."""
+    """Those of further networks of its devices, and of whatever device where a route names them; a virtual IP is no
+    network's, and its own is known anyway."""
     node.ip("address add 192.168.7.200/32 dev eth0")
     node.ip("address add 10.9.0.1/24 dev eth0")
     plane = await planes.open()
@@ -373,4 +374,9 @@ async def test_from_which_other_addresses_the_node_may_send(node: Namespace, pla
         await eventually(lambda: plane.report.sources == (bytes([10, 8, 0, 1]), bytes([10, 9, 0, 1])))
         node.ip("address delete 10.8.0.1/24 dev eth0")
         node.ip("address delete 10.9.0.1/24 dev eth0")
+        await eventually(lambda: plane.report.sources == ())
+        node.ip("address add 10.7.0.1/32 dev lo")
+        node.ip("route add 192.168.7.2/32 dev eth0 src 10.7.0.1")
+        await eventually(lambda: plane.report.sources == (bytes([10, 7, 0, 1]),))
+        node.ip("route delete 192.168.7.2/32 dev eth0")
         await eventually(lambda: plane.report.sources == ())

@@ -255,7 +255,8 @@ def test_the_way_to_an_address_is_read_as_pyroute2_decodes_it(node: Namespace) -
         if kind == 24:
             answer = decode(RouteMessage, buffer, start)
             direct = answer.get_attr("RTA_GATEWAY") is None
-            result = FibResult(answer.get_attr("RTA_OIF"), direct, exact=direct and answer["dst_len"] == 32)
+            exact = direct and answer["dst_len"] == 32
+            result = FibResult(answer.get_attr("RTA_OIF"), direct, exact, answer.get_attr("RTA_PREFSRC") or b"")
             assert read(buffer, start, end) == row_messages.read_fib_result(buffer, start, end) == result
             seen.append((addresses[number], result))
 

@@ -59,16 +59,21 @@ def test_what_is_read_by_its_likeness_is_what_the_plain_readers_read(some: list[
             assert neighbours.read(written, HEADER_SIZE, len(written)) == plain
 
 
-@given(st.lists(st.tuples(st.binary(min_size=4, max_size=4), st.integers(1, 3), st.booleans(), st.integers(0, 9))))
-def test_an_answer_like_the_last_is_the_same_hop(some: list[tuple[bytes, int, bool, int]]) -> None:
+addresses_of_four = st.binary(min_size=4, max_size=4)
+
+
+@given(st.lists(st.tuples(addresses_of_four, st.integers(1, 3), st.booleans(), st.integers(0, 9), addresses_of_four)))
+def test_an_answer_like_the_last_is_the_same_hop(some: list[tuple[bytes, int, bool, int, bytes]]) -> None:
     reader = fib_result_reader()
-    for address, ifindex, direct, references in some:
+    for address, ifindex, direct, references, source in some:
         gateway = {} if direct else {"gateway": b"\x0a\0\0\x01"}
         fields = {"family": 2, "dst_len": 32, "table": 254, "type": 1}
         counts = {"rta_clntref": references}
-        answer = encode(RouteMessage, 24, 0, fields, dst=address, oif=ifindex, **gateway, cacheinfo=counts)
+        answer = encode(
+            RouteMessage, 24, 0, fields, dst=address, oif=ifindex, prefsrc=source, **gateway, cacheinfo=counts
+        )
         place = (answer, HEADER_SIZE, len(answer))
-        assert reader.read(*place) == read_fib_result(*place) == FibResult(ifindex, direct, exact=direct)
+        assert reader.read(*place) == read_fib_result(*place) == FibResult(ifindex, direct, direct, source)
 
 
 def test_sequence_numbers_are_places_in_the_batch() -> None:

@@ -87,6 +87,8 @@ class NodeFeature:
     """See the module.
 
     name:      as in --features, and on /readyz.
+    drops:     whether what it leaves in the kernel drops packets of nodes that are new. An agent without it takes that
+               away when it starts, as nobody keeps it up to date.
     condition: type of the condition that `readiness` gives, on the node's NetloomNode; "" for none. It is applied under
                a field manager of the feature's own, as what a manager applied and does not list again is removed.
     keeper:    of what it owns in the kernel; None: it owns nothing there.
@@ -95,6 +97,7 @@ class NodeFeature:
 
     name: ClassVar[str]
     condition: ClassVar[str] = ""
+    drops: ClassVar[bool] = False
     keeper: Keeper[Any, Any] | None = None
     obstacle: Obstacle | None = None
 

@@ -49,6 +49,7 @@ class SendersFeature(NftablesFeature):
     """Whose packets are taken out of this node's tunnels, in a table of nftables."""
 
     name = "senders"
+    drops = True
     keeper: SendersKeeper
     _desired: Senders
 

@@ -203,7 +203,7 @@ class Dataplane(Keeper[Desired, Report]):
             misplaced=self._mesh.withheld.of_own(self._rows.vicinity.cidrs),
             absent=self.absent,
             astray=self._devices.astray,
-            sources=self._devices.found.sources,
+            sources=self._devices.sources,
             connected=self.connected,
             left_out=self._mesh.holes.left_out,
             rivals=self._mesh.rivals.rivals(lambda cidr: self._mesh.peer_of("route", cidr)),

@@ -115,6 +115,14 @@ class MeshDevices(Part[Desired]):
             replace(each, peers=tuple(mesh.peer_of("address", address) for address in each.addresses)) for each in every
         )
 
+    @property
+    def sources(self) -> tuple[Address, ...]:
+        """See `Report`: also what routes name, which may be an address of a device that carries nothing."""
+        if self._node is None:
+            return ()
+        named = self._mesh.fib.sources(without=self.found.refused) - {self._node.local, *self._node.claimed}
+        return tuple(sorted(named.union(self.found.sources)))
+
     async def remove(self, worker: Worker, attempt: Attempt) -> Outcome:
         """Remove what nothing stands on any more."""
         if not self.found.surplus:

@@ -14,7 +14,7 @@ packets are mostly not; it counts where nothing else leads to the peer.
 
 from bisect import bisect_left, bisect_right
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Container, Mapping, Sequence
 
 import msgspec
 
@@ -24,11 +24,12 @@ from netloom.cidr import Address
 class FibResult(msgspec.Struct, frozen=True, gc=False):
     """Where packets to an address go first: through which device (ifindex; 0: nowhere), and whether the address is
     itself on that device's network (`direct`), or behind a gateway or a default route. `exact`: by a route to this
-    address alone."""
+    address alone. source: from which address of this node; empty: from none."""
 
     outgoing: int = 0
     direct: bool = False
     exact: bool = False
+    source: Address = b""
 
 
 class Narrow(msgspec.Struct, frozen=True):
@@ -54,6 +55,7 @@ class FibLookups:
         self._wanted: dict[Address, int] = {}
         self._results: dict[Address, FibResult] = {}
         self._outgoing: Counter[int] = Counter()
+        self._sources: Counter[tuple[int, Address]] = Counter()
         self._failed: set[tuple[int, Address]] = set()
         self._stopped: set[int] = set()
         self._narrow: dict[int, Narrow] = {}
@@ -63,6 +65,10 @@ class FibLookups:
     def outgoing(self) -> frozenset[int]:
         """ifindexes of the devices that packets to peers leave by."""
         return frozenset(self._outgoing)
+
+    def sources(self, *, without: Container[int]) -> set[Address]:
+        """IPv4 addresses that packets to peers are sent from, by devices but these."""
+        return {source for ifindex, source in self._sources if len(source) == 4 and ifindex not in without}
 
     def behind(self, ifindex: int) -> list[tuple[Address, FibResult]]:
         """The peers' addresses to which packets leave by this device, by a walk over all peers."""
@@ -200,3 +206,7 @@ class FibLookups:
         self._outgoing[result.outgoing] += by
         if not self._outgoing[result.outgoing]:
             del self._outgoing[result.outgoing]
+        sending = result.outgoing, result.source
+        self._sources[sending] += by
+        if not self._sources[sending]:
+            del self._sources[sending]

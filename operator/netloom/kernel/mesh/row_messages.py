@@ -395,10 +395,11 @@ def read_fib_result(buffer: bytes, start: int, end: int) -> FibResult:
     family, length, _source, _tos, _table, _protocol, _scope, kind, _flags = _ROUTE.unpack_from(buffer, start)
     if kind != _RTN_UNICAST:
         return FibResult()
-    (outgoing, gateway), *_ = read_hops(attributes(buffer, start + 12, end))
+    found = attributes(buffer, start + 12, end)
+    (outgoing, gateway), *_ = read_hops(found)
     size = _SIZE[family]
     direct = not gateway and length >= WIDEST[4 if size == 4 else 6]
-    return FibResult(outgoing, direct, direct and length == size * 8)
+    return FibResult(outgoing, direct, direct and length == size * 8, found.get(_RTA_PREFSRC, b""))
 
 
 def read_hops(found: Mapping[int, bytes]) -> list[tuple[int, Address]]:
