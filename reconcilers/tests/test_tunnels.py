@@ -413,9 +413,12 @@ def test_where_packets_for_nobody_end(routing: dict[str, object], carried: bool)
     own, own6 = Cidr.parse("10.1.0.0/24"), Cidr.parse("fd00:1::/64")
     four = tuple(map(Cidr.parse, pool.ipv4_pod_cidr_list))
     six = tuple(map(Cidr.parse, pool.ipv6_pod_cidr_list))
-    assert hole_rules(pooled, (own, own6)) == HoleRules((own, own6), (*four, *six), carried=carried)
-    assert hole_rules(pooled, (own,)) == HoleRules((own,), four, carried=carried), "no IPv6 where a node has none"
+    unknown = None
+    assert hole_rules(pooled, (own, own6)) == HoleRules((own, own6), (*four, *six), unknown, carried)
+    assert hole_rules(pooled, (own,)) == HoleRules((own,), four, unknown, carried), "no IPv6 where a node has none"
     status = NetworkStatus(ipam=NetworkIPAMStatus(mode="kubernetes", service_cidrs=("10.96.0.0/12",)))
     services = (Cidr.parse("10.96.0.0/12"),)
     in_force = msgspec.structs.replace(pooled, status=status)
     assert hole_rules(in_force, (own,)) == HoleRules((own,), (), services, carried)
+    none = NetworkStatus(ipam=NetworkIPAMStatus(service_cidrs=()))
+    assert hole_rules(msgspec.structs.replace(pooled, status=none), (own,)) == HoleRules((own,), four, (), carried)

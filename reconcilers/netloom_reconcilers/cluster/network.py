@@ -254,19 +254,22 @@ class InUseReconciler(Member):
         self._untold_since = None
         return None
 
-    async def _tell(self, words: str, left_out: int, services: tuple[str, ...]) -> bool:
+    async def _tell(self, words: str, left_out: int, services: tuple[str, ...] | None) -> bool:
         try:
             async with asyncio.timeout(DEADLINE_SECONDS):
                 return await self._lock.tell(words, left_out, services)
         except TimeoutError:
             return False
 
-    def _service_cidrs(self, network: NetloomNetwork) -> tuple[str, ...]:
-        """Of what Services get their addresses of, that which overlaps a cluster CIDR; the last known if nothing is."""
+    def _service_cidrs(self, network: NetloomNetwork) -> tuple[str, ...] | None:
+        """Of what Services get their addresses of, that which overlaps a cluster CIDR; the last known if nothing is.
+        None where there is no cluster CIDR: one that comes is not to meet an answer that was not about it."""
         known = [each.cidr for each in self._services.known]
         if not known:
             return network.status.ipam.service_cidrs
         mine = [cidr for _, cidr in cluster_cidrs(network)]
+        if not mine:
+            return None
         return tuple(str(cidr) for cidr in sorted(set(known)) if any(map(cidr.overlaps, mine)))[:_SERVICES]
 
     def _nodes_left_out(self) -> int:
