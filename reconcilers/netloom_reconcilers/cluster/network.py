@@ -33,6 +33,7 @@ from netloom_reconcilers.cluster.overlaps import (
     OfNodes,
     Ranges,
     holders,
+    odd,
     overlaps,
     ranges_of,
     unreadable,
@@ -148,6 +149,8 @@ class NetworkReconciler(Member):
         services, networks = Ranges(reserved, of.services.known), Ranges(reserved, ranges_of(of.networks))
         found = overlaps(SERVICES, services, cidrs, held, _NETWORK, whole)
         found += overlaps(CONNECTED, networks, cidrs, held, _NETWORK, whole)
+        if unusual := of.odd:
+            found += odd([each for each in ranges_of(of.networks) if each.cidr in unusual], cidrs, _NETWORK)
         found += overlaps(NODES, self._nodes_near(held, accepted=True), (), held, _NETWORK)
         return [*found, unreadable(of.services.unreadable, _NETWORK)] if of.services.unreadable else found
 

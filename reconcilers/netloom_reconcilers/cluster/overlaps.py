@@ -158,6 +158,27 @@ def overlaps(
     return problems
 
 
+def odd(networks: Iterable[OfNodes], cluster_cidrs: Iterable[tuple[str, Cidr]], network: str) -> list[Problem]:
+    """One problem per cluster CIDR that lies in networks that few nodes are on, and is given all the same."""
+    problems: list[Problem] = []
+    networks = sorted(networks, key=lambda each: each.cidr)
+    for field, cidr in cluster_cidrs:
+        if around := [each for each in networks if each.cidr.contains(cidr)]:
+            names = sorted({name for each in around for name in each.nodes})
+            message = (
+                f"it lies in {_all(around)}. Less than half of the nodes say so, and its blocks are given all the "
+                "same; but agents write no route into a network of their node: "
+                f"pods of {_few(names)} and of other nodes do not reach each other."
+            )
+            way_out = (
+                "On these nodes, remove the device (a bridge or VPN) if it is left over, or give it a longer prefix, "
+                "so that the network does not hold the CIDR."
+            )
+            reason = f"ClusterCIDR{CONNECTED.reason}"
+            problems.append(Problem(network, field, str(cidr), reason, message, way_out, "warning"))
+    return problems
+
+
 def unreadable(why: str, network: str) -> Problem:
     """Nothing is known of Services."""
     message = f"whether pod CIDRs overlap what Services get their addresses from is not known: {why}."
