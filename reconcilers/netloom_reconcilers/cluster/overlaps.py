@@ -152,7 +152,9 @@ def overlaps(
         near = list(dict.fromkeys(each for _, block in rest for each in ranges.near(block)))
         message = f"{_who(rest)}: this overlaps {_all(near)}, {kind.so}."
         way_out = kind.elsewhere or (
-            f"Where kube-controller-manager gives pod CIDRs, start it with a --cluster-cidr outside; then {_MOVE} one."
+            "Where kube-controller-manager gives pod CIDRs, start it with a --cluster-cidr that has room elsewhere and "
+            "still holds what Nodes have: with a Node's pod CIDR outside it does not start. Or delete all such Nodes "
+            f"before. Then {_MOVE} one."
         )
         problems.append(Problem(network, "", "", f"PodCIDR{kind.reason}", message, way_out))
     return problems

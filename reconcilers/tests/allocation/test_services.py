@@ -133,8 +133,9 @@ def test_what_kube_controller_manager_gives_is_taken_and_reported(empty: World) 
         "False",
         "PodCIDROverlapsServices",
         f"a holds 10.96.1.0/24, which stays as it is: this overlaps {RANGE}, {SO} Where kube-controller-manager gives "
-        "pod CIDRs, start it with a --cluster-cidr outside; then drain these nodes and delete their Nodes, and restart "
-        "each kubelet when its NetloomNode is gone: it gets another one.",
+        "pod CIDRs, start it with a --cluster-cidr that has room elsewhere and still holds what Nodes have: with a "
+        "Node's pod CIDR outside it does not start. Or delete all such Nodes before. Then drain these nodes and delete "
+        "their Nodes, and restart each kubelet when its NetloomNode is gone: it gets another one.",
     )
 
 
