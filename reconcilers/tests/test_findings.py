@@ -94,19 +94,22 @@ def test_connections() -> None:
         (
             Detour(RULE, Cidr.parse("10.2.0.0/24"), "n2", 1, "tun0"),
             "ip rule 100 (from all lookup 200) leads packets to 10.2.0.0/24 (of n2) out of tun0, before the main "
-            "table is asked, which has the route. Take it away (ip rule delete pref 100), or have the main table "
-            "asked before: ip rule add pref 99 to 10.2.0.0/24 lookup main.",
+            "table is asked, which has the route. Have the main table asked before it (ip rule add pref 99 to "
+            "10.2.0.0/24 lookup main). If nobody needs the rule, take it away: ip rule delete pref 100 from all lookup "
+            "200",
         ),
         (
             Detour(RULE, Cidr.parse("fd00:2::/64"), "n2", 3),
             "ip -6 rule 100 (from all lookup 200) drops packets to fd00:2::/64 (of n2) and 2 more CIDRs, before "
-            "the main table is asked, which has the route. Take it away (ip -6 rule delete pref 100), or have the"
-            " main table asked before: ip -6 rule add pref 99 lookup main suppress_prefixlength 0.",
+            "the main table is asked, which has the route. Have the main table asked before it (ip -6 rule "
+            "add pref 99 lookup main suppress_prefixlength 0). If nobody needs the rule, take it away: ip -6 rule "
+            "delete pref 100 from all lookup 200",
         ),
         (
             Detour(Rule(1, socket.AF_INET, 200, 1), Cidr.parse("10.1.0.5/32"), "", 1, "eth1", inward=True),
             "ip rule 1 (from all lookup 200) leads packets to pods of this node (10.1.0.5/32) out of eth1, before"
-            " the main table is asked, which has the route. Take it away (ip rule delete pref 1).",
+            " the main table is asked, which has the route. If nobody needs the rule, take it away: ip rule "
+            "delete pref 1 from all lookup 200",
         ),
     ],
 )

@@ -15,7 +15,9 @@ from netloom.api.v1alpha1 import (
     NetloomNode,
     NetloomNodeSpec,
     NetworkIPAM,
+    NetworkIPAMStatus,
     NetworkSpec,
+    NetworkStatus,
     NodeIPAM,
     NodePools,
     PoolAllocation,
@@ -210,23 +212,26 @@ def test_all_that_is_wrong_is_said(setting: Setting) -> None:
 
 
 @pytest.mark.parametrize(
-    ("connected", "address", "excluded"),
+    ("connected", "address", "services", "excluded"),
     [
-        ("192.168.7.0/24", "192.168.7.2", "10.0.0.0/12 fd00::/16"),
-        ("10.1.0.0/24", "192.168.7.2", "10.0.0.0/12 fd00::/16"),
-        ("10.9.0.0/16", "192.168.7.2", "fd00::/16"),
-        ("192.168.7.0/24", "10.9.0.2", "fd00::/16"),
-        ("192.168.7.0/24", "fd00:99::2", "10.0.0.0/12"),
+        ("192.168.7.0/24", "192.168.7.2", (), "10.0.0.0/12 fd00::/16"),
+        ("10.1.0.0/24", "192.168.7.2", (), "10.0.0.0/12 fd00::/16"),
+        ("10.9.0.0/16", "192.168.7.2", (), "fd00::/16"),
+        ("192.168.7.0/24", "10.9.0.2", (), "fd00::/16"),
+        ("192.168.7.0/24", "fd00:99::2", (), "10.0.0.0/12"),
+        ("192.168.7.0/24", "192.168.7.2", ("10.8.0.0/16",), "fd00::/16"),
+        ("192.168.7.0/24", "192.168.7.2", None, ""),
     ],
-    ids=["apart", "a bridge of own pods", "a network of this node", "a node", "a node, IPv6"],
+    ids=["apart", "a bridge of own pods", "a network of this node", "a node", "a node, IPv6", "Services", "not known"],
 )
 async def test_the_cluster_cidrs_are_never_masqueraded_unless_others_live_there(
-    setting: Setting, connected: str, address: str, excluded: str
+    setting: Setting, connected: str, address: str, services: tuple[str, ...] | None, excluded: str
 ) -> None:
     pool = ClusterPool(ipv4_pod_cidr_list=("10.0.0.0/12",), ipv6_pod_cidr_list=("fd00::/16",))
     plain = network()
     spec = msgspec.structs.replace(plain.spec, ipam=NetworkIPAM("cluster-pool", pool))
-    setting.networks.put(msgspec.structs.replace(plain, spec=spec))
+    status = NetworkStatus(ipam=NetworkIPAMStatus(service_cidrs=services))
+    setting.networks.put(msgspec.structs.replace(plain, spec=spec, status=status))
     assert "but not to 10.0.0.0/12" not in setting.said(), "not before it is known who lives there"
     setting.connected = [Cidr.parse(connected)]
     second = node("node-2", "10.2.0.0/24")
@@ -236,5 +241,5 @@ async def test_the_cluster_cidrs_are_never_masqueraded_unless_others_live_there(
     lines = [line for line in setting.said().splitlines() if line.startswith("but not to ") and "node-" not in line]
     assert [line.removeprefix("but not to ") for line in lines] == excluded.split()
     setting.nodes.remove("node-2")
-    if connected != "10.9.0.0/16":
+    if connected != "10.9.0.0/16" and services == ():
         assert "but not to 10.0.0.0/12\nbut not to fd00::/16" in setting.said(), "the node left"

@@ -353,11 +353,13 @@ def test_a_cidr_that_is_withheld_is_an_error_of_this_node_and_names_the_way_out(
     mine = WithheldRoute("10.90.1.0/24", "", "it holds 10.90.1.1, a gateway of this node")
     assert setting.tunnels.errors(Report(withheld=(over,), misplaced=(mine,))) == [
         "NetloomNode node-1: spec.ipam.podCIDRs 10.90.1.0/24 cannot be routed by nodes on the same network: it holds "
-        "10.90.1.1, a gateway of this node. Let pod CIDRs come from outside the networks of the machines, then drain "
-        "node-1 and delete its Node: it gets others when it registers again.",
+        "10.90.1.1, a gateway of this node. If that is due to a device which is left over (a bridge, a VPN), remove "
+        "it. Else let pod CIDRs come from outside the networks of the machines, then drain node-1 and delete its Node, "
+        "and restart its kubelet when its NetloomNode is gone: it gets others.",
         "NetloomNode node-2: spec.ipam.podCIDRs 10.90.0.0/24 is not routed from here, as a route to it would cut this "
-        "node off: it lies in 10.90.0.0/16, a network of this node (eth0). Let pod CIDRs come from outside the "
-        "networks of the machines, then drain node-2 and delete its Node: it gets others when it registers again.",
+        "node off: it lies in 10.90.0.0/16, a network of this node (eth0). If that is due to a device which is left "
+        "over (a bridge, a VPN), remove it. Else let pod CIDRs come from outside the networks of the machines, then "
+        "drain node-2 and delete its Node, and restart its kubelet when its NetloomNode is gone: it gets others.",
     ]
 
 
@@ -413,9 +415,12 @@ def test_where_packets_for_nobody_end(routing: dict[str, object], carried: bool)
     own, own6 = Cidr.parse("10.1.0.0/24"), Cidr.parse("fd00:1::/64")
     four = tuple(map(Cidr.parse, pool.ipv4_pod_cidr_list))
     six = tuple(map(Cidr.parse, pool.ipv6_pod_cidr_list))
-    assert hole_rules(pooled, (own, own6)) == HoleRules((own, own6), (*four, *six), carried=carried)
-    assert hole_rules(pooled, (own,)) == HoleRules((own,), four, carried=carried), "no IPv6 where a node has none"
+    unknown = None
+    assert hole_rules(pooled, (own, own6)) == HoleRules((own, own6), (*four, *six), unknown, carried)
+    assert hole_rules(pooled, (own,)) == HoleRules((own,), four, unknown, carried), "no IPv6 where a node has none"
     status = NetworkStatus(ipam=NetworkIPAMStatus(mode="kubernetes", service_cidrs=("10.96.0.0/12",)))
     services = (Cidr.parse("10.96.0.0/12"),)
     in_force = msgspec.structs.replace(pooled, status=status)
     assert hole_rules(in_force, (own,)) == HoleRules((own,), (), services, carried)
+    none = NetworkStatus(ipam=NetworkIPAMStatus(service_cidrs=()))
+    assert hole_rules(msgspec.structs.replace(pooled, status=none), (own,)) == HoleRules((own,), four, (), carried)

@@ -113,7 +113,7 @@ class NetworkIPAMStatus(Struct, frozen=True):
     addresses, as `netloom.api.words.in_use` does; it may be some seconds old, and nothing is decided by it.
     `ledger_ranges` are CIDRs that hold the ranges of all `ledgers`, few enough for the API server's rules to look at.
     `service_cidrs` are those of which Services get their addresses, where they overlap cluster CIDRs: an agent sees no
-    Service, and may not take their addresses for pods'.
+    Service, and may not take their addresses for pods'. None: that is not known; empty: there are none.
     `nodes_left_out` counts the Nodes that have no NetloomNode, and are meant to have none: without them, agents could
     not tell a cluster in which every Node has its own from one in which some were lost.
     """
@@ -122,7 +122,7 @@ class NetworkIPAMStatus(Struct, frozen=True):
     epoch: int = 0
     ledgers: tuple[str, ...] = ()
     ledger_ranges: tuple[str, ...] = ()
-    service_cidrs: tuple[str, ...] = msgspec.field(name="serviceCIDRs", default=())
+    service_cidrs: tuple[str, ...] | None = msgspec.field(name="serviceCIDRs", default=None)
     in_use: str = ""
     nodes_left_out: int = 0
 

@@ -89,7 +89,7 @@ def _type(path: str, schema: Schema, kind: inspect.Type) -> list[str]:
             return _type(f"{path}[]", schema["items"], item)
         case inspect.DictType(value_type=value) if "additionalProperties" in schema:
             return _type(f"{path}{{}}", schema["additionalProperties"], value)
-        case inspect.UnionType(types=(inspect.StructType() as some, inspect.NoneType())):
+        case inspect.UnionType(types=(inspect.StructType() | inspect.VarTupleType() as some, inspect.NoneType())):
             return _type(path, schema, some)
         case inspect.UnionType() | inspect.LiteralType() if "enum" in schema:
             only = sorted(set(schema["enum"]) ^ _values(kind))

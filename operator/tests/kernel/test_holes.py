@@ -366,6 +366,17 @@ def test_services_in_a_cluster_cidr_are_reached_by_the_node_itself() -> None:
     assert found.left_out == {Cidr.parse("10.0.0.0/8"): "it overlaps 10.96.0.0/12, the addresses of Services"}
 
 
+def test_where_it_is_not_known_what_services_have_peers_and_former_peers_have_their_own() -> None:
+    found, own, cluster = Holes(Lifelines()), Cidr.parse("10.42.1.0/24"), Cidr.parse("10.0.0.0/8")
+    found.set_rules(HoleRules((own,), (cluster,), None))
+    found.set_without_way("node-2", (Cidr.parse("10.42.2.0/24"),))
+    found.given_up((Cidr.parse("10.42.3.0/24"),))
+    assert sorted(str(hole.prefix) for hole in found.table.desired) == ["10.42.1.0/24", "10.42.2.0/24", "10.42.3.0/24"]
+    assert found.left_out == {cluster: "it is not known which addresses are those of Services"}
+    found.set_rules(HoleRules((own,), (cluster,), ()))
+    assert (cluster in {hole.prefix for hole in found.table.desired}, found.left_out) == (True, {})
+
+
 def test_where_the_cluster_cidr_is_shared_peers_and_former_peers_have_their_own() -> None:
     lifelines, now = Lifelines(), [0.0]
     lifelines.see(AROUND)

@@ -1,5 +1,6 @@
 """Rules, limits and switches of others around the data path, read off a real kernel."""
 
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -135,6 +136,14 @@ HARMFUL = {
         ["100: from all ipproto 6 dport 443 lookup 200: to node-2 10.2.0.0/24 (2), out of gw",
          "100: from all ipproto 6 dport 443 lookup 200: to pods here 10.1.0.5/32 (1), out of gw"],
     ),
+    "of ports and a TOS": (
+        ["rule add pref 100 ipproto tcp sport 1024-60000 dport 80-90 tos 0x10 lookup 200",
+         "route add default via 192.168.9.9 table 200"],
+        ["100: from all tos 0x10 ipproto 6 sport 1024-60000 dport 80-90 lookup 200: to node-2 10.2.0.0/24 (2), "
+         "out of gw",
+         "100: from all tos 0x10 ipproto 6 sport 1024-60000 dport 80-90 lookup 200: to pods here 10.1.0.5/32 (1), "
+         "out of gw"],
+    ),
     "packets that come in": (
         ["rule add pref 100 iif netloom_vxlan lookup 200", "route add default via 192.168.9.9 table 200"],
         ["100: from all iif netloom_vxlan lookup 200: to pods here 10.1.0.5/32 (1), out of gw"],
@@ -153,7 +162,7 @@ HARMFUL = {
 
 
 @pytest.mark.parametrize("case", HARMFUL)
-async def test_rules_that_lead_pods_packets_elsewhere_are_found(
+async def test_rules_that_lead_pods_packets_elsewhere_are_found_and_go_by_their_text(
     node: Namespace, pod: Namespace, planes: Planes, keepers: Opener, case: str
 ) -> None:
     await (await planes.open()).apply(mesh())
@@ -162,6 +171,12 @@ async def test_rules_that_lead_pods_packets_elsewhere_are_found(
         node.ip(line)
     found = (await (await keepers()).apply(AROUND)).found.detours
     assert sorted(map(told, found)) == sorted(expected)
+    for rule in {each.rule for each in found}:
+        six = "-6 " if rule.family == socket.AF_INET6 else ""
+        node.ip(f"{six}rule add pref {rule.priority} fwmark 7 lookup 300")  # not the first of its priority to go
+        node.ip(f"{six}rule delete pref {rule.priority} {rule.text}")
+        assert "fwmark 0x7 lookup 300" in node.ip(f"{six}rule")
+    assert (await (await keepers()).apply(AROUND)).found.detours == ()
 
 
 async def test_a_rule_is_seen_when_it_comes_though_its_routes_come_later(

@@ -33,6 +33,7 @@ from netloom_reconcilers.cluster.overlaps import (
     OfNodes,
     Ranges,
     holders,
+    odd,
     overlaps,
     ranges_of,
     unreadable,
@@ -148,6 +149,8 @@ class NetworkReconciler(Member):
         services, networks = Ranges(reserved, of.services.known), Ranges(reserved, ranges_of(of.networks))
         found = overlaps(SERVICES, services, cidrs, held, _NETWORK, whole)
         found += overlaps(CONNECTED, networks, cidrs, held, _NETWORK, whole)
+        if unusual := of.odd:
+            found += odd([each for each in ranges_of(of.networks) if each.cidr in unusual], cidrs, _NETWORK)
         found += overlaps(NODES, self._nodes_near(held, accepted=True), (), held, _NETWORK)
         return [*found, unreadable(of.services.unreadable, _NETWORK)] if of.services.unreadable else found
 
@@ -254,19 +257,22 @@ class InUseReconciler(Member):
         self._untold_since = None
         return None
 
-    async def _tell(self, words: str, left_out: int, services: tuple[str, ...]) -> bool:
+    async def _tell(self, words: str, left_out: int, services: tuple[str, ...] | None) -> bool:
         try:
             async with asyncio.timeout(DEADLINE_SECONDS):
                 return await self._lock.tell(words, left_out, services)
         except TimeoutError:
             return False
 
-    def _service_cidrs(self, network: NetloomNetwork) -> tuple[str, ...]:
-        """Of what Services get their addresses of, that which overlaps a cluster CIDR; the last known if nothing is."""
+    def _service_cidrs(self, network: NetloomNetwork) -> tuple[str, ...] | None:
+        """Of what Services get their addresses of, that which overlaps a cluster CIDR; the last known if nothing is.
+        None where there is no cluster CIDR: one that comes is not to meet an answer that was not about it."""
         known = [each.cidr for each in self._services.known]
         if not known:
             return network.status.ipam.service_cidrs
         mine = [cidr for _, cidr in cluster_cidrs(network)]
+        if not mine:
+            return None
         return tuple(str(cidr) for cidr in sorted(set(known)) if any(map(cidr.overlaps, mine)))[:_SERVICES]
 
     def _nodes_left_out(self) -> int:

@@ -152,9 +152,32 @@ def overlaps(
         near = list(dict.fromkeys(each for _, block in rest for each in ranges.near(block)))
         message = f"{_who(rest)}: this overlaps {_all(near)}, {kind.so}."
         way_out = kind.elsewhere or (
-            f"Where kube-controller-manager gives pod CIDRs, start it with a --cluster-cidr outside; then {_MOVE} one."
+            "Where kube-controller-manager gives pod CIDRs, start it with a --cluster-cidr that has room elsewhere and "
+            "still holds what Nodes have: with a Node's pod CIDR outside it does not start. Or delete all such Nodes "
+            f"before. Then {_MOVE} one."
         )
         problems.append(Problem(network, "", "", f"PodCIDR{kind.reason}", message, way_out))
+    return problems
+
+
+def odd(networks: Iterable[OfNodes], cluster_cidrs: Iterable[tuple[str, Cidr]], network: str) -> list[Problem]:
+    """One problem per cluster CIDR that lies in networks that few nodes are on, and is given all the same."""
+    problems: list[Problem] = []
+    networks = sorted(networks, key=lambda each: each.cidr)
+    for field, cidr in cluster_cidrs:
+        if around := [each for each in networks if each.cidr.contains(cidr)]:
+            names = sorted({name for each in around for name in each.nodes})
+            message = (
+                f"it lies in {_all(around)}. Less than half of the nodes say so, and its blocks are given all the "
+                "same; but agents write no route into a network of their node: "
+                f"pods of {_few(names)} and of other nodes do not reach each other."
+            )
+            way_out = (
+                "On these nodes, remove the device (a bridge or VPN) if it is left over, or give it a longer prefix, "
+                "so that the network does not hold the CIDR."
+            )
+            reason = f"ClusterCIDR{CONNECTED.reason}"
+            problems.append(Problem(network, field, str(cidr), reason, message, way_out, "warning"))
     return problems
 
 

@@ -56,11 +56,11 @@ def detour_text(detour: Detour) -> str:
     what = f"leads packets {packets} out of {detour.device}" if detour.device else f"drops packets {packets}"
     main = f"to {detour.cidr} lookup main" if detour.count == 1 else "lookup main suppress_prefixlength 0"
     before = (
-        f", or have the main table asked before: {ip} add pref {rule.priority - 1} {main}" if rule.priority > 1 else ""
+        f"Have the main table asked before it ({ip} add pref {rule.priority - 1} {main}). " if rule.priority > 1 else ""
     )
     return (
-        f"{ip} {rule.priority} ({rule.text}) {what}, before the main table is asked, which has the route. Take it away "
-        f"({ip} delete pref {rule.priority}){before}."
+        f"{ip} {rule.priority} ({rule.text}) {what}, before the main table is asked, which has the route. {before}"
+        f"If nobody needs the rule, take it away: {ip} delete pref {rule.priority} {rule.text}"
     )
 
 

@@ -21,7 +21,7 @@ from netloom.runtime.manager import Run
 from netloom_reconcilers.features.kernel import NftablesFeature
 from netloom_reconcilers.features.node import NodeContext, written_metric
 from netloom_reconcilers.node.known.peers import prefixes_of
-from netloom_reconcilers.node.mesh.cluster_cidrs import cluster_cidrs
+from netloom_reconcilers.node.mesh.cluster_cidrs import cluster_cidrs, service_cidrs
 from netloom_reconcilers.node.mesh.reading import missing
 
 log = structlog.get_logger(__name__)
@@ -53,7 +53,9 @@ def unshared(
     cluster: Iterable[Cidr], pods: tuple[Cidr, ...], networks: Collection[Cidr], addresses: Collection[Cidr]
 ) -> tuple[Cidr, ...]:
     """Of the cluster CIDRs those in which there is nothing but pods. Who has an address there that is no pod's (a
-    network of this node, a node) does not know the way to pods, and has to see this node's address."""
+    network of this node, a node) does not know the way to pods, and has to see this node's address. Services among
+    `addresses`: no packet gets here that is still for one, but others may live beside them, as nothing there ends at
+    this node (see `netloom.kernel.mesh.holes`)."""
     others = [network for network in networks if not any(pod.contains(network) for pod in pods)]
     return tuple(each for each in cluster if not any(each.overlaps(other) for other in (*others, *addresses)))
 
@@ -156,7 +158,11 @@ class MasqueradeFeature(NftablesFeature):
         for name in touched | {self._node_name}:
             self._take(name)
         pods, among = pod_cidrs_of(node)[0], {each for found in self._among_pods.values() for each in found}
-        cluster = unshared(cluster, pods, self._connected, among) if self._connected is not None else ()
+        services = service_cidrs(network)
+        if services is None or self._connected is None:
+            cluster = ()  # it is not known who lives there
+        else:
+            cluster = unshared(cluster, pods, self._connected, among.union(services))
         self._desired.rules, problems = rules_of(network.spec, pods, cluster)
         self._report(_NETWORK, problems)
         return self._desired

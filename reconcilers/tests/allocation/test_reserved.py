@@ -74,6 +74,62 @@ def test_a_cluster_cidr_inside_the_nodes_network_gives_nothing_and_says_the_ways
     assert ready(empty)[:2] == ("True", "Accepted")
 
 
+def test_a_network_of_few_nodes_around_a_whole_cluster_cidr_keeps_nobody_from_its_block(empty: World) -> None:
+    """A VPN or bridge with a much too wide prefix."""
+    empty.apply_network(ipv4PodCIDRList=["10.42.0.0/16"], ipv4MaskSize=24)
+    operator = empty.start()
+    for name in "abc":
+        empty.join(name)
+    empty.calm(20)
+    empty.connect("a", "10.0.0.0/8", "192.168.0.0/16")
+    empty.calm(20)
+    empty.join("d")
+    empty.calm(20)
+    assert empty.texts()["d"] == "10.42.3.0/24"
+    assert metric("netloom_ipam_blocks", cidr="10.42.0.0/16", mask="24", state="reserved") == 0
+    assert ready(empty)[:2] == ("True", "ClusterCIDROverlapsConnected")
+    assert (
+        f"{FIELD} 10.42.0.0/16: it lies in 10.0.0.0/8, a network that node a is connected to. Less than half of the "
+        "nodes say so, and its blocks are given all the same; but agents write no route into a network of their node: "
+        "pods of a and of other nodes do not reach each other. On these nodes, remove the device (a bridge or VPN) if "
+        "it is left over, or give it a longer prefix, so that the network does not hold the CIDR."
+    ) in ready(empty)[2]
+    assert "ClusterCIDROverlapsConnected" in operator.said.reasons("NetloomNetwork/default")
+    # Half of the nodes are: it is the nodes' network.
+    empty.connect("b", "10.0.0.0/8")
+    empty.calm(20)
+    assert ready(empty)[:2] == ("False", "ClusterCIDROverlapsConnected")
+    assert "Nothing of it is given to nodes" in ready(empty)[2]
+    # One node more, and it is less than half again; one less, and it is not; then nobody is.
+    empty.join("e")
+    empty.calm(20)
+    assert empty.texts()["e"] == "10.42.4.0/24"
+    empty.leave("c")
+    empty.calm(20)
+    assert ready(empty)[:2] == ("False", "ClusterCIDROverlapsConnected")
+    for name in "ab":
+        empty.connect(name)
+    empty.calm(20)
+    assert ready(empty)[:2] == ("True", "Accepted")
+    assert metric("netloom_ipam_blocks", cidr="10.42.0.0/16", mask="24", state="reserved") == 0
+
+
+def test_which_networks_hold_a_whole_cluster_cidr_follows_the_cluster_cidrs(empty: World) -> None:
+    empty.apply_network(ipv4PodCIDRList=["10.42.0.0/16"], ipv4MaskSize=24)
+    empty.start()
+    for name in "abc":
+        empty.join(name)
+    empty.calm(20)
+    empty.connect("a", "10.42.0.0/16")
+    empty.calm(20)
+    assert metric("netloom_ipam_blocks", cidr="10.42.0.0/16", mask="24", state="reserved") == 0
+    empty.apply_network(ipv4PodCIDRList=["10.42.0.0/15"], ipv4MaskSize=24)
+    empty.join("d")
+    empty.calm(20)
+    assert metric("netloom_ipam_blocks", cidr="10.42.0.0/15", mask="24", state="reserved") == 253, "3 are in use"
+    assert empty.texts()["d"] == "10.43.0.0/24", "there is room beside it"
+
+
 def test_or_another_cidr_is_appended(empty: World) -> None:
     empty.apply_network(ipv4PodCIDRList=["10.90.128.0/22"], ipv4MaskSize=24)
     empty.start()

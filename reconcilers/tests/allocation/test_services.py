@@ -133,8 +133,9 @@ def test_what_kube_controller_manager_gives_is_taken_and_reported(empty: World) 
         "False",
         "PodCIDROverlapsServices",
         f"a holds 10.96.1.0/24, which stays as it is: this overlaps {RANGE}, {SO} Where kube-controller-manager gives "
-        "pod CIDRs, start it with a --cluster-cidr outside; then drain these nodes and delete their Nodes, and restart "
-        "each kubelet when its NetloomNode is gone: it gets another one.",
+        "pod CIDRs, start it with a --cluster-cidr that has room elsewhere and still holds what Nodes have: with a "
+        "Node's pod CIDR outside it does not start. Or delete all such Nodes before. Then drain these nodes and delete "
+        "their Nodes, and restart each kubelet when its NetloomNode is gone: it gets another one.",
     )
 
 
@@ -210,3 +211,28 @@ def test_agents_are_told_of_services_among_pods_and_of_no_others(empty: World) -
     empty.give_services("10.200.0.0/16", "172.20.0.0/16")
     empty.calm(20)
     assert empty.network["status"]["ipam"]["serviceCIDRs"] == ["10.200.0.0/16"]
+    empty.give_services("172.20.0.0/16")
+    empty.calm(20)
+    assert empty.network["status"]["ipam"]["serviceCIDRs"] == []
+    since = len(empty.server.executed)
+    empty.give_services("172.21.0.0/16")
+    empty.calm(200)
+    assert empty.server.executed[since:] == [], "what is told already is not told again"
+
+
+def test_agents_are_told_that_there_are_none_only_where_services_and_cluster_cidrs_are_known(empty: World) -> None:
+    empty.apply_network(mode="kubernetes")
+    operator = empty.start()
+    operator.services.unreadable = "not allowed"
+    operator.loop.call_soon(operator.services.on_change)
+    empty.calm(20)
+    assert "serviceCIDRs" not in empty.network["status"].get("ipam", {})
+    empty.give_services("10.96.0.0/12")
+    empty.calm(20)
+    assert "serviceCIDRs" not in empty.network["status"].get("ipam", {}), "of no CIDR"
+    empty.apply_network(ipv4PodCIDRList=["10.0.0.0/12"], ipv4MaskSize=24)
+    empty.calm(20)
+    assert empty.network["status"]["ipam"]["serviceCIDRs"] == []
+    empty.apply_network(mode="kubernetes")
+    empty.calm(20)
+    assert "serviceCIDRs" not in empty.network["status"]["ipam"]

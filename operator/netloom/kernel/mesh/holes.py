@@ -48,14 +48,15 @@ class HoleRules(msgspec.Struct, frozen=True):
     """What of this node and its network decides about holes.
 
     own: the node's pod CIDRs. cluster: the CIDRs from which nodes get their blocks. services: addresses that Services
-    have, and to which this node itself connects: its packets are routed before they get the address of a pod.
+    have, and to which this node itself connects: its packets are routed before they get the address of a pod. None: not
+    known, so they may lie in any cluster CIDR.
     carried: what this node has no route to is the business of a router or routing daemon, which knows pods: only own
     CIDRs end here.
     """
 
     own: tuple[Cidr, ...] = ()
     cluster: tuple[Cidr, ...] = ()
-    services: tuple[Cidr, ...] = ()
+    services: tuple[Cidr, ...] | None = ()
     carried: bool = False
 
 
@@ -150,6 +151,8 @@ class Holes:
 
     def _services_in(self, prefix: Cidr) -> str:
         services = self._rules.services if self._rules is not None else ()
+        if services is None:
+            return "it is not known which addresses are those of Services"
         among = next(filter(prefix.overlaps, services), None)
         return f"it overlaps {among}, the addresses of Services" if among is not None else ""
 

@@ -30,8 +30,8 @@ _NEVER = 0xFFFF_FFFF
 class Rule(msgspec.Struct, frozen=True):
     """A rule. table: that it leads to; 0: none. source, destination, incoming (a device): what it matches, None or ""
     for all packets; inverted: it matches what these do not. protocol, ports, tos: that it is limited to; of port ranges
-    the first. local: it matches only packets of this machine's own programs, or such as no pod sends. plain: it matches
-    every packet, and lets every route of its table count.
+    the first, and the last. local: it matches only packets of this machine's own programs, or such as no pod sends.
+    plain: it matches every packet, and lets every route of its table count.
     """
 
     priority: int
@@ -49,19 +49,23 @@ class Rule(msgspec.Struct, frozen=True):
     protocol: int = 0
     source_port: int = 0
     port: int = 0
+    last_source_port: int = 0
+    last_port: int = 0
     vrf: bool = False
     plain: bool = False
 
     @property
     def text(self) -> str:
-        """As `ip rule` prints it, but for its priority."""
+        """As `ip rule` prints it, and takes it to delete it, but for its priority."""
         words = ["not"] if self.inverted else []
         words += ["from", str(self.source) if self.source else "all"]
         words += ["to", str(self.destination)] if self.destination else []
         words += ["iif", self.incoming] if self.incoming else []
         words += [f"fwmark {self.mark:#x}/{self.mask:#x}"] if self.mask else []
+        words += [f"tos {self.tos:#x}"] if self.tos else []
         words += [f"ipproto {self.protocol}"] if self.protocol else []
-        words += [f"dport {self.port}"] if self.port else []
+        words += [f"sport {_range(self.source_port, self.last_source_port)}"] if self.source_port else []
+        words += [f"dport {_range(self.port, self.last_port)}"] if self.port else []
         words += [f"lookup {self.table}"] if self.table else [REFUSING.get(self.action, "")]
         return " ".join(filter(None, words))
 
@@ -118,9 +122,15 @@ def read_rule(buffer: bytes, start: int, end: int) -> Rule | None:
         protocol=number(_PROTOCOL),
         source_port=int.from_bytes(found.get(_SOURCE_PORTS, b"")[:2], sys.byteorder),
         port=int.from_bytes(found.get(_PORTS, b"")[:2], sys.byteorder),
+        last_source_port=int.from_bytes(found.get(_SOURCE_PORTS, b"")[2:], sys.byteorder),
+        last_port=int.from_bytes(found.get(_PORTS, b"")[2:], sys.byteorder),
         vrf=_L3MDEV in found,
         plain=not (selects or suppresses) and action == _LOOKUP,
     )
+
+
+def _range(first: int, last: int) -> str:
+    return f"{first}-{last}" if last > first else str(first)
 
 
 def before_main(rules: list[Rule]) -> list[Rule]:

@@ -118,9 +118,9 @@ class ModeLock(Member):
                 await self._set_finalizer(cleared, present=False)
         return True
 
-    async def tell(self, in_use: str, left_out: int, services: tuple[str, ...]) -> bool:
+    async def tell(self, in_use: str, left_out: int, services: tuple[str, ...] | None) -> bool:
         """Writes who holds addresses, where the lock is not clear, how many Nodes are meant to hold none, and which of
-        the addresses are Services'; False where somebody else wrote first."""
+        the addresses are Services' (None: not known); False where somebody else wrote first."""
         async with self._writing:
             network = self.network
             if network is None:
@@ -132,7 +132,7 @@ class ModeLock(Member):
             if left_out != status.nodes_left_out:
                 told["nodesLeftOut"] = left_out or None
             if services != status.service_cidrs:
-                told["serviceCIDRs"] = services or None
+                told["serviceCIDRs"] = services
             return not told or await self._write_status(network, told)
 
     def _usable(self) -> NetloomNetwork:

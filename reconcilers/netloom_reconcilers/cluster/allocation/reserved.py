@@ -5,11 +5,15 @@ off. So a pod in such a block would be reached by nobody, and the block is passe
 (`status.connectedCIDRs`) once they have a NetloomNode. Before that nothing is known, and the first blocks are given all
 the same; who holds one keeps it, and `overlaps` tells.
 
+A network that holds a whole cluster CIDR, and that less than half of the nodes are on, is *odd*: a bridge or VPN of few
+with too wide a prefix. It is told, and not reserved, or one node would keep all others from their blocks.
+
 Of what nodes say, only what concerns the cluster CIDRs is kept: in most clusters nothing. In IPAM mode `kubernetes`
 nothing is given, so nothing can be passed over; all is kept, to be compared with what nodes hold.
 """
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Collection
 from typing import Protocol
 
 from netloom.api.core import Node
@@ -47,6 +51,12 @@ class Reserved(Member):
         self.networks: dict[str, tuple[Cidr, ...]] = {}
         """Those that the node is connected to, by node."""
         self._of_services: dict[str, tuple[Cidr, ...]] = {}
+        self._on: Counter[Cidr] = Counter()
+        """How many nodes are connected to each of `networks`."""
+        self._reserved: set[Cidr] = set()
+        """Those that are not odd."""
+        self._wide: set[Cidr] = set()
+        """Those that hold a whole cluster CIDR: no more than a CIDR has prefixes, however many nodes there are."""
         self._settings = Settings("")
         self._concerned: list[Cidr] = []
         self._prefixes: list[tuple[int, int, int]] = []
@@ -67,10 +77,20 @@ class Reserved(Member):
         self._prefixes = [_prefix_of(cidr) for cidr in self._concerned]
         for name in {*self._nodes, *self._netloom_nodes, *self.addresses, *self.networks}:
             self._note(name)
+        self._wide = set(filter(self._is_wide, self._on))
+        if self._weigh(self._on):
+            self._publish(Changed.RESERVED)
+
+    @property
+    def odd(self) -> set[Cidr]:
+        """See the module."""
+        return self._wide - self._reserved
 
     def _node_changed(self, key: str, old: Node | None, new: Node | None) -> None:
         if self._prefixes and (old is None or new is None or old.status.addresses != new.status.addresses):
             self._note(key)
+        if (old is None or new is None) and self._weigh(self._wide):
+            self._publish(Changed.RESERVED)
 
     def _object_changed(self, key: str, old: NetloomNode | None, new: NetloomNode | None) -> None:
         if self._prefixes and (old is None or new is None or _said(old) != _said(new)):
@@ -120,17 +140,49 @@ class Reserved(Member):
         before = kept.get(name, ())
         if cidrs.keys() == set(before):
             return
-        blocks = self._allocator.blocks
-        for cidr in cidrs.keys() - set(before):
-            blocks.reserve(cidr)
-        gone = [cidr for cidr in before if cidr not in cidrs and blocks.let_go(cidr)]
+        new, gone = cidrs.keys() - set(before), [cidr for cidr in before if cidr not in cidrs]
         if cidrs:
             kept[name] = tuple(cidrs)
         else:
             del kept[name]
-        if gone:
-            self._publish(BlocksFreed(sum(map(self._blocks_in, gone))))
+        if kept is self.networks:
+            self._count(new, gone)
+        else:
+            self._reserve(new, gone)
         self._publish(Changed.RESERVED)
+
+    def _count(self, new: Collection[Cidr], gone: Collection[Cidr]) -> None:
+        """One node more is connected to these, and one less to those."""
+        self._on.update(new)
+        self._on.subtract(gone)
+        for cidr in gone:
+            if not self._on[cidr]:
+                del self._on[cidr]
+                self._wide.discard(cidr)
+        self._wide.update(filter(self._is_wide, new))
+        self._weigh((*new, *gone))
+
+    def _is_wide(self, cidr: Cidr) -> bool:
+        return any(map(cidr.contains, self._concerned))
+
+    def _weigh(self, cidrs: Collection[Cidr]) -> bool:
+        """Reserve of these networks what nodes are connected to, unless it is odd; whether that changed anything."""
+        nodes = len(self._nodes)
+        wanted = {
+            each for each in cidrs if each in self._on and not (each in self._wide and 2 * self._on[each] < nodes)
+        }
+        new, gone = wanted - self._reserved, (set(cidrs) - wanted) & self._reserved
+        self._reserved |= new
+        self._reserved -= gone
+        self._reserve(new, gone)
+        return bool(new or gone)
+
+    def _reserve(self, new: Collection[Cidr], gone: Collection[Cidr]) -> None:
+        blocks = self._allocator.blocks
+        for cidr in new:
+            blocks.reserve(cidr)
+        if free := [cidr for cidr in gone if blocks.let_go(cidr)]:
+            self._publish(BlocksFreed(sum(map(self._blocks_in, free))))
 
     def _blocks_in(self, cidr: Cidr) -> int:
         masks = [family.mask for family in self._settings.families if family.version == cidr.version]

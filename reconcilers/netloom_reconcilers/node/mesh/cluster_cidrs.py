@@ -24,11 +24,16 @@ def cluster_cidrs(network: NetloomNetwork) -> tuple[Cidr, ...]:
     return tuple(dict.fromkeys(found))
 
 
+def service_cidrs(network: NetloomNetwork) -> tuple[Cidr, ...] | None:
+    """Those of Services among the cluster CIDRs; None: not known, as no operator told (yet), or it may not read it."""
+    told = network.status.ipam.service_cidrs
+    return None if told is None else prefixes_of("", ("status.ipam.serviceCIDRs", told))[0]
+
+
 def hole_rules(network: NetloomNetwork, own: tuple[Cidr, ...]) -> HoleRules:
     """Where packets for pods that nobody has end on this node, which has the CIDRs `own`."""
     routing = network.spec.routing
     skips = not routing.auto_direct_node_routes or routing.direct_routing_skip_unreachable
     ipv6 = any(prefix.version == 6 for prefix in own)
     cluster = tuple(prefix for prefix in cluster_cidrs(network) if prefix.version == 4 or ipv6)
-    services, _ = prefixes_of("", ("status.ipam.serviceCIDRs", network.status.ipam.service_cidrs))
-    return HoleRules(own, cluster, services, carried=routing.mode == "native" and skips)
+    return HoleRules(own, cluster, service_cidrs(network), carried=routing.mode == "native" and skips)

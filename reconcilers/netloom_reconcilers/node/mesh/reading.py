@@ -227,8 +227,9 @@ def misplaced_text(name: str, route: WithheldRoute) -> str:
 
 
 _ELSEWHERE = (
-    "Let pod CIDRs come from outside the networks of the machines, then drain {0} and delete its Node: it gets others "
-    "when it registers again."
+    "If that is due to a device which is left over (a bridge, a VPN), remove it. Else let pod CIDRs come from outside "
+    "the networks of the machines, then drain {0} and delete its Node, and restart its kubelet when its NetloomNode is "
+    "gone: it gets others."
 )
 
 
