@@ -186,6 +186,26 @@ async def test_a_forward_hook_that_refuses_is_named_by_its_address(pair: Pair, s
     assert found.rejected.by == parse_address("192.168.7.1" if side == 1 else "10.2.0.0")
 
 
+@FAMILIES
+@pytest.mark.parametrize("side", [1, 2])
+async def test_a_forward_hook_that_lets_pass_what_is_established_is_seen(pair: Pair, version: int, side: int) -> None:
+    culprit = pair.one if side == 1 else pair.two
+    culprit.nft("ct state established,related accept;")
+    assert (await pair.one.examine(2, version)).passes
+    culprit.place.exec("nft add chain inet foreign c { policy drop; }")
+    found = await pair.one.examine(2, version)
+    assert (found.largest, found.host) == (0, "answered"), "a pod's new connection does not pass either"
+    assert found.forwards is (side == 2)
+
+
+async def test_a_node_sees_that_its_forward_hook_lets_pass_only_what_is_established(pair: Pair) -> None:
+    pair.one.nft("ct state established,related accept;")
+    with pair.one.place.entered():
+        assert await pair.one.prober.loop(4, 0.25)
+        pair.one.place.exec("nft add chain inet foreign c { policy drop; }")
+        assert await pair.one.prober.loop(4, 0.25) is None
+
+
 async def test_a_forward_hook_that_drops_only_answers(pair: Pair) -> None:
     pair.two.nft("ip saddr 10.2.0.0/16 drop;")
     found = await pair.one.examine(2, 4)

@@ -28,6 +28,8 @@ PACKETS_PER_SECOND = 200
 can send to the probe's address, and shall not cost the node more than this."""
 REMEMBERED = 256
 """Questions that are known to have arrived, and peers that were heard of."""
+_PORTS = range(49152, 65536)
+"""Dynamic ones (RFC 6335)."""
 _FREEBIND = {socket.AF_INET: (socket.IPPROTO_IP, 15), socket.AF_INET6: (socket.IPPROTO_IPV6, 78)}
 
 
@@ -90,7 +92,7 @@ class Prober:
             return None
         flags = (TROUBLED if troubled else 0) | self._own_flags()
         payload = Message(ASK, nonce, flags, self.mtu).encode(size - HEADERS[len(target)])
-        packet = datagram(source, target, payload)
+        packet = datagram(source, target, payload, (_new_port(), UDP_PORT))
         return await self._awaited(nonce, target, seconds, lambda: self._write(packet))
 
     async def loop(self, version_bytes: int, seconds: float) -> Answer | None:
@@ -222,7 +224,8 @@ class Prober:
         _remember(self._seen, said.nonce, None)
         _remember(self._heard, found.source, time.monotonic())
         reply = Message(ANSWER, said.nonce, self._own_flags(), self.mtu, found.size)
-        self._write(datagram(found.destination, found.source, reply.encode(len(found.payload))))
+        payload = reply.encode(len(found.payload))
+        self._write(datagram(found.destination, found.source, payload, (UDP_PORT, found.port)))
         self.answers += 1
         if said.flags & TROUBLED:
             self.troubled(found.source)
@@ -273,6 +276,12 @@ class Prober:
 def new_nonce() -> bytes:
     """By which an answer is known as one to this question: nobody but who saw the question can make it."""
     return secrets.token_bytes(8)
+
+
+def _new_port() -> int:
+    """From which to ask. Each question is a flow of its own, as a pod's new connection is: a filter that lets pass what
+    is established would let one flow pass for ever."""
+    return secrets.choice(_PORTS)
 
 
 def _bound(address: Address) -> socket.socket:
