@@ -272,6 +272,13 @@ async def test_without_a_device_only_the_nodes_own_way_is_looked_at(pair: Pair) 
     assert (await pair.one.examine(2, 4)).passes, "it cannot see that"
 
 
+async def test_a_peer_without_a_device_says_so(pair: Pair) -> None:
+    pair.two.prober.attach(None)
+    found = await pair.one.examine(2, 4)
+    assert (found.largest, found.host, found.forwards, found.peer_device) == (0, "answered", True, False)
+    assert (await pair.two.examine(1, 4)).peer_device
+
+
 async def test_what_anybody_sends_is_answered_by_measure_and_otherwise_ignored(pair: Pair) -> None:
     pair.one.prober.addresses = (parse_address("10.1.0.255"),)
     for junk in (b"", b"NLPR", bytes(2000)):

@@ -20,7 +20,7 @@ import msgspec
 
 from netloom.cidr import Address, format_address
 from netloom.kernel.probe import message
-from netloom.kernel.probe.message import ANSWER, ASK, FORWARDS, NOTHING, SEEN, TROUBLED, Message
+from netloom.kernel.probe.message import ANSWER, ASK, FORWARDS, NO_DEVICE, NOTHING, SEEN, TROUBLED, Message
 from netloom.kernel.probe.packets import HEADERS, UDP_PORT, Datagram, Rejection, datagram, family_of, parse
 
 PACKETS_PER_SECOND = 200
@@ -142,7 +142,8 @@ class Prober:
         return next((each for each in self.addresses if len(each) == len(target)), None)
 
     def _own_flags(self) -> int:
-        return sum(flag for size, flag in FORWARDS.items() if self.forwards.get(size, True))
+        forwards = sum(flag for size, flag in FORWARDS.items() if self.forwards.get(size, True))
+        return forwards | (NO_DEVICE if self.descriptor is None else 0)
 
     async def _awaited(
         self,
