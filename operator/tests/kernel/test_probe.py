@@ -317,6 +317,44 @@ async def test_the_device_is_made_once_found_again_and_repaired(lab: Lab) -> Non
         assert DEVICE not in place.ip("link show")
 
 
+async def test_that_the_device_is_to_forward_is_heard(lab: Lab) -> None:
+    place = lab.namespace("node")
+    places = [f"net/ipv4/conf/{name}/forwarding" for name in ("default", DEVICE)]
+    place.sysctl("net/ipv4/ip_forward", "1")
+    place.sysctl(places[0], "0")
+    with place.entered():
+        keeper = ProbeKeeper(resync_seconds=None)
+        await keeper.open()
+        await keeper.apply(ProbeNode((address_of(1, 4),)))
+        assert place.sysctl(places[1]) == "0", "as pods' devices that are made now"
+        task = asyncio.create_task(keeper.run())
+        for wanted in ("1", "0") * 3:  # the kernel tells of the new device once or twice, for other reasons
+            place.sysctl(places[0], wanted)
+            await eventually(lambda wanted=wanted: place.sysctl(places[1]) == wanted)  # type: ignore[misc]
+        for _ in range(4):
+            place.sysctl(places[1], "1")
+            await eventually(lambda: place.sysctl(places[1]) == "0")
+        task.cancel()
+        await keeper.close()
+
+
+async def test_what_is_in_doubt_is_looked_at_soon(lab: Lab) -> None:
+    place = lab.namespace("node")
+    with place.entered():
+        keeper = ProbeKeeper(resync_seconds=None)
+        await keeper.open()
+        await keeper.apply(ProbeNode((address_of(1, 4),)))
+        task = asyncio.create_task(keeper.run())
+        before = routes_on(place)
+        for _ in range(4):  # as above
+            place.ip(f"route flush table local dev {DEVICE}")
+            assert routes_on(place) != before
+            keeper.look_again()
+            await eventually(lambda: routes_on(place) == before)
+        task.cancel()
+        await keeper.close()
+
+
 def routes_on(place: Namespace) -> str:
     with contextlib.suppress(RuntimeError):
         return place.ip(f"route show table local dev {DEVICE}") + place.ip(f"-6 route show table local dev {DEVICE}")

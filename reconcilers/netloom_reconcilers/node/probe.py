@@ -274,7 +274,7 @@ class ProbeFeature(KernelFeature):
                         text=text,
                     )
                 )
-                self.keeper.device.doubt()
+                self.keeper.look_again()
 
     def _take(self, found: Finding) -> None:
         """A finding counts; what is told may be different by it."""
