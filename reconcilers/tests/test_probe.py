@@ -2,8 +2,11 @@
 
 from pathlib import Path
 
+import msgspec
 import pytest
 
+from netloom.api.v1alpha1 import NetloomNetwork
+from netloom.kernel.probe.keeper import Way
 from netloom.roles.sources import Sources
 from netloom_reconcilers.features.node import NodeContext
 from netloom_reconcilers.node.probe import ProbeFeature
@@ -59,6 +62,21 @@ async def test_a_bounded_number_is_named(probe: ProbeFeature) -> None:
         for _ in range(2):
             probe._take(Finding(peer=f"n{number}", family=4, way="w", passes=False, reason="R", text=f"lost {number}."))
     assert probe.readiness() == (False, "R", "lost 0. lost 1. lost 2. And 17 more.")
+
+
+@pytest.mark.parametrize(("mtu", "native"), [(0, 1500), (1400, 1400), (9000, 1500)])
+async def test_without_a_tunnel_pods_send_no_more_than_the_network_is_said_to_carry(
+    probe: ProbeFeature, monkeypatch: pytest.MonkeyPatch, mtu: int, native: int
+) -> None:
+    tunnel, by_router = Way("netloom_vxlan", "vxlan", 8472, 1450), Way("eth0", mtu=1500)
+
+    async def ways(addresses: list[bytes]) -> list[Way]:
+        return [tunnel, by_router]
+
+    monkeypatch.setattr(probe.keeper, "ways", ways)
+    network = {"metadata": {"name": "default"}, "spec": {"mtu": mtu}}
+    probe.context.networks.put(msgspec.convert(network, NetloomNetwork))
+    assert [way.mtu for way in await probe._ways([b"1", b"2", b""])] == [1450, native, 0]
 
 
 async def test_without_the_device_it_is_said_what_cannot_be_seen(probe: ProbeFeature) -> None:

@@ -29,7 +29,7 @@ from netloom_reconcilers.node.mesh.reading import missing
 from netloom_reconcilers.node.probing.findings import Finding, finding, not_forwarded, sentences
 from netloom_reconcilers.node.probing.looks import lives, switch_off
 from netloom_reconcilers.node.probing.selection import behind, by_way, concerns
-from netloom_reconcilers.node.probing.targets import addresses_of, by_nodes, hosts_of, targets_of
+from netloom_reconcilers.node.probing.targets import addresses_of, as_pods_use, by_nodes, hosts_of, targets_of
 
 log = structlog.get_logger(__name__)
 
@@ -204,7 +204,9 @@ class ProbeFeature(KernelFeature):
     async def _ways(self, addresses: list[Address]) -> list[Way]:
         known = [address for address in addresses if address]
         found = dict(zip(known, await self.keeper.ways(known), strict=True)) if known else {}
-        return [found.get(address, Way()) for address in addresses]
+        network = self._networks.get(NETWORK_NAME)
+        mtu = network.spec.mtu if network is not None else 0
+        return [as_pods_use(found.get(address, Way()), mtu) for address in addresses]
 
     async def _look_at(self, names: Iterable[str], *, whole: bool = False) -> list[Finding]:
         """At these peers; with `whole`, as closely as at one that failed."""
