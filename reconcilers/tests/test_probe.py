@@ -1,11 +1,14 @@
 """When the probe's findings are told: what fails twice, what passes at once, and never what cannot be known."""
 
+import math
 from pathlib import Path
 
 import msgspec
 import pytest
 
-from netloom.api.v1alpha1 import NetloomNetwork
+from netloom.api.v1alpha1 import NetloomNetwork, NetloomNode
+from netloom.cidr import parse_address
+from netloom.kernel.probe.examination import Target
 from netloom.kernel.probe.keeper import Way
 from netloom.roles.sources import Sources
 from netloom_reconcilers.features.node import NodeContext
@@ -77,6 +80,32 @@ async def test_without_a_tunnel_pods_send_no_more_than_the_network_is_said_to_ca
     network = {"metadata": {"name": "default"}, "spec": {"mtu": mtu}}
     probe.context.networks.put(msgspec.convert(network, NetloomNetwork))
     assert [way.mtu for way in await probe._ways([b"1", b"2", b""])] == [1450, native, 0]
+
+
+async def test_what_is_not_looked_at_any_more_is_told_no_more(
+    probe: ProbeFeature, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def ways(addresses: list[bytes]) -> list[Way]:
+        return [Way()] * len(addresses)
+
+    async def examined(target: Target, way: Way, *, whole: bool) -> Finding:
+        return BAD
+
+    monkeypatch.setattr(probe.keeper, "ways", ways)
+    monkeypatch.setattr(probe, "_examined", examined)
+    spec = {"ipam": {"podCIDRs": ["10.42.2.0/24"]}}
+    probe.context.nodes.put(msgspec.convert({"metadata": {"name": "n2"}, "spec": spec}, NetloomNode))
+    probe._next_round = math.inf
+    six, own = msgspec.structs.replace(BAD, family=6), msgspec.structs.replace(BAD, peer="n1")
+    for finding in (BAD, six, own) * 2:
+        probe._take(finding)
+    probe.prober.addresses = (parse_address("10.42.1.255"), parse_address("fd00:1::ffff"))
+    probe._applied = True
+    await probe._due()
+    assert set(probe.failing) == {("n2", 4)}, "n2 has no IPv6, and this node no device"
+    probe.prober.addresses = ()
+    await probe._due()
+    assert said(probe) == (True, "ProbesAnswered"), "nothing is probed, so nothing is known to fail"
 
 
 async def test_without_the_device_it_is_said_what_cannot_be_seen(probe: ProbeFeature) -> None:

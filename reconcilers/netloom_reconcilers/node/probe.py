@@ -126,15 +126,22 @@ class ProbeFeature(KernelFeature):
             if name == self._node_name:
                 self._soon()
             elif self._nodes.get(name) is None:
-                for kept in (self.failing, self.unknown, self.passing, self._strikes, self._since):
-                    for family in (4, 6):
-                        kept.pop((name, family), None)
+                self._forget([(name, 4), (name, 6)])
                 self._changed.pop(name, None)
             elif concerns(self._node_name, name, len(self._nodes)):
                 self._changed[name] = None
                 while len(self._changed) > CHANGED_KEPT:
                     self._changed.pop(next(iter(self._changed)))
                 self._wake.set()
+
+    def _forget(self, keys: Iterable[Key]) -> None:
+        """These are not looked at any more, so nothing is told of them."""
+        for key in keys:
+            for kept in (self.unknown, self.passing, self._strikes, self._since):
+                kept.pop(key, None)
+            if self.failing.pop(key, None) is not None:
+                self._good_since = -math.inf  # as in `_take`
+                self.context.changed()
 
     def _soon(self) -> None:
         """A round is due: something of this node is different."""
@@ -170,6 +177,7 @@ class ProbeFeature(KernelFeature):
         """What is due now: a round, peers that changed, and those that failed."""
         if not self.prober.addresses or not self.applied:
             self._next_round = time.monotonic() + SETTLE_SECONDS
+            self._forget(list(self._strikes))
             return
         names: dict[str, None] = {}
         old: list[Key] = []
@@ -182,12 +190,14 @@ class ProbeFeature(KernelFeature):
             names[name] = None
         followed = dict.fromkeys(name for name, _ in self._strikes if name != self._node_name)
         names |= dict.fromkeys(list(followed)[:FOLLOWED])
-        await self._look_at_own_forwarding()
-        seen = {(found.peer, found.family) for found in await self._look_at(names)}
+        seen = await self._look_at_own_forwarding()
+        seen |= {(found.peer, found.family) for found in await self._look_at(names)}
         for key in old:
-            if key not in seen and key[0] != self._node_name:
+            if key not in seen:
                 self.passing.pop(key, None)
                 self.unknown.pop(key, None)
+        asked = {self._node_name, *names}
+        self._forget([key for key in self._strikes if key[0] in asked and key not in seen])
 
     async def _round(self) -> list[str]:
         """The peers of a round."""
@@ -252,11 +262,13 @@ class ProbeFeature(KernelFeature):
         alive = await lives(self.context, target.name) if silent else True
         return finding(evidence, alive=alive, switch=switch_off(evidence.family))
 
-    async def _look_at_own_forwarding(self) -> None:
-        """By the node's own loop: a single node has pods on it that talk through it, too."""
+    async def _look_at_own_forwarding(self) -> set[Key]:
+        """By the node's own loop: a single node has pods on it that talk through it, too. Returns what was seen."""
+        seen: set[Key] = set()
         for address in self.prober.addresses if self.prober.descriptor is not None else ():
             size, family = len(address), 4 if len(address) == 4 else 6
             key = (self._node_name, family)
+            seen.add(key)
             for _ in range(self._timing.tries):
                 answer = await self.prober.loop(size, self._timing.answer)
                 if self.prober.forwards.get(size):
@@ -277,6 +289,7 @@ class ProbeFeature(KernelFeature):
                     )
                 )
                 self.keeper.look_again()
+        return seen
 
     def _take(self, found: Finding) -> None:
         """A finding counts; what is told may be different by it."""
