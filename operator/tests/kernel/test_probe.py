@@ -317,6 +317,22 @@ async def test_the_device_is_made_once_found_again_and_repaired(lab: Lab) -> Non
         assert DEVICE not in place.ip("link show")
 
 
+async def test_a_renamed_device_is_heard_and_replaced(lab: Lab) -> None:
+    place = lab.namespace("node")
+    with place.entered():
+        keeper = ProbeKeeper(resync_seconds=None)
+        await keeper.open()
+        await keeper.apply(ProbeNode((address_of(1, 4),)))
+        task = asyncio.create_task(keeper.run())
+        before = routes_on(place)
+        await asyncio.sleep(1.5)  # until the kernel has told what it tells of a new device by itself
+        place.ip(f"link set {DEVICE} name foreign")
+        await eventually(lambda: routes_on(place) == before)
+        assert "foreign" not in place.ip("-br link")
+        task.cancel()
+        await keeper.close()
+
+
 async def test_that_the_device_is_to_forward_is_heard(lab: Lab) -> None:
     place = lab.namespace("node")
     places = [f"net/ipv4/conf/{name}/forwarding" for name in ("default", DEVICE)]
@@ -328,7 +344,7 @@ async def test_that_the_device_is_to_forward_is_heard(lab: Lab) -> None:
         await keeper.apply(ProbeNode((address_of(1, 4),)))
         assert place.sysctl(places[1]) == "0", "as pods' devices that are made now"
         task = asyncio.create_task(keeper.run())
-        for wanted in ("1", "0") * 3:  # the kernel tells of the new device once or twice, for other reasons
+        for wanted in ("1", "0") * 3:  # the kernel tells of a new device once or twice by itself
             place.sysctl(places[0], wanted)
             await eventually(lambda wanted=wanted: place.sysctl(places[1]) == wanted)  # type: ignore[misc]
         for _ in range(4):

@@ -98,7 +98,7 @@ class ProbeDevice(Part[ProbeNode]):
             self.due = switch is not None and switch.forwarding is not None and switch.ifindex in known
         else:
             link = read_link(buffer, start, end)
-            self.due = link is not None and self.owns.link(link.name)
+            self.due = link is not None and (link.ifindex == self._ifindex or self.owns.link(link.name))
 
     def doubt(self) -> None:
         """All is to be looked at again."""
@@ -153,10 +153,13 @@ class ProbeDevice(Part[ProbeNode]):
 
     def _holds(self, commands: CommandSocket) -> bool:
         """Whether the descriptor is wanted, and that of the device that is there; of one that was deleted it is good
-        for nothing."""
+        for nothing. One that was renamed goes: under that name nobody would know whose it is."""
         assert self.descriptor is not None
         try:
-            there = tun.name_of(self.descriptor) == DEVICE and look(commands).link is not None
+            if tun.name_of(self.descriptor) != DEVICE:
+                tun.give_up(self.descriptor)
+                return False
+            there = look(commands).link is not None
         except OSError:
             return False
         return there and bool(self._node.addresses)
