@@ -14,6 +14,7 @@ from netloom.roles.sources import Sources
 from netloom_reconcilers.features.node import NodeContext
 from netloom_reconcilers.node.probe import ProbeFeature
 from netloom_reconcilers.node.probing.findings import Finding
+from netloom_reconcilers.node.probing.targets import addresses_of
 
 GOOD = Finding(peer="n2", family=4, way="vxlan:8472", passes=True, size=1450, largest=1450)
 BAD = Finding(peer="n2", family=4, way="vxlan:8472", passes=False, reason="LostOneWay", text="packets to n2 are lost")
@@ -106,6 +107,33 @@ async def test_what_is_not_looked_at_any_more_is_told_no_more(
     probe.prober.addresses = ()
     await probe._due()
     assert said(probe) == (True, "ProbesAnswered"), "nothing is probed, so nothing is known to fail"
+
+
+async def test_who_asks_in_trouble_is_known_without_a_look_at_all_nodes(
+    probe: ProbeFeature, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked_at: list[str] = []
+
+    def counted(node: NetloomNode) -> dict[int, bytes]:
+        looked_at.append(node.metadata.name)
+        return addresses_of(node)
+
+    def put(name: str, cidr: str) -> None:
+        spec = {"ipam": {"podCIDRs": [cidr]}}
+        probe.context.nodes.put(msgspec.convert({"metadata": {"name": name}, "spec": spec}, NetloomNode))
+
+    for number in range(2, 100):
+        put(f"n{number}", f"10.42.{number}.0/24")
+    put("n2", "10.43.0.0/24")
+    put("n3", "10.42.2.0/24")
+    probe._notice()
+    monkeypatch.setattr("netloom_reconcilers.node.probe.addresses_of", counted)
+    for address, names in {"10.42.2.255": ["n3"], "10.43.0.255": ["n2"], "10.42.3.255": [], "10.42.7.9": []}.items():
+        probe._changed.clear()
+        probe._troubled_at = 0.0
+        probe._is_troubled(parse_address(address))
+        assert list(probe._changed) == names
+    assert len(looked_at) <= 4
 
 
 async def test_without_the_device_it_is_said_what_cannot_be_seen(probe: ProbeFeature) -> None:

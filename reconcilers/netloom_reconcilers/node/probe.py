@@ -79,6 +79,8 @@ class ProbeFeature(KernelFeature):
         self._since: dict[Key, float] = {}
         """When the first of the questions began that were not answered."""
         self._changed: dict[str, None] = {}
+        self._whose: dict[Address, str] = {}
+        """By the address of its probe, the node that had it last."""
         self._next_round = 0.0
         self._wake = asyncio.Event()
         self._checking = asyncio.Lock()
@@ -123,9 +125,11 @@ class ProbeFeature(KernelFeature):
         """Peers that changed and that this node is to look at; those that are gone are forgotten."""
         touched, self._touched = self._touched, set()
         for name in touched:
+            node = self._nodes.get(name)
+            self._whose |= dict.fromkeys(addresses_of(node).values() if node is not None else (), name)
             if name == self._node_name:
                 self._soon()
-            elif self._nodes.get(name) is None:
+            elif node is None:
                 self._forget([(name, 4), (name, 6)])
                 self._changed.pop(name, None)
             elif concerns(self._node_name, name, len(self._nodes)):
@@ -332,12 +336,11 @@ class ProbeFeature(KernelFeature):
         if now - self._troubled_at < AGAIN_SECONDS:
             return
         self._troubled_at = now
-        for name in self._nodes:
-            node = self._nodes.get(name)
-            if node is not None and address in addresses_of(node).values():
-                self._changed[name] = None
-                self._wake.set()
-                return
+        name = self._whose.get(address, "")
+        node = self._nodes.get(name)
+        if node is not None and address in addresses_of(node).values():
+            self._changed[name] = None
+            self._wake.set()
 
     def _is_doubted(self) -> None:
         """A peer finds the pods' way closed: is it by this node's own forwarding? It is told in the next answer."""
