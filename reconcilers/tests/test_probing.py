@@ -66,6 +66,8 @@ def test_the_last_address_of_the_first_cidr_of_each_family_stands_for_a_pod() ->
         (replace(LOST, host="refused"), True, None, "NoAgentThere", "", "no agent answers"),
         (replace(LOST, host="refused", forwards=False), True, False, "ForwardHookDrops", "here", "this node's"),
         (replace(LOST, host="answered", peer_forwards=False), True, False, "ForwardHookDrops", "there", "hook of n2"),
+        (replace(LOST, host="answered", peer_device=False), True, None, "NoDeviceThere", "", "n2: its agent has no"),
+        (replace(LOST, peer_device=False, forwards=False), True, False, "ForwardHookDrops", "here", "this node's"),
         (replace(LOST, host="answered"), True, False, "ForwardHookDrops", "way there", "leaves by netloom_vxlan"),
         (replace(LOST, host="answered", seen=True), True, False, "ForwardHookDrops", "way back", "answers from n2"),
         (

@@ -186,6 +186,26 @@ async def test_a_forward_hook_that_refuses_is_named_by_its_address(pair: Pair, s
     assert found.rejected.by == parse_address("192.168.7.1" if side == 1 else "10.2.0.0")
 
 
+@FAMILIES
+@pytest.mark.parametrize("side", [1, 2])
+async def test_a_forward_hook_that_lets_pass_what_is_established_is_seen(pair: Pair, version: int, side: int) -> None:
+    culprit = pair.one if side == 1 else pair.two
+    culprit.nft("ct state established,related accept;")
+    assert (await pair.one.examine(2, version)).passes
+    culprit.place.exec("nft add chain inet foreign c { policy drop; }")
+    found = await pair.one.examine(2, version)
+    assert (found.largest, found.host) == (0, "answered"), "a pod's new connection does not pass either"
+    assert found.forwards is (side == 2)
+
+
+async def test_a_node_sees_that_its_forward_hook_lets_pass_only_what_is_established(pair: Pair) -> None:
+    pair.one.nft("ct state established,related accept;")
+    with pair.one.place.entered():
+        assert await pair.one.prober.loop(4, 0.25)
+        pair.one.place.exec("nft add chain inet foreign c { policy drop; }")
+        assert await pair.one.prober.loop(4, 0.25) is None
+
+
 async def test_a_forward_hook_that_drops_only_answers(pair: Pair) -> None:
     pair.two.nft("ip saddr 10.2.0.0/16 drop;")
     found = await pair.one.examine(2, 4)
@@ -252,6 +272,13 @@ async def test_without_a_device_only_the_nodes_own_way_is_looked_at(pair: Pair) 
     assert (await pair.one.examine(2, 4)).passes, "it cannot see that"
 
 
+async def test_a_peer_without_a_device_says_so(pair: Pair) -> None:
+    pair.two.prober.attach(None)
+    found = await pair.one.examine(2, 4)
+    assert (found.largest, found.host, found.forwards, found.peer_device) == (0, "answered", True, False)
+    assert (await pair.two.examine(1, 4)).peer_device
+
+
 async def test_what_anybody_sends_is_answered_by_measure_and_otherwise_ignored(pair: Pair) -> None:
     pair.one.prober.addresses = (parse_address("10.1.0.255"),)
     for junk in (b"", b"NLPR", bytes(2000)):
@@ -288,6 +315,60 @@ async def test_the_device_is_made_once_found_again_and_repaired(lab: Lab) -> Non
         await keeper.cleanup()
         await keeper.close()
         assert DEVICE not in place.ip("link show")
+
+
+async def test_a_renamed_device_is_heard_and_replaced(lab: Lab) -> None:
+    place = lab.namespace("node")
+    with place.entered():
+        keeper = ProbeKeeper(resync_seconds=None)
+        await keeper.open()
+        await keeper.apply(ProbeNode((address_of(1, 4),)))
+        task = asyncio.create_task(keeper.run())
+        before = routes_on(place)
+        await asyncio.sleep(1.5)  # until the kernel has told what it tells of a new device by itself
+        place.ip(f"link set {DEVICE} name foreign")
+        await eventually(lambda: routes_on(place) == before)
+        assert "foreign" not in place.ip("-br link")
+        task.cancel()
+        await keeper.close()
+
+
+async def test_that_the_device_is_to_forward_is_heard(lab: Lab) -> None:
+    place = lab.namespace("node")
+    places = [f"net/ipv4/conf/{name}/forwarding" for name in ("default", DEVICE)]
+    place.sysctl("net/ipv4/ip_forward", "1")
+    place.sysctl(places[0], "0")
+    with place.entered():
+        keeper = ProbeKeeper(resync_seconds=None)
+        await keeper.open()
+        await keeper.apply(ProbeNode((address_of(1, 4),)))
+        assert place.sysctl(places[1]) == "0", "as pods' devices that are made now"
+        task = asyncio.create_task(keeper.run())
+        for wanted in ("1", "0") * 3:  # the kernel tells of a new device once or twice by itself
+            place.sysctl(places[0], wanted)
+            await eventually(lambda wanted=wanted: place.sysctl(places[1]) == wanted)  # type: ignore[misc]
+        for _ in range(4):
+            place.sysctl(places[1], "1")
+            await eventually(lambda: place.sysctl(places[1]) == "0")
+        task.cancel()
+        await keeper.close()
+
+
+async def test_what_is_in_doubt_is_looked_at_soon(lab: Lab) -> None:
+    place = lab.namespace("node")
+    with place.entered():
+        keeper = ProbeKeeper(resync_seconds=None)
+        await keeper.open()
+        await keeper.apply(ProbeNode((address_of(1, 4),)))
+        task = asyncio.create_task(keeper.run())
+        before = routes_on(place)
+        for _ in range(4):  # as above
+            place.ip(f"route flush table local dev {DEVICE}")
+            assert routes_on(place) != before
+            keeper.look_again()
+            await eventually(lambda: routes_on(place) == before)
+        task.cancel()
+        await keeper.close()
 
 
 def routes_on(place: Namespace) -> str:

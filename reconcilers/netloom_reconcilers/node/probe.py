@@ -29,7 +29,7 @@ from netloom_reconcilers.node.mesh.reading import missing
 from netloom_reconcilers.node.probing.findings import Finding, finding, not_forwarded, sentences
 from netloom_reconcilers.node.probing.looks import lives, switch_off
 from netloom_reconcilers.node.probing.selection import behind, by_way, concerns
-from netloom_reconcilers.node.probing.targets import addresses_of, by_nodes, hosts_of, targets_of
+from netloom_reconcilers.node.probing.targets import addresses_of, as_pods_use, by_nodes, hosts_of, targets_of
 
 log = structlog.get_logger(__name__)
 
@@ -79,6 +79,8 @@ class ProbeFeature(KernelFeature):
         self._since: dict[Key, float] = {}
         """When the first of the questions began that were not answered."""
         self._changed: dict[str, None] = {}
+        self._whose: dict[Address, str] = {}
+        """By the address of its probe, the node that had it last."""
         self._next_round = 0.0
         self._wake = asyncio.Event()
         self._checking = asyncio.Lock()
@@ -123,18 +125,27 @@ class ProbeFeature(KernelFeature):
         """Peers that changed and that this node is to look at; those that are gone are forgotten."""
         touched, self._touched = self._touched, set()
         for name in touched:
+            node = self._nodes.get(name)
+            self._whose |= dict.fromkeys(addresses_of(node).values() if node is not None else (), name)
             if name == self._node_name:
                 self._soon()
-            elif self._nodes.get(name) is None:
-                for kept in (self.failing, self.unknown, self.passing, self._strikes, self._since):
-                    for family in (4, 6):
-                        kept.pop((name, family), None)
+            elif node is None:
+                self._forget([(name, 4), (name, 6)])
                 self._changed.pop(name, None)
             elif concerns(self._node_name, name, len(self._nodes)):
                 self._changed[name] = None
                 while len(self._changed) > CHANGED_KEPT:
                     self._changed.pop(next(iter(self._changed)))
                 self._wake.set()
+
+    def _forget(self, keys: Iterable[Key]) -> None:
+        """These are not looked at any more, so nothing is told of them."""
+        for key in keys:
+            for kept in (self.unknown, self.passing, self._strikes, self._since):
+                kept.pop(key, None)
+            if self.failing.pop(key, None) is not None:
+                self._good_since = -math.inf  # as in `_take`
+                self.context.changed()
 
     def _soon(self) -> None:
         """A round is due: something of this node is different."""
@@ -170,6 +181,7 @@ class ProbeFeature(KernelFeature):
         """What is due now: a round, peers that changed, and those that failed."""
         if not self.prober.addresses or not self.applied:
             self._next_round = time.monotonic() + SETTLE_SECONDS
+            self._forget(list(self._strikes))
             return
         names: dict[str, None] = {}
         old: list[Key] = []
@@ -182,12 +194,14 @@ class ProbeFeature(KernelFeature):
             names[name] = None
         followed = dict.fromkeys(name for name, _ in self._strikes if name != self._node_name)
         names |= dict.fromkeys(list(followed)[:FOLLOWED])
-        await self._look_at_own_forwarding()
-        seen = {(found.peer, found.family) for found in await self._look_at(names)}
+        seen = await self._look_at_own_forwarding()
+        seen |= {(found.peer, found.family) for found in await self._look_at(names)}
         for key in old:
-            if key not in seen and key[0] != self._node_name:
+            if key not in seen:
                 self.passing.pop(key, None)
                 self.unknown.pop(key, None)
+        asked = {self._node_name, *names}
+        self._forget([key for key in self._strikes if key[0] in asked and key not in seen])
 
     async def _round(self) -> list[str]:
         """The peers of a round."""
@@ -204,7 +218,9 @@ class ProbeFeature(KernelFeature):
     async def _ways(self, addresses: list[Address]) -> list[Way]:
         known = [address for address in addresses if address]
         found = dict(zip(known, await self.keeper.ways(known), strict=True)) if known else {}
-        return [found.get(address, Way()) for address in addresses]
+        network = self._networks.get(NETWORK_NAME)
+        mtu = network.spec.mtu if network is not None else 0
+        return [as_pods_use(found.get(address, Way()), mtu) for address in addresses]
 
     async def _look_at(self, names: Iterable[str], *, whole: bool = False) -> list[Finding]:
         """At these peers; with `whole`, as closely as at one that failed."""
@@ -250,11 +266,13 @@ class ProbeFeature(KernelFeature):
         alive = await lives(self.context, target.name) if silent else True
         return finding(evidence, alive=alive, switch=switch_off(evidence.family))
 
-    async def _look_at_own_forwarding(self) -> None:
-        """By the node's own loop: a single node has pods on it that talk through it, too."""
+    async def _look_at_own_forwarding(self) -> set[Key]:
+        """By the node's own loop: a single node has pods on it that talk through it, too. Returns what was seen."""
+        seen: set[Key] = set()
         for address in self.prober.addresses if self.prober.descriptor is not None else ():
             size, family = len(address), 4 if len(address) == 4 else 6
             key = (self._node_name, family)
+            seen.add(key)
             for _ in range(self._timing.tries):
                 answer = await self.prober.loop(size, self._timing.answer)
                 if self.prober.forwards.get(size):
@@ -274,7 +292,8 @@ class ProbeFeature(KernelFeature):
                         text=text,
                     )
                 )
-                self.keeper.device.doubt()
+                self.keeper.look_again()
+        return seen
 
     def _take(self, found: Finding) -> None:
         """A finding counts; what is told may be different by it."""
@@ -317,12 +336,11 @@ class ProbeFeature(KernelFeature):
         if now - self._troubled_at < AGAIN_SECONDS:
             return
         self._troubled_at = now
-        for name in self._nodes:
-            node = self._nodes.get(name)
-            if node is not None and address in addresses_of(node).values():
-                self._changed[name] = None
-                self._wake.set()
-                return
+        name = self._whose.get(address, "")
+        node = self._nodes.get(name)
+        if node is not None and address in addresses_of(node).values():
+            self._changed[name] = None
+            self._wake.set()
 
     def _is_doubted(self) -> None:
         """A peer finds the pods' way closed: is it by this node's own forwarding? It is told in the next answer."""

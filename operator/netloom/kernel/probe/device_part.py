@@ -21,6 +21,7 @@ from netloom.kernel.keeper.retries import Item, Retries
 from netloom.kernel.netlink import links, wire
 from netloom.kernel.netlink.links import Link, read_link
 from netloom.kernel.netlink.messages import LinkMessage, RouteMessage, decode, encode
+from netloom.kernel.netlink.netconf import DEFAULT, read_netconf
 from netloom.kernel.netlink.sockets import CommandSocket, RefusedError, read_all
 from netloom.kernel.ownership import PROBE, ROUTE_PROTOCOL
 from netloom.kernel.probe import tun
@@ -68,8 +69,8 @@ class ProbeDevice(Part[ProbeNode]):
 
     owns = PROBE
     state = ("dump", "the probe's device")
-    groups = ("link",)
-    kinds = frozenset((wire.RTM_NEWLINK, wire.RTM_DELLINK))
+    groups = ("link", "ipv4-netconf")
+    kinds = frozenset((wire.RTM_NEWLINK, wire.RTM_DELLINK, wire.RTM_NEWNETCONF))
 
     def __init__(self, moved: Callable[[], None] = lambda: None) -> None:
         self.descriptor: int | None = None
@@ -77,6 +78,7 @@ class ProbeDevice(Part[ProbeNode]):
         self.moved = moved
         self.due = True
         self._node = ProbeNode()
+        self._ifindex = 0
         self._expected = False
         self._undone: set[Item] = set()
 
@@ -87,10 +89,16 @@ class ProbeDevice(Part[ProbeNode]):
             self.due = self._expected = True
 
     def hear(self, kind: int, flags: int, buffer: bytes, start: int, end: int) -> None:
-        """Whether somebody changed the device."""
-        link = read_link(buffer, start, end) if not self.due else None
-        if link is not None and self.owns.link(link.name):
-            self.due = True
+        """Whether somebody changed the device, or whether it is to forward."""
+        if self.due:
+            return
+        if kind == wire.RTM_NEWNETCONF:
+            switch = read_netconf(buffer, start, end)
+            known = (DEFAULT, self._ifindex)
+            self.due = switch is not None and switch.forwarding is not None and switch.ifindex in known
+        else:
+            link = read_link(buffer, start, end)
+            self.due = link is not None and (link.ifindex == self._ifindex or self.owns.link(link.name))
 
     def doubt(self) -> None:
         """All is to be looked at again."""
@@ -135,6 +143,7 @@ class ProbeDevice(Part[ProbeNode]):
         if self._node.addresses and self.descriptor is None:
             self._open(done, there=found.link is not None)
             found = look(commands)
+        self._ifindex = found.link.ifindex if found.link is not None else 0
         if self.descriptor is not None or not self._node.addresses:
             self._switch(found, done, refused)
             for change in changes_to(found, self._node):
@@ -144,10 +153,13 @@ class ProbeDevice(Part[ProbeNode]):
 
     def _holds(self, commands: CommandSocket) -> bool:
         """Whether the descriptor is wanted, and that of the device that is there; of one that was deleted it is good
-        for nothing."""
+        for nothing. One that was renamed goes: under that name nobody would know whose it is."""
         assert self.descriptor is not None
         try:
-            there = tun.name_of(self.descriptor) == DEVICE and look(commands).link is not None
+            if tun.name_of(self.descriptor) != DEVICE:
+                tun.give_up(self.descriptor)
+                return False
+            there = look(commands).link is not None
         except OSError:
             return False
         return there and bool(self._node.addresses)

@@ -9,7 +9,7 @@ import msgspec
 from netloom.cidr import Address
 from netloom.kernel.probe import underlay
 from netloom.kernel.probe.keeper import Way
-from netloom.kernel.probe.message import FORWARDS, SEEN, Message
+from netloom.kernel.probe.message import FORWARDS, NO_DEVICE, SEEN, Message
 from netloom.kernel.probe.packets import Rejection
 from netloom.kernel.probe.prober import Answer, Prober, new_nonce
 
@@ -44,6 +44,7 @@ class Evidence(msgspec.Struct, frozen=True, kw_only=True):
     rejected: an ICMP error that came back. forwards: whether this node's own forwarding lets the probe through.
     host:     what the nodes' own way gave: an answer, the word that no agent listens there, or nothing.
     seen:     the peer says, by that way, that the questions arrived. peer_forwards: as it says of itself.
+    peer_device: whether there is such a device at the peer.
     heard:    packets of the peer arrive by the pods' way, asked for or not, since this node's are not answered.
     ping:     whether the peer's node answers on the network between the nodes; None: not tried, or not allowed.
     port_refused: the peer's node refuses what is sent to the tunnel's UDP port.
@@ -60,6 +61,7 @@ class Evidence(msgspec.Struct, frozen=True, kw_only=True):
     host: Host = ""
     seen: bool = False
     peer_forwards: bool = True
+    peer_device: bool = True
     heard: bool = False
     ping: bool | None = None
     port_refused: bool = False
@@ -152,6 +154,7 @@ class Examination:
             host=host,
             seen=bool(flags & SEEN),
             peer_forwards=bool(flags & forwards),
+            peer_device=not flags & NO_DEVICE,
             heard=self._prober.heard(target.address, self._since),
             ping=ping,
             port_refused=port_refused,

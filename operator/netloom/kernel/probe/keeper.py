@@ -54,6 +54,11 @@ class ProbeKeeper(Keeper[ProbeNode, KeeperReport]):
         async with self._lock:
             return await self._connect().call(lambda commands: self.device.plan(commands, desired))
 
+    def look_again(self) -> None:
+        """Soon: something suggests that the device, or a route to it, is not as it should be."""
+        self.device.doubt()
+        self._wake.set()
+
     async def ways(self, addresses: list[Address]) -> list[Way]:
         """To each of these."""
         return await self._connect().call(lambda commands: _ways(commands, addresses))

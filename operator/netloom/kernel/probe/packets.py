@@ -12,7 +12,7 @@ import msgspec
 from netloom.cidr import Address
 
 UDP_PORT = 9966
-"""From which and to which the probe's packets go."""
+"""To which questions go, and from which answers come."""
 
 HEADERS = {4: 28, 16: 48}
 """Bytes of IP and UDP headers, by the length of an address."""
@@ -23,12 +23,13 @@ _DO_NOT_FRAGMENT = 0x4000
 
 
 class Datagram(msgspec.Struct, frozen=True):
-    """A UDP packet of the probe. size: bytes of the whole packet."""
+    """A UDP packet of the probe. size: bytes of the whole packet. port: from which it came."""
 
     source: Address
     destination: Address
     payload: bytes
     size: int
+    port: int
 
 
 class Rejection(msgspec.Struct, frozen=True):
@@ -42,10 +43,10 @@ class Rejection(msgspec.Struct, frozen=True):
     code: tuple[int, int] = (0, 0)
 
 
-def datagram(source: Address, destination: Address, payload: bytes) -> bytes:
-    """A whole packet, which may not be fragmented."""
+def datagram(source: Address, destination: Address, payload: bytes, ports: tuple[int, int]) -> bytes:
+    """A whole packet, which may not be fragmented. ports: from which, to which."""
     length = 8 + len(payload)
-    udp = struct.pack("!HHHH", UDP_PORT, UDP_PORT, length, 0) + payload
+    udp = struct.pack("!HHHH", *ports, length, 0) + payload
     checksum = _checksum(source + destination + struct.pack("!II", length, _UDP) + udp) or 0xFFFF
     udp = udp[:6] + struct.pack("!H", checksum) + udp[8:]
     if len(source) == 16:
@@ -62,9 +63,9 @@ def parse(packet: bytes) -> Datagram | Rejection | None:
         return None
     protocol, source, destination, body = found
     if protocol == _UDP and len(body) >= 8:
-        _from, to, length, _ = struct.unpack_from("!HHHH", body)
-        if to == UDP_PORT and 8 <= length <= len(body):
-            return Datagram(source, destination, body[8:length], len(packet))
+        port, to, length, _ = struct.unpack_from("!HHHH", body)
+        if UDP_PORT in (port, to) and 8 <= length <= len(body):
+            return Datagram(source, destination, body[8:length], len(packet), port)
     elif protocol in (_ICMP, _ICMP6) and len(body) >= 8:
         return _rejection(source, protocol, body)
     return None

@@ -20,7 +20,7 @@ import msgspec
 
 from netloom.cidr import Address, format_address
 from netloom.kernel.probe import message
-from netloom.kernel.probe.message import ANSWER, ASK, FORWARDS, NOTHING, SEEN, TROUBLED, Message
+from netloom.kernel.probe.message import ANSWER, ASK, FORWARDS, NO_DEVICE, NOTHING, SEEN, TROUBLED, Message
 from netloom.kernel.probe.packets import HEADERS, UDP_PORT, Datagram, Rejection, datagram, family_of, parse
 
 PACKETS_PER_SECOND = 200
@@ -28,6 +28,8 @@ PACKETS_PER_SECOND = 200
 can send to the probe's address, and shall not cost the node more than this."""
 REMEMBERED = 256
 """Questions that are known to have arrived, and peers that were heard of."""
+_PORTS = range(49152, 65536)
+"""Dynamic ones (RFC 6335)."""
 _FREEBIND = {socket.AF_INET: (socket.IPPROTO_IP, 15), socket.AF_INET6: (socket.IPPROTO_IPV6, 78)}
 
 
@@ -90,7 +92,7 @@ class Prober:
             return None
         flags = (TROUBLED if troubled else 0) | self._own_flags()
         payload = Message(ASK, nonce, flags, self.mtu).encode(size - HEADERS[len(target)])
-        packet = datagram(source, target, payload)
+        packet = datagram(source, target, payload, (_new_port(), UDP_PORT))
         return await self._awaited(nonce, target, seconds, lambda: self._write(packet))
 
     async def loop(self, version_bytes: int, seconds: float) -> Answer | None:
@@ -140,7 +142,8 @@ class Prober:
         return next((each for each in self.addresses if len(each) == len(target)), None)
 
     def _own_flags(self) -> int:
-        return sum(flag for size, flag in FORWARDS.items() if self.forwards.get(size, True))
+        forwards = sum(flag for size, flag in FORWARDS.items() if self.forwards.get(size, True))
+        return forwards | (NO_DEVICE if self.descriptor is None else 0)
 
     async def _awaited(
         self,
@@ -222,7 +225,8 @@ class Prober:
         _remember(self._seen, said.nonce, None)
         _remember(self._heard, found.source, time.monotonic())
         reply = Message(ANSWER, said.nonce, self._own_flags(), self.mtu, found.size)
-        self._write(datagram(found.destination, found.source, reply.encode(len(found.payload))))
+        payload = reply.encode(len(found.payload))
+        self._write(datagram(found.destination, found.source, payload, (UDP_PORT, found.port)))
         self.answers += 1
         if said.flags & TROUBLED:
             self.troubled(found.source)
@@ -273,6 +277,12 @@ class Prober:
 def new_nonce() -> bytes:
     """By which an answer is known as one to this question: nobody but who saw the question can make it."""
     return secrets.token_bytes(8)
+
+
+def _new_port() -> int:
+    """From which to ask. Each question is a flow of its own, as a pod's new connection is: a filter that lets pass what
+    is established would let one flow pass for ever."""
+    return secrets.choice(_PORTS)
 
 
 def _bound(address: Address) -> socket.socket:

@@ -38,6 +38,11 @@ def name_of(descriptor: int) -> str:
     return fcntl.ioctl(descriptor, _GET_INTERFACE, bytes(40))[:16].rstrip(b"\0").decode(errors="replace")
 
 
+def give_up(descriptor: int) -> None:
+    """The device, whatever its name is now, goes when this is closed. Raises OSError if it was deleted."""
+    fcntl.ioctl(descriptor, _SET_PERSIST, 0)
+
+
 def explain(error: OSError) -> str:
     """Why there is no such device, and what mends it."""
     if error.errno in (errno.ENOENT, errno.ENODEV, errno.ENXIO):

@@ -95,6 +95,9 @@ def _verdict(found: Evidence, alive: bool | None, switch: str) -> _Verdict:
         return False, "ForwardHookDrops", "here", not_forwarded(found.family, switch, refused)
     if found.rejected is not None and found.rejected.kind == "filter":
         return _refused(found)
+    if not found.peer_device:
+        what = f"{name}: its agent has no device for the probe, so it is not known whether packets of pods pass."
+        return None, "NoDeviceThere", "", f"{what} Its condition PodTrafficPasses says what it lacks."
     if found.host == "answered":
         return _in_forward_hook(found)
     return _silent(found, alive)

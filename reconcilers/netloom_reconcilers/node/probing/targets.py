@@ -37,6 +37,12 @@ def by_nodes(target: Target, way: Way) -> Target:
     return target if way.port else replace(target, host=target.underlay)
 
 
+def as_pods_use(way: Way, mtu: int) -> Way:
+    """The way with what spec.mtu of the network (0: not set) says of pods without a tunnel, whose route may be a
+    router's and say nothing of it."""
+    return replace(way, mtu=min(way.mtu, mtu)) if mtu and not way.port else way
+
+
 def _first_cidrs(node: NetloomNode) -> dict[int, Cidr]:
     found: dict[int, Cidr] = {}
     for cidr in pod_cidrs_of(node)[0]:
