@@ -72,7 +72,6 @@ def test_a_forward_hook_that_drops_is_told_everywhere_and_taken_back(
     nft(n2, tmp_path / "drop.nft", DROP)
     request.addfinalizer(lambda: n2.run("nft", "delete", "table", "inet", "foreign", check=False))
     assert a.ping(b.address).received == 0
-    assert facts(n2)["inSync"], "all that is desired is in the kernel"
     check(n2)
     status, said = check(n1, "n2")
     assert (status, "the forward hook of n2 drops packets of pods (IPv4 and IPv6)" in said) == (1, True), said
@@ -92,7 +91,7 @@ def test_a_forward_hook_that_drops_is_told_everywhere_and_taken_back(
         check=False,
         env=environment(),
     )
-    assert here.returncode == 1
+    assert here.returncode == 3, "nobody looked"
     assert "NetloomNode n2: PodTrafficPasses=False ForwardHookDrops" in here.stdout
     assert "run `netloom check` in the agent's pod of that node" in here.stdout
 

@@ -53,7 +53,7 @@ class Conditions:
         res: Resource[T],
         obj: T,
         type_: str,
-        good: bool,
+        good: bool | None,
         reason: str,
         message: str,
         *,
@@ -62,11 +62,11 @@ class Conditions:
         **beside: msgspec.Struct,
     ) -> T | None:
         """The object as written, or None where nothing had to be, or it is not there any more. `good`: it is True,
-        unless `status` says otherwise.
+        with None Unknown, unless `status` says otherwise.
         warns: it is, and there is something to be done all the same. beside: further fields of the status, which this
         field manager owns as well."""
         meta = obj.metadata
-        status = status or ("True" if good else "False")
+        status = status or ("Unknown" if good is None else "True" if good else "False")
         old = next((each for each in obj.status.conditions if each.type == type_), None)
         message = message[:MESSAGE_LIMIT]
         same = all(getattr(obj.status, name) == value for name, value in beside.items())
@@ -75,7 +75,7 @@ class Conditions:
         recounted = bool(beside) and old is not None and (old.status, old.reason) == (status, reason)
         if (old is not None or not good or warns) and not recounted:
             reference = ObjectReference(api_version=res.api_version, kind=res.kind, name=meta.name, uid=meta.uid)
-            self._events.event(reference, "Normal" if good and not warns else "Warning", reason, message)
+            self._events.event(reference, "Normal" if good is not False and not warns else "Warning", reason, message)
         since = old.last_transition_time if old and old.status == status else timestamp(self._api.clock.now())
         new = Condition(type_, status, reason, message, since, meta.generation)
         told = {"conditions": [msgspec.to_builtins(new)]} | {k: msgspec.to_builtins(v) for k, v in beside.items()}

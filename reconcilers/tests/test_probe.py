@@ -1,19 +1,31 @@
 """When the probe's findings are told: what fails twice, what passes at once, and never what cannot be known."""
 
+import datetime as dt
 import math
+import time
 from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import AsyncMock, Mock
 
 import msgspec
 import pytest
+from msgspec.structs import replace
 
-from netloom.api.v1alpha1 import NetloomNetwork, NetloomNode
+from netloom.api.coordination import Lease, LeaseSpec
+from netloom.api.meta import Condition, ObjectMeta
+from netloom.api.v1alpha1 import NETLOOM_NODES, NetloomNetwork, NetloomNode, NetloomNodeStatus
 from netloom.cidr import parse_address
-from netloom.kernel.probe.examination import Target
+from netloom.kernel.probe.examination import Evidence, Target, Timing
 from netloom.kernel.probe.keeper import Way
+from netloom.kernel.probe.prober import Prober
 from netloom.roles.sources import Sources
-from netloom_reconcilers.features.node import NodeContext
+from netloom.runtime.errors import NotFound
+from netloom_reconcilers.conditions import Conditions
+from netloom_reconcilers.features.node import NodeContext, Readiness
 from netloom_reconcilers.node.probe import ProbeFeature
 from netloom_reconcilers.node.probing.findings import Finding
+from netloom_reconcilers.node.probing.looks import Leases, Life
+from netloom_reconcilers.node.probing.pace import Pace
 from netloom_reconcilers.node.probing.targets import addresses_of
 
 GOOD = Finding(peer="n2", family=4, way="vxlan:8472", passes=True, size=1450, largest=1450)
@@ -26,7 +38,7 @@ async def probe(tmp_path: Path) -> ProbeFeature:
     return ProbeFeature(NodeContext("n1", tmp_path, Sources(None)))
 
 
-def said(probe: ProbeFeature) -> tuple[bool, str] | None:
+def said(probe: ProbeFeature) -> tuple[bool | None, str] | None:
     found = probe.readiness()
     return found[:2] if found is not None else None
 
@@ -48,6 +60,7 @@ async def test_what_fails_twice_in_a_row_is_told_and_taken_back_at_once(probe: P
 
 async def test_a_peer_of_which_nothing_can_be_known_is_no_alarm(probe: ProbeFeature) -> None:
     probe._take(GOOD)
+    assert said(probe) == (True, "ProbesAnswered")
     for _ in range(5):
         probe._take(UNKNOWN)
     assert said(probe) == (True, "ProbesAnswered")
@@ -59,13 +72,130 @@ async def test_that_too_little_is_known_takes_nothing_back(probe: ProbeFeature) 
     probe._take(BAD)
     probe._take(Finding(peer="n2", family=4, way="vxlan:8472", passes=None, reason="NoAnswerAtAll", text="?"))
     assert said(probe) == (False, "LostOneWay")
+    probe._take(replace(UNKNOWN, reason="NoAgentThere"))
+    assert said(probe) == (False, "LostOneWay"), "its agent is started again"
+
+
+async def test_where_nothing_passes_it_is_not_said_that_all_is_well(probe: ProbeFeature) -> None:
+    for finding in (BAD, BAD):
+        probe._take(finding)
+    assert said(probe) == (False, "LostOneWay")
+    probe._take(UNKNOWN)
+    assert said(probe) == (None, "NothingKnown")
+    probe._take(GOOD)
+    assert said(probe) == (True, "ProbesAnswered")
+
+
+async def test_what_is_not_known_is_neither_true_nor_false_nor_a_warning() -> None:
+    patches, events = AsyncMock(), Mock()
+    patches.clock.now = lambda: dt.datetime.now(dt.UTC)
+    told = Condition("PodTrafficPasses", "False", "LostOneWay", "", "2026-01-01T00:00:00Z")
+    node = NetloomNode(metadata=ObjectMeta(name="n1"), status=NetloomNodeStatus(conditions=(told,)))
+    await Conditions(patches, events).set(NETLOOM_NODES, node, "PodTrafficPasses", None, "NothingKnown", "")
+    assert patches.patch.await_args.args[2]["status"]["conditions"][0]["status"] == "Unknown"
+    assert events.event.call_args.args[1] == "Normal"
+
+
+class Lost:
+    """An examination of a peer from which nothing comes."""
+
+    def __init__(self, prober: Prober, target: Target, way: Way, timing: Timing, *, since: float | None) -> None:
+        self.evidence = Evidence(target=target, way=way, size=1450, forwards=True, host="silent", ping=True)
+
+    async def once(self) -> None:
+        """Nothing."""
+
+    async def whole(self) -> Evidence:
+        """What was seen."""
+        return self.evidence
+
+
+async def test_a_node_that_may_be_gone_since_is_no_alarm(probe: ProbeFeature, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("netloom_reconcilers.node.probe.Examination", Lost)
+    target, way = Target("n2", bytes(4)), Way("netloom_vxlan", "vxlan", 8472, 1450)
+    life: Life = "not yet"
+
+    async def lives(*_: object) -> Life:
+        return life
+
+    monkeypatch.setattr(probe._leases, "life", lives)
+    for _ in range(4):
+        probe._take(await probe._examined(target, way, whole=False))
+    assert not probe.failing
+    assert list(probe._strikes) == [("n2", 4)], "it is looked at again soon"
+    life = "alive"
+    for _ in range(2):
+        probe._take(await probe._examined(target, way, whole=False))
+    assert [found.reason for found in probe.failing.values()] == ["UnderlayPortDropped"]
+    probe._settle(("n2", 4), "")
+    probe._take(replace(GOOD, peer="n3"))
+    assert (await probe._examined(target, way, whole=False)).reason == "NeverAnswered"
+    probe._has_answered(("n2", 4))
+    assert (await probe._examined(target, way, whole=False)).reason == "UnderlayPortDropped"
+
+
+class Server:
+    """Answers with one Lease, and counts."""
+
+    def __init__(self) -> None:
+        self.clock = self
+        self.asked = 0
+        self.renewed: dt.datetime | None = None
+
+    def now(self) -> dt.datetime:
+        """The time there."""
+        return dt.datetime.now(dt.UTC)
+
+    async def get(self, res: object, name: str, namespace: str) -> Lease:
+        """The Lease."""
+        self.asked += 1
+        if self.renewed is None:
+            raise NotFound(404, "NotFound", name)
+        return Lease(spec=LeaseSpec(renew_time=self.renewed.isoformat(), lease_duration_seconds=40))
+
+
+async def test_an_agent_lives_that_renews_its_lease_after_it_did_not_answer() -> None:
+    server = Server()
+    leases = Leases(SimpleNamespace(api=server, lease_namespace="kube-system"))  # type: ignore[arg-type]
+    now = time.monotonic()
+    assert await leases.life("n2", now, 2) == "silent"
+    server.renewed = server.now() - dt.timedelta(seconds=10)
+    assert await leases.life("n2", now, 2) == "not yet"
+    assert await leases.life("n2", now - 30, 2) == "alive"
+    assert server.asked == 2, "the answer is kept for a moment"
+    server.renewed = server.now() - dt.timedelta(seconds=50)
+    assert await leases.life("n3", now - 60, 2) == "silent"
+
+
+def test_what_is_told_is_spread_over_the_nodes_and_in_a_large_cluster_told_seldom() -> None:
+    now, later = 1000.0, list[float]()
+    pace = Pace(later.append, share=lambda: 0.5, clock=lambda: now)
+    good, bad = Readiness(True, "Good", ""), Readiness(False, "Bad", "")
+    assert pace.tell(None, 5000) is None
+    assert pace.tell(good, 5000) is None
+    assert later == [250.1]
+    now += 250
+    assert pace.tell(good, 5000) == good
+    now += 10
+    assert pace.tell(bad, 5000) == good
+    now += 489
+    assert pace.tell(bad, 5000) == good
+    now += 1
+    assert pace.tell(bad, 5000) == bad
+    now += 600
+    assert pace.tell(good, 5000) == bad
+    assert pace.tell(bad, 5000) == bad, "what did not last is not told"
+    now += 600
+    assert pace.tell(good, 2) == bad
+    now += 0.1
+    assert pace.tell(good, 2) == good
 
 
 async def test_a_bounded_number_is_named(probe: ProbeFeature) -> None:
     for number in range(20):
         for _ in range(2):
             probe._take(Finding(peer=f"n{number}", family=4, way="w", passes=False, reason="R", text=f"lost {number}."))
-    assert probe.readiness() == (False, "R", "lost 0. lost 1. lost 2. And 17 more.")
+    assert probe.readiness() == (False, "R", "lost 0. lost 1. lost 2. And more: /status of the agent names all.")
 
 
 @pytest.mark.parametrize(("mtu", "native"), [(0, 1500), (1400, 1400), (9000, 1500)])
@@ -106,7 +236,8 @@ async def test_what_is_not_looked_at_any_more_is_told_no_more(
     assert set(probe.failing) == {("n2", 4)}, "n2 has no IPv6, and this node no device"
     probe.prober.addresses = ()
     await probe._due()
-    assert said(probe) == (True, "ProbesAnswered"), "nothing is probed, so nothing is known to fail"
+    assert not probe.failing
+    assert said(probe) is None, "nothing is probed, so nothing is known"
 
 
 async def test_who_asks_in_trouble_is_known_without_a_look_at_all_nodes(

@@ -56,6 +56,13 @@ def test_the_last_address_of_the_first_cidr_of_each_family_stands_for_a_pod() ->
     assert addresses_of(node("small", "10.42.2.4/31", "fd00::4/127")) == {}
 
 
+def test_in_ipv6_pods_get_the_last_address_too_where_there_are_few() -> None:
+    assert addresses_of(node("n2", "fd00:10::1:100/120")) == addresses_of(node("n2", "fd00:10::1:0/113")) == {}
+    assert [format_address(each) for each in addresses_of(node("n2", "fd00:10::1:0/112")).values()] == [
+        "fd00:10::1:ffff"
+    ]
+
+
 @pytest.mark.parametrize(
     ("evidence", "alive", "passes", "reason", "where", "text"),
     [
@@ -97,6 +104,31 @@ def test_what_was_seen_in_words(
     found = finding(evidence, alive=alive)
     assert (found.passes, found.reason, found.where) == (passes, reason, where)
     assert text in found.text
+
+
+def test_what_else_drops_a_port_that_is_allowed() -> None:
+    for lost in (replace(LOST, ping=True), replace(LOST, ping=True, heard=True)):
+        text = finding(lost, alive=True).text
+        assert "`ctstate NEW`) does not match these packets" in text
+        assert "n2 drops them as a stranger's" in text
+    assert "stranger" not in finding(replace(LOST, way=NATIVE, heard=True), alive=True).text
+
+
+@pytest.mark.parametrize(
+    ("evidence", "reason"),
+    [
+        (replace(LOST, ping=True), "UnderlayPortDropped"),
+        (replace(LOST, way=NATIVE, ping=True), "NetworkDropsPods"),
+        (replace(LOST, ping=False), "UnderlayUnreachable"),
+    ],
+)
+def test_a_peer_that_never_answered_may_not_probe(evidence: Evidence, reason: str) -> None:
+    sure, found = finding(evidence, alive=True), finding(evidence, alive=True, never=True)
+    assert (sure.passes, sure.reason) == (False, reason)
+    assert (found.passes, found.reason) == (None, "NeverAnswered")
+    assert "drops UDP port 9966" in found.text
+    assert found.text.endswith(sure.text)
+    assert finding(replace(evidence, heard=True), alive=True, never=True).reason == "LostOneWay"
 
 
 def test_a_switch_that_is_off_is_named_with_the_command() -> None:

@@ -350,7 +350,7 @@ def _status(conditions: Iterable[Condition], type_: str) -> str:
 
 # Of each node
 
-_LAST_WORDS = ("DataplaneReady=Unknown", "PodTrafficPasses=False")
+_LAST_WORDS = ("DataplaneReady=Unknown", "PodTrafficPasses=False", "PodTrafficPasses=Unknown")
 """Of an agent that is gone: it looks no more."""
 
 

@@ -67,7 +67,7 @@ async def ask(address: str, nodes: list[str]) -> Checks:
             f"there is no node {', '.join(found.unknown)} with addresses for pods, as {found.node} sees it."
         )
     if not found.checks:
-        why = "its feature `probe` is off, or neither it nor a peer holds addresses for pods"
+        why = "its feature `probe` is off, or neither it nor a peer has pod CIDRs that can be probed (docs/check.md)"
         raise UserError(f"agent of {found.node}: looked at nothing: {why}.")
     return found
 
@@ -106,8 +106,8 @@ def _row(check: Finding) -> tuple[str, str, str, str]:
     return check.peer, f"IPv{check.family}", check.way, result
 
 
-async def from_elsewhere(kubeconfig: str | None, context: str | None, node: str) -> tuple[bool, list[str]]:
-    """What the node's own condition says: whether it is good, and lines. Raises UserError."""
+async def from_elsewhere(kubeconfig: str | None, context: str | None, node: str) -> list[str]:
+    """What the node's own condition says, which may be old. Raises UserError."""
     async with await Api.connect(kubeconfig, context, user_agent="netloom-check") as api:
         try:
             found = await api.get(NETLOOM_NODES, node)
@@ -121,7 +121,7 @@ async def from_elsewhere(kubeconfig: str | None, context: str | None, node: str)
         f"To look now, run `netloom check` in the agent's pod of that node: kubectl exec in the pod that "
         f"`kubectl get pods -A -o wide --field-selector spec.nodeName={node}` shows."
     )
-    return said is not None and said.status == "True", [safe(f"NetloomNode {node}: {what}"), look]
+    return [safe(f"NetloomNode {node}: {what}"), look]
 
 
 async def run(
@@ -133,6 +133,5 @@ async def run(
     except Nobody as nobody:
         if address or not node:
             raise UserError(f"{nobody} Run it on a node, or name one: `netloom check NODE`.") from nobody
-        good, said = await from_elsewhere(kubeconfig, context, node)
-        return None, EXIT_PASSES if good else EXIT_PROBLEMS, said
+        return None, EXIT_NOT_ASKED, await from_elsewhere(kubeconfig, context, node)
     return found, EXIT_PASSES if found.passes else EXIT_PROBLEMS, list(lines(found))

@@ -179,7 +179,9 @@ def test_packets_of_pods_that_do_not_pass_are_a_problem_while_somebody_looks() -
     found = verdict(["a"], [lost], {"a": ALIVE})
     assert [problem.condition for problem in found.problems] == ["PodTrafficPasses=False"]
     assert (found.nodes[0].ready, found.nodes[0].reasons) == (False, ("ForwardHookDrops",))
-    assert [problem.reason for problem in verdict(["a"], [lost], {"a": SILENT}).problems] == ["AgentSilent"]
+    unknown = obj("a", IN_SYNC, condition("PodTrafficPasses", "Unknown", "NothingKnown"))
+    for told in (lost, unknown):
+        assert [problem.reason for problem in verdict(["a"], [told], {"a": SILENT}).problems] == ["AgentSilent"]
 
 
 def test_a_dead_agent_counts_although_its_last_word_was_good() -> None:

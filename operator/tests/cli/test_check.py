@@ -4,7 +4,7 @@ import pytest
 from aiohttp import web
 
 from netloom.api.errors import UserError
-from netloom.cli.check import EXIT_PASSES, EXIT_PROBLEMS, Checks, ask, lines, run
+from netloom.cli.check import EXIT_NOT_ASKED, EXIT_PASSES, EXIT_PROBLEMS, Checks, ask, lines, run
 from netloom_reconcilers.node.probing.findings import Finding
 
 OWN = Finding(peer="n1", family=4, way="own", passes=True)
@@ -67,6 +67,15 @@ async def test_the_exit_status(passes: bool | None, status: int) -> None:
         assert (await run(None, None, "", address))[1] == status
     finally:
         await runner.cleanup()
+
+
+async def test_where_no_agent_answers_nobody_could_look(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def good(*_: object) -> list[str]:
+        return ["NetloomNode n2: PodTrafficPasses=True"]
+
+    monkeypatch.setattr("netloom.cli.check.from_elsewhere", good)
+    monkeypatch.setattr("netloom.cli.local_agent.ADDRESS", "127.0.0.1:1")
+    assert await run(None, None, "n2", "") == (None, EXIT_NOT_ASKED, ["NetloomNode n2: PodTrafficPasses=True"])
 
 
 @pytest.mark.parametrize(

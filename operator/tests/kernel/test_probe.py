@@ -288,6 +288,11 @@ async def test_what_anybody_sends_is_answered_by_measure_and_otherwise_ignored(p
     answers = await asyncio.gather(*asked)
     assert pair.two.prober.answers <= 201
     assert any(answers)
+    while pair.two.prober._of_pods.take():
+        pass
+    with pair.one.place.entered():
+        found = await pair.one.prober.ask_host(parse_address("10.2.0.0"), bytes(8), 2.0)
+    assert found is not None, "who floods the pods' way does not silence the nodes' own"
 
 
 async def test_the_device_is_made_once_found_again_and_repaired(lab: Lab) -> None:

@@ -24,9 +24,9 @@ from netloom_reconcilers.node.known.peers import Peers
 
 
 class Readiness(NamedTuple):
-    """What a condition says, but for the time."""
+    """What a condition says, but for the time. ready: None where it is not known."""
 
-    ready: bool
+    ready: bool | None
     reason: str
     message: str
 

@@ -2,19 +2,19 @@
 
 Each node asks a few peers (`probing.selection`), every minute and soon after changes, by the way that packets of pods
 take (`netloom.kernel.probe`). Of one that does not answer it looks where the packets are lost, and looks again soon:
-what fails twice is told in the condition, what passes is taken back at once. Whose agent does not run is no alarm.
+what fails twice is told in the condition, until it passes once, by measure (`probing.pace`). Whose agent does not run
+is no alarm.
 """
 
 import asyncio
 import contextlib
-import math
 import random
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import structlog
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import Metric
 
 from netloom.api.v1alpha1 import NETWORK_NAME, NetloomNode
 from netloom.cidr import Address
@@ -26,8 +26,10 @@ from netloom.runtime.manager import Run
 from netloom_reconcilers.features.kernel import KernelFeature
 from netloom_reconcilers.features.node import NodeContext, Readiness
 from netloom_reconcilers.node.mesh.reading import missing
+from netloom_reconcilers.node.probing.counting import metrics_of
 from netloom_reconcilers.node.probing.findings import Finding, finding, not_forwarded, sentences
-from netloom_reconcilers.node.probing.looks import lives, switch_off
+from netloom_reconcilers.node.probing.looks import Leases, switch_off
+from netloom_reconcilers.node.probing.pace import Pace
 from netloom_reconcilers.node.probing.selection import behind, by_way, concerns
 from netloom_reconcilers.node.probing.targets import addresses_of, as_pods_use, by_nodes, hosts_of, targets_of
 
@@ -47,8 +49,8 @@ AT_ONCE = 8
 NAMED = 3
 CHECKED = 32
 """Peers that `netloom check` looks at when none is named."""
-TOLD_PER_SECOND = 10.0
-"""Nodes of the cluster that tell the first time that all is well: each such write is sent to every agent."""
+ANSWERED_KEPT = 256
+"""Peers that are known to have answered, the newest."""
 
 Key = tuple[str, int]
 """Peer and IP version; with the node's own name, its own forwarding."""
@@ -84,8 +86,11 @@ class ProbeFeature(KernelFeature):
         self._next_round = 0.0
         self._wake = asyncio.Event()
         self._checking = asyncio.Lock()
-        self._good_since: float | None = None
-        self._patience = random.random()
+        self._answered: dict[Key, None] = {}
+        self._doubtful: set[Key] = set()
+        """Peers of which it is not known whether they are gone since: their agents' Leases have yet to be renewed."""
+        self._leases = Leases(context)
+        self._pace = Pace(lambda seconds: asyncio.get_running_loop().call_later(seconds, context.changed))
         self._troubled_at = self._doubted_at = 0.0
 
     def components(self) -> Mapping[str, Run]:
@@ -141,10 +146,10 @@ class ProbeFeature(KernelFeature):
     def _forget(self, keys: Iterable[Key]) -> None:
         """These are not looked at any more, so nothing is told of them."""
         for key in keys:
-            for kept in (self.unknown, self.passing, self._strikes, self._since):
+            for kept in (self.unknown, self.passing, self._strikes, self._since, self._answered):
                 kept.pop(key, None)
+            self._doubtful.discard(key)
             if self.failing.pop(key, None) is not None:
-                self._good_since = -math.inf  # as in `_take`
                 self.context.changed()
 
     def _soon(self) -> None:
@@ -257,14 +262,30 @@ class ProbeFeature(KernelFeature):
         evidence = evidence or await examination.whole()
         counts = self.counts.setdefault((str(way), evidence.family), [0, 0, 0.0])
         counts[0] += 1
+        if evidence.largest or evidence.host == "answered":
+            self._has_answered(key)
+        self._doubtful.discard(key)
         if evidence.passes:
             counts[1] += 1
             counts[2] = evidence.seconds
             return finding(evidence, alive=True)
-        self._since.setdefault(key, began)
-        silent = evidence.host == "silent" and not evidence.largest
-        alive = await lives(self.context, target.name) if silent else True
-        return finding(evidence, alive=alive, switch=switch_off(evidence.family))
+        since = self._since.setdefault(key, began)
+        if evidence.host != "silent" or evidence.largest:
+            return finding(evidence, alive=True, switch=switch_off(evidence.family))
+        life = await self._leases.life(target.name, since, len(self._nodes))
+        if life == "not yet" and not evidence.heard:
+            self._doubtful.add(key)
+        alive = {"alive": True, "silent": False}.get(life)
+        never = key not in self._answered and any(
+            peer not in (target.name, self._node_name) for peer, _ in self.passing
+        )
+        return finding(evidence, alive=alive, switch=switch_off(evidence.family), never=never)
+
+    def _has_answered(self, key: Key) -> None:
+        self._answered.pop(key, None)
+        self._answered[key] = None
+        if len(self._answered) > ANSWERED_KEPT:
+            del self._answered[next(iter(self._answered))]
 
     async def _look_at_own_forwarding(self) -> set[Key]:
         """By the node's own loop: a single node has pods on it that talk through it, too. Returns what was seen."""
@@ -298,37 +319,37 @@ class ProbeFeature(KernelFeature):
     def _take(self, found: Finding) -> None:
         """A finding counts; what is told may be different by it."""
         key = (found.peer, found.family)
-        if found.passes is None and found.reason == "NoAnswerAtAll" and key in self.failing:
-            return  # so little is known that what was told stands
-        if found.passes is not False:
-            self._strikes.pop(key, None)
-            self._since.pop(key, None)
-            back = self.failing.pop(key, None)
-            (self.unknown if found.passes else self.passing).pop(key, None)
-            (self.passing if found.passes else self.unknown)[key] = found
-            if back is not None:
-                what = "packets of pods pass again" if found.passes else "it is not known any more whether packets pass"
-                log.info(what, peer=found.peer, family=found.family)
-                self._good_since = -math.inf  # what was told is taken back at once
+        if found.passes:
+            self.unknown.pop(key, None)
+            self.passing[key] = found
+            self._settle(key, "packets of pods pass again")
+            if self._pace.told is None or self._pace.told.ready is None:
                 self.context.changed()
-            if self._good_since is None and found.passes and not self.failing:
-                self._good_since = time.monotonic()
-                self._tell_later()
             return
         self.passing.pop(key, None)
+        if found.passes is None:
+            if key in self.failing and found.reason not in ("AgentSilent", "NeverAnswered"):
+                return  # so little is known that what was told stands
+            self.unknown[key] = found
+            if found.reason == "NoAnswerAtAll":
+                self._strikes.setdefault(key, 0)  # it is looked at again soon
+            else:
+                self._settle(key, "it is not known any more whether packets pass")
+            return
         self.unknown.pop(key, None)
-        self._strikes[key] = self._strikes.get(key, 0) + 1
+        self._strikes[key] = self._strikes.get(key, 0) + (key not in self._doubtful)
         if self._strikes[key] >= STRIKES and self.failing.get(key) != found:
             log.warning("packets of pods do not pass", peer=found.peer, family=found.family, why=found.text)
             self.failing[key] = found
             self.context.changed()
 
-    def _tell_later(self) -> None:
-        asyncio.get_running_loop().call_later(self._quiet_seconds() + 0.1, self.context.changed)
-
-    def _quiet_seconds(self) -> float:
-        """For so long it is not told that all is well, at first: not by all nodes at once."""
-        return self._patience * len(self._nodes) / TOLD_PER_SECOND
+    def _settle(self, key: Key, what: str) -> None:
+        """It does not fail, or not any more."""
+        self._strikes.pop(key, None)
+        self._since.pop(key, None)
+        if self.failing.pop(key, None) is not None:
+            log.info(what, peer=key[0], family=key[1])
+            self.context.changed()
 
     def _is_troubled(self, address: Address) -> None:
         """A peer that gets no answers from here asked: whether this node's packets reach it, only this node can see."""
@@ -370,14 +391,20 @@ class ProbeFeature(KernelFeature):
 
     def readiness(self) -> Readiness | None:
         """What fails twice or more. Nothing is told before anything has been seen."""
+        return self._pace.tell(self._readiness(), len(self._nodes))
+
+    def _readiness(self) -> Readiness | None:
         lacking = self.keeper.device.lacking
         if self.failing:
             texts = sentences(self.failing.values())
-            more = f" And {len(texts) - NAMED} more." if len(texts) > NAMED else ""
+            more = " And more: /status of the agent names all." if len(texts) > NAMED else ""
             reason = next(iter(self.failing.values())).reason
             return Readiness(False, reason, " ".join(texts[:NAMED]) + more)
-        if self._good_since is None or time.monotonic() - self._good_since < self._quiet_seconds():
-            return None
+        alone = len(self._nodes) <= 1
+        if not any(alone or peer != self._node_name for peer, _ in self.passing):
+            if self._pace.told is None or self._pace.told.ready:
+                return None  # nothing new: that it passed is not taken back by what cannot be known
+            return Readiness(None, "NothingKnown", "No peer that was probed answers, and none is known to fail.")
         if lacking:
             what = "Packets between the nodes' own addresses pass; whether the forward hooks let those of pods through"
             return Readiness(True, "SeenInPart", f"{what} cannot be seen: {lacking}")
@@ -397,19 +424,4 @@ class ProbeFeature(KernelFeature):
 
     def metrics(self) -> Iterable[Metric]:
         """Peers asked and answers, by way and family."""
-        labels = ["way", "family"]
-        sent = CounterMetricFamily("netloom_probes_sent", "Times that a peer was probed.", labels=labels)
-        answered = CounterMetricFamily("netloom_probes_answered", "Of these, those that passed in full.", labels=labels)
-        seconds = GaugeMetricFamily("netloom_probe_round_trip_seconds", "Of the last that passed.", labels=labels)
-        for (way, family), (asked, passed, trip) in self.counts.items():
-            values = [way, f"IPv{family}"]
-            sent.add_metric(values, asked)
-            answered.add_metric(values, passed)
-            seconds.add_metric(values, trip)
-        yield from (sent, answered, seconds)
-        yield GaugeMetricFamily(
-            "netloom_probe_failing",
-            "Peers (by family; this node's own forwarding is one) to which packets of pods do not pass; the agent's "
-            "/status names each.",
-            value=len(self.failing),
-        )
+        return metrics_of(self.counts, len(self.failing))

@@ -25,7 +25,8 @@ from netloom.kernel.probe.packets import HEADERS, UDP_PORT, Datagram, Rejection,
 
 PACKETS_PER_SECOND = 200
 """Read in a second; of more than that, the rest is left to the device's queue, which drops it: anybody in the cluster
-can send to the probe's address, and shall not cost the node more than this."""
+can send to the probe's address, and shall not cost the node more than this. The pods' way and the nodes' own have as
+much each: who floods one does not silence the other."""
 REMEMBERED = 256
 """Questions that are known to have arrived, and peers that were heard of."""
 _PORTS = range(49152, 65536)
@@ -41,6 +42,22 @@ class Answer(msgspec.Struct, frozen=True):
     said: Message | None = None
     rejected: Rejection | None = None
     refused: bool = False
+
+
+class _Budget:
+    """Packets that may still be read in this second."""
+
+    def __init__(self) -> None:
+        self._left = 0
+        self._second = float("-inf")
+
+    def take(self) -> bool:
+        """Whether another packet may be read."""
+        now = time.monotonic()
+        if now - self._second >= 1:
+            self._second, self._left = now, PACKETS_PER_SECOND
+        self._left -= 1
+        return self._left >= 0
 
 
 class Prober:
@@ -62,8 +79,7 @@ class Prober:
         self.answers = 0
         self.descriptor: int | None = None
         self._reading = False
-        self._budget = PACKETS_PER_SECOND
-        self._second = 0.0
+        self._of_pods, self._of_hosts = _Budget(), _Budget()
         self._waiting: dict[bytes, tuple[Address, float, asyncio.Future[Answer]]] = {}
         self._seen: OrderedDict[bytes, None] = OrderedDict()
         self._heard: OrderedDict[Address, float] = OrderedDict()
@@ -183,16 +199,8 @@ class Prober:
             asyncio.get_running_loop().remove_reader(self.descriptor)
         self._reading = False
 
-    def _may(self) -> bool:
-        """Whether another packet may be read in this second."""
-        now = time.monotonic()
-        if now - self._second >= 1:
-            self._second, self._budget = now, PACKETS_PER_SECOND
-        self._budget -= 1
-        return self._budget >= 0
-
     def _on_packets(self) -> None:
-        while self.descriptor is not None and self._may():
+        while self.descriptor is not None and self._of_pods.take():
             try:
                 packet = os.read(self.descriptor, 1 << 16)
             except BlockingIOError:
@@ -239,7 +247,7 @@ class Prober:
         waiting[2].set_result(Answer(time.monotonic() - waiting[1], said))
 
     def _on_host(self, listening: socket.socket) -> None:
-        if not self._may():
+        if not self._of_hosts.take():
             asyncio.get_running_loop().remove_reader(listening.fileno())
             asyncio.get_running_loop().call_later(1.0, self._listen_again, listening)
             return

@@ -8,6 +8,7 @@ import msgspec
 from netloom.api.v1alpha1 import NETWORK_NAME
 from netloom.cidr import format_address
 from netloom.kernel.probe.examination import Evidence
+from netloom.kernel.probe.packets import UDP_PORT
 
 TUNNEL_OVERHEAD = 50
 
@@ -32,11 +33,14 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True):
     seen: Literal["pods", "nodes"] = "pods"
 
 
-def finding(evidence: Evidence, *, alive: bool | None, switch: str = "") -> Finding:
-    """alive: whether the peer's agent gives signs of life; None: not known. switch: of this node's, that is off and
+def finding(evidence: Evidence, *, alive: bool | None, switch: str = "", never: bool = False) -> Finding:
+    """alive: whether the peer's agent gives signs of life; None: not known. never: no probe of this agent's was
+    answered by that peer so far, and others answer. switch: of this node's, that is off and
     keeps it from forwarding, as `sysctl` names it."""
     found = evidence
     passes, reason, where, text = (True, "", "", "") if found.passes else _verdict(found, alive, switch)
+    if never and passes is False and reason in _SILENT:
+        passes, reason, where, text = None, "NeverAnswered", "", _never(found, text)
     return Finding(
         peer=found.target.name,
         family=found.family,
@@ -77,6 +81,9 @@ def sentences(findings: Iterable[Finding]) -> list[str]:
     return list(dict.fromkeys(each.text for each in said.values() if each.text))
 
 
+_SILENT = ("UnderlayPortDropped", "NetworkDropsPods", "UnderlayUnreachable")
+"""What is said where nothing at all comes from the peer's agent, which may be none that probes."""
+
 _Verdict = tuple[bool | None, str, str, str]
 
 
@@ -88,7 +95,7 @@ def _verdict(found: Evidence, alive: bool | None, switch: str) -> _Verdict:
     if found.largest:
         return _too_large(found)
     if found.host == "refused" and found.forwards is not False:
-        what = f"{name}: no agent answers there (UDP port 9966), so it is not known whether packets of pods pass."
+        what = f"{name}: no agent answers there (UDP port {UDP_PORT}), so it is not known whether packets of pods pass."
         return None, "NoAgentThere", "", f"{what} Its Lease, or its features, say why."
     if found.forwards is False:
         refused = found.rejected is not None and found.rejected.kind == "filter"
@@ -150,6 +157,25 @@ def _in_forward_hook(found: Evidence) -> _Verdict:
     return False, "ForwardHookDrops", where, text
 
 
+def _never(found: Evidence, text: str) -> str:
+    return (
+        f"{found.target.name} never answered this agent (IPv{found.family}, {found.way}), and others do: either its "
+        f"agent does not probe (an older one, or without the feature `probe`) and its INPUT chain drops UDP port "
+        f"{UDP_PORT}, or {text}"
+    )
+
+
+def _untracked(found: Evidence) -> str:
+    """What also drops a tunnel's packets, where the port is let in."""
+    if not found.way.port:
+        return ""
+    return (
+        f" Where it is allowed: a rule with a state (`ctstate NEW`) does not match these packets, which are not "
+        f"tracked, so let the port in without a state; or {found.target.name} drops them as a stranger's: its /status "
+        "says so, and until its nodes' addresses are right, `spec.routing.tunnelSenders: any` lets them in."
+    )
+
+
 def _silent(found: Evidence, alive: bool | None) -> _Verdict:
     name, way = found.target.name, found.way
     underlay = format_address(found.target.underlay) if found.target.underlay else "its node"
@@ -161,6 +187,7 @@ def _silent(found: Evidence, alive: bool | None) -> _Verdict:
         text = (
             f"packets from this node to {name} (IPv{found.family}, {way}) are lost on the way, those from there "
             f"arrive. Look for what drops {what} in that one direction: from this node to {underlay}."
+            f"{_untracked(found)}"
         )
         return False, "LostOneWay", "way there", text
     if found.ping and found.port_refused:
@@ -173,6 +200,7 @@ def _silent(found: Evidence, alive: bool | None) -> _Verdict:
         text = (
             f"{name} ({underlay}) answers ping, and nothing comes back through the tunnel: a firewall at the network "
             f"between the nodes, or on one of both, drops {port}. Allow it between all nodes, both ways."
+            f"{_untracked(found)}"
         )
         return False, "UnderlayPortDropped", "between", text
     if found.ping:

@@ -11,8 +11,9 @@ from netloom_reconcilers.node.masquerade import pod_cidrs_of
 
 
 def addresses_of(node: NetloomNode) -> dict[int, Address]:
-    """The addresses that stand for a pod of the node, by their length: the last of its first CIDR of each family. A
-    CIDR of fewer than four addresses has none to spare."""
+    """The addresses that stand for a pod of the node, by their length: the last of its first CIDR of each family. An
+    IPv4 CIDR of fewer than four addresses has none to spare; in IPv6 IPAMs give pods the last one, too, so only of a
+    CIDR that they hardly go through to its end."""
     lasts = {size: cidr.last.to_bytes(size, "big") for size, cidr in _first_cidrs(node).items() if _has_room(cidr)}
     return dict(sorted(lasts.items()))
 
@@ -51,7 +52,7 @@ def _first_cidrs(node: NetloomNode) -> dict[int, Cidr]:
 
 
 def _has_room(cidr: Cidr) -> bool:
-    return cidr.length <= (30 if cidr.version == 4 else 126)
+    return cidr.length <= (30 if cidr.version == 4 else 112)
 
 
 def _underlay_of(node: NetloomNode) -> Address:
