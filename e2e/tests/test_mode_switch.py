@@ -5,6 +5,7 @@ are stopped for seconds while the network is edited. Geneve is not in this machi
 """
 
 import os
+import re
 from collections.abc import Iterator
 
 import pytest
@@ -41,12 +42,12 @@ def agents(crds_installed: ControlPlane, tmp_path_factory: pytest.TempPathFactor
 
 
 def devices(agents: Agents) -> set[str]:
-    """Of ours, on all nodes."""
+    """The tunnels', on all nodes."""
     return {
         line.split(": ")[1]
         for machine in agents.lab.nodes.values()
         for line in machine.ip("-o", "link", "show").splitlines()
-        if "netloom_" in line
+        if re.search(r"netloom_(?!probe)", line)
     }
 
 

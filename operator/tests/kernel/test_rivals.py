@@ -275,3 +275,14 @@ async def test_what_a_kernel_without_ipv6_shows_twice_is_no_second_route(node: N
     await again.apply(mesh(2))
     assert node.state() == before
     assert again.stats == {}
+
+
+async def test_one_that_was_there_first_and_comes_behind_is_not_said(wired: Namespace, planes: Planes) -> None:
+    """A routing daemon's, whose metric is above ours in IPv4."""
+    plane = await planes.open()
+    await plane.apply(mesh(3))
+    async with running(plane):
+        wired.ip("route add 10.2.0.0/24 via 192.168.7.9 dev eth0 onlink metric 32 proto bird")
+        await plane.apply(mesh(2, 3))
+        assert plane.report.rivals == ()
+        assert plane.report.in_sync

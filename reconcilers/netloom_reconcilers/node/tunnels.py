@@ -308,5 +308,5 @@ class TunnelsFeature(KernelFeature):
 
     @property
     def _carried(self) -> bool:
-        here = self._desired.node
-        return here is not None and here.holes is not None and here.holes.carried
+        """Whether routing daemons may have a say: with native routing they may run on every node."""
+        return self._local.routing.mode == "native"

@@ -167,9 +167,15 @@ class Rivals:
             for prefix, routes in self._foreign.items()
             if (ours := self._around(prefix)) is not None
             for route in routes
-            if not (route.behind and ours == prefix)
+            if prefix != ours or _is_first(route)
         ]
         return tuple(sorted(found, key=lambda rival: rival.route.key))
+
+
+def _is_first(route: ForeignRoute) -> bool:
+    """Before ours of the same prefix, once that is there."""
+    default = DEFAULT_METRIC[route.prefix.version]
+    return bool(route.tos) or route.metric < default or (route.metric == default and not route.behind)
 
 
 def beside(seen: SeenRoute) -> OddRoute:

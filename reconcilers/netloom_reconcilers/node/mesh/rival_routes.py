@@ -4,16 +4,21 @@ from collections.abc import Sequence
 
 from netloom.kernel.mesh.rivals import Rival
 
+_DAEMONS = {8, 11, 12, 42, 186, 187, 188, 189, 192}
+"""rtm_protocol of routing daemons (gated, zebra, bird, babel, bgp, isis, ospf, rip, eigrp): linux/rtnetlink.h."""
+
 _NAMED = 10
 """Routes that are named one by one; what another network plugin left may be thousands."""
 
 
 def rival_faults(rivals: Sequence[Rival], *, carried: bool) -> tuple[list[str], list[str]]:
     """Errors and warnings, as sentences. `carried`: pods are a router's or routing daemon's business, too, so its
-    routes may well lead there."""
-    whole = [rival for rival in rivals if rival.whole and not carried]
-    rest = [rival for rival in rivals if not rival.whole or carried]
-    return _said(whole), _said(rest)
+    routes may well lead there; a daemon's may in any case."""
+
+    def takes(rival: Rival) -> bool:
+        return rival.whole and not carried and rival.route.protocol not in _DAEMONS
+
+    return _said([each for each in rivals if takes(each)]), _said([each for each in rivals if not takes(each)])
 
 
 def _said(rivals: Sequence[Rival]) -> list[str]:
