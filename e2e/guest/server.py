@@ -101,8 +101,8 @@ class Agent:
 
     def device_state(self) -> set[str]:
         """The devices that its routes go through, of both families."""
-        lines = [*self.namespace.ip("-4 route show proto 158").splitlines()]
-        lines += self.namespace.ip("-6 route show proto 158").splitlines()
+        lines = [*self.namespace.ip("-4 route show type unicast proto 158").splitlines()]
+        lines += self.namespace.ip("-6 route show type unicast proto 158").splitlines()
         return {line.split(" dev ")[1].split()[0] for line in lines}
 
     def devices(self) -> set[str]:
