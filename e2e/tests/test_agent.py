@@ -93,6 +93,7 @@ def test_ipv6_pods_ping_through_the_ipv4_underlay(cluster: Cluster, mesh: list[M
 def test_a_restart_writes_nothing_and_loses_nothing(cluster: Cluster, mesh: list[Machine], number: int) -> None:
     n1, n2, _ = mesh
     a, b = n1.add_pod("a", "10.42.1.5", mtu=1450), n2.add_pod("b", "10.42.2.5", mtu=1450)
+    wait_for("what has left to be forgotten", lambda: not facts(n1)["tunnelSenders"]["lingering"], deadline=60)
     before = state(n1)
     with subprocess.Popen(
         [*b.enter, *b.ping_command(a.address, count=1000, interval=0.002)], stdout=subprocess.PIPE, text=True

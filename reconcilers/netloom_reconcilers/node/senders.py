@@ -73,6 +73,7 @@ class SendersFeature(NftablesFeature):
             "tunnelSenders": {
                 "ports": [str(port) for port in report.ports],
                 "checked": report.checked,
+                "lingering": self._desired.lingering,
                 "strangersDropped": refusals.strangers,
                 "strangers": [*map(format_address, refusals.who)],
                 "forgedDropped": refusals.forged,

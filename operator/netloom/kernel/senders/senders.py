@@ -99,6 +99,11 @@ class Senders:
                 del self.keys[where]
         return self._leaving[0][0] - now if self._leaving else None
 
+    @property
+    def lingering(self) -> int:
+        """Keys that no node has any more, and that have not gone yet."""
+        return len(self._leaving)
+
     def take_journal(self) -> list[Change]:
         """What came and went since the last call, in that order."""
         journal, self._journal = self._journal, []
