@@ -4,19 +4,17 @@ nothing they write is dated by it. (Guards: test_guard_replicas.py.)"""
 from __future__ import annotations
 
 import datetime as dt
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from netloom_e2e.agents import NETWORK, NODES, Agents, cidrs, netloom_node, network
+from netloom_e2e.agents import NODES, Agents, cidrs, netloom_node, running_agents
 from netloom_e2e.allocations import Cluster, condition
 from netloom_e2e.clocks import JUMPS, WallClock
 from netloom_e2e.cluster import ControlPlane
-from netloom_e2e.gateway import gateway
-from netloom_e2e.lab import Lab, wait_for
+from netloom_e2e.lab import wait_for
 from netloom_e2e.operators import Operators
 
 LEASE = "/apis/coordination.k8s.io/v1/namespaces/kube-system/leases/netloom-operator"
@@ -86,15 +84,11 @@ def test_the_operator_leads_on_and_dates_what_it_writes(cluster: Cluster, operat
 
 @pytest.fixture
 def agents(crds_installed: ControlPlane, tmp_path: Path) -> Iterator[Agents]:
-    plane = crds_installed
-    with Lab(f"nlk{os.getpid() % 10000}") as lab, gateway(lab, plane.port):
-        made = Agents(lab, plane, tmp_path)
-        plane.client.request("POST", NETWORK, network())
-        try:
+    try:
+        with running_agents(crds_installed, "nlk", tmp_path) as made:
             yield made
-        finally:
-            made.stop()
-            plane.delete_all("netloomnodes.v1alpha1.netloom.dev", "netloomnetworks.v1alpha1.netloom.dev")
+    finally:
+        crds_installed.delete_all("netloomnodes.v1alpha1.netloom.dev", "netloomnetworks.v1alpha1.netloom.dev")
 
 
 def test_an_agent_follows_its_peers_and_dates_what_it_writes(agents: Agents, tmp_path: Path) -> None:
