@@ -5,9 +5,8 @@ senders of a cluster of 5,000 nodes on both, in turn; the order changes from rou
 with a rule that masquerades, as then connections are tracked, and the table spares the outer packets that.
 
 A ratio is the throughput with the table over that without, measured one right after the other, and of all rounds the
-median. `packet` does not mind what else the machine does: a datagram of 1,400 bytes goes the whole way, through both
-nodes, while it is sent, and of 200 bursts of 50 the fifth fastest counts, in nanoseconds a datagram. Ends with one line
-`RESULT {json}`.
+median. `cpu` is the datagrams that one CPU carries all the way, and hardly minds what else the machine does. Ends with
+one line `RESULT {json}`.
 """
 
 from __future__ import annotations
@@ -21,7 +20,6 @@ import sys
 from collections import defaultdict
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from statistics import median
 from typing import Any
 
 from netloom.cidr import Cidr, parse_address
@@ -30,29 +28,13 @@ from netloom.kernel.senders.senders import Senders, TunnelPort
 from netloom_e2e import bench
 from netloom_e2e.bench import Wrong
 from netloom_e2e.fleet import pod_address, pod_cidr
-from netloom_e2e.lab import Lab, Machine, Pod, wait_for
+from netloom_e2e.lab import Lab, Machine
+from netloom_e2e.traffic import gigabits, measures, ratio, typical
 from tests.kernel.netns import Namespace
 
 PEERS = 5000
 MTU = 1450
-BURST_ROUNDS = 2
 DEVICE = "hand0"
-TRANSPORTS: dict[str, tuple[str, ...]] = {"tcp": (), "udp": ("--udp", "--bitrate", "0")}
-BURSTS = """
-import socket, sys, time
-with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-    sock.connect((sys.argv[1], 9))
-    payload, found = bytes(1400), []
-    for _ in range(200):
-        began = time.perf_counter_ns()
-        for _ in range(50):
-            try:
-                sock.send(payload)
-            except ConnectionRefusedError:
-                pass
-        found.append(time.perf_counter_ns() - began)
-print(sorted(found)[4] / 50)
-"""
 MASQUERADE = "table ip hand {\nchain c { type nat hook postrouting priority 100; ip daddr 203.0.113.1 masquerade\n}\n}"
 
 
@@ -97,24 +79,6 @@ async def _tables(one: Machine, two: Machine) -> AsyncIterator[list[tuple[Sender
             await keeper.close()
 
 
-def _gigabits(near: Pod, far: Pod, transport: str, seconds: int) -> float:
-    server = subprocess.Popen(
-        [*far.enter, "iperf3", "--server", "--one-off", "--json"], stdout=subprocess.PIPE, text=True
-    )
-    try:
-        wait_for("iperf3 to listen", lambda: far.run("ss", "-Hltn", "sport = :5201").strip())
-        command = ["iperf3", "--client", far.address, "--time", str(seconds), "--json", *TRANSPORTS[transport]]
-        said = json.loads(near.run(*command, check=False, timeout=seconds + 30))
-        output, _ = server.communicate(timeout=30)
-    finally:
-        server.kill()
-        server.wait()
-    if "error" in said:
-        raise Wrong(f"iperf3: {said['error']}")
-    received: float = json.loads(output)["end"]["sum_received"]["bits_per_second"]
-    return received / 1e9
-
-
 async def _compare(one: Machine, two: Machine, rounds: int, seconds: int) -> dict[str, float]:
     near, far = one.pods["p"], two.pods["p"]
     rates: defaultdict[tuple[bool, str], list[float]] = defaultdict(list)
@@ -125,19 +89,14 @@ async def _compare(one: Machine, two: Machine, rounds: int, seconds: int) -> dic
                     report = await keeper.apply(desired if kept else Senders())
                     if not report.in_sync:
                         raise Wrong(f"the table of senders: {report}")
-                for transport in TRANSPORTS if seconds else ():
-                    rates[kept, transport].append(_gigabits(near, far, transport, seconds))
-                for _ in range(BURST_ROUNDS):
-                    said = near.run(sys.executable, "-SEc", BURSTS, far.address, timeout=60)
-                    rates[kept, "packet"].append(float(said))
+                for measure in measures(seconds):
+                    rates[kept, measure].append(gigabits(near, far, measure, seconds))
         for keeper, _desired in tables:
             await keeper.cleanup()
-    found = {"packet_ns": min(rates[True, "packet"]), "packet_ns_without": min(rates[False, "packet"])}
-    found["packet_ratio"] = round(found["packet_ns_without"] / found["packet_ns"], 3)
-    for t in TRANSPORTS if seconds else ():
-        found[f"{t}_gbit_s"] = round(median(rates[True, t]), 3)
-        both = zip(rates[True, t], rates[False, t], strict=True)
-        found[f"{t}_ratio"] = round(median(kept / without for kept, without in both), 3)
+    found = {}
+    for measure in measures(seconds):
+        found[f"{measure}_gbit_s"] = round(typical(measure, rates[True, measure]), 3)
+        found[f"{measure}_ratio"] = round(ratio(measure, rates[True, measure], rates[False, measure]), 3)
     return found
 
 
@@ -168,7 +127,7 @@ def main() -> int:
     """The exit status."""
     parser = argparse.ArgumentParser(description="What a table of senders costs the traffic of pods.")
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--seconds", type=int, default=2, help="of each throughput; 0: packets alone")
+    parser.add_argument("--seconds", type=int, default=2, help="of each throughput; 0: cpu alone")
     options = parser.parse_args()
     return bench.conclude("bench-senders", lambda: run(options.rounds, options.seconds))
 
