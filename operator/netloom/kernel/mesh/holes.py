@@ -83,7 +83,8 @@ class Holes:
         self._applied = False
         self._left_to_network = False
         self._standing: tuple[Cidr, ...] = ()
-        self._without_way: dict[str, tuple[Cidr, ...]] = {}
+        self.without_way: dict[str, tuple[Cidr, ...]] = {}
+        """CIDRs that no route leads to, by peer; to be changed by `set_without_way`."""
         self._former: dict[Cidr, float] = {}
         self._former_lengths: Counter[tuple[int, int]] = Counter()
         self._clock = clock
@@ -113,7 +114,7 @@ class Holes:
         if self._rules is None or self._due:
             return
         wide = (*self._rules.own, *self._rules.cluster)
-        self._due = bool(self._former or self._without_way) or any(
+        self._due = bool(self._former or self.without_way) or any(
             prefix.contains(Cidr.of(each)) for each in addresses for prefix in wide
         )
 
@@ -143,7 +144,7 @@ class Holes:
             standing.append(prefix)
         self._standing = tuple(prefix for prefix in dict.fromkeys(standing) if prefix not in self.left_out)
         wanted = dict.fromkeys(map(Hole, self._standing), UNREACHABLE)
-        concerned = [*self._former, *(prefix for prefixes in self._without_way.values() for prefix in prefixes)]
+        concerned = [*self._former, *(prefix for prefixes in self.without_way.values() for prefix in prefixes)]
         wanted |= {Hole(prefix, PASSING): UNREACHABLE for prefix in concerned if self._has_its_own(prefix)}
         for hole in self.table.desired.keys() - wanted:
             self.table.unwant(hole)
@@ -166,13 +167,13 @@ class Holes:
 
     def set_without_way(self, name: str, prefixes: tuple[Cidr, ...]) -> None:
         """No route leads to these CIDRs of the peer, which nobody else has."""
-        before = self._without_way.get(name, ())
+        before = self.without_way.get(name, ())
         if before == prefixes:
             return
         if prefixes:
-            self._without_way[name] = prefixes
+            self.without_way[name] = prefixes
         else:
-            del self._without_way[name]
+            del self.without_way[name]
         for prefix in before:
             if prefix not in prefixes and prefix not in self._former:
                 self.table.unwant(Hole(prefix, PASSING))

@@ -149,7 +149,8 @@ class Mesh:
         """Add or change peers."""
         known, change = self.peers, self._owners.change
         concerned: dict[str, None] = {}
-        moved: list[Address] | None = [] if known else None  # None: all are new
+        moved: list[Address] = []
+        first = not known
         for peer in peers:
             name, old = peer.name, known.get(peer.name)
             if old == peer:
@@ -158,14 +159,20 @@ class Mesh:
             self._want(old, peer)
             concerned[name] = None
             others = change(name, _unique_of(old) if old else (), _unique_of(peer))
-            self._count_holes(old, peer)
-            for other in others | self._concerned(old, peer):
+            if old is not None or self.holes.remembers:
+                self._count_holes(old, peer)
+            if self._held:
+                others |= self._concerned(old, peer)
+            for other in others:
                 concerned[other] = None
             if old is not None and old.cidrs != peer.cidrs:
                 self.withheld.forget(prefix for prefix in old.cidrs if prefix not in self._owners.holders)
-            if moved is not None and _is_other(old, peer):
+            if not first and _is_other(old, peer):
                 moved += (*addresses_of(old), *addresses_of(peer))
-        if moved:
+        if first:  # all of them are decided about, anyway
+            self.holes.look_again()
+        elif moved:
+            self.holes.moved(moved)
             concerned.update(dict.fromkeys(self._around(moved)))
         self._expand(concerned)
 
@@ -175,6 +182,7 @@ class Mesh:
         if peer is None:
             return
         self._want(peer, None)
+        self.holes.moved(addresses_of(peer))
         others = self._owners.change(name, _unique_of(peer), ())
         self._count_holes(peer, None)
         concerned = others | self._concerned(peer) | self._around(addresses_of(peer))
@@ -223,26 +231,29 @@ class Mesh:
         return self._owners.holders.get(key, "")
 
     def _want(self, old: Peer | None, new: Peer | None) -> None:
-        """Count what peers have in common, and tell the FIB which addresses matter."""
-        for peer, count in ((new, 1), (old, -1)):
-            if peer is None:
-                continue
-            self.natives += count * (NO_ENCAPSULATION in peer.encapsulations)
-            for prefix in peer.cidrs:
-                self._lengths[prefix.version, prefix.length, peer.held] += count
+        """Count what peers have in common, and tell the FIB and `Withheld` which addresses matter."""
+        if new is not None:
+            self._count(new, 1)
         if old is not None:
+            self._count(old, -1)
             self._held.discard(old.name)
         if new is not None and new.held:
             self._held.add(new.name)
-        if old is None or new is None or old.underlay != new.underlay or old.underlay6 != new.underlay6:
-            self.withheld.move(addresses_of(old) if old else (), addresses_of(new) if new else ())
+        before, after = addresses_of(old), addresses_of(new)
+        if before != after:
+            self.withheld.move(before, after)
         before, after = _underlays(old), _underlays(new)
         if before != after:
             for address in after:
                 self.fib.want(address)
             for address in before:
                 self.fib.unwant(address)
-            self.holes.moved((*before, *after))
+
+    def _count(self, peer: Peer, count: int) -> None:
+        if NO_ENCAPSULATION in peer.encapsulations:
+            self.natives += count
+        for prefix in peer.cidrs:
+            self._lengths[prefix.version, prefix.length, peer.held] += count
 
     def _expand(self, names: Iterable[str]) -> None:
         """Bring the desired rows of these peers up to date. What one loses, another may win: first all losses."""
@@ -250,7 +261,9 @@ class Mesh:
         near = self.withheld.lifelines.near
         for name in names:
             old, new = self._rows.get(name, ()), self._rows_of(name, near)
-            self.holes.set_without_way(name, self._without_way(name, new))
+            without = self._without_way(name, new)
+            if without or name in self.holes.without_way:
+                self.holes.set_without_way(name, without)
             if new == old:
                 continue
             if old:
