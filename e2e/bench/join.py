@@ -87,7 +87,7 @@ def _leave(client: Client, machines: list[Machine], number: int) -> None:
     gone = peers.peer(number)
     client.request("DELETE", f"{NODES}/{gone.name}")
     for machine in machines:
-        words = ("route", "show", gone.cidr, "proto", PROTOCOL)
+        words = ("route", "show", gone.cidr, "type", "unicast", "proto", PROTOCOL)
         wait_for(f"{gone.name} to be gone", lambda m=machine, w=words: not m.ip(*w), deadline=_LEAVE_SECONDS)  # type: ignore[misc]
 
 

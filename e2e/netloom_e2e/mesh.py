@@ -31,6 +31,11 @@ def state(node: Machine) -> str:
     return "\n".join(re.sub(r"^\d+: ", "", line) for part in parts for line in sorted(part))
 
 
+def leading(node: Machine) -> str:
+    """The state without unreachable routes: what leads somewhere, and by what."""
+    return "\n".join(line for line in state(node).splitlines() if not line.startswith("unreachable "))
+
+
 def tunnel_mtu(node: Machine, deadline: float = 10.0) -> int:
     """Of the tunnel device, in bytes: what pods need. Waits for the device so many seconds."""
     wait_for(f"{TUNNEL} on {node.node}", lambda: node.ip("link", "show", TUNNEL, check=False), deadline=deadline)

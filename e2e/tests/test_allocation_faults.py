@@ -30,6 +30,7 @@ IN_FORCE = {
     "ledgers": ["v4-10.40.0.0-16"],
     "ledgerRanges": ["10.40.0.0/16"],
     "inUse": "4 nodes hold addresses (node-1, node-2, node-3 and 1 more)",
+    "serviceCIDRs": [],
 }
 """status.ipam of the network after it, but for the epoch."""
 

@@ -128,6 +128,6 @@ def test_a_restored_world_that_gave_a_living_nodes_cidr_away(agents: Agents, clu
     wait_for("the report", lambda: facts(n1)["keptPodCIDRs"])
     n1.remove_pods()
     agents.in_sync(n1, n2, peers=1)
-    assert "10.42.1.0/32" not in own_addresses(n1)
+    wait_for("its address to go", lambda: "10.42.1.0/32" not in own_addresses(n1))
     wait_for("no complaint", lambda: told(cluster, "n1", "DataplaneReady")[0] == "True")
     assert "PodCIDRsChanged" in {each[1] for each in cluster.events("n1")}
