@@ -139,10 +139,10 @@ class KernelFeature(NodeFeature, ABC):
 
 
 class NftablesFeature(KernelFeature, ABC):
-    """One whose keeper owns a table of nftables."""
+    """One whose keeper owns something in nftables."""
 
     async def plan_cleanup(self) -> list[PlannedChange]:
-        """The table. A kernel that has no nftables has none of ours."""
+        """All that it owns. A kernel that has no nftables has none of ours."""
         try:
             return await super().plan_cleanup()
         except KernelUnsupported:

@@ -11,14 +11,13 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 
 from netloom.api.v1alpha1 import NETWORK_NAME, NetloomNetwork, NetloomNode, NetworkSpec, Routing
 from netloom.cidr import Cidr
-from netloom.kernel.errors import KernelUnsupported
 from netloom.kernel.forward.blocked import Blocked
 from netloom.kernel.forward.forward import ForwardKeeper
 from netloom.kernel.forward.opening import Forwarding
 from netloom.kernel.keeper.report import Failure, PlannedChange
 from netloom.kernel.mesh.encapsulation import Encapsulation
 from netloom.runtime.manager import Run
-from netloom_reconcilers.features.kernel import KernelFeature
+from netloom_reconcilers.features.kernel import NftablesFeature
 from netloom_reconcilers.features.node import NodeContext, written_metric
 from netloom_reconcilers.node.known.peers import internal_ip, is_whole, prefixes_of
 from netloom_reconcilers.node.masquerade import pod_cidrs_of
@@ -31,7 +30,7 @@ FIREWALLD = "firewalld"
 """The table, in family inet, that firewalld makes, and makes anew whenever it is reloaded."""
 
 
-class ForwardingFeature(KernelFeature):
+class ForwardingFeature(NftablesFeature):
     """That pods' packets get through the forward hook."""
 
     name = "forwarding"
@@ -123,19 +122,9 @@ class ForwardingFeature(KernelFeature):
             blocked.add_metric([str(sure).lower()], sum(each.sure is sure for each in report.blocked))
         yield blocked
 
-    async def plan_cleanup(self) -> list[PlannedChange]:
-        """Our chains. A kernel that has no netfilter has none."""
-        try:
-            return await super().plan_cleanup()
-        except KernelUnsupported:
-            return []
-
     async def cleanup(self) -> tuple[list[PlannedChange], Sequence[Failure]]:
-        """The same, done; a filter that cannot be read may hold one."""
-        try:
-            removed, failures = await super().cleanup()
-        except KernelUnsupported:
-            return [], ()
+        """Our chains; a filter that cannot be read may hold one."""
+        removed, failures = await super().cleanup()
         return removed, (*failures, *(Failure("filter", "", why) for why in self.keeper.report.unread))
 
 

@@ -16,8 +16,8 @@ from netloom.api.node_addresses import unusable
 from netloom.api.v1alpha1 import CONTESTED, NETWORK_NAME, NetloomNode
 from netloom.cidr import Address, format_address, is_address, parse_address
 from netloom.kernel.keeper.report import Failure
+from netloom.kernel.keeper.transaction import ELEMENT
 from netloom.kernel.mesh.encapsulation import Encapsulation, encapsulation_of
-from netloom.kernel.senders.differences import ELEMENT
 from netloom.kernel.senders.keeper import SendersKeeper, SendersReport
 from netloom.kernel.senders.senders import Senders, TunnelPort
 from netloom.runtime.manager import Run

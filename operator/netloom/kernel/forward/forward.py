@@ -2,15 +2,14 @@
 
 from typing import Unpack
 
-from netloom.kernel.errors import DataplaneError, NotPermitted
+from netloom.kernel.errors import DataplaneError
 from netloom.kernel.forward.blocked import Blocked
 from netloom.kernel.forward.legacy_part import LegacyForward
 from netloom.kernel.forward.nft_part import NftForward
 from netloom.kernel.forward.opening import Forwarding
-from netloom.kernel.keeper.keeper import Keeper, KeeperOptions
+from netloom.kernel.keeper.keeper import KeeperOptions
+from netloom.kernel.keeper.nftables_keeper import NftablesKeeper
 from netloom.kernel.keeper.report import KeeperReport, PlannedChange
-from netloom.kernel.netlink import nftables
-from netloom.kernel.netlink.nftables_socket import NftablesSocket
 
 
 class ForwardReport(KeeperReport, frozen=True, kw_only=True):
@@ -30,25 +29,14 @@ class ForwardReport(KeeperReport, frozen=True, kw_only=True):
         return *super().news, self.open, self.blocked, self.unread
 
 
-class ForwardKeeper(Keeper[Forwarding, ForwardReport]):
+class ForwardKeeper(NftablesKeeper[Forwarding, ForwardReport]):
     """See the module."""
 
-    names = nftables.NAMES
     nothing = Forwarding
 
     def __init__(self, **options: Unpack[KeeperOptions]) -> None:
-        options.setdefault("commands", NftablesSocket)
         self._filters = (NftForward(), LegacyForward())
         super().__init__(self._filters, **options)
-
-    async def open(self) -> None:
-        """Opens the sockets. Raises NotPermitted: nftables is not even read without NET_ADMIN."""
-        try:
-            await super().open()
-        except PermissionError as error:
-            await self.close()
-            why = "the kernel shows nftables to nobody without the capability NET_ADMIN: run it as root to see all"
-            raise NotPermitted(why) from error
 
     def _on_readable(self) -> None:
         """Only what concerns a filter leads to a pass: masquerading writes for each node that comes, kube-proxy for

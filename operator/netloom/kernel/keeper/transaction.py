@@ -1,8 +1,7 @@
 """What a part that owns an nftables table writes: requests that the kernel does all of, or none.
 
 Packets see the table before a transaction or after it. A refused request is left out of the next attempt, and does not
-stop the others. Items are known by their kinds: the table as a whole, its rules, the transaction itself; any other is
-an element's.
+stop the others. Items are known by their kinds: the table as a whole, its rules, the transaction itself, an element.
 """
 
 import errno
@@ -19,7 +18,7 @@ from netloom.kernel.netlink.sockets import Refusal, RefusedError
 
 log = structlog.get_logger(__name__)
 
-TABLE, RULES, TRANSACTION = "table", "rules", "transaction"
+TABLE, RULES, TRANSACTION, ELEMENT = "table", "rules", "transaction", "element"
 """Kinds of items."""
 
 

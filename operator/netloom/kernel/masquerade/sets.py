@@ -11,16 +11,13 @@ import msgspec
 
 from netloom.cidr import Cidr, format_address
 from netloom.kernel.keeper.table import Table
-from netloom.kernel.keeper.transaction import Write
+from netloom.kernel.keeper.transaction import ELEMENT, Write
 from netloom.kernel.masquerade.outermost import OutermostCidrs, cidr_of, keys
 from netloom.kernel.masquerade.ruleset import SETS, SIZES, TABLE, Families, size_of
 from netloom.kernel.netlink.nftables import DELSETELEM, END, NEWSETELEM, START, ElementMessages
 
 NEVER_MASQUERADED = tuple(map(Cidr.parse, ("169.254.0.0/16", "224.0.0.0/4", "fe80::/10", "ff00::/8")))
 """Link-local and multicast destinations: who answers them has to see who asked."""
-
-ELEMENT = "element"
-"""The kind of an element's item."""
 
 _OWN = ""
 """Name of the source of this node's own pod CIDRs; a Kubernetes name is never empty."""

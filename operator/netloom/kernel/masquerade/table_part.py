@@ -1,29 +1,25 @@
-"""Our nftables table as a part: as it should be, as it is known to be, and the transaction between the two.
-
-What a pass writes is one transaction, so packets see the table before it or after it, and never without its rules.
-A refused element is left out of the next attempt, and does not stop the others.
-"""
+"""The masquerading table as a part: as it should be, as it is known to be, and the transaction between the two."""
 
 from collections.abc import Hashable, Iterable, Set
 
 import structlog
 
 from netloom.cidr import format_address
-from netloom.kernel.keeper.part import Attempt, Outcome, Part, Worker
+from netloom.kernel.keeper.owned_table import OwnedTable
+from netloom.kernel.keeper.part import Worker
 from netloom.kernel.keeper.report import PlannedChange
 from netloom.kernel.keeper.retries import Item, Retries
-from netloom.kernel.keeper.transaction import Came, Transaction, explained, without_nftables
+from netloom.kernel.keeper.transaction import ELEMENT, Transaction
 from netloom.kernel.masquerade import begun_flows, ruleset
 from netloom.kernel.masquerade.outermost import cidr_of
 from netloom.kernel.masquerade.ruleset import RULES_ITEM, SETS, TABLE, TABLE_ITEM, TABLE_KEY, Families, Seen
-from netloom.kernel.masquerade.sets import ELEMENT, UNKNOWN, Element, Masquerading, Sets
+from netloom.kernel.masquerade.sets import UNKNOWN, Element, Masquerading, Sets
 from netloom.kernel.netlink import nftables
 from netloom.kernel.netlink.sockets import CommandSocket
 from netloom.kernel.ownership import MASQUERADE
 
 log = structlog.get_logger(__name__)
 
-_TRANSACTION: Item = ("transaction", TABLE_KEY)
 _OWN_PODS = {f"pods{family}" for family in ruleset.SIZES}
 
 LOSS = "nothing can be masqueraded"
@@ -41,26 +37,23 @@ def _read_state(commands: CommandSocket, *, whole: bool) -> tuple[Seen, Elements
     return seen, {name: ruleset.read_elements(commands, name) for name in SETS if name in seen.names}
 
 
-class MasqueradeTable(Part[Masquerading]):
+class MasqueradeTable(OwnedTable[Masquerading]):
     """See the module."""
 
     owns = MASQUERADE
     state = ("dump", f"table {TABLE_KEY}")
-    groups = ("nftables",)
-    kinds = frozenset(range(nftables.SUBSYSTEM, nftables.SUBSYSTEM + 256))
+    table = TABLE
+    loss = LOSS
 
     def __init__(self, *, retain_unknown: bool = False) -> None:
+        super().__init__()
         self.sets = Sets()
         self._seen = Seen()
         self._retaining = retain_unknown
         self._desired: Masquerading | None = None
-        self._table_due = self._resync_due = True
         self._touched: set[tuple[str, bytes]] = set()
-        self._found: list[tuple[Item, bool]] = []
         self._in_place: Families | None = None
         """What the table was last found to be right for; None: not known."""
-        self._echoed: dict[bytes, bytes] = {}
-        self._rules_written = False
 
     # ------------------------------------------------------------------------------------------- what is wanted
 
@@ -75,13 +68,17 @@ class MasqueradeTable(Part[Masquerading]):
         changed = [element for name in touched for element in sets.set_known(name, desired.known.get(name, ()))]
         if desired.rules != sets.rules:
             changed += sets.set_rules(desired.rules)
-            retries.forget((TABLE_ITEM, RULES_ITEM, _TRANSACTION))
+            retries.forget((TABLE_ITEM, RULES_ITEM, self._whole))
         retries.forget((ELEMENT, element) for element in changed)
 
     @property
     def families(self) -> Families:
         """Those whose packets are to be masqueraded; with none there is to be no table."""
         return self.sets.rules.families
+
+    @property
+    def _is_wanted(self) -> bool:
+        return bool(self.families)
 
     @property
     def unknown(self) -> int:  # type: ignore[override]
@@ -97,7 +94,7 @@ class MasqueradeTable(Part[Masquerading]):
         faults = self._faults()
         yield from faults
         if faults or self.sets.pending:
-            yield _TRANSACTION
+            yield self._whole
         for name, key in self._different():
             yield ELEMENT, Element(name, key)
 
@@ -119,15 +116,6 @@ class MasqueradeTable(Part[Masquerading]):
         return [] if ruleset.same_rules(self.families, self._seen, self._echoed) else [RULES_ITEM]
 
     # -------------------------------------------------------------------------------------------------- reading
-
-    @property
-    def due(self) -> bool:  # type: ignore[override]
-        """The table is to be read."""
-        return self._resync_due or self._table_due
-
-    def doubt(self) -> None:
-        """All of the table is to be read again."""
-        self._resync_due = True
 
     async def read(self, worker: Worker) -> bool:
         """Read the table, and its elements where these are due; note what is not as it was left."""
@@ -162,25 +150,12 @@ class MasqueradeTable(Part[Masquerading]):
         if not faults:
             self._in_place = self.families
 
-    def explain(self, error: Exception) -> str:
-        """With the cause that is behind an errno that says little; empty where no table is wanted."""
-        return "" if without_nftables(error) and not self.families else explained(error, LOSS)
-
     # -------------------------------------------------------------------------------------------------- writing
 
-    async def update(self, worker: Worker, attempt: Attempt) -> Outcome:
-        """Write what is due. Refused on the strength of old knowledge, it is tried again on that of new."""
-        due = self._transaction(attempt.held)
-        came, refused = await due.submit(worker, attempt)
-        outcome = Outcome(refused=refused)
-        if came is Came.DONE:
-            self._wrote(due, outcome)
-            if due.rules or any(write.name in _OWN_PODS and not write.deletes for write in due.writes):
-                await self._forget_begun(worker)
-        self._resync_due = self._resync_due or came is Came.STALE
-        return outcome
-
-    async def _forget_begun(self, worker: Worker) -> None:
+    async def _follow_up(self, done: Transaction, worker: Worker) -> None:
+        """Flows that began before there was this table, or before this node had these pods, begin anew."""
+        if not done.rules and not any(write.name in _OWN_PODS and not write.deletes for write in done.writes):
+            return
         sets, families = self.sets, self.families
         forgotten = await worker.call(lambda _commands: begun_flows.forget(sets, families))
         if forgotten:
@@ -190,7 +165,7 @@ class MasqueradeTable(Part[Masquerading]):
         """What makes all right that may be tried now."""
         faults = self._faults()
         anew = TABLE_ITEM in faults
-        if _TRANSACTION in held or (anew and TABLE_ITEM in held):
+        if self._whole in held or (anew and TABLE_ITEM in held):
             return Transaction(TABLE_KEY)
         if not self.families:
             return Transaction(TABLE_KEY, ruleset.removal() if faults else (), anew=True)
@@ -202,35 +177,21 @@ class MasqueradeTable(Part[Masquerading]):
             return Transaction(TABLE_KEY, [*writes, *ruleset.replacement(self.families, self._seen)], rules=True)
         return Transaction(TABLE_KEY, writes)
 
-    def _wrote(self, done: Transaction, outcome: Outcome) -> None:
+    def _wrote_elements(self, done: Transaction) -> list[Element]:
         self.sets.wrote(done.writes, anew=done.anew)
-        self._rules_written = done.rules
-        self._table_due = self._table_due or done.anew or done.rules
-        structure = dict.fromkeys(write.item for write in done.writes if not write.keys)
-        outcome.written += [(kind, [key]) for kind, key in [*structure, _TRANSACTION]]
-        outcome.written.append((ELEMENT, [Element(write.name, key) for write in done.writes for key in write.keys]))
+        return [Element(write.name, key) for write in done.writes for key in write.keys]
 
     # --------------------------------------------------------------------------------------------------- events
 
-    def hear(self, kind: int, flags: int, buffer: bytes, start: int, end: int) -> None:
-        """Take in an event."""
-        if not nftables.belongs_to(TABLE, buffer, start, end):
+    def _heard(self, name: str, key: bytes, *, plain: bool, came: bool) -> None:
+        table = self.sets.tables.get(name)
+        if table is None:
             return
-        what = kind & 0xFF
-        if what in (nftables.NEWSETELEM, nftables.DELSETELEM):
-            name, elements = nftables.read_elements(buffer, start, end)
-            table = self.sets.tables.get(name)
-            for key, plain in elements if table is not None else ():
-                if what == nftables.NEWSETELEM:
-                    table.saw(key, plain)  # type: ignore[union-attr]
-                else:
-                    table.gone(key)  # type: ignore[union-attr]
-                self._touched.add((name, key))
-        elif what in (nftables.NEWTABLE, nftables.DELTABLE, nftables.NEWSET, nftables.DELSET):
-            # A set that is deleted takes its elements along in silence.
-            self._resync_due = True
+        if came:
+            table.saw(key, plain)
         else:
-            self._table_due = True
+            table.gone(key)
+        self._touched.add((name, key))
 
     def drifted(self) -> Iterable[tuple[Item, bool]]:
         """What is not as it should be, though nobody here changed it."""

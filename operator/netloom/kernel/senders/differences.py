@@ -8,14 +8,10 @@ from collections.abc import Iterable, Iterator, Mapping
 import msgspec
 
 from netloom.cidr import format_address
-from netloom.kernel.keeper.transaction import Write
+from netloom.kernel.keeper.transaction import ELEMENT, Write
 from netloom.kernel.netlink.nftables import DELSETELEM, NEWSETELEM, START, ElementMessages
 from netloom.kernel.senders.ruleset import TABLE_NAME
 from netloom.kernel.senders.senders import Change, SetName
-
-ELEMENT = "element"
-"""The kind of an element's item."""
-
 
 _AT_ONCE = 200
 """Elements that one request adds to a new set: 5,000 nodes have 15,000 of them. One that is refused is found when those

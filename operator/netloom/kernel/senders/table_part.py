@@ -9,15 +9,15 @@ import msgspec
 import structlog
 
 from netloom.cidr import Address, format_address
-from netloom.kernel.keeper.part import Attempt, Outcome, Part, Worker
+from netloom.kernel.keeper.owned_table import OwnedTable
+from netloom.kernel.keeper.part import Worker
 from netloom.kernel.keeper.report import PlannedChange
 from netloom.kernel.keeper.retries import Item, Retries
-from netloom.kernel.keeper.transaction import TRANSACTION, Came, Transaction, explained, without_nftables
-from netloom.kernel.netlink import nftables
+from netloom.kernel.keeper.transaction import ELEMENT, Transaction
 from netloom.kernel.netlink.sockets import CommandSocket
 from netloom.kernel.ownership import SENDERS
 from netloom.kernel.senders import ruleset
-from netloom.kernel.senders.differences import ELEMENT, Differences, Element
+from netloom.kernel.senders.differences import Differences, Element
 from netloom.kernel.senders.ruleset import (
     FORGED,
     FORGERS,
@@ -39,9 +39,6 @@ LOSS = "nobody is kept from sending through the tunnels, and the connection tabl
 
 COUNT_SECONDS = 15.0
 """Between two looks at the counters, 60 us each."""
-
-_TRANSACTION: Item = (TRANSACTION, TABLE_KEY)
-_STRUCTURE = {nftables.NEWTABLE, nftables.DELTABLE, nftables.NEWSET, nftables.DELSET}
 
 Elements = dict[str, dict[bytes, bool]]
 """By set: key, and whether the element is plain."""
@@ -75,28 +72,25 @@ def _read_refusals(commands: CommandSocket, before: Refusals) -> Refusals:
     return msgspec.structs.replace(now, who=who, forgers=found[FORGERS])
 
 
-class SendersTable(Part[Senders]):
+class SendersTable(OwnedTable[Senders]):
     """See the module."""
 
     owns = SENDERS
     state = ("dump", f"table {TABLE_KEY}")
-    groups = ("nftables",)
-    kinds = frozenset(range(nftables.SUBSYSTEM, nftables.SUBSYSTEM + 256))
+    table = TABLE_NAME
+    loss = LOSS
 
     def __init__(self, *, retain_unknown: bool = False, count_seconds: float = COUNT_SECONDS) -> None:
+        super().__init__()
         self.differences = Differences()
         self.refusals = Refusals()
         self._seen = Seen()
         self._desired = Senders()
         self._retaining = retain_unknown
         self._retained: set[SetName] = set()
-        self._table_due = self._resync_due = True
         self._touched: set[Element] = set()
-        self._found: list[tuple[Item, bool]] = []
         self._in_place: Layout | None = None
         """What the table was last found to be right for; None: not known."""
-        self._echoed: dict[bytes, bytes] = {}
-        self._rules_written = False
         self._count_seconds = count_seconds
         self._count_at = 0.0
 
@@ -115,7 +109,7 @@ class SendersTable(Part[Senders]):
         if not self._is_checked:
             self.refusals = Refusals()
         if self.layout != before:
-            retries.forget((TABLE_ITEM, RULES_ITEM, _TRANSACTION))
+            retries.forget((TABLE_ITEM, RULES_ITEM, self._whole))
         retries.forget((ELEMENT, element) for element in changed)
 
     @property
@@ -143,7 +137,7 @@ class SendersTable(Part[Senders]):
         yield from faults
         elements = [*self._pending()]
         if faults or elements:
-            yield _TRANSACTION
+            yield self._whole
         yield from ((ELEMENT, element) for element in elements)
 
     def count_pending(self) -> int:
@@ -152,8 +146,12 @@ class SendersTable(Part[Senders]):
         return faults + bool(faults or elements) + elements
 
     @property
+    def _is_wanted(self) -> bool:
+        return bool(self._desired.ports)
+
+    @property
     def _is_checked(self) -> bool:
-        return bool(self._desired.ports) and self._desired.checked
+        return self._is_wanted and self._desired.checked
 
     def _pending(self) -> Iterable[Element]:
         return self.differences.pending() if self._is_checked else ()
@@ -168,15 +166,6 @@ class SendersTable(Part[Senders]):
         return [RULES_ITEM] if ruleset.fault_of_rules(layout, self._seen, self._echoed) else []
 
     # -------------------------------------------------------------------------------------------------- reading
-
-    @property
-    def due(self) -> bool:  # type: ignore[override]
-        """The table is to be read."""
-        return self._resync_due or self._table_due
-
-    def doubt(self) -> None:
-        """All of the table is to be read again."""
-        self._resync_due = True
 
     def later(self) -> float:
         """When the counters are to be looked at."""
@@ -241,27 +230,13 @@ class SendersTable(Part[Senders]):
             elif str(name) not in seen.sets:
                 self.differences.load(name, wanted.get(name, ()), {})
 
-    def explain(self, error: Exception) -> str:
-        """With the cause that is behind an errno that says little; empty where no table is wanted."""
-        return "" if without_nftables(error) and not self._desired.ports else explained(error, LOSS)
-
     # -------------------------------------------------------------------------------------------------- writing
-
-    async def update(self, worker: Worker, attempt: Attempt) -> Outcome:
-        """Write what is due. Refused on the strength of old knowledge, it is tried again on that of new."""
-        due = self._transaction(attempt.held)
-        came, refused = await due.submit(worker, attempt)
-        outcome = Outcome(refused=refused)
-        if came is Came.DONE:
-            self._wrote(due, outcome)
-        self._resync_due = self._resync_due or came is Came.STALE
-        return outcome
 
     def _transaction(self, held: Set[Hashable]) -> Transaction:
         """What makes all right that may be tried now."""
         faults, layout = self._faults(), self.layout
         anew = TABLE_ITEM in faults
-        if _TRANSACTION in held or (anew and TABLE_ITEM in held):
+        if self._whole in held or (anew and TABLE_ITEM in held):
             return Transaction(TABLE_KEY)
         if not layout.ports:
             return Transaction(TABLE_KEY, ruleset.removal() if faults else (), anew=True)
@@ -279,41 +254,24 @@ class SendersTable(Part[Senders]):
             return Transaction(TABLE_KEY, [*first, *writes, *last], rules=True)
         return Transaction(TABLE_KEY, writes)
 
-    def _wrote(self, done: Transaction, outcome: Outcome) -> None:
+    def _wrote_elements(self, done: Transaction) -> list[Element]:
         elements = [write for write in done.writes if write.keys]
         self.differences.wrote(elements)
-        self._rules_written = done.rules
-        self._table_due = self._table_due or done.anew or done.rules
-        structure = dict.fromkeys(write.item for write in done.writes if not write.keys)
-        outcome.written += [(kind, [key]) for kind, key in [*structure, _TRANSACTION]]
-        outcome.written.append((ELEMENT, [write.item[1] for write in elements]))
+        return [write.item[1] for write in elements]  # type: ignore[misc]
 
     # --------------------------------------------------------------------------------------------------- events
 
-    def hear(self, kind: int, flags: int, buffer: bytes, start: int, end: int) -> None:
-        """Take in an event."""
-        if not nftables.belongs_to(TABLE_NAME, buffer, start, end):
+    def _heard(self, name: str, key: bytes, *, plain: bool, came: bool) -> None:
+        found = _named(name)
+        if found is None:
             return
-        what = kind & 0xFF
-        if what in (nftables.NEWSETELEM, nftables.DELSETELEM):
-            text, elements = nftables.read_elements(buffer, start, end)
-            name = _named(text)
-            for key, plain in elements if name is not None else ():
-                self._heard(Element(name, key[:-1]), plain=plain, came=what == nftables.NEWSETELEM)  # type: ignore[arg-type]
-        elif what in _STRUCTURE:
-            # A set that is deleted takes its elements along in silence.
-            self._resync_due = True
-        else:
-            self._table_due = True
-
-    def _heard(self, element: Element, *, plain: bool, came: bool) -> None:
-        name, key = element.name, element.key
-        keys, difference = self._desired.keys.get(name), self.differences[name]
-        wanted = keys is not None and len(key) == keys.size and key in keys
+        element = Element(found, key[:-1])
+        keys, difference = self._desired.keys.get(found), self.differences[found]
+        wanted = keys is not None and len(element.key) == keys.size and element.key in keys
         if came:
-            difference.saw(key, wanted=wanted, plain=plain)
+            difference.saw(element.key, wanted=wanted, plain=plain)
         else:
-            difference.gone(key, wanted=wanted)
+            difference.gone(element.key, wanted=wanted)
         self._touched.add(element)
 
     def drifted(self) -> Iterable[tuple[Item, bool]]:
