@@ -18,7 +18,7 @@ import structlog
 from netloom.kernel.masquerade.sets import Sets
 from netloom.kernel.netlink.nftables import START
 from netloom.kernel.netlink.sockets import BATCH, NETLINK_NETFILTER, AnswerLost, CommandSocket, read_all
-from netloom.kernel.netlink.wire import ATTRIBUTE, HEADER, HEADER_SIZE, REQUEST, attributes
+from netloom.kernel.netlink.wire import HEADER, HEADER_SIZE, REQUEST, attribute, attributes
 
 log = structlog.get_logger(__name__)
 
@@ -95,7 +95,7 @@ def _inside(ends: list[bytes], address: bytes) -> bool:
 def _request(version: int) -> bytes:
     """For a dump; newer kernels leave out by themselves what has been answered or is translated."""
     mask = (_ANSWERED | _TRANSLATED).to_bytes(4, "big")
-    return _message(_GET, version, _attribute(_STATUS, bytes(4)) + _attribute(_STATUS_MASK, mask))
+    return _message(_GET, version, attribute(_STATUS, bytes(4)) + attribute(_STATUS_MASK, mask))
 
 
 def _read(version: int, buffer: bytes, start: int, end: int) -> Flow | None:
@@ -104,10 +104,10 @@ def _read(version: int, buffer: bytes, start: int, end: int) -> Flow | None:
     if status & (_ANSWERED | _TRANSLATED) or not found.keys() >= {_TUPLE_ORIG, _TUPLE_REPLY}:
         return None
     source, destination = (_source(version, found[each]) for each in (_TUPLE_ORIG, _TUPLE_REPLY))
-    identity = _attribute(_TUPLE_ORIG | _NESTED, found[_TUPLE_ORIG])
+    identity = attribute(_TUPLE_ORIG | _NESTED, found[_TUPLE_ORIG])
     for kind in (_ZONE, _ID):
         if kind in found:
-            identity += _attribute(kind, found[kind])
+            identity += attribute(kind, found[kind])
     return Flow(source, destination, identity)
 
 
@@ -120,7 +120,3 @@ def _source(version: int, direction: bytes) -> bytes:
 def _message(kind: int, version: int, body: bytes, number: int = 0) -> bytes:
     length = HEADER_SIZE + _FAMILY_BYTES + len(body)
     return HEADER.pack(length, _SUBSYSTEM | kind, REQUEST, number, 0) + bytes((_FAMILIES[version], 0, 0, 0)) + body
-
-
-def _attribute(kind: int, value: bytes) -> bytes:
-    return ATTRIBUTE.pack(4 + len(value), kind) + value + bytes(-len(value) % 4)

@@ -45,7 +45,7 @@ from netloom.kernel.netlink.messages import (
     nested,
 )
 from netloom.kernel.netlink.template import Place, TemplateReader, marker, message_template
-from netloom.kernel.netlink.wire import attributes, places
+from netloom.kernel.netlink.wire import attribute, attributes, places
 from netloom.kernel.ownership import ROUTE_PROTOCOL, ROUTE_TABLE
 
 _RTN_UNICAST, _RTN_UNREACHABLE = 1, 7
@@ -134,14 +134,10 @@ def _deleted_second(number: bytes, key: OddRoute) -> bytes:
     prefix, kind, ways = key.prefix, key.beside[0], key.beside[1:] if key.prefix.version == 4 else b""
     family = _FAMILY[WIDTH[prefix.version] // 8]
     fixed = _ROUTE.pack(family, prefix.length, 0, key.tos, ROUTE_TABLE, ROUTE_PROTOCOL, _SCOPE_NOWHERE, kind, 0)
-    rest = fixed + _attribute(_RTA_DST, prefix.packed)
-    rest += _attribute(_RTA_PRIORITY, key.metric.to_bytes(4, sys.byteorder)) + ways
+    rest = fixed + attribute(_RTA_DST, prefix.packed)
+    rest += attribute(_RTA_PRIORITY, key.metric.to_bytes(4, sys.byteorder)) + ways
     header = wire.HEADER.pack(wire.HEADER_SIZE + len(rest), wire.RTM_DELROUTE, wire.REQUEST, 0, 0)
     return header[:8] + number + header[12:] + rest
-
-
-def _attribute(kind: int, value: bytes) -> bytes:
-    return wire.ATTRIBUTE.pack(4 + len(value), kind) + value + bytes(-len(value) % 4)
 
 
 def encode_holes(writes: Writes) -> list[bytes]:
@@ -342,7 +338,7 @@ def read_body(buffer: bytes, start: int, end: int) -> bytes:
     """Type and ways of a route. A nexthop object stands for all of its ways, which the kernel repeats behind its id."""
     found = attributes(buffer, start + 12, end)
     ways = [_RTA_NH_ID] if _RTA_NH_ID in found else [_RTA_OIF, _RTA_GATEWAY, _RTA_MULTIPATH, _RTA_VIA]
-    parts = [_attribute(kind, found[kind]) for kind in (_RTA_METRICS, _RTA_PREFSRC, *ways) if kind in found]
+    parts = [attribute(kind, found[kind]) for kind in (_RTA_METRICS, _RTA_PREFSRC, *ways) if kind in found]
     return bytes([buffer[start + 7]]) + b"".join(parts)
 
 

@@ -8,7 +8,7 @@ so that a dumped rule can be compared byte by byte. By hand, as pyroute2's class
 import socket
 import sys
 
-from netloom.kernel.netlink.wire import ATTRIBUTE
+from netloom.kernel.netlink.wire import attribute
 
 UDP = socket.IPPROTO_UDP
 ACCEPT, DROP = 1, 0
@@ -34,29 +34,25 @@ def _register(at: int) -> int:
     return _FIRST + at // 16 if at % 16 == 0 else 8 + at // 4
 
 
-def _attribute(kind: int, value: bytes) -> bytes:
-    return ATTRIBUTE.pack(4 + len(value), kind) + value + bytes(-len(value) % 4)
-
-
 def _number(kind: int, value: int) -> bytes:
-    return _attribute(kind, value.to_bytes(4, "big"))
+    return attribute(kind, value.to_bytes(4, "big"))
 
 
 def _text(kind: int, value: str) -> bytes:
-    return _attribute(kind, value.encode() + b"\0")
+    return attribute(kind, value.encode() + b"\0")
 
 
 def _expression(name: str, *attributes: bytes) -> bytes:
-    data = _attribute(2, b"".join(attributes)) if attributes else b""
-    return _attribute(1, _text(1, name) + data)
+    data = attribute(2, b"".join(attributes)) if attributes else b""
+    return attribute(1, _text(1, name) + data)
 
 
 def _equals(value: bytes) -> bytes:
-    return _expression("cmp", _number(1, _FIRST), _number(2, _EQUAL), _attribute(3, _attribute(1, value)))
+    return _expression("cmp", _number(1, _FIRST), _number(2, _EQUAL), attribute(3, attribute(1, value)))
 
 
 def _differs(value: bytes) -> bytes:
-    return _expression("cmp", _number(1, _FIRST), _number(2, _NOT_EQUAL), _attribute(3, _attribute(1, value)))
+    return _expression("cmp", _number(1, _FIRST), _number(2, _NOT_EQUAL), attribute(3, attribute(1, value)))
 
 
 def _load(base: int, offset: int, length: int, at: int = 0) -> bytes:
@@ -65,8 +61,8 @@ def _load(base: int, offset: int, length: int, at: int = 0) -> bytes:
 
 
 def _mask(mask: bytes, at: int = 0) -> bytes:
-    register, nothing = _register(at), _attribute(5, _attribute(1, bytes(len(mask))))
-    values = _attribute(4, _attribute(1, mask)), nothing
+    register, nothing = _register(at), attribute(5, attribute(1, bytes(len(mask))))
+    values = attribute(4, attribute(1, mask)), nothing
     return _expression(
         "bitwise", _number(1, register), _number(2, register), _number(3, len(mask)), _number(6, 0), *values
     )
@@ -128,7 +124,7 @@ def on_its_way() -> bytes:
 def remember_source(size: int, name: str) -> bytes:
     """`add @SET { ip saddr }`, or `ip6 saddr`. Where the set is full, the rule ends here."""
     load = _load(_NETWORK, {4: 12, 16: 8}[size], size)
-    set_own = _attribute(6, bytes(8)), _number(9, 0)
+    set_own = attribute(6, bytes(8)), _number(9, 0)
     return load + _expression("dynset", _number(4, _FIRST), _number(3, _ADD), _text(1, name), *set_own)
 
 
@@ -153,4 +149,4 @@ def go_to(chain: str) -> bytes:
 
 
 def _verdict(attributes: bytes) -> bytes:
-    return _expression("immediate", _number(1, 0), _attribute(2, _attribute(2, attributes)))
+    return _expression("immediate", _number(1, 0), attribute(2, attribute(2, attributes)))

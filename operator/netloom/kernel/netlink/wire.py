@@ -42,6 +42,11 @@ ATTRIBUTE = struct.Struct("=HH")
 _TYPE_MASK = 0x3FFF
 
 
+def attribute(kind: int, value: bytes) -> bytes:
+    """One nlattr, with what fills it up to a multiple of four bytes."""
+    return ATTRIBUTE.pack(4 + len(value), kind) + value + bytes(-len(value) % 4)
+
+
 def attributes(buffer: bytes, start: int, end: int, until: int = 0) -> dict[int, bytes]:
     """The attributes between two offsets, by type, up to the first one of type `until` (0: all of them).
 

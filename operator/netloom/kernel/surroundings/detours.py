@@ -213,9 +213,7 @@ def _question(sequence: int, packet: Packet) -> bytes:
         ]
     flags = _LOOKUP_TABLE if bits == 32 else 0
     body = _ROUTE.pack(rule.family, bits, bits if packet.source else 0, rule.tos, 0, 0, 0, 0, flags)
-    for kind, value in values:
-        if value:
-            body += wire.ATTRIBUTE.pack(4 + len(value), kind) + value + bytes(-len(value) % 4)
+    body += b"".join(wire.attribute(kind, value) for kind, value in values if value)
     return wire.HEADER.pack(wire.HEADER_SIZE + len(body), wire.RTM_GETROUTE, wire.REQUEST, sequence, 0) + body
 
 
