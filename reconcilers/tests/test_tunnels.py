@@ -20,6 +20,8 @@ from netloom.api.v1alpha1 import (
     NetworkSpec,
     NetworkStatus,
     NodeIPAM,
+    NodePools,
+    PoolAllocation,
     Routing,
 )
 from netloom.cidr import Cidr, format_address, parse_address
@@ -120,6 +122,20 @@ def test_a_peer() -> None:
     assert (peer.name, format_address(peer.underlay), peer.mac) == ("node-2", "192.168.7.2", mac_of("node-2"))
     assert [str(prefix) for prefix in peer.cidrs] == ["10.2.0.0/24"]
     assert peer.since == "2026-01-01T00:00:00Z"
+
+
+def test_blocks_of_pools_are_pod_cidrs() -> None:
+    allocated = (PoolAllocation("a", ("10.2.0.0/28",)), PoolAllocation("b", ("10.2.0.16/28", "fd00:2::/80")))
+    ipam = NodeIPAM(mode="multi-pool", pools=NodePools(allocated=allocated))
+    found = node("node-2", "192.168.7.2")
+    found = msgspec.structs.replace(found, spec=msgspec.structs.replace(found.spec, ipam=ipam))
+    peer, problems = peer_of(found, LocalNode())
+    assert peer is not None
+    assert [str(prefix) for prefix in peer.cidrs] == ["10.2.0.0/28", "10.2.0.16/28", "fd00:2::/80"]
+    assert problems == ()
+    side = node_of(network(), found, "node-2")
+    assert isinstance(side, MeshNode)
+    assert side.cidrs == peer.cidrs
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from typing import Literal, TypeVar
 import msgspec
 
 from netloom.api.core import Node
+from netloom.api.holdings import block_texts, holds
 from netloom.api.meta import Condition
 from netloom.api.odd_addresses import unreachable
 from netloom.api.v1alpha1 import NETWORK_NAME, NetloomNetwork, NetloomNode
@@ -377,7 +378,7 @@ class _Nodes:
             ready=not troubles and obj is not None,
             reasons=tuple(dict.fromkeys(trouble.reason for trouble in troubles)),
             addresses=_internal(node, obj),
-            pod_cidrs=obj.spec.ipam.pod_cidrs if obj else (),
+            pod_cidrs=block_texts(obj.spec.ipam) if obj else (),
             mode=obj.spec.ipam.mode if obj else "",
             waiting=not _holds(obj) and not (obj is None and isinstance(self._known.netloom_nodes, Unseen)),
             allocated=_status(conditions, "Allocated"),
@@ -441,10 +442,7 @@ def _why_waiting(known: Known) -> tuple[str, str]:
 
 def _holds(obj: NetloomNode | None) -> bool:
     """Whether it holds addresses for pods, in any mode."""
-    if obj is None:
-        return False
-    ipam = obj.spec.ipam
-    return bool(ipam.pod_cidrs or ipam.pool or any(each.cidrs for each in ipam.pools.allocated))
+    return obj is not None and holds(obj.spec.ipam)
 
 
 def _internal(node: Node | None, obj: NetloomNode | None) -> tuple[str, ...]:

@@ -12,6 +12,7 @@ import msgspec
 
 from netloom.api.cilium import CONFIG_NAME, CiliumNode, CiliumPodIPPool, Workload, spellings
 from netloom.api.core import ConfigMap, ManagedFields, Node
+from netloom.api.holdings import addresses, blocks
 from netloom.api.meta import ObjectMeta
 from netloom.api.v1alpha1 import NETWORK_NAME, NetloomIPPool, NetloomNetwork, NetloomNode
 from netloom.cidr import is_address
@@ -92,8 +93,8 @@ class ClusterState:
             self.held.remove(key)
             return
         ipam = new.spec.ipam
-        pools = ((each.pool, each.cidrs) for each in ipam.pools.allocated)
-        self.held.put(key, ipam.mode, ipam.pod_cidrs, pools, more=bool(ipam.pool))
+        of_pools = ((each.pool, each.texts) for each in blocks(ipam))
+        self.held.put(key, ipam.mode, pools=of_pools, more=any(addresses(ipam)))
 
     def node(self, key: str, old: Node | None, new: Node | None) -> None:
         if new is None:

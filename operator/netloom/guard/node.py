@@ -1,5 +1,6 @@
 """What is refused of writes to NetloomNodes: the addresses of a node are the operator's and its own agent's."""
 
+from netloom.api.holdings import block_texts
 from netloom.api.problem import Problem
 from netloom.api.v1alpha1 import NetloomNode, NodeIPAM
 from netloom.guard.cluster_state import ClusterState
@@ -63,7 +64,7 @@ def _own_agent(change: Change[NetloomNode], live: ClusterState) -> bool:
 
 
 def _summary(ipam: NodeIPAM) -> str:
-    cidrs = [*ipam.pod_cidrs, *(cidr for each in ipam.pools.allocated for cidr in each.cidrs)]
+    cidrs = block_texts(ipam)
     if cidrs:
         return ", ".join(cidrs[:2]) + (f" and {len(cidrs) - 2} more" if len(cidrs) > 2 else "")
     return f"{len(ipam.pool)} address{'' if len(ipam.pool) == 1 else 'es'}" if ipam.pool else ""

@@ -19,6 +19,7 @@ import structlog
 
 from netloom.api.coordination import LEASES, Lease
 from netloom.api.core import NODES, Node
+from netloom.api.holdings import holds
 from netloom.api.participation import takes_part
 from netloom.api.v1alpha1 import NETLOOM_NODES, NETWORK_NAME, NETWORKS, NetloomNetwork, NetloomNode
 from netloom.api.verdict import AGENT_LABEL, Known, Sign, Unseen, Verdict, agent_lease, judge
@@ -185,7 +186,7 @@ class Health:
     def _to_mark(self, silent: Set[str]) -> Iterator[NetloomNode]:
         for name in silent:
             obj = self._caches.netloom_nodes.get(name)
-            if obj is None or not obj.spec.ipam.pod_cidrs or name not in self._caches.nodes:
+            if obj is None or not holds(obj.spec.ipam) or name not in self._caches.nodes:
                 continue
             told = next((each for each in obj.status.conditions if each.type == CONDITION), None)
             if told is None or (told.status, told.reason) != ("Unknown", NOT_HEARD_OF):

@@ -19,6 +19,7 @@ from typing import TypeVar
 import structlog
 
 from netloom.api.core import Node
+from netloom.api.holdings import holds
 from netloom.api.meta import Object
 from netloom.api.odd_addresses import in_pod_cidr, is_usable, no_address, odd_addresses
 from netloom.api.problem import Problem
@@ -227,7 +228,7 @@ class NodesReconciler(Member):
                 if live.spec.pod_cidrs:
                     return await self._delete(obj)
                 return await self._refuse(obj, _differing(live, obj))  # which it will get decides about the object
-        if not obj.spec.ipam.pod_cidrs:
+        if not holds(obj.spec.ipam):
             return await self._allocate(node, obj)
         why: Reason | None = node_objects.unusable(obj) or await self._adopt(obj)
         if why is None and self._cannot_keep(node, obj):
@@ -252,7 +253,7 @@ class NodesReconciler(Member):
 
     def _cannot_keep(self, node: Node, obj: NetloomNode) -> bool:
         """Whether a re-created Node brings other CIDRs than those of its predecessor's NetloomNode."""
-        if self._configuration.mode != "kubernetes" or not obj.spec.ipam.pod_cidrs:
+        if self._configuration.mode != "kubernetes" or not holds(obj.spec.ipam):
             return False
         cidrs = ipam_settings.dictated(node.metadata.name, node.spec.pod_cidrs)
         return isinstance(cidrs, Problem) or set(cidrs) != set(node_objects.held(obj))
@@ -363,7 +364,7 @@ class NodesReconciler(Member):
         return obj
 
     def _netloom_node_changed(self, key: str, old: NetloomNode | None, new: NetloomNode | None) -> None:
-        if old is None or new is None or old.spec.ipam.pod_cidrs != new.spec.ipam.pod_cidrs:
+        if old is None or new is None or old.spec.ipam != new.spec.ipam:
             if self._allocator.hold(key, node_objects.held(new) if new is not None else ()):
                 self._publish(BlocksFreed())
             if new is None:
@@ -417,7 +418,7 @@ _CONTROLLER_WRITES = "In IPAM mode kubernetes, kube-controller-manager writes it
 def _differing(node: Node, obj: NetloomNode) -> Problem:
     message = (
         f"Node spec.podCIDRs is {', '.join(node.spec.pod_cidrs) or 'empty'}, but the NetloomNode holds "
-        f"{', '.join(obj.spec.ipam.pod_cidrs)}, which is not changed while the node lives."
+        f"{', '.join(map(str, node_objects.held(obj)))}, which is not changed while the node lives."
     )
     way_out = "Delete the Node and let it join again." if node.spec.pod_cidrs else _CONTROLLER_WRITES
     return waiting.problem(node.metadata.name, "PodCIDRsDiffer", message, way_out)

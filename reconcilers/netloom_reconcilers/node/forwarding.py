@@ -19,8 +19,7 @@ from netloom.kernel.mesh.encapsulation import Encapsulation
 from netloom.runtime.manager import Run
 from netloom_reconcilers.features.kernel import NftablesFeature
 from netloom_reconcilers.features.node import NodeContext, written_metric
-from netloom_reconcilers.node.known.peers import internal_ip, is_whole, prefixes_of
-from netloom_reconcilers.node.masquerade import pod_cidrs_of
+from netloom_reconcilers.node.known.peers import internal_ip, is_whole, pod_cidrs_of, prefixes_of
 from netloom_reconcilers.node.mesh.reading import missing
 
 _NETWORK = ""

@@ -10,7 +10,7 @@ from typing import Any
 import structlog
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
-from netloom.api.v1alpha1 import NETWORK_NAME, NetloomNode, NetworkSpec
+from netloom.api.v1alpha1 import NETWORK_NAME, NetworkSpec
 from netloom.cidr import Cidr, is_address, parse_address
 from netloom.kernel.keeper.report import PlannedChange
 from netloom.kernel.masquerade.masquerade import MasqueradeKeeper
@@ -20,7 +20,7 @@ from netloom.kernel.netlink.sockets import AnswerLost
 from netloom.runtime.manager import Run
 from netloom_reconcilers.features.kernel import NftablesFeature
 from netloom_reconcilers.features.node import NodeContext, written_metric
-from netloom_reconcilers.node.known.peers import prefixes_of
+from netloom_reconcilers.node.known.peers import pod_cidrs_of, prefixes_of
 from netloom_reconcilers.node.mesh.cluster_cidrs import cluster_cidrs, service_cidrs
 from netloom_reconcilers.node.mesh.reading import missing
 
@@ -58,15 +58,6 @@ def unshared(
     this node (see `netloom.kernel.mesh.holes`)."""
     others = [network for network in networks if not any(pod.contains(network) for pod in pods)]
     return tuple(each for each in cluster if not any(each.overlaps(other) for other in (*others, *addresses)))
-
-
-def pod_cidrs_of(node: NetloomNode) -> tuple[tuple[Cidr, ...], tuple[str, ...]]:
-    """The node's pod CIDRs, of whatever IPAM mode, and sentences about what could not be read."""
-    ipam = node.spec.ipam
-    allocated = (("spec.ipam.pools.allocated", each.cidrs) for each in ipam.pools.allocated)
-    name = f"NetloomNode {node.metadata.name}"
-    found, problems = prefixes_of(name, ("spec.ipam.podCIDRs", ipam.pod_cidrs), *allocated)
-    return tuple(dict.fromkeys(found)), problems
 
 
 class MasqueradeFeature(NftablesFeature):

@@ -23,7 +23,7 @@ from netloom.kernel.senders.senders import Senders, TunnelPort
 from netloom.runtime.manager import Run
 from netloom_reconcilers.features.kernel import NftablesFeature
 from netloom_reconcilers.features.node import NodeContext, written_metric
-from netloom_reconcilers.node.masquerade import pod_cidrs_of
+from netloom_reconcilers.node.known.peers import pod_cidrs_of
 from netloom_reconcilers.node.mesh.encapsulations import announced, wanted
 from netloom_reconcilers.node.mesh.reading import missing
 

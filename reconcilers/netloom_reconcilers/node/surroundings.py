@@ -19,7 +19,7 @@ from netloom.runtime.manager import Run
 from netloom_reconcilers.features.kernel import KernelFeature
 from netloom_reconcilers.features.node import NodeContext
 from netloom_reconcilers.node import findings
-from netloom_reconcilers.node.masquerade import pod_cidrs_of
+from netloom_reconcilers.node.known.peers import pod_cidrs_of
 from netloom_reconcilers.node.mesh.reading import missing
 
 _KEY = "kernel"

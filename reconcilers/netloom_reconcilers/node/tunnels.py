@@ -24,6 +24,7 @@ from netloom.kernel.mesh.withheld import WithheldRoute
 from netloom.runtime.manager import Run
 from netloom_reconcilers.features.kernel import KernelFeature
 from netloom_reconcilers.features.node import NodeContext, Obstacle, written_metric
+from netloom_reconcilers.node.known.peers import pod_cidrs_of
 from netloom_reconcilers.node.mesh.announcement import AnnouncementReconciler
 from netloom_reconcilers.node.mesh.api_addresses import ApiAddresses
 from netloom_reconcilers.node.mesh.astray import astray_text, is_own
@@ -39,7 +40,6 @@ from netloom_reconcilers.node.mesh.reading import (
     node_of,
     own_faults,
     peer_of,
-    pod_cidrs_of,
     unreachable,
     withheld_text,
 )

@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable, Collection
 
 import structlog
 
+from netloom.api.holdings import holds
 from netloom.api.v1alpha1 import (
     IN_USE_FINALIZER,
     LEDGERS,
@@ -158,7 +159,7 @@ class ModeLock(Member):
                 listed.add(content.name)
                 modes.setdefault(content.mode, f"NetloomLedger {content.name}")
         for node in self._netloom_nodes.values():
-            if node.spec.ipam.pod_cidrs and node.spec.ipam.mode:
+            if node.spec.ipam.mode and holds(node.spec.ipam):
                 modes.setdefault(node.spec.ipam.mode, f"NetloomNode {node.metadata.name}")
         if len(modes) > 1:
             found = ", ".join(f"{mode} ({where})" for mode, where in sorted(modes.items()))

@@ -8,6 +8,7 @@ from typing import Any, cast
 import msgspec
 
 from netloom.api.core import Node, NodeAddress
+from netloom.api.holdings import blocks, held_cidrs, holds
 from netloom.api.meta import ObjectMeta, OwnerReference
 from netloom.api.odd_addresses import is_usable
 from netloom.api.problem import Problem
@@ -113,7 +114,7 @@ def difference(
         spec["addresses"] = [msgspec.to_builtins(each) for each in addresses]
     if cidrs:
         spec["ipam"] = {"mode": mode, "podCIDRs": [str(cidr) for cidr in cidrs]}
-    elif obj.spec.ipam.pod_cidrs and not obj.spec.ipam.mode:
+    elif not obj.spec.ipam.mode and holds(obj.spec.ipam):
         spec["ipam"] = {"mode": mode}
     if not meta and not spec:
         return {}
@@ -122,17 +123,18 @@ def difference(
 
 
 def held(obj: NetloomNode) -> tuple[Cidr, ...]:
-    """The pod CIDRs that the object holds, as far as they mean any addresses: host bits, say, do not matter here."""
-    return tuple(dict.fromkeys(cidr for text in obj.spec.ipam.pod_cidrs if (cidr := Cidr.masked(text)) is not None))
+    """What the object holds of addresses for pods, in whatever IPAM mode."""
+    return held_cidrs(obj.spec.ipam)
 
 
 def unusable(obj: NetloomNode) -> Problem | None:
     """What is wrong with the pod CIDRs of an object that somebody else wrote, None if nothing."""
-    for number, text in enumerate(obj.spec.ipam.pod_cidrs):
+    for field, text in (
+        (f"{each.field}[{number}]", text) for each in blocks(obj.spec.ipam) for number, text in enumerate(each.texts)
+    ):
         try:
             ledger_range_of(Cidr.parse(text))
         except CidrError as error:
-            field = f"spec.ipam.podCIDRs[{number}]"
             way_out = "Remove the Node (and this object with it), and let it join again."
             return Problem(f"NetloomNode {obj.metadata.name}", field, text, "InvalidPodCIDR", f"{error}.", way_out)
     return None

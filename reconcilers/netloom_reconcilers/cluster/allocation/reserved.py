@@ -17,6 +17,7 @@ from collections.abc import Callable, Collection
 from typing import Protocol
 
 from netloom.api.core import Node
+from netloom.api.holdings import block_texts
 from netloom.api.odd_addresses import is_usable
 from netloom.api.v1alpha1 import NetloomNode
 from netloom.cidr import VERSIONS, WIDTH, Address, Cidr, parse_address
@@ -190,7 +191,7 @@ class Reserved(Member):
 
 
 def _said(obj: NetloomNode) -> tuple[tuple[object, ...], ...]:
-    return obj.spec.addresses, obj.spec.ipam.pod_cidrs, obj.status.connected_cidrs
+    return obj.spec.addresses, block_texts(obj.spec.ipam), obj.status.connected_cidrs
 
 
 def _prefix_of(cidr: Cidr) -> tuple[int, int, int]:

@@ -19,6 +19,7 @@ from pathlib import Path
 import msgspec
 import structlog
 
+from netloom.api.holdings import block_texts
 from netloom.api.v1alpha1 import Address, NetloomNode
 from netloom.cidr import Cidr
 from netloom.kernel.mesh.occupants import occupants
@@ -66,7 +67,7 @@ class OwnNode:
         """Takes in the node's own object as it is now; None, or CIDRs that cannot be read: all stays as it was. Returns
         after how many seconds to look again."""
         async with self._lock:
-            said, unreadable = prefixes_of("", ("", node.spec.ipam.pod_cidrs)) if node is not None else ((), ())
+            said, unreadable = prefixes_of("", ("", block_texts(node.spec.ipam))) if node is not None else ((), ())
             if node is None or unreadable:
                 return None
             lost = [each for each in prefixes_of("", ("", self._known.pod_cidrs))[0] if not _covered(each, said)]
@@ -76,7 +77,7 @@ class OwnNode:
             self._address = "" if address else contested_ip(node) or self._known.address
             self._explain(node, said)
             if write:
-                known = OwnRecord(self.node_name, address or self._address, (*node.spec.ipam.pod_cidrs, *self.kept))
+                known = OwnRecord(self.node_name, address or self._address, (*block_texts(node.spec.ipam), *self.kept))
                 self._write(known)
             return self.look_seconds if self.kept else None
 
@@ -136,8 +137,8 @@ class OwnNode:
             self.reason = "PodCIDRsChanged"
             self._errors += [
                 f"{where}spec.ipam.podCIDRs does not hold {cidrs} any more, and pods of this node still use it: this "
-                f"node keeps it beside {', '.join(node.spec.ipam.pod_cidrs)}. If no other NetloomNode holds it, add it "
-                f"to spec.ipam.podCIDRs again; else drain Node {self.node_name}: it is given up once its pods are "
+                f"node keeps it beside {', '.join(block_texts(node.spec.ipam))}. If no other NetloomNode holds it, add "
+                f"it to spec.ipam.podCIDRs again; else drain Node {self.node_name}: it is given up once its pods are "
                 "gone. See docs/allocation.md."
             ]
 

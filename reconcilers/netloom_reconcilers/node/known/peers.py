@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 import msgspec
 import structlog
 
+from netloom.api.holdings import blocks
 from netloom.api.v1alpha1 import CONTESTED, NetloomNode
 from netloom.cidr import Cidr
 from netloom.runtime.store import Store, Subscriber
@@ -85,8 +86,7 @@ class Peers:
 
 def is_peer(node: NetloomNode) -> bool:
     """Whether there is anything of the node that others use."""
-    ipam = node.spec.ipam
-    return bool(ipam.pod_cidrs or ipam.pools.allocated)
+    return next(blocks(node.spec.ipam), None) is not None
 
 
 def is_whole(node: NetloomNode) -> bool:
@@ -140,6 +140,14 @@ def prefixes_of(obj: str, *fields: tuple[str, Iterable[str]]) -> tuple[tuple[Cid
             except ValueError as error:
                 problems.append(f"{obj}: {field}: {error}.")
     return tuple(found), tuple(problems)
+
+
+def pod_cidrs_of(node: NetloomNode) -> tuple[tuple[Cidr, ...], tuple[str, ...]]:
+    """The node's pod CIDRs, and sentences about what could not be read."""
+    found, problems = prefixes_of(
+        f"NetloomNode {node.metadata.name}", *((each.field, each.texts) for each in blocks(node.spec.ipam))
+    )
+    return tuple(dict.fromkeys(found)), problems
 
 
 def _lost(node: NetloomNode) -> str:

@@ -4,6 +4,7 @@ from collections.abc import Collection
 
 import msgspec
 
+from netloom.api.holdings import block_texts
 from netloom.api.node_addresses import unusable
 from netloom.api.v1alpha1 import CONTESTED, NETWORK_NAME, NetloomNetwork, NetloomNode, Routing
 from netloom.cidr import Address, Cidr, CidrError, format_address, is_address, parse_address
@@ -12,7 +13,7 @@ from netloom.kernel.mesh.desired import Bystander, MeshNode, Peer
 from netloom.kernel.mesh.mesh import AddressConflict
 from netloom.kernel.mesh.withheld import WithheldRoute, addresses_of
 from netloom_reconcilers.features.node import Obstacle
-from netloom_reconcilers.node.known.peers import HELD, contested_ip, internal_ip, prefixes_of
+from netloom_reconcilers.node.known.peers import HELD, contested_ip, internal_ip, is_peer, pod_cidrs_of
 from netloom_reconcilers.node.mesh.cluster_cidrs import hole_rules
 from netloom_reconcilers.node.mesh.encapsulations import announced, encapsulations_to
 
@@ -90,7 +91,7 @@ def peer_of(node: NetloomNode, local: LocalNode) -> tuple[Peer | None, tuple[str
     ]
     prefixes = tuple(prefix for prefix in prefixes if prefix not in clashing)
     if underlay is None or not prefixes:
-        return None, tuple(problems) if node.spec.ipam.pod_cidrs else ()
+        return None, tuple(problems) if is_peer(node) else ()
     peer = Peer(
         name=name,
         underlay=underlay,
@@ -189,11 +190,6 @@ def underlay6_of(node: NetloomNode) -> Address:
     return b"" if address and unusable(address) else address
 
 
-def pod_cidrs_of(node: NetloomNode) -> tuple[tuple[Cidr, ...], tuple[str, ...]]:
-    """Its pod CIDRs, and sentences about what could not be read."""
-    return prefixes_of(f"NetloomNode {node.metadata.name}", ("spec.ipam.podCIDRs", node.spec.ipam.pod_cidrs))
-
-
 def conflict_text(conflict: AddressConflict) -> str:
     """A sentence about what two peers claim. By age alone it is not known which of them lives."""
     claim, holder, peer = conflict.claim, conflict.holder, conflict.peer
@@ -207,7 +203,7 @@ def conflict_text(conflict: AddressConflict) -> str:
 
 def lacks_ipv6(node: NetloomNode) -> bool:
     """Whether it has IPv6 pod CIDRs, and no address to which native routes to them could go."""
-    return not underlay6_of(node) and any(":" in cidr for cidr in node.spec.ipam.pod_cidrs)
+    return not underlay6_of(node) and any(":" in cidr for cidr in block_texts(node.spec.ipam))
 
 
 def withheld_text(route: WithheldRoute) -> str:

@@ -6,8 +6,7 @@ from netloom.api.v1alpha1 import NetloomNode
 from netloom.cidr import Address, Cidr, CidrError, parse_address
 from netloom.kernel.probe.examination import Target
 from netloom.kernel.probe.keeper import Way
-from netloom_reconcilers.node.known.peers import internal_ip
-from netloom_reconcilers.node.masquerade import pod_cidrs_of
+from netloom_reconcilers.node.known.peers import internal_ip, pod_cidrs_of
 
 
 def addresses_of(node: NetloomNode) -> dict[int, Address]:

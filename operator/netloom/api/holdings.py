@@ -1,0 +1,49 @@
+"""What a NetloomNode holds of addresses for pods: the one place that knows where each IPAM mode says it."""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from netloom.api.v1alpha1 import NodeIPAM
+from netloom.cidr import Cidr
+
+
+class Holding(NamedTuple):
+    """Where it stands in the object, of which pool ("": of none), and what is written there."""
+
+    field: str
+    pool: str
+    texts: tuple[str, ...]
+
+
+def blocks(ipam: NodeIPAM) -> Iterator[Holding]:
+    """CIDRs that are the node's as a whole: packets to any address in them are sent to it."""
+    if ipam.pod_cidrs:
+        yield Holding("spec.ipam.podCIDRs", "", ipam.pod_cidrs)
+    for number, each in enumerate(ipam.pools.allocated):
+        if each.cidrs:
+            yield Holding(f"spec.ipam.pools.allocated[{number}].cidrs", each.pool, each.cidrs)
+
+
+def addresses(ipam: NodeIPAM) -> Iterator[Holding]:
+    """Single addresses, of networks that know by themselves where each of them is."""
+    if ipam.pool:
+        yield Holding("spec.ipam.pool", "", tuple(ipam.pool))
+
+
+def holds(ipam: NodeIPAM) -> bool:
+    """Whether there is anything."""
+    return next(blocks(ipam), None) is not None or next(addresses(ipam), None) is not None
+
+
+def block_texts(ipam: NodeIPAM) -> tuple[str, ...]:
+    """The CIDRs as they are written, each once."""
+    if not ipam.pools.allocated:
+        return ipam.pod_cidrs
+    return tuple(dict.fromkeys(text for each in blocks(ipam) for text in each.texts))
+
+
+def held_cidrs(ipam: NodeIPAM) -> tuple[Cidr, ...]:
+    """All of it, an address as a CIDR of its own, as far as texts mean any: host bits, say, do not matter here."""
+    found = [Cidr.masked(text) for each in blocks(ipam) for text in each.texts]
+    found += [Cidr.masked(f"{text}/{128 if ':' in text else 32}") for each in addresses(ipam) for text in each.texts]
+    return tuple(dict.fromkeys(cidr for cidr in found if cidr is not None))
