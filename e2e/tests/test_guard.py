@@ -59,7 +59,7 @@ NETWORK_PROBE = {
     "apiVersion": "netloom.dev/v1alpha1",
     "kind": "NetloomNetwork",
     "metadata": {"name": "default"},
-    "spec": {"ipam": {"mode": "gke"}, "routing": {"mode": "native"}},
+    "spec": {"ipam": {"mode": "gke"}, "routing": {"mode": "native", "ipv4NativeRoutingCIDR": "10.0.0.0/8"}},
 }
 STATUS_PROBE = {
     "apiVersion": "netloom.dev/v1alpha1",

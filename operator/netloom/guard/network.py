@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from netloom.api.cidrs import holds_nodes
+from netloom.api.ipam_modes import mode_named
 from netloom.api.problem import Problem, Severity
 from netloom.api.v1alpha1 import IN_USE_FINALIZER, NETWORK_NAME, NetloomNetwork
 from netloom.api.validation.network import network_warnings
@@ -44,7 +45,7 @@ def _created(change: Change[NetloomNetwork], new: NetloomNetwork, live: ClusterS
         said = {"in_use": _in_use(live), "mode": _either(modes), "wanted": wanted}
         refusal = wording.NETWORK_CREATED.problem(change.name, "spec.ipam.mode", wanted, **said)
         return Verdict(refusals=(refusal,))
-    if "cluster-pool" not in modes or wanted != "cluster-pool":
+    if not any(map(_from_network, modes)) or not _from_network(wanted):
         return Verdict()
     return Verdict(refusals=tuple(_uncovered(change.name, new, live)))
 
@@ -83,10 +84,11 @@ def _refusals(
         refusals.append(wording.NETWORK_UNLOCKED.problem(name, "status.ipam", "", **said))
     if _frees(change, old, new, live):
         refusals.append(wording.NETWORK_DELETED.problem(name, "metadata.finalizers", "", **said))
+    pool = any(map(_from_network, modes))
     for family in VERSIONS:
-        if "cluster-pool" in modes:
+        if pool:
             refusals += _pool(name, family, old, new, live)
-        refusals += _native(name, family, old, new, live, pool="cluster-pool" in modes)
+        refusals += _native(name, family, old, new, live, pool=pool)
     return refusals
 
 
@@ -220,9 +222,9 @@ def _warnings(name: str, old: NetloomNetwork | None, new: NetloomNetwork, live: 
         return []
     known = network_warnings(old) if old else []
     found = [problem for problem in network_warnings(new) if problem not in known]
-    if new.spec.ipam.mode != "cluster-pool":
+    if not _from_network(new.spec.ipam.mode):
         return found
-    was = old if old and old.spec.ipam.mode == "cluster-pool" else NetloomNetwork()
+    was = old if old and _from_network(old.spec.ipam.mode) else NetloomNetwork()
     for family in VERSIONS:
         before = IntervalSet(cidrs_of(_list(was, family)[0], family))
         for number, text in enumerate(_list(new, family)[0]):
@@ -260,3 +262,8 @@ def _native_cidr(network: NetloomNetwork, family: Version) -> str:
 def _masquerades(network: NetloomNetwork, family: Version) -> bool:
     masquerade = network.spec.masquerade
     return network.spec.routing.mode != "tunnel" and (masquerade.ipv4 if family == 4 else masquerade.ipv6)
+
+
+def _from_network(mode: str) -> bool:
+    """Whether nodes' blocks are cut from the network's lists."""
+    return mode_named(mode).from_network

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from netloom.api.cilium import CiliumPodIPPool, CiliumPoolFamily
+from netloom.api.ipam_modes import mode_of
 from netloom.api.problem import Problem
 from netloom.api.v1alpha1 import NetloomIPPool, PoolFamily
 from netloom.api.validation.pool import validate_pool_update
@@ -139,7 +140,7 @@ def _other(live: ClusterState, name: str, cidr: Cidr) -> Cidr:
 def _cluster_cidrs(live: ClusterState, family: Version) -> list[Cidr]:
     """The cluster CIDRs in force, whatever mode was asked for since."""
     network = live.network_now
-    if network is None or (network.status.ipam.mode or network.spec.ipam.mode) != "cluster-pool":
+    if network is None or not mode_of(network).from_network:
         return []
     pool = network.spec.ipam.cluster_pool
     return cidrs_of(pool.ipv4_pod_cidr_list if family == 4 else pool.ipv6_pod_cidr_list, family)

@@ -7,14 +7,12 @@ out, and all that does make sense goes on.
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from netloom.api.ipam_modes import MODES, Mode, mode_named
 from netloom.api.problem import Problem
 from netloom.api.v1alpha1 import NetworkIPAM
 from netloom.cidr import WIDTH, Cidr, CidrError, Version
 from netloom.ipam.ledger_range import LEDGER_RANGE_LENGTH
 from netloom.ipam.pool import Pool
-
-IMPLEMENTED = frozenset({"kubernetes", "cluster-pool"})
-"""IPAM modes in which this operator gives addresses."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +31,11 @@ class Settings:
     mode: str
     families: tuple[Family, ...] = ()
 
+    @property
+    def rules(self) -> Mode:
+        """What the mode does."""
+        return mode_named(self.mode)
+
     def pools(self) -> list[Pool]:
         """Fresh pools, in which nothing was given yet."""
         return [Pool(family.version, family.cidrs, family.mask) for family in self.families]
@@ -40,7 +43,7 @@ class Settings:
 
 def read(ipam: NetworkIPAM, mode: str) -> Settings:
     """The settings of a network that works in `mode`, which is the mode in force, else the one asked for."""
-    if mode != "cluster-pool":
+    if not mode_named(mode).from_network:
         return Settings(mode)
     pool = ipam.cluster_pool
     asked: tuple[tuple[Version, Sequence[str], int], ...] = (
@@ -70,14 +73,14 @@ def inside(families: Iterable[Family], address: Cidr) -> Cidr | None:
 
 
 def not_implemented(mode: str) -> Problem:
-    """Why nobody is given addresses in a mode that is not one of IMPLEMENTED."""
+    """Why nobody is given addresses in a mode that is not implemented."""
     message = f"IPAM mode {mode} is not implemented in this version of Netloom, and no node is given addresses."
-    way_out = f"Implemented are {' and '.join(sorted(IMPLEMENTED))}."
+    way_out = f"Implemented are {', '.join(sorted(each.name for each in MODES.values() if each.is_implemented))}."
     return Problem("NetloomNetwork default", "spec.ipam.mode", mode, "IPAMModeNotImplemented", message, way_out)
 
 
 def dictated(node: str, texts: Sequence[str]) -> tuple[Cidr, ...] | Problem:
-    """The pod CIDRs in a Node's spec.podCIDRs (mode `kubernetes`): one per family."""
+    """The pod CIDRs in a Node's spec.podCIDRs, in modes where it comes with them: one per family."""
     found: list[Cidr] = []
     for number, text in enumerate(texts):
         try:

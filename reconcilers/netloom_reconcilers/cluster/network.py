@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 
 from netloom.api.cidrs import check_nodes_outside
+from netloom.api.ipam_modes import mode_of
 from netloom.api.odd_addresses import in_pod_cidr, is_usable
 from netloom.api.problem import Problem, Severity
 from netloom.api.v1alpha1 import NETWORK_NAME, NETWORKS, NetloomNetwork
@@ -20,7 +21,7 @@ from netloom.ipam import settings as ipam_settings
 from netloom.ipam.known_ledgers import KnownLedger
 from netloom.ipam.pool import Exhausted
 from netloom_reconcilers.cluster.allocation.commit_queue import CommitQueue
-from netloom_reconcilers.cluster.allocation.configuration import AllocationConfiguration, mode_of
+from netloom_reconcilers.cluster.allocation.configuration import AllocationConfiguration
 from netloom_reconcilers.cluster.allocation.incarnation import Incarnation, Member
 from netloom_reconcilers.cluster.allocation.left_out import LeftOut
 from netloom_reconcilers.cluster.allocation.lock import ModeLock
@@ -93,7 +94,7 @@ class NetworkReconciler(Member):
         if reason == self._told and wait > 0:
             return wait
         self._told, self._told_at = reason, self._clock()
-        good = [] if errors else [f"Nodes are given their pod CIDRs in IPAM mode {mode_of(network)}."]
+        good = [] if errors else [f"Nodes are given their pod CIDRs in IPAM mode {mode_of(network).name}."]
         message = " ".join([*good, *(said(problem, _NETWORK) for problem in problems)])
         good_enough, warns = not errors, bool(problems)
         written = await self._conditions.set(
@@ -117,7 +118,7 @@ class NetworkReconciler(Member):
         held = holders(self._allocator)
         if network is not None:
             mode = mode_of(network)
-            found += [] if mode in ipam_settings.IMPLEMENTED else [ipam_settings.not_implemented(mode)]
+            found += [] if mode.is_implemented else [ipam_settings.not_implemented(mode.name)]
             found += validate_network(network) + self._nodes_inside(network) + self._overlaps(network, held)
         found += self._left_out.problems(_NETWORK) + self._odd(held)
         found += [_unreadable(known) for known in self._allocator.ledgers.values() if known.problem]

@@ -20,6 +20,7 @@ import structlog
 
 from netloom.api.core import Node
 from netloom.api.holdings import holds
+from netloom.api.ipam_modes import Mode, mode_named
 from netloom.api.meta import Object
 from netloom.api.odd_addresses import in_pod_cidr, is_usable, no_address, odd_addresses
 from netloom.api.problem import Problem
@@ -134,12 +135,12 @@ class NodesReconciler(Member):
         settings = self._configuration.settings
         if settings is None:
             return waiting.problem(name, "NoNetwork", "there is no NetloomNetwork.", "Create one.")
-        if settings.mode not in ipam_settings.IMPLEMENTED:
+        if not settings.rules.is_implemented:
             return ipam_settings.not_implemented(settings.mode)
-        if settings.mode != "kubernetes":
+        if not settings.rules.from_node:
             return BlockRequest(name, settings.mode)
         if not node.spec.pod_cidrs:
-            return waiting.problem(name, "PodCIDRsMissing", "Node spec.podCIDRs is empty.", _CONTROLLER_WRITES)
+            return waiting.problem(name, "PodCIDRsMissing", "Node spec.podCIDRs is empty.", _who_writes(settings.rules))
         cidrs = ipam_settings.dictated(name, node.spec.pod_cidrs)
         return cidrs if isinstance(cidrs, Problem) else BlockRequest(name, settings.mode, cidrs)
 
@@ -227,12 +228,14 @@ class NodesReconciler(Member):
             if self._cannot_keep(live, obj):
                 if live.spec.pod_cidrs:
                     return await self._delete(obj)
-                return await self._refuse(obj, _differing(live, obj))  # which it will get decides about the object
+                return await self._refuse(
+                    obj, _differing(live, obj, self._mode)
+                )  # which it will get decides about the object
         if not holds(obj.spec.ipam):
             return await self._allocate(node, obj)
         why: Reason | None = node_objects.unusable(obj) or await self._adopt(obj)
         if why is None and self._cannot_keep(node, obj):
-            why = _differing(node, obj)
+            why = _differing(node, obj, self._mode)
         known = self._addresses.of(node, obj)
         patch = node_objects.difference(node, obj, self._configuration.mode, known.addresses)
         if patch:
@@ -251,9 +254,13 @@ class NodesReconciler(Member):
         extra = [cidr for cidr in self._allocator.assignments.entered(name) if cidr not in node_objects.held(obj)]
         return await self._release(name, extra, gone=False)
 
+    @property
+    def _mode(self) -> Mode:
+        return mode_named(self._configuration.mode)
+
     def _cannot_keep(self, node: Node, obj: NetloomNode) -> bool:
         """Whether a re-created Node brings other CIDRs than those of its predecessor's NetloomNode."""
-        if self._configuration.mode != "kubernetes" or not holds(obj.spec.ipam):
+        if not self._mode.from_node or not holds(obj.spec.ipam):
             return False
         cidrs = ipam_settings.dictated(node.metadata.name, node.spec.pod_cidrs)
         return isinstance(cidrs, Problem) or set(cidrs) != set(node_objects.held(obj))
@@ -273,7 +280,7 @@ class NodesReconciler(Member):
         """Enters what the object holds into the ledgers, where it is missing there."""
         name, mode = obj.metadata.name, self._configuration.mode
         unrecorded = self._allocator.assignments.unrecorded.get(name)
-        if not unrecorded or mode not in ipam_settings.IMPLEMENTED:
+        if not unrecorded or not mode_named(mode).is_implemented:
             return None
         if obj.spec.ipam.mode not in ("", mode):
             message = f"it holds addresses of IPAM mode {obj.spec.ipam.mode}, and the mode in force is {mode}."
@@ -412,13 +419,14 @@ class NodesReconciler(Member):
             self._store(written)
 
 
-_CONTROLLER_WRITES = "In IPAM mode kubernetes, kube-controller-manager writes it, if run with --allocate-node-cidrs."
+def _who_writes(mode: Mode) -> str:
+    return f"In IPAM mode {mode.name}, {mode.writer}."
 
 
-def _differing(node: Node, obj: NetloomNode) -> Problem:
+def _differing(node: Node, obj: NetloomNode, mode: Mode) -> Problem:
     message = (
         f"Node spec.podCIDRs is {', '.join(node.spec.pod_cidrs) or 'empty'}, but the NetloomNode holds "
         f"{', '.join(map(str, node_objects.held(obj)))}, which is not changed while the node lives."
     )
-    way_out = "Delete the Node and let it join again." if node.spec.pod_cidrs else _CONTROLLER_WRITES
+    way_out = "Delete the Node and let it join again." if node.spec.pod_cidrs else _who_writes(mode)
     return waiting.problem(node.metadata.name, "PodCIDRsDiffer", message, way_out)

@@ -9,6 +9,7 @@ from typing import Any
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
+from netloom.api.ipam_modes import mode_named
 from netloom.api.v1alpha1 import NETWORK_NAME, NetloomNetwork, NetloomNode, NetworkSpec, Routing
 from netloom.cidr import Cidr
 from netloom.kernel.forward.blocked import Blocked
@@ -178,7 +179,7 @@ def _trusted(pods: Sequence[Cidr], spec: NetworkSpec) -> tuple[list[str], bool]:
     at a time.)"""
     pool, routing = spec.ipam.cluster_pool, spec.routing
     native = [routing.ipv4_native_routing_cidr, routing.ipv6_native_routing_cidr]
-    by_pool = spec.ipam.mode == "cluster-pool"
+    by_pool = mode_named(spec.ipam.mode).from_network
     texts = [*pool.ipv4_pod_cidr_list, *pool.ipv6_pod_cidr_list] if by_pool else list(filter(None, native))
     ranges = [cidr for cidr in prefixes_of("", ("", texts))[0] if cidr.version in {pod.version for pod in pods}]
     own = [pod for pod in pods if not any(each.contains(pod) for each in ranges)]

@@ -257,13 +257,28 @@ def test_one_family_alone_is_given_to_nobody(empty: World) -> None:
     assert "fd00::/120" in empty.condition("netloomnodes", "b")[2]
 
 
-# Mode kubernetes
+# Modes in which Nodes come with their CIDRs
 
 
 @pytest.fixture
 def kubernetes(empty: World) -> World:
     empty.apply_network(mode="kubernetes")
     return empty
+
+
+def test_in_mode_gke_as_well(empty: World) -> None:
+    empty.apply_network(mode="gke")
+    empty.edit("netloomnetworks", "default", routing={"mode": "native", "ipv4NativeRoutingCIDR": "10.0.0.0/8"})
+    empty.join("gke-main-pool-1f3c-x7zl")
+    empty.start()
+    empty.calm(10)
+    _, reason, message = empty.condition("netloomnetworks", "default")
+    assert reason == "PodCIDRsMissing"
+    assert "In IPAM mode gke, GKE's cloud controller writes it, from the cluster's secondary range." in message
+    empty.edit("nodes", "gke-main-pool-1f3c-x7zl", podCIDR="10.4.1.0/24", podCIDRs=["10.4.1.0/24"])
+    empty.calm(10)
+    assert empty.texts() == {"gke-main-pool-1f3c-x7zl": "10.4.1.0/24"}
+    assert empty.mode_in_force == "gke"
 
 
 def test_pod_cidrs_are_taken_from_the_node(kubernetes: World) -> None:

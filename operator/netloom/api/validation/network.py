@@ -10,8 +10,9 @@ from netloom.api.cidrs import (
     check_overlap,
     parse_cidrs,
 )
+from netloom.api.ipam_modes import mode_named
 from netloom.api.problem import Problem
-from netloom.api.v1alpha1 import NETWORK_NAME, ClusterPool, IPAMMode, NetloomNetwork
+from netloom.api.v1alpha1 import NETWORK_NAME, ClusterPool, NetloomNetwork
 from netloom.api.validation.ranges import check_ranges
 from netloom.api.validation.selector import check_selector
 from netloom.cidr import VERSIONS, Cidr, Version
@@ -21,14 +22,6 @@ TUNNEL_OVERHEAD = 50
 
 IPV6_MTU = 1280
 """Bytes; the least that IPv6 works with (RFC 8200)."""
-
-NO_TUNNELS: dict[IPAMMode, str] = {
-    "crd": "nodes then hold single addresses given from outside, and a tunnel needs whole pod CIDRs.",
-    "eni": "the VPC itself routes the addresses of pods, and expects their packets unwrapped.",
-    "azure": "the VNet itself routes the addresses of pods, and expects their packets unwrapped.",
-    "gke": "the VPC itself routes the pod CIDRs, and expects their packets unwrapped.",
-}
-"""IPAM modes that tunnels do not work with, and why."""
 
 _POD_CIDRS: dict[Version, str] = {4: "10.244.0.0/16", 6: "fd00:10:244::/56"}
 _NATIVE_CIDRS: dict[Version, str] = {4: "10.0.0.0/8", 6: "fd00::/8"}
@@ -60,7 +53,7 @@ def network_warnings(network: NetloomNetwork) -> list[Problem]:
 
 def cluster_cidrs(network: NetloomNetwork) -> list[tuple[str, Cidr]]:
     """The cluster CIDRs in use, each with its field."""
-    if network.spec.ipam.mode != "cluster-pool":
+    if not mode_named(network.spec.ipam.mode).from_network:
         return []
     return [
         (f"spec.ipam.clusterPool.ipv{family}PodCIDRList[{number}]", cidr)
@@ -78,7 +71,7 @@ def _mode(name: str, network: NetloomNetwork) -> list[Problem]:
         way_out = f"Set spec.ipam.mode to {in_force}, or remove every node first."
         problems.append(Problem(name, "spec.ipam.mode", ipam.mode, "ModeLocked", message, way_out))
     pool = ipam.cluster_pool
-    if ipam.mode == "cluster-pool" and not pool.ipv4_pod_cidr_list and not pool.ipv6_pod_cidr_list:
+    if mode_named(ipam.mode).from_network and not pool.ipv4_pod_cidr_list and not pool.ipv6_pod_cidr_list:
         message = "IPAM mode cluster-pool has no CIDR to cut the nodes' pod CIDRs from, and no range is safe to guess."
         way_out = "Give at least one in ipv4PodCIDRList or ipv6PodCIDRList, for example 10.244.0.0/16."
         problems.append(Problem(name, "spec.ipam.clusterPool", "", "NoClusterCIDR", message, way_out))
@@ -102,12 +95,17 @@ def _cluster_pool(name: str, pool: ClusterPool) -> list[Problem]:
 
 
 def _routing(name: str, network: NetloomNetwork) -> list[Problem]:
-    routing, ipam_mode = network.spec.routing, network.spec.ipam.mode
+    routing, ipam = network.spec.routing, mode_named(network.spec.ipam.mode)
     problems: list[Problem] = []
-    if routing.mode != "native" and ipam_mode in NO_TUNNELS:
-        message = f"routing mode {routing.mode} does not work with IPAM mode {ipam_mode}: {NO_TUNNELS[ipam_mode]}"
+    if routing.mode != "native" and ipam.no_tunnels:
+        message = f"routing mode {routing.mode} does not work with IPAM mode {ipam.name}: {ipam.no_tunnels}"
         way_out = "Set spec.routing.mode to native."
         problems.append(Problem(name, "spec.routing.mode", routing.mode, "TunnelNotPossible", message, way_out))
+    if ipam.native_cidr and not routing.ipv4_native_routing_cidr:
+        message = f"IPAM mode {ipam.name} needs it: {ipam.native_cidr}"
+        way_out = "Give a CIDR that holds the VPC's networks and all pod CIDRs, such as 10.0.0.0/8."
+        field = "spec.routing.ipv4NativeRoutingCIDR"
+        problems.append(Problem(name, field, "", "NativeCIDRMissing", message, way_out))
     if routing.auto_direct_node_routes and routing.mode == "tunnel":
         message = (
             "autoDirectNodeRoutes does not work with routing mode tunnel: "

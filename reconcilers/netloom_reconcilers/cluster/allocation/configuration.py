@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 from netloom.api.core import Node
+from netloom.api.ipam_modes import mode_of
 from netloom.api.odd_addresses import odd_addresses
 from netloom.api.problem import Problem
 from netloom.api.v1alpha1 import NETWORK_NAME, NetloomNetwork
@@ -40,7 +41,7 @@ class AllocationConfiguration(Member):
     def _network_changed(self, key: str, old: NetloomNetwork | None, new: NetloomNetwork | None) -> None:
         if key != NETWORK_NAME:
             return
-        settings = ipam_settings.read(new.spec.ipam, mode_of(new)) if new is not None else None
+        settings = ipam_settings.read(new.spec.ipam, mode_of(new).name) if new is not None else None
         if settings != self.settings:
             self.settings = settings
             asked = settings or Settings("")
@@ -65,8 +66,3 @@ def _missed(node: Node) -> Iterator[Problem]:
         return iter(())
     families = {":" in each.ip for each in found.addresses if each.type == "InternalIP"}
     return (problem for problem in odd_addresses(node) if (":" in problem.value) not in families)
-
-
-def mode_of(network: NetloomNetwork) -> str:
-    """The mode in force, else the one asked for."""
-    return network.status.ipam.mode or network.spec.ipam.mode

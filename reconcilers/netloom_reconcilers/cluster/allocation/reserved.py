@@ -73,7 +73,7 @@ class Reserved(Member):
         """Other CIDRs may be concerned."""
         self._settings = settings
         self._concerned = [cidr for family in settings.families for cidr in family.cidrs]
-        if settings.mode == "kubernetes":
+        if settings.rules.from_node:
             self._concerned = [Cidr(version, 0, 0) for version in VERSIONS]
         self._prefixes = [_prefix_of(cidr) for cidr in self._concerned]
         for name in {*self._nodes, *self._netloom_nodes, *self.addresses, *self.networks}:

@@ -1,5 +1,6 @@
 """The CIDRs from which nodes get their blocks, as far as the NetloomNetwork says so. Pure."""
 
+from netloom.api.ipam_modes import mode_of
 from netloom.api.v1alpha1 import NETWORK_NAME, NetloomNetwork
 from netloom.cidr import Cidr
 from netloom.kernel.mesh.holes import HoleRules
@@ -12,10 +13,9 @@ def cluster_cidrs(network: NetloomNetwork) -> tuple[Cidr, ...]:
 
     Where Kubernetes gives out the CIDRs, the range is an argument of its controller manager, which nothing tells.
     """
-    ipam = network.spec.ipam
-    if (network.status.ipam.mode or ipam.mode) != "cluster-pool":
+    if not mode_of(network).from_network:
         return ()
-    pool = ipam.cluster_pool
+    pool = network.spec.ipam.cluster_pool
     found, _ = prefixes_of(
         f"NetloomNetwork {NETWORK_NAME}",
         ("spec.ipam.clusterPool.ipv4PodCIDRList", pool.ipv4_pod_cidr_list),

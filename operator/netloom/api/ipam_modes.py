@@ -1,0 +1,63 @@
+"""The IPAM modes: where the addresses of pods come from, and what follows from that.
+
+What a mode does is asked here; it is compared by name nowhere else.
+"""
+
+from dataclasses import dataclass
+
+from netloom.api.v1alpha1 import NetloomNetwork
+
+
+@dataclass(frozen=True, slots=True)
+class Mode:
+    """One of them.
+
+    from_network: the operator cuts nodes' blocks from the lists in spec.ipam.clusterPool. from_node: each Node comes
+    with its CIDRs, in spec.podCIDRs. `writer` puts them there. no_tunnels: why tunnels do not work with it; "" if they
+    do. native_cidr: why the network has to name its native CIDR; "" if it need not.
+    """
+
+    name: str
+    from_network: bool = False
+    from_node: bool = False
+    writer: str = ""
+    no_tunnels: str = ""
+    native_cidr: str = ""
+
+    @property
+    def is_implemented(self) -> bool:
+        """Whether this version gives addresses in it."""
+        return self.from_network or self.from_node
+
+
+_ALL = (
+    Mode(
+        "kubernetes",
+        from_node=True,
+        writer="kube-controller-manager writes it, if run with --allocate-node-cidrs",
+    ),
+    Mode("cluster-pool", from_network=True),
+    Mode("multi-pool"),
+    Mode("crd", no_tunnels="nodes then hold single addresses given from outside, and a tunnel needs whole pod CIDRs."),
+    Mode("eni", no_tunnels="the VPC itself routes the addresses of pods, and expects their packets unwrapped."),
+    Mode("azure", no_tunnels="the VNet itself routes the addresses of pods, and expects their packets unwrapped."),
+    Mode(
+        "gke",
+        from_node=True,
+        writer="GKE's cloud controller writes it, from the cluster's secondary range",
+        no_tunnels="the VPC itself routes the pod CIDRs, and expects their packets unwrapped.",
+        native_cidr="hosts in it see the addresses of pods, and nothing here tells which addresses the VPC routes.",
+    ),
+)
+
+MODES: dict[str, Mode] = {mode.name: mode for mode in _ALL}
+
+
+def mode_named(name: str) -> Mode:
+    """By its name; of a word that a later version may know, one in which nothing is given."""
+    return MODES.get(name) or Mode(name)
+
+
+def mode_of(network: NetloomNetwork) -> Mode:
+    """The mode in force, else the one asked for."""
+    return mode_named(network.status.ipam.mode or network.spec.ipam.mode)
