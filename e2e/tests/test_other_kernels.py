@@ -91,7 +91,7 @@ def test_a_guest_ends_with_the_process_that_started_it() -> None:
     environment = os.environ | {"PYTHONPATH": str(TREE / "e2e")}
     with subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL) as owner:
         try:
-            wait_for("the guest to start", lambda: bool(machines() - before))
+            wait_for("the guest to start", lambda: bool(machines() - before), deadline=60)
             started = machines() - before
         finally:
             owner.kill()
