@@ -16,6 +16,13 @@ class NodeAddress(Struct, frozen=True):
     address: str = ""
 
 
+POD_CIDR_ANNOTATIONS = (
+    ("netloom.dev/ipv4-pod-cidr", "network.cilium.io/ipv4-pod-cidr"),
+    ("netloom.dev/ipv6-pod-cidr", "network.cilium.io/ipv6-pod-cidr"),
+)
+"""Of a Node without spec.podCIDRs, for each family: the first of these that is there. (Cilium's name is the second.)"""
+
+
 class NodeSpec(Struct, frozen=True):
     """Node.spec: what kube-controller-manager's node IPAM allocated, in `kubernetes` mode."""
 
@@ -52,6 +59,15 @@ class Node(Struct, frozen=True):
     metadata: ObjectMeta = ObjectMeta()
     spec: NodeSpec = NodeSpec()
     status: NodeStatus = NodeStatus()
+
+    @property
+    def brought(self) -> tuple[tuple[str, str], ...]:
+        """The pod CIDRs that it comes with, each with its field."""
+        if self.spec.pod_cidrs:
+            return tuple((f"spec.podCIDRs[{number}]", text) for number, text in enumerate(self.spec.pod_cidrs))
+        said = self.metadata.annotations
+        found = (next((key for key in keys if said.get(key)), "") for keys in POD_CIDR_ANNOTATIONS) if said else ()
+        return tuple((f"metadata.annotations[{key}]", said[key]) for key in found if key)
 
 
 NODES = Resource("", "v1", "nodes", Node)

@@ -13,7 +13,7 @@ class Mode:
     """One of them.
 
     from_network: the operator cuts nodes' blocks from the lists in spec.ipam.clusterPool. from_node: each Node comes
-    with its CIDRs, in spec.podCIDRs. `writer` puts them there. no_tunnels: why tunnels do not work with it; "" if they
+    with its CIDRs (`Node.brought`). `writer` puts them there. no_tunnels: why tunnels do not work with it; "" if they
     do. native_cidr: why the network has to name its native CIDR; "" if it need not.
     """
 

@@ -7,6 +7,7 @@ out, and all that does make sense goes on.
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from netloom.api.core import Node
 from netloom.api.ipam_modes import MODES, Mode, mode_named
 from netloom.api.problem import Problem
 from netloom.api.v1alpha1 import NetworkIPAM
@@ -79,23 +80,26 @@ def not_implemented(mode: str) -> Problem:
     return Problem("NetloomNetwork default", "spec.ipam.mode", mode, "IPAMModeNotImplemented", message, way_out)
 
 
-def dictated(node: str, texts: Sequence[str]) -> tuple[Cidr, ...] | Problem:
-    """The pod CIDRs in a Node's spec.podCIDRs, in modes where it comes with them: one per family."""
+def brought(node: Node) -> tuple[Cidr, ...] | Problem:
+    """The pod CIDRs that a Node comes with, in modes where it does: one per family."""
     found: list[Cidr] = []
-    for number, text in enumerate(texts):
+    name = node.metadata.name
+    for field, text in node.brought:
         try:
             cidr = Cidr.parse(text)
         except CidrError as error:
-            return _bad(node, number, text, f"{error}.")
+            return _bad(name, field, text, f"{error}.")
         if cidr.length < LEDGER_RANGE_LENGTH[cidr.version]:
             least = f"an IPv{cidr.version} pod CIDR has at least a /{LEDGER_RANGE_LENGTH[cidr.version]} mask"
-            return _bad(node, number, text, f"too large for one node: {least}.")
+            return _bad(name, field, text, f"too large for one node: {least}.")
         if any(each.version == cidr.version for each in found):
-            return _bad(node, number, text, f"a second IPv{cidr.version} CIDR, and a node has one per family.")
+            return _bad(name, field, text, f"a second IPv{cidr.version} CIDR, and a node has one per family.")
         found.append(cidr)
     return tuple(found)
 
 
-def _bad(node: str, number: int, text: str, message: str) -> Problem:
+def _bad(node: str, field: str, text: str, message: str) -> Problem:
     way_out = "Delete the Node and let it join again, after mending what gives it this pod CIDR."
-    return Problem(f"Node {node}", f"spec.podCIDRs[{number}]", text, "InvalidPodCIDR", message, way_out)
+    if not field.startswith("spec."):
+        way_out = "Correct the annotation: it is read again at once."
+    return Problem(f"Node {node}", field, text, "InvalidPodCIDR", message, way_out)

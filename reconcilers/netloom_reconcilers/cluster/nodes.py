@@ -139,9 +139,9 @@ class NodesReconciler(Member):
             return ipam_settings.not_implemented(settings.mode)
         if not settings.rules.from_node:
             return BlockRequest(name, settings.mode)
-        if not node.spec.pod_cidrs:
+        if not node.brought:
             return waiting.problem(name, "PodCIDRsMissing", "Node spec.podCIDRs is empty.", _who_writes(settings.rules))
-        cidrs = ipam_settings.dictated(name, node.spec.pod_cidrs)
+        cidrs = ipam_settings.brought(node)
         return cidrs if isinstance(cidrs, Problem) else BlockRequest(name, settings.mode, cidrs)
 
     def _unreachable(self, node: Node, obj: NetloomNode | None) -> Problem | None:
@@ -226,12 +226,12 @@ class NodesReconciler(Member):
             if live is None or live.metadata.uid != node.metadata.uid:
                 return LAG_SECONDS
             if self._cannot_keep(live, obj):
-                if live.spec.pod_cidrs:
+                if live.brought:
                     return await self._delete(obj)
                 return await self._refuse(
                     obj, _differing(live, obj, self._mode)
                 )  # which it will get decides about the object
-        if not holds(obj.spec.ipam):
+        if not holds(obj.spec.ipam) or self._brings_more(node, obj):
             return await self._allocate(node, obj)
         why: Reason | None = node_objects.unusable(obj) or await self._adopt(obj)
         if why is None and self._cannot_keep(node, obj):
@@ -262,8 +262,15 @@ class NodesReconciler(Member):
         """Whether a re-created Node brings other CIDRs than those of its predecessor's NetloomNode."""
         if not self._mode.from_node or not holds(obj.spec.ipam):
             return False
-        cidrs = ipam_settings.dictated(node.metadata.name, node.spec.pod_cidrs)
+        cidrs = ipam_settings.brought(node)
         return isinstance(cidrs, Problem) or set(cidrs) != set(node_objects.held(obj))
+
+    def _brings_more(self, node: Node, obj: NetloomNode) -> bool:
+        """Whether the Node has a CIDR of a second family now, beside the one that its NetloomNode holds."""
+        if not self._mode.from_node:
+            return False
+        cidrs = ipam_settings.brought(node)
+        return not isinstance(cidrs, Problem) and set(cidrs) > set(node_objects.held(obj))
 
     async def _patch(self, obj: NetloomNode, patch: dict[str, object]) -> NetloomNode | None:
         """Writes addresses, owner or mode as they are now; None where somebody else wrote in between."""
@@ -423,10 +430,17 @@ def _who_writes(mode: Mode) -> str:
     return f"In IPAM mode {mode.name}, {mode.writer}."
 
 
+def _said(node: Node) -> str:
+    if not node.brought:
+        return "Node spec.podCIDRs is empty"
+    field = node.brought[0][0].partition("[")[0]
+    return f"Node {field} is {', '.join(text for _, text in node.brought)}"
+
+
 def _differing(node: Node, obj: NetloomNode, mode: Mode) -> Problem:
     message = (
-        f"Node spec.podCIDRs is {', '.join(node.spec.pod_cidrs) or 'empty'}, but the NetloomNode holds "
+        f"{_said(node)}, but the NetloomNode holds "
         f"{', '.join(map(str, node_objects.held(obj)))}, which is not changed while the node lives."
     )
-    way_out = "Delete the Node and let it join again." if node.spec.pod_cidrs else _who_writes(mode)
+    way_out = "Delete the Node and let it join again." if node.brought else _who_writes(mode)
     return waiting.problem(node.metadata.name, "PodCIDRsDiffer", message, way_out)

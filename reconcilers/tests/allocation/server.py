@@ -126,7 +126,8 @@ class ModelServer:
             change = {"status": request.body.get("status", {})}
         else:
             change = {key: value for key, value in request.body.items() if key != "status"}
-            change["metadata"] = {key: meta[key] for key in ("finalizers", "labels", "ownerReferences") if key in meta}
+            kept = ("annotations", "finalizers", "labels", "ownerReferences")
+            change["metadata"] = {key: meta[key] for key in kept if key in meta}
         if request.kind == "apply":
             gone = self._applied.setdefault((request.manager, old["metadata"]["uid"]), set())
             _apply_conditions(new, change, gone)

@@ -307,6 +307,70 @@ def test_a_node_without_pod_cidrs_waits_for_them(kubernetes: World) -> None:
     assert kubernetes.condition("netloomnetworks", "default")[:2] == ("True", "Accepted")
 
 
+def annotate(world: World, name: str, **cidrs: str) -> None:
+    """As a cloud's controller, or a user, does; the keyword is the family."""
+    keys = {f"netloom.dev/{family}-pod-cidr": cidr for family, cidr in cidrs.items()}
+    change = {"metadata": {"annotations": keys}}
+    world.server.execute(Request("patch", "nodes", name, change, kind="merge"))
+
+
+@pytest.mark.parametrize(("first", "second"), [("ipv4", "ipv6"), ("ipv6", "ipv4")])
+def test_pod_cidrs_of_annotations_come_late_and_in_either_order(kubernetes: World, first: str, second: str) -> None:
+    both = {"ipv4": "10.244.3.0/24", "ipv6": "fd00:1::/64"}
+    kubernetes.join("a")
+    kubernetes.start()
+    kubernetes.calm(10)
+    annotate(kubernetes, "a", **{first: both[first]})
+    kubernetes.calm(10)
+    assert kubernetes.texts() == {"a": both[first]}
+    annotate(kubernetes, "a", **{second: both[second]})
+    kubernetes.calm(10)
+    assert set(kubernetes.texts()["a"].split()) == set(both.values())
+    assert kubernetes.condition("netloomnodes", "a", "Allocated")[0] in ("", "True")
+    assert kubernetes.condition("netloomnetworks", "default")[:2] == ("True", "Accepted")
+
+
+def test_spec_pod_cidrs_count_before_annotations_and_cilium_name_is_known(kubernetes: World) -> None:
+    kubernetes.join("a", "10.244.3.0/24")
+    annotate(kubernetes, "a", ipv4="10.244.9.0/24")
+    kubernetes.join("b")
+    change = {"metadata": {"annotations": {"network.cilium.io/ipv4-pod-cidr": "10.244.4.0/24"}}}
+    kubernetes.server.execute(Request("patch", "nodes", "b", change, kind="merge"))
+    kubernetes.start()
+    kubernetes.calm(10)
+    assert kubernetes.texts() == {"a": "10.244.3.0/24", "b": "10.244.4.0/24"}
+
+
+def test_an_annotation_that_makes_no_sense_is_named_and_one_that_changes_is_not_followed(kubernetes: World) -> None:
+    kubernetes.join("a")
+    annotate(kubernetes, "a", ipv4="10.244.3.7/24")
+    kubernetes.start()
+    kubernetes.calm(10)
+    message = kubernetes.condition("netloomnodes", "a", "Allocated")[2]
+    assert message == (
+        "Node a: metadata.annotations[netloom.dev/ipv4-pod-cidr] 10.244.3.7/24: '10.244.3.7/24' has bits set below its "
+        "mask: write 10.244.3.0/24. Correct the annotation: it is read again at once."
+    )
+    annotate(kubernetes, "a", ipv4="10.244.3.0/24")
+    kubernetes.calm(10)
+    assert kubernetes.texts() == {"a": "10.244.3.0/24"}
+    annotate(kubernetes, "a", ipv4="10.244.4.0/24")
+    kubernetes.calm(10)
+    assert kubernetes.texts() == {"a": "10.244.3.0/24"}
+    _, reason, message = kubernetes.condition("netloomnodes", "a", "Allocated")
+    assert reason == "PodCIDRsDiffer"
+    assert "Node metadata.annotations is 10.244.4.0/24, but the NetloomNode holds 10.244.3.0/24" in message
+
+
+def test_a_second_family_in_spec_pod_cidrs_is_added_and_the_first_stays(kubernetes: World) -> None:
+    kubernetes.join("a", "fd00:1::/64")
+    kubernetes.start()
+    kubernetes.calm(10)
+    kubernetes.edit("nodes", "a", podCIDRs=["10.244.3.0/24", "fd00:1::/64"])
+    kubernetes.calm(10)
+    assert set(kubernetes.texts()["a"].split()) == {"10.244.3.0/24", "fd00:1::/64"}
+
+
 @pytest.mark.parametrize(
     ("cidrs", "says"),
     [

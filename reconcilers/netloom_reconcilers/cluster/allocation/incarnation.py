@@ -86,7 +86,7 @@ def node_changed(old: Node, new: Node) -> bool:
     return (
         old.metadata.uid != new.metadata.uid
         or old.metadata.labels != new.metadata.labels
-        or old.spec.pod_cidrs != new.spec.pod_cidrs
+        or old.brought != new.brought
         or old.status.addresses != new.status.addresses
         or old.status.ready.status != new.status.ready.status
     )

@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import msgspec
 
-from netloom.api.core import Node, NodeAddress
+from netloom.api.core import POD_CIDR_ANNOTATIONS, Node, NodeAddress
 from netloom.api.holdings import blocks, held_cidrs, holds
 from netloom.api.meta import ObjectMeta, OwnerReference
 from netloom.api.odd_addresses import is_usable
@@ -61,6 +61,9 @@ def of_addresses(addresses: tuple[Address, ...], *, odd: bool = False) -> Report
     return Reported(addresses, packed, packed if internal == packed else internal, odd)
 
 
+_KEPT = tuple(key for keys in POD_CIDR_ANNOTATIONS for key in keys)
+
+
 def trimmed(node: Node) -> Node:
     """What the operator keeps of a Node: 5,000 have the same labels but for a few, so their texts are kept once; and
     of its conditions whether it is Ready."""
@@ -72,7 +75,7 @@ def trimmed(node: Node) -> Node:
         resource_version=meta.resource_version,
         creation_timestamp=meta.creation_timestamp,
         labels=labels,
-        annotations=_NOTHING,
+        annotations={key: meta.annotations[key] for key in _KEPT if key in meta.annotations} or _NOTHING,
     )
     ready = tuple(each for each in node.status.conditions if each.type == "Ready")
     return msgspec.structs.replace(node, metadata=kept, status=msgspec.structs.replace(node.status, conditions=ready))
