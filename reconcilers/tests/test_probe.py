@@ -240,7 +240,7 @@ async def test_what_is_not_looked_at_any_more_is_told_no_more(
     assert said(probe) is None, "nothing is probed, so nothing is known"
 
 
-async def test_who_asks_in_trouble_is_known_without_a_look_at_all_nodes(
+async def test_who_asks_in_trouble_is_known_after_one_look_at_all_nodes(
     probe: ProbeFeature, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     looked_at: list[str] = []
@@ -255,10 +255,16 @@ async def test_who_asks_in_trouble_is_known_without_a_look_at_all_nodes(
 
     for number in range(2, 100):
         put(f"n{number}", f"10.42.{number}.0/24")
+    probe._notice()
+    monkeypatch.setattr("netloom_reconcilers.node.probe.addresses_of", counted)
+    probe._changed.clear()
+    probe._is_troubled(parse_address("10.42.5.255"))
+    assert list(probe._changed) == ["n5"]
+    assert len(looked_at) <= 100
     put("n2", "10.43.0.0/24")
     put("n3", "10.42.2.0/24")
     probe._notice()
-    monkeypatch.setattr("netloom_reconcilers.node.probe.addresses_of", counted)
+    looked_at.clear()
     for address, names in {"10.42.2.255": ["n3"], "10.43.0.255": ["n2"], "10.42.3.255": [], "10.42.7.9": []}.items():
         probe._changed.clear()
         probe._troubled_at = 0.0

@@ -81,8 +81,8 @@ class ProbeFeature(KernelFeature):
         self._since: dict[Key, float] = {}
         """When the first of the questions began that were not answered."""
         self._changed: dict[str, None] = {}
-        self._whose: dict[Address, str] = {}
-        """By the address of its probe, the node that had it last."""
+        self._whose: dict[Address, str] | None = None
+        """By the address of its probe, the node that had it last; None: nobody has asked yet."""
         self._next_round = 0.0
         self._wake = asyncio.Event()
         self._checking = asyncio.Lock()
@@ -131,7 +131,8 @@ class ProbeFeature(KernelFeature):
         touched, self._touched = self._touched, set()
         for name in touched:
             node = self._nodes.get(name)
-            self._whose |= dict.fromkeys(addresses_of(node).values() if node is not None else (), name)
+            if self._whose is not None and node is not None:
+                self._whose |= dict.fromkeys(addresses_of(node).values(), name)
             if name == self._node_name:
                 self._soon()
             elif node is None:
@@ -357,6 +358,11 @@ class ProbeFeature(KernelFeature):
         if now - self._troubled_at < AGAIN_SECONDS:
             return
         self._troubled_at = now
+        if self._whose is None:
+            named = ((name, self._nodes.get(name)) for name in self._nodes)
+            self._whose = {
+                each: name for name, node in named if node is not None for each in addresses_of(node).values()
+            }
         name = self._whose.get(address, "")
         node = self._nodes.get(name)
         if node is not None and address in addresses_of(node).values():

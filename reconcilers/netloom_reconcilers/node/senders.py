@@ -123,7 +123,7 @@ class SendersFeature(NftablesFeature):
             return None
         self._is_blocked(None)
         touched, self._touched = self._touched, set()
-        for name in touched | {self._node_name}:
+        for name in sorted(touched | {self._node_name}):  # in about the order of their addresses: see PackedKeys
             self._take(name)
         self._desired.checked = network.spec.routing.tunnel_senders == "nodes"
         needed = _ports({*wanted(network.spec.routing), *announced(node).accepts})

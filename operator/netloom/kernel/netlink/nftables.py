@@ -11,12 +11,13 @@ Numbers are from linux/netfilter/{nf_tables,nfnetlink}.h.
 import socket
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from functools import cache
 from typing import Any, TypeVar
 
 import msgspec
 
 from netloom.kernel.netlink.messages import decode, encode, nested, nftsocket
-from netloom.kernel.netlink.wire import ATTRIBUTE, CREATE, HEADER, HEADER_SIZE, REQUEST, attributes
+from netloom.kernel.netlink.wire import ATTRIBUTE, CREATE, HEADER, HEADER_SIZE, REQUEST, attribute, attributes
 
 S = TypeVar("S")
 
@@ -297,8 +298,19 @@ def _element_heads(size: int) -> tuple[bytes, bytes]:
 
 
 def belongs_to(table: str, buffer: bytes, start: int, end: int) -> bool:
-    """Whether a message is about this table, or about what is in it: attribute 1 in all kinds."""
-    return buffer[start] == FAMILY_INET and attributes(buffer, start + 4, end, 1).get(1) == table.encode() + b"\0"
+    """Whether a message is about this table, or about what is in it: attribute 1 in all kinds, and the first."""
+    if buffer[start] != FAMILY_INET:
+        return False
+    at, name = start + 4, _name_attribute(table)
+    if buffer.startswith(name, at):
+        return True
+    kind = ATTRIBUTE.unpack_from(buffer, at)[1] if end >= at + 4 else 1
+    return kind != 1 and attributes(buffer, at, end, 1).get(1) == name[4 : 5 + len(table)]
+
+
+@cache
+def _name_attribute(table: str) -> bytes:
+    return attribute(1, table.encode() + b"\0")
 
 
 def read_elements(buffer: bytes, start: int, end: int) -> tuple[str, list[tuple[bytes, bool]]]:

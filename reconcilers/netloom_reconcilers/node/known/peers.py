@@ -144,9 +144,10 @@ def prefixes_of(obj: str, *fields: tuple[str, Iterable[str]]) -> tuple[tuple[Cid
 
 def pod_cidrs_of(node: NetloomNode) -> tuple[tuple[Cidr, ...], tuple[str, ...]]:
     """The node's pod CIDRs, and sentences about what could not be read."""
-    found, problems = prefixes_of(
-        f"NetloomNode {node.metadata.name}", *((each.field, each.texts) for each in blocks(node.spec.ipam))
-    )
+    ipam, name = node.spec.ipam, f"NetloomNode {node.metadata.name}"
+    if not ipam.pools.allocated:  # nearly always, and asked by each feature for each node
+        return prefixes_of(name, ("spec.ipam.podCIDRs", ipam.pod_cidrs))
+    found, problems = prefixes_of(name, *((each.field, each.texts) for each in blocks(ipam)))
     return tuple(dict.fromkeys(found)), problems
 
 
