@@ -294,6 +294,19 @@ async def test_tunnels_take_no_neighbours(node: Namespace, planes: Planes, keepe
     assert found.tables.neighbours[0].expected == 0
 
 
+async def test_tunnels_of_other_nodes_on_the_same_machine_take_none(node: Namespace, lab: Lab, keepers: Opener) -> None:
+    """The kernel counts the permanent neighbours of all namespaces in one figure."""
+    other = lab.namespace("other")
+    other.ip("link add many type vxlan external dstport 8472")
+    other.ip("link set many up")
+    other.batch(
+        [f"neigh add 10.9.{n >> 8}.{n & 255} lladdr 02:00:00:00:00:01 dev many nud permanent" for n in range(1500)]
+    )
+    found = (await (await keepers()).apply(AROUND)).found
+    by_family = {table.family: table for table in found.tables.neighbours}
+    assert by_family["ipv4"].needed < 500
+
+
 async def test_tracked_connections_are_counted_and_those_that_were_dropped(
     node: Namespace, keepers: Opener, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -43,8 +43,9 @@ _CONNTRACK_STATISTICS = Path("/proc/thread-self/net/stat/nf_conntrack")
 
 
 class NeighbourTable(msgspec.Struct, frozen=True):
-    """Of one family. entries: of all namespaces, without the permanent ones of this. expected: when all peers that are
-    neighbours and all pods are in it. refused: how often it was full, since the machine started."""
+    """Of one family. entries: of all namespaces; where that is many, those of this one that are not permanent, as the
+    kernel tells no more of the others, which may be nodes with tunnels on the same machine. expected: when all peers
+    that are neighbours and all pods are in it. refused: how often it was full, since the machine started."""
 
     family: str
     thresholds: tuple[int, int, int]
@@ -104,7 +105,7 @@ def read_tables(commands: CommandSocket, pods: Mapping[str, int], *, native: boo
         expected = peers.get(table.family, 0) + _PER_POD * pods.get(table.family, 0)
         entries = table.entries
         if entries >= table.thresholds[1]:
-            entries = max(0, entries - _permanent(commands, table.family))
+            entries = min(entries, _passing(commands, table.family))
         neighbours.append(msgspec.structs.replace(table, entries=entries, expected=expected))
     return Tables(tuple(neighbours), _read_conntrack())
 
@@ -138,10 +139,11 @@ def _native_peers(commands: CommandSocket) -> dict[str, int]:
     return counts
 
 
-def _permanent(commands: CommandSocket, family: str) -> int:
+def _passing(commands: CommandSocket, family: str) -> int:
+    """Those of this namespace that are not permanent."""
     number = next(number for number, name in _FAMILIES.items() if name == family)
     request = encode(NeighbourMessage, wire.RTM_GETNEIGH, 0, {"family": number})
-    return sum(read_all(commands, request, lambda buffer, start, _end: _is_permanent(buffer, start)))
+    return sum(read_all(commands, request, lambda buffer, start, _end: not _is_permanent(buffer, start)))
 
 
 def _is_permanent(buffer: bytes, start: int) -> bool:
