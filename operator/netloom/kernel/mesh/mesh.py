@@ -126,8 +126,7 @@ class Mesh:
         if changed:
             self.holes.look_again()
         if changed and self.peers:
-            claims = ((each, name) for each, name in self._owners.holders.items() if isinstance(each, Cidr))
-            self._expand({name for cidr, name in claims if any(map(cidr.overlaps, changed))})
+            self._expand(self._overlapping(changed))
 
     def set_bystander(self, name: str, bystander: Bystander | None) -> None:
         """A node has these addresses beside those that rows are made for."""
@@ -374,6 +373,20 @@ class Mesh:
         version, longest = prefix.version, prefix.length
         lengths = {length for other, length, _ in self._lengths if other == version and length <= longest}
         return map(prefix.supernet, lengths)
+
+    def _overlapping(self, prefixes: Iterable[Cidr]) -> set[str]:
+        """Peers with a CIDR that overlaps one of these. All are gone through only where some may lie inside of one: a
+        pod's address, or its route, is seen here whenever a pod comes."""
+        holders, wide = self._owners.holders, []
+        names: set[str] = set()
+        for prefix in prefixes:
+            names.update(name for wider in self._and_wider(prefix) if (name := holders.get(wider)))
+            if any(version == prefix.version and length > prefix.length for version, length, _ in self._lengths):
+                wide.append(prefix)
+        if wide:
+            claims = ((each, name) for each, name in holders.items() if isinstance(each, Cidr))
+            names.update(name for cidr, name in claims if any(prefix.contains(cidr) for prefix in wide))
+        return names
 
     def _around(self, addresses: Iterable[Address]) -> set[str]:
         """Peers with a CIDR that holds one of these."""
