@@ -231,10 +231,11 @@ class NodesReconciler(Member):
                 return await self._refuse(
                     obj, _differing(live, obj, self._mode)
                 )  # which it will get decides about the object
-        if not holds(obj.spec.ipam) or self._brings_more(node, obj):
+        if not holds(obj.spec.ipam):
             return await self._allocate(node, obj)
+        more = self._brings_more(node, obj)
         why: Reason | None = node_objects.unusable(obj) or await self._adopt(obj)
-        if why is None and self._cannot_keep(node, obj):
+        if why is None and not more and self._cannot_keep(node, obj):
             why = _differing(node, obj, self._mode)
         known = self._addresses.of(node, obj)
         patch = node_objects.difference(node, obj, self._configuration.mode, known.addresses)
@@ -249,6 +250,8 @@ class NodesReconciler(Member):
             obj = told
         if why is not None:
             return await self._refuse(obj, why)
+        if more:
+            return await self._allocate(node, obj)
         self._waiting.remove(name)
         await self._fine(obj)
         extra = [cidr for cidr in self._allocator.assignments.entered(name) if cidr not in node_objects.held(obj)]

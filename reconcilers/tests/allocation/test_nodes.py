@@ -362,6 +362,24 @@ def test_an_annotation_that_makes_no_sense_is_named_and_one_that_changes_is_not_
     assert "Node metadata.annotations is 10.244.4.0/24, but the NetloomNode holds 10.244.3.0/24" in message
 
 
+def test_who_waits_for_a_second_family_is_followed_meanwhile(kubernetes: World) -> None:
+    kubernetes.join("holder", "fd00:1::/64")
+    kubernetes.join("a", "10.244.3.0/24")
+    kubernetes.start()
+    kubernetes.calm(10)
+    kubernetes.edit("nodes", "a", podCIDRs=["10.244.3.0/24", "fd00:1::/64"])
+    kubernetes.calm(10)
+    _, reason, message = kubernetes.condition("netloomnodes", "a", "Allocated")
+    assert reason == "PodCIDRConflict"
+    assert "fd00:1::/64 is held by node holder" in message
+    moved = {"status": {"addresses": [{"type": "InternalIP", "address": "192.168.77.7"}]}}
+    kubernetes.server.execute(Request("patch", "nodes", "a", moved, "status", "merge"))
+    kubernetes.calm(10)
+    spec = kubernetes.server.all("netloomnodes")["a"]["spec"]
+    assert spec["addresses"] == [{"type": "InternalIP", "ip": "192.168.77.7"}]
+    assert kubernetes.texts()["a"] == "10.244.3.0/24"
+
+
 def test_a_second_family_in_spec_pod_cidrs_is_added_and_the_first_stays(kubernetes: World) -> None:
     kubernetes.join("a", "fd00:1::/64")
     kubernetes.start()
