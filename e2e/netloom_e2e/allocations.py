@@ -140,7 +140,9 @@ class Cluster:
 
 
 def cidrs_of(obj: Mapping[str, Any]) -> tuple[Network, ...]:
-    return tuple(map(ipaddress.ip_network, obj["spec"].get("ipam", {}).get("podCIDRs", ())))
+    ipam = obj["spec"].get("ipam", {})
+    of_pools = [cidr for each in ipam.get("pools", {}).get("allocated", ()) for cidr in each.get("cidrs", ())]
+    return tuple(map(ipaddress.ip_network, (*ipam.get("podCIDRs", ()), *of_pools)))
 
 
 def condition(obj: Mapping[str, Any], type_: str) -> tuple[str, str, str]:

@@ -123,8 +123,8 @@ def _without_ipv6(line: str) -> str:
 
 
 def without_verdict(line: str) -> str:
-    """`field: Invalid value: "x": text` and `field: Forbidden: text` as `field: text`."""
-    return re.sub(r'^(\S+): (?:Forbidden: |Invalid value: (?:(?:"[^"]*"|\d+): )?)', r"\1: ", line)
+    """`field: Invalid value: "x": text`, `field: Forbidden: text`, `field: Required value: text` as `field: text`."""
+    return re.sub(r'^(\S+): (?:Forbidden: |Required value: |Invalid value: (?:(?:"[^"]*"|\d+): )?)', r"\1: ", line)
 
 
 @pytest.mark.parametrize("case", cases("accepted"))
