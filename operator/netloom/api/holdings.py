@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from netloom.api.v1alpha1 import NodeIPAM
-from netloom.cidr import Cidr
+from netloom.cidr import Cidr, single
 
 
 class Holding(NamedTuple):
@@ -45,5 +45,5 @@ def block_texts(ipam: NodeIPAM) -> tuple[str, ...]:
 def held_cidrs(ipam: NodeIPAM) -> tuple[Cidr, ...]:
     """All of it, an address as a CIDR of its own, as far as texts mean any: host bits, say, do not matter here."""
     found = [Cidr.masked(text) for each in blocks(ipam) for text in each.texts]
-    found += [Cidr.masked(f"{text}/{128 if ':' in text else 32}") for each in addresses(ipam) for text in each.texts]
+    found += [Cidr.masked(single(text)) for each in addresses(ipam) for text in each.texts]
     return tuple(dict.fromkeys(cidr for cidr in found if cidr is not None))

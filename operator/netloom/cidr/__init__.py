@@ -123,6 +123,11 @@ def is_address(text: str) -> bool:
     return True
 
 
+def single(address: str) -> str:
+    """The CIDR of an address alone, both as text: `10.0.0.7/32`."""
+    return f"{address}/{128 if ':' in address else 32}"
+
+
 def format_address(address: Address) -> str:
     """The canonical form of RFC 5952, without its exception for addresses that hold one of IPv4: `::a00:1`."""
     if len(address) == 4:

@@ -15,7 +15,7 @@ from netloom.api.core import ConfigMap, ManagedFields, Node
 from netloom.api.holdings import addresses, blocks
 from netloom.api.meta import ObjectMeta
 from netloom.api.v1alpha1 import NETWORK_NAME, NetloomIPPool, NetloomNetwork, NetloomNode
-from netloom.cidr import is_address
+from netloom.cidr import is_address, single
 from netloom.guard.holdings import Holdings
 
 W = TypeVar("W", bound=Workload)
@@ -104,8 +104,8 @@ class ClusterState:
                 self._releases(key)
             return
         self.nodes.add(key)
-        addresses = (each.address for each in new.status.addresses if is_address(each.address))
-        self.node_addresses.put(key, cidrs=[f"{each}/{128 if ':' in each else 32}" for each in addresses])
+        texts = (each.address for each in new.status.addresses if is_address(each.address))
+        self.node_addresses.put(key, cidrs=list(map(single, texts)))
 
     def network(self, key: str, old: NetloomNetwork | None, new: NetloomNetwork | None) -> None:
         if key == NETWORK_NAME:

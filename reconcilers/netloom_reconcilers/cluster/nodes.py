@@ -290,7 +290,7 @@ class NodesReconciler(Member):
         """Enters what the object holds into the ledgers, where it is missing there."""
         name, mode = obj.metadata.name, self._configuration.mode
         unrecorded = self._allocator.assignments.unrecorded.get(name)
-        if not unrecorded or not mode_named(mode).is_implemented:
+        if not unrecorded or not self._mode.is_implemented:
             return None
         if obj.spec.ipam.mode not in ("", mode):
             message = f"it holds addresses of IPAM mode {obj.spec.ipam.mode}, and the mode in force is {mode}."

@@ -15,7 +15,7 @@ from netloom.api.meta import LabelSelector
 from netloom.api.participation import takes_part, why_not
 from netloom.api.problem import Problem
 from netloom.api.v1alpha1 import NETWORK_NAME, NETWORKS, NetloomNetwork
-from netloom.cidr import Cidr
+from netloom.cidr import Cidr, single
 from netloom.runtime.errors import Forbidden, NotFound
 from netloom.runtime.store import Unsubscribe
 from netloom_reconcilers.cluster.allocation.incarnation import Changed, Incarnation, Member, NodesAffected
@@ -136,7 +136,7 @@ def _living(pods: Collection[Pod], cidrs: Collection[Cidr]) -> str:
     for pod in pods:
         if pod.spec.host_network or pod.status.phase in ("Succeeded", "Failed"):
             continue
-        addresses = [address for each in pod.status.pod_ips if (address := Cidr.masked(_one(each.ip))) is not None]
+        addresses = [address for each in pod.status.pod_ips if (address := Cidr.masked(single(each.ip))) is not None]
         if not addresses or any(cidr.contains(address) for address in addresses for cidr in cidrs):
             names.append(f"{pod.metadata.namespace}/{pod.metadata.name}")
     if not names:
@@ -144,7 +144,3 @@ def _living(pods: Collection[Pod], cidrs: Collection[Cidr]) -> str:
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     count = "a pod lives" if len(names) == 1 else f"{len(names)} pods live"
     return f"{count} in {', '.join(map(str, sorted(cidrs)))} ({', '.join(sorted(names)[:_SHOWN])}{more})"
-
-
-def _one(address: str) -> str:
-    return f"{address}/{128 if ':' in address else 32}"

@@ -14,7 +14,7 @@ import structlog
 
 from netloom.api.core import SERVICE_CIDRS, SERVICES, Service, ServiceCIDR
 from netloom.api.meta import Resource
-from netloom.cidr import WIDTH, Cidr
+from netloom.cidr import WIDTH, Cidr, single
 from netloom.runtime.client import Api
 from netloom.runtime.errors import ApiError, Forbidden, NotFound
 from netloom.runtime.store import Store
@@ -120,7 +120,7 @@ def _of_cidrs(objects: list[ServiceCIDR]) -> tuple[ServiceRange, ...]:
 def _of_service(service: Service | None) -> tuple[ServiceRange, ...]:
     if service is None:
         return ()
-    texts = (f"{each}/{128 if ':' in each else 32}" for each in service.spec.cluster_ips)
+    texts = map(single, service.spec.cluster_ips)
     return tuple(
         ServiceRange(cidr, f"Service {NAMESPACE}/{NAME}") for text in texts if (cidr := Cidr.masked(text)) is not None
     )
