@@ -164,6 +164,8 @@ async def test_two_agents_of_one_name_both_say_so_in_the_same_words() -> None:
     assert len(await world.turns()) == 3, "of each: what it wrote is over, it looks, and takes it back"
     for _ in range(3):
         await world.turns()
+        assert world.life.twin != "", "the other may be held up"
+    await world.turns()
     assert world.life.twin == "", "the other has ended"
 
 

@@ -34,8 +34,10 @@ log = structlog.get_logger(__name__)
 JITTER = 0.1
 """Part of the interval by which a renewal may be early or late, so that thousands do not fall into step."""
 TWIN_AFTER = 2
-"""Renewals that another process forestalled, with no two in a row between them that none did: of two agents that are
-both up to a tenth of the interval early or late, one may now and then be twice before the other, and never thrice."""
+"""Renewals that another process forestalled, with no `GONE_AFTER` in a row between them that none did."""
+GONE_AFTER = RENEWALS
+"""Renewals in a row by which the other process has ended: it was silent for as long as any agent may be. Fewer would
+take one that is held up for a moment for gone, and the two would contradict each other meanwhile."""
 
 
 @dataclass(eq=False)
@@ -140,7 +142,7 @@ class SignOfLife:
         else:
             if lease is not None:
                 self._clean += 1
-                if self._clean >= TWIN_AFTER:
+                if self._clean >= GONE_AFTER:
                     self._forestalled = 0
         self._spells += not self.given
         self._given_until = sent + seconds
