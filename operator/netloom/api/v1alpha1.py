@@ -45,11 +45,19 @@ class ClusterPool(Struct, frozen=True):
     ipv6_mask_size: int = 120
 
 
+class MultiPool(Struct, frozen=True):
+    """spec.ipam.multiPool: which NetloomIPPool a pod gets that names none; `require_pool_match`: it gets none."""
+
+    default_pool: str = "default"
+    require_pool_match: bool = False
+
+
 class NetworkIPAM(Struct, frozen=True):
     """spec.ipam of a NetloomNetwork."""
 
     mode: IPAMMode = "cluster-pool"
     cluster_pool: ClusterPool = ClusterPool()
+    multi_pool: MultiPool = MultiPool()
 
 
 class Routing(Struct, frozen=True):
@@ -225,6 +233,12 @@ class NetloomNodeSpec(Struct, frozen=True):
     source_addresses: tuple[str, ...] = ()
 
 
+class NodeIPAMStatus(Struct, frozen=True):
+    """status.ipam of a NetloomNode (`crd`): addresses that its pods use, with their users."""
+
+    used: dict[str, PoolAddress] = msgspec.field(default_factory=dict)
+
+
 class NetloomNodeStatus(Struct, frozen=True):
     """status of a NetloomNode. Conditions: `Allocated`, `AddressReported` (operator), `DataplaneReady` (agent).
     By its agent: `absent_addresses`, those that the Node reports and that are on no device of the machine;
@@ -233,6 +247,7 @@ class NetloomNodeStatus(Struct, frozen=True):
     conditions: tuple[Condition, ...] = ()
     absent_addresses: tuple[str, ...] = ()
     connected_cidrs: tuple[str, ...] = msgspec.field(name="connectedCIDRs", default=())
+    ipam: NodeIPAMStatus = NodeIPAMStatus()
 
 
 class NetloomNode(Struct, frozen=True):
@@ -251,25 +266,41 @@ class PoolFamily(Struct, frozen=True):
 
 
 class IPPoolSpec(Struct, frozen=True):
-    """spec of a NetloomIPPool."""
+    """spec of a NetloomIPPool. `pre_allocation`: addresses of each family that a node which uses the pool keeps ready.
+    `pod_selector` and `namespace_selector` choose pods that name no pool: None of both, none. `draining`: nothing new
+    is given. `reserved_cidrs` are kept free. `allow_first_last_ips`: pods may have these addresses of a block, too."""
 
     ipv4: PoolFamily | None = None
     ipv6: PoolFamily | None = None
+    pre_allocation: int = 8
+    allow_first_last_ips: bool = msgspec.field(name="allowFirstLastIPs", default=False)
+    draining: bool = False
+    reserved_cidrs: tuple[str, ...] = msgspec.field(name="reservedCIDRs", default=())
+    pod_selector: LabelSelector | None = None
+    namespace_selector: LabelSelector | None = None
 
 
 class PoolUsage(Struct, frozen=True):
-    """status.ipv4 or status.ipv6 of a NetloomIPPool, counted in blocks, up to 2**53 - 1."""
+    """status.ipv4 or status.ipv6 of a NetloomIPPool, counted in blocks, up to 2**53 - 1. `orphaned` blocks are held
+    outside the present CIDRs; `addresses` are those of all held blocks, `addresses_needed` those asked for."""
 
     total: int = 0
     used: int = 0
     free: int = 0
+    orphaned: int = 0
+    addresses: int = 0
+    addresses_needed: int = 0
 
 
 class IPPoolStatus(Struct, frozen=True):
-    """status of a NetloomIPPool."""
+    """status of a NetloomIPPool. Conditions: `Ready`. `nodes` hold blocks of it, `waiting` ones need more than it has;
+    `full_at`: RFC 3339, when it will be full at the present rate, "" if it will not."""
 
     ipv4: PoolUsage | None = None
     ipv6: PoolUsage | None = None
+    nodes: int = 0
+    waiting: int = 0
+    full_at: str = ""
     conditions: tuple[Condition, ...] = ()
 
 

@@ -22,6 +22,7 @@ def validate_pool(pool: NetloomIPPool, *, node_addresses: NodeAddresses | None =
         message, way_out = "a pool without CIDRs has nothing to give.", "Give spec.ipv4, spec.ipv6 or both."
         return [Problem(name, "spec", "", "NoCIDR", message, way_out)]
     numbers = {f"spec.ipv{family}.maskSize": block.mask_size for family, block in _families(pool)}
+    numbers["spec.preAllocation"] = pool.spec.pre_allocation
     problems = check_ranges("NetloomIPPool", pool.metadata.name, numbers)
     for family, block in _families(pool):
         field = f"spec.ipv{family}"

@@ -11,7 +11,11 @@ RANGES: dict[str, dict[str, tuple[int, int]]] = {
         "spec.routing.tunnelPort": (0, 65535),
         "spec.mtu": (0, 65535),
     },
-    "NetloomIPPool": {"spec.ipv4.maskSize": (16, 32), "spec.ipv6.maskSize": (56, 128)},
+    "NetloomIPPool": {
+        "spec.ipv4.maskSize": (16, 32),
+        "spec.ipv6.maskSize": (56, 128),
+        "spec.preAllocation": (0, 4096),
+    },
 }
 """Least and greatest value by kind and field. A block larger than an IPv4 /16 or an IPv6 /56 would lie in several
 ledgers, which nothing commits to at once."""
