@@ -21,7 +21,7 @@ class Node:
     def __init__(self, *pools: str, ready: int = 8, families: frozenset[Version] = V4) -> None:
         self.allocator = NodeAllocator(REST)
         self.demand = Demand()
-        self.pools = {name: ready for name in ("default", *pools)}
+        self.pools = dict.fromkeys(("default", *pools), ready)
         self.draining: set[str] = set()
         self.families = families
         self.blocks: dict[str, list[Cidr]] = {}
