@@ -349,12 +349,11 @@ def test_an_agent_writes_what_it_wants_and_has_of_pools_and_no_other_allocation(
     def patch(**spec: object) -> str:
         what = ["netloomnodes", "p", "--type=merge", "-p", json.dumps({"spec": spec}), "--dry-run=server"]
         who = [f"--as={AGENT_USER}", "--as-group=system:masters", extra]
-        return plane.kubectl("patch", *what, *who, *more, check=False).stderr
+        return plane.kubectl("patch", *what, *who, check=False).stderr
 
-    assert (
-        patch('"ipam": {"pools": {"requested": [{"pool": "a", "needed": {"ipv4Addrs": 14}}], "allocated": []}}') == ""
-    )
-    assert patch('"ipam": {"pools": null}') == ""
+    requested = [{"pool": "a", "needed": {"ipv4Addrs": 14}}]
+    assert patch(ipam={"pools": {"requested": requested, "allocated": []}}) == ""
+    assert patch(ipam={"pools": None}) == ""
     said = "NetloomNode p: spec: an agent may only change encapsulations, sourceAddresses and ipam.pools."
     assert said in patch(ipam={"podCIDRs": ["10.9.0.0/24"]})
     assert said in patch(ipam={"pool": {"10.9.0.1": {}}})

@@ -49,12 +49,12 @@ def held_cidrs(ipam: NodeIPAM) -> tuple[Cidr, ...]:
     return tuple(dict.fromkeys(cidr for cidr in found if cidr is not None))
 
 
-def homes(ipam: NodeIPAM, default_pool: str) -> tuple[Cidr, ...]:
-    """The block of each family in which the node has addresses of its own among pods': that on its tunnel devices, and
-    that of its probe. All nodes take it from the object alike. In mode multi-pool it is the first of the default pool,
-    which the node does not give back, else the first there is; where blocks belong to no pool, the first."""
+def homes(ipam: NodeIPAM) -> tuple[Cidr, ...]:
+    """The first block of each family, in which the node has addresses of its own among pods': that on its tunnel
+    devices, and that of its probe. All nodes take it from the object alike. It does not go while the node lives; in
+    mode multi-pool the node's agent keeps a block of the default pool in front, and does not give that one back."""
     found: dict[Version, Cidr] = {}
-    for each in sorted(blocks(ipam), key=lambda each: each.pool not in ("", default_pool)):
+    for each in blocks(ipam):
         for text in each.texts:
             cidr = Cidr.masked(text)
             if cidr is not None:

@@ -12,14 +12,16 @@ from netloom.api.v1alpha1 import NetloomNetwork
 class Mode:
     """One of them.
 
-    from_network: the operator cuts nodes' blocks from the lists in spec.ipam.clusterPool. from_node: each Node comes
-    with its CIDRs (`Node.brought`). `writer` puts them there. no_tunnels: why tunnels do not work with it; "" if they
-    do. native_cidr: why the network has to name its native CIDR; "" if it need not.
+    from_network: the operator cuts nodes' blocks from the lists in spec.ipam.clusterPool. from_pools: it cuts them from
+    NetloomIPPools, as nodes ask. from_node: each Node comes with its CIDRs (`Node.brought`). `writer` puts them there.
+    no_tunnels: why tunnels do not work with it; "" if they do. native_cidr: why the network has to name its native
+    CIDR; "" if it need not.
     """
 
     name: str
     from_network: bool = False
     from_node: bool = False
+    from_pools: bool = False
     writer: str = ""
     no_tunnels: str = ""
     native_cidr: str = ""
@@ -37,7 +39,7 @@ _ALL = (
         writer="kube-controller-manager writes it, if run with --allocate-node-cidrs",
     ),
     Mode("cluster-pool", from_network=True),
-    Mode("multi-pool"),
+    Mode("multi-pool", from_pools=True),
     Mode("crd", no_tunnels="nodes then hold single addresses given from outside, and a tunnel needs whole pod CIDRs."),
     Mode("eni", no_tunnels="the VPC itself routes the addresses of pods, and expects their packets unwrapped."),
     Mode("azure", no_tunnels="the VNet itself routes the addresses of pods, and expects their packets unwrapped."),

@@ -8,8 +8,8 @@ writing all the time, as every write of a node is sent to every agent:
 - more is asked at once if somebody waits for it, else after `DEBOUNCE` seconds;
 - less is asked, and a block given back, when it has been so for `idle_seconds` without a break.
 
-A block goes if none of its addresses is used or rests, and the node has what is to be kept ready without it. The node's
-own addresses among pods are in the first block of the default pool, which stays (`netloom.api.holdings.homes`).
+A block goes if none of its addresses is used or rests, and the node has what is to be kept ready without it. The blocks
+in which the node has addresses of its own stay (`netloom.api.holdings.homes`).
 """
 
 from collections.abc import Collection, Iterable, Mapping
@@ -23,10 +23,11 @@ DEBOUNCE = 1.0
 """Seconds for which a need must stand before it is written, if nobody waits for it."""
 IDLE_SECONDS = 60.0
 """For how long a block must have been of no use. Pods come back sooner than that: a rollout, a job each minute."""
-MOST_ADDRESSES = 65_536
-"""Of one pool and family that a node asks for, whatever happens on it: more than any kubelet runs pods."""
-MOST_BLOCKS, MOST_POOLS = 256, 256
-"""Of a pool, and of pools, in one object: of the CRD."""
+MOST_ADDRESSES, MOST_BLOCKS = 4096, 128
+"""Of one pool and family that a node asks for, whatever happens on it: many times what kubelets run of pods, and as
+many blocks as its object has room for."""
+MOST_POOLS = 256
+"""In one object: of the CRD."""
 REST_LOOKS = 4
 """How often within `idle_seconds` it is looked whether what rests has rested: nothing tells."""
 UNIT = 1024
@@ -171,9 +172,9 @@ class Demand:
         if version not in view.per_block:
             return 0
         unit, before = min(view.per_block[version], UNIT), _of(needed, version)
-        most = MOST_BLOCKS // len(view.per_block) * unit
-        wanted = min(-(-exact // unit) * unit, most, MOST_ADDRESSES)
-        if wanted >= before or shrinks or before > min(most, MOST_ADDRESSES):
+        most = min(MOST_BLOCKS * unit, MOST_ADDRESSES)
+        wanted = min(-(-exact // unit) * unit, most)
+        if wanted >= before or shrinks or before > most:
             return wanted
         return wanted if self._stands(("less", view.name, version), self.idle_seconds, now, waits) else before
 

@@ -7,7 +7,7 @@ import pytest
 from netloom.api.v1alpha1 import NeededAddresses, PoolRequest
 from netloom.cidr import Cidr, Version
 from netloom.ipam.node_allocator import NodeAllocator, Owner, Shortage, Supply
-from netloom.ipam.pool_demand import DEBOUNCE, IDLE_SECONDS, MOST_ADDRESSES, UNIT, Demand, PoolView, Step
+from netloom.ipam.pool_demand import DEBOUNCE, IDLE_SECONDS, MOST_ADDRESSES, MOST_BLOCKS, UNIT, Demand, PoolView, Step
 
 FIRST = Cidr.parse("10.1.0.0/28")
 REST = 30.0
@@ -272,7 +272,7 @@ def test_there_is_a_limit_to_what_is_asked_and_it_is_said(per_block: int) -> Non
         allocator.allocate(Owner(f"a/{number}"), "default", V4, 0)
     view = PoolView(name="default", per_block={4: per_block}, ready=8, need=allocator.need("default", 0))
     step = Demand().look([view], (), (), 0)
-    limit = min(MOST_ADDRESSES, 256 * min(per_block, UNIT))
+    limit = min(MOST_ADDRESSES, MOST_BLOCKS * min(per_block, UNIT))
     assert step.requested == (asked("default", limit),)
     assert step.capped == {("default", 4): MOST_ADDRESSES + 9}
     assert step.is_due

@@ -4,7 +4,7 @@ from collections.abc import Collection
 
 import msgspec
 
-from netloom.api.holdings import block_texts
+from netloom.api.holdings import block_texts, homes
 from netloom.api.node_addresses import unusable
 from netloom.api.v1alpha1 import CONTESTED, NETWORK_NAME, NetloomNetwork, NetloomNode, Routing
 from netloom.cidr import Address, Cidr, CidrError, format_address, is_address, parse_address
@@ -33,13 +33,19 @@ def node_of(network: NetloomNetwork | None, node: NetloomNode | None, node_name:
         local=local,
         mac=mac_of(node_name),
         mtu=network.spec.mtu,
-        addresses=tuple(prefix.packed for prefix in prefixes),
+        addresses=tuple(prefix.packed for prefix in own_among_pods(node, prefixes)),
         devices=network.spec.devices,
         claimed=claimed_by(node),
         cidrs=prefixes,
         strict=routing.mode == "native" and not routing.direct_routing_skip_unreachable,
         holes=hole_rules(network, prefixes),
     )
+
+
+def own_among_pods(node: NetloomNode, prefixes: tuple[Cidr, ...]) -> tuple[Cidr, ...]:
+    """The blocks whose first address the node has itself. Blocks of pools come and go, and pods may have the first
+    address of one: there it is the home blocks' alone, which stay."""
+    return homes(node.spec.ipam) if node.spec.ipam.pools.allocated else prefixes
 
 
 def own_faults(node: MeshNode, network: NetloomNetwork, obj: NetloomNode, absent: Collection[Address]) -> list[str]:
