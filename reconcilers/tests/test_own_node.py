@@ -142,6 +142,8 @@ async def test_a_block_that_the_node_gave_back_is_not_kept_and_one_that_was_take
     host.own.give_back([Cidr.parse("10.1.0.16/28")])
     if restart:
         host.start()
+    else:  # another write of the object meanwhile
+        await host.own.look(of_pools(("default", ("10.1.0.0/28", "10.1.0.16/28")), ("blue", ("10.2.0.0/28",))))
     left = of_pools(("default", ("10.1.0.0/28",)))
     await host.own.look(left)
     assert host.own.kept == {"10.2.0.0/28": "10.2.0.5/32 on veth1"}
@@ -160,6 +162,8 @@ async def test_a_block_that_was_to_be_given_back_and_is_said_on_is_known_again(h
     obj = of_pools(("default", ("10.1.0.0/28", "10.1.0.16/28")))
     await host.own.look(obj)
     host.own.give_back([Cidr.parse("10.1.0.16/28")])
+    await host.own.look(obj)
+    host.own.take_back([Cidr.parse("10.1.0.16/28")])
     await host.own.look(obj)
     host.living = {"10.1.0.16/28": "10.1.0.17/32 on veth1"}
     await host.own.look(of_pools(("default", ("10.1.0.0/28",))))

@@ -66,6 +66,8 @@ class OwnNode:
         self._known = self._read()
         self._address = ""
         self._errors: list[str] = []
+        self._given_back: set[str] = set()
+        """Blocks that the object still holds, and is to lose."""
         self._lock = asyncio.Lock()
 
     async def look(self, node: NetloomNode | None, *, write: bool = True) -> float | None:
@@ -83,15 +85,23 @@ class OwnNode:
             self._explain(node, said)
             if write:
                 known = OwnRecord(self.node_name, address or self._address, (*block_texts(node.spec.ipam), *self.kept))
-                self._write(known)
+                self._write(self._without_given_back(known))
+            self._given_back &= set(block_texts(node.spec.ipam))
             return self.look_seconds if self.kept else None
 
     def give_back(self, cidrs: Collection[Cidr]) -> None:
         """These blocks are to go from the object by this node's own will, and are not kept when they have. To be said
         before the object is written."""
-        gone = {str(each) for each in cidrs}
-        left = tuple(each for each in self._known.pod_cidrs if each not in gone)
-        self._write(msgspec.structs.replace(self._known, pod_cidrs=left))
+        self._given_back |= set(map(str, cidrs))
+        self._write(self._without_given_back(self._known))
+
+    def take_back(self, cidrs: Collection[Cidr]) -> None:
+        """They are not to go after all."""
+        self._given_back -= set(map(str, cidrs))
+
+    def _without_given_back(self, known: OwnRecord) -> OwnRecord:
+        left = tuple(each for each in known.pod_cidrs if each not in self._given_back)
+        return msgspec.structs.replace(known, pod_cidrs=left)
 
     def effective(self, node: NetloomNode | None) -> NetloomNode | None:
         """The node's own object, with what is kept of what it said before."""
