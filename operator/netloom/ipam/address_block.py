@@ -1,14 +1,14 @@
 """One block of a node, as a supply of single addresses: which are never given, and in which order the others are.
 
 An address that was never given comes first, in the order of the addresses; then the one that has been free longest,
-once it has rested. What was given before is remembered as far as `REMEMBERED` goes, so a /64 costs no more than a /16.
+once it has rested. What was given before is remembered as far as `REMEMBERED` goes, so a /64 costs no more than a /20.
 """
 
 from collections.abc import Collection, Iterator
 
 from netloom.cidr import WIDTH, Address, Cidr
 
-REMEMBERED = 65_536
+REMEMBERED = 4096
 """Freed addresses of one block whose order is known. Of more, those that are free longest count as never given."""
 
 

@@ -51,10 +51,9 @@ class Freed(msgspec.Struct, frozen=True, array_like=True, tag="freed", gc=False)
 
 
 class Rests(msgspec.Struct, frozen=True, array_like=True, tag="rests", gc=False):
-    """Nobody has this one, since then."""
+    """Nobody has these, each since then."""
 
-    address: str
-    at: float
+    freed: tuple[tuple[str, float], ...]
 
 
 class Closed(msgspec.Struct, frozen=True, array_like=True, tag="closed", gc=False):

@@ -395,8 +395,8 @@ class NodeAllocator:
             Gave(*owner, holding.pool, tuple(map(format_address, holding.addresses)))
             for owner, holding in self._held.items()
         ]
-        found += [Rests(format_address(each), at) for block in self._blocks.values() for each, at in block.remembered()]
-        found += [Rests(format_address(each), at) for each, at in self._freed.items()]
+        found += [_rests(block.remembered()) for block in self._blocks.values() if block.freed]
+        found += [_rests(self._freed.items())] if self._freed else []
         return [*found, *(Closed(str(cidr)) for cidr in sorted(self._shut))]
 
     def restore(self, records: Iterable[Record], now: float) -> int:
@@ -425,15 +425,18 @@ class NodeAllocator:
             addresses = tuple(map(parse_address, record.addresses))
             return len(self.release(owner, addresses, now=min(record.at, now))) == len(addresses)
         elif isinstance(record, Rests):
-            address = parse_address(record.address)
-            if address in self._users:
-                return False
-            self._freed[address] = min(record.at, now)
+            freed = {parse_address(text): min(at, now) for text, at in record.freed}
+            self._freed |= {address: at for address, at in freed.items() if address not in self._users}
+            return freed.keys().isdisjoint(self._users)
         elif isinstance(record, Closed):
             self._shut.add(Cidr.parse(record.cidr))
         else:
             self._shut.discard(Cidr.parse(record.cidr))
         return True
+
+
+def _rests(freed: Iterable[tuple[Address, float]]) -> Rests:
+    return Rests(tuple((format_address(address), at) for address, at in freed))
 
 
 def _inside_others(cidrs: Iterable[Cidr]) -> Iterator[Cidr]:
