@@ -29,6 +29,9 @@ NO_POOL = ""
 """In modes in which a node holds blocks of no named pool, or single addresses."""
 
 
+_OF_ONE_POOL: Mapping[Version, str] = {}
+
+
 class Owner(NamedTuple):
     """Who has addresses. name: `namespace/pod`, or what else asks. container: "" for who is none of the CNI's."""
 
@@ -81,8 +84,7 @@ class Holding(NamedTuple):
 
 
 class _Waiter(NamedTuple):
-    pool: str
-    versions: frozenset[Version]
+    pools: Mapping[Version, str]
     asked: float
 
 
@@ -164,27 +166,35 @@ class NodeAllocator:
     # -------------------------------------------------------------------------------------------- giving and taking
 
     def allocate(
-        self, owner: Owner, pool: str, versions: frozenset[Version], now: float
+        self,
+        owner: Owner,
+        pool: str,
+        versions: frozenset[Version],
+        now: float,
+        elsewhere: Mapping[Version, str] = _OF_ONE_POOL,
     ) -> tuple[Address, ...] | Shortage:
         """An address of each family, or none at all; what the owner has already, if it has any. Who meets a shortage
-        counts as waiting until it is served, released, or has not asked again for some time."""
+        counts as waiting until it is served, released, or has not asked again for some time. elsewhere: pools of
+        families that come of another one than `pool`."""
         held = self._held.get(owner)
         if held is not None:
             return held.addresses
         found: list[Address] = []
-        lacking = set(versions) if pool in self._supply.closed else set()
+        pools = {version: elsewhere.get(version, pool) for version in sorted(versions)}
+        lacking = {version for version, name in pools.items() if name in self._supply.closed}
         for version in sorted(versions - lacking):
-            address = self._next(owner, pool, version, now)
+            address = self._next(owner, pools[version], version, now)
             if address is None:
                 lacking.add(version)
             else:
                 found.append(address)
         if lacking or not versions:
             is_new = owner not in self._waiting
-            self._waiting[owner] = _Waiter(pool, versions, now)
+            self._waiting[owner] = _Waiter(pools, now)
             if is_new:
                 self.on_change()
-            return Shortage(pool, frozenset(lacking), self._ready_at(pool, lacking))
+            short = pools[min(lacking)] if lacking else pool
+            return Shortage(short, frozenset(lacking), self._ready_at({each: pools[each] for each in lacking}))
         self._waiting.pop(owner, None)
         self._give(owner, Holding(pool, tuple(found)))
         self.on_change()
@@ -218,10 +228,10 @@ class NodeAllocator:
             if len(address) == size and address not in self._users and address not in self._supply.taken:
                 yield address, entry
 
-    def _ready_at(self, pool: str, versions: Collection[Version]) -> float | None:
+    def _ready_at(self, pools: Mapping[Version, str]) -> float | None:
         """When all of the families may have one that has rested; None where one of them has none that rests."""
         found = []
-        for version in versions:
+        for version, pool in pools.items():
             times = [block.next_ready(self.rest_seconds) for block in self._of_pool.get((pool, version), ())]
             if pool == NO_POOL:
                 times += [
@@ -233,7 +243,7 @@ class NodeAllocator:
             if ready is None:
                 return None
             found.append(ready)
-        return max(found, default=None) if pool not in self._supply.closed else None
+        return max(found, default=None) if self._supply.closed.isdisjoint(pools.values()) else None
 
     def _give(self, owner: Owner, holding: Holding) -> None:
         self._held[owner] = holding
@@ -310,17 +320,27 @@ class NodeAllocator:
                 self._freed.get(each, -float("inf")) + self.rest_seconds <= now for each, _ in self._singles(version)
             ]
             free, resting = free + sum(rested), resting + len(rested) - sum(rested)
-        waiting = sum(each.pool == pool and version in each.versions for each in self._waiting.values())
+        waiting = sum(each.pools.get(version) == pool for each in self._waiting.values())
         return Count(used, waiting, 0 if pool in self._supply.closed else free, resting)
 
     def pools(self) -> tuple[str, ...]:
         """Of which there is something, used or not, or somebody waits."""
         known = [*self._supply.blocks, *(NO_POOL for _ in self._supply.singles)]
-        return tuple(dict.fromkeys([*known, *(waiter.pool for waiter in self._waiting.values())]))
+        return tuple(dict.fromkeys([*known, *self.waited_for()]))
+
+    def waited_for(self) -> Iterator[str]:
+        """The pools for which anybody waits, once for each that does."""
+        for waiter in self._waiting.values():
+            yield from waiter.pools.values()
+
+    @property
+    def has_waiters(self) -> bool:
+        """Whether anybody met a shortage, and may ask again."""
+        return bool(self._waiting)
 
     def pools_in_use(self) -> AbstractSet[str]:
         """Of which addresses are used, or for which somebody waits."""
-        found = {waiter.pool for waiter in self._waiting.values()}
+        found = set(self.waited_for())
         found |= {block.pool for block in self._blocks.values() if block.used}
         return found | ({NO_POOL} if any(each in self._users for each in self._supply.singles) else set())
 

@@ -43,6 +43,7 @@ from netloom_reconcilers.node.known.departures import Departures, NodeLookup
 from netloom_reconcilers.node.known.own_node import RECORD
 from netloom_reconcilers.node.known.peers import is_owned
 from netloom_reconcilers.node.masquerade import MasqueradeFeature
+from netloom_reconcilers.node.pools.feature import PoolsFeature
 from netloom_reconcilers.node.probe import ProbeFeature
 from netloom_reconcilers.node.senders import SendersFeature
 from netloom_reconcilers.node.sign_of_life import SignOfLife
@@ -61,6 +62,7 @@ FEATURES: tuple[type[NodeFeature], ...] = (
     SurroundingsFeature,
     ProbeFeature,
     AddressesFeature,
+    PoolsFeature,
 )
 """What an agent can do, in the order in which it is planned, told and cleaned up."""
 

@@ -218,7 +218,9 @@ class Node(RuleBasedStateMachine):
         for pool in POOLS:
             for version, count in self.made.need(pool, self.now).items():
                 blocks = [cidr for cidr in self.supply.blocks[pool] if cidr.version == version]
-                size = sum(usable(cidr, gateway=not pool, whole=False) for cidr in blocks if cidr not in self.made.closed)
+                size = sum(
+                    usable(cidr, gateway=not pool, whole=False) for cidr in blocks if cidr not in self.made.closed
+                )
                 in_closed = [each for each in self.made.closed if each in blocks]
                 assert count.used + count.free + count.resting == size, (pool, version, in_closed)
 
@@ -234,7 +236,9 @@ class Node(RuleBasedStateMachine):
                 sizes = [usable(cidr, gateway=not pool, whole=False) for cidr in cidrs if cidr.version == version]
                 assert count == (0, count.waiting, sum(sizes), 0)
             given = 0
-            while not isinstance(self.made.allocate(Owner(f"{pool}/{given}"), pool, frozenset({4}), self.now + REST), Shortage):
+            while not isinstance(
+                self.made.allocate(Owner(f"{pool}/{given}"), pool, frozenset({4}), self.now + REST), Shortage
+            ):
                 given += 1
             assert given == free[4].free
 

@@ -12,13 +12,15 @@ from typing import Any, ClassVar, NamedTuple
 import msgspec
 from prometheus_client.core import CounterMetricFamily, Metric
 
-from netloom.api.v1alpha1 import NETLOOM_NODES, NETWORKS, NetloomNetwork, NetloomNode
+from netloom.api.v1alpha1 import NETLOOM_NODES, NETWORKS, POOLS, NetloomNetwork, NetloomNode
 from netloom.kernel.keeper.keeper import Keeper
 from netloom.kernel.keeper.report import Failure, PlannedChange
 from netloom.runtime.client import Api
 from netloom.runtime.events import EventRecorder
 from netloom.runtime.manager import Run
+from netloom.runtime.store import Store
 from netloom_reconcilers.features import Caches
+from netloom_reconcilers.node.addresses.service import AddressService
 from netloom_reconcilers.node.known.own_node import RECORD, OwnNode
 from netloom_reconcilers.node.known.peers import Peers
 
@@ -60,6 +62,10 @@ class NodeContext:
     def __post_init__(self) -> None:
         self.networks = self.caches.store(NETWORKS, _network_changed)
         self.nodes = self.caches.store(NETLOOM_NODES, self._node_matters)
+        self.pools = self.caches.store(POOLS) if self.api is None else Store(POOLS)
+        """Of a cluster, filled in the modes that need it, by the feature that does."""
+        self.addresses: AddressService | None = None
+        """Who gives single addresses, if this agent does."""
         self.peers = Peers(self.node_name, self.nodes)
         self.own = OwnNode(self.node_name, record=self.run_dir / RECORD)
 

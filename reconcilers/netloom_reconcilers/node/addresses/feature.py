@@ -12,7 +12,7 @@ from pathlib import Path
 import structlog
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
-from netloom.api.v1alpha1 import NETWORK_NAME, POOLS, NetloomNode
+from netloom.api.v1alpha1 import NETWORK_NAME, NetloomNode
 from netloom.cidr import Address, Cidr, Version
 from netloom.ipam.node_allocator import NodeAllocator, Owner, Shortage
 from netloom.kernel.keeper.report import Failure, PlannedChange
@@ -58,7 +58,8 @@ class AddressesFeature(NodeFeature):
             self.allocator, Checkpoint(state, context.node_name), self._versions_of, self._explain
         )
         self.service.troubled = context.changed
-        self._pools = context.caches.store(POOLS, optional=True)
+        context.addresses = self.service
+        self._pools = context.pools
         self._provision: Provision | None = None
         self._kernel = SingleAddresses(frozenset(), {})
         self._unheard = ""

@@ -7,7 +7,7 @@ the node to be given more, for an address to be released, or to have rested.
 
 import asyncio
 from collections import Counter
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 
 import structlog
@@ -23,7 +23,9 @@ from netloom_reconcilers.node.addresses.wire import WAIT_SECONDS
 
 log = structlog.get_logger(__name__)
 
-PoolOf = Callable[[Owner], Awaitable[str | Problem]]
+PoolOf = Callable[[Owner, str | None], Awaitable[Mapping[str, frozenset[Version]] | Problem]]
+"""Of which pools an owner is to get addresses of which families (none: of all that the pool has), mostly of one; given
+the pool that it asks for itself, if it does."""
 
 WAITED = Histogram(
     "netloom_address_wait_seconds",
@@ -44,9 +46,9 @@ class Refused(Exception):
         self.passing = passing
 
 
-async def no_pool(_owner: Owner) -> str | Problem:
+async def no_pool(_owner: Owner, asked: str | None) -> Mapping[str, frozenset[Version]] | Problem:
     """For modes without named pools."""
-    return NO_POOL
+    return {asked or NO_POOL: frozenset()}
 
 
 @dataclass(eq=False)
@@ -54,6 +56,7 @@ class _Waiter:
     owner: Owner
     pool: str
     versions: frozenset[Version]
+    elsewhere: Mapping[Version, str]
     served: asyncio.Future[tuple[Address, ...]]
     shortage: Shortage
 
@@ -118,15 +121,15 @@ class AddressService:
     async def _allocate(self, owner: Owner, pool: str | None, families: frozenset[Version], wait: float) -> Holding:
         self.check()
         if self.allocator.holding(owner) is None:
-            if pool is None:
-                found = await self.pool_of(owner)
-                if isinstance(found, Problem):
-                    raise Refused(found.reason, str(found), passing=False)
-                pool = found
+            found = await self.pool_of(owner, pool)
+            if isinstance(found, Problem):
+                raise Refused(found.reason, str(found), passing=False)
+            pool, families, elsewhere = _split(found, families)
             versions = families or self.versions_of(pool)
-            got = self.allocator.allocate(owner, pool, versions, self.clock())
+            got = self.allocator.allocate(owner, pool, versions, self.clock(), elsewhere)
             if isinstance(got, Shortage):
-                await self._wait(owner, families, got, wait)
+                waiter = _Waiter(owner, pool, families, elsewhere, asyncio.get_running_loop().create_future(), got)
+                await self._wait(waiter, wait)
             if self.failed.pop((pool, versions), None):
                 self.troubled()
         holding = self.allocator.holding(owner)
@@ -180,17 +183,15 @@ class AddressService:
 
     # ------------------------------------------------------------------------------------------------------- waiting
 
-    async def _wait(self, owner: Owner, families: frozenset[Version], shortage: Shortage, wait: float) -> None:
-        waiter = _Waiter(owner, shortage.pool, families, asyncio.get_running_loop().create_future(), shortage)
+    async def _wait(self, waiter: _Waiter, wait: float) -> None:
         self._waiters.append(waiter)
-        self._look_when_rested(shortage)
+        self._look_when_rested(waiter.shortage)
         try:
             async with asyncio.timeout(wait):
                 await waiter.served
         except TimeoutError:
-            short = waiter.shortage
-            why = self.explain(owner, short)
-            self.failed[short.pool, families or self.versions_of(short.pool)] = self.clock(), why
+            why = self.explain(waiter.owner, waiter.shortage)
+            self.failed[waiter.pool, waiter.versions or self.versions_of(waiter.pool)] = self.clock(), why
             self.troubled()
             raise Refused("AddressesExhausted", why) from None
         finally:
@@ -208,16 +209,17 @@ class AddressService:
     def _serve(self) -> None:
         """First come, first served."""
         self._serving = None
-        in_vain: set[tuple[str, frozenset[Version]]] = set()
+        in_vain: set[object] = set()
         for waiter in self._waiters:
             versions = waiter.versions or self.versions_of(waiter.pool)
-            if waiter.served.done() or (waiter.pool, versions) in in_vain:
+            like = waiter.pool, versions, tuple(waiter.elsewhere.items())
+            if waiter.served.done() or like in in_vain:
                 continue
-            got = self.allocator.allocate(waiter.owner, waiter.pool, versions, self.clock())
+            got = self.allocator.allocate(waiter.owner, waiter.pool, versions, self.clock(), waiter.elsewhere)
             if isinstance(got, Shortage):
                 waiter.shortage = got
                 if waiter.pool != NO_POOL:  # where single addresses are meant for some, others may go without
-                    in_vain.add((waiter.pool, versions))
+                    in_vain.add(like)
                 self._look_when_rested(got)
             else:
                 waiter.served.set_result(got)
@@ -277,3 +279,15 @@ class AddressService:
             self._write_soon()
         for listener in self.listeners:
             listener()
+
+
+def _split(
+    found: Mapping[str, frozenset[Version]], asked: frozenset[Version]
+) -> tuple[str, frozenset[Version], dict[Version, str]]:
+    """The first pool; the families, of which only those that are asked for count; those of other pools, by family."""
+    (pool, versions), *others = found.items()
+    elsewhere = {version: name for name, of in others for version in of}
+    families = versions | elsewhere.keys()
+    if asked and families and not asked & families:
+        raise Refused("NoSuchFamily", f"pool {pool} gives no address of that family.", passing=False)
+    return pool, asked & families if asked and families else asked or families, elsewhere

@@ -1,9 +1,9 @@
 """Writes what this node wants of its pools, and takes out of its object the blocks that it does not need any more.
 
-Both go by one patch of the own NetloomNode. A block is given back in this order: the allocator closes it, and writes that
-down, so nothing is given of it whatever happens next; then the patch takes it out, fenced by the version of the object in
-which it was seen. A patch that got no answer may still be executed: the block stays closed until the object is seen
-without it, or for `LATE_SECONDS` more. The operator frees it when the object does not hold it.
+Both go by one patch of the own NetloomNode. A block is given back in this order: the allocator closes it, and writes
+that down, so nothing is given of it whatever happens next; then the patch takes it out, fenced by the version of the
+object in which it was seen. A patch that got no answer may still be executed: the block stays closed until the object
+is seen without it, or for `LATE_SECONDS` more. The operator frees it when the object does not hold it.
 """
 
 from collections.abc import Callable, Collection
@@ -57,10 +57,13 @@ class PoolReconciler:
     told: Callable[[], None] = lambda: None
     idle_seconds: float = IDLE_SECONDS
     clock: Callable[[], float] = boottime
-    step: Step = Step(requested=())
+    step: Step = field(default_factory=lambda: Step(requested=()))
+    """Of the last look."""
     problems: tuple[str, ...] = ()
     """Of blocks that pods use and that cannot be entered again."""
     writes: int = 0
+    waiting_since: dict[str, float] = field(default_factory=dict)
+    """By pool, for which somebody waits."""
     _late: dict[Cidr, float] = field(default_factory=dict)
     """Blocks that patches without an answer take out, and when these were sent."""
     _healed: dict[Cidr, float] = field(default_factory=dict)
@@ -69,9 +72,10 @@ class PoolReconciler:
         self.demand = Demand(self.idle_seconds)
         self.controller = Controller("pools", self.reconcile)
         self.service.listeners.append(self.changed)
-        self.nodes.subscribe(lambda key, old, new: self._again(BATCH_SECONDS) if key == self.node_name else None)
-        self.networks.subscribe(lambda key, old, new: self._again(BATCH_SECONDS))
-        self.pools.subscribe(lambda key, old, new: self._again(BATCH_SECONDS))
+        again = self.controller.enqueue
+        self.nodes.subscribe(lambda key, old, new: again(key) if key == self.node_name else None)
+        self.networks.subscribe(lambda key, old, new: again(self.node_name))
+        self.pools.subscribe(lambda key, old, new: again(self.node_name))
 
     def changed(self) -> None:
         """Of the allocator something is different."""
@@ -101,11 +105,15 @@ class PoolReconciler:
             return None  # the allocator is about to hear of it, and tells
         now = self.clock()
         self._settle(every, now)
+        self.waiting_since = {pool: self.waiting_since.get(pool, now) for pool in self.allocator.waited_for()}
         default, known = network.spec.ipam.multi_pool.default_pool, dict(self.pools.items())
         self.step = step = self.demand.look(
-            views(self.allocator, blocks, known, default, now), node.spec.ipam.pools.requested, homes(node.spec.ipam), now
+            views(self.allocator, blocks, known, default, now),
+            node.spec.ipam.pools.requested,
+            homes(node.spec.ipam),
+            now,
         )
-        kept = [cidr for text in self.own.kept if (cidr := Cidr.masked(text)) is not None]
+        kept = {cidr: what for text, what in self.own.kept.items() if (cidr := Cidr.masked(text)) is not None}
         lacking = missing(self.node_name, self.allocator, kept, known, self.holder)
         self._tell(lacking.problems)
         back = self._due(lacking.blocks, now)
@@ -116,6 +124,11 @@ class PoolReconciler:
         elif step.is_due and not step.surplus:
             await self._write(node, step, now)
         return min((each for each in (step.again, self._next(now, lacking.blocks)) if each is not None), default=None)
+
+    def waiting_seconds(self, pool: str) -> float:
+        """For how long somebody waits for this pool."""
+        now = self.clock()
+        return now - self.waiting_since.get(pool, now)
 
     def _settle(self, every: Collection[Cidr], now: float) -> None:
         """What came of patches without an answer."""
@@ -133,7 +146,12 @@ class PoolReconciler:
 
     def _next(self, now: float, lacking: Allocated) -> float | None:
         waits = [at + LATE_SECONDS - now for at in self._late.values()]
-        waits += [self._healed[each] + HEAL_SECONDS - now for cidrs in lacking.values() for each in cidrs if each in self._healed]
+        waits += [
+            self._healed[each] + HEAL_SECONDS - now
+            for cidrs in lacking.values()
+            for each in cidrs
+            if each in self._healed
+        ]
         return max(0.0, min(waits)) if waits else None
 
     def _due(self, lacking: Allocated, now: float) -> Allocated:
@@ -145,8 +163,8 @@ class PoolReconciler:
         return {pool: cidrs for pool, cidrs in due.items() if cidrs}
 
     async def _close(self, surplus: Collection[Cidr], every: Collection[Cidr], now: float) -> tuple[Cidr, ...]:
-        """The blocks that are to go by the next write: they are closed, and that is written down. An earlier life may have
-        closed some, and not known what came of it."""
+        """The blocks that are to go by the next write: they are closed, and that is written down. An earlier life may
+        have closed some, and not known what came of it."""
         before = [each for each in every if each in self.allocator.closed and each not in self._late]
         fresh = [each for each in surplus if self.allocator.close(each, now)]
         try:

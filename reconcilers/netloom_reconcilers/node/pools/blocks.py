@@ -1,8 +1,8 @@
 """What a node's object says of its blocks, and what is to be written there. Pure.
 
-A block is written back that pods of this node use and that the object does not hold: `allocated` was edited, or restored
-from a backup, or a write came late. The operator then enters it in its ledger. Not so if another NetloomNode holds it:
-that one has it by the ledger, and all others would send this node's packets to the older of the two.
+A block is written back that pods of this node use and that the object does not hold: `allocated` was edited, or
+restored from a backup, or a write came late. The operator then enters it in its ledger. Not so if another NetloomNode
+holds it: that one has it by the ledger, and all others would send this node's packets to the older of the two.
 """
 
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -18,6 +18,8 @@ from netloom.ipam.pool_demand import PoolView
 Pools = Mapping[str, NetloomIPPool]
 Allocated = dict[str, tuple[Cidr, ...]]
 
+_NAMED = 3
+
 
 def held(ipam: NodeIPAM) -> Allocated:
     """The blocks by pool, in their order. What is no CIDR is left out."""
@@ -28,9 +30,7 @@ def held(ipam: NodeIPAM) -> Allocated:
     return found
 
 
-def views(
-    allocator: NodeAllocator, blocks: Allocated, pools: Pools, default: str, now: float
-) -> Iterable[PoolView]:
+def views(allocator: NodeAllocator, blocks: Allocated, pools: Pools, default: str, now: float) -> Iterable[PoolView]:
     """Every pool that there is, or that the node has something of."""
     closed = allocator.closed
     for name in sorted({*pools, *blocks, *filter(None, allocator.pools())}):
@@ -73,42 +73,48 @@ class Missing:
 
 
 def missing(
-    name: str, allocator: NodeAllocator, known: Collection[Cidr], pools: Pools, holder: Callable[[Cidr], str]
+    name: str, allocator: NodeAllocator, kept: Mapping[Cidr, str], pools: Pools, holder: Callable[[Cidr], str]
 ) -> Missing:
-    """Of a node of that name. known: CIDRs that its object held once. holder: another node that has addresses of a
-    CIDR, "" if there is none."""
-    found: Allocated = {}
-    problems: list[str] = []
+    """Of a node of that name. kept: CIDRs that its object held once and that are kept, with what was seen in them.
+    holder: another node that has addresses of a CIDR, "" if there is none."""
+    used: dict[Address, tuple[str, str]] = {}
     for address, owner in sorted(allocator.orphans().items()):
         holding = allocator.holding(owner)
-        pool, block = _block_of(address, holding.pool if holding is not None else "", known, pools)
-        if block is not None and block in found.get(pool, ()):
-            continue
-        uses = f"NetloomNode {name}: spec.ipam.pools.allocated does not hold {format_address(address)}, which {owner.name}"
+        used[address] = owner.name, holding.pool if holding is not None else ""
+    for cidr, what in kept.items():
+        if what and not any(cidr.contains(Cidr.of(each)) for each in used):
+            used[cidr.packed] = what, ""
+    lacking: dict[Cidr, str] = {}
+    placeless: list[str] = []
+    for address, (who, of) in used.items():
+        pool, block = _block_of(address, of, kept, pools)
         if block is None:
-            problems.append(
-                f"{uses} uses, and no NetloomIPPool has it, so it cannot be entered again. Give a pool a CIDR with it, or "
-                "delete the pod."
-            )
-        elif other := holder(block):
-            problems.append(
-                f"{uses} uses, and NetloomNode {other} has {block} now, so it is not entered again: drain Node {name}; "
-                "its pods come back with other addresses."
-            )
+            placeless.append(f"{format_address(address)} ({who})")
+        else:
+            lacking.setdefault(block, pool)
+    found: Allocated = {}
+    problems: list[str] = []
+    begin = f"NetloomNode {name}: spec.ipam.pools.allocated does not hold"
+    for block, pool in lacking.items():
+        if other := holder(block):
+            why = f"{begin} {block}, which is in use, and NetloomNode {other} holds addresses of it now"
+            problems.append(f"{why}: drain Node {name}; its pods come back with other addresses.")
         else:
             found[pool] = (*found.get(pool, ()), block)
+    if placeless:
+        some = f"{', '.join(placeless[:_NAMED])}{f' and {len(placeless) - _NAMED} more' if placeless[_NAMED:] else ''}"
+        why = f"{begin} {some}, in use, and no NetloomIPPool has a CIDR with them, so they cannot be entered again"
+        problems.append(f"{why}. Give a pool such a CIDR, or delete these pods.")
     return Missing(found, tuple(problems))
 
 
-def _block_of(
-    address: Address, pool: str, known: Collection[Cidr], pools: Pools
-) -> tuple[str, Cidr | None]:
+def _block_of(address: Address, pool: str, known: Collection[Cidr], pools: Pools) -> tuple[str, Cidr | None]:
     """The block that an address is of, and its pool: as the node once had it, else as the pool would cut it."""
     single = Cidr.of(address)
     of_pool = {name: cidr for name, each in pools.items() if (cidr := _cut(each, single)) is not None}
     name = pool if pool in of_pool or not of_pool else min(of_pool)
     former = next((each for each in known if each.contains(single)), None)
-    return name, former or of_pool.get(name)
+    return name, (former if name else None) or of_pool.get(name)
 
 
 def _cut(pool: NetloomIPPool, single: Cidr) -> Cidr | None:

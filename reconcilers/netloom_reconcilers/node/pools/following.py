@@ -44,9 +44,7 @@ def _pool_changed(old: NetloomIPPool, new: NetloomIPPool) -> bool:
 class Following:
     """Two caches, kept while the network says so. `is_on`: they are meant to be."""
 
-    def __init__(
-        self, node_name: str, api: Api, networks: Store[NetloomNetwork], pools: Store[NetloomIPPool]
-    ) -> None:
+    def __init__(self, node_name: str, api: Api, networks: Store[NetloomNetwork], pools: Store[NetloomIPPool]) -> None:
         self.pools = pools
         self.pods: Store[Pod] = Store(PODS)
         self._networks = networks
