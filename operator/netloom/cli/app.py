@@ -20,6 +20,7 @@ from netloom.cli.help import Commands, show_help
 from netloom.cli.options import (
     Cluster,
     Features,
+    GiveBackAfter,
     GracePeriod,
     HttpAddress,
     Logging,
@@ -155,6 +156,7 @@ def agent(
     living: Living,
     state_dir: StateDir = None,
     socket: Socket = None,
+    give_back_after: GiveBackAfter = 60.0,
     http_address: Annotated[
         str, typer.Option(help="Where /healthz, /readyz, /metrics and /status are served.")
     ] = "127.0.0.1:9964",
@@ -165,7 +167,8 @@ def agent(
     from netloom.roles.agent import AgentOptions, run_agent
 
     groups = {**vars(node), **vars(cluster), **vars(living)}
-    logging.run(run_agent(AgentOptions(**groups, state_dir=state_dir, socket=socket, http_address=http_address)))
+    groups |= {"state_dir": state_dir, "socket": socket, "give_back_after": give_back_after}
+    logging.run(run_agent(AgentOptions(**groups, http_address=http_address)))
 
 
 class OptionalWait(TyperCommand):

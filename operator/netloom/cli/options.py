@@ -54,6 +54,14 @@ Socket = Annotated[
         show_default="agent.sock in the run directory",
     ),
 ]
+GiveBackAfter = Annotated[
+    float,
+    typer.Option(
+        metavar="SECONDS",
+        min=1,
+        help="IPAM mode multi-pool: how long a block must have been of no use before the node gives it back.",
+    ),
+]
 Features = Annotated[
     str,
     typer.Option(

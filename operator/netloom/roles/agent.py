@@ -21,6 +21,7 @@ from prometheus_client.registry import Collector
 from netloom.api.errors import in_words
 from netloom.api.meta import ObjectMeta, OwnerReference
 from netloom.api.v1alpha1 import NETLOOM_NODES, NetloomNode
+from netloom.ipam.pool_demand import IDLE_SECONDS
 from netloom.kernel.capability import require_net_admin
 from netloom.kernel.errors import DataplaneError, KernelUnsupported, NotPermitted
 from netloom.kernel.keeper.keeper import Keeper
@@ -75,7 +76,7 @@ class AgentOptions:
     """What `netloom agent` was asked to do. `manifests` set: no cluster is spoken to. features: as for `chosen`.
 
     lease_namespace: of the Lease that says that this agent lives. grace_period: seconds of silence that it is allowed;
-    more in a large cluster. state_dir, socket: as in NodeContext.
+    more in a large cluster. state_dir, socket, give_back_after: as in NodeContext.
     """
 
     node_name: str
@@ -85,6 +86,7 @@ class AgentOptions:
     run_dir: Path = Path("/run/netloom")
     state_dir: Path | None = None
     socket: Path | None = None
+    give_back_after: float = IDLE_SECONDS
     http_address: str = "127.0.0.1:9964"
     features: str = "*"
     lease_namespace: str = "kube-system"
@@ -165,6 +167,7 @@ class Agent(Collector):
             lease_namespace=options.lease_namespace,
             state_dir=options.state_dir,
             socket=options.socket,
+            give_back_after=options.give_back_after,
         )
         self.features = [make(self.context) for make in chosen(features, options.features)]
         self.departures = Departures(

@@ -13,6 +13,7 @@ import msgspec
 from prometheus_client.core import CounterMetricFamily, Metric
 
 from netloom.api.v1alpha1 import NETLOOM_NODES, NETWORKS, POOLS, NetloomNetwork, NetloomNode
+from netloom.ipam.pool_demand import IDLE_SECONDS
 from netloom.kernel.keeper.keeper import Keeper
 from netloom.kernel.keeper.report import Failure, PlannedChange
 from netloom.runtime.client import Api
@@ -46,6 +47,7 @@ class NodeContext:
     retain_unknown:  keepers leave what an earlier life left, and no object explains, until `prune`.
     state_dir:       of what must outlive this process; None: the run directory.
     socket:          at which pods' addresses are asked for; None: in the run directory.
+    give_back_after: seconds for which a block of a pool must have been of no use.
     """
 
     node_name: str
@@ -58,6 +60,7 @@ class NodeContext:
     lease_namespace: str = "kube-system"
     state_dir: Path | None = None
     socket: Path | None = None
+    give_back_after: float = IDLE_SECONDS
 
     def __post_init__(self) -> None:
         self.networks = self.caches.store(NETWORKS, _network_changed)

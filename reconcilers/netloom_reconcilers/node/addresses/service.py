@@ -287,7 +287,7 @@ def _split(
     """The first pool; the families, of which only those that are asked for count; those of other pools, by family."""
     (pool, versions), *others = found.items()
     elsewhere = {version: name for name, of in others for version in of}
-    families = versions | elsewhere.keys()
+    families = frozenset((*versions, *elsewhere))
     if asked and families and not asked & families:
         raise Refused("NoSuchFamily", f"pool {pool} gives no address of that family.", passing=False)
     return pool, asked & families if asked and families else asked or families, elsewhere

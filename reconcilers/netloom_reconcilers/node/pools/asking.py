@@ -41,7 +41,7 @@ HEAL_SECONDS = 30.0
 MANAGER = manager_of("pools")
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class PoolReconciler:
     """See the module. is_on: whether nodes draw on pools. holder: another node that has addresses of a CIDR, or ""."""
 

@@ -32,7 +32,7 @@ SYNC_SECONDS = 10.0
 MOST_NAMESPACES = 256
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class PoolChooser:
     """See the module. pods_fault: why the cache of pods may be old, "" if it is not."""
 

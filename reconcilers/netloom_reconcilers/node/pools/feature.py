@@ -61,6 +61,7 @@ class PoolsFeature(NodeFeature):
             is_on=lambda: self._following.is_on,
             holder=self._holder,
             told=context.changed,
+            idle_seconds=context.give_back_after,
         )
         self._without_pools, service.pool_of = service.pool_of, self._pool_of
         self._explain_without, service.explain = service.explain, self._explain
