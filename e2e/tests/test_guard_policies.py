@@ -339,6 +339,27 @@ def test_an_agent_writes_the_node_of_its_token_and_no_other(netloom: Policies) -
     assert "may only update" in plane.kubectl("delete", "netloomnodes", "a", *as_agent, extra, check=False).stderr
 
 
+def test_an_agent_writes_what_it_wants_and_has_of_pools_and_no_other_allocation(netloom: Policies) -> None:
+    plane = netloom.plane
+    spec = {"ipam": {"mode": "multi-pool", "pools": {"allocated": [{"pool": "a", "cidrs": ["10.1.0.0/28"]}]}}}
+    node = {"apiVersion": "netloom.dev/v1alpha1", "kind": "NetloomNode", "metadata": {"name": "p"}, "spec": spec}
+    plane.client.request("POST", NETLOOM_NODES.path(), node)
+    extra = "--as-user-extra=authentication.kubernetes.io/node-name=p"
+
+    def patch(**spec: object) -> str:
+        what = ["netloomnodes", "p", "--type=merge", "-p", json.dumps({"spec": spec}), "--dry-run=server"]
+        who = [f"--as={AGENT_USER}", "--as-group=system:masters", extra]
+        return plane.kubectl("patch", *what, *who, check=False).stderr
+
+    requested = [{"pool": "a", "needed": {"ipv4Addrs": 14}}]
+    assert patch(ipam={"pools": {"requested": requested, "allocated": []}}) == ""
+    assert patch(ipam={"pools": None}) == ""
+    said = "NetloomNode p: spec: an agent may only change encapsulations, sourceAddresses and ipam.pools."
+    assert said in patch(ipam={"podCIDRs": ["10.9.0.0/24"]})
+    assert said in patch(ipam={"pool": {"10.9.0.1": {}}})
+    assert said in patch(addresses=[{"type": "InternalIP", "ip": "192.0.2.1"}])
+
+
 def test_an_agent_renews_the_lease_of_its_node_and_no_other(netloom: Policies) -> None:
     extra = "--as-user-extra=authentication.kubernetes.io/node-name=a"
     assert as_agent(netloom, "create", lease("netloom-agent-a"), extra) == ""

@@ -6,6 +6,7 @@ are not whole, objects vanish and come back, roles are restarted, and in the end
 
 import datetime as dt
 import os
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,17 +16,19 @@ import yaml
 from netloom.webhook import certificates
 from netloom.webhook.names import CA_SECRET, NAME
 from netloom_e2e import crds
-from netloom_e2e.agents import Agents
+from netloom_e2e.agents import Agents, netloom_node
 from netloom_e2e.allocations import LEDGERS, NETLOOM_NODES, NETWORKS, Cluster, condition
 from netloom_e2e.client import Client, collection_path
 from netloom_e2e.cluster import ControlPlane
 from netloom_e2e.gateway import gateway
 from netloom_e2e.guard import CILIUM_KINDS, Guards, install_cilium
 from netloom_e2e.lab import Lab, wait_for
+from netloom_e2e.mesh import NETLOOM
 from netloom_e2e.operators import RBAC, USER, Operators, running
 from netloom_e2e.rights import Audit, Right, granted
 
 AGENT = "netloom-agent"
+POOLS = "/apis/netloom.dev/v1alpha1/netloomippools"
 HAND_MADE = {"apiVersion": "netloom.dev/v1alpha1", "kind": "NetloomNode"}
 ODD = f"{collection_path(NETLOOM_NODES)}/odd"
 
@@ -91,7 +94,7 @@ def _live(cluster: Cluster, operators: Operators, agents: Agents) -> None:
     wait_for("they are back", lambda: cluster.served() and not before & _uids(cluster), deadline=60)
     operator.stop()
     agents.end("n1")
-    operators.start(leader_elect=True)
+    operator = operators.start(leader_elect=True)
     agents.start(machine)
     agents.in_sync(machine, peers=1)
 
@@ -112,6 +115,34 @@ def _live(cluster: Cluster, operators: Operators, agents: Agents) -> None:
     wait_for("no node is left", lambda: not cluster.held(), deadline=60)
     client.request("DELETE", f"{collection_path(NETWORKS)}/default")
     wait_for("the network is let go", lambda: not cluster.list(NETWORKS), deadline=60)
+    operator.stop()
+    _draws_on_pools(client, agents)
+
+
+def _draws_on_pools(client: Client, agents: Agents) -> None:
+    """A node in IPAM mode multi-pool, with a pod, and with something that is none."""
+    machine, pods = agents.lab.nodes["n1"], "/api/v1/namespaces/default/pods"
+    own = {"apiVersion": "netloom.dev/v1alpha1"}
+    network = own | {
+        "kind": "NetloomNetwork",
+        "metadata": {"name": "default"},
+        "spec": {"ipam": {"mode": "multi-pool"}},
+    }
+    client.request("POST", collection_path(NETWORKS), network)
+    pool = {"ipv4": {"cidrs": ["10.60.0.0/16"], "maskSize": 28}}
+    client.request("POST", POOLS, own | {"kind": "NetloomIPPool", "metadata": {"name": "default"}, "spec": pool})
+    node = netloom_node("n1", machine.underlay)
+    allocated = [{"pool": "default", "cidrs": ["10.60.0.0/28"]}]
+    node["spec"]["ipam"] = {"mode": "multi-pool", "pools": {"allocated": allocated}}  # type: ignore[index]
+    client.request("POST", collection_path(NETLOOM_NODES), node)
+    spec = {"nodeName": "n1", "containers": [{"name": "c", "image": "none"}]}
+    client.request("POST", pods, {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p"}, "spec": spec})
+    agents.start(machine)
+    agents.in_sync(machine, peers=0)
+    for pod, said in (("default/p", "10.60.0.1\n"), ("default/nobody", "")):
+        asked = [str(NETLOOM), "ip", "allocate", pod, "--socket", f"{agents.run_dir(machine)}/agent.sock"]
+        assert subprocess.run(asked, stdout=subprocess.PIPE, text=True, check=False, timeout=30).stdout == said
+    agents.end("n1")
 
 
 def _repeated(cluster: Cluster, agents: Agents) -> None:

@@ -5,7 +5,19 @@ from pathlib import Path
 
 import pytest
 
-from netloom.api.v1alpha1 import NETLOOM_NODES, NETWORKS, NetloomNetwork, NetloomNode
+from netloom.api.holdings import block_texts, homes
+from netloom.api.meta import ObjectMeta
+from netloom.api.v1alpha1 import (
+    NETLOOM_NODES,
+    NETWORKS,
+    Address,
+    NetloomNetwork,
+    NetloomNode,
+    NetloomNodeSpec,
+    NodeIPAM,
+    NodePools,
+    PoolAllocation,
+)
 from netloom.cidr import Cidr, format_address
 from netloom.kernel.mesh.dataplane import Dataplane
 from netloom.runtime.store import Store
@@ -114,6 +126,61 @@ async def test_cidrs_that_are_emptied_all_stay_whether_anything_lives_in_them_or
     assert (host.own.errors(), host.own.reason) == ([EMPTY], "PodCIDRsLost")
     assert await host.cidrs(own(*before)) == before
     assert host.own.errors() == []
+
+
+def of_pools(*allocated: tuple[str, tuple[str, ...]]) -> NetloomNode:
+    said = tuple(PoolAllocation(pool=pool, cidrs=cidrs) for pool, cidrs in allocated)
+    ipam = NodeIPAM(mode="multi-pool", pools=NodePools(allocated=said))
+    spec = NetloomNodeSpec(addresses=(Address(type="InternalIP", ip="192.168.7.1"),), ipam=ipam)
+    return NetloomNode(metadata=ObjectMeta(name="node-1"), spec=spec)
+
+
+@pytest.mark.parametrize("restart", [False, True], ids=["running", "restart"])
+async def test_a_block_that_the_node_gave_back_is_not_kept_and_one_that_was_taken_is(host: Host, restart: bool) -> None:
+    await host.own.look(of_pools(("default", ("10.1.0.0/28", "10.1.0.16/28")), ("blue", ("10.2.0.0/28",))))
+    host.living = {"10.1.0.16/28": "10.1.0.17/28 on cni0", "10.2.0.0/28": "10.2.0.5/32 on veth1"}
+    host.own.give_back([Cidr.parse("10.1.0.16/28")])
+    if restart:
+        host.start()
+    else:  # another write of the object meanwhile
+        await host.own.look(of_pools(("default", ("10.1.0.0/28", "10.1.0.16/28")), ("blue", ("10.2.0.0/28",))))
+    left = of_pools(("default", ("10.1.0.0/28",)))
+    await host.own.look(left)
+    assert host.own.kept == {"10.2.0.0/28": "10.2.0.5/32 on veth1"}
+    assert host.own.errors() == [
+        "NetloomNode node-1: spec.ipam.pools.allocated does not hold 10.2.0.0/28 any more, and pods still use it: this "
+        "node keeps that. Its agent enters again what pods use, unless another NetloomNode holds it; then drain Node "
+        "node-1: it is given up once its pods are gone. See docs/ipam.md."
+    ]
+    effective = host.own.effective(left)
+    assert effective is not None
+    assert block_texts(effective.spec.ipam) == ("10.1.0.0/28", "10.2.0.0/28")
+    assert homes(effective.spec.ipam) == (Cidr.parse("10.1.0.0/28"),), "peers see the same one in front"
+
+
+async def test_a_block_that_was_to_be_given_back_and_is_said_on_is_known_again(host: Host) -> None:
+    obj = of_pools(("default", ("10.1.0.0/28", "10.1.0.16/28")))
+    await host.own.look(obj)
+    host.own.give_back([Cidr.parse("10.1.0.16/28")])
+    await host.own.look(obj)
+    host.own.take_back([Cidr.parse("10.1.0.16/28")])
+    await host.own.look(obj)
+    host.living = {"10.1.0.16/28": "10.1.0.17/32 on veth1"}
+    await host.own.look(of_pools(("default", ("10.1.0.0/28",))))
+    assert list(host.own.kept) == ["10.1.0.16/28"]
+
+
+async def test_pools_that_are_emptied_are_kept(host: Host) -> None:
+    await host.own.look(of_pools(("default", ("10.1.0.0/28",))))
+    empty = of_pools()
+    await host.own.look(empty)
+    assert host.own.reason == "PodCIDRsLost"
+    assert host.own.errors()[0].startswith(
+        "NetloomNode node-1: spec.ipam.pools.allocated is empty, and was 10.1.0.0/28: this node keeps that."
+    )
+    effective = host.own.effective(empty)
+    assert effective is not None
+    assert block_texts(effective.spec.ipam) == ("10.1.0.0/28",)
 
 
 async def test_what_is_said_again_or_covered_is_not_kept(host: Host) -> None:

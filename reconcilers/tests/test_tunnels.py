@@ -440,3 +440,23 @@ def test_where_packets_for_nobody_end(routing: dict[str, object], carried: bool)
     assert hole_rules(in_force, (own,)) == HoleRules((own,), (), services, carried)
     none = NetworkStatus(ipam=NetworkIPAMStatus(service_cidrs=()))
     assert hole_rules(msgspec.structs.replace(pooled, status=none), (own,)) == HoleRules((own,), four, (), carried)
+
+
+def test_of_blocks_of_pools_all_are_the_nodes_and_it_has_an_address_in_the_first_of_each_family(tmp_path: Path) -> None:
+    default = PoolAllocation(pool="default", cidrs=("10.1.0.0/28", "10.1.0.16/28", "fd00:1::/120"))
+    blue = PoolAllocation(pool="blue", cidrs=("10.2.0.0/28",))
+    setting = Setting(tmp_path)
+    setting.networks.put(network())
+    own, remote = node("node-1"), node("node-2", "192.168.7.2")
+    held = NodeIPAM(mode="multi-pool", pools=NodePools(allocated=(default, blue)))
+    setting.nodes.put(msgspec.structs.replace(own, spec=msgspec.structs.replace(own.spec, ipam=held)))
+    elsewhere = NodeIPAM(
+        mode="multi-pool", pools=NodePools(allocated=(PoolAllocation("blue", ("10.2.0.16/28", "10.2.0.0/28")),))
+    )
+    setting.nodes.put(msgspec.structs.replace(remote, spec=msgspec.structs.replace(remote.spec, ipam=elsewhere)))
+    desired = setting.tunnels.desired()
+    assert desired is not None
+    assert desired.node is not None
+    assert list(map(str, desired.node.cidrs)) == ["10.1.0.0/28", "10.1.0.16/28", "fd00:1::/120", "10.2.0.0/28"]
+    assert list(map(format_address, desired.node.addresses)) == ["10.1.0.0", "fd00:1::"]
+    assert list(map(str, desired.peers["node-2"].cidrs)) == ["10.2.0.16/28"], "what this node has is no peer's"

@@ -118,6 +118,7 @@ class PodSpec(Struct, frozen=True):
     """Pod.spec, as far as it says whose addresses the pod has."""
 
     host_network: bool = False
+    node_name: str = ""
 
 
 class PodStatus(Struct, frozen=True):
@@ -133,6 +134,12 @@ class Pod(Struct, frozen=True):
     metadata: ObjectMeta = ObjectMeta()
     spec: PodSpec = PodSpec()
     status: PodStatus = PodStatus()
+
+
+class Namespace(Struct, frozen=True):
+    """core/v1 Namespace."""
+
+    metadata: ObjectMeta = ObjectMeta()
 
 
 class ServiceSpec(Struct, frozen=True):
@@ -162,6 +169,7 @@ class ServiceCIDR(Struct, frozen=True):
 
 
 PODS = Resource("", "v1", "pods", Pod)
+NAMESPACES = Resource("", "v1", "namespaces", Namespace)
 SERVICES = Resource("", "v1", "services", Service)
 SERVICE_CIDRS = Resource("networking.k8s.io", "v1", "servicecidrs", ServiceCIDR)
 CONFIG_MAPS = Resource("", "v1", "configmaps", ConfigMap)

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from netloom.api.v1alpha1 import NodeIPAM
-from netloom.cidr import Cidr, single
+from netloom.cidr import VERSIONS, Cidr, Version, single
 
 
 class Holding(NamedTuple):
@@ -47,3 +47,16 @@ def held_cidrs(ipam: NodeIPAM) -> tuple[Cidr, ...]:
     found = [Cidr.masked(text) for each in blocks(ipam) for text in each.texts]
     found += [Cidr.masked(single(text)) for each in addresses(ipam) for text in each.texts]
     return tuple(dict.fromkeys(cidr for cidr in found if cidr is not None))
+
+
+def homes(ipam: NodeIPAM) -> tuple[Cidr, ...]:
+    """The first block of each family, in which the node has addresses of its own among pods': that on its tunnel
+    devices, and that of its probe. All nodes take it from the object alike. It does not go while the node lives; in
+    mode multi-pool the node's agent keeps a block of the default pool in front, and does not give that one back."""
+    found: dict[Version, Cidr] = {}
+    for each in blocks(ipam):
+        for text in each.texts:
+            cidr = Cidr.masked(text)
+            if cidr is not None:
+                found.setdefault(cidr.version, cidr)
+    return tuple(found[version] for version in VERSIONS if version in found)

@@ -21,8 +21,10 @@ def decide_node(change: Change[NetloomNode], live: ClusterState) -> Verdict:
     if change.new is None:
         return _deleted(change, live)
     before = change.old.spec.ipam if change.old else NodeIPAM()
-    if change.new.spec.ipam == before or _own_agent(change, live):
+    if change.new.spec.ipam == before:
         return Verdict()
+    if _own_agent(change, live):
+        return _by_its_agent(change, before)
     who = change.user or "somebody without a name"
     if change.old:
         holds = f", which holds {_summary(before)}" if _summary(before) else ""
@@ -39,6 +41,23 @@ def decide_node(change: Change[NetloomNode], live: ClusterState) -> Verdict:
     way_out += " A controller that gives addresses itself has to be named to the guard with --operator-user."
     value = _summary(change.new.spec.ipam)
     return Verdict(refusals=(Problem(change.name, "spec.ipam", value, "NotTheOwner", message, way_out),))
+
+
+def _by_its_agent(change: Change[NetloomNode], before: NodeIPAM) -> Verdict:
+    """It says what of pools its node needs, and takes out what that does not need any more."""
+    assert change.new is not None
+    ipam = change.new.spec.ipam
+    fields: dict[str, tuple[object, object]] = {
+        "mode": (ipam.mode, before.mode),
+        "podCIDRs": (ipam.pod_cidrs, before.pod_cidrs),
+        "pool": (ipam.pool, before.pool),
+    }
+    changed = [name for name, (new, old) in fields.items() if new != old]
+    if change.old is None or not changed:
+        return Verdict()
+    message = "a node's agent may change spec.ipam.pools of it, and nothing else that it holds."
+    way_out = "Leave it to the operator."
+    return Verdict(refusals=(Problem(change.name, f"spec.ipam.{changed[0]}", "", "NotTheOwner", message, way_out),))
 
 
 def _deleted(change: Change[NetloomNode], live: ClusterState) -> Verdict:

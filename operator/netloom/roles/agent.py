@@ -21,6 +21,7 @@ from prometheus_client.registry import Collector
 from netloom.api.errors import in_words
 from netloom.api.meta import ObjectMeta, OwnerReference
 from netloom.api.v1alpha1 import NETLOOM_NODES, NetloomNode
+from netloom.ipam.pool_demand import IDLE_SECONDS
 from netloom.kernel.capability import require_net_admin
 from netloom.kernel.errors import DataplaneError, KernelUnsupported, NotPermitted
 from netloom.kernel.keeper.keeper import Keeper
@@ -37,11 +38,13 @@ from netloom.runtime.watch import EVERY_NODE
 from netloom_reconcilers.conditions import AGENT, Conditions, manager_of
 from netloom_reconcilers.features import chosen
 from netloom_reconcilers.features.node import NodeContext, NodeFeature, Readiness
+from netloom_reconcilers.node.addresses.feature import AddressesFeature
 from netloom_reconcilers.node.forwarding import ForwardingFeature
 from netloom_reconcilers.node.known.departures import Departures, NodeLookup
 from netloom_reconcilers.node.known.own_node import RECORD
 from netloom_reconcilers.node.known.peers import is_owned
 from netloom_reconcilers.node.masquerade import MasqueradeFeature
+from netloom_reconcilers.node.pools.feature import PoolsFeature
 from netloom_reconcilers.node.probe import ProbeFeature
 from netloom_reconcilers.node.senders import SendersFeature
 from netloom_reconcilers.node.sign_of_life import SignOfLife
@@ -59,6 +62,8 @@ FEATURES: tuple[type[NodeFeature], ...] = (
     ForwardingFeature,
     SurroundingsFeature,
     ProbeFeature,
+    AddressesFeature,
+    PoolsFeature,
 )
 """What an agent can do, in the order in which it is planned, told and cleaned up."""
 
@@ -71,7 +76,7 @@ class AgentOptions:
     """What `netloom agent` was asked to do. `manifests` set: no cluster is spoken to. features: as for `chosen`.
 
     lease_namespace: of the Lease that says that this agent lives. grace_period: seconds of silence that it is allowed;
-    more in a large cluster.
+    more in a large cluster. state_dir, socket, give_back_after: as in NodeContext.
     """
 
     node_name: str
@@ -79,6 +84,9 @@ class AgentOptions:
     context: str | None = None
     manifests: Path | None = None
     run_dir: Path = Path("/run/netloom")
+    state_dir: Path | None = None
+    socket: Path | None = None
+    give_back_after: float = IDLE_SECONDS
     http_address: str = "127.0.0.1:9964"
     features: str = "*"
     lease_namespace: str = "kube-system"
@@ -157,6 +165,9 @@ class Agent(Collector):
             changed=self._changed,
             retain_unknown=True,
             lease_namespace=options.lease_namespace,
+            state_dir=options.state_dir,
+            socket=options.socket,
+            give_back_after=options.give_back_after,
         )
         self.features = [make(self.context) for make in chosen(features, options.features)]
         self.departures = Departures(
@@ -402,13 +413,20 @@ async def plan(options: AgentOptions, features: Sequence[type[NodeFeature]] = FE
         )
 
 
-async def cleanup(run_dir: Path, features: Sequence[type[NodeFeature]] = FEATURES, *, dry_run: bool = False) -> Plan:
+async def cleanup(
+    run_dir: Path,
+    features: Sequence[type[NodeFeature]] = FEATURES,
+    *,
+    dry_run: bool = False,
+    state_dir: Path | None = None,
+    socket: Path | None = None,
+) -> Plan:
     """Remove all that agents made on this machine; what was removed. Raises UserError, naming what would not go.
 
     dry_run: what would be removed; as with `plan`, nothing is written, and no capability is needed.
     """
     _check_run_dir(run_dir)
-    context = NodeContext("", run_dir, Sources(None))
+    context = NodeContext("", run_dir, Sources(None), state_dir=state_dir, socket=socket)
     made = [make(context) for make in features]
     if dry_run:
         kept: list[str] = []

@@ -196,6 +196,7 @@ def _agents(scope: Scope) -> list[Manifest]:
     own = f"({on_lease} ? variables.own.map(node, {lease} + node) : variables.own)"
     # A renewal is an update, and the first of them a creation; RBAC grants neither for one name alone.
     written = f"request.operation == 'UPDATE' || ({on_lease} && request.operation == 'CREATE')"
+    others = " && ".join(f"object.{field} == oldObject.{field}" for field in _NOT_THE_AGENTS)
     return policy(
         scope,
         names.AGENTS_POLICY,
@@ -213,6 +214,20 @@ def _agents(scope: Scope) -> list[Manifest]:
                 " + (variables.own.size() > 0 ? ', which is ' + variables.own[0] : ', and its token names none')"
                 " + '. Let the agent of that node write it, or the operator.'"
             ),
+            f"{on_lease} || request.operation != 'UPDATE' || ({others})": (
+                "request.kind.kind + ' ' + variables.name + ': spec: '"
+                " + 'an agent may only change encapsulations, sourceAddresses and ipam.pools. '"
+                " + 'Leave the rest to the operator.'"
+            ),
         },
         parameters=False,
     )
+
+
+_NOT_THE_AGENTS = (
+    "?spec.?addresses",
+    "?spec.?ipam.?mode",
+    "?spec.?ipam.?podCIDRs",
+    "?spec.?ipam.?pool",
+)
+"""Of a NetloomNode's spec."""

@@ -60,6 +60,23 @@ def test_who_may_edit(live: ClusterState, user: str, bound_to: str, may: bool) -
     assert (refused(live, NETLOOM_NODES, None, old, user=user, node=bound_to) == []) == may
 
 
+def test_its_agent_changes_what_it_has_of_pools_and_nothing_else(live: ClusterState) -> None:
+    old = node(ipam("multi-pool", "10.244.1.0/24", pools={"default": ["10.245.0.0/27"]}))
+
+    def said(new: Json) -> list[str]:
+        return refused(live, NETLOOM_NODES, old, node(new), user=ask.AGENT, node="worker-1")
+
+    assert said(ipam("multi-pool", "10.244.1.0/24")) == []
+    assert said(ipam("multi-pool", "10.244.1.0/24", pools={"blue": ["10.246.0.0/27"]})) == []
+    by_operator = (
+        "a node's agent may change spec.ipam.pools of it, and nothing else that it holds. Leave it to the operator."
+    )
+    assert said(ipam("multi-pool", "10.244.2.0/24")) == [f"NetloomNode worker-1: spec.ipam.podCIDRs: {by_operator}"]
+    assert said(ipam("crd", "10.244.1.0/24")) == [f"NetloomNode worker-1: spec.ipam.mode: {by_operator}"]
+    single = ipam("multi-pool", "10.244.1.0/24", pool={"10.0.0.1": {}})
+    assert said(single) == [f"NetloomNode worker-1: spec.ipam.pool: {by_operator}"]
+
+
 def test_everything_else_of_it_is_not_guarded(live: ClusterState) -> None:
     old = node(ipam("cluster-pool", "10.244.1.0/24"))
     new = {**old, "spec": {**old["spec"], "encapsulations": [{"protocol": "vxlan", "port": 8472}]}}

@@ -12,13 +12,16 @@ from typing import Any, ClassVar, NamedTuple
 import msgspec
 from prometheus_client.core import CounterMetricFamily, Metric
 
-from netloom.api.v1alpha1 import NETLOOM_NODES, NETWORKS, NetloomNetwork, NetloomNode
+from netloom.api.v1alpha1 import NETLOOM_NODES, NETWORKS, POOLS, NetloomNetwork, NetloomNode
+from netloom.ipam.pool_demand import IDLE_SECONDS
 from netloom.kernel.keeper.keeper import Keeper
 from netloom.kernel.keeper.report import Failure, PlannedChange
 from netloom.runtime.client import Api
 from netloom.runtime.events import EventRecorder
 from netloom.runtime.manager import Run
+from netloom.runtime.store import Store
 from netloom_reconcilers.features import Caches
+from netloom_reconcilers.node.addresses.service import AddressService
 from netloom_reconcilers.node.known.own_node import RECORD, OwnNode
 from netloom_reconcilers.node.known.peers import Peers
 
@@ -42,6 +45,9 @@ class NodeContext:
     changed:         to be called when errors, facts or a condition may be different.
     lease_namespace: of the Leases that say which agents live.
     retain_unknown:  keepers leave what an earlier life left, and no object explains, until `prune`.
+    state_dir:       of what must outlive this process; None: the run directory.
+    socket:          at which pods' addresses are asked for; None: in the run directory.
+    give_back_after: seconds for which a block of a pool must have been of no use.
     """
 
     node_name: str
@@ -52,10 +58,17 @@ class NodeContext:
     changed: Callable[[], None] = lambda: None
     retain_unknown: bool = False
     lease_namespace: str = "kube-system"
+    state_dir: Path | None = None
+    socket: Path | None = None
+    give_back_after: float = IDLE_SECONDS
 
     def __post_init__(self) -> None:
         self.networks = self.caches.store(NETWORKS, _network_changed)
         self.nodes = self.caches.store(NETLOOM_NODES, self._node_matters)
+        self.pools = self.caches.store(POOLS) if self.api is None else Store(POOLS)
+        """Of a cluster, filled in the modes that need it, by the feature that does."""
+        self.addresses: AddressService | None = None
+        """Who gives single addresses, if this agent does."""
         self.peers = Peers(self.node_name, self.nodes)
         self.own = OwnNode(self.node_name, record=self.run_dir / RECORD)
 

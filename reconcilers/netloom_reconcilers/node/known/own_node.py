@@ -7,6 +7,8 @@ none, or without the node's address. Taken at its word it would cut pods off tha
   at all, all stay;
 - the address stays until another is said.
 
+What this node gave back itself is not among them (`give_back`): nobody lives in it, by its own allocator's account.
+
 Each is told, with the way out. What was known survives a restart, but no reboot (as the pods), in a file of the run
 directory: the addresses on the tunnel device tell no prefix length, and with native routing there is no device.
 """
@@ -20,7 +22,8 @@ import msgspec
 import structlog
 
 from netloom.api.holdings import block_texts
-from netloom.api.v1alpha1 import Address, NetloomNode
+from netloom.api.ipam_modes import mode_named
+from netloom.api.v1alpha1 import Address, NetloomNode, NodeIPAM, PoolAllocation
 from netloom.cidr import Cidr
 from netloom.kernel.mesh.occupants import occupants
 from netloom.kernel.netlink.sockets import AnswerLost
@@ -31,6 +34,8 @@ log = structlog.get_logger(__name__)
 LOOK_SECONDS = 5.0
 """How often it is looked whether anything still lives in a CIDR that is kept."""
 RECORD = "own.json"
+NO_POOL = "-"
+"""Of blocks that are kept; no name of an object."""
 
 Occupants = Callable[[Collection[Cidr]], Awaitable[Mapping[Cidr, str]]]
 
@@ -61,6 +66,8 @@ class OwnNode:
         self._known = self._read()
         self._address = ""
         self._errors: list[str] = []
+        self._given_back: set[str] = set()
+        """Blocks that the object still holds, and is to lose."""
         self._lock = asyncio.Lock()
 
     async def look(self, node: NetloomNode | None, *, write: bool = True) -> float | None:
@@ -78,19 +85,32 @@ class OwnNode:
             self._explain(node, said)
             if write:
                 known = OwnRecord(self.node_name, address or self._address, (*block_texts(node.spec.ipam), *self.kept))
-                self._write(known)
+                self._write(self._without_given_back(known))
+            self._given_back &= set(block_texts(node.spec.ipam))
             return self.look_seconds if self.kept else None
+
+    def give_back(self, cidrs: Collection[Cidr]) -> None:
+        """These blocks are to go from the object by this node's own will, and are not kept when they have. To be said
+        before the object is written."""
+        self._given_back |= set(map(str, cidrs))
+        self._write(self._without_given_back(self._known))
+
+    def take_back(self, cidrs: Collection[Cidr]) -> None:
+        """They are not to go after all."""
+        self._given_back -= set(map(str, cidrs))
+
+    def _without_given_back(self, known: OwnRecord) -> OwnRecord:
+        left = tuple(each for each in known.pod_cidrs if each not in self._given_back)
+        return msgspec.structs.replace(known, pod_cidrs=left)
 
     def effective(self, node: NetloomNode | None) -> NetloomNode | None:
         """The node's own object, with what is kept of what it said before."""
         if node is None or not (self.kept or self._address):
             return node
-        spec = node.spec
-        cidrs = tuple(dict.fromkeys((*spec.ipam.pod_cidrs, *self.kept)))
-        addresses = spec.addresses
+        spec, addresses = node.spec, node.spec.addresses
         if self._address and not internal_ip(node):
             addresses = (Address(type="InternalIP", ip=self._address), *addresses)
-        ipam = msgspec.structs.replace(spec.ipam, pod_cidrs=cidrs)
+        ipam = with_blocks(spec.ipam, self.kept) if self.kept else spec.ipam
         return msgspec.structs.replace(node, spec=msgspec.structs.replace(spec, ipam=ipam, addresses=addresses))
 
     def errors(self) -> list[str]:
@@ -127,14 +147,23 @@ class OwnNode:
                 f"{where}spec.addresses has no IPv4 address of type InternalIP any more: {self._address}, its last, is "
                 "kept. The operator writes it; let the kubelet report it."
             ]
-        if self.kept and not said:
-            self.reason = "PodCIDRsLost"
+        if not self.kept:
+            return
+        self.reason = "PodCIDRsChanged" if said else "PodCIDRsLost"
+        if mode_named(node.spec.ipam.mode).from_pools:
+            field = "spec.ipam.pools.allocated"
+            what = f"does not hold {cidrs} any more, and pods still use it" if said else f"is empty, and was {cidrs}"
+            self._errors += [
+                f"{where}{field} {what}: this node keeps that. Its agent enters again what pods use, unless another "
+                f"NetloomNode holds it; then drain Node {self.node_name}: it is given up once its pods are gone. See "
+                "docs/ipam.md."
+            ]
+        elif not said:
             self._errors += [
                 f"{where}spec.ipam.podCIDRs is empty, and was {cidrs}, which this node keeps. The operator gives it "
                 "back; if there is none, enter it again."
             ]
-        elif self.kept:
-            self.reason = "PodCIDRsChanged"
+        else:
             self._errors += [
                 f"{where}spec.ipam.podCIDRs does not hold {cidrs} any more, and pods of this node still use it: this "
                 f"node keeps it beside {', '.join(block_texts(node.spec.ipam))}. If no other NetloomNode holds it, add "
@@ -162,6 +191,15 @@ class OwnNode:
             fresh.replace(self.record)
         except OSError as error:
             log.warning("what is known of this node does not survive a restart", error=str(error))
+
+
+def with_blocks(ipam: NodeIPAM, texts: Collection[str]) -> NodeIPAM:
+    """What a node holds and these, behind it: what is first counts for more (`netloom.api.holdings.homes`)."""
+    if not ipam.pools.allocated:
+        return msgspec.structs.replace(ipam, pod_cidrs=tuple(dict.fromkeys((*ipam.pod_cidrs, *texts))))
+    beside = PoolAllocation(pool=NO_POOL, cidrs=tuple(texts))
+    pools = msgspec.structs.replace(ipam.pools, allocated=(*ipam.pools.allocated, beside))
+    return msgspec.structs.replace(ipam, pools=pools)
 
 
 def _covered(prefix: Cidr, by: Collection[Cidr]) -> bool:

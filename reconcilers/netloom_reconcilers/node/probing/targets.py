@@ -2,11 +2,12 @@
 
 from msgspec.structs import replace
 
+from netloom.api.holdings import homes
 from netloom.api.v1alpha1 import NetloomNode
 from netloom.cidr import Address, Cidr, CidrError, parse_address
 from netloom.kernel.probe.examination import Target
 from netloom.kernel.probe.keeper import Way
-from netloom_reconcilers.node.known.peers import internal_ip, pod_cidrs_of
+from netloom_reconcilers.node.known.peers import internal_ip
 
 
 def addresses_of(node: NetloomNode) -> dict[int, Address]:
@@ -44,10 +45,7 @@ def as_pods_use(way: Way, mtu: int) -> Way:
 
 
 def _first_cidrs(node: NetloomNode) -> dict[int, Cidr]:
-    found: dict[int, Cidr] = {}
-    for cidr in pod_cidrs_of(node)[0]:
-        found.setdefault(4 if cidr.version == 4 else 16, cidr)
-    return found
+    return {4 if cidr.version == 4 else 16: cidr for cidr in homes(node.spec.ipam)}
 
 
 def _has_room(cidr: Cidr) -> bool:
