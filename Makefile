@@ -5,7 +5,7 @@ PY := .venv/bin/python
 PEERS ?= 10000
 export PATH := $(PATH):/usr/sbin:/sbin
 
-.PHONY: help demo test check bench bench-allocation bench-mesh bench-codec bench-drift bench-restart bench-join bench-throughput bench-senders bench-webhook setup setup-tests
+.PHONY: help demo test check bench bench-allocation bench-mesh bench-codec bench-drift bench-restart bench-join bench-throughput bench-senders bench-webhook soak-ipam setup setup-tests
 
 help: ## Show this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -54,6 +54,10 @@ bench-throughput: setup ## TCP and UDP from pod to pod, beside a mesh made by ha
 bench-senders: setup ## What it costs pods' traffic that nodes know who may send through tunnels
 	@e2e/setup iperf3
 	@$(PY) e2e/bench/senders.py
+
+soak-ipam: MINUTES ?= 10
+soak-ipam: setup ## Pods come and go on pools for MINUTES, operator and agents are killed, pools edited; an observer counts
+	@$(PY) e2e/bench/soak_ipam.py --minutes $(MINUTES)
 
 bench-webhook: NODES ?= 5000
 bench-webhook: setup ## What the guard adds to writes, beside Open Policy Agent, with NODES nodes

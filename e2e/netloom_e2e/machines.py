@@ -110,7 +110,10 @@ class Machine(Namespace):
 
     def remove_pods(self) -> None:
         """Take its pods away. A namespace goes some time after its name, so their veths are deleted first."""
-        for name, pod in self.pods.items():
-            self.ip("link", "delete", f"p-{name}")
-            run("ip", "netns", "delete", pod.name)
-        self.pods.clear()
+        for name in list(self.pods):
+            self.remove_pod(name)
+
+    def remove_pod(self, name: str) -> None:
+        """The same of one."""
+        self.ip("link", "delete", f"p-{name}")
+        run("ip", "netns", "delete", self.pods.pop(name).name)
