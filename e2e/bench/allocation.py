@@ -63,11 +63,13 @@ USER = "netloom-operator"
 NETLOOM_NODES = "netloomnodes.v1alpha1.netloom.dev"
 LEDGERS = "netloomledgers.v1alpha1.netloom.dev"
 NETWORKS = "netloomnetworks.v1alpha1.netloom.dev"
+POOLS = "netloomippools.v1alpha1.netloom.dev"
 NETLOOM_NODES_PATH = "/apis/netloom.dev/v1alpha1/netloomnodes"
 NETWORK_PATH = "/apis/netloom.dev/v1alpha1/netloomnetworks/default"
 NODES_PATH = "/api/v1/nodes"
 POOL = ipaddress.IPv4Network("10.0.0.0/8")
-NETWORK = f"""\
+NETWORKS_OF = {
+    "cluster-pool": f"""\
 apiVersion: netloom.dev/v1alpha1
 kind: NetloomNetwork
 metadata: {{name: default}}
@@ -75,7 +77,22 @@ spec:
   ipam:
     mode: cluster-pool
     clusterPool: {{ipv4PodCIDRList: ["{POOL}"], ipv4MaskSize: 24}}
-"""
+""",
+    "multi-pool": f"""\
+apiVersion: netloom.dev/v1alpha1
+kind: NetloomNetwork
+metadata: {{name: default}}
+spec:
+  ipam: {{mode: multi-pool}}
+---
+apiVersion: netloom.dev/v1alpha1
+kind: NetloomIPPool
+metadata: {{name: default}}
+spec:
+  ipv4: {{cidrs: ["{POOL}"], maskSize: 24}}
+""",
+}
+"""What a user applies, by IPAM mode; each node gets one /24."""
 WARM_UP = 500
 SECONDS_PER_NODE = 0.1
 """Ten nodes a second: slower than that is broken."""
@@ -143,8 +160,11 @@ class Outcome:
 class Bench:
     """One API server, on which everything is measured in turn."""
 
-    def __init__(self, plane: ControlPlane, lists: gauges.Lists, nodes: int, console: Console) -> None:
+    def __init__(
+        self, plane: ControlPlane, lists: gauges.Lists, nodes: int, console: Console, mode: str = "cluster-pool"
+    ) -> None:
         self._plane = plane
+        self._mode = mode
         self._lists = lists
         self._nodes = nodes
         self._console = console
@@ -239,7 +259,7 @@ class Bench:
         """Counts when the operator has ended, and sweeps the table for the next."""
         writes = gauges.writes(self._plane.client)
         writes.subtract(before)
-        self._plane.delete_all(NETLOOM_NODES, LEDGERS, NETWORKS)
+        self._plane.delete_all(NETLOOM_NODES, LEDGERS, NETWORKS, POOLS)
         self._plane.kubectl("delete", "lease", "--ignore-not-found", "-n", "kube-system", OPERATOR_LEASE)
         return Run(timed.nodes, timed.seconds, timed.cpu, timed.server_cpu, memory, +writes)
 
@@ -267,7 +287,7 @@ class Bench:
         return load.prepared(kubeconfig, kind, count, prefix, CONNECTIONS)
 
     def _apply_network(self) -> None:
-        self._plane.kubectl("apply", "-f", "-", input=NETWORK)
+        self._plane.kubectl("apply", "-f", "-", input=NETWORKS_OF[self._mode])
 
     def _network_ready(self) -> bool:
         conditions = self._plane.client.request("GET", NETWORK_PATH).get("status", {}).get("conditions", [])
@@ -287,7 +307,9 @@ class Bench:
             raise Wrong(f"{len(uids)} Nodes have {len(found)} NetloomNodes, or of other names")
         blocks = []
         for each in found:
-            name, cidrs = each["metadata"]["name"], each["spec"].get("ipam", {}).get("podCIDRs", [])
+            name, ipam = each["metadata"]["name"], each["spec"].get("ipam", {})
+            of_pools = [cidr for of in ipam.get("pools", {}).get("allocated", []) for cidr in of["cidrs"]]
+            cidrs = [*ipam.get("podCIDRs", []), *of_pools]
             owners = [owner["uid"] for owner in each["metadata"].get("ownerReferences", [])]
             if len(cidrs) != 1 or owners != [uids[name]]:
                 raise Wrong(f"NetloomNode {name} holds {cidrs} and is owned by {owners}, not by {uids[name]}")
@@ -355,14 +377,14 @@ def _writes_table(outcomes: dict[str, Outcome]) -> Table:
     return table
 
 
-def run(nodes: int, rounds: int) -> dict[str, Any]:
+def run(nodes: int, rounds: int, mode: str = "cluster-pool") -> dict[str, Any]:
     """All of it; what RESULT says. Raises Wrong."""
     console = bench.console()
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="netloom-bench-")))
         lists = gauges.Lists(folder, USER)
         plane = stack.enter_context(ControlPlane(apiserver_flags=lists.flags))
-        runs = Bench(plane, lists, nodes, console)
+        runs = Bench(plane, lists, nodes, console, mode)
         runs.prepare()
         console.print(f"{bench.circumstances()}, {CONNECTIONS} connections")
         outcomes = {"existing": runs.existing(rounds), "appearing": runs.appearing(rounds)}
@@ -375,8 +397,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Allocation for N nodes beside the raw create rate.")
     parser.add_argument("--nodes", type=int, default=5000)
     parser.add_argument("--rounds", type=int, default=3, help="operator runs per scenario")
+    parser.add_argument("--mode", choices=sorted(NETWORKS_OF), default="cluster-pool", help="IPAM mode")
     options = parser.parse_args()
-    return bench.conclude("bench-allocation", lambda: run(options.nodes, options.rounds))
+    return bench.conclude("bench-allocation", lambda: run(options.nodes, options.rounds, options.mode))
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ _UNDERLAY = ipaddress.IPv4Address("198.18.0.1")
 NETLOOM_NODES = "netloomnodes.v1alpha1.netloom.dev"
 NETWORKS = "netloomnetworks.v1alpha1.netloom.dev"
 LEDGERS = "netloomledgers.v1alpha1.netloom.dev"
+POOLS = "netloomippools.v1alpha1.netloom.dev"
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +58,22 @@ class Cluster:
                 "spec": {"ipam": ipam},
             },
         )
+
+    def create_pool(self, name: str, *cidrs: str, mask: int = 28, **spec: object) -> None:
+        """A NetloomIPPool of IPv4 blocks; `spec` has more of its fields."""
+        body = {"apiVersion": "netloom.dev/v1alpha1", "kind": "NetloomIPPool", "metadata": {"name": name}}
+        ipv4 = {"ipv4": {"cidrs": list(cidrs), "maskSize": mask}}
+        self.client.request("POST", collection_path(POOLS), {**body, "spec": {**ipv4, **spec}})
+
+    def pool(self, name: str) -> dict[str, Any]:
+        """A NetloomIPPool."""
+        obj: dict[str, Any] = self.client.request("GET", f"{collection_path(POOLS)}/{name}")
+        return obj
+
+    def of_pools(self, name: str) -> dict[str, list[str]]:
+        """The blocks that a NetloomNode holds, by pool."""
+        pools = self.netloom_node(name).get("spec", {}).get("ipam", {}).get("pools", {})
+        return {each["pool"]: each["cidrs"] for each in pools.get("allocated", ())}
 
     def address_of(self, name: str) -> str:
         """What a Node of that name reports unless told: nobody else's."""

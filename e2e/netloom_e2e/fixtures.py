@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from netloom_e2e import binaries, crds
-from netloom_e2e.allocations import LEDGERS, NETLOOM_NODES, NETWORKS, Cluster
+from netloom_e2e.allocations import LEDGERS, NETLOOM_NODES, NETWORKS, POOLS, Cluster
 from netloom_e2e.cluster import ControlPlane
 from netloom_e2e.lab import Lab
 from netloom_e2e.operators import RBAC, Operators, running
@@ -81,7 +81,7 @@ def cluster(crds_installed: ControlPlane) -> Iterator[Cluster]:
     """The shared control plane for tests of the allocation, emptied afterwards."""
     crds_installed.kubectl("apply", "--server-side", "--filename", RBAC)
     yield Cluster(crds_installed)
-    crds_installed.delete_all(NETWORKS, "nodes", NETLOOM_NODES, LEDGERS)
+    crds_installed.delete_all(NETWORKS, "nodes", NETLOOM_NODES, LEDGERS, POOLS)
     crds_installed.delete_all("events", namespace="default")
     crds_installed.delete_all("leases.v1.coordination.k8s.io", namespace="kube-system")
 

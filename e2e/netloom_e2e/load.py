@@ -31,6 +31,7 @@ from netloom.api.core import NODES, Node, NodeAddress, NodeStatus
 from netloom.api.meta import ObjectMeta
 from netloom.api.v1alpha1 import NETLOOM_NODES, AcceptedEncapsulation
 from netloom.cidr import Cidr
+from netloom.ipam.plan import Block
 from netloom.runtime.wire import encode
 from netloom_reconcilers.cluster.allocation import node_objects
 
@@ -119,7 +120,7 @@ def body(kind: str, prefix: str, number: int) -> bytes:
         bare = Node(metadata=ObjectMeta(name=made.metadata.name), status=made.status)
         return encode(NODES, bare)
     cidr = Cidr(4, PODS + (number << (32 - _MASK)), _MASK)
-    built = node_objects.built(made, "cluster-pool", (cidr,), node_objects.addresses_of(made))
+    built = node_objects.built(made, "cluster-pool", (Block("", cidr),), node_objects.addresses_of(made))
     if kind == "peers":
         built = msgspec.structs.replace(built, spec=msgspec.structs.replace(built.spec, encapsulations=ANNOUNCED))
     return encode(NETLOOM_NODES, built)

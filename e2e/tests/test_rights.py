@@ -65,6 +65,7 @@ def _live(cluster: Cluster, operators: Operators, agents: Agents) -> None:
     operator = operators.start(leader_elect=True)
     # Two nodes fit, the third has to wait until one leaves.
     cluster.create_network(ipv4PodCIDRList=["10.42.0.0/23"])
+    cluster.create_pool("unused", "10.43.0.0/24")
     machine = agents.lab.add_node("n1")
     cluster.add_node("n1", address=machine.underlay[0])
     wait_for("the first has its CIDR", cluster.served)
@@ -149,17 +150,17 @@ def _repeated(cluster: Cluster, agents: Agents) -> None:
     anew."""
     agents.lab.nodes["n1"].ip("route", "add", "blackhole", "10.89.0.0/24")
     odd = {"addresses": [{"type": "InternalIP", "ip": "192.0.2.99"}], "ipam": {"podCIDRs": ["10.89.0.0/24"]}}
-    for last in (False, True):
-        cluster.add_node("n3", address="192.0.2.3")
+    for _ in range(2):
         cluster.client.request(
-            "POST",
-            collection_path(NETLOOM_NODES),
-            HAND_MADE | {"metadata": {"name": "odd"}, "spec": odd},
+            "POST", collection_path(NETLOOM_NODES), HAND_MADE | {"metadata": {"name": "odd"}, "spec": odd}
         )
-        wait_for("the pool is used up", lambda: _status(cluster) == "False")
         wait_for("the agent to fail", lambda: agents.condition("n1").get("status") == "False")
         cluster.client.request("DELETE", ODD)
         wait_for("the agent is content", lambda: agents.condition("n1").get("status") == "True")
+    wait_for("the network is content", lambda: _status(cluster) == "True")
+    for last in (False, True):
+        cluster.add_node("n3", address="192.0.2.3")
+        wait_for("the pool is used up", lambda: _status(cluster) == "False")
         if not last:
             cluster.remove_nodes("n3")
             wait_for("there is room", lambda: _status(cluster) == "True", deadline=60)

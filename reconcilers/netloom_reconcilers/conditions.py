@@ -8,7 +8,7 @@ import msgspec
 from netloom.api.events import ObjectReference
 from netloom.api.meta import Condition, Resource
 from netloom.api.problem import Problem
-from netloom.api.v1alpha1 import NetloomNetwork, NetloomNode
+from netloom.api.v1alpha1 import NetloomIPPool, NetloomNetwork, NetloomNode
 from netloom.runtime.client import Api
 from netloom.runtime.clock import timestamp
 from netloom.runtime.errors import Conflict, NotFound
@@ -23,7 +23,7 @@ MESSAGE_LIMIT = 32768
 
 ConditionStatus = Literal["True", "False", "Unknown"]
 
-T = TypeVar("T", NetloomNetwork, NetloomNode)
+T = TypeVar("T", NetloomNetwork, NetloomNode, NetloomIPPool)
 
 
 def manager_of(feature: str) -> str:
@@ -59,7 +59,7 @@ class Conditions:
         *,
         warns: bool = False,
         status: ConditionStatus | None = None,
-        **beside: msgspec.Struct,
+        **beside: msgspec.Struct | str | int | None,
     ) -> T | None:
         """The object as written, or None where nothing had to be, or it is not there any more. `good`: it is True,
         with None Unknown, unless `status` says otherwise.
@@ -78,7 +78,9 @@ class Conditions:
             self._events.event(reference, "Normal" if good is not False and not warns else "Warning", reason, message)
         since = old.last_transition_time if old and old.status == status else timestamp(self._api.clock.now())
         new = Condition(type_, status, reason, message, since, meta.generation)
-        told = {"conditions": [msgspec.to_builtins(new)]} | {k: msgspec.to_builtins(v) for k, v in beside.items()}
+        wire = {each.name: each.encode_name for each in msgspec.structs.fields(obj.status)}
+        more = {wire[name]: msgspec.to_builtins(value) for name, value in beside.items() if value not in (None, "")}
+        told = {"conditions": [msgspec.to_builtins(new)], **more}
         patch = {"metadata": {"name": meta.name, "uid": meta.uid}, "status": told}
         self._on_write(res.kind)
         try:

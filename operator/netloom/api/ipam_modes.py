@@ -29,7 +29,7 @@ class Mode:
     @property
     def is_implemented(self) -> bool:
         """Whether this version gives addresses in it."""
-        return self.from_network or self.from_node
+        return self.from_network or self.from_node or self.from_pools
 
 
 _ALL = (

@@ -15,7 +15,7 @@ from typer.core import TyperCommand
 
 from netloom import __version__
 from netloom.api.errors import UserError, WrongUsage
-from netloom.cli import guard, ip
+from netloom.cli import guard, ip, pools
 from netloom.cli.help import Commands, show_help
 from netloom.cli.options import (
     Cluster,
@@ -53,6 +53,7 @@ app = typer.Typer(
 
 app.add_typer(guard.guard, name="guard")
 app.add_typer(ip.ip, name="ip")
+app.add_typer(pools.pools, name="pools")
 app.command()(guard.webhook)
 
 EXIT_CHANGES = 2

@@ -20,7 +20,7 @@ from netloom.ipam.free_blocks import FreeBlocks
 from netloom.ipam.known_ledgers import KnownLedger, KnownLedgers
 from netloom.ipam.ledger import Entry, Ledger, LedgerError
 from netloom.ipam.marks import Marks
-from netloom.ipam.plan import BlockRequest, Deferred, Plan, Release
+from netloom.ipam.plan import BlockRequest, Chosen, Deferred, Plan, Release
 
 
 class Allocator:
@@ -120,10 +120,10 @@ class Allocator:
 
     def _grant(self, plan: Plan, request: BlockRequest, now: float) -> None:
         chosen = self.blocks.choose(request)
-        if not isinstance(chosen, tuple):
+        if not isinstance(chosen, Chosen):
             plan.decisions[request.node] = chosen
             return
-        for cidr in chosen:
+        for _, cidr in chosen.blocks:
             known = self.ledgers.of(cidr)
             entry = known.entries.get(cidr, Entry(request.node))
             self._enter(plan, known, cidr, self.marks.marked(entry))
@@ -153,6 +153,8 @@ class Allocator:
             return
         if self.marks.wait(known, release.node, release.cidr, now) > 0:
             return
+        if any(release.cidr.overlaps(cidr) for cidr in self.assignments.held(release.node)):
+            return  # it was taken back meanwhile
         plan.edits.setdefault(known.name, {})[release.cidr] = None
         plan.released.append(release)
 
@@ -164,4 +166,4 @@ class Allocator:
             self.blocks.put_back(self.assignments.strike(old, cidr))
         if new:
             self.blocks.put_back(self.assignments.enter(new, cidr))
-            self.blocks.put_back(self.former.forget(new, cidr.version))
+            self.blocks.settle(new, cidr)

@@ -20,6 +20,10 @@ class Assignments:
         """The blocks that the ledgers have for a node."""
         return self._entered.get(node, ())
 
+    def held(self, node: str) -> tuple[Cidr, ...]:
+        """What its NetloomNode holds."""
+        return self._held.get(node, ())
+
     def nodes(self) -> list[str]:
         """All nodes with entries in ledgers."""
         return list(self._entered)

@@ -6,7 +6,9 @@ gives it to no newcomer meanwhile. A memory that is wrong or gone costs the pods
 address twice.
 """
 
-from netloom.cidr import Cidr, Version
+from collections.abc import Collection
+
+from netloom.cidr import Cidr
 from netloom.cidr.interval_set import IntervalSet
 
 
@@ -26,19 +28,19 @@ class Former:
             self._of[node] = (*self._of.get(node, ()), cidr)
             self._blocks.add(cidr)
 
-    def forget(self, node: str, version: Version | None = None) -> tuple[Cidr, ...]:
-        """The node (in this family) has another by now, or is gone. What nobody wishes for any more."""
+    def forget(self, node: str, cidrs: Collection[Cidr] | None = None) -> tuple[Cidr, ...]:
+        """The node has these again, or others by now; None: it is gone. What nobody wishes for any more."""
         known = self._of.pop(node, ())
-        gone = tuple(cidr for cidr in known if version in (None, cidr.version))
+        gone = tuple(cidr for cidr in known if cidrs is None or cidr in cidrs)
         for cidr in gone:
             self._blocks.remove(cidr)
         if kept := tuple(cidr for cidr in known if cidr not in gone):
             self._of[node] = kept
         return gone
 
-    def of(self, node: str, version: Version) -> Cidr | None:
-        """The node's block of this family."""
-        return next((cidr for cidr in self._of.get(node, ()) if cidr.version == version), None)
+    def of(self, node: str) -> tuple[Cidr, ...]:
+        """The node's blocks."""
+        return self._of.get(node, ())
 
     def nodes(self) -> list[str]:
         """All that are remembered."""

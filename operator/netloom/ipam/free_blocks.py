@@ -1,13 +1,13 @@
 """The search for a block that can be given: nobody has it, holds it, reserves it or waits for it."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
 from netloom.cidr import Cidr, Version
 from netloom.ipam.assignments import Assignments
 from netloom.ipam.former import Former
 from netloom.ipam.known_ledgers import KnownLedgers
-from netloom.ipam.plan import BlockRequest, BlockTaken, Deferred, Refusal
+from netloom.ipam.plan import Block, BlockRequest, BlockTaken, Chosen, Deferred, Refusal, Want
 from netloom.ipam.pool import Exhausted, Pool, Usage
 from netloom.ipam.reservations import Reservations
 
@@ -20,14 +20,14 @@ class FreeBlocks:
         self._ledgers = ledgers
         self._assignments = assignments
         self._former = former
-        self._pools: dict[Version, Pool] = {}
+        self._pools: dict[tuple[str, Version], Pool] = {}
         self.reserved = Reservations()
-        self._exhausted: dict[Version, Exhausted] = {}
+        self._exhausted: dict[tuple[str, Version], Exhausted] = {}
 
     def configure(self, mode: str, pools: Iterable[Pool]) -> None:
         """Entries are made in `mode`, blocks come from `pools`; none is given that overlaps what is reserved."""
         self.mode = mode
-        self._pools = {pool.version: pool for pool in sorted(pools, key=lambda pool: pool.version)}
+        self._pools = {(pool.name, pool.version): pool for pool in pools}
         self._exhausted = {}
 
     def reserve(self, cidr: Cidr) -> bool:
@@ -48,36 +48,55 @@ class FreeBlocks:
     def put_back(self, cidrs: Iterable[Cidr]) -> None:
         """They are (perhaps) free again. To say so too often does no harm."""
         for cidr in cidrs:
-            pool = self._pools.get(cidr.version)
-            if pool is not None:
-                pool.put_back(cidr)
+            for pool in self._pools.values():
+                if pool.version == cidr.version:
+                    pool.put_back(cidr)
 
-    def usage(self) -> list[Usage]:
-        """How much of each cluster CIDR is in use."""
-        blocks = [cidr for known in self._ledgers.values() for cidr in known.entries]
+    def settle(self, node: str, cidr: Cidr) -> None:
+        """A ledger has this block for the node: it wishes for it no more, nor for others of its pool, if it had to take
+        one that it did not wish for."""
+        former = self._former.of(node) if self._former else ()
+        if not former:
+            return
+        pool = self.pool_of(cidr)
+        others = [each for each in former if each.version == cidr.version and self.pool_of(each) == pool]
+        self.put_back(self._former.forget(node, {cidr} if cidr in former else others))
+
+    def pool_of(self, cidr: Cidr) -> str:
+        """The pool that has blocks there; "" is that of the cluster's CIDRs, and none."""
+        held = (pool.name for pool in self._pools.values() if pool.version == cidr.version and pool.holds(cidr))
+        return next(held, "")
+
+    def usage(self, of: str | None = None) -> list[Usage]:
+        """How much of each CIDR of the pools (of one pool) is in use."""
+        pools = [pool for pool in self._pools.values() if of in (None, pool.name)]
+        ledgers = [known for known in self._ledgers.values() if any(pool.holds(known.range) for pool in pools)]
+        blocks = [cidr for known in ledgers for cidr in known.entries]
         blocks += [cidr for cidrs in self._assignments.unrecorded.values() for cidr in cidrs]
-        return [usage for pool in self._pools.values() for usage in pool.usage(blocks, self._reserved_of(pool.version))]
+        return [usage for pool in pools for usage in pool.usage(blocks, self._reserved_of(pool.version))]
 
-    def choose(self, request: BlockRequest) -> tuple[Cidr, ...] | Refusal:
-        """Blocks for the node, entered in their ledgers' `taken`; both families or neither."""
-        chosen: list[Cidr] = []
+    def choose(self, request: BlockRequest) -> Chosen | Refusal:
+        """Blocks for the node, entered in their ledgers' `taken`; unless `partly`, all that it wants or none."""
+        chosen: list[Block] = []
         new: list[Cidr] = []
         refusal: Refusal | None = None
-        for version, cidr in self._asked(request):
-            found = cidr or self._pools[version].take(self._occupied)
-            if isinstance(found, Exhausted):
-                refusal = self._told(found)
-                break
-            refusal = self.obstacle(found, request.node)
-            if refusal is not None:
+        for block in self._asked(request):
+            found: Cidr | Refusal = block.cidr if isinstance(block, Block) else self._take(block)
+            if isinstance(found, Cidr):
+                obstacle = self.obstacle(found, request.node)
+                found = obstacle or found
+            if not isinstance(found, Cidr):
+                refusal = refusal or found
+                if request.partly:
+                    continue
                 break
             known = self._ledgers.of(found)
             if found not in known.entries:
                 known.taken.add(found)
                 new.append(found)
-            chosen.append(found)
-        if refusal is None and chosen:
-            return tuple(chosen)
+            chosen.append(Block(block.pool, found))
+        if chosen and (refusal is None or request.partly):
+            return Chosen(tuple(chosen), refusal)
         for cidr in new:
             self._ledgers.of(cidr).taken.remove(cidr)
         self.put_back(new)
@@ -104,38 +123,69 @@ class FreeBlocks:
                         return BlockTaken(cidr, other, holder)
         return None
 
+    def _take(self, want: Want) -> Cidr | Refusal:
+        pool = self._pools.get((want.pool, want.version))
+        if pool is None or pool.draining:
+            message = f"NetloomIPPool {want.pool} has no IPv{want.version} blocks to give any more"
+            return Deferred("PoolChanged", message)
+        found = pool.take(self._occupied)
+        return self._told(found) if isinstance(found, Exhausted) else found
+
     def _told(self, exhausted: Exhausted) -> Exhausted:
         """With how many blocks are reserved, counted once per configuration: all who wait are told the same."""
-        version = exhausted.version
-        if version not in self._exhausted:
-            reserved = sum(usage.reserved for usage in self._pools[version].usage((), self._reserved_of(version)))
-            self._exhausted[version] = replace(exhausted, reserved=reserved)
-        return self._exhausted[version]
+        key = exhausted.pool, exhausted.version
+        if key not in self._exhausted:
+            usage = self._pools[key].usage((), self._reserved_of(exhausted.version))
+            self._exhausted[key] = replace(exhausted, reserved=sum(each.reserved for each in usage))
+        return self._exhausted[key]
 
     def _reserved_of(self, version: Version) -> list[Cidr]:
         return list(self.reserved.of(version))
 
-    def _asked(self, request: BlockRequest) -> list[tuple[Version, Cidr | None]]:
+    def _asked(self, request: BlockRequest) -> Iterator[Block | Want]:
+        """One by one: blocks that the node has or had already, and what has to be searched for."""
         if request.cidrs:
-            return [(cidr.version, cidr) for cidr in request.cidrs]
-        mine = self._own(request.node)
-        if not mine and not self._former:
-            return [(version, None) for version in self._pools]
-        versions = sorted({*self._pools, *mine})
-        return [(version, mine.get(version) or self._former_block(request.node, version)) for version in versions]
+            yield from (Block("", cidr) for cidr in request.cidrs)
+            return
+        spare = self._spare(request.node)
+        for want in self._wanted(request, spare):
+            mine = [cidr for cidr in spare if self._is_of(cidr, want)][: want.blocks]
+            yield from (Block(want.pool, cidr) for cidr in mine)
+            for _ in range(want.blocks - len(mine)):
+                former = self._former_block(request.node, want)
+                yield Block(want.pool, former) if former else want._replace(blocks=1)
 
-    def _own(self, node: str) -> Mapping[Version, Cidr]:
-        """The entry to honour per family; of several, after two operators raced, one without marks."""
+    def _wanted(self, request: BlockRequest, spare: Sequence[Cidr]) -> Iterable[Want]:
+        """What it wants, and what it had of a family that the cluster's CIDRs have no more."""
+        if request.partly or not spare:
+            return request.wants
+        more = {cidr.version for cidr in spare} - {want.version for want in request.wants}
+        return sorted((*request.wants, *(Want("", version) for version in more)))
+
+    def _spare(self, node: str) -> list[Cidr]:
+        """The entries to honour: of several, after two operators raced, those without marks first."""
         entered = self._assignments.entered(node)
-        last_first = sorted(entered, key=lambda cidr: (cidr in self._ledgers.of(cidr).marked, cidr), reverse=True)
-        return {cidr.version: cidr for cidr in last_first}
+        if not entered:
+            return []
+        held = self._assignments.held(node)
+        spare = [cidr for cidr in entered if cidr not in held]
+        return sorted(spare, key=lambda cidr: (cidr in self._ledgers.of(cidr).marked, cidr))
 
-    def _former_block(self, node: str, version: Version) -> Cidr | None:
+    def _is_of(self, cidr: Cidr, want: Want) -> bool:
+        """Whether an entry can be what is wanted. Of the cluster's CIDRs, also one of a former time."""
+        if cidr.version != want.version:
+            return False
+        pool = self._pools.get((want.pool, want.version))
+        return not want.pool or (pool is not None and pool.holds(cidr))
+
+    def _former_block(self, node: str, want: Want) -> Cidr | None:
         """What the node had by a ledger that vanished, if it can be given again; reserved or not, its pods live."""
-        cidr = self._former.of(node, version)
-        if cidr is None or version not in self._pools or not self._pools[version].gives(cidr):
-            return None
-        return None if isinstance(self.obstacle(cidr, node), BlockTaken) else cidr
+        pool = self._pools.get((want.pool, want.version))
+        for cidr in self._former.of(node) if self._former else ():
+            given = pool is not None and cidr.version == want.version and pool.gives(cidr)
+            if given and not isinstance(self.obstacle(cidr, node), BlockTaken):
+                return cidr
+        return None
 
     def _occupied(self, cidr: Cidr) -> int | None:
         """Of what overlaps the block, the last address (see `Pool`)."""

@@ -2,19 +2,38 @@
 
 from collections.abc import Set
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
-from netloom.cidr import Cidr
+from netloom.cidr import Cidr, Version
 from netloom.ipam.ledger import Entry
 from netloom.ipam.pool import Exhausted
 
 
+class Want(NamedTuple):
+    """So many more blocks of one family of a pool; "" is the pool of modes in which a node has one of each family."""
+
+    pool: str
+    version: Version
+    blocks: int = 1
+
+
+class Block(NamedTuple):
+    """Of which pool it was given."""
+
+    pool: str
+    cidr: Cidr
+
+
 @dataclass(frozen=True, slots=True)
 class BlockRequest:
-    """A node that needs its blocks: those in `cidrs`, or, where that is empty, one of each pool."""
+    """A node that needs blocks: those in `cidrs`, or, where that is empty, what it wants of pools."""
 
     node: str
     mode: str
     cidrs: tuple[Cidr, ...] = ()
+    wants: tuple[Want, ...] = ()
+    partly: bool = False
+    """A part of what it wants is better than nothing; else it is all or none."""
     adopt: bool = False
     """The node holds `cidrs` already: enter what is missing, send nothing."""
     since: str = ""
@@ -54,14 +73,28 @@ class Deferred:
 Refusal = Exhausted | BlockTaken | Deferred
 
 
+class Chosen(NamedTuple):
+    """Blocks that can be given to a node; `short`: why they are not all that it wants."""
+
+    blocks: tuple[Block, ...]
+    short: Refusal | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class Grant:
-    """Until `deadline`, requests may be sent that write `cidrs` to `node`. Hand it back by `Marks.finish`, once."""
+    """Until `deadline`, requests may be sent that write `blocks` to `node`. Hand it back by `Marks.finish`, once.
+    `short`: why it is not all that was wanted."""
 
     node: str
     mode: str
-    cidrs: tuple[Cidr, ...]
+    blocks: tuple[Block, ...]
     deadline: float
+    short: Refusal | None = None
+
+    @property
+    def cidrs(self) -> tuple[Cidr, ...]:
+        """The blocks, of whatever pool."""
+        return tuple(block.cidr for block in self.blocks)
 
 
 Decision = Grant | Refusal | None

@@ -1,4 +1,4 @@
-"""Where the blocks of `cluster-pool` come from: cluster CIDRs in the order of their list, cut into equal blocks.
+"""Where nodes' blocks come from: the CIDRs of a pool in the order of their list, cut into equal blocks.
 
 The next free block is found in amortised O(1): a cursor passes over each block once, and one that is freed behind it is
 queued. Blocks never used come first, then the one free for longest, so that a block rests before another node gets
@@ -19,27 +19,32 @@ Occupied = Callable[[Cidr], int | None]
 
 
 class Usage(NamedTuple):
-    """Blocks of one cluster CIDR, of prefix length `mask`. `reserved`: not in use, and given to nobody."""
+    """Blocks of one CIDR of a pool, of prefix length `mask`. `reserved`: not in use, and given to nobody."""
 
     cidr: Cidr
     mask: int
     total: int
     used: int
     reserved: int = 0
+    pool: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Exhausted:
-    """No free block is left in any cluster CIDR of the family. `reserved` of its `blocks` are given to nobody."""
+    """No free block is left in any CIDR of the pool's family. `reserved` of its `blocks` are given to nobody.
+
+    pool: the NetloomIPPool; "" for the cluster CIDRs of mode `cluster-pool`.
+    """
 
     version: Version
     cidrs: tuple[Cidr, ...]
     mask: int
     blocks: int
     reserved: int = 0
+    pool: str = ""
 
     def __str__(self) -> str:
-        listed = ", ".join(map(str, self.cidrs))
+        listed = ", ".join(map(str, self.cidrs)) + (f" (NetloomIPPool {self.pool})" if self.pool else "")
         reserved = f", or reserved for Services, nodes and their networks ({self.reserved})" if self.reserved else ""
         return f"all {self.blocks} IPv{self.version} blocks (/{self.mask}) of {listed} are in use{reserved}"
 
@@ -102,15 +107,20 @@ class _Source:
 
 
 class Pool:
-    """The blocks of one family. Knows what may be given, not what is: that, `occupied` says."""
+    """The blocks of one family of a pool. Knows what may be given, not what is: that, `occupied` says."""
 
-    def __init__(self, version: Version, cidrs: Sequence[Cidr], mask: int) -> None:
-        """`cidrs`: cluster CIDRs that overlap none of the others and are not longer than `mask`."""
+    def __init__(
+        self, version: Version, cidrs: Sequence[Cidr], mask: int, name: str = "", *, draining: bool = False
+    ) -> None:
+        """`cidrs`: overlap none of the others and are not longer than `mask`. `name`: see `Exhausted.pool`. `draining`:
+        nothing is to be taken."""
         least = LEDGER_RANGE_LENGTH[version]
         if mask < least:
             raise ValueError(f"an IPv{version} mask size below {least} does not fit into one ledger")
         if any(cidr.version != version or cidr.length > mask for cidr in cidrs):
             raise ValueError(f"not all of {', '.join(map(str, cidrs))} hold an IPv{version} /{mask}")
+        self.name = name
+        self.draining = draining
         self.version = version
         self.cidrs = tuple(cidrs)
         self.mask = mask
@@ -122,11 +132,16 @@ class Pool:
             block = source.take(occupied)
             if block is not None:
                 return block
-        return Exhausted(self.version, self.cidrs, self.mask, sum(source.total for source in self._sources))
+        blocks = sum(source.total for source in self._sources)
+        return Exhausted(self.version, self.cidrs, self.mask, blocks, pool=self.name)
 
     def gives(self, cidr: Cidr) -> bool:
         """Whether it is one of the blocks."""
-        return cidr.length == self.mask and any(source.overlaps(cidr) for source in self.cidrs)
+        return cidr.length == self.mask and self.holds(cidr)
+
+    def holds(self, cidr: Cidr) -> bool:
+        """Whether any of its blocks shares an address with a CIDR."""
+        return any(source.overlaps(cidr) for source in self.cidrs)
 
     def put_back(self, cidr: Cidr) -> None:
         """`cidr` is (perhaps) free again. To say so too often does no harm."""
@@ -140,5 +155,5 @@ class Pool:
         taken = [*outermost(sorted([*cidrs, *reserved]))] if reserved else cidrs
         for source in self._sources:
             used = source.used(cidrs)
-            found.append(Usage(source.cidr, source.mask, source.total, used, source.used(taken) - used))
+            found.append(Usage(source.cidr, source.mask, source.total, used, source.used(taken) - used, self.name))
         return found

@@ -1,4 +1,4 @@
-"""What a NetloomNetwork says about pod addresses, as values.
+"""What a NetloomNetwork and the NetloomIPPools say about pod addresses, as values.
 
 What makes no sense and got past the CRD's rules all the same is reported by `netloom.api.validation`; here it is left
 out, and all that does make sense goes on.
@@ -6,11 +6,12 @@ out, and all that does make sense goes on.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from netloom.api.core import Node
 from netloom.api.ipam_modes import MODES, Mode, mode_named
 from netloom.api.problem import Problem
-from netloom.api.v1alpha1 import NetworkIPAM
+from netloom.api.v1alpha1 import NetloomIPPool, NetworkIPAM, PoolFamily
 from netloom.cidr import WIDTH, Cidr, CidrError, Version
 from netloom.ipam.ledger_range import LEDGER_RANGE_LENGTH
 from netloom.ipam.pool import Pool
@@ -18,32 +19,74 @@ from netloom.ipam.pool import Pool
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """Cluster CIDRs of one family and the mask size of a node's block."""
+    """CIDRs of one family of a pool and the mask size of a block."""
 
     version: Version
     cidrs: tuple[Cidr, ...]
     mask: int
 
 
+class Overlap(NamedTuple):
+    """A CIDR of a pool that is not used, as another pool has the other one, which overlaps it, for longer."""
+
+    cidr: Cidr
+    other: Cidr
+    pool: str
+
+
+@dataclass(frozen=True, slots=True)
+class PoolSettings:
+    """What there is of one pool to give.
+
+    name: of the NetloomIPPool; "" for the cluster's CIDRs, of which every node has one block per family. ready:
+    addresses that a node which uses it keeps ready. whole: the first and last address of a block are used, too.
+    draining: nothing new is given. kept_free: no block that overlaps is given.
+    """
+
+    name: str = ""
+    families: tuple[Family, ...] = ()
+    ready: int = 0
+    whole: bool = False
+    draining: bool = False
+    kept_free: tuple[Cidr, ...] = ()
+    overlaps: tuple[Overlap, ...] = ()
+
+
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """How pod CIDRs come about in IPAM mode `mode`."""
+    """How pod CIDRs come about in IPAM mode `mode`. default_pool: which pool every node uses, in `multi-pool`."""
 
     mode: str
-    families: tuple[Family, ...] = ()
+    pools: tuple[PoolSettings, ...] = ()
+    default_pool: str = ""
 
     @property
     def rules(self) -> Mode:
         """What the mode does."""
         return mode_named(self.mode)
 
-    def pools(self) -> list[Pool]:
-        """Fresh pools, in which nothing was given yet."""
-        return [Pool(family.version, family.cidrs, family.mask) for family in self.families]
+    @property
+    def families(self) -> tuple[Family, ...]:
+        """Of all pools."""
+        return tuple(family for pool in self.pools for family in pool.families)
+
+    def pool(self, name: str) -> PoolSettings | None:
+        """By its name."""
+        return next((pool for pool in self.pools if pool.name == name), None)
+
+    def fresh_pools(self) -> list[Pool]:
+        """All, and nothing of them is given yet."""
+        return [
+            Pool(family.version, family.cidrs, family.mask, pool.name, draining=pool.draining)
+            for pool in self.pools
+            for family in pool.families
+        ]
 
 
-def read(ipam: NetworkIPAM, mode: str) -> Settings:
+def read(ipam: NetworkIPAM, mode: str, pools: Iterable[NetloomIPPool] = ()) -> Settings:
     """The settings of a network that works in `mode`, which is the mode in force, else the one asked for."""
+    if mode_named(mode).from_pools:
+        return Settings(mode, _pools(pools), ipam.multi_pool.default_pool)
     if not mode_named(mode).from_network:
         return Settings(mode)
     pool = ipam.cluster_pool
@@ -53,24 +96,53 @@ def read(ipam: NetworkIPAM, mode: str) -> Settings:
     )
     families = tuple(_family(*each) for each in asked if each[1])
     # Half of a dual-stack network is worse than a node that waits.
-    return Settings(mode, families if all(family.cidrs for family in families) else ())
+    return Settings(mode, (PoolSettings(families=families),) if all(family.cidrs for family in families) else ())
 
 
-def _family(version: Version, texts: Sequence[str], mask: int) -> Family:
+def _pools(objects: Iterable[NetloomIPPool]) -> tuple[PoolSettings, ...]:
+    """Of CIDRs that overlap another pool's, those of the pool that was there first count."""
+    found: list[PoolSettings] = []
+    taken: dict[Cidr, str] = {}
+    for each in sorted(objects, key=lambda pool: (pool.metadata.creation_timestamp, pool.metadata.name)):
+        spec = each.spec
+        asked: tuple[tuple[Version, PoolFamily | None], ...] = ((4, spec.ipv4), (6, spec.ipv6))
+        families = tuple(_family(version, of.cidrs, of.mask_size, taken, single=True) for version, of in asked if of)
+        texts = (text for _, of in asked if of for text in of.cidrs)
+        mine = [cidr for text in texts if (cidr := Cidr.masked(text))]
+        overlaps = tuple(
+            Overlap(cidr, other, pool) for cidr in mine for other, pool in taken.items() if other.overlaps(cidr)
+        )
+        taken |= {cidr: each.metadata.name for family in families for cidr in family.cidrs}
+        kept_free = tuple(cidr for cidr in map(Cidr.masked, spec.reserved_cidrs) if cidr)
+        found.append(
+            PoolSettings(
+                each.metadata.name,
+                tuple(family for family in families if family.cidrs),
+                spec.pre_allocation,
+                spec.allow_first_last_ips,
+                spec.draining,
+                kept_free,
+                overlaps,
+            )
+        )
+    return tuple(found)
+
+
+def _family(
+    version: Version, texts: Sequence[str], mask: int, taken: Iterable[Cidr] = (), *, single: bool = False
+) -> Family:
+    """What of it makes sense. `single`: a block may be one address."""
     found: list[Cidr] = []
     for text in texts:
         try:
             cidr = Cidr.parse(text)
         except CidrError:
             continue
-        if cidr.version == version and cidr.length <= mask and not any(each.overlaps(cidr) for each in found):
+        fits = cidr.version == version and cidr.length <= mask
+        if fits and not any(each.overlaps(cidr) for each in (*found, *taken)):
             found.append(cidr)
-    return Family(version, tuple(found) if LEDGER_RANGE_LENGTH[version] <= mask < WIDTH[version] else (), mask)
-
-
-def inside(families: Iterable[Family], address: Cidr) -> Cidr | None:
-    """The cluster CIDR that contains an address."""
-    return next((cidr for family in families for cidr in family.cidrs if cidr.contains(address)), None)
+    longest = WIDTH[version] if single else WIDTH[version] - 1
+    return Family(version, tuple(found) if LEDGER_RANGE_LENGTH[version] <= mask <= longest else (), mask)
 
 
 def not_implemented(mode: str) -> Problem:

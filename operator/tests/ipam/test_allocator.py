@@ -5,7 +5,7 @@ import pytest
 from netloom.cidr import Cidr
 from netloom.ipam.allocator import Allocator
 from netloom.ipam.ledger import Entry, Ledger, Mark
-from netloom.ipam.plan import BlockRequest, BlockTaken, Deferred, Grant, Plan, Release
+from netloom.ipam.plan import BlockRequest, BlockTaken, Deferred, Grant, Plan, Release, Want
 from netloom.ipam.pool import Exhausted, Pool
 
 MODE = "cluster-pool"
@@ -32,7 +32,7 @@ def commit(allocator: Allocator, plan: Plan, version: str) -> None:
 
 
 def ask(node: str, *cidrs: Cidr, mode: str = MODE, adopt: bool = False, since: str = "") -> BlockRequest:
-    return BlockRequest(node, mode, cidrs, adopt, since)
+    return BlockRequest(node, mode, cidrs, (Want("", 4),), adopt=adopt, since=since)
 
 
 def release(allocator: Allocator, node: str, cidr: Cidr, now: float = 0.0) -> Plan:

@@ -6,7 +6,7 @@ from netloom.cidr import Cidr
 from netloom.ipam.allocator import Allocator
 from netloom.ipam.free_blocks import FreeBlocks
 from netloom.ipam.ledger import Entry, Ledger, LedgerError, Mark
-from netloom.ipam.plan import BlockRequest, BlockTaken, Deferred
+from netloom.ipam.plan import BlockRequest, BlockTaken, Chosen, Deferred, Want
 from netloom.ipam.pool import Exhausted, Pool, Usage
 
 MODE = "cluster-pool"
@@ -25,9 +25,9 @@ def load(known: Allocator, entries: dict[Cidr, Entry], version: str = "1") -> No
     known.load(ZERO, Ledger(Cidr.parse("10.0.0.0/16"), MODE, 1, entries), version, 0.0)
 
 
-def choose(blocks: FreeBlocks, node: str, *cidrs: Cidr) -> object:
-    found = blocks.choose(BlockRequest(node, MODE, cidrs))
-    return [str(cidr) for cidr in found] if isinstance(found, tuple) else found
+def choose(blocks: FreeBlocks, node: str, *cidrs: Cidr, wants: tuple[Want, ...] = (Want("", 4),)) -> object:
+    found = blocks.choose(BlockRequest(node, MODE, cidrs, wants))
+    return [str(cidr) for _, cidr in found.blocks] if isinstance(found, Chosen) else found
 
 
 def test_what_was_chosen_is_taken(known: Allocator) -> None:
@@ -78,13 +78,14 @@ def test_what_is_reserved_no_more_is_given_at_once(known: Allocator) -> None:
 def test_both_families_or_neither(known: Allocator) -> None:
     six = Pool(6, [Cidr.parse("fd00::/120")], 120)
     known.blocks.configure(MODE, [Pool(4, [Cidr.parse("10.0.0.0/23")], 24), six])
-    assert choose(known.blocks, "a") == ["10.0.0.0/24", "fd00::/120"]
-    assert isinstance(choose(known.blocks, "b"), Exhausted)
+    wants = (Want("", 4), Want("", 6))
+    assert choose(known.blocks, "a", wants=wants) == ["10.0.0.0/24", "fd00::/120"]
+    assert isinstance(choose(known.blocks, "b", wants=wants), Exhausted)
     assert known.ledgers.of(ONE).taken.overlap(ONE) is None
     (only,) = six.cidrs
     known.ledgers.of(only).taken.remove(only)
     known.blocks.put_back([only])
-    assert choose(known.blocks, "b") == ["10.0.1.0/24", "fd00::/120"]
+    assert choose(known.blocks, "b", wants=wants) == ["10.0.1.0/24", "fd00::/120"]
 
 
 @pytest.mark.parametrize("held", [False, True])
@@ -117,7 +118,7 @@ def test_a_ledger_that_cannot_be_relied_on_is_passed_over_and_comes_back(known: 
 
 def test_without_a_pool_there_is_nothing(known: Allocator) -> None:
     known.blocks.configure("", [])
-    assert isinstance(refusal := choose(known.blocks, "a"), Deferred)
+    assert isinstance(refusal := choose(known.blocks, "a", wants=()), Deferred)
     assert refusal.reason == "NoClusterCIDR"
 
 

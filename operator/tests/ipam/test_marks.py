@@ -4,8 +4,10 @@ from netloom.cidr import Cidr
 from netloom.ipam.known_ledgers import KnownLedger, KnownLedgers
 from netloom.ipam.ledger import Entry, Ledger, Mark
 from netloom.ipam.marks import QUARANTINE_SECONDS, WINDOW_SECONDS, Marks
+from netloom.ipam.plan import Block, Chosen
 
 ONE = Cidr.parse("10.0.1.0/24")
+CHOSEN = Chosen((Block("", ONE),))
 STRANGER = Mark("stranger", 7)
 
 
@@ -37,7 +39,7 @@ def test_every_batch_has_a_mark_of_its_own_which_replaces_the_older_one() -> Non
 def test_a_grant_is_good_for_a_while_and_keeps_the_block_until_it_is_finished() -> None:
     marks = Marks("me")
     known = known_at(0.0, own(marks))
-    grant = marks.grant("a", "cluster-pool", (ONE,), 100.0)
+    grant = marks.grant("a", "cluster-pool", CHOSEN, 100.0)
     assert grant.deadline == 100.0 + WINDOW_SECONDS
     assert marks.wait(known, "a", ONE, 1e9) == float("inf")
     assert marks.next_tidy([known]) == float("inf")
@@ -51,7 +53,7 @@ def test_a_grant_is_good_for_a_while_and_keeps_the_block_until_it_is_finished() 
 def test_a_request_without_an_answer_is_waited_out() -> None:
     marks = Marks("me")
     known = known_at(0.0, own(marks))
-    first, second = (marks.grant("a", "cluster-pool", (ONE,), 100.0) for _ in range(2))
+    first, second = (marks.grant("a", "cluster-pool", CHOSEN, 100.0) for _ in range(2))
     marks.finish(first, 103.0)
     assert marks.wait(known, "a", ONE, 1e9) == float("inf"), "the second may still be sent"
     marks.finish(second, None)
@@ -78,7 +80,7 @@ def test_marks_of_a_ledger_that_is_not_known_well_stay() -> None:
 def test_marks_go_from_what_the_batch_makes_of_an_entry_and_not_from_one_that_it_frees() -> None:
     marks, known = Marks("me"), known_at(0.0, Entry("a", (STRANGER,)))
     mine = own(marks).marks
-    marks.grant("a", "cluster-pool", (ONE,), 1e6)
+    marks.grant("a", "cluster-pool", CHOSEN, 1e6)
     edits: dict[Cidr, Entry | None] = {ONE: Entry("a", (*mine, STRANGER))}
     marks.tidy(known, edits, 1e6)
     assert edits == {ONE: Entry("a", mine)}

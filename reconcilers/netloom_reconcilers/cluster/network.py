@@ -26,7 +26,7 @@ from netloom_reconcilers.cluster.allocation.incarnation import Incarnation, Memb
 from netloom_reconcilers.cluster.allocation.left_out import LeftOut
 from netloom_reconcilers.cluster.allocation.lock import ModeLock
 from netloom_reconcilers.cluster.allocation.metrics import PROBLEMS, WAITING
-from netloom_reconcilers.cluster.allocation.waiting import UNREACHABLE, Reason, WaitingNodes, reason_of
+from netloom_reconcilers.cluster.allocation.waiting import OF_ONE_POOL, UNREACHABLE, Reason, WaitingNodes, reason_of
 from netloom_reconcilers.cluster.overlaps import (
     CONNECTED,
     NODES,
@@ -224,6 +224,7 @@ class InUseReconciler(Member):
         super().__init__(incarnation)
         self._lock = lock
         self._commits = commits
+        self._configuration = configuration
         self._services = configuration.reserved.services
         self._left_out = left_out
         self._waiting = waiting
@@ -266,12 +267,13 @@ class InUseReconciler(Member):
             return False
 
     def _service_cidrs(self, network: NetloomNetwork) -> tuple[str, ...] | None:
-        """Of what Services get their addresses of, that which overlaps a cluster CIDR; the last known if nothing is.
-        None where there is no cluster CIDR: one that comes is not to meet an answer that was not about it."""
+        """Of what Services get their addresses of, that which overlaps CIDRs that blocks are given of; the last known
+        if nothing is. None where there are none: one that comes is not to meet an answer that was not about it."""
         known = [each.cidr for each in self._services.known]
         if not known:
             return network.status.ipam.service_cidrs
-        mine = [cidr for _, cidr in cluster_cidrs(network)]
+        settings = self._configuration.settings
+        mine = [cidr for family in settings.families for cidr in family.cidrs] if settings else []
         if not mine:
             return None
         return tuple(str(cidr) for cidr in sorted(set(known)) if any(map(cidr.overlaps, mine)))[:_SERVICES]
@@ -315,11 +317,14 @@ def _group(reason: str, nodes: list[tuple[str, Reason]]) -> Problem:
     names = ", ".join(name for name, _ in nodes[:_SHOWN]) + (", ..." if len(nodes) > _SHOWN else "")
     why = nodes[0][1]
     count = f"{len(nodes)} node{'s' if len(nodes) > 1 else ''} ({names})"
+    if isinstance(why, Exhausted) and why.pool:
+        way_out = f"Append a CIDR to spec.ipv{why.version}.cidrs of the pool."
+        return Problem(_NETWORK, "", "", reason, f"{count} in need of more addresses: {why}.", way_out, "warning")
     if isinstance(why, Exhausted):
         field = f"spec.ipam.clusterPool.ipv{why.version}PodCIDRList"
         way_out = f"Append a CIDR to {field}, or remove nodes."
         return Problem(_NETWORK, "", "", reason, f"{count} without a pod CIDR: {why}.", way_out)
-    severity: Severity = "warning" if reason in UNREACHABLE else "error"
+    severity: Severity = "warning" if reason in UNREACHABLE | OF_ONE_POOL else "error"
     return Problem(_NETWORK, "", "", reason, f"{count}: {said(why, why.object)}", "", severity)
 
 

@@ -24,11 +24,12 @@ from netloom.api.ipam_modes import Mode, mode_named
 from netloom.api.meta import Object
 from netloom.api.odd_addresses import in_pod_cidr, is_usable, no_address, odd_addresses
 from netloom.api.problem import Problem
-from netloom.api.v1alpha1 import NETLOOM_NODES, Address, NetloomNode
-from netloom.cidr import VERSIONS, Cidr
+from netloom.api.v1alpha1 import NETLOOM_NODES, Address, NetloomNode, NodeIPAM
+from netloom.cidr import Cidr
 from netloom.ipam import settings as ipam_settings
+from netloom.ipam import wants as pool_wants
 from netloom.ipam.marks import REQUEST_SECONDS
-from netloom.ipam.plan import BlockRequest, Grant, Release
+from netloom.ipam.plan import Block, BlockRequest, Grant, Release, Want
 from netloom.runtime.errors import AlreadyExists, ApiError, Conflict, NotFound
 from netloom.runtime.store import Store, Unsubscribe
 from netloom_reconcilers.cluster.allocation import node_objects, waiting
@@ -46,6 +47,10 @@ log = structlog.get_logger(__name__)
 T = TypeVar("T", bound=Object)
 
 _CREATES = WRITES.labels("NetloomNode", "create")
+CONFLICT_SECONDS = 0.05
+"""When to try again what met somebody else's write; the newer version is known by then."""
+GIVEN_BACK_SECONDS = 2.0
+"""When to look whether what a node gave back was freed: more than freed blocks wait for company."""
 ADDRESS_SECONDS = 30.0
 """How long a Node that reports no address is not complained about."""
 _DEFINITE = frozenset({400, 401, 403, 404, 409, 422, 429})
@@ -108,27 +113,12 @@ class NodesReconciler(Member):
     # A Node without a NetloomNode
 
     async def _allocate(self, node: Node, obj: NetloomNode | None) -> float | None:
-        name = node.metadata.name
+        if self._mode.from_pools:
+            return await self._serve(node, obj)
         request = self._request(node)
         if isinstance(request, Problem):
             return await self._refuse(obj or node, request)
-        if (unreachable := self._unreachable(node, obj)) is not None:
-            return await self._wait_for_address(node, unreachable)
-        entered = self._allocator.assignments.entered
-        stale = [cidr for cidr in entered(name) if request.cidrs and cidr not in request.cidrs]
-        again = await self._release(name, stale, gone=False)
-        decision = await self._commits.ask(request)
-        if isinstance(decision, Grant):
-            self._waiting.remove(name)
-            self._unreached.pop(name, None)
-            later = await self._write(node, obj, decision)
-            if any(cidr not in decision.cidrs for cidr in entered(name)):
-                # Operators that disagreed entered the node twice. Our own write is no event, so nothing else would
-                # ever come back to free what it does not hold.
-                return LAG_SECONDS
-            return later if again is None else again
-        assert decision is not None, "only adoptions end without a grant"
-        return await self._refuse(obj or node, waiting.refused(name, decision))
+        return await self._give(node, obj, request)
 
     def _request(self, node: Node) -> BlockRequest | Problem:
         name = node.metadata.name
@@ -138,19 +128,78 @@ class NodesReconciler(Member):
         if not settings.rules.is_implemented:
             return ipam_settings.not_implemented(settings.mode)
         if not settings.rules.from_node:
-            return BlockRequest(name, settings.mode)
+            return BlockRequest(name, settings.mode, wants=tuple(Want("", each.version) for each in settings.families))
         if not node.brought:
             return waiting.problem(name, "PodCIDRsMissing", "Node spec.podCIDRs is empty.", _who_writes(settings.rules))
         cidrs = ipam_settings.brought(node)
         return cidrs if isinstance(cidrs, Problem) else BlockRequest(name, settings.mode, cidrs)
+
+    async def _give(
+        self, node: Node, obj: NetloomNode | None, request: BlockRequest, why: Reason | None = None
+    ) -> float | None:
+        """Gives the node what is granted. `why`: it waits all the same, for something else."""
+        name = node.metadata.name
+        if (unreachable := self._unreachable(node, obj)) is not None:
+            return await self._wait_for_address(node, unreachable)
+        entered = self._allocator.assignments.entered
+        stale = [cidr for cidr in entered(name) if request.cidrs and cidr not in request.cidrs]
+        again = await self._release(name, stale, gone=False)
+        decision = await self._commits.ask(request)
+        assert decision is not None, "only adoptions end without a grant"
+        if not isinstance(decision, Grant):
+            waits = await self._refuse(obj or node, waiting.refused(name, decision))
+            spare = self._spare(name, obj) if request.partly else ()
+            return _sooner(waits, await self._give_back(name, spare))
+        self._unreached.pop(name, None)
+        if decision.short is not None:
+            why = waiting.refused(name, decision.short)
+        if why is None:
+            self._waiting.remove(name)
+        later = await self._write(node, obj, decision, fine=why is None)
+        written = self._netloom_nodes.get(name)
+        if why is not None and written is not None:
+            later = _sooner(later, await self._refuse(written, why))
+        if any(cidr not in decision.cidrs for cidr in self._spare(name, obj)):
+            # Operators that disagreed entered the node twice. Our own write is no event, so nothing else would
+            # ever come back to free what it does not hold.
+            return LAG_SECONDS
+        return _sooner(later, again)
+
+    def _spare(self, name: str, obj: NetloomNode | None) -> list[Cidr]:
+        """What ledgers have for the node, and the object does not hold."""
+        held = node_objects.held(obj) if obj is not None else ()
+        return [cidr for cidr in self._allocator.assignments.entered(name) if cidr not in held]
+
+    # What a node asks of pools
+
+    async def _serve(self, node: Node, obj: NetloomNode | None) -> float | None:
+        """Gives the node what it asks for beside what it has, as far as there is any; it can begin with nothing."""
+        name, settings = node.metadata.name, self._configuration.settings
+        assert settings is not None, "a mode is a network's"
+        asked = pool_wants.asked(name, obj.spec.ipam if obj is not None else NodeIPAM(), settings)
+        if asked.wants:
+            request = BlockRequest(name, settings.mode, wants=asked.wants, partly=True)
+            return await self._give(node, obj, request, asked.problem)
+        if obj is None and (obj := await self._make(node)) is None:
+            return LAG_SECONDS
+        if asked.problem is None:
+            return await self._satisfied(obj)
+        again = await self._refuse(obj, asked.problem)
+        return _sooner(again, await self._give_back(name, self._spare(name, obj)))
+
+    async def _satisfied(self, obj: NetloomNode) -> float | None:
+        """It has all that it is to have, and gives back what it has not."""
+        name = obj.metadata.name
+        self._waiting.remove(name)
+        await self._fine(obj)
+        return await self._give_back(name, self._spare(name, obj))
 
     def _unreachable(self, node: Node, obj: NetloomNode | None) -> Problem | None:
         """Why nobody could send to a newcomer. One that had a block before is given it again, whatever it reports."""
         name = node.metadata.name
         if self._addresses.has_any(name):
             return None
-        former = self._allocator.former
-        if self._allocator.assignments.entered(name) or any(former.of(name, version) for version in VERSIONS):
+        if self._allocator.assignments.entered(name) or self._allocator.former.of(name):
             return None
         if any(each.type != "ExternalIP" for each in self._addresses.of(node, obj).addresses):
             return None
@@ -168,7 +217,7 @@ class NodesReconciler(Member):
             return rest
         return await self._refuse(node, why)
 
-    async def _write(self, node: Node, obj: NetloomNode | None, grant: Grant) -> float | None:
+    async def _write(self, node: Node, obj: NetloomNode | None, grant: Grant, *, fine: bool) -> float | None:
         """Gives the node what was granted: the one write that must never happen without a mark in the ledger."""
         sent: float | None = None
         try:
@@ -179,12 +228,12 @@ class NodesReconciler(Member):
                 sent = now
                 known = self._addresses.of(node, obj)
                 async with asyncio.timeout(REQUEST_SECONDS):
-                    written = await self._send(node, obj, grant.mode, grant.cidrs, known.addresses)
+                    written = await self._send(node, obj, grant.mode, grant.blocks, known.addresses)
             sent = None
         except (AlreadyExists, Conflict, NotFound):
             sent = None
             await self._live(self._netloom_nodes, grant.node)
-            return LAG_SECONDS
+            return CONFLICT_SECONDS
         except ApiError as error:
             if error.status in _DEFINITE:
                 sent = None
@@ -192,7 +241,7 @@ class NodesReconciler(Member):
         finally:
             self._commits.finish(grant, sent)
         self._store(written)
-        if obj is not None:
+        if obj is not None and fine:
             await self._fine(written)
         return LAG_SECONDS if known.loss else None
 
@@ -201,7 +250,7 @@ class NodesReconciler(Member):
         node: Node,
         obj: NetloomNode | None,
         mode: str,
-        cidrs: Collection[Cidr],
+        given: Collection[Block],
         addresses: tuple[Address, ...],
     ) -> NetloomNode:
         name = node.metadata.name
@@ -209,11 +258,11 @@ class NodesReconciler(Member):
             _CREATES.inc()
             self._creating.add(name)
             try:
-                return await self._api.create(NETLOOM_NODES, node_objects.built(node, mode, cidrs, addresses))
+                return await self._api.create(NETLOOM_NODES, node_objects.built(node, mode, given, addresses))
             finally:
                 self._creating.discard(name)
         WRITES.labels("NetloomNode", "patch").inc()
-        patch = node_objects.difference(node, obj, mode, addresses, cidrs)
+        patch = node_objects.difference(node, obj, mode, addresses, given)
         return await self._api.patch(NETLOOM_NODES, obj.metadata.name, patch)
 
     # A Node with its NetloomNode
@@ -231,7 +280,7 @@ class NodesReconciler(Member):
                 return await self._refuse(
                     obj, _differing(live, obj, self._mode)
                 )  # which it will get decides about the object
-        if not holds(obj.spec.ipam):
+        if not holds(obj.spec.ipam) and not self._mode.from_pools:
             return await self._allocate(node, obj)
         more = self._brings_more(node, obj)
         why: Reason | None = node_objects.unusable(obj) or await self._adopt(obj)
@@ -250,12 +299,7 @@ class NodesReconciler(Member):
             obj = told
         if why is not None:
             return await self._refuse(obj, why)
-        if more:
-            return await self._allocate(node, obj)
-        self._waiting.remove(name)
-        await self._fine(obj)
-        extra = [cidr for cidr in self._allocator.assignments.entered(name) if cidr not in node_objects.held(obj)]
-        return await self._release(name, extra, gone=False)
+        return await (self._allocate(node, obj) if more or self._mode.from_pools else self._satisfied(obj))
 
     @property
     def _mode(self) -> Mode:
@@ -354,6 +398,25 @@ class NodesReconciler(Member):
 
     async def _release(self, name: str, cidrs: Collection[Cidr], *, gone: bool) -> float | None:
         """Frees blocks of a node that does not hold them; `gone`: only if there is no such Node. When to look again."""
+        releases = await self._to_free(name, cidrs, gone)
+        if not isinstance(releases, list):
+            return releases
+        async with asyncio.TaskGroup() as group:
+            results = [group.create_task(self._commits.release(each)) for each in releases]
+        return None if all(result.result() for result in results) else LAG_SECONDS
+
+    async def _give_back(self, name: str, cidrs: Collection[Cidr]) -> float | None:
+        """The same of a node that is there, and may ask for more at any moment: nobody waits for it, it is looked at
+        again, and what it asks for until then comes first."""
+        releases = await self._to_free(name, cidrs, gone=False)
+        if not isinstance(releases, list):
+            return releases
+        for each in releases:
+            self._commits.free(each)
+        return GIVEN_BACK_SECONDS
+
+    async def _to_free(self, name: str, cidrs: Collection[Cidr], gone: bool) -> list[Release] | float | None:
+        """What can be freed now, or when to look again."""
         if not cidrs:
             return None
         known = [(cidr, self._allocator.ledgers.of(cidr)) for cidr in cidrs]
@@ -367,9 +430,7 @@ class NodesReconciler(Member):
         obj = await self._live(self._netloom_nodes, name)
         if obj is not None and any(cidr.overlaps(other) for cidr in cidrs for other in node_objects.held(obj)):
             return LAG_SECONDS
-        async with asyncio.TaskGroup() as group:
-            results = [group.create_task(self._commits.release(each)) for each in releases]
-        return None if all(result.result() for result in results) else LAG_SECONDS
+        return releases
 
     async def _live(self, store: Store[T], name: str) -> T | None:
         """As the API server has it, which the cache has then, too."""
@@ -403,20 +464,24 @@ class NodesReconciler(Member):
         again = self._waiting.add(name, why)
         if waiting.told_by_network(why):
             return again
-        if isinstance(about, Node):
-            try:
-                async with self._writers, asyncio.timeout(REQUEST_SECONDS):
-                    addresses = self._addresses.of(about, None).addresses
-                    obj = await self._send(about, None, self._configuration.mode, (), addresses)
-            except AlreadyExists:
-                await self._live(self._netloom_nodes, name)
-                return LAG_SECONDS
-            self._store(obj)
-        else:
-            obj = about
+        obj = await self._make(about) if isinstance(about, Node) else about
+        if obj is None:
+            return LAG_SECONDS
         message = said(why, f"NetloomNode {name}") if isinstance(why, Problem) else f"{why}."
         await self._tell(obj, False, waiting.reason_of(why), message)
         return again
+
+    async def _make(self, node: Node) -> NetloomNode | None:
+        """A NetloomNode without blocks; None where somebody else has made one."""
+        try:
+            async with self._writers, asyncio.timeout(REQUEST_SECONDS):
+                addresses = self._addresses.of(node, None).addresses
+                obj = await self._send(node, None, self._configuration.mode, (), addresses)
+        except AlreadyExists:
+            await self._live(self._netloom_nodes, node.metadata.name)
+            return None
+        self._store(obj)
+        return obj
 
     async def _fine(self, obj: NetloomNode) -> None:
         """Takes back an earlier complaint. A node that never had one costs no write."""
@@ -427,6 +492,10 @@ class NodesReconciler(Member):
         written = await self._conditions.set(NETLOOM_NODES, obj, "Allocated", good, reason, message)
         if written is not None:
             self._store(written)
+
+
+def _sooner(one: float | None, other: float | None) -> float | None:
+    return min((each for each in (one, other) if each is not None), default=None)
 
 
 def _who_writes(mode: Mode) -> str:

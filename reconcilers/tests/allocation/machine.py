@@ -23,6 +23,10 @@ NAMES = ("a", "b", "c")
 DICTATED = ("10.0.0.0/24", "10.0.1.0/24", "10.0.0.0/23", "10.9.0.0/24")
 """Pod CIDRs that Nodes bring in mode `kubernetes`: some of them overlap, as a broken controller's would."""
 MORE = "10.1.0.0/24"
+POOLS = {"default": ("10.2.0.0/23", "10.4.0.0/24"), "blue": ("10.3.0.0/24",)}
+"""CIDRs of NetloomIPPools, of which nodes get /24 blocks; a user may take the last of each out and put it in again."""
+ASKED = (0, 1, 254, 255, 600)
+"""Addresses that agents ask for: of none to three blocks."""
 WIDER = {"10.0.0.0/24": "10.0.0.0/22", "10.0.0.0/23": "10.0.0.0/22", "fd00::/118": "fd00::/116"}
 """Cluster CIDRs, and what a user puts in their place."""
 WAITS = (1.0, 6.0, 11.0, 16.0, 121.0)
@@ -53,6 +57,9 @@ class AllocationMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.held_by_uid: dict[str, tuple[str, ...]] = {}
+        self.of_pools: dict[str, set[str]] = {}
+        """What NetloomNodes hold of pools, by uid."""
+        self.given_back: set[str] = set()
         self.world = World(self.check, self.server, self.loop)
         self.dual = False
         self.mode = "cluster-pool"
@@ -63,6 +70,7 @@ class AllocationMachine(RuleBasedStateMachine):
     def check(self, world: World) -> None:
         no_overlap(world)
         self._no_change(world)
+        self._none_taken(world)
         self._locked(world)
         self._listed(world)
 
@@ -80,12 +88,21 @@ class AllocationMachine(RuleBasedStateMachine):
                     held = self.held_by_uid.setdefault(owner["uid"], cidrs)
                     assert held == cidrs, f"change: {name} held {held} and now holds {cidrs}"
 
+    def _none_taken(self, world: World) -> None:
+        """Of what a node holds of pools, nothing goes but what its agent gives back."""
+        for name, obj in world.server.all("netloomnodes").items():
+            now = {cidr for cidrs in world.blocks(name).values() for cidr in cidrs}
+            taken = self.of_pools.get(obj["metadata"]["uid"], set()) - now - self.given_back
+            assert not taken, f"taken: {name} held {taken}"
+            self.of_pools[obj["metadata"]["uid"]] = now
+            self.given_back -= now
+
     def _locked(self, world: World) -> None:
         """The mode in force is set while any node holds a CIDR, and is the mode that it comes from."""
         force = world.mode_in_force
         for name, obj in world.server.all("netloomnodes").items():
             ipam = obj["spec"].get("ipam", {})
-            if ipam.get("podCIDRs"):
+            if ipam.get("podCIDRs") or ipam.get("pools", {}).get("allocated"):
                 assert ipam.get("mode") == force, f"lock: {name} holds CIDRs of {ipam.get('mode')}, in force: {force!r}"
 
     def _listed(self, world: World) -> None:
@@ -100,7 +117,7 @@ class AllocationMachine(RuleBasedStateMachine):
     # The start
 
     @initialize(
-        mode=st.sampled_from(["cluster-pool", "cluster-pool", "kubernetes"]),
+        mode=st.sampled_from(["cluster-pool", "cluster-pool", "kubernetes", "multi-pool", "multi-pool"]),
         blocks=st.sampled_from(["10.0.0.0/24", "10.0.0.0/23", "10.0.0.0/22"]),
         dual=st.booleans(),
     )
@@ -110,9 +127,32 @@ class AllocationMachine(RuleBasedStateMachine):
         if dual:
             self.pool |= {"ipv6PodCIDRList": ["fd00::/118"], "ipv6MaskSize": 120}
         self.world.apply_network(mode=mode, **self.pool)
+        for name, cidrs in POOLS.items():
+            self.world.apply_pool(name, *cidrs, mask=24)
         self._start()
 
     # The cluster
+
+    @precondition(lambda self: self.mode == "multi-pool")
+    @rule(name=st.sampled_from(NAMES), default=st.sampled_from(ASKED), blue=st.sampled_from(ASKED), back=st.booleans())
+    def ask(self, name: str, default: int, blue: int, back: bool) -> None:
+        """An agent asks for addresses of pools, and perhaps gives back what it holds of them."""
+        if name not in self.world.server.all("netloomnodes"):
+            return
+        self.world.ask(name, default=default, blue=blue)
+        if back and (held := [cidr for cidrs in self.world.blocks(name).values() for cidr in cidrs]):
+            self.given_back.update(held[1:])
+            self.world.give_back(name, *held[1:])
+
+    @precondition(lambda self: self.mode == "multi-pool")
+    @rule(name=st.sampled_from(list(POOLS)), how=st.sampled_from(("shrink", "grow", "drain", "delete")))
+    def edit_pool(self, name: str, how: str) -> None:
+        """A user edits a pool."""
+        if how == "delete" and name in self.world.server.all("netloomippools"):
+            self.world.delete("netloomippools", name)
+        else:
+            cidrs = POOLS[name][:-1] if how == "shrink" and name == "default" else POOLS[name]
+            self.world.apply_pool(name, *cidrs, mask=24, draining=how == "drain")
 
     @rule(name=st.sampled_from(NAMES), dictated=st.sampled_from(DICTATED))
     def come_or_go(self, name: str, dictated: str) -> None:
@@ -135,7 +175,7 @@ class AllocationMachine(RuleBasedStateMachine):
         if name in self.world.server.all("netloomnodes"):
             self.world.connect(name, *cidrs)
 
-    @rule(action=st.sampled_from(("collect", "resize", "cluster-pool", "kubernetes", *WAITS)))
+    @rule(action=st.sampled_from(("collect", "resize", "cluster-pool", "kubernetes", "multi-pool", *WAITS)))
     def interfere(self, action: str | float) -> None:
         """Time passes, the garbage collector has its turn, the user gives more space, takes it back, or tries to change
         the mode."""
@@ -297,8 +337,22 @@ class AllocationMachine(RuleBasedStateMachine):
             assert len(held) == min(len(nodes), blocks), f"{nodes} of {blocks} blocks, {held}"
             families = 2 if self.dual else 1
             assert all(len(cidrs) == families for cidrs in held.values())
+        if self.mode == "multi-pool":
+            self._served(nodes)
         if not nodes:
             assert world.mode_in_force == ""
+
+    def _served(self, nodes: set[str]) -> None:
+        """Who asks for more of a pool than it holds does so as nothing of it is free."""
+        used = {cidr for cidrs in self.world.cidrs().values() for cidr in cidrs}
+        for name, pool in self.world.server.all("netloomippools").items():
+            blocks = [block for text in pool["spec"]["ipv4"]["cidrs"] for block in _blocks(Cidr.parse(text))]
+            full = pool["spec"].get("draining") or all(any(each.overlaps(block) for each in used) for block in blocks)
+            for node in nodes:
+                asks = self.world.server.all("netloomnodes")[node]["spec"].get("ipam", {}).get("pools", {})
+                needed = {each["pool"]: each["needed"].get("ipv4Addrs", 0) for each in asks.get("requested", ())}
+                short = 254 * len(self.world.blocks(node).get(name, ())) < needed.get(name, 0)
+                assert full or not short, f"{node} asks for {needed} and holds {self.world.blocks(node)}"
 
     def _lists(self) -> list[str]:
         lists: list[str] = self.pool["ipv4PodCIDRList"]
@@ -311,6 +365,10 @@ class AllocationMachine(RuleBasedStateMachine):
                 assert not entry.marks, f"marks stay on {cidr}: {entry}"
                 found[cidr] = entry.node
         return found
+
+
+def _blocks(cidr: Cidr) -> list[Cidr]:
+    return [Cidr(4, base, 24) for base in range(cidr.base, cidr.last + 1, 256)]
 
 
 def _text(blocks: dict[Cidr, str]) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 import msgspec
 
 from netloom.api.core import NODES
-from netloom.api.v1alpha1 import LEDGERS, NETLOOM_NODES, NETWORKS
+from netloom.api.v1alpha1 import LEDGERS, NETLOOM_NODES, NETWORKS, POOLS
 from netloom.cidr import Cidr
 from netloom.ipam.allocator import Allocator
 from netloom.ipam.ledger import decode
@@ -51,7 +51,7 @@ class Parts:
         self.events: list[Event] = []
         self.told: Callable[[Event], None] = lambda event: None
         self.allocator = Allocator("me")
-        stores = Stores(self.networks, Store(NODES), self.netloom_nodes)
+        stores = Stores(self.networks, Store(NODES), self.netloom_nodes, Store(POOLS))
         conditions = Conditions(self.api, Said())
         self.shared = Incarnation(self.api, stores, self.allocator, conditions, self._publish, lambda: self.now)
         self.lock = ModeLock(self.shared)

@@ -16,7 +16,7 @@ from netloom.runtime.errors import AlreadyExists, Conflict, Invalid, NotFound
 
 Json = dict[str, Any]
 
-HAS_STATUS = frozenset({"netloomnetworks", "netloomnodes"})
+HAS_STATUS = frozenset({"netloomnetworks", "netloomnodes", "netloomippools"})
 
 
 @dataclass(frozen=True)
@@ -200,18 +200,21 @@ def _merge(target: Json, change: Mapping[str, Any]) -> None:
 
 
 def _apply_conditions(target: Json, change: Json, applied: set[str]) -> None:
-    """Server-side apply, of a list of conditions keyed by their type and nothing else. `applied`: those that the field
-    manager applied before; what it does not list again goes."""
+    """Server-side apply, of a list of conditions keyed by their type, and of fields beside it. `applied`: those that
+    the field manager applied before; what it does not list again goes."""
     assert set(change) == {"status"}
-    assert set(change["status"]) == {"conditions"}
     status = target.setdefault("status", {})
+    beside = {key: value for key, value in change["status"].items() if key != "conditions"}
+    for key in {each.removeprefix(".") for each in applied if each.startswith(".")} - set(beside):
+        status.pop(key, None)
+    status |= _copy(beside)
     by_type = {each["type"]: each for each in status.get("conditions", [])}
     listed = {each["type"]: each for each in change["status"]["conditions"]}
     for type_ in applied - set(listed):
         by_type.pop(type_, None)
     by_type |= listed
     applied.clear()
-    applied.update(listed)
+    applied.update(listed, {f".{key}" for key in beside})
     status["conditions"] = list(by_type.values())
 
 

@@ -8,9 +8,9 @@ import pytest
 from netloom.api.core import NODES, Node, NodeAddress, NodeSpec, NodeStatus
 from netloom.api.meta import ObjectMeta
 from netloom.api.problem import Problem
-from netloom.api.v1alpha1 import NETWORKS
+from netloom.api.v1alpha1 import NETWORKS, POOLS
 from netloom.cidr import Cidr
-from netloom.ipam.plan import BlockRequest, BlockTaken, Deferred, Grant, Release
+from netloom.ipam.plan import BlockRequest, BlockTaken, Deferred, Grant, Release, Want
 from netloom.ipam.pool import Exhausted
 from netloom.runtime.errors import ApiError, Unavailable
 from netloom.runtime.store import Store
@@ -49,7 +49,7 @@ def parts() -> Parts:
 
 
 def ask(node: str) -> BlockRequest:
-    return BlockRequest(node, "cluster-pool")
+    return BlockRequest(node, "cluster-pool", wants=(Want("", 4),))
 
 
 def affected(parts: Parts) -> list[set[str]]:
@@ -289,7 +289,7 @@ async def test_freed_blocks_are_told_and_the_last_one_clears_the_lock(parts: Par
         parts.events.clear()
         release = Release("a", ZERO, parts.allocator.ledgers[LEDGER].foreign_changes)
         assert await commits.release(release)
-        assert parts.events == [BlocksFreed(1), Changed.LEDGERS]
+        assert parts.events == [BlocksFreed(1, (ZERO,)), Changed.LEDGERS]
         assert not await commits.release(release), "it is freed already"
         assert parts.entries() == {}
         assert parts.network["status"]["ipam"]["mode"] == ""
@@ -350,7 +350,7 @@ def a_node(name: str, address: str) -> Node:
 
 def test_a_block_with_a_node_s_address_is_given_to_nobody(parts: Parts) -> None:
     nodes = Store(NODES)
-    stores = Stores(Store(NETWORKS), nodes, parts.netloom_nodes)
+    stores = Stores(Store(NETWORKS), nodes, parts.netloom_nodes, Store(POOLS))
     shared = replace(parts.shared, stores=stores)
     services = ModelServices(())
     reserved = Reserved(shared, services)
@@ -372,6 +372,6 @@ def test_a_block_with_a_node_s_address_is_given_to_nobody(parts: Parts) -> None:
     assert grant.cidrs == (ONE,)
     parts.events.clear()
     nodes.remove("near")
-    assert (reserved.addresses, parts.events) == ({}, [BlocksFreed(1), Changed.RESERVED])
+    assert (reserved.addresses, parts.events) == ({}, [BlocksFreed(1, (Cidr.parse("10.0.0.7/32"),)), Changed.RESERVED])
     stores.networks.remove("default")
     assert (configuration.settings, parts.events[2:]) == (None, [Changed.SETTINGS, Changed.NETWORK])

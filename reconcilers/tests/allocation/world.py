@@ -18,7 +18,7 @@ import msgspec
 from netloom.api.core import NODES
 from netloom.api.events import ObjectReference
 from netloom.api.meta import Object, Resource
-from netloom.api.v1alpha1 import NETLOOM_NODES, NETWORKS, NetloomNode
+from netloom.api.v1alpha1 import NETLOOM_NODES, NETWORKS, POOLS, NetloomNode
 from netloom.cidr import Cidr
 from netloom.runtime.client import Listing
 from netloom.runtime.clock import ServerClock
@@ -27,7 +27,7 @@ from netloom.runtime.store import Store
 from netloom.runtime.wire import encode
 from netloom_reconcilers.cluster.allocation import node_objects
 from netloom_reconcilers.cluster.allocation.commit_queue import BatchPolicy
-from netloom_reconcilers.cluster.allocation.incarnation import Stores, netloom_node_changed, node_changed
+from netloom_reconcilers.cluster.allocation.incarnation import Stores, netloom_node_changed, node_changed, pool_changed
 from netloom_reconcilers.cluster.allocation.service_ranges import ServiceRange
 from netloom_reconcilers.cluster.allocation.term import Allocation
 from tests.allocation.server import Event, Json, ModelServer, Request
@@ -42,6 +42,7 @@ SERVER_SECONDS = 60.0
 POLICY = BatchPolicy(workers=8, writers=3, batch=4, low_water=2, retry=(0.1, 2.0))
 
 _RELEVANT: dict[str, Callable[[Any, Any], bool]] = {
+    "netloomippools": pool_changed,
     "nodes": node_changed,
     "netloomnodes": netloom_node_changed,
 }
@@ -163,10 +164,10 @@ class Operator:
         self.loop = world.loop(world.clock)
         self._position = 0
         self.services = ModelServices(world.services)
-        self.stores = Stores(Store(NETWORKS), Store(NODES), Store(NETLOOM_NODES))
+        self.stores = Stores(Store(NETWORKS), Store(NODES), Store(NETLOOM_NODES), Store(POOLS))
         self._by_plural: dict[str, Store[Any]] = {
             store.resource.plural: store
-            for store in (self.stores.networks, self.stores.nodes, self.stores.netloom_nodes)
+            for store in (self.stores.networks, self.stores.nodes, self.stores.netloom_nodes, self.stores.pools)
         }
         self.relist()
         self.allocation = Allocation(
@@ -278,6 +279,32 @@ class World:
         else:
             body = {"metadata": {"name": "default"}, "spec": spec}
             self.server.execute(Request("create", "netloomnetworks", "default", body))
+
+    def apply_pool(self, name: str, *cidrs: str, mask: int = 28, **spec: Any) -> None:
+        """Creates or changes a NetloomIPPool, as a user does."""
+        ipv4 = {"ipv4": {"cidrs": list(cidrs), "maskSize": mask}} if cidrs else {}
+        if name in self.server.all("netloomippools"):
+            self.edit("netloomippools", name, **ipv4, **spec)
+        else:
+            body = {"metadata": {"name": name}, "spec": {**ipv4, **spec}}
+            self.server.execute(Request("create", "netloomippools", name, body))
+
+    def ask(self, name: str, **needed: int) -> None:
+        """The node's agent asks for so many IPv4 addresses of pools."""
+        requested = [{"pool": pool, "needed": {"ipv4Addrs": count}} for pool, count in needed.items()]
+        self.edit("netloomnodes", name, ipam={"pools": {"requested": requested}})
+
+    def give_back(self, name: str, *cidrs: str) -> None:
+        """The node's agent gives blocks up."""
+        allocated = self.server.all("netloomnodes")[name]["spec"]["ipam"]["pools"]["allocated"]
+        left = [{**each, "cidrs": [cidr for cidr in each["cidrs"] if cidr not in cidrs]} for each in allocated]
+        kept = [each for each in left if each["cidrs"]]
+        self.edit("netloomnodes", name, ipam={"pools": {"allocated": kept}})
+
+    def blocks(self, name: str) -> dict[str, list[str]]:
+        """What the NetloomNode holds of pools."""
+        pools = self.server.all("netloomnodes")[name]["spec"].get("ipam", {}).get("pools", {})
+        return {each["pool"]: each["cidrs"] for each in pools.get("allocated", ())}
 
     def give_services(self, *cidrs: str, source: str = "ServiceCIDR kubernetes") -> None:
         """Services get their addresses of these from now on, and all operators know."""

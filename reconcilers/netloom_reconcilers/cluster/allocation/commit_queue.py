@@ -83,7 +83,11 @@ class CommitQueue(Member):
     # For the nodes
 
     async def ask(self, request: BlockRequest) -> Decision:
-        """A grant (to be handed to `finish`), None where an adoption succeeded, or why not."""
+        """A grant (to be handed to `finish`), None where an adoption succeeded, or why not. What the node was to give
+        back meanwhile is not freed: it may get that."""
+        for key in [key for key in self._releases if key[0] == request.node]:
+            if not (dropped := self._releases.pop(key)[1]).done():
+                dropped.set_result(False)
         future: asyncio.Future[Decision] = asyncio.get_running_loop().create_future()
         self._requests[request.node] = request, future
         self._wake.set()
@@ -96,10 +100,14 @@ class CommitQueue(Member):
 
     async def release(self, release: Release) -> bool:
         """Whether the block was freed. If not, look again: something changed."""
+        return await self.free(release)
+
+    def free(self, release: Release) -> "asyncio.Future[bool]":
+        """The same, for who does not wait for it."""
         future: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         self._releases[release.node, release.cidr] = release, future
         self.wake()
-        return await future
+        return future
 
     def finish(self, grant: Grant, sent: float | None) -> None:
         """See `Marks.finish`."""
@@ -186,7 +194,7 @@ class CommitQueue(Member):
                 answer_of_release.set_result(key in freed)
         ENTRIES.labels("freed").inc(len(freed))
         if freed:
-            self._publish(BlocksFreed(len(freed)))
+            self._publish(BlocksFreed(len(freed), tuple(cidr for _, cidr in freed)))
         if plan.edits:
             self._publish(Changed.LEDGERS)
         self._schedule_tidy()

@@ -1,4 +1,4 @@
-"""Follows the NetloomNetwork, and what is odd about nodes' addresses: by which rules blocks are given."""
+"""Follows the network, its pools and what is odd about nodes' addresses: by which rules blocks are given."""
 
 from collections.abc import Iterator
 
@@ -6,7 +6,7 @@ from netloom.api.core import Node
 from netloom.api.ipam_modes import mode_of
 from netloom.api.odd_addresses import odd_addresses
 from netloom.api.problem import Problem
-from netloom.api.v1alpha1 import NETWORK_NAME, NetloomNetwork
+from netloom.api.v1alpha1 import NETWORK_NAME, NetloomIPPool, NetloomNetwork
 from netloom.ipam import settings as ipam_settings
 from netloom.ipam.settings import Settings
 from netloom.runtime.store import Unsubscribe
@@ -34,21 +34,30 @@ class AllocationConfiguration(Member):
         """Follows the caches from now on."""
         return [
             *self.reserved.watch(),  # before it knows which CIDRs are concerned: then all are looked at once
+            self._pools.subscribe(self._pool_changed),
             self._networks.subscribe(self._network_changed),
             self._nodes.subscribe(self._node_changed),
         ]
 
     def _network_changed(self, key: str, old: NetloomNetwork | None, new: NetloomNetwork | None) -> None:
-        if key != NETWORK_NAME:
-            return
-        settings = ipam_settings.read(new.spec.ipam, mode_of(new).name) if new is not None else None
+        if key == NETWORK_NAME:
+            self._configure(new)
+            self._publish(Changed.NETWORK)
+
+    def _configure(self, network: NetloomNetwork | None) -> None:
+        settings = None
+        if network is not None:
+            settings = ipam_settings.read(network.spec.ipam, mode_of(network).name, self._pools.values())
         if settings != self.settings:
             self.settings = settings
             asked = settings or Settings("")
             self.reserved.configure(asked)
-            self._allocator.blocks.configure(asked.mode, asked.pools())
+            self._allocator.blocks.configure(asked.mode, asked.fresh_pools())
             self._publish(Changed.SETTINGS)
-        self._publish(Changed.NETWORK)
+
+    def _pool_changed(self, key: str, old: NetloomIPPool | None, new: NetloomIPPool | None) -> None:
+        if old is None or new is None or old.spec != new.spec:
+            self._configure(self._networks.get(NETWORK_NAME))
 
     def _node_changed(self, key: str, old: Node | None, new: Node | None) -> None:
         before = self.odd.pop(key, None)

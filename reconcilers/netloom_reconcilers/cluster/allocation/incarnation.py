@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from enum import Enum, auto
 
 from netloom.api.core import Node
-from netloom.api.v1alpha1 import NetloomNetwork, NetloomNode
+from netloom.api.v1alpha1 import NetloomIPPool, NetloomNetwork, NetloomNode
+from netloom.cidr import Cidr
 from netloom.ipam.allocator import Allocator
 from netloom.runtime.client import Api
 from netloom.runtime.store import Store
@@ -21,9 +22,17 @@ class NodesAffected:
 
 @dataclass(frozen=True, slots=True)
 class BlocksFreed:
-    """So many blocks can be given to others; None: a whole ledger's, or nobody knows how many."""
+    """So many blocks can be given to others, of pools these; None: a whole ledger's, or nobody knows how many."""
 
     count: int | None = None
+    blocks: tuple[Cidr, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class PoolsAffected:
+    """There may be news to tell of these NetloomIPPools."""
+
+    names: Iterable[str]
 
 
 class Changed(Enum):
@@ -43,7 +52,7 @@ class Changed(Enum):
     """Other Nodes are left out, or keep what they had."""
 
 
-Event = NodesAffected | BlocksFreed | Changed
+Event = NodesAffected | BlocksFreed | PoolsAffected | Changed
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +62,7 @@ class Stores:
     networks: Store[NetloomNetwork]
     nodes: Store[Node]
     netloom_nodes: Store[NetloomNode]
+    pools: Store[NetloomIPPool]
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +85,7 @@ class Member:
         self._networks = incarnation.stores.networks
         self._nodes = incarnation.stores.nodes
         self._netloom_nodes = incarnation.stores.netloom_nodes
+        self._pools = incarnation.stores.pools
         self._allocator = incarnation.allocator
         self._conditions = incarnation.conditions
         self._publish = incarnation.publish
@@ -103,3 +114,8 @@ def netloom_node_changed(old: NetloomNode, new: NetloomNode) -> bool:
         or old.status.absent_addresses != new.status.absent_addresses
         or old.status.connected_cidrs != new.status.connected_cidrs
     )
+
+
+def pool_changed(old: NetloomIPPool, new: NetloomIPPool) -> bool:
+    """Whether anything has to be looked at again. Not at what is written of the status."""
+    return old.spec != new.spec or old.metadata.uid != new.metadata.uid

@@ -1,11 +1,13 @@
 """What the allocation counts. The same facts are in conditions and Events; see docs/allocation.md."""
 
 from collections.abc import Callable, Iterable
+from typing import NamedTuple
 
 from prometheus_client import Counter, Gauge
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from netloom.cidr import Version
 from netloom.ipam.pool import Usage
 from netloom.runtime.metrics import REGISTRY
 
@@ -31,6 +33,79 @@ class Blocks(Collector):
         yield family
 
 
+class PoolSample(NamedTuple):
+    """Of one family of a NetloomIPPool: blocks, but for `addresses` (in the blocks that nodes hold) and `needed`
+    (asked for). `seconds`: until it is full, None where that is not to be expected."""
+
+    version: Version
+    total: int
+    used: int
+    reserved: int
+    orphaned: int
+    addresses: int
+    needed: int
+    seconds: float | None
+
+    @property
+    def free(self) -> int:
+        """Blocks that can be given."""
+        return self.total - self.used - self.reserved
+
+
+class Pools(Collector):
+    """Of NetloomIPPools, as they were found last; nothing where this process does not lead."""
+
+    def __init__(self) -> None:
+        self._of: dict[str, tuple[int, int, list[PoolSample]]] = {}
+
+    def note(self, pool: str, nodes: int, waiting: int, samples: list[PoolSample]) -> None:
+        """As it is now."""
+        self._of[pool] = nodes, waiting, samples
+
+    def forget(self, pool: str = "") -> None:
+        """It is gone; "": all are."""
+        if pool:
+            self._of.pop(pool, None)
+        else:
+            self._of.clear()
+
+    def collect(self) -> Iterable[Metric]:
+        """When somebody asks."""
+        nodes = GaugeMetricFamily(
+            "netloom_pool_nodes",
+            "Nodes that hold blocks of a pool, or need more than it has.",
+            labels=["pool", "state"],
+        )
+        of = ["pool", "family"]
+        blocks = GaugeMetricFamily(
+            "netloom_pool_blocks",
+            "Blocks of a pool, by state: used, free, reserved, or orphaned (held outside its present CIDRs).",
+            labels=[*of, "state"],
+        )
+        addresses = GaugeMetricFamily(
+            "netloom_pool_addresses", "Addresses that nodes hold of a pool, or need.", labels=[*of, "state"]
+        )
+        full = GaugeMetricFamily(
+            "netloom_pool_exhaustion_seconds",
+            "When a pool will be full, if nodes go on to take blocks as in the last hour; absent where they do not.",
+            labels=of,
+        )
+        for pool, (holding, waiting, samples) in sorted(self._of.items()):
+            nodes.add_metric([pool, "holding"], holding)
+            nodes.add_metric([pool, "waiting"], waiting)
+            for each in samples:
+                labels = [pool, f"ipv{each.version}"]
+                for state in ("used", "free", "reserved", "orphaned"):
+                    blocks.add_metric([*labels, state], getattr(each, state))
+                addresses.add_metric([*labels, "held"], each.addresses)
+                addresses.add_metric([*labels, "needed"], each.needed)
+                if each.seconds is not None:
+                    full.add_metric(labels, each.seconds)
+        yield from (nodes, blocks, addresses, full)
+
+
+POOL_METRICS = Pools()
+REGISTRY.register(POOL_METRICS)
 BLOCKS = Blocks()
 REGISTRY.register(BLOCKS)
 WAITING = Gauge(

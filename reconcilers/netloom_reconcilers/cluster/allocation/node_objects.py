@@ -12,10 +12,19 @@ from netloom.api.holdings import blocks, held_cidrs, holds
 from netloom.api.meta import ObjectMeta, OwnerReference
 from netloom.api.odd_addresses import is_usable
 from netloom.api.problem import Problem
-from netloom.api.v1alpha1 import Address, IPAMMode, NetloomNode, NetloomNodeSpec, NodeIPAM
+from netloom.api.v1alpha1 import (
+    Address,
+    IPAMMode,
+    NetloomNode,
+    NetloomNodeSpec,
+    NodeIPAM,
+    NodePools,
+    PoolAllocation,
+)
 from netloom.cidr import Address as Packed
 from netloom.cidr import Cidr, CidrError, parse_address
 from netloom.ipam.ledger_range import ledger_range_of
+from netloom.ipam.plan import Block
 
 _ADDRESS_TYPES = frozenset({"InternalIP", "ExternalIP"})
 MAX_ADDRESSES = 64
@@ -89,23 +98,23 @@ def owner_of(obj: NetloomNode) -> OwnerReference | None:
     return None
 
 
-def built(node: Node, mode: str, cidrs: Collection[Cidr], addresses: tuple[Address, ...]) -> NetloomNode:
+def built(node: Node, mode: str, given: Collection[Block], addresses: tuple[Address, ...]) -> NetloomNode:
     """The NetloomNode to create. Without CIDRs it has no mode either: it holds no address of any."""
     return NetloomNode(
         metadata=ObjectMeta(name=node.metadata.name, owner_references=(_owner(node),)),
         spec=NetloomNodeSpec(
             addresses=addresses,
-            ipam=NodeIPAM(mode=cast(IPAMMode, mode), pod_cidrs=tuple(map(str, cidrs))) if cidrs else NodeIPAM(),
+            ipam=_holding(mode, given) if given else NodeIPAM(),
         ),
     )
 
 
 def difference(
-    node: Node, obj: NetloomNode, mode: str, addresses: tuple[Address, ...], cidrs: Collection[Cidr] = ()
+    node: Node, obj: NetloomNode, mode: str, addresses: tuple[Address, ...], given: Collection[Block] = ()
 ) -> dict[str, Any]:
     """The merge patch that makes the object follow its Node, fenced by its version; empty where it does already.
 
-    `addresses`: see `last_known_addresses`. `cidrs`: given now, as it had none; those that it has never change.
+    `addresses`: see `last_known_addresses`. `given`: what it gets now; of pools, beside what it has.
     """
     meta: dict[str, Any] = {}
     spec: dict[str, Any] = {}
@@ -115,14 +124,26 @@ def difference(
         meta["ownerReferences"] = [msgspec.to_builtins(each) for each in (*others, _owner(node))]
     if addresses != obj.spec.addresses:
         spec["addresses"] = [msgspec.to_builtins(each) for each in addresses]
-    if cidrs:
-        spec["ipam"] = {"mode": mode, "podCIDRs": [str(cidr) for cidr in cidrs]}
+    if given:
+        spec["ipam"] = msgspec.to_builtins(_holding(mode, given, obj.spec.ipam.pools))
     elif not obj.spec.ipam.mode and holds(obj.spec.ipam):
         spec["ipam"] = {"mode": mode}
     if not meta and not spec:
         return {}
     meta |= {"resourceVersion": obj.metadata.resource_version, "uid": obj.metadata.uid}
     return {"metadata": meta, "spec": spec} if spec else {"metadata": meta}
+
+
+def _holding(mode: str, given: Collection[Block], had: NodePools | None = None) -> NodeIPAM:
+    """What is given now in the field of its kind; in that of pools, all that the node has then."""
+    of_mode = cast(IPAMMode, mode)
+    if not any(block.pool for block in given):
+        return NodeIPAM(mode=of_mode, pod_cidrs=tuple(str(block.cidr) for block in given))
+    texts: dict[str, list[str]] = {each.pool: list(each.cidrs) for each in had.allocated} if had else {}
+    for pool, cidr in given:
+        texts.setdefault(pool, []).append(str(cidr))
+    allocated = tuple(PoolAllocation(pool=pool, cidrs=tuple(cidrs)) for pool, cidrs in texts.items())
+    return NodeIPAM(mode=of_mode, pools=NodePools(allocated=allocated))
 
 
 def held(obj: NetloomNode) -> tuple[Cidr, ...]:

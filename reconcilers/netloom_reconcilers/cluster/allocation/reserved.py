@@ -1,4 +1,5 @@
-"""What no block may overlap: addresses of Services, addresses of nodes, and networks that nodes are connected to.
+"""What no block may overlap: addresses of Services, addresses of nodes, networks that nodes are connected to, and what
+pools keep free.
 
 An agent writes no route into a network of its own node, or over the addresses that nodes have: it would cut the node
 off. So a pod in such a block would be reached by nobody, and the block is passed over. Agents publish the networks
@@ -52,6 +53,8 @@ class Reserved(Member):
         self.networks: dict[str, tuple[Cidr, ...]] = {}
         """Those that the node is connected to, by node."""
         self._of_services: dict[str, tuple[Cidr, ...]] = {}
+        self._of_pools: dict[str, tuple[Cidr, ...]] = {}
+        """What NetloomIPPools keep free."""
         self._on: Counter[Cidr] = Counter()
         """How many nodes are connected to each of `networks`."""
         self._reserved: set[Cidr] = set()
@@ -76,6 +79,7 @@ class Reserved(Member):
         if settings.rules.from_node:
             self._concerned = [Cidr(version, 0, 0) for version in VERSIONS]
         self._prefixes = [_prefix_of(cidr) for cidr in self._concerned]
+        self._keep(self._of_pools, "", {cidr: None for pool in settings.pools for cidr in pool.kept_free})
         for name in {*self._nodes, *self._netloom_nodes, *self.addresses, *self.networks}:
             self._note(name)
         self._wide = set(filter(self._is_wide, self._on))
@@ -183,7 +187,7 @@ class Reserved(Member):
         for cidr in new:
             blocks.reserve(cidr)
         if free := [cidr for cidr in gone if blocks.let_go(cidr)]:
-            self._publish(BlocksFreed(sum(map(self._blocks_in, free))))
+            self._publish(BlocksFreed(sum(map(self._blocks_in, free)), tuple(free)))
 
     def _blocks_in(self, cidr: Cidr) -> int:
         masks = [family.mask for family in self._settings.families if family.version == cidr.version]

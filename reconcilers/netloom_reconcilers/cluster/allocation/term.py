@@ -12,7 +12,7 @@ from typing import ClassVar, assert_never
 import structlog
 
 from netloom.api.core import NODES
-from netloom.api.v1alpha1 import NETLOOM_NODES, NETWORK_NAME, NETWORKS
+from netloom.api.v1alpha1 import NETLOOM_NODES, NETWORK_NAME, NETWORKS, POOLS
 from netloom.ipam.allocator import Allocator
 from netloom.runtime.cancellation import last_words
 from netloom.runtime.client import Api
@@ -29,9 +29,11 @@ from netloom_reconcilers.cluster.allocation.incarnation import (
     Event,
     Incarnation,
     NodesAffected,
+    PoolsAffected,
     Stores,
     netloom_node_changed,
     node_changed,
+    pool_changed,
 )
 from netloom_reconcilers.cluster.allocation.last_known_addresses import LastKnownAddresses
 from netloom_reconcilers.cluster.allocation.ledger_reader import LedgerReader
@@ -50,6 +52,7 @@ from netloom_reconcilers.cluster.network import (
     NetworkReconciler,
 )
 from netloom_reconcilers.cluster.nodes import NodesReconciler
+from netloom_reconcilers.cluster.pools import PoolsReconciler
 from netloom_reconcilers.conditions import ADDRESSES, OPERATOR, Conditions
 from netloom_reconcilers.features.cluster import ClusterContext
 
@@ -97,18 +100,25 @@ class Allocation:
         )
         self._network = NetworkReconciler(shared, self._configuration, self._left_out, self._waiting, crashes)
         self._in_use = InUseReconciler(shared, lock, self._commits, self._configuration, self._left_out, self._waiting)
+        self._pools = PoolsReconciler(shared, self._configuration)
         self.nodes = Controller("nodes", self._nodes.reconcile, policy.workers, timeout=RUN_SECONDS)
         self.network = Controller("network", self._reconcile_network)
+        self.pools = Controller("pools", self._pools.reconcile)
 
     def _react(self, event: Event) -> None:
         """Who does what about an event: nothing but queueing keys and taking notes."""
         match event:
             case NodesAffected(names):
                 self._enqueue(names)
-            case BlocksFreed(count):
+            case BlocksFreed(count, blocks):
                 self._enqueue(self._waiting.woken(count))
+                self._enqueue(self._pools.takers(blocks))
+            case PoolsAffected(names):
+                for name in names:
+                    self.pools.enqueue_after(name, GATHER_SECONDS)
             case Changed.SETTINGS:
                 self._enqueue(self._waiting.woken())
+                self._pools.settings_changed()
                 self.look()
                 self.network.enqueue_after(IN_USE_KEY, QUIET_SECONDS)
             case Changed.NETWORK:
@@ -120,6 +130,7 @@ class Allocation:
                 self.network.enqueue_after(NETWORK_NAME, RETELL_SECONDS)
                 self.network.enqueue_after(IN_USE_KEY, QUIET_SECONDS)
             case Changed.RESERVED | Changed.WAITING | Changed.LEFT_OUT:
+                self._pools.reserved_changed()
                 self.look()
                 self.network.enqueue_after(IN_USE_KEY, QUIET_SECONDS)
             case _:
@@ -131,10 +142,12 @@ class Allocation:
 
     async def run(self) -> None:
         """Works until it is cancelled."""
-        for store in (self._stores.networks, self._stores.nodes, self._stores.netloom_nodes):
+        stores = self._stores
+        for store in (stores.networks, stores.nodes, stores.netloom_nodes, stores.pools):
             await store.wait_synced()
         # The network first: what nodes are given depends on it.
         leave = [*self._left_out.watch(), *self._configuration.watch(), *self._addresses.watch(), *self._nodes.watch()]
+        leave += self._pools.watch()
         leave.append(self._stores.netloom_nodes.on_replace(self._relisted))
         metrics.BLOCKS.source = self._allocator.blocks.usage
         try:
@@ -145,8 +158,10 @@ class Allocation:
                 await self._commits.loaded.wait()
                 await self._services.settled()
                 group.create_task(self.nodes.run(), name="nodes")
+                group.create_task(self.pools.run(), name="pools")
         finally:
             metrics.BLOCKS.source = tuple
+            metrics.POOL_METRICS.forget()
             for unsubscribe in leave:
                 unsubscribe()
 
@@ -186,6 +201,7 @@ class AllocationFeature:
             networks=caches.store(NETWORKS),
             nodes=caches.store(NODES, node_changed),
             netloom_nodes=caches.store(NETLOOM_NODES, netloom_node_changed),
+            pools=caches.store(POOLS, pool_changed),
         )
 
     def begin(self) -> Allocation:

@@ -15,12 +15,15 @@ RECHECK_SECONDS = 60.0
 Reason = Problem | Exhausted
 """Why a node waits. Of an exhausted pool, every node is told the same, and as many are woken as blocks come back."""
 
-_WOKEN = frozenset({"NoNetwork", "PodCIDRsMissing", "IPAMModeNotImplemented", "NoClusterCIDR"})
+_WOKEN = frozenset({"NoNetwork", "PodCIDRsMissing", "IPAMModeNotImplemented", "NoClusterCIDR", "NoDefaultPool"})
 """Reasons that end with an event."""
-_PASSING = frozenset({"LedgerBusy", "ModeChanged", "NetworkBusy", "NetworkChanged"})
+_PASSING = frozenset({"LedgerBusy", "ModeChanged", "NetworkBusy", "NetworkChanged", "PoolChanged"})
 """Reasons that pass by themselves."""
 UNREACHABLE = frozenset({"NodeAddressMissing", "NodeAddressUnusable"})
 """Reasons that lie in the Node alone: the network warns of them, and is well."""
+
+OF_ONE_POOL = frozenset({"PoolMissing", "PoolDraining", "PoolUnusable", "TooManyAddresses"})
+"""Reasons that concern what a node asks of one NetloomIPPool: the network warns of them, and is well."""
 
 
 class WaitingNodes(dict[str, Reason]):
@@ -49,8 +52,8 @@ class WaitingNodes(dict[str, Reason]):
         names = []
         for name, why in self.items():
             if freed is not None and isinstance(why, Exhausted):
-                if not freed:
-                    continue
+                if why.pool or not freed:
+                    continue  # of a pool, those are told that need more of it
                 freed -= 1
             names.append(name)
         return names
@@ -58,7 +61,9 @@ class WaitingNodes(dict[str, Reason]):
 
 def reason_of(why: Reason) -> str:
     """For a condition, an Event and a metric's label."""
-    return "ClusterPoolExhausted" if isinstance(why, Exhausted) else why.reason
+    if isinstance(why, Exhausted):
+        return "PoolExhausted" if why.pool else "ClusterPoolExhausted"
+    return why.reason
 
 
 def told_by_network(why: Reason) -> bool:

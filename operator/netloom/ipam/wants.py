@@ -1,0 +1,106 @@
+"""How many blocks a node is still to be given of each NetloomIPPool, for the addresses that its agent asks for.
+
+Counted from what the node holds now, and from nothing remembered: what was asked for, given and given back before does
+not matter.
+"""
+
+from typing import NamedTuple
+
+from netloom.api.problem import Problem
+from netloom.api.v1alpha1 import NeededAddresses, NodeIPAM, PoolRequest
+from netloom.cidr import WIDTH, Cidr
+from netloom.ipam.plan import Want
+from netloom.ipam.settings import Family, PoolSettings, Settings
+
+MOST_ADDRESSES = 4096
+"""Of a pool and family that one node is given, whatever it asks for: sixteen times what kubelets run of pods."""
+MOST_BLOCKS = 128
+"""The same in blocks: as many of each family as the schema of a NetloomNode takes."""
+
+
+class Asked(NamedTuple):
+    """What can be searched for, and the first thing that nothing can be given for."""
+
+    wants: tuple[Want, ...]
+    problem: Problem | None = None
+
+
+def usable(cidr: Cidr, whole: bool) -> int:
+    """Addresses of a block that pods can have. `whole`: the first and last of it, too."""
+    size = 1 << (WIDTH[cidr.version] - cidr.length)
+    return size if whole or size <= 2 else size - 2
+
+
+def asked(node: str, ipam: NodeIPAM, settings: Settings) -> Asked:
+    """What a node is to get beside what it holds. One that has never asked gets its part of the default pool."""
+    wants: list[Want] = []
+    problems: list[Problem] = []
+    for number, request in enumerate(requests(ipam, settings)):
+        where = f"spec.ipam.pools.requested[{number}]"
+        pool = settings.pool(request.pool)
+        if pool is None:
+            problems.append(_missing(node, where, request.pool, settings))
+            continue
+        if not pool.families:
+            message = f"of NetloomIPPool {request.pool} nothing can be given; its condition Ready says why."
+            problems.append(
+                Problem(f"NetloomNode {node}", where, request.pool, "PoolUnusable", message, "Mend the pool.")
+            )
+        short = [want for family in pool.families if (want := _want(family, pool, request, ipam)).blocks > 0]
+        if short and pool.draining:
+            message = f"{request.pool} is draining (spec.draining), and nothing new is given of it."
+            way_out = "Move the pods that ask for it to another pool, or end the draining."
+            problems.append(Problem(f"NetloomNode {node}", where, request.pool, "PoolDraining", message, way_out))
+        else:
+            wants += short
+        problems += _too_many(node, where, request)
+    return Asked(tuple(wants), next(iter(problems), None))
+
+
+def needed_of(needed: NeededAddresses, family: Family) -> int:
+    """Addresses of a family that are asked for, and can be given to one node."""
+    return min(needed.ipv4_addrs if family.version == 4 else needed.ipv6_addrs, MOST_ADDRESSES)
+
+
+def capacity(ipam: NodeIPAM, pool: PoolSettings, family: Family) -> tuple[int, int]:
+    """Blocks of one family of a pool that a node holds, and the addresses in them that pods can have."""
+    texts = (text for each in ipam.pools.allocated if each.pool == pool.name for text in each.cidrs)
+    held = [cidr for text in texts if (cidr := Cidr.masked(text)) and cidr.version == family.version]
+    return len(held), sum(usable(cidr, pool.whole) for cidr in held)
+
+
+def _want(family: Family, pool: PoolSettings, request: PoolRequest, ipam: NodeIPAM) -> Want:
+    blocks, addresses = capacity(ipam, pool, family)
+    block = usable(Cidr(family.version, 0, family.mask), pool.whole)
+    missing = needed_of(request.needed, family) - addresses
+    return Want(pool.name, family.version, min(-(-missing // block), MOST_BLOCKS - blocks))
+
+
+def requests(ipam: NodeIPAM, settings: Settings) -> tuple[PoolRequest, ...]:
+    """What its agent asks for. Of one that has not spoken yet, what it will ask for first: of the default pool one
+    address at least, as the node has addresses of its own there."""
+    if ipam.pools.requested:
+        return ipam.pools.requested
+    pool = settings.pool(settings.default_pool)
+    ready = max(1, pool.ready) if pool is not None else 0
+    needed = NeededAddresses(ipv4_addrs=ready, ipv6_addrs=ready)
+    return (PoolRequest(pool=settings.default_pool, needed=needed),)
+
+
+def _missing(node: str, where: str, pool: str, settings: Settings) -> Problem:
+    if pool == settings.default_pool:
+        field, way_out = "spec.ipam.multiPool.defaultPool", "Create it."
+        message = "there is no such NetloomIPPool, from which every node gets addresses."
+        return Problem("NetloomNetwork default", field, pool, "NoDefaultPool", message, way_out)
+    message = "there is no such NetloomIPPool, and pods that ask for it wait."
+    way_out = "Create it, or correct the annotation netloom.dev/ip-pool of these pods or of their namespace."
+    return Problem(f"NetloomNode {node}", where, pool, "PoolMissing", message, way_out)
+
+
+def _too_many(node: str, where: str, request: PoolRequest) -> list[Problem]:
+    most = max(request.needed.ipv4_addrs, request.needed.ipv6_addrs)
+    if most <= MOST_ADDRESSES:
+        return []
+    message = f"it asks for {most} addresses of pool {request.pool}; one node is given at most {MOST_ADDRESSES}."
+    way_out = "Correct what asks for them: its agent counts addresses in use and those to be ready for new pods."
+    return [Problem(f"NetloomNode {node}", f"{where}.needed", str(most), "TooManyAddresses", message, way_out)]

@@ -1,0 +1,108 @@
+"""What nodes hold and ask for of each NetloomIPPool, counted as it changes: one node's change costs what it says. No
+I/O."""
+
+import itertools
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, fields
+
+from netloom.api.v1alpha1 import NeededAddresses, NodeIPAM
+from netloom.cidr import VERSIONS, Cidr, Version
+from netloom.ipam.settings import Family, PoolSettings, Settings
+from netloom.ipam.wants import capacity, needed_of, requests
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """Of one family of a pool. addresses: in the blocks; orphaned: blocks outside the pool's CIDRs."""
+
+    blocks: int = 0
+    orphaned: int = 0
+    addresses: int = 0
+    needed: int = 0
+
+    @property
+    def short(self) -> bool:
+        """Whether more is asked for than there is."""
+        return self.needed > self.addresses
+
+
+Key = tuple[str, Version]
+
+
+class PoolUsage:
+    """By pool and family."""
+
+    def __init__(self, settings: Settings | None = None) -> None:
+        """`settings`: of the pools."""
+        self._settings = settings or Settings("")
+        self._of: dict[str, dict[Key, Share]] = {}
+        self._total: dict[str, Counter[Key]] = {field.name: Counter() for field in fields(Share)}
+        self.holders: dict[str, set[str]] = {}
+        """Nodes that hold blocks of a pool, by its name."""
+        self._short: dict[Key, dict[str, None]] = {}
+
+    def note(self, node: str, ipam: NodeIPAM | None) -> bool:
+        """What the node says now, None: it is gone. Whether that changes anything."""
+        before = self._of.pop(node, {})
+        after = dict(self._shares(ipam)) if ipam is not None else {}
+        if after:
+            self._of[node] = after
+        if after == before:
+            return False
+        for key, share in before.items():
+            self._add(key, share, -1)
+        for key, share in after.items():
+            self._add(key, share, 1)
+        for pool, version in before:
+            self.holders.get(pool, set()).discard(node)
+            if (pool, version) not in after or not after[pool, version].short:
+                self._short.get((pool, version), {}).pop(node, None)
+        for key, share in after.items():
+            if share.blocks:
+                self.holders.setdefault(key[0], set()).add(node)
+            if share.short:
+                self._short.setdefault(key, {}).setdefault(node)
+        return True
+
+    def short(self, pool: str) -> set[str]:
+        """Nodes that need more of a pool than they hold."""
+        return {node for version in VERSIONS for node in self._short.get((pool, version), ())}
+
+    def takers(self, pool: str, version: Version, most: int) -> list[str]:
+        """Of these, those whose turn it is to look for a block: never the same ones while others wait."""
+        waiting = self._short.get((pool, version), {})
+        found = list(itertools.islice(waiting, most))
+        for node in found:
+            del waiting[node]
+        waiting.update(dict.fromkeys(found))
+        return found
+
+    def of(self, pool: str, version: Version) -> Share:
+        """Of all nodes."""
+        key = pool, version
+        return Share(**{name: counter[key] for name, counter in self._total.items()})
+
+    def _add(self, key: Key, share: Share, times: int) -> None:
+        for name, counter in self._total.items():
+            counter[key] += times * getattr(share, name)
+
+    def _shares(self, ipam: NodeIPAM) -> Iterator[tuple[Key, Share]]:
+        needed = {each.pool: each.needed for each in requests(ipam, self._settings)}
+        held = {each.pool: each.cidrs for each in ipam.pools.allocated}
+        for name in needed.keys() | held.keys():
+            pool = self._settings.pool(name) or PoolSettings(name)
+            for version in VERSIONS:
+                family = next((each for each in pool.families if each.version == version), Family(version, (), 0))
+                share = self._share(ipam, pool, family, needed.get(name), held.get(name, ()))
+                if share != Share():
+                    yield (name, version), share
+
+    def _share(
+        self, ipam: NodeIPAM, pool: PoolSettings, family: Family, needed: NeededAddresses | None, texts: Iterable[str]
+    ) -> Share:
+        blocks, addresses = capacity(ipam, pool, family)
+        cidrs = (cidr for text in texts if (cidr := Cidr.masked(text)) and cidr.version == family.version)
+        orphaned = sum(1 for cidr in cidrs if not any(each.contains(cidr) for each in family.cidrs))
+        asked = needed_of(needed, family) if needed is not None and family.cidrs else 0
+        return Share(blocks, orphaned, addresses, asked)
