@@ -152,6 +152,32 @@ class PoolMachine(RuleBasedStateMachine):
             blocks[pool].remove(text)
             self.world.edit(blocks)
 
+    @rule(fault=st.sampled_from(["lost", "unheard", "late", "conflict"]), comes=st.booleans())
+    def a_burst_leaves_blocks_that_are_given_back_in_vain(self, fault: str, comes: bool) -> None:
+        """What takes many steps to come about. Then pods come back as soon as the blocks may be given of again, and
+        what was late arrives."""
+
+        async def burst() -> None:
+            names = [f"burst/{number}-{self.world.now}" for number in range(30)]
+            for _ in range(2):
+                for name in names:
+                    self.world.pod(name)
+                await self.world.settle()
+            for name in names:
+                self.world.gone(name)
+            await self.world.settle(REST + 1)
+            self.world.faults.append(fault)
+            await self.world.settle(1.5 * IDLE_SECONDS, grants=False)
+            if comes:
+                await self.world.settle(LATE_SECONDS - IDLE_SECONDS, grants=False)
+                for name in names:
+                    self.world.pod(name)
+                self.world.arrive()
+                for name in names:
+                    self.world.gone(name)
+
+        self.run(burst())
+
     # -------------------------------------------------------------------------------------------- what must hold
 
     @invariant()
@@ -186,5 +212,5 @@ class PoolMachine(RuleBasedStateMachine):
             assert needed <= len(world.blocks.get(pool, ())) <= max(1, most) if needed else not world.blocks.get(pool)
 
 
-PoolMachine.TestCase.settings = settings(max_examples=40, stateful_step_count=30, deadline=None)
+PoolMachine.TestCase.settings = settings(max_examples=30, stateful_step_count=25, deadline=None)
 TestPools = PoolMachine.TestCase
