@@ -111,7 +111,6 @@ class AddressService:
             self.failures[refusal.reason] += 1
             _REFUSED.observe(self.clock() - began)
             raise
-        self.counts["given"] += 1
         _GIVEN.observe(self.clock() - began)
         return holding
 
@@ -127,6 +126,7 @@ class AddressService:
             got = self.allocator.allocate(owner, pool, versions, self.clock())
             if isinstance(got, Shortage):
                 await self._wait(owner, families, got, wait)
+            self.counts["given"] += 1
             if self.failed.pop((pool, versions), None):
                 self.troubled()
         holding = self.allocator.holding(owner)
@@ -139,7 +139,7 @@ class AddressService:
         self.check()
         gone = self.allocator.release(owner, addresses, now=self.clock())
         await self.written()
-        self.counts["released"] += len(gone)
+        self.counts["released"] += bool(gone)
         return gone
 
     async def collect(self, valid: Collection[tuple[str, str]]) -> tuple[Address, ...]:
@@ -150,8 +150,8 @@ class AddressService:
         for owner, _ in self.allocator.held():
             if owner.container and (owner.container, owner.interface) not in valid:
                 gone += self.allocator.release(owner, now=self.clock())
+                self.counts["released"] += 1
         await self.written()
-        self.counts["released"] += len(gone)
         return tuple(gone)
 
     def begin(self) -> Found | None:
