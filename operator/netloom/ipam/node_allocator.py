@@ -64,8 +64,13 @@ class Shortage(NamedTuple):
     ready_at: float | None = None
 
 
+MOST = 2**53 - 1
+"""More free addresses are not told: JSON of others has no larger integers."""
+
+
 class Count(NamedTuple):
-    """Of one pool and family: addresses used, owners that wait, addresses that can be given at once, that rest."""
+    """Of one pool and family: addresses used, owners that wait, addresses that can be given at once (at most MOST), and
+    that rest."""
 
     used: int = 0
     waiting: int = 0
@@ -321,7 +326,7 @@ class NodeAllocator:
             ]
             free, resting = free + sum(rested), resting + len(rested) - sum(rested)
         waiting = sum(each.pools.get(version) == pool for each in self._waiting.values())
-        return Count(used, waiting, 0 if pool in self._supply.closed else free, resting)
+        return Count(used, waiting, 0 if pool in self._supply.closed else min(free, MOST), resting)
 
     def pools(self) -> tuple[str, ...]:
         """Of which there is something, used or not, or somebody waits."""

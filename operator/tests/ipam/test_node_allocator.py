@@ -5,6 +5,7 @@ import pytest
 from netloom.api.v1alpha1 import PoolAddress
 from netloom.cidr import Address, Cidr, Version, format_address, parse_address
 from netloom.ipam.address_block import usable
+from netloom.ipam.address_records import Closed, Freed, Gave, Opened, Rests
 from netloom.ipam.node_allocator import NodeAllocator, Owner, Shortage, Supply
 
 V4: frozenset[Version] = frozenset({4})
@@ -223,3 +224,48 @@ def test_a_block_of_many_addresses_costs_no_more_than_a_small_one(monkeypatch: p
     assert given[:6] == [f"fd00::{number}" for number in range(1, 7)]
     assert set(given) == set(given[:6])
     assert all(given.count(each) >= 8 for each in set(given))
+
+
+def test_an_address_rests_as_well_when_its_block_goes_and_comes_back() -> None:
+    made, whole = supplied("10.0.0.0/31", pool="web"), supply("10.0.0.0/31", pool="web")
+    ask(made, A, "web")
+    ask(made, B, "web")
+    made.release(A, now=10)
+    made.provide(supply(pool="web"))
+    made.release(B, now=20)
+    again = NodeAllocator()
+    again.restore(made.records(now=20), now=20)
+    for each in (made, again):
+        each.provide(whole)
+        assert each.need("web", 39)[4] == (0, 0, 0, 2)
+        assert ask(each, C, "web", now=39) == "short of IPv4"
+        assert ask(each, C, "web", now=40) == "10.0.0.0"
+
+
+def test_records_that_contradict_others_are_passed_over() -> None:
+    made = NodeAllocator()
+    records = [
+        Gave(*A, "", ("10.0.0.2",)),
+        Gave(*B, "", ("10.0.0.2",)),
+        Freed(*B, ("10.0.0.2",), 0.0),
+        Rests((("10.0.0.2", 0.0),)),
+        Gave(*C, "", ("no address",)),
+        Closed("10.0.0.0/24"),
+        Opened("10.0.0.0/24"),
+    ]
+    assert made.restore(records, now=0) == 4
+    assert made.user(packed("10.0.0.2")) == A
+    assert made.closed == frozenset()
+
+
+def test_a_clock_that_was_ahead_keeps_no_address_resting_for_ever() -> None:
+    made = NodeAllocator()
+    made.restore([Rests((("10.0.0.7", 1e9),))], now=5)
+    made.provide(supply("10.0.0.7/32", pool="web"))
+    assert ask(made, A, "web", now=34) == "short of IPv4"
+    assert ask(made, A, "web", now=35) == "10.0.0.7"
+
+
+def test_as_many_free_addresses_are_told_as_json_can_hold() -> None:
+    made = supplied("fd00::/56", "fd01::/56")
+    assert made.need("", 0)[6].free == 2**53 - 1

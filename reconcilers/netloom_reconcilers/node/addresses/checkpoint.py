@@ -20,7 +20,7 @@ from typing import Literal
 
 import structlog
 
-from netloom.ipam.address_records import Header, Reading, Record, line, read, whole
+from netloom.ipam.address_records import FORMAT, Header, Reading, Record, line, read, whole
 
 log = structlog.get_logger(__name__)
 
@@ -177,6 +177,8 @@ def _judged(reading: Reading, node: str, boot: str, *, is_there: bool) -> Found:
         return Found((), "there was none", "none")
     if header is None:
         return Found((), reading.damage, "damage")
+    if header.format != FORMAT:
+        return Found((), f"it is of format {header.format}, and this version writes {FORMAT}", "damage")
     if header.node != node:
         return Found((), f"it is that of node {header.node}", "node")
     if header.boot != boot:

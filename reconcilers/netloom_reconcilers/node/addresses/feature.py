@@ -275,7 +275,9 @@ class AddressesFeature(NodeFeature):
             "Addresses that are in use, and that this node's NetloomNode does not hold any more.",
             value=len(self.allocator.orphans()),
         )
-        counted = CounterMetricFamily("netloom_address_changes", "Addresses given and released.", labels=["change"])
+        counted = CounterMetricFamily(
+            "netloom_address_changes", "Owners that were given addresses, and that released some.", labels=["change"]
+        )
         for change in ("given", "released"):
             counted.add_metric([change], self.service.counts[change])
         yield counted

@@ -45,6 +45,7 @@ BACKLOG = 512
 _CREDENTIALS = struct.Struct("3i")
 _JSON = CIMultiDictProxy(CIMultiDict({"Content-Type": "application/json"}))
 _encode = msgspec.json.Encoder().encode
+_ROOT = 0
 _MOST = 300.0
 """Seconds that a request may wait."""
 
@@ -165,7 +166,7 @@ def _is_root(request: web.BaseRequest) -> bool:
     if connection is None:
         return False
     said = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-    return _CREDENTIALS.unpack(said)[1] in (0, os.geteuid())
+    return _CREDENTIALS.unpack(said)[1] in (_ROOT, os.geteuid())
 
 
 def bind(path: Path) -> socket.socket:

@@ -114,7 +114,6 @@ class AddressService:
             self.failures[refusal.reason] += 1
             _REFUSED.observe(self.clock() - began)
             raise
-        self.counts["given"] += 1
         _GIVEN.observe(self.clock() - began)
         return holding
 
@@ -130,6 +129,7 @@ class AddressService:
             if isinstance(got, Shortage):
                 waiter = _Waiter(owner, pool, families, elsewhere, asyncio.get_running_loop().create_future(), got)
                 await self._wait(waiter, wait)
+            self.counts["given"] += 1
             if self.failed.pop((pool, versions), None):
                 self.troubled()
         holding = self.allocator.holding(owner)
@@ -142,7 +142,7 @@ class AddressService:
         self.check()
         gone = self.allocator.release(owner, addresses, now=self.clock())
         await self.written()
-        self.counts["released"] += len(gone)
+        self.counts["released"] += bool(gone)
         return gone
 
     async def collect(self, valid: Collection[tuple[str, str]]) -> tuple[Address, ...]:
@@ -153,8 +153,8 @@ class AddressService:
         for owner, _ in self.allocator.held():
             if owner.container and (owner.container, owner.interface) not in valid:
                 gone += self.allocator.release(owner, now=self.clock())
+                self.counts["released"] += 1
         await self.written()
-        self.counts["released"] += len(gone)
         return tuple(gone)
 
     def begin(self) -> Found | None:
