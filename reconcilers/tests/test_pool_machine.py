@@ -152,29 +152,31 @@ class PoolMachine(RuleBasedStateMachine):
             blocks[pool].remove(text)
             self.world.edit(blocks)
 
-    @rule(fault=st.sampled_from(["lost", "unheard", "late", "conflict"]), comes=st.booleans())
-    def a_burst_leaves_blocks_that_are_given_back_in_vain(self, fault: str, comes: bool) -> None:
-        """What takes many steps to come about. Then pods come back as soon as the blocks may be given of again, and
-        what was late arrives."""
+    @rule(fault=st.sampled_from(["lost", "unheard", "late"]), after=st.sampled_from([2.0, LATE_SECONDS + 2]))
+    def a_burst_leaves_blocks_that_are_given_back_in_vain(self, fault: str, after: float) -> None:
+        """What takes many steps to come about. Then pods come back, and what was late arrives."""
 
         async def burst() -> None:
-            names = [f"burst/{number}-{self.world.now}" for number in range(30)]
+            world, names = self.world, [f"burst/{number}-{self.world.now}" for number in range(30)]
             for _ in range(2):
                 for name in names:
-                    self.world.pod(name)
-                await self.world.settle()
+                    world.pod(name)
+                await world.settle()
             for name in names:
-                self.world.gone(name)
-            await self.world.settle(REST + 1)
-            self.world.faults.append(fault)
-            await self.world.settle(1.5 * IDLE_SECONDS, grants=False)
-            if comes:
-                await self.world.settle(LATE_SECONDS - IDLE_SECONDS, grants=False)
-                for name in names:
-                    self.world.pod(name)
-                self.world.arrive()
-                for name in names:
-                    self.world.gone(name)
+                world.gone(name)
+            world.faults = []
+            await world.settle(REST + 1)
+            world.faults = [fault]
+            for _ in range(200):
+                if world.faults:
+                    await world.look()
+                    world.now += 1
+            await world.settle(after, grants=False)
+            for name in names:
+                world.pod(name)
+            world.arrive()
+            for name in names:
+                world.gone(name)
 
         self.run(burst())
 

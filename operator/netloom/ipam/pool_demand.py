@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 
 from netloom.api.v1alpha1 import NeededAddresses, PoolRequest
 from netloom.cidr import VERSIONS, Cidr, Version
-from netloom.ipam.node_allocator import Count, Need
+from netloom.ipam.node_allocator import MOST, Count, Need
 
 DEBOUNCE = 1.0
 """Seconds for which a need must stand before it is written, if nobody waits for it."""
@@ -145,15 +145,16 @@ class Demand:
         for version in VERSIONS:
             count, size = view.count(version), view.per_block.get(version, 0)
             counts = view.gives and size > 0
-            free = count.free
             if counts and count.waiting:
                 continue
-            for block in reversed(view.blocks):  # the allocator gives of the first ones first
-                if block.version != version or block not in view.idle or block in kept:
+            blocks = [each for each in view.blocks if each.version == version]
+            room = size * len(blocks) - count.used - count.resting - _lost(view, version)
+            for block in reversed(blocks):  # the allocator gives of the first ones first
+                if block not in view.idle or block in kept:
                     continue
-                if counts and free - size < ready:
+                room -= size
+                if counts and room < ready:
                     break
-                free -= size
                 if self._stands(("idle", block), self.idle_seconds, now, waits):
                     found.append(block)
         return found
@@ -184,13 +185,19 @@ def _exact(view: PoolView, version: Version, ready: int) -> int:
     free) it needs on top, as the operator counts whole blocks."""
     if version not in view.per_block:
         return 0
-    count, size = view.count(version), view.per_block[version]
+    count = view.count(version)
     needed = count.used + count.resting
-    if not view.gives:
-        return needed
+    return needed + count.waiting + ready + _lost(view, version) if view.gives else needed
+
+
+def _lost(view: PoolView, version: Version) -> int:
+    """Addresses of its blocks that the node cannot give, though they are counted. Of large blocks not all that is free
+    is told, and it does not matter."""
+    count, size = view.count(version), view.per_block.get(version, 0)
+    if not view.gives or count.free >= MOST:
+        return 0
     whole = size * sum(each.version == version for each in view.blocks)
-    lost = max(0, whole - needed - count.free)
-    return needed + count.waiting + ready + lost
+    return max(0, whole - count.used - count.resting - count.free)
 
 
 def _of(needed: NeededAddresses, version: Version) -> int:

@@ -284,3 +284,26 @@ def test_a_hand_edited_request_is_put_right() -> None:
     node.said = (asked("default", 1_000_000), asked("ghost", 7))
     node.wait(DEBOUNCE)
     assert node.said == (asked("default", 14),)
+
+
+def test_a_block_of_more_addresses_than_are_counted_serves_and_goes_like_any() -> None:
+    demand, large = Demand(), (Cidr.parse("fd00::/64"), Cidr.parse("fd00:0:0:1::/64"))
+    allocator = NodeAllocator(REST)
+    allocator.provide(Supply(blocks={"blue": large}))
+
+    def look(now: float) -> Step:
+        view = PoolView(
+            name="blue",
+            per_block={6: 2**64 - 2},
+            ready=8,
+            need=allocator.need("blue", now),
+            blocks=large,
+            idle=allocator.idle("blue", now),
+        )
+        return demand.look([view], (asked("blue", 0, 1024),), (), now)
+
+    allocator.allocate(Owner("a/1"), "blue", frozenset((6,)), 0)
+    assert (look(0).requested, look(IDLE_SECONDS).surplus) == ((asked("blue", 0, 1024),), large[1:])
+    allocator.release(Owner("a/1"), now=IDLE_SECONDS)
+    look(200)
+    assert look(200 + IDLE_SECONDS).surplus == large[::-1]
