@@ -13,13 +13,15 @@ class Mode:
     """One of them.
 
     from_network: the operator cuts nodes' blocks from the lists in spec.ipam.clusterPool. from_node: each Node comes
-    with its CIDRs (`Node.brought`). `writer` puts them there. no_tunnels: why tunnels do not work with it; "" if they
+    with its CIDRs (`Node.brought`). `writer` puts them there. from_outside: somebody else writes single addresses into
+    NetloomNodes, whenever they like; no ledger knows them. no_tunnels: why tunnels do not work with it; "" if they
     do. native_cidr: why the network has to name its native CIDR; "" if it need not.
     """
 
     name: str
     from_network: bool = False
     from_node: bool = False
+    from_outside: bool = False
     writer: str = ""
     no_tunnels: str = ""
     native_cidr: str = ""
@@ -27,7 +29,7 @@ class Mode:
     @property
     def is_implemented(self) -> bool:
         """Whether this version gives addresses in it."""
-        return self.from_network or self.from_node
+        return self.from_network or self.from_node or self.from_outside
 
 
 _ALL = (
@@ -38,7 +40,11 @@ _ALL = (
     ),
     Mode("cluster-pool", from_network=True),
     Mode("multi-pool"),
-    Mode("crd", no_tunnels="nodes then hold single addresses given from outside, and a tunnel needs whole pod CIDRs."),
+    Mode(
+        "crd",
+        from_outside=True,
+        no_tunnels="nodes then hold single addresses given from outside, and a tunnel needs whole pod CIDRs.",
+    ),
     Mode("eni", no_tunnels="the VPC itself routes the addresses of pods, and expects their packets unwrapped."),
     Mode("azure", no_tunnels="the VNet itself routes the addresses of pods, and expects their packets unwrapped."),
     Mode(

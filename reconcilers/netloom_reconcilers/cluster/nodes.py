@@ -19,7 +19,7 @@ from typing import TypeVar
 import structlog
 
 from netloom.api.core import Node
-from netloom.api.holdings import holds
+from netloom.api.holdings import holds, is_in_use
 from netloom.api.ipam_modes import Mode, mode_named
 from netloom.api.meta import Object
 from netloom.api.odd_addresses import in_pod_cidr, is_usable, no_address, odd_addresses
@@ -38,6 +38,7 @@ from netloom_reconcilers.cluster.allocation.incarnation import BlocksFreed, Inca
 from netloom_reconcilers.cluster.allocation.last_known_addresses import LastKnownAddresses
 from netloom_reconcilers.cluster.allocation.left_out import LeftOut
 from netloom_reconcilers.cluster.allocation.metrics import WRITES
+from netloom_reconcilers.cluster.allocation.outside_addresses import OutsideAddresses
 from netloom_reconcilers.cluster.allocation.waiting import LAG_SECONDS, RECHECK_SECONDS, Reason, WaitingNodes
 from netloom_reconcilers.conditions import said
 
@@ -62,6 +63,7 @@ class NodesReconciler(Member):
         configuration: AllocationConfiguration,
         addresses: LastKnownAddresses,
         left_out: LeftOut,
+        outside: OutsideAddresses,
         waiting_nodes: WaitingNodes,
         writers: int,
     ) -> None:
@@ -71,6 +73,7 @@ class NodesReconciler(Member):
         self._configuration = configuration
         self._addresses = addresses
         self._left_out = left_out
+        self._outside = outside
         self._unreached: dict[str, float] = {}
         self._waiting = waiting_nodes
         self._writers = asyncio.Semaphore(writers)
@@ -114,6 +117,8 @@ class NodesReconciler(Member):
             return await self._refuse(obj or node, request)
         if (unreachable := self._unreachable(node, obj)) is not None:
             return await self._wait_for_address(node, unreachable)
+        if self._mode.from_outside:
+            return LAG_SECONDS if await self._made(node) is None else self._outside.wait(name)
         entered = self._allocator.assignments.entered
         stale = [cidr for cidr in entered(name) if request.cidrs and cidr not in request.cidrs]
         again = await self._release(name, stale, gone=False)
@@ -231,7 +236,7 @@ class NodesReconciler(Member):
                 return await self._refuse(
                     obj, _differing(live, obj, self._mode)
                 )  # which it will get decides about the object
-        if not holds(obj.spec.ipam):
+        if not holds(obj.spec.ipam) and not self._mode.from_outside:
             return await self._allocate(node, obj)
         more = self._brings_more(node, obj)
         why: Reason | None = node_objects.unusable(obj) or await self._adopt(obj)
@@ -252,7 +257,11 @@ class NodesReconciler(Member):
             return await self._refuse(obj, why)
         if more:
             return await self._allocate(node, obj)
+        if self._mode.from_outside and (wrong := self._outside.wrong(obj)) is not None:
+            return await self._refuse(obj, wrong)
         self._waiting.remove(name)
+        if (wait := self._outside.wait(name)) is not None:
+            return wait
         await self._fine(obj)
         extra = [cidr for cidr in self._allocator.assignments.entered(name) if cidr not in node_objects.held(obj)]
         return await self._release(name, extra, gone=False)
@@ -289,6 +298,8 @@ class NodesReconciler(Member):
     async def _adopt(self, obj: NetloomNode) -> Reason | None:
         """Enters what the object holds into the ledgers, where it is missing there."""
         name, mode = obj.metadata.name, self._configuration.mode
+        if self._mode.from_outside:
+            return await self._outside.open(obj, mode)
         unrecorded = self._allocator.assignments.unrecorded.get(name)
         if not unrecorded or not self._mode.is_implemented:
             return None
@@ -381,10 +392,11 @@ class NodesReconciler(Member):
         return obj
 
     def _netloom_node_changed(self, key: str, old: NetloomNode | None, new: NetloomNode | None) -> None:
-        if old is None or new is None or old.spec.ipam != new.spec.ipam:
-            if self._allocator.hold(key, node_objects.held(new) if new is not None else ()):
+        if old is None or new is None or (old.spec.ipam, old.status.ipam) != (new.spec.ipam, new.status.ipam):
+            if self._allocator.hold(key, node_objects.held_blocks(new) if new is not None else ()):
                 self._publish(BlocksFreed())
-            if new is None:
+            self._outside.note(key, new)
+            if new is None or not is_in_use(new):
                 self._commits.wake()
         if key != self._own and not (old is None and key in self._creating):
             self._publish(NodesAffected((key,)))
@@ -403,20 +415,24 @@ class NodesReconciler(Member):
         again = self._waiting.add(name, why)
         if waiting.told_by_network(why):
             return again
-        if isinstance(about, Node):
-            try:
-                async with self._writers, asyncio.timeout(REQUEST_SECONDS):
-                    addresses = self._addresses.of(about, None).addresses
-                    obj = await self._send(about, None, self._configuration.mode, (), addresses)
-            except AlreadyExists:
-                await self._live(self._netloom_nodes, name)
-                return LAG_SECONDS
-            self._store(obj)
-        else:
-            obj = about
+        obj = await self._made(about) if isinstance(about, Node) else about
+        if obj is None:
+            return LAG_SECONDS
         message = said(why, f"NetloomNode {name}") if isinstance(why, Problem) else f"{why}."
         await self._tell(obj, False, waiting.reason_of(why), message)
         return again
+
+    async def _made(self, node: Node) -> NetloomNode | None:
+        """A NetloomNode without CIDRs for a Node that has none; None where somebody else was faster."""
+        try:
+            async with self._writers, asyncio.timeout(REQUEST_SECONDS):
+                addresses = self._addresses.of(node, None).addresses
+                obj = await self._send(node, None, self._configuration.mode, (), addresses)
+        except AlreadyExists:
+            await self._live(self._netloom_nodes, node.metadata.name)
+            return None
+        self._store(obj)
+        return obj
 
     async def _fine(self, obj: NetloomNode) -> None:
         """Takes back an earlier complaint. A node that never had one costs no write."""

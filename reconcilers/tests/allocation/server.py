@@ -203,8 +203,12 @@ def _apply_conditions(target: Json, change: Json, applied: set[str]) -> None:
     """Server-side apply, of a list of conditions keyed by their type and nothing else. `applied`: those that the field
     manager applied before; what it does not list again goes."""
     assert set(change) == {"status"}
-    assert set(change["status"]) == {"conditions"}
     status = target.setdefault("status", {})
+    if set(change["status"]) <= {"ipam"}:  # of the one manager that says how a node uses its addresses: it lists all
+        status.pop("ipam", None)
+        status |= change["status"]
+        return
+    assert set(change["status"]) == {"conditions"}
     by_type = {each["type"]: each for each in status.get("conditions", [])}
     listed = {each["type"]: each for each in change["status"]["conditions"]}
     for type_ in applied - set(listed):
@@ -246,7 +250,8 @@ def _rules(plural: str, old: Json | None, new: Json) -> None:
     if plural == "netloomnodes" and old is not None:
         ipam, before = new["spec"].get("ipam", {}), old["spec"].get("ipam", {})
         _check(set(before.get("podCIDRs", ())) <= set(ipam.get("podCIDRs", ())), "a CIDR cannot be taken away")
-        _check(before.get("mode", "") in ("", ipam.get("mode", "")), "the mode cannot change")
+        holds = before.get("podCIDRs") or before.get("pools", {}).get("allocated") or before.get("pool")
+        _check(not holds or before.get("mode", "") in ("", ipam.get("mode", "")), "the mode cannot change")
 
 
 def _mode(network: Json) -> str:
