@@ -15,7 +15,8 @@ class Mode:
     from_network: the operator cuts nodes' blocks from the lists in spec.ipam.clusterPool. from_node: each Node comes
     with its CIDRs (`Node.brought`). `writer` puts them there. from_outside: somebody else writes single addresses into
     NetloomNodes, whenever they like; no ledger knows them. no_tunnels: why tunnels do not work with it; "" if they
-    do. native_cidr: why the network has to name its native CIDR; "" if it need not.
+    do. no_direct_routes: the same of autoDirectNodeRoutes. native_cidr: why the network has to name its native CIDR; ""
+    if it need not.
     """
 
     name: str
@@ -24,6 +25,7 @@ class Mode:
     from_outside: bool = False
     writer: str = ""
     no_tunnels: str = ""
+    no_direct_routes: str = ""
     native_cidr: str = ""
 
     @property
@@ -44,6 +46,7 @@ _ALL = (
         "crd",
         from_outside=True,
         no_tunnels="nodes then hold single addresses given from outside, and a tunnel needs whole pod CIDRs.",
+        no_direct_routes="nodes then hold single addresses, and the network itself knows the way to each.",
     ),
     Mode("eni", no_tunnels="the VPC itself routes the addresses of pods, and expects their packets unwrapped."),
     Mode("azure", no_tunnels="the VNet itself routes the addresses of pods, and expects their packets unwrapped."),
