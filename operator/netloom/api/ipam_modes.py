@@ -14,7 +14,8 @@ class Mode:
 
     from_network: the operator cuts nodes' blocks from the lists in spec.ipam.clusterPool. from_node: each Node comes
     with its CIDRs (`Node.brought`). `writer` puts them there. from_outside: somebody else writes single addresses into
-    NetloomNodes, whenever they like; no ledger knows them. no_tunnels: why tunnels do not work with it; "" if they
+    NetloomNodes, whenever they like; no ledger knows them. pools: nodes hold blocks of pools, more as their pods need
+    them. singles: nodes hold single addresses. no_tunnels: why tunnels do not work with it; "" if they
     do. no_direct_routes: the same of autoDirectNodeRoutes. native_cidr: why the network has to name its native CIDR; ""
     if it need not.
     """
@@ -23,6 +24,8 @@ class Mode:
     from_network: bool = False
     from_node: bool = False
     from_outside: bool = False
+    pools: bool = False
+    singles: bool = False
     writer: str = ""
     no_tunnels: str = ""
     no_direct_routes: str = ""
@@ -41,15 +44,24 @@ _ALL = (
         writer="kube-controller-manager writes it, if run with --allocate-node-cidrs",
     ),
     Mode("cluster-pool", from_network=True),
-    Mode("multi-pool"),
+    Mode("multi-pool", pools=True),
     Mode(
         "crd",
         from_outside=True,
+        singles=True,
         no_tunnels="nodes then hold single addresses given from outside, and a tunnel needs whole pod CIDRs.",
         no_direct_routes="nodes then hold single addresses, and the network itself knows the way to each.",
     ),
-    Mode("eni", no_tunnels="the VPC itself routes the addresses of pods, and expects their packets unwrapped."),
-    Mode("azure", no_tunnels="the VNet itself routes the addresses of pods, and expects their packets unwrapped."),
+    Mode(
+        "eni",
+        singles=True,
+        no_tunnels="the VPC itself routes the addresses of pods, and expects their packets unwrapped.",
+    ),
+    Mode(
+        "azure",
+        singles=True,
+        no_tunnels="the VNet itself routes the addresses of pods, and expects their packets unwrapped.",
+    ),
     Mode(
         "gke",
         from_node=True,
