@@ -12,19 +12,19 @@ from netloom.api.v1alpha1 import NetloomNetwork
 class Mode:
     """One of them.
 
-    from_network: the operator cuts nodes' blocks from the lists in spec.ipam.clusterPool. from_node: each Node comes
-    with its CIDRs (`Node.brought`). `writer` puts them there. from_outside: somebody else writes single addresses into
-    NetloomNodes, whenever they like; no ledger knows them. pools: nodes hold blocks of pools, more as their pods need
-    them. singles: nodes hold single addresses. no_tunnels: why tunnels do not work with it; "" if they
-    do. no_direct_routes: the same of autoDirectNodeRoutes. native_cidr: why the network has to name its native CIDR; ""
-    if it need not.
+    from_network: the operator cuts nodes' blocks from the lists in spec.ipam.clusterPool. from_pools: nodes hold blocks
+    of NetloomIPPools, more as their pods need them. from_node: each Node comes with its CIDRs (`Node.brought`).
+    `writer` puts them there. from_outside: somebody else writes single addresses into NetloomNodes, whenever they like;
+    no ledger knows them. singles: nodes hold such. no_tunnels: why tunnels do not work with it; "" if they do.
+    no_direct_routes: the same of autoDirectNodeRoutes. native_cidr: why the network has to name its native CIDR; "" if
+    it need not.
     """
 
     name: str
     from_network: bool = False
     from_node: bool = False
     from_outside: bool = False
-    pools: bool = False
+    from_pools: bool = False
     singles: bool = False
     writer: str = ""
     no_tunnels: str = ""
@@ -44,7 +44,7 @@ _ALL = (
         writer="kube-controller-manager writes it, if run with --allocate-node-cidrs",
     ),
     Mode("cluster-pool", from_network=True),
-    Mode("multi-pool", pools=True),
+    Mode("multi-pool", from_pools=True),
     Mode(
         "crd",
         from_outside=True,
