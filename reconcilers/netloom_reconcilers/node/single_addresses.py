@@ -92,21 +92,24 @@ class SingleAddresses:
         mode, used = self._wanted(network, node), self.used()
         if mode and not self._mode:
             return await self._begin(node, mode)
-        if self._mode and not mode and not used:
+        if self._mode and not node.spec.ipam.pool and not used:
             self._mode = ""
             self.changed()
         self._tell_withdrawn(node)
         self.changed()
-        return await self._report(node, used)
+        said = node.status.ipam
+        if self._mode or said.mode or said.used or mode_named(network.status.ipam.mode).from_outside:
+            return await self._report(node, used)
+        return None
 
     def _wanted(self, network: NetloomNetwork, node: NetloomNode) -> str:
         mode = network.status.ipam.mode
         given = mode_named(mode).from_outside and node.spec.ipam.mode == mode and node.spec.ipam.pool
-        return mode if given else ""
+        return mode if given and (self._mode or in_force(network, mode)) else ""
 
     async def _begin(self, node: NetloomNode, mode: str) -> float | None:
         """First the word, then the look: see the module."""
-        if node.status.ipam.mode != mode and await self._write(node, mode, self.used()) is None:
+        if node.status.ipam.mode != mode and await self._write(node, mode, node.status.ipam.used) is None:
             return AGAIN_SECONDS
         for network in (await self.api.list(NETWORKS)).objects:
             self.networks.put(network)
@@ -123,25 +126,27 @@ class SingleAddresses:
         pool, said = node.spec.ipam.pool, node.status.ipam
         now = dict(sorted((format_address(address), owner) for address, owner in used.items())[:MOST])
         wanted = {text: _entry(owner, pool.get(text) or said.used.get(text)) for text, owner in now.items()}
-        if (self._mode, wanted) == (said.mode, said.used):
+        mode = self._mode or (said.mode if pool else "")
+        if (mode, wanted) == (said.mode, said.used):
             return None
         pause = self._written_at + PAUSE_SECONDS - self.clock()
-        if self._mode == said.mode and pause > 0:
+        if mode == said.mode and pause > 0:
             return pause
         self._written_at = self.clock()
-        await self._write(node, self._mode, used, wanted)
-        return None
+        return None if await self._write(node, mode, wanted) else AGAIN_SECONDS
 
-    async def _write(
-        self, node: NetloomNode, mode: str, used: Used, entries: Mapping[str, PoolAddress] | None = None
-    ) -> NetloomNode | None:
-        """As written; None where the object is not there any more, or is another one."""
-        meta, told = node.metadata, node.status.ipam.used if entries is None else entries
+    async def _write(self, node: NetloomNode, mode: str, told: Mapping[str, PoolAddress]) -> NetloomNode | None:
+        """As written; None where the object is not there any more, or is another one.
+
+        Without a mode only at this very version, of which the pool is empty: a request that is late, of a process that
+        died meanwhile perhaps, takes nothing away from one that begins with what the pool holds then."""
+        meta = node.metadata
         ipam: dict[str, Any] = {"mode": mode} if mode else {}
         if told:
             ipam["used"] = {text: {"owner": each.owner, "resource": each.resource} for text, each in told.items()}
         status = {"ipam": ipam} if ipam else {}  # what is not listed goes
-        patch = {"metadata": {"name": meta.name, "uid": meta.uid}, "status": status}
+        fence = {} if mode else {"resourceVersion": meta.resource_version}
+        patch = {"metadata": {"name": meta.name, "uid": meta.uid, **fence}, "status": status}
         manager = manager_of("ipam")
         try:
             stored = await self.api.patch(

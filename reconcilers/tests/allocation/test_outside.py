@@ -42,7 +42,7 @@ def used(world: World, name: str) -> dict[str, object]:
 def outside(empty: World) -> World:
     """A network in mode crd, with a node a and an operator at work."""
     empty.apply_network(mode="crd")
-    empty.edit("netloomnetworks", "default", routing={"mode": "native"})
+    empty.edit("netloomnetworks", "default", routing={"mode": "native", "ipv4NativeRoutingCIDR": "10.0.0.0/8"})
     empty.join("a")
     empty.start()
     empty.calm(1)
