@@ -19,7 +19,7 @@ from typing import TypeVar
 import structlog
 
 from netloom.api.core import Node
-from netloom.api.holdings import holds, is_in_use
+from netloom.api.holdings import blocks, holds, is_in_use
 from netloom.api.ipam_modes import Mode, mode_named
 from netloom.api.meta import Object
 from netloom.api.odd_addresses import in_pod_cidr, is_usable, no_address, odd_addresses
@@ -236,8 +236,9 @@ class NodesReconciler(Member):
                 return await self._refuse(
                     obj, _differing(live, obj, self._mode)
                 )  # which it will get decides about the object
-        if not holds(obj.spec.ipam) and not self._mode.from_outside:
-            return await self._allocate(node, obj)
+        if not any(blocks(obj.spec.ipam)) and not self._mode.from_outside:
+            stray = self._outside.stray(obj, self._mode)
+            return await (self._refuse(obj, stray) if stray else self._allocate(node, obj))
         more = self._brings_more(node, obj)
         why: Reason | None = node_objects.unusable(obj) or await self._adopt(obj)
         if why is None and not more and self._cannot_keep(node, obj):

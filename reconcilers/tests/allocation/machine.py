@@ -98,8 +98,8 @@ class AllocationMachine(RuleBasedStateMachine):
         if world.mode_in_force == "cluster-pool":
             pool = world.network["spec"]["ipam"]["clusterPool"]
             listed = [Cidr.parse(cidr) for cidr in (*pool["ipv4PodCIDRList"], *pool.get("ipv6PodCIDRList", ()))]
-            for name, cidrs in world.cidrs().items():
-                for cidr in cidrs:
+            for name, obj in world.server.all("netloomnodes").items():
+                for cidr in map(Cidr.parse, obj["spec"].get("ipam", {}).get("podCIDRs", ())):
                     assert any(each.contains(cidr) for each in listed), f"removed: {name} holds {cidr}"
 
     # The start

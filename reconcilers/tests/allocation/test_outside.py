@@ -344,3 +344,18 @@ def test_a_lock_that_was_being_cleared_by_one_who_died_goes_on_or_is_kept(outsid
     outside.calm(20)
     assert outside.mode_in_force == ""
     assert outside.server.execute(Request("get", "netloomnetworks", "default"))["metadata"]["finalizers"] == []
+
+
+def test_addresses_left_from_before_the_mode_was_changed_are_told(outside: World) -> None:
+    """They were written when nothing was in force, and the network was changed before the operator saw them."""
+    for operator in outside.running:
+        outside.kill(operator)
+    outside.fill("a", "10.7.0.5")
+    outside.apply_network(mode="cluster-pool", ipv4PodCIDRList=["10.0.0.0/22"], ipv4MaskSize=24)
+    outside.start()
+    outside.calm(10)
+    assert allocated(outside, "a")[1] == "NotOfThisMode"
+    assert "podCIDRs" not in ipam(outside, "a"), "the API server would not take them beside single addresses"
+    outside.withdraw("a", "10.7.0.5")
+    outside.calm(10)
+    assert ipam(outside, "a") == {"mode": "cluster-pool", "pool": {}, "podCIDRs": ["10.0.0.0/24"]}

@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Set
 
 from netloom.api.core import Node
 from netloom.api.holdings import addresses, holds, is_in_use
+from netloom.api.ipam_modes import Mode
 from netloom.api.odd_addresses import is_usable
 from netloom.api.problem import Problem
 from netloom.api.v1alpha1 import NetloomNode
@@ -70,6 +71,15 @@ class OutsideAddresses(Member):
         except LockError as error:
             return problem(name, error.reason, f"{error}.", "It is tried again.")
         return None
+
+    def stray(self, obj: NetloomNode, mode: Mode) -> Problem | None:
+        """Single addresses that were written before the mode was changed to one of CIDRs, and after the lock was clear:
+        no agent gave any, and the API server takes no CIDR beside them."""
+        if not obj.spec.ipam.pool:
+            return None
+        message = f"it holds single addresses, and the network's IPAM mode is {mode.name}: no pod is given any."
+        way_out = f"Have {_GIVER} take them out; then the node is given what it needs."
+        return _of(obj.metadata.name, "", "NotOfThisMode", message, way_out)
 
     def wrong(self, obj: NetloomNode) -> Problem | None:
         """The first thing that is wrong with what it holds."""
