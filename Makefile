@@ -5,7 +5,7 @@ PY := .venv/bin/python
 PEERS ?= 10000
 export PATH := $(PATH):/usr/sbin:/sbin
 
-.PHONY: help demo test check bench bench-allocation bench-mesh bench-codec bench-drift bench-restart bench-join bench-throughput bench-senders bench-webhook setup setup-tests
+.PHONY: help demo test check bench bench-allocation bench-mesh bench-codec bench-drift bench-restart bench-join bench-throughput bench-senders bench-webhook bench-ipam setup setup-tests
 
 help: ## Show this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -25,7 +25,7 @@ check: setup-tests ## Format, lint, types, layers and unit tests; under a minute
 	.venv/bin/lint-imports --no-logo
 	$(PY) -m pytest -q -n 4 -m "not slow" operator/tests reconcilers/tests
 
-bench: bench-allocation bench-mesh bench-codec bench-drift bench-restart bench-join bench-throughput bench-senders bench-webhook ## Run all benches; each ends with a line `RESULT {json}`
+bench: bench-allocation bench-mesh bench-codec bench-drift bench-restart bench-join bench-throughput bench-senders bench-webhook bench-ipam ## Run all benches; each ends with a line `RESULT {json}`
 
 bench-allocation: NODES ?= 5000
 bench-allocation: setup ## Allocation for NODES new nodes beside the raw create rate
@@ -58,6 +58,9 @@ bench-senders: setup ## What it costs pods' traffic that nodes know who may send
 bench-webhook: NODES ?= 5000
 bench-webhook: setup ## What the guard adds to writes, beside Open Policy Agent, with NODES nodes
 	@$(PY) e2e/bench/webhook.py --nodes $(NODES)
+
+bench-ipam: setup ## Addresses of pods by the node's socket, beside the CNI's host-local
+	@$(PY) e2e/bench/ipam.py
 
 setup:
 	@e2e/setup

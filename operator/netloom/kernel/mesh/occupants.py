@@ -7,8 +7,9 @@ gateway leads away, and is nobody's who lives here.
 
 import asyncio
 from collections.abc import Collection
+from typing import NamedTuple
 
-from netloom.cidr import Cidr
+from netloom.cidr import Address, Cidr
 from netloom.kernel.mesh import reader
 from netloom.kernel.netlink.sockets import CommandSocket
 from netloom.kernel.ownership import DEVICE_PREFIX
@@ -43,3 +44,33 @@ def _read(commands: CommandSocket, within: Collection[Cidr]) -> dict[Cidr, str]:
             if cidr not in result and cidr.contains(place):
                 result[cidr] = f"{text} on {name}"
     return result
+
+
+class SingleAddresses(NamedTuple):
+    """own: those that devices of this node have. routed: those to which a route of somebody else leads by a device,
+    with its name: a pod's."""
+
+    own: frozenset[Address]
+    routed: dict[Address, str]
+
+
+async def single_addresses() -> SingleAddresses:
+    """As the kernel has them now, of whatever CIDR. Raises AnswerLost, OSError."""
+    commands = CommandSocket()  # as above
+    return await asyncio.to_thread(_read_single, commands)
+
+
+def _read_single(commands: CommandSocket) -> SingleAddresses:
+    try:
+        interfaces, routes = reader.read_interfaces(commands), reader.direct_routes(commands)
+    finally:
+        commands.close()
+    names = {link.ifindex: link.name for link in interfaces.links}
+    own = frozenset(each.local.address for each in interfaces.addresses)
+    routed = {}
+    for each in routes:
+        name, address = names.get(each.ifindex, ""), each.destination.packed
+        single = each.destination.length == len(address) * 8
+        if single and name and not name.startswith(DEVICE_PREFIX) and address not in own:
+            routed[address] = name
+    return SingleAddresses(own, routed)

@@ -1,13 +1,13 @@
 """What NetloomNodes mean for this node's mesh: this node, a peer, and in which words one cannot be used. Pure."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 import msgspec
 
 from netloom.api.holdings import block_texts
 from netloom.api.node_addresses import unusable
 from netloom.api.v1alpha1 import CONTESTED, NETWORK_NAME, NetloomNetwork, NetloomNode, Routing
-from netloom.cidr import Address, Cidr, CidrError, format_address, is_address, parse_address
+from netloom.cidr import WIDTH, Address, Cidr, CidrError, format_address, is_address, parse_address
 from netloom.kernel.mac import mac_of
 from netloom.kernel.mesh.desired import Bystander, MeshNode, Peer
 from netloom.kernel.mesh.mesh import AddressConflict
@@ -33,7 +33,7 @@ def node_of(network: NetloomNetwork | None, node: NetloomNode | None, node_name:
         local=local,
         mac=mac_of(node_name),
         mtu=network.spec.mtu,
-        addresses=tuple(prefix.packed for prefix in prefixes),
+        addresses=on_tunnel_devices(prefixes),
         devices=network.spec.devices,
         claimed=claimed_by(node),
         cidrs=prefixes,
@@ -144,6 +144,15 @@ def _clash(prefix: Cidr, node: NetloomNode, local: LocalNode) -> str:
         "is still used by pods of this node, whose own NetloomNode does not hold it any more, and is not routed from "
         "here. Drain this node; see docs/allocation.md."
     )
+
+
+def on_tunnel_devices(cidrs: Sequence[Cidr]) -> tuple[Address, ...]:
+    """The node's own addresses in its pod CIDRs: the first of each. A CIDR of one or two addresses is used whole by
+    pods, and lends one only where the node has no larger one of the family."""
+    larger = [cidr for cidr in cidrs if cidr.length < WIDTH[cidr.version] - 1]
+    known = {cidr.version for cidr in larger}
+    lent = {cidr.version: cidr for cidr in reversed(cidrs) if cidr.version not in known}
+    return tuple(cidr.packed for cidr in cidrs if cidr in larger or cidr == lent.get(cidr.version))
 
 
 def missing(network: NetloomNetwork | None, node_name: str) -> Obstacle:

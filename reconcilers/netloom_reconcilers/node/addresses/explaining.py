@@ -1,0 +1,63 @@
+"""What a node says of addresses that it cannot give. Pure."""
+
+from collections.abc import Collection, Iterator
+
+from netloom.cidr import Cidr, format_address
+from netloom.ipam.node_allocator import NO_POOL, NodeAllocator, Owner, Shortage, Supply
+from netloom_reconcilers.node.addresses.supply import shorts
+
+_NAMED = 3
+
+
+def shortage(node: str, supply: Supply, allocator: NodeAllocator, owner: Owner, short: Shortage, now: float) -> str:
+    """Why an owner got nothing."""
+    families = " and ".join(shorts(short.versions))
+    of_pool = f" of pool {short.pool}" if short.pool else ""
+    begin = f"{owner.name} gets no {families or 'IP'} address{of_pool} on node {node}"
+    if short.pool in supply.closed:
+        return f"{begin}: NetloomIPPool {short.pool} is draining, so nothing new is given of it. Name another pool."
+    if not short.versions:
+        return f"{begin}: the node holds nothing to give of. Its NetloomNode's condition Allocated says why."
+    need = allocator.need(short.pool, now)
+    counts = [(version, need[version]) for version in sorted(short.versions)]
+    used = ", ".join(f"IPv{version}: {each.used} used, {each.resting} resting" for version, each in counts)
+    held = [str(cidr) for cidr in supply.blocks.get(short.pool, ()) if cidr.version in short.versions]
+    if short.pool == NO_POOL and supply.singles:
+        what = f"none in spec.ipam.pool of NetloomNode {node} is free for it ({used})"
+        return f"{begin}: {what}. Whoever fills that has to enter more."
+    if not held:
+        where = "spec.ipam.pools.allocated" if short.pool else "spec.ipam.podCIDRs"
+        why = "`netloom pools` says why" if short.pool else "its condition Allocated says why"
+        return f"{begin}: {where} of NetloomNode {node} holds none of that family; {why}."
+    what = f"{', '.join(held[:_NAMED])}{f' and {len(held) - _NAMED} more' if held[_NAMED:] else ''}"
+    way_out = (
+        "The operator was asked for more: `netloom pools` says whether the pool has any."
+        if short.pool
+        else "Run fewer pods on the node (the kubelet's maxPods), or give new nodes larger blocks."
+    )
+    return f"{begin}: all usable addresses of {what} are taken ({used}). {way_out}"
+
+
+def orphans(node: str, allocator: NodeAllocator, kept: Collection[Cidr]) -> Iterator[str]:
+    """Of what is used and not provided any more, what nobody else tells."""
+    found = {
+        address: owner
+        for address, owner in allocator.orphans().items()
+        if not any(cidr.contains(Cidr.of(address)) for cidr in kept)
+    }
+    if found:
+        named = [f"{format_address(address)} of {owner.name}" for address, owner in sorted(found.items())]
+        more = f" and {len(named) - _NAMED} more" if named[_NAMED:] else ""
+        yield (
+            f"NetloomNode {node}: spec.ipam does not hold {', '.join(named[:_NAMED])}{more} any more, which are in use "
+            "and stay so. Enter them again, or delete these pods."
+        )
+
+
+def overlapping(node: str, cidrs: Collection[Cidr]) -> Iterator[str]:
+    """Of blocks that lie inside others of the node."""
+    for cidr in cidrs:
+        yield (
+            f"NetloomNode {node}: spec.ipam.pools.allocated holds {cidr}, which lies inside another CIDR of the node: "
+            "no address is given by it. The operator gives none such; take out what was entered by hand."
+        )

@@ -1,0 +1,316 @@
+"""The node's allocator as a feature of the agent: single addresses for pods, of what the node's NetloomNode holds.
+
+The order of a start: what was written down is taken in; the objects say what there is to give of; the API server's pods
+and the kernel's routes say what runs, and so make up for what was not written down. Nothing is given before, and the
+socket says so. What was provided stays so while the objects are not there.
+"""
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import structlog
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+
+from netloom.api.v1alpha1 import NETWORK_NAME, POOLS, NetloomNode
+from netloom.cidr import Address, Cidr, Version
+from netloom.ipam.node_allocator import NodeAllocator, Owner, Shortage
+from netloom.kernel.keeper.report import Failure, PlannedChange
+from netloom.kernel.mesh.occupants import SingleAddresses, single_addresses
+from netloom.kernel.netlink.sockets import AnswerLost
+from netloom.runtime.controller import Controller
+from netloom.runtime.errors import ApiError, Forbidden
+from netloom.runtime.manager import Run
+from netloom_reconcilers.features.node import NodeContext, NodeFeature
+from netloom_reconcilers.node.addresses import explaining, running
+from netloom_reconcilers.node.addresses.checkpoint import Checkpoint, Found, files
+from netloom_reconcilers.node.addresses.server import AddressServer, serve
+from netloom_reconcilers.node.addresses.service import AddressService
+from netloom_reconcilers.node.addresses.supply import Provision, provision, versions_of
+from netloom_reconcilers.node.addresses.wire import SOCKET
+from netloom_reconcilers.node.known.peers import pod_cidrs_of
+from netloom_reconcilers.node.mesh.reading import missing, on_tunnel_devices
+from netloom_reconcilers.node.probing.targets import addresses_of
+
+log = structlog.get_logger(__name__)
+
+_KEY = "addresses"
+AGAIN_SECONDS = 5.0
+LOOK_SECONDS = 30.0
+"""How often it is looked whether those are still there that are known by sight alone."""
+TOLD_SECONDS = 300.0
+"""How long it is told that the checkpoint was of no use, and that somebody got no address."""
+
+
+class AddressesFeature(NodeFeature):
+    """See the module. `service` is what others of the agent speak to."""
+
+    name = "addresses"
+
+    def __init__(self, context: NodeContext) -> None:
+        super().__init__(context)
+        self.controller = Controller(self.name, self.reconcile)
+        self.allocator = NodeAllocator()
+        state = context.state_dir or context.run_dir
+        self._socket: Path = context.socket or context.run_dir / SOCKET
+        self._state = state
+        self.service = AddressService(
+            self.allocator, Checkpoint(state, context.node_name), self._versions_of, self._explain
+        )
+        self.service.troubled = context.changed
+        self._pools = context.caches.store(POOLS, optional=True)
+        self._provision: Provision | None = None
+        self._kernel = SingleAddresses(frozenset(), {})
+        self._unheard = ""
+        """Why nobody can ask."""
+        self._unseen = ""
+        """Why it is not known whether all that runs is known."""
+        self._found: Found | None = None
+        self._found_at = 0.0
+        self._merged = self._looked = False
+        self._looked_at = 0.0
+        self._kept: frozenset[Cidr] = frozenset()
+        self._ever_kept: set[Cidr] = set()
+        context.networks.subscribe(lambda key, old, new: self._again())
+        context.nodes.subscribe(lambda key, old, new: self._again() if key == context.node_name else None)
+        self._pools.subscribe(lambda key, old, new: self._again())
+
+    def components(self) -> Mapping[str, Run]:
+        """The reconciler, and the socket."""
+        return {self.name: self.controller.run, "address socket": self._serve}
+
+    def changed(self) -> None:
+        """CIDRs may be kept, or kept no longer."""
+        kept = frozenset(cidr for text in self.context.own.kept if (cidr := Cidr.masked(text)) is not None)
+        if kept != self._kept:
+            self._kept = kept
+            self._ever_kept |= kept
+            self._again()
+
+    def _again(self) -> None:
+        self.controller.enqueue(_KEY)
+
+    @property
+    def applied(self) -> bool:
+        """Whether it was looked what there is; what stands in the way is in `errors`."""
+        return self._looked
+
+    async def reconcile(self, key: str = _KEY) -> float | None:
+        """Give of what the objects say, once all that runs is known. Returns when to look again."""
+        await self.context.networks.wait_synced()
+        await self.context.nodes.wait_synced()
+        node = self.context.nodes.get(self.context.node_name)
+        again = None
+        if self._found is None and not self._begin():
+            again = AGAIN_SECONDS
+        elif node is None:
+            if self._provision is None:
+                network = self.context.networks.get(NETWORK_NAME)
+                self.service.obstacle = f"nothing is given yet: {missing(network, self.context.node_name).message}"
+        else:
+            again = await self._provide(node)
+        self._looked = True
+        self.context.changed()  # which comes back as `changed`, and does nothing more where nothing is kept anew
+        return again
+
+    def _begin(self) -> bool:
+        """Takes in what was written down; whether that could be done."""
+        self._found, self._found_at = self.service.begin(), time.monotonic()
+        if self._found is not None:
+            log.info("the checkpoint of addresses is read", records=len(self._found.records), why_not=self._found.lost)
+        return self._found is not None
+
+    # --------------------------------------------------------------------------------------------- what there is
+
+    async def _provide(self, node: NetloomNode) -> float | None:
+        running_known = await self._what_runs(node) if self._is_to_look(node) else None
+        if running_known is None and not self._merged:
+            self.service.obstacle = f"nothing is given yet: {self._unseen}"
+            return AGAIN_SECONDS
+        self._provision = provision(node, self._pools.get, self._taken(node))
+        self.service.provide(self._provision.supply)
+        if running_known is not None:
+            self._take_in(running_known)
+            self._merged, self.service.obstacle = True, ""
+        return LOOK_SECONDS if self._is_anyone_seen() else None
+
+    def _is_anyone_seen(self) -> bool:
+        return any(running.is_seen(owner) for owner, _ in self.allocator.held())
+
+    def _is_to_look(self, node: NetloomNode) -> bool:
+        """When the agent begins, when a CIDR comes back that was kept meanwhile, and as long as somebody is known by
+        sight alone. What the operator gives anew, nobody lives in."""
+        if not self._merged:
+            return True
+        came_back = {each for each in self._ever_kept if any(map(each.overlaps, pod_cidrs_of(node)[0]))}
+        self._ever_kept -= came_back
+        return bool(came_back) or (self._is_anyone_seen() and time.monotonic() - self._looked_at >= LOOK_SECONDS)
+
+    async def _what_runs(self, node: NetloomNode) -> dict[Address, str] | None:
+        """Which pod has which address. None: that is not known, and may be soon."""
+        self._looked_at = time.monotonic()
+        try:
+            self._kernel = await single_addresses()
+        except (AnswerLost, OSError) as error:
+            self._unseen = f"the kernel's routes cannot be read: {error}."
+            return None
+        return await self._pods()
+
+    def _take_in(self, pods: Mapping[Address, str]) -> None:
+        routed, singles = self._kernel.routed, self._provision.supply.singles if self._provision else {}
+        mine = self.allocator.block
+        merged = running.merge(self.allocator, pods, routed, lambda each: mine(each) is not None or each in singles)
+        if merged.adopted:
+            log.info("what runs and was not written down is entered", addresses=len(merged.adopted))
+        for owner in running.gone(self.allocator, pods, routed):
+            log.info("what was seen to have an address is gone", who=owner.name)
+            self.allocator.release(owner, now=self.service.clock())
+
+    async def _pods(self) -> dict[Address, str] | None:
+        if self.context.api is None:
+            return {}
+        try:
+            found = await running.pods_of(self.context.api, self.context.node_name)
+        except Forbidden as error:
+            self._unseen = (
+                f"Node {self.context.node_name}: the agent may not list pods ({error.message}), so which addresses run "
+                "is known by the kernel's routes alone. Give it that right; see docs/examples/rbac.yaml."
+            )
+            return {}
+        except ApiError as error:
+            self._unseen = f"the pods of Node {self.context.node_name} cannot be listed: {error}."
+            return None
+        self._unseen = ""
+        return found
+
+    def _taken(self, node: NetloomNode) -> set[Address]:
+        """What the node has itself: on devices, and for the probe."""
+        taken = set(self._kernel.own) | set(addresses_of(node).values())
+        network = self.context.networks.get(NETWORK_NAME)
+        if network is None or network.spec.routing.mode != "native":
+            taken |= set(on_tunnel_devices(pod_cidrs_of(node)[0]))
+        return taken
+
+    def _versions_of(self, pool: str) -> frozenset[Version]:
+        if self._provision is None:
+            return frozenset()
+        network = self.context.networks.get(NETWORK_NAME)
+        return versions_of(pool, self._provision.supply, network, self._pools.get(pool))
+
+    def _explain(self, owner: Owner, shortage: Shortage) -> str:
+        assert self._provision is not None
+        return explaining.shortage(
+            self.context.node_name, self._provision.supply, self.allocator, owner, shortage, self.service.clock()
+        )
+
+    # ---------------------------------------------------------------------------------------------- what it says
+
+    async def _serve(self) -> None:
+        await serve(AddressServer(self.service, self.context.node_name), self._socket, self._told)
+
+    def _told(self, why: str) -> None:
+        if why != self._unheard:
+            self._unheard = why
+            self.context.changed()
+
+    def errors(self) -> list[str]:
+        """Why pods get no address, or one that they should not have; what is not as it should be."""
+        found = [each for each in (self.service.unwritable, self._unheard, self._unseen) if each]
+        if self._provision is not None:
+            found += self._provision.problems
+            found += explaining.overlapping(self.context.node_name, self.allocator.overlapping)
+            found += explaining.orphans(self.context.node_name, self.allocator, self._kept)
+        now = self.service.clock()
+        found += [why for at, why in self.service.failed.values() if at + TOLD_SECONDS > now]
+        if self._is_damage_told():
+            assert self._found is not None
+            found.append(
+                f"Node {self.context.node_name}: {self.service.checkpoint.path} was not relied on, or not wholly: "
+                f"{self._found.lost}. What runs was entered by what pods and the kernel's routes show; nothing is to "
+                f"be done. This is told for {TOLD_SECONDS / 60:g} minutes."
+            )
+        return found
+
+    def _is_damage_told(self) -> bool:
+        if self._found is None or self._found.cause not in ("node", "damage"):
+            return False
+        return time.monotonic() < self._found_at + TOLD_SECONDS
+
+    def facts(self) -> dict[str, object]:
+        """For /status."""
+        now = self.service.clock()
+        pools = {
+            pool or "-": {f"ipv{version}": count._asdict() for version, count in self.allocator.need(pool, now).items()}
+            for pool in self.allocator.pools()
+        }
+        found = self._found
+        return {
+            "addresses": {
+                "pools": pools,
+                "orphans": len(self.allocator.orphans()),
+                "obstacle": self.service.obstacle,
+                "socket": str(self._socket),
+                "checkpoint": str(self.service.checkpoint.path),
+                "checkpointLost": found.lost if found is not None else "",
+            }
+        }
+
+    def metrics(self) -> Iterable[Metric]:
+        """How many of which pool, and what was asked."""
+        gauge = GaugeMetricFamily(
+            "netloom_node_addresses",
+            "Addresses of this node by pool, family and state: used, free (can be given at once), resting; and owners "
+            "that wait for one.",
+            labels=["pool", "family", "state"],
+        )
+        now = self.service.clock()
+        for pool in self.allocator.pools():
+            for version, count in self.allocator.need(pool, now).items():
+                for state, value in count._asdict().items():
+                    gauge.add_metric([pool, f"ipv{version}", state], value)
+        yield gauge
+        yield GaugeMetricFamily(
+            "netloom_node_addresses_orphaned",
+            "Addresses that are in use, and that this node's NetloomNode does not hold any more.",
+            value=len(self.allocator.orphans()),
+        )
+        counted = CounterMetricFamily(
+            "netloom_address_changes", "Owners that were given addresses, and that released some.", labels=["change"]
+        )
+        for change in ("given", "released"):
+            counted.add_metric([change], self.service.counts[change])
+        yield counted
+        failures = CounterMetricFamily(
+            "netloom_address_failures", "Requests that ended without an address.", labels=["reason"]
+        )
+        for reason, often in self.service.failures.items():
+            failures.add_metric([reason], often)
+        yield failures
+        lost = GaugeMetricFamily(
+            "netloom_address_checkpoint",
+            "1 for how the checkpoint was found when the agent began: whole, none, boot (another one), node (another "
+            "one's), damage.",
+            labels=["found"],
+        )
+        if self._found is not None:
+            lost.add_metric([self._found.cause], 1)
+        yield lost
+
+    # ------------------------------------------------------------------------------------------------ taking it away
+
+    async def plan_cleanup(self) -> list[PlannedChange]:
+        """The files, and a socket that nobody listens on."""
+        return [PlannedChange(f"rm {path}", "addresses of pods") for path in self._left()]
+
+    async def cleanup(self) -> tuple[list[PlannedChange], Sequence[Failure]]:
+        """As planned."""
+        planned, failed = await self.plan_cleanup(), []
+        for path in self._left():
+            try:
+                path.unlink(missing_ok=True)
+            except OSError as error:
+                failed.append(Failure(kind="file", key=str(path), error=error.strerror or str(error)))
+        return planned, failed
+
+    def _left(self) -> list[Path]:
+        return [*files(self._state), *([self._socket] if self._socket.exists() else [])]

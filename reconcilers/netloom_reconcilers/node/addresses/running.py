@@ -1,0 +1,92 @@
+"""What runs on a node and has addresses: by the API server's pods, and by the kernel's routes.
+
+It is asked whenever the agent begins, and so makes up for what a checkpoint may lack. Who is known by that alone is
+entered without a container, and without an interface, which nobody can ask or release by: it is looked again and again
+whether it is still there, and freed when nothing shows it any more.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+
+import structlog
+
+from netloom.api.core import PODS, Pod
+from netloom.cidr import Address, CidrError, format_address, parse_address
+from netloom.ipam.node_allocator import NodeAllocator, Owner
+from netloom.runtime.client import Api
+
+log = structlog.get_logger(__name__)
+
+SEEN = ""
+"""As an owner's interface: it was seen to have its address."""
+
+
+def seen(name: str) -> Owner:
+    """One that is known by what was seen alone."""
+    return Owner(name, "", SEEN)
+
+
+def is_seen(owner: Owner) -> bool:
+    """Whether it is one of these."""
+    return owner.interface == SEEN
+
+
+async def pods_of(api: Api, node: str) -> dict[Address, str]:
+    """Which pod of the node has which address. Raises ApiError."""
+    found = await api.list(PODS, field_selector=f"spec.nodeName={node}")
+    return addresses_of(found.objects)
+
+
+def addresses_of(pods: Iterable[Pod]) -> dict[Address, str]:
+    """Of those that have addresses of their own, and are not over."""
+    found: dict[Address, str] = {}
+    for pod in pods:
+        if pod.spec.host_network or pod.status.phase in ("Succeeded", "Failed"):
+            continue
+        for each in pod.status.pod_ips:
+            try:
+                found[parse_address(each.ip)] = f"{pod.metadata.namespace}/{pod.metadata.name}"
+            except CidrError as error:
+                log.warning("what a pod has for an address is none", pod=pod.metadata.name, error=str(error))
+    return found
+
+
+@dataclass(slots=True)
+class Merged:
+    """adopted: who is entered now. contested: addresses that somebody else has, by what is written down."""
+
+    adopted: dict[Address, str] = field(default_factory=dict)
+    contested: dict[Address, tuple[str, str]] = field(default_factory=dict)
+
+
+def merge(
+    allocator: NodeAllocator,
+    pods: Mapping[Address, str],
+    routed: Mapping[Address, str],
+    is_ours: Callable[[Address], bool],
+) -> Merged:
+    """Enters what runs and is not known. A pod tells more than a route, so it comes first."""
+    found = Merged()
+    shown = {address: name for address, name in pods.items() if is_ours(address)}
+    shown |= {
+        address: f"device:{name}" for address, name in routed.items() if is_ours(address) and address not in shown
+    }
+    for address, name in shown.items():
+        user = allocator.user(address)
+        if user is None:
+            allocator.adopt(seen(name), [address])
+            found.adopted[address] = name
+        elif user.name != name and not name.startswith("device:"):
+            found.contested[address] = (user.name, name)
+    for address, (user_name, name) in found.contested.items():
+        log.warning("two have one address", address=format_address(address), holder=user_name, pod=name)
+    return found
+
+
+def gone(allocator: NodeAllocator, pods: Mapping[Address, str], routed: Mapping[Address, str]) -> list[Owner]:
+    """Who was seen to have addresses, and does not show any more with any of them."""
+    return [
+        owner
+        for owner, holding in allocator.held()
+        if is_seen(owner) and not any(each in pods or each in routed for each in holding.addresses)
+    ]

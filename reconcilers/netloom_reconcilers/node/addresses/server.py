@@ -1,0 +1,222 @@
+"""The node's socket: HTTP/1.1 over a UNIX socket that root alone may open, and is asked again who it is.
+
+    POST   /v1/addresses              an Ask: 200, an Assignment
+    DELETE /v1/addresses?name=...     with container, interface, and any number of address: 200, a Released
+    GET    /v1/addresses              200, a Listing
+    POST   /v1/gc                     a Valid: 200, a Released
+    GET    /v1/status                 204 where addresses can be given
+
+Any other answer is a Trouble. 503 is: it may be another answer later.
+"""
+
+import asyncio
+import contextlib
+import os
+import socket
+import struct
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+import structlog
+from aiohttp import web
+from multidict import CIMultiDict, CIMultiDictProxy
+
+from netloom.cidr import Address, CidrError, Version, format_address, parse_address
+from netloom.ipam.node_allocator import Holding, NodeAllocator, Owner
+from netloom_reconcilers.node.addresses.service import AddressService, Refused
+from netloom_reconcilers.node.addresses.wire import (
+    Ask,
+    Assignment,
+    Given,
+    Listing,
+    PoolCount,
+    Released,
+    Trouble,
+    Valid,
+)
+
+log = structlog.get_logger(__name__)
+
+M = TypeVar("M", bound=msgspec.Struct)
+
+BACKLOG = 512
+_CREDENTIALS = struct.Struct("3i")
+_JSON = CIMultiDictProxy(CIMultiDict({"Content-Type": "application/json"}))
+_encode = msgspec.json.Encoder().encode
+_ROOT = 0
+_MOST = 300.0
+"""Seconds that a request may wait."""
+
+
+class SocketUnusable(Exception):
+    """Why nobody can be answered, as a sentence."""
+
+
+class AddressServer:
+    """Speaks for a service."""
+
+    def __init__(self, service: AddressService, node: str) -> None:
+        self._service = service
+        self._node = node
+        self._handlers: dict[tuple[str, str], Callable[[web.BaseRequest], Awaitable[msgspec.Struct | None]]] = {
+            ("POST", "/v1/addresses"): self._allocate,
+            ("DELETE", "/v1/addresses"): self._release,
+            ("GET", "/v1/addresses"): self._list,
+            ("POST", "/v1/gc"): self._collect,
+            ("GET", "/v1/status"): self._status,
+        }
+
+    @contextlib.asynccontextmanager
+    async def listening(self, path: Path) -> AsyncIterator[None]:
+        """Answers at this path meanwhile. Raises SocketUnusable."""
+        runner = web.ServerRunner(web.Server(self._answer, access_log=None), shutdown_timeout=1.0)
+        await runner.setup()
+        try:
+            await web.SockSite(runner, bind(path), backlog=BACKLOG).start()
+            yield
+        finally:
+            await runner.cleanup()
+            remove(path)
+
+    async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
+        handler = self._handlers.get((request.method, request.path))
+        try:
+            if not _is_root(request):
+                return _trouble(403, "NotRoot", "root alone may ask the agent for addresses of pods.")
+            if handler is None:
+                return _trouble(404, "NoSuchRequest", f"there is no {request.method} {request.path} here.")
+            answer = await handler(request)
+        except Refused as refusal:
+            return _trouble(503 if refusal.passing else 409, refusal.reason, str(refusal))
+        except (msgspec.MsgspecError, CidrError, KeyError, ValueError) as error:
+            said = f"parameter {error} is missing" if isinstance(error, KeyError) else str(error)
+            return _trouble(400, "BadRequest", f"the request cannot be understood: {said}.")
+        if answer is None:
+            return web.Response(status=204)
+        return web.Response(body=_encode(answer), headers=_JSON)
+
+    async def _allocate(self, request: web.BaseRequest) -> Assignment:
+        asked = await _body(request, Ask)
+        owner = _owner(asked.name, asked.container, asked.interface)
+        families: frozenset[Version] = frozenset(4 if each == 4 else 6 for each in asked.families)
+        if families != set(asked.families):
+            raise ValueError("families are 4 and 6")
+        wait = min(max(asked.wait_seconds, 0.0), _MOST)
+        holding = await self._service.allocate(owner, asked.pool, families, wait)
+        return assignment(self._service.allocator, owner, holding)
+
+    async def _release(self, request: web.BaseRequest) -> Released:
+        said = request.query
+        owner = _owner(said["name"], said.get("container", ""), said.get("interface", "eth0"))
+        addresses = [parse_address(text.partition("/")[0]) for text in said.getall("address", [])]
+        return _released(await self._service.release(owner, addresses or None))
+
+    async def _collect(self, request: web.BaseRequest) -> Released:
+        said = await _body(request, Valid)
+        return _released(await self._service.collect({(each.container, each.interface) for each in said.valid}))
+
+    async def _list(self, _request: web.BaseRequest) -> Listing:
+        allocator, now = self._service.allocator, self._service.clock()
+        counts = [
+            PoolCount(pool, version, each.used, each.free, each.resting, each.waiting)
+            for pool in allocator.pools()
+            for version, each in allocator.need(pool, now).items()
+            if any(each)
+        ]
+        return Listing(
+            node=self._node,
+            assignments=tuple(assignment(allocator, *each) for each in sorted(allocator.held())),
+            pools=tuple(counts),
+            orphans=tuple(sorted(map(format_address, allocator.orphans()))),
+        )
+
+    async def _status(self, _request: web.BaseRequest) -> None:
+        self._service.check()
+
+
+def _owner(name: str, container: str, interface: str) -> Owner:
+    if not name or not interface:
+        raise ValueError("name and interface cannot be empty")
+    return Owner(name, container, interface)
+
+
+def assignment(allocator: NodeAllocator, owner: Owner, holding: Holding) -> Assignment:
+    """As it is told."""
+    given = [Given(format_address(each), str(allocator.block(each) or "")) for each in holding.addresses]
+    return Assignment(*owner, holding.pool, tuple(given))
+
+
+def _released(addresses: Iterable[Address]) -> Released:
+    return Released(tuple(map(format_address, addresses)))
+
+
+async def _body(request: web.BaseRequest, kind: type[M]) -> M:
+    return msgspec.json.decode(await request.read(), type=kind)
+
+
+def _trouble(status: int, reason: str, message: str) -> web.Response:
+    return web.Response(status=status, body=_encode(Trouble(reason, message)), headers=_JSON)
+
+
+def _is_root(request: web.BaseRequest) -> bool:
+    """By what the kernel says of who connected: a socket may be bind-mounted to where its mode means nothing."""
+    connection = request.transport.get_extra_info("socket") if request.transport is not None else None
+    if connection is None:
+        return False
+    said = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+    return _CREDENTIALS.unpack(said)[1] in (_ROOT, os.geteuid())
+
+
+def bind(path: Path) -> socket.socket:
+    """A socket there that root alone may open, in place of one that nobody listens on. Raises SocketUnusable."""
+    made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+    fresh = path.with_name(f"{path.name}.new")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if _is_listened_on(path):
+            raise SocketUnusable(f"{path}: another agent listens there. Name another by --socket, or stop that agent.")
+        fresh.unlink(missing_ok=True)
+        made.bind(str(fresh))
+        fresh.chmod(0o600)
+        made.listen(BACKLOG)
+        fresh.rename(path)
+    except OSError as error:
+        made.close()
+        why = str(error) if error.strerror is None else error.strerror
+        raise SocketUnusable(f"{path}: no pod can ask for an address: {why}. Name another path by --socket.") from error
+    except SocketUnusable:
+        made.close()
+        raise
+    return made
+
+
+def _is_listened_on(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as caller:
+        try:
+            caller.connect(str(path))
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+        return True
+
+
+def remove(path: Path) -> None:
+    """Unless somebody listens there: it may be another agent's by now."""
+    with contextlib.suppress(OSError):
+        if not _is_listened_on(path):
+            path.unlink()
+
+
+async def serve(server: AddressServer, path: Path, told: Callable[[str], None], again: float = 5.0) -> None:
+    """For ever; where it cannot, `told` has the sentence, and it is tried again."""
+    while True:
+        try:
+            async with server.listening(path):
+                told("")
+                await asyncio.Event().wait()
+        except SocketUnusable as error:
+            told(str(error))
+            await asyncio.sleep(again)

@@ -1,0 +1,279 @@
+"""Gives addresses to who asks: the allocator, the checkpoint, and patience.
+
+Nobody is told of anything that is not written down: what arrives at one moment is written in one piece, and answered
+then. What cannot be written is not told; the next attempt writes it, too. Who meets a shortage waits for a while: for
+the node to be given more, for an address to be released, or to have rested.
+"""
+
+import asyncio
+from collections import Counter
+from collections.abc import Awaitable, Callable, Collection
+from dataclasses import dataclass, field, replace
+
+import structlog
+from prometheus_client import Histogram
+
+from netloom.api.problem import Problem
+from netloom.cidr import Address, Version
+from netloom.ipam.node_allocator import NO_POOL, Holding, NodeAllocator, Owner, Shortage, Supply
+from netloom.runtime.clock import boottime
+from netloom.runtime.metrics import REGISTRY
+from netloom_reconcilers.node.addresses.checkpoint import Checkpoint, Found, Unwritable
+from netloom_reconcilers.node.addresses.wire import WAIT_SECONDS
+
+log = structlog.get_logger(__name__)
+
+PoolOf = Callable[[Owner], Awaitable[str | Problem]]
+
+WAITED = Histogram(
+    "netloom_address_wait_seconds",
+    "From a request for an address of a pod to its answer.",
+    ["result"],
+    buckets=(0.001, 0.002, 0.005, 0.02, 0.1, 0.3, 1, 5, 30),
+    registry=REGISTRY,
+)
+_GIVEN, _REFUSED = WAITED.labels("given"), WAITED.labels("refused")
+
+
+class Refused(Exception):
+    """No address: reason and sentence. passing: it may be another answer soon."""
+
+    def __init__(self, reason: str, sentence: str, *, passing: bool = True) -> None:
+        super().__init__(sentence)
+        self.reason = reason
+        self.passing = passing
+
+
+async def no_pool(_owner: Owner) -> str | Problem:
+    """For modes without named pools."""
+    return NO_POOL
+
+
+@dataclass(eq=False)
+class _Waiter:
+    owner: Owner
+    pool: str
+    versions: frozenset[Version]
+    served: asyncio.Future[tuple[Address, ...]]
+    shortage: Shortage
+
+
+@dataclass(eq=False)
+class AddressService:
+    """See the module.
+
+    pool_of:     which pool an owner is to get that names none.
+    versions_of: the address families of a pool; none where that is not known yet.
+    explain:     a shortage as a sentence.
+    obstacle:    why nothing can be given yet, as a sentence; "" if it can.
+    listeners:   called when the need of some pool may be different.
+    troubled:    called when `unwritable` or `failed` may be.
+    """
+
+    allocator: NodeAllocator
+    checkpoint: Checkpoint
+    versions_of: Callable[[str], frozenset[Version]]
+    explain: Callable[[Owner, Shortage], str]
+    pool_of: PoolOf = no_pool
+    clock: Callable[[], float] = boottime
+    obstacle: str = "the agent has just begun: what it gave before is still being read."
+    listeners: list[Callable[[], None]] = field(default_factory=list)
+    troubled: Callable[[], None] = lambda: None
+
+    def __post_init__(self) -> None:
+        self.unwritable = ""
+        """Why nothing can be written down, as a sentence; "" if it can."""
+        self.failed: dict[tuple[str, frozenset[Version]], tuple[float, str]] = {}
+        """By pool and families, who waited in vain last: when, and the sentence."""
+        self.counts: Counter[str] = Counter()
+        self.failures: Counter[str] = Counter()
+        self._waiters: list[_Waiter] = []
+        self._writes: list[asyncio.Future[None]] = []
+        self._writing: asyncio.Handle | None = None
+        self._serving: asyncio.Handle | None = None
+        self.allocator.on_change = self._changed
+        self.checkpoint.records = lambda: self.allocator.records(self.clock())
+
+    # ------------------------------------------------------------------------------------------------------ requests
+
+    async def allocate(
+        self,
+        owner: Owner,
+        pool: str | None = None,
+        families: frozenset[Version] = frozenset(),
+        wait: float = WAIT_SECONDS,
+    ) -> Holding:
+        """What the owner has from now on. Raises Refused."""
+        began = self.clock()
+        try:
+            holding = await self._allocate(owner, pool, families, wait)
+        except Refused as refusal:
+            self.failures[refusal.reason] += 1
+            _REFUSED.observe(self.clock() - began)
+            raise
+        _GIVEN.observe(self.clock() - began)
+        return holding
+
+    async def _allocate(self, owner: Owner, pool: str | None, families: frozenset[Version], wait: float) -> Holding:
+        self.check()
+        if self.allocator.holding(owner) is None:
+            if pool is None:
+                found = await self.pool_of(owner)
+                if isinstance(found, Problem):
+                    raise Refused(found.reason, str(found), passing=False)
+                pool = found
+            versions = families or self.versions_of(pool)
+            got = self.allocator.allocate(owner, pool, versions, self.clock())
+            if isinstance(got, Shortage):
+                await self._wait(owner, families, got, wait)
+            self.counts["given"] += 1
+            if self.failed.pop((pool, versions), None):
+                self.troubled()
+        holding = self.allocator.holding(owner)
+        assert holding is not None
+        await self.written()
+        return holding
+
+    async def release(self, owner: Owner, addresses: Collection[Address] | None = None) -> tuple[Address, ...]:
+        """What the owner had and has no more. Raises Refused."""
+        self.check()
+        gone = self.allocator.release(owner, addresses, now=self.clock())
+        await self.written()
+        self.counts["released"] += bool(gone)
+        return gone
+
+    async def collect(self, valid: Collection[tuple[str, str]]) -> tuple[Address, ...]:
+        """What attachments (container, interface) had that are none any more. Who has no container is none of the
+        CNI's, and keeps what it has. Raises Refused."""
+        self.check()
+        gone: list[Address] = []
+        for owner, _ in self.allocator.held():
+            if owner.container and (owner.container, owner.interface) not in valid:
+                gone += self.allocator.release(owner, now=self.clock())
+                self.counts["released"] += 1
+        await self.written()
+        return tuple(gone)
+
+    def begin(self) -> Found | None:
+        """Takes in what an earlier life wrote down; None where that has to be tried again: see `unwritable`."""
+        try:
+            found = self.checkpoint.open()
+        except Unwritable as error:
+            self._cannot_write(str(error))
+            return None
+        odd = self.allocator.restore(found.records, self.clock())
+        self._write_now()
+        return replace(found, lost=f"{odd} records contradict others", cause="damage") if odd else found
+
+    def provide(self, supply: Supply) -> None:
+        """From now on it gives of this."""
+        self.allocator.provide(supply)
+
+    def check(self) -> None:
+        """Raises Refused where nothing can be given."""
+        if self.obstacle:
+            raise Refused("NotReady", self.obstacle)
+        if self.unwritable:
+            self._write_now()
+        if self.unwritable:
+            raise Refused("CheckpointUnwritable", self.unwritable)
+
+    # ------------------------------------------------------------------------------------------------------- waiting
+
+    async def _wait(self, owner: Owner, families: frozenset[Version], shortage: Shortage, wait: float) -> None:
+        waiter = _Waiter(owner, shortage.pool, families, asyncio.get_running_loop().create_future(), shortage)
+        self._waiters.append(waiter)
+        self._look_when_rested(shortage)
+        try:
+            async with asyncio.timeout(wait):
+                await waiter.served
+        except TimeoutError:
+            short = waiter.shortage
+            why = self.explain(owner, short)
+            self.failed[short.pool, families or self.versions_of(short.pool)] = self.clock(), why
+            self.troubled()
+            raise Refused("AddressesExhausted", why) from None
+        finally:
+            self._waiters.remove(waiter)
+
+    def _look_when_rested(self, shortage: Shortage) -> None:
+        if shortage.ready_at is not None:
+            seconds = max(0.001, shortage.ready_at - self.clock())
+            asyncio.get_running_loop().call_later(seconds, self._serve_soon)
+
+    def _serve_soon(self) -> None:
+        if self._waiters and self._serving is None:
+            self._serving = asyncio.get_running_loop().call_soon(self._serve)
+
+    def _serve(self) -> None:
+        """First come, first served."""
+        self._serving = None
+        in_vain: set[tuple[str, frozenset[Version]]] = set()
+        for waiter in self._waiters:
+            versions = waiter.versions or self.versions_of(waiter.pool)
+            if waiter.served.done() or (waiter.pool, versions) in in_vain:
+                continue
+            got = self.allocator.allocate(waiter.owner, waiter.pool, versions, self.clock())
+            if isinstance(got, Shortage):
+                waiter.shortage = got
+                if waiter.pool != NO_POOL:  # where single addresses are meant for some, others may go without
+                    in_vain.add((waiter.pool, versions))
+                self._look_when_rested(got)
+            else:
+                waiter.served.set_result(got)
+
+    # ------------------------------------------------------------------------------------------------------- writing
+
+    async def written(self) -> None:
+        """Once all that the allocator has done so far is written down. Raises Refused."""
+        if self.allocator.unwritten:
+            done = asyncio.get_running_loop().create_future()
+            self._writes.append(done)
+            self._write_soon()
+            await done
+
+    def _write_soon(self) -> None:
+        if self._writing is None:
+            self._writing = asyncio.get_running_loop().call_soon(self._write)
+
+    def _write(self) -> None:
+        """What all who wait have to have written, in one piece."""
+        self._writing = None
+        waiting, self._writes = self._writes, []
+        self._write_now()
+        for done in waiting:
+            if done.done():
+                continue
+            if self.unwritable:
+                done.set_exception(Refused("CheckpointUnwritable", self.unwritable))
+            else:
+                done.set_result(None)
+
+    def _write_now(self) -> None:
+        try:
+            self.checkpoint.append(self.allocator.unwritten)
+        except Unwritable as error:
+            self._cannot_write(str(error))
+            return
+        self.allocator.unwritten.clear()
+        if self.unwritable:
+            log.info("the checkpoint of addresses can be written again")
+            self.unwritable = ""
+            self.troubled()
+
+    def _cannot_write(self, why: str) -> None:
+        before = self.unwritable
+        self.unwritable = (
+            f"{self.checkpoint.path} cannot be written: {why}. No pod of this node gets an address meanwhile: it would "
+            "be forgotten, and given to another. Make room there, or name another directory by --state-dir."
+        )
+        if before != self.unwritable:
+            log.warning("no address is given out", why=self.unwritable)
+            self.troubled()
+
+    def _changed(self) -> None:
+        self._serve_soon()
+        if self.allocator.unwritten:
+            self._write_soon()
+        for listener in self.listeners:
+            listener()

@@ -1,0 +1,284 @@
+"""Who asks the node's allocator, and when it answers: nothing is told that is not written down."""
+
+import asyncio
+import contextlib
+import json
+import os
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+
+from netloom.api.problem import Problem
+from netloom.cidr import Cidr, Version, format_address
+from netloom.ipam.node_allocator import NodeAllocator, Owner, Supply
+from netloom_reconcilers.node.addresses.checkpoint import Checkpoint, Unwritable
+from netloom_reconcilers.node.addresses.server import AddressServer, SocketUnusable, bind, serve
+from netloom_reconcilers.node.addresses.service import AddressService, Refused
+
+V4: frozenset[Version] = frozenset({4})
+A, B, C = (Owner(f"default/{name}", name * 3) for name in "abc")
+
+
+class Clock:
+    """Time that a test makes pass."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def begun(folder: Path, *cidrs: str, pool: str = "", rest: float = 30.0) -> AddressService:
+    """One that gives of these."""
+    made = AddressService(
+        NodeAllocator(rest),
+        Checkpoint(folder, "n1"),
+        lambda pool: V4,
+        lambda owner, short: f"{owner.name} gets none",
+        clock=Clock(),
+    )
+    assert made.begin() is not None
+    give(made, *cidrs, pool=pool)
+    made.obstacle = ""
+    return made
+
+
+def give(service: AddressService, *cidrs: str, pool: str = "") -> None:
+    service.provide(Supply(blocks={pool: tuple(map(Cidr.parse, cidrs))}))
+
+
+async def ask(service: AddressService, owner: Owner, **how: Any) -> str:
+    return " ".join(map(format_address, (await service.allocate(owner, **how)).addresses))
+
+
+async def waits(service: AddressService, owner: Owner, **how: Any) -> asyncio.Task[str]:
+    """One who asks, and has met a shortage."""
+    task = asyncio.create_task(ask(service, owner, **how))
+    while owner not in {waiter.owner for waiter in service._waiters}:
+        await asyncio.sleep(0)
+    return task
+
+
+def next_life(service: AddressService, folder: Path) -> AddressService:
+    service.checkpoint.close()
+    return begun(folder, "10.0.0.0/29")
+
+
+async def test_the_next_life_knows_what_was_told(tmp_path: Path) -> None:
+    service = begun(tmp_path, "10.0.0.0/29")
+    assert await ask(service, A) == "10.0.0.2"
+    assert await ask(service, B) == "10.0.0.3"
+    await service.release(A)
+    again = next_life(service, tmp_path)
+    assert await ask(again, B) == "10.0.0.3"
+    assert again.allocator.holding(A) is None
+    assert again.allocator.need("", 0)[4].resting == 1
+
+
+async def test_what_arrives_together_is_written_in_one_piece(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    service = begun(tmp_path, "10.0.0.0/24")
+    pieces: list[int] = []
+    real = service.checkpoint.append
+    monkeypatch.setattr(service.checkpoint, "append", lambda records: (pieces.append(len(records)), real(records))[1])
+    given = await asyncio.gather(*(ask(service, Owner(f"d/{number}")) for number in range(50)))
+    assert len(set(given)) == 50
+    assert pieces == [50]
+
+
+async def test_what_cannot_be_written_is_not_told_and_written_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service = begun(tmp_path, "10.0.0.0/29")
+    await ask(service, A)
+    real, troubles = service.checkpoint.append, list[str]()
+    service.troubled = lambda: troubles.append(service.unwritable)
+
+    def fails(_records: object) -> None:
+        raise Unwritable("No space left on device")
+
+    monkeypatch.setattr(service.checkpoint, "append", fails)
+    with pytest.raises(
+        Refused, match=r"cannot be written: No space left on device\. No pod of this node gets an address"
+    ):
+        await ask(service, B)
+    with pytest.raises(Refused):
+        await service.release(A)
+    assert (service.failures, len(troubles)) == ({"CheckpointUnwritable": 1}, 1)
+    assert service.allocator.holding(A) is not None, "nothing more is begun"
+    monkeypatch.setattr(service.checkpoint, "append", real)
+    assert await ask(service, C) == "10.0.0.4"
+    assert (service.unwritable, troubles[-1]) == ("", "")
+    again = next_life(service, tmp_path)
+    assert {owner for owner, _ in again.allocator.held()} == {A, B, C}
+
+
+async def test_where_nothing_can_be_written_from_the_beginning_it_is_tried_again(tmp_path: Path) -> None:
+    (tmp_path / "state").write_text("a file")
+    service = AddressService(NodeAllocator(), Checkpoint(tmp_path / "state", "n1"), lambda pool: V4, lambda o, s: "")
+    assert service.begin() is None
+    assert "Not a directory" in service.unwritable or "File exists" in service.unwritable
+    (tmp_path / "state").unlink()
+    assert service.begin() is not None
+    assert service.unwritable == ""
+
+
+async def test_who_meets_a_shortage_waits_for_more(tmp_path: Path) -> None:
+    service = begun(tmp_path, "10.0.0.7/32", pool="web")
+    await ask(service, A, pool="web")
+    tasks = [await waits(service, each, pool="web") for each in (B, C)]
+    give(service, "10.0.0.7/32", "10.0.1.0/31", pool="web")
+    assert await asyncio.gather(*tasks) == ["10.0.1.0", "10.0.1.1"], "first come, first served"
+
+
+async def test_who_meets_a_shortage_waits_for_what_rests(tmp_path: Path) -> None:
+    service = begun(tmp_path, "10.0.0.7/32", rest=0.02)
+    service.clock = asyncio.get_running_loop().time
+    await ask(service, A)
+    await service.release(A)
+    assert await ask(service, B, wait=20) == "10.0.0.7"
+
+
+async def test_who_waited_in_vain_is_told_why_and_the_node_says_so(tmp_path: Path) -> None:
+    service = begun(tmp_path, "10.0.0.7/32")
+    await ask(service, A)
+    with pytest.raises(Refused, match="default/b gets none") as refusal:
+        await ask(service, B, wait=0)
+    assert (refusal.value.reason, refusal.value.passing) == ("AddressesExhausted", True)
+    assert [why for _, why in service.failed.values()] == ["default/b gets none"]
+    assert service.allocator.need("", 0)[4].waiting == 1, "it will ask again"
+    service.allocator.rest_seconds = 0
+    await service.release(A)
+    assert await ask(service, B) == "10.0.0.7"
+    assert service.failed == {}
+
+
+async def test_the_pool_is_asked_for_once_and_a_problem_is_the_answer(tmp_path: Path) -> None:
+    service = begun(tmp_path, "10.0.0.0/31", pool="web")
+    asked: list[Owner] = []
+
+    async def pool_of(owner: Owner) -> str | Problem:
+        asked.append(owner)
+        return "web" if owner == A else Problem("Pod default/b", "", "", "NoSuchPool", "there is none.", "Make it.")
+
+    service.pool_of = pool_of
+    assert [await ask(service, A), await ask(service, A)] == ["10.0.0.0", "10.0.0.0"]
+    with pytest.raises(Refused, match="Make it") as refusal:
+        await ask(service, B)
+    assert (refusal.value.reason, refusal.value.passing) == ("NoSuchPool", False)
+    assert asked == [A, B]
+
+
+async def test_what_the_cni_does_not_have_any_more_is_taken_back(tmp_path: Path) -> None:
+    service = begun(tmp_path, "10.0.0.0/28")
+    by_hand, second = Owner("by-hand"), Owner(A.name, A.container, "net1")
+    for owner in (A, second, B, by_hand):
+        await ask(service, owner)
+    assert len(await service.collect({(A.container, "eth0")})) == 2
+    assert {owner for owner, _ in service.allocator.held()} == {A, by_hand}
+
+
+# ------------------------------------------------------------------------------------------------------- the socket
+
+
+@contextlib.asynccontextmanager
+async def listening(service: AddressService, path: Path) -> AsyncIterator[Callable[..., Any]]:
+    connector = aiohttp.UnixConnector(str(path))
+    async with AddressServer(service, "n1").listening(path), aiohttp.ClientSession(connector=connector) as session:
+
+        async def request(method: str, url: str, body: object = None) -> tuple[int, Any]:
+            data = body if isinstance(body, str) else None if body is None else json.dumps(body)
+            async with session.request(method, f"http://agent{url}", data=data) as answer:
+                return answer.status, json.loads(await answer.read() or b"null")
+
+        yield request
+
+
+async def test_the_socket_speaks_json(tmp_path: Path) -> None:
+    service = begun(tmp_path, "10.0.0.0/29")
+    path = tmp_path / "agent.sock"
+    async with listening(service, path) as request:
+        assert path.stat().st_mode & 0o777 == 0o600
+        assert await request("GET", "/v1/status") == (204, None)
+        told = {"name": "d/a", "container": "c", "interface": "eth0", "pool": ""}
+        told |= {"addresses": [{"address": "10.0.0.2", "cidr": "10.0.0.0/29"}]}
+        assert await request("POST", "/v1/addresses", {"name": "d/a", "container": "c"}) == (200, told)
+        assert await request("GET", "/v1/addresses") == (
+            200,
+            {
+                "node": "n1",
+                "assignments": [told],
+                "pools": [{"pool": "", "family": 4, "used": 1, "free": 4, "resting": 0, "waiting": 0}],
+                "orphans": [],
+            },
+        )
+        assert await request("DELETE", "/v1/addresses?name=d/a&container=x") == (200, {"released": []})
+        assert await request("DELETE", "/v1/addresses?name=d/a&container=c&address=10.0.0.3") == (200, {"released": []})
+        gone = {"released": ["10.0.0.2"]}
+        assert await request("DELETE", "/v1/addresses?name=d/a&container=c&address=10.0.0.2/32") == (200, gone)
+        await request("POST", "/v1/addresses", {"name": "d/b", "container": "c"})
+        assert await request("POST", "/v1/gc", {"valid": []}) == (200, {"released": ["10.0.0.3"]})
+    assert not path.exists()
+
+
+@pytest.mark.parametrize(
+    ("method", "url", "body", "said"),
+    [
+        ("POST", "/v1/addresses", "{", "Input data was truncated"),
+        ("POST", "/v1/addresses", {}, "Object missing required field `name`"),
+        ("POST", "/v1/addresses", {"name": ""}, "name and interface cannot be empty"),
+        ("POST", "/v1/addresses", {"name": "d/a", "families": [5]}, "families are 4 and 6"),
+        ("DELETE", "/v1/addresses", None, "parameter 'name' is missing"),
+        ("DELETE", "/v1/addresses?name=d/a&interface=", None, "name and interface cannot be empty"),
+        ("DELETE", "/v1/addresses?name=d/a&address=10", None, "'10' is not an IP address"),
+        ("POST", "/v1/gc", {"valid": [{}]}, "Object missing required field `container` - at `$.valid[0]`"),
+    ],
+)
+async def test_what_cannot_be_understood_is_told(
+    tmp_path: Path, method: str, url: str, body: object, said: str
+) -> None:
+    service = begun(tmp_path, "10.0.0.0/29")
+    async with listening(service, tmp_path / "agent.sock") as request:
+        message = f"the request cannot be understood: {said}."
+        assert await request(method, url, body) == (400, {"reason": "BadRequest", "message": message})
+        assert list(service.allocator.held()) == []
+
+
+async def test_refusals_have_a_reason_and_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    service = begun(tmp_path, "10.0.0.7/32")
+    async with listening(service, tmp_path / "agent.sock") as request:
+        await request("POST", "/v1/addresses", {"name": "d/a"})
+        full = {"reason": "AddressesExhausted", "message": "d/b gets none"}
+        assert await request("POST", "/v1/addresses", {"name": "d/b", "waitSeconds": 0}) == (503, full)
+        service.obstacle = "not yet."
+        for method, url in (("GET", "/v1/status"), ("DELETE", "/v1/addresses?name=d/a")):
+            assert await request(method, url) == (503, {"reason": "NotReady", "message": "not yet."})
+        assert (await request("GET", "/v1/nowhere"))[0] == 404
+        monkeypatch.setattr(os, "geteuid", lambda: 1)
+        monkeypatch.setattr("netloom_reconcilers.node.addresses.server._ROOT", -1)
+        assert (await request("GET", "/v1/addresses"))[1]["reason"] == "NotRoot"
+
+
+async def test_a_socket_that_an_agent_listens_on_is_not_taken(tmp_path: Path) -> None:
+    path, said = tmp_path / "agent.sock", list[str]()
+    first = bind(path)
+    with pytest.raises(SocketUnusable, match="another agent listens there"):
+        bind(path)
+    server = AddressServer(begun(tmp_path, "10.0.0.0/29"), "n1")
+    task = asyncio.create_task(serve(server, path, said.append, again=0.01))
+    while not said:
+        await asyncio.sleep(0.001)
+    first.close()
+    while said[-1]:
+        await asyncio.sleep(0.001)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    assert not path.exists()
+
+
+def test_a_path_that_is_too_long_is_told(tmp_path: Path) -> None:
+    with pytest.raises(SocketUnusable, match="no pod can ask for an address: AF_UNIX path too long"):
+        bind(tmp_path / ("x" * 120))
