@@ -182,7 +182,7 @@ class Soak:
         pod = self.running.pop(self.rng.choice(sorted(self.running)))
         machine = self.agents.lab.nodes[pod.node]
         machine.remove_pod(pod.name)
-        for _ in range(20):
+        for _ in range(120):
             if self._release(pod) == 200:
                 break
             time.sleep(0.5)

@@ -15,6 +15,7 @@ from netloom.api.v1alpha1 import (
     NetworkIPAM,
     NetworkSpec,
     NodeIPAM,
+    PoolAddress,
     Routing,
 )
 from netloom.cidr import Cidr
@@ -22,7 +23,7 @@ from netloom.kernel.forward.blocked import Blocked
 from netloom.kernel.forward.forward import ForwardKeeper, ForwardReport
 from netloom.kernel.forward.reading import Base
 from netloom.runtime.store import Store
-from netloom_reconcilers.node.forwarding import ForwardingFeature, said_of
+from netloom_reconcilers.node.forwarding import MOST, ForwardingFeature, said_of
 from tests.contexts import context
 
 PODS = (Cidr.parse("10.42.1.0/24"), Cidr.parse("fd00:42:1::/64"))
@@ -179,3 +180,22 @@ def test_what_is_sure_is_an_error_and_the_rest_a_warning() -> None:
     assert " may drop packets" in said
     assert "whether a rule before accepts them cannot be told" in said
     assert unread == "it cannot be told."
+
+
+def test_many_single_addresses_are_let_through_by_few_rules() -> None:
+    """The kernel walks the rules for each packet."""
+    it = Setting()
+    it.network(spec("native", ipam="crd"))
+    addresses = [f"10.7.{n // 256}.{n % 256}" for n in range(0, 3000, 3)]
+    ipam = NodeIPAM(mode="crd", pool={address: PoolAddress() for address in addresses})
+    it.nodes.put(NetloomNode(metadata=ObjectMeta(name="node-1"), spec=NetloomNodeSpec(ipam=ipam)))
+    it.nodes.put(node("node-2"))
+    desired = it.feature.desired()
+    assert desired is not None
+    assert desired.peer == "192.168.7.2", "by which the way of the node's own traffic is found"
+    pods = desired.of("ip")
+    assert len(pods) <= MOST
+    assert all(any(cidr.contains(Cidr.parse(f"{each}/32")) for cidr in pods) for each in addresses)
+    few = NodeIPAM(mode="crd", pool={"10.7.0.5": PoolAddress()})
+    it.nodes.put(NetloomNode(metadata=ObjectMeta(name="node-1"), spec=NetloomNodeSpec(ipam=few)))
+    assert it.said() == "accept 10.7.0.5/32 | 192.168.7.2  | native"

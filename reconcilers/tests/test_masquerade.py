@@ -14,12 +14,15 @@ from netloom.api.v1alpha1 import (
     NetloomNetwork,
     NetloomNode,
     NetloomNodeSpec,
+    NetloomNodeStatus,
     NetworkIPAM,
     NetworkIPAMStatus,
     NetworkSpec,
     NetworkStatus,
     NodeIPAM,
+    NodeIPAMStatus,
     NodePools,
+    PoolAddress,
     PoolAllocation,
     Routing,
 )
@@ -45,6 +48,17 @@ def network(
     routing = Routing(mode=mode, ipv4_native_routing_cidr=native4, ipv6_native_routing_cidr=native6)  # type: ignore[arg-type]
     masquerade = MasqueradeSpec(ipv4=ipv4, ipv6=ipv6, non_masquerade_cidrs=cidrs)
     return NetloomNetwork(metadata=ObjectMeta(name="default"), spec=NetworkSpec(routing=routing, masquerade=masquerade))
+
+
+def outside(name: str, *addresses: str, used: tuple[str, ...] = (), mode: str = "crd") -> NetloomNode:
+    """A node that holds single addresses, and whose pods use some."""
+    ipam = NodeIPAM(mode=mode, pool={address: PoolAddress() for address in addresses})  # type: ignore[arg-type]
+    status = NodeIPAMStatus(used={address: PoolAddress(owner="default/web") for address in used})
+    return NetloomNode(
+        metadata=ObjectMeta(name=name),
+        spec=NetloomNodeSpec(ipam=ipam),
+        status=NetloomNodeStatus(ipam=status),
+    )
 
 
 class Setting:
@@ -243,3 +257,18 @@ async def test_the_cluster_cidrs_are_never_masqueraded_unless_others_live_there(
     setting.nodes.remove("node-2")
     if connected != "10.9.0.0/16" and services == ():
         assert "but not to 10.0.0.0/12\nbut not to fd00::/16" in setting.said(), "the node left"
+
+
+def test_single_addresses_are_masqueraded_like_those_of_any_pod() -> None:
+    """Those that were withdrawn under a pod, too. Of other nodes' no more is known than the native routing CIDR."""
+    it = Setting()
+    it.networks.put(network(native4="10.0.0.0/8", mode="native"))
+    it.nodes.put(outside("node-1", "10.7.0.5", "10.7.9.1", "fd00::7", used=("10.7.9.1", "10.7.0.8")))
+    it.nodes.put(outside("node-2", "10.7.0.6"))
+    assert it.said().splitlines() == [
+        "masquerade 4 6",
+        "from 10.7.0.5/32 10.7.9.1/32 fd00::7/128 10.7.0.8/32",
+        "but not to 10.0.0.0/8",
+    ]
+    it.nodes.put(outside("node-1", "10.7.0.5", mode="cluster-pool"))
+    assert it.said().splitlines()[0] == "masquerade nothing", "nobody gives single addresses in that mode"

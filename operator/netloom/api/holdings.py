@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from netloom.api.v1alpha1 import NodeIPAM
+from netloom.api.v1alpha1 import NetloomNode, NodeIPAM
 from netloom.cidr import VERSIONS, Cidr, Version, single
 
 
@@ -33,6 +33,13 @@ def addresses(ipam: NodeIPAM) -> Iterator[Holding]:
 def holds(ipam: NodeIPAM) -> bool:
     """Whether there is anything."""
     return next(blocks(ipam), None) is not None or next(addresses(ipam), None) is not None
+
+
+def is_in_use(node: NetloomNode) -> bool:
+    """Whether it holds anything, its pods use something that it holds no more, or its agent may give something: the
+    mode in force stays as long."""
+    used = node.status.ipam
+    return bool(used.used or used.mode) or holds(node.spec.ipam)
 
 
 def block_texts(ipam: NodeIPAM) -> tuple[str, ...]:

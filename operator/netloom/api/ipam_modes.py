@@ -14,22 +14,26 @@ class Mode:
 
     from_network: the operator cuts nodes' blocks from the lists in spec.ipam.clusterPool. from_pools: it cuts them from
     NetloomIPPools, as nodes ask. from_node: each Node comes with its CIDRs (`Node.brought`). `writer` puts them there.
-    no_tunnels: why tunnels do not work with it; "" if they do. native_cidr: why the network has to name its native
-    CIDR; "" if it need not.
+    from_outside: somebody else writes single addresses into NetloomNodes, whenever they like; no ledger knows them.
+    singles: nodes hold such. no_tunnels: why tunnels do not work with it; "" if they do. no_direct_routes: the same of
+    autoDirectNodeRoutes. native_cidr: why the network has to name its native CIDR; "" if it need not.
     """
 
     name: str
     from_network: bool = False
     from_node: bool = False
+    from_outside: bool = False
     from_pools: bool = False
+    singles: bool = False
     writer: str = ""
     no_tunnels: str = ""
+    no_direct_routes: str = ""
     native_cidr: str = ""
 
     @property
     def is_implemented(self) -> bool:
         """Whether this version gives addresses in it."""
-        return self.from_network or self.from_node or self.from_pools
+        return self.from_network or self.from_node or self.from_pools or self.from_outside
 
 
 _ALL = (
@@ -40,9 +44,23 @@ _ALL = (
     ),
     Mode("cluster-pool", from_network=True),
     Mode("multi-pool", from_pools=True),
-    Mode("crd", no_tunnels="nodes then hold single addresses given from outside, and a tunnel needs whole pod CIDRs."),
-    Mode("eni", no_tunnels="the VPC itself routes the addresses of pods, and expects their packets unwrapped."),
-    Mode("azure", no_tunnels="the VNet itself routes the addresses of pods, and expects their packets unwrapped."),
+    Mode(
+        "crd",
+        from_outside=True,
+        singles=True,
+        no_tunnels="nodes then hold single addresses given from outside, and a tunnel needs whole pod CIDRs.",
+        no_direct_routes="nodes then hold single addresses, and the network itself knows the way to each.",
+    ),
+    Mode(
+        "eni",
+        singles=True,
+        no_tunnels="the VPC itself routes the addresses of pods, and expects their packets unwrapped.",
+    ),
+    Mode(
+        "azure",
+        singles=True,
+        no_tunnels="the VNet itself routes the addresses of pods, and expects their packets unwrapped.",
+    ),
     Mode(
         "gke",
         from_node=True,

@@ -117,7 +117,8 @@ class NetworkIPAMStatus(Struct, frozen=True):
     """status.ipam: the mode in force ("" while no node holds an address) and the ledgers that hold allocations.
 
     `epoch` grows with every opening of a ledger and every clearing of the mode: each is then a write that really
-    changes the object, and whoever wrote by an older resourceVersion notices. `in_use` says for people who holds
+    changes the object, and whoever wrote by an older resourceVersion notices. `clearing`: the mode is about to be
+    cleared, and no agent begins to give addresses of it (see `holdings.is_in_use`). `in_use` says for people who holds
     addresses, as `netloom.api.words.in_use` does; it may be some seconds old, and nothing is decided by it.
     `ledger_ranges` are CIDRs that hold the ranges of all `ledgers`, few enough for the API server's rules to look at.
     `service_cidrs` are those of which Services get their addresses, where they overlap cluster CIDRs: an agent sees no
@@ -128,6 +129,7 @@ class NetworkIPAMStatus(Struct, frozen=True):
 
     mode: IPAMMode | Literal[""] = ""
     epoch: int = 0
+    clearing: bool = False
     ledgers: tuple[str, ...] = ()
     ledger_ranges: tuple[str, ...] = ()
     service_cidrs: tuple[str, ...] | None = msgspec.field(name="serviceCIDRs", default=None)
@@ -234,8 +236,10 @@ class NetloomNodeSpec(Struct, frozen=True):
 
 
 class NodeIPAMStatus(Struct, frozen=True):
-    """status.ipam of a NetloomNode (`crd`): addresses that its pods use, with their users."""
+    """status.ipam of a NetloomNode (`crd`), written by its agent: addresses that its pods use, with their users; and
+    the mode of which it may give addresses to pods at any moment, "" while it gives none."""
 
+    mode: IPAMMode | Literal[""] = ""
     used: dict[str, PoolAddress] = msgspec.field(default_factory=dict)
 
 

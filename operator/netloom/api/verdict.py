@@ -18,6 +18,7 @@ import msgspec
 
 from netloom.api.core import Node
 from netloom.api.holdings import block_texts, holds
+from netloom.api.ipam_modes import mode_of
 from netloom.api.meta import Condition
 from netloom.api.odd_addresses import unreachable
 from netloom.api.v1alpha1 import NETWORK_NAME, NetloomNetwork, NetloomNode
@@ -133,6 +134,7 @@ class NodeState(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     reasons: tuple[str, ...] = ()
     addresses: tuple[str, ...] = ()
     pod_cidrs: tuple[str, ...] = msgspec.field(name="podCIDRs", default=())
+    single_addresses: int = 0
     mode: str = ""
     waiting: bool = False
     allocated: str = ""
@@ -362,6 +364,7 @@ class _Nodes:
         self._known = known
         self._agents = known.agents
         self._why_waiting = _why_waiting(known)
+        self._what = "addresses" if _from_outside(known) else "pod CIDRs"
 
     def judge(self, name: str, node: Node | None, obj: NetloomNode | None) -> tuple[NodeState, list[Trouble]]:
         """How the node is, and what is wrong with it."""
@@ -379,6 +382,7 @@ class _Nodes:
             reasons=tuple(dict.fromkeys(trouble.reason for trouble in troubles)),
             addresses=_internal(node, obj),
             pod_cidrs=block_texts(obj.spec.ipam) if obj else (),
+            single_addresses=len(obj.spec.ipam.pool) if obj else 0,
             mode=obj.spec.ipam.mode if obj else "",
             waiting=not _holds(obj) and not (obj is None and isinstance(self._known.netloom_nodes, Unseen)),
             allocated=_status(conditions, "Allocated"),
@@ -395,7 +399,7 @@ class _Nodes:
                 reason, why = self._why_waiting
                 if node is not None and (odd := unreachable(node)) is not None:
                     reason, why = odd.reason, f"{f'{odd.field} {odd.value}'.strip()}: {odd.text}"
-                yield Trouble("Node", name, reason, f"Node {name}: has no NetloomNode, and so no pod CIDRs: {why}")
+                yield Trouble("Node", name, reason, f"Node {name}: has no NetloomNode, and so no {self._what}: {why}")
             return
         allocated = _status(obj.status.conditions, "Allocated")
         if node is None and not isinstance(self._known.nodes, Unseen) and allocated != "False":
@@ -403,7 +407,7 @@ class _Nodes:
             yield Trouble("NetloomNode", name, "NoNode", why)
         elif not _holds(obj) and allocated in ("", "True"):
             reason, why = self._why_waiting
-            yield Trouble("NetloomNode", name, reason, f"NetloomNode {name}: holds no pod CIDRs: {why}")
+            yield Trouble("NetloomNode", name, reason, f"NetloomNode {name}: holds no {self._what}: {why}")
 
     def _of_agent(self, name: str, life: Life, sign: Sign | None, obj: NetloomNode | None) -> Iterator[Trouble]:
         if life == "never":
@@ -436,8 +440,14 @@ def _why_waiting(known: Known) -> tuple[str, str]:
     ready = next((each for each in _network_conditions(known) if each.type == "Ready"), None)
     if ready is not None and ready.status != "True":
         return ready.reason, f"NetloomNetwork {NETWORK_NAME} is not ready ({ready.reason}), and says why."
+    if _from_outside(known):
+        return "Waiting", "whoever gives them from outside (docs/ipam.md) writes them into spec.ipam.pool."
     way = "if this lasts, the Node's Events and the operator's log say why."
     return "Waiting", f"the operator {sign.holder} gives them within moments; {way}"
+
+
+def _from_outside(known: Known) -> bool:
+    return isinstance(known.network, NetloomNetwork) and mode_of(known.network).from_outside
 
 
 def _holds(obj: NetloomNode | None) -> bool:

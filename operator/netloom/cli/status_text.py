@@ -115,7 +115,7 @@ def _columns(now: dt.datetime, wide: bool) -> list[Column]:
         ("NODE", lambda node: node.name),
         ("READY", lambda node: str(node.ready)),
         ("ADDRESS", lambda node: _joined(node.addresses, limit)),
-        ("POD CIDRS", lambda node: _joined(node.pod_cidrs, limit)),
+        ("POD CIDRS", lambda node: _joined(node.pod_cidrs, limit) or _single(node.single_addresses)),
         ("ALLOCATED", lambda node: node.allocated),
         ("DATAPLANE", lambda node: node.dataplane),
         ("AGENT", lambda node: _agent(node, now)),
@@ -131,6 +131,10 @@ def _columns(now: dt.datetime, wide: bool) -> list[Column]:
 
 def _agent(node: NodeState, now: dt.datetime) -> str:
     return f"silent {_age(node.last_heard, now)}" if node.agent in ("silent", "released") else node.agent
+
+
+def _single(count: int) -> str:
+    return f"{count:,} address{'' if count == 1 else 'es'}" if count else ""
 
 
 def _joined(texts: Sequence[str], limit: int | None) -> str:

@@ -12,9 +12,15 @@ import msgspec
 
 from netloom.api.cilium import CONFIG_NAME, CiliumNode, CiliumPodIPPool, Workload, spellings
 from netloom.api.core import ConfigMap, ManagedFields, Node
-from netloom.api.holdings import addresses, blocks
+from netloom.api.holdings import blocks, is_in_use
 from netloom.api.meta import ObjectMeta
-from netloom.api.v1alpha1 import NETWORK_NAME, NetloomIPPool, NetloomNetwork, NetloomNode
+from netloom.api.v1alpha1 import (
+    NETWORK_NAME,
+    NetloomIPPool,
+    NetloomNetwork,
+    NetloomNode,
+    NetloomNodeStatus,
+)
 from netloom.cidr import is_address, single
 from netloom.guard.holdings import Holdings
 
@@ -94,7 +100,7 @@ class ClusterState:
             return
         ipam = new.spec.ipam
         of_pools = ((each.pool, each.texts) for each in blocks(ipam))
-        self.held.put(key, ipam.mode, pools=of_pools, more=any(addresses(ipam)))
+        self.held.put(key, ipam.mode or new.status.ipam.mode, pools=of_pools, more=is_in_use(new))
 
     def node(self, key: str, old: Node | None, new: Node | None) -> None:
         if new is None:
@@ -193,8 +199,17 @@ def trim_netloom_node(node: NetloomNode) -> NetloomNode:
     """A NetloomNode without what no decision asks for; of single addresses, one is enough."""
     ipam = node.spec.ipam
     pools = msgspec.structs.replace(ipam.pools, requested=())
-    slim = msgspec.structs.replace(ipam, pools=pools, pool=dict(list(ipam.pool.items())[:1]) or _NOTHING)
-    return NetloomNode(metadata=_slim(node.metadata), spec=type(node.spec)(ipam=slim))
+    slim = msgspec.structs.replace(ipam, pools=pools, pool=_one(ipam.pool))
+    used = node.status.ipam
+    found = NetloomNode(metadata=_slim(node.metadata), spec=type(node.spec)(ipam=slim))
+    if not used.used and not used.mode:
+        return found
+    used = msgspec.structs.replace(used, used=_one(used.used))
+    return msgspec.structs.replace(found, status=NetloomNodeStatus(ipam=used))
+
+
+def _one(entries: dict[str, Any]) -> dict[str, Any]:
+    return dict(list(entries.items())[:1]) or _NOTHING
 
 
 def trim_cilium_node(node: CiliumNode) -> CiliumNode:

@@ -11,7 +11,7 @@ docs/allocation.md has the proof. A plan is made against the ledgers as known; t
 decides whether they were known well enough.
 """
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 
 from netloom.cidr import Address, Cidr
 from netloom.ipam.assignments import Assignments
@@ -21,6 +21,7 @@ from netloom.ipam.known_ledgers import KnownLedger, KnownLedgers
 from netloom.ipam.ledger import Entry, Ledger, LedgerError
 from netloom.ipam.marks import Marks
 from netloom.ipam.plan import BlockRequest, Chosen, Deferred, Plan, Release
+from netloom.ipam.singles import Singles
 
 
 class Allocator:
@@ -30,7 +31,8 @@ class Allocator:
         self.ledgers = KnownLedgers()
         self.assignments = Assignments()
         self.former = Former()
-        self.blocks = FreeBlocks(self.ledgers, self.assignments, self.former)
+        self.singles = Singles()
+        self.blocks = FreeBlocks(self.ledgers, self.assignments, self.former, self.singles)
         self.marks = Marks(incarnation)
 
     # What is known
@@ -59,17 +61,25 @@ class Allocator:
         """The node is gone: what it had by a ledger that vanished is anybody's."""
         self.blocks.put_back(self.former.forget(node))
 
+    def holders(self) -> Set[str]:
+        """All nodes that hold something, are being given it, or may still use it."""
+        return self.assignments.holders() | self.singles.holders()
+
     def in_use(self) -> bool:
-        """Whether any block is in use, or may be."""
-        return bool(self.assignments.holders()) or any(known.problem for known in self.ledgers.values())
+        """Whether any block or address is in use, or may be."""
+        return bool(self.holders()) or any(known.problem for known in self.ledgers.values())
 
     def given(self, address: Address) -> Cidr | None:
-        """The block with this address in it that a node holds, or is being given."""
+        """The block with this address in it that a node holds, or is being given, or the address alone."""
         known = self.ledgers.around(address)
-        if known is None and not self.assignments.unrecorded:
+        if known is None and not self.assignments.unrecorded and not self.singles.nodes():
             return None
         host = Cidr.of(address)
-        return (known.taken.overlap(host) if known else None) or self.assignments.overlap(host)
+        return (
+            (known.taken.overlap(host) if known else None)
+            or self.assignments.overlap(host)
+            or self.singles.overlap(host)
+        )
 
     # Plans
 

@@ -10,16 +10,18 @@ from netloom.ipam.known_ledgers import KnownLedgers
 from netloom.ipam.plan import Block, BlockRequest, BlockTaken, Chosen, Deferred, Refusal, Want
 from netloom.ipam.pool import Exhausted, Pool, Usage
 from netloom.ipam.reservations import Reservations
+from netloom.ipam.singles import Singles
 
 
 class FreeBlocks:
     """Those of the configured pools, next to what ledgers, nodes and their former holdings say."""
 
-    def __init__(self, ledgers: KnownLedgers, assignments: Assignments, former: Former) -> None:
+    def __init__(self, ledgers: KnownLedgers, assignments: Assignments, former: Former, singles: Singles) -> None:
         self.mode = ""
         self._ledgers = ledgers
         self._assignments = assignments
         self._former = former
+        self._singles = singles
         self._pools: dict[tuple[str, Version], Pool] = {}
         self.reserved = Reservations()
         self._exhausted: dict[tuple[str, Version], Exhausted] = {}
@@ -192,7 +194,7 @@ class FreeBlocks:
         known = self._ledgers.of(cidr)
         if known.deferral(self.mode):
             return known.range.last
-        for each in (known.taken, self._assignments, self.reserved, self._former):
+        for each in (known.taken, self._assignments, self._singles, self.reserved, self._former):
             found = each.overlap(cidr)
             if found is not None:
                 return found.last

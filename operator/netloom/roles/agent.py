@@ -126,7 +126,10 @@ def _trimmed(node: NetloomNode, own: str) -> NetloomNode:
         creation_timestamp=meta.creation_timestamp,
         owner_references=_OWNED if is_owned(node) else (),
     )
-    return NetloomNode(metadata=kept, spec=node.spec)
+    spec = node.spec
+    if spec.ipam.pool:  # nothing is sent to single addresses of others from here: the network knows the way
+        spec = msgspec.structs.replace(spec, ipam=msgspec.structs.replace(spec.ipam, pool={}))
+    return NetloomNode(metadata=kept, spec=spec)
 
 
 _OWNED = (OwnerReference(api_version="v1", kind="Node"),)

@@ -29,6 +29,7 @@ from netloom.api.cilium import (
     Workload,
 )
 from netloom.api.core import CONFIG_MAPS, NODES, Node
+from netloom.api.holdings import is_in_use
 from netloom.api.meta import Object, Resource
 from netloom.api.v1alpha1 import NETLOOM_NODES, NETWORKS, POOLS, NetloomNode
 from netloom.guard.cluster_state import (
@@ -153,7 +154,7 @@ class Guard:
         self._follow(CONFIG_MAPS, live.record, ListWatch, name="record", **_one(scope.namespace, RECORD_NAME))
         if scope.netloom:
             self._follow(POOLS, live.pool)
-            self._follow(NETLOOM_NODES, live.netloom_node, changed=_spec_changed, trim=trim_netloom_node)
+            self._follow(NETLOOM_NODES, live.netloom_node, changed=_holdings_changed, trim=trim_netloom_node)
             self._follow(NETWORKS, live.network)
         if scope.cilium:
             self._follow(CILIUM_NODES, live.cilium_node, changed=_spec_changed, trim=trim_cilium_node)
@@ -276,9 +277,14 @@ def _one(namespace: str, name: str) -> dict[str, str]:
     return {"namespace": namespace, "field_selector": f"metadata.name={name}"}
 
 
-def _spec_changed(old: CiliumNode | NetloomNode, new: CiliumNode | NetloomNode) -> bool:
+def _spec_changed(old: CiliumNode, new: CiliumNode) -> bool:
     """Not at a status, nor at what was trimmed away: agents write those all the time, and none of it is held."""
     return old.spec != new.spec
+
+
+def _holdings_changed(old: NetloomNode, new: NetloomNode) -> bool:
+    """As `_spec_changed`; and at whether anything is used, held or not."""
+    return old.spec != new.spec or is_in_use(old) != is_in_use(new)
 
 
 def _template_changed(old: Workload, new: Workload) -> bool:

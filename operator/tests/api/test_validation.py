@@ -103,7 +103,7 @@ def test_an_address_of_mode_crd_that_is_none() -> None:
     spec = {"ipam": {"mode": "crd", "pool": {"10.9.0.4": {}, "10.9.0": {}}}}
     node = msgspec.convert({"metadata": {"name": "worker-1"}, "spec": spec}, NetloomNode)
     assert lines(validate_node(node)) == [
-        "InvalidAddress error: NetloomNode worker-1: spec.ipam.pool[10.9.0] '10.9.0': not an IP address. "
+        'InvalidAddress error: NetloomNode worker-1: spec.ipam.pool: "10.9.0" is not an IP address. '
         "Write one such as 192.168.1.10."
     ]
 

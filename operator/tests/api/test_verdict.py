@@ -15,8 +15,11 @@ from netloom.api.v1alpha1 import (
     NetloomNode,
     NetloomNodeSpec,
     NetloomNodeStatus,
+    NetworkIPAM,
+    NetworkSpec,
     NetworkStatus,
     NodeIPAM,
+    PoolAddress,
 )
 from netloom.api.verdict import EXAMPLE_LIMIT, Known, Sign, Trouble, Unseen, Verdict, judge
 
@@ -35,6 +38,7 @@ def condition(type_: str, status: Any, reason: str, message: str = "so it is") -
 
 
 READY = condition("Ready", "True", "Accepted")
+SINGLE = NodeIPAM(mode="crd", pool={"10.7.0.5": PoolAddress(), "10.7.0.6": PoolAddress()})
 IN_SYNC = condition("DataplaneReady", "True", "InSync")
 
 
@@ -274,6 +278,26 @@ def test_why_a_node_waits(known: dict[str, Any], reason: str, why: str) -> None:
         assert (kind, reason) in [(group.kind, group.reason) for group in found.problems]
         assert any(text.startswith(f"{kind} a: ") and text.endswith(why) for text in said(found))
         assert found.totals.waiting == 1
+
+
+def test_a_node_without_addresses_from_outside() -> None:
+    """Nothing is promised: the operator gives none."""
+    outside = msgspec.structs.replace(network(), spec=NetworkSpec(ipam=NetworkIPAM(mode="crd")))
+    bare, served = obj("a", cidrs=()), msgspec.structs.replace(obj("b"), spec=NetloomNodeSpec(ipam=SINGLE))
+    found = judge(
+        Known(
+            nodes=[node("a"), node("b")],
+            netloom_nodes=[bare, served],
+            network=outside,
+            agents={"a": ALIVE, "b": ALIVE},
+            operator=LEADER,
+        )
+    )
+    assert said(found) == [
+        "NetloomNode a: holds no addresses: whoever gives them from outside (docs/ipam.md) writes them into "
+        "spec.ipam.pool."
+    ]
+    assert [(each.waiting, each.single_addresses) for each in found.nodes] == [(True, 0), (False, 2)]
 
 
 def test_a_netloom_node_without_a_node() -> None:

@@ -118,8 +118,10 @@ def node_config(
     return {"metadata": {"name": name, "namespace": namespace}, "spec": spec}
 
 
-def with_node(live: ClusterState, name: str, held: Json) -> None:
-    obj = msgspec.convert({"metadata": {"name": name}, "spec": {"ipam": held}}, NETLOOM_NODES.type)
+def with_node(live: ClusterState, name: str, held: Json, used: Json | None = None) -> None:
+    """used: status.ipam."""
+    parts = {"metadata": {"name": name}, "spec": {"ipam": held}, "status": {"ipam": used or {}}}
+    obj = msgspec.convert(parts, NETLOOM_NODES.type)
     live.netloom_node(name, None, obj)
 
 

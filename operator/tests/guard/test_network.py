@@ -55,6 +55,22 @@ def test_a_wrong_mode_may_stay_and_may_go_back_and_go_nowhere_else(live: Cluster
     assert "3 nodes hold addresses (worker-001, worker-002, worker-003) of mode cluster-pool" in text
 
 
+@pytest.mark.parametrize("used", [{"mode": "crd"}, {"used": {"10.9.0.4": {"owner": "default/web"}}}])
+def test_addresses_that_are_used_and_held_no_more_count(used: Json) -> None:
+    """They were withdrawn under a pod, or the agent may give one at any moment."""
+    live = ask.fresh()
+    ask.with_node(live, "a", ask.ipam("crd"), used)
+    (text,) = refused(live, NETWORKS, network("crd"), network("kubernetes"))
+    assert text.startswith(
+        f"{MODE}the IPAM mode of a live cluster cannot change: 1 node holds addresses (a) of mode crd, and in mode "
+    )
+    assert refused(live, NETWORKS, network("crd"))[0].startswith(
+        "NetloomNetwork default: metadata.name 'default': the network cannot be deleted while it is in use"
+    )
+    ask.with_node(live, "a", ask.ipam("crd"))
+    assert refused(live, NETWORKS, network("crd"), network("kubernetes")) == []
+
+
 def test_a_network_made_anew_keeps_the_mode(live: ClusterState) -> None:
     assert refused(live, NETWORKS, None, network("kubernetes")) == [
         f"{MODE}a network that is made anew has to keep the IPAM mode: {THREE} of mode cluster-pool, and in mode "

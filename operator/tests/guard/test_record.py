@@ -6,7 +6,7 @@ import pytest
 from netloom.api.cilium import CILIUM_NODES, DAEMON_SETS, CiliumNode, CiliumNodeIPAM, CiliumNodeSpec
 from netloom.api.core import CONFIG_MAPS, NODES, ConfigMap, ManagedMeta
 from netloom.api.meta import ObjectMeta
-from netloom.api.v1alpha1 import NETLOOM_NODES
+from netloom.api.v1alpha1 import NETLOOM_NODES, NetloomNodeStatus
 from netloom.guard.cluster_state import ClusterState, trim_cilium_node, trim_netloom_node, trim_node, trim_workload
 from netloom.guard.record import bypassed, bypasses, tampered, vanished, wanted
 from tests.guard import requests as ask
@@ -139,13 +139,18 @@ def test_little_is_kept_of_an_object() -> None:
                 "addresses": [{"type": "InternalIP", "ip": "192.168.0.1"}],
                 "ipam": {"pool": {f"10.0.0.{n}": {} for n in range(9)}, "pools": {"requested": [{"pool": "x"}]}},
             },
+            "status": {"absentAddresses": ["192.168.0.9"]},
         },
         NETLOOM_NODES.type,
     )
-    assert kept(trim_netloom_node(node)) == {
+    few = {
         "metadata": {"name": "a", "resourceVersion": "7"},
         "spec": {"ipam": {"pools": {}, "pool": {"10.0.0.0": {}}}},
     }
+    assert kept(trim_netloom_node(node)) == few
+    used = {"mode": "crd", "used": {f"10.0.0.{n}": {} for n in range(9)}}
+    node = msgspec.structs.replace(node, status=msgspec.convert({"ipam": used}, NetloomNodeStatus))
+    assert kept(trim_netloom_node(node)) == few | {"status": {"ipam": {"mode": "crd", "used": {"10.0.0.0": {}}}}}
     held = {"ipam": {"pool": {"10.0.0.1": {"resource": "x"}, "10.0.0.2": {}}, "ipv6-pool": {"fd00::1": {}}}}
     cilium = msgspec.convert({"metadata": {"name": "a", "labels": {"a": "b"}}, "spec": held}, CILIUM_NODES.type)
     assert kept(trim_cilium_node(cilium)) == {

@@ -5,11 +5,11 @@ in metrics. The message names the way out.
 import asyncio
 import heapq
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import replace
 
 from netloom.api.cidrs import check_nodes_outside
-from netloom.api.ipam_modes import mode_of
+from netloom.api.ipam_modes import Mode, mode_of
 from netloom.api.odd_addresses import in_pod_cidr, is_usable
 from netloom.api.problem import Problem, Severity
 from netloom.api.v1alpha1 import NETWORK_NAME, NETWORKS, NetloomNetwork
@@ -65,12 +65,14 @@ class NetworkReconciler(Member):
     def __init__(
         self,
         incarnation: Incarnation,
+        lock: ModeLock,
         configuration: AllocationConfiguration,
         left_out: LeftOut,
         waiting: WaitingNodes,
         crashes: Callable[[], Iterable[str]] = tuple,
     ) -> None:
         super().__init__(incarnation)
+        self._lock = lock
         self._configuration = configuration
         self._reserved = configuration.reserved
         self._left_out = left_out
@@ -94,7 +96,7 @@ class NetworkReconciler(Member):
         if reason == self._told and wait > 0:
             return wait
         self._told, self._told_at = reason, self._clock()
-        good = [] if errors else [f"Nodes are given their pod CIDRs in IPAM mode {mode_of(network).name}."]
+        good = [] if errors else [_good(mode_of(network))]
         message = " ".join([*good, *(said(problem, _NETWORK) for problem in problems)])
         good_enough, warns = not errors, bool(problems)
         written = await self._conditions.set(
@@ -122,8 +124,15 @@ class NetworkReconciler(Member):
             found += validate_network(network) + self._nodes_inside(network) + self._overlaps(network, held)
         found += self._left_out.problems(_NETWORK) + self._odd(held)
         found += [_unreadable(known) for known in self._allocator.ledgers.values() if known.problem]
-        found += _waiting(self._waiting.items())
+        found += self._ambiguous(network) or _waiting(self._waiting.items(), self._allocator.singles.nodes())
         return sorted(found, key=lambda problem: problem.severity)
+
+    def _ambiguous(self, network: NetloomNetwork | None) -> list[Problem]:
+        """Nothing is in force, and nodes hold addresses of several modes: until that ends, all else follows from it."""
+        why = self._lock.ambiguous
+        if why is None or network is None or network.status.ipam.mode or not self._allocator.in_use():
+            return []
+        return [Problem(_NETWORK, "", "", why.reason, str(why), "")]
 
     def _nodes_inside(self, network: NetloomNetwork) -> list[Problem]:
         """Cluster CIDRs with addresses of nodes in them. Of most nodes: the CIDR is wrong. Of few: those are odd, and
@@ -288,7 +297,7 @@ class InUseReconciler(Member):
         return self._left_out.without_object() + unreachable
 
     def _words(self) -> str:
-        holders = self._allocator.assignments.holders()
+        holders = self._allocator.holders()
         return in_use(len(holders), heapq.nsmallest(SHOWN, holders)) if holders else ""
 
 
@@ -302,18 +311,27 @@ def _unreadable(known: KnownLedger) -> Problem:
     return Problem(f"NetloomLedger {known.name}", "spec.entries", "", "LedgerUnreadable", message, way_out)
 
 
-def _waiting(waiting: Iterable[tuple[str, Reason]]) -> list[Problem]:
-    """One problem per reason, with how many nodes, some of them by name, and what to do."""
+def _good(mode: Mode) -> str:
+    if mode.from_outside:
+        return f"Nodes use the addresses that are written into their NetloomNodes, in IPAM mode {mode.name}."
+    return f"Nodes are given their pod CIDRs in IPAM mode {mode.name}."
+
+
+def _waiting(waiting: Iterable[tuple[str, Reason]], served: Collection[str]) -> list[Problem]:
+    """One problem per reason, with how many nodes, some of them by name, and what to do. `served`: who has addresses
+    from outside."""
     by_reason: dict[str, list[tuple[str, Reason]]] = {}
     for name, why in sorted(waiting, key=lambda item: item[0]):
         by_reason.setdefault(reason_of(why), []).append((name, why))
-    return [_group(reason, nodes) for reason, nodes in sorted(by_reason.items()) if reason not in _TOLD_BY_SETTINGS]
+    warned = UNREACHABLE | OF_ONE_POOL | ({"NoAddresses"} if served else set())
+    told = ((reason, nodes) for reason, nodes in sorted(by_reason.items()) if reason not in _TOLD_BY_SETTINGS)
+    return [_group(reason, nodes, "warning" if reason in warned else "error") for reason, nodes in told]
 
 
 _TOLD_BY_SETTINGS = frozenset({"IPAMModeNotImplemented", "NoClusterCIDR", "NoNetwork"})
 
 
-def _group(reason: str, nodes: list[tuple[str, Reason]]) -> Problem:
+def _group(reason: str, nodes: list[tuple[str, Reason]], severity: Severity) -> Problem:
     names = ", ".join(name for name, _ in nodes[:_SHOWN]) + (", ..." if len(nodes) > _SHOWN else "")
     why = nodes[0][1]
     count = f"{len(nodes)} node{'s' if len(nodes) > 1 else ''} ({names})"
@@ -324,7 +342,6 @@ def _group(reason: str, nodes: list[tuple[str, Reason]]) -> Problem:
         field = f"spec.ipam.clusterPool.ipv{why.version}PodCIDRList"
         way_out = f"Append a CIDR to {field}, or remove nodes."
         return Problem(_NETWORK, "", "", reason, f"{count} without a pod CIDR: {why}.", way_out)
-    severity: Severity = "warning" if reason in UNREACHABLE | OF_ONE_POOL else "error"
     return Problem(_NETWORK, "", "", reason, f"{count}: {said(why, why.object)}", "", severity)
 
 

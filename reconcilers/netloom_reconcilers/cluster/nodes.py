@@ -19,7 +19,7 @@ from typing import TypeVar
 import structlog
 
 from netloom.api.core import Node
-from netloom.api.holdings import holds
+from netloom.api.holdings import blocks, holds, is_in_use
 from netloom.api.ipam_modes import Mode, mode_named
 from netloom.api.meta import Object
 from netloom.api.odd_addresses import in_pod_cidr, is_usable, no_address, odd_addresses
@@ -39,6 +39,7 @@ from netloom_reconcilers.cluster.allocation.incarnation import BlocksFreed, Inca
 from netloom_reconcilers.cluster.allocation.last_known_addresses import LastKnownAddresses
 from netloom_reconcilers.cluster.allocation.left_out import LeftOut
 from netloom_reconcilers.cluster.allocation.metrics import WRITES
+from netloom_reconcilers.cluster.allocation.outside_addresses import OutsideAddresses
 from netloom_reconcilers.cluster.allocation.waiting import LAG_SECONDS, RECHECK_SECONDS, Reason, WaitingNodes
 from netloom_reconcilers.conditions import said
 
@@ -67,6 +68,7 @@ class NodesReconciler(Member):
         configuration: AllocationConfiguration,
         addresses: LastKnownAddresses,
         left_out: LeftOut,
+        outside: OutsideAddresses,
         waiting_nodes: WaitingNodes,
         writers: int,
     ) -> None:
@@ -76,6 +78,7 @@ class NodesReconciler(Member):
         self._configuration = configuration
         self._addresses = addresses
         self._left_out = left_out
+        self._outside = outside
         self._unreached: dict[str, float] = {}
         self._waiting = waiting_nodes
         self._writers = asyncio.Semaphore(writers)
@@ -118,6 +121,10 @@ class NodesReconciler(Member):
         request = self._request(node)
         if isinstance(request, Problem):
             return await self._refuse(obj or node, request)
+        if self._mode.from_outside:
+            if (unreachable := self._unreachable(node, obj)) is not None:
+                return await self._wait_for_address(node, unreachable)
+            return LAG_SECONDS if await self._make(node) is None else self._outside.wait(node.metadata.name)
         return await self._give(node, obj, request)
 
     def _request(self, node: Node) -> BlockRequest | Problem:
@@ -280,8 +287,9 @@ class NodesReconciler(Member):
                 return await self._refuse(
                     obj, _differing(live, obj, self._mode)
                 )  # which it will get decides about the object
-        if not holds(obj.spec.ipam) and not self._mode.from_pools:
-            return await self._allocate(node, obj)
+        if not any(blocks(obj.spec.ipam)) and not (self._mode.from_outside or self._mode.from_pools):
+            stray = self._outside.stray(obj, self._mode)
+            return await (self._refuse(obj, stray) if stray else self._allocate(node, obj))
         more = self._brings_more(node, obj)
         why: Reason | None = node_objects.unusable(obj) or await self._adopt(obj)
         if why is None and not more and self._cannot_keep(node, obj):
@@ -299,7 +307,13 @@ class NodesReconciler(Member):
             obj = told
         if why is not None:
             return await self._refuse(obj, why)
-        return await (self._allocate(node, obj) if more or self._mode.from_pools else self._satisfied(obj))
+        if more or self._mode.from_pools:
+            return await self._allocate(node, obj)
+        if self._mode.from_outside and (wrong := self._outside.wrong(obj)) is not None:
+            return await self._refuse(obj, wrong)
+        self._waiting.remove(name)
+        wait = self._outside.wait(name)
+        return wait if wait is not None else await self._satisfied(obj)
 
     @property
     def _mode(self) -> Mode:
@@ -333,6 +347,8 @@ class NodesReconciler(Member):
     async def _adopt(self, obj: NetloomNode) -> Reason | None:
         """Enters what the object holds into the ledgers, where it is missing there."""
         name, mode = obj.metadata.name, self._configuration.mode
+        if self._mode.from_outside:
+            return await self._outside.open(obj, mode)
         unrecorded = self._allocator.assignments.unrecorded.get(name)
         if not unrecorded or not self._mode.is_implemented:
             return None
@@ -442,10 +458,11 @@ class NodesReconciler(Member):
         return obj
 
     def _netloom_node_changed(self, key: str, old: NetloomNode | None, new: NetloomNode | None) -> None:
-        if old is None or new is None or old.spec.ipam != new.spec.ipam:
-            if self._allocator.hold(key, node_objects.held(new) if new is not None else ()):
+        if old is None or new is None or (old.spec.ipam, old.status.ipam) != (new.spec.ipam, new.status.ipam):
+            if self._allocator.hold(key, node_objects.held_blocks(new) if new is not None else ()):
                 self._publish(BlocksFreed())
-            if new is None:
+            self._outside.note(key, new)
+            if new is None or not is_in_use(new):
                 self._commits.wake()
         if key != self._own and not (old is None and key in self._creating):
             self._publish(NodesAffected((key,)))

@@ -85,7 +85,7 @@ def _spec_changed(old: NetloomNetwork | NetloomNode, new: NetloomNetwork | Netlo
 def _network_changed(old: NetloomNetwork, new: NetloomNetwork) -> bool:
     """Of the status what decides where pods' addresses may be."""
     before, after = old.status.ipam, new.status.ipam
-    said = before.mode != after.mode or before.service_cidrs != after.service_cidrs
+    said = (before.mode, before.clearing) != (after.mode, after.clearing) or before.service_cidrs != after.service_cidrs
     return said or _spec_changed(old, new)
 
 

@@ -9,9 +9,10 @@ from typing import Any
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
-from netloom.api.ipam_modes import mode_named
+from netloom.api.ipam_modes import mode_named, mode_of
 from netloom.api.v1alpha1 import NETWORK_NAME, NetloomNetwork, NetloomNode, NetworkSpec, Routing
 from netloom.cidr import Cidr
+from netloom.ipam.ledger_range import cover
 from netloom.kernel.forward.blocked import Blocked
 from netloom.kernel.forward.forward import ForwardKeeper
 from netloom.kernel.forward.opening import Forwarding
@@ -20,11 +21,15 @@ from netloom.kernel.mesh.encapsulation import Encapsulation
 from netloom.runtime.manager import Run
 from netloom_reconcilers.features.kernel import NftablesFeature
 from netloom_reconcilers.features.node import NodeContext, written_metric
-from netloom_reconcilers.node.known.peers import internal_ip, is_whole, pod_cidrs_of, prefixes_of
+from netloom_reconcilers.node.known.peers import internal_ip, is_whole, pod_cidrs_of, pods_of, prefixes_of
 from netloom_reconcilers.node.mesh.reading import missing
 
 _NETWORK = ""
 """Whose problems are those of the network; no node has an empty name."""
+
+MOST = 64
+"""CIDRs of a family that are let through, each by two rules of a list that the kernel walks for every packet. A node of
+more single addresses has wider ones that hold them."""
 
 FIREWALLD = "firewalld"
 """The table, in family inet, that firewalld makes, and makes anew whenever it is reloaded."""
@@ -60,11 +65,11 @@ class ForwardingFeature(NftablesFeature):
             self._is_blocked(missing(network, self._node_name))
             return None
         self._is_blocked(None)
-        pods, problems = pod_cidrs_of(node)
+        pods, problems = pods_of(node)
         self._report(self._node_name, problems)
-        other, routing = self._another(), network.spec.routing
+        other, routing = self._another(mode_of(network).from_outside), network.spec.routing
         return Forwarding(
-            pods=pods,
+            pods=tuple(cover(pods, MOST)) if len(pods) > MOST else pods,
             accept=network.spec.forwarding.filter == "accept",
             peers=pod_cidrs_of(other)[0] if other is not None else (),
             peer=internal_ip(other) if other is not None else "",
@@ -72,14 +77,16 @@ class ForwardingFeature(NftablesFeature):
             native=routing.mode != "tunnel",
         )
 
-    def _another(self) -> NetloomNode | None:
-        """The same node as before, if it is still there, or any that is whole."""
+    def _another(self, outside: bool) -> NetloomNode | None:
+        """The same node as before, if it is still there, or any that is whole; where pods have single addresses from
+        outside, any that has an address itself: of its pods' nothing is known here."""
+        is_one = internal_ip if outside else is_whole
         before = self._nodes.get(self._other)
-        if before is not None and is_whole(before):
+        if before is not None and is_one(before):
             return before
         for name in self._nodes:
             node = self._nodes.get(name)
-            if name != self._node_name and node is not None and is_whole(node):
+            if name != self._node_name and node is not None and is_one(node):
                 self._other = name
                 return node
         return None

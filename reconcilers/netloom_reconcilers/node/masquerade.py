@@ -20,7 +20,7 @@ from netloom.kernel.netlink.sockets import AnswerLost
 from netloom.runtime.manager import Run
 from netloom_reconcilers.features.kernel import NftablesFeature
 from netloom_reconcilers.features.node import NodeContext, written_metric
-from netloom_reconcilers.node.known.peers import pod_cidrs_of, prefixes_of
+from netloom_reconcilers.node.known.peers import pod_cidrs_of, pods_of, prefixes_of
 from netloom_reconcilers.node.mesh.cluster_cidrs import cluster_cidrs, service_cidrs
 from netloom_reconcilers.node.mesh.reading import missing
 
@@ -148,7 +148,7 @@ class MasqueradeFeature(NftablesFeature):
         touched, self._touched = self._touched, set()
         for name in touched | {self._node_name}:
             self._take(name)
-        pods, among = pod_cidrs_of(node)[0], {each for found in self._among_pods.values() for each in found}
+        pods, among = pods_of(node)[0], {each for found in self._among_pods.values() for each in found}
         services = service_cidrs(network)
         if services is None or self._connected is None:
             cluster = ()  # it is not known who lives there

@@ -19,7 +19,7 @@ from netloom.runtime.manager import Run
 from netloom_reconcilers.features.kernel import KernelFeature
 from netloom_reconcilers.features.node import NodeContext
 from netloom_reconcilers.node import findings
-from netloom_reconcilers.node.known.peers import pod_cidrs_of
+from netloom_reconcilers.node.known.peers import pod_cidrs_of, pods_of
 from netloom_reconcilers.node.mesh.reading import missing
 
 _KEY = "kernel"
@@ -67,7 +67,7 @@ class SurroundingsFeature(KernelFeature):
             return None
         self._is_blocked(None)
         self._desired = Surroundings(
-            own=pod_cidrs_of(node)[0],
+            own=pods_of(node)[0],
             remotes=self._remotes,
             peers=len(self._nodes),
             native=network.spec.routing.mode != "tunnel",

@@ -17,7 +17,7 @@ from netloom.ipam.ledger import decode
 from netloom.runtime.errors import Invalid
 from tests.allocation.server import Json, ModelServer
 from tests.allocation.virtual import VirtualClock, VirtualLoop
-from tests.allocation.world import Operator, Pending, Server, World, no_overlap
+from tests.allocation.world import Operator, Pending, Process, Server, World, no_overlap
 
 NAMES = ("a", "b", "c")
 DICTATED = ("10.0.0.0/24", "10.0.1.0/24", "10.0.0.0/23", "10.9.0.0/24")
@@ -63,6 +63,9 @@ class AllocationMachine(RuleBasedStateMachine):
         self.world = World(self.check, self.server, self.loop)
         self.dual = False
         self.mode = "cluster-pool"
+        self.addresses = {name: (f"172.16.0.{n}", f"172.16.1.{n}") for n, name in enumerate(NAMES, 1)}
+        """That somebody outside gives to each node, in mode crd."""
+        self.begun = itertools.count()
         self.resizes = itertools.cycle(("append", "take back", "append", "widen"))
 
     # What must hold
@@ -100,6 +103,8 @@ class AllocationMachine(RuleBasedStateMachine):
     def _locked(self, world: World) -> None:
         """The mode in force is set while any node holds a CIDR, and is the mode that it comes from."""
         force = world.mode_in_force
+        for name, pods in world.pods.items():
+            assert not pods or force == "crd", f"lock: pods of {name} use addresses, in force: {force!r}"
         for name, obj in world.server.all("netloomnodes").items():
             ipam = obj["spec"].get("ipam", {})
             if ipam.get("podCIDRs") or ipam.get("pools", {}).get("allocated"):
@@ -110,14 +115,14 @@ class AllocationMachine(RuleBasedStateMachine):
         if world.mode_in_force == "cluster-pool":
             pool = world.network["spec"]["ipam"]["clusterPool"]
             listed = [Cidr.parse(cidr) for cidr in (*pool["ipv4PodCIDRList"], *pool.get("ipv6PodCIDRList", ()))]
-            for name, cidrs in world.cidrs().items():
-                for cidr in cidrs:
+            for name, obj in world.server.all("netloomnodes").items():
+                for cidr in map(Cidr.parse, obj["spec"].get("ipam", {}).get("podCIDRs", ())):
                     assert any(each.contains(cidr) for each in listed), f"removed: {name} holds {cidr}"
 
     # The start
 
     @initialize(
-        mode=st.sampled_from(["cluster-pool", "cluster-pool", "kubernetes", "multi-pool", "multi-pool"]),
+        mode=st.sampled_from(["cluster-pool", "cluster-pool", "kubernetes", "multi-pool", "multi-pool", "crd"]),
         blocks=st.sampled_from(["10.0.0.0/24", "10.0.0.0/23", "10.0.0.0/22"]),
         dual=st.booleans(),
     )
@@ -159,6 +164,8 @@ class AllocationMachine(RuleBasedStateMachine):
         """A Node registers, or the one that is there is deleted."""
         if name in self.world.server.all("nodes"):
             self.world.leave(name)
+            self._stop_agents(name)
+            self.world.pods.get(name, {}).clear()  # the machine is gone, and its pods with it
         else:
             self.world.join(name, *([dictated] if self.mode == "kubernetes" else []))
 
@@ -175,7 +182,42 @@ class AllocationMachine(RuleBasedStateMachine):
         if name in self.world.server.all("netloomnodes"):
             self.world.connect(name, *cidrs)
 
-    @rule(action=st.sampled_from(("collect", "resize", "cluster-pool", "kubernetes", "multi-pool", *WAITS)))
+    # Mode crd
+
+    @precondition(lambda self: self.mode == "crd")
+    @rule(name=st.sampled_from(NAMES), which=st.sampled_from((0, 0, 1)))
+    def give_or_withdraw(self, name: str, which: int) -> None:
+        """Somebody outside writes an address into a NetloomNode, or takes it out again, used or not."""
+        obj, address = self.world.server.all("netloomnodes").get(name), self.addresses[name][which]
+        if obj is None:
+            return
+        held = address in obj["spec"].get("ipam", {}).get("pool", {})
+        (self.world.withdraw if held else self.world.fill)(name, address)
+
+    @precondition(lambda self: self.world.agents or self.mode == "crd")
+    @rule(name=st.sampled_from(NAMES), what=st.sampled_from(("restart", "begin", "begin", "end", "freeze", "thaw")))
+    def live_on_a_node(self, name: str, what: str) -> None:
+        """A pod begins or ends, by what the node's agent knows; or that starts (again), freezes or thaws."""
+        agent = next((each for each in self.world.agents if each.node == name and not each.dead), None)
+        if what == "restart" and name in self.world.server.all("nodes"):
+            self._stop_agents(name)
+            self.world.start_agent(name)
+        elif agent is None:
+            return
+        elif what in ("freeze", "thaw"):
+            agent.frozen = what == "freeze"
+            agent.run()
+        elif what == "begin" and agent.runs:
+            agent.begin(f"pod-{next(self.begun)}")
+        elif what == "end" and agent.runs and agent.pods:
+            agent.end(next(iter(agent.pods)))
+
+    def _stop_agents(self, name: str) -> None:
+        for agent in self.world.agents:
+            if agent.node == name and not agent.dead:
+                self.world.kill(agent)
+
+    @rule(action=st.sampled_from(("collect", "resize", "cluster-pool", "kubernetes", "multi-pool", "crd", *WAITS)))
     def interfere(self, action: str | float) -> None:
         """Time passes, the garbage collector has its turn, the user gives more space, takes it back, or tries to change
         the mode."""
@@ -185,7 +227,8 @@ class AllocationMachine(RuleBasedStateMachine):
             self.world.collect_garbage()
         elif action == "resize":
             self._resize(next(self.resizes))
-        elif not self.world.server.all("nodes"):  # what nodes bring depends on the mode that they were made in
+        elif not self.world.server.all("nodes") or (self.mode == "crd" and action != "kubernetes"):
+            # What nodes bring depends on the mode that they were made in.
             try:
                 self.world.apply_network(mode=action, **self.pool)
                 self.mode = action
@@ -235,14 +278,14 @@ class AllocationMachine(RuleBasedStateMachine):
     def _frozen(self) -> list[Operator]:
         return [each for each in self._alive if each.frozen]
 
-    @precondition(lambda self: self.world.running)
+    @precondition(lambda self: self.world.processes)
     @rule(data=st.data(), count=COUNTS, see=SEES, fate=st.sampled_from(FATES))
     def work(self, data: st.DataObject, count: int, see: bool, fate: str) -> None:
-        """One operator gets on with its work for some requests; the next one, or the operator, has bad luck.
+        """One operator or agent gets on with its work for some requests; the next one, or who works, has bad luck.
 
         `see`: whether its caches learn what happens meanwhile.
         """
-        operator = data.draw(st.sampled_from(self.world.running))
+        operator = data.draw(st.sampled_from(self.world.processes))
         patience = 16
         while patience:
             if see:
@@ -279,10 +322,10 @@ class AllocationMachine(RuleBasedStateMachine):
         """Some operator does all it can."""
         self.work(data, 100, True, "done")
 
-    def _requests(self, operator: Operator) -> list[Pending]:
+    def _requests(self, operator: Process) -> list[Pending]:
         return [each for each in self.world.of(operator) if each not in self.world.delayed]
 
-    def _befall(self, operator: Operator, request: Pending, fate: str) -> None:
+    def _befall(self, operator: Process, request: Pending, fate: str) -> None:
         when, _, what = fate.partition(" ")
         if when == "delayed":
             self.world.delay(request)
@@ -320,9 +363,13 @@ class AllocationMachine(RuleBasedStateMachine):
         world = self.world
         for operator in world.operators:
             world.kill(operator)
+        for agent in world.agents:
+            agent.frozen = False
         for name in world.server.all("netloomnodes"):
             world.connect(name)
         world.start()
+        world.calm(60)
+        self._give_all_back()
         world.calm(400)
         nodes = {name for name, node in world.server.all("nodes").items() if not _left_out(node)}
         ledgers = self._entries()
@@ -332,6 +379,8 @@ class AllocationMachine(RuleBasedStateMachine):
         # A node that waits for its other family keeps the block that it was given of the one.
         halves = {cidr: name for cidr, name in ledgers.items() if self.dual and name in nodes and name not in held}
         assert ledgers == expected | halves, f"nodes {nodes}, ledgers {_text(ledgers)}, NetloomNodes {_text(expected)}"
+        if self.mode == "crd":
+            assert world.mode_in_force == "", "all addresses came back"
         if self.mode == "cluster-pool":
             blocks = sum(4 if cidr.endswith("/22") else 2 if cidr.endswith("/23") else 1 for cidr in self._lists())
             assert len(held) == min(len(nodes), blocks), f"{nodes} of {blocks} blocks, {held}"
@@ -353,6 +402,17 @@ class AllocationMachine(RuleBasedStateMachine):
                 needed = {each["pool"]: each["needed"].get("ipv4Addrs", 0) for each in asks.get("requested", ())}
                 short = 254 * len(self.world.blocks(node).get(name, ())) < needed.get(name, 0)
                 assert full or not short, f"{node} asks for {needed} and holds {self.world.blocks(node)}"
+
+    def _give_all_back(self) -> None:
+        """All pods end, and all single addresses are withdrawn; what a dead agent said of its use, a new one mends."""
+        for name in self.world.server.all("nodes"):
+            self._stop_agents(name)
+            self.world.pods.get(name, {}).clear()
+            if name in self.world.pods:
+                self.world.start_agent(name)
+        for name, obj in self.world.server.all("netloomnodes").items():
+            if pool := obj["spec"].get("ipam", {}).get("pool"):
+                self.world.withdraw(name, *pool)
 
     def _lists(self) -> list[str]:
         lists: list[str] = self.pool["ipv4PodCIDRList"]

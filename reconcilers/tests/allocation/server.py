@@ -208,6 +208,10 @@ def _apply_conditions(target: Json, change: Json, applied: set[str]) -> None:
     for key in {each.removeprefix(".") for each in applied if each.startswith(".")} - set(beside):
         status.pop(key, None)
     status |= _copy(beside)
+    if "conditions" not in change["status"]:  # of a manager that has none
+        applied.clear()
+        applied.update(f".{key}" for key in beside)
+        return
     by_type = {each["type"]: each for each in status.get("conditions", [])}
     listed = {each["type"]: each for each in change["status"]["conditions"]}
     for type_ in applied - set(listed):
@@ -249,7 +253,8 @@ def _rules(plural: str, old: Json | None, new: Json) -> None:
     if plural == "netloomnodes" and old is not None:
         ipam, before = new["spec"].get("ipam", {}), old["spec"].get("ipam", {})
         _check(set(before.get("podCIDRs", ())) <= set(ipam.get("podCIDRs", ())), "a CIDR cannot be taken away")
-        _check(before.get("mode", "") in ("", ipam.get("mode", "")), "the mode cannot change")
+        holds = before.get("podCIDRs") or before.get("pools", {}).get("allocated") or before.get("pool")
+        _check(not holds or before.get("mode", "") in ("", ipam.get("mode", "")), "the mode cannot change")
 
 
 def _mode(network: Json) -> str:

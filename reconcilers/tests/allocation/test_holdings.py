@@ -55,3 +55,19 @@ def test_addresses_of_two_modes_are_told_whatever_they_are(world: World) -> None
     _, reason, message = world.condition("netloomnetworks", "default", "Ready")
     assert "ModeAmbiguous" in reason
     assert "crd (NetloomNode one), multi-pool (NetloomNode two)" in message
+
+
+def test_they_are_told_when_no_node_waits_either(world: World) -> None:
+    """Then nothing but the objects themselves could say it."""
+    make(world, "one", "crd", {"pool": {"10.0.3.7": {}}})
+    make(world, "two", "multi-pool", POOLS)
+    world.start()
+    world.calm(10)
+    status, reason, message = world.condition("netloomnetworks", "default", "Ready")
+    assert (status, reason) == ("False", "ModeAmbiguous")
+    assert message.startswith("addresses of several IPAM modes are in use: crd (NetloomNode one), multi-pool (")
+    assert "in force" not in message
+    world.delete("netloomnodes", "two")
+    world.calm(10)
+    assert world.mode_in_force == "crd"
+    assert world.condition("netloomnetworks", "default", "Ready")[1] == "ModeLocked"

@@ -393,7 +393,7 @@ def test_cluster_cidrs_that_overlap_are_reported_and_the_first_is_used(empty: Wo
     assert metric("netloom_network_problems", reason="CIDROverlap") == 1
 
 
-@pytest.mark.parametrize("mode", ["crd", "eni", "azure"])
+@pytest.mark.parametrize("mode", ["eni", "azure"])
 def test_a_mode_that_is_not_there_yet_says_so(empty: World, mode: str) -> None:
     empty.apply_network(mode=mode)
     for name in "ab":

@@ -19,7 +19,7 @@ from netloom.api.core import NODES
 from netloom.api.events import ObjectReference
 from netloom.api.meta import Object, Resource
 from netloom.api.v1alpha1 import NETLOOM_NODES, NETWORKS, POOLS, NetloomNode
-from netloom.cidr import Cidr
+from netloom.cidr import Address, Cidr
 from netloom.runtime.client import Listing
 from netloom.runtime.clock import ServerClock
 from netloom.runtime.errors import ApiError, Unavailable
@@ -30,6 +30,7 @@ from netloom_reconcilers.cluster.allocation.commit_queue import BatchPolicy
 from netloom_reconcilers.cluster.allocation.incarnation import Stores, netloom_node_changed, node_changed, pool_changed
 from netloom_reconcilers.cluster.allocation.service_ranges import ServiceRange
 from netloom_reconcilers.cluster.allocation.term import Allocation
+from netloom_reconcilers.node.single_addresses import SingleAddresses
 from tests.allocation.server import Event, Json, ModelServer, Request
 from tests.allocation.virtual import VirtualClock, VirtualLoop
 
@@ -54,7 +55,7 @@ Outcome = Literal["done", "lost", "refused", "unavailable"]
 class Pending:
     """A request on its way."""
 
-    operator: "Operator"
+    operator: "Process"
     request: Request
     sent: float
     answer: "asyncio.Future[Any]"
@@ -65,9 +66,9 @@ class Pending:
 
 
 class ModelApi:
-    """What an operator takes for its API client."""
+    """What a process takes for its API client."""
 
-    def __init__(self, operator: "Operator") -> None:
+    def __init__(self, operator: "Process") -> None:
         self._operator = operator
         # It stands: a condition told anew in another second is another write, and nothing could be replayed.
         self.clock = ServerClock(wall=lambda: dt.datetime(2026, 1, 1, tzinfo=dt.UTC))
@@ -152,10 +153,10 @@ class ModelServices:
         await asyncio.Event().wait()
 
 
-class Operator:
-    """One process of the operator. `frozen`: stopped by SIGSTOP; `dead`: by SIGKILL."""
+class Process:
+    """With caches of its own. `frozen`: stopped by SIGSTOP; `dead`: by SIGKILL."""
 
-    def __init__(self, world: "World", name: str, policy: BatchPolicy) -> None:
+    def __init__(self, world: "World", name: str, *stores: Store[Any]) -> None:
         self.world = world
         self.name = name
         self.frozen = False
@@ -163,23 +164,13 @@ class Operator:
         self.said = Said()
         self.loop = world.loop(world.clock)
         self._position = 0
-        self.services = ModelServices(world.services)
-        self.stores = Stores(Store(NETWORKS), Store(NODES), Store(NETLOOM_NODES), Store(POOLS))
-        self._by_plural: dict[str, Store[Any]] = {
-            store.resource.plural: store
-            for store in (self.stores.networks, self.stores.nodes, self.stores.netloom_nodes, self.stores.pools)
-        }
+        self._by_plural: dict[str, Store[Any]] = {store.resource.plural: store for store in stores}
         self.relist()
-        self.allocation = Allocation(
-            ModelApi(self),
-            self.stores,
-            self.said,
-            incarnation=name,
-            clock=self.loop.time,
-            policy=policy,
-            services=self.services,
-        )
-        self.task = self.loop.start(self.allocation.run())
+        self.task = self.loop.start(self.main())
+
+    async def main(self) -> None:
+        """What it does."""
+        raise NotImplementedError
 
     def __repr__(self) -> str:
         return f"<{self.name}>"
@@ -199,7 +190,7 @@ class Operator:
             self.loop.settle()
             if self.task.done():
                 self.task.result()
-                raise AssertionError(f"operator {self.name} ended")
+                raise AssertionError(f"{self.name} ended")
 
     def see(self, count: int = 1 << 30, blind: str = "") -> None:
         """Its caches get the next events; those of the kind `blind` never learn of theirs."""
@@ -230,6 +221,67 @@ class Operator:
             task.cancel()
         self.loop.settle()
         self.loop.close()
+
+
+class Operator(Process):
+    """One process of the operator."""
+
+    def __init__(self, world: "World", name: str, policy: BatchPolicy) -> None:
+        self.services = ModelServices(world.services)
+        self.stores = Stores(Store(NETWORKS), Store(NODES), Store(NETLOOM_NODES), Store(POOLS))
+        self._policy = policy
+        super().__init__(
+            world, name, self.stores.networks, self.stores.nodes, self.stores.netloom_nodes, self.stores.pools
+        )
+
+    async def main(self) -> None:
+        self.allocation = Allocation(
+            ModelApi(self),
+            self.stores,
+            self.said,
+            incarnation=self.name,
+            clock=self.loop.time,
+            policy=self._policy,
+            services=self.services,
+        )
+        await self.allocation.run()
+
+
+class Agent(Process):
+    """The agent of a node, as far as it gives single addresses to pods. These live on when it dies: `pods` is the
+    machine's, address by pod."""
+
+    def __init__(self, world: "World", name: str, node: str) -> None:
+        self.node = node
+        self.pods = world.pods.setdefault(node, {})
+        self._networks, self._nodes = Store(NETWORKS), Store(NETLOOM_NODES)
+        super().__init__(world, name, self._networks, self._nodes)
+
+    async def main(self) -> None:
+        self.singles = SingleAddresses(
+            self.node,
+            self._networks,
+            self._nodes,
+            ModelApi(self),
+            used=lambda: {address: pod for pod, address in self.pods.items()},
+            events=self.said,
+            clock=self.loop.time,
+        )
+        await self.singles.controller.run()
+
+    def begin(self, pod: str) -> bool:
+        """A pod begins, with the first address that nobody uses; False where there is none."""
+        free = [each for each in self.singles.supply if each not in self.pods.values()]
+        if free:
+            self.pods[pod] = free[0]
+            self.loop.call_soon(self.singles.used_changed)
+            self.world.server.written()
+        return bool(free)
+
+    def end(self, pod: str) -> None:
+        """A pod ends."""
+        del self.pods[pod]
+        self.loop.call_soon(self.singles.used_changed)
 
 
 class Server(Protocol):
@@ -264,6 +316,9 @@ class World:
         self.pending: list[Pending] = []
         self.delayed: list[Pending] = []
         self.operators: list[Operator] = []
+        self.agents: list[Agent] = []
+        self.pods: dict[str, dict[str, Address]] = {}
+        """By node, the addresses of its pods."""
         self.services: tuple[ServiceRange, ...] = ()
         self._born = 0
         self._numbers: dict[str, int] = {}
@@ -349,6 +404,15 @@ class World:
         status = {"status": {"connectedCIDRs": list(cidrs)}}
         self.server.execute(Request("patch", "netloomnodes", name, status, "status", "merge"))
 
+    def fill(self, name: str, *addresses: str, owner: str = "") -> None:
+        """Whoever gives addresses from outside writes them into a NetloomNode."""
+        pool = {address: {"owner": owner} if owner else {} for address in addresses}
+        self.edit("netloomnodes", name, ipam={"pool": pool})
+
+    def withdraw(self, name: str, *addresses: str) -> None:
+        """And takes them out again."""
+        self.edit("netloomnodes", name, ipam={"pool": dict.fromkeys(addresses)})
+
     def leave(self, name: str) -> None:
         """A Node is deleted."""
         self.server.execute(Request("delete", "nodes", name))
@@ -416,7 +480,15 @@ class World:
         operator.run()
         return operator
 
-    def kill(self, operator: Operator) -> None:
+    def start_agent(self, node: str) -> Agent:
+        """A new process of the agent of a node; its caches are current."""
+        self._born += 1
+        agent = Agent(self, f"agent{self._born}", node)
+        self.agents.append(agent)
+        agent.run()
+        return agent
+
+    def kill(self, operator: Process) -> None:
         """SIGKILL: nothing of it runs any more, what it sent is on its way."""
         operator.dead = True
 
@@ -424,13 +496,18 @@ class World:
     def running(self) -> list[Operator]:
         return [operator for operator in self.operators if operator.runs]
 
+    @property
+    def processes(self) -> list[Process]:
+        """All that run, agents too."""
+        return [process for process in (*self.operators, *self.agents) if process.runs]
+
     # Time and requests
 
     def wait(self, seconds: float) -> None:
         """Time passes for all; a frozen process finds out when it is thawed."""
         until = self.clock.now + seconds
         while True:
-            due = [when for operator in self.running for when in operator.loop.timers()]
+            due = [when for operator in self.processes for when in operator.loop.timers()]
             self.clock.now = min([until, *(when for when in due if when > self.clock.now)])
             self._run()
             if self.clock.now >= until:
@@ -479,28 +556,28 @@ class World:
             pending.answer.set_result(result)
 
     def _run(self) -> None:
-        for operator in self.running:
+        for operator in self.processes:
             operator.run()
 
     def see_all(self) -> None:
         """All caches become current."""
-        for operator in self.running:
+        for operator in self.processes:
             operator.see()
         self._run()
 
-    def of(self, operator: Operator) -> list[Pending]:
+    def of(self, operator: Process) -> list[Pending]:
         """The requests that an operator has under way."""
         return [each for each in self.pending if each.operator is operator]
 
-    def until(self, operator: Operator, request: str, blind: str = "", patience: float = 10.0) -> Pending:
+    def until(self, operator: Process, request: str, blind: str = "", patience: float = 10.0) -> Pending:
         """One operator works, all others stand still, until it sends a request that begins so; it is not executed."""
         return self._work(operator, request, blind, patience) or self._never(operator, request)
 
-    def work(self, operator: Operator, seconds: float = 10.0, blind: str = "") -> None:
+    def work(self, operator: Process, seconds: float = 10.0, blind: str = "") -> None:
         """One operator works, all others stand still, for so long."""
         self._work(operator, "nothing", blind, seconds)
 
-    def _work(self, operator: Operator, request: str, blind: str, seconds: float) -> Pending | None:
+    def _work(self, operator: Process, request: str, blind: str, seconds: float) -> Pending | None:
         until = self.clock.now + seconds
         while True:
             operator.see(blind=blind)
@@ -516,7 +593,7 @@ class World:
             else:
                 self.wait(min(0.5, until - self.clock.now))
 
-    def _never(self, operator: Operator, request: str) -> Pending:
+    def _never(self, operator: Process, request: str) -> Pending:
         raise AssertionError(f"{operator.name} never sends {request!r}; under way: {self.of(operator)}")
 
     def delay(self, pending: Pending) -> Pending:
@@ -530,7 +607,7 @@ class World:
         for _ in range(limit):
             if self.pending:
                 self.handle(self.pending[0])
-            elif any(operator.behind for operator in self.running):
+            elif any(operator.behind for operator in self.processes):
                 self.see_all()
             elif self.clock.now < until:
                 self.wait(min(5.0, until - self.clock.now))
@@ -539,7 +616,7 @@ class World:
         raise AssertionError("it does not come to rest")
 
     def close(self) -> None:
-        for operator in self.operators:
+        for operator in (*self.operators, *self.agents):
             operator.bury()
         self.server.close()
 

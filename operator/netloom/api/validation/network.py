@@ -48,6 +48,7 @@ def network_warnings(network: NetloomNetwork) -> list[Problem]:
     """What is legal and unwise about the network by itself: those of `validate_network` that nobody refuses."""
     name = f"NetloomNetwork {network.metadata.name}"
     problems = [problem for family in VERSIONS for problem in _native_cidr(name, family, network)]
+    problems += _no_native_cidr(name, network)
     return [problem for problem in problems + _mtu(name, network) if problem.severity == "warning"]
 
 
@@ -106,6 +107,11 @@ def _routing(name: str, network: NetloomNetwork) -> list[Problem]:
         way_out = "Give a CIDR that holds the VPC's networks and all pod CIDRs, such as 10.0.0.0/8."
         field = "spec.routing.ipv4NativeRoutingCIDR"
         problems.append(Problem(name, field, "", "NativeCIDRMissing", message, way_out))
+    if routing.auto_direct_node_routes and ipam.no_direct_routes:
+        message = f"autoDirectNodeRoutes does not work with IPAM mode {ipam.name}: {ipam.no_direct_routes}"
+        way_out = "Leave autoDirectNodeRoutes off."
+        field = "spec.routing.autoDirectNodeRoutes"
+        problems.append(Problem(name, field, "true", "DirectRoutesNotPossible", message, way_out))
     if routing.auto_direct_node_routes and routing.mode == "tunnel":
         message = (
             "autoDirectNodeRoutes does not work with routing mode tunnel: "
@@ -124,7 +130,22 @@ def _routing(name: str, network: NetloomNetwork) -> list[Problem]:
         problems.append(Problem(name, field, "true", "DirectRoutesNotPossible", message, way_out))
     for family in VERSIONS:
         problems += _native_cidr(name, family, network)
-    return problems
+    return problems + _no_native_cidr(name, network)
+
+
+def _no_native_cidr(name: str, network: NetloomNetwork) -> list[Problem]:
+    """Of the pods of other nodes that hold single addresses, nothing but this tells an agent."""
+    routing, masquerade, mode = network.spec.routing, network.spec.masquerade, mode_named(network.spec.ipam.mode)
+    given = routing.ipv4_native_routing_cidr or routing.ipv6_native_routing_cidr
+    if not mode.from_outside or given or not (masquerade.ipv4 or masquerade.ipv6):
+        return []
+    message = (
+        f"in IPAM mode {mode.name} nothing else tells which addresses the network routes, so packets to pods of other "
+        "nodes are masqueraded as well."
+    )
+    way_out = "Give a CIDR that holds all pods' addresses, such as 10.0.0.0/8; or switch masquerading off."
+    field = "spec.routing.ipv4NativeRoutingCIDR"
+    return [Problem(name, field, "", "NativeCIDRMissing", message, way_out, "warning")]
 
 
 def _native_cidr(name: str, family: Version, network: NetloomNetwork) -> list[Problem]:

@@ -8,6 +8,7 @@ from collections.abc import Collection, Mapping
 import msgspec
 
 from netloom.cidr import Cidr
+from netloom.cidr.interval_set import IntervalSet
 from netloom.kernel.mesh import reader
 from netloom.kernel.netlink import wire
 from netloom.kernel.netlink.links import IFF_LOWER_UP, IFF_UP
@@ -39,12 +40,12 @@ class LocalPods(msgspec.Struct, frozen=True):
 def read_local_pods(commands: CommandSocket, own: Collection[Cidr]) -> LocalPods:
     """Of the pods inside these CIDRs. Raises OSError."""
     links = {link.ifindex: link for link in read_all(commands, _EVERY_LINK, _read_device)}
-    places = []
+    places, within = [], IntervalSet(own)
     for route in reader.direct_routes(commands):
         link = links.get(route.ifindex)
         if link is None or not link.running or link.name.startswith(DEVICE_PREFIX):
             continue
-        if any(cidr.contains(route.destination) for cidr in own):
+        if within.covers(route.destination):
             places.append(Pod(route.destination, link.ifindex, link.name, link.bridge))
     counts = {"ipv4": 0, "ipv6": 0}
     for place in places:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from enum import Enum, auto
 
 from netloom.api.core import Node
+from netloom.api.holdings import is_in_use
 from netloom.api.v1alpha1 import NetloomIPPool, NetloomNetwork, NetloomNode
 from netloom.cidr import Cidr
 from netloom.ipam.allocator import Allocator
@@ -105,7 +106,7 @@ def node_changed(old: Node, new: Node) -> bool:
 
 def netloom_node_changed(old: NetloomNode, new: NetloomNode) -> bool:
     """Whether allocation has to look again. Not at what operators write of the status: two that disagree would answer
-    each other."""
+    each other. Nor at which addresses of a node are used, as long as any is."""
     return (
         old.spec != new.spec
         or old.metadata.uid != new.metadata.uid
@@ -113,6 +114,7 @@ def netloom_node_changed(old: NetloomNode, new: NetloomNode) -> bool:
         or old.metadata.owner_references != new.metadata.owner_references
         or old.status.absent_addresses != new.status.absent_addresses
         or old.status.connected_cidrs != new.status.connected_cidrs
+        or is_in_use(old) != is_in_use(new)
     )
 
 

@@ -9,7 +9,7 @@ Of several InternalIPs others use the first, so the one that `address_claims` ch
 Node has is written as what it is, contested, and the loss is told.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 
 import msgspec
 
@@ -208,6 +208,10 @@ class LastKnownAddresses(Member):
             now = self._accepted(node, self._netloom_nodes.get(name)).internal
         if now != self._claims.of(name):
             self._claim(name)
+
+    def claimants(self, address: Packed) -> Set[str]:
+        """The nodes that report it as an InternalIP, and have it or not."""
+        return self._claims.claimants(address)
 
     def has_any(self, name: str) -> bool:
         """Whether others can send to any InternalIP that the Node reports, or could if it had not lost it."""

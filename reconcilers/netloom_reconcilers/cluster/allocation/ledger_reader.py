@@ -61,9 +61,10 @@ class LedgerReader(Member):
             # Not with every batch: reading one makes its nodes ask, and their asking makes the next batch.
             self.reread_at = min(self.reread_at, self._clock() + REREAD_SECONDS)
         network = self._lock.network
-        if network is not None and not network.status.ipam.mode and self._allocator.in_use():
+        status = network.status.ipam if network is not None else None
+        if status is not None and (not status.mode or status.clearing) and self._allocator.in_use():
             try:
-                await self._lock.rebuild()
+                await (self._lock.open(status.mode, ()) if status.mode else self._lock.rebuild())
             except LockError as error:
                 log.warning("mode lock cannot be rebuilt", error=str(error))
                 return error

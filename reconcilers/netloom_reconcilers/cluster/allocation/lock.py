@@ -5,6 +5,11 @@ cleared *after* the last ledger was closed, always by compare-and-swap, so the A
 change of `spec.ipam.mode`. `status.ipam.epoch` grows with every opening and clearing: each is a write that really
 changes the object, and whoever works by an older version of it fails. An object that was deleted and made again has
 lost the lock; it is rebuilt from what the ledgers and NetloomNodes say before anything is given.
+
+In a mode that knows no ledgers (`Mode.from_outside`) it is agents that begin to give addresses: each says so at its
+NetloomNode, and then reads the network, before it does. So the lock is cleared in three steps: `clearing` is written,
+all NetloomNodes are read, and only if none is in use the lock goes, at the version of the first step.
+docs/allocation.md has the proof.
 """
 
 import asyncio
@@ -12,10 +17,12 @@ from collections.abc import Awaitable, Callable, Collection
 
 import structlog
 
-from netloom.api.holdings import holds
+from netloom.api.holdings import is_in_use
+from netloom.api.ipam_modes import mode_named
 from netloom.api.v1alpha1 import (
     IN_USE_FINALIZER,
     LEDGERS,
+    NETLOOM_NODES,
     NETWORK_NAME,
     NETWORKS,
     ClusterPool,
@@ -25,7 +32,7 @@ from netloom.cidr import CidrError
 from netloom.ipam.ledger import LedgerError, decode
 from netloom.ipam.ledger_range import cover, ledger_range_from_name
 from netloom.runtime.errors import Conflict, NotFound
-from netloom_reconcilers.cluster.allocation.incarnation import Incarnation, Member
+from netloom_reconcilers.cluster.allocation.incarnation import Changed, Incarnation, Member
 from netloom_reconcilers.cluster.allocation.metrics import WRITES
 
 log = structlog.get_logger(__name__)
@@ -49,6 +56,8 @@ class ModeLock(Member):
 
     def __init__(self, incarnation: Incarnation) -> None:
         super().__init__(incarnation)
+        self.ambiguous: LockError | None = None
+        """Why it cannot be rebuilt, where addresses of several modes are in use and none is in force."""
         self._writing = asyncio.Lock()
 
     @property
@@ -63,13 +72,16 @@ class ModeLock(Member):
         removed, which the API server allows as long as nothing of it is announced.
 
         Every call is a new write, even if all names are listed already: a ledger that was closed meanwhile was closed
-        by somebody who may be about to clear the lock, and this write makes that fail.
+        by somebody who may be about to clear the lock, and this write makes that fail. Without names, of a mode that
+        knows no ledgers, nothing is written if it is open already: agents see for themselves that it is.
         """
         async with self._writing:
             for _ in range(ATTEMPTS):
                 network = self._usable()
                 status = network.status.ipam
                 epoch = status.epoch
+                if status.mode == mode and not names and not status.clearing:
+                    return epoch
                 if status.mode not in ("", mode):
                     raise LockError("ModeLocked", f"the mode in force is {status.mode}, not {mode}")
                 if pool is not None and network.spec.ipam.cluster_pool != pool:
@@ -111,6 +123,11 @@ class ModeLock(Member):
             for name in status.ledgers:
                 if not await close(name, status.epoch):
                     return False
+            if mode_named(status.mode).from_outside:
+                cleared = await self._none_begins(network)
+                if cleared is None:
+                    return False
+                network, status = cleared, cleared.status.ipam
             if not await self._write(network, "", set(), status.epoch + 1):
                 return False
             log.info("no address is in use, mode lock cleared", mode=status.mode)
@@ -118,6 +135,21 @@ class ModeLock(Member):
             if cleared is not None and not cleared.status.ipam.mode:
                 await self._set_finalizer(cleared, present=False)
         return True
+
+    async def _none_begins(self, network: NetloomNetwork) -> NetloomNetwork | None:
+        """Keeps agents from beginning to give addresses; the network as it is then. None: somebody may have begun, and
+        all go on."""
+        status = network.status.ipam
+        clearing = await self._write(network, status.mode, status.ledgers, status.epoch + 1, clearing=True)
+        if clearing is None:
+            return None
+        nodes = (await self._api.list(NETLOOM_NODES)).objects  # live: one that began did so before it read the network
+        for node in nodes:
+            self._netloom_nodes.put(node)
+        if any(map(is_in_use, nodes)):
+            await self._write(clearing, status.mode, status.ledgers, status.epoch + 2)
+            return None
+        return clearing
 
     async def tell(self, in_use: str, left_out: int, services: tuple[str, ...] | None) -> bool:
         """Writes who holds addresses, where the lock is not clear, how many Nodes are meant to hold none, and which of
@@ -134,7 +166,7 @@ class ModeLock(Member):
                 told["nodesLeftOut"] = left_out or None
             if services != status.service_cidrs:
                 told["serviceCIDRs"] = services
-            return not told or await self._write_status(network, told)
+            return not told or await self._write_status(network, told) is not None
 
     def _usable(self) -> NetloomNetwork:
         network = self.network
@@ -159,32 +191,43 @@ class ModeLock(Member):
                 listed.add(content.name)
                 modes.setdefault(content.mode, f"NetloomLedger {content.name}")
         for node in self._netloom_nodes.values():
-            if node.spec.ipam.mode and holds(node.spec.ipam):
-                modes.setdefault(node.spec.ipam.mode, f"NetloomNode {node.metadata.name}")
+            mode = node.spec.ipam.mode or node.status.ipam.mode
+            if mode and is_in_use(node):
+                modes.setdefault(mode, f"NetloomNode {node.metadata.name}")
         if len(modes) > 1:
             found = ", ".join(f"{mode} ({where})" for mode, where in sorted(modes.items()))
             message = f"addresses of several IPAM modes are in use: {found}. Remove all but one."
+            self._tell_ambiguous(LockError("ModeAmbiguous", message))
             raise LockError("ModeAmbiguous", message)
+        self._tell_ambiguous(None)
         return next(iter(modes), ""), epoch, listed
 
-    async def _write(self, network: NetloomNetwork, mode: str, ledgers: Collection[str], epoch: int) -> bool:
-        """False where somebody else wrote first; the next try sees the newer version."""
+    def _tell_ambiguous(self, why: LockError | None) -> None:
+        if str(why) != str(self.ambiguous):
+            self.ambiguous = why
+            self._publish(Changed.WAITING)
+
+    async def _write(
+        self, network: NetloomNetwork, mode: str, ledgers: Collection[str], epoch: int, *, clearing: bool = False
+    ) -> NetloomNetwork | None:
+        """As written; None where somebody else wrote first: the next try sees the newer version."""
         ipam: dict[str, object] = {"mode": mode, "ledgers": sorted(ledgers), "ledgerRanges": _ranges(ledgers)}
-        ipam["epoch"] = epoch
+        ipam |= {"epoch": epoch, "clearing": clearing or None}
         if mode:
             return await self._write_status(network, ipam, finalizer=True)
         return await self._write_status(network, {**ipam, "inUse": None})
 
-    async def _write_status(self, network: NetloomNetwork, ipam: dict[str, object], *, finalizer: bool = False) -> bool:
-        """Merges into status.ipam, after the finalizer was set; False where somebody else wrote first."""
+    async def _write_status(
+        self, network: NetloomNetwork, ipam: dict[str, object], *, finalizer: bool = False
+    ) -> NetloomNetwork | None:
+        """Merges into status.ipam, after the finalizer was set; None where somebody else wrote first."""
         try:
             if finalizer:
                 network = await self._set_finalizer(network, present=True)
-            await self._patch(network, {"status": {"ipam": ipam}}, "status")
+            return await self._patch(network, {"status": {"ipam": ipam}}, "status")
         except (Conflict, NotFound):
             await self._refresh()
-            return False
-        return True
+            return None
 
     async def _set_finalizer(self, network: NetloomNetwork, present: bool) -> NetloomNetwork:
         if (IN_USE_FINALIZER in network.metadata.finalizers) == present:

@@ -8,7 +8,7 @@ from typing import Any, cast
 import msgspec
 
 from netloom.api.core import POD_CIDR_ANNOTATIONS, Node, NodeAddress
-from netloom.api.holdings import blocks, held_cidrs, holds
+from netloom.api.holdings import block_texts, blocks, held_cidrs, holds, is_in_use
 from netloom.api.meta import ObjectMeta, OwnerReference
 from netloom.api.odd_addresses import is_usable
 from netloom.api.problem import Problem
@@ -128,6 +128,8 @@ def difference(
         spec["ipam"] = msgspec.to_builtins(_holding(mode, given, obj.spec.ipam.pools))
     elif not obj.spec.ipam.mode and holds(obj.spec.ipam):
         spec["ipam"] = {"mode": mode}
+    elif obj.spec.ipam.mode not in ("", mode) and not is_in_use(obj):
+        spec["ipam"] = {"mode": None}  # all came back before the network's mode was changed
     if not meta and not spec:
         return {}
     meta |= {"resourceVersion": obj.metadata.resource_version, "uid": obj.metadata.uid}
@@ -149,6 +151,11 @@ def _holding(mode: str, given: Collection[Block], had: NodePools | None = None) 
 def held(obj: NetloomNode) -> tuple[Cidr, ...]:
     """What the object holds of addresses for pods, in whatever IPAM mode."""
     return held_cidrs(obj.spec.ipam)
+
+
+def held_blocks(obj: NetloomNode) -> tuple[Cidr, ...]:
+    """Of that, the blocks: what ledgers are to know."""
+    return tuple(dict.fromkeys(cidr for text in block_texts(obj.spec.ipam) if (cidr := Cidr.masked(text)) is not None))
 
 
 def unusable(obj: NetloomNode) -> Problem | None:

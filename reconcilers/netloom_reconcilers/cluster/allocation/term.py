@@ -40,6 +40,7 @@ from netloom_reconcilers.cluster.allocation.ledger_reader import LedgerReader
 from netloom_reconcilers.cluster.allocation.ledger_writer import LedgerWriter
 from netloom_reconcilers.cluster.allocation.left_out import LeftOut
 from netloom_reconcilers.cluster.allocation.lock import ModeLock
+from netloom_reconcilers.cluster.allocation.outside_addresses import OutsideAddresses
 from netloom_reconcilers.cluster.allocation.reserved import Reserved, Services
 from netloom_reconcilers.cluster.allocation.service_ranges import ServiceRanges
 from netloom_reconcilers.cluster.allocation.waiting import WaitingNodes
@@ -95,10 +96,18 @@ class Allocation:
         self._services = services or ServiceRanges(api)
         self._configuration = AllocationConfiguration(shared, Reserved(shared, self._services))
         self._waiting = WaitingNodes(self._react)
+        self._outside = OutsideAddresses(shared, lock, self._services, self._addresses.claimants)
         self._nodes = NodesReconciler(
-            shared, self._commits, self._configuration, self._addresses, self._left_out, self._waiting, policy.writers
+            shared,
+            self._commits,
+            self._configuration,
+            self._addresses,
+            self._left_out,
+            self._outside,
+            self._waiting,
+            policy.writers,
         )
-        self._network = NetworkReconciler(shared, self._configuration, self._left_out, self._waiting, crashes)
+        self._network = NetworkReconciler(shared, lock, self._configuration, self._left_out, self._waiting, crashes)
         self._in_use = InUseReconciler(shared, lock, self._commits, self._configuration, self._left_out, self._waiting)
         self._pools = PoolsReconciler(shared, self._configuration)
         self.nodes = Controller("nodes", self._nodes.reconcile, policy.workers, timeout=RUN_SECONDS)
@@ -129,8 +138,12 @@ class Allocation:
                 self._in_use.ledgers_changed()
                 self.network.enqueue_after(NETWORK_NAME, RETELL_SECONDS)
                 self.network.enqueue_after(IN_USE_KEY, QUIET_SECONDS)
-            case Changed.RESERVED | Changed.WAITING | Changed.LEFT_OUT:
+            case Changed.RESERVED:
+                self._enqueue(self._allocator.singles.nodes())
                 self._pools.reserved_changed()
+                self.look()
+                self.network.enqueue_after(IN_USE_KEY, QUIET_SECONDS)
+            case Changed.WAITING | Changed.LEFT_OUT:
                 self.look()
                 self.network.enqueue_after(IN_USE_KEY, QUIET_SECONDS)
             case _:
@@ -147,7 +160,7 @@ class Allocation:
             await store.wait_synced()
         # The network first: what nodes are given depends on it.
         leave = [*self._left_out.watch(), *self._configuration.watch(), *self._addresses.watch(), *self._nodes.watch()]
-        leave += self._pools.watch()
+        leave += [*self._pools.watch(), *self._outside.watch()]
         leave.append(self._stores.netloom_nodes.on_replace(self._relisted))
         metrics.BLOCKS.source = self._allocator.blocks.usage
         try:

@@ -11,8 +11,9 @@ import msgspec
 import structlog
 
 from netloom.api.holdings import blocks
+from netloom.api.ipam_modes import mode_named
 from netloom.api.v1alpha1 import CONTESTED, NetloomNode
-from netloom.cidr import Cidr
+from netloom.cidr import Cidr, is_address, parse_address
 from netloom.runtime.store import Store, Subscriber
 
 log = structlog.get_logger(__name__)
@@ -149,6 +150,17 @@ def pod_cidrs_of(node: NetloomNode) -> tuple[tuple[Cidr, ...], tuple[str, ...]]:
         return prefixes_of(name, ("spec.ipam.podCIDRs", ipam.pod_cidrs))
     found, problems = prefixes_of(name, *((each.field, each.texts) for each in blocks(ipam)))
     return tuple(dict.fromkeys(found)), problems
+
+
+def pods_of(node: NetloomNode) -> tuple[tuple[Cidr, ...], tuple[str, ...]]:
+    """All that pods of this node may have as addresses: its pod CIDRs, the single ones that it holds, and those that
+    are used and were withdrawn; and sentences as of `pod_cidrs_of`."""
+    found, problems = pod_cidrs_of(node)
+    ipam, used = node.spec.ipam, node.status.ipam
+    outside = mode_named(ipam.mode or used.mode).from_outside
+    texts = dict.fromkeys((*(ipam.pool if outside else ()), *used.used))
+    singles = tuple(Cidr.of(parse_address(text)) for text in texts if is_address(text))
+    return (*found, *singles) if singles else found, problems
 
 
 def _lost(node: NetloomNode) -> str:
