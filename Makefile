@@ -63,8 +63,9 @@ bench-webhook: NODES ?= 5000
 bench-webhook: setup ## What the guard adds to writes, beside Open Policy Agent, with NODES nodes
 	@$(PY) e2e/bench/webhook.py --nodes $(NODES)
 
-bench-ipam: setup ## Addresses of pods by the node's socket, beside the CNI's host-local
-	@$(PY) e2e/bench/ipam.py
+bench-ipam: NODES ?= 5000
+bench-ipam: setup ## Addresses of pods by the node's socket beside the CNI's host-local; blocks of pools; NODES nodes that join
+	@$(PY) e2e/bench/ipam.py --nodes $(NODES)
 
 setup:
 	@e2e/setup

@@ -11,6 +11,12 @@ is: on a disk a write may wait for the journal, and for whoever else writes.
 once, but a process for each, as a container runtime starts it. A process that does nothing (`exec_ms`) shows what of
 that any plugin costs; Netloom's own plugin will cost it, too, beside what `connecting` says.
 
+*growth*: 100 nodes that draw on three pools, from a pod that meets an empty pool to the block it waits for;
+`growth_1000` the same with 1,000 of them. See `netloom_e2e.pool_growth`.
+
+*bulk*: 5,000 nodes that join at once and get their first block of one pool, beside the fastest a bare client could
+write them: `make bench-allocation` in mode multi-pool, `ratio` and the rest as there.
+
 *fsync*: what a checkpoint would cost whose records are on a disk before the answer: one record, appended and synced, in
 the folder of temporary files. The agent does without; see docs/ipam.md.
 
@@ -35,15 +41,19 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import allocation
+
 from netloom_e2e import bench, binaries, gauges
 from netloom_e2e.addresses import ADDRESSES, AddressSocket
 from netloom_e2e.bench import Wrong
 from netloom_e2e.lab import Lab, wait_for
 from netloom_e2e.mesh import NETLOOM
+from netloom_e2e.pool_growth import growth
 
 CIDRS = ("10.42.0.0/16", "fd00:42::/64")
 PODS = 250
 ROUNDS = 20
+BULK_ROUNDS = 1
 EXECS = 200
 MEMORY = "/dev/shm"
 MANIFESTS = """\
@@ -251,8 +261,8 @@ def fsync(folder: Path) -> dict[str, float]:
     return {"p50_ms": round(statistics.median(ms), 3), "p99_ms": round(bench.percentile(ms, 99), 3)}
 
 
-def run(in_flight: int, rounds: int, *, peer: bool) -> dict[str, Any]:
-    """All of it; what RESULT says. peer: host-local, too. Raises Wrong."""
+def run(in_flight: int, rounds: int, nodes: int, *, peer: bool) -> dict[str, Any]:
+    """All of it; what RESULT says. nodes: of `bulk`. peer: host-local, too. Raises Wrong."""
     console = bench.console()
     if peer:
         binaries.host_local()
@@ -276,6 +286,8 @@ def run(in_flight: int, rounds: int, *, peer: bool) -> dict[str, Any]:
     console.print(f"one record on disk by fdatasync: p50 {disk['p50_ms']} ms, p99 {disk['p99_ms']} ms")
     if peer:
         console.print(f"a process that does nothing: {found['host_local']['exec_ms']} ms")
+    found["growth"], found["growth_1000"] = growth(100, console), growth(1000, console)
+    found["bulk"] = allocation.run(nodes, BULK_ROUNDS, "multi-pool") if nodes else None
     return found
 
 
@@ -284,9 +296,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Addresses for pods, by the node's socket and by host-local.")
     parser.add_argument("--in-flight", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=ROUNDS, help=f"of {PODS} pods each")
+    parser.add_argument("--nodes", type=int, default=5000, help="that join at once")
     parser.add_argument("--no-peer", dest="peer", action="store_false", help="without host-local")
     options = parser.parse_args()
-    return bench.conclude("bench-ipam", lambda: run(options.in_flight, options.rounds, peer=options.peer))
+    return bench.conclude(
+        "bench-ipam", lambda: run(options.in_flight, options.rounds, options.nodes, peer=options.peer)
+    )
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ class DrawingNodes:
         self._store = store
         self._changed: dict[str, asyncio.Event] = {}
         self.needed: dict[str, dict[str, int]] = {}
+        self.writes = 0
         store.subscribe(lambda key, old, new: self._event(key).set())
 
     def _event(self, name: str) -> asyncio.Event:
@@ -78,6 +79,7 @@ class DrawingNodes:
 
     async def _patch(self, name: str, pools: dict[str, Any]) -> None:
         patch = {"spec": {"ipam": {"pools": pools}}}
+        self.writes += 1
         self._store.put(await self._api.patch(NETLOOM_NODES, name, patch))
 
 

@@ -13,7 +13,6 @@ import ipaddress
 import itertools
 import json
 import random
-import socket
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -21,6 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from netloom_e2e.addresses import ADDRESSES, AddressSocket
 from netloom_e2e.agents import Agents
 from netloom_e2e.allocations import Cluster
 from netloom_e2e.client import ApiFailure
@@ -42,17 +42,6 @@ HEALED_SECONDS = 30.0
 """How long a pod's address may be in no block of its node: who edits by hand is answered by then."""
 LAUNCH_SECONDS = 5.0
 GIVE_BACK_SECONDS = 3
-
-
-class _Unix(http.client.HTTPConnection):
-    def __init__(self, path: str, timeout: float) -> None:
-        super().__init__("agent", timeout=timeout)
-        self._path = path
-
-    def connect(self) -> None:
-        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.sock.settimeout(self.timeout)
-        self.sock.connect(self._path)
 
 
 @dataclass(frozen=True)
@@ -159,12 +148,12 @@ class Soak:
         status, said = self._socket(
             machine,
             "POST",
-            "/v1/addresses",
+            ADDRESSES,
             {"name": f"default/{name}", "container": container, "waitSeconds": LAUNCH_SECONDS},
         )
         if status != 200:
             self.did[f"not launched: {said.get('reason', status)}"] += 1
-            self._socket(machine, "DELETE", f"/v1/addresses?name=default/{name}&container={container}")
+            self._socket(machine, "DELETE", f"{ADDRESSES}?name=default/{name}&container={container}")
             self._delete(name)
             return
         addresses = tuple(each["address"] for each in said["addresses"])
@@ -198,7 +187,7 @@ class Soak:
             return
         pod = self.running[self.rng.choice(sorted(self.running))]
         body = {"name": f"default/{pod.name}", "container": pod.container, "waitSeconds": 1.0}
-        status, said = self._socket(self.agents.lab.nodes[pod.node], "POST", "/v1/addresses", body)
+        status, said = self._socket(self.agents.lab.nodes[pod.node], "POST", ADDRESSES, body)
         if status == 200 and {each["address"] for each in said["addresses"]} != set(pod.addresses):
             self.wrong.append(f"{pod.name} had {pod.addresses}, and was given {said['addresses']}")
         self.did["asked again"] += status == 200
@@ -261,8 +250,9 @@ class Soak:
 
     # The end
 
-    def leaks(self) -> list[str]:
-        """When all pods have ended and all has come to rest: what did not come back."""
+    def leaks(self, *, whole: bool = True) -> list[str]:
+        """When all pods have ended: what did not come back. whole: also blocks, and entries in ledgers. That takes
+        minutes, as addresses rest, and the marks of an operator that was killed are waited out."""
         for name in CIDRS:
             base, more = CIDRS[name]
             spec = {"ipv4": {"cidrs": [*base, *more], "maskSize": 29}, "draining": False}
@@ -272,24 +262,26 @@ class Soak:
         found: list[str] = []
 
         def at_rest() -> bool:
-            found[:] = self._left()
+            found[:] = self._left(whole)
             return not found
 
         with contextlib.suppress(TimeoutError):
             wait_for("all is given back", at_rest, deadline=240, every=1.0)
         return found
 
-    def _left(self) -> list[str]:
+    def _left(self, whole: bool) -> list[str]:
         found: list[str] = []
         for machine in self.agents.lab.nodes.values():
-            status, said = self._socket(machine, "GET", "/v1/addresses")
+            status, said = self._socket(machine, "GET", ADDRESSES)
             if status != 200:
                 return [f"{machine.node}: its agent answers {status}"]
             found += [f"{machine.node}: {each['name']} has {each['addresses']}" for each in said["assignments"]]
-            blocks = self.cluster.of_pools(machine.node)
+            blocks = self.cluster.of_pools(machine.node) if whole else {}
             found += [f"{machine.node} holds {cidrs} of {pool}" for pool, cidrs in blocks.items() if pool != "default"]
             if len(blocks.get("default", ())) > 1:
                 found.append(f"{machine.node} holds {blocks['default']} of the default pool")
+        if not whole:
+            return found
         entered = {str(cidr): entry.node for cidr, entry in self.cluster.ledger().items()}
         held = {str(cidr): name for name, cidrs in self.cluster.held().items() for cidr in cidrs}
         if entered != held:
@@ -299,21 +291,16 @@ class Soak:
     # The socket
 
     def _release(self, pod: Running) -> int:
-        path = f"/v1/addresses?name=default/{pod.name}&container={pod.container}"
+        path = f"{ADDRESSES}?name=default/{pod.name}&container={pod.container}"
         path += "".join(f"&address={address}" for address in pod.addresses)
         return self._socket(self.agents.lab.nodes[pod.node], "DELETE", path)[0]
 
-    def _socket(self, machine: Machine, method: str, path: str, body: object = None) -> tuple[int, dict[str, Any]]:
+    def _socket(self, machine: Machine, method: str, path: str, body: dict[str, Any] | None = None) -> tuple[int, Any]:
         """Status 0 where nobody answers."""
-        connection = _Unix(f"{self.agents.run_dir(machine)}/agent.sock", LAUNCH_SECONDS + 5)
         try:
-            connection.request(method, path, None if body is None else json.dumps(body))
-            answer = connection.getresponse()
-            return answer.status, json.loads(answer.read() or b"{}")
+            return AddressSocket(Path(self.agents.run_dir(machine)) / "agent.sock").ask(method, path, body)
         except (OSError, http.client.HTTPException, ValueError):
             return 0, {}
-        finally:
-            connection.close()
 
     def _delete(self, name: str) -> None:
         self.cluster.client.request("DELETE", f"{PODS}/{name}", {"gracePeriodSeconds": 0})

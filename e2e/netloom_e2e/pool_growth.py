@@ -1,4 +1,4 @@
-"""Part of `make bench-ipam`: nodes that draw on pools, from a pod that meets an empty pool to the block it waits for.
+"""Nodes that draw on pools, from a pod that meets an empty pool to the block it waits for; a part of `make bench-ipam`.
 
 N nodes, which are no machines, and the operator as a process with the rights that it has in production; all share this
 machine's CPUs with the API server. Blocks of /28 of three pools. *alone*: one node after the other grows, each by a
@@ -12,16 +12,18 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from netloom_e2e import bench, gauges
+from netloom.roles.operator import CONNECTIONS
+from netloom_e2e import bench, crds, gauges, load
+from netloom_e2e.allocations import Cluster
 from netloom_e2e.bench import percentile
 from netloom_e2e.cluster import ControlPlane
 from netloom_e2e.drawing_nodes import DrawingNodes, drawing_nodes
 from netloom_e2e.lab import wait_for
+from netloom_e2e.operators import RBAC, running
 
 POOLS = {"default": "10.0.0.0/12", "blue": "10.16.0.0/12", "green": "10.32.0.0/12"}
 ALONE = 50
@@ -71,13 +73,16 @@ async def _churn(nodes: DrawingNodes, names: list[str], seconds: float, *, give_
     return found
 
 
-async def _measure(plane: ControlPlane, names: list[str], seconds: float) -> tuple[dict[str, list[float]], float]:
+async def _measure(
+    plane: ControlPlane, names: list[str], seconds: float
+) -> tuple[dict[str, list[float]], dict[str, float]]:
     async with drawing_nodes(plane.kubeconfig()) as nodes:
         alone = await _alone(nodes, names)
-        before = _writes(plane)
+        before, asked = _writes(plane), nodes.writes
         steady = await _churn(nodes, names, seconds / 2, give_back=False)
         await asyncio.sleep(6.0)  # until the last marks are taken away
-        writes = (_writes(plane) - before) / len(steady)
+        asked = nodes.writes - asked
+        writes = {"operator": (_writes(plane) - before - asked) / len(steady), "nodes": asked / len(steady)}
         churn = await _churn(nodes, names, seconds, give_back=True)
     return {"alone": alone, "steady": steady, "churn": churn}, writes
 
@@ -90,33 +95,33 @@ def _writes(plane: ControlPlane) -> int:
     )
 
 
-def growth(plane: ControlPlane, names: list[str], seconds: float, console: Console) -> dict[str, Any]:
-    """Of nodes whose NetloomNodes hold their first blocks."""
-    found, writes = asyncio.run(_measure(plane, names, seconds))
+def growth(count: int, console: Console, seconds: float = 20.0) -> dict[str, Any]:
+    """Of so many nodes, on a control plane of its own. Raises Wrong, TimeoutError."""
+    with ControlPlane() as plane:
+        crds.install(plane)
+        plane.kubectl("apply", "--server-side", "--filename", str(RBAC))
+        plane.kubectl("apply", "--filename", "-", input=manifests())
+        cluster = Cluster(plane)
+        with running(plane) as operators:
+            operators.start(leader_elect=True)
+            with load.prepared(plane.kubeconfig(), "nodes", count, "node-", CONNECTIONS) as nodes:
+                nodes.go()
+                nodes.result()
+            wait_for(f"{count} nodes to have their first blocks", cluster.served, deadline=60 + count / 10, every=0.5)
+            found, writes = asyncio.run(_measure(plane, sorted(cluster.nodes()), seconds))
     rows = [
         (name, str(len(each)), *(f"{1000 * percentile(each, percent):.0f}" for percent in (50, 99, 100)))
         for name, each in found.items()
     ]
-    console.print(bench.table(f"Growth, {len(names)} nodes", ("", "growths", "p50 ms", "p99 ms", "max ms"), rows))
-    console.print(f"{writes:.2f} writes per growth")
+    console.print(bench.table(f"Growth, {count} nodes", ("", "growths", "p50 ms", "p99 ms", "max ms"), rows))
+    console.print(f"writes per growth: {writes['operator']:.2f} of the operator, {writes['nodes']:.2f} of the nodes")
     churn = found["churn"]
     return {
-        "nodes": len(names),
+        "nodes": count,
         "growths": len(churn),
         "p50_ms": round(percentile(churn, 50) * 1000, 1),
         "p99_ms": round(percentile(churn, 99) * 1000, 1),
         "alone_p50_ms": round(percentile(found["alone"], 50) * 1000, 1),
-        "writes": round(writes, 2),
+        "writes": round(writes["operator"], 2),
+        "requests": round(writes["nodes"], 2),
     }
-
-
-def served(plane: ControlPlane, count: int) -> bool:
-    """Whether so many NetloomNodes hold blocks."""
-    path = Path("/apis/netloom.dev/v1alpha1/netloomnodes")
-    items = plane.client.request("GET", str(path), timeout=60)["items"]
-    return sum(1 for each in items if each["spec"].get("ipam", {}).get("pools", {}).get("allocated")) == count
-
-
-def wait_served(plane: ControlPlane, count: int) -> None:
-    """Raises TimeoutError."""
-    wait_for(f"{count} nodes to have their first blocks", lambda: served(plane, count), deadline=60 + count / 10)
