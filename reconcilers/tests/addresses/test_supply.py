@@ -103,7 +103,7 @@ def test_of_a_pool_a_pod_gets_the_families_that_it_has() -> None:
 
 def test_tunnel_devices_borrow_no_address_of_small_blocks_where_there_is_a_larger_one() -> None:
     cidrs = [Cidr.parse(each) for each in ("10.0.0.0/32", "10.0.1.0/24", "10.0.2.0/31", "fd00::1/128", "fd00::2/127")]
-    assert on_tunnel_devices(cidrs) == (parse_address("10.0.1.0"), parse_address("fd00::1"))
+    assert on_tunnel_devices(NetloomNode(), cidrs) == (parse_address("10.0.1.0"), parse_address("fd00::1"))
 
 
 @pytest.mark.parametrize(

@@ -188,7 +188,7 @@ class AddressesFeature(NodeFeature):
         """What the node has itself: on devices, and for the probe."""
         taken = set(self._kernel.own) | set(addresses_of(node).values())
         network = self.context.networks.get(NETWORK_NAME)
-        if network is None or network.spec.routing.mode != "native":
+        if network is None or network.spec.routing.mode != "native" or node.spec.ipam.pools.allocated:
             taken |= set(on_tunnel_devices(node, pod_cidrs_of(node)[0]))
         return taken
 

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 
+import msgspec
 import structlog
 from prometheus_client import Histogram
 
@@ -71,6 +72,7 @@ class AddressService:
     obstacle:    why nothing can be given yet, as a sentence; "" if it can.
     listeners:   called when the need of some pool may be different.
     troubled:    called when `unwritable` or `failed` may be.
+    why:         why a pod has what it has, or nothing; None: nobody knows.
     """
 
     allocator: NodeAllocator
@@ -82,6 +84,7 @@ class AddressService:
     obstacle: str = "the agent has just begun: what it gave before is still being read."
     listeners: list[Callable[[], None]] = field(default_factory=list)
     troubled: Callable[[], None] = lambda: None
+    why: Callable[[str], Awaitable[msgspec.Struct]] | None = None
 
     def __post_init__(self) -> None:
         self.unwritable = ""
