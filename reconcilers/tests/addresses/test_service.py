@@ -38,7 +38,7 @@ def begun(folder: Path, *cidrs: str, pool: str = "", rest: float = 30.0) -> Addr
         NodeAllocator(rest),
         Checkpoint(folder, "n1"),
         lambda pool: V4,
-        lambda owner, short: f"{owner.name} gets none",
+        lambda owner, short: f"{owner.name} gets none" if owner else "pods get none",
         clock=Clock(),
     )
     assert made.begin() is not None
@@ -148,12 +148,25 @@ async def test_who_waited_in_vain_is_told_why_and_the_node_says_so(tmp_path: Pat
     with pytest.raises(Refused, match="default/b gets none") as refusal:
         await ask(service, B, wait=0)
     assert (refusal.value.reason, refusal.value.passing) == ("AddressesExhausted", True)
-    assert [why for _, why in service.failed.values()] == ["default/b gets none"]
+    assert [why for _, why in service.failed.values()] == ["pods get none"]
     assert service.allocator.need("", 0)[4].waiting == 1, "it will ask again"
     service.allocator.rest_seconds = 0
     await service.release(A)
     assert await ask(service, B) == "10.0.0.7"
     assert service.failed == {}
+
+
+async def test_who_does_not_ask_again_is_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("netloom_reconcilers.node.addresses.service.TOLD_SECONDS", 0.01)
+    service, told = begun(tmp_path), asyncio.Event()
+    service.clock = asyncio.get_running_loop().time
+    with pytest.raises(Refused):
+        await ask(service, A, wait=0)
+    assert service.failed
+    service.troubled = told.set
+    async with asyncio.timeout(20):
+        await told.wait()
+    assert not service.failed
 
 
 async def test_the_pool_is_asked_for_once_and_a_problem_is_the_answer(tmp_path: Path) -> None:

@@ -108,12 +108,16 @@ class PoolsFeature(NodeFeature):
             )
             self.context.events.event(about, "Warning", problem.reason, str(problem))
 
-    def _explain(self, owner: Owner, shortage: Shortage) -> str:
+    def _explain(self, owner: Owner | None, shortage: Shortage) -> str:
         node, reconciler = self.context.nodes.get(self.context.node_name), self._reconciler
         if shortage.pool == NO_POOL or not self._following.is_on or node is None or reconciler is None:
             return self._explain_without(owner, shortage)
         return telling.shortage(
-            node, self.context.pools.get(shortage.pool), owner.name, shortage, reconciler.waiting_seconds(shortage.pool)
+            node,
+            self.context.pools.get(shortage.pool),
+            owner.name if owner is not None else "a pod",
+            shortage,
+            reconciler.waiting_seconds(shortage.pool),
         )
 
     async def why(self, name: str) -> Why:
