@@ -135,6 +135,10 @@ def _grow_and_shrink(agents: Agents, pool: str, network: str) -> None:
     waits = asking(agents, n1, f"pod-{pool}")
     wait_for("the node to ask", lambda: pools_of(agents, "n1")[0].get(pool))
     assert waits.poll() is None
+    why = ask(agents, n1, "why", f"default/pod-{pool}")
+    assert (
+        f"waits: default/pod-{pool} gets no IPv4 address of NetloomIPPool {pool} on node n1: it holds no block" in why
+    )
     allocate(agents, "n1", pool, used, idle)  # a block more than it asks for, which is of no use
     given = waits.communicate(timeout=20)[0].strip()
     assert given == f"{network}.1"
@@ -145,6 +149,11 @@ def _grow_and_shrink(agents: Agents, pool: str, network: str) -> None:
     wait_for("the idle block to go", lambda: idle not in pools_of(agents, "n1")[1][pool], deadline=30)
     wait_for("the way to it to go", lambda: idle not in ways(n2))
     assert n2.pods["first"].ping(given, wait=3).received
+    assert ask(agents, n1, "why", f"default/pod-{pool}").splitlines() == [
+        f"pod default/pod-{pool}, node n1, IPAM mode multi-pool",
+        f"IPv4: pool {pool}: the pod's annotation ipam.cilium.io/ip-pool names it",
+        f"has {given}",
+    ]
     asked, held = pools_of(agents, "n1")
     assert (asked[pool], held[pool], held["default"]) == (14, [used], ["10.60.0.0/28"])
     said = facts(n1)
@@ -171,6 +180,9 @@ def test_a_pod_with_a_pool_that_is_not_there_is_told_why(agents: Agents) -> None
         "in its annotation."
     )
     assert address(agents, n1, "lost") == f"netloom: {why}"
+    by_objects = [str(NETLOOM), "ip", "why", "default/lost", "--kubeconfig", agents.plane.kubeconfig("admin")]
+    for said in (ask(agents, n1, "why", "default/lost"), subprocess.check_output(by_objects, text=True, timeout=30)):
+        assert said.splitlines() == ["pod default/lost, node n1, IPAM mode multi-pool", f"waits: {why}"]
     events = "/api/v1/namespaces/default/events"
 
     def told() -> list[str]:

@@ -247,6 +247,19 @@ async def test_when_another_pool_becomes_the_default_one_the_node_moves_into_it_
     assert world.asked == {"blue": 14}
 
 
+async def test_the_node_does_not_move_to_where_a_pod_has_the_address_that_it_would_have(world: World) -> None:
+    world.pools.replace({"default": pool("default", 1), "blue": pool("blue", 2, allowFirstLastIPs=True)})
+    world.pod("a/1", "blue")
+    await world.settle()
+    assert world.pod("a/1", "blue") == (bytes((10, 2, 0, 0)),)
+    world.networks.replace({"default": network("blue")})
+    await world.settle(100)
+    assert next(iter(world.blocks)) == "default"
+    world.gone("a/1")
+    await world.settle(10)
+    assert next(iter(world.blocks)) == "blue"
+
+
 async def test_blocks_of_a_pool_that_was_deleted_stay_while_they_are_used(world: World) -> None:
     world.pod("a/1", "blue")
     await world.settle()

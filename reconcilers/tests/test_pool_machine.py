@@ -152,7 +152,7 @@ class PoolMachine(RuleBasedStateMachine):
             blocks[pool].remove(text)
             self.world.edit(blocks)
 
-    @rule(fault=st.sampled_from(["lost", "unheard", "late"]), after=st.sampled_from([2.0, LATE_SECONDS + 2]))
+    @rule(fault=st.sampled_from(["lost", "unheard", "late"]), after=st.sampled_from([10.0, LATE_SECONDS + 2]))
     def a_burst_leaves_blocks_that_are_given_back_in_vain(self, fault: str, after: float) -> None:
         """What takes many steps to come about. Then pods come back, and what was late arrives."""
 

@@ -9,8 +9,8 @@ from typing import Annotated, Any, TypeVar
 import msgspec
 import typer
 
-from netloom.cli.options import Output, grouped, show
-from netloom_reconcilers.node.addresses.wire import SOCKET, WAIT_SECONDS, Ask, Assignment, Listing, Released
+from netloom.cli.options import Cluster, Output, grouped, show
+from netloom_reconcilers.node.addresses.wire import SOCKET, WAIT_SECONDS, Ask, Assignment, Listing, Released, Why
 
 M = TypeVar("M", bound=msgspec.Struct)
 
@@ -71,6 +71,41 @@ def list_(*, socket: AtSocket = _PATH, output: Output = "text") -> None:
     """Show who has which address, and how many there are."""
     found = _ask(socket, "GET", "/v1/addresses", Listing)
     show(output, found, lambda found: print("\n".join(lines(found))))
+
+
+@ip.command()
+@grouped
+def why(
+    name: Annotated[str, typer.Argument(metavar="NAMESPACE/POD", help="The pod.")],
+    *,
+    cluster: Cluster,
+    socket: AtSocket = _PATH,
+    output: Output = "text",
+) -> None:
+    """Say why a pod gets its addresses from the pool it does, which it has, or why it waits.
+
+    On the pod's node the agent is asked, elsewhere the API server.
+    """
+    if not cluster.kubeconfig and not cluster.context and socket.exists():
+        found = _ask(socket, "GET", "/v1/why", Why, query=[("name", name)])
+    else:
+        from netloom.cli.why import ask_api_server
+        from netloom.runtime import log, loop
+
+        log.configure("auto", "error")
+        found = loop.run(ask_api_server(cluster, name))
+    show(output, found, lambda found: print("\n".join(told(found))))
+
+
+def told(found: Why) -> list[str]:
+    """As text."""
+    from netloom.cli.status_text import safe
+
+    printed = [f"pod {found.name}, node {found.node or '(none)'}, IPAM mode {found.mode}"]
+    printed += [f"{each.family}: pool {each.pool}: {each.why}" for each in found.choices]
+    printed += [f"has {', '.join(found.addresses)}"] if found.addresses else []
+    printed += [each for each in (found.note, f"waits: {found.waits}" if found.waits else "") if each]
+    return [safe(line) for line in printed]
 
 
 def lines(found: Listing) -> list[str]:

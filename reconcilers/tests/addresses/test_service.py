@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import json
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,7 @@ def begun(folder: Path, *cidrs: str, pool: str = "", rest: float = 30.0) -> Addr
         NodeAllocator(rest),
         Checkpoint(folder, "n1"),
         lambda pool: V4,
-        lambda owner, short: f"{owner.name} gets none",
+        lambda owner, short: f"{owner.name} gets none" if owner else "pods get none",
         clock=Clock(),
     )
     assert made.begin() is not None
@@ -148,7 +148,7 @@ async def test_who_waited_in_vain_is_told_why_and_the_node_says_so(tmp_path: Pat
     with pytest.raises(Refused, match="default/b gets none") as refusal:
         await ask(service, B, wait=0)
     assert (refusal.value.reason, refusal.value.passing) == ("AddressesExhausted", True)
-    assert [why for _, why in service.failed.values()] == ["default/b gets none"]
+    assert [why for _, why in service.failed.values()] == ["pods get none"]
     assert service.allocator.need("", 0)[4].waiting == 1, "it will ask again"
     service.allocator.rest_seconds = 0
     await service.release(A)
@@ -156,13 +156,27 @@ async def test_who_waited_in_vain_is_told_why_and_the_node_says_so(tmp_path: Pat
     assert service.failed == {}
 
 
+async def test_who_does_not_ask_again_is_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("netloom_reconcilers.node.addresses.service.TOLD_SECONDS", 0.01)
+    service, told = begun(tmp_path), asyncio.Event()
+    service.clock = asyncio.get_running_loop().time
+    with pytest.raises(Refused):
+        await ask(service, A, wait=0)
+    assert service.failed
+    service.troubled = told.set
+    async with asyncio.timeout(20):
+        await told.wait()
+    assert not service.failed
+
+
 async def test_the_pool_is_asked_for_once_and_a_problem_is_the_answer(tmp_path: Path) -> None:
     service = begun(tmp_path, "10.0.0.0/31", pool="web")
     asked: list[Owner] = []
 
-    async def pool_of(owner: Owner) -> str | Problem:
+    async def pool_of(owner: Owner, _named: str | None) -> Mapping[str, frozenset[Version]] | Problem:
         asked.append(owner)
-        return "web" if owner == A else Problem("Pod default/b", "", "", "NoSuchPool", "there is none.", "Make it.")
+        problem = Problem("Pod default/b", "", "", "NoSuchPool", "there is none.", "Make it.")
+        return {"web": frozenset()} if owner == A else problem
 
     service.pool_of = pool_of
     assert [await ask(service, A), await ask(service, A)] == ["10.0.0.0", "10.0.0.0"]
@@ -170,6 +184,29 @@ async def test_the_pool_is_asked_for_once_and_a_problem_is_the_answer(tmp_path: 
         await ask(service, B)
     assert (refusal.value.reason, refusal.value.passing) == ("NoSuchPool", False)
     assert asked == [A, B]
+
+
+async def test_families_may_come_of_two_pools_and_none_is_given_without_the_other(tmp_path: Path) -> None:
+    service = begun(tmp_path, "10.0.0.0/31", pool="four")
+
+    async def pool_of(_owner: Owner, _named: str | None) -> Mapping[str, frozenset[Version]] | Problem:
+        return {"four": V4, "six": frozenset({6})}
+
+    service.pool_of = pool_of
+    task = await waits(service, A)
+    need = {pool: service.allocator.need(pool, 0) for pool in ("four", "six")}
+    assert [(pool, each) for pool in need for each in (4, 6) if need[pool][each].waiting] == [("four", 4), ("six", 6)]
+    both = {"four": (Cidr.parse("10.0.0.0/31"),), "six": (Cidr.parse("fd00::/127"),)}
+    service.provide(Supply(blocks=both))
+    assert await task == "10.0.0.0 fd00::"
+    assert await ask(service, B, families=V4) == "10.0.0.1"
+    with pytest.raises(Refused, match="gets none"):
+        await ask(service, C, wait=0.01)
+    service.provide(Supply(blocks=both, closed=frozenset({"six"})))
+    await service.release(B)
+    with pytest.raises(Refused, match="gets none"):
+        await ask(service, C, wait=0.01)
+    assert service.allocator.holding(C) is None
 
 
 async def test_what_the_cni_does_not_have_any_more_is_taken_back(tmp_path: Path) -> None:

@@ -103,7 +103,7 @@ def test_of_a_pool_a_pod_gets_the_families_that_it_has() -> None:
 
 def test_tunnel_devices_borrow_no_address_of_small_blocks_where_there_is_a_larger_one() -> None:
     cidrs = [Cidr.parse(each) for each in ("10.0.0.0/32", "10.0.1.0/24", "10.0.2.0/31", "fd00::1/128", "fd00::2/127")]
-    assert on_tunnel_devices(cidrs) == (parse_address("10.0.1.0"), parse_address("fd00::1"))
+    assert on_tunnel_devices(NetloomNode(), cidrs) == (parse_address("10.0.1.0"), parse_address("fd00::1"))
 
 
 @pytest.mark.parametrize(
@@ -143,6 +143,7 @@ def test_who_gets_none_is_told_why(supply: Supply, pool: str, said: str) -> None
     if pool == "web" and not supply.blocks["web"]:
         short = Shortage("web", frozenset({4}))
     assert isinstance(short, Shortage)
-    text = explaining.shortage("n1", supply, made, Owner("default/b"), short, 0)
+    text = explaining.shortage("default/b gets", "n1", supply, short, made.need(pool, 0))
     assert text.startswith("default/b gets no ")
     assert text.endswith(f"on node n1: {said}")
+    assert " used" not in explaining.shortage("pods get", "n1", supply, short), "equal at any time"

@@ -4,6 +4,7 @@
     DELETE /v1/addresses?name=...     with container, interface, and any number of address: 200, a Released
     GET    /v1/addresses              200, a Listing
     POST   /v1/gc                     a Valid: 200, a Released
+    GET    /v1/why?name=...           200, a Why
     GET    /v1/status                 204 where addresses can be given
 
 Any other answer is a Trouble. 503 is: it may be another answer later.
@@ -66,6 +67,7 @@ class AddressServer:
             ("GET", "/v1/addresses"): self._list,
             ("POST", "/v1/gc"): self._collect,
             ("GET", "/v1/status"): self._status,
+            ("GET", "/v1/why"): self._why,
         }
 
     @contextlib.asynccontextmanager
@@ -131,6 +133,11 @@ class AddressServer:
             pools=tuple(counts),
             orphans=tuple(sorted(map(format_address, allocator.orphans()))),
         )
+
+    async def _why(self, request: web.BaseRequest) -> msgspec.Struct:
+        if self._service.why is None:
+            raise Refused("NoPools", "feature pools of this agent is off, which knows.", passing=False)
+        return await self._service.why(request.query["name"])
 
     async def _status(self, _request: web.BaseRequest) -> None:
         self._service.check()

@@ -83,6 +83,27 @@ class Listing(Message, frozen=True):
     orphans: tuple[str, ...] = ()
 
 
+class FamilyChoice(Message, frozen=True):
+    """Of one family: the pool, the rule that led there (a word for programs), and the same for people."""
+
+    family: str
+    pool: str
+    rule: str
+    why: str
+
+
+class Why(Message, frozen=True, kw_only=True):
+    """Answer to GET /v1/why. waits: why it has no address, as a sentence; "" if it has, or is to have none."""
+
+    name: str
+    node: str
+    mode: str
+    choices: tuple[FamilyChoice, ...] = ()
+    addresses: tuple[str, ...] = ()
+    waits: str = ""
+    note: str = ""
+
+
 class Trouble(Message, frozen=True):
     """Any answer that is no success."""
 

@@ -118,12 +118,20 @@ class PoolReconciler:
         self._tell(lacking.problems)
         back = self._due(lacking.blocks, now)
         gone = await self._close(step.surplus, every, now)
-        turned = default in blocks and next(iter(blocks)) != default
+        turned = bool(blocks.get(default)) and next(iter(blocks)) != default and self._is_room(blocks[default])
+        front = default if turned else next(iter(blocks), default)
         if gone or back or turned:
-            await self._write(node, step, now, gone, rewritten(blocks, gone, back, default))
+            await self._write(node, step, now, gone, rewritten(blocks, gone, back, front))
         elif step.is_due and not step.surplus:
             await self._write(node, step, now)
         return min((each for each in (step.again, self._next(now, lacking.blocks)) if each is not None), default=None)
+
+    def _is_room(self, blocks: tuple[Cidr, ...]) -> bool:
+        """Whether the node can have addresses of its own in the first of these: where pods may have the first and last
+        one as well, these may be taken."""
+        first = blocks[0]
+        ends = (first.packed, first.last.to_bytes(len(first.packed), "big"))
+        return not any(self.allocator.user(each) for each in ends)
 
     def waiting_seconds(self, pool: str) -> float:
         """For how long somebody waits for this pool."""

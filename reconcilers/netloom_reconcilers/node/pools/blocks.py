@@ -125,10 +125,10 @@ def _cut(pool: NetloomIPPool, single: Cidr) -> Cidr | None:
     return single.supernet(family.mask_size) if any(each.contains(single) for each in cidrs) else None
 
 
-def rewritten(blocks: Allocated, gone: Collection[Cidr], back: Allocated, default: str) -> tuple[PoolAllocation, ...]:
-    """What is to stand in the object. The default pool comes first, so that the blocks in which the node has addresses
-    of its own are of it, and those of a pool that was the default one can go."""
-    names = sorted(dict.fromkeys((*blocks, *back)), key=lambda name: name != default)
+def rewritten(blocks: Allocated, gone: Collection[Cidr], back: Allocated, front: str) -> tuple[PoolAllocation, ...]:
+    """What is to stand in the object, with one pool in front: the default one, so that the blocks in which the node has
+    addresses of its own are of it, and those of a pool that was the default one can go."""
+    names = sorted(dict.fromkeys((*blocks, *back)), key=lambda name: name != front)
     found = []
     for name in names:
         cidrs = dict.fromkeys((*blocks.get(name, ()), *back.get(name, ())))

@@ -60,7 +60,7 @@ class PoolChooser:
         rules = network.spec.ipam.multi_pool
         if pool or "/" not in owner.name:
             return named(owner.name, pool, known, rules)
-        pod = await self._pod(owner.name)
+        pod = await self.pod(owner.name)
         if isinstance(pod, Problem):
             return pod
         namespace = None
@@ -71,7 +71,8 @@ class PoolChooser:
                 return _unread(f"Pod {owner.name}", f"Namespace {pod.metadata.namespace}", str(error))
         return choose(pod, namespace, known, rules)
 
-    async def _pod(self, name: str) -> Pod | Problem:
+    async def pod(self, name: str) -> Pod | Problem:
+        """A pod of this node, as `namespace/name`."""
         pod = await self._cached(name)
         if pod is None:
             namespace, _, plain = name.partition("/")

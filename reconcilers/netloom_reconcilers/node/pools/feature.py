@@ -12,16 +12,19 @@ from netloom.api.core import PODS
 from netloom.api.events import ObjectReference
 from netloom.api.holdings import held_cidrs
 from netloom.api.problem import Problem
-from netloom.api.v1alpha1 import NetloomNode
-from netloom.cidr import Cidr, Version
+from netloom.api.v1alpha1 import NETWORK_NAME, NetloomNode
+from netloom.cidr import Cidr, Version, format_address
 from netloom.ipam.node_allocator import NO_POOL, Owner, Shortage
 from netloom.runtime.manager import Run
 from netloom_reconcilers.features.node import NodeContext, NodeFeature
+from netloom_reconcilers.node.addresses.service import Refused
+from netloom_reconcilers.node.addresses.wire import Why
 from netloom_reconcilers.node.pools import telling
 from netloom_reconcilers.node.pools.asking import PoolReconciler
 from netloom_reconcilers.node.pools.blocks import held
 from netloom_reconcilers.node.pools.choosing import PoolChooser
 from netloom_reconcilers.node.pools.following import Following
+from netloom_reconcilers.node.pools.why import Known, why
 
 log = structlog.get_logger(__name__)
 
@@ -65,6 +68,7 @@ class PoolsFeature(NodeFeature):
         )
         self._without_pools, service.pool_of = service.pool_of, self._pool_of
         self._explain_without, service.explain = service.explain, self._explain
+        service.why = self.why
 
     def components(self) -> Mapping[str, Run]:
         """The reconciler, and the watches of what is read in this mode alone."""
@@ -104,13 +108,39 @@ class PoolsFeature(NodeFeature):
             )
             self.context.events.event(about, "Warning", problem.reason, str(problem))
 
-    def _explain(self, owner: Owner, shortage: Shortage) -> str:
+    def _explain(self, owner: Owner | None, shortage: Shortage) -> str:
         node, reconciler = self.context.nodes.get(self.context.node_name), self._reconciler
         if shortage.pool == NO_POOL or not self._following.is_on or node is None or reconciler is None:
             return self._explain_without(owner, shortage)
         return telling.shortage(
-            node, self.context.pools.get(shortage.pool), owner.name, shortage, reconciler.waiting_seconds(shortage.pool)
+            node,
+            self.context.pools.get(shortage.pool),
+            owner.name if owner is not None else "a pod",
+            shortage,
+            reconciler.waiting_seconds(shortage.pool),
         )
+
+    async def why(self, name: str) -> Why:
+        """Why a pod of this node has what it has, or nothing. Raises Refused."""
+        network, reconciler = self.context.networks.get(NETWORK_NAME), self._reconciler
+        if network is None or reconciler is None:
+            raise Refused("NotReady", "the objects are not read yet.")
+        pod = await self._chooser.pod(name)
+        if isinstance(pod, Problem):
+            raise Refused(pod.reason, str(pod), passing=False)
+        choice = await self._chooser.pool_of(Owner(name)) if self._following.is_on else None
+        held = [each for owner, each in self._service.allocator.held() if owner.name == name]
+        waited = dict.fromkeys(self._service.allocator.waited_for())
+        known = Known(
+            pod,
+            network,
+            self.context.nodes.get(self.context.node_name),
+            choice,
+            dict(self.context.pools.items()),
+            [format_address(address) for each in held for address in each.addresses],
+            {pool: reconciler.waiting_seconds(pool) for pool in waited},
+        )
+        return why(known)
 
     def _holder(self, cidr: Cidr) -> str:
         """Another node whose object holds addresses of a CIDR; asked only when a block of this one is missing."""

@@ -1,16 +1,17 @@
 """What a node says of its pools, in sentences. Pure."""
 
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 
 from netloom.api.v1alpha1 import NetloomIPPool, NetloomNode
-from netloom.cidr import Version
+from netloom.cidr import Cidr, Version, is_address, parse_address
 from netloom.ipam.node_allocator import Shortage
 from netloom.ipam.pool_demand import MOST_ADDRESSES
 from netloom_reconcilers.node.pools.blocks import Allocated, held
 
 
-def shortage(node: NetloomNode, pool: NetloomIPPool | None, owner: str, short: Shortage, seconds: float) -> str:
-    """Why an owner waits for an address. seconds: for how long somebody waits for the pool."""
+def shortage(node: NetloomNode, pool: NetloomIPPool | None, owner: str, short: Shortage, seconds: float | None) -> str:
+    """Why an owner waits for an address. seconds: for how long somebody waits for the pool; None: that is not known,
+    nor whether what the node holds is taken."""
     families = " and ".join(f"IPv{version}" for version in sorted(short.versions)) or "IP"
     begin = f"{owner} gets no {families} address of NetloomIPPool {short.pool} on node {node.metadata.name}"
     if pool is None:
@@ -18,18 +19,30 @@ def shortage(node: NetloomNode, pool: NetloomIPPool | None, owner: str, short: S
     if pool.spec.draining:
         return f"{begin}: the pool is draining (spec.draining), so nothing new is given of it. Name another pool."
     have = [cidr for cidr in held(node.spec.ipam).get(short.pool, ()) if cidr.version in short.versions]
-    holds = f"all usable addresses of its {len(have)} blocks are taken" if have else "it holds no block of it"
+    some = f"{len(have)} block{'s' if len(have) != 1 else ''}"
+    taken = f"all usable addresses of its {some} are taken" if seconds is not None else f"it holds {some} of it"
+    holds = taken if have else "it holds no block of it"
     asked = next((each.needed for each in node.spec.ipam.pools.requested if each.pool == short.pool), None)
     if asked is None:
         return f"{begin}: {holds}, and it has not asked for one yet."
     wanted = " and ".join(
         f"{asked.ipv4_addrs if version == 4 else asked.ipv6_addrs} IPv{version}" for version in sorted(short.versions)
     )
-    asks = f"{holds}, and it asks for {wanted} addresses, for which somebody waits since {round(seconds)} s"
+    since = f" (somebody has waited for {round(seconds)} s)" if seconds is not None else ""
+    asks = f"{holds}, and it asks for {wanted} addresses{since}"
     ready = next((each for each in pool.status.conditions if each.type == "Ready" and each.status == "False"), None)
     if ready is not None:
         return f"{begin}: {asks}. NetloomIPPool {short.pool} says {ready.reason}: {ready.message}"
+    if seconds is None and have:
+        return f"{begin} yet: {asks}. On that node, `netloom ip why` says what its agent knows."
     return f"{begin}: {asks}. The operator has not given it: `netloom status` says whether one leads, and what it says."
+
+
+def pools_of(node: NetloomNode, addresses: Iterable[str]) -> set[str]:
+    """The pools of a node that addresses are of."""
+    singles = [Cidr.of(parse_address(each)) for each in addresses if is_address(each)]
+    blocks = held(node.spec.ipam).items()
+    return {pool for pool, cidrs in blocks for cidr in cidrs if any(cidr.contains(each) for each in singles)}
 
 
 def capped(node: str, asked: Mapping[tuple[str, Version], int]) -> Iterator[str]:
