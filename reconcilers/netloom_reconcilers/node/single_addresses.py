@@ -47,15 +47,15 @@ Used = Mapping[Address, str]
 
 
 @dataclass(eq=False)
-class SingleAddresses:
-    """See the module. `used`: what the node's pods use now. `changed`: to be called when `supply` is another, at once
-    and before anything else is given; and when errors are."""
+class OutsideSupply:
+    """See the module. `used`: what the node's pods use now, None while that is not known. `changed`: to be called when
+    `supply` is another, at once and before anything else is given; and when errors are."""
 
     node_name: str
     networks: Store[NetloomNetwork]
     nodes: Store[NetloomNode]
     api: Api
-    used: Callable[[], Used]
+    used: Callable[[], Used | None]
     changed: Callable[[], None] = lambda: None
     events: EventRecorder | None = None
     clock: Callable[[], float] = time.monotonic
@@ -66,8 +66,10 @@ class SingleAddresses:
 
     def __post_init__(self) -> None:
         self.controller = Controller("single addresses", self.reconcile)
-        self.networks.subscribe(lambda key, old, new: self._look())
-        self.nodes.subscribe(lambda key, old, new: self._look() if key == self.node_name else None)
+        self.is_concerned = False
+        """Whether there is or was anything to give, so that what is used is told."""
+        self.networks.subscribe(lambda key, old, new: self.look())
+        self.nodes.subscribe(lambda key, old, new: self.look() if key == self.node_name else None)
 
     @property
     def supply(self) -> dict[Address, PoolAddress]:
@@ -79,17 +81,22 @@ class SingleAddresses:
 
     def used_changed(self) -> None:
         """The node's pods use other addresses."""
-        self.controller.enqueue_after(self.node_name, NEW_SECONDS)
+        if self.is_concerned:
+            self.controller.enqueue_after(self.node_name, NEW_SECONDS)
 
-    def _look(self) -> None:
+    def look(self) -> None:
+        """All may be different."""
         self.controller.enqueue(self.node_name)
 
     async def reconcile(self, key: str) -> float | None:
         """Begins or ends to give addresses, and tells which are used. Seconds until there may be more to do."""
         network, node = self.networks.get(NETWORK_NAME), self.nodes.get(key)
-        if network is None or node is None:
+        used = self.used()
+        if network is None or node is None or used is None:
             return None
-        mode, used = self._wanted(network, node), self.used()
+        mode, said = self._wanted(network, node), node.status.ipam
+        outside = mode_named(network.status.ipam.mode).from_outside
+        self.is_concerned = bool(self._mode or said.mode or said.used or outside)
         if mode and not self._mode:
             return await self._begin(node, mode)
         if self._mode and not node.spec.ipam.pool and not used:
@@ -97,10 +104,7 @@ class SingleAddresses:
             self.changed()
         self._tell_withdrawn(node)
         self.changed()
-        said = node.status.ipam
-        if self._mode or said.mode or said.used or mode_named(network.status.ipam.mode).from_outside:
-            return await self._report(node, used)
-        return None
+        return await self._report(node, used) if self.is_concerned else None
 
     def _wanted(self, network: NetloomNetwork, node: NetloomNode) -> str:
         mode = network.status.ipam.mode
@@ -117,7 +121,7 @@ class SingleAddresses:
                 self._mode = mode
                 log.info("single addresses are given", mode=mode)
                 self.changed()
-                self._look()
+                self.look()
                 return None
         log.info("no address is given yet", why="the network is about to change its IPAM mode")
         return AGAIN_SECONDS
@@ -170,10 +174,10 @@ class SingleAddresses:
         if node is None or not (node.status.ipam.mode or self._mode):
             return []
         known = {parse_address(text) for text in node.spec.ipam.pool if is_address(text)}
-        return sorted(address for address in self.used() if address not in known)
+        return sorted(address for address in self.used() or () if address not in known)
 
     def _wrong(self, node: NetloomNode) -> Iterator[str]:
-        about, used = f"NetloomNode {self.node_name}: spec.ipam.pool", self.used()
+        about, used = f"NetloomNode {self.node_name}: spec.ipam.pool", self.used() or {}
         if gone := self.withdrawn():
             named = ", ".join(f"{format_address(each)} (of {used[each]})" for each in gone[:_SHOWN])
             more = f" and {len(gone) - _SHOWN} more" if gone[_SHOWN:] else ""

@@ -70,10 +70,10 @@ class World:
         monkeypatch.setattr(module.time, "monotonic", lambda: self.now)
         monkeypatch.setattr(module, "Backoff", lambda first, most: Pauses(first))
 
-    def feature(self, *cidrs: str, **ipam: Any) -> AddressesFeature:
-        """Of an agent that just began."""
+    def feature(self, *cidrs: str, alone: bool = False, **ipam: Any) -> AddressesFeature:
+        """Of an agent that just began. `alone`: it has no API server."""
         context = NodeContext("n1", self.folder, Sources(None))
-        context.api = object()  # type: ignore[assignment]
+        context.api = None if alone else object()  # type: ignore[assignment]
         made = AddressesFeature(context)
         made.service.clock = lambda: self.now
         context.networks.replace({NETWORK_NAME: NetloomNetwork(metadata=ObjectMeta(name=NETWORK_NAME))})
@@ -218,7 +218,7 @@ async def test_of_cidrs_that_are_kept_nothing_is_given_and_what_is_used_stays(wo
 
 
 async def test_a_single_address_that_is_withdrawn_while_used_stays_and_is_told(world: World) -> None:
-    made = world.feature(pool={"10.0.0.7": PoolAddress(owner="default/a")})
+    made = world.feature(alone=True, pool={"10.0.0.7": PoolAddress(owner="default/a")})
     await made.reconcile()
     assert await ask(made, "default/a") == "10.0.0.7"
     world.say(made, pool={"10.0.0.8": PoolAddress()})

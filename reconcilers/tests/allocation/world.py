@@ -30,7 +30,7 @@ from netloom_reconcilers.cluster.allocation.commit_queue import BatchPolicy
 from netloom_reconcilers.cluster.allocation.incarnation import Stores, netloom_node_changed, node_changed, pool_changed
 from netloom_reconcilers.cluster.allocation.service_ranges import ServiceRange
 from netloom_reconcilers.cluster.allocation.term import Allocation
-from netloom_reconcilers.node.single_addresses import SingleAddresses
+from netloom_reconcilers.node.single_addresses import OutsideSupply
 from tests.allocation.server import Event, Json, ModelServer, Request
 from tests.allocation.virtual import VirtualClock, VirtualLoop
 
@@ -258,7 +258,7 @@ class Agent(Process):
         super().__init__(world, name, self._networks, self._nodes)
 
     async def main(self) -> None:
-        self.singles = SingleAddresses(
+        self.singles = OutsideSupply(
             self.node,
             self._networks,
             self._nodes,

@@ -8,13 +8,14 @@ socket says so. What was provided stays so while the objects are not there.
 import asyncio
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import structlog
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from netloom.api.v1alpha1 import NETWORK_NAME, NetloomNode
-from netloom.cidr import Address, Cidr, Version
+from netloom.cidr import Address, Cidr, Version, is_address, parse_address
 from netloom.ipam.node_allocator import NodeAllocator, Owner, Shortage, Supply
 from netloom.kernel.keeper.report import Failure, PlannedChange
 from netloom.kernel.mesh.occupants import SingleAddresses, single_addresses
@@ -34,6 +35,7 @@ from netloom_reconcilers.node.addresses.wire import SOCKET
 from netloom_reconcilers.node.known.peers import pod_cidrs_of
 from netloom_reconcilers.node.mesh.reading import missing, on_tunnel_devices
 from netloom_reconcilers.node.probing.targets import addresses_of
+from netloom_reconcilers.node.single_addresses import OutsideSupply
 
 log = structlog.get_logger(__name__)
 
@@ -79,13 +81,29 @@ class AddressesFeature(NodeFeature):
         self._pause = Backoff(*LOOK_SECONDS)
         self._kept: frozenset[Cidr] = frozenset()
         self._ever_kept: set[Cidr] = set()
+        self.outside: OutsideSupply | None = None
+        """Of mode crd; None where there is no API server to ask, and so nobody who changes the mode."""
+        if context.api is not None:
+            self.outside = OutsideSupply(
+                context.node_name,
+                context.networks,
+                context.nodes,
+                context.api,
+                used=self._used_singles,
+                changed=self._outside_changed,
+                events=context.events,
+            )
+            self.service.listeners.append(self.outside.used_changed)
         context.networks.subscribe(lambda key, old, new: self._again())
         context.nodes.subscribe(lambda key, old, new: self._again() if key == context.node_name else None)
         self._pools.subscribe(lambda key, old, new: self._again())
 
     def components(self) -> Mapping[str, Run]:
         """The reconciler, and the socket."""
-        return {self.name: self.controller.run, "address socket": self._serve}
+        found: dict[str, Run] = {self.name: self.controller.run, "address socket": self._serve}
+        if self.outside is not None:
+            found["single addresses"] = self.outside.controller.run
+        return found
 
     def changed(self) -> None:
         """CIDRs may be kept, or kept no longer."""
@@ -141,11 +159,36 @@ class AddressesFeature(NodeFeature):
             return AGAIN_SECONDS
         self._ever_kept -= came_back
         self._provision = provision(node, self._pools.get, self._taken(node))
-        self.service.provide(self._provision.supply)
+        self.service.provide(self._given(self._provision))
         if known is not None:
             self._take_in(known)
             self._merged, self.service.obstacle = True, ""
+            if self.outside is not None:
+                self.outside.look()
         return max(0.0, self._look_at - time.monotonic()) if self._is_anyone_seen() else None
+
+    def _given(self, found: Provision) -> Supply:
+        """Of that, what may be given now."""
+        if self.outside is None or not found.supply.singles:
+            return found.supply
+        return replace(found.supply, singles=self.outside.supply)
+
+    def _outside_changed(self) -> None:
+        if self._provision is not None:
+            self.service.provide(self._given(self._provision))
+        self.context.changed()
+
+    def _used_singles(self) -> dict[Address, str] | None:
+        """Who uses single addresses; None: that is not known yet."""
+        if not self._merged:
+            return None
+        alone = self.allocator.block
+        return {
+            address: owner.name
+            for owner, holding in self.allocator.held()
+            for address in holding.addresses
+            if alone(address) is None
+        }
 
     def _is_anyone_seen(self) -> bool:
         return any(running.is_seen(owner) for owner, _ in self.allocator.held())
@@ -172,7 +215,9 @@ class AddressesFeature(NodeFeature):
         return await self._pods()
 
     def _take_in(self, pods: Pods) -> None:
-        routed, singles = self._kernel.routed, self._provision.supply.singles if self._provision else {}
+        routed, node = self._kernel.routed, self.context.nodes.get(self.context.node_name)
+        singles = set(self._provision.supply.singles) if self._provision else set()
+        singles |= {parse_address(text) for text in (node.status.ipam.used if node else ()) if is_address(text)}
         mine = self.allocator.block
         merged = running.merge(
             self.allocator, pods.found, routed, lambda each: mine(each) is not None or each in singles
@@ -237,7 +282,10 @@ class AddressesFeature(NodeFeature):
         if self._provision is not None:
             found += self._provision.problems
             found += explaining.overlapping(self.context.node_name, self.allocator.overlapping)
-            found += explaining.orphans(self.context.node_name, self.allocator, self._kept)
+            if self.outside is not None and self.outside.is_concerned:
+                found += self.outside.errors()
+            else:
+                found += explaining.orphans(self.context.node_name, self.allocator, self._kept)
         found += [why for _, why in self.service.failed.values()]
         if self._is_damage_told():
             assert self._found is not None
@@ -291,6 +339,12 @@ class AddressesFeature(NodeFeature):
             "Addresses that are in use, and that this node's NetloomNode does not hold any more.",
             value=len(self.allocator.orphans()),
         )
+        if self.outside is not None:
+            yield GaugeMetricFamily(
+                "netloom_addresses_withdrawn",
+                "Single addresses that pods use, and that were taken out of spec.ipam.pool of their NetloomNode.",
+                value=len(self.outside.withdrawn()),
+            )
         counted = CounterMetricFamily(
             "netloom_address_changes", "Owners that were given addresses, and that released some.", labels=["change"]
         )
