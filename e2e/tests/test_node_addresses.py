@@ -141,7 +141,7 @@ def test_living_pods_keep_their_addresses_whatever_becomes_of_the_checkpoint(nod
     metrics = node.machine.run("curl", "-s", "127.0.0.1:9964/metrics")
     assert 'netloom_address_checkpoint{found="node"} 1.0' in metrics
     node.restart()
-    assert facts(node.machine)["inSync"], "it was written anew"
+    wait_for("it to be in sync, as the file was written anew", lambda: facts(node.machine)["inSync"], deadline=30)
 
 
 def test_nobody_but_root_is_answered(node: Node) -> None:
@@ -180,7 +180,9 @@ def test_what_cannot_be_written_down_is_not_given_and_all_else_goes_on(node: Nod
 
 def test_the_bench_counts() -> None:
     """It fails by itself where an answer is wrong."""
-    result = bench.result_of(BENCH, "--rounds=1", "--no-peer")
+    result = bench.result_of(BENCH, "--rounds=1", "--no-peer", "--nodes=0", "--growth=10", "--growth-seconds=2")
     assert result["socket"]["in_flight"] == 4
     assert {"per_s", "p50_ms", "p99_ms"} <= result["socket"].keys()
     assert result["socket"]["cpu_ms"] > 0
+    assert result["growth_10"]["growths"] > 10
+    assert 1 <= result["growth_10"]["requests"] <= 1.1
