@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 
 import msgspec
 import structlog
-from aiohttp import web
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -31,6 +30,7 @@ from netloom.runtime import health, metrics
 from netloom.runtime.client import Api
 from netloom.runtime.errors import ConfigError
 from netloom.runtime.events import EventRecorder
+from netloom.runtime.http import web
 from netloom.runtime.manager import Manager
 from netloom.runtime.startup import follow_api_server
 from netloom.runtime.watch import EVERY_NODE
