@@ -23,6 +23,7 @@ from netloom.api.v1alpha1 import NETLOOM_NODES, NetloomNode
 from netloom.kernel.capability import require_net_admin
 from netloom.kernel.errors import DataplaneError, KernelUnsupported, NotPermitted
 from netloom.kernel.keeper.keeper import Keeper
+from netloom.kernel.keeper.nftables_keeper import unheard_by_each_other
 from netloom.kernel.keeper.report import PlannedChange
 from netloom.roles import presence
 from netloom.roles.sources import Sources
@@ -137,6 +138,7 @@ async def opened(features: Sequence[NodeFeature]) -> AsyncIterator[None]:
         for keeper in keepers(features):
             await keeper.open()
             stack.push_async_callback(keeper.close)
+        unheard_by_each_other(keepers(features))
         yield
 
 

@@ -2,21 +2,24 @@
 
 import errno
 from collections.abc import Mapping
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from netloom.cidr import Cidr
+from netloom.kernel.keeper.nftables_keeper import unheard_by_each_other
+from netloom.kernel.keeper.owned_table import OwnedTable
 from netloom.kernel.senders.keeper import SendersKeeper
 from netloom.kernel.senders.packed import PackedKeys
 from netloom.kernel.senders.senders import Senders
 from tests.kernel.meshes import eventually, running
 from tests.kernel.netns import Namespace
-from tests.kernel.nft import FaultyNftables, nft, ruleset
+from tests.kernel.nft import FaultyNftables, Masquerades, masquerades, masquerading, nft, ruleset
 from tests.kernel.tunnelled import GENEVE, VXLAN, Keepers, add, keepers, ours, senders
 
-__all__ = ["keepers"]
+__all__ = ["keepers", "masquerades"]
 
 GOLDEN = """\
 table inet netloom-tunnels {
@@ -299,6 +302,31 @@ async def test_drift_is_repaired(node: Namespace, keepers: Keepers, edit: str) -
         nft(node, edit)
         await eventually(lambda: ours(node) == GOLDEN, lambda: ours(node))
         await eventually(lambda: keeper.report.repaired > 0 and keeper.report.in_sync)
+
+
+async def test_keepers_of_a_process_hear_nothing_of_each_other_and_everything_of_others(
+    node: Namespace, keepers: Keepers, masquerades: Masquerades, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard: list[str] = []
+    hear = OwnedTable.hear
+
+    def noting(table: OwnedTable[Any], kind: int, flags: int, buffer: bytes, start: int, end: int) -> None:
+        heard.append(table.table)
+        hear(table, kind, flags, buffer, start, end)
+
+    monkeypatch.setattr(OwnedTable, "hear", noting)
+    one, other = await keepers.open(count_seconds=3600), await masquerades.open()
+    unheard_by_each_other((one, other))
+    wanted = senders(2), masquerading()
+    for _ in range(2):  # each takes in events before it writes
+        await one.apply(wanted[0])
+        await other.apply(wanted[1])
+    assert heard == []
+    async with running(one), running(other):  # type: ignore[arg-type]
+        nft(node, "add element inet netloom-tunnels nodes { 192.168.7.9 }")
+        await eventually(lambda: one.report.repaired > 0)
+    assert {"netloom", "netloom-tunnels"} == set(heard)
+    assert ours(node) == GOLDEN
 
 
 async def test_a_refused_element_stops_no_other(node: Namespace, keepers: Keepers) -> None:
