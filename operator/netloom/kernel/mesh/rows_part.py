@@ -167,6 +167,7 @@ class MeshRows(Part[Desired]):
         """Write what is missing or different."""
         self._sort_out()
         outcome = await self._writer.update(worker, attempt)
+        self.vicinity.overwritten(key for kind, keys in outcome.written if kind == "route" for key in keys)
         self._resync_due = self._resync_due or self._writer.appended
         # Where all go through tunnels, the FIB decides nothing but the MTU, and rows need not wait for it.
         await self._look_up(worker)
@@ -289,6 +290,8 @@ class MeshRows(Part[Desired]):
         if route is not None:
             replaced = bool(flags & wire.REPLACE) and kind == wire.RTM_NEWROUTE
             self.vicinity.saw_route(route, gone=kind == wire.RTM_DELROUTE, replaced=replaced)
+            if replaced and self.mesh.rivals.knows(route.destination):
+                self.vicinity.due = True  # it may have been another's, and ours is still there
         destination = read_destination(buffer, start, end)
         if destination is not None:
             self.mesh.fib.route_changed(*destination)
