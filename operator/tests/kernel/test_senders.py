@@ -388,6 +388,21 @@ def test_packed_keys_are_a_multiset(steps: list[tuple[bool, bytes]]) -> None:
     assert bool(keys) == bool(model)
 
 
+@given(
+    *(st.lists(st.sampled_from([bytes([key]) for key in range(50)]), min_size=least, max_size=80) for least in (0, 33))
+)
+def test_many_packed_keys_at_once_are_as_one_by_one(there: list[bytes], more: list[bytes]) -> None:
+    keys, model = PackedKeys(1), there + more
+    for some in (there, more):
+        known = set(keys)
+        assert sorted(keys.add_all(some)) == sorted(set(some) - known)
+    assert list(keys) == sorted(set(model))
+    while model:
+        key = model.pop()
+        assert keys.remove(key) == (key not in model)
+    assert not keys
+
+
 def test_a_set_for_each_prefix_length() -> None:
     desired = Senders()
     desired.set_node("a", (bytes([10, 0, 0, 1]),), (Cidr.parse("10.1.0.0/24"), Cidr.parse("fd00::/56")), 0)

@@ -97,6 +97,9 @@ class Differences:
     def load(self, name: SetName, wanted: Iterable[bytes], kernel: Mapping[bytes, bool]) -> None:
         """The kernel's set holds these, by key and whether they are plain."""
         difference, absent = self[name], dict(kernel)
+        if not kernel:
+            difference.missing, difference.surplus, difference.retained = set(wanted), set(), set()
+            return
         odd = [key for key, plain in kernel.items() if not plain]
         difference.missing = {key for key in wanted if absent.pop(key, None) is None}
         difference.surplus = {*absent, *odd}
