@@ -1,5 +1,6 @@
 """The table of senders as `nft` prints it, what each change costs, what lingers, and what a restart leaves alone."""
 
+import asyncio
 import errno
 from collections.abc import Mapping
 from typing import Any
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from netloom.cidr import Cidr
 from netloom.kernel.keeper.nftables_keeper import unheard_by_each_other
 from netloom.kernel.keeper.owned_table import OwnedTable
-from netloom.kernel.senders.keeper import SendersKeeper
+from netloom.kernel.senders.keeper import SendersKeeper, SendersReport
 from netloom.kernel.senders.packed import PackedKeys
 from netloom.kernel.senders.senders import Senders
 from tests.kernel.meshes import eventually, running
@@ -302,6 +303,37 @@ async def test_drift_is_repaired(node: Namespace, keepers: Keepers, edit: str) -
         nft(node, edit)
         await eventually(lambda: ours(node) == GOLDEN, lambda: ours(node))
         await eventually(lambda: keeper.report.repaired > 0 and keeper.report.in_sync)
+
+
+async def test_a_keeper_that_begins_reads_everything_once(
+    node: Namespace, keepers: Keepers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passes = 0
+    converge = SendersKeeper._converge
+
+    async def counting(keeper: SendersKeeper) -> SendersReport:
+        nonlocal passes
+        passes += 1
+        await asyncio.sleep(0.01)  # the other task has its turn meanwhile
+        return await converge(keeper)
+
+    monkeypatch.setattr(SendersKeeper, "_converge", counting)
+    keeper = await keepers.open(resync_seconds=3600, count_seconds=3600)
+    idle = 0
+    seconds = keeper._idle_seconds
+
+    def asked() -> float | None:
+        nonlocal idle
+        idle += 1
+        return seconds()
+
+    monkeypatch.setattr(keeper, "_idle_seconds", asked)
+    async with running(keeper):  # type: ignore[arg-type]
+        await asyncio.sleep(0.01)
+        assert (passes, idle) == (0, 0), "nothing is to be kept yet"
+        await keeper.apply(senders(2))
+        await asyncio.sleep(0.01)
+    assert (passes, idle, keeper.report.compared) == (1, 1, 1)
 
 
 async def test_keepers_of_a_process_hear_nothing_of_each_other_and_everything_of_others(

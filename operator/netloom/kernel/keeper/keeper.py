@@ -81,7 +81,8 @@ class Keeper(Generic[D, R]):
         self._worker: Worker | None = None
         self._listener: EventSocket | None = None
         self._unheard: frozenset[int] = frozenset()
-        self._applied = False
+        self._begun = asyncio.Event()
+        """Something was applied, and the attempt has ended."""
         self._converging = False
         self._busy_since: float | None = None
         self._resynced_at = 0.0
@@ -127,23 +128,23 @@ class Keeper(Generic[D, R]):
         async with self._lock:
             for part in self._parts:
                 part.want(desired, self._retries)
-            self._applied = True
-            report = await self._converge()
+            try:
+                report = await self._converge()
+            finally:
+                self._begun.set()
         if self._retries.next() is not None:
             self._wake.set()  # `run` sleeps, and knows of nothing that it would have to try again
         return report
 
     async def run(self) -> None:
         """Keep the kernel at the applied state, until cancelled."""
+        await self._begun.wait()
         while True:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._idle_seconds()):
                     await self._wake.wait()
             self._wake.clear()
-            if not self._applied:
-                continue
             if time.monotonic() >= self._resync_at():
-                self._resynced_at = time.monotonic()  # what cannot be read then is tried again by its back-off
                 self._doubt()
             async with self._lock:
                 await self._converge()
@@ -313,6 +314,8 @@ class Keeper(Generic[D, R]):
         return self._worker
 
     def _doubt(self) -> None:
+        """All is to be read by the next pass; what cannot be read then is tried again by its back-off."""
+        self._resynced_at = time.monotonic()
         for part in self._parts:
             part.doubt()
 
