@@ -59,7 +59,7 @@ Change = tuple[SetName, bytes, bool]
 
 
 class Senders:
-    """See the module. One `SendersTable` reads the journal.
+    """See the module. One `SendersTable` reads the journal, which begins when that first asks for it.
 
     ports: those by which tunnels come in; none: there is nothing to keep. checked: whether it matters who sends.
     """
@@ -72,6 +72,7 @@ class Senders:
         self._nodes: dict[str, bytes] = {}
         self._leaving: deque[tuple[float, SetName, bytes]] = deque()
         self._journal: list[Change] = []
+        self._is_read = False
 
     def set_node(self, name: str, addresses: Iterable[Address], cidrs: Iterable[Cidr], now: float) -> None:
         """It may send from these IPv4 addresses, and for pods in these CIDRs. now: monotonic seconds. This node is one
@@ -100,14 +101,16 @@ class Senders:
             packed = self.keys.get(where)
             if packed is None:
                 packed = self.keys[where] = PackedKeys(where.size)
-            self._journal += [(where, key, True) for key in packed.add_all(keys)]
+            first = packed.add_all(keys)
+            if self._is_read:
+                self._journal += [(where, key, True) for key in first]
 
     def expire(self, now: float) -> float | None:
         """What has lingered long enough goes. Seconds until the next does; None: there is nothing."""
         while self._leaving and self._leaving[0][0] <= now:
             _due, where, key = self._leaving.popleft()
             keys = self.keys[where]
-            if keys.remove(key):
+            if keys.remove(key) and self._is_read:
                 self._journal.append((where, key, False))
             if not keys:
                 del self.keys[where]
@@ -119,7 +122,8 @@ class Senders:
         return len(self._leaving)
 
     def take_journal(self) -> list[Change]:
-        """What came and went since the last call, in that order."""
+        """What came and went since the last call, in that order. The first finds nothing: who asks has to read all."""
+        self._is_read = True
         journal, self._journal = self._journal, []
         return journal
 
