@@ -11,8 +11,8 @@ is: on a disk a write may wait for the journal, and for whoever else writes.
 once, but a process for each, as a container runtime starts it. A process that does nothing (`exec_ms`) shows what of
 that any plugin costs; Netloom's own plugin will cost it, too, beside what `connecting` says.
 
-*growth*: 100 nodes that draw on three pools, from a pod that meets an empty pool to the block it waits for;
-`growth_1000` the same with 1,000 of them. See `netloom_e2e.pool_growth`.
+*growth_100*: 100 nodes that draw on three pools, from a pod that meets an empty pool to the block it waits for;
+*growth_1000*: the same with 1,000 of them. See `netloom_e2e.pool_growth`.
 
 *bulk*: 5,000 nodes that join at once and get their first block of one pool, beside the fastest a bare client could
 write them: `make bench-allocation` in mode multi-pool, `ratio` and the rest as there.
@@ -261,8 +261,11 @@ def fsync(folder: Path) -> dict[str, float]:
     return {"p50_ms": round(statistics.median(ms), 3), "p99_ms": round(bench.percentile(ms, 99), 3)}
 
 
-def run(in_flight: int, rounds: int, nodes: int, *, peer: bool) -> dict[str, Any]:
-    """All of it; what RESULT says. nodes: of `bulk`. peer: host-local, too. Raises Wrong."""
+def run(
+    in_flight: int, rounds: int, nodes: int, growing: Sequence[int], seconds: float, *, peer: bool
+) -> dict[str, Any]:
+    """All of it; what RESULT says. nodes: of `bulk`. growing: nodes of each `growth`, which churns for so many seconds.
+    peer: host-local, too. Raises Wrong."""
     console = bench.console()
     if peer:
         binaries.host_local()
@@ -286,8 +289,9 @@ def run(in_flight: int, rounds: int, nodes: int, *, peer: bool) -> dict[str, Any
     console.print(f"one record on disk by fdatasync: p50 {disk['p50_ms']} ms, p99 {disk['p99_ms']} ms")
     if peer:
         console.print(f"a process that does nothing: {found['host_local']['exec_ms']} ms")
-    found["growth"], found["growth_1000"] = growth(100, console), growth(1000, console)
-    found["bulk"] = allocation.run(nodes, BULK_ROUNDS, "multi-pool") if nodes else None
+    found |= {f"growth_{count}": growth(count, console, seconds) for count in growing}
+    if nodes:
+        found["bulk"] = allocation.run(nodes, BULK_ROUNDS, "multi-pool")
     return found
 
 
@@ -296,12 +300,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Addresses for pods, by the node's socket and by host-local.")
     parser.add_argument("--in-flight", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=ROUNDS, help=f"of {PODS} pods each")
-    parser.add_argument("--nodes", type=int, default=5000, help="that join at once")
+    parser.add_argument("--nodes", type=int, default=5000, help="that join at once; 0: none do")
+    parser.add_argument("--growth", type=int, nargs="*", default=[100, 1000], help="nodes that draw on pools")
+    parser.add_argument("--growth-seconds", type=float, default=20.0, help="of growth and giving back")
     parser.add_argument("--no-peer", dest="peer", action="store_false", help="without host-local")
     options = parser.parse_args()
-    return bench.conclude(
-        "bench-ipam", lambda: run(options.in_flight, options.rounds, options.nodes, peer=options.peer)
-    )
+    asked = options.in_flight, options.rounds, options.nodes, options.growth, options.growth_seconds
+    return bench.conclude("bench-ipam", lambda: run(*asked, peer=options.peer))
 
 
 if __name__ == "__main__":

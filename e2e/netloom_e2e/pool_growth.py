@@ -95,7 +95,7 @@ def _writes(plane: ControlPlane) -> int:
     )
 
 
-def growth(count: int, console: Console, seconds: float = 20.0) -> dict[str, Any]:
+def growth(count: int, console: Console, seconds: float) -> dict[str, Any]:
     """Of so many nodes, on a control plane of its own. Raises Wrong, TimeoutError."""
     with ControlPlane() as plane:
         crds.install(plane)

@@ -10,6 +10,7 @@ from netloom.api.meta import ObjectMeta
 from netloom.api.v1alpha1 import (
     NETLOOM_NODES,
     NETWORKS,
+    AcceptedEncapsulation,
     Address,
     ClusterPool,
     NetloomNetwork,
@@ -29,12 +30,14 @@ from netloom.kernel.keeper.report import Failure
 from netloom.kernel.mac import mac_of
 from netloom.kernel.mesh.dataplane import Dataplane, Report
 from netloom.kernel.mesh.desired import Bystander, MeshNode
+from netloom.kernel.mesh.encapsulation import GENEVE, VXLAN, Encapsulation
 from netloom.kernel.mesh.holes import HoleRules
 from netloom.kernel.mesh.mesh import AddressConflict
 from netloom.kernel.mesh.rivals import ForeignRoute, Rival
 from netloom.kernel.mesh.withheld import WithheldRoute
 from netloom.runtime.store import Store
 from netloom_reconcilers.features.node import Obstacle
+from netloom_reconcilers.node import tunnels
 from netloom_reconcilers.node.mesh.cluster_cidrs import hole_rules
 from netloom_reconcilers.node.mesh.reading import LocalNode, bystander_of, node_of, peer_of
 from netloom_reconcilers.node.tunnels import TunnelsFeature
@@ -214,6 +217,31 @@ def test_a_new_pod_cidr_of_this_node_is_held_against_all_peers(setting: Setting)
     setting.nodes.put(node("node-1", "192.168.7.1", "10.1.0.0/24", "10.3.0.0/24"))
     assert setting.names() == ["node-2"]
     assert "overlaps a pod CIDR of this node" in setting.tunnels.problems["node-3"][0]
+
+
+def test_a_tunnel_that_stands_now_concerns_only_peers_that_accept_another(
+    setting: Setting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = {name: AcceptedEncapsulation(protocol=name, port=port) for name, port in (("vxlan", 8472), ("geneve", 6081))}
+    for number, accepts in ((3, ("geneve", "vxlan")), (4, ("vxlan",))):
+        one = node(f"node-{number}", f"192.168.7.{number}", f"10.{number}.0.0/24")
+        spec = msgspec.structs.replace(one.spec, encapsulations=tuple(said[each] for each in accepts))
+        setting.nodes.put(msgspec.structs.replace(one, spec=spec))
+    looked_at: list[str] = []
+    monkeypatch.setattr(
+        tunnels, "peer_of", lambda node, local: (looked_at.append(node.metadata.name), peer_of(node, local))[1]
+    )
+    standing: list[Encapsulation] = []
+    monkeypatch.setattr(Dataplane, "tunnels", property(lambda _: tuple(standing)))
+    for there, which, by in (
+        ([], ["node-2", "node-3", "node-4"], (VXLAN, GENEVE)),
+        ([VXLAN], ["node-3"], (VXLAN,)),
+        ([], ["node-3"], (VXLAN, GENEVE)),
+    ):
+        standing[:], looked_at[:] = there, []
+        desired = setting.tunnels.desired(keep=(VXLAN,))
+        assert desired is not None
+        assert (sorted(looked_at), desired.peers["node-3"].encapsulations) == (which, by)
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ A single address stays packed bytes: 0.35 us to parse, nothing to write into a m
 """
 
 import socket
+from collections.abc import Iterable
 from typing import Final, Literal
 
 import msgspec
@@ -121,6 +122,18 @@ def is_address(text: str) -> bool:
     except CidrError:
         return False
     return True
+
+
+def addresses_in(texts: Iterable[str]) -> list[Address]:
+    """Those of the texts that `parse_address` takes."""
+    found: list[Address] = []
+    for text in texts:
+        try:
+            address = parse_address(text)
+        except CidrError:
+            continue
+        found.append(address)
+    return found
 
 
 def single(address: str) -> str:

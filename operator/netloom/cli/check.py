@@ -6,7 +6,6 @@ was asked for says what its agent saw last.
 
 from collections.abc import Iterator
 
-import aiohttp
 import msgspec
 import typer
 
@@ -16,6 +15,7 @@ from netloom.cli import local_agent
 from netloom.cli.status_text import safe
 from netloom.runtime.client import Api
 from netloom.runtime.errors import ApiError, NotFound, plain
+from netloom.runtime.http import aiohttp
 from netloom_reconcilers.node.probing.findings import Finding, sentences
 
 EXIT_PASSES, EXIT_PROBLEMS, EXIT_NOT_ASKED = 0, 1, 3

@@ -6,11 +6,11 @@ Its answer may be anybody's: whatever else listens on that port is told apart fr
 from dataclasses import dataclass
 from typing import Any
 
-import aiohttp
 import msgspec
 
 from netloom.api.verdict import Trouble
 from netloom.runtime.errors import plain
+from netloom.runtime.http import aiohttp
 
 ADDRESS = "127.0.0.1:9964"
 """Where it answers if it was not told otherwise."""

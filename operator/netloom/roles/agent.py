@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 
 import msgspec
 import structlog
-from aiohttp import web
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -25,6 +24,7 @@ from netloom.ipam.pool_demand import IDLE_SECONDS
 from netloom.kernel.capability import require_net_admin
 from netloom.kernel.errors import DataplaneError, KernelUnsupported, NotPermitted
 from netloom.kernel.keeper.keeper import Keeper
+from netloom.kernel.keeper.nftables_keeper import unheard_by_each_other
 from netloom.kernel.keeper.report import PlannedChange
 from netloom.roles import presence
 from netloom.roles.sources import Sources
@@ -32,6 +32,7 @@ from netloom.runtime import health, metrics
 from netloom.runtime.client import Api
 from netloom.runtime.errors import ConfigError
 from netloom.runtime.events import EventRecorder
+from netloom.runtime.http import web
 from netloom.runtime.manager import Manager
 from netloom.runtime.startup import follow_api_server
 from netloom.runtime.watch import EVERY_NODE
@@ -148,6 +149,7 @@ async def opened(features: Sequence[NodeFeature]) -> AsyncIterator[None]:
         for keeper in keepers(features):
             await keeper.open()
             stack.push_async_callback(keeper.close)
+        unheard_by_each_other(keepers(features))
         yield
 
 

@@ -14,7 +14,6 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, Literal, Self, TypeVar
 
-import aiohttp
 import msgspec
 import structlog
 from yarl import URL
@@ -25,6 +24,7 @@ from netloom.runtime.clock import ServerClock
 from netloom.runtime.connection import Connections, Pools
 from netloom.runtime.credentials import Credentials
 from netloom.runtime.errors import ApiError, ConfigError, Gone, Unauthorized, Unavailable
+from netloom.runtime.http import aiohttp
 from netloom.runtime.tls import ApiEndpoint
 from netloom.runtime.wire import ENCODER, Listing, Page, decode, decode_page, encode
 

@@ -11,11 +11,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import aiohttp
-
 from netloom.runtime import slim, tls
 from netloom.runtime.credentials import Credentials
 from netloom.runtime.errors import ApiError, Unauthorized, Unavailable, plain
+from netloom.runtime.http import aiohttp
 from netloom.runtime.proxy import Proxy
 from netloom.runtime.tls import ApiEndpoint
 

@@ -8,12 +8,12 @@ from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 
 import structlog
-from aiohttp import web
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
 from netloom.runtime import metrics
 from netloom.runtime.errors import ConfigError
+from netloom.runtime.http import web
 
 log = structlog.get_logger(__name__)
 

@@ -30,11 +30,11 @@ def run(main: Coroutine[Any, Any, T]) -> T:
 
     What was imported stays for good, so the garbage collector is told not to look at it any more, and to look less
     often at the rest: with its defaults it took a fifth of the operator's time in the allocation of 5,000 nodes.
+    Nothing is collected before: that takes 0.04 s, and of 63,000 objects 1,800 are garbage.
 
     Raises OSError (EMFILE) where the process may not open enough files.
     """
     _check_room(main)
-    gc.collect()
     gc.freeze()
     with contextlib.suppress(AttributeError):  # no glibc
         libc = ctypes.CDLL(None)

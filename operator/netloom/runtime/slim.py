@@ -10,6 +10,7 @@ are dateutil (2 MiB), by which ApiClient would read the times in models, and its
 
 import os
 
+from netloom.runtime import http as _http  # noqa: F401 - before kubernetes-asyncio imports aiohttp
 from netloom.shells import imported_later, shells
 
 _HOMELESS = os.path.expanduser("~") == "~"  # noqa: PTH111 - pathlib's raises an error then

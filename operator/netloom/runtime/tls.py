@@ -12,11 +12,11 @@ import ssl
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
-import aiohttp
 import msgspec
 
 from netloom.runtime.clock import timestamp, wall
 from netloom.runtime.errors import ConfigError
+from netloom.runtime.http import aiohttp
 
 CERTIFICATE = re.compile(rb"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", re.DOTALL)
 _VALIDITY = re.compile(rb"(?:\x17\x0d\d{12}|\x18\x0f\d{14})Z(?:\x17\x0d(\d{12}Z)|\x18\x0f(\d{14}Z))")

@@ -29,11 +29,11 @@ from contextlib import asynccontextmanager
 
 import msgspec
 import structlog
-from aiohttp import web
 
 from netloom.api.admission import AdmissionRequest
 from netloom.guard.verdict import Verdict
 from netloom.runtime.errors import ConfigError
+from netloom.runtime.http import web
 from netloom.webhook import metrics, review
 
 log = structlog.get_logger(__name__)

@@ -7,11 +7,13 @@ import pytest
 
 from netloom.cidr import Cidr, parse_address
 from netloom.kernel.mac import mac_of
+from netloom.kernel.mesh import reader
 from netloom.kernel.mesh.dataplane import Dataplane
 from netloom.kernel.mesh.desired import Bystander, Desired, Peer
 from netloom.kernel.mesh.encapsulation import NO_ENCAPSULATION, VXLAN
+from netloom.kernel.mesh.surroundings import Vicinity
 from tests.kernel.conftest import Planes
-from tests.kernel.meshes import eventually, here, mesh, peer, running
+from tests.kernel.meshes import becomes, eventually, here, mesh, peer, running
 from tests.kernel.netns import Lab, Namespace
 
 LAN = "192.168.0.0/16"
@@ -115,6 +117,47 @@ async def test_it_is_decided_again_by_event_in_both_directions(node: Namespace, 
         node.ip("route add 10.9.2.8 via 192.168.0.9")  # by a gateway: not known to lead there
         node.ip("route add 10.9.2.8/31 dev eth0")
         await becomes(set(), writes=3)
+
+
+@pytest.mark.parametrize(
+    ("cidr", "edit"),
+    [
+        ("10.2.0.0/24", "via 10.9.2.7 dev eth0 onlink"),
+        ("10.2.0.0/24", "nexthop via 10.9.2.7 dev eth0 onlink nexthop dev lo"),
+        ("10.2.0.0/24", "dev lo"),
+        ("fd00:2::/64", "via 2001:db8::2 dev eth0"),
+        ("fd00:2::/64", "dev lo"),
+    ],
+)
+async def test_what_takes_the_place_of_a_route_of_ours_is_repaired_without_reading_what_the_node_lives_by(
+    node: Namespace, planes: Planes, monkeypatch: pytest.MonkeyPatch, cidr: str, edit: str
+) -> None:
+    plane = await planes.open()
+    await plane.apply(told(of(2), of(3, "10.9.2.0/24", "fd09:2::/64")))
+    before, readings = node.state(), list[Vicinity]()
+    monkeypatch.setattr(reader, "read_vicinity", lambda _commands, vicinity: readings.append(vicinity))
+    async with running(plane):
+        node.ip(f"route replace {cidr} {edit}")
+        await eventually(lambda: plane.report.repaired > 0)
+        await becomes(node.state, before)  # the gateway is none of this node's any more
+        await eventually(lambda: plane.report.in_sync, lambda: str(plane.report))
+    assert readings == []
+
+
+async def test_what_takes_the_place_of_another_route_beside_ours_stays_what_the_node_lives_by(
+    node: Namespace, planes: Planes
+) -> None:
+    plane = await planes.open()
+    await plane.apply(told(of(2, "10.2.0.0/24"), of(3, "10.9.2.0/24")))
+    async with running(plane):
+        node.ip("route prepend 10.2.0.0/24 via 192.168.7.9 dev eth0 onlink proto bird")
+        await eventually(lambda: plane.report.rivals != ())
+        node.ip("route replace 10.2.0.0/24 via 10.9.2.7 dev eth0 onlink")
+        await eventually(lambda: withheld(plane) == {"10.9.2.0/24": "it holds 10.9.2.7, a gateway of this node"})
+        node.ip("nexthop flush proto 158")  # all of ours is written again
+        await eventually(lambda: plane.report.repaired > 0 and plane.report.pending == 0)
+    assert withheld(plane).keys() == {"10.9.2.0/24"}
+    assert "10.2.0.0/24 via 10.9.2.7 dev eth0 onlink" in node.ip("route")
 
 
 async def test_a_peer_that_changes_or_goes_gives_the_node_back_what_it_claimed(node: Namespace, planes: Planes) -> None:

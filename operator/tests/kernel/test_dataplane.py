@@ -2,15 +2,19 @@
 
 import errno
 import socket
+from collections import Counter
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import pytest
 
-from netloom.cidr import Cidr
+from netloom.cidr import Cidr, Version
 from netloom.kernel.mesh import tunnel_device as device
 from netloom.kernel.mesh.dataplane import Report
 from netloom.kernel.mesh.desired import Desired
 from netloom.kernel.mesh.encapsulation import GENEVE, VXLAN
+from netloom.kernel.mesh.mesh import Mesh
+from netloom.kernel.mesh.rows import PeerRows
 from netloom.kernel.mesh.tunnel_device import Step
 from netloom.kernel.netlink.sockets import Refusal
 from tests.kernel.conftest import Planes
@@ -380,3 +384,19 @@ async def test_from_which_other_addresses_the_node_may_send(node: Namespace, pla
         await eventually(lambda: plane.report.sources == (bytes([10, 7, 0, 1]),))
         node.ip("route delete 192.168.7.2/32 dev eth0")
         await eventually(lambda: plane.report.sources == ())
+
+
+async def test_a_first_start_works_out_each_peer_once(
+    node: Namespace, planes: Planes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worked_out: Counter[str] = Counter()
+    rows_of = Mesh._rows_of
+
+    def counting(mesh: Mesh, name: str, near: Mapping[Version, Collection[int]]) -> PeerRows:
+        worked_out[name] += 1
+        return rows_of(mesh, name, near)
+
+    monkeypatch.setattr(Mesh, "_rows_of", counting)
+    plane = await planes.open()
+    assert (await plane.apply(many(20))).in_sync
+    assert worked_out == {f"peer-{number}": 1 for number in range(20)}

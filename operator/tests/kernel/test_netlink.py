@@ -48,7 +48,7 @@ def test_what_is_not_there_is_refused_by_name(node: Namespace) -> None:
 def test_own_events_are_not_heard_and_others_are(node: Namespace) -> None:
     node.ip("nexthop add id 7 via 192.168.7.2 dev eth0")
     commands = CommandSocket()
-    events = EventSocket(["ipv4-route"], deaf_to=commands.port)
+    events = EventSocket(["ipv4-route"], deaf_to=[commands.port])
     assert commands.execute(encode_routes([route_to(number, 7) for number in range(50)])) == {}
     node.ip("route add 10.99.0.0/24 nhid 7")
     heard = []

@@ -1,22 +1,26 @@
 """The table of senders as `nft` prints it, what each change costs, what lingers, and what a restart leaves alone."""
 
+import asyncio
 import errno
 from collections.abc import Mapping
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from netloom.cidr import Cidr
-from netloom.kernel.senders.keeper import SendersKeeper
+from netloom.kernel.keeper.nftables_keeper import unheard_by_each_other
+from netloom.kernel.keeper.owned_table import OwnedTable
+from netloom.kernel.senders.keeper import SendersKeeper, SendersReport
 from netloom.kernel.senders.packed import PackedKeys
 from netloom.kernel.senders.senders import Senders
 from tests.kernel.meshes import eventually, running
 from tests.kernel.netns import Namespace
-from tests.kernel.nft import FaultyNftables, nft, ruleset
+from tests.kernel.nft import FaultyNftables, Masquerades, masquerades, masquerading, nft, ruleset
 from tests.kernel.tunnelled import GENEVE, VXLAN, Keepers, add, keepers, ours, senders
 
-__all__ = ["keepers"]
+__all__ = ["keepers", "masquerades"]
 
 GOLDEN = """\
 table inet netloom-tunnels {
@@ -301,6 +305,62 @@ async def test_drift_is_repaired(node: Namespace, keepers: Keepers, edit: str) -
         await eventually(lambda: keeper.report.repaired > 0 and keeper.report.in_sync)
 
 
+async def test_a_keeper_that_begins_reads_everything_once(
+    node: Namespace, keepers: Keepers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passes = 0
+    converge = SendersKeeper._converge
+
+    async def counting(keeper: SendersKeeper) -> SendersReport:
+        nonlocal passes
+        passes += 1
+        await asyncio.sleep(0.01)  # the other task has its turn meanwhile
+        return await converge(keeper)
+
+    monkeypatch.setattr(SendersKeeper, "_converge", counting)
+    keeper = await keepers.open(resync_seconds=3600, count_seconds=3600)
+    idle = 0
+    seconds = keeper._idle_seconds
+
+    def asked() -> float | None:
+        nonlocal idle
+        idle += 1
+        return seconds()
+
+    monkeypatch.setattr(keeper, "_idle_seconds", asked)
+    async with running(keeper):  # type: ignore[arg-type]
+        await asyncio.sleep(0.01)
+        assert (passes, idle) == (0, 0), "nothing is to be kept yet"
+        await keeper.apply(senders(2))
+        await asyncio.sleep(0.01)
+    assert (passes, idle, keeper.report.compared) == (1, 1, 1)
+
+
+async def test_keepers_of_a_process_hear_nothing_of_each_other_and_everything_of_others(
+    node: Namespace, keepers: Keepers, masquerades: Masquerades, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard: list[str] = []
+    hear = OwnedTable.hear
+
+    def noting(table: OwnedTable[Any], kind: int, flags: int, buffer: bytes, start: int, end: int) -> None:
+        heard.append(table.table)
+        hear(table, kind, flags, buffer, start, end)
+
+    monkeypatch.setattr(OwnedTable, "hear", noting)
+    one, other = await keepers.open(count_seconds=3600), await masquerades.open()
+    unheard_by_each_other((one, other))
+    wanted = senders(2), masquerading()
+    for _ in range(2):  # each takes in events before it writes
+        await one.apply(wanted[0])
+        await other.apply(wanted[1])
+    assert heard == []
+    async with running(one), running(other):  # type: ignore[arg-type]
+        nft(node, "add element inet netloom-tunnels nodes { 192.168.7.9 }")
+        await eventually(lambda: one.report.repaired > 0)
+    assert {"netloom", "netloom-tunnels"} == set(heard)
+    assert ours(node) == GOLDEN
+
+
 async def test_a_refused_element_stops_no_other(node: Namespace, keepers: Keepers) -> None:
     made: list[FaultyNftables] = []
 
@@ -358,6 +418,21 @@ def test_packed_keys_are_a_multiset(steps: list[tuple[bool, bytes]]) -> None:
     assert list(keys) == sorted(set(model))
     assert all(key in keys for key in model)
     assert bool(keys) == bool(model)
+
+
+@given(
+    *(st.lists(st.sampled_from([bytes([key]) for key in range(50)]), min_size=least, max_size=80) for least in (0, 33))
+)
+def test_many_packed_keys_at_once_are_as_one_by_one(there: list[bytes], more: list[bytes]) -> None:
+    keys, model = PackedKeys(1), there + more
+    for some in (there, more):
+        known = set(keys)
+        assert sorted(keys.add_all(some)) == sorted(set(some) - known)
+    assert list(keys) == sorted(set(model))
+    while model:
+        key = model.pop()
+        assert keys.remove(key) == (key not in model)
+    assert not keys
 
 
 def test_a_set_for_each_prefix_length() -> None:

@@ -11,7 +11,7 @@ import structlog
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from netloom.api.v1alpha1 import NETWORK_NAME, NetworkSpec
-from netloom.cidr import Cidr, is_address, parse_address
+from netloom.cidr import Cidr, addresses_in
 from netloom.kernel.keeper.report import PlannedChange
 from netloom.kernel.masquerade.masquerade import MasqueradeKeeper
 from netloom.kernel.masquerade.sets import MasqueradeRules, Masquerading
@@ -164,8 +164,8 @@ class MasqueradeFeature(NftablesFeature):
             node = self.own.effective(node)
         cidrs, problems = pod_cidrs_of(node) if node is not None else ((), ())
         self._desired.set_known(name, cidrs)
-        texts = [each.ip for each in node.spec.addresses if is_address(each.ip)] if node is not None else []
-        addresses = map(Cidr.of, map(parse_address, texts)) if self._cluster else ()
+        texts = [each.ip for each in node.spec.addresses] if node is not None and self._cluster else ()
+        addresses = map(Cidr.of, addresses_in(texts))
         among = tuple(each for each in addresses if any(prefix.contains(each) for prefix in self._cluster))
         if among:
             self._among_pods[name] = among

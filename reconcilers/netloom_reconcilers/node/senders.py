@@ -14,7 +14,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 
 from netloom.api.node_addresses import unusable
 from netloom.api.v1alpha1 import CONTESTED, NETWORK_NAME, NetloomNode
-from netloom.cidr import Address, format_address, is_address, parse_address
+from netloom.cidr import Address, Cidr, addresses_in, format_address
 from netloom.kernel.keeper.report import Failure
 from netloom.kernel.keeper.transaction import ELEMENT
 from netloom.kernel.mesh.encapsulation import Encapsulation, encapsulation_of
@@ -42,7 +42,7 @@ def senders_of(node: NetloomNode) -> tuple[Address, ...]:
     """The IPv4 addresses that the node's packets may come from."""
     texts = [each.ip for each in node.spec.addresses if each.type in _SENDING]
     texts += node.spec.source_addresses
-    return tuple(address for ip in texts if is_address(ip) and not unusable(address := parse_address(ip)))
+    return tuple(address for address in addresses_in(texts) if not unusable(address))
 
 
 class SendersFeature(NftablesFeature):
@@ -123,8 +123,7 @@ class SendersFeature(NftablesFeature):
             return None
         self._is_blocked(None)
         touched, self._touched = self._touched, set()
-        for name in sorted(touched | {self._node_name}):  # in about the order of their addresses: see PackedKeys
-            self._take(name)
+        self._desired.set_nodes(map(self._taken, touched | {self._node_name}), time.monotonic())
         self._desired.checked = network.spec.routing.tunnel_senders == "nodes"
         needed = _ports({*wanted(network.spec.routing), *announced(node).accepts})
         listening = _ports(filter(None, (encapsulation_of(name) for _, name in socket.if_nameindex())))
@@ -132,15 +131,15 @@ class SendersFeature(NftablesFeature):
         self._desired.ports = tuple(sorted(needed | listening))
         return self._desired
 
-    def _take(self, name: str) -> None:
+    def _taken(self, name: str) -> tuple[str, tuple[Address, ...], tuple[Cidr, ...]]:
+        """A node, the addresses that it may send from, and its pod CIDRs."""
         node = self._nodes.get(name)
         own = name == self._node_name
         if own:
             node = self.own.effective(node)
         cidrs, problems = pod_cidrs_of(node) if node is not None else ((), ())
-        senders = senders_of(node) if node is not None and not own else ()
-        self._desired.set_node(name, senders, cidrs, time.monotonic())
         self._report(name, problems)
+        return name, senders_of(node) if node is not None and not own else (), cidrs
 
     def errors(self, report: Any = None, about: str = "nftables ", more: Iterable[str] = ()) -> list[str]:
         """What makes packets of nodes be dropped. Without the table all pass, so its failures are warnings."""

@@ -28,7 +28,15 @@ from netloom_reconcilers.node.known.peers import pod_cidrs_of
 from netloom_reconcilers.node.mesh.announcement import AnnouncementReconciler
 from netloom_reconcilers.node.mesh.api_addresses import ApiAddresses
 from netloom_reconcilers.node.mesh.astray import astray_text, is_own
-from netloom_reconcilers.node.mesh.encapsulations import Announcement, Leaving, Needs, accepted, announced, wanted
+from netloom_reconcilers.node.mesh.encapsulations import (
+    Announcement,
+    Leaving,
+    Needs,
+    accepted,
+    announced,
+    encapsulations_to,
+    wanted,
+)
 from netloom_reconcilers.node.mesh.machine import Machine, MachineReconciler
 from netloom_reconcilers.node.mesh.reading import (
     LocalNode,
@@ -206,8 +214,8 @@ class TunnelsFeature(KernelFeature):
 
     def _bring_up_to_date(self, local: LocalNode) -> None:
         if local != self._local:
+            self._touched.update(self._concerned_by(local))
             self._local = local
-            self._touched.update(self._nodes)
         touched, self._touched = self._touched, set()
         for name in touched:
             node = self._nodes.get(name) if name != self._node_name else None
@@ -222,6 +230,19 @@ class TunnelsFeature(KernelFeature):
             contend = node is not None and bool(problems) and at_our_cost(node, local)
             (self.rivals.add if contend else self.rivals.discard)(name)
             self._report(name, problems)
+
+    def _concerned_by(self, local: LocalNode) -> Iterable[str]:
+        """The nodes for which it matters that this node is so now. Whether it has all tunnels changes at every first
+        start, and only what some announcements make of it."""
+        if msgspec.structs.replace(self._local, able=local.able) != local:
+            return self._nodes
+        routing, able, nodes = local.routing, local.able, self._nodes
+        return [
+            name
+            for name, peer in self._desired.peers.items()
+            if (node := nodes.get(name)) is None
+            or peer.encapsulations != encapsulations_to(announced(node).accepts, routing, able=able)
+        ]
 
     def _encapsulations_now(self) -> tuple[Encapsulation, ...]:
         """What this node was ready for before: by its devices in the kernel, and by what it announced."""

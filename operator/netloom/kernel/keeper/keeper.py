@@ -13,7 +13,7 @@ have a keeper each, with sockets, thread and lock of its own, so that none waits
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, ClassVar, Generic, TypedDict, TypeVar
 
@@ -80,7 +80,9 @@ class Keeper(Generic[D, R]):
         self._hearers = {kind: [p for p in parts if kind in p.kinds] for part in parts for kind in part.kinds}
         self._worker: Worker | None = None
         self._listener: EventSocket | None = None
-        self._applied = False
+        self._unheard: frozenset[int] = frozenset()
+        self._begun = asyncio.Event()
+        """Something was applied, and the attempt has ended."""
         self._converging = False
         self._busy_since: float | None = None
         self._resynced_at = 0.0
@@ -105,6 +107,17 @@ class Keeper(Generic[D, R]):
             self._worker.commands.close()
         self._listener = None
 
+    @property
+    def port(self) -> int:
+        """Of the asking socket, by which the kernel's events name who caused them; 0 where it is not open."""
+        return self._worker.commands.port if self._worker is not None else 0
+
+    def deafen(self, ports: Iterable[int]) -> None:
+        """What these ports cause is no business of the parts: they are told nothing of it, as of what they cause."""
+        self._unheard = frozenset(ports)
+        if self._listener is not None:
+            self._listener.deafen({self.port, *self._unheard})
+
     async def apply(self, desired: D) -> R:
         """Bring the kernel to this state, which stays in force until the next call.
 
@@ -115,23 +128,23 @@ class Keeper(Generic[D, R]):
         async with self._lock:
             for part in self._parts:
                 part.want(desired, self._retries)
-            self._applied = True
-            report = await self._converge()
+            try:
+                report = await self._converge()
+            finally:
+                self._begun.set()
         if self._retries.next() is not None:
             self._wake.set()  # `run` sleeps, and knows of nothing that it would have to try again
         return report
 
     async def run(self) -> None:
         """Keep the kernel at the applied state, until cancelled."""
+        await self._begun.wait()
         while True:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._idle_seconds()):
                     await self._wake.wait()
             self._wake.clear()
-            if not self._applied:
-                continue
             if time.monotonic() >= self._resync_at():
-                self._resynced_at = time.monotonic()  # what cannot be read then is tried again by its back-off
                 self._doubt()
             async with self._lock:
                 await self._converge()
@@ -294,12 +307,15 @@ class Keeper(Generic[D, R]):
             self._worker = Worker(self._make_commands(), self._executor)
         if self._listener is None:
             groups = dict.fromkeys(group for part in self._parts for group in part.groups)
-            self._listener = EventSocket(groups, deaf_to=self._worker.commands.port, buffer=self._event_buffer)
+            deaf_to = (self._worker.commands.port, *self._unheard)
+            self._listener = EventSocket(groups, deaf_to=deaf_to, buffer=self._event_buffer)
             self._doubt()
             self._listen()
         return self._worker
 
     def _doubt(self) -> None:
+        """All is to be read by the next pass; what cannot be read then is tried again by its back-off."""
+        self._resynced_at = time.monotonic()
         for part in self._parts:
             part.doubt()
 

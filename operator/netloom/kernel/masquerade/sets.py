@@ -217,6 +217,8 @@ class Sets:
                     self.tables[write.name].gone(key)
                 else:
                     self.tables[write.name].saw(key, True)
+        for table in self.tables.values():
+            table.give_back()
 
 
 def intervals(pending: Iterable[bytes]) -> list[tuple[bytes, ...]]:

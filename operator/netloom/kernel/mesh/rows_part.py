@@ -73,6 +73,9 @@ class MeshRows(Part[Desired]):
         self._retaining = retain_unknown
         self._desired = Desired()
         self._applied = False
+        self._late = False
+        """A whole desired state is still to be taken over: there was no device yet, and all of it would be worked out
+        twice."""
         self._resync_due = True
         self._probed_at = 0.0
         self._touched: set[Item] = set()
@@ -93,12 +96,12 @@ class MeshRows(Part[Desired]):
             self.vicinity.know(node.cidrs, (node.local, *node.claimed))
         self._look_around()
         if desired is not self._desired or not self._applied:
-            self._desired, self._applied = desired, True
-            mesh.replace_peers(desired)
-            if self._retaining:
-                self._retain(mesh.routes.kernel)
+            self._desired, self._applied, self._late = desired, True, True
             retries.clear()
+            if mesh.device_state.tunnels or mesh.peers:
+                self._take_over()
             return
+        self._take_over()
         for name in touched:
             retries.forget(mesh.items_of(name))
             peer = desired.peers.get(name)
@@ -108,6 +111,13 @@ class MeshRows(Part[Desired]):
             else:
                 mesh.set_peers((peer,))
             retries.forget(mesh.items_of(name))
+
+    def _take_over(self) -> None:
+        if self._late:
+            self._late = False
+            self.mesh.replace_peers(self._desired)
+            if self._retaining:
+                self._retain(self.mesh.routes.kernel)
 
     def pending(self) -> Iterable[Item]:
         """All that differs from the kernel."""
@@ -150,6 +160,7 @@ class MeshRows(Part[Desired]):
     async def read(self, worker: Worker) -> bool:
         """Ask the FIB what is not known, and read all rows if they are in doubt."""
         mesh = self.mesh
+        self._take_over()  # the devices have had their turn
         if self.vicinity.due:
             await worker.call(lambda commands: reader.read_vicinity(commands, self.vicinity))
         self._look_around()
@@ -167,6 +178,7 @@ class MeshRows(Part[Desired]):
         """Write what is missing or different."""
         self._sort_out()
         outcome = await self._writer.update(worker, attempt)
+        self.vicinity.overwritten(key for kind, keys in outcome.written if kind == "route" for key in keys)
         self._resync_due = self._resync_due or self._writer.appended
         # Where all go through tunnels, the FIB decides nothing but the MTU, and rows need not wait for it.
         await self._look_up(worker)
@@ -289,6 +301,8 @@ class MeshRows(Part[Desired]):
         if route is not None:
             replaced = bool(flags & wire.REPLACE) and kind == wire.RTM_NEWROUTE
             self.vicinity.saw_route(route, gone=kind == wire.RTM_DELROUTE, replaced=replaced)
+            if replaced and self.mesh.rivals.knows(route.destination):
+                self.vicinity.due = True  # it may have been another's, and ours is still there
         destination = read_destination(buffer, start, end)
         if destination is not None:
             self.mesh.fib.route_changed(*destination)

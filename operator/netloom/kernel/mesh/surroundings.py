@@ -1,20 +1,21 @@
 """The node's own devices, routes and addresses, followed by event: what lifelines are made of.
 
-What an event says is taken over. Where it does not say enough (a route that took another's place, an address that may
-have been on two devices), all is read again: these are few. Not followed are the routes of routing daemons, which may
-be a million: a network that the node is connected to has a route of the kernel's own, or of whoever configures its
+What an event says is taken over. Where it does not say enough (a route that took the place of one that is followed, a
+deletion of what is not known), all is read again: these are few. Not followed are the routes of routing daemons, which
+may be a million: a network that the node is connected to has a route of the kernel's own, or of whoever configures its
 devices. Nor is anything inside the node's own pod CIDRs, where pods come and go, and no peer's route leads.
 """
 
 import socket
 import struct
 import sys
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Hashable, Iterable, Mapping
 
 from netloom.cidr import Address, Cidr
 from netloom.kernel.mesh.fib import Narrow
 from netloom.kernel.mesh.lifelines import Device, NodeRoute, Surroundings, is_link_local
 from netloom.kernel.mesh.row_messages import read_hops
+from netloom.kernel.mesh.rows import DEFAULT_METRIC
 from netloom.kernel.netlink import wire
 from netloom.kernel.netlink.links import InterfaceAddress, Link
 from netloom.kernel.netlink.messages import RouteMessage, encode
@@ -65,6 +66,8 @@ class Vicinity:
         self.servers: Mapping[Address, str] = {}
         self._links: dict[int, Link] = {}
         self._routes: set[NodeRoute] = set()
+        self._instead: dict[Cidr, NodeRoute] = {}
+        """Of the routes, by destination, those that took the place of one that is not followed, as ours are not."""
         self._addresses: set[InterfaceAddress] = set()
 
     def load(
@@ -74,6 +77,7 @@ class Vicinity:
         self._links = {link.ifindex: link for link in links}
         self._addresses = {each for each in addresses if self._matters(each)}
         self._routes = {each for each in routes if each is not None}
+        self._instead = {}
         self.due, self.fresh = False, True
 
     def know(
@@ -119,16 +123,29 @@ class Vicinity:
         self.fresh = True
 
     def saw_route(self, route: NodeRoute, *, gone: bool, replaced: bool) -> None:
-        """A route came, changed or went."""
+        """A route came, or went. `replaced`: in the place of another of the same destination and metric."""
         if any(cidr.contains(route.destination) for cidr in self.cidrs):
             return
-        if replaced or (gone and route not in self._routes):
-            self.due = True  # which one it replaced is not said
+        if replaced:
+            # Which one it replaced is not said. None that is followed, if none could be.
+            key = route.destination, route.metric
+            self.due = self.due or any((each.destination, each.metric) == key for each in self._routes)
+            if route.metric == DEFAULT_METRIC[route.destination.version]:
+                self._instead[route.destination] = route
+        if gone and route not in self._routes:
+            self.due = True
         elif gone:
             self._drop({route})
         elif route not in self._routes:
             self._routes.add(route)
             self.fresh = True
+
+    def overwritten(self, keys: Iterable[Hashable]) -> None:
+        """Our routes of these keys are written, in the place of what had taken it. (Of its own requests no keeper
+        hears.)"""
+        if self._instead:
+            written = self._instead.keys() & keys
+            self._drop({self._instead.pop(each) for each in written} & self._routes)
 
     def _drop(self, routes: set[NodeRoute]) -> None:
         if routes:

@@ -234,18 +234,21 @@ class CommandSocket:
 
 
 class EventSocket:
-    """The listening socket, non-blocking. What `deaf_to` (a command socket's port) causes is not delivered."""
+    """The listening socket, non-blocking. What `deaf_to` (command sockets' ports) cause is not delivered."""
 
-    def __init__(self, groups: Iterable[str] = GROUPS, *, deaf_to: int = 0, buffer: int = BUFFER) -> None:
+    def __init__(self, groups: Iterable[str] = GROUPS, *, deaf_to: Iterable[int] = (), buffer: int = BUFFER) -> None:
         numbers = [GROUPS[group] if group in GROUPS else NETFILTER_GROUPS[group] for group in groups]
         netfilter = any(group in NETFILTER_GROUPS for group in groups)
         self._socket = _netlink_socket(NETLINK_NETFILTER if netfilter else NETLINK_ROUTE, buffer)
-        if deaf_to:
-            _drop_events_of(self._socket, deaf_to)
+        self.deafen(deaf_to)
         self._socket.bind((0, 0))
         for number in numbers:
             self._socket.setsockopt(_SOL_NETLINK, _ADD_MEMBERSHIP, number)
         self._socket.setblocking(False)
+
+    def deafen(self, ports: Iterable[int]) -> None:
+        """What these command sockets' ports cause is not delivered from now on; what others were told to be, is."""
+        _drop_events_of(self._socket, tuple(ports))
 
     def fileno(self) -> int:
         """For the event loop."""
@@ -307,12 +310,14 @@ def _netlink_socket(protocol: int, receive_buffer: int = BUFFER) -> socket.socke
     return result
 
 
-def _drop_events_of(sock: socket.socket, port: int) -> None:
-    """A classic BPF program: `if nlmsg_pid == port then drop`. 30,000 own events would have to be read otherwise."""
+def _drop_events_of(sock: socket.socket, ports: Sequence[int]) -> None:
+    """A classic BPF program: `if nlmsg_pid is one of these then drop`. 30,000 own events would have to be read
+    otherwise. (All messages of a datagram are of one sender.)"""
     load_word, jump_if_equal, give = 0x20, 0x15, 0x06
     # BPF loads words in network order, the header holds them in host order.
-    swapped = int.from_bytes(port.to_bytes(4, sys.byteorder), "big")
-    instructions = ((load_word, 0, 0, 12), (jump_if_equal, 0, 1, swapped), (give, 0, 0, 0), (give, 0, 0, 0xFFFFFFFF))
+    swapped = [int.from_bytes(port.to_bytes(4, sys.byteorder), "big") for port in ports]
+    checks = [(jump_if_equal, len(swapped) - at, 0, port) for at, port in enumerate(swapped)]
+    instructions = ((load_word, 0, 0, 12), *checks, (give, 0, 0, 0xFFFFFFFF), (give, 0, 0, 0))
     program = b"".join(struct.pack("=HBBI", *each) for each in instructions)
     memory = ctypes.create_string_buffer(program)
     filter_program = struct.pack("HL", len(program) // 8, ctypes.addressof(memory))

@@ -97,6 +97,9 @@ class Differences:
     def load(self, name: SetName, wanted: Iterable[bytes], kernel: Mapping[bytes, bool]) -> None:
         """The kernel's set holds these, by key and whether they are plain."""
         difference, absent = self[name], dict(kernel)
+        if not kernel:
+            difference.missing, difference.surplus, difference.retained = set(wanted), set(), set()
+            return
         odd = [key for key, plain in kernel.items() if not plain]
         difference.missing = {key for key in wanted if absent.pop(key, None) is None}
         difference.surplus = {*absent, *odd}
@@ -123,9 +126,10 @@ class Differences:
     def wrote(self, writes: Iterable[Write]) -> None:
         """The kernel has done these."""
         for write in writes:
-            for key in write.keys:
-                each = self.of[write.item[1].name]  # type: ignore[attr-defined]
-                (each.surplus if write.deletes else each.missing).discard(key)
+            each = self.of[write.item[1].name]  # type: ignore[attr-defined]
+            (each.surplus if write.deletes else each.missing).difference_update(write.keys)
+        for each in self.of.values():
+            each.missing = each.missing or set()  # an empty one has the room of all that it held: 0.5 MiB of 5,000
 
     def _encode(self, name: SetName, keys: Iterable[bytes], *, deletes: bool = False, at_once: int = 1) -> list[Write]:
         messages = self._messages.get(name)

@@ -59,7 +59,7 @@ Change = tuple[SetName, bytes, bool]
 
 
 class Senders:
-    """See the module. One `SendersTable` reads the journal.
+    """See the module. One `SendersTable` reads the journal, which begins when that first asks for it.
 
     ports: those by which tunnels come in; none: there is nothing to keep. checked: whether it matters who sends.
     """
@@ -72,28 +72,45 @@ class Senders:
         self._nodes: dict[str, bytes] = {}
         self._leaving: deque[tuple[float, SetName, bytes]] = deque()
         self._journal: list[Change] = []
+        self._is_read = False
 
     def set_node(self, name: str, addresses: Iterable[Address], cidrs: Iterable[Cidr], now: float) -> None:
         """It may send from these IPv4 addresses, and for pods in these CIDRs. now: monotonic seconds. This node is one
         without addresses: nobody sends for its pods."""
-        new, old = _pack(addresses, cidrs), self._nodes.get(name, b"\0")
-        if new == old:
-            return
-        before, after = set(_keys(old)), set(_keys(new))
-        for where, key in after - before:
-            self._count(where, key)
-        self._leaving.extend((now + self._linger, where, key) for where, key in before - after)
-        if len(new) > 1:
-            self._nodes[name] = new
-        else:
-            del self._nodes[name]
+        self.set_nodes([(name, addresses, cidrs)], now)
+
+    def set_nodes(self, nodes: Iterable[tuple[str, Iterable[Address], Iterable[Cidr]]], now: float) -> None:
+        """The same of many, by name, addresses and CIDRs."""
+        came: dict[SetName, list[bytes]] = {}
+        for name, addresses, cidrs in nodes:
+            new, old = _pack(addresses, cidrs), self._nodes.get(name, _NOTHING)
+            if new == old:
+                continue
+            after: Iterable[tuple[SetName, bytes]] = _keys(new)
+            if old != _NOTHING:
+                before, after = set(_keys(old)), set(after)
+                self._leaving.extend((now + self._linger, where, key) for where, key in before - after)
+                after -= before
+            for where, key in after:
+                came.setdefault(where, []).append(key)
+            if new == _NOTHING:
+                del self._nodes[name]
+            else:
+                self._nodes[name] = new
+        for where, keys in came.items():
+            packed = self.keys.get(where)
+            if packed is None:
+                packed = self.keys[where] = PackedKeys(where.size)
+            first = packed.add_all(keys)
+            if self._is_read:
+                self._journal += [(where, key, True) for key in first]
 
     def expire(self, now: float) -> float | None:
         """What has lingered long enough goes. Seconds until the next does; None: there is nothing."""
         while self._leaving and self._leaving[0][0] <= now:
             _due, where, key = self._leaving.popleft()
             keys = self.keys[where]
-            if keys.remove(key):
+            if keys.remove(key) and self._is_read:
                 self._journal.append((where, key, False))
             if not keys:
                 del self.keys[where]
@@ -105,16 +122,14 @@ class Senders:
         return len(self._leaving)
 
     def take_journal(self) -> list[Change]:
-        """What came and went since the last call, in that order."""
+        """What came and went since the last call, in that order. The first finds nothing: who asks has to read all."""
+        self._is_read = True
         journal, self._journal = self._journal, []
         return journal
 
-    def _count(self, where: SetName, key: bytes) -> None:
-        keys = self.keys.get(where)
-        if keys is None:
-            keys = self.keys[where] = PackedKeys(where.size)
-        if keys.add(key):
-            self._journal.append((where, key, True))
+
+_NOTHING = b"\0"
+"""A node without addresses and CIDRs, in one piece."""
 
 
 def _pack(addresses: Iterable[Address], cidrs: Iterable[Cidr]) -> bytes:

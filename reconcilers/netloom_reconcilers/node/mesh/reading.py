@@ -7,7 +7,7 @@ import msgspec
 from netloom.api.holdings import block_texts, homes
 from netloom.api.node_addresses import unusable
 from netloom.api.v1alpha1 import CONTESTED, NETWORK_NAME, NetloomNetwork, NetloomNode, Routing
-from netloom.cidr import WIDTH, Address, Cidr, CidrError, format_address, is_address, parse_address
+from netloom.cidr import WIDTH, Address, Cidr, CidrError, addresses_in, format_address, parse_address
 from netloom.kernel.mac import mac_of
 from netloom.kernel.mesh.desired import Bystander, MeshNode, Peer
 from netloom.kernel.mesh.mesh import AddressConflict
@@ -189,7 +189,7 @@ _SEE = "Its condition AddressReported names it, and says what to do."
 def claimed_by(node: NetloomNode) -> tuple[Address, ...]:
     """All addresses of its own that it is said to have, whoever else is, too."""
     texts = [each.ip for each in node.spec.addresses if each.type in ("InternalIP", CONTESTED)]
-    return tuple(address for ip in texts if is_address(ip) and not unusable(address := parse_address(ip)))
+    return tuple(address for address in addresses_in(texts) if not unusable(address))
 
 
 def underlay6_of(node: NetloomNode) -> Address:
