@@ -15,6 +15,7 @@ import structlog
 
 def plain_log() -> None:
     """What a failed test shows of the log, at a hundredth of the cost."""
+    structlog.reset_defaults()
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,
