@@ -4,6 +4,8 @@ SHELL := /bin/bash
 PY := .venv/bin/python
 PEERS ?= 10000
 export PATH := $(PATH):/usr/sbin:/sbin
+# Where it is set, each worker of pytest compiles all tests and modules again: 5 s of a core, each, each time.
+export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: help demo test check bench bench-allocation bench-mesh bench-codec bench-drift bench-restart bench-join bench-throughput bench-senders bench-webhook bench-ipam soak-ipam setup setup-tests
 
@@ -14,16 +16,16 @@ demo: setup ## Run the main job: pods that ping, from manifests and then on a re
 	@$(PY) -m netloom_e2e.demo
 
 test: check ## Run everything: check, then the tests on a real API server and kernel
-	$(PY) -m pytest -q -n 4 -m slow operator/tests reconcilers/tests
+	$(PY) -m pytest -q -n 3 --dist worksteal -m "slow or hypothesis" operator/tests reconcilers/tests
 	@$(PY) -m netloom_e2e build
-	$(PY) -m pytest -q -n 2 --dist loadfile e2e/tests
+	$(PY) -m pytest -q -n 3 --dist loadfile e2e/tests
 
 check: setup-tests ## Format, lint, types, layers and unit tests; under a minute
 	.venv/bin/ruff format --check .
 	.venv/bin/ruff check .
 	.venv/bin/mypy
 	.venv/bin/lint-imports --no-logo
-	$(PY) -m pytest -q -n 4 -m "not slow" operator/tests reconcilers/tests
+	$(PY) -m pytest -q -n 3 --dist worksteal --hypothesis-profile check -m "not slow" operator/tests reconcilers/tests
 
 bench: bench-allocation bench-mesh bench-codec bench-drift bench-restart bench-join bench-throughput bench-senders bench-webhook bench-ipam ## Run all benches; each ends with a line `RESULT {json}`
 

@@ -4,7 +4,7 @@ import ipaddress
 import re
 from dataclasses import dataclass, field
 
-from netloom_e2e.namespaces import Namespace, add, run
+from netloom_e2e.namespaces import Namespace, add, run, wait_for
 
 _GATEWAYS = {4: "169.254.1.1", 6: "fe80::1"}
 _HOST_MAC = "ee:ee:ee:ee:ee:ee"
@@ -100,6 +100,9 @@ class Machine(Namespace):
             inside.append(f"route add default via {gateway} dev eth0")
         self.batch(host)
         pod.batch(inside)
+        # What is sent before the kernel has seen the carrier of both ends is dropped: on a busy machine, a ping.
+        ends = ((self, veth), (pod, "eth0"))
+        wait_for(f"{veth} to be up", lambda: all("state UP" in at.ip("link", "show", end) for at, end in ends))
         self.pods[name] = pod
         return pod
 

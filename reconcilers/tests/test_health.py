@@ -137,12 +137,12 @@ class World:
             self.renew(*alive)
             await self.health.turn()
 
-    async def silence(self, seconds: float) -> None:
-        """Time passes in a large cluster, and nobody renews."""
+    async def silence(self, seconds: float, looked: float = 50.0) -> None:
+        """Time passes in a large cluster, and nobody renews. Only in the last `looked` seconds somebody looks."""
         until = self.now + seconds
         while self.now < until:
             self.now += self.health._pause
-            if until - self.now < 210:  # what was before is as it was
+            if until - self.now <= looked:  # what was before is as it was
                 await self.health.turn()
             else:
                 self.health._looked_at = self.now
@@ -324,7 +324,7 @@ async def test_most_of_a_large_cluster_falls_silent_at_once() -> None:
     await world.silence(400)
     assert (world.marked(), world.summary()) == ([], [("False", "AllWell", "5,000 of 5,000 nodes ready.")])
     world.writes.clear()
-    await world.silence(200)
+    await world.silence(200, looked=200)
     assert 18 <= len(world.marked()) <= 21
     assert [each[:2] for each in world.summary()] == [("True", "AgentSilent")] * len(world.summary())
     assert 1 <= len(world.summary()) <= 21

@@ -4,6 +4,7 @@ Both are written by hand, for different readers: the YAML for people who run clu
 says and the other does not is a difference, given as a line of text that names the field.
 """
 
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,13 @@ Schema = dict[str, Any]
 
 
 def load(resource: Resource[Any]) -> dict[str, Any]:
-    """The CustomResourceDefinition of a resource."""
-    definition: dict[str, Any] = yaml.safe_load((CRDS / f"{resource.plural}.yaml").read_text())
+    """The CustomResourceDefinition of a resource: the same to all, who changes it copies it."""
+    return _load(resource.plural)
+
+
+@functools.cache
+def _load(plural: str) -> dict[str, Any]:
+    definition: dict[str, Any] = yaml.safe_load((CRDS / f"{plural}.yaml").read_text())
     return definition
 
 

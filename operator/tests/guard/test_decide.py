@@ -20,6 +20,7 @@ from netloom.api.v1alpha1 import NETLOOM_NODES, NETWORKS, POOLS
 from netloom.guard.cluster_state import ClusterState
 from netloom.guard.decide import decide
 from netloom.guard.record import bypassed, wanted
+from tests.economy import examples
 from tests.guard import requests as ask
 from tests.guard.requests import Json
 
@@ -167,7 +168,7 @@ def mode_in_status(network: Json | None) -> str:
     return (network or {}).get("status", {}).get("ipam", {}).get("mode", "")  # type: ignore[no-any-return]
 
 
-@settings(max_examples=150)
+@settings(max_examples=examples(150))
 @given(states(seen=False), writes(NETWORK), USERS, st.booleans())
 def test_the_mode_of_a_live_network_never_changes(
     state: tuple[ClusterState, dict[str, Json], Any], write: tuple[Json | None, Json | None], user: str, dry_run: bool
@@ -200,7 +201,7 @@ def cilium_mode(data: dict[str, str]) -> str:
     return data.get("ipam", "").strip() or "cluster-pool"
 
 
-@settings(max_examples=150)
+@settings(max_examples=examples(150))
 @given(states(seen=False), writes(DATA), USERS, st.booleans())
 def test_the_mode_of_a_live_cilium_never_changes(
     state: tuple[ClusterState, Any, dict[str, Json]],
@@ -232,7 +233,7 @@ def test_the_mode_of_a_live_cilium_never_changes(
             assert networks(old.get(key, ""), version) <= networks(new.get(key, ""), version)
 
 
-@settings(max_examples=150)
+@settings(max_examples=examples(150))
 @given(states(seen=False), writes(NODE_CONFIG), USERS, st.booleans())
 def test_no_node_of_a_live_cilium_gets_another_mode(
     state: tuple[ClusterState, Any, dict[str, Json]], write: tuple[Json | None, Json | None], user: str, dry_run: bool
@@ -350,7 +351,7 @@ def test_labels_of_nodes_and_pools_are_anybodys(
         assert ask.verdict(state[0], resource, old, new, user=user).allowed
 
 
-@settings(max_examples=150)
+@settings(max_examples=examples(150))
 @given(states(), st.data())
 def test_pools_keep_the_blocks_that_nodes_hold(
     state: tuple[ClusterState, dict[str, Json], dict[str, Json]], data: st.DataObject

@@ -168,7 +168,7 @@ class Scan(RuleBasedStateMachine):
         return networks_of(cidrs + [text for _, texts in pools for text in texts])
 
 
-Scan.TestCase.settings = settings(max_examples=100, stateful_step_count=20, deadline=None)
+Scan.TestCase.settings = settings(stateful_step_count=20, deadline=None)
 TestScan = Scan.TestCase
 
 

@@ -98,11 +98,7 @@ class Crossing:
 
     def feed(self, program: str, text: str) -> str:
         """Have a program of the node read this."""
-        command = ["ip", "netns", "exec", self.node.name, *program.split()]
-        done = subprocess.run(command, input=text, text=True, capture_output=True, timeout=60, check=False)
-        if done.returncode:
-            raise RuntimeError(f"{program}: {done.stderr}")
-        return done.stdout
+        return self.node.exec(program, given=text)
 
     def tables(self) -> str:
         """All filters of the node, without counters and handles, and no program's date."""

@@ -2,10 +2,14 @@
 
 A `Lab` makes namespaces whose names carry the process id, and removes them also on failure; what a killed run has
 left behind is removed by the next one. State is read with `ip`, which knows nothing of the code under test.
+
+Processes are what tests of the kernel cost: 25 a test and 2 ms each. So what a system call does is done by one, and
+what several commands do is a batch.
 """
 
 import contextlib
 import ctypes
+import fcntl
 import json
 import os
 import re
@@ -18,6 +22,10 @@ from typing import Any
 
 PREFIX = "nlk"
 _CLONE_NEWNET = 0x40000000
+_MS_BIND = 4096
+_MNT_DETACH = 2
+_SIOCGIFFLAGS, _SIOCSIFFLAGS, _IFF_UP = 0x8913, 0x8914, 1
+_NAMED = Path("/run/netns")
 _libc = ctypes.CDLL(None, use_errno=True)
 
 # What differs between two equal states: ifindexes, what a bridge has learned of the devices that were in it, and the
@@ -25,9 +33,12 @@ _libc = ctypes.CDLL(None, use_errno=True)
 _VOLATILE = re.compile(r"^\d+: |@if\d+|link-netns \S+|link-netnsid \d+|tso_max_size \d+| tentative")
 
 
-def run(*command: str, check: bool = True) -> str:
-    """Run a command; its output. Raises with the command's own words."""
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+def run(*command: str, check: bool = True, given: str | None = None) -> str:
+    """Run a command that reads what is `given`; its output. Raises with the command's own words.
+
+    pytest ends a test that hangs; with a `timeout` here, Python would look for the end of each command by sleeping.
+    """
+    done = subprocess.run(command, input=given, capture_output=True, text=True, check=False)
     if check and done.returncode:
         raise RuntimeError(f"{' '.join(command)}: {done.stderr.strip() or done.stdout.strip()}")
     return done.stdout
@@ -47,20 +58,29 @@ class Namespace:
         """`ip -j -d` decoded."""
         return json.loads(run("ip", "-n", self.name, "-j", "-d", *arguments.split()) or "[]")
 
-    def exec(self, command: str, *, check: bool = True) -> str:
-        """A command inside."""
-        return run("ip", "netns", "exec", self.name, *command.split(), check=check)
+    def exec(self, command: str, *, check: bool = True, given: str | None = None) -> str:
+        """A command inside. Unlike with `ip netns exec`, /sys is the machine's."""
+        with self.entered():
+            return run(*command.split(), check=check, given=given)
 
-    def batch(self, lines: list[str]) -> None:
-        """`ip -batch`."""
-        command = ["ip", "-n", self.name, "-batch", "-"]
-        done = subprocess.run(command, input="\n".join(lines), text=True, capture_output=True, timeout=120, check=False)
-        if done.returncode:
-            raise RuntimeError(done.stderr)
+    def batch(self, lines: list[str], *options: str) -> str:
+        """`ip -batch`; its output."""
+        return run("ip", "-n", self.name, *options, "-batch", "-", given="\n".join(lines))
 
     def sysctl(self, name: str, value: str = "") -> str:
-        """Read, or set, `net/...`."""
-        return self.exec(f"sysctl -n {name}" if not value else f"sysctl -qw {name}={value}").strip()
+        """Read, or set, `net.ipv4...` or `net/ipv4/...`."""
+        path = Path("/proc/sys", name if "/" in name else name.replace(".", "/"))
+        with self.entered():
+            if value:
+                path.write_text(value)
+            return path.read_text().strip()
+
+    def up(self, device: str) -> None:
+        """`ip link set DEVICE up`."""
+        with self.entered(), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
+            request = fcntl.ioctl(any_socket, _SIOCGIFFLAGS, struct.pack("16sH22x", device.encode(), 0))
+            (flags,) = struct.unpack_from("H", request, 16)
+            fcntl.ioctl(any_socket, _SIOCSIFFLAGS, struct.pack("16sH22x", device.encode(), flags | _IFF_UP))
 
     def pings(self, target: str, *, size: int = 0, source: str = "") -> bool:
         """One answered ping; with `size` (bytes of the whole packet) it may not be fragmented."""
@@ -95,15 +115,15 @@ class Namespace:
     def state(self) -> str:
         """All of the network state, as `ip` prints it, in an order of its own."""
         lines = []
-        for command in ("link", "address", "nexthop", "route show table all", "-6 route show table all", "neighbour"):
-            for line in self.ip(f"-d {command}" if command == "link" else command).splitlines():
-                # Neighbours that the kernel makes by itself come and go.
-                if "lladdr" in line and "PERMANENT" not in line:
-                    continue
-                # The kernel's echo of IPv6 addresses comes when it has the time.
-                if line.endswith("table local proto kernel metric 0 pref medium"):
-                    continue
-                lines.append(f"{command}: {_VOLATILE.sub('', line).strip()}")
+        # With all tables, the routes are those of both families.
+        for line in self.batch(["link", "address", "nexthop", "route show table all", "neighbour"], "-d").splitlines():
+            # Neighbours that the kernel makes by itself come and go.
+            if "lladdr" in line and "PERMANENT" not in line:
+                continue
+            # The kernel's echo of IPv6 addresses comes when it has the time.
+            if line.rstrip().endswith("table local proto kernel scope global metric 0 pref medium"):
+                continue
+            lines.append(_VOLATILE.sub("", line).strip())
         return "\n".join(sorted(lines))
 
     def owned(self) -> str:
@@ -130,8 +150,33 @@ class Namespace:
 
 
 def _setns(descriptor: int) -> None:
-    if _libc.setns(descriptor, _CLONE_NEWNET):
-        raise OSError(ctypes.get_errno(), "setns")
+    _done(_libc.setns(descriptor, _CLONE_NEWNET), "setns")
+
+
+def _done(result: int, call: str) -> None:
+    if result:
+        raise OSError(ctypes.get_errno(), call)
+
+
+def _add(name: str) -> None:
+    """`ip netns add`."""
+    _NAMED.mkdir(exist_ok=True)
+    place = _NAMED / name
+    place.touch(exist_ok=False)
+    home = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
+    try:
+        _done(_libc.unshare(_CLONE_NEWNET), "unshare")
+        _done(_libc.mount(b"/proc/thread-self/ns/net", bytes(place), b"none", _MS_BIND, None), "mount")
+    finally:
+        _setns(home)
+        os.close(home)
+
+
+def _delete(name: str) -> None:
+    """`ip netns delete`."""
+    place = _NAMED / name
+    _libc.umount2(bytes(place), _MNT_DETACH)
+    place.unlink(missing_ok=True)
 
 
 class Lab:
@@ -143,28 +188,29 @@ class Lab:
     def namespace(self, name: str) -> Namespace:
         """A new one, with `lo` up, and link-local addresses that are there at once (no duplicate detection)."""
         namespace = Namespace(f"{PREFIX}-{os.getpid()}-{name}")
-        run("ip", "netns", "add", namespace.name)
         self._made.append(namespace)
-        namespace.exec("sysctl -qw net.ipv6.conf.all.accept_dad=0 net.ipv6.conf.default.accept_dad=0")
-        namespace.ip("link set lo up")
+        _add(namespace.name)
+        for scope in ("all", "default"):
+            namespace.sysctl(f"net.ipv6.conf.{scope}.accept_dad", "0")
+        namespace.up("lo")
         return namespace
 
     def wire(self, one: Namespace, device: str, other: Namespace, far: str) -> None:
         """A veth pair between two namespaces, up."""
         one.ip(f"link add {device} type veth peer name {far} netns {other.name}")
-        one.ip(f"link set {device} up")
-        other.ip(f"link set {far} up")
+        one.up(device)
+        other.up(far)
 
     def close(self) -> None:
         """Remove all."""
         for namespace in self._made:
-            run("ip", "netns", "delete", namespace.name, check=False)
+            _delete(namespace.name)
         self._made.clear()
 
 
 def sweep() -> None:
     """Remove what test processes that no longer live have left."""
-    for path in Path("/run/netns").glob(f"{PREFIX}-*"):
+    for path in _NAMED.glob(f"{PREFIX}-*"):
         pid = path.name.split("-")[1]
         if not Path(f"/proc/{pid}").exists():
-            run("ip", "netns", "delete", path.name, check=False)
+            _delete(path.name)

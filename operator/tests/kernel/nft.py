@@ -1,6 +1,5 @@
 """Masquerading in tests: desired states, `nft` as the reader that knows nothing of the code under test."""
 
-import subprocess
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 
@@ -35,10 +34,7 @@ def masquerading(*excluded: str, peers: Sequence[int] = (2, 3), **switches: bool
 
 def nft(node: Namespace, script: str) -> None:
     """`nft -f`, in the node's namespace."""
-    command = ["ip", "netns", "exec", node.name, "nft", "-f", "-"]
-    done = subprocess.run(command, input=script, text=True, capture_output=True, timeout=60, check=False)
-    if done.returncode:
-        raise RuntimeError(done.stderr)
+    node.exec("nft -f -", given=script)
 
 
 def ruleset(node: Namespace) -> str:

@@ -23,6 +23,9 @@ HOST_ADDRESSES = ["192.0.2.9", "10.2.0.2", "172.16.0.9", "2001:db8::9", "fd00:2:
 NODE4, NODE6, POD4, POD6 = "192.168.7.1", "fd77::1", "10.1.0.2", "fd00:1::2"
 CIDRS = {POD4: "10.1.0.0/24", POD6: "fd00:1::/64"}
 
+PYTHON = (sys.executable, "-I", "-S")
+"""Without the packages of a project, which take longer to find than a test to run."""
+
 SERVER = """
 import socket
 server = socket.create_server(("::", 7), family=socket.AF_INET6, dualstack_ipv6=True)
@@ -103,7 +106,7 @@ class Script:
     """A program in a namespace that is talked to line by line."""
 
     def __init__(self, stack: ExitStack, inside: Namespace, code: str, *arguments: str) -> None:
-        command = ["ip", "netns", "exec", inside.name, sys.executable, "-c", code, *arguments]
+        command = ["ip", "netns", "exec", inside.name, *PYTHON, "-c", code, *arguments]
         pipe = subprocess.PIPE
         self._process = stack.enter_context(subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True))
         stack.callback(self._process.kill)
@@ -128,7 +131,7 @@ class World:
 
     def seen(self, target: str, port: int = 7) -> str:
         """The source address that the host at `target` sees of the pod."""
-        command = ["ip", "netns", "exec", self.pod.name, sys.executable, "-c", CLIENT, target, str(port)]
+        command = ["ip", "netns", "exec", self.pod.name, *PYTHON, "-c", CLIENT, target, str(port)]
         done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
         assert done.returncode == 0, done.stderr
         return done.stdout.strip()
@@ -165,7 +168,7 @@ def world(lab: Lab) -> Iterator[World]:
     # The host knows the way to the pod, too, as another node does.
     host.ip(f"route add 10.1.0.0/24 via {NODE4}")
     host.ip(f"-6 route add fd00:1::/64 via {NODE6}")
-    command = ["ip", "netns", "exec", host.name, sys.executable, "-c", SERVER]
+    command = ["ip", "netns", "exec", host.name, *PYTHON, "-c", SERVER]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         assert server.stdout
         assert server.stdout.readline() == "ready\n"
@@ -263,7 +266,7 @@ async def test_every_moment_has_its_rule(world: World, masquerades: Masquerades)
     masquerade = await masquerades.open()
     desired = cluster()
     await masquerade.apply(desired)
-    command = ["ip", "netns", "exec", world.pod.name, sys.executable, "-c", script, "192.0.2.9", "7"]
+    command = ["ip", "netns", "exec", world.pod.name, *PYTHON, "-c", script, "192.0.2.9", "7"]
     async with running(masquerade):
         with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as flow:
             for rounds in range(20):

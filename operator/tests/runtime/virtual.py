@@ -101,6 +101,12 @@ class UvloopInVirtualTime(uvloop.Loop):  # type: ignore[misc]
         """When those end that are set."""
         return [timer.when() for _, _, timer in self._timers if not timer.cancelled()]
 
+    def first(self) -> float | None:
+        """When the first of them ends; None if none is set."""
+        while self._timers and self._timers[0][2].cancelled():
+            heapq.heappop(self._timers)
+        return self._timers[0][2].when() if self._timers else None
+
     def end_timers(self) -> bool:
         """Ends the timers that are due; whether there were any."""
         due = False
@@ -161,8 +167,8 @@ class VirtualUvloop(UvloopInVirtualTime):
         return self._now
 
     def idle(self) -> None:
-        if ends := self.timers():
-            self._now = max(self._now, min(ends))
+        if (end := self.first()) is not None:
+            self._now = max(self._now, end)
             self.end_timers()
         else:
             self._deadlock = True

@@ -7,13 +7,14 @@ import structlog
 
 from tests.allocation.virtual import LOOPS
 from tests.allocation.world import World, no_overlap
+from tests.economy import plain_log
 
 
 @pytest.fixture(autouse=True)
 def quiet() -> Iterator[None]:
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger("critical"))
     yield
-    structlog.reset_defaults()
+    plain_log()
 
 
 @pytest.fixture(params=LOOPS.values(), ids=LOOPS)
