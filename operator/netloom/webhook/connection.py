@@ -139,6 +139,12 @@ class Connection(web.RequestHandler):
             self._rest()
         return b""
 
+    def pause_writing(self) -> None:
+        """The peer does not take an answer; the deadline of a request lasts until it has."""
+        super().pause_writing()
+        if not self._aiohttps:
+            self.work()
+
     def resume_writing(self) -> None:
         super().resume_writing()
         if not self._aiohttps and not self._held:

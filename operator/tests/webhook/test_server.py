@@ -426,20 +426,36 @@ class TestSlowClients:
             writer.close()
         assert counted("netloom_guard_errors_total", cause="deadline") - before == 1
 
-    @pytest.mark.parametrize("pause", [0.0, 0.02], ids=["pipelined", "one by one"])
-    async def test_a_client_that_does_not_take_its_answers(self, start: Start, pause: float):
+    @pytest.mark.parametrize(
+        "requests",
+        [[(HEAD + b"Content-Length: %d\r\n\r\n" % len(BODY) + BODY) * 20], [asked()] * 20],
+        ids=["pipelined", "one by one"],
+    )
+    async def test_a_client_that_does_not_take_its_answers(self, start: Start, requests: list[bytes]):
         """It sends reviews whose refusals are long, and never reads."""
         long = Verdict(refusals=(MODE,) * 20_000)
         before = counted("netloom_guard_errors_total", cause="deadline")
         async with start(lambda request: long, request=0.5) as guarded:
             _, writer = await guarded.connect()
             writer.transport.pause_reading()  # type: ignore[attr-defined]
-            for _ in range(20 if pause else 1):
-                writer.write(asked() if pause else (HEAD + b"Content-Length: %d\r\n\r\n" % len(BODY) + BODY) * 20)
-                await asyncio.sleep(pause)
+            for request in requests:
+                writer.write(request)
+                await asyncio.sleep(0.02)
             await until(lambda: counted("netloom_guard_errors_total", cause="deadline") > before, "cut off")
             assert (await guarded.ask())["allowed"] is False
             writer.transport.abort()
+
+    async def test_a_client_that_takes_a_long_answer_late(self, start: Start):
+        long = Verdict(refusals=(MODE,) * 20_000)
+        before = counted("netloom_guard_irregular_requests_total")
+        async with start(lambda request: long) as guarded:
+            reader, writer = await guarded.connect()
+            for _ in range(2):
+                writer.write(asked())
+                await asyncio.sleep(0.05)  # a StreamReader takes in 128 KiB by itself, and no more
+                assert (await told(reader))[0] == 200
+            writer.close()
+        assert counted("netloom_guard_irregular_requests_total") == before
 
     async def test_a_pause_that_is_too_long(self, start: Start):
         async with start(idle=0.4) as guarded:
