@@ -12,6 +12,11 @@ server shares with it); every other round in the opposite order. `p50_ratio` and
 divided by what *allow all* adds, and `cpu_ratio` is the same of the CPU time that their processes take: the one figure
 that other work on the machine hardly moves. Where the machine cannot do the writes in time without any webhook, the
 bench says so.
+With `--floor`, *constant* as well: the guard's own HTTPS server with nothing to decide and nothing to follow, which no
+guard on it can beat.
+`handshakes` counts the guard's TLS handshakes in all rounds: an API server keeps 25 connections to a webhook, and opens
+one for each call beyond those. It speaks HTTP/1.1 with all webhooks but those at a loopback address, and with OPA too,
+which does not offer HTTP/2. `irregular` counts the requests that the guard did not answer in its short way: 0.
 On a busy machine a write may overtake the one before it and change nothing: no webhook is asked then. The bench counts
 those by the API server's own answers, says which they are and why, and fails if any other was not asked about.
 
@@ -38,6 +43,7 @@ import math
 import statistics
 import sys
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -58,14 +64,15 @@ from netloom_e2e.client import ApiFailure
 from netloom_e2e.cluster import ControlPlane
 from netloom_e2e.guard import guarding, install_cilium
 from netloom_e2e.paced import Answer, Request, paced
-from netloom_e2e.policy_agent import asked
+from netloom_e2e.policy_agent import Peer, asked, constant, opa
 
 HERE = Path(__file__).resolve().parent
 POOLS = "/apis/cilium.io/v2alpha1/ciliumpodippools"
 NODES = "/apis/cilium.io/v2/ciliumnodes"
 CONFIG = "/api/v1/namespaces/kube-system/configmaps/cilium-config"
 CONFIG_MAPS = "/api/v1/namespaces/default/configmaps"
-NONE, GUARD, OPA, ALLOW = "none", "guard", "opa", "allow all"
+NONE, GUARD, OPA, ALLOW, CONSTANT = "none", "guard", "opa", "allow all", "constant"
+HANDSHAKES, IRREGULAR = COUNTED = "netloom_guard_handshakes_total", "netloom_guard_irregular_requests_total"
 LATE_MS = 50.0
 """Of a write without any webhook, in the median: more than ten times what an idle machine takes."""
 
@@ -251,6 +258,8 @@ class Rounds:
         self.peak = 0.0
         """Of a guard's memory, in MiB."""
         self.unguarded_calls = 0
+        self.counted: Counter[str] = Counter()
+        """By guards, in all rounds of guarded writes: COUNTED."""
         self._plane = plane
         self._options = options
         self._console = console
@@ -268,6 +277,7 @@ class Rounds:
             self.say(f"round {number + 1} of {options.rounds}")
             aside = number < options.slow_rounds
             turns = [self._without, self._with_guard, *([self._with_peers] if options.peer else [])]
+            turns += [self._with_constant] if options.floor else []
             for turn in turns if number % 2 == 0 else reversed(turns):
                 turn(aside)
 
@@ -282,8 +292,9 @@ class Rounds:
             for change in (_shrink(), _change_mode()):
                 if not _refused(self._plane, *change):
                     raise Wrong(f"{change} is let through")
-            known, before = self._versions(), guards.requests()
+            known, before, seen = self._versions(), guards.requests(), guards.counted(*COUNTED)
             requests, answers = self._fast(GUARD, *guards.pids)
+            self.counted += guards.counted(*COUNTED) - seen
             try:
                 lines = account(requests, answers, known).explained(int(guards.requests() - before))
             except ValueError as error:
@@ -299,15 +310,19 @@ class Rounds:
             self.peak = max(self.peak, *(gauges.usage(pid).peak for pid in guards.pids))
 
     def _with_peers(self, aside: bool) -> None:
-        with self._asked("allow", 0) as pid:
+        with self._asked(opa(HERE / "opa/allow.rego", {})) as pid:
             self._fast(ALLOW, pid)
         if aside:
-            with self._asked("guard", self._options.nodes):
+            nodes = {each["metadata"]["name"]: each for each in map(_node, range(self._options.nodes))}
+            with self._asked(opa(HERE / "opa/guard.rego", nodes)):
                 self._slow(OPA)
 
-    def _asked(self, policy: str, nodes: int) -> AbstractContextManager[int]:
-        data = {each["metadata"]["name"]: each for each in map(_node, range(nodes))}
-        return asked(self._plane, HERE / f"opa/{policy}.rego", data, lambda: _refused(self._plane, *_shrink()))
+    def _with_constant(self, aside: bool) -> None:
+        with self._asked(constant()) as pid:
+            self._fast(CONSTANT, pid)
+
+    def _asked(self, peer: Peer) -> AbstractContextManager[int]:
+        return asked(self._plane, peer, lambda: _refused(self._plane, *_shrink()))
 
     def _fast(self, by: str, *pids: int) -> tuple[list[Request], list[Answer]]:
         """pids: of the webhook's processes."""
@@ -359,6 +374,7 @@ def run(options: argparse.Namespace, console: Console) -> dict[str, Any]:
     cpu = {by: statistics.median(each) * 1000 for by, each in rounds.cpu.items()}
     added, slow = _added(medians, "guarded", GUARD), _added(medians, "slowly", GUARD)
     fast: dict[str, Any] = {"p50_ms": added.p50, "p99_ms": added.p99, "cpu_ms": round(cpu[GUARD], 3)}
+    fast |= {"handshakes": int(rounds.counted[HANDSHAKES]), "irregular": int(rounds.counted[IRREGULAR])}
     slowly: dict[str, Any] = {"p50_ms": slow.p50, "p99_ms": slow.p99}
     ratio = None
     if options.peer:
@@ -368,6 +384,9 @@ def run(options: argparse.Namespace, console: Console) -> dict[str, Any]:
         fast |= {"allow_cpu_ms": round(cpu[ALLOW], 3), "cpu_ratio": _ratio(cpu[GUARD], cpu[ALLOW])}
         slowly |= {"opa_p50_ms": peer.p50, "opa_p99_ms": peer.p99}
         ratio = _ratio(slow.p50, peer.p50)
+    if options.floor:
+        floor = _added(medians, "guarded", CONSTANT)
+        fast |= {"floor_p50_ms": floor.p50, "floor_p99_ms": floor.p99, "floor_cpu_ms": round(cpu[CONSTANT], 3)}
     return {
         "nodes": options.nodes,
         "guarded": fast,
@@ -402,6 +421,7 @@ def main() -> int:
     parser.add_argument("--nodes", type=int, default=5000)
     parser.add_argument("--rate", type=float, default=200)
     parser.add_argument("--no-peer", dest="peer", action="store_false", help="without Open Policy Agent")
+    parser.add_argument("--floor", action="store_true", help="also a constant on the guard's own server")
     parser.add_argument("--peer-rate", type=float, default=10)
     parser.add_argument("--seconds", type=float, default=4, help="of each measurement")
     parser.add_argument("--rounds", type=int, default=7)

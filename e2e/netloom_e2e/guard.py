@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import sys
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -188,6 +189,10 @@ class Guards:
     def requests(self) -> float:
         """AdmissionReviews that all guards were asked."""
         return sum(guard.metric("netloom_guard_reviews_total") for guard in self._started)
+
+    def counted(self, *names: str) -> Counter[str]:
+        """What all guards have counted, by metric."""
+        return Counter({name: int(sum(guard.metric(name) for guard in self._started)) for name in names})
 
     def kill(self) -> None:
         """Kills all that still run."""

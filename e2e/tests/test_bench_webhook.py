@@ -16,13 +16,14 @@ WEBHOOK = Path(__file__).parents[1] / "bench/webhook.py"
 @pytest.mark.usefixtures("control_plane_binaries")
 def test_webhook_counts() -> None:
     result = bench.result_of(
-        WEBHOOK, "--nodes=300", "--rounds=1", "--seconds=2", "--no-peer", "--rate=50", "--peer-rate=50"
+        WEBHOOK, "--nodes=300", "--rounds=1", "--seconds=2", "--no-peer", "--floor", "--rate=50", "--peer-rate=50"
     )
     assert result["nodes"] == 300
     assert result["unguarded"]["calls"] == 0
     assert result["decision_ms"] > 0
     assert 30 < result["rss_mib"] <= 80
-    assert {"p50_ms", "p99_ms"} <= result["guarded"].keys()
+    assert {"p50_ms", "p99_ms", "floor_p50_ms", "floor_p99_ms", "handshakes"} <= result["guarded"].keys()
+    assert result["guarded"]["irregular"] == 0  # the API server asks as the guard expects it to
 
 
 A, B = (Request("PATCH", f"/pools/{name}", "{}") for name in "ab")

@@ -214,6 +214,10 @@ class Holdings:
         owners = self._index(pool).owners
         return Holders(len(owners), tuple(owners.keys()[:SHOWN]))
 
+    def holds_of(self, pool: str) -> bool:
+        """Whether anybody holds something of a pool."""
+        return pool in self._pools
+
     def of_family(self, family: Version) -> bool:
         """Whether anybody holds a CIDR of the family."""
         return self.blocks_inside(Cidr(family, 0, 0))[0] > 0

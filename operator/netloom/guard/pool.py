@@ -74,7 +74,8 @@ def _taken(change: Change[Any], old: Pool, new: Pool, held: Holdings) -> tuple[l
         before, after = _of(old, family), _of(new, family)
         if gone := lost(_cidrs(old, family), _cidrs(new, family), family):
             takes = True
-            problems += _gone(change, gone, cidrs_of(_cidrs(new, family), family), held)
+            if held.holds_of(change.key):  # else nothing can be missing, and a set in order costs most of a decision
+                problems += _gone(change, gone, cidrs_of(_cidrs(new, family), family), held)
         if before and after and before.mask_size != after.mask_size:
             takes = True
             holders = held.holders(change.key)

@@ -26,6 +26,16 @@ ERRORS = Counter(
 )
 CONNECTIONS = Gauge("netloom_guard_connections", "Open connections, those in their handshake included.",
                     registry=REGISTRY)  # fmt: skip
+HANDSHAKES = Counter(
+    "netloom_guard_handshakes",
+    "TLS handshakes that succeeded: an API server keeps 25 connections, and opens one for each call beyond those.",
+    registry=REGISTRY,
+)
+IRREGULAR = Counter(
+    "netloom_guard_irregular_requests",
+    "Requests that had not the form in which API servers ask, or came while the guard was about to end.",
+    registry=REGISTRY,
+)
 CERTIFICATE_EXPIRY = Gauge(
     "netloom_guard_certificate_expiry_seconds",
     "End of the serving certificate, in seconds since 1970.",

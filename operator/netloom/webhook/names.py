@@ -25,6 +25,8 @@ OPERATOR_USER = f"system:serviceaccount:{NAMESPACE}:netloom-operator"
 AGENT_USER = f"system:serviceaccount:{NAMESPACE}:netloom-agent"
 
 PORT = 9443
+PATH = "/validate"
+"""Where the guard answers."""
 
 Guarded = Literal["cilium", "netloom", "all"]
 """Whose objects are guarded."""

@@ -19,8 +19,7 @@ from netloom.api.v1alpha1 import POOLS
 from netloom.guard.cilium import GUARDED_KEYS, IPAM
 from netloom.guard.node import GARBAGE_COLLECTOR
 from netloom.webhook import cel
-from netloom.webhook.names import LABEL, NAME, Scope
-from netloom.webhook.server import PATH
+from netloom.webhook.names import LABEL, NAME, PATH, Scope
 
 Manifest = dict[str, Any]
 

@@ -4,10 +4,12 @@ import pytest
 
 from netloom.api.v1alpha1 import POOLS
 from netloom.guard.cluster_state import ClusterState
+from netloom.guard.holdings import Holdings
 from tests.guard import requests as ask
 from tests.guard.requests import ip_pool, ipam, network, refused
 
 KEEP = " Keep it; to get more space, add another CIDR to the list. It can go when no node holds a block of it."
+outside = Holdings.outside
 LOST = "and their pods would have addresses that belong to nobody, which another pool may give to others."
 
 
@@ -44,6 +46,19 @@ def test_a_part_that_nobody_holds_may_go(live: ClusterState) -> None:
         refused(live, POOLS, ip_pool("blue", "10.245.0.0/16", "10.247.0.0/16"), ip_pool("blue", "10.245.0.0/16")) == []
     )
     assert refused(live, POOLS, ip_pool("red", "10.245.0.0/16"), ip_pool("red", "10.248.0.0/16")) == []
+
+
+def test_what_is_left_of_a_pool_is_worked_out_only_where_somebody_holds_something_of_it(
+    live: ClusterState, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(
+        Holdings, "outside", lambda held, kept, cidr, pool: (asked.append(pool), outside(held, kept, cidr, pool))[1]
+    )
+    for name in ("red", "blue"):
+        old = ip_pool(name, "10.245.0.0/16", "10.247.0.0/16")
+        assert refused(live, POOLS, old, ip_pool(name, "10.245.0.0/16")) == []
+    assert set(asked) == {"blue"}
 
 
 def test_growth_passes(live: ClusterState) -> None:

@@ -16,8 +16,9 @@ import pytest
 from netloom.api.admission import AdmissionRequest
 from netloom.guard.verdict import ALLOWED, Verdict
 from netloom.webhook import certificates
+from netloom.webhook.connection import ServerLimits
 from netloom.webhook.mint import Mint, answer
-from netloom.webhook.server import ServerLimits, serve
+from netloom.webhook.server import serve
 from netloom.webhook.tls import ServingTLS
 from tests.loops import BOTH, UVLOOP, pytest_collection_modifyitems
 

@@ -15,6 +15,7 @@ from netloom.guard.verdict import ALLOWED, Verdict
 from netloom.runtime.errors import ConfigError
 from netloom.runtime.metrics import REGISTRY
 from netloom.webhook import certificates
+from netloom.webhook.connection import Connection, Connections
 from netloom.webhook.server import serve
 from netloom.webhook.tls import ServingTLS
 from tests.runtime.scripted import until
@@ -28,7 +29,19 @@ MODE = Problem(
     message="the IPAM mode of a live cluster cannot change.",
     way_out="Make a new cluster.",
 )
+add = Connections.add
+BODY = json.dumps(review()).encode()
 HEAD = b"POST /validate HTTP/1.1\r\nHost: guard\r\nContent-Type: application/json\r\n"
+ASKED = (
+    b"POST /validate?timeout=3s HTTP/1.1\r\nHost: guard\r\nUser-Agent: kube-apiserver-admission\r\n"
+    b"Content-Length: %d\r\nAccept: application/json, */*\r\nContent-Type: application/json\r\n"
+    b"Accept-Encoding: gzip\r\n\r\n"
+)
+"""The head of a review as an API server sends it."""
+
+
+def asked(body: bytes = BODY) -> bytes:
+    return ASKED % len(body) + body
 
 
 @pytest.fixture(autouse=True)
@@ -236,6 +249,147 @@ class TestWhatIsNoReview:
                 await asyncio.open_connection("127.0.0.1", guarded.port, ssl=old)
 
 
+async def told(reader: asyncio.StreamReader) -> tuple[int, dict[str, str], bytes]:
+    """One answer: status, headers in lower case, body."""
+    async with asyncio.timeout(20):
+        status, *lines = (await reader.readuntil(b"\r\n\r\n")).decode().strip().split("\r\n")
+        headers = dict(line.lower().split(": ", 1) for line in lines)
+        return int(status.split()[1]), headers, await reader.readexactly(int(headers["content-length"]))
+
+
+class TestAPIServers:
+    """What has the form in which API servers ask is answered as it is read; the rest is aiohttp's."""
+
+    async def test_a_question_costs_no_task_and_only_the_first_a_handshake(self, start: Start):
+        tasks: list[Any] = []
+
+        def noted(loop: asyncio.AbstractEventLoop, coro: Any, **options: Any) -> Any:
+            tasks.append(coro)
+            return asyncio.Task(coro, loop=loop, **options)
+
+        handshakes, irregular = (f"netloom_guard_{name}_total" for name in ("handshakes", "irregular_requests"))
+        before = counted(handshakes), counted(irregular)
+        async with start() as guarded:
+            reader, writer = await guarded.connect()
+            writer.write(asked())
+            await told(reader)
+            asyncio.get_running_loop().set_task_factory(noted)
+            for number in range(50):
+                writer.write(asked(json.dumps(review(uid=str(number))).encode()))
+                status, headers, body = await told(reader)
+                assert (status, headers["content-type"]) == (200, "application/json")
+                assert json.loads(body)["response"] == {"uid": str(number), "allowed": True}
+            asyncio.get_running_loop().set_task_factory(None)
+            writer.close()
+        assert tasks == []
+        assert (counted(handshakes) - before[0], counted(irregular) - before[1]) == (1, 0)
+
+    async def test_no_clock_but_our_own_ends_a_rest(self, start: Start, monkeypatch: pytest.MonkeyPatch):
+        """aiohttp's knows nothing of what it did not answer itself."""
+        made: list[Connection] = []
+        monkeypatch.setattr(Connections, "add", lambda self, each: (made.append(each), add(self, each)))
+        async with start(idle=30.0) as guarded:
+            assert (await guarded.ask())["allowed"]
+        assert [each.keepalive_timeout > 1e6 for each in made] == [True]
+
+    @pytest.mark.parametrize("size", [1, 7, 100, 400])
+    async def test_a_question_in_pieces(self, start: Start, size: int):
+        before = counted("netloom_guard_irregular_requests_total")
+        async with start() as guarded:
+            reader, writer = await guarded.connect()
+            whole = asked()
+            head = len(whole) - len(BODY)
+            for begin in (0, *range(head, len(whole), size)):
+                writer.write(whole[begin : begin + size] if begin else whole[:head])
+                await asyncio.sleep(0.001)
+            assert (await told(reader))[0] == 200
+            writer.write(asked())
+            assert (await told(reader))[0] == 200
+            writer.close()
+        assert counted("netloom_guard_irregular_requests_total") == before
+
+    @pytest.mark.parametrize(
+        ("other", "answers"),
+        [
+            (asked().replace(b"Accept-Encoding", b"X-Other"), [200]),
+            (asked().replace(b"POST", b"PUT"), [405]),
+            (asked().replace(b"?timeout=3s", b"/other"), [404]),
+            (asked().replace(b"json\r", b"yaml\r"), [415]),
+            (asked().replace(b"Accept-", b"Content-"), [415]),
+            (asked(b"[]"), [400]),
+            (asked(b""), [400]),
+            (asked() + asked(), [200, 200]),
+            (asked() + HEAD + b"Content-Length: %d\r\n\r\n" % len(BODY) + BODY, [200, 200]),
+            (asked(json.dumps(review(object={"data": "x" * (80 << 10)})).encode()), [200]),
+            (asked(json.dumps(review(object={"data": "x" * (200 << 10)})).encode()), [200]),
+        ],
+    )  # fmt: skip
+    async def test_any_other_request_is_aiohttps_and_so_is_what_follows(
+        self, start: Start, other: bytes, answers: list[int]
+    ):
+        async with start() as guarded:
+            before = counted("netloom_guard_irregular_requests_total")
+            reader, writer = await guarded.connect()
+            for request, statuses in ((asked(), [200]), (other, answers), (asked(), [200])):
+                writer.write(request)
+                assert [(await told(reader))[0] for _ in statuses] == statuses
+            writer.close()
+            assert counted("netloom_guard_irregular_requests_total") - before == len(answers) + 1
+
+    @pytest.mark.parametrize(
+        "more",
+        [
+            b"Content-Length: 5\r\n",
+            b"Content-Length: %d\r\n" % len(BODY),
+            b"Transfer-Encoding: chunked\r\n",
+            b" X: y\r\n",
+        ],
+    )
+    async def test_a_head_that_can_be_read_in_two_ways_ends_the_connection(self, start: Start, more: bytes):
+        async with start() as guarded:
+            for place in (b"User-Agent", b"Accept: ", b"Accept-Encoding"):
+                reader, writer = await guarded.connect()
+                for request, status in ((asked(), 200), (asked().replace(place, more + place), 400)):
+                    writer.write(request)
+                    assert (await told(reader))[0] == status
+                assert await closed(reader) == b""
+                writer.close()
+
+    async def test_half_a_request_of_another_form_is_not_taken_for_a_question(self, start: Start):
+        """A body that reads like a question is a body: aiohttp was given its head."""
+        seen: list[str] = []
+
+        def decide(request: AdmissionRequest) -> Verdict:
+            seen.append(request.uid)
+            return ALLOWED
+
+        async with start(decide) as guarded:
+            reader, writer = await guarded.connect()
+            inner = asked(json.dumps(review(uid="smuggled")).encode())
+            writer.write(HEAD + b"Content-Length: %d\r\n\r\n" % len(inner))
+            await writer.drain()
+            await asyncio.sleep(0.05)
+            writer.write(inner)
+            assert (await told(reader))[0] == 400
+            writer.close()
+        assert seen == []
+
+    async def test_a_refusal_and_a_bug_are_told_as_ever(self, start: Start):
+        def decide(request: AdmissionRequest) -> Verdict:
+            if request.uid == "2":
+                raise KeyError("mode")
+            return Verdict(refusals=(MODE,))
+
+        with structlog.testing.capture_logs():
+            async with start(decide) as guarded:
+                reader, writer = await guarded.connect()
+                for uid, code in (("1", 403), ("2", 500), ("3", 403)):
+                    writer.write(asked(json.dumps(review(uid=uid)).encode()))
+                    status, _, body = await told(reader)
+                    assert (status, json.loads(body)["response"]["status"]["code"]) == (200, code)
+                writer.close()
+
+
 class TestSlowClients:
     """Each is cut off, and others are served meanwhile."""
 
@@ -249,7 +403,9 @@ class TestSlowClients:
 
     @pytest.mark.parametrize("first", [False, True], ids=["first request", "after another"])
     @pytest.mark.parametrize(
-        "begun", [HEAD[:10], HEAD, HEAD + b"Content-Length: 1000\r\n\r\n{"], ids=["line", "headers", "body"]
+        "begun",
+        [HEAD[:10], HEAD, HEAD + b"Content-Length: 1000\r\n\r\n{", ASKED % 1000 + b"{"],
+        ids=["line", "headers", "body", "question"],
     )
     async def test_a_request_that_trickles_in(self, start: Start, first: bool, begun: bytes):
         before = counted("netloom_guard_errors_total", cause="deadline")
@@ -270,18 +426,36 @@ class TestSlowClients:
             writer.close()
         assert counted("netloom_guard_errors_total", cause="deadline") - before == 1
 
-    async def test_a_client_that_does_not_take_its_answers(self, start: Start):
-        """It pipelines reviews whose refusals are long, and never reads."""
+    @pytest.mark.parametrize(
+        "requests",
+        [[(HEAD + b"Content-Length: %d\r\n\r\n" % len(BODY) + BODY) * 20], [asked()] * 20],
+        ids=["pipelined", "one by one"],
+    )
+    async def test_a_client_that_does_not_take_its_answers(self, start: Start, requests: list[bytes]):
+        """It sends reviews whose refusals are long, and never reads."""
         long = Verdict(refusals=(MODE,) * 20_000)
         before = counted("netloom_guard_errors_total", cause="deadline")
         async with start(lambda request: long, request=0.5) as guarded:
             _, writer = await guarded.connect()
             writer.transport.pause_reading()  # type: ignore[attr-defined]
-            body = json.dumps(review()).encode()
-            writer.write((HEAD + b"Content-Length: %d\r\n\r\n" % len(body) + body) * 20)
+            for request in requests:
+                writer.write(request)
+                await asyncio.sleep(0.02)
             await until(lambda: counted("netloom_guard_errors_total", cause="deadline") > before, "cut off")
             assert (await guarded.ask())["allowed"] is False
             writer.transport.abort()
+
+    async def test_a_client_that_takes_a_long_answer_late(self, start: Start):
+        long = Verdict(refusals=(MODE,) * 20_000)
+        before = counted("netloom_guard_irregular_requests_total")
+        async with start(lambda request: long) as guarded:
+            reader, writer = await guarded.connect()
+            for _ in range(2):
+                writer.write(asked())
+                await asyncio.sleep(0.05)  # a StreamReader takes in 128 KiB by itself, and no more
+                assert (await told(reader))[0] == 200
+            writer.close()
+        assert counted("netloom_guard_irregular_requests_total") == before
 
     async def test_a_pause_that_is_too_long(self, start: Start):
         async with start(idle=0.4) as guarded:
@@ -399,11 +573,11 @@ class TestLife:
                 writer.close()
                 await writer.wait_closed()
 
-    async def test_who_is_leaving_sends_clients_elsewhere_with_their_answers(self, start: Start):
+    @pytest.mark.parametrize("request_", [HEAD + b"Content-Length: %d\r\n\r\n" % len(BODY) + BODY, asked()])
+    async def test_who_is_leaving_sends_clients_elsewhere_with_their_answers(self, start: Start, request_: bytes):
         away = False
         async with start(leaving=lambda: away) as guarded:
-            body = json.dumps(review()).encode()
-            request = HEAD + b"Content-Length: %d\r\n\r\n" % len(body) + body
+            request = request_
             reader, writer = await guarded.connect()
             for away in (False, True):
                 writer.write(request)
