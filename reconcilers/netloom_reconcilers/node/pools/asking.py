@@ -13,7 +13,6 @@ from typing import Any
 import msgspec
 import structlog
 
-from netloom.api.holdings import homes
 from netloom.api.v1alpha1 import NETLOOM_NODES, NETWORK_NAME, NetloomIPPool, NetloomNetwork, NetloomNode
 from netloom.cidr import Cidr
 from netloom.ipam.node_allocator import NodeAllocator
@@ -26,7 +25,7 @@ from netloom.runtime.store import Store
 from netloom_reconcilers.conditions import manager_of
 from netloom_reconcilers.node.addresses.service import AddressService, Refused
 from netloom_reconcilers.node.known.own_node import OwnNode
-from netloom_reconcilers.node.pools.blocks import Allocated, held, knows, missing, rewritten, views
+from netloom_reconcilers.node.pools.blocks import Allocated, held, knows, missing, rewritten, staying, views
 
 log = structlog.get_logger(__name__)
 
@@ -110,7 +109,7 @@ class PoolReconciler:
         self.step = step = self.demand.look(
             views(self.allocator, blocks, known, default, now),
             node.spec.ipam.pools.requested,
-            homes(node.spec.ipam),
+            staying(node.spec.ipam, blocks, known, default),
             now,
         )
         kept = {cidr: what for text, what in self.own.kept.items() if (cidr := Cidr.masked(text)) is not None}
