@@ -35,6 +35,8 @@ BATCH_SECONDS = 0.01
 """What a pod that waits is let wait for others that come with it."""
 AGAIN_SECONDS = 0.25
 """After a write that met another one: the cache hears of that in a moment."""
+UNWRITTEN_SECONDS = 5.0
+"""Until it is tried again to close a block, where that could not be written down."""
 HEAL_SECONDS = 30.0
 """Between two attempts to enter one block again. Whoever takes it out again and again is not answered each time."""
 MANAGER = manager_of("pools")
@@ -123,7 +125,8 @@ class PoolReconciler:
             await self._write(node, step, now, gone, rewritten(blocks, gone, back, front))
         elif step.is_due and not step.surplus:
             await self._write(node, step, now)
-        return min((each for each in (step.again, self._next(now, lacking.blocks)) if each is not None), default=None)
+        again = [step.again, self._next(now, lacking.blocks), UNWRITTEN_SECONDS if step.surplus and not gone else None]
+        return min((each for each in again if each is not None), default=None)
 
     def _is_room(self, blocks: tuple[Cidr, ...]) -> bool:
         """Whether the node can have addresses of its own in the first of these: where pods may have the first and last
