@@ -28,7 +28,7 @@ from netloom.api.v1alpha1 import (
 )
 from netloom.cidr import Address, Cidr, Version
 from netloom.ipam.node_allocator import NodeAllocator, Owner, Shortage
-from netloom.runtime.errors import Conflict, Unavailable
+from netloom.runtime.errors import Conflict, Forbidden, Unavailable
 from netloom.runtime.store import Store
 from netloom_reconcilers.node.addresses.checkpoint import Checkpoint
 from netloom_reconcilers.node.addresses.service import AddressService
@@ -60,8 +60,8 @@ class World:
         self.server = self._stamped(NetloomNode(spec=NetloomNodeSpec(ipam=NodeIPAM(mode="multi-pool"))))
         self.writes: list[Mapping[str, Any]] = []
         self.faults: list[str] = []
-        """Of the next patches: "lost" (never arrives), "unheard" (is executed, and its answer lost), "late" (as
-        unheard, when `arrive` is called), "conflict"."""
+        """Of the next patches: "forbidden", "conflict", "lost" (never arrives), "unheard" (is executed, and its answer
+        lost), "late" (the same, when `arrive` is called)."""
         self._late: list[Mapping[str, Any]] = []
         self.networks: Store[NetloomNetwork] = Store(NETWORKS)
         self.networks.replace({"default": network()})
@@ -185,6 +185,8 @@ class World:
         assert (name, options) == ("a", {"field_manager": "netloom-agent-pools"})
         self.writes.append(patch)
         fault = self.faults.pop(0) if self.faults else ""
+        if fault == "forbidden":
+            raise Forbidden(403, "Forbidden", "it is not granted")
         if fault == "conflict":
             self.write()
         if fault == "late":

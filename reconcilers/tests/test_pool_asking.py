@@ -1,11 +1,13 @@
 """What an agent writes of its pools, and in which order it gives blocks back, when the server fails."""
 
+import contextlib
 from pathlib import Path
 
 import pytest
 
 from netloom.cidr import Cidr
 from netloom.ipam.pool_demand import IDLE_SECONDS
+from netloom.runtime.errors import Forbidden
 from netloom_reconcilers.node.pools.asking import HEAL_SECONDS, LATE_SECONDS
 from tests.pool_world import REST, World, network, pool
 
@@ -144,6 +146,18 @@ def _fails(_records: object) -> None:
     from netloom_reconcilers.node.addresses.checkpoint import Unwritable
 
     raise Unwritable("no room")
+
+
+async def test_a_write_that_is_refused_changes_nothing(world: World) -> None:
+    await with_idle_block(world)
+    world.faults = ["forbidden"]
+    while world.faults:
+        with contextlib.suppress(Forbidden):
+            await world.look()
+        world.now += 1
+    assert (world.allocator.closed, world.taken_out) == (frozenset(), [])
+    await world.settle(IDLE_SECONDS + 5)
+    assert world.taken_out == [SECOND]
 
 
 async def test_delete_create_delete_of_the_last_pod_of_a_pool(world: World) -> None:

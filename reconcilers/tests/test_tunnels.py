@@ -488,3 +488,6 @@ def test_of_blocks_of_pools_all_are_the_nodes_and_it_has_an_address_in_the_first
     assert list(map(str, desired.node.cidrs)) == ["10.1.0.0/28", "10.1.0.16/28", "fd00:1::/120", "10.2.0.0/28"]
     assert list(map(format_address, desired.node.addresses)) == ["10.1.0.0", "fd00:1::"]
     assert list(map(str, desired.peers["node-2"].cidrs)) == ["10.2.0.16/28"], "what this node has is no peer's"
+    assert setting.tunnels.problems["node-2"][0].startswith(
+        "NetloomNode node-2: spec.ipam.pools.allocated[0].cidrs 10.2.0.0/28 overlaps a pod CIDR of this node"
+    )

@@ -163,6 +163,12 @@ def pods_of(node: NetloomNode) -> tuple[tuple[Cidr, ...], tuple[str, ...]]:
     return (*found, *singles) if singles else found, problems
 
 
+def field_of(node: NetloomNode, cidr: Cidr) -> str:
+    """Where its object says that it has a CIDR."""
+    found = (each.field for each in blocks(node.spec.ipam) for text in each.texts if Cidr.masked(text) == cidr)
+    return next(found, "spec.ipam.podCIDRs")
+
+
 def _lost(node: NetloomNode) -> str:
     missing = [] if is_peer(node) else ["spec.ipam has no pod CIDRs any more"]
     if not internal_ip(node):

@@ -13,7 +13,7 @@ from netloom.kernel.mesh.desired import Bystander, MeshNode, Peer
 from netloom.kernel.mesh.mesh import AddressConflict
 from netloom.kernel.mesh.withheld import WithheldRoute, addresses_of
 from netloom_reconcilers.features.node import Obstacle
-from netloom_reconcilers.node.known.peers import HELD, contested_ip, internal_ip, is_peer, pod_cidrs_of
+from netloom_reconcilers.node.known.peers import HELD, contested_ip, field_of, internal_ip, is_peer, pod_cidrs_of
 from netloom_reconcilers.node.mesh.cluster_cidrs import hole_rules
 from netloom_reconcilers.node.mesh.encapsulations import announced, encapsulations_to
 
@@ -87,7 +87,7 @@ def peer_of(node: NetloomNode, local: LocalNode) -> tuple[Peer | None, tuple[str
         underlay = None
     clashing = [prefix for prefix in prefixes if any(prefix.overlaps(mine) for mine in local.cidrs)]
     problems += [
-        f"NetloomNode {name}: spec.ipam.podCIDRs {prefix} {_clash(prefix, node, local)}" for prefix in clashing
+        f"NetloomNode {name}: {field_of(node, prefix)} {prefix} {_clash(prefix, node, local)}" for prefix in clashing
     ]
     prefixes = tuple(prefix for prefix in prefixes if prefix not in clashing)
     if underlay is None or not prefixes:

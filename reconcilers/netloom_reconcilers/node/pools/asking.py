@@ -13,7 +13,6 @@ from typing import Any
 import msgspec
 import structlog
 
-from netloom.api.holdings import homes
 from netloom.api.v1alpha1 import NETLOOM_NODES, NETWORK_NAME, NetloomIPPool, NetloomNetwork, NetloomNode
 from netloom.cidr import Cidr
 from netloom.ipam.node_allocator import NodeAllocator
@@ -26,7 +25,7 @@ from netloom.runtime.store import Store
 from netloom_reconcilers.conditions import manager_of
 from netloom_reconcilers.node.addresses.service import AddressService, Refused
 from netloom_reconcilers.node.known.own_node import OwnNode
-from netloom_reconcilers.node.pools.blocks import Allocated, held, knows, missing, rewritten, views
+from netloom_reconcilers.node.pools.blocks import Allocated, held, knows, missing, rewritten, staying, views
 
 log = structlog.get_logger(__name__)
 
@@ -36,6 +35,8 @@ BATCH_SECONDS = 0.01
 """What a pod that waits is let wait for others that come with it."""
 AGAIN_SECONDS = 0.25
 """After a write that met another one: the cache hears of that in a moment."""
+UNWRITTEN_SECONDS = 5.0
+"""Until it is tried again to close a block, where that could not be written down."""
 HEAL_SECONDS = 30.0
 """Between two attempts to enter one block again. Whoever takes it out again and again is not answered each time."""
 MANAGER = manager_of("pools")
@@ -110,7 +111,7 @@ class PoolReconciler:
         self.step = step = self.demand.look(
             views(self.allocator, blocks, known, default, now),
             node.spec.ipam.pools.requested,
-            homes(node.spec.ipam),
+            staying(node.spec.ipam, blocks, known, default),
             now,
         )
         kept = {cidr: what for text, what in self.own.kept.items() if (cidr := Cidr.masked(text)) is not None}
@@ -124,7 +125,8 @@ class PoolReconciler:
             await self._write(node, step, now, gone, rewritten(blocks, gone, back, front))
         elif step.is_due and not step.surplus:
             await self._write(node, step, now)
-        return min((each for each in (step.again, self._next(now, lacking.blocks)) if each is not None), default=None)
+        again = [step.again, self._next(now, lacking.blocks), UNWRITTEN_SECONDS if step.surplus and not gone else None]
+        return min((each for each in again if each is not None), default=None)
 
     def _is_room(self, blocks: tuple[Cidr, ...]) -> bool:
         """Whether the node can have addresses of its own in the first of these: where pods may have the first and last

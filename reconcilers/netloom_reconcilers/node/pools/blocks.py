@@ -8,9 +8,10 @@ holds it: that one has it by the ledger, and all others would send this node's p
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 
+from netloom.api.holdings import homes
 from netloom.api.pool_choice import families_of, family_of, gives
 from netloom.api.v1alpha1 import NetloomIPPool, NodeIPAM, PoolAllocation
-from netloom.cidr import Address, Cidr, Version, format_address
+from netloom.cidr import VERSIONS, Address, Cidr, Version, format_address
 from netloom.ipam.address_block import usable
 from netloom.ipam.node_allocator import NodeAllocator
 from netloom.ipam.pool_demand import PoolView
@@ -54,6 +55,19 @@ def views(allocator: NodeAllocator, blocks: Allocated, pools: Pools, default: st
 def knows(allocator: NodeAllocator, block: Cidr) -> bool:
     """Whether the allocator gives of it already, and counts it."""
     return allocator.block(block.packed) == block
+
+
+def staying(ipam: NodeIPAM, blocks: Allocated, pools: Pools, default: str) -> tuple[Cidr, ...]:
+    """The home blocks, which are not given back: those of the default pool, and of another one as long as the node has,
+    or is to get, another block of the family. The last one of a family that the default pool has not may go."""
+    every = [cidr for cidrs in blocks.values() for cidr in cidrs]
+    pool = pools.get(default)
+    is_to_have = families_of(pool) if pool is not None else VERSIONS
+    return tuple(
+        home
+        for home in homes(ipam)
+        if home.version in is_to_have or any(each.version == home.version and each != home for each in every)
+    )
 
 
 def per_block_of(pool: NetloomIPPool, version: Version) -> int:

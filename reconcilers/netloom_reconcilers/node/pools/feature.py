@@ -156,6 +156,8 @@ class PoolsFeature(NodeFeature):
         if reconciler is None or node is None or not self._following.is_on:
             return []
         found = list(reconciler.problems)
+        about = f"NetloomNode {self.context.node_name}: spec.ipam.pools cannot be written"
+        found += [f"{about}: {why}. It is tried again." for why in reconciler.controller.failing.values()]
         found += telling.capped(self.context.node_name, reconciler.step.capped)
         if self.context.pools.synced.is_set():
             found += telling.unknown(self.context.node_name, held(node.spec.ipam), self.context.pools)
