@@ -321,7 +321,7 @@ class NodesReconciler(Member):
         if obj is not None and node_objects.owner_of(obj) is None:
             return None
         entered = self._allocator.assignments.entered(name)
-        cidrs = {*entered, *(node_objects.held(obj) if obj is not None else ())}
+        cidrs = {*entered, *(node_objects.lived_in(obj) if obj is not None else ())}
         if obj is None and not cidrs:
             self._forget(name)
             self._left_out.let_go(name)

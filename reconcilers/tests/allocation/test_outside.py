@@ -359,3 +359,20 @@ def test_addresses_left_from_before_the_mode_was_changed_are_told(outside: World
     outside.withdraw("a", "10.7.0.5")
     outside.calm(10)
     assert ipam(outside, "a") == {"mode": "cluster-pool", "pool": {}, "podCIDRs": ["10.0.0.0/24"]}
+
+
+def test_a_node_that_is_left_out_stays_while_its_pods_use_addresses_withdrawn_or_not(
+    outside: World, agent: Agent
+) -> None:
+    assert agent.begin("default/web")
+    outside.calm(5)
+    outside.run_pod("web", "a", "10.7.0.5")
+    outside.withdraw("a", "10.7.0.5")
+    outside.label("a", **{"netloom.dev_ignore": "true"})
+    outside.calm(10)
+    assert "a" in outside.server.all("netloomnodes")
+    assert "a pod lives in 10.7.0.5/32 (default/web)" in ready(outside)[2]
+    outside.delete("pods", "web")
+    outside.calm(60)
+    assert "a" not in outside.server.all("netloomnodes")
+    assert outside.mode_in_force == ""
