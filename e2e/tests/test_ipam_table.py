@@ -282,7 +282,6 @@ def node(*cidrs: str) -> tuple[str, Json]:
     return "/api/v1/nodes", {"apiVersion": "v1", "kind": "Node", "metadata": {"name": "n"}, "spec": spec}
 
 
-TWO = {"allocated": [{"pool": "default", "cidrs": ["10.42.1.0/28", "10.42.2.0/28"]}]}
 MORE = {"requested": [{"pool": "default", "needed": {"ipv4Addrs": 20}}]}
 SINGLE = "nodes then hold single addresses given from outside, and a tunnel needs whole pod CIDRs."
 VPC = "the VPC itself routes the pod CIDRs, and expects their packets unwrapped."
@@ -297,9 +296,11 @@ NO = [
     ("kubernetes", "several CIDRs per cluster", network("kubernetes", {}, clusterPool=LISTS), ONE_RANGE),
     ("kubernetes", "several CIDRs per node", node("10.42.1.0/24", "10.42.2.0/24"), ONE_EACH),
     ("gke", "several CIDRs per node", node("10.42.1.0/24", "10.42.2.0/24"), ONE_EACH),
-    *(
-        (mode, "several CIDRs per node", netloom_node(mode, pools=TWO), NO_POOLS.format(mode))
-        for mode in ("cluster-pool",)
+    (
+        "cluster-pool",
+        "several CIDRs per node",
+        netloom_node("cluster-pool", pools=MORE),
+        NO_POOLS.format("cluster-pool"),
     ),
     *(
         (mode, "dynamic allocation", netloom_node(mode, pools=MORE), NO_POOLS.format(mode))
@@ -310,7 +311,7 @@ NO = [
 server itself."""
 
 
-@pytest.mark.parametrize(("mode", "row", "asked", "why"), NO, ids=lambda value: value if isinstance(value, str) else "")
+@pytest.mark.parametrize(("mode", "row", "asked", "why"), NO, ids=[f"{mode}: {row}" for mode, row, *_ in NO])
 def test_no_is_refused_at_admission_with_its_reason(
     cluster: Cluster, mode: str, row: str, asked: tuple[str, Json], why: str
 ) -> None:

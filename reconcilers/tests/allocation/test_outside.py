@@ -199,6 +199,24 @@ def test_an_agent_gives_addresses_and_tells_which_are_used(outside: World, agent
     assert outside.server.executed[before:] == []
 
 
+def test_pods_that_come_and_go_are_few_writes(outside: World, agent: Agent) -> None:
+    """Each is sent to every agent of the cluster."""
+    outside.fill("a", *(f"10.7.1.{number}" for number in range(30)))
+    outside.calm(2)
+    before = len(outside.server.executed)
+    for number in range(60):
+        assert agent.begin(f"default/pod-{number}")
+        if number >= 3:
+            agent.end(f"default/pod-{number - 3}")
+        outside.calm(1)
+    writes = [
+        each for each in outside.server.executed[before:] if each.plural == "netloomnodes" and each.verb == "patch"
+    ]
+    assert len(writes) <= 7, "one in ten seconds"
+    outside.calm(15)
+    assert len(used(outside, "a")["used"]) == 3  # type: ignore[arg-type]
+
+
 def test_what_is_withdrawn_while_in_use_stays_in_use_and_is_told(outside: World, agent: Agent) -> None:
     assert agent.begin("default/web")
     outside.calm(2)
