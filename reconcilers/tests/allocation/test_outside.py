@@ -199,6 +199,26 @@ def test_an_agent_gives_addresses_and_tells_which_are_used(outside: World, agent
     assert outside.server.executed[before:] == []
 
 
+def test_an_agent_whose_object_was_deleted_begins_anew(outside: World, agent: Agent) -> None:
+    """The word went with it: until it stands at the new one, the lock may be clear, and nothing more is given."""
+    outside.fill("a", "10.7.0.6")
+    outside.calm(2)
+    assert agent.begin("default/web")
+    outside.calm(2)
+    outside.delete("netloomnodes", "a")
+    agent.see()
+    agent.run()
+    assert agent.singles.supply == {}
+    outside.calm(1)
+    outside.fill("a", "10.7.0.5", "10.7.0.6")
+    outside.see_all()
+    assert agent.singles.supply == {}, "the word is on its way"
+    outside.calm(15)
+    assert used(outside, "a") == {"mode": "crd", "used": {"10.7.0.5": {"owner": "default/web", "resource": ""}}}
+    assert len(agent.singles.supply) == 2
+    assert outside.mode_in_force == "crd"
+
+
 def test_pods_that_come_and_go_are_few_writes(outside: World, agent: Agent) -> None:
     """Each is sent to every agent of the cluster."""
     outside.fill("a", *(f"10.7.1.{number}" for number in range(30)))
