@@ -107,7 +107,7 @@ def test_a_node_without_addresses_is_told_after_a_while_and_by_the_network(outsi
     assert metric("netloom_nodes_waiting", reason="NoAddresses") == 2
     outside.fill("a", "10.7.0.5")
     outside.calm(20)
-    assert allocated(outside, "a")[:2] == ("True", "Allocated")
+    assert allocated(outside, "a") == ("True", "Allocated", "it holds addresses, and nothing is wrong with them")
     status, reason, message = ready(outside)
     assert (status, reason) == ("True", "NoAddresses"), "whoever gives addresses works"
     assert "1 node (b): spec.ipam.pool: no address is there" in message
