@@ -15,9 +15,9 @@ class Mode:
     from_network: the operator cuts nodes' blocks from the lists in spec.ipam.clusterPool. from_pools: nodes hold blocks
     of NetloomIPPools, more as their pods need them. from_node: each Node comes with its CIDRs (`Node.brought`).
     `writer` puts them there. from_outside: somebody else writes single addresses into NetloomNodes, whenever they like;
-    no ledger knows them. singles: nodes hold such. one_range: why there are not several CIDRs for a cluster; "" if
-    there may be. no_tunnels: why tunnels do not work with it; "" if they do. no_direct_routes: the same of
-    autoDirectNodeRoutes. native_cidr: why the network has to name its native CIDR; "" if it need not.
+    no ledger knows them. singles: nodes hold such. no_tunnels: why tunnels do not work with it; "" if they do.
+    no_direct_routes: the same of autoDirectNodeRoutes. native_cidr: why the network has to name its native CIDR; "" if
+    it need not.
     """
 
     name: str
@@ -27,7 +27,6 @@ class Mode:
     from_pools: bool = False
     singles: bool = False
     writer: str = ""
-    one_range: str = ""
     no_tunnels: str = ""
     no_direct_routes: str = ""
     native_cidr: str = ""
@@ -43,8 +42,6 @@ _ALL = (
         "kubernetes",
         from_node=True,
         writer="kube-controller-manager writes it, if run with --allocate-node-cidrs",
-        one_range="Kubernetes gives each Node its CIDR, of one range that its controller manager is told, and follows "
-        "no list here.",
     ),
     Mode("cluster-pool", from_network=True),
     Mode("multi-pool", from_pools=True),

@@ -196,8 +196,6 @@ class AllocationMachine(RuleBasedStateMachine):
                 pass
 
     def _resize(self, how: str) -> None:
-        if self.mode == "kubernetes":
-            return  # the API server refuses several CIDRs
         if how == "append":
             self.pool["ipv4PodCIDRList"] = list(dict.fromkeys([*self.pool["ipv4PodCIDRList"], MORE]))
             self.world.apply_network(mode=self.mode, **self.pool)

@@ -72,11 +72,6 @@ def _mode(name: str, network: NetloomNetwork) -> list[Problem]:
         way_out = f"Set spec.ipam.mode to {in_force}, or remove every node first."
         problems.append(Problem(name, "spec.ipam.mode", ipam.mode, "ModeLocked", message, way_out))
     pool = ipam.cluster_pool
-    one_range = mode_named(ipam.mode).one_range
-    if one_range and (len(pool.ipv4_pod_cidr_list) > 1 or len(pool.ipv6_pod_cidr_list) > 1):
-        message = f"several cluster CIDRs do not work with IPAM mode {ipam.mode}: {one_range}"
-        way_out = "Leave spec.ipam.clusterPool out."
-        problems.append(Problem(name, "spec.ipam.clusterPool", "", "OneRange", message, way_out))
     if mode_named(ipam.mode).from_network and not pool.ipv4_pod_cidr_list and not pool.ipv6_pod_cidr_list:
         message = "IPAM mode cluster-pool has no CIDR to cut the nodes' pod CIDRs from, and no range is safe to guess."
         way_out = "Give at least one in ipv4PodCIDRList or ipv6PodCIDRList, for example 10.244.0.0/16."
