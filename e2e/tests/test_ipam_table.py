@@ -306,7 +306,8 @@ NO = [
     ),
 ]
 """Each `no` of the table: what somebody would write who wants it all the same, and what is said. Of a Node, by the API
-server itself. Of which ranges Kubernetes gives Nodes their CIDRs nobody says here: `by_the_node` shows that any will do."""
+server itself. Of which ranges Kubernetes gives Nodes their CIDRs nobody says here: any will do, as `by_the_node`
+shows."""
 
 
 @pytest.mark.parametrize(("mode", "row", "asked", "why"), NO, ids=[f"{mode}: {row}" for mode, row, *_ in NO])
