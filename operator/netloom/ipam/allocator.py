@@ -67,7 +67,9 @@ class Allocator:
 
     def in_use(self) -> bool:
         """Whether any block or address is in use, or may be."""
-        return bool(self.holders()) or any(known.problem for known in self.ledgers.values())
+        return bool(self.assignments.holders() or self.singles.holders()) or any(
+            known.problem for known in self.ledgers.values()
+        )
 
     def given(self, address: Address) -> Cidr | None:
         """The block with this address in it that a node holds, or is being given, or the address alone."""

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from netloom.api.v1alpha1 import NETLOOM_NODES, NETWORKS, POOLS, NetloomNode
+from netloom.roles.agent import AgentOptions, cluster_sources
 from netloom.roles.sources import Sources
 from netloom.runtime.client import Api
 from netloom.runtime.errors import ConfigError
@@ -66,3 +67,21 @@ async def test_what_is_in_the_way_is_said(tmp_path: Path) -> None:
     sources.store(NETWORKS)
     with pytest.raises(ConfigError, match=r"^bad\.json"):
         await sources.fill()
+
+
+async def test_of_other_nodes_single_addresses_are_not_kept(server: ScriptedApi, api: Api, tmp_path: Path) -> None:
+    """There may be a hundred thousand, and nothing is sent to them from here."""
+    ipam = {"mode": "crd", "pool": {f"10.7.0.{n}": {"resource": "eni"} for n in range(9)}}
+    for name in ("own", "other"):
+        server.put(NODE_PATH, {"metadata": {"name": name}, "spec": {"ipam": ipam}})
+    sources = cluster_sources(AgentOptions(node_name="own", run_dir=tmp_path), api)
+    store = sources.store(NETLOOM_NODES)
+    manager = Manager()
+    sources.add_to(manager)
+    async with running(manager):
+        await until(lambda: len(store) == 2)
+        own, other = store.get("own"), store.get("other")
+        assert own is not None
+        assert other is not None
+        assert (len(own.spec.ipam.pool), len(other.spec.ipam.pool)) == (9, 0)
+        assert other.spec.ipam.mode == "crd"

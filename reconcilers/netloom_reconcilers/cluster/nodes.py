@@ -369,7 +369,7 @@ class NodesReconciler(Member):
         if obj is not None and node_objects.owner_of(obj) is None:
             return None
         entered = self._allocator.assignments.entered(name)
-        cidrs = {*entered, *(node_objects.held(obj) if obj is not None else ())}
+        cidrs = {*entered, *(node_objects.lived_in(obj) if obj is not None else ())}
         if obj is None and not cidrs:
             self._forget(name)
             self._left_out.let_go(name)
@@ -503,7 +503,8 @@ class NodesReconciler(Member):
     async def _fine(self, obj: NetloomNode) -> None:
         """Takes back an earlier complaint. A node that never had one costs no write."""
         if any(each.type == "Allocated" and each.status != "True" for each in obj.status.conditions):
-            await self._tell(obj, True, "Allocated", "it holds the CIDRs it needs")
+            what = "addresses, and nothing is wrong with them" if self._mode.from_outside else "the CIDRs it needs"
+            await self._tell(obj, True, "Allocated", f"it holds {what}")
 
     async def _tell(self, obj: NetloomNode, good: bool, reason: str, message: str) -> None:
         written = await self._conditions.set(NETLOOM_NODES, obj, "Allocated", good, reason, message)

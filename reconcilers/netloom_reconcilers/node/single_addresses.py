@@ -61,6 +61,8 @@ class OutsideSupply:
     clock: Callable[[], float] = time.monotonic
     _mode: str = ""
     """Of which addresses are given, "" while none are."""
+    _uid: str = ""
+    """Of the object at which the word was written."""
     _written_at: float = float("-inf")
     _told: frozenset[str] = field(default_factory=frozenset)
 
@@ -75,7 +77,7 @@ class OutsideSupply:
     def supply(self) -> dict[Address, PoolAddress]:
         """What may be given to pods, with what is said of each; empty where nothing may."""
         node = self.nodes.get(self.node_name)
-        if node is None or not self._mode:
+        if node is None or not self._mode or node.metadata.uid != self._uid:
             return {}
         return {parse_address(text): entry for text, entry in node.spec.ipam.pool.items() if is_address(text)}
 
@@ -92,6 +94,10 @@ class OutsideSupply:
         """Begins or ends to give addresses, and tells which are used. Seconds until there may be more to do."""
         network, node = self.networks.get(NETWORK_NAME), self.nodes.get(key)
         used = self.used()
+        if self._mode and (node is None or node.metadata.uid != self._uid):
+            # The word went with the object. It is in use as before, and nothing new is given.
+            self._mode = ""
+            self.changed()
         if network is None or node is None or used is None:
             return None
         mode, said = self._wanted(network, node), node.status.ipam
@@ -118,7 +124,7 @@ class OutsideSupply:
         for network in (await self.api.list(NETWORKS)).objects:
             self.networks.put(network)
             if network.metadata.name == NETWORK_NAME and in_force(network, mode):
-                self._mode = mode
+                self._mode, self._uid = mode, node.metadata.uid
                 log.info("single addresses are given", mode=mode)
                 self.changed()
                 self.look()

@@ -107,7 +107,7 @@ def test_a_node_without_addresses_is_told_after_a_while_and_by_the_network(outsi
     assert metric("netloom_nodes_waiting", reason="NoAddresses") == 2
     outside.fill("a", "10.7.0.5")
     outside.calm(20)
-    assert allocated(outside, "a")[:2] == ("True", "Allocated")
+    assert allocated(outside, "a") == ("True", "Allocated", "it holds addresses, and nothing is wrong with them")
     status, reason, message = ready(outside)
     assert (status, reason) == ("True", "NoAddresses"), "whoever gives addresses works"
     assert "1 node (b): spec.ipam.pool: no address is there" in message
@@ -197,6 +197,44 @@ def test_an_agent_gives_addresses_and_tells_which_are_used(outside: World, agent
     before = len(outside.server.executed)
     outside.calm(60)
     assert outside.server.executed[before:] == []
+
+
+def test_an_agent_whose_object_was_deleted_begins_anew(outside: World, agent: Agent) -> None:
+    """The word went with it: until it stands at the new one, the lock may be clear, and nothing more is given."""
+    outside.fill("a", "10.7.0.6")
+    outside.calm(2)
+    assert agent.begin("default/web")
+    outside.calm(2)
+    outside.delete("netloomnodes", "a")
+    agent.see()
+    agent.run()
+    assert agent.singles.supply == {}
+    outside.calm(1)
+    outside.fill("a", "10.7.0.5", "10.7.0.6")
+    outside.see_all()
+    assert agent.singles.supply == {}, "the word is on its way"
+    outside.calm(15)
+    assert used(outside, "a") == {"mode": "crd", "used": {"10.7.0.5": {"owner": "default/web", "resource": ""}}}
+    assert len(agent.singles.supply) == 2
+    assert outside.mode_in_force == "crd"
+
+
+def test_pods_that_come_and_go_are_few_writes(outside: World, agent: Agent) -> None:
+    """Each is sent to every agent of the cluster."""
+    outside.fill("a", *(f"10.7.1.{number}" for number in range(30)))
+    outside.calm(2)
+    before = len(outside.server.executed)
+    for number in range(60):
+        assert agent.begin(f"default/pod-{number}")
+        if number >= 3:
+            agent.end(f"default/pod-{number - 3}")
+        outside.calm(1)
+    writes = [
+        each for each in outside.server.executed[before:] if each.plural == "netloomnodes" and each.verb == "patch"
+    ]
+    assert len(writes) <= 7, "one in ten seconds"
+    outside.calm(15)
+    assert len(used(outside, "a")["used"]) == 3  # type: ignore[arg-type]
 
 
 def test_what_is_withdrawn_while_in_use_stays_in_use_and_is_told(outside: World, agent: Agent) -> None:
@@ -359,3 +397,20 @@ def test_addresses_left_from_before_the_mode_was_changed_are_told(outside: World
     outside.withdraw("a", "10.7.0.5")
     outside.calm(10)
     assert ipam(outside, "a") == {"mode": "cluster-pool", "pool": {}, "podCIDRs": ["10.0.0.0/24"]}
+
+
+def test_a_node_that_is_left_out_stays_while_its_pods_use_addresses_withdrawn_or_not(
+    outside: World, agent: Agent
+) -> None:
+    assert agent.begin("default/web")
+    outside.calm(5)
+    outside.run_pod("web", "a", "10.7.0.5")
+    outside.withdraw("a", "10.7.0.5")
+    outside.label("a", **{"netloom.dev_ignore": "true"})
+    outside.calm(10)
+    assert "a" in outside.server.all("netloomnodes")
+    assert "a pod lives in 10.7.0.5/32 (default/web)" in ready(outside)[2]
+    outside.delete("pods", "web")
+    outside.calm(60)
+    assert "a" not in outside.server.all("netloomnodes")
+    assert outside.mode_in_force == ""

@@ -328,7 +328,9 @@ class World:
     def apply_network(self, **cluster_pool: Any) -> None:
         """Creates or changes the NetloomNetwork, as a user does. Raises Invalid where a rule forbids it."""
         mode = cluster_pool.pop("mode", "cluster-pool")
-        spec = {"ipam": {"mode": mode, "clusterPool": cluster_pool}}
+        spec: Json = {"ipam": {"mode": mode, "clusterPool": cluster_pool}}
+        if mode == "crd":
+            spec["routing"] = {"mode": "native"}
         if "default" in self.server.all("netloomnetworks"):
             self.server.execute(Request("patch", "netloomnetworks", "default", {"spec": spec}, kind="merge"))
         else:

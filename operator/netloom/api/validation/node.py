@@ -39,7 +39,8 @@ def _of_other_modes(name: str, ipam: NodeIPAM) -> list[Problem]:
     """What the node's mode gives nothing of."""
     problems: list[Problem] = []
     mode = MODES.get(ipam.mode)
-    if mode and not mode.from_pools and (ipam.pools.requested or ipam.pools.allocated):
+    left = () if mode and mode.from_network else ipam.pools.allocated
+    if mode and not mode.from_pools and (ipam.pools.requested or left):
         message = (
             f"in IPAM mode {ipam.mode} a node is given no blocks of pools, and no more of them as its pods need them: "
             "only multi-pool does that."

@@ -143,4 +143,6 @@ def _living(pods: Collection[Pod], cidrs: Collection[Cidr]) -> str:
         return ""
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     count = "a pod lives" if len(names) == 1 else f"{len(names)} pods live"
-    return f"{count} in {', '.join(map(str, sorted(cidrs)))} ({', '.join(sorted(names)[:_SHOWN])}{more})"
+    first = sorted(cidrs)[:_SHOWN]
+    where = ", ".join(map(str, first)) + (f" and {len(cidrs) - len(first)} more" if len(cidrs) > len(first) else "")
+    return f"{count} in {where} ({', '.join(sorted(names)[:_SHOWN])}{more})"

@@ -22,7 +22,7 @@ from netloom.api.v1alpha1 import (
     PoolAllocation,
 )
 from netloom.cidr import Address as Packed
-from netloom.cidr import Cidr, CidrError, parse_address
+from netloom.cidr import Cidr, CidrError, parse_address, single
 from netloom.ipam.ledger_range import ledger_range_of
 from netloom.ipam.plan import Block
 
@@ -151,6 +151,12 @@ def _holding(mode: str, given: Collection[Block], had: NodePools | None = None) 
 def held(obj: NetloomNode) -> tuple[Cidr, ...]:
     """What the object holds of addresses for pods, in whatever IPAM mode."""
     return held_cidrs(obj.spec.ipam)
+
+
+def lived_in(obj: NetloomNode) -> tuple[Cidr, ...]:
+    """Where its pods may be: what it holds, and what they use and it holds no more."""
+    used = (Cidr.masked(single(text)) for text in obj.status.ipam.used)
+    return (*held(obj), *(cidr for cidr in used if cidr is not None))
 
 
 def held_blocks(obj: NetloomNode) -> tuple[Cidr, ...]:

@@ -133,6 +133,8 @@ class OutsideAddresses(Member):
 
     def _node_changed(self, key: str, old: Node | None, new: Node | None) -> None:
         """Whose address a node comes to have, or has no more."""
+        if not self._allocator.singles.nodes():
+            return
         texts = {each.address for node in (old, new) if node is not None for each in node.status.addresses}
         holders = {
             holder
