@@ -8,7 +8,8 @@ from typing import NamedTuple
 
 from netloom.api.problem import Problem
 from netloom.api.v1alpha1 import NeededAddresses, NodeIPAM, PoolRequest
-from netloom.cidr import WIDTH, Cidr
+from netloom.cidr import Cidr
+from netloom.ipam.address_block import usable
 from netloom.ipam.plan import Want
 from netloom.ipam.settings import Family, PoolSettings, Settings
 
@@ -23,12 +24,6 @@ class Asked(NamedTuple):
 
     wants: tuple[Want, ...]
     problem: Problem | None = None
-
-
-def usable(cidr: Cidr, whole: bool) -> int:
-    """Addresses of a block that pods can have. `whole`: the first and last of it, too."""
-    size = 1 << (WIDTH[cidr.version] - cidr.length)
-    return size if whole or size <= 2 else size - 2
 
 
 def asked(node: str, ipam: NodeIPAM, settings: Settings) -> Asked:
@@ -66,12 +61,12 @@ def capacity(ipam: NodeIPAM, pool: PoolSettings, family: Family) -> tuple[int, i
     """Blocks of one family of a pool that a node holds, and the addresses in them that pods can have."""
     texts = (text for each in ipam.pools.allocated if each.pool == pool.name for text in each.cidrs)
     held = [cidr for text in texts if (cidr := Cidr.masked(text)) and cidr.version == family.version]
-    return len(held), sum(usable(cidr, pool.whole) for cidr in held)
+    return len(held), sum(usable(cidr, gateway=False, whole=pool.whole) for cidr in held)
 
 
 def _want(family: Family, pool: PoolSettings, request: PoolRequest, ipam: NodeIPAM) -> Want:
     blocks, addresses = capacity(ipam, pool, family)
-    block = usable(Cidr(family.version, 0, family.mask), pool.whole)
+    block = usable(Cidr(family.version, 0, family.mask), gateway=False, whole=pool.whole)
     missing = needed_of(request.needed, family) - addresses
     return Want(pool.name, family.version, min(-(-missing // block), MOST_BLOCKS - blocks))
 

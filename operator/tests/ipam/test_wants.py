@@ -5,9 +5,10 @@ import pytest
 
 from netloom.api.v1alpha1 import NetloomIPPool, NetworkIPAM, NodeIPAM
 from netloom.cidr import Cidr
+from netloom.ipam.address_block import usable
 from netloom.ipam.plan import Want
 from netloom.ipam.settings import Overlap, Settings, read
-from netloom.ipam.wants import asked, usable
+from netloom.ipam.wants import asked
 
 
 def pool(name: str, made: int = 0, **spec: object) -> NetloomIPPool:
@@ -45,7 +46,7 @@ def ipam(allocated: dict[str, list[str]], **needed: tuple[int, int]) -> NodeIPAM
     ],
 )
 def test_usable_addresses(cidr: str, whole: bool, count: int) -> None:
-    assert usable(Cidr.parse(cidr), whole) == count
+    assert usable(Cidr.parse(cidr), gateway=False, whole=whole) == count
 
 
 BLUE = pool("blue", ipv4=family("10.1.0.0/24", mask=28), ipv6=family("fd00::/120", mask=124))
