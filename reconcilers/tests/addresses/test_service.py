@@ -156,6 +156,20 @@ async def test_who_waited_in_vain_is_told_why_and_the_node_says_so(tmp_path: Pat
     assert service.failed == {}
 
 
+async def test_who_is_released_while_it_waits_is_given_nothing_afterwards(tmp_path: Path) -> None:
+    """A kubelet gives up an ADD, and sends a DEL. There will be no second one."""
+    service = begun(tmp_path, "10.0.0.7/32")
+    await ask(service, A)
+    task = await waits(service, B)
+    assert await service.release(B) == ()
+    with pytest.raises(Refused, match="was released while it waited"):
+        await task
+    service.allocator.rest_seconds = 0
+    await service.release(A)
+    await asyncio.sleep(0)
+    assert list(service.allocator.held()) == []
+
+
 async def test_who_does_not_ask_again_is_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("netloom_reconcilers.node.addresses.service.TOLD_SECONDS", 0.01)
     service, told = begun(tmp_path), asyncio.Event()
@@ -259,6 +273,20 @@ async def test_the_socket_speaks_json(tmp_path: Path) -> None:
         await request("POST", "/v1/addresses", {"name": "d/b", "container": "c"})
         assert await request("POST", "/v1/gc", {"valid": []}) == (200, {"released": ["10.0.0.3"]})
     assert not path.exists()
+
+
+async def test_who_hangs_up_waits_no_longer(tmp_path: Path) -> None:
+    service = begun(tmp_path, "10.0.0.7/32")
+    async with listening(service, tmp_path / "agent.sock") as request:
+        await request("POST", "/v1/addresses", {"name": "d/a"})
+        asking = asyncio.create_task(request("POST", "/v1/addresses", {"name": "d/b"}))
+        async with asyncio.timeout(20):
+            while not service._waiters:
+                await asyncio.sleep(0.001)
+            asking.cancel()
+            while service._waiters:
+                await asyncio.sleep(0.001)
+    assert service.allocator.need("", 0)[4].waiting == 1, "it may ask again"
 
 
 @pytest.mark.parametrize(

@@ -141,13 +141,16 @@ class AddressService:
             if self.failed.pop((pool, versions), None):
                 self.troubled()
         holding = self.allocator.holding(owner)
-        assert holding is not None
+        if holding is None:
+            raise _released(owner)
         await self.written()
         return holding
 
     async def release(self, owner: Owner, addresses: Collection[Address] | None = None) -> tuple[Address, ...]:
         """What the owner had and has no more. Raises Refused."""
         self.check()
+        for waiter in [each for each in self._waiters if each.owner == owner and not each.served.done()]:
+            waiter.served.set_exception(_released(owner))  # else it would be given some, and never release them
         gone = self.allocator.release(owner, addresses, now=self.clock())
         await self.written()
         self.counts["released"] += bool(gone)
@@ -300,6 +303,10 @@ class AddressService:
             self._write_soon()
         for listener in self.listeners:
             listener()
+
+
+def _released(owner: Owner) -> Refused:
+    return Refused("Released", f"{owner.name} was released while it waited for an address.")
 
 
 def _split(
