@@ -200,6 +200,24 @@ async def test_the_pool_is_asked_for_once_and_a_problem_is_the_answer(tmp_path: 
     assert asked == [A, B]
 
 
+async def test_who_is_released_while_its_pool_is_looked_for_is_given_none(tmp_path: Path) -> None:
+    service, found = begun(tmp_path, "10.0.0.0/29"), asyncio.Event()
+
+    async def pool_of(_owner: Owner, _named: str | None) -> Mapping[str, frozenset[Version]] | Problem:
+        await found.wait()
+        return {"": V4}
+
+    service.pool_of = pool_of
+    tasks = [asyncio.create_task(ask(service, owner)) for owner in (A, A, B)]
+    await asyncio.sleep(0)
+    await service.release(A)
+    found.set()
+    said = await asyncio.gather(*tasks, return_exceptions=True)
+    assert [isinstance(each, Refused) for each in said] == [True, True, False]
+    assert [owner for owner, _ in service.allocator.held()] == [B]
+    assert await ask(service, A) == "10.0.0.3", "who asks anew is given one"
+
+
 async def test_families_may_come_of_two_pools_and_none_is_given_without_the_other(tmp_path: Path) -> None:
     service = begun(tmp_path, "10.0.0.0/31", pool="four")
 

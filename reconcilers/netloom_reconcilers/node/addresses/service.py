@@ -99,6 +99,9 @@ class AddressService:
         self.counts: Counter[str] = Counter()
         self.failures: Counter[str] = Counter()
         self._waiters: list[_Waiter] = []
+        self._choosing: Counter[Owner] = Counter()
+        """Whose pools are looked for, and how often; and who of them was released meanwhile."""
+        self._released: set[Owner] = set()
         self._writes: list[asyncio.Future[None]] = []
         self._writing: asyncio.Handle | None = None
         self._serving: asyncio.Handle | None = None
@@ -128,7 +131,7 @@ class AddressService:
     async def _allocate(self, owner: Owner, pool: str | None, families: frozenset[Version], wait: float) -> Holding:
         self.check()
         if self.allocator.holding(owner) is None:
-            found = await self.pool_of(owner, pool)
+            found = await self._chosen(owner, pool)
             if isinstance(found, Problem):
                 raise Refused(found.reason, str(found), passing=False)
             pool, families, elsewhere = _split(found, families)
@@ -146,9 +149,25 @@ class AddressService:
         await self.written()
         return holding
 
+    async def _chosen(self, owner: Owner, pool: str | None) -> Mapping[str, frozenset[Version]] | Problem:
+        """Its pools. Whoever is released meanwhile would be given some, and never release them. Raises Refused."""
+        self._choosing[owner] += 1
+        try:
+            found = await self.pool_of(owner, pool)
+            if owner in self._released:
+                raise _released(owner)
+            return found
+        finally:
+            self._choosing[owner] -= 1
+            if not self._choosing[owner]:
+                del self._choosing[owner]
+                self._released.discard(owner)
+
     async def release(self, owner: Owner, addresses: Collection[Address] | None = None) -> tuple[Address, ...]:
         """What the owner had and has no more. Raises Refused."""
         self.check()
+        if owner in self._choosing:
+            self._released.add(owner)
         for waiter in [each for each in self._waiters if each.owner == owner and not each.served.done()]:
             waiter.served.set_exception(_released(owner))  # else it would be given some, and never release them
         gone = self.allocator.release(owner, addresses, now=self.clock())
