@@ -30,6 +30,10 @@ class IntervalSet:
     def __len__(self) -> int:
         return len(self._cidrs)
 
+    def __iter__(self) -> Iterator[Cidr]:
+        """In order."""
+        return iter(self._cidrs)
+
     def __contains__(self, cidr: Cidr) -> bool:
         """Whether this very CIDR is an element; `covers` asks for its addresses."""
         return cidr in self._cidrs

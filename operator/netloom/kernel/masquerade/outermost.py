@@ -6,6 +6,7 @@ CIDRs are apart.
 """
 
 from collections import Counter
+from collections.abc import Sequence
 
 from sortedcontainers import SortedList
 
@@ -54,6 +55,15 @@ class OutermostCidrs:
             return [], []
         self._contained.update(inner)
         return [cidr], inner
+
+    def add_all(self, cidrs: Sequence[Cidr]) -> tuple[list[Cidr], list[Cidr]]:
+        """Count all of these in; as `add`. Costs a walk over all that there are."""
+        before = set(self._outermost)
+        self._count.update(cidrs)
+        self._outermost = IntervalSet(self._count)
+        now = set(self._outermost)
+        self._contained = SortedList(self._count.keys() - now)
+        return [cidr for cidr in self._outermost if cidr not in before], [cidr for cidr in before if cidr not in now]
 
     def remove(self, cidr: Cidr) -> tuple[list[Cidr], list[Cidr]]:
         """Count the CIDR out; as `add`. Raises KeyError if it was not counted in."""

@@ -9,7 +9,7 @@ from types import MappingProxyType
 
 import msgspec
 
-from netloom.cidr import Cidr, format_address
+from netloom.cidr import VERSIONS, Cidr, format_address
 from netloom.kernel.keeper.table import Table
 from netloom.kernel.keeper.transaction import ELEMENT, Write
 from netloom.kernel.masquerade.outermost import OutermostCidrs, cidr_of, keys
@@ -126,8 +126,14 @@ class Sets:
         self.set_rules(desired.rules)
         for gone in self.known.keys() - desired.known.keys() - {_OWN, UNKNOWN}:
             self.set_known(gone, ())
-        for source, cidrs in desired.known.items():
-            self.set_known(source, cidrs)
+        new = {source: cidrs for source, cidrs in desired.known.items() if source not in self.known}
+        for source in desired.known.keys() - new.keys():
+            self.set_known(source, desired.known[source])
+        self.known.update(new)
+        for version in VERSIONS:
+            added = [cidr for cidrs in new.values() for cidr in set(cidrs) if cidr.version == version]
+            if added:
+                self._want(f"known{version}", *self._cidrs[f"known{version}"].add_all(added))
 
     def retain_unknown(self) -> None:
         """Desire, too, what the kernel has as known CIDRs and no node explains."""
@@ -160,14 +166,15 @@ class Sets:
                 changed.append(Element(name, key))
             if len(interval) == 1:
                 del self._open[name]
+        wanted: dict[bytes, tuple[bytes, ...]] = {}
         for interval in map(keys, appeared):
             for key in interval:
-                table.want(key, True)
-                self._intervals[name][key] = interval
-                changed.append(Element(name, key))
+                wanted[key] = interval
             if len(interval) == 1:
                 self._open[name] = interval
-        return changed
+        self._intervals[name] |= wanted
+        table.want_all(dict.fromkeys(wanted, True))
+        return changed + [Element(name, key) for key in wanted]
 
     def start_of(self, name: str, key: bytes) -> bytes | None:
         """The start of the interval that this is the start or the end of; None for an end that is not desired."""
