@@ -20,7 +20,7 @@ test: check ## Run everything: check, then the tests on a real API server and ke
 	@$(PY) -m netloom_e2e build
 	$(PY) -m pytest -q -n 3 --dist loadfile e2e/tests
 
-check: setup-tests ## Format, lint, types, layers and unit tests; under a minute
+check: setup-tests ## Format, lint, types, layers and unit tests; about a minute
 	.venv/bin/ruff format --check .
 	.venv/bin/ruff check .
 	.venv/bin/mypy

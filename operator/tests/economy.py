@@ -11,6 +11,7 @@ import os
 
 import pytest
 import structlog
+from hypothesis import HealthCheck, settings
 
 
 def plain_log() -> None:
@@ -31,14 +32,13 @@ def pytest_configure(config: pytest.Config) -> None:
     """To be imported by a conftest of the tests' roots. Before Hypothesis' own, which looks for the profile."""
     os.environ["SSL_CERT_FILE"] = os.devnull
     plain_log()
-    if config.getoption("--hypothesis-profile", None) == "check":
-        from hypothesis import settings
-
-        settings.register_profile("check", max_examples=20)
+    # What a busy machine takes longer for is as right.
+    settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    settings.register_profile("check", settings.get_profile("patient"), max_examples=20)
+    if config.getoption("--hypothesis-profile", None) is None:
+        settings.load_profile("patient")
 
 
 def examples(count: int) -> int:
     """What to give to `@settings(max_examples=...)`: the profile scales it, too."""
-    from hypothesis import settings
-
     return max(1, count * settings().max_examples // 100)

@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from netloom.api.admission import AdmissionRequest, GroupVersionResource
@@ -37,7 +37,6 @@ def test_any_bytes_are_a_review_or_a_sentence(body: bytes):
     assert decoded(body) is None
 
 
-@settings(suppress_health_check=[HealthCheck.too_slow])  # of a machine that is busy otherwise
 @given(st.dictionaries(st.sampled_from(sorted(sent()["request"])), JSON), st.binary(max_size=4), st.integers(0, 400))
 def test_any_change_of_a_review_is_one_or_a_sentence(changes: dict[str, Any], splice: bytes, place: int):
     body = json.dumps(sent() | {"request": sent()["request"] | changes}).encode()
