@@ -38,6 +38,15 @@ def shortage(node: str, supply: Supply, allocator: NodeAllocator, owner: Owner, 
     return f"{begin}: all usable addresses of {what} are taken ({used}). {way_out}"
 
 
+def not_in_force(node: str, owner: Owner) -> str:
+    """Why an owner got no single address, though the node holds some."""
+    return (
+        f"{owner.name} gets no IP address on node {node}: addresses are in spec.ipam.pool of its NetloomNode, and the "
+        "network's IPAM mode is not in force yet (status.ipam.mode). The operator puts it in force: see whether it "
+        "runs, and what the NetloomNetwork's condition Ready says."
+    )
+
+
 def orphans(node: str, allocator: NodeAllocator, kept: Collection[Cidr]) -> Iterator[str]:
     """Of what is used and not provided any more, what nobody else tells."""
     found = {

@@ -244,6 +244,8 @@ class AddressesFeature(NodeFeature):
 
     def _explain(self, owner: Owner, shortage: Shortage) -> str:
         assert self._provision is not None
+        if self.outside is not None and self._provision.supply.singles and not self.outside.supply:
+            return explaining.not_in_force(self.context.node_name, owner)
         return explaining.shortage(
             self.context.node_name, self._provision.supply, self.allocator, owner, shortage, self.service.clock()
         )
