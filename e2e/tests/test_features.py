@@ -4,6 +4,7 @@ Whose conditions are whose."""
 import os
 import re
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -12,12 +13,14 @@ from netloom.roles.agent import FEATURES
 from netloom.runtime.client import Api
 from netloom.runtime.events import EventRecorder
 from netloom.runtime.store import Store
+from netloom_e2e.addresses import AddressSocket
 from netloom_e2e.agents import NETWORK, NODES, Agents, netloom_node, network
 from netloom_e2e.cluster import ControlPlane
 from netloom_e2e.gateway import gateway
 from netloom_e2e.lab import Lab, Machine, wait_for
 from netloom_e2e.mesh import NETLOOM, PROTOCOL, facts, state
 from netloom_reconcilers.conditions import AGENT, Conditions, manager_of
+from netloom_reconcilers.features.kernel import KernelFeature
 from netloom_reconcilers.features.node import Readiness
 from netloom_reconcilers.node.status import NodeStatusReconciler
 
@@ -66,7 +69,8 @@ DELETE = {
     "probe": ["ip", "link", "delete", "netloom_probe"],
 }
 """Damages it."""
-NAMES = [feature.name for feature in FEATURES]
+ALL = [feature.name for feature in FEATURES]
+NAMES = [feature.name for feature in FEATURES if issubclass(feature, KernelFeature)]
 DROPPING = [feature.name for feature in FEATURES if feature.drops]
 """What these left goes."""
 
@@ -104,6 +108,7 @@ def restart(agents: Agents, machine: Machine, *flags: str) -> None:
 
 def test_every_feature_is_tested() -> None:
     assert sorted(KERNEL) == sorted(DELETE) == sorted(NAMES)
+    assert set(ALL) - set(NAMES) == {"addresses"}, "it keeps nothing in the kernel"
     assert DROPPING == ["senders"]
 
 
@@ -118,7 +123,7 @@ def test_each_is_switched_off_and_the_others_go_on(agents: Agents, off: str) -> 
 
     restart(agents, n1, f"--features=-{off}")
     wait_for("the others in sync", lambda: facts(n1).get("inSync"))
-    assert facts(n1)["features"] == others
+    assert facts(n1)["features"] == [name for name in ALL if name != off]
     assert ("peers" in facts(n1)) == (off != "tunnels")
     assert ("masquerade" in facts(n1)) == (off != "masquerade")
     assert ("forwarding" in facts(n1)) == (off != "forwarding")
@@ -146,6 +151,21 @@ def test_each_is_switched_off_and_the_others_go_on(agents: Agents, off: str) -> 
 
     restart(agents, n1)
     wait_for("it is there again", lambda: KERNEL[off](n1) == before[off])
+
+
+def test_without_addresses_nobody_is_answered_and_what_was_given_is_remembered(agents: Agents) -> None:
+    n1 = agents.lab.nodes["n1"]
+    path = Path(agents.run_dir(n1)) / "agent.sock"
+    agents.in_sync(n1, peers=1)
+    given = AddressSocket(path).allocate("default/a")
+    restart(agents, n1, "--features=-addresses")
+    wait_for("the others in sync", lambda: facts(n1).get("inSync"))
+    assert facts(n1)["features"] == NAMES
+    assert not path.exists()
+    restart(agents, n1)
+    agents.in_sync(n1, peers=1)
+    assert AddressSocket(path).allocate("default/a") == given
+    assert AddressSocket(path).release("default/a") == given
 
 
 def test_cleanup_removes_what_a_switched_off_feature_left(agents: Agents) -> None:

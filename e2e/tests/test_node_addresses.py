@@ -171,7 +171,7 @@ def test_what_cannot_be_written_down_is_not_given_and_all_else_goes_on(node: Nod
     wait_for("the agent to say it", told, deadline=30)
     assert "cannot be written: Not a directory. No pod of this node gets an address meanwhile" in str(said["errors"])
     status, answer = node.socket.ask("POST", ADDRESSES, {"name": "default/late"})
-    assert (status, answer["reason"]) == (503, "NotReady")
+    assert (status, answer["reason"]) == (503, "CheckpointUnwritable")
     node.machine.ip("link", "show", "netloom_vxlan")
     node.agents.plane.client.request("PATCH", f"{NODES}/n1", {"metadata": {"labels": {"a": "b"}}})
     node.restart()

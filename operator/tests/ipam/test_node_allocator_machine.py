@@ -6,11 +6,20 @@ the file is cut, has lines repeated, or is another node's: then what runs makes 
 
 import itertools
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
-from netloom.cidr import Address, Cidr, Version
+from netloom.api.v1alpha1 import PoolAddress
+from netloom.cidr import Address, Cidr, Version, parse_address
 from netloom.ipam.address_block import usable
 from netloom.ipam.address_records import Gave, Header, line, read, whole
 from netloom.ipam.node_allocator import NodeAllocator, Owner, Shortage, Supply
@@ -21,7 +30,13 @@ BLOCKS = {
     "": tuple(map(Cidr.parse, ("10.0.0.0/29", "fd00::/125"))),
     "web": tuple(map(Cidr.parse, ("10.0.1.0/30", "10.0.2.0/31", "fd00:1::/126", "fd00:2::7/128"))),
 }
+SINGLES = {
+    parse_address("10.5.0.1"): PoolAddress(),
+    parse_address("10.5.0.2"): PoolAddress(owner="d/a"),
+    parse_address("fd05::1"): PoolAddress(),
+}
 BOTH: frozenset[Version] = frozenset({4, 6})
+ANY: dict[Version, Address] = {4: bytes(4), 6: bytes(16)}
 HEADER = Header("n1", "boot", "first")
 FOREIGN = whole(
     Header("n2", "boot", "x"), [Gave("other/pod", "c", "eth0", "", ("10.0.0.2",)), Gave("o/p", "d", "eth0", "", ())]
@@ -33,6 +48,7 @@ owners = st.builds(
 supplies = st.fixed_dictionaries(
     {pool: st.sets(st.sampled_from(cidrs)).map(lambda found: tuple(sorted(found))) for pool, cidrs in BLOCKS.items()}
 )
+singles = st.sets(st.sampled_from(sorted(SINGLES))).map(lambda found: {each: SINGLES[each] for each in sorted(found)})
 
 
 class Node(RuleBasedStateMachine):
@@ -46,7 +62,7 @@ class Node(RuleBasedStateMachine):
         self.unsure: set[Owner] = set()
         self.freed: dict[Address, float] = {}
         self.files = map(str, itertools.count())
-        self.supply = Supply(blocks=BLOCKS)
+        self.supply = Supply(blocks=BLOCKS, singles=SINGLES)
 
     @initialize()
     def begin(self) -> None:
@@ -102,6 +118,7 @@ class Node(RuleBasedStateMachine):
                 assert self.now >= self.freed.get(address, -REST) + REST, "it has not rested"
                 others = [each for each, had in self.told.items() if address in had]
                 assert not others, f"{owner} is given what {others} have"
+                assert self.supply.singles.get(address, PoolAddress()).owner in ("", owner.name)
         if self.written(crash):
             assert set(self.told.get(owner, got)) <= set(got), "it was told of another before"
             self.told[owner] = got
@@ -142,9 +159,9 @@ class Node(RuleBasedStateMachine):
     def time_passes(self, seconds: float) -> None:
         self.now += seconds
 
-    @rule(blocks=supplies)
-    def another_supply(self, blocks: dict[str, tuple[Cidr, ...]]) -> None:
-        self.supply = Supply(blocks=blocks)
+    @rule(blocks=supplies, singles=singles)
+    def another_supply(self, blocks: dict[str, tuple[Cidr, ...]], singles: dict[Address, PoolAddress]) -> None:
+        self.supply = Supply(blocks=blocks, singles=singles)
         self.made.provide(self.supply)
         self.written(None)
 
@@ -224,12 +241,12 @@ class Node(RuleBasedStateMachine):
                 size = sum(
                     usable(cidr, gateway=not pool, whole=False) for cidr in blocks if cidr not in self.made.closed
                 )
-                in_closed = [each for each in self.made.closed if each in blocks]
-                assert count.used + count.free + count.resting == size, (pool, version, in_closed)
+                size += 0 if pool else sum(len(each) == len(ANY[version]) for each in self.supply.singles)
+                assert count.used + count.free + count.resting == size, (pool, version)
 
     def teardown(self) -> None:
         """When all have released, and all has rested, every address can be given again: none was lost."""
-        self.made.provide(Supply(blocks=BLOCKS))
+        self.made.provide(Supply(blocks=BLOCKS, singles=SINGLES))
         self.open_all()
         for owner, _ in self.made.held():
             self.made.release(owner, now=self.now)
@@ -237,14 +254,24 @@ class Node(RuleBasedStateMachine):
             free = self.made.need(pool, self.now + REST)
             for version, count in free.items():
                 sizes = [usable(cidr, gateway=not pool, whole=False) for cidr in cidrs if cidr.version == version]
-                assert count == (0, count.waiting, sum(sizes), 0)
+                single = [] if pool else [each for each in SINGLES if len(each) == len(ANY[version])]
+                assert count == (0, count.waiting, sum(sizes) + len(single), 0)
             given = 0
             while not isinstance(
                 self.made.allocate(Owner(f"{pool}/{given}"), pool, frozenset({4}), self.now + REST), Shortage
             ):
                 given += 1
-            assert given == free[4].free
+            assert given == free[4].free - (not pool), "one is d/a's alone"
 
 
-Node.TestCase.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
-TestNode = Node.TestCase
+def live(examples: int, steps: int) -> None:
+    run_state_machine_as_test(Node, settings=settings(max_examples=examples, stateful_step_count=steps, deadline=None))  # type: ignore[no-untyped-call]
+
+
+def test_no_address_has_two_owners_and_none_is_lost() -> None:
+    live(40, 30)
+
+
+@pytest.mark.slow
+def test_no_address_has_two_owners_and_none_is_lost_in_long_lives() -> None:
+    live(400, 60)

@@ -30,6 +30,19 @@ from netloom_reconcilers.node.addresses.feature import AddressesFeature
 from netloom_reconcilers.node.addresses.service import Refused
 
 
+class Pauses:
+    """Without jitter, and of one length."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+
+    def next(self) -> float:
+        return self._seconds
+
+    def reset(self) -> None:
+        pass
+
+
 class World:
     """What is there, as the test says."""
 
@@ -55,6 +68,7 @@ class World:
         monkeypatch.setattr(module, "single_addresses", kernel)
         monkeypatch.setattr(running, "pods_of", pods_of)
         monkeypatch.setattr(module.time, "monotonic", lambda: self.now)
+        monkeypatch.setattr(module, "Backoff", lambda first, most: Pauses(first))
 
     def feature(self, *cidrs: str, alone: bool = False, **ipam: Any) -> AddressesFeature:
         """Of an agent that just began. `alone`: it has no API server."""
@@ -95,19 +109,19 @@ async def test_what_runs_and_is_not_written_down_is_entered_until_nothing_shows_
     world.pods = {"10.0.0.2": "default/known", "10.9.0.1": "default/elsewhere"}
     world.routed = {"10.0.0.2": "veth1", "10.0.0.3": "veth2", "10.9.0.2": "veth3"}
     made = world.feature("10.0.0.0/29")
-    assert await made.reconcile() == module.LOOK_SECONDS
+    assert await made.reconcile() == module.LOOK_SECONDS[0]
     assert held(made) == {"10.0.0.2": "default/known", "10.0.0.3": "device:veth2"}
     assert await ask(made, "default/known") == "10.0.0.4", "whoever asks by a container is another one"
     assert await made.service.release(Owner("default/known", "x")) == ()
 
-    world.now += module.LOOK_SECONDS
+    world.now += module.SOON_SECONDS
     world.pods, world.routed = {}, {"10.0.0.2": "veth1"}
     await made.reconcile()
     assert held(made) == {"10.0.0.2": "default/known", "10.0.0.4": "default/known c"}
     asked = world.asked
     await made.reconcile()
     assert world.asked == asked, "it is looked again after a while, not whenever something changes"
-    world.now += module.LOOK_SECONDS
+    world.now += module.LOOK_SECONDS[0]
     world.routed = {}
     assert await made.reconcile() is None
     assert held(made) == {"10.0.0.4": "default/known c"}
@@ -138,6 +152,32 @@ async def test_without_the_right_to_list_pods_the_kernel_is_believed(world: Worl
     await made.reconcile()
     assert await ask(made, "default/a") == "10.0.0.3"
     assert "the agent may not list pods" in made.errors()[0]
+
+
+async def test_who_was_known_by_a_pod_stays_where_pods_cannot_be_listed_any_more(world: World) -> None:
+    world.pods, world.routed = {"10.0.0.2": "default/bridged"}, {"10.0.0.3": "veth1"}
+    made = world.feature("10.0.0.0/29")
+    await made.reconcile()
+    for refusal in (Unavailable(0, "Timeout", "no answer"), Forbidden(403, "Forbidden", "no right")):
+        world.now += module.LOOK_SECONDS[0]
+        world.pods, world.routed = refusal, {}
+        await made.reconcile()
+        assert held(made)["10.0.0.2"] == "default/bridged"
+    assert "10.0.0.3" not in held(made), "the kernel's routes tell of that one"
+
+
+async def test_a_cidr_that_comes_back_is_not_given_of_before_it_is_known_what_runs_there(world: World) -> None:
+    made = world.feature("10.0.1.0/29")
+    await made.reconcile()
+    made.context.own.kept = {"10.0.0.0/29": "10.0.0.2/32 on veth1"}
+    made.changed()
+    world.pods = Unavailable(0, "Timeout", "no answer")
+    world.say(made, "10.0.0.0/29")
+    assert await made.reconcile() == module.AGAIN_SECONDS
+    assert await ask(made, "default/a") == "10.0.1.2"
+    world.pods = {"10.0.0.2": "default/lives"}
+    await made.reconcile()
+    assert await ask(made, "default/b") == "10.0.0.3"
 
 
 async def test_what_devices_of_the_node_have_is_not_given(world: World) -> None:
@@ -213,13 +253,11 @@ async def test_what_it_says_of_itself(world: World) -> None:
             "ipv6": {"used": 0, "waiting": 0, "free": 0, "resting": 0},
         }
     }
-    assert "all usable addresses of 10.0.0.6/31 are taken" in made.errors()[0]
+    assert made.errors()[0].startswith("pods get no IPv4 address on node n1: all usable addresses of 10.0.0.6/31 are")
     found = samples(made)
     assert found["netloom_node_addresses"]["", "ipv4", "used"] == 1
     assert found["netloom_address_changes"] == {("given",): 1, ("released",): 0}
     assert found["netloom_address_failures"] == {("AddressesExhausted",): 1}
-    world.now += module.TOLD_SECONDS
-    assert made.errors() == [], "who does not ask again is forgotten"
 
 
 def samples(made: AddressesFeature) -> dict[str, dict[tuple[str, ...], float]]:

@@ -38,7 +38,7 @@ def begun(folder: Path, *cidrs: str, pool: str = "", rest: float = 30.0) -> Addr
         NodeAllocator(rest),
         Checkpoint(folder, "n1"),
         lambda pool: V4,
-        lambda owner, short: f"{owner.name} gets none",
+        lambda owner, short: f"{owner.name} gets none" if owner else "pods get none",
         clock=Clock(),
     )
     assert made.begin() is not None
@@ -148,12 +148,39 @@ async def test_who_waited_in_vain_is_told_why_and_the_node_says_so(tmp_path: Pat
     with pytest.raises(Refused, match="default/b gets none") as refusal:
         await ask(service, B, wait=0)
     assert (refusal.value.reason, refusal.value.passing) == ("AddressesExhausted", True)
-    assert [why for _, why in service.failed.values()] == ["default/b gets none"]
+    assert [why for _, why in service.failed.values()] == ["pods get none"]
     assert service.allocator.need("", 0)[4].waiting == 1, "it will ask again"
     service.allocator.rest_seconds = 0
     await service.release(A)
     assert await ask(service, B) == "10.0.0.7"
     assert service.failed == {}
+
+
+async def test_who_is_released_while_it_waits_is_given_nothing_afterwards(tmp_path: Path) -> None:
+    """A kubelet gives up an ADD, and sends a DEL. There will be no second one."""
+    service = begun(tmp_path, "10.0.0.7/32")
+    await ask(service, A)
+    task = await waits(service, B)
+    assert await service.release(B) == ()
+    with pytest.raises(Refused, match="was released while it waited"):
+        await task
+    service.allocator.rest_seconds = 0
+    await service.release(A)
+    await asyncio.sleep(0)
+    assert list(service.allocator.held()) == []
+
+
+async def test_who_does_not_ask_again_is_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("netloom_reconcilers.node.addresses.service.TOLD_SECONDS", 0.01)
+    service, told = begun(tmp_path), asyncio.Event()
+    service.clock = asyncio.get_running_loop().time
+    with pytest.raises(Refused):
+        await ask(service, A, wait=0)
+    assert service.failed
+    service.troubled = told.set
+    async with asyncio.timeout(20):
+        await told.wait()
+    assert not service.failed
 
 
 async def test_the_pool_is_asked_for_once_and_a_problem_is_the_answer(tmp_path: Path) -> None:
@@ -222,6 +249,20 @@ async def test_the_socket_speaks_json(tmp_path: Path) -> None:
         await request("POST", "/v1/addresses", {"name": "d/b", "container": "c"})
         assert await request("POST", "/v1/gc", {"valid": []}) == (200, {"released": ["10.0.0.3"]})
     assert not path.exists()
+
+
+async def test_who_hangs_up_waits_no_longer(tmp_path: Path) -> None:
+    service = begun(tmp_path, "10.0.0.7/32")
+    async with listening(service, tmp_path / "agent.sock") as request:
+        await request("POST", "/v1/addresses", {"name": "d/a"})
+        asking = asyncio.create_task(request("POST", "/v1/addresses", {"name": "d/b"}))
+        async with asyncio.timeout(20):
+            while not service._waiters:
+                await asyncio.sleep(0.001)
+            asking.cancel()
+            while service._waiters:
+                await asyncio.sleep(0.001)
+    assert service.allocator.need("", 0)[4].waiting == 1, "it may ask again"
 
 
 @pytest.mark.parametrize(

@@ -143,6 +143,7 @@ def test_who_gets_none_is_told_why(supply: Supply, pool: str, said: str) -> None
     if pool == "web" and not supply.blocks["web"]:
         short = Shortage("web", frozenset({4}))
     assert isinstance(short, Shortage)
-    text = explaining.shortage("n1", supply, made, Owner("default/b"), short, 0)
+    text = explaining.shortage("default/b gets", "n1", supply, short, made.need(pool, 0))
     assert text.startswith("default/b gets no ")
     assert text.endswith(f"on node n1: {said}")
+    assert " used" not in explaining.shortage("pods get", "n1", supply, short), "equal at any time"

@@ -24,7 +24,8 @@ class MeshNode(msgspec.Struct, frozen=True, kw_only=True):
     encapsulations: in which packets may come in: a device for each tunnel; for `none` the underlay's reverse path
                filter is loosened, as answers may leave by another device. Where a packet goes is said by its route.
     addresses: put on the tunnel devices, /32 or /128: the network address of each of the node's own pod CIDRs, so
-               that what the node itself sends to a remote pod has a source that the remote node routes back.
+               that what the node itself sends to a remote pod has a source that the remote node routes back. Of CIDRs
+               of one or two addresses only where there is no larger one.
     mtu:       bytes, of the network between the nodes; 0: that of the devices that carry the traffic.
     devices:   names or shell patterns of the devices that carry the traffic; none: those that routes to peers name.
     claimed:   all addresses that the node is said to have; which of them are on no device is in the report.

@@ -3,27 +3,27 @@
 from collections.abc import Collection, Iterator
 
 from netloom.cidr import Cidr, format_address
-from netloom.ipam.node_allocator import NO_POOL, NodeAllocator, Owner, Shortage, Supply
+from netloom.ipam.node_allocator import NO_POOL, Need, NodeAllocator, Shortage, Supply
 from netloom_reconcilers.node.addresses.supply import shorts
 
 _NAMED = 3
 
 
-def shortage(node: str, supply: Supply, allocator: NodeAllocator, owner: Owner, short: Shortage, now: float) -> str:
-    """Why an owner got nothing."""
+def shortage(who: str, node: str, supply: Supply, short: Shortage, need: Need | None = None) -> str:
+    """Why somebody (`default/web-0 gets`) got nothing. need: with the figures of the moment."""
     families = " and ".join(shorts(short.versions))
     of_pool = f" of pool {short.pool}" if short.pool else ""
-    begin = f"{owner.name} gets no {families or 'IP'} address{of_pool} on node {node}"
+    begin = f"{who} no {families or 'IP'} address{of_pool} on node {node}"
     if short.pool in supply.closed:
         return f"{begin}: NetloomIPPool {short.pool} is draining, so nothing new is given of it. Name another pool."
     if not short.versions:
         return f"{begin}: the node holds nothing to give of. Its NetloomNode's condition Allocated says why."
-    need = allocator.need(short.pool, now)
-    counts = [(version, need[version]) for version in sorted(short.versions)]
+    counts = [(version, need[version]) for version in sorted(short.versions)] if need else []
     used = ", ".join(f"IPv{version}: {each.used} used, {each.resting} resting" for version, each in counts)
+    used = f" ({used})" if used else ""
     held = [str(cidr) for cidr in supply.blocks.get(short.pool, ()) if cidr.version in short.versions]
     if short.pool == NO_POOL and supply.singles:
-        what = f"none in spec.ipam.pool of NetloomNode {node} is free for it ({used})"
+        what = f"none in spec.ipam.pool of NetloomNode {node} is free{' for it' if need else ''}{used}"
         return f"{begin}: {what}. Whoever fills that has to enter more."
     if not held:
         where = "spec.ipam.pools.allocated" if short.pool else "spec.ipam.podCIDRs"
@@ -35,13 +35,13 @@ def shortage(node: str, supply: Supply, allocator: NodeAllocator, owner: Owner, 
         if short.pool
         else "Run fewer pods on the node (the kubelet's maxPods), or give new nodes larger blocks."
     )
-    return f"{begin}: all usable addresses of {what} are taken ({used}). {way_out}"
+    return f"{begin}: all usable addresses of {what} are taken{used}. {way_out}"
 
 
-def not_in_force(node: str, owner: Owner) -> str:
-    """Why an owner got no single address, though the node holds some."""
+def not_in_force(who: str, node: str) -> str:
+    """Why nobody gets a single address, though the node holds some."""
     return (
-        f"{owner.name} gets no IP address on node {node}: addresses are in spec.ipam.pool of its NetloomNode, and the "
+        f"{who} no IP address on node {node}: addresses are in spec.ipam.pool of its NetloomNode, and the "
         "network's IPAM mode is not in force yet (status.ipam.mode). The operator puts it in force: see whether it "
         "runs, and what the NetloomNetwork's condition Ready says."
     )

@@ -5,6 +5,7 @@ and the kernel's routes say what runs, and so make up for what was not written d
 socket says so. What was provided stays so while the objects are not there.
 """
 
+import asyncio
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -19,12 +20,14 @@ from netloom.ipam.node_allocator import NodeAllocator, Owner, Shortage, Supply
 from netloom.kernel.keeper.report import Failure, PlannedChange
 from netloom.kernel.mesh.occupants import SingleAddresses, single_addresses
 from netloom.kernel.netlink.sockets import AnswerLost
+from netloom.runtime.backoff import Backoff
 from netloom.runtime.controller import Controller
 from netloom.runtime.errors import ApiError, Forbidden
 from netloom.runtime.manager import Run
 from netloom_reconcilers.features.node import NodeContext, NodeFeature
 from netloom_reconcilers.node.addresses import explaining, running
 from netloom_reconcilers.node.addresses.checkpoint import Checkpoint, Found, files
+from netloom_reconcilers.node.addresses.running import Pods
 from netloom_reconcilers.node.addresses.server import AddressServer, serve
 from netloom_reconcilers.node.addresses.service import AddressService
 from netloom_reconcilers.node.addresses.supply import Provision, provision, versions_of
@@ -38,10 +41,12 @@ log = structlog.get_logger(__name__)
 
 _KEY = "addresses"
 AGAIN_SECONDS = 5.0
-LOOK_SECONDS = 30.0
-"""How often it is looked whether those are still there that are known by sight alone."""
+LOOK_SECONDS = 30.0, 600.0
+"""After which it is looked whether those are still there that are known by sight alone, and at most: where something
+else gives addresses as well, those are all pods, and each look is a list of them."""
+SOON_SECONDS = 2.0
 TOLD_SECONDS = 300.0
-"""How long it is told that the checkpoint was of no use, and that somebody got no address."""
+"""How long it is told that the checkpoint was of no use."""
 
 
 class AddressesFeature(NodeFeature):
@@ -60,6 +65,7 @@ class AddressesFeature(NodeFeature):
             self.allocator, Checkpoint(state, context.node_name), self._versions_of, self._explain
         )
         self.service.troubled = context.changed
+        self.service.missed = self._missed
         self._pools = context.caches.store(POOLS, optional=True)
         self._provision: Provision | None = None
         self._kernel = SingleAddresses(frozenset(), {})
@@ -70,7 +76,8 @@ class AddressesFeature(NodeFeature):
         self._found: Found | None = None
         self._found_at = 0.0
         self._merged = self._looked = False
-        self._looked_at = 0.0
+        self._look_at = 0.0
+        self._pause = Backoff(*LOOK_SECONDS)
         self._kept: frozenset[Cidr] = frozenset()
         self._ever_kept: set[Cidr] = set()
         self.outside: OutsideSupply | None = None
@@ -136,23 +143,28 @@ class AddressesFeature(NodeFeature):
         self._found, self._found_at = self.service.begin(), time.monotonic()
         if self._found is not None:
             log.info("the checkpoint of addresses is read", records=len(self._found.records), why_not=self._found.lost)
+        if self._is_damage_told():
+            asyncio.get_running_loop().call_later(TOLD_SECONDS + 1, self.context.changed)
         return self._found is not None
 
     # --------------------------------------------------------------------------------------------- what there is
 
     async def _provide(self, node: NetloomNode) -> float | None:
-        running_known = await self._what_runs(node) if self._is_to_look(node) else None
-        if running_known is None and not self._merged:
-            self.service.obstacle = f"nothing is given yet: {self._unseen}"
+        came_back = {each for each in self._ever_kept if any(map(each.overlaps, pod_cidrs_of(node)[0]))}
+        known = await self._what_runs() if came_back or self._is_to_look() else None
+        if known is None and (came_back or not self._merged):
+            if not self._merged:
+                self.service.obstacle = f"nothing is given yet: {self._unseen}"
             return AGAIN_SECONDS
+        self._ever_kept -= came_back
         self._provision = provision(node, self._pools.get, self._taken(node))
         self.service.provide(self._given(self._provision))
-        if running_known is not None:
-            self._take_in(running_known)
+        if known is not None:
+            self._take_in(known)
             self._merged, self.service.obstacle = True, ""
             if self.outside is not None:
                 self.outside.look()
-        return LOOK_SECONDS if self._is_anyone_seen() else None
+        return max(0.0, self._look_at - time.monotonic()) if self._is_anyone_seen() else None
 
     def _given(self, found: Provision) -> Supply:
         """Of that, what may be given now."""
@@ -180,18 +192,20 @@ class AddressesFeature(NodeFeature):
     def _is_anyone_seen(self) -> bool:
         return any(running.is_seen(owner) for owner, _ in self.allocator.held())
 
-    def _is_to_look(self, node: NetloomNode) -> bool:
-        """When the agent begins, when a CIDR comes back that was kept meanwhile, and as long as somebody is known by
-        sight alone. What the operator gives anew, nobody lives in."""
-        if not self._merged:
-            return True
-        came_back = {each for each in self._ever_kept if any(map(each.overlaps, pod_cidrs_of(node)[0]))}
-        self._ever_kept -= came_back
-        return bool(came_back) or (self._is_anyone_seen() and time.monotonic() - self._looked_at >= LOOK_SECONDS)
+    def _is_to_look(self) -> bool:
+        """When the agent begins, and as long as somebody is known by sight alone. (And when a CIDR comes back that was
+        kept meanwhile. What the operator gives anew, nobody lives in.)"""
+        return not self._merged or (self._is_anyone_seen() and time.monotonic() >= self._look_at)
 
-    async def _what_runs(self, node: NetloomNode) -> dict[Address, str] | None:
-        """Which pod has which address. None: that is not known, and may be soon."""
-        self._looked_at = time.monotonic()
+    def _missed(self, owner: Owner) -> None:
+        """A pod that is known by sight alone may be on its way out: it is looked when it should be gone."""
+        if self.allocator.holding(running.seen(owner.name)) is not None:
+            self._look_at = min(self._look_at, time.monotonic() + SOON_SECONDS)
+            self.controller.enqueue_after(_KEY, SOON_SECONDS + 0.1)
+
+    async def _what_runs(self) -> Pods | None:
+        """The kernel's side is in `_kernel` then. None: that is not known, and may be soon."""
+        self._look_at = time.monotonic() + self._pause.next()
         try:
             self._kernel = await single_addresses()
         except (AnswerLost, OSError) as error:
@@ -199,21 +213,24 @@ class AddressesFeature(NodeFeature):
             return None
         return await self._pods()
 
-    def _take_in(self, pods: Mapping[Address, str]) -> None:
+    def _take_in(self, pods: Pods) -> None:
         routed, node = self._kernel.routed, self.context.nodes.get(self.context.node_name)
         singles = set(self._provision.supply.singles) if self._provision else set()
         singles |= {parse_address(text) for text in (node.status.ipam.used if node else ()) if is_address(text)}
         mine = self.allocator.block
-        merged = running.merge(self.allocator, pods, routed, lambda each: mine(each) is not None or each in singles)
+        merged = running.merge(
+            self.allocator, pods.found, routed, lambda each: mine(each) is not None or each in singles
+        )
         if merged.adopted:
             log.info("what runs and was not written down is entered", addresses=len(merged.adopted))
         for owner in running.gone(self.allocator, pods, routed):
             log.info("what was seen to have an address is gone", who=owner.name)
             self.allocator.release(owner, now=self.service.clock())
+            self._pause.reset()
 
-    async def _pods(self) -> dict[Address, str] | None:
+    async def _pods(self) -> Pods | None:
         if self.context.api is None:
-            return {}
+            return Pods({}, known=False)
         try:
             found = await running.pods_of(self.context.api, self.context.node_name)
         except Forbidden as error:
@@ -221,12 +238,12 @@ class AddressesFeature(NodeFeature):
                 f"Node {self.context.node_name}: the agent may not list pods ({error.message}), so which addresses run "
                 "is known by the kernel's routes alone. Give it that right; see docs/examples/rbac.yaml."
             )
-            return {}
+            return Pods({}, known=False)
         except ApiError as error:
             self._unseen = f"the pods of Node {self.context.node_name} cannot be listed: {error}."
             return None
         self._unseen = ""
-        return found
+        return Pods(found)
 
     def _taken(self, node: NetloomNode) -> set[Address]:
         """What the node has itself: on devices, and for the probe."""
@@ -242,13 +259,13 @@ class AddressesFeature(NodeFeature):
         network = self.context.networks.get(NETWORK_NAME)
         return versions_of(pool, self._provision.supply, network, self._pools.get(pool))
 
-    def _explain(self, owner: Owner, shortage: Shortage) -> str:
-        assert self._provision is not None
-        if self.outside is not None and self._provision.supply.singles and not self.outside.supply:
-            return explaining.not_in_force(self.context.node_name, owner)
-        return explaining.shortage(
-            self.context.node_name, self._provision.supply, self.allocator, owner, shortage, self.service.clock()
-        )
+    def _explain(self, owner: Owner | None, shortage: Shortage) -> str:
+        supply = self._provision.supply if self._provision is not None else Supply()
+        need = self.allocator.need(shortage.pool, self.service.clock()) if owner else None
+        who = f"{owner.name} gets" if owner else "pods get"
+        if self.outside is not None and supply.singles and not self.outside.supply:
+            return explaining.not_in_force(who, self.context.node_name)
+        return explaining.shortage(who, self.context.node_name, supply, shortage, need)
 
     # ---------------------------------------------------------------------------------------------- what it says
 
@@ -270,8 +287,7 @@ class AddressesFeature(NodeFeature):
                 found += self.outside.errors()
             else:
                 found += explaining.orphans(self.context.node_name, self.allocator, self._kept)
-        now = self.service.clock()
-        found += [why for at, why in self.service.failed.values() if at + TOLD_SECONDS > now]
+        found += [why for _, why in self.service.failed.values()]
         if self._is_damage_told():
             assert self._found is not None
             found.append(

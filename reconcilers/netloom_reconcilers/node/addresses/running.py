@@ -2,11 +2,13 @@
 
 It is asked whenever the agent begins, and so makes up for what a checkpoint may lack. Who is known by that alone is
 entered without a container, and without an interface, which nobody can ask or release by: it is looked again and again
-whether it is still there, and freed when nothing shows it any more.
+whether it is still there, and freed when nothing shows it any more. Where pods cannot be listed, those stay that were
+known by them.
 """
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import structlog
 
@@ -17,8 +19,17 @@ from netloom.runtime.client import Api
 
 log = structlog.get_logger(__name__)
 
+DEVICE = "device:"
+"""Begins the name of who is known by a route alone."""
 SEEN = ""
 """As an owner's interface: it was seen to have its address."""
+
+
+class Pods(NamedTuple):
+    """found: which pod has which address. known: whether these are all."""
+
+    found: Mapping[Address, str]
+    known: bool = True
 
 
 def seen(name: str) -> Owner:
@@ -69,24 +80,26 @@ def merge(
     found = Merged()
     shown = {address: name for address, name in pods.items() if is_ours(address)}
     shown |= {
-        address: f"device:{name}" for address, name in routed.items() if is_ours(address) and address not in shown
+        address: f"{DEVICE}{name}" for address, name in routed.items() if is_ours(address) and address not in shown
     }
     for address, name in shown.items():
         user = allocator.user(address)
         if user is None:
             allocator.adopt(seen(name), [address])
             found.adopted[address] = name
-        elif user.name != name and not name.startswith("device:"):
+        elif user.name != name and not name.startswith(DEVICE):
             found.contested[address] = (user.name, name)
     for address, (user_name, name) in found.contested.items():
         log.warning("two have one address", address=format_address(address), holder=user_name, pod=name)
     return found
 
 
-def gone(allocator: NodeAllocator, pods: Mapping[Address, str], routed: Mapping[Address, str]) -> list[Owner]:
+def gone(allocator: NodeAllocator, pods: Pods, routed: Mapping[Address, str]) -> list[Owner]:
     """Who was seen to have addresses, and does not show any more with any of them."""
     return [
         owner
         for owner, holding in allocator.held()
-        if is_seen(owner) and not any(each in pods or each in routed for each in holding.addresses)
+        if is_seen(owner)
+        and (pods.known or owner.name.startswith(DEVICE))
+        and not any(each in pods.found or each in routed for each in holding.addresses)
     ]

@@ -70,8 +70,10 @@ class AddressServer:
 
     @contextlib.asynccontextmanager
     async def listening(self, path: Path) -> AsyncIterator[None]:
-        """Answers at this path meanwhile. Raises SocketUnusable."""
-        runner = web.ServerRunner(web.Server(self._answer, access_log=None), shutdown_timeout=1.0)
+        """Answers at this path meanwhile; who hangs up waits no longer. Raises SocketUnusable."""
+        runner = web.ServerRunner(
+            web.Server(self._answer, handler_cancellation=True, access_log=None), shutdown_timeout=1.0
+        )
         await runner.setup()
         try:
             await web.SockSite(runner, bind(path), backlog=BACKLOG).start()

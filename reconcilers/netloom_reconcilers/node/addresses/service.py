@@ -23,6 +23,9 @@ from netloom_reconcilers.node.addresses.wire import WAIT_SECONDS
 
 log = structlog.get_logger(__name__)
 
+TOLD_SECONDS = 300.0
+"""How long it is told that somebody got no address, if nobody asks again."""
+
 PoolOf = Callable[[Owner], Awaitable[str | Problem]]
 
 WAITED = Histogram(
@@ -64,21 +67,23 @@ class AddressService:
 
     pool_of:     which pool an owner is to get that names none.
     versions_of: the address families of a pool; none where that is not known yet.
-    explain:     a shortage as a sentence.
+    explain:     a shortage as a sentence: to an owner; with None about the node, and equal for all owners.
     obstacle:    why nothing can be given yet, as a sentence; "" if it can.
     listeners:   called when the need of some pool may be different.
     troubled:    called when `unwritable` or `failed` may be.
+    missed:      called with an owner that released, and had nothing.
     """
 
     allocator: NodeAllocator
     checkpoint: Checkpoint
     versions_of: Callable[[str], frozenset[Version]]
-    explain: Callable[[Owner, Shortage], str]
+    explain: Callable[[Owner | None, Shortage], str]
     pool_of: PoolOf = no_pool
     clock: Callable[[], float] = boottime
     obstacle: str = "the agent has just begun: what it gave before is still being read."
     listeners: list[Callable[[], None]] = field(default_factory=list)
     troubled: Callable[[], None] = lambda: None
+    missed: Callable[[Owner], None] = lambda owner: None
 
     def __post_init__(self) -> None:
         self.unwritable = ""
@@ -130,16 +135,21 @@ class AddressService:
             if self.failed.pop((pool, versions), None):
                 self.troubled()
         holding = self.allocator.holding(owner)
-        assert holding is not None
+        if holding is None:
+            raise _released(owner)
         await self.written()
         return holding
 
     async def release(self, owner: Owner, addresses: Collection[Address] | None = None) -> tuple[Address, ...]:
         """What the owner had and has no more. Raises Refused."""
         self.check()
+        for waiter in [each for each in self._waiters if each.owner == owner and not each.served.done()]:
+            waiter.served.set_exception(_released(owner))  # else it would be given some, and never release them
         gone = self.allocator.release(owner, addresses, now=self.clock())
         await self.written()
         self.counts["released"] += bool(gone)
+        if not gone:
+            self.missed(owner)
         return gone
 
     async def collect(self, valid: Collection[tuple[str, str]]) -> tuple[Address, ...]:
@@ -171,12 +181,12 @@ class AddressService:
 
     def check(self) -> None:
         """Raises Refused where nothing can be given."""
-        if self.obstacle:
-            raise Refused("NotReady", self.obstacle)
-        if self.unwritable:
+        if self.unwritable and not self.obstacle:
             self._write_now()
         if self.unwritable:
             raise Refused("CheckpointUnwritable", self.unwritable)
+        if self.obstacle:
+            raise Refused("NotReady", self.obstacle)
 
     # ------------------------------------------------------------------------------------------------------- waiting
 
@@ -188,13 +198,23 @@ class AddressService:
             async with asyncio.timeout(wait):
                 await waiter.served
         except TimeoutError:
-            short = waiter.shortage
-            why = self.explain(owner, short)
-            self.failed[short.pool, families or self.versions_of(short.pool)] = self.clock(), why
-            self.troubled()
-            raise Refused("AddressesExhausted", why) from None
+            self._note_failure(families, waiter.shortage)
+            raise Refused("AddressesExhausted", self.explain(owner, waiter.shortage)) from None
         finally:
             self._waiters.remove(waiter)
+
+    def _note_failure(self, families: frozenset[Version], short: Shortage) -> None:
+        key = short.pool, families or self.versions_of(short.pool)
+        self.failed[key] = self.clock(), self.explain(None, short)
+        self.troubled()
+        asyncio.get_running_loop().call_later(TOLD_SECONDS, self._forget_failures)
+
+    def _forget_failures(self) -> None:
+        """Who did not ask again has no trouble any more."""
+        now = self.clock()
+        for key in [key for key, (at, _) in self.failed.items() if at + TOLD_SECONDS <= now]:
+            del self.failed[key]
+            self.troubled()
 
     def _look_when_rested(self, shortage: Shortage) -> None:
         if shortage.ready_at is not None:
@@ -277,3 +297,7 @@ class AddressService:
             self._write_soon()
         for listener in self.listeners:
             listener()
+
+
+def _released(owner: Owner) -> Refused:
+    return Refused("Released", f"{owner.name} was released while it waited for an address.")
