@@ -91,7 +91,7 @@ def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Node:
 
 async def test_nothing_is_given_before_the_word_is_written_and_the_network_was_seen(node: Node) -> None:
     await node.feature.reconcile()
-    with pytest.raises(Refused, match=r"none in spec.ipam.pool of NetloomNode n1 is free"):
+    with pytest.raises(Refused, match=r"the network's IPAM mode is not in force yet \(status.ipam.mode\)"):
         await node.ask("default/db")
     assert node.status == {}
     await node.work()

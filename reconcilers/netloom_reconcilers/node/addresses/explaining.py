@@ -38,6 +38,15 @@ def shortage(who: str, node: str, supply: Supply, short: Shortage, need: Need | 
     return f"{begin}: all usable addresses of {what} are taken{used}. {way_out}"
 
 
+def not_in_force(who: str, node: str) -> str:
+    """Why nobody gets a single address, though the node holds some."""
+    return (
+        f"{who} no IP address on node {node}: addresses are in spec.ipam.pool of its NetloomNode, and the "
+        "network's IPAM mode is not in force yet (status.ipam.mode). The operator puts it in force: see whether it "
+        "runs, and what the NetloomNetwork's condition Ready says."
+    )
+
+
 def orphans(node: str, allocator: NodeAllocator, kept: Collection[Cidr]) -> Iterator[str]:
     """Of what is used and not provided any more, what nobody else tells."""
     found = {

@@ -264,6 +264,8 @@ class AddressesFeature(NodeFeature):
         supply = self._provision.supply if self._provision is not None else Supply()
         need = self.allocator.need(shortage.pool, self.service.clock()) if owner else None
         who = f"{owner.name} gets" if owner else "pods get"
+        if self.outside is not None and supply.singles and not self.outside.supply:
+            return explaining.not_in_force(who, self.context.node_name)
         return explaining.shortage(who, self.context.node_name, supply, shortage, need)
 
     # ---------------------------------------------------------------------------------------------- what it says

@@ -6,6 +6,7 @@ masquerading both read from here, so they agree about who counts. This node's ow
 """
 
 from collections.abc import Iterable, Iterator
+from functools import lru_cache
 
 import msgspec
 import structlog
@@ -159,7 +160,7 @@ def pods_of(node: NetloomNode) -> tuple[tuple[Cidr, ...], tuple[str, ...]]:
     ipam, used = node.spec.ipam, node.status.ipam
     outside = mode_named(ipam.mode or used.mode).from_outside
     texts = dict.fromkeys((*(ipam.pool if outside else ()), *used.used))
-    singles = tuple(Cidr.of(parse_address(text)) for text in texts if is_address(text))
+    singles = _parsed(tuple(texts))
     return (*found, *singles) if singles else found, problems
 
 
@@ -167,6 +168,12 @@ def field_of(node: NetloomNode, cidr: Cidr) -> str:
     """Where its object says that it has a CIDR."""
     found = (each.field for each in blocks(node.spec.ipam) for text in each.texts if Cidr.masked(text) == cidr)
     return next(found, "spec.ipam.podCIDRs")
+
+
+@lru_cache(maxsize=2)
+def _parsed(texts: tuple[str, ...]) -> tuple[Cidr, ...]:
+    """Of this node alone, and asked whenever any node changes: 4,000 take 15 ms."""
+    return tuple(Cidr.of(parse_address(text)) for text in texts if is_address(text))
 
 
 def _lost(node: NetloomNode) -> str:
