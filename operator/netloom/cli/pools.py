@@ -1,60 +1,13 @@
 """`netloom pools`: how full the NetloomIPPools are, and who holds what of one."""
 
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Annotated, Any
+from typing import Annotated
 
-import msgspec
 import typer
 
 from netloom.api.errors import UserError
-from netloom.api.v1alpha1 import NETLOOM_NODES, POOLS, NetloomIPPool, NetloomNode, PoolUsage
 from netloom.cli.options import Cluster, Context, Kubeconfig, Output, grouped, show
-from netloom.cli.status_text import aligned, safe
 
 pools = typer.Typer(help="Show how full the pools of IPAM mode multi-pool are.", invoke_without_command=True)
-
-
-class Family(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
-    """Of one family of a pool, counted in blocks; `addresses` are those in the blocks that nodes hold."""
-
-    family: str
-    cidrs: tuple[str, ...]
-    mask_size: int
-    total: int
-    used: int
-    free: int
-    orphaned: int
-    addresses: int
-    addresses_needed: int
-
-
-class Pool(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
-    """One pool, as its status says; `waiting`: nodes that need more of it than it has."""
-
-    name: str
-    ready: str
-    reason: str
-    message: str
-    nodes: int
-    waiting: int
-    full_at: str
-    families: tuple[Family, ...]
-
-
-class Holder(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
-    """What a node holds of a pool, and the addresses of each family that it needs of it."""
-
-    node: str
-    cidrs: tuple[str, ...]
-    ipv4_needed: int = 0
-    ipv6_needed: int = 0
-
-
-class Holders(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
-    """A pool with the nodes that hold blocks of it or ask for any. pool: None, where only nodes speak of it."""
-
-    pool: Pool | None
-    holders: tuple[Holder, ...]
 
 
 @pools.callback()
@@ -62,9 +15,14 @@ def list_pools(
     called: typer.Context, kubeconfig: Kubeconfig = None, context: Context = None, output: Output = "text"
 ) -> None:
     """Show how full the pools of IPAM mode multi-pool are."""
-    if called.invoked_subcommand is None:
-        found = tuple(pool_of(each) for each in _list(Cluster(kubeconfig=kubeconfig, context=context), POOLS)[0])
-        show(output, found, lambda found: typer.echo("\n".join(_table(found))))
+    if called.invoked_subcommand is not None:
+        return
+    from netloom.cli import pool_report as view
+    from netloom.runtime import log, loop
+
+    log.configure("auto", "error")
+    found = loop.run(view.pools(kubeconfig, context))
+    show(output, found, lambda found: typer.echo("\n".join(view.table(found))))
 
 
 @pools.command("show")
@@ -73,94 +31,11 @@ def show_pool(
     name: Annotated[str, typer.Argument(help="The pool.")], *, cluster: Cluster, output: Output = "text"
 ) -> None:
     """Show who holds what of one pool."""
-    objects, nodes = _list(cluster, POOLS, NETLOOM_NODES)
-    found = holders(name, objects, nodes)
-    if found.pool is None and not found.holders:
-        raise UserError(f"there is no NetloomIPPool {name}; `netloom pools` lists those that there are")
-    show(output, found, lambda found: typer.echo("\n".join(_shown(name, found))))
-
-
-def pool_of(obj: NetloomIPPool) -> Pool:
-    """As its status says."""
-    ready = next((each for each in obj.status.conditions if each.type == "Ready"), None)
-    both = (("IPv4", obj.spec.ipv4, obj.status.ipv4), ("IPv6", obj.spec.ipv6, obj.status.ipv6))
-    return Pool(
-        name=obj.metadata.name,
-        ready=ready.status if ready else "Unknown",
-        reason=ready.reason if ready else "",
-        message=ready.message if ready else "no operator has looked at it yet",
-        nodes=obj.status.nodes,
-        waiting=obj.status.waiting,
-        full_at=obj.status.full_at,
-        families=tuple(
-            Family(family=name, cidrs=of.cidrs, mask_size=of.mask_size, **_counts(status or PoolUsage()))
-            for name, of, status in both
-            if of
-        ),
-    )
-
-
-def holders(name: str, objects: Iterable[NetloomIPPool], nodes: Iterable[NetloomNode]) -> Holders:
-    """Who holds what of the pool, nodes by name."""
-    pool = next((pool_of(each) for each in objects if each.metadata.name == name), None)
-    found: list[Holder] = []
-    for node in sorted(nodes, key=lambda node: node.metadata.name):
-        of = node.spec.ipam.pools
-        cidrs = tuple(cidr for each in of.allocated if each.pool == name for cidr in each.cidrs)
-        needed = next((each.needed for each in of.requested if each.pool == name), None)
-        if cidrs or needed is not None:
-            four, six = (needed.ipv4_addrs, needed.ipv6_addrs) if needed else (0, 0)
-            found.append(Holder(node=node.metadata.name, cidrs=cidrs, ipv4_needed=four, ipv6_needed=six))
-    return Holders(pool=pool, holders=tuple(found))
-
-
-def _counts(usage: PoolUsage) -> dict[str, int]:
-    return {name: getattr(usage, name) for name in usage.__struct_fields__}
-
-
-def _list(cluster: Cluster, *kinds: Any) -> list[tuple[Any, ...]]:
+    from netloom.cli import pool_report as view
     from netloom.runtime import log, loop
-    from netloom.runtime.client import Api
-
-    async def ask() -> list[tuple[Any, ...]]:
-        async with await Api.connect(cluster.kubeconfig, cluster.context, user_agent="netloom-pools") as api:
-            await api.check()
-            return [tuple((await api.list(kind)).objects) for kind in kinds]
 
     log.configure("auto", "error")
-    return loop.run(ask())
-
-
-def _table(found: Sequence[Pool]) -> Iterator[str]:
-    if not found:
-        yield "there is no NetloomIPPool"
-        return
-    rows: list[tuple[str, ...]] = [
-        ("POOL", "FAMILY", "BLOCKS", "USED", "FREE", "ORPHANED", "NODES", "WAITING", "READY", "FULL AT")
-    ]
-    for pool in found:
-        said = pool.ready if pool.ready == "True" and pool.reason == "Ready" else f"{pool.ready} {pool.reason}"
-        for each in pool.families:
-            numbers = map(str, (each.total, each.used, each.free, each.orphaned, pool.nodes, pool.waiting))
-            rows.append((pool.name, each.family, *numbers, said, pool.full_at or "-"))
-    yield from aligned(rows)
-    for pool in found:
-        if (pool.ready, pool.reason) != ("True", "Ready"):
-            yield f"{pool.name}: {safe(pool.message)}"
-
-
-def _shown(name: str, found: Holders) -> Iterator[str]:
-    if found.pool is None:
-        yield f"there is no NetloomIPPool {name} any more; what nodes hold of it stays with them"
-    else:
-        yield from _table([found.pool])
-    yield ""
-    if not found.holders:
-        yield "no node holds blocks of it"
-        return
-    rows = [("NODE", "NEEDS", "BLOCKS")]
-    for each in found.holders:
-        both = ((each.ipv4_needed, "IPv4"), (each.ipv6_needed, "IPv6"))
-        needs = [f"{count} {family}" for count, family in both if count]
-        rows.append((each.node, " ".join(needs) or "-", " ".join(each.cidrs) or "-"))
-    yield from aligned(rows)
+    found = loop.run(view.holders_of(cluster.kubeconfig, cluster.context, name))
+    if found.pool is None and not found.holders:
+        raise UserError(f"there is no NetloomIPPool {name}; `netloom pools` lists those that there are")
+    show(output, found, lambda found: typer.echo("\n".join(view.shown(name, found))))
