@@ -195,11 +195,11 @@ class PoolMachine(RuleBasedStateMachine):
         world.faults.clear()
         world.arrive()
         self.by_hand.clear()
-        for _ in range(3):
-            for name, pool in self.wanted.items():
+        until = world.now + max(LATE_SECONDS, HEAL_SECONDS) + 4 * IDLE_SECONDS
+        while world.now < until:
+            for name, pool in self.wanted.items():  # a kubelet asks until it is given
                 world.pod(name, pool)
             await world.settle(REST)
-        await world.settle(max(LATE_SECONDS, HEAL_SECONDS) + 4 * IDLE_SECONDS)
         assert [name for name, pool in self.wanted.items() if world.pod(name, pool) is None] == [], "all are served"
         assert world.allocator.orphans() == {}
         assert world.allocator.closed == frozenset()
