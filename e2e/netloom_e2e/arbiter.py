@@ -24,6 +24,7 @@ _KINDS = {
     "netloomnetworks": ("netloom.dev/v1alpha1", "NetloomNetwork"),
     "netloomnodes": ("netloom.dev/v1alpha1", "NetloomNode"),
     "netloomledgers": ("netloom.dev/v1alpha1", "NetloomLedger"),
+    "netloomippools": ("netloom.dev/v1alpha1", "NetloomIPPool"),
 }
 _METHODS = {"get": "GET", "list": "GET", "create": "POST", "replace": "PUT", "patch": "PATCH", "delete": "DELETE"}
 _APPLY = "?fieldManager={}&force=true"

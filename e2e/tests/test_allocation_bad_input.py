@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from netloom_e2e.allocations import Cluster, assert_disjoint, condition
-from netloom_e2e.client import ApiFailure
+from netloom_e2e.allocations import NETWORKS, Cluster, assert_disjoint, condition
+from netloom_e2e.client import ApiFailure, collection_path
 from netloom_e2e.lab import wait_for
 from netloom_e2e.operators import Operator, Operators
 
@@ -164,13 +164,15 @@ def test_a_ledger_deleted_by_hand(cluster: Cluster, operators: Operators):
 
 
 def test_a_mode_that_is_not_implemented(cluster: Cluster, operators: Operators):
-    cluster.create_network("multi-pool")
+    network = {"apiVersion": "netloom.dev/v1alpha1", "kind": "NetloomNetwork", "metadata": {"name": "default"}}
+    network |= {"spec": {"ipam": {"mode": "eni"}, "routing": {"mode": "native"}}}
+    cluster.client.request("POST", collection_path(NETWORKS), network)
     operator = operators.start()
     cluster.add_nodes("node-1")
     wait_for("it is told", lambda: condition(cluster.network(), "Ready")[1] == "IPAMModeNotImplemented")
     status, _, message = condition(cluster.network(), "Ready")
     assert status == "False"
-    assert "multi-pool is not implemented" in message
+    assert "eni is not implemented" in message
     wait_for("an Event", lambda: ("Warning", "IPAMModeNotImplemented") in cluster.events("default"))
     wait_for(
         "the metric says so", lambda: operator.metric("netloom_network_problems", reason="IPAMModeNotImplemented") == 1

@@ -12,7 +12,7 @@ import structlog
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
 
-from netloom_e2e.allocations import LEDGERS, NETLOOM_NODES, NETWORKS
+from netloom_e2e.allocations import LEDGERS, NETLOOM_NODES, NETWORKS, POOLS
 from netloom_e2e.arbiter import Arbiter
 from netloom_e2e.cluster import ControlPlane
 from tests.allocation.machine import AllocationMachine
@@ -20,7 +20,7 @@ from tests.allocation.test_rules import TOLD, Break, one_block
 from tests.allocation.world import World
 
 EXAMPLES = 40
-KINDS = ("nodes", NETLOOM_NODES, LEDGERS, NETWORKS)
+KINDS = ("nodes", NETLOOM_NODES, LEDGERS, NETWORKS, POOLS)
 
 
 @pytest.fixture(autouse=True)

@@ -116,7 +116,11 @@ def test_spec_and_status_cannot_be_written_in_one(cluster: ControlPlane) -> None
 def test_an_almost_empty_network_is_stored_in_full(cluster: ControlPlane) -> None:
     cluster.kubectl("apply", "-f", "-", input=manifest("NetloomNetwork", "default", ipam={"mode": "kubernetes"}))
     assert cluster.client.request("GET", PATH)["spec"] == {
-        "ipam": {"mode": "kubernetes", "clusterPool": {"ipv4MaskSize": 24, "ipv6MaskSize": 120}},
+        "ipam": {
+            "mode": "kubernetes",
+            "clusterPool": {"ipv4MaskSize": 24, "ipv6MaskSize": 120},
+            "multiPool": {"defaultPool": "default", "requirePoolMatch": False},
+        },
         "routing": {
             "mode": "tunnel",
             "tunnelProtocol": "vxlan",
@@ -214,8 +218,8 @@ NAME                               ADDRESS        POD CIDR        SECOND CIDR   
 netloomnode.netloom.dev/worker-1   192.168.1.11   10.244.7.0/24   fd00:244:7::/64               True        *
 netloomnode.netloom.dev/worker-2   192.168.1.12                                     False                   *
 
-NAME                                IPV4 USED   IPV4 FREE   IPV6 USED   IPV6 FREE   READY   AGE
-netloomippool.netloom.dev/default   3           2045                                True    *
+NAME                                IPV4 USED   IPV4 FREE   IPV6 USED   IPV6 FREE   NODES   READY   AGE
+netloomippool.netloom.dev/default   3           2045                                2       True    *
 
 NAME                                  MODE   DEVICES            READY   REASON   AGE
 netloomprefilter.netloom.dev/bogons   auto   ["eth0","bond*"]   True    Fine     *
@@ -235,7 +239,7 @@ def test_tables_say_whether_all_is_fine(cluster: ControlPlane) -> None:
     created(cluster, NETLOOM_NODES, worker("1", **node), {"conditions": [said("DataplaneReady")]})
     created(cluster, NETLOOM_NODES, worker("2"), {"conditions": [exhausted]})
     pool = manifest("NetloomIPPool", "default", ipv4={"cidrs": ["10.245.0.0/16"], "maskSize": 27})
-    created(cluster, POOLS, pool, ready | {"ipv4": {"total": 2048, "used": 3, "free": 2045}})
+    created(cluster, POOLS, pool, ready | {"ipv4": {"total": 2048, "used": 3, "free": 2045}, "nodes": 2})
     prefilter = manifest("NetloomPrefilter", "bogons", devices=["eth0", "bond*"])
     created(cluster, PREFILTERS, prefilter, ready)
     ledger = manifest("NetloomLedger", "v4-10.244.0.0-16", mode="cluster-pool", range="10.244.0.0/16", used=1)

@@ -359,7 +359,8 @@ def test_with_no_guard_only_guarded_writes_wait_for_one(cluster: Cluster) -> Non
         operator = [f"--as={OPERATOR_USER}", "--as-group=system:masters"]
         tunnels = '{"spec": {"encapsulations": [{"protocol": "vxlan", "port": 8472}]}}'
         assert patched(plane, "netloomnodes", "n1", tunnels) == "", "no guarded field"
-        assert patched(plane, "netloomnodes", "n1", ipam, *agent, own) == "", "its own node"
+        mine = '{"spec": {"encapsulations": [{"protocol": "geneve", "port": 6081}]}}'
+        assert patched(plane, "netloomnodes", "n1", mine, *agent, own) == "", "its own node"
         both = '{"spec": {"ipam": {"podCIDRs": ["10.244.1.0/24", "fd00:10:244:1::/120"]}}}'
         assert patched(plane, "netloomnodes", "n1", both, *operator) == "", "the operator"
         collector = ["--as=system:serviceaccount:kube-system:generic-garbage-collector", "--as-group=system:masters"]

@@ -356,7 +356,7 @@ def test_an_agent_writes_what_it_wants_and_has_of_pools_and_no_other_allocation(
     assert patch(ipam={"pools": None}) == ""
     said = "NetloomNode p: spec: an agent may only change encapsulations, sourceAddresses and ipam.pools."
     assert said in patch(ipam={"podCIDRs": ["10.9.0.0/24"]})
-    assert said in patch(ipam={"pool": {"10.9.0.1": {}}})
+    assert "in IPAM mode multi-pool nodes hold CIDRs and no single addresses" in patch(ipam={"pool": {"10.9.0.1": {}}})
     assert said in patch(addresses=[{"type": "InternalIP", "ip": "192.0.2.1"}])
 
 
