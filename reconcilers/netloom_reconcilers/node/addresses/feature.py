@@ -109,6 +109,8 @@ class AddressesFeature(NodeFeature):
         """CIDRs may be kept, or kept no longer."""
         kept = frozenset(cidr for text in self.context.own.kept if (cidr := Cidr.masked(text)) is not None)
         if kept != self._kept:
+            if self._kept - kept:
+                self._look_at = 0.0  # nothing lives there any more, or all of it is the node's again
             self._kept = kept
             self._ever_kept |= kept
             self._again()
