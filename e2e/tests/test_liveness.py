@@ -174,11 +174,13 @@ def test_agents_that_cannot_be_told_apart_or_may_not_write(story: Story) -> None
     story.agents.end("n1")
     story.start_agent(None, "--lease-namespace=default")
     story.becomes("n1", "Unknown", "AgentNotHeardOf")
-    unready = ("sh", "-c", "curl -s http://127.0.0.1:9964/readyz || true")
+
+    def said() -> str:
+        return story.n1.run("curl", "-s", "http://127.0.0.1:9964/readyz", check=False)
+
     refused = "[-] sign of life: Lease default/netloom-agent-n1: cannot be renewed: "
-    wait_for("it says that it may not", lambda: refused in story.n1.run(*unready), deadline=30)
-    said = story.n1.run(*unready)
-    assert "grant that (docs/examples/rbac.yaml), or name another namespace by --lease-namespace" in said
+    wait_for("it says that it may not", lambda: refused in said(), deadline=30)
+    assert "grant that (docs/examples/rbac.yaml), or name another namespace by --lease-namespace" in said()
     assert story.quiet("n1", "Unknown", "AgentNotHeardOf") == 0
     story.agents.end("n1")
     story.start_agent()
