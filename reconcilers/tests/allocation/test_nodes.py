@@ -86,6 +86,20 @@ def test_a_lone_node_does_not_wait_for_company(world: World) -> None:
     assert world.clock.now == now
 
 
+def test_nodes_that_come_shortly_after_another_share_a_commit(world: World) -> None:
+    operator = world.start()
+    world.calm(10)
+    since = len(world.server.executed)
+    for name in "abc":
+        world.join(name)
+        world.work(operator, 0.01)
+    assert set(world.cidrs()) == {"a"}
+    world.work(operator, 0.05)
+    assert set(world.cidrs()) == {"a", "b", "c"}
+    writes = world.writes(since)
+    assert writes["create netloomledgers"] + writes["replace netloomledgers"] == 2
+
+
 def test_a_restart_writes_nothing(world: World) -> None:
     for name in "abc":
         world.join(name)

@@ -195,7 +195,7 @@ class Queue:
     """A queue whose task runs."""
 
     def __init__(self, parts: Parts, **policy: float) -> None:
-        settings = {"free_after": 0.0, "retry": (0.0, 0.0)} | policy
+        settings = {"free_after": 0.0, "pace": 0.0, "retry": (0.0, 0.0)} | policy
         self.commits = CommitQueue(parts.shared, parts.lock, parts.reader, parts.writer, BatchPolicy(**settings))
 
     async def __aenter__(self) -> CommitQueue:
