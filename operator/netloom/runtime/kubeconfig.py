@@ -241,8 +241,8 @@ async def _ask_plugin(plugin: Mapping[str, Any]) -> AuthInfo:
     try:
         output, errors = await process.communicate()
     finally:
-        if process.returncode is None:
-            process.kill()
+        process._transport.close()  # type: ignore[attr-defined]  # kills it, and closes what a child of it may hold
+        await process.wait()
     if process.returncode:
         raise ConfigError(f"{origin} ended with status {process.returncode}. {errors.decode(errors='replace').strip()}")
     try:

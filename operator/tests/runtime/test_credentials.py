@@ -123,19 +123,29 @@ async def test_a_plugin_that_fails_later_leaves_the_old_token(tmp_path: Path):
     assert await auth.authorization() == "Bearer one"
 
 
-async def test_a_plugin_that_is_not_waited_for_any_more_is_killed(tmp_path: Path):
+def _pipes() -> set[str]:
+    """Those that this process has open."""
+    files = Path("/proc/self/fd").iterdir()
+    return {target for target in (str(each.readlink()) for each in files if each.is_symlink()) if "pipe:" in target}
+
+
+@pytest.mark.parametrize("last", ["exec sleep 600", "sleep 10; true"])
+async def test_a_plugin_that_is_not_waited_for_any_more_is_killed(tmp_path: Path, last: str):
+    """Also one whose child keeps its pipes open: nothing of it is left behind."""
     script = tmp_path / "plugin"
-    script.write_text(f"#!/bin/sh\necho $$ >{tmp_path}/part && mv {tmp_path}/part {tmp_path}/pid\nexec sleep 600\n")
+    script.write_text(f"#!/bin/sh\necho $$ >{tmp_path}/part && mv {tmp_path}/part {tmp_path}/pid\n{last}\n")
     script.chmod(0o755)
     user = {"exec": {"apiVersion": "client.authentication.k8s.io/v1", "command": str(script)}}
     path = write_kubeconfig(tmp_path / "k", {"server": "http://127.0.0.1:1"}, user)
+    pipes = _pipes()
     asked = asyncio.create_task(Api.connect(path))
     await until((tmp_path / "pid").exists)
     process = Path("/proc", (tmp_path / "pid").read_text().strip())
     assert process.exists()
     asked.cancel()  # as its time-out does
     await asyncio.wait([asked])
-    await until(lambda: not process.exists(), "it has ended")
+    assert not process.exists()
+    await until(lambda: _pipes() <= pipes, "its pipes are closed")
 
 
 @pytest.mark.parametrize(
