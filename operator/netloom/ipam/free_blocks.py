@@ -69,9 +69,9 @@ class FreeBlocks:
         held = (pool.name for pool in self._pools.values() if pool.version == cidr.version and pool.holds(cidr))
         return next(held, "")
 
-    def usage(self, of: str | None = None) -> list[Usage]:
-        """How much of each CIDR of the pools (of one pool) is in use."""
-        pools = [pool for pool in self._pools.values() if of in (None, pool.name)]
+    def usage(self, of: str = "") -> list[Usage]:
+        """How much of each CIDR of a pool is in use; "": of the cluster CIDRs."""
+        pools = [pool for pool in self._pools.values() if pool.name == of]
         ledgers = [known for known in self._ledgers.values() if any(pool.holds(known.range) for pool in pools)]
         blocks = [cidr for known in ledgers for cidr in known.entries]
         blocks += [cidr for cidrs in self._assignments.unrecorded.values() for cidr in cidrs]
