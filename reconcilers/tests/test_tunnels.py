@@ -491,3 +491,7 @@ def test_of_blocks_of_pools_all_are_the_nodes_and_it_has_an_address_in_the_first
     assert setting.tunnels.problems["node-2"][0].startswith(
         "NetloomNode node-2: spec.ipam.pools.allocated[0].cidrs 10.2.0.0/28 overlaps a pod CIDR of this node"
     )
+    over = WithheldRoute("10.2.0.16/28", "node-2", "it holds 10.2.0.17, a gateway of this node")
+    assert setting.tunnels.errors(Report(withheld=(over,)))[0].startswith(
+        "NetloomNode node-2: spec.ipam.pools.allocated[0].cidrs 10.2.0.16/28 is not routed from here"
+    )

@@ -111,7 +111,7 @@ class TunnelsFeature(KernelFeature):
                         name=own.metadata.name,
                         uid=own.metadata.uid,
                     )
-                    events.event(about, "Warning", "RouteWithheld", withheld_text(route))
+                    events.event(about, "Warning", "RouteWithheld", withheld_text(route, self._nodes.get(route.peer)))
 
     def components(self) -> Mapping[str, Run]:
         """The reconciler, the kernel's side, and the announcement where there is somebody to tell."""
@@ -312,8 +312,8 @@ class TunnelsFeature(KernelFeature):
         network, own, here = self._networks.get(NETWORK_NAME), self._said(), self._desired.node
         if network is not None and own is not None and here is not None and self.obstacle is None:
             cut_off += own_faults(here, network, own, report.absent)
-            cut_off += [misplaced_text(self._node_name, each) for each in report.misplaced]
-        cut_off += map(withheld_text, report.withheld)
+            cut_off += [misplaced_text(own, each) for each in report.misplaced]
+        cut_off += [withheld_text(each, self._nodes.get(each.peer)) for each in report.withheld]
         cut_off += [astray_text(each) for each in report.astray if is_own(each)]
         taken, _ = rival_faults(report.rivals, carried=self._carried)
         return super().errors(report, about, [*cut_off, *taken, *more])

@@ -218,20 +218,26 @@ def lacks_ipv6(node: NetloomNode) -> bool:
     return not underlay6_of(node) and any(":" in cidr for cidr in block_texts(node.spec.ipam))
 
 
-def withheld_text(route: WithheldRoute) -> str:
-    """A sentence about a pod CIDR that would cut this node off."""
+def withheld_text(route: WithheldRoute, node: NetloomNode | None) -> str:
+    """A sentence about a pod CIDR of `node`, the peer, that would cut this node off."""
     return (
-        f"NetloomNode {route.peer}: spec.ipam.podCIDRs {route.cidr} is not routed from here, as a route to it would "
-        f"cut this node off: {route.why}. {_ELSEWHERE.format(route.peer)}"
+        f"{_whose(route.peer, node, route.cidr)} is not routed from here, as a route to it would cut this node off: "
+        f"{route.why}. {_ELSEWHERE.format(route.peer)}"
     )
 
 
-def misplaced_text(name: str, route: WithheldRoute) -> str:
+def misplaced_text(own: NetloomNode, route: WithheldRoute) -> str:
     """A sentence about a pod CIDR of this node's own, over what it lives by itself."""
+    name = own.metadata.name
     return (
-        f"NetloomNode {name}: spec.ipam.podCIDRs {route.cidr} cannot be routed by nodes on the same network: "
-        f"{route.why}. {_ELSEWHERE.format(name)}"
+        f"{_whose(name, own, route.cidr)} cannot be routed by nodes on the same network: {route.why}. "
+        f"{_ELSEWHERE.format(name)}"
     )
+
+
+def _whose(name: str, node: NetloomNode | None, cidr: str) -> str:
+    field = field_of(node, Cidr.parse(cidr)) if node is not None else "spec.ipam"
+    return f"NetloomNode {name}: {field} {cidr}"
 
 
 _ELSEWHERE = (
