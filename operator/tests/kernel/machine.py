@@ -88,7 +88,7 @@ def state_of(node: Namespace) -> str:
     nexthops: a peer takes over one that is in the kernel as it needs it, were it another's before."""
     lines = [line for line in node.state().splitlines() if " anycast " not in line]
     text = "\n".join(lines)
-    for identity, content in re.findall(r"^nexthop: id (\d+) (.*)$", text, re.MULTILINE):
+    for identity, content in re.findall(r"^id (\d+) (.*)$", text, re.MULTILINE):
         text = re.sub(rf"\b{identity}\b", f"<{content}>", text)
     return "\n".join(sorted(text.splitlines()))
 
