@@ -103,10 +103,10 @@ class Agents:
         """The same, to spec."""
         self.plane.client.request("PATCH", f"{NETWORK}/default", {"spec": spec})
 
-    def condition(self, name: str) -> dict[str, str]:
-        """The node's condition DataplaneReady; empty if it has none yet."""
+    def condition(self, name: str, type_: str = "DataplaneReady") -> dict[str, str]:
+        """A condition of the node; empty if it has none yet."""
         conditions = self.plane.client.request("GET", f"{NODES}/{name}").get("status", {}).get("conditions", [])
-        return next((dict(each) for each in conditions if each["type"] == "DataplaneReady"), {})
+        return next((dict(each) for each in conditions if each["type"] == type_), {})
 
     def said(self) -> dict[str, dict[str, bool]]:
         """What each node announces: the ways it accepts, and whether it sends by them."""

@@ -18,6 +18,7 @@ from netloom_e2e.mesh import NETLOOM, facts
 
 BENCH = Path(__file__).parents[1] / "bench/ipam.py"
 PODS = "/api/v1/namespaces/default/pods"
+RESTORED = "AddressesRestored"
 
 
 class Node:
@@ -132,16 +133,17 @@ def test_living_pods_keep_their_addresses_whatever_becomes_of_the_checkpoint(nod
         assert not set(got) & {*routed, *known}, where
         held = {address for addresses in node.socket.held().values() for address in addresses}
         assert {*routed, *known} <= held, where
-        said = facts(node.machine)["errors"]
-        assert any("addresses.checkpoint was not relied on" in each for each in said), (where, said)
+        said = facts(node.machine)
+        assert said["addresses"]["checkpointLost"], (where, said)  # type: ignore[index]
         for n in range(20):
             node.socket.release(f"{where}/{n}", "z")
     reason = "is that of node n2"
-    wait_for("the node's condition", lambda: reason in node.agents.condition("n1").get("message", ""), deadline=20)
+    wait_for("a condition", lambda: reason in node.agents.condition("n1", RESTORED).get("message", ""), deadline=20)
+    assert facts(node.machine)["inSync"], "pods get addresses"
     metrics = node.machine.run("curl", "-s", "127.0.0.1:9964/metrics")
     assert 'netloom_address_checkpoint{found="node"} 1.0' in metrics
     node.restart()
-    wait_for("it to be in sync, as the file was written anew", lambda: facts(node.machine)["inSync"], deadline=30)
+    wait_for("it to be well", lambda: node.agents.condition("n1", RESTORED)["status"] == "True", deadline=20)
 
 
 def test_nobody_but_root_is_answered(node: Node) -> None:

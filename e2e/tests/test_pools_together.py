@@ -73,5 +73,38 @@ def test_what_pods_need_is_given_and_what_nobody_needs_comes_back(
             agents.stop()
 
 
+def test_a_pool_of_both_families_gives_each_pod_an_address_of_each_and_both_come_back(
+    cluster: Cluster, operators: Operators, plane: ControlPlane, tmp_path: Path
+) -> None:
+    cluster.create_network(mode="multi-pool")
+    cluster.create_pool("default", "10.50.0.0/24", ipv6={"cidrs": ["fd00:50::/112"], "maskSize": 125}, preAllocation=0)
+    operators.start()
+    with Lab(f"nlb{os.getpid() % 10000}") as lab, gateway(lab, plane.port):
+        agents = Agents(lab, plane, tmp_path)
+        try:
+            machine = lab.add_node("n1")
+            cluster.add_node("n1", address=machine.underlay[0])
+            wait_for("its first blocks", cluster.served)
+            agents.start(machine, flags=["--give-back-after", "2"])
+            agents.in_sync(machine, peers=0)
+            # A block of /28 has 14 addresses for pods, one of /125 has 6 or 7: the families grow by themselves.
+            pairs = [pair.split() for pair in allocate(agents, machine, 10, "default")]
+            assert all(four.startswith("10.50.0.") and six.startswith("fd00:50::") for four, six in pairs), pairs
+            assert len({address for pair in pairs for address in pair}) == 20
+            held = cluster.of_pools("n1")["default"]
+            assert [":" in cidr for cidr in held].count(True) == 2, held
+            assert [":" in cidr for cidr in held].count(False) == 1, held
+            assert {str(network) for network in cluster.ledger()} == set(held)
+
+            _prepare(cluster, 20)
+            wait_for("3 of /28 and 5 of /125", lambda: len(cluster.of_pools("n1")["default"]) == 8, deadline=30)
+            _prepare(cluster, 0)
+            wait_for("they come back", lambda: cluster.of_pools("n1")["default"] == held, deadline=30)
+            wait_for("they are free", lambda: {str(network) for network in cluster.ledger()} == set(held), deadline=30)
+            cluster.check()
+        finally:
+            agents.stop()
+
+
 def _prepare(cluster: Cluster, count: int) -> None:
     cluster.client.request("PATCH", f"{collection_path(POOLS)}/default", {"spec": {"preAllocation": count}})

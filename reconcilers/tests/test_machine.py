@@ -40,7 +40,7 @@ class Setting:
 
     async def patch(self, res: Any, name: str, patch: Mapping[str, Any], **options: Any) -> NetloomNode:
         assert (name, patch["metadata"], options["subresource"]) == ("a", {"name": "a", "uid": "u"}, "status")
-        assert options["field_manager"] == "netloom-agent-addresses", "which owns no condition"
+        assert options["field_manager"] == "netloom-agent-machine", "which owns no condition"
         if self.gone:
             raise NotFound(404, "NotFound", "it is gone")
         status = patch["status"]

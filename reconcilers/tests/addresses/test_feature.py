@@ -4,15 +4,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from netloom.api.core import Pod, PodIP, PodSpec, PodStatus
-from netloom.api.meta import ObjectMeta
+from netloom.api.meta import Condition, ObjectMeta
 from netloom.api.v1alpha1 import (
     NETWORK_NAME,
     NetloomNetwork,
     NetloomNode,
     NetloomNodeSpec,
+    NetloomNodeStatus,
     NodeIPAM,
     PoolAddress,
 )
@@ -161,8 +163,10 @@ async def test_who_was_known_by_a_pod_stays_where_pods_cannot_be_listed_any_more
     for refusal in (Unavailable(0, "Timeout", "no answer"), Forbidden(403, "Forbidden", "no right")):
         world.now += module.LOOK_SECONDS[0]
         world.pods, world.routed = refusal, {}
-        await made.reconcile()
+        again = module.AGAIN_SECONDS if isinstance(refusal, Unavailable) else module.LOOK_SECONDS[0]
+        assert await made.reconcile() == again
         assert held(made)["10.0.0.2"] == "default/bridged"
+        assert bool(made.errors()) == isinstance(refusal, Forbidden), "an API server that is away is no fault here"
     assert "10.0.0.3" not in held(made), "the kernel's routes tell of that one"
 
 
@@ -235,10 +239,22 @@ async def test_a_checkpoint_of_another_node_takes_nothing_from_anyone(world: Wor
     made = world.feature("10.0.0.0/29")
     await made.reconcile()
     assert held(made) == {"10.0.0.2": "device:veth1"}
-    assert "was not relied on, or not wholly: it is that of node n2." in made.errors()[0]
+    told = made.readiness()
+    assert told is not None
+    assert (told.ready, told.reason) == (False, "CheckpointLost")
+    assert "was not relied on, or not wholly: it is that of node n2." in told.message
     assert samples(made)["netloom_address_checkpoint"] == {("node",): 1}
+    assert made.errors() == [], "pods get addresses"
     world.now += module.TOLD_SECONDS
-    assert made.errors() == []
+    assert made.readiness() is None
+    own = made.context.nodes.get("n1")
+    assert own is not None
+    before = Condition(made.condition, "False", "CheckpointLost", "of an earlier life", "2026-01-01T00:00:00Z")
+    said = NetloomNodeStatus(conditions=(before,))
+    made.context.nodes.put(msgspec.structs.replace(own, status=said))
+    told = made.readiness()
+    assert told is not None
+    assert told.ready
 
 
 async def test_what_it_says_of_itself(world: World) -> None:

@@ -24,7 +24,7 @@ from netloom.runtime.backoff import Backoff
 from netloom.runtime.controller import Controller
 from netloom.runtime.errors import ApiError, Forbidden
 from netloom.runtime.manager import Run
-from netloom_reconcilers.features.node import NodeContext, NodeFeature
+from netloom_reconcilers.features.node import NodeContext, NodeFeature, Readiness
 from netloom_reconcilers.node.addresses import explaining, running
 from netloom_reconcilers.node.addresses.checkpoint import Checkpoint, Found, files
 from netloom_reconcilers.node.addresses.running import Pods
@@ -53,6 +53,7 @@ class AddressesFeature(NodeFeature):
     """See the module. `service` is what others of the agent speak to."""
 
     name = "addresses"
+    condition = "AddressesRestored"
 
     def __init__(self, context: NodeContext) -> None:
         super().__init__(context)
@@ -146,7 +147,7 @@ class AddressesFeature(NodeFeature):
         self._found, self._found_at = self.service.begin(), time.monotonic()
         if self._found is not None:
             log.info("the checkpoint of addresses is read", records=len(self._found.records), why_not=self._found.lost)
-        if self._is_damage_told():
+        if self._damage() is not None:
             asyncio.get_running_loop().call_later(TOLD_SECONDS + 1, self.context.changed)
         return self._found is not None
 
@@ -154,11 +155,15 @@ class AddressesFeature(NodeFeature):
 
     async def _provide(self, node: NetloomNode) -> float | None:
         came_back = {each for each in self._ever_kept if any(map(each.overlaps, pod_cidrs_of(node)[0]))}
-        known = await self._what_runs() if came_back or self._is_to_look() else None
+        is_to_look = bool(came_back) or self._is_to_look()
+        known = await self._what_runs() if is_to_look else None
         if known is None and (came_back or not self._merged):
             if not self._merged:
                 self.service.obstacle = f"nothing is given yet: {self._unseen}"
             return AGAIN_SECONDS
+        if known is None and is_to_look:
+            log.warning("who is known by sight stays, and is looked for again soon", why=self._unseen)
+            self._unseen = ""
         self._ever_kept -= came_back
         self._provision = provision(node, self._pools.get, self._taken(node))
         self.service.provide(self._given(self._provision))
@@ -208,13 +213,16 @@ class AddressesFeature(NodeFeature):
 
     async def _what_runs(self) -> Pods | None:
         """The kernel's side is in `_kernel` then. None: that is not known, and may be soon."""
-        self._look_at = time.monotonic() + self._pause.next()
+        self._look_at = time.monotonic() + AGAIN_SECONDS
         try:
             self._kernel = await single_addresses()
         except (AnswerLost, OSError) as error:
             self._unseen = f"the kernel's routes cannot be read: {error}."
             return None
-        return await self._pods()
+        pods = await self._pods()
+        if pods is not None:
+            self._look_at = time.monotonic() + self._pause.next()
+        return pods
 
     def _take_in(self, pods: Pods) -> None:
         routed, node = self._kernel.routed, self.context.nodes.get(self.context.node_name)
@@ -291,19 +299,29 @@ class AddressesFeature(NodeFeature):
             else:
                 found += explaining.orphans(self.context.node_name, self.allocator, self._kept)
         found += [why for _, why in self.service.failed.values()]
-        if self._is_damage_told():
-            assert self._found is not None
-            found.append(
-                f"Node {self.context.node_name}: {self.service.checkpoint.path} was not relied on, or not wholly: "
-                f"{self._found.lost}. What runs was entered by what pods and the kernel's routes show; nothing is to "
-                f"be done. This is told for {TOLD_SECONDS / 60:g} minutes."
-            )
         return found
 
-    def _is_damage_told(self) -> bool:
-        if self._found is None or self._found.cause not in ("node", "damage"):
-            return False
-        return time.monotonic() < self._found_at + TOLD_SECONDS
+    def readiness(self) -> Readiness | None:
+        """Whether who has which address was known from before; a node where that never was in doubt has no condition.
+        Pods are given addresses all the same, so it is no error."""
+        if (damage := self._damage()) is not None:
+            return Readiness(
+                False,
+                "CheckpointLost",
+                f"Node {self.context.node_name}: {self.service.checkpoint.path} was not relied on, or not wholly: "
+                f"{damage.lost}. What runs was entered by what pods and the kernel's routes show; nothing is to be "
+                f"done. This is told for {TOLD_SECONDS / 60:g} minutes.",
+            )
+        own = self.context.nodes.get(self.context.node_name)
+        if own is None or all(each.type != self.condition for each in own.status.conditions):
+            return None
+        return Readiness(True, "Restored", "It is known who has which address.")
+
+    def _damage(self) -> Found | None:
+        """That the checkpoint could not be relied on, as long as it is told."""
+        found = self._found
+        lost = found is not None and found.cause in ("node", "damage")
+        return found if lost and time.monotonic() < self._found_at + TOLD_SECONDS else None
 
     def facts(self) -> dict[str, object]:
         """For /status."""

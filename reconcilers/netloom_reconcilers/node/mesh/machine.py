@@ -103,7 +103,7 @@ class MachineReconciler:
         told = {"absentAddresses": sorted(wanted.absent), "connectedCIDRs": sorted(wanted.connected)}
         status = {name: texts for name, texts in told.items() if texts}  # what is not listed goes
         patch = {"metadata": {"name": meta.name, "uid": meta.uid}, "status": status}
-        manager = manager_of("addresses")
+        manager = manager_of("machine")
         try:
             stored = await self.api.patch(
                 NETLOOM_NODES, meta.name, patch, subresource="status", kind="apply", field_manager=manager
