@@ -52,6 +52,11 @@ class IntervalSet:
         found: Iterator[Cidr] = self._cidrs.irange(cidr, highest(cidr))
         return found
 
+    def near(self, cidr: Cidr) -> Iterable[Cidr]:
+        """The elements that share an address with a CIDR, in order."""
+        found = self.overlap(cidr)
+        return () if found is None else (found,) if found.contains(cidr) else self.inside(cidr)
+
     def gaps(self, cidr: Cidr) -> Iterator[tuple[int, int]]:
         """The addresses of a CIDR that are not in the set, as (first, last)."""
         around = self.overlap(cidr)

@@ -124,11 +124,11 @@ class Allocator:
     def committed(self, plan: Plan, name: str, content: Ledger, version: str) -> None:
         """Our write of this ledger succeeded."""
         known, edits = self.ledgers[name], plan.edits[name]
-        before = known.entries
+        before, was_full = known.entries, known.full
         freed = known.committed(edits, content, version)
         for cidr, entry in edits.items():
             self._assign(cidr, before.get(cidr), entry)
-        self.blocks.put_back(freed)
+        self.blocks.put_back([known.range] if was_full and freed else freed)
 
     def _grant(self, plan: Plan, request: BlockRequest, now: float) -> None:
         chosen = self.blocks.choose(request)

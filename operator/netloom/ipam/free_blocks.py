@@ -192,7 +192,7 @@ class FreeBlocks:
     def _occupied(self, cidr: Cidr) -> int | None:
         """Of what overlaps the block, the last address (see `Pool`)."""
         known = self._ledgers.of(cidr)
-        if known.deferral(self.mode):
+        if known.deferral(self.mode) or known.full:
             return known.range.last
         for each in (known.taken, self._assignments, self._singles, self.reserved, self._former):
             found = each.overlap(cidr)

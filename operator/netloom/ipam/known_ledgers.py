@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from netloom.cidr import VERSIONS, WIDTH, Address, Cidr, Version
 from netloom.cidr.interval_set import IntervalSet
 from netloom.ipam.ledger import Entry, Ledger, LedgerError, Mark
-from netloom.ipam.ledger_range import LEDGER_RANGE_LENGTH, ledger_name, ledger_range_of
+from netloom.ipam.ledger_range import LEDGER_RANGE_LENGTH, MOST_ENTRIES, ledger_name, ledger_range_of
 from netloom.ipam.plan import Deferred
 
 
@@ -38,6 +38,11 @@ class KnownLedger:
     @property
     def entries(self) -> Mapping[Cidr, Entry]:
         return self.content.entries if self.content is not None else {}
+
+    @property
+    def full(self) -> bool:
+        """Whether it is to get no more entries."""
+        return len(self.taken) >= MOST_ENTRIES
 
     def load(self, content: Ledger | LedgerError | None, version: str, now: float) -> bool:
         """The server's answer: a ledger, why it is unreadable, or None where there is none. False: that was known."""

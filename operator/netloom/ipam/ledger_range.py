@@ -13,6 +13,8 @@ from netloom.cidr import WIDTH, Cidr, CidrError, Version, format_address
 
 LEDGER_RANGE_LENGTH: Final[dict[Version, int]] = {4: 16, 6: 56}
 """Prefix length of a ledger range. A block shorter than this would lie in several ledgers and is refused."""
+MOST_ENTRIES: Final = 8192
+"""That are given in one ledger: with node names of 60 characters they are 0.9 of the 1 MiB that its schema takes."""
 
 
 def ledger_range_of(cidr: Cidr) -> Cidr:

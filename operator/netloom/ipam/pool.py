@@ -6,13 +6,13 @@ it and packets for its former holder have died out.
 """
 
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from netloom.cidr import WIDTH, Cidr, Version
-from netloom.cidr.interval_set import outermost
-from netloom.ipam.ledger_range import LEDGER_RANGE_LENGTH
+from netloom.cidr.interval_set import IntervalSet
+from netloom.ipam.ledger_range import LEDGER_RANGE_LENGTH, MOST_ENTRIES
 
 Occupied = Callable[[Cidr], int | None]
 """The last address of what overlaps a block, None where it is free."""
@@ -50,15 +50,17 @@ class Exhausted:
 
 
 class _Source:
-    """The blocks of one cluster CIDR."""
+    """The blocks of one CIDR: `total`, of which `given` at most, as ledgers take no more."""
 
-    __slots__ = ("_cursor", "_freed", "cidr", "mask", "step", "total")
+    __slots__ = ("_cursor", "_freed", "cidr", "given", "mask", "step", "total")
 
     def __init__(self, cidr: Cidr, mask: int) -> None:
         self.cidr = cidr
         self.mask = mask
         self.step = WIDTH[cidr.version] - mask
         self.total = 1 << (mask - cidr.length)
+        ledgers = 1 << max(0, LEDGER_RANGE_LENGTH[cidr.version] - cidr.length)
+        self.given = min(self.total, ledgers * MOST_ENTRIES)
         self._cursor = 0
         self._freed: deque[int] = deque()
 
@@ -85,12 +87,10 @@ class _Source:
         elif first < self._cursor:
             self._freed.append(first)
 
-    def used(self, cidrs: Iterable[Cidr]) -> int:
+    def used(self, taken: IntervalSet) -> int:
         indexes: set[int] = set()
         whole = 0
-        for cidr in cidrs:
-            if not self.cidr.overlaps(cidr):
-                continue
+        for cidr in taken.near(self.cidr):
             if cidr.length <= self.cidr.length:
                 return self.total
             if cidr.length < self.mask:
@@ -132,7 +132,7 @@ class Pool:
             block = source.take(occupied)
             if block is not None:
                 return block
-        blocks = sum(source.total for source in self._sources)
+        blocks = sum(source.given for source in self._sources)
         return Exhausted(self.version, self.cidrs, self.mask, blocks, pool=self.name)
 
     def gives(self, cidr: Cidr) -> bool:
@@ -151,9 +151,11 @@ class Pool:
     def usage(self, cidrs: Collection[Cidr], reserved: Collection[Cidr] = ()) -> list[Usage]:
         """Blocks per cluster CIDR; used is every block that shares an address with one of `cidrs`, reserved every
         other one that shares an address with one of `reserved`."""
+        held = IntervalSet(cidrs)
+        taken = IntervalSet([*cidrs, *reserved]) if reserved else held
         found: list[Usage] = []
-        taken = [*outermost(sorted([*cidrs, *reserved]))] if reserved else cidrs
         for source in self._sources:
-            used = source.used(cidrs)
-            found.append(Usage(source.cidr, source.mask, source.total, used, source.used(taken) - used, self.name))
+            used, given_up = source.used(held), source.used(taken)
+            total = max(source.given, used)
+            found.append(Usage(source.cidr, source.mask, total, used, min(given_up, total) - used, self.name))
         return found

@@ -13,6 +13,7 @@ from netloom.api.ipam_modes import MODES, Mode, mode_named
 from netloom.api.problem import Problem
 from netloom.api.v1alpha1 import NetloomIPPool, NetworkIPAM, PoolFamily
 from netloom.cidr import WIDTH, Cidr, CidrError, Version
+from netloom.cidr.interval_set import IntervalSet
 from netloom.ipam.ledger_range import LEDGER_RANGE_LENGTH
 from netloom.ipam.pool import Pool
 
@@ -102,17 +103,17 @@ def read(ipam: NetworkIPAM, mode: str, pools: Iterable[NetloomIPPool] = ()) -> S
 def _pools(objects: Iterable[NetloomIPPool]) -> tuple[PoolSettings, ...]:
     """Of CIDRs that overlap another pool's, those of the pool that was there first count."""
     found: list[PoolSettings] = []
-    taken: dict[Cidr, str] = {}
+    taken, whose = IntervalSet(), dict[Cidr, str]()
     for each in sorted(objects, key=lambda pool: (pool.metadata.creation_timestamp, pool.metadata.name)):
         spec = each.spec
         asked: tuple[tuple[Version, PoolFamily | None], ...] = ((4, spec.ipv4), (6, spec.ipv6))
         families = tuple(_family(version, of.cidrs, of.mask_size, taken, single=True) for version, of in asked if of)
         texts = (text for _, of in asked if of for text in of.cidrs)
         mine = [cidr for text in texts if (cidr := Cidr.masked(text))]
-        overlaps = tuple(
-            Overlap(cidr, other, pool) for cidr in mine for other, pool in taken.items() if other.overlaps(cidr)
-        )
-        taken |= {cidr: each.metadata.name for family in families for cidr in family.cidrs}
+        overlaps = tuple(Overlap(cidr, other, whose[other]) for cidr in mine for other in taken.near(cidr))
+        for cidr in (cidr for family in families for cidr in family.cidrs):
+            taken.add(cidr)
+            whose[cidr] = each.metadata.name
         kept_free = tuple(cidr for cidr in map(Cidr.masked, spec.reserved_cidrs) if cidr)
         found.append(
             PoolSettings(
@@ -129,17 +130,18 @@ def _pools(objects: Iterable[NetloomIPPool]) -> tuple[PoolSettings, ...]:
 
 
 def _family(
-    version: Version, texts: Sequence[str], mask: int, taken: Iterable[Cidr] = (), *, single: bool = False
+    version: Version, texts: Sequence[str], mask: int, taken: IntervalSet | None = None, *, single: bool = False
 ) -> Family:
-    """What of it makes sense. `single`: a block may be one address."""
+    """What of it makes sense, and is not `taken`. `single`: a block may be one address."""
     found: list[Cidr] = []
+    others = taken or IntervalSet()
     for text in texts:
         try:
             cidr = Cidr.parse(text)
         except CidrError:
             continue
         fits = cidr.version == version and cidr.length <= mask
-        if fits and not any(each.overlaps(cidr) for each in (*found, *taken)):
+        if fits and others.overlap(cidr) is None and not any(each.overlaps(cidr) for each in found):
             found.append(cidr)
     longest = WIDTH[version] if single else WIDTH[version] - 1
     return Family(version, tuple(found) if LEDGER_RANGE_LENGTH[version] <= mask <= longest else (), mask)

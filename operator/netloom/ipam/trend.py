@@ -28,6 +28,7 @@ class Trend:
         if len(self._samples) < 2:
             return None
         (begin, least), (now, used) = self._samples[0], self._samples[-1]
+        begin = max(begin, now - WINDOW_SECONDS)  # until the second sample nothing changed
         if used <= least or now - begin < LEAST_SECONDS:
             return None
         return max(0.0, limit - used) * (now - begin) / (used - least)

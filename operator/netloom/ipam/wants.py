@@ -48,7 +48,7 @@ def asked(node: str, ipam: NodeIPAM, settings: Settings) -> Asked:
             problems.append(Problem(f"NetloomNode {node}", where, request.pool, "PoolDraining", message, way_out))
         else:
             wants += short
-        problems += _too_many(node, where, request)
+        problems += _too_many(node, where, request, pool, ipam)
     return Asked(tuple(wants), next(iter(problems), None))
 
 
@@ -65,10 +65,14 @@ def capacity(ipam: NodeIPAM, pool: PoolSettings, family: Family) -> tuple[int, i
 
 
 def _want(family: Family, pool: PoolSettings, request: PoolRequest, ipam: NodeIPAM) -> Want:
-    blocks, addresses = capacity(ipam, pool, family)
+    blocks, _ = capacity(ipam, pool, family)
+    return Want(pool.name, family.version, min(_missing_blocks(family, pool, request, ipam), MOST_BLOCKS - blocks))
+
+
+def _missing_blocks(family: Family, pool: PoolSettings, request: PoolRequest, ipam: NodeIPAM) -> int:
+    _, addresses = capacity(ipam, pool, family)
     block = usable(Cidr(family.version, 0, family.mask), gateway=False, whole=pool.whole)
-    missing = needed_of(request.needed, family) - addresses
-    return Want(pool.name, family.version, min(-(-missing // block), MOST_BLOCKS - blocks))
+    return -((addresses - needed_of(request.needed, family)) // block)
 
 
 def requests(ipam: NodeIPAM, settings: Settings) -> tuple[PoolRequest, ...]:
@@ -92,10 +96,20 @@ def _missing(node: str, where: str, pool: str, settings: Settings) -> Problem:
     return Problem(f"NetloomNode {node}", where, pool, "PoolMissing", message, way_out)
 
 
-def _too_many(node: str, where: str, request: PoolRequest) -> list[Problem]:
+def _too_many(node: str, where: str, request: PoolRequest, pool: PoolSettings, ipam: NodeIPAM) -> list[Problem]:
     most = max(request.needed.ipv4_addrs, request.needed.ipv6_addrs)
-    if most <= MOST_ADDRESSES:
-        return []
     message = f"it asks for {most} addresses of pool {request.pool}; one node is given at most {MOST_ADDRESSES}."
     way_out = "Correct what asks for them: its agent counts addresses in use and those to be ready for new pods."
+    if most <= MOST_ADDRESSES:
+        short = any(
+            capacity(ipam, pool, family)[0] + _missing_blocks(family, pool, request, ipam) > MOST_BLOCKS
+            for family in pool.families
+        )
+        if not short:
+            return []
+        message = (
+            f"it asks for {most} addresses of pool {request.pool}, more than {MOST_BLOCKS} blocks of its mask size "
+            "have, and one node is given no more blocks."
+        )
+        way_out = "Make another pool with a shorter maskSize, and let pods use that one."
     return [Problem(f"NetloomNode {node}", f"{where}.needed", str(most), "TooManyAddresses", message, way_out)]

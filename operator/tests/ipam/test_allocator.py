@@ -3,6 +3,7 @@
 import pytest
 
 from netloom.cidr import Cidr
+from netloom.ipam import known_ledgers
 from netloom.ipam.allocator import Allocator
 from netloom.ipam.ledger import Entry, Ledger, Mark
 from netloom.ipam.plan import BlockRequest, BlockTaken, Deferred, Grant, Plan, Release, Want
@@ -135,3 +136,19 @@ def test_space_that_only_a_node_knew_of_is_free_when_it_holds_it_no_more(allocat
     assert allocator.hold("a", (ONE,))
     assert isinstance(grant := allocator.plan([ask("b")], [], 0.0).decisions["b"], Grant)
     assert grant.cidrs == (ZERO,)
+
+
+def test_a_ledger_gets_no_more_entries_than_its_object_can_hold(
+    allocator: Allocator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(known_ledgers, "MOST_ENTRIES", 3)
+    allocator.blocks.configure(MODE, [Pool(4, [Cidr.parse("10.0.0.0/22"), Cidr.parse("10.1.0.0/24")], 24)])
+    load(allocator, {ZERO: Entry("a"), ONE: Entry("b")}, "1")
+    plan = allocator.plan([ask(name) for name in "cde"], [], 0.0)
+    assert [str(cidr) for name in "cd" for cidr in plan.decisions[name].cidrs] == ["10.0.2.0/24", "10.1.0.0/24"]  # type: ignore[union-attr]
+    assert isinstance(plan.decisions["e"], Exhausted)
+    commit(allocator, plan, "2")
+    commit(allocator, release(allocator, "a", ZERO), "3")
+    found = allocator.plan([ask("e")], [], 0.0).decisions["e"]
+    assert isinstance(found, Grant)
+    assert str(found.cidrs[0]) in ("10.0.0.0/24", "10.0.3.0/24")

@@ -4,6 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from netloom.cidr import Cidr
+from netloom.ipam.ledger_range import MOST_ENTRIES
 from netloom.ipam.pool import Exhausted, Pool, Usage
 
 
@@ -118,3 +119,9 @@ def test_every_free_block_is_found_and_none_is_given_twice(steps: list[tuple[boo
                 taken.cidrs.append(found)
         elif taken.cidrs:
             blocks.put_back(taken.cidrs.pop(which % len(taken.cidrs)))
+
+
+def test_of_a_ledger_range_no_more_blocks_are_counted_than_its_ledger_takes() -> None:
+    pool = Pool(4, [Cidr.parse("10.0.0.0/15")], 32)
+    found = pool.usage([Cidr.parse("10.0.0.0/32")], [Cidr.parse("10.1.0.0/24")])
+    assert found == [Usage(Cidr.parse("10.0.0.0/15"), 32, 2 * MOST_ENTRIES, 1, 256)]

@@ -27,3 +27,13 @@ def test_only_the_last_hour_counts_and_little_is_kept() -> None:
         trend.note(float(second), second if second < 3000 else 3000)
     assert trend.seconds_to(4000) is None
     assert len(trend._samples) < 3600 / 30 + 5
+
+
+def test_a_quiet_time_before_counts_for_no_more_than_the_hour() -> None:
+    trend = Trend()
+    trend.note(0.0, 0)
+    trend.note(60.0, 10)
+    quiet = 3 * 86400.0
+    for minute in range(1, 11):
+        trend.note(quiet + 60 * minute, 10 + 20 * minute)
+    assert trend.seconds_to(1000) == 3600.0 * 790 / 200

@@ -89,3 +89,13 @@ def test_nobody_gets_more_than_a_node_can_use() -> None:
     assert found.problem.reason == "TooManyAddresses"
     full = {"default": [f"10.64.0.{number}/32" for number in range(128)]}
     assert asked("a", ipam(full, default=(4096, 0)), settings(wide)).wants == ()
+
+
+def test_more_blocks_than_a_node_is_given_are_told() -> None:
+    known = settings(pool("default", ipv4=family("10.64.0.0/10", mask=28)))
+    full = {"default": [str(Cidr(4, (10 << 24) + (64 << 16) + 16 * number, 28)) for number in range(128)]}
+    found = asked("a", ipam(full, default=(4000, 0)), known)
+    assert found.wants == ()
+    assert found.problem is not None
+    assert (found.problem.reason, "more than 128 blocks" in found.problem.message) == ("TooManyAddresses", True)
+    assert asked("a", ipam(full, default=(128 * 14, 0)), known) == ((), None)

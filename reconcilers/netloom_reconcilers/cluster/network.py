@@ -30,6 +30,7 @@ from netloom_reconcilers.cluster.allocation.waiting import OF_ONE_POOL, UNREACHA
 from netloom_reconcilers.cluster.overlaps import (
     CONNECTED,
     NODES,
+    OF_POOLS,
     SERVICES,
     OfNodes,
     Ranges,
@@ -79,7 +80,8 @@ class NetworkReconciler(Member):
         self._waiting = waiting
         self._crashes = crashes
         self._told_at = float("-inf")
-        self._told = ""
+        self._told = (False, "")
+        """What the condition said: status and reason."""
 
     async def reconcile(self, name: str) -> float | None:
         """Tells what is wrong, or that nothing is."""
@@ -93,15 +95,15 @@ class NetworkReconciler(Member):
         errors = [problem for problem in problems if problem.severity == "error"]
         reason = problems[0].reason if problems else "Accepted"
         wait = self._told_at + RETELL_SECONDS - self._clock()
-        if reason == self._told and wait > 0:
+        if (not errors, reason) == self._told and wait > 0:
             return wait
-        self._told, self._told_at = reason, self._clock()
         good = [] if errors else [_good(mode_of(network))]
         message = " ".join([*good, *(said(problem, _NETWORK) for problem in problems)])
         good_enough, warns = not errors, bool(problems)
         written = await self._conditions.set(
             NETWORKS, network, "Ready", good_enough, reason, message, warns=warns and good_enough
         )
+        self._told, self._told_at = (good_enough, reason), self._clock()
         if written is not None:
             self._networks.put(written)
         return None
@@ -157,8 +159,9 @@ class NetworkReconciler(Member):
         cidrs = cluster_cidrs(network)
         whole = [cidr for _, cidr in cidrs if (around := reserved.overlap(cidr)) and around.contains(cidr)]
         services, networks = Ranges(reserved, of.services.known), Ranges(reserved, ranges_of(of.networks))
-        found = overlaps(SERVICES, services, cidrs, held, _NETWORK, whole)
-        found += overlaps(CONNECTED, networks, cidrs, held, _NETWORK, whole)
+        elsewhere = OF_POOLS if mode_of(network).from_pools else ""
+        found = overlaps(SERVICES, services, cidrs, held, _NETWORK, whole, elsewhere)
+        found += overlaps(CONNECTED, networks, cidrs, held, _NETWORK, whole, elsewhere)
         if unusual := of.odd:
             found += odd([each for each in ranges_of(of.networks) if each.cidr in unusual], cidrs, _NETWORK)
         found += overlaps(NODES, self._nodes_near(held, accepted=True), (), held, _NETWORK)

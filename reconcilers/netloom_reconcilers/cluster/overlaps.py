@@ -70,6 +70,18 @@ NODES = Kind(
 )
 
 
+OF_POOLS = (
+    "Take the CIDR out of its NetloomIPPool, or name these addresses in its reservedCIDRs: the block goes when no pod "
+    f"uses it any more. The first one of a node goes with the node only: {_MOVE} block."
+)
+"""The way out for blocks of pools that are held."""
+_OF_NODES = (
+    "Where kube-controller-manager gives pod CIDRs, start it with a --cluster-cidr that has room elsewhere and still "
+    "holds what Nodes have: with a Node's pod CIDR outside it does not start. Or delete all such Nodes before. Then "
+    f"{_MOVE} one."
+)
+
+
 class Ranges(Generic[R]):
     """Those of a kind, all of them reserved."""
 
@@ -117,9 +129,11 @@ def overlaps(
     held: Iterable[tuple[str, Cidr]],
     network: str,
     whole: Collection[Cidr] = (),
+    elsewhere: str = "",
 ) -> list[Problem]:
     """One problem per cluster CIDR (given with its field) that overlaps, and one for what nodes hold outside them.
 
+    elsewhere: the way out for these, where it is not the kind's.
     whole: of the cluster CIDRs, those that lie in anything of which no block is given, whatever its kind.
     It is an error where nodes hold such blocks, or where nothing is left to be given; else the blocks are passed over.
     """
@@ -151,11 +165,7 @@ def overlaps(
     if rest:
         near = list(dict.fromkeys(each for _, block in rest for each in ranges.near(block)))
         message = f"{_who(rest)}: this overlaps {_all(near)}, {kind.so}."
-        way_out = kind.elsewhere or (
-            "Where kube-controller-manager gives pod CIDRs, start it with a --cluster-cidr that has room elsewhere and "
-            "still holds what Nodes have: with a Node's pod CIDR outside it does not start. Or delete all such Nodes "
-            f"before. Then {_MOVE} one."
-        )
+        way_out = kind.elsewhere or elsewhere or _OF_NODES
         problems.append(Problem(network, "", "", f"PodCIDR{kind.reason}", message, way_out))
     return problems
 

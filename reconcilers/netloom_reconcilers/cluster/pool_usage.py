@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields
 from netloom.api.v1alpha1 import NeededAddresses, NodeIPAM
 from netloom.cidr import VERSIONS, Cidr, Version
 from netloom.ipam.settings import Family, PoolSettings, Settings
-from netloom.ipam.wants import capacity, needed_of, requests
+from netloom.ipam.wants import MOST_BLOCKS, capacity, needed_of, requests
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +72,7 @@ class PoolUsage:
     def takers(self, pool: str, version: Version, most: int) -> list[str]:
         """Of these, those whose turn it is to look for a block: never the same ones while others wait."""
         waiting = self._short.get((pool, version), {})
-        found = list(itertools.islice(waiting, most))
+        found = list(itertools.islice(waiting, min(most, len(waiting))))
         for node in found:
             del waiting[node]
         waiting.update(dict.fromkeys(found))
@@ -105,4 +105,6 @@ class PoolUsage:
         cidrs = (cidr for text in texts if (cidr := Cidr.masked(text)) and cidr.version == family.version)
         orphaned = sum(1 for cidr in cidrs if not any(each.contains(cidr) for each in family.cidrs))
         asked = needed_of(needed, family) if needed is not None and family.cidrs else 0
+        if blocks >= MOST_BLOCKS:
+            asked = min(asked, addresses)  # it is told that, and given no more
         return Share(blocks, orphaned, addresses, asked)

@@ -7,7 +7,7 @@ All agents of a cluster with pools watch them, so counts alone are written seldo
 import math
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from netloom.api.problem import Problem, Severity
 from netloom.api.v1alpha1 import POOLS, NetloomIPPool, NetloomNode
@@ -21,16 +21,22 @@ from netloom.runtime.store import Unsubscribe
 from netloom_reconcilers.cluster.allocation.configuration import AllocationConfiguration
 from netloom_reconcilers.cluster.allocation.incarnation import Incarnation, Member, PoolsAffected
 from netloom_reconcilers.cluster.allocation.metrics import POOL_METRICS, PoolSample
-from netloom_reconcilers.cluster.overlaps import CONNECTED, NODES, SERVICES, Ranges, overlaps, ranges_of
+from netloom_reconcilers.cluster.overlaps import CONNECTED, NODES, SERVICES, Ranges, odd, overlaps, ranges_of
 from netloom_reconcilers.cluster.pool_usage import PoolUsage
 from netloom_reconcilers.conditions import said
 
 RETELL_SECONDS = 30.0
 """How soon counts are told again of which the condition says the same. 5,000 agents are sent each of these writes."""
+COUNT_SECONDS = 1.0
+"""How soon a pool's blocks are counted again: 40,000 take 0.1 s."""
 NEARLY_FULL = 0.9
 """Part of the blocks in use from which a pool is nearly full."""
 SOON = timedelta(hours=24)
 """A pool that will be full by then is nearly full, too."""
+FORESEEN = timedelta(days=30)
+"""A later end is none that anybody plans for."""
+ROUGHLY = 0.25
+"""Part of the time that is left by which it may be wrong without being told anew."""
 SPARE_TAKERS = 8
 _MOST = 2**53 - 1
 _SHOWN = 3
@@ -45,8 +51,10 @@ class PoolsReconciler(Member):
         self._reserved = configuration.reserved
         self._usage = PoolUsage()
         self._trends: dict[tuple[str, Version], Trend] = {}
-        self._told: dict[str, tuple[float, str]] = {}
-        """When the pool's status was written, and with which reason."""
+        self._told: dict[str, tuple[float, tuple[bool, str]]] = {}
+        """When the pool's status was written, and what its condition said: status and reason."""
+        self._counted: dict[str, float] = {}
+        """When its blocks were counted."""
 
     def watch(self) -> list[Unsubscribe]:
         """Follows the caches from now on."""
@@ -87,8 +95,11 @@ class PoolsReconciler(Member):
     def _pool_changed(self, key: str, old: NetloomIPPool | None, new: NetloomIPPool | None) -> None:
         if new is None:
             self._told.pop(key, None)
+            for version in VERSIONS:
+                self._trends.pop((key, version), None)
             POOL_METRICS.forget(key)
-        elif old is None:
+        elif old is None or old.spec != new.spec:
+            self._counted.pop(key, None)
             self._publish(PoolsAffected((key,)))
 
     async def reconcile(self, name: str) -> float | None:
@@ -98,22 +109,26 @@ class PoolsReconciler(Member):
             return None
         settings = self._settings.pool(name)
         if settings is None:
+            POOL_METRICS.forget(name)
             return await self._tell(pool, [_idle(pool, self._settings)])
+        if (wait := self._counted.get(name, -math.inf) + COUNT_SECONDS - self._clock()) > 0:
+            return wait
+        self._counted[name] = self._clock()
         samples = [self._sample(settings, version) for version in VERSIONS if _family(pool, version)]
         POOL_METRICS.note(name, len(self._usage.holders.get(name, ())), len(self._usage.short(name)), samples)
-        return await self._tell(pool, list(self._problems(pool, settings, samples)), samples)
+        full_at = self._full_at(pool, samples)
+        return await self._tell(pool, list(self._problems(pool, settings, samples, full_at)), samples, full_at)
 
     async def _tell(
-        self, pool: NetloomIPPool, problems: list[Problem], samples: Iterable[PoolSample] = ()
+        self, pool: NetloomIPPool, problems: list[Problem], samples: Iterable[PoolSample] = (), full_at: str = ""
     ) -> float | None:
         name = pool.metadata.name
         problems.sort(key=lambda problem: problem.severity)
         good = all(problem.severity != "error" for problem in problems)
         reason = problems[0].reason if problems else "Ready"
-        at, before = self._told.get(name, (-math.inf, ""))
-        if reason == before and (wait := at + RETELL_SECONDS - self._clock()) > 0:
+        at, before = self._told.get(name, (-math.inf, None))
+        if (good, reason) == before and (wait := at + RETELL_SECONDS - self._clock()) > 0:
             return wait
-        self._told[name] = self._clock(), reason
         sentences = [said(problem, problem.object) for problem in problems]
         message = " ".join(sentences) or "Nodes are given blocks of it."
         counts = {each.version: _counts(each) for each in samples}
@@ -129,8 +144,9 @@ class PoolsReconciler(Member):
             ipv6=counts.get(6),
             nodes=len(self._usage.holders.get(name, ())),
             waiting=len(self._usage.short(name)),
-            full_at=self._full_at(samples),
+            full_at=full_at,
         )
+        self._told[name] = self._clock(), (good, reason)
         if written is not None:
             self._pools.put(written)
         return RETELL_SECONDS if any(each.seconds is not None for each in samples) else None
@@ -150,7 +166,9 @@ class PoolsReconciler(Member):
         seconds = trend.seconds_to(total - reserved)
         return PoolSample(version, total, used, reserved, share.orphaned, share.addresses, share.needed, seconds)
 
-    def _problems(self, pool: NetloomIPPool, settings: PoolSettings, samples: list[PoolSample]) -> Iterator[Problem]:
+    def _problems(
+        self, pool: NetloomIPPool, settings: PoolSettings, samples: list[PoolSample], full_at: str
+    ) -> Iterator[Problem]:
         """What keeps nodes from blocks of it, or soon will."""
         name = pool.metadata.name
         yield from validate_pool(pool)
@@ -164,7 +182,7 @@ class PoolsReconciler(Member):
         for sample in samples:
             if sample.free <= 0 and sample.total:
                 yield _full(name, sample, short)
-            elif nearly := self._nearly(name, sample):
+            elif nearly := _nearly(name, sample, full_at):
                 yield nearly
 
     def _no_pods(self, settings: PoolSettings) -> Iterator[Problem]:
@@ -178,26 +196,29 @@ class PoolsReconciler(Member):
             (CONNECTED, Ranges(reserved, ranges_of(of.networks))),
             (NODES, Ranges(reserved, ranges_of(of.addresses))),
         )
-        for kind, ranges in kinds:
-            for problem in overlaps(kind, ranges, cidrs, (), about, whole):
-                yield replace(problem, reason=problem.reason.replace("ClusterCIDR", "Pool", 1))
+        found = [each for kind, ranges in kinds for each in overlaps(kind, ranges, cidrs, (), about, whole)]
+        if unusual := of.odd:
+            found += odd([each for each in ranges_of(of.networks) if each.cidr in unusual], cidrs, about)
+        for problem in found:
+            yield replace(problem, reason=problem.reason.replace("ClusterCIDR", "Pool", 1))
 
-    def _nearly(self, name: str, sample: PoolSample) -> Problem | None:
-        usable = sample.total - sample.reserved
-        soon = sample.seconds is not None and sample.seconds <= SOON.total_seconds()
-        if not usable or (sample.used < NEARLY_FULL * usable and not soon):
-            return None
-        when = f", and at the present rate the last in {_span(sample.seconds)}" if sample.seconds is not None else ""
-        message = f"{sample.used} of {usable} IPv{sample.version} blocks are in use{when}."
-        way_out = f"Append a CIDR to spec.ipv{sample.version}.cidrs."
-        return Problem(f"NetloomIPPool {name}", "", "", "NearlyFull", message, way_out, "warning")
-
-    def _full_at(self, samples: Iterable[PoolSample]) -> str:
-        seconds = [each.seconds for each in samples if each.seconds is not None]
-        if not seconds:
+    def _full_at(self, pool: NetloomIPPool, samples: Iterable[PoolSample]) -> str:
+        """What was told stays as long as it is about right: each write goes to all agents."""
+        left = min((each.seconds for each in samples if each.seconds is not None), default=math.inf)
+        if left > FORESEEN.total_seconds():
             return ""
-        at = self._api.clock.now() + timedelta(seconds=min(min(seconds), 10 * 365 * 86400))
+        now = self._api.clock.now()
+        at, told = now + timedelta(seconds=left), _moment(pool.status.full_at)
+        if told is not None and abs((told - at).total_seconds()) <= max(60.0, ROUGHLY * left):
+            return pool.status.full_at
         return timestamp(at.replace(second=0, microsecond=0))
+
+
+def _moment(text: str) -> datetime | None:
+    try:
+        return datetime.fromisoformat(text)
+    except ValueError:
+        return None
 
 
 def _family(pool: NetloomIPPool, version: Version) -> object:
@@ -228,6 +249,17 @@ def _overlap(name: str, cidr: Cidr, other: Cidr, pool: str) -> Problem:
     return Problem(f"NetloomIPPool {name}", f"spec.ipv{cidr.version}.cidrs", str(cidr), "PoolOverlap", message, way_out)
 
 
+def _nearly(name: str, sample: PoolSample, full_at: str) -> Problem | None:
+    usable = sample.total - sample.reserved
+    soon = sample.seconds is not None and sample.seconds <= SOON.total_seconds()
+    if not usable or (sample.used < NEARLY_FULL * usable and not soon):
+        return None
+    when = f", and at the present rate the pool is full at {full_at}" if sample.seconds is not None and full_at else ""
+    message = f"{sample.used} of {usable} IPv{sample.version} blocks are in use{when}."
+    way_out = f"Append a CIDR to spec.ipv{sample.version}.cidrs."
+    return Problem(f"NetloomIPPool {name}", "", "", "NearlyFull", message, way_out, "warning")
+
+
 def _full(name: str, sample: PoolSample, short: list[str]) -> Problem:
     reserved = f", or reserved ({sample.reserved})" if sample.reserved else ""
     message = f"all {sample.total} IPv{sample.version} blocks are in use{reserved}."
@@ -238,10 +270,3 @@ def _full(name: str, sample: PoolSample, short: list[str]) -> Problem:
         severity = "error"
     way_out = f"Append a CIDR to spec.ipv{sample.version}.cidrs, or end pods that use it."
     return Problem(f"NetloomIPPool {name}", "", "", "PoolExhausted", message, way_out, severity)
-
-
-def _span(seconds: float) -> str:
-    for unit, length in (("day", 86400), ("hour", 3600), ("minute", 60)):
-        if seconds >= 2 * length:
-            return f"{seconds / length:.0f} {unit}s"
-    return "less than two minutes"

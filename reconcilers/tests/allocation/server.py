@@ -255,6 +255,8 @@ def _rules(plural: str, old: Json | None, new: Json) -> None:
         _check(set(before.get("podCIDRs", ())) <= set(ipam.get("podCIDRs", ())), "a CIDR cannot be taken away")
         holds = before.get("podCIDRs") or before.get("pools", {}).get("allocated") or before.get("pool")
         _check(not holds or before.get("mode", "") in ("", ipam.get("mode", "")), "the mode cannot change")
+        of_pools = ipam.get("mode", "") in ("", "multi-pool")
+        _check(of_pools or not (ipam.get("pools") or {}).get("requested"), "no more of pools in another mode")
 
 
 def _mode(network: Json) -> str:

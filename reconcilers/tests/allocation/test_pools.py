@@ -324,11 +324,12 @@ def test_before_it_is_full_and_when_it_is_it_says_so(pools: World) -> None:
         pools.calm(60)
     status, reason, message = pools.condition("netloomippools", "blue")
     assert (status, reason) == ("True", "NearlyFull")
+    full_at = pools.server.all("netloomippools")["blue"]["status"]["fullAt"]
+    assert full_at
     assert message == (
-        "12 of 16 IPv4 blocks are in use, and at the present rate the last in 4 minutes. "
+        f"12 of 16 IPv4 blocks are in use, and at the present rate the pool is full at {full_at}. "
         "Append a CIDR to spec.ipv4.cidrs."
     )
-    assert pools.server.all("netloomippools")["blue"]["status"]["fullAt"]
     pools.ask("a", default=8, blue=1000)
     pools.calm(60)
     assert pools.condition("netloomippools", "blue") == (
@@ -393,3 +394,78 @@ def test_in_another_mode_a_pool_says_that_it_serves_nobody(empty: World) -> None
         "NotInUse",
         "nothing is given of pools, as the IPAM mode is cluster-pool. Pools serve IPAM mode multi-pool.",
     )
+
+
+def test_what_agents_asked_of_pools_does_not_keep_them_from_another_mode(pools: World) -> None:
+    """Nothing was ever given, so the mode may change; and what nobody takes back any more is taken back."""
+    pools.give_services("10.0.0.0/16")
+    pools.join("a")
+    pools.start()
+    pools.calm(10)
+    pools.ask("a", default=8)
+    pools.calm(10)
+    assert pools.blocks("a") == {}
+    pools.apply_network(mode="cluster-pool", ipv4PodCIDRList=["10.8.0.0/16"], ipv4MaskSize=24)
+    pools.calm(10)
+    ipam = pools.server.all("netloomnodes")["a"]["spec"]["ipam"]
+    assert (ipam["mode"], ipam["podCIDRs"]) == ("cluster-pool", ["10.8.0.0/24"])
+    assert not ipam.get("pools", {}).get("requested")
+
+
+def test_a_forecast_that_is_about_right_is_not_written_again(pools: World) -> None:
+    pools.apply_pool("default", "10.0.0.0/24")
+    pools.join("a")
+    pools.start()
+    pools.calm(60)
+    for number in range(2, 7):
+        pools.ask("a", default=14 * number)
+        pools.calm(60)
+    assert pools.server.all("netloomippools")["default"]["status"]["fullAt"]
+    begin = len(pools.server.executed)
+    pools.calm(3600)
+    assert pools.writes(begin)["patch netloomippools"] <= 12
+
+
+def test_a_full_pool_says_at_once_when_somebody_needs_more(pools: World) -> None:
+    pools.join("a")
+    pools.start()
+    pools.calm(10)
+    pools.ask("a", default=8, blue=28)
+    pools.calm(60)
+    assert pools.condition("netloomippools", "blue")[:2] == ("True", "PoolExhausted")
+    pools.ask("a", default=8, blue=29)
+    pools.calm(3)
+    assert pools.condition("netloomippools", "blue")[:2] == ("False", "PoolExhausted")
+
+
+def test_space_that_is_kept_free_no_more_is_found_however_much_it_is(pools: World) -> None:
+    """More blocks come free than a number of 64 bits can say, in the same edit that takes another CIDR out."""
+    six = {"cidrs": ["fd00:0:0:1::/64"], "maskSize": 128}
+    pools.apply_pool("default", "10.0.0.0/26", ipv6=six, reservedCIDRs=["fd00:0:0:1::/64"])
+    pools.join("a")
+    pools.start()
+    pools.calm(10)
+    assert pools.condition("netloomnodes", "a")[:2] == ("False", "PoolExhausted")
+    pools.apply_pool("default", "10.3.0.0/26", reservedCIDRs=[])
+    pools.join("b")
+    pools.calm(10)
+    assert any(":" in cidr for cidr in pools.blocks("a")["default"])
+    assert pools.blocks("b")["default"][0].startswith("10.3.0.")
+
+
+def test_a_block_that_comes_free_wakes_nobody_whom_it_does_not_help(pools: World) -> None:
+    for name in "ab":
+        pools.join(name)
+    operator = pools.start()
+    pools.calm(10)
+    pools.ask("a", default=8, gone=1)
+    pools.ask("b", default=28)
+    pools.calm(10)
+    assert pools.condition("netloomnodes", "a")[:2] == ("False", "PoolMissing")
+    seen: list[str] = []
+    operator.allocation.nodes.enqueue = seen.append  # type: ignore[method-assign]
+    pools.ask("b", default=8)
+    pools.give_back("b", "10.0.0.32/28")
+    pools.calm(10)
+    assert "b" in seen
+    assert "a" not in seen

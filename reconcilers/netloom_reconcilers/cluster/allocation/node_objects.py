@@ -9,6 +9,7 @@ import msgspec
 
 from netloom.api.core import POD_CIDR_ANNOTATIONS, Node, NodeAddress
 from netloom.api.holdings import block_texts, blocks, held_cidrs, holds, is_in_use
+from netloom.api.ipam_modes import mode_named
 from netloom.api.meta import ObjectMeta, OwnerReference
 from netloom.api.odd_addresses import is_usable
 from netloom.api.problem import Problem
@@ -130,6 +131,9 @@ def difference(
         spec["ipam"] = {"mode": mode}
     elif obj.spec.ipam.mode not in ("", mode) and not is_in_use(obj):
         spec["ipam"] = {"mode": None}  # all came back before the network's mode was changed
+    written = spec.get("ipam", {}).get("mode")
+    if written and not mode_named(written).from_pools and obj.spec.ipam.pools.requested:
+        spec["ipam"]["pools"] = {"requested": None}  # of before that change; who asks for nothing now takes it not back
     if not meta and not spec:
         return {}
     meta |= {"resourceVersion": obj.metadata.resource_version, "uid": obj.metadata.uid}

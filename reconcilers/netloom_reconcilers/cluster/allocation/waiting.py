@@ -11,6 +11,8 @@ LAG_SECONDS = 1.0
 """When to look again where a cache lags behind what was read live; its event usually comes first."""
 RECHECK_SECONDS = 60.0
 """When to look again at a node that was refused; what it waits for usually wakes it first."""
+TURN_SECONDS = 600.0
+"""The same of one that a pool has no block for: should those whose turn it was not have taken what came back."""
 
 Reason = Problem | Exhausted
 """Why a node waits. Of an exhausted pool, every node is told the same, and as many are woken as blocks come back."""
@@ -38,7 +40,9 @@ class WaitingNodes(dict[str, Reason]):
         if self.get(name) != why:
             self[name] = why
             self._publish(Changed.WAITING)
-        if isinstance(why, Exhausted) or why.reason in _WOKEN:
+        if isinstance(why, Exhausted):
+            return TURN_SECONDS if why.pool else None
+        if why.reason in _WOKEN:
             return None
         return LAG_SECONDS if why.reason in _PASSING else RECHECK_SECONDS
 
@@ -51,10 +55,14 @@ class WaitingNodes(dict[str, Reason]):
         """Whom to reconcile, as something changed that nodes wait for; `freed`: only that many blocks came back."""
         names = []
         for name, why in self.items():
-            if freed is not None and isinstance(why, Exhausted):
+            if freed is None:
+                pass
+            elif isinstance(why, Exhausted):
                 if why.pool or not freed:
                     continue  # of a pool, those are told that need more of it
                 freed -= 1
+            elif why.reason in OF_ONE_POOL:
+                continue  # no block ends that
             names.append(name)
         return names
 
