@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 from msgspec.structs import replace
 
-from netloom.api.holdings import homes
+from netloom.api.holdings import homes, in_front
 from netloom.api.meta import ObjectMeta
 from netloom.api.v1alpha1 import (
     NETLOOM_NODES,
@@ -105,6 +105,7 @@ class World:
             clock=lambda: self.now,
         )
         self.nodes.subscribe(lambda key, old, new: self._provide(new))
+        self.networks.subscribe(lambda key, old, new: self.provide())
         self.nodes.replace({"a": self.server})
 
     async def _occupants(self, within: Any) -> dict[Cidr, str]:
@@ -112,7 +113,11 @@ class World:
 
     def _provide(self, node: NetloomNode | None) -> None:
         if node is not None:
-            mine = {home.packed for home in homes(node.spec.ipam)}
+            ipam = node.spec.ipam
+            default = self.networks.get("default")
+            front = default.spec.ipam.multi_pool.default_pool if default else ""
+            coming = replace(ipam, pools=replace(ipam.pools, allocated=in_front(ipam.pools.allocated, front)))
+            mine = {home.packed for home in (*homes(ipam), *homes(coming))}
             self.service.provide(provision(node, self.pools.get, mine).supply)
 
     def hear(self) -> None:

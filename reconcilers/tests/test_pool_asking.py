@@ -160,6 +160,22 @@ async def test_a_write_that_is_refused_changes_nothing(world: World) -> None:
     assert world.taken_out == [SECOND]
 
 
+async def test_what_an_earlier_life_closed_stays_closed_though_this_ones_write_is_refused(world: World) -> None:
+    await with_idle_block(world)
+    world.faults = ["late"]
+    while world.faults:
+        await world.look()
+        world.now += 1
+    world.start()
+    world.faults = ["forbidden"]
+    with contextlib.suppress(Forbidden):
+        await world.look()
+    assert world.faults == []
+    assert world.allocator.closed == {SECOND}, "the first one's patch may come yet"
+    await world.settle(LATE_SECONDS + 1, grants=False)
+    assert world.allocator.closed == frozenset() or SECOND in world.taken_out
+
+
 async def test_delete_create_delete_of_the_last_pod_of_a_pool(world: World) -> None:
     await world.settle()
     for _ in range(3):
@@ -270,6 +286,9 @@ async def test_the_node_does_not_move_to_where_a_pod_has_the_address_that_it_wou
     await world.settle(100)
     assert next(iter(world.blocks)) == "default"
     world.gone("a/1")
+    await world.settle(1)
+    world.now += REST
+    assert world.pod("a/2", "blue") == (bytes((10, 2, 0, 1)),), "the node may move there at any moment"
     await world.settle(10)
     assert next(iter(world.blocks)) == "blue"
 

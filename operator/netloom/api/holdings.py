@@ -1,9 +1,9 @@
 """What a NetloomNode holds of addresses for pods: the one place that knows where each IPAM mode says it."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
-from netloom.api.v1alpha1 import NetloomNode, NodeIPAM
+from netloom.api.v1alpha1 import NetloomNode, NodeIPAM, PoolAllocation
 from netloom.cidr import VERSIONS, Cidr, Version, single
 
 
@@ -47,6 +47,11 @@ def block_texts(ipam: NodeIPAM) -> tuple[str, ...]:
     if not ipam.pools.allocated:
         return ipam.pod_cidrs
     return tuple(dict.fromkeys(text for each in blocks(ipam) for text in each.texts))
+
+
+def in_front(allocated: Iterable[PoolAllocation], pool: str) -> tuple[PoolAllocation, ...]:
+    """With the blocks of one pool in front, so that those in which the node has addresses of its own are of it."""
+    return tuple(sorted(allocated, key=lambda each: each.pool != pool))
 
 
 def held_cidrs(ipam: NodeIPAM) -> tuple[Cidr, ...]:

@@ -114,7 +114,7 @@ def _whole(pools: Pools, rules: MultiPool, found: Iterable[Chosen | Problem]) ->
     problems = [one for one in each if isinstance(one, Problem)]
     chosen_ = tuple(one for one in each if isinstance(one, Chosen))
     if rules.default_pool not in pools and chosen_:
-        problems = [one for one in problems if one.reason not in (_NO_FAMILY, _NO_MATCH)]
+        problems = [one for one in problems if one.reason not in (_NO_FAMILY, _NO_MATCH) and one.field != _DEFAULT]
     return problems[0] if problems else PoolChoice(chosen_)
 
 
@@ -136,8 +136,7 @@ def _of_pod(
     required = "spec.ipam.multiPool.requirePoolMatch" if rules.require_pool_match else _requires_match(pod, namespace)
     if required:
         return _no_match(about, version, required)
-    where = f"spec.ipam.multiPool.defaultPool of NetloomNetwork {NETWORK_NAME}"
-    return _usable(Chosen(version, rules.default_pool, "default"), about, where, pools)
+    return _usable(Chosen(version, rules.default_pool, "default"), about, _DEFAULT, pools)
 
 
 def _choosing(pod: Pod, namespace: Namespace | None, pools: Pools) -> Iterator[NetloomIPPool]:
@@ -163,6 +162,7 @@ def _requires_match(pod: Pod, namespace: Namespace | None) -> str:
 
 
 _NO_FAMILY, _NO_MATCH = "PoolWithoutFamily", "PoolMatchRequired"
+_DEFAULT = f"spec.ipam.multiPool.defaultPool of NetloomNetwork {NETWORK_NAME}"
 
 
 def _usable(picked: Chosen, about: str, where: str, pools: Pools) -> Chosen | Problem:

@@ -5,9 +5,11 @@ from typing import Any
 
 import msgspec
 
+from netloom.api.errors import UserError
 from netloom.api.v1alpha1 import NETLOOM_NODES, POOLS, NetloomIPPool, NetloomNode, PoolUsage
 from netloom.cli.status_text import aligned, safe
 from netloom.runtime.client import Api
+from netloom.runtime.errors import ApiError
 
 
 class Family(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
@@ -101,7 +103,10 @@ def holders(name: str, objects: Iterable[NetloomIPPool], nodes: Iterable[Netloom
 async def _list(kubeconfig: str | None, context: str | None, *kinds: Any) -> list[tuple[Any, ...]]:
     async with await Api.connect(kubeconfig, context, user_agent="netloom-pools") as api:
         await api.check()
-        return [tuple((await api.list(kind)).objects) for kind in kinds]
+        try:
+            return [tuple((await api.list(kind)).objects) for kind in kinds]
+        except ApiError as error:
+            raise UserError(f"the objects cannot be read: {error}") from error
 
 
 def _counts(usage: PoolUsage) -> dict[str, int]:

@@ -22,7 +22,7 @@ from netloom.ipam.address_records import Closed, Freed, Gave, Opened, Record, Re
 
 REST_SECONDS = 30.0
 """As long as others remember who had an address: flows, neighbours, DNS."""
-FORGET_SECONDS = 60.0
+FORGET_SECONDS = 90.0
 """After which one that met a shortage and did not ask again waits no longer. A kubelet asks again sooner."""
 
 NO_POOL = ""
@@ -199,7 +199,8 @@ class NodeAllocator:
             if is_new:
                 self.on_change()
             short = pools[min(lacking)] if lacking else pool
-            return Shortage(short, frozenset(lacking), self._ready_at({each: pools[each] for each in lacking}))
+            ready_at = self._ready_at(owner, {each: pools[each] for each in lacking}, now)
+            return Shortage(short, frozenset(lacking), ready_at)
         self._waiting.pop(owner, None)
         self._give(owner, Holding(pool, tuple(found)))
         self.on_change()
@@ -233,18 +234,20 @@ class NodeAllocator:
             if len(address) == size and address not in self._users and address not in self._supply.taken:
                 yield address, entry
 
-    def _ready_at(self, pools: Mapping[Version, str]) -> float | None:
-        """When all of the families may have one that has rested; None where one of them has none that rests."""
+    def _ready_at(self, owner: Owner, pools: Mapping[Version, str], now: float) -> float | None:
+        """When all of the families may have one for the owner that has rested; None where one of them has none that
+        rests. What has rested already is not what it waits for."""
         found = []
         for version, pool in pools.items():
-            times = [block.next_ready(self.rest_seconds) for block in self._of_pool.get((pool, version), ())]
+            blocks = (each for each in self._of_pool.get((pool, version), ()) if each.cidr not in self._shut)
+            times = [block.next_ready(self.rest_seconds) for block in blocks]
             if pool == NO_POOL:
                 times += [
                     self._freed[address] + self.rest_seconds
-                    for address, _ in self._singles(version)
-                    if address in self._freed
+                    for address, entry in self._singles(version)
+                    if address in self._freed and entry.owner in ("", owner.name)
                 ]
-            ready = min((each for each in times if each is not None), default=None)
+            ready = min((each for each in times if each is not None and each > now), default=None)
             if ready is None:
                 return None
             found.append(ready)
@@ -388,6 +391,10 @@ class NodeAllocator:
     def holding(self, owner: Owner) -> Holding | None:
         """What this one has."""
         return self._held.get(owner)
+
+    def is_withheld(self, address: Address) -> bool:
+        """Whether the node has it itself."""
+        return address in self._supply.taken
 
     def user(self, address: Address) -> Owner | None:
         """Who has it."""

@@ -203,3 +203,13 @@ def test_the_namespace_is_read_only_for_pods_that_do_not_name_all_pools_themselv
     assert names_all(pod(**{"netloom.dev/ipv4-pool": "a", "ipam.cilium.io/ipv6-pool": "b"}).metadata)
     assert not names_all(pod(**{"netloom.dev/ipv4-pool": "a"}).metadata)
     assert not names_all(pod().metadata)
+
+
+def test_without_a_default_pool_a_family_that_nothing_names_is_left_out() -> None:
+    one = PoolChoice((Chosen(4, "blue", "pod", "netloom.dev/ipv4-pool"),))
+    assert choose(pod(**{"netloom.dev/ipv4-pool": "blue"}), namespace(), pools(blue=V4), RULES) == one
+    selected = pools(blue=V4 | {"podSelector": {}})
+    assert choose(pod(), namespace(), selected, RULES) == PoolChoice((Chosen(4, "blue", "selector"),))
+    both = {"netloom.dev/ipv4-pool": "blue", "netloom.dev/ipv6-pool": "default"}
+    assert isinstance(choose(pod(**both), namespace(), pools(blue=V4), RULES), Problem), "it is named"
+    assert isinstance(choose(pod(), namespace(), pools(blue=V4), RULES), Problem)

@@ -115,8 +115,8 @@ def test_who_waits_counts_until_it_is_served_released_or_does_not_ask_again() ->
         assert ask(made, owner, "web") == "short of IPv4"
     assert made.need("web", 0)[4].waiting == 2
     made.release(C, now=0)
-    assert made.need("web", 59)[4].waiting == 1
-    assert made.need("web", 60)[4].waiting == 0
+    assert made.need("web", 89)[4].waiting == 1
+    assert made.need("web", 90)[4].waiting == 0
     ask(made, B, "web", now=61)
     made.release(A, now=62)
     assert ask(made, B, "web", now=62) == "10.0.0.7"
@@ -199,6 +199,30 @@ def test_single_addresses_go_to_their_owners_and_the_others_to_anyone() -> None:
     assert ask(made, Owner("default/z")) == "10.0.0.2"
     assert made.pools_in_use() == {""}
     assert made.need("", 0)[4] == (2, 2, 0, 0)
+
+
+def test_who_waits_looks_again_when_one_for_it_has_rested_and_not_before() -> None:
+    """Whatever has rested already and is not for it would be looked at again and again."""
+    entries = {packed("10.0.0.1"): PoolAddress(owner=A.name), packed("10.0.0.2"): PoolAddress()}
+    made = NodeAllocator(rest_seconds=10)
+    made.provide(Supply(singles=entries))
+    assert ask(made, A) == "10.0.0.1"
+    assert ask(made, B) == "10.0.0.2"
+    made.release(A, now=0)
+    short = made.allocate(C, "", V4, 100)
+    assert isinstance(short, Shortage)
+    assert short.ready_at is None
+    made.release(B, now=100)
+    short = made.allocate(C, "", V4, 101)
+    assert isinstance(short, Shortage)
+    assert short.ready_at == 110
+    closed = supplied("10.0.0.0/31", pool="web", rest=10)
+    ask(closed, A, "web")
+    closed.release(A, now=0)
+    closed.close(Cidr.parse("10.0.0.0/31"), 10)
+    short = closed.allocate(B, "web", V4, 100)
+    assert isinstance(short, Shortage)
+    assert short.ready_at is None
 
 
 def test_what_is_seen_to_run_is_adopted() -> None:

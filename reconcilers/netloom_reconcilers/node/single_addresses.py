@@ -169,6 +169,12 @@ class OutsideSupply:
 
     # What is used and was withdrawn
 
+    @property
+    def fault(self) -> str:
+        """Why the agent can neither begin nor tell what is used, as a sentence; "" if it can."""
+        about = f"NetloomNode {self.node_name}: status.ipam cannot be written"
+        return next((f"{about}: {why}. It is tried again." for why in self.controller.failing.values()), "")
+
     def errors(self) -> list[str]:
         """What is wrong with addresses that are used, as sentences; empty if nothing is."""
         node = self.nodes.get(self.node_name)

@@ -67,7 +67,11 @@ class World:
                 raise self.pods
             return {parse_address(text): name for text, name in self.pods.items()}
 
+        async def devices() -> frozenset[bytes]:
+            return (await kernel()).own
+
         monkeypatch.setattr(module, "single_addresses", kernel)
+        monkeypatch.setattr(module, "own_addresses", devices)
         monkeypatch.setattr(running, "pods_of", pods_of)
         monkeypatch.setattr(module.time, "monotonic", lambda: self.now)
         monkeypatch.setattr(module, "Backoff", lambda first, most: Pauses(first))
@@ -156,6 +160,18 @@ async def test_without_the_right_to_list_pods_the_kernel_is_believed(world: Worl
     assert "the agent may not list pods" in made.errors()[0]
 
 
+async def test_once_it_may_list_pods_it_does_and_says_no_more(world: World) -> None:
+    world.pods = Forbidden(403, "Forbidden", "no right")
+    made = world.feature("10.0.0.0/29")
+    assert await made.reconcile() == module.LOOK_SECONDS[0]
+    assert made.errors()
+    world.pods = {"10.0.0.2": "default/bridged"}
+    world.now += module.LOOK_SECONDS[0]
+    await made.reconcile()
+    assert made.errors() == []
+    assert held(made) == {"10.0.0.2": "default/bridged"}
+
+
 async def test_who_was_known_by_a_pod_stays_where_pods_cannot_be_listed_any_more(world: World) -> None:
     world.pods, world.routed = {"10.0.0.2": "default/bridged"}, {"10.0.0.3": "veth1"}
     made = world.feature("10.0.0.0/29")
@@ -189,6 +205,19 @@ async def test_what_devices_of_the_node_have_is_not_given(world: World) -> None:
     made = world.feature("10.0.0.0/29")
     await made.reconcile()
     assert await ask(made, "default/a") == "10.0.0.3"
+
+
+async def test_what_a_device_has_by_now_is_not_given_when_the_node_is_given_it(world: World) -> None:
+    made = world.feature("10.0.0.0/29")
+    await made.reconcile()
+    asked = world.asked
+    world.own = ("10.1.0.2",)
+    world.say(made, "10.0.0.0/29", "10.1.0.0/29")
+    await made.reconcile()
+    given = [await ask(made, f"default/{number}") for number in range(9)]
+    assert "10.1.0.3" in given
+    assert "10.1.0.2" not in given
+    assert world.asked == asked, "pods are not listed for that"
 
 
 async def test_what_was_said_stays_while_the_object_is_gone(world: World) -> None:

@@ -16,7 +16,7 @@ from netloom.cidr import Cidr, Version, format_address
 from netloom.ipam.node_allocator import NodeAllocator, Owner, Supply
 from netloom_reconcilers.node.addresses.checkpoint import Checkpoint, Unwritable
 from netloom_reconcilers.node.addresses.server import AddressServer, SocketUnusable, bind, serve
-from netloom_reconcilers.node.addresses.service import AddressService, Refused
+from netloom_reconcilers.node.addresses.service import UNREAD, AddressService, Refused
 
 V4: frozenset[Version] = frozenset({4})
 A, B, C = (Owner(f"default/{name}", name * 3) for name in "abc")
@@ -365,3 +365,30 @@ async def test_a_socket_that_an_agent_listens_on_is_not_taken(tmp_path: Path) ->
 def test_a_path_that_is_too_long_is_told(tmp_path: Path) -> None:
     with pytest.raises(SocketUnusable, match="no pod can ask for an address: AF_UNIX path too long"):
         bind(tmp_path / ("x" * 120))
+
+
+async def test_beside_another_agent_of_the_machine_nothing_is_given_and_no_second_directory_advised(
+    tmp_path: Path,
+) -> None:
+    first = begun(tmp_path, "10.0.0.0/29")
+    second = AddressService(NodeAllocator(), Checkpoint(tmp_path, "n1"), lambda pool: V4, lambda owner, short: "none")
+    assert second.begin() is None
+    assert "another agent uses it." in second.unwritable
+    assert "Stop one of the two agents" in second.unwritable
+    assert "--state-dir" not in second.unwritable
+    with pytest.raises(Refused):
+        await second.allocate(B)
+    first.checkpoint.close()
+
+
+async def test_what_could_not_be_read_may_be_another_answer_soon(tmp_path: Path) -> None:
+    service = begun(tmp_path, "10.0.0.0/29")
+    for reason, passing in ((UNREAD, True), ("PoolMissing", False)):
+
+        async def none(_owner: Owner, _asked: str | None, reason: str = reason) -> Problem:
+            return Problem("Pod d/a", "", "", reason, "it is so.", "Wait.")
+
+        service.pool_of = none
+        with pytest.raises(Refused) as refusal:
+            await service.allocate(A)
+        assert refusal.value.passing is passing

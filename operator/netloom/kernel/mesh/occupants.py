@@ -60,6 +60,19 @@ async def single_addresses() -> SingleAddresses:
     return await asyncio.to_thread(_read_single, commands)
 
 
+async def own_addresses() -> frozenset[Address]:
+    """Of that, those that devices have. Raises AnswerLost, OSError."""
+    commands = CommandSocket()  # as above
+    return await asyncio.to_thread(_read_own, commands)
+
+
+def _read_own(commands: CommandSocket) -> frozenset[Address]:
+    try:
+        return frozenset(each.local.address for each in reader.read_interfaces(commands).addresses)
+    finally:
+        commands.close()
+
+
 def _read_single(commands: CommandSocket) -> SingleAddresses:
     try:
         interfaces, routes = reader.read_interfaces(commands), reader.direct_routes(commands)

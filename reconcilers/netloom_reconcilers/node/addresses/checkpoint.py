@@ -39,6 +39,10 @@ class Unwritable(Exception):
     """Why nothing can be written down, as the end of a sentence."""
 
 
+class InUse(Unwritable):
+    """Another process does."""
+
+
 @dataclass(frozen=True, slots=True)
 class Found:
     """What was there. records: of this node and this boot. lost: why that may not be all, "" if it is; cause: the same
@@ -118,7 +122,7 @@ class Checkpoint:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             os.close(descriptor)
-            raise Unwritable("another agent uses it") from None
+            raise InUse("another agent uses it") from None
         self._lock = descriptor
 
     def _is_ours(self) -> bool:

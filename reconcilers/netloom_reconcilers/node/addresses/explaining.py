@@ -38,12 +38,14 @@ def shortage(who: str, node: str, supply: Supply, short: Shortage, need: Need | 
     return f"{begin}: all usable addresses of {what} are taken{used}. {way_out}"
 
 
-def not_in_force(who: str, node: str) -> str:
-    """Why nobody gets a single address, though the node holds some."""
+def not_begun(who: str, node: str, fault: str) -> str:
+    """Why nobody gets a single address, though the node holds some. fault: of this node, if it is that."""
+    about = f"{who} no IP address on node {node}: addresses are in spec.ipam.pool of its NetloomNode, and"
+    if fault:
+        return f"{about} the agent cannot begin to give them. {fault}"
     return (
-        f"{who} no IP address on node {node}: addresses are in spec.ipam.pool of its NetloomNode, and the "
-        "network's IPAM mode is not in force yet (status.ipam.mode). The operator puts it in force: see whether it "
-        "runs, and what the NetloomNetwork's condition Ready says."
+        f"{about} the network's IPAM mode is not in force yet (status.ipam.mode). The operator puts it in force: see "
+        "whether it runs, and what the NetloomNetwork's condition Ready says."
     )
 
 

@@ -12,13 +12,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import structlog
+from msgspec.structs import replace as replace_struct
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
-from netloom.api.v1alpha1 import NETWORK_NAME, NetloomNode
+from netloom.api.holdings import homes, in_front
+from netloom.api.v1alpha1 import NETWORK_NAME, NetloomNode, NodeIPAM
 from netloom.cidr import Address, Cidr, Version, is_address, parse_address
 from netloom.ipam.node_allocator import NodeAllocator, Owner, Shortage, Supply
 from netloom.kernel.keeper.report import Failure, PlannedChange
-from netloom.kernel.mesh.occupants import SingleAddresses, single_addresses
+from netloom.kernel.mesh.occupants import SingleAddresses, own_addresses, single_addresses
 from netloom.kernel.netlink.sockets import AnswerLost
 from netloom.runtime.backoff import Backoff
 from netloom.runtime.controller import Controller
@@ -70,6 +72,8 @@ class AddressesFeature(NodeFeature):
         context.addresses = self.service
         self._pools = context.pools
         self._provision: Provision | None = None
+        self._provided: NodeIPAM | None = None
+        """What the object held then."""
         self._kernel = SingleAddresses(frozenset(), {})
         self._unheard = ""
         """Why nobody can ask."""
@@ -165,6 +169,9 @@ class AddressesFeature(NodeFeature):
             log.warning("who is known by sight stays, and is looked for again soon", why=self._unseen)
             self._unseen = ""
         self._ever_kept -= came_back
+        if known is None and node.spec.ipam != self._provided:
+            await self._look_at_devices()
+        self._provided = node.spec.ipam
         self._provision = provision(node, self._pools.get, self._taken(node))
         self.service.provide(self._given(self._provision))
         if known is not None:
@@ -172,7 +179,14 @@ class AddressesFeature(NodeFeature):
             self._merged, self.service.obstacle = True, ""
             if self.outside is not None:
                 self.outside.look()
-        return max(0.0, self._look_at - time.monotonic()) if self._is_anyone_seen() else None
+        return max(0.0, self._look_at - time.monotonic()) if self._is_to_look_again() else None
+
+    async def _look_at_devices(self) -> None:
+        """The node may have on a device what it is given now."""
+        try:
+            self._kernel = self._kernel._replace(own=await own_addresses())
+        except (AnswerLost, OSError) as error:
+            log.warning("the addresses of this node's devices cannot be read", error=str(error))
 
     def _given(self, found: Provision) -> Supply:
         """Of that, what may be given now."""
@@ -200,10 +214,14 @@ class AddressesFeature(NodeFeature):
     def _is_anyone_seen(self) -> bool:
         return any(running.is_seen(owner) for owner, _ in self.allocator.held())
 
+    def _is_to_look_again(self) -> bool:
+        """While somebody is known by sight alone, or not all could be looked at."""
+        return self._is_anyone_seen() or bool(self._unseen)
+
     def _is_to_look(self) -> bool:
-        """When the agent begins, and as long as somebody is known by sight alone. (And when a CIDR comes back that was
-        kept meanwhile. What the operator gives anew, nobody lives in.)"""
-        return not self._merged or (self._is_anyone_seen() and time.monotonic() >= self._look_at)
+        """When the agent begins, and again. (And when a CIDR comes back that was kept meanwhile. What the operator
+        gives anew, nobody lives in.)"""
+        return not self._merged or (self._is_to_look_again() and time.monotonic() >= self._look_at)
 
     def _missed(self, owner: Owner) -> None:
         """A pod that is known by sight alone may be on its way out: it is looked when it should be gone."""
@@ -221,7 +239,7 @@ class AddressesFeature(NodeFeature):
             return None
         pods = await self._pods()
         if pods is not None:
-            self._look_at = time.monotonic() + self._pause.next()
+            self._look_at = time.monotonic() + (LOOK_SECONDS[0] if self._unseen else self._pause.next())
         return pods
 
     def _take_in(self, pods: Pods) -> None:
@@ -258,10 +276,16 @@ class AddressesFeature(NodeFeature):
 
     def _taken(self, node: NetloomNode) -> set[Address]:
         """What the node has itself: on devices, and for the probe."""
+        network, allocated = self.context.networks.get(NETWORK_NAME), node.spec.ipam.pools.allocated
         taken = set(self._kernel.own) | set(addresses_of(node).values())
-        network = self.context.networks.get(NETWORK_NAME)
-        if network is None or network.spec.routing.mode != "native" or node.spec.ipam.pools.allocated:
+        if network is None or network.spec.routing.mode != "native" or allocated:
             taken |= set(on_tunnel_devices(node, pod_cidrs_of(node)[0]))
+        if network is not None and allocated:  # and where it may move to at any moment
+            coming = in_front(allocated, network.spec.ipam.multi_pool.default_pool)
+            if coming != allocated:
+                ipam = replace_struct(node.spec.ipam, pools=replace_struct(node.spec.ipam.pools, allocated=coming))
+                after = replace_struct(node, spec=replace_struct(node.spec, ipam=ipam))
+                taken |= set(addresses_of(after).values()) | {cidr.packed for cidr in homes(ipam)}
         return taken
 
     def _versions_of(self, pool: str) -> frozenset[Version]:
@@ -275,7 +299,7 @@ class AddressesFeature(NodeFeature):
         need = self.allocator.need(shortage.pool, self.service.clock()) if owner else None
         who = f"{owner.name} gets" if owner else "pods get"
         if self.outside is not None and supply.singles and not self.outside.supply:
-            return explaining.not_in_force(who, self.context.node_name)
+            return explaining.not_begun(who, self.context.node_name, self.outside.fault)
         return explaining.shortage(who, self.context.node_name, supply, shortage, need)
 
     # ---------------------------------------------------------------------------------------------- what it says
@@ -295,7 +319,7 @@ class AddressesFeature(NodeFeature):
             found += self._provision.problems
             found += explaining.overlapping(self.context.node_name, self.allocator.overlapping)
             if self.outside is not None and self.outside.is_concerned:
-                found += self.outside.errors()
+                found += [*filter(None, [self.outside.fault]), *self.outside.errors()]
             else:
                 found += explaining.orphans(self.context.node_name, self.allocator, self._kept)
         found += [why for _, why in self.service.failed.values()]

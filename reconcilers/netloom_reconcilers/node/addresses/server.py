@@ -47,7 +47,7 @@ _CREDENTIALS = struct.Struct("3i")
 _JSON = CIMultiDictProxy(CIMultiDict({"Content-Type": "application/json"}))
 _encode = msgspec.json.Encoder().encode
 _ROOT = 0
-_MOST = 300.0
+_MOST = 60.0
 """Seconds that a request may wait."""
 
 

@@ -19,7 +19,7 @@ from netloom.cidr import Address, Version
 from netloom.ipam.node_allocator import NO_POOL, Holding, NodeAllocator, Owner, Shortage, Supply
 from netloom.runtime.clock import boottime
 from netloom.runtime.metrics import REGISTRY
-from netloom_reconcilers.node.addresses.checkpoint import Checkpoint, Found, Unwritable
+from netloom_reconcilers.node.addresses.checkpoint import Checkpoint, Found, InUse, Unwritable
 from netloom_reconcilers.node.addresses.wire import WAIT_SECONDS
 
 log = structlog.get_logger(__name__)
@@ -39,6 +39,10 @@ WAITED = Histogram(
     registry=REGISTRY,
 )
 _GIVEN, _REFUSED = WAITED.labels("given"), WAITED.labels("refused")
+
+
+UNREAD = "Unread"
+"""Reason of a Problem: what decides about a pool cannot be read at the moment."""
 
 
 class Refused(Exception):
@@ -133,7 +137,7 @@ class AddressService:
         if self.allocator.holding(owner) is None:
             found = await self._chosen(owner, pool)
             if isinstance(found, Problem):
-                raise Refused(found.reason, str(found), passing=False)
+                raise Refused(found.reason, str(found), passing=found.reason == UNREAD)
             pool, families, elsewhere = _split(found, families)
             versions = families or self.versions_of(pool)
             got = self.allocator.allocate(owner, pool, versions, self.clock(), elsewhere)
@@ -141,8 +145,7 @@ class AddressService:
                 waiter = _Waiter(owner, pool, families, elsewhere, asyncio.get_running_loop().create_future(), got)
                 await self._wait(waiter, wait)
             self.counts["given"] += 1
-            if self.failed.pop((pool, versions), None):
-                self.troubled()
+            self._note_success({pool, *elsewhere.values()}, versions)
         holding = self.allocator.holding(owner)
         if holding is None:
             raise _released(owner)
@@ -194,7 +197,7 @@ class AddressService:
         try:
             found = self.checkpoint.open()
         except Unwritable as error:
-            self._cannot_write(str(error))
+            self._cannot_write(error)
             return None
         odd = self.allocator.restore(found.records, self.clock())
         self._write_now()
@@ -232,6 +235,13 @@ class AddressService:
         self.failed[key] = self.clock(), self.explain(None, short)
         self.troubled()
         asyncio.get_running_loop().call_later(TOLD_SECONDS, self._forget_failures)
+
+    def _note_success(self, pools: Collection[str], families: frozenset[Version]) -> None:
+        ended = [key for key in self.failed if key[0] in pools and key[1] == families]
+        for key in ended:
+            del self.failed[key]
+        if ended:
+            self.troubled()
 
     def _forget_failures(self) -> None:
         """Who did not ask again has no trouble any more."""
@@ -298,7 +308,7 @@ class AddressService:
         try:
             self.checkpoint.append(self.allocator.unwritten)
         except Unwritable as error:
-            self._cannot_write(str(error))
+            self._cannot_write(error)
             return
         self.allocator.unwritten.clear()
         if self.unwritable:
@@ -306,11 +316,14 @@ class AddressService:
             self.unwritable = ""
             self.troubled()
 
-    def _cannot_write(self, why: str) -> None:
-        before = self.unwritable
+    def _cannot_write(self, why: Unwritable) -> None:
+        before, of = self.unwritable, "it would be forgotten, and given to another"
+        way_out = "Make room there, or name another directory by --state-dir."
+        if isinstance(why, InUse):  # two with a checkpoint each would give the same addresses
+            of, way_out = "both would give the same", "Stop one of the two agents of this machine."
         self.unwritable = (
-            f"{self.checkpoint.path} cannot be written: {why}. No pod of this node gets an address meanwhile: it would "
-            "be forgotten, and given to another. Make room there, or name another directory by --state-dir."
+            f"{self.checkpoint.path} cannot be written: {why}. No pod of this node gets an address of this agent "
+            f"meanwhile: {of}. {way_out}"
         )
         if before != self.unwritable:
             log.warning("no address is given out", why=self.unwritable)

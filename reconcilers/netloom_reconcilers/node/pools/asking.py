@@ -129,11 +129,14 @@ class PoolReconciler:
         return min((each for each in again if each is not None), default=None)
 
     def _is_room(self, blocks: tuple[Cidr, ...]) -> bool:
-        """Whether the node can have addresses of its own in the first of these: where pods may have the first and last
-        one as well, these may be taken."""
-        first = blocks[0]
-        ends = (first.packed, first.last.to_bytes(len(first.packed), "big"))
-        return not any(self.allocator.user(each) for each in ends)
+        """Whether the node can have addresses of its own in the first of these of each family: where pods may have the
+        first and last one as well, these may be taken. From then on they are not given, which the allocator is told
+        by who provides."""
+        firsts = {each.version: each for each in reversed(blocks)}.values()
+        ends = [(each.packed, each.last.to_bytes(len(each.packed), "big")) for each in firsts]
+        return all(self.allocator.is_withheld(first) for first, _ in ends) and not any(
+            self.allocator.user(each) for pair in ends for each in pair
+        )
 
     def waiting_seconds(self, pool: str) -> float:
         """For how long somebody waits for this pool."""
@@ -206,7 +209,9 @@ class PoolReconciler:
             self._late |= dict.fromkeys(gone, now)
             raise
         except ApiError:
-            self._reopen(gone)
+            # Of an earlier life's, another patch may be on its way.
+            self._reopen([each for each in gone if each in step.surplus])
+            self._late |= {each: now for each in gone if each not in step.surplus}
             raise
         log.info(
             "told what this node wants of its pools",

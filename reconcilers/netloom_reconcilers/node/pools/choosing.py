@@ -21,6 +21,7 @@ from netloom.ipam.node_allocator import Owner
 from netloom.runtime.client import Api
 from netloom.runtime.errors import ApiError, NotFound
 from netloom.runtime.store import Store
+from netloom_reconcilers.node.addresses.service import UNREAD
 
 POD_SECONDS = 1.0
 """For how long a pod that the cache does not have is waited for."""
@@ -73,6 +74,9 @@ class PoolChooser:
 
     async def pod(self, name: str) -> Pod | Problem:
         """A pod of this node, as `namespace/name`."""
+        if not all(name.partition("/")):
+            message = "that is no name of a pod, and nothing else has a pool by rules."
+            return Problem(f"Pod {name}", "metadata.name", "", "PodMissing", message, "Write NAMESPACE/POD.")
         pod = await self._cached(name)
         if pod is None:
             namespace, _, plain = name.partition("/")
@@ -138,4 +142,4 @@ class PoolChooser:
 
 def _unread(about: str, what: str, why: str) -> Problem:
     message = f"{what} cannot be read, so it is not known from which pool to give: {why}."
-    return Problem(about, "", "", "Unread", message, "It is tried again; see the agent's log.")
+    return Problem(about, "", "", UNREAD, message, "It is tried again; see the agent's log.")

@@ -38,7 +38,7 @@ class PoolsFeature(NodeFeature):
         super().__init__(context)
         self.refused: Counter[str] = Counter()
         """Pods that got no pool, by reason."""
-        self._refusals: dict[str, str] = {}
+        self._refusals: dict[str, tuple[str, str]] = {}
         service, api = context.addresses, context.api
         self._reconciler: PoolReconciler | None = None
         if service is None or api is None:
@@ -94,13 +94,14 @@ class PoolsFeature(NodeFeature):
     def _refuse(self, owner: Owner, problem: Problem) -> None:
         """Told once, as an Event of the pod; the kubelet tries again, and is told each time."""
         self.refused[problem.reason] += 1
-        if self._refusals.get(owner.name) == problem.reason:
+        pod = self._following.pods.get(owner.name)
+        told = pod.metadata.uid if pod is not None else "", str(problem)
+        if self._refusals.get(owner.name) == told:
             return
-        self._refusals[owner.name] = problem.reason
+        self._refusals[owner.name] = told
         if len(self._refusals) > _MOST:
             del self._refusals[next(iter(self._refusals))]
         log.warning("a pod gets no pool", pod=owner.name, why=str(problem))
-        pod = self._following.pods.get(owner.name)
         if pod is not None and self.context.events is not None:
             meta = pod.metadata
             about = ObjectReference(
