@@ -469,3 +469,29 @@ def test_a_block_that_comes_free_wakes_nobody_whom_it_does_not_help(pools: World
     pools.calm(10)
     assert "b" in seen
     assert "a" not in seen
+
+
+def test_a_network_of_few_nodes_that_holds_a_pool_is_told_by_the_pool(pools: World) -> None:
+    for name in "abc":
+        pools.join(name)
+    pools.start()
+    pools.calm(10)
+    pools.connect("a", "10.1.0.0/16")
+    pools.calm(60)
+    status, reason, message = pools.condition("netloomippools", "blue")
+    assert (status, reason) == ("True", "PoolOverlapsConnected")
+    assert "10.1.0.0/27: it lies in 10.1.0.0/16, a network that node a is connected to" in message
+    assert pools.condition("netloomippools", "default")[1] == "Ready"
+
+
+def test_held_blocks_that_are_no_pods_have_the_advice_of_their_mode(pools: World) -> None:
+    pools.join("a")
+    pools.start()
+    pools.calm(10)
+    pools.give_services("10.0.0.0/28")
+    pools.calm(20)
+    status, reason, message = pools.condition("netloomnetworks", "default")
+    assert (status, reason) == ("False", "PodCIDROverlapsServices")
+    assert "a holds 10.0.0.0/28, which stays as it is" in message
+    assert "Take the CIDR out of its NetloomIPPool" in message
+    assert "kube-controller-manager" not in message
