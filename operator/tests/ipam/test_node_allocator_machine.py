@@ -150,7 +150,8 @@ class Node(RuleBasedStateMachine):
             self.told[owner] = left
         if self.written(crash):
             self.freed |= dict.fromkeys(gone, self.now)
-            self.unsure.discard(owner)
+            if self.made.holding(owner) is None:
+                self.unsure.discard(owner)
         else:
             self.unsure.add(owner)
             self.restart()
