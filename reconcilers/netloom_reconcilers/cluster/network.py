@@ -321,13 +321,14 @@ def _good(mode: Mode) -> str:
 
 
 def _waiting(waiting: Iterable[tuple[str, Reason]], served: Collection[str]) -> list[Problem]:
-    """One problem per reason, with how many nodes, some of them by name, and what to do. `served`: who has addresses
-    from outside."""
-    by_reason: dict[str, list[tuple[str, Reason]]] = {}
+    """One problem per reason, and per pool that is full, with how many nodes, some of them by name, and what to do.
+    `served`: who has addresses from outside."""
+    by_reason: dict[tuple[str, str], list[tuple[str, Reason]]] = {}
     for name, why in sorted(waiting, key=lambda item: item[0]):
-        by_reason.setdefault(reason_of(why), []).append((name, why))
+        pool = why.pool if isinstance(why, Exhausted) else ""
+        by_reason.setdefault((reason_of(why), pool), []).append((name, why))
     warned = UNREACHABLE | OF_ONE_POOL | ({"NoAddresses"} if served else set())
-    told = ((reason, nodes) for reason, nodes in sorted(by_reason.items()) if reason not in _TOLD_BY_SETTINGS)
+    told = ((reason, nodes) for (reason, _), nodes in sorted(by_reason.items()) if reason not in _TOLD_BY_SETTINGS)
     return [_group(reason, nodes, "warning" if reason in warned else "error") for reason, nodes in told]
 
 

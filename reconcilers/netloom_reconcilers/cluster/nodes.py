@@ -187,8 +187,11 @@ class NodesReconciler(Member):
         if asked.wants:
             request = BlockRequest(name, settings.mode, wants=asked.wants, partly=True)
             return await self._give(node, obj, request, asked.problem)
-        if obj is None and (obj := await self._make(node)) is None:
-            return LAG_SECONDS
+        if obj is None:
+            if (unreachable := self._unreachable(node, obj)) is not None:
+                return await self._wait_for_address(node, unreachable)
+            if (obj := await self._make(node)) is None:
+                return LAG_SECONDS
         if asked.problem is None:
             return await self._satisfied(obj)
         again = await self._refuse(obj, asked.problem)

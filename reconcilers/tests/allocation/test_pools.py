@@ -495,3 +495,28 @@ def test_held_blocks_that_are_no_pods_have_the_advice_of_their_mode(pools: World
     assert "a holds 10.0.0.0/28, which stays as it is" in message
     assert "Take the CIDR out of its NetloomIPPool" in message
     assert "kube-controller-manager" not in message
+
+
+def test_of_pools_that_are_full_each_is_told_with_its_own_nodes(pools: World) -> None:
+    for name in "abc":
+        pools.join(name)
+    pools.start()
+    pools.calm(10)
+    pools.ask("a", default=8, blue=100)
+    pools.ask("b", default=100)
+    pools.ask("c", default=100)
+    pools.calm(30)
+    message = pools.condition("netloomnetworks", "default", "Ready")[2]
+    assert (
+        "1 node (a) in need of more addresses: all 2 IPv4 blocks (/28) of 10.1.0.0/27 (NetloomIPPool blue)" in message
+    )
+    assert "2 nodes (b, c) in need of more addresses: all 4 IPv4 blocks" in message
+
+
+def test_a_newcomer_without_an_address_waits_whatever_pools_there_are(pools: World) -> None:
+    pools.delete("netloomippools", "default")
+    pools.join("a", address=None)
+    pools.start()
+    pools.calm(60)
+    assert pools.server.all("netloomnodes") == {}
+    assert "1 node (a): " in pools.condition("netloomnetworks", "default", "Ready")[2]
