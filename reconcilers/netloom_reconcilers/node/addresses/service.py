@@ -317,14 +317,14 @@ class AddressService:
             self.troubled()
 
     def _cannot_write(self, why: Unwritable) -> None:
-        before, of = self.unwritable, "it would be forgotten, and given to another"
-        way_out = "Make room there, or name another directory by --state-dir."
-        if isinstance(why, InUse):  # two with a checkpoint each would give the same addresses
-            of, way_out = "both would give the same", "Stop one of the two agents of this machine."
-        self.unwritable = (
-            f"{self.checkpoint.path} cannot be written: {why}. No pod of this node gets an address of this agent "
-            f"meanwhile: {of}. {way_out}"
+        before = self.unwritable
+        so = (
+            "No pod of this node gets an address meanwhile: it would be forgotten, and given to another. Make room "
+            "there, or name another directory by --state-dir."
         )
+        if isinstance(why, InUse):  # two with a checkpoint each would give the same addresses
+            so = "This one gives no addresses, as both would give the same. Stop one of the two agents of this machine."
+        self.unwritable = f"{self.checkpoint.path} cannot be written: {why}. {so}"
         if before != self.unwritable:
             log.warning("no address is given out", why=self.unwritable)
             self.troubled()
