@@ -145,7 +145,14 @@ def test_two_operators_at_once_under_load(cluster: Cluster, operators: Operators
         one, two = operators.start(), operators.start()
         wait_for("both run", lambda: one.healthy() and two.healthy(), deadline=30)
         cluster.add_nodes(*nodes)
-        wait_for("all nodes have CIDRs", cluster.served, deadline=30)
+        try:
+            wait_for("all nodes have CIDRs", cluster.served, deadline=30)
+        except TimeoutError as error:
+            ready, marked = (
+                condition(cluster.network(), "Ready"),
+                {k: v for k, v in cluster.ledger().items() if v.marks},
+            )
+            raise AssertionError(f"{ready}\nmarked: {marked}\n{one.process.tail()}\n{two.process.tail()}") from error
 
         cluster.remove_nodes(*nodes[:60])
         cluster.add_nodes(*(f"new-{number}" for number in range(30)))

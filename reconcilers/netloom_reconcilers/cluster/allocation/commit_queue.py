@@ -17,7 +17,7 @@ import structlog
 from netloom.cidr import Cidr
 from netloom.ipam.plan import BlockRequest, Decision, Deferred, Grant, Plan, Release
 from netloom.runtime.backoff import Backoff
-from netloom.runtime.errors import ApiError
+from netloom.runtime.errors import ApiError, Conflict
 from netloom_reconcilers.cluster.allocation.incarnation import BlocksFreed, Changed, Incarnation, Member
 from netloom_reconcilers.cluster.allocation.ledger_reader import LedgerReader
 from netloom_reconcilers.cluster.allocation.ledger_writer import CommitFailure, LedgerWriter
@@ -54,6 +54,8 @@ class BatchPolicy:
     """For the last commit of a process that ends."""
     retry: tuple[float, float] = (0.1, 10.0)
     """Back-off while the API server cannot be read: first delay, longest delay."""
+    contended: float = 1.0
+    """The longest where somebody else's commit came first: there is one for each that fails so."""
 
 
 class CommitQueue(Member):
@@ -144,7 +146,8 @@ class CommitQueue(Member):
                 if self.failure is None:
                     self._backoff.reset()
                 else:
-                    await asyncio.sleep(self._backoff.next())
+                    longest = self._policy.contended if isinstance(self.failure, Conflict) else _NEVER
+                    await asyncio.sleep(min(self._backoff.next(), longest))
         finally:
             for _, asked in self._requests.values():
                 asked.cancel()
