@@ -94,7 +94,7 @@ def test_nodes_that_come_shortly_after_another_share_a_commit(world: World) -> N
         world.join(name)
         world.work(operator, 0.01)
     assert set(world.cidrs()) == {"a"}
-    world.work(operator, 0.05)
+    world.work(operator, 0.1)
     assert set(world.cidrs()) == {"a", "b", "c"}
     writes = world.writes(since)
     assert writes["create netloomledgers"] + writes["replace netloomledgers"] == 2

@@ -44,8 +44,8 @@ class BatchPolicy:
     """Requests in one commit: a ledger of so many entries takes the API server 3 ms, of 4,000 entries 14 ms."""
     low_water: int = 96
     """Granted nodes that are not written yet, at which the next batch begins: three per writer."""
-    pace: float = 0.05
-    """Between the commits of nodes that come one by one: more than 20 a second share them."""
+    pace: float = 0.1
+    """Between the commits of nodes that come one by one: more than ten a second share them."""
     free_after: float = 1.0
     """How long freed blocks wait for company."""
     tidy_after: float = 5.0
