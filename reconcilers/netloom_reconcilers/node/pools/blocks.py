@@ -8,7 +8,7 @@ holds it: that one has it by the ledger, and all others would send this node's p
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 
-from netloom.api.holdings import homes
+from netloom.api.holdings import homes, in_front
 from netloom.api.pool_choice import families_of, family_of, gives
 from netloom.api.v1alpha1 import NetloomIPPool, NodeIPAM, PoolAllocation
 from netloom.cidr import VERSIONS, Address, Cidr, Version, format_address
@@ -142,11 +142,10 @@ def _cut(pool: NetloomIPPool, single: Cidr) -> Cidr | None:
 def rewritten(blocks: Allocated, gone: Collection[Cidr], back: Allocated, front: str) -> tuple[PoolAllocation, ...]:
     """What is to stand in the object, with one pool in front: the default one, so that the blocks in which the node has
     addresses of its own are of it, and those of a pool that was the default one can go."""
-    names = sorted(dict.fromkeys((*blocks, *back)), key=lambda name: name != front)
     found = []
-    for name in names:
+    for name in dict.fromkeys((*blocks, *back)):
         cidrs = dict.fromkeys((*blocks.get(name, ()), *back.get(name, ())))
         texts = tuple(str(cidr) for cidr in cidrs if cidr not in gone)
         if texts:
             found.append(PoolAllocation(pool=name, cidrs=texts))
-    return tuple(found)
+    return in_front(found, front)
