@@ -4,11 +4,12 @@ Counted from what the node holds now, and from nothing remembered: what was aske
 not matter.
 """
 
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from netloom.api.problem import Problem
 from netloom.api.v1alpha1 import NeededAddresses, NodeIPAM, PoolRequest
-from netloom.cidr import Cidr
+from netloom.cidr import Cidr, Version
 from netloom.ipam.address_block import usable
 from netloom.ipam.plan import Want
 from netloom.ipam.settings import Family, PoolSettings, Settings
@@ -41,14 +42,15 @@ def asked(node: str, ipam: NodeIPAM, settings: Settings) -> Asked:
             problems.append(
                 Problem(f"NetloomNode {node}", where, request.pool, "PoolUnusable", message, "Mend the pool.")
             )
-        short = [want for family in pool.families if (want := _want(family, pool, request, ipam)).blocks > 0]
+        lacking = _lacking(pool, request, held_of(ipam, pool.name))
+        short = [want for each in lacking if (want := each.want(pool.name)).blocks > 0]
         if short and pool.draining:
             message = f"{request.pool} is draining (spec.draining), and nothing new is given of it."
             way_out = "Move the pods that ask for it to another pool, or end the draining."
             problems.append(Problem(f"NetloomNode {node}", where, request.pool, "PoolDraining", message, way_out))
         else:
             wants += short
-        problems += _too_many(node, where, request, pool, ipam)
+        problems += _too_many(node, where, request, lacking)
     return Asked(tuple(wants), next(iter(problems), None))
 
 
@@ -57,22 +59,36 @@ def needed_of(needed: NeededAddresses, family: Family) -> int:
     return min(needed.ipv4_addrs if family.version == 4 else needed.ipv6_addrs, MOST_ADDRESSES)
 
 
-def capacity(ipam: NodeIPAM, pool: PoolSettings, family: Family) -> tuple[int, int]:
-    """Blocks of one family of a pool that a node holds, and the addresses in them that pods can have."""
-    texts = (text for each in ipam.pools.allocated if each.pool == pool.name for text in each.cidrs)
-    held = [cidr for text in texts if (cidr := Cidr.masked(text)) and cidr.version == family.version]
-    return len(held), sum(usable(cidr, gateway=False, whole=pool.whole) for cidr in held)
+def held_of(ipam: NodeIPAM, pool: str) -> list[Cidr]:
+    """Blocks of a pool that a node holds."""
+    texts = (text for each in ipam.pools.allocated if each.pool == pool for text in each.cidrs)
+    return [cidr for text in texts if (cidr := Cidr.masked(text))]
 
 
-def _want(family: Family, pool: PoolSettings, request: PoolRequest, ipam: NodeIPAM) -> Want:
-    blocks, _ = capacity(ipam, pool, family)
-    return Want(pool.name, family.version, min(_missing_blocks(family, pool, request, ipam), MOST_BLOCKS - blocks))
+def capacity(held: Iterable[Cidr], pool: PoolSettings, version: Version) -> tuple[int, int]:
+    """How many of these blocks are of the family, and the addresses in them that pods can have."""
+    mine = [cidr for cidr in held if cidr.version == version]
+    return len(mine), sum(usable(cidr, gateway=False, whole=pool.whole) for cidr in mine)
 
 
-def _missing_blocks(family: Family, pool: PoolSettings, request: PoolRequest, ipam: NodeIPAM) -> int:
-    _, addresses = capacity(ipam, pool, family)
-    block = usable(Cidr(family.version, 0, family.mask), gateway=False, whole=pool.whole)
-    return -((addresses - needed_of(request.needed, family)) // block)
+class _Lacking(NamedTuple):
+    """Of one family of a pool: blocks that a node holds, and those that it lacks for what it asks for."""
+
+    version: Version
+    held: int
+    missing: int
+
+    def want(self, pool: str) -> Want:
+        return Want(pool, self.version, min(self.missing, MOST_BLOCKS - self.held))
+
+
+def _lacking(pool: PoolSettings, request: PoolRequest, held: Sequence[Cidr]) -> list[_Lacking]:
+    found: list[_Lacking] = []
+    for family in pool.families:
+        blocks, addresses = capacity(held, pool, family.version)
+        each = usable(Cidr(family.version, 0, family.mask), gateway=False, whole=pool.whole)
+        found.append(_Lacking(family.version, blocks, -((addresses - needed_of(request.needed, family)) // each)))
+    return found
 
 
 def requests(ipam: NodeIPAM, settings: Settings) -> tuple[PoolRequest, ...]:
@@ -96,16 +112,12 @@ def _missing(node: str, where: str, pool: str, settings: Settings) -> Problem:
     return Problem(f"NetloomNode {node}", where, pool, "PoolMissing", message, way_out)
 
 
-def _too_many(node: str, where: str, request: PoolRequest, pool: PoolSettings, ipam: NodeIPAM) -> list[Problem]:
+def _too_many(node: str, where: str, request: PoolRequest, lacking: Iterable[_Lacking]) -> list[Problem]:
     most = max(request.needed.ipv4_addrs, request.needed.ipv6_addrs)
     message = f"it asks for {most} addresses of pool {request.pool}; one node is given at most {MOST_ADDRESSES}."
     way_out = "Correct what asks for them: its agent counts addresses in use and those to be ready for new pods."
     if most <= MOST_ADDRESSES:
-        short = any(
-            capacity(ipam, pool, family)[0] + _missing_blocks(family, pool, request, ipam) > MOST_BLOCKS
-            for family in pool.families
-        )
-        if not short:
+        if all(each.held + each.missing <= MOST_BLOCKS for each in lacking):
             return []
         message = (
             f"it asks for {most} addresses of pool {request.pool}, more than {MOST_BLOCKS} blocks of its mask size "

@@ -3,13 +3,13 @@ I/O."""
 
 import itertools
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 
 from netloom.api.v1alpha1 import NeededAddresses, NodeIPAM
 from netloom.cidr import VERSIONS, Cidr, Version
 from netloom.ipam.settings import Family, PoolSettings, Settings
-from netloom.ipam.wants import MOST_BLOCKS, capacity, needed_of, requests
+from netloom.ipam.wants import MOST_BLOCKS, capacity, held_of, needed_of, requests
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,22 +89,21 @@ class PoolUsage:
 
     def _shares(self, ipam: NodeIPAM) -> Iterator[tuple[Key, Share]]:
         needed = {each.pool: each.needed for each in requests(ipam, self._settings)}
-        held = {each.pool: each.cidrs for each in ipam.pools.allocated}
-        for name in needed.keys() | held.keys():
-            pool = self._settings.pool(name) or PoolSettings(name)
-            for version in VERSIONS:
-                family = next((each for each in pool.families if each.version == version), Family(version, (), 0))
-                share = self._share(ipam, pool, family, needed.get(name), held.get(name, ()))
+        for name in needed.keys() | {each.pool for each in ipam.pools.allocated}:
+            pool, held = self._settings.pool(name) or PoolSettings(name), held_of(ipam, name)
+            families = {family.version: family for family in pool.families}
+            for version in families.keys() | {cidr.version for cidr in held}:
+                family = families.get(version) or Family(version, (), 0)
+                share = _share(pool, family, needed.get(name), held)
                 if share != Share():
                     yield (name, version), share
 
-    def _share(
-        self, ipam: NodeIPAM, pool: PoolSettings, family: Family, needed: NeededAddresses | None, texts: Iterable[str]
-    ) -> Share:
-        blocks, addresses = capacity(ipam, pool, family)
-        cidrs = (cidr for text in texts if (cidr := Cidr.masked(text)) and cidr.version == family.version)
-        orphaned = sum(1 for cidr in cidrs if not any(each.contains(cidr) for each in family.cidrs))
-        asked = needed_of(needed, family) if needed is not None and family.cidrs else 0
-        if blocks >= MOST_BLOCKS:
-            asked = min(asked, addresses)  # it is told that, and given no more
-        return Share(blocks, orphaned, addresses, asked)
+
+def _share(pool: PoolSettings, family: Family, needed: NeededAddresses | None, held: Sequence[Cidr]) -> Share:
+    blocks, addresses = capacity(held, pool, family.version)
+    mine = (cidr for cidr in held if cidr.version == family.version)
+    orphaned = sum(1 for cidr in mine if not any(each.contains(cidr) for each in family.cidrs))
+    asked = needed_of(needed, family) if needed is not None and family.cidrs else 0
+    if blocks >= MOST_BLOCKS:
+        asked = min(asked, addresses)  # it is told that, and given no more
+    return Share(blocks, orphaned, addresses, asked)
