@@ -10,7 +10,7 @@ import hashlib
 import os
 import platform
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -34,32 +34,42 @@ class Image:
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """What an image is made of: a folder with a Containerfile, and files that are put beside it.
+    """What an image is made of.
 
-    bases: archives of root file systems that the Containerfile begins with, by the name of the build argument.
+    content: files and folders by the place in the build's context where they are to be; `Containerfile` is one.
+    bases: images that its Containerfile begins with, by the build argument that names them.
     """
 
     name: str
-    context: Path
-    files: Mapping[str, Path] = field(default_factory=dict)
-    arguments: Mapping[str, str] = field(default_factory=dict)
+    content: Mapping[str, Path]
+    bases: Mapping[str, Image] = field(default_factory=dict)
 
     @property
     def digest(self) -> str:
-        found = hashlib.sha256(platform.machine().encode())
-        for path in sorted(path for path in self.context.rglob("*") if path.is_file()):
-            _add(found, str(path.relative_to(self.context)), path)
-        for name, path in sorted(self.files.items()):
-            _add(found, name, path)
-        for pair in sorted(self.arguments.items()):
-            found.update(repr(pair).encode())
+        """Of all that decides what comes out, but for what registries of packages hold on the day."""
+        found = hashlib.sha256(f"{platform.machine()} {EPOCH}".encode())
+        for place, path in sorted(self.files()):
+            found.update(f"{place} {path.stat().st_mode & 0o777:o}\0".encode())
+            with path.open("rb") as file:
+                found.update(hashlib.file_digest(file, "sha256").digest())
+        for argument, image in sorted(self.bases.items()):
+            found.update(f"{argument} {image.name}\0".encode())
         return found.hexdigest()[:16]
 
+    def files(self) -> Iterator[tuple[str, Path]]:
+        """All of them, with their places."""
+        for place, path in self.content.items():
+            if path.is_dir():
+                below = (each for each in path.rglob("*") if each.is_file() and "__pycache__" not in each.parts)
+                yield from ((f"{place}/{each.relative_to(path)}", each) for each in below)
+            else:
+                yield place, path
 
-def _add(found: hashlib._Hash, name: str, path: Path) -> None:
-    found.update(f"{name}\0{path.stat().st_mode & 0o777:o}\0".encode())
-    with path.open("rb") as file:
-        found.update(hashlib.file_digest(file, "sha256").digest())
+    def lay_out(self, context: Path) -> None:
+        """Copies them to their places in a folder."""
+        for place, path in self.files():
+            (context / place).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(path, context / place)
 
 
 def built(recipe: Recipe) -> Image:
@@ -69,10 +79,9 @@ def built(recipe: Recipe) -> Image:
 
     def make(folder: Path, log: Path) -> None:
         context = folder / "context"
-        shutil.copytree(recipe.context, context)
-        for file, source in recipe.files.items():
-            shutil.copy2(source, context / file)
-        build(context, name, folder / "image.tar", log, recipe.arguments)
+        recipe.lay_out(context)
+        bases = {argument: f"docker-archive:{image.archive}" for argument, image in recipe.bases.items()}
+        build(context, name, folder / "image.tar", log, bases)
         shutil.rmtree(context)
 
     return Image(name, made(f"image-{recipe.name}-{digest}", make) / "image.tar")
@@ -81,7 +90,7 @@ def built(recipe: Recipe) -> Image:
 def build(context: Path, name: str, archive: Path, log: Path, arguments: Mapping[str, str] | None = None) -> None:
     """Builds an image of a folder into an archive of Docker's format. Raises BinariesError."""
     storage = archive.parent / "storage"
-    # Its mounts end with it, in a namespace of their own. Vfs and chroot: it may be in a container itself.
+    # Its mounts end with it, in a namespace of their own. chroot: this may be a container itself.
     buildah = [
         *("unshare", "--mount", "--propagation", "private", "--", "buildah", "--storage-driver", "overlay"),
         *("--root", str(storage / "root"), "--runroot", str(storage / "run")),
@@ -111,20 +120,25 @@ def run_logged(command: list[str], title: str, folder: Path, log: Path) -> None:
 
 def pause() -> Image:
     """What holds a pod's namespaces."""
-    return built(Recipe("pause", SOURCES / "pause", {"pause": _pause_program()}))
+    return built(_program("pause", pause=_pause_program()))
 
 
 def agnhost() -> Image:
     """What Kubernetes' own tests run in pods, with a shell."""
-    return built(Recipe("agnhost", SOURCES / "agnhost", {"agnhost": binaries.agnhost(), "busybox": _busybox()}))
+    return built(_program("agnhost", agnhost=binaries.agnhost(), busybox=_busybox()))
 
 
 def coredns() -> Image:
-    return built(Recipe("coredns", SOURCES / "coredns", {"coredns": binaries.coredns()}))
+    """DNS of a cluster."""
+    return built(_program("coredns", coredns=binaries.coredns()))
+
+
+def _program(name: str, **programs: Path) -> Recipe:
+    return Recipe(name, {"Containerfile": SOURCES / f"{name}.Containerfile", **programs})
 
 
 def _pause_program() -> Path:
-    source = SOURCES / "pause" / "pause.c"
+    source = SOURCES / "pause.c"
     digest = hashlib.sha256(source.read_bytes() + platform.machine().encode()).hexdigest()[:16]
 
     def make(folder: Path, log: Path) -> None:

@@ -14,17 +14,18 @@ from __future__ import annotations
 import os
 import shutil
 import string
+import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from netloom_e2e import belongings, binaries, images
 from netloom_e2e.binaries import BinariesError
-from netloom_e2e.client import ApiFailure
+from netloom_e2e.client import ApiFailure, Client
 from netloom_e2e.cluster import ControllerManager, ControlPlane
 from netloom_e2e.images import Image
 from netloom_e2e.kubelet_node import KubeletNode
@@ -34,6 +35,7 @@ from netloom_e2e.pod_networks import Bridge, PodNetwork
 MANIFESTS = Path(__file__).parent.parent / "manifests"
 CLUSTER_CIDRS = ("10.244.0.0/16",)
 _READY_SECONDS = 90.0
+_LOOPBACK = "127.0.0.1"
 _PROGRAMS = ("containerd", "ctr", "runc", "iptables", "unshare", "nsenter")
 
 
@@ -126,10 +128,28 @@ class KubeletCluster:
             self.lab.sweep()
             self.nodes.clear()
 
-    def detach(self) -> None:
-        """Leaves it running when this process ends; `processes.destroy` of its state folder takes it away."""
-        self.plane.detach()
+    def detach(self) -> Path:
+        """Leaves it running when this process ends; `processes.destroy` of its state folder takes it away.
+
+        A kubeconfig for the machine, whose kubectl finds the API server at a port of the loopback.
+        """
         self._entered.close()
+        kubeconfig = self.plane.kubeconfig(host=_LOOPBACK)
+        port = str(self.plane.port)
+        command = [sys.executable, "-m", "netloom_e2e.host_port", self.lab.switch.name, Lab.address, port]
+        relay = self.plane.folder.spawn("host-port", command)
+        client = Client.from_kubeconfig(kubeconfig)
+
+        def answers() -> bool:
+            if relay.status is not None:
+                raise RuntimeError(f"{relay.name} ended:\n{relay.tail()}")
+            with suppress(OSError):
+                return bool(client.request("GET", "/readyz"))
+            return False
+
+        wait_for("the API server at a port of this machine", answers, deadline=_READY_SECONDS)
+        self.plane.detach()
+        return kubeconfig
 
     def add_node(self) -> KubeletNode:
         """One more node; returns when it is registered."""
