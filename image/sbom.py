@@ -1,7 +1,7 @@
 """Prints what is in an image as a CycloneDX 1.5 document: Netloom, Python packages, Debian packages.
 
-`sbom.py PYPROJECT FOLDER`, in the image: FOLDER holds installed Python packages. Nothing of the time or the machine of
-the build is in it: equal images have equal lists.
+`sbom.py PYPROJECT FOLDER STATUS`: FOLDER holds installed Python packages, STATUS is the image's dpkg status file. Nothing
+of the time or the machine of the build is in it: equal images have equal lists.
 """
 
 import json
@@ -10,8 +10,6 @@ import tomllib
 from importlib.metadata import distributions
 from pathlib import Path
 from urllib.parse import quote
-
-_STATUS = Path("/var/lib/dpkg/status")
 
 
 def document(root: dict[str, object], components: list[dict[str, object]]) -> dict[str, object]:
@@ -65,6 +63,6 @@ def _lower(name: str) -> str:
 
 
 if __name__ == "__main__":
-    libraries = python_packages(Path(sys.argv[2])) + debian_packages(_STATUS.read_text())
+    libraries = python_packages(Path(sys.argv[2])) + debian_packages(Path(sys.argv[3]).read_text())
     json.dump(document(netloom(Path(sys.argv[1]).read_text()), libraries), sys.stdout, indent=1, sort_keys=True)
     sys.stdout.write("\n")

@@ -16,10 +16,9 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
-from netloom_e2e import binaries, kubelets, processes, virtual_machine
+from netloom_e2e import binaries, kubelets, netloom_cluster, netloom_image, processes, virtual_machine
 from netloom_e2e.client import ApiFailure, Client
 from netloom_e2e.cluster import ControlPlane, ControlPlaneError
-from netloom_e2e.kubelets import KubeletCluster
 
 app = typer.Typer(
     help="A real Kubernetes control plane on this machine.",
@@ -93,7 +92,7 @@ def cluster(
         _fail(f"there is a cluster {name!r}; `netloom-e2e down --name {name}` removes it")
     try:
         kubelets.prepare()
-        made = KubeletCluster(name[:8], nodes=nodes, name=name)
+        made = netloom_cluster.cluster(name[:8], nodes=nodes, name=name)
         made.start()
         kubeconfig = made.detach()
     except (ControlPlaneError, binaries.BinariesError, RuntimeError, AssertionError, OSError) as error:
@@ -111,13 +110,15 @@ class What(StrEnum):
     CLUSTER = "cluster"
     CONTROL_PLANE = "control-plane"
     HELM = "helm"
+    IMAGE = "image"
     KERNEL = "kernel"
     OPA = "opa"
 
 
-_TESTS = [What.CONTROL_PLANE, What.CLUSTER, What.HELM, What.KERNEL]
+_TESTS = [What.CONTROL_PLANE, What.CLUSTER, What.IMAGE, What.HELM, What.KERNEL]
 _MAKERS: dict[What, Callable[[], object]] = {
     What.CLUSTER: kubelets.prepare,
+    What.IMAGE: netloom_image.netloom,
     What.CONTROL_PLANE: binaries.prepare,
     What.HELM: binaries.helm,
     What.KERNEL: virtual_machine.kernel,

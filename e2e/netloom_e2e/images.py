@@ -149,11 +149,11 @@ def _pause_program() -> Path:
 
 
 def _busybox() -> Path:
-    """Debian's static one."""
-    path = shutil.which("busybox", path="/bin:/usr/bin")
-    if not path:
-        raise BinariesError("busybox is not there: run `e2e/setup cluster`")
-    return Path(path)
+    """Debian's static one: there is no C library beside it in the image."""
+    found = shutil.which("busybox", path="/bin:/usr/bin")
+    if not found or b"/ld-linux" in Path(found).read_bytes():
+        raise BinariesError("the package busybox-static is not there: run `e2e/setup cluster`")
+    return Path(found)
 
 
 def prepare() -> tuple[Image, ...]:

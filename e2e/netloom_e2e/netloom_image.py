@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SBOM = "usr/share/netloom/sbom.cdx.json"
 SUITE = "bookworm"
 _DEBOOTSTRAP = (
-    *("mmdebstrap", "--quiet", "--variant=minbase"),
+    *("mmdebstrap", "--quiet", "--variant=minbase", "--include=usr-is-merged"),
     # As Debian's slim image has it.
     *(f"--dpkgopt=path-exclude=/usr/share/{folder}/*" for folder in ("doc", "info", "locale", "man", "lintian")),
     SUITE,
