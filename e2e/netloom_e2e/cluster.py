@@ -100,13 +100,10 @@ class ControlPlane:
 
     def start(self) -> None:
         """Returns when the API server (and the controller manager) are ready: about 3 s. Raises ControlPlaneError."""
-        binaries.prepare()
         began = time.monotonic()
-        sweep()
-        self._folder = StateFolder(self._name)
         try:
-            self.port = self._reserve_port()
-            self._write_identities()
+            if not self._folder:
+                self.open()
             self._start_etcd()
             self.start_apiserver()
             if self._controller_manager:
@@ -115,6 +112,14 @@ class ControlPlane:
         except BaseException:
             self.stop()
             raise
+
+    def open(self) -> None:
+        """Its state folder and identities, for what is to be started beside it; `start` does it where nobody has."""
+        binaries.prepare()
+        sweep()
+        self._folder = StateFolder(self._name)
+        self.port = self._reserve_port()
+        self._write_identities()
 
     def stop(self) -> None:
         """Kills everything and removes all files. May be called twice."""

@@ -104,12 +104,18 @@ class KubeletCluster:
             for name in self._names:
                 self.lab.add_node(name)
             self._entered.enter_context(self.lab.switch.entered())
-            self.plane.start()
+            self.plane.open()
             belongings.add_namespaces(self.plane.state, self.lab.prefix)
-            self._took("control plane", began)
-            self.plane.start_scheduler()
+            # Beside each other: the machines get their images while etcd and the API server start.
             with ThreadPoolExecutor(len(self._names)) as threads:
-                list(threads.map(self._join, self._names))
+                booting = [threads.submit(self._boot, name) for name in self._names]
+                self.plane.start()
+                self.plane.start_scheduler()
+                self._took("control plane", began)
+                for name, boot in zip(self._names, booting, strict=True):
+                    self.nodes[name] = boot.result()
+                self._took("images", began)
+                list(threads.map(self._register, self.nodes.values()))
             self._took("nodes", began)
             self.network.install(list(self.nodes.values()))
             self.apply((MANIFESTS / "coredns.yaml").read_text())
@@ -155,7 +161,9 @@ class KubeletCluster:
         """One more node; returns when it is registered."""
         name = f"n{len(self.nodes) + 1}"
         self.lab.add_node(name)
-        return self._join(name)
+        node = self.nodes[name] = self._boot(name)
+        self._register(node)
+        return node
 
     def wait_ready(self) -> None:
         """Until all nodes and the pods of kube-system are Ready. Raises AssertionError with what is not, and why."""
@@ -210,16 +218,17 @@ class KubeletCluster:
 
     # Pieces
 
-    def _join(self, name: str) -> KubeletNode:
+    def _boot(self, name: str) -> KubeletNode:
         node = KubeletNode(self.plane, self.lab.nodes[name], self._cluster_cidrs, self._images["pause"].name)
-        self.nodes[name] = node
         node.boot()
         for image in (*self._images.values(), *self._further):
             node.import_image(image.archive)
+        return node
+
+    def _register(self, node: KubeletNode) -> None:
         node.start_kubelet()
         node.start_proxy()
-        self.wait(f"{name} to be registered", lambda: self._is_registered(name))
-        return node
+        self.wait(f"{node.name} to be registered", lambda: self._is_registered(node.name))
 
     def _is_registered(self, name: str) -> bool:
         return any(node["metadata"]["name"] == name for node in self._get("/api/v1/nodes"))
