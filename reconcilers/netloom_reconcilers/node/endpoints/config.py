@@ -5,7 +5,7 @@ Fields that nobody here reads are left alone, as the specification wants it. Wha
 """
 
 import re
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -26,7 +26,7 @@ SINCE = {"CHECK": "0.4.0", "STATUS": "1.1.0", "GC": "1.1.0"}
 COMMANDS = ("ADD", "DEL", "CHECK", "STATUS", "GC")
 
 _CONTAINER = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]*")
-_MOST_CONTAINER = 200
+_MOST_CONTAINER = 128
 """Characters of a container's id: it is part of a file's name."""
 _NETWORK = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]*")
 _INTERFACE_BYTES = 15  # IFNAMSIZ less its end
@@ -93,10 +93,10 @@ class NetConf(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class _Version(msgspec.Struct):
-    version: str = msgspec.field(name="cniVersion", default="")
+    version: str | None = msgspec.field(name="cniVersion", default=None)
 
 
-class PodOf(msgspec.Struct, frozen=True):
+class PodOf(NamedTuple):
     """Of CNI_ARGS: whose sandbox it is. name: namespace/name; "" where no Kubernetes asks."""
 
     name: str = ""
@@ -106,7 +106,7 @@ class PodOf(msgspec.Struct, frozen=True):
 def version_of(stdin: bytes) -> str:
     """The version that an answer is to have; "" where that cannot be read."""
     try:
-        return msgspec.json.decode(stdin, type=_Version).version
+        return msgspec.json.decode(stdin, type=_Version).version or ""
     except (msgspec.MsgspecError, UnicodeDecodeError):
         return ""
 
@@ -118,7 +118,7 @@ def read(call: Call) -> NetConf:
     if not call.stdin.strip():
         raise CniError(UNDECODABLE, "standard input is empty: there is no network configuration.")
     try:
-        version = msgspec.json.decode(call.stdin, type=_Version).version
+        version = msgspec.json.decode(call.stdin, type=_Version).version or ""
         _check_version(call.command, version)
         found = msgspec.json.decode(call.stdin, type=NetConf)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
@@ -157,8 +157,13 @@ def _check(found: NetConf, call: Call) -> None:
             f"ips is {', '.join(wished)}: nobody can choose an address. In IPAM mode crd, spec.ipam.pool of the "
             "NetloomNode keeps one for a pod.",
         )
-    if found.mac and (not _MAC.fullmatch(found.mac) or int(found.mac[:2], 16) & 1):
+    if found.mac and (not is_mac(found.mac) or int(found.mac[:2], 16) & 1):
         raise CniError(BAD_CONFIG, f"runtimeConfig.mac is {found.mac!r}, which is no MAC address of one interface.")
+
+
+def is_mac(text: str) -> bool:
+    """Whether it is a MAC address as `ip` prints it."""
+    return _MAC.fullmatch(text) is not None
 
 
 def _wished(args: dict[str, Any] | None) -> tuple[str, ...]:
@@ -173,12 +178,12 @@ def check_attachment(call: Call) -> None:
     container, interface = call.attachment
     if not container or len(container) > _MOST_CONTAINER or not _CONTAINER.fullmatch(container):
         raise CniError(BAD_ENVIRONMENT, f"CNI_CONTAINERID is {container[:80]!r}, which is no container's id.")
-    odd = any(each.isspace() or each in "/:" for each in interface)
+    odd = any(each.isspace() or each in "/:%" for each in interface)
     if not interface or odd or interface in (".", "..") or len(interface.encode()) > _INTERFACE_BYTES:
         raise CniError(
             BAD_ENVIRONMENT,
             f"CNI_IFNAME is {interface[:80]!r}: an interface's name has 1 to {_INTERFACE_BYTES} bytes, without spaces, "
-            "/ and :.",
+            "/, : and %.",
         )
     if interface == "lo" or (call.command in ("ADD", "CHECK") and not call.netns):
         field = f"CNI_IFNAME is {interface!r}" if interface == "lo" else "CNI_NETNS is not set"

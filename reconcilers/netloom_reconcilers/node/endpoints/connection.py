@@ -8,12 +8,12 @@ it, as that is cancelled.
 
 import array
 import asyncio
-import contextlib
 import fcntl
 import os
 import socket
 import struct
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import NamedTuple
 
 import structlog
@@ -42,10 +42,12 @@ _CLONE_NEWNET = 0x40000000
 
 
 class Answer(NamedTuple):
-    """What the plugin is to do: its exit status, and what it prints."""
+    """What the plugin is to do: its exit status, and what it prints. unheard: is awaited where nobody is there any more
+    to be told."""
 
     status: int = 0
     output: bytes = b""
+    unheard: Callable[[], Awaitable[None]] | None = None
 
 
 def refusal(error: CniError, version: str = NEWEST) -> Answer:
@@ -131,9 +133,16 @@ class Connection:
 
     async def _answer(self, found: Call | CniError) -> None:
         said = refusal(found) if isinstance(found, CniError) else await self._called(found)
-        with contextlib.suppress(OSError, TimeoutError):  # it has hung up, or does not read
+        is_heard = False
+        try:
             async with asyncio.timeout(ANSWER_SECONDS):
-                await self._loop.sock_sendall(self._socket, answer(*said))
+                await self._loop.sock_sendall(self._socket, answer(said.status, said.output))
+            is_heard = True
+        except (OSError, TimeoutError):  # it has hung up, or does not read
+            pass
+        finally:
+            if not is_heard and said.unheard is not None:
+                await said.unheard()
 
     async def _called(self, call: Call) -> Answer:
         """A fault of ours is told, and the caller comes again."""
@@ -182,7 +191,7 @@ def sandbox_of(descriptors: list[int]) -> Sandbox | None:
 
 
 def _is_same(descriptor: int, path: str) -> bool:
-    mine, there = os.fstat(descriptor), os.stat(path)
+    mine, there = os.fstat(descriptor), Path(path).stat()
     return (mine.st_dev, mine.st_ino) == (there.st_dev, there.st_ino)
 
 

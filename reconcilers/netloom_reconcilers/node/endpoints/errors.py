@@ -17,7 +17,6 @@ UNDECODABLE = 6
 BAD_CONFIG = 7
 TRY_AGAIN = 11
 NOT_AVAILABLE = 50
-LIMITED_CONNECTIVITY = 51
 NO_ADDRESS = 100
 """From here on they are the plugin's own. The pod cannot have an address as it and the cluster are."""
 TAKEN = 101
@@ -37,7 +36,6 @@ MESSAGES: Mapping[int, str] = {
     BAD_CONFIG: "invalid network configuration",
     TRY_AGAIN: "try again later",
     NOT_AVAILABLE: "plugin not available",
-    LIMITED_CONNECTIVITY: "plugin not available, connectivity limited",
     NO_ADDRESS: "the pod cannot have an address",
     TAKEN: "interface exists already",
     NOT_WIRED: "the kernel refused the interface",

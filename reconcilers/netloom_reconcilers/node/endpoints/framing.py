@@ -121,4 +121,4 @@ def _parse(body: bytes) -> Call:
             raise CniError(UNDECODABLE, f"CNI_{key} is no UTF-8.") from None
     if not said.get("command"):
         raise CniError(BAD_ENVIRONMENT, "CNI_COMMAND is not set.")
-    return Call(**said, stdin=stdin)  # type: ignore[arg-type]
+    return Call(**said, stdin=stdin)
