@@ -196,9 +196,11 @@ def _is_same(descriptor: int, path: str) -> bool:
 
 
 def _is_rtnetlink(descriptor: int) -> bool:
+    copy = os.dup(descriptor)
     try:
-        found = socket.socket(fileno=os.dup(descriptor))
+        found = socket.socket(fileno=copy)
     except OSError:
+        os.close(copy)
         return False
     with found:
         return found.family == socket.AF_NETLINK and found.proto == socket.NETLINK_ROUTE
