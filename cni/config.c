@@ -5,7 +5,7 @@
 enum { DEEPEST = 200 };
 
 struct scan {
-    const char *start, *at, *end;
+    const char *at, *end;
 };
 
 static bool scan_value(struct scan *scan, unsigned depth);
@@ -188,10 +188,11 @@ static bool scan_value(struct scan *scan, unsigned depth)
 
 bool read_config(const char *text, size_t length, struct config *found)
 {
-    struct scan scan = {text, text, text + length};
+    struct scan scan = {text, text + length};
     *found = (struct config){0};
-    bool is_sound = scan_object(&scan, 1, found);
-    skip_space(&scan);
-    found->where = (size_t)(scan.at - scan.start);
-    return is_sound && scan.at == scan.end;
+    bool is_object = scan_object(&scan, 1, found);
+    if (is_object)
+        skip_space(&scan);
+    found->where = (size_t)(scan.at - text);
+    return is_object && scan.at == scan.end;
 }
