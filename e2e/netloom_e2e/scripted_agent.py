@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import array
 import os
+import select
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,12 +58,26 @@ class Conversation:
     def send(self, data: bytes) -> None:
         self._connection.sendall(data)
 
+    def send_with(self, data: bytes, file: int) -> None:
+        """With a descriptor, which no plugin expects."""
+        socket.send_fds(self._connection, [data], [file])
+
     def answer(self, status: int, output: bytes) -> None:
         self.send(MAGIC + b"%d %d\n" % (status, len(output)) + output)
 
-    def wait_until_it_hangs_up(self) -> None:
-        while self._connection.recv(1 << 20):
-            pass
+    def ignore(self) -> None:
+        """Reads nothing, until the plugin has hung up."""
+        waiting = select.poll()
+        waiting.register(self._connection, 0)
+        waiting.poll()
+
+    def trickle(self) -> None:
+        """One byte after another, until the plugin has hung up: it is never done with the first 16 MB."""
+        waiting = select.poll()
+        waiting.register(self._connection, 0)
+        with suppress(BrokenPipeError, ConnectionResetError):
+            while not waiting.poll(10):
+                self.send(b"x")
 
 
 Script = Callable[[Conversation], Request | None]
