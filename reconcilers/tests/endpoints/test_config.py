@@ -64,6 +64,7 @@ def test_versions_and_what_they_brought() -> None:
         (call(ifname="eth0 "), 4, "CNI_IFNAME"),
         (call(ifname="ä" * 8), 4, "CNI_IFNAME"),
         (call(ifname="lo"), 4, "CNI_IFNAME is 'lo'"),
+        (call(ifname="eth%d"), 4, "CNI_IFNAME is 'eth%d'"),
         (call(netns=""), 4, "CNI_NETNS"),
         (call("CHECK", netns=""), 4, "CNI_NETNS"),
         (call(name="net/loom"), 7, "name"),
@@ -102,6 +103,12 @@ def test_what_nobody_reads_is_left_alone() -> None:
     assert found.resolver == Dns(nameservers=("10.96.0.10",), search=("svc",))
     assert read(call(dns={"domain": "d"})).resolver == Dns(domain="d")
     assert found.prev_result is None
+
+
+def test_a_deletion_of_what_cannot_be_is_no_error() -> None:
+    """It follows an ADD that failed."""
+    for ifname in ("lo", "eth%d"):
+        assert code(call("DEL", ifname=ifname, netns="")) == 0
 
 
 def test_a_deletion_goes_on_with_a_previous_result_that_cannot_be_read() -> None:

@@ -195,8 +195,9 @@ async def test_wrong_descriptors_are_refused(host: Host, handler: Handler) -> No
         (null, host.inside): (4, "CNI_NETNS is no network namespace"),
         (host.netns, null): (5, "no rtnetlink socket"),
         (host.netns,): (5, "1 descriptor came"),
-        (host.netns, host.inside, null): (5, "more than 2 descriptors"),
-        tuple([null] * 40): (5, "more than 2 descriptors"),
+        (host.netns, host.inside, null): (5, "no switch of IPv6"),
+        (host.netns, host.inside, null, null): (5, "more than 3 descriptors"),
+        tuple([null] * 40): (5, "more than 3 descriptors"),
     }
     try:
         for passed, (code, said) in wrong.items():
@@ -208,6 +209,11 @@ async def test_wrong_descriptors_are_refused(host: Host, handler: Handler) -> No
         for each in (mine, uts, null):
             os.close(each)
     assert handler.calls == []
+
+
+async def test_the_switch_of_ipv6_comes_along_where_it_is_off(host: Host, handler: Handler) -> None:
+    with open("/proc/sys/net/ipv6/conf/all/disable_ipv6", "rb") as switch:  # noqa: PTH123
+        assert await host.ask(ADD, host.netns, host.inside, switch.fileno()) == (0, b"{}")
 
 
 async def test_nonsense_gets_an_answer_and_no_call(host: Host, handler: Handler) -> None:

@@ -117,7 +117,9 @@ class Attachments:
             self._networks.note(wish.key, wish.network)
             holding = await self._service.allocate(owner, wait=ADD_SECONDS)
             endpoint = self._endpoint(wish, holding.addresses)
-            wiring = self._own(self._wiring.wire(endpoint, *sandbox))
+            if any(len(address) == 16 for address in holding.addresses):
+                self._enable_ipv6(sandbox)
+            wiring = self._own(self._wiring.wire(endpoint, sandbox.netns, sandbox.inside))
             wired = await asyncio.shield(wiring)
         except BaseException:
             # Whoever is cancelled here goes only when all is as before: the next one about this interface waits for it.
@@ -125,6 +127,12 @@ class Attachments:
             raise
         self._uids[wish.key] = wish.pod.uid
         return endpoint, wired
+
+    def _enable_ipv6(self, sandbox: Sandbox) -> None:
+        try:
+            sandbox.enable_ipv6()
+        except OSError as error:  # then the kernel refuses the address, and says so
+            log.warning("IPv6 of a container cannot be switched on", error=error.strerror)
 
     def _endpoint(self, wish: Wish, addresses: tuple[Address, ...]) -> Endpoint:
         container, interface = wish.key

@@ -178,16 +178,19 @@ def check_attachment(call: Call) -> None:
     container, interface = call.attachment
     if not container or len(container) > _MOST_CONTAINER or not _CONTAINER.fullmatch(container):
         raise CniError(BAD_ENVIRONMENT, f"CNI_CONTAINERID is {container[:80]!r}, which is no container's id.")
-    odd = any(each.isspace() or each in "/:%" for each in interface)
+    odd = any(each.isspace() or each in "/:" for each in interface)
     if not interface or odd or interface in (".", "..") or len(interface.encode()) > _INTERFACE_BYTES:
         raise CniError(
             BAD_ENVIRONMENT,
             f"CNI_IFNAME is {interface[:80]!r}: an interface's name has 1 to {_INTERFACE_BYTES} bytes, without spaces, "
-            "/, : and %.",
+            "/ and :.",
         )
-    if interface == "lo" or (call.command in ("ADD", "CHECK") and not call.netns):
-        field = f"CNI_IFNAME is {interface!r}" if interface == "lo" else "CNI_NETNS is not set"
-        raise CniError(BAD_ENVIRONMENT, f"{field}.")
+    if call.command == "DEL":
+        return
+    if interface == "lo" or "%" in interface:
+        raise CniError(BAD_ENVIRONMENT, f"CNI_IFNAME is {interface!r}, which no interface to a network can have.")
+    if not call.netns:
+        raise CniError(BAD_ENVIRONMENT, "CNI_NETNS is not set.")
 
 
 def pod_of(args: str) -> PodOf:

@@ -33,10 +33,11 @@ REQUEST_SECONDS = 10.0
 """For a request to arrive. The plugin writes it in one piece."""
 ANSWER_SECONDS = 5.0
 """For an answer to be taken: it fits into the socket's buffer."""
-MOST_DESCRIPTORS = 2
+NEEDED, MOST_DESCRIPTORS = 2, 3
 _PIECE = 256 << 10
 _ROOM = socket.CMSG_SPACE(8 * array.array("i").itemsize)
 _CREDENTIALS = struct.Struct("3i")
+_IPV6_SWITCH = "sys/net/ipv6/conf/all/disable_ipv6"
 _NS_GET_NSTYPE = 0xB703  # linux/nsfs.h
 _CLONE_NEWNET = 0x40000000
 
@@ -57,10 +58,17 @@ def refusal(error: CniError, version: str = NEWEST) -> Answer:
 
 class Sandbox(NamedTuple):
     """Descriptors of a container's network namespace, and of an rtnetlink socket that was made in it; whoever has
-    received them closes them."""
+    received them closes them. ipv6: of the switch `net.ipv6.conf.all.disable_ipv6` in there, to be written, where IPv6
+    is off for devices to come; -1 where it is not."""
 
     netns: int
     inside: int
+    ipv6: int = -1
+
+    def enable_ipv6(self) -> None:
+        """Where it is off. Raises OSError."""
+        if self.ipv6 >= 0:
+            os.pwrite(self.ipv6, b"0\n", 0)
 
 
 Handle = Callable[[Call, Sandbox | None], Awaitable[Answer]]
@@ -174,9 +182,9 @@ def sandbox_of(descriptors: list[int]) -> Sandbox | None:
     """What was received, if it is what it should be; None: nothing was. Raises CniError."""
     if not descriptors:
         return None
-    if len(descriptors) != MOST_DESCRIPTORS:
-        raise CniError(IO_FAILURE, f"{len(descriptors)} descriptor came with the request, not {MOST_DESCRIPTORS}.")
-    netns, inside = descriptors
+    if len(descriptors) < NEEDED:
+        raise CniError(IO_FAILURE, f"{len(descriptors)} descriptor came with the request, not {NEEDED}.")
+    netns, inside, *more = descriptors
     try:
         is_netns = fcntl.ioctl(netns, _NS_GET_NSTYPE) == _CLONE_NEWNET
     except OSError:
@@ -187,7 +195,9 @@ def sandbox_of(descriptors: list[int]) -> Sandbox | None:
         raise CniError(BAD_ENVIRONMENT, "CNI_NETNS is the node's own network namespace: it is no container's.")
     if not _is_rtnetlink(inside):
         raise CniError(IO_FAILURE, "the second descriptor is no rtnetlink socket.")
-    return Sandbox(netns, inside)
+    if more and not Path(f"/proc/self/fd/{more[0]}").readlink().match(_IPV6_SWITCH):
+        raise CniError(IO_FAILURE, "the third descriptor is no switch of IPv6.")
+    return Sandbox(netns, inside, *more)
 
 
 def _is_same(descriptor: int, path: str) -> bool:

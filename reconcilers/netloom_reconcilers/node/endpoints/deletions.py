@@ -7,7 +7,6 @@ done; one that cannot be read is set aside in `refused/`, told, and keeps nobody
 
 import asyncio
 import contextlib
-import hashlib
 import os
 import time
 from collections.abc import Awaitable, Callable
@@ -205,8 +204,8 @@ def _read(path: Path) -> Call:
 
 
 def name_of(call: Call) -> str:
-    """Of the file of a container's interface."""
-    return hashlib.sha256(f"{call.containerid}/{call.ifname}".encode()).hexdigest()[:32]
+    """Of the file of a container's interface, as the plugin has it."""
+    return f"{call.containerid}:{call.ifname}"
 
 
 def _write(directory: Path, call: Call) -> None:
