@@ -8,6 +8,7 @@ with its process 1.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -119,7 +120,7 @@ class KubeletNode:
         """SIGKILL to `kubelet`, `containerd` or `kube-proxy`; returns when it is dead. Pods live on."""
         process = self._processes.pop(program)
         for child in _children(process.pid):
-            run("kill", f"-{signal.SIGKILL.value}", child, check=False)
+            os.kill(child, signal.SIGKILL)
         process.popen.wait(_START_SECONDS)
 
     # Within
@@ -147,11 +148,14 @@ class KubeletNode:
         """Give containerd an image, so that nothing has to be pulled."""
         self.run("ctr", "--namespace=k8s.io", "images", "import", "--no-unpack=false", str(archive))
 
-    def install_cni(self, configuration: object, name: str = "10-cluster.conflist") -> None:
-        """A network configuration for containerd, and the CNI's standard plugins."""
+    def install_plugins(self) -> None:
+        """The CNI's standard plugins, as a distribution's package puts them on a machine."""
         plugins = self.root / "opt" / "cni" / "bin"
         for plugin in binaries.cni_plugins().iterdir():
             shutil.copy2(plugin, plugins / plugin.name)
+
+    def configure_network(self, configuration: object, name: str = "10-cluster.conflist") -> None:
+        """A network configuration for containerd, put there whole."""
         folder = self.root / "etc" / "cni" / "net.d"
         (folder / ".new").write_text(json.dumps(configuration))
         (folder / ".new").rename(folder / name)
@@ -180,9 +184,9 @@ class KubeletNode:
         """Bytes of memory of its own programs."""
         found = {}
         for name, process in self._processes.items():
-            (child, *_) = _children(process.pid) or [str(process.pid)]
+            (child, *_) = _children(process.pid) or [process.pid]
             pages = int(Path(f"/proc/{child}/statm").read_text().split()[1])
-            found[name] = pages * 4096
+            found[name] = pages * os.sysconf("SC_PAGE_SIZE")
         return found
 
     # Pieces
@@ -238,8 +242,8 @@ class KubeletNode:
         }
 
 
-def _children(pid: int) -> list[str]:
-    return Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+def _children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 _CONTAINERD = """\

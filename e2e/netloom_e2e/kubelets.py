@@ -221,6 +221,7 @@ class KubeletCluster:
     def _boot(self, name: str) -> KubeletNode:
         node = KubeletNode(self.plane, self.lab.nodes[name], self._cluster_cidrs, self._images["pause"].name)
         node.boot()
+        node.install_plugins()
         for image in (*self._images.values(), *self._further):
             node.import_image(image.archive)
         return node

@@ -13,27 +13,23 @@ from netloom_e2e.kubelet_node import KubeletNode
 from netloom_e2e.kubelets import KubeletCluster
 from netloom_e2e.namespaces import wait_for
 from netloom_e2e.netloom_image import netloom
-from netloom_e2e.pod_networks import Bridge
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "docs" / "examples"
 NAMESPACE = "kube-system"
 AGENTS = f"/apis/apps/v1/namespaces/{NAMESPACE}/daemonsets/netloom-agent"
 NODES = "/apis/netloom.dev/v1alpha1/netloomnodes"
-TUNNEL_OVERHEAD = 50
-"""Bytes; see docs/routing.md."""
 _SECONDS = 90.0
 
 
 @dataclass(frozen=True, slots=True)
 class Netloom:
-    """Netloom between the nodes. `network`: the name of one of the examples, or a manifest."""
+    """Netloom wires the pods. `network`: the name of one of the examples, or a manifest."""
 
     image: Image
     network: str = "tunnel-kubernetes.yaml"
 
     def install(self, nodes: Sequence[KubeletNode]) -> None:
-        """Pods of a node are wired by the CNI's own bridge, which makes no way to other nodes."""
-        Bridge(mtu=1500 - TUNNEL_OVERHEAD, routes=False).install(nodes)
+        """The agents put the plugin on their nodes, which makes these ready."""
         plane = nodes[0].plane
         crds.install(plane)
         for example in ("rbac.yaml", "in-cluster.yaml"):

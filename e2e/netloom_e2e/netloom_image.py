@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from netloom_e2e import images
-from netloom_e2e.binaries import made
+from netloom_e2e.binaries import BinariesError, made
 from netloom_e2e.images import EPOCH, Image, Recipe, built, run_logged
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -41,7 +41,7 @@ def netloom(tree: Path = ROOT) -> Image:
 def recipe(tree: Path = ROOT) -> Recipe:
     """What it is made of."""
     names = ("Containerfile", "pyproject.toml", "requirements.lock", "operator/netloom")
-    content = {name: tree / name for name in (*names, "reconcilers/netloom_reconcilers", "image")}
+    content = {name: tree / name for name in (*names, "reconcilers/netloom_reconcilers", "cni", "image")}
     return Recipe("netloom", content | {"image/wheels": _wheels(tree)}, {"BASE": _debian()})
 
 
@@ -109,7 +109,10 @@ def _read(archive: tarfile.TarFile, name: str) -> bytes:
 def main() -> None:
     """Puts the image, and the list of what is in it, into `dist/`."""
     began = time.monotonic()
-    image = netloom()
+    try:
+        image = netloom()
+    except BinariesError as error:
+        sys.exit(f"netloom-e2e: {error}")
     folder = ROOT / "dist"
     folder.mkdir(exist_ok=True)
     archive = folder / "netloom-image.tar"

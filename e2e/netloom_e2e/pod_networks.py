@@ -29,7 +29,7 @@ class Bridge:
     def install(self, nodes: Sequence[KubeletNode]) -> None:
         cidrs = {node.name: node.pod_cidrs() for node in nodes}
         for node in nodes:
-            node.install_cni(self._configuration(cidrs[node.name]))
+            node.configure_network(self._configuration(cidrs[node.name]))
             # What else the plugin does when the first pod comes; a node has to forward before that.
             node.machine.sysctl(ipv4__ip_forward=1)
             for peer in nodes if self.routes else ():
