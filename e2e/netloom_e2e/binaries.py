@@ -103,6 +103,9 @@ _CNI_PLUGINS = _Further(
     "the CNI's standard plugins",
     "some seconds",
 )
+_CNITOOL = _Further(
+    "cnitool", "cnitool", ("github.com/containernetworking/cni/cnitool",), "the CNI's cnitool", "some seconds"
+)
 _COREDNS = _Further("coredns", "coredns", (".",), "CoreDNS", "about a minute on 2 cores", files=("main.go",))
 _AGNHOST = _Further(
     "agnhost",
@@ -178,6 +181,11 @@ def cni_plugins() -> Path:
 def host_local() -> Path:
     """The path of the CNI's plugin host-local, for a bench."""
     return cni_plugins() / "host-local"
+
+
+def cnitool() -> Path:
+    """The path of cnitool, which calls plugins by the CNI's own library. Builds it where it is missing (seconds)."""
+    return _further(_CNITOOL) / "cnitool"
 
 
 def coredns() -> Path:
