@@ -142,7 +142,7 @@ def _pause_program() -> Path:
     digest = hashlib.sha256(source.read_bytes() + platform.machine().encode()).hexdigest()[:16]
 
     def make(folder: Path, log: Path) -> None:
-        command = ["gcc", "-O2", "-Wall", "-static", "-s", "-o", str(folder / "pause"), str(source)]
+        command = ["musl-gcc", "-O2", "-Wall", "-static", "-s", "-o", str(folder / "pause"), str(source)]
         run_logged(command, "Compiling pause", folder, log)
 
     return made(f"pause-{digest}", make) / "pause"
