@@ -124,6 +124,7 @@ class Runtime:
         assert begun.stdin is not None
         begun.stdin.write(self.stdin(**config))
         begun.stdin.close()
+        begun.stdin = None  # `communicate` would flush it
         return begun
 
     def variables(self, command: str, sandbox: Sandbox | None) -> dict[str, str]:
