@@ -93,10 +93,13 @@ def whole_length(raw: bytes) -> int | None:
 
 
 def answering(status: int = 0, output: bytes = b"") -> Script:
-    """A well-behaved agent that gives everybody the same answer."""
+    """A well-behaved agent that gives everybody the same answer, but for who hangs up without having asked."""
 
-    def script(plugin: Conversation) -> Request:
-        request = plugin.receive()
+    def script(plugin: Conversation) -> Request | None:
+        try:
+            request = plugin.receive()
+        except EOFError:
+            return None
         plugin.answer(status, output)
         return request
 

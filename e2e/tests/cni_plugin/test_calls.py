@@ -15,7 +15,7 @@ import pytest
 from netloom_e2e import namespaces
 from netloom_e2e.cni_plugin import Plugin
 from netloom_e2e.namespaces import Namespace
-from netloom_e2e.scripted_agent import Conversation, Request, ScriptedAgent, answering
+from netloom_e2e.scripted_agent import ScriptedAgent, answering
 
 Agents = Callable[..., AbstractContextManager[ScriptedAgent]]
 
@@ -133,7 +133,7 @@ def test_a_namespace_that_is_gone_is_an_error_except_for_a_deletion(
     (folder / "folder").mkdir()
     os.mkfifo(folder / "fifo")
     path = netns if netns.startswith("/") else str(folder / netns)
-    with agent(_answering_who_asks) as asked:
+    with agent(answering(0, RESULT)) as asked:
         result = either_plugin.call({**variables, "COMMAND": command, "NETNS": path}, config)
         if command == "DEL":
             assert (result.status, asked.request.files) == (0, ())
@@ -150,7 +150,7 @@ def test_a_namespace_that_is_gone_is_an_error_except_for_a_deletion(
 def test_the_nodes_own_namespace_is_no_pods(
     plugin: Plugin, agent: Agents, variables: dict[str, str], config: bytes, command: str
 ) -> None:
-    with agent(_answering_who_asks) as asked:
+    with agent(answering(0, RESULT)) as asked:
         result = plugin.call({**variables, "COMMAND": command, "NETNS": "/proc/self/ns/net"}, config)
         if command == "DEL":
             assert (result.status, asked.request.files) == (0, ())
@@ -168,7 +168,7 @@ def test_the_nodes_own_namespace_is_no_pods(
 def test_but_may_be_given_on_purpose(
     plugin: Plugin, agent: Agents, variables: dict[str, str], config: bytes, override: str, passes: bool
 ) -> None:
-    with agent(_answering_who_asks) as asked:
+    with agent(answering(0, RESULT)) as asked:
         said = {**variables, "COMMAND": "ADD", "NETNS": "/proc/self/ns/net", "NETNS_OVERRIDE": override}
         assert (plugin.call(said, config).status == 0) is passes
         if passes:
@@ -179,7 +179,7 @@ def test_but_may_be_given_on_purpose(
 def test_without_the_right_to_enter_it_says_so(
     plugin: Plugin, agent: Agents, variables: dict[str, str], config: bytes
 ) -> None:
-    with agent(_answering_who_asks):
+    with agent(answering(0, RESULT)):
         drop = ("setpriv", "--bounding-set=-sys_admin", "--inh-caps=-sys_admin")
         code, message, way_out = plugin.call({"COMMAND": "ADD", **variables}, config, before=drop).error
     assert (code, way_out) == (5, "The runtime has to call the plugin as root, with CAP_SYS_ADMIN.")
@@ -261,14 +261,6 @@ def test_versions_are_told_without_an_agent(either_plugin: Plugin) -> None:
 def test_and_to_whoever_asks_in_whatever_way(either_plugin: Plugin, stdin: bytes) -> None:
     result = either_plugin.call({"COMMAND": "VERSION"}, stdin)
     assert (result.status, json.loads(result.output)["cniVersion"]) == (0, "1.1.0")
-
-
-def _answering_who_asks(plugin: Conversation) -> Request | None:
-    """Of the plugin that finds out that it has nothing to ask, nothing comes."""
-    try:
-        return answering(0, RESULT)(plugin)
-    except EOFError:
-        return None
 
 
 @contextmanager
