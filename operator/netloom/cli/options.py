@@ -115,8 +115,8 @@ class CniHost:
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="Where the CNI plugin asks for pods' interfaces. With --cni-install left out: cni.sock in the run "
-            "directory; else nobody is answered.",
+            help="Where the CNI plugin asks for pods' interfaces. Left out: cni.sock in the run directory with "
+            "--cni-install, else nobody is answered.",
             show_default=False,
         ),
     ] = None

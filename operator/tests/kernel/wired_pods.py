@@ -1,5 +1,6 @@
 """Pods' network namespaces, and what a CNI plugin hands over of them."""
 
+import contextlib
 import os
 import socket
 from collections.abc import AsyncIterator, Iterator
@@ -8,6 +9,7 @@ from contextlib import asynccontextmanager, contextmanager
 from netloom.cidr import parse_address
 from netloom.kernel.endpoints.endpoint import Endpoint, Wired
 from netloom.kernel.endpoints.keeper import EndpointsKeeper
+from netloom.kernel.ownership import ENDPOINTS
 from tests.kernel.netns import Lab, Namespace
 
 
@@ -71,3 +73,43 @@ async def endpoints_of(node: Namespace, **options: object) -> AsyncIterator[Endp
             yield keeper
         finally:
             await keeper.close()
+
+
+def forwarding_node(lab: Lab, name: str = "node") -> Namespace:
+    """A node that forwards, as the mesh has it."""
+    node = lab.namespace(name)
+    node.sysctl("net.ipv4.ip_forward", "1")
+    node.sysctl("net.ipv6.conf.all.forwarding", "1")
+    return node
+
+
+def switches(node: Namespace, device: str) -> str:
+    """Those of a host end that matter, one a line; empty if it is not there."""
+    lines = []
+    for name in ("ipv4 forwarding", "ipv4 rp_filter", "ipv4 accept_redirects", "ipv4 send_redirects",
+                 "ipv6 accept_ra", "ipv6 disable_ipv6"):  # fmt: skip
+        family, switch = name.split()
+        with contextlib.suppress(FileNotFoundError):
+            lines.append(f"{name} {node.sysctl(f'net/{family}/conf/{device}/{switch}')}")
+    return "\n".join(lines)
+
+
+def shown(place: Namespace, *devices: str) -> str:
+    """What `ip` shows of devices (all of the endpoints', if none is named): their links, addresses, permanent
+    neighbours and routes of the main table, one a line."""
+    lines = []
+    modes = {link["ifname"]: link.get("inet6_addr_gen_mode", "no IPv6") for link in place.ip_json("link")}
+    for link in place.ip_json("address"):
+        name = link["ifname"]
+        if name not in devices and (devices or not ENDPOINTS.link(name)):
+            continue
+        state = "up" if "UP" in link["flags"] else "down"
+        lines.append(f"link {name} {state} mtu {link['mtu']} address {link['address']} addrgenmode {modes[name]}")
+        for each in link["addr_info"]:
+            tentative = " tentative" if each.get("tentative") else ""
+            lines.append(f"address {each['local']}/{each['prefixlen']} dev {name} scope {each['scope']}{tentative}")
+        permanent = place.ip(f"neighbour show dev {name} nud permanent").splitlines()
+        lines += [f"neighbour {each.strip().replace(' PERMANENT', '')} dev {name}" for each in permanent]
+        routes = [line for family in ("-4", "-6") for line in place.ip(f"{family} route show dev {name}").splitlines()]
+        lines += [f"route {' '.join(line.split())} dev {name}" for line in routes if "proto kernel" not in line]
+    return "\n".join(lines)

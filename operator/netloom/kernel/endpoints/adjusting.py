@@ -35,8 +35,6 @@ def steps(endpoint: Endpoint, end: End) -> Iterator[Step]:
 
     if end.name != name:
         yield Step(f"ip link set {end.name} name {name}", links.change(index, ifname=name))
-    if end.protodown:
-        yield step("protodown off", links.set_no_protodown(index), flushes=True)
     if end.no_arp:  # to change that, on or off, takes all neighbours along
         yield step("arp on", links.set_arp(index), flushes=True)
     if end.generates_addresses:

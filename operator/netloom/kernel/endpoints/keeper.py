@@ -13,6 +13,7 @@ from typing import TypeVar, Unpack
 
 import structlog
 
+from netloom.cidr import format_address
 from netloom.kernel.endpoints import row_messages
 from netloom.kernel.endpoints.checking import differences
 from netloom.kernel.endpoints.endpoint import Endpoint, Endpoints, Remains, Wired, WiringFailed, device_of
@@ -94,8 +95,9 @@ class EndpointsKeeper(Keeper[Endpoints, EndpointsReport]):
             if there is not None:
                 raise self._already(endpoint, there)
             worker = await self._ready(endpoint)
+            self._refuse_what_others_have(endpoint)
             # Of the descriptors of a caller who is cancelled others may be made meanwhile.
-            own, within = os.dup(netns), os.dup(inside)
+            own, within = _kept(endpoint, netns, inside)
             try:
                 making = worker.call(lambda commands: Wiring(commands, endpoint, own, within).make())
                 made = await _to_the_end(making, lambda _made: self._abandon(device))
@@ -107,6 +109,13 @@ class EndpointsKeeper(Keeper[Endpoints, EndpointsReport]):
             part.want(part.desired, self._retries)
             part.made(endpoint, made)
         return Wired(device, made.host.mac, made.pod.mac, made.host.mtu)
+
+    def _refuse_what_others_have(self, endpoint: Endpoint) -> None:
+        for address in endpoint.addresses:
+            owner = self._part.owner_of(address)
+            if owner is not None:
+                why = f"{format_address(address)} is the address of {owner} already"
+                raise WiringFailed("address-taken", f"{endpoint}: {why}")
 
     def _already(self, endpoint: Endpoint, there: Endpoint) -> WiringFailed:
         if (there.container, there.interface) == (endpoint.container, endpoint.interface):
@@ -154,7 +163,7 @@ class EndpointsKeeper(Keeper[Endpoints, EndpointsReport]):
         """What is not as `wire` made it, on both sides, as sentences; none: all is well. Raises WiringFailed."""
         async with self._lock:
             worker = await self._ready(endpoint)
-            within = os.dup(inside)
+            (within,) = _kept(endpoint, inside)
             try:
                 return await _to_the_end(worker.call(lambda commands: differences(commands, endpoint, within)))
             finally:
@@ -230,6 +239,19 @@ class EndpointsKeeper(Keeper[Endpoints, EndpointsReport]):
     def report(self) -> EndpointsReport:
         """The state of things now."""
         return EndpointsReport(**self._basics(), endpoints=len(self._part.desired), leaving=len(self._part.doomed))
+
+
+def _kept(endpoint: Endpoint, *descriptors: int) -> list[int]:
+    """Copies, to be closed. Raises WiringFailed."""
+    kept: list[int] = []
+    try:
+        kept.extend(map(os.dup, descriptors))
+    except OSError as error:
+        for descriptor in kept:
+            os.close(descriptor)
+        why = f"the network namespace {endpoint.netns or 'of the pod'} cannot be used ({error}): is the pod gone?"
+        raise WiringFailed("namespace-gone", f"{endpoint}: {why}") from error
+    return kept
 
 
 async def _to_the_end(work: Awaitable[T], abandon: Callable[[T], None] = lambda _done: None) -> T:

@@ -21,7 +21,7 @@ from netloom.kernel.netlink.wire import attribute, attributes
 _LINK = struct.Struct("=BxHiII")  # family, type, ifindex, flags, change
 _NESTED = 0x8000
 _IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_MASTER, _IFLA_LINKINFO, _IFLA_IFALIAS = 1, 3, 4, 10, 18, 20
-_IFLA_AF_SPEC, _IFLA_GROUP, _IFLA_NET_NS_FD, _IFLA_EXT_MASK, _IFLA_PROTO_DOWN = 26, 27, 28, 29, 39
+_IFLA_AF_SPEC, _IFLA_GROUP, _IFLA_NET_NS_FD, _IFLA_EXT_MASK = 26, 27, 28, 29
 _INFO_KIND, _INFO_DATA = 1, 2
 _VETH_INFO_PEER = 1
 _INET_CONF, _INET6_CONF, _INET6_ADDR_GEN_MODE = 1, 2, 8
@@ -62,7 +62,6 @@ class End(msgspec.Struct, frozen=True):
     alias: str = ""
     master: int = 0
     no_arp: bool = False
-    protodown: bool = False
     generates_addresses: bool = False
     switches: tuple[int, ...] = ()
     accept_ra: int | None = None
@@ -94,7 +93,6 @@ def read_end(buffer: bytes, start: int, end: int) -> End | None:
         alias=_text(found.get(_IFLA_IFALIAS, b"")),
         master=_number(found.get(_IFLA_MASTER, b"")),
         no_arp=bool(flags & IFF_NOARP),
-        protodown=bool(_number(found.get(_IFLA_PROTO_DOWN, b""))),
         generates_addresses=mode is not None and mode[0] != _GENERATE_NO_ADDRESS,
         switches=tuple(_number(four[4 * (kind - 1) : 4 * kind]) for kind in SWITCHES),
         accept_ra=_number(switches6[4 * _ACCEPT_RA : 4 * _ACCEPT_RA + 4]) if switches6 else None,

@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 
+from netloom.cidr import Address, Cidr
 from netloom.kernel import sysctl
 from netloom.kernel.endpoints import reader, remaking, row_messages
 from netloom.kernel.endpoints.adjusting import Step, steps
@@ -133,6 +134,10 @@ class EndpointsPart(Part[Endpoints]):
         wanted = [key for kind, key in self.rows.items(device) if kind == "route"]
         end = self.ends.get(device)
         return wanted or (self.rows.on(end.ifindex) if end is not None else [])  # type: ignore[return-value]
+
+    def owner_of(self, address: Address) -> Endpoint | None:
+        """The endpoint that has this address."""
+        return self.desired.get(self.rows.owners.get(Cidr.of(address), ""))
 
     def release_retained(self) -> None:
         """All endpoints are known: what none of them explains goes."""
@@ -278,6 +283,8 @@ class EndpointsPart(Part[Endpoints]):
     async def remove(self, worker: Worker, attempt: Attempt) -> Outcome:
         """Delete what is not wanted."""
         outcome = self._judged(Outcome(), await self._writer.remove(worker, attempt), attempt)
+        if any(kind == "address" and keys for kind, keys in outcome.written):
+            self._resync_due = True  # the kernel may have dropped routes with it, see `_address`
         names = [
             device
             for device in self._odd
@@ -388,6 +395,9 @@ class EndpointsPart(Part[Endpoints]):
         key = SurplusAddress(seen.ifindex, seen.local)
         if kind == wire.RTM_DELADDR:
             self.rows.addresses.gone(key)
+            self._resync_due = (
+                True  # with a device's last IPv4 address the kernel drops all its IPv4 routes, in silence
+            )
         else:
             self.rows.addresses.saw(key, "")
             self._retain_alike(self.rows.addresses, key)
@@ -431,7 +441,11 @@ class EndpointsPart(Part[Endpoints]):
 
     def _retain_alike(self, table: Table[Any, Any], key: Any) -> None:
         """What comes to a host end that is retained is left alone with it."""
-        if self._retaining and key not in table.desired:
+        if (
+            self._retaining
+            and key not in table.desired
+            and not (table is self.rows.routes and self.rows.displaced(key))
+        ):
             name = self._names.get(index_of(key))
             if name is None or self.desired.get(name) is None:
                 table.retain({*table.retained, key})

@@ -207,7 +207,7 @@ def _address(size: int, length: int) -> bytes:
 
 def encode_addresses(writes: Writes) -> list[bytes]:
     """Requests that delete addresses of host ends, which have none, with the sequence numbers 0, 1, ..."""
-    return numbered([delete_address(ifindex, local) for (ifindex, local), _content, _before in writes])
+    return numbered([delete_address(key.ifindex, key.local) for key, _content, _before in writes])
 
 
 def ask_way(address: Address) -> bytes:

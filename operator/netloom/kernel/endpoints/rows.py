@@ -35,6 +35,8 @@ class Rows:
         self.addresses: Table[SurplusAddress, str] = Table()
         self._wanted: dict[str, tuple[list[RouteKey], list[NeighbourKey]]] = {}
         self._route_to: dict[Cidr, RouteKey] = {}
+        self.owners: dict[Cidr, str] = {}
+        """Host ends by the addresses that are wanted on them."""
 
     @property
     def tables(self) -> dict[str, Table[Any, Any]]:
@@ -51,13 +53,13 @@ class Rows:
         for route in before[0]:
             self.routes.unwant(route)
             if self._route_to.get(route.prefix) == route:
-                del self._route_to[route.prefix]
+                del self._route_to[route.prefix], self.owners[route.prefix]
         for neighbour in before[1]:
             self.neighbours.unwant(neighbour)
         for route, neighbour in zip(routes, neighbours, strict=True):
             self.routes.want(route, PLAIN)
             self.neighbours.want(neighbour, endpoint.pod_mac if endpoint else b"")
-            self._route_to[route.prefix] = route
+            self._route_to[route.prefix], self.owners[route.prefix] = route, device
         if routes:
             self._wanted[device] = routes, neighbours
         else:
@@ -113,7 +115,7 @@ class Rows:
         """What is on these devices, and on none of ours that is known, is left alone."""
         known = {key.ifindex for key in self.routes.desired}
         undesired = self.routes.kernel.keys() - self.routes.desired.keys()
-        self.routes.retain({key for key in undesired if key.ifindex not in known})
+        self.routes.retain({key for key in undesired if key.ifindex not in known and not self.displaced(key)})
         self.neighbours.retain({key for key in self.neighbours.kernel if key[0] in strangers})
         self.addresses.retain({key for key in self.addresses.kernel if key.ifindex in strangers})
 

@@ -226,8 +226,8 @@ class Wiring:
         endpoint = self._endpoint
         if not insides.enable_ipv6(self._netns, endpoint.interface):
             why = (
-                f"IPv6 is switched off in the pod (net.ipv6.conf.{endpoint.interface}.disable_ipv6=1), and switching it "
-                "on takes SYS_ADMIN: have the runtime leave it on, or give the pod no IPv6 address"
+                f"IPv6 is switched off in the pod (net.ipv6.conf.{endpoint.interface}.disable_ipv6=1), and that takes "
+                "SYS_ADMIN to change: have the runtime leave it on, or give the pod no IPv6 address"
             )
             raise _failed("not-permitted", endpoint, why)
 

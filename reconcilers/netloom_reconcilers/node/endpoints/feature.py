@@ -52,7 +52,7 @@ class EndpointsFeature(NodeFeature):
         """Whether what the allocator explains is kept; whether it is known who runs."""
         self._unheard = ""
         """Why nobody can ask."""
-        self._was = (False, False)
+        self._was: tuple[bool, ...] = ()
         self._node_uid = ""
         if context.cni is None:
             return
@@ -125,17 +125,19 @@ class EndpointsFeature(NodeFeature):
             return
         node = self.context.nodes.get(self.context.node_name)
         uid = node.metadata.uid if node is not None else ""
-        if not self._known or uid != self._node_uid or self._state() != self._was:
+        if uid != self._node_uid or self._state() != self._was:
             self._node_uid = uid
             self.controller.enqueue(_KEY)
 
-    def _state(self) -> tuple[bool, bool]:
-        return self.is_ready, self._may_come()
+    def _state(self) -> tuple[bool, ...]:
+        """By what there is something to do."""
+        return self._service.begun, not self._service.obstacle, self.is_ready, self._may_come()
 
     async def reconcile(self, key: str = _KEY) -> float | None:
         """Keep what is explained, as soon as it is. Raises OSError, AnswerLost, NotPermitted; it is tried again."""
         keeper, service = self.keeper, self._service
         assert keeper is not None
+        self._was = self._state()
         is_known = not service.obstacle
         if service.begun and not self._known and (is_known or not self._kept):
             self.attachments.restore(await keeper.read_endpoints())
@@ -146,8 +148,11 @@ class EndpointsFeature(NodeFeature):
                 self._known = True
                 log.info("the interfaces of pods are known", pods=len(self.attachments.endpoints))
                 self.deletions.look_soon()
-        self._note_readiness()
-        self.context.changed()
+        if self.installer is not None:
+            self.installer.look_soon()
+        if self.taint is not None:
+            self.taint.look_soon()
+        self.context.changed()  # which comes back as `changed`, and does nothing more where nothing is different
         return None
 
     def _mtu(self) -> int:
@@ -155,13 +160,6 @@ class EndpointsFeature(NodeFeature):
         namespace, and a pair with two MTUs drops packets without a word. The kernel tells pods what fits."""
         mesh = self.context.mesh
         return mesh.pod_mtu if mesh is not None else 0
-
-    def _note_readiness(self) -> None:
-        self._was = self._state()
-        if self.installer is not None:
-            self.installer.look_soon()
-        if self.taint is not None:
-            self.taint.look_soon()
 
     # ------------------------------------------------------------------------------------------------- what it can
 
