@@ -40,9 +40,9 @@ def netloom(tree: Path = ROOT) -> Image:
 
 def recipe(tree: Path = ROOT) -> Recipe:
     """What it is made of."""
-    names = ("Containerfile", "pyproject.toml", "requirements.lock", "operator/netloom")
-    content = {name: tree / name for name in (*names, "reconcilers/netloom_reconcilers", "cni", "image")}
-    return Recipe("netloom", content | {"image/wheels": _wheels(tree)}, {"BASE": _debian()})
+    steady = ("Containerfile", "pyproject.toml", "requirements.lock", "image")
+    content = {name: tree / name for name in (*steady, "operator/netloom", "reconcilers/netloom_reconcilers", "cni")}
+    return Recipe("netloom", content | {"image/wheels": _wheels(tree)}, {"BASE": _debian()}, steady)
 
 
 def _debian() -> Image:
