@@ -7,13 +7,24 @@ export PATH := $(PATH):/usr/sbin:/sbin
 # Where it is set, each worker of pytest compiles all tests and modules again: 5 s of a core, each, each time.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: help demo test check bench bench-allocation bench-mesh bench-codec bench-drift bench-restart bench-join bench-throughput bench-senders bench-webhook bench-ipam soak-ipam setup setup-tests
+.PHONY: help demo cluster cluster-down image test check bench bench-allocation bench-mesh bench-codec bench-drift bench-restart bench-join bench-throughput bench-senders bench-webhook bench-ipam soak-ipam setup setup-tests
 
 help: ## Show this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: setup ## Run the main job: pods that ping, from manifests and then on a real control plane, built meanwhile
 	@$(PY) -m netloom_e2e.demo
+
+cluster: ## Leave a cluster of three kubelets up, with Netloom as pods, and print how to use it
+	@e2e/setup cluster
+	@$(PY) -m netloom_e2e cluster
+
+cluster-down: ## Take that cluster down
+	@$(PY) -m netloom_e2e down --name cluster
+
+image: ## Build the image of all roles into dist/, with the list of what is in it
+	@e2e/setup image
+	@$(PY) -m netloom_e2e.netloom_image
 
 test: check ## Run everything: check, then the tests on a real API server and kernel
 	$(PY) -m pytest -q -n 3 --dist worksteal -m "slow or hypothesis" operator/tests reconcilers/tests

@@ -16,7 +16,7 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
-from netloom_e2e import binaries, processes, virtual_machine
+from netloom_e2e import binaries, kubelets, netloom_cluster, netloom_image, processes, virtual_machine
 from netloom_e2e.client import ApiFailure, Client
 from netloom_e2e.cluster import ControlPlane, ControlPlaneError
 
@@ -81,15 +81,44 @@ def down(
         _say("there is none" if everything else f"there is no control plane {name!r} that `up` started")
 
 
+@app.command()
+def cluster(
+    name: Name = "cluster",
+    nodes: Annotated[int, typer.Option(min=1, max=9, help="How many.")] = 3,
+) -> None:
+    """Start a cluster of kubelets that stays, and print how to use it. Takes root."""
+    processes.sweep()
+    if processes.folder_of(name).exists():
+        _fail(f"there is a cluster {name!r}; `netloom-e2e down --name {name}` removes it")
+    try:
+        kubelets.prepare()
+        made = netloom_cluster.cluster(name[:8], nodes=nodes, name=name)
+        made.start()
+        kubeconfig = made.detach()
+    except (ControlPlaneError, binaries.BinariesError, RuntimeError, AssertionError, OSError) as error:
+        _fail(str(error))
+    took = ", ".join(f"{part} {seconds:.1f} s" for part, seconds in made.seconds.items())
+    _say(f"cluster {name!r} is up ({took})")
+    print(f"export KUBECONFIG={kubeconfig}")
+    print(f"export PATH={binaries.find('kubectl').parent}:$PATH")
+    for node in made.nodes.values():
+        _say(f"a shell on {node.name}: {' '.join(node.enter)} bash")
+    _say(f"take it down with: netloom-e2e down --name {name}")
+
+
 class What(StrEnum):
+    CLUSTER = "cluster"
     CONTROL_PLANE = "control-plane"
     HELM = "helm"
+    IMAGE = "image"
     KERNEL = "kernel"
     OPA = "opa"
 
 
-_TESTS = [What.CONTROL_PLANE, What.HELM, What.KERNEL]
+_TESTS = [What.CONTROL_PLANE, What.CLUSTER, What.IMAGE, What.HELM, What.KERNEL]
 _MAKERS: dict[What, Callable[[], object]] = {
+    What.CLUSTER: kubelets.prepare,
+    What.IMAGE: netloom_image.netloom,
     What.CONTROL_PLANE: binaries.prepare,
     What.HELM: binaries.helm,
     What.KERNEL: virtual_machine.kernel,

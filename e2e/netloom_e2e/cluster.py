@@ -100,13 +100,10 @@ class ControlPlane:
 
     def start(self) -> None:
         """Returns when the API server (and the controller manager) are ready: about 3 s. Raises ControlPlaneError."""
-        binaries.prepare()
         began = time.monotonic()
-        sweep()
-        self._folder = StateFolder(self._name)
         try:
-            self.port = self._reserve_port()
-            self._write_identities()
+            if not self._folder:
+                self.open()
             self._start_etcd()
             self.start_apiserver()
             if self._controller_manager:
@@ -115,6 +112,14 @@ class ControlPlane:
         except BaseException:
             self.stop()
             raise
+
+    def open(self) -> None:
+        """Its state folder and identities, for what is to be started beside it; `start` does it where nobody has."""
+        binaries.prepare()
+        sweep()
+        self._folder = StateFolder(self._name)
+        self.port = self._reserve_port()
+        self._write_identities()
 
     def stop(self) -> None:
         """Kills everything and removes all files. May be called twice."""
@@ -339,6 +344,24 @@ class ControlPlane:
         client = Client.from_kubeconfig(self.kubeconfig(), port=port)
         self._wait_until(process, lambda: client.request("GET", "/healthz"))
 
+    def start_scheduler(self) -> None:
+        """Returns when it is ready to place pods on nodes."""
+        port = self._reserve_port()
+        arguments = [
+            f"--kubeconfig={self.kubeconfig('system:kube-scheduler')}",
+            "--leader-elect=false",
+            f"--bind-address={self.bind}",
+            f"--secure-port={port}",
+            "--permit-port-sharing",
+            f"--tls-cert-file={self._serving.certificate}",
+            f"--tls-private-key-file={self._serving.key}",
+            "--kube-api-qps=2000",
+            "--kube-api-burst=4000",
+        ]
+        process = self._spawn("kube-scheduler", arguments)
+        client = Client.from_kubeconfig(self.kubeconfig(), port=port)
+        self._wait_until(process, lambda: client.request("GET", "/healthz"))
+
     def stop_controller_manager(self) -> None:
         """Kills it, so that tests that share the control plane and come later are alone again."""
         self._processes.pop("kube-controller-manager").kill()
@@ -379,6 +402,10 @@ class ControlPlane:
             f"--tls-private-key-file={self._serving.key}",
             f"--client-ca-file={self._authority.certificate}",
             f"--token-auth-file={self._token_file}",
+            f"--kubelet-client-certificate={self._kubelet_client.certificate}",
+            f"--kubelet-client-key={self._kubelet_client.key}",
+            f"--kubelet-certificate-authority={self._authority.certificate}",
+            "--kubelet-preferred-address-types=InternalIP",
             "--authorization-mode=Node,RBAC",
             "--allow-privileged",
             "--service-account-issuer=https://kubernetes.default.svc",
@@ -428,6 +455,7 @@ class ControlPlane:
         ]
         self._serving_hosts = list(dict.fromkeys([*names, self.host, *self._hosts]))
         self._serving = self._authority.issue("serving", "kube-apiserver", hosts=self._serving_hosts)
+        self._kubelet_client = self._authority.issue("kubelet-client", "kube-apiserver", groups=_ADMIN_GROUPS)
         self._service_account_key = new_key(folder / "service-account.key")
         self.token = secrets.token_hex(16)
         self._token_file = folder / "tokens.csv"

@@ -7,9 +7,9 @@ import re
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TypeVar
@@ -116,11 +116,25 @@ class Namespace:
         with ThreadPoolExecutor(1, initializer=self.move_thread) as thread:
             return thread.submit(make).result()
 
+    @contextmanager
+    def entered(self) -> Iterator[None]:
+        """The calling thread, and all that it starts, is in here while the block lasts."""
+        with Path("/proc/thread-self/ns/net").open() as before:
+            self.move_thread()
+            try:
+                yield
+            finally:
+                _enter(before)
+
     def move_thread(self) -> None:
         """Move the calling thread, and all that it starts from now on, into here."""
         with (NETNS / self.name).open() as namespace:
-            if _libc.setns(namespace.fileno(), _CLONE_NEWNET):
-                raise OSError(ctypes.get_errno(), f"cannot enter network namespace {self.name}")
+            _enter(namespace)
+
+
+def _enter(namespace: IO[str]) -> None:
+    if _libc.setns(namespace.fileno(), _CLONE_NEWNET):
+        raise OSError(ctypes.get_errno(), f"cannot enter network namespace {namespace.name}")
 
 
 def add(place: Namespace, **sysctl: int) -> None:

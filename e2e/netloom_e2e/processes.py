@@ -23,6 +23,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from netloom_e2e import belongings
+
 _MARK = "NETLOOM_E2E_STATE"
 _NAME = r"[a-z0-9-]{1,40}"  # short, as Unix sockets lie in the folder
 _PATH_BYTES = 107 - len("/etcd-peer.sock")
@@ -176,6 +178,7 @@ def destroy(folder: Path) -> None:
     while folder.exists() or members(folder):  # again, for what was being executed at the first look
         while found := members(folder):
             _kill([pid for pid, name in found.items() if name != "etcd"] or list(found))
+        belongings.remove(folder)
         with suppress(FileNotFoundError):
             shutil.rmtree(folder)
 

@@ -82,3 +82,6 @@ FORWARD = Ownership(chains=(FORWARD_CHAIN,))
 
 PROBE = Ownership(links=(f"{DEVICE_PREFIX}probe",))
 """The device of the probe. The routes to its addresses, in table `local`, are on it and go with it."""
+
+ENDPOINTS = Ownership(links=(f"{DEVICE_PREFIX}p" + "[a-z2-7]" * 6,), routes=range(1 << 16, 1 << 17))
+"""The host ends of local pods' devices, and the routes to their addresses. (The probe's device has a shorter name.)"""

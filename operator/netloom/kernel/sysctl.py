@@ -4,13 +4,16 @@ What is switched on outside our own device is written to a file first, so that `
 written only if it differs; one that was right already is not ours to put back.
 """
 
+import os
 from collections.abc import Collection, Iterable
 from contextlib import suppress
 from pathlib import Path
 
 import msgspec
 
-ROOT = Path("/proc/sys")
+ROOT = Path(os.environ.get("NETLOOM_PROC_SYS", "/proc/sys"))
+"""A container's own /proc/sys cannot be written to, unless it may do everything; the machine's is mounted elsewhere."""
+
 _DOTTED = str.maketrans("/.", "./")
 
 

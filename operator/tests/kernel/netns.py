@@ -201,6 +201,11 @@ class Lab:
         one.up(device)
         other.up(far)
 
+    def remove(self, namespace: Namespace) -> None:
+        """Remove one."""
+        self._made.remove(namespace)
+        _delete(namespace.name)
+
     def close(self) -> None:
         """Remove all."""
         for namespace in self._made:

@@ -15,6 +15,7 @@ from netloom.cidr import Address
 from netloom.kernel import sysctl as switches
 from netloom.kernel.keeper.part import Attempt, Outcome, Part, Refused, Worker
 from netloom.kernel.keeper.retries import Item, Retries
+from netloom.kernel.keeper.table_writer import ALREADY_GONE
 from netloom.kernel.mesh import advertised, port_holders, reader
 from netloom.kernel.mesh import tunnel_device as device
 from netloom.kernel.mesh.desired import Desired, MeshNode
@@ -24,7 +25,6 @@ from netloom.kernel.mesh.rows import DeviceState
 from netloom.kernel.mesh.rows_part import MESH_STATE, MeshRows
 from netloom.kernel.mesh.tunnel_device import Interfaces, Mtu, Step
 from netloom.kernel.mesh.underlay import Astray, own_addresses_of_peers, underlay_of
-from netloom.kernel.mesh.writer import ALREADY_GONE
 from netloom.kernel.netlink.links import Link, read_address, read_link
 from netloom.kernel.netlink.netconf import ALL, DEFAULT, Netconf, read_netconf
 from netloom.kernel.netlink.sockets import CommandSocket, Refusal

@@ -8,11 +8,11 @@ from collections.abc import Iterable
 
 from netloom.kernel.keeper.part import Attempt, Outcome, Part, Worker
 from netloom.kernel.keeper.retries import Item, Retries
+from netloom.kernel.keeper.table_writer import TableWriter
 from netloom.kernel.mesh.desired import Desired
 from netloom.kernel.mesh.mesh import Mesh
 from netloom.kernel.mesh.row_messages import encode_holes
 from netloom.kernel.mesh.rows_part import MESH_STATE
-from netloom.kernel.mesh.writer import TableWriter
 from netloom.kernel.ownership import HOLES
 
 

@@ -96,6 +96,8 @@ class AddressService:
     missed: Callable[[Owner], None] = lambda owner: None
 
     def __post_init__(self) -> None:
+        self.begun = False
+        """Whether what an earlier life wrote down is taken in."""
         self.unwritable = ""
         """Why nothing can be written down, as a sentence; "" if it can."""
         self.failed: dict[tuple[str, frozenset[Version]], tuple[float, str]] = {}
@@ -200,6 +202,7 @@ class AddressService:
             self._cannot_write(error)
             return None
         odd = self.allocator.restore(found.records, self.clock())
+        self.begun = True
         self._write_now()
         return replace(found, lost=f"{odd} records contradict others", cause="damage") if odd else found
 

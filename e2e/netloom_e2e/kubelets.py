@@ -1,0 +1,252 @@
+"""A whole cluster on this machine: nodes with real kubelets and containerd, Services, DNS; its pods' network is chosen.
+
+    kubelets.prepare()                              # builds what is missing; nothing can be built later
+    with KubeletCluster("nlc1") as cluster:         # the calling thread is in the switch's namespace meanwhile
+        cluster.apply(MANIFEST)
+        pod = cluster.pod("a")                      # waits until it is Ready
+        pod.ping(cluster.pod("b").address)          # programs of the machine, in the pod's network namespace
+
+The network between the nodes is a lab (see `netloom_e2e.lab`), so cables can be pulled and hosts put outside.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import string
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from netloom_e2e import belongings, binaries, images
+from netloom_e2e.binaries import BinariesError
+from netloom_e2e.client import ApiFailure, Client
+from netloom_e2e.cluster import ControllerManager, ControlPlane
+from netloom_e2e.images import Image
+from netloom_e2e.kubelet_node import KubeletNode
+from netloom_e2e.lab import Lab, Pod, run, wait_for
+from netloom_e2e.pod_networks import Bridge, PodNetwork
+
+MANIFESTS = Path(__file__).parent.parent / "manifests"
+CLUSTER_CIDRS = ("10.244.0.0/16",)
+_READY_SECONDS = 90.0
+_LOOPBACK = "127.0.0.1"
+_PROGRAMS = ("containerd", "ctr", "runc", "iptables", "unshare", "nsenter")
+
+
+def prepare() -> None:
+    """Builds what a cluster takes and is missing: to be called before a namespace is entered. Raises BinariesError."""
+    if missing := [program for program in _PROGRAMS if not shutil.which(program)]:
+        raise BinariesError(f"{', '.join(missing)}: not there; run `e2e/setup cluster`")
+    binaries.prepare()
+    for program in ("kube-controller-manager", "kube-scheduler", "kubelet", "kube-proxy"):
+        binaries.find(program)
+    binaries.cni_plugins()
+    images.prepare()
+
+
+class KubeletCluster:
+    """Use as a context manager, or call `start` and `stop`; both leave nothing, also where the start fails.
+
+    prefix: of the namespaces; at most 8 characters, unique on the machine.
+    name: of the state folder, where it is to be found again (see `netloom_e2e.processes`).
+    further: images that pods ask for beside those of the cluster itself.
+    """
+
+    def __init__(
+        self,
+        prefix: str,
+        *,
+        nodes: int = 3,
+        network: PodNetwork | None = None,
+        cluster_cidrs: Sequence[str] = CLUSTER_CIDRS,
+        further: Iterable[Image] = (),
+        name: str = "",
+    ) -> None:
+        self.lab = Lab(prefix)
+        self.network = network or Bridge()
+        self.nodes: dict[str, KubeletNode] = {}
+        self.seconds: dict[str, float] = {}
+        """How long each part of the start took."""
+        self._names = [f"n{number}" for number in range(1, nodes + 1)]
+        self._cluster_cidrs = tuple(cluster_cidrs)
+        self._images = {"pause": images.pause(), "agnhost": images.agnhost(), "coredns": images.coredns()}
+        self._further = tuple(further)
+        self.plane = ControlPlane(
+            name,
+            bind=Lab.address,
+            controller_manager=ControllerManager(cluster_cidrs=self._cluster_cidrs),
+            apiserver_flags=["--enable-admission-plugins=NodeRestriction"],
+        )
+        self._entered = ExitStack()
+
+    def __enter__(self) -> KubeletCluster:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    # Life
+
+    def start(self) -> None:
+        """Returns when all nodes are Ready, and with it the cluster's DNS."""
+        began = time.monotonic()
+        try:
+            self.lab.__enter__()
+            for name in self._names:
+                self.lab.add_node(name)
+            self._entered.enter_context(self.lab.switch.entered())
+            self.plane.open()
+            belongings.add_namespaces(self.plane.state, self.lab.prefix)
+            # Beside each other: the machines get their images while etcd and the API server start.
+            with ThreadPoolExecutor(len(self._names)) as threads:
+                booting = [threads.submit(self._boot, name) for name in self._names]
+                self.plane.start()
+                self.plane.start_scheduler()
+                self._took("control plane", began)
+                for name, boot in zip(self._names, booting, strict=True):
+                    self.nodes[name] = boot.result()
+                self._took("images", began)
+                list(threads.map(self._register, self.nodes.values()))
+            self._took("nodes", began)
+            self.network.install(list(self.nodes.values()))
+            self.apply((MANIFESTS / "coredns.yaml").read_text())
+            self.wait_ready()
+            self._took("ready", began)
+        except BaseException:
+            self.stop()
+            raise
+
+    def stop(self) -> None:
+        """Ends everything and removes what it made. May be called twice."""
+        try:
+            self.plane.stop()
+        finally:
+            self._entered.close()
+            self.lab.sweep()
+            self.nodes.clear()
+
+    def detach(self) -> Path:
+        """Leaves it running when this process ends; `processes.destroy` of its state folder takes it away.
+
+        A kubeconfig for the machine, whose kubectl finds the API server at a port of the loopback.
+        """
+        self._entered.close()
+        kubeconfig = self.plane.kubeconfig(host=_LOOPBACK)
+        port = str(self.plane.port)
+        command = [sys.executable, "-m", "netloom_e2e.host_port", self.lab.switch.name, Lab.address, port]
+        relay = self.plane.folder.spawn("host-port", command)
+        client = Client.from_kubeconfig(kubeconfig)
+
+        def answers() -> bool:
+            if relay.status is not None:
+                raise RuntimeError(f"{relay.name} ended:\n{relay.tail()}")
+            with suppress(OSError):
+                return bool(client.request("GET", "/readyz"))
+            return False
+
+        wait_for("the API server at a port of this machine", answers, deadline=_READY_SECONDS)
+        self.plane.detach()
+        return kubeconfig
+
+    def add_node(self) -> KubeletNode:
+        """One more node; returns when it is registered."""
+        name = f"n{len(self.nodes) + 1}"
+        self.lab.add_node(name)
+        node = self.nodes[name] = self._boot(name)
+        self._register(node)
+        return node
+
+    def wait_ready(self) -> None:
+        """Until all nodes and the pods of kube-system are Ready. Raises AssertionError with what is not, and why."""
+        self.wait("all nodes to be Ready", lambda: all(self.is_ready(name) for name in self.nodes))
+        self.wait("the cluster's DNS", lambda: all(map(_is_ready, self._get("/api/v1/namespaces/kube-system/pods"))))
+
+    # Objects
+
+    def image(self, name: str) -> str:
+        """What a pod has to ask for: `agnhost`, `pause`, `coredns`."""
+        return self._images[name].name
+
+    def apply(self, manifest: str, **values: str) -> None:
+        """Manifests in YAML, with `${agnhost}` and the like replaced by images and by values."""
+        names = {name: image.name for name, image in self._images.items()}
+        text = string.Template(manifest).safe_substitute(names | values)
+        self.plane.kubectl("apply", "--server-side", "--filename=-", input=text)
+
+    def is_ready(self, node: str) -> bool:
+        try:
+            return _is_ready(self.plane.client.request("GET", f"/api/v1/nodes/{node}"))
+        except ApiFailure:  # not registered yet
+            return False
+
+    def pod(self, name: str, namespace: str = "default") -> Pod:
+        """Its network namespace, when it is Ready; programs of the machine run in it."""
+        path = f"/api/v1/namespaces/{namespace}/pods/{name}"
+        found: dict[str, Any] = {}
+
+        def ready() -> bool:
+            found.update(self.plane.client.request("GET", path))
+            return _is_ready(found)
+
+        self.wait(f"pod {namespace}/{name} to be Ready", ready)
+        node = self.nodes[found["spec"]["nodeName"]]
+        place = f"{self.lab.prefix}-{node.name}-{namespace}-{name}"
+        run("ip", "netns", "delete", place, check=False)  # of an earlier pod of the name
+        run("ip", "netns", "attach", place, str(node.pod_processes(found["metadata"]["uid"])[0]))
+        addresses = tuple(each["ip"] for each in found["status"]["podIPs"])
+        return Pod(name=place, address=addresses[0], addresses=addresses)
+
+    def wait(self, what: str, condition: Callable[[], object], *, deadline: float = _READY_SECONDS) -> float:
+        """`wait_for`, but it tells of the cluster's state where it fails."""
+        try:
+            return wait_for(what, condition, deadline=deadline)
+        except TimeoutError as error:
+            shown = [
+                self.plane.kubectl(*words.split(), check=False).stdout
+                for words in ("get nodes,pods -A -o wide", "get events -A --sort-by=.lastTimestamp")
+            ]
+            raise AssertionError("\n".join([str(error), shown[0], *shown[1].splitlines()[-30:]])) from error
+
+    # Pieces
+
+    def _boot(self, name: str) -> KubeletNode:
+        node = KubeletNode(self.plane, self.lab.nodes[name], self._cluster_cidrs, self._images["pause"].name)
+        node.boot()
+        node.install_plugins()
+        for image in (*self._images.values(), *self._further):
+            node.import_image(image.archive)
+        return node
+
+    def _register(self, node: KubeletNode) -> None:
+        node.start_kubelet()
+        node.start_proxy()
+        self.wait(f"{node.name} to be registered", lambda: self._is_registered(node.name))
+
+    def _is_registered(self, name: str) -> bool:
+        return any(node["metadata"]["name"] == name for node in self._get("/api/v1/nodes"))
+
+    def _get(self, path: str) -> list[dict[str, Any]]:
+        return list(self.plane.client.request("GET", path)["items"])
+
+    def _took(self, part: str, began: float) -> None:
+        self.seconds[part] = time.monotonic() - began
+
+
+def prefix() -> str:
+    """Of a cluster of this process."""
+    return f"nlc{os.getpid() % 10000}"
+
+
+def _is_ready(item: dict[str, Any]) -> bool:
+    """Of a Node or a pod."""
+    conditions = item.get("status", {}).get("conditions", ())
+    return any(each["type"] == "Ready" and each["status"] == "True" for each in conditions)

@@ -1,0 +1,61 @@
+"""Netloom in a cluster of kubelets, as its users install it: CRDs, rights and workloads from docs/examples."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from netloom_e2e import crds
+from netloom_e2e.images import Image
+from netloom_e2e.kubelet_node import KubeletNode
+from netloom_e2e.kubelets import KubeletCluster
+from netloom_e2e.namespaces import wait_for
+from netloom_e2e.netloom_image import netloom
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "docs" / "examples"
+NAMESPACE = "kube-system"
+AGENTS = f"/apis/apps/v1/namespaces/{NAMESPACE}/daemonsets/netloom-agent"
+NODES = "/apis/netloom.dev/v1alpha1/netloomnodes"
+_SECONDS = 90.0
+
+
+@dataclass(frozen=True, slots=True)
+class Netloom:
+    """Netloom wires the pods. `network`: the name of one of the examples, or a manifest."""
+
+    image: Image
+    network: str = "tunnel-kubernetes.yaml"
+
+    def install(self, nodes: Sequence[KubeletNode]) -> None:
+        """The agents put the plugin on their nodes, which makes these ready."""
+        plane = nodes[0].plane
+        crds.install(plane)
+        for example in ("rbac.yaml", "in-cluster.yaml"):
+            self.apply(nodes[0], (EXAMPLES / example).read_text())
+        self.apply(nodes[0], self._network())
+        wait_for("the agents to be ready", lambda: agents_ready(nodes[0]) == len(nodes), deadline=_SECONDS)
+
+    def apply(self, node: KubeletNode, manifest: str) -> None:
+        """A manifest, with this image."""
+        text = manifest.replace("image: netloom:latest", f"image: {self.image.name}")
+        node.plane.kubectl("apply", "--server-side", "--filename=-", input=text)
+
+    def _network(self) -> str:
+        return self.network if "\n" in self.network else (EXAMPLES / self.network).read_text()
+
+
+def agents_ready(node: KubeletNode) -> int:
+    """How many agents are up to date and ready."""
+    found: dict[str, Any] = node.plane.client.request("GET", AGENTS)
+    status = found.get("status", {})
+    if status.get("observedGeneration") != found["metadata"]["generation"]:
+        return 0
+    return min(int(status.get("updatedNumberScheduled", 0)), int(status.get("numberReady", 0)))
+
+
+def cluster(prefix: str, *, nodes: int = 3, name: str = "") -> KubeletCluster:
+    """A cluster whose nodes Netloom joins. To be made before a namespace is entered: it builds what is missing."""
+    image = netloom()
+    return KubeletCluster(prefix, nodes=nodes, network=Netloom(image), further=[image], name=name)

@@ -1,0 +1,56 @@
+"""Who wires a cluster's pods: the CNI's own plugins bridge and host-local, with or without routes between nodes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from netloom_e2e.kubelet_node import KubeletNode
+
+
+class PodNetwork(Protocol):
+    """What makes nodes ready. Called when all Nodes are registered."""
+
+    def install(self, nodes: Sequence[KubeletNode]) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Bridge:
+    """A bridge per node with addresses of the Node's podCIDRs, which a controller manager gives.
+
+    mtu: of the pods, in bytes; 0 for the kernel's default.
+    routes: static ones between the nodes, which share a segment; else somebody has to make the way.
+    """
+
+    mtu: int = 0
+    routes: bool = True
+
+    def install(self, nodes: Sequence[KubeletNode]) -> None:
+        cidrs = {node.name: node.pod_cidrs() for node in nodes}
+        for node in nodes:
+            node.configure_network(self._configuration(cidrs[node.name]))
+            # What else the plugin does when the first pod comes; a node has to forward before that.
+            node.machine.sysctl(ipv4__ip_forward=1)
+            for peer in nodes if self.routes else ():
+                if peer is not node:
+                    way = [f"route replace {cidr} via {peer.machine.address}" for cidr in cidrs[peer.name]]
+                    node.machine.batch(way)
+
+    def _configuration(self, cidrs: Sequence[str]) -> dict[str, object]:
+        bridge = {
+            "type": "bridge",
+            "bridge": "cni0",
+            "isGateway": True,
+            # Between pods nothing is translated: the cluster's Services see who asks.
+            "ipMasq": False,
+            "hairpinMode": True,
+            "mtu": self.mtu,
+            "ipam": {
+                "type": "host-local",
+                "ranges": [[{"subnet": cidr}] for cidr in cidrs],
+                "routes": [{"dst": "::/0" if ":" in cidr else "0.0.0.0/0"} for cidr in cidrs],
+            },
+        }
+        portmap = {"type": "portmap", "capabilities": {"portMappings": True}}
+        return {"cniVersion": "1.0.0", "name": "cluster", "plugins": [bridge, portmap]}

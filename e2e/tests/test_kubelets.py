@@ -1,0 +1,164 @@
+"""Pods on a real cluster, kubelets and all, whose nodes Netloom joins: it runs as a DaemonSet, from its own image."""
+
+import itertools
+import json
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from netloom_e2e import kubelets, netloom_cluster
+from netloom_e2e.binaries import BinariesError
+from netloom_e2e.echo import Echo, ask
+from netloom_e2e.flow import Flows
+from netloom_e2e.kubelets import KubeletCluster
+from netloom_e2e.lab import OUTSIDE, Pod
+from netloom_e2e.mesh import facts, tunnel_mtu
+
+ICMP_HEADERS = 28
+HTTP, UDP = 80, 81
+
+PODS = f"""
+apiVersion: apps/v1
+kind: DaemonSet
+metadata: {{name: all}}
+spec:
+  selector: {{matchLabels: {{app: all}}}}
+  template:
+    metadata: {{labels: {{app: all}}}}
+    spec:
+      terminationGracePeriodSeconds: 0
+      containers:
+        - name: agnhost
+          image: ${{agnhost}}
+          imagePullPolicy: Never
+          args: [netexec, --http-port={HTTP}, --udp-port={UDP}]
+---
+apiVersion: v1
+kind: Service
+metadata: {{name: all}}
+spec:
+  clusterIP: 10.96.0.80
+  selector: {{app: all}}
+  ports:
+    - {{name: http, port: {HTTP}}}
+    - {{name: udp, port: {UDP}, protocol: UDP}}
+"""
+
+
+@pytest.fixture(scope="module")
+def bed() -> Iterator[KubeletCluster]:
+    """One cluster for all tests of this module, with a host outside of it."""
+    try:
+        kubelets.prepare()
+        made = netloom_cluster.cluster(kubelets.prefix())
+    except BinariesError as error:
+        pytest.fail(str(error), pytrace=False)
+    with made as cluster:
+        cluster.lab.add_outside()
+        yield cluster
+
+
+@pytest.fixture(scope="module")
+def pods(bed: KubeletCluster) -> dict[str, Pod]:
+    """One on each node, by the node's name."""
+    bed.apply(PODS)
+
+    def names() -> dict[str, str]:
+        found = bed.plane.client.request("GET", "/api/v1/namespaces/default/pods?labelSelector=app=all")["items"]
+        return {pod["spec"].get("nodeName", ""): pod["metadata"]["name"] for pod in found}
+
+    bed.wait("a pod on each node", lambda: names().keys() == bed.nodes.keys())
+    return {node: bed.pod(name) for node, name in names().items()}
+
+
+def heard(pod: Pod, address: str) -> set[str]:
+    """The host name of who answers a pod at an address, by TCP and by UDP."""
+    by_tcp = pod.run("curl", "-sS", "--max-time", "5", f"http://{address}:{HTTP}/hostname")
+    with pod.inside(lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) as client:
+        client.settimeout(5)
+        client.sendto(b"hostname", (address, UDP))
+        return {by_tcp, client.recv(1000).decode()}
+
+
+def host_name(bed: KubeletCluster, pod: Pod) -> str:
+    return pod.name.split("-default-")[1]
+
+
+def test_pods_of_different_nodes_reach_each_other(bed: KubeletCluster, pods: dict[str, Pod]) -> None:
+    mtu = tunnel_mtu(bed.nodes["n1"].machine)
+    for source, target in itertools.permutations(pods.values(), 2):
+        ping = source.ping(target.address, payload=mtu - ICMP_HEADERS)
+        assert ping.lost == 0, f"{source.name} -> {target.name}: packets of {mtu} bytes with DF"
+        assert heard(source, target.address) == {host_name(bed, target)}
+
+
+def test_a_service_answers_by_its_address_and_by_its_name(bed: KubeletCluster, pods: dict[str, Pod]) -> None:
+    everyone = {host_name(bed, pod) for pod in pods.values()}
+    for pod in pods.values():
+        assert heard(pod, "10.96.0.80") <= everyone
+        by_name = [
+            "exec",
+            host_name(bed, pod),
+            "--",
+            "wget",
+            "-qO-",
+            f"http://all.default.svc.cluster.local:{HTTP}/hostname",
+        ]
+        assert bed.plane.kubectl(*by_name).stdout in everyone
+
+
+def test_outside_a_pod_has_the_address_of_its_node(bed: KubeletCluster, pods: dict[str, Pod], tmp_path: Path) -> None:
+    with Echo(bed.lab.outside, tmp_path):
+        for node, pod in pods.items():
+            assert ask(pod, str(OUTSIDE[10])) == bed.nodes[node].machine.address
+
+
+def test_the_agents_have_no_more_rights_than_they_use(bed: KubeletCluster) -> None:
+    """And miss none: a feature that lacks a right says so in its facts."""
+    pods = bed.plane.client.request("GET", "/api/v1/namespaces/kube-system/pods?labelSelector=app.kubernetes.io/name")
+    for node in bed.nodes.values():
+        told = facts(node.machine)
+        assert told["inSync"], told
+    agents = [pod for pod in pods["items"] if pod["metadata"]["name"].startswith("netloom-agent")]
+    assert len(agents) == len(bed.nodes)
+    for agent in agents:
+        (container,) = agent["spec"]["containers"]
+        assert container["securityContext"]["capabilities"] == {"drop": ["ALL"], "add": ["NET_ADMIN"]}
+        node = bed.nodes[agent["spec"]["nodeName"]]
+        for pid in node.pod_processes(agent["metadata"]["uid"]):
+            status = Path(f"/proc/{pid}/status").read_text()
+            if "Name:\tpause" not in status:
+                assert "CapBnd:\t0000000000001000\n" in status, status
+
+
+def test_agents_are_replaced_and_no_packet_is_lost(bed: KubeletCluster, pods: dict[str, Pod]) -> None:
+    nodes = list(bed.nodes.values())
+    with Flows(pods) as flows:
+        bed.plane.kubectl("rollout", "restart", "daemonset/netloom-agent", "--namespace=kube-system")
+        bed.wait("new agents", lambda: netloom_cluster.agents_ready(nodes[0]) == len(nodes))
+        report = flows.stop()
+    assert report.lossless, str(report)
+    for node in nodes:
+        assert facts(node.machine)["netlinkWrites"] == 0, "who finds all as it should be writes nothing"
+
+
+def test_how_it_is(bed: KubeletCluster, pods: dict[str, Pod]) -> None:
+    print(json.dumps(bed.seconds))
+    print({n: x.resident() for n, x in bed.nodes.items()})
+    print(bed.plane.kubectl("get", "pods,svc,nodes,nln,nlnet", "-A", "-o", "wide").stdout)
+    print(bed.plane.kubectl("logs", "-n", "kube-system", "ds/netloom-agent", check=False).stdout[-3000:])
+    for node in bed.nodes.values():
+        print(facts(node.machine))
+        for p in bed.plane.client.request("GET", "/api/v1/namespaces/kube-system/pods")["items"]:
+            if p["spec"]["nodeName"] == node.name:
+                for pid in node.pod_processes(p["metadata"]["uid"]):
+                    print(
+                        p["metadata"]["name"],
+                        [
+                            l
+                            for l in Path(f"/proc/{pid}/status").read_text().splitlines()
+                            if "RSS" in l or "Name" in l or "Rss" in l
+                        ],
+                    )

@@ -1,0 +1,66 @@
+"""What is wrong with a host end, and how it is put right. Pure, but for the repair of what is gone.
+
+As with a tunnel's device, what stops or misleads packets is put back, and what does not is left as it is.
+"""
+
+from collections.abc import Iterator
+
+import msgspec
+
+from netloom.kernel.endpoints import link_messages
+from netloom.kernel.endpoints.endpoint import Endpoint
+from netloom.kernel.endpoints.link_messages import SWITCHES, End
+from netloom.kernel.endpoints.wiring import DEFAULT_MTU, alias_of, ipv6_switches
+from netloom.kernel.mac import format_mac
+from netloom.kernel.netlink import links
+
+
+class Step(msgspec.Struct, frozen=True):
+    """One change: as `ip` or `sysctl` would say it, and its message; or else the switch below /proc/sys and its value.
+    flushes: the kernel drops what stands on the device with it."""
+
+    text: str
+    message: bytes = b""
+    switch: str = ""
+    value: str = ""
+    flushes: bool = False
+
+
+def steps(endpoint: Endpoint, end: End) -> Iterator[Step]:
+    """What is to be done to the host end, in its order; up comes last. None: it is as it should be."""
+    name, index = endpoint.device, end.ifindex
+
+    def step(text: str, message: bytes, *, flushes: bool = False) -> Step:
+        return Step(f"ip link set {name} {text}", message, flushes=flushes)
+
+    if end.name != name:
+        yield Step(f"ip link set {end.name} name {name}", links.change(index, ifname=name))
+    if end.no_arp:  # to change that, on or off, takes all neighbours along
+        yield step("arp on", links.set_arp(index), flushes=True)
+    if end.generates_addresses:
+        yield step("addrgenmode none", links.set_no_generated_addresses(index))
+    if end.mac != endpoint.host_mac:
+        yield step(f"address {format_mac(endpoint.host_mac)}", links.change(index, address=endpoint.host_mac))
+    if end.mtu != (endpoint.mtu or DEFAULT_MTU):
+        mtu = endpoint.mtu or DEFAULT_MTU
+        yield step(f"mtu {mtu}", links.change(index, mtu=mtu))
+    if end.master:
+        yield step("nomaster", links.change(index, master=0))
+    if end.alias != alias_of(endpoint):
+        yield step(f"alias '{alias_of(endpoint)}'", link_messages.set_alias(index, alias_of(endpoint)))
+    yield from _switches(name, end)
+    for switch, value in ipv6_switches(endpoint, end).items():
+        text = f"sysctl -w {switch.replace('/', '.')}={value}"
+        yield Step(text, switch=switch, value=str(value))
+    if not end.up:
+        yield step("up", links.set_up(index), flushes=True)
+
+
+def _switches(name: str, end: End) -> Iterator[Step]:
+    wrong = [
+        f"net.ipv4.conf.{name}.{switch}={value}"
+        for (switch, value), now in zip(SWITCHES.values(), end.switches, strict=True)
+        if now != value
+    ]
+    if wrong:
+        yield Step(f"sysctl -w {' '.join(wrong)}", link_messages.set_switches(end.ifindex, ipv6=False))

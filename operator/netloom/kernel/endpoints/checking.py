@@ -1,0 +1,81 @@
+"""What is not as it was made, on both sides of an endpoint: for CNI's CHECK. Reads, and changes nothing."""
+
+from collections.abc import Iterator
+
+from netloom.cidr import format_address
+from netloom.kernel.endpoints import row_messages
+from netloom.kernel.endpoints.adjusting import steps
+from netloom.kernel.endpoints.endpoint import Endpoint, WiringFailed
+from netloom.kernel.endpoints.inside import InsideSocket
+from netloom.kernel.endpoints.row_messages import gateway_of
+from netloom.kernel.endpoints.wiring import DEFAULT_MTU, look, read_alias, ways
+from netloom.kernel.mac import Mac, format_mac
+from netloom.kernel.netlink.links import read_address
+from netloom.kernel.netlink.sockets import AnswerLost, CommandSocket, read_all
+
+
+def differences(commands: CommandSocket, endpoint: Endpoint, inside: int) -> list[str]:
+    """Sentences. Raises WiringFailed."""
+    try:
+        within = InsideSocket(inside)
+    except OSError as error:
+        why = f"{endpoint}: the pod's network namespace cannot be asked: {error}"
+        raise WiringFailed("namespace-gone", why) from error
+    try:
+        return [*_here(commands, endpoint), *_in_the_pod(within, endpoint)]
+    except (AnswerLost, OSError) as error:
+        raise WiringFailed("lost", f"{endpoint}: no answer from the kernel ({error})") from error
+    finally:
+        within.close()
+
+
+def _here(commands: CommandSocket, endpoint: Endpoint) -> Iterator[str]:
+    end = look(commands, endpoint.device)
+    if end is None:
+        yield f"{endpoint.device}, its device on the node, is gone"
+        return
+    if end.kind != "veth" or read_alias(end.alias)[:2] not in ((endpoint.container, endpoint.interface), ("", "")):
+        yield f"{endpoint.device}, its device on the node, is another's"
+        return
+    for step in steps(endpoint, end):
+        yield f"its device on the node needs `{step.text}`"
+    found = _neighbours(commands, end.ifindex)
+    for address, ifindex, own in ways(commands, endpoint.addresses):
+        if own or ifindex != end.ifindex:
+            where = "the node itself" if own else row_messages.device_name(ifindex) if ifindex else "nowhere"
+            yield f"{format_address(address)} leads to {where} and not to {end.name}"
+        yield from _neighbour("on the node", found.get(address, b""), format_address(address), endpoint.pod_mac)
+
+
+def _in_the_pod(within: CommandSocket, endpoint: Endpoint) -> Iterator[str]:
+    end = look(within, endpoint.interface)
+    if end is None:
+        yield f"{endpoint.interface} is gone from the pod"
+        return
+    if not end.up:
+        yield f"{endpoint.interface} is down in the pod"
+    if end.mac != endpoint.pod_mac:
+        yield f"{endpoint.interface} has the MAC {format_mac(end.mac)} in the pod, not {format_mac(endpoint.pod_mac)}"
+    if end.mtu != (endpoint.mtu or DEFAULT_MTU):
+        yield f"{endpoint.interface} has an MTU of {end.mtu} in the pod, not {endpoint.mtu or DEFAULT_MTU}"
+    seen = read_all(within, row_messages.dump_addresses(end.ifindex), read_address)
+    held = {each.local.address for each in seen if each.ifindex == end.ifindex}
+    found = _neighbours(within, end.ifindex)
+    for address in endpoint.addresses:
+        gateway = gateway_of(address)
+        name = format_address(gateway)
+        if address not in held:
+            yield f"{format_address(address)} is not on {endpoint.interface} in the pod"
+        yield from _neighbour("in the pod", found.get(gateway, b""), name, endpoint.host_mac)
+        if not row_messages.leads_out(within, len(address), end.ifindex):
+            yield f"the pod has no default route by {endpoint.interface}: `ip route add default via {name} onlink`"
+
+
+def _neighbours(commands: CommandSocket, ifindex: int) -> dict[bytes, Mac]:
+    seen = read_all(commands, row_messages.dump_neighbours(ifindex), row_messages.read_neighbour)
+    return {address: mac for (index, address), mac in seen if index == ifindex}
+
+
+def _neighbour(where: str, mac: Mac, address: str, wanted: Mac) -> Iterator[str]:
+    if mac != wanted:
+        yield f"the permanent neighbour {address} {where} is {format_mac(mac) or 'missing'}, not {format_mac(wanted)}"

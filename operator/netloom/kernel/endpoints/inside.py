@@ -1,0 +1,114 @@
+"""Into a pod's network namespace: by a socket that somebody made in it, or by the namespace itself.
+
+The CNI plugin, which is root on the host, hands both over. By the socket all is done that netlink can do, with no other
+capability than NET_ADMIN. By a path the namespace is entered only to repair, which takes SYS_ADMIN; a thread that has
+entered it ends there: no other work must ever find itself in a pod's network.
+"""
+
+import ctypes
+import errno
+import fcntl
+import os
+import socket
+import struct
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from typing import TypeVar
+
+from netloom.kernel.netlink.sockets import ANSWER_SECONDS, CommandSocket
+
+T = TypeVar("T")
+
+_CLONE_NEWNET = 0x40000000
+_SIOCGSKNS = 0x894C
+_SOL_NETLINK, _CAP_ACK, _EXT_ACK, _STRICT_CHECK = 270, 10, 11, 12
+HERE = "/proc/thread-self/ns/net"
+
+
+class InsideSocket(CommandSocket):
+    """A socket that was made in a pod's network namespace, for requests there. It cannot be opened again."""
+
+    def __init__(self, descriptor: int) -> None:
+        """The descriptor stays the caller's. Raises OSError where it is no such socket."""
+        self._given: int | None = descriptor
+        super().__init__()
+
+    def _open(self) -> None:
+        if self._given is None:
+            raise OSError(errno.ENOTCONN, "the socket in the network namespace gave no answer")
+        self._socket = socket.socket(fileno=os.dup(self._given))
+        self._given = None
+        if self._socket.family != socket.AF_NETLINK or self._socket.proto != self.protocol:
+            self._socket.close()
+            raise OSError(errno.EPROTONOSUPPORT, "not a socket of NETLINK_ROUTE")
+        self._socket.setblocking(True)
+        for option in (_CAP_ACK, _EXT_ACK, _STRICT_CHECK):
+            self._socket.setsockopt(_SOL_NETLINK, option, 1)
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("@ll", int(ANSWER_SECONDS), 0))
+        if not self._socket.getsockname()[0]:
+            self._socket.bind((0, 0))
+        self.port = int(self._socket.getsockname()[0])
+
+    def namespace(self) -> int:
+        """The number of the network namespace that it was made in; 0: not known, before Linux 4.9. Raises OSError."""
+        try:
+            descriptor = fcntl.ioctl(self._socket, _SIOCGSKNS)
+        except OSError as error:
+            if error.errno in (errno.ENOTTY, errno.EPERM):
+                return 0
+            raise
+        try:
+            return os.fstat(descriptor).st_ino
+        finally:
+            os.close(descriptor)
+
+
+def within(descriptor: int, work: Callable[[], T]) -> T:
+    """What `work` returns, done in a thread of its own in that network namespace. Raises OSError (EPERM: it takes
+    CAP_SYS_ADMIN), and whatever `work` raises."""
+    outcome: list[T] = []
+    failure: list[Exception] = []
+
+    def run() -> None:
+        try:
+            _enter(descriptor)
+            outcome.append(work())
+        except Exception as error:  # noqa: BLE001 - it is raised again, where somebody hears it
+            failure.append(error)
+
+    thread = threading.Thread(target=run, name="netloom-netns", daemon=True)
+    thread.start()
+    thread.join()
+    if failure:
+        raise failure[0]
+    return outcome[0]
+
+
+def socket_in(descriptor: int) -> int:
+    """The descriptor of a new netlink socket in that network namespace, which is the caller's. Raises OSError."""
+
+    def make() -> int:
+        return socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, 0).detach()
+
+    return within(descriptor, make)
+
+
+def enable_ipv6(descriptor: int, interface: str) -> bool:
+    """Where somebody has switched it off in the pod: `disable_ipv6` of a device there is set to 0. False: not
+    permitted."""
+
+    def write() -> None:
+        with open(f"/proc/sys/net/ipv6/conf/{interface}/disable_ipv6", "w", encoding="ascii") as file:  # noqa: PTH123
+            file.write("0")
+
+    with suppress(OSError):
+        within(descriptor, write)
+        return True
+    return False
+
+
+def _enter(descriptor: int) -> None:
+    if ctypes.CDLL(None, use_errno=True).setns(descriptor, _CLONE_NEWNET):
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))

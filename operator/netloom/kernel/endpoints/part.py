@@ -1,0 +1,513 @@
+"""The host side of all local pods as a part: their devices here, the routes to their addresses, the pods' neighbours.
+
+Nothing walks over all pods but a resync. What an event says is taken over for one device; several losses come without
+an event of their own, so the cause is followed: a device that goes down takes routes and neighbours along.
+
+A deleted host end took the pod's end with it. It is made anew where the pod's network namespace can be entered.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import msgspec
+
+from netloom.cidr import Address, Cidr
+from netloom.kernel import sysctl
+from netloom.kernel.endpoints import reader, remaking, row_messages
+from netloom.kernel.endpoints.adjusting import Step, steps
+from netloom.kernel.endpoints.endpoint import Endpoint, Endpoints, Remains, WiringFailed
+from netloom.kernel.endpoints.link_messages import End, read_end, read_name
+from netloom.kernel.endpoints.reader import Reading, device_at
+from netloom.kernel.endpoints.reaping import delete_ends
+from netloom.kernel.endpoints.row_messages import RouteKey
+from netloom.kernel.endpoints.rows import Rows, SurplusAddress, index_of
+from netloom.kernel.endpoints.wiring import Made, look, read_alias
+from netloom.kernel.keeper.part import Attempt, Outcome, Part, Refused, Worker
+from netloom.kernel.keeper.report import PlannedChange
+from netloom.kernel.keeper.retries import Item, Retries
+from netloom.kernel.keeper.table import Table
+from netloom.kernel.keeper.table_writer import ALREADY_GONE, TableWriter
+from netloom.kernel.netlink import wire
+from netloom.kernel.netlink.links import LocalAddress, read_address
+from netloom.kernel.netlink.netconf import read_netconf
+from netloom.kernel.netlink.sockets import CommandSocket
+from netloom.kernel.ownership import ENDPOINTS
+
+
+class RowWriter(TableWriter):
+    """Sends what is pending on the host ends. What stands on one that is down or gone waits for it."""
+
+    def __init__(self, part: "EndpointsPart") -> None:
+        encoders = {
+            "address": row_messages.encode_addresses,
+            "neighbour": row_messages.encode_neighbours,
+            "route": row_messages.encode_routes,
+        }
+        super().__init__(part.rows.tables, encoders)
+        self._part = part
+
+    def _send(self, worker: Worker, attempt: Attempt, kind: str, writes: Any, batches: Any) -> None:
+        ready = [write for write in writes if write[1] is None or self._part.stands(index_of(write[0]))]
+        super()._send(worker, attempt, kind, ready, batches)
+
+    def _peer_of(self, kind: str, key: Any) -> str:
+        return self._part.whose((kind, key))
+
+
+class EndpointsPart(Part[Endpoints]):
+    """See the module. ends: host ends by their names. doomed: those that somebody else is deleting.
+    retaining: host ends that no endpoint explains are left alone. was_read: all that is owned, once at least."""
+
+    owns = ENDPOINTS
+    state = ("dump", "pods' devices")
+    groups = ("link", "neigh", "ipv4-route", "ipv6-route", "ipv4-addr", "ipv6-addr", "ipv4-netconf")
+
+    def __init__(self, *, retaining: bool = True) -> None:
+        self.rows = Rows()
+        self.ends: dict[str, End] = {}
+        self.doomed: set[str] = set()
+        self.desired = Endpoints()
+        hear = (
+            (wire.RTM_NEWLINK, self._link),
+            (wire.RTM_NEWADDR, self._address),
+            (wire.RTM_NEWROUTE, self._route),
+            (wire.RTM_NEWNEIGH, self._neighbour),
+        )
+        self._hear: dict[int, Callable[[int, int, bytes, int, int], None]] = {wire.RTM_NEWNETCONF: self._netconf}
+        self._hear |= {kind + deleted: each for kind, each in hear for deleted in (0, 1)}
+        self.kinds = frozenset(self._hear)
+        self._names: dict[int, str] = {}
+        """Of the ends, by ifindex: the name that each should have."""
+        self._odd: set[str] = set()
+        """Ends that are missing, or not as they should be, or not wanted."""
+        self._look: dict[str, int] = {}
+        """Ends that are to be read again, and their ifindexes: an event tells how one was, which by now may be past."""
+        self._retaining = retaining
+        self._applied = self.was_read = False
+        self._resync_due = True
+        self._touched: set[Item] = set()
+        self._found: set[Item] = set()
+        self._writer = RowWriter(self)
+
+    # ------------------------------------------------------------------------------------------- what is wanted
+
+    def want(self, desired: Endpoints, retries: Retries) -> None:
+        """Take over the endpoints: of the same object as before, those that were put or discarded."""
+        touched = desired.take_touched()
+        if desired is not self.desired or not self._applied:
+            self.desired, self._applied = desired, True
+            retries.clear()
+            self._judge_all()
+            return
+        for device in touched:
+            retries.forget([("link", device), *self.rows.items(device)])
+            self._judge(device)
+            retries.forget(self.rows.items(device))
+
+    def made(self, endpoint: Endpoint, made: Made) -> None:
+        """This one was just made, and is wanted."""
+        device = endpoint.device
+        self._take(made.host)
+        self.rows.wrote(device)
+        self._look.pop(device, None)
+
+    def doom(self, device: str) -> None:
+        """This one is not wanted, no route leads to it, and somebody else deletes it."""
+        end = self.ends.get(device)
+        if end is not None:
+            self.doomed.add(device)
+        self._judge(device)
+        if end is not None:
+            self.rows.drop_pending(end.ifindex)
+
+    def spare(self, devices: Iterable[str]) -> None:
+        """Whoever was to delete these has done so, or has not been able to."""
+        for device in devices:
+            self.doomed.discard(device)
+            end = self.ends.get(device)
+            if end is not None:
+                self._look[device] = end.ifindex
+            self._judge(device)
+
+    def routes_on(self, device: str) -> list[RouteKey]:
+        """The routes that lead to a host end."""
+        wanted = [key for kind, key in self.rows.items(device) if kind == "route"]
+        end = self.ends.get(device)
+        return wanted or (self.rows.on(end.ifindex) if end is not None else [])  # type: ignore[return-value]
+
+    def owner_of(self, address: Address) -> Endpoint | None:
+        """The endpoint that has this address."""
+        return self.desired.get(self.rows.owners.get(Cidr.of(address), ""))
+
+    def release_retained(self) -> None:
+        """All endpoints are known: what none of them explains goes."""
+        self._retaining = False
+        for table in self.rows.tables.values():
+            table.retain(set())
+        self._judge_all()
+
+    @property
+    def unknown(self) -> int:  # type: ignore[override]
+        """Host ends that no endpoint explains, and that are retained."""
+        return len(self._strangers()) if self._retaining else 0
+
+    def _strangers(self) -> list[End]:
+        return [end for name, end in self.ends.items() if self.desired.get(name) is None and name not in self.doomed]
+
+    def pending(self) -> Iterable[Item]:
+        """All that differs from the kernel."""
+        yield from (("link", device) for device in self._odd)
+        for kind, table in self.rows.tables.items():
+            yield from ((kind, key) for key in table.pending)
+
+    def count_pending(self) -> int:
+        """Without a walk over them."""
+        return len(self._odd) + sum(len(table.pending) for table in self.rows.tables.values())
+
+    def whose(self, item: Item) -> str:
+        """The pod."""
+        kind, key = item
+        if kind not in ("link", "address", "route", "neighbour"):
+            return ""
+        device = str(key) if kind == "link" else self._names.get(index_of(key), "")
+        endpoint = self.desired.get(device)
+        return (endpoint.pod or endpoint.container) if endpoint is not None else ""
+
+    def stands(self, ifindex: int) -> bool:
+        """Whether that is a host end that is up."""
+        end = self.ends.get(self._names.get(ifindex, ""))
+        return end is not None and end.ifindex == ifindex and end.up
+
+    # -------------------------------------------------------------------------------------------------- judging
+
+    def _judge_all(self) -> None:
+        for device in {*self.ends, *(endpoint.device for endpoint in self.desired), *self._odd}:
+            self._judge(device)
+
+    def _judge(self, device: str) -> None:
+        """What is to be done about one host end, and what has to stand on it."""
+        endpoint, end = self.desired.get(device), self.ends.get(device)
+        fit = end is not None and endpoint is not None and self._is_fit(endpoint, end)
+        self.rows.want(device, endpoint, end.ifindex if end is not None and fit else 0)
+        if endpoint is not None:
+            odd = not fit or end is None or any(True for _ in steps(endpoint, end))
+        else:
+            odd = end is not None and not self._retaining and device not in self.doomed
+        if odd:
+            self._odd.add(device)
+        else:
+            self._odd.discard(device)
+
+    def _is_fit(self, endpoint: Endpoint, end: End) -> bool:
+        """Whether it is one end of the endpoint's pair: what is made by somebody under the name is not."""
+        ours = end.mac == endpoint.host_mac or read_alias(end.alias)[:2] == (endpoint.container, endpoint.interface)
+        return end.kind == "veth" and ours
+
+    def _take(self, end: End) -> None:
+        """A host end is there, like this."""
+        device = self._names.get(end.ifindex, end.name)
+        before = self.ends.get(device)
+        if before is not None and before.ifindex != end.ifindex:
+            self._forget(device)
+            before = None
+        self.ends[device], self._names[end.ifindex] = end, device
+        self._follow(device, before or end, end)
+        self._judge(device)
+
+    def _forget(self, device: str) -> None:
+        """A host end is gone, and what stood on it."""
+        end = self.ends.pop(device, None)
+        self.doomed.discard(device)
+        if end is not None:
+            self._names.pop(end.ifindex, None)
+            self.rows.lost(device, end.ifindex)
+            self.rows.drop_pending(end.ifindex)
+        self._judge(device)
+
+    # ------------------------------------------------------------------------------------------------- one pass
+
+    @property
+    def due(self) -> bool:  # type: ignore[override]
+        """All is to be read, or one end."""
+        return self._resync_due or bool(self._look)
+
+    def doubt(self) -> None:
+        """Everything is to be read again."""
+        self._resync_due = True
+
+    async def read(self, worker: Worker) -> bool:
+        """Read all, or the ends that are in doubt."""
+        whole, self._resync_due = self._resync_due, False
+        look_at, self._look = self._look, {}
+        if whole:
+            self._load(await worker.call(reader.read_everything))
+        elif look_at:
+            for device, end in await worker.call(lambda commands: _read_again(commands, look_at)):
+                if end is not None:
+                    self._take(end)
+                else:
+                    self._forget(device)
+                if self.desired.get(device) is not None:
+                    self._touched.add(("link", device))
+        return whole
+
+    def _load(self, reading: Reading) -> None:
+        known = set(self.pending())
+        self.ends = {end.name: end for end in reading.ends}
+        self._names = {end.ifindex: end.name for end in reading.ends}
+        self.doomed &= self.ends.keys()
+        self.rows.load(reading)
+        self._judge_all()
+        if self._retaining:
+            self.rows.retain({end.ifindex for end in self._strangers()})
+        if self._applied and self.was_read:
+            self._found |= set(self.pending()) - known
+        self.was_read = True
+
+    async def update(self, worker: Worker, attempt: Attempt) -> Outcome:
+        """Make or change what is missing or different."""
+        outcome = Outcome()
+        for device in [device for device in self._odd if ("link", device) not in attempt.held]:
+            endpoint = self.desired.get(device)
+            if endpoint is not None:
+                await self._put_right(worker, endpoint, outcome)
+        routes = self.rows.routes
+        in_the_way = [key for key in routes.pending if key not in routes.desired and self.rows.displaced(key)]
+        if in_the_way:
+            await worker.submit(row_messages.encode_routes([(key, None, None) for key in in_the_way]))
+            for key in in_the_way:
+                routes.gone(key)
+        written = await self._writer.update(worker, attempt)
+        return self._judged(outcome, written, attempt)
+
+    async def remove(self, worker: Worker, attempt: Attempt) -> Outcome:
+        """Delete what is not wanted."""
+        outcome = self._judged(Outcome(), await self._writer.remove(worker, attempt), attempt)
+        if any(kind == "address" and keys for kind, keys in outcome.written):
+            self._resync_due = True  # the kernel may have dropped routes with it, see `_address`
+        names = [
+            device
+            for device in self._odd
+            if self.desired.get(device) is None and device in self.ends and ("link", device) not in attempt.held
+        ]
+        if names:
+            refused = await worker.call(lambda commands: delete_ends(commands, names))
+            for name in names:
+                if name in refused:
+                    error = f"`ip link delete {name}`: {refused[name]}"
+                    outcome.refused.append(Refused(("link", name), error, refused[name].errno))
+                else:
+                    self._forget(name)
+                    outcome.written.append(("link", [name]))
+        return outcome
+
+    def _judged(self, outcome: Outcome, rows: Outcome, attempt: Attempt) -> Outcome:
+        """A refusal that is new shows that what is known of the kernel may be wrong."""
+        if any(refused.item not in attempt.failing for refused in rows.refused):
+            self._resync_due = True
+        outcome.written += rows.written
+        outcome.refused += rows.refused
+        return outcome
+
+    async def _put_right(self, worker: Worker, endpoint: Endpoint, outcome: Outcome) -> None:
+        device, item = endpoint.device, ("link", endpoint.device)
+        end = self.ends.get(device)
+        if end is None or not self._is_fit(endpoint, end):
+            try:
+                made = await worker.call(lambda commands: remaking.remake(commands, endpoint, end))
+            except WiringFailed as error:
+                outcome.refused.append(Refused(item, error.sentence, peer=endpoint.pod))
+                return
+            self._forget(device)
+            self.made(endpoint, made)
+        else:
+            wrong = list(steps(endpoint, end))
+            after, refused = await worker.call(lambda commands: do(commands, end, wrong))
+            if after is None:
+                self._forget(device)
+            elif not refused or after != end:
+                if any(step.flushes for step in wrong):
+                    self.rows.lost(device, end.ifindex)
+                self._take(after)
+            if refused:
+                outcome.refused.append(Refused(item, refused, peer=endpoint.pod))
+                return
+        outcome.written.append(("link", [device]))
+
+    # --------------------------------------------------------------------------------------------------- events
+
+    def hear(self, kind: int, flags: int, buffer: bytes, start: int, end: int) -> None:
+        """Take in an event."""
+        self._hear[kind](kind, flags, buffer, start, end)
+
+    def drifted(self) -> Iterable[tuple[Item, bool]]:
+        """What is not as desired, though nobody here changed it."""
+        touched, self._touched = self._touched, set()
+        found, self._found = self._found, set()
+        for item in touched:
+            if self._is_pending(item):
+                yield item, True
+        for item in found - touched:
+            if self._is_pending(item):
+                yield item, False
+
+    def _is_pending(self, item: Item) -> bool:
+        kind, key = item
+        return key in self._odd if kind == "link" else key in self.rows.tables[kind].pending
+
+    def _link(self, kind: int, _flags: int, buffer: bytes, start: int, end: int) -> None:
+        ifindex, name = read_name(buffer, start, end)
+        if ifindex not in self._names and not self.owns.link(name):
+            return
+        device, seen = self._names.get(ifindex, name), read_end(buffer, start, end)
+        known = self.ends.get(device)
+        if seen is None or (known is not None and known.ifindex != ifindex):
+            return
+        if kind == wire.RTM_DELLINK:
+            self._forget(device)
+            self._touched.add(("link", device))
+        elif seen != known:
+            if known is not None:
+                self._follow(device, known, seen)
+            self._look[device] = ifindex
+
+    def _follow(self, device: str, before: End, end: End) -> None:
+        """What the kernel has dropped, as an end is, or was for a moment, as it says."""
+        if not end.up:
+            self.rows.lost(device, end.ifindex)
+        elif before.no_arp != end.no_arp:
+            self.rows.lost(device, end.ifindex, neighbours_only=True)
+        if end.disable_ipv6 is None or end.disable_ipv6:
+            self.rows.lost(device, end.ifindex, version=6)
+
+    def _netconf(self, _kind: int, _flags: int, buffer: bytes, start: int, end: int) -> None:
+        seen = read_netconf(buffer, start, end)
+        device = self._names.get(seen.ifindex, "") if seen is not None else ""
+        if device and seen is not None and (seen.forwarding is False or seen.rp_filter not in (None, 1)):
+            self._look[device] = seen.ifindex
+
+    def _address(self, kind: int, _flags: int, buffer: bytes, start: int, end: int) -> None:
+        if device_at(buffer, start) not in self._names:
+            return
+        seen = read_address(buffer, start, end)
+        if seen is None:
+            return
+        key = SurplusAddress(seen.ifindex, seen.local)
+        if kind == wire.RTM_DELADDR:
+            self.rows.addresses.gone(key)
+            self._resync_due = (
+                True  # with a device's last IPv4 address the kernel drops all its IPv4 routes, in silence
+            )
+        else:
+            self.rows.addresses.saw(key, "")
+            self._retain_alike(self.rows.addresses, key)
+            self._touched.add(("address", key))
+
+    def _route(self, kind: int, flags: int, buffer: bytes, start: int, end: int) -> None:
+        replaced = kind == wire.RTM_NEWROUTE and bool(flags & wire.REPLACE)
+        seen = row_messages.read_route(buffer, start, end)
+        if seen is None or not (seen.owned or replaced):
+            return
+        displaced = self.rows.displaced(seen.key) if replaced else None
+        if displaced is not None:
+            self.rows.routes.gone(displaced)
+            self._touched.add(("route", displaced))
+        if not seen.owned:
+            if replaced and seen.key in self.rows.routes.kernel:
+                self.rows.routes.gone(seen.key)
+                self._touched.add(("route", seen.key))
+            return
+        if kind == wire.RTM_DELROUTE:
+            self.rows.routes.gone(seen.key)
+        else:
+            self.rows.routes.saw(seen.key, seen.content)
+            self._retain_alike(self.rows.routes, seen.key)
+        self._touched.add(("route", seen.key))
+
+    def _neighbour(self, kind: int, _flags: int, buffer: bytes, start: int, end: int) -> None:
+        if device_at(buffer, start) not in self._names:
+            return
+        seen = row_messages.read_neighbour(buffer, start, end)
+        if seen is None:
+            return
+        key, mac = seen
+        table = self.rows.neighbours
+        if kind == wire.RTM_DELNEIGH or (not mac and key not in table.desired):
+            table.gone(key)
+        else:
+            table.saw(key, mac)
+            self._retain_alike(table, key)
+        self._touched.add(("neighbour", key))
+
+    def _retain_alike(self, table: Table[Any, Any], key: Any) -> None:
+        """What comes to a host end that is retained is left alone with it."""
+        if (
+            self._retaining
+            and key not in table.desired
+            and not (table is self.rows.routes and self.rows.displaced(key))
+        ):
+            name = self._names.get(index_of(key))
+            if name is None or self.desired.get(name) is None:
+                table.retain({*table.retained, key})
+
+    # -------------------------------------------------------------------------------------------------- answers
+
+    def remains(self) -> list[Remains]:
+        """What the kernel shows of endpoints."""
+        addresses: dict[int, list[bytes]] = {}
+        for key in self.rows.routes.kernel:
+            addresses.setdefault(key.ifindex, []).append(key.prefix.packed)
+        found = []
+        for name, end in sorted(self.ends.items()):
+            container, interface, netns = read_alias(end.alias)
+            held = tuple(sorted(addresses.get(end.ifindex, ()), key=lambda address: (len(address), address)))
+            each = Remains(device=name, container=container, interface=interface, netns=netns)
+            found.append(msgspec.structs.replace(each, addresses=held, mtu=end.mtu))
+        return found
+
+    def planned(self) -> list[PlannedChange]:
+        """All that would be done, of what was read."""
+        changes = []
+        for device in sorted(self._odd):
+            endpoint, end = self.desired.get(device), self.ends.get(device)
+            if endpoint is None:
+                changes.append(PlannedChange(f"ip link delete {device}", "no pod has it"))
+            elif end is None or not self._is_fit(endpoint, end):
+                peer = f"peer name {endpoint.interface} netns {endpoint.netns or '(not known)'}"
+                changes.append(PlannedChange(f"ip link add {device} type veth {peer}", str(endpoint)))
+            else:
+                changes += [PlannedChange(step.text, str(endpoint)) for step in steps(endpoint, end)]
+        for kind, table in self.rows.tables.items():
+            for key in sorted(table.pending, key=str):
+                verb = "replace" if key in table.desired else "delete"
+                why = self.whose((kind, key))
+                changes.append(PlannedChange(f"ip {kind} {verb} {_text(key)}", why))
+        return changes
+
+
+def _text(key: Any) -> str:
+    if isinstance(key, tuple):
+        local = LocalAddress(key[1], len(key[1]) * 8)
+        return f"{str(local).partition('/')[0]} dev {row_messages.device_name(key[0])}"
+    return str(key)
+
+
+def _read_again(commands: CommandSocket, ends: Mapping[str, int]) -> list[tuple[str, End | None]]:
+    return [(device, look(commands, ifindex)) for device, ifindex in ends.items()]
+
+
+def do(commands: CommandSocket, end: End, wrong: Iterable[Step]) -> tuple[End | None, str]:
+    """Do these steps to a host end; what it is then, and a sentence if any of it failed. Raises AnswerLost, OSError."""
+    failed = ""
+    for step in wrong:
+        try:
+            if step.switch:
+                (sysctl.ROOT / step.switch).write_text(step.value, encoding="ascii")
+                continue
+        except OSError as error:
+            failed = failed or f"`{step.text}`: {error.strerror or error}"
+            continue
+        refusal = commands.execute([step.message]).get(0)
+        if refusal is not None and refusal.errno not in ALREADY_GONE:
+            failed = failed or f"`{step.text}`: {refusal}"
+    return look(commands, end.ifindex), failed

@@ -1,0 +1,76 @@
+"""Reads what the kernel holds of the endpoints, all at once: a start, a resync, a plan."""
+
+import errno
+import socket
+import sys
+
+import msgspec
+
+from netloom.kernel.endpoints import link_messages, row_messages
+from netloom.kernel.endpoints.link_messages import End, read_end, read_name
+from netloom.kernel.endpoints.row_messages import NeighbourKey, SeenRoute
+from netloom.kernel.mac import Mac
+from netloom.kernel.netlink.links import InterfaceAddress, read_address
+from netloom.kernel.netlink.sockets import CommandSocket, RefusedError, read_all
+from netloom.kernel.ownership import ENDPOINTS
+
+
+class Reading(msgspec.Struct, frozen=True):
+    """ends: with our names. routes: of our class, whatever device they are on. neighbours: permanent ones on the ends.
+    addresses: on the ends, which should have none."""
+
+    ends: tuple[End, ...] = ()
+    routes: tuple[SeenRoute, ...] = ()
+    neighbours: tuple[tuple[NeighbourKey, Mac], ...] = ()
+    addresses: tuple[InterfaceAddress, ...] = ()
+
+
+def read_everything(commands: CommandSocket) -> Reading:
+    """Costs 5 ms with 250 pods. Raises RefusedError, OSError."""
+    ends = read_ends(commands)
+    indices = {end.ifindex for end in ends}
+
+    def of_end(buffer: bytes, start: int, end: int) -> InterfaceAddress | None:
+        return read_address(buffer, start, end) if device_at(buffer, start) in indices else None
+
+    def permanent(buffer: bytes, start: int, end: int) -> tuple[NeighbourKey, Mac] | None:
+        seen = row_messages.read_neighbour(buffer, start, end) if device_at(buffer, start) in indices else None
+        return seen if seen is not None and seen[1] else None
+
+    # One dump of all: the kernel walks over the whole table for each device that it is asked about.
+    neighbours = read_all(commands, row_messages.dump_neighbours(), permanent) if ends else []
+    addresses = read_all(commands, row_messages.dump_addresses(), of_end) if ends else []
+    return Reading(tuple(ends), tuple(_routes(commands)), tuple(neighbours), tuple(addresses))
+
+
+def read_ends(commands: CommandSocket) -> list[End]:
+    """The links with our names. Raises RefusedError, OSError."""
+
+    def ours(buffer: bytes, start: int, end: int) -> End | None:
+        _ifindex, name = read_name(buffer, start, end)
+        return read_end(buffer, start, end) if ENDPOINTS.link(name) else None
+
+    return read_all(commands, link_messages.dump_links(), ours)
+
+
+def device_at(buffer: bytes, start: int) -> int:
+    """The ifindex that a message about an address or a neighbour is about: both have it at one place."""
+    return int.from_bytes(buffer[start + 4 : start + 8], sys.byteorder)
+
+
+def _routes(commands: CommandSocket) -> list[SeenRoute]:
+    found: list[SeenRoute] = []
+    for family in (socket.AF_INET, socket.AF_INET6):
+
+        def ours(buffer: bytes, start: int, end: int, family: int = family) -> SeenRoute | None:
+            if buffer[start] != family:
+                return None  # a kernel without IPv6 answers with the routes of all families that it has
+            seen = row_messages.read_route(buffer, start, end)
+            return seen if seen is not None and seen.owned else None
+
+        try:
+            found += read_all(commands, row_messages.dump_routes(family), ours)
+        except RefusedError as error:
+            if error.errno != errno.ENOENT:  # a network namespace in which there was no route yet has no table
+                raise
+    return found

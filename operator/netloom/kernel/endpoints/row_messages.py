@@ -1,0 +1,295 @@
+"""Messages of what stands on a pod's devices: addresses, neighbours and routes, on both sides.
+
+Encoded once by pyroute2's classes, as templates, and then filled in; taken apart by hand (see `mesh.row_messages`).
+"""
+
+import socket
+import struct
+import sys
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+import msgspec
+
+from netloom.cidr import Address, Cidr
+from netloom.kernel.endpoints.endpoint import GATEWAY
+from netloom.kernel.mac import Mac
+from netloom.kernel.netlink import wire
+from netloom.kernel.netlink.links import LocalAddress, delete_address
+from netloom.kernel.netlink.messages import AddressMessage, NeighbourMessage, RouteMessage, encode
+from netloom.kernel.netlink.sockets import CommandSocket, read_all
+from netloom.kernel.netlink.template import marker, message_template
+from netloom.kernel.netlink.wire import attributes
+from netloom.kernel.ownership import ENDPOINTS, ROUTE_PROTOCOL, ROUTE_TABLE
+
+METRIC = ENDPOINTS.routes.start
+"""Of all routes to local pods."""
+
+_RTN_UNICAST, _RTN_LOCAL = 1, 2
+_SCOPE_UNIVERSE, _SCOPE_LINK, _SCOPE_NOWHERE = 0, 253, 255
+_RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_PRIORITY, _RTA_PREFSRC, _RTA_METRICS = 1, 4, 5, 6, 7, 8
+_RTA_MULTIPATH, _RTA_CACHEINFO, _RTA_VIA, _RTA_ENCAP, _RTA_NH_ID = 9, 12, 18, 22, 30
+_NEVER_WRITTEN = {_RTA_GATEWAY, _RTA_PREFSRC, _RTA_METRICS, _RTA_MULTIPATH, _RTA_VIA, _RTA_ENCAP, _RTA_NH_ID}
+_RTNH_ONLINK = 4
+_RTPROT_STATIC = 4
+_NDA_DST, _NDA_LLADDR = 1, 2
+_NUD_PERMANENT, _NTF_PROXY = 0x80, 0x08
+_NO_DUPLICATE_DETECTION = 2
+
+_ROUTE = struct.Struct("=BBBBBBBBI")  # family, dst_len, src_len, tos, table, protocol, scope, type, flags
+_NEIGHBOUR = struct.Struct("=BxxxiHBB")  # family, ifindex, state, flags, type
+_SIZE: dict[int, int] = {socket.AF_INET: 4, socket.AF_INET6: 16}
+_FAMILY: dict[int, int] = {size: family for family, size in _SIZE.items()}
+
+_INDEX, _MAC = marker(b"i", 4), marker(b"m", 6)
+_NUMBER = int.from_bytes(_INDEX, sys.byteorder)
+_ADDRESS: dict[int, bytes] = {size: marker(b"a", size) for size in _FAMILY}
+
+Writes = Sequence[tuple[Any, Any, Any]]
+"""(key, value, what the kernel holds under the key now). A value of None deletes."""
+
+
+def device_name(ifindex: int) -> str:
+    """For people."""
+    try:
+        return socket.if_indextoname(ifindex)
+    except OSError:
+        return f"#{ifindex}"  # it is gone
+
+
+class RouteKey(msgspec.Struct, frozen=True, gc=False):
+    """A route of the endpoints' class; what we write has METRIC and no TOS."""
+
+    prefix: Cidr
+    ifindex: int
+    metric: int = METRIC
+    tos: int = 0
+
+    def __str__(self) -> str:
+        odd = "" if (self.metric, self.tos) == (METRIC, 0) else f" metric {self.metric} tos {self.tos}"
+        return f"{self.prefix} dev {device_name(self.ifindex)}{odd}"
+
+
+PLAIN, EDITED = "plain", "edited"
+"""Values of routes: as we write them, or not."""
+
+EDITED_MAC = b""
+"""Value of a neighbour that is no longer a permanent one with a MAC."""
+
+NeighbourKey = tuple[int, Address]
+"""ifindex and address."""
+
+
+class SeenRoute(msgspec.Struct, frozen=True, gc=False):
+    """A route of the main table, whoever owns it."""
+
+    key: RouteKey
+    content: str
+    protocol: int
+
+    @property
+    def owned(self) -> bool:
+        """By protocol and metric."""
+        return ENDPOINTS.route(self.protocol, self.key.metric)
+
+
+# ---------------------------------------------------------------------------------------------- to the kernel
+
+
+def number(index: int) -> bytes:
+    """A sequence number or an ifindex, as it is on the wire."""
+    return index.to_bytes(4, sys.byteorder)
+
+
+def numbered(messages: Sequence[bytes]) -> list[bytes]:
+    """Requests with the sequence numbers 0, 1, ..."""
+    return [message[:8] + number(i) + message[12:] for i, message in enumerate(messages)]
+
+
+def route(address: Address, ifindex: int, *, replace: bool = False) -> bytes:
+    """The route to a pod's address."""
+    return _route(len(address), len(address) * 8, replace) % (bytes(4), address, number(ifindex))
+
+
+def encode_routes(writes: Writes) -> list[bytes]:
+    """Requests with the sequence numbers 0, 1, ..."""
+    messages = []
+    for i, (key, content, before) in enumerate(writes):
+        address, index = key.prefix.packed, number(key.ifindex)
+        if content is None:
+            template = _deleted_route(len(address), key.prefix.length, key.metric, key.tos)
+        else:
+            template = _route(len(address), key.prefix.length, before is not None)
+        messages.append(template % (number(i), address, index))
+    return messages
+
+
+@lru_cache
+def _route(size: int, length: int, replace: bool) -> bytes:
+    fields = {"family": _FAMILY[size], "dst_len": length, "table": ROUTE_TABLE, "proto": ROUTE_PROTOCOL}
+    fields |= {"type": _RTN_UNICAST, "scope": _SCOPE_LINK if size == 4 else _SCOPE_UNIVERSE}
+    flags = wire.CREATE | (wire.REPLACE if replace else wire.EXCL)
+    attributes = {"dst": _ADDRESS[size], "oif": _NUMBER, "priority": METRIC}
+    return message_template(RouteMessage, wire.RTM_NEWROUTE, flags, fields, **attributes)
+
+
+@lru_cache
+def _deleted_route(size: int, length: int, metric: int, tos: int) -> bytes:
+    """The kernel compares the protocol, so this never hits anybody else's route."""
+    fields = {"family": _FAMILY[size], "dst_len": length, "table": ROUTE_TABLE, "proto": ROUTE_PROTOCOL, "tos": tos}
+    fields |= {"scope": _SCOPE_NOWHERE}
+    attributes = {"dst": _ADDRESS[size], "oif": _NUMBER, "priority": metric}
+    return message_template(RouteMessage, wire.RTM_DELROUTE, 0, fields, **attributes)
+
+
+def default_route(gateway: Address, ifindex: int) -> bytes:
+    """In the pod: all by the gateway, of which nobody asks on what network it is."""
+    return _default_route(len(gateway)) % (bytes(4), gateway, number(ifindex))
+
+
+@lru_cache
+def _default_route(size: int) -> bytes:
+    fields = {"family": _FAMILY[size], "table": ROUTE_TABLE, "proto": _RTPROT_STATIC, "type": _RTN_UNICAST}
+    fields |= {"flags": _RTNH_ONLINK}
+    flags = wire.CREATE | wire.EXCL
+    attributes = {"gateway": _ADDRESS[size], "oif": _NUMBER}
+    return message_template(RouteMessage, wire.RTM_NEWROUTE, flags, fields, **attributes)
+
+
+def neighbour(address: Address, ifindex: int, mac: Mac) -> bytes:
+    """A permanent neighbour, whatever was there."""
+    return _neighbour(len(address)) % (bytes(4), number(ifindex), address, mac)
+
+
+def encode_neighbours(writes: Writes) -> list[bytes]:
+    """Requests with the sequence numbers 0, 1, ..."""
+    messages = []
+    for i, ((ifindex, address), mac, _before) in enumerate(writes):
+        if mac is None:
+            messages.append(_deleted_neighbour(len(address)) % (number(i), number(ifindex), address))
+        else:
+            messages.append(_neighbour(len(address)) % (number(i), number(ifindex), address, mac))
+    return messages
+
+
+@lru_cache
+def _neighbour(size: int) -> bytes:
+    fields = {"family": _FAMILY[size], "ifindex": _NUMBER, "state": _NUD_PERMANENT, "ndm_type": _RTN_UNICAST}
+    flags = wire.CREATE | wire.REPLACE
+    return message_template(NeighbourMessage, wire.RTM_NEWNEIGH, flags, fields, dst=_ADDRESS[size], lladdr=_MAC)
+
+
+@lru_cache
+def _deleted_neighbour(size: int) -> bytes:
+    fields = {"family": _FAMILY[size], "ifindex": _NUMBER}
+    return message_template(NeighbourMessage, wire.RTM_DELNEIGH, 0, fields, dst=_ADDRESS[size])
+
+
+def address(address: Address, ifindex: int, length: int = 0) -> bytes:
+    """In the pod: an address, IPv6 without the second that duplicate detection takes. length: 0: of a host."""
+    template = _address(len(address), length or len(address) * 8)
+    return template % (bytes(4), number(ifindex), *([address] * (2 if len(address) == 4 else 1)))
+
+
+@lru_cache
+def _address(size: int, length: int) -> bytes:
+    link_local = length < size * 8
+    fields = {"family": _FAMILY[size], "prefixlen": length, "index": _NUMBER}
+    fields |= {"scope": _SCOPE_LINK if link_local else _SCOPE_UNIVERSE}
+    flags = wire.CREATE | wire.EXCL
+    if size == 4:
+        attributes: dict[str, Any] = {"local": _ADDRESS[size], "address": _ADDRESS[size]}
+    else:
+        attributes = {"local": _ADDRESS[size], "flags": _NO_DUPLICATE_DETECTION}
+    return message_template(AddressMessage, wire.RTM_NEWADDR, flags, fields, **attributes)
+
+
+def encode_addresses(writes: Writes) -> list[bytes]:
+    """Requests that delete addresses of host ends, which have none, with the sequence numbers 0, 1, ..."""
+    return numbered([delete_address(key.ifindex, key.local) for key, _content, _before in writes])
+
+
+def ask_way(address: Address) -> bytes:
+    """Question: where packets to the address go."""
+    return _question(len(address)) % (bytes(4), address)
+
+
+@lru_cache
+def _question(size: int) -> bytes:
+    fields = {"family": _FAMILY[size], "dst_len": size * 8}
+    return message_template(RouteMessage, wire.RTM_GETROUTE, 0, fields, dst=_ADDRESS[size])
+
+
+def dump_routes(family: int, protocol: int = ROUTE_PROTOCOL) -> bytes:
+    """The routes of the main table that one protocol made; the kernel filters."""
+    fields = {"family": family, "table": ROUTE_TABLE, "proto": protocol}
+    return encode(RouteMessage, wire.RTM_GETROUTE, 0, fields, table=ROUTE_TABLE)
+
+
+def dump_neighbours(ifindex: int = 0) -> bytes:
+    """The neighbours of one device, or of all."""
+    # NDA_IFINDEX, not ndm_ifindex: the strict check wants the filter as an attribute.
+    return encode(NeighbourMessage, wire.RTM_GETNEIGH, 0, {}, **({"ifindex": ifindex} if ifindex else {}))
+
+
+def dump_addresses(ifindex: int = 0) -> bytes:
+    """The addresses of one device, or of all."""
+    return encode(AddressMessage, wire.RTM_GETADDR, 0, {"index": ifindex} if ifindex else {})
+
+
+# -------------------------------------------------------------------------------------------- from the kernel
+
+
+def read_route(buffer: bytes, start: int, end: int) -> SeenRoute | None:
+    """An RTM_NEWROUTE or RTM_DELROUTE, or None if it is of another table or family."""
+    family, length, _source, tos, table, protocol, scope, kind, _flags = _ROUTE.unpack_from(buffer, start)
+    if table != ROUTE_TABLE or family not in _SIZE:
+        return None
+    found = attributes(buffer, start + 12, end)
+    metric = int.from_bytes(found.get(_RTA_PRIORITY, b""), sys.byteorder)
+    prefix = Cidr.of(found.get(_RTA_DST) or bytes(_SIZE[family]), length)
+    ifindex = int.from_bytes(found.get(_RTA_OIF, b""), sys.byteorder)
+    expires = family == socket.AF_INET6 and any(found.get(_RTA_CACHEINFO, b"")[8:12])
+    usual = _SCOPE_LINK if family == socket.AF_INET else _SCOPE_UNIVERSE
+    odd = kind != _RTN_UNICAST or scope != usual or expires or not _NEVER_WRITTEN.isdisjoint(found)
+    return SeenRoute(RouteKey(prefix, ifindex, metric, tos), EDITED if odd else PLAIN, protocol)
+
+
+def leads_out(commands: CommandSocket, size: int, ifindex: int) -> bool:
+    """Whether a default route of the family of addresses of this size is by that device. Raises RefusedError."""
+    family = _FAMILY[size]
+
+    def read(buffer: bytes, start: int, end: int) -> bool | None:
+        seen = read_route(buffer, start, end) if buffer[start] == family else None
+        return True if seen is not None and not seen.key.prefix.length and seen.key.ifindex == ifindex else None
+
+    return bool(read_all(commands, dump_routes(family, 0), read))
+
+
+def read_way(buffer: bytes, start: int, end: int) -> tuple[int, bool]:
+    """The answer to `ask_way`: the ifindex, and whether the address is the node's own."""
+    kind = _ROUTE.unpack_from(buffer, start)[7]
+    found = attributes(buffer, start + 12, end)
+    return int.from_bytes(found.get(_RTA_OIF, b""), sys.byteorder), kind == _RTN_LOCAL
+
+
+def read_neighbour(buffer: bytes, start: int, end: int) -> tuple[NeighbourKey, Mac] | None:
+    """An RTM_NEWNEIGH or RTM_DELNEIGH; the MAC is EDITED_MAC unless it is a permanent entry. None if it is a bridge's
+    or a proxy entry."""
+    family, ifindex, state, flags, _kind = _NEIGHBOUR.unpack_from(buffer, start)
+    if family not in _SIZE or flags & _NTF_PROXY:
+        return None
+    found = attributes(buffer, start + 12, end, _NDA_LLADDR)
+    mac = found.get(_NDA_LLADDR, EDITED_MAC) if state == _NUD_PERMANENT else EDITED_MAC
+    return (ifindex, found.get(_NDA_DST, b"")), mac
+
+
+def gateway_of(address: Address) -> Address:
+    """In the pod, of this family."""
+    return GATEWAY[4 if len(address) == 4 else 6]
+
+
+def host_address(address: Address) -> LocalAddress:
+    """As a device has it."""
+    return LocalAddress(address, len(address) * 8)

@@ -1,0 +1,336 @@
+"""How an endpoint is made: both ends, all of it or nothing. Runs in a worker's thread.
+
+Three batches here (the pair; its ends and what stands on them; where its addresses lead) and one in the pod. The last
+question decides: an address that leads anywhere else, by somebody's route or because the node has it itself, is no
+pod's.
+
+Why permanent neighbours on both sides: nobody ever asks for a MAC, so the first packet waits for nothing, no answer can
+be forged, and the entries count against no limit. By proxy ARP the first packet of each pod waits for up to 0.8 s
+(`proxy_delay`), and IPv6 has nothing like it.
+"""
+
+import errno
+import os
+import re
+from collections.abc import Sequence
+from contextlib import suppress
+
+import msgspec
+
+from netloom.cidr import Address, format_address
+from netloom.kernel import sysctl
+from netloom.kernel.endpoints import inside as insides
+from netloom.kernel.endpoints import link_messages, row_messages
+from netloom.kernel.endpoints.endpoint import Endpoint, Reason, WiringFailed
+from netloom.kernel.endpoints.inside import InsideSocket
+from netloom.kernel.endpoints.link_messages import End, read_end
+from netloom.kernel.endpoints.row_messages import gateway_of, numbered
+from netloom.kernel.keeper.table_writer import ALREADY_GONE
+from netloom.kernel.mac import link_local_of
+from netloom.kernel.netlink import wire
+from netloom.kernel.netlink.sockets import AnswerLost, CommandSocket, Refusal, RefusedError
+
+LEAST_MTU, LEAST_MTU_IPV6, MOST_MTU = 68, 1280, 65535
+"""Bytes: RFC 791, RFC 8200, and of a veth."""
+DEFAULT_MTU = 1500
+"""Bytes: the kernel's for a veth."""
+MOST_ALIAS = 255
+"""Bytes (IFALIASZ)."""
+MOST_CONTAINER = 128
+
+_INTERFACE = re.compile(r"[^\s/:%]{1,15}")
+_CONTAINER = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+
+
+class Made(msgspec.Struct, frozen=True):
+    """Both ends, as they are now."""
+
+    host: End
+    pod: End
+
+
+# --------------------------------------------------------------------------------------------------- what is wanted
+
+
+def check(endpoint: Endpoint) -> None:
+    """Raises WiringFailed (invalid) for what cannot be."""
+    if not _CONTAINER.fullmatch(endpoint.container) or len(endpoint.container) > MOST_CONTAINER:
+        why = f"1 to {MOST_CONTAINER} letters, digits, dots, dashes and underscores"
+        raise _failed("invalid", endpoint, f"{endpoint.container!r} is no container id: {why}")
+    if not _INTERFACE.fullmatch(endpoint.interface) or endpoint.interface in (".", "..") or _long(endpoint.interface):
+        why = "1 to 15 bytes without blanks, '/', ':' and '%'"
+        raise _failed("invalid", endpoint, f"{endpoint.interface!r} cannot be the name of a device: {why}")
+    families = [len(address) for address in endpoint.addresses]
+    if not families or len(set(families)) < len(families):
+        given = ", ".join(map(format_address, endpoint.addresses)) or "none"
+        raise _failed("invalid", endpoint, f"one address of each family at most, and one at least, not {given}")
+    least = LEAST_MTU_IPV6 if 16 in families else LEAST_MTU
+    if endpoint.mtu and not least <= endpoint.mtu <= MOST_MTU:
+        why = f"from {least}{' (IPv6)' if 16 in families else ''} to {MOST_MTU}"
+        raise _failed("invalid", endpoint, f"an MTU of {endpoint.mtu} is out of range: {why}; see spec.mtu")
+
+
+def _long(interface: str) -> bool:
+    return len(interface.encode()) > 15
+
+
+def alias_of(endpoint: Endpoint) -> str:
+    """What the host end says of itself, for people and for an agent that was restarted: container, interface, and the
+    path of the network namespace where there is room for it."""
+    short = f"{endpoint.container} {endpoint.interface}"
+    whole = f"{short} {endpoint.netns}" if endpoint.netns else short
+    fits = len(whole.encode()) <= MOST_ALIAS and not any(letter.isspace() for letter in endpoint.netns)
+    return whole if fits else short
+
+
+def read_alias(alias: str) -> tuple[str, str, str]:
+    """Container, interface and path; empty where it says nothing of the kind."""
+    words = alias.split(" ")
+    if len(words) not in (2, 3) or not _CONTAINER.fullmatch(words[0]):
+        return "", "", ""
+    return words[0], words[1], words[2] if len(words) == 3 else ""
+
+
+# ------------------------------------------------------------------------------------------------------- one ADD
+
+
+class Wiring:
+    """One endpoint, on its way. Descriptors stay the caller's."""
+
+    def __init__(self, commands: CommandSocket, endpoint: Endpoint, netns: int, inside: int) -> None:
+        self._commands = commands
+        self._endpoint = endpoint
+        self._netns = netns
+        self._inside_given = inside
+
+    def make(self) -> Made:
+        """All of it, or nothing. Raises WiringFailed."""
+        endpoint = self._endpoint
+        check(endpoint)
+        self._enter()
+        try:
+            try:
+                self._create()
+                return self._set_up()
+            except BaseException:
+                self._undo()
+                raise
+        except RefusedError as error:
+            raise self._explained(error.refusal, "reading what was made") from error
+        except (AnswerLost, OSError) as error:
+            raise _failed("lost", endpoint, f"no answer from the kernel ({error}); nothing is left of it") from error
+        finally:
+            self._inside.close()
+
+    def _enter(self) -> None:
+        """The namespace is one, not the node's own, and the socket is of it."""
+        endpoint = self._endpoint
+        try:
+            self._inside = InsideSocket(self._inside_given)
+            of_socket, of_pod = self._inside.namespace(), os.fstat(self._netns).st_ino
+        except OSError as error:
+            why = f"the network namespace {endpoint.netns or 'of the pod'} cannot be used ({error}): is the pod gone?"
+            raise _failed("namespace-gone", endpoint, why) from error
+        why = ""
+        if of_pod == os.stat(insides.HERE).st_ino:  # noqa: PTH116 - one system call
+            why = f"{endpoint.netns or 'its network namespace'} is the node's own: a pod with hostNetwork has none"
+        elif of_socket and of_socket != of_pod:
+            why = f"the socket is of another network namespace than {endpoint.netns or 'the pod'}"
+        if why:
+            self._inside.close()
+            raise _failed("namespace-gone", endpoint, why)
+
+    def _create(self) -> None:
+        """The pair. What an earlier life left under its names goes; what is anybody else's stays."""
+        message = link_messages.create_pair(self._endpoint, self._netns)
+        refusal = self._commands.execute([message]).get(0)
+        if refusal is not None and refusal.errno == errno.EEXIST and self._clear_away():
+            refusal = self._commands.execute([message]).get(0)
+        if refusal is not None:
+            raise self._explained(refusal, "making the pair of devices")
+
+    def _clear_away(self) -> bool:
+        """Whether all that had the names was an earlier pair of this endpoint, and is gone. Raises WiringFailed."""
+        endpoint = self._endpoint
+        here = look(self._commands, endpoint.device)
+        there = look(self._inside, endpoint.interface)
+        if there is not None and (there.kind != "veth" or there.mac != endpoint.pod_mac):
+            what = there.kind or "hardware"
+            why = (
+                f"the pod has a device {endpoint.interface} already ({what}, {there.mac.hex(':')}), which is not "
+                "Netloom's: whoever made it has to remove it, or another name has to be configured"
+            )
+            raise _failed("interface-taken", endpoint, why)
+        whose = read_alias(here.alias)[:2] if here is not None else ("", "")
+        if here is not None and here.alias and whose != (endpoint.container, endpoint.interface):
+            why = f"{here.name}, the name of its device here, is taken by container {whose[0] or here.alias!r}"
+            raise _failed("interface-taken", endpoint, f"{why}; the runtime's next attempt has another name")
+        for commands, end in ((self._commands, here), (self._inside, there)):
+            if end is not None:
+                refusal = commands.execute([link_messages.delete_named(end.name)]).get(0)
+                if refusal is not None and refusal.errno not in ALREADY_GONE:
+                    raise self._explained(refusal, f"removing what was left of {end.name}")
+        return here is not None or there is not None
+
+    def _set_up(self) -> Made:
+        endpoint = self._endpoint
+        host = self._found(self._commands, endpoint.device)
+        pod = self._found(self._inside, endpoint.interface)
+        self._do(self._inside, self._in_the_pod(pod))
+        self._switch(host)
+        self._do(self._commands, host_messages(endpoint, host))
+        self._lead_there(host)
+        return Made(self._found(self._commands, endpoint.device), pod)
+
+    def _switch(self, host: End) -> None:
+        """What netlink cannot set: nobody in a pod configures this node, and IPv6 is on where the pod has it."""
+        for name, value in ipv6_switches(self._endpoint, host).items():
+            try:
+                (sysctl.ROOT / name).write_text(str(value), encoding="ascii")
+            except OSError as error:
+                dotted = name.replace("/", ".")
+                why = f"`sysctl -w {dotted}={value}`: {error.strerror}: /proc/sys has to be writable for the agent"
+                raise _failed("not-permitted", self._endpoint, why) from error
+
+    def _found(self, commands: CommandSocket, name: str) -> End:
+        end = look(commands, name)
+        if end is None:
+            raise _failed(
+                "refused", self._endpoint, f"{name} is gone again right after it was made: somebody removed it"
+            )
+        return end
+
+    def _in_the_pod(self, pod: End) -> list[tuple[str, bytes]]:
+        """What is to be done there, and its messages: addresses that are there at once, and the way out."""
+        endpoint, index = self._endpoint, pod.ifindex
+        six = any(len(address) == 16 for address in endpoint.addresses)
+        steps = []
+        if six:
+            if pod.disable_ipv6:
+                self._enable_ipv6()
+            steps.append(("addrgenmode none", link_messages.generate_no_addresses(index)))
+        steps.append(("up", link_messages.set_up(index)))
+        addresses = endpoint.addresses
+        steps += [(f"address {_text(address)}", row_messages.address(address, index)) for address in addresses]
+        if six:
+            local = link_local_of(endpoint.pod_mac)
+            steps.append((f"address {format_address(local)}", row_messages.address(local, index, 64)))
+        for address in endpoint.addresses:
+            gateway = gateway_of(address)
+            name = format_address(gateway)
+            steps.append((f"neighbour {name}", row_messages.neighbour(gateway, index, endpoint.host_mac)))
+            steps.append((f"default route by {name}", row_messages.default_route(gateway, index)))
+        return steps
+
+    def _enable_ipv6(self) -> None:
+        endpoint = self._endpoint
+        if not insides.enable_ipv6(self._netns, endpoint.interface):
+            why = (
+                f"IPv6 is switched off in the pod (net.ipv6.conf.{endpoint.interface}.disable_ipv6=1), and that takes "
+                "SYS_ADMIN to change: have the runtime leave it on, or give the pod no IPv6 address"
+            )
+            raise _failed("not-permitted", endpoint, why)
+
+    def _do(self, commands: CommandSocket, steps: Sequence[tuple[str, bytes]]) -> None:
+        refusals = commands.execute(numbered([message for _, message in steps]))
+        for place, refusal in sorted(refusals.items()):
+            where = "in the pod" if commands is self._inside else "on the node"
+            raise self._explained(refusal, f"{steps[place][0]} {where}", steps[place][0])
+
+    def _lead_there(self, host: End) -> None:
+        """Raises WiringFailed (address-taken) where packets to an address go anywhere else."""
+        for address, ifindex, own in ways(self._commands, self._endpoint.addresses):
+            if own:
+                raise self._taken(address, f"is an address of the node itself (ip address show to {_text(address)})")
+            if ifindex != host.ifindex:
+                device = row_messages.device_name(ifindex) if ifindex else "nowhere"
+                ask = f"ip {'-6 ' if len(address) == 16 else ''}route get {_text(address)}"
+                raise self._taken(address, f"leads to {device} all the same, by somebody's route or rule (`{ask}`)")
+
+    def _taken(self, address: Address, why: str) -> WiringFailed:
+        return _failed("address-taken", self._endpoint, f"{_text(address)} {why}; a pod with it would get no packet")
+
+    def _undo(self) -> None:
+        """Whatever was made goes: the pod's end and all that stands on them go with the host's. (The device's name is
+        not anybody else's: what had it before has been looked at.)"""
+        end = None
+        with suppress(AnswerLost, OSError):
+            end = look(self._commands, self._endpoint.device)
+        if end is not None and end.mac != self._endpoint.host_mac:
+            return
+        with suppress(AnswerLost, OSError):
+            self._commands.execute([link_messages.delete_named(self._endpoint.device)])
+
+    def _explained(self, refusal: Refusal, what: str, step: str = "") -> WiringFailed:
+        reason: Reason = "refused"
+        way = ""
+        if refusal.errno == errno.EPERM:
+            reason, way = (
+                "not-permitted",
+                ": the agent needs the capability NET_ADMIN, in the pod's user namespace, too",
+            )
+        elif refusal.errno == errno.EEXIST and step.startswith(("address", "route")):
+            reason = "address-taken"
+        elif refusal.errno in (errno.EBADF, errno.EINVAL) and "netns" in refusal.message:
+            reason, way = "namespace-gone", ": is the pod gone?"
+        return _failed(reason, self._endpoint, f"{what}: {refusal}{way}")
+
+
+def host_messages(endpoint: Endpoint, host: End) -> list[tuple[str, bytes]]:
+    """What is to be done to a host end that is new: its switches, up, and what stands on it."""
+    index = host.ifindex
+    prepare = link_messages.prepare_host_end(index, alias_of(endpoint), ipv6=host.disable_ipv6 is not None)
+    steps = [("switches", prepare), ("up", link_messages.set_up(index))]
+    for address in endpoint.addresses:
+        text = format_address(address)
+        steps.append((f"neighbour {text}", row_messages.neighbour(address, index, endpoint.pod_mac)))
+        steps.append((f"route to {text}", row_messages.route(address, index)))
+    return steps
+
+
+def ipv6_switches(endpoint: Endpoint, host: End) -> dict[str, int]:
+    """Those that are not as they should be."""
+    six = any(len(address) == 16 for address in endpoint.addresses)
+    wrong = {"accept_ra": 0} if host.accept_ra else {}
+    wrong |= {"disable_ipv6": 0} if host.disable_ipv6 and six else {}
+    return {f"net/ipv6/conf/{host.name}/{switch}": value for switch, value in wrong.items()}
+
+
+# ------------------------------------------------------------------------------------------------------ questions
+
+
+def look(commands: CommandSocket, which: str | int) -> End | None:
+    """The link of that name or ifindex, None if there is none. Raises RefusedError, OSError."""
+    found: list[End] = []
+
+    def visit(_kind: int, buffer: bytes, start: int, end: int) -> None:
+        seen = read_end(buffer, start, end)
+        if seen is not None:
+            found.append(seen)
+
+    try:
+        commands.get(link_messages.get_link(which), visit)
+    except RefusedError as error:
+        if error.errno != errno.ENODEV:
+            raise
+    return found[0] if found else None
+
+
+def ways(commands: CommandSocket, addresses: Sequence[Address]) -> list[tuple[Address, int, bool]]:
+    """Where packets to these go: ifindex (0: nowhere), and whether it is the node's own. Raises OSError."""
+    found: list[tuple[Address, int, bool]] = []
+
+    def visit(place: int, kind: int, buffer: bytes, start: int, end: int) -> None:
+        way = (0, False) if kind == wire.NLMSG_ERROR else row_messages.read_way(buffer, start, end)
+        found.append((addresses[place], *way))
+
+    commands.ask(numbered([row_messages.ask_way(address) for address in addresses]), visit)
+    return found
+
+
+def _text(address: Address) -> str:
+    return format_address(address)
+
+
+def _failed(reason: Reason, endpoint: Endpoint, why: str) -> WiringFailed:
+    return WiringFailed(reason, f"{endpoint}: {why}")

@@ -1,0 +1,110 @@
+"""Writes what is pending in tables to the kernel, in batches.
+
+All batches are encoded one after the other while a thread hands them to the kernel, which keeps their order: the
+kernel works on one while the next is made.
+
+A table is brought up to date *before* its batch is sent, and put back for what the kernel refuses: an event that is
+read while the batch is under way is then never overwritten by older knowledge.
+"""
+
+import asyncio
+import errno
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from netloom.kernel.keeper.part import Attempt, Outcome, Refused, Worker
+from netloom.kernel.keeper.table import Table
+from netloom.kernel.netlink.sockets import BATCH, Refusal
+
+ALREADY_GONE = {errno.ESRCH, errno.ENOENT, errno.ENODEV, errno.EADDRNOTAVAIL}
+"""What the kernel says to the deletion of something that is not there."""
+
+Write = tuple[Any, Any, Any]
+"""(key, value, what the kernel held before); a value of None deletes."""
+
+
+class Batch(msgspec.Struct):
+    """Writes of one kind that are under way."""
+
+    kind: str
+    writes: Sequence[Write]
+    answer: asyncio.Future[dict[int, Refusal]]
+
+
+class TableWriter:
+    """Sends what is pending in tables that stand on nothing."""
+
+    def __init__(
+        self, tables: Mapping[str, Table[Any, Any]], encoders: Mapping[str, Callable[[Sequence[Write]], list[bytes]]]
+    ) -> None:
+        """Both by kind; deletions are sent in the reverse order of kinds."""
+        self._tables = tables
+        self._encoders = encoders
+
+    async def update(self, worker: Worker, attempt: Attempt) -> Outcome:
+        """Send all that is missing or different and not held back. Raises AnswerLost."""
+        batches = list[Batch]()
+        for kind, table in self._tables.items():
+            if table.pending:
+                self._send(worker, attempt, kind, table.updates(), batches)
+        return await self._outcome(batches)
+
+    async def remove(self, worker: Worker, attempt: Attempt) -> Outcome:
+        """Send the deletion of all that is not wanted and not held back. Raises AnswerLost."""
+        batches: list[Batch] = []
+        for kind in reversed(tuple(self._tables)):
+            if self._tables[kind].pending:
+                self._send(worker, attempt, kind, self._tables[kind].deletions(), batches)
+        return await self._outcome(batches)
+
+    def _send(self, worker: Worker, attempt: Attempt, kind: str, writes: Sequence[Write], batches: list[Batch]) -> None:
+        if attempt.held:
+            writes = [write for write in writes if (kind, write[0]) not in attempt.held]
+        self._tables[kind].assume(writes)
+        for at in range(0, len(writes), BATCH):
+            part = writes[at : at + BATCH]
+            batches.append(Batch(kind, part, worker.submit(self._encoders[kind](part))))
+
+    async def _outcome(self, batches: Sequence[Batch]) -> Outcome:
+        """Wait for all answers, and correct the tables by what was refused."""
+        outcome = Outcome()
+        if not batches:
+            return outcome  # `gather` of nothing waits for a turn of the event loop
+        answers = await asyncio.gather(*[batch.answer for batch in batches], return_exceptions=True)
+        lost = None
+        for batch, answer in zip(batches, answers, strict=True):
+            if isinstance(answer, BaseException):
+                lost = answer
+            elif answer:
+                self._correct(batch, answer, outcome)
+            else:
+                outcome.written.append((batch.kind, [key for key, _, _ in batch.writes]))
+        if lost is not None:
+            raise lost
+        return outcome
+
+    def _correct(self, batch: Batch, refusals: dict[int, Refusal], outcome: Outcome) -> None:
+        written = []
+        table = self._tables[batch.kind]
+        for sequence, (key, value, before) in enumerate(batch.writes):
+            refusal = refusals.get(sequence)
+            if refusal is None or (value is None and refusal.errno in ALREADY_GONE):
+                written.append(key)
+                continue
+            if before is None:
+                table.gone(key)
+            else:
+                table.saw(key, before)
+            if not self._waits(batch.kind, value):
+                peer = self._peer_of(batch.kind, key)
+                outcome.refused.append(Refused((batch.kind, key), str(refusal), refusal.errno, peer))
+        outcome.written.append((batch.kind, written))
+
+    def _waits(self, kind: str, value: Any) -> bool:
+        """Whether what was refused stands on something that was refused in the same go: no failure of its own."""
+        return False
+
+    def _peer_of(self, kind: str, key: Any) -> str:
+        return ""

@@ -1,0 +1,466 @@
+"""Pods' interfaces are made whole, or not at all; and go without a trace."""
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from msgspec.structs import replace
+
+from netloom.cidr import parse_address
+from netloom.kernel.endpoints.endpoint import Endpoint, Endpoints, Remains, WiringFailed
+from netloom.kernel.endpoints.keeper import EndpointsKeeper
+from netloom.kernel.mac import format_mac
+from tests.kernel.meshes import eventually, running
+from tests.kernel.netns import Lab, Namespace
+from tests.kernel.wired_pods import Pod, endpoints_of, forwarding_node, pod, shown, switches
+
+NO_NAME = "cannot be the name of a device: 1 to 15 bytes without blanks, '/', ':' and '%'"
+
+
+class Node:
+    """A node with its endpoints' keeper."""
+
+    def __init__(self, place: Namespace, keeper: EndpointsKeeper) -> None:
+        self.place, self.keeper = place, keeper
+
+    async def is_rid(self) -> None:
+        """Of all that was on its way out."""
+        await eventually(lambda: not self.keeper.report.leaving, lambda: str(self.keeper.report))
+
+
+@pytest.fixture
+async def here(lab: Lab) -> AsyncIterator[Node]:
+    """A node that knows of all its endpoints: there are none."""
+    place = forwarding_node(lab)
+    place.ip("address add 192.0.2.1/32 dev lo")
+    async with endpoints_of(place) as keeper:
+        await keeper.apply(Endpoints())
+        await keeper.prune()
+        async with running(keeper):
+            yield Node(place, keeper)
+
+
+# ------------------------------------------------------------------------------------------------------ what is made
+
+
+async def test_both_ends(here: Node, lab: Lab) -> None:
+    one, before = pod(lab, 1, mtu=1450), here.place.state()
+    wired = await one.add(here.keeper)
+    device, mac, host_mac = one.endpoint.device, format_mac(wired.pod_mac), format_mac(wired.host_mac)
+    assert (wired.device, wired.mtu) == (device, 1450)
+    assert shown(here.place) == "\n".join(
+        (
+            f"link {device} up mtu 1450 address {host_mac} addrgenmode none",
+            f"neighbour 10.1.0.2 lladdr {mac} dev {device}",
+            f"neighbour fd00:1::2 lladdr {mac} dev {device}",
+            f"route 10.1.0.2 proto 158 scope link metric 65536 dev {device}",
+            f"route fd00:1::2 proto 158 metric 65536 pref medium dev {device}",
+        )
+    )
+    assert switches(here.place, device) == "\n".join(
+        (
+            "ipv4 forwarding 1",
+            "ipv4 rp_filter 1",
+            "ipv4 accept_redirects 0",
+            "ipv4 send_redirects 0",
+            "ipv6 accept_ra 0",
+            "ipv6 disable_ipv6 0",
+        )
+    )
+    link_local = "fe80::" + str(socket.inet_ntop(socket.AF_INET6, _link_local(wired.pod_mac))).removeprefix("fe80::")
+    assert shown(one.place, "eth0") == "\n".join(
+        (
+            f"link eth0 up mtu 1450 address {mac} addrgenmode none",
+            "address 10.1.0.2/32 dev eth0 scope global",
+            "address fd00:1::2/128 dev eth0 scope global",
+            f"address {link_local}/64 dev eth0 scope link",
+            f"neighbour 169.254.1.1 lladdr {host_mac} dev eth0",
+            f"neighbour fe80::1 lladdr {host_mac} dev eth0",
+            "route default via 169.254.1.1 proto static onlink dev eth0",
+            "route default via fe80::1 proto static metric 1024 onlink pref medium dev eth0",
+        )
+    )
+    assert await one.check(here.keeper) == []
+    assert await one.delete(here.keeper)
+    await here.is_rid()
+    assert here.place.state() == before
+    assert "eth0" not in one.place.ip("link show")
+
+
+def _link_local(mac: bytes) -> bytes:
+    return b"\xfe\x80" + bytes(6) + bytes([mac[0] ^ 2]) + mac[1:3] + b"\xff\xfe" + mac[3:]
+
+
+@pytest.mark.parametrize(("own", "other"), [("10.1.0.7", "10.1.0.8"), ("fd00:1::7", "fd00:1::8")])
+async def test_one_family_alone(here: Node, lab: Lab, own: str, other: str) -> None:
+    one, two = pod(lab, 1, own), pod(lab, 2, other)
+    for each in (one, two):
+        await each.add(here.keeper)
+        assert await each.check(here.keeper) == []
+    assert one.place.pings(other)
+    assert len(shown(here.place).splitlines()) == 6
+
+
+async def test_pods_reach_each_other_and_the_node_at_once(here: Node, lab: Lab) -> None:
+    """No address is tentative, and nobody is asked for a MAC."""
+    for place in (here.place, *(pods := [pod(lab, 1), pod(lab, 2)])):
+        place = place if isinstance(place, Namespace) else place.place
+        for scope in ("all", "default"):
+            place.sysctl(f"net.ipv6.conf.{scope}.accept_dad", "1")
+    here.place.ip("address add fd00:99::1/128 dev lo nodad")
+    for each in pods:
+        await each.add(here.keeper)
+        assert "tentative" not in each.place.ip("-6 address show dev eth0")
+    one, two = pods
+    for target in ("10.1.0.3", "fd00:1::3", "192.0.2.1", "fd00:99::1"):
+        assert one.place.pings(target)
+        assert one.place.pings(target, size=1500)
+    for target in ("10.1.0.2", "fd00:1::3"):
+        assert here.place.pings(target), "as the kubelet's probes do"
+    assert not two.place.pings("10.1.0.99")
+    assert "REACHABLE" not in one.place.ip("neighbour")
+
+
+async def test_the_node_is_seen_by_its_own_address(here: Node, lab: Lab) -> None:
+    one = pod(lab, 1)
+    await one.add(here.keeper)
+    assert "src 192.0.2.1 " in here.place.ip("route get 10.1.0.2")
+
+
+async def test_a_pod_cannot_send_with_somebody_elses_address_nor_configure_the_node(here: Node, lab: Lab) -> None:
+    here.place.sysctl("net.ipv6.conf.all.forwarding", "0")  # where a node forwards, the kernel takes none anyway
+    one, two = pod(lab, 1), pod(lab, 2)
+    for each in (one, two):
+        await each.add(here.keeper)
+    one.place.ip("address add 10.1.0.77/32 dev eth0")
+    assert not one.place.pings("10.1.0.3", source="10.1.0.77")
+    one.place.advertise_router("eth0", "2001:db8:5::")
+    assert one.place.pings("10.1.0.3"), "what came before it has been taken in"
+    assert "proto ra" not in here.place.ip("-6 route")
+
+
+async def test_a_pod_reaches_itself_by_its_service(here: Node, lab: Lab) -> None:
+    one = pod(lab, 1)
+    await one.add(here.keeper)
+    here.place.exec(
+        "nft -f -",
+        given="""table ip service {
+            chain there { type nat hook prerouting priority dstnat;
+                ip daddr 10.96.0.9 dnat to 10.1.0.2
+            }
+            chain back { type nat hook postrouting priority srcnat;
+                ip saddr 10.1.0.2 ip daddr 10.1.0.2 masquerade
+            }
+        }""",
+    )
+    assert one.place.pings("10.96.0.9")
+
+
+async def test_ipv6_that_is_off_in_the_pod_is_switched_on(here: Node, lab: Lab) -> None:
+    """As container runtimes leave it where their own network has none."""
+    one, two = pod(lab, 1), pod(lab, 2)
+    for scope in ("all", "default"):
+        one.place.sysctl(f"net.ipv6.conf.{scope}.disable_ipv6", "1")
+    for scope in ("default",):
+        here.place.sysctl(f"net.ipv6.conf.{scope}.disable_ipv6", "1")
+    for each in (one, two):
+        await each.add(here.keeper)
+    assert one.place.pings("fd00:1::3")
+
+
+# ----------------------------------------------------------------------------------------------------- what is refused
+
+
+async def refused(pod: Pod, keeper: EndpointsKeeper) -> tuple[str, str]:
+    with pytest.raises(WiringFailed) as caught:
+        await pod.add(keeper)
+    assert caught.value.sentence == str(caught.value)
+    assert caught.value.sentence.startswith(f"{pod.endpoint.interface} of {pod.endpoint.pod}: ")
+    return caught.value.reason, caught.value.sentence.partition(": ")[2]
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"interface": "eth0/1"}, f"'eth0/1' {NO_NAME}"),
+        ({"interface": "eth%d"}, f"'eth%d' {NO_NAME}"),
+        ({"interface": "a" * 16}, f"'{'a' * 16}' {NO_NAME}"),
+        ({"container": ""}, "'' is no container id: 1 to 128 letters, digits, dots, dashes and underscores"),
+        ({"mtu": 65536}, "an MTU of 65536 is out of range: from 1280 (IPv6) to 65535; see spec.mtu"),
+        ({"mtu": 1279}, "an MTU of 1279 is out of range: from 1280 (IPv6) to 65535; see spec.mtu"),
+        ({"addresses": ()}, "one address of each family at most, and one at least, not none"),
+        ({"addresses": (b"\x0a\x01\x00\x05", b"\x0a\x01\x00\x06")},
+         "one address of each family at most, and one at least, not 10.1.0.5, 10.1.0.6"),
+    ],
+)  # fmt: skip
+async def test_what_cannot_be(here: Node, lab: Lab, changes: dict[str, object], sentence: str) -> None:
+    one, before = pod(lab, 1), here.place.state()
+    one.endpoint = replace(one.endpoint, **changes)
+    assert await refused(one, here.keeper) == ("invalid", sentence)
+    assert here.place.state() == before
+
+
+async def test_an_interface_that_the_pod_has_already(here: Node, lab: Lab) -> None:
+    one, before = pod(lab, 1), here.place.state()
+    one.place.ip("link add eth0 address 02:00:00:00:00:05 type bridge")
+    inside = one.place.state()
+    reason, sentence = await refused(one, here.keeper)
+    assert reason == "interface-taken"
+    assert sentence.startswith("the pod has a device eth0 already (bridge, 02:00:00:00:00:05), which is not Netloom's")
+    assert (here.place.state(), one.place.state()) == (before, inside)
+
+
+@pytest.mark.parametrize("address", ["192.0.2.1", "10.1.0.3", "10.77.0.5"])
+async def test_an_address_that_somebody_has(here: Node, lab: Lab, address: str) -> None:
+    other = pod(lab, 2)
+    await other.add(here.keeper)
+    here.place.ip("link add foreign type bridge")
+    here.place.ip("link set foreign up")
+    here.place.ip("route add 10.77.0.5/32 dev foreign")
+    one, before = pod(lab, 1, address), shown(here.place)
+    inside = one.place.state()
+    reason, sentence = await refused(one, here.keeper)
+    assert reason == "address-taken"
+    assert (
+        sentence
+        == {
+            "192.0.2.1": "192.0.2.1 is an address of the node itself (ip address show to 192.0.2.1); a pod with it "
+            "would get no packet",
+            "10.1.0.3": "10.1.0.3 is the address of eth0 of default/pod-2 already",
+            "10.77.0.5": "10.77.0.5 leads to foreign all the same, by somebody's route or rule "
+            "(`ip route get 10.77.0.5`); a pod with it would get no packet",
+        }[address]
+    )
+    assert (shown(here.place), one.place.state()) == (before, inside)
+    assert other.place.pings("192.0.2.1")
+
+
+async def test_a_second_add(here: Node, lab: Lab) -> None:
+    one = pod(lab, 1)
+    await one.add(here.keeper)
+    before = here.place.state()
+    device = one.endpoint.device
+    assert await refused(one, here.keeper) == (
+        "already-there",
+        f"container {one.endpoint.container} has it already, as {device}: a DEL has to come before another ADD",
+    )
+    assert here.place.state() == before
+    assert await one.check(here.keeper) == []
+
+
+async def test_what_is_no_namespace(here: Node, lab: Lab, tmp_path: Path) -> None:
+    one, two, before = pod(lab, 1), pod(lab, 2), here.place.state()
+    file = (tmp_path / "file").open("w")
+    with one.handed_over() as (netns, inside), two.handed_over() as (_, other), file:
+        for given, sentence in (
+            ((file.fileno(), inside), "the socket is of another network namespace than"),
+            ((netns, other), "the socket is of another network namespace than"),
+            ((netns, netns), "cannot be used"),
+            ((-1, inside), "cannot be used"),
+        ):
+            with pytest.raises(WiringFailed, match=sentence) as caught:
+                await here.keeper.wire(one.endpoint, *given)
+            assert caught.value.reason == "namespace-gone"
+    itself = Pod(here.place, one.endpoint)
+    with itself.handed_over() as given, pytest.raises(WiringFailed, match="is the node's own: a pod with hostNetwork"):
+        await here.keeper.wire(one.endpoint, *given)
+    assert here.place.state() == before
+
+
+# ------------------------------------------------------------------------------------------------------ what is removed
+
+
+async def test_a_removal_can_be_repeated_and_concerns_its_own_alone(here: Node, lab: Lab) -> None:
+    one, two = pod(lab, 1), pod(lab, 2)
+    for each in (one, two):
+        await each.add(here.keeper)
+    assert await one.delete(here.keeper)
+    assert "10.1.0.2" not in here.place.ip("route"), "when it returns no route leads there"
+    assert "fd00:1::2" not in here.place.ip("-6 route")
+    assert not await one.delete(here.keeper)
+    assert not await here.keeper.unwire("never-heard-of", "eth0")
+    await here.is_rid()
+    assert await two.check(here.keeper) == []
+
+
+async def test_an_address_is_anothers_at_once(here: Node, lab: Lab) -> None:
+    """Before the device that had it is gone; and in the very namespace, under the same name, by another container."""
+    one = pod(lab, 1)
+    await one.add(here.keeper)
+    for number in range(2, 6):
+        await one.delete(here.keeper)
+        one.endpoint = replace(one.endpoint, container=f"{number:064x}")
+        await one.add(here.keeper)
+        assert await one.check(here.keeper) == []
+    two = pod(lab, 7, "10.1.0.2", "fd00:1::2")
+    await one.delete(here.keeper)
+    await two.add(here.keeper)
+    assert two.place.pings("192.0.2.1")
+    await here.is_rid()
+    assert len(shown(here.place).splitlines()) == 5
+
+
+async def test_what_goes_with_the_pods_namespace(here: Node, lab: Lab) -> None:
+    """Nobody has to say so; but that the endpoint is wanted, it is told, while nobody has deleted it."""
+    one = pod(lab, 1)
+    await one.add(here.keeper)
+    lab.remove(one.place)
+    await eventually(lambda: bool(here.keeper.report.failures))
+    (failure,) = here.keeper.report.failures
+    assert failure.peer == "default/pod-1"
+    assert f"its device {one.endpoint.device} is gone, and so is its network namespace" in failure.error
+    assert await one.delete(here.keeper)
+    await eventually(lambda: here.keeper.report.in_sync, lambda: str(here.keeper.report))
+    assert shown(here.place) == ""
+
+
+async def test_who_is_cancelled_leaves_nothing(here: Node, lab: Lab) -> None:
+    one, before = pod(lab, 1), here.place.state()
+    for _ in range(5):
+        task = asyncio.create_task(one.add(here.keeper))
+        while not here.keeper._lock.locked():
+            await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await here.is_rid()
+        await eventually(lambda: here.place.state() == before)
+    await one.add(here.keeper)
+    assert await one.check(here.keeper) == []
+
+
+# --------------------------------------------------------------------------------------------------------- restarts
+
+
+async def test_a_restart_writes_nothing_and_finds_all(lab: Lab) -> None:
+    place, pods = forwarding_node(lab), [pod(lab, number) for number in (1, 2)]
+    async with endpoints_of(place) as keeper:
+        await keeper.apply(Endpoints())
+        for each in pods:
+            await each.add(keeper)
+    before = place.state()
+    async with endpoints_of(place) as keeper:
+        assert await keeper.read_endpoints() == sorted(map(remains_of, pods), key=lambda each: each.device)
+        desired = Endpoints(each.endpoint for each in pods)
+        assert await keeper.plan(desired) == []
+        report = await keeper.apply(desired)
+        await keeper.prune()
+        assert (report.written, report.repaired, keeper.stats) == ({}, 0, {})
+        assert place.state() == before
+
+
+def remains_of(pod: Pod) -> Remains:
+    end = pod.endpoint
+    return Remains(
+        device=end.device,
+        container=end.container,
+        interface=end.interface,
+        netns=end.netns,
+        addresses=end.addresses,
+        mtu=1500,
+    )
+
+
+async def test_what_nobody_explains_stays_until_all_are_known(lab: Lab) -> None:
+    place, (one, two) = forwarding_node(lab), (pod(lab, 1), pod(lab, 2))
+    async with endpoints_of(place) as keeper:
+        await keeper.apply(Endpoints())
+        for each in (one, two):
+            await each.add(keeper)
+    before = place.state()
+    async with endpoints_of(place) as keeper:
+        assert (await keeper.apply(Endpoints([one.endpoint]))).in_sync
+        assert keeper.unknown == 1
+        async with running(keeper):
+            place.ip(f"link set {two.endpoint.device} down")
+            place.ip(f"link set {one.endpoint.device} mtu 1400")
+            await eventually(lambda: keeper.report.repaired == 1)
+            place.ip(f"link set {two.endpoint.device} up")
+        assert one.place.pings("10.1.0.2")
+        for line in ("10.1.0.3", "fd00:1::3"):
+            place.ip(f"route replace {line} dev {two.endpoint.device} proto 158 scope link metric 65536")
+        await keeper.prune()
+        assert keeper.unknown == 0
+        assert (await keeper.read_endpoints()) == [remains_of(one)]
+        assert before != place.state()
+        assert len(shown(place).splitlines()) == 5
+
+
+async def test_a_pod_that_comes_back_before_all_are_known(lab: Lab) -> None:
+    """An ADD of what an agent had half done when it was killed, which nobody has written down."""
+    place, one = forwarding_node(lab), pod(lab, 1)
+    async with endpoints_of(place) as keeper:
+        await keeper.apply(Endpoints())
+        await one.add(keeper)
+    before = place.state()
+    async with endpoints_of(place) as keeper:
+        await keeper.apply(Endpoints())
+        await one.add(keeper)
+        assert place.state() == before
+        assert keeper.unknown == 0
+        assert await one.check(keeper) == []
+    async with endpoints_of(place) as keeper:
+        await keeper.apply(Endpoints())
+        assert await one.delete(keeper), "a DEL of what is only in the kernel"
+        await eventually(lambda: not keeper.report.leaving)
+        assert shown(place) == ""
+
+
+async def test_cleanup_removes_all_and_says_so_before(lab: Lab) -> None:
+    place, (one, two) = forwarding_node(lab), (pod(lab, 1), pod(lab, 2))
+    before = place.state()
+    async with endpoints_of(place) as keeper:
+        await keeper.apply(Endpoints())
+        for each in (one, two):
+            await each.add(keeper)
+    async with endpoints_of(place) as keeper:
+        planned = [change.text for change in await keeper.plan_cleanup()]
+        for each in (one, two):
+            assert f"ip link delete {each.endpoint.device}" in planned
+            assert f"ip route delete 10.1.0.{2 if each is one else 3}/32 dev {each.endpoint.device}" in planned
+        assert (await keeper.cleanup()).in_sync
+        assert await keeper.plan_cleanup() == []
+    assert place.state() == before
+
+
+# ------------------------------------------------------------------------------------------------------------- cost
+
+
+async def test_one_pod_among_many_costs_what_one_costs(here: Node, lab: Lab) -> None:
+    pods = [pod(lab, number) for number in range(60)]
+    costs = set()
+    for each in pods:
+        before = sum(here.keeper.stats.values())
+        await each.add(here.keeper)
+        costs.add(sum(here.keeper.stats.values()) - before)
+    assert costs == {7}
+    read = here.keeper.report.compared
+    for each in pods:
+        await each.delete(here.keeper)
+    await here.is_rid()
+    await eventually(lambda: here.keeper.report.in_sync)
+    assert here.keeper.report.compared == read, "nothing was read as a whole"
+    assert here.keeper.report.repaired == 0
+    assert shown(here.place) == ""
+
+
+async def test_many_at_once(here: Node, lab: Lab) -> None:
+    pods, before = [pod(lab, number) for number in range(30)], here.place.state()
+    for _ in range(3):
+        await asyncio.gather(*(each.add(here.keeper) for each in pods))
+        assert pods[0].place.pings("10.1.0.30")
+        await asyncio.gather(*(each.delete(here.keeper) for each in pods))
+    await here.is_rid()
+    assert here.place.state() == before
+    assert here.keeper.report.repaired == 0
+    assert isinstance(here.keeper.report.endpoints, int)
+    assert here.keeper.report.endpoints == 0
+
+
+def test_names_are_made_of_container_and_interface_alone() -> None:
+    """An agent of another version has to find them."""
+    end = Endpoint(container="c1", interface="eth0", addresses=(parse_address("10.1.0.1"),))
+    macs = "ae:7d:08:a6:f2:bf", "9e:e4:66:e8:13:5a"
+    assert (end.device, format_mac(end.host_mac), format_mac(end.pod_mac)) == ("netloom_pok4l2u", *macs)
