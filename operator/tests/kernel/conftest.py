@@ -8,7 +8,7 @@ import pytest
 from pytest_asyncio.plugin import LoopFactory
 
 from netloom.kernel.mesh.dataplane import Dataplane
-from tests.kernel.netns import Lab, Namespace, sweep
+from tests.kernel.netns import Lab, Namespace, prepare
 from tests.loops import BOTH, UVLOOP, pytest_collection_modifyitems
 
 __all__ = ["pytest_collection_modifyitems"]
@@ -23,8 +23,8 @@ def pytest_asyncio_loop_factories(config: pytest.Config, item: pytest.Item) -> d
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _swept() -> None:
-    sweep()
+def _prepared() -> None:
+    prepare()
 
 
 @pytest.fixture

@@ -208,8 +208,15 @@ class Lab:
         self._made.clear()
 
 
-def sweep() -> None:
-    """Remove what test processes that no longer live have left."""
+def prepare() -> None:
+    """To be called before the first namespace is made: also removes what test processes that no longer live have left.
+
+    The machine's first `ip netns add` mounts the directory of names onto itself, with all that is mounted in it. From
+    then on no name that was there could be removed: so that `ip` of whoever else is at work has to come before ours.
+    """
+    first = f"{PREFIX}-{os.getpid()}-first"
+    run("ip", "netns", "add", first)
+    run("ip", "netns", "delete", first)
     for path in _NAMED.glob(f"{PREFIX}-*"):
         pid = path.name.split("-")[1]
         if not Path(f"/proc/{pid}").exists():
