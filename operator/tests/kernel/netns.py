@@ -21,6 +21,9 @@ from pathlib import Path
 from typing import Any
 
 PREFIX = "nlk"
+SOON = 0.2
+"""Seconds. Between namespaces, an answer is there before `ping` has begun to wait: whoever sends a packet takes it all
+the way and back. What is not answered by then is lost."""
 _CLONE_NEWNET = 0x40000000
 _MS_BIND = 4096
 _MNT_DETACH = 2
@@ -82,11 +85,14 @@ class Namespace:
             (flags,) = struct.unpack_from("H", request, 16)
             fcntl.ioctl(any_socket, _SIOCSIFFLAGS, struct.pack("16sH22x", device.encode(), flags | _IFF_UP))
 
-    def pings(self, target: str, *, size: int = 0, source: str = "") -> bool:
-        """One answered ping; with `size` (bytes of the whole packet) it may not be fragmented."""
+    def pings(self, target: str, *, size: int = 0, source: str = "", seconds: float = 2) -> bool:
+        """One answered ping; with `size` (bytes of the whole packet) it may not be fragmented.
+
+        `seconds` is what it costs where there is no answer: SOON, where none is expected.
+        """
         options = f"-s {size - (48 if ':' in target else 28)} -M do" if size else ""
         origin = f"-I {source}" if source else ""
-        return " 0% packet loss" in self.exec(f"ping -n -c 1 -W 2 {options} {origin} {target}", check=False)
+        return " 0% packet loss" in self.exec(f"ping -n -c 1 -W {seconds:g} {options} {origin} {target}", check=False)
 
     def advertise_router(self, device: str, prefix: str = "") -> None:
         """One router advertisement (RFC 4861): a default route by the device's link-local address, for half an hour,
