@@ -16,6 +16,7 @@ import re
 import socket
 import struct
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -93,6 +94,17 @@ class Namespace:
         options = f"-s {size - (48 if ':' in target else 28)} -M do" if size else ""
         origin = f"-I {source}" if source else ""
         return " 0% packet loss" in self.exec(f"ping -n -c 1 -W {seconds:g} {options} {origin} {target}", check=False)
+
+    def takes(self, *addresses: str) -> None:
+        """Wait until packets to these IPv6 addresses of its own are let in.
+
+        A socket can be bound to one at once, without duplicate detection, but its route is made by another thread of
+        the kernel's: on a busy machine later than the first packet comes.
+        """
+        until = time.monotonic() + 20
+        while not all(f"local {each} " in self.ip("-6 route show table local") for each in addresses):
+            assert time.monotonic() < until, self.ip("-6 route show table local")
+            time.sleep(0.005)
 
     def advertise_router(self, device: str, prefix: str = "") -> None:
         """One router advertisement (RFC 4861): a default route by the device's link-local address, for half an hour,
