@@ -40,8 +40,7 @@ def lab() -> Iterator[Lab]:
 def node(lab: Lab) -> Iterator[Namespace]:
     """A node with an underlay device that holds 192.168.7.1; the test runs inside."""
     node, wire = lab.namespace("node"), lab.namespace("wire")
-    lab.wire(node, "eth0", wire, "node")
-    node.ip("address add 192.168.7.1/24 dev eth0")
+    lab.wire(node, "eth0", wire, "node", "address add 192.168.7.1/24 dev eth0")
     with node.entered():
         yield node
 

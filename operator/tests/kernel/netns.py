@@ -146,6 +146,9 @@ class Namespace:
 
     def owned(self) -> str:
         """What is Netloom's, one line each, by its marks: device name, protocol number."""
+        text = self.batch(["neighbour show nud permanent", "nexthop", "route show proto 158"]).splitlines()
+        said = [" ".join(line.split()) for line in (*text, *self.ip("-6 route show proto 158").splitlines())]
+        neighbours = [line for line in said if line.endswith("PERMANENT")]
         lines = []
         for link in self.ip_json("address"):
             if not link.get("ifname", "").startswith("netloom_"):
@@ -157,13 +160,12 @@ class Namespace:
                 f"{' external' if data.get('external') else ''} dstport {data.get('port')}"
             )
             lines += [f"address {a['local']}/{a['prefixlen']}" for a in link["addr_info"]]
-            neighbours = self.ip(f"neighbour show dev {link['ifname']} nud permanent").splitlines()
-            lines += [f"neighbour {' '.join(line.split())}" for line in sorted(neighbours)]
-        nexthops = [" ".join(line.split()) for line in self.ip("nexthop").splitlines() if "proto 158" in line]
+            on_it = f" dev {link['ifname']} "
+            lines += sorted(f"neighbour {line.replace(on_it, ' ')}" for line in neighbours if on_it in line)
+        nexthops = [line for line in said if line.startswith("id ") and "proto 158" in line]
         lines += [f"nexthop {line.replace(' src 0.0.0.0', '').replace(' tos 0', '')}" for line in nexthops]
-        for family in ("-4", "-6"):
-            for line in self.ip(f"{family} route show proto 158").splitlines():
-                lines.append("route " + re.sub(r" encap .*", "", " ".join(line.split())))
+        routes = [line for line in said if not line.startswith("id ") and line not in neighbours]
+        lines += ["route " + re.sub(r" encap .*", "", line) for line in routes]
         return "\n".join(lines)
 
 
@@ -213,9 +215,9 @@ class Lab:
         namespace.up("lo")
         return namespace
 
-    def wire(self, one: Namespace, device: str, other: Namespace, far: str) -> None:
-        """A veth pair between two namespaces, up."""
-        one.ip(f"link add {device} type veth peer name {far} netns {other.name}")
+    def wire(self, one: Namespace, device: str, other: Namespace, far: str, *more: str) -> None:
+        """A veth pair between two namespaces, up; what `ip` is to do `more`, in the first, costs no further process."""
+        one.batch([f"link add {device} type veth peer name {far} netns {other.name}", *more])
         one.up(device)
         other.up(far)
 

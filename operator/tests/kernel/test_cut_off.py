@@ -26,13 +26,10 @@ OWN = (Cidr.parse("10.1.0.0/24"), Cidr.parse("fd00:1::/64"))
 @pytest.fixture
 def node(lab: Lab) -> object:
     node, wire = lab.namespace("node"), lab.namespace("wire")
-    lab.wire(node, "eth0", wire, "lan")
-    node.ip("address add 192.168.7.1/16 dev eth0")
+    lab.wire(node, "eth0", wire, "lan", "address add 192.168.7.1/16 dev eth0", "address add 2001:db8::1/64 dev eth0")
     node.ip(f"route add default via {GATEWAY}")
-    node.ip("address add 2001:db8::1/64 dev eth0")
-    for address in (GATEWAY, SERVER, OTHER, "192.168.7.2"):
-        wire.ip(f"address add {address}/16 dev lan")
-    wire.ip("address add 2001:db8::2/64 dev lan")
+    others = (f"{GATEWAY}/16", f"{SERVER}/16", f"{OTHER}/16", "192.168.7.2/16", "2001:db8::2/64")
+    wire.batch([f"address add {address} dev lan" for address in others])
     with node.entered():
         yield node
 

@@ -32,11 +32,8 @@ def pod(node: Namespace, lab: Lab) -> Namespace:
     """10.1.0.5 and fd00:1::5, by a host route each; somewhere to lead packets astray: by gw to 192.168.9.9."""
     pod, gateway = lab.namespace("pod"), lab.namespace("gateway")
     lab.wire(node, "veth1", pod, "eth0")
-    node.ip("route add 10.1.0.5/32 dev veth1")
-    node.ip("-6 route add fd00:1::5/128 dev veth1")
-    lab.wire(node, "gw", gateway, "eth0")
-    node.ip("address add 192.168.9.1/24 dev gw")
-    node.ip("-6 address add fd09::1/64 dev gw")
+    node.batch(["route add 10.1.0.5/32 dev veth1", "route add fd00:1::5/128 dev veth1"])
+    lab.wire(node, "gw", gateway, "eth0", "address add 192.168.9.1/24 dev gw", "address add fd09::1/64 dev gw")
     return pod
 
 

@@ -23,8 +23,7 @@ TUNNEL_MTU = 1450
 def switch(lab: Lab) -> Namespace:
     """What joins the nodes; it knows no pod CIDR."""
     made = lab.namespace("switch")
-    made.ip("link add bridge type bridge")
-    made.ip("link set bridge up")
+    made.batch(["link add bridge type bridge", "link set bridge up"])
     return made
 
 
@@ -34,9 +33,8 @@ def nodes(lab: Lab, switch: Namespace) -> dict[int, Namespace]:
     made = {}
     for number in NODES:
         node = lab.namespace(f"node{number}")
-        lab.wire(node, "eth0", switch, f"port{number}")
+        lab.wire(node, "eth0", switch, f"port{number}", f"address add 192.168.7.{number}/24 dev eth0")
         switch.ip(f"link set port{number} master bridge")
-        node.ip(f"address add 192.168.7.{number}/24 dev eth0")
         made[number] = node
     return made
 
@@ -48,16 +46,24 @@ def pods(lab: Lab, nodes: dict[int, Namespace]) -> dict[int, Namespace]:
     for number, node in nodes.items():
         pod = lab.namespace(f"pod{number}")
         lab.wire(pod, "eth0", node, "pod")
-        pod.ip(f"link set eth0 mtu {TUNNEL_MTU}")
-        pod.ip(f"address add 10.{number}.0.2/32 dev eth0")
-        pod.ip(f"-6 address add fd00:{number}::2/128 dev eth0")
-        node.ip("address add 169.254.1.1/32 dev pod")
-        node.ip("-6 address add fe80::1/64 dev pod")
-        node.ip(f"route add 10.{number}.0.2 dev pod")
-        node.ip(f"-6 route add fd00:{number}::2 dev pod")
-        pod.ip("route add 169.254.1.1 dev eth0")
-        pod.ip("route add default via 169.254.1.1")
-        pod.ip("-6 route add default via fe80::1 dev eth0")
+        node.batch(
+            [
+                "address add 169.254.1.1/32 dev pod",
+                "address add fe80::1/64 dev pod",
+                f"route add 10.{number}.0.2 dev pod",
+                f"route add fd00:{number}::2 dev pod",
+            ]
+        )
+        pod.batch(
+            [
+                f"link set eth0 mtu {TUNNEL_MTU}",
+                f"address add 10.{number}.0.2/32 dev eth0",
+                f"address add fd00:{number}::2/128 dev eth0",
+                "route add 169.254.1.1 dev eth0",
+                "route add default via 169.254.1.1",
+                "route add default via fe80::1 dev eth0",
+            ]
+        )
         made[number] = pod
     return made
 
