@@ -2,6 +2,7 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 PY := .venv/bin/python
+UNIT_TESTS := $(PY) -m pytest -q -n 3 --dist worksteal operator/tests reconcilers/tests
 PEERS ?= 10000
 export PATH := $(PATH):/usr/sbin:/sbin
 # Where it is set, each worker of pytest compiles all tests and modules again: 5 s of a core, each, each time.
@@ -27,16 +28,18 @@ image: ## Build the image of all roles into dist/, with the list of what is in i
 	@$(PY) -m netloom_e2e.netloom_image
 
 test: check ## Run everything: check, then the tests on a real API server and kernel
-	$(PY) -m pytest -q -n 3 --dist worksteal -m "slow or hypothesis" operator/tests reconcilers/tests
+	$(UNIT_TESTS) -m "slow or hypothesis"
 	@$(PY) -m netloom_e2e build
 	$(PY) -m pytest -q -n 2 --dist loadfile --durations=12 e2e/tests
 
 check: setup-tests ## Format, lint, types, layers and unit tests; about a minute
 	.venv/bin/ruff format --check .
 	.venv/bin/ruff check .
-	.venv/bin/mypy
-	.venv/bin/lint-imports --no-logo
-	$(PY) -m pytest -q -n 3 --dist worksteal --hypothesis-profile check -m "not slow" operator/tests reconcilers/tests
+	@echo "types and layers: looked at beside the tests, and told after them"
+	@said=$$(mktemp); trap 'rm -f $$said' EXIT; \
+	{ .venv/bin/mypy; types=$$?; .venv/bin/lint-imports --no-logo && exit $$types; } >$$said 2>&1 & beside=$$!; \
+	$(UNIT_TESTS) --hypothesis-profile check -m "not slow"; tests=$$?; \
+	wait $$beside; beside=$$?; cat $$said; exit $$((tests || beside))
 
 bench: bench-allocation bench-mesh bench-codec bench-drift bench-restart bench-join bench-throughput bench-senders bench-webhook bench-ipam ## Run all benches; each ends with a line `RESULT {json}`
 

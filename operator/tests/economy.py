@@ -4,7 +4,7 @@
   trusts one of those.
 - structlog, as long as nobody configures it, paints with rich what pytest keeps for the case that the test fails: 8 s.
 - Hypothesis tries 100 examples of everything: 22 s. `make check` tries 20, by the profile `check`; `make test` and
-  pytest alone try all.
+  pytest alone try all. The same is true of histories made by a test's own dice, one a seed.
 """
 
 import os
@@ -42,3 +42,8 @@ def pytest_configure(config: pytest.Config) -> None:
 def examples(count: int) -> int:
     """What to give to `@settings(max_examples=...)`: the profile scales it, too."""
     return max(1, count * settings().max_examples // 100)
+
+
+def seeds(count: int) -> list[pytest.ParameterSet]:
+    """For `parametrize`, where each seed is one more example of the same: after a fifth of them, they are slow."""
+    return [pytest.param(seed, marks=pytest.mark.slow if 5 * seed >= count else ()) for seed in range(count)]

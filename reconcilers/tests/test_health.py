@@ -299,6 +299,7 @@ async def test_a_node_that_goes_meanwhile() -> None:
     assert world.marked() == []
 
 
+@pytest.mark.slow
 async def test_what_is_written_when_a_rack_falls_silent() -> None:
     """100 of 5,000: one a second."""
     world = World(5000)
@@ -316,6 +317,7 @@ async def test_what_is_written_when_a_rack_falls_silent() -> None:
     assert sorted(world.marked()) == sorted(names[:100])
 
 
+@pytest.mark.slow
 async def test_most_of_a_large_cluster_falls_silent_at_once() -> None:
     """One node in ten seconds, and one summary: at a rate of 0.1/s to 5,000 agents."""
     world = World(5000)

@@ -17,6 +17,7 @@ from netloom.ipam.node_allocator import Owner
 from netloom.ipam.pool_demand import IDLE_SECONDS
 from netloom_reconcilers.node.pools.asking import HEAL_SECONDS, LATE_SECONDS
 from netloom_reconcilers.node.pools.blocks import held
+from tests.economy import examples
 from tests.pool_world import REST, World
 
 NAMES = ("default", "blue")
@@ -214,5 +215,5 @@ class PoolMachine(RuleBasedStateMachine):
             assert needed <= len(world.blocks.get(pool, ())) <= max(1, most) if needed else not world.blocks.get(pool)
 
 
-PoolMachine.TestCase.settings = settings(max_examples=30, stateful_step_count=25, deadline=None)
+PoolMachine.TestCase.settings = settings(max_examples=examples(30), stateful_step_count=25, deadline=None)
 TestPools = PoolMachine.TestCase

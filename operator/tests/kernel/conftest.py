@@ -8,7 +8,7 @@ import pytest
 from pytest_asyncio.plugin import LoopFactory
 
 from netloom.kernel.mesh.dataplane import Dataplane
-from tests.kernel.netns import Lab, Namespace, sweep
+from tests.kernel.netns import Lab, Namespace, prepare
 from tests.loops import BOTH, UVLOOP, pytest_collection_modifyitems
 
 __all__ = ["pytest_collection_modifyitems"]
@@ -23,8 +23,8 @@ def pytest_asyncio_loop_factories(config: pytest.Config, item: pytest.Item) -> d
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _swept() -> None:
-    sweep()
+def _prepared() -> None:
+    prepare()
 
 
 @pytest.fixture
@@ -40,8 +40,7 @@ def lab() -> Iterator[Lab]:
 def node(lab: Lab) -> Iterator[Namespace]:
     """A node with an underlay device that holds 192.168.7.1; the test runs inside."""
     node, wire = lab.namespace("node"), lab.namespace("wire")
-    lab.wire(node, "eth0", wire, "node")
-    node.ip("address add 192.168.7.1/24 dev eth0")
+    lab.wire(node, "eth0", wire, "node", "address add 192.168.7.1/24 dev eth0")
     with node.entered():
         yield node
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -78,11 +79,13 @@ async def running(plane: Keeper[Any, Any]) -> AsyncIterator[None]:
 
 
 async def eventually(condition: Callable[[], bool], what: Callable[[], str] | str = "it") -> None:
-    """Wait until it is so."""
+    """Wait until it is so. Looking takes a third of the time at most: a look may be six processes."""
     try:
         async with asyncio.timeout(DEADLINE_SECONDS):
+            began = time.monotonic()
             while not condition():
-                await asyncio.sleep(0.005)
+                await asyncio.sleep(max(0.005, 2 * (time.monotonic() - began)))
+                began = time.monotonic()
     except TimeoutError:
         raise AssertionError(
             f"not within {DEADLINE_SECONDS:g} s: {what if isinstance(what, str) else what()}"

@@ -16,11 +16,15 @@ import re
 import socket
 import struct
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 PREFIX = "nlk"
+SOON = 0.2
+"""Seconds. Between namespaces, an answer is there before `ping` has begun to wait: whoever sends a packet takes it all
+the way and back. What is not answered by then is lost."""
 _CLONE_NEWNET = 0x40000000
 _MS_BIND = 4096
 _MNT_DETACH = 2
@@ -82,11 +86,25 @@ class Namespace:
             (flags,) = struct.unpack_from("H", request, 16)
             fcntl.ioctl(any_socket, _SIOCSIFFLAGS, struct.pack("16sH22x", device.encode(), flags | _IFF_UP))
 
-    def pings(self, target: str, *, size: int = 0, source: str = "") -> bool:
-        """One answered ping; with `size` (bytes of the whole packet) it may not be fragmented."""
+    def pings(self, target: str, *, size: int = 0, source: str = "", seconds: float = 2) -> bool:
+        """One answered ping; with `size` (bytes of the whole packet) it may not be fragmented.
+
+        `seconds` is what it costs where there is no answer: SOON, where none is expected.
+        """
         options = f"-s {size - (48 if ':' in target else 28)} -M do" if size else ""
         origin = f"-I {source}" if source else ""
-        return " 0% packet loss" in self.exec(f"ping -n -c 1 -W 2 {options} {origin} {target}", check=False)
+        return " 0% packet loss" in self.exec(f"ping -n -c 1 -W {seconds:g} {options} {origin} {target}", check=False)
+
+    def takes(self, *addresses: str) -> None:
+        """Wait until packets to these IPv6 addresses of its own are let in.
+
+        A socket can be bound to one at once, without duplicate detection, but its route is made by another thread of
+        the kernel's: on a busy machine later than the first packet comes.
+        """
+        until = time.monotonic() + 20
+        while not all(f"local {each} " in self.ip("-6 route show table local") for each in addresses):
+            assert time.monotonic() < until, self.ip("-6 route show table local")
+            time.sleep(0.005)
 
     def advertise_router(self, device: str, prefix: str = "") -> None:
         """One router advertisement (RFC 4861): a default route by the device's link-local address, for half an hour,
@@ -128,6 +146,9 @@ class Namespace:
 
     def owned(self) -> str:
         """What is Netloom's, one line each, by its marks: device name, protocol number."""
+        text = self.batch(["neighbour show nud permanent", "nexthop", "route show proto 158"]).splitlines()
+        said = [" ".join(line.split()) for line in (*text, *self.ip("-6 route show proto 158").splitlines())]
+        neighbours = [line for line in said if line.endswith("PERMANENT")]
         lines = []
         for link in self.ip_json("address"):
             if not link.get("ifname", "").startswith("netloom_"):
@@ -139,13 +160,12 @@ class Namespace:
                 f"{' external' if data.get('external') else ''} dstport {data.get('port')}"
             )
             lines += [f"address {a['local']}/{a['prefixlen']}" for a in link["addr_info"]]
-            neighbours = self.ip(f"neighbour show dev {link['ifname']} nud permanent").splitlines()
-            lines += [f"neighbour {' '.join(line.split())}" for line in sorted(neighbours)]
-        nexthops = [" ".join(line.split()) for line in self.ip("nexthop").splitlines() if "proto 158" in line]
+            on_it = f" dev {link['ifname']} "
+            lines += sorted(f"neighbour {line.replace(on_it, ' ')}" for line in neighbours if on_it in line)
+        nexthops = [line for line in said if line.startswith("id ") and "proto 158" in line]
         lines += [f"nexthop {line.replace(' src 0.0.0.0', '').replace(' tos 0', '')}" for line in nexthops]
-        for family in ("-4", "-6"):
-            for line in self.ip(f"{family} route show proto 158").splitlines():
-                lines.append("route " + re.sub(r" encap .*", "", " ".join(line.split())))
+        routes = [line for line in said if not line.startswith("id ") and line not in neighbours]
+        lines += ["route " + re.sub(r" encap .*", "", line) for line in routes]
         return "\n".join(lines)
 
 
@@ -195,9 +215,9 @@ class Lab:
         namespace.up("lo")
         return namespace
 
-    def wire(self, one: Namespace, device: str, other: Namespace, far: str) -> None:
-        """A veth pair between two namespaces, up."""
-        one.ip(f"link add {device} type veth peer name {far} netns {other.name}")
+    def wire(self, one: Namespace, device: str, other: Namespace, far: str, *more: str) -> None:
+        """A veth pair between two namespaces, up; what `ip` is to do `more`, in the first, costs no further process."""
+        one.batch([f"link add {device} type veth peer name {far} netns {other.name}", *more])
         one.up(device)
         other.up(far)
 
@@ -213,8 +233,15 @@ class Lab:
         self._made.clear()
 
 
-def sweep() -> None:
-    """Remove what test processes that no longer live have left."""
+def prepare() -> None:
+    """To be called before the first namespace is made: also removes what test processes that no longer live have left.
+
+    The machine's first `ip netns add` mounts the directory of names onto itself, with all that is mounted in it. From
+    then on no name that was there could be removed: so that `ip` of whoever else is at work has to come before ours.
+    """
+    first = f"{PREFIX}-{os.getpid()}-first"
+    run("ip", "netns", "add", first)
+    run("ip", "netns", "delete", first)
     for path in _NAMED.glob(f"{PREFIX}-*"):
         pid = path.name.split("-")[1]
         if not Path(f"/proc/{pid}").exists():

@@ -16,7 +16,7 @@ import pytest
 from netloom.kernel.mesh.encapsulation import NO_ENCAPSULATION
 from tests.kernel.faults import FaultyCommands
 from tests.kernel.meshes import becomes, eventually, running
-from tests.kernel.netns import Lab
+from tests.kernel.netns import SOON, Lab
 from tests.kernel.two import Two, view_of
 
 
@@ -33,7 +33,7 @@ def again(two: Two, was: str) -> Callable[[], bool]:
 
     def is_so() -> bool:
         with contextlib.suppress(RuntimeError):  # it has another name by the time that it is asked about
-            return two.here.owned() == was and two.passes()
+            return two.here.owned() == was and two.passes(seconds=SOON)
         return False
 
     return is_so
@@ -59,7 +59,7 @@ async def test_an_edit_that_stops_packets_is_undone(two: Two, commands: list[str
         was = two.here.owned()
         for command in commands:
             two.here.ip(command)
-        await eventually(lambda: not two.passes(seconds=0.2))
+        await eventually(lambda: not two.passes(seconds=SOON))
         async with running(plane):
             await eventually(again(two, was))
             await eventually(lambda: plane.report.in_sync, lambda: str(plane.report))

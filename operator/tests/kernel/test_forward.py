@@ -25,7 +25,7 @@ from tests.kernel.forwards import (
     locked,
 )
 from tests.kernel.meshes import eventually, running
-from tests.kernel.netns import Lab
+from tests.kernel.netns import SOON, Lab
 from tests.kernel.nft import FaultyNftables
 
 VARIANTS = pytest.mark.parametrize("programs", [pytest.param(each, id=name) for name, each in PROGRAMS.items()])
@@ -63,7 +63,7 @@ async def test_a_filter_as_docker_leaves_it_is_opened_and_left_as_it_was(
     for program in programs:
         crossing.feed(f"{program}-restore", DOCKER)
     before = crossing.tables()
-    assert crossing.passes() == NONE
+    assert crossing.passes(SOON) == NONE
     async with keeping() as keeper:
         planned = await keeper.plan(DESIRED)
         assert planned[:4] == [
@@ -90,7 +90,7 @@ async def test_a_filter_as_docker_leaves_it_is_opened_and_left_as_it_was(
         assert (await keeper.cleanup()).in_sync
         assert await keeper.plan_cleanup() == []
     assert crossing.tables() == before
-    assert crossing.passes() == NONE
+    assert crossing.passes(SOON) == NONE
 
 
 @VARIANTS
@@ -202,7 +202,7 @@ async def test_what_others_decide_about_certain_packets_stays_decided(crossing: 
         assert saved[-2:] == [JUMP, saved[-1]]
         assert "REJECT" in saved[-1]
         assert crossing.passes() == ALL
-        assert not crossing.b.pings("10.42.1.9")
+        assert not crossing.b.pings("10.42.1.9", seconds=SOON)
 
 
 async def test_nothing_is_made_where_nothing_drops(crossing: Crossing) -> None:

@@ -9,7 +9,7 @@ from netloom.kernel.forward.blocked import Blocked
 from netloom.kernel.forward.opening import Forwarding
 from tests.kernel.forwards import ALL, DESIRED, NONE, TUNNELLED, Crossing, keeping
 from tests.kernel.meshes import eventually, running
-from tests.kernel.netns import Lab
+from tests.kernel.netns import SOON, Lab
 
 FIREWALLD = Path(__file__).parent / "firewalld"
 """Table `inet firewalld` as firewalld 1.3.3 makes it, as far as forwarded packets see it, with eth0 in zone public; and
@@ -136,7 +136,7 @@ async def test_what_drops_for_sure(crossing: Crossing) -> None:
         assert blocked, name
         assert all(each.sure for each in blocked), name
         assert {cidr for each in blocked for cidr in each.pods} == set(DESIRED.pods), name
-        assert crossing.passes(0.2) == NONE, name
+        assert crossing.passes(SOON) == NONE, name
         crossing.node.exec("nft flush ruleset")
 
 
@@ -164,7 +164,7 @@ async def test_firewalld(crossing: Crossing) -> None:
         "filter_FWD_public",
     )
     assert blocked.pods == DESIRED.pods
-    assert crossing.passes() == NONE | {"4 out": True, "6 out": True}
+    assert crossing.passes(SOON) == NONE | {"4 out": True, "6 out": True}
     crossing.node.exec("nft flush ruleset")
     assert await said(crossing, (FIREWALLD / "trusted_sources.nft").read_text()) == ()
     assert crossing.passes() == ALL
@@ -176,7 +176,7 @@ async def test_firewalld_by_the_tunnels_device(lab: Lab) -> None:
     with crossing.node.entered():
         (blocked,) = await said(crossing, (FIREWALLD / "default.nft").read_text(), TUNNELLED)
         assert blocked.sure
-        assert crossing.passes(0.2) == NONE
+        assert crossing.passes(SOON) == NONE
         crossing.node.exec("nft flush ruleset")
         assert await said(crossing, (FIREWALLD / "trusted_device.nft").read_text(), TUNNELLED) == ()
         assert crossing.passes() == ALL

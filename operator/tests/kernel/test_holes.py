@@ -24,7 +24,7 @@ from netloom.kernel.netlink.wire import NAMES
 from netloom.kernel.ownership import HOLES
 from tests.kernel.conftest import Planes
 from tests.kernel.meshes import becomes, eventually, here, peer, running
-from tests.kernel.netns import Lab, Namespace
+from tests.kernel.netns import SOON, Lab, Namespace
 
 GENEVE = Encapsulation("geneve", 6081)
 OWN = tuple(map(Cidr.parse, ("10.1.0.0/24", "fd00:1::/64")))
@@ -246,7 +246,7 @@ async def test_one_of_an_earlier_life_over_the_api_server_goes_before_anything_i
     world.router.ip("address add 10.1.0.99/32 dev lo")
     world.node.ip(f"route add unreachable 10.1.0.0/24 proto 158 metric {HOLES.routes.start}")
     plane = await planes.open()
-    assert not world.node.pings("10.1.0.99")
+    assert not world.node.pings("10.1.0.99", seconds=SOON)
     await plane.free_node({parse_address("10.1.0.99"): "the API server"})
     assert world.node.pings("10.1.0.99")
     await plane.apply(view(2))

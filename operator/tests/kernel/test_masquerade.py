@@ -9,6 +9,7 @@ from netloom.cidr import Cidr
 from netloom.kernel.errors import KernelUnsupported
 from netloom.kernel.masquerade.sets import Masquerading
 from netloom.kernel.netlink.nftables_socket import NftablesSocket
+from tests.economy import seeds
 from tests.kernel.meshes import eventually, running
 from tests.kernel.netns import Namespace
 from tests.kernel.nft import FaultyNftables, Masquerades, masquerades, masquerading, nft, ours, prefixes, rules, ruleset
@@ -230,7 +231,7 @@ async def test_cidrs_at_the_edges(node: Namespace, masquerades: Masquerades, cid
     assert ours(node) == before
 
 
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("seed", seeds(8))
 async def test_any_sequence_of_changes_ends_in_what_a_fresh_start_gives(
     node: Namespace, masquerades: Masquerades, seed: int
 ) -> None:

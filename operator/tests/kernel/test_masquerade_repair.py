@@ -6,6 +6,7 @@ from random import Random
 
 import pytest
 
+from tests.economy import seeds
 from tests.kernel.meshes import becomes, eventually, running
 from tests.kernel.netns import Namespace
 from tests.kernel.nft import (
@@ -213,7 +214,7 @@ async def test_others_tables_survive_all_of_it(node: Namespace, masquerades: Mas
     assert ruleset(node) == foreign
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", seeds(3))
 async def test_a_storm_of_edits_while_nodes_come_and_go(node: Namespace, masquerades: Masquerades, seed: int) -> None:
     """Another process edits the table without a pause; whatever is lost in between is found in the end."""
     random = Random(seed)

@@ -87,6 +87,7 @@ def proxy(lab: Lab, nodes: list[Namespace]) -> None:
         router.ip(f"address add 192.168.9.{number}/32 dev p{number}")
         router.ip(f"route add 192.168.7.{number} dev p{number}")
         router.sysctl(f"net.ipv4.conf.p{number}.proxy_arp", "1")
+        router.sysctl(f"net.ipv4.neigh.p{number}.proxy_delay", "0")  # up to 0.8 s, else
     router.sysctl("net.ipv4.ip_forward", "1")
 
 

@@ -105,16 +105,14 @@ async def pair(lab: Lab, tmp_path: Path, request: pytest.FixtureRequest) -> Asyn
     """Both in the mesh, of which they are all. A parameter says by which encapsulation, if not VXLAN."""
     ways = (getattr(request, "param", VXLAN),)
     switch = lab.namespace("switch")
-    switch.ip("link add bridge type bridge")
-    switch.ip("link set bridge up")
+    switch.batch(["link add bridge type bridge", "link set bridge up"])
     nodes = []
     async with AsyncExitStack() as stack:
         for number in (1, 2):
             place = lab.namespace(f"node{number}")
-            lab.wire(place, "eth0", switch, f"port{number}")
+            addresses = (f"192.168.7.{number}/24", f"fd07::{number}/64")
+            lab.wire(place, "eth0", switch, f"port{number}", *(f"address add {each} dev eth0" for each in addresses))
             switch.ip(f"link set port{number} master bridge")
-            place.ip(f"address add 192.168.7.{number}/24 dev eth0")
-            place.ip(f"address add fd07::{number}/64 dev eth0 nodad")
             with place.entered():
                 plane = Dataplane(run_directory=tmp_path / str(number), resync_seconds=None)
                 await plane.open()

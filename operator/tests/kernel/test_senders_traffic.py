@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.kernel.meshes import eventually, running
-from tests.kernel.netns import Lab
+from tests.kernel.netns import SOON, Lab
 from tests.kernel.nft import nft
 from tests.kernel.tunnelled import VXLAN, Keepers, Underlay, add, header, inner, keepers, senders
 
@@ -118,7 +118,7 @@ async def test_outer_packets_are_not_tracked(tracking: Underlay, keepers: Keeper
         await keeper.apply(senders())
     assert tracking.delivered(VXLAN, "192.168.7.2", "10.2.0.5") == 6
     assert tracking.delivered(VXLAN, "192.168.7.2", "192.168.7.2") == 6, "the node itself"
-    node.pings("10.2.0.9")
+    node.pings("10.2.0.9", seconds=SOON)
     assert tracked(tracking) == ([] if kept else ["192.168.7.1 192.168.7.2", "192.168.7.2 192.168.7.1"])
     with tracking.lan.entered(), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         sock.bind((STRANGER, 0))

@@ -10,7 +10,7 @@ import pytest
 
 from netloom.cidr import Cidr, parse_address
 from netloom.kernel.mesh.encapsulation import NO_ENCAPSULATION
-from netloom.kernel.surroundings import tables
+from netloom.kernel.surroundings import look_part, tables
 from netloom.kernel.surroundings.detours import Detour, Remote
 from netloom.kernel.surroundings.look_part import Surroundings
 from netloom.kernel.surroundings.surroundings import SurroundingsKeeper
@@ -32,11 +32,8 @@ def pod(node: Namespace, lab: Lab) -> Namespace:
     """10.1.0.5 and fd00:1::5, by a host route each; somewhere to lead packets astray: by gw to 192.168.9.9."""
     pod, gateway = lab.namespace("pod"), lab.namespace("gateway")
     lab.wire(node, "veth1", pod, "eth0")
-    node.ip("route add 10.1.0.5/32 dev veth1")
-    node.ip("-6 route add fd00:1::5/128 dev veth1")
-    lab.wire(node, "gw", gateway, "eth0")
-    node.ip("address add 192.168.9.1/24 dev gw")
-    node.ip("-6 address add fd09::1/64 dev gw")
+    node.batch(["route add 10.1.0.5/32 dev veth1", "route add fd00:1::5/128 dev veth1"])
+    lab.wire(node, "gw", gateway, "eth0", "address add 192.168.9.1/24 dev gw", "address add fd09::1/64 dev gw")
     return pod
 
 
@@ -180,8 +177,9 @@ async def test_rules_that_lead_pods_packets_elsewhere_are_found_and_go_by_their_
 
 
 async def test_a_rule_is_seen_when_it_comes_though_its_routes_come_later(
-    node: Namespace, pod: Namespace, planes: Planes, keepers: Opener
+    node: Namespace, pod: Namespace, planes: Planes, keepers: Opener, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(look_part, "AFTERWARDS_SECONDS", 0.2)
     await (await planes.open()).apply(mesh())
     reports: list[object] = []
     keeper = await keepers(on_report=reports.append)

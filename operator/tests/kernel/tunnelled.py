@@ -108,6 +108,7 @@ class Underlay:
             self.node.ip(f"link set {name} up")
         self.node.ip("address add 10.1.0.0/32 dev lo")
         self.node.ip("address add fd00:1::/128 dev lo nodad")
+        self.node.takes("fd00:1::", "fd99::1")
 
     def delivered(
         self,

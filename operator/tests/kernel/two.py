@@ -33,9 +33,8 @@ class Two:
         self.here, self.there = (lab.namespace(f"node{number}") for number in NODES)
         self.elsewhere = lab.namespace("elsewhere")
         self._run_directory = run_directory
-        lab.wire(self.here, "eth0", self.there, "eth0")
-        for number, node in zip(NODES, (self.here, self.there), strict=True):
-            node.ip(f"address add 192.168.7.{number}/24 dev eth0")
+        lab.wire(self.here, "eth0", self.there, "eth0", "address add 192.168.7.1/24 dev eth0")
+        self.there.ip("address add 192.168.7.2/24 dev eth0")
 
     @contextlib.asynccontextmanager
     async def opened(self, number: int = 1, **options: object) -> AsyncIterator[Dataplane]:

@@ -1,8 +1,6 @@
 """What a role can do is a list: what --features makes of it, and that features of an operator stop no other."""
 
 import asyncio
-import subprocess
-import sys
 from pathlib import Path
 from typing import ClassVar
 
@@ -187,21 +185,3 @@ async def test_a_features_condition_is_applied_by_a_manager_of_its_own(
     writes = [call for call in server.calls if call.verb == "patch" and call.collection == NODE_PATH]
     managers = {call.body["status"]["conditions"][0]["type"]: call.query["fieldManager"] for call in writes}
     assert managers == {"Watched": "netloom-agent-watcher", "DataplaneReady": "netloom-agent"}
-
-
-def test_an_agent_does_not_export_the_operators_metrics() -> None:
-    """They are registered by whoever imports them."""
-    program = """
-import netloom.roles.{role}
-from netloom.runtime.metrics import REGISTRY
-print(*sorted(family.name for family in REGISTRY.collect()))
-"""
-    shown = {}
-    for role in ("agent", "operator"):
-        command = [sys.executable, "-c", program.format(role=role)]
-        shown[role] = set(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split())
-    own = {name for name in shown["operator"] if "ledger" in name or "allocation" in name or "ipam" in name}
-    own |= {"netloom_nodes_waiting", "netloom_network_problems", "netloom_nodes_address_kept"}
-    assert own <= shown["operator"]
-    assert len(own) >= 7
-    assert own & shown["agent"] == set()

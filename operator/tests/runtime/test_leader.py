@@ -28,6 +28,7 @@ from netloom.runtime.clock import ServerClock
 from netloom.runtime.errors import AlreadyExists, Conflict, NotFound, Unavailable
 from netloom.runtime.leader import EXIT_LEASE_LOST, MARGIN, LeaderElector, LeaseLost
 from netloom.runtime.wire import encode
+from tests.economy import seeds
 from tests.runtime import scripted, virtual
 from tests.runtime.scripted import ScriptedApi, until
 from tests.runtime.virtual import in_virtual_time, on_both_loops
@@ -428,7 +429,7 @@ def test_a_lease_that_leaves_no_time_is_refused(numbers: tuple[float, float, flo
         LeaderElector(None, "l", "n", "i", lease_seconds=lease, renew_deadline=deadline, retry=retry)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("seed", range(25))
+@pytest.mark.parametrize("seed", seeds(25))
 @on_both_loops
 def test_two_never_work_at_the_same_time(seed: int, loop: Callable[[], Any]):
     """Three candidates for half an hour: slow, lost, late and unanswered requests, partitions, clocks that are set,

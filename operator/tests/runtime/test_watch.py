@@ -18,6 +18,7 @@ from netloom.runtime import loop
 from netloom.runtime.client import Api
 from netloom.runtime.store import Store
 from netloom.runtime.watch import ListWatch, Timing
+from tests.economy import seeds
 from tests.runtime import scripted
 from tests.runtime.conftest import write_kubeconfig
 from tests.runtime.scripted import Call, Object, ScriptedApi, serving, until
@@ -652,7 +653,7 @@ async def test_selectors_are_sent_with_list_and_watch(server: ScriptedApi, start
         assert server.queries(verb)[0]["labelSelector"] == "x=y"
 
 
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", seeds(12))
 def test_after_a_storm_of_faults_the_cache_is_the_truth(seed: int, tmp_path: Path):
     """Any fault at any moment, while objects come, change and go; on the event loop that the roles run on."""
 

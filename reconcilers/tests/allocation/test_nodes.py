@@ -58,6 +58,7 @@ class Denying(ModelServer):
         return super()._create(request)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loop", LOOPS.values(), ids=LOOPS)
 def test_a_thousand_nodes_that_a_policy_denies_wait_until_it_is_gone(loop: Callable[[VirtualClock], Any]) -> None:
     world = World(server=Denying, loop=loop)
