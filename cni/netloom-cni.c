@@ -10,6 +10,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <poll.h>
 #include <signal.h>
 #include <stdarg.h>
@@ -94,16 +95,28 @@ bool wait_for(int file, short event)
     return found > 0;
 }
 
+/* One line on standard error, which runtimes log; not where nobody makes room for it. */
+__attribute__((format(printf, 1, 2))) static void log_line(const char *format, ...)
+{
+    va_list arguments;
+    va_start(arguments, format);
+    if (wait_for(STDERR_FILENO, POLLOUT))
+        vdprintf(STDERR_FILENO, format, arguments);
+    va_end(arguments);
+}
+
 void end(int status, const char *output, size_t length)
 {
     while (length > 0) {
-        ssize_t written = write(STDOUT_FILENO, output, length);
+        ssize_t written = -1; /* of no more than a pipe with room takes without blocking */
+        if (wait_for(STDOUT_FILENO, POLLOUT))
+            written = write(STDOUT_FILENO, output, length < PIPE_BUF ? length : PIPE_BUF);
         if (written >= 0) {
             output += written;
             length -= (size_t)written;
-        } else if (errno != EINTR && !(errno == EAGAIN && wait_for(STDOUT_FILENO, POLLOUT))) {
+        } else if (errno != EINTR && errno != EAGAIN) {
             /* The runtime never gets to know what was done: then the call has failed. */
-            dprintf(STDERR_FILENO, "netloom-cni: the result cannot be printed: %s\n", strerror(errno));
+            log_line("netloom-cni: the result cannot be printed: %s\n", strerror(errno));
             _exit(status ? status : 1);
         }
     }
@@ -158,8 +171,7 @@ void give_up(enum code code, const char *format, ...)
         fail(IO_FAILURE, "It has to be repeated. Make room there, or see to it that Netloom's agent runs on this node.",
              "%s; and the deletion of %s cannot be written down in %s: %s: %s", why, name, call.deletions, failed,
              strerror(errno));
-    dprintf(STDERR_FILENO, "netloom-cni: %s; the deletion of %s is written down in %s for it\n", why, name,
-            call.deletions);
+    log_line("netloom-cni: %s; the deletion of %s is written down in %s for it\n", why, name, call.deletions);
     end(0, "", 0);
 }
 
@@ -206,13 +218,17 @@ static void read_environment(void)
 
 static void read_input(void)
 {
+    bool is_optional = call.command == &VERSION; /* which people ask for, too */
+    if (is_optional && isatty(STDIN_FILENO))
+        return;
     for (;;) {
         ssize_t count = -1;
         if (wait_for(STDIN_FILENO, POLLIN))
             count = read(STDIN_FILENO, input + input_length, MOST_INPUT + 1 - input_length);
-        if (count == 0)
+        bool is_broken = count < 0 && errno != EINTR && errno != EAGAIN;
+        if (count == 0 || (is_broken && is_optional))
             return;
-        if (count < 0 && errno != EINTR && errno != EAGAIN)
+        if (is_broken)
             fail(IO_FAILURE, "The runtime has to write the network configuration to it, and to close it.",
                  "standard input cannot be read to its end: %s", strerror(errno));
         input_length += count > 0 ? (size_t)count : 0;

@@ -97,7 +97,7 @@ class Runtime:
 
     def collect(self, valid: Sequence[Mapping[str, str]]) -> None:
         """GC. Raises CniFailure."""
-        self.ask("GC", **{"cni.dev/valid-attachments": list(valid)})
+        self.ask("GC", None, **{"cni.dev/valid-attachments": list(valid)})
 
     def ask(self, command: str, sandbox: Sandbox | None = None, **config: Any) -> dict[str, Any]:
         """What the plugin prints. Raises CniFailure."""

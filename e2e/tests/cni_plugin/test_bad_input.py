@@ -265,7 +265,7 @@ def test_more_than_four_megabytes_are_refused(either_plugin: Plugin, variables: 
     assert result.error == (7, "standard input has more than 4194304 bytes", "No network configuration is that large.")
 
 
-@pytest.mark.parametrize("command", ["ADD", "DEL", "VERSION"])
+@pytest.mark.parametrize("command", ["ADD", "DEL", "STATUS"])
 def test_standard_input_that_is_closed_or_no_file_is_told(
     either_plugin: Plugin, variables: dict[str, str], command: str
 ) -> None:

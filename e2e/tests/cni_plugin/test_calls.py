@@ -263,6 +263,21 @@ def test_and_to_whoever_asks_in_whatever_way(either_plugin: Plugin, stdin: bytes
     assert (result.status, json.loads(result.output)["cniVersion"]) == (0, "1.1.0")
 
 
+@pytest.mark.parametrize("redirection", ["<&-", "</"])
+def test_also_without_standard_input(either_plugin: Plugin, redirection: str) -> None:
+    shell = ("sh", "-c", f'exec "$0" {redirection}')
+    assert either_plugin.call({"COMMAND": "VERSION"}, b"", before=shell).status == 0
+
+
+def test_and_to_a_person_at_a_terminal(plugin: Plugin) -> None:
+    """Who types nothing, and wants no help."""
+    terminal, inside = os.openpty()
+    with os.fdopen(terminal, "wb"), os.fdopen(inside, "rb") as stdin:
+        environment = plugin.environment({"COMMAND": "VERSION"}, seconds=3000)
+        done = subprocess.run([plugin.program], stdin=stdin, capture_output=True, env=environment, timeout=30)
+    assert (done.returncode, json.loads(done.stdout)["cniVersion"]) == (0, "1.1.0")
+
+
 @contextmanager
 def _process_in(place: Namespace) -> Iterator[subprocess.Popen[str]]:
     """Something that lives in a namespace."""

@@ -77,7 +77,7 @@ def calls(plugin: Plugin, variables: dict[str, str], config: bytes, folder: Path
     return [line.split()[1].partition("(")[0] for line in trace.read_text().splitlines()]
 
 
-@pytest.mark.parametrize(("command", "most"), [("VERSION", 11), ("ADD", 28), ("DEL", 25)])
+@pytest.mark.parametrize(("command", "most"), [("VERSION", 13), ("ADD", 29), ("DEL", 26)])
 def test_what_a_call_costs(
     plugin: Plugin,
     agent: Agents,

@@ -66,6 +66,25 @@ def test_a_deletion_is_written_down_with_standard_error_closed(
     assert written.read_bytes().endswith(b"\n\n" + config)
 
 
+def test_a_full_standard_error_keeps_no_deletion_from_its_end(
+    plugin: Plugin, variables: dict[str, str], config: bytes
+) -> None:
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    os.write(writing, b"x" * (1 << 20))
+    os.set_blocking(writing, True)
+    with os.fdopen(reading, "rb"), os.fdopen(writing, "wb") as full:
+        done = subprocess.run(
+            [plugin.program],
+            input=config,
+            stderr=full,
+            env=plugin.environment({"COMMAND": "DEL", **variables}, seconds=1),
+            timeout=CALL_SECONDS,
+        )
+    assert done.returncode == 0
+    assert len(list(plugin.deletions.iterdir())) == 1
+
+
 def test_a_reader_that_goes_away_during_the_call_makes_it_fail(
     plugin: Plugin, agent: Agents, variables: dict[str, str], config: bytes
 ) -> None:
@@ -115,11 +134,12 @@ def test_a_narrow_pipe_gets_all_of_a_large_result(
         assert process.wait(CALL_SECONDS) == 0
 
 
+@pytest.mark.parametrize("blocking", [True, False])
 def test_a_reader_that_does_not_read_is_waited_for_until_the_deadline(
-    plugin: Plugin, agent: Agents, variables: dict[str, str], config: bytes
+    plugin: Plugin, agent: Agents, variables: dict[str, str], config: bytes, blocking: bool
 ) -> None:
     reading, writing = os.pipe()
-    os.set_blocking(writing, False)
+    os.set_blocking(writing, blocking)
     with agent(answering(0, LARGE)), os.fdopen(reading, "rb"), os.fdopen(writing, "wb") as stdout:
         done = _call(plugin, {"COMMAND": "ADD", **variables}, config, stdout, seconds=1)
     assert done.returncode == 1
@@ -145,7 +165,7 @@ def _call(
 @pytest.mark.parametrize(
     "inject",
     [
-        "poll:error=EINTR:when=2+2",
+        "poll:error=EINTR:when=2+3",
         "read:error=EINTR:when=1",
         "read:error=EAGAIN:when=1",
         "connect:error=EINTR:when=1..3",

@@ -104,12 +104,17 @@ def shown(place: Namespace, *devices: str) -> str:
         if name not in devices and (devices or not ENDPOINTS.link(name)):
             continue
         state = "up" if "UP" in link["flags"] else "down"
-        lines.append(f"link {name} {state} mtu {link['mtu']} address {link['address']} addrgenmode {modes[name]}")
+        lines.append(f"link {name} {state} mtu {link['mtu']} address {link['address']} addrgenmode {modes.get(name)}")
         for each in link["addr_info"]:
             tentative = " tentative" if each.get("tentative") else ""
             lines.append(f"address {each['local']}/{each['prefixlen']} dev {name} scope {each['scope']}{tentative}")
-        permanent = place.ip(f"neighbour show dev {name} nud permanent").splitlines()
-        lines += [f"neighbour {each.strip().replace(' PERMANENT', '')} dev {name}" for each in permanent]
-        routes = [line for family in ("-4", "-6") for line in place.ip(f"{family} route show dev {name}").splitlines()]
-        lines += [f"route {' '.join(line.split())} dev {name}" for line in routes if "proto kernel" not in line]
+        with contextlib.suppress(RuntimeError):  # it has gone meanwhile
+            lines += _on_device(place, name)
     return "\n".join(lines)
+
+
+def _on_device(place: Namespace, name: str) -> list[str]:
+    permanent = place.ip(f"neighbour show dev {name} nud permanent").splitlines()
+    routes = [line for family in ("-4", "-6") for line in place.ip(f"{family} route show dev {name}").splitlines()]
+    lines = [f"neighbour {each.strip().replace(' PERMANENT', '')} dev {name}" for each in permanent]
+    return lines + [f"route {' '.join(line.split())} dev {name}" for line in routes if "proto kernel" not in line]

@@ -122,7 +122,7 @@ async def test_nothing_is_done_before_all_is_known(node: Node) -> None:
     assert await node.ask("STATUS") == {
         "cniVersion": "1.1.0",
         "code": 50,
-        "msg": "netloom: plugin not available: there is no NetloomNode n1.",
+        "msg": "netloom: plugin not available",
         "details": "there is no NetloomNode n1.",
     }
 
@@ -137,10 +137,11 @@ async def test_without_a_namespace_nothing_is_given(node: Node) -> None:
 
 
 async def test_plugins_ahead_may_have_made_other_interfaces(node: Node) -> None:
-    ahead = {"interfaces": [{"name": "lo", "sandbox": "/run/netns/c1"}], "cniVersion": "1.1.0"}
-    got = await node.ask("ADD", prevResult=ahead)
+    loopback = {"interfaces": [{"name": "lo", "sandbox": "/run/netns/c1"}], "cniVersion": "1.1.0"}
+    loopback["ips"] = [{"address": "127.0.0.1/8", "interface": 0}, {"address": "::1/128", "interface": 0}]
+    got = await node.ask("ADD", prevResult=loopback)
     assert [each["name"] for each in got["interfaces"]] == ["lo", device_of("c1", "eth0"), "eth0"]
-    assert got["ips"][0]["interface"] == 2
+    assert [each["interface"] for each in got["ips"]] == [0, 0, 2]
 
 
 @pytest.mark.parametrize(

@@ -142,6 +142,6 @@ def test_errors_speak_the_version_that_was_asked_for() -> None:
         assert told == {
             "cniVersion": version,
             "code": 7,
-            "msg": "netloom: invalid network configuration: because.",
+            "msg": "netloom: invalid network configuration",
             "details": "because.",
         }

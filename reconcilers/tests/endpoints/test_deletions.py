@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import os
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
@@ -164,6 +165,14 @@ async def test_the_directory_may_be_removed_and_come_back(node: Node, monkeypatc
         await until(lambda: node.deletions.directory.is_dir())
         await node.deletions.write(A)
         await until(lambda: node.made == [A])
+
+
+async def test_what_was_never_finished_goes_after_an_hour(node: Node) -> None:
+    old, new = node.put(".1.2.3", b"half"), node.put(".2.3.4", b"half")
+    os.utime(old, (1, 1))
+    async with following(node):
+        await until(lambda: not old.exists())
+    assert new.exists()
 
 
 async def test_a_directory_that_cannot_be_made_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -238,8 +238,9 @@ def _check_chain(before: Result | None, call: Call) -> None:
     if before is None:
         return
     same = [each.name for each in before.interfaces or () if each.name == call.ifname and each.sandbox == call.netns]
-    if same or before.ips:
-        what = f"interface {same[0]}" if same else f"addresses ({', '.join(before.addresses())})"
+    addresses = [each for each in before.addresses() if not (each.startswith("127.") or each == "::1")]
+    if same or addresses:
+        what = f"interface {same[0]}" if same else f"addresses ({', '.join(addresses)})"
         raise CniError(
             BAD_CONFIG,
             f"prevResult has {what} already: a plugin ahead of this one makes the container's network. Put this one "

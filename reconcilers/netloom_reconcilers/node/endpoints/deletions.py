@@ -28,6 +28,8 @@ BELT_SECONDS = 60.0
 """Until it is looked again without an event."""
 TOLD_SECONDS = 300.0
 """How long it is told that one was set aside."""
+UNFINISHED_SECONDS = 3600.0
+"""After which a file that is still being written is nobody's (`cni/README.md`)."""
 _MOST_BYTES = 5 << 20
 _WATCHED = Mask.MOVED_TO | Mask.CLOSE_WRITE | Mask.DELETE_SELF | Mask.MOVE_SELF | Mask.ONLYDIR
 
@@ -156,6 +158,7 @@ class Deletions:
         while True:
             try:
                 self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+                _sweep(self.directory)
                 with Inotify() as inotify:
                     inotify.add_watch(self.directory, _WATCHED)
                     async with asyncio.TaskGroup() as group:
@@ -188,6 +191,14 @@ def files(directory: Path) -> list[Path]:
         return [path for path in sorted(directory.iterdir()) if path.is_file()]
     except OSError:
         return []
+
+
+def _sweep(directory: Path) -> None:
+    """Who was killed while it wrote left what no one will finish."""
+    for each in directory.glob(".*"):
+        with contextlib.suppress(OSError):
+            if each.is_file() and each.lstat().st_mtime < time.time() - UNFINISHED_SECONDS:
+                each.unlink()
 
 
 def _age(entry: "os.DirEntry[str]") -> tuple[float, str]:

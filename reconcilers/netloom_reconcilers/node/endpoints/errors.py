@@ -54,7 +54,5 @@ class CniError(Exception):
     def encode(self, version: str) -> bytes:
         """The error object, in words of this version of the specification, or of ours where that is none."""
         version = version if version in SUPPORTED else NEWEST
-        msg = f"netloom: {MESSAGES[self.code]}"
-        return msgspec.json.encode(
-            {"cniVersion": version, "code": self.code, "msg": f"{msg}: {self.details}", "details": self.details}
-        )
+        msg = f"netloom: {MESSAGES[self.code]}"  # runtimes show both, one behind the other
+        return msgspec.json.encode({"cniVersion": version, "code": self.code, "msg": msg, "details": self.details})

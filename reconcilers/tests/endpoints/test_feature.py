@@ -1,0 +1,236 @@
+"""The feature: in which order it begins, what it says, and that it rests when nothing happens."""
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from netloom.cidr import Cidr, parse_address
+from netloom.ipam.node_allocator import NodeAllocator, Owner, Supply
+from netloom.kernel.endpoints.endpoint import Endpoints, Remains, device_of
+from netloom.kernel.keeper.report import Failure, KeeperReport
+from netloom.roles.sources import Sources
+from netloom_reconcilers.features.node import NodeContext, Readiness
+from netloom_reconcilers.node.addresses.checkpoint import Checkpoint
+from netloom_reconcilers.node.addresses.running import seen
+from netloom_reconcilers.node.addresses.service import AddressService
+from netloom_reconcilers.node.endpoints import feature as module
+from netloom_reconcilers.node.endpoints.feature import EndpointsFeature
+from netloom_reconcilers.node.endpoints.options import CniOptions, Places
+
+
+class Mesh:
+    """The ways to other nodes, as the test says."""
+
+    applied = True
+    pod_mtu = 1450
+
+
+class Kernel:
+    """What the keeper was asked, in its order."""
+
+    def __init__(self, **_options: Any) -> None:
+        self.remains: list[Remains] = []
+        self.done: list[str] = []
+        self.report = KeeperReport()
+        self.tell = _options["on_report"]
+
+    async def read_endpoints(self) -> list[Remains]:
+        return self.remains
+
+    async def apply(self, desired: Endpoints) -> None:
+        self.done.append(f"apply {' '.join(sorted(each.container for each in desired))}".strip())
+
+    async def prune(self) -> None:
+        self.done.append("prune")
+
+    async def differences(self, endpoint: object, inside: int) -> list[str]:
+        return []
+
+
+class World:
+    """An agent with the feature, and nothing else but an allocator."""
+
+    def __init__(self, folder: Path, options: CniOptions | None, *, addresses: bool = True) -> None:
+        self.folder = folder
+        self.changes = 0
+        self.context = NodeContext("n1", folder, Sources(None), changed=self.changed, cni=options)
+        self.context.mesh = Mesh()
+        self.context.readiness = lambda: Readiness(True, "Ready", "all is well.")
+        self.service = AddressService(
+            NodeAllocator(), Checkpoint(folder, "n1"), lambda pool: frozenset({4}), lambda owner, short: "none."
+        )
+        if addresses:
+            self.context.addresses = self.service
+        self.feature: EndpointsFeature | None = None
+        self.feature = EndpointsFeature(self.context)
+
+    def changed(self) -> None:
+        """As the agent does."""
+        self.changes += 1
+        if self.feature is not None:
+            self.feature.changed()
+
+    @property
+    def kernel(self) -> Any:
+        assert self.feature is not None
+        return self.feature.keeper
+
+
+@pytest.fixture
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
+    monkeypatch.setattr(module, "EndpointsKeeper", Kernel)
+    return World(tmp_path, CniOptions(tmp_path / "cni.sock", tmp_path / "deletions"))
+
+
+def remains(container: str, *addresses: str) -> Remains:
+    device = device_of(container, "eth0")
+    return Remains(
+        device=device, container=container, interface="eth0", addresses=tuple(map(parse_address, addresses)), mtu=1400
+    )
+
+
+def begin(world: World) -> None:
+    """The checkpoint is read; nothing is known of what runs."""
+    assert world.service.begin() is not None
+    world.service.provide(Supply(blocks={"": (Cidr.parse("10.0.0.0/28"),)}))
+
+
+async def test_the_order_of_a_start(world: World) -> None:
+    feature = world.feature
+    assert feature is not None
+    await feature.reconcile()
+    assert world.kernel.done == [], "not even the checkpoint is read"
+    assert feature.applied
+    begin(world)
+    world.service.allocator.adopt(Owner("default/a", "c1"), [parse_address("10.0.0.2")])
+    world.kernel.remains = [remains("c1", "10.0.0.2"), remains("c2", "10.0.0.3"), remains("c3", "10.0.0.4")]
+    assert not feature.applied
+    await feature.reconcile()
+    assert world.kernel.done == ["apply c1"], "what an address explains is kept; nothing is removed yet"
+    assert feature.applied
+    assert "still being read" in str(feature.facts()["endpoints"]) or world.service.obstacle
+    assert feature._obstacle() == world.service.obstacle
+    world.service.allocator.adopt(seen("default/b"), [parse_address("10.0.0.3")])
+    world.service.obstacle = ""
+    assert "the agent has just begun" in feature._obstacle()
+    await feature.reconcile()
+    assert world.kernel.done == ["apply c1", "apply c1 c2", "prune"]
+    assert feature._obstacle() == ""
+    await feature.reconcile()
+    assert world.kernel.done == ["apply c1", "apply c1 c2", "prune"], "once"
+
+
+async def test_it_rests_when_nothing_is_different(world: World) -> None:
+    """`changed` is called by every feature for everything."""
+    feature = world.feature
+    assert feature is not None
+    queued: list[str] = []
+    feature.controller.enqueue = queued.append  # type: ignore[method-assign]
+    world.changed()
+    assert len(queued) == 1
+    await feature.reconcile()
+    for _ in range(10):
+        world.changed()
+    assert len(queued) == 1
+    begin(world)
+    world.service.obstacle = ""
+    world.changed()
+    assert len(queued) == 2
+    await feature.reconcile()
+    assert len(queued) == 3, "now it is ready, which others have to know"
+    await feature.reconcile()
+    world.changed()
+    assert len(queued) == 3
+
+
+async def test_pods_that_come_and_go_are_no_news_for_others(world: World) -> None:
+    failure = Failure("link", "netloom_pabcdef", "no such device")
+    for report, changes in (
+        (KeeperReport(written={"RTM_NEWLINK": 1}), 0),
+        (KeeperReport(written={"RTM_NEWLINK": 2}, failures=(failure,)), 1),
+        (KeeperReport(written={"RTM_NEWLINK": 3}, failures=(failure,)), 1),
+        (KeeperReport(written={"RTM_NEWLINK": 4}), 2),
+    ):
+        world.kernel.tell(report)
+        assert world.changes == changes
+
+
+async def test_nothing_is_added_before_the_ways_are_made(world: World) -> None:
+    feature = world.feature
+    assert feature is not None
+    begin(world)
+    world.service.obstacle = ""
+    mesh: Any = world.context.mesh
+    mesh.applied = False
+    await feature.reconcile()
+    assert "nor is the MTU of pods known" in feature._obstacle()
+    assert feature.readiness() == Readiness(False, "NotReady", feature._obstacle())
+    assert not feature.is_ready
+    mesh.applied = True
+    assert feature.is_ready
+    assert feature.readiness() == Readiness(True, "Wired", "Pods that come get an address and an interface.")
+
+
+async def test_what_it_says_when_something_is_wrong(world: World) -> None:
+    feature = world.feature
+    assert feature is not None
+    assert feature.readiness() == Readiness(False, "NotReady", world.service.obstacle)
+    feature._told("cni.sock: another agent listens there.")
+    assert feature.errors() == ["cni.sock: another agent listens there."]
+    assert feature.readiness() == Readiness(False, "NotListening", "cni.sock: another agent listens there.")
+    assert world.changes == 1
+    feature._told("cni.sock: another agent listens there.")
+    assert world.changes == 1
+
+
+async def test_what_is_not_installed_is_no_readiness(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "EndpointsKeeper", Kernel)
+    places = Places(tmp_path / "plugin", tmp_path / "bin", tmp_path / "conf", ())
+    world = World(tmp_path, CniOptions(tmp_path / "cni.sock", tmp_path / "deletions", places))
+    feature = world.feature
+    assert feature is not None
+    assert feature.installer is not None
+    begin(world)
+    world.service.obstacle = ""
+    await feature.reconcile()
+    feature.installer.look()
+    said = feature.readiness()
+    assert said is not None
+    assert said.reason == "NotInstalled"
+    assert "--cni-plugin" in said.message
+    (tmp_path / "plugin").write_text("x")
+    for folder in ("bin", "conf"):
+        (tmp_path / folder).mkdir()
+    feature.installer.look()
+    said = feature.readiness()
+    assert said is not None
+    assert said.ready is True
+    assert sorted(each.name for each in (tmp_path / "bin").iterdir()) == ["netloom-cni"]
+
+
+def test_without_an_option_it_does_nothing(tmp_path: Path) -> None:
+    feature = World(tmp_path, None).feature
+    assert feature is not None
+    feature.changed()
+    assert feature.keeper is None
+    assert feature.components() == {}
+    assert feature.errors() == feature.warnings() == list(feature.metrics()) == []
+    assert feature.facts() == {}
+    assert feature.applied
+    assert feature.readiness() is None
+
+
+def test_without_addresses_it_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "EndpointsKeeper", Kernel)
+    feature = World(tmp_path, CniOptions(tmp_path / "s"), addresses=False).feature
+    assert feature is not None
+    assert feature.components() == {}
+    assert "feature addresses of this agent is off" in feature.errors()[0]
+
+
+async def test_components_have_names(world: World) -> None:
+    assert world.feature is not None
+    world.kernel.run = asyncio.sleep
+    assert list(world.feature.components()) == ["endpoints", "pods' interfaces", "cni socket", "cni deletions"]
