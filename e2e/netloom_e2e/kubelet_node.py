@@ -33,9 +33,20 @@ _SOCKET = "/run/containerd/containerd.sock"
 
 
 class KubeletNode:
-    """One node. `machine` is its network namespace; `cluster_cidrs` are what kube-proxy takes for pods' addresses."""
+    """One node. `machine` is its network namespace.
 
-    def __init__(self, plane: ControlPlane, machine: Machine, cluster_cidrs: Sequence[str], pause: str) -> None:
+    cluster_cidrs: what kube-proxy takes for pods' addresses. pause: the image that holds pods' namespaces. taints: keys
+    of those that the Node is registered with (NoSchedule).
+    """
+
+    def __init__(
+        self,
+        plane: ControlPlane,
+        machine: Machine,
+        cluster_cidrs: Sequence[str],
+        pause: str,
+        taints: Sequence[str] = (),
+    ) -> None:
         self.plane = plane
         self.machine = machine
         self.name = machine.node
@@ -43,6 +54,7 @@ class KubeletNode:
         self.cgroup = machine.name
         self._cluster_cidrs = tuple(cluster_cidrs)
         self._pause = pause
+        self._taints = tuple(taints)
         self._processes: dict[str, Process] = {}
 
     # Life
@@ -236,6 +248,7 @@ class KubeletNode:
             "evictionHard": {"memory.available": "1%", "nodefs.available": "1%", "imagefs.available": "1%"},
             "imageGCHighThresholdPercent": 100,
             "volumePluginDir": "/var/lib/kubelet/volume-plugins",
+            "registerWithTaints": [{"key": key, "effect": "NoSchedule"} for key in self._taints],
             "kubeAPIQPS": 200,
             "kubeAPIBurst": 400,
             "eventRecordQPS": 0,

@@ -219,7 +219,8 @@ class KubeletCluster:
     # Pieces
 
     def _boot(self, name: str) -> KubeletNode:
-        node = KubeletNode(self.plane, self.lab.nodes[name], self._cluster_cidrs, self._images["pause"].name)
+        pause, taints = self._images["pause"].name, self.network.taints
+        node = KubeletNode(self.plane, self.lab.nodes[name], self._cluster_cidrs, pause, taints)
         node.boot()
         node.install_plugins()
         for image in (*self._images.values(), *self._further):

@@ -18,6 +18,7 @@ EXAMPLES = Path(__file__).resolve().parents[2] / "docs" / "examples"
 NAMESPACE = "kube-system"
 AGENTS = f"/apis/apps/v1/namespaces/{NAMESPACE}/daemonsets/netloom-agent"
 NODES = "/apis/netloom.dev/v1alpha1/netloomnodes"
+NOT_READY = "node.netloom.dev/not-ready"
 _SECONDS = 90.0
 
 
@@ -27,6 +28,7 @@ class Netloom:
 
     image: Image
     network: str = "tunnel-kubernetes.yaml"
+    taints: tuple[str, ...] = (NOT_READY,)
 
     def install(self, nodes: Sequence[KubeletNode]) -> None:
         """The agents put the plugin on their nodes, which makes these ready."""

@@ -10,9 +10,14 @@ from netloom_e2e.kubelet_node import KubeletNode
 
 
 class PodNetwork(Protocol):
-    """What makes nodes ready. Called when all Nodes are registered."""
+    """What makes nodes ready."""
 
-    def install(self, nodes: Sequence[KubeletNode]) -> None: ...
+    @property
+    def taints(self) -> Sequence[str]:
+        """Keys of taints (NoSchedule) that nodes come with, and that the network takes off."""
+
+    def install(self, nodes: Sequence[KubeletNode]) -> None:
+        """Called when all Nodes are registered."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +30,7 @@ class Bridge:
 
     mtu: int = 0
     routes: bool = True
+    taints: tuple[str, ...] = ()
 
     def install(self, nodes: Sequence[KubeletNode]) -> None:
         cidrs = {node.name: node.pod_cidrs() for node in nodes}

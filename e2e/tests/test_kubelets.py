@@ -86,6 +86,12 @@ def host_name(bed: KubeletCluster, pod: Pod) -> str:
     return pod.name.split("-default-")[1]
 
 
+def test_nodes_that_can_route_have_lost_their_taint(bed: KubeletCluster) -> None:
+    for node in bed.nodes:
+        spec = bed.plane.client.request("GET", f"/api/v1/nodes/{node}")["spec"]
+        assert netloom_cluster.NOT_READY not in [taint["key"] for taint in spec.get("taints", ())]
+
+
 def test_pods_of_different_nodes_reach_each_other(bed: KubeletCluster, pods: dict[str, Pod]) -> None:
     mtu = tunnel_mtu(bed.nodes["n1"].machine)
     for source, target in itertools.permutations(pods.values(), 2):

@@ -1,11 +1,15 @@
 """What somebody does to a pod's device on the node, or to what stands on it, is undone by the kernel's event."""
 
+import errno
 from collections.abc import AsyncIterator
 
 import pytest
+from msgspec.structs import replace
 
+from netloom.kernel.endpoints import inside
 from netloom.kernel.endpoints.endpoint import Endpoints
 from netloom.kernel.endpoints.keeper import EndpointsKeeper
+from netloom.kernel.mac import format_mac
 from tests.kernel.meshes import becomes, eventually, running
 from tests.kernel.netns import Lab, Namespace
 from tests.kernel.wired_pods import Pod, endpoints_of, forwarding_node, pod, switches
@@ -87,3 +91,97 @@ async def test_it_is_undone(story: Story, name: str) -> None:
         else:
             story.node.ip(line)
     await story.is_mended()
+
+
+async def test_a_device_that_somebody_moved_away_is_made_anew(story: Story, lab: Lab) -> None:
+    elsewhere = lab.namespace("elsewhere")
+    story.node.ip(f"link set {story.device} netns {elsewhere.name}")
+    await story.is_mended()
+    assert "netloom_p" not in elsewhere.ip("link"), "with the pod's end the other went"
+
+
+@pytest.mark.parametrize("gone", ["path", "namespace"])
+async def test_a_device_that_cannot_be_made_anew_is_named_with_the_way_out(lab: Lab, gone: str) -> None:
+    node, one = forwarding_node(lab), pod(lab, 1)
+    if gone == "path":
+        one.endpoint = replace(one.endpoint, netns="")
+    async with endpoints_of(node) as keeper:
+        await keeper.apply(Endpoints())
+        await one.add(keeper)
+        async with running(keeper):
+            device, path = one.endpoint.device, one.endpoint.netns
+            if gone == "namespace":
+                lab.remove(one.place)
+            else:
+                node.ip(f"link delete {device}")
+            await eventually(lambda: bool(keeper.report.failures))
+            (failure,) = keeper.report.failures
+            assert (failure.kind, failure.key, failure.peer) == ("link", device, "default/pod-1")
+            way_out = "delete the pod, and whoever keeps it makes another"
+            whole = {
+                "path": f"and where its network namespace is is not known: {way_out}",
+                "namespace": f"and so is its network namespace {path} (No such file or directory): "
+                f"if the pod still runs, {way_out}",
+            }
+            assert failure.error == f"eth0 of default/pod-1: its device {device} is gone, {whole[gone]}"
+            assert await one.delete(keeper)
+            await eventually(lambda: keeper.report.in_sync, lambda: str(keeper.report))
+
+
+async def test_without_the_right_to_enter_a_namespace_it_is_said(story: Story, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(_descriptor: int) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(inside, "_enter", refused)
+    story.node.ip(f"link delete {story.device}")
+    await eventually(lambda: bool(story.keeper.report.failures))
+    (failure,) = story.keeper.report.failures
+    assert failure.error == (
+        f"eth0 of default/pod-1: its device {story.device} is gone, and entering its network namespace to make it anew "
+        "takes the capability SYS_ADMIN: delete the pod, and whoever keeps it makes another"
+    )
+
+
+async def test_somebodys_device_under_the_name_is_replaced(story: Story) -> None:
+    story.node.batch([f"link delete {story.device}", f"link add {story.device} type bridge"])
+    await story.is_mended()
+
+
+async def test_a_foreign_route_in_its_place_is_left_alone_and_said(story: Story) -> None:
+    story.node.ip("route replace 10.1.0.2 dev lo proto static metric 65536")
+    await eventually(lambda: bool(story.keeper.report.failures))
+    (failure,) = story.keeper.report.failures
+    assert (failure.kind, failure.error) == ("route", "EEXIST: File exists")
+    story.node.ip("route delete 10.1.0.2 dev lo proto static metric 65536")
+    await story.is_mended()
+
+
+async def test_check_names_what_is_wrong_on_both_sides(lab: Lab) -> None:
+    node, one = forwarding_node(lab), pod(lab, 1)
+    async with endpoints_of(node) as keeper:
+        await keeper.apply(Endpoints())
+        await one.add(keeper)
+        device = one.endpoint.device
+        assert await one.check(keeper) == []
+        node.batch(
+            [f"link set {device} mtu 1400", "route delete 10.1.0.2", f"neighbour flush dev {device} nud permanent"]
+        )
+        node.ip("route add default dev lo")
+        one.place.ip("-6 route delete default")
+        one.place.ip("address delete fd00:1::2/128 dev eth0")
+        one.place.ip("neighbour replace 169.254.1.1 dev eth0 lladdr 02:00:00:00:00:09 nud permanent")
+        host, mac = format_mac(one.endpoint.host_mac), format_mac(one.endpoint.pod_mac)
+        assert await one.check(keeper) == [
+            f"its device on the node needs `ip link set {device} mtu 1500`",
+            f"10.1.0.2 leads to lo and not to {device}",
+            f"the permanent neighbour 10.1.0.2 on the node is missing, not {mac}",
+            f"the permanent neighbour fd00:1::2 on the node is missing, not {mac}",
+            f"the permanent neighbour 169.254.1.1 in the pod is 02:00:00:00:00:09, not {host}",
+            "fd00:1::2 is not on eth0 in the pod",
+            "the pod has no default route by eth0: `ip route add default via fe80::1 onlink`",
+        ]
+        one.place.ip("link delete eth0")
+        assert await one.check(keeper) == [
+            f"{device}, its device on the node, is gone",
+            "eth0 is gone from the pod",
+        ]

@@ -9,7 +9,7 @@ import pytest
 from netloom.cidr import Cidr, parse_address
 from netloom.ipam.node_allocator import NodeAllocator, Owner, Supply
 from netloom.kernel.endpoints.endpoint import Endpoints, Remains, device_of
-from netloom.kernel.keeper.report import KeeperReport
+from netloom.kernel.keeper.report import Failure, KeeperReport
 from netloom.roles.sources import Sources
 from netloom_reconcilers.features.node import NodeContext, Readiness
 from netloom_reconcilers.node.addresses.checkpoint import Checkpoint
@@ -34,6 +34,7 @@ class Kernel:
         self.remains: list[Remains] = []
         self.done: list[str] = []
         self.report = KeeperReport()
+        self.tell = _options["on_report"]
 
     async def read_endpoints(self) -> list[Remains]:
         return self.remains
@@ -142,6 +143,18 @@ async def test_it_rests_when_nothing_is_different(world: World) -> None:
     await feature.reconcile()
     world.changed()
     assert len(queued) == 3
+
+
+async def test_pods_that_come_and_go_are_no_news_for_others(world: World) -> None:
+    failure = Failure("link", "netloom_pabcdef", "no such device")
+    for report, changes in (
+        (KeeperReport(written={"RTM_NEWLINK": 1}), 0),
+        (KeeperReport(written={"RTM_NEWLINK": 2}, failures=(failure,)), 1),
+        (KeeperReport(written={"RTM_NEWLINK": 3}, failures=(failure,)), 1),
+        (KeeperReport(written={"RTM_NEWLINK": 4}), 2),
+    ):
+        world.kernel.tell(report)
+        assert world.changes == changes
 
 
 async def test_nothing_is_added_before_the_ways_are_made(world: World) -> None:

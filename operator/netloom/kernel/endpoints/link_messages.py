@@ -100,12 +100,6 @@ def read_end(buffer: bytes, start: int, end: int) -> End | None:
     )
 
 
-def read_name(buffer: bytes, start: int, end: int) -> tuple[int, str]:
-    """ifindex and name of a link, and nothing else of it."""
-    name = attributes(buffer, start + _LINK.size, end, _IFLA_IFNAME).get(_IFLA_IFNAME, b"")
-    return _LINK.unpack_from(buffer, start)[2], _text(name)
-
-
 def _within(value: bytes) -> dict[int, bytes]:
     return attributes(value, 0, len(value))
 

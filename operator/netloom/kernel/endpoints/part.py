@@ -16,7 +16,7 @@ from netloom.kernel import sysctl
 from netloom.kernel.endpoints import reader, remaking, row_messages
 from netloom.kernel.endpoints.adjusting import Step, steps
 from netloom.kernel.endpoints.endpoint import Endpoint, Endpoints, Remains, WiringFailed
-from netloom.kernel.endpoints.link_messages import End, read_end, read_name
+from netloom.kernel.endpoints.link_messages import End, read_end
 from netloom.kernel.endpoints.reader import Reading, device_at
 from netloom.kernel.endpoints.reaping import delete_ends
 from netloom.kernel.endpoints.row_messages import RouteKey
@@ -28,7 +28,7 @@ from netloom.kernel.keeper.retries import Item, Retries
 from netloom.kernel.keeper.table import Table
 from netloom.kernel.keeper.table_writer import ALREADY_GONE, TableWriter
 from netloom.kernel.netlink import wire
-from netloom.kernel.netlink.links import LocalAddress, read_address
+from netloom.kernel.netlink.links import LocalAddress, read_address, read_name
 from netloom.kernel.netlink.netconf import read_netconf
 from netloom.kernel.netlink.sockets import CommandSocket
 from netloom.kernel.ownership import ENDPOINTS

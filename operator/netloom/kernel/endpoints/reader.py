@@ -7,10 +7,10 @@ import sys
 import msgspec
 
 from netloom.kernel.endpoints import link_messages, row_messages
-from netloom.kernel.endpoints.link_messages import End, read_end, read_name
+from netloom.kernel.endpoints.link_messages import End, read_end
 from netloom.kernel.endpoints.row_messages import NeighbourKey, SeenRoute
 from netloom.kernel.mac import Mac
-from netloom.kernel.netlink.links import InterfaceAddress, read_address
+from netloom.kernel.netlink.links import InterfaceAddress, read_address, read_name
 from netloom.kernel.netlink.sockets import CommandSocket, RefusedError, read_all
 from netloom.kernel.ownership import ENDPOINTS
 

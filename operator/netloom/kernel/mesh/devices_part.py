@@ -25,7 +25,7 @@ from netloom.kernel.mesh.rows import DeviceState
 from netloom.kernel.mesh.rows_part import MESH_STATE, MeshRows
 from netloom.kernel.mesh.tunnel_device import Interfaces, Mtu, Step
 from netloom.kernel.mesh.underlay import Astray, own_addresses_of_peers, underlay_of
-from netloom.kernel.netlink.links import Link, read_address, read_link
+from netloom.kernel.netlink.links import Link, is_endpoint, read_address, read_link
 from netloom.kernel.netlink.netconf import ALL, DEFAULT, Netconf, read_netconf
 from netloom.kernel.netlink.sockets import CommandSocket, Refusal
 from netloom.kernel.netlink.wire import RTM_DELADDR, RTM_DELLINK, RTM_NEWADDR, RTM_NEWLINK, RTM_NEWNETCONF
@@ -139,7 +139,7 @@ class MeshDevices(Part[Desired]):
         if self._due:
             return
         if kind in (RTM_NEWLINK, RTM_DELLINK):
-            link = read_link(buffer, start, end)
+            link = None if is_endpoint(buffer, start, end) else read_link(buffer, start, end)
             self._due = link is not None and self._concerns(link, gone=kind == RTM_DELLINK)
         elif kind == RTM_NEWNETCONF:
             self._due = self._is_switched(read_netconf(buffer, start, end))

@@ -1,4 +1,4 @@
-"""What lives on this node inside a CIDR and is none of ours: a pod's route, the bridge of a CNI plugin.
+"""What lives on this node inside a CIDR: a pod's route, the bridge of a CNI plugin.
 
 Whoever wires pods leaves its traces in the node's own tables: a host route to each pod by its veth, or a bridge that
 holds an address of the CIDR. Only a device that runs counts: a bridge whose last pod left has no carrier. A route by a
@@ -12,12 +12,12 @@ from typing import NamedTuple
 from netloom.cidr import Address, Cidr
 from netloom.kernel.mesh import reader
 from netloom.kernel.netlink.sockets import CommandSocket
-from netloom.kernel.ownership import DEVICE_PREFIX
+from netloom.kernel.ownership import DEVICE_PREFIX, ENDPOINTS
 
 
 async def occupants(within: Collection[Cidr]) -> dict[Cidr, str]:
-    """Of these CIDRs, those that somebody else's routes and addresses on this node show to be lived in, with the first
-    of these, as `10.1.0.5/32 on veth3`.
+    """Of these CIDRs, those that routes to pods and somebody's addresses on this node show to be lived in, with the
+    first of these, as `10.1.0.5/32 on veth3`.
 
     Raises AnswerLost, OSError.
     """
@@ -31,7 +31,9 @@ def _read(commands: CommandSocket, within: Collection[Cidr]) -> dict[Cidr, str]:
     finally:
         commands.close()
     running = {
-        link.ifindex: link.name for link in interfaces.links if link.running and not link.name.startswith(DEVICE_PREFIX)
+        link.ifindex: link.name
+        for link in interfaces.links
+        if link.running and (not link.name.startswith(DEVICE_PREFIX) or ENDPOINTS.link(link.name))
     }
     found = [(each.destination, str(each.destination), each.ifindex) for each in routes]
     found += [

@@ -98,7 +98,7 @@ def _read_routes(
 
 
 def direct_routes(commands: CommandSocket) -> list[DirectRoute]:
-    """Everybody else's routes that lead to a device and by no gateway."""
+    """Routes that lead to a device and by no gateway: everybody else's, and those to local pods."""
     found: list[DirectRoute] = []
     for family in _FAMILIES:
 

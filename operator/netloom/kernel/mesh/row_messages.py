@@ -46,7 +46,7 @@ from netloom.kernel.netlink.messages import (
 )
 from netloom.kernel.netlink.template import Place, TemplateReader, marker, message_template
 from netloom.kernel.netlink.wire import attribute, attributes, places
-from netloom.kernel.ownership import ROUTE_PROTOCOL, ROUTE_TABLE
+from netloom.kernel.ownership import ENDPOINTS, ROUTE_PROTOCOL, ROUTE_TABLE
 
 _RTN_UNICAST, _RTN_UNREACHABLE = 1, 7
 _RTNH_ONLINK = 4
@@ -423,11 +423,16 @@ def read_destination(buffer: bytes, start: int, end: int) -> tuple[Address, int]
 
 
 def read_direct_route(buffer: bytes, start: int, end: int) -> DirectRoute | None:
-    """An RTM_NEWROUTE that leads to a device and by no gateway, in whatever table; None if it is another's, or ours."""
+    """An RTM_NEWROUTE that leads to a device and by no gateway, in whatever table; None if it is another's, or ours and
+    leads to no local pod."""
     family, length, _source, _tos, _table, protocol, _scope, kind, _flags = _ROUTE.unpack_from(buffer, start)
-    if family not in _SIZE or protocol == ROUTE_PROTOCOL or kind != _RTN_UNICAST:
+    if family not in _SIZE or kind != _RTN_UNICAST:
         return None
     found = attributes(buffer, start + 12, end)
+    if protocol == ROUTE_PROTOCOL:
+        metric = int.from_bytes(found.get(_RTA_PRIORITY, b""), sys.byteorder)
+        if not ENDPOINTS.route(protocol, metric):
+            return None
     if _RTA_OIF not in found or found.keys() & {_RTA_GATEWAY, _RTA_VIA, _RTA_NH_ID}:
         return None
     destination = Cidr.of(found.get(_RTA_DST) or bytes(_SIZE[family]), length)

@@ -36,9 +36,9 @@ from netloom.kernel.mesh.surroundings import Vicinity, read_node_route
 from netloom.kernel.mesh.withheld import cutting_off
 from netloom.kernel.mesh.writer import Writer
 from netloom.kernel.netlink import wire
-from netloom.kernel.netlink.links import read_address, read_link
+from netloom.kernel.netlink.links import is_endpoint, read_address, read_link
 from netloom.kernel.netlink.sockets import BATCH, AnswerLost
-from netloom.kernel.ownership import DEVICE_PREFIX, MESH
+from netloom.kernel.ownership import DEVICE_PREFIX, MESH, ROUTE_PROTOCOL
 
 PROBE_SECONDS = 3.0
 """Between questions to peers that do not answer on their network: as often as the kernel asks when it sends to them.
@@ -314,6 +314,8 @@ class MeshRows(Part[Desired]):
             if hole := hole_of(seen):
                 self.mesh.holes.saw(hole, None if gone else seen.content)
                 return
+            if seen.protocol == ROUTE_PROTOCOL:
+                return  # another part's
             self._rival(seen, buffer, start, end, gone=gone, flags=flags)
         elif key in self.mesh.rivals.crowded and (gone or replaced):
             self._resync_due = True  # of which of them this was told, is not
@@ -361,7 +363,7 @@ class MeshRows(Part[Desired]):
             self._touched.add(("nexthop", seen.id))
 
     def _link(self, kind: int, _flags: int, buffer: bytes, start: int, end: int) -> None:
-        link = read_link(buffer, start, end)
+        link = None if is_endpoint(buffer, start, end) else read_link(buffer, start, end)
         if link is None:
             return
         self.vicinity.saw_link(link, gone=kind == wire.RTM_DELLINK)

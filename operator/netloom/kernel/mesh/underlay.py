@@ -23,7 +23,7 @@ from netloom.kernel.mesh.fib import FibLookups
 from netloom.kernel.mesh.rows import DirectRoute
 from netloom.kernel.mesh.tunnel_device import Interfaces, Mtu, is_told
 from netloom.kernel.netlink.links import Link, LocalAddress
-from netloom.kernel.ownership import DEVICE_PREFIX
+from netloom.kernel.ownership import DEVICE_PREFIX, ENDPOINTS
 
 WIRES = frozenset({"veth", "netkit", "tun"})
 """Kinds of devices that lead to one pod or machine, or, in a node that is itself a container, out of it."""
@@ -85,7 +85,8 @@ def underlay_of(
     for link in interfaces.links:
         if link.ifindex not in fib.outgoing:
             continue
-        why = view.why_not(link) if link in view.foreign else "tunnel"
+        inside: Why = "pod" if ENDPOINTS.link(link.name) else "tunnel"
+        why = view.why_not(link) if link in view.foreign else inside
         if why:
             behind = [address for address, _ in fib.behind(link.ifindex)]
             astray.append(Astray(link.name, why, tuple(sorted(behind))))

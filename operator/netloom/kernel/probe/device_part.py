@@ -19,7 +19,7 @@ from netloom.kernel.keeper.part import Attempt, Outcome, Part, Refused, Worker
 from netloom.kernel.keeper.report import PlannedChange
 from netloom.kernel.keeper.retries import Item, Retries
 from netloom.kernel.netlink import links, wire
-from netloom.kernel.netlink.links import Link, read_link
+from netloom.kernel.netlink.links import Link, is_endpoint, read_link
 from netloom.kernel.netlink.messages import LinkMessage, RouteMessage, decode, encode
 from netloom.kernel.netlink.netconf import DEFAULT, read_netconf
 from netloom.kernel.netlink.sockets import CommandSocket, RefusedError, read_all
@@ -97,7 +97,7 @@ class ProbeDevice(Part[ProbeNode]):
             known = (DEFAULT, self._ifindex)
             self.due = switch is not None and switch.forwarding is not None and switch.ifindex in known
         else:
-            link = read_link(buffer, start, end)
+            link = None if is_endpoint(buffer, start, end) else read_link(buffer, start, end)
             self.due = link is not None and (link.ifindex == self._ifindex or self.owns.link(link.name))
 
     def doubt(self) -> None:

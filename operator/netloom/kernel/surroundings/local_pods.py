@@ -15,7 +15,7 @@ from netloom.kernel.netlink.links import IFF_LOWER_UP, IFF_UP
 from netloom.kernel.netlink.messages import LinkMessage, encode
 from netloom.kernel.netlink.sockets import CommandSocket, read_all
 from netloom.kernel.netlink.wire import attributes
-from netloom.kernel.ownership import DEVICE_PREFIX
+from netloom.kernel.ownership import DEVICE_PREFIX, ENDPOINTS
 from netloom.kernel.surroundings.detours import Pod
 
 _LINK = struct.Struct("=BxHiII")  # family, type, ifindex, flags, change
@@ -25,7 +25,8 @@ _EVERY_LINK = encode(LinkMessage, wire.RTM_GETLINK, 0, {}, ext_mask=8)
 
 
 class LocalPods(msgspec.Struct, frozen=True):
-    """places: routes to pods, or to their bridge. names: of all devices, by ifindex. counts: pods, by family."""
+    """places: routes to pods, or to their bridge. names: of all devices, by ifindex. counts: pods, by family, of which
+    the kernel counts neighbours: those of our own endpoints are permanent."""
 
     places: tuple[Pod, ...] = ()
     names: Mapping[int, str] = {}
@@ -43,12 +44,15 @@ def read_local_pods(commands: CommandSocket, own: Collection[Cidr]) -> LocalPods
     places, within = [], IntervalSet(own)
     for route in reader.direct_routes(commands):
         link = links.get(route.ifindex)
-        if link is None or not link.running or link.name.startswith(DEVICE_PREFIX):
+        endpoint = link is not None and ENDPOINTS.link(link.name)
+        if link is None or not link.running or (link.name.startswith(DEVICE_PREFIX) and not endpoint):
             continue
         if within.covers(route.destination):
             places.append(Pod(route.destination, link.ifindex, link.name, link.bridge))
     counts = {"ipv4": 0, "ipv6": 0}
     for place in places:
+        if ENDPOINTS.link(place.device):
+            continue
         number = _ports(links.values(), place.ifindex) if place.bridge else 1
         counts["ipv4" if place.destination.version == 4 else "ipv6"] += number
     return LocalPods(tuple(places), {ifindex: link.name for ifindex, link in links.items()}, counts)

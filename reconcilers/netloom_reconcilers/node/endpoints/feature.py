@@ -14,7 +14,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 
 from netloom.api.events import ObjectReference
 from netloom.kernel.endpoints.endpoint import Endpoints
-from netloom.kernel.endpoints.keeper import EndpointsKeeper
+from netloom.kernel.endpoints.keeper import EndpointsKeeper, EndpointsReport
 from netloom.kernel.keeper.report import Failure, PlannedChange
 from netloom.runtime.controller import Controller
 from netloom.runtime.manager import Run
@@ -53,10 +53,14 @@ class EndpointsFeature(NodeFeature):
         self._unheard = ""
         """Why nobody can ask."""
         self._was: tuple[bool, ...] = ()
+        self._came = False
+        """Whether pods may have come to the node as it is: it is not asked again for each pod, as it costs a look at all
+        that is wrong with the node."""
+        self._wrong: tuple[object, ...] = ((), ())
         self._node_uid = ""
         if context.cni is None:
             return
-        self.keeper = EndpointsKeeper(on_report=lambda report: context.changed())
+        self.keeper = EndpointsKeeper(on_report=self._reported)
         state = context.state_dir or context.run_dir
         self._state_file = state / FILE
         if context.addresses is None:
@@ -78,6 +82,13 @@ class EndpointsFeature(NodeFeature):
         self.taint: Taint | None = None
         if context.api is not None and options.install is not None:
             self.taint = Taint(context.api, context.node_name, self._may_come, context.changed)
+
+    def _reported(self, report: EndpointsReport) -> None:
+        """Each pod that comes or goes is a report, and mostly nothing that others have to hear of."""
+        wrong = report.failures, report.contended
+        if wrong != self._wrong:
+            self._wrong = wrong
+            self.context.changed()
 
     @property
     def _serves(self) -> bool:
@@ -125,19 +136,23 @@ class EndpointsFeature(NodeFeature):
             return
         node = self.context.nodes.get(self.context.node_name)
         uid = node.metadata.uid if node is not None else ""
+        if uid != self._node_uid:
+            self._came = False
         if uid != self._node_uid or self._state() != self._was:
             self._node_uid = uid
             self.controller.enqueue(_KEY)
 
     def _state(self) -> tuple[bool, ...]:
         """By what there is something to do."""
-        return self._service.begun, not self._service.obstacle, self.is_ready, self._may_come()
+        may_come = self.taint is not None and (self._came or self._may_come())
+        return self._service.begun, not self._service.obstacle, self.is_ready, may_come
 
     async def reconcile(self, key: str = _KEY) -> float | None:
         """Keep what is explained, as soon as it is. Raises OSError, AnswerLost, NotPermitted; it is tried again."""
         keeper, service = self.keeper, self._service
         assert keeper is not None
         self._was = self._state()
+        self._came = self._was[-1]
         is_known = not service.obstacle
         if service.begun and not self._known and (is_known or not self._kept):
             self.attachments.restore(await keeper.read_endpoints())
