@@ -54,8 +54,8 @@ class EndpointsFeature(NodeFeature):
         """Why nobody can ask."""
         self._was: tuple[bool, ...] = ()
         self._came = False
-        """Whether pods may have come to the node as it is: it is not asked again for each pod, as it costs a look at all
-        that is wrong with the node."""
+        """Whether pods may have come to the node as it is: it is not asked again for each pod, as that is a look at all that
+        is wrong with the node."""
         self._wrong: tuple[object, ...] = ((), ())
         self._node_uid = ""
         if context.cni is None:
@@ -160,6 +160,7 @@ class EndpointsFeature(NodeFeature):
             self._kept = True
             if is_known:
                 await keeper.prune()
+                self.attachments.settle()
                 self._known = True
                 log.info("the interfaces of pods are known", pods=len(self.attachments.endpoints))
                 self.deletions.look_soon()
