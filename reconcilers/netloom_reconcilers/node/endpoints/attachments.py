@@ -242,6 +242,11 @@ class Attachments:
 
     # ----------------------------------------------------------------------------------------------------- keeping
 
+    def settle(self) -> None:
+        """It is known who runs: what is remembered of others goes."""
+        held = {(owner.container, owner.interface) for owner, _ in self._service.allocator.held()}
+        self._networks.keep(held | {(each.container, each.interface) for each in self.endpoints})
+
     def restore(self, remains: Iterable[Remains]) -> None:
         """Takes in what the kernel shows after a start, and the allocator explains: by the container, or, where that
         was lost, by addresses that somebody was seen to have."""
