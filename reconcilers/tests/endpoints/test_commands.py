@@ -15,7 +15,8 @@ from netloom.kernel.endpoints.endpoint import Remains, WiringFailed, device_of
 from netloom_reconcilers.node.addresses.checkpoint import Unwritable
 from netloom_reconcilers.node.addresses.running import seen
 from netloom_reconcilers.node.endpoints import attachments as module
-from netloom_reconcilers.node.endpoints.networks import FILE
+from netloom_reconcilers.node.endpoints.attachments import Attachments
+from netloom_reconcilers.node.endpoints.networks import FILE, Networks
 from tests.endpoints.world import Node, call, owner, said_by, valid
 
 
@@ -447,11 +448,22 @@ async def test_gc_of_one_network_takes_nothing_of_another(node: Node, tmp_path: 
     node.service.checkpoint.close()
     again = Node(tmp_path)
     again.attachments.restore([Remains(device=device_of("c2", "eth0"), container="c2", interface="eth0", mtu=1450)])
+    again.attachments.settle()
     assert await again.ask("GC", **valid()) == {}
     assert list(again.held()) == ["default/b c2 eth0"]
     assert await again.ask("GC", name="blue", **valid()) == {}
     assert again.held() == {}
     assert (tmp_path / FILE).read_text() == "{}"
+
+
+async def test_what_was_there_before_a_boot_is_forgotten(node: Node, tmp_path: Path) -> None:
+    (tmp_path / FILE).write_text('{"gone/eth0": "blue"}')
+    again = Networks(tmp_path)
+    attachments = Attachments(node.service, node.wiring, again)
+    assert again.of(("gone", "eth0")) == "blue"
+    attachments.settle()
+    assert (tmp_path / FILE).read_text() == "{}"
+    assert again.of(("gone", "eth0")) == "netloom"
 
 
 # ----------------------------------------------------------------------------------------------------------- restarts

@@ -24,7 +24,7 @@ from netloom_reconcilers.node.endpoints.turns import Key, Turns
 
 log = structlog.get_logger(__name__)
 
-ADD_SECONDS = 20.0
+ADD_SECONDS = 25.0
 """How long an ADD waits for addresses: the plugin waits 30 s for the agent, and the allocator's sentence is to come
 before that."""
 
@@ -241,6 +241,11 @@ class Attachments:
         return len(stale) - len(problems), problems
 
     # ----------------------------------------------------------------------------------------------------- keeping
+
+    def settle(self) -> None:
+        """It is known who runs: what is remembered of others goes."""
+        held = {(owner.container, owner.interface) for owner, _ in self._service.allocator.held()}
+        self._networks.keep(held | {(each.container, each.interface) for each in self.endpoints})
 
     def restore(self, remains: Iterable[Remains]) -> None:
         """Takes in what the kernel shows after a start, and the allocator explains: by the container, or, where that

@@ -101,19 +101,13 @@ class Commands:
         """The answer to a call. Raises nothing but what is a fault of ours."""
         began, code = time.monotonic(), 0
         try:
-            said = config.read(call)
-            return await self._by_name[call.command](call, said, sandbox)
+            return await self._by_name[call.command](call, config.read(call), sandbox)
         except (CniError, Refused, WiringFailed, Taken) as error:
             told = _error(error)
             code = told.code
-            log.info(
-                "a call of a container runtime is refused",
-                command=call.command,
-                container=call.containerid,
-                args=call.args,
-                code=code,
-                why=told.details,
-            )
+            said = {"container": call.containerid, "args": call.args, "code": code, "why": told.details}
+            note = log.debug if call.command == "STATUS" else log.info  # that is asked every few seconds
+            note("a call of a container runtime is refused", command=call.command, **said)
             return refusal(told, config.version_of(call.stdin))
         finally:
             name = call.command if call.command in self._by_name else "other"

@@ -29,6 +29,7 @@ from netloom_reconcilers.node.endpoints.networks import FILE, Networks
 from netloom_reconcilers.node.endpoints.options import CniOptions, Places
 from netloom_reconcilers.node.endpoints.server import CniServer, serve
 from netloom_reconcilers.node.endpoints.taint import Taint
+from netloom_reconcilers.node.endpoints.vanished import Vanished
 
 log = structlog.get_logger(__name__)
 
@@ -54,7 +55,7 @@ class EndpointsFeature(NodeFeature):
         """Why nobody can ask."""
         self._was: tuple[bool, ...] = ()
         self._came = False
-        """Whether pods may have come to the node as it is: it is not asked again for each pod, as it costs a look at all
+        """Whether pods may have come to the node as it is. It is not asked again for each pod: that takes a look at all
         that is wrong with the node."""
         self._wrong: tuple[object, ...] = ((), ())
         self._node_uid = ""
@@ -79,6 +80,9 @@ class EndpointsFeature(NodeFeature):
         self.installer: Installer | None = None
         if options.install is not None:
             self.installer = Installer(options.install, lambda: self.is_ready, self._repaired, context.changed)
+        self.vanished: Vanished | None = None
+        if context.api is not None:
+            self.vanished = Vanished(context.api, context.node_name, self.attachments, self._missing)
         self.taint: Taint | None = None
         if context.api is not None and options.install is not None:
             self.taint = Taint(context.api, context.node_name, self._may_come, context.changed)
@@ -106,6 +110,8 @@ class EndpointsFeature(NodeFeature):
         }
         if self.installer is not None:
             found["cni files"] = self.installer.run
+        if self.vanished is not None:
+            found["vanished pods"] = self.vanished.run
         if self.taint is not None:
             found["taint"] = self.taint.run
         return found
@@ -113,6 +119,12 @@ class EndpointsFeature(NodeFeature):
     async def _begin(self) -> None:
         self.controller.enqueue(_KEY)
         await self.controller.run()
+
+    def _missing(self) -> list[str]:
+        """Devices of pods that cannot be made again."""
+        assert self.keeper is not None
+        failures = [each.key for each in self.keeper.report.failures if each.kind == "link"]
+        return [key for key in failures if self.attachments.endpoints.get(key) is not None]
 
     async def _serve(self) -> None:
         assert self._options is not None
@@ -160,6 +172,7 @@ class EndpointsFeature(NodeFeature):
             self._kept = True
             if is_known:
                 await keeper.prune()
+                self.attachments.settle()
                 self._known = True
                 log.info("the interfaces of pods are known", pods=len(self.attachments.endpoints))
                 self.deletions.look_soon()
@@ -269,6 +282,8 @@ class EndpointsFeature(NodeFeature):
             found["installed"] = self.installer.installed
             found["files"] = [str(binary_of(places)), str(conflist_of(places))]
             found["repairs"] = dict(self.installer.repairs)
+        if self.vanished is not None:
+            found["vanished"] = self.vanished.given_back
         if self.taint is not None:
             found["taintRemoved"] = self.taint.removed
         return {"endpoints": found}

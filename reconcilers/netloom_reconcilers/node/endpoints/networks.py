@@ -6,6 +6,8 @@ none of its business. What is not listed here is of the node's own network; most
 written.
 """
 
+import contextlib
+from collections.abc import Collection
 from pathlib import Path
 
 import msgspec
@@ -50,6 +52,14 @@ class Networks:
                 self._write(left)
             except OSError:
                 self._others = left
+
+    def keep(self, known: Collection[Key]) -> None:
+        """Of what is not there any more nothing is to be known: no DEL came, as after a boot."""
+        names = set(map(_text, known))
+        left = {each: network for each, network in self._others.items() if each in names}
+        if left != self._others:
+            with contextlib.suppress(OSError):
+                self._write(left)
 
     def _write(self, others: dict[str, str]) -> None:
         fresh = self._path.with_name(f"{FILE}.new")
