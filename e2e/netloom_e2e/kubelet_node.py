@@ -52,7 +52,7 @@ class KubeletNode:
         self.name = machine.node
         self.folder = plane.state / "nodes" / self.name
         self.cgroup = machine.name
-        self._cluster_cidrs = tuple(cluster_cidrs)
+        self.cluster_cidrs = tuple(cluster_cidrs)
         self._pause = pause
         self._taints = tuple(taints)
         self._processes: dict[str, Process] = {}
@@ -120,7 +120,7 @@ class KubeletNode:
             f"--kubeconfig={self.plane.kubeconfig('system:kube-proxy')}",
             f"--hostname-override={self.name}",
             "--proxy-mode=iptables",
-            f"--cluster-cidr={','.join(self._cluster_cidrs)}",
+            f"--cluster-cidr={','.join(self.cluster_cidrs)}",
             # Of the whole machine, so not a node's to set.
             "--conntrack-max-per-core=0",
             "--conntrack-tcp-timeout-established=0s",
