@@ -82,7 +82,7 @@ class KubeletNode:
         self.start_containerd()
 
     def power_off(self) -> None:
-        """As if the plug was pulled: all processes end at once, and devices and mounts go."""
+        """As if the plug was pulled: all processes end at once, and mounts go. Devices are the lab's."""
         self._processes.pop("init").kill()
         for process in self._processes.values():
             process.popen.wait(_START_SECONDS)

@@ -159,6 +159,25 @@ def test_agents_are_replaced_and_no_packet_is_lost(bed: KubeletCluster, pods: di
         assert facts(node.machine)["netlinkWrites"] == 0, "who finds all as it should be writes nothing"
 
 
+def test_a_node_reboots(bed: KubeletCluster, pods: dict[str, Pod]) -> None:
+    """Its pods come back with addresses of its own CIDR, and reach the others."""
+    before = host_name(bed, pods["n3"])
+    path = f"/api/v1/namespaces/default/pods/{before}"
+
+    def containers() -> list[str]:
+        status = bed.plane.client.request("GET", path)["status"]
+        return [each.get("containerID", "") for each in status["containerStatuses"]]
+
+    first = containers()
+    bed.reboot("n3")
+    bed.wait("the pod to run again", lambda: containers() != first)
+    again = bed.pod(before)
+    for pod in (pods["n1"], pods["n2"]):
+        bed.wait("the way to it", lambda pod=pod: pod.ping(again.address).received)
+        assert again.ping(pod.address).lost == 0
+    bed.wait_ready()
+
+
 def test_agents_are_small(bed: KubeletCluster, pods: dict[str, Pod]) -> None:
     for name, size in memory(bed).items():
         print(name, size)
