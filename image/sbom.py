@@ -1,6 +1,6 @@
 """Prints what is in an image as a CycloneDX 1.5 document: Netloom, Python packages, Debian packages.
 
-`sbom.py PYPROJECT FOLDER STATUS`: FOLDER holds installed Python packages, STATUS is the image's dpkg status file. Nothing
+`sbom.py PYPROJECT FOLDER STATUS`: FOLDER holds installed Python packages, STATUS is dpkg's file of the image. Nothing
 of the time or the machine of the build is in it: equal images have equal lists.
 """
 

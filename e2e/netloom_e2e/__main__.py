@@ -81,10 +81,16 @@ def down(
         _say("there is none" if everything else f"there is no control plane {name!r} that `up` started")
 
 
+class Wired(StrEnum):
+    NETLOOM = "netloom"
+    BRIDGE = "bridge"
+
+
 @app.command()
 def cluster(
     name: Name = "cluster",
     nodes: Annotated[int, typer.Option(min=1, max=9, help="How many.")] = 3,
+    wired_by: Annotated[Wired, typer.Option(help="Who wires pods: bridge is the CNI's own.")] = Wired.NETLOOM,
 ) -> None:
     """Start a cluster of kubelets that stays, and print how to use it. Takes root."""
     processes.sweep()
@@ -92,7 +98,8 @@ def cluster(
         _fail(f"there is a cluster {name!r}; `netloom-e2e down --name {name}` removes it")
     try:
         kubelets.prepare()
-        made = netloom_cluster.cluster(name[:8], nodes=nodes, name=name)
+        make = netloom_cluster.cluster if wired_by is Wired.NETLOOM else kubelets.KubeletCluster
+        made = make(name[:8], nodes=nodes, name=name)
         made.start()
         kubeconfig = made.detach()
     except (ControlPlaneError, binaries.BinariesError, RuntimeError, AssertionError, OSError) as error:

@@ -15,6 +15,7 @@ import signal
 import socket
 import subprocess
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -86,6 +87,8 @@ class ControlPlane:
         self._processes: dict[str, Process] = {}
         self._reserved: list[socket.socket] = []
         self._folder: StateFolder | None = None
+        self._writing = threading.Lock()
+        """Nodes that start beside each other ask for one kubeconfig: of two keys the certificate is of one."""
 
     def __enter__(self) -> ControlPlane:
         self.start()
@@ -247,13 +250,14 @@ class ControlPlane:
         groups = tuple(groups)
         file = "+".join(quote(part, safe="") for part in (user, *groups)) + (f"@{quote(host, safe='')}" if host else "")
         path = self.state / "kubeconfigs" / f"{file}.yaml"
-        if not path.exists():
-            path.parent.mkdir(exist_ok=True)
-            pair = self._authority.issue(file, user, groups=groups or (_ADMIN_GROUPS if user == _ADMIN else ()))
-            server = f"https://{_bracketed(host)}:{self.port}" if host else self.url
-            path.write_text(
-                yaml.safe_dump(_kubeconfig(server, self._authority.certificate, user, pair.certificate, pair.key))
-            )
+        with self._writing:
+            if not path.exists():
+                path.parent.mkdir(exist_ok=True)
+                pair = self._authority.issue(file, user, groups=groups or (_ADMIN_GROUPS if user == _ADMIN else ()))
+                server = f"https://{_bracketed(host)}:{self.port}" if host else self.url
+                path.write_text(
+                    yaml.safe_dump(_kubeconfig(server, self._authority.certificate, user, pair.certificate, pair.key))
+                )
         return path
 
     @property

@@ -52,7 +52,7 @@ class KubeletNode:
         self.name = machine.node
         self.folder = plane.state / "nodes" / self.name
         self.cgroup = machine.name
-        self._cluster_cidrs = tuple(cluster_cidrs)
+        self.cluster_cidrs = tuple(cluster_cidrs)
         self._pause = pause
         self._taints = tuple(taints)
         self._processes: dict[str, Process] = {}
@@ -82,7 +82,7 @@ class KubeletNode:
         self.start_containerd()
 
     def power_off(self) -> None:
-        """As if the plug was pulled: all processes end at once, and devices and mounts go."""
+        """As if the plug was pulled: all processes end at once, and mounts go. Devices are the lab's."""
         self._processes.pop("init").kill()
         for process in self._processes.values():
             process.popen.wait(_START_SECONDS)
@@ -120,7 +120,7 @@ class KubeletNode:
             f"--kubeconfig={self.plane.kubeconfig('system:kube-proxy')}",
             f"--hostname-override={self.name}",
             "--proxy-mode=iptables",
-            f"--cluster-cidr={','.join(self._cluster_cidrs)}",
+            f"--cluster-cidr={','.join(self.cluster_cidrs)}",
             # Of the whole machine, so not a node's to set.
             "--conntrack-max-per-core=0",
             "--conntrack-tcp-timeout-established=0s",

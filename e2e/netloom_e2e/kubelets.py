@@ -165,6 +165,15 @@ class KubeletCluster:
         self._register(node)
         return node
 
+    def reboot(self, name: str) -> None:
+        """Pull a node's plug and switch it on again: its disk is as it was, and nothing else. Returns at once."""
+        node = self.nodes[name]
+        node.power_off()
+        self.lab.reset_node(name)
+        node.boot()
+        node.start_kubelet()
+        node.start_proxy()
+
     def wait_ready(self) -> None:
         """Until all nodes and the pods of kube-system are Ready. Raises AssertionError with what is not, and why."""
         self.wait("all nodes to be Ready", lambda: all(self.is_ready(name) for name in self.nodes))
@@ -189,7 +198,10 @@ class KubeletCluster:
             return False
 
     def pod(self, name: str, namespace: str = "default") -> Pod:
-        """Its network namespace, when it is Ready; programs of the machine run in it."""
+        """Its network namespace, when it is Ready; programs of the machine run in it.
+
+        The namespace has a name from then on, and lives on when the pod is gone, until a pod of the name comes.
+        """
         path = f"/api/v1/namespaces/{namespace}/pods/{name}"
         found: dict[str, Any] = {}
 

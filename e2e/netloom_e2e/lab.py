@@ -228,13 +228,19 @@ class Lab:
             segment=segment,
             port=f"port{index}",
         )
-        _make(machine)
-        link = f"link add {machine.port} mtu {place.mtu} type veth peer name eth0 netns {machine.name}"
-        self.switch.ip(*link.split())
-        self.switch.batch([f"link set {machine.port} master {place.bridge} up"])
-        machine.batch([f"link set eth0 mtu {place.mtu} up"])
-        self._set_addresses(machine, place)
+        self._plug(machine, place)
         self.nodes[node] = machine
+        return machine
+
+    def reset_node(self, node: str) -> Machine:
+        """A node's network as after a reboot: the namespace is another one, and the same card is in it."""
+        machine = self.nodes[node]
+        mac = machine.ip("-o", "link", "show", "eth0").partition("link/ether ")[2].split()[0]
+        # A namespace goes some time after its name, and the cable with it.
+        self.switch.ip("link", "delete", machine.port)
+        remove([machine.name, *existing(f"{machine.name}-*")])
+        self._plug(machine, self.segments[machine.segment], f"address {mac}")
+        machine.pods.clear()
         return machine
 
     def move_node(self, node: str, *, segment: str) -> Machine:
@@ -287,6 +293,14 @@ class Lab:
                 f"addr add {address6}/{segment.network6.prefixlen} dev {segment.leg} nodad",
             ]
         )
+
+    def _plug(self, machine: Machine, segment: Segment, card: str = "") -> None:
+        _make(machine)
+        link = f"link add {machine.port} mtu {segment.mtu} type veth peer name eth0 {card} netns {machine.name}"
+        self.switch.ip(*link.split())
+        self.switch.batch([f"link set {machine.port} master {segment.bridge} up"])
+        machine.batch([f"link set eth0 mtu {segment.mtu} up"])
+        self._set_addresses(machine, segment)
 
     def _set_addresses(self, machine: Machine, segment: Segment) -> None:
         machine.batch([f"addr add {machine.address}/{segment.network.prefixlen} dev eth0"])

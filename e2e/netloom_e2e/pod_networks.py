@@ -38,6 +38,8 @@ class Bridge:
             node.configure_network(self._configuration(cidrs[node.name]))
             # What else the plugin does when the first pod comes; a node has to forward before that.
             node.machine.sysctl(ipv4__ip_forward=1)
+            for cidr in cidrs[node.name]:
+                _masquerade(node, cidr)
             for peer in nodes if self.routes else ():
                 if peer is not node:
                     way = [f"route replace {cidr} via {peer.machine.address}" for cidr in cidrs[peer.name]]
@@ -48,8 +50,7 @@ class Bridge:
             "type": "bridge",
             "bridge": "cni0",
             "isGateway": True,
-            # Between pods nothing is translated: the cluster's Services see who asks.
-            "ipMasq": False,
+            "ipMasq": False,  # it would translate between pods, too
             "hairpinMode": True,
             "mtu": self.mtu,
             "ipam": {
@@ -60,3 +61,12 @@ class Bridge:
         }
         portmap = {"type": "portmap", "capabilities": {"portMappings": True}}
         return {"cniVersion": "1.0.0", "name": "cluster", "plugins": [bridge, portmap]}
+
+
+def _masquerade(node: KubeletNode, cidr: str) -> None:
+    """What leaves the cluster has the node's address: nobody outside knows the way to a pod."""
+    ours, family = ("ip6tables", ":") if ":" in cidr else ("iptables", ".")
+    rule = ["POSTROUTING", f"--source={cidr}"]
+    for inside in (each for each in node.cluster_cidrs if family in each):
+        node.machine.run(ours, "-t", "nat", "-A", *rule, f"--destination={inside}", "-j", "RETURN")
+    node.machine.run(ours, "-t", "nat", "-A", *rule, "-j", "MASQUERADE")

@@ -1,4 +1,4 @@
-"""`make cluster` and `make cluster-down`, with one node."""
+"""`make cluster` and `make cluster-down`, with one node, whose pods the CNI's own bridge wires."""
 
 import os
 import subprocess
@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from netloom_e2e import kubelets, netloom_image, processes
+from netloom_e2e import kubelets, processes
 from netloom_e2e.binaries import BinariesError
 from netloom_e2e.namespaces import existing
 
@@ -21,7 +21,6 @@ kubectl exec --namespace=kube-system deployment/coredns -- /coredns -version
 def prepared() -> None:
     try:
         kubelets.prepare()
-        netloom_image.netloom()
     except BinariesError as error:
         pytest.fail(str(error), pytrace=False)
 
@@ -36,7 +35,7 @@ def tool(*words: str) -> str:
 
 def test_a_cluster_stays_up_and_is_taken_down() -> None:
     try:
-        shell = ["bash", "-c", tool("cluster", "--nodes=1", f"--name={NAME}") + ASKED]
+        shell = ["bash", "-c", tool("cluster", "--nodes=1", "--wired-by=bridge", f"--name={NAME}") + ASKED]
         done = subprocess.run(shell, capture_output=True, text=True, timeout=60, check=False)
         assert done.stdout.startswith("node/n1\nCoreDNS-"), done
     finally:
