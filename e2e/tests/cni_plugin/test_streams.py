@@ -194,7 +194,8 @@ def test_what_the_agent_takes_piece_by_piece_goes_on_where_it_was(
     config = b'{"cniVersion":"1.1.0","name":"n","x":"' + b"".join(b"%07d" % each for each in range(400_000)) + b'"}'
     trace = folder / "trace"
     with agent(answering(0, RESULT)) as asked:
-        strace = ("strace", "-qq", "-o", str(trace), "-e", "trace=sendmsg")
+        interrupted = ("-e", "inject=poll:error=EINTR:when=4+2")
+        strace = ("strace", "-qq", "-o", str(trace), "-e", "trace=sendmsg", *interrupted)
         assert plugin.call({"COMMAND": "ADD", **variables}, config, before=strace).status == 0
         assert (asked.request.stdin, len(asked.request.files)) == (config, 2)
     sent = [line for line in trace.read_text().splitlines() if re.search(r"= \d+$", line)]
