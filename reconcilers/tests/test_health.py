@@ -370,6 +370,7 @@ async def test_the_summary_settles_before_it_is_told() -> None:
     assert world.events == ["AgentNotHeardOf", "AgentSilent"], "that all is well from the beginning is no news"
 
 
+@pytest.mark.slow
 async def test_counts_that_change_all_the_time() -> None:
     world = World(0)
     begin = world.now

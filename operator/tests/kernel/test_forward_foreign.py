@@ -130,6 +130,7 @@ async def said(crossing: Crossing, ruleset: str, desired: Forwarding = DESIRED) 
     return report.blocked
 
 
+@pytest.mark.slow
 async def test_what_drops_for_sure(crossing: Crossing) -> None:
     for name, ruleset in SURE.items():
         blocked = await said(crossing, ruleset)

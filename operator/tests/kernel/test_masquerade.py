@@ -177,6 +177,7 @@ def ten_thousand() -> Masquerading:
     return desired
 
 
+@pytest.mark.slow
 async def test_one_cidr_of_ten_thousand_costs_one_element(node: Namespace, masquerades: Masquerades) -> None:
     desired = ten_thousand()
     masquerade = await masquerades.open()

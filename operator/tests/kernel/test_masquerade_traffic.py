@@ -259,6 +259,7 @@ async def test_a_flow_that_began_before(
             await eventually(lambda: seen() == expected | {"late": node})
 
 
+@pytest.mark.slow
 async def test_every_moment_has_its_rule(world: World, masquerades: Masquerades) -> None:
     """Connections that begin while the table is edited, and repaired, and changed, again and again."""
     until_told = "import select\nseen = set()\nwhile not select.select([sys.stdin], [], [], 0)[0]: seen.add"

@@ -22,6 +22,8 @@ from tests.kernel.netns import Lab, Namespace
 
 QUICK = Timing(answer=0.25, tries=2)
 FAMILIES = pytest.mark.parametrize("version", [4, 6])
+SILENCE = pytest.mark.slow
+"""For where questions are not answered: each takes all of its time, twice, and that is a second or two a test."""
 
 
 def address_of(number: int, version: int) -> Address:
@@ -136,6 +138,7 @@ async def test_all_is_well(pair: Pair, version: int) -> None:
     assert pair.two.prober.answers == 1, "one packet there, one back"
 
 
+@SILENCE
 @FAMILIES
 @pytest.mark.parametrize("pair", [NO_ENCAPSULATION], indirect=True)
 async def test_without_tunnels(pair: Pair, version: int) -> None:
@@ -158,6 +161,7 @@ async def test_a_bridge_that_holds_the_whole_block_is_in_nobodys_way(pair: Pair)
     assert (await pair.one.examine(2, 4)).passes
 
 
+@SILENCE
 @FAMILIES
 @pytest.mark.parametrize("side", [1, 2])
 async def test_a_forward_hook_that_drops(pair: Pair, version: int, side: int) -> None:
@@ -184,6 +188,7 @@ async def test_a_forward_hook_that_refuses_is_named_by_its_address(pair: Pair, s
     assert found.rejected.by == parse_address("192.168.7.1" if side == 1 else "10.2.0.0")
 
 
+@SILENCE
 @FAMILIES
 @pytest.mark.parametrize("side", [1, 2])
 async def test_a_forward_hook_that_lets_pass_what_is_established_is_seen(pair: Pair, version: int, side: int) -> None:
@@ -204,12 +209,14 @@ async def test_a_node_sees_that_its_forward_hook_lets_pass_only_what_is_establis
         assert await pair.one.prober.loop(4, 0.25) is None
 
 
+@SILENCE
 async def test_a_forward_hook_that_drops_only_answers(pair: Pair) -> None:
     pair.two.nft("ip saddr 10.2.0.0/16 drop;")
     found = await pair.one.examine(2, 4)
     assert (found.host, found.seen, found.forwards) == ("answered", True, True)
 
 
+@SILENCE
 @FAMILIES
 async def test_a_firewall_between_the_nodes_that_drops_the_tunnels_port(pair: Pair, version: int) -> None:
     with pair.dropping("udp dport 8472", "port1"):
@@ -218,12 +225,14 @@ async def test_a_firewall_between_the_nodes_that_drops_the_tunnels_port(pair: Pa
     assert not found.port_refused
 
 
+@SILENCE
 async def test_a_node_that_refuses_the_tunnels_port(pair: Pair) -> None:
     pair.two.nft("udp dport 8472 reject;", hook="input")
     found = await pair.one.examine(2, 4)
     assert (found.host, found.ping, found.port_refused) == ("silent", True, True)
 
 
+@SILENCE
 @FAMILIES
 async def test_a_network_between_the_nodes_that_carries_less(pair: Pair, version: int) -> None:
     for port in ("port1", "port2"):
@@ -233,6 +242,7 @@ async def test_a_network_between_the_nodes_that_carries_less(pair: Pair, version
     assert found.largest in (1350, 1354), "a bridge's port lets a VLAN tag more through"
 
 
+@SILENCE
 async def test_one_way_loss_is_told_by_the_one_whose_packets_vanish(pair: Pair) -> None:
     with pair.dropping("ip saddr 192.168.7.1 udp dport 8472", "port1"):
         found, theirs = await asyncio.gather(pair.one.examine(2, 4), pair.two.examine(1, 4))
@@ -241,6 +251,7 @@ async def test_one_way_loss_is_told_by_the_one_whose_packets_vanish(pair: Pair) 
     assert found.largest == theirs.largest == 0
 
 
+@SILENCE
 async def test_a_peer_without_an_agent_is_told_from_packets_that_are_lost(pair: Pair) -> None:
     await pair.two.close()
     found = await pair.one.examine(2, 4)
@@ -248,6 +259,7 @@ async def test_a_peer_without_an_agent_is_told_from_packets_that_are_lost(pair: 
     await pair.two.keeper.open()
 
 
+@SILENCE
 async def test_a_peer_that_is_gone(pair: Pair) -> None:
     pair.switch.ip("link set port2 down")
     found = await pair.one.examine(2, 4)
@@ -270,6 +282,7 @@ async def test_without_a_device_only_the_nodes_own_way_is_looked_at(pair: Pair) 
     assert (await pair.one.examine(2, 4)).passes, "it cannot see that"
 
 
+@SILENCE
 async def test_a_peer_without_a_device_says_so(pair: Pair) -> None:
     pair.two.prober.attach(None)
     found = await pair.one.examine(2, 4)
@@ -320,6 +333,7 @@ async def test_the_device_is_made_once_found_again_and_repaired(lab: Lab) -> Non
         assert DEVICE not in place.ip("link show")
 
 
+@pytest.mark.slow
 async def test_a_renamed_device_is_heard_and_replaced(lab: Lab) -> None:
     place = lab.namespace("node")
     with place.entered():

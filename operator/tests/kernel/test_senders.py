@@ -178,6 +178,7 @@ def five_thousand() -> Senders:
     return desired
 
 
+@pytest.mark.slow
 async def test_a_node_of_five_thousand_costs_three_elements(node: Namespace, keepers: Keepers) -> None:
     """It comes, gets another address, another pod CIDR, and goes: nothing is written for anybody else."""
     keeper, desired = await keepers.open(), five_thousand()

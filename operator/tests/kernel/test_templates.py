@@ -290,6 +290,7 @@ def test_a_route_that_carries_its_encapsulation_is_understood(node: Namespace) -
     commands.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("whole_first", [False, True])
 def test_the_message_classes_come_without_the_package_and_harm_no_whole_one(whole_first: bool) -> None:
     code = f"""

@@ -183,6 +183,7 @@ async def test_a_node_that_leaves_and_another_that_joins(
     assert pods[1].pings("10.3.0.2")
 
 
+@pytest.mark.slow
 async def test_traffic_flows_on_while_the_agent_is_away_and_back(
     planes: dict[int, Dataplane], nodes: dict[int, Namespace], pods: dict[int, Namespace], tmp_path: Path
 ) -> None:

@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from netloom_e2e.certificates import Authority
 
 NEEDLESS = {
@@ -44,6 +46,7 @@ def told(tmp_path: Path) -> dict[str, Any]:
     return {role: json.loads(output) for role, output in outputs.items()}
 
 
+@pytest.mark.slow
 def test_what_a_role_carries(tmp_path: Path) -> None:
     """One test for all of it: a role takes the better part of a second to import."""
     roles = told(tmp_path)

@@ -392,6 +392,7 @@ async def test_of_several_kubeconfigs_the_first_that_says_so_counts(tmp_path: Pa
     assert (auth.endpoint.host, await auth.authorization()) == ("http://x", "Bearer t")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("full_first", [False, True])
 async def test_the_slim_import_brings_no_models_and_harms_no_full_one(full_first: bool):
     code = f"""

@@ -598,6 +598,7 @@ def _runs(pid: int) -> bool:
     return state not in "ZX"
 
 
+@pytest.mark.slow
 async def test_a_blocked_event_loop_ends_the_process_before_another_leads(
     server: ScriptedApi, api: Api, kubeconfig: str
 ):
@@ -617,6 +618,7 @@ async def test_a_blocked_event_loop_ends_the_process_before_another_leads(
         assert said["event"] == "lease ran out before the work of its holder had ended, exiting"
 
 
+@pytest.mark.slow
 async def test_a_frozen_process_ends_when_it_thaws(server: ScriptedApi, api: Api, kubeconfig: str):
     async with child(kubeconfig, "work") as process:
         assert process.stdout is not None

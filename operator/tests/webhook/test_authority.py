@@ -509,6 +509,7 @@ async def test_private_keys_go_nowhere_but_into_the_secret(
     assert "PRIVATE" not in json.dumps([call.body for call in server.calls if call.collection != SECRETS])
 
 
+@pytest.mark.slow
 async def test_an_ordinary_turn_starts_no_process(server: ScriptedApi, start: Start, clock: Clock, ca: certificates.CA):
     server.put(SECRETS, secret(ca))
     server.put(CONFIGURATIONS, configuration(ca.certificate))
@@ -537,6 +538,7 @@ async def test_foreign_content_is_read_once(server: ScriptedApi, start: Start, c
     assert mint.children == 1
 
 
+@pytest.mark.slow
 async def test_a_child_that_fails_is_said_and_tried_again(server: ScriptedApi, start: Start, tmp_path: Path):
     broken = tmp_path / "broken"
     broken.touch()
@@ -551,6 +553,7 @@ async def test_a_child_that_fails_is_said_and_tried_again(server: ScriptedApi, s
     await until(lambda: good(authority), "it serves")
 
 
+@pytest.mark.slow
 async def test_the_serving_process_never_loads_cryptography(server: ScriptedApi, tmp_path: Path):
     """A process of its own, as this one has long loaded it."""
     kubeconfig = write_kubeconfig(tmp_path / "kubeconfig", {"server": server.url}, {"token": "secret"})

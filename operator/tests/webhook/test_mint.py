@@ -29,6 +29,7 @@ def children() -> set[str]:
     return set(Path("/proc/thread-self/children").read_text().split())
 
 
+@pytest.mark.slow
 async def test_what_the_child_makes_is_what_the_rule_asks_for():
     mint = Mint()
     ca = await mint.call("", certificates.new_ca, NOW)
@@ -45,6 +46,7 @@ async def test_what_the_child_makes_is_what_the_rule_asks_for():
     assert mint.children == 4
 
 
+@pytest.mark.slow
 async def test_errors_come_through_as_they_are(ca: CA):
     data = certificates.dump([ca]) | {"password": "eA=="}
     with pytest.raises(
