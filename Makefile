@@ -19,7 +19,7 @@ demo: setup ## Run the main job: pods that ping, from manifests and then on a re
 test: check ## Run everything: check, then the tests on a real API server and kernel
 	$(UNIT_TESTS) -m "slow or hypothesis"
 	@$(PY) -m netloom_e2e build
-	$(PY) -m pytest -q -n 2 --dist loadfile --durations=12 e2e/tests
+	$(PY) -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder --durations=12 e2e/tests
 
 check: setup-tests ## Format, lint, types, layers and unit tests; about a minute
 	.venv/bin/ruff format --check .

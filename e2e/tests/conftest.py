@@ -1,5 +1,7 @@
 import asyncio
+from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -29,3 +31,23 @@ def pytest_asyncio_loop_factories(
     config: pytest.Config, item: pytest.Item
 ) -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
     return {"tidy": TidyLoop}
+
+
+LONGEST = (
+    "test_other_kernels.py",  # 352 s beside another worker, most of it one virtual machine's
+    "test_kernel_machine.py",  # one test of 1,200 steps
+)
+"""Files whose few tests take minutes, longest first; `make test` names the longest tests at its end."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """`make test` gives two workers a file each as they become free: what takes long is to begin first, so that no
+    worker is idle at the end. The rest by how many tests they have; by that alone (what pytest-xdist would do itself,
+    without --no-loadscope-reorder), a file with one test of some minutes would be the last.
+    """
+    tests = Counter(item.path for item in items)
+
+    def turn(path: Path) -> tuple[int, int, str]:
+        return (LONGEST.index(path.name) if path.name in LONGEST else len(LONGEST)), -tests[path], path.name
+
+    items.sort(key=lambda item: turn(item.path))
