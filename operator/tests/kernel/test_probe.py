@@ -112,8 +112,8 @@ async def pair(lab: Lab, tmp_path: Path, request: pytest.FixtureRequest) -> Asyn
     async with AsyncExitStack() as stack:
         for number in (1, 2):
             place = lab.namespace(f"node{number}")
-            addresses = (f"192.168.7.{number}/24", f"fd07::{number}/64")
-            lab.wire(place, "eth0", switch, f"port{number}", *(f"address add {each} dev eth0" for each in addresses))
+            addresses = (f"192.168.7.{number}/24 dev eth0", f"fd07::{number}/64 dev eth0 nodad")
+            lab.wire(place, "eth0", switch, f"port{number}", *(f"address add {each}" for each in addresses))
             switch.ip(f"link set port{number} master bridge")
             with place.entered():
                 plane = Dataplane(run_directory=tmp_path / str(number), resync_seconds=None)
