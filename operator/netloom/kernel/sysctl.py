@@ -98,6 +98,15 @@ def read(name: str) -> str:
     return (ROOT / name).read_text(encoding="ascii").strip()
 
 
+def write(name: str, value: str) -> None:
+    """Set it. By system calls alone: a pod waits for it. Raises OSError."""
+    descriptor = os.open(f"{ROOT}/{name}", os.O_WRONLY)
+    try:
+        os.write(descriptor, value.encode())
+    finally:
+        os.close(descriptor)
+
+
 def effective(sysctl: Sysctl) -> str:
     """The value that the kernel acts on now. Raises OSError."""
     values = [read(sysctl.name), *([read(sysctl.beside)] if sysctl.beside else [])]

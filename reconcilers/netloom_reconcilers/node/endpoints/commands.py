@@ -16,6 +16,7 @@ written down to be deleted later; so no pod's end is held up.
 import time
 from collections.abc import Awaitable, Callable
 
+import msgspec
 import structlog
 from msgspec.structs import replace
 from prometheus_client import Histogram
@@ -72,8 +73,8 @@ Differences = Callable[[Endpoint, int], Awaitable[list[str]]]
 class Commands:
     """See the module.
 
-    obstacle: why nothing can be done at all, as a sentence; "" if it can. differences: of an endpoint, as the kernel's
-    side says.
+    obstacle: why nothing can be done at all, as a sentence; "" if it can. lack: why no ADD is served, though all else
+    is, the same way. differences: of an endpoint, as the kernel's side says.
     """
 
     def __init__(
@@ -82,6 +83,7 @@ class Commands:
         attachments: Attachments,
         differences: Differences,
         obstacle: Callable[[], str] = lambda: "",
+        lack: Callable[[], str] = lambda: "",
     ) -> None:
         self.deletions: Deletions | None = None
         """Where what cannot be deleted is written down; None: nowhere."""
@@ -89,6 +91,7 @@ class Commands:
         self._attachments = attachments
         self._differences = differences
         self._obstacle = obstacle
+        self._lack = lack
         self._by_name = {
             "ADD": self._add,
             "DEL": self._delete,
@@ -196,6 +199,8 @@ class Commands:
             self._service.check()
         except (CniError, Refused) as error:
             raise CniError(NOT_AVAILABLE, str(error)) from error
+        if lack := self._lack():
+            raise CniError(NOT_AVAILABLE, lack)
         return Answer()
 
     # ----------------------------------------------------------------------------------------------------------- GC
@@ -208,11 +213,14 @@ class Commands:
         if any(not each.container for each in said.valid):
             raise CniError(BAD_CONFIG, "cni.dev/valid-attachments: an entry has no containerID.")
         self._check_begun()
-        removed, problems = await self._attachments.collect(said.name, _valid(said.valid))
+        removed, left = await self._attachments.collect(said.name, _valid(said.valid))
         if removed:
             log.info("attachments that the runtime does not know are removed", network=said.name, number=removed)
-        if problems:
-            raise CniError(TRY_AGAIN, f"{len(problems)} could not be removed, such as {problems[0]}")
+        for (container, interface), why in left.items():
+            config_of = msgspec.json.encode({"cniVersion": said.cni_version, "name": said.name})
+            await self._write_down(
+                Call(command="DEL", containerid=container, ifname=interface, stdin=config_of), f"{interface}: {why}"
+            )
         return Answer()
 
 
