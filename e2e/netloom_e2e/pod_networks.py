@@ -66,7 +66,7 @@ class Bridge:
 def _masquerade(node: KubeletNode, cidr: str) -> None:
     """What leaves the cluster has the node's address: nobody outside knows the way to a pod."""
     ours, family = ("ip6tables", ":") if ":" in cidr else ("iptables", ".")
-    rule = ["POSTROUTING", f"--source={cidr}"]
+    rule = ["POSTROUTING", "--source", cidr]
     for inside in (each for each in node.cluster_cidrs if family in each):
-        node.machine.run(ours, "-t", "nat", "-A", *rule, f"--destination={inside}", "-j", "RETURN")
+        node.machine.run(ours, "-t", "nat", "-A", *rule, "--destination", inside, "-j", "RETURN")
     node.machine.run(ours, "-t", "nat", "-A", *rule, "-j", "MASQUERADE")
