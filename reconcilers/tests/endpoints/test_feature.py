@@ -1,6 +1,7 @@
 """The feature: in which order it begins, what it says, and that it rests when nothing happens."""
 
 import asyncio
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,18 @@ from netloom.ipam.node_allocator import NodeAllocator, Owner, Supply
 from netloom.kernel.endpoints.endpoint import Endpoints, Remains, device_of
 from netloom.kernel.keeper.report import Failure, KeeperReport
 from netloom.roles.sources import Sources
+from netloom.runtime.errors import ApiError, Forbidden, Unavailable
 from netloom_reconcilers.features.node import NodeContext, Readiness
 from netloom_reconcilers.node.addresses.checkpoint import Checkpoint
 from netloom_reconcilers.node.addresses.running import seen
 from netloom_reconcilers.node.addresses.service import AddressService
 from netloom_reconcilers.node.endpoints import feature as module
+from netloom_reconcilers.node.endpoints import taint as taint_module
 from netloom_reconcilers.node.endpoints.feature import EndpointsFeature
+from netloom_reconcilers.node.endpoints.install import CONFLIST
 from netloom_reconcilers.node.endpoints.options import CniOptions, Places
+from netloom_reconcilers.node.status import readiness_of
+from tests.endpoints.test_taint import Server
 
 
 class Mesh:
@@ -52,12 +58,14 @@ class Kernel:
 class World:
     """An agent with the feature, and nothing else but an allocator."""
 
-    def __init__(self, folder: Path, options: CniOptions | None, *, addresses: bool = True) -> None:
+    def __init__(self, folder: Path, options: CniOptions | None, *, addresses: bool = True, api: Any = None) -> None:
         self.folder = folder
         self.changes = 0
+        self.tell: Callable[[], None] = lambda: None
         self.context = NodeContext("n1", folder, Sources(None), changed=self.changed, cni=options)
         self.context.mesh = Mesh()
-        self.context.readiness = lambda: Readiness(True, "Ready", "all is well.")
+        self.context.api = api
+        self.context.readiness = lambda: readiness_of("Degraded", self.feature.errors() if self.feature else [])
         self.service = AddressService(
             NodeAllocator(), Checkpoint(folder, "n1"), lambda pool: frozenset({4}), lambda owner, short: "none."
         )
@@ -69,6 +77,7 @@ class World:
     def changed(self) -> None:
         """As the agent does."""
         self.changes += 1
+        self.tell()
         if self.feature is not None:
             self.feature.changed()
 
@@ -76,6 +85,15 @@ class World:
     def kernel(self) -> Any:
         assert self.feature is not None
         return self.feature.keeper
+
+
+def installing(folder: Path, api: Any = None) -> World:
+    """One that puts the plugin on a host."""
+    (folder / "plugin").write_text("x")
+    for each in ("bin", "conf"):
+        (folder / each).mkdir()
+    places = Places(folder / "plugin", folder / "bin", folder / "conf", ())
+    return World(folder, CniOptions(folder / "cni.sock", folder / "deletions", places), api=api)
 
 
 @pytest.fixture
@@ -208,6 +226,59 @@ async def test_what_is_not_installed_is_no_readiness(tmp_path: Path, monkeypatch
     assert said is not None
     assert said.ready is True
     assert sorted(each.name for each in (tmp_path / "bin").iterdir()) == ["netloom-cni"]
+
+
+@pytest.mark.parametrize("error", [Forbidden(403, "Forbidden", "cannot patch"), Unavailable(0, "Unavailable", "no")])
+async def test_the_taint_goes_although_it_could_not_at_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: ApiError
+) -> None:
+    """An agent that is unready as long as it has not taken the taint off would never try again."""
+    monkeypatch.setattr(module, "EndpointsKeeper", Kernel)
+    monkeypatch.setattr(taint_module, "AGAIN_SECONDS", 0.001)
+    server = Server({"key": taint_module.KEY, "effect": "NoSchedule"})
+    server.fails.append(error)
+    world = installing(tmp_path, server)
+    feature = world.feature
+    assert feature is not None
+    assert feature.taint is not None
+    begin(world)
+    world.service.obstacle = ""
+    await feature.reconcile()
+    assert feature.installer is not None
+    feature.installer.look()
+    said: list[str] = []
+    world.tell = lambda: said.extend(feature.warnings())
+    task = asyncio.create_task(feature.taint.run())
+    async with asyncio.timeout(10):
+        while server.taints:
+            await asyncio.sleep(0.001)
+    task.cancel()
+    await asyncio.wait([task])
+    assert any(taint_module.KEY in each for each in said), "it is told meanwhile"
+    assert feature.warnings() == []
+
+
+async def test_the_taint_goes_after_the_configuration_came(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kubelet may be ready by another configuration: pods that came before ours would be wired by that one."""
+    monkeypatch.setattr(module, "EndpointsKeeper", Kernel)
+    world = installing(tmp_path, Server())
+    feature = world.feature
+    assert feature is not None
+    assert feature.installer is not None
+    begin(world)
+    world.service.obstacle = ""
+    await feature.reconcile()
+    assert feature.is_ready
+    assert not feature._may_come()
+    before = world.changes
+    feature.installer.look()
+    assert world.changes == before + 1, "it says so"
+    assert feature._may_come()
+    (tmp_path / "conf" / CONFLIST).unlink()
+    (tmp_path / "conf").rmdir()
+    feature.installer.look()
+    assert not feature._may_come()
+    assert world.changes == before + 2
 
 
 def test_without_an_option_it_does_nothing(tmp_path: Path) -> None:

@@ -212,9 +212,12 @@ class EndpointsFeature(NodeFeature):
         return True
 
     def _may_come(self) -> bool:
-        """Whether the node can route, so that pods may come."""
+        """Whether the node can route, so that pods may come: to us, as on a host with another configuration kubelets
+        call their nodes ready before."""
+        if not self.is_ready or (self.installer is not None and not self.installer.installed):
+            return False
         said = self.context.readiness()
-        return self.is_ready and said is not None and said.ready is True
+        return said is not None and said.ready is True
 
     def _repaired(self, path: Path, what: str) -> None:
         """Somebody had changed a file of ours on the host."""
@@ -242,12 +245,15 @@ class EndpointsFeature(NodeFeature):
         ]
         found += self.deletions.errors()
         found += self.installer.errors() if self.installer is not None else []
-        found += [self.taint.error] if self.taint is not None and self.taint.error else []
         return [*found, *(f"interfaces of pods: {error}" for error in self.controller.failing.values())]
 
     def warnings(self) -> list[str]:
-        """What may be meant so."""
-        return self.installer.warnings() if self._serves and self.installer is not None else []
+        """What may be meant so; and the taint that cannot be taken off: as an error it would make the node unready, and
+        so be what keeps the taint."""
+        if not self._serves:
+            return []
+        found = self.installer.warnings() if self.installer is not None else []
+        return [*found, *([self.taint.error] if self.taint is not None and self.taint.error else [])]
 
     def readiness(self) -> Readiness | None:
         """Whether pods that are scheduled here get an interface."""

@@ -119,10 +119,11 @@ class Installer:
         problems: list[str] = []
         warnings: list[str] = []
         waits: list[float] = []
+        before = self.installed, self._problems, self._warnings
         self.installed = self._keep_all(problems, warnings, waits)
         warnings += self._before_ours()
-        if (tuple(problems), tuple(warnings)) != (self._problems, self._warnings):
-            self._problems, self._warnings = tuple(problems), tuple(warnings)
+        self._problems, self._warnings = tuple(problems), tuple(warnings)
+        if before != (self.installed, self._problems, self._warnings):
             self._told()
         return min(waits, default=None)
 
