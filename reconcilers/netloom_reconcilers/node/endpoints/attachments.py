@@ -271,6 +271,7 @@ def endpoint_of(remains: Remains, addresses: tuple[Address, ...], pod: str = "")
         netns=remains.netns,
         pod=pod,
         mtu=remains.mtu,
+        mac=remains.mac,
     )
 
 
