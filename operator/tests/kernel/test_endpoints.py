@@ -296,6 +296,12 @@ async def test_an_address_is_anothers_at_once(here: Node, lab: Lab) -> None:
         one.endpoint = replace(one.endpoint, container=f"{number:064x}")
         await one.add(here.keeper)
         assert await one.check(here.keeper) == []
+    for number in range(10, 60):  # the kernel lets the earlier device go at whatever moment
+        await one.delete(here.keeper)
+        await asyncio.sleep(0.0005 * (number % 50))
+        one.endpoint = replace(one.endpoint, container=f"{number:064x}")
+        await one.add(here.keeper)
+    assert await one.check(here.keeper) == []
     two = pod(lab, 7, "10.1.0.2", "fd00:1::2")
     await one.delete(here.keeper)
     await two.add(here.keeper)
@@ -331,6 +337,23 @@ async def test_who_is_cancelled_leaves_nothing(here: Node, lab: Lab) -> None:
         await eventually(lambda: here.place.state() == before)
     await one.add(here.keeper)
     assert await one.check(here.keeper) == []
+
+
+async def test_a_route_that_somebody_led_elsewhere_goes_with_the_pod(lab: Lab) -> None:
+    """Whether its keeper has heard of it or not: nothing leads nowhere, and nothing is in the way of the next pod."""
+    place, one = forwarding_node(lab), pod(lab, 1)
+    async with endpoints_of(place) as keeper:
+        await keeper.apply(Endpoints())
+        for _ in range(2):
+            await one.add(keeper)
+            place.ip("route replace 10.1.0.2 dev lo proto 158 metric 65536")
+            place.ip("-6 route replace fd00:1::2 dev lo proto 158 metric 65536")
+            await one.delete(keeper)
+            assert "10.1.0.2" not in place.ip("route")
+            assert "fd00:1::2" not in place.ip("-6 route")
+        place.ip("route add 10.1.0.2 dev lo proto 158 metric 65536")
+        await one.add(keeper)
+        assert await one.check(keeper) == []
 
 
 # --------------------------------------------------------------------------------------------------------- restarts
@@ -428,6 +451,20 @@ async def test_a_pod_that_comes_back_before_all_are_known(lab: Lab) -> None:
         assert await one.delete(keeper), "a DEL of what is only in the kernel"
         await eventually(lambda: not keeper.report.leaving)
         assert shown(place) == ""
+
+
+async def test_an_address_of_a_pod_that_is_not_known_yet(lab: Lab) -> None:
+    place, one, two = forwarding_node(lab), pod(lab, 1), pod(lab, 2, "10.1.0.2")
+    async with endpoints_of(place) as keeper:
+        await keeper.apply(Endpoints())
+        await one.add(keeper)
+    async with endpoints_of(place) as keeper:
+        await keeper.apply(Endpoints())
+        assert await refused(two, keeper) == (
+            "address-taken",
+            f"10.1.0.2 leads to {one.endpoint.device}, the device of a pod of which nothing else is known (yet)",
+        )
+        assert await keeper.read_endpoints() == [remains_of(one)]
 
 
 async def test_cleanup_removes_all_and_says_so_before(lab: Lab) -> None:

@@ -19,6 +19,7 @@ from netloom.kernel.endpoints.checking import differences
 from netloom.kernel.endpoints.endpoint import Endpoint, Endpoints, Remains, Wired, WiringFailed, device_of
 from netloom.kernel.endpoints.part import EndpointsPart
 from netloom.kernel.endpoints.reaping import delete_ends
+from netloom.kernel.endpoints.row_messages import numbered
 from netloom.kernel.endpoints.wiring import Wiring
 from netloom.kernel.errors import KernelUnsupported
 from netloom.kernel.keeper.keeper import Keeper, KeeperOptions
@@ -108,6 +109,7 @@ class EndpointsKeeper(Keeper[Endpoints, EndpointsReport]):
             part.desired.put(endpoint)
             part.want(part.desired, self._retries)
             part.made(endpoint, made)
+        self._begun.set()  # it is to be kept, though nothing may have been handed over yet
         return Wired(device, made.host.mac, made.pod.mac, made.host.mtu)
 
     def _refuse_what_others_have(self, endpoint: Endpoint) -> None:
@@ -141,10 +143,12 @@ class EndpointsKeeper(Keeper[Endpoints, EndpointsReport]):
             if (endpoint.container, endpoint.interface) != (container, interface):
                 return False  # the device has the same name, and is another's
             known = device in part.ends and device not in part.doomed
-            routes = part.routes_on(device)
+            if endpoint is nobody:
+                messages = row_messages.encode_routes([(key, None, None) for key in part.routes_on(device)])
+            else:
+                messages = numbered([row_messages.remove_route(address) for address in endpoint.addresses])
             part.desired.discard(device)
             part.want(part.desired, self._retries)
-            messages = row_messages.encode_routes([(key, None, None) for key in routes])
             try:
                 refusals = await _to_the_end(worker.submit(messages)) if messages else {}
             except AnswerLost as error:
@@ -157,6 +161,7 @@ class EndpointsKeeper(Keeper[Endpoints, EndpointsReport]):
             part.doom(device)
             if known:
                 self._reap(device)
+        self._begun.set()
         return known or endpoint is not nobody
 
     async def differences(self, endpoint: Endpoint, inside: int) -> list[str]:

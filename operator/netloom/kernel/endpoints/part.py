@@ -82,6 +82,8 @@ class EndpointsPart(Part[Endpoints]):
         """Ends that are missing, or not as they should be, or not wanted."""
         self._look: dict[str, int] = {}
         """Ends that are to be read again, and their ifindexes: an event tells how one was, which by now may be past."""
+        self._departed: set[int] = set()
+        """ifindexes of ends that went before they were known: while one is made, somebody may delete it."""
         self._retaining = retaining
         self._applied = self.was_read = False
         self._resync_due = True
@@ -106,10 +108,14 @@ class EndpointsPart(Part[Endpoints]):
 
     def made(self, endpoint: Endpoint, made: Made) -> None:
         """This one was just made, and is wanted."""
-        device = endpoint.device
-        self._take(made.host)
-        self.rows.wrote(device)
+        device, index = endpoint.device, made.host.ifindex
         self._look.pop(device, None)
+        if index in self._departed:
+            self._judge(device)
+        else:
+            self._take(made.host)
+            self.rows.wrote(device)
+        self._departed.clear()
 
     def doom(self, device: str) -> None:
         """This one is not wanted, no route leads to it, and somebody else deletes it."""
@@ -130,10 +136,9 @@ class EndpointsPart(Part[Endpoints]):
             self._judge(device)
 
     def routes_on(self, device: str) -> list[RouteKey]:
-        """The routes that lead to a host end."""
-        wanted = [key for kind, key in self.rows.items(device) if kind == "route"]
+        """The routes that lead to a host end of which no endpoint is known. Walks over all."""
         end = self.ends.get(device)
-        return wanted or (self.rows.on(end.ifindex) if end is not None else [])  # type: ignore[return-value]
+        return self.rows.on(end.ifindex) if end is not None else []
 
     def owner_of(self, address: Address) -> Endpoint | None:
         """The endpoint that has this address."""
@@ -270,16 +275,16 @@ class EndpointsPart(Part[Endpoints]):
     async def update(self, worker: Worker, attempt: Attempt) -> Outcome:
         """Make or change what is missing or different."""
         outcome = Outcome()
-        for device in [device for device in self._odd if ("link", device) not in attempt.held]:
-            endpoint = self.desired.get(device)
-            if endpoint is not None:
-                await self._put_right(worker, endpoint, outcome)
         routes = self.rows.routes
-        in_the_way = [key for key in routes.pending if key not in routes.desired and self.rows.displaced(key)]
+        in_the_way = [key for key in routes.pending if self.rows.in_the_way(key)]
         if in_the_way:
             await worker.submit(row_messages.encode_routes([(key, None, None) for key in in_the_way]))
             for key in in_the_way:
                 routes.gone(key)
+        for device in [device for device in self._odd if ("link", device) not in attempt.held]:
+            endpoint = self.desired.get(device)
+            if endpoint is not None:
+                await self._put_right(worker, endpoint, outcome)
         written = await self._writer.update(worker, attempt)
         return self._judged(outcome, written, attempt)
 
@@ -367,6 +372,8 @@ class EndpointsPart(Part[Endpoints]):
         if seen is None or (known is not None and known.ifindex != ifindex):
             return
         if kind == wire.RTM_DELLINK:
+            if known is None:
+                self._departed.add(ifindex)
             self._forget(device)
             self._touched.add(("link", device))
         elif seen != known:
@@ -447,7 +454,7 @@ class EndpointsPart(Part[Endpoints]):
         if (
             self._retaining
             and key not in table.desired
-            and not (table is self.rows.routes and self.rows.displaced(key))
+            and not (table is self.rows.routes and self.rows.in_the_way(key))
         ):
             name = self._names.get(index_of(key))
             if name is None or self.desired.get(name) is None:

@@ -143,6 +143,18 @@ def _deleted_route(size: int, length: int, metric: int, tos: int) -> bytes:
     return message_template(RouteMessage, wire.RTM_DELROUTE, 0, fields, **attributes)
 
 
+def remove_route(address: Address) -> bytes:
+    """The route to a pod's address goes, by whatever device somebody has led it."""
+    return _removed_route(len(address)) % (bytes(4), address)
+
+
+@lru_cache
+def _removed_route(size: int) -> bytes:
+    fields = {"family": _FAMILY[size], "dst_len": size * 8, "table": ROUTE_TABLE, "proto": ROUTE_PROTOCOL}
+    fields |= {"scope": _SCOPE_NOWHERE}
+    return message_template(RouteMessage, wire.RTM_DELROUTE, 0, fields, dst=_ADDRESS[size], priority=METRIC)
+
+
 def default_route(gateway: Address, ifindex: int) -> bytes:
     """In the pod: all by the gateway, of which nobody asks on what network it is."""
     return _default_route(len(gateway)) % (bytes(4), gateway, number(ifindex))

@@ -9,7 +9,7 @@ from netloom.cidr import Cidr
 from netloom.kernel.endpoints import row_messages
 from netloom.kernel.endpoints.endpoint import Endpoint
 from netloom.kernel.endpoints.reader import Reading
-from netloom.kernel.endpoints.row_messages import PLAIN, NeighbourKey, RouteKey
+from netloom.kernel.endpoints.row_messages import METRIC, PLAIN, NeighbourKey, RouteKey
 from netloom.kernel.keeper.retries import Item
 from netloom.kernel.keeper.table import Table
 from netloom.kernel.mac import Mac
@@ -27,16 +27,16 @@ class SurplusAddress(msgspec.Struct, frozen=True):
 
 
 class Rows:
-    """What stands on the host ends. wanted: by the host end's name, the keys that are wanted for its endpoint."""
+    """What stands on the host ends. owners: host ends by the addresses of their endpoints, whether they are there or
+    not."""
 
     def __init__(self) -> None:
         self.routes: Table[RouteKey, str] = Table()
         self.neighbours: Table[NeighbourKey, Mac] = Table()
         self.addresses: Table[SurplusAddress, str] = Table()
-        self._wanted: dict[str, tuple[list[RouteKey], list[NeighbourKey]]] = {}
-        self._route_to: dict[Cidr, RouteKey] = {}
         self.owners: dict[Cidr, str] = {}
-        """Host ends by the addresses that are wanted on them."""
+        self._wanted: dict[str, tuple[Endpoint, int]] = {}
+        """By host end: its endpoint, and its ifindex; 0 while it is not there."""
 
     @property
     def tables(self) -> dict[str, Table[Any, Any]]:
@@ -44,49 +44,48 @@ class Rows:
         return {"address": self.addresses, "neighbour": self.neighbours, "route": self.routes}
 
     def want(self, device: str, endpoint: Endpoint | None, ifindex: int) -> None:
-        """These rows for that host end; none where there is no endpoint, or no device."""
-        routes = [RouteKey(Cidr.of(address), ifindex) for address in endpoint.addresses] if endpoint and ifindex else []
-        neighbours = [(ifindex, key.prefix.packed) for key in routes]
-        before = self._wanted.get(device, ([], []))
-        if before == (routes, neighbours):
+        """These rows for that host end; none where there is no endpoint, or (0) no device."""
+        before, wanted = self._wanted.get(device), (endpoint, ifindex) if endpoint is not None else None
+        if before == wanted:
             return
-        for route in before[0]:
-            self.routes.unwant(route)
-            if self._route_to.get(route.prefix) == route:
-                del self._route_to[route.prefix], self.owners[route.prefix]
-        for neighbour in before[1]:
-            self.neighbours.unwant(neighbour)
-        for route, neighbour in zip(routes, neighbours, strict=True):
-            self.routes.want(route, PLAIN)
-            self.neighbours.want(neighbour, endpoint.pod_mac if endpoint else b"")
-            self._route_to[route.prefix], self.owners[route.prefix] = route, device
-        if routes:
-            self._wanted[device] = routes, neighbours
-        else:
-            self._wanted.pop(device, None)
+        if before is not None:
+            for route in self._routes(device):
+                self.routes.unwant(route)
+                self.neighbours.unwant((route.ifindex, route.prefix.packed))
+            for address in before[0].addresses:
+                self.owners.pop(Cidr.of(address), None)
+            del self._wanted[device]
+        if endpoint is not None:
+            self._wanted[device] = endpoint, ifindex
+            for address in endpoint.addresses:
+                self.owners[Cidr.of(address)] = device
+            for route in self._routes(device):
+                self.routes.want(route, PLAIN)
+                self.neighbours.want((ifindex, route.prefix.packed), endpoint.pod_mac)
+
+    def _routes(self, device: str) -> list[RouteKey]:
+        endpoint, ifindex = self._wanted.get(device, (None, 0))
+        return [RouteKey(Cidr.of(address), ifindex) for address in endpoint.addresses] if endpoint and ifindex else []
 
     def items(self, device: str) -> list[Item]:
         """The rows that are wanted for that host end."""
-        routes, neighbours = self._wanted.get(device, ([], []))
-        return [*(("route", key) for key in routes), *(("neighbour", key) for key in neighbours)]
+        routes = self._routes(device)
+        return [*(("route", key) for key in routes), *(("neighbour", (k.ifindex, k.prefix.packed)) for k in routes)]
 
     def wrote(self, device: str) -> None:
         """All that is wanted for that host end is there."""
-        routes, neighbours = self._wanted.get(device, ([], []))
-        for route in routes:
+        for route in self._routes(device):
             self.routes.saw(route, PLAIN)
-        for neighbour in neighbours:
+            neighbour = route.ifindex, route.prefix.packed
             self.neighbours.saw(neighbour, self.neighbours.desired[neighbour])
 
     def lost(self, device: str, ifindex: int, *, version: int = 0, neighbours_only: bool = False) -> None:
         """The kernel has dropped what stood on that host end, or one family of it."""
-        routes, neighbours = self._wanted.get(device, ([], []))
-        for route in routes:
-            if route.ifindex == ifindex and not neighbours_only and version in (0, route.prefix.version):
-                self.routes.gone(route)
-        for neighbour in neighbours:
-            if neighbour[0] == ifindex and version in (0, 4 if len(neighbour[1]) == 4 else 6):
-                self.neighbours.gone(neighbour)
+        for route in self._routes(device):
+            if route.ifindex == ifindex and version in (0, route.prefix.version):
+                self.neighbours.gone((ifindex, route.prefix.packed))
+                if not neighbours_only:
+                    self.routes.gone(route)
 
     def drop_pending(self, ifindex: int) -> None:
         """What nobody wants on a device that is gone is gone with it: a few, among what is pending."""
@@ -94,12 +93,18 @@ class Rows:
             for key in [key for key in table.pending if index_of(key) == ifindex and key not in table.desired]:
                 table.gone(key)
 
+    def in_the_way(self, key: RouteKey) -> bool:
+        """Of one prefix and metric the kernel has one route: whether this one is where an endpoint's should be."""
+        device = self.owners.get(key.prefix)
+        usual = (key.metric, key.tos) == (METRIC, 0)
+        return device is not None and usual and key.ifindex != self._wanted[device][1]
+
     def displaced(self, key: RouteKey) -> RouteKey | None:
-        """Of one prefix and metric the kernel has one route: the wanted one that this other stands in the place of."""
-        wanted = self._route_to.get(key.prefix)
-        if wanted is None or wanted == key or (wanted.metric, wanted.tos) != (key.metric, key.tos):
+        """The wanted one that this other has taken the place of."""
+        if not self.in_the_way(key):
             return None
-        return wanted
+        ifindex = self._wanted[self.owners[key.prefix]][1]
+        return RouteKey(key.prefix, ifindex) if ifindex else None
 
     def on(self, ifindex: int) -> list[RouteKey]:
         """The routes on a device that nobody wants. Walks over all."""
@@ -115,7 +120,7 @@ class Rows:
         """What is on these devices, and on none of ours that is known, is left alone."""
         known = {key.ifindex for key in self.routes.desired}
         undesired = self.routes.kernel.keys() - self.routes.desired.keys()
-        self.routes.retain({key for key in undesired if key.ifindex not in known and not self.displaced(key)})
+        self.routes.retain({key for key in undesired if key.ifindex not in known and not self.in_the_way(key)})
         self.neighbours.retain({key for key in self.neighbours.kernel if key[0] in strangers})
         self.addresses.retain({key for key in self.addresses.kernel if key.ifindex in strangers})
 

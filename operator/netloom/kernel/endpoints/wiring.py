@@ -30,6 +30,7 @@ from netloom.kernel.keeper.table_writer import ALREADY_GONE
 from netloom.kernel.mac import Mac, format_mac, link_local_of
 from netloom.kernel.netlink import wire
 from netloom.kernel.netlink.sockets import AnswerLost, CommandSocket, Refusal, RefusedError
+from netloom.kernel.ownership import ENDPOINTS
 
 LEAST_MTU, LEAST_MTU_IPV6, MOST_MTU = 68, 1280, 65535
 """Bytes: RFC 791, RFC 8200, and of a veth."""
@@ -165,13 +166,14 @@ class Wiring:
         """The pair. What an earlier life left under its names goes; what is anybody else's stays."""
         message = link_messages.create_pair(self._endpoint, self._netns)
         refusal = self._commands.execute([message]).get(0)
-        if refusal is not None and refusal.errno == errno.EEXIST and self._clear_away():
+        if refusal is not None and refusal.errno == errno.EEXIST:
+            self._clear_away()
             refusal = self._commands.execute([message]).get(0)
         if refusal is not None:
             raise self._explained(refusal, "making the pair of devices")
 
-    def _clear_away(self) -> bool:
-        """Whether all that had the names was an earlier pair of this endpoint, and is gone. Raises WiringFailed."""
+    def _clear_away(self) -> None:
+        """What had the names was an earlier pair of this endpoint, and is gone now. Raises WiringFailed."""
         endpoint = self._endpoint
         here = look(self._commands, endpoint.device)
         there = look(self._inside, endpoint.interface)
@@ -191,7 +193,6 @@ class Wiring:
                 refusal = commands.execute([link_messages.delete_named(end.name)]).get(0)
                 if refusal is not None and refusal.errno not in ALREADY_GONE:
                     raise self._explained(refusal, f"removing what was left of {end.name}")
-        return here is not None or there is not None
 
     def _set_up(self) -> Made:
         endpoint = self._endpoint
@@ -255,8 +256,23 @@ class Wiring:
     def _do(self, commands: CommandSocket, steps: Sequence[tuple[str, bytes]]) -> None:
         refusals = commands.execute(numbered([message for _, message in steps]))
         for place, refusal in sorted(refusals.items()):
+            if refusal.errno == errno.EEXIST and steps[place][0].startswith("route") and self._makes_room(steps[place]):
+                continue
             where = "in the pod" if commands is self._inside else "on the node"
             raise self._explained(refusal, f"{steps[place][0]} {where}", steps[place][0])
+
+    def _makes_room(self, step: tuple[str, bytes]) -> bool:
+        """Whether the route is there now: one of ours stood in its place that leads to no pod, which somebody made, or
+        an earlier life left. Raises WiringFailed."""
+        endpoint = self._endpoint
+        index = [f"route to {_text(address)}" for address in endpoint.addresses].index(step[0])
+        ((address, ifindex, _own),) = ways(self._commands, [endpoint.addresses[index]])
+        device = row_messages.device_name(ifindex)
+        if ENDPOINTS.link(device) and device != endpoint.device:
+            why = f"{_text(address)} leads to {device}, the device of a pod of which nothing else is known (yet)"
+            raise _failed("address-taken", endpoint, why)
+        refusals = self._commands.execute(numbered([row_messages.remove_route(address), step[1]]))
+        return 1 not in refusals
 
     def _lead_there(self, host: End) -> None:
         """Raises WiringFailed (address-taken) where packets to an address go anywhere else."""
