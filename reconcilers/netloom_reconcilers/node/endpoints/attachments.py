@@ -15,7 +15,7 @@ from netloom.cidr import Address, format_address
 from netloom.ipam.node_allocator import Owner
 from netloom.kernel.endpoints.endpoint import Endpoint, Endpoints, Remains, Wired, WiringFailed, device_of
 from netloom.kernel.mac import Mac
-from netloom_reconcilers.node.addresses.running import is_seen
+from netloom_reconcilers.node.addresses.running import DEVICE, is_seen
 from netloom_reconcilers.node.addresses.service import AddressService, Refused
 from netloom_reconcilers.node.endpoints.config import PodOf
 from netloom_reconcilers.node.endpoints.connection import Sandbox
@@ -106,7 +106,7 @@ class Attachments:
         held = self.endpoints.get(device_of(container, interface))
         if others or held is not None:
             whose = others[0] if others else held.pod if held is not None else ""
-            of = f" as that of {whose}" if whose else ""
+            of = f" as that of {whose}" if whose not in ("", container) else ""
             raise Taken(f"container {container} has {interface} already{of}. A DEL has to come before another ADD.")
 
     async def _add(self, wish: Wish, sandbox: Sandbox) -> tuple[Endpoint, Wired]:
@@ -199,7 +199,7 @@ class Attachments:
 
     def _why_not_its_own(self, key: Key, owners: list[Owner], pod: PodOf, known: Collection[str]) -> str:
         """What is there by this interface may be a successor's: of another name, another uid, or other addresses."""
-        others = [owner.name for owner in owners if pod.name and owner.name != pod.name]
+        others = [owner.name for owner in owners if pod.name and owner.name not in (pod.name, key[0])]
         if others:
             return f"the interface is that of {others[0]}, and {pod.name} was asked about"
         uid = self._uids.get(key, "")
@@ -247,6 +247,19 @@ class Attachments:
         held = {(owner.container, owner.interface) for owner, _ in self._service.allocator.held()}
         self._networks.keep(held | {(each.container, each.interface) for each in self.endpoints})
 
+    def adopt(self, remains: Iterable[Remains]) -> None:
+        """Enters whose addresses nobody has, once all is known that was written down or seen. An ADD writes before it
+        wires, and a DEL takes the routes before it releases: so a route of ours without a record is one whose record
+        was lost, and its container may well run. It goes by its own id, until its runtime's DEL."""
+        allocator = self._service.allocator
+        known = {(owner.container, owner.interface) for owner, _ in allocator.held()}
+        for each in remains:
+            key = each.container, each.interface
+            users = [allocator.user(address) for address in each.addresses]
+            if key[0] and key not in known and None in users and all(u is None or is_seen(u) for u in users):
+                allocator.adopt(Owner(key[0], *key), each.addresses)
+                log.warning("an interface whose record was lost is kept", container=key[0], interface=key[1])
+
     def restore(self, remains: Iterable[Remains]) -> None:
         """Takes in what the kernel shows after a start, and the allocator explains: by the container, or, where that
         was lost, by addresses that somebody was seen to have."""
@@ -256,9 +269,10 @@ class Attachments:
             owner, holding = by_key.get((each.container, each.interface), (None, None))
             addresses = holding.addresses if holding is not None else each.addresses
             users = [allocator.user(address) for address in addresses]
-            if not addresses or not all(users):
+            if not addresses or not all(user and (user == owner or is_seen(user)) for user in users):
                 continue
-            pod = owner.name if owner is not None else next((u.name for u in users if u and not is_seen(u)), "")
+            names = [user.name for user in users if user and user.name != each.container]
+            pod = next((name for name in names if not name.startswith(DEVICE)), "")
             self.endpoints.put(endpoint_of(each, addresses, pod))
 
 

@@ -167,7 +167,10 @@ class EndpointsFeature(NodeFeature):
         self._came = self._was[-1]
         is_known = not service.obstacle
         if service.begun and not self._known and (is_known or not self._kept):
-            self.attachments.restore(await keeper.read_endpoints())
+            remains = await keeper.read_endpoints()
+            if is_known:
+                self.attachments.adopt(remains)
+            self.attachments.restore(remains)
             await keeper.apply(self.attachments.endpoints)
             self._kept = True
             if is_known:
