@@ -29,7 +29,8 @@ def running(plane: ControlPlane, folder: Path, routing: dict[str, Any], **ipam: 
     client, program = plane.client, cni_plugin.built()
     with Lab(f"nlcm{os.getpid() % 10000}") as lab, gateway(lab, plane.port):
         agents = Agents(lab, plane, folder)
-        spec = {"ipam": {"mode": ipam["mode"]}, "routing": routing}
+        lists = {"clusterPool": {"ipv4PodCIDRList": ["10.42.0.0/16"]}} if ipam["mode"] == "cluster-pool" else {}
+        spec = {"ipam": {"mode": ipam["mode"], **lists}, "routing": routing}
         client.request(
             "POST", NETWORK, {**API, "kind": "NetloomNetwork", "metadata": {"name": "default"}, "spec": spec}
         )
@@ -42,14 +43,10 @@ def running(plane: ControlPlane, folder: Path, routing: dict[str, Any], **ipam: 
             agents.start(machine, flags=["--cni-socket", str(place / "cni.sock"), "--cni-deletions", str(place / "d")])
             runtime = Runtime(machine, Plugin(program, place / "cni.sock", place / "d"))
 
-            def serves() -> bool:
-                with contextlib.suppress(CniFailure):
-                    runtime.status()
-                    return True
-                return False
-
             try:
-                wait_for("n1 to add pods", serves, deadline=30)
+                wait_for("the agent", lambda: facts(machine).get("inSync"), deadline=30)
+                if "podCIDRs" not in ipam:
+                    wait_for("n1 to add pods", lambda: not refusal(runtime), deadline=30)
             except TimeoutError as error:
                 raise AssertionError(f"{error}: {facts(machine)}\n{agents.log(machine)[-4000:]}") from error
             yield runtime
@@ -62,6 +59,32 @@ def running(plane: ControlPlane, folder: Path, routing: dict[str, Any], **ipam: 
                 "netloomippools.v1alpha1.netloom.dev",
                 "netloomnetworks.v1alpha1.netloom.dev",
             )
+
+
+def refusal(runtime: Runtime) -> str:
+    """What STATUS says; "" where all is well."""
+    try:
+        runtime.status()
+    except CniFailure as error:
+        return error.said
+    return ""
+
+
+def test_a_pod_that_comes_before_its_nodes_cidr_waits_for_it(crds_installed: ControlPlane, tmp_path: Path) -> None:
+    plane = crds_installed
+    with running(plane, tmp_path, {}, mode="cluster-pool", podCIDRs=[]) as runtime:
+        wait_for("it to say so", lambda: "holds no addresses for pods yet" in refusal(runtime))
+        early = runtime.make("early")
+        call = runtime.begin("ADD", early)
+        waiting = 'netloom_node_addresses{family="ipv4",pool="",state="waiting"} 1.0'
+        metrics = ("curl", "-s", "127.0.0.1:9964/metrics")
+        wait_for("it to wait", lambda: waiting in runtime.machine.run(*metrics, check=False))
+        assert call.poll() is None
+        plane.client.request("PATCH", f"{NODES}/n1", {"spec": {"ipam": {"podCIDRs": ["10.42.1.0/24"]}}})
+        output, _ = call.communicate(timeout=30)
+        assert call.returncode == 0, output
+        wait_for("it to be well", lambda: not refusal(runtime))
+        runtime.end(early)
 
 
 def test_pods_of_pools(crds_installed: ControlPlane, tmp_path: Path) -> None:

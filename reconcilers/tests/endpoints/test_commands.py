@@ -119,6 +119,10 @@ async def test_nothing_is_done_before_all_is_known(node: Node) -> None:
     assert (await node.ask("STATUS"))["code"] == 50
     node.obstacle = ""
     assert await node.ask("STATUS") == {}
+    node.lack = "it holds no addresses."
+    assert (await node.ask("STATUS"))["details"] == "it holds no addresses."
+    assert await node.add(), "who comes all the same is served, or waits"
+    node.lack = ""
     node.service.obstacle = "there is no NetloomNode n1."
     assert await node.ask("STATUS") == {
         "cniVersion": "1.1.0",

@@ -193,6 +193,22 @@ async def test_nothing_is_added_before_the_ways_are_made(world: World) -> None:
     assert feature.readiness() == Readiness(True, "Wired", "Pods that come get an address and an interface.")
 
 
+async def test_a_node_without_addresses_is_not_ready(world: World) -> None:
+    """No kubelet is to believe that pods can come."""
+    feature = world.feature
+    assert feature is not None
+    assert world.service.begin() is not None
+    world.service.obstacle = ""
+    await feature.reconcile()
+    assert not feature.is_ready
+    said = feature.readiness()
+    assert said is not None
+    assert (said.ready, said.reason) == (False, "NoAddresses")
+    assert "condition Allocated" in said.message
+    world.service.provide(Supply(blocks={"": (Cidr.parse("10.0.0.0/28"),)}))
+    assert feature.is_ready
+
+
 async def test_what_it_says_when_something_is_wrong(world: World) -> None:
     feature = world.feature
     assert feature is not None

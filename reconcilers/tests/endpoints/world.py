@@ -69,11 +69,13 @@ class Node:
         assert self.service.begin() is not None
         self.service.provide(Supply(blocks={"": (Cidr.parse(cidr),)}))
         self.service.obstacle = ""
-        self.obstacle = ""
+        self.obstacle = self.lack = ""
         self.wiring = FaultyWiring()
         self.attachments = Attachments(self.service, self.wiring, Networks(folder), lambda: 1450)
         self.wiring.endpoints = self.attachments.endpoints
-        self.commands = Commands(self.service, self.attachments, self.wiring.differences, lambda: self.obstacle)
+        self.commands = Commands(
+            self.service, self.attachments, self.wiring.differences, lambda: self.obstacle, lambda: self.lack
+        )
         self.deletions = Deletions(folder / "deletions", self.commands.make_up_for)
         self.commands.deletions = self.deletions
 

@@ -24,7 +24,7 @@ from netloom_reconcilers.node.endpoints.turns import Key, Turns
 
 log = structlog.get_logger(__name__)
 
-ADD_SECONDS = 20.0
+ADD_SECONDS = 25.0
 """How long an ADD waits for addresses: the plugin waits 30 s for the agent, and the allocator's sentence is to come
 before that."""
 

@@ -72,8 +72,8 @@ Differences = Callable[[Endpoint, int], Awaitable[list[str]]]
 class Commands:
     """See the module.
 
-    obstacle: why nothing can be done at all, as a sentence; "" if it can. differences: of an endpoint, as the kernel's
-    side says.
+    obstacle: why nothing can be done at all, as a sentence; "" if it can. lack: why no ADD is served, though all else
+    is, the same way. differences: of an endpoint, as the kernel's side says.
     """
 
     def __init__(
@@ -82,6 +82,7 @@ class Commands:
         attachments: Attachments,
         differences: Differences,
         obstacle: Callable[[], str] = lambda: "",
+        lack: Callable[[], str] = lambda: "",
     ) -> None:
         self.deletions: Deletions | None = None
         """Where what cannot be deleted is written down; None: nowhere."""
@@ -89,6 +90,7 @@ class Commands:
         self._attachments = attachments
         self._differences = differences
         self._obstacle = obstacle
+        self._lack = lack
         self._by_name = {
             "ADD": self._add,
             "DEL": self._delete,
@@ -196,6 +198,8 @@ class Commands:
             self._service.check()
         except (CniError, Refused) as error:
             raise CniError(NOT_AVAILABLE, str(error)) from error
+        if lack := self._lack():
+            raise CniError(NOT_AVAILABLE, lack)
         return Answer()
 
     # ----------------------------------------------------------------------------------------------------------- GC

@@ -73,7 +73,7 @@ class EndpointsFeature(NodeFeature):
         assert service is not None
         self._service = service
         self.attachments = Attachments(service, keeper, Networks(self._state_file.parent), self._mtu)
-        self._commands = Commands(service, self.attachments, keeper.differences, self._obstacle)
+        self._commands = Commands(service, self.attachments, keeper.differences, self._obstacle, self._lack)
         self.deletions = Deletions(options.deletions, self._commands.make_up_for, context.changed)
         self._commands.deletions = self.deletions
         self.server = CniServer(self._commands.handle)
@@ -203,10 +203,17 @@ class EndpointsFeature(NodeFeature):
             return "the agent has just begun: the ways to other nodes are not made yet, nor is the MTU of pods known."
         return ""
 
+    def _lack(self) -> str:
+        """Why pods would wait in vain. One that comes all the same waits: addresses mostly come within a second."""
+        if self._service.allocator.is_provided:
+            return ""
+        about = f"NetloomNode {self.context.node_name} holds no addresses for pods yet"
+        return f"{about}; its condition Allocated says why, or the operator's log."
+
     @property
     def is_ready(self) -> bool:
         """Whether pods can be added."""
-        if self._obstacle() or self._unheard:
+        if self._unheard or self._obstacle() or self._lack():
             return False
         try:
             self._service.check()
@@ -270,6 +277,8 @@ class EndpointsFeature(NodeFeature):
             return Readiness(False, refusal.reason, str(refusal))
         if obstacle := self._obstacle():
             return Readiness(False, "NotReady", obstacle)
+        if lack := self._lack():
+            return Readiness(False, "NoAddresses", lack)
         if self.installer is not None and not self.installer.installed:
             why = " ".join(self.installer.errors()) or "the plugin is being installed on the host."
             return Readiness(False, "NotInstalled", why)
@@ -283,7 +292,7 @@ class EndpointsFeature(NodeFeature):
             "pods": len(self.attachments.endpoints),
             "mtu": self._mtu(),
             "socket": str(self._options.socket),
-            "obstacle": self._obstacle(),
+            "obstacle": self._obstacle() or self._lack(),
             "deletions": {"madeUpFor": self.deletions.done, "refused": self.deletions.refused},
         }
         if self.installer is not None:
