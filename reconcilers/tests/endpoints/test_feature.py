@@ -40,6 +40,7 @@ class Kernel:
         self.remains: list[Remains] = []
         self.done: list[str] = []
         self.report = KeeperReport()
+        self.there: set[str] = set()
         self.tell = _options["on_report"]
 
     async def read_endpoints(self) -> list[Remains]:
@@ -50,6 +51,9 @@ class Kernel:
 
     async def prune(self) -> None:
         self.done.append("prune")
+
+    def has(self, device: str) -> bool:
+        return device in self.there
 
     async def differences(self, endpoint: object, inside: int) -> list[str]:
         return []
@@ -297,6 +301,22 @@ async def test_the_taint_goes_after_the_configuration_came(tmp_path: Path, monke
     feature.installer.look()
     assert not feature._may_come()
     assert world.changes == before + 2
+
+
+async def test_only_what_is_not_there_is_missing(world: World) -> None:
+    """A device of which one step is refused is a running pod's."""
+    feature = world.feature
+    assert feature is not None
+    begin(world)
+    for number in (1, 2, 3):
+        world.service.allocator.adopt(Owner(f"default/{number}", f"c{number}"), [parse_address(f"10.0.0.{number + 1}")])
+    world.kernel.remains = [remains("c1"), remains("c2")]
+    world.service.obstacle = ""
+    await feature.reconcile()
+    one, two = device_of("c1", "eth0"), device_of("c2", "eth0")
+    world.kernel.there.add(one)
+    world.kernel.report = KeeperReport(failures=(Failure("link", one, "no"), Failure("link", two, "no")))
+    assert [each.pod for each in feature._missing()] == ["default/2", "default/3"], "and who had none from the start"
 
 
 def test_without_an_option_it_does_nothing(tmp_path: Path) -> None:

@@ -82,3 +82,20 @@ async def test_another_containers_address_explains_nothing(node: Node) -> None:
     node.attachments.restore(shown)
     assert node.wired() == {("c1", "eth0")}
     assert list(node.held()) == ["default/web c1 eth0"]
+
+
+async def test_who_has_addresses_and_no_interface_is_looked_for(node: Node) -> None:
+    """As where a pod ended while no agent ran, and its runtime never said so."""
+    for container in ("c1", "c2", "c3", "c4"):
+        await node.add(container, container)
+    node.service.allocator.adopt(seen("default/seen"), [parse_address("10.0.0.14")])
+    address = node.held()["default/c1 c1 eth0"]
+    node.service.checkpoint.close()
+    again = Node(node.folder)
+    again.attachments.restore([remains("c1", address)])
+    again.attachments.settle()
+    lost = again.attachments.lost
+    assert [(each.pod, each.interface) for each in lost.values()] == [(f"default/c{n}", "eth0") for n in (2, 3, 4)]
+    assert await again.ask("DEL", "c2", "c2") == {}
+    await again.add("c3", "c3")
+    assert list(lost) == [("c4", "eth0")]

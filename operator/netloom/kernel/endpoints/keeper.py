@@ -174,6 +174,10 @@ class EndpointsKeeper(Keeper[Endpoints, EndpointsReport]):
             finally:
                 os.close(within)
 
+    def has(self, device: str) -> bool:
+        """Whether there is such a host end, as far as the kernel has told."""
+        return device in self._part.ends
+
     async def read_endpoints(self) -> list[Remains]:
         """What the kernel shows, whether wanted or not. Needs no capability. Raises OSError, KernelUnsupported."""
         part = EndpointsPart()

@@ -66,6 +66,8 @@ class Attachments:
     ) -> None:
         self.endpoints = Endpoints()
         """What the kernel's side holds: it changes this very object."""
+        self.lost: dict[Key, Endpoint] = {}
+        """Those that had addresses and no device when the agent began, and were not asked about since."""
         self._service = service
         self._wiring = wiring
         self._networks = networks
@@ -126,6 +128,7 @@ class Attachments:
             await _to_its_end(self._own(self._take_back(wish, wiring, had=had)))
             raise
         self._uids[wish.key] = wish.pod.uid
+        self.lost.pop(wish.key, None)
         return endpoint, wired
 
     def _enable_ipv6(self, sandbox: Sandbox) -> None:
@@ -218,6 +221,7 @@ class Attachments:
         """No route leads to an address any more when it is released."""
         await self._wiring.unwire(*key)
         self._uids.pop(key, None)
+        self.lost.pop(key, None)
         for owner in owners:
             await self._service.release(owner)
         self._networks.forget(key)
@@ -244,8 +248,16 @@ class Attachments:
 
     def settle(self) -> None:
         """It is known who runs: what is remembered of others goes."""
-        held = {(owner.container, owner.interface) for owner, _ in self._service.allocator.held()}
-        self._networks.keep(held | {(each.container, each.interface) for each in self.endpoints})
+        wired = {(each.container, each.interface) for each in self.endpoints}
+        held = {
+            (owner.container, owner.interface): (owner, holding) for owner, holding in self._service.allocator.held()
+        }
+        self._networks.keep(held.keys() | wired)
+        self.lost = {
+            key: Endpoint(container=key[0], interface=key[1], addresses=holding.addresses, pod=owner.name)
+            for key, (owner, holding) in held.items()
+            if owner.container and key not in wired and key not in self._adding
+        }
 
     def adopt(self, remains: Iterable[Remains]) -> None:
         """Enters whose addresses nobody has, once all is known that was written down or seen. An ADD writes before it

@@ -13,7 +13,7 @@ import structlog
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from netloom.api.events import ObjectReference
-from netloom.kernel.endpoints.endpoint import Endpoints
+from netloom.kernel.endpoints.endpoint import Endpoint, Endpoints
 from netloom.kernel.endpoints.keeper import EndpointsKeeper, EndpointsReport
 from netloom.kernel.keeper.report import Failure, PlannedChange
 from netloom.runtime.controller import Controller
@@ -120,11 +120,14 @@ class EndpointsFeature(NodeFeature):
         self.controller.enqueue(_KEY)
         await self.controller.run()
 
-    def _missing(self) -> list[str]:
-        """Devices of pods that cannot be made again."""
+    def _missing(self) -> list[Endpoint]:
+        """Whose devices are gone and cannot be made again. One that is there, and of which one step is refused, is
+        mostly a running pod's."""
         assert self.keeper is not None
-        failures = [each.key for each in self.keeper.report.failures if each.kind == "link"]
-        return [key for key in failures if self.attachments.endpoints.get(key) is not None]
+        keeper, endpoints, adding = self.keeper, self.attachments.endpoints, self.attachments.adding
+        failing = [each.key for each in keeper.report.failures if each.kind == "link" and not keeper.has(each.key)]
+        found = [*filter(None, map(endpoints.get, failing)), *self.attachments.lost.values()]
+        return [each for each in found if (each.container, each.interface) not in adding]
 
     async def _serve(self) -> None:
         assert self._options is not None
