@@ -16,9 +16,12 @@ from netloom.runtime.errors import ApiError, Forbidden, Unavailable
 from netloom_reconcilers.features.node import NodeContext, Readiness
 from netloom_reconcilers.node.addresses.checkpoint import Checkpoint
 from netloom_reconcilers.node.addresses.running import seen
-from netloom_reconcilers.node.addresses.service import AddressService
+from netloom_reconcilers.node.addresses.service import AddressService, Refused
 from netloom_reconcilers.node.endpoints import feature as module
 from netloom_reconcilers.node.endpoints import taint as taint_module
+from netloom_reconcilers.node.endpoints.attachments import Wish
+from netloom_reconcilers.node.endpoints.config import PodOf
+from netloom_reconcilers.node.endpoints.connection import Sandbox
 from netloom_reconcilers.node.endpoints.feature import EndpointsFeature
 from netloom_reconcilers.node.endpoints.install import CONFLIST
 from netloom_reconcilers.node.endpoints.options import CniOptions, Places
@@ -210,6 +213,29 @@ async def test_a_node_without_addresses_is_not_ready(world: World) -> None:
     assert (said.ready, said.reason) == (False, "NoAddresses")
     assert "condition Allocated" in said.message
     world.service.provide(Supply(blocks={"": (Cidr.parse("10.0.0.0/28"),)}))
+    assert feature.is_ready
+
+
+async def test_no_pod_begins_with_an_mtu_that_is_not_known(world: World) -> None:
+    """It keeps for life what it begins with."""
+    feature = world.feature
+    assert feature is not None
+    begin(world)
+    world.service.obstacle = ""
+    await feature.reconcile()
+    mesh: Any = world.context.mesh
+    mesh.pod_mtu = 0
+    assert not feature.is_ready
+    said = feature.readiness()
+    assert said is not None
+    assert (said.ready, said.reason) == (False, "MtuUnknown")
+    wish = Wish(("c1", "eth0"), PodOf("default/web"), "/run/netns/c1")
+    with pytest.raises(Refused, match=r"spec\.mtu") as caught:
+        await feature.attachments.add(wish, Sandbox(-1, -1))
+    assert caught.value.passing
+    assert list(world.service.allocator.held()) == []
+    assert feature._obstacle() == "", "pods that go are gone all the same"
+    mesh.pod_mtu = 1450
     assert feature.is_ready
 
 

@@ -59,7 +59,8 @@ class Wish(NamedTuple):
 
 
 class Attachments:
-    """See the module. mtu: of pods, in bytes; 0 where that is not known."""
+    """See the module. mtu: of pods that come, in bytes; 0 for the kernel's default. Raises Refused where it is not
+    known: a pod keeps for life what it begins with."""
 
     def __init__(
         self, service: AddressService, wiring: Wiring, networks: Networks, mtu: Callable[[], int] = lambda: 0
@@ -112,13 +113,13 @@ class Attachments:
             raise Taken(f"container {container} has {interface} already{of}. A DEL has to come before another ADD.")
 
     async def _add(self, wish: Wish, sandbox: Sandbox) -> tuple[Endpoint, Wired]:
-        owner = wish.owner
+        owner, mtu = wish.owner, self._mtu()
         had = self._service.allocator.holding(owner) is not None
         wiring: asyncio.Task[Wired] | None = None
         try:
             self._networks.note(wish.key, wish.network)
             holding = await self._service.allocate(owner, wait=ADD_SECONDS)
-            endpoint = self._endpoint(wish, holding.addresses)
+            endpoint = self._endpoint(wish, holding.addresses, mtu)
             if any(len(address) == 16 for address in holding.addresses):
                 self._enable_ipv6(sandbox)
             wiring = self._own(self._wiring.wire(endpoint, sandbox.netns, sandbox.inside))
@@ -137,7 +138,7 @@ class Attachments:
         except OSError as error:  # then the kernel refuses the address, and says so
             log.warning("IPv6 of a container cannot be switched on", error=error.strerror)
 
-    def _endpoint(self, wish: Wish, addresses: tuple[Address, ...]) -> Endpoint:
+    def _endpoint(self, wish: Wish, addresses: tuple[Address, ...], mtu: int) -> Endpoint:
         container, interface = wish.key
         return Endpoint(
             container=container,
@@ -145,7 +146,7 @@ class Attachments:
             addresses=addresses,
             netns=wish.netns,
             pod=wish.pod.name,
-            mtu=self._mtu(),
+            mtu=mtu,
             mac=wish.mac,
         )
 

@@ -72,7 +72,7 @@ class EndpointsFeature(NodeFeature):
         context, service = self.context, self.context.addresses
         assert service is not None
         self._service = service
-        self.attachments = Attachments(service, keeper, Networks(self._state_file.parent), self._mtu)
+        self.attachments = Attachments(service, keeper, Networks(self._state_file.parent), self._known_mtu)
         self._commands = Commands(service, self.attachments, keeper.differences, self._obstacle, self._lack)
         self.deletions = Deletions(options.deletions, self._commands.make_up_for, context.changed)
         self._commands.deletions = self.deletions
@@ -195,6 +195,21 @@ class EndpointsFeature(NodeFeature):
         mesh = self.context.mesh
         return mesh.pod_mtu if mesh is not None else 0
 
+    def _known_mtu(self) -> int:
+        """Raises Refused."""
+        if why := self._unsized():
+            raise Refused("MtuUnknown", why)
+        return self._mtu()
+
+    def _unsized(self) -> str:
+        """Why it is not known how large packets of pods may be; "" where it is, or there is nobody to ask."""
+        if self.context.mesh is None or self._mtu():
+            return ""
+        return (
+            f"Node {self.context.node_name}: the MTU of pods is not known. It is that of the device by which other "
+            "nodes reach this one, and none is found; or set spec.mtu of the NetloomNetwork."
+        )
+
     # ------------------------------------------------------------------------------------------------- what it can
 
     def _obstacle(self) -> str:
@@ -209,7 +224,7 @@ class EndpointsFeature(NodeFeature):
     def _lack(self) -> str:
         """Why pods would wait in vain. One that comes all the same waits: addresses mostly come within a second."""
         if self._service.allocator.is_provided:
-            return ""
+            return self._unsized()
         about = f"NetloomNode {self.context.node_name} holds no addresses for pods yet"
         return f"{about}; its condition Allocated says why, or the operator's log."
 
@@ -281,7 +296,7 @@ class EndpointsFeature(NodeFeature):
         if obstacle := self._obstacle():
             return Readiness(False, "NotReady", obstacle)
         if lack := self._lack():
-            return Readiness(False, "NoAddresses", lack)
+            return Readiness(False, "MtuUnknown" if lack == self._unsized() else "NoAddresses", lack)
         if self.installer is not None and not self.installer.installed:
             why = " ".join(self.installer.errors()) or "the plugin is being installed on the host."
             return Readiness(False, "NotInstalled", why)
