@@ -145,3 +145,13 @@ def test_errors_speak_the_version_that_was_asked_for() -> None:
             "msg": "netloom: invalid network configuration",
             "details": "because.",
         }
+
+
+@pytest.mark.parametrize(
+    ("code", "details"), [(2, 'ipam is {"type": "host-local"}: take it out.'), (4, "CNI_IFNAME is 'a/b'.")]
+)
+def test_the_message_names_what_the_specification_wants_in_it(code: int, details: str) -> None:
+    told = json.loads(CniError(code, details).encode("1.1.0"))
+    assert told["msg"].startswith("netloom: ")
+    assert told["msg"].endswith(details)
+    assert told["details"] == details
