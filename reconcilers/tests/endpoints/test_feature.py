@@ -96,7 +96,7 @@ class World:
 
 def installing(folder: Path, api: Any = None) -> World:
     """One that puts the plugin on a host."""
-    (folder / "plugin").write_text("x")
+    (folder / "plugin").write_text(f"{folder / 'cni.sock'} {folder / 'deletions'}")
     for each in ("bin", "conf"):
         (folder / each).mkdir()
     places = Places(folder / "plugin", folder / "bin", folder / "conf", ())

@@ -228,3 +228,20 @@ def test_taking_away_names_the_configuration_first(host: Host) -> None:
         each.unlink()
     assert host.files() == sorted(["portmap", "10-flannel.conflist"])
     assert os.listdir(host.conf) == ["10-flannel.conflist"]  # noqa: PTH208
+
+
+def test_where_the_plugin_asks_elsewhere_it_is_said(host: Host) -> None:
+    """Runtimes give it no environment of ours: its paths are compiled in."""
+    host.source.write_bytes(b"\x7fELF/run/netloom/cni.sock\0/var/lib/netloom/deletions\0")
+
+    def warnings(socket: str, deletions: str) -> list[str]:
+        meeting = {"--cni-socket": Path(socket), "--cni-deletions": Path(deletions)}
+        installer = Installer(host.places, lambda: True, meeting=meeting)
+        installer.look()
+        return installer.warnings()
+
+    assert warnings("/run/netloom/cni.sock", "/var/lib/netloom/deletions") == []
+    (said,) = warnings("/run/x/cni.sock", "/var/lib/netloom/deletions")
+    assert "does not know /run/x/cni.sock (--cni-socket)" in said
+    (said,) = warnings("/run/netloom/cni.sock", "/x")
+    assert "does not know /x (--cni-deletions)" in said

@@ -79,7 +79,10 @@ class EndpointsFeature(NodeFeature):
         self.server = CniServer(self._commands.handle)
         self.installer: Installer | None = None
         if options.install is not None:
-            self.installer = Installer(options.install, lambda: self.is_ready, self._repaired, context.changed)
+            meeting = {"--run-dir, --cni-socket": options.socket, "--cni-deletions": options.deletions}
+            self.installer = Installer(
+                options.install, lambda: self.is_ready, self._repaired, context.changed, meeting=meeting
+            )
         self.vanished: Vanished | None = None
         if context.api is not None:
             self.vanished = Vanished(context.api, context.node_name, self.attachments, self._missing)

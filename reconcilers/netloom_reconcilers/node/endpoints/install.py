@@ -73,6 +73,7 @@ class _File(NamedTuple):
 class Installer:
     """Keeps both files. is_ready: whether pods can be added by now; until then no configuration is written where there
     is none, or kubelets would say that the node is ready. repaired: is told of each file that somebody had changed.
+    meeting: where plugin and agent meet, by the option that says so.
     """
 
     def __init__(
@@ -82,8 +83,10 @@ class Installer:
         repaired: Callable[[Path, str], None] = lambda path, what: None,
         told: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
+        meeting: Mapping[str, Path] | None = None,
     ) -> None:
         self.places = places
+        self._meeting = meeting or {}
         self.repairs: Counter[str] = Counter()
         """By the file's name, how often it was put back."""
         self.installed = False
@@ -134,6 +137,7 @@ class Installer:
         except OSError as error:
             problems.append(f"{places.plugin}: the CNI plugin cannot be read: {_why(error)}. Name it by --cni-plugin.")
             return False
+        warnings += self._elsewhere(binary.content)
         if not self._keep(binary, problems, waits):
             return False
         if not (self._is_ready() or conflist_of(places).exists() or conflist_of(places) in self._written):
@@ -146,6 +150,16 @@ class Installer:
             )
         chain = [name for name in places.chain if name not in missing]
         return self._keep(_File(conflist_of(places), conflist(chain, places.version), 0o644), problems, waits)
+
+    def _elsewhere(self, binary: bytes) -> list[str]:
+        """Paths that are compiled into the plugin, as runtimes give it no environment of ours."""
+        return [
+            f"{self.places.plugin} does not know {path} ({option}), but has another path compiled in: unless both are "
+            "one and the same on the host, no pod is added, or what it writes down is never made up for. Leave the "
+            "option out, or build the plugin with that path (cni/README.md)."
+            for option, path in self._meeting.items()
+            if bytes(path) not in binary
+        ]
 
     def _plugin(self) -> bytes:
         """The binary that is to be installed; read again when it is another. Raises OSError."""
