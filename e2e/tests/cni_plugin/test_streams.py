@@ -188,6 +188,17 @@ def test_an_interrupted_system_call_is_made_again(
     assert "(INJECTED)" in trace.read_text()
 
 
+def test_an_interrupted_wait_to_send_goes_on(
+    plugin: Plugin, agent: Agents, folder: Path, variables: dict[str, str], config: bytes
+) -> None:
+    trace = folder / "trace"
+    injected = ("-e", "inject=sendmsg:error=EAGAIN:when=1", "-e", "inject=poll:error=EINTR:when=4")
+    with agent(answering(0, RESULT)):
+        result = plugin.call({"COMMAND": "ADD", **variables}, config, before=("strace", "-o", str(trace), *injected))
+    assert (result.status, result.output) == (0, RESULT)
+    assert re.search(r"POLLOUT.*EINTR.*INJECTED", trace.read_text())
+
+
 def test_what_the_agent_takes_piece_by_piece_goes_on_where_it_was(
     plugin: Plugin, agent: Agents, folder: Path, variables: dict[str, str]
 ) -> None:

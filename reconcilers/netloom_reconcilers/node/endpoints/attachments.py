@@ -227,8 +227,9 @@ class Attachments:
             await self._service.release(owner)
         self._networks.forget(key)
 
-    async def collect(self, network: str, is_valid: Callable[[Key], bool]) -> tuple[int, list[str]]:
-        """Removes what this network has and the runtime does not know. How many those were, and what would not go."""
+    async def collect(self, network: str, is_valid: Callable[[Key], bool]) -> tuple[int, dict[Key, str]]:
+        """Removes what this network has and the runtime does not know. How many those were, and why others would not
+        go, or not wholly."""
         found = {(owner.container, owner.interface) for owner, _ in self._service.allocator.held() if owner.container}
         found |= {(endpoint.container, endpoint.interface) for endpoint in self.endpoints}
         stale = [
@@ -236,14 +237,14 @@ class Attachments:
             for key in sorted(found)
             if self._networks.of(key) == network and key not in self._adding and not is_valid(key)
         ]
-        problems: list[str] = []
+        left: dict[Key, str] = {}
         for key in stale:
             try:
                 async with self._turns.turn(key):
                     await self._remove(key, self.owners(key))
             except (Refused, WiringFailed) as error:
-                problems.append(f"{key[1]} of container {key[0]}: {error}")
-        return len(stale) - len(problems), problems
+                left[key] = str(error)
+        return len(stale) - len(left), left
 
     # ----------------------------------------------------------------------------------------------------- keeping
 

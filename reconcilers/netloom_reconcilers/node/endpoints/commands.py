@@ -16,6 +16,7 @@ written down to be deleted later; so no pod's end is held up.
 import time
 from collections.abc import Awaitable, Callable
 
+import msgspec
 import structlog
 from msgspec.structs import replace
 from prometheus_client import Histogram
@@ -212,11 +213,14 @@ class Commands:
         if any(not each.container for each in said.valid):
             raise CniError(BAD_CONFIG, "cni.dev/valid-attachments: an entry has no containerID.")
         self._check_begun()
-        removed, problems = await self._attachments.collect(said.name, _valid(said.valid))
+        removed, left = await self._attachments.collect(said.name, _valid(said.valid))
         if removed:
             log.info("attachments that the runtime does not know are removed", network=said.name, number=removed)
-        if problems:
-            raise CniError(TRY_AGAIN, f"{len(problems)} could not be removed, such as {problems[0]}")
+        for (container, interface), why in left.items():
+            config_of = msgspec.json.encode({"cniVersion": said.cni_version, "name": said.name})
+            await self._write_down(
+                Call(command="DEL", containerid=container, ifname=interface, stdin=config_of), f"{interface}: {why}"
+            )
         return Answer()
 
 
