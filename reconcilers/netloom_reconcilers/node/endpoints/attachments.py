@@ -117,7 +117,7 @@ class Attachments:
         had = self._service.allocator.holding(owner) is not None
         wiring: asyncio.Task[Wired] | None = None
         try:
-            self._networks.note(wish.key, wish.network)
+            self._note(wish)
             holding = await self._service.allocate(owner, wait=ADD_SECONDS)
             endpoint = self._endpoint(wish, holding.addresses, mtu)
             if any(len(address) == 16 for address in holding.addresses):
@@ -131,6 +131,15 @@ class Attachments:
         self._uids[wish.key] = wish.pod.uid
         self.lost.pop(wish.key, None)
         return endpoint, wired
+
+    def _note(self, wish: Wish) -> None:
+        """Raises Refused."""
+        try:
+            self._networks.note(wish.key, wish.network)
+        except OSError as error:
+            why = f"which attachments are of network {wish.network} cannot be written down: {self._networks.path}"
+            way = "Make room there, or name another directory by --state-dir."
+            raise Refused("NetworksUnwritable", f"{why}: {error.strerror or error}. {way}") from error
 
     def _enable_ipv6(self, sandbox: Sandbox) -> None:
         try:
@@ -181,10 +190,19 @@ class Attachments:
 
     # ----------------------------------------------------------------------------------------------------- removing
 
-    async def take_back(self, wish: Wish) -> None:
-        """Of an `add` that has ended well, and whose caller was not there any more to be told."""
+    async def take_back(self, wish: Wish, added: Endpoint) -> None:
+        """Of an `add` that has ended well with this, and whose caller was not there any more to be told. Also where who
+        calls this is cancelled."""
+        await _to_its_end(self._own(self._unheard(wish, added)))
+
+    async def _unheard(self, wish: Wish, added: Endpoint) -> None:
         async with self._turns.turn(wish.key):
-            await self._remove(wish.key, [wish.owner])
+            if self.endpoints.get(added.device) is not added:
+                return  # a DEL has come before, and perhaps another ADD
+            try:
+                await self._remove(wish.key, [wish.owner])
+            except (Refused, WiringFailed) as error:
+                log.warning("what nobody was told of stays until its DEL", container=wish.key[0], why=str(error))
 
     async def remove(self, key: Key, pod: PodOf, known: Collection[str] = ()) -> bool:
         """What this pod has by this interface is given back; whether it was its own. known: the addresses that it had
@@ -232,19 +250,22 @@ class Attachments:
         go, or not wholly."""
         found = {(owner.container, owner.interface) for owner, _ in self._service.allocator.held() if owner.container}
         found |= {(endpoint.container, endpoint.interface) for endpoint in self.endpoints}
-        stale = [
-            key
+        stale = {
+            key: self.endpoints.get(device_of(*key))
             for key in sorted(found)
             if self._networks.of(key) == network and key not in self._adding and not is_valid(key)
-        ]
-        left: dict[Key, str] = {}
-        for key in stale:
+        }
+        removed, left = 0, dict[Key, str]()
+        for key, endpoint in stale.items():
             try:
                 async with self._turns.turn(key):
+                    if self.endpoints.get(device_of(*key)) is not endpoint:
+                        continue  # it was removed meanwhile, and perhaps added again
                     await self._remove(key, self.owners(key))
+                    removed += 1
             except (Refused, WiringFailed) as error:
                 left[key] = str(error)
-        return len(stale) - len(left), left
+        return removed, left
 
     # ----------------------------------------------------------------------------------------------------- keeping
 
