@@ -12,13 +12,13 @@ from typing import Any
 
 import structlog
 
+from netloom.api.core import NOT_READY_TAINT as KEY
 from netloom.api.meta import ObjectMeta, Resource, Struct
 from netloom.runtime.client import Api
 from netloom.runtime.errors import ApiError, Conflict, Forbidden, NotFound
 
 log = structlog.get_logger(__name__)
 
-KEY = "node.netloom.dev/not-ready"
 AGAIN_SECONDS = 5.0
 LOOK_SECONDS = 600.0
 """Between looks without a reason."""
