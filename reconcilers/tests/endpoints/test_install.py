@@ -4,12 +4,21 @@ import asyncio
 import contextlib
 import json
 import os
+import threading
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
 
-from netloom_reconcilers.node.endpoints.install import CONFLIST, PLUGIN, Installer, binary_of, conflist_of, installed
+from netloom_reconcilers.node.endpoints.install import (
+    CONFLIST,
+    PLUGIN,
+    UPGRADE_SECONDS,
+    Installer,
+    binary_of,
+    conflist_of,
+    installed,
+)
 from netloom_reconcilers.node.endpoints.options import Places
 
 
@@ -187,6 +196,30 @@ async def test_plugins_that_come_later_join_the_chain(tmp_path: Path) -> None:
     assert host.told == []
 
 
+def test_a_plugin_that_is_being_upgraded_stays_in_the_chain(host: Host) -> None:
+    """A package removes the old file before the new one is there: a pod of that moment would never have its ports."""
+
+    def chain() -> list[str]:
+        return [each["type"] for each in json.loads(host.conflist.read_text())["plugins"]]
+
+    host.installer.look()
+    (host.bin / "portmap").unlink()
+    again = host.start().look()
+    assert again == UPGRADE_SECONDS
+    assert (chain(), host.installer.warnings()) == ([PLUGIN, "portmap"], [])
+    (host.bin / "portmap").write_text("#!")
+    host.now += again
+    assert host.installer.look() is None
+    (host.bin / "portmap").unlink()
+    again = host.installer.look()
+    assert again == UPGRADE_SECONDS, "another time"
+    host.now += again
+    assert host.installer.look() is None
+    assert chain() == [PLUGIN]
+    assert "has no portmap, so pods go without" in host.installer.warnings()[0]
+    assert host.told == []
+
+
 def test_a_file_that_comes_first_is_told(host: Host) -> None:
     (host.conf / "00-multus.conf").write_text("{}")
     (host.conf / "00-a.bak").write_text("{}")
@@ -245,3 +278,23 @@ def test_where_the_plugin_asks_elsewhere_it_is_said(host: Host) -> None:
     assert "does not know /run/x/cni.sock (--cni-socket)" in said
     (said,) = warnings("/run/netloom/cni.sock", "/x")
     assert "does not know /x (--cni-deletions)" in said
+
+
+async def test_a_slow_disk_stops_nothing_else(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Syncing may take seconds, in which pods come and go."""
+    going_on, threads = asyncio.Event(), list[int]()
+    loop, fsync = asyncio.get_running_loop(), os.fsync
+
+    def slow(descriptor: int) -> None:
+        threads.append(threading.get_ident())
+        if threads[-1] != threading.main_thread().ident:
+            asyncio.run_coroutine_threadsafe(going_on.wait(), loop).result(10)
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", slow)
+    async with kept(host):
+        await until(lambda: threads)
+        assert not host.installer.installed
+        going_on.set()
+        await until(lambda: host.installer.installed)
+    assert threading.main_thread().ident not in threads
