@@ -356,6 +356,14 @@ async def test_a_route_that_somebody_led_elsewhere_goes_with_the_pod(lab: Lab) -
         assert await one.check(keeper) == []
 
 
+async def test_check_with_the_mac_that_add_has_told(here: Node, lab: Lab) -> None:
+    """As a result has it, whether it was asked for or not."""
+    for one in (pod(lab, 1), pod(lab, 2, mac=MAC)):
+        wired = await one.add(here.keeper)
+        said = Pod(one.place, replace(one.endpoint, mac=wired.pod_mac))
+        assert await said.check(here.keeper) == []
+
+
 # --------------------------------------------------------------------------------------------------------- restarts
 
 

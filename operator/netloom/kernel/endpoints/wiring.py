@@ -96,7 +96,7 @@ def alias_of(endpoint: Endpoint) -> str:
     """What the host end says of itself, for people and for an agent that was restarted: container, interface, the MAC
     that was asked for, and the path of the network namespace where there is room for it."""
     words = [endpoint.container, endpoint.interface]
-    words += [format_mac(endpoint.mac)] if endpoint.mac else []
+    words += [format_mac(endpoint.odd_mac)] if endpoint.odd_mac else []
     short = " ".join(words)
     whole = f"{short} {endpoint.netns}" if endpoint.netns else short
     fits = len(whole.encode()) <= MOST_ALIAS and not any(letter.isspace() for letter in endpoint.netns)
