@@ -2,14 +2,17 @@
 
 import asyncio
 import contextlib
+import errno
 import json
 import os
+import shutil
 import threading
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
 
+from netloom_reconcilers.node.endpoints import install as module
 from netloom_reconcilers.node.endpoints.install import (
     CONFLIST,
     PLUGIN,
@@ -156,6 +159,35 @@ async def test_what_somebody_does_is_undone_on_the_event(host: Host) -> None:
         assert sum(host.installer.repairs.values()) == len(host.told)
         assert (host.conf / "10-flannel.conflist").stat().st_mtime_ns == flannel
     assert Path("/bin/true").stat().st_size > 100, "what the link led to was not written"
+
+
+async def test_a_directory_that_was_made_anew_is_followed(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between two looks, so that there is one all the time."""
+    monkeypatch.setattr(module, "SETTLE_SECONDS", 0.0)
+    async with kept(host):
+        await until(lambda: host.installer.installed)
+        old = host.conf.rename(host.conf.with_name("old"))
+        host.conf.mkdir()
+        shutil.rmtree(old)
+        await until(host.conflist.exists)
+        for _ in range(3):
+            host.now += 1000
+            host.conflist.unlink()
+            await until(host.conflist.exists)
+
+
+async def test_whatever_fails_of_following_is_told(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "BELT_SECONDS", 0.01)
+
+    async def fails(_inotify: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(host.installer, "_pump", fails)
+        async with kept(host):
+            await until(lambda: "cannot be kept: Input/output error" in str(host.installer.errors()))
+            patch.undo()
+            await until(lambda: host.installer.installed and not host.installer.errors())
 
 
 def test_who_keeps_changing_it_is_told_of_and_waited_for(host: Host) -> None:

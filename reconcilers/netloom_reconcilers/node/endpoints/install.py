@@ -48,6 +48,8 @@ _WATCHED = (
     Mask.CREATE | Mask.CLOSE_WRITE | Mask.MOVED_TO | Mask.MOVED_FROM | Mask.DELETE | Mask.ATTRIB | Mask.DELETE_SELF
     | Mask.MOVE_SELF | Mask.ONLYDIR
 )  # fmt: skip
+_ELSEWHERE = Mask.DELETE_SELF | Mask.MOVE_SELF | Mask.IGNORED
+"""What is watched is no more what has its name."""
 
 
 def binary_of(places: Places) -> Path:
@@ -295,22 +297,26 @@ class Installer:
         ]
 
     async def run(self) -> None:
-        """Keeps them for ever: on events of both directories, and of the one that the binary comes from."""
+        """Keeps them for ever: on events of both directories."""
         while True:
             try:
-                with Inotify() as inotify:
-                    for folder in (self.places.bin_dir, self.places.conf_dir):
-                        folder.mkdir(mode=0o755, parents=True, exist_ok=True)
-                        inotify.add_watch(folder, _WATCHED)
-                    async with asyncio.TaskGroup() as group:
-                        pump = group.create_task(self._pump(inotify))
-                        while self.places.bin_dir.is_dir() and self.places.conf_dir.is_dir():
-                            await self._look()
-                        pump.cancel()
-            except OSError as error:
-                self._problems = (f"the files of the CNI cannot be kept: {_why(error)}.",)
+                await self._follow()
+            except* OSError as errors:
+                self._problems = (f"the files of the CNI cannot be kept: {_first(errors)}.",)
                 self._told()
                 await asyncio.sleep(BELT_SECONDS)
+
+    async def _follow(self) -> None:
+        """As long as they are the same directories. Raises OSError, also in groups."""
+        with Inotify() as inotify:
+            for folder in (self.places.bin_dir, self.places.conf_dir):
+                folder.mkdir(mode=0o755, parents=True, exist_ok=True)
+                inotify.add_watch(folder, _WATCHED)
+            async with asyncio.TaskGroup() as group:
+                pump = group.create_task(self._pump(inotify))
+                while not pump.done() and self.places.bin_dir.is_dir() and self.places.conf_dir.is_dir():
+                    await self._look()
+                pump.cancel()
 
     async def _look(self) -> None:
         self._wake.clear()
@@ -321,8 +327,10 @@ class Installer:
         await asyncio.sleep(SETTLE_SECONDS)  # an editor writes in several steps
 
     async def _pump(self, inotify: Inotify) -> None:
-        async for _ in inotify:
+        async for event in inotify:
             self._wake.set()
+            if event.mask & _ELSEWHERE:
+                return
 
 
 def installed(places: Sequence[Path]) -> list[Path]:
@@ -355,6 +363,11 @@ def _write(wanted: _File) -> None:
 def _signature(path: Path) -> tuple[int, ...]:
     found = path.lstat()
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_mode
+
+
+def _first(errors: "ExceptionGroup[OSError]") -> str:
+    error = errors.exceptions[0]
+    return _why(error) if isinstance(error, OSError) else str(error)
 
 
 def _why(error: OSError) -> str:
