@@ -1,6 +1,8 @@
 """Pods' interfaces are made whole, or not at all; and go without a trace."""
 
 import asyncio
+import errno
+import os
 import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -250,6 +252,23 @@ async def test_a_second_add(here: Node, lab: Lab) -> None:
     )
     assert here.place.state() == before
     assert await one.check(here.keeper) == []
+
+
+async def test_a_lack_of_descriptors_is_no_pod_that_is_gone(
+    here: Node, lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A runtime takes the latter for an interface that needs no DEL."""
+    one = pod(lab, 1)
+
+    def none_left(_descriptor: int) -> int:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "dup", none_left)
+        with pytest.raises(WiringFailed, match="no free file descriptors") as caught:
+            await one.add(here.keeper)
+    assert caught.value.reason == "lost"
+    await one.add(here.keeper)
 
 
 async def test_what_is_no_namespace(here: Node, lab: Lab, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ not wait for the 20 ms that each takes.
 """
 
 import asyncio
+import errno
 import os
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -258,6 +259,8 @@ def _kept(endpoint: Endpoint, *descriptors: int) -> list[int]:
     except OSError as error:
         for descriptor in kept:
             os.close(descriptor)
+        if error.errno in (errno.EMFILE, errno.ENFILE):
+            raise WiringFailed("lost", f"{endpoint}: there are no free file descriptors ({error})") from error
         why = f"the network namespace {endpoint.netns or 'of the pod'} cannot be used ({error}): is the pod gone?"
         raise WiringFailed("namespace-gone", f"{endpoint}: {why}") from error
     return kept
