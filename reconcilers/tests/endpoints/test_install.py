@@ -96,7 +96,7 @@ def test_both_are_put_there_as_runtimes_want_them(host: Host) -> None:
         "cniVersion": "1.0.0",
         "name": "netloom",
         "plugins": [
-            {"type": "netloom-cni"},
+            {"type": "netloom-cni", "capabilities": {"mac": True, "dns": True}},
             {"type": "portmap", "snat": True, "capabilities": {"portMappings": True}},
         ],
     }

@@ -36,6 +36,8 @@ CAPABILITIES: Mapping[str, Mapping[str, Any]] = {
     "bandwidth": {"capabilities": {"bandwidth": True}},
 }
 """What plugins behind ours are to be told to do their work."""
+OURS: Mapping[str, Any] = {"capabilities": {"mac": True, "dns": True}}
+"""What runtimes tell ours of `runtimeConfig`: only what is named here."""
 BELT_SECONDS = 60.0
 SETTLE_SECONDS = 0.05
 QUIET_SECONDS = 60.0
@@ -65,7 +67,7 @@ def conflist_of(places: Places) -> Path:
 def conflist(chain: Iterable[str], version: str) -> bytes:
     """The network configuration, as a file."""
     behind = [{"type": name, **CAPABILITIES.get(name, {})} for name in chain]
-    said = {"cniVersion": version, "name": NETWORK, "plugins": [{"type": PLUGIN}, *behind]}
+    said = {"cniVersion": version, "name": NETWORK, "plugins": [{"type": PLUGIN, **OURS}, *behind]}
     return msgspec.json.format(msgspec.json.encode(said), indent=2) + b"\n"
 
 
