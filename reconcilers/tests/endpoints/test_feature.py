@@ -345,6 +345,20 @@ async def test_only_what_is_not_there_is_missing(world: World) -> None:
     assert [each.pod for each in feature._missing()] == ["default/2", "default/3"], "and who had none from the start"
 
 
+async def test_what_it_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "EndpointsKeeper", Kernel)
+    feature = installing(tmp_path).feature
+    assert feature is not None
+    assert feature.installer is not None
+    feature.deletions.done, feature.deletions.refused = 3, 1
+    feature.installer.repairs[CONFLIST] = 2
+    found = {(each.name, *each.labels.values()): each.value for metric in feature.metrics() for each in metric.samples}
+    assert found["netloom_endpoints",] == 0
+    assert found["netloom_cni_deletions_total", "done"] == 3
+    assert found["netloom_cni_deletions_total", "refused"] == 1
+    assert found["netloom_cni_file_repairs_total", CONFLIST] == 2
+
+
 def test_without_an_option_it_does_nothing(tmp_path: Path) -> None:
     feature = World(tmp_path, None).feature
     assert feature is not None

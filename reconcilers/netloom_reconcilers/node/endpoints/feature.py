@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import structlog
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import Metric
 
 from netloom.api.events import ObjectReference
 from netloom.kernel.endpoints.endpoint import Endpoint, Endpoints
@@ -18,13 +18,14 @@ from netloom.kernel.endpoints.keeper import EndpointsKeeper, EndpointsReport
 from netloom.kernel.keeper.report import Failure, PlannedChange
 from netloom.runtime.controller import Controller
 from netloom.runtime.manager import Run
-from netloom_reconcilers.features.node import NodeContext, NodeFeature, Readiness, written_metric
+from netloom_reconcilers.features.node import NodeContext, NodeFeature, Readiness
 from netloom_reconcilers.node.addresses.service import Refused
 from netloom_reconcilers.node.endpoints import deletions as written_down
 from netloom_reconcilers.node.endpoints.attachments import Attachments, endpoint_of
 from netloom_reconcilers.node.endpoints.commands import Commands
 from netloom_reconcilers.node.endpoints.deletions import Deletions
 from netloom_reconcilers.node.endpoints.install import Installer, binary_of, conflist_of, installed
+from netloom_reconcilers.node.endpoints.metrics import metrics_of
 from netloom_reconcilers.node.endpoints.networks import FILE, Networks
 from netloom_reconcilers.node.endpoints.options import CniOptions, Places
 from netloom_reconcilers.node.endpoints.server import CniServer, serve
@@ -331,31 +332,7 @@ class EndpointsFeature(NodeFeature):
         """What there is, and what had to be done about it."""
         if not self._serves or self.keeper is None:
             return
-        report = self.keeper.report
-        yield GaugeMetricFamily(
-            "netloom_endpoints", "Interfaces of this node's pods.", value=len(self.attachments.endpoints)
-        )
-        yield written_metric("netloom_endpoint_writes", "Requests written for pods' interfaces.", report)
-        yield CounterMetricFamily(
-            "netloom_endpoint_drift_repaired",
-            "Times that somebody had changed the host's side of a pod's interface, and it was put back.",
-            value=report.repaired,
-        )
-        made = CounterMetricFamily(
-            "netloom_cni_deletions",
-            "Deletions of pods that were written down while nobody could make them: made up for, or not readable.",
-            labels=["result"],
-        )
-        made.add_metric(["done"], self.deletions.done)
-        made.add_metric(["refused"], self.deletions.refused)
-        yield made
-        if self.installer is not None:
-            repairs = CounterMetricFamily(
-                "netloom_cni_file_repairs", "Times that a file of ours on the host was put back.", labels=["file"]
-            )
-            for name, often in self.installer.repairs.items():
-                repairs.add_metric([name], often)
-            yield repairs
+        yield from metrics_of(len(self.attachments.endpoints), self.keeper.report, self.deletions, self.installer)
 
     # -------------------------------------------------------------------------------------------- taking it away
 
