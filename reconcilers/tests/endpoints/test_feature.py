@@ -352,11 +352,12 @@ async def test_what_it_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert feature.installer is not None
     feature.deletions.done, feature.deletions.refused = 3, 1
     feature.installer.repairs[CONFLIST] = 2
-    found = {(each.name, *each.labels.values()): each.value for metric in feature.metrics() for each in metric.samples}
-    assert found["netloom_endpoints",] == 0
-    assert found["netloom_cni_deletions_total", "done"] == 3
-    assert found["netloom_cni_deletions_total", "refused"] == 1
-    assert found["netloom_cni_file_repairs_total", CONFLIST] == 2
+    samples = [each for metric in feature.metrics() for each in metric.samples]
+    found = {" ".join((each.name, *each.labels.values())): each.value for each in samples}
+    assert found["netloom_endpoints"] == 0
+    assert found["netloom_cni_deletions_total done"] == 3
+    assert found["netloom_cni_deletions_total refused"] == 1
+    assert found[f"netloom_cni_file_repairs_total {CONFLIST}"] == 2
 
 
 def test_without_an_option_it_does_nothing(tmp_path: Path) -> None:

@@ -206,7 +206,7 @@ class Installer:
         places, now = self.places, self._clock()
         missing = [name for name in places.chain if not (places.bin_dir / name).exists()]
         self._gone = {name: self._gone.get(name, now) for name in missing}
-        chained = _chained(conflist_of(places)) if missing else ()
+        chained = _chained(conflist_of(places)) if missing else []
         awaited = [name for name in missing if name in chained and self._gone[name] + UPGRADE_SECONDS > now]
         waits += [self._gone[name] + UPGRADE_SECONDS - now for name in awaited]
         return [name for name in missing if name not in awaited]
