@@ -27,6 +27,9 @@ class Story:
     def state(self) -> str:
         return self.node.state() + switches(self.node, self.device)
 
+    def index(self) -> int:
+        return int(self.node.ip_json(f"link show {self.device}")[0]["ifindex"])
+
     async def is_mended(self) -> None:
         await becomes(self.state, self.whole)
         await eventually(lambda: self.keeper.report.in_sync, lambda: str(self.keeper.report))
@@ -84,6 +87,7 @@ EDITS = {
 
 @pytest.mark.parametrize("name", EDITS)
 async def test_it_is_undone(story: Story, name: str) -> None:
+    index = story.index()
     for line in EDITS[name]:
         line = line.replace("DEVICE", story.device)
         if line.startswith("!"):
@@ -91,6 +95,7 @@ async def test_it_is_undone(story: Story, name: str) -> None:
         else:
             story.node.ip(line)
     await story.is_mended()
+    assert (story.index() == index) == (name != "deleted"), "on the device that is there, if it is"
 
 
 async def test_a_device_that_somebody_moved_away_is_made_anew(story: Story, lab: Lab) -> None:
