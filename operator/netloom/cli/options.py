@@ -116,12 +116,15 @@ class CniHost:
         typer.Option(
             metavar="FILE",
             help="Where the CNI plugin asks for pods' interfaces. Left out: cni.sock in the run directory with "
-            "--cni-install, else nobody is answered.",
+            "--cni-install, else nobody is answered. The plugin has its path compiled in.",
             show_default=False,
         ),
     ] = None
     cni_deletions: Annotated[
-        Path, typer.Option(metavar="DIR", help="Where the CNI plugin writes deletions down while no agent answers.")
+        Path,
+        typer.Option(
+            metavar="DIR", help="Where the CNI plugin writes deletions down while no agent answers; compiled into it."
+        ),
     ] = Path("/var/lib/netloom/deletions")
     cni_bin_dir: Annotated[Path, typer.Option(metavar="DIR", help="Where the host has its CNI plugins.")] = Path(
         "/opt/cni/bin"

@@ -1,7 +1,9 @@
 """Pods' interfaces are made whole, or not at all; and go without a trace."""
 
 import asyncio
+import errno
 import fcntl
+import os
 import socket
 import struct
 from collections.abc import AsyncIterator
@@ -13,11 +15,13 @@ from msgspec.structs import replace
 from netloom.cidr import parse_address
 from netloom.kernel.endpoints.endpoint import Endpoint, Endpoints, Remains, WiringFailed
 from netloom.kernel.endpoints.keeper import EndpointsKeeper
+from netloom.kernel.endpoints.wiring import Alias, read_alias
 from netloom.kernel.mac import format_mac
 from tests.kernel.meshes import eventually, running
 from tests.kernel.netns import Lab, Namespace
 from tests.kernel.wired_pods import Pod, endpoints_of, forwarding_node, pod, shown, switches
 
+MAC = bytes.fromhex("020000000009")
 NO_NAME = "cannot be the name of a device: 1 to 15 bytes without blanks, '/', ':' and '%'"
 
 
@@ -271,6 +275,23 @@ async def test_a_second_add(here: Node, lab: Lab) -> None:
     assert await one.check(here.keeper) == []
 
 
+async def test_a_lack_of_descriptors_is_no_pod_that_is_gone(
+    here: Node, lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A runtime takes the latter for an interface that needs no DEL."""
+    one = pod(lab, 1)
+
+    def none_left(_descriptor: int) -> int:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "dup", none_left)
+        with pytest.raises(WiringFailed, match="no free file descriptors") as caught:
+            await one.add(here.keeper)
+    assert caught.value.reason == "lost"
+    await one.add(here.keeper)
+
+
 async def test_what_is_no_namespace(here: Node, lab: Lab, tmp_path: Path) -> None:
     one, two, before = pod(lab, 1), pod(lab, 2), here.place.state()
     file = (tmp_path / "file").open("w")
@@ -375,11 +396,20 @@ async def test_a_route_that_somebody_led_elsewhere_goes_with_the_pod(lab: Lab) -
         assert await one.check(keeper) == []
 
 
+async def test_check_with_the_mac_that_add_has_told(here: Node, lab: Lab) -> None:
+    """As a result has it, whether it was asked for or not."""
+    for one in (pod(lab, 1), pod(lab, 2, mac=MAC)):
+        wired = await one.add(here.keeper)
+        said = Pod(one.place, replace(one.endpoint, mac=wired.pod_mac))
+        assert await said.check(here.keeper) == []
+
+
 # --------------------------------------------------------------------------------------------------------- restarts
 
 
 async def test_a_restart_writes_nothing_and_finds_all(lab: Lab) -> None:
-    place, pods = forwarding_node(lab), [pod(lab, number) for number in (1, 2)]
+    place = forwarding_node(lab)
+    pods = [pod(lab, 1), pod(lab, 2, mac=MAC), pod(lab, 3, mac=MAC, netns="")]
     async with endpoints_of(place) as keeper:
         await keeper.apply(Endpoints())
         for each in pods:
@@ -395,6 +425,24 @@ async def test_a_restart_writes_nothing_and_finds_all(lab: Lab) -> None:
         assert place.state() == before
 
 
+@pytest.mark.parametrize(
+    ("alias", "said"),
+    [
+        ("", Alias()),
+        ("somebody's", Alias()),
+        ("c1 eth0", Alias("c1", "eth0")),
+        ("c1 eth0 /run/netns/x", Alias("c1", "eth0", b"", "/run/netns/x")),
+        ("c1 eth0 02:00:00:00:00:09", Alias("c1", "eth0", MAC)),
+        ("c1 eth0 02:00:00:00:00:09 /run/netns/x", Alias("c1", "eth0", MAC, "/run/netns/x")),
+        ("c1 eth0 /run/netns/x 02:00:00:00:00:09", Alias()),
+        ("c1 eth0 /run/netns/x and more", Alias()),
+        ("a device of somebody else", Alias()),
+    ],
+)
+def test_what_an_alias_says(alias: str, said: Alias) -> None:
+    assert read_alias(alias) == said
+
+
 def remains_of(pod: Pod) -> Remains:
     end = pod.endpoint
     return Remains(
@@ -404,6 +452,7 @@ def remains_of(pod: Pod) -> Remains:
         netns=end.netns,
         addresses=end.addresses,
         mtu=1500,
+        mac=end.mac,
     )
 
 

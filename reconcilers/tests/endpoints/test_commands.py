@@ -12,6 +12,7 @@ from netloom.api.problem import Problem
 from netloom.cidr import Cidr, parse_address
 from netloom.ipam.node_allocator import Supply
 from netloom.kernel.endpoints.endpoint import Remains, WiringFailed, device_of
+from netloom.runtime.metrics import REGISTRY
 from netloom_reconcilers.node.addresses.checkpoint import Unwritable
 from netloom_reconcilers.node.addresses.running import seen
 from netloom_reconcilers.node.endpoints import attachments as module
@@ -335,7 +336,11 @@ async def test_a_deletion_ends_an_add_that_waits(node: Node) -> None:
     adding = await asks(node, "ADD", uid="u1")
     await until(lambda: node.service._waiters)
     other = await asks(node, "DEL", uid="u2")
+    for _ in range(20):  # it has long asked, and waits for its turn
+        await asyncio.sleep(0)
+    assert not other.done()
     assert not adding.done()
+    assert not adding.cancelling()
     assert await node.ask("DEL", uid="u1") == {}
     assert await other == {}
     with pytest.raises(asyncio.CancelledError):
@@ -349,6 +354,32 @@ async def test_who_is_not_there_to_be_told_has_nothing(node: Node) -> None:
     await answer.unheard()
     assert node.held() == {}
     assert node.wired() == set()
+
+
+async def test_a_successor_of_who_was_not_told_keeps_all(node: Node) -> None:
+    """Between the answer that failed and its taking back, the runtime deleted and added again."""
+    answer = await node.answer("ADD")
+    assert answer.unheard is not None
+    assert await node.ask("DEL") == {}
+    address = await node.add()
+    await answer.unheard()
+    assert node.held() == {"default/web c1 eth0": address}
+    assert node.wired() == {("c1", "eth0")}
+
+
+async def test_taking_back_ends_whatever_comes(node: Node) -> None:
+    answer, refused = await node.answer("ADD"), await node.answer("ADD", "c2", "other")
+    assert answer.unheard is not None
+    assert refused.unheard is not None
+    node.wiring.fails["unwire"] = WiringFailed("lost", "no answer.")
+    await refused.unheard()
+    assert len(node.held()) == 2, "until its DEL"
+    node.wiring.fails.clear()
+    task = asyncio.ensure_future(answer.unheard())
+    await asyncio.sleep(0)
+    task.cancel()
+    await asyncio.wait([task])
+    assert list(node.held()) == ["default/other c2 eth0"]
 
 
 async def test_what_somebody_had_before_stays_when_wiring_fails(node: Node) -> None:
@@ -408,6 +439,58 @@ async def test_gc_removes_what_the_runtime_does_not_know(node: Node) -> None:
     assert node.held() == {}
 
 
+async def test_gc_takes_nothing_that_was_added_since_it_looked(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in (1, 2, 3):
+        await node.add(f"c{number}", f"p{number}")
+    unwire = node.wiring.unwire
+
+    async def unwire_and_begin_anew(container: str, interface: str) -> bool:
+        if container == "c1":
+            assert await node.ask("DEL", "c2", "p2") == {}
+            await node.add("c2", "p2")
+        return await unwire(container, interface)
+
+    monkeypatch.setattr(node.wiring, "unwire", unwire_and_begin_anew)
+    assert await node.ask("GC", **valid()) == {}
+    assert list(node.held()) == ["default/p2 c2 eth0"]
+    assert node.wired() == {("c2", "eth0")}
+
+
+async def test_who_goes_away_and_who_meets_a_fault_did_not_go_well(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    def count(code: str) -> float:
+        return REGISTRY.get_sample_value("netloom_cni_seconds_count", {"command": "ADD", "code": code}) or 0.0
+
+    well, cancelled, faults = count("0"), count("cancelled"), count("11")
+    node.wiring.hold = asyncio.Event()
+    adding = await asks(node, "ADD")
+    await until(lambda: node.wiring.wired == 1)
+    adding.cancel()
+    node.wiring.hold.set()
+    await asyncio.wait([adding])
+
+    async def fails(*_: object) -> None:
+        raise KeyError("a fault of ours")
+
+    monkeypatch.setattr(node.attachments, "add", fails)
+    with pytest.raises(KeyError):
+        await node.ask("ADD")
+    assert (count("0") - well, count("cancelled") - cancelled, count("11") - faults) == (0, 1, 1)
+
+
+async def test_a_network_that_cannot_be_noted_is_told(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Networks, "_write", full)
+    got = await node.ask("ADD", name="blue")
+    assert got["code"] == 11
+    assert got["details"].endswith(
+        "No space left on device. Make room there, or name another directory by --state-dir."
+    )
+    assert node.held() == {}
+    assert await node.add(), "the node's own network needs no note"
+
+
 async def test_gc_keeps_who_has_no_container_and_takes_nothing_without_a_list(node: Node) -> None:
     await node.add()
     await node.service.allocate(owner("router", "")._replace(container=""))
@@ -416,7 +499,7 @@ async def test_gc_keeps_who_has_no_container_and_takes_nothing_without_a_list(no
     assert (await node.ask("GC", **{"cni.dev/valid-attachments": [{"containerID": ""}]}))["code"] == 7
     assert (await node.ask("GC", **{"cni.dev/valid-attachments": [{"ifname": "eth0"}]}))["code"] == 6
     assert len(node.held()) == 2
-    assert await node.ask("GC", **valid()) == {}
+    assert await node.ask("GC", **{"cni.dev/valid-attachments": None}) == {}, "an empty list, as Go writes it"
     assert list(node.held()) == ["default/router  eth0"]
 
 

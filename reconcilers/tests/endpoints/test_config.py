@@ -7,7 +7,7 @@ import pytest
 from netloom_reconcilers.node.endpoints.config import PodOf, pod_of, read, version_of
 from netloom_reconcilers.node.endpoints.errors import SUPPORTED, CniError
 from netloom_reconcilers.node.endpoints.framing import Call
-from netloom_reconcilers.node.endpoints.results import Dns
+from netloom_reconcilers.node.endpoints.results import Dns, Result
 
 
 def call(command: str = "ADD", stdin: bytes | None = None, version: object = "1.0.0", **said: object) -> Call:
@@ -145,3 +145,24 @@ def test_errors_speak_the_version_that_was_asked_for() -> None:
             "msg": "netloom: invalid network configuration",
             "details": "because.",
         }
+
+
+@pytest.mark.parametrize(
+    ("code", "details"), [(2, 'ipam is {"type": "host-local"}: take it out.'), (4, "CNI_IFNAME is 'a/b'.")]
+)
+def test_the_message_names_what_the_specification_wants_in_it(code: int, details: str) -> None:
+    told = json.loads(CniError(code, details).encode("1.1.0"))
+    assert told["msg"].startswith("netloom: ")
+    assert told["msg"].endswith(details)
+    assert told["details"] == details
+
+
+def test_null_is_what_go_writes_for_nothing() -> None:
+    nothing = {"servers": None, "searches": ["svc"], "options": None}
+    found = read(call(runtimeConfig={"dns": nothing, "ips": None, "mac": None}, dns=None, ipam=None, args=None))
+    assert (found.resolver, found.mac, found.ipam) == (Dns(search=("svc",)), "", {})
+    assert read(call(dns={"nameservers": None, "domain": "d"}, prevResult=None)).resolver == Dns(domain="d")
+    assert read(call(runtimeConfig=None, prevResult={"ips": None, "dns": {"search": None}})).prev_result == Result()
+    with pytest.raises(CniError) as caught:
+        read(call(ipam={"type": "host-local", "ranges": None}))
+    assert caught.value.code == 2

@@ -2,12 +2,15 @@
 
 import asyncio
 import contextlib
+import errno
 import os
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from netloom_reconcilers.node.endpoints import deletions as module
 from netloom_reconcilers.node.endpoints.deletions import AGAIN_SECONDS, REFUSED, Deletions, NotYet, files, name_of
 from netloom_reconcilers.node.endpoints.errors import CniError
 from netloom_reconcilers.node.endpoints.framing import Call
@@ -27,6 +30,14 @@ class Node:
         self.told = 0
         self.now = 0.0
         self.deletions = Deletions(folder / "deletions", self.delete, self._tell, lambda: self.now)
+        self.looks = 0
+        replay = self.deletions.replay
+
+        async def replay_counted() -> None:
+            await replay()
+            self.looks += 1
+
+        self.deletions.replay = replay_counted  # type: ignore[method-assign]
 
     def _tell(self) -> None:
         self.told += 1
@@ -179,11 +190,113 @@ async def test_a_directory_that_cannot_be_made_is_told(tmp_path: Path, monkeypat
     monkeypatch.setattr("netloom_reconcilers.node.endpoints.deletions.AGAIN_SECONDS", 0.01)
     (tmp_path / "file").write_text("")
     node = Node(tmp_path / "file")
+    with pytest.raises(NotADirectoryError):
+        await node.deletions.write(A)
     async with following(node):
         await until(node.deletions.errors)
         assert "--cni-deletions" in node.deletions.errors()[0]
-    with pytest.raises(NotADirectoryError):
-        await node.deletions.write(A)
+        await node.deletions.replay()
+        assert node.deletions.errors()
+        told = node.told
+        (tmp_path / "file").unlink()
+        await until(lambda: node.deletions.errors() == [])
+        assert node.told > told
+
+
+async def test_what_had_to_wait_and_is_gone_waits_no_more(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    node.why = NotYet("no.")
+    await node.deletions.write(A)
+    await node.deletions.replay()
+    assert node.deletions.errors()
+    (node.deletions.directory / name_of(A)).unlink()
+    await node.deletions.replay()
+    assert node.deletions.errors() == []
+    with monkeypatch.context() as patch:
+        patch.setattr(node.deletions, "names", refusing(errno.EMFILE))
+        await node.deletions.replay()
+        assert "cannot be read: Too many open files" in node.deletions.errors()[0]
+    await node.deletions.replay()
+    assert node.deletions.errors() == []
+
+
+def refusing(number: int) -> Callable[..., Any]:
+    """As where the system says so."""
+
+    def refuse(*_args: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    return refuse
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        (OSError(errno.EIO, "Input/output error"), "has to wait: Input/output error"),
+        (FileNotFoundError(errno.ENOENT, "No such file or directory"), "has to wait: No such file or directory"),
+        (RecursionError("too deep"), "has to wait: the agent failed (RecursionError: too deep)"),
+    ],
+)
+async def test_a_fault_with_one_deletion_keeps_it_and_no_other(node: Node, fault: Exception, said: str) -> None:
+    await node.deletions.write(A)
+    node.why = fault
+    await node.deletions.replay()
+    assert node.left() == [name_of(A)]
+    assert said in node.deletions.errors()[0]
+    node.why = None
+    await node.deletions.write(B)
+    await node.deletions.replay()
+    assert (node.left(), node.deletions.errors(), node.deletions.refused) == ([], [], 0)
+
+
+async def test_one_that_cannot_be_read_now_waits(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    await node.deletions.write(A)
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "_read", refusing(errno.EMFILE))
+        await node.deletions.replay()
+    assert (node.left(), node.deletions.refused) == ([name_of(A)], 0)
+    await node.deletions.replay()
+    assert node.made == [A]
+
+
+async def test_it_is_told_when_it_is_told_no_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "TOLD_SECONDS", 0.02)
+    said: list[list[str]] = []
+    deletions = Deletions(tmp_path, Node(tmp_path).delete, lambda: said.append(deletions.errors()))
+    (tmp_path / "0").write_bytes(b"nonsense")
+    await deletions.replay()
+    assert len(said[-1]) == 1
+    await until(lambda: said[-1] == [])
+
+
+async def test_a_directory_that_was_made_anew_is_followed(node: Node) -> None:
+    """Between two looks, so that there is one all the time."""
+    async with following(node):
+        node.put("1", A.encode())
+        await until(lambda: node.made == [A])
+        await until(lambda: node.left() == [])
+        looks = node.looks
+        node.deletions.directory.rmdir()
+        node.deletions.directory.mkdir()
+        await until(lambda: node.looks > looks)
+        node.put(".2", B.encode()).rename(node.deletions.directory / "2")
+        await until(lambda: node.made == [A, B])
+
+
+async def test_whatever_fails_of_following_is_told(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "AGAIN_SECONDS", 0.01)
+    with monkeypatch.context() as patch:
+        patch.setattr(node.deletions, "_pump", refusing(errno.EIO))
+        patch.setattr(node.deletions, "_look", lambda: asyncio.sleep(0.01))
+        async with following(node):
+            await until(node.deletions.errors)
+            assert "cannot be followed: Input/output error" in node.deletions.errors()[0]
+            patch.undo()
+            await until(lambda: node.deletions.errors() == [])
+
+
+async def test_two_may_write_the_same_one_down_at_once(node: Node) -> None:
+    await asyncio.gather(*(node.deletions.write(A) for _ in range(20)))
+    assert node.left() == [name_of(A)]
 
 
 async def test_who_asks_while_it_is_made_up_for_waits(node: Node) -> None:

@@ -2,14 +2,26 @@
 
 import asyncio
 import contextlib
+import errno
 import json
 import os
+import shutil
+import threading
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
 
-from netloom_reconcilers.node.endpoints.install import CONFLIST, PLUGIN, Installer, binary_of, conflist_of, installed
+from netloom_reconcilers.node.endpoints import install as module
+from netloom_reconcilers.node.endpoints.install import (
+    CONFLIST,
+    PLUGIN,
+    UPGRADE_SECONDS,
+    Installer,
+    binary_of,
+    conflist_of,
+    installed,
+)
 from netloom_reconcilers.node.endpoints.options import Places
 
 
@@ -84,7 +96,7 @@ def test_both_are_put_there_as_runtimes_want_them(host: Host) -> None:
         "cniVersion": "1.0.0",
         "name": "netloom",
         "plugins": [
-            {"type": "netloom-cni"},
+            {"type": "netloom-cni", "capabilities": {"mac": True, "dns": True}},
             {"type": "portmap", "snat": True, "capabilities": {"portMappings": True}},
         ],
     }
@@ -149,6 +161,35 @@ async def test_what_somebody_does_is_undone_on_the_event(host: Host) -> None:
     assert Path("/bin/true").stat().st_size > 100, "what the link led to was not written"
 
 
+async def test_a_directory_that_was_made_anew_is_followed(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between two looks, so that there is one all the time."""
+    monkeypatch.setattr(module, "SETTLE_SECONDS", 0.0)
+    async with kept(host):
+        await until(lambda: host.installer.installed)
+        old = host.conf.rename(host.conf.with_name("old"))
+        host.conf.mkdir()
+        shutil.rmtree(old)
+        await until(host.conflist.exists)
+        for _ in range(3):
+            host.now += 1000
+            host.conflist.unlink()
+            await until(host.conflist.exists)
+
+
+async def test_whatever_fails_of_following_is_told(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "BELT_SECONDS", 0.01)
+
+    async def fails(_inotify: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(host.installer, "_pump", fails)
+        async with kept(host):
+            await until(lambda: "cannot be kept: Input/output error" in str(host.installer.errors()))
+            patch.undo()
+            await until(lambda: host.installer.installed and not host.installer.errors())
+
+
 def test_who_keeps_changing_it_is_told_of_and_waited_for(host: Host) -> None:
     host.installer.look()
     waits = []
@@ -184,6 +225,30 @@ async def test_plugins_that_come_later_join_the_chain(tmp_path: Path) -> None:
         {"type": "bandwidth", "capabilities": {"bandwidth": True}},
         {"type": "mine"},
     ]
+    assert host.told == []
+
+
+def test_a_plugin_that_is_being_upgraded_stays_in_the_chain(host: Host) -> None:
+    """A package removes the old file before the new one is there: a pod of that moment would never have its ports."""
+
+    def chain() -> list[str]:
+        return [each["type"] for each in json.loads(host.conflist.read_text())["plugins"]]
+
+    host.installer.look()
+    (host.bin / "portmap").unlink()
+    again = host.start().look()
+    assert again == UPGRADE_SECONDS
+    assert (chain(), host.installer.warnings()) == ([PLUGIN, "portmap"], [])
+    (host.bin / "portmap").write_text("#!")
+    host.now += again
+    assert host.installer.look() is None
+    (host.bin / "portmap").unlink()
+    again = host.installer.look()
+    assert again == UPGRADE_SECONDS, "another time"
+    host.now += again
+    assert host.installer.look() is None
+    assert chain() == [PLUGIN]
+    assert "has no portmap, so pods go without" in host.installer.warnings()[0]
     assert host.told == []
 
 
@@ -228,3 +293,40 @@ def test_taking_away_names_the_configuration_first(host: Host) -> None:
         each.unlink()
     assert host.files() == sorted(["portmap", "10-flannel.conflist"])
     assert os.listdir(host.conf) == ["10-flannel.conflist"]  # noqa: PTH208
+
+
+def test_where_the_plugin_asks_elsewhere_it_is_said(host: Host) -> None:
+    """Runtimes give it no environment of ours: its paths are compiled in."""
+    host.source.write_bytes(b"\x7fELF/run/netloom/cni.sock\0/var/lib/netloom/deletions\0")
+
+    def warnings(socket: str, deletions: str) -> list[str]:
+        meeting = {"--cni-socket": Path(socket), "--cni-deletions": Path(deletions)}
+        installer = Installer(host.places, lambda: True, meeting=meeting)
+        installer.look()
+        return installer.warnings()
+
+    assert warnings("/run/netloom/cni.sock", "/var/lib/netloom/deletions") == []
+    (said,) = warnings("/run/x/cni.sock", "/var/lib/netloom/deletions")
+    assert "does not know /run/x/cni.sock (--cni-socket)" in said
+    (said,) = warnings("/run/netloom/cni.sock", "/x")
+    assert "does not know /x (--cni-deletions)" in said
+
+
+async def test_a_slow_disk_stops_nothing_else(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Syncing may take seconds, in which pods come and go."""
+    going_on, threads = asyncio.Event(), list[int]()
+    loop, fsync = asyncio.get_running_loop(), os.fsync
+
+    def slow(descriptor: int) -> None:
+        threads.append(threading.get_ident())
+        if threads[-1] != threading.main_thread().ident:
+            asyncio.run_coroutine_threadsafe(going_on.wait(), loop).result(10)
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", slow)
+    async with kept(host):
+        await until(lambda: threads)
+        assert not host.installer.installed
+        going_on.set()
+        await until(lambda: host.installer.installed)
+    assert threading.main_thread().ident not in threads

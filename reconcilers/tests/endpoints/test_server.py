@@ -4,10 +4,11 @@ import array
 import asyncio
 import contextlib
 import os
+import resource
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ from netloom_reconcilers.node.endpoints.framing import MAGIC, Call
 from netloom_reconcilers.node.endpoints.server import MOST_CALLERS, CniServer
 
 ADD = Call(command="ADD", containerid="c1", netns="/run/netns/x", ifname="eth0", stdin=b'{"cniVersion":"1.0.0"}')
+
+DEL = Call(command="DEL", containerid="c1", netns="/run/netns/x", ifname="eth0", stdin=b'{"cniVersion":"1.0.0"}')
 
 
 def descriptors() -> int:
@@ -209,6 +212,51 @@ async def test_wrong_descriptors_are_refused(host: Host, handler: Handler) -> No
         for each in (mine, uts, null):
             os.close(each)
     assert handler.calls == []
+
+
+async def test_a_deletion_never_fails_for_its_descriptors(host: Host, handler: Handler) -> None:
+    """As of a runtime that has the plugin go on in the node's own namespace (CNI_NETNS_OVERRIDE)."""
+    mine = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+    before = descriptors()
+    for passed in ((mine, host.inside), (null,), (null,) * 40, (host.netns, host.inside)):
+        assert await host.ask(DEL, *passed) == (0, b"{}")
+    assert handler.sandboxes == [None] * 4
+    assert descriptors() == before
+    for each in (mine, null):
+        os.close(each)
+
+
+async def test_an_agent_without_free_descriptors_serves_deletions(host: Host, handler: Handler) -> None:
+    adding, deleting = await host.connect(), await host.connect()
+    await until(lambda: server_of(host).callers == 2)
+    with no_free_descriptors():
+        send(adding, ADD.encode(), host.netns, host.inside)
+        status, output = parse(await host.answer(adding))
+        send(deleting, DEL.encode(), host.netns, host.inside)
+        assert parse(await host.answer(deleting)) == (0, b"{}")
+    told = msgspec.json.decode(output)
+    assert (status, told["code"]) == (1, 11)
+    assert "LimitNOFILE" in told["details"]
+    assert handler.calls == [DEL]
+    for each in (adding, deleting):
+        each.close()
+
+
+@contextlib.contextmanager
+def no_free_descriptors() -> Iterator[None]:
+    """All below the limit are in use."""
+    before, filling = resource.getrlimit(resource.RLIMIT_NOFILE), list[int]()
+    most = max(int(each) for each in os.listdir("/proc/self/fd"))  # noqa: PTH208
+    while not filling or filling[-1] < most:
+        filling.append(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (filling[-1] + 1, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+        for each in filling:
+            os.close(each)
 
 
 async def test_the_switch_of_ipv6_comes_along_where_it_is_off(host: Host, handler: Handler) -> None:

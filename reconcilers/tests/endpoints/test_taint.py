@@ -99,11 +99,15 @@ async def test_it_waits_until_the_node_can_route_and_looks_again_when_told(monke
         made.look_soon()
         await asyncio.sleep(0)
     assert server.reads == 0
-    ready[0] = True
+    ready[0] = True  # and nobody says so
+    async with asyncio.timeout(10):
+        while not server.reads:
+            await asyncio.sleep(0.001)
+    server.taints = [OURS]
     server.fails += [Conflict(409, "Conflict", "changed")] * 3
     await until(lambda: server.taints == [])
     server.taints = [OURS]  # the Node was made anew
     await until(lambda: server.taints == [])
-    assert made.removed == 2
+    assert made.removed == 3
     task.cancel()
     await asyncio.wait([task])

@@ -1,12 +1,13 @@
 """Pods that are gone without a word of their runtime give back what they had, and living ones nothing."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from netloom.api.core import Pod, PodIP, PodSpec, PodStatus
-from netloom.kernel.endpoints.endpoint import WiringFailed, device_of
+from netloom.kernel.endpoints.endpoint import Endpoint, WiringFailed, device_of
 from netloom.runtime.errors import NotFound, Unavailable
 from netloom_reconcilers.node.endpoints.vanished import PATIENCE_SECONDS, Vanished
 from tests.endpoints.world import Node
@@ -21,11 +22,16 @@ class World:
         self.asked: list[str] = []
         self.missing: list[str] = [device_of("c1", "eth0")]
         self.now = 0.0
+        self.meanwhile: Callable[[], None] = lambda: None
         api: Any = self
-        self.vanished = Vanished(api, "n1", self.node.attachments, lambda: self.missing, lambda: self.now)
+        self.vanished = Vanished(api, "n1", self.node.attachments, self._missing, lambda: self.now)
+
+    def _missing(self) -> list[Endpoint]:
+        return [*filter(None, map(self.node.attachments.endpoints.get, self.missing))]
 
     async def get(self, res: object, name: str, namespace: str) -> Pod:
         self.asked.append(f"{namespace}/{name}")
+        self.meanwhile()
         if isinstance(self.answer, Exception):
             raise self.answer
         return self.answer
@@ -100,3 +106,17 @@ async def test_what_would_not_go_is_tried_again(world: World) -> None:
     assert await world.look() == BOTH
     world.node.wiring.fails.clear()
     assert await world.look() == {("c2", "eth0")}
+
+
+async def test_what_came_back_meanwhile_stays(world: World) -> None:
+    world.answer = NotFound(404, "NotFound", "no such pod")
+    world.meanwhile = world.missing.clear
+    assert await world.look() == BOTH
+    assert world.asked == ["default/web"]
+
+
+async def test_the_pods_addresses_say_nothing_of_its_further_interfaces(world: World) -> None:
+    await world.node.add("c1", "web", ifname="net1", name="blue")
+    world.missing = [device_of("c1", "net1")]
+    world.answer = RUNS
+    assert await world.look() == BOTH | {("c1", "net1")}

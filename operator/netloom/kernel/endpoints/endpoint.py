@@ -61,7 +61,16 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def pod_mac(self) -> Mac:
         """Of the pod end."""
-        return self.mac or _mac("pod", self.container, self.interface)
+        return self.mac or self._derived_mac
+
+    @property
+    def odd_mac(self) -> Mac:
+        """Of the pod end, where it is not the one that is derived; else empty."""
+        return b"" if self.mac == self._derived_mac else self.mac
+
+    @property
+    def _derived_mac(self) -> Mac:
+        return _mac("pod", self.container, self.interface)
 
     def __str__(self) -> str:
         """For people: who, and where."""
@@ -82,7 +91,7 @@ class Wired(msgspec.Struct, frozen=True):
 
 class Remains(msgspec.Struct, frozen=True, kw_only=True):
     """An endpoint as the kernel shows it: what a restarted agent finds. addresses: those that routes of ours lead to;
-    netns: empty if it did not fit into the device's alias."""
+    netns: empty if it did not fit into the device's alias. mac: of the pod end, where one was asked for."""
 
     device: str
     container: str
@@ -90,6 +99,7 @@ class Remains(msgspec.Struct, frozen=True, kw_only=True):
     netns: str = ""
     addresses: tuple[Address, ...] = ()
     mtu: int = 0
+    mac: Mac = b""
 
 
 Reason = Literal[

@@ -181,7 +181,10 @@ class EndpointsPart(Part[Endpoints]):
 
     def is_fit(self, endpoint: Endpoint, end: End) -> bool:
         """Whether it is one end of the endpoint's pair: what is made by somebody under the name is not."""
-        ours = end.mac == endpoint.host_mac or read_alias(end.alias)[:2] == (endpoint.container, endpoint.interface)
+        ours = end.mac == endpoint.host_mac or read_alias(end.alias).identity == (
+            endpoint.container,
+            endpoint.interface,
+        )
         return end.kind == "veth" and ours
 
     def _take(self, end: End) -> None:

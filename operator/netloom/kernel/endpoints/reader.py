@@ -86,8 +86,8 @@ def remains(reading: Reading) -> list[Remains]:
         addresses.setdefault(seen.key.ifindex, []).append(seen.key.prefix.packed)
     found = []
     for end in sorted(reading.ends, key=lambda end: end.name):
-        container, interface, netns = read_alias(end.alias)
+        said = read_alias(end.alias)
         held = tuple(sorted(addresses.get(end.ifindex, ()), key=lambda address: (len(address), address)))
-        each = Remains(device=end.name, container=container, interface=interface, netns=netns)
-        found.append(msgspec.structs.replace(each, addresses=held, mtu=end.mtu))
+        each = Remains(device=end.name, container=said.container, interface=said.interface, netns=said.netns)
+        found.append(msgspec.structs.replace(each, addresses=held, mtu=end.mtu, mac=said.mac))
     return found

@@ -15,7 +15,7 @@ from netloom.cidr import Address, format_address
 from netloom.ipam.node_allocator import Owner
 from netloom.kernel.endpoints.endpoint import Endpoint, Endpoints, Remains, Wired, WiringFailed, device_of
 from netloom.kernel.mac import Mac
-from netloom_reconcilers.node.addresses.running import is_seen
+from netloom_reconcilers.node.addresses.running import DEVICE, is_seen
 from netloom_reconcilers.node.addresses.service import AddressService, Refused
 from netloom_reconcilers.node.endpoints.config import PodOf
 from netloom_reconcilers.node.endpoints.connection import Sandbox
@@ -59,13 +59,16 @@ class Wish(NamedTuple):
 
 
 class Attachments:
-    """See the module. mtu: of pods, in bytes; 0 where that is not known."""
+    """See the module. mtu: of pods that come, in bytes; 0 for the kernel's default. Raises Refused where it is not
+    known: a pod keeps for life what it begins with."""
 
     def __init__(
         self, service: AddressService, wiring: Wiring, networks: Networks, mtu: Callable[[], int] = lambda: 0
     ) -> None:
         self.endpoints = Endpoints()
         """What the kernel's side holds: it changes this very object."""
+        self.lost: dict[Key, Endpoint] = {}
+        """Those that had addresses and no device when the agent began, and were not asked about since."""
         self._service = service
         self._wiring = wiring
         self._networks = networks
@@ -106,17 +109,17 @@ class Attachments:
         held = self.endpoints.get(device_of(container, interface))
         if others or held is not None:
             whose = others[0] if others else held.pod if held is not None else ""
-            of = f" as that of {whose}" if whose else ""
+            of = f" as that of {whose}" if whose not in ("", container) else ""
             raise Taken(f"container {container} has {interface} already{of}. A DEL has to come before another ADD.")
 
     async def _add(self, wish: Wish, sandbox: Sandbox) -> tuple[Endpoint, Wired]:
-        owner = wish.owner
+        owner, mtu = wish.owner, self._mtu()
         had = self._service.allocator.holding(owner) is not None
         wiring: asyncio.Task[Wired] | None = None
         try:
-            self._networks.note(wish.key, wish.network)
+            self._note(wish)
             holding = await self._service.allocate(owner, wait=ADD_SECONDS)
-            endpoint = self._endpoint(wish, holding.addresses)
+            endpoint = self._endpoint(wish, holding.addresses, mtu)
             if any(len(address) == 16 for address in holding.addresses):
                 self._enable_ipv6(sandbox)
             wiring = self._own(self._wiring.wire(endpoint, sandbox.netns, sandbox.inside))
@@ -126,7 +129,17 @@ class Attachments:
             await _to_its_end(self._own(self._take_back(wish, wiring, had=had)))
             raise
         self._uids[wish.key] = wish.pod.uid
+        self.lost.pop(wish.key, None)
         return endpoint, wired
+
+    def _note(self, wish: Wish) -> None:
+        """Raises Refused."""
+        try:
+            self._networks.note(wish.key, wish.network)
+        except OSError as error:
+            why = f"which attachments are of network {wish.network} cannot be written down: {self._networks.path}"
+            way = "Make room there, or name another directory by --state-dir."
+            raise Refused("NetworksUnwritable", f"{why}: {error.strerror or error}. {way}") from error
 
     def _enable_ipv6(self, sandbox: Sandbox) -> None:
         try:
@@ -134,7 +147,7 @@ class Attachments:
         except OSError as error:  # then the kernel refuses the address, and says so
             log.warning("IPv6 of a container cannot be switched on", error=error.strerror)
 
-    def _endpoint(self, wish: Wish, addresses: tuple[Address, ...]) -> Endpoint:
+    def _endpoint(self, wish: Wish, addresses: tuple[Address, ...], mtu: int) -> Endpoint:
         container, interface = wish.key
         return Endpoint(
             container=container,
@@ -142,7 +155,7 @@ class Attachments:
             addresses=addresses,
             netns=wish.netns,
             pod=wish.pod.name,
-            mtu=self._mtu(),
+            mtu=mtu,
             mac=wish.mac,
         )
 
@@ -177,10 +190,19 @@ class Attachments:
 
     # ----------------------------------------------------------------------------------------------------- removing
 
-    async def take_back(self, wish: Wish) -> None:
-        """Of an `add` that has ended well, and whose caller was not there any more to be told."""
+    async def take_back(self, wish: Wish, added: Endpoint) -> None:
+        """Of an `add` that has ended well with this, and whose caller was not there any more to be told. Also where who
+        calls this is cancelled."""
+        await _to_its_end(self._own(self._unheard(wish, added)))
+
+    async def _unheard(self, wish: Wish, added: Endpoint) -> None:
         async with self._turns.turn(wish.key):
-            await self._remove(wish.key, [wish.owner])
+            if self.endpoints.get(added.device) is not added:
+                return  # a DEL has come before, and perhaps another ADD
+            try:
+                await self._remove(wish.key, [wish.owner])
+            except (Refused, WiringFailed) as error:
+                log.warning("what nobody was told of stays until its DEL", container=wish.key[0], why=str(error))
 
     async def remove(self, key: Key, pod: PodOf, known: Collection[str] = ()) -> bool:
         """What this pod has by this interface is given back; whether it was its own. known: the addresses that it had
@@ -199,7 +221,7 @@ class Attachments:
 
     def _why_not_its_own(self, key: Key, owners: list[Owner], pod: PodOf, known: Collection[str]) -> str:
         """What is there by this interface may be a successor's: of another name, another uid, or other addresses."""
-        others = [owner.name for owner in owners if pod.name and owner.name != pod.name]
+        others = [owner.name for owner in owners if pod.name and owner.name not in (pod.name, key[0])]
         if others:
             return f"the interface is that of {others[0]}, and {pod.name} was asked about"
         uid = self._uids.get(key, "")
@@ -218,6 +240,7 @@ class Attachments:
         """No route leads to an address any more when it is released."""
         await self._wiring.unwire(*key)
         self._uids.pop(key, None)
+        self.lost.pop(key, None)
         for owner in owners:
             await self._service.release(owner)
         self._networks.forget(key)
@@ -227,26 +250,50 @@ class Attachments:
         go, or not wholly."""
         found = {(owner.container, owner.interface) for owner, _ in self._service.allocator.held() if owner.container}
         found |= {(endpoint.container, endpoint.interface) for endpoint in self.endpoints}
-        stale = [
-            key
+        stale = {
+            key: self.endpoints.get(device_of(*key))
             for key in sorted(found)
             if self._networks.of(key) == network and key not in self._adding and not is_valid(key)
-        ]
-        left: dict[Key, str] = {}
-        for key in stale:
+        }
+        removed, left = 0, dict[Key, str]()
+        for key, endpoint in stale.items():
             try:
                 async with self._turns.turn(key):
+                    if self.endpoints.get(device_of(*key)) is not endpoint:
+                        continue  # it was removed meanwhile, and perhaps added again
                     await self._remove(key, self.owners(key))
+                    removed += 1
             except (Refused, WiringFailed) as error:
                 left[key] = str(error)
-        return len(stale) - len(left), left
+        return removed, left
 
     # ----------------------------------------------------------------------------------------------------- keeping
 
     def settle(self) -> None:
         """It is known who runs: what is remembered of others goes."""
-        held = {(owner.container, owner.interface) for owner, _ in self._service.allocator.held()}
-        self._networks.keep(held | {(each.container, each.interface) for each in self.endpoints})
+        wired = {(each.container, each.interface) for each in self.endpoints}
+        held = {
+            (owner.container, owner.interface): (owner, holding) for owner, holding in self._service.allocator.held()
+        }
+        self._networks.keep(held.keys() | wired)
+        self.lost = {
+            key: Endpoint(container=key[0], interface=key[1], addresses=holding.addresses, pod=owner.name)
+            for key, (owner, holding) in held.items()
+            if owner.container and key not in wired and key not in self._adding
+        }
+
+    def adopt(self, remains: Iterable[Remains]) -> None:
+        """Enters whose addresses nobody has, once all is known that was written down or seen. An ADD writes before it
+        wires, and a DEL takes the routes before it releases: so a route of ours without a record is one whose record
+        was lost, and its container may well run. It goes by its own id, until its runtime's DEL."""
+        allocator = self._service.allocator
+        known = {(owner.container, owner.interface) for owner, _ in allocator.held()}
+        for each in remains:
+            key = each.container, each.interface
+            users = [allocator.user(address) for address in each.addresses]
+            if key[0] and key not in known and None in users and all(u is None or is_seen(u) for u in users):
+                allocator.adopt(Owner(key[0], *key), each.addresses)
+                log.warning("an interface whose record was lost is kept", container=key[0], interface=key[1])
 
     def restore(self, remains: Iterable[Remains]) -> None:
         """Takes in what the kernel shows after a start, and the allocator explains: by the container, or, where that
@@ -257,9 +304,10 @@ class Attachments:
             owner, holding = by_key.get((each.container, each.interface), (None, None))
             addresses = holding.addresses if holding is not None else each.addresses
             users = [allocator.user(address) for address in addresses]
-            if not addresses or not all(users):
+            if not addresses or not all(user and (user == owner or is_seen(user)) for user in users):
                 continue
-            pod = owner.name if owner is not None else next((u.name for u in users if u and not is_seen(u)), "")
+            names = [user.name for user in users if user and user.name != each.container]
+            pod = next((name for name in names if not name.startswith(DEVICE)), "")
             self.endpoints.put(endpoint_of(each, addresses, pod))
 
 
@@ -272,6 +320,7 @@ def endpoint_of(remains: Remains, addresses: tuple[Address, ...], pod: str = "")
         netns=remains.netns,
         pod=pod,
         mtu=remains.mtu,
+        mac=remains.mac,
     )
 
 

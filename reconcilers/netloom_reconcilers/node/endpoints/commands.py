@@ -13,6 +13,7 @@ ADD leaves nothing when it fails. DEL succeeds whenever what is to be deleted is
 written down to be deleted later; so no pod's end is held up.
 """
 
+import asyncio
 import time
 from collections.abc import Awaitable, Callable
 
@@ -50,11 +51,14 @@ log = structlog.get_logger(__name__)
 
 TOOK = Histogram(
     "netloom_cni_seconds",
-    "From a call of a container runtime to its answer, by command and CNI error code (0: none).",
+    "From a call of a container runtime to its answer, by command and CNI error code (0: none; cancelled: it left).",
     ["command", "code"],
     buckets=(0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 2, 10, 30),
     registry=REGISTRY,
 )
+
+CANCELLED = "cancelled"
+"""As the code of a call whose caller went away."""
 
 _CODES: dict[Reason, int] = {
     "invalid": BAD_CONFIG,
@@ -102,19 +106,25 @@ class Commands:
 
     async def handle(self, call: Call, sandbox: Sandbox | None) -> Answer:
         """The answer to a call. Raises nothing but what is a fault of ours."""
-        began, code = time.monotonic(), 0
+        began, code = time.monotonic(), "0"
         try:
             return await self._by_name[call.command](call, config.read(call), sandbox)
         except (CniError, Refused, WiringFailed, Taken) as error:
             told = _error(error)
-            code = told.code
-            said = {"container": call.containerid, "args": call.args, "code": code, "why": told.details}
+            code = str(told.code)
+            said = {"container": call.containerid, "args": call.args, "code": told.code, "why": told.details}
             note = log.debug if call.command == "STATUS" else log.info  # that is asked every few seconds
             note("a call of a container runtime is refused", command=call.command, **said)
             return refusal(told, config.version_of(call.stdin))
+        except asyncio.CancelledError:
+            code = CANCELLED
+            raise
+        except Exception:
+            code = str(TRY_AGAIN)  # as who hands the calls over tells it
+            raise
         finally:
             name = call.command if call.command in self._by_name else "other"
-            TOOK.labels(name, str(code)).observe(time.monotonic() - began)
+            TOOK.labels(name, code).observe(time.monotonic() - began)
 
     def _check_begun(self) -> None:
         if obstacle := self._obstacle():
@@ -134,7 +144,7 @@ class Commands:
         wish = Wish(call.attachment, pod, call.netns, mac, said.name)
         endpoint, wired = await self._attachments.add(wish, sandbox)
         result = results.made(endpoint, wired, said.resolver, before)
-        return Answer(0, results.encode(result, said.cni_version), lambda: self._attachments.take_back(wish))
+        return Answer(0, results.encode(result, said.cni_version), lambda: self._attachments.take_back(wish, endpoint))
 
     # ---------------------------------------------------------------------------------------------------------- DEL
 

@@ -25,6 +25,7 @@ SINCE = {"CHECK": "0.4.0", "STATUS": "1.1.0", "GC": "1.1.0"}
 """Version of the specification that brought a command; those without are as old as what is spoken here."""
 COMMANDS = ("ADD", "DEL", "CHECK", "STATUS", "GC")
 
+_VALID = "cni.dev/valid-attachments"
 _CONTAINER = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]*")
 _MOST_CONTAINER = 128
 """Characters of a container's id: it is part of a file's name."""
@@ -68,7 +69,7 @@ class NetConf(msgspec.Struct, frozen=True, kw_only=True):
     args: dict[str, Any] | None = None
     runtime: RuntimeConfig | None = msgspec.field(name="runtimeConfig", default=None)
     previous: msgspec.Raw = msgspec.field(name="prevResult", default=msgspec.Raw(b"null"))
-    valid: tuple[Attachment, ...] | None = msgspec.field(name="cni.dev/valid-attachments", default=None)
+    valid: tuple[Attachment, ...] | None = msgspec.field(name=_VALID, default=None)
 
     @property
     def prev_result(self) -> Result | None:
@@ -120,11 +121,28 @@ def read(call: Call) -> NetConf:
     try:
         version = msgspec.json.decode(call.stdin, type=_Version).version or ""
         _check_version(call.command, version)
-        found = msgspec.json.decode(call.stdin, type=NetConf)
+        found = msgspec.json.decode(_without_nulls(call.stdin), type=NetConf)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise CniError(UNDECODABLE, f"the network configuration cannot be read: {error}.") from error
     _check(found, call)
     return found
+
+
+def _without_nulls(stdin: bytes) -> bytes:
+    """As Go writes what is not there, or a list without entries: who lists no valid attachment has said so. (prevResult
+    may be anything as long as nobody asks for it.)"""
+    if b"null" not in stdin:
+        return stdin
+    said = msgspec.json.decode(stdin)
+    if isinstance(said, dict) and said.get(_VALID, ()) is None:
+        said[_VALID] = []
+    return msgspec.json.encode(_pruned(said))
+
+
+def _pruned(said: Any) -> Any:
+    if isinstance(said, dict):
+        return {key: _pruned(value) for key, value in said.items() if value is not None}
+    return said
 
 
 def _check_version(command: str, version: str) -> None:

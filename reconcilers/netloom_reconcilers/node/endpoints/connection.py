@@ -34,6 +34,8 @@ REQUEST_SECONDS = 10.0
 ANSWER_SECONDS = 5.0
 """For an answer to be taken: it fits into the socket's buffer."""
 NEEDED, MOST_DESCRIPTORS = 2, 3
+ENTERING = ("ADD", "CHECK")
+"""Commands that need them. With others they are not looked at: above all, a DEL never fails for one."""
 _PIECE = 256 << 10
 _ROOM = socket.CMSG_SPACE(8 * array.array("i").itemsize)
 _CREDENTIALS = struct.Struct("3i")
@@ -86,6 +88,8 @@ class Connection:
         self._descriptors: list[int] = []
         self._task: asyncio.Task[None] | None = None
         self._is_open = True
+        self._is_cut = self._is_many = False
+        """Whether descriptors were lost on their way, and whether more came than are of any use."""
         connected.setblocking(False)
         self._loop.add_reader(connected.fileno(), self._readable)
         self._deadline = self._loop.call_later(REQUEST_SECONDS, self.close)
@@ -118,15 +122,17 @@ class Connection:
             self.close()
             return
         self._descriptors += _descriptors_in(ancillary)
+        self._is_cut |= bool(flags & socket.MSG_CTRUNC)
+        while len(self._descriptors) > MOST_DESCRIPTORS:
+            os.close(self._descriptors.pop())
+            self._is_many = True
         if not data:
             self.close()  # it has hung up
         elif self._task is None:
-            self._take(data, is_cut=bool(flags & socket.MSG_CTRUNC))
+            self._take(data)
 
-    def _take(self, data: bytes, *, is_cut: bool) -> None:
+    def _take(self, data: bytes) -> None:
         try:
-            if is_cut or len(self._descriptors) > MOST_DESCRIPTORS:
-                raise CniError(IO_FAILURE, f"more than {MOST_DESCRIPTORS} descriptors came with the request.")
             found = self._incoming.feed(data)
         except CniError as error:
             self._begin(error)
@@ -155,13 +161,21 @@ class Connection:
     async def _called(self, call: Call) -> Answer:
         """A fault of ours is told, and the caller comes again."""
         try:
-            return await self._handle(call, sandbox_of(self._descriptors))
+            return await self._handle(call, self._sandbox() if call.command in ENTERING else None)
         except CniError as error:
             return refusal(error)
         except Exception as error:
             log.exception("a call of a container runtime failed", command=call.command, container=call.containerid)
             why = f"the agent failed ({type(error).__name__}: {error}); its log says more."
             return refusal(CniError(TRY_AGAIN, why))
+
+    def _sandbox(self) -> Sandbox | None:
+        """Raises CniError."""
+        if self._is_many:
+            raise CniError(IO_FAILURE, f"more than {MOST_DESCRIPTORS} descriptors came with the request.")
+        if self._is_cut:  # the kernel could not hand over all of them
+            raise CniError(TRY_AGAIN, "the agent has no free file descriptors; raise its limit (LimitNOFILE).")
+        return sandbox_of(self._descriptors)
 
     def _finished(self, _task: asyncio.Task[None]) -> None:
         if self._is_open:

@@ -8,6 +8,7 @@ done; one that cannot be read is set aside in `refused/`, told, and keeps nobody
 import asyncio
 import contextlib
 import os
+import tempfile
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ from pathlib import Path
 import structlog
 from asyncinotify import Inotify, Mask
 
+from netloom_reconcilers.node.addresses.service import TIMER_SECONDS
 from netloom_reconcilers.node.endpoints.errors import CniError
 from netloom_reconcilers.node.endpoints.framing import Call, parse
 
@@ -32,6 +34,9 @@ UNFINISHED_SECONDS = 3600.0
 """After which a file that is still being written is nobody's (`cni/README.md`)."""
 _MOST_BYTES = 5 << 20
 _WATCHED = Mask.MOVED_TO | Mask.CLOSE_WRITE | Mask.DELETE_SELF | Mask.MOVE_SELF | Mask.ONLYDIR
+
+_ELSEWHERE = Mask.DELETE_SELF | Mask.MOVE_SELF | Mask.IGNORED
+"""What is watched is no more what has its name."""
 
 
 class NotYet(Exception):
@@ -57,8 +62,10 @@ class Deletions:
         self._clock = clock
         self._turn = asyncio.Lock()
         self._wake = asyncio.Event()
-        self._why = ""
-        """Why the first of those that are left has to wait, or why the directory is of no use."""
+        self._why = self._unfollowed = ""
+        """Why one of those that are left has to wait, or they cannot be read; why nothing tells of new ones."""
+        self._failing: set[str] = set()
+        """Files about which a fault of ours was logged."""
         self._set_aside: dict[str, tuple[float, str]] = {}
 
     def names(self) -> list[str]:
@@ -69,28 +76,31 @@ class Deletions:
 
     async def replay(self) -> None:
         """Makes up for all that can be. Who calls this while another does waits for it."""
-        if not self._is_anything_there():
+        if not self._turn.locked() and not self._listed():
             return
         async with self._turn:
-            why = ""
-            for name in self._names_or_none():
+            names, why = self._listed(), ""
+            self._failing.intersection_update(names)
+            for name in names:
                 why = await self._replay(name) or why
-            self._say(why)
+            if names:
+                self._say(why)
 
-    def _is_anything_there(self) -> bool:
-        return self._turn.locked() or bool(self._names_or_none())
-
-    def _names_or_none(self) -> list[str]:
+    def _listed(self) -> list[str]:
+        """The names. Where there are none, nothing has to wait any more; where they cannot be read, that is told."""
+        names, why = list[str](), ""
         try:
-            return self.names()
+            names = self.names()
         except FileNotFoundError:
-            return []
+            pass
         except OSError as error:
-            self._say(
+            why = (
                 f"{self.directory}: deletions of pods that were written down cannot be read: {error.strerror}. Their "
                 f"addresses stay taken. Give the agent that directory, or name another by {OPTION}."
             )
-            return []
+        if not names:
+            self._say(why)
+        return names
 
     async def _replay(self, name: str) -> str:
         """Why it has to wait; "" where it is over."""
@@ -102,11 +112,20 @@ class Deletions:
             await self._delete(call)
         except NotYet as error:
             return f"{path}: the deletion of a pod has to wait: {error}"
-        except FileNotFoundError:
-            return ""
-        except (CniError, OSError) as error:
+        except CniError as error:
             self._put_aside(path, str(error))
             return ""
+        except Exception as error:  # that of one file keeps no other waiting, and no ADD
+            if isinstance(error, FileNotFoundError) and not path.exists():
+                return ""  # somebody has removed it
+            if name not in self._failing:
+                self._failing.add(name)
+                log.exception("a deletion that was written down cannot be made up for", file=str(path))
+            why = (
+                error.strerror if isinstance(error, OSError) else f"the agent failed ({type(error).__name__}: {error})"
+            )
+            return f"{path}: the deletion of a pod has to wait: {why}"
+        self._failing.discard(name)
         self.done += 1
         log.info("a deletion that was written down is made up for", container=call.containerid, interface=call.ifname)
         try:
@@ -132,6 +151,7 @@ class Deletions:
             log.warning("a deletion that was written down is of no use", file=str(path), why=why)
         self._set_aside[path.name] = self._clock(), sentence
         self._told()
+        asyncio.get_running_loop().call_later(TOLD_SECONDS + TIMER_SECONDS, self._told)
 
     def _say(self, why: str) -> None:
         if why != self._why:
@@ -142,7 +162,7 @@ class Deletions:
         """What is not made up for, as sentences."""
         now = self._clock()
         self._set_aside = {name: each for name, each in self._set_aside.items() if each[0] + TOLD_SECONDS > now}
-        return [*filter(None, [self._why]), *(sentence for _, sentence in self._set_aside.values())]
+        return [*filter(None, (self._unfollowed, self._why)), *(sentence for _, sentence in self._set_aside.values())]
 
     def look_soon(self) -> None:
         """More can be done than before."""
@@ -157,25 +177,37 @@ class Deletions:
         """Follows the directory for ever."""
         while True:
             try:
-                self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-                _sweep(self.directory)
-                with Inotify() as inotify:
-                    inotify.add_watch(self.directory, _WATCHED)
-                    async with asyncio.TaskGroup() as group:
-                        pump = group.create_task(self._pump(inotify))
-                        while self.directory.is_dir():
-                            await self._look()
-                        pump.cancel()
-            except OSError as error:
-                self._say(
+                await self._follow()
+            except* OSError as errors:
+                self._say_unfollowed(
                     f"{self.directory}: deletions of pods that are written down there cannot be followed: "
-                    f"{error.strerror or error}. Give the agent that directory, or name another by {OPTION}."
+                    f"{_why(errors)}. Give the agent that directory, or name another by {OPTION}."
                 )
                 await asyncio.sleep(AGAIN_SECONDS)
 
+    async def _follow(self) -> None:
+        """As long as it is the same directory. Raises OSError, also in groups."""
+        self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _sweep(self.directory)
+        with Inotify() as inotify:
+            inotify.add_watch(self.directory, _WATCHED)
+            self._say_unfollowed("")
+            async with asyncio.TaskGroup() as group:
+                pump = group.create_task(self._pump(inotify))
+                while not pump.done() and self.directory.is_dir():
+                    await self._look()
+                pump.cancel()
+
+    def _say_unfollowed(self, why: str) -> None:
+        if why != self._unfollowed:
+            self._unfollowed = why
+            self._told()
+
     async def _pump(self, inotify: Inotify) -> None:
-        async for _ in inotify:
+        async for event in inotify:
             self._wake.set()
+            if event.mask & _ELSEWHERE:
+                return
 
     async def _look(self) -> None:
         self._wake.clear()
@@ -191,6 +223,12 @@ def files(directory: Path) -> list[Path]:
         return [path for path in sorted(directory.iterdir()) if path.is_file()]
     except OSError:
         return []
+
+
+def _why(errors: "ExceptionGroup[OSError]") -> str:
+    """The first of them."""
+    error = errors.exceptions[0]
+    return (error.strerror if isinstance(error, OSError) else "") or str(error)
 
 
 def _sweep(directory: Path) -> None:
@@ -222,8 +260,8 @@ def name_of(call: Call) -> str:
 def _write(directory: Path, call: Call) -> None:
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     name = name_of(call)
-    fresh = directory / f".{name}.agent"
-    descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    descriptor, path = tempfile.mkstemp(prefix=f".{name}.", dir=directory)  # two may write one down at once
+    fresh = Path(path)
     try:
         with open(descriptor, "wb") as file:  # noqa: PTH123 - of a descriptor
             file.write(call.encode())

@@ -42,6 +42,9 @@ MESSAGES: Mapping[int, str] = {
     DIFFERENT: "interface is not as it was made",
 }
 
+_NAMED = (UNSUPPORTED_FIELD, BAD_ENVIRONMENT)
+"""Of these the message itself has to name the field and its value, or the variable."""
+
 
 class CniError(Exception):
     """A call that fails: a code of the specification or one of ours, and a sentence for people."""
@@ -55,4 +58,6 @@ class CniError(Exception):
         """The error object, in words of this version of the specification, or of ours where that is none."""
         version = version if version in SUPPORTED else NEWEST
         msg = f"netloom: {MESSAGES[self.code]}"  # runtimes show both, one behind the other
+        if self.code in _NAMED:
+            msg = f"{msg}: {self.details}"
         return msgspec.json.encode({"cniVersion": version, "code": self.code, "msg": msg, "details": self.details})

@@ -10,21 +10,22 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import structlog
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import Metric
 
 from netloom.api.events import ObjectReference
-from netloom.kernel.endpoints.endpoint import Endpoints
+from netloom.kernel.endpoints.endpoint import Endpoint, Endpoints
 from netloom.kernel.endpoints.keeper import EndpointsKeeper, EndpointsReport
 from netloom.kernel.keeper.report import Failure, PlannedChange
 from netloom.runtime.controller import Controller
 from netloom.runtime.manager import Run
-from netloom_reconcilers.features.node import NodeContext, NodeFeature, Readiness, written_metric
+from netloom_reconcilers.features.node import NodeContext, NodeFeature, Readiness
 from netloom_reconcilers.node.addresses.service import Refused
 from netloom_reconcilers.node.endpoints import deletions as written_down
 from netloom_reconcilers.node.endpoints.attachments import Attachments, endpoint_of
 from netloom_reconcilers.node.endpoints.commands import Commands
 from netloom_reconcilers.node.endpoints.deletions import Deletions
 from netloom_reconcilers.node.endpoints.install import Installer, binary_of, conflist_of, installed
+from netloom_reconcilers.node.endpoints.metrics import metrics_of
 from netloom_reconcilers.node.endpoints.networks import FILE, Networks
 from netloom_reconcilers.node.endpoints.options import CniOptions, Places
 from netloom_reconcilers.node.endpoints.server import CniServer, serve
@@ -72,14 +73,17 @@ class EndpointsFeature(NodeFeature):
         context, service = self.context, self.context.addresses
         assert service is not None
         self._service = service
-        self.attachments = Attachments(service, keeper, Networks(self._state_file.parent), self._mtu)
+        self.attachments = Attachments(service, keeper, Networks(self._state_file.parent), self._known_mtu)
         self._commands = Commands(service, self.attachments, keeper.differences, self._obstacle, self._lack)
         self.deletions = Deletions(options.deletions, self._commands.make_up_for, context.changed)
         self._commands.deletions = self.deletions
         self.server = CniServer(self._commands.handle)
         self.installer: Installer | None = None
         if options.install is not None:
-            self.installer = Installer(options.install, lambda: self.is_ready, self._repaired, context.changed)
+            meeting = {"--run-dir, --cni-socket": options.socket, "--cni-deletions": options.deletions}
+            self.installer = Installer(
+                options.install, lambda: self.is_ready, self._repaired, context.changed, meeting=meeting
+            )
         self.vanished: Vanished | None = None
         if context.api is not None:
             self.vanished = Vanished(context.api, context.node_name, self.attachments, self._missing)
@@ -120,11 +124,14 @@ class EndpointsFeature(NodeFeature):
         self.controller.enqueue(_KEY)
         await self.controller.run()
 
-    def _missing(self) -> list[str]:
-        """Devices of pods that cannot be made again."""
+    def _missing(self) -> list[Endpoint]:
+        """Whose devices are gone and cannot be made again. One that is there, and of which one step is refused, is
+        mostly a running pod's."""
         assert self.keeper is not None
-        failures = [each.key for each in self.keeper.report.failures if each.kind == "link"]
-        return [key for key in failures if self.attachments.endpoints.get(key) is not None]
+        keeper, endpoints, adding = self.keeper, self.attachments.endpoints, self.attachments.adding
+        failing = [each.key for each in keeper.report.failures if each.kind == "link" and not keeper.has(each.key)]
+        found = [*filter(None, map(endpoints.get, failing)), *self.attachments.lost.values()]
+        return [each for each in found if (each.container, each.interface) not in adding]
 
     async def _serve(self) -> None:
         assert self._options is not None
@@ -167,7 +174,10 @@ class EndpointsFeature(NodeFeature):
         self._came = self._was[-1]
         is_known = not service.obstacle
         if service.begun and not self._known and (is_known or not self._kept):
-            self.attachments.restore(await keeper.read_endpoints())
+            remains = await keeper.read_endpoints()
+            if is_known:
+                self.attachments.adopt(remains)
+            self.attachments.restore(remains)
             await keeper.apply(self.attachments.endpoints)
             self._kept = True
             if is_known:
@@ -189,6 +199,21 @@ class EndpointsFeature(NodeFeature):
         mesh = self.context.mesh
         return mesh.pod_mtu if mesh is not None else 0
 
+    def _known_mtu(self) -> int:
+        """Raises Refused."""
+        if why := self._unsized():
+            raise Refused("MtuUnknown", why)
+        return self._mtu()
+
+    def _unsized(self) -> str:
+        """Why it is not known how large packets of pods may be; "" where it is, or there is nobody to ask."""
+        if self.context.mesh is None or self._mtu():
+            return ""
+        return (
+            f"Node {self.context.node_name}: the MTU of pods is not known. It is that of the device by which other "
+            "nodes reach this one, and none is found; or set spec.mtu of the NetloomNetwork."
+        )
+
     # ------------------------------------------------------------------------------------------------- what it can
 
     def _obstacle(self) -> str:
@@ -203,7 +228,7 @@ class EndpointsFeature(NodeFeature):
     def _lack(self) -> str:
         """Why pods would wait in vain. One that comes all the same waits: addresses mostly come within a second."""
         if self._service.allocator.is_provided:
-            return ""
+            return self._unsized()
         about = f"NetloomNode {self.context.node_name} holds no addresses for pods yet"
         return f"{about}; its condition Allocated says why, or the operator's log."
 
@@ -219,9 +244,12 @@ class EndpointsFeature(NodeFeature):
         return True
 
     def _may_come(self) -> bool:
-        """Whether the node can route, so that pods may come."""
+        """Whether the node can route, so that pods may come: to us, as on a host with another configuration kubelets
+        call their nodes ready before."""
+        if not self.is_ready or (self.installer is not None and not self.installer.installed):
+            return False
         said = self.context.readiness()
-        return self.is_ready and said is not None and said.ready is True
+        return said is not None and said.ready is True
 
     def _repaired(self, path: Path, what: str) -> None:
         """Somebody had changed a file of ours on the host."""
@@ -249,12 +277,15 @@ class EndpointsFeature(NodeFeature):
         ]
         found += self.deletions.errors()
         found += self.installer.errors() if self.installer is not None else []
-        found += [self.taint.error] if self.taint is not None and self.taint.error else []
         return [*found, *(f"interfaces of pods: {error}" for error in self.controller.failing.values())]
 
     def warnings(self) -> list[str]:
-        """What may be meant so."""
-        return self.installer.warnings() if self._serves and self.installer is not None else []
+        """What may be meant so; and the taint that cannot be taken off: as an error it would make the node unready, and
+        so be what keeps the taint."""
+        if not self._serves:
+            return []
+        found = self.installer.warnings() if self.installer is not None else []
+        return [*found, *([self.taint.error] if self.taint is not None and self.taint.error else [])]
 
     def readiness(self) -> Readiness | None:
         """Whether pods that are scheduled here get an interface."""
@@ -269,7 +300,7 @@ class EndpointsFeature(NodeFeature):
         if obstacle := self._obstacle():
             return Readiness(False, "NotReady", obstacle)
         if lack := self._lack():
-            return Readiness(False, "NoAddresses", lack)
+            return Readiness(False, "MtuUnknown" if lack == self._unsized() else "NoAddresses", lack)
         if self.installer is not None and not self.installer.installed:
             why = " ".join(self.installer.errors()) or "the plugin is being installed on the host."
             return Readiness(False, "NotInstalled", why)
@@ -301,31 +332,7 @@ class EndpointsFeature(NodeFeature):
         """What there is, and what had to be done about it."""
         if not self._serves or self.keeper is None:
             return
-        report = self.keeper.report
-        yield GaugeMetricFamily(
-            "netloom_endpoints", "Interfaces of this node's pods.", value=len(self.attachments.endpoints)
-        )
-        yield written_metric("netloom_endpoint_writes", "Requests written for pods' interfaces.", report)
-        yield CounterMetricFamily(
-            "netloom_endpoint_drift_repaired",
-            "Times that somebody had changed the host's side of a pod's interface, and it was put back.",
-            value=report.repaired,
-        )
-        made = CounterMetricFamily(
-            "netloom_cni_deletions",
-            "Deletions of pods that were written down while nobody could make them: made up for, or not readable.",
-            labels=["result"],
-        )
-        made.add_metric(["done"], self.deletions.done)
-        made.add_metric(["refused"], self.deletions.refused)
-        yield made
-        if self.installer is not None:
-            repairs = CounterMetricFamily(
-                "netloom_cni_file_repairs", "Times that a file of ours on the host was put back.", labels=["file"]
-            )
-            for name, often in self.installer.repairs.items():
-                repairs.add_metric([name], often)
-            yield repairs
+        yield from metrics_of(len(self.attachments.endpoints), self.keeper.report, self.deletions, self.installer)
 
     # -------------------------------------------------------------------------------------------- taking it away
 

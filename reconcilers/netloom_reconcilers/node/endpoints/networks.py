@@ -26,14 +26,14 @@ class Networks:
     """Kept in a file of the state directory, as `{"container/interface": "network"}`."""
 
     def __init__(self, directory: Path) -> None:
-        self._path = directory / FILE
+        self.path = directory / FILE
         self._others: dict[str, str] = {}
         try:
-            self._others = msgspec.json.decode(self._path.read_bytes(), type=dict[str, str])
+            self._others = msgspec.json.decode(self.path.read_bytes(), type=dict[str, str])
         except FileNotFoundError:
             pass
         except (OSError, msgspec.MsgspecError) as error:
-            log.warning("which attachments are of other networks is not known", file=str(self._path), error=str(error))
+            log.warning("which attachments are of other networks is not known", file=str(self.path), error=str(error))
 
     def of(self, key: Key) -> str:
         """The network of an attachment."""
@@ -62,10 +62,10 @@ class Networks:
                 self._write(left)
 
     def _write(self, others: dict[str, str]) -> None:
-        fresh = self._path.with_name(f"{FILE}.new")
-        self._path.parent.mkdir(parents=True, exist_ok=True)
+        fresh = self.path.with_name(f"{FILE}.new")
+        self.path.parent.mkdir(parents=True, exist_ok=True)
         fresh.write_bytes(msgspec.json.encode(others))
-        fresh.replace(self._path)
+        fresh.replace(self.path)
         self._others = others
 
 

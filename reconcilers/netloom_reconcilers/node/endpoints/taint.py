@@ -63,8 +63,9 @@ class Taint:
         """For ever: whenever the node is ready and there may be one."""
         while True:
             self._wake.clear()
-            is_to_come_back = self._is_ready() and not await self.remove()  # who makes it ready says so
-            seconds = AGAIN_SECONDS if is_to_come_back else LOOK_SECONDS
+            is_done = self._is_ready() and await self.remove()
+            # Until then it is asked again: not all that makes a node unready for a moment says when it is over.
+            seconds = LOOK_SECONDS if is_done else AGAIN_SECONDS
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(seconds):
                     await self._wake.wait()

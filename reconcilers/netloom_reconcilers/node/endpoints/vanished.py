@@ -1,5 +1,5 @@
 """Interfaces whose device is gone and cannot be made again: mostly the pod ended, and its runtime never said so (its
-state was lost, or it was killed in the wrong moment).
+state was lost, or it was killed in the wrong moment), while an agent ran or while none did.
 
 The kernel alone is no proof, as somebody may have deleted a device. So the API server is asked about the pod, and only
 where that does not run here any more, its addresses go back. A runtime's DEL that comes after all finds nothing left.
@@ -26,16 +26,19 @@ LOOK_SECONDS = 30.0
 PATIENCE_SECONDS = 60.0
 """For which a device has to be missing: runtimes delete within seconds, and repeat what failed within a minute."""
 
+FIRST = "eth0"
+"""As runtimes name the interface whose addresses they show as the pod's."""
+
 
 class Vanished:
-    """Gives back what such pods had. missing: devices that are gone and cannot be made again."""
+    """Gives back what such pods had. missing: the endpoints whose devices are gone and cannot be made again."""
 
     def __init__(
         self,
         api: Api,
         node: str,
         attachments: Attachments,
-        missing: Callable[[], Collection[str]],
+        missing: Callable[[], Collection[Endpoint]],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.given_back = 0
@@ -54,11 +57,11 @@ class Vanished:
 
     async def look(self) -> None:
         """Ask about those that have been missing for long enough."""
-        now = self._clock()
-        self._since = {device: self._since.get(device, now) for device in self._missing()}
+        now, missing = self._clock(), {each.device: each for each in self._missing()}
+        self._since = {device: self._since.get(device, now) for device in missing}
         for device in [device for device, at in self._since.items() if at + PATIENCE_SECONDS <= now]:
-            endpoint = self._attachments.endpoints.get(device)
-            if endpoint is not None and await self._is_over(endpoint):
+            endpoint = missing[device]
+            if await self._is_over(endpoint) and endpoint in self._missing():  # still, after the API server's answer
                 await self._give_back(endpoint)
 
     async def _is_over(self, endpoint: Endpoint) -> bool:
@@ -87,6 +90,8 @@ class Vanished:
 
 
 def _moved(pod: Pod, endpoint: Endpoint) -> bool:
-    """Whether a pod of that name runs by other addresses: a successor, or the same one in another sandbox."""
+    """Whether a pod of that name runs by other addresses: a successor, or the same one in another sandbox. Those that
+    the API server shows are of its first interface alone."""
     shown = {each.ip for each in pod.status.pod_ips}
-    return bool(shown) and shown.isdisjoint(map(format_address, endpoint.addresses))
+    is_first = endpoint.interface == FIRST
+    return is_first and bool(shown) and shown.isdisjoint(map(format_address, endpoint.addresses))
