@@ -11,11 +11,13 @@ from msgspec.structs import replace
 from netloom.cidr import parse_address
 from netloom.kernel.endpoints.endpoint import Endpoint, Endpoints, Remains, WiringFailed
 from netloom.kernel.endpoints.keeper import EndpointsKeeper
+from netloom.kernel.endpoints.wiring import Alias, read_alias
 from netloom.kernel.mac import format_mac
 from tests.kernel.meshes import eventually, running
 from tests.kernel.netns import Lab, Namespace
 from tests.kernel.wired_pods import Pod, endpoints_of, forwarding_node, pod, shown, switches
 
+MAC = bytes.fromhex("020000000009")
 NO_NAME = "cannot be the name of a device: 1 to 15 bytes without blanks, '/', ':' and '%'"
 
 
@@ -358,7 +360,8 @@ async def test_a_route_that_somebody_led_elsewhere_goes_with_the_pod(lab: Lab) -
 
 
 async def test_a_restart_writes_nothing_and_finds_all(lab: Lab) -> None:
-    place, pods = forwarding_node(lab), [pod(lab, number) for number in (1, 2)]
+    place = forwarding_node(lab)
+    pods = [pod(lab, 1), pod(lab, 2, mac=MAC), pod(lab, 3, mac=MAC, netns="")]
     async with endpoints_of(place) as keeper:
         await keeper.apply(Endpoints())
         for each in pods:
@@ -374,6 +377,24 @@ async def test_a_restart_writes_nothing_and_finds_all(lab: Lab) -> None:
         assert place.state() == before
 
 
+@pytest.mark.parametrize(
+    ("alias", "said"),
+    [
+        ("", Alias()),
+        ("somebody's", Alias()),
+        ("c1 eth0", Alias("c1", "eth0")),
+        ("c1 eth0 /run/netns/x", Alias("c1", "eth0", b"", "/run/netns/x")),
+        ("c1 eth0 02:00:00:00:00:09", Alias("c1", "eth0", MAC)),
+        ("c1 eth0 02:00:00:00:00:09 /run/netns/x", Alias("c1", "eth0", MAC, "/run/netns/x")),
+        ("c1 eth0 /run/netns/x 02:00:00:00:00:09", Alias()),
+        ("c1 eth0 /run/netns/x and more", Alias()),
+        ("a device of somebody else", Alias()),
+    ],
+)
+def test_what_an_alias_says(alias: str, said: Alias) -> None:
+    assert read_alias(alias) == said
+
+
 def remains_of(pod: Pod) -> Remains:
     end = pod.endpoint
     return Remains(
@@ -383,6 +404,7 @@ def remains_of(pod: Pod) -> Remains:
         netns=end.netns,
         addresses=end.addresses,
         mtu=1500,
+        mac=end.mac,
     )
 
 

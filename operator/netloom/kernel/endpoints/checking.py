@@ -34,7 +34,7 @@ def _here(commands: CommandSocket, endpoint: Endpoint) -> Iterator[str]:
     if end is None:
         yield f"{endpoint.device}, its device on the node, is gone"
         return
-    if end.kind != "veth" or read_alias(end.alias)[:2] not in ((endpoint.container, endpoint.interface), ("", "")):
+    if end.kind != "veth" or read_alias(end.alias).identity not in ((endpoint.container, endpoint.interface), ("", "")):
         yield f"{endpoint.device}, its device on the node, is another's"
         return
     for step in steps(endpoint, end):

@@ -82,7 +82,7 @@ class Wired(msgspec.Struct, frozen=True):
 
 class Remains(msgspec.Struct, frozen=True, kw_only=True):
     """An endpoint as the kernel shows it: what a restarted agent finds. addresses: those that routes of ours lead to;
-    netns: empty if it did not fit into the device's alias."""
+    netns: empty if it did not fit into the device's alias. mac: of the pod end, where one was asked for."""
 
     device: str
     container: str
@@ -90,6 +90,7 @@ class Remains(msgspec.Struct, frozen=True, kw_only=True):
     netns: str = ""
     addresses: tuple[Address, ...] = ()
     mtu: int = 0
+    mac: Mac = b""
 
 
 Reason = Literal[

@@ -205,7 +205,10 @@ class EndpointsPart(Part[Endpoints]):
 
     def _is_fit(self, endpoint: Endpoint, end: End) -> bool:
         """Whether it is one end of the endpoint's pair: what is made by somebody under the name is not."""
-        ours = end.mac == endpoint.host_mac or read_alias(end.alias)[:2] == (endpoint.container, endpoint.interface)
+        ours = end.mac == endpoint.host_mac or read_alias(end.alias).identity == (
+            endpoint.container,
+            endpoint.interface,
+        )
         return end.kind == "veth" and ours
 
     def _take(self, end: End) -> None:
@@ -466,10 +469,10 @@ class EndpointsPart(Part[Endpoints]):
             addresses.setdefault(key.ifindex, []).append(key.prefix.packed)
         found = []
         for name, end in sorted(self.ends.items()):
-            container, interface, netns = read_alias(end.alias)
+            said = read_alias(end.alias)
             held = tuple(sorted(addresses.get(end.ifindex, ()), key=lambda address: (len(address), address)))
-            each = Remains(device=name, container=container, interface=interface, netns=netns)
-            found.append(msgspec.structs.replace(each, addresses=held, mtu=end.mtu))
+            each = Remains(device=name, container=said.container, interface=said.interface, netns=said.netns)
+            found.append(msgspec.structs.replace(each, addresses=held, mtu=end.mtu, mac=said.mac))
         return found
 
     def planned(self) -> list[PlannedChange]:

@@ -14,6 +14,7 @@ import os
 import re
 from collections.abc import Sequence
 from contextlib import suppress
+from typing import NamedTuple
 
 import msgspec
 
@@ -26,7 +27,7 @@ from netloom.kernel.endpoints.inside import InsideSocket
 from netloom.kernel.endpoints.link_messages import End, read_end
 from netloom.kernel.endpoints.row_messages import gateway_of, numbered
 from netloom.kernel.keeper.table_writer import ALREADY_GONE
-from netloom.kernel.mac import link_local_of
+from netloom.kernel.mac import Mac, format_mac, link_local_of
 from netloom.kernel.netlink import wire
 from netloom.kernel.netlink.sockets import AnswerLost, CommandSocket, Refusal, RefusedError
 from netloom.kernel.ownership import ENDPOINTS
@@ -39,6 +40,7 @@ MOST_ALIAS = 255
 """Bytes (IFALIASZ)."""
 MOST_CONTAINER = 128
 
+_MAC = re.compile(r"[0-9a-f]{2}(?::[0-9a-f]{2}){5}")
 _INTERFACE = re.compile(r"[^\s/:%]{1,15}")
 _CONTAINER = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
@@ -75,21 +77,40 @@ def _long(interface: str) -> bool:
     return len(interface.encode()) > 15
 
 
+class Alias(NamedTuple):
+    """What a host end says of itself. mac: of the pod end, where the runtime asked for one. netns: path of the network
+    namespace. Empty where it says nothing of the kind."""
+
+    container: str = ""
+    interface: str = ""
+    mac: Mac = b""
+    netns: str = ""
+
+    @property
+    def identity(self) -> tuple[str, str]:
+        """Whose it is."""
+        return self.container, self.interface
+
+
 def alias_of(endpoint: Endpoint) -> str:
-    """What the host end says of itself, for people and for an agent that was restarted: container, interface, and the
-    path of the network namespace where there is room for it."""
-    short = f"{endpoint.container} {endpoint.interface}"
+    """What the host end says of itself, for people and for an agent that was restarted: container, interface, the MAC
+    that was asked for, and the path of the network namespace where there is room for it."""
+    words = [endpoint.container, endpoint.interface]
+    words += [format_mac(endpoint.mac)] if endpoint.mac else []
+    short = " ".join(words)
     whole = f"{short} {endpoint.netns}" if endpoint.netns else short
     fits = len(whole.encode()) <= MOST_ALIAS and not any(letter.isspace() for letter in endpoint.netns)
     return whole if fits else short
 
 
-def read_alias(alias: str) -> tuple[str, str, str]:
-    """Container, interface and path; empty where it says nothing of the kind."""
+def read_alias(alias: str) -> Alias:
+    """What it says; nothing where somebody else wrote it."""
     words = alias.split(" ")
-    if len(words) not in (2, 3) or not _CONTAINER.fullmatch(words[0]):
-        return "", "", ""
-    return words[0], words[1], words[2] if len(words) == 3 else ""
+    if not 2 <= len(words) <= 4 or not _CONTAINER.fullmatch(words[0]):
+        return Alias()
+    container, interface, *more = words
+    mac = bytes.fromhex(more.pop(0).replace(":", "")) if more and _MAC.fullmatch(more[0]) else b""
+    return Alias(container, interface, mac, *more) if len(more) <= 1 else Alias()
 
 
 # ------------------------------------------------------------------------------------------------------- one ADD
@@ -163,7 +184,7 @@ class Wiring:
                 "Netloom's: whoever made it has to remove it, or another name has to be configured"
             )
             raise _failed("interface-taken", endpoint, why)
-        whose = read_alias(here.alias)[:2] if here is not None else ("", "")
+        whose = read_alias(here.alias).identity if here is not None else ("", "")
         if here is not None and here.alias and whose != (endpoint.container, endpoint.interface):
             why = f"{here.name}, the name of its device here, is taken by container {whose[0] or here.alias!r}"
             raise _failed("interface-taken", endpoint, f"{why}; the runtime's next attempt has another name")
