@@ -467,6 +467,23 @@ async def test_an_address_of_a_pod_that_is_not_known_yet(lab: Lab) -> None:
         assert await keeper.read_endpoints() == [remains_of(one)]
 
 
+@pytest.mark.parametrize("version", ["", "-6 "])
+async def test_the_route_of_a_pod_that_is_not_known_yet_stays_whoever_leads_its_packets_elsewhere(
+    lab: Lab, version: str
+) -> None:
+    address = "fd00:1::2" if version else "10.1.0.2"
+    place, one, two = forwarding_node(lab), pod(lab, 1), pod(lab, 2, address)
+    async with endpoints_of(place) as keeper:
+        await keeper.apply(Endpoints())
+        await one.add(keeper)
+    place.ip(f"{version}route add {address} dev lo metric 5 proto static")
+    before = place.state()
+    async with endpoints_of(place) as keeper:
+        await keeper.apply(Endpoints())
+        assert (await refused(two, keeper))[0] == "address-taken"
+        assert place.state() == before
+
+
 async def test_cleanup_removes_all_and_says_so_before(lab: Lab) -> None:
     place, (one, two) = forwarding_node(lab), (pod(lab, 1), pod(lab, 2))
     before = place.state()

@@ -279,6 +279,19 @@ def leads_out(commands: CommandSocket, size: int, ifindex: int) -> bool:
     return bool(read_all(commands, dump_routes(family, 0), read))
 
 
+def own_ways(commands: CommandSocket, address: Address) -> list[int]:
+    """The ifindexes that routes of ours lead this address to, as they are written: with METRIC. Raises RefusedError."""
+    family, prefix = _FAMILY[len(address)], Cidr.of(address)
+
+    def read(buffer: bytes, start: int, end: int) -> int | None:
+        seen = read_route(buffer, start, end) if buffer[start] == family else None
+        if seen is None or not seen.owned or (seen.key.prefix, seen.key.metric) != (prefix, METRIC):
+            return None
+        return seen.key.ifindex
+
+    return read_all(commands, dump_routes(family), read)
+
+
 def read_way(buffer: bytes, start: int, end: int) -> tuple[int, bool]:
     """The answer to `ask_way`: the ifindex, and whether the address is the node's own."""
     kind = _ROUTE.unpack_from(buffer, start)[7]

@@ -265,12 +265,13 @@ class Wiring:
         """Whether the route is there now: one of ours stood in its place that leads to no pod, which somebody made, or
         an earlier life left. Raises WiringFailed."""
         endpoint = self._endpoint
-        index = [f"route to {_text(address)}" for address in endpoint.addresses].index(step[0])
-        ((address, ifindex, _own),) = ways(self._commands, [endpoint.addresses[index]])
-        device = row_messages.device_name(ifindex)
-        if ENDPOINTS.link(device) and device != endpoint.device:
-            why = f"{_text(address)} leads to {device}, the device of a pod of which nothing else is known (yet)"
-            raise _failed("address-taken", endpoint, why)
+        address = {f"route to {_text(address)}": address for address in endpoint.addresses}[step[0]]
+        # The route itself decides, not where packets go: somebody else's may come before a pod's.
+        for ifindex in row_messages.own_ways(self._commands, address):
+            device = row_messages.device_name(ifindex)
+            if ENDPOINTS.link(device) and device != endpoint.device:
+                why = f"{_text(address)} leads to {device}, the device of a pod of which nothing else is known (yet)"
+                raise _failed("address-taken", endpoint, why)
         refusals = self._commands.execute(numbered([row_messages.remove_route(address), step[1]]))
         return 1 not in refusals
 
