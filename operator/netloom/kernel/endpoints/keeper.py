@@ -13,7 +13,7 @@ from typing import TypeVar, Unpack
 
 import structlog
 
-from netloom.cidr import format_address
+from netloom.cidr import Address, format_address
 from netloom.kernel.endpoints import row_messages
 from netloom.kernel.endpoints.checking import differences
 from netloom.kernel.endpoints.endpoint import Endpoint, Endpoints, Remains, Wired, WiringFailed, device_of
@@ -44,13 +44,20 @@ class EndpointsReport(KeeperReport, frozen=True, kw_only=True):
 
 class EndpointsKeeper(Keeper[Endpoints, EndpointsReport]):
     """`apply` hands over all endpoints that are known, once, after a start; from then on `wire` and `unwire` change
-    that very object. Devices of endpoints that it does not hold are left alone until `prune`."""
+    that very object. Devices of endpoints that it does not hold are left alone until `prune`.
+
+    lifeline_at: what the node lives by that has an address ("a gateway of this node"), empty if nothing has: no pod is
+    given such a one, as its route would come before the network on which that is.
+    """
 
     names = wire.NAMES
     nothing = Endpoints
 
-    def __init__(self, **options: Unpack[KeeperOptions]) -> None:
+    def __init__(
+        self, *, lifeline_at: Callable[[Address], str] = lambda _address: "", **options: Unpack[KeeperOptions]
+    ) -> None:
         self._part = EndpointsPart()
+        self._lifeline_at = lifeline_at
         super().__init__((self._part,), **options)
         self._reaping: asyncio.Task[None] | None = None
         self._reaper: CommandSocket | None = None
@@ -117,6 +124,10 @@ class EndpointsKeeper(Keeper[Endpoints, EndpointsReport]):
             owner = self._part.owner_of(address)
             if owner is not None:
                 why = f"{format_address(address)} is the address of {owner} already"
+                raise WiringFailed("address-taken", f"{endpoint}: {why}")
+            lifeline = self._lifeline_at(address)
+            if lifeline:
+                why = f"{format_address(address)} is {lifeline}: a pod with it would cut this node off from that"
                 raise WiringFailed("address-taken", f"{endpoint}: {why}")
 
     def _already(self, endpoint: Endpoint, there: Endpoint) -> WiringFailed:
