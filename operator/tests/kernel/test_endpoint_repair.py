@@ -10,6 +10,7 @@ from netloom.kernel.endpoints import inside
 from netloom.kernel.endpoints.endpoint import Endpoints
 from netloom.kernel.endpoints.keeper import EndpointsKeeper
 from netloom.kernel.mac import format_mac
+from netloom.kernel.netlink.sockets import CommandSocket, Visit
 from tests.kernel.meshes import becomes, eventually, running
 from tests.kernel.netns import Lab, Namespace
 from tests.kernel.wired_pods import Pod, endpoints_of, forwarding_node, pod, switches
@@ -85,12 +86,60 @@ EDITS = {
 @pytest.mark.parametrize("name", EDITS)
 async def test_it_is_undone(story: Story, name: str) -> None:
     for line in EDITS[name]:
-        line = line.replace("DEVICE", story.device)
-        if line.startswith("!"):
-            story.node.sysctl(*line[1:].split("="))
-        else:
-            story.node.ip(line)
+        do(story.node, line.replace("DEVICE", story.device))
     await story.is_mended()
+
+
+def do(node: Namespace, line: str) -> None:
+    if line.startswith("!"):
+        node.sysctl(*line[1:].split("="))
+    else:
+        node.ip(line)
+
+
+AS_IT_IS_MADE = {
+    "sysctl": "!net/ipv4/conf/DEVICE/rp_filter=2",
+    "forwarding": "!net/ipv4/conf/DEVICE/forwarding=0",
+    "mtu": "link set DEVICE mtu 1400",
+    "address": "address add 10.9.9.9/24 dev DEVICE",
+    "neighbour": "neighbour delete 10.1.0.2 dev DEVICE",
+    "neighbour more": "neighbour add 10.1.0.99 dev DEVICE lladdr 02:00:00:00:00:01 nud permanent",
+    "route": "route delete 10.1.0.2",
+    "route6": "-6 route delete fd00:1::2",
+    "route elsewhere": "route replace 10.1.0.2 dev lo proto 158 metric 65536",
+    "deleted": "link delete DEVICE",
+}
+
+
+@pytest.mark.parametrize("name", AS_IT_IS_MADE)
+async def test_what_is_done_to_a_device_that_nobody_knows_yet_is_undone(lab: Lab, name: str) -> None:
+    """After its maker has looked at it for the last time: as udev does, which has systemd-sysctl write to new ones."""
+    node, line = forwarding_node(lab), ""
+
+    class Meddling(CommandSocket):
+        looks = 0
+
+        def get(self, request: bytes, visit: Visit) -> None:
+            super().get(request, visit)
+            self.looks += 1
+            if self.looks == 2 and line:
+                do(node, line)
+
+    one = pod(lab, 1)
+    async with endpoints_of(node, commands=Meddling) as keeper, running(keeper):
+        await keeper.apply(Endpoints())
+        await one.add(keeper)
+        story = Story(node, [one, pod(lab, 2)], keeper)
+        await one.delete(keeper)
+        await eventually(lambda: not keeper.report.leaving)
+    async with endpoints_of(node, commands=Meddling) as keeper, running(keeper):
+        await keeper.apply(Endpoints())
+        await keeper.prune()
+        line = AS_IT_IS_MADE[name].replace("DEVICE", one.endpoint.device)
+        await one.add(keeper)
+        await becomes(story.state, story.whole)
+        await eventually(lambda: keeper.report.in_sync, lambda: str(keeper.report))
+        assert await one.check(keeper) == []
 
 
 async def test_a_device_that_somebody_moved_away_is_made_anew(story: Story, lab: Lab) -> None:

@@ -16,10 +16,11 @@ from netloom.kernel import sysctl
 from netloom.kernel.endpoints import reader, remaking, row_messages
 from netloom.kernel.endpoints.adjusting import Step, steps
 from netloom.kernel.endpoints.endpoint import Endpoint, Endpoints, Remains, WiringFailed
+from netloom.kernel.endpoints.hearsay import Hearsay, is_wrong
 from netloom.kernel.endpoints.link_messages import End, read_end
 from netloom.kernel.endpoints.reader import Reading, device_at
 from netloom.kernel.endpoints.reaping import delete_ends
-from netloom.kernel.endpoints.row_messages import RouteKey
+from netloom.kernel.endpoints.row_messages import METRIC, RouteKey
 from netloom.kernel.endpoints.rows import Rows, SurplusAddress, index_of
 from netloom.kernel.endpoints.wiring import Made, look, read_alias
 from netloom.kernel.keeper.part import Attempt, Outcome, Part, Refused, Worker
@@ -82,8 +83,7 @@ class EndpointsPart(Part[Endpoints]):
         """Ends that are missing, or not as they should be, or not wanted."""
         self._look: dict[str, int] = {}
         """Ends that are to be read again, and their ifindexes: an event tells how one was, which by now may be past."""
-        self._departed: set[int] = set()
-        """ifindexes of ends that went before they were known: while one is made, somebody may delete it."""
+        self._hearsay = Hearsay()
         self._retaining = retaining
         self._applied = self.was_read = False
         self._resync_due = True
@@ -109,13 +109,17 @@ class EndpointsPart(Part[Endpoints]):
     def made(self, endpoint: Endpoint, made: Made) -> None:
         """This one was just made, and is wanted."""
         device, index = endpoint.device, made.host.ifindex
+        heard, self._hearsay = self._hearsay, Hearsay()
         self._look.pop(device, None)
-        if index in self._departed:
+        if index in heard.gone:
             self._judge(device)
-        else:
-            self._take(made.host)
-            self.rows.wrote(device)
-        self._departed.clear()
+            return
+        self._take(made.host)
+        self.rows.wrote(device)
+        if index in heard.edited or not heard.replaced.isdisjoint(map(Cidr.of, endpoint.addresses)):
+            self._resync_due = True
+        elif heard.differs(made.host):
+            self._look[device] = index
 
     def doom(self, device: str) -> None:
         """This one is not wanted, no route leads to it, and somebody else deletes it."""
@@ -247,6 +251,7 @@ class EndpointsPart(Part[Endpoints]):
         """Read all, or the ends that are in doubt."""
         whole, self._resync_due = self._resync_due, False
         look_at, self._look = self._look, {}
+        self._hearsay = Hearsay()  # of what is being made nothing was told yet: that is done between passes
         if whole:
             self._load(await worker.call(reader.read_everything))
         elif look_at:
@@ -373,12 +378,14 @@ class EndpointsPart(Part[Endpoints]):
             return
         if kind == wire.RTM_DELLINK:
             if known is None:
-                self._departed.add(ifindex)
+                self._hearsay.gone.add(ifindex)
             self._forget(device)
             self._touched.add(("link", device))
         elif seen != known:
             if known is not None:
                 self._follow(device, known, seen)
+            else:
+                self._hearsay.ends[ifindex] = seen
             self._look[device] = ifindex
 
     def _follow(self, device: str, before: End, end: End) -> None:
@@ -392,12 +399,17 @@ class EndpointsPart(Part[Endpoints]):
 
     def _netconf(self, _kind: int, _flags: int, buffer: bytes, start: int, end: int) -> None:
         seen = read_netconf(buffer, start, end)
-        device = self._names.get(seen.ifindex, "") if seen is not None else ""
-        if device and seen is not None and (seen.forwarding is False or seen.rp_filter not in (None, 1)):
+        if seen is None:
+            return
+        device = self._names.get(seen.ifindex)
+        if device is None:
+            self._hearsay.switch(seen)
+        elif is_wrong(seen):
             self._look[device] = seen.ifindex
 
     def _address(self, kind: int, _flags: int, buffer: bytes, start: int, end: int) -> None:
         if device_at(buffer, start) not in self._names:
+            self._hearsay.edited.add(device_at(buffer, start))
             return
         seen = read_address(buffer, start, end)
         if seen is None:
@@ -419,6 +431,8 @@ class EndpointsPart(Part[Endpoints]):
         if seen is None or not (seen.owned or replaced):
             return
         displaced = self.rows.displaced(seen.key) if replaced else None
+        if replaced and displaced is None and (seen.key.metric, seen.key.tos) == (METRIC, 0):
+            self._hearsay.replaced.add(seen.key.prefix)
         if displaced is not None:
             self.rows.routes.gone(displaced)
             self._touched.add(("route", displaced))
@@ -427,6 +441,8 @@ class EndpointsPart(Part[Endpoints]):
                 self.rows.routes.gone(seen.key)
                 self._touched.add(("route", seen.key))
             return
+        if seen.key.ifindex not in self._names:
+            self._hearsay.edited.add(seen.key.ifindex)
         if kind == wire.RTM_DELROUTE:
             self.rows.routes.gone(seen.key)
         else:
@@ -435,12 +451,15 @@ class EndpointsPart(Part[Endpoints]):
         self._touched.add(("route", seen.key))
 
     def _neighbour(self, kind: int, _flags: int, buffer: bytes, start: int, end: int) -> None:
-        if device_at(buffer, start) not in self._names:
-            return
+        index = device_at(buffer, start)
         seen = row_messages.read_neighbour(buffer, start, end)
         if seen is None:
             return
         key, mac = seen
+        if index not in self._names:
+            if mac or kind == wire.RTM_DELNEIGH:  # others the kernel makes by itself
+                self._hearsay.edited.add(index)
+            return
         table = self.rows.neighbours
         if kind == wire.RTM_DELNEIGH or (not mac and key not in table.desired):
             table.gone(key)
