@@ -4,6 +4,7 @@ What is switched on outside our own device is written to a file first, so that `
 written only if it differs; one that was right already is not ours to put back.
 """
 
+import os
 from collections.abc import Collection, Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -93,6 +94,15 @@ def of_tunnel(device: str, *, ipv6: bool) -> list[Sysctl]:
 def read(name: str) -> str:
     """The value now. Raises OSError."""
     return (ROOT / name).read_text(encoding="ascii").strip()
+
+
+def write(name: str, value: str) -> None:
+    """Set it. By system calls alone: a pod waits for it. Raises OSError."""
+    descriptor = os.open(f"{ROOT}/{name}", os.O_WRONLY)
+    try:
+        os.write(descriptor, value.encode())
+    finally:
+        os.close(descriptor)
 
 
 def effective(sysctl: Sysctl) -> str:

@@ -531,7 +531,7 @@ def do(commands: CommandSocket, end: End, wrong: Iterable[Step]) -> tuple[End | 
     for step in wrong:
         try:
             if step.switch:
-                (sysctl.ROOT / step.switch).write_text(step.value, encoding="ascii")
+                sysctl.write(step.switch, step.value)
                 continue
         except OSError as error:
             failed = failed or f"`{step.text}`: {error.strerror or error}"

@@ -208,7 +208,7 @@ class Wiring:
         """What netlink cannot set: nobody in a pod configures this node, and IPv6 is on where the pod has it."""
         for name, value in ipv6_switches(self._endpoint, host).items():
             try:
-                (sysctl.ROOT / name).write_text(str(value), encoding="ascii")
+                sysctl.write(name, str(value))
             except OSError as error:
                 dotted = name.replace("/", ".")
                 why = f"`sysctl -w {dotted}={value}`: {error.strerror}: /proc/sys has to be writable for the agent"
