@@ -1,12 +1,15 @@
 """What somebody does to a pod's device on the node, or to what stands on it, is undone by the kernel's event."""
 
+import contextlib
 import errno
+import os
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 from msgspec.structs import replace
 
-from netloom.kernel.endpoints import inside
+from netloom.kernel.endpoints import inside, remaking
 from netloom.kernel.endpoints.endpoint import Endpoints
 from netloom.kernel.endpoints.keeper import EndpointsKeeper
 from netloom.kernel.mac import format_mac
@@ -169,12 +172,70 @@ async def test_a_device_that_cannot_be_made_anew_is_named_with_the_way_out(lab: 
             way_out = "delete the pod, and whoever keeps it makes another"
             whole = {
                 "path": f"and where its network namespace is is not known: {way_out}",
-                "namespace": f"and so is its network namespace {path} (No such file or directory): "
+                "namespace": f"and its network namespace {path} cannot be seen from here (No such file or directory): "
+                "it is gone, too, or that directory is not mounted where the agent runs: "
                 f"if the pod still runs, {way_out}",
             }
             assert failure.error == f"eth0 of default/pod-1: its device {device} is gone, {whole[gone]}"
             assert await one.delete(keeper)
             await eventually(lambda: keeper.report.in_sync, lambda: str(keeper.report))
+
+
+@pytest.mark.parametrize("restarted", [False, True], ids=["same life", "restarted"])
+async def test_a_path_that_leads_to_another_pod_by_now_is_not_followed(
+    lab: Lab, tmp_path: Path, restarted: bool
+) -> None:
+    """Nor is it where somebody has overwritten the device's alias, in which it stands, meanwhile."""
+    node, one, other, path = forwarding_node(lab), pod(lab, 1), lab.namespace("other"), tmp_path / "pod"
+    path.symlink_to(one.endpoint.netns)
+    itself = path.readlink()
+    one.endpoint = replace(one.endpoint, netns=str(path))
+    async with contextlib.AsyncExitStack() as stack:
+        keeper = await stack.enter_async_context(endpoints_of(node))
+        await keeper.apply(Endpoints())
+        await one.add(keeper)
+        if restarted:
+            await stack.aclose()
+            keeper = await stack.enter_async_context(endpoints_of(node))
+            await keeper.apply(Endpoints([one.endpoint]))
+        await stack.enter_async_context(running(keeper))
+        node.ip(f"link set {one.endpoint.device} alias somebody's")
+        await eventually(lambda: keeper.report.repaired == 1)
+        inside = other.state()
+        path.unlink()
+        path.symlink_to(f"/run/netns/{other.name}")
+        node.ip(f"link delete {one.endpoint.device}")
+        await eventually(lambda: bool(keeper.report.failures))
+        assert f"{path} leads, or may lead, to another network namespace by now" in keeper.report.failures[0].error
+        assert other.state() == inside
+        path.unlink()
+        path.symlink_to(itself)
+        await eventually(lambda: keeper.report.in_sync, lambda: str(keeper.report))
+        assert await one.check(keeper) == []
+
+
+def test_a_path_of_a_process_is_followed_in_the_life_alone_that_was_given_it() -> None:
+    """Where the kernel gives namespaces no numbers of their own, a path is all that is known."""
+    assert not remaking._is_the_same("/proc/5/ns/net", 0, 7)
+    assert not remaking._is_the_same("/proc/5/ns/net", 0, 0)
+    assert remaking._is_the_same("/run/netns/x", 0, 7)
+
+
+async def test_a_path_that_is_no_namespace_stops_nobody(lab: Lab, tmp_path: Path) -> None:
+    """Who opens a FIFO waits for somebody who writes to it: all other pods would, too."""
+    node, one, two, fifo = forwarding_node(lab), pod(lab, 1), pod(lab, 2), tmp_path / "fifo"
+    os.mkfifo(fifo)
+    one.endpoint = replace(one.endpoint, netns=str(fifo))
+    async with endpoints_of(node) as keeper, running(keeper):
+        await keeper.apply(Endpoints())
+        await one.add(keeper)
+        node.ip(f"link delete {one.endpoint.device}")
+        try:
+            await eventually(lambda: bool(keeper.report.failures))
+            await two.add(keeper)
+        finally:
+            os.close(os.open(fifo, os.O_RDWR | os.O_NONBLOCK))  # lets go who waits
+        assert "cannot be entered" in keeper.report.failures[0].error
 
 
 async def test_without_the_right_to_enter_a_namespace_it_is_said(story: Story, monkeypatch: pytest.MonkeyPatch) -> None:

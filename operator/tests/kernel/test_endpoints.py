@@ -11,7 +11,7 @@ from msgspec.structs import replace
 from netloom.cidr import parse_address
 from netloom.kernel.endpoints.endpoint import Endpoint, Endpoints, Remains, WiringFailed
 from netloom.kernel.endpoints.keeper import EndpointsKeeper
-from netloom.kernel.endpoints.wiring import Alias, read_alias
+from netloom.kernel.endpoints.wiring import Alias, alias_of, read_alias, says
 from netloom.kernel.mac import format_mac
 from tests.kernel.meshes import eventually, running
 from tests.kernel.netns import Lab, Namespace
@@ -318,7 +318,7 @@ async def test_what_goes_with_the_pods_namespace(here: Node, lab: Lab) -> None:
     await eventually(lambda: bool(here.keeper.report.failures))
     (failure,) = here.keeper.report.failures
     assert failure.peer == "default/pod-1"
-    assert f"its device {one.endpoint.device} is gone, and so is its network namespace" in failure.error
+    assert f"its device {one.endpoint.device} is gone, and its network namespace" in failure.error
     assert await one.delete(here.keeper)
     await eventually(lambda: here.keeper.report.in_sync, lambda: str(here.keeper.report))
     assert shown(here.place) == ""
@@ -386,6 +386,8 @@ async def test_a_restart_writes_nothing_and_finds_all(lab: Lab) -> None:
         ("c1 eth0 /run/netns/x", Alias("c1", "eth0", b"", "/run/netns/x")),
         ("c1 eth0 02:00:00:00:00:09", Alias("c1", "eth0", MAC)),
         ("c1 eth0 02:00:00:00:00:09 /run/netns/x", Alias("c1", "eth0", MAC, "/run/netns/x")),
+        ("c1 eth0 /run/netns/x@4097", Alias("c1", "eth0", b"", "/run/netns/x", 4097)),
+        ("c1 eth0 02:00:00:00:00:09 /run/x@3@0", Alias("c1", "eth0", MAC, "/run/x@3")),
         ("c1 eth0 /run/netns/x 02:00:00:00:00:09", Alias()),
         ("c1 eth0 /run/netns/x and more", Alias()),
         ("a device of somebody else", Alias()),
@@ -393,6 +395,12 @@ async def test_a_restart_writes_nothing_and_finds_all(lab: Lab) -> None:
 )
 def test_what_an_alias_says(alias: str, said: Alias) -> None:
     assert read_alias(alias) == said
+    if said.container:
+        about = {"container": said.container, "interface": said.interface, "mac": said.mac, "netns": said.netns}
+        endpoint = Endpoint(addresses=(), **about)  # type: ignore[arg-type]
+        assert alias_of(endpoint, said.cookie) == alias
+        assert says(endpoint, alias)
+        assert not says(replace(endpoint, interface="eth1"), alias)
 
 
 def remains_of(pod: Pod) -> Remains:

@@ -11,6 +11,7 @@ import fcntl
 import os
 import socket
 import struct
+import sys
 import threading
 from collections.abc import Callable
 from contextlib import suppress
@@ -22,6 +23,7 @@ T = TypeVar("T")
 
 _CLONE_NEWNET = 0x40000000
 _SIOCGSKNS = 0x894C
+_SO_NETNS_COOKIE = 71
 _SOL_NETLINK, _CAP_ACK, _EXT_ACK, _STRICT_CHECK = 270, 10, 11, 12
 HERE = "/proc/thread-self/ns/net"
 
@@ -49,6 +51,10 @@ class InsideSocket(CommandSocket):
         if not self._socket.getsockname()[0]:
             self._socket.bind((0, 0))
         self.port = int(self._socket.getsockname()[0])
+
+    def cookie(self) -> int:
+        """See `cookie_of`."""
+        return _cookie(self._socket)
 
     def namespace(self) -> int:
         """The number of the network namespace that it was made in; 0: not known, before Linux 4.9. Raises OSError."""
@@ -92,6 +98,22 @@ def socket_in(descriptor: int) -> int:
         return socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, 0).detach()
 
     return within(descriptor, make)
+
+
+def cookie_of(descriptor: int) -> int:
+    """The number that the kernel has given the network namespace of this socket, and gives to no other until the next
+    boot (an inode's is given again at once); 0: not known, before Linux 5.14. Raises OSError."""
+    with socket.socket(fileno=os.dup(descriptor)) as sock:
+        return _cookie(sock)
+
+
+def _cookie(sock: socket.socket) -> int:
+    try:
+        return int.from_bytes(sock.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8), sys.byteorder)
+    except OSError as error:
+        if error.errno == errno.ENOPROTOOPT:
+            return 0
+        raise
 
 
 def enable_ipv6(descriptor: int, interface: str) -> bool:

@@ -81,6 +81,8 @@ class EndpointsPart(Part[Endpoints]):
         """Of the ends, by ifindex: the name that each should have."""
         self._odd: set[str] = set()
         """Ends that are missing, or not as they should be, or not wanted."""
+        self._cookies: dict[str, int] = {}
+        """Of the network namespaces of the endpoints, by host ends, as their aliases said."""
         self._look: dict[str, int] = {}
         """Ends that are to be read again, and their ifindexes: an event tells how one was, which by now may be past."""
         self._hearsay = Hearsay()
@@ -198,6 +200,10 @@ class EndpointsPart(Part[Endpoints]):
         endpoint, end = self.desired.get(device), self.ends.get(device)
         fit = end is not None and endpoint is not None and self._is_fit(endpoint, end)
         self.rows.want(device, endpoint, end.ifindex if end is not None and fit else 0)
+        if endpoint is None:
+            self._cookies.pop(device, None)
+        elif fit and end is not None and (cookie := read_alias(end.alias).cookie):
+            self._cookies[device] = cookie
         if endpoint is not None:
             odd = not fit or end is None or any(True for _ in steps(endpoint, end))
         else:
@@ -324,17 +330,17 @@ class EndpointsPart(Part[Endpoints]):
 
     async def _put_right(self, worker: Worker, endpoint: Endpoint, outcome: Outcome) -> None:
         device, item = endpoint.device, ("link", endpoint.device)
-        end = self.ends.get(device)
+        end, cookie = self.ends.get(device), self._cookies.get(device, 0)
         if end is None or not self._is_fit(endpoint, end):
             try:
-                made = await worker.call(lambda commands: remaking.remake(commands, endpoint, end))
+                made = await worker.call(lambda commands: remaking.remake(commands, endpoint, end, cookie))
             except WiringFailed as error:
                 outcome.refused.append(Refused(item, error.sentence, peer=endpoint.pod))
                 return
             self._forget(device)
             self.made(endpoint, made)
         else:
-            wrong = list(steps(endpoint, end))
+            wrong = list(steps(endpoint, end, cookie))
             after, refused = await worker.call(lambda commands: do(commands, end, wrong))
             if after is None:
                 self._forget(device)

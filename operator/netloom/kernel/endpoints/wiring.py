@@ -41,6 +41,7 @@ MOST_ALIAS = 255
 MOST_CONTAINER = 128
 
 _MAC = re.compile(r"[0-9a-f]{2}(?::[0-9a-f]{2}){5}")
+_MARKED = re.compile(r"(.+)@([0-9]+)")
 _INTERFACE = re.compile(r"[^\s/:%]{1,15}")
 _CONTAINER = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
@@ -79,12 +80,14 @@ def _long(interface: str) -> bool:
 
 class Alias(NamedTuple):
     """What a host end says of itself. mac: of the pod end, where the runtime asked for one. netns: path of the network
-    namespace. Empty where it says nothing of the kind."""
+    namespace; cookie: the kernel's number of it, as a path may lead elsewhere later. Empty where it says nothing of the
+    kind."""
 
     container: str = ""
     interface: str = ""
     mac: Mac = b""
     netns: str = ""
+    cookie: int = 0
 
     @property
     def identity(self) -> tuple[str, str]:
@@ -92,13 +95,14 @@ class Alias(NamedTuple):
         return self.container, self.interface
 
 
-def alias_of(endpoint: Endpoint) -> str:
+def alias_of(endpoint: Endpoint, cookie: int = 0) -> str:
     """What the host end says of itself, for people and for an agent that was restarted: container, interface, the MAC
-    that was asked for, and the path of the network namespace where there is room for it."""
+    that was asked for, and the path of the network namespace with its cookie where there is room for it."""
     words = [endpoint.container, endpoint.interface]
     words += [format_mac(endpoint.mac)] if endpoint.mac else []
     short = " ".join(words)
-    whole = f"{short} {endpoint.netns}" if endpoint.netns else short
+    mark = f"@{cookie}" if cookie or _MARKED.fullmatch(endpoint.netns) else ""
+    whole = f"{short} {endpoint.netns}{mark}" if endpoint.netns else short
     fits = len(whole.encode()) <= MOST_ALIAS and not any(letter.isspace() for letter in endpoint.netns)
     return whole if fits else short
 
@@ -110,7 +114,16 @@ def read_alias(alias: str) -> Alias:
         return Alias()
     container, interface, *more = words
     mac = bytes.fromhex(more.pop(0).replace(":", "")) if more and _MAC.fullmatch(more[0]) else b""
-    return Alias(container, interface, mac, *more) if len(more) <= 1 else Alias()
+    if len(more) > 1:
+        return Alias()
+    netns = more[0] if more else ""
+    marked = _MARKED.fullmatch(netns)
+    return Alias(container, interface, mac, marked[1], int(marked[2])) if marked else Alias(*words[:2], mac, netns)
+
+
+def says(endpoint: Endpoint, alias: str) -> bool:
+    """Whether that is the endpoint's alias, whatever cookie is in it."""
+    return alias == alias_of(endpoint, read_alias(alias).cookie)
 
 
 # ------------------------------------------------------------------------------------------------------- one ADD
@@ -149,6 +162,7 @@ class Wiring:
         endpoint = self._endpoint
         try:
             self._inside = InsideSocket(self._inside_given)
+            self._cookie = self._inside.cookie()
             of_socket, of_pod = self._inside.namespace(), os.fstat(self._netns).st_ino
         except OSError as error:
             why = f"the network namespace {endpoint.netns or 'of the pod'} cannot be used ({error}): is the pod gone?"
@@ -200,7 +214,7 @@ class Wiring:
         pod = self._found(self._inside, endpoint.interface)
         self._do(self._inside, self._in_the_pod(pod))
         self._switch(host)
-        self._do(self._commands, host_messages(endpoint, host))
+        self._do(self._commands, host_messages(endpoint, host, self._cookie))
         self._lead_there(host)
         return Made(self._found(self._commands, endpoint.device), pod)
 
@@ -314,10 +328,10 @@ class Wiring:
         return _failed(reason, self._endpoint, f"{what}: {refusal}{way}")
 
 
-def host_messages(endpoint: Endpoint, host: End) -> list[tuple[str, bytes]]:
+def host_messages(endpoint: Endpoint, host: End, cookie: int) -> list[tuple[str, bytes]]:
     """What is to be done to a host end that is new: its switches, up, and what stands on it."""
     index = host.ifindex
-    prepare = link_messages.prepare_host_end(index, alias_of(endpoint), ipv6=host.disable_ipv6 is not None)
+    prepare = link_messages.prepare_host_end(index, alias_of(endpoint, cookie), ipv6=host.disable_ipv6 is not None)
     steps = [("switches", prepare), ("up", link_messages.set_up(index))]
     for address in endpoint.addresses:
         text = format_address(address)
