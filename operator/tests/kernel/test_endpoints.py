@@ -2,7 +2,8 @@
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator
+import threading
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from netloom.kernel.endpoints.endpoint import Endpoint, Endpoints, Remains, Wiri
 from netloom.kernel.endpoints.keeper import EndpointsKeeper
 from netloom.kernel.endpoints.wiring import Alias, alias_of, read_alias, says
 from netloom.kernel.mac import format_mac
+from netloom.kernel.netlink.sockets import CommandSocket, Refusal
 from tests.kernel.meshes import eventually, running
 from tests.kernel.netns import Lab, Namespace
 from tests.kernel.wired_pods import Pod, endpoints_of, forwarding_node, pod, shown, switches
@@ -337,6 +339,35 @@ async def test_who_is_cancelled_leaves_nothing(here: Node, lab: Lab) -> None:
         await eventually(lambda: here.place.state() == before)
     await one.add(here.keeper)
     assert await one.check(here.keeper) == []
+
+
+async def test_who_is_cancelled_twice_waits_for_the_thread_all_the_same(lab: Lab) -> None:
+    """It still uses the descriptors, whose numbers would be those of another pod's namespace soon."""
+    place, one, may_go_on = forwarding_node(lab), pod(lab, 1), threading.Event()
+    before = place.state()
+
+    class Slow(CommandSocket):
+        def execute(self, messages: Sequence[bytes]) -> dict[int, Refusal]:
+            may_go_on.wait()
+            return super().execute(messages)
+
+    async with endpoints_of(place, commands=Slow) as keeper, running(keeper):
+        await keeper.apply(Endpoints())
+        await keeper.prune()
+        task = asyncio.create_task(one.add(keeper))
+        while not keeper._lock.locked():
+            await asyncio.sleep(0)
+        for _ in range(3):
+            task.cancel()
+            for _ in range(5):
+                await asyncio.sleep(0)
+        gave_up = task.done()
+        may_go_on.set()
+        assert not gave_up
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await eventually(lambda: keeper.report.in_sync and not keeper.report.leaving, lambda: str(keeper.report))
+        assert place.state() == before
 
 
 async def test_a_route_that_somebody_led_elsewhere_goes_with_the_pod(lab: Lab) -> None:

@@ -9,6 +9,7 @@ import asyncio
 import os
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import TypeVar, Unpack
 
 import structlog
@@ -276,7 +277,9 @@ async def _to_the_end(work: Awaitable[T], abandon: Callable[[T], None] = lambda 
     try:
         return await asyncio.shield(task)
     except asyncio.CancelledError:
-        await asyncio.wait([task])
+        while not task.done():  # whoever is cancelled may be cancelled again
+            with suppress(asyncio.CancelledError):
+                await asyncio.wait([task])
         if not task.cancelled() and task.exception() is None:
             abandon(task.result())
         raise
