@@ -17,7 +17,7 @@ from netloom.kernel.mesh.encapsulation import NO_ENCAPSULATION, VXLAN
 from netloom.kernel.mesh.mesh import Mesh
 from netloom.kernel.mesh.rows import DeviceState
 from netloom.kernel.mesh.rows_part import MeshRows
-from netloom.kernel.ownership import HOLES, MASQUERADE, MESH
+from netloom.kernel.ownership import ENDPOINTS, HOLES, MASQUERADE, MESH, PROBE
 from tests.kernel.conftest import Planes
 from tests.kernel.faults import FaultyCommands
 from tests.kernel.meshes import becomes, eventually, here, many, mesh, peer, running
@@ -51,14 +51,14 @@ async def pods_of(node: Namespace) -> AsyncIterator[tuple[PodKeeper, PodRoutes]]
 
 
 def test_no_two_parts_own_the_same() -> None:
-    for one, other in itertools.combinations((MESH, HOLES, MASQUERADE, PodRoutes.owns), 2):
+    for one, other in itertools.combinations((MESH, HOLES, MASQUERADE, PROBE, ENDPOINTS), 2):
         for kind in ("routes", "nexthops", "rules"):
             mine, theirs = getattr(one, kind), getattr(other, kind)
             assert not (mine and theirs) or mine.stop <= theirs.start or theirs.stop <= mine.start
         assert not set(one.tables) & set(other.tables)
-    names = {"netloom_vxlan": MESH, "netloom_g7000": MESH, "netloom_p5": PodRoutes.owns}
+    names = {"netloom_vxlan": MESH, "netloom_g7000": MESH, "netloom_probe": PROBE, "netloom_pa2b3c4": ENDPOINTS}
     for name, owner in names.items():
-        assert [each for each in (MESH, MASQUERADE, PodRoutes.owns) if each.link(name)] == [owner]
+        assert [each for each in (MESH, MASQUERADE, PROBE, ENDPOINTS) if each.link(name)] == [owner]
 
 
 def test_what_is_pending_is_counted_as_it_is_listed() -> None:

@@ -1,18 +1,21 @@
-"""What is wrong with a host end, and how it is put right. Pure, but for the repair of what is gone.
+"""What is wrong with a host end, and how it is put right.
 
 As with a tunnel's device, what stops or misleads packets is put back, and what does not is left as it is.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 import msgspec
 
+from netloom.kernel import sysctl
 from netloom.kernel.endpoints import link_messages
 from netloom.kernel.endpoints.endpoint import Endpoint
 from netloom.kernel.endpoints.link_messages import SWITCHES, End
-from netloom.kernel.endpoints.wiring import DEFAULT_MTU, alias_of, ipv6_switches, says
+from netloom.kernel.endpoints.wiring import DEFAULT_MTU, alias_of, ipv6_switches, look, says
+from netloom.kernel.keeper.table_writer import ALREADY_GONE
 from netloom.kernel.mac import format_mac
 from netloom.kernel.netlink import links
+from netloom.kernel.netlink.sockets import CommandSocket
 
 
 class Step(msgspec.Struct, frozen=True):
@@ -66,3 +69,28 @@ def _switches(name: str, end: End) -> Iterator[Step]:
     ]
     if wrong:
         yield Step(f"sysctl -w {' '.join(wrong)}", link_messages.set_switches(end.ifindex, ipv6=False))
+
+
+# ------------------------------------------------------------------------------------------- in a worker's thread
+
+
+def read_again(commands: CommandSocket, ends: Mapping[str, int]) -> list[tuple[str, End | None]]:
+    """These, by name and ifindex, as they are now. Raises RefusedError, OSError."""
+    return [(device, look(commands, ifindex)) for device, ifindex in ends.items()]
+
+
+def do(commands: CommandSocket, end: End, wrong: Iterable[Step]) -> tuple[End | None, str]:
+    """Do these steps to a host end; what it is then, and a sentence if any of it failed. Raises AnswerLost, OSError."""
+    failed = ""
+    for step in wrong:
+        try:
+            if step.switch:
+                sysctl.write(step.switch, step.value)
+                continue
+        except OSError as error:
+            failed = failed or f"`{step.text}`: {error.strerror or error}"
+            continue
+        refusal = commands.execute([step.message]).get(0)
+        if refusal is not None and refusal.errno not in ALREADY_GONE:
+            failed = failed or f"`{step.text}`: {refusal}"
+    return look(commands, end.ifindex), failed

@@ -19,6 +19,8 @@ from netloom.kernel.endpoints import row_messages
 from netloom.kernel.endpoints.checking import differences
 from netloom.kernel.endpoints.endpoint import Endpoint, Endpoints, Remains, Wired, WiringFailed, device_of
 from netloom.kernel.endpoints.part import EndpointsPart
+from netloom.kernel.endpoints.plan import planned_changes
+from netloom.kernel.endpoints.reader import read_everything, remains
 from netloom.kernel.endpoints.reaping import delete_ends
 from netloom.kernel.endpoints.row_messages import numbered
 from netloom.kernel.endpoints.wiring import Wiring
@@ -188,10 +190,8 @@ class EndpointsKeeper(Keeper[Endpoints, EndpointsReport]):
 
     async def read_endpoints(self) -> list[Remains]:
         """What the kernel shows, whether wanted or not. Needs no capability. Raises OSError, KernelUnsupported."""
-        part = EndpointsPart()
         async with self._lock:
-            await part.read(self._connect())
-        return part.remains()
+            return remains(await self._connect().call(read_everything))
 
     async def _ready(self, endpoint: Endpoint) -> Worker:
         """The worker; and the part knows what there is, if it never did. Raises WiringFailed."""
@@ -244,7 +244,7 @@ class EndpointsKeeper(Keeper[Endpoints, EndpointsReport]):
         async with self._lock:
             await part.read(self._connect())
         part.want(Endpoints(desired), Retries())
-        return part.planned()
+        return planned_changes(part)
 
     async def cleanup(self) -> EndpointsReport:
         """Remove all that is owned, of whatever life."""

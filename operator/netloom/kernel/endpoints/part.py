@@ -6,53 +6,28 @@ an event of their own, so the cause is followed: a device that goes down takes r
 A deleted host end took the pod's end with it. It is made anew where the pod's network namespace can be entered.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import Any
 
-import msgspec
-
 from netloom.cidr import Address, Cidr
-from netloom.kernel import sysctl
 from netloom.kernel.endpoints import reader, remaking, row_messages
-from netloom.kernel.endpoints.adjusting import Step, steps
-from netloom.kernel.endpoints.endpoint import Endpoint, Endpoints, Remains, WiringFailed
+from netloom.kernel.endpoints.adjusting import do, read_again, steps
+from netloom.kernel.endpoints.endpoint import Endpoint, Endpoints, WiringFailed
 from netloom.kernel.endpoints.hearsay import Hearsay, is_wrong
 from netloom.kernel.endpoints.link_messages import End, read_end
 from netloom.kernel.endpoints.reader import Reading, device_at
 from netloom.kernel.endpoints.reaping import delete_ends
 from netloom.kernel.endpoints.row_messages import METRIC, RouteKey
+from netloom.kernel.endpoints.row_writer import RowWriter
 from netloom.kernel.endpoints.rows import Rows, SurplusAddress, index_of
-from netloom.kernel.endpoints.wiring import Made, look, read_alias
+from netloom.kernel.endpoints.wiring import Made, read_alias
 from netloom.kernel.keeper.part import Attempt, Outcome, Part, Refused, Worker
-from netloom.kernel.keeper.report import PlannedChange
 from netloom.kernel.keeper.retries import Item, Retries
 from netloom.kernel.keeper.table import Table
-from netloom.kernel.keeper.table_writer import ALREADY_GONE, TableWriter
 from netloom.kernel.netlink import wire
-from netloom.kernel.netlink.links import LocalAddress, read_address, read_name
+from netloom.kernel.netlink.links import read_address, read_name
 from netloom.kernel.netlink.netconf import read_netconf
-from netloom.kernel.netlink.sockets import CommandSocket
 from netloom.kernel.ownership import ENDPOINTS
-
-
-class RowWriter(TableWriter):
-    """Sends what is pending on the host ends. What stands on one that is down or gone waits for it."""
-
-    def __init__(self, part: "EndpointsPart") -> None:
-        encoders = {
-            "address": row_messages.encode_addresses,
-            "neighbour": row_messages.encode_neighbours,
-            "route": row_messages.encode_routes,
-        }
-        super().__init__(part.rows.tables, encoders)
-        self._part = part
-
-    def _send(self, worker: Worker, attempt: Attempt, kind: str, writes: Any, batches: Any) -> None:
-        ready = [write for write in writes if write[1] is None or self._part.stands(index_of(write[0]))]
-        super()._send(worker, attempt, kind, ready, batches)
-
-    def _peer_of(self, kind: str, key: Any) -> str:
-        return self._part.whose((kind, key))
 
 
 class EndpointsPart(Part[Endpoints]):
@@ -79,8 +54,8 @@ class EndpointsPart(Part[Endpoints]):
         self.kinds = frozenset(self._hear)
         self._names: dict[int, str] = {}
         """Of the ends, by ifindex: the name that each should have."""
-        self._odd: set[str] = set()
-        """Ends that are missing, or not as they should be, or not wanted."""
+        self.odd: set[str] = set()
+        """Host ends that are missing, or not as they should be, or not wanted."""
         self._cookies: dict[str, int] = {}
         """Of the network namespaces of the endpoints, by host ends, as their aliases said."""
         self._look: dict[str, int] = {}
@@ -91,7 +66,7 @@ class EndpointsPart(Part[Endpoints]):
         self._resync_due = True
         self._touched: set[Item] = set()
         self._found: set[Item] = set()
-        self._writer = RowWriter(self)
+        self._writer = RowWriter(self.rows, self.stands, self.whose)
 
     # ------------------------------------------------------------------------------------------- what is wanted
 
@@ -167,13 +142,13 @@ class EndpointsPart(Part[Endpoints]):
 
     def pending(self) -> Iterable[Item]:
         """All that differs from the kernel."""
-        yield from (("link", device) for device in self._odd)
+        yield from (("link", device) for device in self.odd)
         for kind, table in self.rows.tables.items():
             yield from ((kind, key) for key in table.pending)
 
     def count_pending(self) -> int:
         """Without a walk over them."""
-        return len(self._odd) + sum(len(table.pending) for table in self.rows.tables.values())
+        return len(self.odd) + sum(len(table.pending) for table in self.rows.tables.values())
 
     def whose(self, item: Item) -> str:
         """The pod."""
@@ -192,13 +167,13 @@ class EndpointsPart(Part[Endpoints]):
     # -------------------------------------------------------------------------------------------------- judging
 
     def _judge_all(self) -> None:
-        for device in {*self.ends, *(endpoint.device for endpoint in self.desired), *self._odd}:
+        for device in {*self.ends, *(endpoint.device for endpoint in self.desired), *self.odd}:
             self._judge(device)
 
     def _judge(self, device: str) -> None:
         """What is to be done about one host end, and what has to stand on it."""
         endpoint, end = self.desired.get(device), self.ends.get(device)
-        fit = end is not None and endpoint is not None and self._is_fit(endpoint, end)
+        fit = end is not None and endpoint is not None and self.is_fit(endpoint, end)
         self.rows.want(device, endpoint, end.ifindex if end is not None and fit else 0)
         if endpoint is None:
             self._cookies.pop(device, None)
@@ -209,11 +184,11 @@ class EndpointsPart(Part[Endpoints]):
         else:
             odd = end is not None and not self._retaining and device not in self.doomed
         if odd:
-            self._odd.add(device)
+            self.odd.add(device)
         else:
-            self._odd.discard(device)
+            self.odd.discard(device)
 
-    def _is_fit(self, endpoint: Endpoint, end: End) -> bool:
+    def is_fit(self, endpoint: Endpoint, end: End) -> bool:
         """Whether it is one end of the endpoint's pair: what is made by somebody under the name is not."""
         ours = end.mac == endpoint.host_mac or read_alias(end.alias).identity == (
             endpoint.container,
@@ -261,7 +236,7 @@ class EndpointsPart(Part[Endpoints]):
         if whole:
             self._load(await worker.call(reader.read_everything))
         elif look_at:
-            for device, end in await worker.call(lambda commands: _read_again(commands, look_at)):
+            for device, end in await worker.call(lambda commands: read_again(commands, look_at)):
                 if end is not None:
                     self._take(end)
                 else:
@@ -287,12 +262,12 @@ class EndpointsPart(Part[Endpoints]):
         """Make or change what is missing or different."""
         outcome = Outcome()
         routes = self.rows.routes
-        in_the_way = [key for key in routes.pending if self.rows.in_the_way(key)]
+        in_the_way = [key for key in routes.pending if key not in routes.desired and self.rows.in_the_way(key)]
         if in_the_way:
             await worker.submit(row_messages.encode_routes([(key, None, None) for key in in_the_way]))
             for key in in_the_way:
                 routes.gone(key)
-        for device in [device for device in self._odd if ("link", device) not in attempt.held]:
+        for device in [device for device in self.odd if ("link", device) not in attempt.held]:
             endpoint = self.desired.get(device)
             if endpoint is not None:
                 await self._put_right(worker, endpoint, outcome)
@@ -306,7 +281,7 @@ class EndpointsPart(Part[Endpoints]):
             self._resync_due = True  # the kernel may have dropped routes with it, see `_address`
         names = [
             device
-            for device in self._odd
+            for device in self.odd
             if self.desired.get(device) is None and device in self.ends and ("link", device) not in attempt.held
         ]
         if names:
@@ -331,7 +306,7 @@ class EndpointsPart(Part[Endpoints]):
     async def _put_right(self, worker: Worker, endpoint: Endpoint, outcome: Outcome) -> None:
         device, item = endpoint.device, ("link", endpoint.device)
         end, cookie = self.ends.get(device), self._cookies.get(device, 0)
-        if end is None or not self._is_fit(endpoint, end):
+        if end is None or not self.is_fit(endpoint, end):
             try:
                 made = await worker.call(lambda commands: remaking.remake(commands, endpoint, end, cookie))
             except WiringFailed as error:
@@ -372,7 +347,7 @@ class EndpointsPart(Part[Endpoints]):
 
     def _is_pending(self, item: Item) -> bool:
         kind, key = item
-        return key in self._odd if kind == "link" else key in self.rows.tables[kind].pending
+        return key in self.odd if kind == "link" else key in self.rows.tables[kind].pending
 
     def _link(self, kind: int, _flags: int, buffer: bytes, start: int, end: int) -> None:
         ifindex, name = read_name(buffer, start, end)
@@ -484,65 +459,3 @@ class EndpointsPart(Part[Endpoints]):
             name = self._names.get(index_of(key))
             if name is None or self.desired.get(name) is None:
                 table.retain({*table.retained, key})
-
-    # -------------------------------------------------------------------------------------------------- answers
-
-    def remains(self) -> list[Remains]:
-        """What the kernel shows of endpoints."""
-        addresses: dict[int, list[bytes]] = {}
-        for key in self.rows.routes.kernel:
-            addresses.setdefault(key.ifindex, []).append(key.prefix.packed)
-        found = []
-        for name, end in sorted(self.ends.items()):
-            said = read_alias(end.alias)
-            held = tuple(sorted(addresses.get(end.ifindex, ()), key=lambda address: (len(address), address)))
-            each = Remains(device=name, container=said.container, interface=said.interface, netns=said.netns)
-            found.append(msgspec.structs.replace(each, addresses=held, mtu=end.mtu, mac=said.mac))
-        return found
-
-    def planned(self) -> list[PlannedChange]:
-        """All that would be done, of what was read."""
-        changes = []
-        for device in sorted(self._odd):
-            endpoint, end = self.desired.get(device), self.ends.get(device)
-            if endpoint is None:
-                changes.append(PlannedChange(f"ip link delete {device}", "no pod has it"))
-            elif end is None or not self._is_fit(endpoint, end):
-                peer = f"peer name {endpoint.interface} netns {endpoint.netns or '(not known)'}"
-                changes.append(PlannedChange(f"ip link add {device} type veth {peer}", str(endpoint)))
-            else:
-                changes += [PlannedChange(step.text, str(endpoint)) for step in steps(endpoint, end)]
-        for kind, table in self.rows.tables.items():
-            for key in sorted(table.pending, key=str):
-                verb = "replace" if key in table.desired else "delete"
-                why = self.whose((kind, key))
-                changes.append(PlannedChange(f"ip {kind} {verb} {_text(key)}", why))
-        return changes
-
-
-def _text(key: Any) -> str:
-    if isinstance(key, tuple):
-        local = LocalAddress(key[1], len(key[1]) * 8)
-        return f"{str(local).partition('/')[0]} dev {row_messages.device_name(key[0])}"
-    return str(key)
-
-
-def _read_again(commands: CommandSocket, ends: Mapping[str, int]) -> list[tuple[str, End | None]]:
-    return [(device, look(commands, ifindex)) for device, ifindex in ends.items()]
-
-
-def do(commands: CommandSocket, end: End, wrong: Iterable[Step]) -> tuple[End | None, str]:
-    """Do these steps to a host end; what it is then, and a sentence if any of it failed. Raises AnswerLost, OSError."""
-    failed = ""
-    for step in wrong:
-        try:
-            if step.switch:
-                sysctl.write(step.switch, step.value)
-                continue
-        except OSError as error:
-            failed = failed or f"`{step.text}`: {error.strerror or error}"
-            continue
-        refusal = commands.execute([step.message]).get(0)
-        if refusal is not None and refusal.errno not in ALREADY_GONE:
-            failed = failed or f"`{step.text}`: {refusal}"
-    return look(commands, end.ifindex), failed

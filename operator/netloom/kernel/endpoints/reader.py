@@ -6,9 +6,12 @@ import sys
 
 import msgspec
 
+from netloom.cidr import Address
 from netloom.kernel.endpoints import link_messages, row_messages
+from netloom.kernel.endpoints.endpoint import Remains
 from netloom.kernel.endpoints.link_messages import End, read_end
 from netloom.kernel.endpoints.row_messages import NeighbourKey, SeenRoute
+from netloom.kernel.endpoints.wiring import read_alias
 from netloom.kernel.mac import Mac
 from netloom.kernel.netlink.links import InterfaceAddress, read_address, read_name
 from netloom.kernel.netlink.sockets import CommandSocket, RefusedError, read_all
@@ -73,4 +76,18 @@ def _routes(commands: CommandSocket) -> list[SeenRoute]:
         except RefusedError as error:
             if error.errno != errno.ENOENT:  # a network namespace in which there was no route yet has no table
                 raise
+    return found
+
+
+def remains(reading: Reading) -> list[Remains]:
+    """What that shows of endpoints."""
+    addresses: dict[int, list[Address]] = {}
+    for seen in reading.routes:
+        addresses.setdefault(seen.key.ifindex, []).append(seen.key.prefix.packed)
+    found = []
+    for end in sorted(reading.ends, key=lambda end: end.name):
+        said = read_alias(end.alias)
+        held = tuple(sorted(addresses.get(end.ifindex, ()), key=lambda address: (len(address), address)))
+        each = Remains(device=end.name, container=said.container, interface=said.interface, netns=said.netns)
+        found.append(msgspec.structs.replace(each, addresses=held, mtu=end.mtu, mac=said.mac))
     return found
