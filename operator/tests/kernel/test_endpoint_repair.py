@@ -266,6 +266,44 @@ async def test_a_foreign_route_in_its_place_is_left_alone_and_said(story: Story)
     await story.is_mended()
 
 
+@pytest.mark.parametrize(
+    ("line", "where"),
+    [
+        ("route add 10.1.0.2 dev lo", "lo"),
+        ("-6 route add fd00:1::2 dev lo metric 7", "lo"),
+        ("route add unreachable 10.1.0.2 metric 65535", "nowhere"),
+    ],
+)
+async def test_what_takes_a_pods_packets_before_our_route_does_is_left_alone_and_said(
+    story: Story, line: str, where: str
+) -> None:
+    story.node.ip(line)
+    await eventually(lambda: bool(story.keeper.report.failures))
+    taken = story.state()
+    (failure,) = story.keeper.report.failures
+    assert (failure.kind, failure.peer) == ("route", "default/pod-1")
+    assert failure.error.startswith(f"packets go to {where} all the same, by somebody's address, route or rule (`ip ")
+    assert not story.keeper.report.in_sync
+    await story.keeper.apply(story.keeper._part.desired)
+    assert story.state() == taken
+    story.node.ip(line.replace("route add", "route delete"))
+    await story.is_mended()
+
+
+async def test_what_takes_a_pods_packets_is_found_by_a_comparison_too_and_goes_with_the_pod(lab: Lab) -> None:
+    """Of addresses and rules no event is heard."""
+    node, one = forwarding_node(lab), pod(lab, 1)
+    async with endpoints_of(node) as keeper:
+        await keeper.apply(Endpoints())
+        await one.add(keeper)
+    node.ip("address add 10.1.0.2/32 dev lo")
+    async with endpoints_of(node) as keeper, running(keeper):
+        report = await keeper.apply(Endpoints([one.endpoint]))
+        assert [failure.error.partition(" all")[0] for failure in report.failures] == ["packets go to the node itself"]
+        await one.delete(keeper)
+        await eventually(lambda: keeper.report.in_sync, lambda: str(keeper.report))
+
+
 async def test_check_names_what_is_wrong_on_both_sides(lab: Lab) -> None:
     node, one = forwarding_node(lab), pod(lab, 1)
     async with endpoints_of(node) as keeper:

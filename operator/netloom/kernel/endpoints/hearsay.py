@@ -12,7 +12,8 @@ from netloom.kernel.netlink.netconf import Netconf
 class Hearsay:
     """Of unknown devices, by ifindex. gone: they were deleted. ends: with our names, as they were told last. switched:
     a switch was written that is wrong for a host end. edited: something was put on them, or taken off.
-    replaced: prefixes of routes that took the place of others, whatever device these were on."""
+    replaced: prefixes of routes that took the place of others, whatever device these were on. foreign: of somebody's
+    routes that would come before ours."""
 
     def __init__(self) -> None:
         self.gone: set[int] = set()
@@ -20,6 +21,7 @@ class Hearsay:
         self.switched: set[int] = set()
         self.edited: set[int] = set()
         self.replaced: set[Cidr] = set()
+        self.foreign: set[Cidr] = set()
 
     def switch(self, said: Netconf) -> None:
         """A switch of a device is told to be like this."""

@@ -119,6 +119,8 @@ class EndpointsKeeper(Keeper[Endpoints, EndpointsReport]):
             part.desired.put(endpoint)
             part.want(part.desired, self._retries)
             part.made(endpoint, made)
+            if part.wants_a_pass:
+                self._wake.set()  # of the events that say so some were read here
         self._begun.set()  # it is to be kept, though nothing may have been handed over yet
         return Wired(device, made.host.mac, made.pod.mac, made.host.mtu)
 

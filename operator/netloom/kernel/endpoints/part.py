@@ -17,6 +17,7 @@ from netloom.kernel.endpoints.hearsay import Hearsay, is_wrong
 from netloom.kernel.endpoints.link_messages import End, read_end
 from netloom.kernel.endpoints.reader import Reading, device_at
 from netloom.kernel.endpoints.reaping import delete_ends
+from netloom.kernel.endpoints.rivals import Rivals, may_come_first
 from netloom.kernel.endpoints.row_messages import METRIC, RouteKey
 from netloom.kernel.endpoints.row_writer import RowWriter
 from netloom.kernel.endpoints.rows import Rows, SurplusAddress, index_of
@@ -61,6 +62,7 @@ class EndpointsPart(Part[Endpoints]):
         self._look: dict[str, int] = {}
         """Ends that are to be read again, and their ifindexes: an event tells how one was, which by now may be past."""
         self._hearsay = Hearsay()
+        self._rivals = Rivals(self.rows)
         self._retaining = retaining
         self._applied = self.was_read = False
         self._resync_due = True
@@ -97,6 +99,7 @@ class EndpointsPart(Part[Endpoints]):
             self._resync_due = True
         elif heard.differs(made.host):
             self._look[device] = index
+        self._rivals.doubtful |= heard.foreign & set(map(Cidr.of, endpoint.addresses))
 
     def doom(self, device: str) -> None:
         """This one is not wanted, no route leads to it, and somebody else deletes it."""
@@ -145,10 +148,12 @@ class EndpointsPart(Part[Endpoints]):
         yield from (("link", device) for device in self.odd)
         for kind, table in self.rows.tables.items():
             yield from ((kind, key) for key in table.pending)
+        yield from (("route", key) for key in self._rivals.found)
 
     def count_pending(self) -> int:
         """Without a walk over them."""
-        return len(self.odd) + sum(len(table.pending) for table in self.rows.tables.values())
+        tables = sum(len(table.pending) for table in self.rows.tables.values())
+        return len(self.odd) + tables + len(self._rivals.found)
 
     def whose(self, item: Item) -> str:
         """The pod."""
@@ -224,6 +229,11 @@ class EndpointsPart(Part[Endpoints]):
         """All is to be read, or one end."""
         return self._resync_due or bool(self._look)
 
+    @property
+    def wants_a_pass(self) -> bool:
+        """Whether something is to be read or asked, though no event may come any more."""
+        return self.due or bool(self._rivals.doubtful)
+
     def doubt(self) -> None:
         """Everything is to be read again."""
         self._resync_due = True
@@ -252,6 +262,7 @@ class EndpointsPart(Part[Endpoints]):
         self.doomed &= self.ends.keys()
         self.rows.load(reading)
         self._judge_all()
+        self._rivals.doubt()
         if self._retaining:
             self.rows.retain({end.ifindex for end in self._strangers()})
         if self._applied and self.was_read:
@@ -271,8 +282,9 @@ class EndpointsPart(Part[Endpoints]):
             endpoint = self.desired.get(device)
             if endpoint is not None:
                 await self._put_right(worker, endpoint, outcome)
-        written = await self._writer.update(worker, attempt)
-        return self._judged(outcome, written, attempt)
+        self._judged(outcome, await self._writer.update(worker, attempt), attempt)
+        outcome.refused += await self._rivals.look(worker, attempt, self.whose)
+        return outcome
 
     async def remove(self, worker: Worker, attempt: Attempt) -> Outcome:
         """Delete what is not wanted."""
@@ -409,6 +421,9 @@ class EndpointsPart(Part[Endpoints]):
     def _route(self, kind: int, flags: int, buffer: bytes, start: int, end: int) -> None:
         replaced = kind == wire.RTM_NEWROUTE and bool(flags & wire.REPLACE)
         seen = row_messages.read_route(buffer, start, end)
+        if seen is not None and not seen.owned and may_come_first(seen):
+            self._rivals.hear(seen)
+            self._hearsay.foreign.add(seen.key.prefix)
         if seen is None or not (seen.owned or replaced):
             return
         displaced = self.rows.displaced(seen.key) if replaced else None

@@ -106,6 +106,12 @@ class Rows:
         ifindex = self._wanted[self.owners[key.prefix]][1]
         return RouteKey(key.prefix, ifindex) if ifindex else None
 
+    def standing(self, prefix: Cidr) -> RouteKey | None:
+        """The route to that address of an endpoint, if it is there."""
+        device = self.owners.get(prefix)
+        key = RouteKey(prefix, self._wanted[device][1]) if device is not None else None
+        return key if key in self.routes.kernel and key not in self.routes.pending else None
+
     def on(self, ifindex: int) -> list[RouteKey]:
         """The routes on a device that nobody wants. Walks over all."""
         return [key for key in self.routes.kernel if key.ifindex == ifindex]
