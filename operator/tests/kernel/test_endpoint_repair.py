@@ -31,6 +31,9 @@ class Story:
     def state(self) -> str:
         return self.node.state() + switches(self.node, self.device)
 
+    def index(self) -> int:
+        return int(self.node.ip_json(f"link show {self.device}")[0]["ifindex"])
+
     async def is_mended(self) -> None:
         await becomes(self.state, self.whole)
         await eventually(lambda: self.keeper.report.in_sync, lambda: str(self.keeper.report))
@@ -88,9 +91,11 @@ EDITS = {
 
 @pytest.mark.parametrize("name", EDITS)
 async def test_it_is_undone(story: Story, name: str) -> None:
+    index = story.index()
     for line in EDITS[name]:
         do(story.node, line.replace("DEVICE", story.device))
     await story.is_mended()
+    assert (story.index() == index) == (name != "deleted"), "on the device that is there, if it is"
 
 
 def do(node: Namespace, line: str) -> None:

@@ -5,19 +5,21 @@ On a host with systemd that is so with every pod: udev has `systemd-sysctl` writ
 """
 
 from netloom.cidr import Cidr
-from netloom.kernel.endpoints.link_messages import End
+from netloom.kernel.endpoints.link_messages import End, read_end
 from netloom.kernel.netlink.netconf import Netconf
 
 
 class Hearsay:
-    """Of unknown devices, by ifindex. gone: they were deleted. ends: with our names, as they were told last. switched:
-    a switch was written that is wrong for a host end. edited: something was put on them, or taken off.
-    replaced: prefixes of routes that took the place of others, whatever device these were on. foreign: of somebody's
-    routes that would come before ours."""
+    """Of unknown devices, by ifindex, but for the last two.
+
+    gone: they were deleted. links: what was said last of those with our names. switched: a switch was written that is
+    wrong for a host end. edited: something was put on them, or taken off.
+    replaced, foreign: prefixes of routes that took others' places, and of somebody's that would come before ours.
+    """
 
     def __init__(self) -> None:
         self.gone: set[int] = set()
-        self.ends: dict[int, End] = {}
+        self.links: dict[int, bytes] = {}
         self.switched: set[int] = set()
         self.edited: set[int] = set()
         self.replaced: set[Cidr] = set()
@@ -31,7 +33,8 @@ class Hearsay:
 
     def differs(self, end: End) -> bool:
         """Whether a device is, or was, otherwise than when it was read last."""
-        return end.ifindex in self.switched or self.ends.get(end.ifindex, end) != end
+        last = self.links.get(end.ifindex)
+        return end.ifindex in self.switched or (last is not None and read_end(last, 0, len(last)) != end)
 
 
 def is_wrong(said: Netconf) -> bool:

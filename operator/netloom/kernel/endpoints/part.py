@@ -6,6 +6,7 @@ an event of their own, so the cause is followed: a device that goes down takes r
 A deleted host end took the pod's end with it. It is made anew where the pod's network namespace can be entered.
 """
 
+import socket
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -362,23 +363,25 @@ class EndpointsPart(Part[Endpoints]):
         return key in self.odd if kind == "link" else key in self.rows.tables[kind].pending
 
     def _link(self, kind: int, _flags: int, buffer: bytes, start: int, end: int) -> None:
+        if buffer[start] != socket.AF_UNSPEC:
+            return  # a bridge has lost a port, say
         ifindex, name = read_name(buffer, start, end)
         if ifindex not in self._names and not self.owns.link(name):
             return
-        device, seen = self._names.get(ifindex, name), read_end(buffer, start, end)
+        device = self._names.get(ifindex, name)
         known = self.ends.get(device)
-        if seen is None or (known is not None and known.ifindex != ifindex):
+        if known is not None and known.ifindex != ifindex:
             return
         if kind == wire.RTM_DELLINK:
             if known is None:
                 self._hearsay.gone.add(ifindex)
             self._forget(device)
             self._touched.add(("link", device))
-        elif seen != known:
-            if known is not None:
-                self._follow(device, known, seen)
-            else:
-                self._hearsay.ends[ifindex] = seen
+        elif known is None:
+            self._look[device] = ifindex
+            self._hearsay.links[ifindex] = buffer[start:end]  # one that is being made is told six times
+        elif (seen := read_end(buffer, start, end)) is not None and seen != known:
+            self._follow(device, known, seen)
             self._look[device] = ifindex
 
     def _follow(self, device: str, before: End, end: End) -> None:
