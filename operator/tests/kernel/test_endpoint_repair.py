@@ -44,6 +44,7 @@ class Story:
 @pytest.fixture
 async def story(lab: Lab) -> AsyncIterator[Story]:
     node = forwarding_node(lab)
+    node.ip("link add br0 address 02:00:00:00:00:05 type bridge")
     pods = [pod(lab, 1), pod(lab, 2)]
     async with endpoints_of(node) as keeper:
         await keeper.apply(Endpoints())
@@ -78,7 +79,7 @@ EDITS = {
     "arp off and on": ["link set DEVICE arp off", "link set DEVICE arp on"],
     "alias": ["link set DEVICE alias somebody's"],
     "renamed": ["link set DEVICE name foreign"],
-    "master": ["link add br0 type bridge", "link set DEVICE master br0", "link delete br0"],
+    "master": ["link set DEVICE master br0"],
     "address": ["address add 10.9.9.9/24 dev DEVICE"],
     "address6": ["address add fd09::9/64 dev DEVICE nodad"],
     "link-local addresses": ["link set DEVICE addrgenmode eui64", "link set DEVICE down"],
