@@ -332,8 +332,10 @@ async def test_check_names_what_is_wrong_on_both_sides(lab: Lab) -> None:
             f"the permanent neighbour fd00:1::2 on the node is missing, not {mac}",
             f"the permanent neighbour 169.254.1.1 in the pod is 02:00:00:00:00:09, not {host}",
             "fd00:1::2 is not on eth0 in the pod",
-            "the pod has no default route by eth0: `ip route add default via fe80::1 onlink`",
+            "the pod has no default route by eth0: `ip -6 route add default via fe80::1 dev eth0 onlink`",
         ]
+        one.place.ip("-6 route add default via fe80::1 dev eth0 onlink")
+        assert "default" not in " ".join(await one.check(keeper)), "the advice is one"
         one.place.ip("link delete eth0")
         assert await one.check(keeper) == [
             f"{device}, its device on the node, is gone",

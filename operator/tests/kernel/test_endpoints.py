@@ -227,6 +227,21 @@ async def test_an_interface_that_the_pod_has_already(here: Node, lab: Lab) -> No
     assert (here.place.state(), one.place.state()) == (before, inside)
 
 
+@pytest.mark.parametrize("addresses", [("10.1.0.7",), ("fd00:1::7",)])
+async def test_a_second_way_out_of_a_pod(here: Node, lab: Lab, addresses: tuple[str, ...]) -> None:
+    one = pod(lab, 1)
+    await one.add(here.keeper)
+    before, inside = here.place.state(), one.place.state()
+    given = tuple(map(parse_address, addresses))
+    more = Pod(one.place, replace(one.endpoint, interface="net1", addresses=given))
+    assert await refused(more, here.keeper) == (
+        "interface-taken",
+        "the pod has a default route already (by eth0): Netloom makes one interface of a pod, which has it; leave the "
+        "other network's plugin without one",
+    )
+    assert (here.place.state(), one.place.state()) == (before, inside)
+
+
 @pytest.mark.parametrize("address", ["192.0.2.1", "10.1.0.3", "10.77.0.5"])
 async def test_an_address_that_somebody_has(here: Node, lab: Lab, address: str) -> None:
     other = pod(lab, 2)

@@ -272,8 +272,17 @@ class Wiring:
         for place, refusal in sorted(refusals.items()):
             if refusal.errno == errno.EEXIST and steps[place][0].startswith("route") and self._makes_room(steps[place]):
                 continue
+            if refusal.errno == errno.EEXIST and steps[place][0].startswith("default route"):
+                raise self._has_a_way_out(steps[place][0])
             where = "in the pod" if commands is self._inside else "on the node"
             raise self._explained(refusal, f"{steps[place][0]} {where}", steps[place][0])
+
+    def _has_a_way_out(self, step: str) -> WiringFailed:
+        size = 16 if ":" in step else 4
+        found = [end for index in row_messages.ways_out(self._inside, size) if (end := look(self._inside, index))]
+        device = next((end.name for end in found if end.name != self._endpoint.interface), "another device")
+        why = f"the pod has a default route already (by {device}): Netloom makes one interface of a pod, which has it"
+        return _failed("interface-taken", self._endpoint, f"{why}; leave the other network's plugin without one")
 
     def _makes_room(self, step: tuple[str, bytes]) -> bool:
         """Whether the route is there now: one of ours stood in its place that leads to no pod, which somebody made, or
