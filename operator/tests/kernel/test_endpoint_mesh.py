@@ -10,6 +10,8 @@ import pytest
 from netloom.cidr import Cidr
 from netloom.kernel.endpoints.endpoint import Endpoints, WiringFailed
 from netloom.kernel.endpoints.keeper import EndpointsKeeper
+from netloom.kernel.forward.opening import Forwarding
+from netloom.kernel.forward.packets import Condition, name_range
 from netloom.kernel.mesh.dataplane import Dataplane
 from netloom.kernel.mesh.desired import Desired
 from netloom.kernel.mesh.encapsulation import NO_ENCAPSULATION, VXLAN, Encapsulation
@@ -126,6 +128,15 @@ async def test_where_pods_are_is_seen_by_all_who_ask(node: Namespace, lab: Lab) 
             found = read_local_pods(commands, OWN)
         assert {str(each.destination) for each in found.places} == {"10.1.0.2/32", "fd00:1::2/128"}
         assert found.counts == {"ipv4": 0, "ipv6": 0}, "their neighbours are permanent, and count against no limit"
+
+
+def test_a_filter_that_lets_all_of_ours_in_may_let_a_pod_in() -> None:
+    """It comes by a device of ours, or by another plugin's."""
+    peers = (Cidr.parse("10.2.0.0/24"),)
+    (_, outward), (_, inward) = Forwarding(pods=OWN[:1], peers=peers).packets("ip", "eth0")
+    for name, out, back in (("netloom_*", None, True), ("netloom_vxlan", False, True), ("eth0", False, False)):
+        by = Condition("iif", (name_range(name),))
+        assert (outward.meets(by), inward.meets(by)) == (out, back), name
 
 
 # -------------------------------------------------------------------------------------------------- between nodes

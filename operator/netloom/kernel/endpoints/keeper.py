@@ -66,9 +66,11 @@ class EndpointsKeeper(Keeper[Endpoints, EndpointsReport]):
         self._reaper: CommandSocket | None = None
 
     async def open(self) -> None:
-        """Open the sockets."""
+        """Open the sockets, and begin the threads: they are in the network namespace in which they began."""
         self._reaper_thread = ThreadPoolExecutor(1, thread_name_prefix="netloom-reaper")
         await super().open()
+        for thread in (self._executor, self._reaper_thread):
+            await asyncio.get_running_loop().run_in_executor(thread, int)
 
     async def close(self) -> None:
         """Close the sockets. The kernel keeps all that was made, but for what was on its way out."""

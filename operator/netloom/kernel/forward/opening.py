@@ -19,7 +19,8 @@ from netloom.kernel.ownership import DEVICE_PREFIX, FORWARD_CHAIN
 
 FORWARD = "FORWARD"
 _JUMP = Rule(verdict="jump", target=FORWARD_CHAIN)
-OURS = f"{DEVICE_PREFIX}*"
+TUNNELS = (f"{DEVICE_PREFIX}v*", f"{DEVICE_PREFIX}g*")
+"""The mesh's devices. Not all that are ours: by one of ours a local pod's packets come, too."""
 
 FAMILIES = {"ip": 4, "ip6": 6}
 """IP versions, by what `nft` calls the families in which iptables has its tables."""
@@ -51,7 +52,7 @@ class Forwarding(msgspec.Struct, frozen=True):
         with it, "" if that is not known."""
         other = next((cidr for cidr in self.peers if cidr.version == FAMILIES[family]), None)
         way = (underlay if not self.tunnel else "") if self.native else self.tunnel
-        foreign = [OURS, *([underlay] if underlay else [])]
+        foreign = [*TUNNELS, *([underlay] if underlay else [])]
         for cidr in self.of(family):
             yield cidr, packet(family, source=cidr, destination=other, out_of=way, foreign=foreign)
             yield cidr, packet(family, source=other, destination=cidr, into=way, foreign=foreign)
