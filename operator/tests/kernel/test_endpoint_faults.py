@@ -19,11 +19,12 @@ class Fault:
     the kernel answers, or "lost before" or "lost after" it was done."""
 
     def __init__(self) -> None:
-        self.place, self.what = -1, ""
+        self.place, self.what, self.last = -1, "", False
         self.count = 0
 
-    def strike_at(self, place: int, what: str) -> None:
-        self.place, self.what, self.count = place, what, 0
+    def strike_at(self, place: int, what: str, *, last: bool = False) -> None:
+        """last: and at all that come after it."""
+        self.place, self.what, self.last, self.count = place, what, last, 0
 
     @property
     def has_struck(self) -> bool:
@@ -32,6 +33,8 @@ class Fault:
     def strikes(self, requests: int) -> int:
         """The place of the request that is struck among so many; -1: none."""
         begin, self.count = self.count, self.count + requests
+        if self.last and begin > self.place >= 0:
+            return 0
         return self.place - begin if begin <= self.place < self.count else -1
 
 
@@ -117,6 +120,44 @@ async def test_whatever_step_fails(lab: Lab, what: str) -> None:
                     await eventually(lambda: (node.state(), one.place.state()) == (before, inside))
                 place += 1
             assert len(sentences) >= (1 if what.startswith("lost") else 10)
+
+
+@pytest.mark.parametrize("known", [False, True], ids=["before all are known", "all are known"])
+async def test_where_no_answer_comes_any_more_what_is_left_goes_when_they_come(lab: Lab, known: bool) -> None:
+    """Its maker cannot remove it, nor hear of it: it is what this keeper itself did."""
+    node, one, left = forwarding_node(lab), pod(lab, 1), 0
+    before, inside = node.state(), one.place.state()
+    async with endpoints_of(node, commands=Faulty) as keeper:
+        await keeper.apply(Endpoints())
+        if known:
+            await keeper.prune()
+        async with running(keeper):
+            for place in range(40):
+                FAULT.strike_at(place, "lost before", last=True)
+                failed = await failure_of(one.add(keeper))
+                if failed is None:
+                    break
+                assert failed.reason == "lost"
+                left += node.state() != before
+                FAULT.strike_at(-1, "")
+                await eventually(lambda: keeper.report.in_sync, lambda: str(keeper.report))
+                await eventually(lambda: (node.state(), one.place.state()) == (before, inside), node.state)
+            else:
+                pytest.fail("so many requests has no ADD")
+    assert left, "something was left, sometimes"
+
+
+@pytest.mark.parametrize("what", ["ENOBUFS", "lost before", "lost after"])
+async def test_what_a_removal_left_that_nobody_repeats_goes_before_all_are_known(lab: Lab, what: str) -> None:
+    node, one = forwarding_node(lab), pod(lab, 1)
+    async with endpoints_of(node, commands=Faulty) as keeper, running(keeper):
+        await keeper.apply(Endpoints())
+        await one.add(keeper)
+        FAULT.strike_at(0, what)
+        failed = await failure_of(one.delete(keeper))
+        assert failed is not None
+        assert FAULT.has_struck
+        await eventually(lambda: shown(node) == "", lambda: shown(node))
 
 
 @pytest.mark.parametrize("what", ["EPERM", "ENOBUFS", "lost before", "lost after"])

@@ -9,9 +9,12 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from netloom.cidr import parse_address
+from netloom.cidr import Cidr, parse_address
+from netloom.kernel.endpoints import keeper as keeping
 from netloom.kernel.endpoints.endpoint import Endpoint, Endpoints, Remains, WiringFailed
 from netloom.kernel.endpoints.keeper import EndpointsKeeper
+from netloom.kernel.endpoints.reaping import delete_ends
+from netloom.kernel.endpoints.rows import Rows
 from netloom.kernel.endpoints.wiring import Alias, alias_of, read_alias, says
 from netloom.kernel.mac import format_mac
 from netloom.kernel.netlink.sockets import CommandSocket, Refusal
@@ -396,6 +399,74 @@ async def test_who_is_cancelled_twice_waits_for_the_thread_all_the_same(lab: Lab
         assert place.state() == before
 
 
+async def test_a_removal_that_is_cancelled_is_done_all_the_same(lab: Lab) -> None:
+    """Before all endpoints are known, too, when what nobody explains stays."""
+    place, one, may_go_on = forwarding_node(lab), pod(lab, 1), threading.Event()
+    may_go_on.set()
+
+    class Slow(CommandSocket):
+        def execute(self, messages: Sequence[bytes]) -> dict[int, Refusal]:
+            may_go_on.wait()
+            return super().execute(messages)
+
+    async with endpoints_of(place, commands=Slow) as keeper, running(keeper):
+        await keeper.apply(Endpoints())
+        await one.add(keeper)
+        may_go_on.clear()
+        task = asyncio.create_task(one.delete(keeper))
+        while not keeper._lock.locked():
+            await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.sleep(0)
+        may_go_on.set()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await eventually(lambda: shown(place) == "", lambda: shown(place))
+
+
+async def test_a_container_id_that_is_used_again_while_its_first_device_is_being_deleted(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel has deleted it with the namespace: who was to do so must not delete the second by its name."""
+    place, one, may_go_on = forwarding_node(lab), pod(lab, 1), threading.Event()
+
+    def delete_late(commands: CommandSocket, names: Sequence[str]) -> dict[str, Refusal]:
+        may_go_on.wait()
+        return delete_ends(commands, names)
+
+    monkeypatch.setattr(keeping, "delete_ends", delete_late)
+    async with endpoints_of(place) as keeper, running(keeper):
+        await keeper.apply(Endpoints())
+        await one.add(keeper)
+        await one.delete(keeper)
+        lab.remove(one.place)
+        await eventually(lambda: not keeper.report.leaving)
+        again = pod(lab, 1)
+        adding = asyncio.create_task(again.add(keeper))
+        await asyncio.wait([adding], timeout=0.3)
+        may_go_on.set()
+        await adding
+        await keeper._reaped()
+        await eventually(lambda: keeper.report.in_sync and not keeper.report.leaving, lambda: str(keeper.report))
+        assert await again.check(keeper) == []
+        assert keeper.report.repaired == 0
+
+
+async def test_another_pods_device_under_the_name_is_left_alone(lab: Lab) -> None:
+    """Its container has the same name of a device by chance, and is of an earlier life."""
+    place, one = forwarding_node(lab), pod(lab, 1)
+    async with endpoints_of(place) as keeper:
+        await keeper.apply(Endpoints())
+        await one.add(keeper)
+    place.batch([f"link set {one.endpoint.device} address 02:00:00:00:00:07 alias '{2:064x} eth0'"])
+    before = place.state()
+    async with endpoints_of(place) as keeper:
+        await keeper.apply(Endpoints())
+        assert not await one.delete(keeper)
+        await keeper._reaped()
+        assert place.state() == before
+
+
 async def test_a_route_that_somebody_led_elsewhere_goes_with_the_pod(lab: Lab) -> None:
     """Whether its keeper has heard of it or not: nothing leads nowhere, and nothing is in the way of the next pod."""
     place, one = forwarding_node(lab), pod(lab, 1)
@@ -597,6 +668,16 @@ async def test_many_at_once(here: Node, lab: Lab) -> None:
     assert here.place.state() == before
     assert here.keeper.report.repaired == 0
     assert here.keeper.report.endpoints == 0
+
+
+def test_an_address_that_went_from_one_to_another_is_the_others_in_whatever_order_it_is_told() -> None:
+    rows, address = Rows(), parse_address("10.1.0.1")
+    one = Endpoint(container="c1", interface="eth0", addresses=(address,))
+    two = replace(one, container="c2")
+    rows.want("one", one, 5)
+    rows.want("two", two, 6)
+    rows.want("one", replace(one, addresses=()), 5)
+    assert rows.owners == {Cidr.of(address): "two"}
 
 
 def test_names_are_made_of_container_and_interface_alone() -> None:

@@ -64,6 +64,8 @@ class EndpointsKeeper(Keeper[Endpoints, EndpointsReport]):
         super().__init__((self._part,), **options)
         self._reaping: asyncio.Task[None] | None = None
         self._reaper: CommandSocket | None = None
+        self._going: set[str] = set()
+        """Devices that the reaper is deleting, by their names: what is made under one of them now would go."""
 
     async def open(self) -> None:
         """Open the sockets, and begin the threads: they are in the network namespace in which they began."""
@@ -90,12 +92,12 @@ class EndpointsKeeper(Keeper[Endpoints, EndpointsReport]):
         A second call for the same container and interface without `unwire` between is refused (already-there), as CNI
         has it; what an earlier life left of it and nobody wants is replaced. Raises WiringFailed.
         """
-        if endpoint.device in self._part.doomed:
+        if self._is_leaving(endpoint.device):
             await self._reaped()
         try:
             return await self._wire(endpoint, netns, inside)
         except WiringFailed as failed:
-            if failed.reason != "interface-taken" or not self._part.doomed:
+            if failed.reason != "interface-taken" or not (self._part.doomed or self._going):
                 raise
             # Perhaps by a device of an earlier container in the same namespace, which is on its way out.
             await self._reaped()
@@ -108,12 +110,20 @@ class EndpointsKeeper(Keeper[Endpoints, EndpointsReport]):
             if there is not None:
                 raise self._already(endpoint, there)
             worker = await self._ready(endpoint)
+            if self._is_leaving(device):  # since then somebody else's call for it was cancelled
+                await self._reaped()
             self._refuse_what_others_have(endpoint)
             # Of the descriptors of a caller who is cancelled others may be made meanwhile.
             own, within = _kept(endpoint, netns, inside)
             try:
                 making = worker.call(lambda commands: Wiring(commands, endpoint, own, within).make())
                 made = await _to_the_end(making, lambda _made: self._abandon(device))
+            except WiringFailed as failed:
+                if failed.reason == "lost":  # so may be the answer to its removal: whatever is left goes
+                    part.drop(endpoint)
+                    part.doubt()
+                    self._wake.set()
+                raise
             finally:
                 os.close(own)
                 os.close(within)
@@ -160,27 +170,38 @@ class EndpointsKeeper(Keeper[Endpoints, EndpointsReport]):
             worker = await self._ready(endpoint)
             if (endpoint.container, endpoint.interface) != (container, interface):
                 return False  # the device has the same name, and is another's
-            known = device in part.ends and device not in part.doomed
+            end = part.ends.get(device)
+            if end is not None and not part.is_fit(endpoint, end) and endpoint is nobody:
+                return False  # nor is what an earlier life left of another
+            known = end is not None and device not in part.doomed
             if endpoint is nobody:
                 messages = row_messages.encode_routes([(key, None, None) for key in part.routes_on(device)])
             else:
                 messages = numbered([row_messages.remove_route(address) for address in endpoint.addresses])
             part.desired.discard(device)
             part.want(part.desired, self._retries)
+            if end is not None:
+                part.drop(endpoint)
             try:
-                refusals = await _to_the_end(worker.submit(messages)) if messages else {}
-            except AnswerLost as error:
-                part.doubt()
-                raise WiringFailed("lost", f"{endpoint}: no answer from the kernel ({error})") from error
-            left = [refusal for refusal in refusals.values() if refusal.errno not in ALREADY_GONE]
-            if left:
-                self._wake.set()
-                raise WiringFailed("refused", f"{endpoint}: removing its routes: {left[0]}")
+                await self._remove_routes(worker, endpoint, messages)
+            except BaseException:
+                self._wake.set()  # if nobody calls again, the next pass does what is left
+                raise
             part.doom(device)
             if known:
                 self._reap(device)
         self._begun.set()
         return known or endpoint is not nobody
+
+    async def _remove_routes(self, worker: Worker, endpoint: Endpoint, messages: list[bytes]) -> None:
+        try:
+            refusals = await _to_the_end(worker.submit(messages)) if messages else {}
+        except AnswerLost as error:
+            self._part.doubt()
+            raise WiringFailed("lost", f"{endpoint}: no answer from the kernel ({error})") from error
+        left = [refusal for refusal in refusals.values() if refusal.errno not in ALREADY_GONE]
+        if left:
+            raise WiringFailed("refused", f"{endpoint}: removing its routes: {left[0]}")
 
     async def differences(self, endpoint: Endpoint, inside: int) -> list[str]:
         """What is not as `wire` made it, on both sides, as sentences; none: all is well. Raises WiringFailed."""
@@ -220,6 +241,7 @@ class EndpointsKeeper(Keeper[Endpoints, EndpointsReport]):
     async def _reap_all(self) -> None:
         """Until there is nothing left; those that come meanwhile go together."""
         while names := sorted(self._part.doomed):
+            self._going.update(names)
             try:
                 refused = await asyncio.get_running_loop().run_in_executor(self._reaper_thread, self._delete, names)
             except (AnswerLost, OSError) as error:
@@ -227,6 +249,7 @@ class EndpointsKeeper(Keeper[Endpoints, EndpointsReport]):
                 refused = {}
             for name, refusal in refused.items():
                 log.warning("the device of a pod that is gone could not be deleted", name=name, error=str(refusal))
+            self._going.clear()
             self._part.spare(names)
             self._wake.set()
 
@@ -234,6 +257,10 @@ class EndpointsKeeper(Keeper[Endpoints, EndpointsReport]):
         if self._reaper is None:
             self._reaper = self._make_commands()
         return delete_ends(self._reaper, names)
+
+    def _is_leaving(self, device: str) -> bool:
+        # The part forgets a device that it is told of as gone; the reaper does not.
+        return device in self._part.doomed or device in self._going
 
     async def _reaped(self) -> None:
         """Nothing is on its way out any more."""

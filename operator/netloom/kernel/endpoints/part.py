@@ -58,6 +58,8 @@ class EndpointsPart(Part[Endpoints]):
         """Of the ends, by ifindex: the name that each should have."""
         self.odd: set[str] = set()
         """Host ends that are missing, or not as they should be, or not wanted."""
+        self._dropped: dict[str, Endpoint] = {}
+        """Endpoints that are no longer wanted, by host ends that may be there yet: they are not retained."""
         self._cookies: dict[str, int] = {}
         """Of the network namespaces of the endpoints, by host ends, as their aliases said."""
         self._look: dict[str, int] = {}
@@ -102,6 +104,11 @@ class EndpointsPart(Part[Endpoints]):
             self._look[device] = index
         self._rivals.doubtful |= heard.foreign & set(map(Cidr.of, endpoint.addresses))
 
+    def drop(self, endpoint: Endpoint) -> None:
+        """If a host end of this one is there, or comes to light, it goes, whether all endpoints are known or not."""
+        self._dropped[endpoint.device] = endpoint
+        self._judge(endpoint.device)
+
     def doom(self, device: str) -> None:
         """This one is not wanted, no route leads to it, and somebody else deletes it."""
         end = self.ends.get(device)
@@ -142,7 +149,15 @@ class EndpointsPart(Part[Endpoints]):
         return len(self._strangers()) if self._retaining else 0
 
     def _strangers(self) -> list[End]:
-        return [end for name, end in self.ends.items() if self.desired.get(name) is None and name not in self.doomed]
+        return [
+            end
+            for name, end in self.ends.items()
+            if self.desired.get(name) is None and name not in self.doomed and not self._is_dropped(name)
+        ]
+
+    def _is_dropped(self, device: str) -> bool:
+        endpoint, end = self._dropped.get(device), self.ends.get(device)
+        return endpoint is not None and end is not None and self.is_fit(endpoint, end)
 
     def pending(self) -> Iterable[Item]:
         """All that differs from the kernel."""
@@ -186,9 +201,11 @@ class EndpointsPart(Part[Endpoints]):
         elif fit and end is not None and (cookie := read_alias(end.alias).cookie):
             self._cookies[device] = cookie
         if endpoint is not None:
+            self._dropped.pop(device, None)
             odd = not fit or end is None or any(True for _ in steps(endpoint, end))
         else:
-            odd = end is not None and not self._retaining and device not in self.doomed
+            kept = self._retaining and not self._is_dropped(device)
+            odd = end is not None and not kept and device not in self.doomed
         if odd:
             self.odd.add(device)
         else:
@@ -218,6 +235,7 @@ class EndpointsPart(Part[Endpoints]):
         end = self.ends.pop(device, None)
         self.doomed.discard(device)
         if end is not None:
+            self._dropped.pop(device, None)
             self._names.pop(end.ifindex, None)
             self.rows.lost(device, end.ifindex)
             self.rows.drop_pending(end.ifindex)
@@ -261,6 +279,7 @@ class EndpointsPart(Part[Endpoints]):
         self.ends = {end.name: end for end in reading.ends}
         self._names = {end.ifindex: end.name for end in reading.ends}
         self.doomed &= self.ends.keys()
+        self._dropped = {device: each for device, each in self._dropped.items() if device in self.ends}
         self.rows.load(reading)
         self._judge_all()
         self._rivals.doubt()

@@ -52,8 +52,9 @@ class Rows:
             for route in self._routes(device):
                 self.routes.unwant(route)
                 self.neighbours.unwant((route.ifindex, route.prefix.packed))
-            for address in before[0].addresses:
-                self.owners.pop(Cidr.of(address), None)
+            for cidr in map(Cidr.of, before[0].addresses):
+                if self.owners.get(cidr) == device:  # else another has it by now
+                    del self.owners[cidr]
             del self._wanted[device]
         if endpoint is not None:
             self._wanted[device] = endpoint, ifindex
