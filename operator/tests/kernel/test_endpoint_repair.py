@@ -3,15 +3,20 @@
 import contextlib
 import errno
 import os
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 from msgspec.structs import replace
 
+from netloom.cidr import parse_address
+from netloom.kernel import sysctl
 from netloom.kernel.endpoints import inside, remaking
-from netloom.kernel.endpoints.endpoint import Endpoints
+from netloom.kernel.endpoints.adjusting import steps
+from netloom.kernel.endpoints.endpoint import Endpoint, Endpoints
 from netloom.kernel.endpoints.keeper import EndpointsKeeper
+from netloom.kernel.endpoints.link_messages import End
 from netloom.kernel.mac import format_mac
 from netloom.kernel.netlink.sockets import CommandSocket, Visit
 from tests.kernel.meshes import becomes, eventually, running
@@ -104,6 +109,82 @@ def do(node: Namespace, line: str) -> None:
         node.sysctl(*line[1:].split("="))
     else:
         node.ip(line)
+
+
+@pytest.mark.parametrize("told", ["first", "later"])
+async def test_a_device_that_was_renamed_while_nobody_listened_is_known_again(lab: Lab, told: str) -> None:
+    """It is the pod's yet: nothing is lost but its name. (Whoever cannot enter namespaces could not make it anew.)"""
+    node, one, two = forwarding_node(lab), pod(lab, 1), pod(lab, 2)
+    async with endpoints_of(node) as keeper:
+        await keeper.apply(Endpoints())
+        for each in (one, two):
+            await each.add(keeper)
+    story = Story(node, [one, two], keeper)
+    index, remains = story.index(), []
+    async with endpoints_of(node) as keeper:
+        remains = await keeper.read_endpoints()
+    for number, each in enumerate((one, two)):
+        node.ip(f"link set {each.endpoint.device} name foreign{number}")
+    async with endpoints_of(node) as keeper, running(keeper):
+        assert await keeper.read_endpoints() == remains
+        if told == "later":
+            await keeper.unwire("never-heard-of", "eth0")
+        report = await keeper.apply(Endpoints([one.endpoint]))
+        assert report.failures == ()
+        assert story.index() == index
+        assert await one.check(keeper) == []
+        assert "lladdr" in node.ip("neighbour show dev foreign1 nud permanent"), "nobody has said what that is"
+        await keeper.apply(Endpoints([one.endpoint, two.endpoint]))
+        await eventually(lambda: story.state() == story.whole)
+
+
+def test_a_device_gets_its_name_first_and_its_switches_then() -> None:
+    endpoint = Endpoint(container="c1", interface="eth0", addresses=(parse_address("fd00::1"),))
+    wrong = list(steps(endpoint, End("foreign", 5, accept_ra=1, disable_ipv6=1, switches=(1, 0, 0, 1))))
+    assert wrong[0].text == f"ip link set foreign name {endpoint.device}"
+    switches = [f"net/ipv6/conf/{endpoint.device}/{name}" for name in ("accept_ra", "disable_ipv6")]
+    assert [step.switch for step in wrong if step.switch] == switches
+
+
+async def test_a_step_that_does_nothing_is_said(story: Story, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As writing a switch is that somebody else has taken over, or that the kernel does not have."""
+    monkeypatch.setattr(sysctl, "write", lambda _name, _value: None)
+    story.node.sysctl(f"net/ipv6/conf/{story.device}/accept_ra", "1")
+    await story.keeper.apply(Endpoints(each.endpoint for each in story.pods))
+    story.keeper._doubt()
+    story.node.ip(f"link set {story.device} mtu 1400")
+    await eventually(lambda: bool(story.keeper.report.failures))
+    assert (
+        story.keeper.report.failures[0].error == f"`sysctl -w net.ipv6.conf.{story.device}.accept_ra=0` had no effect"
+    )
+    monkeypatch.undo()
+    await story.is_mended()
+
+
+async def test_a_descriptor_that_is_no_socket_is_not_kept(lab: Lab) -> None:
+    with pod(lab, 1).handed_over() as (netns, _):
+        before = len(list(Path("/proc/self/fd").iterdir()))
+        for _ in range(3):
+            with pytest.raises(OSError, match=r"not a socket|non-socket"):
+                inside.InsideSocket(netns)
+        assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
+async def test_where_no_thread_can_be_made_a_repair_waits(story: Story, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the limit of processes: the keeper goes on."""
+    starts = []
+
+    def refuse(thread: threading.Thread) -> None:
+        starts.append(thread.name)
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    story.node.ip(f"link delete {story.device}")
+    await eventually(lambda: bool(story.keeper.report.failures))
+    monkeypatch.undo()
+    assert starts == ["netloom-netns"]
+    assert "no thread can be made" in story.keeper.report.failures[0].error
+    await story.is_mended()
 
 
 AS_IT_IS_MADE = {

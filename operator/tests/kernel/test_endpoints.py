@@ -208,6 +208,8 @@ async def refused(pod: Pod, keeper: EndpointsKeeper) -> tuple[str, str]:
         ({"container": ""}, "'' is no container id: 1 to 128 letters, digits, dots, dashes and underscores"),
         ({"mtu": 65536}, "an MTU of 65536 is out of range: from 1280 (IPv6) to 65535; see spec.mtu"),
         ({"mtu": 1279}, "an MTU of 1279 is out of range: from 1280 (IPv6) to 65535; see spec.mtu"),
+        ({"mac": b"\x01\0\0\0\0\x05"}, "01:00:00:00:00:05 cannot be a device's MAC: 6 bytes, of no group"),
+        ({"mac": b"\x02\0\0"}, "02:00:00 cannot be a device's MAC: 6 bytes, of no group"),
         ({"addresses": ()}, "one address of each family at most, and one at least, not none"),
         ({"addresses": (b"\x0a\x01\x00\x05", b"\x0a\x01\x00\x06")},
          "one address of each family at most, and one at least, not 10.1.0.5, 10.1.0.6"),

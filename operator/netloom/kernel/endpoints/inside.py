@@ -14,9 +14,9 @@ import struct
 import sys
 import threading
 from collections.abc import Callable
-from contextlib import suppress
 from typing import TypeVar
 
+from netloom.kernel import sysctl
 from netloom.kernel.netlink.sockets import ANSWER_SECONDS, CommandSocket
 
 T = TypeVar("T")
@@ -39,8 +39,8 @@ class InsideSocket(CommandSocket):
     def _open(self) -> None:
         if self._given is None:
             raise OSError(errno.ENOTCONN, "the socket in the network namespace gave no answer")
-        self._socket = socket.socket(fileno=os.dup(self._given))
-        self._given = None
+        given, self._given = self._given, None
+        self._socket = _socket_of(given)
         if self._socket.family != socket.AF_NETLINK or self._socket.proto != self.protocol:
             self._socket.close()
             raise OSError(errno.EPROTONOSUPPORT, "not a socket of NETLINK_ROUTE")
@@ -84,7 +84,10 @@ def within(descriptor: int, work: Callable[[], T]) -> T:
             failure.append(error)
 
     thread = threading.Thread(target=run, name="netloom-netns", daemon=True)
-    thread.start()
+    try:
+        thread.start()
+    except RuntimeError as error:  # so Python says it
+        raise OSError(errno.EAGAIN, f"no thread can be made to enter it: {error}") from error
     thread.join()
     if failure:
         raise failure[0]
@@ -103,8 +106,18 @@ def socket_in(descriptor: int) -> int:
 def cookie_of(descriptor: int) -> int:
     """The number that the kernel has given the network namespace of this socket, and gives to no other until the next
     boot (an inode's is given again at once); 0: not known, before Linux 5.14. Raises OSError."""
-    with socket.socket(fileno=os.dup(descriptor)) as sock:
+    with _socket_of(descriptor) as sock:
         return _cookie(sock)
+
+
+def _socket_of(descriptor: int) -> socket.socket:
+    """One of its own, that is the caller's. Raises OSError."""
+    copy = os.dup(descriptor)
+    try:
+        return socket.socket(fileno=copy)
+    except OSError:
+        os.close(copy)
+        raise
 
 
 def _cookie(sock: socket.socket) -> int:
@@ -116,18 +129,9 @@ def _cookie(sock: socket.socket) -> int:
         raise
 
 
-def enable_ipv6(descriptor: int, interface: str) -> bool:
-    """Where somebody has switched it off in the pod: `disable_ipv6` of a device there is set to 0. False: not
-    permitted."""
-
-    def write() -> None:
-        with open(f"/proc/sys/net/ipv6/conf/{interface}/disable_ipv6", "w", encoding="ascii") as file:  # noqa: PTH123
-            file.write("0")
-
-    with suppress(OSError):
-        within(descriptor, write)
-        return True
-    return False
+def enable_ipv6(descriptor: int, interface: str) -> None:
+    """Where somebody has switched it off in the pod: `disable_ipv6` of a device there is set to 0. Raises OSError."""
+    within(descriptor, lambda: sysctl.write(f"net/ipv6/conf/{interface}/disable_ipv6", "0"))
 
 
 def _enter(descriptor: int) -> None:

@@ -66,6 +66,8 @@ class EndpointsPart(Part[Endpoints]):
         """Ends that are to be read again, and their ifindexes: an event tells how one was, which by now may be past."""
         self._hearsay = Hearsay()
         self._rivals = Rivals(self.rows)
+        self._left_out = False
+        """Ends that somebody gave another name, and that nobody wanted then."""
         self._retaining = retaining
         self._applied = self.was_read = False
         self._resync_due = True
@@ -80,6 +82,7 @@ class EndpointsPart(Part[Endpoints]):
         touched = desired.take_touched()
         if desired is not self.desired or not self._applied:
             self.desired, self._applied = desired, True
+            self._resync_due = self._resync_due or self._left_out
             retries.clear()
             self._judge_all()
             return
@@ -276,8 +279,15 @@ class EndpointsPart(Part[Endpoints]):
 
     def _load(self, reading: Reading) -> None:
         known = set(self.pending())
-        self.ends = {end.name: end for end in reading.ends}
-        self._names = {end.ifindex: end.name for end in reading.ends}
+        # One that was given another name while nobody listened is known again if it is wanted and its own is free.
+        renamed = {reader.home_of(end): end for end in reading.ends if not self.owns.link(end.name)}
+        self.ends = {end.name: end for end in reading.ends if self.owns.link(end.name)}
+        wanted = {name for name in renamed if name not in self.ends and self.desired.get(name) is not None}
+        self.ends |= {device: renamed[device] for device in wanted}
+        self._names = {end.ifindex: device for device, end in self.ends.items()}
+        self._left_out = bool(renamed.keys() - wanted)
+        if self._left_out:
+            reading = reader.of_ends(reading, self._names)
         self.doomed &= self.ends.keys()
         self._dropped = {device: each for device, each in self._dropped.items() if device in self.ends}
         self.rows.load(reading)
@@ -355,6 +365,11 @@ class EndpointsPart(Part[Endpoints]):
                 if any(step.flushes for step in wrong):
                     self.rows.lost(device, end.ifindex)
                 self._take(after)
+            if not refused and after is not None and (left := next(steps(endpoint, after, cookie), None)):
+                if left.text in {step.text for step in wrong}:
+                    refused = f"`{left.text}` had no effect"
+                else:  # one thing has led to another
+                    self._look[device] = after.ifindex
             if refused:
                 outcome.refused.append(Refused(item, refused, peer=endpoint.pod))
                 return

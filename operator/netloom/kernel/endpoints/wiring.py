@@ -68,6 +68,8 @@ def check(endpoint: Endpoint) -> None:
     if not families or len(set(families)) < len(families):
         given = ", ".join(map(format_address, endpoint.addresses)) or "none"
         raise _failed("invalid", endpoint, f"one address of each family at most, and one at least, not {given}")
+    if endpoint.mac and (len(endpoint.mac) != 6 or endpoint.mac[0] & 1 or not any(endpoint.mac)):
+        raise _failed("invalid", endpoint, f"{endpoint.mac.hex(':')} cannot be a device's MAC: 6 bytes, of no group")
     least = LEAST_MTU_IPV6 if 16 in families else LEAST_MTU
     if endpoint.mtu and not least <= endpoint.mtu <= MOST_MTU:
         why = f"from {least}{' (IPv6)' if 16 in families else ''} to {MOST_MTU}"
@@ -161,12 +163,16 @@ class Wiring:
         """The namespace is one, not the node's own, and the socket is of it."""
         endpoint = self._endpoint
         try:
+            of_pod = os.fstat(self._netns).st_ino
             self._inside = InsideSocket(self._inside_given)
-            self._cookie = self._inside.cookie()
-            of_socket, of_pod = self._inside.namespace(), os.fstat(self._netns).st_ino
         except OSError as error:
             why = f"the network namespace {endpoint.netns or 'of the pod'} cannot be used ({error}): is the pod gone?"
             raise _failed("namespace-gone", endpoint, why) from error
+        try:
+            self._cookie, of_socket = self._inside.cookie(), self._inside.namespace()
+        except OSError as error:
+            self._inside.close()
+            raise _failed("namespace-gone", endpoint, f"its socket cannot be asked where it is ({error})") from error
         why = ""
         if of_pod == os.stat(insides.HERE).st_ino:  # noqa: PTH116 - one system call
             why = f"{endpoint.netns or 'its network namespace'} is the node's own: a pod with hostNetwork has none"
@@ -260,12 +266,15 @@ class Wiring:
 
     def _enable_ipv6(self) -> None:
         endpoint = self._endpoint
-        if not insides.enable_ipv6(self._netns, endpoint.interface):
-            why = (
-                f"IPv6 is switched off in the pod (net.ipv6.conf.{endpoint.interface}.disable_ipv6=1), and that takes "
-                "SYS_ADMIN to change: have the runtime leave it on, or give the pod no IPv6 address"
+        try:
+            insides.enable_ipv6(self._netns, endpoint.interface)
+        except OSError as error:
+            off = f"IPv6 is switched off in the pod (net.ipv6.conf.{endpoint.interface}.disable_ipv6=1), and"
+            takes = (
+                "that takes SYS_ADMIN to change" if error.errno == errno.EPERM else f"it stays so ({error.strerror})"
             )
-            raise _failed("not-permitted", endpoint, why)
+            why = f"{off} {takes}: have the runtime leave it on, or give the pod no IPv6 address"
+            raise _failed("not-permitted", endpoint, why) from error
 
     def _do(self, commands: CommandSocket, steps: Sequence[tuple[str, bytes]]) -> None:
         refusals = commands.execute(numbered([message for _, message in steps]))
@@ -332,6 +341,7 @@ class Wiring:
             )
         elif refusal.errno == errno.EEXIST and step.startswith(("address", "route")):
             reason = "address-taken"
+            way = ": another interface of the pod has it" if step.startswith("address") else ""
         elif refusal.errno in (errno.EBADF, errno.EINVAL) and "netns" in refusal.message:
             reason, way = "namespace-gone", ": is the pod gone?"
         return _failed(reason, self._endpoint, f"{what}: {refusal}{way}")
@@ -350,11 +360,11 @@ def host_messages(endpoint: Endpoint, host: End, cookie: int) -> list[tuple[str,
 
 
 def ipv6_switches(endpoint: Endpoint, host: End) -> dict[str, int]:
-    """Those that are not as they should be."""
+    """Those that are not as they should be, by their names below /proc/sys once the host end has the name it should."""
     six = any(len(address) == 16 for address in endpoint.addresses)
     wrong = {"accept_ra": 0} if host.accept_ra else {}
     wrong |= {"disable_ipv6": 0} if host.disable_ipv6 and six else {}
-    return {f"net/ipv6/conf/{host.name}/{switch}": value for switch, value in wrong.items()}
+    return {f"net/ipv6/conf/{endpoint.device}/{switch}": value for switch, value in wrong.items()}
 
 
 # ------------------------------------------------------------------------------------------------------ questions
