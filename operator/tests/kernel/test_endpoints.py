@@ -130,6 +130,23 @@ async def test_pods_reach_each_other_and_the_node_at_once(here: Node, lab: Lab) 
     assert "REACHABLE" not in one.place.ip("neighbour")
 
 
+async def test_a_pods_first_packet_gets_through_whenever_it_is_sent(here: Node, lab: Lab) -> None:
+    """The kernel hears of carriers by and by, and has a device without one send nothing."""
+    one = pod(lab, 1)
+    with here.place.entered():
+        receiver = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    with one.place.entered():
+        sender = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    with receiver, sender:
+        receiver.bind(("192.0.2.1", 999))
+        receiver.settimeout(5)
+        for number in range(100):
+            await one.add(here.keeper)
+            sender.sendto(b"%d" % number, ("192.0.2.1", 999))
+            assert receiver.recv(16) == b"%d" % number
+            await one.delete(here.keeper)
+
+
 async def test_the_node_is_seen_by_its_own_address(here: Node, lab: Lab) -> None:
     one = pod(lab, 1)
     await one.add(here.keeper)

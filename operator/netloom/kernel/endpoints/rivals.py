@@ -5,6 +5,7 @@ and, while they go elsewhere, again and again. What is somebody else's is left a
 """
 
 from collections.abc import Callable
+from functools import partial
 
 from netloom.cidr import Cidr, format_address
 from netloom.kernel.endpoints import row_messages
@@ -48,7 +49,7 @@ class Rivals:
         addresses, refused = list(keys), []
         for at in range(0, len(addresses), BATCH):
             some = addresses[at : at + BATCH]
-            for address, ifindex, own in await worker.call(lambda commands, some=some: ways(commands, some)):
+            for address, ifindex, own in await worker.call(partial(ways, addresses=some)):
                 key = keys[address]
                 if ifindex == key.ifindex and not own:
                     self.found.pop(key, None)

@@ -120,7 +120,11 @@ def read_alias(alias: str) -> Alias:
         return Alias()
     netns = more[0] if more else ""
     marked = _MARKED.fullmatch(netns)
-    return Alias(container, interface, mac, marked[1], int(marked[2])) if marked else Alias(*words[:2], mac, netns)
+    return (
+        Alias(container, interface, mac, marked[1], int(marked[2]))
+        if marked
+        else Alias(container, interface, mac, netns)
+    )
 
 
 def says(endpoint: Endpoint, alias: str) -> bool:
@@ -222,7 +226,9 @@ class Wiring:
         self._switch(host)
         self._do(self._commands, host_messages(endpoint, host, self._cookie))
         self._lead_there(host)
-        return Made(self._found(self._commands, endpoint.device), pod)
+        # The pod's end sends nothing before the kernel has heard of its carrier, which came with the host's: who asks
+        # about it (since Linux 6.8) waits for that.
+        return Made(self._found(self._commands, endpoint.device), self._found(self._inside, endpoint.interface))
 
     def _switch(self, host: End) -> None:
         """What netlink cannot set: nobody in a pod configures this node, and IPv6 is on where the pod has it."""
