@@ -17,8 +17,8 @@ from netloom.kernel.endpoints.adjusting import steps
 from netloom.kernel.endpoints.endpoint import Endpoint, Endpoints
 from netloom.kernel.endpoints.keeper import EndpointsKeeper
 from netloom.kernel.endpoints.link_messages import End
+from netloom.kernel.endpoints.wiring import Made, Wiring
 from netloom.kernel.mac import format_mac
-from netloom.kernel.netlink.sockets import CommandSocket, Visit
 from tests.kernel.meshes import becomes, eventually, running
 from tests.kernel.netns import Lab, Namespace
 from tests.kernel.wired_pods import Pod, endpoints_of, forwarding_node, pod, switches
@@ -202,31 +202,32 @@ AS_IT_IS_MADE = {
 
 
 @pytest.mark.parametrize("name", AS_IT_IS_MADE)
-async def test_what_is_done_to_a_device_that_nobody_knows_yet_is_undone(lab: Lab, name: str) -> None:
+async def test_what_is_done_to_a_device_that_nobody_knows_yet_is_undone(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
     """After its maker has looked at it for the last time: as udev does, which has systemd-sysctl write to new ones."""
-    node, line = forwarding_node(lab), ""
+    node, one, line = forwarding_node(lab), pod(lab, 1), ""
+    make = Wiring.make
 
-    class Meddling(CommandSocket):
-        looks = 0
+    def make_and_meddle(wiring: Wiring) -> Made:
+        made = make(wiring)
+        if line:
+            do(node, line)
+        return made
 
-        def get(self, request: bytes, visit: Visit) -> None:
-            super().get(request, visit)
-            self.looks += 1
-            if self.looks == 2 and line:
-                do(node, line)
-
-    one = pod(lab, 1)
-    async with endpoints_of(node, commands=Meddling) as keeper, running(keeper):
+    monkeypatch.setattr(Wiring, "make", make_and_meddle)
+    async with endpoints_of(node) as keeper, running(keeper):
         await keeper.apply(Endpoints())
         await one.add(keeper)
         story = Story(node, [one, pod(lab, 2)], keeper)
         await one.delete(keeper)
         await eventually(lambda: not keeper.report.leaving)
-    async with endpoints_of(node, commands=Meddling) as keeper, running(keeper):
+    async with endpoints_of(node) as keeper, running(keeper):
         await keeper.apply(Endpoints())
         await keeper.prune()
         line = AS_IT_IS_MADE[name].replace("DEVICE", one.endpoint.device)
         await one.add(keeper)
+        line = ""
         await becomes(story.state, story.whole)
         await eventually(lambda: keeper.report.in_sync, lambda: str(keeper.report))
         assert await one.check(keeper) == []

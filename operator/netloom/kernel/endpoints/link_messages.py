@@ -22,6 +22,7 @@ _LINK = struct.Struct("=BxHiII")  # family, type, ifindex, flags, change
 _NESTED = 0x8000
 _IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_MASTER, _IFLA_LINKINFO, _IFLA_IFALIAS = 1, 3, 4, 10, 18, 20
 _IFLA_AF_SPEC, _IFLA_GROUP, _IFLA_NET_NS_FD, _IFLA_EXT_MASK = 26, 27, 28, 29
+_IFLA_OPERSTATE, _OPERATIONAL = 16, 6
 _INFO_KIND, _INFO_DATA = 1, 2
 _VETH_INFO_PEER = 1
 _INET_CONF, _INET6_CONF, _INET6_ADDR_GEN_MODE = 1, 2, 8
@@ -99,6 +100,12 @@ def read_end(buffer: bytes, start: int, end: int) -> End | None:
         accept_ra=_number(switches6[4 * _ACCEPT_RA : 4 * _ACCEPT_RA + 4]) if switches6 else None,
         disable_ipv6=_number(switches6[4 * _DISABLE_IPV6 : 4 * _DISABLE_IPV6 + 4]) if switches6 else None,
     )
+
+
+def read_operational(buffer: bytes, start: int, end: int) -> bool:
+    """Whether a link can send: the kernel has given it its queue, which it does some time after there is a carrier."""
+    state = attributes(buffer, start + _LINK.size, end, _IFLA_OPERSTATE).get(_IFLA_OPERSTATE, b"\0")
+    return state[0] == _OPERATIONAL
 
 
 def _within(value: bytes) -> dict[int, bytes]:

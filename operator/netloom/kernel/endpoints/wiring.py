@@ -12,6 +12,7 @@ be forged, and the entries count against no limit. By proxy ARP the first packet
 import errno
 import os
 import re
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import NamedTuple
@@ -36,6 +37,7 @@ LEAST_MTU, LEAST_MTU_IPV6, MOST_MTU = 68, 1280, 65535
 """Bytes: RFC 791, RFC 8200, and of a veth."""
 DEFAULT_MTU = 1500
 """Bytes: the kernel's for a veth."""
+CARRIER_SECONDS = 5.0
 MOST_ALIAS = 255
 """Bytes (IFALIASZ)."""
 MOST_CONTAINER = 128
@@ -226,9 +228,27 @@ class Wiring:
         self._switch(host)
         self._do(self._commands, host_messages(endpoint, host, self._cookie))
         self._lead_there(host)
-        # The pod's end sends nothing before the kernel has heard of its carrier, which came with the host's: who asks
-        # about it (since Linux 6.8) waits for that.
-        return Made(self._found(self._commands, endpoint.device), self._found(self._inside, endpoint.interface))
+        self._wait_until_both_can_send()
+        return Made(self._found(self._commands, endpoint.device), pod)
+
+    def _wait_until_both_can_send(self) -> None:
+        """The end that is opened first has no carrier then. When it comes, the kernel gives the device its queue later,
+        in a work item that has to wait for its network lock: milliseconds, on a busy machine seconds; what is sent
+        before is dropped. (Of pods' first packets on such a machine a third were.) As of Linux 6.8 the question itself
+        has it done."""
+        until = time.monotonic() + CARRIER_SECONDS
+        for commands, name in ((self._inside, self._endpoint.interface), (self._commands, self._endpoint.device)):
+            can_send: list[bool] = []
+            while not any(can_send):
+                commands.get(
+                    link_messages.get_link(name),
+                    lambda _kind, *message: can_send.append(link_messages.read_operational(*message)),  # noqa: B023
+                )
+                if not any(can_send):
+                    if time.monotonic() > until:
+                        why = f"{name} is up, and cannot send after {CARRIER_SECONDS:g} s: it has no carrier"
+                        raise _failed("refused", self._endpoint, why)
+                    time.sleep(0.001)
 
     def _switch(self, host: End) -> None:
         """What netlink cannot set: nobody in a pod configures this node, and IPv6 is on where the pod has it."""
