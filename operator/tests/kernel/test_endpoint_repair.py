@@ -111,6 +111,20 @@ def do(node: Namespace, line: str) -> None:
         node.ip(line)
 
 
+@pytest.mark.parametrize("switch", ["ipv4 accept_redirects", "ipv4 send_redirects", "ipv6 accept_ra"])
+async def test_what_the_kernel_tells_nobody_is_undone_by_the_next_comparison(lab: Lab, switch: str) -> None:
+    node, one, (family, name) = forwarding_node(lab), pod(lab, 1), switch.split()
+    async with endpoints_of(node, resync_seconds=0.1) as keeper:
+        await keeper.apply(Endpoints())
+        await one.add(keeper)
+        whole = switches(node, one.endpoint.device)
+        async with running(keeper):
+            node.sysctl(f"net/{family}/conf/{one.endpoint.device}/{name}", "1")
+            assert switches(node, one.endpoint.device) != whole
+            await becomes(lambda: switches(node, one.endpoint.device), whole)
+            await eventually(lambda: keeper.report.in_sync and keeper.report.repaired == 1)
+
+
 @pytest.mark.parametrize("told", ["first", "later"])
 async def test_a_device_that_was_renamed_while_nobody_listened_is_known_again(lab: Lab, told: str) -> None:
     """It is the pod's yet: nothing is lost but its name. (Whoever cannot enter namespaces could not make it anew.)"""
