@@ -1,6 +1,7 @@
 """Each step of making an endpoint refused, or its answer lost: nothing is left of it, and the next attempt succeeds."""
 
 import errno
+import threading
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 
 import pytest
@@ -19,11 +20,13 @@ class Fault:
     the kernel answers, or "lost before" or "lost after" it was done."""
 
     def __init__(self) -> None:
-        self.place, self.what = -1, ""
+        self.place, self.what, self.last, self.thread = -1, "", False, ""
         self.count = 0
 
-    def strike_at(self, place: int, what: str) -> None:
-        self.place, self.what, self.count = place, what, 0
+    def strike_at(self, place: int, what: str, *, last: bool = False, thread: str = "") -> None:
+        """last: and at all that come after it. thread: of those of this thread alone; else it is chance which is the
+        third, of what two threads do at once."""
+        self.place, self.what, self.last, self.thread, self.count = place, what, last, thread, 0
 
     @property
     def has_struck(self) -> bool:
@@ -31,7 +34,11 @@ class Fault:
 
     def strikes(self, requests: int) -> int:
         """The place of the request that is struck among so many; -1: none."""
+        if not threading.current_thread().name.startswith(self.thread):
+            return -1
         begin, self.count = self.count, self.count + requests
+        if self.last and begin > self.place >= 0:
+            return 0
         return self.place - begin if begin <= self.place < self.count else -1
 
 
@@ -119,6 +126,44 @@ async def test_whatever_step_fails(lab: Lab, what: str) -> None:
             assert len(sentences) >= (1 if what.startswith("lost") else 10)
 
 
+@pytest.mark.parametrize("known", [False, True], ids=["before all are known", "all are known"])
+async def test_where_no_answer_comes_any_more_what_is_left_goes_when_they_come(lab: Lab, known: bool) -> None:
+    """Its maker cannot remove it, nor hear of it: it is what this keeper itself did."""
+    node, one, left = forwarding_node(lab), pod(lab, 1), 0
+    before, inside = node.state(), one.place.state()
+    async with endpoints_of(node, commands=Faulty) as keeper:
+        await keeper.apply(Endpoints())
+        if known:
+            await keeper.prune()
+        async with running(keeper):
+            for place in range(40):
+                FAULT.strike_at(place, "lost before", last=True)
+                failed = await failure_of(one.add(keeper))
+                if failed is None:
+                    break
+                assert failed.reason == "lost"
+                left += node.state() != before
+                FAULT.strike_at(-1, "")
+                await eventually(lambda: keeper.report.in_sync, lambda: str(keeper.report))
+                await eventually(lambda: (node.state(), one.place.state()) == (before, inside), node.state)
+            else:
+                pytest.fail("so many requests has no ADD")
+    assert left, "something was left, sometimes"
+
+
+@pytest.mark.parametrize("what", ["ENOBUFS", "lost before", "lost after"])
+async def test_what_a_removal_left_that_nobody_repeats_goes_before_all_are_known(lab: Lab, what: str) -> None:
+    node, one = forwarding_node(lab), pod(lab, 1)
+    async with endpoints_of(node, commands=Faulty) as keeper, running(keeper):
+        await keeper.apply(Endpoints())
+        await one.add(keeper)
+        FAULT.strike_at(0, what)
+        failed = await failure_of(one.delete(keeper))
+        assert failed is not None
+        assert FAULT.has_struck
+        await eventually(lambda: shown(node) == "", lambda: shown(node))
+
+
 @pytest.mark.parametrize("what", ["EPERM", "ENOBUFS", "lost before", "lost after"])
 async def test_a_removal_that_fails_is_repeated(lab: Lab, what: str) -> None:
     node, pods = forwarding_node(lab), [pod(lab, number) for number in (1, 2, 3)]
@@ -127,10 +172,13 @@ async def test_a_removal_that_fails_is_repeated(lab: Lab, what: str) -> None:
         await keeper.apply(Endpoints())
         await keeper.prune()
         async with running(keeper):
-            for place in range(8):
+            for place in range(-1, 6):
                 for each in pods:
                     await each.add(keeper)
-                FAULT.strike_at(place, what)
+                if place < 0:  # who deletes devices
+                    FAULT.strike_at(0, what, thread="netloom-reaper")
+                else:
+                    FAULT.strike_at(place, what, thread="netloom-kernel")
                 for each in pods:
                     failed = await failure_of(each.delete(keeper))
                     if failed is not None:
@@ -140,6 +188,7 @@ async def test_a_removal_that_fails_is_repeated(lab: Lab, what: str) -> None:
                 await eventually(lambda: shown(node) == "", lambda: shown(node))
                 await eventually(lambda: keeper.report.in_sync, lambda: str(keeper.report))
                 assert node.state() == before
+                assert FAULT.has_struck, f"at {place}"
                 FAULT.strike_at(-1, "")
 
 
@@ -157,5 +206,7 @@ async def test_a_repair_that_fails_is_repeated(lab: Lab, damage: str, what: str)
                 FAULT.strike_at(place, what)
                 node.ip(damage.replace("DEVICE", one.endpoint.device))
                 await eventually(repaired, lambda: f"{shown(node)}\n{keeper.report}")
+                if place == 0 or not damage.startswith("route"):  # that is one request
+                    assert FAULT.has_struck, f"at {place}"
         FAULT.strike_at(-1, "")
         assert await one.check(keeper) == []

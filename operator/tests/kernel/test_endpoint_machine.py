@@ -53,6 +53,7 @@ class World:
 
     def __init__(self, lab: Lab) -> None:
         self.node = forwarding_node(lab)
+        self.node.ip("link add br0 type bridge")  # for one of the edits
         self.pods = [pod(lab, number) for number in range(PODS)]
 
     def found(self) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from netloom.cidr import Cidr
-from netloom.kernel.endpoints.endpoint import Endpoints
+from netloom.kernel.endpoints.endpoint import Endpoints, WiringFailed
 from netloom.kernel.endpoints.keeper import EndpointsKeeper
 from netloom.kernel.forward.opening import Forwarding
 from netloom.kernel.forward.packets import Condition, name_range
@@ -98,6 +98,23 @@ async def test_a_pods_device_is_no_way_to_nodes(node: Namespace, planes: Planes,
         assert [(each.device, each.why, each.peers) for each in plane.report.astray] == [
             (one.endpoint.device, "pod", ("node-3",))
         ]
+
+
+async def test_no_pod_is_given_an_address_that_the_node_lives_by(node: Namespace, planes: Planes, lab: Lab) -> None:
+    """Its route would come before the network on which the gateway is."""
+    plane, gateway = await planes.open(), "192.168.7.254"
+    node.ip(f"route add default via {gateway}")
+    await plane.apply(mesh(2))
+    async with endpoints_of(node, lifeline_at=plane.lifeline_at) as keeper:
+        await keeper.apply(Endpoints())
+        for number, (address, what) in enumerate(
+            ((gateway, "a gateway of this node"), ("192.168.7.2", "the address of node-2")), 1
+        ):
+            one, before = pod(lab, number, address), node.state()
+            with pytest.raises(WiringFailed, match=f"{address} is {what}: a pod with it would cut") as caught:
+                await one.add(keeper)
+            assert (caught.value.reason, node.state()) == ("address-taken", before)
+        await pod(lab, 3, "192.168.7.3").add(keeper)
 
 
 async def test_where_pods_are_is_seen_by_all_who_ask(node: Namespace, lab: Lab) -> None:

@@ -6,17 +6,22 @@ import fcntl
 import os
 import socket
 import struct
-from collections.abc import AsyncIterator
+import threading
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 import pytest
 from msgspec.structs import replace
 
-from netloom.cidr import parse_address
+from netloom.cidr import Cidr, parse_address
+from netloom.kernel.endpoints import keeper as keeping
 from netloom.kernel.endpoints.endpoint import Endpoint, Endpoints, Remains, WiringFailed
 from netloom.kernel.endpoints.keeper import EndpointsKeeper
-from netloom.kernel.endpoints.wiring import Alias, read_alias
+from netloom.kernel.endpoints.reaping import delete_ends
+from netloom.kernel.endpoints.rows import Rows
+from netloom.kernel.endpoints.wiring import Alias, alias_of, read_alias, says
 from netloom.kernel.mac import format_mac
+from netloom.kernel.netlink.sockets import CommandSocket, Refusal
 from tests.kernel.meshes import eventually, running
 from tests.kernel.netns import Lab, Namespace
 from tests.kernel.wired_pods import Pod, endpoints_of, forwarding_node, pod, shown, switches
@@ -161,9 +166,20 @@ async def test_a_pod_cannot_send_with_somebody_elses_address_nor_configure_the_n
         await each.add(here.keeper)
     one.place.ip("address add 10.1.0.77/32 dev eth0")
     assert not one.place.pings("10.1.0.3", source="10.1.0.77")
+    assert echoes(two.place) == 0, "that no answer came would be so in any case: to that address nothing leads"
+    assert one.place.pings("10.1.0.3")
+    assert echoes(two.place) == 1
     one.place.advertise_router("eth0", "2001:db8:5::")
     assert one.place.pings("10.1.0.3"), "what came before it has been taken in"
     assert "proto ra" not in here.place.ip("-6 route")
+
+
+def echoes(place: Namespace) -> int:
+    """Pings of IPv4 that have come in there."""
+    with place.entered():
+        lines = Path("/proc/thread-self/net/snmp").read_text().splitlines()
+    names, counts = (line.split() for line in lines if line.startswith("Icmp:"))
+    return int(counts[names.index("InEchos")])
 
 
 async def test_a_pod_reaches_itself_by_its_service(here: Node, lab: Lab) -> None:
@@ -215,6 +231,8 @@ async def refused(pod: Pod, keeper: EndpointsKeeper) -> tuple[str, str]:
         ({"container": ""}, "'' is no container id: 1 to 128 letters, digits, dots, dashes and underscores"),
         ({"mtu": 65536}, "an MTU of 65536 is out of range: from 1280 (IPv6) to 65535; see spec.mtu"),
         ({"mtu": 1279}, "an MTU of 1279 is out of range: from 1280 (IPv6) to 65535; see spec.mtu"),
+        ({"mac": b"\x01\0\0\0\0\x05"}, "01:00:00:00:00:05 cannot be a device's MAC: 6 bytes, of no group"),
+        ({"mac": b"\x02\0\0"}, "02:00:00 cannot be a device's MAC: 6 bytes, of no group"),
         ({"addresses": ()}, "one address of each family at most, and one at least, not none"),
         ({"addresses": (b"\x0a\x01\x00\x05", b"\x0a\x01\x00\x06")},
          "one address of each family at most, and one at least, not 10.1.0.5, 10.1.0.6"),
@@ -234,6 +252,21 @@ async def test_an_interface_that_the_pod_has_already(here: Node, lab: Lab) -> No
     reason, sentence = await refused(one, here.keeper)
     assert reason == "interface-taken"
     assert sentence.startswith("the pod has a device eth0 already (bridge, 02:00:00:00:00:05), which is not Netloom's")
+    assert (here.place.state(), one.place.state()) == (before, inside)
+
+
+@pytest.mark.parametrize("addresses", [("10.1.0.7",), ("fd00:1::7",)])
+async def test_a_second_way_out_of_a_pod(here: Node, lab: Lab, addresses: tuple[str, ...]) -> None:
+    one = pod(lab, 1)
+    await one.add(here.keeper)
+    before, inside = here.place.state(), one.place.state()
+    given = tuple(map(parse_address, addresses))
+    more = Pod(one.place, replace(one.endpoint, interface="net1", addresses=given))
+    assert await refused(more, here.keeper) == (
+        "interface-taken",
+        "the pod has a default route already (by eth0): Netloom makes one interface of a pod, which has it; leave the "
+        "other network's plugin without one",
+    )
     assert (here.place.state(), one.place.state()) == (before, inside)
 
 
@@ -358,7 +391,7 @@ async def test_what_goes_with_the_pods_namespace(here: Node, lab: Lab) -> None:
     await eventually(lambda: bool(here.keeper.report.failures))
     (failure,) = here.keeper.report.failures
     assert failure.peer == "default/pod-1"
-    assert f"its device {one.endpoint.device} is gone, and so is its network namespace" in failure.error
+    assert f"its device {one.endpoint.device} is gone, and its network namespace" in failure.error
     assert await one.delete(here.keeper)
     await eventually(lambda: here.keeper.report.in_sync, lambda: str(here.keeper.report))
     assert shown(here.place) == ""
@@ -377,6 +410,103 @@ async def test_who_is_cancelled_leaves_nothing(here: Node, lab: Lab) -> None:
         await eventually(lambda: here.place.state() == before)
     await one.add(here.keeper)
     assert await one.check(here.keeper) == []
+
+
+async def test_who_is_cancelled_twice_waits_for_the_thread_all_the_same(lab: Lab) -> None:
+    """It still uses the descriptors, whose numbers would be those of another pod's namespace soon."""
+    place, one, may_go_on = forwarding_node(lab), pod(lab, 1), threading.Event()
+    before = place.state()
+
+    class Slow(CommandSocket):
+        def execute(self, messages: Sequence[bytes]) -> dict[int, Refusal]:
+            may_go_on.wait()
+            return super().execute(messages)
+
+    async with endpoints_of(place, commands=Slow) as keeper, running(keeper):
+        await keeper.apply(Endpoints())
+        await keeper.prune()
+        task = asyncio.create_task(one.add(keeper))
+        while not keeper._lock.locked():
+            await asyncio.sleep(0)
+        for _ in range(3):
+            task.cancel()
+            for _ in range(5):
+                await asyncio.sleep(0)
+        gave_up = task.done()
+        may_go_on.set()
+        assert not gave_up
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await eventually(lambda: keeper.report.in_sync and not keeper.report.leaving, lambda: str(keeper.report))
+        assert place.state() == before
+
+
+async def test_a_removal_that_is_cancelled_is_done_all_the_same(lab: Lab) -> None:
+    """Before all endpoints are known, too, when what nobody explains stays."""
+    place, one, may_go_on = forwarding_node(lab), pod(lab, 1), threading.Event()
+    may_go_on.set()
+
+    class Slow(CommandSocket):
+        def execute(self, messages: Sequence[bytes]) -> dict[int, Refusal]:
+            may_go_on.wait()
+            return super().execute(messages)
+
+    async with endpoints_of(place, commands=Slow) as keeper, running(keeper):
+        await keeper.apply(Endpoints())
+        await one.add(keeper)
+        may_go_on.clear()
+        task = asyncio.create_task(one.delete(keeper))
+        while not keeper._lock.locked():
+            await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.sleep(0)
+        may_go_on.set()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await eventually(lambda: shown(place) == "", lambda: shown(place))
+
+
+async def test_a_container_id_that_is_used_again_while_its_first_device_is_being_deleted(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel has deleted it with the namespace: who was to do so must not delete the second by its name."""
+    place, one, may_go_on = forwarding_node(lab), pod(lab, 1), threading.Event()
+
+    def delete_late(commands: CommandSocket, names: Sequence[str]) -> dict[str, Refusal]:
+        may_go_on.wait()
+        return delete_ends(commands, names)
+
+    monkeypatch.setattr(keeping, "delete_ends", delete_late)
+    async with endpoints_of(place) as keeper, running(keeper):
+        await keeper.apply(Endpoints())
+        await one.add(keeper)
+        await one.delete(keeper)
+        lab.remove(one.place)
+        await eventually(lambda: not keeper.report.leaving)
+        again = pod(lab, 1)
+        adding = asyncio.create_task(again.add(keeper))
+        await asyncio.wait([adding], timeout=0.3)
+        may_go_on.set()
+        await adding
+        await keeper._reaped()
+        await eventually(lambda: keeper.report.in_sync and not keeper.report.leaving, lambda: str(keeper.report))
+        assert await again.check(keeper) == []
+        assert keeper.report.repaired == 0
+
+
+async def test_another_pods_device_under_the_name_is_left_alone(lab: Lab) -> None:
+    """Its container has the same name of a device by chance, and is of an earlier life."""
+    place, one = forwarding_node(lab), pod(lab, 1)
+    async with endpoints_of(place) as keeper:
+        await keeper.apply(Endpoints())
+        await one.add(keeper)
+    place.batch([f"link set {one.endpoint.device} address 02:00:00:00:00:07 alias '{2:064x} eth0'"])
+    before = place.state()
+    async with endpoints_of(place) as keeper:
+        await keeper.apply(Endpoints())
+        assert not await one.delete(keeper)
+        await keeper._reaped()
+        assert place.state() == before
 
 
 async def test_a_route_that_somebody_led_elsewhere_goes_with_the_pod(lab: Lab) -> None:
@@ -434,6 +564,8 @@ async def test_a_restart_writes_nothing_and_finds_all(lab: Lab) -> None:
         ("c1 eth0 /run/netns/x", Alias("c1", "eth0", b"", "/run/netns/x")),
         ("c1 eth0 02:00:00:00:00:09", Alias("c1", "eth0", MAC)),
         ("c1 eth0 02:00:00:00:00:09 /run/netns/x", Alias("c1", "eth0", MAC, "/run/netns/x")),
+        ("c1 eth0 /run/netns/x@4097", Alias("c1", "eth0", b"", "/run/netns/x", 4097)),
+        ("c1 eth0 02:00:00:00:00:09 /run/x@3@0", Alias("c1", "eth0", MAC, "/run/x@3")),
         ("c1 eth0 /run/netns/x 02:00:00:00:00:09", Alias()),
         ("c1 eth0 /run/netns/x and more", Alias()),
         ("a device of somebody else", Alias()),
@@ -441,6 +573,12 @@ async def test_a_restart_writes_nothing_and_finds_all(lab: Lab) -> None:
 )
 def test_what_an_alias_says(alias: str, said: Alias) -> None:
     assert read_alias(alias) == said
+    if said.container:
+        about = {"container": said.container, "interface": said.interface, "mac": said.mac, "netns": said.netns}
+        endpoint = Endpoint(addresses=(), **about)  # type: ignore[arg-type]
+        assert alias_of(endpoint, said.cookie) == alias
+        assert says(endpoint, alias)
+        assert not says(replace(endpoint, interface="eth1"), alias)
 
 
 def remains_of(pod: Pod) -> Remains:
@@ -515,6 +653,23 @@ async def test_an_address_of_a_pod_that_is_not_known_yet(lab: Lab) -> None:
         assert await keeper.read_endpoints() == [remains_of(one)]
 
 
+@pytest.mark.parametrize("version", ["", "-6 "])
+async def test_the_route_of_a_pod_that_is_not_known_yet_stays_whoever_leads_its_packets_elsewhere(
+    lab: Lab, version: str
+) -> None:
+    address = "fd00:1::2" if version else "10.1.0.2"
+    place, one, two = forwarding_node(lab), pod(lab, 1), pod(lab, 2, address)
+    async with endpoints_of(place) as keeper:
+        await keeper.apply(Endpoints())
+        await one.add(keeper)
+    place.ip(f"{version}route add {address} dev lo metric 5 proto static")
+    before = place.state()
+    async with endpoints_of(place) as keeper:
+        await keeper.apply(Endpoints())
+        assert (await refused(two, keeper))[0] == "address-taken"
+        assert place.state() == before
+
+
 async def test_cleanup_removes_all_and_says_so_before(lab: Lab) -> None:
     place, (one, two) = forwarding_node(lab), (pod(lab, 1), pod(lab, 2))
     before = place.state()
@@ -562,8 +717,17 @@ async def test_many_at_once(here: Node, lab: Lab) -> None:
     await here.is_rid()
     assert here.place.state() == before
     assert here.keeper.report.repaired == 0
-    assert isinstance(here.keeper.report.endpoints, int)
     assert here.keeper.report.endpoints == 0
+
+
+def test_an_address_that_went_from_one_to_another_is_the_others_in_whatever_order_it_is_told() -> None:
+    rows, address = Rows(), parse_address("10.1.0.1")
+    one = Endpoint(container="c1", interface="eth0", addresses=(address,))
+    two = replace(one, container="c2")
+    rows.want("one", one, 5)
+    rows.want("two", two, 6)
+    rows.want("one", replace(one, addresses=()), 5)
+    assert rows.owners == {Cidr.of(address): "two"}
 
 
 def test_names_are_made_of_container_and_interface_alone() -> None:

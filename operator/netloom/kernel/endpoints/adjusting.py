@@ -11,7 +11,7 @@ from netloom.kernel import sysctl
 from netloom.kernel.endpoints import link_messages
 from netloom.kernel.endpoints.endpoint import Endpoint
 from netloom.kernel.endpoints.link_messages import SWITCHES, End
-from netloom.kernel.endpoints.wiring import DEFAULT_MTU, alias_of, ipv6_switches, look
+from netloom.kernel.endpoints.wiring import DEFAULT_MTU, alias_of, ipv6_switches, look, says
 from netloom.kernel.keeper.table_writer import ALREADY_GONE
 from netloom.kernel.mac import format_mac
 from netloom.kernel.netlink import links
@@ -29,8 +29,9 @@ class Step(msgspec.Struct, frozen=True):
     flushes: bool = False
 
 
-def steps(endpoint: Endpoint, end: End) -> Iterator[Step]:
-    """What is to be done to the host end, in its order; up comes last. None: it is as it should be."""
+def steps(endpoint: Endpoint, end: End, cookie: int = 0) -> Iterator[Step]:
+    """What is to be done to the host end, in its order; up comes last. None: it is as it should be. cookie: of the
+    pod's network namespace, if that is known, for an alias that is written anew."""
     name, index = endpoint.device, end.ifindex
 
     def step(text: str, message: bytes, *, flushes: bool = False) -> Step:
@@ -49,8 +50,9 @@ def steps(endpoint: Endpoint, end: End) -> Iterator[Step]:
         yield step(f"mtu {mtu}", links.change(index, mtu=mtu))
     if end.master:
         yield step("nomaster", links.change(index, master=0))
-    if end.alias != alias_of(endpoint):
-        yield step(f"alias '{alias_of(endpoint)}'", link_messages.set_alias(index, alias_of(endpoint)))
+    if not says(endpoint, end.alias):
+        alias = alias_of(endpoint, cookie)
+        yield step(f"alias '{alias}'", link_messages.set_alias(index, alias))
     yield from _switches(name, end)
     for switch, value in ipv6_switches(endpoint, end).items():
         text = f"sysctl -w {switch.replace('/', '.')}={value}"

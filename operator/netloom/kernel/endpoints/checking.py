@@ -67,8 +67,11 @@ def _in_the_pod(within: CommandSocket, endpoint: Endpoint) -> Iterator[str]:
         if address not in held:
             yield f"{format_address(address)} is not on {endpoint.interface} in the pod"
         yield from _neighbour("in the pod", found.get(gateway, b""), name, endpoint.host_mac)
-        if not row_messages.leads_out(within, len(address), end.ifindex):
-            yield f"the pod has no default route by {endpoint.interface}: `ip route add default via {name} onlink`"
+        if end.ifindex not in row_messages.ways_out(within, len(address)):
+            add = (
+                f"ip {'-6 ' if len(address) == 16 else ''}route add default via {name} dev {endpoint.interface} onlink"
+            )
+            yield f"the pod has no default route by {endpoint.interface}: `{add}`"
 
 
 def _neighbours(commands: CommandSocket, ifindex: int) -> dict[bytes, Mac]:

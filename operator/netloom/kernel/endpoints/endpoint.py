@@ -109,7 +109,7 @@ Reason = Literal[
 
 invalid:         what is wanted cannot be: the interface's name, the MTU, the addresses.
 namespace-gone:  the network namespace, or the socket in it, cannot be used.
-interface-taken: the pod has a device of that name, which is not of this endpoint.
+interface-taken: the pod has a device of that name, which is not of this endpoint, or a default route.
 already-there:   this container has this interface: an ADD without a DEL before it.
 address-taken:   another endpoint, a device of the node, or a foreign route has the address.
 not-permitted:   a capability is missing, or IPv6 is switched off in the pod.

@@ -11,17 +11,19 @@ import fcntl
 import os
 import socket
 import struct
+import sys
 import threading
 from collections.abc import Callable
-from contextlib import suppress
 from typing import TypeVar
 
+from netloom.kernel import sysctl
 from netloom.kernel.netlink.sockets import ANSWER_SECONDS, CommandSocket
 
 T = TypeVar("T")
 
 _CLONE_NEWNET = 0x40000000
 _SIOCGSKNS = 0x894C
+_SO_NETNS_COOKIE = 71
 _SOL_NETLINK, _CAP_ACK, _EXT_ACK, _STRICT_CHECK = 270, 10, 11, 12
 HERE = "/proc/thread-self/ns/net"
 
@@ -37,8 +39,8 @@ class InsideSocket(CommandSocket):
     def _open(self) -> None:
         if self._given is None:
             raise OSError(errno.ENOTCONN, "the socket in the network namespace gave no answer")
-        self._socket = socket.socket(fileno=os.dup(self._given))
-        self._given = None
+        given, self._given = self._given, None
+        self._socket = _socket_of(given)
         if self._socket.family != socket.AF_NETLINK or self._socket.proto != self.protocol:
             self._socket.close()
             raise OSError(errno.EPROTONOSUPPORT, "not a socket of NETLINK_ROUTE")
@@ -49,6 +51,10 @@ class InsideSocket(CommandSocket):
         if not self._socket.getsockname()[0]:
             self._socket.bind((0, 0))
         self.port = int(self._socket.getsockname()[0])
+
+    def cookie(self) -> int:
+        """See `cookie_of`."""
+        return _cookie(self._socket)
 
     def namespace(self) -> int:
         """The number of the network namespace that it was made in; 0: not known, before Linux 4.9. Raises OSError."""
@@ -78,7 +84,10 @@ def within(descriptor: int, work: Callable[[], T]) -> T:
             failure.append(error)
 
     thread = threading.Thread(target=run, name="netloom-netns", daemon=True)
-    thread.start()
+    try:
+        thread.start()
+    except RuntimeError as error:  # so Python says it
+        raise OSError(errno.EAGAIN, f"no thread can be made to enter it: {error}") from error
     thread.join()
     if failure:
         raise failure[0]
@@ -94,18 +103,35 @@ def socket_in(descriptor: int) -> int:
     return within(descriptor, make)
 
 
-def enable_ipv6(descriptor: int, interface: str) -> bool:
-    """Where somebody has switched it off in the pod: `disable_ipv6` of a device there is set to 0. False: not
-    permitted."""
+def cookie_of(descriptor: int) -> int:
+    """The number that the kernel has given the network namespace of this socket, and gives to no other until the next
+    boot (an inode's is given again at once); 0: not known, before Linux 5.14. Raises OSError."""
+    with _socket_of(descriptor) as sock:
+        return _cookie(sock)
 
-    def write() -> None:
-        with open(f"/proc/sys/net/ipv6/conf/{interface}/disable_ipv6", "w", encoding="ascii") as file:  # noqa: PTH123
-            file.write("0")
 
-    with suppress(OSError):
-        within(descriptor, write)
-        return True
-    return False
+def _socket_of(descriptor: int) -> socket.socket:
+    """One of its own, that is the caller's. Raises OSError."""
+    copy = os.dup(descriptor)
+    try:
+        return socket.socket(fileno=copy)
+    except OSError:
+        os.close(copy)
+        raise
+
+
+def _cookie(sock: socket.socket) -> int:
+    try:
+        return int.from_bytes(sock.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8), sys.byteorder)
+    except OSError as error:
+        if error.errno == errno.ENOPROTOOPT:
+            return 0
+        raise
+
+
+def enable_ipv6(descriptor: int, interface: str) -> None:
+    """Where somebody has switched it off in the pod: `disable_ipv6` of a device there is set to 0. Raises OSError."""
+    within(descriptor, lambda: sysctl.write(f"net/ipv6/conf/{interface}/disable_ipv6", "0"))
 
 
 def _enter(descriptor: int) -> None:

@@ -10,11 +10,12 @@ import errno
 import os
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import TypeVar, Unpack
 
 import structlog
 
-from netloom.cidr import format_address
+from netloom.cidr import Address, format_address
 from netloom.kernel.endpoints import row_messages
 from netloom.kernel.endpoints.checking import differences
 from netloom.kernel.endpoints.endpoint import Endpoint, Endpoints, Remains, Wired, WiringFailed, device_of
@@ -47,16 +48,25 @@ class EndpointsReport(KeeperReport, frozen=True, kw_only=True):
 
 class EndpointsKeeper(Keeper[Endpoints, EndpointsReport]):
     """`apply` hands over all endpoints that are known, once, after a start; from then on `wire` and `unwire` change
-    that very object. Devices of endpoints that it does not hold are left alone until `prune`."""
+    that very object. Devices of endpoints that it does not hold are left alone until `prune`.
+
+    lifeline_at: what the node lives by that has an address ("a gateway of this node"), empty if nothing has: no pod is
+    given such a one, as its route would come before the network on which that is.
+    """
 
     names = wire.NAMES
     nothing = Endpoints
 
-    def __init__(self, **options: Unpack[KeeperOptions]) -> None:
+    def __init__(
+        self, *, lifeline_at: Callable[[Address], str] = lambda _address: "", **options: Unpack[KeeperOptions]
+    ) -> None:
         self._part = EndpointsPart()
+        self._lifeline_at = lifeline_at
         super().__init__((self._part,), **options)
         self._reaping: asyncio.Task[None] | None = None
         self._reaper: CommandSocket | None = None
+        self._going: set[str] = set()
+        """Devices that the reaper is deleting, by their names: what is made under one of them now would go."""
 
     async def open(self) -> None:
         """Open the sockets, and begin the threads: they are in the network namespace in which they began."""
@@ -83,12 +93,12 @@ class EndpointsKeeper(Keeper[Endpoints, EndpointsReport]):
         A second call for the same container and interface without `unwire` between is refused (already-there), as CNI
         has it; what an earlier life left of it and nobody wants is replaced. Raises WiringFailed.
         """
-        if endpoint.device in self._part.doomed:
+        if self._is_leaving(endpoint.device):
             await self._reaped()
         try:
             return await self._wire(endpoint, netns, inside)
         except WiringFailed as failed:
-            if failed.reason != "interface-taken" or not self._part.doomed:
+            if failed.reason != "interface-taken" or not (self._part.doomed or self._going):
                 raise
             # Perhaps by a device of an earlier container in the same namespace, which is on its way out.
             await self._reaped()
@@ -101,12 +111,20 @@ class EndpointsKeeper(Keeper[Endpoints, EndpointsReport]):
             if there is not None:
                 raise self._already(endpoint, there)
             worker = await self._ready(endpoint)
+            if self._is_leaving(device):  # since then somebody else's call for it was cancelled
+                await self._reaped()
             self._refuse_what_others_have(endpoint)
             # Of the descriptors of a caller who is cancelled others may be made meanwhile.
             own, within = _kept(endpoint, netns, inside)
             try:
                 making = worker.call(lambda commands: Wiring(commands, endpoint, own, within).make())
                 made = await _to_the_end(making, lambda _made: self._abandon(device))
+            except WiringFailed as failed:
+                if failed.reason == "lost":  # so may be the answer to its removal: whatever is left goes
+                    part.drop(endpoint)
+                    part.doubt()
+                    self._wake.set()
+                raise
             finally:
                 os.close(own)
                 os.close(within)
@@ -114,6 +132,8 @@ class EndpointsKeeper(Keeper[Endpoints, EndpointsReport]):
             part.desired.put(endpoint)
             part.want(part.desired, self._retries)
             part.made(endpoint, made)
+            if part.wants_a_pass:
+                self._wake.set()  # of the events that say so some were read here
         self._begun.set()  # it is to be kept, though nothing may have been handed over yet
         return Wired(device, made.host.mac, made.pod.mac, made.host.mtu)
 
@@ -122,6 +142,10 @@ class EndpointsKeeper(Keeper[Endpoints, EndpointsReport]):
             owner = self._part.owner_of(address)
             if owner is not None:
                 why = f"{format_address(address)} is the address of {owner} already"
+                raise WiringFailed("address-taken", f"{endpoint}: {why}")
+            lifeline = self._lifeline_at(address)
+            if lifeline:
+                why = f"{format_address(address)} is {lifeline}: a pod with it would cut this node off from that"
                 raise WiringFailed("address-taken", f"{endpoint}: {why}")
 
     def _already(self, endpoint: Endpoint, there: Endpoint) -> WiringFailed:
@@ -147,27 +171,38 @@ class EndpointsKeeper(Keeper[Endpoints, EndpointsReport]):
             worker = await self._ready(endpoint)
             if (endpoint.container, endpoint.interface) != (container, interface):
                 return False  # the device has the same name, and is another's
-            known = device in part.ends and device not in part.doomed
+            end = part.ends.get(device)
+            if end is not None and not part.is_fit(endpoint, end) and endpoint is nobody:
+                return False  # nor is what an earlier life left of another
+            known = end is not None and device not in part.doomed
             if endpoint is nobody:
                 messages = row_messages.encode_routes([(key, None, None) for key in part.routes_on(device)])
             else:
                 messages = numbered([row_messages.remove_route(address) for address in endpoint.addresses])
             part.desired.discard(device)
             part.want(part.desired, self._retries)
+            if end is not None:
+                part.drop(endpoint)
             try:
-                refusals = await _to_the_end(worker.submit(messages)) if messages else {}
-            except AnswerLost as error:
-                part.doubt()
-                raise WiringFailed("lost", f"{endpoint}: no answer from the kernel ({error})") from error
-            left = [refusal for refusal in refusals.values() if refusal.errno not in ALREADY_GONE]
-            if left:
-                self._wake.set()
-                raise WiringFailed("refused", f"{endpoint}: removing its routes: {left[0]}")
+                await self._remove_routes(worker, endpoint, messages)
+            except BaseException:
+                self._wake.set()  # if nobody calls again, the next pass does what is left
+                raise
             part.doom(device)
             if known:
                 self._reap(device)
         self._begun.set()
         return known or endpoint is not nobody
+
+    async def _remove_routes(self, worker: Worker, endpoint: Endpoint, messages: list[bytes]) -> None:
+        try:
+            refusals = await _to_the_end(worker.submit(messages)) if messages else {}
+        except AnswerLost as error:
+            self._part.doubt()
+            raise WiringFailed("lost", f"{endpoint}: no answer from the kernel ({error})") from error
+        left = [refusal for refusal in refusals.values() if refusal.errno not in ALREADY_GONE]
+        if left:
+            raise WiringFailed("refused", f"{endpoint}: removing its routes: {left[0]}")
 
     async def differences(self, endpoint: Endpoint, inside: int) -> list[str]:
         """What is not as `wire` made it, on both sides, as sentences; none: all is well. Raises WiringFailed."""
@@ -211,6 +246,7 @@ class EndpointsKeeper(Keeper[Endpoints, EndpointsReport]):
     async def _reap_all(self) -> None:
         """Until there is nothing left; those that come meanwhile go together."""
         while names := sorted(self._part.doomed):
+            self._going.update(names)
             try:
                 refused = await asyncio.get_running_loop().run_in_executor(self._reaper_thread, self._delete, names)
             except (AnswerLost, OSError) as error:
@@ -218,6 +254,7 @@ class EndpointsKeeper(Keeper[Endpoints, EndpointsReport]):
                 refused = {}
             for name, refusal in refused.items():
                 log.warning("the device of a pod that is gone could not be deleted", name=name, error=str(refusal))
+            self._going.clear()
             self._part.spare(names)
             self._wake.set()
 
@@ -225,6 +262,10 @@ class EndpointsKeeper(Keeper[Endpoints, EndpointsReport]):
         if self._reaper is None:
             self._reaper = self._make_commands()
         return delete_ends(self._reaper, names)
+
+    def _is_leaving(self, device: str) -> bool:
+        # The part forgets a device that it is told of as gone; the reaper does not.
+        return device in self._part.doomed or device in self._going
 
     async def _reaped(self) -> None:
         """Nothing is on its way out any more."""
@@ -274,7 +315,9 @@ async def _to_the_end(work: Awaitable[T], abandon: Callable[[T], None] = lambda 
     try:
         return await asyncio.shield(task)
     except asyncio.CancelledError:
-        await asyncio.wait([task])
+        while not task.done():  # whoever is cancelled may be cancelled again
+            with suppress(asyncio.CancelledError):
+                await asyncio.wait([task])
         if not task.cancelled() and task.exception() is None:
             abandon(task.result())
         raise

@@ -41,9 +41,10 @@ SWITCHES: Mapping[int, tuple[str, int]] = {
 }
 """IPv4 switches of a host end, by their numbers: name below net/ipv4/conf/DEVICE, value.
 
-forwarding: what the pod sends goes further. rp_filter: strict, as a pod has its own address and no other. redirects:
-nobody but the node says where a pod's packets go, and one that reaches itself by its Service comes back by the device
-that it left by.
+forwarding: what the pod sends goes further. rp_filter: strict, as a pod has its own address and no other (it is loose
+all the same where `conf.all.rp_filter` is 2, as the kernel takes the higher of both; IPv6 has none). redirects: nobody
+but the node says where a pod's packets go, and one that reaches itself by its Service comes back by the device that it
+left by; that the node sends none takes a `conf.all.send_redirects` of 0, too, as the kernel takes either.
 """
 
 

@@ -14,10 +14,12 @@ from netloom.cidr import Address, Cidr
 from netloom.kernel.endpoints import reader, remaking, row_messages
 from netloom.kernel.endpoints.adjusting import do, read_again, steps
 from netloom.kernel.endpoints.endpoint import Endpoint, Endpoints, WiringFailed
+from netloom.kernel.endpoints.hearsay import Hearsay, is_wrong
 from netloom.kernel.endpoints.link_messages import End, read_end
 from netloom.kernel.endpoints.reader import Reading, device_at
 from netloom.kernel.endpoints.reaping import delete_ends
-from netloom.kernel.endpoints.row_messages import RouteKey
+from netloom.kernel.endpoints.rivals import Rivals, may_come_first
+from netloom.kernel.endpoints.row_messages import METRIC, RouteKey
 from netloom.kernel.endpoints.row_writer import RowWriter
 from netloom.kernel.endpoints.rows import Rows, SurplusAddress, index_of
 from netloom.kernel.endpoints.wiring import Made, read_alias
@@ -56,10 +58,16 @@ class EndpointsPart(Part[Endpoints]):
         """Of the ends, by ifindex: the name that each should have."""
         self.odd: set[str] = set()
         """Host ends that are missing, or not as they should be, or not wanted."""
+        self._dropped: dict[str, Endpoint] = {}
+        """Endpoints that are no longer wanted, by host ends that may be there yet: they are not retained."""
+        self._cookies: dict[str, int] = {}
+        """Of the network namespaces of the endpoints, by host ends, as their aliases said."""
         self._look: dict[str, int] = {}
         """Ends that are to be read again, and their ifindexes: an event tells how one was, which by now may be past."""
-        self._departed: set[int] = set()
-        """ifindexes of ends that went before they were known: while one is made, somebody may delete it."""
+        self._hearsay = Hearsay()
+        self._rivals = Rivals(self.rows)
+        self._left_out = False
+        """Ends that somebody gave another name, and that nobody wanted then."""
         self._retaining = retaining
         self._applied = self.was_read = False
         self._resync_due = True
@@ -74,6 +82,7 @@ class EndpointsPart(Part[Endpoints]):
         touched = desired.take_touched()
         if desired is not self.desired or not self._applied:
             self.desired, self._applied = desired, True
+            self._resync_due = self._resync_due or self._left_out
             retries.clear()
             self._judge_all()
             return
@@ -85,13 +94,23 @@ class EndpointsPart(Part[Endpoints]):
     def made(self, endpoint: Endpoint, made: Made) -> None:
         """This one was just made, and is wanted."""
         device, index = endpoint.device, made.host.ifindex
+        heard, self._hearsay = self._hearsay, Hearsay()
         self._look.pop(device, None)
-        if index in self._departed:
+        if index in heard.gone:
             self._judge(device)
-        else:
-            self._take(made.host)
-            self.rows.wrote(device)
-        self._departed.clear()
+            return
+        self._take(made.host)
+        self.rows.wrote(device)
+        if index in heard.edited or not heard.replaced.isdisjoint(map(Cidr.of, endpoint.addresses)):
+            self._resync_due = True
+        elif heard.differs(made.host):
+            self._look[device] = index
+        self._rivals.doubtful |= heard.foreign & set(map(Cidr.of, endpoint.addresses))
+
+    def drop(self, endpoint: Endpoint) -> None:
+        """If a host end of this one is there, or comes to light, it goes, whether all endpoints are known or not."""
+        self._dropped[endpoint.device] = endpoint
+        self._judge(endpoint.device)
 
     def doom(self, device: str) -> None:
         """This one is not wanted, no route leads to it, and somebody else deletes it."""
@@ -133,17 +152,27 @@ class EndpointsPart(Part[Endpoints]):
         return len(self._strangers()) if self._retaining else 0
 
     def _strangers(self) -> list[End]:
-        return [end for name, end in self.ends.items() if self.desired.get(name) is None and name not in self.doomed]
+        return [
+            end
+            for name, end in self.ends.items()
+            if self.desired.get(name) is None and name not in self.doomed and not self._is_dropped(name)
+        ]
+
+    def _is_dropped(self, device: str) -> bool:
+        endpoint, end = self._dropped.get(device), self.ends.get(device)
+        return endpoint is not None and end is not None and self.is_fit(endpoint, end)
 
     def pending(self) -> Iterable[Item]:
         """All that differs from the kernel."""
         yield from (("link", device) for device in self.odd)
         for kind, table in self.rows.tables.items():
             yield from ((kind, key) for key in table.pending)
+        yield from (("route", key) for key in self._rivals.found)
 
     def count_pending(self) -> int:
         """Without a walk over them."""
-        return len(self.odd) + sum(len(table.pending) for table in self.rows.tables.values())
+        tables = sum(len(table.pending) for table in self.rows.tables.values())
+        return len(self.odd) + tables + len(self._rivals.found)
 
     def whose(self, item: Item) -> str:
         """The pod."""
@@ -170,10 +199,16 @@ class EndpointsPart(Part[Endpoints]):
         endpoint, end = self.desired.get(device), self.ends.get(device)
         fit = end is not None and endpoint is not None and self.is_fit(endpoint, end)
         self.rows.want(device, endpoint, end.ifindex if end is not None and fit else 0)
+        if endpoint is None:
+            self._cookies.pop(device, None)
+        elif fit and end is not None and (cookie := read_alias(end.alias).cookie):
+            self._cookies[device] = cookie
         if endpoint is not None:
+            self._dropped.pop(device, None)
             odd = not fit or end is None or any(True for _ in steps(endpoint, end))
         else:
-            odd = end is not None and not self._retaining and device not in self.doomed
+            kept = self._retaining and not self._is_dropped(device)
+            odd = end is not None and not kept and device not in self.doomed
         if odd:
             self.odd.add(device)
         else:
@@ -203,6 +238,7 @@ class EndpointsPart(Part[Endpoints]):
         end = self.ends.pop(device, None)
         self.doomed.discard(device)
         if end is not None:
+            self._dropped.pop(device, None)
             self._names.pop(end.ifindex, None)
             self.rows.lost(device, end.ifindex)
             self.rows.drop_pending(end.ifindex)
@@ -215,6 +251,11 @@ class EndpointsPart(Part[Endpoints]):
         """All is to be read, or one end."""
         return self._resync_due or bool(self._look)
 
+    @property
+    def wants_a_pass(self) -> bool:
+        """Whether something is to be read or asked, though no event may come any more."""
+        return self.due or bool(self._rivals.doubtful)
+
     def doubt(self) -> None:
         """Everything is to be read again."""
         self._resync_due = True
@@ -223,6 +264,7 @@ class EndpointsPart(Part[Endpoints]):
         """Read all, or the ends that are in doubt."""
         whole, self._resync_due = self._resync_due, False
         look_at, self._look = self._look, {}
+        self._hearsay = Hearsay()  # of what is being made nothing was told yet: that is done between passes
         if whole:
             self._load(await worker.call(reader.read_everything))
         elif look_at:
@@ -237,11 +279,20 @@ class EndpointsPart(Part[Endpoints]):
 
     def _load(self, reading: Reading) -> None:
         known = set(self.pending())
-        self.ends = {end.name: end for end in reading.ends}
-        self._names = {end.ifindex: end.name for end in reading.ends}
+        # One that was given another name while nobody listened is known again if it is wanted and its own is free.
+        renamed = {reader.home_of(end): end for end in reading.ends if not self.owns.link(end.name)}
+        self.ends = {end.name: end for end in reading.ends if self.owns.link(end.name)}
+        wanted = {name for name in renamed if name not in self.ends and self.desired.get(name) is not None}
+        self.ends |= {device: renamed[device] for device in wanted}
+        self._names = {end.ifindex: device for device, end in self.ends.items()}
+        self._left_out = bool(renamed.keys() - wanted)
+        if self._left_out:
+            reading = reader.of_ends(reading, self._names)
         self.doomed &= self.ends.keys()
+        self._dropped = {device: each for device, each in self._dropped.items() if device in self.ends}
         self.rows.load(reading)
         self._judge_all()
+        self._rivals.doubt()
         if self._retaining:
             self.rows.retain({end.ifindex for end in self._strangers()})
         if self._applied and self.was_read:
@@ -261,8 +312,9 @@ class EndpointsPart(Part[Endpoints]):
             endpoint = self.desired.get(device)
             if endpoint is not None:
                 await self._put_right(worker, endpoint, outcome)
-        written = await self._writer.update(worker, attempt)
-        return self._judged(outcome, written, attempt)
+        self._judged(outcome, await self._writer.update(worker, attempt), attempt)
+        outcome.refused += await self._rivals.look(worker, attempt, self.whose)
+        return outcome
 
     async def remove(self, worker: Worker, attempt: Attempt) -> Outcome:
         """Delete what is not wanted."""
@@ -295,17 +347,17 @@ class EndpointsPart(Part[Endpoints]):
 
     async def _put_right(self, worker: Worker, endpoint: Endpoint, outcome: Outcome) -> None:
         device, item = endpoint.device, ("link", endpoint.device)
-        end = self.ends.get(device)
+        end, cookie = self.ends.get(device), self._cookies.get(device, 0)
         if end is None or not self.is_fit(endpoint, end):
             try:
-                made = await worker.call(lambda commands: remaking.remake(commands, endpoint, end))
+                made = await worker.call(lambda commands: remaking.remake(commands, endpoint, end, cookie))
             except WiringFailed as error:
                 outcome.refused.append(Refused(item, error.sentence, peer=endpoint.pod))
                 return
             self._forget(device)
             self.made(endpoint, made)
         else:
-            wrong = list(steps(endpoint, end))
+            wrong = list(steps(endpoint, end, cookie))
             after, refused = await worker.call(lambda commands: do(commands, end, wrong))
             if after is None:
                 self._forget(device)
@@ -313,6 +365,11 @@ class EndpointsPart(Part[Endpoints]):
                 if any(step.flushes for step in wrong):
                     self.rows.lost(device, end.ifindex)
                 self._take(after)
+            if not refused and after is not None and (left := next(steps(endpoint, after, cookie), None)):
+                if left.text in {step.text for step in wrong}:
+                    refused = f"`{left.text}` had no effect"
+                else:  # one thing has led to another
+                    self._look[device] = after.ifindex
             if refused:
                 outcome.refused.append(Refused(item, refused, peer=endpoint.pod))
                 return
@@ -351,11 +408,12 @@ class EndpointsPart(Part[Endpoints]):
             return
         if kind == wire.RTM_DELLINK:
             if known is None:
-                self._departed.add(ifindex)
+                self._hearsay.gone.add(ifindex)
             self._forget(device)
             self._touched.add(("link", device))
         elif known is None:
-            self._look[device] = ifindex  # one that is being made is told six times
+            self._look[device] = ifindex
+            self._hearsay.links[ifindex] = buffer[start:end]  # one that is being made is told six times
         elif (seen := read_end(buffer, start, end)) is not None and seen != known:
             self._follow(device, known, seen)
             self._look[device] = ifindex
@@ -371,12 +429,17 @@ class EndpointsPart(Part[Endpoints]):
 
     def _netconf(self, _kind: int, _flags: int, buffer: bytes, start: int, end: int) -> None:
         seen = read_netconf(buffer, start, end)
-        device = self._names.get(seen.ifindex, "") if seen is not None else ""
-        if device and seen is not None and (seen.forwarding is False or seen.rp_filter not in (None, 1)):
+        if seen is None:
+            return
+        device = self._names.get(seen.ifindex)
+        if device is None:
+            self._hearsay.switch(seen)
+        elif is_wrong(seen):
             self._look[device] = seen.ifindex
 
     def _address(self, kind: int, _flags: int, buffer: bytes, start: int, end: int) -> None:
         if device_at(buffer, start) not in self._names:
+            self._hearsay.edited.add(device_at(buffer, start))
             return
         seen = read_address(buffer, start, end)
         if seen is None:
@@ -395,9 +458,14 @@ class EndpointsPart(Part[Endpoints]):
     def _route(self, kind: int, flags: int, buffer: bytes, start: int, end: int) -> None:
         replaced = kind == wire.RTM_NEWROUTE and bool(flags & wire.REPLACE)
         seen = row_messages.read_route(buffer, start, end)
+        if seen is not None and not seen.owned and may_come_first(seen):
+            self._rivals.hear(seen)
+            self._hearsay.foreign.add(seen.key.prefix)
         if seen is None or not (seen.owned or replaced):
             return
         displaced = self.rows.displaced(seen.key) if replaced else None
+        if replaced and displaced is None and (seen.key.metric, seen.key.tos) == (METRIC, 0):
+            self._hearsay.replaced.add(seen.key.prefix)
         if displaced is not None:
             self.rows.routes.gone(displaced)
             self._touched.add(("route", displaced))
@@ -406,6 +474,8 @@ class EndpointsPart(Part[Endpoints]):
                 self.rows.routes.gone(seen.key)
                 self._touched.add(("route", seen.key))
             return
+        if seen.key.ifindex not in self._names:
+            self._hearsay.edited.add(seen.key.ifindex)
         if kind == wire.RTM_DELROUTE:
             self.rows.routes.gone(seen.key)
         else:
@@ -414,12 +484,15 @@ class EndpointsPart(Part[Endpoints]):
         self._touched.add(("route", seen.key))
 
     def _neighbour(self, kind: int, _flags: int, buffer: bytes, start: int, end: int) -> None:
-        if device_at(buffer, start) not in self._names:
-            return
+        index = device_at(buffer, start)
         seen = row_messages.read_neighbour(buffer, start, end)
         if seen is None:
             return
         key, mac = seen
+        if index not in self._names:
+            if mac or kind == wire.RTM_DELNEIGH:  # others the kernel makes by itself
+                self._hearsay.edited.add(index)
+            return
         table = self.rows.neighbours
         if kind == wire.RTM_DELNEIGH or (not mac and key not in table.desired):
             table.gone(key)

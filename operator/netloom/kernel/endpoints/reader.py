@@ -3,17 +3,18 @@
 import errno
 import socket
 import sys
+from collections.abc import Collection
 
 import msgspec
 
 from netloom.cidr import Address
 from netloom.kernel.endpoints import link_messages, row_messages
-from netloom.kernel.endpoints.endpoint import Remains
+from netloom.kernel.endpoints.endpoint import Endpoint, Remains
 from netloom.kernel.endpoints.link_messages import End, read_end
 from netloom.kernel.endpoints.row_messages import NeighbourKey, SeenRoute
 from netloom.kernel.endpoints.wiring import read_alias
 from netloom.kernel.mac import Mac
-from netloom.kernel.netlink.links import InterfaceAddress, read_address, read_name
+from netloom.kernel.netlink.links import InterfaceAddress, read_address
 from netloom.kernel.netlink.sockets import CommandSocket, RefusedError, read_all
 from netloom.kernel.ownership import ENDPOINTS
 
@@ -46,14 +47,32 @@ def read_everything(commands: CommandSocket) -> Reading:
     return Reading(tuple(ends), tuple(_routes(commands)), tuple(neighbours), tuple(addresses))
 
 
+def of_ends(reading: Reading, indices: Collection[int]) -> Reading:
+    """Without what is on other ends than these."""
+    return msgspec.structs.replace(
+        reading,
+        neighbours=tuple((key, mac) for key, mac in reading.neighbours if key[0] in indices),
+        addresses=tuple(each for each in reading.addresses if each.ifindex in indices),
+    )
+
+
 def read_ends(commands: CommandSocket) -> list[End]:
-    """The links with our names. Raises RefusedError, OSError."""
+    """The links with our names, and those that had one: by MAC and alias. Raises RefusedError, OSError."""
 
     def ours(buffer: bytes, start: int, end: int) -> End | None:
-        _ifindex, name = read_name(buffer, start, end)
-        return read_end(buffer, start, end) if ENDPOINTS.link(name) else None
+        seen = read_end(buffer, start, end)
+        return seen if seen is not None and home_of(seen) else None
 
     return read_all(commands, link_messages.dump_links(), ours)
+
+
+def home_of(end: End) -> str:
+    """The name that a host end has, or had before somebody gave it another; empty: it is none."""
+    if ENDPOINTS.link(end.name):
+        return end.name
+    container, interface = read_alias(end.alias).identity if end.kind == "veth" and end.alias else ("", "")
+    endpoint = Endpoint(container=container, interface=interface, addresses=())
+    return endpoint.device if container and end.mac == endpoint.host_mac else ""
 
 
 def device_at(buffer: bytes, start: int) -> int:
@@ -85,9 +104,9 @@ def remains(reading: Reading) -> list[Remains]:
     for seen in reading.routes:
         addresses.setdefault(seen.key.ifindex, []).append(seen.key.prefix.packed)
     found = []
-    for end in sorted(reading.ends, key=lambda end: end.name):
+    for end in sorted(reading.ends, key=home_of):
         said = read_alias(end.alias)
         held = tuple(sorted(addresses.get(end.ifindex, ()), key=lambda address: (len(address), address)))
-        each = Remains(device=end.name, container=said.container, interface=said.interface, netns=said.netns)
+        each = Remains(device=home_of(end), container=said.container, interface=said.interface, netns=said.netns)
         found.append(msgspec.structs.replace(each, addresses=held, mtu=end.mtu, mac=said.mac))
     return found

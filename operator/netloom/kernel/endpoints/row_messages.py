@@ -268,15 +268,28 @@ def read_route(buffer: bytes, start: int, end: int) -> SeenRoute | None:
     return SeenRoute(RouteKey(prefix, ifindex, metric, tos), EDITED if odd else PLAIN, protocol)
 
 
-def leads_out(commands: CommandSocket, size: int, ifindex: int) -> bool:
-    """Whether a default route of the family of addresses of this size is by that device. Raises RefusedError."""
+def ways_out(commands: CommandSocket, size: int) -> list[int]:
+    """The ifindexes of default routes of the family of addresses of this size. Raises RefusedError."""
     family = _FAMILY[size]
 
-    def read(buffer: bytes, start: int, end: int) -> bool | None:
+    def read(buffer: bytes, start: int, end: int) -> int | None:
         seen = read_route(buffer, start, end) if buffer[start] == family else None
-        return True if seen is not None and not seen.key.prefix.length and seen.key.ifindex == ifindex else None
+        return seen.key.ifindex if seen is not None and not seen.key.prefix.length else None
 
-    return bool(read_all(commands, dump_routes(family, 0), read))
+    return read_all(commands, dump_routes(family, 0), read)
+
+
+def own_ways(commands: CommandSocket, address: Address) -> list[int]:
+    """The ifindexes that routes of ours lead this address to, as they are written: with METRIC. Raises RefusedError."""
+    family, prefix = _FAMILY[len(address)], Cidr.of(address)
+
+    def read(buffer: bytes, start: int, end: int) -> int | None:
+        seen = read_route(buffer, start, end) if buffer[start] == family else None
+        if seen is None or not seen.owned or (seen.key.prefix, seen.key.metric) != (prefix, METRIC):
+            return None
+        return seen.key.ifindex
+
+    return read_all(commands, dump_routes(family), read)
 
 
 def read_way(buffer: bytes, start: int, end: int) -> tuple[int, bool]:

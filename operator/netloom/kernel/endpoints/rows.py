@@ -52,8 +52,9 @@ class Rows:
             for route in self._routes(device):
                 self.routes.unwant(route)
                 self.neighbours.unwant((route.ifindex, route.prefix.packed))
-            for address in before[0].addresses:
-                self.owners.pop(Cidr.of(address), None)
+            for cidr in map(Cidr.of, before[0].addresses):
+                if self.owners.get(cidr) == device:  # else another has it by now
+                    del self.owners[cidr]
             del self._wanted[device]
         if endpoint is not None:
             self._wanted[device] = endpoint, ifindex
@@ -105,6 +106,12 @@ class Rows:
             return None
         ifindex = self._wanted[self.owners[key.prefix]][1]
         return RouteKey(key.prefix, ifindex) if ifindex else None
+
+    def standing(self, prefix: Cidr) -> RouteKey | None:
+        """The route to that address of an endpoint, if it is there."""
+        device = self.owners.get(prefix)
+        key = RouteKey(prefix, self._wanted[device][1]) if device is not None else None
+        return key if key in self.routes.kernel and key not in self.routes.pending else None
 
     def on(self, ifindex: int) -> list[RouteKey]:
         """The routes on a device that nobody wants. Walks over all."""

@@ -43,6 +43,7 @@ MOST_ALIAS = 255
 MOST_CONTAINER = 128
 
 _MAC = re.compile(r"[0-9a-f]{2}(?::[0-9a-f]{2}){5}")
+_MARKED = re.compile(r"(.+)@([0-9]+)")
 _INTERFACE = re.compile(r"[^\s/:%]{1,15}")
 _CONTAINER = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
@@ -69,6 +70,8 @@ def check(endpoint: Endpoint) -> None:
     if not families or len(set(families)) < len(families):
         given = ", ".join(map(format_address, endpoint.addresses)) or "none"
         raise _failed("invalid", endpoint, f"one address of each family at most, and one at least, not {given}")
+    if endpoint.mac and (len(endpoint.mac) != 6 or endpoint.mac[0] & 1 or not any(endpoint.mac)):
+        raise _failed("invalid", endpoint, f"{endpoint.mac.hex(':')} cannot be a device's MAC: 6 bytes, of no group")
     least = LEAST_MTU_IPV6 if 16 in families else LEAST_MTU
     if endpoint.mtu and not least <= endpoint.mtu <= MOST_MTU:
         why = f"from {least}{' (IPv6)' if 16 in families else ''} to {MOST_MTU}"
@@ -81,12 +84,14 @@ def _long(interface: str) -> bool:
 
 class Alias(NamedTuple):
     """What a host end says of itself. mac: of the pod end, where the runtime asked for one. netns: path of the network
-    namespace. Empty where it says nothing of the kind."""
+    namespace; cookie: the kernel's number of it, as a path may lead elsewhere later. Empty where it says nothing of the
+    kind."""
 
     container: str = ""
     interface: str = ""
     mac: Mac = b""
     netns: str = ""
+    cookie: int = 0
 
     @property
     def identity(self) -> tuple[str, str]:
@@ -94,13 +99,14 @@ class Alias(NamedTuple):
         return self.container, self.interface
 
 
-def alias_of(endpoint: Endpoint) -> str:
+def alias_of(endpoint: Endpoint, cookie: int = 0) -> str:
     """What the host end says of itself, for people and for an agent that was restarted: container, interface, the MAC
-    that was asked for, and the path of the network namespace where there is room for it."""
+    that was asked for, and the path of the network namespace with its cookie where there is room for it."""
     words = [endpoint.container, endpoint.interface]
     words += [format_mac(endpoint.odd_mac)] if endpoint.odd_mac else []
     short = " ".join(words)
-    whole = f"{short} {endpoint.netns}" if endpoint.netns else short
+    mark = f"@{cookie}" if cookie or _MARKED.fullmatch(endpoint.netns) else ""
+    whole = f"{short} {endpoint.netns}{mark}" if endpoint.netns else short
     fits = len(whole.encode()) <= MOST_ALIAS and not any(letter.isspace() for letter in endpoint.netns)
     return whole if fits else short
 
@@ -112,7 +118,20 @@ def read_alias(alias: str) -> Alias:
         return Alias()
     container, interface, *more = words
     mac = bytes.fromhex(more.pop(0).replace(":", "")) if more and _MAC.fullmatch(more[0]) else b""
-    return Alias(container, interface, mac, *more) if len(more) <= 1 else Alias()
+    if len(more) > 1:
+        return Alias()
+    netns = more[0] if more else ""
+    marked = _MARKED.fullmatch(netns)
+    return (
+        Alias(container, interface, mac, marked[1], int(marked[2]))
+        if marked
+        else Alias(container, interface, mac, netns)
+    )
+
+
+def says(endpoint: Endpoint, alias: str) -> bool:
+    """Whether that is the endpoint's alias, whatever cookie is in it."""
+    return alias == alias_of(endpoint, read_alias(alias).cookie)
 
 
 # ------------------------------------------------------------------------------------------------------- one ADD
@@ -150,11 +169,16 @@ class Wiring:
         """The namespace is one, not the node's own, and the socket is of it."""
         endpoint = self._endpoint
         try:
+            of_pod = os.fstat(self._netns).st_ino
             self._inside = InsideSocket(self._inside_given)
-            of_socket, of_pod = self._inside.namespace(), os.fstat(self._netns).st_ino
         except OSError as error:
             why = f"the network namespace {endpoint.netns or 'of the pod'} cannot be used ({error}): is the pod gone?"
             raise _failed("namespace-gone", endpoint, why) from error
+        try:
+            self._cookie, of_socket = self._inside.cookie(), self._inside.namespace()
+        except OSError as error:
+            self._inside.close()
+            raise _failed("namespace-gone", endpoint, f"its socket cannot be asked where it is ({error})") from error
         why = ""
         if of_pod == os.stat(insides.HERE).st_ino:  # noqa: PTH116 - one system call
             why = f"{endpoint.netns or 'its network namespace'} is the node's own: a pod with hostNetwork has none"
@@ -202,7 +226,7 @@ class Wiring:
         pod = self._found(self._inside, endpoint.interface)
         self._do(self._inside, self._in_the_pod(pod))
         self._switch(host)
-        self._do(self._commands, host_messages(endpoint, host))
+        self._do(self._commands, host_messages(endpoint, host, self._cookie))
         self._lead_there(host)
         self._wait_until_both_can_send()
         return Made(self._found(self._commands, endpoint.device), pod)
@@ -268,31 +292,44 @@ class Wiring:
 
     def _enable_ipv6(self) -> None:
         endpoint = self._endpoint
-        if not insides.enable_ipv6(self._netns, endpoint.interface):
-            why = (
-                f"IPv6 is switched off in the pod (net.ipv6.conf.{endpoint.interface}.disable_ipv6=1), and that takes "
-                "SYS_ADMIN to change: have the runtime leave it on, or give the pod no IPv6 address"
+        try:
+            insides.enable_ipv6(self._netns, endpoint.interface)
+        except OSError as error:
+            off = f"IPv6 is switched off in the pod (net.ipv6.conf.{endpoint.interface}.disable_ipv6=1), and"
+            takes = (
+                "that takes SYS_ADMIN to change" if error.errno == errno.EPERM else f"it stays so ({error.strerror})"
             )
-            raise _failed("not-permitted", endpoint, why)
+            why = f"{off} {takes}: have the runtime leave it on, or give the pod no IPv6 address"
+            raise _failed("not-permitted", endpoint, why) from error
 
     def _do(self, commands: CommandSocket, steps: Sequence[tuple[str, bytes]]) -> None:
         refusals = commands.execute(numbered([message for _, message in steps]))
         for place, refusal in sorted(refusals.items()):
             if refusal.errno == errno.EEXIST and steps[place][0].startswith("route") and self._makes_room(steps[place]):
                 continue
+            if refusal.errno == errno.EEXIST and steps[place][0].startswith("default route"):
+                raise self._has_a_way_out(steps[place][0])
             where = "in the pod" if commands is self._inside else "on the node"
             raise self._explained(refusal, f"{steps[place][0]} {where}", steps[place][0])
+
+    def _has_a_way_out(self, step: str) -> WiringFailed:
+        size = 16 if ":" in step else 4
+        found = [end for index in row_messages.ways_out(self._inside, size) if (end := look(self._inside, index))]
+        device = next((end.name for end in found if end.name != self._endpoint.interface), "another device")
+        why = f"the pod has a default route already (by {device}): Netloom makes one interface of a pod, which has it"
+        return _failed("interface-taken", self._endpoint, f"{why}; leave the other network's plugin without one")
 
     def _makes_room(self, step: tuple[str, bytes]) -> bool:
         """Whether the route is there now: one of ours stood in its place that leads to no pod, which somebody made, or
         an earlier life left. Raises WiringFailed."""
         endpoint = self._endpoint
-        index = [f"route to {_text(address)}" for address in endpoint.addresses].index(step[0])
-        ((address, ifindex, _own),) = ways(self._commands, [endpoint.addresses[index]])
-        device = row_messages.device_name(ifindex)
-        if ENDPOINTS.link(device) and device != endpoint.device:
-            why = f"{_text(address)} leads to {device}, the device of a pod of which nothing else is known (yet)"
-            raise _failed("address-taken", endpoint, why)
+        address = {f"route to {_text(address)}": address for address in endpoint.addresses}[step[0]]
+        # The route itself decides, not where packets go: somebody else's may come before a pod's.
+        for ifindex in row_messages.own_ways(self._commands, address):
+            device = row_messages.device_name(ifindex)
+            if ENDPOINTS.link(device) and device != endpoint.device:
+                why = f"{_text(address)} leads to {device}, the device of a pod of which nothing else is known (yet)"
+                raise _failed("address-taken", endpoint, why)
         refusals = self._commands.execute(numbered([row_messages.remove_route(address), step[1]]))
         return 1 not in refusals
 
@@ -330,15 +367,16 @@ class Wiring:
             )
         elif refusal.errno == errno.EEXIST and step.startswith(("address", "route")):
             reason = "address-taken"
+            way = ": another interface of the pod has it" if step.startswith("address") else ""
         elif refusal.errno in (errno.EBADF, errno.EINVAL) and "netns" in refusal.message:
             reason, way = "namespace-gone", ": is the pod gone?"
         return _failed(reason, self._endpoint, f"{what}: {refusal}{way}")
 
 
-def host_messages(endpoint: Endpoint, host: End) -> list[tuple[str, bytes]]:
+def host_messages(endpoint: Endpoint, host: End, cookie: int) -> list[tuple[str, bytes]]:
     """What is to be done to a host end that is new: its switches, up, and what stands on it."""
     index = host.ifindex
-    prepare = link_messages.prepare_host_end(index, alias_of(endpoint), ipv6=host.disable_ipv6 is not None)
+    prepare = link_messages.prepare_host_end(index, alias_of(endpoint, cookie), ipv6=host.disable_ipv6 is not None)
     steps = [("switches", prepare), ("up", link_messages.set_up(index))]
     for address in endpoint.addresses:
         text = format_address(address)
@@ -348,11 +386,11 @@ def host_messages(endpoint: Endpoint, host: End) -> list[tuple[str, bytes]]:
 
 
 def ipv6_switches(endpoint: Endpoint, host: End) -> dict[str, int]:
-    """Those that are not as they should be."""
+    """Those that are not as they should be, by their names below /proc/sys once the host end has the name it should."""
     six = any(len(address) == 16 for address in endpoint.addresses)
     wrong = {"accept_ra": 0} if host.accept_ra else {}
     wrong |= {"disable_ipv6": 0} if host.disable_ipv6 and six else {}
-    return {f"net/ipv6/conf/{host.name}/{switch}": value for switch, value in wrong.items()}
+    return {f"net/ipv6/conf/{endpoint.device}/{switch}": value for switch, value in wrong.items()}
 
 
 # ------------------------------------------------------------------------------------------------------ questions

@@ -181,6 +181,11 @@ class Dataplane(Keeper[Desired, Report]):
         """See `Report`."""
         return self._mesh.withheld.lifelines.networks
 
+    def lifeline_at(self, address: Address) -> str:
+        """What this node lives by that has the address, as "a gateway of this node"; "" if nothing has. A local pod
+        with it would cut the node off. O(log n)."""
+        return self._mesh.withheld.lifeline_at(address)
+
     async def received(self, encapsulation: Encapsulation) -> int:
         """Packets that the tunnel's device has received since it was made."""
         ifindex = self._mesh.device_state.tunnels.get(encapsulation, 0)

@@ -195,6 +195,18 @@ class Lifelines:
             return False
         return any(True for _ in self._taken_along(self._sorted_points[prefix.version], prefix))
 
+    def at(self, address: Address, whose: Callable[[Address], str]) -> str:
+        """What the node lives by that has this address: "a gateway of this node"; empty if nothing has. Of its own
+        addresses none: what leads to them comes before all routes. `whose`: see `harm`."""
+        if address in self._local:
+            return ""
+        if address in self._points:
+            return self._points[address]
+        nodes = self._nodes[_VERSION[len(address)]].sorted()
+        at = bisect_left(nodes, address)
+        name = whose(address) if at < len(nodes) and nodes[at] == address else ""
+        return f"the address of {name}" if name else ""
+
     def takes_along(self, prefix: Cidr, address: Address) -> bool:
         """Whether a route to the prefix would take this address along."""
         return _holds(prefix, address) and self._shelter(address, prefix) is None

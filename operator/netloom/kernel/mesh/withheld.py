@@ -64,6 +64,10 @@ class Withheld:
         """Why a route to this prefix would cut the node off, whoever has it; "" if it would not."""
         return self.lifelines.harm(prefix, lambda address: self._whose(address, None))
 
+    def lifeline_at(self, address: Address) -> str:
+        """What this node lives by that has the address; "" if nothing has."""
+        return self.lifelines.at(address, lambda each: self._whose(each, None))
+
     def of_own(self, prefixes: Iterable[Cidr]) -> tuple[WithheldRoute, ...]:
         """Of this node's own pod CIDRs, those over what it lives by itself: none of the others will route them."""
         reasons = ((prefix, self.harm(prefix)) for prefix in prefixes)
