@@ -1,6 +1,6 @@
 """The image of Netloom's roles: `make image` builds it, and a cluster of the test bed runs it.
 
-The `Containerfile` at the root of this tree is an ordinary one. Where there is no registry, Debian's base image is made
+`chart/image/Containerfile` is an ordinary one. Where there is no registry, Debian's base image is made
 here by mmdebstrap; the wheels are downloaded beforehand, by the hashes of requirements.lock. Each of these steps is in
 the cache by its content. What Debian's archive holds decides, too: a base that is a month old is made anew.
 """
@@ -23,6 +23,8 @@ from netloom_e2e.binaries import BinariesError, made
 from netloom_e2e.images import EPOCH, Image, Recipe, built, run_logged
 
 ROOT = Path(__file__).resolve().parents[2]
+IMAGE = "chart/image"
+"""What the image is built from, beside the sources."""
 SBOM = "usr/share/netloom/sbom.cdx.json"
 SUITE = "bookworm"
 _DEBOOTSTRAP = (
@@ -40,9 +42,10 @@ def netloom(tree: Path = ROOT) -> Image:
 
 def recipe(tree: Path = ROOT) -> Recipe:
     """What it is made of."""
-    steady = ("Containerfile", "pyproject.toml", "requirements.lock", "image")
+    steady = ("Containerfile", "pyproject.toml", "requirements.lock", IMAGE)
     content = {name: tree / name for name in (*steady, "operator/netloom", "reconcilers/netloom_reconcilers", "cni")}
-    return Recipe("netloom", content | {"image/wheels": _wheels(tree)}, {"BASE": _debian()}, steady)
+    content["Containerfile"] = tree / IMAGE / "Containerfile"
+    return Recipe("netloom", content | {f"{IMAGE}/wheels": _wheels(tree)}, {"BASE": _debian()}, steady)
 
 
 def _debian() -> Image:
@@ -60,7 +63,7 @@ def _debian() -> Image:
 
 def _wheels(tree: Path) -> Path:
     """A folder of the wheels that Netloom needs to run, by the hashes of the lock file."""
-    sources = [tree / name for name in ("requirements.lock", "pyproject.toml", "image/runtime.py")]
+    sources = [tree / name for name in ("requirements.lock", "pyproject.toml", f"{IMAGE}/runtime.py")]
     about = b"\0".join([*(path.read_bytes() for path in sources), platform.machine().encode()])
 
     def make(folder: Path, log: Path) -> None:

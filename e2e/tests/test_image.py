@@ -14,8 +14,8 @@ from netloom_e2e.netloom_image import ROOT
 
 
 def module(name: str) -> ModuleType:
-    """A script of image/, which is no package."""
-    spec = importlib.util.spec_from_file_location(name, ROOT / "image" / f"{name}.py")
+    """A script of chart/image/, which is no package."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "chart" / "image" / f"{name}.py")
     assert spec
     assert spec.loader
     found = importlib.util.module_from_spec(spec)
