@@ -111,6 +111,20 @@ def do(node: Namespace, line: str) -> None:
         node.ip(line)
 
 
+async def test_the_switches_that_a_node_gives_to_each_new_device_are_no_drift(lab: Lab) -> None:
+    """systemd-sysctl writes them. Who does so again is another."""
+    node, one = forwarding_node(lab), pod(lab, 1)
+    async with endpoints_of(node) as keeper, running(keeper):
+        await keeper.apply(Endpoints())
+        await one.add(keeper)
+        whole = switches(node, one.endpoint.device)
+        for repaired in (0, 1):
+            node.sysctl(f"net/ipv4/conf/{one.endpoint.device}/rp_filter", "2")
+            await becomes(lambda: switches(node, one.endpoint.device), whole)
+            await eventually(lambda: keeper.report.in_sync, lambda: str(keeper.report))
+            assert keeper.report.repaired == repaired
+
+
 @pytest.mark.parametrize("switch", ["ipv4 accept_redirects", "ipv4 send_redirects", "ipv6 accept_ra"])
 async def test_what_the_kernel_tells_nobody_is_undone_by_the_next_comparison(lab: Lab, switch: str) -> None:
     node, one, (family, name) = forwarding_node(lab), pod(lab, 1), switch.split()

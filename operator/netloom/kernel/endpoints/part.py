@@ -7,6 +7,7 @@ A deleted host end took the pod's end with it. It is made anew where the pod's n
 """
 
 import socket
+import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -30,6 +31,9 @@ from netloom.kernel.netlink import wire
 from netloom.kernel.netlink.links import read_address, read_name
 from netloom.kernel.netlink.netconf import read_netconf
 from netloom.kernel.ownership import ENDPOINTS
+
+YOUNG_SECONDS = 10.0
+"""For so long somebody may write a new device's switches without that being drift: udev does, by systemd-sysctl."""
 
 
 class EndpointsPart(Part[Endpoints]):
@@ -58,6 +62,8 @@ class EndpointsPart(Part[Endpoints]):
         """Of the ends, by ifindex: the name that each should have."""
         self.odd: set[str] = set()
         """Host ends that are missing, or not as they should be, or not wanted."""
+        self._young: dict[str, float] = {}
+        """Host ends, and when they were made (monotonic seconds), until somebody changes them."""
         self._dropped: dict[str, Endpoint] = {}
         """Endpoints that are no longer wanted, by host ends that may be there yet: they are not retained."""
         self._cookies: dict[str, int] = {}
@@ -100,6 +106,7 @@ class EndpointsPart(Part[Endpoints]):
             self._judge(device)
             return
         self._take(made.host)
+        self._young[device] = time.monotonic()
         self.rows.wrote(device)
         if index in heard.edited or not heard.replaced.isdisjoint(map(Cidr.of, endpoint.addresses)):
             self._resync_due = True
@@ -201,6 +208,7 @@ class EndpointsPart(Part[Endpoints]):
         self.rows.want(device, endpoint, end.ifindex if end is not None and fit else 0)
         if endpoint is None:
             self._cookies.pop(device, None)
+            self._young.pop(device, None)
         elif fit and end is not None and (cookie := read_alias(end.alias).cookie):
             self._cookies[device] = cookie
         if endpoint is not None:
@@ -273,9 +281,17 @@ class EndpointsPart(Part[Endpoints]):
                     self._take(end)
                 else:
                     self._forget(device)
-                if self.desired.get(device) is not None:
+                if self.desired.get(device) is not None and not self._is_greeted(device):
                     self._touched.add(("link", device))
         return whole
+
+    def _is_greeted(self, device: str) -> bool:
+        """Whether a device that is new has got the switches that the node gives to all, once: nobody's drift."""
+        if time.monotonic() - self._young.pop(device, float("-inf")) > YOUNG_SECONDS:
+            return False
+        endpoint, end = self.desired.get(device), self.ends.get(device)
+        wrong = list(steps(endpoint, end)) if endpoint is not None and end is not None else []
+        return bool(wrong) and all(step.text.startswith("sysctl -w net.ipv4.") for step in wrong)
 
     def _load(self, reading: Reading) -> None:
         known = set(self.pending())
