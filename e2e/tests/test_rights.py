@@ -22,7 +22,7 @@ from netloom_e2e.client import Client, collection_path
 from netloom_e2e.cluster import ControlPlane
 from netloom_e2e.gateway import gateway
 from netloom_e2e.guard import CILIUM_KINDS, Guards, install_cilium
-from netloom_e2e.lab import Lab, wait_for
+from netloom_e2e.lab import Lab, Machine, wait_for
 from netloom_e2e.mesh import NETLOOM
 from netloom_e2e.operators import RBAC, USER, Operators, running
 from netloom_e2e.rights import Audit, Right, granted
@@ -71,8 +71,7 @@ def _live(cluster: Cluster, operators: Operators, agents: Agents) -> None:
     wait_for("the first has its CIDR", cluster.served)
     cluster.add_node("n2", address="192.0.2.2")
     wait_for("both have their CIDRs", cluster.served)
-    agents.start(machine)
-    agents.in_sync(machine, peers=1)
+    _starts_on_a_tainted_node(client, agents, machine)
     _repeated(cluster, agents)
 
     # A write of the ledger that the operator does not know of: its next one is a conflict, and it reads again.
@@ -117,6 +116,18 @@ def _live(cluster: Cluster, operators: Operators, agents: Agents) -> None:
     wait_for("the network is let go", lambda: not cluster.list(NETWORKS), deadline=60)
     operator.stop()
     _draws_on_pools(client, agents)
+
+
+def _starts_on_a_tainted_node(client: Client, agents: Agents, machine: Machine) -> None:
+    """Which it takes off, once it can route."""
+    taint = {"key": "node.netloom.dev/not-ready", "effect": "NoSchedule"}
+    client.request("PATCH", "/api/v1/nodes/n1", {"spec": {"taints": [taint]}})
+    host = agents.folder / "host"
+    flags = ["--cni-install", "--cni-plugin", "/bin/true", "--cni-chain", ""]
+    flags += [f"--cni-{name}={host / name}" for name in ("bin-dir", "conf-dir", "deletions")]
+    agents.start(machine, flags=flags)
+    agents.in_sync(machine, peers=1)
+    wait_for("no taint", lambda: "taints" not in client.request("GET", "/api/v1/nodes/n1")["spec"], deadline=30)
 
 
 def _draws_on_pools(client: Client, agents: Agents) -> None:

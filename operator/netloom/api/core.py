@@ -23,6 +23,10 @@ POD_CIDR_ANNOTATIONS = (
 """Of a Node without spec.podCIDRs, for each family: the first of these that is there. (Cilium's name is the second.)"""
 
 
+NOT_READY_TAINT = "node.netloom.dev/not-ready"
+"""Key of the taint that keeps pods away from a Node until its agent takes it off."""
+
+
 class NodeSpec(Struct, frozen=True):
     """Node.spec: what kube-controller-manager's node IPAM allocated, in `kubernetes` mode."""
 

@@ -19,6 +19,8 @@ from netloom.cli import guard, ip, pools
 from netloom.cli.help import Commands, show_help
 from netloom.cli.options import (
     Cluster,
+    CniHost,
+    CniInstall,
     Features,
     GiveBackAfter,
     GracePeriod,
@@ -158,6 +160,8 @@ def agent(
     state_dir: StateDir = None,
     socket: Socket = None,
     give_back_after: GiveBackAfter = 60.0,
+    cni_install: CniInstall,
+    cni_host: CniHost,
     http_address: Annotated[
         str, typer.Option(help="Where /healthz, /readyz, /metrics and /status are served.")
     ] = "127.0.0.1:9964",
@@ -169,7 +173,21 @@ def agent(
 
     groups = {**vars(node), **vars(cluster), **vars(living)}
     groups |= {"state_dir": state_dir, "socket": socket, "give_back_after": give_back_after}
+    groups["cni"] = _cni(node.run_dir, cni_host, cni_install)
     logging.run(run_agent(AgentOptions(**groups, http_address=http_address)))
+
+
+def _cni(run_dir: Path, host: CniHost, install: CniInstall | None) -> Any:
+    """CniOptions of that; None where nobody is to be answered. Without `install` what may be there."""
+    from netloom_reconcilers.node.endpoints.options import SOCKET, CniOptions, Places
+
+    if install is not None and not install.cni_install:
+        return CniOptions(host.cni_socket, host.cni_deletions) if host.cni_socket is not None else None
+    places = Places(bin_dir=host.cni_bin_dir, conf_dir=host.cni_conf_dir)
+    if install is not None:
+        chain = tuple(name for each in install.cni_chain.split(",") if (name := each.strip()))
+        places = places._replace(plugin=install.cni_plugin, chain=chain, version=install.cni_version)
+    return CniOptions(host.cni_socket or run_dir / SOCKET, host.cni_deletions, places)
 
 
 class OptionalWait(TyperCommand):
@@ -278,18 +296,21 @@ def plan(node: NodeOptions, cluster: Cluster, output: Output = "text") -> None:
 
 
 @app.command()
+@grouped
 def cleanup(
+    *,
     run_dir: RunDir = _RUN_DIR,
     state_dir: StateDir = None,
     socket: Socket = None,
+    cni_host: CniHost,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would go, and remove nothing.")] = False,
     yes: Annotated[bool, typer.Option("-y", "--yes", help="Do not ask.")] = False,
     output: Output = "text",
 ) -> None:
-    """Remove all that agents made in the kernel of this machine, by whatever feature, and nothing else.
+    """Remove all that agents made in the kernel and on the host of this machine, by whatever feature, and nothing else.
 
-    Pods lose their way to other nodes. On a terminal it shows first what would go, and asks; elsewhere it takes --yes.
-    An agent has to be stopped before: it would put everything back.
+    Pods lose their network, and the CNI plugin and its configuration go. On a terminal it shows first what would go,
+    and asks; elsewhere it takes --yes. An agent has to be stopped before: it would put everything back.
     """
     if not (dry_run or yes or sys.stdin.isatty()):
         raise WrongUsage(
@@ -303,14 +324,15 @@ def cleanup(
     running = presence.sentence()
     if running and not dry_run:
         raise UserError(f"{running} Stop it first: its DaemonSet's pod on this node, or its service.")
+    where: dict[str, Any] = {"state_dir": state_dir, "socket": socket, "cni": _cni(run_dir, cni_host, None)}
     if dry_run or not yes:
-        would = loop.run(agent.cleanup(run_dir, dry_run=True, state_dir=state_dir, socket=socket))
+        would = loop.run(agent.cleanup(run_dir, dry_run=True, **where))
         if dry_run or not would.changes:
             show(output, would.changes, lambda changes: _as_ip(changes, "remove", whole=not would.unread))
             _tell((*would.unread, *would.left, *filter(None, [running])))
             return
         _ask(would.changes)
-    done = loop.run(agent.cleanup(run_dir, state_dir=state_dir, socket=socket))
+    done = loop.run(agent.cleanup(run_dir, **where))
     show(output, done.changes, lambda changes: _as_ip(changes, "remove"))
     _tell(done.left)
 

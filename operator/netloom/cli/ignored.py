@@ -38,7 +38,19 @@ def rules() -> dict[str, tuple[Rule, ...]]:
         Rule(lambda given: given["tls_cert_file"] is None, "without --tls-cert-file", ("tls_ca_file",)),
     )
     return {
-        "agent": (manifests,),
+        "agent": (
+            manifests,
+            Rule(
+                lambda given: not given["cni_install"],
+                "without --cni-install",
+                ("cni_plugin", "cni_chain", "cni_version", "cni_bin_dir", "cni_conf_dir"),
+            ),
+            Rule(
+                lambda given: not given["cni_install"] and given["cni_socket"] is None,
+                "without --cni-socket (or --cni-install), as nobody is answered",
+                ("cni_deletions",),
+            ),
+        ),
         "plan": (manifests,),
         "operator": (
             Rule(

@@ -108,6 +108,52 @@ class Cluster:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CniHost:
+    """Where on the host the CNI plugin is, and what it leaves there."""
+
+    cni_socket: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Where the CNI plugin asks for pods' interfaces. Left out: cni.sock in the run directory with "
+            "--cni-install, else nobody is answered. The plugin has its path compiled in.",
+            show_default=False,
+        ),
+    ] = None
+    cni_deletions: Annotated[
+        Path,
+        typer.Option(
+            metavar="DIR", help="Where the CNI plugin writes deletions down while no agent answers; compiled into it."
+        ),
+    ] = Path("/var/lib/netloom/deletions")
+    cni_bin_dir: Annotated[Path, typer.Option(metavar="DIR", help="Where the host has its CNI plugins.")] = Path(
+        "/opt/cni/bin"
+    )
+    cni_conf_dir: Annotated[Path, typer.Option(metavar="DIR", help="Where the host has its CNI configurations.")] = (
+        Path("/etc/cni/net.d")
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class CniInstall:
+    """What is put on the host, if anything is."""
+
+    cni_install: Annotated[
+        bool, typer.Option("--cni-install", help="Put the CNI plugin and its configuration on the host, and keep them.")
+    ] = False
+    cni_plugin: Annotated[Path, typer.Option(metavar="FILE", help="The CNI plugin that is put there.")] = Path(
+        "/usr/libexec/netloom/netloom-cni"
+    )
+    cni_chain: Annotated[
+        str, typer.Option(metavar="LIST", help="CNI plugins that are to run behind it, by commas; '' for none.")
+    ] = "portmap"
+    cni_version: Annotated[
+        Literal["0.3.1", "0.4.0", "1.0.0", "1.1.0"],
+        typer.Option(help="Of the CNI specification, in the configuration. With 1.1.0 runtimes ask for GC and STATUS."),
+    ] = "1.0.0"
+
+
+@dataclass(frozen=True, kw_only=True)
 class Logging:
     """What is logged, and how."""
 

@@ -331,6 +331,11 @@ class NodeAllocator:
         waiting = sum(each.pools.get(version) == pool for each in self._waiting.values())
         return Count(used, waiting, 0 if pool in self._supply.closed else min(free, MOST), resting)
 
+    @property
+    def is_provided(self) -> bool:
+        """Whether there is anything that may ever be given, used or not."""
+        return any(self._supply.blocks.values()) or bool(self._supply.singles)
+
     def pools(self) -> tuple[str, ...]:
         """Of which there is something, used or not, or somebody waits."""
         known = [*self._supply.blocks, *(NO_POOL for _ in self._supply.singles)]

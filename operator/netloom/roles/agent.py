@@ -40,6 +40,9 @@ from netloom_reconcilers.conditions import AGENT, Conditions, manager_of
 from netloom_reconcilers.features import chosen
 from netloom_reconcilers.features.node import NodeContext, NodeFeature, Readiness
 from netloom_reconcilers.node.addresses.feature import AddressesFeature
+from netloom_reconcilers.node.endpoints.feature import EndpointsFeature
+from netloom_reconcilers.node.endpoints.options import SOCKET as CNI_SOCKET
+from netloom_reconcilers.node.endpoints.options import CniOptions
 from netloom_reconcilers.node.forwarding import ForwardingFeature
 from netloom_reconcilers.node.known.departures import Departures, NodeLookup
 from netloom_reconcilers.node.known.own_node import RECORD
@@ -65,6 +68,7 @@ FEATURES: tuple[type[NodeFeature], ...] = (
     ProbeFeature,
     AddressesFeature,
     PoolsFeature,
+    EndpointsFeature,
 )
 """What an agent can do, in the order in which it is planned, told and cleaned up."""
 
@@ -77,7 +81,7 @@ class AgentOptions:
     """What `netloom agent` was asked to do. `manifests` set: no cluster is spoken to. features: as for `chosen`.
 
     lease_namespace: of the Lease that says that this agent lives. grace_period: seconds of silence that it is allowed;
-    more in a large cluster. state_dir, socket, give_back_after: as in NodeContext.
+    more in a large cluster. state_dir, socket, give_back_after, cni: as in NodeContext.
     """
 
     node_name: str
@@ -92,6 +96,7 @@ class AgentOptions:
     features: str = "*"
     lease_namespace: str = "kube-system"
     grace_period: float = GRACE_SECONDS
+    cni: CniOptions | None = None
 
 
 @asynccontextmanager
@@ -173,12 +178,14 @@ class Agent(Collector):
             state_dir=options.state_dir,
             socket=options.socket,
             give_back_after=options.give_back_after,
+            cni=options.cni,
+            readiness=self.readiness,
         )
         self.features = [make(self.context) for make in chosen(features, options.features)]
         self.departures = Departures(
             self.context.networks,
             self.context.peers,
-            keepers(self.features),
+            keepers([each for each in self.features if each.knows_by_nodes]),
             NodeLookup(api) if api is not None else None,
             found.watch(NETLOOM_NODES),
             events=events,
@@ -408,7 +415,8 @@ async def plan(options: AgentOptions, features: Sequence[type[NodeFeature]] = FE
     async with sources(options) as (found, api):
         if api is not None:
             await api.check()
-        context = NodeContext(options.node_name, options.run_dir, found, api)
+        cni = CniOptions(options.run_dir / CNI_SOCKET)
+        context = NodeContext(options.node_name, options.run_dir, found, api, cni=cni)
         made = [make(context) for make in wanted]
         dropping = [make(context) for make in _dropping(options, features)]
         await found.fill()
@@ -425,13 +433,15 @@ async def cleanup(
     dry_run: bool = False,
     state_dir: Path | None = None,
     socket: Path | None = None,
+    cni: CniOptions | None = None,
 ) -> Plan:
     """Remove all that agents made on this machine; what was removed. Raises UserError, naming what would not go.
 
     dry_run: what would be removed; as with `plan`, nothing is written, and no capability is needed.
     """
     _check_run_dir(run_dir)
-    context = NodeContext("", run_dir, Sources(None), state_dir=state_dir, socket=socket)
+    cni = cni or CniOptions(run_dir / CNI_SOCKET)
+    context = NodeContext("", run_dir, Sources(None), state_dir=state_dir, socket=socket, cni=cni)
     made = [make(context) for make in features]
     if dry_run:
         kept: list[str] = []

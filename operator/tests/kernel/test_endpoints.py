@@ -1,7 +1,9 @@
 """Pods' interfaces are made whole, or not at all; and go without a trace."""
 
 import asyncio
+import errno
 import fcntl
+import os
 import socket
 import struct
 import threading
@@ -306,6 +308,23 @@ async def test_a_second_add(here: Node, lab: Lab) -> None:
     assert await one.check(here.keeper) == []
 
 
+async def test_a_lack_of_descriptors_is_no_pod_that_is_gone(
+    here: Node, lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A runtime takes the latter for an interface that needs no DEL."""
+    one = pod(lab, 1)
+
+    def none_left(_descriptor: int) -> int:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "dup", none_left)
+        with pytest.raises(WiringFailed, match="no free file descriptors") as caught:
+            await one.add(here.keeper)
+    assert caught.value.reason == "lost"
+    await one.add(here.keeper)
+
+
 async def test_what_is_no_namespace(here: Node, lab: Lab, tmp_path: Path) -> None:
     one, two, before = pod(lab, 1), pod(lab, 2), here.place.state()
     file = (tmp_path / "file").open("w")
@@ -505,6 +524,14 @@ async def test_a_route_that_somebody_led_elsewhere_goes_with_the_pod(lab: Lab) -
         place.ip("route add 10.1.0.2 dev lo proto 158 metric 65536")
         await one.add(keeper)
         assert await one.check(keeper) == []
+
+
+async def test_check_with_the_mac_that_add_has_told(here: Node, lab: Lab) -> None:
+    """As a result has it, whether it was asked for or not."""
+    for one in (pod(lab, 1), pod(lab, 2, mac=MAC)):
+        wired = await one.add(here.keeper)
+        said = Pod(one.place, replace(one.endpoint, mac=wired.pod_mac))
+        assert await said.check(here.keeper) == []
 
 
 # --------------------------------------------------------------------------------------------------------- restarts

@@ -7,7 +7,7 @@ only what it has. It finds what it needs in the context that it is made with; ma
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import msgspec
 from prometheus_client.core import CounterMetricFamily, Metric
@@ -22,6 +22,7 @@ from netloom.runtime.manager import Run
 from netloom.runtime.store import Store
 from netloom_reconcilers.features import Caches
 from netloom_reconcilers.node.addresses.service import AddressService
+from netloom_reconcilers.node.endpoints.options import CniOptions
 from netloom_reconcilers.node.known.own_node import RECORD, OwnNode
 from netloom_reconcilers.node.known.peers import Peers
 
@@ -32,6 +33,18 @@ class Readiness(NamedTuple):
     ready: bool | None
     reason: str
     message: str
+
+
+class Mesh(Protocol):
+    """The ways to other nodes' pods, as far as others need to know of them."""
+
+    @property
+    def applied(self) -> bool:
+        """Whether they have been made once."""
+
+    @property
+    def pod_mtu(self) -> int:
+        """Of pods, in bytes; 0: not known."""
 
 
 @dataclass(eq=False)
@@ -48,6 +61,8 @@ class NodeContext:
     state_dir:       of what must outlive this process; None: the run directory.
     socket:          at which pods' addresses are asked for; None: in the run directory.
     give_back_after: seconds for which a block of a pool must have been of no use.
+    cni:             where pods' interfaces are asked for; None: nowhere.
+    readiness:       what the node's own condition says; None where that is not known.
     """
 
     node_name: str
@@ -61,6 +76,8 @@ class NodeContext:
     state_dir: Path | None = None
     socket: Path | None = None
     give_back_after: float = IDLE_SECONDS
+    cni: CniOptions | None = None
+    readiness: Callable[[], Readiness | None] = lambda: None
 
     def __post_init__(self) -> None:
         self.networks = self.caches.store(NETWORKS, _network_changed)
@@ -69,6 +86,8 @@ class NodeContext:
         """Of a cluster, filled in the modes that need it, by the feature that does."""
         self.addresses: AddressService | None = None
         """Who gives single addresses, if this agent does."""
+        self.mesh: Mesh | None = None
+        """Who makes the ways to other nodes, if this agent does."""
         self.peers = Peers(self.node_name, self.nodes)
         self.own = OwnNode(self.node_name, record=self.run_dir / RECORD)
 
@@ -105,12 +124,14 @@ class NodeFeature:
     condition: type of the condition that `readiness` gives, on the node's NetloomNode; "" for none. It is applied under
                a field manager of the feature's own, as what a manager applied and does not list again is removed.
     keeper:    of what it owns in the kernel; None: it owns nothing there.
+    knows_by_nodes: what the keeper retains is explained by the nodes' objects, and may go when all of those are known.
     obstacle:  why there is nothing to apply, if so.
     """
 
     name: ClassVar[str]
     condition: ClassVar[str] = ""
     drops: ClassVar[bool] = False
+    knows_by_nodes: ClassVar[bool] = True
     keeper: Keeper[Any, Any] | None = None
     obstacle: Obstacle | None = None
 

@@ -74,6 +74,7 @@ class TunnelsFeature(KernelFeature):
         run_dir, retain = context.run_dir, context.retain_unknown
         keeper = keeper or Dataplane(run_directory=run_dir, on_report=self._reported, retain_unknown=retain)
         super().__init__(context, keeper)
+        context.mesh = self
         self.announcement: Announcement | None = None
         self._needs = Needs()
         self._leaving: dict[Encapsulation, Leaving] = {}
@@ -91,6 +92,11 @@ class TunnelsFeature(KernelFeature):
             self._announcer = AnnouncementReconciler(
                 self._node_name, context.nodes, context.api, lambda: self.announcement
             )
+
+    @property
+    def pod_mtu(self) -> int:
+        """Of pods, in bytes: what the devices between nodes allow, less what a tunnel takes; 0: not known."""
+        return self.keeper.report.mtu
 
     def _reported(self, report: Report) -> None:
         self.announce(report)

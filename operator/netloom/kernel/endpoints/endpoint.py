@@ -61,7 +61,16 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def pod_mac(self) -> Mac:
         """Of the pod end."""
-        return self.mac or _mac("pod", self.container, self.interface)
+        return self.mac or self._derived_mac
+
+    @property
+    def odd_mac(self) -> Mac:
+        """Of the pod end, where it is not the one that is derived; else empty."""
+        return b"" if self.mac == self._derived_mac else self.mac
+
+    @property
+    def _derived_mac(self) -> Mac:
+        return _mac("pod", self.container, self.interface)
 
     def __str__(self) -> str:
         """For people: who, and where."""

@@ -6,6 +6,7 @@ not wait for the 20 ms that each takes.
 """
 
 import asyncio
+import errno
 import os
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -213,6 +214,10 @@ class EndpointsKeeper(Keeper[Endpoints, EndpointsReport]):
             finally:
                 os.close(within)
 
+    def has(self, device: str) -> bool:
+        """Whether there is such a host end, as far as the kernel has told."""
+        return device in self._part.ends
+
     async def read_endpoints(self) -> list[Remains]:
         """What the kernel shows, whether wanted or not. Needs no capability. Raises OSError, KernelUnsupported."""
         async with self._lock:
@@ -297,6 +302,8 @@ def _kept(endpoint: Endpoint, *descriptors: int) -> list[int]:
     except OSError as error:
         for descriptor in kept:
             os.close(descriptor)
+        if error.errno in (errno.EMFILE, errno.ENFILE):
+            raise WiringFailed("lost", f"{endpoint}: there are no free file descriptors ({error})") from error
         why = f"the network namespace {endpoint.netns or 'of the pod'} cannot be used ({error}): is the pod gone?"
         raise WiringFailed("namespace-gone", f"{endpoint}: {why}") from error
     return kept

@@ -103,7 +103,7 @@ def alias_of(endpoint: Endpoint, cookie: int = 0) -> str:
     """What the host end says of itself, for people and for an agent that was restarted: container, interface, the MAC
     that was asked for, and the path of the network namespace with its cookie where there is room for it."""
     words = [endpoint.container, endpoint.interface]
-    words += [format_mac(endpoint.mac)] if endpoint.mac else []
+    words += [format_mac(endpoint.odd_mac)] if endpoint.odd_mac else []
     short = " ".join(words)
     mark = f"@{cookie}" if cookie or _MARKED.fullmatch(endpoint.netns) else ""
     whole = f"{short} {endpoint.netns}{mark}" if endpoint.netns else short

@@ -87,7 +87,7 @@ def merge(
         if user is None:
             allocator.adopt(seen(name), [address])
             found.adopted[address] = name
-        elif user.name != name and not name.startswith(DEVICE):
+        elif user.name not in (name, user.container) and not name.startswith(DEVICE):  # a container may be the pod's
             found.contested[address] = (user.name, name)
     for address, (user_name, name) in found.contested.items():
         log.warning("two have one address", address=format_address(address), holder=user_name, pod=name)

@@ -178,14 +178,15 @@ def _is_root(request: web.BaseRequest) -> bool:
     return _CREDENTIALS.unpack(said)[1] in (_ROOT, os.geteuid())
 
 
-def bind(path: Path) -> socket.socket:
-    """A socket there that root alone may open, in place of one that nobody listens on. Raises SocketUnusable."""
+def bind(path: Path, option: str = "--socket") -> socket.socket:
+    """A socket there that root alone may open, in place of one that nobody listens on. option: by which another path is
+    named. Raises SocketUnusable."""
     made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
     fresh = path.with_name(f"{path.name}.new")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if _is_listened_on(path):
-            raise SocketUnusable(f"{path}: another agent listens there. Name another by --socket, or stop that agent.")
+            raise SocketUnusable(f"{path}: another agent listens there. Name another by {option}, or stop that agent.")
         fresh.unlink(missing_ok=True)
         made.bind(str(fresh))
         fresh.chmod(0o600)
@@ -194,7 +195,7 @@ def bind(path: Path) -> socket.socket:
     except OSError as error:
         made.close()
         why = str(error) if error.strerror is None else error.strerror
-        raise SocketUnusable(f"{path}: no pod can ask for an address: {why}. Name another path by --socket.") from error
+        raise SocketUnusable(f"{path}: no pod can ask for an address: {why}. Name another path by {option}.") from error
     except SocketUnusable:
         made.close()
         raise

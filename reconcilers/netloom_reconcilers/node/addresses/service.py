@@ -26,6 +26,8 @@ log = structlog.get_logger(__name__)
 
 TOLD_SECONDS = 300.0
 """How long it is told that somebody got no address, if nobody asks again."""
+TIMER_SECONDS = 0.005
+"""uvloop's timers end up to a millisecond early, and one that is too early to forget is not set again."""
 
 PoolOf = Callable[[Owner, str | None], Awaitable[Mapping[str, frozenset[Version]] | Problem]]
 """Of which pools an owner is to get addresses of which families (none: of all that the pool has), mostly of one; given
@@ -96,6 +98,8 @@ class AddressService:
     missed: Callable[[Owner], None] = lambda owner: None
 
     def __post_init__(self) -> None:
+        self.begun = False
+        """Whether what an earlier life wrote down is taken in."""
         self.unwritable = ""
         """Why nothing can be written down, as a sentence; "" if it can."""
         self.failed: dict[tuple[str, frozenset[Version]], tuple[float, str]] = {}
@@ -200,6 +204,7 @@ class AddressService:
             self._cannot_write(error)
             return None
         odd = self.allocator.restore(found.records, self.clock())
+        self.begun = True
         self._write_now()
         return replace(found, lost=f"{odd} records contradict others", cause="damage") if odd else found
 
@@ -234,7 +239,7 @@ class AddressService:
         key = short.pool, families or self.versions_of(short.pool)
         self.failed[key] = self.clock(), self.explain(None, short)
         self.troubled()
-        asyncio.get_running_loop().call_later(TOLD_SECONDS, self._forget_failures)
+        asyncio.get_running_loop().call_later(TOLD_SECONDS + TIMER_SECONDS, self._forget_failures)
 
     def _note_success(self, pools: Collection[str], families: frozenset[Version]) -> None:
         ended = [key for key in self.failed if key[0] in pools and key[1] == families]

@@ -1,0 +1,34 @@
+"""Where an agent is asked for pods' interfaces, and what it puts on the host for that."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+SOCKET = "cni.sock"
+"""Its name in the run directory."""
+DELETIONS = Path("/var/lib/netloom/deletions")
+BIN_DIR = Path("/opt/cni/bin")
+CONF_DIR = Path("/etc/cni/net.d")
+PLUGIN_FILE = Path("/usr/libexec/netloom/netloom-cni")
+CHAIN = ("portmap",)
+VERSION = "1.0.0"
+"""Of the configuration that is installed: one that all runtimes and plugins in use speak."""
+
+
+class Places(NamedTuple):
+    """plugin: the binary to install. bin_dir, conf_dir: of the host, as this process sees them. chain: plugins that run
+    behind ours. version: of the CNI specification, as the configuration says it."""
+
+    plugin: Path = PLUGIN_FILE
+    bin_dir: Path = BIN_DIR
+    conf_dir: Path = CONF_DIR
+    chain: tuple[str, ...] = CHAIN
+    version: str = VERSION
+
+
+class CniOptions(NamedTuple):
+    """socket: at which the plugin asks. deletions: what it writes down while nobody answers. install: None for nothing
+    to be put on the host."""
+
+    socket: Path
+    deletions: Path = DELETIONS
+    install: Places | None = None
