@@ -13,6 +13,7 @@ import msgspec
 from prometheus_client.core import CounterMetricFamily, Metric
 
 from netloom.api.v1alpha1 import NETLOOM_NODES, NETWORKS, POOLS, NetloomNetwork, NetloomNode
+from netloom.cidr import Address
 from netloom.ipam.pool_demand import IDLE_SECONDS
 from netloom.kernel.keeper.keeper import Keeper
 from netloom.kernel.keeper.report import Failure, PlannedChange
@@ -45,6 +46,9 @@ class Mesh(Protocol):
     @property
     def pod_mtu(self) -> int:
         """Of pods, in bytes; 0: not known."""
+
+    def lifeline_at(self, address: Address) -> str:
+        """What the node lives by that has the address ("a gateway of this node"); empty if nothing has."""
 
 
 @dataclass(eq=False)

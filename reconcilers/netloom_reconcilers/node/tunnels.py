@@ -14,7 +14,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 
 from netloom.api.events import ObjectReference
 from netloom.api.v1alpha1 import NETLOOM_NODES, NETWORK_NAME, Routing
-from netloom.cidr import format_address
+from netloom.cidr import Address, format_address
 from netloom.cidr.interval_set import outermost
 from netloom.kernel.keeper.report import PlannedChange
 from netloom.kernel.mesh.dataplane import Dataplane, Report
@@ -97,6 +97,10 @@ class TunnelsFeature(KernelFeature):
     def pod_mtu(self) -> int:
         """Of pods, in bytes: what the devices between nodes allow, less what a tunnel takes; 0: not known."""
         return self.keeper.report.mtu
+
+    def lifeline_at(self, address: Address) -> str:
+        """What this node lives by that has the address; empty if nothing has."""
+        return self.keeper.lifeline_at(address)
 
     def _reported(self, report: Report) -> None:
         self.announce(report)

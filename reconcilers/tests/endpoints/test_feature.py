@@ -35,16 +35,20 @@ class Mesh:
     applied = True
     pod_mtu = 1450
 
+    def lifeline_at(self, address: bytes) -> str:
+        return "a gateway of this node" if address == b"\x0a\0\0\x01" else ""
+
 
 class Kernel:
     """What the keeper was asked, in its order."""
 
-    def __init__(self, **_options: Any) -> None:
+    def __init__(self, **options: Any) -> None:
+        self.lifeline_at = options["lifeline_at"]
         self.remains: list[Remains] = []
         self.done: list[str] = []
         self.report = KeeperReport()
         self.there: set[str] = set()
-        self.tell = _options["on_report"]
+        self.tell = options["on_report"]
 
     async def read_endpoints(self) -> list[Remains]:
         return self.remains
@@ -237,6 +241,15 @@ async def test_no_pod_begins_with_an_mtu_that_is_not_known(world: World) -> None
     assert feature._obstacle() == "", "pods that go are gone all the same"
     mesh.pod_mtu = 1450
     assert feature.is_ready
+
+
+def test_the_kernel_side_can_ask_what_the_node_lives_by(world: World) -> None:
+    assert world.feature is not None
+    keeper: Any = world.feature.keeper
+    assert keeper.lifeline_at(b"\x0a\0\0\x01") == "a gateway of this node"
+    assert keeper.lifeline_at(b"\x0a\0\0\x02") == ""
+    world.context.mesh = None
+    assert keeper.lifeline_at(b"\x0a\0\0\x01") == ""
 
 
 async def test_what_it_says_when_something_is_wrong(world: World) -> None:

@@ -13,6 +13,7 @@ import structlog
 from prometheus_client.core import Metric
 
 from netloom.api.events import ObjectReference
+from netloom.cidr import Address
 from netloom.kernel.endpoints.endpoint import Endpoint, Endpoints
 from netloom.kernel.endpoints.keeper import EndpointsKeeper, EndpointsReport
 from netloom.kernel.keeper.report import Failure, PlannedChange
@@ -62,12 +63,16 @@ class EndpointsFeature(NodeFeature):
         self._node_uid = ""
         if context.cni is None:
             return
-        self.keeper = EndpointsKeeper(on_report=self._reported)
+        self.keeper = EndpointsKeeper(on_report=self._reported, lifeline_at=self._lifeline_at)
         state = context.state_dir or context.run_dir
         self._state_file = state / FILE
         if context.addresses is None:
             return
         self._serve_by(context.cni, self.keeper)
+
+    def _lifeline_at(self, address: Address) -> str:
+        """No pod is given such an address, whoever gives addresses here: the node could not reach it any more."""
+        return self.context.mesh.lifeline_at(address) if self.context.mesh is not None else ""
 
     def _serve_by(self, options: CniOptions, keeper: EndpointsKeeper) -> None:
         context, service = self.context, self.context.addresses
