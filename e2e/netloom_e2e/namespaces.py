@@ -145,8 +145,8 @@ def add(place: Namespace, **sysctl: int) -> None:
     try:
         run("ip", "netns", "add", place.name)
         place.ip("link", "set", "lo", "up", "alias", _MARK)
-        if sysctl:
-            place.sysctl(**sysctl)
+        # A machine with containers forwards, and a new namespace begins as the machine is.
+        place.sysctl(**({"ipv4__ip_forward": 0} | sysctl))
     except RuntimeError as error:
         if not re.search("denied|not permitted|read-only", str(error), re.IGNORECASE):
             raise

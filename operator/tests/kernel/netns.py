@@ -206,10 +206,14 @@ class Lab:
         self._made: list[Namespace] = []
 
     def namespace(self, name: str) -> Namespace:
-        """A new one, with `lo` up, and link-local addresses that are there at once (no duplicate detection)."""
+        """A new one, with `lo` up, and link-local addresses that are there at once (no duplicate detection).
+
+        It forwards nothing, though the machine may (one with containers does): the kernel lets new ones begin as that.
+        """
         namespace = Namespace(f"{PREFIX}-{os.getpid()}-{name}")
         self._made.append(namespace)
         _add(namespace.name)
+        namespace.sysctl("net.ipv4.ip_forward", "0")
         for scope in ("all", "default"):
             namespace.sysctl(f"net.ipv6.conf.{scope}.accept_dad", "0")
         namespace.up("lo")
