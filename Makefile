@@ -8,7 +8,7 @@ export PATH := $(PATH):/usr/sbin:/sbin
 # Where it is set, each worker of pytest compiles all tests and modules again: 5 s of a core, each, each time.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: help demo cluster cluster-down image test check bench bench-allocation bench-mesh bench-codec bench-drift bench-restart bench-join bench-throughput bench-senders bench-webhook bench-ipam bench-cni-plugin soak-ipam setup setup-tests
+.PHONY: help demo cluster cluster-down image test check bench bench-allocation bench-mesh bench-codec bench-drift bench-restart bench-join bench-throughput bench-senders bench-webhook bench-ipam bench-cni bench-cni-plugin soak-ipam setup setup-tests
 
 help: ## Show this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -41,7 +41,7 @@ check: setup-tests ## Format, lint, types, layers and unit tests; about a minute
 	$(UNIT_TESTS) --hypothesis-profile check -m "not slow"; tests=$$?; \
 	wait $$beside; beside=$$?; cat $$said; exit $$((tests || beside))
 
-bench: bench-allocation bench-mesh bench-codec bench-drift bench-restart bench-join bench-throughput bench-senders bench-webhook bench-ipam bench-cni-plugin ## Run all benches; each ends with a line `RESULT {json}`
+bench: bench-allocation bench-mesh bench-codec bench-drift bench-restart bench-join bench-throughput bench-senders bench-webhook bench-ipam bench-cni bench-cni-plugin ## Run all benches; each ends with a line `RESULT {json}`
 
 bench-allocation: NODES ?= 5000
 bench-allocation: setup ## Allocation for NODES new nodes beside the raw create rate
@@ -82,6 +82,10 @@ bench-webhook: setup ## What the guard adds to writes, beside Open Policy Agent,
 bench-ipam: NODES ?= 5000
 bench-ipam: setup ## Addresses of pods by the node's socket beside the CNI's host-local; blocks of pools; NODES nodes that join
 	@$(PY) e2e/bench/ipam.py --nodes $(NODES)
+
+bench-cni: ## A pod's network, by Netloom and by the CNI's bridge + host-local: the calls, and pods of a real kubelet
+	@e2e/setup cluster
+	@$(PY) e2e/bench/cni.py
 
 bench-cni-plugin: setup ## What the CNI plugin itself costs a pod, beside static programs that do nothing
 	@e2e/setup gcc musl-gcc
