@@ -151,9 +151,19 @@ class Cluster:
         """Holds whenever nothing is under way: nodes and ledger agree, nothing overlaps. What each node holds."""
         held = self.held()
         assert_disjoint(held)
-        entered = {cidr: entry.node for cidr, entry in self.ledger().items()}
-        assert entered == {cidr: name for name, cidrs in held.items() for cidr in cidrs}
+        assert self._entered() == _by_cidr(held)
         return held
+
+    def agrees(self) -> bool:
+        """Whether ledgers have what nodes hold, and nothing else."""
+        return self._entered() == _by_cidr(self.held())
+
+    def _entered(self) -> dict[Network, str]:
+        return {cidr: entry.node for cidr, entry in self.ledger().items()}
+
+
+def _by_cidr(held: Mapping[str, Iterable[Network]]) -> dict[Network, str]:
+    return {cidr: name for name, cidrs in held.items() for cidr in cidrs}
 
 
 def cidrs_of(obj: Mapping[str, Any]) -> tuple[Network, ...]:

@@ -99,7 +99,7 @@ class World:
     def whole(self) -> None:
         """Waits until every role's cache is what the API server holds."""
         wait_for("every Node has its NetloomNode, and no other", self.cluster.served, deadline=SECONDS)
-        wait_for("nodes and ledgers agree", self._agreed, deadline=SECONDS)
+        wait_for("nodes and ledgers agree", self.cluster.agrees, deadline=SECONDS)
         held = self.cluster.check()
         for name, machine in self.agents.lab.nodes.items():
             wanted = {str(cidr) for other, cidrs in held.items() if other != name for cidr in cidrs}
@@ -111,10 +111,6 @@ class World:
             wait_for(f"{name} has routes to all nodes and no others", same, deadline=SECONDS)
         for role in (self.operator, self.guard):
             wait_for(f"{role.process.name} is ready", lambda role=role: role.approves("/readyz"), deadline=SECONDS)  # type: ignore[misc]
-
-    def _agreed(self) -> bool:
-        """Whether the block of a node that left has come back."""
-        return {entry.node for entry in self.cluster.ledger().values()} == self.cluster.held().keys()
 
     def refusal(self) -> str:
         """What is said to the removal of a CIDR that a node holds; "" where it is allowed."""
