@@ -31,13 +31,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from netloom_e2e import bench, binaries, cni_plugin, kubelets, netloom_cluster
+from netloom_e2e import bench, binaries, cni_plugin, kubelets, lone_agent, netloom_cluster
 from netloom_e2e.bench import Wrong
 from netloom_e2e.cni_plugin import Plugin
 from netloom_e2e.kubelets import KubeletCluster
 from netloom_e2e.lab import Lab, wait_for
 from netloom_e2e.machines import Machine
-from netloom_e2e.mesh import NETLOOM
 from netloom_e2e.namespaces import NETNS, Namespace, add, remove
 from netloom_e2e.netloom_image import netloom
 from netloom_e2e.pod_networks import Bridge, PodNetwork
@@ -45,19 +44,6 @@ from netloom_e2e.pod_networks import Bridge, PodNetwork
 ONE, AT_ONCE = 1, 30
 CIDR = "10.42.0.0/16"
 SINGLE_PODS = 8
-MANIFESTS = """\
-apiVersion: netloom.dev/v1alpha1
-kind: NetloomNetwork
-metadata: {{name: default}}
-spec: {{ipam: {{mode: kubernetes}}}}
----
-apiVersion: netloom.dev/v1alpha1
-kind: NetloomNode
-metadata: {{name: n1}}
-spec:
-  addresses: [{{type: InternalIP, ip: {address}}}]
-  ipam: {{mode: kubernetes, podCIDRs: ["{cidr}"]}}
-"""
 DEPLOYMENT = """\
 apiVersion: apps/v1
 kind: Deployment
@@ -120,16 +106,10 @@ def _sandboxes(way: Way, number: int, count: int) -> Iterator[list[str]]:
 
 
 def _netloom(stack: ExitStack, machine: Machine, folder: Path) -> Way:
-    manifests, run_dir = folder / "manifests", folder / "run"
-    manifests.mkdir()
-    (manifests / "all.yaml").write_text(MANIFESTS.format(address=machine.address, cidr=CIDR))
+    run_dir = folder / "run"
     plugin = Plugin(cni_plugin.built(), run_dir / "cni.sock", folder / "deletions")
-    command = [str(NETLOOM), "agent", "--manifests", str(manifests), "--node-name", "n1", "--run-dir", str(run_dir)]
-    command += ["--cni-socket", str(plugin.socket), "--cni-deletions", str(plugin.deletions)]
-    with (folder / "agent.log").open("w") as log:
-        agent = machine.popen(command, stdout=log)
-    stack.callback(agent.wait, 30)
-    stack.callback(agent.terminate)
+    flags = ("--cni-socket", str(plugin.socket), "--cni-deletions", str(plugin.deletions))
+    lone_agent.started(stack, machine, folder, [CIDR], run_dir, *flags)
     configuration = {"cniVersion": "1.1.0", "name": "netloom", "type": "netloom-cni"}
     environment = plugin.environment({})
 

@@ -44,11 +44,10 @@ from typing import Any, NamedTuple
 
 import allocation
 
-from netloom_e2e import bench, binaries, gauges
+from netloom_e2e import bench, binaries, gauges, lone_agent
 from netloom_e2e.addresses import ADDRESSES, AddressSocket
 from netloom_e2e.bench import Wrong
 from netloom_e2e.lab import Lab, wait_for
-from netloom_e2e.mesh import NETLOOM
 from netloom_e2e.pool_growth import growth
 
 CIDRS = ("10.42.0.0/16", "fd00:42::/64")
@@ -57,19 +56,6 @@ ROUNDS = 20
 BULK_ROUNDS = 1
 EXECS = 200
 MEMORY = "/dev/shm"
-MANIFESTS = """\
-apiVersion: netloom.dev/v1alpha1
-kind: NetloomNetwork
-metadata: {{name: default}}
-spec: {{ipam: {{mode: kubernetes}}}}
----
-apiVersion: netloom.dev/v1alpha1
-kind: NetloomNode
-metadata: {{name: n1}}
-spec:
-  addresses: [{{type: InternalIP, ip: {address}}}]
-  ipam: {{mode: kubernetes, podCIDRs: {cidrs}}}
-"""
 
 
 class Pace(NamedTuple):
@@ -189,14 +175,8 @@ def socket_part(stack: ExitStack, folder: Path, in_flight: int, rounds: int) -> 
     """The agent, asked."""
     memory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="netloom-bench-", dir=MEMORY)))
     machine = stack.enter_context(Lab(f"nlbi{os.getpid() % 10000}")).add_node("n1")
-    manifests, run_dir = folder / "manifests", memory / "run"
-    manifests.mkdir()
-    (manifests / "all.yaml").write_text(MANIFESTS.format(address=machine.address, cidrs=json.dumps(CIDRS)))
-    with (folder / "agent.log").open("w") as log:
-        command = [str(NETLOOM), "agent", "--manifests", str(manifests), "--node-name", "n1", "--run-dir", str(run_dir)]
-        agent = machine.popen(command, stdout=log)
-    stack.callback(agent.wait, 30)
-    stack.callback(agent.terminate)
+    run_dir = memory / "run"
+    agent = lone_agent.started(stack, machine, folder, CIDRS, run_dir)
     path = run_dir / "agent.sock"
 
     def answers() -> bool:

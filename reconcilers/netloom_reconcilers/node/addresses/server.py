@@ -16,8 +16,9 @@ import os
 import socket
 import struct
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import msgspec
 import structlog
@@ -87,7 +88,7 @@ class AddressServer:
     async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
         handler = self._handlers.get((request.method, request.path))
         try:
-            if not _is_root(request):
+            if not _came_from_root(request):
                 return _trouble(403, "NotRoot", "root alone may ask the agent for addresses of pods.")
             if handler is None:
                 return _trouble(404, "NoSuchRequest", f"there is no {request.method} {request.path} here.")
@@ -169,12 +170,14 @@ def _trouble(status: int, reason: str, message: str) -> web.Response:
     return web.Response(status=status, body=_encode(Trouble(reason, message)), headers=_JSON)
 
 
-def _is_root(request: web.BaseRequest) -> bool:
+def _came_from_root(request: web.BaseRequest) -> bool:
+    connected = request.transport.get_extra_info("socket") if request.transport is not None else None
+    return connected is not None and is_root(connected)
+
+
+def is_root(connected: socket.socket) -> bool:
     """By what the kernel says of who connected: a socket may be bind-mounted to where its mode means nothing."""
-    connection = request.transport.get_extra_info("socket") if request.transport is not None else None
-    if connection is None:
-        return False
-    said = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+    said = connected.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
     return _CREDENTIALS.unpack(said)[1] in (_ROOT, os.geteuid())
 
 
@@ -220,7 +223,14 @@ def remove(path: Path) -> None:
             path.unlink()
 
 
-async def serve(server: AddressServer, path: Path, told: Callable[[str], None], again: float = 5.0) -> None:
+class Listening(Protocol):
+    """What answers at a path of its own."""
+
+    def listening(self, path: Path) -> AbstractAsyncContextManager[None]:
+        """Answers there meanwhile. Raises SocketUnusable."""
+
+
+async def serve(server: Listening, path: Path, told: Callable[[str], None], again: float = 5.0) -> None:
     """For ever; where it cannot, `told` has the sentence, and it is tried again."""
     while True:
         try:

@@ -11,7 +11,6 @@ import asyncio
 import fcntl
 import os
 import socket
-import struct
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -38,7 +37,6 @@ ENTERING = ("ADD", "CHECK")
 """Commands that need them. With others they are not looked at: above all, a DEL never fails for one."""
 _PIECE = 256 << 10
 _ROOM = socket.CMSG_SPACE(8 * array.array("i").itemsize)
-_CREDENTIALS = struct.Struct("3i")
 _IPV6_SWITCH = "sys/net/ipv6/conf/all/disable_ipv6"
 _NS_GET_NSTYPE = 0xB703  # linux/nsfs.h
 _CLONE_NEWNET = 0x40000000
@@ -228,9 +226,3 @@ def _is_rtnetlink(descriptor: int) -> bool:
         return False
     with found:
         return found.family == socket.AF_NETLINK and found.proto == socket.NETLINK_ROUTE
-
-
-def is_root(connected: socket.socket) -> bool:
-    """By what the kernel says of who connected: a socket may be bind-mounted to where its mode means nothing."""
-    said = connected.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-    return _CREDENTIALS.unpack(said)[1] in (0, os.geteuid())

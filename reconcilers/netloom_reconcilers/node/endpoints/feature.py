@@ -20,6 +20,7 @@ from netloom.kernel.keeper.report import Failure, PlannedChange
 from netloom.runtime.controller import Controller
 from netloom.runtime.manager import Run
 from netloom_reconcilers.features.node import NodeContext, NodeFeature, Readiness
+from netloom_reconcilers.node.addresses.server import serve
 from netloom_reconcilers.node.addresses.service import Refused
 from netloom_reconcilers.node.endpoints import deletions as written_down
 from netloom_reconcilers.node.endpoints.attachments import Attachments, endpoint_of
@@ -29,7 +30,7 @@ from netloom_reconcilers.node.endpoints.install import Installer, binary_of, con
 from netloom_reconcilers.node.endpoints.metrics import metrics_of
 from netloom_reconcilers.node.endpoints.networks import FILE, Networks
 from netloom_reconcilers.node.endpoints.options import CniOptions, Places
-from netloom_reconcilers.node.endpoints.server import CniServer, serve
+from netloom_reconcilers.node.endpoints.server import CniServer
 from netloom_reconcilers.node.endpoints.taint import Taint
 from netloom_reconcilers.node.endpoints.vanished import Vanished
 

@@ -6,13 +6,13 @@ Of callers beyond MOST_CALLERS the kernel keeps some waiting, and refuses the re
 import asyncio
 import contextlib
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import structlog
 
-from netloom_reconcilers.node.addresses.server import SocketUnusable, bind, remove
-from netloom_reconcilers.node.endpoints.connection import Connection, Handle, is_root
+from netloom_reconcilers.node.addresses.server import bind, is_root, remove
+from netloom_reconcilers.node.endpoints.connection import Connection, Handle
 
 log = structlog.get_logger(__name__)
 
@@ -94,15 +94,3 @@ class CniServer:
         if not self._open:
             self._idle.set()
         self._read()
-
-
-async def serve(server: CniServer, path: Path, told: Callable[[str], None], again: float = 5.0) -> None:
-    """For ever; where it cannot, `told` has the sentence, and it is tried again."""
-    while True:
-        try:
-            async with server.listening(path):
-                told("")
-                await asyncio.Event().wait()
-        except SocketUnusable as error:
-            told(str(error))
-            await asyncio.sleep(again)
