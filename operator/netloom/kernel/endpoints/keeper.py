@@ -9,7 +9,6 @@ import asyncio
 import errno
 import os
 from collections.abc import Awaitable, Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import TypeVar, Unpack
 
@@ -31,6 +30,7 @@ from netloom.kernel.keeper.part import Worker
 from netloom.kernel.keeper.report import KeeperReport, PlannedChange
 from netloom.kernel.keeper.retries import Retries
 from netloom.kernel.keeper.table_writer import ALREADY_GONE
+from netloom.kernel.keeper.thread import KernelThread
 from netloom.kernel.netlink import wire
 from netloom.kernel.netlink.sockets import AnswerLost, CommandSocket, Refusal
 
@@ -69,16 +69,14 @@ class EndpointsKeeper(Keeper[Endpoints, EndpointsReport]):
         """Devices that the reaper is deleting, by their names: what is made under one of them now would go."""
 
     async def open(self) -> None:
-        """Open the sockets, and begin the threads: they are in the network namespace in which they began."""
-        self._reaper_thread = ThreadPoolExecutor(1, thread_name_prefix="netloom-reaper")
+        """Open the sockets and begin the threads."""
+        self._reaper_thread = KernelThread("netloom-reaper")
         await super().open()
-        for thread in (self._executor, self._reaper_thread):
-            await asyncio.get_running_loop().run_in_executor(thread, int)
 
     async def close(self) -> None:
         """Close the sockets. The kernel keeps all that was made, but for what was on its way out."""
         await self._reaped()
-        self._reaper_thread.shutdown()
+        self._reaper_thread.close()
         if self._reaper is not None:
             self._reaper.close()
         await super().close()
@@ -248,7 +246,7 @@ class EndpointsKeeper(Keeper[Endpoints, EndpointsReport]):
         while names := sorted(self._part.doomed):
             self._going.update(names)
             try:
-                refused = await asyncio.get_running_loop().run_in_executor(self._reaper_thread, self._delete, names)
+                refused = await self._reaper_thread.call(self._delete, names)
             except (AnswerLost, OSError) as error:
                 log.warning("devices of pods that are gone could not be deleted", error=str(error))
                 refused = {}

@@ -14,7 +14,6 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, ClassVar, Generic, TypedDict, TypeVar
 
 import structlog
@@ -24,6 +23,7 @@ from netloom.kernel.errors import KernelUnsupported
 from netloom.kernel.keeper.part import Attempt, Outcome, Part, Worker
 from netloom.kernel.keeper.report import KeeperReport, PlannedChange, entry
 from netloom.kernel.keeper.retries import TICK_SECONDS, Item, Retries, item_text
+from netloom.kernel.keeper.thread import KernelThread
 from netloom.kernel.netlink.sockets import BUFFER, AnswerLost, CommandSocket, EventSocket, Overflow, walk
 
 log = structlog.get_logger(__name__)
@@ -92,15 +92,15 @@ class Keeper(Generic[D, R]):
         self._wake = asyncio.Event()
 
     async def open(self) -> None:
-        """Open the sockets. Where the kernel lacks what they need, `apply` reports it."""
-        self._executor = ThreadPoolExecutor(1, thread_name_prefix="netloom-kernel")
+        """Open the sockets and begin the thread. Where the kernel lacks what they need, `apply` reports it."""
+        self._thread = KernelThread("netloom-kernel")
         with contextlib.suppress(KernelUnsupported):
             self._connect()
 
     async def close(self) -> None:
         """Close the sockets. The kernel keeps all that was made."""
         self._ignore()
-        self._executor.shutdown()
+        self._thread.close()
         if self._listener is not None:
             self._listener.close()
         if self._worker is not None:
@@ -304,7 +304,7 @@ class Keeper(Generic[D, R]):
     def _connect(self) -> Worker:
         """The asking socket, and the listening one: opened, if they could not be before. Raises KernelUnsupported."""
         if self._worker is None:
-            self._worker = Worker(self._make_commands(), self._executor)
+            self._worker = Worker(self._make_commands(), self._thread)
         if self._listener is None:
             groups = dict.fromkeys(group for part in self._parts for group in part.groups)
             deaf_to = (self._worker.commands.port, *self._unheard)

@@ -9,12 +9,12 @@ that holds it.
 import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterable, Sequence, Set
-from concurrent.futures import Executor
 from typing import Generic, TypeVar
 
 import msgspec
 
 from netloom.kernel.keeper.retries import Item, Retries
+from netloom.kernel.keeper.thread import KernelThread
 from netloom.kernel.netlink.sockets import CommandSocket, Refusal
 from netloom.kernel.ownership import Ownership
 
@@ -56,17 +56,17 @@ class Worker:
     """The asking socket and the thread that waits for it: the kernel takes a lock that others may hold for seconds,
     and the event loop must not wait for that. What is asked for is done in its order."""
 
-    def __init__(self, commands: CommandSocket, executor: Executor) -> None:
+    def __init__(self, commands: CommandSocket, thread: KernelThread) -> None:
         self.commands = commands
-        self._executor = executor
+        self._thread = thread
 
     def submit(self, messages: Sequence[bytes]) -> asyncio.Future[dict[int, Refusal]]:
         """Have these requests done, at most netlink.BATCH; the refusals by their places. Raises AnswerLost."""
-        return asyncio.get_running_loop().run_in_executor(self._executor, self.commands.execute, messages)
+        return self._thread.call(self.commands.execute, messages)
 
     async def call(self, work: Callable[[CommandSocket], T]) -> T:
         """Do this in the thread."""
-        return await asyncio.get_running_loop().run_in_executor(self._executor, work, self.commands)
+        return await self._thread.call(work, self.commands)
 
 
 class Part(ABC, Generic[D]):
