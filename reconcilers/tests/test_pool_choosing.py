@@ -19,8 +19,11 @@ from tests.pool_world import network, pool
 OWN = "netloom.dev/ip-pool"
 
 
-def pod(name: str = "web", node: str = "a", version: str = "1", gone: bool = False, **annotations: str) -> Pod:
+def pod(
+    name: str = "web", node: str = "a", version: str = "1", gone: bool = False, uid: str = "", **annotations: str
+) -> Pod:
     meta: dict[str, Any] = {"namespace": "shop", "name": name, "resourceVersion": version, "annotations": annotations}
+    meta["uid"] = uid
     if gone:
         meta["deletionTimestamp"] = "2026-01-01T00:00:00Z"
     return msgspec.convert({"metadata": meta, "spec": {"nodeName": node}}, Pod)
@@ -62,8 +65,8 @@ class Server:
             return self.pods[name]
         return msgspec.convert({"metadata": {"name": name, "annotations": self.annotations}}, Namespace)
 
-    async def pool(self, name: str = "shop/web", asked: str = "") -> str:
-        found = await self.chooser.pool_of(Owner(name), asked)
+    async def pool(self, name: str = "shop/web", asked: str = "", uid: str = "") -> str:
+        found = await self.chooser.pool_of(Owner(name), asked, uid)
         return found.reason if isinstance(found, Problem) else ",".join(found.pools)
 
 
@@ -136,3 +139,20 @@ async def test_who_names_a_pool_itself_needs_be_no_pod(server: Server) -> None:
     assert await server.pool("router") == "default"
     assert await server.pool("router", "red") == "PoolMissing"
     assert server.asked == []
+
+
+async def test_an_add_for_a_pod_that_has_a_successor_gets_nothing_by_that_ones_annotations(server: Server) -> None:
+    server.cache.put(pod(uid="u2", **{OWN: "blue"}))
+    server.pods["web"] = pod(uid="u2", version="2", **{OWN: "blue"})
+    assert await server.pool(uid="u1") == "PodReplaced"
+    assert (await server.pool(uid="u2"), server.asked) == ("blue", ["pods web"])
+    server.cache.put(pod(uid="of-the-mirror", version="3", **{OWN: "blue", "kubernetes.io/config.hash": "u3"}))
+    assert (await server.pool(uid="u3"), server.asked) == ("blue", ["pods web"]), "a static pod"
+
+
+async def test_a_pod_that_the_cache_has_yet_to_hear_of_is_not_taken_for_the_one_before(server: Server) -> None:
+    server.cache.put(pod(uid="u1", **{OWN: "default"}))
+    waiting = asyncio.create_task(server.pool(uid="u2"))
+    await asyncio.sleep(0)
+    server.cache.put(pod(uid="u2", version="2", **{OWN: "blue"}))
+    assert (await waiting, server.asked) == ("blue", [])

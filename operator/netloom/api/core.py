@@ -140,6 +140,16 @@ class Pod(Struct, frozen=True):
     status: PodStatus = PodStatus()
 
 
+STATIC = ("kubernetes.io/config.mirror", "kubernetes.io/config.hash")
+"""Annotations of pods that a kubelet has of a file, with the uid by which it and its runtime know them: the API server
+shows their mirrors, which have one of their own."""
+
+
+def has_uid(pod: Pod, uid: str) -> bool:
+    """Whether that is the pod's uid, as a runtime says it; so it is where none is said."""
+    return not uid or uid in (pod.metadata.uid, *map(pod.metadata.annotations.get, STATIC))
+
+
 class Namespace(Struct, frozen=True):
     """core/v1 Namespace."""
 

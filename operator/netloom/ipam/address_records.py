@@ -1,6 +1,6 @@
 """What a node's allocator did, as records to be kept: one line of text each, with a number and a checksum.
 
-    5f3a0c11 17 ["gave","default/web-0","4f2a","eth0","",["10.42.1.7"]]
+    5f3a0c11 17 ["gave","default/web-0","4f2a","eth0","",["10.42.1.7"],"0f0c2a9e-..."]
 
 The first line names the node, the boot of its machine and the file, and goes into the checksums of all others. So a
 line that was written in part, changed, or comes from another file has another checksum, and one that stands there twice
@@ -31,13 +31,14 @@ class Header(msgspec.Struct, frozen=True, array_like=True, tag="netloom-addresse
 
 
 class Gave(msgspec.Struct, frozen=True, array_like=True, tag="gave", gc=False):
-    """An owner has these addresses, of this pool."""
+    """An owner has these addresses, of this pool. uid: of the pod, where that is known."""
 
     name: str
     container: str
     interface: str
     pool: str
     addresses: tuple[str, ...]
+    uid: str = ""
 
 
 class Freed(msgspec.Struct, frozen=True, array_like=True, tag="freed", gc=False):

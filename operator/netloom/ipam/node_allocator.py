@@ -5,8 +5,9 @@ somebody has written it down (`netloom.ipam.address_records`); `restore` takes i
 
 - One address has one owner, and an owner that asks again is told what it has.
 - A release frees what exactly that owner has, and nothing else.
-- A freed address rests for `rest_seconds`. Then the one that has been free longest is the next of its block. Blocks
-  are used in the order in which the node holds them, so that the later ones become idle.
+- A freed address rests for `rest_seconds`, or as long as who asks for one says. Then the one that has been free longest
+  is the next of its block. Blocks are used in the order in which the node holds them, so that the later ones become
+  idle.
 - What is used stays used when it is no longer provided: see `orphans`.
 """
 
@@ -82,10 +83,11 @@ Need = Mapping[Version, Count]
 
 
 class Holding(NamedTuple):
-    """What an owner has."""
+    """What an owner has. uid: of the pod that it was given for, "" where that is not known."""
 
     pool: str
     addresses: tuple[Address, ...]
+    uid: str = ""
 
 
 class _Waiter(NamedTuple):
@@ -177,10 +179,15 @@ class NodeAllocator:
         versions: frozenset[Version],
         now: float,
         elsewhere: Mapping[Version, str] = _OF_ONE_POOL,
+        *,
+        uid: str = "",
+        rest: float | None = None,
     ) -> tuple[Address, ...] | Shortage:
         """An address of each family, or none at all; what the owner has already, if it has any. Who meets a shortage
         counts as waiting until it is served, released, or has not asked again for some time. elsewhere: pools of
-        families that come of another one than `pool`."""
+        families that come of another one than `pool`. uid: of the pod. rest: seconds for which what was freed must have
+        rested, if not `rest_seconds`."""
+        rest = self.rest_seconds if rest is None else rest
         held = self._held.get(owner)
         if held is not None:
             return held.addresses
@@ -188,7 +195,7 @@ class NodeAllocator:
         pools = {version: elsewhere.get(version, pool) for version in sorted(versions)}
         lacking = {version for version, name in pools.items() if name in self._supply.closed}
         for version in sorted(versions - lacking):
-            address = self._next(owner, pools[version], version, now)
+            address = self._next(owner, pools[version], version, now, rest)
             if address is None:
                 lacking.add(version)
             else:
@@ -199,22 +206,29 @@ class NodeAllocator:
             if is_new:
                 self.on_change()
             short = pools[min(lacking)] if lacking else pool
-            ready_at = self._ready_at(owner, {each: pools[each] for each in lacking}, now)
+            ready_at = self._ready_at(owner, {each: pools[each] for each in lacking}, now, rest)
             return Shortage(short, frozenset(lacking), ready_at)
         self._waiting.pop(owner, None)
-        self._give(owner, Holding(pool, tuple(found)))
+        self._give(owner, Holding(pool, tuple(found), uid))
         self.on_change()
         return tuple(found)
 
-    def _next(self, owner: Owner, pool: str, version: Version, now: float) -> Address | None:
+    def pin(self, owner: Owner, uid: str) -> None:
+        """What this owner has is for the pod with this uid."""
+        held = self._held.get(owner)
+        if held is not None and held.uid != uid:
+            self._held[owner] = held._replace(uid=uid)
+            self.unwritten.append(_gave(owner, self._held[owner]))
+
+    def _next(self, owner: Owner, pool: str, version: Version, now: float, rest: float) -> Address | None:
         for block in self._of_pool.get((pool, version), ()):
             if block.cidr not in self._shut:
-                number = block.longest_free(now, self.rest_seconds)
+                number = block.longest_free(now, rest)
                 if number is not None:
                     return block.packed(number)
-        return self._next_single(owner, version, now) if pool == NO_POOL and self._supply.singles else None
+        return self._next_single(owner, version, now, rest) if pool == NO_POOL and self._supply.singles else None
 
-    def _next_single(self, owner: Owner, version: Version, now: float) -> Address | None:
+    def _next_single(self, owner: Owner, version: Version, now: float, rest: float) -> Address | None:
         """One that is meant for the owner before one that anybody may have, and of these the longest free."""
         best: tuple[bool, float] | None = None
         found: Address | None = None
@@ -223,7 +237,7 @@ class NodeAllocator:
                 continue
             at = self._freed.get(address, -float("inf"))
             rank = (not entry.owner, at)
-            if at + self.rest_seconds <= now and (best is None or rank < best):
+            if at + rest <= now and (best is None or rank < best):
                 best, found = rank, address
         return found
 
@@ -234,16 +248,16 @@ class NodeAllocator:
             if len(address) == size and address not in self._users and address not in self._supply.taken:
                 yield address, entry
 
-    def _ready_at(self, owner: Owner, pools: Mapping[Version, str], now: float) -> float | None:
+    def _ready_at(self, owner: Owner, pools: Mapping[Version, str], now: float, rest: float) -> float | None:
         """When all of the families may have one for the owner that has rested; None where one of them has none that
         rests. What has rested already is not what it waits for."""
         found = []
         for version, pool in pools.items():
             blocks = (each for each in self._of_pool.get((pool, version), ()) if each.cidr not in self._shut)
-            times = [block.next_ready(self.rest_seconds) for block in blocks]
+            times = [block.next_ready(rest) for block in blocks]
             if pool == NO_POOL:
                 times += [
-                    self._freed[address] + self.rest_seconds
+                    self._freed[address] + rest
                     for address, entry in self._singles(version)
                     if address in self._freed and entry.owner in ("", owner.name)
                 ]
@@ -261,7 +275,7 @@ class NodeAllocator:
             block = self._block_of(address)
             if block is not None:
                 block.use(int.from_bytes(address, "big"))
-        self.unwritten.append(Gave(*owner, holding.pool, tuple(map(format_address, holding.addresses))))
+        self.unwritten.append(_gave(owner, holding))
 
     def release(self, owner: Owner, addresses: Collection[Address] | None = None, *, now: float) -> tuple[Address, ...]:
         """Frees what exactly this owner has (of these addresses, if any are named), and waits for it no longer."""
@@ -428,10 +442,7 @@ class NodeAllocator:
             for address, at in self._freed.items()
             if address in self._supply.singles or at + self.rest_seconds > now
         }
-        found: list[Record] = [
-            Gave(*owner, holding.pool, tuple(map(format_address, holding.addresses)))
-            for owner, holding in self._held.items()
-        ]
+        found: list[Record] = [_gave(owner, holding) for owner, holding in self._held.items()]
         found += [_rests(block.remembered()) for block in self._blocks.values() if block.freed]
         found += [_rests(self._freed.items())] if self._freed else []
         return [*found, *(Closed(str(cidr)) for cidr in sorted(self._shut))]
@@ -456,7 +467,8 @@ class NodeAllocator:
             if any(self._users.get(each, owner) != owner for each in addresses):
                 return False
             held = self._held.get(owner, Holding(record.pool, ()))
-            self._give(owner, held._replace(addresses=tuple(dict.fromkeys((*held.addresses, *addresses)))))
+            both = tuple(dict.fromkeys((*held.addresses, *addresses)))
+            self._give(owner, held._replace(addresses=both, uid=record.uid or held.uid))
         elif isinstance(record, Freed):
             owner = Owner(record.name, record.container, record.interface)
             addresses = tuple(map(parse_address, record.addresses))
@@ -470,6 +482,10 @@ class NodeAllocator:
         else:
             self._shut.discard(Cidr.parse(record.cidr))
         return True
+
+
+def _gave(owner: Owner, holding: Holding) -> Gave:
+    return Gave(*owner, holding.pool, tuple(map(format_address, holding.addresses)), holding.uid)
 
 
 def _rests(freed: Iterable[tuple[Address, float]]) -> Rests:

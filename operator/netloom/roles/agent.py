@@ -180,6 +180,7 @@ class Agent(Collector):
             give_back_after=options.give_back_after,
             cni=options.cni,
             readiness=self.readiness,
+            twin=lambda: self.life.twin if self.life is not None else "",
         )
         self.features = [make(self.context) for make in chosen(features, options.features)]
         self.departures = Departures(

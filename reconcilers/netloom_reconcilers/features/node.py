@@ -67,6 +67,7 @@ class NodeContext:
     give_back_after: seconds for which a block of a pool must have been of no use.
     cni:             where pods' interfaces are asked for; None: nowhere.
     readiness:       what the node's own condition says; None where that is not known.
+    twin:            that another machine runs as this node, as a sentence; "" as far as is known.
     """
 
     node_name: str
@@ -82,6 +83,7 @@ class NodeContext:
     give_back_after: float = IDLE_SECONDS
     cni: CniOptions | None = None
     readiness: Callable[[], Readiness | None] = lambda: None
+    twin: Callable[[], str] = lambda: ""
 
     def __post_init__(self) -> None:
         self.networks = self.caches.store(NETWORKS, _network_changed)

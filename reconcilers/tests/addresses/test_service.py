@@ -14,9 +14,10 @@ import pytest
 from netloom.api.problem import Problem
 from netloom.cidr import Cidr, Version, format_address
 from netloom.ipam.node_allocator import NodeAllocator, Owner, Supply
+from netloom_reconcilers.node.addresses import service as module
 from netloom_reconcilers.node.addresses.checkpoint import Checkpoint, Unwritable
 from netloom_reconcilers.node.addresses.server import AddressServer, SocketUnusable, bind, serve
-from netloom_reconcilers.node.addresses.service import UNREAD, AddressService, Refused
+from netloom_reconcilers.node.addresses.service import LEAST_REST_SECONDS, REPLACED, UNREAD, AddressService, Refused
 
 V4: frozenset[Version] = frozenset({4})
 A, B, C = (Owner(f"default/{name}", name * 3) for name in "abc")
@@ -187,7 +188,7 @@ async def test_the_pool_is_asked_for_once_and_a_problem_is_the_answer(tmp_path: 
     service = begun(tmp_path, "10.0.0.0/31", pool="web")
     asked: list[Owner] = []
 
-    async def pool_of(owner: Owner, _named: str | None) -> Mapping[str, frozenset[Version]] | Problem:
+    async def pool_of(owner: Owner, _named: str | None, _uid: str) -> Mapping[str, frozenset[Version]] | Problem:
         asked.append(owner)
         problem = Problem("Pod default/b", "", "", "NoSuchPool", "there is none.", "Make it.")
         return {"web": frozenset()} if owner == A else problem
@@ -203,7 +204,7 @@ async def test_the_pool_is_asked_for_once_and_a_problem_is_the_answer(tmp_path: 
 async def test_who_is_released_while_its_pool_is_looked_for_is_given_none(tmp_path: Path) -> None:
     service, found = begun(tmp_path, "10.0.0.0/29"), asyncio.Event()
 
-    async def pool_of(_owner: Owner, _named: str | None) -> Mapping[str, frozenset[Version]] | Problem:
+    async def pool_of(_owner: Owner, _named: str | None, _uid: str) -> Mapping[str, frozenset[Version]] | Problem:
         await found.wait()
         return {"": V4}
 
@@ -221,7 +222,7 @@ async def test_who_is_released_while_its_pool_is_looked_for_is_given_none(tmp_pa
 async def test_families_may_come_of_two_pools_and_none_is_given_without_the_other(tmp_path: Path) -> None:
     service = begun(tmp_path, "10.0.0.0/31", pool="four")
 
-    async def pool_of(_owner: Owner, _named: str | None) -> Mapping[str, frozenset[Version]] | Problem:
+    async def pool_of(_owner: Owner, _named: str | None, _uid: str) -> Mapping[str, frozenset[Version]] | Problem:
         return {"four": V4, "six": frozenset({6})}
 
     service.pool_of = pool_of
@@ -248,6 +249,51 @@ async def test_what_the_cni_does_not_have_any_more_is_taken_back(tmp_path: Path)
         await ask(service, owner)
     assert len(await service.collect({(A.container, "eth0")})) == 2
     assert {owner for owner, _ in service.allocator.held()} == {A, by_hand}
+
+
+async def test_where_nothing_else_is_free_what_has_rested_longest_is_given_sooner(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As many pods as a node's addresses, deleted and made again within the time for which addresses rest."""
+    monkeypatch.setattr(module, "PRESSED_SECONDS", 0.2)
+    monkeypatch.setattr(module, "LEAST_REST_SECONDS", 0.3)
+    service = begun(tmp_path, "10.0.0.8/31")
+    service.clock = asyncio.get_running_loop().time
+    assert [await ask(service, A), await ask(service, B)] == ["10.0.0.8", "10.0.0.9"]
+    await service.release(B)
+    await service.release(A)
+    task = asyncio.create_task(ask(service, C, wait=20))
+    while not service.allocator.has_waiters:
+        await asyncio.sleep(0)
+    assert service.allocator.need("", service.clock())[4] == (0, 1, 0, 2), "whoever gives to the node is asked first"
+    assert await task == "10.0.0.9", "the one that is free longest"
+    assert service.failures == {}
+
+
+async def test_what_was_freed_just_now_is_given_to_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "PRESSED_SECONDS", 0.0)
+    service = begun(tmp_path, "10.0.0.8/32")
+    await ask(service, A)
+    await service.release(A)
+    service.clock.now = LEAST_REST_SECONDS - 0.001  # type: ignore[attr-defined]
+    with pytest.raises(Refused, match="gets none"):
+        await ask(service, B, wait=0.05)
+    service.clock.now = LEAST_REST_SECONDS  # type: ignore[attr-defined]
+    assert await ask(service, B, wait=20) == "10.0.0.8"
+
+
+async def test_while_another_machine_runs_as_this_node_nothing_is_given_and_what_was_can_go_back(
+    tmp_path: Path,
+) -> None:
+    service = begun(tmp_path, "10.0.0.8/31")
+    await ask(service, A)
+    service.twin = lambda: "Two agents run as node n1."
+    with pytest.raises(Refused, match=r"nothing is given, .*: Two agents run as node n1") as refusal:
+        await ask(service, B)
+    assert (refusal.value.reason, refusal.value.passing) == ("TwoAgents", True)
+    assert len(await service.release(A)) == 1
+    service.twin = lambda: ""
+    assert await ask(service, B) == "10.0.0.9"
 
 
 # ------------------------------------------------------------------------------------------------------- the socket
@@ -383,9 +429,9 @@ async def test_beside_another_agent_of_the_machine_nothing_is_given_and_no_secon
 
 async def test_what_could_not_be_read_may_be_another_answer_soon(tmp_path: Path) -> None:
     service = begun(tmp_path, "10.0.0.0/29")
-    for reason, passing in ((UNREAD, True), ("PoolMissing", False)):
+    for reason, passing in ((UNREAD, True), (REPLACED, True), ("PoolMissing", False)):
 
-        async def none(_owner: Owner, _asked: str | None, reason: str = reason) -> Problem:
+        async def none(_owner: Owner, _asked: str | None, _uid: str, reason: str = reason) -> Problem:
             return Problem("Pod d/a", "", "", reason, "it is so.", "Wait.")
 
         service.pool_of = none

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
 
 from netloom.cidr import Cidr, parse_address
@@ -16,6 +17,7 @@ from netloom.runtime.errors import ApiError, Forbidden, Unavailable
 from netloom_reconcilers.features.node import NodeContext, Readiness
 from netloom_reconcilers.node.addresses.checkpoint import Checkpoint
 from netloom_reconcilers.node.addresses.running import seen
+from netloom_reconcilers.node.addresses.server import AddressServer
 from netloom_reconcilers.node.addresses.service import AddressService, Refused
 from netloom_reconcilers.node.endpoints import feature as module
 from netloom_reconcilers.node.endpoints import taint as taint_module
@@ -397,3 +399,54 @@ async def test_components_have_names(world: World) -> None:
     assert world.feature is not None
     world.kernel.run = asyncio.sleep
     assert list(world.feature.components()) == ["endpoints", "pods' interfaces", "cni socket", "cni deletions"]
+
+
+async def test_a_machine_that_is_not_alone_with_its_name_gives_nothing_and_says_so(world: World) -> None:
+    """As one that was set up anew while the old one lives: both hold the same CIDRs."""
+    feature = world.feature
+    assert feature is not None
+    begin(world)
+    world.service.obstacle = ""
+    await feature.reconcile()
+    assert feature.is_ready
+    world.service.twin = lambda: "Two agents run as node n1."
+    assert not feature.is_ready
+    why = "nothing is given, as both would give the same: Two agents run as node n1."
+    assert feature.readiness() == Readiness(False, "TwoAgents", why)
+    wish = Wish(("c1", "eth0"), PodOf("default/web"), "/run/netns/c1")
+    with pytest.raises(Refused, match="Two agents") as caught:
+        await feature.attachments.add(wish, Sandbox(-1, -1))
+    assert caught.value.passing
+    assert list(world.service.allocator.held()) == []
+    assert feature._obstacle() == "", "pods that go are gone all the same"
+
+
+async def test_by_hand_nothing_is_freed_that_an_interface_lives_by(world: World) -> None:
+    feature, service = world.feature, world.service
+    assert feature is not None
+    begin(world)
+    web, old = Owner("default/web", "c1"), Owner("default/old", "c2")
+    for number, owner in enumerate((web, old), 2):
+        service.allocator.adopt(owner, [parse_address(f"10.0.0.{number}")])
+    service.obstacle = ""
+    path = world.folder / "agent.sock"
+    connector = aiohttp.UnixConnector(str(path))
+    async with AddressServer(service, "n1").listening(path), aiohttp.ClientSession(connector=connector) as session:
+
+        async def ask(method: str, url: str, **said: Any) -> tuple[int, str]:
+            async with session.request(method, f"http://agent{url}", **said) as response:
+                answer = await response.json()
+                return response.status, answer.get("reason") or " ".join(answer["released"])
+
+        release = "/v1/addresses?name=default/web&container=c1"
+        assert await ask("DELETE", release) == (503, "NotReady"), "which interfaces there are is not known"
+        world.kernel.remains = [remains("c1", "10.0.0.2")]
+        await feature.reconcile()
+        assert await ask("DELETE", release) == (409, "Wired")
+        assert await ask("POST", "/v1/gc", json={"valid": []}) == (409, "Wired")
+        assert {owner for owner, _ in service.allocator.held()} == {web, old}
+        assert await ask("POST", "/v1/gc", json={"valid": [{"container": "c1"}]}) == (200, "10.0.0.3")
+        with pytest.raises(Refused, match=r"eth0 of default/web \(container c1\) has it and is wired\. Delete the pod"):
+            service.check_idle(web)
+        feature.attachments.endpoints.discard(device_of("c1", "eth0"))
+        assert await ask("DELETE", release) == (200, "10.0.0.2")

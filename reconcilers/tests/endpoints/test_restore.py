@@ -99,3 +99,30 @@ async def test_who_has_addresses_and_no_interface_is_looked_for(node: Node) -> N
     assert await again.ask("DEL", "c2", "c2") == {}
     await again.add("c3", "c3")
     assert list(lost) == [("c4", "eth0")]
+
+
+async def test_a_pods_uid_outlives_the_agent_so_that_nobody_late_meets_its_successor(node: Node) -> None:
+    """A StatefulSet's pod has the same name again; a runtime may use a container's id again."""
+    address = await node.add("c1", "web-0", uid="u2")
+    node.service.checkpoint.close()
+    again = Node(node.folder)
+    again.attachments.restore([remains("c1", address)])
+    assert await again.ask("DEL", "c1", "web-0", uid="u1") == {}, "a DEL of what is gone succeeds"
+    assert (again.held(), again.wired()) == ({"default/web-0 c1 eth0": address}, {("c1", "eth0")})
+    refused = await again.ask("ADD", "c1", "web-0", uid="u1")
+    assert refused["code"] == 101
+    assert await again.ask("DEL", "c1", "web-0", uid="u2") == {}
+    assert (again.held(), again.wired()) == ({}, set())
+
+
+async def test_who_is_given_again_what_a_life_before_gave_is_who_has_it(node: Node) -> None:
+    """The agent was killed between the record and the wiring, and the runtime asks for another pod by that id."""
+    address = await node.add("c1", "web-0", uid="u1")
+    node.service.checkpoint.close()
+    again = Node(node.folder)
+    assert await again.add("c1", "web-0", uid="u2") == address
+    again.service.checkpoint.close()
+    third = Node(node.folder)
+    third.attachments.restore([remains("c1", address)])
+    assert await third.ask("DEL", "c1", "web-0", uid="u1") == {}
+    assert third.wired() == {("c1", "eth0")}

@@ -6,13 +6,18 @@ from typing import Any
 
 import pytest
 
-from netloom.api.core import Pod, PodIP, PodSpec, PodStatus
+from netloom.api.core import STATIC, Pod, PodIP, PodSpec, PodStatus
+from netloom.api.meta import ObjectMeta
 from netloom.kernel.endpoints.endpoint import Endpoint, WiringFailed, device_of
 from netloom.runtime.errors import NotFound, Unavailable
 from netloom_reconcilers.node.endpoints.vanished import PATIENCE_SECONDS, Vanished
 from tests.endpoints.world import Node
 
-RUNS = Pod(spec=PodSpec(node_name="n1"), status=PodStatus(phase="Running", pod_ips=(PodIP("10.0.0.2"),)))
+RUNS = Pod(
+    metadata=ObjectMeta(uid="u1"),
+    spec=PodSpec(node_name="n1"),
+    status=PodStatus(phase="Running", pod_ips=(PodIP("10.0.0.2"),)),
+)
 
 
 class World:
@@ -47,7 +52,7 @@ class World:
 @pytest.fixture
 async def world(tmp_path: Path) -> World:
     made = World(tmp_path)
-    await made.node.add("c1", "web")
+    await made.node.add("c1", "web", uid="u1")
     await made.node.add("c2", "other")
     return made
 
@@ -62,6 +67,7 @@ BOTH = {("c1", "eth0"), ("c2", "eth0")}
         Pod(spec=PodSpec(node_name="n2"), status=PodStatus(phase="Running")),
         Pod(spec=PodSpec(node_name="n1"), status=PodStatus(phase="Succeeded")),
         Pod(spec=PodSpec(node_name="n1"), status=PodStatus(phase="Running", pod_ips=(PodIP("10.0.0.9"),))),
+        Pod(metadata=ObjectMeta(uid="u2"), spec=PodSpec(node_name="n1"), status=PodStatus(phase="Pending")),
     ],
 )
 async def test_whose_pod_is_over_gives_back(world: World, answer: Any) -> None:
@@ -77,7 +83,7 @@ async def test_whose_pod_is_over_gives_back(world: World, answer: Any) -> None:
     "answer",
     [
         RUNS,
-        Pod(spec=PodSpec(node_name="n1"), status=PodStatus(phase="Pending")),
+        Pod(metadata=RUNS.metadata, spec=RUNS.spec, status=PodStatus(phase="Pending")),
         Unavailable(0, "Unavailable", "no answer"),
     ],
 )
@@ -120,3 +126,9 @@ async def test_the_pods_addresses_say_nothing_of_its_further_interfaces(world: W
     world.missing = [device_of("c1", "net1")]
     world.answer = RUNS
     assert await world.look() == BOTH | {("c1", "net1")}
+
+
+async def test_a_static_pod_is_known_by_the_uid_that_its_kubelet_gave_it(world: World) -> None:
+    mirror = ObjectMeta(uid="of-the-mirror", annotations={STATIC[0]: "u1"})
+    world.answer = Pod(metadata=mirror, spec=RUNS.spec, status=RUNS.status)
+    assert await world.look() == BOTH

@@ -69,6 +69,7 @@ class AddressesFeature(NodeFeature):
         )
         self.service.troubled = context.changed
         self.service.missed = self._missed
+        self.service.twin = context.twin
         context.addresses = self.service
         self._pools = context.pools
         self._provision: Provision | None = None

@@ -116,6 +116,7 @@ class AddressServer:
         said = request.query
         owner = _owner(said["name"], said.get("container", ""), said.get("interface", "eth0"))
         addresses = [parse_address(text.partition("/")[0]) for text in said.getall("address", [])]
+        self._service.check_idle(owner)
         return _released(await self._service.release(owner, addresses or None))
 
     async def _collect(self, request: web.BaseRequest) -> Released:

@@ -2,7 +2,8 @@
 
 Nobody is told of anything that is not written down: what arrives at one moment is written in one piece, and answered
 then. What cannot be written is not told; the next attempt writes it, too. Who meets a shortage waits for a while: for
-the node to be given more, for an address to be released, or to have rested.
+the node to be given more, for an address to be released, or to have rested; of what was freed, the longest free one is
+given sooner where nothing else comes.
 """
 
 import asyncio
@@ -26,12 +27,17 @@ log = structlog.get_logger(__name__)
 
 TOLD_SECONDS = 300.0
 """How long it is told that somebody got no address, if nobody asks again."""
+PRESSED_SECONDS = 2.0
+"""After which who waits does so no longer for an operator's answer, which mostly takes less than one, but for whatever
+can be had: an address that has rested for `LEAST_REST_SECONDS`. A pod that does not start is worse than a flow of
+another one that still remembers its address; and on a full node no pod would start for as long as addresses rest."""
+LEAST_REST_SECONDS = 5.0
 TIMER_SECONDS = 0.005
 """uvloop's timers end up to a millisecond early, and one that is too early to forget is not set again."""
 
-PoolOf = Callable[[Owner, str | None], Awaitable[Mapping[str, frozenset[Version]] | Problem]]
+PoolOf = Callable[[Owner, str | None, str], Awaitable[Mapping[str, frozenset[Version]] | Problem]]
 """Of which pools an owner is to get addresses of which families (none: of all that the pool has), mostly of one; given
-the pool that it asks for itself, if it does."""
+the pool that it asks for itself, if it does, and the pod's uid, "" where that is not said."""
 
 WAITED = Histogram(
     "netloom_address_wait_seconds",
@@ -45,6 +51,9 @@ _GIVEN, _REFUSED = WAITED.labels("given"), WAITED.labels("refused")
 
 UNREAD = "Unread"
 """Reason of a Problem: what decides about a pool cannot be read at the moment."""
+REPLACED = "PodReplaced"
+"""Reason of a Problem: the API server shows another pod of that name. (It may be behind, with static pods.)"""
+_PASSING = (UNREAD, REPLACED)
 
 
 class Refused(Exception):
@@ -56,7 +65,7 @@ class Refused(Exception):
         self.passing = passing
 
 
-async def no_pool(_owner: Owner, asked: str | None) -> Mapping[str, frozenset[Version]] | Problem:
+async def no_pool(_owner: Owner, asked: str | None, _uid: str = "") -> Mapping[str, frozenset[Version]] | Problem:
     """For modes without named pools."""
     return {asked or NO_POOL: frozenset()}
 
@@ -67,6 +76,8 @@ class _Waiter:
     pool: str
     versions: frozenset[Version]
     elsewhere: Mapping[Version, str]
+    uid: str
+    since: float
     served: asyncio.Future[tuple[Address, ...]]
     shortage: Shortage
 
@@ -79,6 +90,8 @@ class AddressService:
     versions_of: the address families of a pool; none where that is not known yet.
     explain:     a shortage as a sentence: to an owner; with None about the node, and equal for all owners.
     obstacle:    why nothing can be given yet, as a sentence; "" if it can.
+    twin:        that another machine gives of the same, as a sentence; "" while none does.
+    check_idle:  raises Refused where something lives by what an owner has, so that nobody may free it by hand.
     listeners:   called when the need of some pool may be different.
     troubled:    called when `unwritable` or `failed` may be.
     why:         why a pod has what it has, or nothing; None: nobody knows.
@@ -92,6 +105,8 @@ class AddressService:
     pool_of: PoolOf = no_pool
     clock: Callable[[], float] = boottime
     obstacle: str = "the agent has just begun: what it gave before is still being read."
+    twin: Callable[[], str] = lambda: ""
+    check_idle: Callable[[Owner], None] = lambda owner: None
     listeners: list[Callable[[], None]] = field(default_factory=list)
     troubled: Callable[[], None] = lambda: None
     why: Callable[[str], Awaitable[msgspec.Struct]] | None = None
@@ -124,11 +139,12 @@ class AddressService:
         pool: str | None = None,
         families: frozenset[Version] = frozenset(),
         wait: float = WAIT_SECONDS,
+        uid: str = "",
     ) -> Holding:
-        """What the owner has from now on. Raises Refused."""
+        """What the owner has from now on; uid: of the pod. Raises Refused."""
         began = self.clock()
         try:
-            holding = await self._allocate(owner, pool, families, wait)
+            holding = await self._allocate(owner, pool, families, wait, uid)
         except Refused as refusal:
             self.failures[refusal.reason] += 1
             _REFUSED.observe(self.clock() - began)
@@ -136,31 +152,36 @@ class AddressService:
         _GIVEN.observe(self.clock() - began)
         return holding
 
-    async def _allocate(self, owner: Owner, pool: str | None, families: frozenset[Version], wait: float) -> Holding:
-        self.check()
+    async def _allocate(
+        self, owner: Owner, pool: str | None, families: frozenset[Version], wait: float, uid: str
+    ) -> Holding:
+        self.check_giving()
         if self.allocator.holding(owner) is None:
-            found = await self._chosen(owner, pool)
+            found = await self._chosen(owner, pool, uid)
             if isinstance(found, Problem):
-                raise Refused(found.reason, str(found), passing=found.reason == UNREAD)
+                raise Refused(found.reason, str(found), passing=found.reason in _PASSING)
             pool, families, elsewhere = _split(found, families)
             versions = families or self.versions_of(pool)
-            got = self.allocator.allocate(owner, pool, versions, self.clock(), elsewhere)
+            now = self.clock()
+            got = self.allocator.allocate(owner, pool, versions, now, elsewhere, uid=uid)
             if isinstance(got, Shortage):
-                waiter = _Waiter(owner, pool, families, elsewhere, asyncio.get_running_loop().create_future(), got)
-                await self._wait(waiter, wait)
+                served = asyncio.get_running_loop().create_future()
+                await self._wait(_Waiter(owner, pool, families, elsewhere, uid, now, served, got), wait)
             self.counts["given"] += 1
             self._note_success({pool, *elsewhere.values()}, versions)
+        elif uid:
+            self.allocator.pin(owner, uid)
         holding = self.allocator.holding(owner)
         if holding is None:
             raise _released(owner)
         await self.written()
         return holding
 
-    async def _chosen(self, owner: Owner, pool: str | None) -> Mapping[str, frozenset[Version]] | Problem:
+    async def _chosen(self, owner: Owner, pool: str | None, uid: str) -> Mapping[str, frozenset[Version]] | Problem:
         """Its pools. Whoever is released meanwhile would be given some, and never release them. Raises Refused."""
         self._choosing[owner] += 1
         try:
-            found = await self.pool_of(owner, pool)
+            found = await self.pool_of(owner, pool, uid)
             if owner in self._released:
                 raise _released(owner)
             return found
@@ -186,13 +207,16 @@ class AddressService:
 
     async def collect(self, valid: Collection[tuple[str, str]]) -> tuple[Address, ...]:
         """What attachments (container, interface) had that are none any more. Who has no container is none of the
-        CNI's, and keeps what it has. Raises Refused."""
+        CNI's, and keeps what it has. Raises Refused; nothing is freed then."""
         self.check()
         gone: list[Address] = []
-        for owner, _ in self.allocator.held():
-            if owner.container and (owner.container, owner.interface) not in valid:
-                gone += self.allocator.release(owner, now=self.clock())
-                self.counts["released"] += 1
+        held = [owner for owner, _ in self.allocator.held() if owner.container]
+        stale = [owner for owner in held if (owner.container, owner.interface) not in valid]
+        for owner in stale:
+            self.check_idle(owner)
+        for owner in stale:
+            gone += self.allocator.release(owner, now=self.clock())
+            self.counts["released"] += 1
         await self.written()
         return tuple(gone)
 
@@ -221,11 +245,18 @@ class AddressService:
         if self.obstacle:
             raise Refused("NotReady", self.obstacle)
 
+    def check_giving(self) -> None:
+        """Raises Refused where nothing can be given now; what was given may still be released."""
+        self.check()
+        if why := self.twin():
+            raise Refused("TwoAgents", f"nothing is given, as both would give the same: {why}")
+
     # ------------------------------------------------------------------------------------------------------- waiting
 
     async def _wait(self, waiter: _Waiter, wait: float) -> None:
         self._waiters.append(waiter)
         self._look_when_rested(waiter.shortage)
+        asyncio.get_running_loop().call_later(PRESSED_SECONDS + TIMER_SECONDS, self._serve_soon)
         try:
             async with asyncio.timeout(wait):
                 await waiter.served
@@ -266,14 +297,19 @@ class AddressService:
 
     def _serve(self) -> None:
         """First come, first served."""
-        self._serving = None
+        self._serving, now = None, self.clock()
         in_vain: set[object] = set()
         for waiter in self._waiters:
             versions = waiter.versions or self.versions_of(waiter.pool)
-            like = waiter.pool, versions, tuple(waiter.elsewhere.items())
+            rest = self.allocator.rest_seconds
+            if waiter.since + PRESSED_SECONDS <= now:
+                rest = min(rest, LEAST_REST_SECONDS)
+            like = waiter.pool, versions, tuple(waiter.elsewhere.items()), rest
             if waiter.served.done() or like in in_vain:
                 continue
-            got = self.allocator.allocate(waiter.owner, waiter.pool, versions, self.clock(), waiter.elsewhere)
+            got = self.allocator.allocate(
+                waiter.owner, waiter.pool, versions, now, waiter.elsewhere, uid=waiter.uid, rest=rest
+            )
             if isinstance(got, Shortage):
                 waiter.shortage = got
                 if waiter.pool != NO_POOL:  # where single addresses are meant for some, others may go without

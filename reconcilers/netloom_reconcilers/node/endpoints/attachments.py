@@ -75,8 +75,6 @@ class Attachments:
         self._mtu = mtu
         self._turns = Turns()
         self._adding: dict[Key, tuple[PodOf, asyncio.Task[Any]]] = {}
-        self._uids: dict[Key, str] = {}
-        """Of the pods that were added in this life."""
         self._tasks: set[asyncio.Task[Any]] = set()
 
     @property
@@ -87,6 +85,16 @@ class Attachments:
     def owners(self, key: Key) -> list[Owner]:
         """Who has addresses for this interface: one at most, unless somebody asked by hand."""
         return [owner for owner, _ in self._service.allocator.held() if (owner.container, owner.interface) == key]
+
+    def uid_of(self, key: Key) -> str:
+        """Of the pod that this interface is for; "" where that is not known. It is written down with the addresses, so
+        whoever comes late with a question about a pod before is told apart also after a restart."""
+        holdings = map(self._service.allocator.holding, self.owners(key))
+        return next((each.uid for each in holdings if each is not None and each.uid), "")
+
+    def is_wired(self, key: Key) -> bool:
+        """Whether something lives by it, or is about to."""
+        return key in self._adding or self.endpoints.get(device_of(*key)) is not None
 
     # ------------------------------------------------------------------------------------------------------- adding
 
@@ -118,7 +126,7 @@ class Attachments:
         wiring: asyncio.Task[Wired] | None = None
         try:
             self._note(wish)
-            holding = await self._service.allocate(owner, wait=ADD_SECONDS)
+            holding = await self._service.allocate(owner, wait=ADD_SECONDS, uid=wish.pod.uid)
             endpoint = self._endpoint(wish, holding.addresses, mtu)
             if any(len(address) == 16 for address in holding.addresses):
                 self._enable_ipv6(sandbox)
@@ -128,7 +136,6 @@ class Attachments:
             # Whoever is cancelled here goes only when all is as before: the next one about this interface waits for it.
             await _to_its_end(self._own(self._take_back(wish, wiring, had=had)))
             raise
-        self._uids[wish.key] = wish.pod.uid
         self.lost.pop(wish.key, None)
         return endpoint, wired
 
@@ -224,7 +231,7 @@ class Attachments:
         others = [owner.name for owner in owners if pod.name and owner.name not in (pod.name, key[0])]
         if others:
             return f"the interface is that of {others[0]}, and {pod.name} was asked about"
-        uid = self._uids.get(key, "")
+        uid = self.uid_of(key)
         if uid and pod.uid and uid != pod.uid:
             return f"the interface is that of a pod with uid {uid}, and {pod.uid} was asked about"
         held = [each for owner in owners for each in self._held_by(owner)]
@@ -239,7 +246,6 @@ class Attachments:
     async def _remove(self, key: Key, owners: Iterable[Owner]) -> None:
         """No route leads to an address any more when it is released."""
         await self._wiring.unwire(*key)
-        self._uids.pop(key, None)
         self.lost.pop(key, None)
         for owner in owners:
             await self._service.release(owner)

@@ -206,7 +206,7 @@ class Commands:
         """Whether ADD is served, and no more: runtimes make a node NotReady by it, and its pods with it."""
         try:
             self._check_begun()
-            self._service.check()
+            self._service.check_giving()
         except (CniError, Refused) as error:
             raise CniError(NOT_AVAILABLE, str(error)) from error
         if lack := self._lack():

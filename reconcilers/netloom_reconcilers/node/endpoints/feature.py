@@ -14,6 +14,7 @@ from prometheus_client.core import Metric
 
 from netloom.api.events import ObjectReference
 from netloom.cidr import Address
+from netloom.ipam.node_allocator import Owner
 from netloom.kernel.endpoints.endpoint import Endpoint, Endpoints
 from netloom.kernel.endpoints.keeper import EndpointsKeeper, EndpointsReport
 from netloom.kernel.keeper.report import Failure, PlannedChange
@@ -79,6 +80,7 @@ class EndpointsFeature(NodeFeature):
         context, service = self.context, self.context.addresses
         assert service is not None
         self._service = service
+        service.check_idle = self._check_idle
         self.attachments = Attachments(service, keeper, Networks(self._state_file.parent), self._known_mtu)
         self._commands = Commands(service, self.attachments, keeper.differences, self._obstacle, self._lack)
         self.deletions = Deletions(options.deletions, self._commands.make_up_for, context.changed)
@@ -231,6 +233,18 @@ class EndpointsFeature(NodeFeature):
             return "the agent has just begun: the ways to other nodes are not made yet, nor is the MTU of pods known."
         return ""
 
+    def _check_idle(self, owner: Owner) -> None:
+        """Raises Refused: whoever got next what a wired interface has would share it."""
+        if owner.container and not self._known:
+            raise Refused("NotReady", f"{_BEGINNING} Nothing that may be in use is freed meanwhile.")
+        if self.attachments.is_wired((owner.container, owner.interface)):
+            raise Refused(
+                "Wired",
+                f"{owner.interface} of {owner.name} (container {owner.container}) has it and is wired. Delete the pod: "
+                "its runtime takes the interface away, and the address is free then.",
+                passing=False,
+            )
+
     def _lack(self) -> str:
         """Why pods would wait in vain. One that comes all the same waits: addresses mostly come within a second."""
         if self._service.allocator.is_provided:
@@ -244,7 +258,7 @@ class EndpointsFeature(NodeFeature):
         if self._unheard or self._obstacle() or self._lack():
             return False
         try:
-            self._service.check()
+            self._service.check_giving()
         except Refused:
             return False
         return True
@@ -300,7 +314,7 @@ class EndpointsFeature(NodeFeature):
         if self._unheard:
             return Readiness(False, "NotListening", self._unheard)
         try:
-            self._service.check()
+            self._service.check_giving()
         except Refused as refusal:
             return Readiness(False, refusal.reason, str(refusal))
         if obstacle := self._obstacle():

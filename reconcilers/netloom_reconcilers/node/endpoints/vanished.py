@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection
 
 import structlog
 
-from netloom.api.core import PODS, Pod
+from netloom.api.core import PODS, Pod, has_uid
 from netloom.cidr import format_address
 from netloom.kernel.endpoints.endpoint import Endpoint, WiringFailed
 from netloom.runtime.client import Api
@@ -76,7 +76,9 @@ class Vanished:
         except ApiError as error:
             log.info("whether a pod still runs cannot be asked", pod=endpoint.pod, error=str(error))
             return False
-        return pod.spec.node_name != self._node or pod.status.phase in ("Succeeded", "Failed") or _moved(pod, endpoint)
+        uid = self._attachments.uid_of((endpoint.container, endpoint.interface))
+        is_another = pod.spec.node_name != self._node or not has_uid(pod, uid)
+        return is_another or pod.status.phase in ("Succeeded", "Failed") or _moved(pod, endpoint)
 
     async def _give_back(self, endpoint: Endpoint) -> None:
         try:

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from netloom.api.core import NAMESPACES, PODS, Namespace, Pod
+from netloom.api.core import NAMESPACES, PODS, Namespace, Pod, has_uid
 from netloom.api.pool_choice import PoolChoice, choose, named, names_all
 from netloom.api.problem import Problem
 from netloom.api.v1alpha1 import NETWORK_NAME, NetloomIPPool, NetloomNetwork
@@ -21,7 +21,7 @@ from netloom.ipam.node_allocator import Owner
 from netloom.runtime.client import Api
 from netloom.runtime.errors import ApiError, NotFound
 from netloom.runtime.store import Store
-from netloom_reconcilers.node.addresses.service import UNREAD
+from netloom_reconcilers.node.addresses.service import REPLACED, UNREAD
 
 POD_SECONDS = 1.0
 """For how long a pod that the cache does not have is waited for."""
@@ -47,8 +47,9 @@ class PoolChooser:
     _namespaces: dict[str, tuple[float, Namespace]] = field(default_factory=dict)
     _reading: dict[str, "asyncio.Task[Namespace]"] = field(default_factory=dict)
 
-    async def pool_of(self, owner: Owner, pool: str = "") -> PoolChoice | Problem:
-        """The pools for an owner; pool: that it asks for itself, in place of all rules."""
+    async def pool_of(self, owner: Owner, pool: str = "", uid: str = "") -> PoolChoice | Problem:
+        """The pools for an owner; pool: that it asks for itself, in place of all rules. uid: of the pod, "" where that
+        is not known."""
         try:
             await self.pools.wait_synced(SYNC_SECONDS)
             await self.networks.wait_synced(SYNC_SECONDS)
@@ -61,7 +62,7 @@ class PoolChooser:
         rules = network.spec.ipam.multi_pool
         if pool or "/" not in owner.name:
             return named(owner.name, pool, known, rules)
-        pod = await self.pod(owner.name)
+        pod = await self.pod(owner.name, uid)
         if isinstance(pod, Problem):
             return pod
         namespace = None
@@ -72,12 +73,13 @@ class PoolChooser:
                 return _unread(f"Pod {owner.name}", f"Namespace {pod.metadata.namespace}", str(error))
         return choose(pod, namespace, known, rules)
 
-    async def pod(self, name: str) -> Pod | Problem:
-        """A pod of this node, as `namespace/name`."""
+    async def pod(self, name: str, uid: str = "") -> Pod | Problem:
+        """A pod of this node, as `namespace/name`; with this uid, if one is named: what a successor's annotations say
+        is nothing that a pod before it is to get."""
         if not all(name.partition("/")):
             message = "that is no name of a pod, and nothing else has a pool by rules."
             return Problem(f"Pod {name}", "metadata.name", "", "PodMissing", message, "Write NAMESPACE/POD.")
-        pod = await self._cached(name)
+        pod = await self._cached(name, uid)
         if pod is None:
             namespace, _, plain = name.partition("/")
             try:
@@ -92,19 +94,26 @@ class PoolChooser:
             message = f"the pod runs on node {elsewhere}, and {self.node_name} was asked for its address."
             way_out = "Ask that node's agent."
             return Problem(f"Pod {name}", "spec.nodeName", elsewhere, "PodElsewhere", message, way_out)
+        if not has_uid(pod, uid):
+            message = f"its uid is {pod.metadata.uid}, and an address for a pod with uid {uid} was asked for."
+            way_out = "That one is over, and its runtime will ask no more."
+            return Problem(f"Pod {name}", "metadata.uid", pod.metadata.uid, REPLACED, message, way_out)
         return pod
 
-    async def _cached(self, name: str) -> Pod | None:
-        """One that is about to end is not who asks: another of its name has come, of which the cache is to hear."""
+    async def _cached(self, name: str, uid: str) -> Pod | None:
+        """One that is about to end, or has another uid, is not who asks: another of its name has come, of which the
+        cache is to hear."""
         if self.pods_fault():
             return None
         held = self.pods.get(name)
-        if held is not None and not held.metadata.deletion_timestamp:
+        if held is not None and not held.metadata.deletion_timestamp and has_uid(held, uid):
             return held
         came: asyncio.Future[Pod] = asyncio.get_running_loop().create_future()
 
         def look(key: str, _old: Pod | None, new: Pod | None) -> None:
-            if key == name and new is not None and not new.metadata.deletion_timestamp and not came.done():
+            if key != name or new is None or came.done():
+                return
+            if not new.metadata.deletion_timestamp and has_uid(new, uid):
                 came.set_result(new)
 
         unsubscribe = self.pods.subscribe(look)

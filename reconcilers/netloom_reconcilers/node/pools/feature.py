@@ -81,10 +81,10 @@ class PoolsFeature(NodeFeature):
         if self._reconciler is not None and self.context.own.kept:
             self._reconciler.changed()
 
-    async def _pool_of(self, owner: Owner, asked: str | None) -> Mapping[str, frozenset[Version]] | Problem:
+    async def _pool_of(self, owner: Owner, asked: str | None, uid: str) -> Mapping[str, frozenset[Version]] | Problem:
         if not self._following.is_on:
-            return await self._without_pools(owner, asked)
-        found = await self._chooser.pool_of(owner, asked or "")
+            return await self._without_pools(owner, asked, uid)
+        found = await self._chooser.pool_of(owner, asked or "", uid)
         if isinstance(found, Problem):
             self._refuse(owner, found)
             return found

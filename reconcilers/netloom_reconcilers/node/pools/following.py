@@ -8,7 +8,7 @@ the API server has an index (every kubelet does the same): 5,000 agents are sent
 import asyncio
 from typing import Any
 
-from netloom.api.core import PODS, Pod, PodSpec, PodStatus
+from netloom.api.core import PODS, STATIC, Pod, PodSpec, PodStatus
 from netloom.api.ipam_modes import mode_of
 from netloom.api.meta import ObjectMeta
 from netloom.api.pool_choice import READ_ANNOTATIONS
@@ -29,7 +29,7 @@ def trimmed(pod: Pod) -> Pod:
         creation_timestamp=meta.creation_timestamp,
         deletion_timestamp=meta.deletion_timestamp,
         labels=meta.labels,
-        annotations={key: text for key, text in meta.annotations.items() if key in READ_ANNOTATIONS},
+        annotations={key: text for key, text in meta.annotations.items() if key in (*READ_ANNOTATIONS, *STATIC)},
     )
     spec = PodSpec(host_network=pod.spec.host_network, node_name=pod.spec.node_name)
     return Pod(metadata=kept, spec=spec, status=PodStatus(phase=pod.status.phase, pod_ips=pod.status.pod_ips))
