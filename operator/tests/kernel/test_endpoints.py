@@ -15,11 +15,11 @@ from msgspec.structs import replace
 
 from netloom.cidr import Cidr, parse_address
 from netloom.kernel.endpoints import keeper as keeping
+from netloom.kernel.endpoints.alias import Alias, alias_of, read_alias, says
 from netloom.kernel.endpoints.endpoint import Endpoint, Endpoints, Remains, WiringFailed
 from netloom.kernel.endpoints.keeper import EndpointsKeeper
 from netloom.kernel.endpoints.reaping import delete_ends
 from netloom.kernel.endpoints.rows import Rows
-from netloom.kernel.endpoints.wiring import Alias, alias_of, read_alias, says
 from netloom.kernel.mac import format_mac
 from netloom.kernel.netlink.sockets import CommandSocket, Refusal
 from tests.kernel.meshes import eventually, running

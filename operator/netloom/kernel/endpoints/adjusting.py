@@ -9,9 +9,10 @@ import msgspec
 
 from netloom.kernel import sysctl
 from netloom.kernel.endpoints import link_messages
+from netloom.kernel.endpoints.alias import alias_of, says
 from netloom.kernel.endpoints.endpoint import Endpoint
 from netloom.kernel.endpoints.link_messages import SWITCHES, End
-from netloom.kernel.endpoints.wiring import DEFAULT_MTU, alias_of, ipv6_switches, look, says
+from netloom.kernel.endpoints.wiring import DEFAULT_MTU, ipv6_switches, look
 from netloom.kernel.keeper.table_writer import ALREADY_GONE
 from netloom.kernel.mac import format_mac
 from netloom.kernel.netlink import links

@@ -5,10 +5,11 @@ from collections.abc import Iterator
 from netloom.cidr import format_address
 from netloom.kernel.endpoints import row_messages
 from netloom.kernel.endpoints.adjusting import steps
+from netloom.kernel.endpoints.alias import read_alias
 from netloom.kernel.endpoints.endpoint import Endpoint, WiringFailed
 from netloom.kernel.endpoints.inside import InsideSocket
 from netloom.kernel.endpoints.row_messages import gateway_of
-from netloom.kernel.endpoints.wiring import DEFAULT_MTU, look, read_alias, ways
+from netloom.kernel.endpoints.wiring import DEFAULT_MTU, look, ways
 from netloom.kernel.mac import Mac, format_mac
 from netloom.kernel.netlink.links import read_address
 from netloom.kernel.netlink.sockets import AnswerLost, CommandSocket, read_all

@@ -8,6 +8,7 @@ not wait for the 20 ms that each takes.
 import asyncio
 import errno
 import os
+import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import TypeVar, Unpack
@@ -16,6 +17,7 @@ import structlog
 
 from netloom.cidr import Address, format_address
 from netloom.kernel.endpoints import row_messages
+from netloom.kernel.endpoints.carrier import CARRIER_SECONDS, still_silent
 from netloom.kernel.endpoints.checking import differences
 from netloom.kernel.endpoints.endpoint import Endpoint, Endpoints, Remains, Wired, WiringFailed, device_of
 from netloom.kernel.endpoints.part import EndpointsPart
@@ -23,7 +25,7 @@ from netloom.kernel.endpoints.plan import planned_changes
 from netloom.kernel.endpoints.reader import read_everything, remains
 from netloom.kernel.endpoints.reaping import delete_ends
 from netloom.kernel.endpoints.row_messages import numbered
-from netloom.kernel.endpoints.wiring import Wiring
+from netloom.kernel.endpoints.wiring import Made, Wiring
 from netloom.kernel.errors import KernelUnsupported
 from netloom.kernel.keeper.keeper import Keeper, KeeperOptions
 from netloom.kernel.keeper.part import Worker
@@ -91,6 +93,18 @@ class EndpointsKeeper(Keeper[Endpoints, EndpointsReport]):
         A second call for the same container and interface without `unwire` between is refused (already-there), as CNI
         has it; what an earlier life left of it and nobody wants is replaced. Raises WiringFailed.
         """
+        # Of the descriptors of a caller who is cancelled others may be made meanwhile.
+        own, within = _kept(endpoint, netns, inside)
+        try:
+            made = await self._make_room_and_wire(endpoint, own, within)
+            if made.silent:
+                await self._until_both_can_send(endpoint, within)
+        finally:
+            os.close(own)
+            os.close(within)
+        return Wired(endpoint.device, made.host.mac, made.pod.mac, made.host.mtu)
+
+    async def _make_room_and_wire(self, endpoint: Endpoint, netns: int, inside: int) -> Made:
         if self._is_leaving(endpoint.device):
             await self._reaped()
         try:
@@ -102,7 +116,7 @@ class EndpointsKeeper(Keeper[Endpoints, EndpointsReport]):
             await self._reaped()
             return await self._wire(endpoint, netns, inside)
 
-    async def _wire(self, endpoint: Endpoint, netns: int, inside: int) -> Wired:
+    async def _wire(self, endpoint: Endpoint, netns: int, inside: int) -> Made:
         device, part = endpoint.device, self._part
         async with self._lock:
             there = part.desired.get(device)
@@ -112,10 +126,8 @@ class EndpointsKeeper(Keeper[Endpoints, EndpointsReport]):
             if self._is_leaving(device):  # since then somebody else's call for it was cancelled
                 await self._reaped()
             self._refuse_what_others_have(endpoint)
-            # Of the descriptors of a caller who is cancelled others may be made meanwhile.
-            own, within = _kept(endpoint, netns, inside)
             try:
-                making = worker.call(lambda commands: Wiring(commands, endpoint, own, within).make())
+                making = worker.call(lambda commands: Wiring(commands, endpoint, netns, inside).make())
                 made = await _to_the_end(making, lambda _made: self._abandon(device))
             except WiringFailed as failed:
                 if failed.reason == "lost":  # so may be the answer to its removal: whatever is left goes
@@ -123,9 +135,6 @@ class EndpointsKeeper(Keeper[Endpoints, EndpointsReport]):
                     part.doubt()
                     self._wake.set()
                 raise
-            finally:
-                os.close(own)
-                os.close(within)
             self._drain()  # what the kernel has told of the device while it was not all there
             part.desired.put(endpoint)
             part.want(part.desired, self._retries)
@@ -133,7 +142,27 @@ class EndpointsKeeper(Keeper[Endpoints, EndpointsReport]):
             if part.wants_a_pass:
                 self._wake.set()  # of the events that say so some were read here
         self._begun.set()  # it is to be kept, though nothing may have been handed over yet
-        return Wired(device, made.host.mac, made.pod.mac, made.host.mtu)
+        return made
+
+    async def _until_both_can_send(self, endpoint: Endpoint, inside: int) -> None:
+        """While others are wired. Raises WiringFailed; nothing is left then, nor where it is cancelled."""
+        pause, until = 0.001, time.monotonic() + CARRIER_SECONDS
+        try:
+            while silent := await self._silent(endpoint, inside):
+                if time.monotonic() > until:
+                    why = f"{silent} is up, and cannot send after {CARRIER_SECONDS:g} s: it has no carrier"
+                    raise WiringFailed("refused", f"{endpoint}: {why}")
+                await asyncio.sleep(pause)
+                pause = min(2 * pause, 0.05)
+        except BaseException:
+            with suppress(WiringFailed):  # what is left goes with the next pass
+                await _to_the_end(self.unwire(endpoint.container, endpoint.interface))
+            raise
+
+    async def _silent(self, endpoint: Endpoint, inside: int) -> str:
+        """The end that cannot send yet; "" if both can. Raises WiringFailed."""
+        worker = await self._ready(endpoint)
+        return await _to_the_end(worker.call(lambda commands: still_silent(commands, inside, endpoint)))
 
     def _refuse_what_others_have(self, endpoint: Endpoint) -> None:
         for address in endpoint.addresses:

@@ -11,21 +11,20 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from netloom.cidr import Address, Cidr
 from netloom.kernel.endpoints import reader, remaking, row_messages
 from netloom.kernel.endpoints.adjusting import do, read_again, steps
 from netloom.kernel.endpoints.endpoint import Endpoint, Endpoints, WiringFailed
 from netloom.kernel.endpoints.hearsay import Hearsay, is_wrong
-from netloom.kernel.endpoints.link_messages import End, read_end
+from netloom.kernel.endpoints.host_ends import HostEnds
+from netloom.kernel.endpoints.link_messages import read_end
 from netloom.kernel.endpoints.reader import Reading, device_at
 from netloom.kernel.endpoints.reaping import delete_ends
-from netloom.kernel.endpoints.rivals import Rivals, may_come_first
-from netloom.kernel.endpoints.row_messages import METRIC, RouteKey
+from netloom.kernel.endpoints.rivals import may_come_first
+from netloom.kernel.endpoints.row_messages import METRIC
 from netloom.kernel.endpoints.row_writer import RowWriter
-from netloom.kernel.endpoints.rows import Rows, SurplusAddress, index_of
-from netloom.kernel.endpoints.wiring import Made, read_alias
+from netloom.kernel.endpoints.rows import SurplusAddress, index_of
 from netloom.kernel.keeper.part import Attempt, Outcome, Part, Refused, Worker
-from netloom.kernel.keeper.retries import Item, Retries
+from netloom.kernel.keeper.retries import Item
 from netloom.kernel.keeper.table import Table
 from netloom.kernel.netlink import wire
 from netloom.kernel.netlink.links import read_address, read_name
@@ -36,19 +35,16 @@ YOUNG_SECONDS = 10.0
 """For so long somebody may write a new device's switches without that being drift: udev does, by systemd-sysctl."""
 
 
-class EndpointsPart(Part[Endpoints]):
-    """See the module. ends: host ends by their names. doomed: those that somebody else is deleting.
-    retaining: host ends that no endpoint explains are left alone. was_read: all that is owned, once at least."""
+class EndpointsPart(HostEnds, Part[Endpoints]):
+    """See the module. was_read: all that is owned, once at least."""
 
     owns = ENDPOINTS
     state = ("dump", "pods' devices")
     groups = ("link", "neigh", "ipv4-route", "ipv6-route", "ipv4-addr", "ipv6-addr", "ipv4-netconf")
 
     def __init__(self, *, retaining: bool = True) -> None:
-        self.rows = Rows()
-        self.ends: dict[str, End] = {}
-        self.doomed: set[str] = set()
-        self.desired = Endpoints()
+        super().__init__(retaining=retaining)
+        self.was_read = False
         hear = (
             (wire.RTM_NEWLINK, self._link),
             (wire.RTM_NEWADDR, self._address),
@@ -58,199 +54,9 @@ class EndpointsPart(Part[Endpoints]):
         self._hear: dict[int, Callable[[int, int, bytes, int, int], None]] = {wire.RTM_NEWNETCONF: self._netconf}
         self._hear |= {kind + deleted: each for kind, each in hear for deleted in (0, 1)}
         self.kinds = frozenset(self._hear)
-        self._names: dict[int, str] = {}
-        """Of the ends, by ifindex: the name that each should have."""
-        self.odd: set[str] = set()
-        """Host ends that are missing, or not as they should be, or not wanted."""
-        self._young: dict[str, float] = {}
-        """Host ends, and when they were made (monotonic seconds), until somebody changes them."""
-        self._dropped: dict[str, Endpoint] = {}
-        """Endpoints that are no longer wanted, by host ends that may be there yet: they are not retained."""
-        self._cookies: dict[str, int] = {}
-        """Of the network namespaces of the endpoints, by host ends, as their aliases said."""
-        self._look: dict[str, int] = {}
-        """Ends that are to be read again, and their ifindexes: an event tells how one was, which by now may be past."""
-        self._hearsay = Hearsay()
-        self._rivals = Rivals(self.rows)
-        self._left_out = False
-        """Ends that somebody gave another name, and that nobody wanted then."""
-        self._retaining = retaining
-        self._applied = self.was_read = False
-        self._resync_due = True
         self._touched: set[Item] = set()
         self._found: set[Item] = set()
         self._writer = RowWriter(self.rows, self.stands, self.whose)
-
-    # ------------------------------------------------------------------------------------------- what is wanted
-
-    def want(self, desired: Endpoints, retries: Retries) -> None:
-        """Take over the endpoints: of the same object as before, those that were put or discarded."""
-        touched = desired.take_touched()
-        if desired is not self.desired or not self._applied:
-            self.desired, self._applied = desired, True
-            self._resync_due = self._resync_due or self._left_out
-            retries.clear()
-            self._judge_all()
-            return
-        for device in touched:
-            retries.forget([("link", device), *self.rows.items(device)])
-            self._judge(device)
-            retries.forget(self.rows.items(device))
-
-    def made(self, endpoint: Endpoint, made: Made) -> None:
-        """This one was just made, and is wanted."""
-        device, index = endpoint.device, made.host.ifindex
-        heard, self._hearsay = self._hearsay, Hearsay()
-        self._look.pop(device, None)
-        if index in heard.gone:
-            self._judge(device)
-            return
-        self._take(made.host)
-        self._young[device] = time.monotonic()
-        self.rows.wrote(device)
-        if index in heard.edited or not heard.replaced.isdisjoint(map(Cidr.of, endpoint.addresses)):
-            self._resync_due = True
-        elif heard.differs(made.host):
-            self._look[device] = index
-        self._rivals.doubtful |= heard.foreign & set(map(Cidr.of, endpoint.addresses))
-
-    def drop(self, endpoint: Endpoint) -> None:
-        """If a host end of this one is there, or comes to light, it goes, whether all endpoints are known or not."""
-        self._dropped[endpoint.device] = endpoint
-        self._judge(endpoint.device)
-
-    def doom(self, device: str) -> None:
-        """This one is not wanted, no route leads to it, and somebody else deletes it."""
-        end = self.ends.get(device)
-        if end is not None:
-            self.doomed.add(device)
-        self._judge(device)
-        if end is not None:
-            self.rows.drop_pending(end.ifindex)
-
-    def spare(self, devices: Iterable[str]) -> None:
-        """Whoever was to delete these has done so, or has not been able to."""
-        for device in devices:
-            self.doomed.discard(device)
-            end = self.ends.get(device)
-            if end is not None:
-                self._look[device] = end.ifindex
-            self._judge(device)
-
-    def routes_on(self, device: str) -> list[RouteKey]:
-        """The routes that lead to a host end of which no endpoint is known. Walks over all."""
-        end = self.ends.get(device)
-        return self.rows.on(end.ifindex) if end is not None else []
-
-    def owner_of(self, address: Address) -> Endpoint | None:
-        """The endpoint that has this address."""
-        return self.desired.get(self.rows.owners.get(Cidr.of(address), ""))
-
-    def release_retained(self) -> None:
-        """All endpoints are known: what none of them explains goes."""
-        self._retaining = False
-        for table in self.rows.tables.values():
-            table.retain(set())
-        self._judge_all()
-
-    @property
-    def unknown(self) -> int:  # type: ignore[override]
-        """Host ends that no endpoint explains, and that are retained."""
-        return len(self._strangers()) if self._retaining else 0
-
-    def _strangers(self) -> list[End]:
-        return [
-            end
-            for name, end in self.ends.items()
-            if self.desired.get(name) is None and name not in self.doomed and not self._is_dropped(name)
-        ]
-
-    def _is_dropped(self, device: str) -> bool:
-        endpoint, end = self._dropped.get(device), self.ends.get(device)
-        return endpoint is not None and end is not None and self.is_fit(endpoint, end)
-
-    def pending(self) -> Iterable[Item]:
-        """All that differs from the kernel."""
-        yield from (("link", device) for device in self.odd)
-        for kind, table in self.rows.tables.items():
-            yield from ((kind, key) for key in table.pending)
-        yield from (("route", key) for key in self._rivals.found)
-
-    def count_pending(self) -> int:
-        """Without a walk over them."""
-        tables = sum(len(table.pending) for table in self.rows.tables.values())
-        return len(self.odd) + tables + len(self._rivals.found)
-
-    def whose(self, item: Item) -> str:
-        """The pod."""
-        kind, key = item
-        if kind not in ("link", "address", "route", "neighbour"):
-            return ""
-        device = str(key) if kind == "link" else self._names.get(index_of(key), "")
-        endpoint = self.desired.get(device)
-        return (endpoint.pod or endpoint.container) if endpoint is not None else ""
-
-    def stands(self, ifindex: int) -> bool:
-        """Whether that is a host end that is up."""
-        end = self.ends.get(self._names.get(ifindex, ""))
-        return end is not None and end.ifindex == ifindex and end.up
-
-    # -------------------------------------------------------------------------------------------------- judging
-
-    def _judge_all(self) -> None:
-        for device in {*self.ends, *(endpoint.device for endpoint in self.desired), *self.odd}:
-            self._judge(device)
-
-    def _judge(self, device: str) -> None:
-        """What is to be done about one host end, and what has to stand on it."""
-        endpoint, end = self.desired.get(device), self.ends.get(device)
-        fit = end is not None and endpoint is not None and self.is_fit(endpoint, end)
-        self.rows.want(device, endpoint, end.ifindex if end is not None and fit else 0)
-        if endpoint is None:
-            self._cookies.pop(device, None)
-            self._young.pop(device, None)
-        elif fit and end is not None and (cookie := read_alias(end.alias).cookie):
-            self._cookies[device] = cookie
-        if endpoint is not None:
-            self._dropped.pop(device, None)
-            odd = not fit or end is None or any(True for _ in steps(endpoint, end))
-        else:
-            kept = self._retaining and not self._is_dropped(device)
-            odd = end is not None and not kept and device not in self.doomed
-        if odd:
-            self.odd.add(device)
-        else:
-            self.odd.discard(device)
-
-    def is_fit(self, endpoint: Endpoint, end: End) -> bool:
-        """Whether it is one end of the endpoint's pair: what is made by somebody under the name is not."""
-        ours = end.mac == endpoint.host_mac or read_alias(end.alias).identity == (
-            endpoint.container,
-            endpoint.interface,
-        )
-        return end.kind == "veth" and ours
-
-    def _take(self, end: End) -> None:
-        """A host end is there, like this."""
-        device = self._names.get(end.ifindex, end.name)
-        before = self.ends.get(device)
-        if before is not None and before.ifindex != end.ifindex:
-            self._forget(device)
-            before = None
-        self.ends[device], self._names[end.ifindex] = end, device
-        self._follow(device, before or end, end)
-        self._judge(device)
-
-    def _forget(self, device: str) -> None:
-        """A host end is gone, and what stood on it."""
-        end = self.ends.pop(device, None)
-        self.doomed.discard(device)
-        if end is not None:
-            self._dropped.pop(device, None)
-            self._names.pop(end.ifindex, None)
-            self.rows.lost(device, end.ifindex)
-            self.rows.drop_pending(end.ifindex)
-        self._judge(device)
 
     # ------------------------------------------------------------------------------------------------- one pass
 
@@ -258,6 +64,11 @@ class EndpointsPart(Part[Endpoints]):
     def due(self) -> bool:  # type: ignore[override]
         """All is to be read, or one end."""
         return self._resync_due or bool(self._look)
+
+    @property
+    def unknown(self) -> int:  # type: ignore[override]
+        """Host ends that no endpoint explains."""
+        return self.count_retained()
 
     @property
     def wants_a_pass(self) -> bool:
@@ -433,15 +244,6 @@ class EndpointsPart(Part[Endpoints]):
         elif (seen := read_end(buffer, start, end)) is not None and seen != known:
             self._follow(device, known, seen)
             self._look[device] = ifindex
-
-    def _follow(self, device: str, before: End, end: End) -> None:
-        """What the kernel has dropped, as an end is, or was for a moment, as it says."""
-        if not end.up:
-            self.rows.lost(device, end.ifindex)
-        elif before.no_arp != end.no_arp:
-            self.rows.lost(device, end.ifindex, neighbours_only=True)
-        if end.disable_ipv6 is None or end.disable_ipv6:
-            self.rows.lost(device, end.ifindex, version=6)
 
     def _netconf(self, _kind: int, _flags: int, buffer: bytes, start: int, end: int) -> None:
         seen = read_netconf(buffer, start, end)

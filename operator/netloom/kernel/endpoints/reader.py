@@ -9,10 +9,10 @@ import msgspec
 
 from netloom.cidr import Address
 from netloom.kernel.endpoints import link_messages, row_messages
+from netloom.kernel.endpoints.alias import read_alias
 from netloom.kernel.endpoints.endpoint import Endpoint, Remains
 from netloom.kernel.endpoints.link_messages import End, read_end
 from netloom.kernel.endpoints.row_messages import NeighbourKey, SeenRoute
-from netloom.kernel.endpoints.wiring import read_alias
 from netloom.kernel.mac import Mac
 from netloom.kernel.netlink.links import InterfaceAddress, read_address
 from netloom.kernel.netlink.sockets import CommandSocket, RefusedError, read_all

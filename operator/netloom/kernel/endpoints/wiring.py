@@ -12,23 +12,22 @@ be forged, and the entries count against no limit. By proxy ARP the first packet
 import errno
 import os
 import re
-import time
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import NamedTuple
 
 import msgspec
 
 from netloom.cidr import Address, format_address
 from netloom.kernel import sysctl
+from netloom.kernel.endpoints import carrier, link_messages, row_messages
 from netloom.kernel.endpoints import inside as insides
-from netloom.kernel.endpoints import link_messages, row_messages
+from netloom.kernel.endpoints.alias import CONTAINER, alias_of, read_alias
 from netloom.kernel.endpoints.endpoint import Endpoint, Reason, WiringFailed
 from netloom.kernel.endpoints.inside import InsideSocket
 from netloom.kernel.endpoints.link_messages import End, read_end
 from netloom.kernel.endpoints.row_messages import gateway_of, numbered
 from netloom.kernel.keeper.table_writer import ALREADY_GONE
-from netloom.kernel.mac import Mac, format_mac, link_local_of
+from netloom.kernel.mac import link_local_of
 from netloom.kernel.netlink import wire
 from netloom.kernel.netlink.sockets import AnswerLost, CommandSocket, Refusal, RefusedError
 from netloom.kernel.ownership import ENDPOINTS
@@ -37,22 +36,17 @@ LEAST_MTU, LEAST_MTU_IPV6, MOST_MTU = 68, 1280, 65535
 """Bytes: RFC 791, RFC 8200, and of a veth."""
 DEFAULT_MTU = 1500
 """Bytes: the kernel's for a veth."""
-CARRIER_SECONDS = 5.0
-MOST_ALIAS = 255
-"""Bytes (IFALIASZ)."""
 MOST_CONTAINER = 128
 
-_MAC = re.compile(r"[0-9a-f]{2}(?::[0-9a-f]{2}){5}")
-_MARKED = re.compile(r"(.+)@([0-9]+)")
 _INTERFACE = re.compile(r"[^\s/:%]{1,15}")
-_CONTAINER = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 
 class Made(msgspec.Struct, frozen=True):
-    """Both ends, as they are now."""
+    """Both ends, as they are now. silent: the one that cannot send yet, as far as was asked; "" if both can."""
 
     host: End
     pod: End
+    silent: str = ""
 
 
 # --------------------------------------------------------------------------------------------------- what is wanted
@@ -60,7 +54,7 @@ class Made(msgspec.Struct, frozen=True):
 
 def check(endpoint: Endpoint) -> None:
     """Raises WiringFailed (invalid) for what cannot be."""
-    if not _CONTAINER.fullmatch(endpoint.container) or len(endpoint.container) > MOST_CONTAINER:
+    if not CONTAINER.fullmatch(endpoint.container) or len(endpoint.container) > MOST_CONTAINER:
         why = f"1 to {MOST_CONTAINER} letters, digits, dots, dashes and underscores"
         raise _failed("invalid", endpoint, f"{endpoint.container!r} is no container id: {why}")
     if not _INTERFACE.fullmatch(endpoint.interface) or endpoint.interface in (".", "..") or _long(endpoint.interface):
@@ -80,58 +74,6 @@ def check(endpoint: Endpoint) -> None:
 
 def _long(interface: str) -> bool:
     return len(interface.encode()) > 15
-
-
-class Alias(NamedTuple):
-    """What a host end says of itself. mac: of the pod end, where the runtime asked for one. netns: path of the network
-    namespace; cookie: the kernel's number of it, as a path may lead elsewhere later. Empty where it says nothing of the
-    kind."""
-
-    container: str = ""
-    interface: str = ""
-    mac: Mac = b""
-    netns: str = ""
-    cookie: int = 0
-
-    @property
-    def identity(self) -> tuple[str, str]:
-        """Whose it is."""
-        return self.container, self.interface
-
-
-def alias_of(endpoint: Endpoint, cookie: int = 0) -> str:
-    """What the host end says of itself, for people and for an agent that was restarted: container, interface, the MAC
-    that was asked for, and the path of the network namespace with its cookie where there is room for it."""
-    words = [endpoint.container, endpoint.interface]
-    words += [format_mac(endpoint.odd_mac)] if endpoint.odd_mac else []
-    short = " ".join(words)
-    mark = f"@{cookie}" if cookie or _MARKED.fullmatch(endpoint.netns) else ""
-    whole = f"{short} {endpoint.netns}{mark}" if endpoint.netns else short
-    fits = len(whole.encode()) <= MOST_ALIAS and not any(letter.isspace() for letter in endpoint.netns)
-    return whole if fits else short
-
-
-def read_alias(alias: str) -> Alias:
-    """What it says; nothing where somebody else wrote it."""
-    words = alias.split(" ")
-    if not 2 <= len(words) <= 4 or not _CONTAINER.fullmatch(words[0]):
-        return Alias()
-    container, interface, *more = words
-    mac = bytes.fromhex(more.pop(0).replace(":", "")) if more and _MAC.fullmatch(more[0]) else b""
-    if len(more) > 1:
-        return Alias()
-    netns = more[0] if more else ""
-    marked = _MARKED.fullmatch(netns)
-    return (
-        Alias(container, interface, mac, marked[1], int(marked[2]))
-        if marked
-        else Alias(container, interface, mac, netns)
-    )
-
-
-def says(endpoint: Endpoint, alias: str) -> bool:
-    """Whether that is the endpoint's alias, whatever cookie is in it."""
-    return alias == alias_of(endpoint, read_alias(alias).cookie)
 
 
 # ------------------------------------------------------------------------------------------------------- one ADD
@@ -228,27 +170,8 @@ class Wiring:
         self._switch(host)
         self._do(self._commands, host_messages(endpoint, host, self._cookie))
         self._lead_there(host)
-        self._wait_until_both_can_send()
-        return Made(self._found(self._commands, endpoint.device), pod)
-
-    def _wait_until_both_can_send(self) -> None:
-        """The end that is opened first has no carrier then. When it comes, the kernel gives the device its queue later,
-        in a work item that has to wait for its network lock: milliseconds, on a busy machine seconds; what is sent
-        before is dropped. (Of pods' first packets on such a machine a third were.) As of Linux 6.8 the question itself
-        has it done."""
-        until = time.monotonic() + CARRIER_SECONDS
-        for commands, name in ((self._inside, self._endpoint.interface), (self._commands, self._endpoint.device)):
-            can_send: list[bool] = []
-            while not any(can_send):
-                commands.get(
-                    link_messages.get_link(name),
-                    lambda _kind, *message: can_send.append(link_messages.read_operational(*message)),  # noqa: B023
-                )
-                if not any(can_send):
-                    if time.monotonic() > until:
-                        why = f"{name} is up, and cannot send after {CARRIER_SECONDS:g} s: it has no carrier"
-                        raise _failed("refused", self._endpoint, why)
-                    time.sleep(0.001)
+        silent = carrier.silent(self._commands, self._inside, endpoint)
+        return Made(self._found(self._commands, endpoint.device), pod, silent)
 
     def _switch(self, host: End) -> None:
         """What netlink cannot set: nobody in a pod configures this node, and IPv6 is on where the pod has it."""
