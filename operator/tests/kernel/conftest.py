@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from pytest_asyncio.plugin import LoopFactory
 
+from netloom.kernel.endpoints import doors
 from netloom.kernel.mesh.dataplane import Dataplane
 from tests.kernel.netns import Lab, Namespace, prepare
 from tests.loops import BOTH, UVLOOP, pytest_collection_modifyitems
@@ -64,3 +65,9 @@ class Planes:
 async def planes(tmp_path: Path) -> AsyncIterator[Planes]:
     async with AsyncExitStack() as stack:
         yield Planes(tmp_path / "run", stack)
+
+
+@pytest.fixture(autouse=True)
+def _doors_are_looked_at_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else what goes with a pod's namespace would be waited for."""
+    monkeypatch.setattr(doors, "LOOK_SECONDS", 0.05)

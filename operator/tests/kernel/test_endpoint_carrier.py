@@ -65,7 +65,7 @@ async def test_where_none_comes_nothing_is_left(
     monkeypatch.setattr(keeping, "CARRIER_SECONDS", 0.05)
     one = pod(lab, 1)
     link = Carrier(monkeypatch, one.endpoint.device)
-    with pytest.raises(WiringFailed, match="is up, and cannot send after 0.05 s: it has no carrier") as caught:
+    with pytest.raises(WiringFailed, match=r"is up, and cannot send after 0\.05 s: it has no carrier") as caught:
         await one.add(keeper)
     assert caught.value.reason == "refused"
     await eventually(lambda: shown(node) == "" and not keeper.report.leaving)

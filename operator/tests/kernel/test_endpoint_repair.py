@@ -206,6 +206,7 @@ async def test_where_no_thread_can_be_made_a_repair_waits(story: Story, monkeypa
         starts.append(thread.name)
         raise RuntimeError("can't start new thread")
 
+    story.keeper._part.doors.close_all()  # as after a restart
     monkeypatch.setattr(threading.Thread, "start", refuse)
     story.node.ip(f"link delete {story.device}")
     await eventually(lambda: bool(story.keeper.report.failures))
@@ -383,15 +384,15 @@ async def test_a_foreign_route_in_its_place_is_left_alone_and_said(story: Story)
 
 
 @pytest.mark.parametrize(
-    ("line", "where"),
+    ("line", "where", "by"),
     [
-        ("route add 10.1.0.2 dev lo", "lo"),
-        ("-6 route add fd00:1::2 dev lo metric 7", "lo"),
-        ("route add unreachable 10.1.0.2 metric 65535", "nowhere"),
+        ("route add 10.1.0.2 dev lo proto 99", "lo", ": 10.1.0.2/32 dev lo metric 0 table 254 proto 99."),
+        ("-6 route add fd00:1::2 dev lo metric 7", "lo", ": fd00:1::2/128 dev lo metric 7 table 254 proto 3."),
+        ("route add unreachable 10.1.0.2 metric 65535", "nowhere", "`)"),
     ],
 )
 async def test_what_takes_a_pods_packets_before_our_route_does_is_left_alone_and_said(
-    story: Story, line: str, where: str
+    story: Story, line: str, where: str, by: str
 ) -> None:
     story.node.ip(line)
     await eventually(lambda: bool(story.keeper.report.failures))
@@ -399,6 +400,8 @@ async def test_what_takes_a_pods_packets_before_our_route_does_is_left_alone_and
     (failure,) = story.keeper.report.failures
     assert (failure.kind, failure.peer) == ("route", "default/pod-1")
     assert failure.error.startswith(f"packets go to {where} all the same, by somebody's address, route or rule (`ip ")
+    assert by in failure.error
+    assert failure.error.endswith("The pod gets none until whoever set that takes it away")
     assert not story.keeper.report.in_sync
     await story.keeper.apply(story.keeper._part.desired)
     assert story.state() == taken

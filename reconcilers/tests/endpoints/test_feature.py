@@ -450,3 +450,23 @@ async def test_by_hand_nothing_is_freed_that_an_interface_lives_by(world: World)
             service.check_idle(web)
         feature.attachments.endpoints.discard(device_of("c1", "eth0"))
         assert await ask("DELETE", release) == (200, "10.0.0.2")
+
+
+async def test_pods_that_run_with_a_larger_mtu_than_fits_are_named(world: World) -> None:
+    feature = world.feature
+    assert feature is not None
+    begin(world)
+    world.kernel.remains = [remains(f"c{number}", f"10.0.0.{number}") for number in range(2, 7)]  # of 1400
+    for number in range(2, 7):
+        world.service.allocator.adopt(Owner(f"default/{number}", f"c{number}"), [parse_address(f"10.0.0.{number}")])
+    world.service.obstacle = ""
+    await feature.reconcile()
+    assert feature.warnings() == [], "a smaller one does no harm"
+    mesh: Any = world.context.mesh
+    mesh.pod_mtu = 1350
+    (said,) = feature.warnings()
+    assert said.startswith(
+        "Node n1: pods that come get an MTU of 1350, and default/2 1400, default/3 1400, default/4 1400"
+    )
+    assert " and 2 more have a larger one for life" in said
+    assert feature.errors() == []

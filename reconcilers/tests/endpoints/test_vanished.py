@@ -29,7 +29,15 @@ class World:
         self.now = 0.0
         self.meanwhile: Callable[[], None] = lambda: None
         api: Any = self
-        self.vanished = Vanished(api, "n1", self.node.attachments, self._missing, lambda: self.now)
+        self.told: list[str] = []
+        self.vanished = Vanished(
+            api,
+            "n1",
+            self.node.attachments,
+            self._missing,
+            lambda: self.now,
+            told=lambda pod, endpoint: self.told.append(f"{endpoint} {pod.metadata.uid}"),
+        )
 
     def _missing(self) -> list[Endpoint]:
         return [*filter(None, map(self.node.attachments.endpoints.get, self.missing))]
@@ -132,3 +140,15 @@ async def test_a_static_pod_is_known_by_the_uid_that_its_kubelet_gave_it(world: 
     mirror = ObjectMeta(uid="of-the-mirror", annotations={STATIC[0]: "u1"})
     world.answer = Pod(metadata=mirror, spec=RUNS.spec, status=RUNS.status)
     assert await world.look() == BOTH
+
+
+async def test_a_pod_that_runs_on_without_its_device_is_told_of_once(world: World) -> None:
+    """Nobody else tells: runtimes do not ask for CHECK."""
+    for _ in range(3):
+        await world.look()
+    assert world.told == ["eth0 of default/web u1"]
+    world.missing = []
+    await world.look()
+    world.missing = [device_of("c1", "eth0")]
+    await world.look()
+    assert len(world.told) == 2, "it was made anew meanwhile, and deleted again"

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from netloom.cidr import Address, Cidr
 from netloom.kernel.endpoints.adjusting import steps
 from netloom.kernel.endpoints.alias import read_alias
+from netloom.kernel.endpoints.doors import Doors
 from netloom.kernel.endpoints.endpoint import Endpoint, Endpoints
 from netloom.kernel.endpoints.hearsay import Hearsay
 from netloom.kernel.endpoints.link_messages import End
@@ -42,6 +43,7 @@ class HostEnds:
         self._look: dict[str, int] = {}
         """Ends that are to be read again, and their ifindexes: an event tells how one was, which by now may be past."""
         self._hearsay = Hearsay()
+        self.doors = Doors()
         self._rivals = Rivals(self.rows)
         self._left_out = False
         """Ends that somebody gave another name, and that nobody wanted then."""
@@ -176,6 +178,7 @@ class HostEnds:
         if endpoint is None:
             self._cookies.pop(device, None)
             self._young.pop(device, None)
+            self.doors.close(device)
         elif fit and end is not None and (cookie := read_alias(end.alias).cookie):
             self._cookies[device] = cookie
         if endpoint is not None:

@@ -19,6 +19,7 @@ from netloom.cidr import Address, format_address
 from netloom.kernel.endpoints import row_messages
 from netloom.kernel.endpoints.carrier import CARRIER_SECONDS, still_silent
 from netloom.kernel.endpoints.checking import differences
+from netloom.kernel.endpoints.doors import Door, door_to
 from netloom.kernel.endpoints.endpoint import Endpoint, Endpoints, Remains, Wired, WiringFailed, device_of
 from netloom.kernel.endpoints.part import EndpointsPart
 from netloom.kernel.endpoints.plan import planned_changes
@@ -82,6 +83,7 @@ class EndpointsKeeper(Keeper[Endpoints, EndpointsReport]):
         if self._reaper is not None:
             self._reaper.close()
         await super().close()
+        self._part.doors.close_all()
 
     # --------------------------------------------------------------------------------------------- on request
 
@@ -127,8 +129,8 @@ class EndpointsKeeper(Keeper[Endpoints, EndpointsReport]):
                 await self._reaped()
             self._refuse_what_others_have(endpoint)
             try:
-                making = worker.call(lambda commands: Wiring(commands, endpoint, netns, inside).make())
-                made = await _to_the_end(making, lambda _made: self._abandon(device))
+                making = worker.call(lambda commands: _made(commands, endpoint, netns, inside))
+                made, door = await _to_the_end(making, lambda done: self._abandon(device, done[1]))
             except WiringFailed as failed:
                 if failed.reason == "lost":  # so may be the answer to its removal: whatever is left goes
                     part.drop(endpoint)
@@ -139,6 +141,7 @@ class EndpointsKeeper(Keeper[Endpoints, EndpointsReport]):
             part.desired.put(endpoint)
             part.want(part.desired, self._retries)
             part.made(endpoint, made)
+            part.doors.keep(device, door)
             if part.wants_a_pass:
                 self._wake.set()  # of the events that say so some were read here
         self._begun.set()  # it is to be kept, though nothing may have been handed over yet
@@ -182,8 +185,10 @@ class EndpointsKeeper(Keeper[Endpoints, EndpointsReport]):
         why = f"{endpoint.device}, the name of its device here, is taken by {there}"
         return WiringFailed("interface-taken", f"{endpoint}: {why}; the runtime's next attempt has another name")
 
-    def _abandon(self, device: str) -> None:
+    def _abandon(self, device: str, door: Door | None) -> None:
         """Whoever asked for it has gone away: nobody wants it."""
+        self._part.doors.keep(device, door)
+        self._part.doors.close(device)
         self._part.doubt()
         self._reap(device)
 
@@ -319,6 +324,11 @@ class EndpointsKeeper(Keeper[Endpoints, EndpointsReport]):
     def report(self) -> EndpointsReport:
         """The state of things now."""
         return EndpointsReport(**self._basics(), endpoints=len(self._part.desired), leaving=len(self._part.doomed))
+
+
+def _made(commands: CommandSocket, endpoint: Endpoint, netns: int, inside: int) -> tuple[Made, Door | None]:
+    """In the worker's thread. Raises WiringFailed."""
+    return Wiring(commands, endpoint, netns, inside).make(), door_to(endpoint, netns, inside)
 
 
 def _kept(endpoint: Endpoint, *descriptors: int) -> list[int]:

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from netloom.kernel.endpoints import reader, remaking, row_messages
+from netloom.kernel.endpoints import doors, reader, remaking, row_messages
 from netloom.kernel.endpoints.adjusting import do, read_again, steps
 from netloom.kernel.endpoints.endpoint import Endpoint, Endpoints, WiringFailed
 from netloom.kernel.endpoints.hearsay import Hearsay, is_wrong
@@ -54,6 +54,9 @@ class EndpointsPart(HostEnds, Part[Endpoints]):
         self._hear: dict[int, Callable[[int, int, bytes, int, int], None]] = {wire.RTM_NEWNETCONF: self._netconf}
         self._hear |= {kind + deleted: each for kind, each in hear for deleted in (0, 1)}
         self.kinds = frozenset(self._hear)
+        self._stirred: set[int] = set()
+        """Ends that were made or changed since events were read, by ifindex: what the kernel tells of them may be how
+        they were in between, as down before up."""
         self._touched: set[Item] = set()
         self._found: set[Item] = set()
         self._writer = RowWriter(self.rows, self.stands, self.whose)
@@ -84,6 +87,7 @@ class EndpointsPart(HostEnds, Part[Endpoints]):
         whole, self._resync_due = self._resync_due, False
         look_at, self._look = self._look, {}
         self._hearsay = Hearsay()  # of what is being made nothing was told yet: that is done between passes
+        self._stirred.clear()
         if whole:
             self._load(await worker.call(reader.read_everything))
         elif look_at:
@@ -129,6 +133,9 @@ class EndpointsPart(HostEnds, Part[Endpoints]):
     async def update(self, worker: Worker, attempt: Attempt) -> Outcome:
         """Make or change what is missing or different."""
         outcome = Outcome()
+        if ajar := self.doors.take_to_look_at():
+            for device in await worker.call(lambda _commands: doors.leading_nowhere(ajar)):
+                self.doors.close(device)  # and if nobody else holds the namespace, it goes, and the device with it
         routes = self.rows.routes
         in_the_way = [key for key in routes.pending if key not in routes.desired and self.rows.in_the_way(key)]
         if in_the_way:
@@ -174,18 +181,22 @@ class EndpointsPart(HostEnds, Part[Endpoints]):
 
     async def _put_right(self, worker: Worker, endpoint: Endpoint, outcome: Outcome) -> None:
         device, item = endpoint.device, ("link", endpoint.device)
-        end, cookie = self.ends.get(device), self._cookies.get(device, 0)
+        end, cookie, door = self.ends.get(device), self._cookies.get(device, 0), self.doors.to(device)
         if end is None or not self.is_fit(endpoint, end):
             try:
-                made = await worker.call(lambda commands: remaking.remake(commands, endpoint, end, cookie))
+                made = await worker.call(lambda commands: remaking.remake(commands, endpoint, end, cookie, door))
             except WiringFailed as error:
+                if error.reason == "lost":  # the answer may come yet, and be taken for another
+                    self.doors.close(device)
                 outcome.refused.append(Refused(item, error.sentence, peer=endpoint.pod))
                 return
             self._forget(device)
             self.made(endpoint, made)
+            self._stirred.add(made.host.ifindex)
         else:
             wrong = list(steps(endpoint, end, cookie))
             after, refused = await worker.call(lambda commands: do(commands, end, wrong))
+            self._stirred.add(end.ifindex)
             if after is None:
                 self._forget(device)
             elif not refused or after != end:
@@ -219,6 +230,10 @@ class EndpointsPart(HostEnds, Part[Endpoints]):
             if self._is_pending(item):
                 yield item, False
 
+    def later(self) -> float:
+        """When to look at the ways into pods."""
+        return self.doors.later()
+
     def _is_pending(self, item: Item) -> bool:
         kind, key = item
         return key in self.odd if kind == "link" else key in self.rows.tables[kind].pending
@@ -242,7 +257,10 @@ class EndpointsPart(HostEnds, Part[Endpoints]):
             self._look[device] = ifindex
             self._hearsay.links[ifindex] = buffer[start:end]  # one that is being made is told six times
         elif (seen := read_end(buffer, start, end)) is not None and seen != known:
-            self._follow(device, known, seen)
+            if ifindex in self._stirred:  # by us, or by somebody: what stands on it now has to be read
+                self._resync_due = True
+            else:
+                self._follow(device, known, seen)
             self._look[device] = ifindex
 
     def _netconf(self, _kind: int, _flags: int, buffer: bytes, start: int, end: int) -> None:

@@ -1,9 +1,12 @@
-"""A pair that somebody deleted is made anew, where the pod's network namespace can still be reached by its path."""
+"""A pair that somebody deleted is made anew, where the pod's network namespace can still be reached: by the way into it
+that was kept (`netloom.kernel.endpoints.doors`), or by its path.
+"""
 
 import errno
 import os
 
 from netloom.kernel.endpoints import link_messages
+from netloom.kernel.endpoints.doors import Door
 from netloom.kernel.endpoints.endpoint import Endpoint, Reason, WiringFailed
 from netloom.kernel.endpoints.inside import cookie_of, socket_in
 from netloom.kernel.endpoints.link_messages import End
@@ -13,9 +16,17 @@ from netloom.kernel.netlink.sockets import CommandSocket
 _WAY_OUT = "delete the pod, and whoever keeps it makes another"
 
 
-def remake(commands: CommandSocket, endpoint: Endpoint, found: End | None, cookie: int) -> Made:
+def remake(
+    commands: CommandSocket, endpoint: Endpoint, found: End | None, cookie: int, door: Door | None = None
+) -> Made:
     """Make both ends anew; `found` has the name, and is none of them. cookie: of the network namespace in which the pod
-    end was; 0: not known. Raises WiringFailed, AnswerLost, OSError."""
+    end was; 0: not known. door: the way into it that was kept. Raises WiringFailed, AnswerLost, OSError."""
+    if door is not None and door.leads():
+        netns = door.namespace()
+        try:
+            return _make(commands, endpoint, found, netns, door.inside)
+        finally:
+            os.close(netns)
     what = f"its device {endpoint.device} is " + ("not the one that was made for it" if found is not None else "gone")
     if not endpoint.netns:
         raise _failed("namespace-gone", endpoint, f"{what}, and where its network namespace is is not known", _WAY_OUT)
@@ -39,7 +50,10 @@ def _remake(commands: CommandSocket, endpoint: Endpoint, found: End | None, netn
         inside = socket_in(netns)
     except OSError as error:
         if error.errno == errno.EPERM:
-            why = f"{what}, and entering its network namespace to make it anew takes the capability SYS_ADMIN"
+            why = (
+                f"{what}, and entering its network namespace to make it anew takes the capability SYS_ADMIN, as the "
+                "agent was started again since the pod came"
+            )
             raise _failed("not-permitted", endpoint, why, _WAY_OUT) from error
         why = f"{what}, and {endpoint.netns} cannot be entered ({error.strerror})"
         raise _failed("namespace-gone", endpoint, why, _WAY_OUT) from error
@@ -47,11 +61,15 @@ def _remake(commands: CommandSocket, endpoint: Endpoint, found: End | None, netn
         if not _is_the_same(endpoint.netns, cookie, cookie_of(inside)):
             why = f"{what}, and {endpoint.netns} leads, or may lead, to another network namespace by now"
             raise _failed("namespace-gone", endpoint, why, _WAY_OUT)
-        if found is not None:
-            commands.execute([link_messages.delete_named(found.name)])
-        return Wiring(commands, endpoint, netns, inside).make()
+        return _make(commands, endpoint, found, netns, inside)
     finally:
         os.close(inside)
+
+
+def _make(commands: CommandSocket, endpoint: Endpoint, found: End | None, netns: int, inside: int) -> Made:
+    if found is not None:
+        commands.execute([link_messages.delete_named(found.name)])
+    return Wiring(commands, endpoint, netns, inside).make()
 
 
 def _is_the_same(path: str, before: int, now: int) -> bool:

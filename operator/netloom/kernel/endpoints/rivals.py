@@ -56,7 +56,11 @@ class Rivals:
                     continue
                 where = "the node itself" if own else row_messages.device_name(ifindex) if ifindex else "nowhere"
                 ask = f"ip {'-6 ' if len(address) == 16 else ''}route get {format_address(address)}"
-                self.found[key] = f"packets go to {where} all the same, by somebody's address, route or rule (`{ask}`)"
+                by = await worker.call(partial(row_messages.way_taken, address=address))
+                self.found[key] = (
+                    f"packets go to {where} all the same, by somebody's address, route or rule (`{ask}`)"
+                    f"{f': {by}' if by else ''}. The pod gets none until whoever set that takes it away"
+                )
                 refused.append(Refused(("route", key), self.found[key], peer=whose(("route", key))))
         return refused
 

@@ -3,6 +3,7 @@
 Encoded once by pyroute2's classes, as templates, and then filled in; taken apart by hand (see `mesh.row_messages`).
 """
 
+import contextlib
 import socket
 import struct
 import sys
@@ -18,7 +19,7 @@ from netloom.kernel.mac import Mac
 from netloom.kernel.netlink import wire
 from netloom.kernel.netlink.links import LocalAddress, delete_address
 from netloom.kernel.netlink.messages import AddressMessage, NeighbourMessage, RouteMessage, encode
-from netloom.kernel.netlink.sockets import CommandSocket, read_all
+from netloom.kernel.netlink.sockets import CommandSocket, RefusedError, read_all
 from netloom.kernel.netlink.template import marker, message_template
 from netloom.kernel.netlink.wire import attributes
 from netloom.kernel.ownership import ENDPOINTS, ROUTE_PROTOCOL, ROUTE_TABLE
@@ -29,7 +30,8 @@ METRIC = ENDPOINTS.routes.start
 _RTN_UNICAST, _RTN_LOCAL = 1, 2
 _SCOPE_UNIVERSE, _SCOPE_LINK, _SCOPE_NOWHERE = 0, 253, 255
 _RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_PRIORITY, _RTA_PREFSRC, _RTA_METRICS = 1, 4, 5, 6, 7, 8
-_RTA_MULTIPATH, _RTA_CACHEINFO, _RTA_VIA, _RTA_ENCAP, _RTA_NH_ID = 9, 12, 18, 22, 30
+_RTA_MULTIPATH, _RTA_CACHEINFO, _RTA_TABLE, _RTA_VIA, _RTA_ENCAP, _RTA_NH_ID = 9, 12, 15, 18, 22, 30
+_RTM_F_FIB_MATCH = 0x2000
 _NEVER_WRITTEN = {_RTA_GATEWAY, _RTA_PREFSRC, _RTA_METRICS, _RTA_MULTIPATH, _RTA_VIA, _RTA_ENCAP, _RTA_NH_ID}
 _RTNH_ONLINK = 4
 _RTPROT_STATIC = 4
@@ -297,6 +299,28 @@ def read_way(buffer: bytes, start: int, end: int) -> tuple[int, bool]:
     kind = _ROUTE.unpack_from(buffer, start)[7]
     found = attributes(buffer, start + 12, end)
     return int.from_bytes(found.get(_RTA_OIF, b""), sys.byteorder), kind == _RTN_LOCAL
+
+
+def way_taken(commands: CommandSocket, address: Address) -> str:
+    """The route by which packets to the address go, as `ip` names it (`10.1.0.2/32 dev lo metric 0 table 254 proto 4`);
+    "" where none is told. Raises OSError."""
+    fields = {"family": _FAMILY[len(address)], "dst_len": len(address) * 8, "flags": _RTM_F_FIB_MATCH}
+    found: list[str] = []
+
+    def visit(_kind: int, buffer: bytes, start: int, end: int) -> None:
+        _family, length, _source, _tos, table, protocol, _scope, _type, _flags = _ROUTE.unpack_from(buffer, start)
+        said = attributes(buffer, start + 12, end)
+        prefix = Cidr.of(said.get(_RTA_DST) or bytes(len(address)), length)
+        metric, ifindex, table = (
+            int.from_bytes(said.get(kind, default), sys.byteorder)
+            for kind, default in ((_RTA_PRIORITY, b""), (_RTA_OIF, b""), (_RTA_TABLE, bytes([table, 0, 0, 0])))
+        )
+        by = f"dev {device_name(ifindex)} " if ifindex else ""
+        found.append(f"{prefix} {by}metric {metric} table {table} proto {protocol}")
+
+    with contextlib.suppress(RefusedError):  # a route that refuses is told as its error alone
+        commands.get(encode(RouteMessage, wire.RTM_GETROUTE, 0, fields, dst=address), visit)
+    return found[0] if found else ""
 
 
 def read_neighbour(buffer: bytes, start: int, end: int) -> tuple[NeighbourKey, Mac] | None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import structlog
 from prometheus_client.core import Metric
 
+from netloom.api.core import PODS, Pod
 from netloom.api.events import ObjectReference
 from netloom.cidr import Address
 from netloom.ipam.node_allocator import Owner
@@ -23,14 +24,15 @@ from netloom.runtime.manager import Run
 from netloom_reconcilers.features.node import NodeContext, NodeFeature, Readiness
 from netloom_reconcilers.node.addresses.server import serve
 from netloom_reconcilers.node.addresses.service import Refused
-from netloom_reconcilers.node.endpoints import deletions as written_down
 from netloom_reconcilers.node.endpoints.attachments import Attachments, endpoint_of
 from netloom_reconcilers.node.endpoints.commands import Commands
 from netloom_reconcilers.node.endpoints.deletions import Deletions
-from netloom_reconcilers.node.endpoints.install import Installer, binary_of, conflist_of, installed
+from netloom_reconcilers.node.endpoints.install import Installer, binary_of, conflist_of
 from netloom_reconcilers.node.endpoints.metrics import metrics_of
+from netloom_reconcilers.node.endpoints.mtu import PodMtu
 from netloom_reconcilers.node.endpoints.networks import FILE, Networks
-from netloom_reconcilers.node.endpoints.options import CniOptions, Places
+from netloom_reconcilers.node.endpoints.options import CniOptions
+from netloom_reconcilers.node.endpoints.removal import Removal
 from netloom_reconcilers.node.endpoints.server import CniServer
 from netloom_reconcilers.node.endpoints.taint import Taint
 from netloom_reconcilers.node.endpoints.vanished import Vanished
@@ -63,25 +65,27 @@ class EndpointsFeature(NodeFeature):
         that is wrong with the node."""
         self._wrong: tuple[object, ...] = ((), ())
         self._node_uid = ""
+        self._removal: Removal | None = None
+        self._mtu = PodMtu(context.node_name, lambda: context.mesh)
         if context.cni is None:
             return
         self.keeper = EndpointsKeeper(on_report=self._reported, lifeline_at=self._lifeline_at)
         state = context.state_dir or context.run_dir
-        self._state_file = state / FILE
+        self._removal = Removal(self.keeper, context.cni, state / FILE)
         if context.addresses is None:
             return
-        self._serve_by(context.cni, self.keeper)
+        self._serve_by(context.cni, self.keeper, Networks(state))
 
     def _lifeline_at(self, address: Address) -> str:
         """No pod is given such an address, whoever gives addresses here: the node could not reach it any more."""
         return self.context.mesh.lifeline_at(address) if self.context.mesh is not None else ""
 
-    def _serve_by(self, options: CniOptions, keeper: EndpointsKeeper) -> None:
+    def _serve_by(self, options: CniOptions, keeper: EndpointsKeeper, networks: Networks) -> None:
         context, service = self.context, self.context.addresses
         assert service is not None
         self._service = service
         service.check_idle = self._check_idle
-        self.attachments = Attachments(service, keeper, Networks(self._state_file.parent), self._known_mtu)
+        self.attachments = Attachments(service, keeper, networks, self._mtu.known)
         self._commands = Commands(service, self.attachments, keeper.differences, self._obstacle, self._lack)
         self.deletions = Deletions(options.deletions, self._commands.make_up_for, context.changed)
         self._commands.deletions = self.deletions
@@ -94,7 +98,9 @@ class EndpointsFeature(NodeFeature):
             )
         self.vanished: Vanished | None = None
         if context.api is not None:
-            self.vanished = Vanished(context.api, context.node_name, self.attachments, self._missing)
+            self.vanished = Vanished(
+                context.api, context.node_name, self.attachments, self._missing, told=self._cut_off
+            )
         self.taint: Taint | None = None
         if context.api is not None and options.install is not None:
             self.taint = Taint(context.api, context.node_name, self._may_come, context.changed)
@@ -201,27 +207,6 @@ class EndpointsFeature(NodeFeature):
         self.context.changed()  # which comes back as `changed`, and does nothing more where nothing is different
         return None
 
-    def _mtu(self) -> int:
-        """Of pods that come. Those that run keep theirs: to change the end in the pod takes the right to enter its
-        namespace, and a pair with two MTUs drops packets without a word. The kernel tells pods what fits."""
-        mesh = self.context.mesh
-        return mesh.pod_mtu if mesh is not None else 0
-
-    def _known_mtu(self) -> int:
-        """Raises Refused."""
-        if why := self._unsized():
-            raise Refused("MtuUnknown", why)
-        return self._mtu()
-
-    def _unsized(self) -> str:
-        """Why it is not known how large packets of pods may be; "" where it is, or there is nobody to ask."""
-        if self.context.mesh is None or self._mtu():
-            return ""
-        return (
-            f"Node {self.context.node_name}: the MTU of pods is not known. It is that of the device by which other "
-            "nodes reach this one, and none is found; or set spec.mtu of the NetloomNetwork."
-        )
-
     # ------------------------------------------------------------------------------------------------- what it can
 
     def _obstacle(self) -> str:
@@ -248,7 +233,7 @@ class EndpointsFeature(NodeFeature):
     def _lack(self) -> str:
         """Why pods would wait in vain. One that comes all the same waits: addresses mostly come within a second."""
         if self._service.allocator.is_provided:
-            return self._unsized()
+            return self._mtu.unknown()
         about = f"NetloomNode {self.context.node_name} holds no addresses for pods yet"
         return f"{about}; its condition Allocated says why, or the operator's log."
 
@@ -279,6 +264,19 @@ class EndpointsFeature(NodeFeature):
             text = f"{path} was {what}; the agent has put it back. Change it by the agent's options."
             self.context.events.event(node, "Warning", "CNIFileRepaired", text)
 
+    def _cut_off(self, pod: Pod, endpoint: Endpoint) -> None:
+        """No runtime asks whether a pod still has its network, so its kubelet does not know."""
+        if self.context.events is not None:
+            meta = pod.metadata
+            about = ObjectReference(
+                api_version=PODS.api_version, kind=PODS.kind, name=meta.name, namespace=meta.namespace, uid=meta.uid
+            )
+            text = (
+                f"{endpoint.interface} has no device on node {self.context.node_name} any more, and it cannot be made "
+                "anew from there: the pod reaches nobody. Delete it, and whoever keeps it makes another."
+            )
+            self.context.events.event(about, "Warning", "NetworkLost", text)
+
     # ----------------------------------------------------------------------------------------------- what it says
 
     def errors(self) -> list[str]:
@@ -305,7 +303,8 @@ class EndpointsFeature(NodeFeature):
         if not self._serves:
             return []
         found = self.installer.warnings() if self.installer is not None else []
-        return [*found, *([self.taint.error] if self.taint is not None and self.taint.error else [])]
+        mtu, taint = self._mtu.warning(self.attachments.endpoints), self.taint.error if self.taint is not None else ""
+        return [*found, *filter(None, (mtu, taint))]
 
     def readiness(self) -> Readiness | None:
         """Whether pods that are scheduled here get an interface."""
@@ -320,7 +319,7 @@ class EndpointsFeature(NodeFeature):
         if obstacle := self._obstacle():
             return Readiness(False, "NotReady", obstacle)
         if lack := self._lack():
-            return Readiness(False, "MtuUnknown" if lack == self._unsized() else "NoAddresses", lack)
+            return Readiness(False, "MtuUnknown" if lack == self._mtu.unknown() else "NoAddresses", lack)
         if self.installer is not None and not self.installer.installed:
             why = " ".join(self.installer.errors()) or "the plugin is being installed on the host."
             return Readiness(False, "NotInstalled", why)
@@ -332,7 +331,7 @@ class EndpointsFeature(NodeFeature):
             return {}
         found: dict[str, object] = {
             "pods": len(self.attachments.endpoints),
-            "mtu": self._mtu(),
+            "mtu": self._mtu.now(),
             "socket": str(self._options.socket),
             "obstacle": self._obstacle() or self._lack(),
             "deletions": {"madeUpFor": self.deletions.done, "refused": self.deletions.refused},
@@ -367,31 +366,12 @@ class EndpointsFeature(NodeFeature):
 
     async def plan_cleanup(self) -> list[PlannedChange]:
         """Pods' interfaces; the files, the configuration first."""
-        if self.keeper is None:
-            return []
-        changes = [PlannedChange(f"rm {path}", "of the CNI plugin") for path in self._files()]
-        return [*changes, *await self.keeper.plan_cleanup()]
+        return await self._removal.plan() if self._removal is not None else []
 
     async def cleanup(self) -> tuple[list[PlannedChange], Sequence[Failure]]:
         """As planned."""
-        if self.keeper is None:
-            return [], ()
-        planned, failed = await self.plan_cleanup(), []
-        for path in self._files():
-            try:
-                path.unlink(missing_ok=True)
-            except OSError as error:
-                failed.append(Failure(kind="file", key=str(path), error=error.strerror or str(error)))
-        return planned, (*failed, *(await self.keeper.cleanup()).failures)
+        return await self._removal.do() if self._removal is not None else ([], ())
 
     async def left(self) -> list[str]:
         """Of what the keeper made or set."""
         return await self.keeper.left() if self.keeper is not None else []
-
-    def _files(self) -> list[Path]:
-        options = self._options
-        if options is None:
-            return []
-        places = options.install or Places()
-        mine = [options.socket, self._state_file, *written_down.files(options.deletions)]
-        return [*installed((conflist_of(places), binary_of(places))), *(each for each in mine if each.exists())]

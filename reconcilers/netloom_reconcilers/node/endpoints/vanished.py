@@ -31,7 +31,8 @@ FIRST = "eth0"
 
 
 class Vanished:
-    """Gives back what such pods had. missing: the endpoints whose devices are gone and cannot be made again."""
+    """Gives back what such pods had. missing: the endpoints whose devices are gone and cannot be made again. told: is
+    called once with each of which the pod still runs: it has no network any more."""
 
     def __init__(
         self,
@@ -40,8 +41,11 @@ class Vanished:
         attachments: Attachments,
         missing: Callable[[], Collection[Endpoint]],
         clock: Callable[[], float] = time.monotonic,
+        told: Callable[[Pod, Endpoint], None] = lambda pod, endpoint: None,
     ) -> None:
         self.given_back = 0
+        self._told_of: set[str] = set()
+        self._told = told
         self._api = api
         self._node = node
         self._attachments = attachments
@@ -59,6 +63,7 @@ class Vanished:
         """Ask about those that have been missing for long enough."""
         now, missing = self._clock(), {each.device: each for each in self._missing()}
         self._since = {device: self._since.get(device, now) for device in missing}
+        self._told_of &= missing.keys()
         for device in [device for device, at in self._since.items() if at + PATIENCE_SECONDS <= now]:
             endpoint = missing[device]
             if await self._is_over(endpoint) and endpoint in self._missing():  # still, after the API server's answer
@@ -78,7 +83,11 @@ class Vanished:
             return False
         uid = self._attachments.uid_of((endpoint.container, endpoint.interface))
         is_another = pod.spec.node_name != self._node or not has_uid(pod, uid)
-        return is_another or pod.status.phase in ("Succeeded", "Failed") or _moved(pod, endpoint)
+        is_over = is_another or pod.status.phase in ("Succeeded", "Failed") or _moved(pod, endpoint)
+        if not is_over and pod.status.phase == "Running" and endpoint.device not in self._told_of:
+            self._told_of.add(endpoint.device)
+            self._told(pod, endpoint)
+        return is_over
 
     async def _give_back(self, endpoint: Endpoint) -> None:
         try:
