@@ -92,6 +92,8 @@ def main(root: Path, roots: list[str]) -> None:
     for folder, mode in (("dev", 0o755), ("proc", 0o755), ("sys", 0o755), ("run", 0o755), ("tmp", 0o1777)):
         (root / folder).mkdir(exist_ok=True)
         (root / folder).chmod(mode)
+    (root / "var").mkdir(exist_ok=True)
+    (root / "var/run").symlink_to("../run")  # as runtimes name the network namespaces of pods
     (root / "etc/passwd").write_text(_USERS)
     (root / "etc/group").write_text(_GROUPS)
     status = root / _DPKG.relative_to("/") / "status"

@@ -53,5 +53,5 @@ class PodMtu:
         more = f" and {len(larger) - _NAMED} more" if larger[_NAMED:] else ""
         return (
             f"Node {self._node}: pods that come get an MTU of {now}, and {named}{more} have a larger one for life. "
-            "What they send in full is answered with the size that fits. Delete them, and whoever keeps them makes others."
+            "What they send in full is answered with the size that fits. Delete them to have others made with that one."
         )
