@@ -26,7 +26,7 @@ from netloom.roles.sources import Sources
 from netloom.runtime.errors import ApiError, Forbidden, Unavailable
 from netloom_reconcilers.features.node import NodeContext
 from netloom_reconcilers.node.addresses import feature as module
-from netloom_reconcilers.node.addresses import running
+from netloom_reconcilers.node.addresses import machine, running
 from netloom_reconcilers.node.addresses.checkpoint import NAME
 from netloom_reconcilers.node.addresses.feature import AddressesFeature
 from netloom_reconcilers.node.addresses.service import Refused
@@ -52,6 +52,7 @@ class World:
         self.pods: dict[str, str] | ApiError = {}
         self.routed: dict[str, str] = {}
         self.own: tuple[str, ...] = ()
+        self.not_it = ""
         self.asked = 0
         self.folder = folder
         self.now = 1000.0
@@ -71,6 +72,12 @@ class World:
             return (await kernel()).own
 
         monkeypatch.setattr(module, "single_addresses", kernel)
+
+        async def node(_api: object, name: str) -> str:
+            assert name == "n1"
+            return self.not_it
+
+        monkeypatch.setattr(machine, "why_not", node)
         monkeypatch.setattr(module, "own_addresses", devices)
         monkeypatch.setattr(running, "pods_of", pods_of)
         monkeypatch.setattr(module.time, "monotonic", lambda: self.now)
@@ -131,6 +138,25 @@ async def test_what_runs_and_is_not_written_down_is_entered_until_nothing_shows_
     world.routed = {}
     assert await made.reconcile() is None
     assert held(made) == {"10.0.0.4": "default/known c"}
+
+
+async def test_a_machine_gives_nothing_before_it_is_known_to_be_the_node(world: World) -> None:
+    """It was set up anew with an old name, and the old one gives of the same CIDRs."""
+    world.not_it = "Node n1 is another machine by what its kubelet says."
+    made = world.feature("10.0.0.0/29")
+    assert await made.reconcile() == module.AGAIN_SECONDS
+    with pytest.raises(Refused, match="nothing is given yet: Node n1 is another machine") as refusal:
+        await ask(made, "default/a")
+    assert refusal.value.passing
+    assert made.errors() == [world.not_it]
+    world.not_it = ""
+    await made.reconcile()
+    assert await ask(made, "default/a") == "10.0.0.2"
+    assert made.errors() == []
+    world.not_it = "asked once"
+    world.now += 1000.0
+    await made.reconcile()
+    assert await ask(made, "default/b") == "10.0.0.3"
 
 
 async def test_nothing_is_given_before_it_is_known_what_runs(world: World) -> None:

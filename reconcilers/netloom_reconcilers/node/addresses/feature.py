@@ -27,7 +27,7 @@ from netloom.runtime.controller import Controller
 from netloom.runtime.errors import ApiError, Forbidden
 from netloom.runtime.manager import Run
 from netloom_reconcilers.features.node import NodeContext, NodeFeature, Readiness
-from netloom_reconcilers.node.addresses import explaining, running
+from netloom_reconcilers.node.addresses import explaining, machine, running
 from netloom_reconcilers.node.addresses.checkpoint import Checkpoint, Found, files
 from netloom_reconcilers.node.addresses.running import Pods
 from netloom_reconcilers.node.addresses.server import AddressServer, serve
@@ -233,6 +233,9 @@ class AddressesFeature(NodeFeature):
     async def _what_runs(self) -> Pods | None:
         """The kernel's side is in `_kernel` then. None: that is not known, and may be soon."""
         self._look_at = time.monotonic() + AGAIN_SECONDS
+        if not self._merged and (why := await self._why_not_this_machine()):
+            self._unseen = why
+            return None
         try:
             self._kernel = await single_addresses()
         except (AnswerLost, OSError) as error:
@@ -257,6 +260,15 @@ class AddressesFeature(NodeFeature):
             log.info("what was seen to have an address is gone", who=owner.name)
             self.allocator.release(owner, now=self.service.clock())
             self._pause.reset()
+
+    async def _why_not_this_machine(self) -> str:
+        """Asked before anything is given, and not again: who comes later by this name is a twin, and has a Lease."""
+        if self.context.api is None:
+            return ""
+        try:
+            return await machine.why_not(self.context.api, self.context.node_name)
+        except (ApiError, OSError) as error:
+            return f"whether this machine is Node {self.context.node_name} cannot be asked: {error}."
 
     async def _pods(self) -> Pods | None:
         if self.context.api is None:
