@@ -5,6 +5,7 @@ is opened (it only reads), the caches fill, and only then the first whole desire
 and while the API server is away, the kernel keeps what it has.
 """
 
+import resource
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -72,6 +73,8 @@ FEATURES: tuple[type[NodeFeature], ...] = (
 )
 """What an agent can do, in the order in which it is planned, told and cleaned up."""
 
+DESCRIPTORS = 65536
+"""That an agent has at most, where its hard limit allows it."""
 STUCK = 60.0
 """Seconds after which a keeper that has not ended its pass counts as stuck. One of 10,000 peers takes a second."""
 
@@ -349,6 +352,15 @@ def _unapplied(feature: NodeFeature) -> str:
     return f"nothing applied yet: {feature.obstacle.message}" if feature.obstacle else "nothing applied yet"
 
 
+def raise_descriptors() -> None:
+    """A call of a runtime takes eight descriptors, and a pod one for as long as it runs: more than the 1024 that a
+    process begins with, if nobody says otherwise."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, DESCRIPTORS)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
 async def run_agent(options: AgentOptions) -> None:
     """Run until SIGTERM or SIGINT. Raises UserError where there is nothing to run on; leaves the data path as it is.
 
@@ -358,6 +370,7 @@ async def run_agent(options: AgentOptions) -> None:
     chosen(FEATURES, options.features)
     _check_run_dir(options.run_dir)
     require_net_admin()
+    raise_descriptors()
     async with sources(options, patient=True) as (found, api):
         agent = Agent(options, found, api)
         async with opened(agent.features), presence.shown():
