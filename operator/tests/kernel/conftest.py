@@ -67,7 +67,7 @@ async def planes(tmp_path: Path) -> AsyncIterator[Planes]:
         yield Planes(tmp_path / "run", stack)
 
 
-@pytest.fixture(autouse=True)
-def _doors_are_looked_at_often(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Else what goes with a pod's namespace would be waited for."""
+@pytest.fixture
+def looks_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether pods' namespaces are there; else what goes with one is waited for."""
     monkeypatch.setattr(doors, "LOOK_SECONDS", 0.05)

@@ -383,6 +383,7 @@ async def test_an_address_is_anothers_at_once(here: Node, lab: Lab) -> None:
     assert len(shown(here.place).splitlines()) == 5
 
 
+@pytest.mark.usefixtures("looks_often")
 async def test_what_goes_with_the_pods_namespace(here: Node, lab: Lab) -> None:
     """Nobody has to say so; but that the endpoint is wanted, it is told, while nobody has deleted it."""
     one = pod(lab, 1)

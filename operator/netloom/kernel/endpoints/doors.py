@@ -59,6 +59,7 @@ class Doors:
         """From now on it is to this one's pod."""
         self.close(device)
         if door is not None:
+            self._looked = self._looked if self._open else time.monotonic()
             self._open[device] = door
 
     def to(self, device: str) -> Door | None:
