@@ -148,6 +148,17 @@ def test_the_agents_have_no_more_rights_than_they_use(bed: KubeletCluster) -> No
                 assert "CapBnd:\t0000000000001000\n" in status, status
 
 
+def test_a_pods_device_that_somebody_deletes_is_made_anew(bed: KubeletCluster, pods: dict[str, Pod]) -> None:
+    """With the rights of the DaemonSet, which enters no namespace."""
+    machine, (near, far) = bed.nodes["n1"].machine, (pods["n1"], pods["n2"])
+    found = machine.ip("route", "show", near.address)
+    device = found.split(" dev ")[1].split()[0]
+    machine.ip("link", "delete", device)
+    bed.wait("the pod to be reached again", lambda: far.ping(near.address).lost == 0)
+    assert heard(near, far.address) == {host_name(bed, far)}
+    assert facts(machine)["inSync"]
+
+
 def test_agents_are_replaced_and_no_packet_is_lost(bed: KubeletCluster, pods: dict[str, Pod]) -> None:
     nodes = list(bed.nodes.values())
     with Flows(pods) as flows:
