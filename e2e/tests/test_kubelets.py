@@ -96,9 +96,12 @@ def host_name(bed: KubeletCluster, pod: Pod) -> str:
 
 
 def test_nodes_that_can_route_have_lost_their_taint(bed: KubeletCluster) -> None:
-    for node in bed.nodes:
+    def taints(node: str) -> list[str]:
         spec = bed.plane.client.request("GET", f"/api/v1/nodes/{node}")["spec"]
-        assert netloom_cluster.NOT_READY not in [taint["key"] for taint in spec.get("taints", ())]
+        return [taint["key"] for taint in spec.get("taints", ())]
+
+    for node in bed.nodes:
+        bed.wait(f"{node} to lose its taint", lambda node=node: netloom_cluster.NOT_READY not in taints(node))
 
 
 def test_pods_of_different_nodes_reach_each_other(bed: KubeletCluster, pods: dict[str, Pod]) -> None:

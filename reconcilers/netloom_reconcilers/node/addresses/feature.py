@@ -12,10 +12,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import structlog
-from msgspec.structs import replace as replace_struct
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import Metric
 
-from netloom.api.holdings import homes, in_front
 from netloom.api.v1alpha1 import NETWORK_NAME, NetloomNode, NodeIPAM
 from netloom.cidr import Address, Cidr, Version, is_address, parse_address
 from netloom.ipam.node_allocator import NodeAllocator, Owner, Shortage, Supply
@@ -29,14 +27,15 @@ from netloom.runtime.manager import Run
 from netloom_reconcilers.features.node import NodeContext, NodeFeature, Readiness
 from netloom_reconcilers.node.addresses import explaining, machine, running
 from netloom_reconcilers.node.addresses.checkpoint import Checkpoint, Found, files
+from netloom_reconcilers.node.addresses.metrics import metrics_of
+from netloom_reconcilers.node.addresses.own import of_the_node
 from netloom_reconcilers.node.addresses.running import Pods
 from netloom_reconcilers.node.addresses.server import AddressServer, serve
 from netloom_reconcilers.node.addresses.service import AddressService
 from netloom_reconcilers.node.addresses.supply import Provision, provision, versions_of
 from netloom_reconcilers.node.addresses.wire import SOCKET
 from netloom_reconcilers.node.known.peers import pod_cidrs_of
-from netloom_reconcilers.node.mesh.reading import missing, on_tunnel_devices
-from netloom_reconcilers.node.probing.targets import addresses_of
+from netloom_reconcilers.node.mesh.reading import missing
 from netloom_reconcilers.node.single_addresses import OutsideSupply
 
 log = structlog.get_logger(__name__)
@@ -289,17 +288,7 @@ class AddressesFeature(NodeFeature):
 
     def _taken(self, node: NetloomNode) -> set[Address]:
         """What the node has itself: on devices, and for the probe."""
-        network, allocated = self.context.networks.get(NETWORK_NAME), node.spec.ipam.pools.allocated
-        taken = set(self._kernel.own) | set(addresses_of(node).values())
-        if network is None or network.spec.routing.mode != "native" or allocated:
-            taken |= set(on_tunnel_devices(node, pod_cidrs_of(node)[0]))
-        if network is not None and allocated:  # and where it may move to at any moment
-            coming = in_front(allocated, network.spec.ipam.multi_pool.default_pool)
-            if coming != allocated:
-                ipam = replace_struct(node.spec.ipam, pools=replace_struct(node.spec.ipam.pools, allocated=coming))
-                after = replace_struct(node, spec=replace_struct(node.spec, ipam=ipam))
-                taken |= set(addresses_of(after).values()) | {cidr.packed for cidr in homes(ipam)}
-        return taken
+        return set(self._kernel.own) | of_the_node(node, self.context.networks.get(NETWORK_NAME))
 
     def _versions_of(self, pool: str) -> frozenset[Version]:
         if self._provision is None:
@@ -381,50 +370,8 @@ class AddressesFeature(NodeFeature):
 
     def metrics(self) -> Iterable[Metric]:
         """How many of which pool, and what was asked."""
-        gauge = GaugeMetricFamily(
-            "netloom_node_addresses",
-            "Addresses of this node by pool, family and state: used, free (can be given at once), resting; and owners "
-            "that wait for one.",
-            labels=["pool", "family", "state"],
-        )
-        now = self.service.clock()
-        for pool in self.allocator.pools():
-            for version, count in self.allocator.need(pool, now).items():
-                for state, value in count._asdict().items():
-                    gauge.add_metric([pool, f"ipv{version}", state], value)
-        yield gauge
-        yield GaugeMetricFamily(
-            "netloom_node_addresses_orphaned",
-            "Addresses that are in use, and that this node's NetloomNode does not hold any more.",
-            value=len(self.allocator.orphans()),
-        )
-        if self.outside is not None:
-            yield GaugeMetricFamily(
-                "netloom_addresses_withdrawn",
-                "Single addresses that pods use, and that were taken out of spec.ipam.pool of their NetloomNode.",
-                value=len(self.outside.withdrawn()),
-            )
-        counted = CounterMetricFamily(
-            "netloom_address_changes", "Owners that were given addresses, and that released some.", labels=["change"]
-        )
-        for change in ("given", "released"):
-            counted.add_metric([change], self.service.counts[change])
-        yield counted
-        failures = CounterMetricFamily(
-            "netloom_address_failures", "Requests that ended without an address.", labels=["reason"]
-        )
-        for reason, often in self.service.failures.items():
-            failures.add_metric([reason], often)
-        yield failures
-        lost = GaugeMetricFamily(
-            "netloom_address_checkpoint",
-            "1 for how the checkpoint was found when the agent began: whole, none, boot (another one), node (another "
-            "one's), damage.",
-            labels=["found"],
-        )
-        if self._found is not None:
-            lost.add_metric([self._found.cause], 1)
-        yield lost
+        withdrawn = len(self.outside.withdrawn()) if self.outside is not None else None
+        return metrics_of(self.service, withdrawn, self._found.cause if self._found is not None else None)
 
     # ------------------------------------------------------------------------------------------------ taking it away
 
