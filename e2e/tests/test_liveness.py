@@ -6,11 +6,13 @@ import signal
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from netloom.api.v1alpha1 import NETWORK_NAME
+from netloom_e2e.addresses import ADDRESSES, AddressSocket
 from netloom_e2e.agents import NODES, Agents
 from netloom_e2e.allocations import Cluster, condition
 from netloom_e2e.gateway import gateway
@@ -167,8 +169,13 @@ def test_agents_that_cannot_be_told_apart_or_may_not_write(story: Story) -> None
     wait_for("both know it", lambda: all("Two agents" in each.run(*status) for each in both), deadline=30)
     story.becomes("n1", "False", "TwoAgents")
     assert story.quiet("n1", "False", "TwoAgents") == 0
+    sockets = [AddressSocket(Path(story.agents.run_dir(each)) / "agent.sock") for each in both]
+    for number, each in enumerate(sockets):  # they hold the same CIDR
+        status, why = each.ask("POST", ADDRESSES, {"name": f"default/{number}", "waitSeconds": 0})
+        assert (status, why["reason"]) == (503, "TwoAgents")
     story.agents.end("n2")
     story.becomes("n1", "True", "InSync")
+    assert sockets[0].allocate("default/0")
 
     # It may not write there: it runs, is not ready and says why, and does not contradict the operator.
     story.agents.end("n1")
