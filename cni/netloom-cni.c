@@ -185,8 +185,12 @@ static void keep_standard_streams(void)
         return;
     is_unheard = streams[STDOUT_FILENO].revents & (POLLNVAL | POLLERR);
     for (int stream = 0; stream < 3; stream++) /* the wrong way round, so that whoever uses it is told */
-        if (streams[stream].revents & POLLNVAL && open("/dev/null", stream ? O_RDONLY : O_WRONLY) != stream)
-            _exit(1);
+        if (streams[stream].revents & POLLNVAL && open("/dev/null", stream ? O_RDONLY : O_WRONLY) != stream) {
+            static const char why[] =
+                "netloom-cni: a standard stream is closed, and /dev/null cannot be opened in its place\n";
+            ssize_t written = write(STDERR_FILENO, why, sizeof why - 1);
+            _exit(written < 0 ? 2 : 1);
+        }
 }
 
 static const char *own_variable(const char *name, const char *otherwise)

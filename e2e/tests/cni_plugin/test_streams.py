@@ -29,6 +29,18 @@ def with_closed(streams: str) -> tuple[str, ...]:
 # ------------------------------------------------------------------------------------------------------ standard output
 
 
+def test_where_nothing_can_take_the_place_of_a_closed_stream_it_is_told(
+    plugin: Plugin, agent: Agents, variables: dict[str, str], config: bytes
+) -> None:
+    """As in a root of its own without devices."""
+    before = ("unshare", "--mount", "sh", "-ec", 'mount -t tmpfs none /dev; exec "$0" <&-')
+    with agent(answering(0, RESULT)) as asked:
+        result = plugin.call({"COMMAND": "ADD", **variables}, config, before=before)
+        assert (result.status, asked.requests) == (1, [])
+    why = "netloom-cni: a standard stream is closed, and /dev/null cannot be opened in its place\n"
+    assert (result.said, result.output) == (why, b"")
+
+
 @pytest.mark.parametrize("streams", [">&-", ">&- 2>&-"])
 def test_an_add_whose_result_nobody_would_see_is_not_begun(
     either_plugin: Plugin, agent: Agents, variables: dict[str, str], config: bytes, streams: str

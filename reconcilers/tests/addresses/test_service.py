@@ -270,6 +270,23 @@ async def test_where_nothing_else_is_free_what_has_rested_longest_is_given_soone
     assert service.failures == {}
 
 
+async def test_as_many_pods_as_a_kubelet_runs_are_replaced_again_and_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rounds of 110 pods, all of them within the time for which addresses rest: a /24 has 253."""
+    monkeypatch.setattr(module, "PRESSED_SECONDS", 0.05)
+    monkeypatch.setattr(module, "LEAST_REST_SECONDS", 0.1)
+    service = begun(tmp_path, "10.0.0.0/24")
+    service.clock = asyncio.get_running_loop().time
+    for number in range(4):
+        pods = [Owner(f"default/{number}-{each}", "c") for each in range(110)]
+        given = await asyncio.gather(*(ask(service, each, wait=25) for each in pods))
+        assert len(set(given)) == 110
+        for each in pods:
+            await service.release(each)
+    assert (service.failures, service.allocator.need("", service.clock())[4].resting) == ({}, 253)
+
+
 async def test_what_was_freed_just_now_is_given_to_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "PRESSED_SECONDS", 0.0)
     service = begun(tmp_path, "10.0.0.8/32")
