@@ -78,6 +78,7 @@ class Chain:
 @pytest.fixture(scope="module")
 def node(crds_installed: ControlPlane, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
     plane, program = crds_installed, cni_plugin.built()
+    binaries.cni_plugins(), binaries.cnitool()  # before a namespace is entered: they may have to be built
     with running_agents(plane, "nlchn", tmp_path_factory.mktemp("agents")) as agents:
         try:
             made = Node(agents, "n1", program)
