@@ -1,7 +1,8 @@
 """Ways into pods' network namespaces that are kept open: the sockets that the CNI plugin made there.
 
 Who deletes a pod's device on the node takes the pod's end along. By such a socket both are made anew with NET_ADMIN
-alone, while it takes SYS_ADMIN to enter the namespace by its path. But a socket keeps its namespace alive, and with it
+alone, while it takes SYS_ADMIN to enter the namespace by its path. (From outside a device can be made in there, but no
+address: the kernel takes IFA_TARGET_NETNSID for questions alone.) But a socket keeps its namespace alive, and with it
 the pod's device: nothing would tell that a pod is over whose runtime says no word. So one is kept only where the path
 is seen from here, and while it leads there: runtimes remove it with the pod.
 """
