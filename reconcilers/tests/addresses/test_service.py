@@ -402,6 +402,8 @@ async def test_refusals_have_a_reason_and_a_sentence(tmp_path: Path, monkeypatch
         service.obstacle = "not yet."
         for method, url in (("GET", "/v1/status"), ("DELETE", "/v1/addresses?name=d/a")):
             assert await request(method, url) == (503, {"reason": "NotReady", "message": "not yet."})
+        service.obstacle, service.twin = "", lambda: "Two agents run as node n1."
+        assert (await request("GET", "/v1/status"))[1]["reason"] == "TwoAgents"
         assert (await request("GET", "/v1/nowhere"))[0] == 404
         monkeypatch.setattr(os, "geteuid", lambda: 1)
         monkeypatch.setattr("netloom_reconcilers.node.addresses.server._ROOT", -1)

@@ -144,7 +144,7 @@ class AddressServer:
         return await self._service.why(request.query["name"])
 
     async def _status(self, _request: web.BaseRequest) -> None:
-        self._service.check()
+        self._service.check_giving()
 
 
 def _owner(name: str, container: str, interface: str) -> Owner:
