@@ -2,7 +2,7 @@
 
 import errno
 import threading
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Iterator, Sequence
 
 import pytest
 
@@ -200,7 +200,12 @@ async def test_a_repair_that_fails_is_repeated(lab: Lab, damage: str, what: str)
         await keeper.apply(Endpoints())
         await one.add(keeper)
         whole = shown(node)
-        repaired: Callable[[], bool] = lambda: shown(node) == whole and keeper.report.in_sync  # noqa: E731
+
+        def repaired() -> bool:
+            """Whatever pass is under way: on a busy machine, with such resyncs, one always is."""
+            report = keeper.report
+            return shown(node) == whole and not report.failures and not report.pending
+
         async with running(keeper):
             for place in range(3):
                 FAULT.strike_at(place, what)
