@@ -47,12 +47,14 @@ class Sandbox:
 
 @dataclass
 class Runtime:
-    """The container runtime of a node, as far as the CNI knows it. version: that it speaks."""
+    """The container runtime of a node, as far as the CNI knows it. version: that it speaks. uids: of pods that the API
+    server has, by their names."""
 
     machine: Machine
     plugin: Plugin
     version: str = "1.1.0"
     sandboxes: dict[str, Sandbox] = field(default_factory=dict)
+    uids: dict[str, str] = field(default_factory=dict)
 
     def make(self, name: str, container: str = "") -> Sandbox:
         """A sandbox without a network."""
@@ -131,7 +133,8 @@ class Runtime:
         """The CNI_* of a call, without that prefix."""
         found = {"COMMAND": command, "PATH": "/opt/cni/bin"}
         if sandbox is not None:
-            args = f"IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME={sandbox.name};K8S_POD_UID=u-{sandbox.name}"
+            uid = self.uids.get(sandbox.name, f"u-{sandbox.name}")
+            args = f"IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME={sandbox.name};K8S_POD_UID={uid}"
             found |= {"CONTAINERID": sandbox.container, "IFNAME": "eth0", "ARGS": args}
             netns: Path = NETNS / sandbox.place.name
             found |= {"NETNS": str(netns)} if netns.exists() else {}

@@ -92,12 +92,20 @@ def test_pods_of_pools(crds_installed: ControlPlane, tmp_path: Path) -> None:
     for name, cidr in {"default": "10.60.0.0/16", "blue": "10.61.0.0/16"}.items():
         pool = {"ipv4": {"cidrs": [cidr], "maskSize": 28}}
         plane.client.request("POST", POOLS, {**API, "kind": "NetloomIPPool", "metadata": {"name": name}, "spec": pool})
+    uids: dict[str, str] = {}
     for name, annotations in {"plain": {}, "sky": BLUE, "odd": {"netloom.dev/ip-pool": "red"}}.items():
         spec = {"nodeName": "n1", "containers": [{"name": "c", "image": "none"}]}
         meta = {"name": name, "annotations": annotations}
-        plane.client.request("POST", PODS, {"apiVersion": "v1", "kind": "Pod", "metadata": meta, "spec": spec})
+        made = plane.client.request("POST", PODS, {"apiVersion": "v1", "kind": "Pod", "metadata": meta, "spec": spec})
+        uids[name] = made["metadata"]["uid"]
     held = [{"pool": "default", "cidrs": ["10.60.0.0/28"]}, {"pool": "blue", "cidrs": ["10.61.0.0/28"]}]
     with running(plane, tmp_path, {}, mode="multi-pool", pools={"allocated": held}) as runtime:
+        late = runtime.make("sky", "late")  # of a pod before it, which has the name of another by now
+        with pytest.raises(CniFailure, match="an address for a pod with uid u-sky was asked for") as caught:
+            runtime.add(late)
+        assert caught.value.code == 11
+        runtime.end(late)
+        runtime.uids |= uids
         plain, sky = runtime.run("plain"), runtime.run("sky")
         assert plain.addresses == ("10.60.0.1",)
         assert sky.addresses == ("10.61.0.1",)
