@@ -49,6 +49,17 @@ spec:
     - {{name: udp, port: {UDP}, protocol: UDP}}
 """
 
+SHORT = """
+apiVersion: v1
+kind: Pod
+metadata: {name: short}
+spec:
+  nodeName: n1
+  terminationGracePeriodSeconds: 0
+  tolerations: [{operator: Exists}]
+  containers: [{name: pause, image: "${pause}", imagePullPolicy: Never}]
+"""
+
 
 @pytest.fixture(scope="module")
 def bed() -> Iterator[KubeletCluster]:
@@ -160,6 +171,26 @@ def test_a_pods_device_that_somebody_deletes_is_made_anew(bed: KubeletCluster, p
     bed.wait("the pod to be reached again", lambda: far.ping(near.address).lost == 0)
     assert heard(near, far.address) == {host_name(bed, far)}
     assert facts(machine)["inSync"]
+
+
+def test_an_agent_keeps_no_network_of_a_pod_that_is_gone(bed: KubeletCluster) -> None:
+    """It sees the namespaces of its node: a mount of one in its container would keep that alive."""
+    node = bed.nodes["n1"]
+    every = bed.plane.client.request("GET", "/api/v1/namespaces/kube-system/pods")["items"]
+    mine = [each for each in every if each["metadata"]["name"].startswith("netloom-agent")]
+    (agent,) = [each["metadata"]["uid"] for each in mine if each["spec"]["nodeName"] == "n1"]
+
+    def seen() -> set[str]:
+        mounts = [Path(f"/proc/{pid}/mountinfo").read_text().splitlines() for pid in node.pod_processes(agent)]
+        return {line.split()[4] for each in mounts for line in each if " - nsfs " in line}
+
+    before = seen()
+    assert before, "the pods of this node"
+    bed.apply(SHORT)
+    bed.wait("it to see the new one", lambda: len(seen() - before) == 1)
+    (new,) = seen() - before
+    bed.plane.kubectl("delete", "pod", "short", "--wait=false")
+    bed.wait("it to see that one no more", lambda: new not in seen())
 
 
 def test_agents_are_replaced_and_no_packet_is_lost(bed: KubeletCluster, pods: dict[str, Pod]) -> None:
