@@ -1,6 +1,7 @@
 """What a NetloomNode holds of addresses for pods: the one place that knows where each IPAM mode says it."""
 
 from collections.abc import Iterable, Iterator
+from functools import lru_cache
 from typing import NamedTuple
 
 from netloom.api.v1alpha1 import NetloomNode, NodeIPAM, PoolAllocation
@@ -31,8 +32,8 @@ def addresses(ipam: NodeIPAM) -> Iterator[Holding]:
 
 
 def holds(ipam: NodeIPAM) -> bool:
-    """Whether there is anything."""
-    return next(blocks(ipam), None) is not None or next(addresses(ipam), None) is not None
+    """Whether there is anything of `blocks` or `addresses`."""
+    return bool(ipam.pod_cidrs or ipam.pool) or any(each.cidrs for each in ipam.pools.allocated)
 
 
 def is_in_use(node: NetloomNode) -> bool:
@@ -44,9 +45,19 @@ def is_in_use(node: NetloomNode) -> bool:
 
 def block_texts(ipam: NodeIPAM) -> tuple[str, ...]:
     """The CIDRs as they are written, each once."""
-    if not ipam.pools.allocated:
+    allocated = ipam.pools.allocated
+    if not allocated:
         return ipam.pod_cidrs
+    if not ipam.pod_cidrs and len(allocated) == 1 and len(allocated[0].cidrs) == 1:
+        return allocated[0].cidrs  # of most nodes
     return tuple(dict.fromkeys(text for each in blocks(ipam) for text in each.texts))
+
+
+@lru_cache(maxsize=1024)
+def cidrs_of(texts: tuple[str, ...]) -> tuple[Cidr, ...]:
+    """The CIDRs that texts mean, host bits dropped, each once; what is no CIDR is left out. Several ask in turn when a
+    node's object changes."""
+    return tuple(dict.fromkeys(cidr for cidr in map(Cidr.masked, texts) if cidr is not None))
 
 
 def in_front(allocated: Iterable[PoolAllocation], pool: str) -> tuple[PoolAllocation, ...]:
@@ -56,9 +67,11 @@ def in_front(allocated: Iterable[PoolAllocation], pool: str) -> tuple[PoolAlloca
 
 def held_cidrs(ipam: NodeIPAM) -> tuple[Cidr, ...]:
     """All of it, an address as a CIDR of its own, as far as texts mean any: host bits, say, do not matter here."""
-    found = [Cidr.masked(text) for each in blocks(ipam) for text in each.texts]
-    found += [Cidr.masked(single(text)) for each in addresses(ipam) for text in each.texts]
-    return tuple(dict.fromkeys(cidr for cidr in found if cidr is not None))
+    found = cidrs_of(block_texts(ipam))
+    if not ipam.pool:
+        return found
+    alone = [Cidr.masked(single(text)) for each in addresses(ipam) for text in each.texts]
+    return tuple(dict.fromkeys((*found, *(cidr for cidr in alone if cidr is not None))))
 
 
 def homes(ipam: NodeIPAM) -> tuple[Cidr, ...]:

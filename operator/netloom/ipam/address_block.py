@@ -5,8 +5,9 @@ once it has rested. What was given before is remembered as far as `REMEMBERED` g
 """
 
 from collections.abc import Collection, Iterator
+from functools import lru_cache
 
-from netloom.cidr import WIDTH, Address, Cidr
+from netloom.cidr import WIDTH, Address, Cidr, Version
 
 REMEMBERED = 4096
 """Freed addresses of one block whose order is known. Of more, those that are free longest count as never given."""
@@ -28,7 +29,14 @@ def withheld(cidr: Cidr, *, gateway: bool, whole: bool, taken: Collection[Addres
 
 def usable(cidr: Cidr, *, gateway: bool, whole: bool) -> int:
     """How many addresses of a block pods can have, if the node itself has none of the others."""
-    return cidr.last - cidr.base + 1 - len(withheld(cidr, gateway=gateway, whole=whole))
+    return _usable(cidr.version, cidr.length, gateway, whole)
+
+
+@lru_cache(maxsize=1024)
+def _usable(version: Version, length: int, gateway: bool, whole: bool) -> int:
+    """All blocks of a size have as many; that of a node is asked for at each of its changes."""
+    block = Cidr(version, 0, length)
+    return block.last + 1 - len(withheld(block, gateway=gateway, whole=whole))
 
 
 class AddressBlock:

@@ -5,8 +5,10 @@ not matter.
 """
 
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
+from netloom.api.holdings import cidrs_of
 from netloom.api.problem import Problem
 from netloom.api.v1alpha1 import NeededAddresses, NodeIPAM, PoolRequest
 from netloom.cidr import Cidr, Version
@@ -61,14 +63,13 @@ def needed_of(needed: NeededAddresses, family: Family) -> int:
 
 def held_of(ipam: NodeIPAM, pool: str) -> list[Cidr]:
     """Blocks of a pool that a node holds."""
-    texts = (text for each in ipam.pools.allocated if each.pool == pool for text in each.cidrs)
-    return [cidr for text in texts if (cidr := Cidr.masked(text))]
+    return [cidr for each in ipam.pools.allocated if each.pool == pool for cidr in cidrs_of(each.cidrs)]
 
 
 def capacity(held: Iterable[Cidr], pool: PoolSettings, version: Version) -> tuple[int, int]:
     """How many of these blocks are of the family, and the addresses in them that pods can have."""
-    mine = [cidr for cidr in held if cidr.version == version]
-    return len(mine), sum(usable(cidr, gateway=False, whole=pool.whole) for cidr in mine)
+    sizes = [usable(cidr, gateway=False, whole=pool.whole) for cidr in held if cidr.version == version]
+    return len(sizes), sum(sizes)
 
 
 class _Lacking(NamedTuple):
@@ -97,9 +98,13 @@ def requests(ipam: NodeIPAM, settings: Settings) -> tuple[PoolRequest, ...]:
     if ipam.pools.requested:
         return ipam.pools.requested
     pool = settings.pool(settings.default_pool)
-    ready = max(1, pool.ready) if pool is not None else 0
-    needed = NeededAddresses(ipv4_addrs=ready, ipv6_addrs=ready)
-    return (PoolRequest(pool=settings.default_pool, needed=needed),)
+    return _first(settings.default_pool, max(1, pool.ready) if pool is not None else 0)
+
+
+@lru_cache(maxsize=64)
+def _first(pool: str, ready: int) -> tuple[PoolRequest, ...]:
+    """Every newcomer's is the same."""
+    return (PoolRequest(pool=pool, needed=NeededAddresses(ipv4_addrs=ready, ipv6_addrs=ready)),)
 
 
 def _missing(node: str, where: str, pool: str, settings: Settings) -> Problem:

@@ -8,7 +8,7 @@ from typing import Any, cast
 import msgspec
 
 from netloom.api.core import POD_CIDR_ANNOTATIONS, Node, NodeAddress
-from netloom.api.holdings import block_texts, blocks, held_cidrs, holds, is_in_use
+from netloom.api.holdings import block_texts, blocks, cidrs_of, held_cidrs, holds, is_in_use
 from netloom.api.ipam_modes import mode_named
 from netloom.api.meta import ObjectMeta, OwnerReference
 from netloom.api.odd_addresses import is_usable
@@ -165,7 +165,7 @@ def lived_in(obj: NetloomNode) -> tuple[Cidr, ...]:
 
 def held_blocks(obj: NetloomNode) -> tuple[Cidr, ...]:
     """Of that, the blocks: what ledgers are to know."""
-    return tuple(dict.fromkeys(cidr for text in block_texts(obj.spec.ipam) if (cidr := Cidr.masked(text)) is not None))
+    return cidrs_of(block_texts(obj.spec.ipam))
 
 
 def unusable(obj: NetloomNode) -> Problem | None:
