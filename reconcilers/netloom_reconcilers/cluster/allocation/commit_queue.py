@@ -18,6 +18,7 @@ from netloom.cidr import Cidr
 from netloom.ipam.plan import BlockRequest, Decision, Deferred, Grant, Plan, Release
 from netloom.runtime.backoff import Backoff
 from netloom.runtime.errors import ApiError, Conflict
+from netloom.runtime.queue import TICK_SECONDS
 from netloom_reconcilers.cluster.allocation.incarnation import BlocksFreed, Changed, Incarnation, Member
 from netloom_reconcilers.cluster.allocation.ledger_reader import LedgerReader
 from netloom_reconcilers.cluster.allocation.ledger_writer import CommitFailure, LedgerWriter
@@ -166,7 +167,7 @@ class CommitQueue(Member):
                 return
             self._wake.clear()
             with suppress(TimeoutError):
-                async with asyncio.timeout(None if due == _NEVER else due - now):
+                async with asyncio.timeout(None if due == _NEVER else max(due - now, TICK_SECONDS)):
                     await self._wake.wait()
 
     async def _retried(self, step: Callable[[], Awaitable[T]]) -> T:
