@@ -2,9 +2,8 @@
 I/O."""
 
 import itertools
-from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Sequence
+from typing import NamedTuple
 
 from netloom.api.v1alpha1 import NeededAddresses, NodeIPAM
 from netloom.cidr import VERSIONS, Cidr, Version
@@ -12,8 +11,7 @@ from netloom.ipam.settings import Family, PoolSettings, Settings
 from netloom.ipam.wants import MOST_BLOCKS, capacity, held_of, needed_of, requests
 
 
-@dataclass(frozen=True, slots=True)
-class Share:
+class Share(NamedTuple):
     """Of one family of a pool. addresses: in the blocks; orphaned: blocks outside the pool's CIDRs."""
 
     blocks: int = 0
@@ -28,6 +26,7 @@ class Share:
 
 
 Key = tuple[str, Version]
+_NOTHING = Share()
 
 
 class PoolUsage:
@@ -37,19 +36,19 @@ class PoolUsage:
         """`settings`: of the pools."""
         self._settings = settings or Settings("")
         self._of: dict[str, dict[Key, Share]] = {}
-        self._total: dict[str, Counter[Key]] = {field.name: Counter() for field in fields(Share)}
+        self._total: dict[Key, Share] = {}
         self.holders: dict[str, set[str]] = {}
         """Nodes that hold blocks of a pool, by its name."""
         self._short: dict[Key, dict[str, None]] = {}
 
-    def note(self, node: str, ipam: NodeIPAM | None) -> bool:
-        """What the node says now, None: it is gone. Whether that changes anything."""
+    def note(self, node: str, ipam: NodeIPAM | None) -> set[str]:
+        """What the node says now, None: it is gone. The pools of which that changes anything."""
         before = self._of.pop(node, {})
-        after = dict(self._shares(ipam)) if ipam is not None else {}
+        after = self._shares(ipam) if ipam is not None else {}
         if after:
             self._of[node] = after
         if after == before:
-            return False
+            return set()
         for key, share in before.items():
             self._add(key, share, -1)
         for key, share in after.items():
@@ -63,7 +62,7 @@ class PoolUsage:
                 self.holders.setdefault(key[0], set()).add(node)
             if share.short:
                 self._short.setdefault(key, {}).setdefault(node)
-        return True
+        return {key[0] for key in before.keys() | after.keys() if before.get(key) != after.get(key)}
 
     def short(self, pool: str) -> set[str]:
         """Nodes that need more of a pool than they hold."""
@@ -80,14 +79,19 @@ class PoolUsage:
 
     def of(self, pool: str, version: Version) -> Share:
         """Of all nodes."""
-        key = pool, version
-        return Share(**{name: counter[key] for name, counter in self._total.items()})
+        return self._total.get((pool, version), _NOTHING)
 
     def _add(self, key: Key, share: Share, times: int) -> None:
-        for name, counter in self._total.items():
-            counter[key] += times * getattr(share, name)
+        total = self._total.get(key, _NOTHING)
+        self._total[key] = Share(
+            total.blocks + times * share.blocks,
+            total.orphaned + times * share.orphaned,
+            total.addresses + times * share.addresses,
+            total.needed + times * share.needed,
+        )
 
-    def _shares(self, ipam: NodeIPAM) -> Iterator[tuple[Key, Share]]:
+    def _shares(self, ipam: NodeIPAM) -> dict[Key, Share]:
+        found: dict[Key, Share] = {}
         needed = {each.pool: each.needed for each in requests(ipam, self._settings)}
         for name in needed.keys() | {each.pool for each in ipam.pools.allocated}:
             pool, held = self._settings.pool(name) or PoolSettings(name), held_of(ipam, name)
@@ -95,13 +99,14 @@ class PoolUsage:
             for version in families.keys() | {cidr.version for cidr in held}:
                 family = families.get(version) or Family(version, (), 0)
                 share = _share(pool, family, needed.get(name), held)
-                if share != Share():
-                    yield (name, version), share
+                if share != _NOTHING:
+                    found[name, version] = share
+        return found
 
 
 def _share(pool: PoolSettings, family: Family, needed: NeededAddresses | None, held: Sequence[Cidr]) -> Share:
     blocks, addresses = capacity(held, pool, family.version)
-    mine = (cidr for cidr in held if cidr.version == family.version)
+    mine = [cidr for cidr in held if cidr.version == family.version]
     orphaned = sum(1 for cidr in mine if not any(each.contains(cidr) for each in family.cidrs))
     asked = needed_of(needed, family) if needed is not None and family.cidrs else 0
     if blocks >= MOST_BLOCKS:

@@ -57,6 +57,8 @@ class PoolsReconciler(Member):
         """When the pool's status was written, and what its condition said: status and reason."""
         self._counted: dict[str, float] = {}
         """From when on its blocks are counted again."""
+        self._awaited: set[str] = set()
+        """Pools that nodes changed since they were counted: another look at them is coming."""
 
     def watch(self) -> list[Unsubscribe]:
         """Follows the caches from now on."""
@@ -88,11 +90,12 @@ class PoolsReconciler(Member):
     def _node_changed(self, key: str, old: NetloomNode | None, new: NetloomNode | None) -> None:
         if old is not None and new is not None and old.spec.ipam.pools == new.spec.ipam.pools:
             return
-        if self._settings.rules.from_pools and self._usage.note(key, new.spec.ipam if new is not None else None):
-            of = [each.spec.ipam.pools for each in (old, new) if each is not None]
-            names = {each.pool for pools in of for each in pools.requested}
-            names |= {each.pool for pools in of for each in pools.allocated}
-            self._publish(PoolsAffected(names & set(self._pools)))
+        if not self._settings.rules.from_pools:
+            return
+        names = self._usage.note(key, new.spec.ipam if new is not None else None) - self._awaited
+        if names:  # where 5,000 nodes join, few: a pool is published once for each time that it is counted
+            self._awaited |= names
+            self._publish(PoolsAffected(names))
 
     def _pool_changed(self, key: str, old: NetloomIPPool | None, new: NetloomIPPool | None) -> None:
         if new is None:
@@ -108,15 +111,16 @@ class PoolsReconciler(Member):
     async def reconcile(self, name: str) -> float | None:
         """Tells how the pool fares, if that is not what it says, and if now is the time."""
         pool = self._pools.get(name)
+        settings = self._settings.pool(name)
+        began = self._clock()
+        if pool is not None and settings is not None and (wait := self._counted.get(name, began) - began) > 0:
+            return wait
+        self._awaited.discard(name)
         if pool is None:
             return None
-        settings = self._settings.pool(name)
         if settings is None:
             POOL_METRICS.forget(name)
             return await self._tell(pool, [_idle(pool, self._settings)])
-        began = self._clock()
-        if (wait := self._counted.get(name, began) - began) > 0:
-            return wait
         samples = [self._sample(settings, version) for version in VERSIONS if _family(pool, version)]
         self._counted[name] = began + max(COUNT_SECONDS, (self._clock() - began) / COUNT_SHARE)
         POOL_METRICS.note(name, len(self._usage.holders.get(name, ())), len(self._usage.short(name)), samples)

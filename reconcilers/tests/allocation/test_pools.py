@@ -357,6 +357,20 @@ def test_counts_alone_are_told_seldom(pools: World) -> None:
     assert pools.writes(quiet)["patch netloomippools"] <= 1, "the trend has ended"
 
 
+def test_nodes_that_join_cost_a_pool_no_turn_each(pools: World) -> None:
+    pools.apply_pool("default", "10.0.0.0/20")
+    pools.start()
+    pools.calm(10)
+    turns = metric("netloom_reconciles_total", controller="pools", result="success") or 0
+    for number in range(50):
+        pools.join(f"n{number}")
+        pools.calm(0.1)
+    turned = (metric("netloom_reconciles_total", controller="pools", result="success") or 0) - turns
+    assert 5 <= turned <= 12, "its blocks are counted once a second: a look that says when, and one that counts"
+    pools.calm(2)
+    assert metric("netloom_pool_nodes", pool="default", state="holding") == 50
+
+
 def test_what_keeps_a_pool_from_giving_is_told_by_it(pools: World) -> None:
     pools.apply_pool("younger", "10.0.0.0/27", "10.5.0.0/28")
     pools.edit("netloomippools", "blue", draining=True)
@@ -436,6 +450,23 @@ def test_a_full_pool_says_at_once_when_somebody_needs_more(pools: World) -> None
     pools.ask("a", default=8, blue=29)
     pools.calm(3)
     assert pools.condition("netloomippools", "blue")[:2] == ("False", "PoolExhausted")
+
+
+def test_a_full_pool_says_that_a_newcomer_finds_nothing(pools: World) -> None:
+    pools.join("a")
+    pools.start()
+    pools.calm(10)
+    pools.ask("a", default=56)
+    pools.calm(60)
+    assert pools.condition("netloomippools", "default")[:2] == ("True", "PoolExhausted")
+    pools.join("b")
+    pools.calm(3)
+    assert pools.condition("netloomippools", "default") == (
+        "False",
+        "PoolExhausted",
+        "all 4 IPv4 blocks are in use. 1 node (b) need more. "
+        "Append a CIDR to spec.ipv4.cidrs, or end pods that use it.",
+    )
 
 
 def test_space_that_is_kept_free_no_more_is_found_however_much_it_is(pools: World) -> None:
