@@ -284,7 +284,7 @@ class Bench:
 
     def _load(self, kind: str, count: int, prefix: str, *, admin: bool = False) -> AbstractContextManager[Load]:
         kubeconfig = self._plane.kubeconfig() if admin else self._kubeconfig
-        return load.prepared(kubeconfig, kind, count, prefix, CONNECTIONS)
+        return load.prepared(kubeconfig, kind, count, prefix, CONNECTIONS, self._mode)
 
     def _apply_network(self) -> None:
         self._plane.kubectl("apply", "-f", "-", input=NETWORKS_OF[self._mode])

@@ -40,6 +40,9 @@ PATHS = {"nodes": NODES.path(), "netloomnodes": NETLOOM_NODES.path(), "peers": N
 ANNOUNCED = (AcceptedEncapsulation(protocol="vxlan", port=8472, sending=True),)
 UNDERLAY = int(ipaddress.IPv4Address("172.16.0.1"))
 PODS = int(ipaddress.IPv4Address("10.0.0.0"))
+CLUSTER_POOL = "cluster-pool"
+_POOLS = {CLUSTER_POOL: "", "multi-pool": "default"}
+"""By IPAM mode, the pool of a node's first block."""
 _MASK = 24
 _REQUEST_SECONDS = 60.0
 _END_SECONDS = 300.0
@@ -93,10 +96,13 @@ class Load:
 
 
 @contextmanager
-def prepared(kubeconfig: Path, kind: str, count: int, prefix: str, connections: int) -> Iterator[Load]:
-    """A client that will create `count` objects named `prefix`00000 and up; killed if it is not done at the end."""
+def prepared(
+    kubeconfig: Path, kind: str, count: int, prefix: str, connections: int, mode: str = CLUSTER_POOL
+) -> Iterator[Load]:
+    """A client that will create `count` objects named `prefix`00000 and up, NetloomNodes as of the IPAM mode; killed if
+    it is not done at the end."""
     command = [sys.executable, "-m", "netloom_e2e.load", f"--kubeconfig={kubeconfig}", f"--kind={kind}"]
-    command += [f"--count={count}", f"--prefix={prefix}", f"--connections={connections}"]
+    command += [f"--count={count}", f"--prefix={prefix}", f"--connections={connections}", f"--mode={mode}"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         try:
             yield Load(process)
@@ -112,15 +118,16 @@ def node(prefix: str, number: int) -> Node:
     return Node(metadata=ObjectMeta(name=name, uid=uid), status=NodeStatus(addresses=(address,)))
 
 
-def body(kind: str, prefix: str, number: int) -> bytes:
-    """What is sent for one object. A NetloomNode is what the operator would make of the Node of that name; of kind
-    `peers`, with what its agent would have added."""
+def body(kind: str, prefix: str, number: int, mode: str = CLUSTER_POOL) -> bytes:
+    """What is sent for one object. A NetloomNode is what the operator would make of the Node of that name in an IPAM
+    mode; of kind `peers`, with what its agent would have added."""
     made = node(prefix, number)
     if kind == "nodes":
         bare = Node(metadata=ObjectMeta(name=made.metadata.name), status=made.status)
         return encode(NODES, bare)
     cidr = Cidr(4, PODS + (number << (32 - _MASK)), _MASK)
-    built = node_objects.built(made, "cluster-pool", (Block("", cidr),), node_objects.addresses_of(made))
+    block = Block(_POOLS[mode], cidr)
+    built = node_objects.built(made, mode, (block,), node_objects.addresses_of(made))
     if kind == "peers":
         built = msgspec.structs.replace(built, spec=msgspec.structs.replace(built.spec, encapsulations=ANNOUNCED))
     return encode(NETLOOM_NODES, built)
@@ -167,8 +174,9 @@ def main() -> None:
     parser.add_argument("--count", type=int, required=True)
     parser.add_argument("--prefix", required=True)
     parser.add_argument("--connections", type=int, required=True)
+    parser.add_argument("--mode", choices=sorted(_POOLS), default=CLUSTER_POOL)
     options = parser.parse_args()
-    bodies = [body(options.kind, options.prefix, number) for number in range(options.count)]
+    bodies = [body(options.kind, options.prefix, number, options.mode) for number in range(options.count)]
     print("ready", flush=True)
     if not sys.stdin.readline():
         return

@@ -76,3 +76,7 @@ def test_yardstick_writes_what_the_operator_writes() -> None:
             "ipam": {"mode": "cluster-pool", "podCIDRs": ["10.1.2.0/24"]},
         },
     }
+    assert json.loads(load.body("netloomnodes", "yard-", 258, "multi-pool"))["spec"]["ipam"] == {
+        "mode": "multi-pool",
+        "pools": {"allocated": [{"pool": "default", "cidrs": ["10.1.2.0/24"]}]},
+    }
