@@ -187,4 +187,5 @@ def test_the_bench_counts() -> None:
     assert {"per_s", "p50_ms", "p99_ms"} <= result["socket"].keys()
     assert result["socket"]["cpu_ms"] > 0
     assert result["growth_10"]["growths"] > 10
+    assert result["growth"] == result["growth_10"]
     assert 1 <= result["growth_10"]["requests"] <= 1.1
