@@ -21,6 +21,7 @@ from netloom.api.v1alpha1 import (
     NetloomNetwork,
 )
 from netloom.api.validation import validate_network
+from netloom_e2e.client import ApiFailure
 from netloom_e2e.cluster import ControlPlane
 
 ROOT = Path(__file__).parents[2]
@@ -203,6 +204,25 @@ def test_operator_and_agent_write_conditions_side_by_side(cluster: ControlPlane)
         cluster.kubectl(*arguments, input=json.dumps(reported))
     stored = cluster.client.request("GET", NETLOOM_NODES.path("worker-1"))
     assert sorted(each["type"] for each in stored["status"]["conditions"]) == ["Allocated", "DataplaneReady"]
+
+
+def test_blocks_of_pools_are_named_once_in_an_object_and_may_be_there_once(cluster: ControlPlane) -> None:
+    """Each version of it goes to every agent: `managedFields` that named each block were half of that."""
+    blocks = [f"10.1.{number}.0/28" for number in range(8)]
+    held = [{"pool": "default", "cidrs": blocks}]
+    made = json.loads(manifest("NetloomNode", "worker-1", ipam={"mode": "multi-pool", "pools": {"allocated": held}}))
+    cluster.client.request("POST", NETLOOM_NODES.path(), made)
+    asked = [{"pool": "default", "needed": {"ipv4Addrs": 8}}, {"pool": "blue", "needed": {"ipv4Addrs": 1}}]
+    path, change = NETLOOM_NODES.path("worker-1"), {"spec": {"ipam": {"pools": {"requested": asked}}}}
+    stored = cluster.client.request("PATCH", path, change)
+    assert stored["spec"]["ipam"]["pools"] == {"allocated": held, "requested": asked}, (
+        "a merge patch takes no part away"
+    )
+    assert [block for block in blocks if block in json.dumps(stored["metadata"]["managedFields"])] == []
+    pool_twice, block_twice = [*held, {"pool": "default", "cidrs": []}], [{"pool": "default", "cidrs": blocks[:1] * 2}]
+    for allocated in (pool_twice, block_twice):
+        with pytest.raises(ApiFailure, match="Duplicate value"):
+            cluster.client.request("PATCH", path, {"spec": {"ipam": {"pools": {"allocated": allocated}}}})
 
 
 def said(condition: str, status: str = "True", reason: str = "Fine", message: str = "") -> dict[str, str]:
