@@ -8,7 +8,7 @@ export PATH := $(PATH):/usr/sbin:/sbin
 # Where it is set, each worker of pytest compiles all tests and modules again: 5 s of a core, each, each time.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: help demo cluster cluster-down image test check bench bench-allocation bench-mesh bench-codec bench-drift bench-restart bench-join bench-throughput bench-senders bench-webhook bench-ipam bench-cni bench-cni-plugin soak-ipam setup setup-tests
+.PHONY: help demo cluster cluster-down conformance image test check bench bench-allocation bench-mesh bench-codec bench-drift bench-restart bench-join bench-throughput bench-senders bench-webhook bench-ipam bench-cni bench-cni-plugin soak-ipam setup setup-tests
 
 help: ## Show this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -22,6 +22,11 @@ cluster: ## Leave a cluster of three kubelets up, with Netloom as pods, and prin
 
 cluster-down: ## Take that cluster down
 	@$(PY) -m netloom_e2e down --name cluster
+
+conformance: FOCUS ?=
+conformance: ## Run Kubernetes' own conformance specs of networks (of which FOCUS matches) on such a cluster
+	@e2e/setup cluster
+	@$(PY) -m netloom_e2e.conformance --focus='$(FOCUS)'
 
 image: ## Build the image of all roles into dist/, with the list of what is in it
 	@e2e/setup image

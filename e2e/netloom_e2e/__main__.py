@@ -16,7 +16,7 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
-from netloom_e2e import binaries, kubelets, netloom_cluster, netloom_image, processes, virtual_machine
+from netloom_e2e import binaries, kubelets, netloom_cluster, netloom_image, processes, specs, virtual_machine
 from netloom_e2e.client import ApiFailure, Client
 from netloom_e2e.cluster import ControlPlane, ControlPlaneError
 
@@ -120,9 +120,10 @@ class What(StrEnum):
     IMAGE = "image"
     KERNEL = "kernel"
     OPA = "opa"
+    SPECS = "specs"
 
 
-_TESTS = [What.CONTROL_PLANE, What.CLUSTER, What.IMAGE, What.HELM, What.KERNEL]
+_TESTS = [What.CONTROL_PLANE, What.CLUSTER, What.SPECS, What.IMAGE, What.HELM, What.KERNEL]
 _MAKERS: dict[What, Callable[[], object]] = {
     What.CLUSTER: kubelets.prepare,
     What.IMAGE: netloom_image.netloom,
@@ -130,6 +131,7 @@ _MAKERS: dict[What, Callable[[], object]] = {
     What.HELM: binaries.helm,
     What.KERNEL: virtual_machine.kernel,
     What.OPA: binaries.opa,
+    What.SPECS: specs.prepare,
 }
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import fcntl
 import functools
 import hashlib
+import json
 import os
 import platform
 import re
@@ -114,6 +115,14 @@ _AGNHOST = _Further(
     "agnhost, what Kubernetes' tests run in pods",
     "about a minute on 2 cores",
 )
+_SPECS = _Further(
+    "specs",
+    "conformance",
+    (".", "github.com/onsi/ginkgo/v2/ginkgo"),
+    "Kubernetes' own specs of networks",
+    "about 80 s on 2 cores beside what the control plane has compiled",
+    files=("main.go",),
+)
 
 
 class BinariesError(Exception):
@@ -196,6 +205,23 @@ def coredns() -> Path:
 def agnhost() -> Path:
     """The path of what Kubernetes' own tests run in pods. Builds it where it is missing (about a minute)."""
     return _further(_AGNHOST) / "agnhost"
+
+
+def specs() -> Path:
+    """The folder of `conformance`, Kubernetes' end-to-end tests of networks, and of `ginkgo`, which runs them."""
+    return _further(_SPECS)
+
+
+def kubernetes_source() -> Path:
+    """The folder of Kubernetes' source in Go's module cache, where a build has put it."""
+    command = [str(find_go()), "mod", "download", "-json", f"k8s.io/kubernetes@{KUBERNETES_VERSION}"]
+    environment = os.environ | {"GOTOOLCHAIN": "local", "GOFLAGS": "", "GOWORK": "off"}
+    done = subprocess.run(
+        command, cwd=SOURCE, env=environment, capture_output=True, text=True, timeout=600, check=False
+    )
+    if done.returncode != 0:
+        raise BinariesError(f"`go mod download` of Kubernetes failed:\n{done.stdout}{done.stderr}")
+    return Path(json.loads(done.stdout)["Dir"])
 
 
 def _further(programs: _Further) -> Path:

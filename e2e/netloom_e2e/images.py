@@ -29,10 +29,11 @@ _KEPT_SECONDS = 7 * 86400.0
 
 @dataclass(frozen=True, slots=True)
 class Image:
-    """An image in an archive; `name` is what a pod asks for."""
+    """An image in an archive; `name` is what a pod asks for, or one of `aliases`."""
 
     name: str
     archive: Path
+    aliases: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,7 @@ import yaml
 from netloom_e2e import belongings, binaries, cgroups
 from netloom_e2e.client import ApiFailure
 from netloom_e2e.cluster import ControlPlane
+from netloom_e2e.images import Image
 from netloom_e2e.machines import Machine
 from netloom_e2e.namespaces import run, wait_for
 from netloom_e2e.processes import Process
@@ -156,9 +157,11 @@ class KubeletNode:
         """Run a command of the machine in the node."""
         return run(*self.enter, *argv, check=check, timeout=timeout)
 
-    def import_image(self, archive: Path) -> None:
+    def import_image(self, image: Image) -> None:
         """Give containerd an image, so that nothing has to be pulled."""
-        self.run("ctr", "--namespace=k8s.io", "images", "import", "--no-unpack=false", str(archive))
+        self.run("ctr", "--namespace=k8s.io", "images", "import", "--no-unpack=false", str(image.archive))
+        if image.aliases:
+            self.run("ctr", "--namespace=k8s.io", "images", "tag", image.name, *image.aliases)
 
     def install_plugins(self) -> None:
         """The CNI's standard plugins, as a distribution's package puts them on a machine."""

@@ -236,7 +236,7 @@ class KubeletCluster:
         node.boot()
         node.install_plugins()
         for image in (*self._images.values(), *self._further):
-            node.import_image(image.archive)
+            node.import_image(image)
         return node
 
     def _register(self, node: KubeletNode) -> None:

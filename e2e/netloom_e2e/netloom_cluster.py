@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,7 +57,7 @@ def agents_ready(node: KubeletNode) -> int:
     return min(int(status.get("updatedNumberScheduled", 0)), int(status.get("numberReady", 0)))
 
 
-def cluster(prefix: str, *, nodes: int = 3, name: str = "") -> KubeletCluster:
+def cluster(prefix: str, *, nodes: int = 3, name: str = "", further: Iterable[Image] = ()) -> KubeletCluster:
     """A cluster whose nodes Netloom joins. To be made before a namespace is entered: it builds what is missing."""
     image = netloom()
-    return KubeletCluster(prefix, nodes=nodes, network=Netloom(image), further=[image], name=name)
+    return KubeletCluster(prefix, nodes=nodes, network=Netloom(image), further=[image, *further], name=name)

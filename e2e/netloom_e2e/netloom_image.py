@@ -2,7 +2,7 @@
 
 `chart/image/Containerfile` is an ordinary one. Where there is no registry, Debian's base image is made
 here by mmdebstrap; the wheels are downloaded beforehand, by the hashes of requirements.lock. Each of these steps is in
-the cache by its content. What Debian's archive holds decides, too: a base that is a month old is made anew.
+the cache by its content.
 """
 
 from __future__ import annotations
@@ -18,21 +18,14 @@ import time
 from pathlib import Path
 from typing import Any
 
-from netloom_e2e import images
+from netloom_e2e import debian, images
 from netloom_e2e.binaries import BinariesError, made
-from netloom_e2e.images import EPOCH, Image, Recipe, built, run_logged
+from netloom_e2e.images import Image, Recipe, built, run_logged
 
 ROOT = Path(__file__).resolve().parents[2]
 IMAGE = "chart/image"
 """What the image is built from, beside the sources."""
 SBOM = "usr/share/netloom/sbom.cdx.json"
-SUITE = "bookworm"
-_DEBOOTSTRAP = (
-    *("mmdebstrap", "--quiet", "--variant=minbase", "--include=usr-is-merged"),
-    # As Debian's slim image has it.
-    *(f"--dpkgopt=path-exclude=/usr/share/{folder}/*" for folder in ("doc", "info", "locale", "man", "lintian")),
-    SUITE,
-)
 
 
 def netloom(tree: Path = ROOT) -> Image:
@@ -50,15 +43,9 @@ def recipe(tree: Path = ROOT) -> Recipe:
 
 def _debian() -> Image:
     """What debian:bookworm-slim is: a minimal system without documentation."""
-    month = time.strftime("%Y-%m", time.gmtime())
-    digest = hashlib.sha256(f"{_DEBOOTSTRAP} {EPOCH} {month} {platform.machine()}".encode()).hexdigest()[:16]
-
-    def make(folder: Path, log: Path) -> None:
-        command = ["env", f"SOURCE_DATE_EPOCH={EPOCH}", *_DEBOOTSTRAP, str(folder / "root.tar")]
-        run_logged(command, f"Making a Debian {SUITE}, once a month (about 30 s)", folder, log)
-
-    root = made(f"debian-{digest}", make) / "root.tar"
-    return built(Recipe("debian", {"Containerfile": images.SOURCES / "debian.Containerfile", "root.tar": root}))
+    return built(
+        Recipe("debian", {"Containerfile": images.SOURCES / "debian.Containerfile", "root.tar": debian.minimal()})
+    )
 
 
 def _wheels(tree: Path) -> Path:

@@ -42,7 +42,7 @@ def booted() -> Iterator[KubeletNode]:
             belongings.add_namespaces(folder.path, PREFIX)
             node = KubeletNode(cast(ControlPlane, Folder(folder)), lab.add_node("n1"), ["10.1.0.0/16"], pause.name)
             node.boot()
-            node.import_image(pause.archive)
+            node.import_image(pause)
             yield node
     finally:
         folder.close()

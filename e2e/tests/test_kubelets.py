@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from netloom_e2e import kubelets, netloom_cluster
+from netloom_e2e import kubelets, netloom_cluster, specs
 from netloom_e2e.binaries import BinariesError
 from netloom_e2e.echo import Echo, ask
 from netloom_e2e.flow import Flows
@@ -21,6 +21,7 @@ LARGEST = 100 * 1024 * 1024
 """Bytes of memory that an agent may have resident, the container's pause included."""
 SERVICE = "10.96.0.80"
 HTTP, UDP = 80, 81
+SPECS = ("intra-pod communication: http", "functioning NodePort service", "no conflict between pods with same hostPort")
 
 PODS = f"""
 apiVersion: apps/v1
@@ -66,7 +67,7 @@ def bed() -> Iterator[KubeletCluster]:
     """One cluster for all tests of this module, with a host outside of it."""
     try:
         kubelets.prepare()
-        made = netloom_cluster.cluster(kubelets.prefix())
+        made = netloom_cluster.cluster(kubelets.prefix(), further=specs.images())
     except BinariesError as error:
         pytest.fail(str(error), pytrace=False)
     with made as cluster:
@@ -221,6 +222,18 @@ def test_a_node_reboots(bed: KubeletCluster, pods: dict[str, Pod]) -> None:
         bed.wait("the way to it", lambda pod=pod: pod.ping(again.address).received)
         assert again.ping(pod.address).lost == 0
     bed.wait_ready()
+
+
+def test_kubernetes_finds_that_its_pods_are_connected(bed: KubeletCluster, tmp_path: Path) -> None:
+    """A few of the specs of `make conformance`. One that there is not cannot pass."""
+    all_of_them = specs.listed(specs.CONFORMANCE)
+    chosen = [name for name in all_of_them if any(part in name for part in SPECS)]
+    assert len(chosen) == len(SPECS)
+    *outcomes, absent = specs.run(bed, [*chosen, "a spec of nobody"], tmp_path, seconds=240)
+    for outcome in outcomes:
+        assert outcome.passed, outcome
+    assert absent.state == "not run"
+    assert (tmp_path / "junit_01.xml").exists()
 
 
 def test_agents_are_small(bed: KubeletCluster, pods: dict[str, Pod]) -> None:
