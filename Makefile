@@ -24,9 +24,10 @@ cluster-down: ## Take that cluster down
 	@$(PY) -m netloom_e2e down --name cluster
 
 conformance: FOCUS ?=
+conformance: NETWORK ?= docs/examples/tunnel-kubernetes.yaml
 conformance: ## Run Kubernetes' own conformance specs of networks (of which FOCUS matches) on such a cluster
 	@e2e/setup cluster
-	@$(PY) -m netloom_e2e.conformance --focus='$(FOCUS)'
+	@$(PY) -m netloom_e2e.conformance --focus='$(FOCUS)' --network='$(NETWORK)'
 
 image: ## Build the image of all roles into dist/, with the list of what is in it
 	@e2e/setup image

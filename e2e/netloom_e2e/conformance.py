@@ -29,8 +29,8 @@ REPORTS = Path(__file__).resolve().parents[2] / "dist" / "conformance"
 _TAGS = re.compile(r"^\[sig-network\] | \[(Conformance|NodeConformance|LinuxOnly)\]")
 
 
-def conformance(focus: str, at_once: int, minutes: float) -> dict[str, Any]:
-    """All of it; what RESULT says. focus: a regular expression that names match. Raises Wrong."""
+def conformance(focus: str, network: str, at_once: int, minutes: float) -> dict[str, Any]:
+    """All of it; what RESULT says. focus: a regular expression that names match. network: a manifest. Raises Wrong."""
     console = bench.console()
     kubelets.prepare()
     found = specs.listed(specs.CONFORMANCE)
@@ -40,7 +40,7 @@ def conformance(focus: str, at_once: int, minutes: float) -> dict[str, Any]:
         raise Wrong(f"left out, but there is no such spec: {', '.join(sorted(unknown))}")
     if not wanted:
         raise Wrong(f"no spec to run matches {focus!r}; there are:\n" + "\n".join(found))
-    cluster = netloom_cluster.cluster(kubelets.prefix(), further=specs.images())
+    cluster = netloom_cluster.cluster(kubelets.prefix(), network=network, further=specs.images())
     began = time.monotonic()
     try:
         with cluster:
@@ -94,13 +94,20 @@ def main() -> int:
         description="Kubernetes' conformance specs of networks, on a cluster with Netloom."
     )
     parser.add_argument("--focus", default="", help="only those whose name matches this regular expression")
+    parser.add_argument(
+        "--network",
+        type=Path,
+        default=netloom_cluster.EXAMPLES / "tunnel-kubernetes.yaml",
+        help="a NetloomNetwork's manifest, in IPAM mode kubernetes with pod CIDRs of 10.244.0.0/16",
+    )
     parser.add_argument("--at-once", type=int, default=specs.AT_ONCE)
     parser.add_argument("--minutes", type=float, default=30.0, help="after which those that run are ended, and fail")
     options = parser.parse_args()
     found: dict[str, Any] = {}
 
     def judged() -> dict[str, Any]:
-        found.update(conformance(options.focus, options.at_once, options.minutes))
+        network = options.network.read_text()
+        found.update(conformance(options.focus, network, options.at_once, options.minutes))
         return found
 
     return bench.conclude("conformance", judged) or int(found["failed"] > 0)

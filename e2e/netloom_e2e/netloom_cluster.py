@@ -57,7 +57,18 @@ def agents_ready(node: KubeletNode) -> int:
     return min(int(status.get("updatedNumberScheduled", 0)), int(status.get("numberReady", 0)))
 
 
-def cluster(prefix: str, *, nodes: int = 3, name: str = "", further: Iterable[Image] = ()) -> KubeletCluster:
-    """A cluster whose nodes Netloom joins. To be made before a namespace is entered: it builds what is missing."""
+def cluster(
+    prefix: str,
+    *,
+    nodes: int = 3,
+    name: str = "",
+    network: str = "tunnel-kubernetes.yaml",
+    further: Iterable[Image] = (),
+) -> KubeletCluster:
+    """A cluster whose nodes Netloom joins. To be made before a namespace is entered: it builds what is missing.
+
+    network: as in Netloom.
+    """
     image = netloom()
-    return KubeletCluster(prefix, nodes=nodes, network=Netloom(image), further=[image, *further], name=name)
+    wired = Netloom(image, network)
+    return KubeletCluster(prefix, nodes=nodes, network=wired, further=[image, *further], name=name)

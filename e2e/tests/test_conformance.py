@@ -26,7 +26,7 @@ def test_a_line_that_was_being_written_is_left_out() -> None:
 def test_the_exit_status_is_that_of_the_specs(
     failed: int, status: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def judged(focus: str, at_once: int, minutes: float) -> dict[str, Any]:
+    def judged(focus: str, network: str, at_once: int, minutes: float) -> dict[str, Any]:
         return {"focus": focus, "failed": failed}
 
     monkeypatch.setattr(conformance, "conformance", judged)
