@@ -9,33 +9,25 @@ from __future__ import annotations
 import http.client
 import ipaddress
 import os
-import secrets
 import shutil
 import signal
 import socket
 import subprocess
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from urllib.parse import quote
 
-import yaml
-
-from netloom_e2e import binaries
-from netloom_e2e.certificates import Authority, new_key
+from netloom_e2e import binaries, components
+from netloom_e2e.certificates import Authority
 from netloom_e2e.client import ApiFailure, Client
+from netloom_e2e.components import ControllerManager, Server
+from netloom_e2e.identities import ADMIN, Identities
+from netloom_e2e.life import Started
 from netloom_e2e.processes import Process, StateFolder, sweep
 
 START_SECONDS = 90.0
 _POLL_SECONDS = 0.03
-_SERVICE_CIDR = "10.96.0.0/12"
-_SERVICE_ADDRESS = "10.96.0.1"
-_ADMIN = "admin"
-_ADMIN_GROUPS = ("system:masters",)
 
 
 class ControlPlaneError(Exception):
@@ -51,17 +43,8 @@ class HelmError(KubectlError):
     """Helm's refusal, with Helm's words."""
 
 
-@dataclass(frozen=True, slots=True)
-class ControllerManager:
-    """How kube-controller-manager runs. Of each family at most one CIDR; masks are /24 and /64 unless flags differ."""
-
-    cluster_cidrs: tuple[str, ...] = ("10.244.0.0/16",)
-    controllers: tuple[str, ...] = ("*",)
-    flags: tuple[str, ...] = ()
-
-
-class ControlPlane:
-    """Use as a context manager, or call `start` and `stop`. All methods block; call them in a thread from a coroutine.
+class ControlPlane(Started):
+    """All methods block; call them in a thread from a coroutine.
 
     bind: the address the API server listens on. Give one of a bridge to reach it from network namespaces.
     hosts: further addresses and names that its certificate is valid for.
@@ -87,17 +70,6 @@ class ControlPlane:
         self._processes: dict[str, Process] = {}
         self._reserved: list[socket.socket] = []
         self._folder: StateFolder | None = None
-        self._writing = threading.Lock()
-        """Nodes that start beside each other ask for one kubeconfig: of two keys the certificate is of one."""
-
-    def __enter__(self) -> ControlPlane:
-        self.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.stop()
 
     # Life
 
@@ -122,7 +94,7 @@ class ControlPlane:
         sweep()
         self._folder = StateFolder(self._name)
         self.port = self._reserve_port()
-        self._write_identities()
+        self._identities = Identities(self.state, [self.host, *self._hosts])
 
     def stop(self) -> None:
         """Kills everything and removes all files. May be called twice."""
@@ -163,7 +135,9 @@ class ControlPlane:
 
     def start_apiserver(self) -> None:
         """On the same port and data as before, if it was killed."""
-        process = self._spawn("kube-apiserver", self._apiserver_arguments())
+        accounts = self._controller_manager is not None
+        arguments = components.apiserver(self._server(self.port), self.state, self.host, accounts=accounts)
+        process = self._spawn("kube-apiserver", [*arguments, *self._apiserver_flags])
         client = self.client
         self._wait_until(process, lambda: client.request("GET", "/readyz"))
 
@@ -229,36 +203,27 @@ class ControlPlane:
 
         Its own kubeconfigs trust both authorities from now on; client certificates may be of either.
         """
-        pair = authority.issue("serving", "kube-apiserver", hosts=self._serving_hosts)
-        with self._authority.certificate.open("ab") as bundle:
-            bundle.write(authority.certificate.read_bytes())
-        for new, old in ((pair.certificate, self._serving.certificate), (pair.key, self._serving.key)):
-            old.write_bytes(new.read_bytes())
+        self._identities.present(authority)
 
     # Clients
 
     @property
     def authority(self) -> Authority:
         """Of the clients' certificates, and of the API server's from the start."""
-        return self._authority
+        return self._identities.authority
 
-    def kubeconfig(self, user: str = _ADMIN, groups: Iterable[str] = (), *, host: str = "") -> Path:
+    @property
+    def token(self) -> str:
+        """The admin's."""
+        return self._identities.token
+
+    def kubeconfig(self, user: str = ADMIN, groups: Iterable[str] = (), *, host: str = "") -> Path:
         """Writes a kubeconfig for any user, who is granted nothing but what RBAC grants the user and the groups.
 
         `admin` is in system:masters. host: another address of the API server, as seen from a network namespace.
         """
-        groups = tuple(groups)
-        file = "+".join(quote(part, safe="") for part in (user, *groups)) + (f"@{quote(host, safe='')}" if host else "")
-        path = self.state / "kubeconfigs" / f"{file}.yaml"
-        with self._writing:
-            if not path.exists():
-                path.parent.mkdir(exist_ok=True)
-                pair = self._authority.issue(file, user, groups=groups or (_ADMIN_GROUPS if user == _ADMIN else ()))
-                server = f"https://{_bracketed(host)}:{self.port}" if host else self.url
-                path.write_text(
-                    yaml.safe_dump(_kubeconfig(server, self._authority.certificate, user, pair.certificate, pair.key))
-                )
-        return path
+        server = f"https://{_bracketed(host)}:{self.port}" if host else self.url
+        return self._identities.kubeconfig(server, user, tuple(groups), host=host)
 
     @property
     def kubectl_path(self) -> Path:
@@ -269,7 +234,7 @@ class ControlPlane:
         *args: str | Path,
         input: str | None = None,
         check: bool = True,
-        user: str = _ADMIN,
+        user: str = ADMIN,
         groups: Iterable[str] = (),
         timeout: float = 60,
         env: Mapping[str, str] | None = None,
@@ -289,7 +254,7 @@ class ControlPlane:
         *args: str | Path,
         input: str | None = None,
         check: bool = True,
-        user: str = _ADMIN,
+        user: str = ADMIN,
         groups: Iterable[str] = (),
         timeout: float = 60,
     ) -> subprocess.CompletedProcess[str]:
@@ -323,47 +288,20 @@ class ControlPlane:
 
         Pods need it from the start (`ControlPlane(controller_manager=True)`): else ServiceAccount admission is off.
         """
-        settings = settings or ControllerManager()
-        port = self._reserve_port()
-        arguments = [
-            f"--kubeconfig={self.kubeconfig('system:kube-controller-manager')}",
-            "--use-service-account-credentials",
-            "--leader-elect=false",
-            f"--service-account-private-key-file={self._service_account_key}",
-            f"--root-ca-file={self._authority.certificate}",
-            f"--bind-address={self.bind}",
-            f"--secure-port={port}",
-            "--permit-port-sharing",
-            f"--tls-cert-file={self._serving.certificate}",
-            f"--tls-private-key-file={self._serving.key}",
-            "--allocate-node-cidrs",
-            f"--cluster-cidr={','.join(settings.cluster_cidrs)}",
-            f"--controllers={','.join(settings.controllers)}",
-            "--kube-api-qps=2000",
-            "--kube-api-burst=4000",
-            *settings.flags,
-        ]
-        process = self._spawn("kube-controller-manager", arguments)
-
-        client = Client.from_kubeconfig(self.kubeconfig(), port=port)
-        self._wait_until(process, lambda: client.request("GET", "/healthz"))
+        server = self._server(self._reserve_port())
+        kubeconfig = self.kubeconfig("system:kube-controller-manager")
+        arguments = components.controller_manager(server, kubeconfig, settings or ControllerManager())
+        self._start_client("kube-controller-manager", arguments, server)
 
     def start_scheduler(self) -> None:
         """Returns when it is ready to place pods on nodes."""
-        port = self._reserve_port()
-        arguments = [
-            f"--kubeconfig={self.kubeconfig('system:kube-scheduler')}",
-            "--leader-elect=false",
-            f"--bind-address={self.bind}",
-            f"--secure-port={port}",
-            "--permit-port-sharing",
-            f"--tls-cert-file={self._serving.certificate}",
-            f"--tls-private-key-file={self._serving.key}",
-            "--kube-api-qps=2000",
-            "--kube-api-burst=4000",
-        ]
-        process = self._spawn("kube-scheduler", arguments)
-        client = Client.from_kubeconfig(self.kubeconfig(), port=port)
+        server = self._server(self._reserve_port())
+        arguments = components.scheduler(server, self.kubeconfig("system:kube-scheduler"))
+        self._start_client("kube-scheduler", arguments, server)
+
+    def _start_client(self, program: str, arguments: Sequence[str], server: Server) -> None:
+        process = self._spawn(program, arguments)
+        client = Client.from_kubeconfig(self.kubeconfig(), port=server.port)
         self._wait_until(process, lambda: client.request("GET", "/healthz"))
 
     def stop_controller_manager(self) -> None:
@@ -371,60 +309,10 @@ class ControlPlane:
         self._processes.pop("kube-controller-manager").kill()
 
     def _start_etcd(self) -> None:
-        # Sockets in the state folder: no ports to collide, and nobody else can reach them.
-        peer = f"unix://{self.state}/etcd-peer.sock"
-        arguments = [
-            "--name=default",
-            f"--data-dir={self._etcd_data}",
-            f"--listen-client-urls={self._etcd_url}",
-            f"--advertise-client-urls={self._etcd_url}",
-            f"--listen-peer-urls={peer}",
-            f"--initial-advertise-peer-urls={peer}",
-            f"--initial-cluster=default={peer}",
-            "--unsafe-no-fsync",
-            "--quota-backend-bytes=8589934592",
-            "--log-level=warn",
-        ]
-        self._spawn("etcd", arguments)
+        self._spawn("etcd", components.etcd(self.state, self._etcd_data))
 
-    @property
-    def _etcd_url(self) -> str:
-        return f"unix://{self.state}/etcd.sock"
-
-    def _apiserver_arguments(self) -> list[str]:
-        # Without a controller manager no ServiceAccount exists, and the admission plugin would refuse every pod.
-        admission = [] if self._controller_manager else ["--disable-admission-plugins=ServiceAccount"]
-        # A Service's endpoint may not be a loopback address.
-        endpoint = ["--endpoint-reconciler-type=none"] if ipaddress.ip_address(self.host).is_loopback else []
-        return [
-            f"--etcd-servers={self._etcd_url}",
-            f"--bind-address={self.bind}",
-            f"--advertise-address={self.host}",
-            f"--secure-port={self.port}",
-            "--permit-port-sharing",
-            f"--tls-cert-file={self._serving.certificate}",
-            f"--tls-private-key-file={self._serving.key}",
-            f"--client-ca-file={self._authority.certificate}",
-            f"--token-auth-file={self._token_file}",
-            f"--kubelet-client-certificate={self._kubelet_client.certificate}",
-            f"--kubelet-client-key={self._kubelet_client.key}",
-            f"--kubelet-certificate-authority={self._authority.certificate}",
-            "--kubelet-preferred-address-types=InternalIP",
-            "--authorization-mode=Node,RBAC",
-            "--allow-privileged",
-            "--service-account-issuer=https://kubernetes.default.svc",
-            f"--service-account-key-file={self._service_account_key}",
-            f"--service-account-signing-key-file={self._service_account_key}",
-            f"--service-cluster-ip-range={_SERVICE_CIDR}",
-            "--enable-priority-and-fairness=false",
-            "--max-requests-inflight=0",
-            "--max-mutating-requests-inflight=0",
-            "--delete-collection-workers=8",
-            "--profiling=false",
-            *endpoint,
-            *admission,
-            *self._apiserver_flags,
-        ]
+    def _server(self, port: int) -> Server:
+        return Server(self._identities, self.bind, port)
 
     def _spawn(self, program: str, arguments: Sequence[str]) -> Process:
         process = self._processes[program] = self.folder.spawn(program, [binaries.find(program), *arguments])
@@ -445,26 +333,6 @@ class ControlPlane:
                     message = f"{process.name} is not ready after {START_SECONDS:.0f} s: {error}\n{process.tail()}"
                     raise ControlPlaneError(message) from error
             time.sleep(_POLL_SECONDS)
-
-    def _write_identities(self) -> None:
-        folder = self.state / "certificates"
-        self._authority = Authority(folder, "netloom-e2e")
-        names = [
-            "kubernetes",
-            "kubernetes.default",
-            "kubernetes.default.svc",
-            "localhost",
-            "127.0.0.1",
-            _SERVICE_ADDRESS,
-        ]
-        self._serving_hosts = list(dict.fromkeys([*names, self.host, *self._hosts]))
-        self._serving = self._authority.issue("serving", "kube-apiserver", hosts=self._serving_hosts)
-        self._kubelet_client = self._authority.issue("kubelet-client", "kube-apiserver", groups=_ADMIN_GROUPS)
-        self._service_account_key = new_key(folder / "service-account.key")
-        self.token = secrets.token_hex(16)
-        self._token_file = folder / "tokens.csv"
-        self._token_file.touch(mode=0o600)
-        self._token_file.write_text(f'{self.token},{_ADMIN},{_ADMIN},"{",".join(_ADMIN_GROUPS)}"\n')
 
     def _reserve_port(self) -> int:
         """A free port that stays ours while the server on it is down: bound, but not listening, so it refuses."""
@@ -502,16 +370,3 @@ def _run(
 
 def _bracketed(host: str) -> str:
     return f"[{host}]" if ":" in host else host
-
-
-def _kubeconfig(server: str, authority: Path, user: str, certificate: Path, key: Path) -> dict[str, object]:
-    """Refers to files: from data inside it clients make temporary files, which a killed one leaves behind."""
-    credentials = {"client-certificate": str(certificate), "client-key": str(key)}
-    return {
-        "apiVersion": "v1",
-        "kind": "Config",
-        "current-context": "netloom-e2e",
-        "contexts": [{"name": "netloom-e2e", "context": {"cluster": "netloom-e2e", "user": user}}],
-        "clusters": [{"name": "netloom-e2e", "cluster": {"server": server, "certificate-authority": str(authority)}}],
-        "users": [{"name": user, "user": credentials}],
-    }

@@ -20,16 +20,17 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from netloom_e2e import belongings, binaries, images
 from netloom_e2e.binaries import BinariesError
 from netloom_e2e.client import ApiFailure, Client
-from netloom_e2e.cluster import ControllerManager, ControlPlane
+from netloom_e2e.cluster import ControlPlane
+from netloom_e2e.components import ControllerManager
 from netloom_e2e.images import Image
 from netloom_e2e.kubelet_node import KubeletNode
 from netloom_e2e.lab import Lab, Pod, run, wait_for
+from netloom_e2e.life import Started
 from netloom_e2e.pod_networks import Bridge, PodNetwork
 
 MANIFESTS = Path(__file__).parent.parent / "manifests"
@@ -50,10 +51,8 @@ def prepare() -> None:
     images.prepare()
 
 
-class KubeletCluster:
-    """Use as a context manager, or call `start` and `stop`; both leave nothing, also where the start fails.
-
-    prefix: of the namespaces; at most 8 characters, unique on the machine.
+class KubeletCluster(Started):
+    """prefix: of the namespaces; at most 8 characters, unique on the machine.
     name: of the state folder, where it is to be found again (see `netloom_e2e.processes`).
     further: images that pods ask for beside those of the cluster itself.
     """
@@ -84,15 +83,6 @@ class KubeletCluster:
             apiserver_flags=["--enable-admission-plugins=NodeRestriction"],
         )
         self._entered = ExitStack()
-
-    def __enter__(self) -> KubeletCluster:
-        self.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.stop()
 
     # Life
 

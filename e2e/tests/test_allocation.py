@@ -7,7 +7,8 @@ import pytest
 
 from netloom_e2e import gauges
 from netloom_e2e.allocations import Cluster, condition
-from netloom_e2e.cluster import ControllerManager, ControlPlane, KubectlError
+from netloom_e2e.cluster import ControlPlane, KubectlError
+from netloom_e2e.components import ControllerManager
 from netloom_e2e.lab import wait_for
 from netloom_e2e.operators import Operators
 

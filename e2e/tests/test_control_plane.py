@@ -12,7 +12,8 @@ import pytest
 
 from netloom_e2e import binaries, crds, processes
 from netloom_e2e.client import ApiFailure
-from netloom_e2e.cluster import ControllerManager, ControlPlane, ControlPlaneError, KubectlError
+from netloom_e2e.cluster import ControlPlane, ControlPlaneError, KubectlError
+from netloom_e2e.components import ControllerManager
 from netloom_e2e.lab import wait_for
 
 pytestmark = pytest.mark.usefixtures("control_plane_binaries")

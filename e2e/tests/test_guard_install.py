@@ -20,7 +20,8 @@ from netloom.webhook.names import AGENT_USER, NAME, NAMESPACE, OPERATOR_USER, Gu
 from netloom_e2e import crds
 from netloom_e2e.allocations import Cluster
 from netloom_e2e.client import ApiFailure
-from netloom_e2e.cluster import ControllerManager, ControlPlane
+from netloom_e2e.cluster import ControlPlane
+from netloom_e2e.components import ControllerManager
 from netloom_e2e.guard import (
     CILIUM_KINDS,
     PAST_THE_GUARD,

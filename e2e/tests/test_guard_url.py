@@ -16,7 +16,8 @@ import yaml
 from netloom.webhook.names import NAME, Scope
 from netloom_e2e import binaries
 from netloom_e2e.certificates import Authority
-from netloom_e2e.cluster import ControllerManager, ControlPlane
+from netloom_e2e.cluster import ControlPlane
+from netloom_e2e.components import ControllerManager
 from netloom_e2e.guard import Guard, Guards, install_cilium, uninstall_cilium
 from netloom_e2e.lab import environment, wait_for
 from netloom_e2e.namespaces import Namespace, add, remove, run
