@@ -23,6 +23,7 @@ from typing import Any
 
 from netloom_e2e import bench, cni_plugin, namespaces
 from netloom_e2e.cni_plugin import Plugin
+from netloom_e2e.lab import Lab
 from netloom_e2e.namespaces import Namespace
 
 _CONFIG = b'{"cniVersion":"1.1.0","name":"netloom","type":"netloom-cni"}'
@@ -74,9 +75,8 @@ def _us(program: Path, environment: Mapping[str, str], config: Path) -> float:
 
 
 def _compare(rounds: int) -> dict[str, Any]:
-    place = Namespace(f"bench-cni-{os.getpid()}")
-    with tempfile.TemporaryDirectory(prefix="cni-plugin-") as name:
-        folder = Path(name)
+    with tempfile.TemporaryDirectory(prefix="cni-plugin-") as name, Lab(f"nlbp{os.getpid() % 10000}") as lab:
+        folder, place = Path(name), Namespace(f"{lab.prefix}-pod")
         plugin = Plugin(cni_plugin.built(), folder / "cni.sock", folder / "deletions")
         (folder / "source.c").write_text(_NOTHING)
         (folder / "config").write_bytes(_CONFIG)
@@ -90,12 +90,8 @@ def _compare(rounds: int) -> dict[str, Any]:
             subprocess.run([*compiler, "-static", "-Os", "-s", "-o", program, folder / "source.c"], check=True)
             calls[title] = program, {}
         namespaces.add(place)
-        try:
-            with _agent(plugin.socket):
-                took = _in_turns(calls, folder / "config", rounds)
-        finally:
-            namespaces.remove([place.name])
-    return took
+        with _agent(plugin.socket):
+            return _in_turns(calls, folder / "config", rounds)
 
 
 def _in_turns(calls: Mapping[str, tuple[Path, Mapping[str, str]]], config: Path, rounds: int) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
-from netloom_e2e import belongings, binaries, images
+from netloom_e2e import binaries, images
 from netloom_e2e.binaries import BinariesError
 from netloom_e2e.client import ApiFailure, Client
 from netloom_e2e.cluster import ControlPlane
@@ -95,7 +95,7 @@ class KubeletCluster(Started):
                 self.lab.add_node(name)
             self._entered.enter_context(self.lab.switch.entered())
             self.plane.open()
-            belongings.add_namespaces(self.plane.state, self.lab.prefix)
+            self.lab.hand_over(self.plane.state)
             # Beside each other: the machines get their images while etcd and the API server start.
             with ThreadPoolExecutor(len(self._names)) as threads:
                 booting = [threads.submit(self._boot, name) for name in self._names]

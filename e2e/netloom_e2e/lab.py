@@ -14,14 +14,16 @@ A node without further words is on the segment of the control plane. The others 
     n2 = lab.add_node("n2", segment="b")    # 172.30.2.12: the host number stays when a node moves
     lab.router.learn(n1, "10.42.1.0/24")    # "the network knows all pod CIDRs"
 
-Nothing is added to the namespace the caller is in. A lab is taken down by its context manager; what a killed process
-left behind is swept when the next lab of that prefix is made.
+Nothing is added to the namespace the caller is in. A lab is taken down by its context manager, or else with the
+process that made it, however that ends (see `netloom_e2e.processes.own`).
 """
 
 import ipaddress
 from dataclasses import dataclass, replace
+from pathlib import Path
 from types import TracebackType
 
+from netloom_e2e import belongings, processes
 from netloom_e2e.machines import Machine, Ping, Pod, parse_ping
 from netloom_e2e.namespaces import (
     NETNS,
@@ -120,9 +122,12 @@ class Lab:
         self._mtu = mtu
         self._made = 0
         self._routed = False
+        self._owner: Path | None = None
 
     def __enter__(self) -> "Lab":
         self.sweep()
+        self._owner = processes.own().path
+        belongings.add_namespaces(self._owner, self.prefix)
         _make(self.switch)
         self._add_bridge(Segment("", "br0", SEGMENT, _SEGMENT6, self.address, str(_SEGMENT6[1]), self._mtu, 256))
         self.switch.batch([f"addr add {self.address}/{SEGMENT.prefixlen} dev br0"])
@@ -134,6 +139,11 @@ class Lab:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.sweep()
+
+    def hand_over(self, folder: Path) -> None:
+        """From now on it is gone with this state folder, and no longer with this process."""
+        belongings.add_namespaces(folder, self.prefix)
+        self._disown()
 
     def enter_switch(self) -> None:
         """Move the calling thread, and all that it starts from now on, into the switch's namespace."""
@@ -265,8 +275,14 @@ class Lab:
         self.nodes.clear()
         self.segments.clear()
         self._routed = False
+        self._disown()
 
     # Pieces.
+
+    def _disown(self) -> None:
+        if self._owner:
+            belongings.forget_namespaces(self._owner, self.prefix)
+            self._owner = None
 
     def _add_bridge(self, segment: Segment) -> None:
         self.segments[segment.name] = segment

@@ -1,6 +1,5 @@
 """Network namespaces of this machine, the commands that run in them, and their end."""
 
-import asyncio
 import ctypes
 import os
 import re
@@ -18,6 +17,8 @@ NETNS = Path("/run/netns")
 _MARK = "e2e-lab"
 """Alias of the loopback device in every namespace of a lab: it comes and goes with the namespace, and tells all that
 run in there, however they came in, that there is no way out of it."""
+KEEPER = "NETLOOM_E2E_KEEPER"
+"""In the environment of processes that tidy up when others have died: they are not ended with what they tidy up."""
 _PR_SET_PDEATHSIG = 1
 _CLONE_NEWNET = 0x40000000
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -47,6 +48,8 @@ def run(*argv: str, check: bool = True, stdin: str | None = None, timeout: float
 
 async def until(condition: Callable[[], object], what: str = "", seconds: float = 30.0) -> None:
     """`wait_for` in a coroutine. Raises AssertionError that says `what` was awaited."""
+    import asyncio  # a keeper starts in half the time without it, and there is one for each control plane
+
     try:
         async with asyncio.timeout(seconds):
             while not condition():  # noqa: ASYNC110 (what tests wait for tells nobody)
@@ -170,13 +173,20 @@ def existing(pattern: str) -> list[str]:
 
 
 def remove(names: Iterable[str]) -> None:
-    """End every process in these namespaces, then the namespaces."""
+    """End every process in these namespaces but this one and keepers, then the namespaces."""
     names = list(names)
     ours = str(os.getpid())
     for name in names:
         for pid in run("ip", "netns", "pids", name, check=False).split():
-            if pid != ours:
+            if pid != ours and not _is_keeper(pid):
                 with suppress(ProcessLookupError):
                     os.kill(int(pid), signal.SIGKILL)
     for name in names:
         run("ip", "netns", "delete", name, check=False)
+
+
+def _is_keeper(pid: str) -> bool:
+    try:
+        return f"{KEEPER}=".encode() in Path(f"/proc/{pid}/environ").read_bytes()
+    except OSError:  # it has ended
+        return False

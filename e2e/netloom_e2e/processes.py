@@ -3,10 +3,13 @@
 All that belongs to one cluster lives in one state folder, and each of its processes carries the folder's name in its
 environment. So one function can take a whole cluster away, and everyone calls it: the owner when it stops, a keeper
 process when the owner died without doing so, and the next start where keeper and owner died together.
+
+What a process makes beside clusters, as the namespaces of a lab, belongs to a folder of the process itself (`own`).
 """
 
 from __future__ import annotations
 
+import atexit
 import fcntl
 import os
 import re
@@ -24,12 +27,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from netloom_e2e import belongings
+from netloom_e2e.namespaces import KEEPER, run
 
 _MARK = "NETLOOM_E2E_STATE"
 _NAME = r"[a-z0-9-]{1,40}"  # short, as Unix sockets lie in the folder
 _PATH_BYTES = 107 - len("/etcd-peer.sock")
 """Of a folder: the kernel takes no longer path of a Unix socket in it."""
 _KILL_SECONDS = 20.0
+_PROCESS = "process_"
+"""How the names of processes' own folders begin, as no name of a cluster can."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,15 +71,15 @@ class Process:
 class StateFolder:
     """A folder and the processes started in it. While the owner lives it holds a lock on the folder's `owner` file."""
 
-    def __init__(self, name: str = "") -> None:
-        """Without a name one is made up. Raises FileExistsError where there is one of that name, and ValueError where
-        the folder for temporary files has too long a path."""
+    def __init__(self, name: str = "", *, prefix: str = "own-") -> None:
+        """Without a name one is made up, which begins with the prefix. Raises FileExistsError where there is one of
+        that name, and ValueError where the folder for temporary files has too long a path."""
         with _root_locked():
             if name:
                 self.path = folder_of(name)
                 self.path.mkdir(mode=0o700)
             else:
-                self.path = Path(tempfile.mkdtemp(prefix="own-", dir=root()))
+                self.path = Path(tempfile.mkdtemp(prefix=prefix, dir=root()))
             if len(bytes(self.path)) > _PATH_BYTES:
                 self.path.rmdir()
                 raise ValueError(f"TMPDIR={tempfile.gettempdir()} is too long a path for Unix sockets below it")
@@ -124,6 +130,38 @@ class StateFolder:
         self._lock.close()
 
 
+@contextmanager
+def mounted(place: Path, options: str) -> Iterator[None]:
+    """A disk of its own at this folder, in memory; gone afterwards, and also where this process is killed."""
+    folder = own().path
+    belongings.add_mount(folder, place)
+    try:
+        run("mount", "-t", "tmpfs", "-o", options, "none", str(place))
+        yield
+    finally:
+        run("umount", str(place), check=False)
+        belongings.forget_mount(folder, place)
+
+
+_own: dict[int, StateFolder] = {}
+"""By process id: a fork is another process."""
+
+
+def own() -> StateFolder:
+    """This process's: what is written down in it is gone when the process has ended, in whatever way."""
+    pid = os.getpid()
+    if pid not in _own:
+        sweep()
+        _own[pid] = StateFolder(prefix=_PROCESS)
+        atexit.register(_close_own, pid)
+    return _own[pid]
+
+
+def _close_own(pid: int) -> None:
+    if pid == os.getpid():
+        _own.pop(pid).close()
+
+
 def root() -> Path:
     """Where the state folders of this user are. They hold keys, so nobody else may own or read them."""
     path = Path(tempfile.gettempdir()) / f"netloom-e2e-{os.getuid()}"
@@ -141,6 +179,11 @@ def folder_of(name: str) -> Path:
 
 
 def folders() -> list[Path]:
+    """Of clusters."""
+    return [path for path in _all_folders() if not path.name.startswith(_PROCESS)]
+
+
+def _all_folders() -> list[Path]:
     return sorted(path for path in root().iterdir() if path.is_dir())
 
 
@@ -186,7 +229,7 @@ def destroy(folder: Path) -> None:
 def sweep() -> list[Path]:
     """Destroys the state folders whose owner is gone; returns them."""
     with _root_locked():
-        stale = [folder for folder in folders() if _is_stale(folder)]
+        stale = [folder for folder in _all_folders() if _is_stale(folder)]
     for folder in stale:
         destroy(folder)
     return stale
@@ -229,7 +272,7 @@ def _root_locked() -> Iterator[None]:
 
 def _start_keeper(folder: Path) -> subprocess.Popen[bytes]:
     """A process that sees its standard input end when the owner dies, in whatever way, and then destroys the folder."""
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)}
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent), KEEPER: "1"}
     return subprocess.Popen(
         [sys.executable, "-m", "netloom_e2e.processes", str(folder)],
         stdin=subprocess.PIPE,

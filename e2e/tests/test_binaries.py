@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from netloom_e2e import binaries, processes
-from netloom_e2e.lab import Lab, run, wait_for
+from netloom_e2e.lab import Lab, wait_for
+from netloom_e2e.processes import mounted
 
 HELLO = 'package main\n\nimport "os"\n\nfunc main() { os.Stdout.WriteString("hello " + os.Args[0] + "\\n") }\n'
 BUILDER = """
@@ -109,13 +110,10 @@ def test_what_a_killed_build_left_is_removed_by_the_next(source: Path, tmp_path:
 
 def test_a_disk_that_is_full_is_told_with_the_way_out(source: Path, tmp_path: Path) -> None:
     (tmp_path / "cache").mkdir()
-    run("mount", "-t", "tmpfs", "-o", "size=256k", "none", str(tmp_path / "cache"))
-    try:
+    with mounted(tmp_path / "cache", "size=256k"):
         with pytest.raises(binaries.BinariesError, match="no space left") as error:
             binaries.built()
         assert "or point XDG_CACHE_HOME" in str(error.value)
-    finally:
-        run("umount", str(tmp_path / "cache"))
 
 
 def test_nothing_is_built_in_the_network_namespace_of_a_lab(source: Path, tmp_path: Path) -> None:

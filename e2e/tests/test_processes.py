@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from subprocess import DEVNULL, PIPE
@@ -16,6 +17,7 @@ import pytest
 
 from netloom_e2e import processes
 from netloom_e2e.lab import wait_for
+from netloom_e2e.namespaces import existing
 from netloom_e2e.processes import StateFolder
 
 # Says where its folder is, then waits for its end.
@@ -27,6 +29,40 @@ folder.spawn("sleeper", ["sleep", "1000"])
 print(folder.path, folder._keeper.pid, flush=True)
 sys.stdin.read()
 """
+
+
+# The same with what lies outside of any folder: a lab with a process in it, and a disk.
+OWNER_OF_A_LAB = """
+import json, os, subprocess, sys
+from pathlib import Path
+from netloom_e2e import processes
+from netloom_e2e.lab import Lab
+prefix, disk = f"nly{os.getpid() % 10000}", Path(sys.argv[1])
+with Lab(prefix) as lab, processes.mounted(disk, "size=64k"):
+    sleeper = subprocess.Popen([*lab.add_node("n1").enter, "sleep", "1000"])
+    print(json.dumps([prefix, sleeper.pid, processes.own()._keeper.pid]), flush=True)
+    sys.stdin.read()
+"""
+
+
+@contextmanager
+def owner_of_a_lab(disk: Path) -> Iterator[tuple[subprocess.Popen[str], Callable[[], set[str]], int]]:
+    """An owner process, what there is of its belongings, and its keeper's pid."""
+    disk.mkdir()
+    command = [sys.executable, "-c", OWNER_OF_A_LAB, str(disk)]
+    with subprocess.Popen(command, stdin=PIPE, stdout=PIPE, text=True) as process:
+        assert process.stdout
+        prefix, sleeper, keeper = json.loads(process.stdout.readline())
+
+        def belongings() -> set[str]:
+            found = {name.removeprefix(f"{prefix}-") for name in existing(f"{prefix}-*")}
+            found |= {"sleeper"} if processes.is_running(sleeper) else set()
+            return found | ({"disk"} if disk.is_mount() else set())
+
+        try:
+            yield process, belongings, keeper
+        finally:
+            process.kill()
 
 
 @contextmanager
@@ -75,6 +111,31 @@ def test_the_next_start_sweeps_what_neither_owner_nor_keeper_could() -> None:
         assert not processes.is_running(sleeper)
         assert living.poll() is None
         assert len(processes.members(path_of_living)) == 1
+
+
+ALL = {"sw", "n1", "sleeper", "disk"}
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_nor_does_a_lab_or_a_disk(number: signal.Signals, tmp_path: Path) -> None:
+    """pytest-xdist kills its workers where Ctrl-C ends a run: no fixture of theirs is torn down."""
+    with owner_of_a_lab(tmp_path / "disk") as (process, belongings, keeper):
+        assert belongings() == ALL
+        process.send_signal(number)
+        process.wait(10)
+        wait_for("the lab and the disk to vanish", lambda: not belongings())
+        wait_for("the keeper to end", lambda: not processes.is_running(keeper))
+
+
+def test_the_next_lab_of_another_process_sweeps_what_is_left_of_one(tmp_path: Path) -> None:
+    with owner_of_a_lab(tmp_path / "dead") as (dead, left, keeper):
+        os.kill(keeper, signal.SIGKILL)
+        dead.kill()
+        dead.wait(10)
+        assert left() == ALL
+        with owner_of_a_lab(tmp_path / "next") as (_, belongings, _):
+            assert not left()
+            assert belongings() == ALL, "who lives keeps what is his"
 
 
 def test_detached_processes_outlive_their_owner_until_they_are_destroyed() -> None:

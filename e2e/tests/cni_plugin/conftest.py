@@ -11,6 +11,7 @@ import pytest
 
 from netloom_e2e import cni_plugin, namespaces
 from netloom_e2e.cni_plugin import Plugin
+from netloom_e2e.lab import Lab
 from netloom_e2e.namespaces import Namespace
 from netloom_e2e.scripted_agent import Script, ScriptedAgent
 
@@ -51,11 +52,10 @@ def agent(folder: Path) -> Agents:
 def pod(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Namespace]:
     """The network namespace of a pod that is to be wired."""
     cni_plugin.built()
-    place = Namespace(f"cni-plugin-{os.getpid()}")
-    namespaces.remove([place.name])
-    namespaces.add(place)
-    yield place
-    namespaces.remove([place.name])
+    with Lab(f"nlp{os.getpid() % 10000}") as lab:
+        place = Namespace(f"{lab.prefix}-pod")
+        namespaces.add(place)
+        yield place
 
 
 @pytest.fixture

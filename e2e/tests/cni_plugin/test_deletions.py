@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from netloom_e2e.cni_plugin import CALL_SECONDS, Plugin
-from netloom_e2e.namespaces import run
+from netloom_e2e.processes import mounted
 from netloom_e2e.scripted_agent import ScriptedAgent, answering
 
 Agents = Callable[..., AbstractContextManager[ScriptedAgent]]
@@ -161,11 +161,8 @@ def test_one_that_is_killed_in_the_middle_leaves_nothing_half_done(
 def disk(plugin: Plugin, options: str) -> Iterator[None]:
     """The directory is one of its own, and of that size."""
     plugin.deletions.mkdir()
-    run("mount", "-t", "tmpfs", "-o", options, "none", str(plugin.deletions))
-    try:
+    with mounted(plugin.deletions, options):
         yield
-    finally:
-        run("umount", str(plugin.deletions))
 
 
 def test_a_full_disk_is_said_loudly_and_nothing_is_left(
