@@ -8,7 +8,7 @@ export PATH := $(PATH):/usr/sbin:/sbin
 # Where it is set, each worker of pytest compiles all tests and modules again: 5 s of a core, each, each time.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: help demo cluster cluster-down conformance image test check bench bench-allocation bench-mesh bench-codec bench-drift bench-restart bench-join bench-throughput bench-senders bench-webhook bench-ipam bench-cni bench-cni-plugin soak-ipam setup setup-tests
+.PHONY: help demo cluster cluster-down conformance image test check bench bench-allocation bench-mesh bench-codec bench-drift bench-restart bench-join bench-throughput bench-senders bench-webhook bench-ipam bench-cni bench-cni-plugin soak-ipam setup setup-tests unit-tests all-unit-tests
 
 help: ## Show this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -33,18 +33,24 @@ image: ## Build the image of all roles into dist/, with the list of what is in i
 	@e2e/setup image
 	@$(PY) -m netloom_e2e.netloom_image
 
-test: check ## Run everything: check, then the tests on a real API server and kernel
-	$(UNIT_TESTS) -m "slow or hypothesis"
-	@$(PY) -m netloom_e2e build
+# What is missing is built beside the unit tests: downloads wait most of the time. Unit tests run once, with all examples.
+test: setup-tests ## Run everything: format, lint, types, all unit tests, then those on a real API server and kernel
+	@$(PY) -m netloom_e2e build --beside 'make --no-print-directory all-unit-tests'
 	$(PY) -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder --durations=12 e2e/tests
 
-check: setup-tests ## Format, lint, types, layers and unit tests; about a minute
+check: CHOSEN := --hypothesis-profile check -m "not slow"
+check: unit-tests ## Format, lint, types, layers and unit tests; about a minute
+
+all-unit-tests: CHOSEN :=
+all-unit-tests: unit-tests
+
+unit-tests: setup-tests
 	.venv/bin/ruff format --check .
 	.venv/bin/ruff check .
 	@echo "types and layers: looked at beside the tests, and told after them"
 	@said=$$(mktemp); trap 'rm -f $$said' EXIT; \
 	{ .venv/bin/mypy; types=$$?; .venv/bin/lint-imports --no-logo && exit $$types; } >$$said 2>&1 & beside=$$!; \
-	$(UNIT_TESTS) --hypothesis-profile check -m "not slow"; tests=$$?; \
+	$(UNIT_TESTS) $(CHOSEN); tests=$$?; \
 	wait $$beside; beside=$$?; cat $$said; exit $$((tests || beside))
 
 bench: bench-allocation bench-mesh bench-codec bench-drift bench-restart bench-join bench-throughput bench-senders bench-webhook bench-ipam bench-cni bench-cni-plugin ## Run all benches; each ends with a line `RESULT {json}`

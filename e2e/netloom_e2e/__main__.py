@@ -5,8 +5,10 @@ What a shell is to evaluate goes to standard output, what a person is to read to
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import ExitStack
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, NoReturn
@@ -17,6 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from netloom_e2e import binaries, kubelets, netloom_cluster, netloom_image, processes, specs, virtual_machine
+from netloom_e2e.building import building
 from netloom_e2e.client import ApiFailure, Client
 from netloom_e2e.cluster import ControlPlane, ControlPlaneError
 
@@ -135,14 +138,32 @@ _MAKERS: dict[What, Callable[[], object]] = {
 }
 
 
+_COMPILED = (What.CONTROL_PLANE, What.CLUSTER, What.HELM, What.OPA)
+"""By Go, which uses all processors; while others are downloaded they would have nothing to do."""
+
+
 @app.command()
-def build(what: Annotated[list[What] | None, typer.Argument(help="If not given: what the tests need.")] = None) -> None:
+def build(
+    what: Annotated[list[What] | None, typer.Argument(help="If not given: what the tests need.")] = None,
+    beside: Annotated[
+        str, typer.Option(metavar="COMMAND", help="What a shell runs meanwhile; if that fails, so does this.")
+    ] = "",
+) -> None:
     """Build or download what the cache does not have yet."""
-    try:
-        for each in what or _TESTS:
-            _MAKERS[each]()
-    except binaries.BinariesError as error:
-        _fail(str(error))
+    wanted = what or _TESTS
+    compiled = [each for each in wanted if each in _COMPILED]
+    with ExitStack() as meanwhile:
+        if beside:
+            for some in (compiled, [each for each in wanted if each not in compiled]):
+                if some:
+                    meanwhile.enter_context(building(*some))
+            if status := subprocess.run(beside, shell=True, check=False).returncode:
+                raise typer.Exit(status)
+        try:
+            for each in wanted:  # waits for what is being built, and tells what failed
+                _MAKERS[each]()
+        except binaries.BinariesError as error:
+            _fail(str(error))
 
 
 @app.command()

@@ -1,4 +1,4 @@
-"""A build of the control plane that goes on beside something else.
+"""A build, of the control plane or of more, that goes on beside something else.
 
 A process of its own: it stays in the network namespace that it was started in while its owner enters others, and it can
 be ended in the middle. It has a session of its own, so that Ctrl-C reaches the owner only, who ends it in order; the
@@ -19,7 +19,7 @@ from typing import IO
 from netloom_e2e.binaries import BinariesError
 from netloom_e2e.namespaces import die_with_parent
 
-COMMAND = (sys.executable, "-m", "netloom_e2e", "build", "control-plane")
+_COMMAND = (sys.executable, "-m", "netloom_e2e", "build")
 _END_SECONDS = 20.0
 _NICENESS = 10
 """What goes on beside it shall not look slow; on an idle machine it costs nothing."""
@@ -43,11 +43,12 @@ class Building:
 
 
 @contextmanager
-def building() -> Iterator[Building]:
-    """Build the control plane where it is missing, in the caller's network namespace. It ends with the block."""
+def building(*what: str) -> Iterator[Building]:
+    """Build what is missing of these (see `netloom-e2e build`), in the caller's network namespace. It ends with the
+    block."""
     with tempfile.TemporaryFile("w+") as said:
         process = subprocess.Popen(
-            COMMAND,
+            [*_COMMAND, *what],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=said,

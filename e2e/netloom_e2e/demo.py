@@ -95,7 +95,7 @@ def _story(stack: ExitStack, folder: Path, report: Report) -> Demo:
     """All parts, in order. What is on the stack afterwards keeps the cluster up."""
     stack.enter_context(_alone())
     with ExitStack() as beside:
-        build = None if binaries.present() else beside.enter_context(building())
+        build = None if binaries.present() else beside.enter_context(building("control-plane"))
         lab = stack.enter_context(Lab(PREFIX))
         first = DirectoryMesh(lab, folder / "manifests", NETWORK, report)
         first.tell()

@@ -83,20 +83,65 @@ def test_a_build_that_fails_is_told_with_the_compilers_words(source: Path, tmp_p
     assert str(tmp_path / "cache" / "netloom" / log) in str(error.value)
 
 
-def test_ctrl_c_ends_the_compiler_and_leaves_no_half_of_it(source: Path, tmp_path: Path) -> None:
-    pid = tmp_path / "pid"
-    slow = tmp_path / "slow" / "go"
-    slow.parent.mkdir()
-    slow.write_text(f'#!/bin/sh\n[ "$1" = env ] && echo go1.99.0 && exit\necho $$ >{pid}\nexec sleep 1000\n')
-    slow.chmod(0o755)
-    environment = os.environ | {"PATH": f"{slow.parent}:/usr/bin:/bin"}
+class WaitingGo:
+    """A compiler that compiles nothing, and not before it is released. `environment` is that of who uses it."""
+
+    def __init__(self, folder: Path) -> None:
+        self._pid, self.released = folder / "pid", folder / "released"
+        program = folder / "go"
+        program.write_text(f"""#!/bin/sh
+[ "$1" = env ] && echo go1.99.0 && exit
+echo $$ >{self._pid}
+until [ -e {self.released} ]; do sleep 0.02; done
+while [ "$1" != -o ]; do shift; done
+touch "$2"
+""")
+        program.chmod(0o755)
+        self.environment = os.environ | {"PATH": f"{folder}:/usr/bin:/bin"}
+
+    @property
+    def started(self) -> bool:
+        return self._pid.exists() and self._pid.read_text().endswith("\n")
+
+    @property
+    def pid(self) -> int:
+        return int(self._pid.read_text())
+
+    def build_beside(self, command: str) -> subprocess.CompletedProcess[str]:
+        """`netloom-e2e build --beside`, whose command waits for the compiler."""
+        command = f"timeout 60 sh -c 'until [ -s {self._pid} ]; do sleep 0.02; done' && {command}"
+        words = [sys.executable, "-m", "netloom_e2e", "build", "control-plane", f"--beside={command}"]
+        return subprocess.run(words, env=self.environment, capture_output=True, text=True, timeout=120, check=False)
+
+
+@pytest.fixture
+def waiting_go(source: Path, tmp_path: Path) -> WaitingGo:
+    folder = tmp_path / "waiting"
+    folder.mkdir()
+    return WaitingGo(folder)
+
+
+def test_ctrl_c_ends_the_compiler_and_leaves_no_half_of_it(source: Path, waiting_go: WaitingGo, tmp_path: Path) -> None:
     command = [sys.executable, "-c", BUILDER, str(source)]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as builder:
-        wait_for("the compiler", lambda: pid.exists() and pid.read_text().endswith("\n"))
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=waiting_go.environment) as builder:
+        wait_for("the compiler", lambda: waiting_go.started)
         builder.send_signal(signal.SIGINT)
         _, said = builder.communicate(timeout=10)
     assert "stopped after 0:0" in said
-    assert not processes.is_running(int(pid.read_text()))
+    assert not processes.is_running(waiting_go.pid)
+    assert [name for name in left(tmp_path) if not name.endswith(".log")] == []
+
+
+def test_something_else_runs_beside_a_build(waiting_go: WaitingGo, tmp_path: Path) -> None:
+    """The compiler and the command wait for each other: neither can come first."""
+    done = waiting_go.build_beside(f"touch {waiting_go.released}")
+    assert done.returncode == 0, done.stderr
+    assert [name.partition("-")[0] for name in left(tmp_path)] == ["controlplane"]
+
+
+def test_what_fails_beside_a_build_ends_it(waiting_go: WaitingGo, tmp_path: Path) -> None:
+    assert waiting_go.build_beside("exit 7").returncode == 7
+    wait_for("the compiler to end", lambda: not processes.is_running(waiting_go.pid))
     assert [name for name in left(tmp_path) if not name.endswith(".log")] == []
 
 
