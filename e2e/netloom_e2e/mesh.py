@@ -68,5 +68,5 @@ def device_state(node: Machine) -> dict[str, str]:
 
 def facts(node: Machine) -> dict[str, Any]:
     """What the node's agent says of itself at /status; empty while none answers."""
-    answer = node.run("curl", "-s", "--max-time", "2", "http://127.0.0.1:9964/status", check=False)
+    answer = node.ask(9964, "/status")
     return dict(json.loads(answer)) if answer else {}

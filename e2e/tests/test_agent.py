@@ -60,6 +60,28 @@ def mesh(cluster: Cluster) -> list[Machine]:
     return cluster.settle()
 
 
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_restart_writes_nothing_and_loses_nothing(cluster: Cluster, mesh: list[Machine], number: int) -> None:
+    """The first of all, as what a node lets in of others that have left is forgotten after half a minute."""
+    n1, n2, _ = mesh
+    a, b = n1.add_pod("a", "10.42.1.5", mtu=1450), n2.add_pod("b", "10.42.2.5", mtu=1450)
+    wait_for("what has left to be forgotten", lambda: not facts(n1)["tunnelSenders"]["lingering"], deadline=60)
+    before = state(n1)
+    with subprocess.Popen(
+        [*b.enter, *b.ping_command(a.address, count=1000, interval=0.002)], stdout=subprocess.PIPE, text=True
+    ) as ping:
+        agent = cluster.agents["n1"]
+        agent.send_signal(number)
+        agent.wait(20)
+        assert state(n1) == before, "the data path stays when the agent goes"
+        cluster.start(n1)
+        cluster.in_sync(n1, peers=2)
+        output, _ = ping.communicate(timeout=60)
+    assert "1000 packets transmitted, 1000 received" in output
+    assert facts(n1)["netlinkWrites"] == 0
+    assert state(n1) == before
+
+
 def test_nodes_join_and_leave_and_the_others_follow(cluster: Cluster, mesh: list[Machine]) -> None:
     n1, n2, _ = mesh
     a, b = n1.add_pod("a", "10.42.1.5", mtu=1450), n2.add_pod("b", "10.42.2.5", mtu=1450)
@@ -88,27 +110,6 @@ def test_ipv6_pods_ping_through_the_ipv4_underlay(cluster: Cluster, mesh: list[M
     n1, n2, _ = mesh
     a, b = n1.add_pod("a6", "fd00:42:0:1::5", mtu=1450), n2.add_pod("b6", "fd00:42:0:2::5", mtu=1450)
     assert a.ping(b.address, count=3, interval=0.01, payload=1402, wait=2).lost == 0
-
-
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_a_restart_writes_nothing_and_loses_nothing(cluster: Cluster, mesh: list[Machine], number: int) -> None:
-    n1, n2, _ = mesh
-    a, b = n1.add_pod("a", "10.42.1.5", mtu=1450), n2.add_pod("b", "10.42.2.5", mtu=1450)
-    wait_for("what has left to be forgotten", lambda: not facts(n1)["tunnelSenders"]["lingering"], deadline=60)
-    before = state(n1)
-    with subprocess.Popen(
-        [*b.enter, *b.ping_command(a.address, count=1000, interval=0.002)], stdout=subprocess.PIPE, text=True
-    ) as ping:
-        agent = cluster.agents["n1"]
-        agent.send_signal(number)
-        agent.wait(20)
-        assert state(n1) == before, "the data path stays when the agent goes"
-        cluster.start(n1)
-        cluster.in_sync(n1, peers=2)
-        output, _ = ping.communicate(timeout=60)
-    assert "1000 packets transmitted, 1000 received" in output
-    assert facts(n1)["netlinkWrites"] == 0
-    assert state(n1) == before
 
 
 @pytest.mark.parametrize(
@@ -243,7 +244,7 @@ def test_manifests_steer_an_agent_without_a_cluster_and_a_mistake_in_one_changes
 
 
 def readiness(machine: Machine) -> str:
-    return machine.run("curl", "-s", "--max-time", "2", "http://127.0.0.1:9964/readyz", check=False)
+    return machine.ask(9964, "/readyz")
 
 
 def write(path: Path, obj: dict[str, object]) -> None:

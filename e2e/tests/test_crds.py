@@ -4,6 +4,7 @@ The cases are tables in `manifests/`, one per kind. Where the refusal is a rule'
 the same of the same object, word by word.
 """
 
+import functools
 import itertools
 import json
 import random
@@ -76,7 +77,7 @@ def cases(*tables: str) -> list[Any]:
 
 def _read(tables: tuple[str, ...]) -> Iterator[Case]:
     for resource, table in itertools.product(RESOURCES, tables):
-        content = yaml.safe_load((MANIFESTS / f"{resource.plural}.yaml").read_text())
+        content = _content(resource.plural)
         for row in content.get(table, []):
             patch = {key: row[key] for key in ("spec", "status") if key in row} or row["patch"]
             yield Case(
@@ -88,6 +89,12 @@ def _read(tables: tuple[str, ...]) -> Iterator[Case]:
                 by_schema=row.get("by") == "schema",
                 locked=_in_force(row),
             )
+
+
+@functools.cache
+def _content(table: str) -> Manifest:
+    content: Manifest = yaml.safe_load((MANIFESTS / f"{table}.yaml").read_text())
+    return content
 
 
 def _in_force(row: Manifest) -> dict[str, object]:

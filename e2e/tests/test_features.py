@@ -92,7 +92,7 @@ def agents(crds_installed: ControlPlane, tmp_path_factory: pytest.TempPathFactor
 
 
 def readiness(machine: Machine) -> str:
-    return machine.run("curl", "-s", "--max-time", "2", "http://127.0.0.1:9964/readyz", check=False)
+    return machine.ask(9964, "/readyz")
 
 
 def planned(agents: Agents, machine: Machine, features: str) -> str:

@@ -165,8 +165,7 @@ def test_agents_that_cannot_be_told_apart_or_may_not_write(story: Story) -> None
     message = story.becomes("n1", "False", "TwoAgents")
     assert message.startswith("Two agents run as node n1: both renew Lease kube-system/netloom-agent-n1.")
     both = [story.n1, story.n2]
-    status = ("curl", "-s", "http://127.0.0.1:9964/status")
-    wait_for("both know it", lambda: all("Two agents" in each.run(*status) for each in both), deadline=30)
+    wait_for("both know it", lambda: all("Two agents" in each.ask(9964, "/status") for each in both), deadline=30)
     story.becomes("n1", "False", "TwoAgents")
     assert story.quiet("n1", "False", "TwoAgents") == 0
     sockets = [AddressSocket(Path(story.agents.run_dir(each)) / "agent.sock") for each in both]
@@ -183,7 +182,7 @@ def test_agents_that_cannot_be_told_apart_or_may_not_write(story: Story) -> None
     story.becomes("n1", "Unknown", "AgentNotHeardOf")
 
     def said() -> str:
-        return story.n1.run("curl", "-s", "http://127.0.0.1:9964/readyz", check=False)
+        return story.n1.ask(9964, "/readyz")
 
     refused = "[-] sign of life: Lease default/netloom-agent-n1: cannot be renewed: "
     wait_for("it says that it may not", lambda: refused in said(), deadline=30)

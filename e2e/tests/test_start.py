@@ -73,7 +73,7 @@ def start_agent(agents: Agents, machine: Machine, kubeconfig: Path) -> None:
 
 
 def readiness(machine: Machine) -> str:
-    return machine.run("curl", "-s", "--max-time", "2", "http://127.0.0.1:9964/readyz", check=False)
+    return machine.ask(9964, "/readyz")
 
 
 def test_roles_wait_for_an_api_server_that_is_not_there(
