@@ -15,6 +15,7 @@ from netloom_e2e.fixtures import (
     kubectl,
     operators,
 )
+from tests.collection import pytest_collection
 
 __all__ = [
     "cluster",
@@ -24,6 +25,7 @@ __all__ = [
     "helm_binary",
     "kubectl",
     "operators",
+    "pytest_collection",
 ]
 
 

@@ -3,10 +3,11 @@
 import pytest
 from pytest_asyncio.plugin import LoopFactory
 
+from tests.collection import pytest_collection
 from tests.economy import pytest_configure
 from tests.loops import BOTH, pytest_collection_modifyitems
 
-__all__ = ["pytest_collection_modifyitems", "pytest_configure"]
+__all__ = ["pytest_collection", "pytest_collection_modifyitems", "pytest_configure"]
 
 
 def pytest_asyncio_loop_factories(config: pytest.Config, item: pytest.Item) -> dict[str, LoopFactory]:
