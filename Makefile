@@ -36,7 +36,7 @@ image: ## Build the image of all roles into dist/, with the list of what is in i
 # What is missing is built beside the unit tests: downloads wait most of the time. Unit tests run once, with all examples.
 test: setup-tests ## Run everything: format, lint, types, all unit tests, then those on a real API server and kernel
 	@$(PY) -m netloom_e2e build --beside 'make --no-print-directory all-unit-tests'
-	$(PY) -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder --durations=12 e2e/tests
+	$(PY) -m pytest -q -n 3 --dist loadfile --no-loadscope-reorder --durations=12 e2e/tests
 
 check: CHOSEN := --hypothesis-profile check -m "not slow"
 check: unit-tests ## Format, lint, types, layers and unit tests; about a minute

@@ -36,15 +36,23 @@ def pytest_asyncio_loop_factories(
 
 
 LONGEST = (
-    "test_other_kernels.py",  # 352 s beside another worker, most of it one virtual machine's
+    "test_other_kernels.py",  # 333 s beside another worker, most of it one virtual machine's
+    "test_guard.py",  # 611 requests
+    "test_kubelets.py",  # 120 s
     "test_kernel_machine.py",  # one test of 1,200 steps
+    "test_mode_race.py",  # one of 44 s
+    "test_pool_soak.py",  # one of half a minute, as the next
+    "test_demo.py",
+    "test_liveness.py",
+    "test_rights.py",
+    "test_bench_webhook.py",
 )
-"""Files whose few tests take minutes, longest first; `make test` names the longest tests at its end."""
+"""Files whose few tests take long, longest first; `make test` names the longest tests at its end."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """`make test` gives two workers a file each as they become free: what takes long is to begin first, so that no
-    worker is idle at the end. The rest by how many tests they have; by that alone (what pytest-xdist would do itself,
+    """`make test` gives three workers a file each as they become free: what takes long is to begin first, so that none
+    is idle at the end. The rest by how many tests they have; by that alone (what pytest-xdist would do itself,
     without --no-loadscope-reorder), a file with one test of some minutes would be the last.
     """
     tests = Counter(item.path for item in items)
