@@ -36,7 +36,7 @@ def leading(node: Machine) -> str:
     return "\n".join(line for line in state(node).splitlines() if not line.startswith("unreachable "))
 
 
-def tunnel_mtu(node: Machine, deadline: float = 10.0) -> int:
+def tunnel_mtu(node: Machine, deadline: float = 30.0) -> int:
     """Of the tunnel device, in bytes: what pods need. Waits for the device so many seconds."""
     wait_for(f"{TUNNEL} on {node.node}", lambda: node.ip("link", "show", TUNNEL, check=False), deadline=deadline)
     found = re.search(r" mtu (\d+) ", node.ip("link", "show", TUNNEL))

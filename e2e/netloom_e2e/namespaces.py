@@ -61,7 +61,7 @@ async def until(condition: Callable[[], object], what: str = "", seconds: float 
         raise AssertionError(f"not within {seconds} s: {what}") from None
 
 
-def wait_for(what: str, condition: Callable[[], object], *, deadline: float = 10.0, every: float = 0.0) -> float:
+def wait_for(what: str, condition: Callable[[], object], *, deadline: float = 30.0, every: float = 0.0) -> float:
     """Poll until `condition()` is true; the seconds it took. Raises TimeoutError that says `what` was awaited.
 
     every: seconds between two polls; if not given, as many as make up a twentieth of the wait.
