@@ -8,6 +8,7 @@
 """
 
 import os
+from collections.abc import Iterable
 
 import pytest
 import structlog
@@ -46,4 +47,11 @@ def examples(count: int) -> int:
 
 def seeds(count: int) -> list[pytest.ParameterSet]:
     """For `parametrize`, where each seed is one more example of the same: after a fifth of them, they are slow."""
-    return [pytest.param(seed, marks=pytest.mark.slow if 5 * seed >= count else ()) for seed in range(count)]
+    return first(-(-count // 5), range(count))
+
+
+def first(count: int, values: Iterable[object]) -> list[pytest.ParameterSet]:
+    """For `parametrize`, where values are one more example of the same, as errors are: the others are slow."""
+    return [
+        pytest.param(value, marks=pytest.mark.slow if number >= count else ()) for number, value in enumerate(values)
+    ]

@@ -16,6 +16,7 @@ from netloom.kernel.mesh.dataplane import Dataplane
 from netloom.kernel.mesh.desired import Desired
 from netloom.kernel.mesh.encapsulation import NO_ENCAPSULATION, VXLAN
 from netloom.kernel.mesh.row_messages import encode_nexthops
+from tests.economy import first
 from tests.kernel.conftest import Planes
 from tests.kernel.faults import FOR_EVER, FaultyCommands
 from tests.kernel.meshes import becomes, eventually, here, peer, running
@@ -194,7 +195,7 @@ async def test_what_is_refused_shows_that_more_is_wrong(node: Namespace, planes:
     assert node.state() == before
 
 
-@pytest.mark.parametrize("after_doing", [True, False])
+@pytest.mark.parametrize("after_doing", first(1, [True, False]))
 async def test_lost_answers(foreign: Namespace, planes: Planes, after_doing: bool) -> None:
     story = await Story.begin(foreign, planes)
     for skipped in range(6):
@@ -239,7 +240,7 @@ async def test_failing_dumps_are_reported_and_nothing_is_written_blindly(
         await story.ends_well()
 
 
-@pytest.mark.parametrize("batch", range(8))
+@pytest.mark.parametrize("batch", first(2, range(8)))
 async def test_the_device_is_deleted_between_two_batches(foreign: Namespace, planes: Planes, batch: int) -> None:
     story = await Story.begin(foreign, planes)
     await story.reset()

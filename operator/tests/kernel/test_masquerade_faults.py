@@ -12,6 +12,7 @@ import pytest
 
 from netloom.kernel.masquerade.masquerade import MasqueradeKeeper
 from netloom.kernel.masquerade.sets import Masquerading
+from tests.economy import first
 from tests.kernel.meshes import becomes, eventually, running
 from tests.kernel.netns import Namespace
 from tests.kernel.nft import FaultyNftables, Masquerades, masquerades, masquerading, nft, ruleset
@@ -85,7 +86,7 @@ class Story:
         assert FOREIGN in self.state()
 
 
-@pytest.mark.parametrize("request_type", STORIES)
+@pytest.mark.parametrize("request_type", first(2, reversed(STORIES)))
 async def test_refused_once(node: Namespace, masquerades: Masquerades, request_type: str) -> None:
     story = await Story.begin(node, masquerades, request_type)
     for name in ERRNOS:
@@ -98,7 +99,7 @@ async def test_refused_once(node: Namespace, masquerades: Masquerades, request_t
         assert story.commands.refused == refused + 1, "the fault was met"
 
 
-@pytest.mark.parametrize("request_type", STORIES)
+@pytest.mark.parametrize("request_type", first(2, reversed(STORIES)))
 async def test_refused_for_good(node: Namespace, masquerades: Masquerades, request_type: str) -> None:
     story = await Story.begin(node, masquerades, request_type)
     for name in ERRNOS:
@@ -213,7 +214,7 @@ async def test_failing_dumps_are_reported_and_nothing_is_written_blindly(
 
 
 @pytest.mark.parametrize("script", ["delete table inet netloom", "flush chain inet netloom postrouting"])
-@pytest.mark.parametrize("batch", range(3))
+@pytest.mark.parametrize("batch", first(1, range(3)))
 async def test_the_table_is_changed_between_two_transactions(
     node: Namespace, masquerades: Masquerades, batch: int, script: str
 ) -> None:
