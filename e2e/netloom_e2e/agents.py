@@ -78,7 +78,7 @@ class Agents:
                 return bool(said.get("inSync")) and said["peers"] == peers
 
             try:
-                wait_for(f"{machine.node} in sync with {peers} peers", whole, deadline=30)
+                wait_for(f"{machine.node} in sync with {peers} peers", whole, deadline=60)
             except TimeoutError as error:
                 end = "\n".join(self.log(machine).splitlines()[-20:])
                 status = self.agents[machine.node].poll()

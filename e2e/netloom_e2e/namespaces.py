@@ -121,7 +121,7 @@ class Namespace:
             text=True,
         )
 
-    def ask(self, port: int, path: str, *, seconds: float = 2.0) -> str:
+    def ask(self, port: int, path: str, *, seconds: float = 5.0) -> str:
         """What a program in here answers by HTTP at the loopback, be it a success or not; empty where none does.
 
         By a socket that is made in here: `curl` would cost ten times as much, and agents are asked all the time.
