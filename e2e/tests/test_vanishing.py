@@ -76,7 +76,10 @@ class World(Agents):
 
     def says(self, machine: Machine, *words: str) -> None:
         """Wait until the node's agent says this."""
-        wait_for(f"{machine.node} to say {words}", lambda: all(word in str(facts(machine)) for word in words))
+        try:
+            wait_for(f"{machine.node} to say {words}", lambda: all(word in str(facts(machine)) for word in words))
+        except TimeoutError as error:
+            raise AssertionError(f"{error}; it says {facts(machine)}\n{self.log(machine)[-3000:]}") from error
 
     def asked(self, verb: str) -> float:
         """Requests for Nodes that the API server has answered."""
