@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from netloom_e2e.client import ApiFailure
+from netloom_e2e.client import ApiFailure, Client
 from netloom_e2e.cluster import ControlPlane
 from netloom_e2e.gateway import gateway
 from netloom_e2e.lab import Lab, Machine, wait_for
@@ -110,13 +110,7 @@ class Agents:
 
     def said(self) -> dict[str, dict[str, bool]]:
         """What each node announces: the ways it accepts, and whether it sends by them."""
-        found = {}
-        for node in self.plane.client.request("GET", NODES)["items"]:
-            tunnels = node["spec"].get("encapsulations", ())
-            found[node["metadata"]["name"]] = {
-                f"{t['protocol']}:{t.get('port', 0)}".removesuffix(":0"): bool(t.get("sending")) for t in tunnels
-            }
-        return found
+        return announced(self.plane.client)
 
     def moved(self, *ways: str, sending: bool = True, deadline: float = 30) -> None:
         """Wait until every node accepts these ways and no others, and sends by them (or by none, if not `sending`)."""
@@ -152,6 +146,17 @@ def running_agents(plane: ControlPlane, prefix: str, folder: Path) -> Iterator[A
             yield made
         finally:
             made.stop()
+
+
+def announced(client: Client) -> dict[str, dict[str, bool]]:
+    """The ways that each node of a cluster accepts, and whether it sends by them."""
+    found = {}
+    for node in client.request("GET", NODES)["items"]:
+        tunnels = node["spec"].get("encapsulations", ())
+        found[node["metadata"]["name"]] = {
+            f"{t['protocol']}:{t.get('port', 0)}".removesuffix(":0"): bool(t.get("sending")) for t in tunnels
+        }
+    return found
 
 
 def cidrs(name: str) -> tuple[str, str]:

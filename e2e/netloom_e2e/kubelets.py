@@ -35,6 +35,9 @@ from netloom_e2e.pod_networks import Bridge, PodNetwork
 
 MANIFESTS = Path(__file__).parent.parent / "manifests"
 CLUSTER_CIDRS = ("10.244.0.0/16",)
+CLUSTER_CIDRS6 = ("fd00:10:244::/48",)
+SERVICE_CIDRS = "10.96.0.0/12,fd00:10:96::/112"
+"""Of a cluster with both families."""
 _READY_SECONDS = 90.0
 _LOOPBACK = "127.0.0.1"
 _PROGRAMS = ("containerd", "ctr", "runc", "iptables", "unshare", "nsenter")
@@ -55,6 +58,7 @@ class KubeletCluster(Started):
     """prefix: of the namespaces; at most 8 characters, unique on the machine.
     name: of the state folder, where it is to be found again (see `netloom_e2e.processes`).
     further: images that pods ask for beside those of the cluster itself.
+    dual_stack: nodes, pods and Services have an IPv6 address as well.
     """
 
     def __init__(
@@ -66,21 +70,25 @@ class KubeletCluster(Started):
         cluster_cidrs: Sequence[str] = CLUSTER_CIDRS,
         further: Iterable[Image] = (),
         name: str = "",
+        dual_stack: bool = False,
     ) -> None:
-        self.lab = Lab(prefix)
+        self.lab = Lab(prefix, dual_stack=dual_stack)
         self.network = network or Bridge()
         self.nodes: dict[str, KubeletNode] = {}
         self.seconds: dict[str, float] = {}
         """How long each part of the start took."""
         self._names = [f"n{number}" for number in range(1, nodes + 1)]
-        self._cluster_cidrs = tuple(cluster_cidrs)
+        self._cluster_cidrs = (*cluster_cidrs, *(CLUSTER_CIDRS6 if dual_stack else ()))
         self._images = {"pause": images.pause(), "agnhost": images.agnhost(), "coredns": images.coredns()}
         self._further = tuple(further)
         self.plane = ControlPlane(
             name,
             bind=Lab.address,
             controller_manager=ControllerManager(cluster_cidrs=self._cluster_cidrs),
-            apiserver_flags=["--enable-admission-plugins=NodeRestriction"],
+            apiserver_flags=[
+                "--enable-admission-plugins=NodeRestriction",
+                *([f"--service-cluster-ip-range={SERVICE_CIDRS}"] if dual_stack else ()),
+            ],
         )
         self._entered = ExitStack()
 
@@ -154,6 +162,14 @@ class KubeletCluster(Started):
         node = self.nodes[name] = self._boot(name)
         self._register(node)
         return node
+
+    def remove_node(self, name: str) -> None:
+        """As when a machine is taken away: it is switched off, and its Node deleted."""
+        node = self.nodes.pop(name)
+        node.power_off()
+        self.lab.remove_node(name)
+        self.plane.client.request("DELETE", f"/api/v1/nodes/{name}")
+        shutil.rmtree(node.folder)
 
     def reboot(self, name: str) -> None:
         """Pull a node's plug and switch it on again: its disk is as it was, and nothing else. Returns at once."""

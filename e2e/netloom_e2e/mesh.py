@@ -63,7 +63,9 @@ def shown(node: Machine, family: str = "-4") -> list[str]:
 
 def device_state(node: Machine) -> dict[str, str]:
     """By which device Netloom's routes of both families lead to each pod CIDR."""
-    return {line.split()[0]: line.split(" dev ")[1].split()[0] for line in routes(node) + routes6(node)}
+    ways = {line.split()[0]: line.split(" dev ")[1].split()[0] for line in routes(node) + routes6(node)}
+    # What has no prefix length is a single address, a pod's of this node.
+    return {cidr: device for cidr, device in ways.items() if "/" in cidr}
 
 
 def facts(node: Machine) -> dict[str, Any]:

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from netloom_e2e import crds
+from netloom_e2e.agents import NETWORK, announced
 from netloom_e2e.images import Image
 from netloom_e2e.kubelet_node import KubeletNode
 from netloom_e2e.kubelets import KubeletCluster
+from netloom_e2e.mesh import device_state
 from netloom_e2e.namespaces import wait_for
 from netloom_e2e.netloom_image import netloom
 
@@ -57,18 +59,31 @@ def agents_ready(node: KubeletNode) -> int:
     return min(int(status.get("updatedNumberScheduled", 0)), int(status.get("numberReady", 0)))
 
 
+def reroute(bed: KubeletCluster, ways: Iterable[str], device: str, **routing: object) -> None:
+    """Edits spec.routing. Returns when all nodes announce these ways, and send to each other by this device."""
+    client, wanted = bed.plane.client, dict.fromkeys(ways, True)
+    client.request("PATCH", f"{NETWORK}/default", {"spec": {"routing": routing}})
+    bed.wait(f"nodes to announce {wanted}", lambda: announced(client) == dict.fromkeys(bed.nodes, wanted))
+    used = {name: {device} for name in bed.nodes}
+    bed.wait(
+        f"ways by {device}",
+        lambda: {name: {*device_state(node.machine).values()} for name, node in bed.nodes.items()} == used,
+    )
+
+
 def cluster(
     prefix: str,
     *,
     nodes: int = 3,
     name: str = "",
     network: str = "tunnel-kubernetes.yaml",
+    dual_stack: bool = False,
     further: Iterable[Image] = (),
 ) -> KubeletCluster:
     """A cluster whose nodes Netloom joins. To be made before a namespace is entered: it builds what is missing.
 
-    network: as in Netloom.
+    network: as in Netloom. dual_stack: as in KubeletCluster.
     """
     image = netloom()
-    wired = Netloom(image, network)
-    return KubeletCluster(prefix, nodes=nodes, network=wired, further=[image, *further], name=name)
+    wired, images = Netloom(image, network), [image, *further]
+    return KubeletCluster(prefix, nodes=nodes, network=wired, further=images, name=name, dual_stack=dual_stack)
