@@ -8,7 +8,7 @@ export PATH := $(PATH):/usr/sbin:/sbin
 # Where it is set, each worker of pytest compiles all tests and modules again: 5 s of a core, each, each time.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: help demo cluster cluster-down conformance image test check bench bench-allocation bench-mesh bench-codec bench-drift bench-restart bench-join bench-throughput bench-senders bench-webhook bench-ipam bench-cni bench-cni-plugin soak-ipam setup setup-tests unit-tests all-unit-tests
+.PHONY: help demo cluster cluster-down conformance image test check bench bench-allocation bench-mesh bench-codec bench-drift bench-restart bench-join bench-throughput bench-senders bench-webhook bench-ipam bench-cni bench-cni-plugin soak-ipam soak-pods setup setup-tests unit-tests all-unit-tests
 
 help: ## Show this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -86,6 +86,11 @@ bench-senders: setup ## What it costs pods' traffic that nodes know who may send
 soak-ipam: MINUTES ?= 10
 soak-ipam: setup ## Pods come and go on pools for MINUTES, operator and agents are killed, pools edited; an observer counts
 	@$(PY) e2e/bench/soak_ipam.py --minutes $(MINUTES)
+
+soak-pods: ROUNDS ?= 20
+soak-pods: ## 110 pods fill a node of a real cluster and are deleted, ROUNDS times; what they leave is counted
+	@e2e/setup cluster
+	@$(PY) e2e/bench/soak_pods.py --rounds $(ROUNDS)
 
 bench-webhook: NODES ?= 5000
 bench-webhook: setup ## What the guard adds to writes, beside Open Policy Agent, with NODES nodes

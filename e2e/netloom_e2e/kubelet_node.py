@@ -250,6 +250,8 @@ class KubeletNode:
             "makeIPTablesUtilChains": False,
             "evictionHard": {"memory.available": "1%", "nodefs.available": "1%", "imagefs.available": "1%"},
             "imageGCHighThresholdPercent": 100,
+            # 110 of others' on a node, beside those of the cluster itself.
+            "maxPods": 130,
             "volumePluginDir": "/var/lib/kubelet/volume-plugins",
             "registerWithTaints": [{"key": key, "effect": "NoSchedule"} for key in self._taints],
             "kubeAPIQPS": 200,
