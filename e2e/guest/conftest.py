@@ -1,5 +1,7 @@
 """Three nodes, a pod each and one more, on a switch: once for all tests, as everything takes 20 times longer here.
 
+What adds pods is real, the plugin that container runtimes call included.
+
 Run by `e2e/tests/test_other_kernels.py`, in a virtual machine. Where the machine's own kernel has Geneve,
 `pytest e2e/guest` runs them there.
 """
@@ -7,15 +9,17 @@ Run by `e2e/tests/test_other_kernels.py`, in a virtual machine. Where the machin
 import contextlib
 import os
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, ExitStack
 from pathlib import Path
 
 import pytest
 
 from guest.reporting import result_line
 from guest.server import Agent, Server, routing_of
+from guest.wiring import wired
 from netloom.kernel.mesh.encapsulation import Encapsulation
 from netloom_e2e.lab import Lab
+from netloom_e2e.sandboxes import Runtime
 from tests.kernel import meshes
 
 meshes.DEADLINE_SECONDS = 150.0
@@ -37,13 +41,31 @@ def cidrs_of(number: int) -> tuple[str, ...]:
 
 @pytest.fixture(scope="session")
 def lab() -> Iterator[Lab]:
-    """Nodes n1, n2 and n3, a pod `a` on each, and on n3 a pod `b` in its second CIDRs."""
+    """Nodes n1, n2 and n3."""
     with Lab(f"nlg{os.getpid() % 10000}") as lab:
         for number in NUMBERS:
-            node = lab.add_node(f"n{number}")
-            node.add_pod("a", f"10.{number}.0.2", f"fd00:{number}::2", mtu=MTU)
-        lab.nodes["n3"].add_pod("b", "10.103.0.2", "fd00:103::2", mtu=MTU)
+            lab.add_node(f"n{number}")
         yield lab
+
+
+@pytest.fixture(scope="session")
+def runtimes(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Runtime]]:
+    """What adds pods on each node, by the real plugin."""
+    folder = tmp_path_factory.mktemp("pods")
+    with ExitStack() as stack:
+        yield {
+            name: stack.enter_context(wired(machine, cidrs_of(number), MTU, folder / name))
+            for number, (name, machine) in enumerate(lab.nodes.items(), 1)
+        }
+
+
+@pytest.fixture(scope="session", autouse=True)
+def pods(lab: Lab, runtimes: dict[str, Runtime]) -> None:
+    """A pod `a` on each node, by the plugin; and on n3 a pod `b` in its second CIDRs, which no pod gets while the first
+    have room."""
+    for name, runtime in runtimes.items():
+        lab.nodes[name].pods["a"] = runtime.run("a").pod
+    lab.nodes["n3"].add_pod("b", "10.103.0.2", "fd00:103::2", mtu=MTU)
 
 
 @pytest.fixture(scope="session")

@@ -28,6 +28,7 @@ from netloom.api.v1alpha1 import (
 )
 from netloom.kernel.mesh.dataplane import Dataplane, Report
 from netloom.kernel.mesh.encapsulation import Encapsulation
+from netloom.kernel.ownership import ENDPOINTS
 from netloom.kernel.senders.keeper import SendersKeeper
 from netloom.runtime.store import Store
 from netloom_e2e.machines import Machine
@@ -106,9 +107,9 @@ class Agent:
         return {line.split(" dev ")[1].split()[0] for line in lines}
 
     def devices(self) -> set[str]:
-        """Of ours."""
-        names = [line.split(": ")[1] for line in self.namespace.ip("-o link show").splitlines()]
-        return {name for name in names if name.startswith("netloom_")}
+        """Of ours, but for pods'."""
+        names = [line.split(": ")[1].partition("@")[0] for line in self.namespace.ip("-o link show").splitlines()]
+        return {name for name in names if name.startswith("netloom_") and not ENDPOINTS.link(name)}
 
 
 class Server:

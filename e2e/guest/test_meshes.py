@@ -1,5 +1,6 @@
 """A mesh over each tunnel: every pod reaches every pod, a restart writes nothing, drift is repaired."""
 
+import asyncio
 import hashlib
 import random
 import subprocess
@@ -11,8 +12,10 @@ import pytest_asyncio
 
 from guest.conftest import MTU, Joined
 from guest.server import Agent, Server
+from netloom.kernel.endpoints.endpoint import device_of
 from netloom.kernel.mesh.encapsulation import GENEVE, VXLAN, Encapsulation
 from netloom_e2e.lab import Lab
+from netloom_e2e.sandboxes import Runtime
 from tests.kernel.meshes import becomes, eventually
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -60,7 +63,8 @@ async def mesh(joined: Joined, encapsulation: Encapsulation) -> AsyncIterator[Se
 
 
 async def test_what_is_owned_in_the_kernel(mesh: Server, encapsulation: Encapsulation) -> None:
-    owned = mesh.agents["n1"].namespace.owned().splitlines()
+    own = ("link netloom_p", "10.1.0.2 ", "fd00:1::2 ")  # of the pod
+    owned = [line for line in mesh.agents["n1"].namespace.owned().splitlines() if not any(each in line for each in own)]
     leading = "\n".join(line for line in owned if "unreachable" not in line)
     holes = [line.split()[2] for line in owned if "unreachable" in line]
     assert leading == OWNED.format(
@@ -112,6 +116,19 @@ async def test_drift_is_repaired(mesh: Server, encapsulation: Encapsulation) -> 
             agent.namespace.ip(command.format(device=encapsulation.device))
         await eventually(lambda: agent.plane.report.repaired > 0 and agent.in_sync)
         await becomes(agent.namespace.owned, before)
+
+
+async def test_pods_that_a_runtime_adds_meanwhile(mesh: Server, lab: Lab, runtimes: dict[str, Runtime]) -> None:
+    """They are reached through the tunnel at once, and leave nothing when they are deleted."""
+    runtime, node = runtimes["n3"], mesh.agents["n3"].namespace
+    before = node.owned()
+    late = await asyncio.to_thread(runtime.run, "late")
+    assert f"dev {device_of(late.container, 'eth0')}" in node.ip(f"route show {late.addresses[0]}")
+    for version, headers in ((4, 28), (6, 48)):
+        ping = lab.nodes["n1"].pods["a"].ping(late.pod.of(version), payload=MTU - headers, wait=5)
+        assert ping.received == 1, f"IPv{version}"
+    await asyncio.to_thread(runtime.end, late)
+    await becomes(node.owned, before)
 
 
 _RECEIVE = """

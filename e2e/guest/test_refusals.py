@@ -13,6 +13,7 @@ from guest.server import routing_of
 from netloom.kernel.mesh.dataplane import Dataplane
 from netloom.kernel.mesh.desired import Desired
 from netloom.kernel.mesh.encapsulation import GENEVE, VXLAN, Encapsulation
+from netloom.kernel.ownership import ENDPOINTS
 from netloom_e2e.lab import Lab
 from tests.kernel.meshes import eventually, here, peer, running
 from tests.kernel.netns import Namespace
@@ -27,7 +28,7 @@ def node(lab: Lab) -> Iterator[Namespace]:
     with node.entered():
         yield node
     for link in node.ip_json("link"):
-        if link["ifname"].startswith(("netloom_", "other")):
+        if link["ifname"].startswith(("netloom_", "other")) and not ENDPOINTS.link(link["ifname"]):
             node.ip(f"link delete {link['ifname']}")
 
 

@@ -25,6 +25,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from netloom_e2e import cni_plugin
 from netloom_e2e.binaries import BinariesError, made
 from netloom_e2e.guest_root import TREE, GuestRoot
 from netloom_e2e.namespaces import die_with_parent
@@ -42,6 +43,9 @@ expression of theirs is made."""
 
 IS_GUEST = "NETLOOM_GUEST"
 """An environment variable that commands in a guest have: they may do to the machine what they like."""
+
+CNI_PLUGIN = Path("/opt/netloom-cni")
+"""Where a guest has this tree's CNI plugin."""
 
 _MEMORY = "1G"
 _READY, _DONE = "@@ guest ready", "@@ guest done"
@@ -147,8 +151,9 @@ class VirtualMachine:
     """Boots for each command: a guest is used once."""
 
     def __init__(self, *, cpus: int = 1) -> None:
-        """Raises BinariesError where the kernel cannot be had."""
+        """Raises BinariesError where the kernel cannot be had, or the plugin be built."""
         self.kernel = kernel()
+        self.cni_plugin = cni_plugin.built()
         self._cpus = cpus
 
     def run(
@@ -168,6 +173,7 @@ class VirtualMachine:
             "command": shlex.join(command),
         }
         root.add(Path("/init"), _INIT.format(**words).encode())
+        root.add(CNI_PLUGIN, self.cni_plugin.read_bytes())
         progress = Progress(title or f"Running a command on Linux {self.kernel.version} under QEMU")
         with os.fdopen(os.memfd_create("initramfs"), "wb") as initramfs:
             root.write(initramfs)
