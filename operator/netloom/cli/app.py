@@ -15,7 +15,7 @@ from typer.core import TyperCommand
 
 from netloom import __version__
 from netloom.api.errors import UserError, WrongUsage
-from netloom.cli import guard, ip, pools
+from netloom.cli import crds, guard, ip, pools
 from netloom.cli.help import Commands, show_help
 from netloom.cli.options import (
     Cluster,
@@ -57,6 +57,7 @@ app.add_typer(guard.guard, name="guard")
 app.add_typer(ip.ip, name="ip")
 app.add_typer(pools.pools, name="pools")
 app.command()(guard.webhook)
+app.command()(crds.crds)
 
 EXIT_CHANGES = 2
 """Exit status of `netloom plan` when the kernel differs from what is wanted."""

@@ -26,27 +26,32 @@ def path_of(manifest: dict[str, Any]) -> str:
     return f"{prefix}{inside}/{plural}/{metadata['name']}"
 
 
-async def apply_all(manifests: list[dict[str, Any]], kubeconfig: str | None, context: str | None) -> None:
-    """By server-side apply, in order. Raises UserError, which names the object that was refused."""
+async def apply_all(
+    manifests: list[dict[str, Any]], kubeconfig: str | None, context: str | None, *, manager: str = FIELD_MANAGER
+) -> None:
+    """By server-side apply, in order. Raises UserError, which names the object that was refused.
+
+    manager: whom the API server notes as the one who wants it so.
+    """
     console = Console(soft_wrap=True, highlight=False)
-    async with await Api.connect(kubeconfig, context, user_agent="netloom-guard-install") as api:
+    async with await Api.connect(kubeconfig, context, user_agent=manager) as api:
         await api.check()
         for manifest in manifests:
             metadata = manifest["metadata"]
             name = f"{manifest['kind']} {'/'.join(filter(None, (metadata.get('namespace'), metadata['name'])))}"
             try:
-                done = await _apply(api, manifest)
+                done = await _apply(api, manifest, manager)
             except ApiError as error:
                 raise UserError(f"{name}: {error}") from error
             console.print(f"{name}: {done}")
 
 
-async def _apply(api: Api, manifest: dict[str, Any]) -> str:
+async def _apply(api: Api, manifest: dict[str, Any], manager: str) -> str:
     path = path_of(manifest)
     before = ""
     with suppress(NotFound):
         before = _version(await api.request("GET", path))
-    query = {"fieldManager": FIELD_MANAGER, "force": "true", "fieldValidation": "Strict"}
+    query = {"fieldManager": manager, "force": "true", "fieldValidation": "Strict"}
     body = msgspec.json.encode(manifest)
     after = _version(await api.request("PATCH", path, query=query, body=body, content_type=PATCH_TYPES["apply"]))
     return "created" if not before else "unchanged" if before == after else "changed"
