@@ -27,12 +27,17 @@ TIMEOUT_SECONDS = 3
 
 _UPDATE = "request.operation != 'UPDATE'"
 
+_BY_HELM = "object.metadata.?labels[?'app.kubernetes.io/managed-by'].orValue('') == 'Helm'"
+_NOT_INSTALLED = {"not-made-by-helm": f"request.operation != 'CREATE' || !({_BY_HELM})"}
+"""A release makes the network, its pools and the guard in one go. No guard runs when the first are made, so all of
+writes would be refused. A network that is made anew in another mode is refused by a policy, which needs none."""
+
 
 def webhook_configuration(scope: Scope, client: Mapping[str, Any], annotations: Mapping[str, str]) -> Manifest:
     """client: `clientConfig` of every webhook, without caBundle where the guard is to fill it in."""
     webhooks = []
     if scope.netloom:
-        webhooks += [_network(scope), _pool("pool", POOLS), _node(scope)]
+        webhooks += [_network(scope), _pool("pool", POOLS, _NOT_INSTALLED), _node(scope)]
     if scope.cilium:
         webhooks += [_cilium_config(scope), _pool("cilium-pool", CILIUM_POOLS), _cilium_node(scope)]
         webhooks += [_cilium_node_config(scope)]
@@ -58,13 +63,13 @@ def _network(scope: Scope) -> Manifest:
     return _webhook(
         "network",
         rule("netloom.dev", "v1alpha1", ["netloomnetworks", "netloomnetworks/status"]),
-        {"what-is-guarded": f"{_UPDATE} || {cel.differs('?spec')} || {in_force}"},
+        {**_NOT_INSTALLED, "what-is-guarded": f"{_UPDATE} || {cel.differs('?spec')} || {in_force}"},
     )
 
 
-def _pool(name: str, kind: Resource[Any]) -> Manifest:
-    condition = {"what-is-guarded": f"{_UPDATE} || {cel.differs('?spec')}"}
-    return _webhook(name, rule(kind.group, kind.version, [kind.plural]), condition)
+def _pool(name: str, kind: Resource[Any], conditions: Mapping[str, str] | None = None) -> Manifest:
+    found = {**(conditions or {}), "what-is-guarded": f"{_UPDATE} || {cel.differs('?spec')}"}
+    return _webhook(name, rule(kind.group, kind.version, [kind.plural]), found)
 
 
 def _node(scope: Scope) -> Manifest:
