@@ -8,7 +8,7 @@ export PATH := $(PATH):/usr/sbin:/sbin
 # Where it is set, each worker of pytest compiles all tests and modules again: 5 s of a core, each, each time.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: help demo cluster cluster-down conformance image test check bench bench-allocation bench-mesh bench-codec bench-drift bench-restart bench-join bench-throughput bench-senders bench-webhook bench-ipam bench-cni bench-cni-plugin soak-ipam soak-pods setup setup-tests unit-tests all-unit-tests
+.PHONY: help demo cluster cluster-down conformance image chart test check bench bench-allocation bench-mesh bench-codec bench-drift bench-restart bench-join bench-throughput bench-senders bench-webhook bench-ipam bench-cni bench-cni-plugin soak-ipam soak-pods setup setup-tests unit-tests all-unit-tests
 
 help: ## Show this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -32,6 +32,9 @@ conformance: ## Run Kubernetes' own conformance specs of networks (of which FOCU
 image: ## Build the image of all roles into dist/, with the list of what is in it
 	@e2e/setup image
 	@$(PY) -m netloom_e2e.netloom_image
+
+chart: setup ## Write what in the Helm chart follows from other files, and what it renders
+	@$(PY) -m netloom_e2e.chart_sources
 
 # What is missing is built beside the unit tests: downloads wait most of the time. Unit tests run once, with all examples.
 test: setup-tests ## Run everything: format, lint, types, all unit tests, then those on a real API server and kernel

@@ -129,15 +129,8 @@ class Guards:
         return guard
 
     def kubeconfig(self) -> Path:
-        """With a token of the rendered ServiceAccount: RBAC grants it what the manifests say, and no more."""
-        path = self._plane.state / "kubeconfigs" / f"{NAME}.{self.scope.namespace}.token.yaml"
-        account = f"/api/v1/namespaces/{self.scope.namespace}/serviceaccounts/{NAME}/token"
-        answer = self._plane.client.request("POST", account, {"spec": {"expirationSeconds": 36000}})
-        config = yaml.safe_load(self._plane.kubeconfig().read_text())
-        config["users"][0]["user"] = {"token": answer["status"]["token"]}
-        path.touch(mode=0o600)
-        path.write_text(yaml.safe_dump(config))
-        return path
+        """Of the rendered ServiceAccount: RBAC grants it what the manifests say, and no more."""
+        return account_kubeconfig(self._plane, self.scope.namespace, NAME)
 
     def started(self, operator: Operator) -> Guard:
         """An operator that is the guard at `port` as well."""
@@ -199,6 +192,18 @@ class Guards:
         for guard in self._started:
             guard.kill()
         self._started.clear()
+
+
+def account_kubeconfig(plane: ControlPlane, namespace: str, name: str) -> Path:
+    """With a token of a ServiceAccount that is there."""
+    path = plane.state / "kubeconfigs" / f"{name}.{namespace}.token.yaml"
+    account = f"/api/v1/namespaces/{namespace}/serviceaccounts/{name}/token"
+    answer = plane.client.request("POST", account, {"spec": {"expirationSeconds": 36000}})
+    config = yaml.safe_load(plane.kubeconfig().read_text())
+    config["users"][0]["user"] = {"token": answer["status"]["token"]}
+    path.touch(mode=0o600)
+    path.write_text(yaml.safe_dump(config))
+    return path
 
 
 def apply(plane: ControlPlane, manifests: list[dict[str, Any]], *options: str) -> str:

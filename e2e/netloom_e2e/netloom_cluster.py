@@ -36,8 +36,7 @@ class Netloom:
         """The agents put the plugin on their nodes, which makes these ready."""
         plane = nodes[0].plane
         crds.install(plane)
-        for example in ("rbac.yaml", "in-cluster.yaml"):
-            self.apply(nodes[0], (EXAMPLES / example).read_text())
+        self.apply(nodes[0], (EXAMPLES / "in-cluster.yaml").read_text())
         self.apply(nodes[0], self._network())
         wait_for("the agents to be ready", lambda: agents_ready(nodes[0]) == len(nodes), deadline=_SECONDS)
 

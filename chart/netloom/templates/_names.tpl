@@ -1,0 +1,49 @@
+{{/* What several templates say. */}}
+
+{{- define "netloom.image" -}}
+{{- with .Values.image -}}
+{{ .repository }}{{ if .digest }}@{{ .digest }}{{ else }}:{{ .tag | default $.Chart.AppVersion }}{{ end }}
+{{- end }}
+{{- end }}
+
+{{/* Whether there is an operator, and so whether it is the guard: "true" or "". */}}
+{{- define "netloom.operator" -}}
+{{- if and .Values.agent.enabled .Values.operator.enabled }}true{{ end }}
+{{- end }}
+{{- define "netloom.guard.inOperator" -}}
+{{- if and .Values.guard.enabled (not .Values.guard.url) (include "netloom.operator" .) }}true{{ end }}
+{{- end }}
+
+{{- define "netloom.env" -}}
+{{- with .Values.k8sServiceHost }}
+- {name: KUBERNETES_SERVICE_HOST, value: {{ . | quote }}}
+{{- end }}
+{{- with .Values.k8sServicePort }}
+- {name: KUBERNETES_SERVICE_PORT, value: {{ . | toString | quote }}}
+{{- end }}
+{{- if .Values.debug.enabled }}
+- {name: NETLOOM_LOG_LEVEL, value: debug}
+{{- end }}
+{{- end }}
+
+{{/* Whose objects are guarded, by whose word, and with which certificates. */}}
+{{- define "netloom.guard.for" -}}
+{{- .Values.guard.for | default (ternary "netloom" "cilium" .Values.agent.enabled) }}
+{{- end }}
+{{- define "netloom.guard.authority" -}}
+{{- with .Values.guard.tls }}{{ if or .secretName .caBundle .injectCaFrom }}given{{ else }}own{{ end }}{{ end }}
+{{- end }}
+{{- define "netloom.guard.operators" -}}
+{{- prepend .Values.guard.operatorUsers (printf "system:serviceaccount:%s:netloom-operator" .Release.Namespace) | toJson }}
+{{- end }}
+{{- define "netloom.guard.agents" -}}
+{{- prepend .Values.guard.agentUsers (printf "system:serviceaccount:%s:netloom-agent" .Release.Namespace) | toJson }}
+{{- end }}
+{{/* Whose rights the guard has: those of the operator, or its own. */}}
+{{- define "netloom.guard.account" -}}
+{{- if include "netloom.guard.inOperator" . }}netloom-operator{{ else }}netloom-guard{{ end }}
+{{- end }}
+{{/* String literals of CEL, by commas. */}}
+{{- define "netloom.cel" -}}
+{{- range $number, $text := . }}{{ if $number }}, {{ end }}'{{ $text | replace "\\" "\\\\" | replace "'" "\\'" }}'{{ end }}
+{{- end }}

@@ -1,0 +1,97 @@
+{{/* Values that contradict each other. Each sentence names the values and the way out. What the API server would refuse
+is refused here as well, where it would leave a release half installed: the network comes last. */}}
+{{- define "netloom.validate" -}}
+{{- with .Values }}
+{{- if not (or .agent.enabled .guard.enabled) }}
+{{- fail "agent.enabled and guard.enabled are both false, so there is nothing to install. Set guard.enabled=true for the guard alone, or agent.enabled=true." }}
+{{- end }}
+{{- include "netloom.validate.guard" $ }}
+{{- if .agent.enabled }}
+{{- include "netloom.validate.otherCni" $ }}
+{{- if .network.create }}{{ include "netloom.validate.network" . }}{{ end }}
+{{- else if .pools }}
+{{- fail "pools are of Netloom's own network, and agent.enabled is false. Leave pools out, or set agent.enabled=true." }}
+{{- end }}
+{{- include "netloom.validate.monitoring" $ }}
+{{- end }}
+{{- end }}
+
+{{- define "netloom.validate.guard" -}}
+{{- $for := include "netloom.guard.for" . }}
+{{- with .Values.guard }}
+{{- if and $.Values.agent.enabled .enabled (eq $for "cilium") }}
+{{- fail "guard.for=cilium leaves the network of these agents unguarded. Set guard.for to netloom or all, or agent.enabled=false for a cluster that runs Cilium." }}
+{{- end }}
+{{- if and .tls.secretName (not (or .tls.caBundle .tls.injectCaFrom)) }}
+{{- fail "guard.tls.secretName: who vouches for that certificate is not said. Set guard.tls.caBundle, or guard.tls.injectCaFrom if cert-manager issues it." }}
+{{- end }}
+{{- if and (or .tls.caBundle .tls.injectCaFrom) (not .tls.secretName) (not .url) }}
+{{- fail "guard.tls: the guard would make a certificate of its own, which the given CA does not vouch for. Set guard.tls.secretName as well, the Secret with the certificate." }}
+{{- end }}
+{{- if and .tls.secretName .url }}
+{{- fail "guard.tls.secretName has no effect with guard.url: no guard is installed. Leave it out, and give the certificate to the guard that runs there." }}
+{{- end }}
+{{- end }}
+{{- end }}
+
+{{- define "netloom.validate.network" -}}
+{{- $pool := .ipam.operator }}
+{{- $cidrs := concat $pool.clusterPoolIPv4PodCIDRList $pool.clusterPoolIPv6PodCIDRList }}
+{{- if and (eq .ipam.mode "cluster-pool") (not $cidrs) }}
+{{- fail "ipam.mode=cluster-pool has no CIDR to cut the nodes' pod CIDRs from, and no range is safe to guess. Set ipam.operator.clusterPoolIPv4PodCIDRList or ipam.operator.clusterPoolIPv6PodCIDRList, for example to {10.244.0.0/16}." }}
+{{- end }}
+{{- if and (ne .ipam.mode "cluster-pool") $cidrs }}
+{{- fail (printf "ipam.operator.clusterPoolIPv4PodCIDRList and clusterPoolIPv6PodCIDRList have no effect in ipam.mode=%s. Leave them out, or set ipam.mode=cluster-pool." .ipam.mode) }}
+{{- end }}
+{{- if and (has .ipam.mode (list "eni" "azure")) }}
+{{- fail (printf "ipam.mode=%s is not served yet. Use kubernetes, cluster-pool, multi-pool, crd or gke." .ipam.mode) }}
+{{- end }}
+{{- if and (has .ipam.mode (list "crd" "gke")) (ne .routingMode "native") }}
+{{- fail (printf "routingMode=%s does not work with ipam.mode=%s. Set routingMode=native." .routingMode .ipam.mode) }}
+{{- end }}
+{{- if and (eq .ipam.mode "gke") (not .ipv4NativeRoutingCIDR) }}
+{{- fail "ipam.mode=gke needs ipv4NativeRoutingCIDR: nothing here tells which addresses the VPC routes. Set it to a CIDR that holds the VPC's networks and all pod CIDRs, such as 10.0.0.0/8." }}
+{{- end }}
+{{- if and (eq .ipam.mode "crd") .autoDirectNodeRoutes }}
+{{- fail "autoDirectNodeRoutes does not work with ipam.mode=crd: nodes then hold single addresses. Leave autoDirectNodeRoutes off." }}
+{{- end }}
+{{- if and .pools (ne .ipam.mode "multi-pool") }}
+{{- fail (printf "pools have no effect in ipam.mode=%s. Leave them out, or set ipam.mode=multi-pool." .ipam.mode) }}
+{{- end }}
+{{- if and .autoDirectNodeRoutes (eq .routingMode "tunnel") }}
+{{- fail "autoDirectNodeRoutes does not work with routingMode=tunnel: direct routes would never be used. Set routingMode to native or hybrid, or leave autoDirectNodeRoutes off." }}
+{{- end }}
+{{- if and .directRoutingSkipUnreachable (not .autoDirectNodeRoutes) }}
+{{- fail "directRoutingSkipUnreachable says which direct routes to leave out, and without autoDirectNodeRoutes there are none. Set autoDirectNodeRoutes=true as well, or leave it off." }}
+{{- end }}
+{{- if and (gt (int .MTU) 0) (lt (int .MTU) 1280) }}
+{{- fail (printf "MTU=%d: below 1280 bytes IPv6 does not work (RFC 8200). Set at least 1280, or 0 to take the devices' MTU." (int .MTU)) }}
+{{- end }}
+{{- end }}
+
+{{/* Two CNIs that wire the same pods fight. Looked at once, before anything is there; without a cluster nothing is found. */}}
+{{- define "netloom.validate.otherCni" -}}
+{{- if and .Release.IsInstall (not .Values.cni.besideOthers) .Values.cni.install }}
+{{- $known := list "antrea-agent" "aws-node" "calico-node" "canal" "cilium" "kindnet" "kube-flannel-ds" "kube-ovn-cni" "kube-router" "weave-net" }}
+{{- range (lookup "apps/v1" "DaemonSet" "" "").items }}
+{{- if has .metadata.name $known }}
+{{- fail (printf "DaemonSet %s/%s already wires this cluster's pods, and two CNIs fight. Remove it first, or install the guard alone by agent.enabled=false, or set cni.besideOthers=true if you know that they do not meet." .metadata.namespace .metadata.name) }}
+{{- end }}
+{{- end }}
+{{- end }}
+{{- end }}
+
+{{- define "netloom.validate.monitoring" -}}
+{{- with .Values }}
+{{- if and .prometheus.serviceMonitor.enabled (not .prometheus.enabled) }}
+{{- fail "prometheus.serviceMonitor.enabled without prometheus.enabled: the agents' metrics would be served to their own node alone. Set prometheus.enabled=true as well." }}
+{{- end }}
+{{- if and .operator.prometheus.serviceMonitor.enabled (not .operator.prometheus.enabled) }}
+{{- fail "operator.prometheus.serviceMonitor.enabled without operator.prometheus.enabled: the operator's metrics would be served to its own node alone. Set operator.prometheus.enabled=true as well." }}
+{{- end }}
+{{- $wanted := or .prometheus.serviceMonitor.enabled .operator.prometheus.serviceMonitor.enabled .prometheus.rules.enabled }}
+{{- if and $wanted (not .prometheus.serviceMonitor.trustCRDsExist) (not ($.Capabilities.APIVersions.Has "monitoring.coreos.com/v1")) }}
+{{- fail "prometheus.serviceMonitor.enabled or prometheus.rules.enabled: the cluster has no kinds of Prometheus' operator (monitoring.coreos.com/v1). Install that first, or set prometheus.serviceMonitor.trustCRDsExist=true if they are there when this is applied." }}
+{{- end }}
+{{- end }}
+{{- end }}

@@ -1,0 +1,56 @@
+"""The Helm chart of this tree, and what Helm makes of it without a cluster."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from netloom_e2e import binaries
+
+ROOT = Path(__file__).resolve().parents[2]
+CHART = ROOT / "chart" / "netloom"
+CI = CHART / "ci"
+MONITORING = "monitoring.coreos.com/v1"
+"""Kinds of Prometheus' operator, which a cluster may have."""
+
+Manifest = dict[str, Any]
+
+
+class ChartError(Exception):
+    """Helm's refusal, in Helm's words."""
+
+
+def helm(*arguments: str | Path) -> str:
+    """What Helm prints. It finds no cluster, and nothing of its user's. Raises ChartError."""
+    command = [str(binaries.helm()), *map(str, arguments)]
+    nowhere = {f"HELM_{kind}_HOME": "/nonexistent" for kind in ("CACHE", "CONFIG", "DATA")}
+    environment = os.environ | nowhere | {"KUBECONFIG": "/nonexistent"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120, check=False)
+    if done.returncode:
+        raise ChartError(f"{done.stdout}{done.stderr}")
+    return done.stdout
+
+
+def template(
+    *values: Path | Mapping[str, Any], namespace: str = "netloom-system", options: tuple[str, ...] = ()
+) -> str:
+    """The text of all manifests. values: files, or what would be in one. Raises ChartError."""
+    arguments: list[str | Path] = ["template", "netloom", CHART, f"--namespace={namespace}", *options]
+    arguments += [f"--api-versions={MONITORING}", "--skip-tests"]
+    for each in values:
+        if isinstance(each, Path):
+            arguments += ["--values", each]
+        else:
+            arguments += [f"--set-json={key}={json.dumps(value)}" for key, value in each.items()]
+    return helm(*arguments)
+
+
+def rendered(*values: Path | Mapping[str, Any], **options: Any) -> list[Manifest]:
+    """The manifests; as `template`."""
+    return [each for each in yaml.safe_load_all(template(*values, **options)) if each]

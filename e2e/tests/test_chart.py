@@ -1,0 +1,201 @@
+"""The Helm chart without a cluster: it says what its sources say, and mistaken values are refused in words."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+import yaml
+
+from netloom.cli.app import app
+from netloom.webhook.manifests import Installation, render
+from netloom.webhook.names import Guarded, Scope
+from netloom_e2e import chart_sources
+from netloom_e2e.chart import CHART, CI, ROOT, ChartError, Manifest, helm, rendered, template
+
+pytestmark = pytest.mark.usefixtures("helm_binary")
+
+NAMESPACE = "netloom-system"
+IMAGE = "registry.example/netloom:1"
+GUARD_ALONE: dict[str, Any] = {
+    "agent.enabled": False,
+    "image": {"repository": "registry.example/netloom", "tag": "1", "pullPolicy": ""},
+}
+
+
+@pytest.mark.parametrize("files", [chart_sources.sources, chart_sources.renderings])
+def test_what_has_its_source_elsewhere_is_up_to_date(files: Any) -> None:
+    stale = [str(path.relative_to(ROOT)) for path, text in files().items() if path.read_text() != text]
+    assert not stale, "run `make chart`, and look at what it changed"
+
+
+def test_helm_finds_no_fault() -> None:
+    said = helm("lint", "--strict", CHART, *(f"--values={CI / name}-values.yaml" for name in ("cilium",)))
+    assert "0 chart(s) failed" in said
+    assert "WARNING" not in said
+
+
+def by_name(manifests: list[Manifest]) -> dict[str, Manifest]:
+    return {f"{each['kind']} {each['metadata']['name']}": each for each in manifests}
+
+
+QUOTED = ("o'brien", r"back\slash")
+
+
+@pytest.mark.parametrize(
+    ("guarded", "values", "installation"),
+    [
+        ("cilium", {"guard.ciliumNamespace": "cilium"}, {}),
+        ("all", {}, {}),
+        ("netloom", {"guard.replicas": 1}, {"replicas": 1}),
+        (
+            "all",
+            {"guard.tls": {"secretName": "own", "injectCaFrom": "a/b"}},
+            {"tls_secret": "own", "inject_ca_from": "a/b"},
+        ),
+        (
+            "netloom",
+            {"guard.url": "https://[::1]:9443/", "guard.tls.caBundle": "Q0E="},
+            {"url": "https://[::1]:9443", "ca_bundle": "Q0E="},
+        ),
+        (
+            "cilium",
+            {"guard.url": "https://guard.local:9443", "guard.users": [*QUOTED]},
+            {"url": "https://guard.local:9443"},
+        ),
+    ],
+)
+def test_the_guard_alone_is_what_guard_install_prints(
+    guarded: Guarded, values: dict[str, Any], installation: dict[str, Any]
+) -> None:
+    users: dict[str, Any] = {"guard_users": QUOTED} if "guard.users" in values else {}
+    scope = Scope(guarded, NAMESPACE, values.get("guard.ciliumNamespace", "kube-system"), **users)
+    wanted = by_name(render(Installation(scope=scope, image=IMAGE, **installation)))
+    del wanted[f"Namespace {NAMESPACE}"]  # that of the release, which is there
+    assert by_name(rendered(GUARD_ALONE | {"guard.for": guarded} | values)) == wanted
+
+
+def test_as_part_of_the_operator_it_has_the_same_rights_and_rules() -> None:
+    users = {"guard.operatorUsers": [*QUOTED], "guard.agentUsers": ["own"]}
+    namespace = "elsewhere"
+    accounts = [f"system:serviceaccount:{namespace}:netloom-{role}" for role in ("operator", "agent")]
+    scope = Scope(
+        "netloom",
+        namespace,
+        operator_users=(accounts[0], *QUOTED),
+        agent_users=(accounts[1], *users["guard.agentUsers"]),
+    )
+    wanted = by_name(render(Installation(scope=scope, image=IMAGE)))
+    found = by_name(rendered(users, namespace=namespace))
+    for name in (f"Namespace {namespace}", "ServiceAccount netloom-guard", "Deployment netloom-guard"):
+        del wanted[name]
+    del wanted["PodDisruptionBudget netloom-guard"]
+    for name, each in wanted.items():
+        for subject in each.get("subjects", []) if name.startswith(("ClusterRoleBinding", "RoleBinding")) else []:
+            subject["name"] = "netloom-operator"
+    wanted["Service netloom-guard"]["spec"]["selector"] = {"app.kubernetes.io/name": "netloom-operator"}
+    assert {name: found[name] for name in wanted} == wanted
+    (container,) = found["Deployment netloom-operator"]["spec"]["template"]["spec"]["containers"]
+    assert {"--webhook-address=:9443", "--webhook-for=netloom", rf"--operator-user={QUOTED[1]}"} <= {*container["args"]}
+
+
+@pytest.mark.parametrize("golden", sorted(chart_sources.GOLDEN.glob("*.yaml")), ids=lambda path: path.stem)
+def test_pods_are_started_by_words_that_netloom_knows(golden: Path) -> None:
+    pods = [each for each in yaml.safe_load_all(golden.read_text()) if each["kind"] in ("DaemonSet", "Deployment")]
+    assert pods
+    for pod in pods:
+        for container in pod["spec"]["template"]["spec"]["containers"]:
+            role, *words = (*container.get("command", [])[1:], *container.get("args", []))
+            command = typer.main.get_command(app).commands[role]  # type: ignore[attr-defined]
+            command.make_context(role, words)
+
+
+def test_agents_that_install_no_plugin_cannot_write_nodes() -> None:
+    def rights(**values: Any) -> list[Manifest]:
+        return [
+            rule
+            for rule in by_name(rendered(values))["ClusterRole netloom-agent"]["rules"]
+            if "nodes" in rule["resources"]
+        ]
+
+    assert [rule["verbs"] for rule in rights()] == [["get", "list"], ["patch"]]
+    assert [rule["verbs"] for rule in rights(**{"cni.install": False})] == [["get", "list"]]
+
+
+POOL = {"default": {"ipv4": {"cidrs": ["10.60.0.0/16"], "maskSize": 27}}}
+NO_EFFECT = "have no effect in ipam.mode=kubernetes. Leave them out, or set ipam.mode="
+REFUSED: list[tuple[dict[str, Any], str]] = [
+    ({"operator.replica": 3}, "at '/operator': additional properties 'replica' not allowed"),
+    ({"operator.replicas": "two"}, "at '/operator/replicas': got string, want integer"),
+    ({"operator.replicas": 0}, "at '/operator/replicas': minimum: got 0, want 1"),
+    ({"routingMode": "tunel"}, "at '/routingMode': value must be one of 'tunnel', 'native', 'hybrid'"),
+    ({"agent.enabled": False, "guard.enabled": False}, "there is nothing to install. Set guard.enabled=true"),
+    (
+        {"guard.for": "cilium"},
+        "guard.for=cilium leaves the network of these agents unguarded. Set guard.for to netloom",
+    ),
+    (
+        {"guard.tls.secretName": "own"},
+        "guard.tls.secretName: who vouches for that certificate is not said. Set guard.tls.caB",
+    ),
+    ({"guard.tls.caBundle": "Q0E="}, "which the given CA does not vouch for. Set guard.tls.secretName as well"),
+    ({"ipam.mode": "cluster-pool"}, "no range is safe to guess. Set ipam.operator.clusterPoolIPv4PodCIDRList"),
+    ({"ipam.operator.clusterPoolIPv4PodCIDRList": ["10.0.0.0/8"]}, NO_EFFECT + "cluster-pool."),
+    (
+        {"ipam.operator.clusterPoolIPv4PodCIDRList": ["10.0.0.0"]},
+        "clusterPoolIPv4PodCIDRList/0': '10.0.0.0' does not match",
+    ),
+    ({"pools": POOL}, "pools " + NO_EFFECT + "multi-pool."),
+    ({"pools": POOL, "agent.enabled": False}, "Leave pools out, or set agent.enabled=true."),
+    ({"ipam.mode": "eni"}, "ipam.mode=eni is not served yet. Use kubernetes"),
+    ({"ipam.mode": "crd"}, "routingMode=tunnel does not work with ipam.mode=crd. Set routingMode=native."),
+    ({"ipam.mode": "gke", "routingMode": "native"}, "ipam.mode=gke needs ipv4NativeRoutingCIDR"),
+    ({"autoDirectNodeRoutes": True}, "autoDirectNodeRoutes does not work with routingMode=tunnel"),
+    ({"directRoutingSkipUnreachable": True}, "Set autoDirectNodeRoutes=true as well, or leave it off."),
+    ({"MTU": 1000}, "MTU=1000: below 1280 bytes IPv6 does not work (RFC 8200). Set at least 1280"),
+    ({"prometheus.serviceMonitor.enabled": True}, "Set prometheus.enabled=true as well."),
+]
+
+
+@pytest.mark.parametrize(
+    ("values", "said"), REFUSED, ids=lambda each: next(iter(each)) if isinstance(each, dict) else ""
+)
+def test_mistaken_values_are_refused_with_the_way_out(values: dict[str, Any], said: str) -> None:
+    with pytest.raises(ChartError) as refusal:
+        template(values)
+    assert said in str(refusal.value)
+
+
+def test_without_the_kinds_of_prometheus_operator_nothing_refers_to_them() -> None:
+    with pytest.raises(ChartError, match=r"set prometheus.serviceMonitor.trustCRDsExist=true"):
+        helm("template", "netloom", CHART, "--set=prometheus.rules.enabled=true")
+
+
+def test_alerts_and_dashboard_ask_for_metrics_that_there_are() -> None:
+    source = "".join(
+        file.read_text()
+        for root in ("operator/netloom", "reconcilers/netloom_reconcilers")
+        for file in (ROOT / root).rglob("*.py")
+    )
+    there = set(re.findall(r'"(netloom_\w+)"', source))
+    dashboard = json.loads((CHART / "files" / "dashboard.json").read_text())
+    alerts = yaml.safe_load((CHART / "files" / "alerts.yaml").read_text())
+    asked = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
+    asked += [rule["expr"] for group in alerts["groups"] for rule in group["rules"]]
+    found = {name.removesuffix("_total") for name in re.findall(r"netloom_\w+", " ".join(asked))}
+    assert len(found) > 10
+    assert found <= there
+
+
+def test_a_package_has_what_is_needed_and_no_more(tmp_path: Path) -> None:
+    helm("package", CHART, "--destination", tmp_path)
+    (package,) = tmp_path.iterdir()
+    shutil.unpack_archive(package, tmp_path)
+    packed = {
+        str(file.relative_to(tmp_path / "netloom")) for file in (tmp_path / "netloom").rglob("*") if file.is_file()
+    }
+    here = {str(file.relative_to(CHART)) for file in CHART.rglob("*") if file.is_file()}
+    assert packed == {file for file in here if not file.startswith(("ci/", "."))}

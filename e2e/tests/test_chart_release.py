@@ -1,0 +1,239 @@
+"""The chart on a real API server: every combination of values is accepted, and one release lives from install to
+uninstall. There are no kubelets; what a Job of the release runs, runs here, with the rights of its ServiceAccount.
+"""
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from netloom.webhook.names import NAME, NAMESPACE, OPERATOR_USER, Scope
+from netloom_e2e import crds
+from netloom_e2e.chart import CHART, CI, template
+from netloom_e2e.client import ApiFailure
+from netloom_e2e.cluster import ControlPlane
+from netloom_e2e.guard import Guards, account_kubeconfig
+from netloom_e2e.lab import environment, wait_for
+
+NETLOOM = Path(sys.executable).with_name("netloom")
+NETWORK = "/apis/netloom.dev/v1alpha1/netloomnetworks/default"
+DEFINITIONS = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
+JOB = f"/apis/batch/v1/namespaces/{NAMESPACE}/jobs/netloom-crds"
+AS_OPERATOR = (f"--as={OPERATOR_USER}", "--as-group=system:masters")
+SWITCH_OFF = (
+    *("delete", "validatingwebhookconfigurations,validatingadmissionpolicybindings"),
+    "--selector=netloom.dev/guard",
+)
+COMES_AND_GOES = ("apiservices", "componentstatuses", "endpointslices", "events", "leases")
+
+
+@pytest.fixture(scope="module")
+def plane(control_plane_binaries: Path, helm_binary: Path) -> Iterator[ControlPlane]:
+    with ControlPlane() as made:
+        made.kubectl("create", "namespace", NAMESPACE)
+        yield made
+
+
+def kind(name: str) -> dict[str, Any]:
+    """A kind of Prometheus' operator: anything may be in it."""
+    anything = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
+    version = {"name": "v1", "served": True, "storage": True, "schema": {"openAPIV3Schema": anything}}
+    names = {"kind": name, "plural": f"{name.lower()}s"}
+    spec = {"group": "monitoring.coreos.com", "scope": "Namespaced", "names": names, "versions": [version]}
+    meta = {"name": f"{names['plural']}.{spec['group']}"}
+    return {"apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition", "metadata": meta, "spec": spec}
+
+
+class Release:
+    """Release `netloom`, whose guard runs here beside the API server."""
+
+    def __init__(self, plane: ControlPlane) -> None:
+        self.plane = plane
+        self.guards = Guards(plane, Scope("netloom", NAMESPACE))
+
+    def helm(self, verb: str, *arguments: str | Path, name: str = "netloom") -> subprocess.CompletedProcess[str]:
+        return self.plane.helm(verb, name, *arguments, f"--namespace={NAMESPACE}", check=False)
+
+    def put(self, verb: str, *values: str, chart: Path = CHART, name: str = "netloom") -> str:
+        """What Helm says where it does not do it; "" where it does."""
+        url = f'guard.url="{self.guards.url}"'
+        done = self.helm(verb, chart, *(f"--set-json={each}" for each in (url, *values)), name=name)
+        return done.stderr if done.returncode else ""
+
+    def network(self) -> dict[str, Any]:
+        spec: dict[str, Any] = self.plane.client.request("GET", NETWORK)["spec"]
+        return spec
+
+
+def objects(plane: ControlPlane) -> set[str]:
+    """All that the API server holds, but for what components write all the time."""
+    resources = plane.kubectl("api-resources", "--verbs=list", "--output=name").stdout.split()
+    kinds = ",".join(each for each in resources if each.split(".")[0] not in COMES_AND_GOES)
+    found = plane.kubectl("get", kinds, "--all-namespaces", "--output=json").stdout
+    return {
+        "/".join((each["kind"], each["metadata"].get("namespace", ""), each["metadata"]["name"]))
+        for each in json.loads(found)["items"]
+    }
+
+
+def older(folder: Path) -> Path:
+    """The chart as it was before networks had `forwarding`, and before there were prefilters."""
+    chart = folder / "netloom"
+    shutil.copytree(CHART, chart)
+    (chart / "crds" / "netloomprefilters.yaml").unlink()
+    file = chart / "crds" / "netloomnetworks.yaml"
+    definition = yaml.safe_load(file.read_text())
+    schema = definition["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
+    del schema["properties"]["spec"]["properties"]["forwarding"]
+    file.write_text(yaml.safe_dump(definition))
+    template = chart / "templates" / "network.yaml"
+    text = template.read_text()
+    template.write_text("".join(line for line in text.splitlines(keepends=True) if "forwarding" not in line))
+    return chart
+
+
+def run_job(plane: ControlPlane, folder: Path) -> str:
+    """What the kubelet would do with the Job. Returns what it printed."""
+    wait_for("Helm makes the Job", lambda: exists(plane, JOB), deadline=60)
+    pod = plane.client.request("GET", JOB)["spec"]["template"]["spec"]
+    (container,), (volume,) = pod["containers"], pod["volumes"]
+    data = plane.client.request("GET", f"/api/v1/namespaces/{NAMESPACE}/configmaps/{volume['configMap']['name']}")[
+        "data"
+    ]
+    for name, text in data.items():
+        (folder / name).write_text(text)
+    words = [str(folder) if each == container["volumeMounts"][0]["mountPath"] else each for each in container["args"]]
+    kubeconfig = account_kubeconfig(plane, NAMESPACE, pod["serviceAccountName"])
+    env = environment() | {"KUBECONFIG": str(kubeconfig)}
+    done = subprocess.run([NETLOOM, *words], capture_output=True, text=True, env=env, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    now = "2026-01-01T00:00:00Z"
+    ended = [{"type": each, "status": "True", "lastTransitionTime": now} for each in ("SuccessCriteriaMet", "Complete")]
+    status = {"startTime": now, "completionTime": now, "succeeded": 1, "conditions": ended}
+    plane.client.request("PATCH", f"{JOB}/status", {"status": status})
+    return done.stdout
+
+
+def passes(plane: ControlPlane, *command: str) -> bool:
+    return plane.kubectl(*command, check=False).returncode == 0
+
+
+def exists(plane: ControlPlane, path: str) -> bool:
+    try:
+        plane.client.request("GET", path)
+    except ApiFailure:
+        return False
+    return True
+
+
+def test_a_release_from_install_to_uninstall(plane: ControlPlane, tmp_path: Path) -> None:
+    release = Release(plane)
+    before = objects(plane)
+    pool = 'pools.default={"ipv4":{"cidrs":["10.60.0.0/16"],"maskSize":27}}'
+
+    # Two CNIs never meet.
+    daemon_set = {
+        "selector": {"matchLabels": {"a": "b"}},
+        "template": {"metadata": {"labels": {"a": "b"}}, "spec": POD},
+    }
+    other = {"apiVersion": "apps/v1", "kind": "DaemonSet", "metadata": {"name": "calico-node"}, "spec": daemon_set}
+    plane.kubectl("create", "--namespace=kube-system", "--filename=-", input=json.dumps(other))
+    said = release.put("install")
+    assert "DaemonSet kube-system/calico-node already wires this cluster's pods, and two CNIs fight." in said
+    plane.kubectl("delete", "--namespace=kube-system", "daemonset", "calico-node")
+    assert {each for each in objects(plane) - before if not each.startswith("CustomResourceDefinition")} == set()
+    plane.kubectl("delete", "--filename", crds.FOLDER)
+
+    # Installed in one go, although the guard does not run yet that is asked about networks.
+    old = older(tmp_path)
+    assert release.put("install", chart=old) == ""
+    assert {f"DaemonSet/{NAMESPACE}/netloom-agent", f"Deployment/{NAMESPACE}/netloom-operator"} < objects(plane)
+    assert "forwarding" not in release.network()
+    # A second one: a sentence, and nothing broken.
+    installed = objects(plane)
+    assert "cannot be imported into the current release" in release.put("install", chart=old, name="second")
+    assert {each for each in objects(plane) ^ installed if "sh.helm.release" not in each} == set()
+
+    # Upgraded, with what only the new definitions know.
+    guard = release.guards.start()
+    release.guards.wait_in_force(guard)
+    said = release.put("upgrade", "crds.upgrade=false")
+    assert (
+        "(netloomnetworks.netloom.dev, netloomprefilters.netloom.dev), and crds.upgrade is false. Apply crds/" in said
+    )
+    folder = tmp_path / "crds"
+    folder.mkdir()
+    with ThreadPoolExecutor() as beside:
+        upgrade: Future[str] = beside.submit(release.put, "upgrade")
+        printed = run_job(plane, folder)
+        assert upgrade.result() == ""
+    assert "CustomResourceDefinition netloomnetworks.netloom.dev: changed" in printed
+    assert "CustomResourceDefinition netloomprefilters.netloom.dev: created" in printed
+    assert release.network()["forwarding"] == {"filter": "accept"}
+    assert not [each for each in objects(plane) if each.endswith("/netloom-crds")], "nobody keeps these rights"
+
+    # While nodes hold addresses another mode is refused, in the guard's words; what was asked for is not done.
+    status = json.dumps({"status": {"ipam": {"mode": "kubernetes", "inUse": "1 node holds addresses (n1)"}}})
+    patch = ("patch", "netloomnetwork", "default", "--type=merge", f"--patch={status}", "--subresource=status")
+    plane.kubectl(*patch, *AS_OPERATOR)
+    said = release.put("upgrade", 'ipam.mode="multi-pool"')
+    assert "the IPAM mode of a live cluster cannot change: 1 node holds addresses (n1) of mode kubernetes" in said
+    assert release.network()["ipam"]["mode"] == "kubernetes"
+    assert release.put("upgrade", "MTU=1400") == "", "and there is no Job this time: nobody would run it"
+    assert release.network()["mtu"] == 1400
+    free = json.dumps({"status": {"ipam": None}})
+    plane.kubectl(*patch[:4], f"--patch={free}", patch[5], *AS_OPERATOR)
+    other_mode = ("--type=merge", '--patch={"spec": {"ipam": {"mode": "multi-pool"}}}', "--dry-run=server")
+    wait_for("it is free", lambda: passes(plane, "patch", "netloomnetwork", "default", *other_mode), deadline=60)
+    assert release.put("upgrade", 'ipam.mode="multi-pool"', pool) == ""
+
+    # The record is the guard's while it is switched on; then all goes but the definitions.
+    record = json.dumps({"data": {"netloomMode": "multi-pool", "netloomInUse": "1 node holds addresses (n1)"}})
+    release.guards.kill()
+    written = (
+        "patch",
+        "configmap",
+        NAME,
+        f"--namespace={NAMESPACE}",
+        "--type=merge",
+        f"--patch={record}",
+        *AS_OPERATOR,
+    )
+    plane.kubectl(*written)
+    record_away = ("delete", "configmap", NAME, f"--namespace={NAMESPACE}", "--dry-run=server")
+    assert not passes(plane, *record_away)
+    plane.kubectl(*SWITCH_OFF)
+    wait_for("the API server goes by it", lambda: passes(plane, *record_away), deadline=60)
+    assert release.helm("uninstall").returncode == 0
+    left = {each for each in objects(plane) - before if NAME not in each}
+    assert left == {f"CustomResourceDefinition//{file.stem}.netloom.dev" for file in crds.FOLDER.glob("*.yaml")}
+    assert {each for each in objects(plane) - before if each not in left} <= {f"Secret/{NAMESPACE}/netloom-guard-ca"}
+
+
+POD = {"containers": [{"name": "c", "image": "none"}]}
+
+
+@pytest.fixture(scope="module")
+def served(plane: ControlPlane) -> ControlPlane:
+    """Serves all kinds that a chart may have."""
+    crds.install(plane)
+    for name in ("ServiceMonitor", "PrometheusRule"):
+        plane.kubectl("apply", "--server-side", "--filename=-", input=json.dumps(kind(name)))
+    plane.kubectl("wait", "--for=condition=Established", "crd", "--all", "--timeout=30s")
+    return plane
+
+
+@pytest.mark.parametrize("values", sorted(CI.glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_api_server_accepts_every_combination(served: ControlPlane, values: Path) -> None:
+    text = template(values)
+    dry = ("apply", "--server-side", "--dry-run=server", "--validate=strict", "--filename=-")
+    said = served.kubectl(*dry, input=text)
+    assert said.stdout.count("serverside-applied") == len(list(filter(None, yaml.safe_load_all(text))))
+    assert "arning" not in said.stderr
