@@ -42,7 +42,7 @@ def template(
 ) -> str:
     """The text of all manifests. values: files, or what would be in one. Raises ChartError."""
     arguments: list[str | Path] = ["template", "netloom", CHART, f"--namespace={namespace}", *options]
-    arguments += [f"--api-versions={MONITORING}", "--skip-tests"]
+    arguments += [f"--api-versions={MONITORING}"]
     for each in values:
         if isinstance(each, Path):
             arguments += ["--values", each]

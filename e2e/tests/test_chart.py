@@ -39,7 +39,11 @@ def test_helm_finds_no_fault() -> None:
 
 
 def by_name(manifests: list[Manifest]) -> dict[str, Manifest]:
-    return {f"{each['kind']} {each['metadata']['name']}": each for each in manifests}
+    return {
+        f"{each['kind']} {each['metadata']['name']}": each
+        for each in manifests
+        if "helm.sh/hook" not in each["metadata"].get("annotations", {})
+    }
 
 
 QUOTED = ("o'brien", r"back\slash")

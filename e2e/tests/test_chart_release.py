@@ -37,7 +37,8 @@ COMES_AND_GOES = ("apiservices", "componentstatuses", "endpointslices", "events"
 @pytest.fixture(scope="module")
 def plane(control_plane_binaries: Path, helm_binary: Path) -> Iterator[ControlPlane]:
     with ControlPlane() as made:
-        made.kubectl("create", "namespace", NAMESPACE)
+        for namespace in (NAMESPACE, "cilium"):
+            made.kubectl("create", "namespace", namespace)
         yield made
 
 
@@ -59,7 +60,7 @@ class Release:
         self.guards = Guards(plane, Scope("netloom", NAMESPACE))
 
     def helm(self, verb: str, *arguments: str | Path, name: str = "netloom") -> subprocess.CompletedProcess[str]:
-        return self.plane.helm(verb, name, *arguments, f"--namespace={NAMESPACE}", check=False)
+        return self.plane.helm(verb, name, *arguments, f"--namespace={NAMESPACE}", check=False, timeout=240)
 
     def put(self, verb: str, *values: str, chart: Path = CHART, name: str = "netloom") -> str:
         """What Helm says where it does not do it; "" where it does."""
@@ -73,14 +74,15 @@ class Release:
 
 
 def objects(plane: ControlPlane) -> set[str]:
-    """All that the API server holds, but for what components write all the time."""
-    resources = plane.kubectl("api-resources", "--verbs=list", "--output=name").stdout.split()
-    kinds = ",".join(each for each in resources if each.split(".")[0] not in COMES_AND_GOES)
-    found = plane.kubectl("get", kinds, "--all-namespaces", "--output=json").stdout
-    return {
-        "/".join((each["kind"], each["metadata"].get("namespace", ""), each["metadata"]["name"]))
-        for each in json.loads(found)["items"]
-    }
+    """All that the API server holds, as KIND/NAMESPACE/NAME, but for what components write all the time."""
+    client, found = plane.client, set()
+    groups = client.request("GET", "/apis")["groups"]
+    for path in ("/api/v1", *(f"/apis/{group['preferredVersion']['groupVersion']}" for group in groups)):
+        for each in client.request("GET", path)["resources"]:
+            if "list" in each.get("verbs", ()) and each["name"] not in COMES_AND_GOES:
+                metas = [obj["metadata"] for obj in client.request("GET", f"{path}/{each['name']}")["items"]]
+                found |= {f"{each['kind']}/{meta.get('namespace', '')}/{meta['name']}" for meta in metas}
+    return found
 
 
 def older(folder: Path) -> Path:
@@ -101,7 +103,7 @@ def older(folder: Path) -> Path:
 
 def run_job(plane: ControlPlane, folder: Path) -> str:
     """What the kubelet would do with the Job. Returns what it printed."""
-    wait_for("Helm makes the Job", lambda: exists(plane, JOB), deadline=60)
+    wait_for("Helm makes the Job", lambda: exists(plane, JOB), deadline=120)
     pod = plane.client.request("GET", JOB)["spec"]["template"]["spec"]
     (container,), (volume,) = pod["containers"], pod["volumes"]
     data = plane.client.request("GET", f"/api/v1/namespaces/{NAMESPACE}/configmaps/{volume['configMap']['name']}")[
@@ -133,6 +135,7 @@ def exists(plane: ControlPlane, path: str) -> bool:
     return True
 
 
+@pytest.mark.timeout(900)
 def test_a_release_from_install_to_uninstall(plane: ControlPlane, tmp_path: Path) -> None:
     release = Release(plane)
     before = objects(plane)
@@ -156,6 +159,8 @@ def test_a_release_from_install_to_uninstall(plane: ControlPlane, tmp_path: Path
     assert release.put("install", chart=old) == ""
     assert {f"DaemonSet/{NAMESPACE}/netloom-agent", f"Deployment/{NAMESPACE}/netloom-operator"} < objects(plane)
     assert "forwarding" not in release.network()
+    notes = plane.helm("get", "notes", "netloom", f"--namespace={NAMESPACE}").stdout
+    assert "(netloom:0.1.0) wires the pods of this cluster: IPAM mode kubernetes, routing mode tunnel (vxlan)." in notes
     # A second one: a sentence, and nothing broken.
     installed = objects(plane)
     assert "cannot be imported into the current release" in release.put("install", chart=old, name="second")
@@ -233,7 +238,7 @@ def served(plane: ControlPlane) -> ControlPlane:
 @pytest.mark.parametrize("values", sorted(CI.glob("*.yaml")), ids=lambda path: path.stem)
 def test_the_api_server_accepts_every_combination(served: ControlPlane, values: Path) -> None:
     text = template(values)
-    dry = ("apply", "--server-side", "--dry-run=server", "--validate=strict", "--filename=-")
+    dry = ("apply", "--server-side", "--force-conflicts", "--dry-run=server", "--validate=strict", "--filename=-")
     said = served.kubectl(*dry, input=text)
     assert said.stdout.count("serverside-applied") == len(list(filter(None, yaml.safe_load_all(text))))
     assert "arning" not in said.stderr
