@@ -31,6 +31,7 @@ SWITCH_OFF = (
     *("delete", "validatingwebhookconfigurations,validatingadmissionpolicybindings"),
     "--selector=netloom.dev/guard",
 )
+POD = {"containers": [{"name": "c", "image": "none"}]}
 COMES_AND_GOES = ("apiservices", "componentstatuses", "endpointslices", "events", "leases")
 
 
@@ -199,9 +200,15 @@ def test_a_release_from_install_to_uninstall(plane: ControlPlane, tmp_path: Path
     wait_for("it is free", lambda: passes(plane, "patch", "netloomnetwork", "default", *other_mode), deadline=60)
     assert release.put("upgrade", 'ipam.mode="multi-pool"', pool) == ""
 
+    # While no guard runs, a change of the network is refused; what Helm creates is none.
+    release.guards.kill()
+    more = ('ipam.mode="multi-pool"', pool, pool.replace("default", "more").replace("10.60", "10.61"))
+    assert release.put("upgrade", *more) == ""
+    assert 'failed calling webhook "network.guard.netloom.dev"' in release.put("upgrade", *more, "MTU=1300")
+    assert release.network()["mtu"] == 0
+
     # The record is the guard's while it is switched on; then all goes but the definitions.
     record = json.dumps({"data": {"netloomMode": "multi-pool", "netloomInUse": "1 node holds addresses (n1)"}})
-    release.guards.kill()
     written = (
         "patch",
         "configmap",
@@ -220,9 +227,6 @@ def test_a_release_from_install_to_uninstall(plane: ControlPlane, tmp_path: Path
     left = {each for each in objects(plane) - before if NAME not in each}
     assert left == {f"CustomResourceDefinition//{file.stem}.netloom.dev" for file in crds.FOLDER.glob("*.yaml")}
     assert {each for each in objects(plane) - before if each not in left} <= {f"Secret/{NAMESPACE}/netloom-guard-ca"}
-
-
-POD = {"containers": [{"name": "c", "image": "none"}]}
 
 
 @pytest.fixture(scope="module")
