@@ -1,5 +1,6 @@
 """Pods that a container runtime adds: the real plugin, real agents, a real API server, two nodes, both families."""
 
+import contextlib
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
