@@ -101,10 +101,11 @@ class Agent:
             await self.senders.keeper.close()
 
     def device_state(self) -> set[str]:
-        """The devices that its routes go through, of both families."""
+        """The devices that its routes to other nodes go through, of both families."""
         lines = [*self.namespace.ip("-4 route show type unicast proto 158").splitlines()]
         lines += self.namespace.ip("-6 route show type unicast proto 158").splitlines()
-        return {line.split(" dev ")[1].split()[0] for line in lines}
+        found = {line.split(" dev ")[1].split()[0] for line in lines}
+        return {device for device in found if not ENDPOINTS.link(device)}
 
     def devices(self) -> set[str]:
         """Of ours, but for pods'."""
