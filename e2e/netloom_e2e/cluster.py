@@ -133,13 +133,17 @@ class ControlPlane(Started):
         """Of the components that run, for what the kernel knows of them."""
         return {name: process.pid for name, process in self._processes.items()}
 
+    def apiserver_arguments(self) -> list[str]:
+        """Also of a second one beside the same etcd, in another network namespace."""
+        accounts = self._controller_manager is not None
+        arguments = components.apiserver(self._server(self.port), self.state, self.host, accounts=accounts)
+        return [*arguments, *self._apiserver_flags]
+
     # Outages
 
     def start_apiserver(self) -> None:
         """On the same port and data as before, if it was killed."""
-        accounts = self._controller_manager is not None
-        arguments = components.apiserver(self._server(self.port), self.state, self.host, accounts=accounts)
-        process = self._spawn("kube-apiserver", [*arguments, *self._apiserver_flags])
+        process = self._spawn("kube-apiserver", self.apiserver_arguments())
         client = self.client
         self._wait_until(process, lambda: client.request("GET", "/readyz"))
 

@@ -87,6 +87,8 @@ class KubeletCluster(Started):
             controller_manager=ControllerManager(cluster_cidrs=self._cluster_cidrs),
             apiserver_flags=[
                 "--enable-admission-plugins=NodeRestriction",
+                # Its machine is no node, and no kube-proxy leads it to Services: webhooks are asked at their endpoints.
+                "--enable-aggregator-routing",
                 *([f"--service-cluster-ip-range={SERVICE_CIDRS}"] if dual_stack else ()),
             ],
         )
@@ -183,7 +185,13 @@ class KubeletCluster(Started):
     def wait_ready(self) -> None:
         """Until all nodes and the pods of kube-system are Ready. Raises AssertionError with what is not, and why."""
         self.wait("all nodes to be Ready", lambda: all(self.is_ready(name) for name in self.nodes))
-        self.wait("the cluster's DNS", lambda: all(map(_is_ready, self._get("/api/v1/namespaces/kube-system/pods"))))
+        self.wait("the cluster's DNS", self._has_dns)
+
+    def _has_dns(self) -> bool:
+        """Not before its pods exist, that is: there may be none at all yet."""
+        pods = self._get("/api/v1/namespaces/kube-system/pods")
+        named = [pod for pod in pods if pod["metadata"].get("labels", {}).get("k8s-app") == "kube-dns"]
+        return bool(named) and all(map(_is_ready, pods))
 
     # Objects
 

@@ -1,20 +1,24 @@
-"""Netloom in a cluster of kubelets, as its users install it: CRDs, rights and workloads from docs/examples."""
+"""Netloom in a cluster of kubelets, as its users install it: by manifests from docs/examples, or by its chart."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from netloom_e2e import crds
+from netloom_e2e import binaries, crds
 from netloom_e2e.agents import NETWORK, announced
+from netloom_e2e.chart import CHART
+from netloom_e2e.cluster import ControlPlane
 from netloom_e2e.images import Image
 from netloom_e2e.kubelet_node import KubeletNode
 from netloom_e2e.kubelets import KubeletCluster
 from netloom_e2e.mesh import device_state
 from netloom_e2e.namespaces import wait_for
 from netloom_e2e.netloom_image import netloom
+from netloom_e2e.pod_networks import PodNetwork
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "docs" / "examples"
 NAMESPACE = "kube-system"
@@ -49,6 +53,30 @@ class Netloom:
         return self.network if "\n" in self.network else (EXAMPLES / self.network).read_text()
 
 
+@dataclass(frozen=True, slots=True)
+class Release:
+    """Netloom wires the pods, installed by Helm, with the guard. values: of its chart, beside the image."""
+
+    image: Image
+    values: Mapping[str, Any]
+    taints: tuple[str, ...] = (NOT_READY,)
+
+    def install(self, nodes: Sequence[KubeletNode]) -> None:
+        """Returns when all of it is ready, by what Helm waits for."""
+        self.put(nodes[0].plane, "install", {}, "--wait")
+        assert agents_ready(nodes[0]) == len(nodes)
+
+    def put(self, plane: ControlPlane, verb: str, changes: Mapping[str, Any], *options: str) -> None:
+        """Install or upgrade the release; changes: of the values, None: without that one. Raises HelmError."""
+        repository, _, tag = self.image.name.rpartition(":")
+        image = {"repository": repository, "tag": tag}
+        values = {
+            name: value for name, value in {**self.values, "image": image, **changes}.items() if value is not None
+        }
+        named = ("netloom", CHART, f"--namespace={NAMESPACE}")
+        plane.helm(verb, *named, "--values=-", *options, input=json.dumps(values), timeout=2 * _SECONDS)
+
+
 def agents_ready(node: KubeletNode) -> int:
     """How many agents are up to date and ready."""
     found: dict[str, Any] = node.plane.client.request("GET", AGENTS)
@@ -59,9 +87,14 @@ def agents_ready(node: KubeletNode) -> int:
 
 
 def reroute(bed: KubeletCluster, ways: Iterable[str], device: str, **routing: object) -> None:
-    """Edits spec.routing. Returns when all nodes announce these ways, and send to each other by this device."""
+    """Edits spec.routing. Returns when that is done, see `rerouted`."""
+    bed.plane.client.request("PATCH", f"{NETWORK}/default", {"spec": {"routing": routing}})
+    rerouted(bed, ways, device)
+
+
+def rerouted(bed: KubeletCluster, ways: Iterable[str], device: str) -> None:
+    """Returns when all nodes announce these ways, and send to each other by this device."""
     client, wanted = bed.plane.client, dict.fromkeys(ways, True)
-    client.request("PATCH", f"{NETWORK}/default", {"spec": {"routing": routing}})
     bed.wait(f"nodes to announce {wanted}", lambda: announced(client) == dict.fromkeys(bed.nodes, wanted))
     used = {name: {device} for name in bed.nodes}
     bed.wait(
@@ -76,13 +109,17 @@ def cluster(
     nodes: int = 3,
     name: str = "",
     network: str = "tunnel-kubernetes.yaml",
+    values: Mapping[str, Any] | None = None,
     dual_stack: bool = False,
     further: Iterable[Image] = (),
 ) -> KubeletCluster:
     """A cluster whose nodes Netloom joins. To be made before a namespace is entered: it builds what is missing.
 
-    network: as in Netloom. dual_stack: as in KubeletCluster.
+    network: as in Netloom. values: installed by its chart instead, with these. dual_stack: as in KubeletCluster.
     """
     image = netloom()
-    wired, images = Netloom(image, network), [image, *further]
+    wired: PodNetwork = Netloom(image, network) if values is None else Release(image, values)
+    images = [image, *further]
+    if values is not None:
+        binaries.helm()
     return KubeletCluster(prefix, nodes=nodes, network=wired, further=images, name=name, dual_stack=dual_stack)

@@ -153,7 +153,7 @@ def _prepare(plane: ControlPlane) -> None:
 
 
 def _second_api_server(plane: ControlPlane, node: Node, place: Namespace) -> Node:
-    command = [*place.enter, str(binaries.find("kube-apiserver")), *plane._apiserver_arguments()]
+    command = [*place.enter, str(binaries.find("kube-apiserver")), *plane.apiserver_arguments()]
     plane.folder.spawn("kube-apiserver-2", command)
     wait_for("its API server is ready", lambda: "ok" in node.kubectl("get", "--raw=/readyz", check=False), deadline=60)
     return node

@@ -1,6 +1,7 @@
 """Pods of two pools on a real cluster: who gets which, that all reach each other, and whoever changes the routing.
 
-Nodes hold several blocks of a pool, as a block has room for two pods.
+Helm installs Netloom there, guard and all, and changes it. Nodes hold several blocks of a pool, as a block has room for
+two pods.
 """
 
 import ipaddress
@@ -11,42 +12,39 @@ from pathlib import Path
 import pytest
 
 from netloom_e2e import kubelets, netloom_cluster
-from netloom_e2e.agents import NODES
+from netloom_e2e.agents import NETWORK, NODES
 from netloom_e2e.binaries import BinariesError
+from netloom_e2e.cluster import HelmError
 from netloom_e2e.echo import Echo, ask
 from netloom_e2e.everyone import FLOW_SECONDS, HEADERS
 from netloom_e2e.flow import Flows
 from netloom_e2e.kubelets import KubeletCluster
 from netloom_e2e.lab import OUTSIDE, OUTSIDE6, Pod
 from netloom_e2e.mesh import TUNNEL
+from netloom_e2e.netloom_cluster import Release
 
 POOLS = {
     "default": {4: "10.244.128.0/18", 6: "fd00:10:244:80::/58"},
     "blue": {4: "10.244.192.0/18", 6: "fd00:10:244:c0::/58"},
 }
+IP_POOLS = "/apis/netloom.dev/v1alpha1/netloomippools"
 MASKS = {"default": {4: 28, 6: 124}, "blue": {4: 30, 6: 126}}
 VERSIONS = (4, 6)
 NATIVE_MTU, TUNNEL_MTU = 1500, 1450
 
-NETWORK_AND_POOLS = """
-apiVersion: netloom.dev/v1alpha1
-kind: NetloomNetwork
-metadata: {name: default}
-spec:
-  ipam: {mode: multi-pool}
-  routing: {mode: native, autoDirectNodeRoutes: true}
-""" + "".join(
-    f"""---
-apiVersion: netloom.dev/v1alpha1
-kind: NetloomIPPool
-metadata: {{name: {name}}}
-spec:
-  ipv4: {{cidrs: ["{cidrs[4]}"], maskSize: {MASKS[name][4]}}}
-  ipv6: {{cidrs: ["{cidrs[6]}"], maskSize: {MASKS[name][6]}}}
-  preAllocation: 0
-"""
-    for name, cidrs in POOLS.items()
-)
+VALUES = {
+    "ipam": {"mode": "multi-pool"},
+    "routingMode": "native",
+    "autoDirectNodeRoutes": True,
+    "pools": {
+        name: {
+            "preAllocation": 0,
+            **{f"ipv{version}": {"cidrs": [cidr], "maskSize": MASKS[name][version]} for version, cidr in cidrs.items()},
+        }
+        for name, cidrs in POOLS.items()
+    },
+}
+"""Of the chart."""
 
 NAMESPACE = """
 apiVersion: v1
@@ -76,12 +74,18 @@ KINDS = {
 def bed() -> Iterator[KubeletCluster]:
     try:
         kubelets.prepare()
-        made = netloom_cluster.cluster(kubelets.prefix(), nodes=2, network=NETWORK_AND_POOLS, dual_stack=True)
+        made = netloom_cluster.cluster(kubelets.prefix(), nodes=2, values=VALUES, dual_stack=True)
     except BinariesError as error:
         pytest.fail(str(error), pytrace=False)
     with made as cluster:
         cluster.lab.add_outside()
         yield cluster
+
+
+@pytest.fixture(scope="module")
+def release(bed: KubeletCluster) -> Release:
+    assert isinstance(bed.network, Release)
+    return bed.network
 
 
 @pytest.fixture(scope="module")
@@ -144,11 +148,25 @@ def test_outside_they_have_the_address_of_their_node(bed: KubeletCluster, pods: 
             assert ask(pod, str(OUTSIDE6[10])) == machine.address6
 
 
-def test_the_routing_changes_and_no_packet_is_lost(bed: KubeletCluster, pods: dict[str, Pod]) -> None:
+@pytest.mark.usefixtures("pods")
+def test_another_ipam_mode_is_refused_and_nothing_changes(bed: KubeletCluster, release: Release) -> None:
+    """By the guard, which the API server asks in its pods; a good upgrade is done afterwards."""
+    before = bed.plane.client.request("GET", f"{NETWORK}/default")["spec"]
+    cluster_pool = {"mode": "cluster-pool", "operator": {"clusterPoolIPv4PodCIDRList": ["10.60.0.0/16"]}}
+    with pytest.raises(HelmError, match="the IPAM mode of a live cluster cannot change"):
+        release.put(bed.plane, "upgrade", {"ipam": cluster_pool, "pools": None})
+    assert bed.plane.client.request("GET", f"{NETWORK}/default")["spec"] == before
+    assert {each["metadata"]["name"] for each in bed.plane.client.request("GET", IP_POOLS)["items"]} == POOLS.keys()
+
+
+def test_the_routing_is_changed_by_an_upgrade_and_no_packet_is_lost(
+    bed: KubeletCluster, pods: dict[str, Pod], release: Release
+) -> None:
     """Packets that fit into a tunnel, that is: pods keep the MTU that they began with."""
     few = {name: pods[name] for name in pods if name.startswith(("plain", "sky"))}
     with Flows(few, versions=VERSIONS, deadline=FLOW_SECONDS) as flows:
-        netloom_cluster.reroute(bed, ["vxlan:8472"], TUNNEL, mode="tunnel", autoDirectNodeRoutes=False)
+        release.put(bed.plane, "upgrade", {"routingMode": "tunnel", "autoDirectNodeRoutes": False})
+        netloom_cluster.rerouted(bed, ["vxlan:8472"], TUNNEL)
         report = flows.stop()
     assert report.lossless, str(report)
     assert unreached(pods, TUNNEL_MTU) == []

@@ -79,7 +79,7 @@ def test_a_pool_of_both_families_gives_each_pod_an_address_of_each_and_both_come
     cluster.create_network(mode="multi-pool")
     cluster.create_pool("default", "10.50.0.0/24", ipv6={"cidrs": ["fd00:50::/112"], "maskSize": 125}, preAllocation=0)
     operators.start()
-    with Lab(f"nlb{os.getpid() % 10000}") as lab, gateway(lab, plane.port):
+    with Lab(f"nlo{os.getpid() % 10000}") as lab, gateway(lab, plane.port):
         agents = Agents(lab, plane, tmp_path)
         try:
             machine = lab.add_node("n1")

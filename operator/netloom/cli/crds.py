@@ -1,12 +1,10 @@
 """`netloom crds`: a folder's CustomResourceDefinitions into the cluster, as the chart's Job does before an upgrade."""
 
-import asyncio
 import time
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-import yaml
 
 from netloom.api.errors import UserError
 from netloom.cli.options import Cluster, grouped
@@ -35,6 +33,8 @@ def crds(
 
 def read(folder: Path) -> list[dict[str, Any]]:
     """All manifests in the folder's YAML files. Raises UserError where one is no definition, or there is none."""
+    import yaml
+
     found: list[dict[str, Any]] = []
     for file in sorted(folder.glob("*.yaml")):
         try:
@@ -51,6 +51,8 @@ def read(folder: Path) -> list[dict[str, Any]]:
 
 
 async def _apply(manifests: list[dict[str, Any]], kubeconfig: str | None, context: str | None) -> None:
+    import asyncio
+
     from netloom.api.extensions import DEFINITIONS
     from netloom.cli.applying import apply_all
     from netloom.runtime.client import Api
