@@ -7,8 +7,8 @@ pods' first packets on such a machine a third were.) As of Linux 6.8 the questio
 
 from netloom.kernel.endpoints import link_messages
 from netloom.kernel.endpoints.endpoint import Endpoint, WiringFailed
-from netloom.kernel.endpoints.inside import InsideSocket
-from netloom.kernel.netlink.sockets import AnswerLost, CommandSocket, RefusedError
+from netloom.kernel.endpoints.inside import asked
+from netloom.kernel.netlink.sockets import CommandSocket, RefusedError
 
 CARRIER_SECONDS = 5.0
 """For which it is waited for."""
@@ -16,9 +16,9 @@ CARRIER_SECONDS = 5.0
 
 def silent(commands: CommandSocket, within: CommandSocket, endpoint: Endpoint) -> str:
     """The end that cannot send yet, the pod's first; "" if both can. Raises RefusedError, OSError."""
-    for asked, name in ((within, endpoint.interface), (commands, endpoint.device)):
+    for end, name in ((within, endpoint.interface), (commands, endpoint.device)):
         can_send: list[bool] = []
-        asked.get(
+        end.get(
             link_messages.get_link(name),
             lambda _kind, *message: can_send.append(link_messages.read_operational(*message)),  # noqa: B023
         )
@@ -29,17 +29,9 @@ def silent(commands: CommandSocket, within: CommandSocket, endpoint: Endpoint) -
 
 def still_silent(commands: CommandSocket, inside: int, endpoint: Endpoint) -> str:
     """The same, by the descriptor of a socket in the pod's network namespace. Raises WiringFailed."""
-    try:
-        within = InsideSocket(inside)
-    except OSError as error:
-        why = f"{endpoint}: the pod's network namespace cannot be asked: {error}"
-        raise WiringFailed("namespace-gone", why) from error
-    try:
-        return silent(commands, within, endpoint)
-    except RefusedError as error:
-        why = f"{endpoint}: its device is gone again right after it was made: {error}"
-        raise WiringFailed("refused", why) from error
-    except (AnswerLost, OSError) as error:
-        raise WiringFailed("lost", f"{endpoint}: no answer from the kernel ({error})") from error
-    finally:
-        within.close()
+    with asked(endpoint, inside) as within:
+        try:
+            return silent(commands, within, endpoint)
+        except RefusedError as error:
+            why = f"{endpoint}: its device is gone again right after it was made: {error}"
+            raise WiringFailed("refused", why) from error

@@ -6,28 +6,19 @@ from netloom.cidr import format_address
 from netloom.kernel.endpoints import row_messages
 from netloom.kernel.endpoints.adjusting import steps
 from netloom.kernel.endpoints.alias import read_alias
-from netloom.kernel.endpoints.endpoint import Endpoint, WiringFailed
-from netloom.kernel.endpoints.inside import InsideSocket
+from netloom.kernel.endpoints.endpoint import Endpoint
+from netloom.kernel.endpoints.inside import asked
 from netloom.kernel.endpoints.row_messages import gateway_of
 from netloom.kernel.endpoints.wiring import DEFAULT_MTU, look, ways
 from netloom.kernel.mac import Mac, format_mac
 from netloom.kernel.netlink.links import read_address
-from netloom.kernel.netlink.sockets import AnswerLost, CommandSocket, read_all
+from netloom.kernel.netlink.sockets import CommandSocket, read_all
 
 
 def differences(commands: CommandSocket, endpoint: Endpoint, inside: int) -> list[str]:
     """Sentences. Raises WiringFailed."""
-    try:
-        within = InsideSocket(inside)
-    except OSError as error:
-        why = f"{endpoint}: the pod's network namespace cannot be asked: {error}"
-        raise WiringFailed("namespace-gone", why) from error
-    try:
+    with asked(endpoint, inside) as within:
         return [*_here(commands, endpoint), *_in_the_pod(within, endpoint)]
-    except (AnswerLost, OSError) as error:
-        raise WiringFailed("lost", f"{endpoint}: no answer from the kernel ({error})") from error
-    finally:
-        within.close()
 
 
 def _here(commands: CommandSocket, endpoint: Endpoint) -> Iterator[str]:

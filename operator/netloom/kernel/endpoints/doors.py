@@ -15,10 +15,10 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from netloom.kernel.endpoints.endpoint import Endpoint
+from netloom.kernel.endpoints.inside import SIOCGSKNS
 
 LOOK_SECONDS = 5.0
 """Between looks at the paths. 250 of them take 1 ms."""
-_SIOCGSKNS = 0x894C
 
 
 class Door(NamedTuple):
@@ -34,7 +34,7 @@ class Door(NamedTuple):
 
     def namespace(self) -> int:
         """A descriptor of the network namespace, which is the caller's. Raises OSError."""
-        return fcntl.ioctl(self.inside, _SIOCGSKNS)
+        return fcntl.ioctl(self.inside, SIOCGSKNS)
 
 
 def door_to(endpoint: Endpoint, netns: int, inside: int) -> Door | None:

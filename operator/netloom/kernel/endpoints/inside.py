@@ -13,16 +13,18 @@ import socket
 import struct
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 from netloom.kernel import sysctl
-from netloom.kernel.netlink.sockets import ANSWER_SECONDS, CommandSocket
+from netloom.kernel.endpoints.endpoint import Endpoint, WiringFailed
+from netloom.kernel.netlink.sockets import ANSWER_SECONDS, AnswerLost, CommandSocket
 
 T = TypeVar("T")
 
 _CLONE_NEWNET = 0x40000000
-_SIOCGSKNS = 0x894C
+SIOCGSKNS = 0x894C
 _SO_NETNS_COOKIE = 71
 _SOL_NETLINK, _CAP_ACK, _EXT_ACK, _STRICT_CHECK = 270, 10, 11, 12
 HERE = "/proc/thread-self/ns/net"
@@ -59,7 +61,7 @@ class InsideSocket(CommandSocket):
     def namespace(self) -> int:
         """The number of the network namespace that it was made in; 0: not known, before Linux 4.9. Raises OSError."""
         try:
-            descriptor = fcntl.ioctl(self._socket, _SIOCGSKNS)
+            descriptor = fcntl.ioctl(self._socket, SIOCGSKNS)
         except OSError as error:
             if error.errno in (errno.ENOTTY, errno.EPERM):
                 return 0
@@ -68,6 +70,23 @@ class InsideSocket(CommandSocket):
             return os.fstat(descriptor).st_ino
         finally:
             os.close(descriptor)
+
+
+@contextmanager
+def asked(endpoint: Endpoint, inside: int) -> Iterator[InsideSocket]:
+    """Questions about an endpoint, also to its pod's network namespace. Raises WiringFailed where that, or the kernel,
+    gives no answer."""
+    try:
+        within = InsideSocket(inside)
+    except OSError as error:
+        why = f"{endpoint}: the pod's network namespace cannot be asked: {error}"
+        raise WiringFailed("namespace-gone", why) from error
+    try:
+        yield within
+    except (AnswerLost, OSError) as error:
+        raise WiringFailed("lost", f"{endpoint}: no answer from the kernel ({error})") from error
+    finally:
+        within.close()
 
 
 def within(descriptor: int, work: Callable[[], T]) -> T:
