@@ -5,13 +5,14 @@ is opened (it only reads), the caches fill, and only then the first whole desire
 and while the API server is away, the kernel keeps what it has.
 """
 
+import functools
 import resource
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import msgspec
 import structlog
@@ -20,7 +21,7 @@ from prometheus_client.registry import Collector
 
 from netloom.api.errors import in_words
 from netloom.api.meta import ObjectMeta, OwnerReference
-from netloom.api.v1alpha1 import NETLOOM_NODES, NetloomNode
+from netloom.api.v1alpha1 import NETLOOM_NODES, AcceptedEncapsulation, NetloomNode, NodeIPAM
 from netloom.ipam.pool_demand import IDLE_SECONDS
 from netloom.kernel.capability import require_net_admin
 from netloom.kernel.errors import DataplaneError, KernelUnsupported, NotPermitted
@@ -133,13 +134,25 @@ def _trimmed(node: NetloomNode, own: str) -> NetloomNode:
         name=meta.name,
         resource_version=meta.resource_version,
         creation_timestamp=meta.creation_timestamp,
+        labels=_NOTHING,
+        annotations=_NOTHING,
         owner_references=_OWNED if is_owned(node) else (),
     )
-    spec = node.spec
-    if spec.ipam.pool:  # nothing is sent to single addresses of others from here: the network knows the way
-        spec = msgspec.structs.replace(spec, ipam=msgspec.structs.replace(spec.ipam, pool={}))
-    return NetloomNode(metadata=kept, spec=spec)
+    spec, ipam = node.spec, node.spec.ipam
+    # Nothing is sent to single addresses of others from here: the network knows the way.
+    blocks = NodeIPAM(mode=ipam.mode, pod_cidrs=ipam.pod_cidrs, pools=ipam.pools, pool=_NOTHING)
+    encapsulations = _same(spec.encapsulations)
+    return NetloomNode(metadata=kept, spec=msgspec.structs.replace(spec, ipam=blocks, encapsulations=encapsulations))
 
+
+@functools.lru_cache(maxsize=64)
+def _same(encapsulations: tuple[AcceptedEncapsulation, ...]) -> tuple[AcceptedEncapsulation, ...]:
+    """Those of nearly all nodes are equal: held once, they are 1 MiB less of 5,000 nodes."""
+    return encapsulations
+
+
+_NOTHING: Final[dict[Any, Any]] = {}
+"""For all whom it suits, as an empty dict of its own costs each of them 64 bytes."""
 
 _OWNED = (OwnerReference(api_version="v1", kind="Node"),)
 """That an object stands for a Node; which one, its name says."""

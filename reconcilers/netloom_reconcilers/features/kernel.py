@@ -8,7 +8,7 @@ must not take the pods' network away.
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import structlog
 
@@ -32,6 +32,8 @@ class KernelFeature(NodeFeature, ABC):
     without something then."""
 
     keeper: Keeper[Any, Any]
+    counts_changes: ClassVar[bool] = True
+    """Whether `desired` takes what is in `_touched`: the names of nodes that changed since it last did."""
 
     def __init__(self, context: NodeContext, keeper: Keeper[Any, Any]) -> None:
         super().__init__(context)
@@ -55,7 +57,8 @@ class KernelFeature(NodeFeature, ABC):
         return self._applied
 
     def _again(self, *names: str) -> None:
-        self._touched.update(names)
+        if self.counts_changes:
+            self._touched.update(names)
         self.controller.enqueue(_KEY)
 
     async def reconcile(self, key: str = _KEY) -> float | None:

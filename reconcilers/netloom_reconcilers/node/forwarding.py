@@ -39,6 +39,7 @@ class ForwardingFeature(NftablesFeature):
     """That pods' packets get through the forward hook."""
 
     name = "forwarding"
+    counts_changes = False
     keeper: ForwardKeeper
 
     def __init__(self, context: NodeContext, keeper: ForwardKeeper | None = None) -> None:

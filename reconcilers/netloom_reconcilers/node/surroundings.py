@@ -31,6 +31,7 @@ class SurroundingsFeature(KernelFeature):
     """See the module."""
 
     name = "surroundings"
+    counts_changes = False
     keeper: SurroundingsKeeper
     _desired: Surroundings
 

@@ -127,6 +127,7 @@ class FibLookups:
     def answered_all(self, answers: Sequence[tuple[Address, FibResult]]) -> None:
         """The kernel said so."""
         self.due.difference_update([address for address, _result in answers])
+        self.due = self.due or set()  # an empty set keeps its room, 0.5 MiB of 5,000
         results, wanted = self._results, self._wanted
         moved: dict[tuple[FibResult, FibResult], int] = {}
         for address, result in answers:
