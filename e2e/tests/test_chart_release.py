@@ -16,6 +16,7 @@ import yaml
 
 from netloom.webhook.names import NAME, NAMESPACE, OPERATOR_USER, Scope
 from netloom_e2e import crds
+from netloom_e2e.api_objects import objects
 from netloom_e2e.chart import CHART, CI, template
 from netloom_e2e.client import ApiFailure
 from netloom_e2e.cluster import ControlPlane
@@ -32,7 +33,6 @@ SWITCH_OFF = (
     "--selector=netloom.dev/guard",
 )
 POD = {"containers": [{"name": "c", "image": "none"}]}
-COMES_AND_GOES = ("apiservices", "componentstatuses", "endpointslices", "events", "leases")
 
 
 @pytest.fixture(scope="module")
@@ -72,18 +72,6 @@ class Release:
     def network(self) -> dict[str, Any]:
         spec: dict[str, Any] = self.plane.client.request("GET", NETWORK)["spec"]
         return spec
-
-
-def objects(plane: ControlPlane) -> set[str]:
-    """All that the API server holds, as KIND/NAMESPACE/NAME, but for what components write all the time."""
-    client, found = plane.client, set()
-    groups = client.request("GET", "/apis")["groups"]
-    for path in ("/api/v1", *(f"/apis/{group['preferredVersion']['groupVersion']}" for group in groups)):
-        for each in client.request("GET", path)["resources"]:
-            if "list" in each.get("verbs", ()) and each["name"] not in COMES_AND_GOES:
-                metas = [obj["metadata"] for obj in client.request("GET", f"{path}/{each['name']}")["items"]]
-                found |= {f"{each['kind']}/{meta.get('namespace', '')}/{meta['name']}" for meta in metas}
-    return found
 
 
 def older(folder: Path) -> Path:
@@ -223,7 +211,7 @@ def test_a_release_from_install_to_uninstall(plane: ControlPlane, tmp_path: Path
     assert not passes(plane, *record_away)
     plane.kubectl(*SWITCH_OFF)
     wait_for("the API server goes by it", lambda: passes(plane, *record_away), deadline=60)
-    assert release.helm("uninstall").returncode == 0
+    assert release.helm("uninstall", "--no-hooks").returncode == 0
     left = {each for each in objects(plane) - before if NAME not in each}
     assert left == {f"CustomResourceDefinition//{file.stem}.netloom.dev" for file in crds.FOLDER.glob("*.yaml")}
     assert {each for each in objects(plane) - before if each not in left} <= {f"Secret/{NAMESPACE}/netloom-guard-ca"}

@@ -15,7 +15,7 @@ from typer.core import TyperCommand
 
 from netloom import __version__
 from netloom.api.errors import UserError, WrongUsage
-from netloom.cli import crds, guard, ip, pools
+from netloom.cli import crds, guard, ip, pools, uninstall
 from netloom.cli.help import Commands, show_help
 from netloom.cli.options import (
     Cluster,
@@ -58,6 +58,7 @@ app.add_typer(ip.ip, name="ip")
 app.add_typer(pools.pools, name="pools")
 app.command()(guard.webhook)
 app.command()(crds.crds)
+app.command()(uninstall.uninstall)
 
 EXIT_CHANGES = 2
 """Exit status of `netloom plan` when the kernel differs from what is wanted."""
@@ -306,6 +307,16 @@ def cleanup(
     cni_host: CniHost,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would go, and remove nothing.")] = False,
     yes: Annotated[bool, typer.Option("-y", "--yes", help="Do not ask.")] = False,
+    forget: Annotated[
+        bool,
+        typer.Option(
+            "--forget", help="No agent comes back: do not keep what switches that stay were before, nor directories."
+        ),
+    ] = False,
+    report: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Also write there what stays, as into a pod's termination message."),
+    ] = None,
     output: Output = "text",
 ) -> None:
     """Remove all that agents made in the kernel and on the host of this machine, by whatever feature, and nothing else.
@@ -333,9 +344,11 @@ def cleanup(
             _tell((*would.unread, *would.left, *filter(None, [running])))
             return
         _ask(would.changes)
-    done = loop.run(agent.cleanup(run_dir, **where))
+    done = loop.run(agent.cleanup(run_dir, forget=forget, **where))
     show(output, done.changes, lambda changes: _as_ip(changes, "remove"))
     _tell(done.left)
+    if report is not None:
+        report.write_text("\n".join(done.left))
 
 
 @app.command()

@@ -28,7 +28,7 @@ from netloom.kernel.errors import DataplaneError, KernelUnsupported, NotPermitte
 from netloom.kernel.keeper.keeper import Keeper
 from netloom.kernel.keeper.nftables_keeper import unheard_by_each_other
 from netloom.kernel.keeper.report import PlannedChange
-from netloom.roles import presence
+from netloom.roles import leftovers, presence
 from netloom.roles.sources import Sources
 from netloom.runtime import health, metrics
 from netloom.runtime.client import Api
@@ -461,10 +461,12 @@ async def cleanup(
     state_dir: Path | None = None,
     socket: Path | None = None,
     cni: CniOptions | None = None,
+    forget: bool = False,
 ) -> Plan:
     """Remove all that agents made on this machine; what was removed. Raises UserError, naming what would not go.
 
     dry_run: what would be removed; as with `plan`, nothing is written, and no capability is needed.
+    forget: nobody comes back to put back the switches that are left. Their records go as well, and the directories.
     """
     _check_run_dir(run_dir)
     cni = cni or CniOptions(run_dir / CNI_SOCKET)
@@ -494,6 +496,8 @@ async def cleanup(
         why = f"not everything could be removed: {'; '.join(failed)}. Run it again once that is out of the way."
         raise DataplaneError(why)
     (run_dir / RECORD).unlink(missing_ok=True)
+    if forget:
+        leftovers.forget(run_dir, state_dir, cni.deletions)
     return Plan(removed, left=tuple(left))
 
 

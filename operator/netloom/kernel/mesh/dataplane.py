@@ -33,6 +33,8 @@ from netloom.kernel.sysctl import SysctlRecord
 log = structlog.get_logger(__name__)
 
 RUN_DIRECTORY = Path("/run/netloom")
+RECORD = "sysctl.json"
+"""Name of the record of switches in the run directory."""
 
 
 class Report(KeeperReport, frozen=True, kw_only=True):
@@ -98,7 +100,7 @@ class Dataplane(Keeper[Desired, Report]):
     ) -> None:
         """`retain_unknown`: the first state that is applied may lack peers that live; what an earlier life left in the
         kernel and no peer explains stays until `prune`."""
-        self._record = SysctlRecord(run_directory / "sysctl.json")
+        self._record = SysctlRecord(run_directory / RECORD)
         self._mesh = Mesh()
         self._rows = MeshRows(self._mesh, retain_unknown=retain_unknown)
         self._devices = MeshDevices(self._rows, self._record)

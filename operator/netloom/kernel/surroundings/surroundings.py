@@ -11,6 +11,8 @@ from netloom.kernel.netlink.wire import NAMES
 from netloom.kernel.surroundings.look_part import Found, LookPart, Overflows, PlannedLookWork, Surroundings
 from netloom.kernel.sysctl import SysctlRecord
 
+RECORD = "surroundings.json"
+"""Name of the record of limits in the run directory."""
 LOOK_SECONDS = 60.0
 """Between looks for what nobody tells of. One takes 20 ms of CPU time on a node with 100 pods among 5,000 nodes, 0.15 s
 where a rule makes it ask about each of them."""
@@ -39,7 +41,7 @@ class SurroundingsKeeper(Keeper[Surroundings, SurroundingsReport]):
 
     def __init__(self, *, run_directory: Path, **options: Unpack[KeeperOptions]) -> None:
         options.setdefault("resync_seconds", LOOK_SECONDS)
-        self._record = SysctlRecord(run_directory / "surroundings.json")
+        self._record = SysctlRecord(run_directory / RECORD)
         self._part = LookPart(self._record)
         super().__init__((self._part,), **options)
 
