@@ -22,7 +22,6 @@ from netloom_e2e.pod_networks import PodNetwork
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "docs" / "examples"
 NAMESPACE = "kube-system"
-AGENTS = f"/apis/apps/v1/namespaces/{NAMESPACE}/daemonsets/netloom-agent"
 NODES = "/apis/netloom.dev/v1alpha1/netloomnodes"
 NOT_READY = "node.netloom.dev/not-ready"
 _SECONDS = 90.0
@@ -55,16 +54,18 @@ class Netloom:
 
 @dataclass(frozen=True, slots=True)
 class Release:
-    """Netloom wires the pods, installed by Helm, with the guard. values: of its chart, beside the image."""
+    """Netloom wires the pods, installed by Helm, with the guard. values: of its chart, beside the image. namespace: one
+    that is there."""
 
     image: Image
     values: Mapping[str, Any]
     taints: tuple[str, ...] = (NOT_READY,)
+    namespace: str = NAMESPACE
 
     def install(self, nodes: Sequence[KubeletNode]) -> None:
         """Returns when all of it is ready, by what Helm waits for."""
         self.put(nodes[0].plane, "install", {}, "--wait")
-        assert agents_ready(nodes[0]) == len(nodes)
+        assert agents_ready(nodes[0], self.namespace) == len(nodes)
 
     def put(self, plane: ControlPlane, verb: str, changes: Mapping[str, Any], *options: str) -> None:
         """Install or upgrade the release; changes: of the values, None: without that one. Raises HelmError."""
@@ -73,13 +74,14 @@ class Release:
         values = {
             name: value for name, value in {**self.values, "image": image, **changes}.items() if value is not None
         }
-        named = ("netloom", CHART, f"--namespace={NAMESPACE}")
+        named = ("netloom", CHART, f"--namespace={self.namespace}")
         plane.helm(verb, *named, "--values=-", *options, input=json.dumps(values), timeout=2 * _SECONDS)
 
 
-def agents_ready(node: KubeletNode) -> int:
+def agents_ready(node: KubeletNode, namespace: str = NAMESPACE) -> int:
     """How many agents are up to date and ready."""
-    found: dict[str, Any] = node.plane.client.request("GET", AGENTS)
+    path = f"/apis/apps/v1/namespaces/{namespace}/daemonsets/netloom-agent"
+    found: dict[str, Any] = node.plane.client.request("GET", path)
     status = found.get("status", {})
     if status.get("observedGeneration") != found["metadata"]["generation"]:
         return 0

@@ -128,7 +128,7 @@ def test_nothing_is_left_although_no_guard_answers_and_a_machine_was_in_the_way(
     machines.dirty["n2"] = "no such image"
 
     status, said = helm(plane, "uninstall")
-    assert status, said
+    assert status, (said, machines.said, machines.errors)
     told = machines.said[-1]
     assert "n1: clean. nothing is left of n1" in told
     assert "machines that are not clean after 10 s: n2: no such image" in told

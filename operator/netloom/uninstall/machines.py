@@ -4,7 +4,6 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from netloom.api.core import NodeCondition
 from netloom.api.meta import ObjectMeta, Resource, Struct
 from netloom.uninstall.cleaner import pod_name
 
@@ -15,10 +14,17 @@ class MachineSpec(Struct, frozen=True):
     taints: tuple[dict[str, Any], ...] = ()
 
 
+class Heard(Struct, frozen=True):
+    """Node.status.conditions[], without times, which may be null."""
+
+    type: str = ""
+    status: str = ""
+
+
 class MachineStatus(Struct, frozen=True):
     """Node.status, as far as it says whether its kubelet lives."""
 
-    conditions: tuple[NodeCondition, ...] = ()
+    conditions: tuple[Heard, ...] = ()
 
 
 class Machine(Struct, frozen=True):

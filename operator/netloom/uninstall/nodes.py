@@ -104,7 +104,10 @@ class NodesCleaning:
                     known |= {each.metadata.name for each in (await self._api.list(kind)).objects}
                 except NotFound:
                     continue
-        return wanted((await self._api.list(MACHINES)).objects, self._cleaner.chosen, known)
+        listed = await self._api.list(MACHINES)
+        if listed.unreadable:
+            raise UserError(f"Nodes that cannot be read, so that machines would stay as they are: {listed.unreadable}")
+        return wanted(listed.objects, self._cleaner.chosen, known)
 
     async def _pods_of_agents(self) -> list[Pod]:
         return (await self._api.list(PODS, namespace=self._namespace, label_selector=SELECTORS[AGENT])).objects

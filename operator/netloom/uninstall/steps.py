@@ -62,6 +62,9 @@ async def uninstall(api: Api, options: UninstallOptions, say: Say) -> None:
     await delete(api, installation.kept())
     if not options.by_helm:
         _tell(say, await delete(api, installation.rest(options.namespace, options.cilium_namespace)))
+    if not options.guard_only:
+        # The last: it tells the next run how agents were, should this one be killed.
+        _tell(say, await delete(api, [installation.agents(options.namespace)]))
     say("Done. CustomResourceDefinitions stay until they are deleted: kubectl delete -f crds/ of the chart.")
 
 
@@ -115,7 +118,6 @@ async def _clean(api: Api, options: UninstallOptions, cleaner: Cleaner | None, s
         async with _place(api, options) as place:
             work = nodes.NodesCleaning(api, cleaner, options.namespace, place, say)
             silent = (await work.run(options.seconds)).silent
-    _tell(say, await delete(api, [installation.agents(options.namespace)]))
     return silent
 
 

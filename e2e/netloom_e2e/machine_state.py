@@ -1,0 +1,82 @@
+"""All that a CNI may leave on a machine, as lines of text, to compare before it came and when it is gone.
+
+What kube-proxy keeps for Services is left out, and what a running pod of the machine itself has.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+
+from netloom_e2e.kubelet_node import KubeletNode
+
+_TABLES = (
+    ("route", "show", "table", "all"),
+    ("rule", "show"),
+    ("neigh", "show", "nud", "permanent"),
+)
+_COUNTERS = re.compile(r"counter packets \d+ bytes \d+")
+_EXPIRES = re.compile(r" expires \d+sec")
+_OF_SERVICES = re.compile(r"KUBE-")
+_SWITCHES = r"^net\.(ipv[46]\.(conf\.(all|default|eth0|lo)|neigh\.(default|eth0))\.|ipv4\.ip_forward$|core\.)"
+_RESTLESS = re.compile(r"stable_secret|random|mtu_expires|netdev_rss_key|flow_limit_cpu_bitmap")
+_PLACES = ("/etc/cni", "/opt/cni", "/run", "/var/lib", "/dev/net")
+_OTHERS = (
+    "/run/containerd", "/run/netns", "/run/xtables.lock", "/var/lib/containerd", "/var/lib/kubelet",
+)  # fmt: skip
+
+
+def state(node: KubeletNode) -> list[str]:
+    """Of a node: links, routes, rules, nexthops, permanent neighbours, packet filters, switches, files."""
+    return sorted([*_links(node), *_tables(node), *_filters(node), *_switches(node), *_files(node)])
+
+
+def _links(node: KubeletNode) -> Iterator[str]:
+    for link in json.loads(node.machine.ip("-j", "-d", "link", "show")):
+        yield f"link {link['ifname']} mtu {link['mtu']} {'xdp' if link.get('xdp') else ''}"
+
+
+def _tables(node: KubeletNode) -> Iterator[str]:
+    for family in ("-4", "-6"):
+        for words in _TABLES:
+            for line in node.machine.ip(family, *words).splitlines():
+                yield f"{words[0]} {family} {_EXPIRES.sub('', line).strip()}"
+    for line in node.machine.ip("nexthop", "show").splitlines():
+        yield f"nexthop {line.strip()}"
+
+
+def _filters(node: KubeletNode) -> Iterator[str]:
+    for program in ("iptables", "ip6tables"):
+        for variant in ("nft", "legacy"):
+            yield from _rules(f"{program}-{variant}", node.run(f"{program}-{variant}-save", check=False))
+    table = chain = ""
+    for line in node.machine.run("nft", "list", "ruleset").splitlines():
+        words = line.split()
+        if words[:1] == ["table"]:
+            table = " ".join(words[1:3])
+        elif words[:1] == ["chain"]:
+            chain = words[1]
+        if "netloom" in line or not (_OF_SERVICES.search(line) or chain.startswith("KUBE-") or table.startswith("ip")):
+            yield f"nft {table} {chain}: {_COUNTERS.sub('', line).strip()}"
+
+
+def _rules(program: str, saved: str) -> Iterator[str]:
+    table = ""
+    for line in saved.splitlines():
+        if line.startswith("*"):
+            table = line[1:]
+        elif line.startswith("-A") and not _OF_SERVICES.search(line):
+            yield f"{program} {table} {line}"
+
+
+def _switches(node: KubeletNode) -> Iterator[str]:
+    for line in node.machine.run("sysctl", "--all", "--ignore", "--pattern", _SWITCHES, check=False).splitlines():
+        if not _RESTLESS.search(line):
+            yield f"sysctl {line}"
+
+
+def _files(node: KubeletNode) -> Iterator[str]:
+    but = [word for place in _OTHERS for word in ("-path", place, "-prune", "-o")]
+    for line in node.run("find", *_PLACES, "-xdev", *but, "-print").splitlines():
+        yield f"file {line}"

@@ -1,0 +1,153 @@
+"""Helm takes Netloom away from a real cluster, and so does one command where its namespace is being deleted: machines
+are as they were before it came, and the API server holds what it held.
+"""
+
+import re
+import subprocess
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import pytest
+
+from netloom_e2e import binaries, crds, kubelets
+from netloom_e2e.api_objects import objects
+from netloom_e2e.binaries import BinariesError
+from netloom_e2e.chart_machines import NETLOOM
+from netloom_e2e.client import ApiFailure
+from netloom_e2e.kubelet_node import KubeletNode
+from netloom_e2e.kubelets import KubeletCluster
+from netloom_e2e.lab import Pod, environment
+from netloom_e2e.machine_state import state
+from netloom_e2e.netloom_cluster import Release
+from netloom_e2e.netloom_image import netloom
+
+NAMESPACE = "netloom-system"
+POD = """---
+apiVersion: v1
+kind: Pod
+metadata: {{name: {name}}}
+spec:
+  terminationGracePeriodSeconds: 0
+  nodeSelector: {{kubernetes.io/hostname: {node}}}
+  containers: [{{name: pause, image: "${{pause}}", imagePullPolicy: Never}}]
+"""
+OF_THE_CLUSTER = re.compile(r"coredns|kube-dns|^(Pod|ControllerRevision)/default/")
+LEFT = re.compile(r"(net\.[^ =,]+)=(\d+)[^:]*: left as the agent set it")
+
+
+@dataclass
+class Recorded:
+    """A release, and how all was before."""
+
+    release: Release
+    before: dict[str, list[str]] = field(default_factory=dict)
+    objects: set[str] = field(default_factory=set)
+
+    @property
+    def taints(self) -> Sequence[str]:
+        return self.release.taints
+
+    def install(self, nodes: Sequence[KubeletNode]) -> None:
+        plane = nodes[0].plane
+        crds.install(plane)
+        self.objects = objects(plane)
+        plane.kubectl("create", "namespace", NAMESPACE)
+        self.before = {node.name: state(node) for node in nodes}
+        self.release.install(nodes)
+
+
+@pytest.fixture(scope="module")
+def bed() -> Iterator[KubeletCluster]:
+    try:
+        kubelets.prepare()
+        image = netloom()
+        binaries.helm()
+    except BinariesError as error:
+        pytest.fail(str(error), pytrace=False)
+    network = Recorded(Release(image, {}, namespace=NAMESPACE))
+    with KubeletCluster(kubelets.prefix(), nodes=2, network=network, further=[image], dual_stack=True) as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="module")
+def network(bed: KubeletCluster) -> Recorded:
+    assert isinstance(bed.network, Recorded)
+    return bed.network
+
+
+def pods(bed: KubeletCluster, *names: str) -> list[Pod]:
+    """One per node, by these names."""
+    placed = dict(zip(names, bed.nodes, strict=True))
+    bed.apply("".join(POD.format(name=name, node=node) for name, node in placed.items()))
+    return [bed.pod(name) for name in names]
+
+
+def reach_each_other(one: Pod, other: Pod) -> bool:
+    return not any(near.ping(far.of(version)).lost for near, far in ((one, other), (other, one)) for version in (4, 6))
+
+
+def left(bed: KubeletCluster, network: Recorded, told: str) -> dict[str, list[str]]:
+    """By node: what is there that was not, or the other way round, but for switches that were told of."""
+    told_of = {f"{name} = {value}" for name, value in LEFT.findall(told)}
+    found = {}
+    for name, node in bed.nodes.items():
+        now, before = set(state(node)), set(network.before[name])
+        found[name] = sorted(
+            [f"+ {each}" for each in now - before if each.removeprefix("sysctl ") not in told_of]
+            + [f"- {each}" for each in before - now if not each.startswith("sysctl")]
+        )
+    return found
+
+
+def new_objects(bed: KubeletCluster, network: Recorded) -> set[str]:
+    return {each for each in objects(bed.plane) ^ network.objects if not OF_THE_CLUSTER.search(each)}
+
+
+@pytest.mark.timeout(600)
+def test_helm_uninstall_leaves_nothing_and_another_install_works(bed: KubeletCluster, network: Recorded) -> None:
+    assert reach_each_other(*pods(bed, "a", "b"))
+
+    done = bed.plane.helm("uninstall", "netloom", f"--namespace={NAMESPACE}", timeout=300)
+
+    told = f"{done.stdout}{done.stderr}"
+    print(told)
+    assert left(bed, network, told) == {name: [] for name in bed.nodes}
+    assert new_objects(bed, network) == {f"Namespace//{NAMESPACE}"} | {
+        each for each in objects(bed.plane) if each.endswith(("/default", "/kube-root-ca.crt")) and NAMESPACE in each
+    }
+    assert "pods have addresses of the pod network (default/a, default/b" in told
+    assert [name for name in bed.nodes if f"{name}: clean." not in told] == []
+
+    # Pods of before are taken down by the next CNI; new ones have a network.
+    bed.plane.kubectl("delete", "pod", "a", "b", "--wait=false")
+    network.release.install(list(bed.nodes.values()))
+    assert reach_each_other(*pods(bed, "c", "d"))
+    for name in ("a", "b"):
+        bed.wait(f"pod {name} to be gone", lambda name=name: not exists(bed, f"/api/v1/namespaces/default/pods/{name}"))
+
+
+@pytest.mark.timeout(600)
+def test_one_command_leaves_nothing_where_the_namespace_is_being_deleted(
+    bed: KubeletCluster, network: Recorded
+) -> None:
+    bed.plane.kubectl("delete", "namespace", NAMESPACE, "--wait=false")
+    image = f"--image={network.release.image.name}"
+    command = [NETLOOM, "uninstall", "--yes", image, f"--kubeconfig={bed.plane.kubeconfig()}"]
+
+    done = subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=300, check=False)
+
+    told = f"{done.stdout}{done.stderr}"
+    print(told)
+    assert done.returncode == 0, told
+    bed.wait("the namespace to be gone", lambda: not exists(bed, f"/api/v1/namespaces/{NAMESPACE}"))
+    assert left(bed, network, told) == {name: [] for name in bed.nodes}
+    assert new_objects(bed, network) == set()
+    bed.plane.kubectl("delete", "--filename", crds.FOLDER, timeout=60)
+
+
+def exists(bed: KubeletCluster, path: str) -> bool:
+    try:
+        bed.plane.client.request("GET", path)
+    except ApiFailure:
+        return False
+    return True
