@@ -10,8 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
+import yaml
 
 from netloom.api.errors import UserError
+from netloom.cli.app import app
 from netloom.runtime.client import Api
 from netloom.uninstall.deleting import empty
 from netloom.uninstall.installation import NETWORK_KINDS, Thing, kept, refusing
@@ -19,8 +22,9 @@ from netloom.uninstall.steps import OWN_NAMESPACE, UninstallOptions, uninstall
 from netloom.webhook.names import CA_SECRET, NAME, NAMESPACE, OPERATOR_USER
 from netloom_e2e import crds
 from netloom_e2e.api_objects import COMES_AND_GOES, objects
-from netloom_e2e.chart import CHART, rendered
+from netloom_e2e.chart import CHART, Manifest, rendered
 from netloom_e2e.chart_machines import CONTROLLERS, NETLOOM, Machines
+from netloom_e2e.chart_sources import EXAMPLES
 from netloom_e2e.client import ApiFailure
 from netloom_e2e.cluster import ControlPlane
 from netloom_e2e.components import ControllerManager
@@ -117,6 +121,21 @@ def test_the_job_may_delete_what_stands_between_users_and_writes() -> None:
     assert not [
         each for each in rendered({"cleanup.enabled": False}) if each["metadata"]["name"] == "netloom-uninstall"
     ]
+
+
+def test_without_helm_a_manifest_does_it() -> None:
+    manifests = [*yaml.safe_load_all((EXAMPLES / "uninstall.yaml").read_text())]
+    (job,) = [each for each in manifests if each["kind"] == "Job"]
+    assert f"--pods-in={OWN_NAMESPACE}" in args(job)
+    hooks = [each for values in ({}, {"agent.enabled": False}) for each in rendered(values) if each["kind"] == "Job"]
+    for each in (job, *hooks):
+        role, *words = args(each)
+        typer.main.get_command(app).commands[role].make_context(role, words)  # type: ignore[attr-defined]
+
+
+def args(job: Manifest) -> list[str]:
+    (container,) = job["spec"]["template"]["spec"]["containers"]
+    return list(container["args"])
 
 
 def test_nothing_is_left_although_no_guard_answers_and_a_machine_was_in_the_way(

@@ -55,7 +55,19 @@ def long():
 process.end(process.run(long))
 """
 ROOT = Path(__file__).resolve().parents[2]
-COMMANDS = ("status", "plan", "guard", "guard install", "cleanup", "help", "completion", "version", "agent", "webhook")
+COMMANDS = (
+    "status",
+    "plan",
+    "guard",
+    "guard install",
+    "cleanup",
+    "uninstall",
+    "help",
+    "completion",
+    "version",
+    "agent",
+    "webhook",
+)
 PLAN = "unshare -n netloom plan --manifests good --node-name me"
 INSTALL = "netloom guard install --for cilium --url https://127.0.0.1:9443"
 SOMEBODY = "setpriv --reuid 12345 --regid 12345 --clear-groups --"
