@@ -44,7 +44,7 @@ def direct(pyproject: str) -> list[str]:
 
 if __name__ == "__main__":
     folder = Path(__file__).parent
-    folder = folder if (folder / "requirements.lock").exists() else folder.parent
+    folder = folder if (folder / "requirements.lock").exists() else folder.parents[1]
     sys.stdout.write(
         runtime((folder / "requirements.lock").read_text(), direct((folder / "pyproject.toml").read_text()))
     )
