@@ -1,6 +1,7 @@
 """All that a CNI may leave on a machine, as lines of text, to compare before it came and when it is gone.
 
-What kube-proxy keeps for Services is left out, and what a running pod of the machine itself has.
+What kube-proxy keeps for Services is left out, and so is what is the container runtime's: which pods it runs, and what
+it was told of their networks. Anycast routes are the kernel's, where IPv6 is forwarded.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ _SWITCHES = r"^net\.(ipv[46]\.(conf\.(all|default|eth0|lo)|neigh\.(default|eth0)
 _RESTLESS = re.compile(r"stable_secret|random|mtu_expires|netdev_rss_key|flow_limit_cpu_bitmap")
 _PLACES = ("/etc/cni", "/opt/cni", "/run", "/var/lib", "/dev/net")
 _OTHERS = (
-    "/run/containerd", "/run/netns", "/run/xtables.lock", "/var/lib/containerd", "/var/lib/kubelet",
+    "/run/containerd", "/run/netns", "/run/xtables.lock", "/var/lib/cni", "/var/lib/containerd", "/var/lib/kubelet",
 )  # fmt: skip
 
 
@@ -41,6 +42,8 @@ def _tables(node: KubeletNode) -> Iterator[str]:
     for family in ("-4", "-6"):
         for words in _TABLES:
             for line in node.machine.ip(family, *words).splitlines():
+                if line.startswith("anycast "):
+                    continue
                 yield f"{words[0]} {family} {_EXPIRES.sub('', line).strip()}"
     for line in node.machine.ip("nexthop", "show").splitlines():
         yield f"nexthop {line.strip()}"

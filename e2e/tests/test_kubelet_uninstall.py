@@ -32,7 +32,9 @@ spec:
   containers: [{{name: pause, image: "${{pause}}", imagePullPolicy: Never}}]
 """
 OF_THE_CLUSTER = re.compile(r"coredns|kube-dns|^(Pod|ControllerRevision)/default/")
-LEFT = re.compile(r"(net\.[^ =,]+)=(\d+)[^:]*: left as the agent set it")
+LEFT = re.compile(r"((?:net\.\S+=\d+(?:, )?)+): left as the agent set it")
+IMPLIED = {"net.ipv4.ip_forward=1": "net.ipv4.conf.", "net.ipv6.conf.all.forwarding=1": "net.ipv6.conf."}
+"""Switches that switch forwarding of all devices, and those whose names begin so with them."""
 
 
 @dataclass
@@ -86,17 +88,22 @@ def reach_each_other(one: Pod, other: Pod) -> bool:
     return not any(near.ping(far.of(version)).lost for near, far in ((one, other), (other, one)) for version in (4, 6))
 
 
-def left(bed: KubeletCluster, network: Recorded, told: str) -> dict[str, list[str]]:
+def left(bed: KubeletCluster, network: Recorded, told: str) -> str:
     """By node: what is there that was not, or the other way round, but for switches that were told of."""
-    told_of = {f"{name} = {value}" for name, value in LEFT.findall(told)}
-    found = {}
+    switches = {each for found in LEFT.findall(told) for each in found.split(", ")}
+
+    def is_told(line: str) -> bool:
+        name, _, value = line.removeprefix("sysctl ").partition(" = ")
+        implied = tuple(IMPLIED[each] for each in switches & IMPLIED.keys())
+        return f"{name}={value}" in switches or (name.startswith(implied) and name.endswith("forwarding"))
+
+    found = []
     for name, node in bed.nodes.items():
         now, before = set(state(node)), set(network.before[name])
-        found[name] = sorted(
-            [f"+ {each}" for each in now - before if each.removeprefix("sysctl ") not in told_of]
-            + [f"- {each}" for each in before - now if not each.startswith("sysctl")]
-        )
-    return found
+        found += [f"{name} + {each}" for each in sorted(now - before) if not is_told(each)]
+        changed = {each.partition(" = ")[0] for each in now - before if is_told(each)}
+        found += [f"{name} - {each}" for each in sorted(before - now) if each.partition(" = ")[0] not in changed]
+    return "\n".join(found)
 
 
 def new_objects(bed: KubeletCluster, network: Recorded) -> set[str]:
@@ -111,7 +118,7 @@ def test_helm_uninstall_leaves_nothing_and_another_install_works(bed: KubeletClu
 
     told = f"{done.stdout}{done.stderr}"
     print(told)
-    assert left(bed, network, told) == {name: [] for name in bed.nodes}
+    assert left(bed, network, told) == ""
     assert new_objects(bed, network) == {f"Namespace//{NAMESPACE}"} | {
         each for each in objects(bed.plane) if each.endswith(("/default", "/kube-root-ca.crt")) and NAMESPACE in each
     }
@@ -140,7 +147,7 @@ def test_one_command_leaves_nothing_where_the_namespace_is_being_deleted(
     print(told)
     assert done.returncode == 0, told
     bed.wait("the namespace to be gone", lambda: not exists(bed, f"/api/v1/namespaces/{NAMESPACE}"))
-    assert left(bed, network, told) == {name: [] for name in bed.nodes}
+    assert left(bed, network, told) == ""
     assert new_objects(bed, network) == set()
     bed.plane.kubectl("delete", "--filename", crds.FOLDER, timeout=60)
 
