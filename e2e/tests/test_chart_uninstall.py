@@ -29,12 +29,14 @@ from netloom_e2e.client import ApiFailure
 from netloom_e2e.cluster import ControlPlane
 from netloom_e2e.components import ControllerManager
 from netloom_e2e.lab import environment, wait_for
+from netloom_e2e.rights import Audit, granted
 
 GROUP = "/apis/netloom.dev/v1alpha1"
 TAINT = "node.netloom.dev/not-ready"
 AS_OPERATOR = (f"--as={OPERATOR_USER}", "--as-group=system:masters")
 NOBODY = 'guard.url="https://127.0.0.1:9"'
 """Where no guard answers: all that webhooks are asked about is refused."""
+JOB_USER = f"system:serviceaccount:{NAMESPACE}:netloom-uninstall"
 KUBELETS = {"n1": True, "n2": True, "n3": False}
 SEEN = tuple(each for each in COMES_AND_GOES if each != "leases")
 NODE_LEASES = ("Lease/kube-system/", "Lease/kube-node-lease/")
@@ -43,8 +45,14 @@ pytestmark = pytest.mark.timeout(600)
 
 
 @pytest.fixture(scope="module")
-def plane(control_plane_binaries: Path, helm_binary: Path) -> Iterator[ControlPlane]:
-    with ControlPlane(controller_manager=ControllerManager(controllers=CONTROLLERS)) as made:
+def audit(tmp_path_factory: pytest.TempPathFactory) -> Audit:
+    return Audit(tmp_path_factory.mktemp("audit"))
+
+
+@pytest.fixture(scope="module")
+def plane(control_plane_binaries: Path, helm_binary: Path, audit: Audit) -> Iterator[ControlPlane]:
+    controllers = ControllerManager(controllers=CONTROLLERS)
+    with ControlPlane(controller_manager=controllers, apiserver_flags=audit.flags) as made:
         crds.install(made)
         yield made
 
@@ -97,6 +105,13 @@ def live(plane: ControlPlane) -> None:
         client.request("POST", f"/apis/coordination.k8s.io/v1/namespaces/{NAMESPACE}/leases", lease)
     ledger = {"apiVersion": "netloom.dev/v1alpha1", "kind": "NetloomLedger", "metadata": {"name": "ledger"}}
     client.request("POST", f"{GROUP}/netloomledgers", ledger | {"spec": {}})
+    prefilter = {"apiVersion": "netloom.dev/v1alpha1", "kind": "NetloomPrefilter", "metadata": {"name": "users"}}
+    client.request("POST", f"{GROUP}/netloomprefilters", prefilter | {"spec": {}})
+    of_release = {"name": "users", "labels": {"app.kubernetes.io/managed-by": "Helm"}}  # or a guard would be asked
+    pool = {"apiVersion": "netloom.dev/v1alpha1", "kind": "NetloomIPPool", "metadata": of_release}
+    client.request(
+        "POST", f"{GROUP}/netloomippools", pool | {"spec": {"ipv4": {"cidrs": ["10.9.0.0/16"], "maskSize": 27}}}
+    )
     data = {"data": {"netloomMode": "kubernetes", "netloomInUse": "2 nodes hold addresses (n1, n2)"}}
     written = ("patch", "configmap", NAME, f"--namespace={NAMESPACE}", "--type=merge", f"--patch={json.dumps(data)}")
     plane.kubectl(*written, *AS_OPERATOR)
@@ -139,7 +154,7 @@ def args(job: Manifest) -> list[str]:
 
 
 def test_nothing_is_left_although_no_guard_answers_and_a_machine_was_in_the_way(
-    plane: ControlPlane, machines: Machines
+    plane: ControlPlane, machines: Machines, audit: Audit
 ) -> None:
     before = all_objects(plane)
     install(plane, "cleanup.timeoutSeconds=10")
@@ -164,6 +179,9 @@ def test_nothing_is_left_although_no_guard_answers_and_a_machine_was_in_the_way(
     assert before - all_objects(plane) == set()
     assert "as their kubelets are silent: n3" in machines.said[-1]
     assert taints(plane) == {name: [] for name in KUBELETS}
+    # Of its rights, all were used, and none was missing.
+    assert audit.forbidden(JOB_USER) == set()
+    assert audit.used(JOB_USER) == granted(rendered(), "netloom-uninstall")
 
 
 class Killed(BaseException):
@@ -222,7 +240,7 @@ async def test_a_finalizer_of_somebody_else_is_named(plane: ControlPlane, machin
     assert not exists(plane, f"{GROUP}/netloomprefilters/held")
 
 
-def test_the_guard_alone_takes_nothing_else_with_it(plane: ControlPlane, machines: Machines) -> None:
+def test_the_guard_alone_takes_nothing_else_with_it(plane: ControlPlane, machines: Machines, audit: Audit) -> None:
     before = all_objects(plane)
     install(plane, "agent.enabled=false")
     plane.client.request("POST", f"/api/v1/namespaces/{NAMESPACE}/secrets", {"metadata": {"name": CA_SECRET}})
@@ -235,6 +253,7 @@ def test_the_guard_alone_takes_nothing_else_with_it(plane: ControlPlane, machine
         assert all_objects(plane) == before | {"NetloomNetwork//default"}
         assert machines.cleaned == []
         assert taints(plane) == {name: [TAINT] for name in KUBELETS}
+        assert audit.forbidden(JOB_USER) == set()
     finally:
         plane.client.request("DELETE", f"{GROUP}/netloomnetworks/default")
 

@@ -172,6 +172,7 @@ TRIES = [
         2,
         "cleanup takes the network from this machine's pods, .* give --yes, or --dry-run.*",
     ),
+    Try("netloom uninstall </dev/null", 2, "uninstall takes the network from all pods of the cluster, .* give --yes"),
 ]
 
 
