@@ -34,7 +34,7 @@ spec:
 OF_THE_CLUSTER = re.compile(r"coredns|kube-dns|^(Pod|ControllerRevision)/default/")
 LEFT = re.compile(r"((?:net\.\S+=\d+(?:, )?)+): left as the agent set it")
 IMPLIED = {"net.ipv4.ip_forward=1": "net.ipv4.conf.", "net.ipv6.conf.all.forwarding=1": "net.ipv6.conf."}
-"""Switches that switch forwarding of all devices, and those whose names begin so with them."""
+"""Switches that switch forwarding of all devices, and those whose names begin so with them; IPv4's redirects, too."""
 
 
 @dataclass
@@ -95,7 +95,9 @@ def left(bed: KubeletCluster, network: Recorded, told: str) -> str:
     def is_told(line: str) -> bool:
         name, _, value = line.removeprefix("sysctl ").partition(" = ")
         implied = tuple(IMPLIED[each] for each in switches & IMPLIED.keys())
-        return f"{name}={value}" in switches or (name.startswith(implied) and name.endswith("forwarding"))
+        return f"{name}={value}" in switches or (
+            name.startswith(implied) and name.endswith(("forwarding", ".accept_redirects"))
+        )
 
     found = []
     for name, node in bed.nodes.items():
