@@ -280,7 +280,8 @@ def test_the_namespace_is_being_deleted(plane: ControlPlane, machines: Machines)
     status, said = run(*command, "--image=netloom:1")
     assert status == 0, said
     assert {*machines.cleaned} == {"n1", "n2"}
-    wait_for("the namespace is gone", lambda: not exists(plane, namespace), deadline=60)
+    # Its controller waits ever longer between two looks, up to a minute.
+    wait_for("the namespace is gone", lambda: not exists(plane, namespace), deadline=180)
     assert not exists(plane, Thing("/api/v1", "namespaces", OWN_NAMESPACE).path)
     assert all_objects(plane) == before
     assert run(*command, "--no-nodes")[0] == 0, "and once more, where nothing is to be done"

@@ -148,7 +148,9 @@ def test_one_command_leaves_nothing_where_the_namespace_is_being_deleted(
     told = f"{done.stdout}{done.stderr}"
     print(told)
     assert done.returncode == 0, told
-    bed.wait("the namespace to be gone", lambda: not exists(bed, f"/api/v1/namespaces/{NAMESPACE}"))
+    # Its controller waits ever longer between two looks, up to a minute.
+    path = f"/api/v1/namespaces/{NAMESPACE}"
+    bed.wait("the namespace to be gone", lambda: not exists(bed, path), deadline=180)
     assert left(bed, network, told) == ""
     assert new_objects(bed, network) == set()
     bed.plane.kubectl("delete", "--filename", crds.FOLDER, timeout=60)
