@@ -53,13 +53,16 @@ class Agents:
         self, machine: Machine, env: Mapping[str, str] | None = None, flags: Sequence[str] = (), *, node: str = ""
     ) -> None:
         """Start the node's agent; its log is appended to. env: beside this process's. node: its name, if another."""
-        kubeconfig = self.plane.kubeconfig(self.user, host=self.lab.address)
         further = [f"{name}={value}" for name, value in (env or {}).items()]
-        command = ["env", *further, str(NETLOOM), "agent", "--kubeconfig", str(kubeconfig)]
+        command = ["env", *further, str(NETLOOM), "agent", "--kubeconfig", str(self.kubeconfig(machine))]
         command += ["--node-name", node or machine.node]
         with (self.folder / f"{machine.node}.log").open("a") as log:
             command += ["--run-dir", self.run_dir(machine), *flags]
             self.agents[machine.node] = machine.popen(command, stdout=log)
+
+    def kubeconfig(self, machine: Machine) -> Path:
+        """By which the node's agent reaches the API server."""
+        return self.plane.kubeconfig(self.user, host=self.lab.address)
 
     def run_dir(self, machine: Machine) -> str:
         return str(self.folder / machine.node)

@@ -1,8 +1,9 @@
 """The chart's template of the guard, made from the very manifests that `netloom guard install` prints.
 
 These are rendered with marks in place of what a user chooses, once for every choice that changes their shape: whose
-objects are guarded, whose certificates there are, and how the guard is reached. Then each object is written down once,
-what its shapes do not share below conditions, and the marks become actions of the template.
+objects are guarded, whose certificates there are, how the guard is reached, and whether the operator is the guard. Then
+each object is written down once, what its shapes do not share below conditions, and the marks become actions of the
+template.
 """
 
 from __future__ import annotations
@@ -20,12 +21,12 @@ from netloom.webhook.manifests import Installation, render
 from netloom.webhook.names import NAME, Guarded, Scope
 
 Manifest = dict[str, Any]
-Shape = tuple[str, str, str]
-"""guarded, authority, reach."""
+Shape = tuple[str, str, str, str]
+"""guarded, authority, reach, runner."""
 
-_AXES = (get_args(Guarded), ("own", "given"), ("service", "url"))
+_AXES = (get_args(Guarded), ("own", "given"), ("service", "url"), ("guard", "operator"))
 _EVERY = frozenset(itertools.product(*_AXES))
-_VARIABLES = ("$for", "$authority", "$reach")
+_VARIABLES = ("$for", "$authority", "$reach", "$runner")
 _SCOPE = Scope(
     namespace="zz-namespace-zz",
     cilium_namespace="zz-cilium-namespace-zz",
@@ -44,6 +45,7 @@ _HEAD = """\
 {{- $authority := include "netloom.guard.authority" . }}
 {{- $reach := ternary "url" "service" (not (empty .Values.guard.url)) }}
 {{- $inOperator := include "netloom.guard.inOperator" . }}
+{{- $runner := ternary "operator" "guard" (not (empty $inOperator)) }}
 """
 
 # Marks within a line, and what stands there in the template.
@@ -108,13 +110,20 @@ def template() -> str:
     return _HEAD + "".join(parts) + "{{- end }}\n"
 
 
-def _marked(guarded: Guarded, authority: str, reach: str) -> Iterator[Manifest]:
+def _marked(guarded: Guarded, authority: str, reach: str, runner: str) -> Iterator[Manifest]:
     """What `netloom guard install` prints, but for the namespace, which is the release's."""
     given = {"tls_secret": "zz-secret-zz", "ca_bundle": "zz-bundle-zz", "inject_ca_from": "zz-inject-zz"}
     url = "https://zz-url-zz" if reach == "url" else ""
     options = given if authority == "given" else {}
-    scope = replace(_SCOPE, guarded=guarded)
-    for each in render(Installation(scope=scope, image="zz-image-zz", url=url, replicas=_REPLICAS, **options)):
+    made = Installation(
+        scope=replace(_SCOPE, guarded=guarded),
+        image="zz-image-zz",
+        url=url,
+        replicas=_REPLICAS,
+        in_operator=runner == "operator",
+        **options,
+    )
+    for each in render(made):
         if each["kind"].endswith("Binding") and "subjects" in each:
             each["subjects"][0]["name"] = "zz-account-zz"
         if each["kind"] == "Deployment":

@@ -25,6 +25,8 @@ _IN_CLUSTER = "in-cluster-values.yaml"
 GUIDE = ROOT / "docs" / "chart.md"
 _ROLES = {
     ("ClusterRole", "netloom-operator"): "operator",
+    ("Role", "netloom-operator"): "operatorInNamespace",
+    ("Role", "netloom-operator-default"): "operatorInDefault",
     ("ClusterRole", "netloom-agent"): "agent",
     ("Role", "netloom-agent"): "agentInNamespace",
 }

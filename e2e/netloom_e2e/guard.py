@@ -194,16 +194,35 @@ class Guards:
         self._started.clear()
 
 
-def account_kubeconfig(plane: ControlPlane, namespace: str, name: str) -> Path:
-    """With a token of a ServiceAccount that is there."""
-    path = plane.state / "kubeconfigs" / f"{name}.{namespace}.token.yaml"
+def account_kubeconfig(plane: ControlPlane, namespace: str, name: str, *, node: str = "", host: str = "") -> Path:
+    """With a token of a ServiceAccount that is there.
+
+    node: the token is that of a pod on this Node, as a kubelet asks for it; a Pod is made that it is bound to. host:
+    another address of the API server, as seen from a network namespace.
+    """
+    path = plane.state / "kubeconfigs" / f"{name}.{namespace}{f'@{node}' if node else ''}.token.yaml"
     account = f"/api/v1/namespaces/{namespace}/serviceaccounts/{name}/token"
-    answer = plane.client.request("POST", account, {"spec": {"expirationSeconds": 36000}})
-    config = yaml.safe_load(plane.kubeconfig().read_text())
+    bound = {"boundObjectRef": _pod(plane, namespace, name, node)} if node else {}
+    answer = plane.client.request("POST", account, {"spec": {"expirationSeconds": 36000, **bound}})
+    config = yaml.safe_load(plane.kubeconfig(host=host).read_text())
     config["users"][0]["user"] = {"token": answer["status"]["token"]}
     path.touch(mode=0o600)
     path.write_text(yaml.safe_dump(config))
     return path
+
+
+def _pod(plane: ControlPlane, namespace: str, account: str, node: str) -> dict[str, str]:
+    """A Pod of a ServiceAccount on a Node; made, if it is not there."""
+    path, name = f"/api/v1/namespaces/{namespace}/pods", f"{account}-{node}"
+    spec = {"serviceAccountName": account, "nodeName": node, "hostNetwork": True}
+    body = {"metadata": {"name": name}, "spec": spec | {"containers": [{"name": "c", "image": "none"}]}}
+    try:
+        uid = plane.client.request("POST", path, {"apiVersion": "v1", "kind": "Pod", **body})["metadata"]["uid"]
+    except ApiFailure as failure:
+        if failure.status != HTTPStatus.CONFLICT:
+            raise
+        uid = plane.client.request("GET", f"{path}/{name}")["metadata"]["uid"]
+    return {"kind": "Pod", "apiVersion": "v1", "name": name, "uid": uid}
 
 
 def apply(plane: ControlPlane, manifests: list[dict[str, Any]], *options: str) -> str:

@@ -92,7 +92,7 @@ def test_as_part_of_the_operator_it_has_the_same_rights_and_rules() -> None:
         operator_users=(accounts[0], *QUOTED),
         agent_users=(accounts[1], *users["guard.agentUsers"]),
     )
-    wanted = by_name(render(Installation(scope=scope, image=IMAGE)))
+    wanted = by_name(render(Installation(scope=scope, image=IMAGE, in_operator=True)))
     found = by_name(rendered(users, namespace=namespace))
     for name in (f"Namespace {namespace}", "ServiceAccount netloom-guard", "Deployment netloom-guard"):
         del wanted[name]

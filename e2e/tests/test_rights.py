@@ -1,36 +1,37 @@
-"""Each role may do what it does in its life, and no more: RBAC's rules against the API server's audit log.
+"""Whoever the chart gives rights may do what it does in its life, and no more: RBAC's rules against the audit log.
 
-One life of a cluster: nodes join, the pool is used up, one leaves, somebody edits a ledger, an agent has peers that
-are not whole, objects vanish and come back, roles are restarted, and in the end the network goes.
+One life of a release, installed by Helm, whose pods run here with the arguments and tokens that they would have: nodes
+join, the pool is used up, one leaves, somebody edits a ledger and the guard's record, an agent has peers that are not
+whole, objects vanish and come back, roles are restarted, certificates end, the network goes and comes back in another
+mode, with newer definitions. The rights are those of docs/examples/rbac.yaml and of `netloom guard install`.
 """
 
-import datetime as dt
 import os
 import subprocess
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-import yaml
 
-from netloom.webhook import certificates
-from netloom.webhook.names import CA_SECRET, NAME
-from netloom_e2e import crds
-from netloom_e2e.agents import Agents, netloom_node
+from netloom.webhook.names import NAMESPACE
+from netloom_e2e.agents import Agents
 from netloom_e2e.allocations import LEDGERS, NETLOOM_NODES, NETWORKS, Cluster, condition
-from netloom_e2e.client import Client, collection_path
+from netloom_e2e.chart_pods import words
+from netloom_e2e.chart_release import AGENT, GUARD, OPERATOR, SWITCH_OFF, Release
+from netloom_e2e.client import collection_path
 from netloom_e2e.cluster import ControlPlane
 from netloom_e2e.gateway import gateway
-from netloom_e2e.guard import CILIUM_KINDS, Guards, install_cilium
+from netloom_e2e.guard import account_kubeconfig
 from netloom_e2e.lab import Lab, Machine, wait_for
 from netloom_e2e.mesh import NETLOOM
-from netloom_e2e.operators import RBAC, USER, Operators, running
-from netloom_e2e.rights import Audit, Right, granted
+from netloom_e2e.rights import Account, Audit, Right, accounts, granted
 
-AGENT = "netloom-agent"
-POOLS = "/apis/netloom.dev/v1alpha1/netloomippools"
+JOB, TEST = (Account(NAMESPACE, f"netloom-{role}") for role in ("crds", "test"))
 HAND_MADE = {"apiVersion": "netloom.dev/v1alpha1", "kind": "NetloomNode"}
 ODD = f"{collection_path(NETLOOM_NODES)}/odd"
+CLUSTER_POOL = ("ipam.mode=cluster-pool", "ipam.operator.clusterPoolIPv4PodCIDRList={10.42.0.0/23}")
+MULTI_POOL = ("ipam.mode=multi-pool", "pools.default.ipv4.cidrs={10.60.0.0/16}", "pools.default.ipv4.maskSize=28")
 
 
 @pytest.fixture(scope="module")
@@ -39,40 +40,65 @@ def audit(tmp_path_factory: pytest.TempPathFactory) -> Audit:
 
 
 @pytest.fixture(scope="module")
-def plane(control_plane_binaries: Path, audit: Audit) -> Iterator[ControlPlane]:
+def plane(control_plane_binaries: Path, helm_binary: Path, audit: Audit) -> Iterator[ControlPlane]:
     with ControlPlane(hosts=[Lab.address], apiserver_flags=audit.flags) as made:
-        crds.install(made)
-        made.kubectl("apply", "--server-side", "--filename", RBAC)
+        for namespace in (NAMESPACE, "shop"):
+            made.kubectl("create", "namespace", namespace)
         yield made
 
 
+@dataclass
+class DaemonSet(Agents):
+    """Its pods, each with a token that is bound to its node."""
+
+    release: Release = None  # type: ignore[assignment]
+
+    def kubeconfig(self, machine: Machine) -> Path:
+        return account_kubeconfig(self.plane, *AGENT, node=machine.node, host=self.lab.address)
+
+    def run(self, machine: Machine) -> None:
+        """With a plugin that is not called here, and no other behind it."""
+        host = self.folder / "host"
+        pod = self.release.pod("daemonsets", AGENT.name)
+        mounts = {each["name"]: host / each["name"] for each in pod["volumes"]}
+        _, *flags = words(pod, mounts)
+        flags += ["--cni-plugin", "/bin/true", "--cni-chain", "", f"--cni-deletions={host / 'deletions'}"]
+        self.start(machine, {"POD_NAMESPACE": NAMESPACE}, flags)
+
+
 @pytest.fixture(scope="module")
-def lived(plane: ControlPlane, tmp_path_factory: pytest.TempPathFactory) -> None:
-    with (
-        Lab(f"nlr{os.getpid() % 10000}") as lab,
-        gateway(lab, plane.port),
-        running(plane) as operators,
-    ):
-        agents = Agents(lab, plane, tmp_path_factory.mktemp("agents"), user=AGENT)
+def release(plane: ControlPlane, tmp_path_factory: pytest.TempPathFactory) -> Release:
+    return Release(plane, tmp_path_factory.mktemp("hooks"))
+
+
+@pytest.fixture(scope="module")
+def lived(release: Release, tmp_path_factory: pytest.TempPathFactory) -> Release:
+    """A release of agents and operators that has been."""
+    plane = release.plane
+    with Lab(f"nlr{os.getpid() % 10000}") as lab, gateway(lab, plane.port):
+        agents = DaemonSet(lab, plane, tmp_path_factory.mktemp("agents"), release=release)
         try:
-            _live(Cluster(plane), operators, agents)
+            _live(release, agents)
         finally:
             agents.stop()
+    plane.kubectl(*SWITCH_OFF)
+    release.helm("uninstall")
+    return release
 
 
-def _live(cluster: Cluster, operators: Operators, agents: Agents) -> None:
-    client = cluster.client
-    operator = operators.start(leader_elect=True)
+def _live(release: Release, agents: DaemonSet) -> None:
+    cluster, client = release.cluster, release.client
     # Two nodes fit, the third has to wait until one leaves.
-    cluster.create_network(ipv4PodCIDRList=["10.42.0.0/23"])
+    release.put("install", *CLUSTER_POOL)
+    operator = release.operator()
     cluster.create_pool("unused", "10.43.0.0/24")
     machine = agents.lab.add_node("n1")
     cluster.add_node("n1", address=machine.underlay[0])
     wait_for("the first has its CIDR", cluster.served)
     cluster.add_node("n2", address="192.0.2.2")
     wait_for("both have their CIDRs", cluster.served)
-    _starts_on_a_tainted_node(client, agents, machine)
-    _repeated(cluster, agents)
+    _starts_on_a_tainted_node(release, agents, machine)
+    _repeated(release, agents)
 
     # A write of the ledger that the operator does not know of: its next one is a conflict, and it reads again.
     for ledger in cluster.list(LEDGERS):
@@ -83,88 +109,91 @@ def _live(cluster: Cluster, operators: Operators, agents: Agents) -> None:
 
     # One is left out, which has no pods.
     cluster.add_node("n4", address="192.0.2.4")
-    cluster.client.request("PATCH", "/api/v1/nodes/n3", {"metadata": {"labels": {"netloom.dev/ignore": "true"}}})
+    client.request("PATCH", "/api/v1/nodes/n3", {"metadata": {"labels": {"netloom.dev/ignore": "true"}}})
     wait_for("its CIDR is another's", lambda: cluster.held().get("n4"), deadline=60)
     cluster.remove_nodes("n3")
 
-    # All objects of the nodes vanish at once. The roles are started anew.
+    # All objects of the nodes vanish at once. The roles are started anew, and the guard's CA has expired.
     before = _uids(cluster)
     client.request("DELETE", collection_path(NETLOOM_NODES))
     wait_for("they are back", lambda: cluster.served() and not before & _uids(cluster), deadline=60)
+    release.meddle_with_the_record("netloomMode")
     operator.stop()
+    release.end_the_authority()
     agents.end("n1")
-    operator = operators.start(leader_elect=True)
-    agents.start(machine)
+    operator = release.operator()
+    agents.run(machine)
     agents.in_sync(machine, peers=1)
-
-    # More peers vanish than an agent asks for one by one: it asks how many Nodes there are.
-    for number in range(4):
-        spec = {"addresses": [{"type": "InternalIP", "ip": f"192.0.2.{10 + number}"}]}
-        spec |= {"ipam": {"podCIDRs": [f"10.88.{number}.0/24"]}}
-        client.request(
-            "POST", collection_path(NETLOOM_NODES), HAND_MADE | {"metadata": {"name": f"m{number}"}, "spec": spec}
-        )
-    agents.in_sync(machine, peers=5)
-    for number in range(4):
-        client.request("DELETE", f"{collection_path(NETLOOM_NODES)}/m{number}")
-    agents.in_sync(machine, peers=1)
+    _loses_many_peers(release, agents, machine)
     agents.end("n1")
 
     cluster.remove_nodes(*cluster.nodes())
     wait_for("no node is left", lambda: not cluster.held(), deadline=60)
     client.request("DELETE", f"{collection_path(NETWORKS)}/default")
     wait_for("the network is let go", lambda: not cluster.list(NETWORKS), deadline=60)
+    # In another mode, with definitions of which one is missing.
+    release.plane.kubectl("delete", "customresourcedefinition", "netloomprefilters.netloom.dev")
+    release.put("upgrade", *MULTI_POOL)
+    assert "CustomResourceDefinition netloomprefilters.netloom.dev: created" in release.hooks.ran["netloom-crds"]
+    _draws_on_pools(release, agents)
     operator.stop()
-    _draws_on_pools(client, agents)
 
 
-def _starts_on_a_tainted_node(client: Client, agents: Agents, machine: Machine) -> None:
+def _starts_on_a_tainted_node(release: Release, agents: DaemonSet, machine: Machine) -> None:
     """Which it takes off, once it can route."""
-    taint = {"key": "node.netloom.dev/not-ready", "effect": "NoSchedule"}
-    client.request("PATCH", "/api/v1/nodes/n1", {"spec": {"taints": [taint]}})
-    host = agents.folder / "host"
-    flags = ["--cni-install", "--cni-plugin", "/bin/true", "--cni-chain", ""]
-    flags += [f"--cni-{name}={host / name}" for name in ("bin-dir", "conf-dir", "deletions")]
-    agents.start(machine, flags=flags)
+    node, taint = "/api/v1/nodes/n1", {"key": "node.netloom.dev/not-ready", "effect": "NoSchedule"}
+    release.client.request("PATCH", node, {"spec": {"taints": [taint]}})
+    agents.run(machine)
     agents.in_sync(machine, peers=1)
-    wait_for("no taint", lambda: "taints" not in client.request("GET", "/api/v1/nodes/n1")["spec"], deadline=30)
+    wait_for("no taint", lambda: "taints" not in release.client.request("GET", node)["spec"], deadline=30)
 
 
-def _draws_on_pools(client: Client, agents: Agents) -> None:
-    """A node in IPAM mode multi-pool, with a pod, and with something that is none."""
-    machine, pods = agents.lab.nodes["n1"], "/api/v1/namespaces/default/pods"
-    own = {"apiVersion": "netloom.dev/v1alpha1"}
-    network = own | {
-        "kind": "NetloomNetwork",
-        "metadata": {"name": "default"},
-        "spec": {"ipam": {"mode": "multi-pool"}},
-    }
-    client.request("POST", collection_path(NETWORKS), network)
-    pool = {"ipv4": {"cidrs": ["10.60.0.0/16"], "maskSize": 28}}
-    client.request("POST", POOLS, own | {"kind": "NetloomIPPool", "metadata": {"name": "default"}, "spec": pool})
-    node = netloom_node("n1", machine.underlay)
-    allocated = [{"pool": "default", "cidrs": ["10.60.0.0/28"]}]
-    node["spec"]["ipam"] = {"mode": "multi-pool", "pools": {"allocated": allocated}}  # type: ignore[index]
-    client.request("POST", collection_path(NETLOOM_NODES), node)
-    spec = {"nodeName": "n1", "containers": [{"name": "c", "image": "none"}]}
-    client.request("POST", pods, {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p"}, "spec": spec})
-    agents.start(machine)
+def _loses_many_peers(release: Release, agents: DaemonSet, machine: Machine) -> None:
+    """More peers vanish than an agent asks for one by one: it asks how many Nodes there are."""
+    for number in range(4):
+        spec = {"addresses": [{"type": "InternalIP", "ip": f"192.0.2.{10 + number}"}]}
+        spec |= {"ipam": {"podCIDRs": [f"10.88.{number}.0/24"]}}
+        peer = HAND_MADE | {"metadata": {"name": f"m{number}"}, "spec": spec}
+        release.client.request("POST", collection_path(NETLOOM_NODES), peer)
+    agents.in_sync(machine, peers=5)
+    for number in range(4):
+        release.client.request("DELETE", f"{collection_path(NETLOOM_NODES)}/m{number}")
+    agents.in_sync(machine, peers=1)
+
+
+def _draws_on_pools(release: Release, agents: DaemonSet) -> None:
+    """A node in IPAM mode multi-pool, with a pod, with something that is none, and with one that asks for a pool that
+    is not there; then Helm looks whether all is well."""
+    machine, client = agents.lab.nodes["n1"], release.client
+    release.cluster.add_node("n1", address=machine.underlay[0])
+    agents.run(machine)
+    for namespace, annotations in (("default", {}), ("shop", {"netloom.dev/ip-pool": "nowhere"})):
+        meta = {"name": "p", "annotations": annotations}
+        pod = {"metadata": meta, "spec": {"nodeName": "n1", "containers": [{"name": "c", "image": "none"}]}}
+        client.request("POST", f"/api/v1/namespaces/{namespace}/pods", {"apiVersion": "v1", "kind": "Pod", **pod})
     agents.in_sync(machine, peers=0)
-    for pod, said in (("default/p", "10.60.0.1\n"), ("default/nobody", "")):
-        asked = [str(NETLOOM), "ip", "allocate", pod, "--socket", f"{agents.run_dir(machine)}/agent.sock"]
-        assert subprocess.run(asked, stdout=subprocess.PIPE, text=True, check=False, timeout=30).stdout == said
+    asked = [str(NETLOOM), "ip", "allocate", f"--socket={agents.run_dir(machine)}/agent.sock"]
+
+    def said(pod: str) -> str:
+        return subprocess.run([*asked, pod], stdout=subprocess.PIPE, text=True, check=False, timeout=30).stdout
+
+    wait_for("an address of the pool", lambda: said("default/p").startswith("10.60.0."), deadline=60)
+    assert said("default/nobody") == said("shop/p") == ""
+    events = "/api/v1/namespaces/shop/events"
+    wait_for("the pod is told", lambda: client.request("GET", events)["items"], deadline=30)
+    release.helm("test")
     agents.end("n1")
 
 
-def _repeated(cluster: Cluster, agents: Agents) -> None:
+def _repeated(release: Release, agents: DaemonSet) -> None:
     """Twice a pool that is used up, and twice a peer to which no route can be made: the Events are counted, not written
     anew."""
+    cluster = release.cluster
     agents.lab.nodes["n1"].ip("route", "add", "blackhole", "10.89.0.0/24")
     odd = {"addresses": [{"type": "InternalIP", "ip": "192.0.2.99"}], "ipam": {"podCIDRs": ["10.89.0.0/24"]}}
     for _ in range(2):
-        cluster.client.request(
-            "POST", collection_path(NETLOOM_NODES), HAND_MADE | {"metadata": {"name": "odd"}, "spec": odd}
-        )
+        body = HAND_MADE | {"metadata": {"name": "odd"}, "spec": odd}
+        cluster.client.request("POST", collection_path(NETLOOM_NODES), body)
         wait_for("the agent to fail", lambda: agents.condition("n1").get("status") == "False")
         cluster.client.request("DELETE", ODD)
         wait_for("the agent is content", lambda: agents.condition("n1").get("status") == "True")
@@ -175,7 +204,8 @@ def _repeated(cluster: Cluster, agents: Agents) -> None:
         if not last:
             cluster.remove_nodes("n3")
             wait_for("there is room", lambda: _status(cluster) == "True", deadline=60)
-    wait_for("Events are counted", lambda: _counted(cluster.client) == {USER, AGENT}, deadline=30)
+    both = {OPERATOR.name, AGENT.name}
+    wait_for("Events are counted", lambda: release.counted() == both, deadline=30)
 
 
 def _uids(cluster: Cluster) -> set[str]:
@@ -186,67 +216,15 @@ def _status(cluster: Cluster) -> str:
     return (condition(cluster.network(), "Ready") or ("",))[0]
 
 
-def _counted(client: Client, namespace: str = "default") -> set[str]:
-    """Who raised the count of an Event."""
-    return {
-        event["source"]["component"]
-        for event in client.request("GET", f"/api/v1/namespaces/{namespace}/events")["items"]
-        if event.get("count", 0) > 1
-    }
+@pytest.mark.parametrize("account", [OPERATOR, AGENT, JOB, TEST], ids=lambda account: account.name)
+def test_a_role_may_do_what_it_does_and_no_more(audit: Audit, lived: Release, account: Account) -> None:
+    grants = granted(lived.rights, account)
+    assert grants, "it has none"
+    assert audit.faults(account, grants) == {}
 
 
-@pytest.mark.parametrize("user", [USER, AGENT])
-@pytest.mark.usefixtures("lived")
-def test_a_role_may_do_what_it_does_and_no_more(audit: Audit, user: str) -> None:
-    rights = granted(yaml.safe_load_all(RBAC.read_text()), user)
-    assert audit.forbidden(user) == set()
-    assert sorted(rights - audit.used(user)) == [], "nobody ever used it"
-    assert audit.used(user) == rights
-
-
-@pytest.fixture(scope="module")
-def guarded(plane: ControlPlane) -> Iterator[Guards]:
-    """A guard that makes a CA, records modes, tells of somebody who got past it, and finds its CA expired."""
-    install_cilium(plane)
-    guards = Guards(plane)
-    guards.install()
-    try:
-        guards.wait_in_force(guards.start())
-        _guard(plane, guards)
-        yield guards
-    finally:
-        guards.kill()
-
-
-def _guard(plane: ControlPlane, guards: Guards) -> None:
-    scope, client = guards.scope, plane.client_of("admin", ["system:masters", "netloom:break-glass"])
-    configs = f"/api/v1/namespaces/{scope.cilium_namespace}/configmaps"
-    held = {"apiVersion": "cilium.io/v2", "kind": "CiliumNode", "spec": {"ipam": {"podCIDRs": ["10.0.0.0/24"]}}}
-    client.request("POST", configs, {"metadata": {"name": "cilium-config"}, "data": {"ipam": "cluster-pool"}})
-    client.request("POST", collection_path(CILIUM_KINDS[0]), held | {"metadata": {"name": "c1"}})
-    wait_for("the mode is recorded", lambda: guards.record().get("ciliumMode") == "cluster-pool", deadline=20)
-    guard = guards.running[0]
-    for ipam, bypassed in (("kubernetes", 1), ("cluster-pool", 0), ("kubernetes", 1)):
-        client.request("PATCH", f"{configs}/cilium-config", {"data": {"ipam": ipam}})
-        wait_for("the guard noticed", lambda b=bypassed: guard.metric("netloom_guard_bypassed") == b, deadline=20)
-    wait_for("its Event is counted", lambda: NAME in _counted(client, scope.cilium_namespace), deadline=30)
-    client.request("DELETE", f"/api/v1/namespaces/{scope.namespace}/configmaps/{NAME}")
-    wait_for("the record is there again", lambda: guards.record().get("ciliumMode") == "kubernetes", deadline=20)
-    guards.kill()
-    expired = certificates.dump([certificates.new_ca(dt.datetime.now(dt.UTC) - dt.timedelta(days=4000))])
-    secret = f"/api/v1/namespaces/{scope.namespace}/secrets/{CA_SECRET}"
-    old = client.request("GET", secret)
-    client.request("PUT", secret, old | {"data": expired})
-    guards.wait_in_force(guards.start())
-
-
-def test_the_guard_may_do_what_it_does_and_no_more(audit: Audit, guarded: Guards) -> None:
-    user = f"system:serviceaccount:{guarded.scope.namespace}:{NAME}"
-    rights = granted(guarded.manifests, NAME, f"{NAME}-cilium")
-    assert audit.forbidden(user) == set()
-    # The record is written by server-side apply, which needs this right where it was deleted, and asks as `patch`.
-    assert rights - audit.used(user) == {Right("", "configmaps", "create")}
-    assert audit.used(user) <= rights
+def test_nobody_else_has_rights(lived: Release) -> None:
+    assert accounts(lived.rights) <= {OPERATOR, AGENT, JOB, TEST, GUARD}
 
 
 def test_what_was_not_granted_is_in_the_log(plane: ControlPlane, audit: Audit) -> None:

@@ -36,6 +36,8 @@ _TOLERATED = (
 HTTP_PORT = 9965
 CERTIFICATE_FOLDER = "/etc/netloom-guard/tls"
 NETLOOM_KINDS = ("netloomnetworks", "netloomnodes", "netloomippools")
+OF_THE_OPERATOR = frozenset({"netloomnetworks", "netloomnodes"})
+"""Kinds that an operator follows anyway, and with it the guard that is part of it; it does not run without them."""
 CILIUM_KINDS = ("ciliumnodes", "ciliumpodippools")
 
 
@@ -48,6 +50,7 @@ class Installation:
     ca_bundle: base64 of the CA certificates (PEM) that vouch for the guard, where it does not keep its own.
     tls_secret: a Secret (type kubernetes.io/tls) with the guard's certificate, instead of one of its own making.
     inject_ca_from: NAMESPACE/CERTIFICATE of cert-manager, which then fills in caBundle.
+    in_operator: the guard is part of an operator, whose rights come beside these.
     """
 
     scope: Scope = field(default_factory=Scope)
@@ -57,6 +60,7 @@ class Installation:
     ca_bundle: str = ""
     tls_secret: str = ""
     inject_ca_from: str = ""
+    in_operator: bool = False
 
     @property
     def own_authority(self) -> bool:
@@ -132,7 +136,8 @@ def _rights(options: Installation) -> list[Manifest]:
     read = ["list", "watch"]
     groups: dict[str, tuple[str, ...]] = {"netloom.dev": NETLOOM_KINDS} if scope.netloom else {}
     groups |= {"cilium.io": CILIUM_KINDS} if scope.cilium else {}
-    crds = [f"{kind}.{group}" for group, kinds in groups.items() for kind in kinds]
+    elsewhere = OF_THE_OPERATOR if options.in_operator else ()
+    crds = [f"{kind}.{group}" for group, kinds in groups.items() for kind in kinds if kind not in elsewhere]
     cluster = [
         _may(read, "", ["nodes"]),
         *(_may(read, group, kinds) for group, kinds in groups.items()),

@@ -8,15 +8,12 @@ same words from either (`guard.wording`).
 from typing import Any
 
 from netloom.api.cilium import CONFIG_NAME, DEFAULT_MODE
-from netloom.api.coordination import LEASES
-from netloom.api.core import NOT_READY_TAINT
 from netloom.api.v1alpha1 import IN_USE_FINALIZER
-from netloom.api.verdict import agent_lease
 from netloom.api.words import NODES_HOLD
 from netloom.guard import wording
 from netloom.guard.cilium import GUARDED_KEYS, IPAM, MIGRATION, MIGRATION_MODES, TRUE
 from netloom.guard.cluster_state import CILIUM_IN_USE, CILIUM_MODE, NETLOOM_IN_USE, NETLOOM_MODE
-from netloom.webhook import cel, names
+from netloom.webhook import agents, cel, names
 from netloom.webhook.names import Scope
 from netloom.webhook.policy import policy, recorded, said
 from netloom.webhook.rules import cilium_node_configs, rule
@@ -35,7 +32,7 @@ def policies(scope: Scope) -> list[Manifest]:
     """Policies and their bindings."""
     found: list[Manifest] = []
     if scope.netloom:
-        found += _network(scope) + _agents(scope)
+        found += _network(scope) + agents.policies(scope)
     if scope.cilium:
         found += _cilium(scope) + _cilium_node_config(scope) + workloads(scope) + parts(scope)
     return found + record_writes(scope) + _kept(scope)
@@ -188,66 +185,3 @@ def _data(of: str, key: str, missing_at: str) -> str:
 
 def _or_default(mode: str) -> str:
     return f"{mode} == '' ? {cel.text(DEFAULT_MODE)} : {mode}"
-
-
-def _agents(scope: Scope) -> list[Manifest]:
-    # A token of a service account says on which node its pod runs; one without that, or a certificate, writes nothing.
-    lease = cel.text(agent_lease(""))
-    on_lease = f"request.resource.resource == '{LEASES.plural}'"
-    own = f"({on_lease} ? variables.own.map(node, {lease} + node) : variables.own)"
-    # A renewal is an update, and the first of them a creation; RBAC grants neither for one name alone.
-    written = f"request.operation == 'UPDATE' || ({on_lease} && request.operation == 'CREATE')"
-    # A Lease has none of these: told so, the API server does not warn of it.
-    others = " && ".join(f"dyn(object).{field} == dyn(oldObject).{field}" for field in _NOT_THE_AGENTS)
-    on_node = "(request.resource.resource == 'nodes')"
-    rest = " && ".join(f"dyn(object).{field} == dyn(oldObject).{field}" for field in _OF_A_NODE)
-    taints = {of: f"dyn({of}).?spec.?taints.orValue([])" for of in ("object", "oldObject")}
-    only_ours = (
-        f"{taints['object']}.all(each, each in {taints['oldObject']}) && {taints['oldObject']}.all(each,"
-        f" each.key == {cel.text(NOT_READY_TAINT)} || each in {taints['object']})"
-    )
-    return policy(
-        scope,
-        names.AGENTS_POLICY,
-        matched=[
-            rule("netloom.dev", "v1alpha1", ["netloomnodes", "netloomnodes/status"]),
-            rule(LEASES.group, LEASES.version, [LEASES.plural], scope="Namespaced"),
-            rule("", "v1", ["nodes"]),
-        ],
-        conditions={"an-agent": cel.by(scope.agent_users)},
-        variables={"name": cel.NAME, "own": cel.BOUND_NODES},
-        validations={
-            f"({written}) && variables.name in {own}": (
-                "request.kind.kind + ' ' + variables.name + ': metadata.name \\'' + variables.name + '\\': '"
-                f" + ({on_lease} ? 'an agent may only renew the Lease of its own node'"
-                " : 'an agent may only update the ' + request.kind.kind + ' of its own node')"
-                " + (variables.own.size() > 0 ? ', which is ' + variables.own[0] : ', and its token names none')"
-                " + '. Let the agent of that node write it, or the operator.'"
-            ),
-            f"{on_node} || {on_lease} || request.operation != 'UPDATE' || ({others})": (
-                "request.kind.kind + ' ' + variables.name + ': spec: '"
-                " + 'an agent may only change encapsulations, sourceAddresses and ipam.pools. '"
-                " + 'Leave the rest to the operator.'"
-            ),
-            f"!{on_node} || request.operation != 'UPDATE' || ({rest} && {only_ours})": (
-                f"'Node ' + variables.name + ': spec.taints: an agent may only take ' + {cel.text(NOT_READY_TAINT)}"
-                " + ' off its Node. Leave the rest to whom it belongs.'"
-            ),
-        },
-        parameters=False,
-    )
-
-
-_NOT_THE_AGENTS = (
-    "?spec.?addresses",
-    "?spec.?ipam.?mode",
-    "?spec.?ipam.?podCIDRs",
-    "?spec.?ipam.?pool",
-)
-"""Of a NetloomNode's spec."""
-
-_OF_A_NODE = (
-    *(f"?metadata.?{field}" for field in ("labels", "annotations", "finalizers", "ownerReferences")),
-    *(f"?spec.?{field}" for field in ("podCIDR", "podCIDRs", "providerID", "unschedulable", "configSource")),
-)
-"""All of a Node that somebody may write, but its taints."""
