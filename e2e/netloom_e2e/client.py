@@ -34,10 +34,11 @@ class Client:
     """Keeps its connections: what waits for a condition asks fifty times a second, and nine tenths of what a request
     costs are its handshake. May be used by several threads."""
 
-    def __init__(self, host: str, port: int, tls: ssl.SSLContext) -> None:
+    def __init__(self, host: str, port: int, tls: ssl.SSLContext, token: str = "") -> None:
         self._host = host
         self._port = port
         self._tls = tls
+        self._authorization = {"Authorization": f"Bearer {token}"} if token else {}
         self._idle: list[http.client.HTTPSConnection] = []
 
     def __del__(self) -> None:
@@ -55,9 +56,10 @@ class Client:
         cluster = config["clusters"][0]["cluster"]
         user = config["users"][0]["user"]
         tls = ssl.create_default_context(cafile=cluster["certificate-authority"])
-        tls.load_cert_chain(user["client-certificate"], user["client-key"])
+        if "token" not in user:
+            tls.load_cert_chain(user["client-certificate"], user["client-key"])
         server = urlsplit(cluster["server"])
-        return cls(str(server.hostname), port or int(server.port or 443), tls)
+        return cls(str(server.hostname), port or int(server.port or 443), tls, user.get("token", ""))
 
     def request(
         self,
@@ -77,7 +79,7 @@ class Client:
         is, as kubectl does.
         """
         content_type = content_type or ("application/merge-patch+json" if method == "PATCH" else "application/json")
-        headers = {"Content-Type": content_type, "Accept": accept}
+        headers = {"Content-Type": content_type, "Accept": accept, **self._authorization}
         deadline = time.monotonic() + timeout
         while True:
             status, text = self._exchange(method, path, None if body is None else json.dumps(body), headers, timeout)

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from netloom.webhook.names import NAMESPACE
+from netloom_e2e import crds
 from netloom_e2e.agents import Agents
 from netloom_e2e.allocations import LEDGERS, NETLOOM_NODES, NETWORKS, Cluster, condition
 from netloom_e2e.chart_pods import words
@@ -129,12 +130,16 @@ def _live(release: Release, agents: DaemonSet) -> None:
 
     cluster.remove_nodes(*cluster.nodes())
     wait_for("no node is left", lambda: not cluster.held(), deadline=60)
-    client.request("DELETE", f"{collection_path(NETWORKS)}/default")
+    release.put("upgrade", "network.create=false")
     wait_for("the network is let go", lambda: not cluster.list(NETWORKS), deadline=60)
-    # In another mode, with definitions of which one is missing.
-    release.plane.kubectl("delete", "customresourcedefinition", "netloomprefilters.netloom.dev")
+    operator.stop()
+    # All definitions are gone: an upgrade brings them back, and the next one a network in another mode.
+    release.plane.kubectl("delete", "--filename", crds.FOLDER)
+    release.put("upgrade", "network.create=false")
+    made = {f"CustomResourceDefinition {name}.netloom.dev: created" for name in ("netloomnetworks", "netloomnodes")}
+    assert made <= set(release.hooks.ran["netloom-crds"].splitlines())
     release.put("upgrade", *MULTI_POOL)
-    assert "CustomResourceDefinition netloomprefilters.netloom.dev: created" in release.hooks.ran["netloom-crds"]
+    operator = release.operator()
     _draws_on_pools(release, agents)
     operator.stop()
 
@@ -232,3 +237,18 @@ def test_what_was_not_granted_is_in_the_log(plane: ControlPlane, audit: Audit) -
     plane.kubectl("get", "nodes", user="nobody", check=False)
     assert Right("", "nodes", "list") in audit.forbidden("nobody")
     assert Right("", "nodes", "list") not in audit.used("nobody")
+
+
+@pytest.mark.usefixtures("lived")
+def test_a_right_that_nobody_used_is_found(audit: Audit) -> None:
+    """Be it a verb, a name or a namespace too many."""
+    for more in (
+        Right("", "secrets", "get"),
+        Right("netloom.dev", "netloomnodes", "delete"),
+        Right("netloom.dev", "netloomnetworks", "list", name="another"),
+        Right("coordination.k8s.io", "leases", "get", namespace="shop"),
+    ):
+        assert audit.faults(AGENT, [more]) == {"nobody ever used": [more]}
+    everywhere = Right("coordination.k8s.io", "leases", "update")
+    found = {"granted in all namespaces, used in one": {"leases.coordination.k8s.io": NAMESPACE}}
+    assert audit.faults(AGENT, [everywhere]) == found

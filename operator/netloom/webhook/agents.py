@@ -35,6 +35,8 @@ _NOT_OF_NODE = (
 _ON = {name: f"(request.resource.resource == '{name}')" for name in (LEASES.plural, EVENTS.plural, "nodes")}
 _OURS = f"(request.resource.resource == '{NETLOOM_NODES.plural}')"
 _UPDATE = "request.operation == 'UPDATE'"
+_DRAWS = f"(!({_UPDATE}) || dyn(oldObject).?spec.?ipam.?mode.orValue('') in ['', 'multi-pool'])"
+"""The node draws on pools, or nobody has given it an address yet."""
 
 
 def policies(scope: Scope) -> list[Manifest]:
@@ -82,6 +84,11 @@ def _of_netloom_node() -> dict[str, str]:
         f"!{_OURS} || {_unchanged(NOT_OF_NETLOOM_NODE)}": (
             f"{head}': spec: an agent may only change encapsulations, sourceAddresses and ipam.pools. '"
             " + 'Leave the rest to the operator.'"
+        ),
+        # Agents enter blocks that their pods use and the object lacks, which nobody else does in other modes.
+        f"!{_OURS} || {_DRAWS} || {_unchanged(('?spec.?ipam.?pools',))}": (
+            f"{head}': spec.ipam.pools: an agent may only change them in IPAM mode multi-pool, and this node holds '"
+            " + 'addresses of mode ' + dyn(oldObject).spec.ipam.mode + '. Leave them to the operator.'"
         ),
         f"!{_OURS} || {_unchanged(_METADATA)}": (
             f"{head}': metadata: an agent may change no labels, annotations, finalizers and ownerReferences. '"
