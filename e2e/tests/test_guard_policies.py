@@ -256,6 +256,38 @@ def test_a_network_made_anew_in_another_mode(netloom: Policies) -> None:
         assert bool(by_guard) == (mode != "cluster-pool")
 
 
+def by_helm(manifest: dict[str, Any], namespace: str) -> dict[str, Any]:
+    """As Helm creates it, of a release in that namespace."""
+    marks = {"labels": {"app.kubernetes.io/managed-by": "Helm"}}
+    marks["annotations"] = {"meta.helm.sh/release-name": "any", "meta.helm.sh/release-namespace": namespace}
+    return manifest | {"metadata": manifest["metadata"] | marks}
+
+
+def test_what_its_own_release_creates_waits_for_no_guard_and_gets_past_no_policy(netloom: Policies) -> None:
+    """A release makes network, pools and guard in one go. Nothing else is created without the guard's word."""
+    webhooks = [each for each in netloom.guards.manifests if each["kind"] == "ValidatingWebhookConfiguration"]
+    apply(netloom.plane, webhooks)
+    ours, spec = netloom.guards.scope.namespace, {"ipv4": {"cidrs": ["10.60.0.0/16"], "maskSize": 28}}
+    pool = {"apiVersion": "netloom.dev/v1alpha1", "kind": "NetloomIPPool", "metadata": {"name": "p"}, "spec": spec}
+    same, other = network("cluster-pool"), network("kubernetes")
+
+    def said(resource: str, manifest: dict[str, Any]) -> str:
+        try:
+            netloom.plane.client.request("POST", f"{resource}?dryRun=All", manifest)
+        except ApiFailure as failure:
+            return str(failure)
+        return ""
+
+    pools = NETWORKS.path().replace("netloomnetworks", "netloomippools")
+    wait_for("no guard is reached", lambda: "failed calling webhook" in said(pools, pool), deadline=30)
+    for resource, manifest in ((pools, pool), (NETWORKS.path(), same)):
+        assert "failed calling webhook" in said(resource, manifest)
+        assert "failed calling webhook" in said(resource, by_helm(manifest, "shop"))
+        assert said(resource, by_helm(manifest, ours)) == ""
+    by_guard = netloom.guard_says("CREATE", NETWORK_RESOURCE, None, other)
+    assert netloom.says("POST", NETWORKS.path(), by_helm(other, ours)) == by_guard != ""
+
+
 @pytest.mark.parametrize("locked", [False, True], ids=["by the record", "by its status"])
 def test_a_network_that_is_in_use(netloom: Policies, locked: bool) -> None:
     stored = netloom.plane.client.request("POST", NETWORKS.path(), network("cluster-pool"))

@@ -27,17 +27,32 @@ TIMEOUT_SECONDS = 3
 
 _UPDATE = "request.operation != 'UPDATE'"
 
-_BY_HELM = "object.metadata.?labels[?'app.kubernetes.io/managed-by'].orValue('') == 'Helm'"
-_NOT_INSTALLED = {"not-made-by-helm": f"request.operation != 'CREATE' || !({_BY_HELM})"}
-"""A release makes the network, its pools and the guard in one go. No guard runs when the first are made, so all of
-writes would be refused. A network that is made anew in another mode is refused by a policy, which needs none."""
+_HELMS = {
+    "?labels": ("app.kubernetes.io/managed-by", "Helm"),
+    "?annotations": ("meta.helm.sh/release-namespace", ""),
+}
+"""What Helm puts on all that it creates; the namespace is that of the release."""
+
+
+def _not_installed(scope: Scope) -> dict[str, str]:
+    """Not what the guard's own release creates: it makes the network, its pools and the guard in one go, and no guard
+    runs when the first are made, so all of these writes would be refused.
+
+    Bound to the namespace of the guard, so that other releases, which may well bring pools, are asked about. A network
+    that is made anew in another mode is refused by a policy, which needs no guard.
+    """
+    of_release = " && ".join(
+        f"object.metadata.{field}[?{cel.text(key)}].orValue('') == {cel.text(value or scope.namespace)}"
+        for field, (key, value) in _HELMS.items()
+    )
+    return {"not-of-its-own-release": f"request.operation != 'CREATE' || !({of_release})"}
 
 
 def webhook_configuration(scope: Scope, client: Mapping[str, Any], annotations: Mapping[str, str]) -> Manifest:
     """client: `clientConfig` of every webhook, without caBundle where the guard is to fill it in."""
     webhooks = []
     if scope.netloom:
-        webhooks += [_network(scope), _pool("pool", POOLS, _NOT_INSTALLED), _node(scope)]
+        webhooks += [_network(scope), _pool("pool", POOLS, _not_installed(scope)), _node(scope)]
     if scope.cilium:
         webhooks += [_cilium_config(scope), _pool("cilium-pool", CILIUM_POOLS), _cilium_node(scope)]
         webhooks += [_cilium_node_config(scope)]
@@ -63,7 +78,7 @@ def _network(scope: Scope) -> Manifest:
     return _webhook(
         "network",
         rule("netloom.dev", "v1alpha1", ["netloomnetworks", "netloomnetworks/status"]),
-        {**_NOT_INSTALLED, "what-is-guarded": f"{_UPDATE} || {cel.differs('?spec')} || {in_force}"},
+        {**_not_installed(scope), "what-is-guarded": f"{_UPDATE} || {cel.differs('?spec')} || {in_force}"},
     )
 
 
