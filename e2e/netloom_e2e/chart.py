@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
@@ -54,3 +55,19 @@ def template(
 def rendered(*values: Path | Mapping[str, Any], **options: Any) -> list[Manifest]:
     """The manifests; as `template`."""
     return [each for each in yaml.safe_load_all(template(*values, **options)) if each]
+
+
+def older(folder: Path) -> Path:
+    """The chart as it was before networks had `forwarding`, and before there were prefilters; put into a folder."""
+    chart = folder / "netloom"
+    shutil.copytree(CHART, chart)
+    (chart / "crds" / "netloomprefilters.yaml").unlink()
+    file = chart / "crds" / "netloomnetworks.yaml"
+    definition = yaml.safe_load(file.read_text())
+    schema = definition["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
+    del schema["properties"]["spec"]["properties"]["forwarding"]
+    file.write_text(yaml.safe_dump(definition))
+    template = chart / "templates" / "network.yaml"
+    text = template.read_text()
+    template.write_text("".join(line for line in text.splitlines(keepends=True) if "forwarding" not in line))
+    return chart

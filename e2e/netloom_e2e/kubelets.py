@@ -118,6 +118,8 @@ class KubeletCluster(Started):
                 list(threads.map(self._register, self.nodes.values()))
             self._took("nodes", began)
             self.network.install(list(self.nodes.values()))
+            self.wait_nodes_ready()
+            self._took("network", began)
             self.apply((MANIFESTS / "coredns.yaml").read_text())
             self.wait_ready()
             self._took("ready", began)
@@ -184,8 +186,12 @@ class KubeletCluster(Started):
 
     def wait_ready(self) -> None:
         """Until all nodes and the pods of kube-system are Ready. Raises AssertionError with what is not, and why."""
-        self.wait("all nodes to be Ready", lambda: all(self.is_ready(name) for name in self.nodes))
+        self.wait_nodes_ready()
         self.wait("the cluster's DNS", self._has_dns)
+
+    def wait_nodes_ready(self) -> None:
+        """Until all nodes are. Raises AssertionError."""
+        self.wait("all nodes to be Ready", lambda: all(self.is_ready(name) for name in self.nodes))
 
     def _has_dns(self) -> bool:
         """Not before its pods exist, that is: there may be none at all yet."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,6 +60,7 @@ class Release:
 
     image: Image
     values: Mapping[str, Any]
+    chart: Path = CHART
     taints: tuple[str, ...] = (NOT_READY,)
     namespace: str = NAMESPACE
 
@@ -67,15 +69,30 @@ class Release:
         self.put(nodes[0].plane, "install", {}, "--wait")
         assert agents_ready(nodes[0], self.namespace) == len(nodes)
 
-    def put(self, plane: ControlPlane, verb: str, changes: Mapping[str, Any], *options: str) -> None:
-        """Install or upgrade the release; changes: of the values, None: without that one. Raises HelmError."""
-        repository, _, tag = self.image.name.rpartition(":")
-        image = {"repository": repository, "tag": tag}
-        values = {
-            name: value for name, value in {**self.values, "image": image, **changes}.items() if value is not None
-        }
-        named = ("netloom", CHART, f"--namespace={self.namespace}")
-        plane.helm(verb, *named, "--values=-", *options, input=json.dumps(values), timeout=2 * _SECONDS)
+    def put(
+        self,
+        plane: ControlPlane,
+        verb: str,
+        changes: Mapping[str, Any],
+        *options: str,
+        image: Image | None = None,
+        chart: Path | None = None,
+    ) -> None:
+        """Install or upgrade the release; changes: of the values, None: without that one. Raises HelmError.
+
+        image, chart: others than those that it was installed with.
+        """
+        repository, _, tag = (image or self.image).name.rpartition(":")
+        values = {**self.values, "image": {"repository": repository, "tag": tag}, **changes}
+        text = json.dumps({name: value for name, value in values.items() if value is not None})
+        self.helm(plane, verb, chart or self.chart, "--values=-", *options, input=text)
+
+    def helm(
+        self, plane: ControlPlane, verb: str, *arguments: str | Path, check: bool = True, input: str | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        """A verb on the release. Raises HelmError where `check` is set."""
+        named = (verb, "netloom", *arguments, f"--namespace={self.namespace}")
+        return plane.helm(*named, check=check, input=input, timeout=2 * _SECONDS)
 
 
 def agents_ready(node: KubeletNode, namespace: str = NAMESPACE) -> int:
@@ -112,15 +129,17 @@ def cluster(
     name: str = "",
     network: str = "tunnel-kubernetes.yaml",
     values: Mapping[str, Any] | None = None,
+    chart: Path = CHART,
     dual_stack: bool = False,
     further: Iterable[Image] = (),
 ) -> KubeletCluster:
     """A cluster whose nodes Netloom joins. To be made before a namespace is entered: it builds what is missing.
 
-    network: as in Netloom. values: installed by its chart instead, with these. dual_stack: as in KubeletCluster.
+    network: as in Netloom. values: installed by its chart instead, with these; chart: by another one. dual_stack: as in
+    KubeletCluster.
     """
     image = netloom()
-    wired: PodNetwork = Netloom(image, network) if values is None else Release(image, values)
+    wired: PodNetwork = Netloom(image, network) if values is None else Release(image, values, chart)
     images = [image, *further]
     if values is not None:
         binaries.helm()

@@ -41,6 +41,12 @@ def recipe(tree: Path = ROOT) -> Recipe:
     return Recipe("netloom", content | {f"{IMAGE}/wheels": _wheels(tree)}, {"BASE": _debian()}, steady)
 
 
+def another() -> Image:
+    """Of this tree as well, with another name and digest: what a release is upgraded to. Raises BinariesError."""
+    files = {"Containerfile": images.SOURCES / "another.Containerfile"}
+    return built(Recipe("netloom-next", files, {"BASE": netloom()}))
+
+
 def _debian() -> Image:
     """What debian:bookworm-slim is: a minimal system without documentation."""
     return built(

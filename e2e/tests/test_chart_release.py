@@ -3,7 +3,6 @@ uninstall. There are no kubelets; what a Job of the release runs, runs here, wit
 """
 
 import json
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -17,7 +16,7 @@ import yaml
 from netloom.webhook.names import NAME, NAMESPACE, OPERATOR_USER, Scope
 from netloom_e2e import crds
 from netloom_e2e.api_objects import objects
-from netloom_e2e.chart import CHART, CI, template
+from netloom_e2e.chart import CHART, CI, older, template
 from netloom_e2e.client import ApiFailure
 from netloom_e2e.cluster import ControlPlane
 from netloom_e2e.guard import Guards, account_kubeconfig
@@ -60,34 +59,19 @@ class Release:
         self.plane = plane
         self.guards = Guards(plane, Scope("netloom", NAMESPACE))
 
-    def helm(self, verb: str, *arguments: str | Path, name: str = "netloom") -> subprocess.CompletedProcess[str]:
-        return self.plane.helm(verb, name, *arguments, f"--namespace={NAMESPACE}", check=False, timeout=240)
+    def helm(self, verb: str, *arguments: str | Path, **of: str) -> subprocess.CompletedProcess[str]:
+        name, namespace = of.get("name", "netloom"), of.get("namespace", NAMESPACE)
+        return self.plane.helm(verb, name, *arguments, f"--namespace={namespace}", check=False, timeout=240)
 
-    def put(self, verb: str, *values: str, chart: Path = CHART, name: str = "netloom") -> str:
-        """What Helm says where it does not do it; "" where it does."""
+    def put(self, verb: str, *values: str, chart: Path = CHART, **of: str) -> str:
+        """What Helm says where it does not do it; "" where it does. of: `name` and `namespace` of another release."""
         url = f'guard.url="{self.guards.url}"'
-        done = self.helm(verb, chart, *(f"--set-json={each}" for each in (url, *values)), name=name)
+        done = self.helm(verb, chart, *(f"--set-json={each}" for each in (url, *values)), **of)
         return done.stderr if done.returncode else ""
 
     def network(self) -> dict[str, Any]:
         spec: dict[str, Any] = self.plane.client.request("GET", NETWORK)["spec"]
         return spec
-
-
-def older(folder: Path) -> Path:
-    """The chart as it was before networks had `forwarding`, and before there were prefilters."""
-    chart = folder / "netloom"
-    shutil.copytree(CHART, chart)
-    (chart / "crds" / "netloomprefilters.yaml").unlink()
-    file = chart / "crds" / "netloomnetworks.yaml"
-    definition = yaml.safe_load(file.read_text())
-    schema = definition["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
-    del schema["properties"]["spec"]["properties"]["forwarding"]
-    file.write_text(yaml.safe_dump(definition))
-    template = chart / "templates" / "network.yaml"
-    text = template.read_text()
-    template.write_text("".join(line for line in text.splitlines(keepends=True) if "forwarding" not in line))
-    return chart
 
 
 def run_job(plane: ControlPlane, folder: Path) -> str:
@@ -139,6 +123,7 @@ def test_a_release_from_install_to_uninstall(plane: ControlPlane, tmp_path: Path
     plane.kubectl("create", "--namespace=kube-system", "--filename=-", input=json.dumps(other))
     said = release.put("install")
     assert "DaemonSet kube-system/calico-node already wires this cluster's pods, and two CNIs fight." in said
+    assert "Nothing was installed but CustomResourceDefinitions" in said
     plane.kubectl("delete", "--namespace=kube-system", "daemonset", "calico-node")
     assert {each for each in objects(plane) - before if not each.startswith("CustomResourceDefinition")} == set()
     plane.kubectl("delete", "--filename", crds.FOLDER)
@@ -150,9 +135,14 @@ def test_a_release_from_install_to_uninstall(plane: ControlPlane, tmp_path: Path
     assert "forwarding" not in release.network()
     notes = plane.helm("get", "notes", "netloom", f"--namespace={NAMESPACE}").stdout
     assert "(netloom:0.1.0) wires the pods of this cluster: IPAM mode kubernetes, routing mode tunnel (vxlan)." in notes
-    # A second one: a sentence, and nothing broken.
+    # A second one, by that name or another one, there or elsewhere: a sentence, and nothing broken.
     installed = objects(plane)
-    assert "cannot be imported into the current release" in release.put("install", chart=old, name="second")
+    assert "cannot reuse a name that is still in use" in release.put("install", chart=old)
+    there = f"netloom-agent is there already, of release netloom in namespace {NAMESPACE}, and a cluster has one."
+    assert there in release.put("install", chart=old, name="second")
+    for name in ("netloom", "second"):
+        assert there in release.put("install", chart=old, name=name, namespace="cilium")
+    assert there.replace("agent", "guard") in release.put("install", "agent.enabled=false", chart=old, name="second")
     assert {each for each in objects(plane) ^ installed if "sh.helm.release" not in each} == set()
 
     # Upgraded, with what only the new definitions know.

@@ -6,6 +6,22 @@
 {{- end }}
 {{- end }}
 
+{{/* Whether an upgrade is to another image, which is looked at before: "true" or "". Without a cluster there is nothing to
+compare with. */}}
+{{- define "netloom.image.checked" -}}
+{{- if and .Release.IsUpgrade .Values.image.checkUpgrades }}
+{{- $image := include "netloom.image" . }}
+{{- $other := false }}
+{{- range list "DaemonSet/netloom-agent" "Deployment/netloom-operator" "Deployment/netloom-guard" }}
+{{- $words := splitList "/" . }}
+{{- with lookup "apps/v1" (first $words) $.Release.Namespace (last $words) }}
+{{- if ne (first .spec.template.spec.containers).image $image }}{{ $other = true }}{{ end }}
+{{- end }}
+{{- end }}
+{{- if $other }}true{{ end }}
+{{- end }}
+{{- end }}
+
 {{/* Whether there is an operator, and so whether it is the guard: "true" or "". */}}
 {{- define "netloom.operator" -}}
 {{- if and .Values.agent.enabled .Values.operator.enabled }}true{{ end }}

@@ -6,9 +6,10 @@ is refused here as well, where it would leave a release half installed: the netw
 {{- fail "agent.enabled and guard.enabled are both false, so there is nothing to install. Set guard.enabled=true for the guard alone, or agent.enabled=true." }}
 {{- end }}
 {{- include "netloom.validate.guard" $ }}
+{{- include "netloom.validate.otherRelease" $ }}
 {{- if .agent.enabled }}
 {{- include "netloom.validate.otherCni" $ }}
-{{- if .network.create }}{{ include "netloom.validate.network" . }}{{ end }}
+{{- if .network.create }}{{ include "netloom.validate.network" . }}{{ include "netloom.validate.mode" . }}{{ end }}
 {{- else if .pools }}
 {{- fail "pools are of Netloom's own network, and agent.enabled is false. Leave pools out, or set agent.enabled=true." }}
 {{- end }}
@@ -69,13 +70,40 @@ is refused here as well, where it would leave a release half installed: the netw
 {{- end }}
 {{- end }}
 
+{{/* The guard refuses this as well, and what it says is repeated here. But Helm writes the network last, so that all else
+that was asked for would be done by then. */}}
+{{- define "netloom.validate.mode" -}}
+{{- with dig "status" "ipam" dict (lookup "netloom.dev/v1alpha1" "NetloomNetwork" "" "default") }}
+{{- $wanted := $.ipam.mode }}
+{{- if and .mode (ne .mode $wanted) }}
+{{- fail (printf "ipam.mode=%s: the IPAM mode of a live cluster cannot change: %s of mode %s, and in mode %s their pods would lose the network. Keep ipam.mode=%s, or remove every node first (the lock opens when the last address came back), or build a new cluster in mode %s and move the workloads there." $wanted (.inUse | default "nodes hold addresses") .mode $wanted .mode $wanted) }}
+{{- end }}
+{{- end }}
+{{- end }}
+
+{{/* There is one network in a cluster, so names are fixed, and Helm would refuse the first of them in words of its own. */}}
+{{- define "netloom.validate.otherRelease" -}}
+{{- if .Release.IsInstall }}
+{{- $names := concat (ternary (list "netloom-agent") list .Values.agent.enabled) (ternary (list "netloom-guard") list .Values.guard.enabled) }}
+{{- range $name := $names }}
+{{- with lookup "rbac.authorization.k8s.io/v1" "ClusterRole" "" $name }}
+{{- $release := dig "annotations" "meta.helm.sh/release-name" "" .metadata }}
+{{- $namespace := dig "annotations" "meta.helm.sh/release-namespace" "" .metadata }}
+{{- if and $release (ne (printf "%s/%s" $namespace $release) (printf "%s/%s" $.Release.Namespace $.Release.Name)) }}
+{{- fail (printf "%s is there already, of release %s in namespace %s, and a cluster has one. Nothing was installed. Upgrade that release, or uninstall it first." $name $release $namespace) }}
+{{- end }}
+{{- end }}
+{{- end }}
+{{- end }}
+{{- end }}
+
 {{/* Two CNIs that wire the same pods fight. Looked at once, before anything is there; without a cluster nothing is found. */}}
 {{- define "netloom.validate.otherCni" -}}
 {{- if and .Release.IsInstall (not .Values.cni.besideOthers) .Values.cni.install }}
 {{- $known := list "antrea-agent" "aws-node" "calico-node" "canal" "cilium" "kindnet" "kube-flannel-ds" "kube-ovn-cni" "kube-router" "weave-net" }}
 {{- range (lookup "apps/v1" "DaemonSet" "" "").items }}
 {{- if has .metadata.name $known }}
-{{- fail (printf "DaemonSet %s/%s already wires this cluster's pods, and two CNIs fight. Remove it first, or install the guard alone by agent.enabled=false, or set cni.besideOthers=true if you know that they do not meet." .metadata.namespace .metadata.name) }}
+{{- fail (printf "DaemonSet %s/%s already wires this cluster's pods, and two CNIs fight. Nothing was installed but CustomResourceDefinitions, which Helm applies before it looks. Remove that CNI first, or install the guard alone by agent.enabled=false, or set cni.besideOthers=true if you know that they do not meet." .metadata.namespace .metadata.name) }}
 {{- end }}
 {{- end }}
 {{- end }}

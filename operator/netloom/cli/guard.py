@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from netloom.api.errors import UserError
+from netloom.api.errors import UserError, WrongUsage
 from netloom.cli.options import Cluster, HttpAddress, Logging, grouped
 from netloom.webhook import names
 
@@ -166,6 +166,36 @@ def install(
 
     log.configure("auto", "warning")
     loop.run(apply_all(manifests, cluster.kubeconfig, cluster.context))
+
+
+@guard.command()
+@grouped
+def check(
+    *,
+    guarded: For = "all",
+    namespace: Namespace = names.NAMESPACE,
+    guarding: Guarding,
+    wait: Annotated[str, typer.Option(metavar="DURATION", help="Ask again for so long, until all is refused.")] = "0",
+    cluster: Cluster,
+) -> None:
+    """Ask the API server for writes that the guard has to refuse, and store none of them; exit status 1 if one is not.
+
+    It takes the rights to these writes: RBAC refuses them else, and that shows nothing of the guard.
+    """
+    from netloom.cli import guard_check
+    from netloom.cli.status import duration
+    from netloom.runtime import log, loop
+
+    log.configure("auto", "error")
+    try:
+        seconds = duration(wait)
+    except ValueError as error:
+        raise WrongUsage(str(error)) from error
+    scope = guarding.scope(guarded, namespace)
+    found = loop.run(guard_check.check(scope, cluster.kubeconfig, cluster.context, seconds))
+    print("\n".join(map(str, found)))
+    if not all(each.refused for each in found):
+        raise typer.Exit(1)
 
 
 def _bundle(file: Path) -> str:

@@ -65,7 +65,6 @@ async def test_nothing_is_written_where_there_is_none() -> None:
 @pytest.mark.parametrize(
     ("error", "again", "said"),
     [
-        (Conflict(409, "Conflict", "changed"), False, ""),
         (NotFound(404, "NotFound", "no such node"), True, ""),
         (Forbidden(403, "Forbidden", "cannot get nodes"), False, "right to patch nodes"),
         (Unavailable(0, "Unavailable", "no answer"), False, "cannot be taken off yet"),
@@ -81,6 +80,17 @@ async def test_what_stands_in_the_way(error: ApiError, again: bool, said: str) -
     assert await made.remove()
     assert made.error == ""
     assert made.removed == 1
+
+
+async def test_others_who_write_the_node_at_the_same_moment_do_not_delay_it() -> None:
+    """As a kubelet and controllers do whenever a node becomes ready."""
+    server = Server(OURS)
+    server.fails += [Conflict(409, "Conflict", "changed")] * 3
+    assert await taint(server, [True]).remove()
+    assert server.taints == []
+    server.taints, server.fails = [OURS], [Conflict(409, "Conflict", "changed")] * 1000
+    assert not await taint(server, [True]).remove()
+    assert len(server.fails) > 900, "and it does not ask for ever"
 
 
 async def test_it_waits_until_the_node_can_route_and_looks_again_when_told(monkeypatch: pytest.MonkeyPatch) -> None:

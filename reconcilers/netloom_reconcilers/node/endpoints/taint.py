@@ -22,6 +22,8 @@ log = structlog.get_logger(__name__)
 AGAIN_SECONDS = 5.0
 LOOK_SECONDS = 600.0
 """Between looks without a reason."""
+ATTEMPTS = 5
+"""Until another writer is left alone for a while: a node that becomes ready is written to by several at that moment."""
 
 
 class TaintedSpec(Struct, frozen=True):
@@ -73,11 +75,13 @@ class Taint:
     async def remove(self) -> bool:
         """Take it off if it is there; False where that is to be tried again."""
         try:
-            await self._remove()
+            for _ in range(ATTEMPTS):
+                with contextlib.suppress(Conflict):  # somebody else has written it meanwhile
+                    await self._remove()
+                    return self._say("")
+            return False
         except NotFound:
             return self._say("")  # it comes, or this is no Node's machine
-        except Conflict:
-            return False  # somebody else has written it meanwhile
         except Forbidden as error:
             self._say(
                 f"Node {self._node}: the taint {KEY} cannot be taken off ({error.message}), so pods stay away. Give "
@@ -87,7 +91,6 @@ class Taint:
         except ApiError as error:
             self._say(f"Node {self._node}: the taint {KEY} cannot be taken off yet: {error}")
             return False
-        return self._say("")
 
     async def _remove(self) -> None:
         node = await self._api.get(TAINTED, self._node)

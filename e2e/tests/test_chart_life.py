@@ -1,0 +1,255 @@
+"""A release of the chart on a real cluster, from the first `helm install` on: tested, upgraded, refused, rolled back.
+
+One cluster for all tests, which are in order. It begins with a chart of the version before, whose definitions know less
+than those of this tree. Between pods there are flows of 1,000 packets a second whenever something is exchanged.
+"""
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import pytest
+
+from netloom_e2e import kubelets, netloom_cluster
+from netloom_e2e.binaries import BinariesError
+from netloom_e2e.chart import CHART, older
+from netloom_e2e.cluster import HelmError
+from netloom_e2e.everyone import Everyone
+from netloom_e2e.images import Image
+from netloom_e2e.kubelets import KubeletCluster
+from netloom_e2e.netloom_cluster import AGENTS, NAMESPACE, Release
+from netloom_e2e.netloom_image import another
+
+NETWORK = "/apis/netloom.dev/v1alpha1/netloomnetworks/default"
+DEFINITIONS = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
+PODS = f"/api/v1/namespaces/{NAMESPACE}/pods"
+OPERATORS = f"/apis/apps/v1/namespaces/{NAMESPACE}/deployments/netloom-operator"
+KINDS = (
+    "daemonsets,deployments,configmaps,services,serviceaccounts,roles,rolebindings,clusterroles,clusterrolebindings,"
+    "poddisruptionbudgets,netloomnetworks,customresourcedefinitions,validatingwebhookconfigurations,"
+    "validatingadmissionpolicies,validatingadmissionpolicybindings"
+)
+VALUES = {"test": {"wait": "1m"}}
+NO_IMAGE = {"repository": "netloom.test/netloom", "tag": "nobody-made-it"}
+LATE = """
+apiVersion: v1
+kind: Pod
+metadata: {name: late}
+spec:
+  terminationGracePeriodSeconds: 0
+  nodeName: ${node}
+  containers: [{name: pause, image: "${pause}", imagePullPolicy: Never}]
+"""
+
+
+@pytest.fixture(scope="module")
+def next_image() -> Image:
+    try:
+        return another()
+    except BinariesError as error:
+        pytest.fail(str(error), pytrace=False)
+
+
+@pytest.fixture(scope="module")
+def bed(next_image: Image, tmp_path_factory: pytest.TempPathFactory) -> Iterator[KubeletCluster]:
+    """The release is installed when its nodes are Ready, or this fails."""
+    try:
+        kubelets.prepare()
+        chart = older(tmp_path_factory.mktemp("chart"))
+        made = netloom_cluster.cluster(kubelets.prefix(), values=VALUES, chart=chart, further=[next_image])
+    except BinariesError as error:
+        pytest.fail(str(error), pytrace=False)
+    with made as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="module")
+def release(bed: KubeletCluster) -> Release:
+    assert isinstance(bed.network, Release)
+    return bed.network
+
+
+@pytest.fixture(scope="module")
+def everyone(bed: KubeletCluster) -> Everyone:
+    return Everyone(bed)
+
+
+def put(
+    bed: KubeletCluster, release: Release, changes: Mapping[str, Any], *options: str, image: Image | None = None
+) -> None:
+    """Upgrade, to this tree's chart. Raises HelmError."""
+    release.put(bed.plane, "upgrade", changes, *options, image=image, chart=CHART)
+
+
+def definition(bed: KubeletCluster, kind: str) -> dict[str, Any]:
+    found: dict[str, Any] = bed.plane.client.request("GET", f"{DEFINITIONS}/{kind}.netloom.dev")
+    return found
+
+
+def knows_forwarding(bed: KubeletCluster) -> bool:
+    schema = definition(bed, "netloomnetworks")["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
+    return "forwarding" in schema["properties"]["spec"]["properties"]
+
+
+def netlooms(bed: KubeletCluster) -> list[dict[str, Any]]:
+    """The pods of the release that are there to stay."""
+    found = bed.plane.client.request("GET", f"{PODS}?labelSelector=app.kubernetes.io/part-of=netloom")["items"]
+    return [each for each in found if "deletionTimestamp" not in each["metadata"]]
+
+
+def images(bed: KubeletCluster) -> dict[str, set[str]]:
+    """What its pods run, by their names' beginning."""
+    running: dict[str, set[str]] = {}
+    for pod in netlooms(bed):
+        role = pod["metadata"]["labels"]["app.kubernetes.io/name"]
+        running.setdefault(role, set()).update(each["image"] for each in pod["status"].get("containerStatuses", ()))
+    return running
+
+
+def all_run(image: Image) -> dict[str, set[str]]:
+    return {f"netloom-{role}": {image.name} for role in ("agent", "operator")}
+
+
+def state(bed: KubeletCluster) -> set[tuple[str, ...]]:
+    """What the release consists of, its pods, and how often each was changed."""
+    listed = json.loads(bed.plane.kubectl("get", KINDS, "--all-namespaces", "--output=json").stdout)["items"]
+    found = {
+        (each["kind"], each["metadata"]["name"], str(each["metadata"].get("generation", "")), each["metadata"]["uid"])
+        for each in listed
+    }
+    return found | {("Pod", pod["metadata"]["name"], "", pod["metadata"]["uid"]) for pod in netlooms(bed)}
+
+
+def told(bed: KubeletCluster, release: Release, verb: str, *options: str) -> str:
+    """What Helm says of the release, be it pleased or not."""
+    done = release.helm(bed.plane, verb, *options, check=False)
+    return done.stdout + done.stderr
+
+
+def test_pods_reach_each_other_as_soon_as_it_is_installed(bed: KubeletCluster, everyone: Everyone) -> None:
+    seconds = bed.seconds["network"] - bed.seconds["nodes"]
+    print(f"helm install: all nodes Ready after {seconds:.1f} s")
+    assert not knows_forwarding(bed), "it is the chart of before"
+    assert [*everyone.between_pods(), *everyone.by_service()] == []
+
+
+def test_its_own_test_passes_and_shows_what_it_saw(bed: KubeletCluster, release: Release) -> None:
+    done = release.helm(bed.plane, "test", "--logs")
+    assert "3 of 3 nodes ready" in done.stdout
+    assert "no problems" in done.stdout
+    for refused in ("the guard's record, written by another", "addresses for a node, by who is no operator"):
+        assert f"{refused}: refused, as it has to be" in done.stdout
+    roles = bed.plane.kubectl("get", "clusterroles,roles,serviceaccounts", "--all-namespaces", "--output=name").stdout
+    assert "netloom-test" not in roles, "nobody keeps these rights"
+
+
+def test_image_and_definitions_are_upgraded_and_no_packet_is_lost(
+    bed: KubeletCluster, everyone: Everyone, release: Release, next_image: Image
+) -> None:
+    with everyone.flows() as flows:
+        put(bed, release, {}, "--wait", image=next_image)
+        bed.wait("all to run it", lambda: images(bed) == all_run(next_image))
+        report = flows.stop()
+    assert report.lossless, str(report)
+    assert knows_forwarding(bed)
+    managers = {each["manager"] for each in definition(bed, "netloomprefilters")["metadata"]["managedFields"]}
+    assert "netloom-crds" in managers, "a Job brought it, as its pod may"
+    left = bed.plane.kubectl("get", "jobs,clusterroles,serviceaccounts", "--all-namespaces", "--output=name").stdout
+    assert "netloom-crds" not in left
+    assert "netloom-image" not in left
+
+
+def test_another_ipam_mode_is_refused_and_nothing_at_all_changes(
+    bed: KubeletCluster, release: Release, next_image: Image
+) -> None:
+    """Neither what could have been done beside it; the next upgrade is done as if nothing had been."""
+    before, history = state(bed), told(bed, release, "history")
+    cluster_pool = {"mode": "cluster-pool", "operator": {"clusterPoolIPv4PodCIDRList": ["10.60.0.0/16"]}}
+    with pytest.raises(HelmError) as refusal:
+        put(bed, release, {"ipam": cluster_pool})  # and the image of before
+    patch = ("--type=merge", f"--patch={json.dumps({'spec': {'ipam': {'mode': 'multi-pool'}}})}")
+    by_the_guard = bed.plane.kubectl("patch", "netloomnetwork", "default", *patch, check=False).stderr
+    for said, mode in ((refusal.value.stderr, "cluster-pool"), (by_the_guard, "multi-pool")):
+        assert "the IPAM mode of a live cluster cannot change: 3 nodes hold addresses (n1, n2, n3) of mode " in said
+        assert f"kubernetes, and in mode {mode} their pods would lose the network." in said
+    assert state(bed) == before
+    assert told(bed, release, "history") == history
+    put(bed, release, {"enableIPv6Masquerade": False}, "--wait", image=next_image)
+    changed = {each[:2] for each in state(bed) ^ before}
+    assert changed == {("NetloomNetwork", "default")}
+    assert bed.plane.client.request("GET", NETWORK)["spec"]["masquerade"]["ipv6"] is False
+
+
+def test_it_is_rolled_back_to_image_and_chart_of_before_and_no_packet_is_lost(
+    bed: KubeletCluster, everyone: Everyone, release: Release
+) -> None:
+    """Definitions stay as they are: they know all that those of before knew."""
+    with everyone.flows() as flows:
+        release.helm(bed.plane, "rollback", "1", "--wait")
+        bed.wait("all to run it", lambda: images(bed) == all_run(release.image))
+        report = flows.stop()
+    assert report.lossless, str(report)
+    assert bed.plane.client.request("GET", NETWORK)["spec"]["masquerade"]["ipv6"] is True
+    assert knows_forwarding(bed)
+
+
+def test_an_image_that_does_not_exist_is_found_before_anything_changes(bed: KubeletCluster, release: Release) -> None:
+    before = state(bed)
+    with pytest.raises(HelmError) as refusal:
+        put(bed, release, {"image": {**NO_IMAGE, "checkSeconds": 5}})
+    assert f"Job/{NAMESPACE}/netloom-image-check not ready. status: Failed" in refusal.value.stderr
+    status = told(bed, release, "status")
+    assert "STATUS: failed" in status
+    assert "netloom-image-check not ready" in status
+    assert "netloom:nobody-made-it cannot be pulled or run, and nothing was changed:" in status
+    assert state(bed) == before
+
+
+def test_where_that_is_not_looked_for_one_node_waits_for_the_way_back(
+    bed: KubeletCluster, everyone: Everyone, release: Release
+) -> None:
+    """Its pods do not notice, those that come wait, everybody is told, and all others' agents go on."""
+    with everyone.flows() as flows:
+        put(bed, release, {"test": {"wait": "1s"}})
+        by_hand = ("set", "image", "daemonset/netloom-agent", f"agent={NO_IMAGE['repository']}:by-hand")
+        bed.plane.kubectl(*by_hand, f"--namespace={NAMESPACE}")
+        bed.wait("an agent to be replaced", lambda: without_image(bed, "netloom-agent"))
+        (node,) = without_image(bed, "netloom-agent")
+        said = told(bed, release, "test")
+        assert "2 of 3 nodes ready" in said
+        assert f"agent of {node}: " in said
+
+        # So does Helm, with the operators beside it; of these, too, one is left.
+        with pytest.raises(HelmError) as refusal:
+            put(bed, release, {"image": {**NO_IMAGE, "checkUpgrades": False}}, "--wait", "--timeout=5s")
+        for kind in ("DaemonSet", "Deployment"):
+            assert re.search(rf"resource {kind}/{NAMESPACE}/netloom-\w+ not ready.* Updated: 1/", refusal.value.stderr)
+        assert "STATUS: failed" in told(bed, release, "status")
+        assert len(without_image(bed, "netloom-agent")) == len(without_image(bed, "netloom-operator")) == 1
+
+        (node,) = without_image(bed, "netloom-agent")
+        bed.apply(LATE, node=node)
+        bed.wait("it to be told", lambda: "FailedCreatePodSandBox" in events(bed, "late"))
+        print(events(bed, "late"))
+        release.helm(bed.plane, "rollback", "1", "--wait")
+        late = bed.pod("late")
+        report = flows.stop()
+    assert report.lossless, str(report)
+    assert late.ping(everyone.pods["n1"].address).lost == 0
+    assert images(bed) == all_run(release.image)
+
+
+def without_image(bed: KubeletCluster, role: str) -> list[str]:
+    """The nodes where a pod waits for its image."""
+    return [
+        pod["spec"]["nodeName"]
+        for pod in netlooms(bed)
+        if pod["metadata"]["labels"]["app.kubernetes.io/name"] == role
+        for container in pod["status"].get("containerStatuses", ())
+        if "Image" in container["state"].get("waiting", {}).get("reason", "")
+    ]
+
+
+def events(bed: KubeletCluster, name: str) -> str:
+    return bed.plane.kubectl("get", "events", f"--field-selector=involvedObject.name={name}").stdout
