@@ -34,7 +34,7 @@ from netloom.api.verdict import (
     agent_lease,
     judge,
 )
-from netloom.cli import local_agent
+from netloom.cli import local_agent, rollout
 from netloom.cli.local_agent import LocalAgent
 from netloom.cli.signs import DATED_LEASES, sign_of
 from netloom.runtime.client import Api
@@ -107,6 +107,7 @@ async def collect(api: Api, asked: Asked) -> StatusReport:
         objects = group.create_task(_list(api, NETLOOM_NODES))
         leases = group.create_task(_list(api, DATED_LEASES, **agents_only))
         leader = group.create_task(_leader(api, asked.lease_namespace))
+        rolled = group.create_task(rollout.troubles(api, asked.lease_namespace))
         agent = group.create_task(local_agent.ask(asked.agent_address or local_agent.ADDRESS))
     answers = (networks.result(), nodes.result(), objects.result(), leases.result(), leader.result())
     refusals = [answer.why for answer in answers if isinstance(answer, Unseen)]
@@ -124,7 +125,7 @@ async def collect(api: Api, asked: Asked) -> StatusReport:
             left_out=lambda node: not takes_part(node, present),
             namespace=asked.lease_namespace,
             unreadable=_unreadable(NetloomNetwork=networks.result(), Node=nodes.result(), NetloomNode=objects.result()),
-            more=_told_by(agent.result(), asked),
+            more=[*_told_by(agent.result(), asked), *rolled.result()],
         )
     )
     return _report(api, verdict, present, agent.result(), asked)

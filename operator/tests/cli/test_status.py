@@ -24,6 +24,8 @@ NODES = "/api/v1/nodes"
 NETLOOM_NODES = "/apis/netloom.dev/v1alpha1/netloomnodes"
 NETWORKS = "/apis/netloom.dev/v1alpha1/netloomnetworks"
 LEASES = "/apis/coordination.k8s.io/v1/namespaces/kube-system/leases"
+DAEMON_SETS = "/apis/apps/v1/namespaces/kube-system/daemonsets"
+PODS = "/api/v1/namespaces/kube-system/pods"
 NOBODY = "127.0.0.1:1"
 FACTS = {"node": "a", "inSync": True, "driftRepaired": 0, "netlinkWrites": 3, "errors": []}
 
@@ -105,6 +107,26 @@ async def test_a_cluster_that_is_well(server: ScriptedApi, api: Api) -> None:
     assert (report.agent, report.notes) == (None, ()), "a machine without an agent is no fault"
 
 
+async def test_agents_that_do_not_come_up_are_told_while_their_leases_are_good(server: ScriptedApi, api: Api) -> None:
+    """As after an upgrade to an image that nobody can pull."""
+    fill(server, "a", "b", "c")
+    agents = {"desiredNumberScheduled": 3, "updatedNumberScheduled": 1, "numberReady": 2}
+    server.put(DAEMON_SETS, {"metadata": {"name": "netloom-agent"}, "status": agents})
+    for name, waiting in (("x", {"reason": "ImagePullBackOff", "message": "no such image"}), ("y", {})):
+        containers = {"containerStatuses": [{"state": {"waiting": waiting}}]}
+        server.put(PODS, {"metadata": {"name": name}, "spec": {"nodeName": "b"}, "status": containers})
+    report = await collect(api, Asked())
+    assert not report.healthy
+    assert problems(report) == [
+        "DaemonSet kube-system/netloom-agent: of 3 agents 2 are ready, and 1 are of the version that was asked for. Pods "
+        "keep their network; new ones wait where no agent runs. kubectl rollout status daemonset/netloom-agent "
+        "-n kube-system",
+        "Pod kube-system/x on b: ImagePullBackOff: no such image",
+    ]
+    about(server, DAEMON_SETS, PODS)
+    assert (await collect(api, Asked())).healthy, "who may not look there is told by the Leases, later"
+
+
 async def test_a_lease_is_of_the_node_in_its_name_whatever_its_holder_says(server: ScriptedApi, api: Api) -> None:
     """As for the operator: else one agent could speak for another, and both verdicts would differ."""
     fill(server, "a")
@@ -114,14 +136,17 @@ async def test_a_lease_is_of_the_node_in_its_name_whatever_its_holder_says(serve
 
 
 async def test_what_is_asked_of_a_large_cluster(server: ScriptedApi, api: Api) -> None:
-    """A list of each kind in chunks, and the operator's Lease; nothing per node."""
+    """A list of each kind in chunks, the operator's Lease, and of the agents' pods those that do not come up; nothing
+    per node."""
     fill(server, *(f"n{number:04}" for number in range(2 * PAGE + 1)))
     report = await collect(api, Asked(lease_namespace="kube-system"))
     assert report.totals.summary == "1,001 of 1,001 nodes ready"
-    assert server.count("list") == 3 * 3 + 1
-    assert server.count("get") == 1
-    assert {query.get("labelSelector", "") for query in server.queries("list")} == {"", "netloom.dev/agent=true"}
-    assert len(server.calls) == 12
+    assert server.count("list") == 3 * 3 + 2
+    assert server.count("get") == 2
+    asked = {query.get("labelSelector", ""): query.get("fieldSelector", "") for query in server.queries("list")}
+    parts = "app.kubernetes.io/part-of=netloom"
+    assert asked == {"": "", "netloom.dev/agent=true": "", parts: "status.phase=Pending"}
+    assert len(server.calls) == 14
 
 
 @pytest.mark.parametrize(

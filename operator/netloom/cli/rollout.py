@@ -1,0 +1,117 @@
+"""Pods of Netloom that do not come up, as after an upgrade to an image that nobody can pull.
+
+Their agents were ended in order, so their Leases say nothing wrong for as long as silence is allowed. This is for who
+may look at the namespace of the agents; others are told by the Leases, later.
+"""
+
+import asyncio
+
+import msgspec
+
+from netloom.api.meta import ObjectMeta, Resource, Struct
+from netloom.api.verdict import Trouble
+from netloom.runtime.client import Api
+from netloom.runtime.errors import ApiError
+
+AGENTS = "netloom-agent"
+"""The DaemonSet of the chart and of docs/examples."""
+_PART = "app.kubernetes.io/part-of=netloom"
+_COMING = frozenset({"", "ContainerCreating", "PodInitializing"})
+"""Reasons of a container that waits for what mostly comes."""
+
+
+class Counts(Struct, frozen=True):
+    """DaemonSet.status."""
+
+    desired_number_scheduled: int = 0
+    updated_number_scheduled: int = 0
+    number_ready: int = 0
+
+
+class DaemonSet(Struct, frozen=True):
+    """apps/v1 DaemonSet, as far as its pods are counted."""
+
+    metadata: ObjectMeta = ObjectMeta()
+    status: Counts = Counts()
+
+
+class Waiting(Struct, frozen=True):
+    """Why a container does not run."""
+
+    reason: str = ""
+    message: str = ""
+
+
+class State(Struct, frozen=True):
+    """status.containerStatuses[].state."""
+
+    waiting: Waiting = Waiting()
+
+
+class Container(Struct, frozen=True):
+    """status.containerStatuses[]."""
+
+    state: State = State()
+
+
+class Statuses(Struct, frozen=True):
+    """Pod.status."""
+
+    containers: tuple[Container, ...] = msgspec.field(name="containerStatuses", default=())
+
+
+class Place(Struct, frozen=True):
+    """Pod.spec."""
+
+    node_name: str = ""
+
+
+class Pod(Struct, frozen=True):
+    """core/v1 Pod, as far as it says why it does not run."""
+
+    metadata: ObjectMeta = ObjectMeta()
+    spec: Place = Place()
+    status: Statuses = Statuses()
+
+
+DAEMON_SETS = Resource("apps", "v1", "daemonsets", DaemonSet)
+PODS = Resource("", "v1", "pods", Pod)
+
+
+async def troubles(api: Api, namespace: str) -> list[Trouble]:
+    """What is not as it was asked for; nothing where that cannot be looked at, or nothing is there."""
+    async with asyncio.TaskGroup() as group:
+        agents = group.create_task(_agents(api, namespace))
+        pods = group.create_task(_pods(api, namespace))
+    return [*agents.result(), *pods.result()]
+
+
+async def _agents(api: Api, namespace: str) -> list[Trouble]:
+    try:
+        counts = (await api.get(DAEMON_SETS, AGENTS, namespace)).status
+    except ApiError:
+        return []
+    wanted, ready, updated = counts.desired_number_scheduled, counts.number_ready, counts.updated_number_scheduled
+    if min(ready, updated) >= wanted:
+        return []
+    message = (
+        f"DaemonSet {namespace}/{AGENTS}: of {wanted} agents {ready} are ready, and {updated} are of the version that was "
+        f"asked for. Pods keep their network; new ones wait where no agent runs. kubectl rollout status daemonset/{AGENTS} -n {namespace}"
+    )
+    return [Trouble("DaemonSet", f"{namespace}/{AGENTS}", "AgentsNotReady", message)]
+
+
+async def _pods(api: Api, namespace: str) -> list[Trouble]:
+    """Of those that do not run at all: in a large cluster these are few."""
+    try:
+        listing = await api.list(PODS, namespace=namespace, label_selector=_PART, field_selector="status.phase=Pending")
+    except ApiError:
+        return []
+    found = []
+    for pod in listing.objects:
+        name = f"{namespace}/{pod.metadata.name}"
+        for waiting in (container.state.waiting for container in pod.status.containers):
+            if waiting.reason not in _COMING:
+                message = f"Pod {name} on {pod.spec.node_name}: {waiting.reason}: {waiting.message}"
+                found.append(Trouble("Pod", name, waiting.reason, message))
+    return found
