@@ -94,11 +94,13 @@ async def _agents(api: Api, namespace: str) -> list[Trouble]:
     wanted, ready, updated = counts.desired_number_scheduled, counts.number_ready, counts.updated_number_scheduled
     if min(ready, updated) >= wanted:
         return []
+    name = f"{namespace}/{AGENTS}"
     message = (
-        f"DaemonSet {namespace}/{AGENTS}: of {wanted} agents {ready} are ready, and {updated} are of the version that was "
-        f"asked for. Pods keep their network; new ones wait where no agent runs. kubectl rollout status daemonset/{AGENTS} -n {namespace}"
+        f"DaemonSet {name}: of {wanted} agents {ready} are ready, and {updated} are of the version that was asked for. "
+        f"Pods keep their network; new ones wait where no agent runs. kubectl rollout status daemonset/{AGENTS} "
+        f"-n {namespace}"
     )
-    return [Trouble("DaemonSet", f"{namespace}/{AGENTS}", "AgentsNotReady", message)]
+    return [Trouble("DaemonSet", name, "AgentsNotReady", message)]
 
 
 async def _pods(api: Api, namespace: str) -> list[Trouble]:

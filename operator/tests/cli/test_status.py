@@ -118,8 +118,8 @@ async def test_agents_that_do_not_come_up_are_told_while_their_leases_are_good(s
     report = await collect(api, Asked())
     assert not report.healthy
     assert problems(report) == [
-        "DaemonSet kube-system/netloom-agent: of 3 agents 2 are ready, and 1 are of the version that was asked for. Pods "
-        "keep their network; new ones wait where no agent runs. kubectl rollout status daemonset/netloom-agent "
+        "DaemonSet kube-system/netloom-agent: of 3 agents 2 are ready, and 1 are of the version that was asked for. "
+        "Pods keep their network; new ones wait where no agent runs. kubectl rollout status daemonset/netloom-agent "
         "-n kube-system",
         "Pod kube-system/x on b: ImagePullBackOff: no such image",
     ]
