@@ -8,7 +8,7 @@ export PATH := $(PATH):/usr/sbin:/sbin
 # Where it is set, each worker of pytest compiles all tests and modules again: 5 s of a core, each, each time.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: help demo cluster cluster-down conformance image chart test check bench bench-allocation bench-mesh bench-codec bench-drift bench-restart bench-join bench-throughput bench-senders bench-webhook bench-ipam bench-cni bench-cni-plugin soak-ipam soak-pods setup setup-tests unit-tests all-unit-tests
+.PHONY: help demo cluster cluster-down conformance image chart test check bench bench-allocation bench-mesh bench-codec bench-drift bench-restart bench-join bench-throughput bench-senders bench-webhook bench-ipam bench-cni bench-cni-plugin bench-install soak-ipam soak-pods setup setup-tests unit-tests all-unit-tests
 
 help: ## Show this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -56,7 +56,7 @@ unit-tests: setup-tests
 	$(UNIT_TESTS) $(CHOSEN); tests=$$?; \
 	wait $$beside; beside=$$?; cat $$said; exit $$((tests || beside))
 
-bench: bench-allocation bench-mesh bench-codec bench-drift bench-restart bench-join bench-throughput bench-senders bench-webhook bench-ipam bench-cni bench-cni-plugin ## Run all benches; each ends with a line `RESULT {json}`
+bench: bench-allocation bench-mesh bench-codec bench-drift bench-restart bench-join bench-throughput bench-senders bench-webhook bench-ipam bench-cni bench-cni-plugin bench-install ## Run all benches; each ends with a line `RESULT {json}`
 
 bench-allocation: NODES ?= 5000
 bench-allocation: setup ## Allocation for NODES new nodes beside the raw create rate
@@ -110,6 +110,11 @@ bench-cni: ## A pod's network, by Netloom and by the CNI's bridge + host-local: 
 bench-cni-plugin: setup ## What the CNI plugin itself costs a pod, beside static programs that do nothing
 	@e2e/setup gcc musl-gcc
 	@$(PY) e2e/bench/cni_plugin.py
+
+bench-install: NODES ?= 3
+bench-install: ## From helm install to all nodes Ready, on real clusters of NODES kubelets
+	@e2e/setup cluster
+	@$(PY) e2e/bench/install.py --nodes $(NODES)
 
 setup:
 	@e2e/setup

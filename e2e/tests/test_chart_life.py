@@ -221,8 +221,8 @@ def test_where_that_is_not_looked_for_one_node_waits_for_the_way_back(
         assert re.search(rf"Pod {NAMESPACE}/netloom-agent-\w+ on {node}: \w*Image\w+: .*by-hand", said), said
 
         # So does Helm, with the operators beside it; of these, too, one is left.
+        unchecked = {"image": {**NO_IMAGE, "checkUpgrades": False}}
         with pytest.raises(HelmError) as refusal:
-            unchecked = {"image": {**NO_IMAGE, "checkUpgrades": False}}
             put(bed, release, unchecked, "--force-conflicts", "--wait", "--timeout=5s")
         for kind in ("DaemonSet", "Deployment"):
             assert re.search(rf"resource {kind}/{NAMESPACE}/netloom-\w+ not ready.* Updated: 1/", refusal.value.stderr)

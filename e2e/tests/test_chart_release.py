@@ -16,10 +16,10 @@ import yaml
 from netloom.webhook.names import NAME, NAMESPACE, OPERATOR_USER, Scope
 from netloom_e2e import crds
 from netloom_e2e.api_objects import objects
-from netloom_e2e.chart import CHART, CI, older, template
+from netloom_e2e.chart import CHART, CI, older, rendered, template
 from netloom_e2e.client import ApiFailure
 from netloom_e2e.cluster import ControlPlane
-from netloom_e2e.guard import Guards, account_kubeconfig
+from netloom_e2e.guard import Guards, account_kubeconfig, apply, guarding
 from netloom_e2e.lab import environment, wait_for
 
 NETLOOM = Path(sys.executable).with_name("netloom")
@@ -205,6 +205,42 @@ def test_a_release_from_install_to_uninstall(plane: ControlPlane, tmp_path: Path
     left = {each for each in objects(plane) - before if NAME not in each}
     assert left == {f"CustomResourceDefinition//{file.stem}.netloom.dev" for file in crds.FOLDER.glob("*.yaml")}
     assert {each for each in objects(plane) - before if each not in left} <= {f"Secret/{NAMESPACE}/netloom-guard-ca"}
+
+
+def test_the_guards_own_test_passes_while_it_refuses_and_says_what_is_not_refused(served: ControlPlane) -> None:
+    """`helm test` of the guard alone: what its pod would do, with the rights of the pod's account."""
+    values = {"agent.enabled": False, "guard.for": "all", "guard.ciliumNamespace": "cilium", "test.wait": "0s"}
+    hooks = [each for each in rendered(values) if each["metadata"].get("annotations", {}).get("helm.sh/hook") == "test"]
+    (pod,) = [each for each in hooks if each["kind"] == "Pod"]
+    (container,) = pod["spec"]["containers"]
+    apply(served, [each for each in hooks if each is not pod])
+    account = account_kubeconfig(served, NAMESPACE, pod["spec"]["serviceAccountName"])
+    env = environment() | {"KUBECONFIG": str(account), "POD_NAMESPACE": NAMESPACE}
+
+    def test() -> list[str]:
+        command = [NETLOOM, *container["args"]]
+        done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=120, check=False)
+        lines = done.stdout.splitlines()
+        assert done.returncode == any("NOT REFUSED" in line for line in lines), (lines, done.stderr)
+        return [line for line in lines if "NOT REFUSED" in line]
+
+    with guarding(served, namespace=NAMESPACE, cilium_namespace="cilium") as guards:
+        print(test())
+        wait_for("all to be refused", lambda: test() == [])
+        guards.kill()
+        unanswered = test()
+        assert [line.partition(":")[0] for line in unanswered] == [
+            "addresses for a node, by who is no operator",
+            "two IPAM modes in cilium-config",
+        ]
+        assert all("failed calling webhook" in line for line in unanswered)
+        served.kubectl("delete", "validatingadmissionpolicybinding", "netloom-guard-record-writes")
+        wait_for("the API server goes by it", lambda: len(test()) == 3)
+        assert test()[0].startswith(
+            "the guard's record, written by another: NOT REFUSED BY THE GUARD: the API server would"
+        )
+        assert "netloom-guard-check" not in guards.record(), "and nothing was stored"
+    served.kubectl("delete", "--filename=-", input=yaml.safe_dump_all(hooks), check=False)
 
 
 @pytest.fixture(scope="module")

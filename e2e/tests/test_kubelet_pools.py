@@ -8,6 +8,7 @@ import ipaddress
 import itertools
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -32,7 +33,7 @@ MASKS = {"default": {4: 28, 6: 124}, "blue": {4: 30, 6: 126}}
 VERSIONS = (4, 6)
 NATIVE_MTU, TUNNEL_MTU = 1500, 1450
 
-VALUES = {
+VALUES: dict[str, Any] = {
     "ipam": {"mode": "multi-pool"},
     "routingMode": "native",
     "autoDirectNodeRoutes": True,
@@ -149,13 +150,19 @@ def test_outside_they_have_the_address_of_their_node(bed: KubeletCluster, pods: 
 
 
 @pytest.mark.usefixtures("pods")
-def test_another_ipam_mode_is_refused_and_nothing_changes(bed: KubeletCluster, release: Release) -> None:
-    """By the guard, which the API server asks in its pods; a good upgrade is done afterwards."""
-    before = bed.plane.client.request("GET", f"{NETWORK}/default")["spec"]
+def test_what_the_guard_refuses_helm_does_not_do(bed: KubeletCluster, release: Release) -> None:
+    """The API server asks the guard, in its pods; of the IPAM mode the chart itself knows."""
+    before = [bed.plane.client.request("GET", path) for path in (f"{NETWORK}/default", f"{IP_POOLS}/blue")]
+    fewer = {"cidrs": ["10.250.0.0/18"], "maskSize": MASKS["blue"][4]}
+    pools = VALUES["pools"] | {"blue": VALUES["pools"]["blue"] | {"ipv4": fewer}}
+    gone = f"denied the request: .*{POOLS['blue'][4]} cannot be removed or made smaller while it is in use"
+    with pytest.raises(HelmError, match=gone):
+        release.put(bed.plane, "upgrade", {"pools": pools})
     cluster_pool = {"mode": "cluster-pool", "operator": {"clusterPoolIPv4PodCIDRList": ["10.60.0.0/16"]}}
     with pytest.raises(HelmError, match="the IPAM mode of a live cluster cannot change"):
         release.put(bed.plane, "upgrade", {"ipam": cluster_pool, "pools": None})
-    assert bed.plane.client.request("GET", f"{NETWORK}/default")["spec"] == before
+    after = [bed.plane.client.request("GET", path) for path in (f"{NETWORK}/default", f"{IP_POOLS}/blue")]
+    assert [each["spec"] for each in after] == [each["spec"] for each in before]
     assert {each["metadata"]["name"] for each in bed.plane.client.request("GET", IP_POOLS)["items"]} == POOLS.keys()
 
 

@@ -76,7 +76,8 @@ def attempts(scope: Scope) -> Iterator[Attempt]:
         yield Attempt("addresses for a node, by who is no operator", NETLOOM_NODES.path(), node, _CREATE, (_WEBHOOK,))
     if scope.cilium:
         path = CONFIG_MAPS.path(CONFIG_NAME, namespace=scope.cilium_namespace)
-        twice = {"apiVersion": "v1", "kind": "ConfigMap", "data": {"ipam": "kubernetes", "IPAM": "cluster-pool"}}
+        both = {"ipam": "kubernetes", "IPAM": "cluster-pool"}
+        twice = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": CONFIG_NAME}, "data": both}
         yield Attempt("two IPAM modes in cilium-config", path, twice, PATCH_TYPES["apply"], (_WEBHOOK, _POLICY))
 
 
