@@ -135,6 +135,13 @@ def test_a_release_from_install_to_uninstall(plane: ControlPlane, tmp_path: Path
     assert "forwarding" not in release.network()
     notes = plane.helm("get", "notes", "netloom", f"--namespace={NAMESPACE}").stdout
     assert "(netloom:0.1.0) wires the pods of this cluster: IPAM mode kubernetes, routing mode tunnel (vxlan)." in notes
+    # Who runs with these definitions is told what they do not know; so is who asks for the status.
+    told = [NETLOOM, "status", f"--kubeconfig={plane.kubeconfig()}", "--output=json"]
+    wait_for(
+        "it is told",
+        lambda: "it does not know spec.forwarding" in subprocess.run(told, capture_output=True, text=True).stdout,
+    )
+
     # A second one, by that name or another one, there or elsewhere: a sentence, and nothing broken.
     installed = objects(plane)
     assert "cannot reuse a name that is still in use" in release.put("install", chart=old)

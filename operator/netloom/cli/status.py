@@ -108,6 +108,7 @@ async def collect(api: Api, asked: Asked) -> StatusReport:
         leases = group.create_task(_list(api, DATED_LEASES, **agents_only))
         leader = group.create_task(_leader(api, asked.lease_namespace))
         rolled = group.create_task(rollout.troubles(api, asked.lease_namespace))
+        outdated = group.create_task(_outdated(api))
         agent = group.create_task(local_agent.ask(asked.agent_address or local_agent.ADDRESS))
     answers = (networks.result(), nodes.result(), objects.result(), leases.result(), leader.result())
     refusals = [answer.why for answer in answers if isinstance(answer, Unseen)]
@@ -125,7 +126,7 @@ async def collect(api: Api, asked: Asked) -> StatusReport:
             left_out=lambda node: not takes_part(node, present),
             namespace=asked.lease_namespace,
             unreadable=_unreadable(NetloomNetwork=networks.result(), Node=nodes.result(), NetloomNode=objects.result()),
-            more=[*_told_by(agent.result(), asked), *rolled.result()],
+            more=[*_told_by(agent.result(), asked), *rolled.result(), *outdated.result()],
         )
     )
     return _report(api, verdict, present, agent.result(), asked)
@@ -158,6 +159,18 @@ def _told_by(agent: LocalAgent, asked: Asked) -> list[Trouble]:
     if agent.silence and asked.agent_address:
         return [Trouble("LocalAgent", asked.agent_address, "NoAgentThere", agent.silence)]
     return agent.troubles
+
+
+async def _outdated(api: Api) -> list[Trouble]:
+    """Definitions that know less than we do; where that cannot be looked at, nothing is said of it."""
+    from netloom.roles import definitions
+
+    try:
+        found = await definitions.outdated(api)
+    except ApiError:
+        return []
+    kind = "CustomResourceDefinition"
+    return [Trouble(kind, name, "Outdated", sentence) for name, sentence in found.items()]
 
 
 # What the API server says, or that it may not be asked

@@ -18,6 +18,7 @@ from netloom.api.errors import in_words, sentences
 from netloom.api.meta import Resource, T
 from netloom.api.v1alpha1 import NETLOOM_NODES, NETWORKS
 from netloom.api.verdict import OPERATOR_LEASE
+from netloom.roles import definitions
 from netloom.roles.sources import Sources
 from netloom.roles.webhook import DRAIN_SECONDS, Guard, GuardOptions, WatchedStore
 from netloom.runtime import health
@@ -82,6 +83,7 @@ class Operator:
     def __init__(self, api: Api, options: OperatorOptions, features: Sequence[type[ClusterFeature]] = FEATURES) -> None:
         self.manager = Manager(drain=DRAIN_SECONDS if options.guard else 0.0, on_crash=self._crashed)
         follow_api_server(api, self.manager)
+        self.manager.add("definitions", lambda: definitions.tell(api), restart=True)
         self._events = EventRecorder(api, "netloom-operator", host=options.identity)
         self._sources = Sources(api, trims={NODES.kind: trimmed})
         self._working: dict[str, TermWork] = {}
