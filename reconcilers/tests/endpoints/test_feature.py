@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import aiohttp
@@ -28,6 +29,7 @@ from netloom_reconcilers.node.endpoints.feature import EndpointsFeature
 from netloom_reconcilers.node.endpoints.install import CONFLIST
 from netloom_reconcilers.node.endpoints.options import CniOptions, Places
 from netloom_reconcilers.node.status import readiness_of
+from tests.endpoints.test_strangers import pod
 from tests.endpoints.test_taint import Server
 
 
@@ -470,3 +472,44 @@ async def test_pods_that_run_with_a_larger_mtu_than_fits_are_named(world: World)
     )
     assert " and 2 more have a larger one for life" in said
     assert feature.errors() == []
+
+
+async def test_another_cni_is_never_silently_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Be it by a file before ours, with which no pod may come, or by pods whose interfaces it made."""
+    monkeypatch.setattr(module, "EndpointsKeeper", Kernel)
+
+    class Pods(Server):
+        async def list(self, res: object, *, field_selector: str) -> SimpleNamespace:
+            return SimpleNamespace(objects=running)
+
+    running = [pod("ours", "10.0.0.2"), pod("theirs", "10.0.0.3")]
+    world = installing(tmp_path, Pods())
+    feature = world.feature
+    assert feature is not None
+    assert feature.installer is not None
+    assert feature.strangers is not None
+    begin(world)
+    world.service.obstacle = ""
+    world.service.allocator.adopt(Owner("default/ours", "c1"), [parse_address("10.0.0.2")])
+    world.kernel.remains = [remains("c1", "10.0.0.2")]
+    assert not await feature.strangers.look(), "nobody knows yet which are ours"
+    await feature.reconcile()
+    other = tmp_path / "conf" / "00-bridge.conf"
+    other.write_text('{"type": "bridge"}')
+    feature.installer.look()
+    said = feature.readiness()
+    assert said == Readiness(False, "AnotherCNI", feature.installer.overruled)
+    assert feature.errors() == [feature.installer.overruled]
+    assert not feature._may_come()
+    other.unlink()
+    feature.installer.look()
+    assert feature._may_come()
+    for _ in range(2):
+        await feature.strangers.look()
+    said = feature.readiness()
+    assert said == Readiness(False, "AnotherCNI", feature.strangers.sentence)
+    assert "wired pods of node n1: default/theirs. If" in said.message
+    assert (feature.errors(), feature._may_come()) == ([], True), "those that come are ours"
+    running.pop()
+    await feature.strangers.look()
+    assert feature.readiness() == Readiness(True, "Wired", "Pods that come get an address and an interface.")

@@ -252,13 +252,41 @@ def test_a_plugin_that_is_being_upgraded_stays_in_the_chain(host: Host) -> None:
     assert host.told == []
 
 
-def test_a_file_that_comes_first_is_told(host: Host) -> None:
-    (host.conf / "00-multus.conf").write_text("{}")
+@pytest.mark.parametrize(
+    "content", ['{"type": "multus-shim"}', '{"plugins": [{"type": "x", "delegate": {"type": "netloom-cni"}}]}']
+)
+def test_a_file_that_comes_first_and_may_call_ours_is_told(host: Host, content: str) -> None:
+    (host.conf / "00-multus.conf").write_text(content)
     (host.conf / "00-a.bak").write_text("{}")
     host.installer.look()
     assert host.installer.installed
     assert "00-multus.conf comes before 00-netloom.conflist" in host.installer.warnings()[0]
-    assert (host.conf / "00-multus.conf").read_text() == "{}"
+    assert (host.installer.errors(), host.installer.overruled) == ([], "")
+    assert (host.conf / "00-multus.conf").read_text() == content
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("00-bridge.conf", '{"type": "bridge"}', "wired by bridge, and not by Netloom"),
+        ("00-a.conflist", '{"plugins": [{"type": "ptp"}, {"type": "portmap"}]}', "wired by ptp, portmap, and not"),
+        ("00-a.conflist", "{", "wired not at all, as it cannot be read"),
+    ],
+)
+def test_another_cni_whose_file_comes_first_is_an_error_until_it_is_gone(
+    host: Host, name: str, content: str, words: str
+) -> None:
+    (host.conf / name).write_text(content)
+    host.installer.look()
+    (said,) = host.installer.errors()
+    assert said == host.installer.overruled
+    assert f"{host.conf / name} comes before 00-netloom.conflist" in said
+    assert words in said
+    assert host.installer.installed, "ours is there, and taken when that one is gone"
+    assert (host.conf / name).read_text() == content, "what is another's stays"
+    (host.conf / name).rename(host.conf / "99-late.conflist")
+    host.installer.look()
+    assert (host.installer.errors(), host.installer.overruled) == ([], "")
 
 
 def test_what_stands_in_the_way_is_told_with_its_option(tmp_path: Path) -> None:

@@ -34,6 +34,7 @@ from netloom_reconcilers.node.endpoints.networks import FILE, Networks
 from netloom_reconcilers.node.endpoints.options import CniOptions
 from netloom_reconcilers.node.endpoints.removal import Removal
 from netloom_reconcilers.node.endpoints.server import CniServer
+from netloom_reconcilers.node.endpoints.strangers import Strangers
 from netloom_reconcilers.node.endpoints.taint import Taint
 from netloom_reconcilers.node.endpoints.vanished import Vanished
 
@@ -102,7 +103,10 @@ class EndpointsFeature(NodeFeature):
                 context.api, context.node_name, self.attachments, self._missing, told=self._cut_off
             )
         self.taint: Taint | None = None
+        self.strangers: Strangers | None = None
         if context.api is not None and options.install is not None:
+            folder = options.install.conf_dir
+            self.strangers = Strangers(context.api, context.node_name, self._wired, folder, context.changed)
             self.taint = Taint(context.api, context.node_name, self._may_come, context.changed)
 
     def _reported(self, report: EndpointsReport) -> None:
@@ -132,6 +136,8 @@ class EndpointsFeature(NodeFeature):
             found["vanished pods"] = self.vanished.run
         if self.taint is not None:
             found["taint"] = self.taint.run
+        if self.strangers is not None:
+            found["pods of others"] = self.strangers.run
         return found
 
     async def _begin(self) -> None:
@@ -146,6 +152,13 @@ class EndpointsFeature(NodeFeature):
         failing = [each.key for each in keeper.report.failures if each.kind == "link" and not keeper.has(each.key)]
         found = [*filter(None, map(endpoints.get, failing)), *self.attachments.lost.values()]
         return [each for each in found if (each.container, each.interface) not in adding]
+
+    def _wired(self) -> set[Address] | None:
+        """Addresses of all interfaces that were made, be their devices there or not; None while they are not known."""
+        if not self._known:
+            return None
+        every = (*self.attachments.endpoints, *self.attachments.lost.values())
+        return {address for endpoint in every for address in endpoint.addresses}
 
     async def _serve(self) -> None:
         assert self._options is not None
@@ -251,7 +264,8 @@ class EndpointsFeature(NodeFeature):
     def _may_come(self) -> bool:
         """Whether the node can route, so that pods may come: to us, as on a host with another configuration kubelets
         call their nodes ready before."""
-        if not self.is_ready or (self.installer is not None and not self.installer.installed):
+        installer = self.installer
+        if not self.is_ready or (installer is not None and (installer.overruled or not installer.installed)):
             return False
         said = self.context.readiness()
         return said is not None and said.ready is True
@@ -323,6 +337,10 @@ class EndpointsFeature(NodeFeature):
         if self.installer is not None and not self.installer.installed:
             why = " ".join(self.installer.errors()) or "the plugin is being installed on the host."
             return Readiness(False, "NotInstalled", why)
+        if self.installer is not None and self.installer.overruled:
+            return Readiness(False, "AnotherCNI", self.installer.overruled)
+        if self.strangers is not None and self.strangers.sentence:
+            return Readiness(False, "AnotherCNI", self.strangers.sentence)
         return Readiness(True, "Wired", "Pods that come get an address and an interface.")
 
     def facts(self) -> dict[str, object]:

@@ -1,7 +1,7 @@
 """The plugin's binary and the network configuration on the host: put there, kept as they are to be, taken away.
 
 Container runtimes take the first file of the configuration's directory in the order of the names, so ours has a name
-that comes early; a file before it is somebody's wish (Multus), and told. Files of others are never changed or removed.
+that comes early; a file before it is told (see `precedence`). Files of others are never changed or removed.
 
 Each file is written beside its place, synced, and renamed into it: a runtime that looks at any moment sees the old one
 or the new one. The binary comes before the configuration that names it, and goes after it.
@@ -23,14 +23,13 @@ from asyncinotify import Inotify, Mask
 
 from netloom_reconcilers.node.endpoints.networks import NETWORK
 from netloom_reconcilers.node.endpoints.options import Places
+from netloom_reconcilers.node.endpoints.precedence import first, types_of
 
 log = structlog.get_logger(__name__)
 
 PLUGIN = "netloom-cni"
 """Name of the binary, and so the `type` in configurations."""
 CONFLIST = "00-netloom.conflist"
-ENDINGS = (".conf", ".conflist", ".json")
-"""Of the files that runtimes look at."""
 CAPABILITIES: Mapping[str, Mapping[str, Any]] = {
     "portmap": {"snat": True, "capabilities": {"portMappings": True}},
     "bandwidth": {"capabilities": {"bandwidth": True}},
@@ -71,22 +70,6 @@ def conflist(chain: Iterable[str], version: str) -> bytes:
     return msgspec.json.format(msgspec.json.encode(said), indent=2) + b"\n"
 
 
-def _chained(path: Path) -> list[str]:
-    """The plugins that a configuration names."""
-    try:
-        return [each.type for each in msgspec.json.decode(path.read_bytes(), type=_Chain).plugins]
-    except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
-        return []
-
-
-class _Plugin(msgspec.Struct):
-    type: str = ""
-
-
-class _Chain(msgspec.Struct):
-    plugins: tuple[_Plugin, ...] = ()
-
-
 class _File(NamedTuple):
     path: Path
     content: bytes
@@ -102,6 +85,7 @@ class _Found:
     warnings: list[str] = field(default_factory=list)
     waits: list[float] = field(default_factory=list)
     repaired: list[tuple[Path, str]] = field(default_factory=list)
+    overruled: str = ""
 
 
 class Installer:
@@ -125,6 +109,8 @@ class Installer:
         """By the file's name, how often it was put back."""
         self.installed = False
         """Whether both are as they are to be."""
+        self.overruled = ""
+        """Why the container runtime wires pods by another configuration all the same."""
         self._is_ready = is_ready
         self._repaired = repaired
         self._told = told
@@ -164,7 +150,7 @@ class Installer:
             log.warning("a file of the CNI was put back", file=str(path), it_was=what)
             self._repaired(path, what)
         before = self.installed, self._problems, self._warnings
-        self.installed = found.installed
+        self.installed, self.overruled = found.installed, found.overruled
         self._problems, self._warnings = tuple(found.problems), tuple(found.warnings)
         if before != (self.installed, self._problems, self._warnings):
             self._told()
@@ -174,7 +160,7 @@ class Installer:
         """Touches nothing that others look at: it may run in a thread, as a disk may take seconds to sync."""
         found = _Found()
         found.installed = self._keep_both(found, is_ready=is_ready)
-        found.warnings += self._before_ours()
+        self._look_before_ours(found)
         return found
 
     def _keep_both(self, found: _Found, *, is_ready: bool) -> bool:
@@ -206,7 +192,7 @@ class Installer:
         places, now = self.places, self._clock()
         missing = [name for name in places.chain if not (places.bin_dir / name).exists()]
         self._gone = {name: self._gone.get(name, now) for name in missing}
-        chained = _chained(conflist_of(places)) if missing else []
+        chained = types_of(conflist_of(places)) if missing else ()
         awaited = [name for name in missing if name in chained and self._gone[name] + UPGRADE_SECONDS > now]
         waits += [self._gone[name] + UPGRADE_SECONDS - now for name in awaited]
         return [name for name in missing if name not in awaited]
@@ -284,19 +270,21 @@ class Installer:
         self._patience[path] = now, 0.0 if fresh else min(max(1.0, 2 * wait), LONGEST_SECONDS)
         return 0.0
 
-    def _before_ours(self) -> list[str]:
-        """Files that a runtime takes instead."""
-        try:
-            names = sorted(each.name for each in os.scandir(self.places.conf_dir) if each.name.endswith(ENDINGS))
-        except OSError:
-            return []
-        earlier = [name for name in names if name < CONFLIST]
-        if not earlier:
-            return []
-        return [
-            f"{self.places.conf_dir / earlier[0]} comes before {CONFLIST}: the container runtime takes that one, and "
-            "pods are wired by Netloom only if it calls it, as Multus does."
-        ]
+    def _look_before_ours(self, found: _Found) -> None:
+        """At the file that a runtime takes instead."""
+        rival = first(self.places.conf_dir, conflist_of(self.places), PLUGIN)
+        if rival is None:
+            return
+        before = f"{rival.path} comes before {CONFLIST}: the container runtime takes that one, and "
+        if rival.calls_others:
+            found.warnings.append(f"{before}pods are wired by Netloom only if it calls it, as Multus does.")
+            return
+        who = f"by {', '.join(rival.types)}" if rival.types else "not at all, as it cannot be read"
+        found.overruled = (
+            f"{before}pods that come are wired {who}, and not by Netloom. Two CNIs on one node fight: remove that one "
+            "(what writes the file first, then the file), or uninstall Netloom."
+        )
+        found.problems.append(found.overruled)
 
     async def run(self) -> None:
         """Keeps them for ever: on events of both directories."""
