@@ -8,13 +8,17 @@ export PATH := $(PATH):/usr/sbin:/sbin
 # Where it is set, each worker of pytest compiles all tests and modules again: 5 s of a core, each, each time.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: help demo cluster cluster-down conformance image chart test check bench bench-allocation bench-mesh bench-codec bench-drift bench-restart bench-join bench-throughput bench-senders bench-webhook bench-ipam bench-cni bench-cni-plugin bench-install soak-ipam soak-pods setup setup-tests unit-tests all-unit-tests
+.PHONY: help demo demo-cluster cluster cluster-down conformance image chart test check bench bench-allocation bench-mesh bench-codec bench-drift bench-restart bench-join bench-throughput bench-senders bench-webhook bench-ipam bench-cni bench-cni-plugin bench-install soak-ipam soak-pods setup setup-tests unit-tests all-unit-tests
 
 help: ## Show this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: setup ## Run the main job: pods that ping, from manifests and then on a real control plane, built meanwhile
 	@$(PY) -m netloom_e2e.demo
+
+demo-cluster: ## Install, upgrade, refuse and uninstall by Helm, on three real kubelets; under 3 minutes once all is built
+	@e2e/setup cluster
+	@$(PY) -m netloom_e2e.cluster_demo
 
 cluster: ## Leave a cluster of three kubelets up, with Netloom as pods, and print how to use it
 	@e2e/setup cluster
