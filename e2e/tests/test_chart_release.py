@@ -125,6 +125,11 @@ def test_a_release_from_install_to_uninstall(plane: ControlPlane, tmp_path: Path
     assert "DaemonSet kube-system/calico-node already wires this cluster's pods, and two CNIs fight." in said
     assert "Nothing was installed but CustomResourceDefinitions" in said
     plane.kubectl("delete", "--namespace=kube-system", "daemonset", "calico-node")
+    marked = {"name": "k3s", "annotations": {"flannel.alpha.coreos.com/backend-type": "vxlan"}}
+    plane.kubectl("create", "--filename=-", input=json.dumps({"apiVersion": "v1", "kind": "Node", "metadata": marked}))
+    said = release.put("install")
+    assert "Node k3s has the annotation flannel.alpha.coreos.com/backend-type: flannel wires pods there" in said
+    plane.kubectl("delete", "node", "k3s")
     assert {each for each in objects(plane) - before if not each.startswith("CustomResourceDefinition")} == set()
     plane.kubectl("delete", "--filename", crds.FOLDER)
 

@@ -106,6 +106,15 @@ that was asked for would be done by then. */}}
 {{- fail (printf "DaemonSet %s/%s already wires this cluster's pods, and two CNIs fight. Nothing was installed but CustomResourceDefinitions, which Helm applies before it looks. Remove that CNI first, or install the guard alone by agent.enabled=false, or set cni.besideOthers=true if you know that they do not meet." .metadata.namespace .metadata.name) }}
 {{- end }}
 {{- end }}
+{{- /* Those that are built into a distribution (k3s, MicroK8s) have no DaemonSet, and mark their nodes. */}}
+{{- $marks := dict "flannel.alpha.coreos.com/backend-type" "flannel" "projectcalico.org/IPv4Address" "Calico" }}
+{{- range $node := (lookup "v1" "Node" "" "").items }}
+{{- range $mark, $cni := $marks }}
+{{- if hasKey ($node.metadata.annotations | default dict) $mark }}
+{{- fail (printf "Node %s has the annotation %s: %s wires pods there, and two CNIs fight. Remove it first (docs/install.md); if it is gone already, take the annotation away (kubectl annotate node --all %s-); or set cni.besideOthers=true if you know that they do not meet." $node.metadata.name $mark $cni $mark) }}
+{{- end }}
+{{- end }}
+{{- end }}
 {{- end }}
 {{- end }}
 
