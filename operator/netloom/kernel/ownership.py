@@ -85,3 +85,6 @@ PROBE = Ownership(links=(f"{DEVICE_PREFIX}probe",))
 
 ENDPOINTS = Ownership(links=(f"{DEVICE_PREFIX}p" + "[a-z2-7]" * 6,), routes=range(1 << 16, 1 << 17))
 """The host ends of local pods' devices, and the routes to their addresses. (The probe's device has a shorter name.)"""
+
+PREFILTER = Ownership()
+"""XDP programs on others' devices, known by their pins: in a folder of a bpffs that is all the prefilter's."""

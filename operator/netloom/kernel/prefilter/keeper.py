@@ -1,10 +1,19 @@
-"""The prefilter under a keeper of its own."""
+"""The prefilter under a keeper of its own: program, maps and entries, and above them the devices."""
 
 from collections.abc import Mapping
+from pathlib import Path
+from typing import Unpack
 
-from netloom.kernel.keeper.keeper import Keeper
-from netloom.kernel.keeper.report import KeeperReport
+from netloom.kernel.keeper.keeper import Keeper, KeeperOptions
+from netloom.kernel.keeper.report import KeeperReport, PlannedChange
+from netloom.kernel.netlink import wire
+from netloom.kernel.netlink.sockets import CommandSocket, read_all
+from netloom.kernel.prefilter.devices_part import DevicesPart
+from netloom.kernel.prefilter.filter_part import FilterPart
+from netloom.kernel.prefilter.links import dump_links, read_xdp_link
 from netloom.kernel.prefilter.prefiltering import DeviceReport, Dropped, Prefiltering
+
+BPFFS = Path("/sys/fs/bpf")
 
 
 class PrefilterReport(KeeperReport, frozen=True, kw_only=True):
@@ -12,8 +21,8 @@ class PrefilterReport(KeeperReport, frozen=True, kw_only=True):
 
     devices:  those that are wanted, in that order. entries: in the kernel's tries, by family (`v4`, `v6`).
     program:  the kernel's id of ours, 0: none is loaded. tag: the kernel's hash of it.
-    error:    why there is no program, as a sentence: no bpffs, no compiler, a compiler's or the verifier's no.
-    verifier: what the kernel's verifier said, line by line, where it refused the program.
+    error:    why program or entries are not as wanted, as a sentence: no bpffs, no compiler, a compiler's or the
+    verifier's no. verifier: what the kernel's verifier said, line by line, where it refused the program.
     """
 
     devices: tuple[DeviceReport, ...] = ()
@@ -23,12 +32,70 @@ class PrefilterReport(KeeperReport, frozen=True, kw_only=True):
     error: str = ""
     verifier: str = ""
 
+    @property
+    def news(self) -> tuple[object, ...]:
+        """What is worth telling when it changes."""
+        return (*super().news, self.devices, self.entries, self.program, self.error)
+
 
 class PrefilterKeeper(Keeper[Prefiltering, PrefilterReport]):
-    """See the module."""
+    """See the module. It looks after the network namespace in which it is made."""
 
+    names = wire.NAMES
     nothing = Prefiltering
 
+    def __init__(self, cache: Path, *, bpffs: Path = BPFFS, **options: Unpack[KeeperOptions]) -> None:
+        """cache: the folder for what was compiled. bpffs: where it is mounted."""
+        here = Path("/proc/thread-self/ns/net").stat().st_ino
+        # Agents of two network namespaces that share a bpffs have nothing to do with each other.
+        folder = bpffs / "netloom" / f"prefilter-{here}"
+        self._devices = DevicesPart()
+        self._filter = self._devices.filter = FilterPart(folder, cache, lambda: self._devices.in_use)
+        super().__init__((self._filter, self._devices), **options)
+
+    async def close(self) -> None:
+        """Close what is open. The filter stays, and works on."""
+        await super().close()
+        self._filter.close()
+
+    async def plan(self, desired: Prefiltering) -> list[PlannedChange]:
+        """What `apply` would change. Writes nothing."""
+        if not desired.devices and not self._filter.is_there:
+            return []
+        async with self._lock:
+            return await self._connect().call(lambda commands: self._plan(commands, desired))
+
     def dropped(self) -> Mapping[str, Dropped]:
-        """By name of prefilter, as the kernel counts at this moment: a few system calls."""
-        raise NotImplementedError
+        """By name of prefilter, as the kernel counts at this moment: a system call for each. Raises OSError."""
+        return self._filter.kernel.dropped() if self._filter.kernel is not None else {}
+
+    def overtagged(self) -> Dropped:
+        """Frames that were dropped because they have more VLAN tags than any network's. Raises OSError."""
+        return self._filter.kernel.overtagged() if self._filter.kernel is not None else Dropped()
+
+    @property
+    def stats(self) -> dict[str, int]:
+        """Requests written since `open`: changes of devices, programs, entries."""
+        return {**super().stats, **self._filter.written}
+
+    @property
+    def report(self) -> PrefilterReport:
+        """The state of things now."""
+        part = self._filter
+        info = part.kernel.programs.info if part.kernel is not None else None
+        return PrefilterReport(
+            **self._basics(),
+            devices=self._devices.reports(),
+            entries=dict(part.entries),
+            program=info.identity if info is not None else 0,
+            tag=info.tag if info is not None else "",
+            error=part.error,
+            verifier=part.verifier,
+        )
+
+    def _plan(self, commands: CommandSocket, desired: Prefiltering) -> list[PlannedChange]:
+        self._filter.look_at()
+        links = read_all(commands, dump_links(), read_xdp_link)
+        steps = self._devices.planned(links, desired, self._filter.ours)
+        changes = [PlannedChange(f"ip {step}", "the prefilter") for step in steps]
+        return changes + self._filter.planned(desired)

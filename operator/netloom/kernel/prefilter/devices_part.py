@@ -1,0 +1,254 @@
+"""The devices that the program is attached to, as a part: each on its own, none stops another."""
+
+import errno
+from collections.abc import Iterable
+
+import structlog
+
+from netloom.kernel.keeper.part import Attempt, Outcome, Part, Refused, Worker
+from netloom.kernel.keeper.retries import Item, Retries
+from netloom.kernel.netlink import wire
+from netloom.kernel.netlink.sockets import CommandSocket, Refusal, read_all
+from netloom.kernel.ownership import PREFILTER
+from netloom.kernel.prefilter.attachments import Step, foreign, obstacle, steps_to
+from netloom.kernel.prefilter.filter_part import FilterPart
+from netloom.kernel.prefilter.links import XdpLink, attach, dump_links, read_xdp_link
+from netloom.kernel.prefilter.prefiltering import DeviceReport, DeviceWish, Mode, Prefiltering
+
+log = structlog.get_logger(__name__)
+
+_OVERTAKEN = (errno.EEXIST, errno.EBUSY)
+"""Somebody was faster: what is there now is to be read."""
+_NOT_THE_DRIVERS = (*_OVERTAKEN, errno.EPERM, errno.ENODEV, errno.ENOMEM)
+"""Refusals of native mode that have nothing to do with the driver."""
+
+
+class DevicesPart(Part[Prefiltering]):
+    """See the module."""
+
+    owns = PREFILTER
+    state = ("dump", "devices and their XDP programs")
+    groups = ("link",)
+    kinds = frozenset((wire.RTM_NEWLINK, wire.RTM_DELLINK))
+
+    def __init__(self) -> None:
+        self.filter: FilterPart
+        self.due = False
+        self._wishes: dict[str, DeviceWish] = {}
+        self._links: dict[int, XdpLink] = {}
+        self._names: dict[int, str] = {}
+        """Of somebody else's programs, by id."""
+        self._fallbacks: dict[tuple[int, str], str] = {}
+        """By ifindex and name, why a device is not filtered in native mode."""
+        self._stale = True
+        self._new: set[str] = set()
+        """Devices that came after what was said of others of that name."""
+        self._refused: dict[str, str] = {}
+        self._done: dict[int, tuple[tuple[str, int], ...]] = {}
+        """What was seen to be as it should be, by ifindex."""
+        self._drifted: list[str] = []
+
+    @property
+    def in_use(self) -> set[int]:
+        """Ids of our programs that run on devices."""
+        ours = self.filter.ours
+        return {identity for link in self._links.values() for _mode, identity in link.programs if identity in ours}
+
+    def want(self, desired: Prefiltering, retries: Retries) -> None:
+        """Take over the devices."""
+        wishes = {wish.name: wish for wish in desired.devices}
+        retries.forget([_item(name) for name, wish in wishes.items() if self._wishes.get(name) != wish])
+        if wishes.keys() - self._wishes.keys() and not self._links:
+            self._stale = True
+        self._wishes = wishes
+        self.due = True
+
+    def hear(self, kind: int, flags: int, buffer: bytes, start: int, end: int) -> None:
+        """A device that came, went, was renamed, or got or lost a program."""
+        if not self._wishes and self.filter.kernel is None:
+            self._links.clear()
+            return
+        link = read_xdp_link(buffer, start, end)
+        if link is None:
+            return
+        before = self._links.get(link.ifindex)
+        if before is None:
+            self._new.add(link.name)
+        if kind == wire.RTM_DELLINK:
+            self._links.pop(link.ifindex, None)
+            self._done.pop(link.ifindex, None)
+            self._fallbacks.pop((link.ifindex, link.name), None)
+        else:
+            self._links[link.ifindex] = link
+            done = self._done.get(link.ifindex)
+            if done is not None and done != link.programs:
+                del self._done[link.ifindex]
+                self._drifted.append(link.name)
+        self.due = self.due or before != self._links.get(link.ifindex)
+
+    def drifted(self) -> Iterable[tuple[Item, bool]]:
+        """Devices whose program somebody took away or replaced."""
+        drifted, self._drifted = self._drifted, []
+        return [(_item(name), True) for name in drifted if name in self._wishes]
+
+    def doubt(self) -> None:
+        """All devices are to be looked at again."""
+        self._stale = self.due = True
+
+    async def read(self, worker: Worker) -> bool:
+        """What runs where."""
+        if not self._stale:
+            return False
+        self._stale = False
+        if not self.filter.is_there:
+            self._links.clear()
+            return False
+        links = await worker.call(lambda commands: read_all(commands, dump_links(), read_xdp_link))
+        self._links = {link.ifindex: link for link in links}
+        for ifindex, done in list(self._done.items()):
+            link = self._links.get(ifindex)
+            if link is None or link.programs != done:
+                del self._done[ifindex]
+                self._drifted += [link.name] if link is not None else []
+        return True
+
+    async def update(self, worker: Worker, attempt: Attempt) -> Outcome:
+        """Attach the program where it is missing, and have it take the place of one of another version."""
+        self.due = False
+        outcome = Outcome()
+        held = {name for name in self._refused if _item(name) in attempt.held} - self._new
+        self._new.clear()
+        self._refused = {name: why for name, why in self._refused.items() if name in held}
+        for link in list(self._links.values()):
+            wish = self._wishes.get(link.name)
+            if wish is not None and link.name not in held:
+                await self._update(worker, link, wish, outcome)
+        self._forget_names()
+        return outcome
+
+    async def remove(self, worker: Worker, attempt: Attempt) -> Outcome:
+        """Detach it, in whichever mode, from devices that are not wanted."""
+        outcome = Outcome()
+        ours = self.filter.ours
+        for link in list(self._links.values() if ours else ()):
+            if link.name not in self._wishes and _item(link.name) not in attempt.held:
+                for step in steps_to(link, None, ours, 0):
+                    refusal = await self._done_by(worker, step)
+                    self._note(link, step, refusal, outcome)
+        return outcome
+
+    def pending(self) -> Iterable[Item]:
+        """Devices that are not as they could be."""
+        ours, program = self.filter.ours, self.filter.program
+        for link in self._links.values():
+            wish = self._wishes.get(link.name)
+            if link.name in self._refused or steps_to(link, wish, ours, program) or (wish and not program):
+                yield _item(link.name)
+
+    def reports(self) -> tuple[DeviceReport, ...]:
+        """Of all that are wanted."""
+        by_name = {link.name: link for link in self._links.values()}
+        return tuple(self._report(wish, by_name.get(wish.name)) for wish in self._wishes.values())
+
+    def planned(self, links: Iterable[XdpLink], desired: Prefiltering, ours: set[int]) -> list[Step]:
+        """What would be attached and detached."""
+        wishes = {wish.name: wish for wish in desired.devices}
+        program = self.filter.kernel.programs.current if self.filter.kernel is not None else 0
+        steps = [step for link in links for step in steps_to(link, wishes.get(link.name), ours, program or -1)]
+        return sorted(steps, key=lambda step: step.detach)
+
+    # ---------------------------------------------------------------------------------------------- one device
+
+    async def _update(self, worker: Worker, link: XdpLink, wish: DeviceWish, outcome: Outcome) -> None:
+        ours, program = self.filter.ours, self.filter.program
+        other = foreign(link, ours)
+        if other is not None and other[1] not in self._names:
+            self._names[other[1]] = await worker.call(lambda _: self.filter.name_of(other[1]))
+        steps = steps_to(link, wish, ours, program)
+        for step in steps:
+            refusal = await self._done_by(worker, step)
+            if refusal is not None and _falls_back(step, wish, refusal):
+                self._fallbacks[link.ifindex, link.name] = str(refusal)
+                step = Step(link, Mode.GENERIC)
+                refusal = await self._done_by(worker, step)
+            if not self._note(link, step, refusal, outcome):
+                return
+        held = self._links.get(link.ifindex)
+        if held is not None and program and not steps_to(held, wish, ours, program) and other is None:
+            self._done[link.ifindex] = held.programs
+            outcome.written.append(("xdp", [link.name]))
+
+    async def _done_by(self, worker: Worker, step: Step) -> Refusal | None:
+        return await worker.call(lambda commands: self._do(commands, step))
+
+    def _do(self, commands: CommandSocket, step: Step) -> Refusal | None:
+        """In the thread."""
+        expected = self.filter.descriptor(step.expected) if step.expected else -1
+        program = -1 if step.detach else self.filter.descriptor(self.filter.program)
+        return commands.execute([attach(step.link.ifindex, step.mode, program, expected)]).get(0)
+
+    def _note(self, link: XdpLink, step: Step, refusal: Refusal | None, outcome: Outcome) -> bool:
+        """What came of a step; whether it was done."""
+        if refusal is None:
+            log.info("device changed", change=f"ip {step}")
+            self._took(link.ifindex, step)
+            return True
+        if refusal.errno == errno.ENODEV:  # it is gone, or in another network namespace; an event tells
+            self._links.pop(link.ifindex, None)
+            return False
+        if refusal.errno in _OVERTAKEN:
+            self._stale = self.due = True
+        sentence = _sentence(step, refusal)
+        self._refused[link.name] = sentence
+        outcome.refused.append(Refused(_item(link.name), sentence, refusal.errno))
+        return False
+
+    def _took(self, ifindex: int, step: Step) -> None:
+        held = self._links.get(ifindex)
+        if held is None:
+            return
+        others = tuple(each for each in held.programs if each[0] != step.mode)
+        mine = () if step.detach else ((str(step.mode), self.filter.program),)
+        self._links[ifindex] = XdpLink(held.ifindex, held.name, held.mtu, held.ethernet, (*others, *mine))
+
+    def _report(self, wish: DeviceWish, link: XdpLink | None) -> DeviceReport:
+        if link is None:
+            return DeviceReport(wish.name, error=f"there is no device {wish.name}; it is filtered once it comes")
+        ours = self.filter.ours
+        running = next(((mode, identity) for mode, identity in link.programs if identity in ours), ("", 0))
+        error = self._refused.get(link.name, "") or obstacle(link, ours, self._names)
+        other = foreign(link, ours)
+        if not error and not running[0]:
+            error = self.filter.error or "it is about to be attached"
+        if running[0] or other is None:
+            mode, program = running
+        else:
+            mode, program = "", other[1]
+        note = self._fallbacks.get((link.ifindex, link.name), "") if mode == Mode.GENERIC else ""
+        if mode == Mode.GENERIC and wish.mode == Mode.BEST_EFFORT and not note:
+            note = "it was attached so before"
+        return DeviceReport(wish.name, link.ifindex, mode, program, error, note)
+
+    def _forget_names(self) -> None:
+        seen = {identity for link in self._links.values() for _mode, identity in link.programs}
+        self._names = {identity: name for identity, name in self._names.items() if identity in seen}
+
+
+def _item(name: str) -> Item:
+    return "xdp", name
+
+
+def _falls_back(step: Step, wish: DeviceWish, refusal: Refusal) -> bool:
+    native = step.mode == Mode.NATIVE and not step.detach and not step.expected
+    return native and wish.mode == Mode.BEST_EFFORT and refusal.errno not in _NOT_THE_DRIVERS
+
+
+def _sentence(step: Step, refusal: Refusal) -> str:
+    if step.detach:
+        return f"the prefilter cannot be detached from {step.link.name}: {refusal}"
+    if step.mode == Mode.NATIVE and refusal.errno not in _NOT_THE_DRIVERS:
+        return (
+            f"the driver of {step.link.name} does not take the prefilter in native mode ({refusal}): "
+            "choose mode best-effort or generic"
+        )
+    return f"the prefilter cannot be attached to {step.link.name} in {step.mode} mode: {refusal}"

@@ -1,0 +1,244 @@
+"""The program, its maps and its entries, as a part: below the devices that it is attached to."""
+
+import errno
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import structlog
+
+from netloom.kernel.errors import KernelUnsupported
+from netloom.kernel.keeper.part import Attempt, Outcome, Part, Refused, Worker
+from netloom.kernel.keeper.report import PlannedChange
+from netloom.kernel.keeper.retries import Item, Retries
+from netloom.kernel.ownership import PREFILTER
+from netloom.kernel.prefilter.prefiltering import Prefiltering
+from netloom.prefilter.rules import Rules
+
+if TYPE_CHECKING:
+    from netloom.kernel.prefilter.kernel_filter import KernelFilter
+
+log = structlog.get_logger(__name__)
+
+PROGRAM: Item = ("prefilter", "program")
+ENTRIES: Item = ("prefilter", "entries")
+
+VERIFY_SHARE = 200
+"""Reading a million entries back takes a second of the kernel's time. It may take the 200th part of a CPU."""
+
+
+class FilterPart(Part[Prefiltering]):
+    """See the module. in_use: ids of our programs that run on devices. filled: the wanted entries have been in the
+    kernel since this began, so the program may be attached. error, verifier: why the program or its entries are not
+    as wanted. written: programs that were loaded and entries that were changed."""
+
+    owns = PREFILTER
+    state = ("dump", "the prefilter's maps")
+    groups = ()
+    kinds = frozenset()
+
+    def __init__(self, folder: Path, cache: Path, in_use: Callable[[], set[int]]) -> None:
+        self.kernel: KernelFilter | None = None
+        self.due = True
+        self.filled = False
+        self.error = self.verifier = ""
+        self.entries = {"v4": 0, "v6": 0}
+        self.written: Counter[str] = Counter()
+        self._folder = folder
+        self._cache = cache
+        self._in_use = in_use
+        self._wanted = Prefiltering()
+        self._undone: set[Item] = set()
+        self._doubted = True
+        self._verify_at = 0.0
+        self._drifted: list[Item] = []
+
+    @property
+    def is_there(self) -> bool:
+        """Whether there is anything to do with a prefilter here. Without one this is all that it costs."""
+        return bool(self._wanted.devices) or self.kernel is not None or self._folder.is_dir()
+
+    @property
+    def ours(self) -> set[int]:
+        """Ids of our programs."""
+        return set(self.kernel.programs.open) if self.kernel is not None else set()
+
+    @property
+    def program(self) -> int:
+        """The id of the one that is to run, once it may; 0: there is none."""
+        return self.kernel.programs.current if self.kernel is not None and self.filled else 0
+
+    def descriptor(self, identity: int) -> int:
+        """Of one of our programs."""
+        assert self.kernel is not None
+        return self.kernel.programs.open[identity]
+
+    def name_of(self, identity: int) -> str:
+        """Of somebody else's program, if it may be known. In the thread."""
+        from netloom.kernel.prefilter.bpf import name_of_program
+
+        return name_of_program(identity)
+
+    def look_at(self) -> None:
+        """Learn what is ours, and change nothing. In the thread."""
+        if self._folder.is_dir():
+            self._opened().find()
+
+    def planned(self, desired: Prefiltering) -> list[PlannedChange]:
+        """What would be made or removed, but for the devices."""
+        if not desired.devices:
+            return [PlannedChange(f"rm -r {self._folder}", "no prefilter applies")] if self._folder.is_dir() else []
+        changes = [] if self.ours else [PlannedChange("load the prefilter's program")]
+        for family, entries in (("v4", desired.rules.v4), ("v6", desired.rules.v6)):
+            if len(entries) != self.entries[family]:
+                changes.append(PlannedChange(f"{self.entries[family]} entries {family} become {len(entries)}"))
+        return changes
+
+    def want(self, desired: Prefiltering, retries: Retries) -> None:
+        """Take over the rules."""
+        if desired.rules is not self._wanted.rules or bool(desired.devices) != bool(self._wanted.devices):
+            self.due = True
+            retries.forget([PROGRAM, ENTRIES])
+        self._wanted = desired
+
+    def hear(self, kind: int, flags: int, buffer: bytes, start: int, end: int) -> None:
+        """Nobody tells of maps."""
+
+    def drifted(self) -> Iterable[tuple[Item, bool]]:
+        """What was found to be not as it was left."""
+        drifted, self._drifted = self._drifted, []
+        return [(item, True) for item in drifted]
+
+    def doubt(self) -> None:
+        """The entries are to be read, if the last time is not too near."""
+        self._doubted = True
+        self.due = self.due or time.monotonic() >= self._verify_at
+
+    def later(self) -> float:
+        """When the entries may be read that are in doubt."""
+        return self._verify_at if self._doubted and self.kernel is not None and not self.due else float("inf")
+
+    def pending(self) -> Iterable[Item]:
+        """What could not be done."""
+        return self._undone
+
+    async def read(self, worker: Worker) -> bool:
+        """Open what is there, and see whether it is as it was left."""
+        if not self.is_there or (self.kernel is not None and not self._doubted):
+            return False
+        if self.kernel is not None and time.monotonic() < self._verify_at:
+            return False
+        self._doubted = False
+        wrong = await worker.call(lambda _: self._look())
+        if wrong:
+            log.info("the prefilter is not as it was left", wrong=wrong)
+            self._drifted = [ENTRIES]
+            self.due = True
+        return True
+
+    async def update(self, worker: Worker, attempt: Attempt) -> Outcome:
+        """Load the program, and make its entries those that are wanted."""
+        if not self._wanted.devices:
+            self._undone.clear()
+            self.due = False
+            return Outcome()
+        if not self.due and self._undone <= attempt.held:
+            return Outcome()
+        self.due = False
+        wanted = self._wanted.rules
+        return await worker.call(lambda _: self._work(wanted, attempt))
+
+    async def remove(self, worker: Worker, attempt: Attempt) -> Outcome:
+        """Unpin programs of other versions that run nowhere any more; and where none is wanted, all."""
+        if self.kernel is not None:
+            await worker.call(lambda _: self._leave())
+        return Outcome()
+
+    def explain(self, error: Exception) -> str:
+        """Why it cannot be read."""
+        return f"the prefilter's pins in {self._folder} cannot be read: {error}"
+
+    def close(self) -> None:
+        """Close what is open. The kernel keeps what is pinned."""
+        if self.kernel is not None:
+            self.kernel.close()
+
+    # ------------------------------------------------------------------------------------------- in the thread
+
+    def _look(self) -> list[str]:
+        kernel = self._opened()
+        if not self.filled:
+            kernel.find()
+            return []
+        begun = time.monotonic()
+        try:
+            return kernel.verify()
+        finally:
+            self._verify_at = begun + (time.monotonic() - begun) * VERIFY_SHARE
+
+    def _opened(self) -> "KernelFilter":
+        if self.kernel is None:
+            # Here, as a node without a prefilter is to do without what it takes.
+            from netloom.kernel.prefilter.kernel_filter import KernelFilter
+
+            self.kernel = KernelFilter(self._folder)
+        return self.kernel
+
+    def _work(self, rules: Rules, attempt: Attempt) -> Outcome:
+        outcome = Outcome()
+        self._undone.clear()
+        for item, work in ((PROGRAM, self._need_program), (ENTRIES, lambda: self._put(rules))):
+            refused = None if item in attempt.held else self._tried(item, work)
+            if item in attempt.held or refused is not None:
+                self._undone.update((PROGRAM, ENTRIES) if item == PROGRAM else (ENTRIES,))
+                outcome.refused += [refused] if refused is not None else []
+                break
+            outcome.written.append((item[0], [item[1]]))
+        return outcome
+
+    def _tried(self, item: Item, work: Callable[[], None]) -> Refused | None:
+        from netloom.kernel.prefilter.compiler import CompileError
+        from netloom.kernel.prefilter.program import Refusal
+
+        try:
+            work()
+        except (KernelUnsupported, CompileError, Refusal, ValueError, OSError) as error:
+            code = getattr(error, "errno", 0) or 0
+            lacking = ": it takes the capabilities BPF and NET_ADMIN" if code == errno.EPERM else ""
+            self.error = f"{error}{lacking}"
+            self.verifier = getattr(error, "verifier", "")
+            return Refused(item, self.error, code)
+        return None
+
+    def _need_program(self) -> None:
+        from netloom.kernel.prefilter.compiler import instructions
+
+        kernel = self._opened()
+        if kernel.programs.current:
+            return
+        kernel.need_maps()
+        if kernel.need_program(instructions(self._cache)):
+            self.written["program"] += 1
+            info = kernel.programs.info
+            log.info("the prefilter's program is loaded", id=info.identity, name=info.name, tag=info.tag)
+
+    def _put(self, rules: Rules) -> None:
+        written = self._opened().put(rules)
+        if written:
+            self.written["entry"] += written
+            log.info("the prefilter's entries changed", changed=written, v4=len(rules.v4), v6=len(rules.v6))
+        self.entries = {"v4": len(rules.v4), "v6": len(rules.v6)}
+        self.filled = True
+        self.error = self.verifier = ""
+
+    def _leave(self) -> None:
+        kernel = self._opened()
+        running = self._in_use()
+        if self._wanted.devices:
+            kernel.programs.leave(running)
+        elif not running:
+            kernel.remove()
+            self.kernel, self.filled, self.entries = None, False, {"v4": 0, "v6": 0}
+            log.info("the prefilter is gone from the kernel")

@@ -1,0 +1,172 @@
+"""The prefilter in the kernel, as one thing: maps, program and entries, opened when they are needed.
+
+All of it blocks, and belongs into the keeper's thread. What it knows is good until `doubt`.
+"""
+
+import os
+import threading
+from pathlib import Path
+
+from netloom.kernel.prefilter import bpf, pins, slots
+from netloom.kernel.prefilter.compiler import Compiled
+from netloom.kernel.prefilter.maps import COUNTERS, NAME_SIZE, NAMES, OVERTAGGED, SHAPES, SLOTS, TRIES, trie_shape
+from netloom.kernel.prefilter.pins import Pins
+from netloom.kernel.prefilter.prefiltering import Dropped
+from netloom.kernel.prefilter.program import Programs
+from netloom.kernel.prefilter.tries import FamilyTrie
+from netloom.prefilter.rules import Rules
+
+_COUNT = 16
+"""Bytes: packets and bytes, of one CPU."""
+
+
+class KernelFilter:
+    """See the module. programs: what is loaded. names: whom each counter counts for."""
+
+    def __init__(self, folder: Path) -> None:
+        self.pins = Pins(folder)
+        self.programs = Programs(self.pins)
+        self.names: tuple[str, ...] = ()
+        self.tries: dict[str, FamilyTrie] = {}
+        self._maps: dict[str, int] = {}
+        self._open = threading.Lock()
+        """Who counts is in another thread: descriptors must not become somebody else's meanwhile."""
+
+    @property
+    def is_there(self) -> bool:
+        """Whether anything of the prefilter's is in the kernel; without a prefilter, one look at a folder."""
+        return bool(self._maps or self.programs.open) or self.pins.folder.is_dir()
+
+    def find(self) -> None:
+        """Open the programs that are pinned, so that it is known what is ours. Raises OSError."""
+        if not self.programs.open:
+            self.programs.find()
+
+    def need_maps(self) -> None:
+        """Open the maps, and make those that are missing or of another shape. Raises KernelUnsupported, OSError."""
+        if self._maps:
+            return
+        self.pins.make()
+        opened: dict[str, int] = {}
+        try:
+            for name in SHAPES:
+                opened[name] = self._map(name)
+            tries = {family: FamilyTrie(family, self.pins, opened[name]) for family, name in TRIES.items()}
+            for trie in tries.values():
+                trie.find()
+            names = _read_names(opened[NAMES])
+        except BaseException:
+            pins.close(opened.values())
+            raise
+        with self._open:
+            self._maps, self.tries, self.names = opened, tries, names
+
+    def need_program(self, compiled: Compiled) -> bool:
+        """Have it loaded; whether it had to be. Raises Refusal, OSError."""
+        return self.programs.need(compiled, self._maps)
+
+    def put(self, rules: Rules) -> int:
+        """Make these the rules; how many entries changed. Raises ValueError (too many prefilters), OSError."""
+        assigned = slots.assign(self.names, rules.names)
+        self._name(assigned)
+        written = 0
+        for family, entries in (("v4", rules.v4), ("v6", rules.v6)):
+            written += self.tries[family].put(slots.renumbered(entries, assigned.places))
+        return written
+
+    def verify(self) -> list[str]:
+        """What of it is not as it was left, and is put right now or by the next `put`. Raises OSError."""
+        wrong = [f"entries {family}" for family, trie in self.tries.items() if not trie.verify()]
+        for name, descriptor in self._maps.items():
+            if not self.pins.has(name):
+                self.pins.pin(name, descriptor)
+                wrong.append(f"pin {name}")
+        self.programs.repin()
+        return wrong
+
+    def dropped(self) -> dict[str, Dropped]:
+        """By name of prefilter. Raises OSError."""
+        with self._open:
+            if not self._maps:
+                return {}
+            return {name: self._read(slot) for slot, name in enumerate(self.names) if name}
+
+    def overtagged(self) -> Dropped:
+        """Frames with too many VLAN tags. Raises OSError."""
+        with self._open:
+            return self._read(OVERTAGGED) if self._maps else Dropped()
+
+    def remove(self) -> None:
+        """Unpin and close all: nothing is left in the kernel. Raises OSError."""
+        self.pins.clear()
+        self.close()
+
+    def close(self) -> None:
+        """Close what is open. The kernel keeps what is pinned."""
+        with self._open:
+            opened, self._maps = self._maps, {}
+            for trie in self.tries.values():
+                trie.close()
+            self.tries, self.names = {}, ()
+            self.programs.close()
+            pins.close(opened.values())
+
+    # --------------------------------------------------------------------------------------------------- inside
+
+    def _map(self, name: str) -> int:
+        shape = SHAPES[name]
+        descriptor = self.pins.open(name)
+        if descriptor is not None:
+            found = bpf.describe_map(descriptor).shape
+            if found == shape:
+                return descriptor
+            os.close(descriptor)  # another version's: its program goes on with it until ours takes its place
+        inner = [
+            bpf.create_map("netloom_model", trie_shape(family, 1)) for family, outer in TRIES.items() if outer == name
+        ]
+        try:
+            descriptor = bpf.create_map(f"netloom_{name}"[:15], shape, inner=inner[0] if inner else 0)
+        finally:
+            pins.close(inner)
+        try:
+            self.pins.pin(name, descriptor)
+        except BaseException:
+            os.close(descriptor)
+            raise
+        return descriptor
+
+    def _name(self, assigned: slots.Slots) -> None:
+        """Counters begin at 0, and only then have their name: an agent that is killed in between begins them again."""
+        zero = bytes(_COUNT * _possible_cpus())
+        for place in assigned.new:
+            bpf.update(self._maps[COUNTERS], _number(place), zero)
+        for place, (name, before) in enumerate(zip(assigned.names, self.names, strict=True)):
+            if name != before:
+                bpf.update(self._maps[NAMES], _number(place), name.encode().ljust(NAME_SIZE, b"\0"))
+        with self._open:
+            self.names = assigned.names
+
+    def _read(self, slot: int) -> Dropped:
+        size = _COUNT * _possible_cpus()
+        value = bpf.lookup(self._maps[COUNTERS], _number(slot), size) or bytes(size)
+        numbers = memoryview(value).cast("Q")
+        return Dropped(sum(numbers[::2]), sum(numbers[1::2]))
+
+
+def _read_names(descriptor: int) -> tuple[str, ...]:
+    values: list[str] = []
+    for _keys, run in bpf.entries(descriptor, 4, NAME_SIZE, SLOTS):
+        values += [
+            run[at : at + NAME_SIZE].rstrip(b"\0").decode(errors="replace") for at in range(0, len(run), NAME_SIZE)
+        ]
+    return tuple(values)
+
+
+def _possible_cpus() -> int:
+    """Of which a value of a map is told; `0-3,8` are five. Raises OSError."""
+    ranges = Path("/sys/devices/system/cpu/possible").read_text(encoding="ascii").strip().split(",")
+    return sum(int(each.rpartition("-")[2]) - int(each.partition("-")[0]) + 1 for each in ranges)
+
+
+def _number(value: int) -> bytes:
+    return value.to_bytes(4, "little")

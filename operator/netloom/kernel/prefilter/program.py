@@ -1,0 +1,156 @@
+"""The program in the kernel: loaded with our maps, pinned, and found again after a restart by its pin and name.
+
+Its name is made of its instructions, so nothing has to be loaded to see whether the one that is there is the right one.
+Programs of other versions keep running where they are attached until ours has taken their place.
+"""
+
+import errno
+import os
+import struct
+from collections.abc import Mapping
+from hashlib import sha256
+
+from netloom.kernel.prefilter import bpf
+from netloom.kernel.prefilter.bpf import ProgramInfo
+from netloom.kernel.prefilter.compiler import Compiled
+from netloom.kernel.prefilter.maps import NUMBERS
+from netloom.kernel.prefilter.pins import Pins
+
+_PREFIX = "program_"
+_INSTRUCTION = struct.Struct("=BBhi")
+_LOAD_64, _MAP_DESCRIPTOR = 0x18, 1
+_LAST_LINES = 12
+
+
+class Refusal(Exception):
+    """The kernel does not take the program: why as a sentence, and what its verifier said."""
+
+    def __init__(self, sentence: str, verifier: str) -> None:
+        super().__init__(sentence)
+        self.verifier = verifier
+
+
+class Programs:
+    """All programs of the prefilter's that are pinned: descriptors by identity. current: the one that is wanted, 0:
+    none. Used by one thread at a time."""
+
+    def __init__(self, pins: Pins) -> None:
+        self.open: dict[int, int] = {}
+        self.current = 0
+        self.info = ProgramInfo(0, "", "")
+        self._infos: dict[int, ProgramInfo] = {}
+        self._pins = pins
+
+    def find(self) -> None:
+        """Open all that are pinned. Raises OSError."""
+        for name in self._pins.names(_PREFIX):
+            descriptor = self._pins.open(name)
+            if descriptor is None:
+                continue
+            info = bpf.describe_program(descriptor)
+            if info.identity in self.open:
+                os.close(descriptor)
+            else:
+                self._keep(descriptor, info)
+
+    def need(self, compiled: Compiled, maps: Mapping[str, int]) -> bool:
+        """Have the program loaded that fits this kernel, with these maps (descriptors by name); whether it had to be.
+        Raises Refusal, OSError."""
+        variants = (bytes.fromhex(compiled.multi_buffer), bpf.HAS_FRAGS), (bytes.fromhex(compiled.single_buffer), 0)
+        used = {name: bpf.describe_map(maps[name]).identity for name in NUMBERS}
+        for instructions, _flags in variants:
+            name = name_of(instructions)
+            for identity, info in self._infos.items():
+                if info.name == name and info.maps >= set(used.values()):
+                    self._choose(identity)
+                    self._pin(identity)
+                    return False
+        self._load(variants, maps)
+        return True
+
+    def leave(self, needed: set[int]) -> None:
+        """Unpin and close those that neither are wanted nor run anywhere (`needed`). Raises OSError."""
+        for identity in [each for each in self.open if each != self.current and each not in needed]:
+            self._pins.remove(f"{_PREFIX}{identity}")
+            os.close(self.open.pop(identity))
+            del self._infos[identity]
+
+    def close(self) -> None:
+        """Close what is open. The kernel keeps what is pinned."""
+        for descriptor in self.open.values():
+            os.close(descriptor)
+        self.open.clear()
+        self._infos.clear()
+        self.current = 0
+        self.info = ProgramInfo(0, "", "")
+
+    def repin(self) -> None:
+        """Pin again what somebody unpinned. Raises OSError."""
+        for identity in self.open:
+            self._pin(identity)
+
+    def _load(self, variants: tuple[tuple[bytes, int], ...], maps: Mapping[str, int]) -> None:
+        """The first variant that the kernel takes. Raises Refusal, with what it said of the first about which it said
+        anything: a kernel that does not know several buffers refuses the flag without a word."""
+        refused: list[bpf.Rejected] = []
+        for instructions, flags in variants:
+            try:
+                descriptor = bpf.load_program(name_of(instructions), _linked(instructions, maps), flags=flags)
+            except bpf.Rejected as error:
+                refused.append(error)
+                continue
+            try:
+                info = bpf.describe_program(descriptor)
+                self._pins.pin(f"{_PREFIX}{info.identity}", descriptor)
+            except BaseException:
+                os.close(descriptor)
+                raise
+            self._keep(descriptor, info)
+            self._choose(info.identity)
+            return
+        raise _refusal(refused)
+
+    def _keep(self, descriptor: int, info: ProgramInfo) -> None:
+        self.open[info.identity] = descriptor
+        self._infos[info.identity] = info
+
+    def _choose(self, identity: int) -> None:
+        self.current, self.info = identity, self._infos[identity]
+
+    def _pin(self, identity: int) -> None:
+        name = f"{_PREFIX}{identity}"
+        if not self._pins.has(name):
+            self._pins.pin(name, self.open[identity])
+
+
+def name_of(instructions: bytes) -> str:
+    """Of a program, for the kernel: at most 15 characters."""
+    return f"netloom_{sha256(instructions).hexdigest()[:7]}"
+
+
+def _linked(instructions: bytes, maps: Mapping[str, int]) -> bytes:
+    """With descriptors in the place of the numbers that stand for the maps."""
+    descriptors = {number: maps[name] for name, number in NUMBERS.items()}
+    linked = bytearray(instructions)
+    for at in range(0, len(linked), _INSTRUCTION.size):
+        code, registers, offset, value = _INSTRUCTION.unpack_from(linked, at)
+        if code == _LOAD_64 and registers >> 4 == _MAP_DESCRIPTOR:
+            _INSTRUCTION.pack_into(linked, at, code, registers, offset, descriptors[value])
+    return bytes(linked)
+
+
+def _refusal(refused: list[bpf.Rejected]) -> Refusal:
+    told = next((error for error in refused if error.log), refused[-1])
+    if told.errno == errno.EPERM and not told.log:
+        return Refusal(
+            "the kernel does not let this process load the prefilter: it takes the capabilities BPF, NET_ADMIN and "
+            "PERFMON (add them to the container's securityContext.capabilities)",
+            "",
+        )
+    lines = told.log.splitlines()
+    reason = next((line for line in reversed(lines) if line and not line.startswith(_STATISTICS)), "it did not say why")
+    sentence = f"the kernel's verifier refused the prefilter ({os.strerror(told.errno or 0)}): {reason}"
+    return Refusal(sentence, "\n".join(lines[-_LAST_LINES:]))
+
+
+_STATISTICS = ("processed ", "verification time", "stack depth", "max_states")

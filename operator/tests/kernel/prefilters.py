@@ -1,0 +1,193 @@
+"""Prefilters on a node of their own, and frames that come to it as they would from a wire."""
+
+import asyncio
+import contextlib
+import ctypes
+import ipaddress
+import socket
+import struct
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+
+from netloom.kernel.prefilter.keeper import PrefilterKeeper
+from netloom.kernel.prefilter.prefiltering import DeviceWish, Mode, Prefiltering
+from netloom.prefilter.rules import Entries, Rules, key, value
+from tests.kernel.netns import Namespace
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+IPV4, IPV6, VLAN, PROVIDER_VLAN, OLD_VLAN = 0x0800, 0x86DD, 0x8100, 0x88A8, 0x9100
+
+
+# ------------------------------------------------------------------------------------------------------------ rules
+
+
+def rules(deny: Mapping[str, str], allow: Mapping[str, str] | None = None) -> Rules:
+    """Of CIDRs, each with the name of its prefilter."""
+    names = tuple(dict.fromkeys([*deny.values(), *(allow or {}).values()]))
+    found: dict[int, list[tuple[bytes, int, bytes]]] = {4: [], 6: []}
+    for entries, allowed in ((deny, False), (allow or {}, True)):
+        for cidr, name in entries.items():
+            network = ipaddress.ip_network(cidr)
+            place = (network.network_address.packed, network.prefixlen, value(names.index(name), allow=allowed))
+            found[network.version].append(place)
+    return Rules(packed(found[4]), packed(found[6]), names)
+
+
+def packed(entries: Iterable[tuple[bytes, int, bytes]]) -> Entries:
+    """Of (address, length, value)."""
+    ordered = sorted(entries)
+    return Entries(b"".join(key(a, n) for a, n, _ in ordered), b"".join(v for _, _, v in ordered))
+
+
+def wanted(some: Rules, *devices: str, mode: Mode = Mode.BEST_EFFORT) -> Prefiltering:
+    """These rules on these devices."""
+    return Prefiltering(some, tuple(DeviceWish(name, mode) for name in devices))
+
+
+# ----------------------------------------------------------------------------------------------------------- frames
+
+
+def ethernet(payload: bytes, kind: int, *tags: int) -> bytes:
+    """A frame; `tags`: types of the VLAN tags before the payload, from the outside."""
+    types = [*tags, kind]
+    tagged = b"".join(struct.pack("!HH", 7 + at, following) for at, following in enumerate(types[1:]))
+    return bytes.fromhex("ffffffffffff 020000000001") + struct.pack("!H", types[0]) + tagged + payload
+
+
+def ipv4(
+    source: str, *, options: bytes = b"", fragment: int = 0, more: bool = False, payload: bytes = b"x" * 30
+) -> bytes:
+    """A packet of UDP's; its checksum is not looked at."""
+    header = struct.pack(
+        "!BBHHHBBH4s4s",
+        0x40 | (5 + len(options) // 4),
+        0,
+        20 + len(options) + len(payload),
+        1,
+        (0x2000 if more else 0) | fragment,
+        64,
+        17,
+        0,
+        socket.inet_aton(source),
+        socket.inet_aton("192.0.2.99"),
+    )
+    return header + options + payload
+
+
+def ipv6(source: str, *, next_header: int = 17, payload: bytes = b"x" * 30) -> bytes:
+    """A packet; extension headers go into the payload."""
+    addresses = socket.inet_pton(socket.AF_INET6, source) + socket.inet_pton(socket.AF_INET6, "2001:db8::99")
+    return struct.pack("!IHBB", 0x60000000, len(payload), next_header, 64) + addresses + payload
+
+
+# ------------------------------------------------------------------------------------------------------------- node
+
+
+@contextlib.contextmanager
+def mounted_bpffs(place: Path) -> Iterator[Path]:
+    """A bpffs of the test's own."""
+    place.mkdir()
+    if _libc.mount(b"bpf", bytes(place), b"bpf", 0, None):
+        raise OSError(ctypes.get_errno(), f"cannot mount a bpffs on {place}")
+    try:
+        yield place
+    finally:
+        _libc.umount2(bytes(place), 2)
+
+
+class Filtered:
+    """A node on which prefilters run: agents of it come and go."""
+
+    def __init__(self, place: Namespace, bpffs: Path, cache: Path, stack: contextlib.AsyncExitStack) -> None:
+        self.place = place
+        self.bpffs = bpffs
+        self.cache = cache
+        self._stack = stack
+
+    async def agent(self, *, running: bool = False, **options: object) -> PrefilterKeeper:
+        """A keeper as an agent has it; `running`: with its loop."""
+        given = {"bpffs": self.bpffs, "resync_seconds": None, **options}
+        keeper = PrefilterKeeper(self.cache, **given)  # type: ignore[arg-type]
+        await keeper.open()
+        self._stack.push_async_callback(keeper.close)
+        if running:
+            task = asyncio.create_task(keeper.run())
+            self._stack.push_async_callback(_ended, task)
+        return keeper
+
+    def pins(self) -> list[str]:
+        """Paths below the bpffs."""
+        return sorted(str(path.relative_to(self.bpffs)) for path in self.bpffs.rglob("*"))
+
+    def programs(self) -> dict[str, str]:
+        """By device, the modes in which programs run there, and their names, as `ip` knows them."""
+        found = {}
+        for link in self.place.ip_json("link"):
+            xdp = link.get("xdp")
+            if xdp:
+                mode = {1: "native", 2: "generic"}[xdp["mode"]]
+                found[link["ifname"]] = f"{mode} {xdp['prog']['name'][:8]}"
+        return found
+
+
+async def _ended(task: "asyncio.Task[None]") -> None:
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task
+
+
+class Receiver:
+    """Sees the frames that get past the prefilter of a device, and what is sent into it from the far end."""
+
+    def __init__(self, node: Namespace, device: str, far: Namespace, far_device: str) -> None:
+        with node.entered():
+            self._taken = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3))
+            self._taken.bind((device, 3))
+        self._taken.setblocking(False)
+        self._sent = 0
+        with far.entered():
+            self._sender = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
+            self._sender.bind((far_device, 0))
+
+    async def passes(self, frame: bytes, seconds: float = 10) -> bool:
+        """Whether it gets past: of two frames that are sent after each other, the second always does. They are told by
+        their source MACs, as the kernel takes tags off before anybody sees a frame."""
+        self._sent += 2
+        macs = [bytes.fromhex("0200") + (self._sent + at).to_bytes(4, "big") for at in range(2)]
+        self._sender.send(frame[:6] + macs[0] + frame[12:])
+        self._sender.send(_MARK[:6] + macs[1] + _MARK[12:])
+        seen, until = False, time.monotonic() + seconds
+        while True:
+            got = self._receive()
+            if got is None:
+                assert time.monotonic() < until, "not even the frame that nobody drops came"
+                await asyncio.sleep(0.001)
+            elif got[6:12] == macs[1]:
+                return seen
+            else:
+                seen = seen or got[6:12] == macs[0]
+
+    def _receive(self) -> bytes | None:
+        try:
+            return self._taken.recv(1 << 16)
+        except BlockingIOError:
+            return None
+
+    def close(self) -> None:
+        self._taken.close()
+        self._sender.close()
+
+
+_MARK = bytes.fromhex("ffffffffffff 020000000001 88b5") + b"a frame that nobody drops".ljust(50, b".")
+
+
+def counted(keeper: PrefilterKeeper) -> dict[str, tuple[int, int]]:
+    """Packets and bytes by prefilter."""
+    return {name: (each.packets, each.bytes) for name, each in keeper.dropped().items()}
+
+
+def descriptors() -> int:
+    """How many this process has open."""
+    return len(list(Path("/proc/self/fd").iterdir()))
