@@ -10,6 +10,7 @@ from pytest_asyncio.plugin import LoopFactory
 from netloom.kernel.endpoints import doors
 from netloom.kernel.mesh.dataplane import Dataplane
 from tests.kernel.netns import Lab, Namespace, prepare
+from tests.kernel.prefilters import Filtered, mounted_bpffs
 from tests.loops import BOTH, UVLOOP, pytest_collection_modifyitems
 
 __all__ = ["pytest_collection_modifyitems"]
@@ -65,6 +66,20 @@ class Planes:
 async def planes(tmp_path: Path) -> AsyncIterator[Planes]:
     async with AsyncExitStack() as stack:
         yield Planes(tmp_path / "run", stack)
+
+
+@pytest.fixture(scope="session")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for what is compiled: once."""
+    return tmp_path_factory.mktemp("compiled")
+
+
+@pytest.fixture
+async def filtered(node: Namespace, compiled: Path, tmp_path: Path) -> AsyncIterator[Filtered]:
+    """The node of `node`, with a bpffs of its own."""
+    with mounted_bpffs(tmp_path / "bpf") as bpffs:
+        async with AsyncExitStack() as stack:
+            yield Filtered(node, bpffs, compiled, stack)
 
 
 @pytest.fixture

@@ -4,12 +4,14 @@ import asyncio
 import contextlib
 import ctypes
 import ipaddress
+import os
 import socket
 import struct
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
+from netloom.kernel.prefilter import bpf
 from netloom.kernel.prefilter.keeper import PrefilterKeeper
 from netloom.kernel.prefilter.prefiltering import DeviceWish, Mode, Prefiltering
 from netloom.prefilter.rules import Entries, Rules, key, value
@@ -57,7 +59,13 @@ def ethernet(payload: bytes, kind: int, *tags: int) -> bytes:
 
 
 def ipv4(
-    source: str, *, options: bytes = b"", fragment: int = 0, more: bool = False, payload: bytes = b"x" * 30
+    source: str,
+    *,
+    to: str = "192.0.2.99",
+    options: bytes = b"",
+    fragment: int = 0,
+    more: bool = False,
+    payload: bytes = b"x" * 30,
 ) -> bytes:
     """A packet of UDP's; its checksum is not looked at."""
     header = struct.pack(
@@ -71,7 +79,7 @@ def ipv4(
         17,
         0,
         socket.inet_aton(source),
-        socket.inet_aton("192.0.2.99"),
+        socket.inet_aton(to),
     )
     return header + options + payload
 
@@ -121,6 +129,16 @@ class Filtered:
         """Paths below the bpffs."""
         return sorted(str(path.relative_to(self.bpffs)) for path in self.bpffs.rglob("*"))
 
+    @contextlib.contextmanager
+    def opened_program(self) -> Iterator[int]:
+        """A descriptor of the program that is pinned."""
+        (path,) = self.bpffs.glob("netloom/*/program_*")
+        descriptor = bpf.open_pin(str(path))
+        try:
+            yield descriptor
+        finally:
+            os.close(descriptor)
+
     def programs(self) -> dict[str, str]:
         """By device, the modes in which programs run there, and their names, as `ip` knows them."""
         found = {}
@@ -151,13 +169,17 @@ class Receiver:
             self._sender = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
             self._sender.bind((far_device, 0))
 
+    def send(self, frame: bytes) -> None:
+        """From the far end, as it is."""
+        self._sender.send(frame)
+
     async def passes(self, frame: bytes, seconds: float = 10) -> bool:
         """Whether it gets past: of two frames that are sent after each other, the second always does. They are told by
         their source MACs, as the kernel takes tags off before anybody sees a frame."""
         self._sent += 2
         macs = [bytes.fromhex("0200") + (self._sent + at).to_bytes(4, "big") for at in range(2)]
-        self._sender.send(frame[:6] + macs[0] + frame[12:])
-        self._sender.send(_MARK[:6] + macs[1] + _MARK[12:])
+        self.send(frame[:6] + macs[0] + frame[12:])
+        self.send(_MARK[:6] + macs[1] + _MARK[12:])
         seen, until = False, time.monotonic() + seconds
         while True:
             got = self._receive()
@@ -181,6 +203,17 @@ class Receiver:
 
 
 _MARK = bytes.fromhex("ffffffffffff 020000000001 88b5") + b"a frame that nobody drops".ljust(50, b".")
+
+
+async def eventually(condition: Callable[[], bool | Awaitable[bool]], seconds: float = 30) -> None:
+    """Wait until it holds."""
+    until = time.monotonic() + seconds
+    while True:
+        holds = condition()
+        if holds if isinstance(holds, bool) else await holds:
+            return
+        assert time.monotonic() < until, "it did not come to hold"
+        await asyncio.sleep(0.005)
 
 
 def counted(keeper: PrefilterKeeper) -> dict[str, tuple[int, int]]:
