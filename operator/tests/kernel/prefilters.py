@@ -7,8 +7,9 @@ import ipaddress
 import os
 import socket
 import struct
+import threading
 import time
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 from netloom.kernel.prefilter import bpf
@@ -121,9 +122,19 @@ class Filtered:
         await keeper.open()
         self._stack.push_async_callback(keeper.close)
         if running:
-            task = asyncio.create_task(keeper.run())
-            self._stack.push_async_callback(_ended, task)
+            await self._stack.enter_async_context(self.running(keeper))
         return keeper
+
+    @contextlib.asynccontextmanager
+    async def running(self, keeper: PrefilterKeeper) -> AsyncIterator[None]:
+        """Its loop."""
+        task = asyncio.create_task(keeper.run())
+        try:
+            yield
+        finally:
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
 
     def pins(self) -> list[str]:
         """Paths below the bpffs."""
@@ -148,12 +159,6 @@ class Filtered:
                 mode = {1: "native", 2: "generic"}[xdp["mode"]]
                 found[link["ifname"]] = f"{mode} {xdp['prog']['name'][:8]}"
         return found
-
-
-async def _ended(task: "asyncio.Task[None]") -> None:
-    task.cancel()
-    with contextlib.suppress(asyncio.CancelledError):
-        await task
 
 
 class Receiver:
@@ -190,6 +195,31 @@ class Receiver:
                 return seen
             else:
                 seen = seen or got[6:12] == macs[0]
+
+    @contextlib.contextmanager
+    def flooded(self, frame: bytes) -> Iterator[None]:
+        """Meanwhile this frame is sent again and again, by a thread."""
+        over = threading.Event()
+
+        def flood() -> None:
+            while not over.is_set():
+                with contextlib.suppress(OSError):  # the queue is full
+                    self.send(frame)
+
+        thread = threading.Thread(target=flood)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
+
+    def received(self, frame: bytes) -> int:
+        """How often it has come since the last time that somebody asked."""
+        count = 0
+        while (got := self._receive()) is not None:
+            count += got == frame
+        return count
 
     def _receive(self) -> bytes | None:
         try:

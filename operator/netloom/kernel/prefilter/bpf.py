@@ -31,6 +31,8 @@ _LOG_BYTES = 1 << 20
 _MOST_MAPS = 16
 _BPF_FS = 0xCAFE4A11
 """BPF_FS_MAGIC."""
+WRITES = frozenset((_UPDATE, _UPDATE_BATCH))
+"""Commands that put something into a map."""
 _NAMES = {
     _CREATE: "make a map",
     _LOOKUP: "read a map",
@@ -46,6 +48,9 @@ _NAMES = {
     _UPDATE_BATCH: "write to a map",
     _DELETE_BATCH: "delete from a map",
 }
+
+Attributes = ctypes.Array[ctypes.c_char]
+"""`union bpf_attr`, which the kernel reads and writes."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -85,7 +90,7 @@ class ProgramInfo(msgspec.Struct, frozen=True):
     maps: frozenset[int] = frozenset()
 
 
-def bpf(command: int, attributes: "ctypes.Array[ctypes.c_char]") -> int:
+def bpf(command: int, attributes: Attributes) -> int:
     """The system call. Raises OSError, whose words name what was tried."""
     result = int(_libc.syscall(_NUMBER.get(platform.machine(), -1), command, attributes, len(attributes)))
     if result < 0:
@@ -191,7 +196,7 @@ def load_program(name: str, instructions: bytes, *, flags: int = 0) -> int:
     held, licence = _memory(instructions), _memory(b"Apache-2.0\0")
     count = len(instructions) // 8
 
-    def attempt(level: int, log: "ctypes.Array[ctypes.c_char] | None") -> int:
+    def attempt(level: int, log: "Attributes | None") -> int:
         logged = (level, len(log), _at(log)) if log is not None else (0, 0, 0)
         return bpf(
             _LOAD, _packed("=IIQQIIQII16s", _XDP, count, _at(held), _at(licence), *logged, 0, flags, name.encode())
@@ -259,7 +264,7 @@ def is_bpffs(path: str) -> bool:
     return bool(struct.unpack_from("=I", answer)[0] == _BPF_FS)
 
 
-def _packed(layout: str, *fields: "int | bytes") -> "ctypes.Array[ctypes.c_char]":
+def _packed(layout: str, *fields: "int | bytes") -> Attributes:
     packed = struct.pack(layout, *fields)
     return ctypes.create_string_buffer(packed, len(packed))
 
@@ -269,12 +274,12 @@ def _memory(content: bytes) -> "ctypes.c_char_p":
     return ctypes.c_char_p(content)
 
 
-def _at(memory: "ctypes.Array[ctypes.c_char] | ctypes.c_char_p") -> int:
+def _at(memory: "Attributes | ctypes.c_char_p") -> int:
     if isinstance(memory, ctypes.c_char_p):
         return ctypes.cast(memory, ctypes.c_void_p).value or 0
     return ctypes.addressof(memory)
 
 
-def _count(attributes: "ctypes.Array[ctypes.c_char]") -> int:
+def _count(attributes: Attributes) -> int:
     """What the kernel wrote where a batch's number of entries was."""
     return int(struct.unpack_from("=32xI", attributes)[0])

@@ -207,7 +207,8 @@ class FilterPart(Part[Prefiltering]):
         except (KernelUnsupported, CompileError, Refusal, ValueError, OSError) as error:
             code = getattr(error, "errno", 0) or 0
             lacking = ": it takes the capabilities BPF and NET_ADMIN" if code == errno.EPERM else ""
-            self.error = f"{error}{lacking}"
+            said = error.strerror if isinstance(error, OSError) and error.filename is None else ""
+            self.error = f"{said or error}{lacking}"
             self.verifier = getattr(error, "verifier", "")
             return Refused(item, self.error, code)
         return None

@@ -1,0 +1,195 @@
+"""Every call to the kernel fails once, at every step of loading, attaching, changing and removing: what was filtered is
+filtered all the same, the report says what is wrong, and in the end all is as if nothing had failed."""
+
+import contextlib
+import errno
+import itertools
+import os
+from pathlib import Path
+
+import pytest
+from msgspec.structs import replace
+
+from netloom.kernel.netlink.sockets import CommandSocket, Refusal
+from netloom.kernel.prefilter import bpf, compiler, tries
+from netloom.kernel.prefilter.compiler import Compiled
+from netloom.kernel.prefilter.keeper import PrefilterKeeper, PrefilterReport
+from netloom.kernel.prefilter.prefiltering import Mode, Prefiltering
+from tests.kernel.netns import Lab
+from tests.kernel.prefilters import (
+    IPV4,
+    Filtered,
+    Receiver,
+    descriptors,
+    ethernet,
+    eventually,
+    ipv4,
+    rules,
+    wanted,
+)
+
+BAD, WORSE = ethernet(ipv4("198.51.100.1"), IPV4), ethernet(ipv4("203.0.113.1"), IPV4)
+FIRST = wanted(rules({"198.51.100.0/24": "a"}), "wire0", "lo")
+NEXT = wanted(rules({"198.51.100.0/24": "a", "203.0.113.0/24": "b", "2001:db8::/32": "b"}), "wire0", "lo")
+EMPTY = ["maps.debug", "progs.debug"]
+_SYSTEM_CALL = bpf.bpf
+
+
+class Fault:
+    """Of the calls to bpf(2), the one of this number fails, and none after it."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, number: int, code: int) -> None:
+        self.left = number
+        self.code = code
+        monkeypatch.setattr(bpf, "bpf", self)
+
+    def __call__(self, command: int, attributes: bpf.Attributes) -> int:
+        self.left -= 1
+        if self.left == 0:
+            raise OSError(self.code, f"cannot do it: {os.strerror(self.code)}")
+        return _SYSTEM_CALL(command, attributes)
+
+    @property
+    def happened(self) -> bool:
+        return self.left <= 0
+
+
+async def settle(keeper: PrefilterKeeper, desired: Prefiltering) -> None:
+    report = await keeper.apply(desired)
+    if not report.in_sync:
+        assert report.failures, report
+    await eventually(lambda: keeper.report.in_sync)
+
+
+@pytest.mark.slow
+async def test_whichever_call_fails_it_ends_well(filtered: Filtered, lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Loading, a change, and the removal, with another call failing each time, until none is left to fail."""
+    far = lab.namespace("far")
+    lab.wire(filtered.place, "wire0", far, "wire1")
+    with contextlib.closing(Receiver(filtered.place, "wire0", far, "wire1")) as receiver:
+        number, happened, opened = 0, True, descriptors()
+        while happened:
+            number += 1
+            keeper = PrefilterKeeper(filtered.cache, bpffs=filtered.bpffs, resync_seconds=None)
+            await keeper.open()
+            async with filtered.running(keeper):
+                fault = Fault(monkeypatch, number, errno.ENOMEM if number % 2 else errno.EPERM)
+                await settle(keeper, FIRST)
+                assert not await receiver.passes(BAD), number
+                await settle(keeper, NEXT)
+                assert not await receiver.passes(BAD), number
+                assert not await receiver.passes(WORSE), number
+                await settle(keeper, Prefiltering())
+                happened = fault.happened
+                await eventually(lambda: (filtered.programs(), filtered.pins()) == ({}, EMPTY))
+            await keeper.close()
+            assert descriptors() == opened, number
+        assert number > 30
+
+
+async def test_a_change_that_fails_leaves_what_was_filtered(
+    filtered: Filtered, lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    far = lab.namespace("far")
+    lab.wire(filtered.place, "wire0", far, "wire1")
+    with contextlib.closing(Receiver(filtered.place, "wire0", far, "wire1")) as receiver:
+        keeper = await filtered.agent()
+        await keeper.apply(FIRST)
+
+        def full(command: int, attributes: bpf.Attributes) -> int:
+            if command in bpf.WRITES:
+                raise OSError(errno.ENOMEM, "cannot write to a map: Cannot allocate memory")
+            return _SYSTEM_CALL(command, attributes)
+
+        monkeypatch.setattr(bpf, "bpf", full)
+        report = await keeper.apply(NEXT)
+        assert not report.in_sync
+        assert report.error == "cannot write to a map: Cannot allocate memory"
+        assert [str(failure) for failure in report.failures] == [f"prefilter entries: {report.error}"]
+        assert not await receiver.passes(BAD)
+        assert await receiver.passes(WORSE)
+        assert [device.mode for device in report.devices] == ["native", "generic"]
+
+
+@pytest.mark.parametrize("code", [errno.EPERM, errno.ENOMEM, errno.EEXIST, errno.EBUSY, errno.ENODEV])
+async def test_a_device_that_the_kernel_refuses_stops_no_other(filtered: Filtered, code: int) -> None:
+    class Refusing(CommandSocket):
+        refuse = True
+
+        def execute(self, messages: list[bytes]) -> dict[int, Refusal]:  # type: ignore[override]
+            ifindex = int.from_bytes(messages[0][20:24], "little")
+            return {0: Refusal(code)} if self.refuse and ifindex == 1 else super().execute(messages)
+
+    keeper = await filtered.agent(running=True, commands=Refusing)
+    desired = wanted(rules({"198.51.100.0/24": "a"}), "lo", "eth0")
+    report = await keeper.apply(desired)
+    assert filtered.programs() == {"eth0": "native netloom_"}
+    if code != errno.ENODEV:
+        assert errno.errorcode[code] in report.devices[0].error
+        assert [failure.key for failure in report.failures] == ["lo"]
+        Refusing.refuse = False
+        await eventually(lambda: keeper.report.in_sync)
+        assert filtered.programs() == {"eth0": "native netloom_", "lo": "generic netloom_"}
+
+
+async def test_where_a_removal_is_refused_the_program_stays_pinned(filtered: Filtered) -> None:
+    class Refusing(CommandSocket):
+        refuse = False
+
+        def execute(self, messages: list[bytes]) -> dict[int, Refusal]:  # type: ignore[override]
+            return {0: Refusal(errno.EPERM)} if self.refuse else super().execute(messages)
+
+    keeper = await filtered.agent(running=True, commands=Refusing)
+    await keeper.apply(wanted(rules({"198.51.100.0/24": "a"}), "eth0"))
+    pins = filtered.pins()
+    Refusing.refuse = True
+    report = await keeper.apply(Prefiltering())
+    assert [str(failure) for failure in report.failures] == [
+        "xdp eth0: the prefilter cannot be detached from eth0: EPERM: Operation not permitted"
+    ]
+    assert filtered.pins() == pins
+    Refusing.refuse = False
+    await eventually(lambda: (filtered.programs(), filtered.pins()) == ({}, EMPTY))
+
+
+@pytest.mark.slow
+async def test_no_frame_gets_past_while_programs_and_entries_are_replaced(
+    filtered: Filtered, lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """100 agents of two versions, one after the other, each of which replaces program and entries, under load."""
+    versions = itertools.cycle((False, True))
+    now = compiler.instructions
+
+    def of_the_next_version(cache: Path) -> Compiled:
+        compiled = now(cache)
+        padding = "b700000000000000" if next(versions) else ""
+        return replace(compiled, multi_buffer=padding + compiled.multi_buffer)
+
+    monkeypatch.setattr(compiler, "instructions", of_the_next_version)
+    monkeypatch.setattr(tries, "_LEAST_REWRITTEN", 0)
+    far = lab.namespace("far")
+    lab.wire(filtered.place, "wire0", far, "wire1")
+    with contextlib.closing(Receiver(filtered.place, "wire0", far, "wire1")) as receiver:
+        desired = [
+            wanted(rules({"198.51.100.0/24": "a", other: "a"}), "wire0", mode=Mode.NATIVE)
+            for other in ("203.0.113.0/24", "192.0.2.128/25")
+        ]
+        await replaced_by_another(filtered, desired[1])
+        with receiver.flooded(BAD):
+            for turn in range(100):
+                report = await replaced_by_another(filtered, desired[turn % 2])
+                assert report.in_sync
+                assert report.written == {"newlink": 1, "program": 1, "entry": 2}, turn
+            assert receiver.received(BAD) == 0
+            filtered.place.ip("link set wire0 xdp off")  # as the test has to be able to see
+            await eventually(lambda: receiver.received(BAD) > 0)
+
+
+async def replaced_by_another(filtered: Filtered, desired: Prefiltering) -> PrefilterReport:
+    """An agent that comes, does what is to be done, and is gone."""
+    keeper = PrefilterKeeper(filtered.cache, bpffs=filtered.bpffs, resync_seconds=None)
+    await keeper.open()
+    try:
+        return await keeper.apply(desired)
+    finally:
+        await keeper.close()
