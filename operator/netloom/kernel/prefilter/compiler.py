@@ -47,7 +47,7 @@ def file_name(source: Path) -> str:
     return f"prefilter-{sha256(b'|'.join(parts)).hexdigest()[:16]}.json"
 
 
-def instructions(cache: Path, *, folder: Path | None = None, python: Path = PYTHON) -> Compiled:
+def instructions(cache: Path, *, folder: Path | None = None, python: Path | None = None) -> Compiled:
     """That came with the source, or were compiled into `cache` before, or are compiled now. Raises CompileError."""
     folder = folder or source_folder()
     try:
@@ -57,7 +57,7 @@ def instructions(cache: Path, *, folder: Path | None = None, python: Path = PYTH
     for place in (folder, cache):
         with suppress(OSError, msgspec.DecodeError):  # one that was not written to its end is compiled anew
             return msgspec.json.decode((place / name).read_bytes(), type=Compiled)
-    compiled = compile_now(folder, python)
+    compiled = compile_now(folder, python or PYTHON)
     with suppress(OSError):  # it can do without: the next start compiles again
         cache.mkdir(parents=True, exist_ok=True)
         staged = cache / f"{name}.new"
@@ -66,7 +66,7 @@ def instructions(cache: Path, *, folder: Path | None = None, python: Path = PYTH
     return compiled
 
 
-def compile_now(folder: Path, python: Path = PYTHON) -> Compiled:
+def compile_now(folder: Path, python: Path) -> Compiled:
     """Have a child compile it. Raises CompileError."""
     import subprocess  # a node without a prefilter does without
 

@@ -141,13 +141,14 @@ def _linked(instructions: bytes, maps: Mapping[str, int]) -> bytes:
 
 def _refusal(refused: list[bpf.Rejected]) -> Refusal:
     told = next((error for error in refused if error.log), refused[-1])
-    if told.errno == errno.EPERM and not told.log:
+    lines = told.log.splitlines()
+    # Without PERFMON the verifier lets no program compare the end of a frame with a pointer into it.
+    if (told.errno == errno.EPERM and not lines) or any("prohibited" in line for line in lines):
         return Refusal(
             "the kernel does not let this process load the prefilter: it takes the capabilities BPF, NET_ADMIN and "
             "PERFMON (add them to the container's securityContext.capabilities)",
-            "",
+            "\n".join(lines[-_LAST_LINES:]),
         )
-    lines = told.log.splitlines()
     reason = next((line for line in reversed(lines) if line and not line.startswith(_STATISTICS)), "it did not say why")
     sentence = f"the kernel's verifier refused the prefilter ({os.strerror(told.errno or 0)}): {reason}"
     return Refusal(sentence, "\n".join(lines[-_LAST_LINES:]))
