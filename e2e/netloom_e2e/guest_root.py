@@ -40,7 +40,7 @@ _PACKAGES_WITHOUT = (
     *("importlinter", "cryptography", "uvloop", "hatchling", "ast_serialize", "librt"),
     *("pydantic", "pydantic_core", "tzdata"),
 )
-_TREE_FOLDERS = ("operator", "reconcilers", "e2e")
+_TREE_FOLDERS = ("operator", "reconcilers", "e2e", "bpf")
 
 
 class GuestRoot:

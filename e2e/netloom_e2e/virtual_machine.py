@@ -25,7 +25,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from netloom_e2e import cni_plugin
+from netloom_e2e import cni_plugin, prefilter_program
 from netloom_e2e.binaries import BinariesError, made
 from netloom_e2e.guest_root import TREE, GuestRoot
 from netloom_e2e.namespaces import die_with_parent
@@ -151,9 +151,10 @@ class VirtualMachine:
     """Boots for each command: a guest is used once."""
 
     def __init__(self, *, cpus: int = 1) -> None:
-        """Raises BinariesError where the kernel cannot be had, or the plugin be built."""
+        """Raises BinariesError where the kernel cannot be had, or the plugin or the prefilter be built."""
         self.kernel = kernel()
         self.cni_plugin = cni_plugin.built()
+        self.prefilter = prefilter_program.compiled()
         self._cpus = cpus
 
     def run(
@@ -174,6 +175,7 @@ class VirtualMachine:
         }
         root.add(Path("/init"), _INIT.format(**words).encode())
         root.add(CNI_PLUGIN, self.cni_plugin.read_bytes())
+        root.add(TREE / "bpf" / self.prefilter.name, self.prefilter.read_bytes())
         progress = Progress(title or f"Running a command on Linux {self.kernel.version} under QEMU")
         with os.fdopen(os.memfd_create("initramfs"), "wb") as initramfs:
             root.write(initramfs)
