@@ -36,7 +36,8 @@ def netloom(tree: Path = ROOT) -> Image:
 def recipe(tree: Path = ROOT) -> Recipe:
     """What it is made of."""
     steady = ("Containerfile", "pyproject.toml", "requirements.lock", IMAGE)
-    content = {name: tree / name for name in (*steady, "operator/netloom", "reconcilers/netloom_reconcilers", "cni")}
+    sources = ("operator/netloom", "reconcilers/netloom_reconcilers", "cni", "bpf")
+    content = {name: tree / name for name in (*steady, *sources)}
     content["Containerfile"] = tree / IMAGE / "Containerfile"
     return Recipe("netloom", content | {f"{IMAGE}/wheels": _wheels(tree)}, {"BASE": _debian()}, steady)
 

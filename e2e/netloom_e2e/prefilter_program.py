@@ -14,10 +14,10 @@ def compiled() -> Path:
     name = compiler.file_name(compiler.source_folder() / "prefilter.c")
 
     def make(folder: Path, log: Path) -> None:
+        log.touch()
         try:
             compiler.instructions(folder)
         except compiler.CompileError as error:
-            log.write_text(str(error))
             raise binaries.BinariesError(str(error)) from error
 
     return binaries.made(name.removesuffix(".json"), make) / name
