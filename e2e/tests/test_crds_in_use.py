@@ -241,8 +241,8 @@ netloomnode.netloom.dev/worker-2   192.168.1.12                                 
 NAME                                IPV4 USED   IPV4 FREE   IPV6 USED   IPV6 FREE   NODES   READY   AGE
 netloomippool.netloom.dev/default   3           2045                                2       True    *
 
-NAME                                  MODE   DEVICES            READY   REASON   AGE
-netloomprefilter.netloom.dev/bogons   auto   ["eth0","bond*"]   True    Fine     *
+NAME                                  MODE          SELECTED   ACTIVE   FAILED   READY   REASON   AGE
+netloomprefilter.netloom.dev/bogons   best-effort   3          2        1        True    Fine     *
 
 NAME                                         RANGE           MODE           USED   AGE
 netloomledger.netloom.dev/v4-10.244.0.0-16   10.244.0.0/16   cluster-pool   1      *
@@ -261,7 +261,7 @@ def test_tables_say_whether_all_is_fine(cluster: ControlPlane) -> None:
     pool = manifest("NetloomIPPool", "default", ipv4={"cidrs": ["10.245.0.0/16"], "maskSize": 27})
     created(cluster, POOLS, pool, ready | {"ipv4": {"total": 2048, "used": 3, "free": 2045}, "nodes": 2})
     prefilter = manifest("NetloomPrefilter", "bogons", devices=["eth0", "bond*"])
-    created(cluster, PREFILTERS, prefilter, ready)
+    created(cluster, PREFILTERS, prefilter, ready | {"nodes": {"selected": 3, "active": 2, "failed": 1}})
     ledger = manifest("NetloomLedger", "v4-10.244.0.0-16", mode="cluster-pool", range="10.244.0.0/16", used=1)
     created(cluster, LEDGERS, ledger, {})
     assert table(cluster.kubectl("get", "nlnet,nln,nlpool,nlpf,nlledger")) == TABLES

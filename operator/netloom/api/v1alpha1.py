@@ -31,6 +31,7 @@ IPAMMode = Literal["kubernetes", "cluster-pool", "multi-pool", "crd", "eni", "az
 RoutingMode = Literal["tunnel", "native", "hybrid"]
 TunnelProtocol = Literal["vxlan", "geneve"]
 TunnelSenders = Literal["nodes", "any"]
+PrefilterMode = Literal["native", "generic", "best-effort"]
 
 DEFAULT_PORTS: dict[TunnelProtocol, int] = {"vxlan": 8472, "geneve": 6081}
 """UDP port that `tunnelPort: 0` stands for."""
@@ -243,8 +244,40 @@ class NodeIPAMStatus(Struct, frozen=True):
     used: dict[str, PoolAddress] = msgspec.field(default_factory=dict)
 
 
+class FilteredDevice(Struct, frozen=True):
+    """status.prefilter.devices[] of a NetloomNode: `mode` in which it runs there, "" where it does not."""
+
+    name: str
+    mode: str = ""
+    error: str = ""
+
+
+class NodeFilter(Struct, frozen=True):
+    """status.prefilter.filters[] of a NetloomNode: how a NetloomPrefilter fares there. `error` keeps it from running,
+    `problems` do not; `packets` and `bytes` were dropped as of the last write."""
+
+    name: str
+    generation: int = 0
+    ipv4_entries: int = 0
+    ipv6_entries: int = 0
+    withheld: int = 0
+    bad_lines: int = 0
+    packets: int = 0
+    bytes: int = 0
+    error: str = ""
+    problems: tuple[str, ...] = ()
+
+
+class NodePrefilter(Struct, frozen=True):
+    """status.prefilter of a NetloomNode, by its agent, where a NetloomPrefilter selects it."""
+
+    devices: tuple[FilteredDevice, ...]
+    filters: tuple[NodeFilter, ...]
+
+
 class NetloomNodeStatus(Struct, frozen=True):
-    """status of a NetloomNode. Conditions: `Allocated`, `AddressReported` (operator), `DataplaneReady` (agent).
+    """status of a NetloomNode. Conditions: `Allocated`, `AddressReported` (operator), `DataplaneReady`,
+    `PrefilterReady` (agent).
     By its agent: `absent_addresses`, those that the Node reports and that are on no device of the machine;
     `connected_cidrs`, the networks that devices of the machine are on, apart from its own pods'."""
 
@@ -252,6 +285,7 @@ class NetloomNodeStatus(Struct, frozen=True):
     absent_addresses: tuple[str, ...] = ()
     connected_cidrs: tuple[str, ...] = msgspec.field(name="connectedCIDRs", default=())
     ipam: NodeIPAMStatus = NodeIPAMStatus()
+    prefilter: NodePrefilter | None = None
 
 
 class NetloomNode(Struct, frozen=True):
@@ -316,18 +350,59 @@ class NetloomIPPool(Struct, frozen=True):
     status: IPPoolStatus = IPPoolStatus()
 
 
+class ListReference(Struct, frozen=True):
+    """spec.denyFromConfigMaps[], spec.allowFromConfigMaps[]: a ConfigMap with lists. namespace "": Netloom's own; no
+    keys: all of them."""
+
+    name: str
+    namespace: str = ""
+    keys: tuple[str, ...] = ()
+
+
 class PrefilterSpec(Struct, frozen=True):
-    """spec of a NetloomPrefilter: packets from `denyCIDRs` are dropped at the driver's hook of `devices`."""
+    """spec of a NetloomPrefilter: packets from what is denied, and not allowed by a longer prefix, are dropped at the
+    driver's hook of `devices`. `may_cut_off_nodes`: also those that a node lives by."""
 
     devices: tuple[str, ...] = ()
-    node_selector: dict[str, str] = msgspec.field(default_factory=dict)
-    mode: Literal["auto", "native", "generic"] = "auto"
+    node_selector: LabelSelector = LabelSelector()
+    mode: PrefilterMode = "best-effort"
     deny_cidrs: tuple[str, ...] = msgspec.field(name="denyCIDRs", default=())
+    allow_cidrs: tuple[str, ...] = msgspec.field(name="allowCIDRs", default=())
+    deny_from_config_maps: tuple[ListReference, ...] = ()
+    allow_from_config_maps: tuple[ListReference, ...] = ()
+    may_cut_off_nodes: bool = False
+
+    @property
+    def references(self) -> tuple[ListReference, ...]:
+        """All ConfigMaps that it names."""
+        return (*self.deny_from_config_maps, *self.allow_from_config_maps)
+
+
+class PrefilterNodes(Struct, frozen=True):
+    """status.nodes of a NetloomPrefilter, some seconds old."""
+
+    selected: int
+    active: int
+    failed: int
+
+
+class PrefilterFailure(Struct, frozen=True):
+    """status.failures[] of a NetloomPrefilter: one of the first nodes that failed, and why."""
+
+    node: str
+    message: str
 
 
 class PrefilterStatus(Struct, frozen=True):
-    """status of a NetloomPrefilter."""
+    """status of a NetloomPrefilter, written by the operator. Conditions: `Ready`, `Whole`. Entries are those of a node
+    on which it is active, `withheld` of the node with most of them."""
 
+    nodes: PrefilterNodes | None = None
+    ipv4_entries: int = 0
+    ipv6_entries: int = 0
+    withheld: int = 0
+    failures: tuple[PrefilterFailure, ...] = ()
+    problems: tuple[str, ...] = ()
     conditions: tuple[Condition, ...] = ()
 
 
