@@ -1,0 +1,135 @@
+"""Entries that would cut a node off: of its own addresses, its gateways, the API server, other nodes, link-local
+neighbours, and of everybody. They are withheld, unless the prefilter says that this is meant.
+
+What counts is what the kernel would decide, not what a CIDR holds: 10.0.0.0/8 may be denied where an exception lets
+the nodes' 10.1.0.0/16 pass. So each address that is to be kept is looked up; where a denial decides, that entry is
+withheld, and the next shorter one is asked. An address costs a bisection or two: 5,000 peers in a million entries
+0.1 s. When few entries change, only those addresses are asked again that lie in one of them.
+"""
+
+from bisect import bisect_left
+from collections.abc import Collection, Iterable, Mapping
+from typing import NamedTuple
+
+from netloom.cidr import WIDTH, Address, Cidr, Version
+from netloom.prefilter.lookup import holding
+from netloom.prefilter.merging import Merged
+from netloom.prefilter.records import cidr_of, record, within
+from netloom.prefilter.rules import ALLOW, SLOT
+
+
+class Lifeline(NamedTuple):
+    """What a node lives by. cidr: an address, or a network of which nothing may be dropped as a whole. what: "a gateway
+    of this node". inside: whether entries within the network are withheld as well."""
+
+    cidr: Cidr
+    what: str
+    inside: bool = False
+
+
+EVERYBODY = "it drops everybody's packets"
+LINK_LOCAL = Lifeline(Cidr.parse("fe80::/10"), "link-local neighbours, by whom IPv6 finds its ways", inside=True)
+
+
+class Withheld(NamedTuple):
+    """An entry that is not active, whose it is (its slot), and why: the end of a sentence."""
+
+    record: bytes
+    slot: int
+    why: str
+
+
+class Guard:
+    """Of one family. `withheld`: by record, in no order."""
+
+    def __init__(self, version: Version) -> None:
+        self.withheld: dict[bytes, Withheld] = {}
+        self._version = version
+        self._lifelines: dict[Cidr, Lifeline] = {}
+        self._sorted: list[Cidr] = []
+        self._by_lifeline: dict[Cidr, tuple[Withheld, ...]] = {}
+        self._confirmed: frozenset[int] = frozenset()
+
+    def look(
+        self,
+        merged: Merged,
+        changed: Collection[bytes] | None,
+        lifelines: Iterable[Lifeline],
+        confirmed: frozenset[int],
+    ) -> None:
+        """Brings `withheld` up to date. changed: entries that may be others than at the last look, None: all may be.
+        lifelines: all of them; of two of one CIDR the first is told. confirmed: slots that may cut the node off."""
+        now: dict[Cidr, Lifeline] = {}
+        for each in lifelines:
+            if each.cidr.version == self._version:
+                now.setdefault(each.cidr, each)
+        every = changed is None or confirmed != self._confirmed
+        asked = set(now) if every else {cidr for cidr, each in now.items() if self._lifelines.get(cidr) != each}
+        if now.keys() != self._lifelines.keys():
+            self._sorted = sorted(now)
+        self._lifelines, self._confirmed = now, confirmed
+        if not every and changed:
+            asked.update(cidr for each in changed for cidr in self._near(cidr_of(each)))
+        self._by_lifeline = {} if every else {c: held for c, held in self._by_lifeline.items() if c in now}
+        for cidr in asked:
+            self._by_lifeline.pop(cidr, None)
+            if found := tuple(self._asked(merged, now[cidr])):
+                self._by_lifeline[cidr] = found
+        held = [self._by_lifeline[cidr] for cidr in reversed(now) if cidr in self._by_lifeline]  # the first is told
+        self.withheld = {each.record: each for some in held for each in some}
+        self.withheld |= {each.record: each for each in self._everybody(merged)}
+
+    def _near(self, entry: Cidr) -> Iterable[Cidr]:
+        """Lifelines within an entry, and those that hold it: of the latter there are few lengths."""
+        last = Cidr(entry.version, entry.last, WIDTH[entry.version])
+        at = bisect_left(self._sorted, Cidr(entry.version, entry.base, 0))
+        while at < len(self._sorted) and self._sorted[at] <= last:
+            yield self._sorted[at]
+            at += 1
+        yield from (each.cidr for each in self._lifelines.values() if each.inside and each.cidr.contains(entry))
+
+    def _asked(self, merged: Merged, lifeline: Lifeline) -> Iterable[Withheld]:
+        cidr = lifeline.cidr
+        for at, found in holding(merged.records, cidr.packed, cidr.length):
+            if not self._is_to_be_withheld(value := merged.value_at(at)):
+                break
+            yield Withheld(found, value & SLOT, f"it holds {_named(lifeline)}")
+        if lifeline.inside:
+            behind = cidr.last.to_bytes(WIDTH[cidr.version] // 8, "big") + b"\xff"  # no prefix length is so long
+            for found in within(merged.records, record(cidr), behind):
+                held = merged.value(found)
+                if held is not None and self._is_to_be_withheld(held):
+                    yield Withheld(found, held & SLOT, f"it is of {_named(lifeline)}")
+
+    def _everybody(self, merged: Merged) -> Iterable[Withheld]:
+        found = record(Cidr(self._version, 0, 0))
+        value = merged.value(found)
+        if value is not None and self._is_to_be_withheld(value):
+            yield Withheld(found, value & SLOT, EVERYBODY)
+
+    def _is_to_be_withheld(self, value: int) -> bool:
+        return not value & ALLOW and value & SLOT not in self._confirmed
+
+
+def _named(lifeline: Lifeline) -> str:
+    cidr = lifeline.cidr
+    text = str(cidr)
+    return f"{text.partition('/')[0] if cidr.length == WIDTH[cidr.version] else text}, {lifeline.what}"
+
+
+def lifelines_of(
+    *,
+    own: Iterable[Address] = (),
+    servers: Mapping[Address, str] | None = None,
+    gateways: Iterable[Address] = (),
+    peers: Iterable[tuple[Address, str]] = (),
+    pods: Iterable[tuple[Cidr, str]] = (),
+) -> list[Lifeline]:
+    """All that a node lives by, what is told first before what else has the same address. peers: addresses of other
+    nodes with their names; pods: CIDRs of pods with the names of their nodes."""
+    found = [Lifeline(Cidr.of(address), "an address of this node") for address in own]
+    found += [Lifeline(Cidr.of(address), what) for address, what in (servers or {}).items()]
+    found += [Lifeline(Cidr.of(address), "a gateway of this node") for address in gateways]
+    found += [Lifeline(Cidr.of(address), f"an address of node {name}") for address, name in peers]
+    found += [Lifeline(cidr, f"of pods on node {name}") for cidr, name in pods]
+    return [*found, LINK_LOCAL]

@@ -1,0 +1,226 @@
+"""What several lists of several prefilters come to, against a plain model, whatever order they came in."""
+
+import ipaddress
+import random
+import struct
+from collections.abc import Mapping
+
+import pytest
+
+from netloom.cidr import Cidr, Version, parse_address
+from netloom.prefilter import merging
+from netloom.prefilter.guarding import Guard, Lifeline, lifelines_of
+from netloom.prefilter.lists import parse_list
+from netloom.prefilter.lookup import decisive
+from netloom.prefilter.merging import Contradiction, Merger, Source
+from netloom.prefilter.packing import entries_of
+from netloom.prefilter.records import Records, record, text_of
+from netloom.prefilter.rules import ALLOW, Entries, key, value
+
+Lists = dict[Source, Mapping[Version, Records]]
+SLOTS = {"a": 0, "b": 1}
+
+
+def of(prefilter: str, text: str, *, allow: bool = False, name: str = "list") -> Lists:
+    parsed = parse_list(text.replace(" ", "\n"))
+    return {Source(prefilter, allow, name): {4: parsed.v4, 6: parsed.v6}}
+
+
+def shown(merger: Merger) -> list[str]:
+    """As `10.0.0.0/8 a`, `+` before what passes."""
+    names = {slot: name for name, slot in merger.slots.items()}
+    found = []
+    for merged in merger.merged.values():
+        for at, each in enumerate(merged.records):
+            one = merged.value_at(at)
+            found.append(f"{'+' if one & ALLOW else ''}{text_of(each)} {names[merging.slot_of(one)]}")
+    return found
+
+
+def test_of_the_same_cidr_an_exception_counts_then_who_is_first_by_name() -> None:
+    merger = Merger()
+    lists = of("b", "10.0.0.0/8 192.0.2.0/24") | of("a", "10.0.0.0/8 10.1.0.0/16", name="one")
+    lists |= of("b", "10.1.0.0/16 2001:db8::/32", allow=True)
+    merger.replace(lists, SLOTS)
+    assert shown(merger) == ["10.0.0.0/8 a", "+10.1.0.0/16 b", "192.0.2.0/24 b", "+2001:db8::/32 b"]
+    assert merger.contradictions[4] == (Contradiction(record(Cidr.parse("10.1.0.0/16")), "a", "b"),)
+
+
+def test_an_exception_of_the_same_prefilter_is_what_exceptions_are_for() -> None:
+    merger = Merger()
+    merger.replace(of("a", "10.0.0.0/8") | of("a", "10.0.0.0/8", allow=True), SLOTS)
+    assert (shown(merger), merger.contradictions[4]) == (["+10.0.0.0/8 a"], ())
+
+
+def test_a_change_of_one_line_is_a_difference_of_one() -> None:
+    merger = Merger()
+    before = of("a", "10.0.0.0/8 10.1.0.0/16 10.2.0.0/16") | of("b", "10.1.0.0/16 172.16.0.0/12")
+    merger.replace(before, SLOTS)
+    after = before | of("a", "10.0.0.0/8 10.2.0.0/16 10.3.0.0/16")
+    changed = merger.replace(after, SLOTS)
+    assert changed == {4: {record(Cidr.parse(each)) for each in ("10.1.0.0/16", "10.3.0.0/16")}}
+    assert shown(merger) == ["10.0.0.0/8 a", "10.1.0.0/16 b", "10.2.0.0/16 a", "10.3.0.0/16 a", "172.16.0.0/12 b"]
+    assert merger.replace(dict(after), SLOTS) == {}
+
+
+def test_entries_are_as_the_kernel_takes_them() -> None:
+    merger = Merger()
+    merger.replace(of("b", "10.0.0.0/8 10.1.0.0/16 fd00::/8") | of("a", "10.1.2.3", allow=True), SLOTS)
+    assert entries_of(merger.merged[4]) == Entries(
+        key(parse_address("10.0.0.0"), 8) + key(parse_address("10.1.0.0"), 16) + key(parse_address("10.1.2.3"), 32),
+        value(1) + value(1) + value(0, allow=True),
+    )
+    assert entries_of(merger.merged[6]) == Entries(struct.pack("<I", 8) + parse_address("fd00::"), struct.pack("<I", 1))
+    left = entries_of(merger.merged[4], [record(Cidr.parse("10.1.0.0/16")), record(Cidr.parse("10.0.0.0/8"))])
+    assert left == Entries(key(parse_address("10.1.2.3"), 32), value(0, allow=True))
+
+
+def drawn_lists(draw: random.Random) -> dict[Source, list[str]]:
+    """Of few bits, so that they meet."""
+    found = {}
+    for prefilter in "ab":
+        for allow in (False, True):
+            for name in "xy":
+                count = draw.choice([0, 1, 5, 20])
+                texts = []
+                for _ in range(count):
+                    if draw.random() < 0.5:
+                        network = ipaddress.ip_network((draw.randrange(64) << 26, draw.randrange(0, 9)), strict=False)
+                    else:
+                        network = ipaddress.ip_network((draw.randrange(64) << 122, draw.randrange(0, 9)), strict=False)
+                    texts.append(str(network))
+                found[Source(prefilter, allow, name)] = texts
+    return found
+
+
+Plain = list[tuple[Source, ipaddress.IPv4Network | ipaddress.IPv6Network]]
+
+
+def model(lists: Plain, address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> tuple[int, bool]:
+    """Slot and exception of what decides, by looking at all; (-1, False): nothing does."""
+    candidates = [
+        (-network.prefixlen, not source.allow, source.prefilter)
+        for source, network in lists
+        if address.version == network.version and address in network
+    ]
+    if not candidates:
+        return -1, False
+    _, denies, prefilter = min(candidates)
+    return SLOTS[prefilter], not denies
+
+
+@pytest.mark.parametrize("piece", [1 << 16, 3])
+@pytest.mark.parametrize("seed", range(6))
+def test_any_order_of_changes_decides_as_the_plain_model(
+    seed: int, piece: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Lists change some by some and all at once; what is kept is what a new merger makes, and decides as the model."""
+    monkeypatch.setattr(merging, "PIECE", piece)
+    draw = random.Random(seed)
+    merger, lists = Merger(), drawn_lists(draw)
+    parsed: Lists = {}
+    for turn in range(6):
+        monkeypatch.setattr(merging, "FEW", draw.choice([0, 1000]))
+        drawn = drawn_lists(draw)
+        for source in draw.sample(list(lists), 2 if turn else len(lists)):
+            lists[source] = drawn[source]
+            parsed |= of(source.prefilter, " ".join(lists[source]), allow=source.allow, name=source.key)
+        merger.replace(dict(parsed), SLOTS)
+        fresh = Merger()
+        fresh.replace(dict(parsed), SLOTS)
+        assert (merger.merged, merger.contradictions) == (fresh.merged, fresh.contradictions)
+        plain = [(source, ipaddress.ip_network(text)) for source, texts in lists.items() for text in set(texts)]
+        for number in range(0, 64, 3):
+            for address in (ipaddress.IPv4Address(number << 26), ipaddress.IPv6Address(number << 122)):
+                found = decisive(merger.merged[4 if address.version == 4 else 6], address.packed)
+                decided = (-1, False) if found is None else (merging.slot_of(found[1]), bool(found[1] & ALLOW))
+                assert decided == model(plain, address)
+
+
+# What would cut the node off
+
+MINE, PEER, GATEWAY = parse_address("10.1.0.5"), parse_address("10.1.0.6"), parse_address("192.0.2.1")
+AROUND = lifelines_of(own=[MINE], gateways=[GATEWAY], peers=[(PEER, "b"), (parse_address("fd00::6"), "b")])
+
+
+def withheld(lists: Lists, *, confirmed: frozenset[int] = frozenset(), around: list[Lifeline] = AROUND) -> list[str]:
+    merger = Merger()
+    merger.replace(lists, SLOTS)
+    found = []
+    for version, merged in merger.merged.items():
+        guard = Guard(version)
+        guard.look(merged, None, around, confirmed)
+        found += [f"{text_of(each.record)}: {each.why}" for each in sorted(guard.withheld.values())]
+    return found
+
+
+def test_what_a_node_lives_by_is_withheld() -> None:
+    lists = of("a", "0.0.0.0/0 10.0.0.0/8 10.1.0.6 192.0.2.0/24 198.51.100.0/24 fe80::1 fd00::/8 ::/0 2001:db8::/32")
+    assert withheld(lists) == [
+        "0.0.0.0/0: it drops everybody's packets",
+        "10.0.0.0/8: it holds 10.1.0.5, an address of this node",
+        "10.1.0.6/32: it holds 10.1.0.6, an address of node b",
+        "192.0.2.0/24: it holds 192.0.2.1, a gateway of this node",
+        "::/0: it drops everybody's packets",
+        "fd00::/8: it holds fd00::6, an address of node b",
+        "fe80::1/128: it is of fe80::/10, link-local neighbours, by whom IPv6 finds its ways",
+    ]
+
+
+def test_what_an_exception_lets_pass_needs_no_withholding() -> None:
+    lists = of("a", "10.0.0.0/8") | of("b", "10.1.0.0/16", allow=True)
+    assert withheld(lists) == []
+    assert withheld(lists | of("a", "10.0.0.0/8 10.1.0.0/24")) == [
+        "10.1.0.0/24: it holds 10.1.0.5, an address of this node"
+    ]
+
+
+def test_a_prefilter_that_says_so_may() -> None:
+    lists = of("a", "10.0.0.0/8 0.0.0.0/0 fe80::/10") | of("b", "10.1.0.0/16")
+    assert withheld(lists, confirmed=frozenset({0})) == ["10.1.0.0/16: it holds 10.1.0.5, an address of this node"]
+    assert withheld(lists, confirmed=frozenset({0, 1})) == []
+
+
+def test_pods_are_withheld_as_a_whole_and_single_ones_are_not() -> None:
+    around = lifelines_of(pods=[(Cidr.parse("10.244.1.0/24"), "b")])
+    assert withheld(of("a", "10.244.0.0/16 10.244.1.7 10.244.1.0/25"), around=around) == [
+        "10.244.0.0/16: it holds 10.244.1.0/24, of pods on node b"
+    ]
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_what_is_withheld_after_changes_is_what_a_first_look_says(seed: int) -> None:
+    """And what is left drops no lifeline."""
+    draw = random.Random(seed)
+    merger, guards = Merger(), {4: Guard(4), 6: Guard(6)}
+    lists = drawn_lists(draw)
+    parsed: Lists = {}
+    for source, texts in lists.items():
+        parsed |= of(source.prefilter, " ".join(texts), allow=source.allow, name=source.key)
+    for _ in range(6):
+        for source in draw.sample(list(lists), 1):
+            kept = lists[source][: draw.randrange(4) or None]
+            parsed |= of(source.prefilter, " ".join(kept), allow=source.allow, name=source.key)
+        around = lifelines_of(peers=[((draw.randrange(64) << 26).to_bytes(4, "big"), "n") for _ in range(5)])
+        around += [Lifeline(Cidr(4, draw.randrange(4) << 30, 2), "x", inside=True)]
+        confirmed = frozenset({0}) if draw.random() < 0.2 else frozenset()
+        changed = merger.replace(dict(parsed), SLOTS)
+        for version, merged in merger.merged.items():
+            guards[version].look(merged, changed.get(version, set()), around, confirmed)
+            first = Guard(version)
+            first.look(merged, None, around, confirmed)
+            assert guards[version].withheld.keys() == first.withheld.keys()
+        left = entries_of(merger.merged[4], guards[4].withheld)
+        for each in around:
+            if each.cidr.length == 32:
+                assert not _drops(left, each.cidr.packed) or 0 in confirmed
+
+
+def _drops(entries: Entries, address: bytes) -> bool:
+    best = (-1, False)
+    for at in range(len(entries)):
+        length, base = struct.unpack_from("<I4s", entries.keys, at * 8)
+        (held,) = struct.unpack_from("<I", entries.values, at * 4)
+        if int.from_bytes(base, "big") >> (32 - length) == int.from_bytes(address, "big") >> (32 - length):
+            best = max(best, (length, not held & ALLOW))
+    return best[1]
