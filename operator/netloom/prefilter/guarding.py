@@ -8,7 +8,7 @@ withheld, and the next shorter one is asked. An address costs a bisection or two
 """
 
 from bisect import bisect_left
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from netloom.cidr import WIDTH, Address, Cidr, Version
@@ -46,6 +46,7 @@ class Guard:
         self.withheld: dict[bytes, Withheld] = {}
         self._version = version
         self._lifelines: dict[Cidr, Lifeline] = {}
+        self._given: Sequence[Lifeline] = ()
         self._sorted: list[Cidr] = []
         self._by_lifeline: dict[Cidr, tuple[Withheld, ...]] = {}
         self._confirmed: frozenset[int] = frozenset()
@@ -54,17 +55,20 @@ class Guard:
         self,
         merged: Merged,
         changed: Collection[bytes] | None,
-        lifelines: Iterable[Lifeline],
+        lifelines: Sequence[Lifeline],
         confirmed: frozenset[int],
     ) -> None:
         """Brings `withheld` up to date. changed: entries that may be others than at the last look, None: all may be.
-        lifelines: all of them; of two of one CIDR the first is told. confirmed: slots that may cut the node off."""
-        now: dict[Cidr, Lifeline] = {}
-        for each in lifelines:
-            if each.cidr.version == self._version:
-                now.setdefault(each.cidr, each)
+        lifelines: all of them, the same object if they are the same; of two of one CIDR the first is told. confirmed:
+        slots that may cut the node off."""
+        now = self._lifelines if lifelines is self._given else self._of_family(lifelines)
+        self._given = lifelines
         every = changed is None or confirmed != self._confirmed
-        asked = set(now) if every else {cidr for cidr, each in now.items() if self._lifelines.get(cidr) != each}
+        if every:
+            asked = set(now)
+        else:
+            others = {} if now is self._lifelines else now
+            asked = {cidr for cidr, each in others.items() if self._lifelines.get(cidr) != each}
         if now.keys() != self._lifelines.keys():
             self._sorted = sorted(now)
         self._lifelines, self._confirmed = now, confirmed
@@ -78,6 +82,13 @@ class Guard:
         held = [self._by_lifeline[cidr] for cidr in reversed(now) if cidr in self._by_lifeline]  # the first is told
         self.withheld = {each.record: each for some in held for each in some}
         self.withheld |= {each.record: each for each in self._everybody(merged)}
+
+    def _of_family(self, lifelines: Iterable[Lifeline]) -> dict[Cidr, Lifeline]:
+        found: dict[Cidr, Lifeline] = {}
+        for each in lifelines:
+            if each.cidr.version == self._version:
+                found.setdefault(each.cidr, each)
+        return found
 
     def _near(self, entry: Cidr) -> Iterable[Cidr]:
         """Lifelines within an entry, and those that hold it: of the latter there are few lengths."""
@@ -124,7 +135,7 @@ def lifelines_of(
     gateways: Iterable[Address] = (),
     peers: Iterable[tuple[Address, str]] = (),
     pods: Iterable[tuple[Cidr, str]] = (),
-) -> list[Lifeline]:
+) -> tuple[Lifeline, ...]:
     """All that a node lives by, what is told first before what else has the same address. peers: addresses of other
     nodes with their names; pods: CIDRs of pods with the names of their nodes."""
     found = [Lifeline(Cidr.of(address), "an address of this node") for address in own]
@@ -132,4 +143,4 @@ def lifelines_of(
     found += [Lifeline(Cidr.of(address), "a gateway of this node") for address in gateways]
     found += [Lifeline(Cidr.of(address), f"an address of node {name}") for address, name in peers]
     found += [Lifeline(cidr, f"of pods on node {name}") for cidr, name in pods]
-    return [*found, LINK_LOCAL]
+    return (*found, LINK_LOCAL)

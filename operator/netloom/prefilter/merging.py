@@ -14,7 +14,9 @@ time.
 """
 
 import struct
+from array import array
 from bisect import bisect_left
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final, NamedTuple
@@ -82,6 +84,8 @@ class Merger:
     def __init__(self) -> None:
         self.slots: dict[str, int] = {}
         self.merged: dict[Version, Merged] = {version: empty(version) for version in VERSIONS}
+        self.counts: dict[Version, Counter[int]] = {version: Counter() for version in VERSIONS}
+        """Entries by value."""
         self.contradictions: dict[Version, tuple[Contradiction, ...]] = {4: (), 6: ()}
         self._lists: dict[Source, Mapping[Version, Records]] = {}
 
@@ -134,11 +138,12 @@ class Merger:
             if source.allow and len(found) < MOST_CONTRADICTIONS:
                 found += self._contradictions_in(version, each)
         self.merged[version] = Merged(Records(bytes(records), size), bytes(values))
+        self.counts[version] = Counter(array("I", bytes(values)))
         self.contradictions[version] = tuple(sorted(set(found)))[:MOST_CONTRADICTIONS]
 
     def _merge_some(self, version: Version, differing: set[bytes]) -> None:
         merged, sources = self.merged[version], self._sources(version)
-        size = SIZES[version]
+        size, counts = SIZES[version], self.counts[version]
         records, values = bytearray(), bytearray()
         done = 0
         for record in sorted(differing):
@@ -149,7 +154,10 @@ class Merger:
             if winner is not None:
                 records += record
                 values += _U32.pack(self._value(winner))
+                counts[self._value(winner)] += 1
             there = at < len(merged.records) and merged.records[at] == record
+            if there:
+                counts[merged.value_at(at)] -= 1
             done = at + there
         records += merged.records.packed[done * size :]
         values += merged.values[done * VALUE_SIZE :]

@@ -51,6 +51,7 @@ from netloom_reconcilers.node.known.own_node import RECORD
 from netloom_reconcilers.node.known.peers import is_owned
 from netloom_reconcilers.node.masquerade import MasqueradeFeature
 from netloom_reconcilers.node.pools.feature import PoolsFeature
+from netloom_reconcilers.node.prefilter.feature import PrefilterFeature
 from netloom_reconcilers.node.probe import ProbeFeature
 from netloom_reconcilers.node.senders import SendersFeature
 from netloom_reconcilers.node.sign_of_life import SignOfLife
@@ -71,6 +72,7 @@ FEATURES: tuple[type[NodeFeature], ...] = (
     AddressesFeature,
     PoolsFeature,
     EndpointsFeature,
+    PrefilterFeature,
 )
 """What an agent can do, in the order in which it is planned, told and cleaned up."""
 

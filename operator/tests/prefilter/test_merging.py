@@ -128,7 +128,11 @@ def test_any_order_of_changes_decides_as_the_plain_model(
         merger.replace(dict(parsed), SLOTS)
         fresh = Merger()
         fresh.replace(dict(parsed), SLOTS)
-        assert (merger.merged, merger.contradictions) == (fresh.merged, fresh.contradictions)
+        assert (merger.merged, merger.contradictions, merger.counts) == (
+            fresh.merged,
+            fresh.contradictions,
+            fresh.counts,
+        )
         plain = [(source, ipaddress.ip_network(text)) for source, texts in lists.items() for text in set(texts)]
         for number in range(0, 64, 3):
             for address in (ipaddress.IPv4Address(number << 26), ipaddress.IPv6Address(number << 122)):
@@ -143,7 +147,9 @@ MINE, PEER, GATEWAY = parse_address("10.1.0.5"), parse_address("10.1.0.6"), pars
 AROUND = lifelines_of(own=[MINE], gateways=[GATEWAY], peers=[(PEER, "b"), (parse_address("fd00::6"), "b")])
 
 
-def withheld(lists: Lists, *, confirmed: frozenset[int] = frozenset(), around: list[Lifeline] = AROUND) -> list[str]:
+def withheld(
+    lists: Lists, *, confirmed: frozenset[int] = frozenset(), around: tuple[Lifeline, ...] = AROUND
+) -> list[str]:
     merger = Merger()
     merger.replace(lists, SLOTS)
     found = []
@@ -202,7 +208,7 @@ def test_what_is_withheld_after_changes_is_what_a_first_look_says(seed: int) -> 
             kept = lists[source][: draw.randrange(4) or None]
             parsed |= of(source.prefilter, " ".join(kept), allow=source.allow, name=source.key)
         around = lifelines_of(peers=[((draw.randrange(64) << 26).to_bytes(4, "big"), "n") for _ in range(5)])
-        around += [Lifeline(Cidr(4, draw.randrange(4) << 30, 2), "x", inside=True)]
+        around += (Lifeline(Cidr(4, draw.randrange(4) << 30, 2), "x", inside=True),)
         confirmed = frozenset({0}) if draw.random() < 0.2 else frozenset()
         changed = merger.replace(dict(parsed), SLOTS)
         for version, merged in merger.merged.items():

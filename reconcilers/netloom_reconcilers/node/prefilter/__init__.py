@@ -1,0 +1,1 @@
+"""NetloomPrefilters on a node: which select it, on which devices, from which lists, and how they fare."""

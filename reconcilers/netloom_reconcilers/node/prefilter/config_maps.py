@@ -1,0 +1,188 @@
+"""The ConfigMaps that prefilters name, each followed by itself: no other is read, so the right to read these is enough.
+
+What is kept of one is its entries, not its text: it is read as it arrives, and only once. One that vanishes stays in
+force as it was last, as long as a prefilter names it and the agent lives: that a list is gone is more often a mistake
+than the wish that its senders may come in again. Taking it out of the prefilter is the way to say so.
+"""
+
+import asyncio
+import base64
+import binascii
+import time
+import zlib
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
+
+import msgspec
+
+from netloom.api.meta import ObjectMeta, Resource, Struct
+from netloom.api.v1alpha1 import ListReference
+from netloom.prefilter.lists import ParsedList, parse_list
+from netloom.runtime.client import Api
+from netloom.runtime.store import Store
+from netloom.runtime.watch import EVERY_NODE, ListWatch
+
+PATIENCE_SECONDS = 10.0
+"""For so long what is dropped waits for a list that is not there yet; then it goes on without."""
+MOST_TEXT = 64 << 20
+"""Bytes of a packed list when it is unpacked: one of 1.5 MB, as an object may have, could fill a node's memory."""
+_GZIP = b"\x1f\x8b"
+
+
+class ConfigMap(Struct, frozen=True):
+    """core/v1 ConfigMap, with room for what its texts come to: `entries`, by key, or a sentence why a key is none."""
+
+    metadata: ObjectMeta = ObjectMeta()
+    data: dict[str, str] = msgspec.field(default_factory=dict)
+    binary_data: dict[str, str] = msgspec.field(default_factory=dict)
+    entries: Any = None
+
+
+CONFIG_MAPS = Resource("", "v1", "configmaps", ConfigMap)
+
+
+class Place(NamedTuple):
+    """Of a ConfigMap."""
+
+    namespace: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"ConfigMap {self.namespace}/{self.name}"
+
+
+def read(config_map: ConfigMap) -> ConfigMap:
+    """With its entries instead of its texts."""
+    meta = config_map.metadata
+    entries: dict[str, ParsedList | str] = {key: parse_list(text) for key, text in config_map.data.items()}
+    for key, text in config_map.binary_data.items():
+        entries[key] = _read_binary(text)
+    kept = ObjectMeta(name=meta.name, namespace=meta.namespace, uid=meta.uid, resource_version=meta.resource_version)
+    return ConfigMap(metadata=kept, entries=entries)
+
+
+def _read_binary(text: str) -> ParsedList | str:
+    try:
+        content = base64.b64decode(text, validate=True)
+        if content.startswith(_GZIP):
+            unpacker = zlib.decompressobj(wbits=31)
+            content = unpacker.decompress(content, MOST_TEXT)
+            if not unpacker.eof:
+                return f"is not whole, or more than {MOST_TEXT >> 20} MiB when unpacked"
+        return parse_list(content.decode())
+    except (binascii.Error, zlib.error, UnicodeDecodeError) as error:
+        return f"is neither text nor text packed by gzip ({error})"
+
+
+class _Followed:
+    """One ConfigMap. last: as it was when it was last there."""
+
+    def __init__(self, api: Api, place: Place, changed: Callable[[], None]) -> None:
+        self.store: Store[ConfigMap] = Store(CONFIG_MAPS)
+        self.last: ConfigMap | None = None
+        self.since = time.monotonic()
+        self._key = f"{place.namespace}/{place.name}"
+        self._changed = changed
+        self.watch = ListWatch(
+            api,
+            self.store,
+            namespace=place.namespace,
+            field_selector=f"metadata.name={place.name}",
+            trim=read,
+            timing=EVERY_NODE,
+        )
+        self.store.subscribe(lambda key, old, new: self._took(new))
+        self.store.on_replace(changed)
+
+    def _took(self, new: ConfigMap | None) -> None:
+        if new is not None:
+            self.last = new
+        self._changed()
+
+    @property
+    def is_missing(self) -> bool:
+        return self.store.synced.is_set() and self._key not in self.store
+
+
+class ConfigMaps:
+    """See the module. home: the namespace of those that name none. changed: is called when one is another."""
+
+    def __init__(self, api: Api, home: str, changed: Callable[[], None]) -> None:
+        self.home = home
+        self._api = api
+        self._changed = changed
+        self._followed: dict[Place, _Followed] = {}
+        self._turned = asyncio.Event()
+
+    def place_of(self, reference: ListReference) -> Place:
+        """Where the ConfigMap is that a prefilter names."""
+        return Place(reference.namespace or self.home, reference.name)
+
+    def want(self, references: Iterable[ListReference]) -> None:
+        """Follow these, and no others."""
+        wanted = {self.place_of(each) for each in references}
+        if wanted != self._followed.keys():
+            new = {place: _Followed(self._api, place, self._changed) for place in wanted - self._followed.keys()}
+            self._followed = {place: each for place, each in self._followed.items() if place in wanted} | new
+            self._turned.set()
+
+    @property
+    def patience(self) -> float:
+        """Seconds for which it is worth waiting for what was not answered yet; not more than 0: for nothing."""
+        waited_for = [each for each in self._followed.values() if not each.store.synced.is_set()]
+        now = time.monotonic()
+        return max((each.since + PATIENCE_SECONDS - now for each in waited_for), default=0.0)
+
+    def lists(self, reference: ListReference) -> tuple[Mapping[str, ParsedList], list[str]]:
+        """The lists of a ConfigMap that a prefilter names, by `namespace/name:key`, and what is wrong, as sentences."""
+        place = self.place_of(reference)
+        followed = self._followed.get(place)
+        if followed is None or followed.last is None:
+            return {}, [self._why_not(place, followed)]
+        problems = []
+        if followed.is_missing:
+            problems.append(
+                f"{place} is gone; what it held stays in force while the agent runs. Create it again, or take it out "
+                "of the prefilter."
+            )
+        held: Mapping[str, ParsedList | str] = followed.last.entries
+        found: dict[str, ParsedList] = {}
+        for key in reference.keys or held:
+            entries = held.get(key)
+            if isinstance(entries, ParsedList):
+                found[f"{place.namespace}/{place.name}:{key}"] = entries
+            elif entries is None:
+                problems.append(f"{place} has no key {key}. Name one that it has: {', '.join(sorted(held)) or 'none'}.")
+            else:
+                problems.append(f"{place}, key {key}: it {entries}. Nothing of it is in force.")
+        return found, problems
+
+    def _why_not(self, place: Place, followed: _Followed | None) -> str:
+        if followed is not None and followed.is_missing:
+            return f"there is no {place}. Create it, or take it out of the prefilter."
+        fault = followed.watch.fault if followed is not None else ""
+        rights = (
+            ""
+            if place.namespace == self.home
+            else f" Agents may read ConfigMaps of namespace {self.home} by themselves; of {place.namespace}, where a "
+            "Role there lets them."
+        )
+        return f"{place} cannot be read: {fault or 'no answer yet'}.{rights}"
+
+    async def load(self) -> None:
+        """Read what is wanted once, for a command. Raises ApiError."""
+        for each in self._followed.values():
+            await each.watch.load()
+
+    async def run(self) -> None:
+        """Follows for ever what is wanted."""
+        running: dict[Place, tuple[_Followed, asyncio.Task[None]]] = {}
+        async with asyncio.TaskGroup() as group:
+            while True:
+                self._turned.clear()
+                for place in [place for place, (each, _) in running.items() if self._followed.get(place) is not each]:
+                    running.pop(place)[1].cancel()
+                for place, each in self._followed.items():
+                    if place not in running:
+                        running[place] = each, group.create_task(each.watch.run())
+                await self._turned.wait()

@@ -1,0 +1,340 @@
+"""The prefilter as a feature of the agent: from the NetloomPrefilters that select this node to what its kernel drops.
+
+Independent of all other features: what the node lives by it finds out itself. Where there is no prefilter at all it
+follows one kind of object, of which there is none, and nothing else: no Node, no ConfigMap, no look at the devices.
+
+Nothing is changed in the kernel before all that decides is known: the node's labels, and the lists (for a moment). An
+agent that starts finds what the one before left, and leaves it until then.
+"""
+
+import asyncio
+from collections.abc import Collection, Iterable, Mapping, Sequence
+
+import structlog
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+
+from netloom.api.v1alpha1 import PREFILTERS, NetloomNode, NetloomPrefilter, NodePrefilter
+from netloom.cidr import Address, addresses_in
+from netloom.kernel.keeper.report import Failure, PlannedChange
+from netloom.kernel.mesh.vicinity import vicinity
+from netloom.kernel.netlink.sockets import AnswerLost
+from netloom.kernel.prefilter.keeper import PrefilterKeeper
+from netloom.kernel.prefilter.prefiltering import Prefiltering
+from netloom.prefilter.guarding import Lifeline, lifelines_of
+from netloom.prefilter.lists import ParsedList, parse_list
+from netloom.prefilter.node_rules import Filter, NodeRules
+from netloom.runtime.controller import Controller
+from netloom.runtime.errors import ApiError, ConfigError
+from netloom.runtime.manager import Run
+from netloom_reconcilers.features.node import NodeContext, NodeFeature
+from netloom_reconcilers.node.known.peers import pods_of
+from netloom_reconcilers.node.mesh.api_addresses import ApiAddresses
+from netloom_reconcilers.node.prefilter import telling
+from netloom_reconcilers.node.prefilter.config_maps import ConfigMaps
+from netloom_reconcilers.node.prefilter.own_labels import OwnLabels
+from netloom_reconcilers.node.prefilter.reporting import PrefilterReporter
+from netloom_reconcilers.node.prefilter.selection import Machine, Together, machine_of, selecting, together
+from netloom_reconcilers.node.prefilter.telling import Told
+
+log = structlog.get_logger(__name__)
+
+LOOK_SECONDS = 10.0
+"""Between looks at devices and addresses, on a node that a prefilter selects: a pattern may mean one that is new."""
+_KEY = "prefilter"
+_INLINE_DENY, _INLINE_ALLOW = "spec.denyCIDRs", "spec.allowCIDRs"
+
+
+class PrefilterFeature(NodeFeature):
+    """See the module. What it left is taken away by an agent without it: that is the way back in for a node that one
+    of its lists cut off (docs/prefilter.md)."""
+
+    name = "prefilter"
+    drops = True
+    knows_by_nodes = False
+    keeper: PrefilterKeeper
+
+    def __init__(self, context: NodeContext, keeper: PrefilterKeeper | None = None) -> None:
+        super().__init__(context)
+        cache = (context.state_dir or context.run_dir) / "prefilter"
+        self.keeper = keeper or PrefilterKeeper(cache, on_report=lambda report: context.changed())
+        self.controller = Controller(self.name, self.reconcile)
+        self.told: tuple[Told, ...] = ()
+        self._prefilters = context.caches.store(PREFILTERS, _matters, optional=True)
+        self._rules = NodeRules()
+        self._inline: dict[tuple[str, ...], ParsedList] = {}
+        self._lifelines: tuple[Lifeline, ...] = ()
+        self._around: object = None
+        self._peers: dict[str, tuple[list[tuple[Address, str]], list[tuple[object, str]]]] = {}
+        self._peers_changed = False
+        self._servers: Mapping[Address, str] = {}
+        self._applied = False
+        self._given: Prefiltering | None = None
+        self._labels: OwnLabels | None = None
+        self._lists: ConfigMaps | None = None
+        self._addresses: ApiAddresses | None = None
+        self._reporter: PrefilterReporter | None = None
+        if context.api is not None:
+            self._labels = OwnLabels(context.api, context.node_name, self._turn)
+            self._lists = ConfigMaps(context.api, context.lease_namespace, self._turn)
+            self._addresses = ApiAddresses(context.api, self._reached_by)
+            if context.events is not None:
+                self._reporter = PrefilterReporter(
+                    context.node_name, context.nodes, context.api, context.events, self.status
+                )
+        self._prefilters.subscribe(lambda key, old, new: self._turn())
+        self._prefilters.on_replace(self._turn)
+        context.peers.subscribe(self._peer_changed)
+
+    # ----------------------------------------------------------------------------------------------- as a feature
+
+    def components(self) -> Mapping[str, Run]:
+        """The reconciler, the kernel's side, what only prefilters need to know, and the report where there is one."""
+        found: dict[str, Run] = {self.name: self.controller.run, "filter of packets": self.keeper.run}
+        if self._labels is not None and self._lists is not None and self._addresses is not None:
+            found["labels of this node"] = self._labels.run
+            found["lists of prefilters"] = self._lists.run
+            found["API server's addresses for prefilters"] = self._addresses.run
+        if self._reporter is not None:
+            found["report of prefilters"] = self._reporter.controller.run
+        return found
+
+    @property
+    def applied(self) -> bool:
+        """An agent is ready without: what is dropped is none of what pods need."""
+        return True
+
+    def changed(self) -> None:
+        """What is to be told may be different."""
+        if self._reporter is not None:
+            self._reporter.changed()
+
+    def warnings(self) -> list[str]:
+        """What keeps prefilters from running here, what is wrong with lists, and what is held back. None of it is an
+        error of the node's data path, which pods' packets take all the same: the condition of its own says it."""
+        found = [f"prefilter: {why}. It is tried again." for why in self.controller.failing.values()]
+        status = self.status()
+        for each in status.filters if status is not None else ():
+            said = [each.error] if each.error else []
+            found += [f"NetloomPrefilter {each.name}: {sentence}" for sentence in (*said, *each.problems)]
+        return found
+
+    def status(self) -> NodePrefilter | None:
+        """As for the node's object; None as long as nothing is known, no filter in it where none selects the node."""
+        if not self._applied:
+            return None
+        try:
+            dropped = self.keeper.dropped() if self.told else {}
+        except OSError:
+            dropped = {}  # the kernel's side says what is wrong
+        return telling.status_of(self.told, self._rules.shares, self.keeper.report, dropped)
+
+    def facts(self) -> dict[str, object]:
+        """What is dropped, and where; nothing where nothing is."""
+        status = self.status()
+        if status is None or not self.told:
+            return {}
+        report = self.keeper.report
+        lists = {
+            each.name: {
+                key: {"entries": len(one.v4) + len(one.v6), "duplicates": one.duplicates, "masked": one.masked}
+                for key, one in each.lists.items()
+            }
+            for each in self.told
+        }
+        verifier = {"verifier": report.verifier} if report.verifier else {}
+        return {"prefilter": {"status": status, "lists": lists, "program": report.program, **verifier}}
+
+    def metrics(self) -> Iterable[Metric]:
+        """By prefilter, of which a node has few; nothing where it has none."""
+        status = self.status()
+        if status is None or not status.filters:
+            return
+        packets = CounterMetricFamily(
+            "netloom_prefilter_dropped_packets", "Packets dropped at the devices' hook.", labels=["prefilter"]
+        )
+        sizes = CounterMetricFamily(
+            "netloom_prefilter_dropped_bytes", "Bytes of packets dropped at the devices' hook.", labels=["prefilter"]
+        )
+        entries = GaugeMetricFamily(
+            "netloom_prefilter_entries", "Entries that are active.", labels=["prefilter", "family"]
+        )
+        odd = GaugeMetricFamily(
+            "netloom_prefilter_left_out",
+            "Entries that are not active: withheld, as they would cut off this node; bad, lines that are no CIDR.",
+            labels=["prefilter", "why"],
+        )
+        for each in status.filters:
+            packets.add_metric([each.name], each.packets)
+            sizes.add_metric([each.name], each.bytes)
+            entries.add_metric([each.name, "ipv4"], each.ipv4_entries)
+            entries.add_metric([each.name, "ipv6"], each.ipv6_entries)
+            odd.add_metric([each.name, "withheld"], each.withheld)
+            odd.add_metric([each.name, "bad"], each.bad_lines)
+        devices = GaugeMetricFamily("netloom_prefilter_devices", "Devices, by mode; none: not there.", labels=["mode"])
+        for mode in ("native", "generic", ""):
+            devices.add_metric([mode or "none"], sum(each.mode == mode for each in status.devices))
+        yield from (packets, sizes, entries, odd, devices)
+
+    # ------------------------------------------------------------------------------------------------ what is known
+
+    def _turn(self) -> None:
+        self.controller.enqueue(_KEY)
+
+    async def _reached_by(self, servers: Mapping[Address, str]) -> None:
+        self._servers = servers
+        self._around = None
+        self._turn()
+
+    def _peer_changed(self, name: str, old: NetloomNode | None, new: NetloomNode | None) -> None:
+        """Addresses and pod CIDRs of others are lifelines; of this node itself, its addresses."""
+        before = self._peers.pop(name, None)
+        if new is not None:
+            addresses = [(each, name) for each in addresses_in(one.ip for one in new.spec.addresses)]
+            pods = [(cidr, name) for cidr in pods_of(new)[0]]
+            self._peers[name] = addresses, list(pods)
+        if before != self._peers.get(name):
+            self._peers_changed = True
+            if self.told:
+                self._turn()
+
+    def _known_by(self) -> Collection[Address]:
+        addresses, _ = self._peers.get(self.context.node_name, ([], []))
+        return {address for address, _ in addresses}
+
+    def _lives_by(self, machine: Machine) -> tuple[Lifeline, ...]:
+        """The same object as before if nothing is different."""
+        if self._around != machine or self._peers_changed:
+            self._around, self._peers_changed = machine, False
+            own = self.context.node_name
+            self._lifelines = lifelines_of(
+                own=sorted(machine.own | set(self._known_by())),
+                servers=self._servers,
+                gateways=sorted(machine.gateways),
+                peers=[each for name, (some, _) in self._peers.items() if name != own for each in some],
+                pods=[each for name, (_, some) in self._peers.items() for each in some],  # type: ignore[misc]
+            )
+        return self._lifelines
+
+    def _own_labels(self) -> Mapping[str, str] | None:
+        """None: not known yet. Of a directory of manifests, where there are no Nodes, the NetloomNode's."""
+        if self._labels is not None:
+            return self._labels.labels
+        node = self.context.nodes.get(self.context.node_name)
+        return node.metadata.labels if node is not None else {}
+
+    # ---------------------------------------------------------------------------------------------- what is wanted
+
+    async def reconcile(self, key: str) -> float | None:
+        """Makes the kernel drop what prefilters say. Returns after how many seconds to look again."""
+        if not self._prefilters.synced.is_set():
+            return None  # it turns once they are there; where the cluster does not know the kind, never
+        await self.context.nodes.wait_synced()
+        if len(self._prefilters) and self._labels is not None:
+            self._labels.want()
+        selected = self._selected()
+        if selected is None:
+            return None
+        if self._lists is not None:
+            self._lists.want(each for one in selected for each in one.spec.references)
+            if (patience := self._lists.patience) > 0:
+                return patience
+        desired = await self._desired(selected)
+        if self._given != desired:
+            await self.keeper.apply(desired)
+            self._given = desired
+        self._applied = True
+        self.context.changed()
+        return LOOK_SECONDS if selected else None
+
+    def _selected(self) -> list[NetloomPrefilter] | None:
+        """None: it cannot be told yet."""
+        if not len(self._prefilters):
+            return []
+        labels = self._own_labels()
+        return None if labels is None else selecting(self._prefilters.values(), labels)
+
+    async def _desired(self, selected: Sequence[NetloomPrefilter]) -> Prefiltering:
+        if not selected:
+            self.told, self._inline = (), {}
+            if self._rules.rules.names:
+                self._rules = NodeRules()
+            return Prefiltering()
+        machine = machine_of(await vicinity(), self._known_by())
+        chosen = together(selected, machine)
+        told = tuple(self._told(each, chosen) for each in selected)
+        filters = [
+            Filter(each.metadata.name, self._lists_of(each), each.spec.may_cut_off_nodes) for each in chosen.active
+        ]
+        used = {texts for each in chosen.active for texts in (each.spec.deny_cidrs, each.spec.allow_cidrs)}
+        self._inline = {texts: parsed for texts, parsed in self._inline.items() if texts in used}
+        await asyncio.to_thread(self._rules.update, filters, self._lives_by(machine))
+        self.told = told
+        return Prefiltering(self._rules.rules, chosen.devices)
+
+    def _lists_of(self, prefilter: NetloomPrefilter) -> dict[tuple[bool, str], ParsedList]:
+        spec = prefilter.spec
+        found = {(False, _INLINE_DENY): self._parsed(spec.deny_cidrs)}
+        found[True, _INLINE_ALLOW] = self._parsed(spec.allow_cidrs)
+        for allow, references in ((False, spec.deny_from_config_maps), (True, spec.allow_from_config_maps)):
+            for reference in references:
+                lists = self._lists.lists(reference)[0] if self._lists is not None else {}
+                found |= {(allow, key): each for key, each in lists.items()}
+        return found
+
+    def _parsed(self, texts: tuple[str, ...]) -> ParsedList:
+        """The same object for the same texts."""
+        if texts not in self._inline:
+            self._inline[texts] = parse_list("\n".join(texts))
+        return self._inline[texts]
+
+    def _told(self, prefilter: NetloomPrefilter, chosen: Together) -> Told:
+        name = prefilter.metadata.name
+        problems = [chosen.problems[name]] if name in chosen.problems else []
+        for reference in prefilter.spec.references:
+            if self._lists is not None:
+                problems += self._lists.lists(reference)[1]
+            else:
+                problems.append(f"ConfigMap {reference.name} is not read: manifests in a directory have none.")
+        lists = {
+            key: each for (_, key), each in self._lists_of(prefilter).items() if len(each.v4) + len(each.v6) or each.bad
+        }
+        return Told(name, prefilter.metadata.generation, lists, tuple(problems), chosen.errors.get(name, ""))
+
+    # --------------------------------------------------------------------------------------------- plan and cleanup
+
+    async def plan(self) -> list[PlannedChange]:
+        """From the objects as they are; what is not there once in a cluster's caches is asked for. Raises UserError."""
+        try:
+            if len(self._prefilters) and self._labels is not None:
+                await self._labels.load()
+            selected = self._selected() or []
+            if self._lists is not None:
+                self._lists.want(each for one in selected for each in one.spec.references)
+                await self._lists.load()
+        except ApiError as error:
+            raise ConfigError(f"what prefilters drop cannot be read: {error}") from error
+        if self._addresses is not None and selected:
+            self._servers = await self._addresses.look_up()
+        try:
+            return await self.keeper.plan(await self._desired(selected))
+        except (OSError, AnswerLost) as error:
+            raise ConfigError(f"what prefilters drop cannot be planned: {error}") from error
+
+    async def plan_cleanup(self) -> list[PlannedChange]:
+        """All that the keeper owns."""
+        return await self.keeper.plan_cleanup()
+
+    async def cleanup(self) -> tuple[list[PlannedChange], Sequence[Failure]]:
+        """The same, done."""
+        removed = await self.plan_cleanup()
+        return removed, (await self.keeper.cleanup()).failures
+
+    async def left(self) -> list[str]:
+        """Of what the keeper made or set."""
+        return await self.keeper.left()
+
+
+def _matters(old: NetloomPrefilter, new: NetloomPrefilter) -> bool:
+    """The status is for people: its counts change whenever a node's do."""
+    gone = old.metadata.deletion_timestamp != new.metadata.deletion_timestamp
+    return gone or old.spec != new.spec

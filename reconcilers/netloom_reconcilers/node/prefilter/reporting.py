@@ -1,0 +1,80 @@
+"""Writes how prefilters fare into this node's NetloomNode: its `status.prefilter` and condition `PrefilterReady`.
+
+Every write of a node is sent to every agent. So there is one when something other than the counts of packets is
+different, and one an hour for these: metrics have them as they are. Where no prefilter selects the node nothing is
+written; what was said is taken back once.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from netloom.api.v1alpha1 import NETLOOM_NODES, NetloomNode, NodePrefilter
+from netloom.runtime.client import Api
+from netloom.runtime.controller import Controller
+from netloom.runtime.errors import Conflict, NotFound
+from netloom.runtime.events import EventRecorder
+from netloom.runtime.store import Store
+from netloom_reconcilers.conditions import Conditions, manager_of
+from netloom_reconcilers.node.prefilter.telling import readiness_of, uncounted
+
+CONDITION = "PrefilterReady"
+STABLE_SECONDS = 1.0
+"""How long something must be so before it is told."""
+COUNT_SECONDS = 3600.0
+"""Between writes of which only counts are the reason."""
+_MANAGER = manager_of("prefilter")
+
+
+@dataclass(eq=False)
+class PrefilterReporter:
+    """status: how it is now; None: nothing can be said yet."""
+
+    node_name: str
+    nodes: Store[NetloomNode]
+    api: Api
+    events: EventRecorder
+    status: Callable[[], NodePrefilter | None]
+    clock: Callable[[], float] = time.monotonic
+
+    def __post_init__(self) -> None:
+        self.controller = Controller("prefilter-report", self.reconcile)
+        self._conditions = Conditions(self.api, self.events, _MANAGER)
+        self._counted_at = float("-inf")
+        self.nodes.subscribe(lambda key, old, new: self.changed() if key == self.node_name else None)
+
+    def changed(self) -> None:
+        """What is to be said may be different."""
+        self.controller.enqueue_after(self.node_name, STABLE_SECONDS)
+
+    async def reconcile(self, key: str) -> float | None:
+        """Write it if the object says something else."""
+        node, status = self.nodes.get(key), self.status()
+        if node is None or status is None:
+            return None
+        if not status.filters:
+            await self._take_back(node)
+            return None
+        said, now = node.status.prefilter, self.clock()
+        if uncounted(status, said) == said and now < self._counted_at + COUNT_SECONDS:
+            status = said
+        readiness, warns = readiness_of(status)
+        stored = await self._conditions.set(NETLOOM_NODES, node, CONDITION, *readiness, warns=warns, prefilter=status)
+        if stored is not None:
+            self._counted_at = now
+            self.nodes.put(stored)
+        return COUNT_SECONDS
+
+    async def _take_back(self, node: NetloomNode) -> None:
+        told = any(each.type == CONDITION for each in node.status.conditions)
+        if not told and node.status.prefilter is None:
+            return
+        meta = node.metadata
+        patch = {"metadata": {"name": meta.name, "uid": meta.uid}, "status": {}}
+        try:
+            stored = await self.api.patch(
+                NETLOOM_NODES, meta.name, patch, subresource="status", kind="apply", field_manager=_MANAGER
+            )
+        except (Conflict, NotFound):
+            return  # it was deleted, or re-created: the watch brings the next one
+        self.nodes.put(stored)

@@ -1,0 +1,115 @@
+"""What a node says of its prefilters: in its NetloomNode, in a condition, on /status. Pure."""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import msgspec
+
+from netloom.api.v1alpha1 import FilteredDevice, NodeFilter, NodePrefilter
+from netloom.kernel.prefilter.keeper import PrefilterReport
+from netloom.kernel.prefilter.prefiltering import Dropped
+from netloom.prefilter.lists import ParsedList
+from netloom.prefilter.node_rules import Share
+from netloom.prefilter.records import text_of
+from netloom_reconcilers.features.node import Readiness
+
+MOST_PROBLEMS, LONGEST = 8, 1024
+"""Of the CRD."""
+_NAMED = 3
+_MOST_COUNTED = 2**53 - 1
+
+
+class Told(msgspec.Struct, frozen=True):
+    """Of one prefilter that selects this node. lists: by what names each. error: why it is not in force here."""
+
+    name: str
+    generation: int = 0
+    lists: Mapping[str, ParsedList] = {}
+    problems: tuple[str, ...] = ()
+    error: str = ""
+
+
+def status_of(
+    filters: Sequence[Told], shares: Mapping[str, Share], report: PrefilterReport, dropped: Mapping[str, Dropped]
+) -> NodePrefilter:
+    """For the node's object."""
+    devices = tuple(
+        FilteredDevice(name=each.name, mode=each.mode, error=(each.error or each.note)[:LONGEST])
+        for each in report.devices
+    )
+    return NodePrefilter(devices, tuple(_filter(each, shares.get(each.name), report, dropped) for each in filters))
+
+
+def _filter(told: Told, share: Share | None, report: PrefilterReport, dropped: Mapping[str, Dropped]) -> NodeFilter:
+    counted = dropped.get(told.name, Dropped())
+    problems = problems_of(told, share)
+    more = len(problems) - MOST_PROBLEMS
+    shown = problems if more <= 0 else [*problems[: MOST_PROBLEMS - 1], f"And {more + 1} more."]
+    entries = share.entries if share is not None and not told.error else {}
+    return NodeFilter(
+        name=told.name,
+        generation=told.generation,
+        ipv4_entries=entries.get(4, 0),
+        ipv6_entries=entries.get(6, 0),
+        withheld=len(share.withheld) if share is not None else 0,
+        bad_lines=sum(each.bad_lines for each in told.lists.values()),
+        packets=min(counted.packets, _MOST_COUNTED),
+        bytes=min(counted.bytes, _MOST_COUNTED),
+        error=(told.error or kernel_error(report))[:LONGEST],
+        problems=tuple(each[:LONGEST] for each in shown),
+    )
+
+
+def kernel_error(report: PrefilterReport) -> str:
+    """Why what is wanted is not in the kernel on every device, as a sentence; "" if it is."""
+    said = [report.error] if report.error else []
+    said += [f"{each.name}: {each.error}" for each in report.devices if each.error]
+    said += [f"{each}" for each in report.failures]
+    return " ".join(dict.fromkeys(said))
+
+
+def problems_of(told: Told, share: Share | None) -> list[str]:
+    """What is wrong with a prefilter, and does not keep it from running, as sentences."""
+    found = list(told.problems)
+    for key, each in told.lists.items():
+        if each.bad_lines:
+            more = f" And {each.bad_lines - len(each.bad)} more." if each.bad_lines > len(each.bad) else ""
+            lines = "line is" if each.bad_lines == 1 else "lines are"
+            found.append(
+                f"{key}: {each.bad_lines} {lines} left out: {'; '.join(map(str, each.bad))}.{more} Mend the list."
+            )
+    if share is not None and share.withheld:
+        named = "; ".join(f"{text_of(each.record)}: {each.why}" for each in share.withheld[:_NAMED])
+        more = f"; and {len(share.withheld) - _NAMED} more" if len(share.withheld) > _NAMED else ""
+        found.append(
+            f"{len(share.withheld)} entries would cut this node off, and are not active: {named}{more}. Take them out, "
+            "give exceptions in spec.allowCIDRs, or set spec.mayCutOffNodes to true."
+        )
+    return [*found, *(share.contradictions if share is not None else ())]
+
+
+def readiness_of(status: NodePrefilter) -> tuple[Readiness, bool]:
+    """For the condition, and whether it is a warning though it is ready. No counts: it is written when it changes."""
+    if failed := [each for each in status.filters if each.error]:
+        said = _some(f"NetloomPrefilter {each.name}: {each.error}" for each in failed)
+        return Readiness(False, "Failed", said), True
+    if doubtful := [each for each in status.filters if each.problems]:
+        said = _some(f"NetloomPrefilter {each.name}: {each.problems[0]}" for each in doubtful)
+        reason = "Withheld" if any(each.withheld for each in doubtful) else "NotWhole"
+        return Readiness(True, reason, said), True
+    return Readiness(True, "Active", "What prefilters want of this node is in the kernel."), False
+
+
+def _some(sentences: Iterable[str]) -> str:
+    said = list(sentences)
+    more = f" And {len(said) - _NAMED} more." if len(said) > _NAMED else ""
+    return " ".join(said[:_NAMED]) + more
+
+
+def uncounted(new: NodePrefilter, old: NodePrefilter | None) -> NodePrefilter:
+    """With the counts that were told last, so that they alone make no difference."""
+    counts = {each.name: (each.packets, each.bytes) for each in old.filters} if old is not None else {}
+    filters = []
+    for each in new.filters:
+        packets, size = counts.get(each.name, (0, 0))
+        filters.append(msgspec.structs.replace(each, packets=packets, bytes=size))
+    return msgspec.structs.replace(new, filters=tuple(filters))

@@ -1,0 +1,290 @@
+"""From NetloomPrefilters to what one node drops, on which devices, and what it says of that."""
+
+import base64
+import gzip
+from typing import Any
+
+import pytest
+
+from netloom.api.meta import LabelRequirement, LabelSelector, ObjectMeta
+from netloom.api.v1alpha1 import (
+    NETLOOM_NODES,
+    NETWORKS,
+    PREFILTERS,
+    Address,
+    NetloomNode,
+    NetloomNodeSpec,
+    NetloomPrefilter,
+    NodePrefilter,
+    PrefilterSpec,
+)
+from netloom.cidr import Cidr, parse_address
+from netloom.kernel.mesh.lifelines import Device, NodeRoute, Surroundings
+from netloom.kernel.prefilter.keeper import PrefilterReport
+from netloom.kernel.prefilter.prefiltering import DeviceReport, DeviceWish, Dropped, Mode, Prefiltering
+from netloom.prefilter.rules import Entries, key, value
+from netloom.runtime.store import Store
+from netloom_reconcilers.node.prefilter import feature, telling
+from netloom_reconcilers.node.prefilter.config_maps import ConfigMap, read
+from netloom_reconcilers.node.prefilter.feature import PrefilterFeature
+from netloom_reconcilers.node.prefilter.selection import Machine, devices_of, machine_of, selecting, together
+from tests.contexts import context
+
+MACHINE = Machine(("bond0", "eth0", "eth1", "veth1"), ("bond0",), frozenset(), frozenset())
+
+
+def prefilter(name: str, **spec: Any) -> NetloomPrefilter:
+    return NetloomPrefilter(metadata=ObjectMeta(name=name, generation=3), spec=PrefilterSpec(**spec))
+
+
+# ------------------------------------------------------------------------------------------------------ which and where
+
+
+@pytest.mark.parametrize(
+    ("patterns", "devices"),
+    [
+        ((), ("bond0",)),
+        (("eth*",), ("eth0", "eth1")),
+        (("eth*", "!eth1"), ("eth0",)),
+        (("!bond*",), ()),
+        (("!veth*",), ("bond0",)),
+        (("eth7", "eth0"), ("eth0", "eth7")),
+        (("eth[01]",), ("eth0", "eth1")),
+        (("wlan*",), ()),
+    ],
+)
+def test_devices_are_named_by_patterns_and_left_out_by_others(
+    patterns: tuple[str, ...], devices: tuple[str, ...]
+) -> None:
+    assert devices_of(patterns, MACHINE) == devices
+
+
+def test_main_devices_have_a_default_route_or_an_address_that_the_node_is_known_by() -> None:
+    devices = {
+        1: Device("lo"),
+        2: Device("eth0"),
+        3: Device("eth1"),
+        4: Device("eth2"),
+        5: Device("netloom_x", ours=True),
+    }
+    gateway, known, other = (parse_address(each) for each in ("192.0.2.1", "10.1.0.5", "10.2.0.5"))
+    routes = [
+        NodeRoute(Cidr.parse("0.0.0.0/0"), ((2, gateway),)),
+        NodeRoute(Cidr.parse("10.9.0.0/16"), ((4, parse_address("10.2.0.1")),)),
+    ]
+    around = Surroundings(devices, routes, [(3, known), (4, other), (5, known)])
+    assert machine_of(around, {known}) == Machine(
+        ("eth0", "eth1", "eth2"), ("eth0", "eth1"), frozenset({known, other}), frozenset({gateway})
+    )
+
+
+def test_a_node_is_selected_by_its_labels_in_the_order_of_names() -> None:
+    edge = LabelSelector(match_labels={"edge": "true"})
+    old = LabelSelector(match_expressions=(LabelRequirement("old", "DoesNotExist"),))
+    going = NetloomPrefilter(metadata=ObjectMeta(name="0", deletion_timestamp="2026-01-01T00:00:00Z"))
+    some = [prefilter("c"), prefilter("b", node_selector=edge), prefilter("a", node_selector=old), going]
+    assert [each.metadata.name for each in selecting(some, {"edge": "true"})] == ["a", "b", "c"]
+    assert [each.metadata.name for each in selecting(some, {"old": ""})] == ["c"]
+
+
+def test_all_share_their_devices_and_the_first_says_which_and_how() -> None:
+    some = [
+        prefilter("a"),
+        prefilter("b", mode="generic"),
+        prefilter("c", devices=("eth0",)),
+        prefilter("d", devices=("bond*",), mode="native"),
+        prefilter("e", devices=("wlan*",)),
+    ]
+    found = together(some, MACHINE)
+    assert found.devices == (DeviceWish("bond0", Mode.GENERIC),)
+    assert [each.metadata.name for each in found.active] == ["a", "b", "d"]
+    assert found.errors == {
+        "c": "it is meant for eth0 and NetloomPrefilter a for bond0, and all prefilters of a node share their devices. "
+        "Give both the same spec.devices, or let them select other nodes.",
+        "e": "spec.devices (wlan*) means no device of this node. Name another, or select other nodes.",
+    }
+    assert found.problems == {"d": "it runs in generic mode, as NetloomPrefilter b wants, not in native mode."}
+
+
+# ----------------------------------------------------------------------------------------------------------- lists
+
+
+def test_a_config_map_is_text_or_text_packed_by_gzip() -> None:
+    packed = {
+        "packed": base64.b64encode(gzip.compress(b"192.0.2.0/24\n198.51.100.0/24\n")).decode(),
+        "plain": base64.b64encode(b"203.0.113.0/24").decode(),
+        "cut": base64.b64encode(gzip.compress(b"192.0.2.0/24\n" * 1000)[:-8]).decode(),
+        "picture": base64.b64encode(b"\x89PNG\xff").decode(),
+    }
+    found = read(ConfigMap(metadata=ObjectMeta(name="x"), data={"list": "10.0.0.0/8\nx"}, binary_data=packed)).entries
+    assert {key: len(each.v4) for key, each in found.items() if not isinstance(each, str)} == {
+        "list": 1,
+        "packed": 2,
+        "plain": 1,
+    }
+    assert found["cut"].startswith("is not whole")
+    assert found["picture"].startswith("is neither text nor text packed by gzip")
+
+
+# --------------------------------------------------------------------------------------------------------- the feature
+
+
+class Kernel:
+    """Instead of the keeper: takes what is wanted, says what the test wants said."""
+
+    def __init__(self) -> None:
+        self.applied: list[Prefiltering] = []
+        self.report = PrefilterReport()
+        self.counts: dict[str, Dropped] = {}
+
+    async def apply(self, desired: Prefiltering) -> PrefilterReport:
+        self.applied.append(desired)
+        return self.report
+
+    def dropped(self) -> dict[str, Dropped]:
+        return self.counts
+
+
+class Setting:
+    """The feature of node-1 over caches that the test fills."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
+        self.around = Surroundings(
+            {2: Device("eth0")},
+            [NodeRoute(Cidr.parse("0.0.0.0/0"), ((2, parse_address("192.0.2.1")),))],
+            [(2, parse_address("10.1.0.5"))],
+        )
+
+        async def vicinity() -> Surroundings:
+            return self.around
+
+        monkeypatch.setattr(feature, "vicinity", vicinity)
+        self.nodes: Store[NetloomNode] = Store(NETLOOM_NODES)
+        self.prefilters: Store[NetloomPrefilter] = Store(PREFILTERS)
+        self.kernel = Kernel()
+        made = context("node-1", Store(NETWORKS), self.nodes)
+        made.nodes, made.state_dir, made.run_dir, made.lease_namespace = self.nodes, None, tmp_path, "netloom-system"
+        made.caches = self
+        made.events = None
+        self.feature = PrefilterFeature(made, self.kernel)  # type: ignore[arg-type]
+        self.nodes.replace({"node-1": node("node-1", "10.1.0.5"), "node-2": node("node-2", "10.1.0.6")})
+
+    def store(self, *_: object, **__: object) -> Store[NetloomPrefilter]:
+        return self.prefilters
+
+    async def have(self, *some: NetloomPrefilter) -> Prefiltering:
+        self.prefilters.replace({each.metadata.name: each for each in some})
+        await self.feature.reconcile("prefilter")
+        return self.kernel.applied[-1]
+
+
+def node(name: str, address: str, **labels: str) -> NetloomNode:
+    spec = NetloomNodeSpec(addresses=(Address(type="InternalIP", ip=address),))
+    return NetloomNode(metadata=ObjectMeta(name=name, labels=labels), spec=spec)
+
+
+@pytest.fixture
+def setting(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> Setting:
+    return Setting(monkeypatch, tmp_path)
+
+
+def denied(cidr: str) -> bytes:
+    found = Cidr.parse(cidr)
+    return key(found.packed, found.length)
+
+
+async def test_what_is_dropped_is_what_a_prefilter_says(setting: Setting) -> None:
+    wanted = await setting.have(prefilter("a", deny_cidrs=("198.51.100.0/24",), allow_cidrs=("198.51.100.7/32",)))
+    assert wanted.devices == (DeviceWish("eth0"),)
+    assert wanted.rules.v4 == Entries(
+        denied("198.51.100.0/24") + denied("198.51.100.7/32"), value(0) + value(0, allow=True)
+    )
+    assert wanted.rules.names == ("a",)
+    again = await setting.have(prefilter("a", deny_cidrs=("198.51.100.0/24",), allow_cidrs=("198.51.100.7/32",)))
+    assert (again.rules is wanted.rules, len(setting.kernel.applied)) == (True, 1)
+
+
+async def test_nothing_is_wanted_where_none_selects_the_node(setting: Setting) -> None:
+    elsewhere = LabelSelector(match_labels={"edge": "true"})
+    assert (
+        await setting.have(prefilter("a", node_selector=elsewhere, deny_cidrs=("198.51.100.0/24",))) == Prefiltering()
+    )
+    setting.nodes.replace({"node-1": node("node-1", "10.1.0.5", edge="true")})
+    wanted = await setting.have(prefilter("a", node_selector=elsewhere, deny_cidrs=("198.51.100.0/24",)))
+    assert wanted.rules.v4.keys == denied("198.51.100.0/24")
+    assert await setting.have() == Prefiltering()
+    assert setting.feature.status() == NodePrefilter((), ())
+
+
+async def test_what_the_node_lives_by_is_held_back_and_said(setting: Setting) -> None:
+    wanted = await setting.have(
+        prefilter("a", deny_cidrs=("10.1.0.0/24", "192.0.2.1/32", "198.51.100.0/24", "10.1.0.6/32"))
+    )
+    assert wanted.rules.v4.keys == denied("198.51.100.0/24")
+    assert setting.feature.warnings() == [
+        "NetloomPrefilter a: 3 entries would cut this node off, and are not active: 10.1.0.0/24: it holds 10.1.0.5, an "
+        "address of this node; 10.1.0.6/32: it holds 10.1.0.6, an address of node node-2; 192.0.2.1/32: it holds "
+        "192.0.2.1, a gateway of this node. Take them out, give exceptions in spec.allowCIDRs, or set "
+        "spec.mayCutOffNodes to true."
+    ]
+    status = setting.feature.status()
+    assert status is not None
+    assert (status.filters[0].withheld, status.filters[0].ipv4_entries) == (3, 1)
+    assert telling.readiness_of(status)[0][:2] == (True, "Withheld")
+
+
+async def test_a_peer_that_comes_takes_its_entry_out_of_force(setting: Setting) -> None:
+    rules = (await setting.have(prefilter("a", deny_cidrs=("10.7.0.0/16", "198.51.100.0/24")))).rules
+    assert len(rules.v4) == 2
+    setting.nodes.replace({"node-1": node("node-1", "10.1.0.5"), "node-3": node("node-3", "10.7.0.3")})
+    assert (await setting.have(*setting.prefilters.values())).rules.v4.keys == denied("198.51.100.0/24")
+    confirmed = prefilter("a", deny_cidrs=("10.7.0.0/16", "198.51.100.0/24"), may_cut_off_nodes=True)
+    assert len((await setting.have(confirmed)).rules.v4) == 2
+
+
+async def test_what_is_in_the_kernel_is_told_by_prefilter_and_device(setting: Setting) -> None:
+    setting.kernel.report = PrefilterReport(
+        devices=(DeviceReport("eth0", 2, "generic", 7, note="the driver has no native mode."),)
+    )
+    setting.kernel.counts = {"a": Dropped(12, 720)}
+    await setting.have(prefilter("a", deny_cidrs=("198.51.100.0/24",)), prefilter("b", deny_cidrs=("198.51.100.0/24",)))
+    status = setting.feature.status()
+    assert status is not None
+    assert [(each.name, each.mode, each.error) for each in status.devices] == [
+        ("eth0", "generic", "the driver has no native mode.")
+    ]
+    assert [(each.name, each.generation, each.ipv4_entries, each.packets, each.bytes) for each in status.filters] == [
+        ("a", 3, 1, 12, 720),
+        ("b", 3, 0, 0, 0),
+    ]
+    assert telling.readiness_of(status)[0].ready
+    assert {each.name: len(each.samples) for each in setting.feature.metrics()} == {
+        "netloom_prefilter_dropped_packets": 2,
+        "netloom_prefilter_dropped_bytes": 2,
+        "netloom_prefilter_entries": 4,
+        "netloom_prefilter_left_out": 4,
+        "netloom_prefilter_devices": 3,
+    }
+
+
+async def test_what_keeps_it_from_running_is_its_error(setting: Setting) -> None:
+    setting.kernel.report = PrefilterReport(devices=(DeviceReport("eth0", error="there is no such device."),))
+    await setting.have(prefilter("a", devices=("eth0",)))
+    status = setting.feature.status()
+    assert status is not None
+    readiness, warns = telling.readiness_of(status)
+    assert (readiness, warns) == (
+        (False, "Failed", "NetloomPrefilter a: eth0: there is no such device."),
+        True,
+    )
+
+
+async def test_counts_alone_are_no_news(setting: Setting) -> None:
+    await setting.have(prefilter("a", deny_cidrs=("198.51.100.0/24",)))
+    before = setting.feature.status()
+    setting.kernel.counts = {"a": Dropped(12, 720)}
+    after = setting.feature.status()
+    assert before is not None
+    assert after is not None
+    assert after != before
+    assert telling.uncounted(after, before) == before
