@@ -20,7 +20,7 @@ from netloom_e2e.agents import Agents
 from netloom_e2e.allocations import LEDGERS, NETLOOM_NODES, NETWORKS, Cluster, condition
 from netloom_e2e.chart_pods import words
 from netloom_e2e.chart_release import AGENT, GUARD, OPERATOR, SWITCH_OFF, Release
-from netloom_e2e.client import collection_path
+from netloom_e2e.client import Client, collection_path
 from netloom_e2e.cluster import ControlPlane
 from netloom_e2e.gateway import gateway
 from netloom_e2e.guard import account_kubeconfig
@@ -29,6 +29,7 @@ from netloom_e2e.mesh import NETLOOM
 from netloom_e2e.rights import Account, Audit, Right, accounts, granted
 
 JOB, TEST = (Account(NAMESPACE, f"netloom-{role}") for role in ("crds", "test"))
+PREFILTERS = "/apis/netloom.dev/v1alpha1/netloomprefilters"
 HAND_MADE = {"apiVersion": "netloom.dev/v1alpha1", "kind": "NetloomNode"}
 ODD = f"{collection_path(NETLOOM_NODES)}/odd"
 CLUSTER_POOL = ("ipam.mode=cluster-pool", "ipam.operator.clusterPoolIPv4PodCIDRList={10.42.0.0/23}")
@@ -93,6 +94,9 @@ def _live(release: Release, agents: DaemonSet) -> None:
     release.put("install", *CLUSTER_POOL)
     operator = release.operator()
     cluster.create_pool("unused", "10.43.0.0/24")
+    idle = {"apiVersion": "netloom.dev/v1alpha1", "kind": "NetloomPrefilter", "metadata": {"name": "idle"}}
+    idle |= {"spec": {"nodeSelector": {"matchLabels": {"edge": "true"}}}}
+    client.request("POST", PREFILTERS, idle)
     machine = agents.lab.add_node("n1")
     cluster.add_node("n1", address=machine.underlay[0])
     wait_for("the first has its CIDR", cluster.served)
@@ -176,7 +180,10 @@ def _draws_on_pools(release: Release, agents: DaemonSet) -> None:
         meta = {"name": "p", "annotations": annotations}
         pod = {"metadata": meta, "spec": {"nodeName": "n1", "containers": [{"name": "c", "image": "none"}]}}
         client.request("POST", f"/api/v1/namespaces/{namespace}/pods", {"apiVersion": "v1", "kind": "Pod", **pod})
+    _filters_packets(client)
     agents.in_sync(machine, peers=0)
+    path = f"{collection_path(NETLOOM_NODES)}/n1"
+    wait_for("the node says of its prefilter", lambda: client.request("GET", path)["status"].get("prefilter"))
     asked = [str(NETLOOM), "ip", "allocate", f"--socket={agents.run_dir(machine)}/agent.sock"]
 
     def said(pod: str) -> str:
@@ -188,6 +195,15 @@ def _draws_on_pools(release: Release, agents: DaemonSet) -> None:
     wait_for("the pod is told", lambda: client.request("GET", events)["items"], deadline=30)
     release.helm("test")
     agents.end("n1")
+
+
+def _filters_packets(client: Client) -> None:
+    """A prefilter with a list: its labels and that list are read."""
+    listed = {"metadata": {"name": "drop"}, "data": {"list": "198.51.100.0/24"}}
+    client.request("POST", f"/api/v1/namespaces/{NAMESPACE}/configmaps", listed)
+    spec = {"devices": ["none*"], "denyFromConfigMaps": [{"name": "drop"}]}
+    made = {"apiVersion": "netloom.dev/v1alpha1", "kind": "NetloomPrefilter", "metadata": {"name": "p"}, "spec": spec}
+    client.request("POST", PREFILTERS, made)
 
 
 def _repeated(release: Release, agents: DaemonSet) -> None:

@@ -8,7 +8,7 @@ import msgspec
 from netloom.api.events import ObjectReference
 from netloom.api.meta import Condition, Resource
 from netloom.api.problem import Problem
-from netloom.api.v1alpha1 import NetloomIPPool, NetloomNetwork, NetloomNode
+from netloom.api.v1alpha1 import NetloomIPPool, NetloomNetwork, NetloomNode, NetloomPrefilter
 from netloom.runtime.client import Api
 from netloom.runtime.clock import timestamp
 from netloom.runtime.errors import Conflict, NotFound
@@ -23,7 +23,7 @@ MESSAGE_LIMIT = 32768
 
 ConditionStatus = Literal["True", "False", "Unknown"]
 
-T = TypeVar("T", NetloomNetwork, NetloomNode, NetloomIPPool)
+T = TypeVar("T", NetloomNetwork, NetloomNode, NetloomIPPool, NetloomPrefilter)
 
 
 def manager_of(feature: str) -> str:
@@ -59,7 +59,7 @@ class Conditions:
         *,
         warns: bool = False,
         status: ConditionStatus | None = None,
-        **beside: msgspec.Struct | str | int | None,
+        **beside: msgspec.Struct | tuple[msgspec.Struct | str, ...] | str | int | None,
     ) -> T | None:
         """The object as written, or None where nothing had to be, or it is not there any more. `good`: it is True,
         with None Unknown, unless `status` says otherwise.

@@ -32,13 +32,14 @@ from netloom_reconcilers.cluster.allocation.incarnation import netloom_node_chan
 from netloom_reconcilers.cluster.allocation.node_objects import trimmed
 from netloom_reconcilers.cluster.allocation.term import AllocationFeature
 from netloom_reconcilers.cluster.health import HealthFeature
+from netloom_reconcilers.cluster.prefilters import PrefiltersFeature
 from netloom_reconcilers.features import chosen
 from netloom_reconcilers.features.cluster import ClusterContext, ClusterFeature, TermWork
 from netloom_reconcilers.signs_of_life import GRACE_SECONDS
 
 log = structlog.get_logger(__name__)
 
-FEATURES: tuple[type[ClusterFeature], ...] = (AllocationFeature, HealthFeature)
+FEATURES: tuple[type[ClusterFeature], ...] = (AllocationFeature, HealthFeature, PrefiltersFeature)
 """What the leader of the operators can do."""
 
 CONNECTIONS = 36
