@@ -90,6 +90,20 @@ class Records(Sequence[bytes]):
         return hash(self.packed)
 
 
+def patched(records: Records, gone: Iterable[bytes], come: Iterable[bytes]) -> Records:
+    """Without some and with others; the same object where that makes no difference."""
+    size, packed = records.size, records.packed
+    parts: list[bytes] = []
+    done = 0
+    for each, stays in sorted([*((one, False) for one in gone), *((one, True) for one in come)]):
+        at = bisect_left(records, each)
+        there = at < len(records) and records[at] == each
+        if there != stays:
+            parts += [packed[done * size : at * size], each if stays else b""]
+            done = at + there
+    return Records(b"".join([*parts, packed[done * size :]]), size) if parts else records
+
+
 def boundaries(firsts: Iterable[Records], size: int, most: int) -> list[tuple[bytes, bytes]]:
     """Ranges that together hold all possible records, each with about `most` of those that there are: (from, below).
     An empty `below` is the end."""

@@ -17,7 +17,8 @@ import msgspec
 
 from netloom.api.meta import ObjectMeta, Resource, Struct
 from netloom.api.v1alpha1 import ListReference
-from netloom.prefilter.lists import ParsedList, parse_list
+from netloom.prefilter.list_reader import ListReader
+from netloom.prefilter.lists import ParsedList
 from netloom.runtime.client import Api
 from netloom.runtime.store import Store
 from netloom.runtime.watch import EVERY_NODE, ListWatch
@@ -51,17 +52,21 @@ class Place(NamedTuple):
         return f"ConfigMap {self.namespace}/{self.name}"
 
 
-def read(config_map: ConfigMap) -> ConfigMap:
-    """With its entries instead of its texts."""
+def read(config_map: ConfigMap, readers: dict[str, ListReader]) -> ConfigMap:
+    """With its entries instead of its texts. readers: by key, what is known of them from before."""
     meta = config_map.metadata
-    entries: dict[str, ParsedList | str] = {key: parse_list(text) for key, text in config_map.data.items()}
+    entries: dict[str, ParsedList | str] = {}
+    for key, text in config_map.data.items():
+        entries[key] = readers.setdefault(key, ListReader()).read(text)
     for key, text in config_map.binary_data.items():
-        entries[key] = _read_binary(text)
+        entries[key] = _read_binary(text, readers.setdefault(key, ListReader()))
+    for key in readers.keys() - entries.keys():
+        del readers[key]
     kept = ObjectMeta(name=meta.name, namespace=meta.namespace, uid=meta.uid, resource_version=meta.resource_version)
     return ConfigMap(metadata=kept, entries=entries)
 
 
-def _read_binary(text: str) -> ParsedList | str:
+def _read_binary(text: str, reader: ListReader) -> ParsedList | str:
     try:
         content = base64.b64decode(text, validate=True)
         if content.startswith(_GZIP):
@@ -69,7 +74,7 @@ def _read_binary(text: str) -> ParsedList | str:
             content = unpacker.decompress(content, MOST_TEXT)
             if not unpacker.eof:
                 return f"is not whole, or more than {MOST_TEXT >> 20} MiB when unpacked"
-        return parse_list(content.decode())
+        return reader.read(content.decode())
     except (binascii.Error, zlib.error, UnicodeDecodeError) as error:
         return f"is neither text nor text packed by gzip ({error})"
 
@@ -83,12 +88,13 @@ class _Followed:
         self.since = time.monotonic()
         self._key = f"{place.namespace}/{place.name}"
         self._changed = changed
+        readers: dict[str, ListReader] = {}
         self.watch = ListWatch(
             api,
             self.store,
             namespace=place.namespace,
             field_selector=f"metadata.name={place.name}",
-            trim=read,
+            trim=lambda config_map: read(config_map, readers),
             timing=EVERY_NODE,
         )
         self.store.subscribe(lambda key, old, new: self._took(new))
