@@ -65,7 +65,7 @@ class Records(Sequence[bytes]):
     @classmethod
     def of(cls, records: Iterable[bytes], size: int) -> "Records":
         """Of records in any order; those that are there twice are kept once."""
-        return cls(b"".join(sorted(set(records))), size)
+        return cls(b"".join(dict.fromkeys(sorted(records))), size)  # sorting makes use of what is in order already
 
     def __len__(self) -> int:
         return len(self.packed) // self.size
