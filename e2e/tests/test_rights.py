@@ -183,7 +183,7 @@ def _draws_on_pools(release: Release, agents: DaemonSet) -> None:
     _filters_packets(client)
     agents.in_sync(machine, peers=0)
     path = f"{collection_path(NETLOOM_NODES)}/n1"
-    wait_for("the node says of its prefilter", lambda: client.request("GET", path)["status"].get("prefilter"))
+    wait_for("the node says of its prefilter", lambda: client.request("GET", path).get("status", {}).get("prefilter"))
     asked = [str(NETLOOM), "ip", "allocate", f"--socket={agents.run_dir(machine)}/agent.sock"]
 
     def said(pod: str) -> str:

@@ -7,7 +7,7 @@ import typer
 from typer.core import TyperGroup
 
 HEADINGS: dict[str, tuple[str, ...]] = {
-    "See how things are": ("status", "check", "plan", "pools"),
+    "See how things are": ("status", "check", "plan", "pools", "prefilter"),
     "Look after a cluster and its machines": ("guard", "crds", "ip", "cleanup", "uninstall"),
     "About this program": ("help", "completion", "version"),
     "Roles, which pods and services run": ("agent", "operator", "webhook"),

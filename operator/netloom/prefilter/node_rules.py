@@ -3,13 +3,14 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from netloom.cidr import VERSIONS, Version
+from netloom.cidr import VERSIONS, Address, Version
 from netloom.prefilter.guarding import Guard, Lifeline, Withheld
 from netloom.prefilter.lists import ParsedList
+from netloom.prefilter.lookup import holding
 from netloom.prefilter.merging import Merger, Source
 from netloom.prefilter.packing import entries_of
 from netloom.prefilter.records import Records, text_of
-from netloom.prefilter.rules import ALLOW, Entries, Rules
+from netloom.prefilter.rules import ALLOW, SLOT, Entries, Rules
 from netloom.prefilter.slots import assigned
 
 
@@ -66,6 +67,16 @@ class NodeRules:
         if changed or made.v4 is not self.rules.v4 or made.v6 is not self.rules.v6 or names != self.rules.names:
             self.rules = made
         self.shares = {name: self._share(name, slot) for name, slot in slots.items()}
+
+    def decisive(self, version: Version, address: Address) -> tuple[bytes, str, bool] | None:
+        """The active entry that decides about packets from an address, of which prefilter it is, and whether it is an
+        exception; None where none holds the address."""
+        merged = self._merger.merged[version]
+        for at, record in holding(merged.records, address):
+            if record not in self._withheld[version]:
+                value = merged.value_at(at)
+                return record, self.rules.names[value & SLOT], bool(value & ALLOW)
+        return None
 
     def _share(self, name: str, slot: int) -> Share:
         withheld = [each for guard in self._guards.values() for each in guard.withheld.values() if each.slot == slot]

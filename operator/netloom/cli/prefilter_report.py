@@ -1,0 +1,276 @@
+"""What `netloom prefilter` prints."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from netloom.api.core import NODES, Node
+from netloom.api.errors import UserError
+from netloom.api.participation import takes_part
+from netloom.api.v1alpha1 import (
+    NETLOOM_NODES,
+    NETWORK_NAME,
+    NETWORKS,
+    PREFILTERS,
+    ListReference,
+    NetloomNode,
+    NetloomPrefilter,
+    NodeFilter,
+)
+from netloom.cidr import Address, CidrError, Version, addresses_in, parse_address
+from netloom.cli.status_text import aligned, safe
+from netloom.prefilter.guarding import Lifeline, lifelines_of
+from netloom.prefilter.lists import ParsedList, parse_list
+from netloom.prefilter.lookup import holding
+from netloom.prefilter.node_rules import Filter, NodeRules
+from netloom.prefilter.records import Records, text_of
+from netloom.runtime.client import Api
+from netloom.runtime.errors import ApiError, NotFound
+from netloom_reconcilers.node.known.peers import pods_of
+from netloom_reconcilers.node.prefilter.config_maps import CONFIG_MAPS, read
+from netloom_reconcilers.node.prefilter.selection import selecting
+
+_NAMED = 8
+
+
+class Shown(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    """One prefilter. dropped: packets on all nodes, as these last said."""
+
+    name: str
+    mode: str
+    selected: int
+    active: int
+    failed: int
+    ipv4_entries: int
+    ipv6_entries: int
+    withheld: int
+    dropped: int
+    ready: str
+    reason: str
+    message: str
+    problems: tuple[str, ...]
+
+
+class Verdict(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    """What becomes of packets on some nodes. entry: that decides, "" where none holds the address; lists: in which it
+    is; withheld: longer or equal entries that nodes would not have active, each with the reason."""
+
+    nodes: tuple[str, ...]
+    dropped: bool
+    entry: str = ""
+    prefilter: str = ""
+    lists: tuple[str, ...] = ()
+    withheld: tuple[str, ...] = ()
+    failing: tuple[str, ...] = ()
+
+
+class Answer(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    """What becomes of packets from an address. unread: lists that could not be read, as sentences."""
+
+    address: str
+    verdicts: tuple[Verdict, ...]
+    unread: tuple[str, ...] = ()
+
+
+async def prefilters(kubeconfig: str | None, context: str | None) -> tuple[Shown, ...]:
+    """All of the cluster. Raises UserError."""
+    async with await Api.connect(kubeconfig, context, user_agent="netloom-prefilter") as api:
+        await api.check()
+        try:
+            objects, nodes = (await api.list(PREFILTERS)).objects, (await api.list(NETLOOM_NODES)).objects
+        except ApiError as error:
+            raise UserError(f"the objects cannot be read: {error}") from error
+    return tuple(shown(each, nodes) for each in objects)
+
+
+def shown(obj: NetloomPrefilter, nodes: Iterable[NetloomNode]) -> Shown:
+    """As its status and those of the nodes say."""
+    status = obj.status
+    ready = next((each for each in status.conditions if each.type == "Ready"), None)
+    reports = [each for node in nodes for each in _filters(node) if each.name == obj.metadata.name]
+    return Shown(
+        name=obj.metadata.name,
+        mode=obj.spec.mode,
+        selected=status.nodes.selected if status.nodes else 0,
+        active=status.nodes.active if status.nodes else 0,
+        failed=status.nodes.failed if status.nodes else 0,
+        ipv4_entries=status.ipv4_entries,
+        ipv6_entries=status.ipv6_entries,
+        withheld=status.withheld,
+        dropped=sum(each.packets for each in reports),
+        ready=ready.status if ready else "Unknown",
+        reason=ready.reason if ready else "",
+        message=ready.message if ready else "no operator has looked at it yet",
+        problems=status.problems,
+    )
+
+
+def _filters(node: NetloomNode) -> tuple[NodeFilter, ...]:
+    return node.status.prefilter.filters if node.status.prefilter is not None else ()
+
+
+def table(found: Sequence[Shown]) -> Iterator[str]:
+    """As lines."""
+    if not found:
+        yield "there is no NetloomPrefilter"
+        return
+    rows: list[tuple[str, ...]] = [
+        ("PREFILTER", "MODE", "SELECTED", "ACTIVE", "FAILED", "IPV4", "IPV6", "WITHHELD", "DROPPED", "READY")
+    ]
+    for each in found:
+        counts = (each.selected, each.active, each.failed, each.ipv4_entries, each.ipv6_entries, each.withheld)
+        said = f"{each.ready} {each.reason}".strip()
+        rows.append((each.name, each.mode, *map(str, counts), str(each.dropped), said))
+    yield from aligned(rows)
+    for each in found:
+        if each.ready != "True":
+            yield f"{each.name}: {safe(each.message)}"
+        yield from (f"{each.name}: {safe(problem)}" for problem in each.problems)
+
+
+async def look_up(kubeconfig: str | None, context: str | None, text: str) -> Answer:
+    """What becomes of packets from the address. Raises UserError."""
+    try:
+        address = parse_address(text)
+    except CidrError as error:
+        raise UserError(f"{error}. Give one such as 192.0.2.7.") from error
+    async with await Api.connect(kubeconfig, context, user_agent="netloom-prefilter") as api:
+        await api.check()
+        try:
+            objects = (await api.list(PREFILTERS)).objects
+            nodes, netloom_nodes = (await api.list(NODES)).objects, (await api.list(NETLOOM_NODES)).objects
+            networks = (await api.list(NETWORKS)).objects
+            home = await _home(api)
+            lists, unread = await _lists(api, objects, home)
+        except ApiError as error:
+            raise UserError(f"the objects cannot be read: {error}") from error
+    network = next((each for each in networks if each.metadata.name == NETWORK_NAME), None)
+    takers = [each for each in nodes if takes_part(each, network)]
+    return Answer(
+        address=text, verdicts=tuple(verdicts(address, objects, takers, netloom_nodes, lists)), unread=tuple(unread)
+    )
+
+
+async def _home(api: Api) -> str:
+    """The namespace of Netloom: where its agents have their Leases. Lists that name none are there."""
+    from netloom.api.coordination import LEASES
+    from netloom.api.verdict import AGENT_LABEL
+
+    found = (await api.list(LEASES, label_selector=f"{AGENT_LABEL}=true")).objects
+    return found[0].metadata.namespace if found else "kube-system"
+
+
+Lists = Mapping[ListReference, Mapping[str, ParsedList]]
+
+
+async def _lists(api: Api, objects: Iterable[NetloomPrefilter], home: str) -> tuple[Lists, list[str]]:
+    found: dict[ListReference, Mapping[str, ParsedList]] = {}
+    unread: list[str] = []
+    for reference in dict.fromkeys(each for one in objects for each in one.spec.references):
+        namespace = reference.namespace or home
+        try:
+            entries: Mapping[str, Any] = read(await api.get(CONFIG_MAPS, reference.name, namespace), {}).entries
+        except NotFound:
+            unread.append(f"there is no ConfigMap {namespace}/{reference.name}")
+            continue
+        except ApiError as error:
+            unread.append(f"ConfigMap {namespace}/{reference.name} cannot be read: {error}")
+            continue
+        kept = {key: each for key, each in entries.items() if isinstance(each, ParsedList)}
+        found[reference] = {
+            f"{namespace}/{reference.name}:{key}": each
+            for key, each in kept.items()
+            if not reference.keys or key in reference.keys
+        }
+    return found, unread
+
+
+def verdicts(
+    address: Address,
+    objects: Sequence[NetloomPrefilter],
+    nodes: Iterable[Node],
+    netloom_nodes: Sequence[NetloomNode],
+    lists: Lists,
+) -> Iterator[Verdict]:
+    """By nodes that the same prefilters select. Pure."""
+    groups: dict[tuple[str, ...], list[str]] = {}
+    for node in nodes:
+        names = tuple(each.metadata.name for each in selecting(objects, node.metadata.labels))
+        groups.setdefault(names, []).append(node.metadata.name)
+    by_name = {each.metadata.name: each for each in objects}
+    failing = {
+        (each.name, node.metadata.name): each.error for node in netloom_nodes for each in _filters(node) if each.error
+    }
+    lifelines = lifelines_of(
+        peers=[(a, n.metadata.name) for n in netloom_nodes for a in addresses_in(each.ip for each in n.spec.addresses)],
+        pods=[(cidr, node.metadata.name) for node in netloom_nodes for cidr in pods_of(node)[0]],
+    )
+    for names, members in sorted(groups.items()):
+        filters = [_filter(by_name[name], lists, address) for name in names]
+        found = _verdict(address, filters, lifelines)
+        said = [f"{node}: {failing[name, node]}" for name in names for node in members if (name, node) in failing]
+        yield msgspec.structs.replace(found, nodes=tuple(sorted(members)), failing=tuple(said))
+
+
+def _filter(prefilter: NetloomPrefilter, lists: Lists, address: Address) -> Filter:
+    """With the entries that hold the address alone: of these few, nothing else decides."""
+    spec = prefilter.spec
+    found = {
+        (False, "spec.denyCIDRs"): parse_list("\n".join(spec.deny_cidrs)),
+        (True, "spec.allowCIDRs"): parse_list("\n".join(spec.allow_cidrs)),
+    }
+    for allow, references in ((False, spec.deny_from_config_maps), (True, spec.allow_from_config_maps)):
+        for reference in references:
+            found |= {(allow, key): each for key, each in lists.get(reference, {}).items()}
+    version: Version = 4 if len(address) == 4 else 6
+    empty = parse_list("")
+    kept = {}
+    for key, each in found.items():
+        records = Records.of([one for _, one in holding(each.family(version), address)], each.family(version).size)
+        pair = (records, empty.v6) if version == 4 else (empty.v4, records)
+        kept[key] = ParsedList(*pair)
+    return Filter(prefilter.metadata.name, kept, spec.may_cut_off_nodes)
+
+
+def _verdict(address: Address, filters: Sequence[Filter], lifelines: Sequence[Lifeline]) -> Verdict:
+    version: Version = 4 if len(address) == 4 else 6
+    rules = NodeRules()
+    rules.update(filters, lifelines)
+    held = [each for share in rules.shares.values() for each in share.withheld]
+    withheld = tuple(
+        f"{text_of(each.record)} of NetloomPrefilter {rules.rules.names[each.slot]}: {each.why}" for each in held
+    )
+    decisive = rules.decisive(version, address)
+    if decisive is None:
+        return Verdict(nodes=(), dropped=False, withheld=withheld)
+    record, name, allow = decisive
+    lists = tuple(
+        key
+        for each in filters
+        if each.name == name
+        for (allowing, key), parsed in each.lists.items()
+        if allowing == allow and record in parsed.family(version)
+    )
+    entry = text_of(record)
+    return Verdict(nodes=(), dropped=not allow, entry=entry, prefilter=name, lists=lists, withheld=withheld)
+
+
+def told(found: Answer) -> Iterator[str]:
+    """As lines."""
+    if not found.verdicts:
+        yield "there is no node"
+    for each in found.verdicts:
+        what = "dropped" if each.dropped else "passes"
+        more = f" and {len(each.nodes) - _NAMED} more" if len(each.nodes) > _NAMED else ""
+        on = f"on {len(each.nodes)} node{'s' if each.nodes[1:] else ''} ({', '.join(each.nodes[:_NAMED])}{more})"
+        kind = "" if each.dropped else "the exception "
+        why = (
+            f"by {kind}{each.entry} of NetloomPrefilter {each.prefilter} ({', '.join(each.lists)})"
+            if each.entry
+            else "no entry holds it"
+        )
+        yield safe(f"{found.address}: {what} {on}: {why}")
+        yield from (safe(f"  not active: {held}") for held in each.withheld)
+        yield from (safe(f"  does not run: {failing}") for failing in each.failing[:_NAMED])
+    yield from (safe(f"not looked at: {each}") for each in found.unread)
