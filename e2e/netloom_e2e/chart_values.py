@@ -74,7 +74,10 @@ def schema(values: tuple[Value, ...]) -> str:
 
 def _object(values: tuple[Value, ...]) -> dict[str, Any]:
     properties = {each.name: _object(each.below) if each.below else _leaf(each) for each in values}
-    return {"type": "object", "additionalProperties": False, "properties": properties}
+    # Without a section, which `null` takes away, templates would stop in words of theirs.
+    sections = [each.name for each in values if each.below]
+    required = {"required": sections} if sections else {}
+    return {"type": "object", "additionalProperties": False, "properties": properties, **required}
 
 
 def _leaf(value: Value) -> dict[str, Any]:

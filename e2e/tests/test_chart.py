@@ -125,12 +125,24 @@ def test_agents_that_install_no_plugin_cannot_write_nodes() -> None:
             if "nodes" in rule["resources"]
         ]
 
-    assert [rule["verbs"] for rule in rights()] == [["get", "list"], ["patch"]]
-    assert [rule["verbs"] for rule in rights(**{"cni.install": False})] == [["get", "list"]]
+    assert [rule["verbs"] for rule in rights()] == [["get", "list", "watch"], ["patch"]]
+    assert [rule["verbs"] for rule in rights(**{"cni.install": False})] == [["get", "list", "watch"]]
 
 
 POOL = {"default": {"ipv4": {"cidrs": ["10.60.0.0/16"], "maskSize": 27}}}
 NO_EFFECT = "have no effect in ipam.mode=kubernetes. Leave them out, or set ipam.mode="
+CIDRS4, CIDRS6 = (f"ipam.operator.clusterPoolIPv{family}PodCIDRList" for family in (4, 6))
+CLUSTER_POOL = {"ipam.mode": "cluster-pool", CIDRS4: ["10.0.0.0/8"]}
+
+
+def pools(**of: Any) -> dict[str, Any]:
+    return {"ipam.mode": "multi-pool", "pools": of}
+
+
+def ipv4(*cidrs: str, mask: int = 27) -> dict[str, Any]:
+    return {"ipv4": {"cidrs": cidrs, "maskSize": mask}}
+
+
 REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"operator.replica": 3}, "at '/operator': additional properties 'replica' not allowed"),
     ({"operator.replicas": "two"}, "at '/operator/replicas': got string, want integer"),
@@ -148,10 +160,6 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"guard.tls.caBundle": "Q0E="}, "which the given CA does not vouch for. Set guard.tls.secretName as well"),
     ({"ipam.mode": "cluster-pool"}, "no range is safe to guess. Set ipam.operator.clusterPoolIPv4PodCIDRList"),
     ({"ipam.operator.clusterPoolIPv4PodCIDRList": ["10.0.0.0/8"]}, NO_EFFECT + "cluster-pool."),
-    (
-        {"ipam.operator.clusterPoolIPv4PodCIDRList": ["10.0.0.0"]},
-        "clusterPoolIPv4PodCIDRList/0': '10.0.0.0' does not match",
-    ),
     ({"pools": POOL}, "pools " + NO_EFFECT + "multi-pool."),
     ({"pools": POOL, "agent.enabled": False}, "Leave pools out, or set agent.enabled=true."),
     ({"ipam.mode": "eni"}, "ipam.mode=eni is not served yet. Use kubernetes"),
@@ -161,6 +169,69 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"directRoutingSkipUnreachable": True}, "Set autoDirectNodeRoutes=true as well, or leave it off."),
     ({"MTU": 1000}, "MTU=1000: below 1280 bytes IPv6 does not work (RFC 8200). Set at least 1280"),
     ({"prometheus.serviceMonitor.enabled": True}, "Set prometheus.enabled=true as well."),
+    ({"operator.prometheus.serviceMonitor.enabled": True}, "Set operator.prometheus.enabled=true as well."),
+    # What is no value of ours, or of another type: by the schema, in Helm's words.
+    ({"operators": {}}, "at '': additional properties 'operators' not allowed"),
+    ({"ipam": None}, "at '': missing property 'ipam'"),
+    ({"guard.tls": None}, "at '/guard': missing property 'tls'"),
+    ({"agent.enabled": "yes"}, "at '/agent/enabled': got string, want boolean"),
+    ({"tunnelPort": "8472"}, "at '/tunnelPort': got string, want integer"),
+    ({"tunnelPort": 70000}, "at '/tunnelPort': maximum: got 70,000, want 65,535"),
+    ({CIDRS4: "10.0.0.0/16"}, "PodCIDRList': got string, want array"),
+    (CLUSTER_POOL | {"ipam.operator.clusterPoolIPv4MaskSize": 31}, "MaskSize': maximum: got 31, want 30"),
+    ({"devices": "eth0"}, "at '/devices': got string, want array"),
+    ({"ipam.mode": "Kubernetes"}, "at '/ipam/mode': value must be one of 'kubernetes', 'cluster-pool', 'multi-pool'"),
+    ({"image.pullPolicy": "Sometimes"}, "at '/image/pullPolicy': value must be one of '', 'Always', 'IfNotPresent'"),
+    (pools(a=ipv4("10.60.0.0/16") | {"draned": True}), "at '/pools/a': additional properties 'draned' not allowed"),
+    (pools(a={"ipv5": {}}), "at '/pools/a': additional properties 'ipv5' not allowed"),
+    # CIDRs.
+    (
+        CLUSTER_POOL | {CIDRS4: ["10.0.0.0"]},
+        CIDRS4 + ': "10.0.0.0" is not an IPv4 CIDR. Write one such as 10.244.0.0/16.',
+    ),
+    (CLUSTER_POOL | {CIDRS4: ["10.0.300.0/16"]}, '"10.0.300.0/16" is not an IPv4 CIDR.'),
+    (CLUSTER_POOL | {CIDRS4: ["10.0.0.0/33"]}, '"10.0.0.0/33" is not an IPv4 CIDR.'),
+    (CLUSTER_POOL | {CIDRS4: ["fd00::/48"]}, '"fd00::/48" is not an IPv4 CIDR.'),
+    (CLUSTER_POOL | {CIDRS6: ["10.1.0.0/16"]}, '"10.1.0.0/16" is not an IPv6 CIDR. Write one such as fd00:42::/56.'),
+    (CLUSTER_POOL | {CIDRS4: ["10.1.2.3/9"]}, "is an address, not a network. Write 10.0.0.0/9."),
+    (CLUSTER_POOL | {CIDRS4: ["10.1.0.0/24", "10.0.0.0/8"]}, f"10.0.0.0/8 overlaps 10.1.0.0/24 of {CIDRS4}. Leave one"),
+    (
+        CLUSTER_POOL | {CIDRS4: ["10.0.0.0/25"]},
+        "clusterPoolIPv4MaskSize=24: no part of that size fits into 10.0.0.0/25 of ipam.operator.cluster",
+    ),
+    (CLUSTER_POOL | {CIDRS6: ["fd00::/121"]}, "clusterPoolIPv6MaskSize to 121 or more, or use a larger CIDR."),
+    ({"ipv4NativeRoutingCIDR": "10.0.0.1/8"}, "ipv4NativeRoutingCIDR: 10.0.0.1/8 has bits set after its prefix length"),
+    ({"ipv6NativeRoutingCIDR": "10.0.0.0/8"}, 'ipv6NativeRoutingCIDR: "10.0.0.0/8" is not an IPv6 CIDR.'),
+    ({"nonMasqueradeCIDRs": ["x"]}, 'nonMasqueradeCIDRs: "x" is not a CIDR.'),
+    (pools(a=ipv4("10.60.0.1/16")), "pools.a.ipv4.cidrs: 10.60.0.1/16 has bits set after its prefix length"),
+    (pools(a=ipv4("10.60.0.0/28")), "pools.a.ipv4.maskSize=27: no part of that size fits into 10.60.0.0/28"),
+    (
+        pools(a=ipv4("10.60.0.0/16"), b=ipv4("10.60.1.0/24")),
+        "pools.b.ipv4.cidrs: 10.60.1.0/24 overlaps 10.60.0.0/16 of pools.a.ipv4.cidrs.",
+    ),
+    (pools(a={"ipv4": {"cidrs": ["10.60.0.0/16"]}}), "pools.a.ipv4 needs cidrs and maskSize"),
+    (pools(a={}), "pools.a has neither ipv4 nor ipv6, so there is no address in it."),
+    (pools(My_Pool=ipv4("10.60.0.0/16")), "Write pools.my-pool, for example."),
+    # Single values.
+    ({"tunnelPort": 30100}, "tunnelPort=30100 is one of the ports 30000 to 32767, which Kubernetes gives to Services"),
+    ({"tunnelPort": 53}, "tunnelPort=53 is taken on most machines"),
+    (
+        {"guard.url": "http://guard"},
+        'guard.url: "http://guard" is no URL that API servers could call. Write https://HOST',
+    ),
+    (
+        {"guard.url": "https://g", "guard.tls.secretName": "x", "guard.tls.caBundle": "Q0E="},
+        "has no effect with guard.url",
+    ),
+    ({"guard.tls.caBundle": "-----BEGIN"}, "guard.tls.caBundle is not base64."),
+    ({"guard.tls.injectCaFrom": "own"}, 'guard.tls.injectCaFrom: "own" names no Certificate. Write NAMESPACE/NAME.'),
+    ({"image.repository": ""}, "image.repository is empty."),
+    ({"image.digest": "abc"}, 'image.digest: "abc" is no digest.'),
+    ({"cni.binPath": "opt/cni"}, 'cni.binPath: "opt/cni" is no absolute path.'),
+    ({"k8sServiceHost": "https://api"}, 'k8sServiceHost: "https://api" is no host.'),
+    ({"k8sServicePort": "https"}, 'k8sServicePort: "https" is no port.'),
+    ({"operator.podDisruptionBudget.minAvailable": 2}, "lets no node of an operator be drained."),
+    ({"ipam.mode": "crd", "routingMode": "native", "autoDirectNodeRoutes": True}, "does not work with ipam.mode=crd"),
 ]
 
 
@@ -171,6 +242,13 @@ def test_mistaken_values_are_refused_with_the_way_out(values: dict[str, Any], sa
     with pytest.raises(ChartError) as refusal:
         template(values)
     assert said in str(refusal.value)
+
+
+def test_all_of_a_pool_can_be_said() -> None:
+    schema = json.loads((CHART / "values.schema.json").read_text())["properties"]["pools"]["additionalProperties"]
+    definition = yaml.safe_load((CHART / "crds" / "netloomippools.yaml").read_text())
+    kind = definition["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]["properties"]
+    assert schema["properties"].keys() == kind.keys()
 
 
 def test_without_the_kinds_of_prometheus_operator_nothing_refers_to_them() -> None:

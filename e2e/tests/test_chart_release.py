@@ -272,3 +272,12 @@ def test_the_api_server_accepts_every_combination(served: ControlPlane, values: 
     said = served.kubectl(*dry, input=text)
     assert said.stdout.count("serverside-applied") == len(list(filter(None, yaml.safe_load_all(text))))
     assert "arning" not in said.stderr
+
+
+def test_pods_and_services_have_addresses_of_their_own(served: ControlPlane) -> None:
+    """Which only the cluster knows."""
+    values = ("ipam.mode=cluster-pool", "ipam.operator.clusterPoolIPv4PodCIDRList={10.100.0.0/16}")
+    what = ("install", "netloom", CHART, f"--namespace={NAMESPACE}", "--dry-run=server")
+    done = served.helm(*what, *(f"--set={each}" for each in values), check=False)
+    said = "ipam.operator.clusterPoolIPv4PodCIDRList: 10.100.0.0/16 overlaps 10.96.0.0/12 of the cluster's ServiceCIDR"
+    assert said in done.stderr

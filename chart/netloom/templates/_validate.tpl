@@ -5,15 +5,50 @@ is refused here as well, where it would leave a release half installed: the netw
 {{- if not (or .agent.enabled .guard.enabled) }}
 {{- fail "agent.enabled and guard.enabled are both false, so there is nothing to install. Set guard.enabled=true for the guard alone, or agent.enabled=true." }}
 {{- end }}
+{{- include "netloom.validate.forms" . }}
 {{- include "netloom.validate.guard" $ }}
 {{- include "netloom.validate.otherRelease" $ }}
 {{- if .agent.enabled }}
 {{- include "netloom.validate.otherCni" $ }}
 {{- if .network.create }}{{ include "netloom.validate.network" . }}{{ include "netloom.validate.mode" . }}{{ end }}
+{{- include "netloom.validate.cidrs" $ }}
 {{- else if .pools }}
 {{- fail "pools are of Netloom's own network, and agent.enabled is false. Leave pools out, or set agent.enabled=true." }}
 {{- end }}
 {{- include "netloom.validate.monitoring" $ }}
+{{- end }}
+{{- end }}
+
+{{/* How single values are written, where a pattern of the schema would say it in no words. */}}
+{{- define "netloom.validate.forms" -}}
+{{- if not .image.repository }}
+{{- fail "image.repository is empty. Set it to where the image is, without its tag, such as registry.example.com/netloom." }}
+{{- end }}
+{{- if not (regexMatch "^(sha256:[0-9a-f]{64})?$" .image.digest) }}
+{{- fail (printf "image.digest: %q is no digest. Write sha256: and 64 hexadecimal digits, or leave it out and set image.tag." .image.digest) }}
+{{- end }}
+{{- range $key := list "binPath" "confPath" }}
+{{- if not (hasPrefix "/" (get $.cni $key)) }}
+{{- fail (printf "cni.%s: %q is no absolute path. Write the folder of the nodes from / on." $key (get $.cni $key)) }}
+{{- end }}
+{{- end }}
+{{- if regexMatch "[/ ]" .k8sServiceHost }}
+{{- fail (printf "k8sServiceHost: %q is no host. Write a name or an address alone, and the port into k8sServicePort." .k8sServiceHost) }}
+{{- end }}
+{{- if not (regexMatch "^[0-9]*$" (toString .k8sServicePort)) }}
+{{- fail (printf "k8sServicePort: %q is no port. Write a number, such as 6443." (toString .k8sServicePort)) }}
+{{- end }}
+{{- $port := int .tunnelPort }}
+{{- if and (ge $port 30000) (le $port 32767) }}
+{{- fail (printf "tunnelPort=%d is one of the ports 30000 to 32767, which Kubernetes gives to Services of type NodePort. Choose another, or 0 for the protocol's own." $port) }}
+{{- end }}
+{{- if has $port (list 53 67 68 123 546 547) }}
+{{- fail (printf "tunnelPort=%d is taken on most machines, by DNS, DHCP or NTP. Choose another, or 0 for the protocol's own." $port) }}
+{{- end }}
+{{- with .operator }}
+{{- if and .podDisruptionBudget.enabled (gt (int .replicas) 1) (not (hasSuffix "%" (toString .podDisruptionBudget.minAvailable))) (ge (int .podDisruptionBudget.minAvailable) (int .replicas)) }}
+{{- fail (printf "operator.podDisruptionBudget.minAvailable=%d with operator.replicas=%d lets no node of an operator be drained. Set fewer, or more replicas." (int .podDisruptionBudget.minAvailable) (int .replicas)) }}
+{{- end }}
 {{- end }}
 {{- end }}
 
@@ -22,6 +57,15 @@ is refused here as well, where it would leave a release half installed: the netw
 {{- with .Values.guard }}
 {{- if and $.Values.agent.enabled .enabled (eq $for "cilium") }}
 {{- fail "guard.for=cilium leaves the network of these agents unguarded. Set guard.for to netloom or all, or agent.enabled=false for a cluster that runs Cilium." }}
+{{- end }}
+{{- if not (regexMatch "^(https://[^/ ]+/?)?$" .url) }}
+{{- fail (printf "guard.url: %q is no URL that API servers could call. Write https://HOST:PORT." .url) }}
+{{- end }}
+{{- if not (regexMatch "^[A-Za-z0-9+/=\\s]*$" .tls.caBundle) }}
+{{- fail "guard.tls.caBundle is not base64. Write what `base64 -w0 ca.crt` prints." }}
+{{- end }}
+{{- if not (regexMatch "^([^/]+/[^/]+)?$" .tls.injectCaFrom) }}
+{{- fail (printf "guard.tls.injectCaFrom: %q names no Certificate. Write NAMESPACE/NAME." .tls.injectCaFrom) }}
 {{- end }}
 {{- if and .tls.secretName (not (or .tls.caBundle .tls.injectCaFrom)) }}
 {{- fail "guard.tls.secretName: who vouches for that certificate is not said. Set guard.tls.caBundle, or guard.tls.injectCaFrom if cert-manager issues it." }}
