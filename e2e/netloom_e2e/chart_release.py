@@ -27,10 +27,11 @@ from netloom_e2e.rights import Account
 
 AGENT, OPERATOR, GUARD = (Account(NAMESPACE, f"netloom-{role}") for role in ("agent", "operator", "guard"))
 BREAK_GLASS = ("system:masters", "netloom:break-glass")
-SWITCH_OFF = (
-    *("delete", "validatingwebhookconfigurations,validatingadmissionpolicybindings"),
-    "--selector=netloom.dev/guard",
-)
+
+
+def _lives(manifest: dict[str, Any] | None) -> bool:
+    """Whether it is there while the release is not being deleted."""
+    return manifest is not None and "delete" not in manifest["metadata"].get("annotations", {}).get("helm.sh/hook", "")
 
 
 @dataclass
@@ -40,7 +41,7 @@ class Release:
     plane: ControlPlane
     folder: Path
     rights: list[dict[str, Any]] = field(default_factory=list)
-    """All manifests that there were."""
+    """All manifests that there were, but for those of its end."""
     _numbers: Iterator[int] = field(default_factory=itertools.count)
 
     def __post_init__(self) -> None:
@@ -56,11 +57,9 @@ class Release:
         with self.hooks.served():
             done = self.plane.helm(verb, "netloom", *arguments, f"--namespace={NAMESPACE}", check=False, timeout=240)
         assert done.returncode == 0, (done.stderr, self.hooks.ran)
-        if verb == "uninstall":
-            return
         for part in ("manifest", "hooks"):
             text = self.plane.helm("get", part, "netloom", f"--namespace={NAMESPACE}").stdout
-            self.rights += filter(None, yaml.safe_load_all(text))
+            self.rights += filter(_lives, yaml.safe_load_all(text))
 
     def put(self, verb: str, *values: str) -> None:
         """Installs or upgrades it."""

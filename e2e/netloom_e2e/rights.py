@@ -129,6 +129,13 @@ class Audit:
         """What the user asked for and was refused, by RBAC or by a policy."""
         return {right for right, allowed in self._asked(user) if not allowed}
 
+    def all_faults(self, manifests: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+        """Those of all accounts to which these manifests grant anything, by the account's name; without those that have
+        none."""
+        every = list(manifests)
+        found = {account.name: self.faults(account, granted(every, account)) for account in accounts(every)}
+        return {name: faults for name, faults in found.items() if faults}
+
     def faults(self, account: Account, grants: Iterable[Right]) -> dict[str, Any]:
         """What is wrong with the grants of an account that has lived; empty if nothing is."""
         grants, used = set(grants), self.used(account.user)
