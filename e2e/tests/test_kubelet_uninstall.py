@@ -1,22 +1,22 @@
-"""Helm takes Netloom away from a real cluster, and so does one command where its namespace is being deleted: machines
+"""Helm takes Netloom away from a real cluster, and so does a manifest where its namespace is being deleted: machines
 are as they were before it came, and the API server holds what it held.
 """
 
 import re
-import subprocess
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import pytest
 
+from netloom.uninstall.steps import OWN_NAMESPACE
 from netloom_e2e import binaries, crds, kubelets
 from netloom_e2e.api_objects import objects
 from netloom_e2e.binaries import BinariesError
-from netloom_e2e.chart_machines import NETLOOM
+from netloom_e2e.chart_sources import EXAMPLES
 from netloom_e2e.client import ApiFailure
 from netloom_e2e.kubelet_node import KubeletNode
 from netloom_e2e.kubelets import KubeletCluster
-from netloom_e2e.lab import Pod, environment
+from netloom_e2e.lab import Pod
 from netloom_e2e.machine_state import state
 from netloom_e2e.netloom_cluster import Release
 from netloom_e2e.netloom_image import netloom
@@ -142,24 +142,25 @@ def test_another_install_works_and_takes_pods_of_before_down(bed: KubeletCluster
 
 
 @pytest.mark.timeout(600)
-def test_one_command_leaves_nothing_where_the_namespace_is_being_deleted(
-    bed: KubeletCluster, network: Recorded
-) -> None:
-    bed.plane.kubectl("delete", "namespace", NAMESPACE, "--wait=false")
-    image = f"--image={network.release.image.name}"
-    command = [NETLOOM, "uninstall", "--yes", image, f"--kubeconfig={bed.plane.kubeconfig()}"]
+def test_a_manifest_leaves_nothing_where_the_namespace_is_being_deleted(bed: KubeletCluster, network: Recorded) -> None:
+    plane = bed.plane
+    plane.kubectl("delete", "namespace", NAMESPACE, "--wait=false")
+    manifest = (EXAMPLES / "uninstall.yaml").read_text().replace("netloom:latest", network.release.image.name)
+    bed.apply(manifest)
+    job = f"/apis/batch/v1/namespaces/{OWN_NAMESPACE}/jobs/netloom-uninstall"
+    status = ("succeeded", "failed")
+    bed.wait("the Job to end", lambda: plane.client.request("GET", job)["status"].keys() & {*status}, deadline=240)
 
-    done = subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=300, check=False)
-
-    told = f"{done.stdout}{done.stderr}"
+    told = plane.kubectl("logs", "job/netloom-uninstall", f"--namespace={OWN_NAMESPACE}").stdout
     network.told += told
-    assert done.returncode == 0, told
+    assert told.splitlines()[-1].startswith("Done."), told
+    plane.kubectl("delete", "--filename=-", input=manifest, timeout=120)
     # Its controller waits ever longer between two looks, up to a minute.
     path = f"/api/v1/namespaces/{NAMESPACE}"
     bed.wait("the namespace to be gone", lambda: not exists(bed, path), deadline=180)
     assert left(bed, network) == "", told
     assert new_objects(bed, network) == set()
-    bed.plane.kubectl("delete", "--filename", crds.FOLDER, timeout=60)
+    plane.kubectl("delete", "--filename", crds.FOLDER, timeout=60)
 
 
 def exists(bed: KubeletCluster, path: str) -> bool:
