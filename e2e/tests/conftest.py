@@ -39,6 +39,7 @@ LONGEST = (
     "test_other_kernels.py",  # 333 s beside another worker, most of it one virtual machine's
     "test_guard.py",  # 611 requests
     "test_kubelets.py",  # one cluster, through all routing modes
+    "test_chart_life.py",  # one cluster, images exchanged five times
     "test_kernel_machine.py",  # one test of 1,200 steps
     "test_mode_race.py",  # one of 44 s
     "test_pool_soak.py",  # one of half a minute, as the next
