@@ -129,7 +129,7 @@ class What(StrEnum):
 _TESTS = [What.CONTROL_PLANE, What.CLUSTER, What.SPECS, What.IMAGE, What.HELM, What.KERNEL]
 _MAKERS: dict[What, Callable[[], object]] = {
     What.CLUSTER: kubelets.prepare,
-    What.IMAGE: netloom_image.netloom,
+    What.IMAGE: netloom_image.another,
     What.CONTROL_PLANE: binaries.prepare,
     What.HELM: binaries.helm,
     What.KERNEL: virtual_machine.kernel,
