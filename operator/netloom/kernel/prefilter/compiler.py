@@ -19,7 +19,7 @@ PYTHON = Path("/usr/bin/python3")
 COMPILE_SECONDS = 120.0
 """It takes half a second; a machine that swaps has more patience than a node that is to be filtered."""
 
-_BESIDE = Path(__file__).parent / "bpf"
+_BESIDE = Path(__file__).parent / "source"
 _IN_TREE = Path(__file__).parents[4] / "bpf"
 _MOST_LINES = 6
 
