@@ -15,6 +15,7 @@ import shutil
 import sys
 import tarfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -79,15 +80,26 @@ def _wheels(tree: Path) -> Path:
 
 def sbom(image: Image) -> dict[str, Any]:
     """The list of what is in an image, which it carries with it."""
+    for files in _layers(image):
+        if SBOM in files.getnames():
+            return dict(json.loads(_read(files, SBOM)))
+    raise LookupError(f"there is no {SBOM} in {image.archive}")
+
+
+def names(image: Image) -> set[str]:
+    """The paths of all that is in it."""
+    return {name for files in _layers(image) for name in files.getnames()}
+
+
+def _layers(image: Image) -> Iterator[tarfile.TarFile]:
+    """From the last to the first."""
     with tarfile.open(image.archive) as archive:
         (manifest,) = json.loads(_read(archive, "manifest.json"))
         for layer in reversed(manifest["Layers"]):
             member = archive.extractfile(layer)
             assert member
             with tarfile.open(fileobj=member) as files:
-                if SBOM in files.getnames():
-                    return dict(json.loads(_read(files, SBOM)))
-    raise LookupError(f"there is no {SBOM} in {image.archive}")
+                yield files
 
 
 def identity(image: Image) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from netloom_e2e import netloom_image
+from netloom_e2e import netloom_image, prefilter_program
 from netloom_e2e.images import Recipe, built
 from netloom_e2e.netloom_image import ROOT
 
@@ -41,6 +41,12 @@ def test_the_image_gets_of_the_lock_file_what_netloom_needs_to_run() -> None:
     assert text.count("--hash=sha256:") > len(names)
 
 
+def test_the_list_can_be_made_in_the_tree() -> None:
+    command = [sys.executable, str(ROOT / "chart" / "image" / "runtime.py")]
+    told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert told.startswith("aio")
+
+
 def test_equal_content_makes_equal_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = []
     for number in (1, 2):
@@ -67,3 +73,9 @@ def test_the_image_lists_what_is_in_it() -> None:
     assert {"pkg:deb/debian/libc6", "pkg:deb/debian/python3", "pkg:deb/debian/iptables"} <= found.keys()
     for name in ("pkg:pypi/mypy", "pkg:pypi/pip", "pkg:deb/debian/apt", "pkg:deb/debian/dash"):
         assert name not in found, "what nobody needs to run is not there"
+
+
+def test_the_image_has_the_prefilter_compiled() -> None:
+    place = "usr/lib/python3/dist-packages/netloom/kernel/prefilter/source"
+    name = f"{place}/{prefilter_program.compiled().name}"
+    assert name in netloom_image.names(netloom_image.netloom())

@@ -83,6 +83,24 @@ async def test_without_a_program_the_report_says_why_and_nothing_is_attached(
     assert filtered.programs() == {}
 
 
+async def test_where_another_version_cannot_be_had_the_one_that_runs_gets_the_entries(
+    filtered: Filtered, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = await (await filtered.agent()).apply(wanted(RULES, "eth0"))
+
+    def impossible(cache: Path) -> Compiled:
+        raise CompileError("there is no compiler")
+
+    monkeypatch.setattr(compiler, "instructions", impossible)
+    keeper = await filtered.agent()
+    report = await keeper.apply(wanted(rules({"203.0.113.0/24": "a", "198.51.100.0/24": "a"}), "eth0"))
+    assert (report.error, report.entries["v4"], report.in_sync) == ("there is no compiler", 2, False)
+    assert filtered.programs() == {"eth0": "native netloom_"}
+    assert (report.devices[0].mode, report.devices[0].program) == ("native", before.program)
+    await keeper.cleanup()
+    assert (filtered.programs(), filtered.pins()) == ({}, ["maps.debug", "progs.debug"])
+
+
 async def test_what_the_verifier_says_is_said(filtered: Filtered, monkeypatch: pytest.MonkeyPatch) -> None:
     endless = "bf1600000000000061600000000000000500feff000000009500000000000000"
     monkeypatch.setattr(compiler, "instructions", lambda cache: Compiled("", endless, endless))

@@ -31,8 +31,8 @@ VERIFY_SHARE = 200
 
 class FilterPart(Part[Prefiltering]):
     """See the module. in_use: ids of our programs that run on devices. filled: the wanted entries have been in the
-    kernel since this began, so the program may be attached. error, verifier: why the program or its entries are not
-    as wanted. written: programs that were loaded and entries that were changed."""
+    kernel since this began, so the program may be attached. verifier: what it said of a program that it refused.
+    written: programs that were loaded and entries that were changed."""
 
     owns = PREFILTER
     state = ("dump", "the prefilter's maps")
@@ -43,7 +43,8 @@ class FilterPart(Part[Prefiltering]):
         self.kernel: KernelFilter | None = None
         self.due = True
         self.filled = False
-        self.error = self.verifier = ""
+        self.verifier = ""
+        self._errors: dict[Item, str] = {}
         self.entries = {"v4": 0, "v6": 0}
         self.written: Counter[str] = Counter()
         self._folder = folder
@@ -59,6 +60,11 @@ class FilterPart(Part[Prefiltering]):
     def is_there(self) -> bool:
         """Whether there is anything to do with a prefilter here. Without one this is all that it costs."""
         return bool(self._wanted.devices) or self.kernel is not None or self._folder.is_dir()
+
+    @property
+    def error(self) -> str:
+        """Why the program or its entries are not as wanted, as a sentence."""
+        return next(iter(self._errors.values()), "")
 
     @property
     def ours(self) -> set[int]:
@@ -142,6 +148,7 @@ class FilterPart(Part[Prefiltering]):
         """Load the program, and make its entries those that are wanted."""
         if not self._wanted.devices:
             self._undone.clear()
+            self._errors.clear()
             self.due = False
             return Outcome()
         if not self.due and self._undone <= attempt.held:
@@ -190,12 +197,14 @@ class FilterPart(Part[Prefiltering]):
         outcome = Outcome()
         self._undone.clear()
         for item, work in ((PROGRAM, self._need_program), (ENTRIES, lambda: self._put(rules))):
-            refused = None if item in attempt.held else self._tried(item, work)
-            if item in attempt.held or refused is not None:
-                self._undone.update((PROGRAM, ENTRIES) if item == PROGRAM else (ENTRIES,))
-                outcome.refused += [refused] if refused is not None else []
-                break
-            outcome.written.append((item[0], [item[1]]))
+            # A program of another version that runs takes the entries as well.
+            if item in attempt.held or (item == ENTRIES and not self.ours):
+                self._undone.add(item)
+            elif (refused := self._tried(item, work)) is not None:
+                self._undone.add(item)
+                outcome.refused.append(refused)
+            else:
+                outcome.written.append((item[0], [item[1]]))
         return outcome
 
     def _tried(self, item: Item, work: Callable[[], None]) -> Refused | None:
@@ -208,9 +217,10 @@ class FilterPart(Part[Prefiltering]):
             code = getattr(error, "errno", 0) or 0
             lacking = ": it takes the capabilities BPF and NET_ADMIN" if code == errno.EPERM else ""
             said = error.strerror if isinstance(error, OSError) and error.filename is None else ""
-            self.error = f"{said or error}{lacking}"
+            self._errors[item] = f"{said or error}{lacking}"
             self.verifier = getattr(error, "verifier", "")
-            return Refused(item, self.error, code)
+            return Refused(item, self._errors[item], code)
+        self._errors.pop(item, None)
         return None
 
     def _need_program(self) -> None:
@@ -220,9 +230,11 @@ class FilterPart(Part[Prefiltering]):
         if kernel.programs.current:
             return
         kernel.need_maps()
+        kernel.find()
         if kernel.need_program(instructions(self._cache)):
             self.written["program"] += 1
             info = kernel.programs.info
+            self.verifier = ""
             log.info("the prefilter's program is loaded", id=info.identity, name=info.name, tag=info.tag)
 
     def _put(self, rules: Rules) -> None:
@@ -232,7 +244,6 @@ class FilterPart(Part[Prefiltering]):
             log.info("the prefilter's entries changed", changed=written, v4=len(rules.v4), v6=len(rules.v6))
         self.entries = {"v4": len(rules.v4), "v6": len(rules.v6)}
         self.filled = True
-        self.error = self.verifier = ""
 
     def _leave(self) -> None:
         kernel = self._opened()
