@@ -51,19 +51,40 @@ class PrefilterKeeper(Keeper[Prefiltering, PrefilterReport]):
         folder = bpffs / "netloom" / f"prefilter-{here}"
         self._devices = DevicesPart()
         self._filter = self._devices.filter = FilterPart(folder, cache, lambda: self._devices.in_use)
+        self._is_open = False
         super().__init__((self._filter, self._devices), **options)
+
+    async def open(self) -> None:
+        """Nothing yet: a node without a prefilter has no socket and no thread for one, and is woken by no event."""
 
     async def close(self) -> None:
         """Close what is open. The filter stays, and works on."""
-        await super().close()
-        self._filter.close()
+        if self._is_open:
+            await super().close()
+            self._filter.close()
+
+    async def apply(self, desired: Prefiltering) -> PrefilterReport:
+        """As of each keeper."""
+        return await super().apply(desired) if await self._needed(desired) else self.report
+
+    async def prune(self) -> None:
+        """As of each keeper."""
+        if self._is_open:
+            await super().prune()
 
     async def plan(self, desired: Prefiltering) -> list[PlannedChange]:
         """What `apply` would change. Writes nothing."""
-        if not desired.devices and not self._filter.is_there:
+        if not await self._needed(desired):
             return []
         async with self._lock:
             return await self._connect().call(lambda commands: self._plan(commands, desired))
+
+    async def _needed(self, desired: Prefiltering) -> bool:
+        """Whether there is anything to do or to look after; from the first time on, the sockets are open."""
+        if not self._is_open and (desired.devices or self._filter.is_there):
+            self._is_open = True
+            await super().open()
+        return self._is_open
 
     def dropped(self) -> Mapping[str, Dropped]:
         """By name of prefilter, as the kernel counts at this moment: a system call for each. Raises OSError."""
