@@ -91,9 +91,6 @@ def _live(release: Release, agents: DaemonSet) -> None:
     release.put("install", *CLUSTER_POOL)
     operator = release.operator()
     cluster.create_pool("unused", "10.43.0.0/24")
-    idle = {"apiVersion": "netloom.dev/v1alpha1", "kind": "NetloomPrefilter", "metadata": {"name": "idle"}}
-    idle |= {"spec": {"nodeSelector": {"matchLabels": {"edge": "true"}}}}
-    client.request("POST", PREFILTERS, idle)
     machine = agents.lab.add_node("n1")
     cluster.add_node("n1", address=machine.underlay[0])
     wait_for("the first has its CIDR", cluster.served)

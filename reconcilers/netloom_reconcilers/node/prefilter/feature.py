@@ -238,27 +238,28 @@ class PrefilterFeature(NodeFeature):
             self._lists.want(each for one in selected for each in one.spec.references)
             if (patience := self._lists.patience) > 0:
                 return patience
-        desired = await self._desired(selected)
+        desired, told = await self._desired(selected)
         if self._given != desired:
             await self.keeper.apply(desired)
             self._given = desired
-        self._applied = True
+        self._applied, self.told = True, told  # only now: what is told of it is in the kernel
         self.context.changed()
         return LOOK_SECONDS if selected else None
 
     def _selected(self) -> list[NetloomPrefilter] | None:
-        """None: it cannot be told yet."""
-        if not len(self._prefilters):
-            return []
-        labels = self._own_labels()
-        return None if labels is None else selecting(self._prefilters.values(), labels)
+        """None: it cannot be told, as one asks for labels and these are not known. The kernel stays as it is then."""
+        labels, prefilters = self._own_labels(), self._prefilters.values()
+        if labels is None and any(each.spec.node_selector.requirements for each in prefilters):
+            return None
+        return selecting(prefilters, labels or {})
 
-    async def _desired(self, selected: Sequence[NetloomPrefilter]) -> Prefiltering:
+    async def _desired(self, selected: Sequence[NetloomPrefilter]) -> tuple[Prefiltering, tuple[Told, ...]]:
+        """And what there is to tell of each of these, when it is in force."""
         if not selected:
-            self.told, self._inline = (), {}
+            self._inline = {}
             if self._rules.rules.names:
                 self._rules = NodeRules()
-            return Prefiltering()
+            return Prefiltering(), ()
         machine = machine_of(await vicinity(), self._known_by())
         chosen = together(selected, machine)
         told = tuple(self._told(each, chosen) for each in selected)
@@ -268,8 +269,7 @@ class PrefilterFeature(NodeFeature):
         used = {texts for each in chosen.active for texts in (each.spec.deny_cidrs, each.spec.allow_cidrs)}
         self._inline = {texts: parsed for texts, parsed in self._inline.items() if texts in used}
         await asyncio.to_thread(self._rules.update, filters, self._lives_by(machine))
-        self.told = told
-        return Prefiltering(self._rules.rules, chosen.devices)
+        return Prefiltering(self._rules.rules, chosen.devices), told
 
     def _lists_of(self, prefilter: NetloomPrefilter) -> dict[tuple[bool, str], ParsedList]:
         spec = prefilter.spec
@@ -316,7 +316,7 @@ class PrefilterFeature(NodeFeature):
         if self._addresses is not None and selected:
             self._servers = await self._addresses.look_up()
         try:
-            return await self.keeper.plan(await self._desired(selected))
+            return await self.keeper.plan((await self._desired(selected))[0])
         except (OSError, AnswerLost) as error:
             raise ConfigError(f"what prefilters drop cannot be planned: {error}") from error
 
