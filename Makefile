@@ -8,7 +8,7 @@ export PATH := $(PATH):/usr/sbin:/sbin
 # Where it is set, each worker of pytest compiles all tests and modules again: 5 s of a core, each, each time.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: help demo demo-cluster cluster cluster-down conformance image chart test check bench bench-allocation bench-mesh bench-codec bench-drift bench-restart bench-join bench-throughput bench-senders bench-webhook bench-ipam bench-cni bench-cni-plugin bench-prefilter-kernel bench-prefilter-lists bench-install soak-ipam soak-pods setup setup-tests unit-tests all-unit-tests
+.PHONY: help bench-prefilter demo demo-cluster cluster cluster-down conformance image chart test check bench bench-allocation bench-mesh bench-codec bench-drift bench-restart bench-join bench-throughput bench-senders bench-webhook bench-ipam bench-cni bench-cni-plugin bench-prefilter-kernel bench-prefilter-lists bench-install soak-ipam soak-pods setup setup-tests unit-tests all-unit-tests
 
 help: ## Show this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -119,6 +119,8 @@ bench-install: NODES ?= 3
 bench-install: ## From helm install to all nodes Ready, on real clusters of NODES kubelets
 	@e2e/setup cluster
 	@$(PY) e2e/bench/install.py --nodes $(NODES)
+
+bench-prefilter: bench-prefilter-lists bench-prefilter-kernel ## Both benches of prefilters
 
 bench-prefilter-lists: setup ## A million CIDRs of block lists to what the kernel takes, beside nft's reading of them
 	@$(PY) e2e/bench/prefilter_lists.py

@@ -451,7 +451,9 @@ async def plan(options: AgentOptions, features: Sequence[type[NodeFeature]] = FE
         await found.fill()
         await context.own.look(context.nodes.get(options.node_name), write=False)
         return await _of_each(
-            [*made, *dropping], lambda feature: feature.plan_cleanup() if feature in dropping else feature.plan()
+            [*made, *dropping],
+            lambda feature: feature.plan_cleanup() if feature in dropping else feature.plan(),
+            beside=dropping,
         )
 
 
@@ -509,18 +511,23 @@ def _check_run_dir(run_dir: Path) -> None:
 
 
 async def _of_each(
-    features: Sequence[NodeFeature], planned: Callable[[NodeFeature], Awaitable[list[PlannedChange]]]
+    features: Sequence[NodeFeature],
+    planned: Callable[[NodeFeature], Awaitable[list[PlannedChange]]],
+    beside: Sequence[NodeFeature] = (),
 ) -> Plan:
-    """What can be read of one is worth having without the others. Raises UserError where that is nothing at all."""
+    """What can be read of one is worth having without the others. Raises UserError where that is nothing at all of
+    those that were asked for. beside: those that were not."""
     changes: list[PlannedChange] = []
     unread: list[str] = []
+    asked = [feature for feature in features if feature not in beside]
     for feature in features:
         try:
             async with opened([feature]):
                 changes += await planned(feature)
         except (NotPermitted, KernelUnsupported) as error:
             unread.append(f"{feature.name} is left out: {error}")
-            if len(unread) == len(features):
+            asked = [each for each in asked if each is not feature]
+            if not asked:
                 raise
     left_out = [f"{each.text}: {each.why}" for each in changes if each.left_out]
     return Plan([each for each in changes if not each.left_out], tuple(unread), tuple(left_out))
