@@ -80,13 +80,14 @@ def _writes_tunnels(agent: Tokens, name: str, *, node: str = "a") -> str:
     return agent.patch(f"{OURS}/{name}", {"spec": spec}, node=node)
 
 
+REQUESTED = [{"pool": "a", "needed": {"ipv4Addrs": 14}}]
 SEEN = {"status": {"absentAddresses": []}}
 
 
 def test_it_says_of_its_node_what_an_agent_says(agent: Tokens) -> None:
     assert _writes_tunnels(agent, "a") == ""
     assert agent.patch(f"{OURS}/a", {"spec": {"sourceAddresses": ["192.0.2.1"]}}) == ""
-    assert agent.patch(f"{OURS}/a", {"spec": {"ipam": {"pools": {"allocated": []}}}}) == ""
+    assert agent.patch(f"{OURS}/a", {"spec": {"ipam": {"pools": {"requested": REQUESTED, "allocated": []}}}}) == ""
     assert agent.patch(f"{OURS}/a/status", SEEN) == ""
 
 
@@ -167,6 +168,8 @@ def test_of_nodes_it_takes_one_taint_off_its_own(agent: Tokens) -> None:
     assert len(other["spec"]["taints"]) == len(taints) - 1
     assert agent.patch(f"{NODES}/a", other) == ""
     said = "Node a: spec.taints: an agent may only take node.netloom.dev/not-ready off its Node. Leave the rest to whom"
+    mine = {"key": "mine", "effect": "NoExecute"}
+    assert said in agent.patch(f"{NODES}/a", {"spec": {"taints": [*taints, mine]}})
     assert said in agent.patch(f"{NODES}/a", {"spec": {"taints": None}})
     assert said in agent.patch(f"{NODES}/a", {"spec": {"unschedulable": True}})
     for field, value in METADATA.items():
@@ -183,7 +186,7 @@ def lease(name: str) -> dict[str, Any]:
 def test_of_leases_it_renews_its_own(agent: Tokens) -> None:
     assert agent.create(LEASES, lease("netloom-agent-a")) == ""
     said = "an agent may only renew the Lease of its own node, which is a. "
-    for name in ("netloom-agent-b", "netloom-operator"):
+    for name in ("netloom-agent-b", "netloom-operator", "a", "xnetloom-agent-a"):
         assert said in agent.create(LEASES, lease(name))
     assert BY_RBAC in agent.create(LEASES.replace(NAMESPACE, "kube-system"), lease("netloom-agent-a"))
 

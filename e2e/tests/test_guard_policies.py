@@ -15,7 +15,7 @@ import pytest
 from netloom.api.admission import AdmissionRequest, GroupVersionResource, UserInfo
 from netloom.api.cilium import CILIUM_NODE_CONFIGS
 from netloom.api.meta import ObjectMeta
-from netloom.api.v1alpha1 import NETLOOM_NODES, NETWORKS, NetloomNode, NetloomNodeSpec, NodeIPAM
+from netloom.api.v1alpha1 import NETWORKS, NetloomNode, NetloomNodeSpec, NodeIPAM
 from netloom.guard.cluster_state import ClusterState, Users
 from netloom.guard.decide import decide
 from netloom.guard.record import wanted
@@ -230,7 +230,6 @@ def netloom(crds_installed: ControlPlane) -> Iterator[Policies]:
     policies.install(wanted(policies.live))
     probe = network("kubernetes")
     wait_for("the policy is in force", lambda: policies.says("POST", NETWORKS.path(), probe), deadline=30)
-    wait_for("that of agents is, too", lambda: as_agent(policies, "create", lease("netloom-agent-a")), deadline=30)
     yield policies
     policies.guards.uninstall()
     wait_for("the policies are gone", lambda: not policies.says("POST", NETWORKS.path(), probe), deadline=30)
@@ -337,98 +336,3 @@ def test_a_network_that_waits_for_its_deletion_keeps_its_finalizer(netloom: Poli
     freed = stored | {"metadata": {**stored["metadata"], "finalizers": []}}
     by_guard = netloom.guard_says("UPDATE", NETWORK_RESOURCE, stored, freed)
     assert netloom.says("PUT", NETWORK, freed) == by_guard != ""
-
-
-def lease(name: str) -> str:
-    return json.dumps({"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": {"name": name}, "spec": {}})
-
-
-def as_agent(policies: Policies, verb: str, text: str, *options: str) -> str:
-    """What an agent is told who tries this; its token names no node, if the options do not."""
-    what = [verb, "--namespace=kube-system", "--dry-run=server", "--filename=-"]
-    who = [f"--as={AGENT_USER}", "--as-group=system:masters", *options]
-    return policies.plane.kubectl(*what, *who, input=text, check=False).stderr
-
-
-def test_an_agent_writes_the_node_of_its_token_and_no_other(netloom: Policies) -> None:
-    plane = netloom.plane
-    for name in ("a", "b"):
-        node = {"apiVersion": "netloom.dev/v1alpha1", "kind": "NetloomNode", "metadata": {"name": name}, "spec": {}}
-        plane.client.request("POST", NETLOOM_NODES.path(), node)
-    extra = "--as-user-extra=authentication.kubernetes.io/node-name=a"
-    as_agent = [f"--as={AGENT_USER}", "--as-group=system:masters"]
-
-    def patch(name: str, *options: str) -> str:
-        tunnels = '{"spec": {"encapsulations": [{"protocol": "vxlan", "port": 8472}]}}'
-        what = ["netloomnodes", name, "--type=merge", "-p", tunnels, "--dry-run=server"]
-        return plane.kubectl("patch", *what, *as_agent, *options, check=False).stderr
-
-    assert patch("a", extra) == ""
-    assert patch("a", extra, "--subresource=status") == ""
-    said = "an agent may only update the NetloomNode of its own node, which is a. Let the agent of that node write it"
-    assert f"NetloomNode b: metadata.name 'b': {said}" in patch("b", extra)
-    assert "and its token names none" in patch("a")
-    assert "may only update" in plane.kubectl("delete", "netloomnodes", "a", *as_agent, extra, check=False).stderr
-
-
-def test_an_agent_takes_one_taint_off_its_node_and_changes_nothing_else(netloom: Policies) -> None:
-    plane = netloom.plane
-    ours, other = ({"key": key, "effect": "NoSchedule"} for key in ("node.netloom.dev/not-ready", "other"))
-    for name in ("a", "b"):
-        body = {"apiVersion": "v1", "kind": "Node", "metadata": {"name": name}, "spec": {"taints": [ours, other]}}
-        plane.client.request("POST", "/api/v1/nodes", body)
-
-    def patch(name: str, **change: object) -> str:
-        """What is on the Node as it was made, and what is changed."""
-        change = {"metadata": change.pop("metadata")} if "metadata" in change else {"spec": change}
-        what = ["nodes", name, "--type=merge", "-p", json.dumps(change), "--dry-run=server"]
-        who = [f"--as={AGENT_USER}", "--as-group=system:masters"]
-        extra = "--as-user-extra=authentication.kubernetes.io/node-name=a"
-        return plane.kubectl("patch", *what, *who, extra, check=False).stderr
-
-    def left(*keys: str) -> list[dict[str, str]]:
-        taints = plane.client.request("GET", "/api/v1/nodes/a")["spec"]["taints"]
-        return [each for each in taints if each["key"] not in keys]
-
-    try:
-        assert patch("a", taints=left("node.netloom.dev/not-ready")) == ""
-        said = "Node a: spec.taints: an agent may only take node.netloom.dev/not-ready off its Node."
-        assert said in patch("a", taints=left("other"))
-        assert said in patch("a", taints=None)
-        assert said in patch("a", taints=[*left(), {"key": "mine", "effect": "NoExecute"}])
-        assert said in patch("a", unschedulable=True)
-        assert said in patch("a", metadata={"labels": {"role": "control-plane"}})
-        assert "an agent may only update the Node of its own node, which is a" in patch("b", taints=[other])
-    finally:
-        plane.delete_all("nodes")
-
-
-def test_an_agent_writes_what_it_wants_and_has_of_pools_and_no_other_allocation(netloom: Policies) -> None:
-    plane = netloom.plane
-    spec = {"ipam": {"mode": "multi-pool", "pools": {"allocated": [{"pool": "a", "cidrs": ["10.1.0.0/28"]}]}}}
-    node = {"apiVersion": "netloom.dev/v1alpha1", "kind": "NetloomNode", "metadata": {"name": "p"}, "spec": spec}
-    plane.client.request("POST", NETLOOM_NODES.path(), node)
-    extra = "--as-user-extra=authentication.kubernetes.io/node-name=p"
-
-    def patch(**spec: object) -> str:
-        what = ["netloomnodes", "p", "--type=merge", "-p", json.dumps({"spec": spec}), "--dry-run=server"]
-        who = [f"--as={AGENT_USER}", "--as-group=system:masters", extra]
-        return plane.kubectl("patch", *what, *who, check=False).stderr
-
-    requested = [{"pool": "a", "needed": {"ipv4Addrs": 14}}]
-    assert patch(ipam={"pools": {"requested": requested, "allocated": []}}) == ""
-    assert patch(ipam={"pools": None}) == ""
-    said = "NetloomNode p: spec: an agent may only change encapsulations, sourceAddresses and ipam.pools."
-    assert said in patch(ipam={"podCIDRs": ["10.9.0.0/24"]})
-    assert "in IPAM mode multi-pool nodes hold CIDRs and no single addresses" in patch(ipam={"pool": {"10.9.0.1": {}}})
-    assert said in patch(addresses=[{"type": "InternalIP", "ip": "192.0.2.1"}])
-
-
-def test_an_agent_renews_the_lease_of_its_node_and_no_other(netloom: Policies) -> None:
-    extra = "--as-user-extra=authentication.kubernetes.io/node-name=a"
-    assert as_agent(netloom, "create", lease("netloom-agent-a"), extra) == ""
-    said = "an agent may only renew the Lease of its own node, which is a. Let the agent of that node write it"
-    for name in ("netloom-agent-b", "netloom-operator", "a", "xnetloom-agent-a"):
-        refusal = as_agent(netloom, "create", lease(name), extra)
-        assert f"Lease {name}: metadata.name '{name}': {said}" in refusal
-    assert "and its token names none" in as_agent(netloom, "create", lease("netloom-agent-a"))
