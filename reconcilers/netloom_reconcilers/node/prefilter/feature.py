@@ -22,7 +22,7 @@ from netloom.kernel.prefilter.keeper import PrefilterKeeper
 from netloom.kernel.prefilter.prefiltering import Prefiltering
 from netloom.prefilter.guarding import Lifeline, lifelines_of
 from netloom.prefilter.lists import ParsedList, parse_list
-from netloom.prefilter.node_rules import Filter, NodeRules
+from netloom.prefilter.node_rules import Filter, NodeRules, Share
 from netloom.runtime.controller import Controller
 from netloom.runtime.errors import ApiError, ConfigError
 from netloom.runtime.manager import Run
@@ -61,6 +61,7 @@ class PrefilterFeature(NodeFeature):
         self.told: tuple[Told, ...] = ()
         self._prefilters = context.caches.store(PREFILTERS, _matters, optional=True)
         self._rules = NodeRules()
+        self._shares: Mapping[str, Share] = {}
         self._inline: dict[tuple[str, ...], ParsedList] = {}
         self._lifelines: tuple[Lifeline, ...] = ()
         self._around: object = None
@@ -126,7 +127,7 @@ class PrefilterFeature(NodeFeature):
             dropped = self.keeper.dropped() if self.told else {}
         except OSError:
             dropped = {}  # the kernel's side says what is wrong
-        return telling.status_of(self.told, self._rules.shares, self.keeper.report, dropped)
+        return telling.status_of(self.told, self._shares, self.keeper.report, dropped)
 
     def facts(self) -> dict[str, object]:
         """What is dropped, and where; nothing where nothing is."""
@@ -242,7 +243,8 @@ class PrefilterFeature(NodeFeature):
         if self._given != desired:
             await self.keeper.apply(desired)
             self._given = desired
-        self._applied, self.told = True, told  # only now: what is told of it is in the kernel
+        # Only now: what is told of it is in the kernel.
+        self._applied, self.told, self._shares = True, told, self._rules.shares
         self.context.changed()
         return LOOK_SECONDS if selected else None
 
