@@ -160,8 +160,9 @@ class Audit:
             allowed = decision == "allow" and (tried or code != HTTPStatus.FORBIDDEN)
             right = _right(about, event["verb"])
             found.add((right, allowed))
-            if event["verb"] == "patch" and code == HTTPStatus.CREATED:
+            if event["verb"] == "patch" and (code == HTTPStatus.CREATED or (tried and code == HTTPStatus.FORBIDDEN)):
                 # Server-side apply of what was not there: that takes the right to create it, under its name, as well.
+                # Of a dry run that was refused the log does not say whether it was there.
                 found.add((right._replace(verb="create"), allowed))
         return found
 

@@ -29,14 +29,14 @@ from netloom_e2e.client import ApiFailure
 from netloom_e2e.cluster import ControlPlane
 from netloom_e2e.components import ControllerManager
 from netloom_e2e.lab import environment, wait_for
-from netloom_e2e.rights import Audit, granted
+from netloom_e2e.rights import Account, Audit, granted
 
 GROUP = "/apis/netloom.dev/v1alpha1"
 TAINT = "node.netloom.dev/not-ready"
 AS_OPERATOR = (f"--as={OPERATOR_USER}", "--as-group=system:masters")
 NOBODY = 'guard.url="https://127.0.0.1:9"'
 """Where no guard answers: all that webhooks are asked about is refused."""
-JOB_USER = f"system:serviceaccount:{NAMESPACE}:netloom-uninstall"
+JOB = Account(NAMESPACE, "netloom-uninstall")
 KUBELETS = {"n1": True, "n2": True, "n3": False}
 SEEN = tuple(each for each in COMES_AND_GOES if each != "leases")
 NODE_LEASES = ("Lease/kube-system/", "Lease/kube-node-lease/")
@@ -107,7 +107,9 @@ def live(plane: ControlPlane) -> None:
     client.request("POST", f"{GROUP}/netloomledgers", ledger | {"spec": {}})
     prefilter = {"apiVersion": "netloom.dev/v1alpha1", "kind": "NetloomPrefilter", "metadata": {"name": "users"}}
     client.request("POST", f"{GROUP}/netloomprefilters", prefilter | {"spec": {}})
-    of_release = {"name": "users", "labels": {"app.kubernetes.io/managed-by": "Helm"}}  # or a guard would be asked
+    # Or a guard would be asked.
+    annotations = {"meta.helm.sh/release-namespace": NAMESPACE}
+    of_release = {"name": "users", "labels": {"app.kubernetes.io/managed-by": "Helm"}, "annotations": annotations}
     pool = {"apiVersion": "netloom.dev/v1alpha1", "kind": "NetloomIPPool", "metadata": of_release}
     client.request(
         "POST", f"{GROUP}/netloomippools", pool | {"spec": {"ipv4": {"cidrs": ["10.9.0.0/16"], "maskSize": 27}}}
@@ -180,8 +182,7 @@ def test_nothing_is_left_although_no_guard_answers_and_a_machine_was_in_the_way(
     assert "as their kubelets are silent: n3" in machines.said[-1]
     assert taints(plane) == {name: [] for name in KUBELETS}
     # Of its rights, all were used, and none was missing.
-    assert audit.forbidden(JOB_USER) == set()
-    assert audit.used(JOB_USER) == granted(rendered(), "netloom-uninstall")
+    assert audit.faults(JOB, granted(rendered(), JOB)) == {}
 
 
 class Killed(BaseException):
@@ -253,7 +254,7 @@ def test_the_guard_alone_takes_nothing_else_with_it(plane: ControlPlane, machine
         assert all_objects(plane) == before | {"NetloomNetwork//default"}
         assert machines.cleaned == []
         assert taints(plane) == {name: [TAINT] for name in KUBELETS}
-        assert audit.forbidden(JOB_USER) == set()
+        assert audit.forbidden(JOB.user) == set()
     finally:
         plane.client.request("DELETE", f"{GROUP}/netloomnetworks/default")
 

@@ -35,7 +35,6 @@ def test_the_guard_may_do_what_it_does_and_no_more(plane: ControlPlane, audit: A
     release = Release(plane, tmp_path)
     release.put("install", "agent.enabled=false")
     guard = release.guard()
-    release.helm("test")  # while there is no cilium-config yet, and again when there is one
     _is_bypassed(release, guard)
     release.meddle_with_the_record("ciliumMode")
     release.helm("test")

@@ -10,7 +10,7 @@ from netloom.webhook.names import CA_SECRET, KEPT_POLICY, NAME, Scope
 from netloom.webhook.policies import policies
 
 AGENT, OPERATOR = "netloom-agent", "netloom-operator"
-PARTS = ("netloom-crds", "netloom-test", "netloom-uninstall")
+PARTS = ("netloom-crds", "netloom-test", "netloom-test-guard", "netloom-uninstall")
 """What hooks of the chart make for themselves."""
 HOOKS = "/apis/admissionregistration.k8s.io/v1"
 RBAC = "/apis/rbac.authorization.k8s.io/v1"
@@ -84,8 +84,11 @@ def rest(namespace: str, cilium_namespace: str = names.CILIUM_NAMESPACE) -> list
         for name in (f"{AGENT}-pods", AGENT, f"{OPERATOR}-pods", OPERATOR, NAME, *PARTS)
         for plural in ("clusterrolebindings", "clusterroles")
     ]
-    of_guard = f"{NAME}-cilium"
-    found += [Thing(RBAC, plural, of_guard, cilium_namespace) for plural in ("rolebindings", "roles")]
+    elsewhere = {f"{NAME}-cilium": cilium_namespace, "netloom-test-guard": cilium_namespace}
+    elsewhere |= {f"{OPERATOR}-default": "default"}
+    found += [
+        Thing(RBAC, plural, name, there) for name, there in elsewhere.items() for plural in ("rolebindings", "roles")
+    ]
     for name in (AGENT, OPERATOR, NAME, *PARTS):
         found += [Thing(RBAC, plural, name, namespace) for plural in ("rolebindings", "roles")]
         found.append(Thing("/api/v1", "serviceaccounts", name, namespace))
