@@ -72,7 +72,8 @@ def test_main_devices_have_a_default_route_or_an_address_that_the_node_is_known_
         NodeRoute(Cidr.parse("0.0.0.0/0"), ((2, gateway),)),
         NodeRoute(Cidr.parse("10.9.0.0/16"), ((4, parse_address("10.2.0.1")),)),
     ]
-    around = Surroundings(devices, routes, [(3, known), (4, other), (5, known)])
+    loopback = (1, parse_address("127.0.0.1"))
+    around = Surroundings(devices, routes, [loopback, (3, known), (4, other), (5, known)])
     assert machine_of(around, {known}) == Machine(
         ("eth0", "eth1", "eth2"), ("eth0", "eth1"), frozenset({known, other}), frozenset({gateway})
     )
@@ -224,7 +225,7 @@ async def test_what_the_node_lives_by_is_held_back_and_said(setting: Setting) ->
     )
     assert wanted.rules.v4.keys == denied("198.51.100.0/24")
     assert setting.feature.warnings() == [
-        "NetloomPrefilter a: 3 entries would cut this node off, and are not active: 10.1.0.0/24: it holds 10.1.0.5, an "
+        "NetloomPrefilter a: entries would cut this node off, and are not active: 10.1.0.0/24: it holds 10.1.0.5, an "
         "address of this node; 10.1.0.6/32: it holds 10.1.0.6, an address of node node-2; 192.0.2.1/32: it holds "
         "192.0.2.1, a gateway of this node. Take them out, give exceptions in spec.allowCIDRs, or set "
         "spec.mayCutOffNodes to true."

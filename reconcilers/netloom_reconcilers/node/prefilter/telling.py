@@ -81,8 +81,8 @@ def problems_of(told: Told, share: Share | None) -> list[str]:
         named = "; ".join(f"{text_of(each.record)}: {each.why}" for each in share.withheld[:_NAMED])
         more = f"; and {len(share.withheld) - _NAMED} more" if len(share.withheld) > _NAMED else ""
         found.append(
-            f"{len(share.withheld)} entries would cut this node off, and are not active: {named}{more}. Take them out, "
-            "give exceptions in spec.allowCIDRs, or set spec.mayCutOffNodes to true."
+            f"entries would cut this node off, and are not active: {named}{more}. Take them out, give exceptions in "
+            "spec.allowCIDRs, or set spec.mayCutOffNodes to true."
         )
     return [*found, *(share.contradictions if share is not None else ())]
 
