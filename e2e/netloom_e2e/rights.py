@@ -155,7 +155,7 @@ class Audit:
                 continue
             decision = event.get("annotations", {}).get("authorization.k8s.io/decision")
             code = event.get("responseStatus", {}).get("code")
-            # Whoever tries out a write by a dry run is told by the answer, and a no is what a check of the guard is for.
+            # A dry run is told by the answer, and a no is what a check of the guard is for.
             tried = "dryRun=All" in event["requestURI"]
             allowed = decision == "allow" and (tried or code != HTTPStatus.FORBIDDEN)
             right = _right(about, event["verb"])

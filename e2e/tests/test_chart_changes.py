@@ -15,6 +15,8 @@ from netloom_e2e.chart_changes import Values, and_, changed, defaults, of, texts
 pytestmark = pytest.mark.usefixtures("helm_binary")
 
 OF_HELM = {
+    "cleanup.enabled": "whether a Job runs before `helm uninstall`",
+    "cleanup.timeoutSeconds": "how long that Job may take",
     "cni.besideOthers": "looks at the cluster at the time of `helm install`",
     "crds.upgrade": "looks at the cluster's definitions",
     "image.checkSeconds": "how long a Job before an upgrade may take",

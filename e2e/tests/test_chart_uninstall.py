@@ -17,7 +17,7 @@ from netloom.api.errors import UserError
 from netloom.cli.app import app
 from netloom.runtime.client import Api
 from netloom.uninstall.deleting import empty
-from netloom.uninstall.installation import NETWORK_KINDS, Thing, kept, refusing
+from netloom.uninstall.installation import NETWORK_KINDS, Thing, agents, kept, refusing
 from netloom.uninstall.steps import OWN_NAMESPACE, UninstallOptions, uninstall
 from netloom.webhook.names import CA_SECRET, NAME, NAMESPACE, OPERATOR_USER
 from netloom_e2e import crds
@@ -29,7 +29,7 @@ from netloom_e2e.client import ApiFailure
 from netloom_e2e.cluster import ControlPlane
 from netloom_e2e.components import ControllerManager
 from netloom_e2e.lab import environment, wait_for
-from netloom_e2e.rights import Account, Audit, granted
+from netloom_e2e.rights import Account, Audit, Right, granted
 
 GROUP = "/apis/netloom.dev/v1alpha1"
 TAINT = "node.netloom.dev/not-ready"
@@ -133,7 +133,10 @@ def taints(plane: ControlPlane) -> dict[str, list[str]]:
 def test_the_job_may_delete_what_stands_between_users_and_writes() -> None:
     hooks = [each for each in rendered() if each["metadata"]["name"] == "netloom-uninstall"]
     (role,) = [each for each in hooks if each["kind"] == "ClusterRole"]
-    assert {*role["rules"][0]["resourceNames"]} == {each.name for each in (*refusing(), *kept())}
+    allowed = {
+        (plural, name) for rule in role["rules"][:2] for plural in rule["resources"] for name in rule["resourceNames"]
+    }
+    assert allowed == {(each.plural, each.name) for each in (*refusing(), *kept())}
     assert all(each["metadata"]["annotations"]["helm.sh/hook"] == "pre-delete" for each in hooks)
     assert not [
         each for each in rendered({"cleanup.enabled": False}) if each["metadata"]["name"] == "netloom-uninstall"
@@ -182,7 +185,10 @@ def test_nothing_is_left_although_no_guard_answers_and_a_machine_was_in_the_way(
     assert "as their kubelets are silent: n3" in machines.said[-1]
     assert taints(plane) == {name: [] for name in KUBELETS}
     # Of its rights, all were used, and none was missing.
-    assert audit.faults(JOB, granted(rendered(), JOB)) == {}
+    faults = audit.faults(JOB, granted(rendered(), JOB))
+    # It may be before the API server knows that the policy is gone which guards the record, and tries again.
+    assert {*faults.pop("was refused", ())} <= {Right("", "configmaps", "delete", NAMESPACE, NAME)}
+    assert faults == {}
 
 
 class Killed(BaseException):
@@ -221,6 +227,8 @@ async def test_killed_after_any_write_the_next_run_goes_on(plane: ControlPlane, 
                 break
             except Killed:
                 kills += 1
+                if not exists(plane, agents(NAMESPACE).path):
+                    break  # that was the last write
     assert kills > 10
     assert {*machines.cleaned} == {"n1", "n2"}
     # The release's record is all that Helm has still to take away.

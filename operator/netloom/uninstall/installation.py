@@ -94,4 +94,5 @@ def rest(namespace: str, cilium_namespace: str = names.CILIUM_NAMESPACE) -> list
         found.append(Thing("/api/v1", "serviceaccounts", name, namespace))
         found.append(Thing("/api/v1", "services", name, namespace))
     pair = [Thing("/apis/policy/v1", "poddisruptionbudgets", name, namespace) for name in (OPERATOR, NAME)]
-    return [*found, *(Thing(RBAC, "rolebindings", f"{AGENT}-pods", namespace),), *pair]
+    bound = {f"{AGENT}-pods": namespace, f"{OPERATOR}-pods": namespace, f"{OPERATOR}-default-pods": "default"}
+    return [*found, *(Thing(RBAC, "rolebindings", name, there) for name, there in bound.items()), *pair]
