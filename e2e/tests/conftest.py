@@ -46,6 +46,8 @@ LONGEST = (
     "test_demo.py",
     "test_liveness.py",
     "test_rights.py",
+    "test_chart_uninstall.py",
+    "test_kubelet_uninstall.py",
     "test_bench_webhook.py",
 )
 """Files whose few tests take long, longest first; `make test` names the longest tests at its end."""
