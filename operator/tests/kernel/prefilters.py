@@ -9,13 +9,14 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 from netloom.kernel.prefilter import bpf
-from netloom.kernel.prefilter.keeper import PrefilterKeeper
+from netloom.kernel.prefilter.keeper import PrefilterKeeper, PrefilterReport
 from netloom.kernel.prefilter.prefiltering import DeviceWish, Mode, Prefiltering
 from netloom.prefilter.rules import Entries, Rules, key, value
+from tests.kernel import meshes
 from tests.kernel.netns import Namespace
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -122,19 +123,8 @@ class Filtered:
         await keeper.open()
         self._stack.push_async_callback(keeper.close)
         if running:
-            await self._stack.enter_async_context(self.running(keeper))
+            await self._stack.enter_async_context(meshes.running(keeper))
         return keeper
-
-    @contextlib.asynccontextmanager
-    async def running(self, keeper: PrefilterKeeper) -> AsyncIterator[None]:
-        """Its loop."""
-        task = asyncio.create_task(keeper.run())
-        try:
-            yield
-        finally:
-            task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
 
     def pins(self) -> list[str]:
         """Paths below the bpffs."""
@@ -254,3 +244,13 @@ def counted(keeper: PrefilterKeeper) -> dict[str, tuple[int, int]]:
 def descriptors() -> int:
     """How many this process has open."""
     return len(list(Path("/proc/self/fd").iterdir()))
+
+
+async def lives(filtered: Filtered, desired: Prefiltering) -> PrefilterReport:
+    """An agent that comes, does what is to be done, and is gone."""
+    keeper = PrefilterKeeper(filtered.cache, bpffs=filtered.bpffs, resync_seconds=None)
+    await keeper.open()
+    try:
+        return await keeper.apply(desired)
+    finally:
+        await keeper.close()

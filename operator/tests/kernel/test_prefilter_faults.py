@@ -13,8 +13,9 @@ from msgspec.structs import replace
 from netloom.kernel.netlink.sockets import CommandSocket, Refusal
 from netloom.kernel.prefilter import bpf, compiler, tries
 from netloom.kernel.prefilter.compiler import Compiled
-from netloom.kernel.prefilter.keeper import PrefilterKeeper, PrefilterReport
+from netloom.kernel.prefilter.keeper import PrefilterKeeper
 from netloom.kernel.prefilter.prefiltering import Mode, Prefiltering
+from tests.kernel.meshes import running
 from tests.kernel.netns import Lab
 from tests.kernel.prefilters import (
     IPV4,
@@ -24,6 +25,7 @@ from tests.kernel.prefilters import (
     ethernet,
     eventually,
     ipv4,
+    lives,
     rules,
     wanted,
 )
@@ -72,7 +74,7 @@ async def test_whichever_call_fails_it_ends_well(filtered: Filtered, lab: Lab, m
             number += 1
             keeper = PrefilterKeeper(filtered.cache, bpffs=filtered.bpffs, resync_seconds=None)
             await keeper.open()
-            async with filtered.running(keeper):
+            async with running(keeper):
                 fault = Fault(monkeypatch, number, errno.ENOMEM if number % 2 else errno.EPERM)
                 await settle(keeper, FIRST)
                 assert not await receiver.passes(BAD), number
@@ -174,22 +176,12 @@ async def test_no_frame_gets_past_while_programs_and_entries_are_replaced(
             wanted(rules({"198.51.100.0/24": "a", other: "a"}), "wire0", mode=Mode.NATIVE)
             for other in ("203.0.113.0/24", "192.0.2.128/25")
         ]
-        await replaced_by_another(filtered, desired[1])
+        await lives(filtered, desired[1])
         with receiver.flooded(BAD):
             for turn in range(100):
-                report = await replaced_by_another(filtered, desired[turn % 2])
+                report = await lives(filtered, desired[turn % 2])
                 assert report.in_sync
                 assert report.written == {"newlink": 1, "program": 1, "entry": 2}, turn
             assert receiver.received(BAD) == 0
             filtered.place.ip("link set wire0 xdp off")  # as the test has to be able to see
             await eventually(lambda: receiver.received(BAD) > 0)
-
-
-async def replaced_by_another(filtered: Filtered, desired: Prefiltering) -> PrefilterReport:
-    """An agent that comes, does what is to be done, and is gone."""
-    keeper = PrefilterKeeper(filtered.cache, bpffs=filtered.bpffs, resync_seconds=None)
-    await keeper.open()
-    try:
-        return await keeper.apply(desired)
-    finally:
-        await keeper.close()

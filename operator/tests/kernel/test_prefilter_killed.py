@@ -13,25 +13,14 @@ from msgspec.structs import replace
 
 from netloom.kernel.prefilter import bpf, compiler, tries
 from netloom.kernel.prefilter.compiler import Compiled
-from netloom.kernel.prefilter.keeper import PrefilterKeeper, PrefilterReport
 from netloom.kernel.prefilter.prefiltering import Prefiltering
 from tests.kernel.netns import Lab, Namespace
-from tests.kernel.prefilters import IPV4, Filtered, Receiver, ethernet, ipv4, mounted_bpffs, rules, wanted
+from tests.kernel.prefilters import IPV4, Filtered, Receiver, ethernet, ipv4, lives, mounted_bpffs, rules, wanted
 
 BAD, WORSE = ethernet(ipv4("198.51.100.1"), IPV4), ethernet(ipv4("203.0.113.1"), IPV4)
 FIRST = wanted(rules({"198.51.100.0/24": "a", "2001:db8::/32": "a"}), "wire0")
 NEXT = wanted(rules({"198.51.100.0/24": "b", "203.0.113.0/24": "b"}), "wire0")
 _SYSTEM_CALL = bpf.bpf
-
-
-async def lives(filtered: Filtered, desired: Prefiltering) -> PrefilterReport:
-    """An agent."""
-    keeper = PrefilterKeeper(filtered.cache, bpffs=filtered.bpffs, resync_seconds=None)
-    await keeper.open()
-    try:
-        return await keeper.apply(desired)
-    finally:
-        await keeper.close()
 
 
 def killed_at(number: int, filtered: Filtered, desired: Prefiltering) -> bool:

@@ -127,19 +127,6 @@ class KernelFeature(NodeFeature, ABC):
             raise ConfigError(self.obstacle.message if self.obstacle else "there is nothing to do")
         return await self.keeper.plan(desired)
 
-    async def plan_cleanup(self) -> list[PlannedChange]:
-        """All that the keeper owns."""
-        return await self.keeper.plan_cleanup()
-
-    async def cleanup(self) -> tuple[list[PlannedChange], Sequence[Failure]]:
-        """The same, done."""
-        removed = await self.plan_cleanup()
-        return removed, (await self.keeper.cleanup()).failures
-
-    async def left(self) -> list[str]:
-        """Of what the keeper made or set."""
-        return await self.keeper.left()
-
 
 class NftablesFeature(KernelFeature, ABC):
     """One whose keeper owns something in nftables."""

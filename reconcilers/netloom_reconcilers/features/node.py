@@ -185,17 +185,20 @@ class NodeFeature:
         return []
 
     async def plan_cleanup(self) -> list[PlannedChange]:
-        """What `cleanup` would remove. Writes nothing. Raises UserError."""
-        return []
+        """What `cleanup` would remove: all that the keeper owns. Writes nothing. Raises UserError."""
+        return await self.keeper.plan_cleanup() if self.keeper is not None else []
 
     async def cleanup(self) -> tuple[list[PlannedChange], Sequence[Failure]]:
         """Remove all that agents made of its kind on this machine: what was removed, and what would not go. There are
         no objects; its keeper is open."""
-        return [], ()
+        if self.keeper is None:
+            return [], ()
+        removed = await self.plan_cleanup()
+        return removed, (await self.keeper.cleanup()).failures
 
     async def left(self) -> list[str]:
         """What `cleanup` leaves of what agents made or set, and how to change it, as sentences; its keeper is open."""
-        return []
+        return await self.keeper.left() if self.keeper is not None else []
 
 
 def written_metric(name: str, text: str, report: Any) -> Metric:

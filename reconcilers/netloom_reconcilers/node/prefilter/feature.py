@@ -15,7 +15,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 
 from netloom.api.v1alpha1 import PREFILTERS, NetloomNode, NetloomPrefilter, NodePrefilter
 from netloom.cidr import Address, addresses_in
-from netloom.kernel.keeper.report import Failure, PlannedChange
+from netloom.kernel.keeper.report import PlannedChange
 from netloom.kernel.mesh.vicinity import vicinity
 from netloom.kernel.netlink.sockets import AnswerLost
 from netloom.kernel.prefilter.keeper import PrefilterKeeper
@@ -321,19 +321,6 @@ class PrefilterFeature(NodeFeature):
             return await self.keeper.plan((await self._desired(selected))[0])
         except (OSError, AnswerLost) as error:
             raise ConfigError(f"what prefilters drop cannot be planned: {error}") from error
-
-    async def plan_cleanup(self) -> list[PlannedChange]:
-        """All that the keeper owns."""
-        return await self.keeper.plan_cleanup()
-
-    async def cleanup(self) -> tuple[list[PlannedChange], Sequence[Failure]]:
-        """The same, done."""
-        removed = await self.plan_cleanup()
-        return removed, (await self.keeper.cleanup()).failures
-
-    async def left(self) -> list[str]:
-        """Of what the keeper made or set."""
-        return await self.keeper.left()
 
 
 def _matters(old: NetloomPrefilter, new: NetloomPrefilter) -> bool:
