@@ -9,12 +9,13 @@ agent that starts finds what the one before left, and leaves it until then.
 
 import asyncio
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 import structlog
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from netloom.api.v1alpha1 import PREFILTERS, NetloomNode, NetloomPrefilter, NodePrefilter
-from netloom.cidr import Address, addresses_in
+from netloom.cidr import Address, Cidr, addresses_in
 from netloom.kernel.keeper.report import PlannedChange
 from netloom.kernel.mesh.vicinity import vicinity
 from netloom.kernel.netlink.sockets import AnswerLost
@@ -44,6 +45,13 @@ _KEY = "prefilter"
 _INLINE_DENY, _INLINE_ALLOW = "spec.denyCIDRs", "spec.allowCIDRs"
 
 
+class Reached(NamedTuple):
+    """By what others reach a node and its pods."""
+
+    addresses: tuple[Address, ...]
+    pods: tuple[Cidr, ...]
+
+
 class PrefilterFeature(NodeFeature):
     """See the module. What it left is taken away by an agent without it: that is the way back in for a node that one
     of its lists cut off (docs/prefilter.md)."""
@@ -65,7 +73,8 @@ class PrefilterFeature(NodeFeature):
         self._inline: dict[tuple[str, ...], ParsedList] = {}
         self._lifelines: tuple[Lifeline, ...] = ()
         self._around: object = None
-        self._peers: dict[str, tuple[list[tuple[Address, str]], list[tuple[object, str]]]] = {}
+        self._peers: dict[str, Reached] | None = None
+        """By name; None while this node has no prefilter, as of 5,000 nodes it is some MiB."""
         self._peers_changed = False
         self._servers: Mapping[Address, str] = {}
         self._applied = False
@@ -188,31 +197,38 @@ class PrefilterFeature(NodeFeature):
 
     def _peer_changed(self, name: str, old: NetloomNode | None, new: NetloomNode | None) -> None:
         """Addresses and pod CIDRs of others are lifelines; of this node itself, its addresses."""
+        if self._peers is None:
+            return
         before = self._peers.pop(name, None)
         if new is not None:
-            addresses = [(each, name) for each in addresses_in(one.ip for one in new.spec.addresses)]
-            pods = [(cidr, name) for cidr in pods_of(new)[0]]
-            self._peers[name] = addresses, list(pods)
+            self._peers[name] = _reached(new)
         if before != self._peers.get(name):
             self._peers_changed = True
-            if self.told:
-                self._turn()
+            self._turn()
+
+    def _followed_peers(self) -> dict[str, Reached]:
+        """From now on changes are followed, one node at a time."""
+        if self._peers is None:
+            known = ((name, self.context.peers.get(name)) for name in self.context.peers)
+            self._peers = {name: _reached(node) for name, node in known if node is not None}
+            self._peers_changed = True
+        return self._peers
 
     def _known_by(self) -> Collection[Address]:
-        addresses, _ = self._peers.get(self.context.node_name, ([], []))
-        return {address for address, _ in addresses}
+        own = self._followed_peers().get(self.context.node_name)
+        return own.addresses if own is not None else ()
 
     def _lives_by(self, machine: Machine) -> tuple[Lifeline, ...]:
         """The same object as before if nothing is different."""
         if self._around != machine or self._peers_changed:
             self._around, self._peers_changed = machine, False
-            own = self.context.node_name
+            own, peers = self.context.node_name, self._followed_peers()
             self._lifelines = lifelines_of(
                 own=sorted(machine.own | set(self._known_by())),
                 servers=self._servers,
                 gateways=sorted(machine.gateways),
-                peers=[each for name, (some, _) in self._peers.items() if name != own for each in some],
-                pods=[each for name, (_, some) in self._peers.items() for each in some],  # type: ignore[misc]
+                peers=[(each, name) for name, peer in peers.items() if name != own for each in peer.addresses],
+                pods=[(each, name) for name, peer in peers.items() for each in peer.pods],
             )
         return self._lifelines
 
@@ -258,7 +274,7 @@ class PrefilterFeature(NodeFeature):
     async def _desired(self, selected: Sequence[NetloomPrefilter]) -> tuple[Prefiltering, tuple[Told, ...]]:
         """And what there is to tell of each of these, when it is in force."""
         if not selected:
-            self._inline = {}
+            self._inline, self._peers, self._lifelines, self._around = {}, None, (), None
             if self._rules.rules.names:
                 self._rules = NodeRules()
             return Prefiltering(), ()
@@ -321,6 +337,10 @@ class PrefilterFeature(NodeFeature):
             return await self.keeper.plan((await self._desired(selected))[0])
         except (OSError, AnswerLost) as error:
             raise ConfigError(f"what prefilters drop cannot be planned: {error}") from error
+
+
+def _reached(node: NetloomNode) -> Reached:
+    return Reached(tuple(addresses_in(one.ip for one in node.spec.addresses)), pods_of(node)[0])
 
 
 def _matters(old: NetloomPrefilter, new: NetloomPrefilter) -> bool:
