@@ -6,9 +6,8 @@ may look at the namespace of the agents; others are told by the Leases, later.
 
 import asyncio
 
-import msgspec
-
 from netloom.api.meta import ObjectMeta, Resource, Struct
+from netloom.api.pod_state import POD_STATES
 from netloom.api.verdict import Trouble
 from netloom.runtime.client import Api
 from netloom.runtime.errors import ApiError
@@ -35,47 +34,7 @@ class DaemonSet(Struct, frozen=True):
     status: Counts = Counts()
 
 
-class Waiting(Struct, frozen=True):
-    """Why a container does not run."""
-
-    reason: str = ""
-    message: str = ""
-
-
-class State(Struct, frozen=True):
-    """status.containerStatuses[].state."""
-
-    waiting: Waiting = Waiting()
-
-
-class Container(Struct, frozen=True):
-    """status.containerStatuses[]."""
-
-    state: State = State()
-
-
-class Statuses(Struct, frozen=True):
-    """Pod.status."""
-
-    containers: tuple[Container, ...] = msgspec.field(name="containerStatuses", default=())
-
-
-class Place(Struct, frozen=True):
-    """Pod.spec."""
-
-    node_name: str = ""
-
-
-class Pod(Struct, frozen=True):
-    """core/v1 Pod, as far as it says why it does not run."""
-
-    metadata: ObjectMeta = ObjectMeta()
-    spec: Place = Place()
-    status: Statuses = Statuses()
-
-
 DAEMON_SETS = Resource("apps", "v1", "daemonsets", DaemonSet)
-PODS = Resource("", "v1", "pods", Pod)
 
 
 async def troubles(api: Api, namespace: str) -> list[Trouble]:
@@ -106,14 +65,16 @@ async def _agents(api: Api, namespace: str) -> list[Trouble]:
 async def _pods(api: Api, namespace: str) -> list[Trouble]:
     """Of those that do not run at all: in a large cluster these are few."""
     try:
-        listing = await api.list(PODS, namespace=namespace, label_selector=_PART, field_selector="status.phase=Pending")
+        listing = await api.list(
+            POD_STATES, namespace=namespace, label_selector=_PART, field_selector="status.phase=Pending"
+        )
     except ApiError:
         return []
     found = []
     for pod in listing.objects:
         name = f"{namespace}/{pod.metadata.name}"
-        for waiting in (container.state.waiting for container in pod.status.containers):
-            if waiting.reason not in _COMING:
+        for waiting in (container.state.waiting for container in pod.status.container_statuses):
+            if waiting is not None and waiting.reason not in _COMING:
                 message = f"Pod {name} on {pod.spec.node_name}: {waiting.reason}: {waiting.message}"
                 found.append(Trouble("Pod", name, waiting.reason, message))
     return found

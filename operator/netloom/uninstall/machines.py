@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from netloom.api.meta import ObjectMeta, Resource, Struct
+from netloom.api.pod_state import PodState
 from netloom.uninstall.cleaner import pod_name
 
 
@@ -44,74 +45,6 @@ class Machine(Struct, frozen=True):
 MACHINES = Resource("", "v1", "nodes", Machine)
 
 
-class Ended(Struct, frozen=True):
-    """state.terminated of a container."""
-
-    exit_code: int = 0
-    reason: str = ""
-    message: str = ""
-
-
-class Waiting(Struct, frozen=True):
-    """state.waiting of a container."""
-
-    reason: str = ""
-    message: str = ""
-
-
-class State(Struct, frozen=True):
-    """The state of a container."""
-
-    waiting: Waiting | None = None
-    terminated: Ended | None = None
-
-
-class ContainerStatus(Struct, frozen=True):
-    """status.containerStatuses[]"""
-
-    state: State = State()
-    last_state: State = State()
-
-
-class CleanerStatus(Struct, frozen=True):
-    """Pod.status"""
-
-    phase: str = ""
-    reason: str = ""
-    message: str = ""
-    container_statuses: tuple[ContainerStatus, ...] = ()
-
-
-class CleanerSpec(Struct, frozen=True):
-    """Pod.spec"""
-
-    node_name: str = ""
-
-
-class CleanerPod(Struct, frozen=True):
-    """core/v1 Pod, as far as it says how a cleanup ended."""
-
-    metadata: ObjectMeta = ObjectMeta()
-    spec: CleanerSpec = CleanerSpec()
-    status: CleanerStatus = CleanerStatus()
-
-    @property
-    def words(self) -> str:
-        """What the container said as it ended, or why it does not run; the last line of it."""
-        found = [each.message or each.reason for each in self._ends] + [self.status.message or self.status.reason]
-        return next(filter(None, found), self.status.phase or "it was not begun").strip()
-
-    @property
-    def _ends(self) -> Iterable[Ended | Waiting]:
-        for each in self.status.container_statuses:
-            for state in (each.state, each.last_state):
-                yield from filter(None, (state.terminated,))
-            yield from filter(None, (each.state.waiting,))
-
-
-CLEANERS = Resource("", "v1", "pods", CleanerPod)
-
-
 @dataclass(slots=True)
 class Progress:
     """How far the machines are, by name. clean: with what they left, as sentences. open: why not yet. silent: those
@@ -133,9 +66,7 @@ def wanted(machines: Iterable[Machine], chosen: Mapping[str, str], known: Collec
     ]
 
 
-def look(
-    machines: Iterable[Machine], agents: Collection[str], pods: Iterable[CleanerPod]
-) -> tuple[Progress, list[str]]:
+def look(machines: Iterable[Machine], agents: Collection[str], pods: Iterable[PodState]) -> tuple[Progress, list[str]]:
     """How far all are, and the machines that are to get a cleaner now. agents: where agents still are."""
     by_name = {each.metadata.name: each for each in pods}
     progress, ready = Progress(), []

@@ -9,13 +9,14 @@ import msgspec
 
 from netloom.api.core import NOT_READY_TAINT, PODS, Pod
 from netloom.api.errors import UserError
+from netloom.api.pod_state import POD_STATES
 from netloom.runtime.client import PATCH_TYPES, Api
 from netloom.runtime.errors import ApiError, Conflict, NotFound
 from netloom.uninstall import cleaner as cleaners
 from netloom.uninstall.cleaner import PARKED, SELECTORS, Cleaner, by_hand
 from netloom.uninstall.deleting import delete, until
 from netloom.uninstall.installation import AGENT, NETWORK_KINDS, Thing, agents
-from netloom.uninstall.machines import CLEANERS, MACHINES, Machine, Progress, look, wanted
+from netloom.uninstall.machines import MACHINES, Machine, Progress, look, wanted
 
 PAUSE_SECONDS = 0.5
 _MERGE = PATCH_TYPES["merge"]
@@ -116,7 +117,7 @@ class NodesCleaning:
         names = {each.metadata.name for each in machines}
         present = [each for each in (await self._api.list(MACHINES)).objects if each.metadata.name in names]
         there = {pod.spec.node_name for pod in await self._pods_of_agents()}
-        listed = self._api.list(CLEANERS, namespace=self._pods_in, label_selector=SELECTORS[cleaners.NAME])
+        listed = self._api.list(POD_STATES, namespace=self._pods_in, label_selector=SELECTORS[cleaners.NAME])
         progress, ready = look(present, there, (await listed).objects)
         for name in ready:
             await self._begin(name)
@@ -127,7 +128,7 @@ class NodesCleaning:
         return progress
 
     async def _begin(self, node: str) -> None:
-        path = CLEANERS.path(namespace=self._pods_in)
+        path = POD_STATES.path(namespace=self._pods_in)
         manifest = cleaners.pod(self._cleaner, node, self._pods_in)
         try:
             await self._api.request("POST", path, body=msgspec.json.encode(manifest))
@@ -138,7 +139,7 @@ class NodesCleaning:
 
     async def _remove_pods(self) -> None:
         """All that clean, and clean no more."""
-        listed = self._api.list(CLEANERS, namespace=self._pods_in, label_selector=SELECTORS[cleaners.NAME])
+        listed = self._api.list(POD_STATES, namespace=self._pods_in, label_selector=SELECTORS[cleaners.NAME])
         silent = {each.metadata.name for each in (await self._api.list(MACHINES)).objects if each.is_silent}
         found = [each for each in (await listed).objects if each.spec.node_name not in silent]
         await delete(self._api, [Thing("/api/v1", "pods", each.metadata.name, self._pods_in) for each in found])

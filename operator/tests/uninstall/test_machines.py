@@ -9,10 +9,11 @@ import typer
 
 from netloom.api.core import Pod, PodSpec, PodStatus
 from netloom.api.meta import ObjectMeta
+from netloom.api.pod_state import PodState
 from netloom.cli.app import app
 from netloom.roles.leftovers import forget
 from netloom.uninstall.cleaner import PARKED, Cleaner, by_hand, like_agents, pod, pod_name
-from netloom.uninstall.machines import CleanerPod, Machine, look, wanted
+from netloom.uninstall.machines import Machine, look, wanted
 from netloom.uninstall.steps import in_use
 
 
@@ -22,10 +23,10 @@ def machine(name: str, ready: str = "True", **labels: str) -> Machine:
     return msgspec.convert(found, Machine)
 
 
-def cleaning(node: str, phase: str, **states: Any) -> CleanerPod:
+def cleaning(node: str, phase: str, **states: Any) -> PodState:
     status = {"phase": phase, "containerStatuses": [states] if states else []}
     return msgspec.convert(
-        {"metadata": {"name": pod_name(node)}, "spec": {"nodeName": node}, "status": status}, CleanerPod
+        {"metadata": {"name": pod_name(node)}, "spec": {"nodeName": node}, "status": status}, PodState
     )
 
 
