@@ -31,6 +31,13 @@ SWITCH_OFF = (
     *("delete", "validatingwebhookconfigurations,validatingadmissionpolicybindings"),
     "--selector=netloom.dev/guard",
 )
+PREFILTERS = "/apis/netloom.dev/v1alpha1/netloomprefilters"
+PREFILTER: dict[str, Any] = {
+    "apiVersion": "netloom.dev/v1alpha1",
+    "kind": "NetloomPrefilter",
+    "metadata": {"name": "listed"},
+    "spec": {"denyCIDRs": ["192.0.2.0/24"]},
+}
 POD = {"containers": [{"name": "c", "image": "none"}]}
 
 
@@ -182,6 +189,12 @@ def test_a_release_from_install_to_uninstall(plane: ControlPlane, tmp_path: Path
     said = release.put("upgrade", 'ipam.mode="multi-pool"')
     assert "the IPAM mode of a live cluster cannot change: 1 node holds addresses (n1) of mode kubernetes" in said
     assert release.network()["ipam"]["mode"] == "kubernetes"
+    # Agents with a prefilter keep the rights to take it off their nodes.
+    assert release.put("upgrade", "agent.prefilter=true") == ""
+    plane.client.request("POST", PREFILTERS, PREFILTER)
+    assert "agent.prefilter=false: NetloomPrefilter listed is there" in release.put("upgrade", "MTU=1300")
+    assert release.network()["mtu"] == 0
+    plane.client.request("DELETE", f"{PREFILTERS}/listed")
     assert release.put("upgrade", "MTU=1400") == "", "and there is no Job this time: nobody would run it"
     assert release.network()["mtu"] == 1400
     free = json.dumps({"status": {"ipam": None}})

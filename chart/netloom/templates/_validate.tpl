@@ -8,6 +8,7 @@ is refused here as well, where it would leave a release half installed: the netw
 {{- include "netloom.validate.forms" . }}
 {{- include "netloom.validate.guard" $ }}
 {{- include "netloom.validate.otherRelease" $ }}
+{{- include "netloom.validate.prefilter" $ }}
 {{- if .agent.enabled }}
 {{- include "netloom.validate.otherCni" $ }}
 {{- if .network.create }}{{ include "netloom.validate.network" . }}{{ include "netloom.validate.mode" . }}{{ end }}
@@ -121,6 +122,21 @@ that was asked for would be done by then. */}}
 {{- $wanted := $.ipam.mode }}
 {{- if and .mode (ne .mode $wanted) }}
 {{- fail (printf "ipam.mode=%s: the IPAM mode of a live cluster cannot change: %s of mode %s, and in mode %s their pods would lose the network. Keep ipam.mode=%s, or remove every node first (the lock opens when the last address came back), or build a new cluster in mode %s and move the workloads there." $wanted (.inUse | default "nodes hold addresses") .mode $wanted .mode $wanted) }}
+{{- end }}
+{{- end }}
+{{- end }}
+
+{{/* Agents without the rights for it cannot take away what drops packets on their nodes, nor see it. */}}
+{{- define "netloom.validate.prefilter" -}}
+{{- if and .Release.IsUpgrade .Values.agent.enabled (not .Values.agent.prefilter) }}
+{{- with lookup "apps/v1" "DaemonSet" .Release.Namespace "netloom-agent" }}
+{{- range .spec.template.spec.volumes }}
+{{- if eq .name "bpffs" }}
+{{- with (lookup "netloom.dev/v1alpha1" "NetloomPrefilter" "" "").items }}
+{{- fail (printf "agent.prefilter=false: NetloomPrefilter %s is there, and without their rights agents could not take it off their nodes, which would go on dropping packets by it. Nothing was changed. Delete the NetloomPrefilters first (nodes follow in moments: netloom prefilter status), or keep agent.prefilter=true." (first .).metadata.name) }}
+{{- end }}
+{{- end }}
+{{- end }}
 {{- end }}
 {{- end }}
 {{- end }}

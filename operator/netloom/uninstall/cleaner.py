@@ -23,13 +23,18 @@ _SECURITY = {
     "capabilities": {"drop": ["ALL"], "add": ["NET_ADMIN"]},
     "seccompProfile": {"type": "RuntimeDefault"},
 }
-_LEGACY = "xtables-lock"
-"""Volume of agents that speak to the old iptables."""
+_SOME = {
+    "xtables-lock": {"path": "/run/xtables.lock", "type": "FileOrCreate"},
+    "bpffs": {"path": "/sys/fs/bpf", "type": "Directory"},
+}
+"""Volumes, mounted where they are on the machine, of those agents alone that speak to the old iptables, or have a
+prefilter: what is pinned in a bpffs would else go on dropping."""
 
 
 @dataclass(frozen=True, slots=True)
 class Cleaner:
-    """What its pods are made of. bin_dir, conf_dir: of the machines. chosen: labels of machines that have agents."""
+    """What its pods are made of. bin_dir, conf_dir: of the machines. volumes: names, of `_SOME`. chosen: labels of
+    machines that have agents."""
 
     image: str
     bin_dir: str = BIN
@@ -37,7 +42,7 @@ class Cleaner:
     pull_policy: str = ""
     pull_secrets: tuple[Mapping[str, str], ...] = ()
     security: Mapping[str, Any] = field(default_factory=lambda: _SECURITY)
-    legacy: bool = False
+    volumes: tuple[str, ...] = ()
     chosen: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -54,7 +59,7 @@ def like_agents(daemon_set: Mapping[str, Any], image: str = "") -> Cleaner:
         pull_policy=agent.get("imagePullPolicy", ""),
         pull_secrets=tuple(pod.get("imagePullSecrets", ())),
         security=agent.get("securityContext", _SECURITY),
-        legacy=_LEGACY in paths,
+        volumes=tuple(each for each in _SOME if each in paths),
         chosen=chosen,
     )
 
@@ -78,9 +83,9 @@ def pod(cleaner: Cleaner, node: str, namespace: str) -> dict[str, Any]:
     folders |= {"cni-bin": cleaner.bin_dir, "cni-conf": cleaner.conf_dir}
     volumes = [{"name": name, "hostPath": {"path": path}} for name, path in folders.items()]
     mounts = [{"name": name, "mountPath": f"/host{path}"} for name, path in folders.items()]
-    if cleaner.legacy:
-        volumes.append({"name": _LEGACY, "hostPath": {"path": "/run/xtables.lock", "type": "FileOrCreate"}})
-        mounts.append({"name": _LEGACY, "mountPath": "/run/xtables.lock"})
+    for name in cleaner.volumes:
+        volumes.append({"name": name, "hostPath": _SOME[name]})
+        mounts.append({"name": name, "mountPath": _SOME[name]["path"]})
     container = {
         "name": "cleanup",
         "image": cleaner.image,

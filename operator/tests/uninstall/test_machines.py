@@ -76,7 +76,7 @@ DAEMON_SET = {
                 "containers": [{"name": "agent", "image": "i:1", "securityContext": {"seLinuxOptions": {"type": "t"}}}],
                 "volumes": [
                     {"name": "cni-bin", "hostPath": {"path": "/cni/bin"}},
-                    {"name": "xtables-lock", "hostPath": {"path": "/run/xtables.lock"}},
+                    {"name": "bpffs", "hostPath": {"path": "/sys/fs/bpf"}},
                     {"name": "token", "projected": {}},
                 ],
             }
@@ -88,8 +88,11 @@ DAEMON_SET = {
 def test_a_machine_is_cleaned_by_what_its_agent_was() -> None:
     cleaner = like_agents(DAEMON_SET)
     assert (cleaner.image, cleaner.bin_dir, cleaner.conf_dir) == ("i:1", "/cni/bin", "/etc/cni/net.d")
-    assert (cleaner.legacy, cleaner.chosen) == (True, {"pool": "x"})
+    assert cleaner.chosen == {"pool": "x"}
     spec = pod(cleaner, "n1", "ns")["spec"]
+    assert [each["hostPath"] for each in spec["volumes"] if each["name"] in ("bpffs", "xtables-lock")] == [
+        {"path": "/sys/fs/bpf", "type": "Directory"}
+    ]
     assert (spec["nodeName"], spec["imagePullSecrets"]) == ("n1", [{"name": "s"}])
     (container,) = spec["containers"]
     assert container["securityContext"] == {"seLinuxOptions": {"type": "t"}}
