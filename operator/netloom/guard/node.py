@@ -1,8 +1,12 @@
 """What is refused of writes to NetloomNodes: the addresses of a node are the operator's and its own agent's."""
 
+from collections.abc import Iterator
+
 from netloom.api.holdings import block_texts
+from netloom.api.pool_choice import family_of
 from netloom.api.problem import Problem
-from netloom.api.v1alpha1 import NetloomNode, NodeIPAM
+from netloom.api.v1alpha1 import NetloomIPPool, NetloomNode, NodeIPAM
+from netloom.cidr import Cidr
 from netloom.guard.cluster_state import ClusterState
 from netloom.guard.decode import Change
 from netloom.guard.verdict import Verdict
@@ -24,7 +28,7 @@ def decide_node(change: Change[NetloomNode], live: ClusterState) -> Verdict:
     if change.new.spec.ipam == before:
         return Verdict()
     if _own_agent(change, live):
-        return _by_its_agent(change, before)
+        return _by_its_agent(change, before, live)
     who = change.user or "somebody without a name"
     if change.old:
         holds = f", which holds {_summary(before)}" if _summary(before) else ""
@@ -43,8 +47,9 @@ def decide_node(change: Change[NetloomNode], live: ClusterState) -> Verdict:
     return Verdict(refusals=(Problem(change.name, "spec.ipam", value, "NotTheOwner", message, way_out),))
 
 
-def _by_its_agent(change: Change[NetloomNode], before: NodeIPAM) -> Verdict:
-    """It says what of pools its node needs, and takes out what that does not need any more."""
+def _by_its_agent(change: Change[NetloomNode], before: NodeIPAM, live: ClusterState) -> Verdict:
+    """It says what of pools its node needs, takes out what that does not need any more, and enters again what pods use
+    and the object lost, as after a restore."""
     assert change.new is not None
     ipam = change.new.spec.ipam
     fields: dict[str, tuple[object, object]] = {
@@ -53,11 +58,51 @@ def _by_its_agent(change: Change[NetloomNode], before: NodeIPAM) -> Verdict:
         "pool": (ipam.pool, before.pool),
     }
     changed = [name for name, (new, old) in fields.items() if new != old]
-    if change.old is None or not changed:
+    if change.old is None:
         return Verdict()
-    message = "a node's agent may change spec.ipam.pools of it, and nothing else that it holds."
-    way_out = "Leave it to the operator."
-    return Verdict(refusals=(Problem(change.name, f"spec.ipam.{changed[0]}", "", "NotTheOwner", message, way_out),))
+    if changed:
+        message = "a node's agent may change spec.ipam.pools of it, and nothing else that it holds."
+        way_out = "Leave it to the operator."
+        return Verdict(refusals=(Problem(change.name, f"spec.ipam.{changed[0]}", "", "NotTheOwner", message, way_out),))
+    entered = tuple(_entered(ipam, before))
+    refusals = tuple(problem for each in entered if (problem := _not_its_own(change, *each, live)))
+    # Who holds what has to be known to say yes; a no stands on what is known.
+    unseen = () if refusals or not entered else live.missing("NetloomNode", "NetloomIPPool")
+    return Verdict(refusals=refusals, unseen=unseen)
+
+
+def _entered(ipam: NodeIPAM, before: NodeIPAM) -> Iterator[tuple[str, Cidr]]:
+    """The blocks, with the pools they are said to be of, that an object holds and did not hold before."""
+    had = {(each.pool, text) for each in before.pools.allocated for text in each.cidrs}
+    for each in ipam.pools.allocated:
+        for text in each.cidrs:
+            if (each.pool, text) not in had and (cidr := Cidr.masked(text)):
+                yield each.pool, cidr
+
+
+def _not_its_own(change: Change[NetloomNode], pool: str, cidr: Cidr, live: ClusterState) -> Problem | None:
+    """Why a node's agent cannot enter a block again."""
+    holders = live.held.overlapping(cidr, but=change.key)
+    if holders.count:
+        why = f"{holders.blocks()}, and a node's agent may only enter again what no other node holds"
+    elif not _cuts(live.pools.get(pool), cidr):
+        why = f"NetloomIPPool {pool} has no such block, and a node's agent may only enter again what the pool cuts"
+    else:
+        return None
+    message = f"{why}: packets to pods there would go to the wrong node, or to none."
+    way_out = (
+        f"Drain Node {change.key} if pods of it have addresses there, and they come back with others; what else a node "
+        "needs, its agent asks for in spec.ipam.pools.requested, and the operator gives."
+    )
+    return Problem(change.name, "spec.ipam.pools.allocated", str(cidr), "NotTheOwner", message, way_out)
+
+
+def _cuts(pool: NetloomIPPool | None, cidr: Cidr) -> bool:
+    """Whether a CIDR lies in a pool, and is no more than one of its blocks."""
+    family = family_of(pool, cidr.version) if pool else None
+    if family is None or cidr.length < family.mask_size:
+        return False
+    return any(each.contains(cidr) for text in family.cidrs if (each := Cidr.masked(text)))
 
 
 def _deleted(change: Change[NetloomNode], live: ClusterState) -> Verdict:

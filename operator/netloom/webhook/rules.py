@@ -27,6 +27,18 @@ TIMEOUT_SECONDS = 3
 
 _UPDATE = "request.operation != 'UPDATE'"
 
+_ALLOCATED = {of: f"{of}.?spec.?ipam.?pools.?allocated.orValue([])" for of in ("object", "oldObject")}
+_COMPARED_BLOCKS = 512
+"""Each is looked for among those of before, and an expression that costs too much is a refusal: a node with more blocks
+than that, and a third of a million steps, has the guard compare them."""
+_ENTERS_BLOCKS = (
+    f"{cel.differs('?spec.?ipam.?pools.?allocated')}"
+    f" && ({_ALLOCATED['object']}.map(each, each.?cidrs.orValue([]).size()).sum() > {_COMPARED_BLOCKS}"
+    f" || {_ALLOCATED['object']}.exists(each, each.?cidrs.orValue([]).exists(cidr, !{_ALLOCATED['oldObject']}"
+    ".exists(before, before.pool == each.pool && cidr in before.?cidrs.orValue([])))))"
+)
+"""An update that adds blocks to what a node holds of pools. To take some away is no matter for the guard."""
+
 _HELMS = {
     "?labels": ("app.kubernetes.io/managed-by", "Helm"),
     "?annotations": ("meta.helm.sh/release-namespace", ""),
@@ -88,7 +100,8 @@ def _pool(name: str, kind: Resource[Any], conditions: Mapping[str, str] | None =
 
 
 def _node(scope: Scope) -> Manifest:
-    own = f"request.operation == 'UPDATE' && {cel.by(scope.agent_users)} && object.metadata.name in {cel.BOUND_NODES}"
+    agent = f"{cel.by(scope.agent_users)} && object.metadata.name in {cel.BOUND_NODES}"
+    own = f"request.operation == 'UPDATE' && {agent} && !({_ENTERS_BLOCKS})"
     collected = f"request.operation == 'DELETE' && {cel.by([GARBAGE_COLLECTOR])}"
     return _webhook(
         "node",

@@ -67,7 +67,6 @@ def test_its_agent_changes_what_it_has_of_pools_and_nothing_else(live: ClusterSt
         return refused(live, NETLOOM_NODES, old, node(new), user=ask.AGENT, node="worker-1")
 
     assert said(ipam("multi-pool", "10.244.1.0/24")) == []
-    assert said(ipam("multi-pool", "10.244.1.0/24", pools={"blue": ["10.246.0.0/27"]})) == []
     by_operator = (
         "a node's agent may change spec.ipam.pools of it, and nothing else that it holds. Leave it to the operator."
     )
@@ -75,6 +74,50 @@ def test_its_agent_changes_what_it_has_of_pools_and_nothing_else(live: ClusterSt
     assert said(ipam("crd", "10.244.1.0/24")) == [f"NetloomNode worker-1: spec.ipam.mode: {by_operator}"]
     single = ipam("multi-pool", "10.244.1.0/24", pool={"10.0.0.1": {}})
     assert said(single) == [f"NetloomNode worker-1: spec.ipam.pool: {by_operator}"]
+
+
+@pytest.mark.parametrize(
+    ("pool", "cidr", "why"),
+    [
+        ("default", "10.245.0.64/27", ""),
+        ("default", "10.245.0.64/28", ""),  # as the pool cut it when it was made anew since
+        ("default", "fd00::40/122", ""),
+        ("default", "10.245.1.0/27", "1 node holds blocks of it (worker-2)"),
+        ("default", "10.245.1.0/28", "1 node holds blocks of it (worker-2)"),
+        ("default", "10.245.0.0/16", "2 nodes hold blocks of it (worker-2, gone)"),
+        ("blue", "10.245.1.0/27", "1 node holds blocks of it (worker-2)"),
+        ("default", "10.245.2.0/27", "1 node holds blocks of it (gone)"),
+        ("default", "10.245.128.0/26", "NetloomIPPool default has no such block"),
+        ("default", "0.0.0.0/0", "3 nodes hold blocks of it (fixed, worker-2, gone)"),
+        ("default", "10.96.0.0/27", "NetloomIPPool default has no such block"),
+        ("default", "fd01::/122", "NetloomIPPool default has no such block"),
+        ("blue", "10.245.0.64/27", "NetloomIPPool blue has no such block"),
+        ("blue", "fd00::40/122", "NetloomIPPool blue has no such block"),
+        ("nowhere", "10.245.0.64/27", "NetloomIPPool nowhere has no such block"),
+    ],
+)
+def test_its_agent_enters_again_what_is_nobody_elses(live: ClusterState, pool: str, cidr: str, why: str) -> None:
+    both = {"ipv4": {"cidrs": ["10.245.0.0/16"], "maskSize": 27}, "ipv6": {"cidrs": ["fd00::/64"], "maskSize": 122}}
+    ask.with_pool(live, {"metadata": {"name": "default"}, "spec": both})
+    ask.with_pool(live, ask.ip_pool("blue", "10.246.0.0/16"))
+    mine = ipam("multi-pool", pools={"default": ["10.245.0.0/27"]})
+    ask.with_node(live, "worker-1", mine)
+    ask.with_node(live, "worker-2", ipam("multi-pool", pools={"default": ["10.245.1.0/27"]}))
+    ask.with_node(live, "gone", ipam("multi-pool", pools={"default": ["10.245.2.0/27"]}))
+    ask.with_node(live, "fixed", ipam("cluster-pool", "10.1.0.0/24"))
+    new = ipam("multi-pool", pools={pool: [cidr]})
+    said = refused(live, NETLOOM_NODES, node(mine), node(new), user=ask.AGENT, node="worker-1")
+    begin = f"NetloomNode worker-1: spec.ipam.pools.allocated '{cidr}': {why}, and a node's agent may only enter again"
+    assert [each[: len(begin)] for each in said] == ([begin] if why else [])
+
+
+def test_what_it_enters_waits_until_holders_and_pools_are_seen(live: ClusterState) -> None:
+    ask.with_pool(live, ask.ip_pool("default", "10.245.0.0/16"))
+    live.unseen = lambda kind: "its list was not read yet" if kind in ("NetloomNode", "NetloomIPPool") else ""
+    old, new = (node(ipam("multi-pool", pools={"default": cidrs})) for cidrs in (["10.245.0.0/27"], ["10.245.0.32/27"]))
+    by_it: Json = {"user": ask.AGENT, "node": "worker-1"}
+    assert len(ask.verdict(live, NETLOOM_NODES, old, new, **by_it).unseen) == 2
+    assert refused(live, NETLOOM_NODES, old, node(ipam("multi-pool")), **by_it) == []
 
 
 def test_everything_else_of_it_is_not_guarded(live: ClusterState) -> None:
