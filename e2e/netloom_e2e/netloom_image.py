@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from netloom_e2e import debian, images
-from netloom_e2e.binaries import BinariesError, made
+from netloom_e2e.build_cache import BinariesError, made
 from netloom_e2e.images import Image, Recipe, built, run_logged
 
 ROOT = Path(__file__).resolve().parents[2]

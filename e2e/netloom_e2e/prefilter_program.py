@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from netloom.kernel.prefilter import compiler
-from netloom_e2e import binaries
+from netloom_e2e.build_cache import BinariesError, made
 
 
 def compiled() -> Path:
@@ -14,10 +14,9 @@ def compiled() -> Path:
     name = compiler.file_name(compiler.source_folder() / "prefilter.c")
 
     def make(folder: Path, log: Path) -> None:
-        log.touch()
         try:
             compiler.instructions(folder)
         except compiler.CompileError as error:
-            raise binaries.BinariesError(str(error)) from error
+            raise BinariesError(str(error)) from error
 
-    return binaries.made(name.removesuffix(".json"), make) / name
+    return made(name.removesuffix(".json"), make) / name

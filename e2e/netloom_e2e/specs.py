@@ -22,7 +22,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from netloom_e2e import binaries, debian
-from netloom_e2e.binaries import made
+from netloom_e2e.build_cache import made
 from netloom_e2e.images import SOURCES, Image, Recipe, built, pause, run_logged
 from netloom_e2e.kubelets import KubeletCluster
 from netloom_e2e.lab import Router

@@ -26,7 +26,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from netloom_e2e import cni_plugin, prefilter_program
-from netloom_e2e.binaries import BinariesError, made
+from netloom_e2e.build_cache import BinariesError, made
 from netloom_e2e.guest_root import TREE, GuestRoot
 from netloom_e2e.namespaces import die_with_parent
 from netloom_e2e.progress import Progress, follow

@@ -7,17 +7,21 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
 
-from netloom_e2e import binaries, processes
+from netloom_e2e import binaries, build_cache, processes
 from netloom_e2e.lab import Lab, wait_for
 from netloom_e2e.processes import mounted
 
 HELLO = 'package main\n\nimport "os"\n\nfunc main() { os.Stdout.WriteString("hello " + os.Args[0] + "\\n") }\n'
 BUILDER = """
 import sys
+import threading
+import time
 from pathlib import Path
 from netloom_e2e import binaries
 binaries.SOURCE = Path(sys.argv[1])
@@ -151,6 +155,55 @@ def test_what_a_killed_build_left_is_removed_by_the_next(source: Path, tmp_path:
     (tmp_path / "cache" / "netloom" / f"{name}.unfinished-x").mkdir(parents=True)
     binaries.built()
     assert left(tmp_path) == [name]
+
+
+def test_what_nobody_used_for_two_weeks_goes_when_something_is_made(source: Path, tmp_path: Path) -> None:
+    cache = tmp_path / "cache" / "netloom"
+
+    def make(name: str) -> Path:
+        return build_cache.made(name, lambda folder, _: (folder / "f").touch())
+
+    def last_used(name: str, days: float) -> None:
+        at = time.time() - days * 24 * 3600
+        os.utime(cache / f"{name}.lock", (at, at))
+        build_cache._met.clear()
+
+    for name in ("old-1.2", "new-1.2", "used", "held"):
+        make(name)
+    (cache / "old-1.2.unfinished-x").mkdir()
+    for name in ("old-1.2", "used", "held"):
+        last_used(name, 15)
+    last_used("new-1.2", 13)
+    make("used")
+    with build_cache._locked(cache / "held.lock"):
+        make("another")
+    assert left(tmp_path) == ["another", "held", "new-1.2", "used"]
+    assert not (cache / "old-1.2.lock").exists()
+    make("old-1.2")
+    assert left(tmp_path) == ["another", "new-1.2", "old-1.2", "used"], "nobody uses the other any more"
+
+
+def test_who_waits_for_what_is_being_removed_makes_it_anew(source: Path, tmp_path: Path) -> None:
+    cache = tmp_path / "cache" / "netloom"
+    cache.mkdir(parents=True)
+    lock, ready = cache / "x.lock", threading.Event()
+
+    def take() -> None:
+        with build_cache._locked(lock):
+            ready.set()
+
+    with build_cache._locked(lock):
+        waits = threading.Thread(target=take)
+        waits.start()
+        wait_for("somebody waits", lambda: sum(each.name == "x.lock" for each in _opened()) == 2)
+        lock.unlink()
+    waits.join(10)
+    assert ready.is_set()
+    assert lock.exists(), "it has the lock that others will find"
+
+
+def _opened() -> list[Path]:
+    return [each.resolve() for each in Path("/proc/self/fd").iterdir()]
 
 
 def test_a_disk_that_is_full_is_told_with_the_way_out(source: Path, tmp_path: Path) -> None:
