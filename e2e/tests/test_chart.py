@@ -106,6 +106,51 @@ def test_as_part_of_the_operator_it_has_the_same_rights_and_rules() -> None:
     assert {"--webhook-address=:9443", "--webhook-for=netloom", rf"--operator-user={QUOTED[1]}"} <= {*container["args"]}
 
 
+OF_ROLES = {"--for": "--webhook-for", "--address": "--webhook-address"}
+"""How `netloom operator` calls what `netloom webhook` calls so."""
+OWN_SERVER = "--http-address"
+"""Of the role, be it the guard's or the operator's: each has a port of its own."""
+TLS = {"guard.tls": {"secretName": "own", "injectCaFrom": "a/b"}}
+NOT_OF_THE_CHART = {
+    **dict.fromkeys(
+        ("--kubeconfig", "--context", "--identity", "--namespace"), "a pod is told of its cluster and itself"
+    ),
+    **dict.fromkeys(("--secret", "--configuration"), "names of objects, which are fixed in a release"),
+    **dict.fromkeys(("--dns-name", "--tls-ca-file"), "where the guard runs elsewhere: guard.url"),
+    **dict.fromkeys(("--log-format", "--log-level"), "debug.enabled, by the environment"),
+}
+"""Options of a guard that no pod of the chart is started with."""
+
+
+def _guard_arguments(values: dict[str, Any]) -> list[str]:
+    """What a pod tells its guard, in the words of `netloom webhook`."""
+    ours = {name: role for role, name in OF_ROLES.items()}
+    found = by_name(rendered(values | {"guard.operatorUsers": ["a"], "guard.agentUsers": ["b"]}))
+    deployment = next(
+        found[f"Deployment netloom-{each}"] for each in ("guard", "operator") if f"Deployment netloom-{each}" in found
+    )
+    (container,) = deployment["spec"]["template"]["spec"]["containers"]
+    pairs = [each.partition("=") for each in container.get("args") or container["command"][2:]]
+    return [f"{ours.get(name, name)}={value}" for name, equals, value in pairs if equals and name != OWN_SERVER]
+
+
+@pytest.mark.parametrize("tls", [{}, TLS], ids=["own certificates", "given certificates"])
+@pytest.mark.parametrize("guarded", ["netloom", "all"])
+def test_as_part_of_the_operator_it_is_told_what_the_guard_alone_is_told(guarded: Guarded, tls: dict[str, Any]) -> None:
+    alone, with_operator = (
+        _guard_arguments({"agent.enabled": each, "guard.for": guarded} | tls) for each in (False, True)
+    )
+    assert sorted(with_operator) == sorted(alone)
+
+
+def test_a_guard_has_no_option_that_the_chart_forgot() -> None:
+    """A new one is either given in `webhook.manifests.arguments`, or named here with the reason."""
+    command = typer.main.get_command(app).commands["webhook"]  # type: ignore[attr-defined]
+    options = {max(each.opts, key=len) for each in command.params} - {OWN_SERVER}
+    told = {each.partition("=")[0] for each in _guard_arguments({"agent.enabled": False, "guard.for": "all"} | TLS)}
+    assert options == told | NOT_OF_THE_CHART.keys()
+
+
 @pytest.mark.parametrize("golden", sorted(chart_sources.GOLDEN.glob("*.yaml")), ids=lambda path: path.stem)
 def test_pods_are_started_by_words_that_netloom_knows(golden: Path) -> None:
     pods = [each for each in yaml.safe_load_all(golden.read_text()) if each["kind"] in ("DaemonSet", "Deployment")]
