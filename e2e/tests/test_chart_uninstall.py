@@ -166,6 +166,7 @@ def test_nothing_is_left_although_no_guard_answers_and_a_machine_was_in_the_way(
     before = all_objects(plane)
     install(plane, "cleanup.timeoutSeconds=10")
     live(plane)
+    installed = all_objects(plane)
     machines.dirty["n2"] = "no such image"
 
     status, said = helm(plane, "uninstall")
@@ -178,6 +179,16 @@ def test_nothing_is_left_although_no_guard_answers_and_a_machine_was_in_the_way(
     assert not exists(plane, refusing()[0].path)
     assert exists(plane, f"{GROUP}/netloomnetworks/default")
     assert not [each for each in all_objects(plane) if "netloom-cleanup" in each]
+
+    # Whoever thinks better of it goes back; to Helm, no revision is deployed that it could upgrade.
+    status, said = helm(plane, "upgrade", CHART, "--reuse-values")
+    assert status
+    assert "has no deployed releases" in said
+    status, said = helm(plane, "rollback", "1")
+    assert status == 0, said
+    made_by_roles = ("Pod/", f"Secret/{NAMESPACE}/{CA_SECRET}")
+    assert {each for each in installed - all_objects(plane) if not each.startswith(made_by_roles)} == set()
+    assert helm(plane, "upgrade", CHART, "--reuse-values")[0] == 0
 
     machines.dirty.clear()
     status, said = helm(plane, "uninstall")
