@@ -59,20 +59,23 @@ class Conditions:
         *,
         warns: bool = False,
         status: ConditionStatus | None = None,
+        observes: bool = False,
         **beside: msgspec.Struct | tuple[msgspec.Struct | str, ...] | str | int | None,
     ) -> T | None:
         """The object as written, or None where nothing had to be, or it is not there any more. `good`: it is True,
         with None Unknown, unless `status` says otherwise.
-        warns: it is, and there is something to be done all the same. beside: further fields of the status, which this
+        warns: it is, and there is something to be done all the same. observes: that it holds of a newer spec, too, is
+        worth a write. beside: further fields of the status, which this
         field manager owns as well."""
         meta = obj.metadata
         status = status or ("Unknown" if good is None else "True" if good else "False")
         old = next((each for each in obj.status.conditions if each.type == type_), None)
         message = message[:MESSAGE_LIMIT]
         same = all(getattr(obj.status, name) == value for name, value in beside.items())
+        same &= not observes or (old is not None and old.observed_generation == meta.generation)
         if same and old is not None and (old.status, old.reason, old.message) == (status, reason, message):
             return None
-        recounted = bool(beside) and old is not None and (old.status, old.reason) == (status, reason)
+        recounted = (bool(beside) or observes) and old is not None and (old.status, old.reason) == (status, reason)
         if (old is not None or not good or warns) and not recounted:
             reference = ObjectReference(api_version=res.api_version, kind=res.kind, name=meta.name, uid=meta.uid)
             self._events.event(reference, "Normal" if good is not False and not warns else "Warning", reason, message)

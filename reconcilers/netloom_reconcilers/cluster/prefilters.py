@@ -1,19 +1,23 @@
 """Gathers what agents say of each NetloomPrefilter into its status: on how many nodes it runs, where it fails and why.
 
 Every agent watches prefilters, so a write costs as much as there are nodes. It is a look at the caches every few
-seconds, with nothing to do for an event: while 5,000 nodes take a change over, their counts are told a few times. What
-a condition says is told at the next look.
+seconds, with nothing to do for an event: while 5,000 nodes take a change over, their counts are told a few times. That
+a condition is another is told at the next look, but not for ever of a node that fails and runs in turns: each prefilter
+has a few writes in hand, and gets another one a minute. All of them together write no more than agents can be sent.
 """
 
 import asyncio
 import time
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from itertools import islice
 from typing import ClassVar
 
 import msgspec
 import structlog
 
 from netloom.api.core import NODES
+from netloom.api.meta import Condition
 from netloom.api.participation import chosen, takes_part
 from netloom.api.v1alpha1 import (
     NETLOOM_NODES,
@@ -22,11 +26,14 @@ from netloom.api.v1alpha1 import (
     PREFILTERS,
     NetloomPrefilter,
     NodeFilter,
+    NodePrefilter,
     PrefilterFailure,
     PrefilterNodes,
+    PrefilterStatus,
 )
 from netloom.runtime.errors import ApiError
 from netloom_reconcilers.cluster.allocation.incarnation import netloom_node_changed, node_changed
+from netloom_reconcilers.cluster.health import SAVED_SECONDS, Pace
 from netloom_reconcilers.conditions import OPERATOR, Conditions
 from netloom_reconcilers.features.cluster import ClusterContext
 
@@ -35,7 +42,9 @@ log = structlog.get_logger(__name__)
 LOOK_SECONDS, LOOK_SECONDS_PER_NODE = 5.0, 0.002
 """Between looks at the caches, and what each of many nodes makes of it."""
 RETELL_SECONDS = 30.0
-"""How soon counts are told again of which the conditions say the same."""
+"""How soon counts and words are told again of which the conditions say the same."""
+IN_HAND, ANOTHER_SECONDS = 4.0, 60.0
+"""Times that a prefilter's status is told at once, and after how long once more. A spec that changes begins anew."""
 FAILURES, PROBLEMS, LONGEST = 8, 16, 1024
 """Of the CRD."""
 _NAMED = 3
@@ -61,8 +70,9 @@ def gathered(prefilter: NetloomPrefilter, selected: Iterable[str], said: Mapping
     names = sorted(selected)
     reports = {name: said[name] for name in names if name in said}
     failed = {name: each for name, each in reports.items() if each.error}
-    active = [each for each in reports.values() if not each.error and each.generation == prefilter.metadata.generation]
+    active = [each for each in reports.values() if _holds(prefilter, each)]
     failures = tuple(PrefilterFailure(name, each.error[:LONGEST]) for name, each in failed.items())[:FAILURES]
+    awaited = (name for name in names if name not in failed and not _holds(prefilter, reports.get(name)))
     problems: dict[str, str] = {}
     for name, each in reports.items():
         for problem in each.problems:
@@ -74,22 +84,32 @@ def gathered(prefilter: NetloomPrefilter, selected: Iterable[str], said: Mapping
         max((each.withheld for each in reports.values()), default=0),
         failures,
         tuple(problems.values())[:PROBLEMS],
-        _ready(len(names), len(active), failures, len(failed)),
+        _ready(len(names), failures, len(failed), tuple(islice(awaited, _NAMED + 1))),
         _whole(tuple(problems.values()), reports.values()),
     )
 
 
+def _holds(prefilter: NetloomPrefilter, said: NodeFilter | None) -> bool:
+    return said is not None and not said.error and said.generation == prefilter.metadata.generation
+
+
 def _ready(
-    selected: int, active: int, failures: tuple[PrefilterFailure, ...], failed: int
+    selected: int, failures: tuple[PrefilterFailure, ...], failed: int, awaited: tuple[str, ...]
 ) -> tuple[bool | None, str, str]:
-    """No counts, which are beside it: it is written when it changes."""
+    """awaited: the first nodes that neither run it nor fail. No counts, which are beside it."""
     if failed:
         named = " ".join(f"On {each.node}: {each.message}" for each in failures[:_NAMED])
         return False, "NodesFailed", named if failed <= _NAMED else f"{named} And on others: see status.failures."
     if not selected:
-        return None, "NoNodes", "No Node that is Netloom's has the labels of spec.nodeSelector."
-    if active < selected:
-        return False, "Waiting", "It does not run yet on every node that it selects: see status.nodes."
+        return None, "NoNodes", "No Node that is Netloom's has the labels of spec.nodeSelector, so it drops nothing."
+    if awaited:
+        others = " and others" if len(awaited) > _NAMED else ""
+        return (
+            False,
+            "Waiting",
+            f"It does not run yet on {', '.join(awaited[:_NAMED])}{others}. Where that lasts, `netloom status` says "
+            "whether their agents live; one that is older, or was started without the feature prefilter, runs none.",
+        )
     return True, "Active", "It runs on every node that it selects."
 
 
@@ -105,6 +125,42 @@ def _whole(problems: tuple[str, ...], reports: Iterable[NodeFilter]) -> tuple[bo
     return False, reason, " ".join(problems[:_NAMED]) + more
 
 
+@dataclass(slots=True)
+class _Record:
+    """What is known of a prefilter from the looks before. told: when it was; in_hand: see IN_HAND, as of `at`."""
+
+    uid: str
+    generation: int = -1
+    selected: tuple[str, ...] = ()
+    found: Gathered | None = None
+    told: float = float("-inf")
+    in_hand: float = IN_HAND
+    at: float = 0.0
+
+    def begin(self, generation: int) -> None:
+        """Another spec."""
+        self.generation, self.found, self.in_hand = generation, None, IN_HAND
+
+    def may_tell(self, now: float) -> bool:
+        """Whether a write is in hand."""
+        self.in_hand = min(IN_HAND, self.in_hand + (now - self.at) / ANOTHER_SECONDS)
+        self.at = now
+        return self.in_hand >= 1
+
+    def take(self, now: float) -> None:
+        """It was told."""
+        self.told = now
+        self.in_hand -= 1
+
+
+@dataclass(slots=True)
+class _Memory:
+    """records: by prefilter. said: what each node said at the last look, as objects of the cache."""
+
+    records: dict[str, _Record] = field(default_factory=dict)
+    said: dict[str, NodePrefilter | None] = field(default_factory=dict)
+
+
 class Prefilters:
     """The work of one term."""
 
@@ -116,7 +172,8 @@ class Prefilters:
         api, events = feature.context.api, feature.context.events
         self._ready = Conditions(api, events, OPERATOR)
         self._whole = Conditions(api, events, WHOLE)
-        self._counted: dict[str, float] = {}
+        self._pace = Pace(clock() - SAVED_SECONDS)
+        self._memory = _Memory()
 
     async def run(self) -> None:
         """Looks again and again, until it is cancelled."""
@@ -137,39 +194,73 @@ class Prefilters:
 
     async def turn(self) -> None:
         """One look at the caches, and what is to be written by it."""
-        prefilters = self._caches.prefilters.values()
-        self._counted = {each.metadata.name: self._counted.get(each.metadata.name, 0.0) for each in prefilters}
+        prefilters = {each.metadata.name: each for each in self._caches.prefilters.values()}
         if not prefilters:
+            self._memory = _Memory()
             return
-        network = self._caches.networks.get(NETWORK_NAME)
-        nodes = [each for each in self._caches.nodes.values() if takes_part(each, network)]
-        said: dict[str, dict[str, NodeFilter]] = {}
-        for node in self._caches.netloom_nodes.values():
-            for each in node.status.prefilter.filters if node.status.prefilter is not None else ():
-                said.setdefault(each.name, {})[node.metadata.name] = each
-        for prefilter in prefilters:
-            selected = [
-                node.metadata.name for node in nodes if chosen(node.metadata.labels, prefilter.spec.node_selector)
-            ]
-            await self._tell(prefilter, gathered(prefilter, selected, said.get(prefilter.metadata.name, {})))
+        self._note(prefilters, await self._selected(prefilters.values()))
+        records = self._memory.records
+        said = self._said([name for name, record in records.items() if record.found is None])
+        for name, prefilter in prefilters.items():
+            record = records[name]
+            if record.found is None:
+                record.found = gathered(prefilter, record.selected, said[name])
+                await asyncio.sleep(0)
+            await self._tell(prefilter, record, record.found)
 
-    async def _tell(self, prefilter: NetloomPrefilter, found: Gathered) -> None:
-        name, store = prefilter.metadata.name, self._caches.prefilters
-        status, now = prefilter.status, self._clock()
-        held = {each.type: (each.status, each.reason, each.message) for each in status.conditions}
-        same = held.get("Ready", ())[1:] == found.ready[1:] and held.get("Whole", ())[1:] == found.whole[1:]
-        counts = (status.nodes, status.ipv4_entries, status.ipv6_entries, status.withheld, status.failures)
-        counted = (found.nodes, found.ipv4_entries, found.ipv6_entries, found.withheld, found.failures)
-        if same and (
-            (counts, status.problems) == (counted, found.problems) or now < self._counted[name] + RETELL_SECONDS
-        ):
+    async def _selected(self, prefilters: Iterable[NetloomPrefilter]) -> dict[bytes, tuple[str, ...]]:
+        """Names of Nodes, in order, by selector: many prefilters have the same."""
+        network = self._caches.networks.get(NETWORK_NAME)
+        nodes = sorted(
+            (each for each in self._caches.nodes.values() if takes_part(each, network)),
+            key=lambda node: node.metadata.name,
+        )
+        found: dict[bytes, tuple[str, ...]] = {}
+        for selector in (each.spec.node_selector for each in prefilters):
+            if (key := msgspec.json.encode(selector)) not in found:
+                found[key] = tuple(each.metadata.name for each in nodes if chosen(each.metadata.labels, selector))
+                await asyncio.sleep(0)
+        return found
+
+    def _note(self, prefilters: Mapping[str, NetloomPrefilter], selected: Mapping[bytes, tuple[str, ...]]) -> None:
+        """`found` of those of which anything is different is None afterwards."""
+        memory, before = self._memory, self._memory.said
+        memory.said = {each.metadata.name: each.status.prefilter for each in self._caches.netloom_nodes.values()}
+        differs = {name for name in before.keys() | memory.said.keys() if before.get(name) is not memory.said.get(name)}
+        changed = {each.name for name in differs for said in (before, memory.said) for each in _filters(said.get(name))}
+        records: dict[str, _Record] = {}
+        for name, prefilter in prefilters.items():
+            meta = prefilter.metadata
+            record = memory.records.get(name)
+            record = records[name] = record if record is not None and record.uid == meta.uid else _Record(meta.uid)
+            if record.generation != meta.generation:
+                record.begin(meta.generation)
+            names = selected[msgspec.json.encode(prefilter.spec.node_selector)]
+            if name in changed or record.selected != names:
+                record.selected, record.found = names, None
+        memory.records = records
+
+    def _said(self, prefilters: Iterable[str]) -> dict[str, dict[str, NodeFilter]]:
+        """What nodes say, by prefilter and node."""
+        found: dict[str, dict[str, NodeFilter]] = {name: {} for name in prefilters}
+        for node, said in self._memory.said.items() if found else ():
+            for each in _filters(said):
+                if each.name in found:
+                    found[each.name][node] = each
+        return found
+
+    async def _tell(self, prefilter: NetloomPrefilter, record: _Record, found: Gathered) -> None:
+        store, now = self._caches.prefilters, self._clock()
+        if not self._is_due(prefilter.status, record, found, now):
             return
-        self._counted[name] = now
+        record.take(now)
+        self._pace.take()
         stored = await self._ready.set(
             PREFILTERS,
             prefilter,
             "Ready",
             *found.ready,
+            observes=True,
             nodes=found.nodes,
             ipv4_entries=found.ipv4_entries,
             ipv6_entries=found.ipv6_entries,
@@ -181,6 +272,27 @@ class Prefilters:
         stored = await self._whole.set(PREFILTERS, stored or prefilter, "Whole", *found.whole, problems=found.problems)
         if stored is not None:
             store.put(stored)
+
+    def _is_due(self, status: PrefilterStatus, record: _Record, found: Gathered, now: float) -> bool:
+        conditions = {each.type: each for each in status.conditions}
+        ready, whole = conditions.get("Ready"), conditions.get("Whole")
+        if ready is not None and whole is not None:
+            judged = (ready.reason, whole.reason, ready.observed_generation)
+            if judged == (found.ready[1], found.whole[1], record.generation) and (
+                _is_told(status, ready, whole, found) or now < record.told + RETELL_SECONDS
+            ):
+                return False
+        return record.may_tell(now) and self._pace.allowed(now, len(self._caches.nodes), 0) >= 1
+
+
+def _is_told(status: PrefilterStatus, ready: Condition, whole: Condition, found: Gathered) -> bool:
+    counts = ("nodes", "ipv4_entries", "ipv6_entries", "withheld", "failures", "problems")
+    words = (ready.message, whole.message) == (found.ready[2], found.whole[2])
+    return words and all(getattr(status, each) == getattr(found, each) for each in counts)
+
+
+def _filters(said: NodePrefilter | None) -> tuple[NodeFilter, ...]:
+    return said.filters if said is not None else ()
 
 
 class PrefiltersFeature:
