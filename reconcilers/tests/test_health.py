@@ -13,6 +13,7 @@ from netloom.api.meta import Condition, ObjectMeta
 from netloom.api.v1alpha1 import (
     NETLOOM_NODES,
     NETWORKS,
+    PREFILTERS,
     NetloomNetwork,
     NetloomNode,
     NetloomNodeSpec,
@@ -47,7 +48,12 @@ class World:
         self.version = 100
         self.live: dict[str, Lease] = {}
         self.caches = Caches(
-            Store(NODES), Store(NETLOOM_NODES), Store(NETWORKS), Store(LEASES), fault=lambda: self.deaf
+            Store(NODES),
+            Store(NETLOOM_NODES),
+            Store(NETWORKS),
+            Store(LEASES),
+            Store(PREFILTERS),
+            fault=lambda: self.deaf,
         )
         accepted = NetworkStatus(conditions=(Condition("Ready", "True", "Accepted", "fine", SINCE),))
         self.caches.networks.put(NetloomNetwork(metadata=self.meta("default"), status=accepted))

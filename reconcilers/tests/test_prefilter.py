@@ -277,7 +277,7 @@ async def test_what_keeps_it_from_running_is_its_error(setting: Setting) -> None
     assert status is not None
     readiness, warns = telling.readiness_of(status)
     assert (readiness, warns) == (
-        (False, "Failed", "NetloomPrefilter a: eth0: there is no such device."),
+        (False, "PrefilterFailed", "NetloomPrefilter a: eth0: there is no such device."),
         True,
     )
 

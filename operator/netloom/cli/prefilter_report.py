@@ -7,6 +7,7 @@ import msgspec
 
 from netloom.api.core import NODES, Node
 from netloom.api.errors import UserError
+from netloom.api.meta import Condition
 from netloom.api.participation import takes_part
 from netloom.api.v1alpha1 import (
     NETLOOM_NODES,
@@ -35,13 +36,15 @@ _NAMED = 8
 
 
 class Shown(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
-    """One prefilter. dropped: packets on all nodes, as these last said."""
+    """One prefilter. generic: nodes on which it runs in generic mode on some device. dropped: packets on all nodes, as
+    these last said."""
 
     name: str
     mode: str
     selected: int
     active: int
     failed: int
+    generic: int
     ipv4_entries: int
     ipv6_entries: int
     withheld: int
@@ -88,17 +91,21 @@ def shown(obj: NetloomPrefilter, nodes: Iterable[NetloomNode]) -> Shown:
     """As its status and those of the nodes say."""
     status = obj.status
     ready = next((each for each in status.conditions if each.type == "Ready"), None)
-    reports = [each for node in nodes for each in _filters(node) if each.name == obj.metadata.name]
+    if ready is not None and ready.observed_generation != obj.metadata.generation:
+        said = "no operator has looked at it since it was changed"
+        ready = Condition("Ready", "Unknown", "NotYetJudged", said, ready.last_transition_time)
+    reports = [(node, each) for node in nodes for each in _filters(node) if each.name == obj.metadata.name]
     return Shown(
         name=obj.metadata.name,
         mode=obj.spec.mode,
         selected=status.nodes.selected if status.nodes else 0,
         active=status.nodes.active if status.nodes else 0,
         failed=status.nodes.failed if status.nodes else 0,
+        generic=sum(_is_generic(node) for node, each in reports if not each.error),
         ipv4_entries=status.ipv4_entries,
         ipv6_entries=status.ipv6_entries,
         withheld=status.withheld,
-        dropped=sum(each.packets for each in reports),
+        dropped=sum(each.packets for _, each in reports),
         ready=ready.status if ready else "Unknown",
         reason=ready.reason if ready else "",
         message=ready.message if ready else "no operator has looked at it yet",
@@ -110,16 +117,28 @@ def _filters(node: NetloomNode) -> tuple[NodeFilter, ...]:
     return node.status.prefilter.filters if node.status.prefilter is not None else ()
 
 
+def _is_generic(node: NetloomNode) -> bool:
+    return node.status.prefilter is not None and any(each.mode == "generic" for each in node.status.prefilter.devices)
+
+
 def table(found: Sequence[Shown]) -> Iterator[str]:
     """As lines."""
     if not found:
         yield "there is no NetloomPrefilter"
         return
     rows: list[tuple[str, ...]] = [
-        ("PREFILTER", "MODE", "SELECTED", "ACTIVE", "FAILED", "IPV4", "IPV6", "WITHHELD", "DROPPED", "READY")
+        ("PREFILTER", "MODE", "SELECTED", "ACTIVE", "FAILED", "GENERIC", "IPV4", "IPV6", "WITHHELD", "DROPPED", "READY")
     ]
     for each in found:
-        counts = (each.selected, each.active, each.failed, each.ipv4_entries, each.ipv6_entries, each.withheld)
+        counts = (
+            each.selected,
+            each.active,
+            each.failed,
+            each.generic,
+            each.ipv4_entries,
+            each.ipv6_entries,
+            each.withheld,
+        )
         said = f"{each.ready} {each.reason}".strip()
         rows.append((each.name, each.mode, *map(str, counts), str(each.dropped), said))
     yield from aligned(rows)

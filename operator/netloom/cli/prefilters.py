@@ -13,13 +13,14 @@ prefilter = typer.Typer(help="Show what is dropped at nodes' devices, and where.
 @grouped
 def status(*, cluster: Cluster, output: Output = "text") -> None:
     """Show where each NetloomPrefilter runs, and what is wrong with it. Exit status 1 if one is not ready."""
+    from netloom.api.prefilter_verdict import NO_NODES
     from netloom.cli import prefilter_report as view
     from netloom.runtime import log, loop
 
     log.configure("auto", "error")
     found = loop.run(view.prefilters(cluster.kubeconfig, cluster.context))
     show(output, found, lambda found: typer.echo("\n".join(view.table(found))))
-    if any(each.ready == "False" for each in found):
+    if any(each.ready != "True" and each.reason != NO_NODES for each in found):
         raise typer.Exit(1)
 
 

@@ -14,11 +14,12 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from netloom.api import prefilter_verdict
 from netloom.api.core import NODES
 from netloom.api.errors import UserError, in_words, sentences
 from netloom.api.meta import Condition, Object, Resource
 from netloom.api.participation import takes_part
-from netloom.api.v1alpha1 import NETLOOM_NODES, NETWORK_NAME, NETWORKS, NetloomNetwork
+from netloom.api.v1alpha1 import NETLOOM_NODES, NETWORK_NAME, NETWORKS, PREFILTERS, NetloomNetwork, NetloomPrefilter
 from netloom.api.verdict import (
     AGENT_LABEL,
     OPERATOR_LEASE,
@@ -109,6 +110,7 @@ async def collect(api: Api, asked: Asked) -> StatusReport:
         leader = group.create_task(_leader(api, asked.lease_namespace))
         rolled = group.create_task(rollout.troubles(api, asked.lease_namespace))
         outdated = group.create_task(_outdated(api))
+        prefilters = group.create_task(_prefilters(api))
         agent = group.create_task(local_agent.ask(asked.agent_address or local_agent.ADDRESS))
     answers = (networks.result(), nodes.result(), objects.result(), leases.result(), leader.result())
     refusals = [answer.why for answer in answers if isinstance(answer, Unseen)]
@@ -125,22 +127,33 @@ async def collect(api: Api, asked: Asked) -> StatusReport:
             operator=leader.result(),
             left_out=lambda node: not takes_part(node, present),
             namespace=asked.lease_namespace,
-            unreadable=_unreadable(NetloomNetwork=networks.result(), Node=nodes.result(), NetloomNode=objects.result()),
-            more=[*_told_by(agent.result(), asked), *rolled.result(), *outdated.result()],
+            unreadable=_unreadable(
+                NetloomNetwork=networks.result(),
+                Node=nodes.result(),
+                NetloomNode=objects.result(),
+                NetloomPrefilter=prefilters.result(),
+            ),
+            more=[
+                *_told_by(agent.result(), asked),
+                *rolled.result(),
+                *outdated.result(),
+                *_of_prefilters(prefilters.result()),
+            ],
         )
     )
-    return _report(api, verdict, present, agent.result(), asked)
+    notes = [*prefilter_verdict.notes(_known(prefilters.result()), _known(objects.result()))]
+    return _report(api, verdict, present, agent.result(), asked, notes)
 
 
 def _report(
-    api: Api, verdict: Verdict, network: NetloomNetwork | None, agent: LocalAgent, asked: Asked
+    api: Api, verdict: Verdict, network: NetloomNetwork | None, agent: LocalAgent, asked: Asked, notes: list[str]
 ) -> StatusReport:
     told = [agent.silence] if agent.silence and not (asked.agent_address or agent.nobody) else agent.warnings
     return StatusReport(
         time=timestamp(api.clock.now()),
         network=None if network is None else _facts(network),
         agent=agent.said,
-        notes=tuple(told),
+        notes=(*told, *notes),
         **{field: getattr(verdict, field) for field in verdict.__struct_fields__},
     )
 
@@ -194,6 +207,25 @@ async def _list(api: Api, resource: Resource[T], **selection: str) -> Listing[T]
         # The same words for every kind: all of them are asked for at once, and the answer is one sentence.
         why = "the cluster does not know Netloom's objects: install the CRDs with `kubectl apply -f crds/`"
         raise ConfigError(why) from error
+
+
+async def _prefilters(api: Api) -> Listing[NetloomPrefilter] | Unseen:
+    """None where the cluster does not know the kind: it is the youngest, and nothing else needs it."""
+    try:
+        return await _allowed(api.list(PREFILTERS))
+    except NotFound:
+        return Listing([], "")
+
+
+def _of_prefilters(found: Listing[NetloomPrefilter] | Unseen) -> list[Trouble]:
+    if isinstance(found, Unseen):
+        what = "NetloomPrefilters"
+        return [Trouble(what, what, "NotLookedAt", f"{what}: could not be looked at: {found.why}")]
+    return list(prefilter_verdict.troubles(found.objects))
+
+
+def _known(listing: Listing[T] | Unseen) -> list[T]:
+    return [] if isinstance(listing, Unseen) else listing.objects
 
 
 async def _leader(api: Api, namespace: str) -> Sign | Unseen | None:

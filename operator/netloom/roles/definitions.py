@@ -13,13 +13,13 @@ import msgspec
 import structlog
 
 from netloom.api.meta import Resource
-from netloom.api.v1alpha1 import NETLOOM_NODES, NETWORKS, POOLS
+from netloom.api.v1alpha1 import NETLOOM_NODES, NETWORKS, POOLS, PREFILTERS
 from netloom.runtime.client import Api
 from netloom.runtime.errors import ApiError
 
 log = structlog.get_logger(__name__)
 
-KINDS: tuple[Resource[Any], ...] = (NETWORKS, NETLOOM_NODES, POOLS)
+KINDS: tuple[Resource[Any], ...] = (NETWORKS, NETLOOM_NODES, POOLS, PREFILTERS)
 PATH = f"/openapi/v3/apis/{NETWORKS.group}/{NETWORKS.version}"
 AGAIN_SECONDS = 30.0
 _SHOWN = 4

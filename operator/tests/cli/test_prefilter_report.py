@@ -1,9 +1,12 @@
 """What `netloom prefilter` says, from objects."""
 
+import msgspec
+
 from netloom.api.core import Node
 from netloom.api.meta import Condition, LabelSelector, ObjectMeta
 from netloom.api.v1alpha1 import (
     Address,
+    FilteredDevice,
     ListReference,
     NetloomNode,
     NetloomNodeSpec,
@@ -31,11 +34,14 @@ PREFILTERS = [
 ]
 
 
+DEVICES = (FilteredDevice("eth0", "generic"),)
+
+
 def node(name: str, address: str, *filters: NodeFilter) -> NetloomNode:
     return NetloomNode(
         metadata=ObjectMeta(name=name),
         spec=NetloomNodeSpec(addresses=(Address(type="InternalIP", ip=address),)),
-        status=NetloomNodeStatus(prefilter=NodePrefilter((), filters) if filters else None),
+        status=NetloomNodeStatus(prefilter=NodePrefilter(DEVICES, filters) if filters else None),
     )
 
 
@@ -89,9 +95,12 @@ def test_the_table_says_where_each_runs() -> None:
     )
     obj = NetloomPrefilter(metadata=ObjectMeta(name="own"), status=status)
     assert list(table([shown(obj, NETLOOM_NODES)])) == [
-        "PREFILTER   MODE          SELECTED   ACTIVE   FAILED   IPV4   IPV6   WITHHELD   DROPPED   READY",
-        "own         best-effort   3          1        1        1      0      0          12        False NodesFailed",
+        "PREFILTER   MODE          SELECTED   ACTIVE   FAILED   GENERIC   IPV4   IPV6   WITHHELD   DROPPED   READY",
+        "own         best-effort   3          1        1        1         1      0      0          12        "
+        "False NodesFailed",
         "own: On n2: eth0: no.",
         "own: on n1: x",
     ]
+    stale = shown(msgspec.structs.replace(obj, metadata=ObjectMeta(name="own", generation=2)), NETLOOM_NODES)
+    assert (stale.ready, stale.reason) == ("Unknown", "NotYetJudged"), "it is of another spec"
     assert list(table([])) == ["there is no NetloomPrefilter"]

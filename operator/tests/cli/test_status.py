@@ -22,6 +22,7 @@ from tests.runtime.scripted import Call, ScriptedApi, refuse
 
 NODES = "/api/v1/nodes"
 NETLOOM_NODES = "/apis/netloom.dev/v1alpha1/netloomnodes"
+PREFILTERS = "/apis/netloom.dev/v1alpha1/netloomprefilters"
 NETWORKS = "/apis/netloom.dev/v1alpha1/netloomnetworks"
 LEASES = "/apis/coordination.k8s.io/v1/namespaces/kube-system/leases"
 DAEMON_SETS = "/apis/apps/v1/namespaces/kube-system/daemonsets"
@@ -35,7 +36,7 @@ def no_agent_here(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(local_agent, "ADDRESS", NOBODY)
 
 
-def condition(type_: str) -> dict[str, str]:
+def condition(type_: str) -> dict[str, Any]:
     return {"type": type_, "status": "True", "reason": "Good", "message": "", "lastTransitionTime": "-"}
 
 
@@ -107,6 +108,46 @@ async def test_a_cluster_that_is_well(server: ScriptedApi, api: Api) -> None:
     assert (report.agent, report.notes) == (None, ()), "a machine without an agent is no fault"
 
 
+async def test_prefilters(server: ScriptedApi, api: Api) -> None:
+    """What does not run or is not whole is a problem; what is no fault, and perhaps not expected, is a note."""
+    fill(server)
+    devices = [{"name": "eth0", "mode": "generic", "error": "its driver cannot."}]
+    status: dict[str, Any] = {"conditions": [condition("DataplaneReady")]}
+    status["prefilter"] = {"devices": devices, "filters": [{"name": "drop"}]}
+    server.put(NODES, {"metadata": {"name": "a"}})
+    spec = {"ipam": {"podCIDRs": ["10.0.0.0/24"]}}
+    server.put(NETLOOM_NODES, {"metadata": {"name": "a"}, "spec": spec, "status": status})
+    server.put(LEASES, lease("netloom-agent-a", "a"))
+
+    def prefilter(name: str, generation: int, *conditions: dict[str, Any]) -> None:
+        meta = {"name": name, "generation": generation}
+        server.put(PREFILTERS, {"metadata": meta, "status": {"conditions": conditions}})
+
+    good = condition("Ready") | {"observedGeneration": 3}
+    nowhere = good | {"status": "Unknown", "reason": "NoNodes", "message": "No Node has the labels."}
+    prefilter("edge", 3, good)
+    prefilter("nowhere", 3, nowhere)
+    report = await collect(api, Asked())
+    assert (report.healthy, problems(report)) == (True, [])
+    assert report.notes == (
+        "NetloomPrefilter nowhere: No Node has the labels.",
+        "prefilters run in generic mode, which costs more of the processor for each packet, on a. For one, on a, eth0: "
+        "its driver cannot. Who wants native mode or an error sets spec.mode to native.",
+    )
+
+    failed = good | {"status": "False", "reason": "NodesFailed", "message": "On a: eth0: there is no such device."}
+    bad = condition("Whole") | {"status": "False", "reason": "BadLines", "message": "on a: line 3 is no CIDR."}
+    prefilter("edge", 3, failed, bad)
+    prefilter("changed", 4, good)
+    report = await collect(api, Asked())
+    assert problems(report) == [
+        "NetloomPrefilter changed: no operator has said how it fares since it was changed. If that lasts, look whether "
+        "`netloom operator` runs, with its feature prefilters.",
+        "NetloomPrefilter edge: Ready=False NodesFailed: On a: eth0: there is no such device.",
+        "NetloomPrefilter edge: Whole=False BadLines: on a: line 3 is no CIDR.",
+    ]
+
+
 async def test_agents_that_do_not_come_up_are_told_while_their_leases_are_good(server: ScriptedApi, api: Api) -> None:
     """As after an upgrade to an image that nobody can pull."""
     fill(server, "a", "b", "c")
@@ -141,12 +182,12 @@ async def test_what_is_asked_of_a_large_cluster(server: ScriptedApi, api: Api) -
     fill(server, *(f"n{number:04}" for number in range(2 * PAGE + 1)))
     report = await collect(api, Asked(lease_namespace="kube-system"))
     assert report.totals.summary == "1,001 of 1,001 nodes ready"
-    assert server.count("list") == 3 * 3 + 2
+    assert server.count("list") == 3 * 3 + 3
     assert server.count("get") == 2
     asked = {query.get("labelSelector", ""): query.get("fieldSelector", "") for query in server.queries("list")}
     parts = "app.kubernetes.io/part-of=netloom"
     assert asked == {"": "", "netloom.dev/agent=true": "", parts: "status.phase=Pending"}
-    assert len(server.calls) == 14
+    assert len(server.calls) == 15
 
 
 @pytest.mark.parametrize(
@@ -156,6 +197,7 @@ async def test_what_is_asked_of_a_large_cluster(server: ScriptedApi, api: Api) -
         ((LEASES,), {"Leases of the agents", "Lease of the operator"}),
         ((NETWORKS,), {"NetloomNetworks"}),
         ((NETLOOM_NODES,), {"NetloomNodes"}),
+        ((PREFILTERS,), {"NetloomPrefilters"}),
         ((NODES, LEASES), {"Nodes", "Leases of the agents", "Lease of the operator"}),
     ],
 )

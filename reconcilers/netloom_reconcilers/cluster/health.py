@@ -17,11 +17,20 @@ from typing import ClassVar, NamedTuple
 
 import structlog
 
+from netloom.api import prefilter_verdict
 from netloom.api.coordination import LEASES, Lease
 from netloom.api.core import NODES, Node
 from netloom.api.holdings import holds
 from netloom.api.participation import takes_part
-from netloom.api.v1alpha1 import NETLOOM_NODES, NETWORK_NAME, NETWORKS, NetloomNetwork, NetloomNode
+from netloom.api.v1alpha1 import (
+    NETLOOM_NODES,
+    NETWORK_NAME,
+    NETWORKS,
+    PREFILTERS,
+    NetloomNetwork,
+    NetloomNode,
+    NetloomPrefilter,
+)
 from netloom.api.verdict import AGENT_LABEL, Known, Sign, Unseen, Verdict, agent_lease, judge
 from netloom.runtime.cancellation import last_words
 from netloom.runtime.clock import boottime, timestamp
@@ -79,6 +88,7 @@ class Caches(NamedTuple):
     netloom_nodes: Store[NetloomNode]
     networks: Store[NetloomNetwork]
     leases: Store[Lease]
+    prefilters: Store[NetloomPrefilter]
     fault: Callable[[], str]
 
 
@@ -165,6 +175,7 @@ class Health:
                 agents=Unseen(self._deaf) if self._deaf else self._heard.signs(),
                 operator=Sign(context.identity or "this one", self._since, now, LOOK_SECONDS, alive=True),
                 namespace=context.lease_namespace,
+                more=prefilter_verdict.troubles(caches.prefilters.values()),
             )
         )
 
@@ -265,6 +276,7 @@ class HealthFeature:
             netloom_nodes=caches.store(NETLOOM_NODES, netloom_node_changed),
             networks=caches.store(NETWORKS),
             leases=leases,
+            prefilters=caches.store(PREFILTERS, optional=True),
             fault=lambda: caches.fault(LEASES),
         )
 

@@ -91,7 +91,7 @@ def readiness_of(status: NodePrefilter) -> tuple[Readiness, bool]:
     """For the condition, and whether it is a warning though it is ready. No counts: it is written when it changes."""
     if failed := [each for each in status.filters if each.error]:
         said = _some(f"NetloomPrefilter {each.name}: {each.error}" for each in failed)
-        return Readiness(False, "Failed", said), True
+        return Readiness(False, "PrefilterFailed", said), True
     if doubtful := [each for each in status.filters if each.problems]:
         said = _some(f"NetloomPrefilter {each.name}: {each.problems[0]}" for each in doubtful)
         reason = "Withheld" if any(each.withheld for each in doubtful) else "NotWhole"
