@@ -117,14 +117,15 @@ def test_a_config_map_is_text_or_text_packed_by_gzip() -> None:
         "cut": base64.b64encode(gzip.compress(b"192.0.2.0/24\n" * 1000)[:-8]).decode(),
         "picture": base64.b64encode(b"\x89PNG\xff").decode(),
     }
-    found = read(
-        ConfigMap(metadata=ObjectMeta(name="x"), data={"list": "10.0.0.0/8\nx"}, binary_data=packed), {}
-    ).entries
+    texts = {"list": "10.0.0.0/8\nx", "blank": "\n", "comment": "# nobody at present"}
+    found = read(ConfigMap(metadata=ObjectMeta(name="x"), data=texts, binary_data=packed), {}).entries
     assert {key: len(each.v4) for key, each in found.items() if not isinstance(each, str)} == {
         "list": 1,
         "packed": 2,
         "plain": 1,
+        "comment": 0,
     }
+    assert found["blank"] == "is empty, without even a comment", "a download failed: that is told"
     assert found["cut"].startswith("is not whole")
     assert found["picture"].startswith("is neither text nor text packed by gzip")
 

@@ -1,8 +1,8 @@
 """Block lists as they are published, one entry a line, to records.
 
 Taken: a CIDR, an address, a range of addresses (`10.0.0.1-10.0.0.9`), in any spelling of IPv6; after `#` or `;`
-anything; blank lines, blanks around an entry, lines that end in CR LF. Bits below the mask mean nothing to those who
-publish lists, so they are dropped and counted. What else there is is a bad line: it is left out, counted, and the first
+anything; blank lines, blanks around an entry, lines that end in CR LF, a byte order mark. Bits below the mask mean
+nothing to those who publish lists, so they are dropped and counted. What else there is is a bad line: it is left out, counted, and the first
 of them named. Not taken on purpose, as it may mean one thing or another: leading zeros (octal to some), masks, columns.
 
 A million lines are 2 to 3 s of a core, most of it in this loop: it has no call that is not needed. Half the time that a
@@ -85,7 +85,7 @@ class _Parsing:
 def parse_list(text: str) -> ParsedList:
     """The entries of a list, and what is wrong with it. Raises nothing: any text is a list, if of bad lines."""
     parsing = _Parsing()
-    plain = text
+    plain = text = text.removeprefix("\ufeff")  # a byte order mark, as editors of other systems leave it
     for sign in "#;":
         if sign in text:  # the blank before it is what most lists have; taken away, the line is one of the plain ones
             plain = plain.replace(f" {sign}", sign)

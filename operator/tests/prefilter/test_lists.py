@@ -35,6 +35,8 @@ def test_published_lists_are_taken_as_they_are() -> None:
 def test_lines_that_end_as_on_windows_are_the_same() -> None:
     assert parse_list(PUBLISHED.replace("\n", "\r\n")) == parse_list(PUBLISHED)
     assert entries(parse_list("192.0.2.0/24\r\n198.51.100.0/24\r")) == ["192.0.2.0/24", "198.51.100.0/24"]
+    assert parse_list(f"\ufeff{PUBLISHED}") == parse_list(PUBLISHED), "with a byte order mark"
+    assert entries(parse_list("\ufeff192.0.2.0/24")) == ["192.0.2.0/24"]
 
 
 def test_host_bits_are_dropped_and_counted_and_what_comes_twice_is_there_once() -> None:

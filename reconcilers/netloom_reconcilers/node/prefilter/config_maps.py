@@ -57,13 +57,18 @@ def read(config_map: ConfigMap, readers: dict[str, ListReader]) -> ConfigMap:
     meta = config_map.metadata
     entries: dict[str, ParsedList | str] = {}
     for key, text in config_map.data.items():
-        entries[key] = readers.setdefault(key, ListReader()).read(text)
+        entries[key] = _read_text(text, readers.setdefault(key, ListReader()))
     for key, text in config_map.binary_data.items():
         entries[key] = _read_binary(text, readers.setdefault(key, ListReader()))
     for key in readers.keys() - entries.keys():
         del readers[key]
     kept = ObjectMeta(name=meta.name, namespace=meta.namespace, uid=meta.uid, resource_version=meta.resource_version)
     return ConfigMap(metadata=kept, entries=entries)
+
+
+def _read_text(text: str, reader: ListReader) -> ParsedList | str:
+    """One without a word is what a download leaves that failed; people who mean it can write a comment."""
+    return reader.read(text) if text and not text.isspace() else "is empty, without even a comment"
 
 
 def _read_binary(text: str, reader: ListReader) -> ParsedList | str:
@@ -74,7 +79,7 @@ def _read_binary(text: str, reader: ListReader) -> ParsedList | str:
             content = unpacker.decompress(content, MOST_TEXT)
             if not unpacker.eof:
                 return f"is not whole, or more than {MOST_TEXT >> 20} MiB when unpacked"
-        return reader.read(content.decode())
+        return _read_text(content.decode(), reader)
     except (binascii.Error, zlib.error, UnicodeDecodeError) as error:
         return f"is neither text nor text packed by gzip ({error})"
 
@@ -152,6 +157,10 @@ class ConfigMaps:
                 "of the prefilter."
             )
         held: Mapping[str, ParsedList | str] = followed.last.entries
+        if not held:
+            problems.append(
+                f"{place} is empty: it has neither data nor binaryData. Fill it, or take it out of the prefilter."
+            )
         found: dict[str, ParsedList] = {}
         for key in reference.keys or held:
             entries = held.get(key)
