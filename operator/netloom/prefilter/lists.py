@@ -2,8 +2,9 @@
 
 Taken: a CIDR, an address, a range of addresses (`10.0.0.1-10.0.0.9`), in any spelling of IPv6; after `#` or `;`
 anything; blank lines, blanks around an entry, lines that end in CR LF, a byte order mark. Bits below the mask mean
-nothing to those who publish lists, so they are dropped and counted. What else there is is a bad line: it is left out, counted, and the first
-of them named. Not taken on purpose, as it may mean one thing or another: leading zeros (octal to some), masks, columns.
+nothing to those who publish lists, so they are dropped and counted. What else there is is a bad line: it is left out,
+counted, and the first of them named. Not taken on purpose, as it may mean one thing or another: leading zeros (octal to
+some), masks, columns.
 
 A million lines are 2 to 3 s of a core, most of it in this loop: it has no call that is not needed. Half the time that a
 pattern for the blanks before comments took was saved by leaving these to `str.replace`.

@@ -79,8 +79,8 @@ def gathered(prefilter: NetloomPrefilter, selected: Iterable[str], said: Mapping
             problems.setdefault(problem, f"on {name}: {problem}"[:LONGEST])
     return Gathered(
         PrefilterNodes(selected=len(names), active=len(active), failed=len(failed)),
-        active[0].ipv4_entries if active else 0,
-        active[0].ipv6_entries if active else 0,
+        max((each.ipv4_entries for each in active or reports.values()), default=0),
+        max((each.ipv6_entries for each in active or reports.values()), default=0),
         max((each.withheld for each in reports.values()), default=0),
         failures,
         tuple(problems.values())[:PROBLEMS],

@@ -64,7 +64,7 @@ def kernel_error(report: PrefilterReport) -> str:
     said = [report.error] if report.error else []
     said += [f"{each.name}: {each.error}" for each in report.devices if each.error]
     said += [f"{each}" for each in report.failures]
-    return " ".join(dict.fromkeys(said))
+    return " ".join(each if each.endswith(".") else f"{each}." for each in dict.fromkeys(said))
 
 
 def problems_of(told: Told, share: Share | None) -> list[str]:
