@@ -19,6 +19,7 @@ from netloom.api.v1alpha1 import (
     PrefilterSpec,
 )
 from netloom.cidr import Cidr, parse_address
+from netloom.kernel.keeper.report import Failure
 from netloom.kernel.mesh.lifelines import Device, NodeRoute, Surroundings
 from netloom.kernel.prefilter.keeper import PrefilterReport
 from netloom.kernel.prefilter.prefiltering import DeviceReport, DeviceWish, Dropped, Mode, Prefiltering
@@ -272,15 +273,18 @@ async def test_what_is_in_the_kernel_is_told_by_prefilter_and_device(setting: Se
 
 
 async def test_what_keeps_it_from_running_is_its_error(setting: Setting) -> None:
-    setting.kernel.report = PrefilterReport(devices=(DeviceReport("eth0", error="there is no such device."),))
-    await setting.have(prefilter("a", devices=("eth0",)))
+    why = "the driver of eth0 has no native mode"
+    setting.kernel.report = PrefilterReport(
+        devices=(DeviceReport("eth0", error=why),), failures=(Failure("xdp", "eth0", why),)
+    )
+    await setting.have(prefilter("a", devices=("eth0",)), prefilter("b", devices=("eth0",)))
     status = setting.feature.status()
     assert status is not None
     readiness, warns = telling.readiness_of(status)
     assert (readiness, warns) == (
-        (False, "PrefilterFailed", "NetloomPrefilter a: eth0: there is no such device."),
+        (False, "PrefilterFailed", "NetloomPrefilter a, b: eth0: the driver of eth0 has no native mode."),
         True,
-    )
+    ), "once, though device, retry and both prefilters say it"
 
 
 async def test_counts_alone_are_no_news(setting: Setting) -> None:

@@ -191,7 +191,8 @@ async def _lists(api: Api, objects: Iterable[NetloomPrefilter], home: str) -> tu
         try:
             entries: Mapping[str, Any] = read(await api.get(CONFIG_MAPS, reference.name, namespace), {}).entries
         except NotFound:
-            unread.append(f"there is no ConfigMap {namespace}/{reference.name}")
+            gone = f"there is no ConfigMap {namespace}/{reference.name}"
+            unread.append(f"{gone}; agents that have read it drop by what it held, as long as they run")
             continue
         except ApiError as error:
             unread.append(f"ConfigMap {namespace}/{reference.name} cannot be read: {error}")
@@ -229,7 +230,7 @@ def verdicts(
         filters = [_filter(by_name[name], lists, address) for name in names]
         found = _verdict(address, filters, lifelines)
         said = [f"{node}: {failing[name, node]}" for name in names for node in members if (name, node) in failing]
-        yield msgspec.structs.replace(found, nodes=tuple(sorted(members)), failing=tuple(said))
+        yield msgspec.structs.replace(found, nodes=tuple(sorted(members)), failing=tuple(dict.fromkeys(said)))
 
 
 def _filter(prefilter: NetloomPrefilter, lists: Lists, address: Address) -> Filter:
@@ -291,5 +292,5 @@ def told(found: Answer) -> Iterator[str]:
         )
         yield safe(f"{found.address}: {what} {on}: {why}")
         yield from (safe(f"  not active: {held}") for held in each.withheld)
-        yield from (safe(f"  does not run: {failing}") for failing in each.failing[:_NAMED])
+        yield from (safe(f"  not everywhere: on {failing}") for failing in each.failing[:_NAMED])
     yield from (safe(f"not looked at: {each}") for each in found.unread)

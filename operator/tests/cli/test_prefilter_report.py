@@ -65,7 +65,7 @@ def said(address: str) -> list[str]:
 def test_the_entry_that_decides_is_named_with_its_list_and_nodes() -> None:
     assert said("198.51.100.7") == [
         "198.51.100.7: dropped on 2 nodes (n1, n2): by 198.51.100.7/32 of NetloomPrefilter bogons (x/drop:list)",
-        "  does not run: n2: eth0: no.",
+        "  not everywhere: on n2: eth0: no.",
         "198.51.100.7: dropped on 1 node (n3): by 198.51.100.0/24 of NetloomPrefilter own (spec.denyCIDRs)",
     ]
 

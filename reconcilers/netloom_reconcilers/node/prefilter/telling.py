@@ -44,7 +44,8 @@ def _filter(told: Told, share: Share | None, report: PrefilterReport, dropped: M
     problems = problems_of(told, share)
     more = len(problems) - MOST_PROBLEMS
     shown = problems if more <= 0 else [*problems[: MOST_PROBLEMS - 1], f"And {more + 1} more."]
-    entries = share.entries if share is not None and not told.error else {}
+    runs = not told.error and (any(each.mode for each in report.devices) or not report.devices)
+    entries = share.entries if share is not None and runs else {}
     return NodeFilter(
         name=told.name,
         generation=told.generation,
@@ -62,8 +63,9 @@ def _filter(told: Told, share: Share | None, report: PrefilterReport, dropped: M
 def kernel_error(report: PrefilterReport) -> str:
     """Why what is wanted is not in the kernel on every device, as a sentence; "" if it is."""
     said = [report.error] if report.error else []
-    said += [f"{each.name}: {each.error}" for each in report.devices if each.error]
-    said += [f"{each}" for each in report.failures]
+    said += [f"{each.name}: {each.error}" for each in report.devices if each.error not in ("", report.error)]
+    known = {report.error, *(each.error for each in report.devices)}
+    said += [f"{each}" for each in report.failures if each.error not in known]
     return " ".join(each if each.endswith(".") else f"{each}." for each in dict.fromkeys(said))
 
 
@@ -90,7 +92,10 @@ def problems_of(told: Told, share: Share | None) -> list[str]:
 def readiness_of(status: NodePrefilter) -> tuple[Readiness, bool]:
     """For the condition, and whether it is a warning though it is ready. No counts: it is written when it changes."""
     if failed := [each for each in status.filters if each.error]:
-        said = _some(f"NetloomPrefilter {each.name}: {each.error}" for each in failed)
+        by_error: dict[str, list[str]] = {}
+        for each in failed:
+            by_error.setdefault(each.error, []).append(each.name)
+        said = _some(f"NetloomPrefilter {', '.join(names)}: {error}" for error, names in by_error.items())
         return Readiness(False, "PrefilterFailed", said), True
     if doubtful := [each for each in status.filters if each.problems]:
         said = _some(f"NetloomPrefilter {each.name}: {each.problems[0]}" for each in doubtful)
