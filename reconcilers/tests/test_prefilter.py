@@ -4,6 +4,7 @@ import base64
 import gzip
 from typing import Any
 
+import msgspec
 import pytest
 
 from netloom.api.meta import LabelRequirement, LabelSelector, ObjectMeta
@@ -12,9 +13,11 @@ from netloom.api.v1alpha1 import (
     NETWORKS,
     PREFILTERS,
     Address,
+    FilteredDevice,
     NetloomNode,
     NetloomNodeSpec,
     NetloomPrefilter,
+    NodeFilter,
     NodePrefilter,
     PrefilterSpec,
 )
@@ -24,10 +27,12 @@ from netloom.kernel.mesh.lifelines import Device, NodeRoute, Surroundings
 from netloom.kernel.prefilter.keeper import PrefilterReport
 from netloom.kernel.prefilter.prefiltering import DeviceReport, DeviceWish, Dropped, Mode, Prefiltering
 from netloom.prefilter.rules import Entries, key, value
+from netloom.runtime.clock import ServerClock
 from netloom.runtime.store import Store
 from netloom_reconcilers.node.prefilter import feature, telling
 from netloom_reconcilers.node.prefilter.config_maps import ConfigMap, read
 from netloom_reconcilers.node.prefilter.feature import PrefilterFeature
+from netloom_reconcilers.node.prefilter.reporting import PrefilterReporter
 from netloom_reconcilers.node.prefilter.selection import Machine, devices_of, machine_of, selecting, together
 from tests.contexts import context
 
@@ -296,3 +301,46 @@ async def test_counts_alone_are_no_news(setting: Setting) -> None:
     assert after is not None
     assert after != before
     assert telling.uncounted(after, before) == before
+
+
+class Writes:
+    """Instead of an API server: takes what is applied to the status of the only node."""
+
+    def __init__(self, nodes: Store[NetloomNode]) -> None:
+        self.clock = ServerClock()
+        self.nodes = nodes
+        self.count = 0
+
+    async def patch(self, res: Any, name: str, patch: dict[str, Any], **options: Any) -> NetloomNode:
+        self.count += 1
+        node = self.nodes.get(name)
+        assert node is not None
+        meta = ObjectMeta(name=name, resource_version=str(self.count + 1))
+        status = msgspec.convert(patch["status"], type(node.status))
+        return msgspec.structs.replace(node, metadata=meta, status=status)
+
+    def event(self, *words: object) -> None:
+        """Of no interest."""
+
+
+async def test_a_device_that_comes_and_goes_for_ever_is_told_now_and_then() -> None:
+    nodes: Store[NetloomNode] = Store(NETLOOM_NODES)
+    nodes.put(NetloomNode(metadata=ObjectMeta(name="n1", resource_version="1")))
+    api, now, error = Writes(nodes), 0.0, ""
+
+    def status() -> NodePrefilter:
+        return NodePrefilter(
+            (FilteredDevice("eth0", "" if error else "native", error),), (NodeFilter("a", error=error),)
+        )
+
+    reporter = PrefilterReporter("n1", nodes, api, api, status, lambda: now)  # type: ignore[arg-type]
+    for turn in range(1800):  # an hour
+        now, error = now + 2, "" if turn % 2 else "eth0: there is no such device."
+        await reporter.reconcile("n1")
+    assert 100 < api.count <= 10 + 3600 / 20, "some at once, then one in 20 seconds"
+    error = "eth0: there is no such device."
+    now += 20
+    await reporter.reconcile("n1")
+    said = nodes.get("n1")
+    assert said is not None
+    assert said.status.prefilter == status(), "how it ends is told"

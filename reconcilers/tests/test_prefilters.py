@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 
 from netloom.api.core import NODES, Node
-from netloom.api.meta import LabelSelector, ObjectMeta
+from netloom.api.meta import Condition, LabelSelector, ObjectMeta
 from netloom.api.v1alpha1 import (
     NETLOOM_NODES,
     NETWORKS,
@@ -61,7 +61,7 @@ def test_a_node_that_holds_the_generation_before_is_waited_for() -> None:
     assert gathered(PREFILTER, ["n1"], {}).ready[:2] == (False, "Waiting")
     assert gathered(PREFILTER, [], {}).ready[:2] == (None, "NoNodes")
     many = gathered(PREFILTER, [f"n{number}" for number in range(9)], {"n0": filtered()}).ready[2]
-    assert many.startswith("It does not run yet on n1, n2, n3 and others. Where that lasts,")
+    assert many.startswith("Nothing says that it runs on n1, n2, n3 and others. Where that lasts,")
 
 
 def test_the_first_that_fail_are_named() -> None:
@@ -214,6 +214,22 @@ async def test_nodes_that_leave_and_a_selector_that_changes() -> None:
     world.apply(generation=3, edge="nowhere")
     await world.look()
     assert world.told() == ("NoNodes", PrefilterNodes(0, 0, 0))
+
+
+async def test_an_agent_that_is_silent_has_said_nothing() -> None:
+    world = World(nodes=2)
+    world.apply()
+    world.say("n0000")
+    world.say("n0001")
+    await world.look()
+    assert world.told() == ("Active", PrefilterNodes(2, 2, 0))
+    obj = world.feature.netloom_nodes.get("n0001")
+    assert obj is not None
+    silent = Condition("DataplaneReady", "Unknown", "AgentNotHeardOf", "silent", "2026-01-01T00:00:00Z")
+    status = msgspec.structs.replace(obj.status, conditions=(silent,))
+    world.feature.netloom_nodes.put(msgspec.structs.replace(obj, metadata=world.meta("n0001"), status=status))
+    await world.look()
+    assert world.told() == ("Waiting", PrefilterNodes(2, 1, 0))
 
 
 async def test_a_spec_that_was_taken_over_between_two_looks_is_told_as_judged() -> None:

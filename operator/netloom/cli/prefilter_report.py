@@ -83,7 +83,7 @@ async def prefilters(kubeconfig: str | None, context: str | None) -> tuple[Shown
         try:
             objects, nodes = (await api.list(PREFILTERS)).objects, (await api.list(NETLOOM_NODES)).objects
         except ApiError as error:
-            raise UserError(f"the objects cannot be read: {error}") from error
+            raise _unreadable(error) from error
     return tuple(shown(each, nodes) for each in objects)
 
 
@@ -163,12 +163,19 @@ async def look_up(kubeconfig: str | None, context: str | None, text: str) -> Ans
             home = await _home(api)
             lists, unread = await _lists(api, objects, home)
         except ApiError as error:
-            raise UserError(f"the objects cannot be read: {error}") from error
+            raise _unreadable(error) from error
     network = next((each for each in networks if each.metadata.name == NETWORK_NAME), None)
     takers = [each for each in nodes if takes_part(each, network)]
     return Answer(
         address=text, verdicts=tuple(verdicts(address, objects, takers, netloom_nodes, lists)), unread=tuple(unread)
     )
+
+
+def _unreadable(error: ApiError) -> UserError:
+    if isinstance(error, NotFound):
+        what = "the cluster does not know Netloom's objects"
+        return UserError(f"{what}: install the CRDs with `kubectl apply --server-side -f crds/`")
+    return UserError(f"the objects cannot be read: {error}")
 
 
 async def _home(api: Api) -> str:

@@ -24,6 +24,7 @@ from netloom.api.v1alpha1 import (
     NETWORK_NAME,
     NETWORKS,
     PREFILTERS,
+    NetloomNode,
     NetloomPrefilter,
     NodeFilter,
     NodePrefilter,
@@ -32,10 +33,12 @@ from netloom.api.v1alpha1 import (
     PrefilterStatus,
 )
 from netloom.runtime.errors import ApiError
+from netloom_reconcilers.allowance import Allowance
 from netloom_reconcilers.cluster.allocation.incarnation import netloom_node_changed, node_changed
-from netloom_reconcilers.cluster.health import SAVED_SECONDS, Pace
+from netloom_reconcilers.cluster.health import CONDITION, SAVED_SECONDS, Pace
 from netloom_reconcilers.conditions import OPERATOR, Conditions
 from netloom_reconcilers.features.cluster import ClusterContext
+from netloom_reconcilers.signs_of_life import NOT_HEARD_OF
 
 log = structlog.get_logger(__name__)
 
@@ -43,7 +46,7 @@ LOOK_SECONDS, LOOK_SECONDS_PER_NODE = 5.0, 0.002
 """Between looks at the caches, and what each of many nodes makes of it."""
 RETELL_SECONDS = 30.0
 """How soon counts and words are told again of which the conditions say the same."""
-IN_HAND, ANOTHER_SECONDS = 4.0, 60.0
+IN_HAND, ANOTHER_SECONDS = 4, 60.0
 """Times that a prefilter's status is told at once, and after how long once more. A spec that changes begins anew."""
 FAILURES, PROBLEMS, LONGEST = 8, 16, 1024
 """Of the CRD."""
@@ -107,8 +110,8 @@ def _ready(
         return (
             False,
             "Waiting",
-            f"It does not run yet on {', '.join(awaited[:_NAMED])}{others}. Where that lasts, `netloom status` says "
-            "whether their agents live; one that is older, or was started without the feature prefilter, runs none.",
+            f"Nothing says that it runs on {', '.join(awaited[:_NAMED])}{others}. Where that lasts, `netloom status` "
+            "says whether their agents live; one that is older, or has the feature prefilter off, runs none.",
         )
     return True, "Active", "It runs on every node that it selects."
 
@@ -125,32 +128,20 @@ def _whole(problems: tuple[str, ...], reports: Iterable[NodeFilter]) -> tuple[bo
     return False, reason, " ".join(problems[:_NAMED]) + more
 
 
-@dataclass(slots=True)
 class _Record:
-    """What is known of a prefilter from the looks before. told: when it was; in_hand: see IN_HAND, as of `at`."""
+    """What is known of a prefilter from the looks before. told: when it was."""
 
-    uid: str
-    generation: int = -1
-    selected: tuple[str, ...] = ()
-    found: Gathered | None = None
-    told: float = float("-inf")
-    in_hand: float = IN_HAND
-    at: float = 0.0
+    def __init__(self, prefilter: NetloomPrefilter, now: float) -> None:
+        self.uid = prefilter.metadata.uid
+        self.generation = prefilter.metadata.generation
+        self.selected: tuple[str, ...] = ()
+        self.found: Gathered | None = None
+        self.told = float("-inf")
+        self.allowance = Allowance(IN_HAND, ANOTHER_SECONDS, now)
 
-    def begin(self, generation: int) -> None:
-        """Another spec."""
-        self.generation, self.found, self.in_hand = generation, None, IN_HAND
-
-    def may_tell(self, now: float) -> bool:
-        """Whether a write is in hand."""
-        self.in_hand = min(IN_HAND, self.in_hand + (now - self.at) / ANOTHER_SECONDS)
-        self.at = now
-        return self.in_hand >= 1
-
-    def take(self, now: float) -> None:
-        """It was told."""
-        self.told = now
-        self.in_hand -= 1
+    def is_of(self, prefilter: NetloomPrefilter) -> bool:
+        """Whether it is still the same object with the same spec."""
+        return (self.uid, self.generation) == (prefilter.metadata.uid, prefilter.metadata.generation)
 
 
 @dataclass(slots=True)
@@ -225,16 +216,15 @@ class Prefilters:
     def _note(self, prefilters: Mapping[str, NetloomPrefilter], selected: Mapping[bytes, tuple[str, ...]]) -> None:
         """`found` of those of which anything is different is None afterwards."""
         memory, before = self._memory, self._memory.said
-        memory.said = {each.metadata.name: each.status.prefilter for each in self._caches.netloom_nodes.values()}
+        memory.said = {each.metadata.name: _said(each) for each in self._caches.netloom_nodes.values()}
         differs = {name for name in before.keys() | memory.said.keys() if before.get(name) is not memory.said.get(name)}
         changed = {each.name for name in differs for said in (before, memory.said) for each in _filters(said.get(name))}
         records: dict[str, _Record] = {}
         for name, prefilter in prefilters.items():
-            meta = prefilter.metadata
-            record = memory.records.get(name)
-            record = records[name] = record if record is not None and record.uid == meta.uid else _Record(meta.uid)
-            if record.generation != meta.generation:
-                record.begin(meta.generation)
+            known = memory.records.get(name)
+            if known is None or not known.is_of(prefilter):
+                known = _Record(prefilter, self._clock())
+            record = records[name] = known
             names = selected[msgspec.json.encode(prefilter.spec.node_selector)]
             if name in changed or record.selected != names:
                 record.selected, record.found = names, None
@@ -253,7 +243,8 @@ class Prefilters:
         store, now = self._caches.prefilters, self._clock()
         if not self._is_due(prefilter.status, record, found, now):
             return
-        record.take(now)
+        record.told = now
+        record.allowance.take()
         self._pace.take()
         stored = await self._ready.set(
             PREFILTERS,
@@ -282,13 +273,19 @@ class Prefilters:
                 _is_told(status, ready, whole, found) or now < record.told + RETELL_SECONDS
             ):
                 return False
-        return record.may_tell(now) and self._pace.allowed(now, len(self._caches.nodes), 0) >= 1
+        return not record.allowance.wait(now) and self._pace.allowed(now, len(self._caches.nodes), 0) >= 1
 
 
 def _is_told(status: PrefilterStatus, ready: Condition, whole: Condition, found: Gathered) -> bool:
     counts = ("nodes", "ipv4_entries", "ipv6_entries", "withheld", "failures", "problems")
     words = (ready.message, whole.message) == (found.ready[2], found.whole[2])
     return words and all(getattr(status, each) == getattr(found, each) for each in counts)
+
+
+def _said(node: NetloomNode) -> NodePrefilter | None:
+    """None of an agent that is silent: what it said last may be long over."""
+    silent = any(each.type == CONDITION and each.reason == NOT_HEARD_OF for each in node.status.conditions)
+    return None if silent else node.status.prefilter
 
 
 def _filters(said: NodePrefilter | None) -> tuple[NodeFilter, ...]:

@@ -1,7 +1,8 @@
 """Writes how prefilters fare into this node's NetloomNode: its `status.prefilter` and condition `PrefilterReady`.
 
 Every write of a node is sent to every agent. So there is one when something other than the counts of packets is
-different, and one an hour for these: metrics have them as they are. Where no prefilter selects the node nothing is
+different, and one an hour for these: metrics have them as they are. Of a device that comes and goes for ever, it is
+some writes, and then one now and then. Where no prefilter selects the node nothing is
 written; what was said is taken back once.
 """
 
@@ -15,6 +16,7 @@ from netloom.runtime.controller import Controller
 from netloom.runtime.errors import Conflict, NotFound
 from netloom.runtime.events import EventRecorder
 from netloom.runtime.store import Store
+from netloom_reconcilers.allowance import Allowance
 from netloom_reconcilers.conditions import Conditions, manager_of
 from netloom_reconcilers.node.prefilter.telling import readiness_of, uncounted
 
@@ -23,6 +25,8 @@ STABLE_SECONDS = 1.0
 """How long something must be so before it is told."""
 COUNT_SECONDS = 3600.0
 """Between writes of which only counts are the reason."""
+IN_HAND, ANOTHER_SECONDS = 10, 20.0
+"""Writes at once, and after how long there is another."""
 _MANAGER = manager_of("prefilter")
 
 
@@ -41,6 +45,7 @@ class PrefilterReporter:
         self.controller = Controller("prefilter-report", self.reconcile)
         self._conditions = Conditions(self.api, self.events, _MANAGER)
         self._counted_at = float("-inf")
+        self._allowance = Allowance(IN_HAND, ANOTHER_SECONDS, self.clock())
         self.nodes.subscribe(lambda key, old, new: self.changed() if key == self.node_name else None)
 
     def changed(self) -> None:
@@ -58,10 +63,13 @@ class PrefilterReporter:
         said, now = node.status.prefilter, self.clock()
         if uncounted(status, said) == said and now < self._counted_at + COUNT_SECONDS:
             status = said
+        if status != said and (seconds := self._allowance.wait(now)):
+            return seconds
         readiness, warns = readiness_of(status)
         stored = await self._conditions.set(NETLOOM_NODES, node, CONDITION, *readiness, warns=warns, prefilter=status)
         if stored is not None:
             self._counted_at = now
+            self._allowance.take()
             self.nodes.put(stored)
         return COUNT_SECONDS
 
