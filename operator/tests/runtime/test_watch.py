@@ -2,10 +2,12 @@
 number of requests that it took is what it must be."""
 
 import asyncio
+import gc
 import json
 import random
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from types import CoroutineType
 from typing import Any
 
 import msgspec
@@ -301,6 +303,23 @@ async def test_an_event_of_8_mib_is_read(server: ScriptedApi, start: Callable[..
     server.put(PATH, node("small"))
     await equal(watcher, server)
     assert (server.count("list"), server.count("watch")) == (1, 1)
+
+
+async def test_of_a_large_event_nothing_stays_and_the_stream_goes_on_by_another_connection(
+    server: ScriptedApi, start: Callable[..., Watcher]
+):
+    watcher = start(healthy=1.0)
+    await equal(watcher, server)
+    server.put(PATH, node("large", text="x" * (1 << 20)))
+    await equal(watcher, server)
+    following = [each for each in gc.get_objects() if isinstance(each, CoroutineType) and each.__name__ == "_follow"]
+    held = [each for one in following for each in gc.get_referents(one) if isinstance(each, bytes)]
+    assert not any(b"xx" in each for each in held), "the stream may be silent for days"
+    await until(lambda: server.count("watch") == 2)
+    await still_follows(watcher, server)
+    assert (server.count("list"), server.count("ask"), server.count("watch")) == (1, 1, 2)
+    (asked,) = [call.headers["Accept"] for call in server.calls if call.verb == "ask"]
+    assert asked.partition(";")[2].startswith("as=PartialObjectMetadataList"), "the object is not sent again"
 
 
 async def test_an_event_beyond_the_limit_is_passed_by_a_list(server: ScriptedApi, start: Callable[..., Watcher]):
