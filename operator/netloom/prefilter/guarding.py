@@ -14,7 +14,7 @@ from typing import NamedTuple
 from netloom.cidr import WIDTH, Address, Cidr, Version
 from netloom.prefilter.lookup import holding
 from netloom.prefilter.merging import Merged
-from netloom.prefilter.records import cidr_of, record, within
+from netloom.prefilter.records import cidr_of, record
 from netloom.prefilter.rules import ALLOW, SLOT
 
 
@@ -107,10 +107,9 @@ class Guard:
             yield Withheld(found, value & SLOT, f"it holds {_named(lifeline)}")
         if lifeline.inside:
             behind = cidr.last.to_bytes(WIDTH[cidr.version] // 8, "big") + b"\xff"  # no prefix length is so long
-            for found in within(merged.records, record(cidr), behind):
-                held = merged.value(found)
-                if held is not None and self._is_to_be_withheld(held):
-                    yield Withheld(found, held & SLOT, f"it is of {_named(lifeline)}")
+            for at in range(bisect_left(merged.records, record(cidr)), bisect_left(merged.records, behind)):
+                if self._is_to_be_withheld(value := merged.value_at(at)):
+                    yield Withheld(merged.records[at], value & SLOT, f"it is of {_named(lifeline)}")
 
     def _everybody(self, merged: Merged) -> Iterable[Withheld]:
         found = record(Cidr(self._version, 0, 0))

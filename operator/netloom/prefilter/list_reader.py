@@ -43,7 +43,8 @@ class ListReader:
         last, end = self._same_at_end(text, first, start)
         new = _blocks(text, start, end)
         self._blocks = [*old[:first], *new, *old[last:]]
-        families = {version: self._family(version, old[first:last], new) for version in VERSIONS}
+        stay = [*old[:first], *old[last:]]
+        families = {version: self._family(version, old[first:last], new, stay) for version in VERSIONS}
         found = [each.parsed for each in self._blocks]
         self.parsed = ParsedList(
             families[4],
@@ -77,18 +78,23 @@ class ListReader:
             end, number = at, number - 1
         return number, end
 
-    def _family(self, version: Version, gone: list[_Block], come: list[_Block]) -> Records:
+    def _family(self, version: Version, gone: list[_Block], come: list[_Block], stay: list[_Block]) -> Records:
         before = self.parsed.family(version)
+        if not before:
+            return self._whole(version) or before
         lost = {each for block in gone for each in block.parsed.family(version)}
         won = {each for block in come for each in block.parsed.family(version)}
         lost, won = lost - won, won - lost
         if not lost and not won:
             return before
-        if not before or len(lost) + len(won) > FEW:
-            every = (each for block in self._blocks for each in block.parsed.family(version))
-            return Records.of(every, SIZES[version])
-        lost = {each for each in lost if not any(each in block.parsed.family(version) for block in self._blocks)}
+        if len(lost) + len(won) > FEW:
+            return self._whole(version)
+        lost = {each for each in lost if not any(each in block.parsed.family(version) for block in stay)}
         return patched(before, lost, won)
+
+    def _whole(self, version: Version) -> Records:
+        every = (each for block in self._blocks for each in block.parsed.family(version))
+        return Records.of(every, SIZES[version])
 
     def _bad(self) -> tuple[BadLine, ...]:
         before = accumulate((each.breaks for each in self._blocks), initial=0)

@@ -1,14 +1,14 @@
 """Which entries hold an address, longest first: what the kernel's trie answers, and what without that entry."""
 
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from netloom.cidr import Address
 from netloom.prefilter.merging import Merged
-from netloom.prefilter.records import Records, masked, record_of
+from netloom.prefilter.records import masked, record_of
 
 
-def holding(records: Records, address: Address, longest: int | None = None) -> Iterator[tuple[int, bytes]]:
+def holding(records: Sequence[bytes], address: Address, longest: int | None = None) -> Iterator[tuple[int, bytes]]:
     """Place and record of each entry of at most that prefix length that holds the address, longest first.
 
     In sorted records all that hold an address come before it. The last that is not behind it may be one; else what both

@@ -8,24 +8,25 @@ The rules, which are the same on every node and whatever came first:
   by mistake is seen, what is dropped by mistake may be the way to mend it.
 - Of one and the same CIDR denied by several, the one whose name comes first counts what is dropped.
 
-An entry costs a few bytes: each list stays a `Records`, and what they come to a `Merged`. When a list changes, only
-what is different in it is looked up in the others (`Merger.replace`); where much is, all is merged again, a piece at a
-time.
+An entry costs a few bytes: each list stays a `Records`, and what they come to is kept once, as the kernel takes it
+(`Merged`). When a list changes, only what is different in it is looked up in the others (`Merger.replace`), and the
+rest is moved as it is; where much is, all is merged again, a piece at a time.
 """
 
 import struct
 from array import array
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 from netloom.cidr import VERSIONS, Version
+from netloom.prefilter.packing import KeyRecords, joined, keys_of, replaced
 from netloom.prefilter.records import SIZES, Records, boundaries, within
-from netloom.prefilter.rules import ALLOW, SLOT, VALUE_SIZE
+from netloom.prefilter.rules import ALLOW, KEY_SIZES, SLOT, VALUE_SIZE, Entries, key
 
-PIECE = 1 << 16
+PIECE = 1 << 14
 """Entries that are objects at a time."""
 FEW = 2048
 """Entries that differ in a list, up to which they are looked up one by one."""
@@ -51,27 +52,36 @@ class Contradiction(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Merged:
-    """Of one family. records: sorted, none twice. values: of each, VALUE_SIZE bytes, as in `rules.Entries`."""
+    """Of one family: what the lists come to."""
 
-    records: Records
-    values: bytes
+    version: Version
+    entries: Entries
+
+    @property
+    def records(self) -> KeyRecords:
+        """Of the entries, in their order."""
+        return KeyRecords(self.entries.keys, KEY_SIZES[self.version])
 
     def value(self, record: bytes) -> int | None:
         """Of just this entry; None where there is none."""
-        at = bisect_left(self.records, record)
-        if at == len(self.records) or self.records[at] != record:
-            return None
-        return self.value_at(at)
+        at = self.place(record)
+        return None if at is None else self.value_at(at)
+
+    def place(self, record: bytes) -> int | None:
+        """Of just this entry; None where there is none."""
+        records = self.records
+        at = bisect_left(records, record)
+        return at if at < len(records) and records[at] == record else None
 
     def value_at(self, at: int) -> int:
         """Of the entry at a place."""
-        (found,) = _U32.unpack_from(self.values, at * VALUE_SIZE)
+        (found,) = _U32.unpack_from(self.entries.values, at * VALUE_SIZE)
         return int(found)
 
-
-def empty(version: Version) -> Merged:
-    """Of no list."""
-    return Merged(Records(b"", SIZES[version]), b"")
+    def without(self, records: Iterable[bytes]) -> Entries:
+        """The entries but those of these records; the same object if it has none of them."""
+        places = sorted(at for each in records if (at := self.place(each)) is not None)
+        return replaced(self.entries, [(at, at + 1, Entries()) for at in places])
 
 
 MOST_CONTRADICTIONS: Final = 64
@@ -83,7 +93,7 @@ class Merger:
 
     def __init__(self) -> None:
         self.slots: dict[str, int] = {}
-        self.merged: dict[Version, Merged] = {version: empty(version) for version in VERSIONS}
+        self.merged: dict[Version, Merged] = {version: Merged(version, Entries()) for version in VERSIONS}
         self.counts: dict[Version, Counter[int]] = {version: Counter() for version in VERSIONS}
         """Entries by value."""
         self.contradictions: dict[Version, tuple[Contradiction, ...]] = {4: (), 6: ()}
@@ -117,51 +127,45 @@ class Merger:
         return self.slots[source.prefilter] | (ALLOW if source.allow else 0)
 
     def _merge_all(self, version: Version) -> None:
-        size = SIZES[version]
         sources = self._sources(version)
-        denying = sum(not source.allow for source, _ in sources)
-        records, values = bytearray(), bytearray()
+        if len(sources) == 1:  # one list alone is sorted, and none of it twice
+            source, records = sources[0]
+            entries = Entries(keys_of(records), _U32.pack(self._value(source)) * len(records))
+        else:
+            entries = joined(self._pieces(version, sources))
         found: list[Contradiction] = []
-        for start, below in boundaries((each for _, each in sources), size, PIECE):
-            if denying == len(sources) == 1:  # one list alone is sorted, and none of it twice
-                piece = within(sources[0][1], start, below)
-                records += b"".join(piece)
-                values += _U32.pack(self._value(sources[0][0])) * len(piece)
-                continue
-            winners: dict[bytes, int] = {}
-            for source, each in reversed(sources):  # what counts more comes later, and stays
-                winners.update(dict.fromkeys(within(each, start, below), self._value(source)))
-            keys = sorted(winners)
-            records += b"".join(keys)
-            values += struct.pack(f"<{len(keys)}I", *map(winners.__getitem__, keys))
         for source, each in sources:
             if source.allow and len(found) < MOST_CONTRADICTIONS:
                 found += self._contradictions_in(version, each)
-        self.merged[version] = Merged(Records(bytes(records), size), bytes(values))
-        self.counts[version] = Counter(array("I", bytes(values)))
+        self.merged[version] = Merged(version, entries)
+        self.counts[version] = Counter(array("I", entries.values))
         self.contradictions[version] = tuple(sorted(set(found)))[:MOST_CONTRADICTIONS]
 
+    def _pieces(self, version: Version, sources: Sequence[tuple[Source, Records]]) -> Iterator[Entries]:
+        size = SIZES[version]
+        for start, below in boundaries((each for _, each in sources), size, PIECE):
+            winners: dict[bytes, int] = {}
+            for source, each in reversed(sources):  # what counts more comes later, and stays
+                winners.update(dict.fromkeys(within(each, start, below), self._value(source)))
+            records = sorted(winners)
+            values = struct.pack(f"<{len(records)}I", *map(winners.__getitem__, records))
+            yield Entries(keys_of(Records(b"".join(records), size)), values)
+
     def _merge_some(self, version: Version, differing: set[bytes]) -> None:
-        merged, sources = self.merged[version], self._sources(version)
-        size, counts = SIZES[version], self.counts[version]
-        records, values = bytearray(), bytearray()
-        done = 0
+        merged, sources, counts = self.merged[version], self._sources(version), self.counts[version]
+        changes: list[tuple[int, int, Entries]] = []
         for record in sorted(differing):
             at = bisect_left(merged.records, record)
-            records += merged.records.packed[done * size : at * size]
-            values += merged.values[done * VALUE_SIZE : at * VALUE_SIZE]
-            winner = next((source for source, each in sources if record in each), None)
-            if winner is not None:
-                records += record
-                values += _U32.pack(self._value(winner))
-                counts[self._value(winner)] += 1
             there = at < len(merged.records) and merged.records[at] == record
             if there:
                 counts[merged.value_at(at)] -= 1
-            done = at + there
-        records += merged.records.packed[done * size :]
-        values += merged.values[done * VALUE_SIZE :]
-        self.merged[version] = Merged(Records(bytes(records), size), bytes(values))
+            winner = next((source for source, each in sources if record in each), None)
+            new = Entries()
+            if winner is not None:
+                counts[self._value(winner)] += 1
+                new = Entries(key(record[:-1], record[-1]), _U32.pack(self._value(winner)))
+            changes.append((at, at + there, new))
+        self.merged[version] = Merged(version, replaced(merged.entries, changes))
         kept = [each for each in self.contradictions[version] if each.record not in differing]
         kept += self._contradictions_in(version, differing)
         self.contradictions[version] = tuple(sorted(set(kept)))[:MOST_CONTRADICTIONS]

@@ -8,9 +8,8 @@ from netloom.prefilter.guarding import Guard, Lifeline, Withheld
 from netloom.prefilter.lists import ParsedList
 from netloom.prefilter.lookup import holding
 from netloom.prefilter.merging import Merger, Source
-from netloom.prefilter.packing import entries_of
 from netloom.prefilter.records import Records, text_of
-from netloom.prefilter.rules import ALLOW, SLOT, Entries, Rules
+from netloom.prefilter.rules import ALLOW, SLOT, Rules
 from netloom.prefilter.slots import assigned
 
 
@@ -61,7 +60,7 @@ class NodeRules:
             guard.look(merged, changed.get(version, ()), lifelines, confirmed)
             withheld = frozenset(guard.withheld)
             if version in changed or withheld != self._withheld[version]:
-                entries[version] = entries_of(merged, withheld) if merged.values else Entries()
+                entries[version] = merged.without(withheld)
             self._withheld[version] = withheld
         made = Rules(entries[4], entries[6], names)
         if changed or made.v4 is not self.rules.v4 or made.v6 is not self.rules.v6 or names != self.rules.names:

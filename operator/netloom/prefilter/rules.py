@@ -8,6 +8,8 @@ import struct
 from dataclasses import dataclass
 from typing import Final
 
+from netloom.cidr import Version
+
 ALLOW: Final = 1 << 31
 """Bit of a value: an exception. A packet whose most specific entry has it passes."""
 
@@ -17,6 +19,8 @@ SLOT: Final = 0xFFFF
 VALUE_SIZE: Final = 4
 LENGTH_SIZE: Final = 4
 """Bytes of a value, and of the prefix length before a key's address."""
+KEY_SIZES: Final[dict[Version, int]] = {4: LENGTH_SIZE + 4, 6: LENGTH_SIZE + 16}
+"""Bytes of a key."""
 
 _U32 = struct.Struct("<I")
 

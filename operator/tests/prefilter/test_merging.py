@@ -13,7 +13,6 @@ from netloom.prefilter.guarding import Guard, Lifeline, lifelines_of
 from netloom.prefilter.lists import parse_list
 from netloom.prefilter.lookup import decisive
 from netloom.prefilter.merging import Contradiction, Merger, Source
-from netloom.prefilter.packing import entries_of
 from netloom.prefilter.records import Records, record, text_of
 from netloom.prefilter.rules import ALLOW, Entries, key, value
 
@@ -66,13 +65,15 @@ def test_a_change_of_one_line_is_a_difference_of_one() -> None:
 def test_entries_are_as_the_kernel_takes_them() -> None:
     merger = Merger()
     merger.replace(of("b", "10.0.0.0/8 10.1.0.0/16 fd00::/8") | of("a", "10.1.2.3", allow=True), SLOTS)
-    assert entries_of(merger.merged[4]) == Entries(
+    assert merger.merged[4].entries == Entries(
         key(parse_address("10.0.0.0"), 8) + key(parse_address("10.1.0.0"), 16) + key(parse_address("10.1.2.3"), 32),
         value(1) + value(1) + value(0, allow=True),
     )
-    assert entries_of(merger.merged[6]) == Entries(struct.pack("<I", 8) + parse_address("fd00::"), struct.pack("<I", 1))
-    left = entries_of(merger.merged[4], [record(Cidr.parse("10.1.0.0/16")), record(Cidr.parse("10.0.0.0/8"))])
+    assert merger.merged[6].entries == Entries(struct.pack("<I", 8) + parse_address("fd00::"), struct.pack("<I", 1))
+    left = merger.merged[4].without([record(Cidr.parse("10.1.0.0/16")), record(Cidr.parse("10.0.0.0/8"))])
     assert left == Entries(key(parse_address("10.1.2.3"), 32), value(0, allow=True))
+    other = record(Cidr.parse("11.0.0.0/8"))
+    assert merger.merged[4].without([other]) is merger.merged[4].entries, "nothing is copied for nothing"
 
 
 def drawn_lists(draw: random.Random) -> dict[Source, list[str]]:
@@ -216,7 +217,7 @@ def test_what_is_withheld_after_changes_is_what_a_first_look_says(seed: int) -> 
             first = Guard(version)
             first.look(merged, None, around, confirmed)
             assert guards[version].withheld.keys() == first.withheld.keys()
-        left = entries_of(merger.merged[4], guards[4].withheld)
+        left = merger.merged[4].without(guards[4].withheld)
         for each in around:
             if each.cidr.length == 32:
                 assert not _drops(left, each.cidr.packed) or 0 in confirmed
