@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from msgspec.structs import replace
 
 from netloom.api.meta import LabelRequirement, LabelSelector, ObjectMeta
 from netloom.api.v1alpha1 import (
@@ -29,7 +30,7 @@ from netloom.kernel.prefilter.prefiltering import DeviceReport, DeviceWish, Drop
 from netloom.prefilter.rules import Entries, key, value
 from netloom.runtime.clock import ServerClock
 from netloom.runtime.store import Store
-from netloom_reconcilers.node.prefilter import feature, telling
+from netloom_reconcilers.node.prefilter import telling
 from netloom_reconcilers.node.prefilter.config_maps import ConfigMap, read
 from netloom_reconcilers.node.prefilter.feature import PrefilterFeature
 from netloom_reconcilers.node.prefilter.reporting import PrefilterReporter
@@ -155,20 +156,30 @@ class Kernel:
         return self.counts
 
 
-class Setting:
-    """The feature of node-1 over caches that the test fills."""
+class Following:
+    """Instead of who follows devices, addresses and routes. events: what it was asked, and told to leave."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
-        self.around = Surroundings(
+    def __init__(self) -> None:
+        self.events: list[str] = []
+        self.now = Surroundings(
             {2: Device("eth0")},
             [NodeRoute(Cidr.parse("0.0.0.0/0"), ((2, parse_address("192.0.2.1")),))],
             [(2, parse_address("10.1.0.5"))],
         )
 
-        async def vicinity() -> Surroundings:
-            return self.around
+    async def around(self) -> Surroundings:
+        self.events.append("around")
+        return self.now
 
-        monkeypatch.setattr(feature, "vicinity", vicinity)
+    async def leave(self) -> None:
+        self.events.append("leave")
+
+
+class Setting:
+    """The feature of node-1 over caches that the test fills."""
+
+    def __init__(self, tmp_path: Any) -> None:
+        self.following = Following()
         self.nodes: Store[NetloomNode] = Store(NETLOOM_NODES)
         self.prefilters: Store[NetloomPrefilter] = Store(PREFILTERS)
         self.kernel = Kernel()
@@ -176,7 +187,7 @@ class Setting:
         made.nodes, made.state_dir, made.run_dir, made.lease_namespace = self.nodes, None, tmp_path, "netloom-system"
         made.caches = self
         made.events = None
-        self.feature = PrefilterFeature(made, self.kernel)  # type: ignore[arg-type]
+        self.feature = PrefilterFeature(made, self.kernel, self.following)  # type: ignore[arg-type]
         self.nodes.replace({"node-1": node("node-1", "10.1.0.5"), "node-2": node("node-2", "10.1.0.6")})
 
     def store(self, *_: object, **__: object) -> Store[NetloomPrefilter]:
@@ -194,8 +205,8 @@ def node(name: str, address: str, **labels: str) -> NetloomNode:
 
 
 @pytest.fixture
-def setting(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> Setting:
-    return Setting(monkeypatch, tmp_path)
+def setting(tmp_path: Any) -> Setting:
+    return Setting(tmp_path)
 
 
 def denied(cidr: str) -> bytes:
@@ -224,6 +235,20 @@ async def test_nothing_is_wanted_where_none_selects_the_node(setting: Setting) -
     assert wanted.rules.v4.keys == denied("198.51.100.0/24")
     assert await setting.have() == Prefiltering()
     assert setting.feature.status() == NodePrefilter((), ())
+
+
+async def test_devices_are_followed_where_a_prefilter_selects_the_node_and_never_looked_for(setting: Setting) -> None:
+    await setting.have()
+    assert "around" not in setting.following.events, "a node without a prefilter follows nothing"
+    some = prefilter("a", devices=("eth*",), deny_cidrs=("198.51.100.0/24",))
+    assert [each.name for each in (await setting.have(some)).devices] == ["eth0"]
+    assert await setting.feature.reconcile("prefilter") is None, "nothing is to be looked at without an event"
+    devices = {2: Device("eth0"), 3: Device("eth1"), 4: Device("wlan0")}
+    setting.following.now = replace(setting.following.now, devices=devices)
+    await setting.feature.reconcile("prefilter")
+    assert [each.name for each in setting.kernel.applied[-1].devices] == ["eth0", "eth1"]
+    await setting.have()
+    assert setting.following.events[-1] == "leave"
 
 
 async def test_what_the_node_lives_by_is_held_back_and_said(setting: Setting) -> None:

@@ -161,8 +161,8 @@ _OWNED = (OwnerReference(api_version="v1", kind="Node"),)
 
 
 def keepers(features: Sequence[NodeFeature]) -> list[Keeper[Any, Any]]:
-    """Of those that own something in the kernel."""
-    return [feature.keeper for feature in features if feature.keeper is not None]
+    """Of those that own something in the kernel, or follow something there."""
+    return [each for feature in features for each in (feature.keeper, *feature.further) if each is not None]
 
 
 @asynccontextmanager

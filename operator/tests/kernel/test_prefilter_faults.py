@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
+from netloom.kernel.keeper import retries
 from netloom.kernel.netlink.sockets import CommandSocket, Refusal
 from netloom.kernel.prefilter import bpf, compiler, tries
 from netloom.kernel.prefilter.compiler import Compiled
@@ -185,3 +186,30 @@ async def test_no_frame_gets_past_while_programs_and_entries_are_replaced(
             assert receiver.received(BAD) == 0
             filtered.place.ip("link set wire0 xdp off")  # as the test has to be able to see
             await eventually(lambda: receiver.received(BAD) > 0)
+
+
+async def test_a_driver_that_refused_is_asked_again_when_the_mtu_is_another(
+    filtered: Filtered, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At once, on the event: here nothing is tried again for its time alone."""
+    for name in ("FIRST_SECONDS", "LONGEST_SECONDS"):
+        monkeypatch.setattr(retries, name, 3600.0)
+
+    class Refusing(CommandSocket):
+        asked = 0
+        refuse = True
+
+        def execute(self, messages: list[bytes]) -> dict[int, Refusal]:  # type: ignore[override]
+            Refusing.asked += 1
+            return {0: Refusal(errno.ERANGE)} if self.refuse else super().execute(messages)
+
+    keeper = await filtered.agent(running=True, commands=Refusing)
+    report = await keeper.apply(wanted(rules({"198.51.100.0/24": "a"}), "eth0", mode=Mode.NATIVE))
+    assert "the driver of eth0 does not take the prefilter in native mode (ERANGE" in report.devices[0].error
+    asked = Refusing.asked
+    filtered.place.ip("link set eth0 mtu 1400")
+    await eventually(lambda: Refusing.asked == asked + 1)
+    Refusing.refuse = False
+    filtered.place.ip("link set eth0 mtu 1300")
+    await eventually(lambda: keeper.report.in_sync)
+    assert filtered.programs() == {"eth0": "native netloom_"}

@@ -129,7 +129,7 @@ class NodeFeature:
                away when it starts, as nobody keeps it up to date.
     condition: type of the condition that `readiness` gives, on the node's NetloomNode; "" for none. It is applied under
                a field manager of the feature's own, as what a manager applied and does not list again is removed.
-    keeper:    of what it owns in the kernel; None: it owns nothing there.
+    keeper:    of what it owns in the kernel; None: it owns nothing there. further: of what it only follows there.
     knows_by_nodes: what the keeper retains is explained by the nodes' objects, and may go when all of those are known.
     obstacle:  why there is nothing to apply, if so.
     """
@@ -139,6 +139,7 @@ class NodeFeature:
     drops: ClassVar[bool] = False
     knows_by_nodes: ClassVar[bool] = True
     keeper: Keeper[Any, Any] | None = None
+    further: Sequence[Keeper[Any, Any]] = ()
     obstacle: Obstacle | None = None
 
     def __init__(self, context: NodeContext) -> None:

@@ -42,7 +42,8 @@ class DevicesPart(Part[Prefiltering]):
         """By ifindex and name, why a device is not filtered in native mode."""
         self._stale = True
         self._new: set[str] = set()
-        """Devices that came after what was said of others of that name."""
+        """Devices that came after what was said of others of that name, or whose MTU is another since: a driver may
+        refuse native mode for the size of frames alone."""
         self._refused: dict[str, str] = {}
         self._done: dict[int, tuple[tuple[str, int], ...]] = {}
         """What was seen to be as it should be, by ifindex."""
@@ -72,7 +73,7 @@ class DevicesPart(Part[Prefiltering]):
         if link is None:
             return
         before = self._links.get(link.ifindex)
-        if before is None:
+        if before is None or before.mtu != link.mtu:
             self._new.add(link.name)
         if kind == wire.RTM_DELLINK:
             self._links.pop(link.ifindex, None)

@@ -17,7 +17,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from netloom.api.v1alpha1 import PREFILTERS, NetloomNode, NetloomPrefilter, NodePrefilter
 from netloom.cidr import Address, Cidr, addresses_in
 from netloom.kernel.keeper.report import PlannedChange
-from netloom.kernel.mesh.vicinity import vicinity
+from netloom.kernel.mesh.vicinity import VicinityKeeper, vicinity
 from netloom.kernel.netlink.sockets import AnswerLost
 from netloom.kernel.prefilter.keeper import PrefilterKeeper
 from netloom.kernel.prefilter.prefiltering import Prefiltering
@@ -39,8 +39,6 @@ from netloom_reconcilers.node.prefilter.telling import Told
 
 log = structlog.get_logger(__name__)
 
-LOOK_SECONDS = 10.0
-"""Between looks at devices and addresses, on a node that a prefilter selects: a pattern may mean one that is new."""
 _KEY = "prefilter"
 _INLINE_DENY, _INLINE_ALLOW = "spec.denyCIDRs", "spec.allowCIDRs"
 
@@ -61,9 +59,13 @@ class PrefilterFeature(NodeFeature):
     knows_by_nodes = False
     keeper: PrefilterKeeper
 
-    def __init__(self, context: NodeContext, keeper: PrefilterKeeper | None = None) -> None:
+    def __init__(
+        self, context: NodeContext, keeper: PrefilterKeeper | None = None, surroundings: VicinityKeeper | None = None
+    ) -> None:
         super().__init__(context)
         cache = (context.state_dir or context.run_dir) / "prefilter"
+        self.surroundings = surroundings or VicinityKeeper(self._turn)
+        self.further = (self.surroundings,)
         self.keeper = keeper or PrefilterKeeper(cache, on_report=lambda report: context.changed())
         self.controller = Controller(self.name, self.reconcile)
         self.told: tuple[Told, ...] = ()
@@ -100,6 +102,7 @@ class PrefilterFeature(NodeFeature):
     def components(self) -> Mapping[str, Run]:
         """The reconciler, the kernel's side, what only prefilters need to know, and the report where there is one."""
         found: dict[str, Run] = {self.name: self.controller.run, "filter of packets": self.keeper.run}
+        found["devices for prefilters"] = self.surroundings.run
         if self._labels is not None and self._lists is not None and self._addresses is not None:
             found["labels of this node"] = self._labels.run
             found["lists of prefilters"] = self._lists.run
@@ -242,7 +245,8 @@ class PrefilterFeature(NodeFeature):
     # ---------------------------------------------------------------------------------------------- what is wanted
 
     async def reconcile(self, key: str) -> float | None:
-        """Makes the kernel drop what prefilters say. Returns after how many seconds to look again."""
+        """Makes the kernel drop what prefilters say. Returns after how many seconds to look again: while it waits for
+        lists. All else is told by events, of the API server or of the kernel."""
         if not self._prefilters.synced.is_set():
             return None  # it turns once they are there; where the cluster does not know the kind, never
         await self.context.nodes.wait_synced()
@@ -255,14 +259,17 @@ class PrefilterFeature(NodeFeature):
             self._lists.want(each for one in selected for each in one.spec.references)
             if (patience := self._lists.patience) > 0:
                 return patience
-        desired, told = await self._desired(selected)
+        machine = machine_of(await self.surroundings.around(), self._known_by()) if selected else Machine()
+        desired, told = await self._desired(selected, machine)
         if self._given != desired:
             await self.keeper.apply(desired)
             self._given = desired
         # Only now: what is told of it is in the kernel.
         self._applied, self.told, self._shares = True, told, self._rules.shares
         self.context.changed()
-        return LOOK_SECONDS if selected else None
+        if not selected:
+            await self.surroundings.leave()
+        return None
 
     def _selected(self) -> list[NetloomPrefilter] | None:
         """None: it cannot be told, as one asks for labels and these are not known. The kernel stays as it is then."""
@@ -271,14 +278,15 @@ class PrefilterFeature(NodeFeature):
             return None
         return selecting(prefilters, labels or {})
 
-    async def _desired(self, selected: Sequence[NetloomPrefilter]) -> tuple[Prefiltering, tuple[Told, ...]]:
+    async def _desired(
+        self, selected: Sequence[NetloomPrefilter], machine: Machine
+    ) -> tuple[Prefiltering, tuple[Told, ...]]:
         """And what there is to tell of each of these, when it is in force."""
         if not selected:
             self._inline, self._peers, self._lifelines, self._around = {}, None, (), None
             if self._rules.rules.names:
                 self._rules = NodeRules()
             return Prefiltering(), ()
-        machine = machine_of(await vicinity(), self._known_by())
         chosen = together(selected, machine)
         told = tuple(self._told(each, chosen) for each in selected)
         filters = [
@@ -334,7 +342,8 @@ class PrefilterFeature(NodeFeature):
         if self._addresses is not None and selected:
             self._servers = await self._addresses.look_up()
         try:
-            return await self.keeper.plan((await self._desired(selected))[0])
+            machine = machine_of(await vicinity(), self._known_by()) if selected else Machine()
+            return await self.keeper.plan((await self._desired(selected, machine))[0])
         except (OSError, AnswerLost) as error:
             raise ConfigError(f"what prefilters drop cannot be planned: {error}") from error
 
