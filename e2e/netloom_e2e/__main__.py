@@ -132,7 +132,7 @@ _MAKERS: dict[What, Callable[[], object]] = {
     What.IMAGE: netloom_image.another,
     What.CONTROL_PLANE: binaries.prepare,
     What.HELM: binaries.helm,
-    What.KERNEL: virtual_machine.kernel,
+    What.KERNEL: lambda: (virtual_machine.kernel(), virtual_machine.newer_kernel()),
     What.OPA: binaries.opa,
     What.SPECS: specs.prepare,
 }

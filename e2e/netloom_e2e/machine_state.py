@@ -22,7 +22,7 @@ _EXPIRES = re.compile(r" expires \d+sec")
 _OF_SERVICES = re.compile(r"KUBE-")
 _SWITCHES = r"^net\.(ipv[46]\.(conf\.(all|default|eth0|lo)|neigh\.(default|eth0))\.|ipv4\.ip_forward$|core\.)"
 _RESTLESS = re.compile(r"stable_secret|random|mtu_expires|netdev_rss_key|flow_limit_cpu_bitmap")
-_PLACES = ("/etc/cni", "/opt/cni", "/run", "/var/lib", "/dev/net")
+_PLACES = ("/etc/cni", "/opt/cni", "/run", "/var/lib", "/dev/net", "/sys/fs/bpf")
 _OTHERS = (
     "/run/containerd", "/run/netns", "/run/xtables.lock", "/var/lib/cni", "/var/lib/containerd", "/var/lib/kubelet",
 )  # fmt: skip

@@ -34,8 +34,11 @@ from netloom_e2e.progress import Progress, follow
 META_PACKAGE = "linux-image-amd64"
 """Depends on the package that holds Debian's current kernel."""
 
+_KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
+_AS_ROOT = ("-o", "APT::Sandbox::User=root")
+
 MODULES = (
-    *("bridge", "dummy", "geneve", "sch_netem", "veth", "vxlan", "8021q", "ipvlan", "macvlan", "tun"),
+    *("bonding", "bridge", "dummy", "geneve", "sch_netem", "veth", "vxlan", "8021q", "ipvlan", "macvlan", "tun"),
     *("crc32c_generic", "nf_tables", "nft_ct", "nft_fib_inet", "nft_objref"),
 )
 """With what they need (libcrc32c asks for crc32c_generic at run time). A guest loads them by itself when a device or an
@@ -84,20 +87,52 @@ class Kernel:
 
 def kernel() -> Kernel:
     """Debian's stable kernel, downloaded (70 MB) where it is not in the cache. Raises BinariesError."""
+    return _made("", lambda folder, log: [])
+
+
+def newer_kernel() -> Kernel:
+    """The one of the backports to this Debian (to 12: 6.12), downloaded (100 MB) where it is not in the cache. Raises
+    BinariesError."""
+    return _made("backports", _backports)
+
+
+def _made(kind: str, options: Callable[[Path, Path], list[str]]) -> Kernel:
+    """options: makes apt's, by which it finds the kernel; from the folder that it is made in, and a log."""
     if platform.machine() != "x86_64":
         raise BinariesError(f"the virtual machine has a Debian kernel for x86_64; this machine is {platform.machine()}")
-    fingerprint = hashlib.sha256(" ".join((META_PACKAGE, *MODULES)).encode()).hexdigest()[:12]
-    return Kernel(made(f"debian-kernel-{fingerprint}", _download))
-
-
-def _download(folder: Path, log: Path) -> None:
-    package = _kernel_package(log)
-    _do(
-        ["apt-get", "-o", "APT::Sandbox::User=root", "download", package],
-        f"Downloading {package} from Debian",
-        folder,
-        log,
+    fingerprint = hashlib.sha256(" ".join((META_PACKAGE, *MODULES, kind)).encode()).hexdigest()[:12]
+    return Kernel(
+        made(f"debian-kernel-{fingerprint}", lambda folder, log: _download(folder, log, options(folder, log)))
     )
+
+
+def _backports(folder: Path, log: Path) -> list[str]:
+    """apt sees those alone, from where this machine has Debian, and keeps them in the folder: what the machine installs
+    from stays as it is."""
+    release = platform.freedesktop_os_release().get("VERSION_CODENAME", "")
+    command = ["apt-get", "indextargets", "--format", "$(REPO_URI) $(RELEASE) $(CODENAME)", "Created-By: Packages"]
+    told = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False).stdout
+    places = [line.split()[0] for line in told.splitlines() if release and release in line.split()[1:]]
+    if not places:
+        raise BinariesError("no source of Debian's packages is known here: a Debian machine is needed")
+    apt = folder / "apt"
+    for name in ("lists/partial", "cache/archives/partial"):
+        (apt / name).mkdir(parents=True)
+    (apt / "sources.list").write_text(f"deb [signed-by={_KEYRING}] {places[0]} {release}-backports main\n")
+    found = {
+        "Dir::Etc::sourcelist": apt / "sources.list",
+        "Dir::Etc::sourceparts": "-",
+        "Dir::State::lists": apt / "lists",
+        "Dir::Cache": apt / "cache",
+    }
+    options = [word for name, value in found.items() for word in ("-o", f"{name}={value}")]
+    _do(["apt-get", *_AS_ROOT, *options, "update"], "Fetching Debian's list of backports", folder, log)
+    return options
+
+
+def _download(folder: Path, log: Path, options: list[str]) -> None:
+    package = _kernel_package(log, options)
+    _do(["apt-get", *_AS_ROOT, *options, "download", package], f"Downloading {package} from Debian", folder, log)
     (archive,) = folder.glob("*.deb")
     _do(["dpkg", "-x", str(archive), "unpacked"], "Unpacking it", folder, log)
     unpacked = folder / "unpacked"
@@ -114,17 +149,18 @@ def _download(folder: Path, log: Path) -> None:
     image.rename(folder / "vmlinuz")
     (unpacked / "few" / "lib" / "modules").rename(folder / "modules")
     shutil.rmtree(unpacked)
+    shutil.rmtree(folder / "apt", ignore_errors=True)
     archive.unlink()
 
 
-def _kernel_package(log: Path) -> str:
-    command = ["apt-cache", "depends", "--important", META_PACKAGE]
+def _kernel_package(log: Path, options: list[str]) -> str:
+    command = ["apt-cache", *options, "depends", "--important", META_PACKAGE]
     for attempt in range(2):
         told = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False).stdout
         if found := re.search(r"Depends: (linux-image-\S+)", told):
             return found[1]
         if not attempt:
-            _do(["apt-get", "update"], "Fetching Debian's lists of packages", Path("/"), log)
+            _do(["apt-get", *options, "update"], "Fetching Debian's lists of packages", Path("/"), log)
     raise BinariesError(
         f"Debian's {META_PACKAGE} is not known here: a Debian machine with its main repository is needed"
     )
@@ -150,9 +186,10 @@ def _do(command: list[str], title: str, folder: Path, log: Path) -> None:
 class VirtualMachine:
     """Boots for each command: a guest is used once."""
 
-    def __init__(self, *, cpus: int = 1) -> None:
-        """Raises BinariesError where the kernel cannot be had, or the plugin or the prefilter be built."""
-        self.kernel = kernel()
+    def __init__(self, booted: Kernel | None = None, *, cpus: int = 1) -> None:
+        """booted: another kernel than the stable one. Raises BinariesError where that cannot be had, or the plugin or
+        the prefilter be built."""
+        self.kernel = booted or kernel()
         self.cni_plugin = cni_plugin.built()
         self.prefilter = prefilter_program.compiled()
         self._cpus = cpus

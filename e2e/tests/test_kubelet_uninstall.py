@@ -1,10 +1,14 @@
 """Helm takes Netloom away from a real cluster, and so does a manifest where its namespace is being deleted: machines
 are as they were before it came, and the API server holds what it held.
+
+Agents have the right to drop packets, and do: what a prefilter left in the kernel goes as well.
 """
 
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 
@@ -16,7 +20,7 @@ from netloom_e2e.chart_sources import EXAMPLES
 from netloom_e2e.client import ApiFailure
 from netloom_e2e.kubelet_node import KubeletNode
 from netloom_e2e.kubelets import KubeletCluster
-from netloom_e2e.lab import Pod
+from netloom_e2e.lab import Namespace, Pod
 from netloom_e2e.machine_state import state
 from netloom_e2e.netloom_cluster import Release
 from netloom_e2e.netloom_image import netloom
@@ -31,6 +35,15 @@ spec:
   nodeSelector: {{kubernetes.io/hostname: {node}}}
   containers: [{{name: pause, image: "${{pause}}", imagePullPolicy: Never}}]
 """
+PREFILTER = """
+apiVersion: netloom.dev/v1alpha1
+kind: NetloomPrefilter
+metadata: {name: strangers}
+spec:
+  denyCIDRs: [198.51.100.0/24]
+  allowCIDRs: [198.51.100.8/32]
+"""
+STRANGER, PARTNER = "198.51.100.7", "198.51.100.8"
 OF_THE_CLUSTER = re.compile(r"coredns|kube-dns|^(Pod|ControllerRevision)/default/")
 LEFT = re.compile(r"((?:net\.\S+=\d+(?:, )?)+): left as the agent set it")
 IMPLIED = {"net.ipv4.ip_forward=1": "net.ipv4.conf.", "net.ipv6.conf.all.forwarding=1": "net.ipv6.conf."}
@@ -67,7 +80,7 @@ def bed() -> Iterator[KubeletCluster]:
         binaries.helm()
     except BinariesError as error:
         pytest.fail(str(error), pytrace=False)
-    network = Recorded(Release(image, {}, namespace=NAMESPACE))
+    network = Recorded(Release(image, {"agent": {"prefilter": True}}, namespace=NAMESPACE))
     with KubeletCluster(kubelets.prefix(), nodes=2, network=network, further=[image], dual_stack=True) as cluster:
         yield cluster
 
@@ -76,6 +89,11 @@ def bed() -> Iterator[KubeletCluster]:
 def network(bed: KubeletCluster) -> Recorded:
     assert isinstance(bed.network, Recorded)
     return bed.network
+
+
+@pytest.fixture(scope="module")
+def first_pods(bed: KubeletCluster) -> list[Pod]:
+    return pods(bed, "a", "b")
 
 
 def pods(bed: KubeletCluster, *names: str) -> list[Pod]:
@@ -116,9 +134,63 @@ def new_objects(bed: KubeletCluster, network: Recorded) -> set[str]:
     return {each for each in changed - addresses if not OF_THE_CLUSTER.search(each)}
 
 
+@contextmanager
+def strangers(bed: KubeletCluster) -> Iterator[Namespace]:
+    """A host on the nodes' network that has a stranger's address and a partner's, which nodes answer."""
+    switch = bed.lab.switch
+    machines = [node.machine for node in bed.nodes.values()]
+    for address in (STRANGER, PARTNER):
+        switch.ip("address", "add", f"{address}/32", "dev", "lo")
+    for machine in machines:
+        machine.ip("route", "add", "198.51.100.0/24", "via", bed.lab.address)
+    try:
+        yield switch
+    finally:
+        for machine in machines:
+            machine.ip("route", "delete", "198.51.100.0/24")
+        for address in (STRANGER, PARTNER):
+            switch.ip("address", "delete", f"{address}/32", "dev", "lo")
+
+
+def status_of(bed: KubeletCluster, path: str) -> dict[str, Any]:
+    """What an object of ours says; of a prefilter also before anybody has said anything."""
+    found = bed.plane.client.request("GET", f"/apis/netloom.dev/v1alpha1/{path}").get("status", {})
+    return {"nodes": {"active": 0}} | found
+
+
 @pytest.mark.timeout(600)
-def test_helm_uninstall_leaves_nothing(bed: KubeletCluster, network: Recorded) -> None:
-    assert reach_each_other(*pods(bed, "a", "b"))
+def test_a_prefilter_drops_what_comes_from_outside_and_nothing_of_pods(
+    bed: KubeletCluster, first_pods: list[Pod]
+) -> None:
+    """With the rights that the chart gives for it: BPF, NET_ADMIN and PERFMON, and the nodes' bpffs."""
+    addresses = [node.machine.underlay[0] for node in bed.nodes.values()]
+    with strangers(bed) as outside:
+
+        def answers(source: str) -> list[bool]:
+            words = ("ping", "-n", "-q", "-c", "1", "-W", "1", "-I", source)
+            return ["1 received" in outside.run(*words, each, check=False) for each in addresses]
+
+        assert answers(STRANGER) == answers(PARTNER) == [True, True]
+        assert reach_each_other(*first_pods)
+        bed.plane.kubectl("apply", "--filename=-", input=PREFILTER)
+        bed.wait("both nodes to run it", lambda: status_of(bed, "netloomprefilters/strangers")["nodes"]["active"] == 2)
+        assert answers(STRANGER) == [False, False]
+        assert answers(PARTNER) == [True, True]
+        assert reach_each_other(*first_pods)
+    for name in bed.nodes:
+        said = status_of(bed, f"netloomnodes/{name}")
+        assert [(each["name"], each["mode"]) for each in said["prefilter"]["devices"]] == [("eth0", "native")]
+        (filtering,) = said["prefilter"]["filters"]
+        assert (filtering["name"], filtering["ipv4Entries"], filtering.get("error", "")) == ("strangers", 2, "")
+        conditions = {each["type"]: each["status"] for each in said["conditions"]}
+        assert (conditions["PrefilterReady"], conditions["DataplaneReady"]) == ("True", "True")
+    (ready,) = [each for each in status_of(bed, "netloomprefilters/strangers")["conditions"] if each["type"] == "Ready"]
+    assert (ready["status"], ready["reason"]) == ("True", "Active")
+
+
+@pytest.mark.timeout(600)
+def test_helm_uninstall_leaves_nothing(bed: KubeletCluster, network: Recorded, first_pods: list[Pod]) -> None:
+    assert reach_each_other(*first_pods)
 
     done = bed.plane.helm("uninstall", "netloom", f"--namespace={NAMESPACE}", timeout=300)
 

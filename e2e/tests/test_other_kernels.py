@@ -14,7 +14,7 @@ import pytest
 from guest.reporting import RESULT
 from netloom_e2e.lab import wait_for
 from netloom_e2e.namespaces import environment
-from netloom_e2e.virtual_machine import TREE, VirtualMachine, VirtualMachineError, kernel
+from netloom_e2e.virtual_machine import TREE, VirtualMachine, VirtualMachineError, kernel, newer_kernel
 
 GUEST = TREE / "e2e" / "guest"
 SECONDS = 1200.0
@@ -66,6 +66,16 @@ def test_on_debians_kernel(outcome: Outcome, case: str) -> None:
 
 def test_the_guest_passed_as_a_whole(outcome: Outcome) -> None:
     assert outcome.status == 0, outcome.output[-5000:]
+
+
+def test_the_prefilter_on_debians_next_kernel() -> None:
+    """Where the verifier is another one. Without the nodes that the other tests share, which take long to make."""
+    machine = VirtualMachine(newer_kernel())
+    assert tuple(int(each) for each in machine.kernel.version.split(".")[:2]) >= (6, 12), machine.kernel.version
+    title = f"Testing the prefilter on Linux {machine.kernel.version} under QEMU (half a minute)"
+    command = [*PYTEST, "--noconftest", str(GUEST / "test_prefilter.py")]
+    status, output = machine.run(command, seconds=SECONDS, title=title, describe=describe)
+    assert status == 0, output[-5000:]
 
 
 def machines() -> set[str]:

@@ -5,7 +5,9 @@ import contextlib
 import errno
 import itertools
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from msgspec.structs import replace
@@ -39,28 +41,49 @@ _SYSTEM_CALL = bpf.bpf
 
 
 class Fault:
-    """Of the calls to bpf(2), the one of this number fails, and none after it."""
+    """Of the calls to the kernel (bpf(2), netlink, and those that make, list and remove pins), the one of this number
+    fails, and none after it. It is tried again soon."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, number: int, code: int) -> None:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, pins: Path, number: int, code: int) -> None:
+        monkeypatch.setattr(retries, "FIRST_SECONDS", 0.002)
         self.left = number
-        self.code = code
-        monkeypatch.setattr(bpf, "bpf", self)
+        self._code = code
+        self._pins = pins
+        monkeypatch.setattr(bpf, "bpf", self._failing(_SYSTEM_CALL))
+        for (kind, name), call in _CALLS.items():
+            monkeypatch.setattr(kind, name, self._failing(call))
 
-    def __call__(self, command: int, attributes: bpf.Attributes) -> int:
-        self.left -= 1
-        if self.left == 0:
-            raise OSError(self.code, f"cannot do it: {os.strerror(self.code)}")
-        return _SYSTEM_CALL(command, attributes)
+    def _failing(self, call: Callable[..., Any]) -> Callable[..., Any]:
+        def called(*arguments: Any, **options: Any) -> Any:
+            path = arguments[0]
+            if not isinstance(path, Path) or self._pins in path.parents:
+                self.left -= 1
+                if self.left == 0:
+                    raise OSError(self._code, f"cannot do it: {os.strerror(self._code)}")
+            return call(*arguments, **options)
+
+        return called
 
     @property
     def happened(self) -> bool:
         return self.left <= 0
 
 
+_CALLS = {
+    (kind, name): getattr(kind, name)
+    for kind, names in ((CommandSocket, ("execute", "_ask")), (Path, ("mkdir", "iterdir", "unlink", "rmdir")))
+    for name in names
+}
+
+
 async def settle(keeper: PrefilterKeeper, desired: Prefiltering) -> None:
     report = await keeper.apply(desired)
     if not report.in_sync:
         assert report.failures, report
+    await in_sync(keeper)
+
+
+async def in_sync(keeper: PrefilterKeeper) -> None:
     await eventually(lambda: keeper.report.in_sync)
 
 
@@ -76,7 +99,7 @@ async def test_whichever_call_fails_it_ends_well(filtered: Filtered, lab: Lab, m
             keeper = PrefilterKeeper(filtered.cache, bpffs=filtered.bpffs, resync_seconds=None)
             await keeper.open()
             async with running(keeper):
-                fault = Fault(monkeypatch, number, errno.ENOMEM if number % 2 else errno.EPERM)
+                fault = Fault(monkeypatch, filtered.bpffs, number, errno.ENOMEM if number % 2 else errno.EPERM)
                 await settle(keeper, FIRST)
                 assert not await receiver.passes(BAD), number
                 await settle(keeper, NEXT)
@@ -85,6 +108,44 @@ async def test_whichever_call_fails_it_ends_well(filtered: Filtered, lab: Lab, m
                 await settle(keeper, Prefiltering())
                 happened = fault.happened
                 await eventually(lambda: (filtered.programs(), filtered.pins()) == ({}, EMPTY))
+            await keeper.close()
+            assert descriptors() == opened, number
+        assert number > 30
+
+
+@pytest.mark.slow
+async def test_whichever_call_fails_another_version_takes_over_and_drops_all_the_time(
+    filtered: Filtered, lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An agent of another version exchanges the program and all entries, with another call failing each time."""
+    monkeypatch.setattr(tries, "_LEAST_REWRITTEN", 0)
+    now = compiler.instructions
+    padding = itertools.cycle(("", "b700000000000000"))
+
+    def instructions(cache: Path) -> Compiled:
+        compiled = now(cache)
+        return replace(compiled, multi_buffer=version + compiled.multi_buffer)
+
+    monkeypatch.setattr(compiler, "instructions", instructions)
+    far = lab.namespace("far")
+    lab.wire(filtered.place, "wire0", far, "wire1")
+    with contextlib.closing(Receiver(filtered.place, "wire0", far, "wire1")) as receiver:
+        version, number, happened, opened = "", 0, True, descriptors()
+        while happened:
+            number += 1
+            version = next(padding)
+            assert (await lives(filtered, FIRST)).in_sync
+            version = next(padding)
+            keeper = PrefilterKeeper(filtered.cache, bpffs=filtered.bpffs, resync_seconds=None)
+            await keeper.open()
+            async with running(keeper):
+                fault = Fault(monkeypatch, filtered.bpffs, number, errno.ENOMEM if number % 2 else errno.EPERM)
+                await keeper.apply(NEXT)
+                assert not await receiver.passes(BAD), number
+                await in_sync(keeper)
+                happened = fault.happened
+                assert not await receiver.passes(WORSE), number
+                await eventually(lambda: len([each for each in filtered.pins() if "program_" in each]) == 1)
             await keeper.close()
             assert descriptors() == opened, number
         assert number > 30

@@ -198,7 +198,7 @@ class FilterPart(Part[Prefiltering]):
         self._undone.clear()
         for item, work in ((PROGRAM, self._need_program), (ENTRIES, lambda: self._put(rules))):
             # A program of another version that runs takes the entries as well.
-            if item in attempt.held or (item == ENTRIES and not self.ours):
+            if item in attempt.held or (item == ENTRIES and not (self.ours and self._opened().has_maps)):
                 self._undone.add(item)
             elif (refused := self._tried(item, work)) is not None:
                 self._undone.add(item)

@@ -10,7 +10,7 @@ from pathlib import Path
 from netloom.kernel.prefilter import bpf, pins, slots
 from netloom.kernel.prefilter.compiler import Compiled
 from netloom.kernel.prefilter.maps import COUNTERS, NAME_SIZE, NAMES, OVERTAGGED, SHAPES, SLOTS, TRIES, trie_shape
-from netloom.kernel.prefilter.pins import Pins
+from netloom.kernel.prefilter.pins import Pins, closed_on_error
 from netloom.kernel.prefilter.prefiltering import Dropped
 from netloom.kernel.prefilter.program import Programs
 from netloom.kernel.prefilter.tries import FamilyTrie
@@ -37,6 +37,11 @@ class KernelFilter:
         """Whether anything of the prefilter's is in the kernel; without a prefilter, one look at a folder."""
         return bool(self._maps or self.programs.open) or self.pins.folder.is_dir()
 
+    @property
+    def has_maps(self) -> bool:
+        """Whether they are open."""
+        return bool(self._maps)
+
     def find(self) -> None:
         """Open the programs that are pinned, so that it is known what is ours. Raises OSError."""
         if not self.programs.open:
@@ -48,14 +53,17 @@ class KernelFilter:
             return
         self.pins.make()
         opened: dict[str, int] = {}
+        tries: dict[str, FamilyTrie] = {}
         try:
             for name in SHAPES:
                 opened[name] = self._map(name)
-            tries = {family: FamilyTrie(family, self.pins, opened[name]) for family, name in TRIES.items()}
-            for trie in tries.values():
-                trie.find()
+            for family, name in TRIES.items():
+                tries[family] = FamilyTrie(family, self.pins, opened[name])
+                tries[family].find()
             names = _read_names(opened[NAMES])
         except BaseException:
+            for trie in tries.values():
+                trie.close()
             pins.close(opened.values())
             raise
         with self._open:
@@ -117,7 +125,8 @@ class KernelFilter:
         shape = SHAPES[name]
         descriptor = self.pins.open(name)
         if descriptor is not None:
-            found = bpf.describe_map(descriptor).shape
+            with closed_on_error(descriptor):
+                found = bpf.describe_map(descriptor).shape
             if found == shape:
                 return descriptor
             os.close(descriptor)  # another version's: its program goes on with it until ours takes its place
@@ -128,11 +137,8 @@ class KernelFilter:
             descriptor = bpf.create_map(f"netloom_{name}"[:15], shape, inner=inner[0] if inner else 0)
         finally:
             pins.close(inner)
-        try:
+        with closed_on_error(descriptor):
             self.pins.pin(name, descriptor)
-        except BaseException:
-            os.close(descriptor)
-            raise
         return descriptor
 
     def _name(self, assigned: slots.Slots) -> None:

@@ -5,8 +5,8 @@ Names on a bpffs may hold no dots.
 
 import errno
 import os
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from netloom.kernel.errors import KernelUnsupported
@@ -68,6 +68,16 @@ class Pins:
             except OSError as error:
                 if folder == self.folder or error.errno != errno.ENOTEMPTY:
                     raise
+
+
+@contextmanager
+def closed_on_error(descriptor: int) -> Iterator[int]:
+    """Close it if what is done with it fails: nobody else will."""
+    try:
+        yield descriptor
+    except BaseException:
+        os.close(descriptor)
+        raise
 
 
 def close(descriptors: Iterable[int]) -> None:

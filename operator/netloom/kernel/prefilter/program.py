@@ -14,7 +14,7 @@ from netloom.kernel.prefilter import bpf
 from netloom.kernel.prefilter.bpf import ProgramInfo
 from netloom.kernel.prefilter.compiler import Compiled
 from netloom.kernel.prefilter.maps import NUMBERS
-from netloom.kernel.prefilter.pins import Pins
+from netloom.kernel.prefilter.pins import Pins, closed_on_error
 
 _PREFIX = "program_"
 _INSTRUCTION = struct.Struct("=BBhi")
@@ -47,7 +47,8 @@ class Programs:
             descriptor = self._pins.open(name)
             if descriptor is None:
                 continue
-            info = bpf.describe_program(descriptor)
+            with closed_on_error(descriptor):
+                info = bpf.describe_program(descriptor)
             if info.identity in self.open:
                 os.close(descriptor)
             else:
@@ -99,12 +100,9 @@ class Programs:
             except bpf.Rejected as error:
                 refused.append(error)
                 continue
-            try:
+            with closed_on_error(descriptor):
                 info = bpf.describe_program(descriptor)
                 self._pins.pin(f"{_PREFIX}{info.identity}", descriptor)
-            except BaseException:
-                os.close(descriptor)
-                raise
             self._keep(descriptor, info)
             self._choose(info.identity)
             return

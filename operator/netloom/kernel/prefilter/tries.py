@@ -13,7 +13,7 @@ import msgspec
 from netloom.kernel.prefilter import bpf
 from netloom.kernel.prefilter.differences import Difference, Entry, Inspection, compare
 from netloom.kernel.prefilter.maps import KEY_SIZES, VALUE_SIZE, capacity_for, trie_shape
-from netloom.kernel.prefilter.pins import Pins
+from netloom.kernel.prefilter.pins import Pins, closed_on_error
 from netloom.prefilter.rules import Entries
 
 _FIRST = bytes(4)
@@ -59,7 +59,8 @@ class FamilyTrie:
             descriptor = self._pins.open(name)
             if descriptor is None:
                 continue
-            info = bpf.describe_map(descriptor)
+            with closed_on_error(descriptor):
+                info = bpf.describe_map(descriptor)
             if info.identity == identity and self.trie is None:
                 self.trie = Trie(descriptor, identity, info.shape.most, name)
             else:
@@ -159,14 +160,11 @@ class FamilyTrie:
         most = capacity_for(len(wanted))
         pin = next(name for name in self._places if old is None or name != old.pin)
         descriptor = bpf.create_map(f"netloom_{self.family}", trie_shape(self.family, most))
-        try:
+        with closed_on_error(descriptor):
             bpf.update_all(descriptor, wanted.keys, wanted.values, self._key_size, VALUE_SIZE)
             identity = bpf.describe_map(descriptor).identity
             self._pins.pin(pin, descriptor)
             bpf.update(self._outer, _FIRST, descriptor.to_bytes(4, "little"))
-        except BaseException:
-            os.close(descriptor)
-            raise
         self.trie = Trie(descriptor, identity, most, pin)
         if old is not None:
             os.close(old.descriptor)
