@@ -43,6 +43,9 @@ static long (*load_bytes)(struct xdp_md *context, u32_t offset, void *buffer, u3
 
 #define MAP(number) ((void *)pseudo(1, number))
 
+// Which of the sets of rules is this program's: the loader puts its number in the place of this one.
+#define OWN_SET ((u32_t)pseudo(0, SET))
+
 // Bytes. A frame that has more tags than this is no network's: the kernel itself looks through any number of tags of VLAN
 // 0, so that such a frame would get past this program to the address that it is to protect. It is dropped.
 #define ETHERNET 14
@@ -103,8 +106,8 @@ INLINE int drop(struct xdp_md *context, u32_t slot)
 
 INLINE int judge(struct xdp_md *context, void *tries, const void *key)
 {
-	u32_t first = 0;
-	void *trie = map_lookup(tries, &first);
+	u32_t set = OWN_SET;
+	void *trie = map_lookup(tries, &set);
 	u32_t *entry = trie ? map_lookup(trie, key) : 0;
 
 	if (!entry || *entry & ALLOW)

@@ -95,23 +95,29 @@ def test_a_node_is_selected_by_its_labels_in_the_order_of_names() -> None:
     assert [each.metadata.name for each in selecting(some, {"old": ""})] == ["c"]
 
 
-def test_all_share_their_devices_and_the_first_says_which_and_how() -> None:
+def test_on_each_device_those_decide_that_are_meant_for_it() -> None:
     some = [
         prefilter("a"),
         prefilter("b", mode="generic"),
-        prefilter("c", devices=("eth0",)),
-        prefilter("d", devices=("bond*",), mode="native"),
+        prefilter("c", devices=("eth*",), mode="native"),
+        prefilter("d", devices=("bond*", "eth1"), mode="native"),
         prefilter("e", devices=("wlan*",)),
     ]
     found = together(some, MACHINE)
-    assert found.devices == (DeviceWish("bond0", Mode.GENERIC),)
-    assert [each.metadata.name for each in found.active] == ["a", "b", "d"]
+    assert found.devices == (
+        DeviceWish("bond0", Mode.GENERIC, 0),
+        DeviceWish("eth0", Mode.NATIVE, 1),
+        DeviceWish("eth1", Mode.NATIVE, 2),
+    )
+    assert [[each.metadata.name for each in group] for group in found.groups] == [["a", "b", "d"], ["c"], ["c", "d"]]
+    assert [each.metadata.name for each in found.active] == ["a", "b", "d", "c"]
+    assert found.meant == {"a": ("bond0",), "b": ("bond0",), "c": ("eth0", "eth1"), "d": ("bond0", "eth1"), "e": ()}
     assert found.errors == {
-        "c": "it is meant for eth0 and NetloomPrefilter a for bond0, and all prefilters of a node share their devices. "
-        "Give both the same spec.devices, or let them select other nodes.",
-        "e": "spec.devices (wlan*) means no device of this node. Name another, or select other nodes.",
+        "e": "spec.devices (wlan*) means no device of this node. Name another, or select other nodes."
     }
-    assert found.problems == {"d": "it runs in generic mode, as NetloomPrefilter b wants, not in native mode."}
+    assert found.problems == {"d": "it runs in generic mode on bond0, as NetloomPrefilter b wants, not in native mode."}
+    shared = together([prefilter("a", devices=("eth*",)), prefilter("b", devices=("eth0", "eth1"))], MACHINE)
+    assert ([each.rules for each in shared.devices], len(shared.groups)) == ([0, 0], 1)
 
 
 # ----------------------------------------------------------------------------------------------------------- lists
@@ -315,6 +321,33 @@ async def test_what_keeps_it_from_running_is_its_error(setting: Setting) -> None
         (False, "PrefilterFailed", "NetloomPrefilter a, b: eth0: the driver of eth0 has no native mode."),
         True,
     ), "once, though device, retry and both prefilters say it"
+
+
+async def test_what_is_meant_for_one_device_is_wanted_there_alone_and_fails_alone(setting: Setting) -> None:
+    devices = {2: Device("eth0"), 3: Device("eth1")}
+    setting.following.now = replace(setting.following.now, devices=devices)
+    setting.kernel.report = PrefilterReport(
+        devices=(DeviceReport("eth0", 2, "native", 7), DeviceReport("eth1", 3, error="it is in somebody's way."))
+    )
+    some = (
+        prefilter("a", devices=("eth*",), deny_cidrs=("198.51.100.0/24", "10.1.0.5/32")),
+        prefilter("b", devices=("eth1",), deny_cidrs=("203.0.113.0/24",)),
+        prefilter("c", devices=("eth0",), deny_cidrs=("203.0.113.0/24",), allow_cidrs=("198.51.100.0/24",)),
+    )
+    wanted = await setting.have(*some)
+    assert wanted.devices == (DeviceWish("eth0", rules=0), DeviceWish("eth1", rules=1))
+    on_eth0, on_eth1 = wanted.sets
+    keys = denied("198.51.100.0/24") + denied("203.0.113.0/24")
+    assert (on_eth0.v4.keys, on_eth0.names) == (keys, ("a", "c"))
+    assert on_eth0.v4.values == value(1, allow=True) + value(1), "an exception of c's comes before a's denial, there"
+    assert (on_eth1.v4, on_eth1.names) == (Entries(keys, value(0) + value(1)), ("a", "b"))
+    status = setting.feature.status()
+    assert status is not None
+    assert {each.name: (each.error, each.withheld) for each in status.filters} == {
+        "a": ("eth1: it is in somebody's way.", 1),
+        "b": ("eth1: it is in somebody's way.", 0),
+        "c": ("", 0),
+    }
 
 
 async def test_counts_alone_are_no_news(setting: Setting) -> None:

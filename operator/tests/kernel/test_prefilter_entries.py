@@ -139,7 +139,7 @@ def trie(filtered: Filtered) -> Iterator[FamilyTrie]:
 
     kernel = KernelFilter(filtered.bpffs / "netloom" / "prefilter-test")
     kernel.need_maps()
-    yield kernel.tries["v4"]
+    yield kernel.tries[0, "v4"]
     kernel.close()
 
 

@@ -1,7 +1,7 @@
 """The devices that the program is attached to, as a part: each on its own, none stops another."""
 
 import errno
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import structlog
 
@@ -49,11 +49,13 @@ class DevicesPart(Part[Prefiltering]):
         """What was seen to be as it should be, by ifindex."""
         self._drifted: list[str] = []
 
-    @property
-    def in_use(self) -> set[int]:
-        """Ids of our programs that run on devices."""
+    def running(self) -> Mapping[str, int] | None:
+        """By device, the id of our program that runs there; None before any have been read."""
+        if self._stale and not self._links:
+            return None
         ours = self.filter.ours
-        return {identity for link in self._links.values() for _mode, identity in link.programs if identity in ours}
+        links = self._links.values()
+        return {link.name: identity for link in links for _mode, identity in link.programs if identity in ours}
 
     def want(self, desired: Prefiltering, retries: Retries) -> None:
         """Take over the devices."""
@@ -140,9 +142,10 @@ class DevicesPart(Part[Prefiltering]):
 
     def pending(self) -> Iterable[Item]:
         """Devices that are not as they could be."""
-        ours, program = self.filter.ours, self.filter.program
+        ours = self.filter.ours
         for link in self._links.values():
             wish = self._wishes.get(link.name)
+            program = self._program(link.name)
             if link.name in self._refused or steps_to(link, wish, ours, program) or (wish and not program):
                 yield _item(link.name)
 
@@ -154,14 +157,22 @@ class DevicesPart(Part[Prefiltering]):
     def planned(self, links: Iterable[XdpLink], desired: Prefiltering, ours: set[int]) -> list[Step]:
         """What would be attached and detached."""
         wishes = {wish.name: wish for wish in desired.devices}
-        program = self.filter.kernel.programs.current if self.filter.kernel is not None else 0
-        steps = [step for link in links for step in steps_to(link, wishes.get(link.name), ours, program or -1)]
+        steps = [
+            step
+            for link in links
+            for step in steps_to(link, wishes.get(link.name), ours, self._program(link.name) or -1)
+        ]
         return sorted(steps, key=lambda step: step.detach)
 
     # ---------------------------------------------------------------------------------------------- one device
 
+    def _program(self, name: str) -> int:
+        """That is to run on a device; 0: none."""
+        wish = self._wishes.get(name)
+        return self.filter.program_for(wish) if wish is not None else 0
+
     async def _update(self, worker: Worker, link: XdpLink, wish: DeviceWish, outcome: Outcome) -> None:
-        ours, program = self.filter.ours, self.filter.program
+        ours, program = self.filter.ours, self.filter.program_for(wish)
         other = foreign(link, ours)
         if other is not None and other[1] not in self._names:
             self._names[other[1]] = await worker.call(lambda _: self.filter.name_of(other[1]))
@@ -185,7 +196,7 @@ class DevicesPart(Part[Prefiltering]):
     def _do(self, commands: CommandSocket, step: Step) -> Refusal | None:
         """In the thread."""
         expected = self.filter.descriptor(step.expected) if step.expected else -1
-        program = -1 if step.detach else self.filter.descriptor(self.filter.program)
+        program = -1 if step.detach else self.filter.descriptor(self._program(step.link.name))
         return commands.execute([attach(step.link.ifindex, step.mode, program, expected)]).get(0)
 
     def _note(self, link: XdpLink, step: Step, refusal: Refusal | None, outcome: Outcome) -> bool:
@@ -209,7 +220,7 @@ class DevicesPart(Part[Prefiltering]):
         if held is None:
             return
         others = tuple(each for each in held.programs if each[0] != step.mode)
-        mine = () if step.detach else ((str(step.mode), self.filter.program),)
+        mine = () if step.detach else ((str(step.mode), self._program(step.link.name)),)
         self._links[ifindex] = XdpLink(held.ifindex, held.name, held.mtu, held.ethernet, (*others, *mine))
 
     def _report(self, wish: DeviceWish, link: XdpLink | None) -> DeviceReport:

@@ -1,9 +1,10 @@
 """The program, its maps and its entries, as a part: below the devices that it is attached to."""
 
 import errno
+import operator
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,8 +15,7 @@ from netloom.kernel.keeper.part import Attempt, Outcome, Part, Refused, Worker
 from netloom.kernel.keeper.report import PlannedChange
 from netloom.kernel.keeper.retries import Item, Retries
 from netloom.kernel.ownership import PREFILTER
-from netloom.kernel.prefilter.prefiltering import Prefiltering
-from netloom.prefilter.rules import Rules
+from netloom.kernel.prefilter.prefiltering import DeviceWish, Prefiltering
 
 if TYPE_CHECKING:
     from netloom.kernel.prefilter.kernel_filter import KernelFilter
@@ -30,16 +30,16 @@ VERIFY_SHARE = 200
 
 
 class FilterPart(Part[Prefiltering]):
-    """See the module. in_use: ids of our programs that run on devices. filled: the wanted entries have been in the
-    kernel since this began, so the program may be attached. verifier: what it said of a program that it refused.
-    written: programs that were loaded and entries that were changed."""
+    """See the module. running: by device, the id of our program that runs there; None: it is not known yet. filled: the
+    wanted entries have been in the kernel since this began, so programs may be attached. verifier: what it said of a
+    program that it refused. written: programs that were loaded and entries that were changed."""
 
     owns = PREFILTER
     state = ("dump", "the prefilter's maps")
     groups = ()
     kinds = frozenset()
 
-    def __init__(self, folder: Path, cache: Path, in_use: Callable[[], set[int]]) -> None:
+    def __init__(self, folder: Path, cache: Path, running: Callable[[], Mapping[str, int] | None]) -> None:
         self.kernel: KernelFilter | None = None
         self.due = True
         self.filled = False
@@ -49,8 +49,10 @@ class FilterPart(Part[Prefiltering]):
         self.written: Counter[str] = Counter()
         self._folder = folder
         self._cache = cache
-        self._in_use = in_use
+        self._running = running
         self._wanted = Prefiltering()
+        self._numbers: tuple[int, ...] = ()
+        """By place of the wanted rules, the number of their set."""
         self._undone: set[Item] = set()
         self._doubted = True
         self._verify_at = 0.0
@@ -71,10 +73,11 @@ class FilterPart(Part[Prefiltering]):
         """Ids of our programs."""
         return set(self.kernel.programs.open) if self.kernel is not None else set()
 
-    @property
-    def program(self) -> int:
-        """The id of the one that is to run, once it may; 0: there is none."""
-        return self.kernel.programs.current if self.kernel is not None and self.filled else 0
+    def program_for(self, wish: DeviceWish) -> int:
+        """The id of the one that is to run on a device, once it may; 0: there is none."""
+        if self.kernel is None or not self.filled or wish.rules >= len(self._numbers):
+            return 0
+        return self.kernel.programs.current.get(self._numbers[wish.rules], 0)
 
     def descriptor(self, identity: int) -> int:
         """Of one of our programs."""
@@ -97,14 +100,17 @@ class FilterPart(Part[Prefiltering]):
         if not desired.devices:
             return [PlannedChange(f"rm -r {self._folder}", "no prefilter applies")] if self._folder.is_dir() else []
         changes = [] if self.ours else [PlannedChange("load the prefilter's program")]
-        for family, entries in (("v4", desired.rules.v4), ("v6", desired.rules.v6)):
-            if len(entries) != self.entries[family]:
-                changes.append(PlannedChange(f"{self.entries[family]} entries {family} become {len(entries)}"))
+        for family, count in _counts(desired).items():
+            if count != self.entries[family]:
+                changes.append(PlannedChange(f"{self.entries[family]} entries {family} become {count}"))
         return changes
 
     def want(self, desired: Prefiltering, retries: Retries) -> None:
         """Take over the rules."""
-        if desired.rules is not self._wanted.rules or bool(desired.devices) != bool(self._wanted.devices):
+        before = self._wanted
+        if desired.devices != before.devices or len(desired.sets) != len(before.sets):
+            self._numbers = ()
+        if not self._numbers or not all(map(operator.is_, desired.sets, before.sets)):
             self.due = True
             retries.forget([PROGRAM, ENTRIES])
         self._wanted = desired
@@ -153,9 +159,8 @@ class FilterPart(Part[Prefiltering]):
             return Outcome()
         if not self.due and self._undone <= attempt.held:
             return Outcome()
-        self.due = False
-        wanted = self._wanted.rules
-        return await worker.call(lambda _: self._work(wanted, attempt))
+        self.due = self._running() is None  # the devices have not had their turn yet
+        return Outcome() if self.due else await worker.call(lambda _: self._work(attempt))
 
     async def remove(self, worker: Worker, attempt: Attempt) -> Outcome:
         """Unpin programs of other versions that run nowhere any more; and where none is wanted, all."""
@@ -193,12 +198,13 @@ class FilterPart(Part[Prefiltering]):
             self.kernel = KernelFilter(self._folder)
         return self.kernel
 
-    def _work(self, rules: Rules, attempt: Attempt) -> Outcome:
+    def _work(self, attempt: Attempt) -> Outcome:
         outcome = Outcome()
         self._undone.clear()
-        for item, work in ((PROGRAM, self._need_program), (ENTRIES, lambda: self._put(rules))):
+        for item, work in ((PROGRAM, self._need_programs), (ENTRIES, self._put)):
             # A program of another version that runs takes the entries as well.
-            if item in attempt.held or (item == ENTRIES and not (self.ours and self._opened().has_maps)):
+            ready = self.ours and self._numbers and self._opened().has_maps
+            if item in attempt.held or (item == ENTRIES and not ready):
                 self._undone.add(item)
             elif (refused := self._tried(item, work)) is not None:
                 self._undone.add(item)
@@ -223,34 +229,57 @@ class FilterPart(Part[Prefiltering]):
         self._errors.pop(item, None)
         return None
 
-    def _need_program(self) -> None:
+    def _need_programs(self) -> None:
         from netloom.kernel.prefilter.compiler import instructions
 
         kernel = self._opened()
-        if kernel.programs.current:
+        if self._numbers and kernel.programs.current.keys() >= set(self._numbers):
             return
         kernel.need_maps()
         kernel.find()
-        if kernel.need_program(instructions(self._cache)):
-            self.written["program"] += 1
-            info = kernel.programs.info
-            self.verifier = ""
-            log.info("the prefilter's program is loaded", id=info.identity, name=info.name, tag=info.tag)
+        self._number(kernel)
+        compiled = instructions(self._cache)
+        for number in self._numbers:
+            if kernel.need_program(compiled, number):
+                self.written["program"] += 1
+                info = kernel.programs.info
+                self.verifier = ""
+                log.info("the prefilter's program is loaded", id=info.identity, name=info.name, tag=info.tag)
 
-    def _put(self, rules: Rules) -> None:
-        written = self._opened().put(rules)
+    def _number(self, kernel: "KernelFilter") -> None:
+        """Say which set each of the wanted rules is, by the devices that have them."""
+        from netloom.kernel.prefilter.rule_sets import numbered
+
+        groups: list[set[str]] = [set() for _ in self._wanted.sets]
+        for wish in self._wanted.devices:
+            groups[wish.rules].add(wish.name)
+        sets = kernel.programs.sets
+        running = {name: sets[identity] for name, identity in (self._running() or {}).items() if identity in sets}
+        self._numbers = numbered(groups, running)
+        kernel.programs.want(self._numbers)
+
+    def _put(self) -> None:
+        sets = dict(zip(self._numbers, self._wanted.sets, strict=True))
+        written = self._opened().put(sets)
+        self.entries = _counts(self._wanted)
         if written:
             self.written["entry"] += written
-            log.info("the prefilter's entries changed", changed=written, v4=len(rules.v4), v6=len(rules.v6))
-        self.entries = {"v4": len(rules.v4), "v6": len(rules.v6)}
+            log.info("the prefilter's entries changed", changed=written, **self.entries)
         self.filled = True
 
     def _leave(self) -> None:
         kernel = self._opened()
-        running = self._in_use()
+        running = set((self._running() or {}).values())
         if self._wanted.devices:
             kernel.programs.leave(running)
+            if kernel.has_maps and self._numbers:
+                kernel.leave_sets({*self._numbers, *kernel.programs.sets.values()})
         elif not running:
             kernel.remove()
-            self.kernel, self.filled, self.entries = None, False, {"v4": 0, "v6": 0}
+            self.kernel, self.filled, self.entries, self._numbers = None, False, {"v4": 0, "v6": 0}, ()
             log.info("the prefilter is gone from the kernel")
+
+
+def _counts(desired: Prefiltering) -> dict[str, int]:
+    """Entries of all sets, by family."""
+    return {"v4": sum(len(each.v4) for each in desired.sets), "v6": sum(len(each.v6) for each in desired.sets)}

@@ -50,7 +50,7 @@ class PrefilterKeeper(Keeper[Prefiltering, PrefilterReport]):
         # Agents of two network namespaces that share a bpffs have nothing to do with each other.
         folder = bpffs / "netloom" / f"prefilter-{here}"
         self._devices = DevicesPart()
-        self._filter = self._devices.filter = FilterPart(folder, cache, lambda: self._devices.in_use)
+        self._filter = self._devices.filter = FilterPart(folder, cache, self._devices.running)
         self._is_open = False
         super().__init__((self._filter, self._devices), **options)
 

@@ -5,6 +5,7 @@ All of it blocks, and belongs into the keeper's thread. What it knows is good un
 
 import os
 import threading
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from netloom.kernel.prefilter import bpf, pins, slots
@@ -13,22 +14,24 @@ from netloom.kernel.prefilter.maps import COUNTERS, NAME_SIZE, NAMES, OVERTAGGED
 from netloom.kernel.prefilter.pins import Pins, closed_on_error
 from netloom.kernel.prefilter.prefiltering import Dropped
 from netloom.kernel.prefilter.program import Programs
-from netloom.kernel.prefilter.tries import FamilyTrie
-from netloom.prefilter.rules import Rules
+from netloom.kernel.prefilter.tries import FamilyTrie, pin_prefix
+from netloom.prefilter.rules import Entries, Rules
 
 _COUNT = 16
 """Bytes: packets and bytes, of one CPU."""
 
 
 class KernelFilter:
-    """See the module. programs: what is loaded. names: whom each counter counts for."""
+    """See the module. programs: what is loaded. names: whom each counter counts for. tries: by set and family."""
 
     def __init__(self, folder: Path) -> None:
         self.pins = Pins(folder)
         self.programs = Programs(self.pins)
         self.names: tuple[str, ...] = ()
-        self.tries: dict[str, FamilyTrie] = {}
+        self.tries: dict[tuple[int, str], FamilyTrie] = {}
         self._maps: dict[str, int] = {}
+        self._filled: frozenset[int] = frozenset()
+        """Sets that have the rules that are wanted; others were left by an earlier agent, or are on their way out."""
         self._open = threading.Lock()
         """Who counts is in another thread: descriptors must not become somebody else's meanwhile."""
 
@@ -53,13 +56,12 @@ class KernelFilter:
             return
         self.pins.make()
         opened: dict[str, int] = {}
-        tries: dict[str, FamilyTrie] = {}
+        tries: dict[tuple[int, str], FamilyTrie] = {}
         try:
             for name in SHAPES:
                 opened[name] = self._map(name)
-            for family, name in TRIES.items():
-                tries[family] = FamilyTrie(family, self.pins, opened[name])
-                tries[family].find()
+            for number in self._sets_with_pins():
+                self._find_tries(number, opened, tries)
             names = _read_names(opened[NAMES])
         except BaseException:
             for trie in tries.values():
@@ -69,22 +71,40 @@ class KernelFilter:
         with self._open:
             self._maps, self.tries, self.names = opened, tries, names
 
-    def need_program(self, compiled: Compiled) -> bool:
-        """Have it loaded; whether it had to be. Raises Refusal, OSError."""
-        return self.programs.need(compiled, self._maps)
+    def need_program(self, compiled: Compiled, number: int) -> bool:
+        """Have it loaded for the set of this number; whether it had to be. Raises Refusal, OSError."""
+        return self.programs.need(compiled, self._maps, number)
 
-    def put(self, rules: Rules) -> int:
-        """Make these the rules; how many entries changed. Raises ValueError (too many prefilters), OSError."""
-        assigned = slots.assign(self.names, rules.names)
+    def put(self, sets: Mapping[int, Rules]) -> int:
+        """Make these the rules of their sets; others are left as they are. Returns how many entries changed. Raises
+        ValueError (too many prefilters), OSError."""
+        self._filled = frozenset(sets)
+        named = list(sets.values())
+        asked = named[0].names if len(named) == 1 else tuple(dict.fromkeys(name for one in named for name in one.names))
+        assigned = slots.assign(self.names, asked)
         self._name(assigned)
         written = 0
-        for family, entries in (("v4", rules.v4), ("v6", rules.v6)):
-            written += self.tries[family].put(slots.renumbered(entries, assigned.places))
+        for number, rules in sets.items():
+            if (number, "v4") not in self.tries:
+                self._find_tries(number, self._maps, self.tries)
+            places = assigned.places_of(rules.names)
+            for family, entries in (("v4", rules.v4), ("v6", rules.v6)):
+                written += self.tries[number, family].put(slots.renumbered(entries, places))
         return written
+
+    def leave_sets(self, needed: Collection[int]) -> None:
+        """Take away the entries of other sets, which no program looks into any more. Raises OSError."""
+        for place in [each for each in self.tries if each[0] and each[0] not in needed]:
+            self.tries[place].put(Entries())
+            del self.tries[place]
+        if 0 not in needed and needed:
+            for family in TRIES:
+                self.tries[0, family].put(Entries())
 
     def verify(self) -> list[str]:
         """What of it is not as it was left, and is put right now or by the next `put`. Raises OSError."""
-        wrong = [f"entries {family}" for family, trie in self.tries.items() if not trie.verify()]
+        filled = {place: trie for place, trie in self.tries.items() if place[0] in self._filled}
+        wrong = [f"entries {family}" for (_number, family), trie in filled.items() if not trie.verify()]
         for name, descriptor in self._maps.items():
             if not self.pins.has(name):
                 self.pins.pin(name, descriptor)
@@ -120,6 +140,21 @@ class KernelFilter:
             pins.close(opened.values())
 
     # --------------------------------------------------------------------------------------------------- inside
+
+    def _sets_with_pins(self) -> list[int]:
+        """The first, and others that an agent has left. Raises OSError."""
+        found = {0}
+        for family in TRIES:
+            prefix = pin_prefix(family)
+            found.update(int(name.removeprefix(prefix)[:-1] or 0) for name in self.pins.names(prefix))
+        return sorted(found)
+
+    def _find_tries(self, number: int, maps: Mapping[str, int], tries: dict[tuple[int, str], FamilyTrie]) -> None:
+        """Those of a set, as they are in the kernel. Raises OSError."""
+        for family, name in TRIES.items():
+            trie = FamilyTrie(family, self.pins, maps[name], number)
+            trie.find()
+            tries[number, family] = trie
 
     def _map(self, name: str) -> int:
         shape = SHAPES[name]

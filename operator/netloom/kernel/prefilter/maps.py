@@ -13,12 +13,16 @@ OVERTAGGED: Final = SLOTS
 NAME_SIZE: Final = 256
 """Bytes: the name of a Kubernetes object has at most 253."""
 
+SETS: Final = 16
+"""Sets of rules of one node: devices for which the same prefilters are meant have one. A change of which devices share
+theirs takes new ones beside those that run, so half of them can be in force."""
+
 VALUE_SIZE: Final = 4
 KEY_SIZES: Final = {"v4": 8, "v6": 20}
 """Bytes of a trie's key, by family."""
 
 TRIES: Final = {"v4": "tries4", "v6": "tries6"}
-"""By family, the map of one element that holds the trie in force, so that all its entries can be exchanged at once."""
+"""By family, the map that holds the trie in force of each set, so that all its entries can be exchanged at once."""
 
 COUNTERS: Final = "counters"
 NAMES: Final = "names"
@@ -27,11 +31,14 @@ NAMES: Final = "names"
 NUMBERS: Final = {COUNTERS: 0x6E650001, TRIES["v4"]: 0x6E650002, TRIES["v6"]: 0x6E650003}
 """What the program has in the place of a map's descriptor until it is loaded."""
 
+OWN_SET: Final = 0x6E650004
+"""What it has in the place of the number of its set."""
+
 SHAPES: Final = {
     COUNTERS: Shape(PERCPU_ARRAY, 4, 16, SLOTS + 1),
     NAMES: Shape(ARRAY, 4, NAME_SIZE, SLOTS),
-    TRIES["v4"]: Shape(ARRAY_OF_MAPS, 4, 4, 1),
-    TRIES["v6"]: Shape(ARRAY_OF_MAPS, 4, 4, 1),
+    TRIES["v4"]: Shape(ARRAY_OF_MAPS, 4, 4, SETS),
+    TRIES["v6"]: Shape(ARRAY_OF_MAPS, 4, 4, SETS),
 }
 
 LEAST_CAPACITY: Final = 1 << 16
@@ -50,4 +57,5 @@ def capacity_for(count: int) -> int:
 
 def definitions() -> dict[str, int]:
     """The numbers that the program's source takes from its compiler's command line."""
-    return {**{name.upper(): number for name, number in NUMBERS.items()}, "OVERTAGGED": OVERTAGGED}
+    named = {name.upper(): number for name, number in NUMBERS.items()}
+    return {**named, "OVERTAGGED": OVERTAGGED, "SET": OWN_SET}

@@ -17,18 +17,27 @@ class Mode(StrEnum):
 
 
 class DeviceWish(msgspec.Struct, frozen=True):
-    """A device that is to be filtered, by its name now; it need not exist yet."""
+    """A device that is to be filtered, by its name now; it need not exist yet. rules: the place of its rules in those
+    that are wanted."""
 
     name: str
     mode: Mode = Mode.BEST_EFFORT
+    rules: int = 0
 
 
 class Prefiltering(msgspec.Struct, frozen=True):
-    """The desired state: the same rules for all of these devices, of which each is named once. No device: nothing of
-    the prefilter's is in the kernel. Rules that are the same object as before are not compared again."""
+    """The desired state: rules, and further ones of devices that have not the same; and the devices, of which each is
+    named once. No device: nothing of the prefilter's is in the kernel. Rules that are the same objects as before are
+    not compared again."""
 
     rules: Rules = Rules()
     devices: tuple[DeviceWish, ...] = ()
+    further: tuple[Rules, ...] = ()
+
+    @property
+    def sets(self) -> tuple[Rules, ...]:
+        """All of the rules."""
+        return (self.rules, *self.further)
 
 
 class DeviceReport(msgspec.Struct, frozen=True):

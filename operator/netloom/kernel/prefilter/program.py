@@ -1,19 +1,20 @@
 """The program in the kernel: loaded with our maps, pinned, and found again after a restart by its pin and name.
 
 Its name is made of its instructions, so nothing has to be loaded to see whether the one that is there is the right one.
-Programs of other versions keep running where they are attached until ours has taken their place.
+Programs of other versions keep running where they are attached until ours has taken their place. Each set of rules has
+a program of its own, which is the same but for the set's number.
 """
 
 import errno
 import os
 import struct
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from hashlib import sha256
 
 from netloom.kernel.prefilter import bpf
 from netloom.kernel.prefilter.bpf import ProgramInfo
 from netloom.kernel.prefilter.compiler import Compiled
-from netloom.kernel.prefilter.maps import NUMBERS
+from netloom.kernel.prefilter.maps import NUMBERS, OWN_SET
 from netloom.kernel.prefilter.pins import Pins, closed_on_error
 
 _PREFIX = "program_"
@@ -31,15 +32,20 @@ class Refusal(Exception):
 
 
 class Programs:
-    """All programs of the prefilter's that are pinned: descriptors by identity. current: the one that is wanted, 0:
-    none. Used by one thread at a time."""
+    """All programs of the prefilter's that are pinned: descriptors by identity. current: those that are wanted, by set.
+    sets: of each that is open, whatever its version. Used by one thread at a time."""
 
     def __init__(self, pins: Pins) -> None:
         self.open: dict[int, int] = {}
-        self.current = 0
-        self.info = ProgramInfo(0, "", "")
+        self.current: dict[int, int] = {}
+        self.sets: dict[int, int] = {}
         self._infos: dict[int, ProgramInfo] = {}
         self._pins = pins
+
+    @property
+    def info(self) -> ProgramInfo:
+        """Of the first that is wanted."""
+        return self._infos[min(self.current.items())[1]] if self.current else ProgramInfo(0, "", "")
 
     def find(self) -> None:
         """Open all that are pinned. Raises OSError."""
@@ -52,29 +58,35 @@ class Programs:
             if info.identity in self.open:
                 os.close(descriptor)
             else:
-                self._keep(descriptor, info)
+                self._keep(descriptor, info, _set_of(name))
 
-    def need(self, compiled: Compiled, maps: Mapping[str, int]) -> bool:
-        """Have the program loaded that fits this kernel, with these maps (descriptors by name); whether it had to be.
-        Raises Refusal, OSError."""
-        variants = (bytes.fromhex(compiled.multi_buffer), bpf.HAS_FRAGS), (bytes.fromhex(compiled.single_buffer), 0)
+    def need(self, compiled: Compiled, maps: Mapping[str, int], number: int) -> bool:
+        """Have the program loaded that fits this kernel, with these maps (descriptors by name), for the set of this
+        number; whether it had to be. Raises Refusal, OSError."""
+        whole = (bytes.fromhex(compiled.multi_buffer), bpf.HAS_FRAGS), (bytes.fromhex(compiled.single_buffer), 0)
+        variants = [(_of_set(instructions, number), flags) for instructions, flags in whole]
         used = {name: bpf.describe_map(maps[name]).identity for name in NUMBERS}
         for instructions, _flags in variants:
             name = name_of(instructions)
             for identity, info in self._infos.items():
                 if info.name == name and info.maps >= set(used.values()):
-                    self._choose(identity)
+                    self.current[number] = identity
                     self._pin(identity)
                     return False
-        self._load(variants, maps)
+        self._load(variants, maps, number)
         return True
+
+    def want(self, numbers: Collection[int]) -> None:
+        """Those of other sets are wanted no more."""
+        self.current = {number: identity for number, identity in self.current.items() if number in numbers}
 
     def leave(self, needed: set[int]) -> None:
         """Unpin and close those that neither are wanted nor run anywhere (`needed`). Raises OSError."""
-        for identity in [each for each in self.open if each != self.current and each not in needed]:
-            self._pins.remove(f"{_PREFIX}{identity}")
+        wanted = needed.union(self.current.values())
+        for identity in [each for each in self.open if each not in wanted]:
+            self._pins.remove(self._pin_of(identity))
             os.close(self.open.pop(identity))
-            del self._infos[identity]
+            del self._infos[identity], self.sets[identity]
 
     def close(self) -> None:
         """Close what is open. The kernel keeps what is pinned."""
@@ -82,15 +94,15 @@ class Programs:
             os.close(descriptor)
         self.open.clear()
         self._infos.clear()
-        self.current = 0
-        self.info = ProgramInfo(0, "", "")
+        self.sets.clear()
+        self.current.clear()
 
     def repin(self) -> None:
         """Pin again what somebody unpinned. Raises OSError."""
         for identity in self.open:
             self._pin(identity)
 
-    def _load(self, variants: tuple[tuple[bytes, int], ...], maps: Mapping[str, int]) -> None:
+    def _load(self, variants: Sequence[tuple[bytes, int]], maps: Mapping[str, int], number: int) -> None:
         """The first variant that the kernel takes. Raises Refusal, with what it said of the first about which it said
         anything: a kernel that does not know several buffers refuses the flag without a word."""
         refused: list[bpf.Rejected] = []
@@ -102,28 +114,49 @@ class Programs:
                 continue
             with closed_on_error(descriptor):
                 info = bpf.describe_program(descriptor)
-                self._pins.pin(f"{_PREFIX}{info.identity}", descriptor)
-            self._keep(descriptor, info)
-            self._choose(info.identity)
+                self._pins.pin(_pin_name(info.identity, number), descriptor)
+            self._keep(descriptor, info, number)
+            self.current[number] = info.identity
             return
         raise _refusal(refused)
 
-    def _keep(self, descriptor: int, info: ProgramInfo) -> None:
+    def _keep(self, descriptor: int, info: ProgramInfo, number: int) -> None:
         self.open[info.identity] = descriptor
+        self.sets[info.identity] = number
         self._infos[info.identity] = info
 
-    def _choose(self, identity: int) -> None:
-        self.current, self.info = identity, self._infos[identity]
+    def _pin_of(self, identity: int) -> str:
+        return _pin_name(identity, self.sets[identity])
 
     def _pin(self, identity: int) -> None:
-        name = f"{_PREFIX}{identity}"
+        name = self._pin_of(identity)
         if not self._pins.has(name):
             self._pins.pin(name, self.open[identity])
+
+
+def _pin_name(identity: int, number: int) -> str:
+    """`program_IDENTITY`, and behind it the number of its set, but for the first."""
+    return f"{_PREFIX}{identity}" + (f"_{number}" if number else "")
+
+
+def _set_of(pin: str) -> int:
+    _identity, _, number = pin.removeprefix(_PREFIX).partition("_")
+    return int(number or 0)
 
 
 def name_of(instructions: bytes) -> str:
     """Of a program, for the kernel: at most 15 characters."""
     return f"netloom_{sha256(instructions).hexdigest()[:7]}"
+
+
+def _of_set(instructions: bytes, number: int) -> bytes:
+    """With the number of its set in the place of that which stands for it."""
+    made = bytearray(instructions)
+    for at in range(0, len(made), _INSTRUCTION.size):
+        code, registers, offset, value = _INSTRUCTION.unpack_from(made, at)
+        if code == _LOAD_64 and not registers >> 4 and value == OWN_SET:
+            _INSTRUCTION.pack_into(made, at, code, registers, offset, number)
+    return bytes(made)
 
 
 def _linked(instructions: bytes, maps: Mapping[str, int]) -> bytes:

@@ -21,6 +21,10 @@ class Slots(msgspec.Struct, frozen=True):
     places: tuple[int, ...]
     new: tuple[int, ...]
 
+    def places_of(self, wanted: Sequence[str]) -> tuple[int, ...]:
+        """The same for other rules that name some of those that are named here."""
+        return tuple(self.names.index(name) if name else number for number, name in enumerate(wanted))
+
 
 def assign(held: Sequence[str], wanted: Sequence[str]) -> Slots:
     """Counters for what the rules name, who held which before. Raises ValueError if there are not enough."""

@@ -1,7 +1,7 @@
 """The entries of one family in the kernel.
 
-A map of one element (the outer one) holds the trie in force. A small change is made in that trie, entry by entry, and
-what stays is there all the time; a large one fills a new trie, which takes the old one's place at once.
+A map (the outer one) holds the trie in force, of each set of rules one. A small change is made in that trie, entry by
+entry, and what stays is there all the time; a large one fills a new trie, which takes the old one's place at once.
 """
 
 import os
@@ -16,7 +16,6 @@ from netloom.kernel.prefilter.maps import KEY_SIZES, VALUE_SIZE, capacity_for, t
 from netloom.kernel.prefilter.pins import Pins, closed_on_error
 from netloom.prefilter.rules import Entries
 
-_FIRST = bytes(4)
 _ALLOW = 0x80
 """In the last byte of a value."""
 _LEAST_REWRITTEN = 4096
@@ -33,12 +32,13 @@ class Trie(msgspec.Struct, frozen=True):
 
 
 class FamilyTrie:
-    """See the module. known: what the kernel holds, as far as that is known. Used by one thread at a time.
+    """Of one set of rules, see the module. Used by one thread at a time.
 
+    known: what the kernel holds, as far as that is known.
     trie: the one in force; None: there is none, and nothing is dropped. read_seconds: what the last whole reading took.
     """
 
-    def __init__(self, family: str, pins: Pins, outer: int) -> None:
+    def __init__(self, family: str, pins: Pins, outer: int, number: int = 0) -> None:
         self.family = family
         self.known: Entries | None = None
         self.trie: Trie | None = None
@@ -48,12 +48,13 @@ class FamilyTrie:
         self._key_size = KEY_SIZES[family]
         self._digest = b""
         """Of all that the kernel told when it held what is known; it tells the same in the same order."""
-        self._places = tuple(f"entries_{family}_{letter}" for letter in "ab")
+        self._index = number.to_bytes(4, "little")
+        self._places = tuple(f"{pin_prefix(family)}{number or ''}{letter}" for letter in "ab")
 
     def find(self) -> None:
         """The trie in force, of those that are pinned; others were being filled when an agent ended, and go. Raises
         OSError."""
-        held = bpf.lookup(self._outer, _FIRST, 4)
+        held = bpf.lookup(self._outer, self._index, 4)
         identity = int.from_bytes(held, "little") if held is not None else 0
         for name in self._places:
             descriptor = self._pins.open(name)
@@ -67,7 +68,7 @@ class FamilyTrie:
                 os.close(descriptor)
                 self._pins.remove(name)
         if self.trie is None and identity:  # somebody took its pin: there is no way to it
-            bpf.delete(self._outer, _FIRST)
+            bpf.delete(self._outer, self._index)
         if self.trie is None:
             self.known = Entries()
 
@@ -96,12 +97,12 @@ class FamilyTrie:
     def verify(self) -> bool:
         """Whether the kernel holds what is known of it, and in the place where the program looks; else nothing is known
         any more. Raises OSError."""
-        held = bpf.lookup(self._outer, _FIRST, 4)
+        held = bpf.lookup(self._outer, self._index, 4)
         identity = int.from_bytes(held, "little") if held is not None else 0
         if self.trie is None or self.known is None:
             return identity == 0 and self.known is not None
         if identity != self.trie.identity:
-            bpf.update(self._outer, _FIRST, self.trie.descriptor.to_bytes(4, "little"))
+            bpf.update(self._outer, self._index, self.trie.descriptor.to_bytes(4, "little"))
         if not self._pins.has(self.trie.pin):
             self._pins.pin(self.trie.pin, self.trie.descriptor)
         known, digest = self.known, self._digest
@@ -164,7 +165,7 @@ class FamilyTrie:
             bpf.update_all(descriptor, wanted.keys, wanted.values, self._key_size, VALUE_SIZE)
             identity = bpf.describe_map(descriptor).identity
             self._pins.pin(pin, descriptor)
-            bpf.update(self._outer, _FIRST, descriptor.to_bytes(4, "little"))
+            bpf.update(self._outer, self._index, descriptor.to_bytes(4, "little"))
         self.trie = Trie(descriptor, identity, most, pin)
         if old is not None:
             os.close(old.descriptor)
@@ -173,10 +174,15 @@ class FamilyTrie:
 
     def _take_away(self) -> None:
         """Without entries there is no trie: the program is done sooner."""
-        bpf.delete(self._outer, _FIRST)
+        bpf.delete(self._outer, self._index)
         if self.trie is not None:
             self._pins.remove(self.trie.pin)
             self.close()
+
+
+def pin_prefix(family: str) -> str:
+    """Of the names of its tries' pins, before the number of their set (none: 0) and a letter."""
+    return f"entries_{family}_"
 
 
 def _denies(entry: Entry) -> bool:

@@ -70,7 +70,8 @@ class PrefilterFeature(NodeFeature):
         self.controller = Controller(self.name, self.reconcile)
         self.told: tuple[Told, ...] = ()
         self._prefilters = context.caches.store(PREFILTERS, _matters, optional=True)
-        self._rules = NodeRules()
+        self._rules: list[NodeRules] = []
+        """Of each group of prefilters that decide together."""
         self._shares: Mapping[str, Share] = {}
         self._inline: dict[tuple[str, ...], ParsedList] = {}
         self._lifelines: tuple[Lifeline, ...] = ()
@@ -265,7 +266,7 @@ class PrefilterFeature(NodeFeature):
             await self.keeper.apply(desired)
             self._given = desired
         # Only now: what is told of it is in the kernel.
-        self._applied, self.told, self._shares = True, told, self._rules.shares
+        self._applied, self.told, self._shares = True, told, telling.shares_of([each.shares for each in self._rules])
         self.context.changed()
         if not selected:
             await self.surroundings.leave()
@@ -284,18 +285,22 @@ class PrefilterFeature(NodeFeature):
         """And what there is to tell of each of these, when it is in force."""
         if not selected:
             self._inline, self._peers, self._lifelines, self._around = {}, None, (), None
-            if self._rules.rules.names:
-                self._rules = NodeRules()
+            self._rules = []
             return Prefiltering(), ()
         chosen = together(selected, machine)
         told = tuple(self._told(each, chosen) for each in selected)
-        filters = [
-            Filter(each.metadata.name, self._lists_of(each), each.spec.may_cut_off_nodes) for each in chosen.active
-        ]
         used = {texts for each in chosen.active for texts in (each.spec.deny_cidrs, each.spec.allow_cidrs)}
         self._inline = {texts: parsed for texts, parsed in self._inline.items() if texts in used}
-        await asyncio.to_thread(self._rules.update, filters, self._lives_by(machine))
-        return Prefiltering(self._rules.rules, chosen.devices), told
+        if not chosen.groups:
+            self._rules = []
+            return Prefiltering(), told
+        self._rules = [*self._rules, *(NodeRules() for _ in chosen.groups)][: len(chosen.groups)]
+        lifelines = self._lives_by(machine)
+        for rules, group in zip(self._rules, chosen.groups, strict=True):
+            filters = [Filter(each.metadata.name, self._lists_of(each), each.spec.may_cut_off_nodes) for each in group]
+            await asyncio.to_thread(rules.update, filters, lifelines)
+        first, *further = (each.rules for each in self._rules)
+        return Prefiltering(first, chosen.devices, tuple(further)), told
 
     def _lists_of(self, prefilter: NetloomPrefilter) -> dict[tuple[bool, str], ParsedList]:
         spec = prefilter.spec
@@ -324,7 +329,8 @@ class PrefilterFeature(NodeFeature):
         lists = {
             key: each for (_, key), each in self._lists_of(prefilter).items() if len(each.v4) + len(each.v6) or each.bad
         }
-        return Told(name, prefilter.metadata.generation, lists, tuple(problems), chosen.errors.get(name, ""))
+        error, devices = chosen.errors.get(name, ""), chosen.meant[name]
+        return Told(name, prefilter.metadata.generation, lists, tuple(problems), error, devices)
 
     # --------------------------------------------------------------------------------------------- plan and cleanup
 

@@ -1,8 +1,7 @@
-"""Which prefilters run on a node together, and on which of its devices. Pure.
+"""Which prefilters run on which devices of a node, and which of them together. Pure.
 
-All prefilters of a node are one set of rules, so they share their devices: where two are meant for others, the first by
-name has its way, and the other says so. A list that is meant for one device and dropped on all would be worse than one
-that is not in force and says why.
+What is dropped on a device is decided by the prefilters that are meant for it, and by no others. Devices for which the
+same are meant share their rules.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -64,13 +63,20 @@ def _is_pattern(text: str) -> bool:
 
 
 class Together(msgspec.Struct, frozen=True):
-    """devices: that are filtered. active: the prefilters that are in force, in the order of their names. errors: by
-    name, why one is not. problems: what is not as one wants it."""
+    """devices: that are filtered, each with the place of its prefilters in `groups`. groups: prefilters that decide
+    together, in the order of their names. errors: by name, why one is not in force. problems: what is not as one wants
+    it. meant: by name, the devices of each."""
 
     devices: tuple[DeviceWish, ...]
-    active: tuple[NetloomPrefilter, ...]
+    groups: tuple[tuple[NetloomPrefilter, ...], ...]
     errors: Mapping[str, str]
     problems: Mapping[str, str]
+    meant: Mapping[str, tuple[str, ...]]
+
+    @property
+    def active(self) -> tuple[NetloomPrefilter, ...]:
+        """All that are in force, each once."""
+        return tuple({each.metadata.name: each for group in self.groups for each in group}.values())
 
 
 def selecting(prefilters: Iterable[NetloomPrefilter], labels: Mapping[str, str]) -> list[NetloomPrefilter]:
@@ -83,33 +89,32 @@ def selecting(prefilters: Iterable[NetloomPrefilter], labels: Mapping[str, str])
 
 def together(prefilters: Sequence[NetloomPrefilter], machine: Machine) -> Together:
     """Of those that select the node, in the order of their names."""
-    active: list[NetloomPrefilter] = []
-    errors: dict[str, str] = {}
+    meant = {each.metadata.name: devices_of(each.spec.devices, machine) for each in prefilters}
+    errors = {each.metadata.name: _no_device(each.spec.devices) for each in prefilters if not meant[each.metadata.name]}
     problems: dict[str, str] = {}
-    names: tuple[str, ...] = ()
-    mode, moded = Mode.BEST_EFFORT, ""
-    for each in prefilters:
-        name, spec = each.metadata.name, each.spec
-        devices = devices_of(spec.devices, machine)
-        if not devices:
-            errors[name] = _no_device(spec.devices)
-        elif active and devices != names:
-            errors[name] = (
-                f"it is meant for {_listed(devices)} and NetloomPrefilter {active[0].metadata.name} for "
-                f"{_listed(names)}, and all prefilters of a node share their devices. Give both the same spec.devices, "
-                "or let them select other nodes."
+    places: dict[tuple[str, ...], int] = {}
+    groups: list[tuple[NetloomPrefilter, ...]] = []
+    devices: list[DeviceWish] = []
+    for name in sorted({name for names in meant.values() for name in names}):
+        group = tuple(each for each in prefilters if name in meant[each.metadata.name])
+        key = tuple(each.metadata.name for each in group)
+        if key not in places:
+            places[key] = len(groups)
+            groups.append(group)
+        devices.append(DeviceWish(name, _mode(group, name, problems), places[key]))
+    return Together(tuple(devices), tuple(groups), errors, problems, meant)
+
+
+def _mode(group: Sequence[NetloomPrefilter], device: str, problems: dict[str, str]) -> Mode:
+    """Of a device: as the first wants that does not leave it open; who wants another says so."""
+    asking = [each for each in group if Mode(each.spec.mode) != Mode.BEST_EFFORT]
+    for each in asking[1:]:
+        if each.spec.mode != asking[0].spec.mode:
+            problems[each.metadata.name] = (
+                f"it runs in {asking[0].spec.mode} mode on {device}, as NetloomPrefilter {asking[0].metadata.name} "
+                f"wants, not in {each.spec.mode} mode."
             )
-        else:
-            names = devices
-            active.append(each)
-            if Mode(spec.mode) not in (Mode.BEST_EFFORT, mode):
-                if moded:
-                    problems[name] = (
-                        f"it runs in {mode} mode, as NetloomPrefilter {moded} wants, not in {spec.mode} mode."
-                    )
-                else:
-                    mode, moded = Mode(spec.mode), name
-    return Together(tuple(DeviceWish(name, mode) for name in names), tuple(active), errors, problems)
+    return Mode(asking[0].spec.mode) if asking else Mode.BEST_EFFORT
 
 
 def _no_device(patterns: Sequence[str]) -> str:
@@ -119,7 +124,3 @@ def _no_device(patterns: Sequence[str]) -> str:
             "spec.devices."
         )
     return f"spec.devices ({', '.join(patterns)}) means no device of this node. Name another, or select other nodes."
-
-
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(names)

@@ -1,6 +1,6 @@
 """What a node says of its prefilters: in its NetloomNode, in a condition, on /status. Pure."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import msgspec
 
@@ -19,13 +19,26 @@ _MOST_COUNTED = 2**53 - 1
 
 
 class Told(msgspec.Struct, frozen=True):
-    """Of one prefilter that selects this node. lists: by what names each. error: why it is not in force here."""
+    """Of one prefilter that selects this node. lists: by what names each. error: why it is not in force here. devices:
+    those that it is meant for."""
 
     name: str
     generation: int = 0
     lists: Mapping[str, ParsedList] = {}
     problems: tuple[str, ...] = ()
     error: str = ""
+    devices: tuple[str, ...] = ()
+
+
+def shares_of(groups: Sequence[Mapping[str, Share]]) -> Mapping[str, Share]:
+    """By name, of prefilters that decide together on some devices, and in other company on others: as where most of one
+    is withheld."""
+    found: dict[str, Share] = {}
+    for shares in groups:
+        for name, share in shares.items():
+            if name not in found or len(share.withheld) > len(found[name].withheld):
+                found[name] = share
+    return found
 
 
 def status_of(
@@ -55,17 +68,23 @@ def _filter(told: Told, share: Share | None, report: PrefilterReport, dropped: M
         bad_lines=sum(each.bad_lines for each in told.lists.values()),
         packets=min(counted.packets, _MOST_COUNTED),
         bytes=min(counted.bytes, _MOST_COUNTED),
-        error=(told.error or kernel_error(report))[:LONGEST],
+        error=(told.error or kernel_error(report, told.devices))[:LONGEST],
         problems=tuple(each[:LONGEST] for each in shown),
     )
 
 
-def kernel_error(report: PrefilterReport) -> str:
-    """Why what is wanted is not in the kernel on every device, as a sentence; "" if it is."""
+def kernel_error(report: PrefilterReport, devices: Collection[str]) -> str:
+    """Why what is wanted is not in the kernel on each of these devices, as a sentence; "" if it is."""
     said = [report.error] if report.error else []
-    said += [f"{each.name}: {each.error}" for each in report.devices if each.error not in ("", report.error)]
+    said += [
+        f"{each.name}: {each.error}"
+        for each in report.devices
+        if each.name in devices and each.error not in ("", report.error)
+    ]
     known = {report.error, *(each.error for each in report.devices)}
-    said += [f"{each}" for each in report.failures if each.error not in known]
+    others = {each.name for each in report.devices} - set(devices)
+    failures = (each for each in report.failures if each.kind != "xdp" or each.key not in others)
+    said += [f"{each}" for each in failures if each.error not in known]
     return " ".join(each if each.endswith(".") else f"{each}." for each in dict.fromkeys(said))
 
 
