@@ -17,7 +17,7 @@ from netloom.kernel.netlink.sockets import CommandSocket, Refusal
 from netloom.kernel.prefilter import bpf, compiler, tries
 from netloom.kernel.prefilter.compiler import Compiled
 from netloom.kernel.prefilter.keeper import PrefilterKeeper
-from netloom.kernel.prefilter.prefiltering import Mode, Prefiltering
+from netloom.kernel.prefilter.prefiltering import DeviceWish, Mode, Prefiltering
 from tests.kernel.meshes import running
 from tests.kernel.netns import Lab
 from tests.kernel.prefilters import (
@@ -36,6 +36,7 @@ from tests.kernel.prefilters import (
 BAD, WORSE = ethernet(ipv4("198.51.100.1"), IPV4), ethernet(ipv4("203.0.113.1"), IPV4)
 FIRST = wanted(rules({"198.51.100.0/24": "a"}), "wire0", "lo")
 NEXT = wanted(rules({"198.51.100.0/24": "a", "203.0.113.0/24": "b", "2001:db8::/32": "b"}), "wire0", "lo")
+APART = Prefiltering(FIRST.rules, (DeviceWish("wire0", rules=1), DeviceWish("lo")), (NEXT.rules,))
 EMPTY = ["maps.debug", "progs.debug"]
 _SYSTEM_CALL = bpf.bpf
 
@@ -89,7 +90,9 @@ async def in_sync(keeper: PrefilterKeeper) -> None:
 
 @pytest.mark.slow
 async def test_whichever_call_fails_it_ends_well(filtered: Filtered, lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Loading, a change, and the removal, with another call failing each time, until none is left to fail."""
+    """Loading, a change of all entries, and the removal, with another call failing each time, until none is left to
+    fail."""
+    monkeypatch.setattr(tries, "_LEAST_REWRITTEN", 0)
     far = lab.namespace("far")
     lab.wire(filtered.place, "wire0", far, "wire1")
     with contextlib.closing(Receiver(filtered.place, "wire0", far, "wire1")) as receiver:
@@ -117,8 +120,8 @@ async def test_whichever_call_fails_it_ends_well(filtered: Filtered, lab: Lab, m
 async def test_whichever_call_fails_another_version_takes_over_and_drops_all_the_time(
     filtered: Filtered, lab: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An agent of another version exchanges the program and all entries, with another call failing each time."""
-    monkeypatch.setattr(tries, "_LEAST_REWRITTEN", 0)
+    """An agent of another version exchanges the program, and devices that had the same rules have others, with another
+    call failing each time."""
     now = compiler.instructions
     padding = itertools.cycle(("", "b700000000000000"))
 
@@ -140,12 +143,12 @@ async def test_whichever_call_fails_another_version_takes_over_and_drops_all_the
             await keeper.open()
             async with running(keeper):
                 fault = Fault(monkeypatch, filtered.bpffs, number, errno.ENOMEM if number % 2 else errno.EPERM)
-                await keeper.apply(NEXT)
+                await keeper.apply(APART)
                 assert not await receiver.passes(BAD), number
                 await in_sync(keeper)
                 happened = fault.happened
                 assert not await receiver.passes(WORSE), number
-                await eventually(lambda: len([each for each in filtered.pins() if "program_" in each]) == 1)
+                await eventually(lambda: len([each for each in filtered.pins() if "program_" in each]) == 2)
             await keeper.close()
             assert descriptors() == opened, number
         assert number > 30

@@ -61,7 +61,7 @@ class KernelFilter:
             for name in SHAPES:
                 opened[name] = self._map(name)
             for number in self._sets_with_pins():
-                self._find_tries(number, opened, tries)
+                tries |= self._find_tries(number, opened)
             names = _read_names(opened[NAMES])
         except BaseException:
             for trie in tries.values():
@@ -86,7 +86,7 @@ class KernelFilter:
         written = 0
         for number, rules in sets.items():
             if (number, "v4") not in self.tries:
-                self._find_tries(number, self._maps, self.tries)
+                self.tries |= self._find_tries(number, self._maps)
             places = assigned.places_of(rules.names)
             for family, entries in (("v4", rules.v4), ("v6", rules.v6)):
                 written += self.tries[number, family].put(slots.renumbered(entries, places))
@@ -149,12 +149,17 @@ class KernelFilter:
             found.update(int(name.removeprefix(prefix)[:-1] or 0) for name in self.pins.names(prefix))
         return sorted(found)
 
-    def _find_tries(self, number: int, maps: Mapping[str, int], tries: dict[tuple[int, str], FamilyTrie]) -> None:
+    def _find_tries(self, number: int, maps: Mapping[str, int]) -> dict[tuple[int, str], FamilyTrie]:
         """Those of a set, as they are in the kernel. Raises OSError."""
-        for family, name in TRIES.items():
-            trie = FamilyTrie(family, self.pins, maps[name], number)
-            trie.find()
-            tries[number, family] = trie
+        found = {(number, family): FamilyTrie(family, self.pins, maps[name], number) for family, name in TRIES.items()}
+        try:
+            for trie in found.values():
+                trie.find()
+        except BaseException:
+            for trie in found.values():
+                trie.close()
+            raise
+        return found
 
     def _map(self, name: str) -> int:
         shape = SHAPES[name]
