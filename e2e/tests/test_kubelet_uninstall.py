@@ -1,9 +1,10 @@
 """Helm takes Netloom away from a real cluster, and so does a manifest where its namespace is being deleted: machines
-are as they were before it came, and the API server holds what it held.
+are as they were before it came, and the API server holds what it held. So it is with the guard alone, beside Cilium.
 
 Agents have the right to drop packets, and do: what a prefilter left in the kernel goes as well.
 """
 
+import json
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,13 +18,15 @@ from netloom_e2e import binaries, crds, kubelets
 from netloom_e2e.api_objects import objects
 from netloom_e2e.binaries import BinariesError
 from netloom_e2e.chart_sources import EXAMPLES
-from netloom_e2e.client import ApiFailure
+from netloom_e2e.client import ApiFailure, collection_path
+from netloom_e2e.guard import CILIUM_KINDS, install_cilium, uninstall_cilium
 from netloom_e2e.kubelet_node import KubeletNode
 from netloom_e2e.kubelets import KubeletCluster
 from netloom_e2e.lab import Namespace, Pod
 from netloom_e2e.machine_state import state
 from netloom_e2e.netloom_cluster import Release
 from netloom_e2e.netloom_image import netloom
+from netloom_e2e.pod_networks import Bridge
 
 NAMESPACE = "netloom-system"
 POD = """---
@@ -44,6 +47,7 @@ spec:
   allowCIDRs: [198.51.100.8/32]
 """
 STRANGER, PARTNER = "198.51.100.7", "198.51.100.8"
+CONFIG_MAPS = "/api/v1/namespaces/kube-system/configmaps"
 OF_THE_CLUSTER = re.compile(r"coredns|kube-dns|^(Pod|ControllerRevision)/default/")
 LEFT = re.compile(r"((?:net\.\S+=\d+(?:, )?)+): left as the agent set it")
 IMPLIED = {"net.ipv4.ip_forward=1": "net.ipv4.conf.", "net.ipv6.conf.all.forwarding=1": "net.ipv6.conf."}
@@ -233,6 +237,83 @@ def test_a_manifest_leaves_nothing_where_the_namespace_is_being_deleted(bed: Kub
     assert left(bed, network) == "", told
     assert new_objects(bed, network) == set()
     plane.kubectl("delete", "--filename", crds.FOLDER, timeout=60)
+
+
+class Cilium:
+    """What it keeps in a cluster, and how its parts write that; another plugin stands for its data path."""
+
+    def __init__(self, bed: KubeletCluster) -> None:
+        self.plane = bed.plane
+        Bridge().install([*bed.nodes.values()])
+        # Pods whose network went with Netloom's: none is left that would come and go meanwhile.
+        bed.plane.kubectl("delete", "pod", "c", "d", timeout=120)
+        bed.plane.kubectl(
+            "delete", "deployment/coredns", "--namespace=kube-system", "--cascade=foreground", timeout=120
+        )
+        install_cilium(bed.plane)
+        config = {"ipam": "cluster-pool", "cluster-pool-ipv4-cidr": "10.0.0.0/8", "debug": "false"}
+        bed.plane.client.request("POST", CONFIG_MAPS, {"metadata": {"name": "cilium-config"}, "data": config})
+        bed.wait_nodes_ready()
+
+    def write(self, part: str, *words: str, input: str | None = None) -> str:
+        """As the account of `cilium` or `cilium-operator`, or as an administrator: "". What is said of a refusal."""
+        account = f"--as=system:serviceaccount:kube-system:{part}"
+        who = (account, "--as-group=system:masters", "--as-group=system:serviceaccounts:kube-system") if part else ()
+        return self.plane.kubectl(*words, *who, input=input, check=False).stderr
+
+    def joins(self, node: str, cidr: str) -> None:
+        """The agent makes the object of its node, and the operator gives it a CIDR; both go on to write there."""
+        made = {"apiVersion": "cilium.io/v2", "kind": "CiliumNode", "metadata": {"name": node}, "spec": {}}
+        assert self.write("cilium", "create", "--filename=-", input=json.dumps(made)) == ""
+        assert (
+            self.write("cilium-operator", *patch(f"ciliumnode/{node}", {"spec": {"ipam": {"podCIDRs": [cidr]}}})) == ""
+        )
+
+    def changes_mode(self, *options: str) -> str:
+        return self.write("", *patch("configmap/cilium-config", {"data": {"ipam": "kubernetes"}}), *options)
+
+
+def patch(what: str, change: object) -> tuple[str, ...]:
+    return ("patch", what, "--namespace=kube-system", "--type=merge", f"--patch={json.dumps(change)}")
+
+
+@pytest.mark.timeout(600)
+def test_the_guard_alone_beside_cilium(bed: KubeletCluster, network: Recorded) -> None:
+    plane, cilium = bed.plane, Cilium(bed)
+    for number, node in enumerate(bed.nodes):
+        cilium.joins(node, f"10.0.{number}.0/24")
+    before = {name: state(node) for name, node in bed.nodes.items()}, objects(plane)
+    guard = Release(network.release.image, {"agent": {"enabled": False}}, namespace=NAMESPACE)
+
+    guard.put(plane, "install", {}, "--create-namespace", "--wait")
+    refusal = "the IPAM mode of a live cluster cannot change: 2 nodes hold addresses (n1, n2) of mode cluster-pool"
+    bed.wait("the mode to be locked", lambda: refusal in cilium.changes_mode("--dry-run=server"))
+    assert refusal in cilium.changes_mode()
+    emptied = cilium.write("", *patch("ciliumnode/n1", {"spec": {"ipam": {"podCIDRs": None}}}))
+    assert "CiliumNode n1: spec.ipam" in emptied
+    # What Cilium writes as long as it lives passes, and so does what an administrator may change.
+    for part, what, change in (
+        ("cilium-operator", "ciliumnode/n1", {"spec": {"ipam": {"podCIDRs": ["10.0.0.0/24", "10.0.9.0/24"]}}}),
+        ("cilium", "ciliumnode/n1", {"spec": {"ipam": {"podCIDRs": ["10.0.0.0/24"]}}}),
+        ("", "configmap/cilium-config", {"data": {"debug": "true"}}),
+        ("", "configmap/cilium-config", {"data": {"cluster-pool-ipv4-cidr": "10.0.0.0/8 172.20.0.0/16"}}),
+    ):
+        assert cilium.write(part, *patch(what, change)) == "", (part, what, change)
+
+    assert "two IPAM modes in cilium-config: refused, as it has to be" in guard.helm(plane, "test", "--logs").stdout
+    guard.put(plane, "upgrade", {"guard": {"resources": {"requests": {"cpu": "1m"}}}}, "--wait")
+    assert refusal in cilium.changes_mode()
+
+    told = guard.helm(plane, "uninstall")
+    assert "clean" not in told.stdout, "machines are Cilium's"
+    plane.kubectl("delete", "namespace", NAMESPACE, timeout=120)
+    left = [f"{name}: {each}" for name, node in bed.nodes.items() for each in {*state(node)} ^ {*before[0][name]}]
+    assert left == []
+    services = {each for each in objects(plane) ^ before[1] if not OF_THE_CLUSTER.search(each)}
+    assert services == set()
+    assert plane.client.request("GET", collection_path(CILIUM_KINDS[0]))["items"]
+    assert cilium.changes_mode("--dry-run=server") == ""
+    uninstall_cilium(plane)
 
 
 def exists(bed: KubeletCluster, path: str) -> bool:
