@@ -382,3 +382,21 @@ def refusal(row: Row, *, new: bool) -> str:
         form, said = ANSWERS["printed"], ANSWERS["said by"][row.said_by].format(**holes)
     verb = "create" if new and row.verb in ("apply", "apply dry run") else row.verb
     return str(form.get(verb, form["otherwise"])).strip().format(said=said.strip(), **holes)
+
+
+@pytest.mark.parametrize(("count", "calls"), [(512, 0), (514, 1)])
+def test_a_node_with_many_blocks_gives_one_back(stage: Stage, count: int, calls: int) -> None:
+    """An expression that costs the API server too much is a refusal: from some number on, the guard compares them."""
+    stage.enter(WITH, Scene("nothing", ()))
+    texts = [f"10.64.{number // 8}.{number % 8 * 32}/27" for number in range(count)]
+    pools = [{"pool": f"p{at}", "cidrs": texts[at : at + 256]} for at in range(0, count, 256)]
+    node = {"apiVersion": "netloom.dev/v1alpha1", "kind": "NetloomNode", "metadata": {"name": "a"}}
+    node["spec"] = {"ipam": {"mode": "multi-pool", "pools": {"allocated": pools}}}
+    put(stage.plane, node)
+    asked = stage.guards.requests()
+    fewer = [*pools[:-1], {"pool": pools[-1]["pool"], "cidrs": pools[-1]["cidrs"][1:]}]
+    patch, agent = {"spec": {"ipam": {"pools": {"allocated": fewer}}}}, ANSWERS["users"]["the agent of node a"]
+    said = Ask("patch merge", node, patch, flags=agent["flags"]).run(stage.plane)
+    remove(stage.plane, node)
+    assert said.returncode == 0, said.stderr
+    assert stage.guards.requests() - asked == calls
