@@ -15,8 +15,11 @@ import pytest
 
 from netloom_e2e import binaries, crds
 from netloom_e2e.allocations import LEDGERS, NETLOOM_NODES, NETWORKS, POOLS, Cluster
+from netloom_e2e.build_cache import BinariesError
 from netloom_e2e.cluster import ControlPlane
+from netloom_e2e.kubelets import KubeletCluster
 from netloom_e2e.lab import Lab
+from netloom_e2e.netloom_cluster import Release
 from netloom_e2e.operators import RBAC, Operators, running
 
 Kubectl = Callable[..., subprocess.CompletedProcess[str]]
@@ -47,10 +50,16 @@ def helm_binary(request: pytest.FixtureRequest) -> Path:
 def _made(request: pytest.FixtureRequest, make: Callable[[], Path]) -> Path:
     capture = request.config.pluginmanager.getplugin("capturemanager")
     assert capture
+    with built(), capture.global_and_fixture_disabled(), _timeout_suspended():
+        return make()
+
+
+@contextmanager
+def built() -> Iterator[None]:
+    """For what may have to be built: where that fails, so does the test, in the build's words."""
     try:
-        with capture.global_and_fixture_disabled(), _timeout_suspended():
-            return make()
-    except binaries.BinariesError as error:
+        yield
+    except BinariesError as error:
         pytest.fail(str(error), pytrace=False)
 
 
@@ -69,6 +78,13 @@ def crds_installed(control_plane: ControlPlane) -> ControlPlane:
     """The control plane with the CRDs of this tree, established and served."""
     crds.install(control_plane)
     return control_plane
+
+
+@pytest.fixture(scope="module")
+def release(bed: KubeletCluster) -> Release:
+    """What Helm installed in a module's cluster of kubelets, whose fixture is called `bed`."""
+    assert isinstance(bed.network, Release)
+    return bed.network
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ from netloom_e2e.fixtures import (
     helm_binary,
     kubectl,
     operators,
+    release,
 )
 from tests.collection import pytest_collection
 
@@ -26,6 +27,7 @@ __all__ = [
     "kubectl",
     "operators",
     "pytest_collection",
+    "release",
 ]
 
 

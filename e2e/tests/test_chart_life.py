@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 
 from netloom_e2e import kubelets, netloom_cluster
-from netloom_e2e.binaries import BinariesError
 from netloom_e2e.chart import CHART, older
 from netloom_e2e.cluster import HelmError
 from netloom_e2e.everyone import Everyone
+from netloom_e2e.fixtures import built
 from netloom_e2e.images import Image
 from netloom_e2e.kubelets import KubeletCluster
 from netloom_e2e.lab import environment
@@ -48,29 +48,19 @@ spec:
 
 @pytest.fixture(scope="module")
 def next_image() -> Image:
-    try:
+    with built():
         return another()
-    except BinariesError as error:
-        pytest.fail(str(error), pytrace=False)
 
 
 @pytest.fixture(scope="module")
 def bed(next_image: Image, tmp_path_factory: pytest.TempPathFactory) -> Iterator[KubeletCluster]:
     """The release is installed when its nodes are Ready, or this fails."""
-    try:
+    with built():
         kubelets.prepare()
         chart = older(tmp_path_factory.mktemp("chart"))
         made = netloom_cluster.cluster(kubelets.prefix(), values=VALUES, chart=chart, further=[next_image])
-    except BinariesError as error:
-        pytest.fail(str(error), pytrace=False)
     with made as cluster:
         yield cluster
-
-
-@pytest.fixture(scope="module")
-def release(bed: KubeletCluster) -> Release:
-    assert isinstance(bed.network, Release)
-    return bed.network
 
 
 @pytest.fixture(scope="module")

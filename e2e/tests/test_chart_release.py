@@ -6,7 +6,6 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from netloom.webhook.names import NAME, NAMESPACE, OPERATOR_USER, Scope
 from netloom_e2e import crds
 from netloom_e2e.api_objects import objects
 from netloom_e2e.chart import CHART, CI, older, rendered, template
+from netloom_e2e.chart_pods import Hooks
 from netloom_e2e.client import ApiFailure
 from netloom_e2e.cluster import ControlPlane
 from netloom_e2e.guard import Guards, account_kubeconfig, apply, guarding
@@ -25,7 +25,6 @@ from netloom_e2e.lab import environment, wait_for
 NETLOOM = Path(sys.executable).with_name("netloom")
 NETWORK = "/apis/netloom.dev/v1alpha1/netloomnetworks/default"
 DEFINITIONS = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
-JOB = f"/apis/batch/v1/namespaces/{NAMESPACE}/jobs/netloom-crds"
 AS_OPERATOR = (f"--as={OPERATOR_USER}", "--as-group=system:masters")
 SWITCH_OFF = (
     *("delete", "validatingwebhookconfigurations,validatingadmissionpolicybindings"),
@@ -79,28 +78,6 @@ class Release:
     def network(self) -> dict[str, Any]:
         spec: dict[str, Any] = self.plane.client.request("GET", NETWORK)["spec"]
         return spec
-
-
-def run_job(plane: ControlPlane, folder: Path) -> str:
-    """What the kubelet would do with the Job. Returns what it printed."""
-    wait_for("Helm makes the Job", lambda: exists(plane, JOB), deadline=120)
-    pod = plane.client.request("GET", JOB)["spec"]["template"]["spec"]
-    (container,), (volume,) = pod["containers"], pod["volumes"]
-    data = plane.client.request("GET", f"/api/v1/namespaces/{NAMESPACE}/configmaps/{volume['configMap']['name']}")[
-        "data"
-    ]
-    for name, text in data.items():
-        (folder / name).write_text(text)
-    words = [str(folder) if each == container["volumeMounts"][0]["mountPath"] else each for each in container["args"]]
-    kubeconfig = account_kubeconfig(plane, NAMESPACE, pod["serviceAccountName"])
-    env = environment() | {"KUBECONFIG": str(kubeconfig)}
-    done = subprocess.run([NETLOOM, *words], capture_output=True, text=True, env=env, timeout=120, check=False)
-    assert done.returncode == 0, done.stderr
-    now = "2026-01-01T00:00:00Z"
-    ended = [{"type": each, "status": "True", "lastTransitionTime": now} for each in ("SuccessCriteriaMet", "Complete")]
-    status = {"startTime": now, "completionTime": now, "succeeded": 1, "conditions": ended}
-    plane.client.request("PATCH", f"{JOB}/status", {"status": status})
-    return done.stdout
 
 
 def passes(plane: ControlPlane, *command: str) -> bool:
@@ -171,12 +148,10 @@ def test_a_release_from_install_to_uninstall(plane: ControlPlane, tmp_path: Path
     assert (
         "(netloomnetworks.netloom.dev, netloomprefilters.netloom.dev), and crds.upgrade is false. Apply crds/" in said
     )
-    folder = tmp_path / "crds"
-    folder.mkdir()
-    with ThreadPoolExecutor() as beside:
-        upgrade: Future[str] = beside.submit(release.put, "upgrade")
-        printed = run_job(plane, folder)
-        assert upgrade.result() == ""
+    hooks = Hooks(plane, NAMESPACE, tmp_path)
+    with hooks.served():
+        assert release.put("upgrade") == ""
+    printed = hooks.ran["netloom-crds"]
     assert "CustomResourceDefinition netloomnetworks.netloom.dev: changed" in printed
     assert "CustomResourceDefinition netloomprefilters.netloom.dev: created" in printed
     assert release.network()["forwarding"] == {"filter": "accept"}

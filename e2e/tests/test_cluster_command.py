@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from netloom_e2e import kubelets, processes
-from netloom_e2e.binaries import BinariesError
+from netloom_e2e.fixtures import built
 from netloom_e2e.namespaces import existing
 
 NAME = f"nlm{os.getpid() % 10000}"
@@ -19,10 +19,8 @@ kubectl exec --namespace=kube-system deployment/coredns -- /coredns -version
 
 @pytest.fixture(autouse=True)
 def prepared() -> None:
-    try:
+    with built():
         kubelets.prepare()
-    except BinariesError as error:
-        pytest.fail(str(error), pytrace=False)
 
 
 def tool(*words: str) -> str:

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from netloom_e2e import binaries, kubelets, netloom_image
-from netloom_e2e.binaries import BinariesError
 from netloom_e2e.cluster_demo import PREFIX
+from netloom_e2e.fixtures import built
 from netloom_e2e.lab import NETNS, environment, run, wait_for
 
 COMMAND = [sys.executable, "-m", "netloom_e2e.cluster_demo"]
@@ -39,12 +39,10 @@ def _nothing_is_left() -> Iterator[None]:
 
 @pytest.fixture
 def prepared() -> None:
-    try:
+    with built():
         kubelets.prepare()
         netloom_image.netloom()
         binaries.helm()
-    except BinariesError as error:
-        pytest.fail(str(error), pytrace=False)
 
 
 @pytest.mark.usefixtures("prepared")

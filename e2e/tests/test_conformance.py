@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from netloom_e2e import conformance, specs
-from netloom_e2e.binaries import BinariesError
+from netloom_e2e.fixtures import built
 from netloom_e2e.specs import Outcome
 
 
@@ -38,10 +38,8 @@ def test_the_exit_status_is_that_of_the_specs(
 def test_where_nothing_is_to_be_run_it_says_what_there_is(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    try:
+    with built():
         specs.prepare()
-    except BinariesError as error:
-        pytest.fail(str(error), pytrace=False)
     assert run(monkeypatch, "--focus=teapot") == 1
     said = capsys.readouterr()
     assert said.out == ""

@@ -14,10 +14,10 @@ import pytest
 
 from netloom_e2e import kubelets, netloom_cluster
 from netloom_e2e.agents import NETWORK, NODES
-from netloom_e2e.binaries import BinariesError
 from netloom_e2e.cluster import HelmError
 from netloom_e2e.echo import Echo, ask
 from netloom_e2e.everyone import FLOW_SECONDS, HEADERS
+from netloom_e2e.fixtures import built
 from netloom_e2e.flow import Flows
 from netloom_e2e.kubelets import KubeletCluster
 from netloom_e2e.lab import OUTSIDE, OUTSIDE6, Pod
@@ -73,20 +73,12 @@ KINDS = {
 
 @pytest.fixture(scope="module")
 def bed() -> Iterator[KubeletCluster]:
-    try:
+    with built():
         kubelets.prepare()
         made = netloom_cluster.cluster(kubelets.prefix(), nodes=2, values=VALUES, dual_stack=True)
-    except BinariesError as error:
-        pytest.fail(str(error), pytrace=False)
     with made as cluster:
         cluster.lab.add_outside()
         yield cluster
-
-
-@pytest.fixture(scope="module")
-def release(bed: KubeletCluster) -> Release:
-    assert isinstance(bed.network, Release)
-    return bed.network
 
 
 @pytest.fixture(scope="module")

@@ -16,9 +16,9 @@ import pytest
 from netloom.uninstall.steps import OWN_NAMESPACE
 from netloom_e2e import binaries, crds, kubelets
 from netloom_e2e.api_objects import objects
-from netloom_e2e.binaries import BinariesError
 from netloom_e2e.chart_sources import EXAMPLES
 from netloom_e2e.client import ApiFailure, collection_path
+from netloom_e2e.fixtures import built
 from netloom_e2e.guard import CILIUM_KINDS, install_cilium, uninstall_cilium
 from netloom_e2e.kubelet_node import KubeletNode
 from netloom_e2e.kubelets import KubeletCluster
@@ -78,12 +78,10 @@ class Recorded:
 
 @pytest.fixture(scope="module")
 def bed() -> Iterator[KubeletCluster]:
-    try:
+    with built():
         kubelets.prepare()
         image = netloom()
         binaries.helm()
-    except BinariesError as error:
-        pytest.fail(str(error), pytrace=False)
     network = Recorded(Release(image, {"agent": {"prefilter": True}}, namespace=NAMESPACE))
     with KubeletCluster(kubelets.prefix(), nodes=2, network=network, further=[image], dual_stack=True) as cluster:
         yield cluster
@@ -244,9 +242,9 @@ class Cilium:
 
     def __init__(self, bed: KubeletCluster) -> None:
         self.plane = bed.plane
-        Bridge().install([*bed.nodes.values()])
+        Bridge(routes=False).install([*bed.nodes.values()])
         # Pods whose network went with Netloom's: none is left that would come and go meanwhile.
-        bed.plane.kubectl("delete", "pod", "c", "d", timeout=120)
+        bed.plane.kubectl("delete", "pods", "--all", timeout=120)
         bed.plane.kubectl(
             "delete", "deployment/coredns", "--namespace=kube-system", "--cascade=foreground", timeout=120
         )

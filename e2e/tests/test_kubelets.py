@@ -12,9 +12,9 @@ import pytest
 from netloom_e2e import kubelets, netloom_cluster, specs
 from netloom_e2e.agents import NODES
 from netloom_e2e.allocations import Cluster
-from netloom_e2e.binaries import BinariesError
 from netloom_e2e.echo import Echo, ask
 from netloom_e2e.everyone import HTTP, SERVICE, Everyone
+from netloom_e2e.fixtures import built
 from netloom_e2e.kubelets import KubeletCluster
 from netloom_e2e.lab import OUTSIDE, OUTSIDE6
 from netloom_e2e.mesh import TUNNEL, facts, holes, leading, tunnel_mtu
@@ -55,11 +55,9 @@ spec:
 @pytest.fixture(scope="module")
 def bed() -> Iterator[KubeletCluster]:
     """One cluster for all tests of this module, with a host outside of it."""
-    try:
+    with built():
         kubelets.prepare()
         made = netloom_cluster.cluster(kubelets.prefix(), dual_stack=True, further=specs.images())
-    except BinariesError as error:
-        pytest.fail(str(error), pytrace=False)
     with made as cluster:
         cluster.lab.add_outside()
         yield cluster
