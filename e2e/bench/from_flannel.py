@@ -15,17 +15,15 @@ import argparse
 import itertools
 import json
 import os
-import re
 import shutil
-import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from netloom_e2e import bench, binaries, images, kubelets
+from netloom_e2e import bench, binaries, images, kubelets, page
 from netloom_e2e.bench import Wrong
 from netloom_e2e.everyone import FLOW_SECONDS
 from netloom_e2e.flow import Flows, Report
@@ -35,15 +33,10 @@ from netloom_e2e.machines import Pod
 from netloom_e2e.netloom_image import netloom
 from netloom_e2e.processes import Process
 
-ROOT = Path(__file__).resolve().parents[2]
-PAGE = ROOT / "docs" / "install.md"
-IMAGE = "registry.example.com/netloom:0.1.0"
-"""As the page names it."""
+PART = "from flannel"
 ANEW = "kubectl rollout restart"
 """How the step begins by which pods of flannel's go."""
 GONE = "kubectl delete namespace kube-flannel"
-_BLOCK = re.compile(r"^```console\n(.*?)^```", re.DOTALL | re.MULTILINE)
-_SECONDS = 400.0
 
 FLANNEL = """
 apiVersion: rbac.authorization.k8s.io/v1
@@ -98,24 +91,6 @@ spec:
 """
 
 
-class Command(NamedTuple):
-    """A line of the page. everywhere: on each node."""
-
-    everywhere: bool
-    text: str
-
-
-def commands(page: str) -> Iterator[Command]:
-    """Those between the marks. Raises Wrong where there are none."""
-    part = re.search(r"<!-- from flannel:.*?-->(.*?)<!-- end of from flannel -->", page, re.DOTALL)
-    if not part:
-        raise Wrong(f"{PAGE} has no part `from flannel`")
-    for block in _BLOCK.findall(part[1]):
-        for line in block.replace("\\\n", " ").splitlines():
-            if line[:2] in ("$ ", "# "):
-                yield Command(line.startswith("#"), " ".join(line[2:].split()))
-
-
 class Flannel:
     """What wires the pods in the beginning."""
 
@@ -163,11 +138,11 @@ class Migration:
         self.unreached: list[str] = []
         self.flows: list[Report] = []
 
-    def run(self, page: str) -> None:
+    def run(self) -> None:
         """All of it."""
         bed = self.bed
         bed.apply(PODS.replace("NAME", "old"))
-        lines = list(commands(page))
+        lines = list(page.commands(PART))
         cut = next(number for number, line in enumerate(lines) if line.text.startswith(ANEW))
         late = next(number for number, line in enumerate(lines) if line.text.startswith("helm install")) + 2
         with self._counted("until flannel's pods are made anew"):
@@ -203,37 +178,20 @@ class Migration:
         self.unreached += lost
         self.console.print(f"    {len(pods) * (len(pods) - 1)} pairs of pods, {len(lost)} do not reach each other")
 
-    def _type(self, lines: Sequence[Command], *, look: bool = False) -> None:
+    def _type(self, lines: Sequence[page.Command], *, look: bool = False) -> None:
         for line in lines:
             began = time.monotonic()
             if line.everywhere:
                 for node in self.bed.nodes.values():
                     node.run("sh", "-ec", line.text)
             else:
-                self._by_hand(line.text)
+                page.typed(self.bed.plane, line.text)
             if line.text == GONE:
                 self.flannel.stop([*self.bed.nodes.values()])
             sign = "#" if line.everywhere else "$"
             self.console.print(f"{time.monotonic() - began:5.1f} s  {sign} {line.text}", markup=False)
             if look:
                 self._look(line.text)
-
-    def _by_hand(self, text: str) -> None:
-        plane = self.bed.plane
-        path = f"{binaries.find('kubectl').parent}:{binaries.helm().parent}:{os.environ['PATH']}"
-        homes = {f"HELM_{kind}_HOME": str(plane.state / "helm" / kind.lower()) for kind in ("CACHE", "CONFIG", "DATA")}
-        environment = os.environ | homes | {"KUBECONFIG": str(plane.kubeconfig()), "PATH": path}
-        done = subprocess.run(
-            ["bash", "-ec", text],
-            env=environment,
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            timeout=_SECONDS,
-            check=False,
-        )
-        if done.returncode:
-            raise Wrong(f"`{text}` failed:\n{done.stdout}{done.stderr}")
 
     def _counted(self, what: str) -> _Counted:
         self._ready()
@@ -263,16 +221,15 @@ class _Counted:
 
 def run(flanneld: Path, plugin: Path) -> dict[str, Any]:
     """What RESULT says. Raises Wrong where a packet was lost, or somebody was not reached."""
-    page = PAGE.read_text()
-    list(commands(page))
-    image = replace(netloom(), aliases=(IMAGE,))
+    list(page.commands(PART))
+    image = replace(netloom(), aliases=(page.IMAGE,))
     kubelets.prepare()
     binaries.helm()
     flannel = Flannel(flanneld, plugin)
     bed = KubeletCluster(f"nlf{os.getpid() % 10000}", network=flannel, further=[image])
     with bed:
         migration = Migration(bed, flannel)
-        migration.run(page)
+        migration.run()
     found = {
         "sent": [each.sent for each in migration.flows],
         "lost": [each.lost for each in migration.flows],
