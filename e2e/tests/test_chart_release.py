@@ -264,8 +264,19 @@ def test_the_api_server_accepts_every_combination(served: ControlPlane, values: 
 
 def test_pods_and_services_have_addresses_of_their_own(served: ControlPlane) -> None:
     """Which only the cluster knows."""
-    values = ("ipam.mode=cluster-pool", "ipam.operator.clusterPoolIPv4PodCIDRList={10.100.0.0/16}")
-    what = ("install", "netloom", CHART, f"--namespace={NAMESPACE}", "--dry-run=server")
-    done = served.helm(*what, *(f"--set={each}" for each in values), check=False)
-    said = "ipam.operator.clusterPoolIPv4PodCIDRList: 10.100.0.0/16 overlaps 10.96.0.0/12 of the cluster's ServiceCIDR"
-    assert said in done.stderr
+    served.client.request("POST", "/api/v1/nodes", {"metadata": {"name": "n1"}})
+    addresses = [{"type": "InternalIP", "address": each} for each in ("fd00::7", "10.61.2.3")]
+    served.client.request("PATCH", "/api/v1/nodes/n1/status", {"status": {"addresses": addresses}})
+
+    def said(*values: str) -> str:
+        what = ("install", "netloom", CHART, f"--namespace={NAMESPACE}", "--dry-run=server")
+        done = served.helm(*what, *(f"--set={each}" for each in values), check=False)
+        return done.stderr if done.returncode else ""
+
+    ranges = "ipam.operator.clusterPoolIPv4PodCIDRList"
+    cluster_pool = ("ipam.mode=cluster-pool", f"{ranges}={{10.60.0.0/16,10.100.0.0/16}}")
+    assert f"{ranges}: 10.100.0.0/16 overlaps 10.96.0.0/12 of the cluster's ServiceCIDR" in said(*cluster_pool)
+    pool = ("ipam.mode=multi-pool", "pools.a.ipv4.cidrs={10.60.0.0/15}", "pools.a.ipv4.maskSize=27")
+    assert "pools.a.ipv4.cidrs: 10.60.0.0/15 holds 10.61.2.3, the address of Node n1, so a pod could be" in said(*pool)
+    assert said(pool[0], pool[1].replace("/15", "/16"), pool[2]) == ""
+    served.client.request("DELETE", "/api/v1/nodes/n1")

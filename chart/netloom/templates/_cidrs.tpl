@@ -62,6 +62,29 @@
 {{- end }}
 {{- end }}
 
+{{/* A list of name, text and family, as above: no IPv4 address of a node may be in a pool, as the guard has it, which is not
+asked about what its own release creates. Beside the check above, as that compares each with each, and nodes may be thousands.
+(Of clusterPool the guard only warns.) */}}
+{{- define "netloom.validate.nodesOutside" -}}
+{{- $ranges := list }}
+{{- range . }}
+{{- if hasPrefix "pools." .name }}{{ $ranges = append $ranges (merge (dict "of" .) (include "netloom.cidr" . | fromJson)) }}{{ end }}
+{{- end }}
+{{- range $node := (lookup "v1" "Node" "" "").items }}
+{{- range dig "status" "addresses" list $node }}
+{{- if and (eq .type "InternalIP") (not (contains ":" .address)) }}
+{{- $address := .address }}
+{{- $at := include "netloom.cidr" (dict "name" "Node" "family" "4" "text" (printf "%s/32" $address)) | fromJson }}
+{{- range $ranges }}
+{{- if and (hasKey . "first") (le (int64 .first) (int64 $at.first)) (le (int64 $at.first) (int64 .last)) }}
+{{- fail (printf "%s: %s holds %s, the address of Node %s, so a pod could be given it. Use CIDRs outside the nodes' network." .of.name .of.text $address $node.metadata.name) }}
+{{- end }}
+{{- end }}
+{{- end }}
+{{- end }}
+{{- end }}
+{{- end }}
+
 {{/* All CIDRs of values, as they go with the ones of the cluster's Services. */}}
 {{- define "netloom.validate.cidrs" -}}
 {{- $values := .Values }}
@@ -99,6 +122,7 @@
 {{- end }}
 {{- end }}
 {{- include "netloom.validate.apart" (concat $services $pods) }}
+{{- if and $pods .Release.IsInstall }}{{ include "netloom.validate.nodesOutside" $pods }}{{ end }}
 {{- range $key, $family := dict "ipv4NativeRoutingCIDR" "4" "ipv6NativeRoutingCIDR" "6" }}
 {{- with get $values $key }}{{ $_ := include "netloom.cidr" (dict "name" $key "family" $family "text" .) }}{{ end }}
 {{- end }}
