@@ -283,7 +283,7 @@ def test_the_guard_alone_beside_cilium(bed: KubeletCluster, network: Recorded) -
     before = {name: state(node) for name, node in bed.nodes.items()}, objects(plane)
     guard = Release(network.release.image, {"agent": {"enabled": False}}, namespace=NAMESPACE)
 
-    guard.put(plane, "install", {}, "--create-namespace", "--wait")
+    guard.put(plane, "install", {}, "--create-namespace", "--skip-crds", "--wait")
     refusal = "the IPAM mode of a live cluster cannot change: 2 nodes hold addresses (n1, n2) of mode cluster-pool"
     bed.wait("the mode to be locked", lambda: refusal in cilium.changes_mode("--dry-run=server"))
     assert refusal in cilium.changes_mode()
