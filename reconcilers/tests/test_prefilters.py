@@ -13,6 +13,7 @@ from netloom.api.v1alpha1 import (
     NETWORKS,
     PREFILTERS,
     NetloomNode,
+    NetloomNodeStatus,
     NetloomPrefilter,
     NodeFilter,
     NodePrefilter,
@@ -30,6 +31,7 @@ from netloom_reconcilers.cluster.prefilters import (
     Prefilters,
     PrefiltersFeature,
     gathered,
+    trimmed,
 )
 from netloom_reconcilers.features.cluster import ClusterContext
 
@@ -214,6 +216,18 @@ async def test_nodes_that_leave_and_a_selector_that_changes() -> None:
     world.apply(generation=3, edge="nowhere")
     await world.look()
     assert world.told() == ("NoNodes", PrefilterNodes(0, 0, 0))
+
+
+def test_what_many_nodes_say_alike_is_kept_once() -> None:
+    def node(name: str, packets: int) -> NetloomNode:
+        problem = "".join(("x/drop:list: 3 lines ", "are left out."))  # an object of its own
+        said = NodePrefilter((), (filtered(problems=(problem,), packets=packets, bytes=9),))
+        return NetloomNode(metadata=ObjectMeta(name=name), status=NetloomNodeStatus(prefilter=said))
+
+    kept = [trimmed(node("n1", 5)), trimmed(node("n2", 7))]
+    assert kept[0].status.prefilter is kept[1].status.prefilter
+    bare = NetloomNode(metadata=ObjectMeta(name="n3"))
+    assert trimmed(bare) is bare
 
 
 async def test_an_agent_that_is_silent_has_said_nothing() -> None:

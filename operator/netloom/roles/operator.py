@@ -28,6 +28,7 @@ from netloom.runtime.leader import LeaderElector
 from netloom.runtime.manager import Manager, crash_sentence
 from netloom.runtime.startup import follow_api_server
 from netloom.runtime.terms import Terms
+from netloom_reconcilers.cluster import prefilters
 from netloom_reconcilers.cluster.allocation.incarnation import netloom_node_changed, node_changed
 from netloom_reconcilers.cluster.allocation.node_objects import trimmed
 from netloom_reconcilers.cluster.allocation.term import AllocationFeature
@@ -86,7 +87,7 @@ class Operator:
         follow_api_server(api, self.manager)
         self.manager.add("definitions", lambda: definitions.tell(api), restart=True)
         self._events = EventRecorder(api, "netloom-operator", host=options.identity)
-        self._sources = Sources(api, trims={NODES.kind: trimmed})
+        self._sources = Sources(api, trims={NODES.kind: trimmed, NETLOOM_NODES.kind: prefilters.trimmed})
         self._working: dict[str, TermWork] = {}
         identity = options.identity or os.uname().nodename
         context = ClusterContext(
