@@ -291,8 +291,8 @@ def _said(node: NetloomNode) -> NodePrefilter | None:
 
 
 def trimmed(node: NetloomNode) -> NetloomNode:
-    """What the operator keeps of a node's word on prefilters: 5,000 with the same lists say the same, with all lines that
-    are wrong, so it is kept once (4 MiB instead of 32). Counts of packets are of no use here."""
+    """What the operator keeps of a node's word on prefilters. 5,000 with the same lists say the same, with all lines
+    that are wrong, so it is kept once (4 MiB instead of 32). Counts of packets are of no use here."""
     said = node.status.prefilter
     if said is None:
         return node
