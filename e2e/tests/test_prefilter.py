@@ -1,12 +1,14 @@
 """A NetloomPrefilter as its users have it: objects in a real API server, an agent, packets that come or do not."""
 
 import os
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from netloom_e2e import gauges, operators
 from netloom_e2e.agents import NETWORK, NODES, Agents, network
 from netloom_e2e.cluster import ControlPlane
 from netloom_e2e.gateway import gateway
@@ -129,6 +131,7 @@ def test_a_list_is_followed_from_its_config_map_to_the_packets(filtered: Filtere
     assert (filtered.answered(STRANGER), filtered.answered(PARTNER)) == (False, True)
     (counted,) = facts(filtered.n1)["prefilter"]["status"]["filters"]
     assert counted["packets"] >= 1
+    the_cluster_is_told(filtered)
 
     client.request("PATCH", listed, {"data": {"list": f"{STRANGER}/31\n{filtered.n2.underlay[0]}/32\n"}})
     found = filtered.wait_for("the edit is in force", ipv4Entries=2, withheld=1, badLines=0)
@@ -138,6 +141,34 @@ def test_a_list_is_followed_from_its_config_map_to_the_packets(filtered: Filtere
     client.request("PATCH", listed, {"data": {"list": "203.0.113.0/24\n"}})
     filtered.wait_for("the list is another", ipv4Entries=2, withheld=0)
     assert filtered.answered(STRANGER)
+
+
+def the_cluster_is_told(filtered: Filtered) -> None:
+    """By an operator, in two writes, and by the commands that people type."""
+    client, plane = filtered.client, filtered.agents.plane
+    before = gauges.writes(client)
+
+    def reasons() -> dict[str, str]:
+        status = client.request("GET", f"{PREFILTERS}/strangers").get("status", {})
+        return {each["type"]: each["reason"] for each in status.get("conditions", ())}
+
+    with operators.running(plane) as started:
+        operator = started.start("--features=prefilters", kubeconfig=plane.kubeconfig())
+        wait_for("the operator says how it fares", lambda: len(reasons()) == 2, deadline=60)
+        operator.stop()
+    assert reasons() == {"Ready": "Active", "Whole": "BadLines"}
+    written = gauges.writes(client)
+    written.subtract(before)
+    assert sum(count for each, count in written.items() if each.resource.startswith("netloomprefilters")) == 2
+
+    kubeconfig = str(plane.kubeconfig())
+    shown = subprocess.run(
+        [NETLOOM, "prefilter", "status", f"--kubeconfig={kubeconfig}"], capture_output=True, text=True
+    )
+    assert "strangers   best-effort   1          1        0" in shown.stdout, shown
+    assert shown.returncode == 0
+    problems = subprocess.run([NETLOOM, "status", f"--kubeconfig={kubeconfig}"], capture_output=True, text=True).stdout
+    assert "NetloomPrefilter strangers: Whole=False BadLines: on n1: kube-system/drop:list: 1 line" in problems
 
 
 def test_it_outlives_its_agent_and_goes_with_the_feature_or_the_label(filtered: Filtered) -> None:
