@@ -195,3 +195,5 @@ def test_it_outlives_its_agent_and_goes_with_the_feature_or_the_label(filtered: 
     filtered.agents.end("n1")
     filtered.start("--features=-prefilter")
     wait_for("packets to pass, as the feature is off", lambda: filtered.answered(STRANGER), deadline=30)
+    wait_for("nothing to be said of what is off", lambda: filtered.said() == {}, deadline=30)
+    assert filtered.agents.condition("n1", "PrefilterReady") == {}

@@ -94,6 +94,17 @@ class Conditions:
             return None  # it was deleted, or re-created: its next reconcile says what holds then
 
 
+async def withdraw(api: Api, res: Resource[T], obj: T, field_manager: str) -> T | None:
+    """Takes all out of the status that this manager wrote there. The object as written, or None where it is not there
+    any more."""
+    meta = obj.metadata
+    patch = {"metadata": {"name": meta.name, "uid": meta.uid}, "status": {}}
+    try:
+        return await api.patch(res, meta.name, patch, subresource="status", kind="apply", field_manager=field_manager)
+    except (Conflict, NotFound):
+        return None  # it was deleted, or re-created: the watch brings the next one
+
+
 def said(problem: Problem, about: str) -> str:
     """A problem as a sentence in a condition of the object `about`; one of another object names that."""
     where = "" if problem.object == about else f"{problem.object}: "

@@ -58,6 +58,7 @@ from netloom_reconcilers.node.sign_of_life import SignOfLife
 from netloom_reconcilers.node.status import NodeStatusReconciler, readiness_of
 from netloom_reconcilers.node.surroundings import SurroundingsFeature
 from netloom_reconcilers.node.tunnels import TunnelsFeature
+from netloom_reconcilers.node.withdrawing import Withdrawing
 from netloom_reconcilers.signs_of_life import GRACE_SECONDS
 
 log = structlog.get_logger(__name__)
@@ -224,6 +225,9 @@ class Agent(Collector):
         if api is not None and events is not None:
             follow_api_server(api, self.manager)
             self.manager.add("events", events.run, restart=True)
+            off = [each for each in features if each not in chosen(features, options.features)]
+            withdrawing = Withdrawing(options.node_name, self.context.nodes, api, off)
+            self.manager.add("words of features that are off", withdrawing.controller.run, restart=True)
             self.life = self._give_signs_of_life(api, options)
             self._add_conditions(api, events, self.life)
 

@@ -166,6 +166,12 @@ class NodeFeature:
         """For its condition; None: nothing can be said yet."""
         return None
 
+    @classmethod
+    def has_words(cls, node: NetloomNode) -> bool:
+        """Whether the object has words of this feature that an agent without it takes back, as they would be believed
+        for ever."""
+        return False
+
     def facts(self) -> dict[str, object]:
         """Its share of /status."""
         return {}

@@ -33,7 +33,7 @@ from netloom_reconcilers.node.mesh.api_addresses import ApiAddresses
 from netloom_reconcilers.node.prefilter import telling
 from netloom_reconcilers.node.prefilter.config_maps import ConfigMaps
 from netloom_reconcilers.node.prefilter.own_labels import OwnLabels
-from netloom_reconcilers.node.prefilter.reporting import PrefilterReporter
+from netloom_reconcilers.node.prefilter.reporting import PrefilterReporter, has_words
 from netloom_reconcilers.node.prefilter.selection import Machine, Together, machine_of, selecting, together
 from netloom_reconcilers.node.prefilter.telling import Told
 
@@ -99,6 +99,11 @@ class PrefilterFeature(NodeFeature):
         context.peers.subscribe(self._peer_changed)
 
     # ----------------------------------------------------------------------------------------------- as a feature
+
+    @classmethod
+    def has_words(cls, node: NetloomNode) -> bool:
+        """Its condition and the rest of its report."""
+        return has_words(node)
 
     def components(self) -> Mapping[str, Run]:
         """The reconciler, the kernel's side, what only prefilters need to know, and the report where there is one."""

@@ -13,11 +13,10 @@ from dataclasses import dataclass
 from netloom.api.v1alpha1 import NETLOOM_NODES, NetloomNode, NodePrefilter
 from netloom.runtime.client import Api
 from netloom.runtime.controller import Controller
-from netloom.runtime.errors import Conflict, NotFound
 from netloom.runtime.events import EventRecorder
 from netloom.runtime.store import Store
 from netloom_reconcilers.allowance import Allowance
-from netloom_reconcilers.conditions import Conditions, manager_of
+from netloom_reconcilers.conditions import Conditions, manager_of, withdraw
 from netloom_reconcilers.node.prefilter.telling import readiness_of, uncounted
 
 CONDITION = "PrefilterReady"
@@ -74,15 +73,10 @@ class PrefilterReporter:
         return COUNT_SECONDS
 
     async def _take_back(self, node: NetloomNode) -> None:
-        told = any(each.type == CONDITION for each in node.status.conditions)
-        if not told and node.status.prefilter is None:
-            return
-        meta = node.metadata
-        patch = {"metadata": {"name": meta.name, "uid": meta.uid}, "status": {}}
-        try:
-            stored = await self.api.patch(
-                NETLOOM_NODES, meta.name, patch, subresource="status", kind="apply", field_manager=_MANAGER
-            )
-        except (Conflict, NotFound):
-            return  # it was deleted, or re-created: the watch brings the next one
-        self.nodes.put(stored)
+        if has_words(node) and (stored := await withdraw(self.api, NETLOOM_NODES, node, _MANAGER)) is not None:
+            self.nodes.put(stored)
+
+
+def has_words(node: NetloomNode) -> bool:
+    """Whether anything is said of prefilters there."""
+    return node.status.prefilter is not None or any(each.type == CONDITION for each in node.status.conditions)
