@@ -6,7 +6,7 @@ The control plane runs inside the lab, so that nothing in Python stands between 
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -46,10 +46,11 @@ class Fleet:
         self.plane.client.request("POST", objects.NODES, netloom_node(machine.node, machine.address, pod_cidr(number)))
         return machine
 
-    def start(self, machine: Machine) -> subprocess.Popen[str]:
-        """Start the node's agent as a user would, with the rights of the examples."""
+    def start(self, machine: Machine, within: Sequence[str] = ()) -> subprocess.Popen[str]:
+        """Start the node's agent as a user would, with the rights of the examples. within: a command that becomes the
+        one that follows its words."""
         kubeconfig = self.plane.kubeconfig(USER)
-        command = [str(NETLOOM), "agent", "--kubeconfig", str(kubeconfig), "--node-name", machine.node]
+        command = [*within, str(NETLOOM), "agent", "--kubeconfig", str(kubeconfig), "--node-name", machine.node]
         with self._log(machine).open("a") as log:
             agent = machine.popen([*command, "--run-dir", str(self.plane.state / machine.node)], stdout=log)
         self.agents[machine.node] = agent
