@@ -14,8 +14,9 @@ from netloom.prefilter.rules import Entries
 Entry = tuple[bytes, bytes]
 """A key and its value."""
 
-_LONGEST = 1 << 15
-"""Entries that are compared at once. The stretch is copied for it: much longer ones would not stay in the cache."""
+_SHORTEST, _LONGEST = 1 << 6, 1 << 15
+"""Entries that are compared at once, at first and at most. The stretch is copied for it: from one difference to the
+next it may not be far, and much longer ones would not stay in the cache."""
 
 
 class Difference(msgspec.Struct):
@@ -57,7 +58,7 @@ class _Side:
 
 def _skip_equal(one: _Side, other: _Side) -> None:
     """Go on to the first entry that is not the same on both sides, or to the end of one of them."""
-    step = _LONGEST
+    step = _SHORTEST
     while left := min(one.left, other.left):
         count = min(step, left)
         if one.stretch(count) == other.stretch(count):
