@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -9,8 +10,11 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
+from netloom.kernel.netlink import wire
 from netloom.kernel.prefilter import bpf, compiler
+from netloom.kernel.prefilter.attachments import obstacle, steps_to
 from netloom.kernel.prefilter.compiler import Compiled
+from netloom.kernel.prefilter.links import read_xdp_link
 from netloom.kernel.prefilter.prefiltering import DeviceReport, DeviceWish, Mode, Prefiltering
 from tests.kernel.netns import Lab, Namespace
 from tests.kernel.prefilters import (
@@ -226,6 +230,22 @@ async def test_a_device_without_ethernet_headers_is_refused_in_words(filtered: F
     assert filtered.programs() == {"eth0": NATIVE}
     assert "frames on tun0 have no Ethernet header" in report.devices[0].error
     assert report.failures == ()
+
+
+@pytest.mark.parametrize(
+    ("kind", "ethernet"),
+    [(1, True), (772, True), *((kind, False) for kind in (512, 768, 769, 776, 778, 823, 65534))],
+    ids=["ethernet", "loopback", "ppp", "ipip", "ip6tnl", "sit", "gre", "ip6gre", "none"],
+)
+def test_on_which_devices_frames_have_ethernet_headers(kind: int, ethernet: bool) -> None:
+    """By ARPHRD_*: tun and wireguard are of none."""
+    message = struct.pack("=BxHiII", 0, kind, 7, 0, 0) + wire.attribute(3, b"dev0\0") + wire.attribute(43, b"")
+    link = read_xdp_link(message, 0, len(message))
+    assert link is not None
+    assert (link.name, link.ethernet) == ("dev0", ethernet)
+    said = obstacle(link, (), {})
+    assert ("frames on dev0 have no Ethernet header" in said) != ethernet
+    assert bool(steps_to(link, DeviceWish("dev0"), (), 5)) == ethernet
 
 
 async def test_devices_are_followed(filtered: Filtered, lab: Lab) -> None:
