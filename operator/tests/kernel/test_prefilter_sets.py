@@ -75,6 +75,8 @@ async def test_a_restarted_agent_knows_which_device_has_which(
         assert (report.in_sync, dict(report.written)) == (True, {}), "whatever order it knows the rules in"
     assert filtered.pins() == pins
     assert await passing(receivers) == [(False, True), (True, False)]
+    await lives(filtered, Prefiltering())
+    assert (filtered.programs(), [each for each in filtered.pins() if "netloom" in each]) == ({}, [])
 
 
 async def test_no_device_is_without_its_rules_or_has_others_while_they_part_and_come_together(
