@@ -2,12 +2,15 @@
 
 import asyncio
 import contextlib
+import errno
+import itertools
 from collections.abc import Iterator
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from netloom.kernel.prefilter import bpf
 from netloom.kernel.prefilter.maps import SETS
 from netloom.kernel.prefilter.prefiltering import DeviceWish, Prefiltering
 from netloom.kernel.prefilter.rule_sets import numbered
@@ -96,6 +99,28 @@ async def test_no_device_is_without_its_rules_or_has_others_while_they_part_and_
             await asyncio.sleep(0)
         assert receivers[0].received(WORSE) > 0
     assert len([each for each in filtered.pins() if "entries_" in each]) == 2
+
+
+@pytest.mark.parametrize("fails", [0, 1, 2, 3])
+async def test_a_device_is_not_given_to_a_set_that_could_not_be_filled(
+    filtered: Filtered, receivers: tuple[Receiver, Receiver], monkeypatch: pytest.MonkeyPatch, fails: int
+) -> None:
+    keeper = await filtered.agent()
+    await keeper.apply(TOGETHER)
+    whole, writes = bpf.bpf, itertools.count()
+
+    def full(command: int, attributes: bpf.Attributes) -> int:
+        if command == bpf.UPDATE_BATCH and next(writes) >= fails:
+            raise OSError(errno.ENOMEM, "cannot write to a map: Cannot allocate memory")
+        return whole(command, attributes)
+
+    monkeypatch.setattr(bpf, "bpf", full)
+    for desired in (Prefiltering(ONE, APART.devices, (BOTH,)), TOGETHER, Prefiltering(BOTH, APART.devices, (ONE,))):
+        await keeper.apply(desired)
+        assert [a for a, _b in await passing(receivers)] == [False, False]
+    monkeypatch.setattr(bpf, "bpf", whole)
+    assert (await keeper.apply(APART)).in_sync
+    assert await passing(receivers) == [(False, True), (True, False)]
 
 
 names = st.sampled_from("abcdef")

@@ -25,13 +25,13 @@ BATCH = 1 << 14
 
 _NUMBER = {"x86_64": 321, "aarch64": 280, "riscv64": 280, "ppc64le": 361, "s390x": 351}
 _CREATE, _LOOKUP, _UPDATE, _DELETE, _LOAD, _PIN, _GET, _RUN = 0, 1, 2, 3, 5, 6, 7, 10
-_PROGRAM_BY_ID, _INFO, _LOOKUP_BATCH, _UPDATE_BATCH, _DELETE_BATCH = 13, 15, 24, 26, 27
+_PROGRAM_BY_ID, _INFO, _LOOKUP_BATCH, UPDATE_BATCH, _DELETE_BATCH = 13, 15, 24, 26, 27
 _XDP = 6
 _LOG_BYTES = 1 << 20
 _MOST_MAPS = 16
 _BPF_FS = 0xCAFE4A11
 """BPF_FS_MAGIC."""
-WRITES = frozenset((_UPDATE, _UPDATE_BATCH))
+WRITES = frozenset((_UPDATE, UPDATE_BATCH))
 """Commands that put something into a map."""
 _NAMES = {
     _CREATE: "make a map",
@@ -45,7 +45,7 @@ _NAMES = {
     _PROGRAM_BY_ID: "open a program",
     _INFO: "describe an object",
     _LOOKUP_BATCH: "read a map",
-    _UPDATE_BATCH: "write to a map",
+    UPDATE_BATCH: "write to a map",
     _DELETE_BATCH: "delete from a map",
 }
 
@@ -146,7 +146,7 @@ def update_all(descriptor: int, keys: bytes, values: bytes, key_size: int, value
     while left:
         count = min(left, BATCH)
         places = (_at(held) + at * key_size, _at(new) + at * value_size)
-        bpf(_UPDATE_BATCH, _packed("=QQQQIIQQ", 0, 0, *places, count, descriptor, 0, 0))
+        bpf(UPDATE_BATCH, _packed("=QQQQIIQQ", 0, 0, *places, count, descriptor, 0, 0))
         at, left = at + count, left - count
 
 

@@ -30,9 +30,8 @@ VERIFY_SHARE = 200
 
 
 class FilterPart(Part[Prefiltering]):
-    """See the module. running: by device, the id of our program that runs there; None: it is not known yet. filled: the
-    wanted entries have been in the kernel since this began, so programs may be attached. verifier: what it said of a
-    program that it refused. written: programs that were loaded and entries that were changed."""
+    """See the module. running: by device, the id of our program that runs there; None: it is not known yet. verifier:
+    what it said of a program that it refused. written: programs that were loaded and entries that were changed."""
 
     owns = PREFILTER
     state = ("dump", "the prefilter's maps")
@@ -42,7 +41,6 @@ class FilterPart(Part[Prefiltering]):
     def __init__(self, folder: Path, cache: Path, running: Callable[[], Mapping[str, int] | None]) -> None:
         self.kernel: KernelFilter | None = None
         self.due = True
-        self.filled = False
         self.verifier = ""
         self._errors: dict[Item, str] = {}
         self.entries = {"v4": 0, "v6": 0}
@@ -75,9 +73,10 @@ class FilterPart(Part[Prefiltering]):
 
     def program_for(self, wish: DeviceWish) -> int:
         """The id of the one that is to run on a device, once it may; 0: there is none."""
-        if self.kernel is None or not self.filled or wish.rules >= len(self._numbers):
+        number = self._numbers[wish.rules] if wish.rules < len(self._numbers) else None
+        if self.kernel is None or number not in self.kernel.filled:
             return 0
-        return self.kernel.programs.current.get(self._numbers[wish.rules], 0)
+        return self.kernel.programs.current.get(number, 0)
 
     def descriptor(self, identity: int) -> int:
         """Of one of our programs."""
@@ -181,7 +180,7 @@ class FilterPart(Part[Prefiltering]):
 
     def _look(self) -> list[str]:
         kernel = self._opened()
-        if not self.filled:
+        if not kernel.filled:
             kernel.find()
             return []
         begun = time.monotonic()
@@ -257,6 +256,7 @@ class FilterPart(Part[Prefiltering]):
         running = {name: sets[identity] for name, identity in (self._running() or {}).items() if identity in sets}
         self._numbers = numbered(groups, running)
         kernel.programs.want(self._numbers)
+        kernel.filled.intersection_update(running.values())  # what another is for now is not what it was filled for
 
     def _put(self) -> None:
         sets = dict(zip(self._numbers, self._wanted.sets, strict=True))
@@ -265,7 +265,6 @@ class FilterPart(Part[Prefiltering]):
         if written:
             self.written["entry"] += written
             log.info("the prefilter's entries changed", changed=written, **self.entries)
-        self.filled = True
 
     def _leave(self) -> None:
         kernel = self._opened()
@@ -276,7 +275,7 @@ class FilterPart(Part[Prefiltering]):
                 kernel.leave_sets({*self._numbers, *kernel.programs.sets.values()})
         elif not running:
             kernel.remove()
-            self.kernel, self.filled, self.entries, self._numbers = None, False, {"v4": 0, "v6": 0}, ()
+            self.kernel, self.entries, self._numbers = None, {"v4": 0, "v6": 0}, ()
             log.info("the prefilter is gone from the kernel")
 
 

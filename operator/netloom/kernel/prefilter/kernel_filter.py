@@ -22,16 +22,16 @@ _COUNT = 16
 
 
 class KernelFilter:
-    """See the module. programs: what is loaded. names: whom each counter counts for. tries: by set and family."""
+    """See the module. programs: what is loaded. names: whom each counter counts for. tries: by set and family. filled:
+    sets that have had the rules that are wanted of them since this began, so that their programs may be attached."""
 
     def __init__(self, folder: Path) -> None:
         self.pins = Pins(folder)
         self.programs = Programs(self.pins)
         self.names: tuple[str, ...] = ()
         self.tries: dict[tuple[int, str], FamilyTrie] = {}
+        self.filled: set[int] = set()
         self._maps: dict[str, int] = {}
-        self._filled: frozenset[int] = frozenset()
-        """Sets that have the rules that are wanted; others were left by an earlier agent, or are on their way out."""
         self._open = threading.Lock()
         """Who counts is in another thread: descriptors must not become somebody else's meanwhile."""
 
@@ -78,7 +78,6 @@ class KernelFilter:
     def put(self, sets: Mapping[int, Rules]) -> int:
         """Make these the rules of their sets; others are left as they are. Returns how many entries changed. Raises
         ValueError (too many prefilters), OSError."""
-        self._filled = frozenset(sets)
         named = list(sets.values())
         asked = named[0].names if len(named) == 1 else tuple(dict.fromkeys(name for one in named for name in one.names))
         assigned = slots.assign(self.names, asked)
@@ -90,10 +89,12 @@ class KernelFilter:
             places = assigned.places_of(rules.names)
             for family, entries in (("v4", rules.v4), ("v6", rules.v6)):
                 written += self.tries[number, family].put(slots.renumbered(entries, places))
+            self.filled.add(number)
         return written
 
     def leave_sets(self, needed: Collection[int]) -> None:
         """Take away the entries of other sets, which no program looks into any more. Raises OSError."""
+        self.filled.intersection_update(needed)
         for place in [each for each in self.tries if each[0] and each[0] not in needed]:
             self.tries[place].put(Entries())
             del self.tries[place]
@@ -103,7 +104,7 @@ class KernelFilter:
 
     def verify(self) -> list[str]:
         """What of it is not as it was left, and is put right now or by the next `put`. Raises OSError."""
-        filled = {place: trie for place, trie in self.tries.items() if place[0] in self._filled}
+        filled = {place: trie for place, trie in self.tries.items() if place[0] in self.filled}
         wrong = [f"entries {family}" for (_number, family), trie in filled.items() if not trie.verify()]
         for name, descriptor in self._maps.items():
             if not self.pins.has(name):
@@ -136,6 +137,7 @@ class KernelFilter:
             for trie in self.tries.values():
                 trie.close()
             self.tries, self.names = {}, ()
+            self.filled.clear()
             self.programs.close()
             pins.close(opened.values())
 
