@@ -232,6 +232,31 @@ async def test_a_device_without_ethernet_headers_is_refused_in_words(filtered: F
     assert report.failures == ()
 
 
+async def test_a_device_and_what_stands_on_it_are_filtered_both(
+    filtered: Filtered, lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel refuses to change the program of the lower one while the upper one has any."""
+    node = filtered.place
+    lab.wire(node, "wire0", lab.namespace("far"), "wire1")
+    node.batch(["link add bridge0 type bridge", "link set wire0 master bridge0"])
+    both = {"wire0": NATIVE, "bridge0": GENERIC}
+    first = await filtered.agent()
+    assert (await first.apply(wanted(RULES, "bridge0"))).in_sync
+    report = await first.apply(wanted(RULES, "bridge0", "wire0"))
+    assert (report.in_sync, filtered.programs()) == (True, both), "the upper one was there before"
+    await first.close()
+    other_version(monkeypatch)
+    second = await filtered.agent(running=True)
+    after = await second.apply(wanted(RULES, "bridge0", "wire0"))
+    assert (after.in_sync, filtered.programs(), after.repaired) == (True, both, 0)
+    assert after.program != report.program
+    assert (await second.apply(wanted(RULES, "bridge0"))).in_sync
+    await eventually(lambda: filtered.programs() == {"bridge0": GENERIC})
+    await second.apply(wanted(RULES, "bridge0", "wire0"))
+    assert (await second.apply(Prefiltering())).in_sync
+    assert (filtered.programs(), filtered.pins()) == ({}, EMPTY)
+
+
 @pytest.mark.parametrize(
     ("kind", "ethernet"),
     [(1, True), (772, True), *((kind, False) for kind in (512, 768, 769, 776, 778, 823, 65534))],

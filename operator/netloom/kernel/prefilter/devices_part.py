@@ -4,6 +4,7 @@ import errno
 from collections.abc import Iterable, Mapping
 
 import structlog
+from msgspec.structs import replace
 
 from netloom.kernel.keeper.part import Attempt, Outcome, Part, Refused, Worker
 from netloom.kernel.keeper.retries import Item, Retries
@@ -122,9 +123,10 @@ class DevicesPart(Part[Prefiltering]):
         held = {name for name in self._refused if _item(name) in attempt.held} - self._new
         self._new.clear()
         self._refused = {name: why for name, why in self._refused.items() if name in held}
-        for link in list(self._links.values()):
-            wish = self._wishes.get(link.name)
-            if wish is not None and link.name not in held:
+        for ifindex in list(self._links):
+            link = self._links.get(ifindex)  # one that was looked at before may have changed it
+            wish = self._wishes.get(link.name) if link is not None else None
+            if link is not None and wish is not None and link.name not in held:
                 await self._update(worker, link, wish, outcome)
         self._forget_names()
         return outcome
@@ -133,8 +135,9 @@ class DevicesPart(Part[Prefiltering]):
         """Detach it, in whichever mode, from devices that are not wanted."""
         outcome = Outcome()
         ours = self.filter.ours
-        for link in list(self._links.values() if ours else ()):
-            if link.name not in self._wishes and _item(link.name) not in attempt.held:
+        for ifindex in list(self._links if ours else ()):
+            link = self._links.get(ifindex)
+            if link is not None and link.name not in self._wishes and _item(link.name) not in attempt.held:
                 for step in steps_to(link, None, ours, 0):
                     refusal = await self._done_by(worker, step)
                     self._note(link, step, refusal, outcome)
@@ -191,7 +194,24 @@ class DevicesPart(Part[Prefiltering]):
             outcome.written.append(("xdp", [link.name]))
 
     async def _done_by(self, worker: Worker, step: Step) -> Refusal | None:
+        """The kernel changes nothing about a device while one that stands on it has a program: ours is taken from there
+        first, and comes back in the next pass. Frames pass the lower device before, where they are filtered."""
+        refusal = await worker.call(lambda commands: self._do(commands, step))
+        above = self._above(step.link) if refusal is not None and refusal.errno == errno.EEXIST else []
+        for upper in above:
+            if await worker.call(lambda commands, upper=upper: self._do(commands, upper)) is None:  # type: ignore[misc]
+                self._took(upper.link.ifindex, upper)
+                self._done.pop(upper.link.ifindex, None)
+        if not above:
+            return refusal
+        self.due = True
         return await worker.call(lambda commands: self._do(commands, step))
+
+    def _above(self, link: XdpLink) -> list[Step]:
+        """What takes our programs from the devices that stand on this one."""
+        ours = self.filter.ours
+        uppers = [each for each in self._links.values() if each.below == link.ifindex or each.ifindex == link.master]
+        return [step for each in uppers for step in steps_to(each, None, ours, 0)]
 
     def _do(self, commands: CommandSocket, step: Step) -> Refusal | None:
         """In the thread."""
@@ -221,7 +241,7 @@ class DevicesPart(Part[Prefiltering]):
             return
         others = tuple(each for each in held.programs if each[0] != step.mode)
         mine = () if step.detach else ((str(step.mode), self._program(step.link.name)),)
-        self._links[ifindex] = XdpLink(held.ifindex, held.name, held.mtu, held.ethernet, (*others, *mine))
+        self._links[ifindex] = replace(held, programs=(*others, *mine))
 
     def _report(self, wish: DeviceWish, link: XdpLink | None) -> DeviceReport:
         if link is None:

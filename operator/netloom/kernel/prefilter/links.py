@@ -12,7 +12,7 @@ from netloom.kernel.netlink import wire
 from netloom.kernel.netlink.messages import LinkMessage, encode
 
 _LINK = struct.Struct("=BxHiII")  # family, type, ifindex, flags, change
-_IFLA_IFNAME, _IFLA_MTU, _IFLA_XDP = 3, 4, 43
+_IFLA_IFNAME, _IFLA_MTU, _IFLA_LINK, _IFLA_MASTER, _IFLA_LINK_NETNSID, _IFLA_XDP = 3, 4, 5, 10, 37, 43
 _FD, _FLAGS, _EXPECTED_FD = 1, 3, 8
 _ATTACHED, _PROGRAM, _NESTED = 2, 4, 0x8000
 _PROGRAMS = {"native": 5, "generic": 6, "offloaded": 7}
@@ -25,13 +25,17 @@ _ETHERNET_TYPES = (1, 772)
 
 
 class XdpLink(msgspec.Struct, frozen=True):
-    """A device. programs: ids of the XDP programs on it, by mode. ethernet: its frames begin with Ethernet's header."""
+    """A device. programs: ids of the XDP programs on it, by mode. ethernet: its frames begin with Ethernet's header.
+    below: ifindex of the device that it stands on, as a VLAN does; master: of the bridge or bond that it is a port of;
+    0: none."""
 
     ifindex: int
     name: str
     mtu: int
     ethernet: bool
     programs: tuple[tuple[str, int], ...] = ()
+    below: int = 0
+    master: int = 0
 
 
 def read_xdp_link(buffer: bytes, start: int, end: int) -> XdpLink | None:
@@ -48,6 +52,8 @@ def read_xdp_link(buffer: bytes, start: int, end: int) -> XdpLink | None:
         _number(found.get(_IFLA_MTU, b"")),
         kind in _ETHERNET_TYPES,
         tuple(programs),
+        0 if _IFLA_LINK_NETNSID in found else _number(found.get(_IFLA_LINK, b"")),
+        _number(found.get(_IFLA_MASTER, b"")),
     )
 
 
