@@ -1,5 +1,6 @@
 """Switches of the kernel as they are found: off for devices, on for others' sake, and what forwarding takes away."""
 
+import errno
 from collections.abc import Callable
 from pathlib import Path
 
@@ -37,10 +38,15 @@ def router(node: Namespace, lab: Lab) -> Namespace:
 
 
 async def advertised(router: Namespace, far: str, prefix: str, until: Callable[[], bool]) -> None:
-    """An advertisement is sent again while nobody has heard it: a link-local address may be a moment old."""
+    """An advertisement is sent again while nobody has heard it, or while nobody can send it: a link-local address may
+    be a moment old, or come a moment later."""
 
     def sent() -> bool:
-        router.advertise_router(far, prefix)
+        try:
+            router.advertise_router(far, prefix)
+        except OSError as error:
+            if error.errno != errno.EADDRNOTAVAIL:
+                raise
         return until()
 
     await eventually(sent)
