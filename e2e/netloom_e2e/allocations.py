@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import ipaddress
 import itertools
-import json
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -134,11 +133,9 @@ class Cluster:
         return found
 
     def events(self, name: str) -> set[tuple[str, str]]:
-        """Type and reason of the Events about an object, as `kubectl get events` shows them."""
-        shown = self.plane.kubectl(
-            "get", "events", f"--field-selector=involvedObject.name={name}", "--output=json", "--namespace=default"
-        )
-        return {(event["type"], event["reason"]) for event in json.loads(shown.stdout)["items"]}
+        """Type and reason of the Events about an object, which `kubectl get events` asks for with the same selector."""
+        path = f"{collection_path('events', 'default')}?fieldSelector=involvedObject.name%3D{name}"
+        return {(event["type"], event["reason"]) for event in self.client.request("GET", path)["items"]}
 
     # Judging
 
