@@ -1,7 +1,8 @@
 """Finds the control plane's programs, and builds them once where there are none; others, too, where a test needs them.
 
-One Go program (`e2e/controlplane`) acts as all of them. It takes minutes to build, so it is kept outside the tree, in a
-folder named after everything that goes into it: another checkout finds it, another version gets a folder of its own.
+One Go program (`e2e/controlplane`) acts as all of them but kubectl. It takes minutes to build both, so they are kept
+outside the tree, in a folder named after everything that goes into them: another checkout finds it, another version
+gets a folder of its own.
 The folder has the shape of `KUBEBUILDER_ASSETS` (one file per program), so that both are read in the same way.
 
 Whoever enters a lab's network namespace has called `prepare`, `helm` and the like before: in there nothing can be
@@ -149,7 +150,7 @@ def present() -> bool:
 
 
 def built() -> Path:
-    """The folder that holds a link for each of PROGRAMS. Builds it where it is missing (about 6 minutes on 2 cores)."""
+    """The folder that holds each of PROGRAMS. Builds it where it is missing (about 6 minutes on 2 cores)."""
     return made(_control_plane(), _build)
 
 
@@ -235,7 +236,8 @@ def _further(programs: _Further) -> Path:
 
 def _fingerprint() -> str:
     """Of all that goes into the program. Not of Go's version: an upgrade of Go is no reason to build for minutes."""
-    return _digest(_build_command(Path("out")), SOURCE, "go.mod", "go.sum", "main.go")
+    sources = sorted(str(path.relative_to(SOURCE)) for path in SOURCE.rglob("*.go"))
+    return _digest(_build_command(Path("out")), SOURCE, "go.mod", "go.sum", *sources)
 
 
 def _digest(command: list[str], source: Path, *files: str) -> str:
@@ -248,7 +250,7 @@ def _build_command(output: Path) -> list[str]:
     major, minor, _ = KUBERNETES_VERSION.removeprefix("v").split(".")
     values = {"gitVersion": KUBERNETES_VERSION, "gitMajor": major, "gitMinor": minor, "gitTreeState": "clean"}
     version = [f"-X {package}.{name}={value}" for package in _VERSION_PACKAGES for name, value in values.items()]
-    return _go_build(output, ["."], version)
+    return _go_build(output, ["./..."], version)
 
 
 def _go_build(output: Path, packages: Iterable[str], version: Iterable[str]) -> list[str]:
@@ -258,9 +260,10 @@ def _go_build(output: Path, packages: Iterable[str], version: Iterable[str]) -> 
 
 def _build(folder: Path, log: Path) -> None:
     title = f"Building the Kubernetes {KUBERNETES_VERSION} control plane, once (about 6 minutes on 2 cores)"
-    _run_go(_build_command(folder / "controlplane"), SOURCE, title, log)
+    _run_go(_build_command(folder), SOURCE, title, log)
     for program in PROGRAMS:
-        (folder / program).symlink_to("controlplane")
+        if not (folder / program).exists():
+            (folder / program).symlink_to("controlplane")
 
 
 def _run_go(arguments: list[str], source: Path, title: str, log: Path) -> None:

@@ -40,7 +40,7 @@ def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.delenv("KUBEBUILDER_ASSETS", raising=False)
     folder = tmp_path / "source"
     folder.mkdir()
-    (folder / "go.mod").write_text("module hello\n\ngo 1.26.0\n")
+    (folder / "go.mod").write_text("module controlplane\n\ngo 1.26.0\n")
     (folder / "go.sum").touch()
     (folder / "main.go").write_text(HELLO)
     monkeypatch.setattr(binaries, "SOURCE", folder)
@@ -53,12 +53,21 @@ def left(tmp_path: Path) -> list[str]:
 
 
 def test_it_is_built_once_under_every_programs_name(source: Path, tmp_path: Path) -> None:
-    kubectl = binaries.find("kubectl")
-    assert subprocess.run([kubectl], capture_output=True, text=True, check=True).stdout == f"hello {kubectl}\n"
-    made = kubectl.stat().st_mtime_ns
-    assert binaries.find("etcd").parent == kubectl.parent
-    assert kubectl.stat().st_mtime_ns == made
-    assert left(tmp_path) == [kubectl.parent.name]
+    etcd, kubectl = binaries.find("etcd"), binaries.find("kubectl")
+    for program in (etcd, kubectl):
+        assert subprocess.run([program], capture_output=True, text=True, check=True).stdout == f"hello {program}\n"
+    made = etcd.stat().st_mtime_ns
+    assert binaries.find("etcd") == etcd
+    assert etcd.stat().st_mtime_ns == made
+    assert left(tmp_path) == [etcd.parent.name] == [kubectl.parent.name]
+
+
+def test_who_has_a_source_of_its_own_is_a_program_of_its_own(source: Path) -> None:
+    (source / "kubectl").mkdir()
+    (source / "kubectl" / "main.go").write_text(HELLO.replace("hello", "another"))
+    kubectl, etcd = binaries.find("kubectl"), binaries.find("etcd")
+    assert subprocess.run([kubectl], capture_output=True, text=True, check=True).stdout == f"another {kubectl}\n"
+    assert subprocess.run([etcd], capture_output=True, text=True, check=True).stdout == f"hello {etcd}\n"
 
 
 def test_a_changed_source_is_built_beside_the_old_one(source: Path, tmp_path: Path) -> None:
