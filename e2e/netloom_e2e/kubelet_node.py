@@ -21,7 +21,7 @@ import yaml
 from netloom_e2e import belongings, binaries, cgroups
 from netloom_e2e.client import ApiFailure
 from netloom_e2e.cluster import ControlPlane
-from netloom_e2e.images import Image
+from netloom_e2e.image_store import lay_out
 from netloom_e2e.machines import Machine
 from netloom_e2e.namespaces import run, wait_for
 from netloom_e2e.processes import Process
@@ -36,8 +36,9 @@ _SOCKET = "/run/containerd/containerd.sock"
 class KubeletNode:
     """One node. `machine` is its network namespace.
 
-    cluster_cidrs: what kube-proxy takes for pods' addresses. pause: the image that holds pods' namespaces. taints: keys
-    of those that the Node is registered with (NoSchedule).
+    cluster_cidrs: what kube-proxy takes for pods' addresses. pause: the image that holds pods' namespaces. store: of
+    all images that its pods ask for (`image_store`): nothing is pulled. taints: keys of those that the Node is
+    registered with (NoSchedule).
     """
 
     def __init__(
@@ -46,6 +47,7 @@ class KubeletNode:
         machine: Machine,
         cluster_cidrs: Sequence[str],
         pause: str,
+        store: Path,
         taints: Sequence[str] = (),
     ) -> None:
         self.plane = plane
@@ -56,6 +58,7 @@ class KubeletNode:
         self.cluster_cidrs = tuple(cluster_cidrs)
         self._pause = pause
         self._taints = tuple(taints)
+        self._store = store
         self._processes: dict[str, Process] = {}
 
     # Life
@@ -64,6 +67,8 @@ class KubeletNode:
         """Its namespaces and containerd. After `power_off` it finds its disk as it was."""
         self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / "ready").unlink(missing_ok=True)
+        if not (images := self.folder / "plain/var/lib/containerd").exists():
+            lay_out(self._store, images)
         belongings.add_cgroup(self.plane.state, self.cgroup)
         cgroups.make(self.cgroup)
         unshare = [
@@ -156,12 +161,6 @@ class KubeletNode:
     def run(self, *argv: str, check: bool = True, timeout: float = 60) -> str:
         """Run a command of the machine in the node."""
         return run(*self.enter, *argv, check=check, timeout=timeout)
-
-    def import_image(self, image: Image) -> None:
-        """Give containerd an image, so that nothing has to be pulled."""
-        self.run("ctr", "--namespace=k8s.io", "images", "import", "--no-unpack=false", str(image.archive))
-        if image.aliases:
-            self.run("ctr", "--namespace=k8s.io", "images", "tag", image.name, *image.aliases)
 
     def install_plugins(self) -> None:
         """The CNI's standard plugins, as a distribution's package puts them on a machine."""

@@ -27,6 +27,7 @@ from netloom_e2e.binaries import BinariesError
 from netloom_e2e.client import ApiFailure, Client
 from netloom_e2e.cluster import ControlPlane
 from netloom_e2e.components import ControllerManager
+from netloom_e2e.image_store import image_store
 from netloom_e2e.images import Image
 from netloom_e2e.kubelet_node import KubeletNode
 from netloom_e2e.lab import Lab, Pod, run, wait_for
@@ -80,7 +81,7 @@ class KubeletCluster(Started):
         self._names = [f"n{number}" for number in range(1, nodes + 1)]
         self._cluster_cidrs = (*cluster_cidrs, *(CLUSTER_CIDRS6 if dual_stack else ()))
         self._images = {"pause": images.pause(), "agnhost": images.agnhost(), "coredns": images.coredns()}
-        self._further = tuple(further)
+        self._store = image_store([*self._images.values(), *further])
         self.plane = ControlPlane(
             name,
             bind=Lab.address,
@@ -252,11 +253,9 @@ class KubeletCluster(Started):
 
     def _boot(self, name: str) -> KubeletNode:
         pause, taints = self._images["pause"].name, self.network.taints
-        node = KubeletNode(self.plane, self.lab.nodes[name], self._cluster_cidrs, pause, taints)
+        node = KubeletNode(self.plane, self.lab.nodes[name], self._cluster_cidrs, pause, self._store, taints)
         node.boot()
         node.install_plugins()
-        for image in (*self._images.values(), *self._further):
-            node.import_image(image)
         return node
 
     def _register(self, node: KubeletNode) -> None:

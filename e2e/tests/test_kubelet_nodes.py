@@ -14,6 +14,7 @@ import pytest
 
 from netloom_e2e import belongings, cgroups, images, processes
 from netloom_e2e.cluster import ControlPlane
+from netloom_e2e.image_store import image_store
 from netloom_e2e.kubelet_node import KubeletNode
 from netloom_e2e.lab import Lab, wait_for
 from netloom_e2e.namespaces import existing
@@ -36,13 +37,14 @@ class Folder:
 @contextmanager
 def booted() -> Iterator[KubeletNode]:
     pause = images.pause()
+    store = image_store([pause])
     folder = StateFolder(PREFIX)
     try:
         with Lab(PREFIX) as lab:
             belongings.add_namespaces(folder.path, PREFIX)
-            node = KubeletNode(cast(ControlPlane, Folder(folder)), lab.add_node("n1"), ["10.1.0.0/16"], pause.name)
+            plane = cast(ControlPlane, Folder(folder))
+            node = KubeletNode(plane, lab.add_node("n1"), ["10.1.0.0/16"], pause.name, store)
             node.boot()
-            node.import_image(pause)
             yield node
     finally:
         folder.close()
@@ -87,7 +89,7 @@ def test_a_node_is_a_machine_of_its_own() -> None:
 
 @pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGINT])
 def test_nothing_stays_of_a_node_whose_owner_is_ended(end: signal.Signals) -> None:
-    images.pause()
+    image_store([images.pause()])
     code = "import test_kubelet_nodes as t, time\nwith t.booted(): print('up', flush=True); time.sleep(100)"
     environment = os.environ | {"PYTHONPATH": f"{Path(__file__).parent}:{Path(__file__).parents[1]}"}
     environment["NODE_TEST_PREFIX"] = PREFIX
