@@ -245,7 +245,7 @@ class Lab:
     def reset_node(self, node: str) -> Machine:
         """A node's network as after a reboot: the namespace is another one, and the same card is in it."""
         machine = self.nodes[node]
-        mac = machine.ip("-o", "link", "show", "eth0").partition("link/ether ")[2].split()[0]
+        mac = _mac(machine)
         # A namespace goes some time after its name, and the cable with it.
         self.switch.ip("link", "delete", machine.port)
         remove([machine.name, *existing(f"{machine.name}-*")])
@@ -263,6 +263,13 @@ class Lab:
         self._set_addresses(machine, place)
         self.nodes[node] = machine
         return machine
+
+    def introduce_nodes(self) -> None:
+        """Tell all nodes of a segment each other's link addresses, so that none has to ask by ARP: a kernel gives up a
+        neighbour that has not answered for 3 s, and the answer may wait for a processor for as long."""
+        for node in self.nodes.values():
+            others = [other for other in self.nodes.values() if other != node and other.segment == node.segment]
+            node.batch([f"neigh replace {other.address} lladdr {_mac(other)} dev eth0" for other in others])
 
     def remove_node(self, node: str) -> None:
         """Take a node away, with its pods and all that runs in it."""
@@ -328,6 +335,10 @@ class Lab:
         machine.batch([f"route replace default via {segment.gateway}"])
         if machine.address6:
             machine.batch([f"route replace default via {segment.gateway6}"])
+
+
+def _mac(machine: Machine) -> str:
+    return machine.ip("-o", "link", "show", "eth0").partition("link/ether ")[2].split()[0]
 
 
 def _make(place: Namespace) -> None:

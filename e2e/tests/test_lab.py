@@ -44,6 +44,15 @@ def test_nodes_reach_each_other_and_the_control_plane_in_both_families(lab: Lab)
             assert reaches(node, to), f"{node.node} to {to}"
 
 
+def test_nodes_that_were_introduced_need_no_answers_to_arp(lab: Lab) -> None:
+    n1, n2, _, _ = lab.nodes.values()
+    for node in (n1, n2):
+        node.sysctl(ipv4__conf__eth0__arp_ignore=8)
+    assert not reaches(n1, n2.address)
+    lab.introduce_nodes()
+    assert reaches(n1, n2.address)
+
+
 def test_nodes_come_and_go_and_the_control_plane_stays_within_reach(lab: Lab) -> None:
     n5, n6 = lab.add_node("n5"), lab.add_node("n6")
     assert reaches(n5, lab.address)
