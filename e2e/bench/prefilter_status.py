@@ -7,9 +7,9 @@ prefilters, so each write of one is sent NODES times: `sent` is that product. Wr
 
 *rollout*: a prefilter is created, and all nodes say that it runs as fast as the API server takes it: *said_s*.
 *settled_s*: from their last word until the object says so. *flapping*: one node fails and runs in turns, every two
-seconds for two minutes. *failing*: 50 nodes fail, and the object has to name the first of them; ten of these leave; then
-the selector is another. *cpu_ms*: the operator's, of all its features, meanwhile; *idle_cpu_ms*: in as long a time as
-the flapping without anything that changes.
+seconds for two minutes. *failing*: 50 nodes fail, and the object has to name the first of them; ten of these leave;
+then the selector is another. *cpu_ms*: the operator's, of all its features, meanwhile; *idle_cpu_ms*: in as long a time
+as the flapping without anything that changes.
 
 *per_event*: the rollout and the flapping again, by a client that follows the same objects with Netloom's own
 list-watch, counts, and writes whenever its counts are others and its last write is answered, as reconcilers do that are
