@@ -21,7 +21,9 @@ def cidrs(count: int, seed: int = 17) -> list[str]:
 
 def config_maps(texts: list[str]) -> list[bytes]:
     """ConfigMaps of them as JSON of less than 1 MB each, half of the lines with a comment."""
-    found, lines, size = [], list[str](), 0
+    found: list[bytes] = []
+    lines: list[str] = []
+    size = 0
     for number, text in enumerate(texts):
         line = f"{text} ; SBL{number}" if number % 2 else text
         if size + len(line) + 2 > 900_000:
