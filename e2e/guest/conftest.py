@@ -41,10 +41,12 @@ def cidrs_of(number: int) -> tuple[str, ...]:
 
 @pytest.fixture(scope="session")
 def lab() -> Iterator[Lab]:
-    """Nodes n1, n2 and n3."""
+    """Nodes n1, n2 and n3. Where other work keeps the guest waiting, its kernel answers ARP too late, and loses
+    all packets from one node to another for seconds, on paths that nobody changed."""
     with Lab(f"nlg{os.getpid() % 10000}") as lab:
         for number in NUMBERS:
             lab.add_node(f"n{number}")
+        lab.introduce_nodes()
         yield lab
 
 

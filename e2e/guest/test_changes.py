@@ -13,9 +13,7 @@ from netloom_reconcilers.node import tunnels
 from tests.kernel.meshes import eventually
 
 RATE = 20
-"""Packets per second of each flow. At 100 the 12 flows take three quarters of an emulated processor; where the machine
-has other work, the answers to the nodes' ARP requests then wait for it until the kernel gives a neighbour up, which
-loses packets on paths that nobody changed."""
+"""Packets per second of each flow. At 100 the 12 flows take three quarters of an emulated processor."""
 
 LAGS = {"n1": 0.0, "n2": 0.5, "n3": 2.0}
 
