@@ -18,7 +18,8 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from netloom_e2e.binaries import BinariesError, made
+from netloom_e2e.binaries import BinariesError
+from netloom_e2e.build_cache import made
 from netloom_e2e.images import Image
 from netloom_e2e.namespaces import die_with_parent, run, wait_for
 
