@@ -57,7 +57,8 @@ def _filter(told: Told, share: Share | None, report: PrefilterReport, dropped: M
     problems = problems_of(told, share)
     more = len(problems) - MOST_PROBLEMS
     shown = problems if more <= 0 else [*problems[: MOST_PROBLEMS - 1], f"And {more + 1} more."]
-    runs = not told.error and (any(each.mode for each in report.devices) or not report.devices)
+    mine = [each for each in report.devices if each.name in told.devices]
+    runs = not told.error and (any(each.mode for each in mine) or not mine)
     entries = share.entries if share is not None and runs else {}
     return NodeFilter(
         name=told.name,
@@ -76,15 +77,12 @@ def _filter(told: Told, share: Share | None, report: PrefilterReport, dropped: M
 def kernel_error(report: PrefilterReport, devices: Collection[str]) -> str:
     """Why what is wanted is not in the kernel on each of these devices, as a sentence; "" if it is."""
     said = [report.error] if report.error else []
-    said += [
-        f"{each.name}: {each.error}"
-        for each in report.devices
-        if each.name in devices and each.error not in ("", report.error)
-    ]
-    known = {report.error, *(each.error for each in report.devices)}
+    mine = [each for each in report.devices if each.name in devices]
+    said += [f"{each.name}: {each.error}" for each in mine if each.error not in ("", report.error)]
+    known = {report.error, *(each.error for each in mine)}
     others = {each.name for each in report.devices} - set(devices)
-    failures = (each for each in report.failures if each.kind != "xdp" or each.key not in others)
-    said += [f"{each}" for each in failures if each.error not in known]
+    failures = [each for each in report.failures if each.error not in known]
+    said += [f"{each}" for each in failures if each.kind != "xdp" or each.key not in others]
     return " ".join(each if each.endswith(".") else f"{each}." for each in dict.fromkeys(said))
 
 
