@@ -271,6 +271,11 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"guard.tls.caBundle": "-----BEGIN"}, "guard.tls.caBundle is not base64."),
     ({"guard.tls.injectCaFrom": "own"}, 'guard.tls.injectCaFrom: "own" names no Certificate. Write NAMESPACE/NAME.'),
     ({"image.repository": ""}, "image.repository is empty."),
+    *(
+        ({"image.repository": each}, f'image.repository: "{each}" is no place of an image. Write it without https://')
+        for each in ("https://registry.example.com/netloom", "registry.example.com:5000/netloom:0.1.0", "netloom:1")
+    ),
+    ({"image.tag": "netloom:1"}, 'image.tag: "netloom:1" is no tag.'),
     ({"image.digest": "abc"}, 'image.digest: "abc" is no digest.'),
     ({"cni.binPath": "opt/cni"}, 'cni.binPath: "opt/cni" is no absolute path.'),
     ({"k8sServiceHost": "https://api"}, 'k8sServiceHost: "https://api" is no host.'),

@@ -25,6 +25,12 @@ is refused here as well, where it would leave a release half installed: the netw
 {{- if not .image.repository }}
 {{- fail "image.repository is empty. Set it to where the image is, without its tag, such as registry.example.com/netloom." }}
 {{- end }}
+{{- if not (regexMatch "^([A-Za-z0-9.-]+(:[0-9]+)?/)?[a-z0-9._-]+(/[a-z0-9._-]+)*$" .image.repository) }}
+{{- fail (printf "image.repository: %q is no place of an image. Write it without https:// and without its tag, which is image.tag, such as registry.example.com/netloom." .image.repository) }}
+{{- end }}
+{{- if not (regexMatch "^([A-Za-z0-9_][A-Za-z0-9._-]{0,127})?$" .image.tag) }}
+{{- fail (printf "image.tag: %q is no tag. Write what stands behind the last colon of the image's name, such as 0.1.0; a digest is image.digest." .image.tag) }}
+{{- end }}
 {{- if not (regexMatch "^(sha256:[0-9a-f]{64})?$" .image.digest) }}
 {{- fail (printf "image.digest: %q is no digest. Write sha256: and 64 hexadecimal digits, or leave it out and set image.tag." .image.digest) }}
 {{- end }}
