@@ -45,7 +45,7 @@ def measured(folder: Path) -> dict[str, float]:
     from netloom.prefilter.guarding import lifelines_of
     from netloom.prefilter.list_reader import ListReader
     from netloom.prefilter.node_rules import Filter, NodeRules
-    from netloom_reconcilers.node.prefilter.config_maps import ConfigMap, read
+    from netloom_reconcilers.node.prefilter.config_maps import ListConfigMap, read
 
     files = sorted(folder.glob("*.json"))
     base = memory_mib()
@@ -53,7 +53,7 @@ def measured(folder: Path) -> dict[str, float]:
     lists = {}
     readers: dict[str, dict[str, ListReader]] = {}
     for file in files:
-        config_map = msgspec.json.decode(file.read_bytes(), type=ConfigMap)
+        config_map = msgspec.json.decode(file.read_bytes(), type=ListConfigMap)
         lists[False, file.name] = read(config_map, readers.setdefault(file.name, {})).entries["list"]
     parsed = time.process_time()
     peers = [(parse_address(f"10.{number >> 8}.{number & 255}.1"), f"node-{number}") for number in range(PEERS)]
@@ -71,7 +71,7 @@ def measured(folder: Path) -> dict[str, float]:
     for number in range(9):
         changed = text.replace(b"# a block list", f"203.0.113.{number}".encode())
         start = time.process_time()
-        config_map = msgspec.json.decode(changed, type=ConfigMap)
+        config_map = msgspec.json.decode(changed, type=ListConfigMap)
         lists = lists | {(False, name): read(config_map, readers[name]).entries["list"]}
         rules.update([Filter("a", lists)], around)
         changes.append(1000 * (time.process_time() - start))

@@ -12,15 +12,15 @@ from pathlib import Path
 
 from netloom.api.admission import AdmissionRequest
 from netloom.api.problem import Problem
-from netloom.guard.verdict import ALLOWED, Verdict
+from netloom.guard.verdict import ALLOWED, Ruling
 from netloom.runtime import log, loop
 from netloom.webhook.server import serve
 from netloom.webhook.tls import ServingTLS
 
-_REFUSED = Verdict(refusals=(Problem("CiliumPodIPPool default", "", "", "Constant", "refused, always.", ""),))
+_REFUSED = Ruling(refusals=(Problem("CiliumPodIPPool default", "", "", "Constant", "refused, always.", ""),))
 
 
-def decide(request: AdmissionRequest) -> Verdict:
+def decide(request: AdmissionRequest) -> Ruling:
     """Without looking at anything but the name."""
     return _REFUSED if request.name == "default" else ALLOWED
 

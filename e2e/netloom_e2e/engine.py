@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from netloom.kernel.mesh.dataplane import Dataplane
-from netloom.kernel.netlink.sockets import CommandSocket, Refusal
+from netloom.kernel.netlink.sockets import CommandSocket, KernelRefusal
 from netloom.runtime import log, loop
 from netloom_e2e import peers
 
@@ -24,7 +24,7 @@ class Timed(CommandSocket):
 
     acknowledged = 0.0
 
-    def execute(self, messages: Sequence[bytes]) -> dict[int, Refusal]:
+    def execute(self, messages: Sequence[bytes]) -> dict[int, KernelRefusal]:
         refusals = super().execute(messages)
         self.acknowledged = time.perf_counter()
         return refusals

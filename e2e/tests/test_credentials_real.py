@@ -23,7 +23,7 @@ from netloom.runtime import credentials, kubeconfig
 from netloom.runtime.client import Api
 from netloom.runtime.errors import ApiError
 from netloom.runtime.store import Store
-from netloom.runtime.watch import ListWatch, Timing
+from netloom.runtime.watch import ListWatch, WatchTiming
 from netloom_e2e.certificates import Authority, KeyPair
 from netloom_e2e.cluster import ControlPlane
 from netloom_e2e.namespaces import until
@@ -69,7 +69,7 @@ class Underway:
     def __init__(self, api: CountingApi) -> None:
         self.api = api
         self.store = Store(NODES)
-        self.watch = ListWatch(api, self.store, timing=Timing(base=0.05, cap=0.2))
+        self.watch = ListWatch(api, self.store, timing=WatchTiming(base=0.05, cap=0.2))
         self.written = 0
         self.failures: list[str] = []
 

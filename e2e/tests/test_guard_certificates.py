@@ -19,7 +19,7 @@ from netloom.api.admissionregistration import VALIDATING_WEBHOOK_CONFIGURATIONS
 from netloom.api.core import CONFIG_MAPS, SECRETS, ConfigMap, ManagedMeta, Secret
 from netloom.api.meta import ObjectMeta
 from netloom.api.problem import Problem
-from netloom.guard.verdict import ALLOWED, Verdict
+from netloom.guard.verdict import ALLOWED, Ruling
 from netloom.runtime.client import Api
 from netloom.runtime.errors import ApiError, Conflict, NotFound
 from netloom.webhook import certificates
@@ -366,12 +366,12 @@ async def test_the_api_server_asks_and_a_rotation_hurts_nobody(plane: ControlPla
     await api.create(SECRETS, Secret(metadata=ObjectMeta(name=SECRET, namespace=NAMESPACE), data=data))
     asked: list[str] = []
 
-    def decide(request: AdmissionRequest) -> Verdict:
+    def decide(request: AdmissionRequest) -> Ruling:
         asked.append(request.name)
         if request.name.startswith("bad"):
-            return Verdict(refusals=(Problem("ConfigMap default/bad", "data.x", "1", "Bad", "it is bad.", "Be good."),))
+            return Ruling(refusals=(Problem("ConfigMap default/bad", "data.x", "1", "Bad", "it is bad.", "Be good."),))
         if request.name == "unwise":
-            return Verdict(warnings=(Problem("ConfigMap default/unwise", "data.x", "1", "Wide", WIDE, "Be careful."),))
+            return Ruling(warnings=(Problem("ConfigMap default/unwise", "data.x", "1", "Wide", WIDE, "Be careful."),))
         return ALLOWED
 
     replica = replicas.start()

@@ -16,7 +16,7 @@ import msgspec
 import pytest
 import yaml
 
-from netloom.api.cilium import PodSpec
+from netloom.api.cilium import ContainersSpec
 from netloom.guard.cilium_workload import overrides
 from netloom.webhook.names import Scope
 from netloom_e2e.asking import HelmAsk
@@ -313,7 +313,7 @@ def test_what_runs_cilium_does_not_overrule_its_configuration(asked: Cluster) ->
         said = asked.says("POST", path.rpartition("/")[0], made_anew | {"metadata": metadata})
         assert said == expected or (not found and "already exists" in said), name
         # The guard finds the same where it is there already.
-        spec = msgspec.convert(pod(manifest), PodSpec)
+        spec = msgspec.convert(pod(manifest), ContainersSpec)
         assert "; ".join(overrides(spec, "kube-system", "cluster-pool")) == found, name
 
 

@@ -28,7 +28,7 @@ from netloom.runtime.events import EventRecorder
 from netloom.runtime.leader import LeaderElector
 from netloom.runtime.optional import OptionalWatch
 from netloom.runtime.store import Store
-from netloom.runtime.watch import ListWatch, Timing
+from netloom.runtime.watch import ListWatch, WatchTiming
 from netloom_e2e.cluster import ControlPlane
 from netloom_e2e.guard import install_cilium, uninstall_cilium
 from netloom_e2e.namespaces import until
@@ -121,7 +121,7 @@ async def test_a_long_list_comes_in_chunks(plane: ControlPlane, api: Api):
 async def test_the_cache_survives_every_outage(plane: ControlPlane, api: Api):
     """A frozen API server (half-open connections), then a killed one, with changes that are missed."""
     store = Store(NODES)
-    watch = ListWatch(api, store, timing=Timing(inactivity=1.0, base=0.05, cap=0.5))
+    watch = ListWatch(api, store, timing=WatchTiming(inactivity=1.0, base=0.05, cap=0.5))
     task = asyncio.create_task(watch.run())
     await store.wait_synced(10)
 
@@ -243,7 +243,7 @@ async def test_a_frozen_api_server_ends_the_leader_in_time(plane: ControlPlane, 
 
 async def test_a_kind_comes_goes_and_comes_again_as_another(plane: ControlPlane, api: Api) -> None:
     store = Store(CILIUM_NODES)
-    watch = OptionalWatch(api, store, timing=Timing(base=0.01, cap=0.1))
+    watch = OptionalWatch(api, store, timing=WatchTiming(base=0.01, cap=0.1))
     assert "whether there is a ciliumnodes.cilium.io is not known" in watch.fault
     running = asyncio.create_task(watch.run())
 
@@ -270,7 +270,7 @@ async def test_a_kind_comes_goes_and_comes_again_as_another(plane: ControlPlane,
 
 async def test_a_kind_that_may_not_be_watched_is_not_taken_for_missing(plane: ControlPlane) -> None:
     async with await Api.connect(str(plane.kubeconfig("nobody"))) as stranger:
-        watch = OptionalWatch(stranger, Store(CILIUM_NODES), timing=Timing(base=0.01, cap=0.1))
+        watch = OptionalWatch(stranger, Store(CILIUM_NODES), timing=WatchTiming(base=0.01, cap=0.1))
         running = asyncio.create_task(watch.run())
         try:
             await until(lambda: "is forbidden" in watch.fault, "it says why")

@@ -31,10 +31,10 @@ from netloom.runtime.errors import Forbidden, NotFound, Unavailable
 from netloom.runtime.store import Store
 from netloom_reconcilers.node.known.departures import (
     NAMES,
-    Answer,
     Delays,
     Departures,
     NodeLookup,
+    NodesAnswer,
     Question,
     departed,
     question,
@@ -84,12 +84,12 @@ class Server(NodeLookup):
         self.asked: list[Question] = []
         self.fault: Exception | None = None
 
-    async def ask(self, asked: Question, network: NetloomNetwork | None) -> Answer:
+    async def ask(self, asked: Question, network: NetloomNetwork | None) -> NodesAnswer:
         self.asked.append(asked)
         if self.fault is not None:
             raise self.fault
         lives = {name: name in self.live and name not in self.left_out for name in asked.names}
-        return Answer(lives, len(self.live) if asked.count else None)
+        return NodesAnswer(lives, len(self.live) if asked.count else None)
 
     @property
     def requests(self) -> int:
@@ -196,20 +196,20 @@ ABC = {"a", "b", "c", "d"}
 @pytest.mark.parametrize(
     ("answer", "complete", "gone", "whole"),
     [
-        (Answer({"a": False}), 9, {"a"}, False),
-        (Answer({"a": True}), 9, set(), False),
-        (Answer({"a": False, "b": True, "c": False}), 9, {"a", "c"}, False),
-        (Answer({"a": False, "b": False, "c": False}, 6), 6, ABC, True),
-        (Answer({"a": False, "b": False, "c": False}, 5), 6, ABC, True),
-        (Answer({"a": False, "b": False, "c": False}, 7), 6, {"a", "b", "c"}, False),
-        (Answer({"a": False, "b": False, "c": True}, 6), 6, {"a", "b"}, False),
-        (Answer({"a": False, "b": False, "c": False, "own": False}, 6), 6, set(), False),
-        (Answer({"a": False, "b": False, "c": False, "own": True}, 6), 6, ABC, True),
-        (Answer({}, 0), 0, ABC, True),
-        (Answer({"own": False}, 0), 0, set(), False),
+        (NodesAnswer({"a": False}), 9, {"a"}, False),
+        (NodesAnswer({"a": True}), 9, set(), False),
+        (NodesAnswer({"a": False, "b": True, "c": False}), 9, {"a", "c"}, False),
+        (NodesAnswer({"a": False, "b": False, "c": False}, 6), 6, ABC, True),
+        (NodesAnswer({"a": False, "b": False, "c": False}, 5), 6, ABC, True),
+        (NodesAnswer({"a": False, "b": False, "c": False}, 7), 6, {"a", "b", "c"}, False),
+        (NodesAnswer({"a": False, "b": False, "c": True}, 6), 6, {"a", "b"}, False),
+        (NodesAnswer({"a": False, "b": False, "c": False, "own": False}, 6), 6, set(), False),
+        (NodesAnswer({"a": False, "b": False, "c": False, "own": True}, 6), 6, ABC, True),
+        (NodesAnswer({}, 0), 0, ABC, True),
+        (NodesAnswer({"own": False}, 0), 0, set(), False),
     ],
 )
-def test_who_left_by_which_answer(answer: Answer, complete: int, gone: set[str], whole: bool) -> None:
+def test_who_left_by_which_answer(answer: NodesAnswer, complete: int, gone: set[str], whole: bool) -> None:
     assert departed(ABC, answer, complete, "own") == (gone, whole)
 
 
@@ -311,7 +311,7 @@ async def test_a_404_of_something_that_is_no_api_server_is_no_answer() -> None:
     with pytest.raises(Unavailable, match="no API server"):
         await NodeLookup(api).ask(Question(("node-3",), False), None)  # type: ignore[arg-type]
     api.details = {"name": "node-3", "kind": "nodes"}
-    assert await NodeLookup(api).ask(Question(("node-3",), False), None) == Answer({"node-3": False})  # type: ignore[arg-type]
+    assert await NodeLookup(api).ask(Question(("node-3",), False), None) == NodesAnswer({"node-3": False})  # type: ignore[arg-type]
 
 
 async def test_a_node_that_is_left_out_has_left() -> None:
@@ -332,7 +332,7 @@ async def test_a_node_that_is_left_out_has_left() -> None:
         ({"role": "worker", IGNORE_LABEL: ""}, chosen, False),
     ):
         answer = await NodeLookup(Labelled(**labels)).ask(asked, network)  # type: ignore[arg-type]
-        assert answer == Answer({"node-3": lives})
+        assert answer == NodesAnswer({"node-3": lives})
 
 
 async def test_many_that_leave_at_once_go_by_one_question(tmp_path: Path) -> None:
@@ -555,6 +555,6 @@ def test_nobody_is_let_go_whose_node_lives(live: set[int], cached: set[int], van
     nodes = {f"n{number}" for number in live}
     complete = {f"n{number}" for number in cached & live}  # objects without a Node are a lag, and a test of their own
     asked = question(names, 12)
-    answer = Answer({name: name in nodes for name in asked.names}, len(nodes) if asked.count else None)
+    answer = NodesAnswer({name: name in nodes for name in asked.names}, len(nodes) if asked.count else None)
     gone, _whole = departed(names, answer, len(complete))
     assert not gone & nodes

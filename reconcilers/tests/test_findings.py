@@ -6,30 +6,30 @@ import pytest
 
 from netloom.cidr import Cidr
 from netloom.kernel.surroundings.detours import Detour
-from netloom.kernel.surroundings.look_part import Found, UnfilteredBridge
-from netloom.kernel.surroundings.rules import Rule
+from netloom.kernel.surroundings.look_part import SurroundingsFound, UnfilteredBridge
+from netloom.kernel.surroundings.rules import PolicyRule
 from netloom.kernel.surroundings.tables import Conntrack, NeighbourTable, Tables
 from netloom_reconcilers.node import findings
 
 GIB = 1 << 30
-RULE = Rule(100, socket.AF_INET, 200, 1)
+RULE = PolicyRule(100, socket.AF_INET, 200, 1)
 
 
-def said(found: Found, memory: int = 8 * GIB) -> tuple[list[str], list[str]]:
+def said(found: SurroundingsFound, memory: int = 8 * GIB) -> tuple[list[str], list[str]]:
     return findings.errors(found, memory), findings.warnings(found, memory)
 
 
-def neighbours(needed: int, *thresholds: int, **more: object) -> Found:
+def neighbours(needed: int, *thresholds: int, **more: object) -> SurroundingsFound:
     first, second, third = thresholds or (128, 512, 1024)
-    return Found(tables=Tables((NeighbourTable("ipv4", (first, second, third), expected=needed),)), **more)  # type: ignore[arg-type]
+    return SurroundingsFound(tables=Tables((NeighbourTable("ipv4", (first, second, third), expected=needed),)), **more)  # type: ignore[arg-type]
 
 
-def connections(count: int, limit: int = 262144, **more: object) -> Found:
-    return Found(tables=Tables(conntrack=Conntrack(count, limit)), **more)  # type: ignore[arg-type]
+def connections(count: int, limit: int = 262144, **more: object) -> SurroundingsFound:
+    return SurroundingsFound(tables=Tables(conntrack=Conntrack(count, limit)), **more)  # type: ignore[arg-type]
 
 
 def test_nothing_is_said_of_a_node_with_room() -> None:
-    assert said(neighbours(511)) == said(connections(100_000)) == said(Found()) == ([], [])
+    assert said(neighbours(511)) == said(connections(100_000)) == said(SurroundingsFound()) == ([], [])
 
 
 def test_more_peers_than_the_kernel_takes_neighbours() -> None:
@@ -106,7 +106,7 @@ def test_connections() -> None:
             "delete pref 100 from all lookup 200",
         ),
         (
-            Detour(Rule(1, socket.AF_INET, 200, 1), Cidr.parse("10.1.0.5/32"), "", 1, "eth1", inward=True),
+            Detour(PolicyRule(1, socket.AF_INET, 200, 1), Cidr.parse("10.1.0.5/32"), "", 1, "eth1", inward=True),
             "ip rule 1 (from all lookup 200) leads packets to pods of this node (10.1.0.5/32) out of eth1, before"
             " the main table is asked, which has the route. If nobody needs the rule, take it away: ip rule "
             "delete pref 1 from all lookup 200",
@@ -114,13 +114,13 @@ def test_connections() -> None:
     ],
 )
 def test_rules(detour: Detour, sentence: str) -> None:
-    assert said(Found(detours=(detour,))) == ([sentence], [])
+    assert said(SurroundingsFound(detours=(detour,))) == ([sentence], [])
 
 
 def test_bridges() -> None:
     switch = "net/bridge/bridge-nf-call-iptables"
     errors, (off, absent) = said(
-        Found(unfiltered=(UnfilteredBridge("cni0", switch, "0"), UnfilteredBridge("cni0", switch, "")))
+        SurroundingsFound(unfiltered=(UnfilteredBridge("cni0", switch, "0"), UnfilteredBridge("cni0", switch, "")))
     )
     assert errors == []
     assert off.startswith(

@@ -25,7 +25,7 @@ from netloom.runtime.clock import ServerClock
 from netloom.runtime.errors import ApiError, NotFound, Unavailable
 from netloom.runtime.store import Store
 from netloom_reconcilers.cluster import health
-from netloom_reconcilers.cluster.health import LOOK_SECONDS, Caches, Health
+from netloom_reconcilers.cluster.health import LOOK_SECONDS, Health, HealthCaches
 from netloom_reconcilers.cluster.summary import METRICS, RETELL_SECONDS, SETTLE_SECONDS
 from netloom_reconcilers.features.cluster import ClusterContext
 from netloom_reconcilers.signs_of_life import grace
@@ -47,7 +47,7 @@ class World:
         self.events: list[str] = []
         self.version = 100
         self.live: dict[str, Lease] = {}
-        self.caches = Caches(
+        self.caches = HealthCaches(
             Store(NODES),
             Store(NETLOOM_NODES),
             Store(NETWORKS),

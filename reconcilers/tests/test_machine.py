@@ -15,7 +15,7 @@ from netloom_reconcilers.node.mesh.machine import (
     LEFT_SECONDS,
     MOST,
     PAUSE_SECONDS,
-    Machine,
+    MachineFacts,
     MachineReconciler,
 )
 
@@ -28,7 +28,7 @@ class Setting:
     def __init__(self) -> None:
         self.nodes: Store[NetloomNode] = Store(NETLOOM_NODES)
         self.nodes.put(NetloomNode(metadata=ObjectMeta(name="a", uid="u", resource_version="1")))
-        self.machine: Machine | None = Machine()
+        self.machine: MachineFacts | None = MachineFacts()
         self.now = 1000.0
         self.written: list[Written] = []
         self.gone = False
@@ -54,12 +54,12 @@ class Setting:
 
     async def are_absent(self, *addresses: str, after: float = 0.0) -> float | None:
         self.now += after
-        self.machine = Machine(absent=frozenset(addresses))
+        self.machine = MachineFacts(absent=frozenset(addresses))
         return await self.reconciler.reconcile("a")
 
     async def is_on(self, *cidrs: str, after: float = 0.0) -> float | None:
         self.now += after
-        self.machine = Machine(connected=frozenset(cidrs))
+        self.machine = MachineFacts(connected=frozenset(cidrs))
         return await self.reconciler.reconcile("a")
 
     @property
@@ -158,7 +158,7 @@ async def test_however_many_networks_are_new_they_are_written_once_a_minute(sett
 
 async def test_an_absent_address_does_not_wait_for_networks(setting: Setting) -> None:
     await setting.is_on("192.168.0.0/24")
-    setting.machine = Machine(frozenset({"10.0.0.9"}), frozenset({"192.168.0.0/24"}))
+    setting.machine = MachineFacts(frozenset({"10.0.0.9"}), frozenset({"192.168.0.0/24"}))
     await setting.reconciler.reconcile("a")
     assert setting.written[1:] == [(["10.0.0.9"], ["192.168.0.0/24"])]
 

@@ -8,7 +8,7 @@ from msgspec.structs import replace
 
 from netloom.api.core import Pod
 from netloom.api.meta import Condition
-from netloom.api.pool_choice import Chosen, PoolChoice
+from netloom.api.pool_choice import ChosenPool, PoolChoice
 from netloom.api.v1alpha1 import (
     IPPoolStatus,
     NetloomNode,
@@ -17,11 +17,11 @@ from netloom.api.v1alpha1 import (
     NodePools,
     PoolAllocation,
 )
-from netloom_reconcilers.node.pools.why import Known, why
+from netloom_reconcilers.node.pools.why import PodFacts, why
 from tests.pool_world import network, pool
 from tests.test_pool_telling import asked
 
-BLUE = PoolChoice((Chosen(4, "blue", "selector"),))
+BLUE = PoolChoice((ChosenPool(4, "blue", "selector"),))
 FULL = Condition("Ready", "False", "PoolExhausted", "2 nodes wait for blocks. Append a CIDR.", "2026-01-01T00:00:00Z")
 
 
@@ -36,9 +36,9 @@ def node(*requested: Any, **allocated: tuple[str, ...]) -> NetloomNode:
     return msgspec.convert({"metadata": {"name": "n1"}, "spec": msgspec.to_builtins(spec)}, NetloomNode)
 
 
-def known(**other: Any) -> Known:
+def known(**other: Any) -> PodFacts:
     pools = {"blue": pool("blue", 2)}
-    return Known(pod(), network(), node(), BLUE, pools, ())._replace(**other)
+    return PodFacts(pod(), network(), node(), BLUE, pools, ())._replace(**other)
 
 
 def test_what_a_pod_has_and_by_which_rule() -> None:

@@ -24,14 +24,14 @@ from netloom.api.v1alpha1 import (
 )
 from netloom.cidr import Cidr, parse_address
 from netloom.kernel.keeper.report import Failure
-from netloom.kernel.mesh.lifelines import Device, NodeRoute, Surroundings
+from netloom.kernel.mesh.lifelines import Device, NodeRoute, NodeSurroundings
 from netloom.kernel.prefilter.keeper import PrefilterReport
 from netloom.kernel.prefilter.prefiltering import DeviceReport, DeviceWish, Dropped, Mode, Prefiltering
 from netloom.prefilter.rules import Entries, key, value
 from netloom.runtime.clock import ServerClock
 from netloom.runtime.store import Store
 from netloom_reconcilers.node.prefilter import telling
-from netloom_reconcilers.node.prefilter.config_maps import ConfigMap, read
+from netloom_reconcilers.node.prefilter.config_maps import ListConfigMap, read
 from netloom_reconcilers.node.prefilter.feature import PrefilterFeature
 from netloom_reconcilers.node.prefilter.reporting import PrefilterReporter
 from netloom_reconcilers.node.prefilter.selection import Machine, devices_of, machine_of, selecting, together
@@ -80,7 +80,7 @@ def test_main_devices_have_a_default_route_or_an_address_that_the_node_is_known_
         NodeRoute(Cidr.parse("10.9.0.0/16"), ((4, parse_address("10.2.0.1")),)),
     ]
     loopback = (1, parse_address("127.0.0.1"))
-    around = Surroundings(devices, routes, [loopback, (3, known), (4, other), (5, known)])
+    around = NodeSurroundings(devices, routes, [loopback, (3, known), (4, other), (5, known)])
     assert machine_of(around, {known}) == Machine(
         ("eth0", "eth1", "eth2"), ("eth0", "eth1"), frozenset({known, other}), frozenset({gateway})
     )
@@ -131,7 +131,7 @@ def test_a_config_map_is_text_or_text_packed_by_gzip() -> None:
         "picture": base64.b64encode(b"\x89PNG\xff").decode(),
     }
     texts = {"list": "10.0.0.0/8\nx", "blank": "\n", "comment": "# nobody at present"}
-    found = read(ConfigMap(metadata=ObjectMeta(name="x"), data=texts, binary_data=packed), {}).entries
+    found = read(ListConfigMap(metadata=ObjectMeta(name="x"), data=texts, binary_data=packed), {}).entries
     assert {key: len(each.v4) for key, each in found.items() if not isinstance(each, str)} == {
         "list": 1,
         "packed": 2,
@@ -167,13 +167,13 @@ class Following:
 
     def __init__(self) -> None:
         self.events: list[str] = []
-        self.now = Surroundings(
+        self.now = NodeSurroundings(
             {2: Device("eth0")},
             [NodeRoute(Cidr.parse("0.0.0.0/0"), ((2, parse_address("192.0.2.1")),))],
             [(2, parse_address("10.1.0.5"))],
         )
 
-    async def around(self) -> Surroundings:
+    async def around(self) -> NodeSurroundings:
         self.events.append("around")
         return self.now
 

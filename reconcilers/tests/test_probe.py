@@ -15,8 +15,8 @@ from netloom.api.coordination import Lease, LeaseSpec
 from netloom.api.meta import Condition, ObjectMeta
 from netloom.api.v1alpha1 import NETLOOM_NODES, NetloomNetwork, NetloomNode, NetloomNodeStatus
 from netloom.cidr import parse_address
-from netloom.kernel.probe.examination import Evidence, Target, Timing
-from netloom.kernel.probe.keeper import Way
+from netloom.kernel.probe.examination import Evidence, ProbeTiming, Target
+from netloom.kernel.probe.keeper import Egress
 from netloom.kernel.probe.prober import Prober
 from netloom.roles.sources import Sources
 from netloom.runtime.errors import NotFound
@@ -25,7 +25,7 @@ from netloom_reconcilers.features.node import NodeContext, Readiness
 from netloom_reconcilers.node.probe import ProbeFeature
 from netloom_reconcilers.node.probing.findings import Finding
 from netloom_reconcilers.node.probing.looks import Leases, Life
-from netloom_reconcilers.node.probing.pace import Pace
+from netloom_reconcilers.node.probing.pace import TellingPace
 from netloom_reconcilers.node.probing.targets import addresses_of
 
 GOOD = Finding(peer="n2", family=4, way="vxlan:8472", passes=True, size=1450, largest=1450)
@@ -99,7 +99,9 @@ async def test_what_is_not_known_is_neither_true_nor_false_nor_a_warning() -> No
 class Lost:
     """An examination of a peer from which nothing comes."""
 
-    def __init__(self, prober: Prober, target: Target, way: Way, timing: Timing, *, since: float | None) -> None:
+    def __init__(
+        self, prober: Prober, target: Target, way: Egress, timing: ProbeTiming, *, since: float | None
+    ) -> None:
         self.evidence = Evidence(target=target, way=way, size=1450, forwards=True, host="silent", ping=True)
 
     async def once(self) -> None:
@@ -112,7 +114,7 @@ class Lost:
 
 async def test_a_node_that_may_be_gone_since_is_no_alarm(probe: ProbeFeature, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("netloom_reconcilers.node.probe.Examination", Lost)
-    target, way = Target("n2", bytes(4)), Way("netloom_vxlan", "vxlan", 8472, 1450)
+    target, way = Target("n2", bytes(4)), Egress("netloom_vxlan", "vxlan", 8472, 1450)
     life: Life = "not yet"
 
     async def lives(*_: object) -> Life:
@@ -169,7 +171,7 @@ async def test_an_agent_lives_that_renews_its_lease_after_it_did_not_answer() ->
 
 def test_what_is_told_is_spread_over_the_nodes_and_in_a_large_cluster_told_seldom() -> None:
     now, later = 1000.0, list[float]()
-    pace = Pace(later.append, share=lambda: 0.5, clock=lambda: now)
+    pace = TellingPace(later.append, share=lambda: 0.5, clock=lambda: now)
     good, bad = Readiness(True, "Good", ""), Readiness(False, "Bad", "")
     assert pace.tell(None, 5000) is None
     assert pace.tell(good, 5000) is None
@@ -202,9 +204,9 @@ async def test_a_bounded_number_is_named(probe: ProbeFeature) -> None:
 async def test_without_a_tunnel_pods_send_no_more_than_the_network_is_said_to_carry(
     probe: ProbeFeature, monkeypatch: pytest.MonkeyPatch, mtu: int, native: int
 ) -> None:
-    tunnel, by_router = Way("netloom_vxlan", "vxlan", 8472, 1450), Way("eth0", mtu=1500)
+    tunnel, by_router = Egress("netloom_vxlan", "vxlan", 8472, 1450), Egress("eth0", mtu=1500)
 
-    async def ways(addresses: list[bytes]) -> list[Way]:
+    async def ways(addresses: list[bytes]) -> list[Egress]:
         return [tunnel, by_router]
 
     monkeypatch.setattr(probe.keeper, "ways", ways)
@@ -216,10 +218,10 @@ async def test_without_a_tunnel_pods_send_no_more_than_the_network_is_said_to_ca
 async def test_what_is_not_looked_at_any_more_is_told_no_more(
     probe: ProbeFeature, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def ways(addresses: list[bytes]) -> list[Way]:
-        return [Way()] * len(addresses)
+    async def ways(addresses: list[bytes]) -> list[Egress]:
+        return [Egress()] * len(addresses)
 
-    async def examined(target: Target, way: Way, *, whole: bool) -> Finding:
+    async def examined(target: Target, way: Egress, *, whole: bool) -> Finding:
         return BAD
 
     monkeypatch.setattr(probe.keeper, "ways", ways)

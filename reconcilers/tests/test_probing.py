@@ -9,14 +9,14 @@ from msgspec.structs import replace
 from netloom.api.v1alpha1 import NetloomNode
 from netloom.cidr import format_address, parse_address
 from netloom.kernel.probe.examination import Evidence, Target
-from netloom.kernel.probe.keeper import Way
+from netloom.kernel.probe.keeper import Egress
 from netloom.kernel.probe.packets import Rejection
 from netloom_reconcilers.node.probing.findings import finding, sentences
 from netloom_reconcilers.node.probing.selection import PER_WAY, PROBERS, behind, by_way, concerns
 from netloom_reconcilers.node.probing.targets import addresses_of, by_nodes, hosts_of, targets_of
 
 NAMES = [f"node-{number}" for number in range(300)]
-VXLAN, NATIVE = Way("netloom_vxlan", "vxlan", 8472, 1450), Way("eth0", mtu=1500)
+VXLAN, NATIVE = Egress("netloom_vxlan", "vxlan", 8472, 1450), Egress("eth0", mtu=1500)
 N2 = Target("n2", parse_address("10.42.2.255"), parse_address("10.42.2.0"), parse_address("172.16.0.2"))
 LOST = Evidence(target=N2, way=VXLAN, size=1450, forwards=True, host="silent")
 
@@ -95,7 +95,7 @@ def test_in_ipv6_pods_get_the_last_address_too_where_there_are_few() -> None:
         (LOST, True, False, "UnderlayUnreachable", "between", "this process may send no ping"),
         (replace(LOST, ping=False), False, None, "AgentSilent", "", "no sign of life"),
         (replace(LOST, ping=True), False, None, "AgentSilent", "", "no sign of life"),
-        (replace(LOST, way=Way()), True, False, "NoRoute", "here", "have no route"),
+        (replace(LOST, way=Egress()), True, False, "NoRoute", "here", "have no route"),
     ],
 )
 def test_what_was_seen_in_words(

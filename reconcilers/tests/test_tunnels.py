@@ -33,7 +33,7 @@ from netloom.kernel.mesh.desired import Bystander, MeshNode
 from netloom.kernel.mesh.encapsulation import GENEVE, VXLAN, Encapsulation
 from netloom.kernel.mesh.holes import HoleRules
 from netloom.kernel.mesh.mesh import AddressConflict
-from netloom.kernel.mesh.rivals import ForeignRoute, Rival
+from netloom.kernel.mesh.rivals import ForeignRoute, RivalRoute
 from netloom.kernel.mesh.withheld import WithheldRoute
 from netloom.runtime.store import Store
 from netloom_reconcilers.features.node import Obstacle
@@ -407,9 +407,9 @@ def test_a_cidr_that_is_withheld_is_an_error_of_this_node_and_names_the_way_out(
     ]
 
 
-def rival(text: str, cidr: str, *, whole: bool) -> Rival:
+def rival(text: str, cidr: str, *, whole: bool) -> RivalRoute:
     via = bytes((1, 8, 0, 5, 0, 192, 168, 7, 9))
-    return Rival(ForeignRoute(Cidr.parse(text), 0, 0, 4, via), Cidr.parse(cidr), "node-2", whole)
+    return RivalRoute(ForeignRoute(Cidr.parse(text), 0, 0, 4, via), Cidr.parse(cidr), "node-2", whole)
 
 
 @pytest.mark.parametrize("carried", [False, True])

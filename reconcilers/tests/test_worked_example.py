@@ -130,7 +130,7 @@ async def test_it_runs_as_a_feature_of_an_agent(
         assert "10.42.2.0/24" in machine.ip("route")
         assert agent.facts() | {"features": [each.name for each in features], "hostsWrites": 1} == agent.facts()
         assert agent.manager.health.not_ready() == {}
-        assert await role.plan(options, features) == role.Plan([])
+        assert await role.plan(options, features) == role.NodePlan([])
 
         assert options.manifests is not None
         path.unlink()
@@ -146,7 +146,7 @@ async def test_it_runs_as_a_feature_of_an_agent(
     assert path.exists()
     assert await role.cleanup(options.run_dir, features) == planned
     assert not path.exists()
-    assert await role.cleanup(options.run_dir, features) == role.Plan([])
+    assert await role.cleanup(options.run_dir, features) == role.NodePlan([])
 
 
 async def test_it_is_switched_off_and_on_by_its_name(

@@ -151,7 +151,7 @@ class Volume(Struct, frozen=True):
     config_map: ConfigMapVolume | None = None
 
 
-class PodSpec(Struct, frozen=True):
+class ContainersSpec(Struct, frozen=True):
     """spec of a pod."""
 
     containers: tuple[Container, ...] = ()
@@ -162,7 +162,7 @@ class PodSpec(Struct, frozen=True):
 class PodTemplate(Struct, frozen=True):
     """spec.template of a workload."""
 
-    spec: PodSpec = PodSpec()
+    spec: ContainersSpec = ContainersSpec()
 
 
 class WorkloadSpec(Struct, frozen=True):

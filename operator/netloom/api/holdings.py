@@ -8,7 +8,7 @@ from netloom.api.v1alpha1 import NetloomNode, NodeIPAM, PoolAllocation
 from netloom.cidr import VERSIONS, Cidr, Version, single
 
 
-class Holding(NamedTuple):
+class HeldField(NamedTuple):
     """Where it stands in the object, of which pool ("": of none), and what is written there."""
 
     field: str
@@ -16,19 +16,19 @@ class Holding(NamedTuple):
     texts: tuple[str, ...]
 
 
-def blocks(ipam: NodeIPAM) -> Iterator[Holding]:
+def blocks(ipam: NodeIPAM) -> Iterator[HeldField]:
     """CIDRs that are the node's as a whole: packets to any address in them are sent to it."""
     if ipam.pod_cidrs:
-        yield Holding("spec.ipam.podCIDRs", "", ipam.pod_cidrs)
+        yield HeldField("spec.ipam.podCIDRs", "", ipam.pod_cidrs)
     for number, each in enumerate(ipam.pools.allocated):
         if each.cidrs:
-            yield Holding(f"spec.ipam.pools.allocated[{number}].cidrs", each.pool, each.cidrs)
+            yield HeldField(f"spec.ipam.pools.allocated[{number}].cidrs", each.pool, each.cidrs)
 
 
-def addresses(ipam: NodeIPAM) -> Iterator[Holding]:
+def addresses(ipam: NodeIPAM) -> Iterator[HeldField]:
     """Single addresses, of networks that know by themselves where each of them is."""
     if ipam.pool:
-        yield Holding("spec.ipam.pool", "", tuple(ipam.pool))
+        yield HeldField("spec.ipam.pool", "", tuple(ipam.pool))
 
 
 def holds(ipam: NodeIPAM) -> bool:

@@ -9,7 +9,7 @@ from netloom.api.v1alpha1 import NetloomNetwork
 
 
 @dataclass(frozen=True, slots=True)
-class Mode:
+class IpamMode:
     """One of them.
 
     from_network: the operator cuts nodes' blocks from the lists in spec.ipam.clusterPool. from_pools: it cuts them from
@@ -37,31 +37,31 @@ class Mode:
 
 
 _ALL = (
-    Mode(
+    IpamMode(
         "kubernetes",
         from_node=True,
         writer="kube-controller-manager writes it, if run with --allocate-node-cidrs",
     ),
-    Mode("cluster-pool", from_network=True),
-    Mode("multi-pool", from_pools=True),
-    Mode(
+    IpamMode("cluster-pool", from_network=True),
+    IpamMode("multi-pool", from_pools=True),
+    IpamMode(
         "crd",
         from_outside=True,
         singles=True,
         no_tunnels="nodes then hold single addresses given from outside, and a tunnel needs whole pod CIDRs.",
         no_direct_routes="nodes then hold single addresses, and the network itself knows the way to each.",
     ),
-    Mode(
+    IpamMode(
         "eni",
         singles=True,
         no_tunnels="the VPC itself routes the addresses of pods, and expects their packets unwrapped.",
     ),
-    Mode(
+    IpamMode(
         "azure",
         singles=True,
         no_tunnels="the VNet itself routes the addresses of pods, and expects their packets unwrapped.",
     ),
-    Mode(
+    IpamMode(
         "gke",
         from_node=True,
         writer="GKE's cloud controller writes it, from the cluster's secondary range",
@@ -70,14 +70,14 @@ _ALL = (
     ),
 )
 
-MODES: dict[str, Mode] = {mode.name: mode for mode in _ALL}
+MODES: dict[str, IpamMode] = {mode.name: mode for mode in _ALL}
 
 
-def mode_named(name: str) -> Mode:
+def mode_named(name: str) -> IpamMode:
     """By its name; of a word that a later version may know, one in which nothing is given."""
-    return MODES.get(name) or Mode(name)
+    return MODES.get(name) or IpamMode(name)
 
 
-def mode_of(network: NetloomNetwork) -> Mode:
+def mode_of(network: NetloomNetwork) -> IpamMode:
     """The mode in force, else the one asked for."""
     return mode_named(network.status.ipam.mode or network.spec.ipam.mode)

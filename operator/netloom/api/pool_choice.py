@@ -41,7 +41,7 @@ Rule = Literal["asked", "pod", "namespace", "selector", "default"]
 Pools = Mapping[str, NetloomIPPool]
 
 
-class Chosen(NamedTuple):
+class ChosenPool(NamedTuple):
     """The pool for one family, and which rule led there: `annotation` of the pod or the namespace, if it was one."""
 
     version: Version
@@ -54,7 +54,7 @@ class Chosen(NamedTuple):
 class PoolChoice:
     """One pool for each family that the owner gets an address of."""
 
-    families: tuple[Chosen, ...]
+    families: tuple[ChosenPool, ...]
 
     @property
     def pools(self) -> dict[str, frozenset[Version]]:
@@ -99,7 +99,7 @@ def named(owner: str, pool: str, pools: Pools, rules: MultiPool) -> PoolChoice |
     return _whole(
         pools,
         rules,
-        (_usable(Chosen(version, name, rule), owner, "pool", pools) for version in _asked(pools, rules)),  # type: ignore[arg-type]
+        (_usable(ChosenPool(version, name, rule), owner, "pool", pools) for version in _asked(pools, rules)),  # type: ignore[arg-type]
     )
 
 
@@ -108,11 +108,11 @@ def _asked(pools: Pools, rules: MultiPool) -> tuple[Version, ...]:
     return VERSIONS if default is None else families_of(default)
 
 
-def _whole(pools: Pools, rules: MultiPool, found: Iterable[Chosen | Problem]) -> PoolChoice | Problem:
+def _whole(pools: Pools, rules: MultiPool, found: Iterable[ChosenPool | Problem]) -> PoolChoice | Problem:
     """All families or a Problem. What families there are to be, without a default pool only the named ones tell."""
     each = list(found)
     problems = [one for one in each if isinstance(one, Problem)]
-    chosen_ = tuple(one for one in each if isinstance(one, Chosen))
+    chosen_ = tuple(one for one in each if isinstance(one, ChosenPool))
     if rules.default_pool not in pools and chosen_:
         problems = [one for one in problems if one.reason not in (_NO_FAMILY, _NO_MATCH) and one.field != _DEFAULT]
     return problems[0] if problems else PoolChoice(chosen_)
@@ -120,23 +120,23 @@ def _whole(pools: Pools, rules: MultiPool, found: Iterable[Chosen | Problem]) ->
 
 def _of_pod(
     version: Version, about: str, pod: Pod, namespace: Namespace | None, pools: Pools, rules: MultiPool
-) -> Chosen | Problem:
+) -> ChosenPool | Problem:
     if key := _annotation(pod.metadata, version):
-        picked = Chosen(version, pod.metadata.annotations[key], "pod", key)
+        picked = ChosenPool(version, pod.metadata.annotations[key], "pod", key)
         return _usable(picked, about, f"metadata.annotations[{key}]", pools)
     if namespace is not None and (key := _annotation(namespace.metadata, version)):
-        picked = Chosen(version, namespace.metadata.annotations[key], "namespace", key)
+        picked = ChosenPool(version, namespace.metadata.annotations[key], "namespace", key)
         where = f"metadata.annotations[{key}] of Namespace {namespace.metadata.name}"
         return _usable(picked, about, where, pools)
     choosing = [pool for pool in _choosing(pod, namespace, pools) if family_of(pool, version) is not None]
     if choosing:
         first = next(filter(gives, choosing), None)
         name = (first or choosing[0]).metadata.name
-        return _usable(Chosen(version, name, "selector"), about, "metadata.labels", pools)
+        return _usable(ChosenPool(version, name, "selector"), about, "metadata.labels", pools)
     required = "spec.ipam.multiPool.requirePoolMatch" if rules.require_pool_match else _requires_match(pod, namespace)
     if required:
         return _no_match(about, version, required)
-    return _usable(Chosen(version, rules.default_pool, "default"), about, _DEFAULT, pools)
+    return _usable(ChosenPool(version, rules.default_pool, "default"), about, _DEFAULT, pools)
 
 
 def _choosing(pod: Pod, namespace: Namespace | None, pools: Pools) -> Iterator[NetloomIPPool]:
@@ -165,7 +165,7 @@ _NO_FAMILY, _NO_MATCH = "PoolWithoutFamily", "PoolMatchRequired"
 _DEFAULT = f"spec.ipam.multiPool.defaultPool of NetloomNetwork {NETWORK_NAME}"
 
 
-def _usable(picked: Chosen, about: str, where: str, pools: Pools) -> Chosen | Problem:
+def _usable(picked: ChosenPool, about: str, where: str, pools: Pools) -> ChosenPool | Problem:
     """The choice, if that pool gives addresses of the family."""
     name, version = picked.pool, picked.version
     pool = pools.get(name)
@@ -186,7 +186,7 @@ def _usable(picked: Chosen, about: str, where: str, pools: Pools) -> Chosen | Pr
     return picked
 
 
-def _instead(picked: Chosen) -> str:
+def _instead(picked: ChosenPool) -> str:
     match picked.rule:
         case "asked":
             return "name another one."

@@ -9,7 +9,7 @@ for and is not to be had.
 from collections.abc import Iterable, Iterator
 
 from netloom.api.v1alpha1 import NetloomNode, NetloomPrefilter
-from netloom.api.verdict import Trouble
+from netloom.api.verdict import ObjectProblem
 from netloom.api.words import SHOWN
 
 KIND = "NetloomPrefilter"
@@ -17,7 +17,7 @@ NO_NODES = "NoNodes"
 """Reason of condition Ready."""
 
 
-def troubles(prefilters: Iterable[NetloomPrefilter]) -> Iterator[Trouble]:
+def troubles(prefilters: Iterable[NetloomPrefilter]) -> Iterator[ObjectProblem]:
     """In the order of their names. That there is no operator who would judge them is said elsewhere."""
     for each in sorted(prefilters, key=lambda each: each.metadata.name):
         name, conditions = each.metadata.name, {one.type: one for one in each.status.conditions}
@@ -25,12 +25,12 @@ def troubles(prefilters: Iterable[NetloomPrefilter]) -> Iterator[Trouble]:
         if ready is None or ready.observed_generation != each.metadata.generation:
             why = "no operator has said how it fares" + (" since it was changed" if ready is not None else "")
             way = "If that lasts, look whether `netloom operator` runs, with its feature prefilters."
-            yield Trouble(KIND, name, "NotYetJudged", f"{KIND} {name}: {why}. {way}")
+            yield ObjectProblem(KIND, name, "NotYetJudged", f"{KIND} {name}: {why}. {way}")
             continue
         for one in conditions.values():
             if one.status != "True" and one.reason != NO_NODES:
                 told = f"{one.type}={one.status}"
-                yield Trouble(KIND, name, one.reason, f"{KIND} {name}: {told} {one.reason}: {one.message}", told)
+                yield ObjectProblem(KIND, name, one.reason, f"{KIND} {name}: {told} {one.reason}: {one.message}", told)
 
 
 def notes(prefilters: Iterable[NetloomPrefilter], nodes: Iterable[NetloomNode]) -> Iterator[str]:

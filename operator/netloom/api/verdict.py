@@ -74,7 +74,7 @@ class Unseen:
 
 
 @dataclass(frozen=True, slots=True)
-class Trouble:
+class ObjectProblem:
     """One thing that is wrong with one object. `condition` is `DataplaneReady=False` where a condition says so."""
 
     kind: str
@@ -85,7 +85,7 @@ class Trouble:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Known:
+class ClusterFacts:
     """All that the verdict goes by.
 
     network, operator: None where there is none. agents: by the name of their node. left_out: whether a Node is none of
@@ -101,7 +101,7 @@ class Known:
     left_out: Callable[[Node], bool] = lambda node: False
     namespace: str = "kube-system"
     unreadable: Mapping[tuple[str, str], str] = field(default_factory=dict)
-    more: Iterable[Trouble] = ()
+    more: Iterable[ObjectProblem] = ()
 
 
 class ProblemGroup(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
@@ -123,7 +123,7 @@ class ProblemGroup(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
 
 
 class NodeState(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
-    """One node. `ready`: nothing is wrong with it; else `reasons` says what, the words of `Trouble.reason`.
+    """One node. `ready`: nothing is wrong with it; else `reasons` says what, the words of `ObjectProblem.reason`.
 
     allocated, dataplane: a condition's status, "" where it is absent, as `kubectl get` shows them. last_heard: of its
     agent, by the API server's clock (RFC 3339); "" for never. waiting: it holds no addresses for pods.
@@ -186,7 +186,7 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
         return self.totals.summary
 
 
-def judge(known: Known) -> Verdict:
+def judge(known: ClusterFacts) -> Verdict:
     """The verdict on what is known."""
     groups = _Groups()
     for trouble in (*_unseen(known), *_operator(known), *_network(known)):
@@ -218,11 +218,11 @@ class _Groups:
     """Troubles by kind, condition and reason."""
 
     def __init__(self) -> None:
-        self._first: dict[tuple[str, str, str], Trouble] = {}
+        self._first: dict[tuple[str, str, str], ObjectProblem] = {}
         self._names: dict[tuple[str, str, str], list[str]] = {}
         self._counts: Counter[tuple[str, str, str]] = Counter()
 
-    def add(self, trouble: Trouble) -> None:
+    def add(self, trouble: ObjectProblem) -> None:
         """One more; objects of a kind come in the order of their names."""
         key = (trouble.kind, trouble.condition, trouble.reason)
         if key not in self._first:
@@ -263,7 +263,7 @@ def _seen(found: T | Unseen, otherwise: T) -> T:
 # Of the cluster as a whole
 
 
-def _unseen(known: Known) -> Iterator[Trouble]:
+def _unseen(known: ClusterFacts) -> Iterator[ObjectProblem]:
     looked_at = {
         "Nodes": known.nodes,
         "NetloomNodes": known.netloom_nodes,
@@ -273,12 +273,12 @@ def _unseen(known: Known) -> Iterator[Trouble]:
     }
     for what, found in looked_at.items():
         if isinstance(found, Unseen):
-            yield Trouble(what, what, "NotLookedAt", f"{what}: could not be looked at: {found.why}")
+            yield ObjectProblem(what, what, "NotLookedAt", f"{what}: could not be looked at: {found.why}")
     for (kind, name), why in sorted(known.unreadable.items()):
-        yield Trouble(kind, name, "Unreadable", f"{kind} {name}: is not readable, and left out here: {why}")
+        yield ObjectProblem(kind, name, "Unreadable", f"{kind} {name}: is not readable, and left out here: {why}")
 
 
-def _operator(known: Known) -> Iterator[Trouble]:
+def _operator(known: ClusterFacts) -> Iterator[ObjectProblem]:
     sign, lease = known.operator, f"Lease {known.namespace}/{OPERATOR_LEASE}"
     consequence = "new nodes get no pod CIDRs, and nothing is told of nodes that fail"
     if sign is None and _status(_network_conditions(known), "Ready"):
@@ -287,22 +287,22 @@ def _operator(known: Known) -> Iterator[Trouble]:
             "If it keeps its Lease in another namespace, give that as --lease-namespace; of one with --no-leader-elect "
             "nothing can be known."
         )
-        yield Trouble("Operator", OPERATOR_LEASE, "OperatorUnknown", why)
+        yield ObjectProblem("Operator", OPERATOR_LEASE, "OperatorUnknown", why)
     elif sign is None:
         why = f"operator: none was ever heard of ({lease} does not exist): {consequence}. Start `netloom operator`."
-        yield Trouble("Operator", OPERATOR_LEASE, "OperatorNeverSeen", why)
+        yield ObjectProblem("Operator", OPERATOR_LEASE, "OperatorNeverSeen", why)
     elif isinstance(sign, Unseen) or sign.life == "alive":
         return
     elif sign.life == "released":
         why = f"operator: the last one ended in order at {sign.heard}, and none took over ({lease}): {consequence}."
-        yield Trouble("Operator", OPERATOR_LEASE, "OperatorGone", f"{why} Start `netloom operator`.")
+        yield ObjectProblem("Operator", OPERATOR_LEASE, "OperatorGone", f"{why} Start `netloom operator`.")
     else:
         why = (
             f"operator {sign.holder}: was last heard of at {sign.heard}, {sign.seconds:g} s of silence are allowed, "
             f"and none took over ({lease}): {consequence}. "
             "Look whether `netloom operator` runs and reaches the API server."
         )
-        yield Trouble("Operator", sign.holder, "OperatorSilent", why)
+        yield ObjectProblem("Operator", sign.holder, "OperatorSilent", why)
 
 
 def _operator_state(sign: Sign | Unseen | None) -> OperatorState:
@@ -311,13 +311,13 @@ def _operator_state(sign: Sign | Unseen | None) -> OperatorState:
     return OperatorState(life=sign.life, leader=sign.holder, since=sign.since, last_heard=sign.heard)
 
 
-def _network(known: Known) -> Iterator[Trouble]:
+def _network(known: ClusterFacts) -> Iterator[ObjectProblem]:
     network = known.network
     if isinstance(network, Unseen):
         return
     if network is None:
         why = f"{_NETWORK}: does not exist, so no node gets pod CIDRs. Apply one."
-        yield Trouble("NetloomNetwork", NETWORK_NAME, "NoNetwork", why)
+        yield ObjectProblem("NetloomNetwork", NETWORK_NAME, "NoNetwork", why)
         return
     if since := network.metadata.deletion_timestamp:
         why = (
@@ -325,25 +325,25 @@ def _network(known: Known) -> Iterator[Trouble]:
             f"taken back. Keep a copy (kubectl get netloomnetwork {NETWORK_NAME} -o yaml), and apply it when this one "
             "is gone."
         )
-        yield Trouble("NetloomNetwork", NETWORK_NAME, "NetworkDeleted", why)
+        yield ObjectProblem("NetloomNetwork", NETWORK_NAME, "NetworkDeleted", why)
     yield from _conditions("NetloomNetwork", NETWORK_NAME, network.status.conditions)
     sign = known.operator
     if isinstance(sign, Sign) and sign.life == "alive" and not _status(network.status.conditions, "Ready"):
         why = f"{_NETWORK}: the operator {sign.holder} has not said whether it accepts it; if that lasts, see its log."
-        yield Trouble("NetloomNetwork", NETWORK_NAME, "NotYetAccepted", why)
+        yield ObjectProblem("NetloomNetwork", NETWORK_NAME, "NotYetAccepted", why)
 
 
 _NETWORK = f"NetloomNetwork {NETWORK_NAME}"
 
 
-def _conditions(kind: str, name: str, conditions: Iterable[Condition]) -> Iterator[Trouble]:
+def _conditions(kind: str, name: str, conditions: Iterable[Condition]) -> Iterator[ObjectProblem]:
     for each in conditions:
         if each.status != "True" and each.type != SUMMARY:
             told = f"{each.type}={each.status}"
-            yield Trouble(kind, name, each.reason, f"{kind} {name}: {told} {each.reason}: {each.message}", told)
+            yield ObjectProblem(kind, name, each.reason, f"{kind} {name}: {told} {each.reason}: {each.message}", told)
 
 
-def _network_conditions(known: Known) -> tuple[Condition, ...]:
+def _network_conditions(known: ClusterFacts) -> tuple[Condition, ...]:
     return known.network.status.conditions if isinstance(known.network, NetloomNetwork) else ()
 
 
@@ -360,13 +360,13 @@ _LAST_WORDS = ("DataplaneReady=Unknown", "PodTrafficPasses=False", "PodTrafficPa
 class _Nodes:
     """Judges each node; what is the same for all of them is looked at once."""
 
-    def __init__(self, known: Known) -> None:
+    def __init__(self, known: ClusterFacts) -> None:
         self._known = known
         self._agents = known.agents
         self._why_waiting = _why_waiting(known)
         self._what = "addresses" if _from_outside(known) else "pod CIDRs"
 
-    def judge(self, name: str, node: Node | None, obj: NetloomNode | None) -> tuple[NodeState, list[Trouble]]:
+    def judge(self, name: str, node: Node | None, obj: NetloomNode | None) -> tuple[NodeState, list[ObjectProblem]]:
         """How the node is, and what is wrong with it."""
         sign = None if isinstance(self._agents, Unseen) else self._agents.get(name)
         life: Life = sign.life if sign else "unknown" if obj is None or isinstance(self._agents, Unseen) else "never"
@@ -393,42 +393,44 @@ class _Nodes:
         )
         return state, troubles
 
-    def _of_object(self, name: str, node: Node | None, obj: NetloomNode | None) -> Iterator[Trouble]:
+    def _of_object(self, name: str, node: Node | None, obj: NetloomNode | None) -> Iterator[ObjectProblem]:
         if obj is None:
             if not isinstance(self._known.netloom_nodes, Unseen):
                 reason, why = self._why_waiting
                 if node is not None and (odd := unreachable(node)) is not None:
                     reason, why = odd.reason, f"{f'{odd.field} {odd.value}'.strip()}: {odd.text}"
-                yield Trouble("Node", name, reason, f"Node {name}: has no NetloomNode, and so no {self._what}: {why}")
+                yield ObjectProblem(
+                    "Node", name, reason, f"Node {name}: has no NetloomNode, and so no {self._what}: {why}"
+                )
             return
         allocated = _status(obj.status.conditions, "Allocated")
         if node is None and not isinstance(self._known.nodes, Unseen) and allocated != "False":
             why = f"NetloomNode {name}: there is no Node {name}. The operator removes it, unless it was made by hand."
-            yield Trouble("NetloomNode", name, "NoNode", why)
+            yield ObjectProblem("NetloomNode", name, "NoNode", why)
         elif not _holds(obj) and allocated in ("", "True"):
             reason, why = self._why_waiting
-            yield Trouble("NetloomNode", name, reason, f"NetloomNode {name}: holds no {self._what}: {why}")
+            yield ObjectProblem("NetloomNode", name, reason, f"NetloomNode {name}: holds no {self._what}: {why}")
 
-    def _of_agent(self, name: str, life: Life, sign: Sign | None, obj: NetloomNode | None) -> Iterator[Trouble]:
+    def _of_agent(self, name: str, life: Life, sign: Sign | None, obj: NetloomNode | None) -> Iterator[ObjectProblem]:
         if life == "never":
             why = (
                 f"agent of {name}: was never heard of (there is no Lease {self._known.namespace}/{agent_lease(name)}). "
                 f"Run `netloom agent` on node {name}; where one runs, it needs "
                 f"--lease-namespace={self._known.namespace} as well, and its log says why it writes none."
             )
-            yield Trouble("Agent", name, "AgentNeverSeen", why)
+            yield ObjectProblem("Agent", name, "AgentNeverSeen", why)
         elif sign is not None and life != "alive":
             why = (
                 f"agent of {name}: was last heard of at {sign.heard}, and {sign.seconds:g} s of silence are allowed. "
                 f"Look whether `netloom agent` runs on node {name} and reaches the API server."
             )
-            yield Trouble("Agent", name, "AgentSilent", why)
+            yield ObjectProblem("Agent", name, "AgentSilent", why)
         elif obj is not None and not _status(obj.status.conditions, "DataplaneReady"):
             why = f"agent of {name}: has not said yet whether the kernel holds what is desired."
-            yield Trouble("Agent", name, "DataplaneNotTold", why)
+            yield ObjectProblem("Agent", name, "DataplaneNotTold", why)
 
 
-def _why_waiting(known: Known) -> tuple[str, str]:
+def _why_waiting(known: ClusterFacts) -> tuple[str, str]:
     """Why nodes have no addresses yet, if nothing is said at the node: reason and sentence."""
     sign, network = known.operator, known.network
     if network is None:
@@ -446,7 +448,7 @@ def _why_waiting(known: Known) -> tuple[str, str]:
     return "Waiting", f"the operator {sign.holder} gives them within moments; {way}"
 
 
-def _from_outside(known: Known) -> bool:
+def _from_outside(known: ClusterFacts) -> bool:
     return isinstance(known.network, NetloomNetwork) and mode_of(known.network).from_outside
 
 

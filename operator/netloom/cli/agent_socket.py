@@ -8,7 +8,7 @@ import msgspec
 
 from netloom.api.errors import UserError
 from netloom.runtime.errors import plain
-from netloom_reconcilers.node.addresses.wire import Trouble
+from netloom_reconcilers.node.addresses.wire import ErrorAnswer
 
 M = TypeVar("M", bound=msgspec.Struct)
 
@@ -41,7 +41,7 @@ async def ask(
         raise UserError(f"{about}: gave no answer: {' '.join(str(error).split()) or type(error).__name__}.") from error
     try:
         if status != 200:
-            raise UserError(msgspec.json.decode(said, type=Trouble).message)
+            raise UserError(msgspec.json.decode(said, type=ErrorAnswer).message)
         return msgspec.json.decode(said, type=kind)
     except msgspec.MsgspecError as error:
         raise UserError(f"{path}: what answers there is no agent of Netloom (status {status}).") from error

@@ -16,7 +16,7 @@ from typer.core import TyperCommand
 from netloom import __version__
 from netloom.api.errors import UserError, WrongUsage
 from netloom.cli import crds, guard, ip, pools, prefilters, uninstall
-from netloom.cli.help import Commands, show_help
+from netloom.cli.help import CommandGroup, show_help
 from netloom.cli.options import (
     Cluster,
     CniHost,
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
 # Plain text: it is read, searched and pasted as it is, and starts a third faster than boxes.
 app = typer.Typer(
-    cls=Commands,
+    cls=CommandGroup,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -233,7 +233,7 @@ def status(
     from netloom.cli import status as view
     from netloom.cli.status_text import printed
 
-    asked = view.Asked(**vars(cluster), lease_namespace=lease_namespace, agent_address=agent_address)
+    asked = view.StatusOptions(**vars(cluster), lease_namespace=lease_namespace, agent_address=agent_address)
     try:
         asked.check()
         seconds = None if wait is None else view.duration(wait)

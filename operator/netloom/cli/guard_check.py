@@ -33,7 +33,7 @@ _MISSING = (
 
 
 @dataclass(frozen=True, slots=True)
-class Attempt:
+class GuardAttempt:
     """A write that has to be refused. by: words of a refusal that is the guard's, one of which is in it."""
 
     what: str
@@ -48,10 +48,10 @@ class Attempt:
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class GuardOutcome:
     """said: the refusal, or what came instead of it."""
 
-    attempt: Attempt
+    attempt: GuardAttempt
     refused: bool
     said: str
 
@@ -60,11 +60,11 @@ class Outcome:
         return f"{self.attempt.what}: {how}: {self.said}"
 
 
-def attempts(scope: Scope) -> Iterator[Attempt]:
+def attempts(scope: Scope) -> Iterator[GuardAttempt]:
     """One by each of those who refuse."""
     record = {"data": {NOBODY: "by somebody who is no guard"}}
     path = CONFIG_MAPS.path(NAME, namespace=scope.namespace)
-    yield Attempt("the guard's record, written by another", path, record, PATCH_TYPES["merge"], (_POLICY,))
+    yield GuardAttempt("the guard's record, written by another", path, record, PATCH_TYPES["merge"], (_POLICY,))
     if scope.netloom:
         spec = {"ipam": {"mode": "kubernetes", "podCIDRs": ["203.0.113.0/28"]}}
         node = {
@@ -73,15 +73,17 @@ def attempts(scope: Scope) -> Iterator[Attempt]:
             "metadata": {"name": NOBODY},
             "spec": spec,
         }
-        yield Attempt("addresses for a node, by who is no operator", NETLOOM_NODES.path(), node, _CREATE, (_WEBHOOK,))
+        yield GuardAttempt(
+            "addresses for a node, by who is no operator", NETLOOM_NODES.path(), node, _CREATE, (_WEBHOOK,)
+        )
     if scope.cilium:
         path = CONFIG_MAPS.path(CONFIG_NAME, namespace=scope.cilium_namespace)
         both = {"ipam": "kubernetes", "IPAM": "cluster-pool"}
         twice = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": CONFIG_NAME}, "data": both}
-        yield Attempt("two IPAM modes in cilium-config", path, twice, PATCH_TYPES["apply"], (_WEBHOOK, _POLICY))
+        yield GuardAttempt("two IPAM modes in cilium-config", path, twice, PATCH_TYPES["apply"], (_WEBHOOK, _POLICY))
 
 
-async def check(scope: Scope, kubeconfig: str | None, context: str | None, wait: float) -> list[Outcome]:
+async def check(scope: Scope, kubeconfig: str | None, context: str | None, wait: float) -> list[GuardOutcome]:
     """What came of each attempt, at the latest after `wait` seconds. Raises UserError where nothing can be asked."""
     async with await Api.connect(kubeconfig, context, user_agent=NOBODY) as api:
         await api.check()
@@ -93,7 +95,7 @@ async def check(scope: Scope, kubeconfig: str | None, context: str | None, wait:
             await asyncio.sleep(LOOK_SECONDS)
 
 
-async def _try(api: Api, attempt: Attempt) -> Outcome:
+async def _try(api: Api, attempt: GuardAttempt) -> GuardOutcome:
     query = {"dryRun": "All", "fieldManager": NOBODY}
     if attempt.content_type == PATCH_TYPES["apply"]:
         query["force"] = "true"
@@ -101,5 +103,5 @@ async def _try(api: Api, attempt: Attempt) -> Outcome:
     try:
         await api.request(attempt.method, attempt.path, query=query, body=body, content_type=attempt.content_type)
     except ApiError as error:
-        return Outcome(attempt, refused=any(each in error.message for each in attempt.by), said=error.message)
-    return Outcome(attempt, refused=False, said=_MISSING)
+        return GuardOutcome(attempt, refused=any(each in error.message for each in attempt.by), said=error.message)
+    return GuardOutcome(attempt, refused=False, said=_MISSING)

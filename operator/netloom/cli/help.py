@@ -17,7 +17,7 @@ HEADINGS: dict[str, tuple[str, ...]] = {
 _SENTENCE = re.compile(r".+?\.(?=\s|$)", re.DOTALL)
 
 
-class Commands(TyperGroup):
+class CommandGroup(TyperGroup):
     """The commands under their headings, each with the first sentence of its help, which is never cut."""
 
     def list_commands(self, ctx: Any) -> list[str]:

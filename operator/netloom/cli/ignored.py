@@ -14,7 +14,7 @@ from netloom.api.errors import WrongUsage
 Given = Mapping[str, Any]
 
 
-class Rule(NamedTuple):
+class WithoutEffect(NamedTuple):
     """Of these parameters none has an effect `when` the values of all are so; `why` says so behind the option."""
 
     when: Callable[[Given], bool]
@@ -22,30 +22,30 @@ class Rule(NamedTuple):
     parameters: tuple[str, ...]
 
 
-def rules() -> dict[str, tuple[Rule, ...]]:
+def rules() -> dict[str, tuple[WithoutEffect, ...]]:
     """By command."""
     from netloom.cli import app, guard
 
     of_a_guard = [each.name for group in (app.Webhook, guard.Guarding, guard.Serving) for each in fields(group)]
-    manifests = Rule(
+    manifests = WithoutEffect(
         lambda given: given["manifests"] is not None,
         "with --manifests, which takes the objects from files and not from a cluster",
         ("kubeconfig", "context", "lease_namespace", "grace_period"),
     )
     of_guarded = [_only_cilium("guarded", "--for"), _only_netloom("guarded", "--for")]
     serving = (
-        Rule(lambda given: given["tls_cert_file"] is not None, "with --tls-cert-file", ("secret",)),
-        Rule(lambda given: given["tls_cert_file"] is None, "without --tls-cert-file", ("tls_ca_file",)),
+        WithoutEffect(lambda given: given["tls_cert_file"] is not None, "with --tls-cert-file", ("secret",)),
+        WithoutEffect(lambda given: given["tls_cert_file"] is None, "without --tls-cert-file", ("tls_ca_file",)),
     )
     return {
         "agent": (
             manifests,
-            Rule(
+            WithoutEffect(
                 lambda given: not given["cni_install"],
                 "without --cni-install",
                 ("cni_plugin", "cni_chain", "cni_version", "cni_bin_dir", "cni_conf_dir"),
             ),
-            Rule(
+            WithoutEffect(
                 lambda given: not given["cni_install"] and given["cni_socket"] is None,
                 "without --cni-socket (or --cni-install), as nobody is answered",
                 ("cni_deletions",),
@@ -53,7 +53,7 @@ def rules() -> dict[str, tuple[Rule, ...]]:
         ),
         "plan": (manifests,),
         "operator": (
-            Rule(
+            WithoutEffect(
                 lambda given: not given["webhook_address"],
                 "without --webhook-address, which makes the operator a guard as well",
                 tuple(name for name in of_a_guard if name != "webhook_address"),
@@ -65,20 +65,22 @@ def rules() -> dict[str, tuple[Rule, ...]]:
         "webhook": (*of_guarded, *serving),
         "install": (
             *of_guarded,
-            Rule(lambda given: bool(given["url"]), "with --url: something else runs the guard", ("image", "replicas")),
-            Rule(lambda given: not given["apply"], "without --apply", ("kubeconfig", "context")),
+            WithoutEffect(
+                lambda given: bool(given["url"]), "with --url: something else runs the guard", ("image", "replicas")
+            ),
+            WithoutEffect(lambda given: not given["apply"], "without --apply", ("kubeconfig", "context")),
         ),
     }
 
 
-def _only_cilium(parameter: str, option: str) -> Rule:
+def _only_cilium(parameter: str, option: str) -> WithoutEffect:
     why = f"with {option} cilium, which guards nothing of Netloom's network"
-    return Rule(lambda given: given[parameter] == "cilium", why, ("operator_user", "agent_user"))
+    return WithoutEffect(lambda given: given[parameter] == "cilium", why, ("operator_user", "agent_user"))
 
 
-def _only_netloom(parameter: str, option: str) -> Rule:
+def _only_netloom(parameter: str, option: str) -> WithoutEffect:
     why = f"with {option} netloom, which guards nothing of Cilium's"
-    return Rule(lambda given: given[parameter] == "netloom", why, ("cilium_namespace",))
+    return WithoutEffect(lambda given: given[parameter] == "netloom", why, ("cilium_namespace",))
 
 
 def refuse_ignored(called: typer.Context) -> None:

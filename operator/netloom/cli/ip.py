@@ -10,7 +10,7 @@ import msgspec
 import typer
 
 from netloom.cli.options import Cluster, Output, grouped, show
-from netloom_reconcilers.node.addresses.wire import SOCKET, WAIT_SECONDS, Ask, Assignment, Listing, Released, Why
+from netloom_reconcilers.node.addresses.wire import SOCKET, WAIT_SECONDS, AddressListing, Ask, Assignment, Released, Why
 
 M = TypeVar("M", bound=msgspec.Struct)
 
@@ -69,7 +69,7 @@ def release(
 @grouped
 def list_(*, socket: AtSocket = _PATH, output: Output = "text") -> None:
     """Show who has which address, and how many there are."""
-    found = _ask(socket, "GET", "/v1/addresses", Listing)
+    found = _ask(socket, "GET", "/v1/addresses", AddressListing)
     show(output, found, lambda found: print("\n".join(lines(found))))
 
 
@@ -108,7 +108,7 @@ def told(found: Why) -> list[str]:
     return [safe(line) for line in printed]
 
 
-def lines(found: Listing) -> list[str]:
+def lines(found: AddressListing) -> list[str]:
     """As text."""
     rows: list[tuple[str, ...]] = [("ADDRESS", "POOL", "OWNER", "CONTAINER", "INTERFACE")]
     rows += [

@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from netloom.api.verdict import Trouble
+from netloom.api.verdict import ObjectProblem
 from netloom.runtime.errors import plain
 from netloom.runtime.http import aiohttp
 
@@ -63,7 +63,7 @@ class LocalAgent:
         return [f"agent of this machine: {each}" for each in (*said[:_NAMED], *more)]
 
     @property
-    def troubles(self) -> list[Trouble]:
+    def troubles(self) -> list[ObjectProblem]:
         """What the agent says is wrong."""
         if self.facts is None:
             return []
@@ -72,12 +72,12 @@ class LocalAgent:
         found = []
         if lost:
             what = f"agent of this machine ({name}): {' '.join(lost[:_NAMED])}"
-            found.append(Trouble("LocalAgent", name, "PodTrafficLost", what))
+            found.append(ObjectProblem("LocalAgent", name, "PodTrafficLost", what))
         if self.facts.in_sync and not errors:
             return found
         more = f" And {len(errors) - _NAMED} more: see its /status." if len(errors) > _NAMED else ""
         what = " ".join(errors[:_NAMED]) if errors else "not everything that is desired is in the kernel yet."
-        return [*found, Trouble("LocalAgent", name, "NotInSync", f"agent of this machine ({name}): {what}{more}")]
+        return [*found, ObjectProblem("LocalAgent", name, "NotInSync", f"agent of this machine ({name}): {what}{more}")]
 
 
 async def ask(address: str) -> LocalAgent:

@@ -12,7 +12,7 @@ from netloom.runtime.client import Api
 from netloom.runtime.errors import ApiError
 
 
-class Family(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+class FamilyReport(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     """Of one family of a pool, counted in blocks; `addresses` are those in the blocks that nodes hold."""
 
     family: str
@@ -26,7 +26,7 @@ class Family(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     addresses_needed: int
 
 
-class Pool(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+class PoolReport(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     """One pool, as its status says; `waiting`: nodes that need more of it than it has."""
 
     name: str
@@ -36,7 +36,7 @@ class Pool(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     nodes: int
     waiting: int
     full_at: str
-    families: tuple[Family, ...]
+    families: tuple[FamilyReport, ...]
 
 
 class Holder(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
@@ -48,29 +48,29 @@ class Holder(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     ipv6_needed: int = 0
 
 
-class Holders(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+class PoolHolders(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     """A pool with the nodes that hold blocks of it or ask for any. pool: None, where only nodes speak of it."""
 
-    pool: Pool | None
+    pool: PoolReport | None
     holders: tuple[Holder, ...]
 
 
-async def pools(kubeconfig: str | None, context: str | None) -> tuple[Pool, ...]:
+async def pools(kubeconfig: str | None, context: str | None) -> tuple[PoolReport, ...]:
     """All of the cluster. Raises UserError."""
     return tuple(pool_of(each) for each in (await _list(kubeconfig, context, POOLS))[0])
 
 
-async def holders_of(kubeconfig: str | None, context: str | None, name: str) -> Holders:
+async def holders_of(kubeconfig: str | None, context: str | None, name: str) -> PoolHolders:
     """Of one. Raises UserError."""
     objects, nodes = await _list(kubeconfig, context, POOLS, NETLOOM_NODES)
     return holders(name, objects, nodes)
 
 
-def pool_of(obj: NetloomIPPool) -> Pool:
+def pool_of(obj: NetloomIPPool) -> PoolReport:
     """As its status says."""
     ready = next((each for each in obj.status.conditions if each.type == "Ready"), None)
     both = (("IPv4", obj.spec.ipv4, obj.status.ipv4), ("IPv6", obj.spec.ipv6, obj.status.ipv6))
-    return Pool(
+    return PoolReport(
         name=obj.metadata.name,
         ready=ready.status if ready else "Unknown",
         reason=ready.reason if ready else "",
@@ -79,14 +79,14 @@ def pool_of(obj: NetloomIPPool) -> Pool:
         waiting=obj.status.waiting,
         full_at=obj.status.full_at,
         families=tuple(
-            Family(family=name, cidrs=of.cidrs, mask_size=of.mask_size, **_counts(status or PoolUsage()))
+            FamilyReport(family=name, cidrs=of.cidrs, mask_size=of.mask_size, **_counts(status or PoolUsage()))
             for name, of, status in both
             if of
         ),
     )
 
 
-def holders(name: str, objects: Iterable[NetloomIPPool], nodes: Iterable[NetloomNode]) -> Holders:
+def holders(name: str, objects: Iterable[NetloomIPPool], nodes: Iterable[NetloomNode]) -> PoolHolders:
     """Who holds what of the pool, nodes by name."""
     pool = next((pool_of(each) for each in objects if each.metadata.name == name), None)
     found: list[Holder] = []
@@ -97,7 +97,7 @@ def holders(name: str, objects: Iterable[NetloomIPPool], nodes: Iterable[Netloom
         if cidrs or needed is not None:
             four, six = (needed.ipv4_addrs, needed.ipv6_addrs) if needed else (0, 0)
             found.append(Holder(node=node.metadata.name, cidrs=cidrs, ipv4_needed=four, ipv6_needed=six))
-    return Holders(pool=pool, holders=tuple(found))
+    return PoolHolders(pool=pool, holders=tuple(found))
 
 
 async def _list(kubeconfig: str | None, context: str | None, *kinds: Any) -> list[tuple[Any, ...]]:
@@ -113,7 +113,7 @@ def _counts(usage: PoolUsage) -> dict[str, int]:
     return {name: getattr(usage, name) for name in usage.__struct_fields__}
 
 
-def table(found: Sequence[Pool]) -> Iterator[str]:
+def table(found: Sequence[PoolReport]) -> Iterator[str]:
     """As lines."""
     if not found:
         yield "there is no NetloomIPPool"
@@ -132,7 +132,7 @@ def table(found: Sequence[Pool]) -> Iterator[str]:
             yield f"{pool.name}: {safe(pool.message)}"
 
 
-def shown(name: str, found: Holders) -> Iterator[str]:
+def shown(name: str, found: PoolHolders) -> Iterator[str]:
     """As lines."""
     if found.pool is None:
         yield f"there is no NetloomIPPool {name} any more; what nodes hold of it stays with them"

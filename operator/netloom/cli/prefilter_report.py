@@ -55,7 +55,7 @@ class Shown(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     problems: tuple[str, ...]
 
 
-class Verdict(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+class AddressVerdict(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     """What becomes of packets on some nodes. entry: that decides, "" where none holds the address; lists: in which it
     is; withheld: longer or equal entries that nodes would not have active, each with the reason."""
 
@@ -68,11 +68,11 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     failing: tuple[str, ...] = ()
 
 
-class Answer(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+class AddressAnswer(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     """What becomes of packets from an address. unread: lists that could not be read, as sentences."""
 
     address: str
-    verdicts: tuple[Verdict, ...]
+    verdicts: tuple[AddressVerdict, ...]
     unread: tuple[str, ...] = ()
 
 
@@ -148,7 +148,7 @@ def table(found: Sequence[Shown]) -> Iterator[str]:
         yield from (f"{each.name}: {safe(problem)}" for problem in each.problems)
 
 
-async def look_up(kubeconfig: str | None, context: str | None, text: str) -> Answer:
+async def look_up(kubeconfig: str | None, context: str | None, text: str) -> AddressAnswer:
     """What becomes of packets from the address. Raises UserError."""
     try:
         address = parse_address(text)
@@ -166,7 +166,7 @@ async def look_up(kubeconfig: str | None, context: str | None, text: str) -> Ans
             raise _unreadable(error) from error
     network = next((each for each in networks if each.metadata.name == NETWORK_NAME), None)
     takers = [each for each in nodes if takes_part(each, network)]
-    return Answer(
+    return AddressAnswer(
         address=text, verdicts=tuple(verdicts(address, objects, takers, netloom_nodes, lists)), unread=tuple(unread)
     )
 
@@ -219,7 +219,7 @@ def verdicts(
     nodes: Iterable[Node],
     netloom_nodes: Sequence[NetloomNode],
     lists: Lists,
-) -> Iterator[Verdict]:
+) -> Iterator[AddressVerdict]:
     """By nodes that the same prefilters select. Pure."""
     groups: dict[tuple[str, ...], list[str]] = {}
     for node in nodes:
@@ -260,7 +260,7 @@ def _filter(prefilter: NetloomPrefilter, lists: Lists, address: Address) -> Filt
     return Filter(prefilter.metadata.name, kept, spec.may_cut_off_nodes)
 
 
-def _verdict(address: Address, filters: Sequence[Filter], lifelines: Sequence[Lifeline]) -> Verdict:
+def _verdict(address: Address, filters: Sequence[Filter], lifelines: Sequence[Lifeline]) -> AddressVerdict:
     version: Version = 4 if len(address) == 4 else 6
     rules = NodeRules()
     rules.update(filters, lifelines)
@@ -270,7 +270,7 @@ def _verdict(address: Address, filters: Sequence[Filter], lifelines: Sequence[Li
     )
     decisive = rules.decisive(version, address)
     if decisive is None:
-        return Verdict(nodes=(), dropped=False, withheld=withheld)
+        return AddressVerdict(nodes=(), dropped=False, withheld=withheld)
     record, name, allow = decisive
     lists = tuple(
         key
@@ -280,10 +280,10 @@ def _verdict(address: Address, filters: Sequence[Filter], lifelines: Sequence[Li
         if allowing == allow and record in parsed.family(version)
     )
     entry = text_of(record)
-    return Verdict(nodes=(), dropped=not allow, entry=entry, prefilter=name, lists=lists, withheld=withheld)
+    return AddressVerdict(nodes=(), dropped=not allow, entry=entry, prefilter=name, lists=lists, withheld=withheld)
 
 
-def told(found: Answer) -> Iterator[str]:
+def told(found: AddressAnswer) -> Iterator[str]:
     """As lines."""
     if not found.verdicts:
         yield "there is no node"

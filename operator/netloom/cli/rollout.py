@@ -8,7 +8,7 @@ import asyncio
 
 from netloom.api.meta import ObjectMeta, Resource, Struct
 from netloom.api.pod_state import POD_STATES
-from netloom.api.verdict import Trouble
+from netloom.api.verdict import ObjectProblem
 from netloom.runtime.client import Api
 from netloom.runtime.errors import ApiError
 
@@ -27,17 +27,17 @@ class Counts(Struct, frozen=True):
     number_ready: int = 0
 
 
-class DaemonSet(Struct, frozen=True):
+class CountedDaemonSet(Struct, frozen=True):
     """apps/v1 DaemonSet, as far as its pods are counted."""
 
     metadata: ObjectMeta = ObjectMeta()
     status: Counts = Counts()
 
 
-DAEMON_SETS = Resource("apps", "v1", "daemonsets", DaemonSet)
+DAEMON_SETS = Resource("apps", "v1", "daemonsets", CountedDaemonSet)
 
 
-async def troubles(api: Api, namespace: str) -> list[Trouble]:
+async def troubles(api: Api, namespace: str) -> list[ObjectProblem]:
     """What is not as it was asked for; nothing where that cannot be looked at, or nothing is there."""
     async with asyncio.TaskGroup() as group:
         agents = group.create_task(_agents(api, namespace))
@@ -45,7 +45,7 @@ async def troubles(api: Api, namespace: str) -> list[Trouble]:
     return [*agents.result(), *pods.result()]
 
 
-async def _agents(api: Api, namespace: str) -> list[Trouble]:
+async def _agents(api: Api, namespace: str) -> list[ObjectProblem]:
     try:
         counts = (await api.get(DAEMON_SETS, AGENTS, namespace)).status
     except ApiError:
@@ -59,10 +59,10 @@ async def _agents(api: Api, namespace: str) -> list[Trouble]:
         f"Pods keep their network; new ones wait where no agent runs. kubectl rollout status daemonset/{AGENTS} "
         f"-n {namespace}"
     )
-    return [Trouble("DaemonSet", name, "AgentsNotReady", message)]
+    return [ObjectProblem("CountedDaemonSet", name, "AgentsNotReady", message)]
 
 
-async def _pods(api: Api, namespace: str) -> list[Trouble]:
+async def _pods(api: Api, namespace: str) -> list[ObjectProblem]:
     """Of those that do not run at all: in a large cluster these are few."""
     try:
         listing = await api.list(
@@ -76,5 +76,5 @@ async def _pods(api: Api, namespace: str) -> list[Trouble]:
         for waiting in (container.state.waiting for container in pod.status.container_statuses):
             if waiting is not None and waiting.reason not in _COMING:
                 message = f"Pod {name} on {pod.spec.node_name}: {waiting.reason}: {waiting.message}"
-                found.append(Trouble("Pod", name, waiting.reason, message))
+                found.append(ObjectProblem("Pod", name, waiting.reason, message))
     return found

@@ -16,7 +16,7 @@ from netloom.api.meta import ObjectMeta, Resource, Struct
 from netloom.runtime.clock import timestamp
 
 
-class ManagedFields(Struct, frozen=True):
+class DatedFields(Struct, frozen=True):
     """metadata.managedFields[]: when a manager changed which fields last."""
 
     time: str = ""
@@ -26,20 +26,20 @@ class ManagedFields(Struct, frozen=True):
 class DatedMeta(ObjectMeta, frozen=True):
     """metadata, and who wrote what when."""
 
-    managed_fields: tuple[ManagedFields, ...] = ()
+    managed_fields: tuple[DatedFields, ...] = ()
 
 
-class Lease(Struct, frozen=True):
+class DatedLease(Struct, frozen=True):
     """coordination.k8s.io/v1 Lease, with the API server's word on when it was written."""
 
     metadata: DatedMeta = DatedMeta()
     spec: LeaseSpec = LeaseSpec()
 
 
-DATED_LEASES = Resource(LEASES.group, LEASES.version, LEASES.plural, Lease)
+DATED_LEASES = Resource(LEASES.group, LEASES.version, LEASES.plural, DatedLease)
 
 
-def sign_of(lease: Lease, now: dt.datetime) -> verdict.Sign:
+def sign_of(lease: DatedLease, now: dt.datetime) -> verdict.Sign:
     """What a Lease says of its holder. `now` by the API server's clock."""
     spec = lease.spec
     renewals = [each.time for each in lease.metadata.managed_fields if "f:renewTime" in each.fields.get("f:spec", {})]

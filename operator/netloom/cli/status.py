@@ -23,13 +23,13 @@ from netloom.api.v1alpha1 import NETLOOM_NODES, NETWORK_NAME, NETWORKS, PREFILTE
 from netloom.api.verdict import (
     AGENT_LABEL,
     OPERATOR_LEASE,
-    Known,
+    ClusterFacts,
     NodeState,
+    ObjectProblem,
     OperatorState,
     ProblemGroup,
     Sign,
     Totals,
-    Trouble,
     Unseen,
     Verdict,
     agent_lease,
@@ -54,7 +54,7 @@ LOOK_SECONDS = 2.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Asked:
+class StatusOptions:
     """What `netloom status` was asked. agent_address: "" for the usual one, where it is no fault if nobody answers."""
 
     kubeconfig: str | None = None
@@ -98,7 +98,7 @@ class StatusReport(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
         return None if self.agent is None else msgspec.convert(self.agent, local_agent.Facts)
 
 
-async def collect(api: Api, asked: Asked) -> StatusReport:
+async def collect(api: Api, asked: StatusOptions) -> StatusReport:
     """Ask the API server and this machine's agent, at the same time. Raises ConfigError if the cluster is not there."""
     await api.check()
     agents_only = {"namespace": asked.lease_namespace, "label_selector": f"{AGENT_LABEL}=true"}
@@ -119,7 +119,7 @@ async def collect(api: Api, asked: Asked) -> StatusReport:
     network = _network(networks.result())
     present = None if isinstance(network, Unseen) else network
     verdict = judge(
-        Known(
+        ClusterFacts(
             nodes=_objects(nodes.result()),
             netloom_nodes=_objects(objects.result()),
             network=network,
@@ -146,7 +146,12 @@ async def collect(api: Api, asked: Asked) -> StatusReport:
 
 
 def _report(
-    api: Api, verdict: Verdict, network: NetloomNetwork | None, agent: LocalAgent, asked: Asked, notes: list[str]
+    api: Api,
+    verdict: Verdict,
+    network: NetloomNetwork | None,
+    agent: LocalAgent,
+    asked: StatusOptions,
+    notes: list[str],
 ) -> StatusReport:
     told = [agent.silence] if agent.silence and not (asked.agent_address or agent.nobody) else agent.warnings
     return StatusReport(
@@ -168,13 +173,13 @@ def _facts(network: NetloomNetwork) -> Network:
     )
 
 
-def _told_by(agent: LocalAgent, asked: Asked) -> list[Trouble]:
+def _told_by(agent: LocalAgent, asked: StatusOptions) -> list[ObjectProblem]:
     if agent.silence and asked.agent_address:
-        return [Trouble("LocalAgent", asked.agent_address, "NoAgentThere", agent.silence)]
+        return [ObjectProblem("LocalAgent", asked.agent_address, "NoAgentThere", agent.silence)]
     return agent.troubles
 
 
-async def _outdated(api: Api) -> list[Trouble]:
+async def _outdated(api: Api) -> list[ObjectProblem]:
     """Definitions that know less than we do; where that cannot be looked at, nothing is said of it."""
     from netloom.roles import definitions
 
@@ -183,7 +188,7 @@ async def _outdated(api: Api) -> list[Trouble]:
     except ApiError:
         return []
     kind = "CustomResourceDefinition"
-    return [Trouble(kind, name, "Outdated", sentence) for name, sentence in found.items()]
+    return [ObjectProblem(kind, name, "Outdated", sentence) for name, sentence in found.items()]
 
 
 # What the API server says, or that it may not be asked
@@ -217,10 +222,10 @@ async def _prefilters(api: Api) -> Listing[NetloomPrefilter] | Unseen:
         return Listing([], "")
 
 
-def _of_prefilters(found: Listing[NetloomPrefilter] | Unseen) -> list[Trouble]:
+def _of_prefilters(found: Listing[NetloomPrefilter] | Unseen) -> list[ObjectProblem]:
     if isinstance(found, Unseen):
         what = "NetloomPrefilters"
-        return [Trouble(what, what, "NotLookedAt", f"{what}: could not be looked at: {found.why}")]
+        return [ObjectProblem(what, what, "NotLookedAt", f"{what}: could not be looked at: {found.why}")]
     return list(prefilter_verdict.troubles(found.objects))
 
 
@@ -273,7 +278,7 @@ def duration(text: str) -> float:
     return sum(float(number) * {"ms": 0.001, "s": 1, "m": 60, "h": 3600}[unit] for number, unit in parts)
 
 
-def run(asked: Asked, wait: float | None, show: Callable[[StatusReport], None]) -> int:
+def run(asked: StatusOptions, wait: float | None, show: Callable[[StatusReport], None]) -> int:
     """Shows the status, after waiting up to `wait` seconds for a healthy one; the exit status."""
     from netloom.runtime import log, loop
 
@@ -299,7 +304,7 @@ def _of_the_system(error: BaseException) -> list[str]:
     return [] if alien else [f"the cluster could not be asked: {in_words(error)}"]
 
 
-async def _seen(asked: Asked, wait: float | None) -> StatusReport:
+async def _seen(asked: StatusOptions, wait: float | None) -> StatusReport:
     async with await Api.connect(asked.kubeconfig, asked.context, user_agent="netloom-status") as api:
         return await (collect(api, asked) if wait is None else wait_until_healthy(lambda: collect(api, asked), wait))
 

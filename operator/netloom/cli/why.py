@@ -9,7 +9,7 @@ from netloom.cli.options import Cluster
 from netloom.runtime.client import Api
 from netloom.runtime.errors import ApiError, NotFound
 from netloom_reconcilers.node.addresses.wire import Why
-from netloom_reconcilers.node.pools.why import Known, why
+from netloom_reconcilers.node.pools.why import PodFacts, why
 
 
 async def ask_api_server(cluster: Cluster, name: str) -> Why:
@@ -35,4 +35,4 @@ async def ask_api_server(cluster: Cluster, name: str) -> Why:
         except ApiError as error:
             raise UserError(f"the objects could not be read: {error}") from error
     given = [each.ip for each in pod.status.pod_ips]
-    return why(Known(pod, network, node, choice, pools, given))
+    return why(PodFacts(pod, network, node, choice, pools, given))

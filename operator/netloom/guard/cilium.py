@@ -19,7 +19,7 @@ from netloom.guard.cluster_state import CILIUM_IN_USE, CILIUM_MODE, ClusterState
 from netloom.guard.decode import Change
 from netloom.guard.holdings import cidrs_of
 from netloom.guard.network import nodes_inside
-from netloom.guard.verdict import Verdict
+from netloom.guard.verdict import Ruling
 
 Data = Mapping[str, str]
 """`data` of a ConfigMap, by the keys that Cilium reads (`api.cilium.settings`)."""
@@ -78,7 +78,7 @@ def elements(text: str) -> tuple[str, ...]:
     return tuple(element for element in _BREAKS.split(text) if element)
 
 
-def decide_cilium_config(change: Change[ConfigMap], live: ClusterState) -> Verdict:
+def decide_cilium_config(change: Change[ConfigMap], live: ClusterState) -> Ruling:
     """The verdict on one write of Cilium's configuration."""
     was, wanted = (each.data if each else None for each in (change.old, change.new))
     old, new = (None if each is None else settings(each) for each in (was, wanted))
@@ -86,7 +86,7 @@ def decide_cilium_config(change: Change[ConfigMap], live: ClusterState) -> Verdi
     unclear = [key for key, values in contradictions(wanted or {}).items() if known.get(key) != values]
     if unclear:
         refusal = wording.CILIUM_SPELLINGS
-        return Verdict(refusals=tuple(refusal.problem(change.name, f"data.{key}", "") for key in unclear))
+        return Ruling(refusals=tuple(refusal.problem(change.name, f"data.{key}", "") for key in unclear))
     verdict = _decide(change, old, new, live)
     if binary := _binary(change, live):
         verdict = replace(verdict, refusals=(*binary, *verdict.refusals))
@@ -112,23 +112,23 @@ def _binary(change: Change[ConfigMap], live: ClusterState) -> list[Problem]:
     ]
 
 
-def _decide(change: Change[ConfigMap], old: Data | None, new: Data | None, live: ClusterState) -> Verdict:
+def _decide(change: Change[ConfigMap], old: Data | None, new: Data | None, live: ClusterState) -> Ruling:
     warnings = tuple(_warnings(change.name, old or {}, new, live)) if new is not None else ()
     if old is not None and new is not None:
         if all(old.get(key) == new.get(key) for key in GUARDED_KEYS):
-            return Verdict()
+            return Ruling()
         if _harmless(change, old, new, live):
-            return Verdict(warnings=warnings)
+            return Ruling(warnings=warnings)
     unseen = live.missing("CiliumNode", "ConfigMap")
     recorded = live.recorded.get(CILIUM_MODE, "")
     if live.unseen("ConfigMap") or not (recorded or live.cilium_held.count):
-        return Verdict(warnings=warnings, unseen=unseen)
+        return Ruling(warnings=warnings, unseen=unseen)
     mode = recorded or (mode_of(old) if old is not None else "")
     refusals = tuple(_refusals(change, mode, old, new, live)) if mode else ()
     # Against a recorded mode the stored object is enough to compare with. One that is made anew is compared with
     # what nodes hold.
     unsure = not refusals and old is None
-    return Verdict(refusals=refusals, warnings=warnings, unseen=unseen if unsure else ())
+    return Ruling(refusals=refusals, warnings=warnings, unseen=unseen if unsure else ())
 
 
 def _refusals(

@@ -8,10 +8,10 @@ from netloom.api.cilium import CiliumNode
 from netloom.api.problem import Problem
 from netloom.guard.cluster_state import ClusterState
 from netloom.guard.decode import Change
-from netloom.guard.verdict import ALLOWED, Verdict
+from netloom.guard.verdict import ALLOWED, Ruling
 
 
-def decide_cilium_node(change: Change[CiliumNode], live: ClusterState) -> Verdict:
+def decide_cilium_node(change: Change[CiliumNode], live: ClusterState) -> Ruling:
     """The verdict on one write of a CiliumNode."""
     held = change.old.spec.ipam.held if change.old else frozenset()
     lost = sorted(held - (change.new.spec.ipam.held if change.new else frozenset()))
@@ -19,7 +19,7 @@ def decide_cilium_node(change: Change[CiliumNode], live: ClusterState) -> Verdic
         return ALLOWED
     name = change.key
     if name not in live.nodes:
-        return Verdict(unseen=live.missing("Node"))
+        return Ruling(unseen=live.missing("Node"))
     shown = ", ".join(lost[:2]) + (f" and {len(lost) - 2} more" if len(lost) > 2 else "")
     message = (
         f"the Node of this name lives and holds {shown}: Cilium's operator would give that to other nodes, while pods "
@@ -29,4 +29,4 @@ def decide_cilium_node(change: Change[CiliumNode], live: ClusterState) -> Verdic
     if change.new is not None:
         way_out = "Leave spec.ipam to Cilium's operator and the agent of the node."
     field, value = ("metadata.name", name) if change.new is None else ("spec.ipam", "")
-    return Verdict(refusals=(Problem(change.name, field, value, "NodeLives", message, way_out),))
+    return Ruling(refusals=(Problem(change.name, field, value, "NodeLives", message, way_out),))

@@ -17,12 +17,12 @@ from netloom.guard.cilium import IPAM, MIGRATION_MODES, who_holds
 from netloom.guard.cluster_state import CILIUM_MODE, ClusterState
 from netloom.guard.decode import Change
 from netloom.guard.record import cilium_mode
-from netloom.guard.verdict import ALLOWED, Verdict
+from netloom.guard.verdict import ALLOWED, Ruling
 
 _IPAM_FIELD, _SELECTOR_FIELD = f"spec.defaults.{IPAM}", "spec.nodeSelector"
 
 
-def decide_cilium_node_config(change: Change[CiliumNodeConfig], live: ClusterState) -> Verdict:
+def decide_cilium_node_config(change: Change[CiliumNodeConfig], live: ClusterState) -> Ruling:
     """The verdict on one write of a CiliumNodeConfig in Cilium's namespace."""
     old, new = _override(change.old), _override(change.new)
     # Which nodes are selected is not looked at: the labels of 5,000 nodes would have to be kept, and they change. As
@@ -31,10 +31,10 @@ def decide_cilium_node_config(change: Change[CiliumNodeConfig], live: ClusterSta
         return ALLOWED
     mode, unknown = _in_force(live)
     if not mode:
-        return Verdict(unseen=unknown if new else ())
+        return Ruling(unseen=unknown if new else ())
     was, wanted = (next((value for value in each.values() if value != mode), mode) for each in (old, new))
     if wanted == mode:
-        return Verdict(warnings=() if was == mode else (_way_back(change.name, was, mode, new.get(IPAM, "")),))
+        return Ruling(warnings=() if was == mode else (_way_back(change.name, was, mode, new.get(IPAM, "")),))
     if was == wanted and not _selects_others(change):
         return ALLOWED
     refusal = wording.CILIUM_NODE_SELECTOR if was == wanted else wording.CILIUM_NODE_MODE
@@ -43,7 +43,7 @@ def decide_cilium_node_config(change: Change[CiliumNodeConfig], live: ClusterSta
     key = next(key for key, value in new.items() if value != mode)
     field, value = (_SELECTOR_FIELD, "") if was == wanted else (f"spec.defaults.{key}", wanted)
     said = {"in_use": who_holds(live), "mode": mode, "wanted": wanted or wording.CILIUM_NO_MODE}
-    return Verdict(refusals=(refusal.problem(change.name, field, value, **said),))
+    return Ruling(refusals=(refusal.problem(change.name, field, value, **said),))
 
 
 def _override(config: CiliumNodeConfig | None) -> dict[str, str]:

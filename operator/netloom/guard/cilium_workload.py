@@ -11,7 +11,7 @@ The patterns are as both Python and RE2 take them: the policy asks the same of t
 import re
 from collections.abc import Iterator
 
-from netloom.api.cilium import CONFIG_NAME, Container, EnvVar, PodSpec
+from netloom.api.cilium import CONFIG_NAME, Container, ContainersSpec, EnvVar
 from netloom.guard.cilium import GUARDED_KEYS, IPAM
 
 CONFIG_DIR = "/tmp/cilium/config-map"
@@ -59,7 +59,7 @@ def known_sources(namespace: str) -> str:
     return rf"^--source {known}(?:,{known})*$"
 
 
-def overrides(pod: PodSpec, namespace: str, mode: str) -> list[str]:
+def overrides(pod: ContainersSpec, namespace: str, mode: str) -> list[str]:
     """Each as `CONTAINER: WHAT`. mode: the one in force, which may be said anywhere."""
     shown = []
     for container in (*pod.init_containers, *pod.containers):
@@ -107,7 +107,7 @@ def _guarded(variable: EnvVar, mode: str) -> bool:
     return variable.value_from is None and (variable.name, variable.value) == (ENVIRONMENT[0], mode)
 
 
-def _mounts(container: Container, pod: PodSpec) -> Iterator[str]:
+def _mounts(container: Container, pod: ContainersSpec) -> Iterator[str]:
     guarded = [
         each.name
         for each in pod.volumes

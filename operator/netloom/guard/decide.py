@@ -12,10 +12,10 @@ from netloom.guard.decode import UnreadableObject, change_of
 from netloom.guard.network import decide_network
 from netloom.guard.node import decide_node
 from netloom.guard.pool import decide_cilium_pool, decide_pool
-from netloom.guard.verdict import ALLOWED, Verdict
+from netloom.guard.verdict import ALLOWED, Ruling
 
 
-def decide(request: AdmissionRequest, live: ClusterState) -> Verdict:
+def decide(request: AdmissionRequest, live: ClusterState) -> Ruling:
     """The verdict; what is not guarded is allowed. A dry run is answered like the real one."""
     if request.operation == "CONNECT":
         return ALLOWED
@@ -39,5 +39,5 @@ def decide(request: AdmissionRequest, live: ClusterState) -> Verdict:
                 if change.key == CONFIG_NAME:
                     return decide_cilium_config(change, live)
     except UnreadableObject as unreadable:
-        return Verdict(refusals=(unreadable.problem,))
+        return Ruling(refusals=(unreadable.problem,))
     return ALLOWED

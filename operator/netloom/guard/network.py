@@ -20,56 +20,56 @@ from netloom.guard import wording
 from netloom.guard.cluster_state import ClusterState
 from netloom.guard.decode import Change
 from netloom.guard.holdings import cidrs_of, lost
-from netloom.guard.verdict import Verdict
+from netloom.guard.verdict import Ruling
 
 
-def decide_network(change: Change[NetloomNetwork], live: ClusterState) -> Verdict:
+def decide_network(change: Change[NetloomNetwork], live: ClusterState) -> Ruling:
     """The verdict on one write of a NetloomNetwork."""
     old, new = change.old, change.new
     if new is None:
-        return _deleted(change, old, live) if old else Verdict()
+        return _deleted(change, old, live) if old else Ruling()
     verdict = _updated(change, old, new, live) if old else _created(change, new, live)
     return replace(verdict, warnings=tuple(_warnings(change.name, old, new, live)))
 
 
-def _created(change: Change[NetloomNetwork], new: NetloomNetwork, live: ClusterState) -> Verdict:
+def _created(change: Change[NetloomNetwork], new: NetloomNetwork, live: ClusterState) -> Ruling:
     name, wanted = change.key, new.spec.ipam.mode
     if name != NETWORK_NAME:
         message = "a cluster has one network, so a NetloomNetwork of another name would be ignored."
         refusal = Problem(change.name, "metadata.name", name, "NotTheNetwork", message, 'Name it "default".')
-        return Verdict(refusals=(refusal,))
+        return Ruling(refusals=(refusal,))
     if unseen := live.missing("NetloomNode"):
-        return Verdict(unseen=unseen)
+        return Ruling(unseen=unseen)
     modes = live.held.modes - {""}
     if modes and wanted not in modes:
         said = {"in_use": _in_use(live), "mode": _either(modes), "wanted": wanted}
         refusal = wording.NETWORK_CREATED.problem(change.name, "spec.ipam.mode", wanted, **said)
-        return Verdict(refusals=(refusal,))
+        return Ruling(refusals=(refusal,))
     if not any(map(_from_network, modes)) or not _from_network(wanted):
-        return Verdict()
-    return Verdict(refusals=tuple(_uncovered(change.name, new, live)))
+        return Ruling()
+    return Ruling(refusals=tuple(_uncovered(change.name, new, live)))
 
 
-def _deleted(change: Change[NetloomNetwork], old: NetloomNetwork, live: ClusterState) -> Verdict:
+def _deleted(change: Change[NetloomNetwork], old: NetloomNetwork, live: ClusterState) -> Ruling:
     if change.key != NETWORK_NAME:
-        return Verdict()
+        return Ruling()
     modes = _modes(old, live)
     if modes:
         said = {"in_use": _in_use(live), "mode": _either(modes)}
         refusal = wording.NETWORK_DELETED.problem(change.name, "metadata.name", change.key, **said)
-        return Verdict(refusals=(refusal,))
-    return Verdict(unseen=live.missing("NetloomNode"))
+        return Ruling(refusals=(refusal,))
+    return Ruling(unseen=live.missing("NetloomNode"))
 
 
-def _updated(change: Change[NetloomNetwork], old: NetloomNetwork, new: NetloomNetwork, live: ClusterState) -> Verdict:
+def _updated(change: Change[NetloomNetwork], old: NetloomNetwork, new: NetloomNetwork, live: ClusterState) -> Ruling:
     if change.key != NETWORK_NAME or not _takes(change, old, new, live):
-        return Verdict()
+        return Ruling()
     modes = _modes(old, live)
     refusals = _refusals(change, old, new, modes, live) if modes else []
     # What the stored object says is in force needs no node to confirm it; which pods lose cover, only nodes tell.
     if not refusals and (not old.status.ipam.mode or _narrows(old, new)):
-        return Verdict(unseen=live.missing("NetloomNode"))
-    return Verdict(refusals=tuple(refusals))
+        return Ruling(unseen=live.missing("NetloomNode"))
+    return Ruling(refusals=tuple(refusals))
 
 
 def _refusals(

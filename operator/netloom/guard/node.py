@@ -9,7 +9,7 @@ from netloom.api.v1alpha1 import NetloomIPPool, NetloomNode, NodeIPAM
 from netloom.cidr import Cidr
 from netloom.guard.cluster_state import ClusterState
 from netloom.guard.decode import Change
-from netloom.guard.verdict import Verdict
+from netloom.guard.verdict import Ruling
 
 GARBAGE_COLLECTOR = "system:serviceaccount:kube-system:generic-garbage-collector"
 """Deletes a NetloomNode after its Node, which owns it."""
@@ -18,15 +18,15 @@ NODE_NAME = "authentication.kubernetes.io/node-name"
 """Key of userInfo.extra: the node of the pod that a service account's token is bound to."""
 
 
-def decide_node(change: Change[NetloomNode], live: ClusterState) -> Verdict:
+def decide_node(change: Change[NetloomNode], live: ClusterState) -> Ruling:
     """The verdict on one write of a NetloomNode."""
     if change.user in live.users.operators:
-        return Verdict()
+        return Ruling()
     if change.new is None:
         return _deleted(change, live)
     before = change.old.spec.ipam if change.old else NodeIPAM()
     if change.new.spec.ipam == before:
-        return Verdict()
+        return Ruling()
     if _own_agent(change, live):
         return _by_its_agent(change, before, live)
     who = change.user or "somebody without a name"
@@ -44,10 +44,10 @@ def decide_node(change: Change[NetloomNode], live: ClusterState) -> Verdict:
         way_out = "Create it without spec.ipam, or leave it to the operator, which makes one for every Node."
     way_out += " A controller that gives addresses itself has to be named to the guard with --operator-user."
     value = _summary(change.new.spec.ipam)
-    return Verdict(refusals=(Problem(change.name, "spec.ipam", value, "NotTheOwner", message, way_out),))
+    return Ruling(refusals=(Problem(change.name, "spec.ipam", value, "NotTheOwner", message, way_out),))
 
 
-def _by_its_agent(change: Change[NetloomNode], before: NodeIPAM, live: ClusterState) -> Verdict:
+def _by_its_agent(change: Change[NetloomNode], before: NodeIPAM, live: ClusterState) -> Ruling:
     """It says what of pools its node needs, takes out what that does not need any more, and enters again what pods use
     and the object lost, as after a restore."""
     assert change.new is not None
@@ -59,16 +59,16 @@ def _by_its_agent(change: Change[NetloomNode], before: NodeIPAM, live: ClusterSt
     }
     changed = [name for name, (new, old) in fields.items() if new != old]
     if change.old is None:
-        return Verdict()
+        return Ruling()
     if changed:
         message = "a node's agent may change spec.ipam.pools of it, and nothing else that it holds."
         way_out = "Leave it to the operator."
-        return Verdict(refusals=(Problem(change.name, f"spec.ipam.{changed[0]}", "", "NotTheOwner", message, way_out),))
+        return Ruling(refusals=(Problem(change.name, f"spec.ipam.{changed[0]}", "", "NotTheOwner", message, way_out),))
     entered = tuple(_entered(ipam, before))
     refusals = tuple(problem for each in entered if (problem := _not_its_own(change, *each, live)))
     # Who holds what has to be known to say yes; a no stands on what is known.
     unseen = () if refusals or not entered else live.missing("NetloomNode", "NetloomIPPool")
-    return Verdict(refusals=refusals, unseen=unseen)
+    return Ruling(refusals=refusals, unseen=unseen)
 
 
 def _entered(ipam: NodeIPAM, before: NodeIPAM) -> Iterator[tuple[str, Cidr]]:
@@ -105,9 +105,9 @@ def _cuts(pool: NetloomIPPool | None, cidr: Cidr) -> bool:
     return any(each.contains(cidr) for text in family.cidrs if (each := Cidr.masked(text)))
 
 
-def _deleted(change: Change[NetloomNode], live: ClusterState) -> Verdict:
+def _deleted(change: Change[NetloomNode], live: ClusterState) -> Ruling:
     if change.user == GARBAGE_COLLECTOR:
-        return Verdict()
+        return Ruling()
     name = change.key
     if name in live.nodes:
         ipam = change.old.spec.ipam if change.old else NodeIPAM()
@@ -117,8 +117,8 @@ def _deleted(change: Change[NetloomNode], live: ClusterState) -> Verdict:
             "its addresses may be given to another node."
         )
         way_out = f"Remove the Node (kubectl delete node {name}); this object goes with it."
-        return Verdict(refusals=(Problem(change.name, "metadata.name", name, "NodeLives", message, way_out),))
-    return Verdict(unseen=live.missing("Node"))
+        return Ruling(refusals=(Problem(change.name, "metadata.name", name, "NodeLives", message, way_out),))
+    return Ruling(unseen=live.missing("Node"))
 
 
 def _own_agent(change: Change[NetloomNode], live: ClusterState) -> bool:

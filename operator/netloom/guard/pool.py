@@ -15,18 +15,18 @@ from netloom.guard.cluster_state import ClusterState
 from netloom.guard.decode import Change
 from netloom.guard.holdings import Holdings, cidrs_of, lost
 from netloom.guard.network import nodes_inside
-from netloom.guard.verdict import Verdict
+from netloom.guard.verdict import Ruling
 
 Pool = NetloomIPPool | CiliumPodIPPool
 
 
-def decide_pool(change: Change[NetloomIPPool], live: ClusterState) -> Verdict:
+def decide_pool(change: Change[NetloomIPPool], live: ClusterState) -> Ruling:
     """The verdict on one write of a NetloomIPPool."""
     old, new = change.old, change.new
     if new is None:
         return _deleted(change, live.held, live.missing("NetloomNode"))
     if old is not None and old.spec == new.spec:
-        return Verdict()
+        return Ruling()
     refusals: list[Problem] = []
     unseen: tuple[str, ...] = ()
     if old is not None:
@@ -40,30 +40,30 @@ def decide_pool(change: Change[NetloomIPPool], live: ClusterState) -> Verdict:
         refusals += _overlaps(change, field, cidr, live)
     if added:
         unseen += live.missing("NetloomIPPool", "NetloomNetwork", "Node")
-    return Verdict(refusals=tuple(refusals), unseen=() if refusals else unseen)
+    return Ruling(refusals=tuple(refusals), unseen=() if refusals else unseen)
 
 
-def decide_cilium_pool(change: Change[CiliumPodIPPool], live: ClusterState) -> Verdict:
+def decide_cilium_pool(change: Change[CiliumPodIPPool], live: ClusterState) -> Ruling:
     """The verdict on one write of a CiliumPodIPPool."""
     old, new = change.old, change.new
     if new is None:
         return _deleted(change, live.cilium_held, live.missing("CiliumNode"))
     if old is None or old.spec == new.spec:
-        return Verdict()
+        return Ruling()
     refusals, takes = _taken(change, old, new, live.cilium_held)
-    return Verdict(refusals=tuple(refusals), unseen=live.missing("CiliumNode") if takes and not refusals else ())
+    return Ruling(refusals=tuple(refusals), unseen=live.missing("CiliumNode") if takes and not refusals else ())
 
 
-def _deleted(change: Change[Any], held: Holdings, unseen: tuple[str, ...]) -> Verdict:
+def _deleted(change: Change[Any], held: Holdings, unseen: tuple[str, ...]) -> Ruling:
     holders = held.holders(change.key)
     if not holders.count:
-        return Verdict(unseen=unseen)
+        return Ruling(unseen=unseen)
     message = (
         f"the pool cannot be deleted while it is in use: {holders.blocks()}, and their pods would have "
         "addresses that belong to nobody, which another pool may give to others."
     )
     way_out = "Move the pods that use it to another pool, or remove those nodes, until no node holds a block of it."
-    return Verdict(refusals=(Problem(change.name, "metadata.name", change.key, "PoolInUse", message, way_out),))
+    return Ruling(refusals=(Problem(change.name, "metadata.name", change.key, "PoolInUse", message, way_out),))
 
 
 def _taken(change: Change[Any], old: Pool, new: Pool, held: Holdings) -> tuple[list[Problem], bool]:

@@ -6,7 +6,7 @@ from netloom.api.problem import Problem
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class Ruling:
     """refusals: what is wrong, the worst first; empty means: let it through.
 
     warnings: legal and unwise; shown to whoever asks, whatever the verdict.
@@ -22,4 +22,4 @@ class Verdict:
         return not self.refusals and not self.unseen
 
 
-ALLOWED = Verdict()
+ALLOWED = Ruling()

@@ -82,7 +82,7 @@ def line(number: int, record: Header | Record, seed: int) -> bytes:
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
+class RecordsRead:
     """What a file tells. header: None where it does not begin with one. size: bytes of it that can be trusted; behind
     them it can be written on, with the number behind `last`. damage: what is wrong with the rest, "" if there is none.
     """
@@ -94,7 +94,7 @@ class Reading:
     damage: str = ""
 
 
-def read(data: bytes) -> Reading:
+def read(data: bytes) -> RecordsRead:
     """Up to the first line that cannot be trusted. A line that stands there again is passed over."""
     header: Header | None = None
     records: list[Record] = []
@@ -106,7 +106,7 @@ def read(data: bytes) -> Reading:
         if record is None or number > last + 1 or isinstance(record, Header) != (number == 0):
             torn = size + len(each) == len(data)
             what = "the last record was written in part" if torn else f"what follows record {last} cannot be trusted"
-            return Reading(header, tuple(records), size, last, what if header else "it does not begin as one")
+            return RecordsRead(header, tuple(records), size, last, what if header else "it does not begin as one")
         size += len(each)
         if number > last:
             last = number
@@ -114,7 +114,7 @@ def read(data: bytes) -> Reading:
                 header, seed = record, record.seed
             else:
                 records.append(record)
-    return Reading(header, tuple(records), size, last, "" if header else "it is empty")
+    return RecordsRead(header, tuple(records), size, last, "" if header else "it is empty")
 
 
 def _parsed(text: bytes, seed: int) -> tuple[int, Header | Record | None]:

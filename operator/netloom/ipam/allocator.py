@@ -20,7 +20,7 @@ from netloom.ipam.free_blocks import FreeBlocks
 from netloom.ipam.known_ledgers import KnownLedger, KnownLedgers
 from netloom.ipam.ledger import Entry, Ledger, LedgerError
 from netloom.ipam.marks import Marks
-from netloom.ipam.plan import BlockRequest, Chosen, Deferred, Plan, Release
+from netloom.ipam.plan import BatchPlan, BlockRequest, ChosenBlocks, Deferred, Release
 from netloom.ipam.singles import Singles
 
 
@@ -85,10 +85,10 @@ class Allocator:
 
     # Plans
 
-    def plan(self, requests: Sequence[BlockRequest], releases: Sequence[Release], now: float) -> Plan:
+    def plan(self, requests: Sequence[BlockRequest], releases: Sequence[Release], now: float) -> BatchPlan:
         """A batch. Every ledger in `edits` has to be committed (`committed`) or given up (`stale`) before the next."""
         self.marks.begin()
-        plan = Plan()
+        plan = BatchPlan()
         for release in releases:
             self._release(plan, release, now)
         for request in sorted(requests, key=lambda request: (not request.adopt, request.since)):
@@ -103,9 +103,9 @@ class Allocator:
             self.marks.tidy(self.ledgers[name], edits, now)
         return plan
 
-    def tidy(self, now: float) -> Plan:
+    def tidy(self, now: float) -> BatchPlan:
         """A batch that does nothing but remove marks that are no longer needed."""
-        plan = Plan()
+        plan = BatchPlan()
         for known in self.ledgers.values():
             edits: dict[Cidr, Entry | None] = {}
             self.marks.tidy(known, edits, now)
@@ -113,7 +113,7 @@ class Allocator:
                 plan.edits[known.name] = edits
         return plan
 
-    def edited(self, plan: Plan, name: str, epoch: int) -> Ledger:
+    def edited(self, plan: BatchPlan, name: str, epoch: int) -> Ledger:
         """The ledger `name` as the plan wants it; `epoch` counts only where it is opened by it."""
         known = self.ledgers[name]
         current = known.content or Ledger(known.range)
@@ -121,7 +121,7 @@ class Allocator:
             return current.edited(plan.edits[name], current.mode, current.epoch)
         return current.edited(plan.edits[name], self.blocks.mode, epoch)
 
-    def committed(self, plan: Plan, name: str, content: Ledger, version: str) -> None:
+    def committed(self, plan: BatchPlan, name: str, content: Ledger, version: str) -> None:
         """Our write of this ledger succeeded."""
         known, edits = self.ledgers[name], plan.edits[name]
         before, was_full = known.entries, known.full
@@ -130,9 +130,9 @@ class Allocator:
             self._assign(cidr, before.get(cidr), entry)
         self.blocks.put_back([known.range] if was_full and freed else freed)
 
-    def _grant(self, plan: Plan, request: BlockRequest, now: float) -> None:
+    def _grant(self, plan: BatchPlan, request: BlockRequest, now: float) -> None:
         chosen = self.blocks.choose(request)
-        if not isinstance(chosen, Chosen):
+        if not isinstance(chosen, ChosenBlocks):
             plan.decisions[request.node] = chosen
             return
         for _, cidr in chosen.blocks:
@@ -141,7 +141,7 @@ class Allocator:
             self._enter(plan, known, cidr, self.marks.marked(entry))
         plan.decisions[request.node] = self.marks.grant(request.node, self.blocks.mode, chosen, now)
 
-    def _adopt(self, plan: Plan, request: BlockRequest) -> None:
+    def _adopt(self, plan: BatchPlan, request: BlockRequest) -> None:
         plan.decisions[request.node] = None
         for cidr in request.cidrs:
             known = self.ledgers.of(cidr)
@@ -152,11 +152,11 @@ class Allocator:
                 known.taken.add(cidr)
                 self._enter(plan, known, cidr, Entry(request.node))
 
-    def _enter(self, plan: Plan, known: KnownLedger, cidr: Cidr, entry: Entry) -> None:
+    def _enter(self, plan: BatchPlan, known: KnownLedger, cidr: Cidr, entry: Entry) -> None:
         plan.entered.setdefault(entry.node, set()).add(known.name)
         plan.edits.setdefault(known.name, {})[cidr] = entry
 
-    def _release(self, plan: Plan, release: Release, now: float) -> None:
+    def _release(self, plan: BatchPlan, release: Release, now: float) -> None:
         known = self.ledgers.of(release.cidr)
         entry = known.entries.get(release.cidr)
         if known.problem or known.stale or known.foreign_changes != release.foreign_changes:

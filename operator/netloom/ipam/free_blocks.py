@@ -7,7 +7,7 @@ from netloom.cidr import Cidr, Version
 from netloom.ipam.assignments import Assignments
 from netloom.ipam.former import Former
 from netloom.ipam.known_ledgers import KnownLedgers
-from netloom.ipam.plan import Block, BlockRequest, BlockTaken, Chosen, Deferred, Refusal, Want
+from netloom.ipam.plan import Block, BlockRequest, BlockTaken, ChosenBlocks, Deferred, Refusal, Want
 from netloom.ipam.pool import Exhausted, Pool, Usage
 from netloom.ipam.reservations import Reservations
 from netloom.ipam.singles import Singles
@@ -77,7 +77,7 @@ class FreeBlocks:
         blocks += [cidr for cidrs in self._assignments.unrecorded.values() for cidr in cidrs]
         return [usage for pool in pools for usage in pool.usage(blocks, self._reserved_of(pool.version))]
 
-    def choose(self, request: BlockRequest) -> Chosen | Refusal:
+    def choose(self, request: BlockRequest) -> ChosenBlocks | Refusal:
         """Blocks for the node, entered in their ledgers' `taken`; unless `partly`, all that it wants or none."""
         chosen: list[Block] = []
         new: list[Cidr] = []
@@ -98,7 +98,7 @@ class FreeBlocks:
                 new.append(found)
             chosen.append(Block(block.pool, found))
         if chosen and (refusal is None or request.partly):
-            return Chosen(tuple(chosen), refusal)
+            return ChosenBlocks(tuple(chosen), refusal)
         for cidr in new:
             self._ledgers.of(cidr).taken.remove(cidr)
         self.put_back(new)

@@ -11,7 +11,7 @@ from netloom.cidr import Cidr
 from netloom.ipam import ledger
 from netloom.ipam.known_ledgers import KnownLedger
 from netloom.ipam.ledger import Entry, Mark
-from netloom.ipam.plan import Chosen, Grant
+from netloom.ipam.plan import ChosenBlocks, Grant
 
 REQUEST_SECONDS = 10.0
 """Time-out of every request that writes a block to a node."""
@@ -48,7 +48,7 @@ class Marks:
         """The entry with our mark of this batch."""
         return ledger.marked(entry, Mark(self._incarnation, self._sequence))
 
-    def grant(self, node: str, mode: str, chosen: Chosen, now: float) -> Grant:
+    def grant(self, node: str, mode: str, chosen: ChosenBlocks, now: float) -> Grant:
         """Leave to write these blocks to the node, once a commit has put our mark on them; until it is finished."""
         for _, cidr in chosen.blocks:
             self._requests.setdefault((node, cidr), _Requests()).grants += 1

@@ -82,7 +82,7 @@ class Count(NamedTuple):
 Need = Mapping[Version, Count]
 
 
-class Holding(NamedTuple):
+class OwnerHolding(NamedTuple):
     """What an owner has. uid: of the pod that it was given for, "" where that is not known."""
 
     pool: str
@@ -105,7 +105,7 @@ class NodeAllocator:
         self.overlapping: tuple[Cidr, ...] = ()
         """Blocks that were provided inside others, and are left out."""
         self._supply = Supply()
-        self._held: dict[Owner, Holding] = {}
+        self._held: dict[Owner, OwnerHolding] = {}
         self._users: dict[Address, Owner] = {}
         self._waiting: dict[Owner, _Waiter] = {}
         self._shut: set[Cidr] = set()
@@ -209,7 +209,7 @@ class NodeAllocator:
             ready_at = self._ready_at(owner, {each: pools[each] for each in lacking}, now, rest)
             return Shortage(short, frozenset(lacking), ready_at)
         self._waiting.pop(owner, None)
-        self._give(owner, Holding(pool, tuple(found), uid))
+        self._give(owner, OwnerHolding(pool, tuple(found), uid))
         self.on_change()
         return tuple(found)
 
@@ -267,7 +267,7 @@ class NodeAllocator:
             found.append(ready)
         return max(found, default=None) if self._supply.closed.isdisjoint(pools.values()) else None
 
-    def _give(self, owner: Owner, holding: Holding) -> None:
+    def _give(self, owner: Owner, holding: OwnerHolding) -> None:
         self._held[owner] = holding
         for address in holding.addresses:
             self._users[address] = owner
@@ -316,7 +316,7 @@ class NodeAllocator:
             elif user.name != owner.name:
                 others.append(address)
         if mine:
-            held = self._held.get(owner, Holding(pool, ()))
+            held = self._held.get(owner, OwnerHolding(pool, ()))
             self._give(owner, held._replace(addresses=tuple(dict.fromkeys((*held.addresses, *mine)))))
             self.on_change()
         return tuple(others)
@@ -403,11 +403,11 @@ class NodeAllocator:
         """The blocks of which nothing is given."""
         return frozenset(self._shut)
 
-    def held(self) -> Iterator[tuple[Owner, Holding]]:
+    def held(self) -> Iterator[tuple[Owner, OwnerHolding]]:
         """Who has what."""
         return iter(list(self._held.items()))
 
-    def holding(self, owner: Owner) -> Holding | None:
+    def holding(self, owner: Owner) -> OwnerHolding | None:
         """What this one has."""
         return self._held.get(owner)
 
@@ -466,7 +466,7 @@ class NodeAllocator:
             addresses = tuple(map(parse_address, record.addresses))
             if any(self._users.get(each, owner) != owner for each in addresses):
                 return False
-            held = self._held.get(owner, Holding(record.pool, ()))
+            held = self._held.get(owner, OwnerHolding(record.pool, ()))
             both = tuple(dict.fromkeys((*held.addresses, *addresses)))
             self._give(owner, held._replace(addresses=both, uid=record.uid or held.uid))
         elif isinstance(record, Freed):
@@ -484,7 +484,7 @@ class NodeAllocator:
         return True
 
 
-def _gave(owner: Owner, holding: Holding) -> Gave:
+def _gave(owner: Owner, holding: OwnerHolding) -> Gave:
     return Gave(*owner, holding.pool, tuple(map(format_address, holding.addresses)), holding.uid)
 
 

@@ -73,7 +73,7 @@ class Deferred:
 Refusal = Exhausted | BlockTaken | Deferred
 
 
-class Chosen(NamedTuple):
+class ChosenBlocks(NamedTuple):
     """Blocks that can be given to a node; `short`: why they are not all that it wants."""
 
     blocks: tuple[Block, ...]
@@ -102,7 +102,7 @@ Decision = Grant | Refusal | None
 
 
 @dataclass(slots=True)
-class Plan:
+class BatchPlan:
     """One batch: what to commit per ledger, and what holds for each node if that succeeds."""
 
     edits: dict[str, dict[Cidr, Entry | None]] = field(default_factory=dict)

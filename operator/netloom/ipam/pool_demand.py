@@ -66,7 +66,7 @@ _NONE = Count()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Step:
+class DemandStep:
     """What is to be written now. requested: the whole field. surplus: blocks to give back, by the same write. is_due:
     there is something to write. again: seconds until there may be more to do. capped: what it needs of pools from which
     it asks for less, as there is a limit."""
@@ -86,7 +86,9 @@ class Demand:
         self._since: dict[object, float] = {}
         self._seen: set[object] = set()
 
-    def look(self, pools: Iterable[PoolView], said: Iterable[PoolRequest], kept: Collection[Cidr], now: float) -> Step:
+    def look(
+        self, pools: Iterable[PoolView], said: Iterable[PoolRequest], kept: Collection[Cidr], now: float
+    ) -> DemandStep:
         """said: what the object holds now. kept: blocks that stay, used or not. now: of any clock that only goes on."""
         self._seen = set()
         waits: list[float] = []
@@ -115,7 +117,7 @@ class Demand:
         differs = {each.pool: each.needed for each in asked} != {each.pool: each.needed for each in said}
         is_due = bool(surplus) or hurry or (differs and self._stands("write", DEBOUNCE, now, waits))
         self._since = {key: since for key, since in self._since.items() if key in self._seen}
-        return Step(
+        return DemandStep(
             requested=asked,
             surplus=tuple(surplus),
             is_due=is_due and (differs or bool(surplus)),

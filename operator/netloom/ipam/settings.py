@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from netloom.api.core import Node
-from netloom.api.ipam_modes import MODES, Mode, mode_named
+from netloom.api.ipam_modes import MODES, IpamMode, mode_named
 from netloom.api.problem import Problem
 from netloom.api.v1alpha1 import NetloomIPPool, NetworkIPAM, PoolFamily
 from netloom.cidr import WIDTH, Cidr, CidrError, Version
@@ -62,7 +62,7 @@ class Settings:
     default_pool: str = ""
 
     @property
-    def rules(self) -> Mode:
+    def rules(self) -> IpamMode:
         """What the mode does."""
         return mode_named(self.mode)
 

@@ -22,14 +22,14 @@ MOST_BLOCKS = 128
 """The same in blocks: as many of each family as the schema of a NetloomNode takes."""
 
 
-class Asked(NamedTuple):
+class AskedBlocks(NamedTuple):
     """What can be searched for, and the first thing that nothing can be given for."""
 
     wants: tuple[Want, ...]
     problem: Problem | None = None
 
 
-def asked(node: str, ipam: NodeIPAM, settings: Settings) -> Asked:
+def asked(node: str, ipam: NodeIPAM, settings: Settings) -> AskedBlocks:
     """What a node is to get beside what it holds. One that has never asked gets its part of the default pool."""
     wants: list[Want] = []
     problems: list[Problem] = []
@@ -53,7 +53,7 @@ def asked(node: str, ipam: NodeIPAM, settings: Settings) -> Asked:
         else:
             wants += short
         problems += _too_many(node, where, request, lacking)
-    return Asked(tuple(wants), next(iter(problems), None))
+    return AskedBlocks(tuple(wants), next(iter(problems), None))
 
 
 def needed_of(needed: NeededAddresses, family: Family) -> int:

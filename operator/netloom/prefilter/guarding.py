@@ -31,7 +31,7 @@ EVERYBODY = "it drops everybody's packets"
 LINK_LOCAL = Lifeline(Cidr.parse("fe80::/10"), "link-local neighbours, by whom IPv6 finds its ways", inside=True)
 
 
-class Withheld(NamedTuple):
+class WithheldEntry(NamedTuple):
     """An entry that is not active, whose it is (its slot), and why: the end of a sentence."""
 
     record: bytes
@@ -39,16 +39,16 @@ class Withheld(NamedTuple):
     why: str
 
 
-class Guard:
+class LifelineGuard:
     """Of one family. `withheld`: by record, in no order."""
 
     def __init__(self, version: Version) -> None:
-        self.withheld: dict[bytes, Withheld] = {}
+        self.withheld: dict[bytes, WithheldEntry] = {}
         self._version = version
         self._lifelines: dict[Cidr, Lifeline] = {}
         self._given: Sequence[Lifeline] = ()
         self._sorted: list[Cidr] = []
-        self._by_lifeline: dict[Cidr, tuple[Withheld, ...]] = {}
+        self._by_lifeline: dict[Cidr, tuple[WithheldEntry, ...]] = {}
         self._confirmed: frozenset[int] = frozenset()
 
     def look(
@@ -99,23 +99,23 @@ class Guard:
             at += 1
         yield from (each.cidr for each in self._lifelines.values() if each.inside and each.cidr.contains(entry))
 
-    def _asked(self, merged: Merged, lifeline: Lifeline) -> Iterable[Withheld]:
+    def _asked(self, merged: Merged, lifeline: Lifeline) -> Iterable[WithheldEntry]:
         cidr = lifeline.cidr
         for at, found in holding(merged.records, cidr.packed, cidr.length):
             if not self._is_to_be_withheld(value := merged.value_at(at)):
                 break
-            yield Withheld(found, value & SLOT, f"it holds {_named(lifeline)}")
+            yield WithheldEntry(found, value & SLOT, f"it holds {_named(lifeline)}")
         if lifeline.inside:
             behind = cidr.last.to_bytes(WIDTH[cidr.version] // 8, "big") + b"\xff"  # no prefix length is so long
             for at in range(bisect_left(merged.records, record(cidr)), bisect_left(merged.records, behind)):
                 if self._is_to_be_withheld(value := merged.value_at(at)):
-                    yield Withheld(merged.records[at], value & SLOT, f"it is of {_named(lifeline)}")
+                    yield WithheldEntry(merged.records[at], value & SLOT, f"it is of {_named(lifeline)}")
 
-    def _everybody(self, merged: Merged) -> Iterable[Withheld]:
+    def _everybody(self, merged: Merged) -> Iterable[WithheldEntry]:
         found = record(Cidr(self._version, 0, 0))
         value = merged.value(found)
         if value is not None and self._is_to_be_withheld(value):
-            yield Withheld(found, value & SLOT, EVERYBODY)
+            yield WithheldEntry(found, value & SLOT, EVERYBODY)
 
     def _is_to_be_withheld(self, value: int) -> bool:
         return not value & ALLOW and value & SLOT not in self._confirmed

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from netloom.cidr import VERSIONS, Address, Version
-from netloom.prefilter.guarding import Guard, Lifeline, Withheld
+from netloom.prefilter.guarding import Lifeline, LifelineGuard, WithheldEntry
 from netloom.prefilter.lists import ParsedList
 from netloom.prefilter.lookup import holding
 from netloom.prefilter.merging import Merger, Source
@@ -28,7 +28,7 @@ class Share:
     """What is one prefilter's. entries: by family, that are active. contradictions: as sentences."""
 
     entries: Mapping[Version, int]
-    withheld: tuple[Withheld, ...] = ()
+    withheld: tuple[WithheldEntry, ...] = ()
     contradictions: tuple[str, ...] = ()
 
 
@@ -39,7 +39,7 @@ class NodeRules:
         self.rules = Rules()
         self.shares: Mapping[str, Share] = {}
         self._merger = Merger()
-        self._guards = {version: Guard(version) for version in VERSIONS}
+        self._guards = {version: LifelineGuard(version) for version in VERSIONS}
         self._withheld: dict[Version, frozenset[bytes]] = {4: frozenset(), 6: frozenset()}
 
     def update(self, filters: Sequence[Filter], lifelines: Sequence[Lifeline]) -> None:

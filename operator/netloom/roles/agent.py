@@ -431,7 +431,7 @@ async def remove_leftovers(options: AgentOptions, features: Sequence[type[NodeFe
     return tuple(failed)
 
 
-class Plan(NamedTuple):
+class NodePlan(NamedTuple):
     """What would be changed, and sentences: about what could not be read, what would be left out, and what cleanup
     leaves."""
 
@@ -441,7 +441,7 @@ class Plan(NamedTuple):
     left: tuple[str, ...] = ()
 
 
-async def plan(options: AgentOptions, features: Sequence[type[NodeFeature]] = FEATURES) -> Plan:
+async def plan(options: AgentOptions, features: Sequence[type[NodeFeature]] = FEATURES) -> NodePlan:
     """What an agent with these options would change in the kernel. Writes nothing. Raises UserError."""
     wanted = chosen(features, options.features)
     _check_run_dir(options.run_dir)
@@ -470,7 +470,7 @@ async def cleanup(
     socket: Path | None = None,
     cni: CniOptions | None = None,
     forget: bool = False,
-) -> Plan:
+) -> NodePlan:
     """Remove all that agents made on this machine; what was removed. Raises UserError, naming what would not go.
 
     dry_run: what would be removed; as with `plan`, nothing is written, and no capability is needed.
@@ -506,7 +506,7 @@ async def cleanup(
     (run_dir / RECORD).unlink(missing_ok=True)
     if forget:
         leftovers.forget(run_dir, state_dir, cni.deletions)
-    return Plan(removed, left=tuple(left))
+    return NodePlan(removed, left=tuple(left))
 
 
 def _check_run_dir(run_dir: Path) -> None:
@@ -518,7 +518,7 @@ async def _of_each(
     features: Sequence[NodeFeature],
     planned: Callable[[NodeFeature], Awaitable[list[PlannedChange]]],
     beside: Sequence[NodeFeature] = (),
-) -> Plan:
+) -> NodePlan:
     """What can be read of one is worth having without the others. Raises UserError where that is nothing at all of
     those that were asked for. beside: those that were not."""
     changes: list[PlannedChange] = []
@@ -534,4 +534,4 @@ async def _of_each(
             if not asked:
                 raise
     left_out = [f"{each.text}: {each.why}" for each in changes if each.left_out]
-    return Plan([each for each in changes if not each.left_out], tuple(unread), tuple(left_out))
+    return NodePlan([each for each in changes if not each.left_out], tuple(unread), tuple(left_out))

@@ -13,7 +13,7 @@ from netloom.runtime.directory import DirectorySource
 from netloom.runtime.errors import ApiError, ConfigError, Forbidden, NotFound
 from netloom.runtime.manager import Manager, Run
 from netloom.runtime.store import Store
-from netloom.runtime.watch import ListWatch, Timing
+from netloom.runtime.watch import ListWatch, WatchTiming
 
 T = TypeVar("T", bound=Object)
 
@@ -30,7 +30,7 @@ class Sources:
         directory: Path | None = None,
         *,
         trims: Mapping[str, Callable[[Any], Any]] | None = None,
-        timing: Timing | None = None,
+        timing: WatchTiming | None = None,
     ) -> None:
         """`trims`: by kind, what is kept of an object. `timing`: of the watches."""
         self._api = api

@@ -47,7 +47,7 @@ from netloom.guard.cluster_state import (
     trim_workload,
 )
 from netloom.guard.decide import decide
-from netloom.guard.verdict import Verdict
+from netloom.guard.verdict import Ruling
 from netloom.runtime import health
 from netloom.runtime.client import Api
 from netloom.runtime.errors import ApiError, ConfigError
@@ -167,7 +167,7 @@ class Guard:
             self._follow(DEPLOYMENTS, told, ListWatch, changed=_template_changed, trim=trim_workload, **operator)
         self._record(events)
 
-    def decide(self, request: AdmissionRequest) -> Verdict:
+    def decide(self, request: AdmissionRequest) -> Ruling:
         return decide(request, self.live)
 
     @asynccontextmanager

@@ -21,7 +21,7 @@ from yarl import URL
 from netloom.api.meta import Object, Resource
 from netloom.runtime import connection, credentials, errors, tls
 from netloom.runtime.clock import ServerClock
-from netloom.runtime.connection import Connections, Pools
+from netloom.runtime.connection import ApiPools, Connections
 from netloom.runtime.credentials import Credentials
 from netloom.runtime.errors import ApiError, ConfigError, Gone, Unauthorized, Unavailable
 from netloom.runtime.http import aiohttp
@@ -267,7 +267,7 @@ class Api(AbstractAsyncContextManager["Api", None]):
         """Whether what TLS failed by has been replaced on disk, and is taken over now."""
         return bool(tls.fault(endpoint, error)) and await self._auth.look_again(endpoint)
 
-    def _unanswered(self, where: str, error: BaseException, pools: Pools, limit: float | None = None) -> Unavailable:
+    def _unanswered(self, where: str, error: BaseException, pools: ApiPools, limit: float | None = None) -> Unavailable:
         failure = pools.unanswered(where, error, limit)
         failure.message += self._aside(error, pools.endpoint)
         return failure
@@ -276,7 +276,7 @@ class Api(AbstractAsyncContextManager["Api", None]):
         """What else is to be known of a failure: that newer certificates are not used, or that ours is out of date."""
         return self._auth.unused if tls.fault(endpoint, error) else tls.ended(endpoint)
 
-    def _refusal(self, response: aiohttp.ClientResponse, content: bytes, where: str, pools: Pools) -> ApiError:
+    def _refusal(self, response: aiohttp.ClientResponse, content: bytes, where: str, pools: ApiPools) -> ApiError:
         phrase, retry_after, now = response.reason or "", response.headers.get("Retry-After"), self.clock.now()
         refusal = errors.from_answer(response.status, phrase, content, retry_after, where, now=now, via=pools.via)
         if isinstance(refusal, Unauthorized):

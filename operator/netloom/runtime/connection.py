@@ -44,23 +44,23 @@ class Connections:
         self._limit = limit
         self._headers = {"User-Agent": user_agent, "Accept": "application/json"}
         self._closing: set[asyncio.Task[None]] = set()
-        self.present = Pools(auth.endpoint, limit, self._headers)
+        self.present = ApiPools(auth.endpoint, limit, self._headers)
         """What new requests go by; `use` it for what takes time."""
         auth.on_change = self._replace
 
     def _replace(self, endpoint: ApiEndpoint) -> None:
-        old, self.present = self.present, Pools(endpoint, self._limit, self._headers)
+        old, self.present = self.present, ApiPools(endpoint, self._limit, self._headers)
         old.retire(elsewhere=endpoint.host != old.endpoint.host)
         self._close_if_idle(old)
 
-    def _close_if_idle(self, pools: "Pools") -> None:
+    def _close_if_idle(self, pools: "ApiPools") -> None:
         if pools.retired and not pools.users:
             task = asyncio.create_task(pools.close(), name="close old connections")
             self._closing.add(task)
             task.add_done_callback(self._closing.discard)
 
     @contextmanager
-    def use(self) -> Iterator["Pools"]:
+    def use(self) -> Iterator["ApiPools"]:
         """The present pools, which stay open while the context lasts."""
         pools = self.present
         pools.users += 1
@@ -78,7 +78,7 @@ class Connections:
             await asyncio.wait(self._closing)
 
 
-class Pools:
+class ApiPools:
     """Connections of ordinary requests, up to `limit`, and of watches. `options` are to be given with every request."""
 
     def __init__(self, endpoint: ApiEndpoint, limit: int, headers: dict[str, str]) -> None:

@@ -20,7 +20,7 @@ log = structlog.get_logger(__name__)
 Check = Callable[[], str]
 
 
-class Health:
+class HealthChecks:
     """Named checks. A check is cheap, does not wait, and returns what is wrong, or ""."""
 
     def __init__(self) -> None:
@@ -63,7 +63,7 @@ def parse_address(text: str, option: str = "--http-address") -> tuple[str, int]:
 
 @asynccontextmanager
 async def serve(
-    health: Health,
+    health: HealthChecks,
     host: str = "127.0.0.1",
     port: int = 0,
     registry: CollectorRegistry = metrics.REGISTRY,

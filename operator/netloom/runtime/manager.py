@@ -21,7 +21,7 @@ from netloom.api.errors import UserError, in_words, sentences
 from netloom.runtime import metrics
 from netloom.runtime.backoff import Backoff
 from netloom.runtime.cancellation import only_if_asked
-from netloom.runtime.health import Health
+from netloom.runtime.health import HealthChecks
 
 log = structlog.get_logger(__name__)
 
@@ -42,7 +42,7 @@ class Manager:
 
     def __init__(
         self,
-        health: Health | None = None,
+        health: HealthChecks | None = None,
         *,
         drain: float = 0.0,
         grace: float = GRACE_SECONDS,
@@ -52,7 +52,7 @@ class Manager:
         exit: Callable[[int], None] = os._exit,
     ) -> None:
         """`on_crash` is called when `crashes` has changed."""
-        self.health = health or Health()
+        self.health = health or HealthChecks()
         self._on_crash = on_crash
         self._crashes: dict[str, str] = {}
         self._drain = drain

@@ -14,7 +14,7 @@ from netloom.api.meta import Object, ObjectMeta
 from netloom.runtime.cancellation import end, only_if_asked
 from netloom.runtime.client import Api
 from netloom.runtime.store import Store
-from netloom.runtime.watch import ListWatch, Timing
+from netloom.runtime.watch import ListWatch, WatchTiming
 
 log = structlog.get_logger(__name__)
 
@@ -27,7 +27,7 @@ class OptionalWatch(Generic[T]):
     A component of a role: `run` it; `fault` says what is wrong. `options` are those of `ListWatch`.
     """
 
-    def __init__(self, api: Api, store: Store[T], *, timing: Timing | None = None, **options: Any) -> None:
+    def __init__(self, api: Api, store: Store[T], *, timing: WatchTiming | None = None, **options: Any) -> None:
         self._api = api
         self._store = store
         self._options = {**options, "timing": timing}

@@ -38,7 +38,7 @@ LARGE_EVENT = 128 << 10
 as what came at once, up to half a MiB. An agent that follows 25 block lists has 12 MiB less so."""
 
 
-class Timing(msgspec.Struct, frozen=True):
+class WatchTiming(msgspec.Struct, frozen=True):
     """Delays in seconds. The defaults are for production and roles of few replicas; tests shorten them."""
 
     inactivity: float = 150.0
@@ -60,7 +60,7 @@ class Timing(msgspec.Struct, frozen=True):
     """A stream that was cut counts as an outage only if the last list is this old."""
 
 
-EVERY_NODE = Timing(cap=30.0, verify=(0.018, 90.0), relist=600.0)
+EVERY_NODE = WatchTiming(cap=30.0, verify=(0.018, 90.0), relist=600.0)
 """For the role that runs on every node: 5,000 of them must not come back in one second, nor list in one, nor list for
 each connection that a load balancer cuts."""
 
@@ -83,7 +83,7 @@ class ListWatch(Generic[T]):
         label_selector: str = "",
         changed: Callable[[T, T], bool] | None = None,
         trim: Callable[[T], T] | None = None,
-        timing: Timing | None = None,
+        timing: WatchTiming | None = None,
         event_limit: int = stream.EVENT_LIMIT,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
@@ -97,7 +97,7 @@ class ListWatch(Generic[T]):
         }
         self._changed = changed
         self._trim = trim
-        self._timing = timing or Timing()
+        self._timing = timing or WatchTiming()
         self._event_limit = event_limit
         self._sleep = sleep
         self._backoff = Backoff(self._timing.base, self._timing.cap)

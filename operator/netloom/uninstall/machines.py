@@ -28,7 +28,7 @@ class MachineStatus(Struct, frozen=True):
     conditions: tuple[Heard, ...] = ()
 
 
-class Machine(Struct, frozen=True):
+class MachineNode(Struct, frozen=True):
     """core/v1 Node."""
 
     metadata: ObjectMeta = ObjectMeta()
@@ -42,7 +42,7 @@ class Machine(Struct, frozen=True):
         return not any(each.type == "Ready" and each.status in ("True", "False") for each in self.status.conditions)
 
 
-MACHINES = Resource("", "v1", "nodes", Machine)
+MACHINES = Resource("", "v1", "nodes", MachineNode)
 
 
 @dataclass(slots=True)
@@ -55,7 +55,7 @@ class Progress:
     silent: list[str] = field(default_factory=list)
 
 
-def wanted(machines: Iterable[Machine], chosen: Mapping[str, str], known: Collection[str]) -> list[Machine]:
+def wanted(machines: Iterable[MachineNode], chosen: Mapping[str, str], known: Collection[str]) -> list[MachineNode]:
     """Those on which agents may have been: the DaemonSet chooses them, or there is something of theirs."""
     return [
         each
@@ -66,7 +66,9 @@ def wanted(machines: Iterable[Machine], chosen: Mapping[str, str], known: Collec
     ]
 
 
-def look(machines: Iterable[Machine], agents: Collection[str], pods: Iterable[PodState]) -> tuple[Progress, list[str]]:
+def look(
+    machines: Iterable[MachineNode], agents: Collection[str], pods: Iterable[PodState]
+) -> tuple[Progress, list[str]]:
     """How far all are, and the machines that are to get a cleaner now. agents: where agents still are."""
     by_name = {each.metadata.name: each for each in pods}
     progress, ready = Progress(), []

@@ -16,7 +16,7 @@ from netloom.uninstall import cleaner as cleaners
 from netloom.uninstall.cleaner import PARKED, SELECTORS, Cleaner, by_hand
 from netloom.uninstall.deleting import delete, until
 from netloom.uninstall.installation import AGENT, NETWORK_KINDS, Thing, agents
-from netloom.uninstall.machines import MACHINES, Machine, Progress, look, wanted
+from netloom.uninstall.machines import MACHINES, MachineNode, Progress, look, wanted
 
 PAUSE_SECONDS = 0.5
 _MERGE = PATCH_TYPES["merge"]
@@ -96,7 +96,7 @@ class NodesCleaning:
             raise UserError(self._not_clean(progress, seconds))
         return progress
 
-    async def _machines(self) -> list[Machine]:
+    async def _machines(self) -> list[MachineNode]:
         """Those to be cleaned. What agents wrote shows where they were, whatever the DaemonSet says now."""
         known = {pod.spec.node_name for pod in await self._pods_of_agents()}
         for kind in NETWORK_KINDS:
@@ -113,7 +113,7 @@ class NodesCleaning:
     async def _pods_of_agents(self) -> list[Pod]:
         return (await self._api.list(PODS, namespace=self._namespace, label_selector=SELECTORS[AGENT])).objects
 
-    async def _step(self, machines: list[Machine], before: Progress) -> Progress:
+    async def _step(self, machines: list[MachineNode], before: Progress) -> Progress:
         names = {each.metadata.name for each in machines}
         present = [each for each in (await self._api.list(MACHINES)).objects if each.metadata.name in names]
         there = {pod.spec.node_name for pod in await self._pods_of_agents()}

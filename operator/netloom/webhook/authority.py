@@ -22,7 +22,7 @@ from netloom.runtime.backoff import Backoff
 from netloom.runtime.client import Api
 from netloom.runtime.errors import AlreadyExists, ApiError, Conflict
 from netloom.runtime.store import Store
-from netloom.runtime.watch import ListWatch, Timing
+from netloom.runtime.watch import ListWatch, WatchTiming
 from netloom.webhook import certificates, metrics
 from netloom.webhook.certificates import CA, ServingCertificate
 from netloom.webhook.configuration import WebhookConfiguration, wait
@@ -43,7 +43,7 @@ class AuthorityTiming(msgspec.Struct, frozen=True):
     base: float = 0.25
     cap: float = 30.0
     """Of the delay after an attempt that failed."""
-    watch: Timing = Timing()
+    watch: WatchTiming = WatchTiming()
 
 
 class Authority:

@@ -23,8 +23,7 @@ from netloom.api.admissionregistration import (
 )
 from netloom.runtime.client import Api
 from netloom.runtime.store import Store
-from netloom.runtime.watch import ListWatch
-from netloom.runtime.watch import Timing as WatchTiming
+from netloom.runtime.watch import ListWatch, WatchTiming
 from netloom.webhook import certificates, metrics, tls
 
 log = structlog.get_logger(__name__)

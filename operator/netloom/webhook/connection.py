@@ -60,13 +60,15 @@ class ServerLimits(msgspec.Struct, frozen=True):
     idle: float = 120.0
 
 
-class Connection(web.RequestHandler):
+class ServerConnection(web.RequestHandler):
     """One connection: a handshake (a task), then rest and work by turns.
 
     at_once: answers a review, without waiting for anything.
     """
 
-    def __init__(self, server: web.Server, connections: "Connections", limits: ServerLimits, at_once: AtOnce) -> None:
+    def __init__(
+        self, server: web.Server, connections: "ServerConnections", limits: ServerLimits, at_once: AtOnce
+    ) -> None:
         super().__init__(
             server,
             loop=asyncio.get_running_loop(),
@@ -209,17 +211,17 @@ class Connection(web.RequestHandler):
         return said(status, message or "the guard failed over this request; its log says why", close=True)
 
 
-class Connections:
+class ServerConnections:
     """All that are open, in the order in which they came into their present states."""
 
     def __init__(self, limits: ServerLimits) -> None:
         self._most = min(limits.connections, max(1, resource.getrlimit(resource.RLIMIT_NOFILE)[0] - RESERVED_FILES))
-        self._open: dict[Connection, None] = {}
+        self._open: dict[ServerConnection, None] = {}
 
     def __contains__(self, connection: object) -> bool:
         return connection in self._open
 
-    def add(self, connection: Connection) -> None:
+    def add(self, connection: ServerConnection) -> None:
         """One more; where that is one too many, the one that has been in its state longest is ended."""
         while len(self._open) >= self._most:
             metrics.ERRORS.labels("crowd").inc()
@@ -227,12 +229,12 @@ class Connections:
         self._open[connection] = None
         metrics.CONNECTIONS.set(len(self._open))
 
-    def renew(self, connection: Connection) -> None:
+    def renew(self, connection: ServerConnection) -> None:
         if connection in self._open:
             del self._open[connection]
             self._open[connection] = None
 
-    def remove(self, connection: Connection) -> None:
+    def remove(self, connection: ServerConnection) -> None:
         self._open.pop(connection, None)
         metrics.CONNECTIONS.set(len(self._open))
 

@@ -10,7 +10,7 @@ from netloom.api.admission import (
     AdmissionReview,
     AdmissionStatus,
 )
-from netloom.guard.verdict import Verdict
+from netloom.guard.verdict import Ruling
 
 WARNING_RUNES = 256
 """At so many characters the API server cuts a warning (apiserver/pkg/endpoints/filters/warning.go) ..."""
@@ -48,7 +48,7 @@ def decode(body: bytes) -> AdmissionRequest:
     return review.request
 
 
-def answer(request: AdmissionRequest, verdict: Verdict) -> bytes:
+def answer(request: AdmissionRequest, verdict: Ruling) -> bytes:
     """The AdmissionReview that says the verdict."""
     status: AdmissionStatus | None = None
     if verdict.refusals:

@@ -11,8 +11,8 @@ API servers (`netloom.webhook.connection`):
   costs it nothing. Hence the accept loop: `loop.create_server` shows a connection only after its handshake.
 - **Noise is no news.** Port scanners and half-open handshakes leave no traceback in the log.
 
-All else (parsing, keep-alive, pipelining, flow control) is aiohttp's low-level server. `Connection` overrides only the
-methods of asyncio's protocol and the public `handle_error` and `finish_response` of `aiohttp.web.RequestHandler`.
+All else (parsing, keep-alive, pipelining, flow control) is aiohttp's low-level server. `ServerConnection` overrides only
+the methods of asyncio's protocol and the public `handle_error` and `finish_response` of `aiohttp.web.RequestHandler`.
 
 `idle` is more than the 90 s after which the API server's own transport (Go's, as client-go sets it up) lets a
 connection go: if this side were the first, it would now and then close one on which a POST is just being sent, and
@@ -30,16 +30,16 @@ from contextlib import asynccontextmanager
 import structlog
 
 from netloom.api.admission import AdmissionRequest
-from netloom.guard.verdict import Verdict
+from netloom.guard.verdict import Ruling
 from netloom.runtime.errors import ConfigError
 from netloom.runtime.http import web
 from netloom.webhook import metrics, review
-from netloom.webhook.connection import Connection, Connections, ServerLimits, said
+from netloom.webhook.connection import ServerConnection, ServerConnections, ServerLimits, said
 from netloom.webhook.names import PATH
 
 log = structlog.get_logger(__name__)
 
-Decide = Callable[[AdmissionRequest], Verdict]
+Decide = Callable[[AdmissionRequest], Ruling]
 
 BACKLOG = 1024
 SHUTDOWN_SECONDS = 2.0
@@ -110,7 +110,7 @@ async def _accept(
     listener: socket.socket, tls: ssl.SSLContext, server: web.Server, handler: "_Handler", limits: ServerLimits
 ) -> None:
     loop = asyncio.get_running_loop()
-    connections = Connections(limits)
+    connections = ServerConnections(limits)
     async with asyncio.TaskGroup() as handshakes:
         while True:
             try:
@@ -121,7 +121,7 @@ async def _accept(
                 await asyncio.sleep(0.1)
                 continue
             sock.setblocking(False)
-            connection = Connection(server, connections, limits, handler.at_once)
+            connection = ServerConnection(server, connections, limits, handler.at_once)
             connection.handshake = handshakes.create_task(connection.shake_hands(sock, tls), name="handshake")
             connections.add(connection)
 
@@ -147,7 +147,7 @@ class _Handler:
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         connection = request.protocol
-        assert isinstance(connection, Connection)
+        assert isinstance(connection, ServerConnection)
         connection.work()  # a second request that came with the first one's bytes
         metrics.IRREGULAR.inc()
         response = await self._respond(request)

@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from netloom.api.core import Namespace, Pod
-from netloom.api.pool_choice import Chosen, PoolChoice, choose, named, names_all
+from netloom.api.pool_choice import ChosenPool, PoolChoice, choose, named, names_all
 from netloom.api.problem import Problem
 from netloom.api.v1alpha1 import MultiPool, NetloomIPPool
 
@@ -42,24 +42,24 @@ PROD = {"matchLabels": {"stage": "prod"}}
 @pytest.mark.parametrize(
     ("of_pod", "of_namespace", "found"),
     [
-        ({}, {}, Chosen(4, "default", "default")),
-        ({OWN: "blue"}, {}, Chosen(4, "blue", "pod", OWN)),
-        ({CILIUM: "blue"}, {}, Chosen(4, "blue", "pod", CILIUM)),
-        ({OWN: "blue", CILIUM: "green"}, {}, Chosen(4, "blue", "pod", OWN)),
-        ({"netloom.dev/ipv4-pool": "green", OWN: "blue"}, {}, Chosen(4, "green", "pod", "netloom.dev/ipv4-pool")),
+        ({}, {}, ChosenPool(4, "default", "default")),
+        ({OWN: "blue"}, {}, ChosenPool(4, "blue", "pod", OWN)),
+        ({CILIUM: "blue"}, {}, ChosenPool(4, "blue", "pod", CILIUM)),
+        ({OWN: "blue", CILIUM: "green"}, {}, ChosenPool(4, "blue", "pod", OWN)),
+        ({"netloom.dev/ipv4-pool": "green", OWN: "blue"}, {}, ChosenPool(4, "green", "pod", "netloom.dev/ipv4-pool")),
         (
             {"ipam.cilium.io/ipv4-pool": "green", CILIUM: "blue"},
             {},
-            Chosen(4, "green", "pod", "ipam.cilium.io/ipv4-pool"),
+            ChosenPool(4, "green", "pod", "ipam.cilium.io/ipv4-pool"),
         ),
-        ({"netloom.dev/ipv6-pool": "green"}, {}, Chosen(4, "default", "default")),
-        ({OWN: ""}, {OWN: "blue"}, Chosen(4, "blue", "namespace", OWN)),
-        ({OWN: "green"}, {OWN: "blue"}, Chosen(4, "green", "pod", OWN)),
-        ({CILIUM: "green"}, {OWN: "blue"}, Chosen(4, "green", "pod", CILIUM)),
+        ({"netloom.dev/ipv6-pool": "green"}, {}, ChosenPool(4, "default", "default")),
+        ({OWN: ""}, {OWN: "blue"}, ChosenPool(4, "blue", "namespace", OWN)),
+        ({OWN: "green"}, {OWN: "blue"}, ChosenPool(4, "green", "pod", OWN)),
+        ({CILIUM: "green"}, {OWN: "blue"}, ChosenPool(4, "green", "pod", CILIUM)),
     ],
 )
 def test_an_annotation_of_the_pod_counts_before_its_namespaces(
-    of_pod: dict[str, str], of_namespace: dict[str, str], found: Chosen
+    of_pod: dict[str, str], of_namespace: dict[str, str], found: ChosenPool
 ) -> None:
     assert choose(pod(**of_pod), namespace(**of_namespace), THREE, RULES) == PoolChoice((found,))
 
@@ -83,31 +83,33 @@ def test_an_annotation_of_the_pod_counts_before_its_namespaces(
 def test_of_several_pools_that_choose_the_pod_the_first_by_name_is_its(specs: dict[str, Any], found: str) -> None:
     chosen = choose(pod({"app": "web"}), namespace({"stage": "prod"}), pools(default=V4, **specs), RULES)
     rule = "default" if found == "default" else "selector"
-    assert chosen == PoolChoice((Chosen(4, found, rule),))  # type: ignore[arg-type]
+    assert chosen == PoolChoice((ChosenPool(4, found, rule),))  # type: ignore[arg-type]
     by_annotation = choose(pod({"app": "web"}, **{OWN: "default"}), None, pools(default=V4, **specs), RULES)
-    assert by_annotation == PoolChoice((Chosen(4, "default", "pod", OWN),)), "an annotation counts before selectors"
+    assert by_annotation == PoolChoice((ChosenPool(4, "default", "pod", OWN),)), "an annotation counts before selectors"
 
 
 def test_each_family_may_come_of_a_pool_of_its_own() -> None:
     known = pools(default=BOTH, blue=V4, green=V6)
     annotations = {OWN: "blue", "netloom.dev/ipv6-pool": "green"}
     found = choose(pod(**annotations), None, known, RULES)
-    assert found == PoolChoice((Chosen(4, "blue", "pod", OWN), Chosen(6, "green", "pod", "netloom.dev/ipv6-pool")))
+    assert found == PoolChoice(
+        (ChosenPool(4, "blue", "pod", OWN), ChosenPool(6, "green", "pod", "netloom.dev/ipv6-pool"))
+    )
     assert isinstance(found, PoolChoice)
     assert found.pools == {"blue": {4}, "green": {6}}
     selected = pools(default=BOTH, blue=V4 | {"podSelector": {}}, green=V6 | {"podSelector": {}})
     assert choose(pod(), namespace(), selected, RULES) == PoolChoice(
-        (Chosen(4, "blue", "selector"), Chosen(6, "green", "selector"))
+        (ChosenPool(4, "blue", "selector"), ChosenPool(6, "green", "selector"))
     )
 
 
 def test_a_pod_gets_the_families_of_the_default_pool_or_else_those_of_its_own() -> None:
     known = pools(default=V4, blue=BOTH)
-    assert choose(pod(**{OWN: "blue"}), None, known, RULES) == PoolChoice((Chosen(4, "blue", "pod", OWN),))
+    assert choose(pod(**{OWN: "blue"}), None, known, RULES) == PoolChoice((ChosenPool(4, "blue", "pod", OWN),))
     del known["default"]
-    both = PoolChoice((Chosen(4, "blue", "pod", OWN), Chosen(6, "blue", "pod", OWN)))
+    both = PoolChoice((ChosenPool(4, "blue", "pod", OWN), ChosenPool(6, "blue", "pod", OWN)))
     assert choose(pod(**{OWN: "blue"}), None, known, RULES) == both
-    assert choose(pod(**{OWN: "six"}), None, pools(six=V6), RULES) == PoolChoice((Chosen(6, "six", "pod", OWN),))
+    assert choose(pod(**{OWN: "six"}), None, pools(six=V6), RULES) == PoolChoice((ChosenPool(6, "six", "pod", OWN),))
 
 
 @pytest.mark.parametrize(
@@ -189,9 +191,9 @@ def test_a_pool_that_is_being_deleted_gives_nothing() -> None:
 
 
 def test_an_owner_that_is_no_pod_may_name_a_pool() -> None:
-    assert named("router", "blue", THREE, RULES) == PoolChoice((Chosen(4, "blue", "asked"),))
+    assert named("router", "blue", THREE, RULES) == PoolChoice((ChosenPool(4, "blue", "asked"),))
     assert named("router", "", THREE, MultiPool(require_pool_match=True)) == PoolChoice(
-        (Chosen(4, "default", "default"),)
+        (ChosenPool(4, "default", "default"),)
     )
     found = named("router", "red", THREE, RULES)
     assert isinstance(found, Problem)
@@ -206,10 +208,10 @@ def test_the_namespace_is_read_only_for_pods_that_do_not_name_all_pools_themselv
 
 
 def test_without_a_default_pool_a_family_that_nothing_names_is_left_out() -> None:
-    one = PoolChoice((Chosen(4, "blue", "pod", "netloom.dev/ipv4-pool"),))
+    one = PoolChoice((ChosenPool(4, "blue", "pod", "netloom.dev/ipv4-pool"),))
     assert choose(pod(**{"netloom.dev/ipv4-pool": "blue"}), namespace(), pools(blue=V4), RULES) == one
     selected = pools(blue=V4 | {"podSelector": {}})
-    assert choose(pod(), namespace(), selected, RULES) == PoolChoice((Chosen(4, "blue", "selector"),))
+    assert choose(pod(), namespace(), selected, RULES) == PoolChoice((ChosenPool(4, "blue", "selector"),))
     both = {"netloom.dev/ipv4-pool": "blue", "netloom.dev/ipv6-pool": "default"}
     assert isinstance(choose(pod(**both), namespace(), pools(blue=V4), RULES), Problem), "it is named"
     assert isinstance(choose(pod(), namespace(), pools(blue=V4), RULES), Problem)

@@ -21,7 +21,7 @@ from netloom.api.v1alpha1 import (
     NodeIPAM,
     PoolAddress,
 )
-from netloom.api.verdict import EXAMPLE_LIMIT, Known, Sign, Trouble, Unseen, Verdict, judge
+from netloom.api.verdict import EXAMPLE_LIMIT, ClusterFacts, ObjectProblem, Sign, Unseen, Verdict, judge
 
 EARLIER, THEN, NOW = "2026-01-01T10:00:00Z", "2026-01-01T11:00:00Z", "2026-01-01T12:00:00Z"
 
@@ -70,7 +70,7 @@ def verdict(
     known.setdefault("network", network())
     known.setdefault("operator", LEADER)
     return judge(
-        Known(
+        ClusterFacts(
             **{
                 "nodes": [node(name) for name in nodes],
                 "netloom_nodes": [obj(name) for name in nodes] if objects is None else objects,
@@ -105,11 +105,11 @@ WITHIN_MOMENTS = (
 def test_a_newcomer_to_which_nobody_could_send_is_not_promised_addresses(address: str, reason: str, why: str) -> None:
     addresses = (NodeAddress(type="InternalIP", address=address),) if address else ()
     odd = Node(metadata=ObjectMeta(name="a"), status=NodeStatus(addresses=addresses))
-    found = judge(Known(nodes=[odd], netloom_nodes=[], network=network(), agents={}, operator=LEADER))
+    found = judge(ClusterFacts(nodes=[odd], netloom_nodes=[], network=network(), agents={}, operator=LEADER))
     assert [group.reason for group in found.problems] == [reason]
     assert said(found)[0].startswith(f"Node a: has no NetloomNode, and so no pod CIDRs: {why}")
     if address != "172.16.0.1":
-        alone = judge(Known(nodes=[odd], netloom_nodes=[], network=network(), agents={}, operator=None))
+        alone = judge(ClusterFacts(nodes=[odd], netloom_nodes=[], network=network(), agents={}, operator=None))
         assert [group.reason for group in alone.problems] == ["OperatorUnknown", reason], "also of one unseen"
 
 
@@ -285,7 +285,7 @@ def test_a_node_without_addresses_from_outside() -> None:
     outside = msgspec.structs.replace(network(), spec=NetworkSpec(ipam=NetworkIPAM(mode="crd")))
     bare, served = obj("a", cidrs=()), msgspec.structs.replace(obj("b"), spec=NetloomNodeSpec(ipam=SINGLE))
     found = judge(
-        Known(
+        ClusterFacts(
             nodes=[node("a"), node("b")],
             netloom_nodes=[bare, served],
             network=outside,
@@ -343,7 +343,7 @@ def test_conditions_of_the_network() -> None:
 )
 def test_what_could_not_be_looked_at_is_said_and_is_not_fine(known: dict[str, Any], what: str, ready: int) -> None:
     found = judge(
-        Known(
+        ClusterFacts(
             **{
                 "nodes": [node("a")],
                 "netloom_nodes": [obj("a")],
@@ -368,7 +368,7 @@ def test_nodes_that_are_none_of_netlooms_are_left_out() -> None:
     nodes = [node("a"), node("b", ignore="me"), node("c", ignore="me")]
     found = verdict(nodes=[], objects=[obj("a"), obj("c")], agents={"a": ALIVE})
     assert len(found.nodes) == 2
-    known = Known(
+    known = ClusterFacts(
         nodes=nodes,
         netloom_nodes=[obj("a"), obj("c")],
         agents={"a": ALIVE},
@@ -382,7 +382,7 @@ def test_nodes_that_are_none_of_netlooms_are_left_out() -> None:
 
 
 def test_further_troubles_count() -> None:
-    found = verdict(more=[Trouble("Agent", "here", "NotInSync", "agent here: not in sync")])
+    found = verdict(more=[ObjectProblem("Agent", "here", "NotInSync", "agent here: not in sync")])
     assert not found.healthy
     assert said(found) == ["agent here: not in sync"]
 

@@ -19,7 +19,7 @@ from netloom.api.v1alpha1 import (
     PrefilterStatus,
 )
 from netloom.cidr import parse_address
-from netloom.cli.prefilter_report import Answer, shown, table, told, verdicts
+from netloom.cli.prefilter_report import AddressAnswer, shown, table, told, verdicts
 from netloom.prefilter.lists import parse_list
 
 EDGE = LabelSelector(match_labels={"edge": "true"})
@@ -59,7 +59,7 @@ NETLOOM_NODES = [
 
 def said(address: str) -> list[str]:
     found = tuple(verdicts(parse_address(address), PREFILTERS, NODES, NETLOOM_NODES, LISTS))
-    return list(told(Answer(address=address, verdicts=found)))
+    return list(told(AddressAnswer(address=address, verdicts=found)))
 
 
 def test_the_entry_that_decides_is_named_with_its_list_and_nodes() -> None:

@@ -6,17 +6,17 @@ from typing import Any
 import msgspec
 import pytest
 
-from netloom.cli.signs import Lease, sign_of
+from netloom.cli.signs import DatedLease, sign_of
 
 NOW = dt.datetime(2026, 1, 1, 12, 0, 0, tzinfo=dt.UTC)
 RENEWED = {"f:spec": {"f:renewTime": {}, "f:holderIdentity": {}}}
 
 
-def lease(*managed: tuple[str, dict[str, Any]], seconds: int = 40, holder: str = "a", renewed: str = "") -> Lease:
+def lease(*managed: tuple[str, dict[str, Any]], seconds: int = 40, holder: str = "a", renewed: str = "") -> DatedLease:
     fields = [{"manager": "m", "time": time, "fieldsV1": fields} for time, fields in managed]
     spec = {"holderIdentity": holder, "leaseDurationSeconds": seconds, "acquireTime": "2026-01-01T10:00:00.000000Z"}
     spec |= {"renewTime": renewed} if renewed else {}
-    return msgspec.convert({"metadata": {"name": "l", "managedFields": fields}, "spec": spec}, Lease)
+    return msgspec.convert({"metadata": {"name": "l", "managedFields": fields}, "spec": spec}, DatedLease)
 
 
 def test_the_api_servers_clock_counts_and_not_the_holders() -> None:

@@ -14,7 +14,7 @@ from netloom.api.errors import UserError
 from netloom.api.v1alpha1 import IGNORE_LABEL
 from netloom.api.verdict import OPERATOR_LEASE
 from netloom.cli import local_agent, status
-from netloom.cli.status import Asked, StatusReport, collect, duration, wait_until_healthy
+from netloom.cli.status import StatusOptions, StatusReport, collect, duration, wait_until_healthy
 from netloom.runtime import log, loop
 from netloom.runtime.client import PAGE, Api
 from netloom.runtime.errors import ConfigError
@@ -98,7 +98,7 @@ async def listening(answer: Callable[[web.Request], Awaitable[web.StreamResponse
 
 async def test_a_cluster_that_is_well(server: ScriptedApi, api: Api) -> None:
     fill(server, "a", "b")
-    report = await collect(api, Asked())
+    report = await collect(api, StatusOptions())
     assert problems(report) == []
     assert report.healthy
     assert report.operator.leader == "op"
@@ -127,7 +127,7 @@ async def test_prefilters(server: ScriptedApi, api: Api) -> None:
     nowhere = good | {"status": "Unknown", "reason": "NoNodes", "message": "No Node has the labels."}
     prefilter("edge", 3, good)
     prefilter("nowhere", 3, nowhere)
-    report = await collect(api, Asked())
+    report = await collect(api, StatusOptions())
     assert (report.healthy, problems(report)) == (True, [])
     assert report.notes == (
         "NetloomPrefilter nowhere: No Node has the labels.",
@@ -139,7 +139,7 @@ async def test_prefilters(server: ScriptedApi, api: Api) -> None:
     bad = condition("Whole") | {"status": "False", "reason": "BadLines", "message": "on a: line 3 is no CIDR."}
     prefilter("edge", 3, failed, bad)
     prefilter("changed", 4, good)
-    report = await collect(api, Asked())
+    report = await collect(api, StatusOptions())
     assert problems(report) == [
         "NetloomPrefilter changed: no operator has said how it fares since it was changed. If that lasts, look whether "
         "`netloom operator` runs, with its feature prefilters.",
@@ -156,7 +156,7 @@ async def test_agents_that_do_not_come_up_are_told_while_their_leases_are_good(s
     for name, waiting in (("x", {"reason": "ImagePullBackOff", "message": "no such image"}), ("y", {})):
         containers = {"containerStatuses": [{"state": {"waiting": waiting}}]}
         server.put(PODS, {"metadata": {"name": name}, "spec": {"nodeName": "b"}, "status": containers})
-    report = await collect(api, Asked())
+    report = await collect(api, StatusOptions())
     assert not report.healthy
     assert problems(report) == [
         "DaemonSet kube-system/netloom-agent: of 3 agents 2 are ready, and 1 are of the version that was asked for. "
@@ -165,14 +165,14 @@ async def test_agents_that_do_not_come_up_are_told_while_their_leases_are_good(s
         "Pod kube-system/x on b: ImagePullBackOff: no such image",
     ]
     about(server, DAEMON_SETS, PODS)
-    assert (await collect(api, Asked())).healthy, "who may not look there is told by the Leases, later"
+    assert (await collect(api, StatusOptions())).healthy, "who may not look there is told by the Leases, later"
 
 
 async def test_a_lease_is_of_the_node_in_its_name_whatever_its_holder_says(server: ScriptedApi, api: Api) -> None:
     """As for the operator: else one agent could speak for another, and both verdicts would differ."""
     fill(server, "a")
     server.put(LEASES, lease("netloom-agent-a", "b"))
-    report = await collect(api, Asked())
+    report = await collect(api, StatusOptions())
     assert report.healthy, problems(report)
 
 
@@ -180,7 +180,7 @@ async def test_what_is_asked_of_a_large_cluster(server: ScriptedApi, api: Api) -
     """A list of each kind in chunks, the operator's Lease, and of the agents' pods those that do not come up; nothing
     per node."""
     fill(server, *(f"n{number:04}" for number in range(2 * PAGE + 1)))
-    report = await collect(api, Asked(lease_namespace="kube-system"))
+    report = await collect(api, StatusOptions(lease_namespace="kube-system"))
     assert report.totals.summary == "1,001 of 1,001 nodes ready"
     assert server.count("list") == 3 * 3 + 3
     assert server.count("get") == 2
@@ -206,7 +206,7 @@ async def test_who_may_not_read_everything_is_told_what_is_missing(
 ) -> None:
     fill(server, "a")
     about(server, *collections)
-    report = await collect(api, Asked())
+    report = await collect(api, StatusOptions())
     assert {group.kind for group in report.problems} == said
     assert all("for you" in problem for problem in problems(report))
     assert not report.healthy
@@ -218,30 +218,30 @@ async def test_who_may_read_nothing_gets_no_verdict(server: ScriptedApi, api: Ap
     with pytest.raises(
         UserError, match=r"nothing of what Netloom is about may be looked at: .*netloomnetworks for you"
     ):
-        await collect(api, Asked())
+        await collect(api, StatusOptions())
 
 
 async def test_crds_that_are_not_installed(server: ScriptedApi, api: Api) -> None:
     about(server, NETWORKS, NETLOOM_NODES, code=404)
     with pytest.raises(ExceptionGroup) as failure:
-        await collect(api, Asked())
+        await collect(api, StatusOptions())
     assert "kubectl apply -f crds/" in str(failure.value.exceptions[0])
 
 
 async def test_an_object_that_does_not_fit_is_named(server: ScriptedApi, api: Api) -> None:
     fill(server, "a")
     server.put(NETLOOM_NODES, {"metadata": {"name": "odd"}, "spec": {"addresses": "none"}})
-    assert ["NetloomNode odd: is not readable" in problem for problem in problems(await collect(api, Asked()))] == [
-        True
-    ]
+    assert [
+        "NetloomNode odd: is not readable" in problem for problem in problems(await collect(api, StatusOptions()))
+    ] == [True]
 
 
 async def test_nodes_that_take_no_part_are_counted_apart(server: ScriptedApi, api: Api) -> None:
     fill(server, "a")
     server.put(NODES, {"metadata": {"name": "virtual"}})
-    assert not (await collect(api, Asked())).healthy
+    assert not (await collect(api, StatusOptions())).healthy
     server.put(NODES, {"metadata": {"name": "virtual", "labels": {IGNORE_LABEL: "true"}}})
-    report = await collect(api, Asked())
+    report = await collect(api, StatusOptions())
     assert report.healthy
     assert (report.totals.nodes, report.totals.left_out) == (1, 1)
 
@@ -257,15 +257,15 @@ async def test_the_agent_of_this_machine(server: ScriptedApi, api: Api) -> None:
 
     async with listening(answer) as address:
         said: dict[str, Any] = FACTS | {"peers": 2, "further": ["facts"]}
-        report = await collect(api, Asked(agent_address=address))
+        report = await collect(api, StatusOptions(agent_address=address))
         assert report.healthy
         assert report.agent == said
         said = FACTS | {"inSync": False}
-        assert problems(await collect(api, Asked(agent_address=address))) == [
+        assert problems(await collect(api, StatusOptions(agent_address=address))) == [
             "agent of this machine (a): not everything that is desired is in the kernel yet."
         ]
         said = FACTS | {"inSync": False, "errors": [f"{letter} broke." for letter in "vwxyz"]}
-        assert problems(await collect(api, Asked(agent_address=address))) == [
+        assert problems(await collect(api, StatusOptions(agent_address=address))) == [
             "agent of this machine (a): v broke. w broke. x broke. And 2 more: see its /status."
         ]
 
@@ -289,9 +289,9 @@ async def test_a_foreign_server_on_the_agents_port(
 
     async with listening(answer) as address:
         said = f"{address}: what answers there is no agent of Netloom ({what})."
-        assert problems(await collect(api, Asked(agent_address=address))) == [said]
+        assert problems(await collect(api, StatusOptions(agent_address=address))) == [said]
         monkeypatch.setattr(local_agent, "ADDRESS", address)
-        report = await collect(api, Asked())
+        report = await collect(api, StatusOptions())
         assert (report.notes, report.healthy) == ((said,), True), "who did not ask for an agent is told"
 
 
@@ -305,7 +305,7 @@ async def test_what_answers_there_speaks_no_http(server: ScriptedApi, api: Api) 
 
     async with await asyncio.start_server(greet, "127.0.0.1", 0) as listener:
         address = f"127.0.0.1:{listener.sockets[0].getsockname()[1]}"
-        (said,) = problems(await collect(api, Asked(agent_address=address)))
+        (said,) = problems(await collect(api, StatusOptions(agent_address=address)))
     assert said.startswith(f"{address}: what answers there is no agent of Netloom: ")
 
 
@@ -317,7 +317,7 @@ async def test_an_agent_that_was_asked_for_and_does_not_answer(
     server: ScriptedApi, api: Api, address: str, why: str
 ) -> None:
     fill(server, "a")
-    report = await collect(api, Asked(agent_address=address))
+    report = await collect(api, StatusOptions(agent_address=address))
     (said,) = problems(report)
     assert said.startswith(f"agent at {address}: does not answer: {why}")
     assert not report.healthy
@@ -326,7 +326,7 @@ async def test_an_agent_that_was_asked_for_and_does_not_answer(
 @pytest.mark.parametrize("address", ["foo", "foo:", ":9964", "foo:bar", "foo:70000"])
 def test_an_address_that_is_none(address: str) -> None:
     with pytest.raises(ValueError, match="is not HOST:PORT"):
-        Asked(agent_address=address).check()
+        StatusOptions(agent_address=address).check()
 
 
 # Waiting
@@ -359,7 +359,7 @@ async def test_waiting_ends_when_all_is_well_and_says_what_it_waits_for(
             raise ConfigError("the API server is away")
         if looks == 4:
             fill(server, "a")
-        return await collect(api, Asked())
+        return await collect(api, StatusOptions())
 
     assert (await wait_until_healthy(look, 60)).healthy
     assert looks == 4
@@ -373,7 +373,7 @@ async def test_waiting_ends_when_all_is_well_and_says_what_it_waits_for(
 
 
 async def test_waiting_ends_when_the_time_is_over(server: ScriptedApi, api: Api) -> None:
-    report = await wait_until_healthy(lambda: collect(api, Asked()), 0)
+    report = await wait_until_healthy(lambda: collect(api, StatusOptions()), 0)
     assert not report.healthy
 
 
@@ -408,22 +408,22 @@ def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_no_verdict_is_not_a_bad_one(
     failure: Exception, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    async def fail(asked: Asked, wait: float | None) -> StatusReport:
+    async def fail(asked: StatusOptions, wait: float | None) -> StatusReport:
         raise failure
 
     monkeypatch.setattr(status, "_seen", fail)
-    assert status.run(Asked(), None, lambda report: pytest.fail("there is none")) == status.EXIT_NOT_ASKED
+    assert status.run(StatusOptions(), None, lambda report: pytest.fail("there is none")) == status.EXIT_NOT_ASKED
     assert capsys.readouterr().err == f"netloom: {said}\n"
 
 
 @pytest.mark.usefixtures("in_this_process")
 def test_a_fault_of_our_own_is_not_taken_for_the_clusters(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def fail(asked: Asked, wait: float | None) -> StatusReport:
+    async def fail(asked: StatusOptions, wait: float | None) -> StatusReport:
         raise ExceptionGroup("", [OSError(24, "no"), KeyError("x")])
 
     monkeypatch.setattr(status, "_seen", fail)
     with pytest.raises(ExceptionGroup):
-        status.run(Asked(), None, lambda report: None)
+        status.run(StatusOptions(), None, lambda report: None)
 
 
 def test_a_report_has_all_of_a_verdict() -> None:

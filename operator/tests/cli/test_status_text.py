@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from netloom.api.v1alpha1 import NetloomNode
-from netloom.api.verdict import Known, Sign, judge
+from netloom.api.verdict import ClusterFacts, Sign, judge
 from netloom.cli.status import Network, StatusReport
 from netloom.cli.status_text import printed
 from tests.api.test_verdict import ALIVE, DEAD_LEADER, LEADER, NOW, SILENT, condition, network, node, obj
@@ -19,7 +19,7 @@ def report(
     """Of the NetloomNodes `objects`, and of so many Nodes, `node-0000` and so on."""
     names = [f"node-{number:04}" for number in range(nodes)] or [each.metadata.name for each in objects]
     held = network()
-    known = Known(
+    known = ClusterFacts(
         nodes=[node(name) for name in names],
         netloom_nodes=objects,
         network=held,

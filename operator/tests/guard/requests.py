@@ -11,7 +11,7 @@ from netloom.api.meta import Resource
 from netloom.api.v1alpha1 import NETLOOM_NODES, NETWORKS, POOLS
 from netloom.guard.cluster_state import RECORD_NAME, ClusterState, Users
 from netloom.guard.decide import decide
-from netloom.guard.verdict import Verdict
+from netloom.guard.verdict import Ruling
 
 OPERATOR = "system:serviceaccount:netloom-system:netloom-operator"
 AGENT = "system:serviceaccount:netloom-system:netloom-agent"
@@ -53,7 +53,7 @@ def request(
     )
 
 
-def verdict(live: ClusterState, resource: Resource[Any], old: Any = None, new: Any = None, **more: Any) -> Verdict:
+def verdict(live: ClusterState, resource: Resource[Any], old: Any = None, new: Any = None, **more: Any) -> Ruling:
     return decide(request(resource, old, new, **more), live)
 
 

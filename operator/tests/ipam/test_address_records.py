@@ -2,7 +2,19 @@
 
 import pytest
 
-from netloom.ipam.address_records import Closed, Freed, Gave, Header, Opened, Reading, Record, Rests, line, read, whole
+from netloom.ipam.address_records import (
+    Closed,
+    Freed,
+    Gave,
+    Header,
+    Opened,
+    Record,
+    RecordsRead,
+    Rests,
+    line,
+    read,
+    whole,
+)
 
 HEADER = Header("n1", "boot", "file")
 RECORDS: tuple[Record, ...] = (
@@ -17,7 +29,7 @@ LINES = DATA.splitlines(keepends=True)
 
 
 def test_what_is_written_is_read() -> None:
-    assert read(DATA) == Reading(HEADER, RECORDS, len(DATA), LAST)
+    assert read(DATA) == RecordsRead(HEADER, RECORDS, len(DATA), LAST)
     more = line(LAST + 1, RECORDS[0], HEADER.seed)
     assert read(DATA + more).records == (*RECORDS, RECORDS[0])
 

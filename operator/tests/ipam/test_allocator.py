@@ -6,7 +6,7 @@ from netloom.cidr import Cidr
 from netloom.ipam import known_ledgers
 from netloom.ipam.allocator import Allocator
 from netloom.ipam.ledger import Entry, Ledger, Mark
-from netloom.ipam.plan import BlockRequest, BlockTaken, Deferred, Grant, Plan, Release, Want
+from netloom.ipam.plan import BatchPlan, BlockRequest, BlockTaken, Deferred, Grant, Release, Want
 from netloom.ipam.pool import Exhausted, Pool
 
 MODE = "cluster-pool"
@@ -28,7 +28,7 @@ def load(allocator: Allocator, entries: dict[Cidr, Entry], version: str, now: fl
     allocator.load(RANGE, Ledger(RANGE, MODE, 1, entries), version, now)
 
 
-def commit(allocator: Allocator, plan: Plan, version: str) -> None:
+def commit(allocator: Allocator, plan: BatchPlan, version: str) -> None:
     allocator.committed(plan, NAME, allocator.edited(plan, NAME, 3), version)
 
 
@@ -36,7 +36,7 @@ def ask(node: str, *cidrs: Cidr, mode: str = MODE, adopt: bool = False, since: s
     return BlockRequest(node, mode, cidrs, (Want("", 4),), adopt=adopt, since=since)
 
 
-def release(allocator: Allocator, node: str, cidr: Cidr, now: float = 0.0) -> Plan:
+def release(allocator: Allocator, node: str, cidr: Cidr, now: float = 0.0) -> BatchPlan:
     changes = allocator.ledgers.of(cidr).foreign_changes
     return allocator.plan([], [Release(node, cidr, changes)], now)
 

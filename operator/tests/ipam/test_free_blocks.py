@@ -6,7 +6,7 @@ from netloom.cidr import Cidr
 from netloom.ipam.allocator import Allocator
 from netloom.ipam.free_blocks import FreeBlocks
 from netloom.ipam.ledger import Entry, Ledger, LedgerError, Mark
-from netloom.ipam.plan import BlockRequest, BlockTaken, Chosen, Deferred, Want
+from netloom.ipam.plan import BlockRequest, BlockTaken, ChosenBlocks, Deferred, Want
 from netloom.ipam.pool import Exhausted, Pool, Usage
 
 MODE = "cluster-pool"
@@ -27,7 +27,7 @@ def load(known: Allocator, entries: dict[Cidr, Entry], version: str = "1") -> No
 
 def choose(blocks: FreeBlocks, node: str, *cidrs: Cidr, wants: tuple[Want, ...] = (Want("", 4),)) -> object:
     found = blocks.choose(BlockRequest(node, MODE, cidrs, wants))
-    return [str(cidr) for _, cidr in found.blocks] if isinstance(found, Chosen) else found
+    return [str(cidr) for _, cidr in found.blocks] if isinstance(found, ChosenBlocks) else found
 
 
 def test_what_was_chosen_is_taken(known: Allocator) -> None:

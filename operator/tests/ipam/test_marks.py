@@ -4,10 +4,10 @@ from netloom.cidr import Cidr
 from netloom.ipam.known_ledgers import KnownLedger, KnownLedgers
 from netloom.ipam.ledger import Entry, Ledger, Mark
 from netloom.ipam.marks import QUARANTINE_SECONDS, WINDOW_SECONDS, Marks
-from netloom.ipam.plan import Block, Chosen
+from netloom.ipam.plan import Block, ChosenBlocks
 
 ONE = Cidr.parse("10.0.1.0/24")
-CHOSEN = Chosen((Block("", ONE),))
+CHOSEN = ChosenBlocks((Block("", ONE),))
 STRANGER = Mark("stranger", 7)
 
 

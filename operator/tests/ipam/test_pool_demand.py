@@ -7,7 +7,16 @@ import pytest
 from netloom.api.v1alpha1 import NeededAddresses, PoolRequest
 from netloom.cidr import Cidr, Version
 from netloom.ipam.node_allocator import NodeAllocator, Owner, Shortage, Supply
-from netloom.ipam.pool_demand import DEBOUNCE, IDLE_SECONDS, MOST_ADDRESSES, MOST_BLOCKS, UNIT, Demand, PoolView, Step
+from netloom.ipam.pool_demand import (
+    DEBOUNCE,
+    IDLE_SECONDS,
+    MOST_ADDRESSES,
+    MOST_BLOCKS,
+    UNIT,
+    Demand,
+    DemandStep,
+    PoolView,
+)
 
 FIRST = Cidr.parse("10.1.0.0/28")
 REST = 30.0
@@ -28,7 +37,7 @@ class Node:
         self.said: tuple[PoolRequest, ...] = ()
         self.now = 1000.0
         self.writes = 0
-        self.last: Step | None = None
+        self.last: DemandStep | None = None
         self.given = 0
         self.lost: list[Cidr] = []
 
@@ -52,7 +61,7 @@ class Node:
                 idle=self.allocator.idle(name, self.now),
             )
 
-    def look(self) -> Step:
+    def look(self) -> DemandStep:
         self.provide()
         kept = self.blocks.get("default", [])[:1]
         self.last = step = self.demand.look(self.views(), self.said, kept, self.now)
@@ -291,7 +300,7 @@ def test_a_block_of_more_addresses_than_are_counted_serves_and_goes_like_any() -
     allocator = NodeAllocator(REST)
     allocator.provide(Supply(blocks={"blue": large}))
 
-    def look(now: float) -> Step:
+    def look(now: float) -> DemandStep:
         view = PoolView(
             name="blue",
             per_block={6: 2**64 - 2},

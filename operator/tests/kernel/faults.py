@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
-from netloom.kernel.netlink.sockets import AnswerLost, CommandSocket, Refusal, RefusedError, Visit, VisitAnswer
+from netloom.kernel.netlink.sockets import AnswerLost, CommandSocket, KernelRefusal, RefusedError, Visit, VisitAnswer
 from netloom.kernel.netlink.wire import NAMES
 
 FOR_EVER = 1 << 30
@@ -50,7 +50,7 @@ class FaultyCommands(CommandSocket):
         self._lose = self._interrupt = 0
         self._fail_dumps = (0, 0)
 
-    def execute(self, messages: Sequence[bytes]) -> dict[int, Refusal]:
+    def execute(self, messages: Sequence[bytes]) -> dict[int, KernelRefusal]:
         self.before_batch()
         if self._lose:
             self._lose -= 1
@@ -69,13 +69,13 @@ class FaultyCommands(CommandSocket):
                     refusals[i] = answer[0]
         return refusals
 
-    def _refusal(self, message: bytes) -> Refusal | None:
+    def _refusal(self, message: bytes) -> KernelRefusal | None:
         kind = NAMES[int.from_bytes(message[4:6], "little")]
         code, times = self._refuse.get(kind, (0, 0))
         if not times:
             return None
         self._refuse[kind] = (code, times - 1)
-        return Refusal(code, "injected")
+        return KernelRefusal(code, "injected")
 
     def ask(self, questions: Sequence[bytes], visit: VisitAnswer) -> None:
         self.asked += len(questions)
@@ -89,7 +89,7 @@ class FaultyCommands(CommandSocket):
         code, times = self._fail_dumps
         if times:
             self._fail_dumps = (code, times - 1)
-            raise RefusedError(Refusal(code, "injected"))
+            raise RefusedError(KernelRefusal(code, "injected"))
         whole = super().dump(request, visit)
         if self._interrupt:
             self._interrupt -= 1

@@ -11,14 +11,14 @@ import pytest
 from netloom.cidr import Cidr
 from netloom.kernel.forward import reading
 from netloom.kernel.forward.forward import ForwardKeeper
-from netloom.kernel.forward.opening import Forwarding
+from netloom.kernel.forward.opening import ForwardingState
 from tests.kernel.netns import Lab
 
 PODS = (Cidr.parse("10.42.1.0/24"), Cidr.parse("fd00:42:1::/64"))
 PEERS = (Cidr.parse("10.42.2.0/24"), Cidr.parse("fd00:42:2::/64"))
-DESIRED = Forwarding(PODS, peers=PEERS, peer="192.168.7.2", tunnel="", native=True)
-REPORTED = Forwarding(PODS, accept=False, peers=PEERS, peer="192.168.7.2", tunnel="", native=True)
-TUNNELLED = Forwarding(PODS, peers=PEERS)
+DESIRED = ForwardingState(PODS, peers=PEERS, peer="192.168.7.2", tunnel="", native=True)
+REPORTED = ForwardingState(PODS, accept=False, peers=PEERS, peer="192.168.7.2", tunnel="", native=True)
+TUNNELLED = ForwardingState(PODS, peers=PEERS)
 PROGRAMS = {"nft": ("iptables-nft", "ip6tables-nft"), "legacy": ("iptables-legacy", "ip6tables-legacy")}
 
 # As Docker 28 leaves it, before any container publishes a port.

@@ -10,7 +10,7 @@ from netloom.kernel.masquerade.masquerade import MasqueradeKeeper
 from netloom.kernel.masquerade.sets import MasqueradeRules, Masquerading
 from netloom.kernel.netlink.nftables import NAMES
 from netloom.kernel.netlink.nftables_socket import NftablesSocket
-from netloom.kernel.netlink.sockets import Refusal, RefusedError, Visit
+from netloom.kernel.netlink.sockets import KernelRefusal, RefusedError, Visit
 from tests.kernel.faults import FOR_EVER
 from tests.kernel.netns import Namespace
 
@@ -108,7 +108,7 @@ class FaultyNftables(NftablesSocket):
         self._interrupt = self._lose = 0
         self._fail_dumps = (0, 0)
 
-    def execute(self, messages: Sequence[bytes]) -> dict[int, Refusal]:
+    def execute(self, messages: Sequence[bytes]) -> dict[int, KernelRefusal]:
         self.before_batch()
         if self._lose:
             self._lose -= 1
@@ -119,7 +119,7 @@ class FaultyNftables(NftablesSocket):
         for i, message in enumerate(messages):
             code, times = self._refuse.get(NAMES[message[4]], (0, 0))
             if times:
-                refusals[i] = Refusal(code, "injected")
+                refusals[i] = KernelRefusal(code, "injected")
         if not refusals:
             return super().execute(messages)
         self.refused += 1
@@ -133,7 +133,7 @@ class FaultyNftables(NftablesSocket):
         code, times = self._fail_dumps
         if times:
             self._fail_dumps = (code, times - 1)
-            raise RefusedError(Refusal(code, "injected"))
+            raise RefusedError(KernelRefusal(code, "injected"))
         whole = super().dump(request, visit)
         if self._interrupt:
             self._interrupt -= 1

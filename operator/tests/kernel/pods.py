@@ -7,7 +7,7 @@ import subprocess
 from collections.abc import Iterable
 
 from netloom.kernel.keeper.keeper import Keeper
-from netloom.kernel.keeper.part import Attempt, Outcome, Part, Refused, Worker
+from netloom.kernel.keeper.part import Attempt, Outcome, Part, RefusedEntry, Worker
 from netloom.kernel.keeper.report import KeeperReport
 from netloom.kernel.keeper.retries import Item, Retries
 from netloom.kernel.keeper.table import Table
@@ -98,7 +98,7 @@ class PodRoutes(Part[Pods]):
         whole = f"ip -n {self._node.name} {command} proto {ROUTE_PROTOCOL} metric {METRIC}"
         done = subprocess.run(whole.split(), check=False, capture_output=True, text=True)
         if done.returncode:
-            outcome.refused.append(Refused(item, done.stderr.strip()))
+            outcome.refused.append(RefusedEntry(item, done.stderr.strip()))
             return
         if "delete" in command:
             self.routes.gone(key)

@@ -15,8 +15,8 @@ from netloom.kernel.mesh.desired import Desired
 from netloom.kernel.mesh.encapsulation import GENEVE, VXLAN
 from netloom.kernel.mesh.mesh import Mesh
 from netloom.kernel.mesh.rows import PeerRows
-from netloom.kernel.mesh.tunnel_device import Step
-from netloom.kernel.netlink.sockets import Refusal
+from netloom.kernel.mesh.tunnel_device import DeviceStep
+from netloom.kernel.netlink.sockets import KernelRefusal
 from tests.kernel.conftest import Planes
 from tests.kernel.meshes import becomes, eventually, here, many, mesh, peer, running
 from tests.kernel.netns import Namespace
@@ -286,16 +286,16 @@ async def test_a_port_that_a_program_has_is_named_and_comes_back(node: Namespace
 @pytest.mark.parametrize(
     ("refusal", "taken"),
     [
-        (Refusal(errno.EEXIST), True),
-        (Refusal(errno.EBUSY), True),
-        (Refusal(errno.EPERM, "There can be only one externally controlled device on a destination port"), True),
-        (Refusal(errno.EPERM), False),
-        (Refusal(errno.ENOBUFS), False),
+        (KernelRefusal(errno.EEXIST), True),
+        (KernelRefusal(errno.EBUSY), True),
+        (KernelRefusal(errno.EPERM, "There can be only one externally controlled device on a destination port"), True),
+        (KernelRefusal(errno.EPERM), False),
+        (KernelRefusal(errno.ENOBUFS), False),
     ],
     ids=str,
 )
-def test_what_a_refused_device_means(refusal: Refusal, taken: bool) -> None:
-    step = Step(
+def test_what_a_refused_device_means(refusal: KernelRefusal, taken: bool) -> None:
+    step = DeviceStep(
         "link", "netloom_geneve", "link add netloom_geneve type geneve external dstport 6081", b"", creates=True
     )
     assert device.taken_port(step, [GENEVE], refusal) == (GENEVE if taken else None)

@@ -9,7 +9,7 @@ import pytest
 from netloom.kernel.endpoints import wiring
 from netloom.kernel.endpoints.endpoint import Endpoints, WiringFailed
 from netloom.kernel.endpoints.inside import InsideSocket
-from netloom.kernel.netlink.sockets import AnswerLost, CommandSocket, Refusal, RefusedError, Visit, VisitAnswer
+from netloom.kernel.netlink.sockets import AnswerLost, CommandSocket, KernelRefusal, RefusedError, Visit, VisitAnswer
 from tests.economy import first
 from tests.kernel.meshes import eventually, running
 from tests.kernel.netns import Lab
@@ -49,7 +49,7 @@ FAULT = Fault()
 class Faulty(CommandSocket):
     """Asks FAULT before each batch, question and look."""
 
-    def execute(self, messages: Sequence[bytes]) -> dict[int, Refusal]:
+    def execute(self, messages: Sequence[bytes]) -> dict[int, KernelRefusal]:
         struck = FAULT.strikes(len(messages))
         if struck < 0:
             return super().execute(messages)
@@ -57,10 +57,12 @@ class Faulty(CommandSocket):
             if FAULT.what == "lost after":
                 super().execute(messages)
             raise AnswerLost(f"{len(messages)} requests: injected")
-        refusals: dict[int, Refusal] = {}
+        refusals: dict[int, KernelRefusal] = {}
         for i, message in enumerate(messages):
             alone = message[:8] + bytes(4) + message[12:]
-            answer = {0: Refusal(getattr(errno, FAULT.what), "injected")} if i == struck else super().execute([alone])
+            answer = (
+                {0: KernelRefusal(getattr(errno, FAULT.what), "injected")} if i == struck else super().execute([alone])
+            )
             refusals |= {i: answer[0]} if answer else {}
         return refusals
 
@@ -68,7 +70,7 @@ class Faulty(CommandSocket):
         if FAULT.strikes(1) == 0:
             if FAULT.what.startswith("lost"):
                 raise OSError(errno.EAGAIN, "injected")
-            raise RefusedError(Refusal(getattr(errno, FAULT.what), "injected"))
+            raise RefusedError(KernelRefusal(getattr(errno, FAULT.what), "injected"))
         super().get(request, visit)
 
     def ask(self, questions: Sequence[bytes], visit: VisitAnswer) -> None:

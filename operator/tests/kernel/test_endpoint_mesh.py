@@ -10,8 +10,8 @@ import pytest
 from netloom.cidr import Cidr
 from netloom.kernel.endpoints.endpoint import Endpoints, WiringFailed
 from netloom.kernel.endpoints.keeper import EndpointsKeeper
-from netloom.kernel.forward.opening import Forwarding
-from netloom.kernel.forward.packets import Condition, name_range
+from netloom.kernel.forward.opening import ForwardingState
+from netloom.kernel.forward.packets import RuleCondition, name_range
 from netloom.kernel.mesh.dataplane import Dataplane
 from netloom.kernel.mesh.desired import Desired
 from netloom.kernel.mesh.encapsulation import NO_ENCAPSULATION, VXLAN, Encapsulation
@@ -133,9 +133,9 @@ async def test_where_pods_are_is_seen_by_all_who_ask(node: Namespace, lab: Lab) 
 def test_a_filter_that_lets_all_of_ours_in_may_let_a_pod_in() -> None:
     """It comes by a device of ours, or by another plugin's."""
     peers = (Cidr.parse("10.2.0.0/24"),)
-    (_, outward), (_, inward) = Forwarding(pods=OWN[:1], peers=peers).packets("ip", "eth0")
+    (_, outward), (_, inward) = ForwardingState(pods=OWN[:1], peers=peers).packets("ip", "eth0")
     for name, out, back in (("netloom_*", None, True), ("netloom_vxlan", False, True), ("eth0", False, False)):
-        by = Condition("iif", (name_range(name),))
+        by = RuleCondition("iif", (name_range(name),))
         assert (outward.meets(by), inward.meets(by)) == (out, back), name
 
 

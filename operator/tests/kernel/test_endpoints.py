@@ -21,7 +21,7 @@ from netloom.kernel.endpoints.keeper import EndpointsKeeper
 from netloom.kernel.endpoints.reaping import delete_ends
 from netloom.kernel.endpoints.rows import Rows
 from netloom.kernel.mac import format_mac
-from netloom.kernel.netlink.sockets import CommandSocket, Refusal
+from netloom.kernel.netlink.sockets import CommandSocket, KernelRefusal
 from tests.kernel.meshes import eventually, running
 from tests.kernel.netns import Lab, Namespace
 from tests.kernel.wired_pods import Pod, endpoints_of, forwarding_node, pod, shown, switches
@@ -419,7 +419,7 @@ async def test_who_is_cancelled_twice_waits_for_the_thread_all_the_same(lab: Lab
     before = place.state()
 
     class Slow(CommandSocket):
-        def execute(self, messages: Sequence[bytes]) -> dict[int, Refusal]:
+        def execute(self, messages: Sequence[bytes]) -> dict[int, KernelRefusal]:
             may_go_on.wait()
             return super().execute(messages)
 
@@ -448,7 +448,7 @@ async def test_a_removal_that_is_cancelled_is_done_all_the_same(lab: Lab) -> Non
     may_go_on.set()
 
     class Slow(CommandSocket):
-        def execute(self, messages: Sequence[bytes]) -> dict[int, Refusal]:
+        def execute(self, messages: Sequence[bytes]) -> dict[int, KernelRefusal]:
             may_go_on.wait()
             return super().execute(messages)
 
@@ -473,7 +473,7 @@ async def test_a_container_id_that_is_used_again_while_its_first_device_is_being
     """The kernel has deleted it with the namespace: who was to do so must not delete the second by its name."""
     place, one, may_go_on = forwarding_node(lab), pod(lab, 1), threading.Event()
 
-    def delete_late(commands: CommandSocket, names: Sequence[str]) -> dict[str, Refusal]:
+    def delete_late(commands: CommandSocket, names: Sequence[str]) -> dict[str, KernelRefusal]:
         may_go_on.wait()
         return delete_ends(commands, names)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from netloom.kernel.forward.blocked import Blocked
-from netloom.kernel.forward.opening import Forwarding
+from netloom.kernel.forward.opening import ForwardingState
 from tests.kernel.forwards import ALL, DESIRED, NONE, TUNNELLED, Crossing, keeping
 from tests.kernel.meshes import eventually, running
 from tests.kernel.netns import SOON, Lab
@@ -120,7 +120,7 @@ def crossing(lab: Lab) -> Iterator[Crossing]:
         yield made
 
 
-async def said(crossing: Crossing, ruleset: str, desired: Forwarding = DESIRED) -> tuple[Blocked, ...]:
+async def said(crossing: Crossing, ruleset: str, desired: ForwardingState = DESIRED) -> tuple[Blocked, ...]:
     """Of a filter that is there when the agent starts, and of one that comes later."""
     crossing.feed("nft -f -", ruleset)
     async with keeping() as keeper:

@@ -14,7 +14,7 @@ from netloom.kernel.mac import mac_of
 from netloom.kernel.mesh.desired import Bystander, Desired, Peer
 from netloom.kernel.mesh.encapsulation import GENEVE, NO_ENCAPSULATION, VXLAN
 from netloom.kernel.mesh.fib import FibResult
-from netloom.kernel.mesh.lifelines import Device, NodeRoute, Surroundings
+from netloom.kernel.mesh.lifelines import Device, NodeRoute, NodeSurroundings
 from netloom.kernel.mesh.mesh import AddressConflict, Mesh
 from netloom.kernel.mesh.rows import DeviceState, SeenNexthop, SeenRoute
 from netloom.kernel.ownership import NEXTHOP_IDS, ROUTE_PROTOCOL
@@ -224,12 +224,12 @@ class MeshMachine(RuleBasedStateMachine):
         self.device_state = DeviceState()
         self.fib_lookups: dict[bytes, FibResult] = {}
         self.stopped: set[int] = set()
-        self.around = Surroundings()
+        self.around = NodeSurroundings()
         self.bystanders: dict[str, Bystander] = {}
 
     @rule(routes=st.sets(st.sampled_from(ROUTES), max_size=2))
     def look_around(self, routes: set[NodeRoute]) -> None:
-        self.around = Surroundings({3: Device("eth0")}, routes)
+        self.around = NodeSurroundings({3: Device("eth0")}, routes)
         self.mesh.look_around(self.around)
 
     @rule(name=st.sampled_from(["a", "b", "e"]), bystander=st.none() | bystanders)

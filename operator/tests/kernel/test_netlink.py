@@ -8,7 +8,7 @@ from netloom.cidr import Cidr
 from netloom.kernel.mesh.row_messages import dump_nexthops, encode_routes
 from netloom.kernel.mesh.rows import RouteContent
 from netloom.kernel.netlink.messages import LinkMessage, encode
-from netloom.kernel.netlink.sockets import BATCH, CommandSocket, EventSocket, Overflow, Refusal, RefusedError
+from netloom.kernel.netlink.sockets import BATCH, CommandSocket, EventSocket, KernelRefusal, Overflow, RefusedError
 from netloom.kernel.netlink.wire import RTM_GETLINK, RTM_NEWROUTE
 from tests.kernel.netns import Namespace
 
@@ -23,7 +23,7 @@ def test_each_error_of_a_batch_is_told_of_its_request(node: Namespace) -> None:
     writes = [route_to(number, 7 if number % 10 else 8) for number in range(BATCH)]
     refusals = commands.execute(encode_routes(writes))
     assert sorted(refusals) == list(range(0, BATCH, 10))
-    assert set(refusals.values()) == {Refusal(errno.EINVAL, "Nexthop id does not exist")}
+    assert set(refusals.values()) == {KernelRefusal(errno.EINVAL, "Nexthop id does not exist")}
     assert len(node.ip("route show proto 158").splitlines()) == BATCH - len(refusals)
     assert commands.written == {RTM_NEWROUTE: BATCH}
     commands.close()

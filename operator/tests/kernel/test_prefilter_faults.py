@@ -13,7 +13,7 @@ import pytest
 from msgspec.structs import replace
 
 from netloom.kernel.keeper import retries
-from netloom.kernel.netlink.sockets import CommandSocket, Refusal
+from netloom.kernel.netlink.sockets import CommandSocket, KernelRefusal
 from netloom.kernel.prefilter import bpf, compiler, tries
 from netloom.kernel.prefilter.compiler import Compiled
 from netloom.kernel.prefilter.keeper import PrefilterKeeper
@@ -183,9 +183,9 @@ async def test_a_device_that_the_kernel_refuses_stops_no_other(filtered: Filtere
     class Refusing(CommandSocket):
         refuse = True
 
-        def execute(self, messages: list[bytes]) -> dict[int, Refusal]:  # type: ignore[override]
+        def execute(self, messages: list[bytes]) -> dict[int, KernelRefusal]:  # type: ignore[override]
             ifindex = int.from_bytes(messages[0][20:24], "little")
-            return {0: Refusal(code)} if self.refuse and ifindex == 1 else super().execute(messages)
+            return {0: KernelRefusal(code)} if self.refuse and ifindex == 1 else super().execute(messages)
 
     keeper = await filtered.agent(running=True, commands=Refusing)
     desired = wanted(rules({"198.51.100.0/24": "a"}), "lo", "eth0")
@@ -203,8 +203,8 @@ async def test_where_a_removal_is_refused_the_program_stays_pinned(filtered: Fil
     class Refusing(CommandSocket):
         refuse = False
 
-        def execute(self, messages: list[bytes]) -> dict[int, Refusal]:  # type: ignore[override]
-            return {0: Refusal(errno.EPERM)} if self.refuse else super().execute(messages)
+        def execute(self, messages: list[bytes]) -> dict[int, KernelRefusal]:  # type: ignore[override]
+            return {0: KernelRefusal(errno.EPERM)} if self.refuse else super().execute(messages)
 
     keeper = await filtered.agent(running=True, commands=Refusing)
     await keeper.apply(wanted(rules({"198.51.100.0/24": "a"}), "eth0"))
@@ -263,9 +263,9 @@ async def test_a_driver_that_refused_is_asked_again_when_the_mtu_is_another(
         asked = 0
         refuse = True
 
-        def execute(self, messages: list[bytes]) -> dict[int, Refusal]:  # type: ignore[override]
+        def execute(self, messages: list[bytes]) -> dict[int, KernelRefusal]:  # type: ignore[override]
             Refusing.asked += 1
-            return {0: Refusal(errno.ERANGE)} if self.refuse else super().execute(messages)
+            return {0: KernelRefusal(errno.ERANGE)} if self.refuse else super().execute(messages)
 
     keeper = await filtered.agent(running=True, commands=Refusing)
     report = await keeper.apply(wanted(rules({"198.51.100.0/24": "a"}), "eth0", mode=Mode.NATIVE))

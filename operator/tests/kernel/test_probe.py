@@ -14,13 +14,13 @@ from netloom.kernel.mesh.dataplane import Dataplane
 from netloom.kernel.mesh.desired import Desired
 from netloom.kernel.mesh.encapsulation import NO_ENCAPSULATION, VXLAN
 from netloom.kernel.probe.device_part import DEVICE, ProbeNode
-from netloom.kernel.probe.examination import Evidence, Examination, Target, Timing
-from netloom.kernel.probe.keeper import ProbeKeeper, Way
+from netloom.kernel.probe.examination import Evidence, Examination, ProbeTiming, Target
+from netloom.kernel.probe.keeper import Egress, ProbeKeeper
 from netloom.kernel.probe.prober import Prober
 from tests.kernel.meshes import eventually, here, peer
 from tests.kernel.netns import Lab, Namespace
 
-QUICK = Timing(answer=0.25, tries=2)
+QUICK = ProbeTiming(answer=0.25, tries=2)
 FAMILIES = pytest.mark.parametrize("version", [4, 6])
 SILENCE = pytest.mark.slow
 """For where questions are not answered: each takes all of its time, twice, and that is a second or two a test."""
@@ -134,7 +134,7 @@ async def pair(lab: Lab, tmp_path: Path, request: pytest.FixtureRequest) -> Asyn
 async def test_all_is_well(pair: Pair, version: int) -> None:
     found = await pair.one.examine(2, version)
     assert found.passes
-    assert (found.way, found.size) == (Way("netloom_vxlan", "vxlan", 8472, 1450), 1450)
+    assert (found.way, found.size) == (Egress("netloom_vxlan", "vxlan", 8472, 1450), 1450)
     assert pair.two.prober.answers == 1, "one packet there, one back"
 
 
@@ -144,7 +144,7 @@ async def test_all_is_well(pair: Pair, version: int) -> None:
 async def test_without_tunnels(pair: Pair, version: int) -> None:
     found = await pair.one.examine(2, version)
     assert found.passes
-    assert (found.way, found.size) == (Way("eth0", "native", 0, 1500), 1500)
+    assert (found.way, found.size) == (Egress("eth0", "native", 0, 1500), 1500)
     pair.two.nft("", policy="drop")
     with pair.two.place.entered():
         await pair.two.prober.loop(4 if version == 4 else 16, 0.2)

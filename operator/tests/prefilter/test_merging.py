@@ -9,7 +9,7 @@ import pytest
 
 from netloom.cidr import Cidr, Version, parse_address
 from netloom.prefilter import merging
-from netloom.prefilter.guarding import Guard, Lifeline, lifelines_of
+from netloom.prefilter.guarding import Lifeline, LifelineGuard, lifelines_of
 from netloom.prefilter.lists import parse_list
 from netloom.prefilter.lookup import decisive
 from netloom.prefilter.merging import Contradiction, Merger, Source
@@ -155,7 +155,7 @@ def withheld(
     merger.replace(lists, SLOTS)
     found = []
     for version, merged in merger.merged.items():
-        guard = Guard(version)
+        guard = LifelineGuard(version)
         guard.look(merged, None, around, confirmed)
         found += [f"{text_of(each.record)}: {each.why}" for each in sorted(guard.withheld.values())]
     return found
@@ -199,7 +199,7 @@ def test_pods_are_withheld_as_a_whole_and_single_ones_are_not() -> None:
 def test_what_is_withheld_after_changes_is_what_a_first_look_says(seed: int) -> None:
     """And what is left drops no lifeline."""
     draw = random.Random(seed)
-    merger, guards = Merger(), {4: Guard(4), 6: Guard(6)}
+    merger, guards = Merger(), {4: LifelineGuard(4), 6: LifelineGuard(6)}
     lists = drawn_lists(draw)
     parsed: Lists = {}
     for source, texts in lists.items():
@@ -214,7 +214,7 @@ def test_what_is_withheld_after_changes_is_what_a_first_look_says(seed: int) -> 
         changed = merger.replace(dict(parsed), SLOTS)
         for version, merged in merger.merged.items():
             guards[version].look(merged, changed.get(version, set()), around, confirmed)
-            first = Guard(version)
+            first = LifelineGuard(version)
             first.look(merged, None, around, confirmed)
             assert guards[version].withheld.keys() == first.withheld.keys()
         left = merger.merged[4].without(guards[4].withheld)

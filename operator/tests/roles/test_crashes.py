@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from netloom.api.v1alpha1 import NetloomNetwork
-from netloom.api.verdict import Known, judge
+from netloom.api.verdict import ClusterFacts, judge
 from netloom.cli.local_agent import Facts, LocalAgent
 from netloom.kernel.masquerade.masquerade import MasqueradeKeeper
 from netloom.roles.agent import Agent, AgentOptions, cluster_sources, opened
@@ -83,7 +83,7 @@ async def test_an_allocation_that_crashes_again_and_again(
         assert not operator.manager.health.not_ready()
         broken = next(obj for _, at, _, obj in server.history if at == NETWORK_PATH and "status" in obj)
         network = msgspec.convert(broken, NetloomNetwork)
-        shown = judge(Known(nodes=[], netloom_nodes=[], network=network, agents={}, operator=None))
+        shown = judge(ClusterFacts(nodes=[], netloom_nodes=[], network=network, agents={}, operator=None))
         assert f"NetloomNetwork default: Ready=False OperatorCrashed: {crash}" in map(str, shown.problems)
         await until(lambda: len(server.objects[EVENTS_PATH]) == 2)
         told = [(event["type"], event["reason"]) for event in server.objects[EVENTS_PATH].values()]

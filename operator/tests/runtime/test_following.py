@@ -16,7 +16,7 @@ from netloom.runtime import credentials
 from netloom.runtime.client import Api
 from netloom.runtime.errors import Unauthorized
 from netloom.runtime.store import Store
-from netloom.runtime.watch import ListWatch, Timing
+from netloom.runtime.watch import ListWatch, WatchTiming
 from tests.runtime import scripted
 from tests.runtime.conftest import write_kubeconfig
 from tests.runtime.scripted import Call, ScriptedApi, serving, until
@@ -45,7 +45,7 @@ def test_another_address(tmp_path: Path, run: Callable[[Any], None]) -> None:
             path = write_kubeconfig(tmp_path / "k", {"server": old.url}, {"token": "t"})
             async with await Api.connect(path) as api:
                 store = Store(NODES)
-                watch = ListWatch(api, store, timing=Timing(base=0.01, cap=0.02))
+                watch = ListWatch(api, store, timing=WatchTiming(base=0.01, cap=0.02))
                 tasks = [asyncio.create_task(each) for each in (api.follow(), watch.run(), api.get(NODES, "a"))]
                 await until(lambda: old.count("watch") and old.count("get"))
                 write_kubeconfig(tmp_path / "k", {"server": new.url}, {"token": "t"})

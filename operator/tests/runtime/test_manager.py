@@ -14,7 +14,7 @@ import structlog
 from netloom.api.errors import UserError
 from netloom.runtime import health, log, metrics
 from netloom.runtime.errors import ConfigError
-from netloom.runtime.health import Health
+from netloom.runtime.health import HealthChecks
 from netloom.runtime.manager import EXIT_OVERSTAYED, ComponentCrashed, Manager
 from tests.runtime.scripted import until
 from tests.runtime.virtual import in_virtual_time
@@ -259,7 +259,7 @@ async def test_a_cancelled_manager_takes_its_components_along():
 
 
 async def test_probes_answer_with_the_reasons():
-    checks = Health()
+    checks = HealthChecks()
     wrong = {"ready": "not listed yet"}
     checks.ready("loop", lambda: "")
     checks.ready("watch nodes", lambda: wrong["ready"])
@@ -276,14 +276,14 @@ async def test_probes_answer_with_the_reasons():
 
 
 async def test_a_check_that_crashes_is_a_failing_check():
-    checks = Health()
+    checks = HealthChecks()
     checks.ready("broken", lambda: str(1 / 0))
     assert checks.not_ready() == {"broken": "the check crashed: division by zero"}
 
 
 async def test_metrics_are_served_in_the_text_format():
     async with (
-        health.serve(Health()) as port,
+        health.serve(HealthChecks()) as port,
         aiohttp.ClientSession() as session,
         session.get(f"http://127.0.0.1:{port}/metrics") as response,
     ):
@@ -295,9 +295,9 @@ async def test_metrics_are_served_in_the_text_format():
 
 
 async def test_an_address_that_is_taken_is_one_sentence():
-    async with health.serve(Health()) as port:
+    async with health.serve(HealthChecks()) as port:
         with pytest.raises(ConfigError, match=f"cannot serve HTTP on 127.0.0.1:{port}: "):
-            async with health.serve(Health(), port=port):
+            async with health.serve(HealthChecks(), port=port):
                 pass
 
 

@@ -13,7 +13,7 @@ import pytest
 from yarl import URL
 
 from netloom.runtime.client import Api
-from netloom.runtime.connection import Pools
+from netloom.runtime.connection import ApiPools
 from netloom.runtime.errors import ApiError, ConfigError
 from netloom.runtime.proxy import Proxy, exempt
 from netloom.runtime.tls import ApiEndpoint
@@ -91,7 +91,7 @@ def test_which_proxy_is_used(server: str, proxy_url: str, environ: dict[str, str
 
 
 async def test_the_password_is_used_and_not_shown():
-    pools = Pools(ApiEndpoint(host="https://api.test", proxy="http://user:secret@p.test:3128"), 1, {})
+    pools = ApiPools(ApiEndpoint(host="https://api.test", proxy="http://user:secret@p.test:3128"), 1, {})
     proxy = pools.proxy
     assert proxy is not None
     assert proxy.url == URL("http://user:secret@p.test:3128")

@@ -19,7 +19,7 @@ from netloom.runtime.client import Api
 from netloom.runtime.errors import ConfigError, Unavailable
 from netloom.runtime.store import Store
 from netloom.runtime.tls import ApiEndpoint, Pem
-from netloom.runtime.watch import ListWatch, Timing
+from netloom.runtime.watch import ListWatch, WatchTiming
 from netloom_e2e.certificates import Authority, KeyPair
 from tests.runtime.conftest import write_kubeconfig
 from tests.runtime.scripted import serving, until
@@ -60,7 +60,7 @@ async def said(url: str, ca: Path, login: dict[str, object], folder: Path) -> se
             with pytest.raises(Unavailable) as caught:
                 await request
             sentences.append(caught.value.message.removeprefix("GET /a: "))
-        watch = ListWatch(api, Store(NODES), timing=Timing(base=0.01, cap=0.02))
+        watch = ListWatch(api, Store(NODES), timing=WatchTiming(base=0.01, cap=0.02))
         task = asyncio.create_task(watch.run())
         await until(lambda: watch.fault != "not listed yet")
         sentences.append(watch.fault.removeprefix("GET /api/v1/nodes: ").removesuffix(" (TLS)"))

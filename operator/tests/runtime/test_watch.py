@@ -19,7 +19,7 @@ from netloom.api.meta import ObjectMeta
 from netloom.runtime import loop
 from netloom.runtime.client import Api
 from netloom.runtime.store import Store
-from netloom.runtime.watch import ListWatch, Timing
+from netloom.runtime.watch import ListWatch, WatchTiming
 from tests.economy import seeds
 from tests.runtime import scripted
 from tests.runtime.conftest import write_kubeconfig
@@ -57,7 +57,7 @@ class Watcher:
         self.pauses: list[float] = []
         self.store.subscribe(self._hear)
         given = {key: options.pop(key) for key in ("inactivity", "healthy", "relist") if key in options}
-        timing = msgspec.structs.replace(Timing(inactivity=5.0, base=0.25, cap=30.0, relist=600.0), **given)
+        timing = msgspec.structs.replace(WatchTiming(inactivity=5.0, base=0.25, cap=30.0, relist=600.0), **given)
         self.watch = ListWatch(api, self.store, timing=timing, sleep=self._sleep, **options)
 
     def _hear(self, key: str, old: Node | None, new: Node | None) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from netloom.api.core import NODES, Node
 from netloom.runtime.store import Store
-from netloom.runtime.watch import EVERY_NODE, ListWatch, Timing
+from netloom.runtime.watch import EVERY_NODE, ListWatch, WatchTiming
 from tests.runtime import virtual
 from tests.runtime.outages import Restarting
 
@@ -22,7 +22,7 @@ pytestmark = virtual.on_both_loops
 
 
 def watching(
-    loop: Loop, server: Restarting, timing: Timing, scene: Callable[[ListWatch[Node]], Awaitable[None]]
+    loop: Loop, server: Restarting, timing: WatchTiming, scene: Callable[[ListWatch[Node]], Awaitable[None]]
 ) -> None:
     async def main() -> None:
         watch: ListWatch[Node] = ListWatch(server, Store(NODES), timing=timing)  # type: ignore[arg-type]
@@ -45,9 +45,9 @@ async def following(watch: ListWatch[Any]) -> float:
     return now()
 
 
-@pytest.mark.parametrize("timing", [Timing(), EVERY_NODE])
+@pytest.mark.parametrize("timing", [WatchTiming(), EVERY_NODE])
 @pytest.mark.parametrize("distance", [20.0, 45.0])
-def test_every_restart_of_six_costs_the_same(loop: Loop, timing: Timing, distance: float) -> None:
+def test_every_restart_of_six_costs_the_same(loop: Loop, timing: WatchTiming, distance: float) -> None:
     outages = [(30 + distance * number, 30 + distance * number + DOWN) for number in range(6)]
     server = Restarting(outages)
 
@@ -62,8 +62,10 @@ def test_every_restart_of_six_costs_the_same(loop: Loop, timing: Timing, distanc
     watching(loop, server, timing, scene)
 
 
-@pytest.mark.parametrize(("timing", "late"), [(Timing(), 4.0 + 2.0), (EVERY_NODE, 30.0 + 2.0)])
-def test_after_a_long_outage_the_longest_pause_is_all_there_is_to_wait(loop: Loop, timing: Timing, late: float) -> None:
+@pytest.mark.parametrize(("timing", "late"), [(WatchTiming(), 4.0 + 2.0), (EVERY_NODE, 30.0 + 2.0)])
+def test_after_a_long_outage_the_longest_pause_is_all_there_is_to_wait(
+    loop: Loop, timing: WatchTiming, late: float
+) -> None:
     server = Restarting([(30.0, 930.0)])
 
     async def scene(watch: ListWatch[Node]) -> None:
@@ -74,9 +76,9 @@ def test_after_a_long_outage_the_longest_pause_is_all_there_is_to_wait(loop: Loo
     watching(loop, server, timing, scene)
 
 
-@pytest.mark.parametrize("timing", [Timing(), EVERY_NODE])
+@pytest.mark.parametrize("timing", [WatchTiming(), EVERY_NODE])
 @pytest.mark.parametrize("after", [0.0, 1.0, 9.0])
-def test_a_server_that_ends_every_watch_soon_is_asked_seldom(loop: Loop, timing: Timing, after: float) -> None:
+def test_a_server_that_ends_every_watch_soon_is_asked_seldom(loop: Loop, timing: WatchTiming, after: float) -> None:
     server = Restarting(closes_after=after)
 
     async def scene(watch: ListWatch[Node]) -> None:
@@ -96,7 +98,7 @@ def test_a_stream_that_lives_for_its_time_is_followed_by_the_next_at_once(loop: 
             assert watch.following
             await asyncio.sleep(0.05)
 
-    watching(loop, server, Timing(inactivity=1000.0, lifetime=(100.0, 100.0)), scene)
+    watching(loop, server, WatchTiming(inactivity=1000.0, lifetime=(100.0, 100.0)), scene)
     assert [what for _, what in server.requests] == ["list", "watch", *["ask", "watch"] * 10]
 
 
@@ -114,6 +116,6 @@ def test_a_cache_that_was_resumed_after_an_outage_is_verified_within_its_time(lo
             assert len(lists) == 2
             assert len(server.requests) < 14
 
-        watching(loop, server, Timing(inactivity=1000.0, verify=(90.0, 90.0), cap=30.0), scene)
+        watching(loop, server, WatchTiming(inactivity=1000.0, verify=(90.0, 90.0), cap=30.0), scene)
     assert max(drawn) < 100.0
     assert max(drawn) - min(drawn) > 30.0

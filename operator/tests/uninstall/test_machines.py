@@ -13,14 +13,14 @@ from netloom.api.pod_state import PodState
 from netloom.cli.app import app
 from netloom.roles.leftovers import forget
 from netloom.uninstall.cleaner import PARKED, Cleaner, by_hand, like_agents, pod, pod_name
-from netloom.uninstall.machines import Machine, look, wanted
+from netloom.uninstall.machines import MachineNode, look, wanted
 from netloom.uninstall.steps import in_use
 
 
-def machine(name: str, ready: str = "True", **labels: str) -> Machine:
+def machine(name: str, ready: str = "True", **labels: str) -> MachineNode:
     condition = {"type": "Ready", "status": ready, "lastTransitionTime": None}
     found = {"metadata": {"name": name, "labels": labels}, "status": {"conditions": [condition]}}
-    return msgspec.convert(found, Machine)
+    return msgspec.convert(found, MachineNode)
 
 
 def cleaning(node: str, phase: str, **states: Any) -> PodState:

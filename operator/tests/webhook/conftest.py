@@ -14,7 +14,7 @@ import aiohttp
 import pytest
 
 from netloom.api.admission import AdmissionRequest
-from netloom.guard.verdict import ALLOWED, Verdict
+from netloom.guard.verdict import ALLOWED, Ruling
 from netloom.webhook import certificates
 from netloom.webhook.connection import ServerLimits
 from netloom.webhook.mint import Mint, answer
@@ -116,7 +116,7 @@ def start(ca: certificates.CA, presented: ServingTLS) -> Start:
 
     @asynccontextmanager
     async def running(
-        decide: Callable[[AdmissionRequest], Verdict] = lambda request: ALLOWED,
+        decide: Callable[[AdmissionRequest], Ruling] = lambda request: ALLOWED,
         leaving: Callable[[], bool] = lambda: False,
         **limits: Any,
     ) -> AsyncIterator[Guarded]:

@@ -19,7 +19,7 @@ from netloom.runtime import clock as clock_module
 from netloom.runtime.client import Api
 from netloom.runtime.clock import ServerClock
 from netloom.runtime.metrics import REGISTRY
-from netloom.runtime.watch import Timing as WatchTiming
+from netloom.runtime.watch import WatchTiming
 from netloom.webhook import certificates
 from netloom.webhook.authority import Authority, AuthorityTiming
 from netloom.webhook.mint import Mint

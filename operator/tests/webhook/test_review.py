@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from netloom.api.admission import AdmissionRequest, GroupVersionResource
 from netloom.api.problem import Problem
-from netloom.guard.verdict import Verdict
+from netloom.guard.verdict import Ruling
 from netloom.webhook import review
 from netloom.webhook.review import BadReview, answer, decode, object_of, warnings
 from tests.webhook.conftest import review as sent
@@ -43,7 +43,7 @@ def test_any_change_of_a_review_is_one_or_a_sentence(changes: dict[str, Any], sp
     for altered in (body, body[:place] + splice + body[place:], body[:place]):
         if request := decoded(altered):
             assert request.uid
-            told = json.loads(answer(request, Verdict(unseen=("x",))))
+            told = json.loads(answer(request, Ruling(unseen=("x",))))
             assert (told["response"]["uid"], told["response"]["allowed"]) == (request.uid, False)
 
 
@@ -70,8 +70,8 @@ def test_a_long_warning_is_split_between_sentences():
 def test_warnings_come_with_whatever_verdict():
     request = AdmissionRequest(uid="1", operation="UPDATE")
     for verdict in (
-        Verdict(warnings=(problem("it is wide."),)),
-        Verdict(warnings=(problem("it is wide."),), refusals=(problem("no."),)),
+        Ruling(warnings=(problem("it is wide."),)),
+        Ruling(warnings=(problem("it is wide."),), refusals=(problem("no."),)),
     ):
         told = json.loads(answer(request, verdict))["response"]
         assert told["warnings"] == ["NetloomIPPool a: spec: it is wide. Be careful."]
@@ -79,7 +79,7 @@ def test_warnings_come_with_whatever_verdict():
 
 
 def test_what_is_certain_is_said_before_what_is_not_ready():
-    verdict = Verdict(refusals=(problem("no."),), unseen=("NetloomNode: not listed yet",))
+    verdict = Ruling(refusals=(problem("no."),), unseen=("NetloomNode: not listed yet",))
     told = json.loads(answer(AdmissionRequest(uid="1", operation="UPDATE"), verdict))["response"]
     assert told["status"]["code"] == 403
 

@@ -11,11 +11,11 @@ import structlog.testing
 
 from netloom.api.admission import AdmissionRequest
 from netloom.api.problem import Problem
-from netloom.guard.verdict import ALLOWED, Verdict
+from netloom.guard.verdict import ALLOWED, Ruling
 from netloom.runtime.errors import ConfigError
 from netloom.runtime.metrics import REGISTRY
 from netloom.webhook import certificates
-from netloom.webhook.connection import Connection, Connections
+from netloom.webhook.connection import ServerConnection, ServerConnections
 from netloom.webhook.server import serve
 from netloom.webhook.tls import ServingTLS
 from tests.runtime.scripted import until
@@ -29,7 +29,7 @@ MODE = Problem(
     message="the IPAM mode of a live cluster cannot change.",
     way_out="Make a new cluster.",
 )
-add = Connections.add
+add = ServerConnections.add
 BODY = json.dumps(review()).encode()
 HEAD = b"POST /validate HTTP/1.1\r\nHost: guard\r\nContent-Type: application/json\r\n"
 ASKED = (
@@ -68,7 +68,7 @@ class TestAnswers:
     async def test_the_decision_sees_the_request_and_its_answer_is_told(self, start: Start):
         seen: list[AdmissionRequest] = []
 
-        def decide(request: AdmissionRequest) -> Verdict:
+        def decide(request: AdmissionRequest) -> Ruling:
             seen.append(request)
             return ALLOWED
 
@@ -80,7 +80,7 @@ class TestAnswers:
         assert json.loads(bytes(request.object)) == {"kind": "NetloomNetwork"}
 
     async def test_a_refusal_carries_every_problem_as_one_line(self, start: Start):
-        async with start(lambda request: Verdict(refusals=(MODE, MODE))) as guarded:
+        async with start(lambda request: Ruling(refusals=(MODE, MODE))) as guarded:
             before = counted(
                 "netloom_guard_reviews_total", resource="netloomnetworks", operation="UPDATE", verdict="refused"
             )
@@ -93,13 +93,13 @@ class TestAnswers:
         assert after - before == 1
 
     async def test_what_is_not_seen_yet_is_refused_for_now(self, start: Start):
-        async with start(lambda request: Verdict(unseen=("NetloomNode: not listed yet",))) as guarded:
+        async with start(lambda request: Ruling(unseen=("NetloomNode: not listed yet",))) as guarded:
             status = (await guarded.ask())["status"]
         assert status["code"] == 503
         assert status["message"] == "the guard is not ready: NetloomNode: not listed yet; try again in a few seconds"
 
     async def test_a_bug_in_the_decision_is_a_refusal_that_says_so(self, start: Start):
-        def decide(request: AdmissionRequest) -> Verdict:
+        def decide(request: AdmissionRequest) -> Ruling:
             raise KeyError("mode")
 
         before = counted("netloom_guard_errors_total", cause="decision")
@@ -134,8 +134,8 @@ class TestAnswers:
 
     @pytest.mark.slow
     async def test_1000_at_once_get_each_its_own_answer(self, start: Start):
-        def decide(request: AdmissionRequest) -> Verdict:
-            return ALLOWED if int(request.uid) % 2 else Verdict(refusals=(MODE,))
+        def decide(request: AdmissionRequest) -> Ruling:
+            return ALLOWED if int(request.uid) % 2 else Ruling(refusals=(MODE,))
 
         # The clients' share of 1,000 handshakes is done in this process, too: a busy machine needs its time.
         async with start(decide, handshake=120.0, request=120.0) as guarded:
@@ -286,8 +286,8 @@ class TestAPIServers:
 
     async def test_no_clock_but_our_own_ends_a_rest(self, start: Start, monkeypatch: pytest.MonkeyPatch):
         """aiohttp's knows nothing of what it did not answer itself."""
-        made: list[Connection] = []
-        monkeypatch.setattr(Connections, "add", lambda self, each: (made.append(each), add(self, each)))
+        made: list[ServerConnection] = []
+        monkeypatch.setattr(ServerConnections, "add", lambda self, each: (made.append(each), add(self, each)))
         async with start(idle=30.0) as guarded:
             assert (await guarded.ask())["allowed"]
         assert [each.keepalive_timeout > 1e6 for each in made] == [True]
@@ -359,7 +359,7 @@ class TestAPIServers:
         """A body that reads like a question is a body: aiohttp was given its head."""
         seen: list[str] = []
 
-        def decide(request: AdmissionRequest) -> Verdict:
+        def decide(request: AdmissionRequest) -> Ruling:
             seen.append(request.uid)
             return ALLOWED
 
@@ -375,10 +375,10 @@ class TestAPIServers:
         assert seen == []
 
     async def test_a_refusal_and_a_bug_are_told_as_ever(self, start: Start):
-        def decide(request: AdmissionRequest) -> Verdict:
+        def decide(request: AdmissionRequest) -> Ruling:
             if request.uid == "2":
                 raise KeyError("mode")
-            return Verdict(refusals=(MODE,))
+            return Ruling(refusals=(MODE,))
 
         with structlog.testing.capture_logs():
             async with start(decide) as guarded:
@@ -433,7 +433,7 @@ class TestSlowClients:
     )
     async def test_a_client_that_does_not_take_its_answers(self, start: Start, requests: list[bytes]):
         """It sends reviews whose refusals are long, and never reads."""
-        long = Verdict(refusals=(MODE,) * 20_000)
+        long = Ruling(refusals=(MODE,) * 20_000)
         before = counted("netloom_guard_errors_total", cause="deadline")
         async with start(lambda request: long, request=0.5) as guarded:
             _, writer = await guarded.connect()
@@ -446,7 +446,7 @@ class TestSlowClients:
             writer.transport.abort()
 
     async def test_a_client_that_takes_a_long_answer_late(self, start: Start):
-        long = Verdict(refusals=(MODE,) * 20_000)
+        long = Ruling(refusals=(MODE,) * 20_000)
         before = counted("netloom_guard_irregular_requests_total")
         async with start(lambda request: long) as guarded:
             reader, writer = await guarded.connect()

@@ -31,7 +31,7 @@ from netloom.api.v1alpha1 import (
     NetloomNode,
     NetloomPrefilter,
 )
-from netloom.api.verdict import AGENT_LABEL, Known, Sign, Unseen, Verdict, agent_lease, judge
+from netloom.api.verdict import AGENT_LABEL, ClusterFacts, Sign, Unseen, Verdict, agent_lease, judge
 from netloom.runtime.cancellation import last_words
 from netloom.runtime.clock import boottime, timestamp
 from netloom.runtime.errors import ApiError, NotFound
@@ -60,7 +60,7 @@ LARGE, MOST, CAUTION = 50, 0.55, 0.1
 """In a cluster of more nodes than this, where more than this part is silent, so much of the rate is used."""
 
 
-class Pace:
+class SilencePace:
     """How many nodes may be told silent, by how many there are."""
 
     def __init__(self, now: float) -> None:
@@ -81,7 +81,7 @@ class Pace:
         self._saved -= 1
 
 
-class Caches(NamedTuple):
+class HealthCaches(NamedTuple):
     """Somebody else fills them. `fault` says why the Leases cannot be relied on now."""
 
     nodes: Store[Node]
@@ -97,13 +97,13 @@ class Health:
 
     fault = ""
 
-    def __init__(self, context: ClusterContext, caches: Caches, clock: Callable[[], float] = boottime) -> None:
+    def __init__(self, context: ClusterContext, caches: HealthCaches, clock: Callable[[], float] = boottime) -> None:
         self._context = context
         self._caches = caches
         self._clock = clock
         self._heard = AgentsHeard(caches.leases, context.lease_namespace, clock, context.grace_period)
         self._conditions = Conditions(context.api, context.events, HEALTH)
-        self._pace = Pace(clock())
+        self._pace = SilencePace(clock())
         self._looked_at = clock()
         self._deaf = ""
         self._since = timestamp(context.api.clock.now())
@@ -167,7 +167,7 @@ class Health:
         now = timestamp(context.api.clock.now())
         network = caches.networks.get(NETWORK_NAME)
         return judge(
-            Known(
+            ClusterFacts(
                 nodes=caches.nodes.values(),
                 netloom_nodes=caches.netloom_nodes.values(),
                 network=network,
@@ -271,7 +271,7 @@ class HealthFeature:
             label_selector=f"{AGENT_LABEL}=true",
             optional=True,
         )
-        self._caches = Caches(
+        self._caches = HealthCaches(
             nodes=caches.store(NODES, node_changed),
             netloom_nodes=caches.store(NETLOOM_NODES, netloom_node_changed),
             networks=caches.store(NETWORKS),

@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import replace
 
 from netloom.api.cidrs import check_nodes_outside
-from netloom.api.ipam_modes import Mode, mode_of
+from netloom.api.ipam_modes import IpamMode, mode_of
 from netloom.api.odd_addresses import in_pod_cidr, is_usable
 from netloom.api.problem import Problem, Severity
 from netloom.api.v1alpha1 import NETWORK_NAME, NETWORKS, NetloomNetwork
@@ -314,7 +314,7 @@ def _unreadable(known: KnownLedger) -> Problem:
     return Problem(f"NetloomLedger {known.name}", "spec.entries", "", "LedgerUnreadable", message, way_out)
 
 
-def _good(mode: Mode) -> str:
+def _good(mode: IpamMode) -> str:
     if mode.from_outside:
         return f"Nodes use the addresses that are written into their NetloomNodes, in IPAM mode {mode.name}."
     return f"Nodes are given their pod CIDRs in IPAM mode {mode.name}."

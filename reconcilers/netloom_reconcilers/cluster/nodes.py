@@ -20,7 +20,7 @@ import structlog
 
 from netloom.api.core import Node
 from netloom.api.holdings import blocks, holds, is_in_use
-from netloom.api.ipam_modes import Mode, mode_named
+from netloom.api.ipam_modes import IpamMode, mode_named
 from netloom.api.meta import Object
 from netloom.api.odd_addresses import in_pod_cidr, is_usable, no_address, odd_addresses
 from netloom.api.problem import Problem
@@ -319,7 +319,7 @@ class NodesReconciler(Member):
         return wait if wait is not None else await self._satisfied(obj)
 
     @property
-    def _mode(self) -> Mode:
+    def _mode(self) -> IpamMode:
         return mode_named(self._configuration.mode)
 
     def _cannot_keep(self, node: Node, obj: NetloomNode) -> bool:
@@ -519,7 +519,7 @@ def _sooner(one: float | None, other: float | None) -> float | None:
     return min((each for each in (one, other) if each is not None), default=None)
 
 
-def _who_writes(mode: Mode) -> str:
+def _who_writes(mode: IpamMode) -> str:
     return f"In IPAM mode {mode.name}, {mode.writer}."
 
 
@@ -530,7 +530,7 @@ def _said(node: Node) -> str:
     return f"Node {field} is {', '.join(text for _, text in node.brought)}"
 
 
-def _differing(node: Node, obj: NetloomNode, mode: Mode) -> Problem:
+def _differing(node: Node, obj: NetloomNode, mode: IpamMode) -> Problem:
     message = (
         f"{_said(node)}, but the NetloomNode holds "
         f"{', '.join(map(str, node_objects.held(obj)))}, which is not changed while the node lives."

@@ -11,7 +11,7 @@ from netloom.ipam.settings import Family, PoolSettings, Settings
 from netloom.ipam.wants import MOST_BLOCKS, capacity, held_of, needed_of, requests
 
 
-class Share(NamedTuple):
+class FamilyUsage(NamedTuple):
     """Of one family of a pool. addresses: in the blocks; orphaned: blocks outside the pool's CIDRs."""
 
     blocks: int = 0
@@ -26,17 +26,17 @@ class Share(NamedTuple):
 
 
 Key = tuple[str, Version]
-_NOTHING = Share()
+_NOTHING = FamilyUsage()
 
 
-class PoolUsage:
+class PoolCounts:
     """By pool and family."""
 
     def __init__(self, settings: Settings | None = None) -> None:
         """`settings`: of the pools."""
         self._settings = settings or Settings("")
-        self._of: dict[str, dict[Key, Share]] = {}
-        self._total: dict[Key, Share] = {}
+        self._of: dict[str, dict[Key, FamilyUsage]] = {}
+        self._total: dict[Key, FamilyUsage] = {}
         self.holders: dict[str, set[str]] = {}
         """Nodes that hold blocks of a pool, by its name."""
         self._short: dict[Key, dict[str, None]] = {}
@@ -77,21 +77,21 @@ class PoolUsage:
         waiting.update(dict.fromkeys(found))
         return found
 
-    def of(self, pool: str, version: Version) -> Share:
+    def of(self, pool: str, version: Version) -> FamilyUsage:
         """Of all nodes."""
         return self._total.get((pool, version), _NOTHING)
 
-    def _add(self, key: Key, share: Share, times: int) -> None:
+    def _add(self, key: Key, share: FamilyUsage, times: int) -> None:
         total = self._total.get(key, _NOTHING)
-        self._total[key] = Share(
+        self._total[key] = FamilyUsage(
             total.blocks + times * share.blocks,
             total.orphaned + times * share.orphaned,
             total.addresses + times * share.addresses,
             total.needed + times * share.needed,
         )
 
-    def _shares(self, ipam: NodeIPAM) -> dict[Key, Share]:
-        found: dict[Key, Share] = {}
+    def _shares(self, ipam: NodeIPAM) -> dict[Key, FamilyUsage]:
+        found: dict[Key, FamilyUsage] = {}
         needed = {each.pool: each.needed for each in requests(ipam, self._settings)}
         for name in needed.keys() | {each.pool for each in ipam.pools.allocated}:
             pool, held = self._settings.pool(name) or PoolSettings(name), held_of(ipam, name)
@@ -104,11 +104,11 @@ class PoolUsage:
         return found
 
 
-def _share(pool: PoolSettings, family: Family, needed: NeededAddresses | None, held: Sequence[Cidr]) -> Share:
+def _share(pool: PoolSettings, family: Family, needed: NeededAddresses | None, held: Sequence[Cidr]) -> FamilyUsage:
     blocks, addresses = capacity(held, pool, family.version)
     mine = [cidr for cidr in held if cidr.version == family.version]
     orphaned = sum(1 for cidr in mine if not any(each.contains(cidr) for each in family.cidrs))
     asked = needed_of(needed, family) if needed is not None and family.cidrs else 0
     if blocks >= MOST_BLOCKS:
         asked = min(asked, addresses)  # it is told that, and given no more
-    return Share(blocks, orphaned, addresses, asked)
+    return FamilyUsage(blocks, orphaned, addresses, asked)

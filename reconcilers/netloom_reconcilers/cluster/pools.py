@@ -22,7 +22,7 @@ from netloom_reconcilers.cluster.allocation.configuration import AllocationConfi
 from netloom_reconcilers.cluster.allocation.incarnation import Incarnation, Member, PoolsAffected
 from netloom_reconcilers.cluster.allocation.metrics import POOL_METRICS, PoolSample
 from netloom_reconcilers.cluster.overlaps import CONNECTED, NODES, SERVICES, Ranges, odd, overlaps, ranges_of
-from netloom_reconcilers.cluster.pool_usage import PoolUsage
+from netloom_reconcilers.cluster.pool_usage import PoolCounts
 from netloom_reconcilers.conditions import said
 
 RETELL_SECONDS = 30.0
@@ -51,7 +51,7 @@ class PoolsReconciler(Member):
         super().__init__(incarnation)
         self._configuration = configuration
         self._reserved = configuration.reserved
-        self._usage = PoolUsage()
+        self._usage = PoolCounts()
         self._trends: dict[tuple[str, Version], Trend] = {}
         self._told: dict[str, tuple[float, tuple[bool, str]]] = {}
         """When the pool's status was written, and what its condition said: status and reason."""
@@ -66,7 +66,7 @@ class PoolsReconciler(Member):
 
     def settings_changed(self) -> None:
         """The pools are others, or the mode: all is counted again."""
-        self._usage = PoolUsage(self._settings)
+        self._usage = PoolCounts(self._settings)
         for node in self._netloom_nodes.values():
             self._usage.note(node.metadata.name, node.spec.ipam)
         self._publish(PoolsAffected(tuple(self._pools)))

@@ -36,7 +36,7 @@ class Readiness(NamedTuple):
     message: str
 
 
-class Mesh(Protocol):
+class MeshFacts(Protocol):
     """The ways to other nodes' pods, as far as others need to know of them."""
 
     @property
@@ -92,7 +92,7 @@ class NodeContext:
         """Of a cluster, filled in the modes that need it, by the feature that does."""
         self.addresses: AddressService | None = None
         """Who gives single addresses, if this agent does."""
-        self.mesh: Mesh | None = None
+        self.mesh: MeshFacts | None = None
         """Who makes the ways to other nodes, if this agent does."""
         self.peers = Peers(self.node_name, self.nodes)
         self.own = OwnNode(self.node_name, record=self.run_dir / RECORD)

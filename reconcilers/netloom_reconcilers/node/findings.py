@@ -8,14 +8,14 @@ from collections.abc import Iterable
 
 from netloom.api.v1alpha1 import NETWORK_NAME
 from netloom.kernel.surroundings.detours import Detour
-from netloom.kernel.surroundings.look_part import Found, UnfilteredBridge
+from netloom.kernel.surroundings.look_part import SurroundingsFound, UnfilteredBridge
 from netloom.kernel.surroundings.tables import Conntrack, NeighbourTable
 from netloom.kernel.sysctl import Sysctl
 
 _OPTION = f"spec.limits.raise of NetloomNetwork {NETWORK_NAME}"
 
 
-def errors(found: Found, memory: int) -> list[str]:
+def errors(found: SurroundingsFound, memory: int) -> list[str]:
     """What keeps packets of pods from passing. memory: of the machine, in bytes."""
     sentences = [detour_text(each) for each in found.detours]
     sentences += [
@@ -30,7 +30,7 @@ def errors(found: Found, memory: int) -> list[str]:
     return sentences
 
 
-def warnings(found: Found, memory: int) -> list[str]:
+def warnings(found: SurroundingsFound, memory: int) -> list[str]:
     """What will keep them, or keeps only some."""
     sentences = [_unfiltered(each) for each in found.unfiltered]
     for table in found.tables.neighbours:
@@ -64,7 +64,7 @@ def detour_text(detour: Detour) -> str:
     )
 
 
-def _full_neighbours(table: NeighbourTable, found: Found) -> str:
+def _full_neighbours(table: NeighbourTable, found: SurroundingsFound) -> str:
     what = f"and {_neighbours(table)}" if table.needed >= table.thresholds[2] else "and was reached"
     why = (
         f"net.{table.family}.neigh.default.gc_thresh3 is {table.thresholds[2]}, {what}: beyond it the kernel takes no "
@@ -79,7 +79,7 @@ def _neighbours(table: NeighbourTable) -> str:
     return f"this node's peers without a tunnel and its pods are {table.needed // size * size} neighbours or more"
 
 
-def _raise(wanted: Iterable[Sysctl], found: Found) -> str:
+def _raise(wanted: Iterable[Sysctl], found: SurroundingsFound) -> str:
     settings = {sysctl.name: f"{sysctl.dotted}={sysctl.value}" for sysctl in wanted}
     if not settings:
         return "The machine has too little memory for a higher limit: find out who opens so many."
@@ -100,7 +100,7 @@ def _unfiltered(bridge: UnfilteredBridge) -> str:
     )
 
 
-def figures(found: Found) -> dict[str, object]:
+def figures(found: SurroundingsFound) -> dict[str, object]:
     """For /status."""
     tables = {table.family: {"needed": table.needed, "limit": table.thresholds[2]} for table in found.tables.neighbours}
     tracked: Conntrack | None = found.tables.conntrack

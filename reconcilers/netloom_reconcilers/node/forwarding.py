@@ -15,7 +15,7 @@ from netloom.cidr import Cidr
 from netloom.ipam.ledger_range import cover
 from netloom.kernel.forward.blocked import Blocked
 from netloom.kernel.forward.forward import ForwardKeeper
-from netloom.kernel.forward.opening import Forwarding
+from netloom.kernel.forward.opening import ForwardingState
 from netloom.kernel.keeper.report import Failure, PlannedChange
 from netloom.kernel.mesh.encapsulation import Encapsulation
 from netloom.runtime.manager import Run
@@ -44,7 +44,7 @@ class ForwardingFeature(NftablesFeature):
 
     def __init__(self, context: NodeContext, keeper: ForwardKeeper | None = None) -> None:
         super().__init__(context, keeper or ForwardKeeper(on_report=lambda report: context.changed()))
-        self._in_force: Forwarding | None = None
+        self._in_force: ForwardingState | None = None
         self._other = ""
         """The node by which it is told what happens between nodes. One does: it stays the same as long as it can."""
 
@@ -59,7 +59,7 @@ class ForwardingFeature(NftablesFeature):
             self._in_force = desired
             self._is_in_place(pods=[str(cidr) for cidr in desired.pods])
 
-    def desired(self) -> Forwarding | None:
+    def desired(self) -> ForwardingState | None:
         """Whose packets are to pass, and which way they go."""
         network, node = self._networks.get(NETWORK_NAME), self.own.effective(self._said())
         if network is None or node is None:
@@ -69,7 +69,7 @@ class ForwardingFeature(NftablesFeature):
         pods, problems = pods_of(node)
         self._report(self._node_name, problems)
         other, routing = self._another(mode_of(network).from_outside), network.spec.routing
-        return Forwarding(
+        return ForwardingState(
             pods=tuple(cover(pods, MOST)) if len(pods) > MOST else pods,
             accept=network.spec.forwarding.filter == "accept",
             peers=pod_cidrs_of(other)[0] if other is not None else (),

@@ -19,8 +19,8 @@ from prometheus_client.core import Metric
 from netloom.api.v1alpha1 import NETWORK_NAME, NetloomNode
 from netloom.cidr import Address
 from netloom.kernel.probe.device_part import ProbeNode
-from netloom.kernel.probe.examination import Examination, Target, Timing
-from netloom.kernel.probe.keeper import ProbeKeeper, Way
+from netloom.kernel.probe.examination import Examination, ProbeTiming, Target
+from netloom.kernel.probe.keeper import Egress, ProbeKeeper
 from netloom.kernel.probe.prober import Prober
 from netloom.runtime.manager import Run
 from netloom_reconcilers.features.kernel import KernelFeature
@@ -29,7 +29,7 @@ from netloom_reconcilers.node.mesh.reading import missing
 from netloom_reconcilers.node.probing.counting import metrics_of
 from netloom_reconcilers.node.probing.findings import Finding, finding, not_forwarded, sentences
 from netloom_reconcilers.node.probing.looks import Leases, switch_off
-from netloom_reconcilers.node.probing.pace import Pace
+from netloom_reconcilers.node.probing.pace import TellingPace
 from netloom_reconcilers.node.probing.selection import behind, by_way, concerns
 from netloom_reconcilers.node.probing.targets import addresses_of, as_pods_use, by_nodes, hosts_of, targets_of
 
@@ -64,7 +64,9 @@ class ProbeFeature(KernelFeature):
     keeper: ProbeKeeper
     _desired: ProbeNode
 
-    def __init__(self, context: NodeContext, keeper: ProbeKeeper | None = None, timing: Timing | None = None) -> None:
+    def __init__(
+        self, context: NodeContext, keeper: ProbeKeeper | None = None, timing: ProbeTiming | None = None
+    ) -> None:
         super().__init__(context, keeper or ProbeKeeper(on_report=lambda report: context.changed()))
         self.prober = Prober(troubled=self._is_troubled, doubted=self._is_doubted)
         self.keeper.device.moved = self._device_moved
@@ -76,7 +78,7 @@ class ProbeFeature(KernelFeature):
         self.counts: dict[tuple[str, int], list[float]] = {}
         """By way and family: sent, answered, seconds of the last round trip."""
         self._held: ProbeNode | None = None
-        self._timing = timing or Timing()
+        self._timing = timing or ProbeTiming()
         self._strikes: dict[Key, int] = {}
         self._since: dict[Key, float] = {}
         """When the first of the questions began that were not answered."""
@@ -90,7 +92,7 @@ class ProbeFeature(KernelFeature):
         self._doubtful: set[Key] = set()
         """Peers of which it is not known whether they are gone since: their agents' Leases have yet to be renewed."""
         self._leases = Leases(context)
-        self._pace = Pace(lambda seconds: asyncio.get_running_loop().call_later(seconds, context.changed))
+        self._pace = TellingPace(lambda seconds: asyncio.get_running_loop().call_later(seconds, context.changed))
         self._troubled_at = self._doubted_at = 0.0
 
     def components(self) -> Mapping[str, Run]:
@@ -221,12 +223,12 @@ class ProbeFeature(KernelFeature):
         node = self._nodes.get(name)
         return next(iter(addresses_of(node).values()), b"") if node is not None else b""
 
-    async def _ways(self, addresses: list[Address]) -> list[Way]:
+    async def _ways(self, addresses: list[Address]) -> list[Egress]:
         known = [address for address in addresses if address]
         found = dict(zip(known, await self.keeper.ways(known), strict=True)) if known else {}
         network = self._networks.get(NETWORK_NAME)
         mtu = network.spec.mtu if network is not None else 0
-        return [as_pods_use(found.get(address, Way()), mtu) for address in addresses]
+        return [as_pods_use(found.get(address, Egress()), mtu) for address in addresses]
 
     async def _look_at(self, names: Iterable[str], *, whole: bool = False) -> list[Finding]:
         """At these peers; with `whole`, as closely as at one that failed."""
@@ -234,7 +236,7 @@ class ProbeFeature(KernelFeature):
         ways = await self._ways([target.address for target in targets])
         limit = asyncio.Semaphore(AT_ONCE)
 
-        async def one(target: Target, way: Way) -> Finding:
+        async def one(target: Target, way: Egress) -> Finding:
             async with limit:
                 return await self._examined(target, way, whole=whole)
 
@@ -252,7 +254,7 @@ class ProbeFeature(KernelFeature):
     def _has_family(self, target: Target) -> bool:
         return any(len(address) == len(target.address) for address in self.prober.addresses)
 
-    async def _examined(self, target: Target, way: Way, *, whole: bool) -> Finding:
+    async def _examined(self, target: Target, way: Egress, *, whole: bool) -> Finding:
         self.prober.mtu = way.mtu or self.prober.mtu
         key = (target.name, 4 if len(target.address) == 4 else 6)
         began = time.monotonic()

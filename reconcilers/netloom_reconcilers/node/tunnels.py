@@ -37,7 +37,7 @@ from netloom_reconcilers.node.mesh.encapsulations import (
     encapsulations_to,
     wanted,
 )
-from netloom_reconcilers.node.mesh.machine import Machine, MachineReconciler
+from netloom_reconcilers.node.mesh.machine import MachineFacts, MachineReconciler
 from netloom_reconcilers.node.mesh.reading import (
     LocalNode,
     at_our_cost,
@@ -140,11 +140,11 @@ class TunnelsFeature(KernelFeature):
             if each is not None:
                 each.changed()
 
-    def _machine(self) -> Machine | None:
+    def _machine(self) -> MachineFacts | None:
         if self._desired.node is None or not self.applied or self.obstacle is not None:
             return None
         absent, networks = map(format_address, self.keeper.absent), map(str, outermost(self.keeper.connected))
-        return Machine(frozenset(absent), frozenset(networks))
+        return MachineFacts(frozenset(absent), frozenset(networks))
 
     def facts(self) -> dict[str, object]:
         """The data path's figures."""

@@ -29,7 +29,7 @@ from netloom_reconcilers.node.addresses import feature as module
 from netloom_reconcilers.node.addresses import machine, running
 from netloom_reconcilers.node.addresses.checkpoint import NAME
 from netloom_reconcilers.node.addresses.feature import AddressesFeature
-from netloom_reconcilers.node.addresses.service import Refused
+from netloom_reconcilers.node.addresses.service import NoAddress
 
 
 class Pauses:
@@ -145,7 +145,7 @@ async def test_a_machine_gives_nothing_before_it_is_known_to_be_the_node(world: 
     world.not_it = "Node n1 is another machine by what its kubelet says."
     made = world.feature("10.0.0.0/29")
     assert await made.reconcile() == module.AGAIN_SECONDS
-    with pytest.raises(Refused, match="nothing is given yet: Node n1 is another machine") as refusal:
+    with pytest.raises(NoAddress, match="nothing is given yet: Node n1 is another machine") as refusal:
         await ask(made, "default/a")
     assert refusal.value.passing
     assert made.errors() == [world.not_it]
@@ -163,12 +163,12 @@ async def test_nothing_is_given_before_it_is_known_what_runs(world: World) -> No
     world.pods = Unavailable(0, "Timeout", "no answer")
     made = world.feature()
     await made.reconcile()
-    with pytest.raises(Refused, match="there is no NetloomNode n1"):
+    with pytest.raises(NoAddress, match="there is no NetloomNode n1"):
         await ask(made, "default/a")
     world.say(made, "10.0.0.0/29")
     assert await made.reconcile() == module.AGAIN_SECONDS
     assert made.applied
-    with pytest.raises(Refused, match="nothing is given yet: the pods of Node n1 cannot be listed"):
+    with pytest.raises(NoAddress, match="nothing is given yet: the pods of Node n1 cannot be listed"):
         await ask(made, "default/a")
     assert "cannot be listed" in made.errors()[0]
     world.pods = {}
@@ -316,7 +316,7 @@ async def test_what_it_says_of_itself(world: World) -> None:
     made = world.feature("10.0.0.6/31")
     await made.reconcile()
     assert await ask(made, "default/a") == "10.0.0.7", "the tunnel device has the other one"
-    with pytest.raises(Refused):
+    with pytest.raises(NoAddress):
         await ask(made, "default/b")
     assert made.facts()["addresses"]["pools"] == {  # type: ignore[index]
         "-": {

@@ -15,7 +15,7 @@ from netloom_reconcilers.features.node import NodeContext
 from netloom_reconcilers.node.addresses import feature as module
 from netloom_reconcilers.node.addresses import running
 from netloom_reconcilers.node.addresses.feature import AddressesFeature
-from netloom_reconcilers.node.addresses.service import Refused
+from netloom_reconcilers.node.addresses.service import NoAddress
 from tests.allocation.parts import DirectApi
 from tests.allocation.server import Json, ModelServer, Request
 from tests.allocation.world import Said
@@ -91,21 +91,21 @@ def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Node:
 
 async def test_nothing_is_given_before_the_word_is_written_and_the_network_was_seen(node: Node) -> None:
     await node.feature.reconcile()
-    with pytest.raises(Refused, match=r"the network's IPAM mode is not in force yet \(status.ipam.mode\)"):
+    with pytest.raises(NoAddress, match=r"the network's IPAM mode is not in force yet \(status.ipam.mode\)"):
         await node.ask("default/db")
     assert node.status == {}
     await node.work()
     assert node.status == {"mode": "crd"}
     assert await node.ask("default/web") == "10.7.0.6", "which is meant for it"
     assert await node.ask("default/db") == "10.7.0.5"
-    with pytest.raises(Refused):
+    with pytest.raises(NoAddress):
         await node.ask("default/more")
 
 
 async def test_nothing_is_given_while_the_network_is_about_to_be_cleared(node: Node) -> None:
     node.write("patch", "netloomnetworks", "default", {"status": {"ipam": {"clearing": True}}}, "status", "merge")
     await node.work()
-    with pytest.raises(Refused):
+    with pytest.raises(NoAddress):
         await node.ask("default/web")
     node.write("patch", "netloomnetworks", "default", {"status": {"ipam": {"clearing": None}}}, "status", "merge")
     node.see()

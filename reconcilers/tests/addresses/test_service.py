@@ -17,7 +17,7 @@ from netloom.ipam.node_allocator import NodeAllocator, Owner, Supply
 from netloom_reconcilers.node.addresses import service as module
 from netloom_reconcilers.node.addresses.checkpoint import Checkpoint, Unwritable
 from netloom_reconcilers.node.addresses.server import AddressServer, SocketUnusable, bind, serve
-from netloom_reconcilers.node.addresses.service import LEAST_REST_SECONDS, REPLACED, UNREAD, AddressService, Refused
+from netloom_reconcilers.node.addresses.service import LEAST_REST_SECONDS, REPLACED, UNREAD, AddressService, NoAddress
 
 V4: frozenset[Version] = frozenset({4})
 A, B, C = (Owner(f"default/{name}", name * 3) for name in "abc")
@@ -103,10 +103,10 @@ async def test_what_cannot_be_written_is_not_told_and_written_later(
 
     monkeypatch.setattr(service.checkpoint, "append", fails)
     with pytest.raises(
-        Refused, match=r"cannot be written: No space left on device\. No pod of this node gets an address"
+        NoAddress, match=r"cannot be written: No space left on device\. No pod of this node gets an address"
     ):
         await ask(service, B)
-    with pytest.raises(Refused):
+    with pytest.raises(NoAddress):
         await service.release(A)
     assert (service.failures, len(troubles)) == ({"CheckpointUnwritable": 1}, 1)
     assert service.allocator.holding(A) is not None, "nothing more is begun"
@@ -146,7 +146,7 @@ async def test_who_meets_a_shortage_waits_for_what_rests(tmp_path: Path) -> None
 async def test_who_waited_in_vain_is_told_why_and_the_node_says_so(tmp_path: Path) -> None:
     service = begun(tmp_path, "10.0.0.7/32")
     await ask(service, A)
-    with pytest.raises(Refused, match="default/b gets none") as refusal:
+    with pytest.raises(NoAddress, match="default/b gets none") as refusal:
         await ask(service, B, wait=0)
     assert (refusal.value.reason, refusal.value.passing) == ("AddressesExhausted", True)
     assert [why for _, why in service.failed.values()] == ["pods get none"]
@@ -163,7 +163,7 @@ async def test_who_is_released_while_it_waits_is_given_nothing_afterwards(tmp_pa
     await ask(service, A)
     task = await waits(service, B)
     assert await service.release(B) == ()
-    with pytest.raises(Refused, match="was released while it waited"):
+    with pytest.raises(NoAddress, match="was released while it waited"):
         await task
     service.allocator.rest_seconds = 0
     await service.release(A)
@@ -175,7 +175,7 @@ async def test_who_does_not_ask_again_is_forgotten(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr("netloom_reconcilers.node.addresses.service.TOLD_SECONDS", 0.01)
     service, told = begun(tmp_path), asyncio.Event()
     service.clock = asyncio.get_running_loop().time
-    with pytest.raises(Refused):
+    with pytest.raises(NoAddress):
         await ask(service, A, wait=0)
     assert service.failed
     service.troubled = told.set
@@ -195,7 +195,7 @@ async def test_the_pool_is_asked_for_once_and_a_problem_is_the_answer(tmp_path: 
 
     service.pool_of = pool_of
     assert [await ask(service, A), await ask(service, A)] == ["10.0.0.0", "10.0.0.0"]
-    with pytest.raises(Refused, match="Make it") as refusal:
+    with pytest.raises(NoAddress, match="Make it") as refusal:
         await ask(service, B)
     assert (refusal.value.reason, refusal.value.passing) == ("NoSuchPool", False)
     assert asked == [A, B]
@@ -214,7 +214,7 @@ async def test_who_is_released_while_its_pool_is_looked_for_is_given_none(tmp_pa
     await service.release(A)
     found.set()
     said = await asyncio.gather(*tasks, return_exceptions=True)
-    assert [isinstance(each, Refused) for each in said] == [True, True, False]
+    assert [isinstance(each, NoAddress) for each in said] == [True, True, False]
     assert [owner for owner, _ in service.allocator.held()] == [B]
     assert await ask(service, A) == "10.0.0.3", "who asks anew is given one"
 
@@ -233,11 +233,11 @@ async def test_families_may_come_of_two_pools_and_none_is_given_without_the_othe
     service.provide(Supply(blocks=both))
     assert await task == "10.0.0.0 fd00::"
     assert await ask(service, B, families=V4) == "10.0.0.1"
-    with pytest.raises(Refused, match="gets none"):
+    with pytest.raises(NoAddress, match="gets none"):
         await ask(service, C, wait=0.01)
     service.provide(Supply(blocks=both, closed=frozenset({"six"})))
     await service.release(B)
-    with pytest.raises(Refused, match="gets none"):
+    with pytest.raises(NoAddress, match="gets none"):
         await ask(service, C, wait=0.01)
     assert service.allocator.holding(C) is None
 
@@ -293,7 +293,7 @@ async def test_what_was_freed_just_now_is_given_to_nobody(tmp_path: Path, monkey
     await ask(service, A)
     await service.release(A)
     service.clock.now = LEAST_REST_SECONDS - 0.001  # type: ignore[attr-defined]
-    with pytest.raises(Refused, match="gets none"):
+    with pytest.raises(NoAddress, match="gets none"):
         await ask(service, B, wait=0.05)
     service.clock.now = LEAST_REST_SECONDS  # type: ignore[attr-defined]
     assert await ask(service, B, wait=20) == "10.0.0.8"
@@ -305,7 +305,7 @@ async def test_while_another_machine_runs_as_this_node_nothing_is_given_and_what
     service = begun(tmp_path, "10.0.0.8/31")
     await ask(service, A)
     service.twin = lambda: "Two agents run as node n1."
-    with pytest.raises(Refused, match=r"nothing is given, .*: Two agents run as node n1") as refusal:
+    with pytest.raises(NoAddress, match=r"nothing is given, .*: Two agents run as node n1") as refusal:
         await ask(service, B)
     assert (refusal.value.reason, refusal.value.passing) == ("TwoAgents", True)
     assert len(await service.release(A)) == 1
@@ -441,7 +441,7 @@ async def test_beside_another_agent_of_the_machine_nothing_is_given_and_no_secon
     assert "another agent uses it." in second.unwritable
     assert "Stop one of the two agents" in second.unwritable
     assert "--state-dir" not in second.unwritable
-    with pytest.raises(Refused):
+    with pytest.raises(NoAddress):
         await second.allocate(B)
     first.checkpoint.close()
 
@@ -454,6 +454,6 @@ async def test_what_could_not_be_read_may_be_another_answer_soon(tmp_path: Path)
             return Problem("Pod d/a", "", "", reason, "it is so.", "Wait.")
 
         service.pool_of = none
-        with pytest.raises(Refused) as refusal:
+        with pytest.raises(NoAddress) as refusal:
             await service.allocate(A)
         assert refusal.value.passing is passing

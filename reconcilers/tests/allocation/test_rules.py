@@ -18,7 +18,7 @@ from netloom.ipam.known_ledgers import KnownLedger
 from netloom.ipam.ledger import Entry, Mark
 from netloom.ipam.ledger_range import ledger_range_from_name
 from netloom.ipam.marks import Marks
-from netloom.ipam.plan import Grant, Plan
+from netloom.ipam.plan import BatchPlan, Grant
 from netloom.runtime.store import Store
 from netloom_reconcilers.cluster.allocation.ledger_writer import LedgerWriter
 from netloom_reconcilers.cluster.nodes import NodesReconciler
@@ -290,7 +290,7 @@ def closing_writes_nothing(patch: pytest.MonkeyPatch) -> None:
 def announced_once_is_enough(patch: pytest.MonkeyPatch) -> None:
     open_ = LedgerWriter._open
 
-    async def broken(self: LedgerWriter, plan: Plan, pool: ClusterPool | None) -> int:
+    async def broken(self: LedgerWriter, plan: BatchPlan, pool: ClusterPool | None) -> int:
         network = self._lock.network
         assert network is not None
         if plan.opens <= set(network.status.ipam.ledgers):
@@ -303,7 +303,7 @@ def announced_once_is_enough(patch: pytest.MonkeyPatch) -> None:
 def chosen_is_chosen(patch: pytest.MonkeyPatch) -> None:
     open_ = LedgerWriter._open
 
-    async def broken(self: LedgerWriter, plan: Plan, pool: ClusterPool | None) -> int:
+    async def broken(self: LedgerWriter, plan: BatchPlan, pool: ClusterPool | None) -> int:
         return await open_(self, plan, None)
 
     patch.setattr(LedgerWriter, "_open", broken)

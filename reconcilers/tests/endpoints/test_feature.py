@@ -19,7 +19,7 @@ from netloom_reconcilers.features.node import NodeContext, Readiness
 from netloom_reconcilers.node.addresses.checkpoint import Checkpoint
 from netloom_reconcilers.node.addresses.running import seen
 from netloom_reconcilers.node.addresses.server import AddressServer
-from netloom_reconcilers.node.addresses.service import AddressService, Refused
+from netloom_reconcilers.node.addresses.service import AddressService, NoAddress
 from netloom_reconcilers.node.endpoints import feature as module
 from netloom_reconcilers.node.endpoints import taint as taint_module
 from netloom_reconcilers.node.endpoints.attachments import Wish
@@ -238,7 +238,7 @@ async def test_no_pod_begins_with_an_mtu_that_is_not_known(world: World) -> None
     assert said is not None
     assert (said.ready, said.reason) == (False, "MtuUnknown")
     wish = Wish(("c1", "eth0"), PodOf("default/web"), "/run/netns/c1")
-    with pytest.raises(Refused, match=r"spec\.mtu") as caught:
+    with pytest.raises(NoAddress, match=r"spec\.mtu") as caught:
         await feature.attachments.add(wish, Sandbox(-1, -1))
     assert caught.value.passing
     assert list(world.service.allocator.held()) == []
@@ -416,7 +416,7 @@ async def test_a_machine_that_is_not_alone_with_its_name_gives_nothing_and_says_
     why = "nothing is given, as both would give the same: Two agents run as node n1."
     assert feature.readiness() == Readiness(False, "TwoAgents", why)
     wish = Wish(("c1", "eth0"), PodOf("default/web"), "/run/netns/c1")
-    with pytest.raises(Refused, match="Two agents") as caught:
+    with pytest.raises(NoAddress, match="Two agents") as caught:
         await feature.attachments.add(wish, Sandbox(-1, -1))
     assert caught.value.passing
     assert list(world.service.allocator.held()) == []
@@ -448,7 +448,9 @@ async def test_by_hand_nothing_is_freed_that_an_interface_lives_by(world: World)
         assert await ask("POST", "/v1/gc", json={"valid": []}) == (409, "Wired")
         assert {owner for owner, _ in service.allocator.held()} == {web, old}
         assert await ask("POST", "/v1/gc", json={"valid": [{"container": "c1"}]}) == (200, "10.0.0.3")
-        with pytest.raises(Refused, match=r"eth0 of default/web \(container c1\) has it and is wired\. Delete the pod"):
+        with pytest.raises(
+            NoAddress, match=r"eth0 of default/web \(container c1\) has it and is wired\. Delete the pod"
+        ):
             service.check_idle(web)
         feature.attachments.endpoints.discard(device_of("c1", "eth0"))
         assert await ask("DELETE", release) == (200, "10.0.0.2")

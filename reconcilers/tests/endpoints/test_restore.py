@@ -6,7 +6,7 @@ import pytest
 
 from netloom.cidr import parse_address
 from netloom.kernel.endpoints.endpoint import Remains, device_of
-from netloom_reconcilers.node.addresses.running import Merged, merge, seen
+from netloom_reconcilers.node.addresses.running import MergedPods, merge, seen
 from tests.endpoints.world import Node
 
 MAC = bytes.fromhex("020000000009")
@@ -48,7 +48,7 @@ async def test_whose_record_was_lost_keeps_its_address_until_its_end(node: Node)
     node.attachments.restore(shown)
     assert node.held() == {"c1 c1 eth0": "10.0.0.2", "c2 c2 eth0": "10.0.0.3 fd00::3"}
     pods = {parse_address("10.0.0.2"): "default/web"}
-    assert merge(node.service.allocator, pods, {}, lambda address: True) == Merged(), "the container is that pod's"
+    assert merge(node.service.allocator, pods, {}, lambda address: True) == MergedPods(), "the container is that pod's"
     assert node.wired() == {("c1", "eth0"), ("c2", "eth0")}
     assert await node.add("c9", "fresh") not in ("10.0.0.2", "10.0.0.3")
     refused = await node.ask("ADD", "c1", "web")

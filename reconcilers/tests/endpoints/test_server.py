@@ -17,7 +17,7 @@ import pytest
 
 from netloom_reconcilers.node.addresses.server import SocketUnusable
 from netloom_reconcilers.node.endpoints import connection
-from netloom_reconcilers.node.endpoints.connection import Answer, Sandbox
+from netloom_reconcilers.node.endpoints.connection import Reply, Sandbox
 from netloom_reconcilers.node.endpoints.errors import CniError
 from netloom_reconcilers.node.endpoints.framing import MAGIC, Call
 from netloom_reconcilers.node.endpoints.server import MOST_CALLERS, CniServer
@@ -110,7 +110,7 @@ class Handler:
         self.cancelled = self.unheard = 0
         self.raises: Exception | None = None
 
-    async def __call__(self, call: Call, sandbox: Sandbox | None) -> Answer:
+    async def __call__(self, call: Call, sandbox: Sandbox | None) -> Reply:
         self.calls.append(call)
         self.sandboxes.append((os.fstat(sandbox.netns).st_ino, sandbox.inside) if sandbox else None)
         if self.hold is not None:
@@ -125,7 +125,7 @@ class Handler:
         async def unheard() -> None:
             self.unheard += 1
 
-        return Answer(0, b"{}", unheard)
+        return Reply(0, b"{}", unheard)
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from netloom_reconcilers.node.addresses.checkpoint import Checkpoint
 from netloom_reconcilers.node.addresses.service import AddressService
 from netloom_reconcilers.node.endpoints.attachments import Attachments
 from netloom_reconcilers.node.endpoints.commands import Commands
-from netloom_reconcilers.node.endpoints.connection import Answer, Sandbox
+from netloom_reconcilers.node.endpoints.connection import Reply, Sandbox
 from netloom_reconcilers.node.endpoints.deletions import Deletions
 from netloom_reconcilers.node.endpoints.framing import Call
 from netloom_reconcilers.node.endpoints.networks import Networks
@@ -93,7 +93,7 @@ class Node:
         """The answer's JSON, {} where there is none; an error has its code."""
         return said_by(await self.answer(command, container, pod, **said))
 
-    async def answer(self, command: str, container: str = "c1", pod: str = "web", **said: Any) -> Answer:
+    async def answer(self, command: str, container: str = "c1", pod: str = "web", **said: Any) -> Reply:
         sandbox = said.pop("sandbox", NETNS if command in ("ADD", "CHECK") else None)
         return await self.commands.handle(call(command, container, pod, **said), sandbox)
 
@@ -104,7 +104,7 @@ class Node:
         return str(got["ips"][-1]["address"]).removesuffix("/32")
 
 
-def said_by(answer: Answer) -> dict[str, Any]:
+def said_by(answer: Reply) -> dict[str, Any]:
     said: dict[str, Any] = json.loads(answer.output or b"{}")
     assert (answer.status != 0) is ("code" in said), said
     return said

@@ -19,7 +19,7 @@ from netloom.kernel.netlink import links
 from netloom.kernel.netlink.sockets import CommandSocket
 
 
-class Step(msgspec.Struct, frozen=True):
+class Adjustment(msgspec.Struct, frozen=True):
     """One change: as `ip` or `sysctl` would say it, and its message; or else the switch below /proc/sys and its value.
     flushes: the kernel drops what stands on the device with it."""
 
@@ -30,16 +30,16 @@ class Step(msgspec.Struct, frozen=True):
     flushes: bool = False
 
 
-def steps(endpoint: Endpoint, end: End, cookie: int = 0) -> Iterator[Step]:
+def steps(endpoint: Endpoint, end: End, cookie: int = 0) -> Iterator[Adjustment]:
     """What is to be done to the host end, in its order; up comes last. None: it is as it should be. cookie: of the
     pod's network namespace, if that is known, for an alias that is written anew."""
     name, index = endpoint.device, end.ifindex
 
-    def step(text: str, message: bytes, *, flushes: bool = False) -> Step:
-        return Step(f"ip link set {name} {text}", message, flushes=flushes)
+    def step(text: str, message: bytes, *, flushes: bool = False) -> Adjustment:
+        return Adjustment(f"ip link set {name} {text}", message, flushes=flushes)
 
     if end.name != name:
-        yield Step(f"ip link set {end.name} name {name}", links.change(index, ifname=name))
+        yield Adjustment(f"ip link set {end.name} name {name}", links.change(index, ifname=name))
     if end.no_arp:  # to change that, on or off, takes all neighbours along
         yield step("arp on", links.set_arp(index), flushes=True)
     if end.generates_addresses:
@@ -57,19 +57,19 @@ def steps(endpoint: Endpoint, end: End, cookie: int = 0) -> Iterator[Step]:
     yield from _switches(name, end)
     for switch, value in ipv6_switches(endpoint, end).items():
         text = f"sysctl -w {switch.replace('/', '.')}={value}"
-        yield Step(text, switch=switch, value=str(value))
+        yield Adjustment(text, switch=switch, value=str(value))
     if not end.up:
         yield step("up", links.set_up(index), flushes=True)
 
 
-def _switches(name: str, end: End) -> Iterator[Step]:
+def _switches(name: str, end: End) -> Iterator[Adjustment]:
     wrong = [
         f"net.ipv4.conf.{name}.{switch}={value}"
         for (switch, value), now in zip(SWITCHES.values(), end.switches, strict=True)
         if now != value
     ]
     if wrong:
-        yield Step(f"sysctl -w {' '.join(wrong)}", link_messages.set_switches(end.ifindex, ipv6=False))
+        yield Adjustment(f"sysctl -w {' '.join(wrong)}", link_messages.set_switches(end.ifindex, ipv6=False))
 
 
 # ------------------------------------------------------------------------------------------- in a worker's thread
@@ -80,7 +80,7 @@ def read_again(commands: CommandSocket, ends: Mapping[str, int]) -> list[tuple[s
     return [(device, look(commands, ifindex)) for device, ifindex in ends.items()]
 
 
-def do(commands: CommandSocket, end: End, wrong: Iterable[Step]) -> tuple[End | None, str]:
+def do(commands: CommandSocket, end: End, wrong: Iterable[Adjustment]) -> tuple[End | None, str]:
     """Do these steps to a host end; what it is then, and a sentence if any of it failed. Raises AnswerLost, OSError."""
     failed = ""
     for step in wrong:

@@ -14,7 +14,7 @@ from netloom.kernel.endpoints.doors import Doors
 from netloom.kernel.endpoints.endpoint import Endpoint, Endpoints
 from netloom.kernel.endpoints.hearsay import Hearsay
 from netloom.kernel.endpoints.link_messages import End
-from netloom.kernel.endpoints.rivals import Rivals
+from netloom.kernel.endpoints.rivals import RivalPodRoutes
 from netloom.kernel.endpoints.row_messages import RouteKey
 from netloom.kernel.endpoints.rows import Rows, index_of
 from netloom.kernel.endpoints.wiring import Made
@@ -44,7 +44,7 @@ class HostEnds:
         """Ends that are to be read again, and their ifindexes: an event tells how one was, which by now may be past."""
         self._hearsay = Hearsay()
         self.doors = Doors()
-        self._rivals = Rivals(self.rows)
+        self._rivals = RivalPodRoutes(self.rows)
         self._left_out = False
         """Ends that somebody gave another name, and that nobody wanted then."""
         self._retaining = retaining

@@ -35,7 +35,7 @@ from netloom.kernel.keeper.retries import Retries
 from netloom.kernel.keeper.table_writer import ALREADY_GONE
 from netloom.kernel.keeper.thread import KernelThread
 from netloom.kernel.netlink import wire
-from netloom.kernel.netlink.sockets import AnswerLost, CommandSocket, Refusal
+from netloom.kernel.netlink.sockets import AnswerLost, CommandSocket, KernelRefusal
 
 log = structlog.get_logger(__name__)
 
@@ -290,7 +290,7 @@ class EndpointsKeeper(Keeper[Endpoints, EndpointsReport]):
             self._part.spare(names)
             self._wake.set()
 
-    def _delete(self, names: list[str]) -> dict[str, Refusal]:
+    def _delete(self, names: list[str]) -> dict[str, KernelRefusal]:
         if self._reaper is None:
             self._reaper = self._make_commands()
         return delete_ends(self._reaper, names)

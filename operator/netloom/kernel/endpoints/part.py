@@ -17,13 +17,13 @@ from netloom.kernel.endpoints.endpoint import Endpoint, Endpoints, WiringFailed
 from netloom.kernel.endpoints.hearsay import Hearsay, is_wrong
 from netloom.kernel.endpoints.host_ends import HostEnds
 from netloom.kernel.endpoints.link_messages import read_end
-from netloom.kernel.endpoints.reader import Reading, device_at
+from netloom.kernel.endpoints.reader import EndpointsSeen, device_at
 from netloom.kernel.endpoints.reaping import delete_ends
 from netloom.kernel.endpoints.rivals import may_come_first
 from netloom.kernel.endpoints.row_messages import METRIC
 from netloom.kernel.endpoints.row_writer import RowWriter
 from netloom.kernel.endpoints.rows import SurplusAddress, index_of
-from netloom.kernel.keeper.part import Attempt, Outcome, Part, Refused, Worker
+from netloom.kernel.keeper.part import Attempt, Outcome, Part, RefusedEntry, Worker
 from netloom.kernel.keeper.retries import Item
 from netloom.kernel.keeper.table import Table
 from netloom.kernel.netlink import wire
@@ -108,7 +108,7 @@ class EndpointsPart(HostEnds, Part[Endpoints]):
         wrong = list(steps(endpoint, end)) if endpoint is not None and end is not None else []
         return bool(wrong) and all(step.text.startswith("sysctl -w net.ipv4.") for step in wrong)
 
-    def _load(self, reading: Reading) -> None:
+    def _load(self, reading: EndpointsSeen) -> None:
         known = set(self.pending())
         # One that was given another name while nobody listened is known again if it is wanted and its own is free.
         renamed = {reader.home_of(end): end for end in reading.ends if not self.owns.link(end.name)}
@@ -165,7 +165,7 @@ class EndpointsPart(HostEnds, Part[Endpoints]):
             for name in names:
                 if name in refused:
                     error = f"`ip link delete {name}`: {refused[name]}"
-                    outcome.refused.append(Refused(("link", name), error, refused[name].errno))
+                    outcome.refused.append(RefusedEntry(("link", name), error, refused[name].errno))
                 else:
                     self._forget(name)
                     outcome.written.append(("link", [name]))
@@ -188,7 +188,7 @@ class EndpointsPart(HostEnds, Part[Endpoints]):
             except WiringFailed as error:
                 if error.reason == "lost":  # the answer may come yet, and be taken for another
                     self.doors.close(device)
-                outcome.refused.append(Refused(item, error.sentence, peer=endpoint.pod))
+                outcome.refused.append(RefusedEntry(item, error.sentence, peer=endpoint.pod))
                 return
             self._forget(device)
             self.made(endpoint, made)
@@ -209,7 +209,7 @@ class EndpointsPart(HostEnds, Part[Endpoints]):
                 else:  # one thing has led to another
                     self._look[device] = after.ifindex
             if refused:
-                outcome.refused.append(Refused(item, refused, peer=endpoint.pod))
+                outcome.refused.append(RefusedEntry(item, refused, peer=endpoint.pod))
                 return
         outcome.written.append(("link", [device]))
 

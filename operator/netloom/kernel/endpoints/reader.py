@@ -12,24 +12,24 @@ from netloom.kernel.endpoints import link_messages, row_messages
 from netloom.kernel.endpoints.alias import read_alias
 from netloom.kernel.endpoints.endpoint import Endpoint, Remains
 from netloom.kernel.endpoints.link_messages import End, read_end
-from netloom.kernel.endpoints.row_messages import NeighbourKey, SeenRoute
+from netloom.kernel.endpoints.row_messages import NeighbourKey, SeenPodRoute
 from netloom.kernel.mac import Mac
 from netloom.kernel.netlink.links import InterfaceAddress, read_address
 from netloom.kernel.netlink.sockets import CommandSocket, RefusedError, read_all
 from netloom.kernel.ownership import ENDPOINTS
 
 
-class Reading(msgspec.Struct, frozen=True):
+class EndpointsSeen(msgspec.Struct, frozen=True):
     """ends: with our names. routes: of our class, whatever device they are on. neighbours: permanent ones on the ends.
     addresses: on the ends, which should have none."""
 
     ends: tuple[End, ...] = ()
-    routes: tuple[SeenRoute, ...] = ()
+    routes: tuple[SeenPodRoute, ...] = ()
     neighbours: tuple[tuple[NeighbourKey, Mac], ...] = ()
     addresses: tuple[InterfaceAddress, ...] = ()
 
 
-def read_everything(commands: CommandSocket) -> Reading:
+def read_everything(commands: CommandSocket) -> EndpointsSeen:
     """Costs 5 ms with 250 pods. Raises RefusedError, OSError."""
     ends = read_ends(commands)
     indices = {end.ifindex for end in ends}
@@ -44,10 +44,10 @@ def read_everything(commands: CommandSocket) -> Reading:
     # One dump of all: the kernel walks over the whole table for each device that it is asked about.
     neighbours = read_all(commands, row_messages.dump_neighbours(), permanent) if ends else []
     addresses = read_all(commands, row_messages.dump_addresses(), of_end) if ends else []
-    return Reading(tuple(ends), tuple(_routes(commands)), tuple(neighbours), tuple(addresses))
+    return EndpointsSeen(tuple(ends), tuple(_routes(commands)), tuple(neighbours), tuple(addresses))
 
 
-def of_ends(reading: Reading, indices: Collection[int]) -> Reading:
+def of_ends(reading: EndpointsSeen, indices: Collection[int]) -> EndpointsSeen:
     """Without what is on other ends than these."""
     return msgspec.structs.replace(
         reading,
@@ -80,11 +80,11 @@ def device_at(buffer: bytes, start: int) -> int:
     return int.from_bytes(buffer[start + 4 : start + 8], sys.byteorder)
 
 
-def _routes(commands: CommandSocket) -> list[SeenRoute]:
-    found: list[SeenRoute] = []
+def _routes(commands: CommandSocket) -> list[SeenPodRoute]:
+    found: list[SeenPodRoute] = []
     for family in (socket.AF_INET, socket.AF_INET6):
 
-        def ours(buffer: bytes, start: int, end: int, family: int = family) -> SeenRoute | None:
+        def ours(buffer: bytes, start: int, end: int, family: int = family) -> SeenPodRoute | None:
             if buffer[start] != family:
                 return None  # a kernel without IPv6 answers with the routes of all families that it has
             seen = row_messages.read_route(buffer, start, end)
@@ -98,7 +98,7 @@ def _routes(commands: CommandSocket) -> list[SeenRoute]:
     return found
 
 
-def remains(reading: Reading) -> list[Remains]:
+def remains(reading: EndpointsSeen) -> list[Remains]:
     """What that shows of endpoints."""
     addresses: dict[int, list[Address]] = {}
     for seen in reading.routes:

@@ -10,18 +10,18 @@ from collections.abc import Sequence
 from netloom.kernel.endpoints import link_messages
 from netloom.kernel.endpoints.row_messages import numbered
 from netloom.kernel.keeper.table_writer import ALREADY_GONE
-from netloom.kernel.netlink.sockets import BATCH, CommandSocket, Refusal
+from netloom.kernel.netlink.sockets import BATCH, CommandSocket, KernelRefusal
 
 
-def delete_ends(commands: CommandSocket, names: Sequence[str]) -> dict[str, Refusal]:
+def delete_ends(commands: CommandSocket, names: Sequence[str]) -> dict[str, KernelRefusal]:
     """Delete these host ends, and with each the pod's; what the kernel refused, by name. Raises AnswerLost."""
-    refused: dict[str, Refusal] = {}
+    refused: dict[str, KernelRefusal] = {}
     for at in range(0, len(names), BATCH):
         refused |= _delete(commands, names[at : at + BATCH])
     return refused
 
 
-def _delete(commands: CommandSocket, names: Sequence[str]) -> dict[str, Refusal]:
+def _delete(commands: CommandSocket, names: Sequence[str]) -> dict[str, KernelRefusal]:
     if len(names) > 1:
         # A number of its own each time, so that nobody else's devices are in that group.
         group = int.from_bytes(os.urandom(4), "big") | 1 << 31

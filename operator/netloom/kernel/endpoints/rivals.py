@@ -9,15 +9,15 @@ from functools import partial
 
 from netloom.cidr import Cidr, format_address
 from netloom.kernel.endpoints import row_messages
-from netloom.kernel.endpoints.row_messages import METRIC, RouteKey, SeenRoute
+from netloom.kernel.endpoints.row_messages import METRIC, RouteKey, SeenPodRoute
 from netloom.kernel.endpoints.rows import Rows
 from netloom.kernel.endpoints.wiring import ways
-from netloom.kernel.keeper.part import Attempt, Refused, Worker
+from netloom.kernel.keeper.part import Attempt, RefusedEntry, Worker
 from netloom.kernel.keeper.retries import Item
 from netloom.kernel.netlink.sockets import BATCH
 
 
-class Rivals:
+class RivalPodRoutes:
     """See the module. found: those of our routes that are passed by, and why. doubtful: prefixes to ask about."""
 
     def __init__(self, rows: Rows) -> None:
@@ -25,7 +25,7 @@ class Rivals:
         self.doubtful: set[Cidr] = set()
         self._rows = rows
 
-    def hear(self, seen: SeenRoute) -> None:
+    def hear(self, seen: SeenPodRoute) -> None:
         """Somebody's route has come or gone."""
         if seen.key.prefix in self._rows.owners and may_come_first(seen):
             self.doubtful.add(seen.key.prefix)
@@ -34,7 +34,7 @@ class Rivals:
         """Whatever may have come or gone."""
         self.doubtful.update(self._rows.owners)
 
-    async def look(self, worker: Worker, attempt: Attempt, whose: Callable[[Item], str]) -> list[Refused]:
+    async def look(self, worker: Worker, attempt: Attempt, whose: Callable[[Item], str]) -> list[RefusedEntry]:
         """Ask about what is in doubt, and about what is to be tried again. Raises OSError."""
         if not self.found and not self.doubtful:
             return []
@@ -61,10 +61,10 @@ class Rivals:
                     f"packets go to {where} all the same, by somebody's address, route or rule (`{ask}`)"
                     f"{f': {by}' if by else ''}. The pod gets none until whoever set that takes it away"
                 )
-                refused.append(Refused(("route", key), self.found[key], peer=whose(("route", key))))
+                refused.append(RefusedEntry(("route", key), self.found[key], peer=whose(("route", key))))
         return refused
 
 
-def may_come_first(seen: SeenRoute) -> bool:
+def may_come_first(seen: SeenPodRoute) -> bool:
     """Whether a foreign route takes packets before ours does, if it is to a pod's address."""
     return seen.key.metric < METRIC and seen.key.prefix.length == (32 if seen.key.prefix.version == 4 else 128)

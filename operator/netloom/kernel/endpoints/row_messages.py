@@ -83,7 +83,7 @@ NeighbourKey = tuple[int, Address]
 """ifindex and address."""
 
 
-class SeenRoute(msgspec.Struct, frozen=True, gc=False):
+class SeenPodRoute(msgspec.Struct, frozen=True, gc=False):
     """A route of the main table, whoever owns it."""
 
     key: RouteKey
@@ -255,7 +255,7 @@ def dump_addresses(ifindex: int = 0) -> bytes:
 # -------------------------------------------------------------------------------------------- from the kernel
 
 
-def read_route(buffer: bytes, start: int, end: int) -> SeenRoute | None:
+def read_route(buffer: bytes, start: int, end: int) -> SeenPodRoute | None:
     """An RTM_NEWROUTE or RTM_DELROUTE, or None if it is of another table or family."""
     family, length, _source, tos, table, protocol, scope, kind, _flags = _ROUTE.unpack_from(buffer, start)
     if table != ROUTE_TABLE or family not in _SIZE:
@@ -267,7 +267,7 @@ def read_route(buffer: bytes, start: int, end: int) -> SeenRoute | None:
     expires = family == socket.AF_INET6 and any(found.get(_RTA_CACHEINFO, b"")[8:12])
     usual = _SCOPE_LINK if family == socket.AF_INET else _SCOPE_UNIVERSE
     odd = kind != _RTN_UNICAST or scope != usual or expires or not _NEVER_WRITTEN.isdisjoint(found)
-    return SeenRoute(RouteKey(prefix, ifindex, metric, tos), EDITED if odd else PLAIN, protocol)
+    return SeenPodRoute(RouteKey(prefix, ifindex, metric, tos), EDITED if odd else PLAIN, protocol)
 
 
 def ways_out(commands: CommandSocket, size: int) -> list[int]:

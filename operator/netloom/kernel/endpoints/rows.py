@@ -8,7 +8,7 @@ import msgspec
 from netloom.cidr import Cidr
 from netloom.kernel.endpoints import row_messages
 from netloom.kernel.endpoints.endpoint import Endpoint
-from netloom.kernel.endpoints.reader import Reading
+from netloom.kernel.endpoints.reader import EndpointsSeen
 from netloom.kernel.endpoints.row_messages import METRIC, PLAIN, NeighbourKey, RouteKey
 from netloom.kernel.keeper.retries import Item
 from netloom.kernel.keeper.table import Table
@@ -117,7 +117,7 @@ class Rows:
         """The routes on a device that nobody wants. Walks over all."""
         return [key for key in self.routes.kernel if key.ifindex == ifindex]
 
-    def load(self, reading: Reading) -> None:
+    def load(self, reading: EndpointsSeen) -> None:
         """All of it, as it was just read."""
         self.routes.load({seen.key: seen.content for seen in reading.routes})
         self.neighbours.load(dict(reading.neighbours))

@@ -29,7 +29,7 @@ from netloom.kernel.endpoints.row_messages import gateway_of, numbered
 from netloom.kernel.keeper.table_writer import ALREADY_GONE
 from netloom.kernel.mac import link_local_of
 from netloom.kernel.netlink import wire
-from netloom.kernel.netlink.sockets import AnswerLost, CommandSocket, Refusal, RefusedError
+from netloom.kernel.netlink.sockets import AnswerLost, CommandSocket, KernelRefusal, RefusedError
 from netloom.kernel.ownership import ENDPOINTS
 
 LEAST_MTU, LEAST_MTU_IPV6, MOST_MTU = 68, 1280, 65535
@@ -280,7 +280,7 @@ class Wiring:
         with suppress(AnswerLost, OSError):
             self._commands.execute([link_messages.delete_named(self._endpoint.device)])
 
-    def _explained(self, refusal: Refusal, what: str, step: str = "") -> WiringFailed:
+    def _explained(self, refusal: KernelRefusal, what: str, step: str = "") -> WiringFailed:
         reason: Reason = "refused"
         way = ""
         if refusal.errno == errno.EPERM:

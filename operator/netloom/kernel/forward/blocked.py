@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 import msgspec
 
 from netloom.cidr import Cidr
-from netloom.kernel.forward.opening import FORWARD, Forwarding, fates
+from netloom.kernel.forward.opening import FORWARD, ForwardingState, fates
 from netloom.kernel.forward.packets import PROTOCOL_FAMILY, Chain
 from netloom.kernel.forward.reading import Base
 
@@ -41,7 +41,7 @@ def is_iptables(base: Base) -> bool:
 
 
 def blocked(
-    base: Base, chains: Mapping[str, Chain], desired: Forwarding, underlay: str, program: str = "nft"
+    base: Base, chains: Mapping[str, Chain], desired: ForwardingState, underlay: str, program: str = "nft"
 ) -> Iterator[Blocked]:
     """The base chain, if it drops packets of pods: those of some for sure, those of others perhaps."""
     families = PROTOCOL_FAMILY if base.family == "inet" else (base.family,)

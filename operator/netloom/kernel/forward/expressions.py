@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import msgspec
 
-from netloom.kernel.forward.packets import NAME_SIZE, UNKNOWN, Condition, Range, Rule, Verdict, name_range
+from netloom.kernel.forward.packets import NAME_SIZE, UNKNOWN, FilterRule, Range, RuleCondition, Verdict, name_range
 from netloom.kernel.netlink.wire import ATTRIBUTE, attributes
 
 Element = tuple[bytes, bytes, bool]
@@ -62,7 +62,7 @@ class Loaded(msgspec.Struct, frozen=True):
     mask: bytes = b""
 
 
-def rules_of(handle: int, expressions: bytes, elements: Elements) -> list[Rule]:
+def rules_of(handle: int, expressions: bytes, elements: Elements) -> list[FilterRule]:
     """What a rule means. One that looks a verdict up in a map is as many rules as the map has entries."""
     return _Reader(elements).read(handle, expressions)
 
@@ -71,24 +71,26 @@ class _Reader:
     def __init__(self, elements: Elements) -> None:
         self._elements = elements
         self._registers: dict[int, Loaded] = {}
-        self._conditions: list[Condition] = []
+        self._conditions: list[RuleCondition] = []
         self._map: list[tuple[tuple[Range, ...], bytes]] | None = None
-        self._mapped = Condition(UNKNOWN)
+        self._mapped = RuleCondition(UNKNOWN)
         self._verdict: tuple[Verdict, str] = ("", "")
 
-    def read(self, handle: int, expressions: bytes) -> list[Rule]:
+    def read(self, handle: int, expressions: bytes) -> list[FilterRule]:
         for name, data in _expressions(expressions):
             read = getattr(self, f"_{name}", None)
             if read is not None:
                 read(attributes(data, 0, len(data)))
             elif name not in _INNOCENT:
-                self._conditions.append(Condition(UNKNOWN))
+                self._conditions.append(RuleCondition(UNKNOWN))
                 self._registers.clear()  # it may have loaded one
         conditions = tuple(self._conditions)
         if self._map is None:
-            return [Rule(conditions, *self._verdict, handle=handle)]
+            return [FilterRule(conditions, *self._verdict, handle=handle)]
         return [
-            Rule((*conditions, msgspec.structs.replace(self._mapped, ranges=ranges)), *_verdict(data), handle=handle)
+            FilterRule(
+                (*conditions, msgspec.structs.replace(self._mapped, ranges=ranges)), *_verdict(data), handle=handle
+            )
             for ranges, data in self._map
         ]
 
@@ -133,7 +135,7 @@ class _Reader:
             return
         loaded = self._register(found.get(1))
         condition = _compared(loaded, value, inverted=operation == 1) if loaded and operation in (0, 1) else None
-        self._conditions.append(condition or Condition(UNKNOWN))
+        self._conditions.append(condition or RuleCondition(UNKNOWN))
 
     def _range(self, found: dict[int, bytes]) -> None:
         first, last = (_value(found.get(kind, b"")) for kind in (3, 4))
@@ -142,39 +144,41 @@ class _Reader:
     def _between(self, register: bytes | None, first: bytes, last: bytes, *, inverted: bool) -> None:
         loaded = self._register(register)
         fits = loaded is not None and loaded.field.endswith("addr") and not loaded.mask and len(first) == loaded.whole
-        condition = Condition(loaded.field, ((_number(first), _number(last)),), inverted) if loaded and fits else None
-        self._conditions.append(condition or Condition(UNKNOWN))
+        condition = (
+            RuleCondition(loaded.field, ((_number(first), _number(last)),), inverted) if loaded and fits else None
+        )
+        self._conditions.append(condition or RuleCondition(UNKNOWN))
 
     def _lookup(self, found: dict[int, bytes]) -> None:
         loaded, maps = self._register(found.get(2)), found.get(3) == bytes(4)
         if 3 in found and not maps:
             self._load(found[3], None)
-            self._conditions.append(Condition(UNKNOWN))
+            self._conditions.append(RuleCondition(UNKNOWN))
             return
         elements = self._elements(_text(found.get(1, b""))) if loaded is not None or maps else None
         if loaded is None or loaded.mask or elements is None:
-            self._conditions.append(Condition(UNKNOWN))
+            self._conditions.append(RuleCondition(UNKNOWN))
             if maps:
                 self._verdict = ("unknown", "")
             return
         ranges = list(_ranges(loaded, elements))
         if maps:
-            self._mapped, self._map = Condition(loaded.field), [((each,), data) for each, data in ranges]
+            self._mapped, self._map = RuleCondition(loaded.field), [((each,), data) for each, data in ranges]
         elif len(ranges) < len([1 for _key, _data, ends in elements if not ends]):
-            self._conditions.append(Condition(UNKNOWN))
+            self._conditions.append(RuleCondition(UNKNOWN))
         else:
             inverted = bool(_number(found.get(5, b"")))
-            self._conditions.append(Condition(loaded.field, tuple(each for each, _data in ranges), inverted))
+            self._conditions.append(RuleCondition(loaded.field, tuple(each for each, _data in ranges), inverted))
 
     def _match(self, found: dict[int, bytes]) -> None:
         name, info = _text(found.get(1, b"")), found.get(3, b"")
         if name == "comment":
             return
-        condition = Condition(UNKNOWN)
+        condition = RuleCondition(UNKNOWN)
         if name == "conntrack" and len(info) > 153:
             asked, inverted, state, _status = _CONNTRACK_FLAGS.unpack_from(info, 146)
             if asked == _CONNTRACK_STATE and not state & ~0xF:
-                condition = Condition("state", _bits(state), bool(inverted & _CONNTRACK_STATE))
+                condition = RuleCondition("state", _bits(state), bool(inverted & _CONNTRACK_STATE))
         self._conditions.append(condition)
 
     # Expressions that decide.
@@ -259,16 +263,16 @@ def _bits(mask: int) -> tuple[Range, ...]:
     return tuple((1 << bit, 1 << bit) for bit in range(32) if mask >> bit & 1)
 
 
-def _compared(loaded: Loaded, value: bytes, *, inverted: bool) -> Condition | None:
+def _compared(loaded: Loaded, value: bytes, *, inverted: bool) -> RuleCondition | None:
     """`field == value`, or with a mask; None: that it cannot be told."""
     field = loaded.field
     if field in _BITS:
         number = int.from_bytes(value, sys.byteorder)
         if not loaded.mask:
-            return Condition(field, ((number, number),), inverted)
-        return None if number else Condition(field, _bits(int.from_bytes(loaded.mask, sys.byteorder)), not inverted)
+            return RuleCondition(field, ((number, number),), inverted)
+        return None if number else RuleCondition(field, _bits(int.from_bytes(loaded.mask, sys.byteorder)), not inverted)
     if field in ("iif", "oif") and loaded.whole != NAME_SIZE:
-        return None if loaded.mask else Condition(field, (_device(value),), inverted)
+        return None if loaded.mask else RuleCondition(field, (_device(value),), inverted)
     more = 8 * (loaded.whole - len(value))
     if more < 0:
         return None
@@ -277,7 +281,7 @@ def _compared(loaded: Loaded, value: bytes, *, inverted: bool) -> Condition | No
         free = _number(loaded.mask) ^ ((1 << 8 * len(loaded.mask)) - 1)
         if len(loaded.mask) != len(value) or free & (free + 1):
             return None  # no prefix
-    return Condition(field, ((first << more, ((first | free) + 1 << more) - 1),), inverted)
+    return RuleCondition(field, ((first << more, ((first | free) + 1 << more) - 1),), inverted)
 
 
 def _device(value: bytes) -> Range:

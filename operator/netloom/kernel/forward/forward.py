@@ -6,7 +6,7 @@ from netloom.kernel.errors import DataplaneError
 from netloom.kernel.forward.blocked import Blocked
 from netloom.kernel.forward.legacy_part import LegacyForward
 from netloom.kernel.forward.nft_part import NftForward
-from netloom.kernel.forward.opening import Forwarding
+from netloom.kernel.forward.opening import ForwardingState
 from netloom.kernel.keeper.keeper import KeeperOptions
 from netloom.kernel.keeper.nftables_keeper import NftablesKeeper
 from netloom.kernel.keeper.report import KeeperReport, PlannedChange
@@ -29,10 +29,10 @@ class ForwardReport(KeeperReport, frozen=True, kw_only=True):
         return *super().news, self.open, self.blocked, self.unread
 
 
-class ForwardKeeper(NftablesKeeper[Forwarding, ForwardReport]):
+class ForwardKeeper(NftablesKeeper[ForwardingState, ForwardReport]):
     """See the module."""
 
-    nothing = Forwarding
+    nothing = ForwardingState
 
     def __init__(self, **options: Unpack[KeeperOptions]) -> None:
         self._filters = (NftForward(), LegacyForward())
@@ -47,7 +47,7 @@ class ForwardKeeper(NftablesKeeper[Forwarding, ForwardReport]):
                 return
         super()._on_readable()
 
-    async def plan(self, desired: Forwarding) -> list[PlannedChange]:
+    async def plan(self, desired: ForwardingState) -> list[PlannedChange]:
         """What `apply` would change. Writes nothing. Raises KernelUnsupported where there is no netfilter,
         DataplaneError where a filter cannot be read."""
         parts = (NftForward(), LegacyForward())

@@ -22,9 +22,9 @@ from netloom.kernel.forward.packets import (
     STATE_RELATED,
     UNKNOWN,
     Chain,
-    Condition,
+    FilterRule,
     Policy,
-    Rule,
+    RuleCondition,
     Verdict,
     name_range,
     range_of,
@@ -87,7 +87,7 @@ def _run(family: str, verb: str, *options: str, said: str = "") -> str:
 def parse(family: str, saved: str) -> dict[str, Chain]:
     """The chains of what iptables-save printed."""
     policies: dict[str, Policy] = {}
-    rules: dict[str, list[Rule]] = {}
+    rules: dict[str, list[FilterRule]] = {}
     for line in saved.splitlines():
         if line.startswith(":"):
             name, policy = line[1:].split()[:2]
@@ -99,9 +99,9 @@ def parse(family: str, saved: str) -> dict[str, Chain]:
     return {name: Chain(tuple(listed), policies.get(name, "")) for name, listed in rules.items()}
 
 
-def _rule(family: str, words: Sequence[str], chains: Collection[str]) -> Rule:
-    rule = Rule()
-    conditions: list[Condition] = []
+def _rule(family: str, words: Sequence[str], chains: Collection[str]) -> FilterRule:
+    rule = FilterRule()
+    conditions: list[RuleCondition] = []
     for inverted, option, values in _options(words):
         if option in ("-j", "-g"):
             rule = _target(values[0], "jump" if option == "-j" else "goto", chains)
@@ -124,19 +124,19 @@ def _options(words: Sequence[str]) -> Iterator[tuple[bool, str, list[str]]]:
         inverted, place = False, end
 
 
-def _conditions(family: str, option: str, values: Sequence[str], *, inverted: bool) -> list[Condition]:
+def _conditions(family: str, option: str, values: Sequence[str], *, inverted: bool) -> list[RuleCondition]:
     if (option == "-m" and values[0] in ("comment", "conntrack", "state")) or option == "--comment":
         return []
     fields = {"-s": f"{family} saddr", "-d": f"{family} daddr", "-i": "iif", "-o": "oif"}
     if option in ("-s", "-d") and (cidr := _cidr(values[0])):
-        return [Condition(fields[option], (range_of(cidr),), inverted)]
+        return [RuleCondition(fields[option], (range_of(cidr),), inverted)]
     if option in ("-i", "-o"):
         name = values[0]
-        return [Condition(fields[option], (name_range(f"{name[:-1]}*" if name.endswith("+") else name),), inverted)]
+        return [RuleCondition(fields[option], (name_range(f"{name[:-1]}*" if name.endswith("+") else name),), inverted)]
     states = values[0].split(",") if option in ("--ctstate", "--state") else []
     if states and _STATES.keys() >= set(states):
-        return [Condition("state", tuple((_STATES[each],) * 2 for each in states), inverted)]
-    return [Condition(UNKNOWN)]
+        return [RuleCondition("state", tuple((_STATES[each],) * 2 for each in states), inverted)]
+    return [RuleCondition(UNKNOWN)]
 
 
 def _cidr(text: str) -> Cidr | None:
@@ -144,9 +144,9 @@ def _cidr(text: str) -> Cidr | None:
     return Cidr.masked(text) if re.fullmatch(r"[0-9a-fA-F.:]+/\d+", text) else None
 
 
-def _target(name: str, leads: Verdict, chains: Collection[str]) -> Rule:
+def _target(name: str, leads: Verdict, chains: Collection[str]) -> FilterRule:
     if name in _VERDICTS:
-        return Rule(verdict=_VERDICTS[name])
+        return FilterRule(verdict=_VERDICTS[name])
     if name in chains:
-        return Rule(verdict=leads, target=name)
-    return Rule(verdict="" if name in _PASSING else "unknown")
+        return FilterRule(verdict=leads, target=name)
+    return FilterRule(verdict="" if name in _PASSING else "unknown")

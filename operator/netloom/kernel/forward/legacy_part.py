@@ -6,9 +6,9 @@ from typing import ClassVar
 
 from netloom.kernel.forward import iptables
 from netloom.kernel.forward.blocked import blocked
-from netloom.kernel.forward.opening import FORWARD, Due, Forwarding, script
+from netloom.kernel.forward.opening import FORWARD, Due, ForwardingState, script
 from netloom.kernel.forward.packets import Chain
-from netloom.kernel.forward.part import ForwardPart, Reading
+from netloom.kernel.forward.part import ForwardPart, ForwardSeen
 from netloom.kernel.forward.reading import Base
 from netloom.kernel.forward.ways import device_to
 from netloom.kernel.keeper.part import Worker
@@ -45,7 +45,7 @@ class LegacyForward(ForwardPart):
             self.due, self._look_at = True, now + LOOK_SECONDS
         return await super().read(worker)
 
-    def find(self, commands: CommandSocket, desired: Forwarding) -> Reading:
+    def find(self, commands: CommandSocket, desired: ForwardingState) -> ForwardSeen:
         """Read the tables that there are; what cannot be read is looked for again, and said meanwhile."""
         tables: dict[str, Mapping[str, Chain]] = {}
         unread = []
@@ -65,7 +65,7 @@ class LegacyForward(ForwardPart):
             if not desired.accept and FORWARD in chains
             for each in blocked(_base(family, chains), chains, desired, underlay, self.programs[family])
         ]
-        return Reading(tables, underlay, tuple(found), tuple(unread))
+        return ForwardSeen(tables, underlay, tuple(found), tuple(unread))
 
     def _chains(self, family: str) -> Mapping[str, Chain]:
         """What is the same text as before has been read before."""

@@ -11,8 +11,8 @@ from typing import ClassVar
 
 from netloom.kernel.forward import reading
 from netloom.kernel.forward.blocked import blocked, is_iptables
-from netloom.kernel.forward.opening import FORWARD, Due, Forwarding
-from netloom.kernel.forward.part import ForwardPart, Reading
+from netloom.kernel.forward.opening import FORWARD, Due, ForwardingState
+from netloom.kernel.forward.part import ForwardPart, ForwardSeen
 from netloom.kernel.forward.ways import device_to
 from netloom.kernel.keeper.part import Worker
 from netloom.kernel.netlink import nftables
@@ -47,7 +47,7 @@ class NftForward(ForwardPart):
         self.due = self.due or bool(what)
         self._chains_due = self._chains_due or what == "chains"
 
-    def find(self, commands: CommandSocket, desired: Forwarding) -> Reading:
+    def find(self, commands: CommandSocket, desired: ForwardingState) -> ForwardSeen:
         """Read all that is at the forward hook."""
         known, self._chains_due = None if self._chains_due else self._ruleset.found, False
         try:
@@ -59,7 +59,7 @@ class NftForward(ForwardPart):
         underlay = device_to(desired.peer)
         others = [base for base in self._ruleset.bases if not (desired.accept and is_iptables(base))]
         tables = self._ruleset.tables
-        return Reading(
+        return ForwardSeen(
             {
                 family: chains
                 for (family, table), chains in tables.items()
@@ -82,7 +82,7 @@ class NftForward(ForwardPart):
         return ""
 
 
-def _requests(family: str, due: Due, desired: Forwarding) -> Iterator[tuple[str, bytes]]:
+def _requests(family: str, due: Due, desired: ForwardingState) -> Iterator[tuple[str, bytes]]:
     """What to do, in words, and as a request. Rules have a counter, as iptables gives every rule one."""
     number = reading.NUMBERS[family]
     chain = {"table": _TABLE, "chain": FORWARD_CHAIN}

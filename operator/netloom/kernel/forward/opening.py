@@ -14,11 +14,20 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 import msgspec
 
 from netloom.cidr import Cidr
-from netloom.kernel.forward.packets import Chain, Condition, Fate, Filter, Packet, Rule, packet, range_of
+from netloom.kernel.forward.packets import (
+    Chain,
+    Fate,
+    FilterPacket,
+    FilterRule,
+    PacketFilter,
+    RuleCondition,
+    packet,
+    range_of,
+)
 from netloom.kernel.ownership import DEVICE_PREFIX, FORWARD_CHAIN
 
 FORWARD = "FORWARD"
-_JUMP = Rule(verdict="jump", target=FORWARD_CHAIN)
+_JUMP = FilterRule(verdict="jump", target=FORWARD_CHAIN)
 TUNNELS = (f"{DEVICE_PREFIX}v*", f"{DEVICE_PREFIX}g*")
 """The mesh's devices. Not all that are ours: by one of ours a local pod's packets come, too."""
 
@@ -26,7 +35,7 @@ FAMILIES = {"ip": 4, "ip6": 6}
 """IP versions, by what `nft` calls the families in which iptables has its tables."""
 
 
-class Forwarding(msgspec.Struct, frozen=True):
+class ForwardingState(msgspec.Struct, frozen=True):
     """The desired state: this node's pods' packets pass.
 
     pods:    this node's pod CIDRs. accept: where a filter of iptables drops, open it; else only say so.
@@ -47,7 +56,7 @@ class Forwarding(msgspec.Struct, frozen=True):
         mine = sorted(cidr for cidr in set(self.pods) if cidr.version == FAMILIES[family])
         return tuple(cidr for cidr in mine if not any(other.contains(cidr) for other in mine if other != cidr))
 
-    def packets(self, family: str, underlay: str) -> Iterator[tuple[Cidr, Packet]]:
+    def packets(self, family: str, underlay: str) -> Iterator[tuple[Cidr, FilterPacket]]:
         """Packets from each pod CIDR to another node, and from there. underlay: the device of the node's own traffic
         with it, "" if that is not known."""
         other = next((cidr for cidr in self.peers if cidr.version == FAMILIES[family]), None)
@@ -57,16 +66,16 @@ class Forwarding(msgspec.Struct, frozen=True):
             yield cidr, packet(family, source=cidr, destination=other, out_of=way, foreign=foreign)
             yield cidr, packet(family, source=other, destination=cidr, into=way, foreign=foreign)
 
-    def wide(self, family: str) -> Iterator[Packet]:
+    def wide(self, family: str) -> Iterator[FilterPacket]:
         """All packets from pods, and all to them."""
         for cidr in self.of(family):
             yield packet(family, source=cidr)
             yield packet(family, destination=cidr)
 
-    def rules(self, family: str) -> tuple[Rule, ...]:
+    def rules(self, family: str) -> tuple[FilterRule, ...]:
         """What is to be in our chain."""
         return tuple(
-            Rule((Condition(f"{family} {field}", (range_of(cidr),)),), "accept")
+            FilterRule((RuleCondition(f"{family} {field}", (range_of(cidr),)),), "accept")
             for cidr in self.of(family)
             for field in ("saddr", "daddr")
         )
@@ -83,9 +92,9 @@ class Due(msgspec.Struct, frozen=True):
     needed: bool = False
     chain: bool = False
     wrong: bool = False
-    jumps: tuple[Rule, ...] = ()
+    jumps: tuple[FilterRule, ...] = ()
     before: int | None = None
-    rule: Rule | None = None
+    rule: FilterRule | None = None
 
     @property
     def any(self) -> bool:
@@ -98,7 +107,7 @@ class Due(msgspec.Struct, frozen=True):
         return self.needed and not self.any
 
 
-def due_in(chains: Mapping[str, Chain], desired: Forwarding, family: str, underlay: str) -> Due:
+def due_in(chains: Mapping[str, Chain], desired: ForwardingState, family: str, underlay: str) -> Due:
     """What is to be done about a filter table that holds these chains."""
     forward = chains.get(FORWARD, Chain())
     others = [rule for rule in forward.rules if rule.meaning != _JUMP.meaning]
@@ -114,7 +123,7 @@ def due_in(chains: Mapping[str, Chain], desired: Forwarding, family: str, underl
 
 
 def _place(
-    chains: Mapping[str, Chain], others: Sequence[Rule], desired: Forwarding, family: str, underlay: str
+    chains: Mapping[str, Chain], others: Sequence[FilterRule], desired: ForwardingState, family: str, underlay: str
 ) -> int | None:
     """Before which of the others' rules the jump has to stand at the latest; None: all pass without it."""
     if not desired.accept or FORWARD not in chains:
@@ -124,12 +133,12 @@ def _place(
     return min((fate.index for fate in fates(without, FORWARD, packets) if fate.verdict == "drop"), default=None)
 
 
-def fates(chains: Mapping[str, Chain], base: str, packets: Iterable[Packet]) -> list[Fate]:
+def fates(chains: Mapping[str, Chain], base: str, packets: Iterable[FilterPacket]) -> list[Fate]:
     """What becomes of these packets in a base chain."""
-    return [Filter(chains, packet).fate(base) for packet in packets]
+    return [PacketFilter(chains, packet).fate(base) for packet in packets]
 
 
-def script(due: Due, desired: Forwarding, family: str) -> list[str]:
+def script(due: Due, desired: ForwardingState, family: str) -> list[str]:
     """The same in words that iptables-restore takes with --noflush, and `iptables` one by one."""
     lines = [f"-D {FORWARD} -j {FORWARD_CHAIN}" for _rule in due.jumps]
     if due.wrong:

@@ -38,7 +38,7 @@ PROTOCOL_FAMILY = {"ip": 2, "ip6": 10}
 _ETHERTYPE = {"ip": 0x0800, "ip6": 0x86DD}
 
 
-class Condition(msgspec.Struct, frozen=True):
+class RuleCondition(msgspec.Struct, frozen=True):
     """The field has one of these numbers; `inverted`: it has none of them."""
 
     field: str
@@ -46,13 +46,13 @@ class Condition(msgspec.Struct, frozen=True):
     inverted: bool = False
 
 
-class Rule(msgspec.Struct, frozen=True):
+class FilterRule(msgspec.Struct, frozen=True):
     """What it asks, all of which must hold, and what it does then. target: the chain to `jump` or `goto`.
 
     handle: by which nftables knows it; of no other meaning, and 0 elsewhere.
     """
 
-    conditions: tuple[Condition, ...] = ()
+    conditions: tuple[RuleCondition, ...] = ()
     verdict: Verdict = ""
     target: str = ""
     handle: int = 0
@@ -66,18 +66,18 @@ class Rule(msgspec.Struct, frozen=True):
 class Chain(msgspec.Struct, frozen=True):
     """A chain. policy: of a base chain, what becomes of a packet that gets to its end; "" otherwise."""
 
-    rules: tuple[Rule, ...] = ()
+    rules: tuple[FilterRule, ...] = ()
     policy: Policy = ""
 
 
-class Packet(msgspec.Struct, frozen=True):
+class FilterPacket(msgspec.Struct, frozen=True):
     """The first packet of a connection, by what is known of it: fields to the ranges in which they lie, and to those in
     which they do not lie."""
 
     known: Mapping[str, tuple[Range, ...]]
     excluded: Mapping[str, tuple[Range, ...]] = {}
 
-    def meets(self, condition: Condition) -> bool | None:
+    def meets(self, condition: RuleCondition) -> bool | None:
         """Whether it does; None: it may."""
         known = self.known.get(condition.field)
         if known is None:
@@ -88,7 +88,7 @@ class Packet(msgspec.Struct, frozen=True):
             return None
         return inside is not condition.inverted
 
-    def meets_all(self, conditions: Iterable[Condition]) -> bool | None:
+    def meets_all(self, conditions: Iterable[RuleCondition]) -> bool | None:
         """Whether it meets all of them; None: it may."""
         answers = [self.meets(condition) for condition in conditions]
         return False if False in answers else None if None in answers else True
@@ -113,7 +113,7 @@ def packet(
     into: str = "",
     out_of: str = "",
     foreign: Iterable[str] = (),
-) -> Packet:
+) -> FilterPacket:
     """A new connection's first packet between these, forwarded from device to device; `into` and `out_of`: the
     device by which it comes, and leaves; foreign: devices that it does not otherwise pass. As for `name_range`."""
     known: dict[str, tuple[Range, ...]] = {
@@ -126,7 +126,7 @@ def packet(
     known |= {f"{family} {field}": (range_of(cidr),) for field, cidr in addresses if cidr is not None}
     known |= {field: (name_range(name),) for field, name in (("iif", into), ("oif", out_of)) if name}
     elsewhere = (name_range("lo"), *map(name_range, foreign))
-    return Packet(known, {"iif": elsewhere, "oif": elsewhere})
+    return FilterPacket(known, {"iif": elsewhere, "oif": elsewhere})
 
 
 def _within(inner: Iterable[Range], outer: Iterable[Range]) -> bool:
@@ -144,14 +144,14 @@ class Fate(msgspec.Struct, frozen=True):
     verdict: Literal["accept", "drop", "return"]
     perhaps: bool = False
     chain: str = ""
-    rule: Rule | None = None
+    rule: FilterRule | None = None
     index: int = 0
 
 
-class Filter:
+class PacketFilter:
     """The chains of one table, and what they do with one packet."""
 
-    def __init__(self, chains: Mapping[str, Chain], packet: Packet) -> None:
+    def __init__(self, chains: Mapping[str, Chain], packet: FilterPacket) -> None:
         self._chains = chains
         self._packet = packet
         self._fates: dict[str, Fate] = {}
@@ -182,7 +182,7 @@ class Filter:
             return Fate("return", perhaps)
         return Fate(chain.policy, perhaps, name, index=len(chain.rules))
 
-    def _of_rule(self, name: str, rule: Rule) -> Fate:
+    def _of_rule(self, name: str, rule: FilterRule) -> Fate:
         """What becomes of a packet that meets the rule."""
         if rule.verdict in ("jump", "goto"):
             return self.fate(rule.target)

@@ -12,9 +12,9 @@ import msgspec
 import structlog
 
 from netloom.kernel.forward.blocked import Blocked
-from netloom.kernel.forward.opening import FAMILIES, Due, Forwarding, due_in, script
+from netloom.kernel.forward.opening import FAMILIES, Due, ForwardingState, due_in, script
 from netloom.kernel.forward.packets import Chain
-from netloom.kernel.keeper.part import Attempt, Outcome, Part, Refused, Worker
+from netloom.kernel.keeper.part import Attempt, Outcome, Part, RefusedEntry, Worker
 from netloom.kernel.keeper.report import PlannedChange
 from netloom.kernel.keeper.retries import Item, Retries
 from netloom.kernel.netlink.sockets import CommandSocket
@@ -23,7 +23,7 @@ from netloom.kernel.ownership import FORWARD, FORWARD_CHAIN
 log = structlog.get_logger(__name__)
 
 
-class Reading(msgspec.Struct, frozen=True):
+class ForwardSeen(msgspec.Struct, frozen=True):
     """What was found. tables: the chains of the filter tables of iptables, by family. underlay: the device of this
     node's own traffic with another node, or "". foreign: what else drops packets of pods, as of the desired state.
     unread: why a table could not be read, as sentences."""
@@ -34,16 +34,16 @@ class Reading(msgspec.Struct, frozen=True):
     unread: tuple[str, ...] = ()
 
 
-class ForwardPart(Part[Forwarding]):
+class ForwardPart(Part[ForwardingState]):
     """The filter tables of one variant. `programs`: how it is called, by family."""
 
     owns = FORWARD
     programs: ClassVar[Mapping[str, str]]
 
     def __init__(self) -> None:
-        self.reading = Reading()
+        self.reading = ForwardSeen()
         self.due = True
-        self._desired = Forwarding()
+        self._desired = ForwardingState()
         self._wanted = False
         self._whole = True
         self._dues: dict[str, Due] = {}
@@ -53,7 +53,7 @@ class ForwardPart(Part[Forwarding]):
         """By which what is to be in a table of iptables is known."""
         return "chain", f"{FORWARD_CHAIN} of {self.programs[family]}"
 
-    def want(self, desired: Forwarding, retries: Retries) -> None:
+    def want(self, desired: ForwardingState, retries: Retries) -> None:
         """Take over the desired state. What other filters do is looked at anew, for other packets."""
         self._wanted = True
         if desired != self._desired:
@@ -74,7 +74,7 @@ class ForwardPart(Part[Forwarding]):
         self.load(await worker.call(lambda commands: self.find(commands, desired)))
         return whole
 
-    def load(self, reading: Reading) -> None:
+    def load(self, reading: ForwardSeen) -> None:
         """This is what there is."""
         self.reading = reading
         before, self._dues = (
@@ -89,7 +89,7 @@ class ForwardPart(Part[Forwarding]):
                 self._drifted.append((self.item(family), True))
 
     @abstractmethod
-    def find(self, commands: CommandSocket, desired: Forwarding) -> Reading:
+    def find(self, commands: CommandSocket, desired: ForwardingState) -> ForwardSeen:
         """Read it, in a thread. Raises OSError, KernelUnsupported."""
 
     @abstractmethod
@@ -121,7 +121,7 @@ class ForwardPart(Part[Forwarding]):
                 refused = await self.write(worker, family, due)
                 self.due = True
                 if refused and (attempt.fresh or item in attempt.failing):
-                    outcome.refused.append(Refused(item, refused))
+                    outcome.refused.append(RefusedEntry(item, refused))
                 elif refused:
                     log.info("refused: reading everything", of=item[1], error=refused)
                     self._whole = True
@@ -130,7 +130,7 @@ class ForwardPart(Part[Forwarding]):
                     outcome.written.append((item[0], [item[1]]))
         return outcome
 
-    def plan(self, commands: CommandSocket, desired: Forwarding) -> list[PlannedChange]:
+    def plan(self, commands: CommandSocket, desired: ForwardingState) -> list[PlannedChange]:
         """All changes, for a part that is asked nothing else. Raises OSError, KernelUnsupported."""
         self._desired = desired
         self.load(self.find(commands, desired))

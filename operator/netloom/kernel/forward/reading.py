@@ -11,7 +11,7 @@ from typing import Literal, TypeVar
 import msgspec
 
 from netloom.kernel.forward.expressions import Element, elements_of, rules_of
-from netloom.kernel.forward.packets import Chain, Rule
+from netloom.kernel.forward.packets import Chain, FilterRule
 from netloom.kernel.netlink import nftables
 from netloom.kernel.netlink.sockets import CommandSocket, RefusedError, read_all
 from netloom.kernel.netlink.wire import attributes
@@ -90,7 +90,7 @@ def _follow(commands: CommandSocket, base: Base, chains: dict[str, Chain]) -> No
         ahead += {rule.target for rule in rules if rule.target} - chains.keys()
 
 
-def _rules(commands: CommandSocket, base: Base, name: str) -> tuple[Rule, ...]:
+def _rules(commands: CommandSocket, base: Base, name: str) -> tuple[FilterRule, ...]:
     family = NUMBERS[base.family]
 
     def elements(set_name: str) -> list[Element] | None:

@@ -15,14 +15,14 @@ import msgspec
 
 from netloom.kernel.keeper.retries import Item, Retries
 from netloom.kernel.keeper.thread import KernelThread
-from netloom.kernel.netlink.sockets import CommandSocket, Refusal
+from netloom.kernel.netlink.sockets import CommandSocket, KernelRefusal
 from netloom.kernel.ownership import Ownership
 
 T = TypeVar("T")
 D = TypeVar("D")
 
 
-class Refused(msgspec.Struct, frozen=True):
+class RefusedEntry(msgspec.Struct, frozen=True):
     """An entry that the kernel would not take, with the sentence for people, and whose it is, if that has a name."""
 
     item: Item
@@ -40,7 +40,7 @@ class Outcome(msgspec.Struct):
 
     written: list[tuple[str, Sequence[Hashable]]] = msgspec.field(default_factory=list)
     repaired: list[Item] = msgspec.field(default_factory=list)
-    refused: list[Refused] = msgspec.field(default_factory=list)
+    refused: list[RefusedEntry] = msgspec.field(default_factory=list)
 
 
 class Attempt(msgspec.Struct, frozen=True):
@@ -60,7 +60,7 @@ class Worker:
         self.commands = commands
         self._thread = thread
 
-    def submit(self, messages: Sequence[bytes]) -> asyncio.Future[dict[int, Refusal]]:
+    def submit(self, messages: Sequence[bytes]) -> asyncio.Future[dict[int, KernelRefusal]]:
         """Have these requests done, at most netlink.BATCH; the refusals by their places. Raises AnswerLost."""
         return self._thread.call(self.commands.execute, messages)
 

@@ -14,9 +14,9 @@ from typing import Any
 
 import msgspec
 
-from netloom.kernel.keeper.part import Attempt, Outcome, Refused, Worker
+from netloom.kernel.keeper.part import Attempt, Outcome, RefusedEntry, Worker
 from netloom.kernel.keeper.table import Table
-from netloom.kernel.netlink.sockets import BATCH, Refusal
+from netloom.kernel.netlink.sockets import BATCH, KernelRefusal
 
 ALREADY_GONE = {errno.ESRCH, errno.ENOENT, errno.ENODEV, errno.EADDRNOTAVAIL}
 """What the kernel says to the deletion of something that is not there."""
@@ -30,7 +30,7 @@ class Batch(msgspec.Struct):
 
     kind: str
     writes: Sequence[Write]
-    answer: asyncio.Future[dict[int, Refusal]]
+    answer: asyncio.Future[dict[int, KernelRefusal]]
 
 
 class TableWriter:
@@ -85,7 +85,7 @@ class TableWriter:
             raise lost
         return outcome
 
-    def _correct(self, batch: Batch, refusals: dict[int, Refusal], outcome: Outcome) -> None:
+    def _correct(self, batch: Batch, refusals: dict[int, KernelRefusal], outcome: Outcome) -> None:
         written = []
         table = self._tables[batch.kind]
         for sequence, (key, value, before) in enumerate(batch.writes):
@@ -99,7 +99,7 @@ class TableWriter:
                 table.saw(key, before)
             if not self._waits(batch.kind, value):
                 peer = self._peer_of(batch.kind, key)
-                outcome.refused.append(Refused((batch.kind, key), str(refusal), refusal.errno, peer))
+                outcome.refused.append(RefusedEntry((batch.kind, key), str(refusal), refusal.errno, peer))
         outcome.written.append((batch.kind, written))
 
     def _waits(self, kind: str, value: Any) -> bool:

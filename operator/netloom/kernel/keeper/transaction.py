@@ -12,9 +12,9 @@ import msgspec
 import structlog
 
 from netloom.kernel.errors import KernelUnsupported
-from netloom.kernel.keeper.part import Attempt, Refused, Worker
+from netloom.kernel.keeper.part import Attempt, RefusedEntry, Worker
 from netloom.kernel.keeper.retries import Item
-from netloom.kernel.netlink.sockets import Refusal, RefusedError
+from netloom.kernel.netlink.sockets import KernelRefusal, RefusedError
 
 log = structlog.get_logger(__name__)
 
@@ -55,10 +55,10 @@ class Transaction(msgspec.Struct):
     anew: bool = False
     rules: bool = False
 
-    async def submit(self, worker: Worker, attempt: Attempt) -> tuple[Came, list[Refused]]:
+    async def submit(self, worker: Worker, attempt: Attempt) -> tuple[Came, list[RefusedEntry]]:
         """Have it done, without what the kernel will not take. The first refusal, which may only show that something is
         not as it was, leads to a reading. Raises AnswerLost."""
-        found: list[Refused] = []
+        found: list[RefusedEntry] = []
         while self.writes:
             refusals = await worker.submit([write.message for write in self.writes])
             if not refusals:
@@ -72,16 +72,16 @@ class Transaction(msgspec.Struct):
                 break
         return Came.REFUSED, found
 
-    def _refused(self, refusals: dict[int, Refusal]) -> dict[Item, Refused]:
+    def _refused(self, refusals: dict[int, KernelRefusal]) -> dict[Item, RefusedEntry]:
         """What the kernel would not take, in words."""
-        found: dict[Item, Refused] = {}
+        found: dict[Item, RefusedEntry] = {}
         for i, refusal in sorted(refusals.items()):
             if i < len(self.writes) and (write := self.writes[i]).item not in found:
                 hint = f" ({write.needs})" if write.needs and refusal.errno == errno.ENOENT else ""
-                found[write.item] = Refused(write.item, f"{write.what}: {refusal}{hint}", refusal.errno)
+                found[write.item] = RefusedEntry(write.item, f"{write.what}: {refusal}{hint}", refusal.errno)
         if not found:
             refusal, whole = next(iter(refusals.values())), (TRANSACTION, self.key)
-            found[whole] = Refused(whole, str(refusal), refusal.errno)
+            found[whole] = RefusedEntry(whole, str(refusal), refusal.errno)
         return found
 
     def _drop(self, items: Set[Item]) -> bool:

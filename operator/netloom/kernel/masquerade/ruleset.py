@@ -54,7 +54,7 @@ def size_of(name: str) -> int:
     return SIZES[name[-1]]
 
 
-class Rule(msgspec.Struct, frozen=True):
+class MasqueradeRule(msgspec.Struct, frozen=True):
     """A rule as it should be. The comment holds a fingerprint, so that it is known as ours of this version."""
 
     remark: str
@@ -67,7 +67,7 @@ class Rule(msgspec.Struct, frozen=True):
 
 
 @cache
-def rule_of(family: str) -> Rule:
+def rule_of(family: str) -> MasqueradeRule:
     """The rule of a family."""
     size = SIZES[family]
     expressions = nftables.as_bytes(
@@ -78,10 +78,10 @@ def rule_of(family: str) -> Rule:
         + nftables.not_out_of(DEVICE_PREFIX)
         + nftables.masquerade()
     )
-    return Rule(f"netloom {hashlib.sha256(expressions).hexdigest()[:8]}", expressions)
+    return MasqueradeRule(f"netloom {hashlib.sha256(expressions).hexdigest()[:8]}", expressions)
 
 
-class Seen(msgspec.Struct, frozen=True):
+class SeenMasquerade(msgspec.Struct, frozen=True):
     """What is in the table; no table, no chain: None."""
 
     table: SeenTable | None = None
@@ -95,7 +95,7 @@ class Seen(msgspec.Struct, frozen=True):
         return {found.name for found in self.sets}
 
 
-def fault_of_table(seen: Seen) -> str:
+def fault_of_table(seen: SeenMasquerade) -> str:
     """What is wrong with the table, apart from rules and elements; empty if nothing is."""
     if seen.table is None:
         return "it is not there"
@@ -111,7 +111,7 @@ def fault_of_table(seen: Seen) -> str:
     return ""
 
 
-def same_rules(families: Families, seen: Seen, echoed: dict[bytes, bytes]) -> bool:
+def same_rules(families: Families, seen: SeenMasquerade, echoed: dict[bytes, bytes]) -> bool:
     """Whether the chain holds exactly the rules of these families.
 
     `echoed`: the expressions that this kernel was seen to make of a rule, by the rule's userdata.
@@ -146,7 +146,7 @@ def removal() -> list[Write]:
     return [Write(TABLE_ITEM, "delete the table", message, f"delete table {TABLE_KEY}", deletes=True)]
 
 
-def replacement(families: Families, seen: Seen) -> list[Write]:
+def replacement(families: Families, seen: SeenMasquerade) -> list[Write]:
     """Requests that put the rules of these families in the place of those in the chain. In one transaction: no packet
     goes by without a rule."""
     gone = []
@@ -170,15 +170,15 @@ def _new_rules(families: Families, item: Item) -> list[Write]:
 # ------------------------------------------------------------------------------------------------------ reading
 
 
-def read(commands: CommandSocket) -> Seen:
+def read(commands: CommandSocket) -> SeenMasquerade:
     """The table, apart from the elements of its sets. Raises RefusedError, OSError."""
     table = get_one(commands, request(nftables.GETTABLE, name=TABLE), nftables.read_table)
     if table is None:
-        return Seen()
+        return SeenMasquerade()
     chain = get_one(commands, request(nftables.GETCHAIN, table=TABLE, name=CHAIN), nftables.read_chain)
     rules = get_all(commands, request(nftables.GETRULE, **_IN_CHAIN), nftables.read_rule) if chain else []
     sets = get_all(commands, request(nftables.GETSET, table=TABLE), nftables.read_set)
-    return Seen(table, chain, tuple(sets), tuple(rules))
+    return SeenMasquerade(table, chain, tuple(sets), tuple(rules))
 
 
 def read_elements(commands: CommandSocket, name: str) -> dict[bytes, bool]:

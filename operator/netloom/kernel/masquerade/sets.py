@@ -73,7 +73,7 @@ class Masquerading(msgspec.Struct):
         return touched
 
 
-class Element(msgspec.Struct, frozen=True, gc=False):
+class IntervalElement(msgspec.Struct, frozen=True, gc=False):
     """One end of an interval, as it is named to people."""
 
     name: str
@@ -107,14 +107,14 @@ class Sets:
         """Elements of sets that should be there, which are not as desired."""
         return sum(len(self.tables[name].pending) for name in self.names)
 
-    def set_rules(self, rules: MasqueradeRules) -> list[Element]:
+    def set_rules(self, rules: MasqueradeRules) -> list[IntervalElement]:
         """As `set_known`, for the sets of pods and excluded CIDRs."""
         before, self.rules = self.rules, rules
         changed = self._change("pods", before.pods, rules.pods)
         changed += self.set_known(_OWN, rules.pods)
         return changed + self._change("excluded", before.excluded, rules.excluded)
 
-    def set_known(self, source: str, cidrs: tuple[Cidr, ...]) -> list[Element]:
+    def set_known(self, source: str, cidrs: tuple[Cidr, ...]) -> list[IntervalElement]:
         """These are the source's CIDRs now. Returns the elements that are to come or go."""
         before = self.known.pop(source, ())
         if cidrs:
@@ -145,7 +145,7 @@ class Sets:
                 found += filter(None, [cidr_of(pair) for key, pair in starts.items() if key not in table.desired])
         self.set_known(UNKNOWN, tuple(found))
 
-    def _change(self, kind: str, before: Iterable[Cidr], now: Iterable[Cidr]) -> list[Element]:
+    def _change(self, kind: str, before: Iterable[Cidr], now: Iterable[Cidr]) -> list[IntervalElement]:
         # First in, then out: what is in both stays an element, and changes nothing.
         changed = []
         for prefix in set(now) - set(before):
@@ -156,14 +156,14 @@ class Sets:
             changed += self._want(name, *self._cidrs[name].remove(prefix))
         return changed
 
-    def _want(self, name: str, appeared: list[Cidr], disappeared: list[Cidr]) -> list[Element]:
+    def _want(self, name: str, appeared: list[Cidr], disappeared: list[Cidr]) -> list[IntervalElement]:
         table, changed = self.tables[name], []
         # Out first: a CIDR that takes another's place may begin, or end, where that one does.
         for interval in map(keys, disappeared):
             for key in interval:
                 table.unwant(key)
                 del self._intervals[name][key]
-                changed.append(Element(name, key))
+                changed.append(IntervalElement(name, key))
             if len(interval) == 1:
                 del self._open[name]
         wanted: dict[bytes, tuple[bytes, ...]] = {}
@@ -174,7 +174,7 @@ class Sets:
                 self._open[name] = interval
         self._intervals[name] |= wanted
         table.want_all(dict.fromkeys(wanted, True))
-        return changed + [Element(name, key) for key in wanted]
+        return changed + [IntervalElement(name, key) for key in wanted]
 
     def start_of(self, name: str, key: bytes) -> bytes | None:
         """The start of the interval that this is the start or the end of; None for an end that is not desired."""
@@ -209,7 +209,14 @@ class Sets:
         encode, kind = self._messages[name].encode, NEWSETELEM if added else DELSETELEM
         what = "add" if added else "delete"
         return [
-            Write((ELEMENT, Element(name, pair[0])), what, encode(kind, pair), name=name, keys=pair, deletes=not added)
+            Write(
+                (ELEMENT, IntervalElement(name, pair[0])),
+                what,
+                encode(kind, pair),
+                name=name,
+                keys=pair,
+                deletes=not added,
+            )
             for pair in intervals(pending)
         ]
 

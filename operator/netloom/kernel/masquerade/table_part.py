@@ -12,8 +12,8 @@ from netloom.kernel.keeper.retries import Item, Retries
 from netloom.kernel.keeper.transaction import ELEMENT, Transaction
 from netloom.kernel.masquerade import begun_flows, ruleset
 from netloom.kernel.masquerade.outermost import cidr_of
-from netloom.kernel.masquerade.ruleset import RULES_ITEM, SETS, TABLE, TABLE_ITEM, TABLE_KEY, Families, Seen
-from netloom.kernel.masquerade.sets import UNKNOWN, Element, Masquerading, Sets
+from netloom.kernel.masquerade.ruleset import RULES_ITEM, SETS, TABLE, TABLE_ITEM, TABLE_KEY, Families, SeenMasquerade
+from netloom.kernel.masquerade.sets import UNKNOWN, IntervalElement, Masquerading, Sets
 from netloom.kernel.netlink import nftables
 from netloom.kernel.netlink.sockets import CommandSocket
 from netloom.kernel.ownership import MASQUERADE
@@ -29,7 +29,7 @@ Elements = dict[str, dict[bytes, bool]]
 """By set: key, and whether the element is plain."""
 
 
-def _read_state(commands: CommandSocket, *, whole: bool) -> tuple[Seen, Elements | None]:
+def _read_state(commands: CommandSocket, *, whole: bool) -> tuple[SeenMasquerade, Elements | None]:
     """What is in the table; with the elements of its sets if the `whole` is asked for. Raises RefusedError, OSError."""
     seen = ruleset.read(commands)
     if not whole:
@@ -48,7 +48,7 @@ class MasqueradeTable(OwnedTable[Masquerading]):
     def __init__(self, *, retain_unknown: bool = False) -> None:
         super().__init__()
         self.sets = Sets()
-        self._seen = Seen()
+        self._seen = SeenMasquerade()
         self._retaining = retain_unknown
         self._desired: Masquerading | None = None
         self._touched: set[tuple[str, bytes]] = set()
@@ -96,7 +96,7 @@ class MasqueradeTable(OwnedTable[Masquerading]):
         if faults or self.sets.pending:
             yield self._whole
         for name, key in self._different():
-            yield ELEMENT, Element(name, key)
+            yield ELEMENT, IntervalElement(name, key)
 
     def count_pending(self) -> int:
         """Without a walk over the elements."""
@@ -128,7 +128,7 @@ class MasqueradeTable(OwnedTable[Masquerading]):
             self.sets.retain_unknown()
         return whole
 
-    def _load(self, seen: Seen, elements: Elements | None) -> None:
+    def _load(self, seen: SeenMasquerade, elements: Elements | None) -> None:
         """The kernel holds this (`elements` None: as far as is known, the same as before)."""
         self._seen = seen
         if self._rules_written:
@@ -177,9 +177,9 @@ class MasqueradeTable(OwnedTable[Masquerading]):
             return Transaction(TABLE_KEY, [*writes, *ruleset.replacement(self.families, self._seen)], rules=True)
         return Transaction(TABLE_KEY, writes)
 
-    def _wrote_elements(self, done: Transaction) -> list[Element]:
+    def _wrote_elements(self, done: Transaction) -> list[IntervalElement]:
         self.sets.wrote(done.writes, anew=done.anew)
-        return [Element(write.name, key) for write in done.writes for key in write.keys]
+        return [IntervalElement(write.name, key) for write in done.writes for key in write.keys]
 
     # --------------------------------------------------------------------------------------------------- events
 
@@ -206,7 +206,7 @@ class MasqueradeTable(OwnedTable[Masquerading]):
             if name in self.sets.names and key in self.sets.tables[name].pending:
                 start = self.sets.start_of(name, key)
                 if start is not None:
-                    found[ELEMENT, Element(name, start)] = None
+                    found[ELEMENT, IntervalElement(name, start)] = None
         return list(found)
 
     # ----------------------------------------------------------------------------------------------------- plan

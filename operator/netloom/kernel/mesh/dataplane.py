@@ -20,7 +20,7 @@ from netloom.kernel.mesh.encapsulation import Encapsulation
 from netloom.kernel.mesh.holes_part import MeshHoles
 from netloom.kernel.mesh.mesh import AddressConflict, Mesh
 from netloom.kernel.mesh.plan import planned_changes
-from netloom.kernel.mesh.rivals import Rival
+from netloom.kernel.mesh.rivals import RivalRoute
 from netloom.kernel.mesh.rows import DeviceState
 from netloom.kernel.mesh.rows_part import MeshRows
 from netloom.kernel.mesh.underlay import Astray
@@ -69,7 +69,7 @@ class Report(KeeperReport, frozen=True, kw_only=True):
     sources: tuple[Address, ...] = ()
     connected: tuple[Cidr, ...] = ()
     left_out: Mapping[Cidr, str] = {}
-    rivals: tuple[Rival, ...] = ()
+    rivals: tuple[RivalRoute, ...] = ()
     reading_seconds: float = 0.0
 
     @property

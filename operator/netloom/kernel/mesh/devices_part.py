@@ -13,7 +13,7 @@ from msgspec.structs import replace
 
 from netloom.cidr import Address
 from netloom.kernel import sysctl as switches
-from netloom.kernel.keeper.part import Attempt, Outcome, Part, Refused, Worker
+from netloom.kernel.keeper.part import Attempt, Outcome, Part, RefusedEntry, Worker
 from netloom.kernel.keeper.retries import Item, Retries
 from netloom.kernel.keeper.table_writer import ALREADY_GONE
 from netloom.kernel.mesh import advertised, port_holders, reader
@@ -23,11 +23,11 @@ from netloom.kernel.mesh.encapsulation import NO_ENCAPSULATION, OVERHEAD, Encaps
 from netloom.kernel.mesh.fib import FibLookups
 from netloom.kernel.mesh.rows import DeviceState
 from netloom.kernel.mesh.rows_part import MESH_STATE, MeshRows
-from netloom.kernel.mesh.tunnel_device import Interfaces, Mtu, Step
+from netloom.kernel.mesh.tunnel_device import DeviceStep, Interfaces, Mtu
 from netloom.kernel.mesh.underlay import Astray, own_addresses_of_peers, underlay_of
 from netloom.kernel.netlink.links import Link, is_endpoint, read_address, read_link
 from netloom.kernel.netlink.netconf import ALL, DEFAULT, Netconf, read_netconf
-from netloom.kernel.netlink.sockets import CommandSocket, Refusal
+from netloom.kernel.netlink.sockets import CommandSocket, KernelRefusal
 from netloom.kernel.netlink.wire import RTM_DELADDR, RTM_DELLINK, RTM_NEWADDR, RTM_NEWLINK, RTM_NEWNETCONF
 from netloom.kernel.ownership import DEVICE_PREFIX, MESH
 from netloom.kernel.sysctl import Sysctl, SysctlRecord, of_node, of_tunnel
@@ -44,7 +44,7 @@ class MeshDevices(Part[Desired]):
     kinds = frozenset((RTM_NEWLINK, RTM_DELLINK, RTM_NEWADDR, RTM_DELADDR, RTM_NEWNETCONF))
 
     def __init__(self, rows: MeshRows, record: SysctlRecord) -> None:
-        self.found = Found()
+        self.found = DevicesFound()
         self._rows = rows
         self._mesh = rows.mesh
         self._record = record
@@ -175,7 +175,7 @@ class MeshDevices(Part[Desired]):
         return told and (known is None or gone)
 
 
-class Found(msgspec.Struct):
+class DevicesFound(msgspec.Struct):
     """What was found when all was prepared.
 
     interfaces: as they were read at the beginning. underlay: the devices that carry traffic between the nodes; of these
@@ -212,17 +212,19 @@ class DeviceWork:
         self._held = held
         self._waiting: set[Item] = set()
         self._done: dict[Item, None] = {}
-        self._refused: dict[Item, Refused] = {}
+        self._refused: dict[Item, RefusedEntry] = {}
 
     def read(self) -> Interfaces:
         """The kernel's links and addresses."""
         return reader.read_interfaces(self._commands)
 
-    def prepare(self, fib: FibLookups, known: Mapping[Encapsulation, int]) -> Found:
+    def prepare(self, fib: FibLookups, known: Mapping[Encapsulation, int]) -> DevicesFound:
         """All that rows stand on. `fib`: by which devices packets to the peers leave. `known`: ifindexes that the
         tunnels' devices had before."""
         node, interfaces = self._node, self.read()
-        found = Found(interfaces=interfaces, stopped={link.ifindex for link in interfaces.links if not link.running})
+        found = DevicesFound(
+            interfaces=interfaces, stopped={link.ifindex for link in interfaces.links if not link.running}
+        )
         if node is None:
             found.surplus = bool(interfaces.own_links())
             return found
@@ -332,7 +334,7 @@ class DeviceWork:
         written: list[tuple[str, Sequence[Hashable]]] = [(kind, [key]) for kind, key in done]
         return Outcome(written, done if drift else [], list(self._refused.values()))
 
-    def _take(self, steps: Iterable[Step]) -> bool:
+    def _take(self, steps: Iterable[DeviceStep]) -> bool:
         """Do the steps; whether any was done. A step about a link that failed takes the link's later steps with it."""
         done = False
         for step in steps:
@@ -347,10 +349,10 @@ class DeviceWork:
                 self.flushed = self.flushed or step.flushes
                 done = True
             else:
-                self._refused[item] = Refused(item, self._explain(step, refusal), refusal.errno)
+                self._refused[item] = RefusedEntry(item, self._explain(step, refusal), refusal.errno)
         return done
 
-    def _explain(self, step: Step, refusal: Refusal) -> str:
+    def _explain(self, step: DeviceStep, refusal: KernelRefusal) -> str:
         tunnels = self._node.tunnels if self._node else ()
         taken = device.taken_port(step, tunnels, refusal)
         if taken is None:
@@ -370,4 +372,4 @@ class DeviceWork:
                     self._done[item] = None
             except OSError as error:
                 sentence = f"cannot set {sysctl.name} to {sysctl.value}: {error}"
-                self._refused[item] = Refused(item, sentence, error.errno or 0)
+                self._refused[item] = RefusedEntry(item, sentence, error.errno or 0)

@@ -5,7 +5,7 @@ come out. A peer's change costs what its own rows cost, whatever the number of p
 
 A peer's nexthop object keeps its id when the encapsulation changes: it is replaced, and the kernel moves all routes
 with it, at once. A peer whose underlay address or MAC is somebody else's gets no rows at all, one whose pod CIDR is, no
-route for that CIDR; see `AddressOwners`. Nor is there a route that would cut this node off; see `Withheld`.
+route for that CIDR; see `AddressOwners`. Nor is there a route that would cut this node off; see `WithheldRoutes`.
 """
 
 import zlib
@@ -23,8 +23,8 @@ from netloom.kernel.mesh.desired import Bystander, Desired, Peer
 from netloom.kernel.mesh.encapsulation import NO_ENCAPSULATION
 from netloom.kernel.mesh.fib import FibLookups
 from netloom.kernel.mesh.holes import Holes
-from netloom.kernel.mesh.lifelines import NEAR, Surroundings
-from netloom.kernel.mesh.rivals import ForeignRoute, Rivals
+from netloom.kernel.mesh.lifelines import NEAR, NodeSurroundings
+from netloom.kernel.mesh.rivals import ForeignRoute, RivalRoutes
 from netloom.kernel.mesh.rows import (
     EDITED,
     DeviceState,
@@ -38,7 +38,7 @@ from netloom.kernel.mesh.rows import (
     SeenNexthop,
     SeenRoute,
 )
-from netloom.kernel.mesh.withheld import Withheld, addresses_of
+from netloom.kernel.mesh.withheld import WithheldRoutes, addresses_of
 from netloom.kernel.netlink.wire import EXCL, REPLACE
 from netloom.kernel.ownership import NEXTHOP_IDS
 
@@ -81,7 +81,7 @@ class Mesh:
         }
         self.device_state = DeviceState()
         self.fib = fib or FibLookups()
-        self.rivals = Rivals(self.routes, self.way_around)
+        self.rivals = RivalRoutes(self.routes, self.way_around)
         self.peers: dict[str, Peer] = {}
         self.unreachable: set[str] = set()
         """Peers that accept no encapsulation, with CIDRs that no network of this node leads to."""
@@ -96,7 +96,7 @@ class Mesh:
         self._foreign_ids: set[int] = set()
         self._unclaimed: dict[Nexthop, int] = {}
         self._owners: AddressOwners[Unique] = AddressOwners(lambda name: self.peers[name].seniority)
-        self.withheld = Withheld(self.peers, self._owners.holders)
+        self.withheld = WithheldRoutes(self.peers, self._owners.holders)
         self.holes = Holes(self.withheld.lifelines, self.withheld.harm)
 
     # ------------------------------------------------------------------------------------------- what should be
@@ -120,7 +120,7 @@ class Mesh:
         names = {name for address in addresses if (name := holders.get(address)) is not None}
         self._expand([name for name in names if NO_ENCAPSULATION in peers[name].encapsulations])
 
-    def look_around(self, around: Surroundings) -> None:
+    def look_around(self, around: NodeSurroundings) -> None:
         """Take in what this node lives by, as it is now."""
         changed = self.withheld.lifelines.see(around)
         if changed:
@@ -230,7 +230,7 @@ class Mesh:
         return self._owners.holders.get(key, "")
 
     def _want(self, old: Peer | None, new: Peer | None) -> None:
-        """Count what peers have in common, and tell the FIB and `Withheld` which addresses matter."""
+        """Count what peers have in common, and tell the FIB and `WithheldRoutes` which addresses matter."""
         if new is not None:
             self._count(new, 1)
         if old is not None:

@@ -10,11 +10,11 @@ from netloom.kernel.keeper.report import PlannedChange
 from netloom.kernel.mac import format_mac
 from netloom.kernel.mesh import reader
 from netloom.kernel.mesh.desired import Desired, MeshNode
-from netloom.kernel.mesh.devices_part import DeviceWork, Found
+from netloom.kernel.mesh.devices_part import DevicesFound, DeviceWork
 from netloom.kernel.mesh.mesh import Mesh
 from netloom.kernel.mesh.rows import NeighbourKey, Nexthop, OddRoute, RouteContent, RouteKey
 from netloom.kernel.mesh.surroundings import Vicinity
-from netloom.kernel.mesh.tunnel_device import Interfaces, Step
+from netloom.kernel.mesh.tunnel_device import DeviceStep, Interfaces
 from netloom.kernel.mesh.underlay import own_addresses_of_peers
 from netloom.kernel.netlink.links import Link
 from netloom.kernel.netlink.sockets import CommandSocket
@@ -40,7 +40,7 @@ class PlannedDeviceWork(DeviceWork):
         links = {link.name: link for link in found.links} | self._devices
         return Interfaces(tuple(links.values()), found.addresses)
 
-    def _take(self, steps: Iterable[Step]) -> bool:
+    def _take(self, steps: Iterable[DeviceStep]) -> bool:
         before = len(self.changes)
         for step in steps:
             self.changes.append(PlannedChange(f"ip {step.text}", step.why))
@@ -97,7 +97,7 @@ def planned_changes(
     return work.changes
 
 
-def _astray(node: MeshNode, found: Found, mesh: Mesh) -> Iterator[PlannedChange]:
+def _astray(node: MeshNode, found: DevicesFound, mesh: Mesh) -> Iterator[PlannedChange]:
     for each in (*found.astray, *own_addresses_of_peers(node, found.interfaces, mesh.fib)):
         where = f"packets to these addresses {each}" if each.why != "here" else f"it is an address that {each}"
         for address in each.addresses:

@@ -47,7 +47,7 @@ class ForeignRoute(msgspec.Struct, frozen=True, gc=False):
         return f"{way_text(self.prefix, self.body)}{tos}{metric} proto {self.protocol}"
 
 
-class Rival(msgspec.Struct, frozen=True):
+class RivalRoute(msgspec.Struct, frozen=True):
     """A foreign route that takes packets to the CIDR of a peer; `whole`: all of them."""
 
     route: ForeignRoute
@@ -56,7 +56,7 @@ class Rival(msgspec.Struct, frozen=True):
     whole: bool
 
 
-class Rivals:
+class RivalRoutes:
     """See the module. `around` says in which route of ours a prefix lies, if in any; it is asked about every foreign
     route that is seen, of which a routing daemon may have a million."""
 
@@ -160,10 +160,10 @@ class Rivals:
         same = (key, DEFAULT_METRIC[key.version], 0)
         return any(each.key == same and not each.behind for each in self._foreign.get(key, ()))
 
-    def rivals(self, peer_of: Callable[[Cidr], str]) -> tuple[Rival, ...]:
+    def rivals(self, peer_of: Callable[[Cidr], str]) -> tuple[RivalRoute, ...]:
         """Those that take packets to peers' pods, in order."""
         found = [
-            Rival(route, ours, peer_of(ours), ours == prefix)
+            RivalRoute(route, ours, peer_of(ours), ours == prefix)
             for prefix, routes in self._foreign.items()
             if (ours := self._around(prefix)) is not None
             for route in routes

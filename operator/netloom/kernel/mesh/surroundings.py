@@ -13,7 +13,7 @@ from collections.abc import Collection, Hashable, Iterable, Mapping
 
 from netloom.cidr import Address, Cidr
 from netloom.kernel.mesh.fib import Narrow
-from netloom.kernel.mesh.lifelines import Device, NodeRoute, Surroundings, is_link_local
+from netloom.kernel.mesh.lifelines import Device, NodeRoute, NodeSurroundings, is_link_local
 from netloom.kernel.mesh.row_messages import read_hops
 from netloom.kernel.mesh.rows import DEFAULT_METRIC
 from netloom.kernel.netlink import wire
@@ -89,12 +89,12 @@ class Vicinity:
             self.cidrs, self.claimed, self.servers = cidrs, claimed, servers
             self.fresh = True
 
-    def surroundings(self) -> Surroundings:
+    def surroundings(self) -> NodeSurroundings:
         """As they are now."""
         self.fresh = False
         devices = {index: Device(link.name, link.name.startswith(DEVICE_PREFIX)) for index, link in self._links.items()}
         addresses = [(each.ifindex, each.local.address) for each in self._addresses]
-        return Surroundings(devices, self._routes, addresses, self.cidrs, self.claimed, self.servers)
+        return NodeSurroundings(devices, self._routes, addresses, self.cidrs, self.claimed, self.servers)
 
     @property
     def narrow(self) -> dict[int, Narrow]:

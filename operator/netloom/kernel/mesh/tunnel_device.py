@@ -17,14 +17,14 @@ from netloom.kernel.mesh.desired import MeshNode
 from netloom.kernel.mesh.encapsulation import OVERHEAD, Encapsulation
 from netloom.kernel.netlink import links
 from netloom.kernel.netlink.links import InterfaceAddress, Link, LocalAddress
-from netloom.kernel.netlink.sockets import Refusal
+from netloom.kernel.netlink.sockets import KernelRefusal
 from netloom.kernel.ownership import MESH
 
 DEFAULT_MTU = 1500
 """Bytes; Ethernet's, while there is no device to take it from."""
 
 
-class Step(msgspec.Struct, frozen=True):
+class DeviceStep(msgspec.Struct, frozen=True):
     """One change: what it is about, how `ip` would say it, why, and its message.
 
     creates, deletes: the device or address. flushes: the kernel drops what stands on the device with it.
@@ -138,45 +138,47 @@ def _is_made_like_ours(node: MeshNode, link: Link) -> bool:
     return link.external and link.mac == node.mac and link.made_in < 0
 
 
-def renaming(link: Link, name: str) -> Step:
+def renaming(link: Link, name: str) -> DeviceStep:
     """Gives a device its name back."""
     message = links.change(link.ifindex, ifname=name)
-    return Step(
+    return DeviceStep(
         "link", name, f"link set {link.name} name {name}", message, "somebody renamed it", link=replace(link, name=name)
     )
 
 
-def renaming_down(link: Link, name: str) -> Iterator[Step]:
+def renaming_down(link: Link, name: str) -> Iterator[DeviceStep]:
     """The same where the kernel renames no device that is up (before Linux 6.2)."""
-    yield Step("link", name, f"link set {link.name} down", links.set_down(link.ifindex), flushes=True)
+    yield DeviceStep("link", name, f"link set {link.name} down", links.set_down(link.ifindex), flushes=True)
     yield renaming(link, name)
 
 
-def recall(encapsulation: Encapsulation, link: Link, netns: int) -> Step:
+def recall(encapsulation: Encapsulation, link: Link, netns: int) -> DeviceStep:
     """Deletion of the tunnel's device where somebody moved it: it still has the port here, and would keep it."""
     text = f"link delete {link.name} in network namespace {netns}"
     why = "somebody moved it there, and it still has this one's UDP port"
-    return Step("link", encapsulation.device, text, links.delete_link(link.ifindex, netns=netns), why, deletes=True)
+    return DeviceStep(
+        "link", encapsulation.device, text, links.delete_link(link.ifindex, netns=netns), why, deletes=True
+    )
 
 
-def removal(encapsulation: Encapsulation, interfaces: Interfaces) -> Iterator[Step]:
+def removal(encapsulation: Encapsulation, interfaces: Interfaces) -> Iterator[DeviceStep]:
     """Deletion of a device of the tunnel's name that cannot serve."""
     link = interfaces.link(encapsulation.device)
     if link is not None and (why := unfit(link, encapsulation)):
         yield _deletion(link, why)
 
 
-def creation(node: MeshNode, encapsulation: Encapsulation, mtu: int) -> Step:
+def creation(node: MeshNode, encapsulation: Encapsulation, mtu: int) -> DeviceStep:
     """A device for the tunnel."""
     name, protocol, port = encapsulation.device, encapsulation.protocol, encapsulation.port
     learning = " nolearning" if protocol == "vxlan" else ""
     text = f"address {format_mac(node.mac)} mtu {mtu} type {protocol} external dstport {port}{learning}"
     message = links.create_tunnel(name, protocol, mac=node.mac, mtu=mtu, port=port)
     made = Link(name, 0, protocol, mac=node.mac, mtu=mtu, port=port, external=True, generates_addresses=True)
-    return Step("link", name, f"link add {name} {text}", message, creates=True, link=made)
+    return DeviceStep("link", name, f"link add {name} {text}", message, creates=True, link=made)
 
 
-def unwanted(node: MeshNode | None, interfaces: Interfaces) -> Iterator[Step]:
+def unwanted(node: MeshNode | None, interfaces: Interfaces) -> Iterator[DeviceStep]:
     """Deletion of the links with our name that no tunnel uses, and of those that had one and were renamed."""
     wanted = {encapsulation.device for encapsulation in node.tunnels} if node else set()
     for link in interfaces.links:
@@ -186,12 +188,12 @@ def unwanted(node: MeshNode | None, interfaces: Interfaces) -> Iterator[Step]:
             yield _deletion(link, "no tunnel uses it")
 
 
-def adjustment(node: MeshNode, link: Link, mtu: int) -> Iterator[Step]:
+def adjustment(node: MeshNode, link: Link, mtu: int) -> Iterator[DeviceStep]:
     """What has to be set on the device; up comes last, so that nothing is sent before all is right."""
     name = link.name
 
-    def step(text: str, message: bytes, then: Link | None = None, *, flushes: bool = False) -> Step:
-        return Step("link", name, f"link set {name} {text}", message, flushes=flushes, link=then)
+    def step(text: str, message: bytes, then: Link | None = None, *, flushes: bool = False) -> DeviceStep:
+        return DeviceStep("link", name, f"link set {name} {text}", message, flushes=flushes, link=then)
 
     if link.protodown:  # it has no carrier, and all nexthops on it are gone
         yield step("protodown off", links.set_no_protodown(link.ifindex), flushes=True)
@@ -209,7 +211,7 @@ def adjustment(node: MeshNode, link: Link, mtu: int) -> Iterator[Step]:
         yield step("up", links.set_up(link.ifindex), replace(link, up=True))
 
 
-def missing_addresses(node: MeshNode, link: Link, interfaces: Interfaces) -> Iterator[Step]:
+def missing_addresses(node: MeshNode, link: Link, interfaces: Interfaces) -> Iterator[DeviceStep]:
     """Addresses to add; an added one comes last. The node's own packets have the first IPv4 address as their source, so
     those that stand before the one that shall be it are added anew. One that has been given an end is given none again
     in its place; one in another form (a length, a peer) has to go first, as the kernel knows an IPv6 address by itself.
@@ -231,7 +233,7 @@ def missing_addresses(node: MeshNode, link: Link, interfaces: Interfaces) -> Ite
             yield _address_step(link, local)
 
 
-def surplus_addresses(node: MeshNode, link: Link, interfaces: Interfaces) -> Iterator[Step]:
+def surplus_addresses(node: MeshNode, link: Link, interfaces: Interfaces) -> Iterator[DeviceStep]:
     """Addresses to remove: every address on our device is ours."""
     wanted = desired_addresses(node)
     for local in sorted(interfaces.addresses_on(link.ifindex), key=str):
@@ -239,13 +241,15 @@ def surplus_addresses(node: MeshNode, link: Link, interfaces: Interfaces) -> Ite
             yield _address_step(link, local, deletes=True)
 
 
-def taken_port(step: Step, encapsulations: Collection[Encapsulation], refusal: Refusal) -> Encapsulation | None:
+def taken_port(
+    step: DeviceStep, encapsulations: Collection[Encapsulation], refusal: KernelRefusal
+) -> Encapsulation | None:
     """The tunnel whose UDP port somebody else has, if the kernel refused the step for that."""
     taken = refusal.errno == errno.EADDRINUSE or (step.creates and _port_is_taken(refusal))
     return _tunnel_of(step, encapsulations) if taken else None
 
 
-def explain(step: Step, encapsulations: Collection[Encapsulation], refusal: Refusal) -> str:
+def explain(step: DeviceStep, encapsulations: Collection[Encapsulation], refusal: KernelRefusal) -> str:
     """The kernel's errno as what it means for this step."""
     encapsulation = _tunnel_of(step, encapsulations)
     if encapsulation is not None and step.creates and refusal.errno == errno.EOPNOTSUPP:
@@ -254,11 +258,11 @@ def explain(step: Step, encapsulations: Collection[Encapsulation], refusal: Refu
     return f"`ip {step.text}`: {refusal}"
 
 
-def _tunnel_of(step: Step, encapsulations: Collection[Encapsulation]) -> Encapsulation | None:
+def _tunnel_of(step: DeviceStep, encapsulations: Collection[Encapsulation]) -> Encapsulation | None:
     return next((each for each in encapsulations if step.kind == "link" and each.device == step.key), None)
 
 
-def _port_is_taken(refusal: Refusal) -> bool:
+def _port_is_taken(refusal: KernelRefusal) -> bool:
     """A device of the protocol has it: VXLAN says EEXIST; Geneve says EBUSY if that one is external, else EPERM, and
     why. A program, or another protocol's device, shows only when the device goes up: EADDRINUSE, both protocols."""
     if refusal.errno == errno.EPERM:
@@ -266,12 +270,12 @@ def _port_is_taken(refusal: Refusal) -> bool:
     return refusal.errno in (errno.EEXIST, errno.EBUSY)
 
 
-def _deletion(link: Link, why: str) -> Step:
+def _deletion(link: Link, why: str) -> DeviceStep:
     message = links.delete_link(link.ifindex)
-    return Step("link", link.name, f"link delete {link.name}", message, why, deletes=True, flushes=True)
+    return DeviceStep("link", link.name, f"link delete {link.name}", message, why, deletes=True, flushes=True)
 
 
-def _address_step(link: Link, local: LocalAddress, *, deletes: bool = False) -> Step:
+def _address_step(link: Link, local: LocalAddress, *, deletes: bool = False) -> DeviceStep:
     key = f"{local} dev {link.name}"
     verb, build = ("delete", links.delete_address) if deletes else ("replace", links.put_address)
-    return Step("address", key, f"address {verb} {key}", build(link.ifindex, local), deletes=deletes)
+    return DeviceStep("address", key, f"address {verb} {key}", build(link.ifindex, local), deletes=deletes)

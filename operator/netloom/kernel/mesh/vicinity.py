@@ -8,7 +8,7 @@ from netloom.kernel.keeper.keeper import Keeper, KeeperOptions
 from netloom.kernel.keeper.part import Attempt, Outcome, Part, Worker
 from netloom.kernel.keeper.report import KeeperReport
 from netloom.kernel.keeper.retries import Item, Retries
-from netloom.kernel.mesh.lifelines import Surroundings
+from netloom.kernel.mesh.lifelines import NodeSurroundings
 from netloom.kernel.mesh.reader import read_vicinity
 from netloom.kernel.mesh.surroundings import Vicinity, read_node_route
 from netloom.kernel.netlink import wire
@@ -17,13 +17,13 @@ from netloom.kernel.netlink.sockets import CommandSocket
 from netloom.kernel.ownership import Ownership
 
 
-async def vicinity() -> Surroundings:
+async def vicinity() -> NodeSurroundings:
     """As they are now, in the network namespace of this thread. Raises OSError."""
     commands = CommandSocket()  # opened in this thread, whose network namespace counts
     return await asyncio.to_thread(_read, commands)
 
 
-def _read(commands: CommandSocket) -> Surroundings:
+def _read(commands: CommandSocket) -> NodeSurroundings:
     try:
         found = Vicinity()
         read_vicinity(commands, found)
@@ -47,7 +47,7 @@ class VicinityPart(Part[bool]):
     )
 
     def __init__(self, changed: Callable[[], None]) -> None:
-        self.known: Surroundings | None = None
+        self.known: NodeSurroundings | None = None
         self.readings = 0
         self.due = False
         self._changed = changed
@@ -98,7 +98,7 @@ class VicinityPart(Part[bool]):
         if self._followed:
             found = self._vicinity.surroundings()
             devices = {index: each for index, each in found.devices.items() if not each.ours}
-            now = Surroundings(devices, frozenset(found.routes), frozenset(found.addresses))
+            now = NodeSurroundings(devices, frozenset(found.routes), frozenset(found.addresses))
             before, self.known = self.known, now
             if before not in (None, now):
                 self._changed()
@@ -129,7 +129,7 @@ class VicinityKeeper(Keeper[bool, KeeperReport]):
         if self._is_open:
             await super().close()
 
-    async def around(self) -> Surroundings:
+    async def around(self) -> NodeSurroundings:
         """As they are now. Raises OSError where they cannot be read."""
         if not self._is_open:
             self._is_open = True

@@ -31,7 +31,7 @@ class WithheldRoute(msgspec.Struct, frozen=True):
     why: str
 
 
-class Withheld:
+class WithheldRoutes:
     """See the module. `holders`: whose which address and CIDR is. `reasons`: why each CIDR is not routed."""
 
     def __init__(self, peers: Mapping[str, Peer], holders: Mapping[Any, str]) -> None:

@@ -15,7 +15,7 @@ from netloom.kernel.netlink.sockets import (
     NETLINK_NETFILTER,
     SO_SNDBUFFORCE,
     CommandSocket,
-    Refusal,
+    KernelRefusal,
     RefusedError,
     read_all,
 )
@@ -40,7 +40,7 @@ class NftablesSocket(CommandSocket):
         with suppress(PermissionError):
             self._socket.setsockopt(socket.SOL_SOCKET, SO_SNDBUFFORCE, SEND_BUFFER)
 
-    def execute(self, messages: Sequence[bytes]) -> dict[int, Refusal]:
+    def execute(self, messages: Sequence[bytes]) -> dict[int, KernelRefusal]:
         """Do all of them or none; return the refusals by the requests' places, or by WHOLE."""
         refusals = super().execute(messages)
         if WHOLE in refusals:

@@ -72,7 +72,7 @@ _LOW_BYTE = 0 if sys.byteorder == "little" else 1
 _KIND = itemgetter(4 + _LOW_BYTE)
 
 
-class Refusal(msgspec.Struct, frozen=True):
+class KernelRefusal(msgspec.Struct, frozen=True):
     """The kernel's error for one request: errno, and the sentence it may have added (extended acknowledgement)."""
 
     errno: int
@@ -90,7 +90,7 @@ class Refusal(msgspec.Struct, frozen=True):
 class RefusedError(OSError):
     """A single request was refused."""
 
-    def __init__(self, refusal: Refusal) -> None:
+    def __init__(self, refusal: KernelRefusal) -> None:
         super().__init__(refusal.errno, refusal.message or os.strerror(refusal.errno))
         self.refusal = refusal
 
@@ -146,12 +146,12 @@ class CommandSocket:
         """Close the socket."""
         self._socket.close()
 
-    def execute(self, messages: Sequence[bytes]) -> dict[int, Refusal]:
+    def execute(self, messages: Sequence[bytes]) -> dict[int, KernelRefusal]:
         """Do all of them, at most BATCH, message i with sequence number i; return the errors by i."""
         if not messages:
             return {}
         self.written.update(map(_KIND, messages))
-        refusals: dict[int, Refusal] = {}
+        refusals: dict[int, KernelRefusal] = {}
         try:
             self._socket.sendall(self._batch(messages))
             while not self._acknowledged(len(messages) - 1, refusals):
@@ -167,7 +167,7 @@ class CommandSocket:
         batch[len(batch) - len(messages[-1]) + 6 + _LOW_BYTE] |= wire.ACK
         return batch
 
-    def _acknowledged(self, last: int, refusals: dict[int, Refusal]) -> bool:
+    def _acknowledged(self, last: int, refusals: dict[int, KernelRefusal]) -> bool:
         """Read one datagram; whether the answer to request `last`, or to all of them, was in it."""
         done, buffer = False, self._socket.recv(1 << 16)
         for kind, flags, sequence, start, end in walk(buffer):
@@ -324,15 +324,15 @@ def _drop_events_of(sock: socket.socket, ports: Sequence[int]) -> None:
     sock.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, filter_program)
 
 
-def _refusal(buffer: bytes, flags: int, start: int, end: int) -> Refusal | None:
+def _refusal(buffer: bytes, flags: int, start: int, end: int) -> KernelRefusal | None:
     """What an error says, with the text that may be behind the header of the request (or all of it); None: that all
     is well."""
     code = -int.from_bytes(buffer[start : start + 4], sys.byteorder, signed=True)
     if code <= 0:
         return None
     if not flags & _HAS_ATTRIBUTES:
-        return Refusal(code)
+        return KernelRefusal(code)
     request_length = int.from_bytes(buffer[start + 4 : start + 8], sys.byteorder)
     skip = HEADER_SIZE if flags & _CAPPED else (request_length + 3) & ~3
     text = attributes(buffer, start + 4 + skip, end).get(_ERROR_MESSAGE, b"")
-    return Refusal(code, text.rstrip(b"\0").decode(errors="replace"))
+    return KernelRefusal(code, text.rstrip(b"\0").decode(errors="replace"))

@@ -6,10 +6,10 @@ from collections.abc import Iterable, Mapping
 import structlog
 from msgspec.structs import replace
 
-from netloom.kernel.keeper.part import Attempt, Outcome, Part, Refused, Worker
+from netloom.kernel.keeper.part import Attempt, Outcome, Part, RefusedEntry, Worker
 from netloom.kernel.keeper.retries import Item, Retries
 from netloom.kernel.netlink import wire
-from netloom.kernel.netlink.sockets import CommandSocket, Refusal, read_all
+from netloom.kernel.netlink.sockets import CommandSocket, KernelRefusal, read_all
 from netloom.kernel.ownership import PREFILTER
 from netloom.kernel.prefilter.attachments import Step, foreign, obstacle, steps_to
 from netloom.kernel.prefilter.filter_part import FilterPart
@@ -193,7 +193,7 @@ class DevicesPart(Part[Prefiltering]):
             self._done[link.ifindex] = held.programs
             outcome.written.append(("xdp", [link.name]))
 
-    async def _done_by(self, worker: Worker, step: Step) -> Refusal | None:
+    async def _done_by(self, worker: Worker, step: Step) -> KernelRefusal | None:
         """The kernel changes nothing about a device while one that stands on it has a program: ours is taken from there
         first, and comes back in the next pass. Frames pass the lower device before, where they are filtered."""
         refusal = await worker.call(lambda commands: self._do(commands, step))
@@ -213,13 +213,13 @@ class DevicesPart(Part[Prefiltering]):
         uppers = [each for each in self._links.values() if each.below == link.ifindex or each.ifindex == link.master]
         return [step for each in uppers for step in steps_to(each, None, ours, 0)]
 
-    def _do(self, commands: CommandSocket, step: Step) -> Refusal | None:
+    def _do(self, commands: CommandSocket, step: Step) -> KernelRefusal | None:
         """In the thread."""
         expected = self.filter.descriptor(step.expected) if step.expected else -1
         program = -1 if step.detach else self.filter.descriptor(self._program(step.link.name))
         return commands.execute([attach(step.link.ifindex, step.mode, program, expected)]).get(0)
 
-    def _note(self, link: XdpLink, step: Step, refusal: Refusal | None, outcome: Outcome) -> bool:
+    def _note(self, link: XdpLink, step: Step, refusal: KernelRefusal | None, outcome: Outcome) -> bool:
         """What came of a step; whether it was done."""
         if refusal is None:
             log.info("device changed", change=f"ip {step}")
@@ -232,7 +232,7 @@ class DevicesPart(Part[Prefiltering]):
             self._stale = self.due = True
         sentence = _sentence(step, refusal)
         self._refused[link.name] = sentence
-        outcome.refused.append(Refused(_item(link.name), sentence, refusal.errno))
+        outcome.refused.append(RefusedEntry(_item(link.name), sentence, refusal.errno))
         return False
 
     def _took(self, ifindex: int, step: Step) -> None:
@@ -270,12 +270,12 @@ def _item(name: str) -> Item:
     return "xdp", name
 
 
-def _falls_back(step: Step, wish: DeviceWish, refusal: Refusal) -> bool:
+def _falls_back(step: Step, wish: DeviceWish, refusal: KernelRefusal) -> bool:
     native = step.mode == Mode.NATIVE and not step.detach and not step.expected
     return native and wish.mode == Mode.BEST_EFFORT and refusal.errno not in _NOT_THE_DRIVERS
 
 
-def _sentence(step: Step, refusal: Refusal) -> str:
+def _sentence(step: Step, refusal: KernelRefusal) -> str:
     if step.detach:
         return f"the prefilter cannot be detached from {step.link.name}: {refusal}"
     if step.mode == Mode.NATIVE and refusal.errno not in _NOT_THE_DRIVERS:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from netloom.kernel.errors import KernelUnsupported
-from netloom.kernel.keeper.part import Attempt, Outcome, Part, Refused, Worker
+from netloom.kernel.keeper.part import Attempt, Outcome, Part, RefusedEntry, Worker
 from netloom.kernel.keeper.report import PlannedChange
 from netloom.kernel.keeper.retries import Item, Retries
 from netloom.kernel.ownership import PREFILTER
@@ -212,19 +212,19 @@ class FilterPart(Part[Prefiltering]):
                 outcome.written.append((item[0], [item[1]]))
         return outcome
 
-    def _tried(self, item: Item, work: Callable[[], None]) -> Refused | None:
+    def _tried(self, item: Item, work: Callable[[], None]) -> RefusedEntry | None:
         from netloom.kernel.prefilter.compiler import CompileError
-        from netloom.kernel.prefilter.program import Refusal
+        from netloom.kernel.prefilter.program import ProgramRefusal
 
         try:
             work()
-        except (KernelUnsupported, CompileError, Refusal, ValueError, OSError) as error:
+        except (KernelUnsupported, CompileError, ProgramRefusal, ValueError, OSError) as error:
             code = getattr(error, "errno", 0) or 0
             lacking = ": it takes the capabilities BPF and NET_ADMIN" if code == errno.EPERM else ""
             said = error.strerror if isinstance(error, OSError) and error.filename is None else ""
             self._errors[item] = f"{said or error}{lacking}"
             self.verifier = getattr(error, "verifier", "")
-            return Refused(item, self._errors[item], code)
+            return RefusedEntry(item, self._errors[item], code)
         self._errors.pop(item, None)
         return None
 

@@ -23,7 +23,7 @@ _LOAD_64, _MAP_DESCRIPTOR = 0x18, 1
 _LAST_LINES = 12
 
 
-class Refusal(Exception):
+class ProgramRefusal(Exception):
     """The kernel does not take the program: why as a sentence, and what its verifier said."""
 
     def __init__(self, sentence: str, verifier: str) -> None:
@@ -170,19 +170,19 @@ def _linked(instructions: bytes, maps: Mapping[str, int]) -> bytes:
     return bytes(linked)
 
 
-def _refusal(refused: list[bpf.Rejected]) -> Refusal:
+def _refusal(refused: list[bpf.Rejected]) -> ProgramRefusal:
     told = next((error for error in refused if error.log), refused[-1])
     lines = told.log.splitlines()
     # Without PERFMON the verifier lets no program compare the end of a frame with a pointer into it.
     if (told.errno == errno.EPERM and not lines) or any("prohibited" in line for line in lines):
-        return Refusal(
+        return ProgramRefusal(
             "the kernel does not let this process load the prefilter: it takes the capabilities BPF, NET_ADMIN and "
             "PERFMON (add them to the container's securityContext.capabilities)",
             "\n".join(lines[-_LAST_LINES:]),
         )
     reason = next((line for line in reversed(lines) if line and not line.startswith(_STATISTICS)), "it did not say why")
     sentence = f"the kernel's verifier refused the prefilter ({os.strerror(told.errno or 0)}): {reason}"
-    return Refusal(sentence, "\n".join(lines[-_LAST_LINES:]))
+    return ProgramRefusal(sentence, "\n".join(lines[-_LAST_LINES:]))
 
 
 _STATISTICS = ("processed ", "verification time", "stack depth", "max_states")

@@ -15,7 +15,7 @@ import structlog
 
 from netloom.cidr import Address, format_address
 from netloom.kernel import sysctl
-from netloom.kernel.keeper.part import Attempt, Outcome, Part, Refused, Worker
+from netloom.kernel.keeper.part import Attempt, Outcome, Part, RefusedEntry, Worker
 from netloom.kernel.keeper.report import PlannedChange
 from netloom.kernel.keeper.retries import Item, Retries
 from netloom.kernel.netlink import links, wire
@@ -42,7 +42,7 @@ class ProbeNode(msgspec.Struct, frozen=True):
     addresses: tuple[Address, ...] = ()
 
 
-class Change(msgspec.Struct, frozen=True):
+class ProbeStep(msgspec.Struct, frozen=True):
     """One step: as `ip` would say it, and its message; without one, the device is opened."""
 
     kind: str
@@ -56,7 +56,7 @@ class Change(msgspec.Struct, frozen=True):
         return self.kind, self.key
 
 
-class Found(msgspec.Struct, frozen=True):
+class ProbeFound(msgspec.Struct, frozen=True):
     """What the kernel holds of ours."""
 
     link: Link | None = None
@@ -137,7 +137,7 @@ class ProbeDevice(Part[ProbeNode]):
 
     def _work(self, commands: CommandSocket, attempt: Attempt) -> Outcome:
         done: list[Item] = []
-        refused: list[Refused] = []
+        refused: list[RefusedEntry] = []
         self._undone = set()
         found = look(commands)
         if self._node.addresses and self.descriptor is None:
@@ -178,7 +178,7 @@ class ProbeDevice(Part[ProbeNode]):
             done.append(("link", DEVICE))
             log.info("device changed", change=f"ip tuntap add dev {DEVICE} mode tun")
 
-    def _switch(self, found: Found, done: list[Item], refused: list[Refused]) -> None:
+    def _switch(self, found: ProbeFound, done: list[Item], refused: list[RefusedEntry]) -> None:
         """As of a pod's device that is made now: it forwards if those that are new do."""
         if found.link is None or not self._node.addresses:
             return
@@ -195,10 +195,15 @@ class ProbeDevice(Part[ProbeNode]):
                     done.append(item)
             except OSError as error:
                 self._undone.add(item)
-                refused.append(Refused(item, f"cannot set {name} to {value}: {error}", error.errno or 0))
+                refused.append(RefusedEntry(item, f"cannot set {name} to {value}: {error}", error.errno or 0))
 
     def _do(
-        self, commands: CommandSocket, change: Change, attempt: Attempt, done: list[Item], refused: list[Refused]
+        self,
+        commands: CommandSocket,
+        change: ProbeStep,
+        attempt: Attempt,
+        done: list[Item],
+        refused: list[RefusedEntry],
     ) -> None:
         if change.item in attempt.held or change.item in self._undone:
             self._undone.add(change.item)
@@ -209,10 +214,10 @@ class ProbeDevice(Part[ProbeNode]):
             done.append(change.item)
         else:
             self._undone.add(change.item)
-            refused.append(Refused(change.item, f"`ip {change.text}`: {refusal}", refusal.errno))
+            refused.append(RefusedEntry(change.item, f"`ip {change.text}`: {refusal}", refusal.errno))
 
 
-def look(commands: CommandSocket) -> Found:
+def look(commands: CommandSocket) -> ProbeFound:
     """What there is of the probe's in the kernel. Raises RefusedError, OSError."""
     found: list[Link] = []
 
@@ -224,28 +229,28 @@ def look(commands: CommandSocket) -> Found:
     with suppress(RefusedError):
         commands.get(encode(LinkMessage, wire.RTM_GETLINK, 0, {}, ifname=DEVICE), visit)
     if not found:
-        return Found()
+        return ProbeFound()
     routes = (read_all(commands, _dump(family), _address_on(found[0].ifindex)) for family in _FAMILIES)
-    return Found(found[0], frozenset(address for each in routes for address in each))
+    return ProbeFound(found[0], frozenset(address for each in routes for address in each))
 
 
-def changes_to(found: Found, node: ProbeNode) -> Iterable[Change]:
+def changes_to(found: ProbeFound, node: ProbeNode) -> Iterable[ProbeStep]:
     """What is to be done, in its order."""
     link = found.link
     if not node.addresses:
         if link is not None:
-            yield Change("link", DEVICE, f"link delete {DEVICE}", links.delete_link(link.ifindex))
+            yield ProbeStep("link", DEVICE, f"link delete {DEVICE}", links.delete_link(link.ifindex))
         return
     if link is None:
-        yield Change("link", DEVICE, f"tuntap add dev {DEVICE} mode tun")
+        yield ProbeStep("link", DEVICE, f"tuntap add dev {DEVICE} mode tun")
     ifindex = link.ifindex if link is not None else 0
     if link is None or link.generates_addresses:
         message = links.set_no_generated_addresses(ifindex)
-        yield Change("link", DEVICE, f"link set {DEVICE} addrgenmode none", message)
+        yield ProbeStep("link", DEVICE, f"link set {DEVICE} addrgenmode none", message)
     if link is None or link.mtu != MTU:
-        yield Change("link", DEVICE, f"link set {DEVICE} mtu {MTU}", links.change(ifindex, mtu=MTU))
+        yield ProbeStep("link", DEVICE, f"link set {DEVICE} mtu {MTU}", links.change(ifindex, mtu=MTU))
     if link is None or not link.up:
-        yield Change("link", DEVICE, f"link set {DEVICE} up", links.set_up(ifindex))
+        yield ProbeStep("link", DEVICE, f"link set {DEVICE} up", links.set_up(ifindex))
     for address in node.addresses:
         if address not in found.routes:
             yield _route(address, ifindex)
@@ -269,10 +274,10 @@ def _address_on(ifindex: int) -> Callable[[bytes, int, int], Address | None]:
     return read
 
 
-def _route(address: Address, ifindex: int, *, gone: bool = False) -> Change:
+def _route(address: Address, ifindex: int, *, gone: bool = False) -> ProbeStep:
     fields = {"family": family_of(address), "dst_len": len(address) * 8, "table": _LOCAL, "proto": ROUTE_PROTOCOL}
     fields |= {"type": _UNICAST, "scope": _SCOPE_LINK if len(address) == 4 else 0}
     kind, verb, flags = (wire.RTM_DELROUTE, "delete", 0) if gone else (wire.RTM_NEWROUTE, "prepend", wire.CREATE)
     key = f"{format_address(address)} dev {DEVICE} table local"
     message = encode(RouteMessage, kind, flags, fields, dst=address, oif=ifindex)
-    return Change("route", key, f"route {verb} {key} proto {ROUTE_PROTOCOL}", message)
+    return ProbeStep("route", key, f"route {verb} {key} proto {ROUTE_PROTOCOL}", message)

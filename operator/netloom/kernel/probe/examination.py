@@ -8,10 +8,10 @@ import msgspec
 
 from netloom.cidr import Address
 from netloom.kernel.probe import underlay
-from netloom.kernel.probe.keeper import Way
-from netloom.kernel.probe.message import FORWARDS, NO_DEVICE, SEEN, Message
+from netloom.kernel.probe.keeper import Egress
+from netloom.kernel.probe.message import FORWARDS, NO_DEVICE, SEEN, ProbeMessage
 from netloom.kernel.probe.packets import Rejection
-from netloom.kernel.probe.prober import Answer, Prober, new_nonce
+from netloom.kernel.probe.prober import ProbeAnswer, Prober, new_nonce
 
 SMALL = {4: 200, 16: 300}
 """Bytes of a packet that any path takes, by the length of an address."""
@@ -20,7 +20,7 @@ SMALL = {4: 200, 16: 300}
 Host = Literal["", "answered", "refused", "silent"]
 
 
-class Timing(msgspec.Struct, frozen=True):
+class ProbeTiming(msgspec.Struct, frozen=True):
     """answer: seconds that an answer may take. tries: questions in a row, none of which is answered when one fails."""
 
     answer: float = 1.0
@@ -51,7 +51,7 @@ class Evidence(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     target: Target
-    way: Way
+    way: Egress
     size: int = 0
     largest: int = 0
     device: bool = True
@@ -81,7 +81,9 @@ class Examination:
     """One look at one peer, by one address family. since: when (monotonic) the first question was not answered, if that
     was in an earlier look."""
 
-    def __init__(self, prober: Prober, target: Target, way: Way, timing: Timing, *, since: float | None = None) -> None:
+    def __init__(
+        self, prober: Prober, target: Target, way: Egress, timing: ProbeTiming, *, since: float | None = None
+    ) -> None:
         self._prober = prober
         self._target = target
         self._way = way
@@ -117,7 +119,7 @@ class Examination:
                 return self._passed(again)
         return self._evidence(largest=await self._largest(small, max(0.1, 4 * answer.seconds)), seconds=answer.seconds)
 
-    async def _ask(self, size: int, seconds: float = 0.0) -> Answer | None:
+    async def _ask(self, size: int, seconds: float = 0.0) -> ProbeAnswer | None:
         self._nonce = new_nonce()
         wait = seconds or self._timing.answer
         troubled = self._troubled
@@ -160,7 +162,7 @@ class Examination:
             port_refused=port_refused,
         )
 
-    async def _by_host(self) -> tuple[Host, Message | None]:
+    async def _by_host(self) -> tuple[Host, ProbeMessage | None]:
         """By the nodes' own way: what came of it, and what the peer said."""
         for _ in range(2):
             answer = await self._prober.ask_host(self._target.host, self._nonce, self._timing.answer)
@@ -188,7 +190,7 @@ class Examination:
         ping, port_refused = await self._underlay()
         return self._evidence(device=False, host=host, ping=ping, port_refused=port_refused)
 
-    def _passed(self, answer: Answer) -> Evidence:
+    def _passed(self, answer: ProbeAnswer) -> Evidence:
         return self._evidence(largest=self._size, seconds=answer.seconds)
 
     def _evidence(self, **seen: object) -> Evidence:

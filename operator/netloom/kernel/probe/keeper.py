@@ -18,7 +18,7 @@ from netloom.kernel.probe.device_part import ProbeDevice, ProbeNode
 from netloom.kernel.probe.packets import family_of
 
 
-class Way(msgspec.Struct, frozen=True):
+class Egress(msgspec.Struct, frozen=True):
     """How packets to an address leave, says the kernel: by which device, through a tunnel (`vxlan`, `geneve`) to which
     UDP port or without one (`native`), and how large they may be (bytes; the least of all tunnels' and the device's, as
     that is the pods' MTU). device "": no route leads there."""
@@ -59,7 +59,7 @@ class ProbeKeeper(Keeper[ProbeNode, KeeperReport]):
         self.device.doubt()
         self._wake.set()
 
-    async def ways(self, addresses: list[Address]) -> list[Way]:
+    async def ways(self, addresses: list[Address]) -> list[Egress]:
         """To each of these."""
         return await self._connect().call(lambda commands: _ways(commands, addresses))
 
@@ -69,19 +69,19 @@ class ProbeKeeper(Keeper[ProbeNode, KeeperReport]):
         return KeeperReport(**self._basics())
 
 
-def _ways(commands: CommandSocket, addresses: list[Address]) -> list[Way]:
+def _ways(commands: CommandSocket, addresses: list[Address]) -> list[Egress]:
     links = {link.ifindex: link for link in read_all(commands, encode(LinkMessage, wire.RTM_GETLINK, 0, {}), read_link)}
     tunnels = [each.mtu for each in links.values() if each.name.startswith(DEVICE_PREFIX) and each.external and each.up]
     return [_way(links.get(_outgoing(commands, address)), tunnels) for address in addresses]
 
 
-def _way(link: Link | None, tunnels: list[int]) -> Way:
+def _way(link: Link | None, tunnels: list[int]) -> Egress:
     if link is None:
-        return Way()
+        return Egress()
     mtu = min([link.mtu, *tunnels])
     if link.external and link.kind in ("vxlan", "geneve"):
-        return Way(link.name, link.kind, link.port, mtu)
-    return Way(link.name, mtu=mtu)
+        return Egress(link.name, link.kind, link.port, mtu)
+    return Egress(link.name, mtu=mtu)
 
 
 def _outgoing(commands: CommandSocket, address: Address) -> int:

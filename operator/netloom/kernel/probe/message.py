@@ -21,7 +21,7 @@ NO_DEVICE = 16
 _KNOWN_KINDS = (ASK, ANSWER)
 
 
-class Message(msgspec.Struct, frozen=True):
+class ProbeMessage(msgspec.Struct, frozen=True):
     """A question or its answer.
 
     mtu:   bytes, of pods at the sender. nonce: of the question; an answer has the same.
@@ -45,11 +45,11 @@ class Message(msgspec.Struct, frozen=True):
         return head.ljust(length, b"\0")
 
 
-def decode(payload: bytes) -> Message | None:
+def decode(payload: bytes) -> ProbeMessage | None:
     """None where it is none: anybody can send to that port."""
     if len(payload) < SMALLEST:
         return None
     magic, kind, flags, mtu, nonce, size, about = _LAYOUT.unpack_from(payload)
     if magic != _MAGIC or kind not in _KNOWN_KINDS:
         return None
-    return Message(kind, nonce, flags, mtu, size, about)
+    return ProbeMessage(kind, nonce, flags, mtu, size, about)

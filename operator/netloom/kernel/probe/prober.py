@@ -20,7 +20,7 @@ import msgspec
 
 from netloom.cidr import Address, format_address
 from netloom.kernel.probe import message
-from netloom.kernel.probe.message import ANSWER, ASK, FORWARDS, NO_DEVICE, NOTHING, SEEN, TROUBLED, Message
+from netloom.kernel.probe.message import ANSWER, ASK, FORWARDS, NO_DEVICE, NOTHING, SEEN, TROUBLED, ProbeMessage
 from netloom.kernel.probe.packets import HEADERS, UDP_PORT, Datagram, Rejection, datagram, family_of, parse
 
 PACKETS_PER_SECOND = 200
@@ -34,12 +34,12 @@ _PORTS = range(49152, 65536)
 _FREEBIND = {socket.AF_INET: (socket.IPPROTO_IP, 15), socket.AF_INET6: (socket.IPPROTO_IPV6, 78)}
 
 
-class Answer(msgspec.Struct, frozen=True):
+class ProbeAnswer(msgspec.Struct, frozen=True):
     """What came back for a question. seconds: the round trip. rejected: an ICMP error came instead. refused: the peer's
     kernel says that nobody listens (the nodes' own way)."""
 
     seconds: float = 0.0
-    said: Message | None = None
+    said: ProbeMessage | None = None
     rejected: Rejection | None = None
     refused: bool = False
 
@@ -80,7 +80,7 @@ class Prober:
         self.descriptor: int | None = None
         self._reading = False
         self._of_pods, self._of_hosts = _Budget(), _Budget()
-        self._waiting: dict[bytes, tuple[Address, float, asyncio.Future[Answer]]] = {}
+        self._waiting: dict[bytes, tuple[Address, float, asyncio.Future[ProbeAnswer]]] = {}
         self._seen: OrderedDict[bytes, None] = OrderedDict()
         self._heard: OrderedDict[Address, float] = OrderedDict()
         self._hosts: dict[Address, socket.socket] = {}
@@ -101,17 +101,17 @@ class Prober:
 
     async def ask(
         self, target: Address, size: int, seconds: float, *, nonce: bytes = b"", troubled: bool = False
-    ) -> Answer | None:
+    ) -> ProbeAnswer | None:
         """A question to a peer's probe address in a packet of `size` bytes; None where nothing came in `seconds`."""
         source, nonce = self._own(target), nonce or new_nonce()
         if source is None or self.descriptor is None:
             return None
         flags = (TROUBLED if troubled else 0) | self._own_flags()
-        payload = Message(ASK, nonce, flags, self.mtu).encode(size - HEADERS[len(target)])
+        payload = ProbeMessage(ASK, nonce, flags, self.mtu).encode(size - HEADERS[len(target)])
         packet = datagram(source, target, payload, (_new_port(), UDP_PORT))
         return await self._awaited(nonce, target, seconds, lambda: self._write(packet))
 
-    async def loop(self, version_bytes: int, seconds: float) -> Answer | None:
+    async def loop(self, version_bytes: int, seconds: float) -> ProbeAnswer | None:
         """Through this node's own forwarding, from the device and to it: which a filter of the forward hook stops."""
         own = next((each for each in self.addresses if len(each) == version_bytes), None)
         if own is None:
@@ -140,7 +140,7 @@ class Prober:
                 self._hosts[address] = made = _bound(address)
                 loop.add_reader(made.fileno(), self._on_host, made)
 
-    async def ask_host(self, target: Address, about: bytes, seconds: float) -> Answer | None:
+    async def ask_host(self, target: Address, about: bytes, seconds: float) -> ProbeAnswer | None:
         """The same to a peer's own address, with the question whether `about` has arrived there."""
         if not target:
             return None
@@ -148,7 +148,7 @@ class Prober:
         kind = socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
         with contextlib.suppress(OSError), socket.socket(family_of(target), kind) as asking:
             asking.connect((format_address(target), UDP_PORT))
-            payload = Message(ASK, nonce, self._own_flags(), self.mtu, about=about).encode(message.SMALLEST)
+            payload = ProbeMessage(ASK, nonce, self._own_flags(), self.mtu, about=about).encode(message.SMALLEST)
             return await self._awaited(nonce, target, seconds, lambda: asking.send(payload), asking)
         return None
 
@@ -168,9 +168,9 @@ class Prober:
         seconds: float,
         send: Callable[[], Any],
         asking: socket.socket | None = None,
-    ) -> Answer | None:
+    ) -> ProbeAnswer | None:
         loop = asyncio.get_running_loop()
-        future: asyncio.Future[Answer] = loop.create_future()
+        future: asyncio.Future[ProbeAnswer] = loop.create_future()
         self._waiting[nonce] = target, time.monotonic(), future
         try:
             if asking is not None:
@@ -217,7 +217,7 @@ class Prober:
         if isinstance(found, Rejection):
             for target, began, future in list(self._waiting.values()):
                 if target == found.destination and not future.done():
-                    future.set_result(Answer(time.monotonic() - began, rejected=found))
+                    future.set_result(ProbeAnswer(time.monotonic() - began, rejected=found))
         elif isinstance(found, Datagram) and found.destination in self.addresses:
             said = message.decode(found.payload)
             if said is None:
@@ -229,22 +229,22 @@ class Prober:
             else:
                 self._answer(said, found)
 
-    def _answer(self, said: Message, found: Datagram) -> None:
+    def _answer(self, said: ProbeMessage, found: Datagram) -> None:
         _remember(self._seen, said.nonce, None)
         _remember(self._heard, found.source, time.monotonic())
-        reply = Message(ANSWER, said.nonce, self._own_flags(), self.mtu, found.size)
+        reply = ProbeMessage(ANSWER, said.nonce, self._own_flags(), self.mtu, found.size)
         payload = reply.encode(len(found.payload))
         self._write(datagram(found.destination, found.source, payload, (UDP_PORT, found.port)))
         self.answers += 1
         if said.flags & TROUBLED:
             self.troubled(found.source)
 
-    def _answered(self, said: Message, source: Address) -> None:
+    def _answered(self, said: ProbeMessage, source: Address) -> None:
         waiting = self._waiting.get(said.nonce)
         if waiting is None or waiting[2].done() or waiting[0] != source:
             return
         _remember(self._heard, source, time.monotonic())
-        waiting[2].set_result(Answer(time.monotonic() - waiting[1], said))
+        waiting[2].set_result(ProbeAnswer(time.monotonic() - waiting[1], said))
 
     def _on_host(self, listening: socket.socket) -> None:
         if not self._of_hosts.take():
@@ -262,24 +262,24 @@ class Prober:
         seen = SEEN if said.about != NOTHING and said.about in self._seen else 0
         flags = seen | self._own_flags()
         with contextlib.suppress(OSError):
-            listening.sendto(Message(ANSWER, said.nonce, flags, self.mtu, len(payload)).encode(len(payload)), who)
+            listening.sendto(ProbeMessage(ANSWER, said.nonce, flags, self.mtu, len(payload)).encode(len(payload)), who)
 
     def _listen_again(self, listening: socket.socket) -> None:
         if listening in self._hosts.values():
             asyncio.get_running_loop().add_reader(listening.fileno(), self._on_host, listening)
 
-    def _on_asked(self, asking: socket.socket, future: "asyncio.Future[Answer]") -> None:
+    def _on_asked(self, asking: socket.socket, future: "asyncio.Future[ProbeAnswer]") -> None:
         try:
             said = message.decode(asking.recv(2048))
         except ConnectionRefusedError:
             if not future.done():
-                future.set_result(Answer(refused=True))
+                future.set_result(ProbeAnswer(refused=True))
             return
         except OSError:
             return
         waiting = self._waiting.get(said.nonce) if said is not None else None
         if said is not None and said.kind == ANSWER and waiting is not None and not future.done():
-            future.set_result(Answer(time.monotonic() - waiting[1], said))
+            future.set_result(ProbeAnswer(time.monotonic() - waiting[1], said))
 
 
 def new_nonce() -> bytes:

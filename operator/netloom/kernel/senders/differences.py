@@ -18,7 +18,7 @@ _AT_ONCE = 200
 that are left are written one by one."""
 
 
-class Element(msgspec.Struct, frozen=True, gc=False):
+class SetElement(msgspec.Struct, frozen=True, gc=False):
     """An element, as it is named to people."""
 
     name: SetName
@@ -34,7 +34,7 @@ class Element(msgspec.Struct, frozen=True, gc=False):
         return f"{self.name} {self.text}"
 
 
-class Difference:
+class SetDifference:
     """Of one set. `retained`: of what is in the kernel and not wanted, what may be needed for all that is known."""
 
     __slots__ = ("missing", "retained", "surplus")
@@ -77,21 +77,21 @@ class Differences:
     """Of all sets."""
 
     def __init__(self) -> None:
-        self.of: dict[SetName, Difference] = {}
+        self.of: dict[SetName, SetDifference] = {}
         self._messages: dict[SetName, ElementMessages] = {}
 
-    def __getitem__(self, name: SetName) -> Difference:
+    def __getitem__(self, name: SetName) -> SetDifference:
         found = self.of.get(name)
         if found is None:
-            found = self.of[name] = Difference()
+            found = self.of[name] = SetDifference()
         return found
 
-    def changed(self, changes: Iterable[Change]) -> list[Element]:
+    def changed(self, changes: Iterable[Change]) -> list[SetElement]:
         """These came or went; the same as elements."""
         found = []
         for name, key, wanted in changes:
             self[name].changed(key, wanted=wanted)
-            found.append(Element(name, key))
+            found.append(SetElement(name, key))
         return found
 
     def load(self, name: SetName, wanted: Iterable[bytes], kernel: Mapping[bytes, bool]) -> None:
@@ -106,9 +106,9 @@ class Differences:
         difference.missing.update(key for key in odd if key not in absent)
         difference.retained &= difference.surplus
 
-    def pending(self) -> Iterator[Element]:
+    def pending(self) -> Iterator[SetElement]:
         """Elements that are not as they should be."""
-        return (Element(name, key) for name, each in self.of.items() for key in each.pending)
+        return (SetElement(name, key) for name, each in self.of.items() for key in each.pending)
 
     def count(self) -> int:
         """How many."""
@@ -139,7 +139,7 @@ class Differences:
         encode, ordered = messages.encode, sorted(keys)
         return [
             Write(
-                (ELEMENT, Element(name, part[0])),
+                (ELEMENT, SetElement(name, part[0])),
                 what,
                 encode(kind, [key + START for key in part]),
                 keys=tuple(part),

@@ -96,7 +96,7 @@ class Layout(msgspec.Struct, frozen=True):
         return REMEMBERED if self.checked else {}
 
 
-class Rule(msgspec.Struct, frozen=True):
+class SendersRule(msgspec.Struct, frozen=True):
     """A rule as it should be. The comment holds a fingerprint, so that it is known as ours of this version."""
 
     chain: str
@@ -109,25 +109,25 @@ class Rule(msgspec.Struct, frozen=True):
 
 
 @cache
-def rules_of(layout: Layout) -> tuple[Rule, ...]:
+def rules_of(layout: Layout) -> tuple[SendersRule, ...]:
     """The rules, in their order in each chain."""
     found = [rule for port in layout.ports for rule in _of_port(port, checked=layout.checked)]
     return tuple(found + (_of_senders(layout) if layout.checked else []))
 
 
-def _of_port(port: TunnelPort, *, checked: bool) -> list[Rule]:
+def _of_port(port: TunnelPort, *, checked: bool) -> list[SendersRule]:
     to, vxlan = e.to_port(port.number), port.protocol == "vxlan"
     ours = to + (e.payload_is(_WORD, _VXLAN) if vxlan else e.payload_is(_WORD, _GENEVE, _VERSION_AND_TYPE))
-    out = Rule(OUTPUT, ours + e.is_udp() + e.untracked())
+    out = SendersRule(OUTPUT, ours + e.is_udp() + e.untracked())
     if not checked:
-        return [Rule(PREROUTING, ours + e.is_udp() + e.untracked()), out]
+        return [SendersRule(PREROUTING, ours + e.is_udp() + e.untracked()), out]
     if vxlan:
-        return [Rule(PREROUTING, ours + e.go_to(ARRIVALS)), out]
+        return [SendersRule(PREROUTING, ours + e.go_to(ARRIVALS)), out]
     bare = to + e.payload_is(_WORD, _GENEVE, _OPTIONS_TOO)
-    return [Rule(PREROUTING, bare + e.go_to(ARRIVALS)), Rule(PREROUTING, ours + e.go_to(OTHERS)), out]
+    return [SendersRule(PREROUTING, bare + e.go_to(ARRIVALS)), SendersRule(PREROUTING, ours + e.go_to(OTHERS)), out]
 
 
-def _of_senders(layout: Layout) -> list[Rule]:
+def _of_senders(layout: Layout) -> list[SendersRule]:
     accept, drop, ipv4, ipv6 = e.verdict(e.ACCEPT), e.verdict(e.DROP), e.of_family(4), e.of_family(16)
     plain = e.is_plain_udp4()
     inner = [(family, length, _mask(family, length)) for family, length in layout.lengths]
@@ -145,18 +145,18 @@ def _of_senders(layout: Layout) -> list[Rule]:
         if port.protocol == "geneve"
     ]
     return [
-        *(Rule(ARRIVALS, plain + pair + e.untracked() + accept) for pair in pairs),
-        Rule(ARRIVALS, e.go_to(OTHERS)),
-        Rule(OTHERS, e.is_udp(other=True) + accept),
-        Rule(OTHERS, e.on_its_way() + accept),
-        Rule(OTHERS, ipv4 + e.source_in(NODES) + e.go_to(MEMBERS)),
-        Rule(OTHERS, ipv4 + e.remember_source(4, f"{STRANGERS}4")),
-        Rule(OTHERS, ipv6 + e.remember_source(16, f"{STRANGERS}6")),
-        Rule(OTHERS, e.count(STRANGERS) + drop),
-        *(Rule(MEMBERS, what + e.go_to(FORGED)) for what in (*options, *pods)),
-        Rule(MEMBERS, e.untracked() + accept),
-        Rule(FORGED, e.remember_source(4, FORGERS)),
-        Rule(FORGED, e.count(FORGED) + drop),
+        *(SendersRule(ARRIVALS, plain + pair + e.untracked() + accept) for pair in pairs),
+        SendersRule(ARRIVALS, e.go_to(OTHERS)),
+        SendersRule(OTHERS, e.is_udp(other=True) + accept),
+        SendersRule(OTHERS, e.on_its_way() + accept),
+        SendersRule(OTHERS, ipv4 + e.source_in(NODES) + e.go_to(MEMBERS)),
+        SendersRule(OTHERS, ipv4 + e.remember_source(4, f"{STRANGERS}4")),
+        SendersRule(OTHERS, ipv6 + e.remember_source(16, f"{STRANGERS}6")),
+        SendersRule(OTHERS, e.count(STRANGERS) + drop),
+        *(SendersRule(MEMBERS, what + e.go_to(FORGED)) for what in (*options, *pods)),
+        SendersRule(MEMBERS, e.untracked() + accept),
+        SendersRule(FORGED, e.remember_source(4, FORGERS)),
+        SendersRule(FORGED, e.count(FORGED) + drop),
     ]
 
 
@@ -165,7 +165,7 @@ def _mask(family: int, length: int) -> bytes:
     return ((1 << bits) - (1 << bits - length)).to_bytes(family, "big")
 
 
-class Seen(msgspec.Struct, frozen=True):
+class SeenSenders(msgspec.Struct, frozen=True):
     """What is in the table; where there is none, None."""
 
     table: SeenTable | None = None
@@ -175,18 +175,18 @@ class Seen(msgspec.Struct, frozen=True):
     rules: Mapping[str, Sequence[SeenRule]] = {}
 
 
-def read(commands: CommandSocket) -> Seen:
+def read(commands: CommandSocket) -> SeenSenders:
     """The table, apart from the elements of its sets. Raises RefusedError, OSError."""
     table = get_one(commands, request(nftables.GETTABLE, name=TABLE_NAME), nftables.read_table)
     if table is None:
-        return Seen()
+        return SeenSenders()
     where = {"table": TABLE_NAME}
     chains, rules = {}, {}
     for name in Layout().chains:
         chains[name] = get_one(commands, request(nftables.GETCHAIN, **where, name=name), nftables.read_chain)
         rules[name] = get_all(commands, request(nftables.GETRULE, **where, chain=name), nftables.read_rule)
     sets = get_all(commands, request(nftables.GETSET, **where), nftables.read_set)
-    return Seen(table, chains, {found.name: found for found in sets}, read_counters(commands), rules)
+    return SeenSenders(table, chains, {found.name: found for found in sets}, read_counters(commands), rules)
 
 
 def read_counters(commands: CommandSocket) -> dict[str, int | None]:
@@ -204,7 +204,7 @@ def read_elements(commands: CommandSocket, name: str) -> dict[bytes, bool]:
     return {key[:-1]: plain for _name, part in parts for key, plain in part}
 
 
-def fault_of_table(layout: Layout, seen: Seen) -> str:
+def fault_of_table(layout: Layout, seen: SeenSenders) -> str:
     """What is wrong with the table, apart from rules, and the sets that come and go with prefix lengths; "" if nothing
     is."""
     if seen.table is None:
@@ -229,7 +229,7 @@ def fault_of_table(layout: Layout, seen: Seen) -> str:
     return ""
 
 
-def fault_of_rules(layout: Layout, seen: Seen, echoed: Mapping[bytes, bytes]) -> str:
+def fault_of_rules(layout: Layout, seen: SeenSenders, echoed: Mapping[bytes, bytes]) -> str:
     """What is wrong with the rules, and with the sets of prefix lengths. `echoed`: the expressions that this kernel was
     seen to make of a rule, by the rule's userdata."""
     if seen.sets.keys() != layout.sets.keys() | layout.remembered.keys():
@@ -270,7 +270,7 @@ def removal() -> list[Write]:
     return [Write(TABLE_ITEM, "delete the table", message, f"delete table {TABLE_KEY}", deletes=True)]
 
 
-def replacement(layout: Layout, seen: Seen) -> tuple[list[Write], list[Write]]:
+def replacement(layout: Layout, seen: SeenSenders) -> tuple[list[Write], list[Write]]:
     """Requests that put these rules in the place of those in the chains, with the sets that they look up: what comes
     before the elements, and what behind. In one transaction: no packet goes by without a rule."""
     first = []

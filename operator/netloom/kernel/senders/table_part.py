@@ -17,7 +17,7 @@ from netloom.kernel.keeper.transaction import ELEMENT, Transaction
 from netloom.kernel.netlink.sockets import CommandSocket
 from netloom.kernel.ownership import SENDERS
 from netloom.kernel.senders import ruleset
-from netloom.kernel.senders.differences import Differences, Element
+from netloom.kernel.senders.differences import Differences, SetElement
 from netloom.kernel.senders.ruleset import (
     FORGED,
     FORGERS,
@@ -28,7 +28,7 @@ from netloom.kernel.senders.ruleset import (
     TABLE_KEY,
     TABLE_NAME,
     Layout,
-    Seen,
+    SeenSenders,
 )
 from netloom.kernel.senders.senders import NODES, PAIRS, PODS, Senders, SetName
 
@@ -54,7 +54,7 @@ class Refusals(msgspec.Struct, frozen=True):
     forgers: tuple[Address, ...] = ()
 
 
-def _read_state(commands: CommandSocket, *, whole: bool) -> tuple[Seen, Elements | None]:
+def _read_state(commands: CommandSocket, *, whole: bool) -> tuple[SeenSenders, Elements | None]:
     """What is in the table; with the elements of its sets if the `whole` is asked for. Raises RefusedError, OSError."""
     seen = ruleset.read(commands)
     if not whole:
@@ -84,11 +84,11 @@ class SendersTable(OwnedTable[Senders]):
         super().__init__()
         self.differences = Differences()
         self.refusals = Refusals()
-        self._seen = Seen()
+        self._seen = SeenSenders()
         self._desired = Senders()
         self._retaining = retain_unknown
         self._retained: set[SetName] = set()
-        self._touched: set[Element] = set()
+        self._touched: set[SetElement] = set()
         self._in_place: Layout | None = None
         """What the table was last found to be right for; None: not known."""
         self._count_seconds = count_seconds
@@ -153,7 +153,7 @@ class SendersTable(OwnedTable[Senders]):
     def _is_checked(self) -> bool:
         return self._is_wanted and self._desired.checked
 
-    def _pending(self) -> Iterable[Element]:
+    def _pending(self) -> Iterable[SetElement]:
         return self.differences.pending() if self._is_checked else ()
 
     def _faults(self) -> list[Item]:
@@ -201,7 +201,7 @@ class SendersTable(OwnedTable[Senders]):
             if each.retained:
                 self._retained.add(name)
 
-    def _load(self, seen: Seen, elements: Elements | None) -> None:
+    def _load(self, seen: SeenSenders, elements: Elements | None) -> None:
         """The kernel holds this (`elements` None: as far as is known, the same as before)."""
         self._seen = seen
         if self._rules_written:
@@ -221,7 +221,7 @@ class SendersTable(OwnedTable[Senders]):
         if not faults:
             self._in_place = self.layout
 
-    def _load_elements(self, seen: Seen, elements: Elements | None) -> None:
+    def _load_elements(self, seen: SeenSenders, elements: Elements | None) -> None:
         wanted = self._desired.keys
         names = {*wanted, *self.differences.of, *filter(None, map(_named, seen.sets))}
         for name in names:
@@ -254,7 +254,7 @@ class SendersTable(OwnedTable[Senders]):
             return Transaction(TABLE_KEY, [*first, *writes, *last], rules=True)
         return Transaction(TABLE_KEY, writes)
 
-    def _wrote_elements(self, done: Transaction) -> list[Element]:
+    def _wrote_elements(self, done: Transaction) -> list[SetElement]:
         elements = [write for write in done.writes if write.keys]
         self.differences.wrote(elements)
         return [write.item[1] for write in elements]  # type: ignore[misc]
@@ -265,7 +265,7 @@ class SendersTable(OwnedTable[Senders]):
         found = _named(name)
         if found is None:
             return
-        element = Element(found, key[:-1])
+        element = SetElement(found, key[:-1])
         keys, difference = self._desired.keys.get(found), self.differences[found]
         wanted = keys is not None and len(element.key) == keys.size and element.key in keys
         if came:
@@ -297,7 +297,7 @@ class SendersTable(OwnedTable[Senders]):
             if write.keys:
                 name = write.item[1].name  # type: ignore[attr-defined]
                 about = f"nft {write.what} element {TABLE_KEY} {name}"
-                changes += [PlannedChange(f"{about} {{ {Element(name, key).text} }}") for key in write.keys]
+                changes += [PlannedChange(f"{about} {{ {SetElement(name, key).text} }}") for key in write.keys]
             elif write.planned:
                 reason = why or ("no tunnel is in use" if write.item == TABLE_ITEM else "")
                 changes.append(PlannedChange(f"nft {write.planned}", reason))

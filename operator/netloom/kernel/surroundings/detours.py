@@ -20,7 +20,7 @@ from netloom.kernel.netlink import wire
 from netloom.kernel.netlink.sockets import BATCH, CommandSocket, RefusedError, read_all
 from netloom.kernel.netlink.wire import attributes
 from netloom.kernel.ownership import MESH, ROUTE_TABLE
-from netloom.kernel.surroundings.rules import LOCAL_TABLE, REFUSING, Rule, before_main, read_rule
+from netloom.kernel.surroundings.rules import LOCAL_TABLE, REFUSING, PolicyRule, before_main, read_rule
 
 _DST, _SRC, _IIF, _OIF, _GATEWAY, _TABLE, _VIA, _IP_PROTO, _SPORT, _DPORT = 1, 2, 3, 4, 5, 15, 18, 27, 28, 29
 _LOOKUP_TABLE = 0x1000
@@ -30,7 +30,7 @@ _RULE_SIZE = 12
 _VERSIONS: dict[int, int] = {socket.AF_INET: 4, socket.AF_INET6: 6}
 
 
-class Pod(msgspec.Struct, frozen=True):
+class PodRoute(msgspec.Struct, frozen=True):
     """Where pods of this node are: a route inside its CIDRs, to a device. `bridge`: of that kind."""
 
     destination: Cidr
@@ -47,19 +47,19 @@ class Remote(msgspec.Struct, frozen=True):
     addresses: tuple[Address, ...] = ()
 
 
-class Packet(msgspec.Struct, frozen=True):
+class RulePacket(msgspec.Struct, frozen=True):
     """A packet made up for a rule, between a pod of this node and another node's: as it comes in by the device `iif`,
     or (0) as this node would send it itself. inward: it comes for the pod."""
 
-    rule: Rule
+    rule: PolicyRule
     remote: Remote
-    pod: Pod
+    pod: PodRoute
     destination: Address
     source: Address = b""
     iif: int = 0
     inward: bool = False
 
-    def is_astray(self, way: "Way", ours: Collection[int]) -> bool:
+    def is_astray(self, way: "RouteAnswer", ours: Collection[int]) -> bool:
         """Whether it does not get where it should, and a rule has decided so, and not the main table. An error does not
         say which of them it was, unless it is a rule that refuses."""
         if way.error:
@@ -73,7 +73,7 @@ class Packet(msgspec.Struct, frozen=True):
         )
 
 
-class Way(msgspec.Struct, frozen=True):
+class RouteAnswer(msgspec.Struct, frozen=True):
     """The kernel's answer for a packet: which table sends it, by which device and gateway, or with which error."""
 
     table: int = 0
@@ -86,7 +86,7 @@ class Detour(msgspec.Struct, frozen=True):
     """What a rule does to packets from this node's pods to other nodes' (`inward`: to them): to `cidr`, one of `count`,
     which is of `node`. device: by which they leave, in vain; "": they are dropped."""
 
-    rule: Rule
+    rule: PolicyRule
     cidr: Cidr
     node: str
     count: int
@@ -94,15 +94,15 @@ class Detour(msgspec.Struct, frozen=True):
     inward: bool = False
 
 
-def suspicious_rules(commands: CommandSocket) -> list[Rule]:
+def suspicious_rules(commands: CommandSocket) -> list[PolicyRule]:
     """Those that may lead pods' packets past the main table. Raises OSError."""
     return [rule for family in _VERSIONS for rule in _suspicious(commands, family)]
 
 
 def find_detours(
     commands: CommandSocket,
-    rules: Sequence[Rule],
-    pods: Sequence[Pod],
+    rules: Sequence[PolicyRule],
+    pods: Sequence[PodRoute],
     remotes: Iterable[Remote],
     names: Mapping[int, str],
 ) -> list[Detour]:
@@ -112,7 +112,7 @@ def find_detours(
     remotes = [remote for remote in remotes if remote.cidr in routed]
     packets = [packet for rule in rules for packet in _outward(rule, pods, remotes)]
     packets += [packet for rule in rules for packet in _inward(commands, rule, pods, remotes, names, ours)]
-    astray: dict[tuple[Rule, bool], list[tuple[Packet, Way]]] = {}
+    astray: dict[tuple[PolicyRule, bool], list[tuple[RulePacket, RouteAnswer]]] = {}
     for packet, way in zip(packets, _ask(commands, packets), strict=True):
         if packet.is_astray(way, ours):
             by = [rule for rule in rules if way.table and (rule.family, rule.table) == (packet.rule.family, way.table)]
@@ -120,7 +120,9 @@ def find_detours(
     return [_detour(rule, inward, found, names) for (rule, inward), found in astray.items()]
 
 
-def _detour(rule: Rule, inward: bool, found: Sequence[tuple[Packet, Way]], names: Mapping[int, str]) -> Detour:
+def _detour(
+    rule: PolicyRule, inward: bool, found: Sequence[tuple[RulePacket, RouteAnswer]], names: Mapping[int, str]
+) -> Detour:
     cidrs = dict.fromkeys(packet.pod.destination if inward else packet.remote.cidr for packet, _ in found)
     packet, way = found[0]
     return Detour(
@@ -128,7 +130,7 @@ def _detour(rule: Rule, inward: bool, found: Sequence[tuple[Packet, Way]], names
     )
 
 
-def _suspicious(commands: CommandSocket, family: int) -> list[Rule]:
+def _suspicious(commands: CommandSocket, family: int) -> list[PolicyRule]:
     request = wire.HEADER.pack(wire.HEADER_SIZE + _RULE_SIZE, wire.RTM_GETRULE, wire.REQUEST, 0, 0)
     try:
         seen = read_all(commands, request + bytes([family]).ljust(_RULE_SIZE, b"\0"), read_rule)
@@ -137,7 +139,7 @@ def _suspicious(commands: CommandSocket, family: int) -> list[Rule]:
     return before_main([rule for rule in seen if rule.family == family])
 
 
-def _outward(rule: Rule, pods: Sequence[Pod], remotes: Sequence[Remote]) -> Iterator[Packet]:
+def _outward(rule: PolicyRule, pods: Sequence[PodRoute], remotes: Sequence[Remote]) -> Iterator[RulePacket]:
     """From a pod that the rule matches, if there is one, to every other node's CIDR that it matches."""
     version, source, target = _VERSIONS[rule.family], rule.matched_source, rule.matched_destination
     for pod in pods:
@@ -152,29 +154,29 @@ def _outward(rule: Rule, pods: Sequence[Pod], remotes: Sequence[Remote]) -> Iter
     sender = _both(pod.destination, source)
     for remote in remotes:
         if remote.cidr.version == version and _meet(target, remote.cidr):
-            yield Packet(rule, remote, pod, _both(remote.cidr, target), sender, pod.ifindex)
+            yield RulePacket(rule, remote, pod, _both(remote.cidr, target), sender, pod.ifindex)
 
 
 def _inward(
     commands: CommandSocket,
-    rule: Rule,
-    pods: Sequence[Pod],
+    rule: PolicyRule,
+    pods: Sequence[PodRoute],
     remotes: Sequence[Remote],
     names: Mapping[int, str],
     ours: Sequence[int],
-) -> Iterator[Packet]:
+) -> Iterator[RulePacket]:
     """From some other node that the rule matches, by the device that leads there, to every pod that it matches."""
     version, source, target = _VERSIONS[rule.family], rule.matched_source, rule.matched_destination
     remote = next((each for each in remotes if each.cidr.version == version and _meet(source, each.cidr)), None)
     if remote is None:
         return
     sender = _both(remote.cidr, source)
-    iif = ours[0] if ours else _ask(commands, [Packet(rule, remote, pods[0], sender)])[0].oif
+    iif = ours[0] if ours else _ask(commands, [RulePacket(rule, remote, pods[0], sender)])[0].oif
     if not iif or rule.matched_incoming not in ("", names.get(iif)):
         return
     for pod in pods:
         if pod.destination.version == version and _meet(target, pod.destination):
-            yield Packet(rule, remote, pod, _both(pod.destination, target), sender, iif, inward=True)
+            yield RulePacket(rule, remote, pod, _both(pod.destination, target), sender, iif, inward=True)
 
 
 def _meet(matched: Cidr | None, cidr: Cidr) -> bool:
@@ -187,8 +189,8 @@ def _both(cidr: Cidr, matched: Cidr | None) -> Address:
     return max(within.base, within.last - 1).to_bytes(len(within.packed), "big")
 
 
-def _ask(commands: CommandSocket, packets: Sequence[Packet]) -> list[Way]:
-    ways = [Way()] * len(packets)
+def _ask(commands: CommandSocket, packets: Sequence[RulePacket]) -> list[RouteAnswer]:
+    ways = [RouteAnswer()] * len(packets)
     for at in range(0, len(packets), BATCH):
 
         def visit(number: int, kind: int, buffer: bytes, start: int, end: int, at: int = at) -> None:
@@ -198,7 +200,7 @@ def _ask(commands: CommandSocket, packets: Sequence[Packet]) -> list[Way]:
     return ways
 
 
-def _question(sequence: int, packet: Packet) -> bytes:
+def _question(sequence: int, packet: RulePacket) -> bytes:
     rule, bits, order = packet.rule, len(packet.destination) * 8, sys.byteorder
     values = [
         (_DST, packet.destination),
@@ -217,10 +219,10 @@ def _question(sequence: int, packet: Packet) -> bytes:
     return wire.HEADER.pack(wire.HEADER_SIZE + len(body), wire.RTM_GETROUTE, wire.REQUEST, sequence, 0) + body
 
 
-def _read_way(kind: int, buffer: bytes, start: int, end: int) -> Way:
+def _read_way(kind: int, buffer: bytes, start: int, end: int) -> RouteAnswer:
     if kind == wire.NLMSG_ERROR:
-        return Way(error=-int.from_bytes(buffer[start : start + 4], sys.byteorder, signed=True))
+        return RouteAnswer(error=-int.from_bytes(buffer[start : start + 4], sys.byteorder, signed=True))
     found = attributes(buffer, start + _ROUTE.size, end)
     table = int.from_bytes(found[_TABLE], sys.byteorder) if _TABLE in found else buffer[start + 4]
     gateway = found.get(_GATEWAY) or found.get(_VIA, b"")[2:]
-    return Way(table, int.from_bytes(found.get(_OIF, b""), sys.byteorder), gateway)
+    return RouteAnswer(table, int.from_bytes(found.get(_OIF, b""), sys.byteorder), gateway)

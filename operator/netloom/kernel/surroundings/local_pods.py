@@ -16,7 +16,7 @@ from netloom.kernel.netlink.messages import LinkMessage, encode
 from netloom.kernel.netlink.sockets import CommandSocket, read_all
 from netloom.kernel.netlink.wire import attributes
 from netloom.kernel.ownership import DEVICE_PREFIX, ENDPOINTS
-from netloom.kernel.surroundings.detours import Pod
+from netloom.kernel.surroundings.detours import PodRoute
 
 _LINK = struct.Struct("=BxHiII")  # family, type, ifindex, flags, change
 _IFLA_IFNAME, _IFLA_MASTER, _IFLA_LINKINFO, _IFLA_INFO_KIND = 3, 10, 18, 1
@@ -28,7 +28,7 @@ class LocalPods(msgspec.Struct, frozen=True):
     """places: routes to pods, or to their bridge. names: of all devices, by ifindex. counts: pods, by family, of which
     the kernel counts neighbours: those of our own endpoints are permanent."""
 
-    places: tuple[Pod, ...] = ()
+    places: tuple[PodRoute, ...] = ()
     names: Mapping[int, str] = {}
     counts: Mapping[str, int] = {}
 
@@ -48,7 +48,7 @@ def read_local_pods(commands: CommandSocket, own: Collection[Cidr]) -> LocalPods
         if link is None or not link.running or (link.name.startswith(DEVICE_PREFIX) and not endpoint):
             continue
         if within.covers(route.destination):
-            places.append(Pod(route.destination, link.ifindex, link.name, link.bridge))
+            places.append(PodRoute(route.destination, link.ifindex, link.name, link.bridge))
     counts = {"ipv4": 0, "ipv6": 0}
     for place in places:
         if ENDPOINTS.link(place.device):

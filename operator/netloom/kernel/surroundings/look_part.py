@@ -14,7 +14,7 @@ import structlog
 
 from netloom.cidr import Cidr
 from netloom.kernel.forwarders import translations
-from netloom.kernel.keeper.part import Attempt, Outcome, Part, Refused, Worker
+from netloom.kernel.keeper.part import Attempt, Outcome, Part, RefusedEntry, Worker
 from netloom.kernel.keeper.report import PlannedChange
 from netloom.kernel.keeper.retries import Item, Retries
 from netloom.kernel.netlink.netconf import ALL, read_netconf, read_switches
@@ -23,7 +23,7 @@ from netloom.kernel.netlink.wire import RTM_DELRULE, RTM_NEWNETCONF, RTM_NEWRULE
 from netloom.kernel.ownership import Ownership
 from netloom.kernel.surroundings.detours import Detour, Remote, find_detours, suspicious_rules
 from netloom.kernel.surroundings.local_pods import LocalPods, read_local_pods
-from netloom.kernel.surroundings.rules import Rule
+from netloom.kernel.surroundings.rules import PolicyRule
 from netloom.kernel.surroundings.tables import Tables, memory_of_machine, read_tables
 from netloom.kernel.sysctl import Sysctl, SysctlRecord, forwarding, read
 
@@ -57,7 +57,7 @@ class UnfilteredBridge(msgspec.Struct, frozen=True):
     value: str
 
 
-class Found(msgspec.Struct, frozen=True):
+class SurroundingsFound(msgspec.Struct, frozen=True):
     """What was seen. refused: how many times each table ("ipv4", "ipv6", "conntrack") was full of late, if at all.
     unset: why a limit could not be raised, by name. unfiltered: where somebody translates addresses, and not those of
     packets that stay on pods' bridges."""
@@ -78,7 +78,7 @@ class LookPart(Part[Surroundings]):
     kinds = frozenset((RTM_NEWRULE, RTM_DELRULE, RTM_NEWNETCONF))
 
     def __init__(self, record: SysctlRecord) -> None:
-        self.found = Found()
+        self.found = SurroundingsFound()
         self._record = record
         self._desired: Surroundings | None = None
         self._doubtful = True
@@ -137,7 +137,7 @@ class LookPart(Part[Surroundings]):
         if time.monotonic() >= self._again_at:
             self._again_at = float("inf")
         if not desired.own:
-            self.found, self._undone = Found(), set()
+            self.found, self._undone = SurroundingsFound(), set()
             return Outcome()
         rules = await worker.call(suspicious_rules)
         remotes = list(desired.remotes()) if rules else []  # here: the caches are this thread's
@@ -194,9 +194,9 @@ class LookWork:
         self._raised = False
         self._done: list[Item] = []
         self._waiting: set[Item] = set()
-        self._refused: list[Refused] = []
+        self._refused: list[RefusedEntry] = []
 
-    def look(self, commands: CommandSocket, rules: list[Rule], remotes: list[Remote]) -> Found:
+    def look(self, commands: CommandSocket, rules: list[PolicyRule], remotes: list[Remote]) -> SurroundingsFound:
         """See and set everything. Raises OSError where it cannot be seen."""
         desired = self._desired
         pods = read_local_pods(commands, desired.own)
@@ -208,7 +208,7 @@ class LookWork:
         if self._raised:
             tables = read_tables(commands, pods.counts, native=desired.native)
         detours = find_detours(commands, rules, pods.places, remotes, pods.names) if rules and pods.places else []
-        return Found(tuple(detours), tables, self._overflows.recent, unset, _unfiltered(pods))
+        return SurroundingsFound(tuple(detours), tables, self._overflows.recent, unset, _unfiltered(pods))
 
     def _let_forward(self, commands: CommandSocket, pods: LocalPods) -> None:
         """Where forwarding is off as a whole, that is the mesh's to mend, and mends all devices."""
@@ -228,7 +228,7 @@ class LookWork:
                     continue  # the pod has gone
                 except OSError as error:
                     sentence = f"cannot set {sysctl.name} to {sysctl.value}: {error}"
-                    self._refused.append(Refused(item, sentence, error.errno or 0))
+                    self._refused.append(RefusedEntry(item, sentence, error.errno or 0))
 
     def _raise(self, tables: Tables, full: Set[str]) -> dict[str, str]:
         """Those that are nearly reached, and those of tables that were full just now; why which could not be raised."""

@@ -27,7 +27,7 @@ _UIDS, _TUNNEL_ID = 20, 12
 _NEVER = 0xFFFF_FFFF
 
 
-class Rule(msgspec.Struct, frozen=True):
+class PolicyRule(msgspec.Struct, frozen=True):
     """A rule. table: that it leads to; 0: none. source, destination, incoming (a device): what it matches, None or ""
     for all packets; inverted: it matches what these do not. protocol, ports, tos: that it is limited to; of port ranges
     the first, and the last. local: it matches only packets of this machine's own programs, or such as no pod sends.
@@ -93,7 +93,7 @@ class Rule(msgspec.Struct, frozen=True):
         return self.inverted or not self.mark & self.mask
 
 
-def read_rule(buffer: bytes, start: int, end: int) -> Rule | None:
+def read_rule(buffer: bytes, start: int, end: int) -> PolicyRule | None:
     """An RTM_NEWRULE."""
     family, to_length, from_length, tos, table, action, flags = _HEADER.unpack_from(buffer, start)
     found = attributes(buffer, start + _HEADER.size, end)
@@ -105,7 +105,7 @@ def read_rule(buffer: bytes, start: int, end: int) -> Rule | None:
     selects = bool(tos) or any(kind in found for kind in selecting)
     incoming = found.get(_IIF, b"").rstrip(b"\0").decode(errors="replace")
     suppresses = number(_SUPPRESS_PREFIX, _NEVER) != _NEVER
-    return Rule(
+    return PolicyRule(
         priority=number(_PRIORITY),
         family=family,
         table=number(_TABLE, table) if action == _LOOKUP else 0,
@@ -133,7 +133,7 @@ def _range(first: int, last: int) -> str:
     return f"{first}-{last}" if last > first else str(first)
 
 
-def before_main(rules: list[Rule]) -> list[Rule]:
+def before_main(rules: list[PolicyRule]) -> list[PolicyRule]:
     """Of the rules of one family those that are asked before the main table, and that a pod's packet may match."""
     ordered = sorted(rules, key=lambda rule: rule.priority)
     main = next((rule.priority for rule in ordered if rule.plain and rule.table == ROUTE_TABLE), _NEVER + 1)

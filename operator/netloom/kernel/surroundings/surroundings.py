@@ -8,7 +8,7 @@ from netloom.kernel.keeper.keeper import Keeper, KeeperOptions
 from netloom.kernel.keeper.report import KeeperReport, PlannedChange
 from netloom.kernel.netlink.sockets import CommandSocket
 from netloom.kernel.netlink.wire import NAMES
-from netloom.kernel.surroundings.look_part import Found, LookPart, Overflows, PlannedLookWork, Surroundings
+from netloom.kernel.surroundings.look_part import LookPart, Overflows, PlannedLookWork, Surroundings, SurroundingsFound
 from netloom.kernel.sysctl import SysctlRecord
 
 RECORD = "surroundings.json"
@@ -21,7 +21,7 @@ where a rule makes it ask about each of them."""
 class SurroundingsReport(KeeperReport, frozen=True, kw_only=True):
     """What was seen last."""
 
-    found: Found = Found()
+    found: SurroundingsFound = SurroundingsFound()
 
     @property
     def news(self) -> tuple[object, ...]:

@@ -15,7 +15,7 @@ from typing import TypeVar
 import structlog
 
 from netloom.cidr import Cidr
-from netloom.ipam.plan import BlockRequest, Decision, Deferred, Grant, Plan, Release
+from netloom.ipam.plan import BatchPlan, BlockRequest, Decision, Deferred, Grant, Release
 from netloom.runtime.backoff import Backoff
 from netloom.runtime.errors import ApiError, Conflict
 from netloom.runtime.queue import TICK_SECONDS
@@ -215,7 +215,9 @@ class CommitQueue(Member):
         names = list(self._requests)[: self._policy.batch]
         return [taken for taken in map(self._requests.pop, names) if not taken[1].cancelled()]
 
-    def _answer(self, plan: Plan, request: BlockRequest, answer: "asyncio.Future[Decision]", written: set[str]) -> None:
+    def _answer(
+        self, plan: BatchPlan, request: BlockRequest, answer: "asyncio.Future[Decision]", written: set[str]
+    ) -> None:
         """Tells the node what came of its request; one whose commit failed goes into the next batch."""
         decision = plan.decisions[request.node]
         committed = plan.entered.get(request.node, set()) <= written

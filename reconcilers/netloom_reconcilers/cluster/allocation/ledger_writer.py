@@ -9,7 +9,7 @@ from netloom.cidr import CidrError
 from netloom.ipam.ledger import Ledger, encode
 from netloom.ipam.ledger_range import ledger_range_from_name
 from netloom.ipam.marks import REQUEST_SECONDS
-from netloom.ipam.plan import Plan
+from netloom.ipam.plan import BatchPlan
 from netloom.runtime.errors import ApiError, Conflict
 from netloom_reconcilers.cluster.allocation.incarnation import Incarnation, Member
 from netloom_reconcilers.cluster.allocation.lock import LockError, ModeLock
@@ -27,7 +27,7 @@ class LedgerWriter(Member):
         super().__init__(incarnation)
         self._lock = lock
 
-    async def commit(self, plan: Plan, pool: ClusterPool | None = None) -> tuple[set[str], CommitFailure | None]:
+    async def commit(self, plan: BatchPlan, pool: ClusterPool | None = None) -> tuple[set[str], CommitFailure | None]:
         """The ledgers that were written, by name, and why others were not. `pool`: where blocks were chosen from."""
         try:
             epoch = await self._open(plan, pool)
@@ -52,14 +52,14 @@ class LedgerWriter(Member):
         except (ApiError, LockError) as error:
             log.info("mode lock not cleared", error=str(error))
 
-    async def _open(self, plan: Plan, pool: ClusterPool | None) -> int:
+    async def _open(self, plan: BatchPlan, pool: ClusterPool | None) -> int:
         """Announces the ledgers that have to be opened, after their version was read and before it is written."""
         closed = sorted(name for name in plan.opens if not self._allocator.ledgers[name].mode)
         if not closed:
             return 0
         return await self._lock.open(self._allocator.blocks.mode, closed, pool)
 
-    async def _write(self, plan: Plan, name: str, epoch: int) -> ApiError | TimeoutError | None:
+    async def _write(self, plan: BatchPlan, name: str, epoch: int) -> ApiError | TimeoutError | None:
         known = self._allocator.ledgers[name]
         content = self._allocator.edited(plan, name, epoch)
         try:

@@ -52,7 +52,7 @@ class PoolSample(NamedTuple):
         return self.total - self.used - self.reserved
 
 
-class Pools(Collector):
+class PoolsCollector(Collector):
     """Of NetloomIPPools, as they were found last; nothing where this process does not lead."""
 
     def __init__(self) -> None:
@@ -104,7 +104,7 @@ class Pools(Collector):
         yield from (nodes, blocks, addresses, full)
 
 
-POOL_METRICS = Pools()
+POOL_METRICS = PoolsCollector()
 REGISTRY.register(POOL_METRICS)
 BLOCKS = Blocks()
 REGISTRY.register(BLOCKS)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Set
 
 from netloom.api.core import Node
 from netloom.api.holdings import addresses, holds, is_in_use
-from netloom.api.ipam_modes import Mode
+from netloom.api.ipam_modes import IpamMode
 from netloom.api.odd_addresses import is_usable
 from netloom.api.problem import Problem
 from netloom.api.v1alpha1 import NetloomNode
@@ -72,7 +72,7 @@ class OutsideAddresses(Member):
             return problem(name, error.reason, f"{error}.", "It is tried again.")
         return None
 
-    def stray(self, obj: NetloomNode, mode: Mode) -> Problem | None:
+    def stray(self, obj: NetloomNode, mode: IpamMode) -> Problem | None:
         """Single addresses that were written before the mode was changed to one of CIDRs, and after the lock was clear:
         no agent gave any, and the API server takes no CIDR beside them."""
         if not obj.spec.ipam.pool:

@@ -20,7 +20,7 @@ from typing import Literal
 
 import structlog
 
-from netloom.ipam.address_records import FORMAT, Header, Reading, Record, line, read, whole
+from netloom.ipam.address_records import FORMAT, Header, Record, RecordsRead, line, read, whole
 
 log = structlog.get_logger(__name__)
 
@@ -44,7 +44,7 @@ class InUse(Unwritable):
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class CheckpointFound:
     """What was there. records: of this node and this boot. lost: why that may not be all, "" if it is; cause: the same
     for programs. Without a file, or after a boot, nothing is wrong with that."""
 
@@ -68,7 +68,7 @@ class Checkpoint:
         self.rewritten = 0
         """How often it was written anew."""
 
-    def open(self) -> Found:
+    def open(self) -> CheckpointFound:
         """What an earlier life left. Afterwards it can be appended to. Raises Unwritable."""
         try:
             self._directory.mkdir(parents=True, exist_ok=True)
@@ -77,7 +77,7 @@ class Checkpoint:
             data = self.path.read_bytes() if self.path.exists() else None
         except OSError as error:
             raise Unwritable(_why(error)) from error
-        reading = read(data) if data is not None else Reading(None, (), 0, 0)
+        reading = read(data) if data is not None else RecordsRead(None, (), 0, 0)
         found = _judged(reading, self._node, boot, is_there=data is not None)
         if found.lost or reading.header is None:
             if found.cause in ("node", "damage"):
@@ -175,19 +175,19 @@ class Checkpoint:
             kept.hardlink_to(self.path)
 
 
-def _judged(reading: Reading, node: str, boot: str, *, is_there: bool) -> Found:
+def _judged(reading: RecordsRead, node: str, boot: str, *, is_there: bool) -> CheckpointFound:
     header = reading.header
     if not is_there:
-        return Found((), "there was none", "none")
+        return CheckpointFound((), "there was none", "none")
     if header is None:
-        return Found((), reading.damage, "damage")
+        return CheckpointFound((), reading.damage, "damage")
     if header.format != FORMAT:
-        return Found((), f"it is of format {header.format}, and this version writes {FORMAT}", "damage")
+        return CheckpointFound((), f"it is of format {header.format}, and this version writes {FORMAT}", "damage")
     if header.node != node:
-        return Found((), f"it is that of node {header.node}", "node")
+        return CheckpointFound((), f"it is that of node {header.node}", "node")
     if header.boot != boot:
-        return Found((), "the machine was started again since, and no pod outlives that", "boot")
-    return Found(reading.records, reading.damage, "damage" if reading.damage else "whole")
+        return CheckpointFound((), "the machine was started again since, and no pod outlives that", "boot")
+    return CheckpointFound(reading.records, reading.damage, "damage" if reading.damage else "whole")
 
 
 def files(directory: Path) -> list[Path]:

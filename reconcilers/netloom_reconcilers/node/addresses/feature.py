@@ -26,7 +26,7 @@ from netloom.runtime.errors import ApiError, Forbidden
 from netloom.runtime.manager import Run
 from netloom_reconcilers.features.node import NodeContext, NodeFeature, Readiness
 from netloom_reconcilers.node.addresses import explaining, machine, running
-from netloom_reconcilers.node.addresses.checkpoint import Checkpoint, Found, files
+from netloom_reconcilers.node.addresses.checkpoint import Checkpoint, CheckpointFound, files
 from netloom_reconcilers.node.addresses.metrics import metrics_of
 from netloom_reconcilers.node.addresses.own import of_the_node
 from netloom_reconcilers.node.addresses.running import Pods
@@ -79,7 +79,7 @@ class AddressesFeature(NodeFeature):
         """Why nobody can ask."""
         self._unseen = ""
         """Why it is not known whether all that runs is known."""
-        self._found: Found | None = None
+        self._found: CheckpointFound | None = None
         self._found_at = 0.0
         self._merged = self._looked = False
         self._look_at = 0.0
@@ -343,7 +343,7 @@ class AddressesFeature(NodeFeature):
             return None
         return Readiness(True, "Restored", "It is known who has which address.")
 
-    def _damage(self) -> Found | None:
+    def _damage(self) -> CheckpointFound | None:
         """That the checkpoint could not be relied on, as long as it is told."""
         found = self._found
         lost = found is not None and found.cause in ("node", "damage")

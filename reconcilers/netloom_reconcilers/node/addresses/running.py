@@ -63,7 +63,7 @@ def addresses_of(pods: Iterable[Pod]) -> dict[Address, str]:
 
 
 @dataclass(slots=True)
-class Merged:
+class MergedPods:
     """adopted: who is entered now. contested: addresses that somebody else has, by what is written down."""
 
     adopted: dict[Address, str] = field(default_factory=dict)
@@ -75,9 +75,9 @@ def merge(
     pods: Mapping[Address, str],
     routed: Mapping[Address, str],
     is_ours: Callable[[Address], bool],
-) -> Merged:
+) -> MergedPods:
     """Enters what runs and is not known. A pod tells more than a route, so it comes first."""
-    found = Merged()
+    found = MergedPods()
     shown = {address: name for address, name in pods.items() if is_ours(address)}
     shown |= {
         address: f"{DEVICE}{name}" for address, name in routed.items() if is_ours(address) and address not in shown

@@ -26,16 +26,16 @@ from aiohttp import web
 from multidict import CIMultiDict, CIMultiDictProxy
 
 from netloom.cidr import Address, CidrError, Version, format_address, parse_address
-from netloom.ipam.node_allocator import Holding, NodeAllocator, Owner
-from netloom_reconcilers.node.addresses.service import AddressService, Refused
+from netloom.ipam.node_allocator import NodeAllocator, Owner, OwnerHolding
+from netloom_reconcilers.node.addresses.service import AddressService, NoAddress
 from netloom_reconcilers.node.addresses.wire import (
+    AddressListing,
     Ask,
     Assignment,
+    ErrorAnswer,
     Given,
-    Listing,
     PoolCount,
     Released,
-    Trouble,
     Valid,
 )
 
@@ -93,7 +93,7 @@ class AddressServer:
             if handler is None:
                 return _trouble(404, "NoSuchRequest", f"there is no {request.method} {request.path} here.")
             answer = await handler(request)
-        except Refused as refusal:
+        except NoAddress as refusal:
             return _trouble(503 if refusal.passing else 409, refusal.reason, str(refusal))
         except (msgspec.MsgspecError, CidrError, KeyError, ValueError) as error:
             said = f"parameter {error} is missing" if isinstance(error, KeyError) else str(error)
@@ -123,7 +123,7 @@ class AddressServer:
         said = await _body(request, Valid)
         return _released(await self._service.collect({(each.container, each.interface) for each in said.valid}))
 
-    async def _list(self, _request: web.BaseRequest) -> Listing:
+    async def _list(self, _request: web.BaseRequest) -> AddressListing:
         allocator, now = self._service.allocator, self._service.clock()
         counts = [
             PoolCount(pool, version, each.used, each.free, each.resting, each.waiting)
@@ -131,7 +131,7 @@ class AddressServer:
             for version, each in allocator.need(pool, now).items()
             if any(each)
         ]
-        return Listing(
+        return AddressListing(
             node=self._node,
             assignments=tuple(assignment(allocator, *each) for each in sorted(allocator.held())),
             pools=tuple(counts),
@@ -140,7 +140,7 @@ class AddressServer:
 
     async def _why(self, request: web.BaseRequest) -> msgspec.Struct:
         if self._service.why is None:
-            raise Refused("NoPools", "feature pools of this agent is off, which knows.", passing=False)
+            raise NoAddress("NoPools", "feature pools of this agent is off, which knows.", passing=False)
         return await self._service.why(request.query["name"])
 
     async def _status(self, _request: web.BaseRequest) -> None:
@@ -153,7 +153,7 @@ def _owner(name: str, container: str, interface: str) -> Owner:
     return Owner(name, container, interface)
 
 
-def assignment(allocator: NodeAllocator, owner: Owner, holding: Holding) -> Assignment:
+def assignment(allocator: NodeAllocator, owner: Owner, holding: OwnerHolding) -> Assignment:
     """As it is told."""
     given = [Given(format_address(each), str(allocator.block(each) or "")) for each in holding.addresses]
     return Assignment(*owner, holding.pool, tuple(given))
@@ -168,7 +168,7 @@ async def _body(request: web.BaseRequest, kind: type[M]) -> M:
 
 
 def _trouble(status: int, reason: str, message: str) -> web.Response:
-    return web.Response(status=status, body=_encode(Trouble(reason, message)), headers=_JSON)
+    return web.Response(status=status, body=_encode(ErrorAnswer(reason, message)), headers=_JSON)
 
 
 def _came_from_root(request: web.BaseRequest) -> bool:

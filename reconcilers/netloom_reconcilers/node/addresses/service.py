@@ -17,10 +17,10 @@ from prometheus_client import Histogram
 
 from netloom.api.problem import Problem
 from netloom.cidr import Address, Version
-from netloom.ipam.node_allocator import NO_POOL, Holding, NodeAllocator, Owner, Shortage, Supply
+from netloom.ipam.node_allocator import NO_POOL, NodeAllocator, Owner, OwnerHolding, Shortage, Supply
 from netloom.runtime.clock import boottime
 from netloom.runtime.metrics import REGISTRY
-from netloom_reconcilers.node.addresses.checkpoint import Checkpoint, Found, InUse, Unwritable
+from netloom_reconcilers.node.addresses.checkpoint import Checkpoint, CheckpointFound, InUse, Unwritable
 from netloom_reconcilers.node.addresses.wire import WAIT_SECONDS
 
 log = structlog.get_logger(__name__)
@@ -56,7 +56,7 @@ REPLACED = "PodReplaced"
 _PASSING = (UNREAD, REPLACED)
 
 
-class Refused(Exception):
+class NoAddress(Exception):
     """No address: reason and sentence. passing: it may be another answer soon."""
 
     def __init__(self, reason: str, sentence: str, *, passing: bool = True) -> None:
@@ -140,12 +140,12 @@ class AddressService:
         families: frozenset[Version] = frozenset(),
         wait: float = WAIT_SECONDS,
         uid: str = "",
-    ) -> Holding:
+    ) -> OwnerHolding:
         """What the owner has from now on; uid: of the pod. Raises Refused."""
         began = self.clock()
         try:
             holding = await self._allocate(owner, pool, families, wait, uid)
-        except Refused as refusal:
+        except NoAddress as refusal:
             self.failures[refusal.reason] += 1
             _REFUSED.observe(self.clock() - began)
             raise
@@ -154,12 +154,12 @@ class AddressService:
 
     async def _allocate(
         self, owner: Owner, pool: str | None, families: frozenset[Version], wait: float, uid: str
-    ) -> Holding:
+    ) -> OwnerHolding:
         self.check_giving()
         if self.allocator.holding(owner) is None:
             found = await self._chosen(owner, pool, uid)
             if isinstance(found, Problem):
-                raise Refused(found.reason, str(found), passing=found.reason in _PASSING)
+                raise NoAddress(found.reason, str(found), passing=found.reason in _PASSING)
             pool, families, elsewhere = _split(found, families)
             versions = families or self.versions_of(pool)
             now = self.clock()
@@ -220,7 +220,7 @@ class AddressService:
         await self.written()
         return tuple(gone)
 
-    def begin(self) -> Found | None:
+    def begin(self) -> CheckpointFound | None:
         """Takes in what an earlier life wrote down; None where that has to be tried again: see `unwritable`."""
         try:
             found = self.checkpoint.open()
@@ -241,15 +241,15 @@ class AddressService:
         if self.unwritable and not self.obstacle:
             self._write_now()
         if self.unwritable:
-            raise Refused("CheckpointUnwritable", self.unwritable)
+            raise NoAddress("CheckpointUnwritable", self.unwritable)
         if self.obstacle:
-            raise Refused("NotReady", self.obstacle)
+            raise NoAddress("NotReady", self.obstacle)
 
     def check_giving(self) -> None:
         """Raises Refused where nothing can be given now; what was given may still be released."""
         self.check()
         if why := self.twin():
-            raise Refused("TwoAgents", f"nothing is given, as both would give the same: {why}")
+            raise NoAddress("TwoAgents", f"nothing is given, as both would give the same: {why}")
 
     # ------------------------------------------------------------------------------------------------------- waiting
 
@@ -262,7 +262,7 @@ class AddressService:
                 await waiter.served
         except TimeoutError:
             self._note_failure(waiter.versions, waiter.shortage)
-            raise Refused("AddressesExhausted", self.explain(waiter.owner, waiter.shortage)) from None
+            raise NoAddress("AddressesExhausted", self.explain(waiter.owner, waiter.shortage)) from None
         finally:
             self._waiters.remove(waiter)
 
@@ -341,7 +341,7 @@ class AddressService:
             if done.done():
                 continue
             if self.unwritable:
-                done.set_exception(Refused("CheckpointUnwritable", self.unwritable))
+                done.set_exception(NoAddress("CheckpointUnwritable", self.unwritable))
             else:
                 done.set_result(None)
 
@@ -386,9 +386,9 @@ def _split(
     elsewhere = {version: name for name, of in others for version in of}
     families = frozenset((*versions, *elsewhere))
     if asked and families and not asked & families:
-        raise Refused("NoSuchFamily", f"pool {pool} gives no address of that family.", passing=False)
+        raise NoAddress("NoSuchFamily", f"pool {pool} gives no address of that family.", passing=False)
     return pool, asked & families if asked and families else asked or families, elsewhere
 
 
-def _released(owner: Owner) -> Refused:
-    return Refused("Released", f"{owner.name} was released while it waited for an address.")
+def _released(owner: Owner) -> NoAddress:
+    return NoAddress("Released", f"{owner.name} was released while it waited for an address.")

@@ -1,6 +1,6 @@
 """What is said over the node's socket: JSON over HTTP/1.1, for the CNI plugin, `netloom ip` and curl.
 
-Addresses are texts. A refusal is a `Trouble`, whatever its status: a reason for programs, a sentence for people.
+Addresses are texts. A refusal is a `ErrorAnswer`, whatever its status: a reason for programs, a sentence for people.
 """
 
 import msgspec
@@ -11,18 +11,18 @@ WAIT_SECONDS = 30.0
 """How long a request waits for addresses if it does not say so itself. A CRI gives a CNI plugin minutes."""
 
 
-class Message(msgspec.Struct, frozen=True, rename="camel"):
+class WireMessage(msgspec.Struct, frozen=True, rename="camel"):
     """Of either side."""
 
 
-class Attachment(Message, frozen=True):
+class Attachment(WireMessage, frozen=True):
     """A container's interface, as the CNI knows it (`cni.dev/valid-attachments`)."""
 
     container: str
     interface: str = "eth0"
 
 
-class Ask(Message, frozen=True):
+class Ask(WireMessage, frozen=True):
     """POST /v1/addresses. pool: instead of the one that follows from the pod. families: 4, 6; none: all of the pool.
     wait_seconds: how long to wait where there are no addresses."""
 
@@ -34,14 +34,14 @@ class Ask(Message, frozen=True):
     wait_seconds: float = WAIT_SECONDS
 
 
-class Given(Message, frozen=True):
+class Given(WireMessage, frozen=True):
     """One address: with the CIDR of the node that it is of, "" where there is none."""
 
     address: str
     cidr: str = ""
 
 
-class Assignment(Message, frozen=True):
+class Assignment(WireMessage, frozen=True):
     """What an owner has. Answer to POST, and an item of the list."""
 
     name: str
@@ -51,19 +51,19 @@ class Assignment(Message, frozen=True):
     addresses: tuple[Given, ...]
 
 
-class Released(Message, frozen=True):
+class Released(WireMessage, frozen=True):
     """Answer to DELETE /v1/addresses and POST /v1/gc."""
 
     released: tuple[str, ...]
 
 
-class Valid(Message, frozen=True):
+class Valid(WireMessage, frozen=True):
     """POST /v1/gc: all attachments that there are; what others of the CNI have is taken back."""
 
     valid: tuple[Attachment, ...]
 
 
-class PoolCount(Message, frozen=True):
+class PoolCount(WireMessage, frozen=True):
     """Addresses of one pool and family. waiting: who gets none for now."""
 
     pool: str
@@ -74,7 +74,7 @@ class PoolCount(Message, frozen=True):
     waiting: int
 
 
-class Listing(Message, frozen=True):
+class AddressListing(WireMessage, frozen=True):
     """Answer to GET /v1/addresses. orphans: addresses that are used and that the node does not hold any more."""
 
     node: str
@@ -83,7 +83,7 @@ class Listing(Message, frozen=True):
     orphans: tuple[str, ...] = ()
 
 
-class FamilyChoice(Message, frozen=True):
+class FamilyChoice(WireMessage, frozen=True):
     """Of one family: the pool, the rule that led there (a word for programs), and the same for people."""
 
     family: str
@@ -92,7 +92,7 @@ class FamilyChoice(Message, frozen=True):
     why: str
 
 
-class Why(Message, frozen=True, kw_only=True):
+class Why(WireMessage, frozen=True, kw_only=True):
     """Answer to GET /v1/why. waits: why it has no address, as a sentence; "" if it has, or is to have none."""
 
     name: str
@@ -104,7 +104,7 @@ class Why(Message, frozen=True, kw_only=True):
     note: str = ""
 
 
-class Trouble(Message, frozen=True):
+class ErrorAnswer(WireMessage, frozen=True):
     """Any answer that is no success."""
 
     reason: str

@@ -16,7 +16,7 @@ from netloom.ipam.node_allocator import Owner
 from netloom.kernel.endpoints.endpoint import Endpoint, Endpoints, Remains, Wired, WiringFailed, device_of
 from netloom.kernel.mac import Mac
 from netloom_reconcilers.node.addresses.running import DEVICE, is_seen
-from netloom_reconcilers.node.addresses.service import AddressService, Refused
+from netloom_reconcilers.node.addresses.service import AddressService, NoAddress
 from netloom_reconcilers.node.endpoints.config import PodOf
 from netloom_reconcilers.node.endpoints.connection import Sandbox
 from netloom_reconcilers.node.endpoints.networks import NETWORK, Networks
@@ -33,7 +33,7 @@ class Taken(Exception):
     """The container has that interface already: a sentence."""
 
 
-class Wiring(Protocol):
+class EndpointsKernel(Protocol):
     """What is asked of the kernel's side; `netloom.kernel.endpoints.keeper.EndpointsKeeper` says more of each."""
 
     async def wire(self, endpoint: Endpoint, netns: int, inside: int) -> Wired:
@@ -63,7 +63,7 @@ class Attachments:
     known: a pod keeps for life what it begins with."""
 
     def __init__(
-        self, service: AddressService, wiring: Wiring, networks: Networks, mtu: Callable[[], int] = lambda: 0
+        self, service: AddressService, wiring: EndpointsKernel, networks: Networks, mtu: Callable[[], int] = lambda: 0
     ) -> None:
         self.endpoints = Endpoints()
         """What the kernel's side holds: it changes this very object."""
@@ -146,7 +146,7 @@ class Attachments:
         except OSError as error:
             why = f"which attachments are of network {wish.network} cannot be written down: {self._networks.path}"
             way = "Make room there, or name another directory by --state-dir."
-            raise Refused("NetworksUnwritable", f"{why}: {error.strerror or error}. {way}") from error
+            raise NoAddress("NetworksUnwritable", f"{why}: {error.strerror or error}. {way}") from error
 
     def _enable_ipv6(self, sandbox: Sandbox) -> None:
         try:
@@ -178,7 +178,7 @@ class Attachments:
         owner, allocator = wish.owner, self._service.allocator
         try:
             await self._service.release(owner)
-        except Refused as refusal:  # nothing can be written down: it is, together with what comes next
+        except NoAddress as refusal:  # nothing can be written down: it is, together with what comes next
             allocator.release(owner, now=self._service.clock())
             log.warning("what a pod was given and did not get is free again", pod=owner.name, but=str(refusal))
 
@@ -208,7 +208,7 @@ class Attachments:
                 return  # a DEL has come before, and perhaps another ADD
             try:
                 await self._remove(wish.key, [wish.owner])
-            except (Refused, WiringFailed) as error:
+            except (NoAddress, WiringFailed) as error:
                 log.warning("what nobody was told of stays until its DEL", container=wish.key[0], why=str(error))
 
     async def remove(self, key: Key, pod: PodOf, known: Collection[str] = ()) -> bool:
@@ -269,7 +269,7 @@ class Attachments:
                         continue  # it was removed meanwhile, and perhaps added again
                     await self._remove(key, self.owners(key))
                     removed += 1
-            except (Refused, WiringFailed) as error:
+            except (NoAddress, WiringFailed) as error:
                 left[key] = str(error)
         return removed, left
 

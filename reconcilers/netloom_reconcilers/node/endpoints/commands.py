@@ -25,11 +25,11 @@ from prometheus_client import Histogram
 from netloom.cidr import format_address
 from netloom.kernel.endpoints.endpoint import Endpoint, Reason, WiringFailed, device_of
 from netloom.runtime.metrics import REGISTRY
-from netloom_reconcilers.node.addresses.service import AddressService, Refused
+from netloom_reconcilers.node.addresses.service import AddressService, NoAddress
 from netloom_reconcilers.node.endpoints import config, results
 from netloom_reconcilers.node.endpoints.attachments import Attachments, Taken, Wish
-from netloom_reconcilers.node.endpoints.config import Attachment, NetConf, PodOf
-from netloom_reconcilers.node.endpoints.connection import Answer, Sandbox, refusal
+from netloom_reconcilers.node.endpoints.config import CniAttachment, NetConf, PodOf
+from netloom_reconcilers.node.endpoints.connection import Reply, Sandbox, refusal
 from netloom_reconcilers.node.endpoints.deletions import Deletions, NotYet
 from netloom_reconcilers.node.endpoints.errors import (
     BAD_CONFIG,
@@ -104,12 +104,12 @@ class Commands:
             "GC": self._collect,
         }
 
-    async def handle(self, call: Call, sandbox: Sandbox | None) -> Answer:
+    async def handle(self, call: Call, sandbox: Sandbox | None) -> Reply:
         """The answer to a call. Raises nothing but what is a fault of ours."""
         began, code = time.monotonic(), "0"
         try:
             return await self._by_name[call.command](call, config.read(call), sandbox)
-        except (CniError, Refused, WiringFailed, Taken) as error:
+        except (CniError, NoAddress, WiringFailed, Taken) as error:
             told = _error(error)
             code = str(told.code)
             said = {"container": call.containerid, "args": call.args, "code": told.code, "why": told.details}
@@ -132,7 +132,7 @@ class Commands:
 
     # ---------------------------------------------------------------------------------------------------------- ADD
 
-    async def _add(self, call: Call, said: NetConf, sandbox: Sandbox | None) -> Answer:
+    async def _add(self, call: Call, said: NetConf, sandbox: Sandbox | None) -> Reply:
         pod, before = config.pod_of(call.args), said.prev_result
         _check_chain(before, call)
         if sandbox is None:
@@ -144,16 +144,16 @@ class Commands:
         wish = Wish(call.attachment, pod, call.netns, mac, said.name)
         endpoint, wired = await self._attachments.add(wish, sandbox)
         result = results.made(endpoint, wired, said.resolver, before)
-        return Answer(0, results.encode(result, said.cni_version), lambda: self._attachments.take_back(wish, endpoint))
+        return Reply(0, results.encode(result, said.cni_version), lambda: self._attachments.take_back(wish, endpoint))
 
     # ---------------------------------------------------------------------------------------------------------- DEL
 
-    async def _delete(self, call: Call, said: NetConf, _sandbox: Sandbox | None) -> Answer:
+    async def _delete(self, call: Call, said: NetConf, _sandbox: Sandbox | None) -> Reply:
         try:
             await self._removed(call, said)
-        except (NotYet, Refused, WiringFailed) as error:
+        except (NotYet, NoAddress, WiringFailed) as error:
             await self._write_down(call, str(error))
-        return Answer()
+        return Reply()
 
     async def _removed(self, call: Call, said: NetConf) -> None:
         if obstacle := self._obstacle():
@@ -178,12 +178,12 @@ class Commands:
         said = config.read(call)
         try:
             await self._removed(call, said)
-        except (Refused, WiringFailed) as error:
+        except (NoAddress, WiringFailed) as error:
             raise NotYet(str(error)) from error
 
     # -------------------------------------------------------------------------------------------------------- CHECK
 
-    async def _check(self, call: Call, said: NetConf, sandbox: Sandbox | None) -> Answer:
+    async def _check(self, call: Call, said: NetConf, sandbox: Sandbox | None) -> Reply:
         before = said.prev_result
         if before is None:
             raise CniError(BAD_CONFIG, "prevResult is missing: CHECK compares with what ADD said.")
@@ -198,24 +198,24 @@ class Commands:
         found += await self._differences(_as_said(endpoint, call, before), sandbox.inside)
         if found:
             raise CniError(DIFFERENT, f"{endpoint}: {' '.join(found)}")
-        return Answer()
+        return Reply()
 
     # ------------------------------------------------------------------------------------------------------- STATUS
 
-    async def _status(self, _call: Call, _said: NetConf, _sandbox: Sandbox | None) -> Answer:
+    async def _status(self, _call: Call, _said: NetConf, _sandbox: Sandbox | None) -> Reply:
         """Whether ADD is served, and no more: runtimes make a node NotReady by it, and its pods with it."""
         try:
             self._check_begun()
             self._service.check_giving()
-        except (CniError, Refused) as error:
+        except (CniError, NoAddress) as error:
             raise CniError(NOT_AVAILABLE, str(error)) from error
         if lack := self._lack():
             raise CniError(NOT_AVAILABLE, lack)
-        return Answer()
+        return Reply()
 
     # ----------------------------------------------------------------------------------------------------------- GC
 
-    async def _collect(self, _call: Call, said: NetConf, _sandbox: Sandbox | None) -> Answer:
+    async def _collect(self, _call: Call, said: NetConf, _sandbox: Sandbox | None) -> Reply:
         if said.valid is None:
             raise CniError(
                 BAD_CONFIG, "cni.dev/valid-attachments is missing, and without it all would seem to be left over."
@@ -231,13 +231,13 @@ class Commands:
             await self._write_down(
                 Call(command="DEL", containerid=container, ifname=interface, stdin=config_of), f"{interface}: {why}"
             )
-        return Answer()
+        return Reply()
 
 
-def _error(error: CniError | Refused | WiringFailed | Taken) -> CniError:
+def _error(error: CniError | NoAddress | WiringFailed | Taken) -> CniError:
     if isinstance(error, CniError):
         return error
-    if isinstance(error, Refused):
+    if isinstance(error, NoAddress):
         return CniError(TRY_AGAIN if error.passing else NO_ADDRESS, str(error))
     if isinstance(error, WiringFailed):
         return CniError(_CODES[error.reason], error.sentence)
@@ -301,7 +301,7 @@ def _as_said(endpoint: Endpoint, call: Call, before: Result) -> Endpoint:
     return endpoint
 
 
-def _valid(attachments: tuple[Attachment, ...]) -> Callable[[tuple[str, str]], bool]:
+def _valid(attachments: tuple[CniAttachment, ...]) -> Callable[[tuple[str, str]], bool]:
     """Whether a runtime knows of an attachment. An entry that names no interface means all of its container."""
     exact = {(each.container, each.ifname) for each in attachments}
     whole = {each.container for each in attachments if not each.ifname}

@@ -35,7 +35,7 @@ _MAC = re.compile(r"(?:[0-9A-Fa-f]{2}:){5}[0-9A-Fa-f]{2}")
 _POD_PART = re.compile(r"[a-z0-9](?:[a-z0-9.\-]{0,251}[a-z0-9])?")
 
 
-class Attachment(msgspec.Struct, frozen=True, kw_only=True):
+class CniAttachment(msgspec.Struct, frozen=True, kw_only=True):
     """Of cni.dev/valid-attachments. ifname: "" in entries of runtimes that did not say; all of the container's then."""
 
     container: str = msgspec.field(name="containerID")
@@ -69,7 +69,7 @@ class NetConf(msgspec.Struct, frozen=True, kw_only=True):
     args: dict[str, Any] | None = None
     runtime: RuntimeConfig | None = msgspec.field(name="runtimeConfig", default=None)
     previous: msgspec.Raw = msgspec.field(name="prevResult", default=msgspec.Raw(b"null"))
-    valid: tuple[Attachment, ...] | None = msgspec.field(name=_VALID, default=None)
+    valid: tuple[CniAttachment, ...] | None = msgspec.field(name=_VALID, default=None)
 
     @property
     def prev_result(self) -> Result | None:

@@ -42,7 +42,7 @@ _NS_GET_NSTYPE = 0xB703  # linux/nsfs.h
 _CLONE_NEWNET = 0x40000000
 
 
-class Answer(NamedTuple):
+class Reply(NamedTuple):
     """What the plugin is to do: its exit status, and what it prints. unheard: is awaited where nobody is there any more
     to be told."""
 
@@ -51,9 +51,9 @@ class Answer(NamedTuple):
     unheard: Callable[[], Awaitable[None]] | None = None
 
 
-def refusal(error: CniError, version: str = NEWEST) -> Answer:
+def refusal(error: CniError, version: str = NEWEST) -> Reply:
     """A call that fails."""
-    return Answer(1, error.encode(version))
+    return Reply(1, error.encode(version))
 
 
 class Sandbox(NamedTuple):
@@ -71,13 +71,13 @@ class Sandbox(NamedTuple):
             os.pwrite(self.ipv6, b"0\n", 0)
 
 
-Handle = Callable[[Call, Sandbox | None], Awaitable[Answer]]
+Handle = Callable[[Call, Sandbox | None], Awaitable[Reply]]
 
 
-class Connection:
+class PluginConnection:
     """Of a caller that the kernel says is root. `ended` is called once it is over."""
 
-    def __init__(self, connected: socket.socket, handle: Handle, ended: Callable[["Connection"], None]) -> None:
+    def __init__(self, connected: socket.socket, handle: Handle, ended: Callable[["PluginConnection"], None]) -> None:
         self._socket = connected
         self._handle = handle
         self._ended = ended
@@ -156,7 +156,7 @@ class Connection:
             if not is_heard and said.unheard is not None:
                 await said.unheard()
 
-    async def _called(self, call: Call) -> Answer:
+    async def _called(self, call: Call) -> Reply:
         """A fault of ours is told, and the caller comes again."""
         try:
             return await self._handle(call, self._sandbox() if call.command in ENTERING else None)

@@ -23,7 +23,7 @@ from netloom.runtime.controller import Controller
 from netloom.runtime.manager import Run
 from netloom_reconcilers.features.node import NodeContext, NodeFeature, Readiness
 from netloom_reconcilers.node.addresses.server import serve
-from netloom_reconcilers.node.addresses.service import Refused
+from netloom_reconcilers.node.addresses.service import NoAddress
 from netloom_reconcilers.node.endpoints.attachments import Attachments, endpoint_of
 from netloom_reconcilers.node.endpoints.commands import Commands
 from netloom_reconcilers.node.endpoints.deletions import Deletions
@@ -234,9 +234,9 @@ class EndpointsFeature(NodeFeature):
     def _check_idle(self, owner: Owner) -> None:
         """Raises Refused: whoever got next what a wired interface has would share it."""
         if owner.container and not self._known:
-            raise Refused("NotReady", f"{_BEGINNING} Nothing that may be in use is freed meanwhile.")
+            raise NoAddress("NotReady", f"{_BEGINNING} Nothing that may be in use is freed meanwhile.")
         if self.attachments.is_wired((owner.container, owner.interface)):
-            raise Refused(
+            raise NoAddress(
                 "Wired",
                 f"{owner.interface} of {owner.name} (container {owner.container}) has it and is wired. Delete the pod: "
                 "its runtime takes the interface away, and the address is free then.",
@@ -257,7 +257,7 @@ class EndpointsFeature(NodeFeature):
             return False
         try:
             self._service.check_giving()
-        except Refused:
+        except NoAddress:
             return False
         return True
 
@@ -328,7 +328,7 @@ class EndpointsFeature(NodeFeature):
             return Readiness(False, "NotListening", self._unheard)
         try:
             self._service.check_giving()
-        except Refused as refusal:
+        except NoAddress as refusal:
             return Readiness(False, refusal.reason, str(refusal))
         if obstacle := self._obstacle():
             return Readiness(False, "NotReady", obstacle)

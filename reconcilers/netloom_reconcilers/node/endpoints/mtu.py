@@ -4,8 +4,8 @@ from collections.abc import Callable, Iterable
 
 from netloom.kernel.endpoints.endpoint import Endpoint
 from netloom.kernel.endpoints.wiring import DEFAULT_MTU
-from netloom_reconcilers.features.node import Mesh
-from netloom_reconcilers.node.addresses.service import Refused
+from netloom_reconcilers.features.node import MeshFacts
+from netloom_reconcilers.node.addresses.service import NoAddress
 
 _NAMED = 3
 
@@ -13,7 +13,7 @@ _NAMED = 3
 class PodMtu:
     """Of a node. mesh: who makes the ways to other nodes, if this agent does."""
 
-    def __init__(self, node: str, mesh: Callable[[], Mesh | None]) -> None:
+    def __init__(self, node: str, mesh: Callable[[], MeshFacts | None]) -> None:
         self._node = node
         self._mesh = mesh
 
@@ -27,7 +27,7 @@ class PodMtu:
     def known(self) -> int:
         """The same. Raises Refused where it is not known."""
         if why := self.unknown():
-            raise Refused("MtuUnknown", why)
+            raise NoAddress("MtuUnknown", why)
         return self.now()
 
     def unknown(self) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 import structlog
 
 from netloom_reconcilers.node.addresses.server import bind, is_root, remove
-from netloom_reconcilers.node.endpoints.connection import Connection, Handle
+from netloom_reconcilers.node.endpoints.connection import Handle, PluginConnection
 
 log = structlog.get_logger(__name__)
 
@@ -29,7 +29,7 @@ class CniServer:
 
     def __init__(self, handle: Handle) -> None:
         self._handle = handle
-        self._open: set[Connection] = set()
+        self._open: set[PluginConnection] = set()
         self._idle = asyncio.Event()
         self._idle.set()
         self._listener: socket.socket | None = None
@@ -86,10 +86,10 @@ class CniServer:
                 connected.close()
                 continue
             self._idle.clear()
-            self._open.add(Connection(connected, self._handle, self._ended))
+            self._open.add(PluginConnection(connected, self._handle, self._ended))
         self._pause()
 
-    def _ended(self, connection: Connection) -> None:
+    def _ended(self, connection: PluginConnection) -> None:
         self._open.discard(connection)
         if not self._open:
             self._idle.set()

@@ -16,7 +16,7 @@ from netloom.cidr import format_address
 from netloom.kernel.endpoints.endpoint import Endpoint, WiringFailed
 from netloom.runtime.client import Api
 from netloom.runtime.errors import ApiError, NotFound
-from netloom_reconcilers.node.addresses.service import Refused
+from netloom_reconcilers.node.addresses.service import NoAddress
 from netloom_reconcilers.node.endpoints.attachments import Attachments
 from netloom_reconcilers.node.endpoints.config import PodOf
 
@@ -92,7 +92,7 @@ class Vanished:
     async def _give_back(self, endpoint: Endpoint) -> None:
         try:
             await self._attachments.remove((endpoint.container, endpoint.interface), PodOf())
-        except (Refused, WiringFailed) as error:
+        except (NoAddress, WiringFailed) as error:
             log.info("what a pod that is gone had cannot be given back yet", pod=endpoint.pod, why=str(error))
             return
         self.given_back += 1

@@ -74,7 +74,7 @@ class Question(msgspec.Struct, frozen=True):
     count: bool
 
 
-class Answer(msgspec.Struct, frozen=True):
+class NodesAnswer(msgspec.Struct, frozen=True):
     """Which of the Nodes live and take part, and how many Nodes there are (None: not asked)."""
 
     lives: Mapping[str, bool]
@@ -90,7 +90,7 @@ def question(vanished: Collection[str], peers: int, *, own: str = "", unknown: b
 
 
 def departed(
-    vanished: Collection[str], answer: Answer, complete: int, own: str = "", left_out: int = 0
+    vanished: Collection[str], answer: NodesAnswer, complete: int, own: str = "", left_out: int = 0
 ) -> tuple[set[str], bool]:
     """Which of these left, and whether the world is whole: every Node but `left_out` has its NetloomNode, `complete` of
     which are for Nodes, and have pod CIDRs and an address."""
@@ -109,10 +109,10 @@ class NodeLookup:
     def __init__(self, api: Api) -> None:
         self._api = api
 
-    async def ask(self, asked: Question, network: NetloomNetwork | None) -> Answer:
+    async def ask(self, asked: Question, network: NetloomNetwork | None) -> NodesAnswer:
         """Raises ApiError: then nothing is known."""
         lives = {name: await self._lives(name, network) for name in asked.names}
-        return Answer(lives, await self._api.count(NODES) if asked.count else None)
+        return NodesAnswer(lives, await self._api.count(NODES) if asked.count else None)
 
     async def _lives(self, name: str, network: NetloomNetwork | None) -> bool:
         try:

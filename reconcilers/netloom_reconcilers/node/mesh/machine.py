@@ -36,7 +36,7 @@ MOST = 64
 """Networks that are told: the largest."""
 
 
-class Machine(msgspec.Struct, frozen=True):
+class MachineFacts(msgspec.Struct, frozen=True):
     """absent: of the addresses that the Node reports, those that are on no device. connected: networks that devices are
     on, but for those of its own pods."""
 
@@ -65,7 +65,7 @@ class MachineReconciler:
     node_name: str
     nodes: Store[NetloomNode]
     api: Api
-    machine: Callable[[], Machine | None]
+    machine: Callable[[], MachineFacts | None]
     clock: Callable[[], float] = time.monotonic
     _absent: _Lingering = field(default_factory=lambda: _Lingering(BACK_SECONDS))
     _connected: _Lingering = field(default_factory=lambda: _Lingering(LEFT_SECONDS))
@@ -84,10 +84,10 @@ class MachineReconciler:
         if node is None or machine is None:
             return None
         now, status = self.clock(), node.status
-        said = Machine(frozenset(status.absent_addresses), frozenset(status.connected_cidrs))
+        said = MachineFacts(frozenset(status.absent_addresses), frozenset(status.connected_cidrs))
         back = self._absent.wait(said.absent, machine.absent, now)
         left = self._connected.wait(said.connected, machine.connected, now)
-        wanted = Machine(machine.absent | back.keys(), _largest(machine.connected | left.keys()))
+        wanted = MachineFacts(machine.absent | back.keys(), _largest(machine.connected | left.keys()))
         again = min((*back.values(), *left.values()), default=None)
         if wanted == said:
             return again
@@ -98,7 +98,7 @@ class MachineReconciler:
         await self._write(node, wanted)
         return again
 
-    async def _write(self, node: NetloomNode, wanted: Machine) -> None:
+    async def _write(self, node: NetloomNode, wanted: MachineFacts) -> None:
         meta = node.metadata
         told = {"absentAddresses": sorted(wanted.absent), "connectedCIDRs": sorted(wanted.connected)}
         status = {name: texts for name, texts in told.items() if texts}  # what is not listed goes

@@ -16,14 +16,14 @@ import structlog
 from netloom.api.v1alpha1 import NETLOOM_NODES, NETWORK_NAME, NetloomIPPool, NetloomNetwork, NetloomNode
 from netloom.cidr import Cidr
 from netloom.ipam.node_allocator import NodeAllocator
-from netloom.ipam.pool_demand import DEBOUNCE, IDLE_SECONDS, Demand, Step
+from netloom.ipam.pool_demand import DEBOUNCE, IDLE_SECONDS, Demand, DemandStep
 from netloom.runtime.client import Api
 from netloom.runtime.clock import boottime
 from netloom.runtime.controller import Controller
 from netloom.runtime.errors import ApiError, Conflict, NotFound, Unavailable
 from netloom.runtime.store import Store
 from netloom_reconcilers.conditions import manager_of
-from netloom_reconcilers.node.addresses.service import AddressService, Refused
+from netloom_reconcilers.node.addresses.service import AddressService, NoAddress
 from netloom_reconcilers.node.known.own_node import OwnNode
 from netloom_reconcilers.node.pools.blocks import Allocated, held, knows, missing, rewritten, staying, views
 
@@ -58,7 +58,7 @@ class PoolReconciler:
     told: Callable[[], None] = lambda: None
     idle_seconds: float = IDLE_SECONDS
     clock: Callable[[], float] = boottime
-    step: Step = field(default_factory=lambda: Step(requested=()))
+    step: DemandStep = field(default_factory=lambda: DemandStep(requested=()))
     """Of the last look."""
     problems: tuple[str, ...] = ()
     """Of blocks that pods use and that cannot be entered again."""
@@ -182,14 +182,14 @@ class PoolReconciler:
         fresh = [each for each in surplus if self.allocator.close(each, now)]
         try:
             await self.service.written()
-        except Refused:
+        except NoAddress:
             self._reopen(fresh)  # what cannot be written down may be forgotten
             return ()
         self.own.give_back((*before, *fresh))
         return (*before, *fresh)
 
     async def _write(
-        self, node: NetloomNode, step: Step, now: float, gone: tuple[Cidr, ...] = (), allocated: Any = None
+        self, node: NetloomNode, step: DemandStep, now: float, gone: tuple[Cidr, ...] = (), allocated: Any = None
     ) -> None:
         meta = {"name": node.metadata.name, "uid": node.metadata.uid}
         pools: dict[str, Any] = {"requested": msgspec.to_builtins(step.requested)}

@@ -17,14 +17,14 @@ from netloom.cidr import Cidr, Version, format_address
 from netloom.ipam.node_allocator import NO_POOL, Owner, Shortage
 from netloom.runtime.manager import Run
 from netloom_reconcilers.features.node import NodeContext, NodeFeature
-from netloom_reconcilers.node.addresses.service import Refused
+from netloom_reconcilers.node.addresses.service import NoAddress
 from netloom_reconcilers.node.addresses.wire import Why
 from netloom_reconcilers.node.pools import telling
 from netloom_reconcilers.node.pools.asking import PoolReconciler
 from netloom_reconcilers.node.pools.blocks import held
 from netloom_reconcilers.node.pools.choosing import PoolChooser
 from netloom_reconcilers.node.pools.following import Following
-from netloom_reconcilers.node.pools.why import Known, why
+from netloom_reconcilers.node.pools.why import PodFacts, why
 
 log = structlog.get_logger(__name__)
 
@@ -125,14 +125,14 @@ class PoolsFeature(NodeFeature):
         """Why a pod of this node has what it has, or nothing. Raises Refused."""
         network, reconciler = self.context.networks.get(NETWORK_NAME), self._reconciler
         if network is None or reconciler is None:
-            raise Refused("NotReady", "the objects are not read yet.")
+            raise NoAddress("NotReady", "the objects are not read yet.")
         pod = await self._chooser.pod(name)
         if isinstance(pod, Problem):
-            raise Refused(pod.reason, str(pod), passing=False)
+            raise NoAddress(pod.reason, str(pod), passing=False)
         choice = await self._chooser.pool_of(Owner(name)) if self._following.is_on else None
         held = [each for owner, each in self._service.allocator.held() if owner.name == name]
         waited = dict.fromkeys(self._service.allocator.waited_for())
-        known = Known(
+        known = PodFacts(
             pod,
             network,
             self.context.nodes.get(self.context.node_name),

@@ -11,7 +11,7 @@ import msgspec
 
 from netloom.api.core import Pod
 from netloom.api.ipam_modes import mode_of
-from netloom.api.pool_choice import Chosen, PoolChoice
+from netloom.api.pool_choice import ChosenPool, PoolChoice
 from netloom.api.problem import Problem
 from netloom.api.v1alpha1 import NetloomIPPool, NetloomNetwork, NetloomNode
 from netloom.ipam.node_allocator import Shortage
@@ -19,7 +19,7 @@ from netloom_reconcilers.node.addresses.wire import FamilyChoice, Why
 from netloom_reconcilers.node.pools import telling
 
 
-class Known(NamedTuple):
+class PodFacts(NamedTuple):
     """What is known. choice: None in modes without pools. given: addresses. seconds: for how long it is waited for each
     pool; None: nobody who is asked knows."""
 
@@ -32,7 +32,7 @@ class Known(NamedTuple):
     seconds: Mapping[str, float] | None = None
 
 
-def why(known: Known) -> Why:
+def why(known: PodFacts) -> Why:
     """As sentences."""
     pod, choice = known.pod, known.choice
     name = f"{pod.metadata.namespace}/{pod.metadata.name}"
@@ -55,7 +55,7 @@ def why(known: Known) -> Why:
     return msgspec.structs.replace(answer, waits=_waits(known, name))
 
 
-def _said(each: Chosen, known: Known) -> FamilyChoice:
+def _said(each: ChosenPool, known: PodFacts) -> FamilyChoice:
     match each.rule:
         case "pod":
             text = f"the pod's annotation {each.annotation} names it"
@@ -70,7 +70,7 @@ def _said(each: Chosen, known: Known) -> FamilyChoice:
     return FamilyChoice(f"IPv{each.version}", each.pool, each.rule, text)
 
 
-def _differs(known: Known) -> bool:
+def _differs(known: PodFacts) -> bool:
     """Whether what it has is of another pool than it would get now."""
     if known.node is None or not isinstance(known.choice, PoolChoice):
         return False
@@ -78,7 +78,7 @@ def _differs(known: Known) -> bool:
     return any(pool not in now for pool in telling.pools_of(known.node, known.given))
 
 
-def _waits(known: Known, name: str) -> str:
+def _waits(known: PodFacts, name: str) -> str:
     if isinstance(known.choice, Problem):
         return str(known.choice)
     if not known.pod.spec.node_name:

@@ -30,7 +30,7 @@ MOST_TEXT = 64 << 20
 _GZIP = b"\x1f\x8b"
 
 
-class ConfigMap(Struct, frozen=True):
+class ListConfigMap(Struct, frozen=True):
     """core/v1 ConfigMap, with room for what its texts come to: `entries`, by key, or a sentence why a key is none."""
 
     metadata: ObjectMeta = ObjectMeta()
@@ -39,7 +39,7 @@ class ConfigMap(Struct, frozen=True):
     entries: Any = None
 
 
-CONFIG_MAPS = Resource("", "v1", "configmaps", ConfigMap)
+CONFIG_MAPS = Resource("", "v1", "configmaps", ListConfigMap)
 
 
 class Place(NamedTuple):
@@ -52,7 +52,7 @@ class Place(NamedTuple):
         return f"ConfigMap {self.namespace}/{self.name}"
 
 
-def read(config_map: ConfigMap, readers: dict[str, ListReader]) -> ConfigMap:
+def read(config_map: ListConfigMap, readers: dict[str, ListReader]) -> ListConfigMap:
     """With its entries instead of its texts. readers: by key, what is known of them from before."""
     meta = config_map.metadata
     entries: dict[str, ParsedList | str] = {}
@@ -63,7 +63,7 @@ def read(config_map: ConfigMap, readers: dict[str, ListReader]) -> ConfigMap:
     for key in readers.keys() - entries.keys():
         del readers[key]
     kept = ObjectMeta(name=meta.name, namespace=meta.namespace, uid=meta.uid, resource_version=meta.resource_version)
-    return ConfigMap(metadata=kept, entries=entries)
+    return ListConfigMap(metadata=kept, entries=entries)
 
 
 def _read_text(text: str, reader: ListReader) -> ParsedList | str:
@@ -88,8 +88,8 @@ class _Followed:
     """One ConfigMap. last: as it was when it was last there."""
 
     def __init__(self, api: Api, place: Place, changed: Callable[[], None]) -> None:
-        self.store: Store[ConfigMap] = Store(CONFIG_MAPS)
-        self.last: ConfigMap | None = None
+        self.store: Store[ListConfigMap] = Store(CONFIG_MAPS)
+        self.last: ListConfigMap | None = None
         self.since = time.monotonic()
         self._key = f"{place.namespace}/{place.name}"
         self._changed = changed
@@ -105,7 +105,7 @@ class _Followed:
         self.store.subscribe(lambda key, old, new: self._took(new))
         self.store.on_replace(changed)
 
-    def _took(self, new: ConfigMap | None) -> None:
+    def _took(self, new: ListConfigMap | None) -> None:
         if new is not None:
             self.last = new
         self._changed()

@@ -13,7 +13,7 @@ TOLD_PER_SECOND = 10.0
 """Nodes of the cluster that tell something else than before."""
 
 
-class Pace:
+class TellingPace:
     """See the module. `later(seconds)` has `tell` called again then. told: last."""
 
     def __init__(

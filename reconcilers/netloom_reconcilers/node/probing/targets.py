@@ -6,7 +6,7 @@ from netloom.api.holdings import homes
 from netloom.api.v1alpha1 import NetloomNode
 from netloom.cidr import Address, Cidr, CidrError, parse_address
 from netloom.kernel.probe.examination import Target
-from netloom.kernel.probe.keeper import Way
+from netloom.kernel.probe.keeper import Egress
 from netloom_reconcilers.node.known.peers import internal_ip
 
 
@@ -33,12 +33,12 @@ def targets_of(node: NetloomNode) -> list[Target]:
     ]
 
 
-def by_nodes(target: Target, way: Way) -> Target:
+def by_nodes(target: Target, way: Egress) -> Target:
     """The target with the address to which the nodes' own way leads: without a tunnel nobody has the CIDR's first."""
     return target if way.port else replace(target, host=target.underlay)
 
 
-def as_pods_use(way: Way, mtu: int) -> Way:
+def as_pods_use(way: Egress, mtu: int) -> Egress:
     """The way with what spec.mtu of the network (0: not set) says of pods without a tunnel, whose route may be a
     router's and say nothing of it."""
     return replace(way, mtu=min(way.mtu, mtu)) if mtu and not way.port else way
