@@ -43,10 +43,7 @@ chart: setup ## Write what in the Helm chart follows from other files, and what 
 # What is missing is built beside the unit tests: downloads wait most of the time. Unit tests run once, with all examples.
 test: setup-tests ## Run everything: format, lint, types, all unit tests, then those on a real API server and kernel
 	@$(PY) -m netloom_e2e build --beside 'make --no-print-directory all-unit-tests'
-	@echo "the tests on another kernel, alone: a guest without KVM that others keep waiting for seconds loses packets"
-	$(PY) -m pytest -q e2e/tests/test_other_kernels.py; guest=$$?; \
-	$(PY) -m pytest -q -n 3 --dist loadfile --no-loadscope-reorder --durations=12 \
-		--ignore=e2e/tests/test_other_kernels.py e2e/tests && exit $$guest
+	$(PY) -m pytest -q -n 3 --dist loadfile --no-loadscope-reorder --durations=12 e2e/tests
 
 check: CHOSEN := --hypothesis-profile check -m "not slow"
 check: unit-tests ## Format, lint, types, layers and unit tests; about a minute

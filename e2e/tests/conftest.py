@@ -38,6 +38,7 @@ def pytest_asyncio_loop_factories(
 
 
 LONGEST = (
+    "test_other_kernels.py",  # 333 s beside another worker, most of it one virtual machine's
     "test_guard.py",  # 611 requests
     "test_kubelets.py",  # one cluster, through all routing modes
     "test_chart_life.py",  # one cluster, images exchanged five times
