@@ -22,7 +22,7 @@ from netloom_e2e.lab import Lab
 from netloom_e2e.sandboxes import Runtime
 from tests.kernel import meshes
 
-meshes.DEADLINE_SECONDS = 150.0
+meshes.DEADLINE_SECONDS = 300.0
 NUMBERS = (1, 2, 3)
 MTU = 1450
 

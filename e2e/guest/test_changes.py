@@ -18,6 +18,7 @@ RATE = 20
 LAGS = {"n1": 0.0, "n2": 0.5, "n3": 2.0}
 
 
+@pytest.mark.timeout(900)  # three changes, each a minute or two where others have the processors
 async def test_no_change_of_the_tunnel_loses_a_packet(
     joined: Joined, lab: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,8 +11,9 @@ API servers (`netloom.webhook.connection`):
   costs it nothing. Hence the accept loop: `loop.create_server` shows a connection only after its handshake.
 - **Noise is no news.** Port scanners and half-open handshakes leave no traceback in the log.
 
-All else (parsing, keep-alive, pipelining, flow control) is aiohttp's low-level server. `ServerConnection` overrides only
-the methods of asyncio's protocol and the public `handle_error` and `finish_response` of `aiohttp.web.RequestHandler`.
+All else (parsing, keep-alive, pipelining, flow control) is aiohttp's low-level server. `ServerConnection` overrides
+only the methods of asyncio's protocol and the public `handle_error` and `finish_response` of
+`aiohttp.web.RequestHandler`.
 
 `idle` is more than the 90 s after which the API server's own transport (Go's, as client-go sets it up) lets a
 connection go: if this side were the first, it would now and then close one on which a POST is just being sent, and
