@@ -106,6 +106,12 @@ def restart(agents: Agents, machine: Machine, *flags: str) -> None:
     agents.start(machine, flags=flags)
 
 
+def told(agents: Agents) -> set[str]:
+    """Types of the conditions of n1."""
+    status = agents.plane.client.request("GET", f"{NODES}/n1").get("status", {})
+    return {each["type"] for each in status.get("conditions", ())}
+
+
 def test_every_feature_is_tested() -> None:
     assert sorted(KERNEL) == sorted(DELETE) == sorted(NAMES)
     without = {"addresses", "pools", "endpoints", "prefilter"}
@@ -121,6 +127,8 @@ def test_each_is_switched_off_and_the_others_go_on(agents: Agents, off: str) -> 
     agents.in_sync(n1, n2, peers=1)
     before = {name: read(n1) for name, read in KERNEL.items()}
     assert all(before.values())
+    said = {each.condition for each in FEATURES if each.name == off and each.condition}
+    wait_for(f"{said} to be said", lambda: said <= told(agents))
 
     restart(agents, n1, f"--features=-{off}")
     wait_for("the others in sync", lambda: facts(n1).get("inSync"))
@@ -133,6 +141,7 @@ def test_each_is_switched_off_and_the_others_go_on(agents: Agents, off: str) -> 
     left = before | ({off: ""} if off in DROPPING else {})
     assert {name: read(n1) for name, read in KERNEL.items()} == left, "what it left stays as it is"
     wait_for("the condition", lambda: agents.condition("n1").get("status") == "True")
+    wait_for(f"{said} to be taken back", lambda: not said & told(agents))
 
     kubeconfig = agents.plane.kubeconfig(host=agents.lab.address)
     shown = n1.run(str(NETLOOM), "status", f"--kubeconfig={kubeconfig}", check=False)

@@ -169,8 +169,8 @@ class NodeFeature:
     @classmethod
     def has_words(cls, node: NetloomNode) -> bool:
         """Whether the object has words of this feature that an agent without it takes back, as they would be believed
-        for ever."""
-        return False
+        for ever: its condition."""
+        return any(each.type == cls.condition for each in node.status.conditions)
 
     def facts(self) -> dict[str, object]:
         """Its share of /status."""
