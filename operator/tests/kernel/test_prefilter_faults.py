@@ -252,6 +252,29 @@ async def test_no_frame_gets_past_while_programs_and_entries_are_replaced(
             await eventually(lambda: receiver.received(BAD) > 0)
 
 
+@pytest.mark.slow
+async def test_a_device_comes_and_goes_a_thousand_times_and_nothing_is_left_of_it(filtered: Filtered) -> None:
+    """Each is filtered as soon as it is there. Afterwards there are as many descriptors, pins and requests as before
+    the first, and in the end not even the program."""
+    keeper = await filtered.agent(running=True)
+    for device in ("eth0", "come0"):
+        await keeper.apply(wanted(rules({"198.51.100.0/24": "a"}), device))
+    program, pins, opened, written = keeper.report.program, filtered.pins(), descriptors(), keeper.stats
+    assert bpf.name_of_program(program)
+    for turn in range(1000):
+        filtered.place.ip("link add come0 type veth peer name gone0")
+        await eventually(lambda: keeper.report.devices[0].mode == Mode.NATIVE)
+        filtered.place.ip("link delete gone0")
+        await eventually(lambda: not keeper.report.devices[0].mode)
+        assert keeper.stats == written | {"newlink": written["newlink"] + turn + 1}
+    assert (keeper.report.program, filtered.pins(), descriptors()) == (program, pins, opened)
+    assert not keeper.report.failures
+
+    await keeper.apply(Prefiltering())
+    await eventually(lambda: bpf.name_of_program(program) == "")
+    assert filtered.pins() == EMPTY
+
+
 async def test_a_driver_that_refused_is_asked_again_when_the_mtu_is_another(
     filtered: Filtered, monkeypatch: pytest.MonkeyPatch
 ) -> None:
