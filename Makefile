@@ -8,7 +8,7 @@ export PATH := $(PATH):/usr/sbin:/sbin
 # Where it is set, each worker of pytest compiles all tests and modules again: 5 s of a core, each, each time.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: help bench-prefilter demo demo-cluster cluster cluster-down conformance image chart test check bench bench-allocation bench-mesh bench-codec bench-drift bench-restart bench-join bench-throughput bench-senders bench-webhook bench-ipam bench-cni bench-cni-plugin bench-prefilter-kernel bench-prefilter-lists bench-prefilter-agent bench-prefilter-status bench-install soak-ipam soak-pods setup setup-tests unit-tests all-unit-tests
+.PHONY: help bench-prefilter demo demo-cluster cluster cluster-down conformance image chart test check bench bench-allocation bench-mesh bench-codec bench-drift bench-restart bench-join bench-throughput bench-senders bench-webhook bench-ipam bench-cni bench-cni-plugin bench-prefilter-kernel bench-prefilter-passed bench-prefilter-lists bench-prefilter-agent bench-prefilter-status bench-install soak-ipam soak-pods setup setup-tests unit-tests all-unit-tests
 
 help: ## Show this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -60,7 +60,7 @@ unit-tests: setup-tests
 	$(UNIT_TESTS) $(CHOSEN); tests=$$?; \
 	wait $$beside; beside=$$?; cat $$said; exit $$((tests || beside))
 
-bench: bench-allocation bench-mesh bench-codec bench-drift bench-restart bench-join bench-throughput bench-senders bench-webhook bench-ipam bench-cni bench-cni-plugin bench-prefilter-kernel bench-prefilter-lists bench-prefilter-agent bench-prefilter-status bench-install ## Run all benches; each ends with a line `RESULT {json}`
+bench: bench-allocation bench-mesh bench-codec bench-drift bench-restart bench-join bench-throughput bench-senders bench-webhook bench-ipam bench-cni bench-cni-plugin bench-prefilter-kernel bench-prefilter-passed bench-prefilter-lists bench-prefilter-agent bench-prefilter-status bench-install ## Run all benches; each ends with a line `RESULT {json}`
 
 bench-allocation: NODES ?= 5000
 bench-allocation: setup ## Allocation for NODES new nodes beside the raw create rate
@@ -120,7 +120,7 @@ bench-install: ## From helm install to all nodes Ready, on real clusters of NODE
 	@e2e/setup cluster
 	@$(PY) e2e/bench/install.py --nodes $(NODES)
 
-bench-prefilter: bench-prefilter-lists bench-prefilter-kernel bench-prefilter-agent bench-prefilter-status ## All benches of prefilters
+bench-prefilter: bench-prefilter-lists bench-prefilter-kernel bench-prefilter-passed bench-prefilter-agent bench-prefilter-status ## All benches of prefilters
 
 bench-prefilter-lists: setup ## A million CIDRs of block lists to what the kernel takes, beside nft's reading of them
 	@$(PY) e2e/bench/prefilter_lists.py
@@ -128,6 +128,10 @@ bench-prefilter-lists: setup ## A million CIDRs of block lists to what the kerne
 bench-prefilter-kernel: setup ## A million entries in the kernel; what a dropped frame costs, beside nftables and ipset
 	@e2e/setup bcc ipset iptables
 	@$(PY) e2e/bench/prefilter_kernel.py
+
+bench-prefilter-passed: setup ## Throughput of what passes a list of 10,000, beside nftables and no list
+	@e2e/setup bcc iperf3
+	@$(PY) e2e/bench/prefilter_passed.py
 
 bench-prefilter-status: NODES ?= 5000
 bench-prefilter-status: setup ## How NODES nodes' words on a prefilter become its status: writes and cost, beside one per event
