@@ -24,6 +24,7 @@ from netloom_e2e.client import ApiFailure, Client
 from netloom_e2e.components import ControllerManager, Server
 from netloom_e2e.identities import ADMIN, Identities
 from netloom_e2e.life import Started
+from netloom_e2e.namespaces import wait_for
 from netloom_e2e.processes import Process, StateFolder, sweep
 
 START_SECONDS = 90.0
@@ -157,7 +158,11 @@ class ControlPlane(Started):
 
     def pause_apiserver(self) -> None:
         """SIGSTOP: connections stay open and are accepted, but nothing is ever answered."""
-        self._processes["kube-apiserver"].send(signal.SIGSTOP)
+        server = self._processes["kube-apiserver"]
+        server.send(signal.SIGSTOP)
+        tasks = Path(f"/proc/{server.pid}/task")
+        # One thread after another stops, and one that did not yet may answer.
+        wait_for("the API server to stand still", lambda: all(map(_is_stopped, tasks.iterdir())))
 
     def resume_apiserver(self) -> None:
         self._processes["kube-apiserver"].send(signal.SIGCONT)
@@ -387,3 +392,7 @@ def _run(
 
 def _bracketed(host: str) -> str:
     return f"[{host}]" if ":" in host else host
+
+
+def _is_stopped(task: Path) -> bool:
+    return (task / "stat").read_text().rpartition(")")[2].split()[0] == "T"

@@ -269,8 +269,9 @@ def test_pods_and_services_have_addresses_of_their_own(served: ControlPlane) -> 
     served.client.request("PATCH", "/api/v1/nodes/n1/status", {"status": {"addresses": addresses}})
 
     def said(*values: str) -> str:
+        # A guard that was here before leaves a policy (docs/guard.md), which is none of this release's.
         what = ("install", "netloom", CHART, f"--namespace={NAMESPACE}", "--dry-run=server")
-        done = served.helm(*what, *(f"--set={each}" for each in values), check=False)
+        done = served.helm(*what, *(f"--set={each}" for each in ("guard.enabled=false", *values)), check=False)
         return done.stderr if done.returncode else ""
 
     ranges = "ipam.operator.clusterPoolIPv4PodCIDRList"
