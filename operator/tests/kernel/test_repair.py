@@ -319,6 +319,33 @@ async def test_a_routes_mtu_survives_what_the_kernel_makes_of_it_when_the_device
         await becomes(node.state, before)
 
 
+async def test_so_it_does_when_something_else_was_told_of_the_device_before(node: Namespace, planes: Planes) -> None:
+    node.ip("-6 address add fd07::1/64 dev eth0 nodad")
+    plane, native = await planes.open(), (NO_ENCAPSULATION,)
+    desired = Desired(here(encapsulations=native, mtu=1400), [peer(2, encapsulations=native, underlay6="fd07::2")])
+    await plane.apply(desired)
+    before = node.state()
+    for command in ("address add 192.168.7.9/24 dev eth0", "link set eth0 mtu 1400", "link set eth0 mtu 1500"):
+        node.ip(command)
+    node.ip("address delete 192.168.7.9/24 dev eth0")
+    assert node.state() != before
+    await plane.apply(desired)
+    assert node.state() == before
+
+
+async def test_an_mtu_that_goes_does_not_stay_on_a_route_that_somebody_edited(node: Namespace, planes: Planes) -> None:
+    """The kernel gives a route the metrics of another on the same nexthop, also of that which it replaces."""
+    plane, native = await planes.open(), (NO_ENCAPSULATION,)
+    desired = Desired(here(encapsulations=native, mtu=1400), [peer(2, encapsulations=native)])
+    await plane.apply(desired)
+    (route,) = node.ip("route show proto 158").splitlines()
+    assert route.endswith("mtu 1400 ")
+    node.ip(f"nexthop replace id {route.split()[2]} blackhole proto 158")
+    node.ip("link set eth0 mtu 1400")
+    await plane.apply(desired)
+    assert node.ip("route show proto 158") == route.replace("mtu 1400 ", "") + "\n"
+
+
 async def test_the_networks_that_devices_are_on_are_told_by_the_event(node: Namespace, planes: Planes) -> None:
     """Nothing is written for them; neither our own devices' are told, nor what each device makes for itself."""
     told: list[str] = []

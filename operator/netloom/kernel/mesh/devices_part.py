@@ -136,11 +136,12 @@ class MeshDevices(Part[Desired]):
 
     def hear(self, kind: int, flags: int, buffer: bytes, start: int, end: int) -> None:
         """Take in an event: whether it is about what this part looks after or looks at."""
-        if self._due:
-            return
         if kind in (RTM_NEWLINK, RTM_DELLINK):
             link = None if is_endpoint(buffer, start, end) else read_link(buffer, start, end)
-            self._due = link is not None and self._concerns(link, gone=kind == RTM_DELLINK)
+            concerns = link is not None and self._concerns(link, gone=kind == RTM_DELLINK)
+            self._due = self._due or concerns
+        elif self._due:
+            return
         elif kind == RTM_NEWNETCONF:
             self._due = self._is_switched(read_netconf(buffer, start, end))
         else:

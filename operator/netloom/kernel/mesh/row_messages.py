@@ -92,8 +92,11 @@ def encode_routes(writes: Writes) -> list[bytes]:
     """Requests with the sequence numbers 0, 1, ..."""
     messages, order = [], sys.byteorder
     # An IPv4 route that names a nexthop object and no metrics takes over those of another route with that object,
-    # even of the one that it replaces (fib_find_info_nh of fib_semantics.c). So an MTU that goes is written as 0.
-    said = any(content is not None and before is not None and before.mtu for _, content, before in writes)
+    # even of the one that it replaces (fib_find_info_nh of fib_semantics.c). So an MTU that goes is written as 0, and
+    # one that may be there: of what somebody edited no more is known than that.
+    said = any(
+        content is not None and before is not None and (before.mtu or before == EDITED) for _, content, before in writes
+    )
     for sequence, (key, content, before) in enumerate(writes):
         number = sequence.to_bytes(4, order)
         if content is None and isinstance(key, OddRoute) and key.beside:
