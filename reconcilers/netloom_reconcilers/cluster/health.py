@@ -60,15 +60,15 @@ LARGE, MOST, CAUTION = 50, 0.55, 0.1
 """In a cluster of more nodes than this, where more than this part is silent, so much of the rate is used."""
 
 
-class SilencePace:
-    """How many nodes may be told silent, by how many there are."""
+class SendingPace:
+    """How many writes of which every agent is told may be made, by how many nodes there are."""
 
     def __init__(self, now: float) -> None:
         self._then = now
         self._saved = 0.0
 
     def allowed(self, now: float, nodes: int, silent: int) -> int:
-        """By now, of so many; `take` says what was used."""
+        """By now, of so many nodes; with most of these `silent`, fewer. `take` says what was used."""
         rate = min(MARKS_PER_SECOND, SENT_PER_SECOND / max(nodes, 1))
         if nodes > LARGE and silent > MOST * nodes:
             rate *= CAUTION
@@ -103,7 +103,7 @@ class Health:
         self._clock = clock
         self._heard = AgentsHeard(caches.leases, context.lease_namespace, clock, context.grace_period)
         self._conditions = Conditions(context.api, context.events, HEALTH)
-        self._pace = SilencePace(clock())
+        self._pace = SendingPace(clock())
         self._looked_at = clock()
         self._deaf = ""
         self._since = timestamp(context.api.clock.now())

@@ -37,7 +37,7 @@ from netloom.api.v1alpha1 import (
 from netloom.runtime.errors import ApiError
 from netloom_reconcilers.allowance import Allowance
 from netloom_reconcilers.cluster.allocation.incarnation import netloom_node_changed, node_changed
-from netloom_reconcilers.cluster.health import CONDITION, SAVED_SECONDS, SilencePace
+from netloom_reconcilers.cluster.health import CONDITION, SAVED_SECONDS, SendingPace
 from netloom_reconcilers.conditions import OPERATOR, Conditions
 from netloom_reconcilers.features.cluster import ClusterContext
 from netloom_reconcilers.signs_of_life import NOT_HEARD_OF
@@ -165,7 +165,7 @@ class Prefilters:
         api, events = feature.context.api, feature.context.events
         self._ready = Conditions(api, events, OPERATOR)
         self._whole = Conditions(api, events, WHOLE)
-        self._pace = SilencePace(clock() - SAVED_SECONDS)
+        self._pace = SendingPace(clock() - SAVED_SECONDS)
         self._memory = _Memory()
 
     async def run(self) -> None:
