@@ -6,7 +6,7 @@ whose caches lag behind is told so by a conflict, and looks again.
 """
 
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
 import structlog
@@ -97,6 +97,8 @@ class GuardRecord:
             return None
         if _modes(known) == _modes(data) and (wait := self._earliest - self.clock()) > 0:
             return wait
+        if CILIUM_MODE in data.keys() - known.keys() and not await self._config_is_heard():
+            return UNSEEN_SECONDS
         metadata = {"name": self.name, "namespace": self.namespace}
         if seen is not None:
             metadata["resourceVersion"] = seen.metadata.resource_version
@@ -108,6 +110,15 @@ class GuardRecord:
         self.record.put(written)
         log.info("record written", record=key, **data)
         return None
+
+    async def _config_is_heard(self) -> bool:
+        """Whether cilium-config is known as it is now, and so as it was when the first node got its addresses: of the
+        two watches, that of the nodes may be ahead, and an old mode would come into force for good."""
+        assert self.config is not None
+        name, namespace = CONFIG_NAME, self.live.cilium_namespace
+        now = await self.api.list(CONFIG_MAPS, namespace=namespace, field_selector=f"metadata.name={name}")
+        heard = self.config.get(f"{namespace}/{name}")
+        return _versions(now.objects) == _versions([heard] if heard else [])
 
     def _judge(self) -> float | None:
         """Says it where somebody got past the guard; once, not with every look. Gives the seconds to the next look."""
@@ -121,7 +132,9 @@ class GuardRecord:
             self._missed = 0.0 if gone is None else self._missed or self.clock() + VANISHED_SECONDS
             again = max(self._missed - self.clock(), 0.0) or None
             found += [*bypassed, *([gone] if gone and again is None else [])]
-        told = {(each.object, each.reason, each.field, each.value): each for each in found}
+        # A further edit is told of, too, even if it is heard before what a guard wrote in between.
+        edit = {"RecordTampered": live.tampered_version}
+        told = {(each.object, each.reason, each.field, each.value, edit.get(each.reason, "")): each for each in found}
         for key in told.keys() - self._told:
             self._say(told[key])
         if self._told and not told:
@@ -154,3 +167,7 @@ _LOGGED = {
 
 def _modes(data: Mapping[str, str]) -> tuple[str, ...]:
     return tuple(data.get(key, "") for key in (CILIUM_MODE, NETLOOM_MODE))
+
+
+def _versions(objects: Iterable[ConfigMap]) -> list[str]:
+    return [each.metadata.resource_version for each in objects]

@@ -1,6 +1,6 @@
 """The record: a mode is written at once, names seldom, nothing from half a cache, and by what was read before."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
@@ -12,6 +12,7 @@ from netloom.api.meta import ObjectMeta
 from netloom.guard.cluster_state import CILIUM_IN_USE, CILIUM_MODE, ClusterState, Users
 from netloom.runtime.errors import Conflict
 from netloom.runtime.store import Store
+from netloom.runtime.wire import Listing
 from netloom_reconcilers.guard_record import DISTANCE_SECONDS, UNSEEN_SECONDS, VANISHED_SECONDS, GuardRecord
 
 KEY = "netloom-system/netloom-guard"
@@ -25,6 +26,10 @@ class World:
         self.unseen = ""
         self.patches: list[Mapping[str, Any]] = []
         self.events: list[tuple[str, str]] = []
+        self.version = 0
+        self.stored: list[ConfigMap] = []
+        self.lists = 0
+        self.meanwhile: Callable[[], object] = lambda: None
         self.record = Store(CONFIG_MAPS)
         self.config = Store(CONFIG_MAPS)
         self.live = ClusterState(Users())
@@ -51,19 +56,32 @@ class World:
         version = stored.metadata.resource_version if stored else "0"
         if patch["metadata"].get("resourceVersion", version) != version:
             raise Conflict(409, "Conflict", "somebody was faster")
+        self.meanwhile()
         return record(patch["data"], version=str(int(version) + 1), by=options["field_manager"])
 
     def event(self, ref: ObjectReference, type_: str, reason: str, message: str) -> None:
         self.events.append((f"{ref.kind} {ref.namespace}/{ref.name}", reason))
 
-    def configure(self, ipam: str) -> None:
-        meta = ManagedMeta(name="cilium-config", namespace="kube-system")
-        self.config.put(ConfigMap(metadata=meta, data={"ipam": ipam}))
+    async def list(self, res: Any, *, namespace: str, field_selector: str) -> Listing[ConfigMap]:
+        """Cilium's configuration as it is stored, whatever of it the guard has heard."""
+        assert (namespace, field_selector) == ("kube-system", "metadata.name=cilium-config")
+        self.lists += 1
+        return Listing(self.stored[-1:], str(self.version))
+
+    def configure(self, ipam: str, *, heard: bool = True) -> ConfigMap:
+        self.version += 1
+        meta = ManagedMeta(name="cilium-config", namespace="kube-system", resource_version=str(self.version))
+        self.stored.append(ConfigMap(metadata=meta, data={"ipam": ipam}))
+        if heard:
+            self.config.put(self.stored[-1])
+        return self.stored[-1]
 
     def hold(self, *names: str) -> None:
         for name in names:
+            self.version += 1
             spec = CiliumNodeSpec(ipam=CiliumNodeIPAM(pod_cidrs=("10.0.0.0/24",)))
-            self.live.cilium_node(name, None, CiliumNode(metadata=ObjectMeta(name=name), spec=spec))
+            meta = ObjectMeta(name=name, resource_version=str(self.version))
+            self.live.cilium_node(name, None, CiliumNode(metadata=meta, spec=spec))
 
     async def turn(self) -> float | None:
         return await self.reconciler._reconcile("record")
@@ -181,6 +199,52 @@ async def test_a_cilium_node_is_missed_after_a_while(world: World) -> None:
     await world.turn()
     world.live.cilium_node("b", None, None)
     assert await world.turn() == VANISHED_SECONDS, "once it was well, it counts anew"
+
+
+async def test_a_node_that_is_heard_before_the_configuration_it_joined_under(world: World) -> None:
+    """The watch of cilium-config lags behind: what came into force would be the mode that nobody has any more."""
+    world.configure("kubernetes")
+    changed = world.configure("cluster-pool", heard=False)
+    world.hold("a")
+    assert await world.turn() == UNSEEN_SECONDS
+    assert world.written == {}, "not kubernetes"
+    world.config.put(changed)
+    assert await world.turn() is None
+    assert world.written[CILIUM_MODE] == "cluster-pool"
+    assert world.events == []
+    world.now += DISTANCE_SECONDS
+    world.hold("b")
+    await world.turn()
+    assert world.lists == 2, "only where a mode comes into force"
+
+
+async def test_changes_on_both_sides_of_the_first_node(world: World) -> None:
+    """Nothing of them is heard but the node: the mode that it joined under is in force, and the change past the guard
+    is told of."""
+    world.configure("kubernetes")
+    before = world.configure("cluster-pool", heard=False)
+    world.hold("a")
+    behind = [world.configure(ipam, heard=False) for ipam in ("eni", "kubernetes")]
+    for each in (before, *behind):
+        assert await world.turn() == UNSEEN_SECONDS
+        world.config.put(each)
+    await world.turn()
+    assert world.written[CILIUM_MODE] == "cluster-pool"
+    await world.turn()
+    assert world.events == [("ConfigMap kube-system/cilium-config", "ModeBypassed")]
+
+
+async def test_a_second_edit_that_is_heard_before_the_answer_to_the_first(world: World) -> None:
+    world.configure("cluster-pool")
+    world.hold("a")
+    await world.turn()
+    world.record.put(record({CILIUM_MODE: "kubernetes"}, version="7", by="kubectl-edit"))
+    world.meanwhile = lambda: world.record.put(record({CILIUM_MODE: "kubernetes"}, version="9", by="kubectl-edit"))
+    await world.turn()
+    world.meanwhile = lambda: None
+    await world.turn()
+    assert world.events == [("ConfigMap netloom-system/netloom-guard", "RecordTampered")] * 2
+    assert world.written[CILIUM_MODE] == "cluster-pool"
 
 
 async def test_a_record_that_somebody_edits_is_written_again(world: World) -> None:

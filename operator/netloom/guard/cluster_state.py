@@ -4,6 +4,7 @@ Every method named after a kind, or a ConfigMap, takes in its changes and fits `
 count for nothing. `ClusterState` is used from one event loop, and never waits.
 """
 
+from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -38,6 +39,8 @@ BREAK_GLASS_GROUP = "netloom:break-glass"
 CILIUM_MODE, CILIUM_IN_USE = "ciliumMode", "ciliumInUse"
 NETLOOM_MODE, NETLOOM_IN_USE = "netloomMode", "netloomInUse"
 """Its keys."""
+CHANGES = 16
+"""Of Cilium's mode that are remembered: more are not made between two nodes' first addresses and their being heard."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,8 +82,8 @@ class ClusterState:
         self.cilium_pools: dict[str, CiliumPodIPPool] = {}
         self.cilium_first = 0
         """Version at which the first CiliumNode of those that hold addresses was seen with some; 0: nobody does."""
-        self.cilium_before: tuple[int, dict[str, str]] = (0, {})
-        """The last change of Cilium's mode that was seen: the version it made, and `data` before it."""
+        self.cilium_changes: deque[tuple[int, dict[str, str]]] = deque(maxlen=CHANGES)
+        """Changes of Cilium's mode that were seen since none is recorded: the version each made, and `data` before."""
         self.cilium_data: dict[str, str] | None = None
         """Of cilium-config, `data` and what its `binaryData` adds; None where there is none."""
         self.cilium_workloads: dict[str, Workload] = {}
@@ -89,6 +92,8 @@ class ClusterState:
         """`data` of the record, as guards wrote it."""
         self.tampered: tuple[str, ...] = ()
         """Keys of the record whose value is none that a guard wrote."""
+        self.tampered_version = ""
+        """Of the record that has those."""
 
     def missing(self, *kinds: str) -> tuple[str, ...]:
         """For each of these kinds that cannot be seen now: its name, and why."""
@@ -157,7 +162,7 @@ class ClusterState:
             return
         data = None if new is None else new.files
         if self.cilium_data is not None and new is not None and data and _ipam(self.cilium_data) != _ipam(data):
-            self.cilium_before = _version(new.metadata), self.cilium_data
+            self.cilium_changes.append((_version(new.metadata), self.cilium_data))
         self.cilium_data = data
 
     def record(self, key: str, old: ConfigMap | None, new: ConfigMap | None) -> None:
@@ -179,9 +184,10 @@ class ClusterState:
                 self.recorded = {key: text for key, text in self.recorded.items() if key != mode}
                 self.recorded |= {mode: known} if known else {}
         self.tampered = tuple(tampered)
+        self.tampered_version = new.metadata.resource_version if new and tampered else ""
         if new is None or self.recorded.get(CILIUM_MODE):
             # Written down, or acknowledged by somebody who deleted the record: the change is no news any more.
-            self.cilium_before = 0, {}
+            self.cilium_changes.clear()
 
     def _releases(self, name: str) -> None:
         self.cilium_vanished.discard(name)

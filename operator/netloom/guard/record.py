@@ -127,15 +127,15 @@ def cilium_mode(live: ClusterState) -> str:
 
     The recorded mode stays, but for the documented migration; without one, the configuration's.
 
-    Or the configuration's before its last change, where the first node got its addresses before that: the two were
-    under way at the same time, and the guard could not know of the one when it was asked about the other.
+    Or the configuration's before a change that came after the first node got its addresses: the two were under way at
+    the same time, and the guard could not know of the one when it was asked about the other.
     """
     recorded = live.recorded.get(CILIUM_MODE, "")
     if live.cilium_data is None:
         return recorded
     asked, migrating = modes_of(live.cilium_data), migrates(live.cilium_data)
-    changed, before = live.cilium_before
-    if live.cilium_first and live.cilium_first < changed and not migrating:
+    since = (before for changed, before in live.cilium_changes if 0 < live.cilium_first < changed)
+    if not migrating and (before := next(since, None)) is not None:
         asked = modes_of(before)
     (mode,) = asked if len(asked) == 1 else ("",)
     return mode if recorded == "cluster-pool" and migrating else recorded or mode
