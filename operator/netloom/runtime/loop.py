@@ -8,7 +8,10 @@ from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import Any, TypeVar
 
+import structlog
 import uvloop
+
+log = structlog.get_logger(__name__)
 
 T = TypeVar("T")
 
@@ -45,7 +48,18 @@ def run(main: Coroutine[Any, Any, T]) -> T:
     gc.set_threshold(*GC_THRESHOLDS)
     gc.enable()  # the command line has switched it off for its imports
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.get_loop().set_exception_handler(_tell)
         return runner.run(_trimmed(main, trim))
+
+
+def _tell(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """Logs what nobody waits for, but for a connection that is closed while an answer is on its way: uvloop's TLS then
+    complains that it cannot write any more. Whoever closed the connection, or used it, knows."""
+    transport, error = context.get("transport"), context.get("exception")
+    if isinstance(error, RuntimeError) and transport is not None and transport.is_closing():
+        log.debug("connection closed", said=context["message"], error=str(error))
+    else:
+        loop.default_exception_handler(context)
 
 
 def _set_memory_options() -> Callable[[], object]:
