@@ -1,6 +1,7 @@
 """What is built or downloaded once is kept in the user's cache: a folder each, by what decides what is in it.
 
-One that nobody has used for two weeks goes when the next is made: every commit has an image of its own.
+One that nobody has used for as long as its kind is kept goes when the next is made: every commit has an image of its
+own.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from netloom_e2e.namespaces import in_lab
 from netloom_e2e.progress import waiting
 
 KEPT_SECONDS = 14 * 24 * 3600.0
-"""How long after its last use."""
+"""How long after its last use, where nothing else is said."""
 
 
 class BinariesError(Exception):
@@ -38,20 +39,24 @@ _met: set[Path] = set()
 """Folders of the cache that this process has seen whole."""
 
 
-def made(name: str, make: Callable[[Path, Path], None]) -> Path:
+def made(name: str, make: Callable[[Path, Path], None], kept: float = KEPT_SECONDS) -> Path:
     """A folder of the cache, which `make` fills (and writes a log) where it is missing. Raises BinariesError.
 
-    It is there whole or not at all, and of two processes that need it one makes it and the other waits.
+    It is there whole or not at all, and of two processes that need it one makes it and the other waits. kept: seconds
+    after its last use, or more.
     """
     folder = cache() / name
-    if folder not in _met or not folder.is_dir():
+    if folder in _met and folder.is_dir():
+        with suppress(OSError):  # somebody else's
+            os.utime(cache() / f"{name}.lock")
+    else:
         if in_lab():
             raise BinariesError(
                 f"{name} is asked for in the network namespace of a lab, where nothing can be downloaded: "
                 "ask for it before a namespace is entered (from a shell: run `e2e/netloom-e2e build` outside of it)"
             )
         try:
-            _make(folder, make)
+            _make(folder, make, kept)
         except OSError as error:
             raise BinariesError(
                 f"{name} cannot be put into {cache()}: {error}. "
@@ -61,14 +66,14 @@ def made(name: str, make: Callable[[Path, Path], None]) -> Path:
     return folder
 
 
-def _make(folder: Path, make: Callable[[Path, Path], None]) -> None:
+def _make(folder: Path, make: Callable[[Path, Path], None], kept: float) -> None:
     if folder.is_dir() and not os.access(cache(), os.W_OK):
         return  # somebody else's, who looks after it
     name = folder.name
     cache().mkdir(parents=True, exist_ok=True)
     log = cache() / f"{name}.log"
     with _locked(cache() / f"{name}.lock") as lock:
-        os.utime(lock)
+        lock.write_text(f"{kept:g}")
         if folder.is_dir():
             return
         # A name of its own each time: a compiler whose parent was killed may still write to the last one.
@@ -91,11 +96,13 @@ def _drop_unfinished(name: str) -> None:
 
 
 def _drop_old() -> None:
-    """A lock's time is that of the last use. Nobody meets a folder that is half gone: they wait for the lock."""
+    """A lock's time is that of the last use, and it says for how many seconds after that the folder is kept. Nobody
+    meets a folder that is half gone: they wait for the lock."""
     for lock in cache().glob("*.lock"):
         with suppress(OSError), lock.open("r+") as file:  # another process is using it, or removed it
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if _is_still(file, lock) and time.time() - lock.stat().st_mtime > KEPT_SECONDS:
+            kept = float(file.read() or KEPT_SECONDS)
+            if _is_still(file, lock) and time.time() - lock.stat().st_mtime > kept:
                 name = lock.name.removesuffix(".lock")
                 _drop_unfinished(name)
                 shutil.rmtree(cache() / name, ignore_errors=True)

@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import os
 import shutil
 import subprocess
 import tempfile
-import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -42,20 +40,13 @@ def image_store(images: Iterable[Image]) -> Path:
     """The folder of a containerd that has these images, from the cache or else made. Raises BinariesError."""
     wanted = sorted(images, key=lambda image: image.name)
     names = "\n".join(" ".join((image.name, *image.aliases)) for image in wanted)
-    store = made(
-        f"imagestore-{hashlib.sha256(names.encode()).hexdigest()[:16]}", functools.partial(_make, images=wanted)
-    )
-    os.utime(store)
-    for other in store.parent.glob("imagestore-" + 16 * "[0-9a-f]"):
-        if time.time() - other.stat().st_mtime > _KEPT_SECONDS:
-            shutil.rmtree(other, ignore_errors=True)
-    return store / "root"
+    name = f"imagestore-{hashlib.sha256(names.encode()).hexdigest()[:16]}"
+    return made(name, functools.partial(_make, images=wanted), _KEPT_SECONDS) / "root"
 
 
 def lay_out(store: Path, folder: Path) -> None:
     """Copies a store to where a containerd that does not run yet will have its own."""
     folder.mkdir(parents=True)
-    os.utime(store.parent)
     one_disk = store.stat().st_dev == folder.stat().st_dev
     run("cp", "--archive", *(["--link"] if one_disk else []), f"{store}/.", str(folder))
     for database in store.glob("*/*.db"):

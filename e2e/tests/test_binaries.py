@@ -166,30 +166,35 @@ def test_what_a_killed_build_left_is_removed_by_the_next(source: Path, tmp_path:
     assert left(tmp_path) == [name]
 
 
-def test_what_nobody_used_for_two_weeks_goes_when_something_is_made(source: Path, tmp_path: Path) -> None:
+def test_what_nobody_used_for_as_long_as_it_is_kept_goes_when_something_is_made(source: Path, tmp_path: Path) -> None:
     cache = tmp_path / "cache" / "netloom"
 
-    def make(name: str) -> Path:
-        return build_cache.made(name, lambda folder, _: (folder / "f").touch())
+    def make(name: str, **kept: float) -> Path:
+        return build_cache.made(name, lambda folder, _: (folder / "f").touch(), **kept)
 
     def last_used(name: str, days: float) -> None:
         at = time.time() - days * 24 * 3600
         os.utime(cache / f"{name}.lock", (at, at))
-        build_cache._met.clear()
 
     for name in ("old-1.2", "new-1.2", "used", "held"):
         make(name)
+    for name in ("short", "short-used"):
+        make(name, kept=7200)
     (cache / "old-1.2.unfinished-x").mkdir()
     for name in ("old-1.2", "used", "held"):
         last_used(name, 15)
     last_used("new-1.2", 13)
+    for name in ("short", "short-used"):
+        last_used(name, 0.1)
+    make("short-used", kept=7200)  # by the process that made it
+    build_cache._met.clear()  # and by another
     make("used")
     with build_cache._locked(cache / "held.lock"):
         make("another")
-    assert left(tmp_path) == ["another", "held", "new-1.2", "used"]
+    assert left(tmp_path) == ["another", "held", "new-1.2", "short-used", "used"]
     assert not (cache / "old-1.2.lock").exists()
     make("old-1.2")
-    assert left(tmp_path) == ["another", "new-1.2", "old-1.2", "used"], "nobody uses the other any more"
+    assert left(tmp_path) == ["another", "new-1.2", "old-1.2", "short-used", "used"], "nobody uses the other any more"
 
 
 def test_who_waits_for_what_is_being_removed_makes_it_anew(source: Path, tmp_path: Path) -> None:
