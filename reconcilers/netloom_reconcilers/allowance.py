@@ -4,21 +4,28 @@ What changes once is told when it changes. What changes for ever (a device that 
 time, times the number of nodes: of such, what holds when a write is allowed again is told.
 """
 
+from typing import NamedTuple
+
+
+class Pace(NamedTuple):
+    """most: writes in hand at most. seconds: after how long there is another."""
+
+    most: float
+    seconds: float
+
 
 class Allowance:
-    """most: writes in hand at the beginning, and at most. seconds: after how long there is another."""
+    """in_hand: writes at the beginning."""
 
-    def __init__(self, most: float, seconds: float, now: float) -> None:
-        self._most = most
-        self._seconds = seconds
-        self._in_hand = most
+    def __init__(self, now: float, in_hand: float) -> None:
+        self._in_hand = in_hand
         self._then = now
 
-    def wait(self, now: float) -> float:
-        """Seconds until a write is allowed; 0.0: now."""
-        self._in_hand = min(self._most, self._in_hand + (now - self._then) / self._seconds)
+    def wait(self, now: float, pace: Pace) -> float:
+        """Seconds until a write is allowed, at a pace that may be another each time; 0.0: now."""
+        self._in_hand = min(pace.most, self._in_hand + (now - self._then) / pace.seconds)
         self._then = now
-        return max(0.0, (1 - self._in_hand) * self._seconds)
+        return max(0.0, (1 - self._in_hand) * pace.seconds)
 
     def take(self) -> None:
         """It is written."""

@@ -11,7 +11,6 @@ before its node is told so. All this is a look at the caches every few seconds, 
 """
 
 import asyncio
-import math
 from collections.abc import Callable, Iterator, Set
 from typing import ClassVar, NamedTuple
 
@@ -36,6 +35,7 @@ from netloom.runtime.cancellation import last_words
 from netloom.runtime.clock import boottime, timestamp
 from netloom.runtime.errors import ApiError, NotFound
 from netloom.runtime.store import Store
+from netloom_reconcilers.allowance import Allowance, Pace
 from netloom_reconcilers.cluster.agents_heard import AgentsHeard
 from netloom_reconcilers.cluster.allocation.incarnation import netloom_node_changed, node_changed
 from netloom_reconcilers.cluster.summary import METRICS, Summary
@@ -60,25 +60,12 @@ LARGE, MOST, CAUTION = 50, 0.55, 0.1
 """In a cluster of more nodes than this, where more than this part is silent, so much of the rate is used."""
 
 
-class SendingPace:
-    """How many writes of which every agent is told may be made, by how many nodes there are."""
-
-    def __init__(self, now: float) -> None:
-        self._then = now
-        self._saved = 0.0
-
-    def allowed(self, now: float, nodes: int, silent: int) -> int:
-        """By now, of so many nodes; with most of these `silent`, fewer. `take` says what was used."""
-        rate = min(MARKS_PER_SECOND, SENT_PER_SECOND / max(nodes, 1))
-        if nodes > LARGE and silent > MOST * nodes:
-            rate *= CAUTION
-        self._saved = min(self._saved + rate * (now - self._then), max(1.0, rate * SAVED_SECONDS))
-        self._then = now
-        return math.floor(self._saved)
-
-    def take(self) -> None:
-        """One was used."""
-        self._saved -= 1
+def sending_pace(nodes: int, silent: int = 0) -> Pace:
+    """Of writes of which every agent is told, by how many nodes there are; with most of these `silent`, fewer."""
+    rate = min(MARKS_PER_SECOND, SENT_PER_SECOND / max(nodes, 1))
+    if nodes > LARGE and silent > MOST * nodes:
+        rate *= CAUTION
+    return Pace(max(1.0, rate * SAVED_SECONDS), 1 / rate)
 
 
 class HealthCaches(NamedTuple):
@@ -103,7 +90,7 @@ class Health:
         self._clock = clock
         self._heard = AgentsHeard(caches.leases, context.lease_namespace, clock, context.grace_period)
         self._conditions = Conditions(context.api, context.events, HEALTH)
-        self._pace = SendingPace(clock())
+        self._allowance = Allowance(clock(), 0)
         self._looked_at = clock()
         self._deaf = ""
         self._since = timestamp(context.api.clock.now())
@@ -185,12 +172,11 @@ class Health:
         if self._deaf:
             return
         silent = self._heard.silent()
-        allowed = self._pace.allowed(self._clock(), len(self._caches.netloom_nodes), len(silent))
+        now, pace = self._clock(), sending_pace(len(self._caches.netloom_nodes), len(silent))
         for obj in self._to_mark(silent):
-            if allowed < 1:
+            if self._allowance.wait(now, pace):
                 return
-            allowed -= 1
-            self._pace.take()
+            self._allowance.take()
             if not await self._mark_silent(obj):
                 return
 

@@ -7,6 +7,7 @@ has a few writes in hand, and gets another one a minute. All of them together wr
 """
 
 import asyncio
+import math
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -35,9 +36,9 @@ from netloom.api.v1alpha1 import (
     PrefilterStatus,
 )
 from netloom.runtime.errors import ApiError
-from netloom_reconcilers.allowance import Allowance
+from netloom_reconcilers.allowance import Allowance, Pace
 from netloom_reconcilers.cluster.allocation.incarnation import netloom_node_changed, node_changed
-from netloom_reconcilers.cluster.health import CONDITION, SAVED_SECONDS, SendingPace
+from netloom_reconcilers.cluster.health import CONDITION, sending_pace
 from netloom_reconcilers.conditions import OPERATOR, Conditions
 from netloom_reconcilers.features.cluster import ClusterContext
 from netloom_reconcilers.signs_of_life import NOT_HEARD_OF
@@ -48,7 +49,7 @@ LOOK_SECONDS, LOOK_SECONDS_PER_NODE = 5.0, 0.002
 """Between looks at the caches, and what each of many nodes makes of it."""
 RETELL_SECONDS = 30.0
 """How soon counts and words are told again of which the conditions say the same."""
-IN_HAND, ANOTHER_SECONDS = 4, 60.0
+PACE = Pace(most=4, seconds=60.0)
 """Times that a prefilter's status is told at once, and after how long once more. A spec that changes begins anew."""
 FAILURES, PROBLEMS, LONGEST = 8, 16, 1024
 """Of the CRD."""
@@ -139,7 +140,7 @@ class _Record:
         self.selected: tuple[str, ...] = ()
         self.found: Gathered | None = None
         self.told = float("-inf")
-        self.allowance = Allowance(IN_HAND, ANOTHER_SECONDS, now)
+        self.allowance = Allowance(now, PACE.most)
 
     def is_of(self, prefilter: NetloomPrefilter) -> bool:
         """Whether it is still the same object with the same spec."""
@@ -165,7 +166,7 @@ class Prefilters:
         api, events = feature.context.api, feature.context.events
         self._ready = Conditions(api, events, OPERATOR)
         self._whole = Conditions(api, events, WHOLE)
-        self._pace = SendingPace(clock() - SAVED_SECONDS)
+        self._allowance = Allowance(clock(), math.inf)
         self._memory = _Memory()
 
     async def run(self) -> None:
@@ -247,7 +248,7 @@ class Prefilters:
             return
         record.told = now
         record.allowance.take()
-        self._pace.take()
+        self._allowance.take()
         stored = await self._ready.set(
             PREFILTERS,
             prefilter,
@@ -275,7 +276,9 @@ class Prefilters:
                 _is_told(status, ready, whole, found) or now < record.told + RETELL_SECONDS
             ):
                 return False
-        return not record.allowance.wait(now) and self._pace.allowed(now, len(self._caches.nodes), 0) >= 1
+        return not (
+            record.allowance.wait(now, PACE) or self._allowance.wait(now, sending_pace(len(self._caches.nodes)))
+        )
 
 
 def _is_told(status: PrefilterStatus, ready: Condition, whole: Condition, found: Gathered) -> bool:

@@ -15,7 +15,7 @@ from netloom.runtime.client import Api
 from netloom.runtime.controller import Controller
 from netloom.runtime.events import EventRecorder
 from netloom.runtime.store import Store
-from netloom_reconcilers.allowance import Allowance
+from netloom_reconcilers.allowance import Allowance, Pace
 from netloom_reconcilers.conditions import Conditions, manager_of, withdraw
 from netloom_reconcilers.node.prefilter.telling import readiness_of, uncounted
 
@@ -24,7 +24,7 @@ STABLE_SECONDS = 1.0
 """How long something must be so before it is told."""
 COUNT_SECONDS = 3600.0
 """Between writes of which only counts are the reason."""
-IN_HAND, ANOTHER_SECONDS = 10, 20.0
+PACE = Pace(most=10, seconds=20.0)
 """Writes at once, and after how long there is another."""
 _MANAGER = manager_of("prefilter")
 
@@ -44,7 +44,7 @@ class PrefilterReporter:
         self.controller = Controller("prefilter-report", self.reconcile)
         self._conditions = Conditions(self.api, self.events, _MANAGER)
         self._counted_at = float("-inf")
-        self._allowance = Allowance(IN_HAND, ANOTHER_SECONDS, self.clock())
+        self._allowance = Allowance(self.clock(), PACE.most)
         self.nodes.subscribe(lambda key, old, new: self.changed() if key == self.node_name else None)
 
     def changed(self) -> None:
@@ -62,7 +62,7 @@ class PrefilterReporter:
         said, now = node.status.prefilter, self.clock()
         if uncounted(status, said) == said and now < self._counted_at + COUNT_SECONDS:
             status = said
-        if status != said and (seconds := self._allowance.wait(now)):
+        if status != said and (seconds := self._allowance.wait(now, PACE)):
             return seconds
         readiness, warns = readiness_of(status)
         stored = await self._conditions.set(NETLOOM_NODES, node, CONDITION, *readiness, warns=warns, prefilter=status)
