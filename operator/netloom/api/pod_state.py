@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 
+from netloom.api.core import PodSpec
 from netloom.api.meta import ObjectMeta, Resource, Struct
 
 
@@ -43,17 +44,11 @@ class PodStateStatus(Struct, frozen=True):
     container_statuses: tuple[ContainerStatus, ...] = ()
 
 
-class PodStateSpec(Struct, frozen=True):
-    """Pod.spec"""
-
-    node_name: str = ""
-
-
 class PodState(Struct, frozen=True):
     """core/v1 Pod, as far as it says whether it runs, and how it ended."""
 
     metadata: ObjectMeta = ObjectMeta()
-    spec: PodStateSpec = PodStateSpec()
+    spec: PodSpec = PodSpec()
     status: PodStateStatus = PodStateStatus()
 
     @property
